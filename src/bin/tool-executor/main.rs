@@ -1,0 +1,3 @@
+//! The `tool-executor` program.
+
+fn main() {}

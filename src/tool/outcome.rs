@@ -1,0 +1,114 @@
+//! How a call ended, for programs.
+
+use std::fmt;
+
+/// How a call ended. A trainer masks by it; nobody has to parse error texts.
+///
+/// Serialised as its snake-case name ([`Outcome::as_str`]).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum Outcome {
+    /// The tool did what it was asked to do.
+    Ok,
+    /// The command ran to its end and its exit code is not 0, or a signal ended it.
+    NonZeroExit,
+    /// The tool ran and refused or failed: file not found, access denied, content too large, ….
+    ToolError,
+    /// The call's time was up. What it had printed by then is in the output; all its processes are
+    /// dead.
+    Timeout,
+    /// The slot's memory limit ended it.
+    OutOfMemory,
+    /// Somebody cancelled it.
+    Cancelled,
+    /// The call itself is wrong: its arguments are not an object or lack what the tool's schema
+    /// requires. It was never queued.
+    InvalidCall,
+    /// No tool has this name. It was never queued.
+    UnknownTool,
+    /// The policy demands an isolation that this sandbox cannot give. Nothing ran.
+    IsolationUnavailable,
+    /// The sandbox that held the trajectory's workspace is gone, or did not answer in time.
+    SandboxLost,
+    /// The backend failed: it panicked, dropped the call unanswered, or could not start the command.
+    BackendFailed,
+    /// An external tool failed, or there is no ToolServer to run it.
+    ExternalFailed,
+    /// The call was accepted and never started: no slot became free in time, its queue time was up,
+    /// or the executor was closed.
+    NeverRan,
+}
+
+impl Outcome {
+    /// Every outcome, in declaration order: `ALL[outcome as usize] == outcome`.
+    pub const ALL: [Outcome; 13] = [
+        Outcome::Ok,
+        Outcome::NonZeroExit,
+        Outcome::ToolError,
+        Outcome::Timeout,
+        Outcome::OutOfMemory,
+        Outcome::Cancelled,
+        Outcome::InvalidCall,
+        Outcome::UnknownTool,
+        Outcome::IsolationUnavailable,
+        Outcome::SandboxLost,
+        Outcome::BackendFailed,
+        Outcome::ExternalFailed,
+        Outcome::NeverRan,
+    ];
+
+    /// The outcome's snake-case name: `"ok"`, `"non_zero_exit"`, ….
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Outcome::Ok => "ok",
+            Outcome::NonZeroExit => "non_zero_exit",
+            Outcome::ToolError => "tool_error",
+            Outcome::Timeout => "timeout",
+            Outcome::OutOfMemory => "out_of_memory",
+            Outcome::Cancelled => "cancelled",
+            Outcome::InvalidCall => "invalid_call",
+            Outcome::UnknownTool => "unknown_tool",
+            Outcome::IsolationUnavailable => "isolation_unavailable",
+            Outcome::SandboxLost => "sandbox_lost",
+            Outcome::BackendFailed => "backend_failed",
+            Outcome::ExternalFailed => "external_failed",
+            Outcome::NeverRan => "never_ran",
+        }
+    }
+
+    /// Whether the model's own doing ended the call this way, as opposed to the infrastructure.
+    ///
+    /// A trainer that scores a trajectory should leave out those for which this is `false`.
+    pub const fn is_models_doing(self) -> bool {
+        matches!(
+            self,
+            Outcome::Ok
+                | Outcome::NonZeroExit
+                | Outcome::ToolError
+                | Outcome::Timeout
+                | Outcome::OutOfMemory
+                | Outcome::InvalidCall
+                | Outcome::UnknownTool
+        )
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_is_indexed_by_the_outcome_itself_and_names_are_distinct() {
+        for (index, outcome) in Outcome::ALL.into_iter().enumerate() {
+            assert_eq!(outcome as usize, index);
+        }
+        let names: std::collections::HashSet<_> = Outcome::ALL.map(Outcome::as_str).into();
+        assert_eq!(names.len(), Outcome::ALL.len());
+    }
+}
