@@ -267,7 +267,11 @@ impl Parser<'_> {
             })
         });
         let Some(number) = number else {
-            return Err(self.error("Invalid \\uXXXX escape"));
+            // Python points at the `u`.
+            return Err(ParseError {
+                message: "Invalid \\uXXXX escape",
+                offset: self.at - 1,
+            });
         };
         self.at += 4;
         Ok(number)
@@ -396,10 +400,10 @@ mod tests {
             (r#"["ab"#, "Unterminated string starting at", 1),
             (r#"["ab\"#, "Unterminated string starting at", 1),
             (r#""\x41""#, "Invalid \\escape", 1),
-            (r#""\u00g0""#, "Invalid \\uXXXX escape", 3),
-            (r#""\u+123""#, "Invalid \\uXXXX escape", 3),
-            (r#""\u12"#, "Invalid \\uXXXX escape", 3),
-            (r#""\u1é""#, "Invalid \\uXXXX escape", 3),
+            (r#""\u00g0""#, "Invalid \\uXXXX escape", 2),
+            (r#""\u+123""#, "Invalid \\uXXXX escape", 2),
+            (r#""\u12"#, "Invalid \\uXXXX escape", 2),
+            (r#""\u1é""#, "Invalid \\uXXXX escape", 2),
         ] {
             assert_eq!(parse(text), Err(ParseError { message, offset }), "{text}");
         }

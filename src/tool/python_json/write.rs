@@ -18,7 +18,9 @@ pub enum NonAscii {
 
 /// Writes `value` as `json.dumps` does: on one line, with `", "` and `": "` between its parts.
 ///
-/// Doubles are written as Python's `repr`: `1.0`, `1e+16`, `1e-07`.
+/// Doubles are written as Python's `repr`: `1.0`, `1e+16`, `1e-07`. Of two shortest forms that are
+/// equally near, as `995206841505466.2` and `….3`, Python may take the other; both are the same
+/// double.
 pub fn to_string(value: &Value, non_ascii: NonAscii) -> String {
     let mut out = String::new();
     write_value(&mut out, value, non_ascii);
