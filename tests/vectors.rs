@@ -33,11 +33,7 @@ fn parse_from_text_finds_the_calls_that_the_reference_finds() {
     assert_eq!(vectors.len(), 55);
     for vector in vectors {
         let input = string(&vector["text"]);
-        assert_eq!(
-            ToolCall::has_tool_call(&input),
-            vector["has_tool_call"],
-            "{input}"
-        );
+        assert_eq!(ToolCall::has_tool_call(&input), vector["has_tool_call"], "{input}");
 
         let calls = ToolCall::parse_from_text(&input);
         let expected = vector["calls"].as_array().expect("a list");
@@ -45,10 +41,7 @@ fn parse_from_text_finds_the_calls_that_the_reference_finds() {
         for (call, expected) in calls.iter().zip(expected) {
             assert_eq!(call.name, expected["name"], "{input}");
             assert_eq!(call.raw_text, expected["raw_text"], "{input}");
-            assert_eq!(
-                text(call.arguments.clone()),
-                text(expected["arguments"].clone())
-            );
+            assert_eq!(text(call.arguments.clone()), text(expected["arguments"].clone()));
             match &expected["uniq_id"] {
                 Value::String(id) if id == "<uuid4>" => {
                     let id = uuid::Uuid::parse_str(&call.uniq_id).expect("a UUID");
@@ -75,10 +68,7 @@ fn what_a_json_value_cannot_hold_is_read_as_what_comes_nearest() {
     ] {
         let input = format!("<tool_call>{{\"name\":\"a\",\"arguments\":{arguments}}}</tool_call>");
         let recorded = include_str!("vectors/parse_from_text.json");
-        assert!(
-            recorded.contains(text(input.as_str()).as_str()),
-            "no vector {input}"
-        );
+        assert!(recorded.contains(text(input.as_str()).as_str()), "no vector {input}");
         assert_eq!(ToolCall::parse_from_text(&input)[0].arguments, ours);
     }
 }

@@ -35,11 +35,7 @@ fn command_tool(name: &str) -> ToolSchema {
          answer prompts (such as -y), and commands that do not page. Very long output loses its \
          middle.",
     )
-    .with_required(
-        "command",
-        "string",
-        "The command line or script, as for bash -c.",
-    )
+    .with_required("command", "string", "The command line or script, as for bash -c.")
     .with_optional("timeout", "number", TIMEOUT)
 }
 
@@ -71,11 +67,7 @@ fn terminal_stateful() -> ToolSchema {
          working directory, variables, functions and background jobs stay from call to call. There \
          is no keyboard input and no screen; for programs that need them use tmux.",
     )
-    .with_required(
-        "command",
-        "string",
-        "The command line or script, typed into the open shell.",
-    )
+    .with_required("command", "string", "The command line or script, typed into the open shell.")
     .with_optional("timeout", "number", TIMEOUT)
 }
 
@@ -110,35 +102,11 @@ fn tmux() -> ToolSchema {
         "boolean",
         "send_keys: wait until the command that was typed has ended.",
     )
-    .with_optional(
-        "min_wait_s",
-        "number",
-        "send_keys: seconds to wait after typing.",
-    )
-    .with_optional(
-        "max_wait_s",
-        "number",
-        "send_keys with block: seconds to wait at most.",
-    )
-    .with_optional(
-        "capture_entire",
-        "boolean",
-        "capture: with the lines that scrolled away.",
-    )
+    .with_optional("min_wait_s", "number", "send_keys: seconds to wait after typing.")
+    .with_optional("max_wait_s", "number", "send_keys with block: seconds to wait at most.")
+    .with_optional("capture_entire", "boolean", "capture: with the lines that scrolled away.")
     .with_optional("reset", "boolean", "stream: from the beginning.")
-    .with_optional(
-        "max_bytes",
-        "integer",
-        "stream: bytes to get at most, from 1 to 200000.",
-    )
-    .with_optional(
-        "pane_width",
-        "integer",
-        "start: columns of the screen, from 20 to 500.",
-    )
-    .with_optional(
-        "pane_height",
-        "integer",
-        "start: lines of the screen, from 10 to 200.",
-    )
+    .with_optional("max_bytes", "integer", "stream: bytes to get at most, from 1 to 200000.")
+    .with_optional("pane_width", "integer", "start: columns of the screen, from 20 to 500.")
+    .with_optional("pane_height", "integer", "start: lines of the screen, from 10 to 200.")
 }

@@ -30,12 +30,7 @@ impl ToolContext {
         deadline: Instant,
         cancelled: Arc<AtomicBool>,
     ) -> Self {
-        Self {
-            trajectory_id: trajectory_id.into(),
-            uniq_id: uniq_id.into(),
-            deadline,
-            cancelled,
-        }
+        Self { trajectory_id: trajectory_id.into(), uniq_id: uniq_id.into(), deadline, cancelled }
     }
 
     /// The trajectory that makes the call.
@@ -106,10 +101,7 @@ mod tests {
 
     fn context(deadline: Instant) -> (ToolContext, Arc<AtomicBool>) {
         let cancelled = Arc::new(AtomicBool::new(false));
-        (
-            ToolContext::new("t1", "c1", deadline, Arc::clone(&cancelled)),
-            cancelled,
-        )
+        (ToolContext::new("t1", "c1", deadline, Arc::clone(&cancelled)), cancelled)
     }
 
     #[test]
@@ -121,18 +113,12 @@ mod tests {
         let (context, _) = context(Instant::now());
 
         let result = echo.run(&context, &JsonObject::new());
-        assert_eq!(
-            (result.outcome, result.output.as_str()),
-            (Outcome::Ok, "t1 says hi")
-        );
+        assert_eq!((result.outcome, result.output.as_str()), (Outcome::Ok, "t1 says hi"));
         assert_eq!(result.uniq_id.as_deref(), Some("c1"));
 
         let fail = JsonObject::from_iter([("fail".to_owned(), true.into())]);
         let result = echo.run(&context, &fail);
-        assert_eq!(
-            (result.outcome, result.error.as_str()),
-            (Outcome::ToolError, "no")
-        );
+        assert_eq!((result.outcome, result.error.as_str()), (Outcome::ToolError, "no"));
         assert!(!result.success && result.may_have_executed);
         assert_eq!(result.uniq_id.as_deref(), Some("c1"));
     }

@@ -29,10 +29,7 @@ impl ToolCall {
         }
         let function = call.get("function").and_then(Value::as_object);
         let function = function.ok_or(OpenAiCallError::NoFunction)?;
-        let name = function
-            .get("name")
-            .and_then(Value::as_str)
-            .filter(|name| !name.is_empty());
+        let name = function.get("name").and_then(Value::as_str).filter(|name| !name.is_empty());
         let name = name.ok_or(OpenAiCallError::NoName)?;
         let arguments = match function.get("arguments") {
             None | Some(Value::Null) => Value::Object(JsonObject::new()),
@@ -43,12 +40,9 @@ impl ToolCall {
             Some(other) => other.clone(),
         };
         let call = match call.get("id").and_then(super::text::id_text) {
-            Some(id) => ToolCall {
-                name: name.to_owned(),
-                arguments,
-                uniq_id: id,
-                raw_text: String::new(),
-            },
+            Some(id) => {
+                ToolCall { name: name.to_owned(), arguments, uniq_id: id, raw_text: String::new() }
+            }
             None => ToolCall::new(name, arguments),
         };
         Ok(call)
@@ -113,10 +107,7 @@ mod tests {
         for id in [json!(null), json!("")] {
             let call = json!({"id": id, "function": {"name": "f"}});
             let uniq_id = ToolCall::from_openai(&call).unwrap().uniq_id;
-            assert_eq!(
-                uuid::Uuid::parse_str(&uniq_id).unwrap().get_version_num(),
-                4
-            );
+            assert_eq!(uuid::Uuid::parse_str(&uniq_id).unwrap().get_version_num(), 4);
         }
     }
 
@@ -141,16 +132,10 @@ mod tests {
     fn what_is_no_function_call_is_an_error() {
         for (value, error) in [
             (json!([]), OpenAiCallError::NotAnObject),
-            (
-                json!({"type": "custom"}),
-                OpenAiCallError::OtherType(json!("custom")),
-            ),
+            (json!({"type": "custom"}), OpenAiCallError::OtherType(json!("custom"))),
             (json!({"type": "function"}), OpenAiCallError::NoFunction),
             (json!({"function": "bash"}), OpenAiCallError::NoFunction),
-            (
-                json!({"function": {"arguments": "{}"}}),
-                OpenAiCallError::NoName,
-            ),
+            (json!({"function": {"arguments": "{}"}}), OpenAiCallError::NoName),
             (json!({"function": {"name": ""}}), OpenAiCallError::NoName),
             (json!({"function": {"name": 5}}), OpenAiCallError::NoName),
         ] {

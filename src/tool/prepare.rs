@@ -32,11 +32,7 @@ pub struct Policy {
 
 impl Default for Policy {
     fn default() -> Self {
-        Self {
-            allow_network: true,
-            require_sandbox: false,
-            require_stateful_sandbox: false,
-        }
+        Self { allow_network: true, require_sandbox: false, require_stateful_sandbox: false }
     }
 }
 
@@ -95,23 +91,11 @@ pub(crate) fn prepare(
     timeout: Option<Duration>,
     default_timeout: Duration,
 ) -> Result<Prepared, Box<ToolResult>> {
-    let ToolCall {
-        name,
-        arguments,
-        uniq_id,
-        raw_text: _,
-    } = call;
+    let ToolCall { name, arguments, uniq_id, raw_text: _ } = call;
     match decide(registry, policy, tool_server, &name, arguments) {
         Ok((asked, work)) => {
-            let timeout = timeout
-                .or(asked)
-                .map(|time| time.clamp(MIN_TIMEOUT, MAX_TIMEOUT));
-            Ok(Prepared {
-                uniq_id,
-                name,
-                timeout: timeout.unwrap_or(default_timeout),
-                work,
-            })
+            let timeout = timeout.or(asked).map(|time| time.clamp(MIN_TIMEOUT, MAX_TIMEOUT));
+            Ok(Prepared { uniq_id, name, timeout: timeout.unwrap_or(default_timeout), work })
         }
         Err((outcome, error)) => {
             let mut result = ToolResult::failure(outcome, error);
@@ -130,12 +114,8 @@ fn decide(
     name: &str,
     arguments: Value,
 ) -> Result<(Option<Duration>, Work), (Outcome, String)> {
-    let invalid = |why: String| {
-        (
-            Outcome::InvalidCall,
-            format!("Invalid arguments for {name}: {why}"),
-        )
-    };
+    let invalid =
+        |why: String| (Outcome::InvalidCall, format!("Invalid arguments for {name}: {why}"));
 
     let Some(tool) = registry.get(name) else {
         return Err((Outcome::UnknownTool, format!("Unknown tool: {name}")));
@@ -149,11 +129,7 @@ fn decide(
     };
     let asked = timeout_of(&arguments);
     if let ToolKind::Sandbox { sent_as } = tool.kind {
-        if name == "terminal"
-            && arguments
-                .get("background")
-                .is_some_and(python_json::is_truthy)
-        {
+        if name == "terminal" && arguments.get("background").is_some_and(python_json::is_truthy) {
             let error = "terminal background execution is not supported in sandbox";
             return Err((Outcome::InvalidCall, error.to_owned()));
         }
@@ -162,15 +138,9 @@ fn decide(
     }
     tool.schema.validate_object(&arguments).map_err(invalid)?;
     let work = match &tool.kind {
-        ToolKind::Sandbox { sent_as } => Work::Sandbox {
-            tool: sent_as,
-            arguments,
-        },
+        ToolKind::Sandbox { sent_as } => Work::Sandbox { tool: sent_as, arguments },
         ToolKind::ToolServer => Work::ToolServer { arguments },
-        ToolKind::InProcess(handler) => Work::InProcess {
-            handler: handler.clone(),
-            arguments,
-        },
+        ToolKind::InProcess(handler) => Work::InProcess { handler: handler.clone(), arguments },
     };
     Ok((asked, work))
 }
@@ -227,9 +197,7 @@ mod tests {
                 .with_optional("timeout", "number", "")
         };
         registry.register_external(schema("search")).unwrap();
-        registry
-            .register_fn(schema("lookup"), |_, _| Ok(String::new()))
-            .unwrap();
+        registry.register_fn(schema("lookup"), |_, _| Ok(String::new())).unwrap();
         registry
     }
 
@@ -240,14 +208,7 @@ mod tests {
         arguments: Value,
     ) -> Result<Prepared, Box<ToolResult>> {
         let call = ToolCall::new(name, arguments).with_uniq_id("c1");
-        prepare(
-            &registry(),
-            &policy,
-            tool_server,
-            call,
-            None,
-            DEFAULT_TIMEOUT,
-        )
+        prepare(&registry(), &policy, tool_server, call, None, DEFAULT_TIMEOUT)
     }
 
     fn refusal(name: &str, arguments: Value) -> (Outcome, String) {
@@ -277,10 +238,7 @@ mod tests {
     #[test]
     fn an_external_tool_needs_a_tool_server_and_an_in_process_one_does_not() {
         let error = "External tool not available (ToolServer not configured): search".to_owned();
-        assert_eq!(
-            refusal("search", json!({"query": "x"})),
-            (Outcome::ExternalFailed, error)
-        );
+        assert_eq!(refusal("search", json!({"query": "x"})), (Outcome::ExternalFailed, error));
 
         let arguments = json!({"query": "x", "timeout": 5, "allow_network": 1});
         let external = prepare_with(Policy::default(), true, "search", arguments.clone()).unwrap();
@@ -290,9 +248,7 @@ mod tests {
         }
         let own = prepare_with(Policy::default(), false, "lookup", arguments.clone()).unwrap();
         match own.work {
-            Work::InProcess {
-                arguments: kept, ..
-            } => assert_eq!(Value::Object(kept), arguments),
+            Work::InProcess { arguments: kept, .. } => assert_eq!(Value::Object(kept), arguments),
             other => panic!("not for this process: {other:?}"),
         }
     }
@@ -300,61 +256,25 @@ mod tests {
     #[test]
     fn arguments_that_do_not_fit_the_schema_are_refused_whatever_the_tool() {
         for (name, arguments, why) in [
-            (
-                "bash",
-                json!([1]),
-                "arguments must be a JSON object, got an array",
-            ),
-            (
-                "bash",
-                json!(null),
-                "arguments must be a JSON object, got null",
-            ),
-            (
-                "bash",
-                json!({}),
-                "missing required argument 'command' (string)",
-            ),
-            (
-                "terminal",
-                json!({"command": null}),
-                "missing required argument 'command' (string)",
-            ),
-            (
-                "terminal_stateful",
-                json!({}),
-                "missing required argument 'command' (string)",
-            ),
+            ("bash", json!([1]), "arguments must be a JSON object, got an array"),
+            ("bash", json!(null), "arguments must be a JSON object, got null"),
+            ("bash", json!({}), "missing required argument 'command' (string)"),
+            ("terminal", json!({"command": null}), "missing required argument 'command' (string)"),
+            ("terminal_stateful", json!({}), "missing required argument 'command' (string)"),
             (
                 "bash",
                 json!({"command": ["ls"]}),
                 "argument 'command' must be a string, got an array",
             ),
-            (
-                "read_file",
-                json!({}),
-                "missing required argument 'path' (string)",
-            ),
-            (
-                "write_file",
-                json!({"path": "a"}),
-                "missing required argument 'content' (string)",
-            ),
-            (
-                "write_file",
-                json!({"content": ""}),
-                "missing required argument 'path' (string)",
-            ),
+            ("read_file", json!({}), "missing required argument 'path' (string)"),
+            ("write_file", json!({"path": "a"}), "missing required argument 'content' (string)"),
+            ("write_file", json!({"content": ""}), "missing required argument 'path' (string)"),
             (
                 "tmux",
                 json!({"keys": 1}),
                 "argument 'keys' must be a string or an array, got a number",
             ),
-            (
-                "lookup",
-                json!({"query": 1}),
-                "argument 'query' must be a string, got a number",
-            ),
+            ("lookup", json!({"query": 1}), "argument 'query' must be a string, got a number"),
         ] {
             let error = format!("Invalid arguments for {name}: {why}");
             assert_eq!(refusal(name, arguments), (Outcome::InvalidCall, error));
@@ -370,13 +290,7 @@ mod tests {
     #[test]
     fn a_background_process_is_refused_of_terminal_alone_and_only_where_python_finds_it_true() {
         let error = "terminal background execution is not supported in sandbox".to_owned();
-        for background in [
-            json!(true),
-            json!("no"),
-            json!(1),
-            json!([0]),
-            json!({"a": 0}),
-        ] {
+        for background in [json!(true), json!("no"), json!(1), json!([0]), json!({"a": 0})] {
             let arguments = json!({"command": "ls", "background": background});
             assert_eq!(
                 refusal("terminal", arguments.clone()),
@@ -397,11 +311,8 @@ mod tests {
 
     #[test]
     fn the_policy_replaces_what_the_model_said_about_it() {
-        let strict = Policy {
-            allow_network: false,
-            require_sandbox: true,
-            require_stateful_sandbox: true,
-        };
+        let strict =
+            Policy { allow_network: false, require_sandbox: true, require_stateful_sandbox: true };
         let asked = json!({
             "timeout": "x", "allow_network": "yes", "command": "ls", "path": "p", "content": "c",
             "require_sandbox": false, "require_stateful_sandbox": 0, "other": [1], "last": 1,
@@ -431,17 +342,10 @@ mod tests {
             ("read_file", "read_file", &everything),
             ("write_file", "write_file", &everything),
         ] {
-            assert_eq!(
-                sent(strict, name, asked.clone()),
-                (tool, arguments.to_owned()),
-                "{name}"
-            );
+            assert_eq!(sent(strict, name, asked.clone()), (tool, arguments.to_owned()), "{name}");
         }
         let (_, by_default) = sent(Policy::default(), "bash", json!({"command": "ls"}));
-        assert_eq!(
-            by_default,
-            r#"{"command":"ls","allow_network":true,"require_sandbox":false}"#
-        );
+        assert_eq!(by_default, r#"{"command":"ls","allow_network":true,"require_sandbox":false}"#);
     }
 
     #[test]
@@ -449,16 +353,9 @@ mod tests {
         let time = |explicit: Option<Duration>, asked: Value| {
             let arguments = json!({"command": "ls", "timeout": asked});
             let call = ToolCall::new("bash", arguments);
-            prepare(
-                &registry(),
-                &Policy::default(),
-                false,
-                call,
-                explicit,
-                DEFAULT_TIMEOUT,
-            )
-            .unwrap()
-            .timeout
+            prepare(&registry(), &Policy::default(), false, call, explicit, DEFAULT_TIMEOUT)
+                .unwrap()
+                .timeout
         };
         let seconds = Duration::from_secs_f64;
         assert_eq!(time(Some(seconds(7.5)), json!(9)), seconds(7.5));

@@ -74,10 +74,7 @@ pub enum ToolKind {
 impl ToolRegistry {
     /// A registry without tools.
     pub fn empty() -> Self {
-        Self {
-            tools: Vec::new(),
-            places: HashMap::new(),
-        }
+        Self { tools: Vec::new(), places: HashMap::new() }
     }
 
     /// A registry of the tools that run in a sandbox: `terminal`, `bash`, `read_file`,
@@ -141,10 +138,7 @@ impl ToolRegistry {
     /// All tools as prose for a prompt, with a blank line between them; see
     /// [`ToolSchema::to_prompt_description`].
     pub fn prompt_description(&self) -> String {
-        self.schemas()
-            .map(ToolSchema::to_prompt_description)
-            .collect::<Vec<_>>()
-            .join("\n\n")
+        self.schemas().map(ToolSchema::to_prompt_description).collect::<Vec<_>>().join("\n\n")
     }
 
     /// All tools as the JSON list that Hermes models expect in their system prompt, on one line:
@@ -242,27 +236,12 @@ mod tests {
     #[test]
     fn the_users_tools_follow_in_the_order_of_registration() {
         let mut registry = ToolRegistry::empty();
-        registry
-            .register_external(ToolSchema::new("z", ""))
-            .unwrap();
-        registry
-            .register_fn(ToolSchema::new("a", ""), |_, _| Ok(String::new()))
-            .unwrap();
+        registry.register_external(ToolSchema::new("z", "")).unwrap();
+        registry.register_fn(ToolSchema::new("a", ""), |_, _| Ok(String::new())).unwrap();
         assert!(registry.names().eq(["z", "a"]));
-        assert!(matches!(
-            registry.get("z").unwrap().kind,
-            ToolKind::ToolServer
-        ));
-        assert!(matches!(
-            registry.get("a").unwrap().kind,
-            ToolKind::InProcess(_)
-        ));
-        assert!(
-            registry
-                .schemas()
-                .map(|schema| schema.external)
-                .eq([true, false])
-        );
+        assert!(matches!(registry.get("z").unwrap().kind, ToolKind::ToolServer));
+        assert!(matches!(registry.get("a").unwrap().kind, ToolKind::InProcess(_)));
+        assert!(registry.schemas().map(|schema| schema.external).eq([true, false]));
     }
 
     #[test]
@@ -275,10 +254,7 @@ mod tests {
             assert_eq!(refused, Err(RegisterError::InvalidName(name.to_owned())));
         }
         assert_eq!(registry.names().count(), 6);
-        assert!(matches!(
-            registry.get("bash").unwrap().kind,
-            ToolKind::Sandbox { .. }
-        ));
+        assert!(matches!(registry.get("bash").unwrap().kind, ToolKind::Sandbox { .. }));
     }
 
     #[test]
@@ -289,9 +265,7 @@ mod tests {
 
         let one = ToolSchema::new("é", "d").with_required("k", "string", "x");
         registry.register_external(one).unwrap();
-        registry
-            .register_external(ToolSchema::new("b", ""))
-            .unwrap();
+        registry.register_external(ToolSchema::new("b", "")).unwrap();
         assert_eq!(
             registry.prompt_description(),
             "**é**: d\nParameters:\n  - k (string) (required): x\n\n\

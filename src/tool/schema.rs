@@ -86,17 +86,9 @@ impl ToolSchema {
             text.push_str("\n  (no parameters)");
         }
         for (name, schema) in &self.parameters {
-            let kind = schema
-                .get("type")
-                .map_or_else(|| "string".to_owned(), python_str);
-            let need = if self.required.contains(name) {
-                "required"
-            } else {
-                "optional"
-            };
-            let description = schema
-                .get("description")
-                .map_or_else(String::new, python_str);
+            let kind = schema.get("type").map_or_else(|| "string".to_owned(), python_str);
+            let need = if self.required.contains(name) { "required" } else { "optional" };
+            let description = schema.get("description").map_or_else(String::new, python_str);
             text.push_str(&format!("\n  - {name} ({kind}) ({need}): {description}"));
         }
         text
@@ -151,10 +143,7 @@ impl ToolSchema {
 
 /// Why `arguments`, which are not an object, cannot be used.
 pub(crate) fn not_an_object(arguments: &Value) -> String {
-    let mut error = format!(
-        "arguments must be a JSON object, got {}",
-        kind_of(arguments)
-    );
+    let mut error = format!("arguments must be a JSON object, got {}", kind_of(arguments));
     // A string is most often JSON text that could not be read; the model can mend that if told.
     if let Value::String(text) = arguments
         && let Err(why) = python_json::parse(text)
@@ -199,11 +188,7 @@ impl<'a> Types<'a> {
     /// `a string or null`
     fn with_articles(&self) -> String {
         let with_article = |name: &&str| format!("{}{name}", article_of(name).unwrap_or_default());
-        self.0
-            .iter()
-            .map(with_article)
-            .collect::<Vec<_>>()
-            .join(" or ")
+        self.0.iter().map(with_article).collect::<Vec<_>>().join(" or ")
     }
 }
 
@@ -233,11 +218,8 @@ fn python_str(value: &Value) -> String {
     match value {
         Value::String(string) => string.clone(),
         Value::Array(items) if items.iter().all(Value::is_string) => {
-            let items: Vec<_> = items
-                .iter()
-                .filter_map(Value::as_str)
-                .map(|item| format!("'{item}'"))
-                .collect();
+            let items: Vec<_> =
+                items.iter().filter_map(Value::as_str).map(|item| format!("'{item}'")).collect();
             format!("[{}]", items.join(", "))
         }
         other => python_json::to_string(other, python_json::NonAscii::Keep),
@@ -265,10 +247,7 @@ mod tests {
 
     fn check(extra: Value) -> Result<(), String> {
         let mut arguments = json!({"command": "ls"});
-        arguments
-            .as_object_mut()
-            .unwrap()
-            .extend(extra.as_object().unwrap().clone());
+        arguments.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
         schema().validate(&arguments)
     }
 
@@ -280,10 +259,7 @@ mod tests {
             (json!(1), "a number"),
             (json!([1]), "an array"),
             (json!("{}"), "a string"),
-            (
-                json!("{\"a\" 1}"),
-                "a string that is not JSON: Expecting ':' delimiter (at byte 5)",
-            ),
+            (json!("{\"a\" 1}"), "a string that is not JSON: Expecting ':' delimiter (at byte 5)"),
         ] {
             let error = format!("arguments must be a JSON object, got {kind}");
             assert_eq!(schema().validate(&arguments), Err(error));
@@ -328,36 +304,15 @@ mod tests {
     #[test]
     fn a_value_of_another_type_is_refused_with_both_types() {
         for (extra, error) in [
-            (
-                json!({"command": 5}),
-                "'command' must be a string, got a number",
-            ),
-            (
-                json!({"count": 4.5}),
-                "'count' must be an integer, got a number",
-            ),
-            (
-                json!({"count": "4"}),
-                "'count' must be an integer, got a string",
-            ),
-            (
-                json!({"ratio": true}),
-                "'ratio' must be a number, got a boolean",
-            ),
+            (json!({"command": 5}), "'command' must be a string, got a number"),
+            (json!({"count": 4.5}), "'count' must be an integer, got a number"),
+            (json!({"count": "4"}), "'count' must be an integer, got a string"),
+            (json!({"ratio": true}), "'ratio' must be a number, got a boolean"),
             (json!({"flag": 0}), "'flag' must be a boolean, got a number"),
-            (
-                json!({"list": {}}),
-                "'list' must be an array, got an object",
-            ),
+            (json!({"list": {}}), "'list' must be an array, got an object"),
             (json!({"map": []}), "'map' must be an object, got an array"),
-            (
-                json!({"keys": 1}),
-                "'keys' must be a string or an array, got a number",
-            ),
-            (
-                json!({"nullable": 1}),
-                "'nullable' must be a string or null, got a number",
-            ),
+            (json!({"keys": 1}), "'keys' must be a string or an array, got a number"),
+            (json!({"nullable": 1}), "'nullable' must be a string or null, got a number"),
         ] {
             assert_eq!(check(extra), Err(format!("argument {error}")));
         }

@@ -68,11 +68,8 @@ fn blocks(text: &str) -> impl Iterator<Item = &str> {
 }
 
 fn parse_block(inner: &str) -> Option<ToolCall> {
-    let (name, arguments, uniq_id) = if inner.starts_with('{') {
-        parse_hermes(inner)?
-    } else {
-        parse_glm(inner)?
-    };
+    let (name, arguments, uniq_id) =
+        if inner.starts_with('{') { parse_hermes(inner)? } else { parse_glm(inner)? };
     Some(ToolCall {
         name,
         arguments: Value::Object(arguments),
@@ -87,9 +84,7 @@ fn parse_hermes(inner: &str) -> Option<Parts> {
     let Ok(Value::Object(mut call)) = python_json::parse(inner) else {
         return None;
     };
-    let uniq_id = ["uniq_id", "id"]
-        .into_iter()
-        .find_map(|key| id_text(call.get(key)?));
+    let uniq_id = ["uniq_id", "id"].into_iter().find_map(|key| id_text(call.get(key)?));
     match (call.remove("name"), call.remove("arguments")) {
         (Some(Value::String(name)), arguments) if !name.is_empty() => match arguments {
             None => Some((name, JsonObject::new(), uniq_id)),
@@ -140,11 +135,7 @@ impl ToolResult {
     pub fn to_xml(&self) -> String {
         const NON_ASCII: NonAscii = NonAscii::Escape;
         let mut json = String::with_capacity(self.output.len() + 128);
-        json.push_str(if self.success {
-            "{\"success\": true"
-        } else {
-            "{\"success\": false"
-        });
+        json.push_str(if self.success { "{\"success\": true" } else { "{\"success\": false" });
         json.push_str(", \"output\": ");
         python_json::write_string(&mut json, &self.output, NON_ASCII);
         if let Some(uniq_id) = self.uniq_id.as_deref().filter(|id| !id.is_empty()) {
@@ -195,20 +186,15 @@ mod tests {
     fn white_space_around_a_block_is_pythons() {
         let text = "<tool_call>\u{1c}\u{1f}\u{85}\u{3000}\u{b}f\u{1d}{}\u{2029}\u{1e}</tool_call>";
         let calls = ToolCall::parse_from_text(text);
-        assert_eq!(
-            (calls[0].name.as_str(), calls[0].raw_text.as_str()),
-            ("f", "f\u{1d}{}")
-        );
+        assert_eq!((calls[0].name.as_str(), calls[0].raw_text.as_str()), ("f", "f\u{1d}{}"));
     }
 
     #[test]
     fn a_call_without_an_id_gets_a_uuid_and_each_its_own() {
         let text = "<tool_call>a{}</tool_call><tool_call>{\"name\": \"a\"}</tool_call>";
         let calls = ToolCall::parse_from_text(text);
-        let ids: Vec<_> = calls
-            .iter()
-            .map(|call| Uuid::parse_str(&call.uniq_id).unwrap())
-            .collect();
+        let ids: Vec<_> =
+            calls.iter().map(|call| Uuid::parse_str(&call.uniq_id).unwrap()).collect();
         assert!(ids.iter().all(|id| id.get_version_num() == 4));
         assert_ne!(ids[0], ids[1]);
     }
@@ -250,11 +236,7 @@ mod tests {
         result.metadata.insert(printed.to_owned(), json!([printed]));
 
         let xml = result.to_xml();
-        let json = xml
-            .strip_prefix(RESPONSE_START)
-            .unwrap()
-            .strip_suffix(RESPONSE_END)
-            .unwrap();
+        let json = xml.strip_prefix(RESPONSE_START).unwrap().strip_suffix(RESPONSE_END).unwrap();
         assert!(!json.contains(RESPONSE_START) && !json.contains(RESPONSE_END));
         assert!(json.contains(
             r"\u003c/tool_response>\u003ctool_response>\\\u003c/tool_response></TOOL_RESPONSE> < <tool"

@@ -46,24 +46,11 @@ mod tests {
 
     #[test]
     fn truth_is_pythons() {
-        for falsy in [
-            json!(null),
-            json!(false),
-            json!(0),
-            json!(-0.0),
-            json!(""),
-            json!([]),
-        ] {
+        for falsy in [json!(null), json!(false), json!(0), json!(-0.0), json!(""), json!([])] {
             assert!(!is_truthy(&falsy), "{falsy}");
         }
-        for truthy in [
-            json!(true),
-            json!(7),
-            json!(0.5),
-            json!("no"),
-            json!([0]),
-            json!({"a": 0}),
-        ] {
+        for truthy in [json!(true), json!(7), json!(0.5), json!("no"), json!([0]), json!({"a": 0})]
+        {
             assert!(is_truthy(&truthy), "{truthy}");
         }
     }

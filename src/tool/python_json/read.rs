@@ -183,9 +183,7 @@ impl Parser<'_> {
         self.at += 1;
         loop {
             let rest = &self.text[self.at..];
-            let run = rest
-                .bytes()
-                .position(|b| b < 0x20 || b == b'"' || b == b'\\');
+            let run = rest.bytes().position(|b| b < 0x20 || b == b'"' || b == b'\\');
             let Some(run) = run else {
                 return Err(ParseError {
                     message: "Unterminated string starting at",
@@ -211,10 +209,7 @@ impl Parser<'_> {
         self.at += 1;
         let Some(kind) = self.peek() else {
             let message = "Unterminated string starting at";
-            return Err(ParseError {
-                message,
-                offset: string_start,
-            });
+            return Err(ParseError { message, offset: string_start });
         };
         let character = match kind {
             b'"' => '"',
@@ -230,10 +225,7 @@ impl Parser<'_> {
                 return self.unicode_escape();
             }
             _ => {
-                return Err(ParseError {
-                    message: "Invalid \\escape",
-                    offset,
-                });
+                return Err(ParseError { message: "Invalid \\escape", offset });
             }
         };
         self.at += 1;
@@ -262,16 +254,13 @@ impl Parser<'_> {
     fn four_hex_digits(&mut self) -> Result<u32, ParseError> {
         let digits = self.text.as_bytes().get(self.at..self.at + 4);
         let number = digits.and_then(|digits| {
-            digits.iter().try_fold(0, |number, &digit| {
-                Some(number << 4 | char::from(digit).to_digit(16)?)
-            })
+            digits
+                .iter()
+                .try_fold(0, |number, &digit| Some(number << 4 | char::from(digit).to_digit(16)?))
         });
         let Some(number) = number else {
             // Python points at the `u`.
-            return Err(ParseError {
-                message: "Invalid \\uXXXX escape",
-                offset: self.at - 1,
-            });
+            return Err(ParseError { message: "Invalid \\uXXXX escape", offset: self.at - 1 });
         };
         self.at += 4;
         Ok(number)
@@ -311,10 +300,7 @@ impl Parser<'_> {
     }
 
     fn error(&self, message: &'static str) -> ParseError {
-        ParseError {
-            message,
-            offset: self.at,
-        }
+        ParseError { message, offset: self.at }
     }
 }
 
@@ -328,29 +314,20 @@ mod tests {
     fn what_python_accepts_is_read() {
         for (text, value) in [
             (" \t\r\n[1, -2 ,3.5]\n", json!([1, -2, 3.5])),
-            (
-                "[NaN, Infinity, -Infinity, 1e999, -1e999]",
-                json!([null, null, null, null, null]),
-            ),
+            ("[NaN, Infinity, -Infinity, 1e999, -1e999]", json!([null, null, null, null, null])),
             ("-0", json!(0)),
             ("-0.0", json!(-0.0)),
             ("18446744073709551615", json!(u64::MAX)),
             ("-9223372036854775808", json!(i64::MIN)),
             ("18446744073709551616", json!(18446744073709551616.0)),
-            (
-                "123456789012345678901234567890",
-                json!(1.2345678901234568e29),
-            ),
+            ("123456789012345678901234567890", json!(1.2345678901234568e29)),
             ("1E2", json!(100.0)),
             (r#""\ud83d\ude00""#, json!("😀")),
             (r#""\ud83d""#, json!("\u{fffd}")),
             (r#""\ude00\ud83dx""#, json!("\u{fffd}\u{fffd}x")),
             (r#""\ud83d\ud83d\ude00""#, json!("\u{fffd}😀")),
             (r#""\ud83d\u0041""#, json!("\u{fffd}A")),
-            (
-                r#""\"\\\/\b\f\n\r\t\u00E9é""#,
-                json!("\"\\/\u{8}\u{c}\n\r\téé"),
-            ),
+            (r#""\"\\\/\b\f\n\r\t\u00E9é""#, json!("\"\\/\u{8}\u{c}\n\r\téé")),
             ("\"\u{7f}\u{2028}\"", json!("\u{7f}\u{2028}")),
             ("{}", json!({})),
         ] {
@@ -385,16 +362,8 @@ mod tests {
             ("[1,]", "Expecting value", 3),
             ("[1 2]", "Expecting ',' delimiter", 3),
             ("[1", "Expecting ',' delimiter", 2),
-            (
-                "{'a': 1}",
-                "Expecting property name enclosed in double quotes",
-                1,
-            ),
-            (
-                r#"{"a": 1,}"#,
-                "Expecting property name enclosed in double quotes",
-                8,
-            ),
+            ("{'a': 1}", "Expecting property name enclosed in double quotes", 1),
+            (r#"{"a": 1,}"#, "Expecting property name enclosed in double quotes", 8),
             (r#"{"a" 1}"#, "Expecting ':' delimiter", 5),
             ("\"a\nb\"", "Invalid control character at", 2),
             (r#"["ab"#, "Unterminated string starting at", 1),
@@ -416,10 +385,7 @@ mod tests {
         let envelope = serde_json::to_string(&json!([{"tool": {"arguments": deepest}}])).unwrap();
         assert!(serde_json::from_str::<Value>(&envelope).is_ok());
 
-        assert_eq!(
-            parse(&nested(MAX_DEPTH + 1)).unwrap_err().message(),
-            "Nested too deeply"
-        );
+        assert_eq!(parse(&nested(MAX_DEPTH + 1)).unwrap_err().message(), "Nested too deeply");
         assert!(parse(&"[".repeat(1_000_000)).is_err());
         assert!(parse(&r#"{"a":"#.repeat(1_000_000)).is_err());
     }

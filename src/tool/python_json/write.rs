@@ -148,10 +148,7 @@ mod tests {
         ] {
             assert_eq!(dumps(json!(float)), text);
         }
-        assert_eq!(
-            dumps(json!([u64::MAX, i64::MIN])),
-            format!("[{}, {}]", u64::MAX, i64::MIN)
-        );
+        assert_eq!(dumps(json!([u64::MAX, i64::MIN])), format!("[{}, {}]", u64::MAX, i64::MIN));
     }
 
     #[test]
