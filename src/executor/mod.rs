@@ -467,7 +467,7 @@ impl ToolExecutor {
             0 => "the trajectory id is empty".to_owned(),
             1..=MAX_TRAJECTORY_ID => {
                 let (registry, policy) = (&self.registry, &self.policy);
-                return prepare(registry, policy, false, call, timeout, self.default_timeout);
+                return prepare(registry, policy, call, timeout, self.default_timeout);
             }
             bytes => format!("the trajectory id has {bytes} bytes; at most {MAX_TRAJECTORY_ID}"),
         };

@@ -59,11 +59,6 @@ pub(crate) enum Work {
         /// The model's arguments, with the policy in place of what they said about it.
         arguments: JsonObject,
     },
-    /// On the ToolServer.
-    ToolServer {
-        /// The model's arguments, untouched.
-        arguments: JsonObject,
-    },
     /// In this process.
     InProcess {
         /// The user's closure.
@@ -75,24 +70,23 @@ pub(crate) enum Work {
 
 /// Lets a call in, or answers it at once.
 ///
-/// `tool_server` says whether there is one. The call's time is `timeout`, else a number in its
+/// The call's time is `timeout`, else a number in its
 /// argument `timeout`, both held between [`MIN_TIMEOUT`] and [`MAX_TIMEOUT`]; else
 /// `default_timeout`, as it is.
 ///
 /// # Errors
-/// The answer to a call that goes no further: an unknown tool, an external one without a ToolServer,
+/// The answer to a call that goes no further: an unknown tool, an external one (there is no ToolServer),
 /// arguments that do not fit the tool's schema, or a background process asked of `terminal`.
 /// Nothing of it ran, and the answer carries the call's id.
 pub(crate) fn prepare(
     registry: &ToolRegistry,
     policy: &Policy,
-    tool_server: bool,
     call: ToolCall,
     timeout: Option<Duration>,
     default_timeout: Duration,
 ) -> Result<Prepared, Box<ToolResult>> {
     let ToolCall { name, arguments, uniq_id, raw_text: _ } = call;
-    match decide(registry, policy, tool_server, &name, arguments) {
+    match decide(registry, policy, &name, arguments) {
         Ok((asked, work)) => {
             let timeout = timeout.or(asked).map(|time| time.clamp(MIN_TIMEOUT, MAX_TIMEOUT));
             Ok(Prepared { uniq_id, name, timeout: timeout.unwrap_or(default_timeout), work })
@@ -110,7 +104,6 @@ pub(crate) fn prepare(
 fn decide(
     registry: &ToolRegistry,
     policy: &Policy,
-    tool_server: bool,
     name: &str,
     arguments: Value,
 ) -> Result<(Option<Duration>, Work), (Outcome, String)> {
@@ -120,10 +113,6 @@ fn decide(
     let Some(tool) = registry.get(name) else {
         return Err((Outcome::UnknownTool, format!("Unknown tool: {name}")));
     };
-    if matches!(tool.kind, ToolKind::ToolServer) && !tool_server {
-        let error = format!("External tool not available (ToolServer not configured): {name}");
-        return Err((Outcome::ExternalFailed, error));
-    }
     let Value::Object(mut arguments) = arguments else {
         return Err(invalid(not_an_object(&arguments)));
     };
@@ -139,8 +128,11 @@ fn decide(
     tool.schema.validate_object(&arguments).map_err(invalid)?;
     let work = match &tool.kind {
         ToolKind::Sandbox { sent_as } => Work::Sandbox { tool: sent_as, arguments },
-        ToolKind::ToolServer => Work::ToolServer { arguments },
         ToolKind::InProcess(handler) => Work::InProcess { handler: handler.clone(), arguments },
+        ToolKind::ToolServer => {
+            let error = format!("External tool not available (ToolServer not configured): {name}");
+            return Err((Outcome::ExternalFailed, error));
+        }
     };
     Ok((asked, work))
 }
@@ -203,16 +195,15 @@ mod tests {
 
     fn prepare_with(
         policy: Policy,
-        tool_server: bool,
         name: &str,
         arguments: Value,
     ) -> Result<Prepared, Box<ToolResult>> {
         let call = ToolCall::new(name, arguments).with_uniq_id("c1");
-        prepare(&registry(), &policy, tool_server, call, None, DEFAULT_TIMEOUT)
+        prepare(&registry(), &policy, call, None, DEFAULT_TIMEOUT)
     }
 
     fn refusal(name: &str, arguments: Value) -> (Outcome, String) {
-        let result = *prepare_with(Policy::default(), false, name, arguments).unwrap_err();
+        let result = *prepare_with(Policy::default(), name, arguments).unwrap_err();
         assert_eq!(result.uniq_id.as_deref(), Some("c1"));
         assert!(!result.success && !result.may_have_executed);
         (result.outcome, result.error)
@@ -220,7 +211,7 @@ mod tests {
 
     /// What the sandbox is sent, arguments as JSON text, which shows their order.
     fn sent(policy: Policy, name: &str, arguments: Value) -> (&'static str, String) {
-        match prepare_with(policy, false, name, arguments).unwrap().work {
+        match prepare_with(policy, name, arguments).unwrap().work {
             Work::Sandbox { tool, arguments } => (tool, serde_json::to_string(&arguments).unwrap()),
             other => panic!("not for the sandbox: {other:?}"),
         }
@@ -241,12 +232,7 @@ mod tests {
         assert_eq!(refusal("search", json!({"query": "x"})), (Outcome::ExternalFailed, error));
 
         let arguments = json!({"query": "x", "timeout": 5, "allow_network": 1});
-        let external = prepare_with(Policy::default(), true, "search", arguments.clone()).unwrap();
-        match external.work {
-            Work::ToolServer { arguments: kept } => assert_eq!(Value::Object(kept), arguments),
-            other => panic!("not for the ToolServer: {other:?}"),
-        }
-        let own = prepare_with(Policy::default(), false, "lookup", arguments.clone()).unwrap();
+        let own = prepare_with(Policy::default(), "lookup", arguments.clone()).unwrap();
         match own.work {
             Work::InProcess { arguments: kept, .. } => assert_eq!(Value::Object(kept), arguments),
             other => panic!("not for this process: {other:?}"),
@@ -353,7 +339,7 @@ mod tests {
         let time = |explicit: Option<Duration>, asked: Value| {
             let arguments = json!({"command": "ls", "timeout": asked});
             let call = ToolCall::new("bash", arguments);
-            prepare(&registry(), &Policy::default(), false, call, explicit, DEFAULT_TIMEOUT)
+            prepare(&registry(), &Policy::default(), call, explicit, DEFAULT_TIMEOUT)
                 .unwrap()
                 .timeout
         };

@@ -1,0 +1,153 @@
+//! Backends that do what a test needs, named by what they do.
+
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender, unbounded};
+use tool_executor::backend::{Backend, Container, Execution, ExecutionId, ResetReply, SlotRef};
+use tool_executor::{BackendError, Outcome, ToolCall, ToolResult};
+
+/// Long enough for anything that should happen, on a busy machine; a test that waits for it fails.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// One container of so many slots.
+pub(crate) fn one_container(slots: usize) -> Vec<Container> {
+    vec![Container {
+        addr: "fake".to_owned(),
+        slots: (0..slots).map(|slot| format!("slot_{slot}")).collect(),
+    }]
+}
+
+/// The command of a `bash` execution.
+pub(crate) fn command(execution: &Execution) -> &str {
+    execution.arguments.get("command").and_then(|command| command.as_str()).unwrap_or("")
+}
+
+/// A call of `bash` whose command tells the fake what to do.
+pub(crate) fn bash(command: &str) -> ToolCall {
+    ToolCall::bash(command)
+}
+
+/// Answers every call at once with its own command as the output; resets succeed.
+pub(crate) struct Echoes(pub(crate) usize);
+
+impl Backend for Echoes {
+    fn start(&self) -> Result<Vec<Container>, BackendError> {
+        Ok(one_container(self.0))
+    }
+
+    fn execute(&self, _container: usize, batch: Vec<Execution>) {
+        for execution in batch {
+            let output = command(&execution).to_owned();
+            execution.reply.send(ToolResult::ok(output));
+        }
+    }
+
+    fn reset(&self, _slot: &SlotRef, reply: ResetReply) {
+        reply.send(Ok(()));
+    }
+}
+
+/// What a [`HandsOver`] backend was told to do.
+pub(crate) enum Told {
+    Execute(Execution),
+    Reset(SlotRef, ResetReply),
+    Cancel(ExecutionId),
+}
+
+impl Told {
+    pub(crate) fn execution(self) -> Execution {
+        match self {
+            Told::Execute(execution) => execution,
+            Told::Reset(slot, _) => panic!("expected a call, got a reset of {}", slot.name),
+            Told::Cancel(id) => panic!("expected a call, got a cancel of {id}"),
+        }
+    }
+
+    pub(crate) fn reset(self) -> (SlotRef, ResetReply) {
+        match self {
+            Told::Reset(slot, reply) => (slot, reply),
+            Told::Execute(execution) => panic!("expected a reset, got {}", command(&execution)),
+            Told::Cancel(id) => panic!("expected a reset, got a cancel of {id}"),
+        }
+    }
+}
+
+/// Hands everything to the test, which answers when it likes.
+pub(crate) struct HandsOver {
+    containers: Vec<Container>,
+    told: Sender<Told>,
+}
+
+impl HandsOver {
+    pub(crate) fn new(slots: usize) -> (Self, Receiver<Told>) {
+        Self::with_containers(one_container(slots))
+    }
+
+    pub(crate) fn with_containers(containers: Vec<Container>) -> (Self, Receiver<Told>) {
+        let (told, receiver) = unbounded();
+        (Self { containers, told }, receiver)
+    }
+}
+
+impl Backend for HandsOver {
+    fn start(&self) -> Result<Vec<Container>, BackendError> {
+        Ok(self.containers.clone())
+    }
+
+    fn execute(&self, _container: usize, batch: Vec<Execution>) {
+        for execution in batch {
+            let _ = self.told.send(Told::Execute(execution));
+        }
+    }
+
+    fn reset(&self, slot: &SlotRef, reply: ResetReply) {
+        let _ = self.told.send(Told::Reset(slot.clone(), reply));
+    }
+
+    fn cancel(&self, id: ExecutionId) {
+        let _ = self.told.send(Told::Cancel(id));
+    }
+}
+
+/// The next thing a [`HandsOver`] backend was told, within the test's patience.
+pub(crate) fn next(told: &Receiver<Told>) -> Told {
+    told.recv_timeout(PATIENCE).expect("the backend was told nothing")
+}
+
+/// Panics in whatever it is asked to do.
+pub(crate) struct Panics;
+
+impl Backend for Panics {
+    fn start(&self) -> Result<Vec<Container>, BackendError> {
+        Ok(one_container(2))
+    }
+
+    fn execute(&self, _container: usize, _batch: Vec<Execution>) {
+        panic!("expected by this test");
+    }
+
+    fn reset(&self, _slot: &SlotRef, _reply: ResetReply) {
+        panic!("expected by this test");
+    }
+}
+
+/// Refuses to start.
+pub(crate) struct FailsToStart;
+
+impl Backend for FailsToStart {
+    fn start(&self) -> Result<Vec<Container>, BackendError> {
+        Err(BackendError::with_source("no containers", std::io::Error::other("the cause")))
+    }
+
+    fn execute(&self, _container: usize, _batch: Vec<Execution>) {}
+
+    fn reset(&self, _slot: &SlotRef, _reply: ResetReply) {}
+}
+
+/// A result with this outcome.
+pub(crate) fn result(outcome: Outcome) -> ToolResult {
+    match outcome {
+        Outcome::Ok => ToolResult::ok("ok"),
+        other => ToolResult::failure(other, other.as_str()),
+    }
+}

@@ -1,0 +1,98 @@
+//! In-process tools: closures of the user's, on threads of their own.
+
+use std::time::Duration;
+
+use crossbeam_channel::{bounded, unbounded};
+use serde_json::json;
+use tool_executor::{Outcome, ToolCall, ToolExecutor, ToolRegistry, ToolSchema};
+
+use crate::fakes::{Echoes, PATIENCE, bash};
+
+fn schema(name: &str) -> ToolSchema {
+    ToolSchema::new(name, "A tool of a test.")
+}
+
+#[test]
+fn a_closure_is_a_tool_and_its_error_and_its_panic_are_results() {
+    let mut registry = ToolRegistry::builtin();
+    registry
+        .register_fn(schema("divide").with_required("by", "integer", ""), |context, arguments| {
+            let by = arguments["by"].as_i64().unwrap();
+            if by == 0 {
+                return Err(format!("{} divides by zero", context.trajectory_id()));
+            }
+            assert!(by > 0, "expected by this test");
+            Ok((100 / by).to_string())
+        })
+        .unwrap();
+    let executor = ToolExecutor::builder().backend(Echoes(1)).registry(registry).start().unwrap();
+    let divide = |by: i64| executor.execute("t", ToolCall::new("divide", json!({"by": by})), None);
+    assert_eq!(divide(5).output, "20");
+    let failed = divide(0);
+    assert_eq!((failed.outcome, &*failed.error), (Outcome::ToolError, "t divides by zero"));
+    let panicked = divide(-1);
+    assert_eq!(panicked.outcome, Outcome::ExternalFailed);
+    assert!(panicked.error.contains("expected by this test"), "{}", panicked.error);
+    assert_eq!(divide(4).output, "25", "the thread lives on");
+    assert_eq!(executor.stats().slots.held, 0, "no slot was needed");
+}
+
+#[test]
+fn closures_that_hang_delay_neither_sandbox_calls_nor_each_others_answers() {
+    let mut registry = ToolRegistry::builtin();
+    let (release, wait) = bounded::<()>(0);
+    registry
+        .register_fn(schema("hang"), move |_, _| {
+            let _ = wait.recv();
+            Ok(String::new())
+        })
+        .unwrap();
+    let executor = ToolExecutor::builder()
+        .backend(Echoes(4))
+        .registry(registry)
+        .handler_threads(2)
+        .start()
+        .unwrap();
+    let hang = || ToolCall::new("hang", json!({}));
+    let second = Some(Duration::from_secs(1));
+    let hanging: Vec<_> =
+        (0..2).map(|t| executor.submit(&format!("h{t}"), hang(), second).unwrap()).collect();
+    let starved = executor.submit("h2", hang(), second).unwrap();
+    for round in 0..50 {
+        assert_eq!(executor.execute("t", bash(&round.to_string()), None).output, round.to_string());
+    }
+    for hanging in hanging {
+        let result = hanging.wait_timeout(PATIENCE).unwrap();
+        assert_eq!((result.outcome, result.may_have_executed), (Outcome::Timeout, true));
+        assert!(result.error.contains("timed out after 1.0s"), "{}", result.error);
+    }
+    // Both threads are still taken: the third call waits, and starts when one returns.
+    let starved = starved.try_wait().expect_err("no thread is free for it");
+    drop(release);
+    assert_eq!(starved.wait_timeout(PATIENCE).unwrap().outcome, Outcome::Ok);
+    assert!(executor.close().all_threads_ended);
+}
+
+#[test]
+fn a_cancelled_closure_is_told_and_its_caller_answered_at_once() {
+    let mut registry = ToolRegistry::builtin();
+    let (started, has_started) = unbounded();
+    let (seen, has_seen) = unbounded();
+    registry
+        .register_fn(schema("patient"), move |context, _| {
+            started.send(()).unwrap();
+            while !context.is_cancelled() {
+                std::thread::yield_now();
+            }
+            seen.send(()).unwrap();
+            Ok("ignored".to_owned())
+        })
+        .unwrap();
+    let executor = ToolExecutor::builder().registry(registry).start().unwrap();
+    let pending = executor.submit("t", ToolCall::new("patient", json!({})), None).unwrap();
+    has_started.recv_timeout(PATIENCE).unwrap();
+    pending.cancel();
+    assert_eq!(pending.wait_timeout(PATIENCE).unwrap().outcome, Outcome::Cancelled);
+    has_seen.recv_timeout(PATIENCE).unwrap();
+    assert_eq!(executor.stats().total_requests, 1);
+}

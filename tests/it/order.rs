@@ -1,0 +1,125 @@
+//! One trajectory's calls run in order; different trajectories never wait for each other.
+
+use std::time::Duration;
+
+use tool_executor::{Outcome, ToolExecutor, ToolResult};
+
+use crate::fakes::{HandsOver, PATIENCE, bash, command, next};
+
+#[test]
+fn calls_of_one_trajectory_run_one_after_the_other_whatever_their_timeouts() {
+    let (backend, told) = HandsOver::new(4);
+    let executor = ToolExecutor::builder().backend(backend).start().unwrap();
+    let timeouts = [300, 1, 60, 2, 600];
+    let pending: Vec<_> = timeouts
+        .iter()
+        .enumerate()
+        .map(|(index, seconds)| {
+            let call = bash(&index.to_string());
+            executor.submit("t", call, Some(Duration::from_secs(*seconds))).unwrap()
+        })
+        .collect();
+    let mut slot = None;
+    for (index, seconds) in timeouts.into_iter().enumerate() {
+        let execution = next(&told).execution();
+        assert_eq!(command(&execution), index.to_string());
+        assert_eq!(execution.timeout, Duration::from_secs(seconds));
+        assert!(told.try_recv().is_err(), "the next call must wait for this one's end");
+        let slot = slot.get_or_insert_with(|| execution.slot.clone());
+        assert_eq!(*slot, execution.slot, "a trajectory keeps its slot");
+        execution.reply.send(ToolResult::ok("done"));
+    }
+    for pending in pending {
+        assert_eq!(pending.wait_timeout(PATIENCE).unwrap().output, "done");
+    }
+}
+
+#[test]
+fn a_call_that_takes_for_ever_delays_nobody_else() {
+    let (backend, told) = HandsOver::new(32);
+    let executor = ToolExecutor::builder().backend(backend).start().unwrap();
+    let stuck = executor.submit("stuck", bash("stuck"), None).unwrap();
+    let held = next(&told).execution();
+    for round in 0..20 {
+        let others: Vec<_> = (0..31)
+            .map(|t| executor.submit(&format!("t{t}"), bash(&round.to_string()), None).unwrap())
+            .collect();
+        for _ in &others {
+            let execution = next(&told).execution();
+            assert_ne!(command(&execution), "stuck");
+            execution.reply.send(ToolResult::ok("quick"));
+        }
+        for other in others {
+            assert_eq!(other.wait_timeout(PATIENCE).unwrap().output, "quick");
+        }
+    }
+    let stuck = stuck.try_wait().expect_err("it must still run");
+    held.reply.send(ToolResult::ok("late"));
+    assert_eq!(stuck.wait_timeout(PATIENCE).unwrap().output, "late");
+}
+
+#[test]
+fn a_release_takes_place_after_the_calls_before_it_and_before_those_after_it() {
+    let (backend, told) = HandsOver::new(2);
+    let executor = ToolExecutor::builder().backend(backend).start().unwrap();
+    let before = executor.submit("t", bash("before"), None).unwrap();
+    executor.submit_release("t", true);
+    let after = executor.submit("t", bash("after"), None).unwrap();
+    let execution = next(&told).execution();
+    assert_eq!(command(&execution), "before");
+    let first_slot = execution.slot.clone();
+    assert!(told.try_recv().is_err(), "a release waits for the running call");
+    execution.reply.send(ToolResult::ok(""));
+    let (slot, reply) = next(&told).reset();
+    assert_eq!((slot.container, slot.index), (first_slot.container, first_slot.index));
+    assert!(told.try_recv().is_err(), "what follows a release waits for the reset");
+    reply.send(Ok(()));
+    let execution = next(&told).execution();
+    assert_eq!(command(&execution), "after");
+    assert!(
+        execution.slot.index != first_slot.index
+            || execution.slot.generation > first_slot.generation,
+        "a call after release gets a fresh slot"
+    );
+    execution.reply.send(ToolResult::ok(""));
+    assert!(before.wait_timeout(PATIENCE).unwrap().success);
+    assert!(after.wait_timeout(PATIENCE).unwrap().success);
+}
+
+#[test]
+fn a_cancelled_call_that_waits_ends_at_once_and_one_that_runs_when_its_backend_says_so() {
+    let (backend, told) = HandsOver::new(1);
+    let executor = ToolExecutor::builder().backend(backend).start().unwrap();
+    let running = executor.submit("t", bash("running"), None).unwrap();
+    let waiting = executor.submit("t", bash("waiting"), None).unwrap();
+    let execution = next(&told).execution();
+    waiting.cancel();
+    let waiting = waiting.wait_timeout(PATIENCE).unwrap();
+    assert_eq!(waiting.outcome, Outcome::Cancelled);
+    assert!(!waiting.may_have_executed);
+    running.cancel();
+    let crate::fakes::Told::Cancel(id) = next(&told) else { panic!("expected a cancel") };
+    assert_eq!(id, execution.id);
+    let running = running.try_wait().expect_err("not before its last process is gone");
+    execution.reply.send(ToolResult::failure(Outcome::Cancelled, "killed"));
+    let running = running.wait_timeout(PATIENCE).unwrap();
+    assert_eq!((running.outcome, running.may_have_executed), (Outcome::Cancelled, true));
+    assert_eq!(executor.stats().outcomes.get(Outcome::Cancelled), 2);
+}
+
+#[test]
+fn dropping_a_pending_cancels_nothing_and_leaks_nothing() {
+    let (backend, told) = HandsOver::new(1);
+    let executor = ToolExecutor::builder().backend(backend).start().unwrap();
+    drop(executor.submit("t", bash("one"), None).unwrap());
+    let next_call = executor.submit("t", bash("two"), None).unwrap();
+    let execution = next(&told).execution();
+    assert_eq!(command(&execution), "one", "it runs although nobody waits for it");
+    execution.reply.send(ToolResult::ok(""));
+    next(&told).execution().reply.send(ToolResult::ok(""));
+    assert!(next_call.wait_timeout(PATIENCE).unwrap().success);
+    executor.release_trajectory("t", false).unwrap();
+    let stats = executor.stats();
+    assert_eq!((stats.total_requests, stats.running, stats.queue_size), (2, 0, 0));
+    assert_eq!((stats.trajectories, stats.slots.held), (0, 0));
+}
