@@ -1,0 +1,392 @@
+//! What the model sees of a `bash` call: texts, metadata and outcomes.
+//!
+//! Pure functions from the end of a command to a [`ToolResult`], and from the policy of a call to
+//! its refusal. The engine calls them; running the command is the business of the
+//! [`supervisor`](super::supervisor). Texts are those of the reference protocol, which formats
+//! numbers and strips white space as Python does.
+
+use serde_json::Value;
+
+use super::supervisor::{End, Finished};
+use crate::tool::{JsonObject, Outcome, ToolResult};
+
+/// What a call demands of its sandbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct IsolationPolicy {
+    /// Whether the command may use the network. Defaults to `true`.
+    pub allow_network: bool,
+    /// Whether it must not run without a sandbox. Defaults to `false`.
+    pub require_sandbox: bool,
+}
+
+impl IsolationPolicy {
+    /// The policy in a call's arguments, `allow_network` and `require_sandbox`, by [`truthy`].
+    pub(crate) fn from_arguments(arguments: &JsonObject) -> Self {
+        Self {
+            allow_network: arguments.get("allow_network").is_none_or(truthy),
+            require_sandbox: arguments.get("require_sandbox").is_some_and(truthy),
+        }
+    }
+
+    /// The answer to a call that demands what a machine without bubblewrap cannot give. `None` if
+    /// the call may run.
+    pub(crate) fn refusal(self, bwrap_available: bool) -> Option<ToolResult> {
+        let demand = if bwrap_available {
+            return None;
+        } else if self.require_sandbox {
+            "Sandboxing required"
+        } else if !self.allow_network {
+            "Network isolation requested"
+        } else {
+            return None;
+        };
+        let error = format!("{demand} but bubblewrap is unavailable in this environment");
+        let mut result = ToolResult::failure(Outcome::IsolationUnavailable, error);
+        put(&mut result.metadata, "sandboxed", false);
+        put(&mut result.metadata, "network_isolated", false);
+        put(&mut result.metadata, "requires_bwrap", true);
+        Some(result)
+    }
+}
+
+/// Whether Python takes a JSON value for true: everything but `null`, `false`, zero and what is
+/// empty.
+pub(crate) fn truthy(value: &Value) -> bool {
+    match value {
+        Value::Null => false,
+        Value::Bool(bool) => *bool,
+        Value::Number(number) => number.as_f64() != Some(0.0),
+        Value::String(string) => !string.is_empty(),
+        Value::Array(array) => !array.is_empty(),
+        Value::Object(object) => !object.is_empty(),
+    }
+}
+
+/// The result of a command that is over. `timeout_s` is the limit it ran under, for the text of a
+/// time-out.
+pub(crate) fn bash_result(finished: Finished, timeout_s: f64) -> ToolResult {
+    let sandboxed = finished.sandboxed;
+    let (result, exit_code) = match &finished.end {
+        End::Exited(0) => (ToolResult::ok(""), 0),
+        End::Exited(code) => (exit_failure(*code), *code),
+        End::Signaled(signal) => (exit_failure(-signal), -signal),
+        End::TimedOut => {
+            let error = format!("Command timed out after {}s", python_float(timeout_s));
+            (ToolResult::failure(Outcome::Timeout, error), -1)
+        }
+        End::Cancelled => (
+            ToolResult::failure(Outcome::Cancelled, "Command was cancelled"),
+            -1,
+        ),
+        End::SetupFailed(text) => return setup_failure(text, sandboxed),
+    };
+
+    let mut metadata = JsonObject::new();
+    put(&mut metadata, "exit_code", exit_code);
+    match finished.end {
+        End::Signaled(signal) => put(&mut metadata, "signal", signal),
+        End::TimedOut => put(&mut metadata, "timeout", true),
+        End::Cancelled => put(&mut metadata, "cancelled", true),
+        End::Exited(_) | End::SetupFailed(_) => {}
+    }
+    put(&mut metadata, "sandboxed", sandboxed);
+    put(&mut metadata, "network_isolated", finished.network_isolated);
+    put(
+        &mut metadata,
+        "wall_s",
+        finished.wall.as_micros() as f64 / 1e6,
+    );
+    put(&mut metadata, "stdout_bytes", finished.stdout.bytes);
+    put(&mut metadata, "stderr_bytes", finished.stderr.bytes);
+    let omitted = finished.stdout.omitted_bytes + finished.stderr.omitted_bytes;
+    if omitted > 0 {
+        put(&mut metadata, "omitted_bytes", omitted);
+    }
+    let output = merge_output(&finished.stdout.text, &finished.stderr.text);
+    ToolResult {
+        output,
+        metadata,
+        ..result
+    }
+}
+
+fn exit_failure(code: i32) -> ToolResult {
+    ToolResult::failure(Outcome::NonZeroExit, format!("Exit code: {code}"))
+}
+
+fn setup_failure(text: &str, sandboxed: bool) -> ToolResult {
+    let kind = if sandboxed {
+        "sandboxed command"
+    } else {
+        "command"
+    };
+    let error = format!("Failed to execute {kind}: {text}");
+    let mut result = ToolResult::failure(Outcome::BackendFailed, error);
+    result.may_have_executed = false;
+    put(&mut result.metadata, "sandboxed", sandboxed);
+    result
+}
+
+/// The two streams of a command as one text, stripped of white space at both ends.
+pub(crate) fn merge_output(stdout: &str, stderr: &str) -> String {
+    if stderr.is_empty() {
+        return python_strip(stdout).to_owned();
+    }
+    if stdout.is_empty() {
+        return python_strip(stderr).to_owned();
+    }
+    python_strip(&[stdout, "\n[stderr]\n", stderr].concat()).to_owned()
+}
+
+/// `str.strip()`: as [`str::trim`], but the four information separators are white space too.
+fn python_strip(text: &str) -> &str {
+    text.trim_matches(|c: char| c.is_whitespace() || ('\x1c'..='\x1f').contains(&c))
+}
+
+/// A number as Python prints a float: `30.0`, `0.5`, `1e+16`, `1e-05`, `inf`.
+pub(crate) fn python_float(number: f64) -> String {
+    if !number.is_finite() {
+        return number.to_string().to_lowercase();
+    }
+    // The shortest digits that read back as the same number, like Python's.
+    let scientific = format!("{number:e}");
+    let Some((digits, exponent)) = scientific.split_once('e') else {
+        return scientific;
+    };
+    match exponent.parse::<i32>() {
+        Ok(-4..=15) => format!("{number:?}"),
+        Ok(exponent) => {
+            let sign = if exponent < 0 { '-' } else { '+' };
+            format!("{digits}e{sign}{:02}", exponent.unsigned_abs())
+        }
+        Err(_) => scientific,
+    }
+}
+
+fn put(metadata: &mut JsonObject, key: &str, value: impl Into<Value>) {
+    metadata.insert(key.to_owned(), value.into());
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::sandbox::output::Captured;
+
+    fn stream(text: &str, bytes: u64, omitted_bytes: u64) -> Captured {
+        Captured {
+            text: text.to_owned(),
+            bytes,
+            omitted_bytes,
+        }
+    }
+
+    fn finished(end: End) -> Finished {
+        Finished {
+            end,
+            stdout: stream("out\n", 4, 0),
+            stderr: stream("err\n", 4, 0),
+            wall: Duration::from_millis(1_500),
+            sandboxed: true,
+            network_isolated: false,
+        }
+    }
+
+    fn metadata(result: &ToolResult) -> String {
+        Value::Object(result.metadata.clone()).to_string()
+    }
+
+    #[test]
+    fn the_streams_are_merged_and_stripped_as_python_does() {
+        for (stdout, stderr, merged) in [
+            ("", "", ""),
+            ("a\n", "", "a"),
+            ("", " e\n", "e"),
+            ("out\n", "err\n", "out\n\n[stderr]\nerr"),
+            ("\n", "e", "[stderr]\ne"),
+            ("\x1c\x1d\x1e\x1f\u{85}\u{a0}\u{2028}\u{3000}a\x1f", "", "a"),
+            ("\u{200b}a\u{feff}\0", "", "\u{200b}a\u{feff}\0"),
+        ] {
+            assert_eq!(
+                merge_output(stdout, stderr),
+                merged,
+                "{stdout:?} {stderr:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn floats_are_printed_as_python_prints_them() {
+        for (number, text) in [
+            (30.0, "30.0"),
+            (0.5, "0.5"),
+            (0.1 + 0.2, "0.30000000000000004"),
+            (-1.0, "-1.0"),
+            (0.0, "0.0"),
+            (-0.0, "-0.0"),
+            (1e15, "1000000000000000.0"),
+            (1e16, "1e+16"),
+            (1.5e16, "1.5e+16"),
+            (123456789012345680.0, "1.2345678901234568e+17"),
+            (0.0001, "0.0001"),
+            (0.00001, "1e-05"),
+            (1.25e-7, "1.25e-07"),
+            (1e100, "1e+100"),
+            (f64::INFINITY, "inf"),
+            (f64::NEG_INFINITY, "-inf"),
+            (f64::NAN, "nan"),
+        ] {
+            assert_eq!(python_float(number), text);
+        }
+    }
+
+    #[test]
+    fn exit_zero_is_a_success() {
+        let result = bash_result(finished(End::Exited(0)), 30.0);
+        assert!(result.success && result.error.is_empty());
+        assert_eq!(result.outcome, Outcome::Ok);
+        assert_eq!(result.output, "out\n\n[stderr]\nerr");
+        assert_eq!(
+            metadata(&result),
+            r#"{"exit_code":0,"sandboxed":true,"network_isolated":false,"wall_s":1.5,"stdout_bytes":4,"stderr_bytes":4}"#
+        );
+    }
+
+    #[test]
+    fn another_exit_code_is_a_failure_with_its_output() {
+        let result = bash_result(finished(End::Exited(137)), 30.0);
+        assert_eq!(
+            (result.error.as_str(), result.outcome),
+            ("Exit code: 137", Outcome::NonZeroExit)
+        );
+        assert_eq!(result.metadata["exit_code"], 137);
+        assert!(!result.metadata.contains_key("signal"));
+        assert!(!result.output.is_empty() && !result.success);
+    }
+
+    #[test]
+    fn a_signal_is_a_negative_exit_code() {
+        let result = bash_result(finished(End::Signaled(9)), 30.0);
+        assert_eq!(
+            (result.error.as_str(), result.outcome),
+            ("Exit code: -9", Outcome::NonZeroExit)
+        );
+        assert_eq!(
+            (&result.metadata["exit_code"], &result.metadata["signal"]),
+            (&json!(-9), &json!(9))
+        );
+    }
+
+    #[test]
+    fn a_timeout_and_a_cancel_keep_the_partial_output() {
+        let result = bash_result(finished(End::TimedOut), 1.0);
+        assert_eq!(result.error, "Command timed out after 1.0s");
+        assert_eq!(
+            (result.outcome, result.output.as_str()),
+            (Outcome::Timeout, "out\n\n[stderr]\nerr")
+        );
+        assert!(metadata(&result).starts_with(
+            r#"{"exit_code":-1,"timeout":true,"sandboxed":true,"network_isolated":false,"wall_s""#
+        ));
+
+        let result = bash_result(finished(End::Cancelled), 1.0);
+        assert_eq!(
+            (result.error.as_str(), result.outcome),
+            ("Command was cancelled", Outcome::Cancelled)
+        );
+        assert!(!result.output.is_empty() && result.may_have_executed);
+    }
+
+    #[test]
+    fn omitted_bytes_are_told_only_if_there_are_any() {
+        let mut cut = finished(End::Exited(0));
+        cut.stdout = stream("x", 100, 99);
+        cut.stderr = stream("y", 10, 9);
+        assert_eq!(bash_result(cut, 30.0).metadata["omitted_bytes"], 108);
+    }
+
+    #[test]
+    fn a_command_that_could_not_start_never_executed() {
+        let result = bash_result(finished(End::SetupFailed("no bwrap".into())), 30.0);
+        assert_eq!(
+            result.error,
+            "Failed to execute sandboxed command: no bwrap"
+        );
+        assert_eq!(
+            (result.outcome, result.may_have_executed),
+            (Outcome::BackendFailed, false)
+        );
+        assert_eq!(metadata(&result), r#"{"sandboxed":true}"#);
+
+        let bare = Finished {
+            sandboxed: false,
+            ..finished(End::SetupFailed("no sh".into()))
+        };
+        assert_eq!(
+            bash_result(bare, 30.0).error,
+            "Failed to execute command: no sh"
+        );
+    }
+
+    #[test]
+    fn a_call_is_refused_only_without_bubblewrap_and_only_if_it_demands_it() {
+        let policy =
+            |value: Value| IsolationPolicy::from_arguments(value.as_object().expect("an object"));
+        let refused = policy(json!({"require_sandbox": true, "allow_network": false}));
+        let result = refused.refusal(false).expect("a refusal");
+        assert_eq!(
+            result.error,
+            "Sandboxing required but bubblewrap is unavailable in this environment"
+        );
+        assert_eq!(
+            (result.outcome, result.may_have_executed),
+            (Outcome::IsolationUnavailable, false)
+        );
+        assert_eq!(
+            metadata(&result),
+            r#"{"sandboxed":false,"network_isolated":false,"requires_bwrap":true}"#
+        );
+        assert_eq!(refused.refusal(true), None);
+
+        let result = policy(json!({"allow_network": null}))
+            .refusal(false)
+            .expect("a refusal");
+        assert_eq!(
+            result.error,
+            "Network isolation requested but bubblewrap is unavailable in this environment"
+        );
+        assert_eq!(policy(json!({})).refusal(false), None);
+        assert_eq!(
+            policy(json!({"allow_network": "no", "require_sandbox": []})).refusal(false),
+            None
+        );
+    }
+
+    #[test]
+    fn truth_is_pythons() {
+        for falsy in [
+            json!(null),
+            json!(false),
+            json!(0),
+            json!(-0.0),
+            json!(""),
+            json!([]),
+            json!({}),
+        ] {
+            assert!(!truthy(&falsy), "{falsy}");
+        }
+        for other in [
+            json!(true),
+            json!(-1),
+            json!(0.1),
+            json!("false"),
+            json!([0]),
+            json!({"a": 0}),
+        ] {
+            assert!(truthy(&other), "{other}");
+        }
+    }
+}

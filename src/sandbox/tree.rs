@@ -1,0 +1,355 @@
+//! Emptying and copying a directory tree that an adversary made, and may still be changing.
+//!
+//! [`workspace`](super::workspace) resets, removes and saves workspaces with these two. Both work
+//! relative to held directories and follow no symlink, use no recursion and a bounded number of
+//! descriptors, and never open anything that could block. Neither knows what a workspace is.
+
+use std::ffi::{CStr, OsStr, OsString};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
+use std::time::Instant;
+
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, SeekFrom};
+use rustix::io::Errno;
+
+use super::paths::file_type;
+
+/// Directories deeper than this are not copied: a copy holds two descriptors a level.
+const MAX_COPY_DEPTH: usize = 128;
+
+const OPEN_DIR: OFlags = OFlags::PATH
+    .union(OFlags::DIRECTORY)
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::CLOEXEC);
+
+/// The entry of a tree that could not be removed or copied, and why.
+#[derive(Debug)]
+pub(crate) struct TreeError {
+    /// The entry's own name.
+    pub entry: OsString,
+    /// What the system said about it.
+    pub source: io::Error,
+}
+
+impl TreeError {
+    fn new(entry: &CStr, source: impl Into<io::Error>) -> Self {
+        let entry = OsStr::from_bytes(entry.to_bytes()).to_owned();
+        Self {
+            entry,
+            source: source.into(),
+        }
+    }
+}
+
+/// Removes everything in `dir` except the entry `spare`; `dir` itself stays and gets mode 0700.
+/// Blocks for as long as the file system needs, until `deadline` at most.
+///
+/// A directory is emptied of its files, its own directories are moved up into `dir` (one rename
+/// each), and then it is removed. So ten thousand nested directories need two descriptors and no
+/// stack, and a directory that its owner may not read or change is made accessible first.
+///
+/// # Errors
+/// The first entry that resisted, after everything else was removed; `ETIMEDOUT` at the deadline.
+pub(crate) fn empty(
+    dir: BorrowedFd<'_>,
+    spare: Option<&CStr>,
+    deadline: Instant,
+) -> Result<(), TreeError> {
+    let whole = |source: Errno| TreeError::new(c".", source);
+    grant_owner(dir).map_err(whole)?;
+    let mut emptying = Emptying {
+        top: dir,
+        hoisted: Hoisted::new(),
+        removed: 0,
+        deadline,
+    };
+    loop {
+        // A pass may miss what it moved up itself, so only one that finds nothing is the last.
+        let (mut seen, mut left) = (false, None);
+        let before = emptying.removed;
+        for entry in read_dir(dir).map_err(whole)? {
+            let entry = entry.map_err(whole)?;
+            let name = entry.file_name();
+            if is_dot(name) || Some(name) == spare {
+                continue;
+            }
+            seen = true;
+            let gone = emptying
+                .remove(name)
+                .map_err(|source| TreeError::new(name, source));
+            if let Err(error) = gone {
+                if error.source.kind() == io::ErrorKind::TimedOut {
+                    return Err(error);
+                }
+                left.get_or_insert(error);
+            }
+        }
+        match left {
+            _ if !seen => return Ok(()),
+            Some(error) if emptying.removed == before => return Err(error),
+            _ => {}
+        }
+    }
+}
+
+/// The state of one [`empty`].
+struct Emptying<'a> {
+    top: BorrowedFd<'a>,
+    hoisted: Hoisted,
+    /// Entries removed or moved up so far.
+    removed: u64,
+    deadline: Instant,
+}
+
+impl Emptying<'_> {
+    /// Removes the entry `name` of the top directory, moving directories in it up.
+    fn remove(&mut self, name: &CStr) -> Result<(), Errno> {
+        if self.remove_simple(self.top, name)? {
+            return Ok(());
+        }
+        let dir = rustix::fs::openat(self.top, name, OPEN_DIR, Mode::empty())?;
+        grant_owner(dir.as_fd())?;
+        let mut first_error = Ok(());
+        for entry in read_dir(dir.as_fd())? {
+            let entry = entry?;
+            let child = entry.file_name();
+            if is_dot(child) {
+                continue;
+            }
+            match self.remove_simple(dir.as_fd(), child) {
+                Ok(true) => {}
+                Ok(false) => first_error = first_error.and(self.hoist(dir.as_fd(), child)),
+                Err(Errno::TIMEDOUT) => return Err(Errno::TIMEDOUT),
+                Err(errno) => first_error = first_error.and(Err(errno)),
+            }
+        }
+        first_error?;
+        if self.remove_simple(self.top, name)? {
+            Ok(())
+        } else {
+            Err(Errno::NOTEMPTY)
+        }
+    }
+
+    /// Removes a file, or a directory if it is empty. `false` if it is a directory that is not.
+    fn remove_simple(&mut self, dir: BorrowedFd<'_>, name: &CStr) -> Result<bool, Errno> {
+        if Instant::now() >= self.deadline {
+            return Err(Errno::TIMEDOUT);
+        }
+        let gone = match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
+            Err(Errno::ISDIR) => rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR),
+            done => done,
+        };
+        match gone {
+            Ok(()) => {
+                self.removed += 1;
+                Ok(true)
+            }
+            Err(Errno::NOENT) => Ok(true),
+            Err(Errno::NOTEMPTY | Errno::EXIST) => Ok(false),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    /// Moves the directory `name` of `dir` up into the top directory.
+    fn hoist(&mut self, dir: BorrowedFd<'_>, name: &CStr) -> Result<(), Errno> {
+        // A directory that changes its parent must itself be writable.
+        let moved = rustix::fs::openat(dir, name, OPEN_DIR, Mode::empty())?;
+        grant_owner(moved.as_fd())?;
+        rustix::fs::renameat(dir, name, self.top, self.hoisted.next_name())?;
+        self.removed += 1;
+        Ok(())
+    }
+}
+
+/// Names that nobody else chose.
+struct Hoisted {
+    prefix: uuid::Uuid,
+    count: u64,
+}
+
+impl Hoisted {
+    fn new() -> Self {
+        Self {
+            prefix: uuid::Uuid::new_v4(),
+            count: 0,
+        }
+    }
+
+    fn next_name(&mut self) -> String {
+        self.count += 1;
+        format!(".{}-{}", self.prefix.simple(), self.count)
+    }
+}
+
+/// Gives the owner all rights on the directory behind an `O_PATH` descriptor.
+fn grant_owner(dir: BorrowedFd<'_>) -> Result<(), Errno> {
+    let mode = Mode::from_raw_mode(rustix::fs::fstat(dir)?.st_mode);
+    if mode.contains(Mode::RWXU) {
+        return Ok(());
+    }
+    // fchmod refuses O_PATH descriptors, and a chmod by name could be led astray by a symlink.
+    rustix::fs::chmod(format!("/proc/self/fd/{}", dir.as_raw_fd()), Mode::RWXU)
+}
+
+/// Copies what is in `from` into `to`, both directories: regular files (holes stay holes),
+/// directories and symlinks, with their permissions but without set-user-id and its like. FIFOs,
+/// sockets and devices are skipped. Whatever vanishes meanwhile is left out. Blocks for as long as
+/// the file system needs.
+///
+/// # Errors
+/// The first entry that could not be copied (nothing in `to` is overwritten), after everything
+/// else was. Directories below 128 levels are not copied and count as such.
+pub(crate) fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<(), TreeError> {
+    let whole = |source: Errno| TreeError::new(c".", source);
+    let to = rustix::io::fcntl_dupfd_cloexec(to, 0).map_err(whole)?;
+    let entries = read_dir(from).map_err(whole)?;
+    let mut stack = vec![Level {
+        entries,
+        to,
+        mode: None,
+    }];
+    let mut first_error = None;
+    while let Some(level) = stack.last_mut() {
+        let Some(entry) = level.entries.read() else {
+            if let Err(error) = level.finish() {
+                first_error.get_or_insert(whole(error));
+            }
+            stack.pop();
+            continue;
+        };
+        let entry = match entry {
+            Ok(entry) => entry,
+            Err(errno) => {
+                first_error.get_or_insert(whole(errno));
+                stack.pop();
+                continue;
+            }
+        };
+        let name = entry.file_name();
+        if is_dot(name) {
+            continue;
+        }
+        match level.copy_entry(name) {
+            Ok(Some(_)) if stack.len() > MAX_COPY_DEPTH => {
+                first_error.get_or_insert(TreeError::new(name, Errno::NAMETOOLONG));
+            }
+            Ok(Some(below)) => stack.push(below),
+            Ok(None) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => {
+                first_error.get_or_insert(TreeError::new(name, error));
+            }
+        }
+    }
+    first_error.map_or(Ok(()), Err)
+}
+
+/// A directory that is being copied.
+struct Level {
+    entries: Dir,
+    to: OwnedFd,
+    /// The mode that the copy gets when it is full.
+    mode: Option<Mode>,
+}
+
+impl Level {
+    /// Copies one entry; a directory is only made, and returned to be filled.
+    fn copy_entry(&self, name: &CStr) -> io::Result<Option<Level>> {
+        let from = self.entries.fd()?;
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let held = rustix::fs::openat(from, name, flags, Mode::empty())?;
+        let mode = Mode::from_raw_mode(rustix::fs::fstat(&held)?.st_mode)
+            & (Mode::RWXU | Mode::RWXG | Mode::RWXO);
+        match file_type(&held)? {
+            FileType::Directory => {
+                let entries = read_dir(held.as_fd())?;
+                rustix::fs::mkdirat(&self.to, name, Mode::RWXU)?;
+                let to = rustix::fs::openat(
+                    &self.to,
+                    name,
+                    OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+                    Mode::empty(),
+                )?;
+                Ok(Some(Level {
+                    entries,
+                    to,
+                    mode: Some(mode),
+                }))
+            }
+            FileType::Symlink => {
+                let target = rustix::fs::readlinkat(&held, c"", Vec::new())?;
+                rustix::fs::symlinkat(target.as_c_str(), &self.to, name)?;
+                Ok(None)
+            }
+            FileType::RegularFile => {
+                // What is there now may be another thing than what was held, hence the second look.
+                let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+                let source = rustix::fs::openat(from, name, flags, Mode::empty())?;
+                if file_type(&source)? != FileType::RegularFile {
+                    return Ok(None);
+                }
+                let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+                let copy = rustix::fs::openat(&self.to, name, flags, Mode::RUSR | Mode::WUSR)?;
+                copy_file(&File::from(source), &File::from(copy), mode)?;
+                Ok(None)
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Only now, since a directory may be one that cannot be written.
+    fn finish(&self) -> Result<(), Errno> {
+        self.mode
+            .map_or(Ok(()), |mode| rustix::fs::fchmod(&self.to, mode))
+    }
+}
+
+/// Copies the data of a regular file, as long as it was at the beginning: it may be growing. A hole
+/// is not filled: a terabyte of nothing is a file that any model can make.
+fn copy_file(from: &File, to: &File, mode: Mode) -> io::Result<()> {
+    let size = from.metadata()?.len();
+    let mut buffer = vec![0; 64 * 1024];
+    let mut at = 0;
+    while at < size {
+        at = match rustix::fs::seek(from, SeekFrom::Data(at)) {
+            Ok(data) => data,
+            Err(Errno::NXIO) => break,
+            Err(errno) => return Err(errno.into()),
+        };
+        let end = rustix::fs::seek(from, SeekFrom::Hole(at))?.min(size);
+        while at < end {
+            let want = buffer
+                .len()
+                .min(usize::try_from(end - at).unwrap_or(usize::MAX));
+            let got = from.read_at(&mut buffer[..want], at)?;
+            if got == 0 {
+                // It shrank.
+                break;
+            }
+            to.write_all_at(&buffer[..got], at)?;
+            at += got as u64;
+        }
+        if at < end {
+            break;
+        }
+    }
+    to.set_len(size)?;
+    Ok(rustix::fs::fchmod(to, mode)?)
+}
+
+/// The entries of a directory behind an `O_PATH` descriptor.
+fn read_dir(dir: BorrowedFd<'_>) -> Result<Dir, Errno> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    Dir::new(rustix::fs::openat(dir, c".", flags, Mode::empty())?)
+}
+
+fn is_dot(name: &CStr) -> bool {
+    matches!(name.to_bytes(), b"." | b"..")
+}
+
+#[cfg(test)]
+mod tests;

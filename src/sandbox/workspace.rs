@@ -1,0 +1,431 @@
+//! The directories of the embedded sandbox: where they are, who may use them, how they end.
+//!
+//! ```text
+//! /tmp/tool-executor-1000/       the base: one a user, mode 0700
+//!   run-<uuid>/                  a data directory: one an engine
+//!     lock                       held by flock for as long as the engine lives
+//!     slot_0/ … slot_<n-1>/      the workspaces, each bound at /workspace in its sandbox
+//! ```
+//!
+//! The engine makes one [`DataDir`] when it starts, takes its [`Workspace`]s, and closes it at its
+//! end. What engines left behind that died without doing so is removed by the next one.
+//!
+//! **Who owns a run directory**: whoever holds the flock of its `lock` may do with it what they
+//! like. An engine that is just starting has made the directory and does not hold the lock yet, so
+//! another one may take it for a left-over: then that one has the lock (or has removed the
+//! directory), the starting one sees it and tries again under a new name. A directory without a
+//! `lock` is removed only if it is empty, which the kernel checks. A lock dies with its process,
+//! so a left-over can never look alive.
+//!
+//! Nothing here starts or stops processes: those of a slot must be gone before its workspace is
+//! reset. If they are not, the reset stays safe, and ends, but may not succeed.
+
+use std::ffi::CStr;
+use std::fmt;
+use std::fs::{DirBuilder, File, TryLockError};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::fs::{AtFlags, Dir, Mode, OFlags};
+use rustix::io::Errno;
+
+use super::paths::Root;
+use super::tree::{self, TreeError};
+
+/// The name of every run directory begins so; nothing else in a base is ever touched.
+const RUN_PREFIX: &str = "run-";
+
+const LOCK: &CStr = c"lock";
+
+/// How often a starting engine lets a sweeping one have its new directory.
+const START_TRIES: usize = 16;
+
+/// How long one workspace may take to be emptied. Generous: only something that keeps making files
+/// gets there.
+const EMPTY_LIMIT: Duration = Duration::from_secs(300);
+
+/// What can go wrong with the directories of the sandbox.
+#[derive(Debug)]
+pub(crate) enum WorkspaceError {
+    /// The base in the system's temporary directory exists, and somebody else made it or could
+    /// have changed what is in it.
+    UntrustedBase {
+        /// The base.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// A workspace was removed or replaced behind our back.
+    Gone {
+        /// Where it was.
+        path: PathBuf,
+    },
+    /// The system refused.
+    Io {
+        /// What was tried: "create", "empty", ….
+        doing: &'static str,
+        /// With what.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+impl WorkspaceError {
+    fn io(doing: &'static str, path: &Path, source: impl Into<io::Error>) -> Self {
+        Self::Io {
+            doing,
+            path: path.to_owned(),
+            source: source.into(),
+        }
+    }
+
+    fn tree(doing: &'static str, path: &Path, error: TreeError) -> Self {
+        Self::io(doing, &path.join(error.entry), error.source)
+    }
+}
+
+impl fmt::Display for WorkspaceError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::UntrustedBase { path, why } => {
+                let path = path.display();
+                write!(
+                    f,
+                    "cannot trust {path} ({why}); remove it or choose another directory"
+                )
+            }
+            Self::Gone { path } => write!(f, "the workspace {} is gone", path.display()),
+            Self::Io {
+                doing,
+                path,
+                source,
+            } => {
+                write!(f, "cannot {doing} {}: {source}", path.display())
+            }
+        }
+    }
+}
+
+impl std::error::Error for WorkspaceError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Io { source, .. } => Some(source),
+            Self::UntrustedBase { .. } | Self::Gone { .. } => None,
+        }
+    }
+}
+
+/// The directory of one engine, with a workspace for each slot. Removed, with everything in it, by
+/// [`close`](Self::close) or on drop.
+#[derive(Debug)]
+pub(crate) struct DataDir {
+    run: RunDir,
+    base: OwnedFd,
+    workspaces: Vec<Arc<Workspace>>,
+    removed: bool,
+}
+
+/// A run directory whose lock we hold.
+#[derive(Debug)]
+struct RunDir {
+    name: String,
+    path: PathBuf,
+    dir: OwnedFd,
+    /// Never read: it holds the flock until it is closed.
+    _lock: File,
+}
+
+impl DataDir {
+    /// Makes a data directory with `slots` empty workspaces, after removing what dead engines left
+    /// in the same base. Blocks for file system work only.
+    ///
+    /// `base` is made if it does not exist, and may be shared by any number of engines and users.
+    /// Defaults to `tool-executor-<uid>` in the system's temporary directory, which must then be
+    /// ours alone: a directory, no symlink, of our own, with mode 0700.
+    ///
+    /// # Errors
+    /// [`WorkspaceError::UntrustedBase`] for the default base, [`WorkspaceError::Io`].
+    pub(crate) fn create(base: Option<&Path>, slots: usize) -> Result<Self, WorkspaceError> {
+        let (path, base) = match base {
+            Some(path) => open_given_base(path)?,
+            None => {
+                let uid = rustix::process::geteuid().as_raw();
+                open_private_base(std::env::temp_dir().join(format!("tool-executor-{uid}")))?
+            }
+        };
+        sweep(&path, &base);
+        let run = RunDir::create(&path, &base)?;
+        // From here on a failure removes what was made.
+        let mut data = Self {
+            run,
+            base,
+            workspaces: Vec::with_capacity(slots),
+            removed: false,
+        };
+        for slot in 0..slots {
+            let path = data.run.path.join(format!("slot_{slot}"));
+            data.workspaces.push(Arc::new(Workspace::create(path)?));
+        }
+        Ok(data)
+    }
+
+    /// The host path of this data directory.
+    pub(crate) fn path(&self) -> &Path {
+        &self.run.path
+    }
+
+    /// The workspaces, by slot number.
+    pub(crate) fn workspaces(&self) -> &[Arc<Workspace>] {
+        &self.workspaces
+    }
+
+    /// Removes the directory and everything in it. Blocks for as long as the file system needs.
+    /// Whoever still holds a [`Workspace`] finds it gone.
+    ///
+    /// # Errors
+    /// The first entry that resisted; the rest is removed, and the next engine tries again.
+    pub(crate) fn close(mut self) -> Result<(), WorkspaceError> {
+        self.removed = true;
+        self.run.remove(&self.base)
+    }
+}
+
+impl Drop for DataDir {
+    fn drop(&mut self) {
+        if self.removed {
+            return;
+        }
+        if let Err(error) = self.run.remove(&self.base) {
+            log::warn!("{error}");
+        }
+    }
+}
+
+impl RunDir {
+    /// Makes a run directory and takes its lock.
+    fn create(base_path: &Path, base: &OwnedFd) -> Result<Self, WorkspaceError> {
+        for _ in 0..START_TRIES {
+            let name = format!("{RUN_PREFIX}{}", uuid::Uuid::new_v4().simple());
+            let path = base_path.join(&name);
+            let failed = |errno| WorkspaceError::io("create", &path, errno);
+            rustix::fs::mkdirat(base, &name, Mode::RWXU).map_err(failed)?;
+            match Self::lock(base_path, base, &name, OFlags::CREATE) {
+                // Our lock counts if no sweeper removed the directory before we had it.
+                Ok(Some(run)) if exists(base, &name) => return Ok(run),
+                Ok(_) | Err(Errno::NOENT) => {}
+                Err(errno) => return Err(failed(errno)),
+            }
+        }
+        Err(WorkspaceError::io(
+            "create a directory in",
+            base_path,
+            Errno::AGAIN,
+        ))
+    }
+
+    /// Takes the lock of a run directory of ours. `None` if somebody else has it, or the directory
+    /// is not ours.
+    fn lock(
+        base_path: &Path,
+        base: &OwnedFd,
+        name: &str,
+        create: OFlags,
+    ) -> Result<Option<Self>, Errno> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let dir = rustix::fs::openat(base, name, flags, Mode::empty())?;
+        if rustix::fs::fstat(&dir)?.st_uid != rustix::process::geteuid().as_raw() {
+            return Ok(None);
+        }
+        let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC | create;
+        let lock = File::from(rustix::fs::openat(
+            &dir,
+            LOCK,
+            flags,
+            Mode::RUSR | Mode::WUSR,
+        )?);
+        match lock.try_lock() {
+            Ok(()) => {
+                let path = base_path.join(name);
+                Ok(Some(Self {
+                    name: name.to_owned(),
+                    path,
+                    dir,
+                    _lock: lock,
+                }))
+            }
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) => {
+                Err(Errno::from_io_error(&error).unwrap_or(Errno::IO))
+            }
+        }
+    }
+
+    /// Removes the directory, its lock last, so that an interrupted removal is taken up by the next
+    /// sweep.
+    fn remove(&self, base: &OwnedFd) -> Result<(), WorkspaceError> {
+        tree::empty(self.dir.as_fd(), Some(LOCK), Instant::now() + EMPTY_LIMIT)
+            .map_err(|error| WorkspaceError::tree("remove", &self.path, error))?;
+        let removed = rustix::fs::unlinkat(&self.dir, LOCK, AtFlags::empty())
+            .and_then(|()| rustix::fs::unlinkat(base, &self.name, AtFlags::REMOVEDIR));
+        match removed {
+            // A sweeper may remove the empty directory before we do.
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(errno) => Err(WorkspaceError::io("remove", &self.path, errno)),
+        }
+    }
+}
+
+/// Removes the run directories of dead engines. A failure is logged: it must not keep us from
+/// starting.
+fn sweep(base_path: &Path, base: &OwnedFd) {
+    let entries = match Dir::read_from(base) {
+        Ok(entries) => entries,
+        Err(errno) => return log::warn!("cannot read {}: {errno}", base_path.display()),
+    };
+    for entry in entries.flatten() {
+        let Some(name) = entry
+            .file_name()
+            .to_str()
+            .ok()
+            .filter(|n| n.starts_with(RUN_PREFIX))
+        else {
+            continue;
+        };
+        let swept = match RunDir::lock(base_path, base, name, OFlags::empty()) {
+            Ok(Some(dead)) => dead.remove(base).map(|()| true),
+            Ok(None) => Ok(false),
+            // It is about to be locked by a starting engine, or that engine died: then it is empty.
+            Err(Errno::NOENT) => Ok(rustix::fs::unlinkat(base, name, AtFlags::REMOVEDIR).is_ok()),
+            // A directory of another user, or no directory.
+            Err(Errno::ACCESS | Errno::PERM | Errno::NOTDIR | Errno::LOOP) => Ok(false),
+            Err(errno) => Err(WorkspaceError::io("look at", &base_path.join(name), errno)),
+        };
+        match swept {
+            Ok(true) => log::info!(
+                "removed {}, left by a dead engine",
+                base_path.join(name).display()
+            ),
+            Ok(false) => {}
+            Err(error) => log::warn!("left by a dead engine: {error}"),
+        }
+    }
+}
+
+fn exists(dir: &OwnedFd, name: &str) -> bool {
+    rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).is_ok()
+}
+
+/// Opens a base that the user chose. It is trusted: its path is no secret that another user could
+/// have waited for.
+fn open_given_base(path: &Path) -> Result<(PathBuf, OwnedFd), WorkspaceError> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(|error| WorkspaceError::io("create", path, error))?;
+    let failed = |error| WorkspaceError::io("open", path, error);
+    let path = path.canonicalize().map_err(failed)?;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let dir = rustix::fs::open(&path, flags, Mode::empty())
+        .map_err(|errno| WorkspaceError::io("open", &path, errno))?;
+    Ok((path, dir))
+}
+
+/// Opens a base at a path that every user of the machine can guess, and could have made before us.
+fn open_private_base(path: PathBuf) -> Result<(PathBuf, OwnedFd), WorkspaceError> {
+    match rustix::fs::mkdir(&path, Mode::RWXU) {
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(errno) => return Err(WorkspaceError::io("create", &path, errno)),
+    }
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let why = match rustix::fs::open(&path, flags, Mode::empty()) {
+        Ok(dir) => {
+            let stat = rustix::fs::fstat(&dir)
+                .map_err(|errno| WorkspaceError::io("look at", &path, errno))?;
+            if stat.st_uid != rustix::process::geteuid().as_raw() {
+                "it belongs to another user"
+            } else if Mode::from_raw_mode(stat.st_mode).intersects(Mode::RWXG | Mode::RWXO) {
+                "other users may enter it"
+            } else {
+                return Ok((path, dir));
+            }
+        }
+        Err(Errno::NOTDIR | Errno::LOOP) => "it is not a directory",
+        Err(Errno::ACCESS) => "it belongs to another user",
+        Err(errno) => return Err(WorkspaceError::io("open", &path, errno)),
+    };
+    Err(WorkspaceError::UntrustedBase { path, why })
+}
+
+/// The files of one slot. What is in it was made by a model.
+#[derive(Debug)]
+pub(crate) struct Workspace {
+    path: PathBuf,
+    root: Root,
+}
+
+impl Workspace {
+    /// Makes an empty workspace at `path`, which must not exist.
+    fn create(path: PathBuf) -> Result<Self, WorkspaceError> {
+        rustix::fs::mkdir(&path, Mode::RWXU)
+            .map_err(|errno| WorkspaceError::io("create", &path, errno))?;
+        let root = Root::open(&path).map_err(|error| WorkspaceError::io("open", &path, error))?;
+        Ok(Self { path, root })
+    }
+
+    /// Its host path, to be bound at `/workspace`. Not for the model's eyes.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The directory that the model's paths are resolved beneath.
+    pub(crate) fn root(&self) -> &Root {
+        &self.root
+    }
+
+    /// Removes everything in it. The directory itself stays the same one, with mode 0700. Blocks for
+    /// as long as the file system needs, five minutes at most.
+    ///
+    /// # Errors
+    /// [`WorkspaceError::Io`] for the first entry that resisted (everything else is removed),
+    /// [`WorkspaceError::Gone`] if the directory was removed or replaced. After either the slot must
+    /// not be given to anybody.
+    pub(crate) fn reset(&self) -> Result<(), WorkspaceError> {
+        tree::empty(self.root.dir(), None, Instant::now() + EMPTY_LIMIT)
+            .map_err(|error| WorkspaceError::tree("empty", &self.path, error))?;
+        let ours = rustix::fs::fstat(self.root.dir())
+            .map_err(|errno| WorkspaceError::io("look at", &self.path, errno))?;
+        match std::fs::symlink_metadata(&self.path) {
+            Ok(there) if (there.dev(), there.ino()) == (ours.st_dev, ours.st_ino) => Ok(()),
+            _ => Err(WorkspaceError::Gone {
+                path: self.path.clone(),
+            }),
+        }
+    }
+
+    /// Copies its files, directories and symlinks into `dest`, which is made if it does not exist.
+    /// Nothing there is overwritten. FIFOs, sockets and devices are skipped, and set-user-id bits
+    /// dropped. Blocks for as long as the file system needs. A command may run meanwhile: what it
+    /// changes is copied as it was at some moment, or not at all.
+    ///
+    /// # Errors
+    /// The first entry that could not be copied; everything else is. Directories nested deeper than
+    /// 128 levels count as such.
+    pub(crate) fn save_to(&self, dest: &Path) -> io::Result<()> {
+        std::fs::create_dir_all(dest)?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let to = rustix::fs::open(dest, flags, Mode::empty())?;
+        tree::copy(self.root.dir(), to.as_fd()).map_err(|error| {
+            let kind = error.source.kind();
+            io::Error::new(kind, WorkspaceError::tree("save", &self.path, error))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;
