@@ -3,7 +3,6 @@
 mod files;
 mod output;
 mod paths;
-mod shell;
-mod supervisor;
+mod bash;
 mod tree;
 mod workspace;

@@ -13,7 +13,7 @@ use serde_json::json;
 use super::*;
 use crate::sandbox::workspace::DataDir;
 
-/// Tells the ignored test where the small file system is.
+/// Tells the test in the other process where the small file system is.
 const SMALL_VARIABLE: &str = "TOOL_EXECUTOR_TEST_SMALL";
 
 struct Fixture {
@@ -372,7 +372,6 @@ fn a_full_disk_is_an_error_and_costs_no_file() {
         .args([
             "--exact",
             "sandbox::files::tests::on_a_small_file_system",
-            "--ignored",
         ])
         .env(SMALL_VARIABLE, outer.path())
         .status();
@@ -380,7 +379,6 @@ fn a_full_disk_is_an_error_and_costs_no_file() {
 }
 
 #[test]
-#[ignore = "run by another test on a file system of its own"]
 fn on_a_small_file_system() {
     let Some(small) = std::env::var_os(SMALL_VARIABLE) else {
         return;

@@ -1,5 +1,5 @@
 //! Engines that live, die and meet. Other engines are other processes: this test program, running
-//! one ignored test.
+//! one test that does nothing unless told to.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 
 use super::*;
 
-/// Tells the ignored test which base to use.
+/// Tells the test in the other process which base to use.
 const BASE_VARIABLE: &str = "TOOL_EXECUTOR_TEST_BASE";
 
 struct Engine {
@@ -24,7 +24,7 @@ impl Engine {
                 "--exact",
                 "sandbox::workspace::tests::engine_in_another_process",
             ])
-            .args(["--ignored", "--nocapture"])
+            .args(["--nocapture"])
             .env(BASE_VARIABLE, base)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -52,7 +52,6 @@ impl Engine {
 }
 
 #[test]
-#[ignore = "run by other tests in a process of its own"]
 fn engine_in_another_process() {
     let Some(base) = std::env::var_os(BASE_VARIABLE) else {
         return;

@@ -1,0 +1,295 @@
+//! The embedded sandbox: slots on this machine, in this process, with nothing to start.
+//!
+//! One container, `local`, over the sandbox engine: workspaces in a data directory of its own, `bash`
+//! under bubblewrap, files beneath the workspace. A running command needs no thread of ours; file
+//! calls are short and run on the I/O thread that brings them.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use parking_lot::Mutex;
+
+use super::{Backend, Container, Execution, ExecutionId, ResetReply, SlotRef};
+use crate::error::BackendError;
+use crate::sandbox::files::{self, DEFAULT_MAX_FILE_BYTES};
+use crate::sandbox::isolation::Isolation;
+use crate::sandbox::bash::{IsolationPolicy, bash_result};
+use crate::sandbox::supervisor::{CommandId, CommandSpec, Supervisor};
+use crate::sandbox::workspace::{DataDir, Workspace};
+use crate::tool::{Outcome, ToolResult};
+
+/// The container's name: there is only one.
+const ADDR: &str = "local";
+/// More slots than this in one process are a mistake.
+const MOST_SLOTS: usize = 65_536;
+
+/// How a [`LocalBackend`] is set up.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct LocalConfig {
+    /// How many slots; 1 to 65,536. Defaults to 10.
+    pub slots: usize,
+    /// Where the workspaces are made, in a directory of their own. Defaults to
+    /// `tool-executor-<uid>` in the system's directory for temporary files.
+    pub data_dir: Option<PathBuf>,
+    /// How many characters are kept of each of a command's two output streams. Defaults to 50,000.
+    pub max_output_chars: usize,
+    /// The size in bytes up to which files are read and written. Defaults to 100,000.
+    pub max_file_bytes: u64,
+}
+
+impl Default for LocalConfig {
+    fn default() -> Self {
+        Self {
+            slots: 10,
+            data_dir: None,
+            max_output_chars: 50_000,
+            max_file_bytes: DEFAULT_MAX_FILE_BYTES,
+        }
+    }
+}
+
+impl LocalConfig {
+    /// The defaults, but for the number of slots.
+    pub fn with_slots(slots: usize) -> Self {
+        Self { slots, ..Self::default() }
+    }
+}
+
+/// The embedded sandbox. Clones share it.
+///
+/// Closed by the executor that uses it, or when the last clone is dropped: then no process and no
+/// directory of it is left.
+///
+/// ```
+/// use tool_executor::backend::local::{LocalBackend, LocalConfig};
+/// use tool_executor::{ToolCall, ToolExecutor};
+///
+/// let backend = LocalBackend::start(LocalConfig::with_slots(4))?;
+/// let executor = ToolExecutor::builder().backend(backend).start()?;
+/// let result = executor.execute("trajectory-1", ToolCall::bash("echo hello"), None);
+/// assert_eq!(result.output, "hello");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone)]
+pub struct LocalBackend(Arc<Inner>);
+
+struct Inner {
+    supervisor: Supervisor,
+    slots: Vec<Slot>,
+    running: Mutex<HashMap<ExecutionId, Running>>,
+    max_output_chars: usize,
+    max_file_bytes: u64,
+    /// Taken when closing.
+    data_dir: Mutex<Option<DataDir>>,
+}
+
+struct Slot {
+    workspace: Arc<Workspace>,
+    /// A command could not be killed: what is left of it may touch the workspace for ever.
+    haunted: Arc<AtomicBool>,
+}
+
+struct Running {
+    command: CommandId,
+    slot: usize,
+}
+
+impl LocalBackend {
+    /// Looks for bubblewrap, removes what dead processes have left behind, makes the workspaces and
+    /// starts the supervisor thread. Blocks for some milliseconds.
+    ///
+    /// Without bubblewrap it starts all the same, and says so in one logged warning; see
+    /// [`not_isolated_because`](Self::not_isolated_because) and
+    /// [`Policy::require_sandbox`](crate::Policy::require_sandbox).
+    ///
+    /// # Errors
+    /// A configuration that makes no sense, a data directory that cannot be made or belongs to
+    /// somebody else, or no thread to be had.
+    pub fn start(config: LocalConfig) -> Result<Self, BackendError> {
+        if !(1..=MOST_SLOTS).contains(&config.slots) {
+            return Err(BackendError::new(format!(
+                "slots is {}; it must be from 1 to {MOST_SLOTS}",
+                config.slots
+            )));
+        }
+        let isolation = Isolation::probe();
+        if let Isolation::None { reason } = &isolation {
+            log::warn!("commands run WITHOUT isolation: {reason}");
+        }
+        let data_dir = DataDir::create(config.data_dir.as_deref(), config.slots)
+            .map_err(|error| BackendError::with_source("cannot make the workspaces", error))?;
+        let supervisor = Supervisor::start(isolation)
+            .map_err(|error| BackendError::with_source("cannot start the supervisor", error))?;
+        let slots = data_dir
+            .workspaces()
+            .iter()
+            .map(|workspace| Slot {
+                workspace: workspace.clone(),
+                haunted: Arc::new(AtomicBool::new(false)),
+            })
+            .collect();
+        Ok(Self(Arc::new(Inner {
+            supervisor,
+            slots,
+            running: Mutex::new(HashMap::new()),
+            max_output_chars: config.max_output_chars,
+            max_file_bytes: config.max_file_bytes,
+            data_dir: Mutex::new(Some(data_dir)),
+        })))
+    }
+
+    /// Why commands run without isolation, as one line; `None` if they are isolated.
+    pub fn not_isolated_because(&self) -> Option<&str> {
+        match self.0.supervisor.isolation() {
+            Isolation::None { reason } => Some(reason),
+            _ => None,
+        }
+    }
+
+    /// Copies what is in a slot's workspace to the directory `dest`, which is made if it is missing.
+    /// Symlinks are copied as symlinks; devices, sockets and FIFOs are left out. Blocks; to be
+    /// called while no call of the slot runs, and before its trajectory is released.
+    ///
+    /// # Errors
+    /// The first entry that could not be copied; the others are.
+    pub fn save_workspace(&self, slot: &SlotRef, dest: &Path) -> std::io::Result<()> {
+        match self.0.slots.get(slot.index) {
+            Some(slot) => slot.workspace.save_to(dest),
+            None => Err(std::io::Error::other(format!("there is no slot {}", slot.name))),
+        }
+    }
+
+    fn bash(&self, execution: Execution) {
+        let Execution { id, slot, arguments, timeout, reply, .. } = execution;
+        let policy = IsolationPolicy::from_arguments(&arguments);
+        let isolated = self.not_isolated_because().is_none();
+        if let Some(refusal) = policy.refusal(isolated) {
+            return reply.send(refusal);
+        }
+        let Some(place) = self.0.slots.get(slot.index) else { return };
+        let command = match arguments.get("command") {
+            Some(serde_json::Value::String(command)) => command.clone(),
+            _ => {
+                let error = "bash needs 'command', a string";
+                return reply.send(ToolResult::failure(Outcome::InvalidCall, error));
+            }
+        };
+        let spec = CommandSpec {
+            workspace: place.workspace.path().to_owned(),
+            command,
+            network: policy.allow_network,
+            timeout,
+            output_limit_chars: self.0.max_output_chars,
+        };
+        let cancellation = reply.cancellation();
+        let ended = Arc::new(AtomicBool::new(false));
+        let on_end = {
+            let (inner, ended) = (Arc::downgrade(&self.0), ended.clone());
+            let haunted = place.haunted.clone();
+            move |finished: crate::sandbox::supervisor::Finished| {
+                if let Some(inner) = inner.upgrade() {
+                    let mut running = inner.running.lock();
+                    ended.store(true, Ordering::Release);
+                    running.remove(&id);
+                }
+                if !finished.all_dead {
+                    haunted.store(true, Ordering::Release);
+                }
+                reply.send(bash_result(finished, timeout.as_secs_f64()));
+            }
+        };
+        let command = self.0.supervisor.run(spec, Box::new(on_end));
+        {
+            let mut running = self.0.running.lock();
+            if !ended.load(Ordering::Acquire) {
+                running.insert(id, Running { command, slot: slot.index });
+            }
+        }
+        if cancellation.is_requested() {
+            self.0.supervisor.cancel(command);
+        }
+    }
+
+    fn file(&self, execution: Execution) {
+        let Some(slot) = self.0.slots.get(execution.slot.index) else { return };
+        let run = if execution.tool == "read_file" { files::read_file } else { files::write_file };
+        let result = run(&slot.workspace, &execution.arguments, self.0.max_file_bytes);
+        execution.reply.send(result);
+    }
+}
+
+impl Backend for LocalBackend {
+    fn start(&self) -> Result<Vec<Container>, BackendError> {
+        let slots = (0..self.0.slots.len()).map(|slot| format!("slot_{slot}")).collect();
+        Ok(vec![Container { addr: ADDR.to_owned(), slots }])
+    }
+
+    fn execute(&self, _container: usize, batch: Vec<Execution>) {
+        for execution in batch {
+            match execution.tool {
+                "bash" => self.bash(execution),
+                "read_file" | "write_file" => self.file(execution),
+                other => {
+                    let mut result = ToolResult::failure(
+                        Outcome::UnknownTool,
+                        format!("Unknown tool: {other} (the embedded sandbox does not have it)"),
+                    );
+                    result.may_have_executed = false;
+                    execution.reply.send(result);
+                }
+            }
+        }
+    }
+
+    fn reset(&self, slot: &SlotRef, reply: ResetReply) {
+        let Some(place) = self.0.slots.get(slot.index) else { return };
+        // Only after an answer that came too late: its command is still there.
+        let left: Vec<_> = {
+            let running = self.0.running.lock();
+            let here = running.values().filter(|running| running.slot == slot.index);
+            here.map(|running| running.command).collect()
+        };
+        if !left.is_empty() {
+            for command in left {
+                self.0.supervisor.cancel(command);
+            }
+            return reply.send(Err("a command of an earlier call still runs in it".to_owned()));
+        }
+        if place.haunted.load(Ordering::Acquire) {
+            return reply.send(Err("a process of an earlier call could not be killed".to_owned()));
+        }
+        reply.send(place.workspace.reset().map_err(|error| error.to_string()));
+    }
+
+    fn cancel(&self, id: ExecutionId) {
+        let command = self.0.running.lock().get(&id).map(|running| running.command);
+        if let Some(command) = command {
+            self.0.supervisor.cancel(command);
+        }
+    }
+
+    fn close(&self, _deadline: Instant) {
+        // Bounded by itself: it kills, and does not wait long for what cannot be killed.
+        self.0.supervisor.close();
+        let data_dir = self.0.data_dir.lock().take();
+        if let Some(data_dir) = data_dir
+            && let Err(error) = data_dir.close()
+        {
+            log::warn!("the workspaces could not be removed entirely: {error}");
+        }
+    }
+}
+
+impl fmt::Debug for LocalBackend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LocalBackend")
+            .field("slots", &self.0.slots.len())
+            .field("not_isolated_because", &self.not_isolated_because())
+            .finish()
+    }
+}
