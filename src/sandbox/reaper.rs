@@ -216,8 +216,10 @@ fn run_reaper(plan: &Plan<'_>) -> ! {
             libc::_exit(1);
         }
         // The shell's alone from here on: a reader of its output sees the end of it.
-        for fd in [1, 2, SCRIPT_FD] {
-            libc::close(fd);
+        libc::close(1);
+        libc::close(2);
+        if plan.sources[SCRIPT_FD as usize] >= 0 {
+            libc::close(SCRIPT_FD);
         }
         let mut shell_status = None;
         while shell_status.is_none() && !told_to_kill(signals) {
@@ -287,7 +289,8 @@ fn told_to_kill(signals: c_int) -> bool {
             }
         }
     }
-    fds[0].revents != 0
+    // A watch that fails must not become a busy loop.
+    fds[0].revents != 0 || fds[1].revents & !libc::POLLIN != 0
 }
 
 /// Removes the zombies, and gives the shell's wait status if it is among them.

@@ -16,6 +16,12 @@
 //! bounded part of each pipe, so that neither a burst of starts nor a flood of output keeps the others
 //! waiting.
 //!
+//! # When the host process is killed
+//! A running command dies with it, and one whose sandbox is still being set up never starts. bubblewrap
+//! has one moment of some microseconds, between arming its own death signal and letting its first
+//! process go on, in which that process then stays behind: asleep for ever, with nothing of the command
+//! in it. [`Supervisor::close`] and cancelling wait for this moment to pass; SIGKILL does not.
+//!
 //! # The host process
 //! Nothing is asked of the host's signal handling: it may ignore SIGCHLD, wait for any child, have no
 //! handler for SIGPIPE. Its soft limit of open files is raised to at most 65,536, since each running

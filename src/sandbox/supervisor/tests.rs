@@ -81,10 +81,15 @@ impl Bench {
         })
     }
 
-    /// Waits until the command has made this file in its workspace.
+    /// Waits until commands have made this file in the workspace.
     fn wait_for_file(&self, name: &str) {
+        self.wait_for_size(name, 0);
+    }
+
+    /// Waits until commands have written this much to a file in the workspace.
+    fn wait_for_size(&self, name: &str, size: u64) {
         let path = self.workspace.path().join(name);
-        wait_until(|| path.exists());
+        wait_until(|| path.metadata().is_ok_and(|metadata| metadata.len() >= size));
     }
 }
 
@@ -500,9 +505,13 @@ fn closing_ends_every_command_once_and_leaves_no_process() {
     in_both_modes(|bench| {
         let marker = marker();
         let ends: Vec<_> = (0..20)
-            .map(|_| bench.start(bench.spec(&format!("sleep {marker}"))).1)
+            .map(|_| {
+                bench
+                    .start(bench.spec(&format!("echo >> ready; sleep {marker}")))
+                    .1
+            })
             .collect();
-        wait_until(|| processes_with(&marker).len() >= 5);
+        bench.wait_for_size("ready", 5);
         bench.supervisor.close();
         for end in ends {
             // The answer was there before `close` returned.
@@ -619,12 +628,12 @@ fn two_hundred_sleeping_commands_need_one_thread() {
             let threads = count("/proc/self/task");
             let release = bench.workspace.path().join("release");
             rustix::fs::mkfifoat(rustix::fs::CWD, &release, rustix::fs::Mode::RWXU).unwrap();
-            let ends: Vec<_> = (0..200)
-                .map(|_| bench.start(bench.spec("read x <> release; exit 4")).1)
-                .collect();
             // Each sleeps until it gets a line.
-            let ready = || processes_with("read x <> release").len() >= 200;
-            wait_until(ready);
+            let command = "echo >> ready; read x <> release; exit 4";
+            let ends: Vec<_> = (0..200)
+                .map(|_| bench.start(bench.spec(command)).1)
+                .collect();
+            bench.wait_for_size("ready", 200);
             assert_eq!(count("/proc/self/task"), threads);
             let lines = "go\n".repeat(200);
             let mut fifo = std::fs::OpenOptions::new()
@@ -638,6 +647,43 @@ fn two_hundred_sleeping_commands_need_one_thread() {
             }
         });
     });
+}
+
+#[test]
+fn waiting_for_sleeping_commands_takes_no_processor_time() {
+    alone(
+        "waiting_for_sleeping_commands_takes_no_processor_time",
+        || {
+            in_both_modes(|bench| {
+                let before = processor_time();
+                let ends: Vec<_> = (0..10)
+                    .map(|_| bench.start(bench.spec("sleep 3")).1)
+                    .collect();
+                for end in ends {
+                    assert_eq!(end.recv_timeout(LONG).unwrap().end, End::Exited(0));
+                }
+                // Starting ten takes some 0.1 s; one process that polls takes 3 s.
+                assert!(processor_time() - before < Duration::from_secs(2));
+            });
+        },
+    );
+}
+
+/// Of this process and of all its children that have ended.
+fn processor_time() -> Duration {
+    [libc::RUSAGE_SELF, libc::RUSAGE_CHILDREN]
+        .into_iter()
+        .flat_map(|who| {
+            // SAFETY: a valid place, filled by the call.
+            let usage = unsafe {
+                let mut usage: libc::rusage = std::mem::zeroed();
+                libc::getrusage(who, &mut usage);
+                usage
+            };
+            [usage.ru_utime, usage.ru_stime]
+        })
+        .map(|time| Duration::new(time.tv_sec as u64, time.tv_usec as u32 * 1000))
+        .sum()
 }
 
 #[test]
@@ -672,11 +718,11 @@ fn when_the_host_is_killed_its_commands_die() {
     const MARKER: &str = "TOOL_EXECUTOR_TEST_MARKER";
     let host = |bench: &Bench| {
         let marker = std::env::var(MARKER).unwrap();
-        for _ in 0..10 {
-            bench.start(bench.spec(&format!("setsid sleep {marker} & sleep {marker}")));
-        }
-        // One at least runs; others are still being set up.
-        wait_until(|| !processes_with(&format!("sleep {marker}")).is_empty());
+        let command = format!("setsid sleep {marker} & echo >> ready; sleep {marker}");
+        let _ends: Vec<_> = (0..10)
+            .map(|_| bench.start(bench.spec(&command)).1)
+            .collect();
+        bench.wait_for_size("ready", 10);
         rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL)
             .unwrap();
     };
