@@ -2,8 +2,8 @@
 //! printed.
 //!
 //! [`Isolation::probe`] runs the real bubblewrap with the flags of production. Everything else here is
-//! pure: which arguments bubblewrap gets, which shell runs the command and how the command reaches it,
-//! which environment it sees. The supervisor starts the processes.
+//! pure: which arguments bubblewrap gets, and what it reports. `shell` knows how the command reaches
+//! its shell; the supervisor starts the processes.
 //!
 //! What a command sees under bubblewrap: a read-only `/usr`, those entries of `/etc` that tools need
 //! and that hold no secrets, its workspace as `/workspace` (the only host directory that it can write
@@ -19,26 +19,15 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use super::shell::{self, Shell, ShellCall};
 use super::spawn::{self, CStringArray, Child, Reaped};
 
 /// The number under which bubblewrap gets the pipe that it reports to (`--json-status-fd`).
 pub(super) const STATUS_FD: i32 = 3;
 /// The number under which bubblewrap gets the pipe that holds the command back (`--block-fd`).
 pub(super) const BLOCK_FD: i32 = 4;
-/// The number under which the shell gets its [`ShellCall::script`]; closed before the command runs.
-pub(super) const SCRIPT_FD: i32 = 5;
-/// Where the shell finds its script.
-const SCRIPT_PATH: &str = "/proc/self/fd/5";
-
-/// Longer commands do not fit into one argument (the kernel's limit is 128 KiB with the NUL) and go
-/// by the script instead.
-const INLINE_COMMAND_LIMIT: usize = 127 * 1024;
-
 /// How long one run of bubblewrap may take while probing.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Where programs are looked for inside a sandbox.
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Entries of the root directory that are shared read-only where the host has them.
 const ROOT_ENTRIES: [&str; 6] = ["/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32"];
@@ -169,7 +158,7 @@ impl Bubblewrap {
     /// Runs `true` in a sandbox.
     fn try_out(&self, workspace: &Path) -> Result<(), String> {
         let text = |error: io::Error| error.to_string();
-        let call = shell_call(self.layout.shell, "true", false, None);
+        let call = shell::shell_call(self.layout.shell, "true", false, None);
         let argv = bwrap_argv(
             self,
             workspace,
@@ -178,7 +167,7 @@ impl Bubblewrap {
             &call,
         );
         let arguments = CStringArray::new(argv).map_err(text)?;
-        let environment = CStringArray::new(environment(
+        let environment = CStringArray::new(shell::environment(
             Path::new("/workspace"),
             Path::new("/tmp"),
             self.layout.shell,
@@ -266,7 +255,7 @@ pub(super) fn open_null() -> io::Result<std::os::fd::OwnedFd> {
 fn find_program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
-        .chain(std::env::split_paths(PATH))
+        .chain(std::env::split_paths(shell::PATH))
         .filter(|directory| directory.is_absolute())
         .map(|directory| directory.join(name))
         .find(|candidate| {
@@ -337,127 +326,6 @@ fn user_name(passwd: &str, uid: u32) -> String {
         .map(|line| line.split(':').collect::<Vec<_>>())
         .find(|fields| fields.get(2).and_then(|id| id.parse().ok()) == Some(uid))
         .map_or_else(|| "user".to_owned(), |fields| fields[0].to_owned())
-}
-
-/// The shell that runs commands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Shell {
-    /// `/bin/bash`.
-    Bash,
-    /// `/bin/sh`, where there is no bash.
-    Sh,
-}
-
-impl Shell {
-    /// bash where `/bin/bash` exists.
-    pub(super) fn detect() -> Self {
-        match Path::new("/bin/bash").exists() {
-            true => Self::Bash,
-            false => Self::Sh,
-        }
-    }
-
-    /// Its absolute path.
-    pub(super) fn path(self) -> &'static str {
-        match self {
-            Self::Bash => "/bin/bash",
-            Self::Sh => "/bin/sh",
-        }
-    }
-
-    /// Its `$0`, which begins its error messages.
-    fn name(self) -> &'static str {
-        match self {
-            Self::Bash => "bash",
-            Self::Sh => "sh",
-        }
-    }
-}
-
-/// How a command reaches its shell.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct ShellCall {
-    /// The shell's arguments, its `$0` first.
-    pub(super) argv: Vec<OsString>,
-    /// What the shell must find in [`SCRIPT_FD`] once the command may start.
-    pub(super) script: Option<Vec<u8>>,
-    /// Whether `BASH_ENV` makes bash read the script before it runs its `-c` argument.
-    script_is_prelude: bool,
-}
-
-/// What stands in for [`ShellCall::script`] until the command may start. A shell that reads this was
-/// let go by nobody: the supervisor is gone.
-pub(super) const CLOSED_GATE: &[u8] = b"exit 125\n";
-
-/// How `shell` is made to run `command`.
-///
-/// A command of ordinary length is the argument of `bash -c`, so that it behaves in all respects as
-/// such (`$0`, messages, no needless fork). A longer one is sourced from the script.
-///
-/// With `gated`, the shell reads the script in any case: a sandbox whose supervisor dies while it is
-/// being set up is released by the end of file of bubblewrap's `--block-fd`, and must then find that
-/// its gate was never opened. `open_files` is the soft limit of open files to set.
-pub(super) fn shell_call(
-    shell: Shell,
-    command: &str,
-    gated: bool,
-    open_files: Option<u64>,
-) -> ShellCall {
-    let limit = open_files.map_or_else(String::new, |limit| format!("ulimit -S -n {limit}; "));
-    let close = format!("{limit}exec {SCRIPT_FD}<&-");
-    let argv = |command: &str| [shell.name(), "-c", command].map(OsString::from).to_vec();
-    let inline = command.len() < INLINE_COMMAND_LIMIT;
-    match shell {
-        Shell::Bash if inline && gated => ShellCall {
-            argv: argv(command),
-            script: Some(format!("unset BASH_ENV; {close}\n").into_bytes()),
-            script_is_prelude: true,
-        },
-        _ if inline && !gated => ShellCall {
-            argv: argv(command),
-            script: None,
-            script_is_prelude: false,
-        },
-        // On the command's own first line, so that line numbers in messages are right.
-        _ => ShellCall {
-            argv: argv(&format!(". {SCRIPT_PATH}")),
-            script: Some(format!("{close}; {command}\n").into_bytes()),
-            script_is_prelude: false,
-        },
-    }
-}
-
-/// The whole environment of a command, as `NAME=value`. Nothing of the host's own is in it.
-pub(super) fn environment(
-    home: &Path,
-    temporary: &Path,
-    shell: Shell,
-    user: &str,
-    call: &ShellCall,
-) -> Vec<OsString> {
-    let prelude = call
-        .script_is_prelude
-        .then_some(("BASH_ENV", OsStr::new(SCRIPT_PATH)));
-    [
-        ("PATH", OsStr::new(PATH)),
-        ("HOME", home.as_os_str()),
-        ("PWD", home.as_os_str()),
-        ("TMPDIR", temporary.as_os_str()),
-        ("USER", OsStr::new(user)),
-        ("LOGNAME", OsStr::new(user)),
-        ("SHELL", OsStr::new(shell.path())),
-        ("LANG", OsStr::new("C.UTF-8")),
-        ("TERM", OsStr::new("dumb")),
-    ]
-    .into_iter()
-    .chain(prelude)
-    .map(|(name, value)| {
-        let mut entry = OsString::from(name);
-        entry.push("=");
-        entry.push(value);
-        entry
-    })
-    .collect()
 }
 
 /// How bubblewrap and its starter speak with each other.
@@ -575,7 +443,7 @@ mod tests {
 
     #[test]
     fn the_arguments_of_bubblewrap_are_exactly_these() {
-        let call = shell_call(Shell::Bash, "echo a b", true, None);
+        let call = shell::shell_call(Shell::Bash, "echo a b", true, None);
         let argv = bwrap_argv(
             &bubblewrap(),
             Path::new("/w s"),
@@ -609,7 +477,7 @@ mod tests {
 
     #[test]
     fn a_command_cannot_be_taken_for_an_option_of_bubblewrap() {
-        let call = shell_call(Shell::Bash, "--bind / /host", true, None);
+        let call = shell::shell_call(Shell::Bash, "--bind / /host", true, None);
         let argv = bwrap_argv(
             &bubblewrap(),
             Path::new("/w"),
@@ -619,28 +487,6 @@ mod tests {
         );
         let end = argv.iter().position(|word| word == "--").unwrap();
         assert_eq!(line(&argv[end..]), "-- bash -c --bind / /host");
-    }
-
-    #[test]
-    fn short_commands_are_arguments_and_long_ones_are_sourced() {
-        let short = shell_call(Shell::Bash, "true", false, None);
-        assert_eq!(
-            (line(&short.argv), short.script),
-            ("bash -c true".to_owned(), None)
-        );
-        let gated = shell_call(Shell::Bash, "true", true, Some(1024));
-        assert_eq!(line(&gated.argv), "bash -c true");
-        assert_eq!(
-            gated.script.as_deref(),
-            Some(&b"unset BASH_ENV; ulimit -S -n 1024; exec 5<&-\n"[..])
-        );
-        let long = "x".repeat(INLINE_COMMAND_LIMIT);
-        let long = shell_call(Shell::Bash, &long, true, None);
-        assert_eq!(line(&long.argv), "bash -c . /proc/self/fd/5");
-        assert!(long.script.unwrap().starts_with(b"exec 5<&-; xxx"));
-        // A plain sh reads no file before a `-c` argument.
-        let gated = shell_call(Shell::Sh, "true", true, None);
-        assert_eq!(line(&gated.argv), "sh -c . /proc/self/fd/5");
     }
 
     #[test]
@@ -694,6 +540,9 @@ mod tests {
             broken.try_out(workspace.path()),
             Err("no reason given".to_owned())
         );
+        // A success that bubblewrap does not report is none.
+        broken.program = "/bin/true".into();
+        assert!(broken.try_out(workspace.path()).is_err());
         broken.program = "/nonexistent/bwrap".into();
         let error = broken.try_out(workspace.path()).unwrap_err();
         assert!(error.contains("No such file"), "{error}");

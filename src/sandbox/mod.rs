@@ -4,5 +4,7 @@ mod isolation;
 mod output;
 mod reaper;
 mod running;
+mod shell;
 mod spawn;
+mod stream;
 mod supervisor;

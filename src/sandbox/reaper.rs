@@ -25,7 +25,7 @@ use std::path::Path;
 
 use rustix::process::Pid;
 
-use super::isolation::SCRIPT_FD;
+use super::shell::SCRIPT_FD;
 use super::spawn::{self, CStringArray, Child};
 
 /// The reaper's end of the control pipe. End of file means: kill everything.

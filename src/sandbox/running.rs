@@ -21,16 +21,15 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use rustix::event::epoll;
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags};
 
-use super::isolation::{
-    self, Bubblewrap, CLOSED_GATE, Handshake, Isolation, Shell, ShellCall, StatusReport,
-};
-use super::output::{Capture, Captured};
+use super::isolation::{self, Bubblewrap, Handshake, Isolation, StatusReport};
+use super::output::Captured;
 use super::reaper::{self, Report, Step};
+use super::shell::{self, CLOSED_GATE, Shell, ShellCall};
 use super::spawn::{self, CStringArray, Child, Reaped};
+use super::stream::{Source, Stream, Watch};
 use super::supervisor::{CommandSpec, End};
 
 /// How long bubblewrap may take to set a sandbox up. Milliseconds are usual; a thousand at once on a
@@ -42,73 +41,8 @@ pub(super) const KILL_MARGIN: Duration = Duration::from_secs(5);
 /// Longer timeouts are taken for this, so that no deadline overflows the clock.
 const LONGEST_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
 
-/// The size of the buffer that pipes are read through.
-pub(super) const READ_BUFFER: usize = 64 * 1024;
-/// How often one pipe is read in one turn, so that a command that floods its output does not keep the
-/// others waiting.
-const READS_PER_TURN: usize = 4;
-/// No more than this is read from a pipe at the end. Pipes hold 64 KiB, 1 MiB at the utmost unless the
-/// administrator allows more; the bound matters where a process escaped and still writes.
-const DRAIN_LIMIT: usize = 16 << 20;
 /// No more than this is kept of what bubblewrap or the reaper reports: some 300 bytes are usual.
 const REPORTS_LIMIT: usize = 16 * 1024;
-
-/// What an event is about.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Source {
-    /// The command's standard output.
-    Stdout,
-    /// The command's standard error.
-    Stderr,
-    /// The pipe that bubblewrap or the reaper reports to.
-    Reports,
-    /// The end of bubblewrap or of the reaper.
-    Child,
-    /// The end of the sandbox's last process.
-    Init,
-}
-
-impl Source {
-    const ALL: [Self; 5] = [
-        Self::Stdout,
-        Self::Stderr,
-        Self::Reports,
-        Self::Child,
-        Self::Init,
-    ];
-}
-
-/// The events of one command in the supervisor's epoll.
-pub(super) struct Watch<'a> {
-    /// The epoll.
-    pub(super) epoll: &'a OwnedFd,
-    /// The command's number.
-    pub(super) id: u64,
-}
-
-impl Watch<'_> {
-    /// The command and the source that an event's data stands for.
-    pub(super) fn decode(data: u64) -> Option<(u64, Source)> {
-        Some((data >> 3, *Source::ALL.get((data & 7) as usize)?))
-    }
-
-    fn add(&self, fd: BorrowedFd<'_>, source: Source) -> io::Result<()> {
-        let data = epoll::EventData::new_u64(self.id << 3 | source as u64);
-        Ok(epoll::add(self.epoll, fd, data, epoll::EventFlags::IN)?)
-    }
-
-    /// Must come before a file descriptor is closed: a fork of the host, made by whomever, may hold a
-    /// copy, and then closing ours does not end the events.
-    fn remove(&self, fd: BorrowedFd<'_>) {
-        let _ = epoll::delete(self.epoll, fd);
-    }
-
-    fn remove_and_close(&self, fd: &mut Option<OwnedFd>) {
-        if let Some(fd) = fd.take() {
-            self.remove(fd.as_fd());
-        }
-    }
-}
 
 /// Why a command was killed before its main process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -156,6 +90,16 @@ enum Container {
         control: Option<OwnedFd>,
         report: Report,
     },
+}
+
+impl Container {
+    /// Gives up what keeps the command from ending: the gate, unopened, or the control pipe.
+    fn let_go(&mut self) {
+        match self {
+            Self::Namespace { gate, .. } => drop(gate.take()),
+            Self::Reaper { control, .. } => drop(control.take()),
+        }
+    }
 }
 
 /// Holds the command back until its sandbox's init is held by a pidfd.
@@ -218,9 +162,8 @@ impl Running {
             Isolation::Bubblewrap(bubblewrap) => start_sandboxed(spec, host, bubblewrap, stdio)?,
             Isolation::None { .. } => start_bare(spec, host, stdio)?,
         };
-        rustix::io::ioctl_fionbio(&reports, true)?;
         let bare = matches!(container, Container::Reaper { .. });
-        let running = Self {
+        let mut running = Self {
             stdout,
             stderr,
             child,
@@ -235,18 +178,22 @@ impl Running {
             killed: None,
             given_up: false,
         };
-        running.watch_all(watch).inspect_err(|_| {
-            // Dropping it closes the gate or the control pipe: nothing of the command will run on.
-            running.child.kill();
+        if let Err(error) = running.watch_all(watch) {
+            // Without its gate or its control pipe it ends by itself.
+            running.container.let_go();
             let _ = rustix::process::waitid(
                 rustix::process::WaitId::PidFd(running.child.as_fd()),
                 rustix::process::WaitIdOptions::EXITED,
             );
-        })?;
+            return Err(error);
+        }
         Ok(running)
     }
 
     fn watch_all(&self, watch: &Watch<'_>) -> io::Result<()> {
+        if let Some(reports) = &self.reports {
+            rustix::io::ioctl_fionbio(reports, true)?;
+        }
         for (fd, source) in [
             (&self.stdout.pipe, Source::Stdout),
             (&self.stderr.pipe, Source::Stderr),
@@ -551,7 +498,7 @@ fn start_sandboxed(
     [stdin, stdout, stderr]: [BorrowedFd<'_>; 3],
 ) -> io::Result<(Child, OwnedFd, Container)> {
     let shell = bubblewrap.layout.shell;
-    let call = isolation::shell_call(shell, &spec.command, true, host.open_files);
+    let call = shell::shell_call(shell, &spec.command, true, host.open_files);
     let arguments = CStringArray::new(isolation::bwrap_argv(
         bubblewrap,
         &spec.workspace,
@@ -601,7 +548,7 @@ fn start_bare(
     host: &Host,
     stdio: [BorrowedFd<'_>; 3],
 ) -> io::Result<(Child, OwnedFd, Container)> {
-    let call = isolation::shell_call(host.shell, &spec.command, false, None);
+    let call = shell::shell_call(host.shell, &spec.command, false, None);
     let script = match &call.script {
         Some(script) => Some(spawn::memory_file(c"tool-command", script)?),
         None => None,
@@ -629,9 +576,7 @@ fn environment(
     host: &Host,
     call: &ShellCall,
 ) -> io::Result<CStringArray> {
-    CStringArray::new(isolation::environment(
-        home, temporary, shell, &host.user, call,
-    ))
+    CStringArray::new(shell::environment(home, temporary, shell, &host.user, call))
 }
 
 /// A pidfd of `pid`, if that is a child of `parent`. `parent` is not reaped yet, so that its number is
@@ -651,67 +596,6 @@ fn open_child_of(parent: Pid, pid: i32) -> io::Result<OwnedFd> {
         Ok(pidfd)
     } else {
         Err(not_found())
-    }
-}
-
-/// One output stream of a command.
-struct Stream {
-    /// The read end, non-blocking; `None` after its end.
-    pipe: Option<OwnedFd>,
-    capture: Capture,
-}
-
-impl Stream {
-    /// A stream, and the write end for the command, which is blocking.
-    fn new(limit_chars: usize) -> io::Result<(Self, OwnedFd)> {
-        let (pipe, writer) = spawn::pipe()?;
-        rustix::io::ioctl_fionbio(&pipe, true)?;
-        let stream = Self {
-            pipe: Some(pipe),
-            capture: Capture::new(limit_chars),
-        };
-        Ok((stream, writer))
-    }
-
-    /// Reads a bounded part of what is there.
-    fn read(&mut self, watch: &Watch<'_>, buffer: &mut [u8]) {
-        for _ in 0..READS_PER_TURN {
-            if self.read_once(watch, buffer) < buffer.len() {
-                break;
-            }
-        }
-    }
-
-    /// Reads what is there, and no more: 0 if nothing is.
-    fn read_once(&mut self, watch: &Watch<'_>, buffer: &mut [u8]) -> usize {
-        let Some(pipe) = &self.pipe else { return 0 };
-        loop {
-            match rustix::io::read(pipe, &mut *buffer) {
-                Ok(count) if count > 0 => {
-                    self.capture.push(&buffer[..count]);
-                    return count;
-                }
-                Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => return 0,
-                _ => {
-                    watch.remove_and_close(&mut self.pipe);
-                    return 0;
-                }
-            }
-        }
-    }
-
-    /// Reads what is left in the pipe and closes it.
-    fn drain(mut self, watch: &Watch<'_>, buffer: &mut [u8]) -> Captured {
-        let mut drained = 0;
-        while drained < DRAIN_LIMIT {
-            match self.read_once(watch, buffer) {
-                0 => break,
-                count => drained += count,
-            }
-        }
-        watch.remove_and_close(&mut self.pipe);
-        self.capture.finish()
     }
 }
 
@@ -767,13 +651,5 @@ mod tests {
         assert!(open_child_of(me, me.as_raw_nonzero().get()).is_err());
         assert!(open_child_of(me, i32::MAX).is_err());
         assert!(open_child_of(me, -1).is_err());
-    }
-
-    #[test]
-    fn event_data_is_decoded_to_what_it_was_made_of() {
-        for source in Source::ALL {
-            assert_eq!(Watch::decode(77 << 3 | source as u64), Some((77, source)));
-        }
-        assert_eq!(Watch::decode(u64::MAX), None);
     }
 }

@@ -43,8 +43,9 @@ use rustix::process::{Resource, Rlimit};
 
 use super::isolation::{self, HostLayout, Isolation};
 use super::output::{Capture, Captured};
-use super::running::{Host, READ_BUFFER, Reason, Running, Watch};
+use super::running::{Host, Reason, Running};
 use super::spawn::{Child, Reaped};
+use super::stream::{READ_BUFFER, Watch};
 
 /// How many commands are started before events and deadlines are looked at again.
 const STARTS_PER_TURN: usize = 8;
@@ -246,8 +247,6 @@ enum Request {
 
 impl Shared {
     /// Gives the request back when the supervisor is closing.
-    // The request is moved back, not copied to the heap: this is the shut-down path only.
-    #[expect(clippy::result_large_err)]
     fn send(&self, request: Request) -> Result<(), Request> {
         let mut queue = self.queue.lock();
         if queue.closing {

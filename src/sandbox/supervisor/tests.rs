@@ -464,6 +464,22 @@ fn without_network_there_is_none_and_where_that_is_impossible_nothing_runs() {
 }
 
 #[test]
+fn where_there_is_no_bash_sh_runs_the_commands() {
+    let mut isolation = Isolation::probe();
+    let Isolation::Bubblewrap(bubblewrap) = &mut isolation else {
+        panic!("install bubblewrap: {isolation:?}");
+    };
+    bubblewrap.layout.shell = crate::sandbox::shell::Shell::Sh;
+    let bench = Bench::new(isolation);
+    assert_eq!(
+        bench.output("echo $0 $# $SHELL; ls /proc/self/fd | tr '\\n' ' '"),
+        "sh 0 /bin/sh\n0 1 2 3 "
+    );
+    assert_eq!(bench.run("cat; exit 3").end, End::Exited(3));
+    assert_eq!(bench.run("if").end, End::Exited(2));
+}
+
+#[test]
 fn a_cancelled_command_is_dead_with_all_its_processes() {
     in_both_modes(|bench| {
         let marker = marker();
