@@ -118,9 +118,6 @@ impl LocalBackend {
             )));
         }
         let isolation = Isolation::probe();
-        if let Isolation::None { reason } = &isolation {
-            log::warn!("commands run WITHOUT isolation: {reason}");
-        }
         let data_dir = DataDir::create(config.data_dir.as_deref(), config.slots)
             .map_err(|error| BackendError::with_source("cannot make the workspaces", error))?;
         let supervisor = Supervisor::start(isolation)
@@ -167,8 +164,9 @@ impl LocalBackend {
     fn bash(&self, execution: Execution) {
         let Execution { id, slot, arguments, timeout, reply, .. } = execution;
         let policy = IsolationPolicy::from_arguments(&arguments);
-        let isolated = self.not_isolated_because().is_none();
-        if let Some(refusal) = policy.refusal(isolated) {
+        let isolation = self.0.supervisor.isolation();
+        let (sandboxed, can_cut_network) = (isolation.is_sandboxed(), isolation.can_cut_network());
+        if let Some(refusal) = policy.refusal(sandboxed, can_cut_network) {
             return reply.send(refusal);
         }
         let Some(place) = self.0.slots.get(slot.index) else { return };

@@ -678,8 +678,8 @@ impl Dispatch {
             Stage::InHandler { .. } => ToolResult::failure(
                 Outcome::Timeout,
                 format!(
-                    "Tool timed out after {:.1}s; it was told to stop",
-                    call.timeout.as_secs_f64()
+                    "Tool timed out after {}s; it was told to stop",
+                    float_text(call.timeout.as_secs_f64())
                 ),
             ),
         };

@@ -8,6 +8,7 @@
 use serde_json::Value;
 
 use super::supervisor::{End, Finished};
+use crate::tool::python_json::{float_text, is_truthy};
 use crate::tool::{JsonObject, Outcome, ToolResult};
 
 /// What a call demands of its sandbox.
@@ -20,45 +21,30 @@ pub(crate) struct IsolationPolicy {
 }
 
 impl IsolationPolicy {
-    /// The policy in a call's arguments, `allow_network` and `require_sandbox`, by [`truthy`].
+    /// The policy in a call's arguments, `allow_network` and `require_sandbox`, true as Python takes
+    /// JSON values for true.
     pub(crate) fn from_arguments(arguments: &JsonObject) -> Self {
         Self {
-            allow_network: arguments.get("allow_network").is_none_or(truthy),
-            require_sandbox: arguments.get("require_sandbox").is_some_and(truthy),
+            allow_network: arguments.get("allow_network").is_none_or(is_truthy),
+            require_sandbox: arguments.get("require_sandbox").is_some_and(is_truthy),
         }
     }
 
-    /// The answer to a call that demands what a machine without bubblewrap cannot give. `None` if
-    /// the call may run.
-    pub(crate) fn refusal(self, bwrap_available: bool) -> Option<ToolResult> {
-        let demand = if bwrap_available {
-            return None;
-        } else if self.require_sandbox {
+    /// The answer to a call that demands what this machine cannot give. `None` if the call may run.
+    pub(crate) fn refusal(self, sandboxed: bool, can_cut_network: bool) -> Option<ToolResult> {
+        let demand = if self.require_sandbox && !sandboxed {
             "Sandboxing required"
-        } else if !self.allow_network {
+        } else if !self.allow_network && !can_cut_network {
             "Network isolation requested"
         } else {
             return None;
         };
         let error = format!("{demand} but bubblewrap is unavailable in this environment");
         let mut result = ToolResult::failure(Outcome::IsolationUnavailable, error);
-        put(&mut result.metadata, "sandboxed", false);
+        put(&mut result.metadata, "sandboxed", sandboxed);
         put(&mut result.metadata, "network_isolated", false);
         put(&mut result.metadata, "requires_bwrap", true);
         Some(result)
-    }
-}
-
-/// Whether Python takes a JSON value for true: everything but `null`, `false`, zero and what is
-/// empty.
-pub(crate) fn truthy(value: &Value) -> bool {
-    match value {
-        Value::Null => false,
-        Value::Bool(bool) => *bool,
-        Value::Number(number) => number.as_f64() != Some(0.0),
-        Value::String(string) => !string.is_empty(),
-        Value::Array(array) => !array.is_empty(),
-        Value::Object(object) => !object.is_empty(),
     }
 }
 
@@ -71,13 +57,17 @@ pub(crate) fn bash_result(finished: Finished, timeout_s: f64) -> ToolResult {
         End::Exited(code) => (exit_failure(*code), *code),
         End::Signaled(signal) => (exit_failure(-signal), -signal),
         End::TimedOut => {
-            let error = format!("Command timed out after {}s", python_float(timeout_s));
+            let error = format!("Command timed out after {}s", float_text(timeout_s));
             (ToolResult::failure(Outcome::Timeout, error), -1)
         }
         End::Cancelled => (
             ToolResult::failure(Outcome::Cancelled, "Command was cancelled"),
             -1,
         ),
+        End::Lost(text) => {
+            let error = format!("Command was lost: {text}");
+            (ToolResult::failure(Outcome::BackendFailed, error), -1)
+        }
         End::SetupFailed(text) => return setup_failure(text, sandboxed),
     };
 
@@ -87,7 +77,7 @@ pub(crate) fn bash_result(finished: Finished, timeout_s: f64) -> ToolResult {
         End::Signaled(signal) => put(&mut metadata, "signal", signal),
         End::TimedOut => put(&mut metadata, "timeout", true),
         End::Cancelled => put(&mut metadata, "cancelled", true),
-        End::Exited(_) | End::SetupFailed(_) => {}
+        End::Exited(_) | End::Lost(_) | End::SetupFailed(_) => {}
     }
     put(&mut metadata, "sandboxed", sandboxed);
     put(&mut metadata, "network_isolated", finished.network_isolated);
@@ -101,6 +91,9 @@ pub(crate) fn bash_result(finished: Finished, timeout_s: f64) -> ToolResult {
     let omitted = finished.stdout.omitted_bytes + finished.stderr.omitted_bytes;
     if omitted > 0 {
         put(&mut metadata, "omitted_bytes", omitted);
+    }
+    if !finished.all_dead {
+        put(&mut metadata, "processes_left", true);
     }
     let output = merge_output(&finished.stdout.text, &finished.stderr.text);
     ToolResult {
@@ -143,26 +136,6 @@ fn python_strip(text: &str) -> &str {
     text.trim_matches(|c: char| c.is_whitespace() || ('\x1c'..='\x1f').contains(&c))
 }
 
-/// A number as Python prints a float: `30.0`, `0.5`, `1e+16`, `1e-05`, `inf`.
-pub(crate) fn python_float(number: f64) -> String {
-    if !number.is_finite() {
-        return number.to_string().to_lowercase();
-    }
-    // The shortest digits that read back as the same number, like Python's.
-    let scientific = format!("{number:e}");
-    let Some((digits, exponent)) = scientific.split_once('e') else {
-        return scientific;
-    };
-    match exponent.parse::<i32>() {
-        Ok(-4..=15) => format!("{number:?}"),
-        Ok(exponent) => {
-            let sign = if exponent < 0 { '-' } else { '+' };
-            format!("{digits}e{sign}{:02}", exponent.unsigned_abs())
-        }
-        Err(_) => scientific,
-    }
-}
-
 fn put(metadata: &mut JsonObject, key: &str, value: impl Into<Value>) {
     metadata.insert(key.to_owned(), value.into());
 }
@@ -192,6 +165,7 @@ mod tests {
             wall: Duration::from_millis(1_500),
             sandboxed: true,
             network_isolated: false,
+            all_dead: true,
         }
     }
 
@@ -215,31 +189,6 @@ mod tests {
                 merged,
                 "{stdout:?} {stderr:?}"
             );
-        }
-    }
-
-    #[test]
-    fn floats_are_printed_as_python_prints_them() {
-        for (number, text) in [
-            (30.0, "30.0"),
-            (0.5, "0.5"),
-            (0.1 + 0.2, "0.30000000000000004"),
-            (-1.0, "-1.0"),
-            (0.0, "0.0"),
-            (-0.0, "-0.0"),
-            (1e15, "1000000000000000.0"),
-            (1e16, "1e+16"),
-            (1.5e16, "1.5e+16"),
-            (123456789012345680.0, "1.2345678901234568e+17"),
-            (0.0001, "0.0001"),
-            (0.00001, "1e-05"),
-            (1.25e-7, "1.25e-07"),
-            (1e100, "1e+100"),
-            (f64::INFINITY, "inf"),
-            (f64::NEG_INFINITY, "-inf"),
-            (f64::NAN, "nan"),
-        ] {
-            assert_eq!(python_float(number), text);
         }
     }
 
@@ -336,7 +285,7 @@ mod tests {
         let policy =
             |value: Value| IsolationPolicy::from_arguments(value.as_object().expect("an object"));
         let refused = policy(json!({"require_sandbox": true, "allow_network": false}));
-        let result = refused.refusal(false).expect("a refusal");
+        let result = refused.refusal(false, false).expect("a refusal");
         assert_eq!(
             result.error,
             "Sandboxing required but bubblewrap is unavailable in this environment"
@@ -349,44 +298,22 @@ mod tests {
             metadata(&result),
             r#"{"sandboxed":false,"network_isolated":false,"requires_bwrap":true}"#
         );
-        assert_eq!(refused.refusal(true), None);
+        assert_eq!(refused.refusal(true, true), None);
 
         let result = policy(json!({"allow_network": null}))
-            .refusal(false)
+            .refusal(false, false)
             .expect("a refusal");
         assert_eq!(
             result.error,
             "Network isolation requested but bubblewrap is unavailable in this environment"
         );
-        assert_eq!(policy(json!({})).refusal(false), None);
+        let no_network = policy(json!({"allow_network": false}));
+        assert!(no_network.refusal(true, false).is_some(), "a sandbox that cannot cut it");
+        assert_eq!(no_network.refusal(true, true), None);
+        assert_eq!(policy(json!({})).refusal(false, false), None);
         assert_eq!(
-            policy(json!({"allow_network": "no", "require_sandbox": []})).refusal(false),
+            policy(json!({"allow_network": "no", "require_sandbox": []})).refusal(false, false),
             None
         );
-    }
-
-    #[test]
-    fn truth_is_pythons() {
-        for falsy in [
-            json!(null),
-            json!(false),
-            json!(0),
-            json!(-0.0),
-            json!(""),
-            json!([]),
-            json!({}),
-        ] {
-            assert!(!truthy(&falsy), "{falsy}");
-        }
-        for other in [
-            json!(true),
-            json!(-1),
-            json!(0.1),
-            json!("false"),
-            json!([0]),
-            json!({"a": 0}),
-        ] {
-            assert!(truthy(&other), "{other}");
-        }
     }
 }

@@ -1,8 +1,30 @@
-//! The sandbox engine.
+//! The sandbox engine: runs tools in slots on this machine.
+//!
+//! Each slot has a *workspace*, a directory that commands see as `/workspace`. What the engine is
+//! made of, from the tools down to the kernel:
+//!
+//! - `bash` shapes what a command gave into the tool's result; `files` is the tools `read_file` and
+//!   `write_file`.
+//! - `supervisor` runs any number of commands with one thread; `running` is one of them, `stream`
+//!   its pipes, `output` what is kept of what it prints.
+//! - `shell` is how a command reaches its shell, `isolation` what it may see (bubblewrap), `reaper`
+//!   how all its processes are found where there is no bubblewrap, `spawn` the start of a process.
+//! - `workspace` owns the directories, `paths` finds places beneath them, `tree` empties and copies
+//!   them.
+//!
+//! It knows no trajectories, no queues and no HTTP: `backend::local` puts it behind the executor.
+//! It trusts nothing that a model controls: commands, paths, file contents, output, timing.
 
-mod files;
+pub(crate) mod bash;
+pub(crate) mod files;
+pub(crate) mod isolation;
 mod output;
 mod paths;
-mod bash;
+mod reaper;
+mod running;
+mod shell;
+mod spawn;
+mod stream;
+pub(crate) mod supervisor;
 mod tree;
-mod workspace;
+pub(crate) mod workspace;

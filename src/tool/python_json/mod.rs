@@ -23,7 +23,7 @@ use serde_json::Value;
 
 pub use read::{MAX_DEPTH, ParseError, parse};
 pub use write::{NonAscii, to_string};
-pub(crate) use write::{write_object, write_string};
+pub(crate) use write::{float_text, write_object, write_string};
 
 /// Whether Python takes `value` for true: not null, false, zero or empty.
 pub(crate) fn is_truthy(value: &Value) -> bool {

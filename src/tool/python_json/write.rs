@@ -97,6 +97,13 @@ pub(crate) fn write_string(out: &mut String, string: &str, non_ascii: NonAscii) 
     out.push('"');
 }
 
+/// A finite number as Python prints a float: `30.0`, `0.5`, `1e+16`, `1e-05`.
+pub(crate) fn float_text(float: f64) -> String {
+    let mut out = String::new();
+    write_float(&mut out, float);
+    out
+}
+
 fn write_float(out: &mut String, float: f64) {
     // Rust's debug form has Python's digits and changes to exponents at the same magnitudes; only
     // the exponent itself looks different.

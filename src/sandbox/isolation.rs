@@ -1,0 +1,550 @@
+//! How commands are isolated: found out once, at start, and never revisited because of what a command
+//! printed.
+//!
+//! [`Isolation::probe`] runs the real bubblewrap with the flags of production. Everything else here is
+//! pure: which arguments bubblewrap gets, and what it reports. `shell` knows how the command reaches
+//! its shell; the supervisor starts the processes.
+//!
+//! What a command sees under bubblewrap: a read-only `/usr`, those entries of `/etc` that tools need
+//! and that hold no secrets, its workspace as `/workspace` (the only host directory that it can write
+//! to), private `/tmp`, `/proc` and `/dev`, its own user, pid, ipc, uts and cgroup namespaces, a
+//! network only where it is allowed, no capabilities and no further user namespaces.
+
+use std::ffi::{CString, OsStr, OsString};
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use super::shell::{self, Shell, ShellCall};
+use super::spawn::{self, CStringArray, Child, Reaped};
+
+/// The number under which bubblewrap gets the pipe that it reports to (`--json-status-fd`).
+pub(super) const STATUS_FD: i32 = 3;
+/// The number under which bubblewrap gets the pipe that holds the command back (`--block-fd`).
+pub(super) const BLOCK_FD: i32 = 4;
+/// How long one run of bubblewrap may take while probing.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Entries of the root directory that are shared read-only where the host has them.
+const ROOT_ENTRIES: [&str; 6] = ["/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32"];
+
+/// Entries of `/etc` that tools need and that hold no secrets. A `*` at the end is a prefix match.
+///
+/// Not the whole directory: it holds password hashes, host keys, private TLS keys, tokens.
+const ETC_ENTRIES: [&str; 34] = [
+    "alternatives",
+    "bash.bashrc",
+    "ca-certificates*",
+    "crypto-policies",
+    "debian_version",
+    "group",
+    "host.conf",
+    "hosts",
+    "inputrc",
+    "java*",
+    "ld.so.cache",
+    "ld.so.conf",
+    "ld.so.conf.d",
+    "localtime",
+    "login.defs",
+    "magic",
+    "magic.mime",
+    "mime.types",
+    "nsswitch.conf",
+    "os-release",
+    "passwd",
+    "perl",
+    "pki/ca-trust",
+    "pki/tls/certs",
+    "protocols",
+    "python3*",
+    "resolv.conf",
+    "services",
+    "shells",
+    "ssl/certs",
+    "ssl/openssl.cnf",
+    "terminfo",
+    "timezone",
+    "vim",
+];
+
+/// How the commands of this process are isolated.
+#[derive(Debug, Clone)]
+pub(crate) enum Isolation {
+    /// Each command runs in namespaces of its own.
+    Bubblewrap(Bubblewrap),
+    /// Commands run as ordinary processes of this user, in their workspace and with a clean
+    /// environment; nothing keeps them from anything that the user may do.
+    None {
+        /// Why, as one line for people.
+        reason: String,
+    },
+}
+
+/// A bubblewrap that was seen to work here.
+#[derive(Debug, Clone)]
+pub(crate) struct Bubblewrap {
+    /// Absolute path of the program.
+    pub(crate) program: PathBuf,
+    /// Whether it can forbid further user namespaces inside (`--disable-userns`, since 0.8 and not
+    /// where it is installed setuid).
+    pub(crate) disable_userns: bool,
+    /// Whether it can take the network away; some containers do not allow it.
+    pub(crate) can_cut_network: bool,
+    /// What of the host is shared.
+    pub(super) layout: HostLayout,
+}
+
+impl Isolation {
+    /// Finds out what works here. Blocks: some milliseconds as a rule, at most 40 seconds.
+    ///
+    /// Logs a warning where commands will not be isolated.
+    pub(crate) fn probe() -> Self {
+        match Bubblewrap::probe() {
+            Ok(bubblewrap) => Self::Bubblewrap(bubblewrap),
+            Err(reason) => {
+                log::warn!("commands will run without isolation: {reason}");
+                Self::None { reason }
+            }
+        }
+    }
+
+    /// Whether commands run in a sandbox.
+    pub(crate) fn is_sandboxed(&self) -> bool {
+        matches!(self, Self::Bubblewrap(_))
+    }
+
+    /// Whether a command can be run without network.
+    pub(crate) fn can_cut_network(&self) -> bool {
+        matches!(self, Self::Bubblewrap(bubblewrap) if bubblewrap.can_cut_network)
+    }
+}
+
+impl Bubblewrap {
+    /// Tries the production flags from the strictest to the most lenient that is acceptable.
+    fn probe() -> Result<Self, String> {
+        let program = find_program("bwrap").ok_or(
+            "bubblewrap (bwrap) is not installed; on Debian and Ubuntu: apt-get install bubblewrap",
+        )?;
+        let workspace = tempfile::tempdir()
+            .map_err(|error| format!("cannot make a directory to try bubblewrap in: {error}"))?;
+        let layout = HostLayout::detect();
+        let mut first_failure = None;
+        for (can_cut_network, disable_userns) in
+            [(true, true), (true, false), (false, true), (false, false)]
+        {
+            let candidate = Self {
+                program: program.clone(),
+                disable_userns,
+                can_cut_network,
+                layout: layout.clone(),
+            };
+            match candidate.try_out(workspace.path()) {
+                Ok(()) => return Ok(candidate),
+                Err(failure) => first_failure.get_or_insert(failure),
+            };
+        }
+        let failure = first_failure.unwrap_or_default();
+        Err(format!(
+            "{} does not work here: {failure}",
+            program.display()
+        ))
+    }
+
+    /// Runs `true` in a sandbox.
+    fn try_out(&self, workspace: &Path) -> Result<(), String> {
+        let text = |error: io::Error| error.to_string();
+        let call = shell::shell_call(self.layout.shell, "true", false, None);
+        let argv = bwrap_argv(
+            self,
+            workspace,
+            !self.can_cut_network,
+            Handshake::None,
+            &call,
+        );
+        let arguments = CStringArray::new(argv).map_err(text)?;
+        let environment = CStringArray::new(shell::environment(
+            Path::new("/workspace"),
+            Path::new("/tmp"),
+            self.layout.shell,
+            &self.layout.user,
+            &call,
+        ))
+        .map_err(text)?;
+        let program = CString::new(self.program.as_os_str().as_bytes())
+            .map_err(|_| spawn::embedded_nul().to_string())?;
+        let null = open_null().map_err(text)?;
+        let (errors, errors_writer) = spawn::pipe().map_err(text)?;
+        let (status, status_writer) = spawn::pipe().map_err(text)?;
+        let child = spawn::spawn(
+            &program,
+            &arguments,
+            &environment,
+            &[
+                null.as_fd(),
+                null.as_fd(),
+                errors_writer.as_fd(),
+                status_writer.as_fd(),
+            ],
+        )
+        .map_err(text)?;
+        drop((errors_writer, status_writer));
+        wait_or_kill(&child, PROBE_TIMEOUT)?;
+        let report = StatusReport::parse(&read_available(status.as_fd()));
+        match report.exit_code {
+            Some(0) => Ok(()),
+            Some(code) => Err(format!("`true` ended with exit code {code}")),
+            None => Err(one_line(&String::from_utf8_lossy(&read_available(
+                errors.as_fd(),
+            )))),
+        }
+    }
+}
+
+/// Waits until the child has ended, and reaps it.
+fn wait_or_kill(child: &Child, timeout: Duration) -> Result<(), String> {
+    use rustix::event::{PollFd, PollFlags, poll};
+    let deadline = Instant::now() + timeout;
+    while child.reap() == Reaped::Running {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            child.kill();
+            return Err(format!("no end after {} s", timeout.as_secs()));
+        }
+        let mut fds = [PollFd::new(child, PollFlags::IN)];
+        // An interrupted wait is looked at again above.
+        let _ = poll(&mut fds, left.try_into().ok().as_ref());
+    }
+    Ok(())
+}
+
+/// What is in the pipe just now, up to 16 KiB.
+fn read_available(pipe: std::os::fd::BorrowedFd<'_>) -> Vec<u8> {
+    let mut buffer = vec![0; 16 * 1024];
+    let count = rustix::io::ioctl_fionbio(pipe, true)
+        .and_then(|()| rustix::io::read(pipe, &mut buffer))
+        .unwrap_or(0);
+    buffer.truncate(count);
+    buffer
+}
+
+/// The text without line ends, cut where it is very long.
+pub(super) fn one_line(text: &str) -> String {
+    let line: String = text.trim().replace('\n', "; ").chars().take(500).collect();
+    if line.is_empty() {
+        return "no reason given".to_owned();
+    }
+    line
+}
+
+/// `/dev/null`, for reading and writing.
+pub(super) fn open_null() -> io::Result<std::os::fd::OwnedFd> {
+    use rustix::fs::{Mode, OFlags};
+    Ok(rustix::fs::open(
+        "/dev/null",
+        OFlags::RDWR | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?)
+}
+
+/// The absolute path of a program, from the host's `PATH` and the usual directories.
+fn find_program(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain(std::env::split_paths(shell::PATH))
+        .filter(|directory| directory.is_absolute())
+        .map(|directory| directory.join(name))
+        .find(|candidate| {
+            rustix::fs::access(candidate, rustix::fs::Access::EXEC_OK).is_ok()
+                && candidate.is_file()
+        })
+}
+
+/// What of the host's file system a sandbox shares, and who runs in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct HostLayout {
+    /// Entries of the root directory; the target where the entry is a symbolic link.
+    root: Vec<(PathBuf, Option<PathBuf>)>,
+    /// Absolute paths below `/etc`.
+    etc: Vec<PathBuf>,
+    /// The shell that runs commands.
+    pub(super) shell: Shell,
+    /// The name of the user that this process runs as.
+    pub(super) user: String,
+}
+
+impl HostLayout {
+    /// Looks at the host. Blocks on a few file system calls.
+    pub(super) fn detect() -> Self {
+        let root = ROOT_ENTRIES
+            .iter()
+            .map(PathBuf::from)
+            .filter_map(|path| {
+                let kind = path.symlink_metadata().ok()?.file_type();
+                let target = kind.is_symlink().then(|| path.read_link().ok()).flatten();
+                Some((path, target))
+            })
+            .collect();
+        let names: Vec<OsString> = std::fs::read_dir("/etc")
+            .into_iter()
+            .flatten()
+            .filter_map(|entry| Some(entry.ok()?.file_name()))
+            .collect();
+        let mut etc: Vec<PathBuf> = ETC_ENTRIES
+            .iter()
+            .flat_map(|pattern| match pattern.strip_suffix('*') {
+                Some(prefix) => names
+                    .iter()
+                    .filter(|name| name.as_bytes().starts_with(prefix.as_bytes()))
+                    .map(|name| Path::new("/etc").join(name))
+                    .collect(),
+                None => vec![Path::new("/etc").join(pattern)],
+            })
+            .filter(|path| path.exists())
+            .collect();
+        etc.sort();
+        Self {
+            root,
+            etc,
+            shell: Shell::detect(),
+            user: user_name(
+                &std::fs::read_to_string("/etc/passwd").unwrap_or_default(),
+                rustix::process::getuid().as_raw(),
+            ),
+        }
+    }
+}
+
+/// The name of user `uid` in a file like `/etc/passwd`; `user` where it has none.
+fn user_name(passwd: &str, uid: u32) -> String {
+    passwd
+        .lines()
+        .map(|line| line.split(':').collect::<Vec<_>>())
+        .find(|fields| fields.get(2).and_then(|id| id.parse().ok()) == Some(uid))
+        .map_or_else(|| "user".to_owned(), |fields| fields[0].to_owned())
+}
+
+/// How bubblewrap and its starter speak with each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Handshake {
+    /// bubblewrap reports to [`STATUS_FD`].
+    None,
+    /// It also waits for a byte from [`BLOCK_FD`] when the sandbox is set up.
+    Block,
+}
+
+/// The arguments of bubblewrap, its `$0` first. The environment of the command is bubblewrap's own:
+/// it is started with nothing else.
+pub(super) fn bwrap_argv(
+    bubblewrap: &Bubblewrap,
+    workspace: &Path,
+    network: bool,
+    handshake: Handshake,
+    call: &ShellCall,
+) -> Vec<OsString> {
+    let mut argv: Vec<OsString> = Vec::with_capacity(160);
+    let mut add = |arguments: &[&OsStr]| argv.extend(arguments.iter().map(|&a| a.to_owned()));
+    let plain = |flags: &'static str| flags.split(' ').map(OsStr::new).collect::<Vec<_>>();
+
+    add(&plain(
+        "bwrap --unshare-user --unshare-pid --unshare-ipc --unshare-uts",
+    ));
+    add(&plain(
+        "--unshare-cgroup-try --die-with-parent --new-session --cap-drop ALL",
+    ));
+    add(&plain("--hostname sandbox"));
+    if bubblewrap.disable_userns {
+        add(&plain("--disable-userns"));
+    }
+    if !network {
+        add(&plain("--unshare-net"));
+    }
+    let (status, block) = (STATUS_FD.to_string(), BLOCK_FD.to_string());
+    add(&["--json-status-fd".as_ref(), status.as_ref()]);
+    if handshake == Handshake::Block {
+        add(&["--block-fd".as_ref(), block.as_ref()]);
+    }
+
+    add(&plain("--ro-bind /usr /usr"));
+    for (path, target) in &bubblewrap.layout.root {
+        match target {
+            Some(target) => add(&["--symlink".as_ref(), target.as_ref(), path.as_ref()]),
+            None => add(&["--ro-bind".as_ref(), path.as_ref(), path.as_ref()]),
+        }
+    }
+    // `-try`: what was there at the start of this process may be replaced by a package manager since.
+    add(&plain("--dir /etc --dir /etc/ssl --dir /var/tmp"));
+    for path in &bubblewrap.layout.etc {
+        add(&["--ro-bind-try".as_ref(), path.as_ref(), path.as_ref()]);
+    }
+    add(&plain("--proc /proc --dev /dev --tmpfs /tmp"));
+    add(&["--bind".as_ref(), workspace.as_ref(), "/workspace".as_ref()]);
+    add(&plain("--chdir /workspace --"));
+    argv.extend(call.argv.iter().cloned());
+    argv
+}
+
+/// What bubblewrap has reported so far.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct StatusReport {
+    /// The first process of the sandbox's pid namespace, as numbered outside.
+    pub(super) child_pid: Option<i32>,
+    /// The command's exit code, 128 + n for signal n. Only ever there if the command was started.
+    pub(super) exit_code: Option<i32>,
+}
+
+impl StatusReport {
+    /// Reads the JSON documents that were written to the status pipe. An unfinished last one is
+    /// ignored.
+    pub(super) fn parse(text: &[u8]) -> Self {
+        let mut report = Self::default();
+        let number = |document: &Value, name| {
+            let number = document.get(name)?.as_i64()?;
+            i32::try_from(number).ok()
+        };
+        for document in serde_json::Deserializer::from_slice(text).into_iter::<Value>() {
+            let Ok(document) = document else { break };
+            report.child_pid = report.child_pid.or(number(&document, "child-pid"));
+            report.exit_code = report.exit_code.or(number(&document, "exit-code"));
+        }
+        report
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bubblewrap() -> Bubblewrap {
+        Bubblewrap {
+            program: "/usr/bin/bwrap".into(),
+            disable_userns: true,
+            can_cut_network: true,
+            layout: HostLayout {
+                root: vec![
+                    ("/bin".into(), Some("usr/bin".into())),
+                    ("/lib".into(), None),
+                ],
+                etc: vec!["/etc/passwd".into()],
+                shell: Shell::Bash,
+                user: "someone".to_owned(),
+            },
+        }
+    }
+
+    fn line(argv: &[OsString]) -> String {
+        let words: Vec<_> = argv.iter().map(|word| word.to_string_lossy()).collect();
+        words.join(" ")
+    }
+
+    #[test]
+    fn the_arguments_of_bubblewrap_are_exactly_these() {
+        let call = shell::shell_call(Shell::Bash, "echo a b", true, None);
+        let argv = bwrap_argv(
+            &bubblewrap(),
+            Path::new("/w s"),
+            true,
+            Handshake::Block,
+            &call,
+        );
+        assert_eq!(
+            line(&argv),
+            "bwrap --unshare-user --unshare-pid --unshare-ipc --unshare-uts --unshare-cgroup-try \
+             --die-with-parent --new-session --cap-drop ALL --hostname sandbox --disable-userns \
+             --json-status-fd 3 --block-fd 4 --ro-bind /usr /usr --symlink usr/bin /bin \
+             --ro-bind /lib /lib --dir /etc --dir /etc/ssl --dir /var/tmp \
+             --ro-bind-try /etc/passwd /etc/passwd --proc /proc --dev /dev --tmpfs /tmp \
+             --bind /w s /workspace --chdir /workspace -- bash -c echo a b"
+        );
+        assert_eq!(
+            argv.last().map(OsString::as_os_str),
+            Some("echo a b".as_ref())
+        );
+        let offline = bwrap_argv(
+            &bubblewrap(),
+            Path::new("/w"),
+            false,
+            Handshake::None,
+            &call,
+        );
+        assert!(line(&offline).contains(" --unshare-net "));
+        assert!(!line(&offline).contains("--block-fd"));
+    }
+
+    #[test]
+    fn a_command_cannot_be_taken_for_an_option_of_bubblewrap() {
+        let call = shell::shell_call(Shell::Bash, "--bind / /host", true, None);
+        let argv = bwrap_argv(
+            &bubblewrap(),
+            Path::new("/w"),
+            true,
+            Handshake::Block,
+            &call,
+        );
+        let end = argv.iter().position(|word| word == "--").unwrap();
+        assert_eq!(line(&argv[end..]), "-- bash -c --bind / /host");
+    }
+
+    #[test]
+    fn no_entry_of_etc_is_a_known_secret() {
+        let layout = HostLayout::detect();
+        for secret in [
+            "shadow",
+            "gshadow",
+            "sudoers",
+            "ssh",
+            "ssl/private",
+            "ssl",
+            "pki",
+        ] {
+            let path = Path::new("/etc").join(secret);
+            assert!(!layout.etc.contains(&path), "{}", path.display());
+        }
+        assert!(layout.etc.contains(&PathBuf::from("/etc/passwd")));
+    }
+
+    #[test]
+    fn the_status_is_read_document_by_document() {
+        let first = br#"{ "child-pid": 12, "ipc-namespace": 4026532208 }"#;
+        let both = [&first[..], b"\n{ \"exit-code\": 137 }\n"].concat();
+        assert_eq!(StatusReport::parse(&both[..20]), StatusReport::default());
+        assert_eq!(StatusReport::parse(first).child_pid, Some(12));
+        assert_eq!(
+            StatusReport::parse(&both),
+            StatusReport {
+                child_pid: Some(12),
+                exit_code: Some(137)
+            }
+        );
+        assert_eq!(StatusReport::parse(b"\xff{"), StatusReport::default());
+    }
+
+    #[test]
+    fn a_users_name_is_looked_up_by_its_number() {
+        let passwd = "root:x:0:0:root:/root:/bin/bash\nbroken\nme:x:1000:1000::/home/me:/bin/sh\n";
+        assert_eq!(user_name(passwd, 1000), "me");
+        assert_eq!(user_name(passwd, 0), "root");
+        assert_eq!(user_name(passwd, 7), "user");
+    }
+
+    #[test]
+    fn a_bubblewrap_that_fails_is_reported_with_its_own_words() {
+        let mut broken = bubblewrap();
+        broken.program = "/bin/false".into();
+        let workspace = tempfile::tempdir().unwrap();
+        assert_eq!(
+            broken.try_out(workspace.path()),
+            Err("no reason given".to_owned())
+        );
+        // A success that bubblewrap does not report is none.
+        broken.program = "/bin/true".into();
+        assert!(broken.try_out(workspace.path()).is_err());
+        broken.program = "/nonexistent/bwrap".into();
+        let error = broken.try_out(workspace.path()).unwrap_err();
+        assert!(error.contains("No such file"), "{error}");
+    }
+}

@@ -1,0 +1,655 @@
+//! One running command: its processes, its pipes, its deadline, and how it ends.
+//!
+//! A state machine without a thread. The supervisor feeds it what epoll and the clock say; nothing here
+//! blocks, except for starting the process itself. Its phases:
+//!
+//! 1. *Set-up* (only with bubblewrap). bubblewrap makes the namespaces and reports the number of the
+//!    sandbox's first process, *init*, which waits. Init is taken hold of by a pidfd, the gate is
+//!    opened, and the call's clock starts.
+//! 2. *Running*, until the main process ends, the time is up, or somebody cancels.
+//! 3. *Ending*. Everything is killed, whatever the reason, and the end of the last process is awaited:
+//!    the pidfd of a pid namespace's init becomes readable only when no process of the namespace is
+//!    left; without bubblewrap the reaper says so.
+//!
+//! No phase is without a deadline. What is in the pipes at the end is drained; a pipe that somebody
+//! still holds open delays nothing.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags};
+
+use super::isolation::{self, Bubblewrap, Handshake, Isolation, StatusReport};
+use super::output::Captured;
+use super::reaper::{self, Report, Step};
+use super::shell::{self, CLOSED_GATE, Shell, ShellCall};
+use super::spawn::{self, CStringArray, Child, Reaped};
+use super::stream::{Source, Stream, Watch};
+use super::supervisor::{CommandSpec, End};
+
+/// How long bubblewrap may take to set a sandbox up. Milliseconds are usual; a thousand at once on a
+/// small machine take seconds.
+pub(super) const SETUP_LIMIT: Duration = Duration::from_secs(30);
+/// How long the end of killed processes is awaited before that is given up.
+pub(super) const KILL_MARGIN: Duration = Duration::from_secs(5);
+
+/// Longer timeouts are taken for this, so that no deadline overflows the clock.
+const LONGEST_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// No more than this is kept of what bubblewrap or the reaper reports: some 300 bytes are usual.
+const REPORTS_LIMIT: usize = 16 * 1024;
+
+/// Why a command was killed before its main process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reason {
+    /// Its time was up.
+    TimedOut,
+    /// Somebody asked for it.
+    Cancelled,
+    /// Its sandbox was not ready in time.
+    SetupTooLong,
+}
+
+/// A command that was started and has not been answered yet.
+pub(super) struct Running {
+    stdout: Stream,
+    stderr: Stream,
+    child: Child,
+    /// Set when `child` has ended.
+    child_end: Option<Reaped>,
+    reports: Option<OwnedFd>,
+    reported: Vec<u8>,
+    container: Container,
+    timeout: Duration,
+    deadline: Instant,
+    /// When the command was let go.
+    released: Option<Instant>,
+    /// When its main process ended, or was killed.
+    ended: Option<Instant>,
+    killed: Option<Reason>,
+    given_up: bool,
+}
+
+/// What holds the command's processes together.
+enum Container {
+    /// A pid namespace, made by bubblewrap.
+    Namespace {
+        gate: Option<Gate>,
+        init: Option<OwnedFd>,
+        init_gone: bool,
+        report: StatusReport,
+    },
+    /// A reaper.
+    Reaper {
+        /// Closing it is the order to kill.
+        control: Option<OwnedFd>,
+        report: Report,
+    },
+}
+
+impl Container {
+    /// Gives up what keeps the command from ending: the gate, unopened, or the control pipe.
+    fn let_go(&mut self) {
+        match self {
+            Self::Namespace { gate, .. } => drop(gate.take()),
+            Self::Reaper { control, .. } => drop(control.take()),
+        }
+    }
+}
+
+/// Holds the command back until its sandbox's init is held by a pidfd.
+struct Gate {
+    script: OwnedFd,
+    content: Vec<u8>,
+    /// bubblewrap waits for the end of this pipe.
+    _block: OwnedFd,
+}
+
+/// How a command ended, with what it printed.
+pub(super) struct Ending {
+    /// The end.
+    pub(super) end: End,
+    /// Its standard output.
+    pub(super) stdout: Captured,
+    /// Its standard error.
+    pub(super) stderr: Captured,
+    /// From when it was let go until its main process ended or was killed. Zero if it never ran.
+    pub(super) wall: Duration,
+    /// Whether the end of every process was seen.
+    pub(super) all_dead: bool,
+    /// What is still to be reaped, where waiting was given up.
+    pub(super) leftover: Option<Child>,
+}
+
+/// What every start needs.
+pub(super) struct Host {
+    /// How commands are isolated.
+    pub(super) isolation: Isolation,
+    /// `/dev/null`.
+    pub(super) null: OwnedFd,
+    /// The soft limit of open files that commands get, where this process has raised its own.
+    pub(super) open_files: Option<u64>,
+    /// The shell and the user's name, for commands without a sandbox.
+    pub(super) shell: Shell,
+    /// The name of the user that commands run as.
+    pub(super) user: String,
+}
+
+impl Running {
+    /// Starts a command. Blocks for the start of one process.
+    ///
+    /// # Errors
+    /// A NUL in the command or in the workspace's path; whatever the system refuses. Nothing runs then.
+    pub(super) fn start(spec: &CommandSpec, host: &Host, watch: &Watch<'_>) -> io::Result<Self> {
+        if spec.command.contains('\0') {
+            return Err(spawn::embedded_nul());
+        }
+        let (stdout, stdout_writer) = Stream::new(spec.output_limit_chars)?;
+        let (stderr, stderr_writer) = Stream::new(spec.output_limit_chars)?;
+        let stdio = [
+            host.null.as_fd(),
+            stdout_writer.as_fd(),
+            stderr_writer.as_fd(),
+        ];
+        let timeout = spec.timeout.min(LONGEST_TIMEOUT);
+        let now = Instant::now();
+        let (child, reports, container) = match &host.isolation {
+            Isolation::Bubblewrap(bubblewrap) => start_sandboxed(spec, host, bubblewrap, stdio)?,
+            Isolation::None { .. } => start_bare(spec, host, stdio)?,
+        };
+        let bare = matches!(container, Container::Reaper { .. });
+        let mut running = Self {
+            stdout,
+            stderr,
+            child,
+            child_end: None,
+            reports: Some(reports),
+            reported: Vec::new(),
+            container,
+            timeout,
+            deadline: now + if bare { timeout } else { SETUP_LIMIT },
+            released: bare.then_some(now),
+            ended: None,
+            killed: None,
+            given_up: false,
+        };
+        if let Err(error) = running.watch_all(watch) {
+            // Without its gate or its control pipe it ends by itself.
+            running.container.let_go();
+            let _ = rustix::process::waitid(
+                rustix::process::WaitId::PidFd(running.child.as_fd()),
+                rustix::process::WaitIdOptions::EXITED,
+            );
+            return Err(error);
+        }
+        Ok(running)
+    }
+
+    fn watch_all(&self, watch: &Watch<'_>) -> io::Result<()> {
+        if let Some(reports) = &self.reports {
+            rustix::io::ioctl_fionbio(reports, true)?;
+        }
+        for (fd, source) in [
+            (&self.stdout.pipe, Source::Stdout),
+            (&self.stderr.pipe, Source::Stderr),
+            (&self.reports, Source::Reports),
+        ] {
+            if let Some(fd) = fd {
+                watch.add(fd.as_fd(), source)?;
+            }
+        }
+        watch.add(self.child.as_fd(), Source::Child)
+    }
+
+    /// When [`on_deadline`](Self::on_deadline) is due.
+    pub(super) fn deadline(&self) -> Instant {
+        self.deadline
+    }
+
+    /// Whether there is nothing left to wait for: [`finish`](Self::finish) is due.
+    pub(super) fn is_over(&self) -> bool {
+        let container_gone = match &self.container {
+            Container::Namespace {
+                init, init_gone, ..
+            } => init.is_none() || *init_gone,
+            Container::Reaper { .. } => true,
+        };
+        self.given_up || (self.child_end.is_some() && container_gone)
+    }
+
+    /// Deals with one event. `buffer` is scratch space.
+    pub(super) fn on_event(
+        &mut self,
+        source: Source,
+        watch: &Watch<'_>,
+        buffer: &mut [u8],
+        now: Instant,
+    ) {
+        match source {
+            Source::Stdout => self.stdout.read(watch, buffer),
+            Source::Stderr => self.stderr.read(watch, buffer),
+            Source::Reports => self.read_reports(watch, now),
+            Source::Child => {
+                // What it reported last tells how it ended.
+                self.read_reports(watch, now);
+                self.child_end = match self.child.reap() {
+                    Reaped::Running => return,
+                    end => Some(end),
+                };
+                watch.remove(self.child.as_fd());
+                self.main_ended(now);
+            }
+            Source::Init => {
+                if let Container::Namespace {
+                    init: Some(init),
+                    init_gone,
+                    ..
+                } = &mut self.container
+                {
+                    watch.remove(init.as_fd());
+                    *init_gone = true;
+                }
+            }
+        }
+    }
+
+    /// The time of the present phase is up.
+    pub(super) fn on_deadline(&mut self, now: Instant) {
+        if self.ended.is_none() && self.killed.is_none() {
+            self.kill(
+                match self.released {
+                    Some(_) => Reason::TimedOut,
+                    None => Reason::SetupTooLong,
+                },
+                now,
+            );
+        } else {
+            log::error!(
+                "a killed command's processes did not end within {} s; giving up on them",
+                KILL_MARGIN.as_secs()
+            );
+            self.child.kill();
+            self.given_up = true;
+        }
+    }
+
+    /// Kills everything, unless the command is ending anyway.
+    pub(super) fn kill(&mut self, reason: Reason, now: Instant) {
+        if self.ended.is_some() || self.killed.is_some() {
+            return;
+        }
+        self.killed = Some(reason);
+        self.deadline = now + KILL_MARGIN;
+        self.ended = self.released.map(|_| now);
+        self.kill_processes();
+    }
+
+    /// Kills what the container holds, as far as that is possible in this phase.
+    fn kill_processes(&mut self) {
+        match &mut self.container {
+            Container::Namespace {
+                init: Some(init), ..
+            } => {
+                spawn::kill(init.as_fd());
+                // Once the command has ended by itself, bubblewrap still has to report how.
+                if self.killed.is_some() {
+                    self.child.kill();
+                }
+            }
+            // While init is not known bubblewrap must live: init would wait for it for ever. Its
+            // report comes soon; then this is called again.
+            Container::Namespace { init: None, .. } => {}
+            Container::Reaper { control, .. } => drop(control.take()),
+        }
+    }
+
+    /// The main process ended by itself: what it left behind is killed.
+    fn main_ended(&mut self, now: Instant) {
+        if self.ended.is_none() && self.killed.is_none() {
+            self.ended = Some(now);
+            self.deadline = now + KILL_MARGIN;
+            self.kill_processes();
+        }
+    }
+
+    /// Reads what bubblewrap or the reaper has to say, and acts on it.
+    fn read_reports(&mut self, watch: &Watch<'_>, now: Instant) {
+        let mut buffer = [0; 1024];
+        while let Some(pipe) = &self.reports {
+            match rustix::io::read(pipe, &mut buffer) {
+                Ok(count) if count > 0 && self.reported.len() < REPORTS_LIMIT => {
+                    self.reported.extend_from_slice(&buffer[..count]);
+                }
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => break,
+                _ => watch.remove_and_close(&mut self.reports),
+            }
+        }
+        match &mut self.container {
+            Container::Namespace { init, report, .. } => {
+                *report = StatusReport::parse(&self.reported);
+                let (pid, exit_code) = (report.child_pid, report.exit_code);
+                if let (None, Some(pid)) = (init.as_ref(), pid) {
+                    self.hold_init(pid, watch, now);
+                }
+                if exit_code.is_some() {
+                    self.main_ended(now);
+                }
+            }
+            Container::Reaper { report, .. } => {
+                *report = Report::parse(&self.reported);
+                if report.ended.is_some() {
+                    self.main_ended(now);
+                }
+            }
+        }
+    }
+
+    /// Takes hold of the sandbox's init, and lets the command go (or kills it, if that was wanted
+    /// meanwhile).
+    fn hold_init(&mut self, pid: i32, watch: &Watch<'_>, now: Instant) {
+        let Container::Namespace { gate, init, .. } = &mut self.container else {
+            return;
+        };
+        let Some(gate) = gate.take() else { return };
+        let held = open_child_of(self.child.pid(), pid).and_then(|pidfd| {
+            watch.add(pidfd.as_fd(), Source::Init)?;
+            Ok(pidfd)
+        });
+        match held {
+            Ok(pidfd) => *init = Some(pidfd),
+            Err(error) => {
+                // It failed already, and bubblewrap says why. If not, dropping the gate unopened ends
+                // it.
+                log::debug!("cannot take hold of a sandbox's first process: {error}");
+                return;
+            }
+        }
+        if self.killed.is_some() {
+            self.kill_processes();
+        } else if let Err(error) = spawn::write_at_start(gate.script.as_fd(), &gate.content) {
+            log::error!("cannot open a command's gate: {error}");
+            self.kill(Reason::SetupTooLong, now);
+        } else {
+            self.released = Some(now);
+            self.deadline = now + self.timeout;
+        }
+    }
+
+    /// Drains the pipes and tells how it ended. Does not block.
+    pub(super) fn finish(mut self, watch: &Watch<'_>, buffer: &mut [u8]) -> Ending {
+        watch.remove_and_close(&mut self.reports);
+        let stdout = self.stdout.drain(watch, buffer);
+        let stderr = self.stderr.drain(watch, buffer);
+        let child_end = self.child_end.unwrap_or(Reaped::Running);
+        let released = self.released.is_some();
+        let (end, all_dead) = match &self.container {
+            Container::Namespace {
+                init,
+                init_gone,
+                report,
+                ..
+            } => {
+                if let Some(init) = init
+                    && !init_gone
+                {
+                    watch.remove(init.as_fd());
+                }
+                let end = namespace_end(
+                    self.killed,
+                    report.exit_code,
+                    released,
+                    child_end,
+                    &stderr.text,
+                );
+                (end, *init_gone || (!released && self.child_end.is_some()))
+            }
+            Container::Reaper { report, .. } => {
+                (reaper_end(self.killed, *report, child_end), report.all_dead)
+            }
+        };
+        let wall = match (self.released, self.ended) {
+            (Some(released), Some(ended)) => ended.saturating_duration_since(released),
+            _ => Duration::ZERO,
+        };
+        let leftover = if self.child_end.is_none() {
+            watch.remove(self.child.as_fd());
+            Some(self.child)
+        } else {
+            None
+        };
+        Ending {
+            end,
+            stdout,
+            stderr,
+            wall,
+            all_dead,
+            leftover,
+        }
+    }
+}
+
+/// How a command in a sandbox ended. Decided by what was asked and by what bubblewrap reported, never by
+/// what the command printed: `stderr` is bubblewrap's own where the command did not start.
+fn namespace_end(
+    killed: Option<Reason>,
+    exit_code: Option<i32>,
+    released: bool,
+    bubblewrap: Reaped,
+    stderr: &str,
+) -> End {
+    match (killed, exit_code, bubblewrap) {
+        (Some(Reason::TimedOut), ..) => End::TimedOut,
+        (Some(Reason::Cancelled), ..) => End::Cancelled,
+        (Some(Reason::SetupTooLong), ..) => {
+            End::SetupFailed("the sandbox was not ready in time".to_owned())
+        }
+        (None, Some(code), _) if released => End::Exited(code),
+        (None, Some(_), _) => End::SetupFailed("the sandbox could not be taken hold of".to_owned()),
+        // It exits by itself without a report only if the command was never executed.
+        (None, None, Reaped::Exited(_)) => End::SetupFailed(isolation::one_line(stderr)),
+        (None, None, Reaped::Signaled(signal)) => lost(
+            released,
+            format!("bubblewrap was killed by signal {signal}"),
+        ),
+        (None, None, Reaped::Unknown | Reaped::Running) => {
+            lost(released, "bubblewrap ended without a report".to_owned())
+        }
+    }
+}
+
+/// How a command under a reaper ended.
+fn reaper_end(killed: Option<Reason>, report: Report, reaper: Reaped) -> End {
+    if let Some((step, errno)) = report.failed {
+        let error = io::Error::from_raw_os_error(errno);
+        return End::SetupFailed(match step {
+            Step::Fork => format!("cannot make a process: {error}"),
+            Step::ChangeDirectory => format!("cannot enter the workspace: {error}"),
+            Step::Execute => format!("cannot execute the shell: {error}"),
+        });
+    }
+    match (killed, report.ended) {
+        (Some(Reason::TimedOut), _) => End::TimedOut,
+        (Some(Reason::Cancelled | Reason::SetupTooLong), _) => End::Cancelled,
+        (None, Some(status)) if libc::WIFSIGNALED(status) => End::Signaled(libc::WTERMSIG(status)),
+        (None, Some(status)) => End::Exited(libc::WEXITSTATUS(status)),
+        (None, None) => End::Lost(format!("the command's reaper ended early ({reaper:?})")),
+    }
+}
+
+fn lost(released: bool, text: String) -> End {
+    if released {
+        End::Lost(text)
+    } else {
+        End::SetupFailed(text)
+    }
+}
+
+/// Starts bubblewrap, which waits with the command for the gate.
+fn start_sandboxed(
+    spec: &CommandSpec,
+    host: &Host,
+    bubblewrap: &Bubblewrap,
+    [stdin, stdout, stderr]: [BorrowedFd<'_>; 3],
+) -> io::Result<(Child, OwnedFd, Container)> {
+    let shell = bubblewrap.layout.shell;
+    let call = shell::shell_call(shell, &spec.command, true, host.open_files);
+    let arguments = CStringArray::new(isolation::bwrap_argv(
+        bubblewrap,
+        &spec.workspace,
+        spec.network,
+        Handshake::Block,
+        &call,
+    ))?;
+    let environment = environment(
+        Path::new("/workspace"),
+        Path::new("/tmp"),
+        shell,
+        host,
+        &call,
+    )?;
+    let script = spawn::memory_file(c"tool-command", CLOSED_GATE)?;
+    let (reports, reports_writer) = spawn::pipe()?;
+    let (block_reader, block) = spawn::pipe()?;
+    let child = spawn::spawn(
+        &CString::new(bubblewrap.program.as_os_str().as_bytes())?,
+        &arguments,
+        &environment,
+        &[
+            stdin,
+            stdout,
+            stderr,
+            reports_writer.as_fd(),
+            block_reader.as_fd(),
+            script.as_fd(),
+        ],
+    )?;
+    let container = Container::Namespace {
+        gate: Some(Gate {
+            script,
+            content: call.script.unwrap_or_default(),
+            _block: block,
+        }),
+        init: None,
+        init_gone: false,
+        report: StatusReport::default(),
+    };
+    Ok((child, reports, container))
+}
+
+/// Starts the command under a reaper.
+fn start_bare(
+    spec: &CommandSpec,
+    host: &Host,
+    stdio: [BorrowedFd<'_>; 3],
+) -> io::Result<(Child, OwnedFd, Container)> {
+    let call = shell::shell_call(host.shell, &spec.command, false, None);
+    let script = match &call.script {
+        Some(script) => Some(spawn::memory_file(c"tool-command", script)?),
+        None => None,
+    };
+    let reaper = reaper::start(&reaper::Command {
+        program: &CString::new(host.shell.path())?,
+        environment: &environment(&spec.workspace, &spec.workspace, host.shell, host, &call)?,
+        arguments: &CStringArray::new(call.argv)?,
+        directory: &spec.workspace,
+        stdio,
+        script: script.as_ref().map(AsFd::as_fd),
+        open_files: host.open_files,
+    })?;
+    let container = Container::Reaper {
+        control: Some(reaper.control),
+        report: Report::default(),
+    };
+    Ok((reaper.child, reaper.report, container))
+}
+
+fn environment(
+    home: &Path,
+    temporary: &Path,
+    shell: Shell,
+    host: &Host,
+    call: &ShellCall,
+) -> io::Result<CStringArray> {
+    CStringArray::new(shell::environment(home, temporary, shell, &host.user, call))
+}
+
+/// A pidfd of `pid`, if that is a child of `parent`. `parent` is not reaped yet, so that its number is
+/// its own; if `pid` is its child *after* the pidfd was opened, then the pidfd is not a stranger's.
+fn open_child_of(parent: Pid, pid: i32) -> io::Result<OwnedFd> {
+    let not_found = || io::Error::from(io::ErrorKind::NotFound);
+    let pidfd = rustix::process::pidfd_open(
+        // `from_raw` panics at a negative number.
+        Pid::from_raw(pid.max(0)).ok_or_else(not_found)?,
+        PidfdFlags::empty(),
+    )?;
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let its_parent = stat
+        .rsplit_once(')')
+        .and_then(|(_, fields)| fields.split_ascii_whitespace().nth(1)?.parse().ok());
+    if its_parent == Some(parent.as_raw_nonzero().get()) {
+        Ok(pidfd)
+    } else {
+        Err(not_found())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_report_of_bubblewrap_makes_an_exit_code() {
+        let end = |killed, code, released, child| {
+            namespace_end(
+                killed,
+                code,
+                released,
+                child,
+                "bwrap: no permissions\nreally\n",
+            )
+        };
+        assert_eq!(end(None, Some(1), true, Reaped::Exited(1)), End::Exited(1));
+        assert_eq!(
+            end(None, Some(137), true, Reaped::Unknown),
+            End::Exited(137)
+        );
+        assert_eq!(
+            end(None, None, true, Reaped::Exited(1)),
+            End::SetupFailed("bwrap: no permissions; really".to_owned())
+        );
+        assert!(matches!(
+            end(None, Some(125), false, Reaped::Exited(125)),
+            End::SetupFailed(_)
+        ));
+        assert!(matches!(
+            end(None, None, true, Reaped::Signaled(9)),
+            End::Lost(_)
+        ));
+        assert!(matches!(
+            end(None, None, false, Reaped::Signaled(9)),
+            End::SetupFailed(_)
+        ));
+        assert!(matches!(
+            end(None, None, true, Reaped::Unknown),
+            End::Lost(_)
+        ));
+        let timed_out = end(Some(Reason::TimedOut), Some(137), true, Reaped::Signaled(9));
+        assert_eq!(timed_out, End::TimedOut);
+    }
+
+    #[test]
+    fn a_process_that_is_not_the_parents_child_is_not_taken_hold_of() {
+        let me = rustix::process::getpid();
+        let parent = rustix::process::getppid().unwrap();
+        assert!(open_child_of(parent, me.as_raw_nonzero().get()).is_ok());
+        assert!(open_child_of(me, me.as_raw_nonzero().get()).is_err());
+        assert!(open_child_of(me, i32::MAX).is_err());
+        assert!(open_child_of(me, -1).is_err());
+    }
+}

@@ -1,0 +1,171 @@
+//! How a command reaches its shell, and what environment it finds there. Pure.
+//!
+//! `isolation` puts bubblewrap in front of it, `running` starts the whole.
+
+use std::ffi::{OsStr, OsString};
+use std::path::Path;
+
+/// The number under which the shell gets its [`ShellCall::script`]; closed before the command runs.
+pub(super) const SCRIPT_FD: i32 = 5;
+/// Where the shell finds its script.
+const SCRIPT_PATH: &str = "/proc/self/fd/5";
+
+/// Longer commands do not fit into one argument (the kernel's limit is 128 KiB with the NUL) and go
+/// by the script instead.
+const INLINE_COMMAND_LIMIT: usize = 127 * 1024;
+
+/// Where programs are looked for inside a sandbox.
+pub(super) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// The shell that runs commands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Shell {
+    /// `/bin/bash`.
+    Bash,
+    /// `/bin/sh`, where there is no bash.
+    Sh,
+}
+
+impl Shell {
+    /// bash where `/bin/bash` exists.
+    pub(super) fn detect() -> Self {
+        match Path::new("/bin/bash").exists() {
+            true => Self::Bash,
+            false => Self::Sh,
+        }
+    }
+
+    /// Its absolute path.
+    pub(super) fn path(self) -> &'static str {
+        match self {
+            Self::Bash => "/bin/bash",
+            Self::Sh => "/bin/sh",
+        }
+    }
+
+    /// Its `$0`, which begins its error messages.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Bash => "bash",
+            Self::Sh => "sh",
+        }
+    }
+}
+
+/// How a command reaches its shell.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct ShellCall {
+    /// The shell's arguments, its `$0` first.
+    pub(super) argv: Vec<OsString>,
+    /// What the shell must find in [`SCRIPT_FD`] once the command may start.
+    pub(super) script: Option<Vec<u8>>,
+    /// Whether `BASH_ENV` makes bash read the script before it runs its `-c` argument.
+    script_is_prelude: bool,
+}
+
+/// What stands in for [`ShellCall::script`] until the command may start. A shell that reads this was
+/// let go by nobody: the supervisor is gone.
+pub(super) const CLOSED_GATE: &[u8] = b"exit 125\n";
+
+/// How `shell` is made to run `command`.
+///
+/// A command of ordinary length is the argument of `bash -c`, so that it behaves in all respects as
+/// such (`$0`, messages, no needless fork). A longer one is sourced from the script.
+///
+/// With `gated`, the shell reads the script in any case: a sandbox whose supervisor dies while it is
+/// being set up is released by the end of file of bubblewrap's `--block-fd`, and must then find that
+/// its gate was never opened. `open_files` is the soft limit of open files to set.
+pub(super) fn shell_call(
+    shell: Shell,
+    command: &str,
+    gated: bool,
+    open_files: Option<u64>,
+) -> ShellCall {
+    let limit = open_files.map_or_else(String::new, |limit| format!("ulimit -S -n {limit}; "));
+    let close = format!("{limit}exec {SCRIPT_FD}<&-");
+    let argv = |command: &str| [shell.name(), "-c", command].map(OsString::from).to_vec();
+    let inline = command.len() < INLINE_COMMAND_LIMIT;
+    match shell {
+        Shell::Bash if inline && gated => ShellCall {
+            argv: argv(command),
+            script: Some(format!("unset BASH_ENV; {close}\n").into_bytes()),
+            script_is_prelude: true,
+        },
+        _ if inline && !gated => ShellCall {
+            argv: argv(command),
+            script: None,
+            script_is_prelude: false,
+        },
+        // On the command's own first line, so that line numbers in messages are right.
+        _ => ShellCall {
+            argv: argv(&format!(". {SCRIPT_PATH}")),
+            script: Some(format!("{close}; {command}\n").into_bytes()),
+            script_is_prelude: false,
+        },
+    }
+}
+
+/// The whole environment of a command, as `NAME=value`. Nothing of the host's own is in it.
+pub(super) fn environment(
+    home: &Path,
+    temporary: &Path,
+    shell: Shell,
+    user: &str,
+    call: &ShellCall,
+) -> Vec<OsString> {
+    let prelude = call
+        .script_is_prelude
+        .then_some(("BASH_ENV", OsStr::new(SCRIPT_PATH)));
+    [
+        ("PATH", OsStr::new(PATH)),
+        ("HOME", home.as_os_str()),
+        ("PWD", home.as_os_str()),
+        ("TMPDIR", temporary.as_os_str()),
+        ("USER", OsStr::new(user)),
+        ("LOGNAME", OsStr::new(user)),
+        ("SHELL", OsStr::new(shell.path())),
+        ("LANG", OsStr::new("C.UTF-8")),
+        ("TERM", OsStr::new("dumb")),
+    ]
+    .into_iter()
+    .chain(prelude)
+    .map(|(name, value)| {
+        let mut entry = OsString::from(name);
+        entry.push("=");
+        entry.push(value);
+        entry
+    })
+    .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(argv: &[OsString]) -> String {
+        let words: Vec<_> = argv.iter().map(|word| word.to_string_lossy()).collect();
+        words.join(" ")
+    }
+
+    #[test]
+    fn short_commands_are_arguments_and_long_ones_are_sourced() {
+        let short = shell_call(Shell::Bash, "true", false, None);
+        assert_eq!(
+            (line(&short.argv), short.script),
+            ("bash -c true".to_owned(), None)
+        );
+        let gated = shell_call(Shell::Bash, "true", true, Some(1024));
+        assert_eq!(line(&gated.argv), "bash -c true");
+        assert_eq!(
+            gated.script.as_deref(),
+            Some(&b"unset BASH_ENV; ulimit -S -n 1024; exec 5<&-\n"[..])
+        );
+        let long = "x".repeat(INLINE_COMMAND_LIMIT);
+        let long = shell_call(Shell::Bash, &long, true, None);
+        assert_eq!(line(&long.argv), "bash -c . /proc/self/fd/5");
+        assert!(long.script.unwrap().starts_with(b"exec 5<&-; xxx"));
+        // A plain sh reads no file before a `-c` argument.
+        let gated = shell_call(Shell::Sh, "true", true, None);
+        assert_eq!(line(&gated.argv), "sh -c . /proc/self/fd/5");
+    }
+}
