@@ -15,9 +15,9 @@ use parking_lot::Mutex;
 
 use super::{Backend, Container, Execution, ExecutionId, ResetReply, SlotRef};
 use crate::error::BackendError;
+use crate::sandbox::bash::{IsolationPolicy, bash_result};
 use crate::sandbox::files::{self, DEFAULT_MAX_FILE_BYTES};
 use crate::sandbox::isolation::Isolation;
-use crate::sandbox::bash::{IsolationPolicy, bash_result};
 use crate::sandbox::supervisor::{CommandId, CommandSpec, Supervisor};
 use crate::sandbox::workspace::{DataDir, Workspace};
 use crate::tool::{Outcome, ToolResult};

@@ -19,14 +19,14 @@
 //! `examples/own_backend.rs` is a complete one.
 
 #[cfg(target_os = "linux")]
-//pub mod local;
+pub mod local;
 mod reply;
 
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-pub use reply::{Answer, Reply, ResetReply};
+pub use reply::{Answer, Cancellation, Reply, ResetReply};
 
 use crate::error::BackendError;
 use crate::tool::JsonObject;
@@ -62,7 +62,8 @@ pub trait Backend: Send + Sync + 'static {
 
     /// Ends a running call early. Its reply is still to be answered, once the last of its processes
     /// is gone, with [`Outcome::Cancelled`](crate::Outcome::Cancelled) – or with its result, if it
-    /// was faster. Called on an I/O thread; for a call that is no longer known it does nothing.
+    /// was faster. Called on an I/O thread, perhaps before `execute` has got to the call (see
+    /// [`Reply::is_cancelled`]); for a call that is no longer known it does nothing.
     ///
     /// Defaults to doing nothing: the call runs to its end or its time limit.
     fn cancel(&self, id: ExecutionId) {

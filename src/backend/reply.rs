@@ -12,6 +12,11 @@ use crate::tool::{Outcome, ToolResult};
 pub trait Answer: Send + Sync {
     /// Takes the result.
     fn answer(&self, result: ToolResult);
+
+    /// Whether somebody has asked for the call's end. Defaults to no.
+    fn is_cancelled(&self) -> bool {
+        false
+    }
 }
 
 /// Owes its caller one result. Dropped without one, also while a panic unwinds, it answers with
@@ -39,6 +44,19 @@ impl Reply {
         Self::new(Arc::new(Once(Mutex::new(Some(take)))))
     }
 
+    /// Whether somebody has asked for the call's end. Always set before
+    /// [`Backend::cancel`](super::Backend::cancel) is called, which may come while
+    /// [`Backend::execute`](super::Backend::execute) has not got to this call yet: so a backend that
+    /// first notes where the call runs, and then looks here, misses no cancellation.
+    pub fn is_cancelled(&self) -> bool {
+        self.0.as_ref().is_some_and(|target| target.is_cancelled())
+    }
+
+    /// What tells whether the call is cancelled, for use after the reply was passed on.
+    pub fn cancellation(&self) -> Cancellation {
+        Cancellation(self.0.clone())
+    }
+
     /// Answers the call. Does not block.
     pub fn send(mut self, result: ToolResult) {
         if let Some(target) = self.0.take() {
@@ -63,6 +81,23 @@ impl Drop for Reply {
 impl fmt::Debug for Reply {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Reply")
+    }
+}
+
+/// Tells whether a call is cancelled, see [`Reply::is_cancelled`].
+#[derive(Clone)]
+pub struct Cancellation(Option<Arc<dyn Answer>>);
+
+impl Cancellation {
+    /// Whether somebody has asked for the call's end.
+    pub fn is_requested(&self) -> bool {
+        self.0.as_ref().is_some_and(|target| target.is_cancelled())
+    }
+}
+
+impl fmt::Debug for Cancellation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Cancellation").field(&self.is_requested()).finish()
     }
 }
 

@@ -26,6 +26,7 @@ use super::ticket::Ticket;
 use crate::backend::{Container, Execution, ExecutionId, Reply, SlotRef};
 use crate::error::ReleaseError;
 use crate::pool::{Assignment, Pool, ResetFor, SlotIx};
+use crate::tool::python_json::float_text;
 use crate::tool::{Handler, JsonObject, Outcome, Timing, ToolContext, ToolResult, Work};
 
 /// The limits that dispatch keeps to.
@@ -635,11 +636,7 @@ impl Dispatch {
     fn cancel(&mut self, id: ExecutionId, now: Instant) {
         let Some(call) = self.calls.get(&id) else { return };
         match call.stage {
-            Stage::InSlot { .. } => {
-                let timer = call.timer.min(now + self.limits.answer_grace);
-                self.actions.push(Action::Cancel(id));
-                self.set_timer(id, timer);
-            }
+            Stage::InSlot { .. } => self.cancel_in_slot(id, self.limits.answer_grace, now),
             Stage::InHandler { .. } => {
                 let error = "Tool call was cancelled while it ran; it was told to stop";
                 self.end(id, ToolResult::failure(Outcome::Cancelled, error), now);
@@ -651,6 +648,15 @@ impl Dispatch {
                 self.end(id, result, now);
             }
         }
+    }
+
+    /// Has the backend end a running call, which has `grace` to do so.
+    fn cancel_in_slot(&mut self, id: ExecutionId, grace: Duration, now: Instant) {
+        let Some(call) = self.calls.get(&id) else { return };
+        call.ticket.cell().cancel();
+        let timer = call.timer.min(now + grace);
+        self.actions.push(Action::Cancel(id));
+        self.set_timer(id, timer);
     }
 
     fn time_is_up(&mut self, id: ExecutionId, now: Instant) {
@@ -741,11 +747,7 @@ impl Dispatch {
         for id in all {
             let Some(call) = self.calls.get(&id) else { continue };
             match call.stage {
-                Stage::InSlot { .. } => {
-                    let timer = call.timer.min(now + CLOSE_GRACE);
-                    self.actions.push(Action::Cancel(id));
-                    self.set_timer(id, timer);
-                }
+                Stage::InSlot { .. } => self.cancel_in_slot(id, CLOSE_GRACE, now),
                 Stage::InHandler { .. } => self.cancel(id, now),
                 _ => self.end(id, closed_before_start(), now),
             }

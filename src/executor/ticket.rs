@@ -8,6 +8,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
@@ -53,6 +54,7 @@ pub(crate) struct Cell {
     uniq_id: String,
     progress: Mutex<Progress>,
     done: Condvar,
+    cancelled: AtomicBool,
     events: Sender<Event>,
 }
 
@@ -65,6 +67,11 @@ impl Cell {
     /// Marks the call as handed to its backend now, after having waited as told.
     pub(crate) fn sent(&self, now: Instant, waited: Timing) {
         self.progress.lock().sent = Some((now, waited));
+    }
+
+    /// Notes that the call's end is wanted, for its backend to see.
+    pub(crate) fn cancel(&self) {
+        self.cancelled.store(true, Ordering::Release);
     }
 
     /// Answers the call for the batcher itself: gives the result's timing if this answer was the
@@ -129,6 +136,10 @@ impl Answer for Cell {
             let _ = self.events.send(Event::Finished { id: self.id, outcome, timing });
         });
     }
+
+    fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Acquire)
+    }
 }
 
 /// The accepted call's side of a cell: answers on drop, so that no way out of the executor forgets
@@ -150,6 +161,7 @@ impl Ticket {
             uniq_id,
             progress: Mutex::new(Progress { state: State::Open(destination), sent: None }),
             done: Condvar::new(),
+            cancelled: AtomicBool::new(false),
             events,
         }))
     }

@@ -60,10 +60,7 @@ pub(crate) fn bash_result(finished: Finished, timeout_s: f64) -> ToolResult {
             let error = format!("Command timed out after {}s", float_text(timeout_s));
             (ToolResult::failure(Outcome::Timeout, error), -1)
         }
-        End::Cancelled => (
-            ToolResult::failure(Outcome::Cancelled, "Command was cancelled"),
-            -1,
-        ),
+        End::Cancelled => (ToolResult::failure(Outcome::Cancelled, "Command was cancelled"), -1),
         End::Lost(text) => {
             let error = format!("Command was lost: {text}");
             (ToolResult::failure(Outcome::BackendFailed, error), -1)
@@ -81,11 +78,7 @@ pub(crate) fn bash_result(finished: Finished, timeout_s: f64) -> ToolResult {
     }
     put(&mut metadata, "sandboxed", sandboxed);
     put(&mut metadata, "network_isolated", finished.network_isolated);
-    put(
-        &mut metadata,
-        "wall_s",
-        finished.wall.as_micros() as f64 / 1e6,
-    );
+    put(&mut metadata, "wall_s", finished.wall.as_micros() as f64 / 1e6);
     put(&mut metadata, "stdout_bytes", finished.stdout.bytes);
     put(&mut metadata, "stderr_bytes", finished.stderr.bytes);
     let omitted = finished.stdout.omitted_bytes + finished.stderr.omitted_bytes;
@@ -96,11 +89,7 @@ pub(crate) fn bash_result(finished: Finished, timeout_s: f64) -> ToolResult {
         put(&mut metadata, "processes_left", true);
     }
     let output = merge_output(&finished.stdout.text, &finished.stderr.text);
-    ToolResult {
-        output,
-        metadata,
-        ..result
-    }
+    ToolResult { output, metadata, ..result }
 }
 
 fn exit_failure(code: i32) -> ToolResult {
@@ -108,11 +97,7 @@ fn exit_failure(code: i32) -> ToolResult {
 }
 
 fn setup_failure(text: &str, sandboxed: bool) -> ToolResult {
-    let kind = if sandboxed {
-        "sandboxed command"
-    } else {
-        "command"
-    };
+    let kind = if sandboxed { "sandboxed command" } else { "command" };
     let error = format!("Failed to execute {kind}: {text}");
     let mut result = ToolResult::failure(Outcome::BackendFailed, error);
     result.may_have_executed = false;
@@ -150,11 +135,7 @@ mod tests {
     use crate::sandbox::output::Captured;
 
     fn stream(text: &str, bytes: u64, omitted_bytes: u64) -> Captured {
-        Captured {
-            text: text.to_owned(),
-            bytes,
-            omitted_bytes,
-        }
+        Captured { text: text.to_owned(), bytes, omitted_bytes }
     }
 
     fn finished(end: End) -> Finished {
@@ -184,11 +165,7 @@ mod tests {
             ("\x1c\x1d\x1e\x1f\u{85}\u{a0}\u{2028}\u{3000}a\x1f", "", "a"),
             ("\u{200b}a\u{feff}\0", "", "\u{200b}a\u{feff}\0"),
         ] {
-            assert_eq!(
-                merge_output(stdout, stderr),
-                merged,
-                "{stdout:?} {stderr:?}"
-            );
+            assert_eq!(merge_output(stdout, stderr), merged, "{stdout:?} {stderr:?}");
         }
     }
 
@@ -260,24 +237,12 @@ mod tests {
     #[test]
     fn a_command_that_could_not_start_never_executed() {
         let result = bash_result(finished(End::SetupFailed("no bwrap".into())), 30.0);
-        assert_eq!(
-            result.error,
-            "Failed to execute sandboxed command: no bwrap"
-        );
-        assert_eq!(
-            (result.outcome, result.may_have_executed),
-            (Outcome::BackendFailed, false)
-        );
+        assert_eq!(result.error, "Failed to execute sandboxed command: no bwrap");
+        assert_eq!((result.outcome, result.may_have_executed), (Outcome::BackendFailed, false));
         assert_eq!(metadata(&result), r#"{"sandboxed":true}"#);
 
-        let bare = Finished {
-            sandboxed: false,
-            ..finished(End::SetupFailed("no sh".into()))
-        };
-        assert_eq!(
-            bash_result(bare, 30.0).error,
-            "Failed to execute command: no sh"
-        );
+        let bare = Finished { sandboxed: false, ..finished(End::SetupFailed("no sh".into())) };
+        assert_eq!(bash_result(bare, 30.0).error, "Failed to execute command: no sh");
     }
 
     #[test]
@@ -300,9 +265,8 @@ mod tests {
         );
         assert_eq!(refused.refusal(true, true), None);
 
-        let result = policy(json!({"allow_network": null}))
-            .refusal(false, false)
-            .expect("a refusal");
+        let result =
+            policy(json!({"allow_network": null})).refusal(false, false).expect("a refusal");
         assert_eq!(
             result.error,
             "Network isolation requested but bubblewrap is unavailable in this environment"

@@ -41,9 +41,7 @@ impl Failure {
     fn os(errno: Errno, path: &str) -> Self {
         let code = errno.raw_os_error();
         let text = io::Error::from(errno).to_string();
-        let text = text
-            .strip_suffix(&format!(" (os error {code})"))
-            .unwrap_or(&text);
+        let text = text.strip_suffix(&format!(" (os error {code})")).unwrap_or(&text);
         Self::Other(format!("[Errno {code}] {text}: '{path}'"))
     }
 
@@ -81,10 +79,7 @@ pub(crate) fn read_file(
                 Ok(text) => text,
                 Err(error) => String::from_utf8_lossy(error.as_bytes()).into_owned(),
             };
-            ToolResult {
-                metadata: metadata(path, size),
-                ..ToolResult::ok(text)
-            }
+            ToolResult { metadata: metadata(path, size), ..ToolResult::ok(text) }
         }
         Err(failure) => failure.into_result("read", given, max_bytes),
     }
@@ -116,10 +111,7 @@ pub(crate) fn write_file(
     match write(workspace, given, content.as_bytes()) {
         Ok(path) => {
             let output = format!("Successfully wrote {size} bytes to {given}");
-            ToolResult {
-                metadata: metadata(path, size),
-                ..ToolResult::ok(output)
-            }
+            ToolResult { metadata: metadata(path, size), ..ToolResult::ok(output) }
         }
         Err(failure) => failure.into_result("write", given, max_bytes),
     }
@@ -221,9 +213,7 @@ fn create(place: &Resolved) -> Result<File, Errno> {
     let (leaf, dirs) = place.rest().split_last().ok_or(Errno::ISDIR)?;
     let mut made = None;
     for name in dirs {
-        let dir = made
-            .as_ref()
-            .map_or(place.dir(), |fd: &rustix::fd::OwnedFd| fd.as_fd());
+        let dir = made.as_ref().map_or(place.dir(), |fd: &rustix::fd::OwnedFd| fd.as_fd());
         match rustix::fs::mkdirat(dir, name, Mode::RWXU | Mode::RWXG | Mode::RWXO) {
             Ok(()) | Err(Errno::EXIST) => {}
             Err(errno) => return Err(errno),
@@ -250,36 +240,24 @@ fn overwrite(mut file: File, content: &[u8]) -> Result<(), Errno> {
             Err(errno) => return Err(errno),
         }
     }
-    file.write_all(content)
-        .and_then(|()| file.set_len(size))
-        .map_err(|error| errno_of(&error))
+    file.write_all(content).and_then(|()| file.set_len(size)).map_err(|error| errno_of(&error))
 }
 
 fn resolve(workspace: &Workspace, given: &str) -> Result<Resolved, Failure> {
-    workspace
-        .root()
-        .resolve(given)
-        .map_err(|error| match error {
-            PathError::Outside => Failure::Outside,
-            PathError::Os(errno) => Failure::os(errno, &workspace_path(given)),
-        })
+    workspace.root().resolve(given).map_err(|error| match error {
+        PathError::Outside => Failure::Outside,
+        PathError::Os(errno) => Failure::os(errno, &workspace_path(given)),
+    })
 }
 
 /// Whether an error says that the place is not what it was found to be.
 fn raced(errno: Errno) -> bool {
-    matches!(
-        errno,
-        Errno::NOENT | Errno::LOOP | Errno::EXIST | Errno::NOTDIR
-    )
+    matches!(errno, Errno::NOENT | Errno::LOOP | Errno::EXIST | Errno::NOTDIR)
 }
 
 /// What the sandbox would call a path that could not be resolved.
 fn workspace_path(given: &str) -> String {
-    if given.starts_with('/') {
-        given.to_owned()
-    } else {
-        format!("/workspace/{given}")
-    }
+    if given.starts_with('/') { given.to_owned() } else { format!("/workspace/{given}") }
 }
 
 fn errno_of(error: &io::Error) -> Errno {
@@ -296,10 +274,7 @@ fn string_argument<'a>(arguments: &'a JsonObject, name: &str) -> Result<&'a str,
 }
 
 fn metadata(path: String, size: u64) -> JsonObject {
-    JsonObject::from_iter([
-        ("path".to_owned(), path.into()),
-        ("size".to_owned(), size.into()),
-    ])
+    JsonObject::from_iter([("path".to_owned(), path.into()), ("size".to_owned(), size.into())])
 }
 
 #[cfg(test)]

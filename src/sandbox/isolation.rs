@@ -149,23 +149,14 @@ impl Bubblewrap {
             };
         }
         let failure = first_failure.unwrap_or_default();
-        Err(format!(
-            "{} does not work here: {failure}",
-            program.display()
-        ))
+        Err(format!("{} does not work here: {failure}", program.display()))
     }
 
     /// Runs `true` in a sandbox.
     fn try_out(&self, workspace: &Path) -> Result<(), String> {
         let text = |error: io::Error| error.to_string();
         let call = shell::shell_call(self.layout.shell, "true", false, None);
-        let argv = bwrap_argv(
-            self,
-            workspace,
-            !self.can_cut_network,
-            Handshake::None,
-            &call,
-        );
+        let argv = bwrap_argv(self, workspace, !self.can_cut_network, Handshake::None, &call);
         let arguments = CStringArray::new(argv).map_err(text)?;
         let environment = CStringArray::new(shell::environment(
             Path::new("/workspace"),
@@ -184,12 +175,7 @@ impl Bubblewrap {
             &program,
             &arguments,
             &environment,
-            &[
-                null.as_fd(),
-                null.as_fd(),
-                errors_writer.as_fd(),
-                status_writer.as_fd(),
-            ],
+            &[null.as_fd(), null.as_fd(), errors_writer.as_fd(), status_writer.as_fd()],
         )
         .map_err(text)?;
         drop((errors_writer, status_writer));
@@ -198,9 +184,7 @@ impl Bubblewrap {
         match report.exit_code {
             Some(0) => Ok(()),
             Some(code) => Err(format!("`true` ended with exit code {code}")),
-            None => Err(one_line(&String::from_utf8_lossy(&read_available(
-                errors.as_fd(),
-            )))),
+            None => Err(one_line(&String::from_utf8_lossy(&read_available(errors.as_fd())))),
         }
     }
 }
@@ -244,11 +228,7 @@ pub(super) fn one_line(text: &str) -> String {
 /// `/dev/null`, for reading and writing.
 pub(super) fn open_null() -> io::Result<std::os::fd::OwnedFd> {
     use rustix::fs::{Mode, OFlags};
-    Ok(rustix::fs::open(
-        "/dev/null",
-        OFlags::RDWR | OFlags::CLOEXEC,
-        Mode::empty(),
-    )?)
+    Ok(rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?)
 }
 
 /// The absolute path of a program, from the host's `PATH` and the usual directories.
@@ -350,12 +330,8 @@ pub(super) fn bwrap_argv(
     let mut add = |arguments: &[&OsStr]| argv.extend(arguments.iter().map(|&a| a.to_owned()));
     let plain = |flags: &'static str| flags.split(' ').map(OsStr::new).collect::<Vec<_>>();
 
-    add(&plain(
-        "bwrap --unshare-user --unshare-pid --unshare-ipc --unshare-uts",
-    ));
-    add(&plain(
-        "--unshare-cgroup-try --die-with-parent --new-session --cap-drop ALL",
-    ));
+    add(&plain("bwrap --unshare-user --unshare-pid --unshare-ipc --unshare-uts"));
+    add(&plain("--unshare-cgroup-try --die-with-parent --new-session --cap-drop ALL"));
     add(&plain("--hostname sandbox"));
     if bubblewrap.disable_userns {
         add(&plain("--disable-userns"));
@@ -425,10 +401,7 @@ mod tests {
             disable_userns: true,
             can_cut_network: true,
             layout: HostLayout {
-                root: vec![
-                    ("/bin".into(), Some("usr/bin".into())),
-                    ("/lib".into(), None),
-                ],
+                root: vec![("/bin".into(), Some("usr/bin".into())), ("/lib".into(), None)],
                 etc: vec!["/etc/passwd".into()],
                 shell: Shell::Bash,
                 user: "someone".to_owned(),
@@ -444,13 +417,7 @@ mod tests {
     #[test]
     fn the_arguments_of_bubblewrap_are_exactly_these() {
         let call = shell::shell_call(Shell::Bash, "echo a b", true, None);
-        let argv = bwrap_argv(
-            &bubblewrap(),
-            Path::new("/w s"),
-            true,
-            Handshake::Block,
-            &call,
-        );
+        let argv = bwrap_argv(&bubblewrap(), Path::new("/w s"), true, Handshake::Block, &call);
         assert_eq!(
             line(&argv),
             "bwrap --unshare-user --unshare-pid --unshare-ipc --unshare-uts --unshare-cgroup-try \
@@ -460,17 +427,8 @@ mod tests {
              --ro-bind-try /etc/passwd /etc/passwd --proc /proc --dev /dev --tmpfs /tmp \
              --bind /w s /workspace --chdir /workspace -- bash -c echo a b"
         );
-        assert_eq!(
-            argv.last().map(OsString::as_os_str),
-            Some("echo a b".as_ref())
-        );
-        let offline = bwrap_argv(
-            &bubblewrap(),
-            Path::new("/w"),
-            false,
-            Handshake::None,
-            &call,
-        );
+        assert_eq!(argv.last().map(OsString::as_os_str), Some("echo a b".as_ref()));
+        let offline = bwrap_argv(&bubblewrap(), Path::new("/w"), false, Handshake::None, &call);
         assert!(line(&offline).contains(" --unshare-net "));
         assert!(!line(&offline).contains("--block-fd"));
     }
@@ -478,13 +436,7 @@ mod tests {
     #[test]
     fn a_command_cannot_be_taken_for_an_option_of_bubblewrap() {
         let call = shell::shell_call(Shell::Bash, "--bind / /host", true, None);
-        let argv = bwrap_argv(
-            &bubblewrap(),
-            Path::new("/w"),
-            true,
-            Handshake::Block,
-            &call,
-        );
+        let argv = bwrap_argv(&bubblewrap(), Path::new("/w"), true, Handshake::Block, &call);
         let end = argv.iter().position(|word| word == "--").unwrap();
         assert_eq!(line(&argv[end..]), "-- bash -c --bind / /host");
     }
@@ -492,15 +444,7 @@ mod tests {
     #[test]
     fn no_entry_of_etc_is_a_known_secret() {
         let layout = HostLayout::detect();
-        for secret in [
-            "shadow",
-            "gshadow",
-            "sudoers",
-            "ssh",
-            "ssl/private",
-            "ssl",
-            "pki",
-        ] {
+        for secret in ["shadow", "gshadow", "sudoers", "ssh", "ssl/private", "ssl", "pki"] {
             let path = Path::new("/etc").join(secret);
             assert!(!layout.etc.contains(&path), "{}", path.display());
         }
@@ -515,10 +459,7 @@ mod tests {
         assert_eq!(StatusReport::parse(first).child_pid, Some(12));
         assert_eq!(
             StatusReport::parse(&both),
-            StatusReport {
-                child_pid: Some(12),
-                exit_code: Some(137)
-            }
+            StatusReport { child_pid: Some(12), exit_code: Some(137) }
         );
         assert_eq!(StatusReport::parse(b"\xff{"), StatusReport::default());
     }
@@ -536,10 +477,7 @@ mod tests {
         let mut broken = bubblewrap();
         broken.program = "/bin/false".into();
         let workspace = tempfile::tempdir().unwrap();
-        assert_eq!(
-            broken.try_out(workspace.path()),
-            Err("no reason given".to_owned())
-        );
+        assert_eq!(broken.try_out(workspace.path()), Err("no reason given".to_owned()));
         // A success that bubblewrap does not report is none.
         broken.program = "/bin/true".into();
         assert!(broken.try_out(workspace.path()).is_err());

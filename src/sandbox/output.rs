@@ -46,12 +46,7 @@ pub(crate) struct Captured {
 impl Capture {
     /// An empty capture whose text will have at most `limit_chars` code points (and the mark).
     pub(crate) fn new(limit_chars: usize) -> Self {
-        Self {
-            limit: limit_chars,
-            head: Vec::new(),
-            tail: VecDeque::new(),
-            total: 0,
-        }
+        Self { limit: limit_chars, head: Vec::new(), tail: VecDeque::new(), total: 0 }
     }
 
     /// Takes the next bytes of the stream, cut wherever the pipe happened to cut them. Does not
@@ -91,11 +86,7 @@ impl Capture {
         let shown_tail = self.limit - shown_head;
         if chars(whole).nth(self.limit).is_none() {
             let text = String::from_utf8_lossy(whole).into_owned();
-            return Captured {
-                text,
-                bytes: self.total,
-                omitted_bytes: 0,
-            };
+            return Captured { text, bytes: self.total, omitted_bytes: 0 };
         }
         let head_len = prefix_len(whole, shown_head);
         let tail_start = suffix_start(whole, shown_tail);
@@ -118,11 +109,7 @@ fn cut(head: &[u8], tail: &[u8], total: u64) -> Captured {
     ]
     .concat();
     let shown = (head.len() + tail.len()) as u64;
-    Captured {
-        text,
-        bytes: total,
-        omitted_bytes: total - shown,
-    }
+    Captured { text, bytes: total, omitted_bytes: total - shown }
 }
 
 /// The code points of the lossily decoded `bytes`, each as the number of bytes it stands for.
@@ -152,11 +139,7 @@ fn suffix_start(bytes: &[u8], count: usize) -> usize {
 /// three. So one of the first four positions is a boundary.
 fn first_boundary(bytes: &[u8]) -> usize {
     let continuation = |byte: &u8| (0x80..0xc0).contains(byte);
-    bytes
-        .iter()
-        .take(ALIGNMENT_SLACK)
-        .take_while(|byte| continuation(byte))
-        .count()
+    bytes.iter().take(ALIGNMENT_SLACK).take_while(|byte| continuation(byte)).count()
 }
 
 #[cfg(test)]
@@ -171,36 +154,22 @@ mod tests {
         let bytes = stream.len() as u64;
         let points: Vec<char> = text.chars().collect();
         if points.len() <= limit {
-            return Captured {
-                text,
-                bytes,
-                omitted_bytes: 0,
-            };
+            return Captured { text, bytes, omitted_bytes: 0 };
         }
         let head: String = points[..limit / 2].iter().collect();
-        let tail: String = points[points.len() - (limit - limit / 2)..]
-            .iter()
-            .collect();
+        let tail: String = points[points.len() - (limit - limit / 2)..].iter().collect();
         // The bytes left out are found by looking for the one cut that gives these two texts.
         let lossy = |range: &[u8]| String::from_utf8_lossy(range).into_owned();
         let decodes = |at: usize| lossy(&stream[..at]) + &lossy(&stream[at..]) == text;
         let from = (0..=stream.len()).find(|&n| decodes(n) && lossy(&stream[..n]) == head);
-        let to = (0..=stream.len())
-            .rev()
-            .find(|&n| decodes(n) && lossy(&stream[n..]) == tail);
+        let to = (0..=stream.len()).rev().find(|&n| decodes(n) && lossy(&stream[n..]) == tail);
         let omitted_bytes = (to.expect("a tail") - from.expect("a head")) as u64;
-        Captured {
-            text: head + TRUNCATION_MARK + &tail,
-            bytes,
-            omitted_bytes,
-        }
+        Captured { text: head + TRUNCATION_MARK + &tail, bytes, omitted_bytes }
     }
 
     fn capture(stream: &[u8], limit: usize, chunk: usize) -> Captured {
         let mut capture = Capture::new(limit);
-        stream
-            .chunks(chunk.max(1))
-            .for_each(|bytes| capture.push(bytes));
+        stream.chunks(chunk.max(1)).for_each(|bytes| capture.push(bytes));
         capture.finish()
     }
 
@@ -284,9 +253,6 @@ mod tests {
         let captured = capture.finish();
         assert_eq!(captured.bytes, 3_200 * 65_536);
         assert_eq!(captured.omitted_bytes, 3_200 * 65_536 - 50_000);
-        assert_eq!(
-            captured.text.chars().count(),
-            50_000 + TRUNCATION_MARK.len()
-        );
+        assert_eq!(captured.text.chars().count(), 50_000 + TRUNCATION_MARK.len());
     }
 }

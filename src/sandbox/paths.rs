@@ -75,9 +75,7 @@ impl Root {
     /// As `open(2)`.
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        Ok(Self {
-            dir: rustix::fs::open(path, flags, Mode::empty())?,
-        })
+        Ok(Self { dir: rustix::fs::open(path, flags, Mode::empty())? })
     }
 
     /// The directory itself, as an `O_PATH` descriptor.
@@ -113,11 +111,7 @@ impl Root {
                         place.found = None;
                     }
                 } else if place.dir_path.pop() {
-                    place
-                        .dir_path
-                        .iter()
-                        .rev()
-                        .for_each(|dir| todo.push_front(dir.to_owned()));
+                    place.dir_path.iter().rev().for_each(|dir| todo.push_front(dir.to_owned()));
                     place = self.start()?;
                 } else {
                     return Err(PathError::Outside);
@@ -166,12 +160,7 @@ impl Root {
     /// The workspace itself.
     fn start(&self) -> Result<Resolved, PathError> {
         let dir = rustix::io::fcntl_dupfd_cloexec(&self.dir, 0).map_err(PathError::Os)?;
-        Ok(Resolved {
-            dir,
-            dir_path: PathBuf::new(),
-            rest: Vec::new(),
-            found: None,
-        })
+        Ok(Resolved { dir, dir_path: PathBuf::new(), rest: Vec::new(), found: None })
     }
 }
 
@@ -214,17 +203,13 @@ fn prepend(todo: &mut VecDeque<OsString>, path: &[u8]) -> Result<(), PathError> 
     if path.len() > MAX_PATH_BYTES {
         return Err(PathError::Os(Errno::NAMETOOLONG));
     }
-    let mut components = path
-        .split(|&byte| byte == b'/')
-        .filter(|c| !matches!(*c, b"" | b"."));
+    let mut components = path.split(|&byte| byte == b'/').filter(|c| !matches!(*c, b"" | b"."));
     if path.starts_with(b"/")
         && components.next().map(OsStr::from_bytes) != Path::new(MOUNT_POINT).file_name()
     {
         return Err(PathError::Outside);
     }
-    components
-        .rev()
-        .for_each(|c| todo.push_front(OsString::from_vec(c.to_vec())));
+    components.rev().for_each(|c| todo.push_front(OsString::from_vec(c.to_vec())));
     Ok(())
 }
 
@@ -277,24 +262,13 @@ mod tests {
             "nope/../a/f",
             "a/f/x/../../f",
         ] {
-            assert_eq!(
-                fixture.path(given),
-                Ok(("/workspace/a/f".into(), true)),
-                "{given}"
-            );
+            assert_eq!(fixture.path(given), Ok(("/workspace/a/f".into(), true)), "{given}");
         }
         for given in ["", ".", "/workspace", "/workspace/", "a/..", "a/b/../.."] {
-            assert_eq!(
-                fixture.path(given),
-                Ok(("/workspace".into(), true)),
-                "{given}"
-            );
+            assert_eq!(fixture.path(given), Ok(("/workspace".into(), true)), "{given}");
         }
         assert_eq!(fixture.path("x/y"), Ok(("/workspace/x/y".into(), false)));
-        assert_eq!(
-            fixture.path("a/f/x"),
-            Ok(("/workspace/a/f/x".into(), false))
-        );
+        assert_eq!(fixture.path("a/f/x"), Ok(("/workspace/a/f/x".into(), false)));
     }
 
     #[test]
@@ -328,24 +302,10 @@ mod tests {
         fixture.link("../b/../f", "a/b/up");
         fixture.link("/workspace/a", "dir");
         fixture.link("new/file", "dangling");
-        for given in [
-            "relative",
-            "absolute",
-            "a/b/up",
-            "dir/f",
-            "dir/b/../f",
-            "dir/../relative",
-        ] {
-            assert_eq!(
-                fixture.path(given),
-                Ok(("/workspace/a/f".into(), true)),
-                "{given}"
-            );
+        for given in ["relative", "absolute", "a/b/up", "dir/f", "dir/b/../f", "dir/../relative"] {
+            assert_eq!(fixture.path(given), Ok(("/workspace/a/f".into(), true)), "{given}");
         }
-        assert_eq!(
-            fixture.path("dangling"),
-            Ok(("/workspace/new/file".into(), false))
-        );
+        assert_eq!(fixture.path("dangling"), Ok(("/workspace/new/file".into(), false)));
 
         fixture.link("/etc/passwd", "etc");
         fixture.link("../secret", "up");
@@ -353,15 +313,7 @@ mod tests {
         fixture.link(fixture.outer.path().join("ws/a"), "host");
         fixture.link("loop", "loop");
         fixture.link("/", "slash");
-        for given in [
-            "etc",
-            "up/f",
-            "a/up",
-            "host/f",
-            "loop",
-            "loop/x",
-            "slash/workspace/a/f",
-        ] {
+        for given in ["etc", "up/f", "a/up", "host/f", "loop", "loop/x", "slash/workspace/a/f"] {
             assert_eq!(fixture.path(given), Err(PathError::Outside), "{given}");
         }
     }
@@ -381,20 +333,11 @@ mod tests {
     fn paths_that_are_too_long_end() {
         let fixture = fixture();
         let too_long = "a".repeat(256);
-        assert_eq!(
-            fixture.path(&too_long),
-            Err(PathError::Os(Errno::NAMETOOLONG))
-        );
-        assert_eq!(
-            fixture.path(&"a/".repeat(3_000)),
-            Err(PathError::Os(Errno::NAMETOOLONG))
-        );
+        assert_eq!(fixture.path(&too_long), Err(PathError::Os(Errno::NAMETOOLONG)));
+        assert_eq!(fixture.path(&"a/".repeat(3_000)), Err(PathError::Os(Errno::NAMETOOLONG)));
         // Each of forty links doubles the work that the next one makes.
         for n in 0..40 {
-            fixture.link(
-                format!("x{}/../", n + 1).repeat(400) + "a",
-                &format!("x{n}"),
-            );
+            fixture.link(format!("x{}/../", n + 1).repeat(400) + "a", &format!("x{n}"));
         }
         fixture.link("a", "x40");
         assert_eq!(fixture.path("x0"), Err(PathError::Outside));

@@ -151,11 +151,7 @@ pub(super) fn start(command: &Command<'_>) -> io::Result<Reaper> {
     // control pipe is closed, and it ends without having started anything.
     let child = Child::open(pid)?;
     rustix::io::write(&control, b"g")?;
-    Ok(Reaper {
-        child,
-        report,
-        control,
-    })
+    Ok(Reaper { child, report, control })
 }
 
 /// Everything the reaper needs, made before the fork: after it nothing may allocate.
@@ -270,11 +266,7 @@ fn run_shell(plan: &Plan<'_>) -> ! {
 
 /// Waits for something to happen, and says whether it is the order to kill.
 fn told_to_kill(signals: c_int) -> bool {
-    let poll_in = |fd| libc::pollfd {
-        fd,
-        events: libc::POLLIN,
-        revents: 0,
-    };
+    let poll_in = |fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
     let mut fds = [poll_in(CONTROL_FD), poll_in(signals)];
     // SAFETY: a valid array of two; `info` is a valid place of its own size for the read.
     unsafe {
@@ -333,10 +325,8 @@ fn kill_children() -> bool {
     // SAFETY: opens and reads into a buffer of the given size, and signals children of this process,
     // whose numbers cannot be reused before it reaps them.
     unsafe {
-        let list = libc::open(
-            c"/proc/thread-self/children".as_ptr(),
-            libc::O_RDONLY | libc::O_CLOEXEC,
-        );
+        let list =
+            libc::open(c"/proc/thread-self/children".as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC);
         if list < 0 {
             return false;
         }
@@ -411,14 +401,7 @@ mod tests {
         let ended = bytes(b'e', 256);
         assert_eq!(Report::parse(&ended[..7]), Report::default());
         let both = [ended, bytes(b'd', 0)].concat();
-        assert_eq!(
-            Report::parse(&both),
-            Report {
-                failed: None,
-                ended: Some(256),
-                all_dead: true
-            }
-        );
+        assert_eq!(Report::parse(&both), Report { failed: None, ended: Some(256), all_dead: true });
         let failed = Report::parse(&bytes(b'c', libc::ENOENT)).failed;
         assert_eq!(failed, Some((Step::ChangeDirectory, libc::ENOENT)));
     }

@@ -78,12 +78,7 @@ pub(super) struct Running {
 /// What holds the command's processes together.
 enum Container {
     /// A pid namespace, made by bubblewrap.
-    Namespace {
-        gate: Option<Gate>,
-        init: Option<OwnedFd>,
-        init_gone: bool,
-        report: StatusReport,
-    },
+    Namespace { gate: Option<Gate>, init: Option<OwnedFd>, init_gone: bool, report: StatusReport },
     /// A reaper.
     Reaper {
         /// Closing it is the order to kill.
@@ -151,11 +146,7 @@ impl Running {
         }
         let (stdout, stdout_writer) = Stream::new(spec.output_limit_chars)?;
         let (stderr, stderr_writer) = Stream::new(spec.output_limit_chars)?;
-        let stdio = [
-            host.null.as_fd(),
-            stdout_writer.as_fd(),
-            stderr_writer.as_fd(),
-        ];
+        let stdio = [host.null.as_fd(), stdout_writer.as_fd(), stderr_writer.as_fd()];
         let timeout = spec.timeout.min(LONGEST_TIMEOUT);
         let now = Instant::now();
         let (child, reports, container) = match &host.isolation {
@@ -214,9 +205,7 @@ impl Running {
     /// Whether there is nothing left to wait for: [`finish`](Self::finish) is due.
     pub(super) fn is_over(&self) -> bool {
         let container_gone = match &self.container {
-            Container::Namespace {
-                init, init_gone, ..
-            } => init.is_none() || *init_gone,
+            Container::Namespace { init, init_gone, .. } => init.is_none() || *init_gone,
             Container::Reaper { .. } => true,
         };
         self.given_up || (self.child_end.is_some() && container_gone)
@@ -245,11 +234,8 @@ impl Running {
                 self.main_ended(now);
             }
             Source::Init => {
-                if let Container::Namespace {
-                    init: Some(init),
-                    init_gone,
-                    ..
-                } = &mut self.container
+                if let Container::Namespace { init: Some(init), init_gone, .. } =
+                    &mut self.container
                 {
                     watch.remove(init.as_fd());
                     *init_gone = true;
@@ -292,9 +278,7 @@ impl Running {
     /// Kills what the container holds, as far as that is possible in this phase.
     fn kill_processes(&mut self) {
         match &mut self.container {
-            Container::Namespace {
-                init: Some(init), ..
-            } => {
+            Container::Namespace { init: Some(init), .. } => {
                 spawn::kill(init.as_fd());
                 // Once the command has ended by itself, bubblewrap still has to report how.
                 if self.killed.is_some() {
@@ -389,24 +373,14 @@ impl Running {
         let child_end = self.child_end.unwrap_or(Reaped::Running);
         let released = self.released.is_some();
         let (end, all_dead) = match &self.container {
-            Container::Namespace {
-                init,
-                init_gone,
-                report,
-                ..
-            } => {
+            Container::Namespace { init, init_gone, report, .. } => {
                 if let Some(init) = init
                     && !init_gone
                 {
                     watch.remove(init.as_fd());
                 }
-                let end = namespace_end(
-                    self.killed,
-                    report.exit_code,
-                    released,
-                    child_end,
-                    &stderr.text,
-                );
+                let end =
+                    namespace_end(self.killed, report.exit_code, released, child_end, &stderr.text);
                 (end, *init_gone || (!released && self.child_end.is_some()))
             }
             Container::Reaper { report, .. } => {
@@ -423,14 +397,7 @@ impl Running {
         } else {
             None
         };
-        Ending {
-            end,
-            stdout,
-            stderr,
-            wall,
-            all_dead,
-            leftover,
-        }
+        Ending { end, stdout, stderr, wall, all_dead, leftover }
     }
 }
 
@@ -453,10 +420,9 @@ fn namespace_end(
         (None, Some(_), _) => End::SetupFailed("the sandbox could not be taken hold of".to_owned()),
         // It exits by itself without a report only if the command was never executed.
         (None, None, Reaped::Exited(_)) => End::SetupFailed(isolation::one_line(stderr)),
-        (None, None, Reaped::Signaled(signal)) => lost(
-            released,
-            format!("bubblewrap was killed by signal {signal}"),
-        ),
+        (None, None, Reaped::Signaled(signal)) => {
+            lost(released, format!("bubblewrap was killed by signal {signal}"))
+        }
         (None, None, Reaped::Unknown | Reaped::Running) => {
             lost(released, "bubblewrap ended without a report".to_owned())
         }
@@ -483,11 +449,7 @@ fn reaper_end(killed: Option<Reason>, report: Report, reaper: Reaped) -> End {
 }
 
 fn lost(released: bool, text: String) -> End {
-    if released {
-        End::Lost(text)
-    } else {
-        End::SetupFailed(text)
-    }
+    if released { End::Lost(text) } else { End::SetupFailed(text) }
 }
 
 /// Starts bubblewrap, which waits with the command for the gate.
@@ -506,13 +468,7 @@ fn start_sandboxed(
         Handshake::Block,
         &call,
     ))?;
-    let environment = environment(
-        Path::new("/workspace"),
-        Path::new("/tmp"),
-        shell,
-        host,
-        &call,
-    )?;
+    let environment = environment(Path::new("/workspace"), Path::new("/tmp"), shell, host, &call)?;
     let script = spawn::memory_file(c"tool-command", CLOSED_GATE)?;
     let (reports, reports_writer) = spawn::pipe()?;
     let (block_reader, block) = spawn::pipe()?;
@@ -520,21 +476,10 @@ fn start_sandboxed(
         &CString::new(bubblewrap.program.as_os_str().as_bytes())?,
         &arguments,
         &environment,
-        &[
-            stdin,
-            stdout,
-            stderr,
-            reports_writer.as_fd(),
-            block_reader.as_fd(),
-            script.as_fd(),
-        ],
+        &[stdin, stdout, stderr, reports_writer.as_fd(), block_reader.as_fd(), script.as_fd()],
     )?;
     let container = Container::Namespace {
-        gate: Some(Gate {
-            script,
-            content: call.script.unwrap_or_default(),
-            _block: block,
-        }),
+        gate: Some(Gate { script, content: call.script.unwrap_or_default(), _block: block }),
         init: None,
         init_gone: false,
         report: StatusReport::default(),
@@ -562,10 +507,7 @@ fn start_bare(
         script: script.as_ref().map(AsFd::as_fd),
         open_files: host.open_files,
     })?;
-    let container = Container::Reaper {
-        control: Some(reaper.control),
-        report: Report::default(),
-    };
+    let container = Container::Reaper { control: Some(reaper.control), report: Report::default() };
     Ok((reaper.child, reaper.report, container))
 }
 
@@ -592,11 +534,7 @@ fn open_child_of(parent: Pid, pid: i32) -> io::Result<OwnedFd> {
     let its_parent = stat
         .rsplit_once(')')
         .and_then(|(_, fields)| fields.split_ascii_whitespace().nth(1)?.parse().ok());
-    if its_parent == Some(parent.as_raw_nonzero().get()) {
-        Ok(pidfd)
-    } else {
-        Err(not_found())
-    }
+    if its_parent == Some(parent.as_raw_nonzero().get()) { Ok(pidfd) } else { Err(not_found()) }
 }
 
 #[cfg(test)]
@@ -606,39 +544,18 @@ mod tests {
     #[test]
     fn only_a_report_of_bubblewrap_makes_an_exit_code() {
         let end = |killed, code, released, child| {
-            namespace_end(
-                killed,
-                code,
-                released,
-                child,
-                "bwrap: no permissions\nreally\n",
-            )
+            namespace_end(killed, code, released, child, "bwrap: no permissions\nreally\n")
         };
         assert_eq!(end(None, Some(1), true, Reaped::Exited(1)), End::Exited(1));
-        assert_eq!(
-            end(None, Some(137), true, Reaped::Unknown),
-            End::Exited(137)
-        );
+        assert_eq!(end(None, Some(137), true, Reaped::Unknown), End::Exited(137));
         assert_eq!(
             end(None, None, true, Reaped::Exited(1)),
             End::SetupFailed("bwrap: no permissions; really".to_owned())
         );
-        assert!(matches!(
-            end(None, Some(125), false, Reaped::Exited(125)),
-            End::SetupFailed(_)
-        ));
-        assert!(matches!(
-            end(None, None, true, Reaped::Signaled(9)),
-            End::Lost(_)
-        ));
-        assert!(matches!(
-            end(None, None, false, Reaped::Signaled(9)),
-            End::SetupFailed(_)
-        ));
-        assert!(matches!(
-            end(None, None, true, Reaped::Unknown),
-            End::Lost(_)
-        ));
+        assert!(matches!(end(None, Some(125), false, Reaped::Exited(125)), End::SetupFailed(_)));
+        assert!(matches!(end(None, None, true, Reaped::Signaled(9)), End::Lost(_)));
+        assert!(matches!(end(None, None, false, Reaped::Signaled(9)), End::SetupFailed(_)));
+        assert!(matches!(end(None, None, true, Reaped::Unknown), End::Lost(_)));
         let timed_out = end(Some(Reason::TimedOut), Some(137), true, Reaped::Signaled(9));
         assert_eq!(timed_out, End::TimedOut);
     }

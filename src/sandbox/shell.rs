@@ -91,11 +91,9 @@ pub(super) fn shell_call(
             script: Some(format!("unset BASH_ENV; {close}\n").into_bytes()),
             script_is_prelude: true,
         },
-        _ if inline && !gated => ShellCall {
-            argv: argv(command),
-            script: None,
-            script_is_prelude: false,
-        },
+        _ if inline && !gated => {
+            ShellCall { argv: argv(command), script: None, script_is_prelude: false }
+        }
         // On the command's own first line, so that line numbers in messages are right.
         _ => ShellCall {
             argv: argv(&format!(". {SCRIPT_PATH}")),
@@ -113,9 +111,7 @@ pub(super) fn environment(
     user: &str,
     call: &ShellCall,
 ) -> Vec<OsString> {
-    let prelude = call
-        .script_is_prelude
-        .then_some(("BASH_ENV", OsStr::new(SCRIPT_PATH)));
+    let prelude = call.script_is_prelude.then_some(("BASH_ENV", OsStr::new(SCRIPT_PATH)));
     [
         ("PATH", OsStr::new(PATH)),
         ("HOME", home.as_os_str()),
@@ -150,10 +146,7 @@ mod tests {
     #[test]
     fn short_commands_are_arguments_and_long_ones_are_sourced() {
         let short = shell_call(Shell::Bash, "true", false, None);
-        assert_eq!(
-            (line(&short.argv), short.script),
-            ("bash -c true".to_owned(), None)
-        );
+        assert_eq!((line(&short.argv), short.script), ("bash -c true".to_owned(), None));
         let gated = shell_call(Shell::Bash, "true", true, Some(1024));
         assert_eq!(line(&gated.argv), "bash -c true");
         assert_eq!(

@@ -44,10 +44,7 @@ impl CStringArray {
             .map(|string| string.as_ptr().cast_mut())
             .chain([ptr::null_mut()])
             .collect();
-        Ok(Self {
-            pointers,
-            _strings: strings,
-        })
+        Ok(Self { pointers, _strings: strings })
     }
 
     /// The array, valid as long as `self` is.
@@ -143,10 +140,7 @@ pub(super) fn kill(pidfd: BorrowedFd<'_>) {
 /// that no process of the namespace is left.
 pub(super) fn has_ended(pidfd: BorrowedFd<'_>) -> bool {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
-    let now = Timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
     let mut fds = [PollFd::from_borrowed_fd(pidfd, PollFlags::IN)];
     matches!(poll(&mut fds, Some(&now)), Ok(1..))
 }
@@ -161,10 +155,7 @@ pub(super) fn above_targets(fd: BorrowedFd<'_>) -> io::Result<HighFd<'_>> {
     if fd.as_raw_fd() >= FIRST_FREE_FD {
         return Ok(HighFd::Same(fd));
     }
-    Ok(HighFd::Duplicate(rustix::io::fcntl_dupfd_cloexec(
-        fd,
-        FIRST_FREE_FD,
-    )?))
+    Ok(HighFd::Duplicate(rustix::io::fcntl_dupfd_cloexec(fd, FIRST_FREE_FD)?))
 }
 
 /// A file descriptor whose number is no target of any map.
@@ -203,10 +194,7 @@ pub(super) fn spawn(
     if fds.len() > FIRST_FREE_FD as usize {
         return Err(io::ErrorKind::InvalidInput.into());
     }
-    let sources = fds
-        .iter()
-        .map(|fd| above_targets(*fd))
-        .collect::<io::Result<Vec<_>>>()?;
+    let sources = fds.iter().map(|fd| above_targets(*fd)).collect::<io::Result<Vec<_>>>()?;
     let mut actions = FileActions::new()?;
     for (target, source) in (0..).zip(&sources) {
         actions.dup2(source.as_raw_fd(), target)?;
@@ -288,11 +276,7 @@ impl FileActions {
     /// The second best where the C library is too old (or musl): closes what is inheritable just now.
     fn close_inheritable(&mut self, first: c_int) -> io::Result<()> {
         for entry in std::fs::read_dir("/proc/self/fd")? {
-            let Some(fd) = entry?
-                .file_name()
-                .to_str()
-                .and_then(|name| name.parse().ok())
-            else {
+            let Some(fd) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else {
                 continue;
             };
             // SAFETY: asks for the flags of a number; one that is not open gives -1.
@@ -336,18 +320,9 @@ impl Attributes {
             libc::sigemptyset(none.as_mut_ptr());
             libc::sigdelset(all.as_mut_ptr(), libc::SIGKILL);
             libc::sigdelset(all.as_mut_ptr(), libc::SIGSTOP);
-            check(libc::posix_spawnattr_setsigdefault(
-                &mut attributes.0,
-                all.as_ptr(),
-            ))?;
-            check(libc::posix_spawnattr_setsigmask(
-                &mut attributes.0,
-                none.as_ptr(),
-            ))?;
-            check(libc::posix_spawnattr_setflags(
-                &mut attributes.0,
-                FLAGS as c_short,
-            ))?;
+            check(libc::posix_spawnattr_setsigdefault(&mut attributes.0, all.as_ptr()))?;
+            check(libc::posix_spawnattr_setsigmask(&mut attributes.0, none.as_ptr()))?;
+            check(libc::posix_spawnattr_setflags(&mut attributes.0, FLAGS as c_short))?;
         }
         Ok(attributes)
     }

@@ -36,13 +36,7 @@ pub(super) enum Source {
 }
 
 impl Source {
-    const ALL: [Self; 5] = [
-        Self::Stdout,
-        Self::Stderr,
-        Self::Reports,
-        Self::Child,
-        Self::Init,
-    ];
+    const ALL: [Self; 5] = [Self::Stdout, Self::Stderr, Self::Reports, Self::Child, Self::Init];
 }
 
 /// The events of one command in the supervisor's epoll.
@@ -91,10 +85,7 @@ impl Stream {
     pub(super) fn new(limit_chars: usize) -> io::Result<(Self, OwnedFd)> {
         let (pipe, writer) = spawn::pipe()?;
         rustix::io::ioctl_fionbio(&pipe, true)?;
-        let stream = Self {
-            pipe: Some(pipe),
-            capture: Capture::new(limit_chars),
-        };
+        let stream = Self { pipe: Some(pipe), capture: Capture::new(limit_chars) };
         Ok((stream, writer))
     }
 

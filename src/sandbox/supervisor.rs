@@ -152,21 +152,15 @@ impl Supervisor {
             },
         };
         let queue = CloseOnDrop(Arc::clone(&shared));
-        let thread = std::thread::Builder::new()
-            .name("tool-supervisor".to_owned())
-            .spawn(move || {
+        let thread =
+            std::thread::Builder::new().name("tool-supervisor".to_owned()).spawn(move || {
                 block_sigpipe();
                 turn.run(&queue.0);
                 // First the commands, then the queue.
                 drop(turn);
                 drop(queue);
             })?;
-        Ok(Self {
-            shared,
-            isolation,
-            next_id: AtomicU64::new(0),
-            thread: Mutex::new(Some(thread)),
-        })
+        Ok(Self { shared, isolation, next_id: AtomicU64::new(0), thread: Mutex::new(Some(thread)) })
     }
 
     /// How commands are isolated.
@@ -368,8 +362,7 @@ impl Turn {
             {
                 self.change(id, |running, _, _, now| running.on_deadline(now));
             }
-            self.leftovers
-                .retain(|child| child.reap() == Reaped::Running);
+            self.leftovers.retain(|child| child.reap() == Reaped::Running);
         }
     }
 
@@ -416,10 +409,7 @@ impl Turn {
             let text = "without bubblewrap the network cannot be taken away";
             return answer.without_running(End::SetupFailed(text.to_owned()));
         }
-        let watch = Watch {
-            epoll: &self.epoll,
-            id,
-        };
+        let watch = Watch { epoll: &self.epoll, id };
         match Running::start(spec, &self.host, &watch) {
             Ok(running) => {
                 self.deadlines.insert((running.deadline(), id));
@@ -430,9 +420,7 @@ impl Turn {
     }
 
     fn cancel(&mut self, id: u64) {
-        self.change(id, |running, _, _, now| {
-            running.kill(Reason::Cancelled, now)
-        });
+        self.change(id, |running, _, _, now| running.kill(Reason::Cancelled, now));
     }
 
     /// Lets something happen to a command, if it is still there, and sees whether that ended it.
@@ -444,10 +432,7 @@ impl Turn {
         let Some((running, _)) = self.running.get_mut(&id) else {
             return;
         };
-        let watch = Watch {
-            epoll: &self.epoll,
-            id,
-        };
+        let watch = Watch { epoll: &self.epoll, id };
         let before = running.deadline();
         action(running, &watch, &mut self.buffer, Instant::now());
         let after = running.deadline();
@@ -493,11 +478,7 @@ impl Turn {
         });
         let timeout = longest.into_iter().chain(next).min();
         let timeout = timeout.and_then(|timeout| timeout.try_into().ok());
-        match epoll::wait(
-            &self.epoll,
-            rustix::buffer::spare_capacity(events),
-            timeout.as_ref(),
-        ) {
+        match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(events), timeout.as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => {
                 // Not possible with valid arguments; if it happens, deadlines must still be kept.
@@ -531,10 +512,7 @@ fn raise_open_files_limit() -> Option<u64> {
         if raised <= before {
             return None;
         }
-        let new = Rlimit {
-            current: Some(raised),
-            maximum: limit.maximum,
-        };
+        let new = Rlimit { current: Some(raised), maximum: limit.maximum };
         rustix::process::setrlimit(Resource::Nofile, new).ok()?;
         Some(before)
     })

@@ -20,10 +20,8 @@ use super::paths::file_type;
 /// Directories deeper than this are not copied: a copy holds two descriptors a level.
 const MAX_COPY_DEPTH: usize = 128;
 
-const OPEN_DIR: OFlags = OFlags::PATH
-    .union(OFlags::DIRECTORY)
-    .union(OFlags::NOFOLLOW)
-    .union(OFlags::CLOEXEC);
+const OPEN_DIR: OFlags =
+    OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 /// The entry of a tree that could not be removed or copied, and why.
 #[derive(Debug)]
@@ -37,10 +35,7 @@ pub(crate) struct TreeError {
 impl TreeError {
     fn new(entry: &CStr, source: impl Into<io::Error>) -> Self {
         let entry = OsStr::from_bytes(entry.to_bytes()).to_owned();
-        Self {
-            entry,
-            source: source.into(),
-        }
+        Self { entry, source: source.into() }
     }
 }
 
@@ -60,12 +55,7 @@ pub(crate) fn empty(
 ) -> Result<(), TreeError> {
     let whole = |source: Errno| TreeError::new(c".", source);
     grant_owner(dir).map_err(whole)?;
-    let mut emptying = Emptying {
-        top: dir,
-        hoisted: Hoisted::new(),
-        removed: 0,
-        deadline,
-    };
+    let mut emptying = Emptying { top: dir, hoisted: Hoisted::new(), removed: 0, deadline };
     loop {
         // A pass may miss what it moved up itself, so only one that finds nothing is the last.
         let (mut seen, mut left) = (false, None);
@@ -77,9 +67,7 @@ pub(crate) fn empty(
                 continue;
             }
             seen = true;
-            let gone = emptying
-                .remove(name)
-                .map_err(|source| TreeError::new(name, source));
+            let gone = emptying.remove(name).map_err(|source| TreeError::new(name, source));
             if let Err(error) = gone {
                 if error.source.kind() == io::ErrorKind::TimedOut {
                     return Err(error);
@@ -127,11 +115,7 @@ impl Emptying<'_> {
             }
         }
         first_error?;
-        if self.remove_simple(self.top, name)? {
-            Ok(())
-        } else {
-            Err(Errno::NOTEMPTY)
-        }
+        if self.remove_simple(self.top, name)? { Ok(()) } else { Err(Errno::NOTEMPTY) }
     }
 
     /// Removes a file, or a directory if it is empty. `false` if it is a directory that is not.
@@ -173,10 +157,7 @@ struct Hoisted {
 
 impl Hoisted {
     fn new() -> Self {
-        Self {
-            prefix: uuid::Uuid::new_v4(),
-            count: 0,
-        }
+        Self { prefix: uuid::Uuid::new_v4(), count: 0 }
     }
 
     fn next_name(&mut self) -> String {
@@ -207,11 +188,7 @@ pub(crate) fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<(), TreeE
     let whole = |source: Errno| TreeError::new(c".", source);
     let to = rustix::io::fcntl_dupfd_cloexec(to, 0).map_err(whole)?;
     let entries = read_dir(from).map_err(whole)?;
-    let mut stack = vec![Level {
-        entries,
-        to,
-        mode: None,
-    }];
+    let mut stack = vec![Level { entries, to, mode: None }];
     let mut first_error = None;
     while let Some(level) = stack.last_mut() {
         let Some(entry) = level.entries.read() else {
@@ -274,11 +251,7 @@ impl Level {
                     OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
                     Mode::empty(),
                 )?;
-                Ok(Some(Level {
-                    entries,
-                    to,
-                    mode: Some(mode),
-                }))
+                Ok(Some(Level { entries, to, mode: Some(mode) }))
             }
             FileType::Symlink => {
                 let target = rustix::fs::readlinkat(&held, c"", Vec::new())?;
@@ -303,8 +276,7 @@ impl Level {
 
     /// Only now, since a directory may be one that cannot be written.
     fn finish(&self) -> Result<(), Errno> {
-        self.mode
-            .map_or(Ok(()), |mode| rustix::fs::fchmod(&self.to, mode))
+        self.mode.map_or(Ok(()), |mode| rustix::fs::fchmod(&self.to, mode))
     }
 }
 
@@ -322,9 +294,7 @@ fn copy_file(from: &File, to: &File, mode: Mode) -> io::Result<()> {
         };
         let end = rustix::fs::seek(from, SeekFrom::Hole(at))?.min(size);
         while at < end {
-            let want = buffer
-                .len()
-                .min(usize::try_from(end - at).unwrap_or(usize::MAX));
+            let want = buffer.len().min(usize::try_from(end - at).unwrap_or(usize::MAX));
             let got = from.read_at(&mut buffer[..want], at)?;
             if got == 0 {
                 // It shrank.

@@ -77,11 +77,7 @@ pub(crate) enum WorkspaceError {
 
 impl WorkspaceError {
     fn io(doing: &'static str, path: &Path, source: impl Into<io::Error>) -> Self {
-        Self::Io {
-            doing,
-            path: path.to_owned(),
-            source: source.into(),
-        }
+        Self::Io { doing, path: path.to_owned(), source: source.into() }
     }
 
     fn tree(doing: &'static str, path: &Path, error: TreeError) -> Self {
@@ -94,17 +90,10 @@ impl fmt::Display for WorkspaceError {
         match self {
             Self::UntrustedBase { path, why } => {
                 let path = path.display();
-                write!(
-                    f,
-                    "cannot trust {path} ({why}); remove it or choose another directory"
-                )
+                write!(f, "cannot trust {path} ({why}); remove it or choose another directory")
             }
             Self::Gone { path } => write!(f, "the workspace {} is gone", path.display()),
-            Self::Io {
-                doing,
-                path,
-                source,
-            } => {
+            Self::Io { doing, path, source } => {
                 write!(f, "cannot {doing} {}: {source}", path.display())
             }
         }
@@ -161,12 +150,7 @@ impl DataDir {
         sweep(&path, &base);
         let run = RunDir::create(&path, &base)?;
         // From here on a failure removes what was made.
-        let mut data = Self {
-            run,
-            base,
-            workspaces: Vec::with_capacity(slots),
-            removed: false,
-        };
+        let mut data = Self { run, base, workspaces: Vec::with_capacity(slots), removed: false };
         for slot in 0..slots {
             let path = data.run.path.join(format!("slot_{slot}"));
             data.workspaces.push(Arc::new(Workspace::create(path)?));
@@ -175,6 +159,7 @@ impl DataDir {
     }
 
     /// The host path of this data directory.
+    #[cfg(test)]
     pub(crate) fn path(&self) -> &Path {
         &self.run.path
     }
@@ -221,11 +206,7 @@ impl RunDir {
                 Err(errno) => return Err(failed(errno)),
             }
         }
-        Err(WorkspaceError::io(
-            "create a directory in",
-            base_path,
-            Errno::AGAIN,
-        ))
+        Err(WorkspaceError::io("create a directory in", base_path, Errno::AGAIN))
     }
 
     /// Takes the lock of a run directory of ours. `None` if somebody else has it, or the directory
@@ -242,21 +223,11 @@ impl RunDir {
             return Ok(None);
         }
         let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC | create;
-        let lock = File::from(rustix::fs::openat(
-            &dir,
-            LOCK,
-            flags,
-            Mode::RUSR | Mode::WUSR,
-        )?);
+        let lock = File::from(rustix::fs::openat(&dir, LOCK, flags, Mode::RUSR | Mode::WUSR)?);
         match lock.try_lock() {
             Ok(()) => {
                 let path = base_path.join(name);
-                Ok(Some(Self {
-                    name: name.to_owned(),
-                    path,
-                    dir,
-                    _lock: lock,
-                }))
+                Ok(Some(Self { name: name.to_owned(), path, dir, _lock: lock }))
             }
             Err(TryLockError::WouldBlock) => Ok(None),
             Err(TryLockError::Error(error)) => {
@@ -288,11 +259,7 @@ fn sweep(base_path: &Path, base: &OwnedFd) {
         Err(errno) => return log::warn!("cannot read {}: {errno}", base_path.display()),
     };
     for entry in entries.flatten() {
-        let Some(name) = entry
-            .file_name()
-            .to_str()
-            .ok()
-            .filter(|n| n.starts_with(RUN_PREFIX))
+        let Some(name) = entry.file_name().to_str().ok().filter(|n| n.starts_with(RUN_PREFIX))
         else {
             continue;
         };
@@ -306,10 +273,9 @@ fn sweep(base_path: &Path, base: &OwnedFd) {
             Err(errno) => Err(WorkspaceError::io("look at", &base_path.join(name), errno)),
         };
         match swept {
-            Ok(true) => log::info!(
-                "removed {}, left by a dead engine",
-                base_path.join(name).display()
-            ),
+            Ok(true) => {
+                log::info!("removed {}, left by a dead engine", base_path.join(name).display())
+            }
             Ok(false) => {}
             Err(error) => log::warn!("left by a dead engine: {error}"),
         }
@@ -402,9 +368,7 @@ impl Workspace {
             .map_err(|errno| WorkspaceError::io("look at", &self.path, errno))?;
         match std::fs::symlink_metadata(&self.path) {
             Ok(there) if (there.dev(), there.ino()) == (ours.st_dev, ours.st_ino) => Ok(()),
-            _ => Err(WorkspaceError::Gone {
-                path: self.path.clone(),
-            }),
+            _ => Err(WorkspaceError::Gone { path: self.path.clone() }),
         }
     }
 

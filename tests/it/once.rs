@@ -62,7 +62,11 @@ impl Backend for Misbehaves {
                     drop(execution);
                 }
                 "hold" => {
-                    self.held.lock().insert(execution.id, execution);
+                    let (id, cancellation) = (execution.id, execution.reply.cancellation());
+                    self.held.lock().insert(id, execution);
+                    if cancellation.is_requested() {
+                        self.cancel(id);
+                    }
                 }
                 "later" => {
                     self.busy.lock().remove(&execution.slot.index);

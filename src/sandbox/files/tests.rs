@@ -52,10 +52,7 @@ impl Fixture {
     }
 
     fn write(&self, path: &str, content: &str) -> ToolResult {
-        self.write_with(
-            json!({"path": path, "content": content}),
-            DEFAULT_MAX_FILE_BYTES,
-        )
+        self.write_with(json!({"path": path, "content": content}), DEFAULT_MAX_FILE_BYTES)
     }
 }
 
@@ -70,25 +67,15 @@ fn assert_fails(result: &ToolResult, error: &str) {
 fn what_was_written_is_read_under_every_name_of_the_path() {
     let fixture = fixture();
     let written = fixture.write("/workspace/d/e/f.txt", "a\r\nb\rc\n\0é");
-    assert_eq!(
-        written.output,
-        "Successfully wrote 10 bytes to /workspace/d/e/f.txt"
-    );
+    assert_eq!(written.output, "Successfully wrote 10 bytes to /workspace/d/e/f.txt");
     let metadata = arguments(json!({"path": "/workspace/d/e/f.txt", "size": 10}));
     assert_eq!(written.metadata, metadata);
     for path in ["d/e/f.txt", "/workspace/d/e/f.txt", "./d//e/../e/f.txt"] {
         let read = fixture.read(path);
-        assert_eq!(
-            (read.output.as_str(), read.success),
-            ("a\r\nb\rc\n\0é", true),
-            "{path}"
-        );
+        assert_eq!((read.output.as_str(), read.success), ("a\r\nb\rc\n\0é", true), "{path}");
         assert_eq!(read.metadata, metadata, "{path}");
     }
-    assert_eq!(
-        fs::metadata(fixture.at("d/e/f.txt")).unwrap().mode() & 0o777 & !0o644,
-        0
-    );
+    assert_eq!(fs::metadata(fixture.at("d/e/f.txt")).unwrap().mode() & 0o777 & !0o644, 0);
 }
 
 #[test]
@@ -96,10 +83,7 @@ fn invalid_utf8_is_replaced() {
     let fixture = fixture();
     fs::write(fixture.at("f"), b"a\xff\xe2\x82b").unwrap();
     let read = fixture.read("f");
-    assert_eq!(
-        (read.output.as_str(), &read.metadata["size"]),
-        ("a\u{fffd}\u{fffd}b", &json!(5))
-    );
+    assert_eq!((read.output.as_str(), &read.metadata["size"]), ("a\u{fffd}\u{fffd}b", &json!(5)));
 }
 
 #[test]
@@ -110,20 +94,11 @@ fn the_limits_are_bytes_and_inclusive() {
     assert_fails(&write("éééééx"), "Content too large: 11 bytes (max 10)");
     // It is checked before the path.
     let both_wrong = json!({"path": "../f", "content": "éééééx"});
-    assert_fails(
-        &fixture.write_with(both_wrong, 10),
-        "Content too large: 11 bytes (max 10)",
-    );
+    assert_fails(&fixture.write_with(both_wrong, 10), "Content too large: 11 bytes (max 10)");
 
     assert_eq!(fixture.read_with(json!({"path": "f"}), 10).output, "ééééé");
-    assert_fails(
-        &fixture.read_with(json!({"path": "f"}), 9),
-        "File too large: 10 bytes (max 9)",
-    );
-    fs::File::create(fixture.at("sparse"))
-        .unwrap()
-        .set_len(1 << 40)
-        .unwrap();
+    assert_fails(&fixture.read_with(json!({"path": "f"}), 9), "File too large: 10 bytes (max 9)");
+    fs::File::create(fixture.at("sparse")).unwrap().set_len(1 << 40).unwrap();
     let sparse = fixture.read("sparse");
     assert_fails(&sparse, "File too large: 1099511627776 bytes (max 100000)");
 }
@@ -140,14 +115,7 @@ fn failures_have_the_texts_of_the_protocol_and_no_host_path() {
     fs::write(fixture.at("f.txt"), "kept").unwrap();
     fs::create_dir(fixture.at("d")).unwrap();
     let denied = "Access denied: path outside workspace";
-    for path in [
-        "../x",
-        "/etc/passwd",
-        "a\0b",
-        "/",
-        "d/../../x",
-        "/workspace/../x",
-    ] {
+    for path in ["../x", "/etc/passwd", "a\0b", "/", "d/../../x", "/workspace/../x"] {
         assert_fails(&fixture.read(path), denied);
         assert_fails(&fixture.write(path, "x"), denied);
     }
@@ -157,14 +125,8 @@ fn failures_have_the_texts_of_the_protocol_and_no_host_path() {
     assert_fails(&fixture.read_with(json!({}), 10), "Not a file: ");
     let long = "a".repeat(256);
     let too_long = format!("[Errno 36] File name too long: '/workspace/{long}'");
-    assert_fails(
-        &fixture.read(&long),
-        &format!("Failed to read file: {too_long}"),
-    );
-    assert_fails(
-        &fixture.write(&long, ""),
-        &format!("Failed to write file: {too_long}"),
-    );
+    assert_fails(&fixture.read(&long), &format!("Failed to read file: {too_long}"));
+    assert_fails(&fixture.write(&long, ""), &format!("Failed to write file: {too_long}"));
     assert_fails(
         &fixture.write("d", "x"),
         "Failed to write file: [Errno 21] Is a directory: '/workspace/d'",
@@ -181,26 +143,14 @@ fn arguments_that_are_no_strings_are_invalid() {
     let fixture = fixture();
     for (arguments, error) in [
         (json!({"path": 1, "content": "x"}), "path must be a string"),
-        (
-            json!({"path": "f", "content": ["x"]}),
-            "content must be a string",
-        ),
-        (
-            json!({"path": "f", "content": null}),
-            "content must be a string",
-        ),
+        (json!({"path": "f", "content": ["x"]}), "content must be a string"),
+        (json!({"path": "f", "content": null}), "content must be a string"),
     ] {
         let result = fixture.write_with(arguments, 10);
-        assert_eq!(
-            (result.error.as_str(), result.outcome),
-            (error, Outcome::InvalidCall)
-        );
+        assert_eq!((result.error.as_str(), result.outcome), (error, Outcome::InvalidCall));
         assert!(!result.may_have_executed);
     }
-    assert_eq!(
-        fixture.read_with(json!({"path": null}), 10).outcome,
-        Outcome::InvalidCall
-    );
+    assert_eq!(fixture.read_with(json!({"path": null}), 10).outcome, Outcome::InvalidCall);
     assert!(!fixture.at("f").exists());
 }
 
@@ -220,10 +170,7 @@ fn symlinks_inside_are_followed_and_outside_refused() {
     assert_eq!(fixture.read("link").output, "x");
     for path in ["out", "up/secret"] {
         assert_fails(&fixture.read(path), "Access denied: path outside workspace");
-        assert_fails(
-            &fixture.write(path, "x"),
-            "Access denied: path outside workspace",
-        );
+        assert_fails(&fixture.write(path, "x"), "Access denied: path outside workspace");
     }
     assert_eq!(fs::read(&secret).unwrap(), b"secret");
 }
@@ -245,21 +192,11 @@ fn a_file_keeps_its_mode_and_its_other_names() {
 fn fifos_sockets_and_devices_are_refused_at_once() {
     let fixture = fixture();
     let mkfifo = |name: &str| {
-        rustix::fs::mknodat(
-            CWD,
-            fixture.at(name),
-            FileType::Fifo,
-            Mode::RUSR | Mode::WUSR,
-            0,
-        )
+        rustix::fs::mknodat(CWD, fixture.at(name), FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)
     };
     mkfifo("fifo").unwrap();
     mkfifo("open").unwrap();
-    let _reader = fs::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(fixture.at("open"))
-        .unwrap();
+    let _reader = fs::OpenOptions::new().read(true).write(true).open(fixture.at("open")).unwrap();
     let _socket = UnixListener::bind(fixture.at("socket")).unwrap();
     let mut special = vec!["fifo", "open", "socket"];
     let device = rustix::fs::makedev(1, 5);
@@ -330,10 +267,7 @@ fn a_directory_swapped_for_a_symlink_never_leads_out() {
         fixture.write(&format!("a/new{}/x/f", n % 7), "x");
         fixture.write("a/d/../d/g", "x");
     });
-    assert!(
-        inside > 0 && refused > 0,
-        "{inside} read, {refused} refused"
-    );
+    assert!(inside > 0 && refused > 0, "{inside} read, {refused} refused");
     assert_eq!(fs::read(outside.join("d/f")).unwrap(), b"secret");
     let names = |path: &Path| fs::read_dir(path).unwrap().count();
     assert_eq!((names(&outside), names(&outside.join("d"))), (1, 1));
@@ -369,10 +303,7 @@ fn a_full_disk_is_an_error_and_costs_no_file() {
         .args(["--dev-bind", "/", "/", "--size", "262144", "--tmpfs"])
         .arg(outer.path())
         .arg(std::env::current_exe().unwrap())
-        .args([
-            "--exact",
-            "sandbox::files::tests::on_a_small_file_system",
-        ])
+        .args(["--exact", "sandbox::files::tests::on_a_small_file_system"])
         .env(SMALL_VARIABLE, outer.path())
         .status();
     assert!(status.expect("bubblewrap is installed").success());
@@ -387,23 +318,12 @@ fn on_a_small_file_system() {
     let workspace = &data.workspaces()[0];
     let write = |path: &str, size: usize| {
         let content = "x".repeat(size);
-        write_file(
-            workspace,
-            &arguments(json!({"path": path, "content": content})),
-            1 << 20,
-        )
+        write_file(workspace, &arguments(json!({"path": path, "content": content})), 1 << 20)
     };
     assert!(write("old", 1_000).success);
     assert!(write("full", 200_000).success);
     let full = "Failed to write file: [Errno 28] No space left on device: '/workspace/old'";
     assert_fails(&write("old", 100_000), full);
-    assert_eq!(
-        fs::read(workspace.path().join("old")).unwrap(),
-        "x".repeat(1_000).as_bytes()
-    );
-    assert!(
-        write("new", 100_000)
-            .error
-            .starts_with("Failed to write file: [Errno 28]")
-    );
+    assert_eq!(fs::read(workspace.path().join("old")).unwrap(), "x".repeat(1_000).as_bytes());
+    assert!(write("new", 100_000).error.starts_with("Failed to write file: [Errno 28]"));
 }

@@ -24,17 +24,12 @@ impl Bench {
     }
 
     fn bare() -> Self {
-        Self::new(Isolation::None {
-            reason: "a test".to_owned(),
-        })
+        Self::new(Isolation::None { reason: "a test".to_owned() })
     }
 
     fn sandboxed() -> Self {
         let isolation = Isolation::probe();
-        assert!(
-            isolation.is_sandboxed(),
-            "install bubblewrap: {isolation:?}"
-        );
+        assert!(isolation.is_sandboxed(), "install bubblewrap: {isolation:?}");
         Self::new(isolation)
     }
 
@@ -65,12 +60,7 @@ impl Bench {
     /// What a command that succeeds prints.
     fn output(&self, command: &str) -> String {
         let finished = self.run(command);
-        assert_eq!(
-            finished.end,
-            End::Exited(0),
-            "{command}: {}",
-            finished.stderr.text
-        );
+        assert_eq!(finished.end, End::Exited(0), "{command}: {}", finished.stderr.text);
         finished.stdout.text
     }
 
@@ -132,11 +122,7 @@ fn children_of_this_process() -> HashSet<String> {
     let mut children = HashSet::new();
     for thread in std::fs::read_dir("/proc/self/task").unwrap() {
         let list = std::fs::read_to_string(thread.unwrap().path().join("children"));
-        children.extend(
-            list.unwrap_or_default()
-                .split_whitespace()
-                .map(str::to_owned),
-        );
+        children.extend(list.unwrap_or_default().split_whitespace().map(str::to_owned));
     }
     children
 }
@@ -150,16 +136,10 @@ fn exit_codes_signals_and_both_streams_are_told_apart() {
         assert_eq!(finished.stderr.text, "err\n");
         assert_eq!(finished.stdout.bytes, 4);
         assert!(finished.all_dead);
-        assert_eq!(
-            finished.sandboxed,
-            bench.supervisor.isolation().is_sandboxed()
-        );
+        assert_eq!(finished.sandboxed, bench.supervisor.isolation().is_sandboxed());
         assert_eq!(bench.run("").end, End::Exited(0));
         assert_eq!(bench.run("foo-bar").end, End::Exited(127));
-        assert_eq!(
-            bench.run("foo-bar").stderr.text,
-            "bash: line 1: foo-bar: command not found\n"
-        );
+        assert_eq!(bench.run("foo-bar").stderr.text, "bash: line 1: foo-bar: command not found\n");
         assert_eq!(bench.run("if").end, End::Exited(2));
         let killed = match finished.sandboxed {
             true => End::Exited(137),
@@ -176,10 +156,7 @@ fn a_command_has_bash_its_workspace_and_an_empty_input() {
             true => Path::new("/workspace"),
             false => bench.workspace.path(),
         };
-        assert_eq!(
-            bench.output("[[ a == a ]] && pwd"),
-            format!("{}\n", home.display())
-        );
+        assert_eq!(bench.output("[[ a == a ]] && pwd"), format!("{}\n", home.display()));
         assert_eq!(bench.output("cat; read x || echo $0 $# $-"), "bash 0 hBc\n");
         bench.output("echo kept > file");
         let file = bench.workspace.path().join("file");
@@ -214,10 +191,7 @@ fn a_command_gets_no_file_descriptors_but_the_three() {
         assert_eq!(bench.output("ls /proc/self/fd | tr '\\n' ' '"), "0 1 2 3 ");
         let long = format!("ls /proc/self/fd | tr '\\n' ' ' #{}", "x".repeat(200_000));
         assert_eq!(bench.output(&long), "0 1 2 3 ");
-        assert_eq!(
-            bench.output("ulimit -S -n"),
-            bench.output("sh -c 'ulimit -S -n'")
-        );
+        assert_eq!(bench.output("ulimit -S -n"), bench.output("sh -c 'ulimit -S -n'"));
     });
 }
 
@@ -249,9 +223,7 @@ fn a_background_child_does_not_delay_the_end_and_is_killed() {
     in_both_modes(|bench| {
         let marker = marker();
         let started = Instant::now();
-        let finished = bench.run(&format!(
-            "sleep {marker} & setsid sleep {marker} & echo done"
-        ));
+        let finished = bench.run(&format!("sleep {marker} & setsid sleep {marker} & echo done"));
         assert!(started.elapsed() < LONG);
         assert_eq!(finished.end, End::Exited(0));
         assert_eq!(finished.stdout.text, "done\n");
@@ -277,10 +249,7 @@ fn at_the_timeout_every_process_is_dead_and_partial_output_is_kept() {
         let ends = stubborn.map(|command| {
             let marker = marker();
             let command = format!("echo begun; {}", command.replace("MARK", &marker));
-            let spec = CommandSpec {
-                timeout,
-                ..bench.spec(&command)
-            };
+            let spec = CommandSpec { timeout, ..bench.spec(&command) };
             (command, marker, bench.start(spec).1)
         });
         for (command, marker, end) in ends {
@@ -320,10 +289,7 @@ fn much_output_is_counted_exactly_in_bounded_memory() {
 
 fn resident_mib() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status
-        .lines()
-        .find(|line| line.starts_with("VmRSS:"))
-        .unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
     let kib: u64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
     kib / 1024
 }
@@ -404,26 +370,13 @@ fn what_a_command_prints_is_never_taken_for_a_failure_of_the_sandbox() {
 #[test]
 fn a_sandbox_shows_no_secrets_and_gives_no_privileges() {
     let bench = Bench::sandboxed();
-    for path in [
-        "/etc/shadow",
-        "/root",
-        "/home",
-        "/etc/ssh",
-        "/etc/ssl/private",
-        "/var/lib",
-        "/boot",
-    ] {
-        assert_ne!(
-            bench.run(&format!("ls -d {path}")).end,
-            End::Exited(0),
-            "{path}"
-        );
+    for path in
+        ["/etc/shadow", "/root", "/home", "/etc/ssh", "/etc/ssl/private", "/var/lib", "/boot"]
+    {
+        assert_ne!(bench.run(&format!("ls -d {path}")).end, End::Exited(0), "{path}");
     }
     assert_eq!(bench.output("hostname"), "sandbox\n");
-    assert_eq!(
-        bench.output("grep CapEff /proc/self/status"),
-        "CapEff:\t0000000000000000\n"
-    );
+    assert_eq!(bench.output("grep CapEff /proc/self/status"), "CapEff:\t0000000000000000\n");
     assert_ne!(bench.run("touch /usr/x").end, End::Exited(0));
     assert_ne!(bench.run("mount -t tmpfs none /tmp").end, End::Exited(0));
     // No process of the host is visible: bubblewrap's init, the shell, `ls` and `grep`.
@@ -446,20 +399,12 @@ fn without_network_there_is_none_and_where_that_is_impossible_nothing_runs() {
     let connect = format!("exec 3<>/dev/tcp/127.0.0.1/{}", address.port());
     let bench = Bench::sandboxed();
     assert_eq!(bench.run(&connect).end, End::Exited(0));
-    let offline = |bench: &Bench| {
-        bench.run_spec(CommandSpec {
-            network: false,
-            ..bench.spec(&connect)
-        })
-    };
+    let offline =
+        |bench: &Bench| bench.run_spec(CommandSpec { network: false, ..bench.spec(&connect) });
     let finished = offline(&bench);
     assert_eq!(finished.end, End::Exited(1));
     assert!(finished.network_isolated);
-    assert!(
-        finished.stderr.text.contains("Connection refused"),
-        "{}",
-        finished.stderr.text
-    );
+    assert!(finished.stderr.text.contains("Connection refused"), "{}", finished.stderr.text);
     assert!(matches!(offline(&Bench::bare()).end, End::SetupFailed(_)));
 }
 
@@ -521,11 +466,7 @@ fn closing_ends_every_command_once_and_leaves_no_process() {
     in_both_modes(|bench| {
         let marker = marker();
         let ends: Vec<_> = (0..20)
-            .map(|_| {
-                bench
-                    .start(bench.spec(&format!("echo >> ready; sleep {marker}")))
-                    .1
-            })
+            .map(|_| bench.start(bench.spec(&format!("echo >> ready; sleep {marker}"))).1)
             .collect();
         bench.wait_for_size("ready", 5);
         bench.supervisor.close();
@@ -561,10 +502,7 @@ fn a_panic_of_the_receiver_ends_nothing_else() {
 fn dropping_the_supervisor_from_its_own_thread_does_not_hang() {
     let bench = Bench::bare();
     let spec = bench.spec("true");
-    let Bench {
-        supervisor,
-        workspace,
-    } = bench;
+    let Bench { supervisor, workspace } = bench;
     let supervisor = Arc::new(supervisor);
     let (sender, receiver) = channel();
     let own = Arc::clone(&supervisor);
@@ -594,10 +532,7 @@ fn alone(test: &str, body: impl FnOnce()) {
         .unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
     let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(
-        output.status.success() && text.contains("1 passed"),
-        "{text}{errors}"
-    );
+    assert!(output.status.success() && text.contains("1 passed"), "{text}{errors}");
 }
 
 fn count(directory: &str) -> usize {
@@ -606,9 +541,7 @@ fn count(directory: &str) -> usize {
 
 /// Runs this many commands at once and sees that each did what it should.
 fn run_many(bench: &Bench, count: usize) {
-    let ends: Vec<_> = (0..count)
-        .map(|_| bench.start(bench.spec("echo x; exit 3")).1)
-        .collect();
+    let ends: Vec<_> = (0..count).map(|_| bench.start(bench.spec("echo x; exit 3")).1).collect();
     for end in ends {
         let finished = end.recv_timeout(LONG).unwrap();
         assert_eq!(finished.end, End::Exited(3), "{}", finished.stderr.text);
@@ -619,22 +552,19 @@ fn run_many(bench: &Bench, count: usize) {
 
 #[test]
 fn many_commands_leave_no_zombie_no_open_file_and_no_thread() {
-    alone(
-        "many_commands_leave_no_zombie_no_open_file_and_no_thread",
-        || {
-            in_both_modes(|bench| {
-                let (files, threads) = (count("/proc/self/fd"), count("/proc/self/task"));
-                run_many(bench, 200);
-                assert_eq!(children_of_this_process(), HashSet::new());
-                assert_eq!(count("/proc/self/fd"), files);
-                assert_eq!(count("/proc/self/task"), threads);
-            });
-            // The handle of the test harness's own thread aside, a closed supervisor leaves nothing.
-            let files = count("/proc/self/fd");
-            drop(Bench::bare());
+    alone("many_commands_leave_no_zombie_no_open_file_and_no_thread", || {
+        in_both_modes(|bench| {
+            let (files, threads) = (count("/proc/self/fd"), count("/proc/self/task"));
+            run_many(bench, 200);
+            assert_eq!(children_of_this_process(), HashSet::new());
             assert_eq!(count("/proc/self/fd"), files);
-        },
-    );
+            assert_eq!(count("/proc/self/task"), threads);
+        });
+        // The handle of the test harness's own thread aside, a closed supervisor leaves nothing.
+        let files = count("/proc/self/fd");
+        drop(Bench::bare());
+        assert_eq!(count("/proc/self/fd"), files);
+    });
 }
 
 #[test]
@@ -646,17 +576,12 @@ fn two_hundred_sleeping_commands_need_one_thread() {
             rustix::fs::mkfifoat(rustix::fs::CWD, &release, rustix::fs::Mode::RWXU).unwrap();
             // Each sleeps until it gets a line.
             let command = "echo >> ready; read x <> release; exit 4";
-            let ends: Vec<_> = (0..200)
-                .map(|_| bench.start(bench.spec(command)).1)
-                .collect();
+            let ends: Vec<_> = (0..200).map(|_| bench.start(bench.spec(command)).1).collect();
             bench.wait_for_size("ready", 200);
             assert_eq!(count("/proc/self/task"), threads);
             let lines = "go\n".repeat(200);
-            let mut fifo = std::fs::OpenOptions::new()
-                .read(true)
-                .write(true)
-                .open(release)
-                .unwrap();
+            let mut fifo =
+                std::fs::OpenOptions::new().read(true).write(true).open(release).unwrap();
             io::Write::write_all(&mut fifo, lines.as_bytes()).unwrap();
             for end in ends {
                 assert_eq!(end.recv_timeout(LONG).unwrap().end, End::Exited(4));
@@ -667,22 +592,17 @@ fn two_hundred_sleeping_commands_need_one_thread() {
 
 #[test]
 fn waiting_for_sleeping_commands_takes_no_processor_time() {
-    alone(
-        "waiting_for_sleeping_commands_takes_no_processor_time",
-        || {
-            in_both_modes(|bench| {
-                let before = processor_time();
-                let ends: Vec<_> = (0..10)
-                    .map(|_| bench.start(bench.spec("sleep 3")).1)
-                    .collect();
-                for end in ends {
-                    assert_eq!(end.recv_timeout(LONG).unwrap().end, End::Exited(0));
-                }
-                // Starting ten takes some 0.1 s; one process that polls takes 3 s.
-                assert!(processor_time() - before < Duration::from_secs(2));
-            });
-        },
-    );
+    alone("waiting_for_sleeping_commands_takes_no_processor_time", || {
+        in_both_modes(|bench| {
+            let before = processor_time();
+            let ends: Vec<_> = (0..10).map(|_| bench.start(bench.spec("sleep 3")).1).collect();
+            for end in ends {
+                assert_eq!(end.recv_timeout(LONG).unwrap().end, End::Exited(0));
+            }
+            // Starting ten takes some 0.1 s; one process that polls takes 3 s.
+            assert!(processor_time() - before < Duration::from_secs(2));
+        });
+    });
 }
 
 /// Of this process and of all its children that have ended.
@@ -735,9 +655,7 @@ fn when_the_host_is_killed_its_commands_die() {
     let host = |bench: &Bench| {
         let marker = std::env::var(MARKER).unwrap();
         let command = format!("setsid sleep {marker} & echo >> ready; sleep {marker}");
-        let _ends: Vec<_> = (0..10)
-            .map(|_| bench.start(bench.spec(&command)).1)
-            .collect();
+        let _ends: Vec<_> = (0..10).map(|_| bench.start(bench.spec(&command)).1).collect();
         bench.wait_for_size("ready", 10);
         rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL)
             .unwrap();
@@ -761,10 +679,7 @@ fn when_the_host_is_killed_its_commands_die() {
             .env("TMPDIR", directory.path())
             .status()
             .unwrap();
-        assert_eq!(
-            std::os::unix::process::ExitStatusExt::signal(&status),
-            Some(9)
-        );
+        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(9));
         wait_until(|| processes_with(&marker).is_empty());
     }
 }
@@ -786,10 +701,7 @@ fn measure_the_cost_of_a_command() {
     let mut times = [const { Vec::new() }; 3];
     for _ in 0..200 {
         times[0].push(time(&mut || {
-            std::process::Command::new("bash")
-                .args(["-c", "true"])
-                .status()
-                .unwrap();
+            std::process::Command::new("bash").args(["-c", "true"]).status().unwrap();
         }));
         times[1].push(time(&mut || drop(bare.run("true"))));
         times[2].push(time(&mut || drop(sandboxed.run("true"))));

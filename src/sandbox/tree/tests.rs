@@ -16,11 +16,7 @@ fn open(path: &Path) -> OwnedFd {
 }
 
 fn empty_all(path: &Path) -> Result<(), TreeError> {
-    empty(
-        open(path).as_fd(),
-        None,
-        Instant::now() + Duration::from_secs(60),
-    )
+    empty(open(path).as_fd(), None, Instant::now() + Duration::from_secs(60))
 }
 
 fn names(path: &Path) -> Vec<String> {
@@ -101,12 +97,7 @@ fn directories_without_permissions_are_emptied() {
     obey_permissions();
     let top = tempfile::tempdir().unwrap();
     let path = top.path();
-    for (dir, mode) in [
-        ("none", 0o000),
-        ("read", 0o500),
-        ("search", 0o100),
-        ("write", 0o200),
-    ] {
+    for (dir, mode) in [("none", 0o000), ("read", 0o500), ("search", 0o100), ("write", 0o200)] {
         fs::create_dir_all(path.join(dir).join("in/deeper")).unwrap();
         fs::write(path.join(dir).join("in/deeper/file"), "x").unwrap();
         chmod(&path.join(dir).join("in/deeper"), mode);
@@ -125,9 +116,7 @@ fn directories_without_permissions_are_emptied() {
 #[test]
 fn ten_thousand_nested_directories_are_removed() {
     // In memory, if there is such a place: some disks need a millisecond for each directory.
-    let top = tempfile::tempdir_in("/dev/shm")
-        .or_else(|_| tempfile::tempdir())
-        .unwrap();
+    let top = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
     nest(top.path(), 10_000);
     empty_all(top.path()).unwrap();
     assert_eq!(names(top.path()), [""; 0]);
@@ -157,14 +146,8 @@ fn what_resists_is_named_and_the_rest_removed() {
     let top = outer.path().join("top");
     fs::create_dir_all(top.join("kept/x")).unwrap();
     fs::create_dir_all(top.join("gone/x")).unwrap();
-    if rustix::fs::chownat(
-        CWD,
-        top.join("kept"),
-        Some(other_user()),
-        None,
-        AtFlags::empty(),
-    )
-    .is_err()
+    if rustix::fs::chownat(CWD, top.join("kept"), Some(other_user()), None, AtFlags::empty())
+        .is_err()
     {
         return; // Only root can make such a directory.
     }
@@ -222,11 +205,7 @@ fn emptying_while_a_directory_is_swapped_for_a_symlink_touches_nothing_outside()
         });
         let _end = SetOnDrop(&over);
         for _ in 0..1_000 {
-            let _ = empty(
-                open(&top).as_fd(),
-                None,
-                Instant::now() + Duration::from_millis(5),
-            );
+            let _ = empty(open(&top).as_fd(), None, Instant::now() + Duration::from_millis(5));
         }
     });
     assert_eq!(names(&outside.join("dir")), ["kept"]);
@@ -252,10 +231,7 @@ fn a_copy_has_files_directories_symlinks_and_modes() {
     assert_eq!(names(&to.join("a")), ["empty", "script", "secret"]);
     assert_eq!(fs::read(to.join("a/script")).unwrap(), b"#!/bin/sh\r\n");
     let mode = |name: &str| fs::symlink_metadata(to.join(name)).unwrap().mode() & 0o7777;
-    assert_eq!(
-        (mode("a"), mode("a/script"), mode("a/secret")),
-        (0o555, 0o755, 0o400)
-    );
+    assert_eq!((mode("a"), mode("a/script"), mode("a/secret")), (0o555, 0o755, 0o400));
     assert_eq!(fs::read_link(to.join("link")).unwrap(), Path::new("/etc"));
 }
 
@@ -286,11 +262,7 @@ fn a_copy_overwrites_nothing_and_copies_the_rest() {
     let (from, to) = (outer.path().join("from"), outer.path().join("to"));
     for dir in [&from, &to] {
         fs::create_dir(dir).unwrap();
-        fs::write(
-            dir.join("both"),
-            dir.file_name().unwrap().as_encoded_bytes(),
-        )
-        .unwrap();
+        fs::write(dir.join("both"), dir.file_name().unwrap().as_encoded_bytes()).unwrap();
     }
     fs::write(from.join("new"), "new").unwrap();
     let error = copy(open(&from).as_fd(), open(&to).as_fd()).unwrap_err();

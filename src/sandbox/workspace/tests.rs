@@ -20,10 +20,7 @@ impl Engine {
     /// Starts an engine in another process, and returns when its data directory is there.
     fn start(base: &Path) -> Self {
         let mut process = Command::new(std::env::current_exe().unwrap())
-            .args([
-                "--exact",
-                "sandbox::workspace::tests::engine_in_another_process",
-            ])
+            .args(["--exact", "sandbox::workspace::tests::engine_in_another_process"])
             .args(["--nocapture"])
             .env(BASE_VARIABLE, base)
             .stdin(Stdio::piped())
@@ -72,10 +69,7 @@ fn workspaces_are_private_empty_and_numbered() {
     let data = DataDir::create(Some(base.path()), 3).unwrap();
     for (slot, workspace) in data.workspaces().iter().enumerate() {
         assert_eq!(workspace.path(), data.path().join(format!("slot_{slot}")));
-        assert_eq!(
-            fs::metadata(workspace.path()).unwrap().mode() & 0o777,
-            0o700
-        );
+        assert_eq!(fs::metadata(workspace.path()).unwrap().mode() & 0o777, 0o700);
         assert_eq!(fs::read_dir(workspace.path()).unwrap().count(), 0);
     }
     assert_eq!(data.workspaces().len(), 3);
@@ -189,11 +183,7 @@ fn reset_empties_the_same_directory() {
     let before = fs::metadata(workspace.path()).unwrap().ino();
     fs::create_dir_all(workspace.path().join("a/b")).unwrap();
     fs::write(data.workspaces()[1].path().join("file"), "kept").unwrap();
-    symlink(
-        data.workspaces()[1].path(),
-        workspace.path().join("neighbour"),
-    )
-    .unwrap();
+    symlink(data.workspaces()[1].path(), workspace.path().join("neighbour")).unwrap();
     fs::set_permissions(workspace.path(), fs::Permissions::from_mode(0o000)).unwrap();
 
     workspace.reset().unwrap();
@@ -210,10 +200,7 @@ fn a_workspace_that_was_replaced_is_gone() {
     let workspace = &data.workspaces()[0];
     fs::rename(workspace.path(), data.path().join("moved")).unwrap();
     symlink("moved", workspace.path()).unwrap();
-    assert!(matches!(
-        workspace.reset(),
-        Err(WorkspaceError::Gone { .. })
-    ));
+    assert!(matches!(workspace.reset(), Err(WorkspaceError::Gone { .. })));
 }
 
 #[test]
