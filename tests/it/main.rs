@@ -1,5 +1,5 @@
 //! The executor as a user of the library sees it, over backends that do what a test needs.
-//! (What runs real processes in the real sandbox is in `sandbox.rs`.)
+//! `sandbox` is the exception: it runs real processes in the embedded sandbox, and needs bubblewrap.
 
 mod close;
 mod completion;
@@ -8,4 +8,6 @@ mod fakes;
 mod handlers;
 mod once;
 mod order;
+#[cfg(target_os = "linux")]
+mod sandbox;
 mod slots;

@@ -1,0 +1,273 @@
+//! The embedded sandbox behind the executor: real processes, real files, real bubblewrap.
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tool_executor::backend::local::{LocalBackend, LocalConfig};
+use tool_executor::{Outcome, Policy, ToolCall, ToolExecutor, ToolResult};
+
+use crate::fakes::{PATIENCE, bash};
+
+/// An executor over so many slots in a directory of the test's own.
+fn executor_in(data_dir: &Path, slots: usize) -> (ToolExecutor, LocalBackend) {
+    let mut config = LocalConfig::with_slots(slots);
+    config.data_dir = Some(data_dir.to_owned());
+    let backend = LocalBackend::start(config).unwrap();
+    assert_eq!(
+        backend.not_isolated_because(),
+        None,
+        "these tests need bubblewrap: apt-get install bubblewrap"
+    );
+    (ToolExecutor::builder().backend(backend.clone()).start().unwrap(), backend)
+}
+
+fn executor(slots: usize) -> (tempfile::TempDir, ToolExecutor) {
+    let dir = tempfile::tempdir().unwrap();
+    let (executor, _) = executor_in(dir.path(), slots);
+    (dir, executor)
+}
+
+fn call(name: &str, arguments: Value) -> ToolCall {
+    ToolCall::new(name, arguments)
+}
+
+/// Whether any process of this machine has this text in its command line.
+fn is_running(marker: &str) -> bool {
+    let entries = fs::read_dir("/proc").unwrap().filter_map(Result::ok);
+    entries.filter_map(|entry| fs::read(entry.path().join("cmdline")).ok()).any(|command| {
+        let command = String::from_utf8_lossy(&command).replace('\0', " ");
+        command.contains(marker) && !command.contains("cargo")
+    })
+}
+
+/// A sleep that no other test uses.
+fn unique_sleep() -> String {
+    let unique = uuid::Uuid::new_v4().as_u128() % 1_000_000_000;
+    format!("sleep 4321.{unique:09}")
+}
+
+fn wait_until_running(marker: &str) {
+    let patience = Instant::now() + PATIENCE;
+    while !is_running(marker) {
+        assert!(Instant::now() < patience, "{marker} never started");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn the_three_tools_share_a_workspace_that_a_trajectory_keeps() {
+    let (_dir, executor) = executor(2);
+    let run = |name, arguments| executor.execute("t", call(name, arguments), None);
+    let written = run("write_file", json!({"path": "a/b.txt", "content": "one\r\ntwo\n"}));
+    assert_eq!(written.output, "Successfully wrote 9 bytes to a/b.txt");
+    let listed = run("terminal", json!({"command": "cat /workspace/a/b.txt; pwd; echo no >&2"}));
+    assert_eq!(listed.output, "one\r\ntwo\n/workspace\n\n[stderr]\nno");
+    assert_eq!(listed.metadata["exit_code"], 0);
+    assert_eq!(listed.metadata["sandboxed"], true);
+    let read = run("read_file", json!({"path": "/workspace/a/b.txt"}));
+    assert_eq!(read.output, "one\r\ntwo\n");
+    assert_eq!(read.metadata["path"], "/workspace/a/b.txt");
+    let failed = run("bash", json!({"command": "exit 3"}));
+    assert_eq!((failed.outcome, &*failed.error), (Outcome::NonZeroExit, "Exit code: 3"));
+    let other = executor.execute("other", bash("ls -A"), None);
+    assert_eq!(other.output, "", "another trajectory has a workspace of its own");
+}
+
+#[test]
+fn a_sleeping_command_delays_no_other_trajectory() {
+    let (_dir, executor) = executor(32);
+    let marker = unique_sleep();
+    // It sleeps for ever, as far as this test is concerned, one such call behind the other.
+    let sleeping: Vec<_> =
+        (0..3).map(|_| executor.submit("sleeper", bash(&marker), None).unwrap()).collect();
+    wait_until_running(&marker);
+    let queue = executor.completion_queue(31);
+    for round in 0..3 {
+        for t in 0..31 {
+            let call = bash(&format!("echo {round}"));
+            executor.submit_to(&queue, t, &format!("t{t}"), call, None).unwrap();
+        }
+        for _ in 0..31 {
+            let completion = queue.next_timeout(PATIENCE).expect("delayed by a sleeper");
+            assert_eq!(completion.result.output, round.to_string());
+        }
+    }
+    assert!(is_running(&marker), "it slept through all of it");
+    executor.cancel_trajectory("sleeper");
+    for (index, sleeping) in sleeping.into_iter().enumerate() {
+        let result = sleeping.wait_timeout(PATIENCE).unwrap();
+        assert_eq!((result.outcome, result.may_have_executed), (Outcome::Cancelled, index == 0));
+    }
+    assert!(!is_running(&marker), "a cancelled call is answered when its last process is gone");
+}
+
+#[test]
+fn fifty_trajectories_share_ten_slots_and_never_each_others_files() {
+    let (_dir, executor) = executor(10);
+    let queue = executor.completion_queue(50);
+    let name = |t: u64| format!("t{t}");
+    for t in 0..50 {
+        let call = bash("ls -A; echo mine > mine; echo secret > .hidden");
+        executor.submit_to(&queue, t, &name(t), call, None).unwrap();
+    }
+    let mut calls = [0; 50];
+    while queue.outstanding() > 0 {
+        let completion = queue.next_timeout(PATIENCE).expect("somebody starves");
+        let (t, result) = (completion.tag, completion.result);
+        assert_eq!(result.outcome, Outcome::Ok, "{result:?}");
+        calls[t as usize] += 1;
+        if calls[t as usize] == 1 {
+            assert_eq!(result.output, "", "files of another trajectory");
+            let call = call("read_file", json!({"path": "mine"}));
+            executor.submit_to(&queue, t, &name(t), call, None).unwrap();
+        } else {
+            assert_eq!(result.output, "mine\n");
+            // Every other one without a reset: the next user's is forced.
+            executor.submit_release(&name(t), t % 2 == 0);
+        }
+    }
+    assert_eq!(calls, [2; 50]);
+}
+
+#[test]
+fn nothing_is_left_when_the_executor_is_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let (executor, backend) = executor_in(dir.path(), 3);
+    let marker = unique_sleep();
+    let stubborn = format!("trap '' TERM; (setsid {marker} &) ; {marker}");
+    let pending: Vec<_> =
+        (0..3).map(|t| executor.submit(&format!("t{t}"), bash(&stubborn), None).unwrap()).collect();
+    wait_until_running(&marker);
+    let report = executor.close_within(Duration::ZERO);
+    assert!(report.all_threads_ended);
+    for pending in pending {
+        let result = pending.try_wait().unwrap();
+        assert!(!result.success, "{result:?}");
+    }
+    assert!(!is_running(&marker));
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "a directory is left");
+    drop((executor, backend));
+}
+
+#[test]
+fn a_timeout_keeps_what_was_printed_and_leaves_the_slot_usable() {
+    let (_dir, executor) = executor(1);
+    let marker = unique_sleep();
+    let command = format!("echo before; (setsid {marker} &); trap '' TERM; {marker}");
+    let result = executor.execute("t", bash(&command), Some(Duration::from_secs(1)));
+    assert_eq!(
+        (result.outcome, &*result.error),
+        (Outcome::Timeout, "Command timed out after 1.0s")
+    );
+    assert_eq!(result.output, "before");
+    assert_eq!(result.metadata["timeout"], true);
+    assert!(!is_running(&marker));
+    assert_eq!(executor.execute("t", bash("echo after"), None).output, "after");
+}
+
+#[test]
+fn a_background_child_does_not_hold_the_call_up() {
+    let (_dir, executor) = executor(1);
+    let marker = unique_sleep();
+    let result = executor.execute("t", bash(&format!("{marker} & echo done")), None);
+    assert_eq!((result.outcome, &*result.output), (Outcome::Ok, "done"));
+    assert!(!is_running(&marker), "and does not outlive it");
+}
+
+#[test]
+fn without_network_there_is_none_whatever_the_model_says() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = LocalConfig::with_slots(1);
+    config.data_dir = Some(dir.path().to_owned());
+    let executor = ToolExecutor::builder()
+        .backend(LocalBackend::start(config).unwrap())
+        .policy(Policy { allow_network: false, ..Policy::default() })
+        .start()
+        .unwrap();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let command = format!("echo > /dev/tcp/127.0.0.1/{port}");
+    let arguments = json!({"command": command, "allow_network": true});
+    let result = executor.execute("t", call("bash", arguments), None);
+    assert_eq!(result.outcome, Outcome::NonZeroExit);
+    assert_eq!(result.metadata["network_isolated"], true);
+}
+
+#[test]
+fn printing_a_bubblewrap_error_switches_nothing_off() {
+    let (_dir, executor) = executor(2);
+    let lie = "echo ran >> count; echo 'bwrap: no permissions to create new namespace' >&2; false";
+    let result = executor.execute("t", bash(lie), None);
+    assert_eq!(result.outcome, Outcome::NonZeroExit);
+    let result = executor.execute("t", bash("cat count; ls /root /home"), None);
+    assert_eq!(result.metadata["sandboxed"], true);
+    assert!(result.output.starts_with("ran\n"), "executed once: {}", result.output);
+    assert!(!result.output.starts_with("ran\nran"));
+}
+
+#[test]
+fn output_of_any_size_and_kind_is_bounded_and_counted() {
+    let (_dir, executor) = executor(1);
+    let run = |command: &str| executor.execute("t", bash(command), None);
+    let flood = run("head -c 200000000 /dev/zero | tr '\\0' x; echo; echo end");
+    assert_eq!(flood.outcome, Outcome::Ok, "{}", flood.error);
+    assert_eq!(flood.metadata["stdout_bytes"], 200_000_005);
+    assert!(flood.output.chars().count() < 51_000);
+    assert!(flood.output.contains("\n... (output truncated)\n"));
+    assert!(flood.output.ends_with("x\nend"), "the tail is kept");
+    let binary = run(r"printf 'a\0b\xff\xfe\xc3\xa9'");
+    assert_eq!(binary.output, "a\0b\u{fffd}\u{fffd}é");
+    assert_eq!(binary.metadata["stdout_bytes"], 7);
+}
+
+#[test]
+fn a_workspace_can_be_saved_before_its_release() {
+    let dir = tempfile::tempdir().unwrap();
+    let (executor, backend) = executor_in(dir.path(), 1);
+    assert_eq!(executor.slot_of("t"), None);
+    executor.execute("t", bash("mkdir d; echo x > d/f; ln -s d/f link; mkfifo pipe"), None);
+    let slot = executor.slot_of("t").expect("it holds one");
+    let saved = tempfile::tempdir().unwrap();
+    let dest = saved.path().join("t");
+    backend.save_workspace(&slot, &dest).unwrap();
+    assert_eq!(fs::read_to_string(dest.join("d/f")).unwrap(), "x\n");
+    assert!(dest.join("link").is_symlink());
+    assert!(!dest.join("pipe").exists(), "a FIFO is left out");
+    executor.release_trajectory("t", true).unwrap();
+    assert_eq!(executor.slot_of("t"), None);
+}
+
+#[test]
+fn every_file_attack_through_the_tools_stays_in_the_workspace() {
+    let outside = tempfile::tempdir().unwrap();
+    let secret = outside.path().join("secret");
+    fs::write(&secret, "secret").unwrap();
+    let (_dir, executor) = executor(1);
+    let run = |name, arguments| executor.execute("t", call(name, arguments), None);
+    let secret = secret.to_str().unwrap();
+    run("bash", json!({"command": format!("ln -s {secret} out; ln -s / root; mkfifo fifo")}));
+    let denied = |result: ToolResult| {
+        assert_eq!(result.outcome, Outcome::ToolError, "{result:?}");
+        assert_eq!(result.error, "Access denied: path outside workspace");
+    };
+    let through_root = format!("root{secret}");
+    for path in [secret, "out", &*through_root, "../slot_0/x", "/etc/passwd", "a/../../x"] {
+        denied(run("read_file", json!({"path": path})));
+        denied(run("write_file", json!({"path": path, "content": "overwritten"})));
+    }
+    assert_eq!(fs::read_to_string(secret).unwrap(), "secret");
+    let fifo = run("read_file", json!({"path": "fifo"}));
+    assert_eq!(fifo.error, "Not a file: fifo");
+    let fifo = run("write_file", json!({"path": "fifo", "content": "x"}));
+    assert!(fifo.error.starts_with("Failed to write file: "), "{}", fifo.error);
+}
+
+#[test]
+fn a_tool_that_the_embedded_sandbox_lacks_says_so_and_ran_nothing() {
+    let (_dir, executor) = executor(1);
+    let result = executor.execute("t", call("terminal_stateful", json!({"command": "ls"})), None);
+    assert_eq!((result.outcome, result.may_have_executed), (Outcome::UnknownTool, false));
+    assert!(result.error.starts_with("Unknown tool: bash_stateful"), "{}", result.error);
+}
