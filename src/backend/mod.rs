@@ -1,1 +1,157 @@
-//! Backends.
+//! Where tool calls run: the [`Backend`] trait, and the implementations of it.
+//!
+//! A backend owns *containers*, each with a fixed set of *slots*; a slot is one isolated workspace.
+//! The executor decides which trajectory has which slot and when; a backend only runs what it is
+//! given. It knows nothing of trajectories' order, queues or waiting.
+//!
+//! # Bringing your own
+//! Implement [`Backend`] and hand it to the builder. The contract, in full:
+//! - [`Backend::start`] is called once and says which containers and slots there are.
+//! - [`Backend::execute`] gets a batch of calls of one container. Each carries a [`Reply`], which
+//!   must be given a result once – now, or later from any thread. Whatever happens to a reply, its
+//!   caller gets an answer: a reply that is dropped (by a panic, too) says so.
+//! - Per slot there is never more than one call under way, and never a call and a reset.
+//! - The calls of a batch belong to different trajectories and must not wait for each other.
+//! - The time limit of a call is the backend's to enforce. The executor only keeps watch: a call
+//!   that has no answer a grace time after its limit ends as
+//!   [`Outcome::SandboxLost`](crate::Outcome::SandboxLost).
+//!
+//! `examples/own_backend.rs` is a complete one.
+
+#[cfg(target_os = "linux")]
+//pub mod local;
+mod reply;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+pub use reply::{Answer, Reply, ResetReply};
+
+use crate::error::BackendError;
+use crate::tool::JsonObject;
+
+/// The time limit of a call that names none, unless a backend has its own: 30 s.
+pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Something that runs tool calls in slots. See the [module](self) for the contract.
+pub trait Backend: Send + Sync + 'static {
+    /// The containers and their slots, asked for once, when the executor starts. May block.
+    ///
+    /// # Errors
+    /// Whatever keeps it from running calls; the executor does not start then.
+    fn start(&self) -> Result<Vec<Container>, BackendError>;
+
+    /// The time limit of a call that names none. Defaults to [`DEFAULT_TIMEOUT`].
+    fn default_timeout(&self) -> Duration {
+        DEFAULT_TIMEOUT
+    }
+
+    /// Runs a batch of calls, all in the container at index `container` of what
+    /// [`start`](Self::start) returned.
+    ///
+    /// Called on one of a few I/O threads. It may block for as long as it takes to *hand over* the
+    /// calls; while it waits for their *results* it holds up an I/O thread, so a backend with slow
+    /// calls should return early and answer the replies later.
+    fn execute(&self, container: usize, batch: Vec<Execution>);
+
+    /// Empties a slot: no file and no process of an earlier call is left in it when `reply` is
+    /// given `Ok`. It may be that an earlier call of the slot still runs, if its answer came too
+    /// late; then the reset ends it first. Called on an I/O thread.
+    fn reset(&self, slot: &SlotRef, reply: ResetReply);
+
+    /// Ends a running call early. Its reply is still to be answered, once the last of its processes
+    /// is gone, with [`Outcome::Cancelled`](crate::Outcome::Cancelled) – or with its result, if it
+    /// was faster. Called on an I/O thread; for a call that is no longer known it does nothing.
+    ///
+    /// Defaults to doing nothing: the call runs to its end or its time limit.
+    fn cancel(&self, id: ExecutionId) {
+        let _ = id;
+    }
+
+    /// Ends everything that is left and cleans up; nothing is called after it. Blocks until
+    /// `deadline` at most. Defaults to doing nothing.
+    fn close(&self, deadline: Instant) {
+        let _ = deadline;
+    }
+}
+
+impl<B: Backend + ?Sized> Backend for Arc<B> {
+    fn start(&self) -> Result<Vec<Container>, BackendError> {
+        (**self).start()
+    }
+
+    fn default_timeout(&self) -> Duration {
+        (**self).default_timeout()
+    }
+
+    fn execute(&self, container: usize, batch: Vec<Execution>) {
+        (**self).execute(container, batch);
+    }
+
+    fn reset(&self, slot: &SlotRef, reply: ResetReply) {
+        (**self).reset(slot, reply);
+    }
+
+    fn cancel(&self, id: ExecutionId) {
+        (**self).cancel(id);
+    }
+
+    fn close(&self, deadline: Instant) {
+        (**self).close(deadline);
+    }
+}
+
+/// A container: an address and the names of the slots in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Container {
+    /// Where it is: a URL, or any name that tells it from the others.
+    pub addr: String,
+    /// The names of its slots, such as `slot_0`. Distinct.
+    pub slots: Vec<String>,
+}
+
+/// A slot, for as long as one trajectory holds it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SlotRef {
+    /// The container's index in what [`Backend::start`] returned.
+    pub container: usize,
+    /// The container's address.
+    pub addr: Arc<str>,
+    /// The slot's index in its container's list.
+    pub index: usize,
+    /// The slot's name.
+    pub name: Arc<str>,
+    /// Counts how often the slot was given out: the same slot under a higher number belongs to
+    /// somebody else.
+    pub generation: u64,
+}
+
+/// Names one execution of one call, unique within its executor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ExecutionId(pub u64);
+
+impl fmt::Display for ExecutionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "e{}", self.0)
+    }
+}
+
+/// One call on its way into a slot.
+#[derive(Debug)]
+pub struct Execution {
+    /// Its id, for [`Backend::cancel`].
+    pub id: ExecutionId,
+    /// Whose call it is.
+    pub trajectory_id: Arc<str>,
+    /// Where it is to run.
+    pub slot: SlotRef,
+    /// The tool's name on the wire: `bash`, `bash_stateful`, `read_file`, `write_file`, `tmux`.
+    pub tool: &'static str,
+    /// Its arguments, valid by the tool's schema, with the policy's fields added.
+    pub arguments: JsonObject,
+    /// Its time limit.
+    pub timeout: Duration,
+    /// Where its result goes.
+    pub reply: Reply,
+}

@@ -1,1 +1,504 @@
-//! The executor.
+//! The executor: [`ToolExecutor`], from the door to the answer.
+//!
+//! ```text
+//! callers ─► gate (bounded) ─► events ─► tool-batcher ─► tool-io-N ─► backend
+//!    ▲                                   owns Dispatch   tool-fn-N ─► in-process tools
+//!    └──────────── ticket: Pending, completion queue or callback ◄────────┘
+//! ```
+//!
+//! [`ToolExecutor`] is what callers hold; it checks calls at the door and owns the threads.
+//! `batcher` is the thread, `dispatch` the state it owns, `lane` the decision when to send,
+//! `ticket` the way back. Nothing in here names a concrete backend, and nothing but the workers'
+//! threads ever blocks on one.
+
+mod batcher;
+mod callback;
+mod completion;
+mod config;
+mod dispatch;
+mod event;
+mod gate;
+mod lane;
+mod stats;
+mod ticket;
+mod workers;
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use parking_lot::{Mutex, RwLock};
+
+pub use self::completion::{Completion, CompletionQueue};
+pub use self::config::Builder;
+pub use self::lane::BatchPolicy;
+pub use self::stats::{OutcomeCounts, Stats, Summary};
+pub use self::ticket::Pending;
+
+use self::batcher::{Batcher, Ended};
+use self::callback::CallbackJob;
+use self::completion::Places;
+use self::dispatch::Dispatch;
+use self::event::{Accepted, Event};
+use self::gate::{Gate, Refused};
+use self::stats::Refusals;
+use self::ticket::{Cell, Destination, Ticket};
+use self::workers::{Workers, guarded};
+use crate::backend::{Backend, ExecutionId, SlotRef};
+use crate::error::{ReleaseError, StartError, SubmitError};
+use crate::thread::OwnedThread;
+use crate::tool::{Outcome, Policy, Prepared, ToolCall, ToolRegistry, ToolResult, prepare};
+
+/// The longest trajectory id, in bytes.
+pub const MAX_TRAJECTORY_ID: usize = 512;
+
+/// How long closing waits for what should be immediate: the batcher's end after its last call, the
+/// backend's clean-up, the threads.
+const CLOSE_MARGIN: Duration = Duration::from_secs(15);
+
+/// Executes the tool calls of many trajectories. Shared by reference between any number of threads;
+/// every method takes `&self`.
+///
+/// Dropping it closes it, like [`close`](Self::close).
+///
+/// ```
+/// use tool_executor::{ToolCall, ToolExecutor, ToolRegistry, ToolSchema};
+///
+/// let mut registry = ToolRegistry::builtin();
+/// registry.register_fn(ToolSchema::new("shout", "Says it louder."), |_context, arguments| {
+///     Ok(arguments.get("text").and_then(|text| text.as_str()).unwrap_or("").to_uppercase())
+/// })?;
+/// let executor = ToolExecutor::builder().registry(registry).start()?;
+/// let call = ToolCall::new("shout", serde_json::json!({"text": "hello"}));
+/// let result = executor.execute("trajectory-1", call, None);
+/// assert_eq!(result.output, "HELLO");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct ToolExecutor {
+    events: Sender<Event>,
+    gate: Arc<Gate>,
+    refusals: Arc<Refusals>,
+    registry: ToolRegistry,
+    policy: Policy,
+    default_timeout: Duration,
+    queue_timeout: Duration,
+    close_timeout: Duration,
+    next_id: AtomicU64,
+    /// Taken when closing, so that the callback thread ends.
+    callbacks: RwLock<Option<Sender<CallbackJob>>>,
+    callback_places: Arc<Places>,
+    backend: Arc<dyn Backend>,
+    threads: Mutex<Option<Threads>>,
+    /// What [`close`](Self::close) found, and the last statistics.
+    closed: Mutex<Option<(CloseReport, Stats)>>,
+}
+
+struct Threads {
+    batcher: OwnedThread,
+    /// What the batcher leaves behind when it ends.
+    ended: Receiver<Ended>,
+    callback: OwnedThread,
+}
+
+/// How a close went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CloseReport {
+    /// How many calls were cancelled because they had not ended when the time was up.
+    pub cancelled: usize,
+    /// Whether every thread of the executor has ended. `false` when user code – an in-process tool,
+    /// a callback, a backend – still blocks one; it ends when that code returns.
+    pub all_threads_ended: bool,
+}
+
+impl ToolExecutor {
+    /// A builder with every setting at its default.
+    pub fn builder() -> Builder {
+        Builder::new()
+    }
+
+    fn start(config: Builder) -> Result<Self, StartError> {
+        let limits = config.limits();
+        let containers = config.backend.start().map_err(StartError::Backend)?;
+        let gate = Arc::new(Gate::new(config.queue_capacity));
+        let refusals = Arc::new(Refusals::default());
+        let (events, receiver) = unbounded();
+        let launch = || -> std::io::Result<_> {
+            let io = Workers::start("tool-io", config.io_threads)?;
+            let handlers = Workers::start("tool-fn", limits.handler_concurrency)?;
+            let (callbacks, callback) = callback::start()?;
+            let batcher = Batcher {
+                dispatch: Dispatch::new(&containers, limits, gate.clone(), refusals.clone()),
+                events: receiver,
+                report: events.clone(),
+                backend: config.backend.clone(),
+                io,
+                handlers,
+            };
+            let (leave, ended) = bounded(1);
+            let batcher_gate = gate.clone();
+            let batcher = OwnedThread::spawn("tool-batcher", move || {
+                match guarded(|| batcher.run()) {
+                    // Refused only when nobody closes the executor any more.
+                    Ok(end) => drop(leave.send(end)),
+                    // Its state is gone, and with it every ticket: all callers are answered.
+                    Err(panic) => {
+                        batcher_gate.close();
+                        log::error!("the batcher panicked, the executor is closed: {panic}");
+                    }
+                }
+            })?;
+            Ok((callbacks, Threads { batcher, ended, callback }))
+        };
+        let (callbacks, threads) = match launch() {
+            Ok(launched) => launched,
+            Err(error) => {
+                config.backend.close(Instant::now() + CLOSE_MARGIN);
+                return Err(StartError::Thread(error));
+            }
+        };
+        Ok(Self {
+            events,
+            gate,
+            refusals,
+            registry: config.registry,
+            policy: config.policy,
+            default_timeout: config.backend.default_timeout(),
+            queue_timeout: config.queue_timeout,
+            close_timeout: config.close_timeout,
+            next_id: AtomicU64::new(1),
+            callbacks: RwLock::new(Some(callbacks)),
+            callback_places: Places::new(config.queue_capacity),
+            backend: config.backend,
+            threads: Mutex::new(Some(threads)),
+            closed: Mutex::new(None),
+        })
+    }
+
+    /// Runs a call and blocks until its result is there.
+    ///
+    /// The call's time limit is `timeout`, else its own numeric `arguments.timeout`, either clamped
+    /// to 1…600 s, else the backend's default. It covers the execution; the waits before it have
+    /// limits of their own ([`Builder::queue_timeout`], [`Builder::acquire_timeout`]).
+    ///
+    /// A trajectory's calls run one after the other, in the order in which they were submitted, in
+    /// one slot, which it keeps until [`release_trajectory`](Self::release_trajectory).
+    ///
+    /// Whatever goes wrong is a result too; with the executor closed or its queue full for
+    /// `queue_timeout` it is [`Outcome::NeverRan`].
+    pub fn execute(
+        &self,
+        trajectory_id: &str,
+        call: ToolCall,
+        timeout: Option<Duration>,
+    ) -> ToolResult {
+        match self.submit(trajectory_id, call, timeout) {
+            Ok(pending) => pending.wait(),
+            Err(error) => {
+                let mut result = ToolResult::failure(Outcome::NeverRan, error.to_string());
+                result.uniq_id = Some(error.into_call().uniq_id);
+                result
+            }
+        }
+    }
+
+    /// Accepts a call and returns at once with a [`Pending`] – unless the queue is full: then it
+    /// blocks until there is room, for `queue_timeout` at most. For the call's time limit and its
+    /// place in the order see [`execute`](Self::execute).
+    ///
+    /// A call that is wrong in itself – unknown tool, bad arguments – is answered at once: its
+    /// `Pending` is done when it is returned.
+    ///
+    /// # Errors
+    /// The executor is closed, or its queue stayed full. The error gives the call back.
+    pub fn submit(
+        &self,
+        trajectory_id: &str,
+        call: ToolCall,
+        timeout: Option<Duration>,
+    ) -> Result<Pending, SubmitError> {
+        let room_by = Some(Instant::now() + self.queue_timeout);
+        let admitted = self.admit(trajectory_id, call, timeout, room_by, Destination::Pending);
+        admitted.map(Pending::new)
+    }
+
+    /// Like [`submit`](Self::submit), but never blocks.
+    ///
+    /// # Errors
+    /// The executor is closed, or its queue is full. The error gives the call back.
+    pub fn try_submit(
+        &self,
+        trajectory_id: &str,
+        call: ToolCall,
+        timeout: Option<Duration>,
+    ) -> Result<Pending, SubmitError> {
+        self.admit(trajectory_id, call, timeout, None, Destination::Pending).map(Pending::new)
+    }
+
+    /// A queue that collects results, for a thread that drives many trajectories. `capacity`, at
+    /// least 1, bounds the calls submitted to it and not yet fetched from it.
+    pub fn completion_queue(&self, capacity: usize) -> CompletionQueue {
+        CompletionQueue::new(capacity)
+    }
+
+    /// Like [`submit`](Self::submit), but the result goes to `queue`, with `tag`.
+    ///
+    /// # Errors
+    /// As `submit`; or all places of `queue` are taken: fetch some completions first.
+    pub fn submit_to(
+        &self,
+        queue: &CompletionQueue,
+        tag: u64,
+        trajectory_id: &str,
+        call: ToolCall,
+        timeout: Option<Duration>,
+    ) -> Result<(), SubmitError> {
+        let room_by = Some(Instant::now() + self.queue_timeout);
+        self.admit_to(queue, tag, trajectory_id, call, timeout, room_by)
+    }
+
+    /// Like [`submit_to`](Self::submit_to), but never blocks.
+    ///
+    /// # Errors
+    /// As `submit_to`; also when the executor's queue is full now.
+    pub fn try_submit_to(
+        &self,
+        queue: &CompletionQueue,
+        tag: u64,
+        trajectory_id: &str,
+        call: ToolCall,
+        timeout: Option<Duration>,
+    ) -> Result<(), SubmitError> {
+        self.admit_to(queue, tag, trajectory_id, call, timeout, None)
+    }
+
+    /// Like [`submit`](Self::submit), but calls `on_done` with the result (its `tag` is 0), on the
+    /// one thread that runs all callbacks: one that takes long delays the other callbacks, and
+    /// nothing else. A panic in it is logged and ends there.
+    ///
+    /// # Errors
+    /// As `submit`; or as many callbacks as the queue's capacity have not returned yet.
+    pub fn submit_then(
+        &self,
+        trajectory_id: &str,
+        call: ToolCall,
+        timeout: Option<Duration>,
+        on_done: impl FnOnce(Completion) + Send + 'static,
+    ) -> Result<(), SubmitError> {
+        let Some(thread) = self.callbacks.read().clone() else {
+            return Err(SubmitError::Closed(Box::new(call)));
+        };
+        let Some(place) = self.callback_places.take() else {
+            return Err(SubmitError::CompletionQueueFull(Box::new(call)));
+        };
+        let destination = Destination::Callback { thread, place, callback: Box::new(on_done) };
+        let room_by = Some(Instant::now() + self.queue_timeout);
+        self.admit(trajectory_id, call, timeout, room_by, destination).map(drop)
+    }
+
+    /// Ends the use of a slot: after the trajectory's earlier calls have ended, its slot is freed,
+    /// emptied first if `reset_workspace`. Blocks until that is done.
+    ///
+    /// Without a reset the files stay until another trajectory needs the slot, and are removed
+    /// then; the same trajectory, coming back before, finds them. A trajectory without a slot, or
+    /// unknown, is released already. To release without waiting for what it runs, call
+    /// [`cancel_trajectory`](Self::cancel_trajectory) first.
+    ///
+    /// # Errors
+    /// The executor is closed, or the workspace could not be reset.
+    pub fn release_trajectory(
+        &self,
+        trajectory_id: &str,
+        reset_workspace: bool,
+    ) -> Result<(), ReleaseError> {
+        let (reply, answer) = bounded(1);
+        self.send_release(trajectory_id, reset_workspace, Some(reply));
+        // The batcher answers when everything before it has ended, which all have their limits;
+        // when it ends it drops what it has not answered.
+        answer.recv().unwrap_or(Err(ReleaseError::Closed))
+    }
+
+    /// Like [`release_trajectory`](Self::release_trajectory), but does not wait for it to be done.
+    pub fn submit_release(&self, trajectory_id: &str, reset_workspace: bool) {
+        self.send_release(trajectory_id, reset_workspace, None);
+    }
+
+    /// Cancels everything of a trajectory that has not ended, see [`Pending::cancel`]. Does not
+    /// block; every call still gets its result.
+    pub fn cancel_trajectory(&self, trajectory_id: &str) {
+        // Refused only when the batcher has ended, and then nothing runs.
+        let _ = self.events.send(Event::CancelTrajectory(trajectory_id.into()));
+    }
+
+    /// The slot that a trajectory holds now, if any. Blocks for a moment.
+    pub fn slot_of(&self, trajectory_id: &str) -> Option<SlotRef> {
+        let (reply, answer) = bounded(1);
+        let trajectory_id = trajectory_id.into();
+        self.events.send(Event::SlotOf { trajectory_id, reply }).ok()?;
+        answer.recv().ok().flatten()
+    }
+
+    /// The counters and measurements up to now; after [`close`](Self::close), up to the end. Blocks
+    /// for a moment.
+    pub fn stats(&self) -> Stats {
+        let (reply, answer) = bounded(1);
+        let asked = self.events.send(Event::Stats(reply));
+        match asked.ok().and_then(|()| answer.recv().ok()) {
+            Some(stats) => stats,
+            None => self.closed.lock().as_ref().map(|(_, stats)| stats.clone()).unwrap_or_default(),
+        }
+    }
+
+    /// The tools there are.
+    pub fn registry(&self) -> &ToolRegistry {
+        &self.registry
+    }
+
+    /// Stops taking calls, waits for those that were accepted, for the configured `close_timeout`
+    /// at most, cancels what is left then, releases every slot, and ends every thread. Blocks; a
+    /// second call waits for the first and gives the same report.
+    pub fn close(&self) -> CloseReport {
+        self.close_within(self.close_timeout)
+    }
+
+    /// Like [`close`](Self::close), with a time limit of its own for the accepted calls. What is
+    /// cancelled gets 5 s to end, and the cleaning-up 15 s.
+    pub fn close_within(&self, timeout: Duration) -> CloseReport {
+        let mut slot = self.threads.lock();
+        let Some(Threads { mut batcher, ended, mut callback }) = slot.take() else {
+            let closed = self.closed.lock();
+            return closed
+                .as_ref()
+                .map(|(report, _)| *report)
+                .unwrap_or(CloseReport { cancelled: 0, all_threads_ended: false });
+        };
+        self.gate.close();
+        let now = Instant::now();
+        let deadline = now.checked_add(timeout).unwrap_or(now + self.close_timeout);
+        // Refused only when the batcher has died.
+        let _ = self.events.send(Event::Close { deadline });
+        let left = ended.recv_deadline(deadline + CLOSE_MARGIN).ok();
+        let until = Instant::now() + CLOSE_MARGIN;
+        if let Err(panic) = guarded(|| self.backend.close(until)) {
+            log::error!("the sandbox backend panicked in close: {panic}");
+        }
+        let mut all_threads_ended = batcher.join_until(until);
+        let mut report = CloseReport { cancelled: 0, all_threads_ended: false };
+        let mut stats = Stats::default();
+        if let Some(Ended { io, handlers, stats: last, cancelled }) = left {
+            all_threads_ended &= io.close(until);
+            all_threads_ended &= handlers.close(until);
+            report.cancelled = cancelled;
+            stats = last;
+        }
+        self.callbacks.write().take();
+        all_threads_ended &= callback.join_until(until);
+        report.all_threads_ended = all_threads_ended;
+        *self.closed.lock() = Some((report, stats));
+        report
+    }
+
+    fn admit_to(
+        &self,
+        queue: &CompletionQueue,
+        tag: u64,
+        trajectory_id: &str,
+        call: ToolCall,
+        timeout: Option<Duration>,
+        room_by: Option<Instant>,
+    ) -> Result<(), SubmitError> {
+        let Some(place) = queue.take_place() else {
+            return Err(SubmitError::CompletionQueueFull(Box::new(call)));
+        };
+        let destination = Destination::Queue { queue: queue.sender().clone(), place, tag };
+        self.admit(trajectory_id, call, timeout, room_by, destination).map(drop)
+    }
+
+    /// The door: lets a call in, checks it, and queues it – or answers it here and now.
+    fn admit(
+        &self,
+        trajectory_id: &str,
+        call: ToolCall,
+        timeout: Option<Duration>,
+        room_by: Option<Instant>,
+        destination: Destination,
+    ) -> Result<Arc<Cell>, SubmitError> {
+        match self.gate.enter(room_by) {
+            Ok(()) => {}
+            Err(Refused::Full) => return Err(SubmitError::QueueFull(Box::new(call))),
+            Err(Refused::Closed) => return Err(SubmitError::Closed(Box::new(call))),
+        }
+        let at = Instant::now();
+        let (uniq_id, prepared) = match self.check(trajectory_id, call, timeout) {
+            Ok(mut prepared) => (std::mem::take(&mut prepared.uniq_id), Ok(prepared)),
+            Err(mut refusal) => (refusal.uniq_id.take().unwrap_or_default(), Err(refusal)),
+        };
+        let id = ExecutionId(self.next_id.fetch_add(1, Ordering::Relaxed));
+        let ticket =
+            Ticket::new(id, trajectory_id.into(), uniq_id, destination, self.events.clone());
+        let cell = ticket.cell().clone();
+        match prepared {
+            Ok(prepared) => {
+                let accepted = Box::new(Accepted { ticket, prepared, at });
+                if self.events.send(Event::Submit(accepted)).is_err() {
+                    // The batcher has died; the ticket that came back with the error has answered.
+                    self.gate.leave(1);
+                }
+            }
+            Err(refusal) => {
+                self.gate.leave(1);
+                self.refusals.add(refusal.outcome);
+                cell.answer_here(*refusal);
+            }
+        }
+        Ok(cell)
+    }
+
+    /// What is to run for a call, or the result of one that goes no further.
+    fn check(
+        &self,
+        trajectory_id: &str,
+        call: ToolCall,
+        timeout: Option<Duration>,
+    ) -> Result<Prepared, Box<ToolResult>> {
+        let problem = match trajectory_id.len() {
+            0 => "the trajectory id is empty".to_owned(),
+            1..=MAX_TRAJECTORY_ID => {
+                let (registry, policy) = (&self.registry, &self.policy);
+                return prepare(registry, policy, false, call, timeout, self.default_timeout);
+            }
+            bytes => format!("the trajectory id has {bytes} bytes; at most {MAX_TRAJECTORY_ID}"),
+        };
+        let mut refusal = ToolResult::failure(Outcome::InvalidCall, problem);
+        refusal.uniq_id = Some(call.uniq_id);
+        Err(Box::new(refusal))
+    }
+
+    fn send_release(
+        &self,
+        trajectory_id: &str,
+        reset_workspace: bool,
+        reply: Option<Sender<Result<(), ReleaseError>>>,
+    ) {
+        let trajectory_id = trajectory_id.into();
+        // Refused only when the batcher has ended: closing releases everything.
+        let _ = self.events.send(Event::Release { trajectory_id, reset_workspace, reply });
+    }
+}
+
+impl Drop for ToolExecutor {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl fmt::Debug for ToolExecutor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ToolExecutor")
+            .field("policy", &self.policy)
+            .field("queue_size", &self.gate.inside())
+            .finish_non_exhaustive()
+    }
+}

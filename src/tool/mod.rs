@@ -4,13 +4,27 @@
 //!
 //! Knows nothing of slots, queues or HTTP. Everything here is pure data and pure functions.
 
+mod builtin;
 mod call;
+mod handler;
+mod openai;
 mod outcome;
+mod prepare;
+pub mod python_json;
+mod registry;
 mod result;
+mod schema;
+mod text;
 
 pub use call::ToolCall;
+pub use handler::{Handler, ToolContext};
+pub use openai::OpenAiCallError;
 pub use outcome::Outcome;
+pub use prepare::{MAX_TIMEOUT, MIN_TIMEOUT, Policy};
+pub(crate) use prepare::{Prepared, Work, prepare};
+pub use registry::{RegisterError, RegisteredTool, ToolKind, ToolRegistry};
 pub use result::{Timing, ToolResult};
+pub use schema::ToolSchema;
 
 /// A JSON object whose keys keep the order in which they were written.
 pub type JsonObject = serde_json::Map<String, serde_json::Value>;

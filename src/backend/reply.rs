@@ -1,0 +1,133 @@
+//! The answer side of a call: who holds a [`Reply`] owes one result.
+
+use std::fmt;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use crate::tool::{Outcome, ToolResult};
+
+/// Where a result goes. Implemented by whoever hands out [`Reply`]s; takes the first answer and
+/// ignores later ones. Must not block.
+pub trait Answer: Send + Sync {
+    /// Takes the result.
+    fn answer(&self, result: ToolResult);
+}
+
+/// Owes its caller one result. Dropped without one, also while a panic unwinds, it answers with
+/// [`Outcome::BackendFailed`] itself.
+pub struct Reply(Option<Arc<dyn Answer>>);
+
+impl Reply {
+    /// A reply that hands its result to `target`.
+    pub fn new(target: Arc<dyn Answer>) -> Self {
+        Self(Some(target))
+    }
+
+    /// A reply that hands its result to a closure: for tests of a backend, and for backends made of
+    /// others.
+    pub fn from_fn(take: impl FnOnce(ToolResult) + Send + 'static) -> Self {
+        struct Once<F>(Mutex<Option<F>>);
+        impl<F: FnOnce(ToolResult) + Send> Answer for Once<F> {
+            fn answer(&self, result: ToolResult) {
+                let take = self.0.lock().take();
+                if let Some(take) = take {
+                    take(result);
+                }
+            }
+        }
+        Self::new(Arc::new(Once(Mutex::new(Some(take)))))
+    }
+
+    /// Answers the call. Does not block.
+    pub fn send(mut self, result: ToolResult) {
+        if let Some(target) = self.0.take() {
+            target.answer(result);
+        }
+    }
+}
+
+impl Drop for Reply {
+    fn drop(&mut self) {
+        if let Some(target) = self.0.take() {
+            let error = if std::thread::panicking() {
+                "the sandbox backend panicked while it held this call"
+            } else {
+                "the sandbox backend gave no result for this call"
+            };
+            target.answer(ToolResult::failure(Outcome::BackendFailed, error));
+        }
+    }
+}
+
+impl fmt::Debug for Reply {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Reply")
+    }
+}
+
+type TakeReset = Box<dyn FnOnce(Result<(), String>) + Send>;
+
+/// Owes the executor one word: whether a slot was reset. Dropped without it, the reset has failed.
+pub struct ResetReply(Option<TakeReset>);
+
+impl ResetReply {
+    /// A reply that hands the outcome to a closure, which must not block.
+    pub fn from_fn(take: impl FnOnce(Result<(), String>) + Send + 'static) -> Self {
+        Self(Some(Box::new(take)))
+    }
+
+    /// Says how the reset went. Does not block.
+    pub fn send(mut self, outcome: Result<(), String>) {
+        if let Some(take) = self.0.take() {
+            take(outcome);
+        }
+    }
+}
+
+impl Drop for ResetReply {
+    fn drop(&mut self) {
+        if let Some(take) = self.0.take() {
+            take(Err("the sandbox backend gave no answer to the reset".to_owned()));
+        }
+    }
+}
+
+impl fmt::Debug for ResetReply {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ResetReply")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crossbeam_channel::unbounded;
+
+    #[test]
+    fn a_dropped_reply_answers_once_with_backend_failed() {
+        let (tx, rx) = unbounded();
+        drop(Reply::from_fn(move |result| tx.send(result).unwrap()));
+        assert_eq!(rx.recv().unwrap().outcome, Outcome::BackendFailed);
+        assert!(rx.recv().is_err(), "exactly one answer");
+    }
+
+    #[test]
+    fn a_panic_that_unwinds_through_a_reply_answers_it() {
+        let (tx, rx) = unbounded();
+        let reply = Reply::from_fn(move |result| tx.send(result).unwrap());
+        let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || {
+            let _reply = reply;
+            panic!("expected by this test");
+        }));
+        assert!(caught.is_err());
+        assert!(rx.recv().unwrap().error.contains("panicked"));
+    }
+
+    #[test]
+    fn a_dropped_reset_reply_is_a_failed_reset() {
+        let (tx, rx) = unbounded();
+        drop(ResetReply::from_fn(move |outcome| tx.send(outcome).unwrap()));
+        assert!(rx.recv().unwrap().is_err());
+    }
+}

@@ -1,0 +1,129 @@
+//! The batcher thread: takes events from the channel until the dispatch's next deadline, and sets
+//! the workers to what is to be done. It never does I/O and never waits for anything but events.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+
+use super::dispatch::{Action, Dispatch, HandlerCall};
+use super::event::Event;
+use super::stats::Stats;
+use super::workers::{Workers, guarded};
+use crate::backend::{Backend, ResetReply};
+use crate::tool::{Outcome, ToolResult};
+
+/// How many events are taken in before what follows from them is done: large enough that batches
+/// form under load, small enough that nobody waits long.
+const DRAIN: usize = 512;
+/// Longest wait for an event. Nothing depends on waking; it bounds the wait.
+const HEARTBEAT: Duration = Duration::from_secs(60);
+
+/// What the batcher works with.
+pub(crate) struct Batcher {
+    pub(crate) dispatch: Dispatch,
+    pub(crate) events: Receiver<Event>,
+    /// For the reports of what the workers did.
+    pub(crate) report: Sender<Event>,
+    pub(crate) backend: Arc<dyn Backend>,
+    pub(crate) io: Workers,
+    pub(crate) handlers: Workers,
+}
+
+/// What the batcher leaves behind.
+pub(crate) struct Ended {
+    pub(crate) io: Workers,
+    pub(crate) handlers: Workers,
+    pub(crate) stats: Stats,
+    /// How many calls had not ended when the closing time was up.
+    pub(crate) cancelled: usize,
+}
+
+impl Batcher {
+    /// Runs until the executor is closed and everything accepted has ended.
+    pub(crate) fn run(mut self) -> Ended {
+        loop {
+            let now = Instant::now();
+            for action in self.dispatch.tick(now) {
+                perform(action, &self.backend, &self.report, &self.io, &self.handlers);
+            }
+            if self.dispatch.is_done() {
+                break;
+            }
+            let latest = now + HEARTBEAT;
+            let until = self.dispatch.next_deadline().map_or(latest, |at| at.min(latest));
+            match self.events.recv_deadline(until) {
+                Ok(event) => self.take_in(event),
+                Err(RecvTimeoutError::Timeout) => {}
+                // We hold a sender ourselves.
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+        }
+        Ended {
+            stats: self.dispatch.stats(),
+            cancelled: self.dispatch.aborted_calls(),
+            io: self.io,
+            handlers: self.handlers,
+        }
+    }
+
+    fn take_in(&mut self, first: Event) {
+        let now = Instant::now();
+        self.dispatch.handle(first, now);
+        for event in self.events.try_iter().take(DRAIN) {
+            self.dispatch.handle(event, now);
+        }
+    }
+}
+
+fn perform(
+    action: Action,
+    backend: &Arc<dyn Backend>,
+    report: &Sender<Event>,
+    io: &Workers,
+    handlers: &Workers,
+) {
+    // A report is refused only when the batcher has ended, and then nobody needs it.
+    let report = report.clone();
+    let backend = backend.clone();
+    match action {
+        Action::Send { container, batch } => io.spawn(move || {
+            // A panic drops the batch's replies, which answers them.
+            if let Err(panic) = guarded(|| backend.execute(container, batch)) {
+                log::error!("the sandbox backend panicked in execute: {panic}");
+            }
+            let _ = report.send(Event::BatchAccepted { container });
+        }),
+        Action::Handle(call) => handlers.spawn(move || {
+            handle(call);
+            let _ = report.send(Event::HandlerReturned);
+        }),
+        Action::Reset { slot, slot_ref } => io.spawn(move || {
+            let generation = slot_ref.generation;
+            let reply = ResetReply::from_fn(move |outcome| {
+                let _ = report.send(Event::ResetDone { slot, generation, outcome });
+            });
+            if let Err(panic) = guarded(|| backend.reset(&slot_ref, reply)) {
+                log::error!("the sandbox backend panicked in reset: {panic}");
+            }
+        }),
+        Action::Cancel(id) => io.spawn(move || {
+            if let Err(panic) = guarded(|| backend.cancel(id)) {
+                log::error!("the sandbox backend panicked in cancel: {panic}");
+            }
+        }),
+    }
+}
+
+fn handle(call: HandlerCall) {
+    let HandlerCall { handler, context, arguments, reply } = call;
+    let result = guarded(|| handler.run(&context, &arguments)).unwrap_or_else(|panic| {
+        let error = format!("Tool execution error: the tool panicked: {panic}");
+        ToolResult::failure(Outcome::ExternalFailed, error)
+    });
+    reply.send(result);
+    // The user's captured values may panic when they are dropped, too.
+    if let Err(panic) = guarded(move || drop((handler, context, arguments))) {
+        log::error!("an in-process tool panicked while it was dropped: {panic}");
+    }
+}

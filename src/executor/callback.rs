@@ -1,0 +1,41 @@
+//! The thread that runs completion callbacks, so that a user's code never holds up a result.
+
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use crossbeam_channel::{Sender, unbounded};
+
+use super::completion::{Completion, Place};
+use super::ticket::Callback;
+use crate::thread::OwnedThread;
+
+/// A callback and what it is to be called with.
+pub(crate) struct CallbackJob {
+    pub(crate) completion: Completion,
+    pub(crate) callback: Callback,
+    pub(crate) place: Place,
+}
+
+impl CallbackJob {
+    /// Runs the callback; a panic in it ends there.
+    pub(crate) fn run(self) {
+        let Self { completion, callback, place: _place } = self;
+        let trajectory_id = completion.trajectory_id.clone();
+        if catch_unwind(AssertUnwindSafe(move || callback(completion))).is_err() {
+            log::error!("a completion callback of trajectory {trajectory_id} panicked");
+        }
+    }
+}
+
+/// Starts the thread. It ends when every clone of the sender is dropped and all callbacks have run.
+///
+/// The channel needs no bound of its own: every job in it holds a [`Place`].
+pub(crate) fn start() -> io::Result<(Sender<CallbackJob>, OwnedThread)> {
+    let (sender, jobs) = unbounded::<CallbackJob>();
+    let thread = OwnedThread::spawn("tool-callback", move || {
+        for job in jobs {
+            job.run();
+        }
+    })?;
+    Ok((sender, thread))
+}

@@ -1,0 +1,813 @@
+//! The dispatch state: which call is where, whose turn it is, and what is to be done next.
+//!
+//! Owned by the batcher thread, hence without locks. It is told of [`Event`]s and of the time, does
+//! no I/O and waits for nothing: what has to be done in the world it returns as [`Action`]s. So it
+//! can be driven by a test with a clock of its own.
+//!
+//! The invariants, each of which a test holds it to:
+//! - A trajectory has at most one call beyond its queue (`Trajectory::current`); its calls and
+//!   releases take place in the order in which they were submitted.
+//! - A call waits in exactly one place, its [`Stage`], and has exactly one timer there.
+//! - A call leaves the gate once: when it is sent, or when it ends without having been.
+//! - A call that is removed from `calls` was answered: its [`Ticket`] sees to it even on a panic.
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::Sender;
+
+use super::event::{Accepted, Event};
+use super::gate::Gate;
+use super::lane::{BatchLimits, Lane};
+use super::stats::{Recorder, Refusals, Stats};
+use super::ticket::Ticket;
+use crate::backend::{Container, Execution, ExecutionId, Reply, SlotRef};
+use crate::error::ReleaseError;
+use crate::pool::{Assignment, Pool, ResetFor, SlotIx};
+use crate::tool::{Handler, JsonObject, Outcome, Timing, ToolContext, ToolResult, Work};
+
+/// The limits that dispatch keeps to.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    pub(crate) batch: BatchLimits,
+    /// How long a call may wait behind others.
+    pub(crate) queue_timeout: Duration,
+    /// How long a call may wait for a slot.
+    pub(crate) acquire_timeout: Duration,
+    /// How long after a call's time limit its backend may take to say so.
+    pub(crate) answer_grace: Duration,
+    /// How long a reset may take.
+    pub(crate) reset_timeout: Duration,
+    /// How many in-process tools may run at once.
+    pub(crate) handler_concurrency: usize,
+}
+
+/// Something to be done in the world.
+pub(crate) enum Action {
+    /// Hand a batch to the backend, then report [`Event::BatchAccepted`].
+    Send { container: usize, batch: Vec<Execution> },
+    /// Run an in-process tool, then report [`Event::HandlerReturned`].
+    Handle(HandlerCall),
+    /// Reset a slot, then report [`Event::ResetDone`].
+    Reset { slot: SlotIx, slot_ref: SlotRef },
+    /// Ask the backend to end a running call.
+    Cancel(ExecutionId),
+}
+
+/// An in-process tool on its way to its thread.
+pub(crate) struct HandlerCall {
+    pub(crate) handler: Handler,
+    pub(crate) context: ToolContext,
+    pub(crate) arguments: JsonObject,
+    pub(crate) reply: Reply,
+}
+
+/// Where a call is.
+enum Stage {
+    /// Behind earlier calls of its trajectory.
+    Queued,
+    /// First of its trajectory, which waits for a slot.
+    WaitingForSlot { since: Instant },
+    /// In its container's lane.
+    InLane { slot: SlotIx },
+    /// Waiting for a free handler thread.
+    WaitingForHandler,
+    /// Handed to the backend.
+    InSlot { since: Instant },
+    /// Running on a handler thread.
+    InHandler { since: Instant, cancelled: Arc<AtomicBool> },
+}
+
+struct Call {
+    ticket: Ticket,
+    tool: String,
+    /// Taken when it is sent.
+    work: Option<Work>,
+    timeout: Duration,
+    accepted: Instant,
+    slot_wait: Duration,
+    stage: Stage,
+    timer: Instant,
+}
+
+type ReleaseReply = Option<Sender<Result<(), ReleaseError>>>;
+
+enum Item {
+    Call(ExecutionId),
+    Release { reset_workspace: bool, reply: ReleaseReply },
+}
+
+enum Current {
+    Nothing,
+    Call(ExecutionId),
+    Releasing(ReleaseReply),
+}
+
+struct Trajectory {
+    queue: VecDeque<Item>,
+    current: Current,
+    slot: Option<SlotIx>,
+    /// Its workspace went down with its sandbox; it is told so until it is released.
+    lost: bool,
+    /// When its last call ended.
+    idle_since: Instant,
+}
+
+/// How long a running call may take to end after it was cancelled because the executor's closing
+/// time was up.
+const CLOSE_GRACE: Duration = Duration::from_secs(5);
+
+pub(crate) struct Dispatch {
+    limits: Limits,
+    pool: Pool,
+    lanes: Vec<Lane<ExecutionId>>,
+    handler_queue: VecDeque<ExecutionId>,
+    handlers_busy: usize,
+    trajectories: HashMap<Arc<str>, Trajectory>,
+    calls: HashMap<ExecutionId, Call>,
+    running: usize,
+    timers: BTreeSet<(Instant, ExecutionId)>,
+    /// When a lane is due, as of the last tick.
+    lanes_due: Option<Instant>,
+    closing: Option<Instant>,
+    /// Set when the closing time was up, and everything that was left has been ended or cancelled:
+    /// how many calls that were.
+    aborted: Option<usize>,
+    recorder: Recorder,
+    gate: Arc<Gate>,
+    refusals: Arc<Refusals>,
+    actions: Vec<Action>,
+}
+
+impl Dispatch {
+    pub(crate) fn new(
+        containers: &[Container],
+        limits: Limits,
+        gate: Arc<Gate>,
+        refusals: Arc<Refusals>,
+    ) -> Self {
+        Self {
+            limits,
+            pool: Pool::new(containers, limits.reset_timeout),
+            lanes: containers.iter().map(|_| Lane::new()).collect(),
+            handler_queue: VecDeque::new(),
+            handlers_busy: 0,
+            trajectories: HashMap::new(),
+            calls: HashMap::new(),
+            running: 0,
+            timers: BTreeSet::new(),
+            lanes_due: None,
+            closing: None,
+            aborted: None,
+            recorder: Recorder::new(limits.batch.max_size),
+            gate,
+            refusals,
+            actions: Vec::new(),
+        }
+    }
+
+    /// Takes in one event. What follows from it is seen to by the next [`Dispatch::tick`].
+    pub(crate) fn handle(&mut self, event: Event, now: Instant) {
+        match event {
+            Event::Submit(accepted) => self.submit(*accepted, now),
+            Event::Finished { id, outcome, timing } => self.finished(id, outcome, timing, now),
+            Event::BatchAccepted { container } => {
+                if let Some(lane) = self.lanes.get_mut(container) {
+                    lane.acknowledged();
+                }
+            }
+            Event::HandlerReturned => self.handlers_busy = self.handlers_busy.saturating_sub(1),
+            Event::ResetDone { slot, generation, outcome } => {
+                if let Some(whose) = self.pool.reset_done(slot, generation, outcome, now) {
+                    self.reset_ended(whose, now);
+                }
+            }
+            Event::Cancel(id) => self.cancel(id, now),
+            Event::CancelTrajectory(trajectory_id) => {
+                for id in self.calls_of(&trajectory_id) {
+                    self.cancel(id, now);
+                }
+            }
+            Event::Release { trajectory_id, reset_workspace, reply } => {
+                match self.trajectories.get_mut(&trajectory_id) {
+                    Some(trajectory) => {
+                        trajectory.queue.push_back(Item::Release { reset_workspace, reply });
+                        self.advance(&trajectory_id, now);
+                    }
+                    None => answer(reply, Ok(())),
+                }
+            }
+            Event::SlotOf { trajectory_id, reply } => {
+                let slot = self.trajectories.get(&trajectory_id).and_then(|t| t.slot);
+                // Refused only when the asker is gone.
+                let _ = reply.send(slot.map(|slot| self.pool.slot_ref(slot)));
+            }
+            Event::Stats(reply) => {
+                let _ = reply.send(self.stats());
+            }
+            Event::Close { deadline } => {
+                self.closing = Some(self.closing.map_or(deadline, |old| old.min(deadline)));
+                let all: Vec<_> = self.trajectories.keys().cloned().collect();
+                for trajectory_id in all {
+                    self.advance(&trajectory_id, now);
+                }
+            }
+        }
+    }
+
+    /// Lets time pass up to `now` and gives what is to be done.
+    pub(crate) fn tick(&mut self, now: Instant) -> std::vec::Drain<'_, Action> {
+        while let Some(&(when, id)) = self.timers.first()
+            && when <= now
+        {
+            self.timers.pop_first();
+            self.time_is_up(id, now);
+        }
+        while let Some(ended) = self.pool.expire(now) {
+            if let Some(whose) = ended {
+                self.reset_ended(whose, now);
+            }
+        }
+        if self.closing.is_some_and(|deadline| deadline <= now) && self.aborted.is_none() {
+            self.abort(now);
+        }
+        self.assign_slots(now);
+        self.send_to_handlers(now);
+        self.send_batches(now);
+        self.actions.drain(..)
+    }
+
+    /// When [`Dispatch::tick`] has something to do next even if nothing happens.
+    pub(crate) fn next_deadline(&self) -> Option<Instant> {
+        [
+            self.timers.first().map(|&(when, _)| when),
+            self.pool.next_deadline(),
+            self.lanes_due,
+            self.closing.filter(|_| self.aborted.is_none()),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+    }
+
+    /// Whether the executor is closing and everything accepted has ended.
+    pub(crate) fn is_done(&self) -> bool {
+        self.closing.is_some()
+            && self.calls.is_empty()
+            && self.gate.inside() == 0
+            && (self.aborted.is_some()
+                || !self.trajectories.values().any(|t| matches!(t.current, Current::Releasing(_))))
+    }
+
+    /// How many calls had not ended when the closing time was up.
+    pub(crate) fn aborted_calls(&self) -> usize {
+        self.aborted.unwrap_or(0)
+    }
+
+    /// Everything counted and measured.
+    pub(crate) fn stats(&self) -> Stats {
+        let mut outcomes = self.recorder.outcomes;
+        self.refusals.add_to(&mut outcomes);
+        let [batch_size, queue_ms, slot_ms, exec_ms, total_ms] = self.recorder.summaries();
+        let total_requests = outcomes.total();
+        Stats {
+            total_requests,
+            total_errors: total_requests - outcomes.get(Outcome::Ok),
+            outcomes,
+            queue_size: self.gate.inside(),
+            running: self.running,
+            trajectories: self.trajectories.len(),
+            waiting_for_slot: self.pool.waiting(),
+            slots: self.pool.counts(),
+            batch_size,
+            queue_ms,
+            slot_ms,
+            exec_ms,
+            total_ms,
+        }
+    }
+
+    fn submit(&mut self, accepted: Accepted, now: Instant) {
+        let Accepted { ticket, prepared, at } = accepted;
+        let id = ticket.cell().id;
+        let trajectory_id = ticket.cell().trajectory_id.clone();
+        let timer = at + self.limits.queue_timeout;
+        let call = Call {
+            ticket,
+            tool: prepared.name,
+            work: Some(prepared.work),
+            timeout: prepared.timeout,
+            accepted: at,
+            slot_wait: Duration::ZERO,
+            stage: Stage::Queued,
+            timer,
+        };
+        self.calls.insert(id, call);
+        self.timers.insert((timer, id));
+        let trajectory =
+            self.trajectories.entry(trajectory_id.clone()).or_insert_with(|| Trajectory {
+                queue: VecDeque::new(),
+                current: Current::Nothing,
+                slot: None,
+                lost: false,
+                idle_since: now,
+            });
+        trajectory.queue.push_back(Item::Call(id));
+        if let Some(aborted) = &mut self.aborted {
+            *aborted += 1;
+            // It slipped through the gate just before it closed.
+            self.end(id, closed_before_start(), now);
+        } else {
+            self.advance(&trajectory_id, now);
+        }
+    }
+
+    /// Begins what is next for a trajectory that has nothing under way.
+    fn advance(&mut self, trajectory_id: &Arc<str>, now: Instant) {
+        loop {
+            let Some(trajectory) = self.trajectories.get_mut(trajectory_id) else { return };
+            if !matches!(trajectory.current, Current::Nothing) {
+                return;
+            }
+            match trajectory.queue.pop_front() {
+                Some(Item::Call(id)) => {
+                    trajectory.current = Current::Call(id);
+                    if let Err(refusal) = self.begin(id, now) {
+                        self.settle(id, *refusal, now);
+                    }
+                }
+                Some(Item::Release { reset_workspace, reply }) => {
+                    trajectory.lost = false;
+                    match trajectory.slot.take() {
+                        Some(slot) if reset_workspace => {
+                            trajectory.current = Current::Releasing(reply);
+                            self.pool.release_with_reset(slot, now);
+                            self.start_reset(slot);
+                        }
+                        slot => {
+                            if let Some(slot) = slot {
+                                self.pool.release_as_is(slot);
+                            }
+                            answer(reply, Ok(()));
+                        }
+                    }
+                }
+                None => {
+                    // While closing, nobody will come to release it.
+                    if self.closing.is_some()
+                        && let Some(slot) = trajectory.slot.take()
+                    {
+                        self.pool.release_as_is(slot);
+                    }
+                    let forgettable =
+                        trajectory.slot.is_none() && (!trajectory.lost || self.closing.is_some());
+                    if forgettable {
+                        self.trajectories.remove(trajectory_id);
+                    }
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Brings the call whose turn it is to where it waits next.
+    ///
+    /// # Errors
+    /// The result to end it with, if it cannot run.
+    fn begin(&mut self, id: ExecutionId, now: Instant) -> Result<(), Box<ToolResult>> {
+        let refuse = |outcome, error: String| {
+            let mut result = ToolResult::failure(outcome, error);
+            result.may_have_executed = false;
+            Err(Box::new(result))
+        };
+        let Some(call) = self.calls.get_mut(&id) else { return Ok(()) };
+        let Some(trajectory) = self.trajectories.get(&call.ticket.cell().trajectory_id) else {
+            return Ok(());
+        };
+        match call.work {
+            Some(Work::Sandbox { .. }) if trajectory.lost => refuse(
+                Outcome::SandboxLost,
+                "the workspace of this trajectory was lost with its sandbox; \
+                 release the trajectory to begin anew in an empty one"
+                    .to_owned(),
+            ),
+            Some(Work::Sandbox { .. }) => match trajectory.slot {
+                Some(slot) => {
+                    self.join_lane(id, slot, now);
+                    Ok(())
+                }
+                None if self.pool.counts().total == 0 => refuse(
+                    Outcome::NeverRan,
+                    "Failed to acquire slot: this executor has no sandbox backend".to_owned(),
+                ),
+                None => {
+                    call.stage = Stage::WaitingForSlot { since: now };
+                    self.pool.wait(call.ticket.cell().trajectory_id.clone());
+                    self.set_timer(id, now + self.limits.acquire_timeout);
+                    Ok(())
+                }
+            },
+            Some(Work::InProcess { .. }) => {
+                call.stage = Stage::WaitingForHandler;
+                self.handler_queue.push_back(id);
+                Ok(())
+            }
+            Some(Work::ToolServer { .. }) | None => refuse(
+                Outcome::ExternalFailed,
+                format!("External tool not available (ToolServer not configured): {}", call.tool),
+            ),
+        }
+    }
+
+    fn join_lane(&mut self, id: ExecutionId, slot: SlotIx, now: Instant) {
+        let Some(call) = self.calls.get_mut(&id) else { return };
+        call.stage = Stage::InLane { slot };
+        self.lanes[self.pool.container(slot)].push(id, now);
+    }
+
+    fn assign_slots(&mut self, now: Instant) {
+        while let Some(assignment) = self.pool.assign(now) {
+            match assignment {
+                Assignment::Slot(trajectory_id, slot) => self.granted(&trajectory_id, slot, now),
+                Assignment::Reset(slot) => self.start_reset(slot),
+            }
+        }
+    }
+
+    /// A trajectory that waited for a slot has one.
+    fn granted(&mut self, trajectory_id: &Arc<str>, slot: SlotIx, now: Instant) {
+        let waiting = self.trajectories.get_mut(trajectory_id).and_then(|trajectory| {
+            let Current::Call(id) = trajectory.current else { return None };
+            trajectory.slot = Some(slot);
+            Some(id)
+        });
+        let Some(id) = waiting else {
+            // Whoever stops waiting leaves the waiting room, so this cannot be; but a slot that is
+            // held by nobody would be lost for good.
+            debug_assert!(false, "slot granted to {trajectory_id}, which does not wait");
+            self.pool.release_unknown(slot);
+            return;
+        };
+        if let Some(call) = self.calls.get_mut(&id)
+            && let Stage::WaitingForSlot { since } = call.stage
+        {
+            call.slot_wait += now - since;
+        }
+        self.set_timer(id, now + self.limits.queue_timeout);
+        self.join_lane(id, slot, now);
+    }
+
+    fn start_reset(&mut self, slot: SlotIx) {
+        let slot_ref = self.pool.slot_ref(slot);
+        self.actions.push(Action::Reset { slot, slot_ref });
+    }
+
+    fn reset_ended(&mut self, whose: ResetFor, now: Instant) {
+        match whose {
+            ResetFor::Granted(trajectory_id, slot) => self.granted(&trajectory_id, slot, now),
+            ResetFor::Released(trajectory_id, outcome) => {
+                let Some(trajectory) = self.trajectories.get_mut(&trajectory_id) else { return };
+                if let Current::Releasing(reply) =
+                    std::mem::replace(&mut trajectory.current, Current::Nothing)
+                {
+                    answer(reply, outcome.map_err(ReleaseError::ResetFailed));
+                }
+                self.advance(&trajectory_id, now);
+            }
+        }
+    }
+
+    fn send_batches(&mut self, now: Instant) {
+        self.lanes_due = None;
+        for container in 0..self.lanes.len() {
+            loop {
+                let lane = &mut self.lanes[container];
+                let ids: Vec<_> = match lane.take(self.limits.batch, self.closing.is_some(), now) {
+                    Ok(ids) => ids.collect(),
+                    Err(due) => {
+                        self.lanes_due = earliest(self.lanes_due, due);
+                        break;
+                    }
+                };
+                self.recorder.batch(ids.len());
+                self.gate.leave(ids.len());
+                self.running += ids.len();
+                let batch = ids.into_iter().filter_map(|id| self.execution(id, now)).collect();
+                self.actions.push(Action::Send { container, batch });
+            }
+        }
+    }
+
+    /// Marks a call of a lane as sent and makes what is sent of it.
+    fn execution(&mut self, id: ExecutionId, now: Instant) -> Option<Execution> {
+        let grace = self.limits.answer_grace;
+        let call = self.calls.get_mut(&id)?;
+        let Stage::InLane { slot } = call.stage else { return None };
+        let Some(Work::Sandbox { tool, arguments }) = call.work.take() else { return None };
+        call.stage = Stage::InSlot { since: now };
+        let timeout = call.timeout;
+        let cell = call.ticket.cell().clone();
+        cell.sent(now, call.waited(now));
+        self.set_timer(id, now + timeout + grace);
+        Some(Execution {
+            id,
+            trajectory_id: cell.trajectory_id.clone(),
+            slot: self.pool.slot_ref(slot),
+            tool,
+            arguments,
+            timeout,
+            reply: Reply::new(cell),
+        })
+    }
+
+    fn send_to_handlers(&mut self, now: Instant) {
+        while self.handlers_busy < self.limits.handler_concurrency
+            && let Some(id) = self.handler_queue.pop_front()
+        {
+            let Some(call) = self.calls.get_mut(&id) else { continue };
+            let Some(Work::InProcess { handler, arguments }) = call.work.take() else { continue };
+            let cancelled = Arc::new(AtomicBool::new(false));
+            call.stage = Stage::InHandler { since: now, cancelled: cancelled.clone() };
+            let deadline = now + call.timeout;
+            let cell = call.ticket.cell().clone();
+            cell.sent(now, call.waited(now));
+            self.gate.leave(1);
+            self.running += 1;
+            self.handlers_busy += 1;
+            self.set_timer(id, deadline);
+            let context =
+                ToolContext::new(cell.trajectory_id.clone(), cell.uniq_id(), deadline, cancelled);
+            let reply = Reply::new(cell);
+            self.actions.push(Action::Handle(HandlerCall { handler, context, arguments, reply }));
+        }
+    }
+
+    /// A running call was answered by whoever ran it.
+    fn finished(&mut self, id: ExecutionId, outcome: Outcome, timing: Timing, now: Instant) {
+        let Some(call) = self.calls.remove(&id) else { return };
+        self.timers.remove(&(call.timer, id));
+        self.running -= 1;
+        self.recorder.finished(outcome, timing, true);
+        let was_in_slot = matches!(call.stage, Stage::InSlot { .. });
+        let lost = was_in_slot && outcome == Outcome::SandboxLost;
+        let trajectory_id = call.ticket.cell().trajectory_id.clone();
+        self.no_longer_current(&trajectory_id, id, lost, now);
+        self.advance(&trajectory_id, now);
+    }
+
+    /// Ends a call with a result of our own, wherever it is, and goes on with its trajectory.
+    fn end(&mut self, id: ExecutionId, result: ToolResult, now: Instant) {
+        if let Some(trajectory_id) = self.settle(id, result, now) {
+            self.advance(&trajectory_id, now);
+        }
+    }
+
+    /// Ends a call with a result of our own, wherever it is, and gives its trajectory – unless it
+    /// was answered already, which an event on its way will tell.
+    fn settle(
+        &mut self,
+        id: ExecutionId,
+        mut result: ToolResult,
+        now: Instant,
+    ) -> Option<Arc<str>> {
+        let call = self.calls.get(&id)?;
+        let cell = call.ticket.cell().clone();
+        let outcome = result.outcome;
+        let (ran, lost) = match call.stage {
+            // Nobody knows whether it still runs in its slot.
+            Stage::InSlot { .. } => (true, true),
+            Stage::InHandler { .. } => (true, false),
+            _ => {
+                result.timing = call.waited(now);
+                (false, false)
+            }
+        };
+        let timing = cell.answer_here(result)?;
+        let call = self.calls.remove(&id)?;
+        self.timers.remove(&(call.timer, id));
+        self.recorder.finished(outcome, timing, ran);
+        if ran {
+            self.running -= 1;
+        } else {
+            self.gate.leave(1);
+        }
+        let trajectory_id = &cell.trajectory_id;
+        match call.stage {
+            Stage::Queued => {
+                if let Some(trajectory) = self.trajectories.get_mut(trajectory_id) {
+                    trajectory
+                        .queue
+                        .retain(|item| !matches!(item, Item::Call(other) if *other == id));
+                }
+            }
+            Stage::WaitingForSlot { .. } => self.pool.stop_waiting(trajectory_id),
+            Stage::InLane { slot } => self.lanes[self.pool.container(slot)].remove(id),
+            Stage::WaitingForHandler => self.handler_queue.retain(|other| *other != id),
+            Stage::InSlot { .. } => {}
+            Stage::InHandler { cancelled, .. } => cancelled.store(true, Ordering::Release),
+        }
+        self.no_longer_current(trajectory_id, id, lost, now);
+        Some(trajectory_id.clone())
+    }
+
+    /// If this call was its trajectory's current one, nothing is under way there now.
+    fn no_longer_current(
+        &mut self,
+        trajectory_id: &Arc<str>,
+        id: ExecutionId,
+        lost: bool,
+        now: Instant,
+    ) {
+        let Some(trajectory) = self.trajectories.get_mut(trajectory_id) else { return };
+        if !matches!(trajectory.current, Current::Call(current) if current == id) {
+            return;
+        }
+        trajectory.current = Current::Nothing;
+        trajectory.idle_since = now;
+        if lost {
+            trajectory.lost = true;
+            if let Some(slot) = trajectory.slot.take() {
+                self.pool.release_unknown(slot);
+            }
+        }
+    }
+
+    fn cancel(&mut self, id: ExecutionId, now: Instant) {
+        let Some(call) = self.calls.get(&id) else { return };
+        match call.stage {
+            Stage::InSlot { .. } => {
+                let timer = call.timer.min(now + self.limits.answer_grace);
+                self.actions.push(Action::Cancel(id));
+                self.set_timer(id, timer);
+            }
+            Stage::InHandler { .. } => {
+                let error = "Tool call was cancelled while it ran; it was told to stop";
+                self.end(id, ToolResult::failure(Outcome::Cancelled, error), now);
+            }
+            _ => {
+                let error = "Tool call was cancelled before it started";
+                let mut result = ToolResult::failure(Outcome::Cancelled, error);
+                result.may_have_executed = false;
+                self.end(id, result, now);
+            }
+        }
+    }
+
+    fn time_is_up(&mut self, id: ExecutionId, now: Instant) {
+        let Some(call) = self.calls.get(&id) else { return };
+        let result = match call.stage {
+            Stage::Queued | Stage::InLane { .. } | Stage::WaitingForHandler => ToolResult::failure(
+                Outcome::NeverRan,
+                format!(
+                    "the call did not start within its queue time of {:.1} s",
+                    self.limits.queue_timeout.as_secs_f64()
+                ),
+            ),
+            Stage::WaitingForSlot { .. } => ToolResult::failure(
+                Outcome::NeverRan,
+                format!("Failed to acquire slot: {}", self.explain_slots(now)),
+            ),
+            Stage::InSlot { since } => ToolResult::failure(
+                Outcome::SandboxLost,
+                format!(
+                    "the sandbox did not answer within {:.1} s (the call's limit was {:.1} s)",
+                    (now - since).as_secs_f64(),
+                    call.timeout.as_secs_f64()
+                ),
+            ),
+            Stage::InHandler { .. } => ToolResult::failure(
+                Outcome::Timeout,
+                format!(
+                    "Tool timed out after {:.1}s; it was told to stop",
+                    call.timeout.as_secs_f64()
+                ),
+            ),
+        };
+        self.end(id, result, now);
+    }
+
+    /// Why no slot was to be had: how many there are and who has them.
+    fn explain_slots(&self, now: Instant) -> String {
+        const SHOWN: usize = 8;
+        let counts = self.pool.counts();
+        let mut text = format!(
+            "none of the {} slots became free within {:.1} s",
+            counts.total,
+            self.limits.acquire_timeout.as_secs_f64()
+        );
+        if counts.held > 0 {
+            let shown: Vec<_> =
+                self.pool.holders().take(SHOWN).map(|id| self.explain_holder(id, now)).collect();
+            text.push_str(&format!("; {} held, by {}", counts.held, shown.join(", ")));
+            if counts.held > SHOWN {
+                text.push_str(&format!(" and {} more", counts.held - SHOWN));
+            }
+        }
+        if counts.broken > 0 {
+            text.push_str(&format!("; {} kept back because a reset failed", counts.broken));
+        }
+        if counts.resetting > 0 {
+            text.push_str(&format!("; {} being reset", counts.resetting));
+        }
+        text
+    }
+
+    fn explain_holder(&self, trajectory_id: &Arc<str>, now: Instant) -> String {
+        let Some(trajectory) = self.trajectories.get(trajectory_id) else {
+            return trajectory_id.to_string();
+        };
+        let call = match trajectory.current {
+            Current::Call(id) => self.calls.get(&id),
+            _ => None,
+        };
+        let (what, since) = match call {
+            Some(Call { tool, stage: Stage::InSlot { since }, .. }) => {
+                (format!("running {tool}"), *since)
+            }
+            Some(Call { tool, stage: Stage::InHandler { since, .. }, .. }) => {
+                (format!("running {tool}"), *since)
+            }
+            Some(Call { tool, accepted, .. }) => (format!("about to run {tool}"), *accepted),
+            None => ("idle".to_owned(), trajectory.idle_since),
+        };
+        let seconds = now.saturating_duration_since(since).as_secs_f64();
+        format!("{trajectory_id} ({what} for {seconds:.1} s)")
+    }
+
+    /// The closing time is up: what has not started ends now, what runs is cancelled.
+    fn abort(&mut self, now: Instant) {
+        let all: Vec<_> = self.calls.keys().copied().collect();
+        self.aborted = Some(all.len());
+        for id in all {
+            let Some(call) = self.calls.get(&id) else { continue };
+            match call.stage {
+                Stage::InSlot { .. } => {
+                    let timer = call.timer.min(now + CLOSE_GRACE);
+                    self.actions.push(Action::Cancel(id));
+                    self.set_timer(id, timer);
+                }
+                Stage::InHandler { .. } => self.cancel(id, now),
+                _ => self.end(id, closed_before_start(), now),
+            }
+        }
+    }
+
+    fn calls_of(&self, trajectory_id: &Arc<str>) -> Vec<ExecutionId> {
+        let Some(trajectory) = self.trajectories.get(trajectory_id) else { return Vec::new() };
+        // The last first: otherwise each end would start the next call just to cancel it.
+        let mut ids: Vec<_> = trajectory
+            .queue
+            .iter()
+            .rev()
+            .filter_map(|item| match item {
+                Item::Call(id) => Some(*id),
+                Item::Release { .. } => None,
+            })
+            .collect();
+        if let Current::Call(id) = trajectory.current {
+            ids.push(id);
+        }
+        ids
+    }
+
+    fn set_timer(&mut self, id: ExecutionId, timer: Instant) {
+        if let Some(call) = self.calls.get_mut(&id) {
+            self.timers.remove(&(call.timer, id));
+            call.timer = timer;
+            self.timers.insert((timer, id));
+        }
+    }
+}
+
+impl Call {
+    /// How long it has waited until now, before being sent.
+    fn waited(&self, now: Instant) -> Timing {
+        let slot = match self.stage {
+            Stage::WaitingForSlot { since } => self.slot_wait + (now - since),
+            _ => self.slot_wait,
+        };
+        let queue = now.saturating_duration_since(self.accepted).saturating_sub(slot);
+        Timing { queue, slot, exec: Duration::ZERO }
+    }
+}
+
+fn closed_before_start() -> ToolResult {
+    let error = "the executor was closed before this call could start";
+    ToolResult::failure(Outcome::NeverRan, error)
+}
+
+fn answer(reply: ReleaseReply, outcome: Result<(), ReleaseError>) {
+    if let Some(reply) = reply {
+        // Refused only when the caller is gone.
+        let _ = reply.send(outcome);
+    }
+}
+
+fn earliest(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
+    }
+}

@@ -1,0 +1,55 @@
+//! Everything the batcher thread can be told, as one closed type.
+//!
+//! The channel of events has no bound of its own, so that nobody who has a result ever blocks on
+//! it. What is in it is bounded all the same: a submission holds one of the gate's places, a result
+//! belongs to a running call, a reset to a slot, and whoever releases, asks or closes waits for the
+//! answer or has a call or trajectory to show for it.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use crossbeam_channel::Sender;
+
+use super::stats::Stats;
+use super::ticket::Ticket;
+use crate::backend::{ExecutionId, SlotRef};
+use crate::error::ReleaseError;
+use crate::pool::SlotIx;
+use crate::tool::{Outcome, Prepared, Timing};
+
+/// A call that was let in at the gate.
+pub(crate) struct Accepted {
+    pub(crate) ticket: Ticket,
+    pub(crate) prepared: Prepared,
+    pub(crate) at: Instant,
+}
+
+/// What the batcher reacts to.
+pub(crate) enum Event {
+    /// A call was accepted.
+    Submit(Box<Accepted>),
+    /// A call was answered by its backend or handler; its caller has the result.
+    Finished { id: ExecutionId, outcome: Outcome, timing: Timing },
+    /// A batch was accepted by the container with this index.
+    BatchAccepted { container: usize },
+    /// An in-process tool has returned, whether or not anybody still waited for it.
+    HandlerReturned,
+    /// A reset has ended.
+    ResetDone { slot: SlotIx, generation: u64, outcome: Result<(), String> },
+    /// A caller wants this call to end.
+    Cancel(ExecutionId),
+    /// A caller wants all calls of this trajectory to end.
+    CancelTrajectory(Arc<str>),
+    /// A trajectory is to give up its slot, after its earlier calls.
+    Release {
+        trajectory_id: Arc<str>,
+        reset_workspace: bool,
+        reply: Option<Sender<Result<(), ReleaseError>>>,
+    },
+    /// Somebody wants to know which slot a trajectory holds.
+    SlotOf { trajectory_id: Arc<str>, reply: Sender<Option<SlotRef>> },
+    /// Somebody wants the statistics.
+    Stats(Sender<Stats>),
+    /// Nothing more is accepted; what was is to be finished until the deadline.
+    Close { deadline: Instant },
+}

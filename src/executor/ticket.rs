@@ -1,0 +1,256 @@
+//! One call's ticket: the oneshot through which its result reaches its caller, exactly once.
+//!
+//! A ticket has one cell, shared by its caller (a [`Pending`]), the dispatch state and, once the
+//! call is under way, its backend's [`Reply`](crate::backend::Reply). Whoever answers the cell first
+//! wins; everybody later is ignored. The result goes straight from the thread that has it to the
+//! caller; the batcher hears of it by an event that is sent *before* the caller can see the result,
+//! so that whatever the caller does next finds the batcher up to date.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::Sender;
+use parking_lot::{Condvar, Mutex};
+
+use super::callback::CallbackJob;
+use super::completion::{Completion, Place, Placed};
+use super::event::Event;
+use crate::backend::{Answer, ExecutionId};
+use crate::tool::{Outcome, Timing, ToolResult};
+
+/// A user's code that wants to be called with a result.
+pub(crate) type Callback = Box<dyn FnOnce(Completion) + Send>;
+
+/// Where a result goes.
+pub(crate) enum Destination {
+    /// It stays in the cell, for a [`Pending`] to take.
+    Pending,
+    /// A completion queue.
+    Queue { queue: Sender<Placed>, place: Place, tag: u64 },
+    /// The callback thread.
+    Callback { thread: Sender<CallbackJob>, place: Place, callback: Callback },
+}
+
+enum State {
+    Open(Destination),
+    /// Answered, the result not fetched yet. Boxed so that an open cell stays small.
+    Done(Box<ToolResult>),
+    /// Answered, and the result handed on.
+    Gone,
+}
+
+struct Progress {
+    state: State,
+    /// Set when the call is handed to its backend: when, and how long it had waited.
+    sent: Option<(Instant, Timing)>,
+}
+
+/// The shared part of a ticket.
+pub(crate) struct Cell {
+    pub(crate) id: ExecutionId,
+    pub(crate) trajectory_id: Arc<str>,
+    uniq_id: String,
+    progress: Mutex<Progress>,
+    done: Condvar,
+    events: Sender<Event>,
+}
+
+impl Cell {
+    /// The caller's id of the call.
+    pub(crate) fn uniq_id(&self) -> &str {
+        &self.uniq_id
+    }
+
+    /// Marks the call as handed to its backend now, after having waited as told.
+    pub(crate) fn sent(&self, now: Instant, waited: Timing) {
+        self.progress.lock().sent = Some((now, waited));
+    }
+
+    /// Answers the call for the batcher itself: gives the result's timing if this answer was the
+    /// first, `None` if the call was answered before.
+    pub(crate) fn answer_here(&self, result: ToolResult) -> Option<Timing> {
+        self.settle(result, |_, _| {})
+    }
+
+    /// The one way to answer. `announce` runs between winning the race and the caller's seeing the
+    /// result.
+    fn settle(
+        &self,
+        mut result: ToolResult,
+        announce: impl FnOnce(Outcome, Timing),
+    ) -> Option<Timing> {
+        result.success = result.outcome == Outcome::Ok;
+        let mut progress = self.progress.lock();
+        if !matches!(progress.state, State::Open(_)) {
+            return None;
+        }
+        if let Some((sent, waited)) = progress.sent {
+            result.timing = Timing { exec: sent.elapsed(), ..waited };
+        }
+        let (outcome, timing) = (result.outcome, result.timing);
+        let State::Open(destination) = std::mem::replace(&mut progress.state, State::Gone) else {
+            return None;
+        };
+        result.uniq_id = Some(self.uniq_id.clone());
+        announce(outcome, timing);
+        match destination {
+            Destination::Pending => {
+                progress.state = State::Done(Box::new(result));
+                drop(progress);
+                self.done.notify_all();
+            }
+            Destination::Queue { queue, place, tag } => {
+                drop(progress);
+                // Refused only when every CompletionQueue is gone: then nobody wants to know.
+                let _ = queue.send((place, self.completion(tag, result)));
+            }
+            Destination::Callback { thread, place, callback } => {
+                drop(progress);
+                let completion = self.completion(0, result);
+                if let Err(refused) = thread.send(CallbackJob { completion, callback, place }) {
+                    // The callback thread is gone: the executor is closed. Still exactly once.
+                    refused.into_inner().run();
+                }
+            }
+        }
+        Some(timing)
+    }
+
+    fn completion(&self, tag: u64, result: ToolResult) -> Completion {
+        Completion { tag, trajectory_id: self.trajectory_id.clone(), result }
+    }
+}
+
+impl Answer for Cell {
+    fn answer(&self, result: ToolResult) {
+        self.settle(result, |outcome, timing| {
+            // Refused only when the batcher is gone, and then nobody keeps count.
+            let _ = self.events.send(Event::Finished { id: self.id, outcome, timing });
+        });
+    }
+}
+
+/// The accepted call's side of a cell: answers on drop, so that no way out of the executor forgets
+/// the caller.
+pub(crate) struct Ticket(Arc<Cell>);
+
+impl Ticket {
+    /// A ticket and, for its caller, the shared cell.
+    pub(crate) fn new(
+        id: ExecutionId,
+        trajectory_id: Arc<str>,
+        uniq_id: String,
+        destination: Destination,
+        events: Sender<Event>,
+    ) -> Self {
+        Self(Arc::new(Cell {
+            id,
+            trajectory_id,
+            uniq_id,
+            progress: Mutex::new(Progress { state: State::Open(destination), sent: None }),
+            done: Condvar::new(),
+            events,
+        }))
+    }
+
+    /// The shared cell.
+    pub(crate) fn cell(&self) -> &Arc<Cell> {
+        &self.0
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        let lost = matches!(self.0.progress.lock().state, State::Open(_));
+        if lost {
+            let mut result =
+                ToolResult::failure(Outcome::NeverRan, "the executor ended before this call did");
+            result.may_have_executed = self.0.progress.lock().sent.is_some();
+            self.0.answer_here(result);
+        }
+    }
+}
+
+/// A call that was accepted: its result, when it is there.
+///
+/// Dropping it cancels nothing: the call runs on and its result is thrown away. Every accepted call
+/// ends – by its tool, by one of its time limits, or when the executor closes – so none of the
+/// waits is for ever.
+pub struct Pending {
+    cell: Arc<Cell>,
+}
+
+impl Pending {
+    pub(crate) fn new(cell: Arc<Cell>) -> Self {
+        Self { cell }
+    }
+
+    /// Blocks until the result is there.
+    pub fn wait(self) -> ToolResult {
+        let mut progress = self.cell.progress.lock();
+        loop {
+            match std::mem::replace(&mut progress.state, State::Gone) {
+                State::Done(result) => return *result,
+                state => progress.state = state,
+            }
+            self.cell.done.wait(&mut progress);
+        }
+    }
+
+    /// Blocks until the result is there, for `timeout` at most.
+    ///
+    /// # Errors
+    /// Gives itself back when the result is not there by then. The call goes on.
+    pub fn wait_timeout(self, timeout: Duration) -> Result<ToolResult, Pending> {
+        let deadline = Instant::now().checked_add(timeout);
+        let mut progress = self.cell.progress.lock();
+        loop {
+            match std::mem::replace(&mut progress.state, State::Gone) {
+                State::Done(result) => return Ok(*result),
+                state => progress.state = state,
+            }
+            let timed_out = match deadline {
+                Some(deadline) => self.cell.done.wait_until(&mut progress, deadline).timed_out(),
+                None => {
+                    self.cell.done.wait(&mut progress);
+                    false
+                }
+            };
+            if timed_out && matches!(progress.state, State::Open(_)) {
+                drop(progress);
+                return Err(self);
+            }
+        }
+    }
+
+    /// The result, if it is there. Does not block.
+    ///
+    /// # Errors
+    /// Gives itself back when it is not.
+    pub fn try_wait(self) -> Result<ToolResult, Pending> {
+        self.wait_timeout(Duration::ZERO)
+    }
+
+    /// Asks for the call's end; does not block. A call that has not started ends as
+    /// [`Outcome::Cancelled`] at once. A running one is killed, and its result – `Cancelled`, or
+    /// what it gave if it was faster – comes when the last of its processes is gone.
+    pub fn cancel(&self) {
+        let _ = self.cell.events.send(Event::Cancel(self.cell.id));
+    }
+
+    /// Whether the result is there.
+    pub fn is_done(&self) -> bool {
+        matches!(self.cell.progress.lock().state, State::Done(_))
+    }
+}
+
+impl fmt::Debug for Pending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pending")
+            .field("id", &self.cell.id)
+            .field("trajectory_id", &self.cell.trajectory_id)
+            .field("is_done", &self.is_done())
+            .finish()
+    }
+}

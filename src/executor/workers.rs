@@ -1,0 +1,110 @@
+//! The pools of threads that do what blocks: `tool-io-N` hands batches to the backend, `tool-fn-N`
+//! runs in-process tools.
+//!
+//! Each is a rayon pool of its own, so that a user's slow closure never delays a sandbox call. Jobs
+//! are only ever `spawn_fifo`ed by the batcher, never nested, and no job on the I/O pool waits for a
+//! command's end. Rayon aborts the process on a panic in a job unless told otherwise, and its drop
+//! does not wait for the threads; both are seen to here.
+
+use std::any::Any;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Instant;
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
+use parking_lot::Mutex;
+
+/// A named rayon pool that can be waited for.
+pub(crate) struct Workers {
+    name: &'static str,
+    pool: rayon::ThreadPool,
+    /// Disconnects when the last thread has ended.
+    ended: Receiver<()>,
+}
+
+impl Workers {
+    /// Starts `threads` threads called `name-0`, `name-1`, ….
+    ///
+    /// # Errors
+    /// The operating system's, when it refuses the threads.
+    pub(crate) fn start(name: &'static str, threads: usize) -> io::Result<Self> {
+        let (alive, ended) = bounded::<()>(0);
+        // Each thread takes a clone along and drops it at its end.
+        let alive = Arc::new(Mutex::new(vec![Some(alive); threads]));
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .thread_name(move |index| format!("{name}-{index}"))
+            .panic_handler(move |panic| {
+                log::error!("a job on the {name} threads panicked: {}", panic_text(&*panic));
+            })
+            .exit_handler(move |index| {
+                alive.lock()[index].take();
+            })
+            .build()
+            .map_err(io::Error::other)?;
+        Ok(Self { name, pool, ended })
+    }
+
+    /// Queues a job; does not block. Jobs start in the order in which they were queued.
+    pub(crate) fn spawn(&self, job: impl FnOnce() + Send + 'static) {
+        self.pool.spawn_fifo(job);
+    }
+
+    /// Tells the threads to end once the queued jobs have run, and waits for it until `deadline`;
+    /// `false` if some still run then. They are left behind.
+    pub(crate) fn close(self, deadline: Instant) -> bool {
+        let Self { name, pool, ended } = self;
+        drop(pool);
+        let in_time = ended.recv_deadline(deadline) != Err(RecvTimeoutError::Timeout);
+        if !in_time {
+            log::error!("some {name} threads are still busy at the deadline; left behind");
+        }
+        in_time
+    }
+}
+
+/// Runs code that is not ours; a panic in it becomes an error with its text.
+pub(crate) fn guarded<T>(run: impl FnOnce() -> T) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(run)).map_err(|panic| panic_text(&*panic).to_owned())
+}
+
+/// What a panic said.
+fn panic_text(panic: &(dyn Any + Send)) -> &str {
+    panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no text")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn a_panicking_job_ends_alone_and_closing_waits_for_what_was_queued() {
+        let workers = Workers::start("test-io", 2).unwrap();
+        let (tx, rx) = crossbeam_channel::unbounded();
+        workers.spawn(|| panic!("expected by this test"));
+        for number in 0..10 {
+            let tx = tx.clone();
+            workers.spawn(move || tx.send(number).unwrap());
+        }
+        drop(tx);
+        assert!(workers.close(Instant::now() + Duration::from_secs(10)));
+        assert_eq!(rx.iter().count(), 10);
+    }
+
+    #[test]
+    fn closing_does_not_wait_for_a_stuck_job_beyond_its_deadline() {
+        let workers = Workers::start("test-stuck", 1).unwrap();
+        let (release, wait) = bounded::<()>(0);
+        workers.spawn(move || {
+            let _ = wait.recv();
+        });
+        assert!(!workers.close(Instant::now() + Duration::from_millis(5)));
+        drop(release);
+    }
+}

@@ -1,0 +1,144 @@
+//! The tools that every sandbox has, as the model is told of them.
+//!
+//! Only parameters that a model may use are here. What the configuration decides (network,
+//! sandboxing) and what a sandbox does not support (`terminal`'s background processes) is not
+//! offered; a call that asks for it is dealt with at the executor's door.
+
+use serde_json::json;
+
+use super::ToolSchema;
+
+/// A tool's schema, and the name that it has in the sandbox.
+pub(super) type Builtin = (ToolSchema, &'static str);
+
+/// The tools of every sandbox, in the order in which a model is told of them.
+pub(super) fn all() -> [Builtin; 6] {
+    [
+        (command_tool("terminal"), "bash"),
+        (command_tool("bash"), "bash"),
+        (read_file(), "read_file"),
+        (write_file(), "write_file"),
+        (terminal_stateful(), "bash_stateful"),
+        (tmux(), "tmux"),
+    ]
+}
+
+const TIMEOUT: &str = "Seconds after which the command is killed, from 1 to 600. Give more than \
+    the default for a long build or test run.";
+
+fn command_tool(name: &str) -> ToolSchema {
+    ToolSchema::new(
+        name,
+        "Run a shell command in the workspace and get what it prints. Every call starts a new \
+         shell in /workspace: files stay from call to call; the working directory, variables and \
+         background processes do not. There is no keyboard input and no screen: use flags that \
+         answer prompts (such as -y), and commands that do not page. Very long output loses its \
+         middle.",
+    )
+    .with_required(
+        "command",
+        "string",
+        "The command line or script, as for bash -c.",
+    )
+    .with_optional("timeout", "number", TIMEOUT)
+}
+
+fn read_file() -> ToolSchema {
+    ToolSchema::new(
+        "read_file",
+        "Read a text file of the workspace, up to 100000 bytes. For a part of a larger file use a \
+         shell command such as sed -n '100,200p'.",
+    )
+    .with_required("path", "string", PATH)
+}
+
+fn write_file() -> ToolSchema {
+    ToolSchema::new(
+        "write_file",
+        "Write a text file in the workspace, up to 100000 bytes. Missing parent directories are \
+         made; a file that is there is replaced.",
+    )
+    .with_required("path", "string", PATH)
+    .with_required("content", "string", "The whole new content of the file.")
+}
+
+const PATH: &str = "The file's path, relative to /workspace or beginning with it.";
+
+fn terminal_stateful() -> ToolSchema {
+    ToolSchema::new(
+        "terminal_stateful",
+        "Run a shell command in a shell that stays open between calls, and get what it prints. The \
+         working directory, variables, functions and background jobs stay from call to call. There \
+         is no keyboard input and no screen; for programs that need them use tmux.",
+    )
+    .with_required(
+        "command",
+        "string",
+        "The command line or script, typed into the open shell.",
+    )
+    .with_optional("timeout", "number", TIMEOUT)
+}
+
+fn tmux() -> ToolSchema {
+    ToolSchema::new(
+        "tmux",
+        "Use a terminal with a keyboard and a screen, for programs that need them: editors, \
+         pagers, debuggers, interactive prompts. Send keys, then capture the screen to see what \
+         they did.",
+    )
+    .with_parameter(
+        "action",
+        json!({
+            "type": "string",
+            "enum": ["start", "send_keys", "capture", "stream", "stop"],
+            "description": "What to do: start the terminal (the other actions do so too), \
+                send_keys to type, capture to get the screen (the default), stream to get what \
+                was printed since the last stream, stop to end the terminal.",
+        }),
+    )
+    .with_parameter(
+        "keys",
+        json!({
+            "type": ["string", "array"],
+            "items": {"type": "string"},
+            "description": "send_keys: what to type, as one string or a list of them. A tmux key \
+                name such as Enter, C-c or Up is that key; anything else is typed as it is.",
+        }),
+    )
+    .with_optional(
+        "block",
+        "boolean",
+        "send_keys: wait until the command that was typed has ended.",
+    )
+    .with_optional(
+        "min_wait_s",
+        "number",
+        "send_keys: seconds to wait after typing.",
+    )
+    .with_optional(
+        "max_wait_s",
+        "number",
+        "send_keys with block: seconds to wait at most.",
+    )
+    .with_optional(
+        "capture_entire",
+        "boolean",
+        "capture: with the lines that scrolled away.",
+    )
+    .with_optional("reset", "boolean", "stream: from the beginning.")
+    .with_optional(
+        "max_bytes",
+        "integer",
+        "stream: bytes to get at most, from 1 to 200000.",
+    )
+    .with_optional(
+        "pane_width",
+        "integer",
+        "start: columns of the screen, from 20 to 500.",
+    )
+    .with_optional(
+        "pane_height",
+        "integer",
+        "start: lines of the screen, from 10 to 200.",
+    )
+}

@@ -1,0 +1,305 @@
+//! The tools that a model may call, by name.
+//!
+//! A user fills a [`ToolRegistry`] before the executor starts; the executor looks every call up in
+//! it. It knows where a tool runs, and does not run it.
+
+use std::collections::HashMap;
+use std::error::Error;
+use std::fmt;
+
+use serde_json::{Value, json};
+
+use super::python_json::{self, NonAscii};
+use super::{Handler, JsonObject, ToolContext, ToolSchema, builtin};
+
+/// The tools that a model may call, in the order in which they were registered.
+///
+/// Defaults to [`builtin`](Self::builtin): the tools that run in a sandbox.
+///
+/// ```
+/// use tool_executor::tool::{ToolRegistry, ToolSchema};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let mut registry = ToolRegistry::builtin();
+///
+/// // A tool in this process.
+/// let add = ToolSchema::new("add", "Add two numbers.")
+///     .with_required("a", "number", "The one.")
+///     .with_required("b", "number", "The other.");
+/// registry.register_fn(add, |_context, arguments| {
+///     let number = |name: &str| arguments[name].as_f64().ok_or("not a number");
+///     Ok((number("a")? + number("b")?).to_string())
+/// })?;
+///
+/// // A tool that a ToolServer runs.
+/// let search = ToolSchema::new("web_search", "Search the web.")
+///     .with_required("query", "string", "What to look for.");
+/// registry.register_external(search)?;
+///
+/// assert!(registry.names().any(|name| name == "add"));
+/// println!("{}", registry.prompt_description());
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone)]
+pub struct ToolRegistry {
+    tools: Vec<RegisteredTool>,
+    /// Where in `tools` a name is.
+    places: HashMap<String, usize>,
+}
+
+/// A tool of a [`ToolRegistry`].
+#[derive(Debug, Clone)]
+pub struct RegisteredTool {
+    /// What it is called and what it takes.
+    pub schema: ToolSchema,
+    /// Where it runs.
+    pub kind: ToolKind,
+}
+
+/// Where a tool runs.
+#[derive(Debug, Clone)]
+pub enum ToolKind {
+    /// In the sandbox of the trajectory.
+    Sandbox {
+        /// The sandbox's name for it: a model's `terminal` is a sandbox's `bash`.
+        sent_as: &'static str,
+    },
+    /// On the ToolServer.
+    ToolServer,
+    /// In this process.
+    InProcess(Handler),
+}
+
+impl ToolRegistry {
+    /// A registry without tools.
+    pub fn empty() -> Self {
+        Self {
+            tools: Vec::new(),
+            places: HashMap::new(),
+        }
+    }
+
+    /// A registry of the tools that run in a sandbox: `terminal`, `bash`, `read_file`,
+    /// `write_file`, `terminal_stateful`, `tmux`.
+    pub fn builtin() -> Self {
+        let mut registry = Self::empty();
+        for (schema, sent_as) in builtin::all() {
+            registry.push(schema, ToolKind::Sandbox { sent_as });
+        }
+        registry
+    }
+
+    /// Adds a tool that a ToolServer runs.
+    ///
+    /// # Errors
+    /// See [`RegisterError`]; the registry is then as it was.
+    pub fn register_external(&mut self, mut schema: ToolSchema) -> Result<(), RegisterError> {
+        self.check_name(&schema.name)?;
+        schema.external = true;
+        self.push(schema, ToolKind::ToolServer);
+        Ok(())
+    }
+
+    /// Adds a tool that is a closure of the user's.
+    ///
+    /// The executor calls it on one of its I/O threads, for several trajectories at once, with
+    /// arguments that fit the schema. `Ok` is the tool's output; `Err` is one line that says why it
+    /// failed, which the model is shown. A panic ends that call with an error and nothing else.
+    ///
+    /// # Errors
+    /// See [`RegisterError`]; the registry is then as it was.
+    pub fn register_fn<F>(
+        &mut self,
+        mut schema: ToolSchema,
+        function: F,
+    ) -> Result<(), RegisterError>
+    where
+        F: Fn(&ToolContext, &JsonObject) -> Result<String, String> + Send + Sync + 'static,
+    {
+        self.check_name(&schema.name)?;
+        schema.external = false;
+        self.push(schema, ToolKind::InProcess(Handler::new(function)));
+        Ok(())
+    }
+
+    /// The tool of this name.
+    pub fn get(&self, name: &str) -> Option<&RegisteredTool> {
+        self.places.get(name).map(|&place| &self.tools[place])
+    }
+
+    /// The names of all tools, in the order of their registration.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.schemas().map(|schema| schema.name.as_str())
+    }
+
+    /// The schemas of all tools, in the order of their registration.
+    pub fn schemas(&self) -> impl Iterator<Item = &ToolSchema> {
+        self.tools.iter().map(|tool| &tool.schema)
+    }
+
+    /// All tools as prose for a prompt, with a blank line between them; see
+    /// [`ToolSchema::to_prompt_description`].
+    pub fn prompt_description(&self) -> String {
+        self.schemas()
+            .map(ToolSchema::to_prompt_description)
+            .collect::<Vec<_>>()
+            .join("\n\n")
+    }
+
+    /// All tools as the JSON list that Hermes models expect in their system prompt, on one line:
+    /// `[{"name": …, "description": …, "parameters": {…}, "required": null}, …]`.
+    pub fn prompt_tool_definitions_json(&self) -> String {
+        let definition = |schema: &ToolSchema| {
+            json!({
+                "name": schema.name,
+                "description": schema.description,
+                "parameters": schema.parameters_schema(),
+                "required": null,
+            })
+        };
+        let definitions: Vec<Value> = self.schemas().map(definition).collect();
+        python_json::to_string(&Value::Array(definitions), NonAscii::Keep)
+    }
+
+    fn check_name(&self, name: &str) -> Result<(), RegisterError> {
+        if name.is_empty() || name.contains(|c: char| c.is_whitespace() || c.is_control()) {
+            return Err(RegisterError::InvalidName(name.to_owned()));
+        }
+        if self.places.contains_key(name) {
+            return Err(RegisterError::DuplicateName(name.to_owned()));
+        }
+        Ok(())
+    }
+
+    fn push(&mut self, schema: ToolSchema, kind: ToolKind) {
+        self.places.insert(schema.name.clone(), self.tools.len());
+        self.tools.push(RegisteredTool { schema, kind });
+    }
+}
+
+impl Default for ToolRegistry {
+    fn default() -> Self {
+        Self::builtin()
+    }
+}
+
+/// Why a tool could not be registered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum RegisterError {
+    /// A tool of this name is there already.
+    DuplicateName(String),
+    /// The name is empty, or holds white space or control characters.
+    InvalidName(String),
+}
+
+impl fmt::Display for RegisterError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::DuplicateName(name) => {
+                write!(f, "a tool named {name:?} is registered already")
+            }
+            Self::InvalidName(name) => {
+                write!(
+                    f,
+                    "{name:?} cannot be a tool's name: it must not be empty nor hold white space or control characters"
+                )
+            }
+        }
+    }
+}
+
+impl Error for RegisterError {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_builtin_tools_are_registered_in_the_order_of_the_reference() {
+        let registry = ToolRegistry::default();
+        let sent_as = |name: &str| match registry.get(name).unwrap().kind {
+            ToolKind::Sandbox { sent_as } => sent_as,
+            ref other => panic!("{name} runs in {other:?}"),
+        };
+        let tools: Vec<_> = registry.names().map(|name| (name, sent_as(name))).collect();
+        assert_eq!(
+            tools,
+            [
+                ("terminal", "bash"),
+                ("bash", "bash"),
+                ("read_file", "read_file"),
+                ("write_file", "write_file"),
+                ("terminal_stateful", "bash_stateful"),
+                ("tmux", "tmux"),
+            ]
+        );
+        assert!(registry.schemas().all(|schema| !schema.external));
+        assert!(registry.get("bash_stateful").is_none());
+    }
+
+    #[test]
+    fn the_users_tools_follow_in_the_order_of_registration() {
+        let mut registry = ToolRegistry::empty();
+        registry
+            .register_external(ToolSchema::new("z", ""))
+            .unwrap();
+        registry
+            .register_fn(ToolSchema::new("a", ""), |_, _| Ok(String::new()))
+            .unwrap();
+        assert!(registry.names().eq(["z", "a"]));
+        assert!(matches!(
+            registry.get("z").unwrap().kind,
+            ToolKind::ToolServer
+        ));
+        assert!(matches!(
+            registry.get("a").unwrap().kind,
+            ToolKind::InProcess(_)
+        ));
+        assert!(
+            registry
+                .schemas()
+                .map(|schema| schema.external)
+                .eq([true, false])
+        );
+    }
+
+    #[test]
+    fn a_name_that_is_taken_or_no_name_is_refused_and_changes_nothing() {
+        let mut registry = ToolRegistry::builtin();
+        let taken = registry.register_external(ToolSchema::new("bash", ""));
+        assert_eq!(taken, Err(RegisterError::DuplicateName("bash".to_owned())));
+        for name in ["", " ", "a b", "a\n", "a\0"] {
+            let refused = registry.register_fn(ToolSchema::new(name, ""), |_, _| Ok(String::new()));
+            assert_eq!(refused, Err(RegisterError::InvalidName(name.to_owned())));
+        }
+        assert_eq!(registry.names().count(), 6);
+        assert!(matches!(
+            registry.get("bash").unwrap().kind,
+            ToolKind::Sandbox { .. }
+        ));
+    }
+
+    #[test]
+    fn prompts_hold_all_tools_in_the_forms_of_the_reference() {
+        let mut registry = ToolRegistry::empty();
+        assert_eq!(registry.prompt_description(), "");
+        assert_eq!(registry.prompt_tool_definitions_json(), "[]");
+
+        let one = ToolSchema::new("é", "d").with_required("k", "string", "x");
+        registry.register_external(one).unwrap();
+        registry
+            .register_external(ToolSchema::new("b", ""))
+            .unwrap();
+        assert_eq!(
+            registry.prompt_description(),
+            "**é**: d\nParameters:\n  - k (string) (required): x\n\n\
+             **b**: \nParameters:\n  (no parameters)"
+        );
+        assert_eq!(
+            registry.prompt_tool_definitions_json(),
+            r#"[{"name": "é", "description": "d", "parameters": {"type": "object", "properties": {"k": {"type": "string", "description": "x"}}, "required": ["k"]}, "required": null}, {"name": "b", "description": "", "parameters": {"type": "object", "properties": {}, "required": []}, "required": null}]"#
+        );
+    }
+}
