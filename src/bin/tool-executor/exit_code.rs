@@ -11,7 +11,7 @@ pub(crate) enum ExitCode {
     Ok = 0,
     /// Some call got no result of its tool: sandbox lost, never ran, cancelled, ….
     CallsWithoutResult = 1,
-    /// The command line is wrong. This is clap's own code, named here so that it stays reserved.
+    /// The command line is wrong.
     Usage = 2,
     /// Some line of the input is malformed. The others ran.
     MalformedInput = 3,

@@ -10,10 +10,16 @@ mod replay;
 use clap::Parser;
 
 use args::{Cli, Command};
+use exit_code::ExitCode;
 
 fn main() -> std::process::ExitCode {
-    let Cli { command } = Cli::parse();
-    match command {
-        Command::Replay(args) => replay::run(&args).into(),
+    match Cli::try_parse() {
+        Ok(Cli { command: Command::Replay(args) }) => replay::run(&args),
+        Err(error) => {
+            // Also how `--help` and `--version` come. Nobody to tell if nobody reads it.
+            let _ = error.print();
+            if error.use_stderr() { ExitCode::Usage } else { ExitCode::Ok }
+        }
     }
+    .into()
 }
