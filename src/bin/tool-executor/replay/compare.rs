@@ -142,7 +142,9 @@ fn sorted_lines(lines: impl Iterator<Item = String>) -> Vec<String> {
 fn plain_lines(text: &str) -> impl Iterator<Item = String> {
     text.lines()
         .map(|line| {
-            line.trim().replace(['\u{2018}', '\u{2019}', '`'], "'").replace(['\u{201c}', '\u{201d}'], "\"")
+            line.trim()
+                .replace(['\u{2018}', '\u{2019}', '`'], "'")
+                .replace(['\u{201c}', '\u{201d}'], "\"")
         })
         .filter(|line| !matches!(line.as_str(), "" | "[stderr]" | "--- stderr ---"))
 }
@@ -175,7 +177,11 @@ impl Agreement {
             _ => return,
         };
         if self.differing.len() < SHOWN {
-            self.differing.push(Difference { trajectory_id: trajectory_id.to_owned(), index, what });
+            self.differing.push(Difference {
+                trajectory_id: trajectory_id.to_owned(),
+                index,
+                what,
+            });
         } else {
             self.not_shown += 1;
         }

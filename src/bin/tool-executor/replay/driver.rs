@@ -159,9 +159,9 @@ pub(crate) fn file_name_of(trajectory_id: &str) -> String {
 
 /// FNV-1a: the same in every run and every version, unlike the standard library's hashes.
 fn fnv1a(bytes: &[u8]) -> u64 {
-    bytes
-        .iter()
-        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3))
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3)
+    })
 }
 
 #[cfg(test)]
@@ -175,7 +175,8 @@ mod tests {
         let own = |arguments| has_own_timeout(&ToolCall::new("bash", arguments));
         assert!(own(json!({"timeout": 1})));
         assert!(own(json!({"timeout": 0.5})));
-        for arguments in [json!({"timeout": true}), json!({"timeout": "1"}), json!({}), json!([1])] {
+        for arguments in [json!({"timeout": true}), json!({"timeout": "1"}), json!({}), json!([1])]
+        {
             assert!(!own(arguments));
         }
     }

@@ -226,7 +226,8 @@ mod tests {
 
     #[test]
     fn malformed_lines_are_reported_with_their_numbers_and_the_others_still_come() {
-        let text = b"{\"id\":\"a\",\"calls\":[]}\n\nnonsense\n\xff\xfe\n{\"id\":\"b\",\"calls\":[]}";
+        let text =
+            b"{\"id\":\"a\",\"calls\":[]}\n\nnonsense\n\xff\xfe\n{\"id\":\"b\",\"calls\":[]}";
         assert_eq!(
             items(text, ALL),
             ["a", "3: not JSON: expected ident (column 2)", "4: not UTF-8 (byte 1)", "b"]
@@ -251,7 +252,8 @@ mod tests {
 
     #[test]
     fn the_limit_counts_trajectories_before_they_are_repeated() {
-        let text = "{\"id\":\"a\",\"calls\":[]}\nbad\n{\"id\":\"b\",\"calls\":[]}\n{\"calls\":[]}\n";
+        let text =
+            "{\"id\":\"a\",\"calls\":[]}\nbad\n{\"id\":\"b\",\"calls\":[]}\n{\"calls\":[]}\n";
         let ids = items(text, Selection { limit: Some(2), repeat: 2 });
         assert_eq!(ids, ["a", "a#2", "2: not JSON: expected value (column 1)", "b", "b#2"]);
     }
@@ -277,7 +279,9 @@ mod tests {
         }
         let receiver = read_in_background(Box::new(BufReader::new(Fails)), ALL).unwrap();
         let items: Vec<_> = receiver.into_iter().collect();
-        assert!(matches!(&items[..], [Item::Failed(error)] if error.to_string() == "the disk is gone"));
+        assert!(
+            matches!(&items[..], [Item::Failed(error)] if error.to_string() == "the disk is gone")
+        );
     }
 
     #[test]

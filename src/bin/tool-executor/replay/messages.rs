@@ -24,7 +24,10 @@ pub(super) fn parse(messages: Value) -> Result<Vec<Step>, String> {
     let mut turn = Turn::default();
     for (number, message) in messages.into_iter().enumerate() {
         let Value::Object(message) = message else {
-            return Err(format!("messages[{number}]: expected an object, found {}", kind(&message)));
+            return Err(format!(
+                "messages[{number}]: expected an object, found {}",
+                kind(&message)
+            ));
         };
         let Some(role) = message.get("role").and_then(Value::as_str) else {
             return Err(format!("messages[{number}]: \"role\" is missing"));

@@ -106,7 +106,9 @@ fn isolation_warning(why: &str, required: bool) -> String {
         true => "commands are refused, as --require-sandbox demands",
         false => "commands run with all your rights",
     };
-    format!("warning: NOT ISOLATED ({why}): {consequence}; to isolate them: apt-get install bubblewrap")
+    format!(
+        "warning: NOT ISOLATED ({why}): {consequence}; to isolate them: apt-get install bubblewrap"
+    )
 }
 
 type Files = (Receiver<Item>, Option<ResultsFile>);
@@ -346,8 +348,13 @@ impl<'a> Replay<'a> {
             let result = ToolResult::failure(Outcome::NeverRan, why);
             for step in course.rest() {
                 let uniq_id = &step.call.uniq_id;
-                let call =
-                    Finished { trajectory_id: &id, step, uniq_id, result: &result, submitted: false };
+                let call = Finished {
+                    trajectory_id: &id,
+                    step,
+                    uniq_id,
+                    result: &result,
+                    submitted: false,
+                };
                 self.report.call(&call)?;
             }
         }

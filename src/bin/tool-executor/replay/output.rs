@@ -194,8 +194,13 @@ mod tests {
     fn a_full_disk_is_an_error() {
         let mut results = ResultsFile::create(Path::new("/dev/full")).unwrap();
         let (step, result) = (step(false), ToolResult::ok(""));
-        let call =
-            Finished { trajectory_id: "t", step: &step, uniq_id: "u", result: &result, submitted: true };
+        let call = Finished {
+            trajectory_id: "t",
+            step: &step,
+            uniq_id: "u",
+            result: &result,
+            submitted: true,
+        };
         let error = results.write(&call, None).and_then(|()| results.flush()).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::StorageFull);
     }

@@ -184,8 +184,11 @@ mod tests {
         let mut summary = Summary::new(true);
         let mut ok = ToolResult::ok("");
         for ms in 1..=100 {
-            ok.timing =
-                Timing { exec: Duration::from_millis(ms), slot: Duration::from_secs(1), ..ok.timing };
+            ok.timing = Timing {
+                exec: Duration::from_millis(ms),
+                slot: Duration::from_secs(1),
+                ..ok.timing
+            };
             add(&mut summary, ms == 1, true, &ok);
         }
         add(&mut summary, false, true, &ToolResult::failure(Outcome::NonZeroExit, ""));

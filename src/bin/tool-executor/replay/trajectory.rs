@@ -146,11 +146,11 @@ fn parse_call(value: Value) -> Result<(ToolCall, Recorded), String> {
     };
     let exit_code = match call.shift_remove("recorded_exit_code") {
         None | Some(Value::Null) => None,
-        Some(other) => {
-            Some(other.as_i64().ok_or_else(|| {
-                format!("\"recorded_exit_code\" is {other}, not a whole number")
-            })?)
-        }
+        Some(other) => Some(
+            other
+                .as_i64()
+                .ok_or_else(|| format!("\"recorded_exit_code\" is {other}, not a whole number"))?,
+        ),
     };
     let truncated = call.get("recorded_output_truncated_at").is_some_and(|at| !at.is_null());
     Ok((ToolCall::new(name, arguments), Recorded { output, exit_code, truncated }))
