@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -339,11 +340,16 @@ fn progress_is_plain_text_where_there_is_no_terminal_and_nothing_when_quiet() {
 }
 
 #[test]
-fn without_bubblewrap_one_line_says_so_and_a_required_sandbox_refuses() {
+fn without_isolation_one_line_says_so_and_a_required_sandbox_refuses() {
     let setup = Setup::new(&[trajectory("t", &["echo hi"])]);
+    // A bubblewrap that does not work comes before the one that does.
+    let broken = setup.path("bwrap");
+    fs::write(&broken, "#!/bin/sh\nexit 1\n").unwrap();
+    fs::set_permissions(&broken, fs::Permissions::from_mode(0o755)).unwrap();
+    let path = format!("{}:{}", setup.directory.path().display(), std::env::var("PATH").unwrap());
     let without = |flags: &[&str]| {
         let mut command = setup.command(flags);
-        Run::of(command.env("PATH", "/nonexistent").output().unwrap())
+        Run::of(command.env("PATH", &path).output().unwrap())
     };
     let run = without(&["--quiet"]);
     assert_eq!(run.code, Some(0), "{run:?}");

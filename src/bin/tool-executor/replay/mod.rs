@@ -92,8 +92,12 @@ fn fail(code: ExitCode, problem: &str) -> ExitCode {
     code
 }
 
+/// What is logged unless `RUST_LOG` says otherwise. That nothing is isolated is told by this program
+/// itself, and once is enough.
+const LOG_FILTER: &str = "warn,tool_executor::sandbox::isolation=error";
+
 fn init_log(progress: &Progress) {
-    let environment = env_logger::Env::default().default_filter_or("warn");
+    let environment = env_logger::Env::default().default_filter_or(LOG_FILTER);
     // Fails only where a logger is installed already, which is as good.
     let _ = env_logger::Builder::from_env(environment)
         .target(env_logger::Target::Pipe(Box::new(progress.writer())))
@@ -106,9 +110,12 @@ fn isolation_warning(why: &str, required: bool) -> String {
         true => "commands are refused, as --require-sandbox demands",
         false => "commands run with all your rights",
     };
-    format!(
-        "warning: NOT ISOLATED ({why}): {consequence}; to isolate them: apt-get install bubblewrap"
-    )
+    // Some reasons bring the advice themselves.
+    let advice = match why.contains("apt-get install bubblewrap") {
+        true => "",
+        false => "; isolation needs a working bubblewrap (apt-get install bubblewrap)",
+    };
+    format!("warning: NOT ISOLATED: {consequence}: {why}{advice}")
 }
 
 type Files = (Receiver<Item>, Option<ResultsFile>);
@@ -378,5 +385,21 @@ impl<'a> Replay<'a> {
             }
         }
         self.driver.release(id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_isolation_warning_is_one_line_with_the_advice_once() {
+        for why in ["it is not installed; apt-get install bubblewrap", "it does not work here"] {
+            for required in [false, true] {
+                let text = isolation_warning(why, required);
+                assert_eq!(text.matches("apt-get install bubblewrap").count(), 1, "{text}");
+                assert_eq!(text.lines().count(), 1);
+            }
+        }
     }
 }

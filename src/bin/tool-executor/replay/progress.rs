@@ -14,6 +14,12 @@ const BAR_INTERVAL: Duration = Duration::from_millis(100);
 /// How often a plain line is written.
 const LINE_INTERVAL: Duration = Duration::from_secs(5);
 
+/// The bar where the number of trajectories is known.
+const BOUNDED: &str = "{bar:24} {pos}/{len} trajectories, {msg}";
+
+/// The bar where it is not.
+const UNBOUNDED: &str = "{spinner} {pos} trajectories, {msg}";
+
 /// The numbers that are shown.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(crate) struct Counts {
@@ -149,10 +155,7 @@ pub(crate) fn warn_line(text: &str) {
 }
 
 fn style(bounded: bool) -> ProgressStyle {
-    let template = match bounded {
-        true => "{bar:24} {pos}/{len} trajectories, {msg}",
-        false => "{spinner} {pos} trajectories, {msg}",
-    };
+    let template = if bounded { BOUNDED } else { UNBOUNDED };
     ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
 }
 
@@ -201,7 +204,7 @@ mod tests {
 
     #[test]
     fn both_templates_are_valid() {
-        for template in ["{bar:24} {pos}/{len} trajectories, {msg}", "{spinner} {pos} {msg}"] {
+        for template in [BOUNDED, UNBOUNDED] {
             assert!(ProgressStyle::with_template(template).is_ok());
         }
     }

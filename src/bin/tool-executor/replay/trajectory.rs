@@ -7,8 +7,13 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 use tool_executor::ToolCall;
+use tool_executor::executor::MAX_TRAJECTORY_ID;
 
 use super::messages;
+
+/// The longest id in the input, in bytes: what the executor takes, less room for the suffixes that
+/// tell repetitions and namesakes apart.
+const MAX_ID: usize = MAX_TRAJECTORY_ID - 64;
 
 /// A trajectory to be run.
 #[derive(Debug, Clone)]
@@ -103,6 +108,9 @@ fn take_id(object: &mut Map<String, Value>) -> Result<Option<String>, String> {
         match object.shift_remove(key) {
             None | Some(Value::Null) => {}
             Some(Value::String(id)) if id.is_empty() => {}
+            Some(Value::String(id)) if id.len() > MAX_ID => {
+                return Err(format!("\"{key}\" is longer than {MAX_ID} bytes"));
+            }
             Some(Value::String(id)) => return Ok(Some(id)),
             Some(Value::Number(id)) => return Ok(Some(id.to_string())),
             Some(other) => return Err(format!("\"{key}\" is {}, not a string", kind(&other))),
@@ -218,6 +226,13 @@ mod tests {
         ] {
             assert_eq!(parse_line(line).unwrap_err(), problem, "{line}");
         }
+    }
+
+    #[test]
+    fn an_id_that_leaves_no_room_for_a_suffix_is_refused() {
+        let line = |length| format!("{{\"id\": \"{}\", \"calls\": []}}", "x".repeat(length));
+        assert!(parse_line(&line(MAX_ID)).is_ok());
+        assert_eq!(parse_line(&line(MAX_ID + 1)).unwrap_err(), "\"id\" is longer than 448 bytes");
     }
 
     #[test]
