@@ -329,7 +329,11 @@ fn a_reader_of_standard_output_or_error_that_is_gone_does_no_harm() {
 fn progress_is_plain_text_where_there_is_no_terminal_and_nothing_when_quiet() {
     let setup = Setup::new(&[trajectory("t", &["sleep 6"])]);
     let run = setup.replay(&[]);
-    assert!(run.stderr.contains("0/1 trajectories, 0 calls (0/s), 1 running"), "{}", run.stderr);
+    assert!(
+        run.stderr.contains("0/1 trajectories, 0 calls, 0/s, 1 running, 0 failed"),
+        "{}",
+        run.stderr
+    );
     assert!(!run.stderr.contains('\x1b') && !run.stderr.contains('\r'));
 
     let setup = Setup::new(&[trajectory("t", &["true"])]);

@@ -15,10 +15,10 @@ const BAR_INTERVAL: Duration = Duration::from_millis(100);
 const LINE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// The bar where the number of trajectories is known.
-const BOUNDED: &str = "{bar:24} {pos}/{len} trajectories, {msg}";
+const BOUNDED: &str = "{bar:10} {pos}/{len} trajectories, {wide_msg}";
 
 /// The bar where it is not.
-const UNBOUNDED: &str = "{spinner} {pos} trajectories, {msg}";
+const UNBOUNDED: &str = "{spinner} {pos} trajectories, {wide_msg}";
 
 /// The numbers that are shown.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -57,6 +57,7 @@ impl Progress {
             Display::None
         } else if io::stderr().is_terminal() {
             let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+            bar.set_style(style(false));
             // A terminal that cannot move its cursor gets lines.
             if bar.is_hidden() { Display::Lines } else { Display::Bar(bar) }
         } else {
@@ -88,11 +89,11 @@ impl Progress {
             Display::Bar(bar) => {
                 self.due = now + BAR_INTERVAL;
                 if bar.length() != counts.total {
+                    bar.set_style(style(counts.total.is_some()));
                     match counts.total {
                         Some(total) => bar.set_length(total),
                         None => bar.unset_length(),
                     }
-                    bar.set_style(style(counts.total.is_some()));
                 }
                 bar.set_position(counts.trajectories);
                 bar.set_message(details(counts, elapsed));
@@ -169,9 +170,11 @@ fn details(counts: &Counts, elapsed: Duration) -> String {
     let seconds = elapsed.as_secs_f64();
     let rate = if seconds > 0.0 { counts.calls as f64 / seconds } else { 0.0 };
     let Counts { calls, running, failed, without_result, .. } = counts;
-    format!(
-        "{calls} calls ({rate:.0}/s), {running} running, {failed} failed, {without_result} without result"
-    )
+    let mut text = format!("{calls} calls, {rate:.0}/s, {running} running, {failed} failed");
+    if *without_result > 0 {
+        text.push_str(&format!(" ({without_result} without result)"));
+    }
+    text
 }
 
 #[cfg(test)]
@@ -189,9 +192,10 @@ mod tests {
             without_result: 1,
         };
         let after = Duration::from_secs(4);
-        let details = "120 calls (30/s), 8 running, 3 failed, 1 without result";
+        let details = "120 calls, 30/s, 8 running, 3 failed (1 without result)";
         assert_eq!(line(&counts, after), format!("   4 s  12/59 trajectories, {details}"));
-        counts.total = None;
+        (counts.total, counts.without_result) = (None, 0);
+        let details = "120 calls, 30/s, 8 running, 3 failed";
         assert_eq!(line(&counts, after), format!("   4 s  12 trajectories, {details}"));
     }
 
