@@ -235,13 +235,12 @@ fn limit_and_repeat_choose_the_trajectories() {
 #[test]
 fn a_timeout_of_the_calls_own_is_kept_and_the_flag_is_for_the_others() {
     let own = json!({"name": "bash", "arguments": {"command": "sleep 2.5", "timeout": 30}});
-    let line = json!({"id": "t", "calls": [own, bash("echo begun; sleep 30")]});
+    let line = json!({"id": "t", "calls": [own, bash("sleep 30")]});
     let setup = Setup::new(&[line.to_string()]);
     assert_eq!(setup.replay(&["--timeout-s", "1.5"]).code, Some(0));
     let results = setup.results();
     assert_eq!(results[0]["outcome"], "ok");
     assert_eq!(results[1]["outcome"], "timeout");
-    assert_eq!(results[1]["output"], "begun");
 }
 
 #[test]
@@ -369,14 +368,14 @@ fn without_isolation_one_line_says_so_and_a_required_sandbox_refuses() {
 
 #[test]
 fn the_first_signal_lets_running_calls_finish_and_starts_no_others() {
-    let setup = Setup::new(&[trajectory("t", &["sleep 1"; 60]), trajectory("u", &["true"])]);
+    let setup = Setup::new(&[trajectory("t", &["sleep 0.3"; 200]), trajectory("u", &["true"])]);
     let mut child = spawn(setup.command(&["--concurrency", "1"]));
     wait_for_lines(&mut child, &setup.path("out.jsonl"), 1);
     signal(&child, Signal::TERM);
     let run = Run::of(child.wait_with_output().unwrap());
     assert_eq!(run.code, Some(130), "{run:?}");
     let results = setup.results();
-    assert!((1..60).contains(&results.len()));
+    assert!((1..200).contains(&results.len()));
     for (place, result) in results.iter().enumerate() {
         assert_eq!((&result["index"], &result["outcome"]), (&json!(place), &json!("ok")));
         assert_eq!(result["trajectory_id"], "t");
