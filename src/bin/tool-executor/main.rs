@@ -1,3 +1,25 @@
-//! The `tool-executor` program.
+//! The `tool-executor` program: a command line over the library's public API, nothing more.
+//!
+//! Standard output belongs to results, standard error to progress and warnings.
+#![allow(clippy::print_stdout, clippy::print_stderr)]
 
-fn main() {}
+mod args;
+mod exit_code;
+mod replay;
+
+use clap::Parser;
+
+use args::{Cli, Command};
+use exit_code::ExitCode;
+
+fn main() -> std::process::ExitCode {
+    match Cli::try_parse() {
+        Ok(Cli { command: Command::Replay(args) }) => replay::run(&args),
+        Err(error) => {
+            // Also how `--help` and `--version` come. Nobody to tell if nobody reads it.
+            let _ = error.print();
+            if error.use_stderr() { ExitCode::Usage } else { ExitCode::Ok }
+        }
+    }
+    .into()
+}

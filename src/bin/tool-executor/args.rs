@@ -1,0 +1,192 @@
+//! The command line: flags, their defaults and their limits. Does nothing with them.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::exit_code;
+
+/// Executes the tool calls of many concurrent LLM agents.
+#[derive(Debug, Parser)]
+#[command(name = "tool-executor", version, about, after_help = exit_code::HELP)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What the program can do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run recorded trajectories through the executor and the embedded sandbox
+    ///
+    /// Every trajectory gets a workspace of its own; its calls run in order, many trajectories at a
+    /// time. Progress and warnings go to standard error, the summary to standard output.
+    #[command(after_help = exit_code::HELP)]
+    Replay(ReplayArgs),
+}
+
+/// The flags of `replay`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ReplayArgs {
+    /// Trajectories as JSON Lines; `-` reads standard input
+    ///
+    /// A line is {"trajectory_id", "setup"?, "calls": [{"name", "arguments", "recorded_output"?,
+    /// "recorded_exit_code"?}]} or {"trajectory_id"?, "messages": [...]}, whose assistant messages
+    /// hold Hermes <tool_call> text or OpenAI tool_calls. Other keys are ignored.
+    pub(crate) file: PathBuf,
+
+    /// Sandbox slots: calls that run at the same time [default: 2 per core, at least 4]
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    slots: Option<usize>,
+
+    /// Trajectories at a time; may be more than there are slots [default: as many as slots]
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    concurrency: Option<usize>,
+
+    /// Run each trajectory N times, each under its own id: `id`, `id#2`, `id#3`, …
+    #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) repeat: u32,
+
+    /// Run the first N trajectories of the input only
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) limit: Option<u64>,
+
+    /// How long a call waits for others to share its batch, at most; 0 sends each at once
+    #[arg(long, value_name = "MS", default_value = "20", value_parser = clap::value_parser!(u64).range(..=60_000))]
+    batch_window_ms: u64,
+
+    /// Calls in one batch, at most
+    #[arg(long, value_name = "N", default_value = "200", value_parser = at_least_one)]
+    pub(crate) max_batch_size: usize,
+
+    /// Time limit of a call that brings no `timeout` argument, in seconds: 1 to 600
+    /// [default: the sandbox's, 30]
+    #[arg(long, value_name = "S", value_parser = call_timeout)]
+    pub(crate) timeout_s: Option<Duration>,
+
+    /// Commands get no network
+    #[arg(long)]
+    pub(crate) no_network: bool,
+
+    /// Refuse to run commands where they cannot be isolated (no bubblewrap)
+    #[arg(long)]
+    pub(crate) require_sandbox: bool,
+
+    /// Copy each trajectory's workspace to DIR/<trajectory id> when it ends
+    ///
+    /// Characters of the id that are not letters, digits, `.`, `_` or `-` are written as %XX.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) keep_workspaces: Option<PathBuf>,
+
+    /// Compare outputs and exit codes with the recorded ones and report the agreement
+    #[arg(long)]
+    pub(crate) compare: bool,
+
+    /// Write one JSON line per call to FILE, in the order of completion
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: Option<PathBuf>,
+
+    /// No progress
+    #[arg(long, short)]
+    pub(crate) quiet: bool,
+}
+
+impl ReplayArgs {
+    /// How many slots the sandbox gets.
+    pub(crate) fn slots(&self) -> usize {
+        self.slots.unwrap_or_else(|| {
+            let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
+            default_slots(cores)
+        })
+    }
+
+    /// How many trajectories run at a time.
+    pub(crate) fn concurrency(&self) -> usize {
+        self.concurrency.unwrap_or_else(|| self.slots())
+    }
+
+    /// How long a call waits for others to share its batch.
+    pub(crate) fn batch_window(&self) -> Duration {
+        Duration::from_millis(self.batch_window_ms)
+    }
+}
+
+fn default_slots(cores: usize) -> usize {
+    cores.saturating_mul(2).max(4)
+}
+
+fn at_least_one(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("must be at least 1".to_owned()),
+        Ok(number) => Ok(number),
+        Err(_) => Err("not a whole number of at least 1".to_owned()),
+    }
+}
+
+/// The executor would clamp a time outside its limits; a person who asks for it is told instead.
+fn call_timeout(text: &str) -> Result<Duration, String> {
+    match text.parse::<f64>() {
+        Ok(seconds) if (1.0..=600.0).contains(&seconds) => Ok(Duration::from_secs_f64(seconds)),
+        _ => Err("not a number of seconds from 1 to 600".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn replay(flags: &[&str]) -> Result<ReplayArgs, String> {
+        let line = ["tool-executor", "replay", "in.jsonl"].iter().chain(flags);
+        match Cli::try_parse_from(line) {
+            Ok(Cli { command: Command::Replay(args) }) => Ok(args),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn defaults() {
+        let args = replay(&[]).unwrap();
+        assert!(args.slots() >= 4);
+        assert_eq!(args.concurrency(), args.slots());
+        assert_eq!(args.repeat, 1);
+        assert_eq!(args.batch_window(), Duration::from_millis(20));
+        assert_eq!(args.max_batch_size, 200);
+        assert_eq!(args.timeout_s, None);
+        assert_eq!(default_slots(1), 4);
+        assert_eq!(default_slots(16), 32);
+    }
+
+    #[test]
+    fn concurrency_follows_slots_and_may_exceed_them() {
+        assert_eq!(replay(&["--slots", "3"]).unwrap().concurrency(), 3);
+        let args = replay(&["--slots", "3", "--concurrency", "500"]).unwrap();
+        assert_eq!((args.slots(), args.concurrency()), (3, 500));
+    }
+
+    #[test]
+    fn values_outside_their_limits_are_refused_with_the_flags_name() {
+        for (flag, value) in [
+            ("--slots", "0"),
+            ("--slots", "many"),
+            ("--concurrency", "0"),
+            ("--repeat", "0"),
+            ("--limit", "0"),
+            ("--max-batch-size", "0"),
+            ("--batch-window-ms", "60001"),
+            ("--timeout-s", "0.5"),
+            ("--timeout-s", "601"),
+            ("--timeout-s", "NaN"),
+        ] {
+            let error = replay(&[flag, value]).expect_err(flag);
+            assert!(error.contains(flag) && error.contains(value), "{flag} {value}: {error}");
+        }
+    }
+}

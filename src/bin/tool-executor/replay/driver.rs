@@ -1,0 +1,214 @@
+//! The replay's only contact with the executor and the sandbox.
+//!
+//! One thread drives all trajectories through a completion queue; nothing here keeps track of which
+//! call comes next.
+
+use std::error::Error;
+use std::fmt::Write as _;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tool_executor::backend::local::{LocalBackend, LocalConfig};
+use tool_executor::{
+    Completion, CompletionQueue, Outcome, Policy, ToolCall, ToolExecutor, ToolResult,
+};
+
+use crate::args::ReplayArgs;
+
+/// How long a call may wait for its slot, and in the executor's queue. With more trajectories than
+/// slots a long wait is what was asked for, so only a run that got stuck should ever meet it.
+const PATIENCE: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// How long closing waits for calls that still run. None does, unless the run was given up.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The longest file name that is made of a trajectory id as it is.
+const MAX_FILE_NAME: usize = 200;
+
+/// An executor over an embedded sandbox.
+pub(crate) struct Driver {
+    executor: ToolExecutor,
+    queue: CompletionQueue,
+    backend: Arc<LocalBackend>,
+    timeout: Option<Duration>,
+}
+
+impl Driver {
+    /// Starts the sandbox and the executor. Blocks for a moment.
+    ///
+    /// # Errors
+    /// What kept them from starting, causes included, as one line.
+    pub(crate) fn start(args: &ReplayArgs) -> Result<Self, String> {
+        let config = LocalConfig { slots: args.slots(), ..Default::default() };
+        let backend = Arc::new(LocalBackend::start(config).map_err(|error| chain(&error))?);
+        let policy = Policy {
+            allow_network: !args.no_network,
+            require_sandbox: args.require_sandbox,
+            ..Policy::default()
+        };
+        let executor = ToolExecutor::builder()
+            .backend(Arc::clone(&backend))
+            .policy(policy)
+            .batch_window(args.batch_window())
+            .max_batch_size(args.max_batch_size)
+            // One call per trajectory is under way, so a submit never meets a full queue.
+            .queue_capacity(args.concurrency())
+            .queue_timeout(PATIENCE)
+            .acquire_timeout(PATIENCE)
+            .close_timeout(CLOSE_TIMEOUT)
+            .start()
+            .map_err(|error| chain(&error))?;
+        let queue = executor.completion_queue(args.concurrency());
+        Ok(Self { executor, queue, backend, timeout: args.timeout_s })
+    }
+
+    /// Why commands run without isolation, if they do.
+    pub(crate) fn unisolated_because(&self) -> Option<String> {
+        let isolation = self.backend.isolation();
+        (!isolation.is_isolated()).then(|| isolation.reason().to_string())
+    }
+
+    /// Hands a call over; its completion comes under `tag`.
+    ///
+    /// # Errors
+    /// The executor refused the call; this is the call's result.
+    pub(crate) fn submit(
+        &self,
+        tag: u64,
+        trajectory_id: &str,
+        call: ToolCall,
+    ) -> Result<(), Box<ToolResult>> {
+        let timeout = self.timeout.filter(|_| !has_own_timeout(&call));
+        self.executor.submit_to(&self.queue, tag, trajectory_id, call, timeout).map_err(|error| {
+            let mut result = ToolResult::failure(Outcome::NeverRan, error.to_string());
+            result.uniq_id = Some(error.into_call().uniq_id);
+            Box::new(result)
+        })
+    }
+
+    /// The next completion; blocks for `timeout` at most.
+    pub(crate) fn next(&self, timeout: Duration) -> Option<Completion> {
+        self.queue.next_timeout(timeout)
+    }
+
+    /// Copies the trajectory's workspace to `target`, a directory that is made. Blocks while it
+    /// copies. To be called between the trajectory's last completion and its release.
+    ///
+    /// # Errors
+    /// Those of reading and writing files.
+    pub(crate) fn keep_workspace(&self, trajectory_id: &str, target: &Path) -> io::Result<()> {
+        // A trajectory without a slot never ran a command, so there is nothing to keep.
+        let Some(slot) = self.executor.slot_of(trajectory_id) else { return Ok(()) };
+        self.backend.save_workspace(&slot, target)
+    }
+
+    /// Gives the trajectory's slot back, to be emptied. Does not block.
+    pub(crate) fn release(&self, trajectory_id: &str) {
+        self.executor.submit_release(trajectory_id, true);
+    }
+
+    /// Ends the trajectory's running call early; its completion still comes. Does not block.
+    pub(crate) fn cancel(&self, trajectory_id: &str) {
+        self.executor.cancel_trajectory(trajectory_id);
+    }
+
+    /// Ends everything. Blocks, for a bounded time. `false` if a thread would not end.
+    pub(crate) fn close(self) -> bool {
+        self.executor.close().all_threads_ended
+    }
+}
+
+/// Whether the call asks for a time limit of its own, in the form in which the executor heeds it.
+fn has_own_timeout(call: &ToolCall) -> bool {
+    call.arguments.get("timeout").is_some_and(serde_json::Value::is_number)
+}
+
+/// An error and its causes in one line.
+fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        // Writing to a String cannot fail.
+        let _ = write!(text, ": {error}");
+        cause = error.source();
+    }
+    text
+}
+
+/// A file name for a trajectory id. Distinct ids have distinct names; one that would be too long is
+/// cut and ends in a hash of the whole.
+pub(crate) fn file_name_of(trajectory_id: &str) -> String {
+    let mut name = String::with_capacity(trajectory_id.len());
+    for (place, byte) in trajectory_id.bytes().enumerate() {
+        match byte {
+            // A name of dots would be a directory that exists; one that starts with a dot is hidden.
+            b'.' if place == 0 => name.push_str("%2E"),
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'.' | b'_' | b'-' => name.push(byte.into()),
+            _ => name.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    if name.len() > MAX_FILE_NAME {
+        name.truncate(MAX_FILE_NAME);
+        // `%%` occurs in no name that was not cut.
+        name.push_str(&format!("%%{:016x}", fnv1a(trajectory_id.as_bytes())));
+    }
+    name
+}
+
+/// FNV-1a: the same in every run and every version, unlike the standard library's hashes.
+fn fnv1a(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn only_a_number_is_a_timeout_of_the_calls_own() {
+        let own = |arguments| has_own_timeout(&ToolCall::new("bash", arguments));
+        assert!(own(json!({"timeout": 1})));
+        assert!(own(json!({"timeout": 0.5})));
+        for arguments in [json!({"timeout": true}), json!({"timeout": "1"}), json!({}), json!([1])]
+        {
+            assert!(!own(arguments));
+        }
+    }
+
+    #[test]
+    fn a_trajectory_id_becomes_a_harmless_file_name() {
+        for (id, name) in [
+            ("django__12345-a.b", "django__12345-a.b"),
+            ("t#2", "t%232"),
+            ("../../etc/passwd", "%2E.%2F..%2Fetc%2Fpasswd"),
+            (".", "%2E"),
+            ("..", "%2E."),
+            ("\u{e9}", "%C3%A9"),
+            ("a\0b", "a%00b"),
+        ] {
+            assert_eq!(file_name_of(id), name);
+        }
+    }
+
+    #[test]
+    fn long_ids_that_share_their_beginning_have_distinct_names_that_fit() {
+        let (a, b) = ("x".repeat(500) + "a", "x".repeat(500) + "b");
+        assert_ne!(file_name_of(&a), file_name_of(&b));
+        assert!(file_name_of(&a).len() <= 255);
+    }
+
+    #[test]
+    fn an_error_is_told_with_its_causes() {
+        let cause = io::Error::other("no space");
+        let error = tool_executor::BackendError::with_source("cannot make the slots", cause);
+        let error = tool_executor::StartError::Backend(error);
+        let text = "the sandbox backend did not start: cannot make the slots: no space";
+        assert_eq!(chain(&error), text);
+    }
+}

@@ -1,0 +1,232 @@
+//! The numbers of a run and how they are shown at its end. Knows no clock and no files.
+
+use std::fmt;
+use std::time::Duration;
+
+use hdrhistogram::Histogram;
+use tool_executor::{Outcome, Timing};
+
+use super::compare::Agreement;
+use super::output::Finished;
+
+/// What has happened so far.
+#[derive(Debug)]
+pub(crate) struct Summary {
+    /// Trajectories that ended, whole or not.
+    pub(crate) trajectories: u64,
+    /// Trajectories whose setup failed, so that their calls did not run.
+    pub(crate) setup_failed: u64,
+    /// Trajectories that were cut short by an interruption.
+    pub(crate) cut_short: u64,
+    /// Lines of the input that are no trajectory.
+    pub(crate) malformed_lines: u64,
+    /// Calls that the executor answered, setup included.
+    pub(crate) answered: u64,
+    setup_calls: u64,
+    outcomes: [u64; Outcome::ALL.len()],
+    latencies: Latencies,
+    /// The agreement with the recording, where it was asked for.
+    pub(crate) agreement: Option<Agreement>,
+}
+
+impl Summary {
+    /// Nothing has happened yet.
+    pub(crate) fn new(compare: bool) -> Self {
+        Self {
+            trajectories: 0,
+            setup_failed: 0,
+            cut_short: 0,
+            malformed_lines: 0,
+            answered: 0,
+            setup_calls: 0,
+            outcomes: [0; Outcome::ALL.len()],
+            latencies: Latencies::new(),
+            agreement: compare.then(Agreement::default),
+        }
+    }
+
+    /// Counts one call.
+    pub(crate) fn add(&mut self, call: &Finished<'_>) {
+        self.outcomes[call.result.outcome as usize] += 1;
+        self.setup_calls += u64::from(call.step.setup);
+        if call.submitted {
+            self.answered += 1;
+            self.latencies.add(call.result.timing);
+        }
+    }
+
+    /// Calls that have a result or never ran, setup included.
+    pub(crate) fn calls(&self) -> u64 {
+        self.outcomes.iter().sum()
+    }
+
+    /// Calls whose tool did not do what it was asked to do, for whatever reason.
+    pub(crate) fn failed(&self) -> u64 {
+        self.calls() - self.outcomes[Outcome::Ok as usize]
+    }
+
+    /// Calls that got no result of their tool.
+    pub(crate) fn without_result(&self) -> u64 {
+        let outcomes = Outcome::ALL.iter().zip(self.outcomes);
+        outcomes.filter(|(outcome, _)| !outcome.is_models_doing()).map(|(_, count)| count).sum()
+    }
+
+    /// The summary as shown at the end of a run that took `wall`.
+    pub(crate) fn text(&self, wall: Duration, interrupted: bool) -> String {
+        use fmt::Write;
+
+        let mut text = String::new();
+        // Writing to a String cannot fail.
+        let _ = self.write(&mut text, wall, interrupted);
+        if interrupted {
+            let _ = writeln!(text, "interrupted   the numbers are those of a part of the input");
+        }
+        text
+    }
+
+    fn write(&self, f: &mut String, wall: Duration, interrupted: bool) -> fmt::Result {
+        use fmt::Write;
+
+        write!(f, "trajectories  {}", self.trajectories)?;
+        if self.setup_failed > 0 {
+            write!(f, ", {} with a failed setup", self.setup_failed)?;
+        }
+        if interrupted {
+            write!(f, ", {} cut short", self.cut_short)?;
+        }
+        if self.malformed_lines > 0 {
+            write!(f, "; {} malformed lines", self.malformed_lines)?;
+        }
+        write!(f, "\ncalls         {}", self.calls())?;
+        if self.setup_calls > 0 {
+            write!(f, " ({} of them setup)", self.setup_calls)?;
+        }
+        let outcomes = Outcome::ALL.iter().zip(self.outcomes).filter(|(_, count)| *count > 0);
+        let outcomes: Vec<_> = outcomes.map(|(name, count)| format!("{name} {count}")).collect();
+        writeln!(f, "\noutcomes      {}", outcomes.join(" · "))?;
+        if self.answered > 0 {
+            write!(f, "{}", self.latencies)?;
+        }
+        let seconds = wall.as_secs_f64();
+        let rate = if seconds > 0.0 { self.answered as f64 / seconds } else { 0.0 };
+        writeln!(f, "throughput    {rate:.1} calls/s over {seconds:.2} s")?;
+        if let Some(agreement) = &self.agreement {
+            write!(f, "{agreement}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Where the calls' time went: bounded memory, three significant digits, up to an hour.
+#[derive(Debug)]
+struct Latencies {
+    queue: Histogram<u64>,
+    slot: Histogram<u64>,
+    exec: Histogram<u64>,
+    total: Histogram<u64>,
+}
+
+impl Latencies {
+    fn new() -> Self {
+        let histogram = || {
+            Histogram::new_with_bounds(1, 3_600_000_000, 3)
+                .expect("constant bounds that the histogram accepts")
+        };
+        Self { queue: histogram(), slot: histogram(), exec: histogram(), total: histogram() }
+    }
+
+    fn add(&mut self, timing: Timing) {
+        for (histogram, time) in [
+            (&mut self.queue, timing.queue),
+            (&mut self.slot, timing.slot),
+            (&mut self.exec, timing.exec),
+            (&mut self.total, timing.total()),
+        ] {
+            histogram.saturating_record(u64::try_from(time.as_micros()).unwrap_or(u64::MAX));
+        }
+    }
+}
+
+impl fmt::Display for Latencies {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "latency, ms {:>11} {:>11} {:>11} {:>11}", "p50", "p90", "p99", "max")?;
+        for (name, histogram) in [
+            ("queue", &self.queue),
+            ("slot", &self.slot),
+            ("execution", &self.exec),
+            ("total", &self.total),
+        ] {
+            let at = |quantile| histogram.value_at_quantile(quantile) as f64 / 1000.0;
+            let max = histogram.max() as f64 / 1000.0;
+            let (p50, p90, p99) = (at(0.5), at(0.9), at(0.99));
+            writeln!(f, "  {name:<10}{p50:>11.2} {p90:>11.2} {p99:>11.2} {max:>11.2}")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tool_executor::{ToolCall, ToolResult};
+
+    use super::*;
+    use crate::replay::trajectory::{Recorded, Step};
+
+    fn add(summary: &mut Summary, setup: bool, submitted: bool, result: &ToolResult) {
+        let call = ToolCall::bash("true");
+        let step = Step { call, index: 0, setup, recorded: Recorded::default() };
+        let call = Finished { trajectory_id: "t", step: &step, uniq_id: "u", result, submitted };
+        summary.add(&call);
+    }
+
+    #[test]
+    fn the_summary_tells_the_whole_run() {
+        let mut summary = Summary::new(true);
+        let mut ok = ToolResult::ok("");
+        for ms in 1..=100 {
+            ok.timing = Timing {
+                exec: Duration::from_millis(ms),
+                slot: Duration::from_secs(1),
+                ..ok.timing
+            };
+            add(&mut summary, ms == 1, true, &ok);
+        }
+        add(&mut summary, false, true, &ToolResult::failure(Outcome::NonZeroExit, ""));
+        add(&mut summary, false, false, &ToolResult::failure(Outcome::NeverRan, ""));
+        summary.trajectories = 2;
+        summary.setup_failed = 1;
+        summary.malformed_lines = 3;
+        assert_eq!((summary.calls(), summary.failed(), summary.without_result()), (102, 2, 1));
+
+        let text = summary.text(Duration::from_secs(2), false);
+        assert!(text.contains("trajectories  2, 1 with a failed setup; 3 malformed lines\n"));
+        assert!(text.contains("calls         102 (1 of them setup)\n"));
+        assert!(text.contains("outcomes      ok 100 · non_zero_exit 1 · never_ran 1\n"));
+        assert!(text.contains("throughput    50.5 calls/s over 2.00 s\n"), "{text}");
+        let exec = text.lines().find(|line| line.starts_with("  execution")).unwrap();
+        let numbers: Vec<f64> =
+            exec.split_whitespace().skip(1).map(|number| number.parse().unwrap()).collect();
+        for (number, expected) in numbers.iter().zip([50.0, 90.0, 99.0, 100.0]) {
+            assert!((number - expected).abs() <= 1.0, "{exec}");
+        }
+        assert!(text.contains("exit codes    agree 0"));
+        assert!(!text.contains("interrupted"));
+    }
+
+    #[test]
+    fn a_run_without_a_call_has_no_latencies_and_divides_by_nothing() {
+        let text = Summary::new(false).text(Duration::ZERO, true);
+        assert!(!text.contains("p50"));
+        assert!(text.contains("0.0 calls/s"));
+        assert!(text.contains("interrupted"));
+    }
+
+    #[test]
+    fn a_latency_beyond_the_histogram_is_kept_at_its_end() {
+        let mut summary = Summary::new(false);
+        let mut result = ToolResult::ok("");
+        result.timing.queue = Duration::MAX / 4;
+        add(&mut summary, false, true, &result);
+        assert!(summary.text(Duration::from_secs(1), false).contains("queue"));
+    }
+}

@@ -1,0 +1,243 @@
+//! A recorded trajectory, and how one line of input becomes one.
+//!
+//! Owns the `calls` form; the `messages` form is read by [`super::messages`]. Pure: knows no files
+//! and no line numbers, and says what is wrong with a line as one phrase for people.
+
+use std::sync::Arc;
+
+use serde_json::{Map, Value};
+use tool_executor::ToolCall;
+use tool_executor::executor::MAX_TRAJECTORY_ID;
+
+use super::messages;
+
+/// The longest id in the input, in bytes: what the executor takes, less room for the suffixes that
+/// tell repetitions and namesakes apart.
+const MAX_ID: usize = MAX_TRAJECTORY_ID - 64;
+
+/// A trajectory to be run.
+#[derive(Debug, Clone)]
+pub(crate) struct Trajectory {
+    /// Its id, unlike that of every other trajectory of the run.
+    pub(crate) id: Arc<str>,
+    /// 1, or which repetition of the recording this is.
+    pub(crate) repetition: u32,
+    /// Its calls in order, those that set up the workspace first. Shared by all repetitions.
+    pub(crate) steps: Arc<[Step]>,
+}
+
+/// One recorded call.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Step {
+    /// What to run.
+    pub(crate) call: ToolCall,
+    /// Its place, from 0, among the calls, or among the setup calls if it is one.
+    pub(crate) index: usize,
+    /// Whether it prepares the workspace. Such a call must succeed, or the trajectory ends.
+    pub(crate) setup: bool,
+    /// What it gave when it was recorded.
+    pub(crate) recorded: Recorded,
+}
+
+/// What a call gave when it was recorded.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Recorded {
+    /// What was shown to the model.
+    pub(crate) output: Option<String>,
+    /// The exit code.
+    pub(crate) exit_code: Option<i64>,
+    /// `output` holds only the first characters of a longer output.
+    pub(crate) truncated: bool,
+}
+
+/// What a line of input holds.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Recording {
+    /// The id, where it has one.
+    pub(crate) id: Option<String>,
+    /// All steps in order, setup first.
+    pub(crate) steps: Vec<Step>,
+}
+
+/// Reads one line.
+///
+/// # Errors
+/// One phrase that says what is wrong with the line.
+pub(crate) fn parse_line(line: &str) -> Result<Recording, String> {
+    let mut object = match serde_json::from_str(line).map_err(|error| json_problem(&error))? {
+        Value::Object(object) => object,
+        other => return Err(format!("expected an object, found {}", kind(&other))),
+    };
+    let id = take_id(&mut object)?;
+    let mut steps = match object.shift_remove("setup") {
+        None | Some(Value::Null) => Vec::new(),
+        Some(setup) => parse_calls(setup, "setup", true)?,
+    };
+    if let Some(calls) = object.shift_remove("calls") {
+        steps.extend(parse_calls(calls, "calls", false)?);
+    } else if let Some(chat) = object.shift_remove("messages") {
+        steps.extend(messages::parse(chat)?);
+    } else {
+        return Err("neither \"calls\" nor \"messages\"".to_owned());
+    }
+    Ok(Recording { id, steps })
+}
+
+/// What `value` is, with its article, for messages.
+pub(super) fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "an array",
+        Value::Object(_) => "an object",
+    }
+}
+
+/// The parser knows one line only, so its "line 1" would mislead.
+fn json_problem(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    let position = format!(" at line {} column {}", error.line(), error.column());
+    let what = text.strip_suffix(&position).unwrap_or(&text);
+    format!("not JSON: {what} (column {})", error.column())
+}
+
+fn take_id(object: &mut Map<String, Value>) -> Result<Option<String>, String> {
+    for key in ["trajectory_id", "id"] {
+        match object.shift_remove(key) {
+            None | Some(Value::Null) => {}
+            Some(Value::String(id)) if id.is_empty() => {}
+            Some(Value::String(id)) if id.len() > MAX_ID => {
+                return Err(format!("\"{key}\" is longer than {MAX_ID} bytes"));
+            }
+            Some(Value::String(id)) => return Ok(Some(id)),
+            Some(Value::Number(id)) => return Ok(Some(id.to_string())),
+            Some(other) => return Err(format!("\"{key}\" is {}, not a string", kind(&other))),
+        }
+    }
+    Ok(None)
+}
+
+fn parse_calls(value: Value, key: &str, setup: bool) -> Result<Vec<Step>, String> {
+    let Value::Array(calls) = value else {
+        return Err(format!("\"{key}\" is {}, not an array", kind(&value)));
+    };
+    calls
+        .into_iter()
+        .enumerate()
+        .map(|(index, call)| {
+            let (call, recorded) =
+                parse_call(call).map_err(|problem| format!("{key}[{index}]: {problem}"))?;
+            Ok(Step { call, index, setup, recorded })
+        })
+        .collect()
+}
+
+fn parse_call(value: Value) -> Result<(ToolCall, Recorded), String> {
+    let Value::Object(mut call) = value else {
+        return Err(format!("expected an object, found {}", kind(&value)));
+    };
+    let name = match call.shift_remove("name") {
+        Some(Value::String(name)) => name,
+        Some(other) => return Err(format!("\"name\" is {}, not a string", kind(&other))),
+        None => return Err("\"name\" is missing".to_owned()),
+    };
+    // Arguments that are not an object are the model's fault, not the file's: the executor answers.
+    let arguments = call.shift_remove("arguments").ok_or("\"arguments\" is missing")?;
+    let output = match call.shift_remove("recorded_output") {
+        None | Some(Value::Null) => None,
+        Some(Value::String(output)) => Some(output),
+        Some(other) => {
+            return Err(format!("\"recorded_output\" is {}, not a string", kind(&other)));
+        }
+    };
+    let exit_code = match call.shift_remove("recorded_exit_code") {
+        None | Some(Value::Null) => None,
+        Some(other) => Some(
+            other
+                .as_i64()
+                .ok_or_else(|| format!("\"recorded_exit_code\" is {other}, not a whole number"))?,
+        ),
+    };
+    let truncated = call.get("recorded_output_truncated_at").is_some_and(|at| !at.is_null());
+    Ok((ToolCall::new(name, arguments), Recorded { output, exit_code, truncated }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_with_setup_and_calls() {
+        let recording = parse_line(
+            r#"{"trajectory_id": "t", "source": "x",
+                "setup": [{"name": "write_file", "arguments": {"path": "a"}}],
+                "calls": [{"name": "bash", "arguments": {"command": "ls"}, "recorded_output": "a",
+                           "recorded_exit_code": 0, "recorded_output_truncated_at": 1},
+                          {"name": "bash", "arguments": "ls", "recorded_exit_code": null}]}"#,
+        )
+        .unwrap();
+        assert_eq!(recording.id.as_deref(), Some("t"));
+        let places: Vec<_> = recording.steps.iter().map(|step| (step.setup, step.index)).collect();
+        assert_eq!(places, [(true, 0), (false, 0), (false, 1)]);
+        assert_eq!(
+            recording.steps[1].recorded,
+            Recorded { output: Some("a".to_owned()), exit_code: Some(0), truncated: true }
+        );
+        assert_eq!(recording.steps[2].recorded, Recorded::default());
+        assert_eq!(recording.steps[2].call.arguments, "ls");
+    }
+
+    #[test]
+    fn an_id_may_be_named_id_or_be_a_number_or_be_missing() {
+        for (line, id) in [
+            (r#"{"id": "a", "calls": []}"#, Some("a")),
+            (r#"{"id": 7, "calls": []}"#, Some("7")),
+            (r#"{"trajectory_id": "t", "id": "a", "calls": []}"#, Some("t")),
+            (r#"{"trajectory_id": "", "calls": []}"#, None),
+            (r#"{"calls": []}"#, None),
+        ] {
+            assert_eq!(parse_line(line).unwrap().id.as_deref(), id, "{line}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_line_is_said() {
+        for (line, problem) in [
+            ("{\"calls\": [}", "not JSON: expected value (column 12)"),
+            ("[]", "expected an object, found an array"),
+            ("{}", "neither \"calls\" nor \"messages\""),
+            (r#"{"id": [], "calls": []}"#, "\"id\" is an array, not a string"),
+            (r#"{"calls": {}}"#, "\"calls\" is an object, not an array"),
+            (r#"{"calls": [], "setup": 1}"#, "\"setup\" is a number, not an array"),
+            (r#"{"calls": [1]}"#, "calls[0]: expected an object, found a number"),
+            (r#"{"calls": [{"arguments": {}}]}"#, "calls[0]: \"name\" is missing"),
+            (r#"{"calls": [{"name": "bash"}]}"#, "calls[0]: \"arguments\" is missing"),
+            (
+                r#"{"calls": [{"name": "b", "arguments": {}, "recorded_output": 1}]}"#,
+                "calls[0]: \"recorded_output\" is a number, not a string",
+            ),
+            (
+                r#"{"calls": [{"name": "b", "arguments": {}, "recorded_exit_code": 1.5}]}"#,
+                "calls[0]: \"recorded_exit_code\" is 1.5, not a whole number",
+            ),
+            (r#"{"messages": 1}"#, "\"messages\" is a number, not an array"),
+        ] {
+            assert_eq!(parse_line(line).unwrap_err(), problem, "{line}");
+        }
+    }
+
+    #[test]
+    fn an_id_that_leaves_no_room_for_a_suffix_is_refused() {
+        let line = |length| format!("{{\"id\": \"{}\", \"calls\": []}}", "x".repeat(length));
+        assert!(parse_line(&line(MAX_ID)).is_ok());
+        assert_eq!(parse_line(&line(MAX_ID + 1)).unwrap_err(), "\"id\" is longer than 448 bytes");
+    }
+
+    #[test]
+    fn json_nested_without_end_is_a_malformed_line_and_no_stack_overflow() {
+        let line = "[".repeat(100_000);
+        assert!(parse_line(&line).unwrap_err().starts_with("not JSON: recursion limit"));
+    }
+}

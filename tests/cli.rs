@@ -1,0 +1,444 @@
+//! The program from outside: its exit codes, its files, its signals.
+//!
+//! Runs real commands in the embedded sandbox, isolated where bubblewrap is installed.
+#![cfg(target_os = "linux")]
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+/// Longer than anything here takes on a busy machine.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+fn program() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_tool-executor"))
+}
+
+/// A directory with an input file in it.
+struct Setup {
+    directory: TempDir,
+}
+
+impl Setup {
+    fn new(lines: &[String]) -> Self {
+        let setup = Self { directory: tempfile::tempdir().unwrap() };
+        let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
+        fs::write(setup.path("in.jsonl"), text).unwrap();
+        setup
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// `replay in.jsonl --out out.jsonl` with further flags.
+    fn command(&self, flags: &[&str]) -> Command {
+        let mut command = program();
+        command
+            .arg("replay")
+            .arg(self.path("in.jsonl"))
+            .arg("--out")
+            .arg(self.path("out.jsonl"))
+            .args(flags);
+        command
+    }
+
+    fn replay(&self, flags: &[&str]) -> Run {
+        Run::of(self.command(flags).output().unwrap())
+    }
+
+    fn results(&self) -> Vec<Value> {
+        results_in(&self.path("out.jsonl"))
+    }
+}
+
+fn results_in(path: &Path) -> Vec<Value> {
+    let lines = BufReader::new(File::open(path).unwrap()).lines();
+    lines.map(|line| serde_json::from_str(&line.unwrap()).expect("a whole line of JSON")).collect()
+}
+
+#[derive(Debug)]
+struct Run {
+    code: Option<i32>,
+    stdout: String,
+    stderr: String,
+}
+
+impl Run {
+    fn of(output: Output) -> Self {
+        Self {
+            code: output.status.code(),
+            stdout: String::from_utf8(output.stdout).unwrap(),
+            stderr: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+}
+
+fn bash(command: &str) -> Value {
+    json!({"name": "bash", "arguments": {"command": command}})
+}
+
+fn trajectory(id: &str, commands: &[&str]) -> String {
+    let calls: Vec<_> = commands.iter().map(|command| bash(command)).collect();
+    json!({"trajectory_id": id, "calls": calls}).to_string()
+}
+
+#[test]
+fn the_examples_agree_with_their_recordings_in_every_repetition() {
+    let input = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/rollouts.jsonl");
+    let mut command = program();
+    command.args(["replay", input, "--compare", "--repeat", "3"]);
+    command.args(["--slots", "4", "--concurrency", "20", "--no-network"]);
+    // Without bubblewrap there is no way to take the network away, and the calls would be refused.
+    let isolated = Command::new("bwrap").arg("--version").output().is_ok();
+    if !isolated {
+        command = program();
+        command.args(["replay", input, "--compare", "--repeat", "3"]);
+    }
+    let run = Run::of(command.output().unwrap());
+    assert_eq!(run.code, Some(0), "{run:?}");
+    let line = |start| run.stdout.lines().find(|line| line.starts_with(start)).unwrap();
+    for start in ["outputs ", "exit codes "] {
+        assert!(line(start).contains(" differ 0 "), "{}", run.stdout);
+    }
+    assert!(!line("exit codes ").contains("agree 0"));
+    assert!(line("outcomes ").contains("timeout 3"), "{}", run.stdout);
+}
+
+#[test]
+fn every_call_has_one_line_and_a_trajectorys_lines_are_in_order() {
+    let lines: Vec<_> = (0..50)
+        .map(|n| {
+            trajectory(&format!("t{n}"), &["echo 0 > n", "cat n; echo 1 > n", "cat n; exit 3"])
+        })
+        .collect();
+    let setup = Setup::new(&lines);
+    let run = setup.replay(&["--slots", "2", "--concurrency", "25"]);
+    assert_eq!(run.code, Some(0), "a tool that fails is a result: {run:?}");
+    let mut by_trajectory = BTreeMap::<String, Vec<(u64, String, String)>>::new();
+    for result in setup.results() {
+        let id = result["trajectory_id"].as_str().unwrap().to_owned();
+        let text = |key: &str| result[key].as_str().unwrap().to_owned();
+        let call = (result["index"].as_u64().unwrap(), text("output"), text("outcome"));
+        by_trajectory.entry(id).or_default().push(call);
+    }
+    assert_eq!(by_trajectory.len(), 50);
+    let call = |index, output: &str, outcome: &str| (index, output.to_owned(), outcome.to_owned());
+    let expected = [call(0, "", "ok"), call(1, "0", "ok"), call(2, "1", "non_zero_exit")];
+    for (id, calls) in by_trajectory {
+        assert_eq!(calls, expected, "{id}");
+    }
+    assert!(run.stdout.contains("outcomes      ok 100 · non_zero_exit 50\n"), "{}", run.stdout);
+}
+
+#[test]
+fn malformed_lines_are_told_with_their_numbers_and_the_others_run() {
+    let lines = [
+        trajectory("good", &["echo hi"]),
+        "nonsense".to_owned(),
+        json!({"trajectory_id": "no calls"}).to_string(),
+        trajectory("good", &["echo hi again"]),
+    ];
+    let setup = Setup::new(&lines);
+    let run = setup.replay(&[]);
+    assert_eq!(run.code, Some(3));
+    assert!(run.stderr.contains("error: line 2: not JSON: "), "{}", run.stderr);
+    assert!(run.stderr.contains("error: line 3: neither \"calls\" nor \"messages\"\n"));
+    assert!(run.stdout.contains("2 malformed lines"));
+    let mut ids: Vec<_> = setup.results().iter().map(|r| r["trajectory_id"].to_string()).collect();
+    ids.sort();
+    assert_eq!(ids, ["\"good\"", "\"good~2\""]);
+}
+
+#[test]
+fn after_a_failed_setup_call_the_calls_do_not_run_and_each_says_so() {
+    let line = json!({
+        "trajectory_id": "t",
+        "setup": [bash("true"), bash("exit 7"), bash("true")],
+        "calls": [bash("echo never"), bash("echo never")],
+    });
+    let setup = Setup::new(&[line.to_string()]);
+    let run = setup.replay(&[]);
+    assert_eq!(run.code, Some(1));
+    let outcomes: Vec<_> = setup
+        .results()
+        .iter()
+        .map(|r| (r["setup"] == true, r["index"].as_u64().unwrap(), r["outcome"].to_string()))
+        .collect();
+    let outcome = |setup, index, name: &str| (setup, index, format!("\"{name}\""));
+    assert_eq!(
+        outcomes,
+        [
+            outcome(true, 0, "ok"),
+            outcome(true, 1, "non_zero_exit"),
+            outcome(true, 2, "never_ran"),
+            outcome(false, 0, "never_ran"),
+            outcome(false, 1, "never_ran"),
+        ]
+    );
+    assert_eq!(setup.results()[3]["error"], "setup call 1 failed: Exit code: 7");
+    assert!(run.stdout.contains("1 with a failed setup"));
+}
+
+#[test]
+fn chats_are_replayed_and_a_call_with_broken_arguments_is_a_result() {
+    let hermes = json!({"messages": [
+        {"role": "assistant", "content": format!("<tool_call>{}</tool_call>", bash("echo hermes"))},
+        {"role": "tool", "content": "hermes"},
+    ]});
+    let call = |arguments: &str| json!({"function": {"name": "bash", "arguments": arguments}});
+    let openai = json!({"id": "openai", "messages": [
+        {"role": "assistant", "tool_calls": [call("{\"command\": \"echo"), call("{\"command\": \"echo ok\"}")]},
+    ]});
+    let setup = Setup::new(&[hermes.to_string(), openai.to_string()]);
+    let run = setup.replay(&["--compare", "--concurrency", "1"]);
+    assert_eq!(run.code, Some(0), "{run:?}");
+    let found: Vec<_> = setup
+        .results()
+        .iter()
+        .map(|r| format!("{} {} {}", r["trajectory_id"], r["outcome"], r["output"]))
+        .collect();
+    assert_eq!(
+        found,
+        [
+            "\"line-1\" \"ok\" \"hermes\"",
+            "\"openai\" \"invalid_call\" \"\"",
+            "\"openai\" \"ok\" \"ok\""
+        ]
+    );
+    assert!(run.stdout.contains("outputs       exact 1 "), "{}", run.stdout);
+}
+
+#[test]
+fn limit_and_repeat_choose_the_trajectories() {
+    let lines: Vec<_> = ["a", "b", "c"].map(|id| trajectory(id, &["true"])).into();
+    let setup = Setup::new(&lines);
+    assert_eq!(setup.replay(&["--limit", "2", "--repeat", "2"]).code, Some(0));
+    let results = setup.results();
+    let mut ids: Vec<_> = results.iter().map(|r| r["trajectory_id"].as_str().unwrap()).collect();
+    ids.sort_unstable();
+    assert_eq!(ids, ["a", "a#2", "b", "b#2"]);
+    let mut uniq_ids: Vec<_> = results.iter().map(|r| r["uniq_id"].as_str().unwrap()).collect();
+    uniq_ids.sort_unstable();
+    uniq_ids.dedup();
+    assert_eq!(uniq_ids.len(), 4);
+}
+
+#[test]
+fn a_timeout_of_the_calls_own_is_kept_and_the_flag_is_for_the_others() {
+    let own = json!({"name": "bash", "arguments": {"command": "sleep 2.5", "timeout": 30}});
+    let line = json!({"id": "t", "calls": [own, bash("sleep 30")]});
+    let setup = Setup::new(&[line.to_string()]);
+    assert_eq!(setup.replay(&["--timeout-s", "1.5"]).code, Some(0));
+    let results = setup.results();
+    assert_eq!(results[0]["outcome"], "ok");
+    assert_eq!(results[1]["outcome"], "timeout");
+}
+
+#[test]
+fn standard_input_is_read_as_it_comes() {
+    let directory = tempfile::tempdir().unwrap();
+    let out = directory.path().join("out.jsonl");
+    let mut child = program()
+        .args(["replay", "-", "--quiet", "--out"])
+        .arg(&out)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    writeln!(stdin, "{}", trajectory("first", &["echo 1"])).unwrap();
+    // The second line is written only after the first one's result is in the file.
+    wait_for_lines(&mut child, &out, 1);
+    writeln!(stdin, "{}", trajectory("second", &["echo 2"])).unwrap();
+    drop(stdin);
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert_eq!(results_in(&out)[1]["trajectory_id"], "second");
+}
+
+#[test]
+fn workspaces_are_kept_under_the_trajectorys_name() {
+    let setup = Setup::new(&[trajectory("a/b", &["mkdir d; echo hi > d/f"]), trajectory("c", &[])]);
+    let kept = setup.path("kept");
+    let run = setup.replay(&["--repeat", "2", "--keep-workspaces", kept.to_str().unwrap()]);
+    assert_eq!(run.code, Some(0), "{run:?}");
+    for name in ["a%2Fb", "a%2Fb%232"] {
+        assert_eq!(fs::read_to_string(kept.join(name).join("d/f")).unwrap(), "hi\n");
+    }
+}
+
+#[test]
+fn files_that_cannot_be_read_or_written_have_their_own_exit_code() {
+    let setup = Setup::new(&[trajectory("t", &["echo hi"])]);
+    let input = setup.path("in.jsonl");
+    let replay =
+        |arguments: &[&Path]| Run::of(program().arg("replay").args(arguments).output().unwrap());
+    let missing = setup.path("missing.jsonl");
+    let run = replay(&[&missing]);
+    assert_eq!(run.code, Some(4));
+    assert!(run.stderr.contains("missing.jsonl: No such file"), "{}", run.stderr);
+    assert_eq!(replay(&[setup.directory.path()]).code, Some(4));
+
+    let run = replay(&[&input, Path::new("--out"), Path::new("/dev/full")]);
+    assert_eq!(run.code, Some(4));
+    assert!(run.stderr.contains("/dev/full: No space left"), "{}", run.stderr);
+
+    let before = fs::read(&input).unwrap();
+    let run = replay(&[&input, Path::new("--out"), &input]);
+    assert_eq!(run.code, Some(4));
+    assert_eq!(fs::read(&input).unwrap(), before);
+}
+
+#[test]
+fn a_wrong_command_line_is_told_and_help_names_the_exit_codes() {
+    let run = Run::of(program().args(["replay", "x", "--slots", "0"]).output().unwrap());
+    assert_eq!(run.code, Some(2));
+    assert!(run.stderr.contains("--slots"), "{}", run.stderr);
+    let run = Run::of(program().args(["replay", "--help"]).output().unwrap());
+    assert_eq!(run.code, Some(0));
+    assert!(run.stdout.contains("Exit codes:") && run.stdout.contains("130"));
+}
+
+#[test]
+fn a_reader_of_standard_output_or_error_that_is_gone_does_no_harm() {
+    let setup = Setup::new(&[trajectory("t", &["echo hi"]), "nonsense".to_owned()]);
+    for gone in ["stdout", "stderr"] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut command = setup.command(&[]);
+        match gone {
+            "stdout" => command.stdout(writer).stderr(Stdio::piped()),
+            _ => command.stderr(writer).stdout(Stdio::piped()),
+        };
+        let run = Run::of(command.output().unwrap());
+        assert_eq!(run.code, Some(3), "{gone}: {run:?}");
+        assert_eq!(setup.results().len(), 1);
+    }
+}
+
+#[test]
+fn progress_is_plain_text_where_there_is_no_terminal_and_nothing_when_quiet() {
+    let setup = Setup::new(&[trajectory("t", &["sleep 6"])]);
+    let run = setup.replay(&[]);
+    assert!(
+        run.stderr.contains("0/1 trajectories, 0 calls, 0/s, 1 running, 0 failed"),
+        "{}",
+        run.stderr
+    );
+    assert!(!run.stderr.contains('\x1b') && !run.stderr.contains('\r'));
+
+    let setup = Setup::new(&[trajectory("t", &["true"])]);
+    let run = setup.replay(&["--quiet"]);
+    let warnings = |line: &&str| !line.contains("NOT ISOLATED");
+    assert_eq!(run.stderr.lines().filter(warnings).count(), 0, "{}", run.stderr);
+    assert!(run.stdout.contains("throughput"));
+}
+
+#[test]
+fn without_isolation_one_line_says_so_and_a_required_sandbox_refuses() {
+    let setup = Setup::new(&[trajectory("t", &["echo hi"])]);
+    // A bubblewrap that does not work comes before the one that does.
+    let broken = setup.path("bwrap");
+    fs::write(&broken, "#!/bin/sh\nexit 1\n").unwrap();
+    fs::set_permissions(&broken, fs::Permissions::from_mode(0o755)).unwrap();
+    let path = format!("{}:{}", setup.directory.path().display(), std::env::var("PATH").unwrap());
+    let without = |flags: &[&str]| {
+        let mut command = setup.command(flags);
+        Run::of(command.env("PATH", &path).output().unwrap())
+    };
+    let run = without(&["--quiet"]);
+    assert_eq!(run.code, Some(0), "{run:?}");
+    assert_eq!(run.stderr.lines().count(), 1, "{}", run.stderr);
+    assert!(run.stderr.contains("NOT ISOLATED"));
+    assert!(run.stderr.contains("apt-get install bubblewrap"));
+    assert_eq!(setup.results()[0]["output"], "hi");
+
+    let run = without(&["--require-sandbox"]);
+    assert_eq!(run.code, Some(1), "{run:?}");
+    assert_eq!(setup.results()[0]["outcome"], "isolation_unavailable");
+}
+
+#[test]
+fn the_first_signal_lets_running_calls_finish_and_starts_no_others() {
+    let setup = Setup::new(&[trajectory("t", &["sleep 0.3"; 200]), trajectory("u", &["true"])]);
+    let mut child = spawn(setup.command(&["--concurrency", "1"]));
+    wait_for_lines(&mut child, &setup.path("out.jsonl"), 1);
+    signal(&child, Signal::TERM);
+    let run = Run::of(child.wait_with_output().unwrap());
+    assert_eq!(run.code, Some(130), "{run:?}");
+    let results = setup.results();
+    assert!((1..200).contains(&results.len()));
+    for (place, result) in results.iter().enumerate() {
+        assert_eq!((&result["index"], &result["outcome"]), (&json!(place), &json!("ok")));
+        assert_eq!(result["trajectory_id"], "t");
+    }
+    assert!(run.stderr.contains("interrupted: no new calls; 1 running calls have 5 s"));
+    assert!(run.stdout.contains("1 cut short") && run.stdout.contains("interrupted"));
+}
+
+#[test]
+fn the_second_signal_cancels_and_every_accepted_call_has_its_line() {
+    let lines: Vec<_> =
+        (0..6).map(|n| trajectory(&format!("t{n}"), &["true", "sleep 300", "true"])).collect();
+    let setup = Setup::new(&lines);
+    let mut child =
+        spawn(setup.command(&["--slots", "2", "--concurrency", "4", "--timeout-s", "600"]));
+    wait_for_lines(&mut child, &setup.path("out.jsonl"), 2);
+    let began = Instant::now();
+    signal(&child, Signal::INT);
+    let mut stderr = BufReader::new(child.stderr.take().unwrap());
+    let mut line = String::new();
+    while !line.starts_with("interrupted:") {
+        line.clear();
+        assert!(stderr.read_line(&mut line).unwrap() > 0, "no word about the first signal");
+    }
+    signal(&child, Signal::INT);
+    let mut rest = String::new();
+    stderr.read_to_string(&mut rest).unwrap();
+    let run = Run::of(child.wait_with_output().unwrap());
+    assert_eq!(run.code, Some(130), "{run:?} {rest}");
+    assert!(began.elapsed() < DEADLINE);
+    assert!(rest.contains("cancelling 4 running calls"), "{rest}");
+    let results = setup.results();
+    let cancelled = results.iter().filter(|r| r["outcome"] == "cancelled").count();
+    assert_eq!(cancelled, 4, "two that ran and two that waited for a slot: {results:?}");
+    let mut calls: Vec<_> =
+        results.iter().map(|r| (r["trajectory_id"].to_string(), r["index"].as_u64())).collect();
+    calls.sort();
+    let all = calls.len();
+    calls.dedup();
+    assert_eq!(calls.len(), all, "no call has two lines");
+}
+
+fn spawn(mut command: Command) -> Child {
+    command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+fn signal(child: &Child, signal: Signal) {
+    kill_process(Pid::from_child(child), signal).unwrap();
+}
+
+/// Waits until the program has written so many results, or fails the test.
+fn wait_for_lines(child: &mut Child, path: &Path, count: usize) {
+    let began = Instant::now();
+    loop {
+        let text = fs::read_to_string(path).unwrap_or_default();
+        if text.matches('\n').count() >= count {
+            return;
+        }
+        if began.elapsed() > DEADLINE || child.try_wait().unwrap().is_some() {
+            let _ = child.kill();
+            panic!("only this was written: {text:?}");
+        }
+        // Between two looks at the file, not in the hope that it is there afterwards.
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
