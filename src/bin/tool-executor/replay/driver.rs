@@ -7,7 +7,6 @@ use std::error::Error;
 use std::fmt::Write as _;
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use tool_executor::backend::local::{LocalBackend, LocalConfig};
@@ -31,7 +30,7 @@ const MAX_FILE_NAME: usize = 200;
 pub(crate) struct Driver {
     executor: ToolExecutor,
     queue: CompletionQueue,
-    backend: Arc<LocalBackend>,
+    backend: LocalBackend,
     timeout: Option<Duration>,
 }
 
@@ -41,15 +40,15 @@ impl Driver {
     /// # Errors
     /// What kept them from starting, causes included, as one line.
     pub(crate) fn start(args: &ReplayArgs) -> Result<Self, String> {
-        let config = LocalConfig { slots: args.slots(), ..Default::default() };
-        let backend = Arc::new(LocalBackend::start(config).map_err(|error| chain(&error))?);
+        let config = LocalConfig::with_slots(args.slots());
+        let backend = LocalBackend::start(config).map_err(|error| chain(&error))?;
         let policy = Policy {
             allow_network: !args.no_network,
             require_sandbox: args.require_sandbox,
             ..Policy::default()
         };
         let executor = ToolExecutor::builder()
-            .backend(Arc::clone(&backend))
+            .backend(backend.clone())
             .policy(policy)
             .batch_window(args.batch_window())
             .max_batch_size(args.max_batch_size)
@@ -66,8 +65,7 @@ impl Driver {
 
     /// Why commands run without isolation, if they do.
     pub(crate) fn unisolated_because(&self) -> Option<String> {
-        let isolation = self.backend.isolation();
-        (!isolation.is_isolated()).then(|| isolation.reason().to_string())
+        self.backend.not_isolated_because().map(str::to_owned)
     }
 
     /// Hands a call over; its completion comes under `tag`.
