@@ -306,8 +306,9 @@ fn kill_all_children(shell: c_int) {
     loop {
         let killed = kill_children();
         let mut status = 0;
-        // SAFETY: a valid place for the status; the shell's session has the shell's number, which is
-        // not given to another process while any process of that session lives.
+        // SAFETY: a valid place for the status. The group is the shell's own as long as a process of it
+        // lives. On a kernel that does not list children (one built without it) this is the second
+        // best: it catches neither `setsid` nor, in theory, the reuse of a dead group's number.
         let reaped = unsafe {
             if !killed {
                 libc::kill(-shell, libc::SIGKILL);

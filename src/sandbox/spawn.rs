@@ -350,3 +350,55 @@ pub(super) fn write_at_start(file: BorrowedFd<'_>, content: &[u8]) -> io::Result
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn strings(strings: &[&str]) -> CStringArray {
+        CStringArray::new(strings.iter().map(OsString::from)).unwrap()
+    }
+
+    fn end_of(child: &Child) -> Reaped {
+        loop {
+            match child.reap() {
+                Reaped::Running => std::thread::yield_now(),
+                end => return end,
+            }
+        }
+    }
+
+    /// Runs a shell whose file descriptors 1 and 3 are one pipe; gives its end and what it printed.
+    fn run_sh(script: &str) -> (Reaped, String) {
+        let null = std::fs::File::open("/dev/null").unwrap();
+        let (reader, writer) = pipe().unwrap();
+        let fds = [null.as_fd(), writer.as_fd(), null.as_fd(), writer.as_fd()];
+        let arguments = strings(&["sh", "-c", script]);
+        let child = spawn(c"/bin/sh", &arguments, &strings(&["A=b"]), &fds).unwrap();
+        drop(writer);
+        let printed = io::read_to_string(std::fs::File::from(reader)).unwrap();
+        let end = end_of(&child);
+        // A second look finds nothing to reap, which is no error.
+        assert_eq!(child.reap(), Reaped::Unknown);
+        (end, printed)
+    }
+
+    #[test]
+    fn a_child_is_started_with_what_is_given_and_its_end_is_seen() {
+        assert_eq!(run_sh("echo $A $HOME; echo 3 >&3").1, "b\n3\n");
+        assert_eq!(run_sh("exit 7").0, Reaped::Exited(7));
+        assert_eq!(run_sh("kill -15 $$").0, Reaped::Signaled(15));
+    }
+
+    #[test]
+    fn what_cannot_be_started_is_an_error_of_its_own_kind() {
+        let error = |program: &CStr, arguments: &[&str]| {
+            spawn(program, &strings(arguments), &strings(&[]), &[]).err().unwrap()
+        };
+        assert_eq!(error(c"/nonexistent", &["x"]).kind(), io::ErrorKind::NotFound);
+        let huge = "x".repeat(200_000);
+        let too_long = error(c"/bin/true", &["true", &huge]);
+        assert_eq!(too_long.kind(), io::ErrorKind::ArgumentListTooLong);
+        assert!(CStringArray::new(["a\0b".into()]).is_err());
+    }
+}

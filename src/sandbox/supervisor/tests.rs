@@ -684,29 +684,46 @@ fn when_the_host_is_killed_its_commands_die() {
     }
 }
 
-/// Not a test of a fact but the figures behind the module's claims: `cargo test -- --ignored --nocapture`.
+/// Not a test of a fact but the figures behind the module's claims, each beside its floor:
+/// `cargo test measure_the_cost -- --ignored --nocapture`.
 #[test]
 #[ignore = "prints measurements"]
 fn measure_the_cost_of_a_command() {
-    let median = |mut times: Vec<Duration>| {
+    let (bare, sandboxed) = (Bench::bare(), Bench::sandboxed());
+    let Isolation::Bubblewrap(bubblewrap) = sandboxed.supervisor.isolation() else {
+        panic!("install bubblewrap");
+    };
+    let call = crate::sandbox::shell::shell_call(bubblewrap.layout.shell, "true", false, None);
+    let handshake = isolation::Handshake::None;
+    let argv =
+        isolation::bwrap_argv(bubblewrap, sandboxed.workspace.path(), true, handshake, &call);
+    let option = argv.iter().position(|word| word == "--json-status-fd").unwrap();
+    let argv = [&argv[1..option], &argv[option + 2..]].concat();
+    let plainly = |program: &Path, argv: &[std::ffi::OsString]| {
+        let status = std::process::Command::new(program).args(argv).status();
+        assert!(status.unwrap().success());
+    };
+    let mut times = [const { Vec::new() }; 4];
+    for _ in 0..100 {
+        let actions: [&dyn Fn(); 4] = [
+            &|| plainly(Path::new("/bin/bash"), &["-c".into(), "true".into()]),
+            &|| drop(bare.run("true")),
+            &|| plainly(&bubblewrap.program, &argv),
+            &|| drop(sandboxed.run("true")),
+        ];
+        for (times, action) in times.iter_mut().zip(actions) {
+            let started = Instant::now();
+            action();
+            times.push(started.elapsed());
+        }
+    }
+    let medians = times.map(|mut times| {
         times.sort();
         times[times.len() / 2]
-    };
-    let time = |action: &mut dyn FnMut()| {
-        let started = Instant::now();
-        action();
-        started.elapsed()
-    };
-    let (bare, sandboxed) = (Bench::bare(), Bench::sandboxed());
-    let mut times = [const { Vec::new() }; 3];
-    for _ in 0..200 {
-        times[0].push(time(&mut || {
-            std::process::Command::new("bash").args(["-c", "true"]).status().unwrap();
-        }));
-        times[1].push(time(&mut || drop(bare.run("true"))));
-        times[2].push(time(&mut || drop(sandboxed.run("true"))));
-    }
-    let [plain, reaper, bubblewrap] = times.map(median);
-    let text = format!("bash -c true: {plain:?}; reaper: {reaper:?}; bubblewrap: {bubblewrap:?}\n");
+    });
+    let text = format!(
+        "bash: {:?}, under a reaper: {:?}; bubblewrap: {:?}, under the supervisor: {:?}\n",
+        medians[0], medians[1], medians[2], medians[3]
+    );
     io::Write::write_all(&mut io::stderr(), text.as_bytes()).unwrap();
 }
