@@ -16,6 +16,7 @@ use parking_lot::Mutex;
 use super::{Backend, Container, Execution, ExecutionId, ResetReply, SlotRef};
 use crate::error::BackendError;
 use crate::sandbox::bash::{IsolationPolicy, bash_result};
+use crate::sandbox::etc;
 use crate::sandbox::files::{self, DEFAULT_MAX_FILE_BYTES};
 use crate::sandbox::isolation::Isolation;
 use crate::sandbox::supervisor::{CommandId, CommandSpec, Supervisor};
@@ -117,9 +118,13 @@ impl LocalBackend {
                 config.slots
             )));
         }
-        let isolation = Isolation::probe();
         let data_dir = DataDir::create(config.data_dir.as_deref(), config.slots)
             .map_err(|error| BackendError::with_source("cannot make the workspaces", error))?;
+        let etc = data_dir
+            .make_dir("etc")
+            .and_then(|path| etc::copy_to(&path).map(|()| path))
+            .map_err(|error| BackendError::with_source("cannot copy /etc for sandboxes", error))?;
+        let isolation = Isolation::probe().with_etc(etc);
         let supervisor = Supervisor::start(isolation)
             .map_err(|error| BackendError::with_source("cannot start the supervisor", error))?;
         let slots = data_dir

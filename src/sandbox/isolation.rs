@@ -5,9 +5,8 @@
 //! pure: which arguments bubblewrap gets, and what it reports. `shell` knows how the command reaches
 //! its shell; the supervisor starts the processes.
 //!
-//! What a command sees under bubblewrap: a read-only `/usr`, those entries of `/etc` that tools need
-//! and that hold no secrets, its workspace as `/workspace` (the only host directory that it can write
-//! to), private `/tmp`, `/proc` and `/dev`, its own user, pid, ipc, uts and cgroup namespaces, a
+//! What a command sees under bubblewrap: a read-only `/usr`, of `/etc` what the module `etc` has
+//! copied, its workspace as `/workspace` (the only host directory that it can write to), private `/tmp`, `/proc` and `/dev`, its own user, pid, ipc, uts and cgroup namespaces, a
 //! network only where it is allowed, no capabilities and no further user namespaces.
 
 use std::ffi::{CString, OsStr, OsString};
@@ -19,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use super::etc::RESOLV_CONF;
 use super::shell::{self, Shell, ShellCall};
 use super::spawn::{self, CStringArray, Child, Reaped};
 
@@ -31,46 +31,6 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Entries of the root directory that are shared read-only where the host has them.
 const ROOT_ENTRIES: [&str; 6] = ["/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32"];
-
-/// Entries of `/etc` that tools need and that hold no secrets. A `*` at the end is a prefix match.
-///
-/// Not the whole directory: it holds password hashes, host keys, private TLS keys, tokens.
-const ETC_ENTRIES: [&str; 34] = [
-    "alternatives",
-    "bash.bashrc",
-    "ca-certificates*",
-    "crypto-policies",
-    "debian_version",
-    "group",
-    "host.conf",
-    "hosts",
-    "inputrc",
-    "java*",
-    "ld.so.cache",
-    "ld.so.conf",
-    "ld.so.conf.d",
-    "localtime",
-    "login.defs",
-    "magic",
-    "magic.mime",
-    "mime.types",
-    "nsswitch.conf",
-    "os-release",
-    "passwd",
-    "perl",
-    "pki/ca-trust",
-    "pki/tls/certs",
-    "protocols",
-    "python3*",
-    "resolv.conf",
-    "services",
-    "shells",
-    "ssl/certs",
-    "ssl/openssl.cnf",
-    "terminfo",
-    "timezone",
-    "vim",
-];
 
 /// How the commands of this process are isolated.
 #[derive(Debug, Clone)]
@@ -97,6 +57,8 @@ pub(crate) struct Bubblewrap {
     pub(crate) can_cut_network: bool,
     /// What of the host is shared.
     pub(super) layout: HostLayout,
+    /// The directory that is shown as `/etc`.
+    etc: Option<PathBuf>,
 }
 
 impl Isolation {
@@ -111,6 +73,14 @@ impl Isolation {
                 Self::None { reason }
             }
         }
+    }
+
+    /// Shows commands this directory as `/etc`; without one it is empty.
+    pub(crate) fn with_etc(mut self, etc: PathBuf) -> Self {
+        if let Self::Bubblewrap(bubblewrap) = &mut self {
+            bubblewrap.etc = Some(etc);
+        }
+        self
     }
 
     /// Whether commands run in a sandbox.
@@ -142,6 +112,7 @@ impl Bubblewrap {
                 disable_userns,
                 can_cut_network,
                 layout: layout.clone(),
+                etc: None,
             };
             match candidate.try_out(workspace.path()) {
                 Ok(()) => return Ok(candidate),
@@ -249,8 +220,6 @@ fn find_program(name: &str) -> Option<PathBuf> {
 pub(super) struct HostLayout {
     /// Entries of the root directory; the target where the entry is a symbolic link.
     root: Vec<(PathBuf, Option<PathBuf>)>,
-    /// Absolute paths below `/etc`.
-    etc: Vec<PathBuf>,
     /// The shell that runs commands.
     pub(super) shell: Shell,
     /// The name of the user that this process runs as.
@@ -269,27 +238,8 @@ impl HostLayout {
                 Some((path, target))
             })
             .collect();
-        let names: Vec<OsString> = std::fs::read_dir("/etc")
-            .into_iter()
-            .flatten()
-            .filter_map(|entry| Some(entry.ok()?.file_name()))
-            .collect();
-        let mut etc: Vec<PathBuf> = ETC_ENTRIES
-            .iter()
-            .flat_map(|pattern| match pattern.strip_suffix('*') {
-                Some(prefix) => names
-                    .iter()
-                    .filter(|name| name.as_bytes().starts_with(prefix.as_bytes()))
-                    .map(|name| Path::new("/etc").join(name))
-                    .collect(),
-                None => vec![Path::new("/etc").join(pattern)],
-            })
-            .filter(|path| path.exists())
-            .collect();
-        etc.sort();
         Self {
             root,
-            etc,
             shell: Shell::detect(),
             user: user_name(
                 &std::fs::read_to_string("/etc/passwd").unwrap_or_default(),
@@ -352,12 +302,17 @@ pub(super) fn bwrap_argv(
             None => add(&["--ro-bind".as_ref(), path.as_ref(), path.as_ref()]),
         }
     }
-    // `-try`: what was there at the start of this process may be replaced by a package manager since.
-    add(&plain("--dir /etc --dir /etc/ssl --dir /var/tmp"));
-    for path in &bubblewrap.layout.etc {
-        add(&["--ro-bind-try".as_ref(), path.as_ref(), path.as_ref()]);
+    match &bubblewrap.etc {
+        Some(etc) => {
+            add(&["--ro-bind".as_ref(), etc.as_ref(), "/etc".as_ref()]);
+            if network {
+                // `-try`: not every host has it.
+                add(&["--ro-bind-try".as_ref(), RESOLV_CONF.as_ref(), RESOLV_CONF.as_ref()]);
+            }
+        }
+        None => add(&plain("--dir /etc")),
     }
-    add(&plain("--proc /proc --dev /dev --tmpfs /tmp"));
+    add(&plain("--dir /var/tmp --proc /proc --dev /dev --tmpfs /tmp"));
     add(&["--bind".as_ref(), workspace.as_ref(), "/workspace".as_ref()]);
     add(&plain("--chdir /workspace --"));
     argv.extend(call.argv.iter().cloned());
@@ -402,10 +357,10 @@ mod tests {
             can_cut_network: true,
             layout: HostLayout {
                 root: vec![("/bin".into(), Some("usr/bin".into())), ("/lib".into(), None)],
-                etc: vec!["/etc/passwd".into()],
                 shell: Shell::Bash,
                 user: "someone".to_owned(),
             },
+            etc: Some("/run/etc".into()),
         }
     }
 
@@ -423,8 +378,9 @@ mod tests {
             "bwrap --unshare-user --unshare-pid --unshare-ipc --unshare-uts --unshare-cgroup-try \
              --die-with-parent --new-session --cap-drop ALL --hostname sandbox --disable-userns \
              --json-status-fd 3 --block-fd 4 --ro-bind /usr /usr --symlink usr/bin /bin \
-             --ro-bind /lib /lib --dir /etc --dir /etc/ssl --dir /var/tmp \
-             --ro-bind-try /etc/passwd /etc/passwd --proc /proc --dev /dev --tmpfs /tmp \
+             --ro-bind /lib /lib --ro-bind /run/etc /etc \
+             --ro-bind-try /etc/resolv.conf /etc/resolv.conf \
+             --dir /var/tmp --proc /proc --dev /dev --tmpfs /tmp \
              --bind /w s /workspace --chdir /workspace -- bash -c echo a b"
         );
         assert_eq!(argv.last().map(OsString::as_os_str), Some("echo a b".as_ref()));
@@ -439,16 +395,6 @@ mod tests {
         let argv = bwrap_argv(&bubblewrap(), Path::new("/w"), true, Handshake::Block, &call);
         let end = argv.iter().position(|word| word == "--").unwrap();
         assert_eq!(line(&argv[end..]), "-- bash -c --bind / /host");
-    }
-
-    #[test]
-    fn no_entry_of_etc_is_a_known_secret() {
-        let layout = HostLayout::detect();
-        for secret in ["shadow", "gshadow", "sudoers", "ssh", "ssl/private", "ssl", "pki"] {
-            let path = Path::new("/etc").join(secret);
-            assert!(!layout.etc.contains(&path), "{}", path.display());
-        }
-        assert!(layout.etc.contains(&PathBuf::from("/etc/passwd")));
     }
 
     #[test]

@@ -7,7 +7,8 @@
 //!   `write_file`.
 //! - `supervisor` runs any number of commands with one thread; `running` is one of them, `stream`
 //!   its pipes, `output` what is kept of what it prints.
-//! - `shell` is how a command reaches its shell, `isolation` what it may see (bubblewrap), `reaper`
+//! - `shell` is how a command reaches its shell, `isolation` what it may see (bubblewrap; `etc`
+//!   of `/etc`), `reaper`
 //!   how all its processes are found where there is no bubblewrap, `spawn` the start of a process.
 //! - `workspace` owns the directories, `paths` finds places beneath them, `tree` empties and copies
 //!   them.
@@ -16,6 +17,7 @@
 //! It trusts nothing that a model controls: commands, paths, file contents, output, timing.
 
 pub(crate) mod bash;
+pub(crate) mod etc;
 pub(crate) mod files;
 pub(crate) mod isolation;
 mod output;

@@ -158,6 +158,16 @@ impl DataDir {
         Ok(data)
     }
 
+    /// Makes a directory of this name beside the workspaces.
+    ///
+    /// # Errors
+    /// As `mkdir(2)`.
+    pub(crate) fn make_dir(&self, name: &str) -> io::Result<PathBuf> {
+        let path = self.run.path.join(name);
+        std::fs::create_dir(&path)?;
+        Ok(path)
+    }
+
     /// The host path of this data directory.
     #[cfg(test)]
     pub(crate) fn path(&self) -> &Path {

@@ -1,0 +1,145 @@
+//! What a sandbox shows as `/etc`: a copy of the entries that tools need and that hold no secrets.
+//!
+//! A copy, made once per engine, because binding the entries one by one costs as much as all the
+//! rest of a sandbox: bubblewrap pays for each mount. The copy lives in the engine's data directory
+//! and goes with it. The name servers are the exception, since they may change while an engine runs
+//! for days: `isolation` binds the host's own `resolv.conf` over the copy.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use rustix::fs::{Mode, OFlags};
+
+use super::tree;
+
+/// Entries of `/etc` that tools need and that hold no secrets. A `*` at the end is a prefix match.
+///
+/// Not the whole directory: it holds password hashes, host keys, private TLS keys, tokens.
+const ENTRIES: [&str; 46] = [
+    "alternatives",
+    "bash.bashrc",
+    "ca-certificates*",
+    "crypto-policies",
+    "debian_version",
+    "dpkg/origins",
+    "emacs",
+    "ethertypes",
+    "fonts",
+    "group",
+    "host.conf",
+    "hosts",
+    "inputrc",
+    "java*",
+    "ld.so.cache",
+    "ld.so.conf",
+    "ld.so.conf.d",
+    "localtime",
+    "login.defs",
+    "magic",
+    "magic.mime",
+    "mailcap",
+    "manpath.config",
+    "mime.types",
+    "nanorc",
+    "networks",
+    "nsswitch.conf",
+    "os-release",
+    "papersize",
+    "passwd",
+    "perl",
+    "pki/ca-trust",
+    "pki/tls/certs",
+    "profile",
+    "protocols",
+    "python3*",
+    "rpc",
+    "services",
+    "shells",
+    "skel",
+    "ssl/certs",
+    "ssl/openssl.cnf",
+    "terminfo",
+    "timezone",
+    "vim",
+    "xattr.conf",
+];
+
+/// The file that the host's own is bound over.
+pub(super) const RESOLV_CONF: &str = "/etc/resolv.conf";
+
+/// Fills the empty directory `dest` with what sandboxes see as `/etc`. Blocks for some milliseconds.
+///
+/// An entry that cannot be read is left out: tools do without it, as they do on another machine.
+///
+/// # Errors
+/// Where `dest` cannot be written.
+pub(crate) fn copy_to(dest: &Path) -> io::Result<()> {
+    let etc = Path::new("/etc");
+    let names: Vec<_> = fs::read_dir(etc)
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| Some(entry.ok()?.file_name()))
+        .collect();
+    for pattern in ENTRIES {
+        match pattern.strip_suffix('*') {
+            Some(prefix) => {
+                let matching =
+                    names.iter().filter(|name| name.as_bytes().starts_with(prefix.as_bytes()));
+                for name in matching {
+                    copy_entry(etc, dest, name)?;
+                }
+            }
+            None => copy_entry(etc, dest, OsStr::new(pattern))?,
+        }
+    }
+    // Something for the host's own to be bound over.
+    fs::write(dest.join("resolv.conf"), "")?;
+    fs::set_permissions(dest, fs::Permissions::from_mode(0o755))
+}
+
+fn copy_entry(etc: &Path, dest: &Path, name: &OsStr) -> io::Result<()> {
+    let (from, to) = (etc.join(name), dest.join(name));
+    // Symlinks are followed here: many entries of `/etc` point to where a sandbox has nothing.
+    let Ok(metadata) = fs::metadata(&from) else { return Ok(()) };
+    if let Some(parent) = to.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    if metadata.is_dir() {
+        fs::create_dir(&to)?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let Ok(from_dir) = rustix::fs::open(&from, flags, Mode::empty()) else { return Ok(()) };
+        let to_dir = rustix::fs::open(&to, flags, Mode::empty())?;
+        if let Err(error) = tree::copy(from_dir.as_fd(), to_dir.as_fd()) {
+            log::debug!("{} is not shared entirely: {error:?}", from.display());
+        }
+    } else if metadata.is_file()
+        && let Ok(content) = fs::read(&from)
+    {
+        fs::write(&to, content)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_tools_need_is_there_and_no_known_secret_is() {
+        let dir = tempfile::tempdir().unwrap();
+        copy_to(dir.path()).unwrap();
+        for needed in ["passwd", "group", "resolv.conf"] {
+            assert!(dir.path().join(needed).is_file(), "{needed}");
+        }
+        let secrets =
+            ["shadow", "gshadow", "sudoers", "ssh", "ssl/private", "krb5.keytab", "machine-id"];
+        for secret in secrets {
+            assert!(!dir.path().join(secret).exists(), "{secret}");
+        }
+    }
+}
