@@ -13,6 +13,8 @@ const LONG: Duration = Duration::from_secs(60);
 struct Bench {
     supervisor: Supervisor,
     workspace: tempfile::TempDir,
+    /// Lives as long as the sandboxes that show it.
+    _etc: Option<tempfile::TempDir>,
 }
 
 impl Bench {
@@ -20,6 +22,7 @@ impl Bench {
         Self {
             supervisor: Supervisor::start(isolation).unwrap(),
             workspace: tempfile::tempdir().unwrap(),
+            _etc: None,
         }
     }
 
@@ -28,9 +31,11 @@ impl Bench {
     }
 
     fn sandboxed() -> Self {
-        let isolation = Isolation::probe();
+        let etc = tempfile::tempdir().unwrap();
+        crate::sandbox::etc::copy_to(etc.path()).unwrap();
+        let isolation = Isolation::probe().with_etc(etc.path().to_owned());
         assert!(isolation.is_sandboxed(), "install bubblewrap: {isolation:?}");
-        Self::new(isolation)
+        Self { _etc: Some(etc), ..Self::new(isolation) }
     }
 
     fn spec(&self, command: &str) -> CommandSpec {
@@ -502,7 +507,7 @@ fn a_panic_of_the_receiver_ends_nothing_else() {
 fn dropping_the_supervisor_from_its_own_thread_does_not_hang() {
     let bench = Bench::bare();
     let spec = bench.spec("true");
-    let Bench { supervisor, workspace } = bench;
+    let Bench { supervisor, workspace, _etc } = bench;
     let supervisor = Arc::new(supervisor);
     let (sender, receiver) = channel();
     let own = Arc::clone(&supervisor);
