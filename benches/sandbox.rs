@@ -1,0 +1,104 @@
+//! What a command in the embedded sandbox costs, beside what the same command costs without us.
+//!
+//! | group | case | what one iteration is |
+//! |---|---|---|
+//! | `true` | `floor` | spawn `bash -c true` and wait for it, nothing around it |
+//! | | `bubblewrap` | the same in a plain bubblewrap with `/usr` bound, as a script would write it |
+//! | | `executor` | `execute` of `bash` with `true`: queue, slot, sandbox, result |
+//! | `read_file` | `executor` | `execute` of `read_file` of a small file: no process at all |
+//! | `saturated/8` | `floor` | 8 threads, each spawning `bash -c true` and waiting |
+//! | | `executor` | 8 trajectories through the completion queue |
+//!
+//! The time is per call in every case. Needs bubblewrap.
+
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use criterion::{Criterion, criterion_group, criterion_main};
+use serde_json::json;
+use tool_executor::backend::local::{LocalBackend, LocalConfig};
+use tool_executor::{ToolCall, ToolExecutor};
+
+const BUBBLEWRAP: &str = "--unshare-all --die-with-parent --new-session --ro-bind /usr /usr \
+    --symlink usr/bin /bin --symlink usr/lib /lib --symlink usr/lib64 /lib64 --proc /proc \
+    --dev /dev --tmpfs /tmp bash -c true";
+
+fn executor(slots: usize) -> ToolExecutor {
+    let backend = LocalBackend::start(LocalConfig::with_slots(slots)).unwrap();
+    assert_eq!(backend.not_isolated_because(), None, "this bench needs bubblewrap");
+    ToolExecutor::builder().backend(backend).start().unwrap()
+}
+
+fn wait_for(program: &str, arguments: &str) {
+    let mut command = Command::new(program);
+    command.args(arguments.split_whitespace()).stdin(Stdio::null());
+    assert!(command.status().unwrap().success());
+}
+
+fn single(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("true");
+    group.bench_function("floor", |bencher| bencher.iter(|| wait_for("bash", "-c true")));
+    group.bench_function("bubblewrap", |bencher| bencher.iter(|| wait_for("bwrap", BUBBLEWRAP)));
+    let executor = executor(1);
+    group.bench_function("executor", |bencher| {
+        bencher.iter(|| assert!(executor.execute("t", ToolCall::bash("true"), None).success));
+    });
+    group.finish();
+
+    let mut group = criterion.benchmark_group("read_file");
+    assert!(executor.execute("t", ToolCall::bash("echo hello > f"), None).success);
+    group.bench_function("executor", |bencher| {
+        bencher.iter(|| {
+            let call = ToolCall::new("read_file", json!({"path": "f"}));
+            assert!(executor.execute("t", call, None).success);
+        });
+    });
+    group.finish();
+}
+
+fn saturated(criterion: &mut Criterion) {
+    const WIDTH: u64 = 8;
+    let mut group = criterion.benchmark_group("saturated/8");
+    group.bench_function("floor", |bencher| {
+        bencher.iter_custom(|iters| {
+            let each = iters.div_ceil(WIDTH);
+            let started = Instant::now();
+            thread::scope(|scope| {
+                for _ in 0..WIDTH {
+                    scope.spawn(|| (0..each).for_each(|_| wait_for("bash", "-c true")));
+                }
+            });
+            started.elapsed().mul_f64(iters as f64 / (each * WIDTH) as f64)
+        });
+    });
+    let executor = executor(WIDTH as usize);
+    let queue = executor.completion_queue(WIDTH as usize);
+    let submit = |tag: u64| {
+        let call = ToolCall::bash("true");
+        executor.submit_to(&queue, tag, &format!("t{tag}"), call, None).unwrap();
+    };
+    group.bench_function("executor", |bencher| {
+        bencher.iter_custom(|iters| {
+            let started = Instant::now();
+            let mut unsent = iters;
+            for tag in 0..WIDTH.min(iters) {
+                submit(tag);
+                unsent -= 1;
+            }
+            for _ in 0..iters {
+                let done = queue.next_timeout(Duration::from_secs(60)).unwrap();
+                assert!(done.result.success, "{:?}", done.result);
+                if unsent > 0 {
+                    submit(done.tag);
+                    unsent -= 1;
+                }
+            }
+            started.elapsed()
+        });
+    });
+    group.finish();
+}
+
+criterion_group!(benches, single, saturated);
+criterion_main!(benches);

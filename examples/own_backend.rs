@@ -1,0 +1,114 @@
+//! Bring your own sandboxes: a backend whose slots are nothing but maps in memory.
+//!
+//! `cargo run --example own_backend`
+
+#![allow(clippy::print_stdout)]
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Mutex;
+use std::thread;
+use std::time::Duration;
+
+use serde_json::json;
+use tool_executor::backend::{Backend, Container, Execution, ExecutionId, ResetReply, SlotRef};
+use tool_executor::{BackendError, Outcome, ToolCall, ToolExecutor, ToolResult};
+
+/// Two containers of two slots each; a slot's files live in a map.
+struct InMemory {
+    files: Mutex<HashMap<(usize, usize), HashMap<String, String>>>,
+    running: &'static Mutex<HashSet<ExecutionId>>,
+}
+
+impl Backend for InMemory {
+    fn start(&self) -> Result<Vec<Container>, BackendError> {
+        let slots = vec!["slot_0".to_owned(), "slot_1".to_owned()];
+        let container = |addr: &str| Container { addr: addr.to_owned(), slots: slots.clone() };
+        Ok(vec![container("memory-a"), container("memory-b")])
+    }
+
+    fn execute(&self, _container: usize, batch: Vec<Execution>) {
+        for execution in batch {
+            match execution.tool {
+                // What is slow must not be waited for here: answer it from somewhere else, later.
+                "bash" => self.sleep(execution),
+                // What is quick may be answered at once.
+                _ => {
+                    let result = self.file(&execution);
+                    execution.reply.send(result);
+                }
+            }
+        }
+    }
+
+    fn reset(&self, slot: &SlotRef, reply: ResetReply) {
+        self.files.lock().unwrap().remove(&(slot.container, slot.index));
+        reply.send(Ok(()));
+    }
+
+    fn cancel(&self, id: ExecutionId) {
+        self.running.lock().unwrap().remove(&id);
+    }
+}
+
+impl InMemory {
+    fn file(&self, execution: &Execution) -> ToolResult {
+        let text = |key: &str| execution.arguments[key].as_str().unwrap_or_default().to_owned();
+        let mut files = self.files.lock().unwrap();
+        let slot = files.entry((execution.slot.container, execution.slot.index)).or_default();
+        match execution.tool {
+            "write_file" => {
+                slot.insert(text("path"), text("content"));
+                ToolResult::ok(format!("wrote {}", text("path")))
+            }
+            "read_file" => match slot.get(&text("path")) {
+                Some(content) => ToolResult::ok(content),
+                None => ToolResult::failure(Outcome::ToolError, "File not found"),
+            },
+            other => ToolResult::failure(Outcome::UnknownTool, format!("Unknown tool: {other}")),
+        }
+    }
+
+    /// The only command it knows: sleeps until its time is up or it is cancelled.
+    fn sleep(&self, execution: Execution) {
+        let running = self.running;
+        running.lock().unwrap().insert(execution.id);
+        thread::spawn(move || {
+            let ticks = execution.timeout.as_millis() / 10;
+            for _ in 0..ticks {
+                let cancelled = !running.lock().unwrap().contains(&execution.id);
+                // A cancellation may be there before the call was noted as running.
+                if cancelled || execution.reply.is_cancelled() {
+                    let result = ToolResult::failure(Outcome::Cancelled, "woken up");
+                    return execution.reply.send(result);
+                }
+                thread::sleep(Duration::from_millis(10));
+            }
+            running.lock().unwrap().remove(&execution.id);
+            execution.reply.send(ToolResult::failure(Outcome::Timeout, "slept too long"));
+        });
+    }
+}
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let running: &'static Mutex<HashSet<ExecutionId>> = Box::leak(Box::default());
+    let backend = InMemory { files: Mutex::default(), running };
+    let executor = ToolExecutor::builder().backend(backend).start()?;
+
+    let write = json!({"path": "note", "content": "hello"});
+    executor.execute("agent-1", ToolCall::new("write_file", write), None);
+    let read = ToolCall::new("read_file", json!({"path": "note"}));
+    let mine = executor.execute("agent-1", read.clone(), None);
+    let others = executor.execute("agent-2", read, None);
+    println!("agent-1 reads {:?}, agent-2 gets {:?}", mine.output, others.error);
+    assert_eq!((&*mine.output, &*others.error), ("hello", "File not found"));
+
+    let sleeping = executor.submit("agent-3", ToolCall::bash("sleep"), None)?;
+    sleeping.cancel();
+    let result = sleeping.wait();
+    println!("agent-3: {} ({})", result.error, result.outcome);
+    assert_eq!(result.outcome, Outcome::Cancelled);
+
+    executor.release_trajectory("agent-1", true)?;
+    println!("{:?}", executor.stats().slots);
+    Ok(())
+}
