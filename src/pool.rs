@@ -14,6 +14,8 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use serde::Serialize;
+
 use crate::backend::{Container, SlotRef};
 
 /// The index of a slot in its pool.
@@ -39,7 +41,7 @@ pub(crate) enum ResetFor {
 }
 
 /// How many slots are in which state.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct SlotCounts {
     /// All slots.

@@ -4,12 +4,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
+use serde::{Serialize, Serializer};
 
 use crate::pool::SlotCounts;
 use crate::tool::{Outcome, Timing};
 
-/// A snapshot of an executor's counters. All counts are since its start unless they say "now".
-#[derive(Debug, Clone, Default, PartialEq)]
+/// A snapshot of an executor's counters, for programs; serialises to JSON under the same names. All counts are since its start unless they say "now".
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Stats {
     /// Calls that got their result, those refused at the door among them.
@@ -66,6 +67,13 @@ impl OutcomeCounts {
     }
 }
 
+/// As a map from the names of the outcomes that occurred to their counts.
+impl Serialize for OutcomeCounts {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.iter())
+    }
+}
+
 /// Counts the calls that were refused at the door, on the callers' threads.
 #[derive(Debug, Default)]
 pub(crate) struct Refusals([AtomicU64; Outcome::ALL.len()]);
@@ -85,7 +93,7 @@ impl Refusals {
 }
 
 /// A distribution, in the unit that its name in [`Stats`] says. All zero while it is empty.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub struct Summary {
     /// How many values.
     pub count: u64,
@@ -205,6 +213,17 @@ mod tests {
         let timing = Timing { queue: Duration::MAX / 4, ..Timing::default() };
         recorder.finished(Outcome::NeverRan, timing, false);
         assert_eq!(recorder.summaries()[3].count, 1000, "what never ran has no execution time");
+    }
+
+    #[test]
+    fn statistics_serialise_under_their_own_names() {
+        let mut stats = Stats { total_requests: 2, ..Stats::default() };
+        stats.outcomes.add(Outcome::NonZeroExit);
+        let json = serde_json::to_value(&stats).unwrap();
+        assert_eq!(json["total_requests"], 2);
+        assert_eq!(json["outcomes"], serde_json::json!({"non_zero_exit": 1}));
+        assert_eq!(json["slots"]["held"], 0);
+        assert_eq!(json["exec_ms"]["p99"], 0.0);
     }
 
     #[test]

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use serde::{Serialize, Serializer};
+
 /// How a call ended. A trainer masks by it; nobody has to parse error texts.
 ///
 /// Serialised as its snake-case name ([`Outcome::as_str`]).
@@ -90,6 +92,12 @@ impl Outcome {
                 | Outcome::InvalidCall
                 | Outcome::UnknownTool
         )
+    }
+}
+
+impl Serialize for Outcome {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
     }
 }
 
