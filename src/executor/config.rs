@@ -49,7 +49,7 @@ impl Builder {
             queue_capacity: 65_536,
             queue_timeout: Duration::from_secs(3600),
             acquire_timeout: Duration::from_secs(600),
-            answer_grace: Duration::from_secs(30),
+            answer_grace: Duration::from_secs(60),
             reset_timeout: Duration::from_secs(60),
             close_timeout: Duration::from_secs(30),
             io_threads: 8,
@@ -116,7 +116,7 @@ impl Builder {
 
     /// How long after a call's own time limit its backend may take to answer. After that, the call
     /// ends as [`Outcome::SandboxLost`](crate::Outcome::SandboxLost) and its slot is reset before
-    /// anybody gets it. Defaults to 30 s.
+    /// anybody gets it. Defaults to 60 s.
     pub fn answer_grace(mut self, grace: Duration) -> Self {
         self.answer_grace = grace;
         self
