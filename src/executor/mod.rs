@@ -19,6 +19,7 @@ mod dispatch;
 mod event;
 mod gate;
 mod lane;
+mod line;
 mod stats;
 mod ticket;
 mod workers;
