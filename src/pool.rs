@@ -8,7 +8,8 @@
 //!
 //! The owner (the batcher's [`Dispatch`](crate::executor)) carries out the resets that
 //! [`Pool::assign`] and [`Pool::release_with_reset`] ask for, and reports them by
-//! [`Pool::reset_done`]; [`Pool::expire`] gives up those that are not answered in time.
+//! [`Pool::reset_done`]; [`Pool::expire`] gives up those that are not answered in time. Such a slot
+//! is kept back until the answer comes.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
@@ -95,6 +96,8 @@ struct Slot {
     generation: u64,
     state: State,
     failed_resets: u32,
+    /// A reset that was given up is still to be answered, so it may still be at work in there.
+    unanswered: bool,
 }
 
 #[derive(Debug)]
@@ -142,6 +145,7 @@ impl Pool {
                     generation: 0,
                     state: State::Clean,
                     failed_resets: 0,
+                    unanswered: false,
                 }));
                 PoolContainer {
                     addr: container.addr.as_str().into(),
@@ -247,7 +251,15 @@ impl Pool {
     ) -> Option<ResetFor> {
         let entry = &mut self.slots[slot.0];
         if entry.generation != generation {
-            return None; // given up meanwhile
+            return None;
+        }
+        if std::mem::take(&mut entry.unanswered) {
+            // Given up meanwhile. Late, but it says that the slot is empty.
+            if outcome.is_ok() {
+                entry.failed_resets = 0;
+                self.set(slot, State::Clean);
+            }
+            return None;
         }
         let State::Resetting { purpose, .. } = &mut entry.state else { return None };
         let purpose = std::mem::replace(purpose, Purpose::Nobody);
@@ -298,11 +310,20 @@ impl Pool {
         if when > now {
             return None;
         }
-        let entry = &self.slots[slot.0];
+        let entry = &mut self.slots[slot.0];
         Some(match entry.state {
             State::Resetting { .. } => {
                 let error = format!("no answer within {:?}", self.reset_timeout);
-                self.reset_done(slot, entry.generation, Err(error), now)
+                let generation = entry.generation;
+                let ended = self.reset_done(slot, generation, Err(error), now);
+                self.slots[slot.0].unanswered = true;
+                ended
+            }
+            // Never two resets at once: the older one could go on emptying what the newer one has
+            // long made somebody's workspace.
+            _ if entry.unanswered => {
+                self.set(slot, State::Broken { retry_at: now + RETRY_MOST });
+                None
             }
             _ => {
                 self.set(slot, State::Dirty(None));
@@ -580,7 +601,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reset_without_an_answer_fails_at_its_deadline_and_a_late_answer_is_ignored() {
+    fn a_reset_without_an_answer_fails_at_its_deadline_and_its_slot_waits_for_the_answer() {
         let mut pool = pool(&[1]);
         let now = Instant::now();
         pool.wait(id("a"));
@@ -591,16 +612,16 @@ mod tests {
         let Some(Some(ResetFor::Released(_, Err(_)))) = pool.expire(deadline) else {
             panic!("the release must end")
         };
-        let retry = pool.next_deadline().unwrap();
-        pool.expire(retry);
         pool.wait(id("b"));
-        assert_eq!(pool.assign(retry), Some(Assignment::Reset(slot)));
-        assert_eq!(
-            pool.reset_done(slot, generation, Ok(()), retry),
-            None,
-            "another reset's answer"
-        );
-        assert_eq!(pool.counts().resetting, 1);
+        for _ in 0..3 {
+            let retry = pool.next_deadline().unwrap();
+            pool.expire(retry);
+            assert_eq!(pool.assign(retry), None, "a second reset beside the first");
+        }
+        assert_eq!(pool.reset_done(slot, generation, Ok(()), deadline), None);
+        assert_eq!(pool.assign(deadline), Some(Assignment::Slot(id("b"), slot)));
+        assert_eq!(pool.reset_done(slot, generation, Ok(()), deadline), None, "answered twice");
+        assert_eq!(pool.counts().held, 1);
     }
 
     #[derive(Debug, Clone)]

@@ -237,10 +237,14 @@ impl World {
                     self.batches.push(container);
                     for execution in batch {
                         prop_assert_eq!(execution.slot.container, container);
-                        self.started(&execution.trajectory_id, execution.id)?;
+                        let id = execution.id;
+                        self.started(&execution.trajectory_id, id)?;
                         let slot = (container, execution.slot.index);
                         self.nothing_runs_in(slot)?;
-                        let Execution { id, reply, .. } = execution;
+                        let of_slot = |reset: &SlotRef| (reset.container, reset.index) == slot;
+                        let emptied = self.resets.iter().any(|(_, reset)| of_slot(reset));
+                        prop_assert!(!emptied, "{} begins in a slot that is being reset", id);
+                        let Execution { reply, .. } = execution;
                         self.running.push(Running { id, slot: Some(slot), reply: Some(reply) });
                     }
                 }
@@ -254,6 +258,8 @@ impl World {
                 }
                 Action::Reset { slot, slot_ref } => {
                     self.nothing_runs_in((slot_ref.container, slot_ref.index))?;
+                    let at_work = self.resets.iter().any(|(other, _)| *other == slot);
+                    prop_assert!(!at_work, "two resets at once of {:?}", slot);
                     self.resets.push((slot, slot_ref));
                 }
                 Action::Cancel(id) => {
