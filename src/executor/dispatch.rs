@@ -209,6 +209,8 @@ impl Dispatch {
             Event::Stats(reply) => {
                 let _ = reply.send(self.stats());
             }
+            // The next tick looks whether everything has ended.
+            Event::GateLeft => {}
             Event::Close { deadline } => {
                 self.closing = Some(self.closing.map_or(deadline, |old| old.min(deadline)));
                 let all: Vec<_> = self.trajectories.keys().cloned().collect();
@@ -604,7 +606,8 @@ impl Dispatch {
             Stage::WaitingForHandler { place } => {
                 self.handler_queue.remove(place);
             }
-            Stage::InSlot { .. } => {}
+            // Its batch may not even have reached the backend: it is not to start now.
+            Stage::InSlot { .. } => cell.cancel(),
             Stage::InHandler { cancelled, .. } => cancelled.store(true, Ordering::Release),
         }
         self.no_longer_current(trajectory_id, id, lost, now);
