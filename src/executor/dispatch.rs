@@ -11,7 +11,7 @@
 //! - A call leaves the gate once: when it is sent, or when it ends without having been.
 //! - A call that is removed from `calls` was answered: its [`Ticket`] sees to it even on a panic.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -21,6 +21,7 @@ use crossbeam_channel::Sender;
 use super::event::{Accepted, Event};
 use super::gate::Gate;
 use super::lane::{BatchLimits, Lane};
+use super::line::{Line, LinePlace};
 use super::stats::{Recorder, Refusals, Stats};
 use super::ticket::Ticket;
 use crate::backend::{Container, Execution, ExecutionId, Reply, SlotRef};
@@ -68,13 +69,13 @@ pub(crate) struct HandlerCall {
 /// Where a call is.
 enum Stage {
     /// Behind earlier calls of its trajectory.
-    Queued,
+    Queued { place: LinePlace },
     /// First of its trajectory, which waits for a slot.
     WaitingForSlot { since: Instant },
     /// In its container's lane.
     InLane { slot: SlotIx },
     /// Waiting for a free handler thread.
-    WaitingForHandler,
+    WaitingForHandler { place: LinePlace },
     /// Handed to the backend.
     InSlot { since: Instant },
     /// Running on a handler thread.
@@ -107,7 +108,7 @@ enum Current {
 }
 
 struct Trajectory {
-    queue: VecDeque<Item>,
+    queue: Line<Item>,
     current: Current,
     slot: Option<SlotIx>,
     /// Its workspace went down with its sandbox; it is told so until it is released.
@@ -124,7 +125,7 @@ pub(crate) struct Dispatch {
     limits: Limits,
     pool: Pool,
     lanes: Vec<Lane<ExecutionId>>,
-    handler_queue: VecDeque<ExecutionId>,
+    handler_queue: Line<ExecutionId>,
     handlers_busy: usize,
     trajectories: HashMap<Arc<str>, Trajectory>,
     calls: HashMap<ExecutionId, Call>,
@@ -153,7 +154,7 @@ impl Dispatch {
             limits,
             pool: Pool::new(containers, limits.reset_timeout),
             lanes: containers.iter().map(|_| Lane::new()).collect(),
-            handler_queue: VecDeque::new(),
+            handler_queue: Line::new(),
             handlers_busy: 0,
             trajectories: HashMap::new(),
             calls: HashMap::new(),
@@ -194,7 +195,7 @@ impl Dispatch {
             Event::Release { trajectory_id, reset_workspace, reply } => {
                 match self.trajectories.get_mut(&trajectory_id) {
                     Some(trajectory) => {
-                        trajectory.queue.push_back(Item::Release { reset_workspace, reply });
+                        trajectory.queue.push(Item::Release { reset_workspace, reply });
                         self.advance(&trajectory_id, now);
                     }
                     None => answer(reply, Ok(())),
@@ -208,6 +209,8 @@ impl Dispatch {
             Event::Stats(reply) => {
                 let _ = reply.send(self.stats());
             }
+            // The next tick looks whether everything has ended.
+            Event::GateLeft => {}
             Event::Close { deadline } => {
                 self.closing = Some(self.closing.map_or(deadline, |old| old.min(deadline)));
                 let all: Vec<_> = self.trajectories.keys().cloned().collect();
@@ -295,6 +298,15 @@ impl Dispatch {
         let id = ticket.cell().id;
         let trajectory_id = ticket.cell().trajectory_id.clone();
         let timer = at + self.limits.queue_timeout;
+        let trajectory =
+            self.trajectories.entry(trajectory_id.clone()).or_insert_with(|| Trajectory {
+                queue: Line::new(),
+                current: Current::Nothing,
+                slot: None,
+                lost: false,
+                idle_since: now,
+            });
+        let place = trajectory.queue.push(Item::Call(id));
         let call = Call {
             ticket,
             tool: prepared.name,
@@ -302,20 +314,11 @@ impl Dispatch {
             timeout: prepared.timeout,
             accepted: at,
             slot_wait: Duration::ZERO,
-            stage: Stage::Queued,
+            stage: Stage::Queued { place },
             timer,
         };
         self.calls.insert(id, call);
         self.timers.insert((timer, id));
-        let trajectory =
-            self.trajectories.entry(trajectory_id.clone()).or_insert_with(|| Trajectory {
-                queue: VecDeque::new(),
-                current: Current::Nothing,
-                slot: None,
-                lost: false,
-                idle_since: now,
-            });
-        trajectory.queue.push_back(Item::Call(id));
         if let Some(aborted) = &mut self.aborted {
             *aborted += 1;
             // It slipped through the gate just before it closed.
@@ -332,7 +335,7 @@ impl Dispatch {
             if !matches!(trajectory.current, Current::Nothing) {
                 return;
             }
-            match trajectory.queue.pop_front() {
+            match trajectory.queue.pop() {
                 Some(Item::Call(id)) => {
                     trajectory.current = Current::Call(id);
                     if let Err(refusal) = self.begin(id, now) {
@@ -411,8 +414,7 @@ impl Dispatch {
                 }
             },
             Some(Work::InProcess { .. }) => {
-                call.stage = Stage::WaitingForHandler;
-                self.handler_queue.push_back(id);
+                call.stage = Stage::WaitingForHandler { place: self.handler_queue.push(id) };
                 Ok(())
             }
             // Taken only when it is sent.
@@ -523,7 +525,7 @@ impl Dispatch {
 
     fn send_to_handlers(&mut self, now: Instant) {
         while self.handlers_busy < self.limits.handler_concurrency
-            && let Some(id) = self.handler_queue.pop_front()
+            && let Some(id) = self.handler_queue.pop()
         {
             let Some(call) = self.calls.get_mut(&id) else { continue };
             let Some(Work::InProcess { handler, arguments }) = call.work.take() else { continue };
@@ -594,17 +596,18 @@ impl Dispatch {
         }
         let trajectory_id = &cell.trajectory_id;
         match call.stage {
-            Stage::Queued => {
+            Stage::Queued { place } => {
                 if let Some(trajectory) = self.trajectories.get_mut(trajectory_id) {
-                    trajectory
-                        .queue
-                        .retain(|item| !matches!(item, Item::Call(other) if *other == id));
+                    trajectory.queue.remove(place);
                 }
             }
             Stage::WaitingForSlot { .. } => self.pool.stop_waiting(trajectory_id),
             Stage::InLane { slot } => self.lanes[self.pool.container(slot)].remove(id),
-            Stage::WaitingForHandler => self.handler_queue.retain(|other| *other != id),
-            Stage::InSlot { .. } => {}
+            Stage::WaitingForHandler { place } => {
+                self.handler_queue.remove(place);
+            }
+            // Its batch may not even have reached the backend: it is not to start now.
+            Stage::InSlot { .. } => cell.cancel(),
             Stage::InHandler { cancelled, .. } => cancelled.store(true, Ordering::Release),
         }
         self.no_longer_current(trajectory_id, id, lost, now);
@@ -662,13 +665,15 @@ impl Dispatch {
     fn time_is_up(&mut self, id: ExecutionId, now: Instant) {
         let Some(call) = self.calls.get(&id) else { return };
         let result = match call.stage {
-            Stage::Queued | Stage::InLane { .. } | Stage::WaitingForHandler => ToolResult::failure(
-                Outcome::NeverRan,
-                format!(
-                    "the call did not start within its queue time of {:.1} s",
-                    self.limits.queue_timeout.as_secs_f64()
-                ),
-            ),
+            Stage::Queued { .. } | Stage::InLane { .. } | Stage::WaitingForHandler { .. } => {
+                ToolResult::failure(
+                    Outcome::NeverRan,
+                    format!(
+                        "the call did not start within its queue time of {:.1} s",
+                        self.limits.queue_timeout.as_secs_f64()
+                    ),
+                )
+            }
             Stage::WaitingForSlot { .. } => ToolResult::failure(
                 Outcome::NeverRan,
                 format!("Failed to acquire slot: {}", self.explain_slots(now)),
@@ -811,3 +816,6 @@ fn earliest(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
         (a, b) => a.or(b),
     }
 }
+
+#[cfg(test)]
+mod tests;
