@@ -4,13 +4,13 @@
 
 use std::collections::HashSet;
 
-use crossbeam_channel::{Receiver, unbounded};
+use crossbeam_channel::{Receiver, Sender, unbounded};
 use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
 use crate::executor::lane::BatchPolicy;
-use crate::executor::ticket::{Destination, Pending};
+use crate::executor::ticket::{Destination, Pending, Ticket};
 use crate::tool::{Policy, Prepared, ToolCall, ToolRegistry, ToolSchema, prepare};
 
 const HANDLERS: usize = 2;
