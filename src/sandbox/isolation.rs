@@ -381,7 +381,7 @@ mod tests {
              --ro-bind /lib /lib --ro-bind /run/etc /etc \
              --ro-bind-try /etc/resolv.conf /etc/resolv.conf \
              --dir /var/tmp --proc /proc --dev /dev --tmpfs /tmp \
-             --bind /w s /workspace --chdir /workspace -- bash -c echo a b"
+             --bind /w s /workspace --chdir /workspace -- bash -c -- echo a b"
         );
         assert_eq!(argv.last().map(OsString::as_os_str), Some("echo a b".as_ref()));
         let offline = bwrap_argv(&bubblewrap(), Path::new("/w"), false, Handshake::None, &call);
@@ -394,7 +394,7 @@ mod tests {
         let call = shell::shell_call(Shell::Bash, "--bind / /host", true, None);
         let argv = bwrap_argv(&bubblewrap(), Path::new("/w"), true, Handshake::Block, &call);
         let end = argv.iter().position(|word| word == "--").unwrap();
-        assert_eq!(line(&argv[end..]), "-- bash -c --bind / /host");
+        assert_eq!(line(&argv[end..]), "-- bash -c -- --bind / /host");
     }
 
     #[test]

@@ -145,6 +145,8 @@ fn exit_codes_signals_and_both_streams_are_told_apart() {
         assert_eq!(bench.run("").end, End::Exited(0));
         assert_eq!(bench.run("foo-bar").end, End::Exited(127));
         assert_eq!(bench.run("foo-bar").stderr.text, "bash: line 1: foo-bar: command not found\n");
+        assert_eq!(bench.run("-x foo").end, End::Exited(127));
+        assert_eq!(bench.run("-x foo").stderr.text, "bash: line 1: -x: command not found\n");
         assert_eq!(bench.run("if").end, End::Exited(2));
         let killed = match finished.sandboxed {
             true => End::Exited(137),
