@@ -6,7 +6,8 @@
 //! its shell; the supervisor starts the processes.
 //!
 //! What a command sees under bubblewrap: a read-only `/usr`, of `/etc` what the module `etc` has
-//! copied, its workspace as `/workspace` (the only host directory that it can write to), private `/tmp`, `/proc` and `/dev`, its own user, pid, ipc, uts and cgroup namespaces, a
+//! copied, its workspace as `/workspace` (the only host directory that it can write to), private `/tmp` and
+//! `/dev`, a read-only `/proc` of its own processes, its own user, pid, ipc, uts and cgroup namespaces, a
 //! network only where it is allowed, no capabilities and no further user namespaces.
 
 use std::ffi::{CString, OsStr, OsString};
@@ -312,7 +313,9 @@ pub(super) fn bwrap_argv(
         }
         None => add(&plain("--dir /etc")),
     }
-    add(&plain("--dir /var/tmp --proc /proc --dev /dev --tmpfs /tmp"));
+    // Read-only: to the kernel, root is root without any capability, and could write /proc/sys (whose
+    // core_pattern names a program that the host runs) and chmod what all sandboxes share of /proc.
+    add(&plain("--dir /var/tmp --proc /proc --remount-ro /proc --dev /dev --tmpfs /tmp"));
     add(&["--bind".as_ref(), workspace.as_ref(), "/workspace".as_ref()]);
     add(&plain("--chdir /workspace --"));
     argv.extend(call.argv.iter().cloned());
@@ -380,7 +383,7 @@ mod tests {
              --json-status-fd 3 --block-fd 4 --ro-bind /usr /usr --symlink usr/bin /bin \
              --ro-bind /lib /lib --ro-bind /run/etc /etc \
              --ro-bind-try /etc/resolv.conf /etc/resolv.conf \
-             --dir /var/tmp --proc /proc --dev /dev --tmpfs /tmp \
+             --dir /var/tmp --proc /proc --remount-ro /proc --dev /dev --tmpfs /tmp \
              --bind /w s /workspace --chdir /workspace -- bash -c -- echo a b"
         );
         assert_eq!(argv.last().map(OsString::as_os_str), Some("echo a b".as_ref()));

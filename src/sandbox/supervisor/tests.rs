@@ -400,6 +400,16 @@ fn a_sandbox_shows_no_secrets_and_gives_no_privileges() {
 }
 
 #[test]
+fn a_sandbox_of_root_cannot_change_what_the_kernel_shares_in_proc() {
+    let bench = Bench::sandboxed();
+    // Opens without writing: as root, without the protection, this is the host's own.
+    let opened = "find /proc/sys -type f | while read f; do (exec 9<>$f) && echo $f; done 2>/dev/null | head -3";
+    assert_eq!(bench.output(opened), "");
+    let mode = bench.output("stat -c %a /proc/version");
+    assert_ne!(bench.run(&format!("chmod {mode} /proc/version")).end, End::Exited(0));
+}
+
+#[test]
 fn without_network_there_is_none_and_where_that_is_impossible_nothing_runs() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
