@@ -409,6 +409,40 @@ fn a_sandbox_of_root_cannot_change_what_the_kernel_shares_in_proc() {
     assert_ne!(bench.run(&format!("chmod {mode} /proc/version")).end, End::Exited(0));
 }
 
+/// The test's own thread gets a keyring; a command that could use it would find a key of the host's
+/// there, and what another command has left.
+#[test]
+fn kernel_keyrings_connect_commands_neither_with_the_host_nor_with_each_other() {
+    let (join, session) = (libc::KEYCTL_JOIN_SESSION_KEYRING as libc::c_long, -3 as libc::c_long);
+    let none = std::ptr::null::<libc::c_char>();
+    // SAFETY: changes this thread's credentials only, and adds a key of five bytes to its keyring.
+    let added = unsafe {
+        libc::syscall(libc::SYS_keyctl, join, none) >= 0
+            && libc::syscall(
+                libc::SYS_add_key,
+                c"user".as_ptr(),
+                c"tool-host".as_ptr(),
+                c"value".as_ptr(),
+                5 as libc::c_long,
+                session,
+            ) >= 0
+    };
+    if !added {
+        let errno = std::io::Error::last_os_error().raw_os_error();
+        assert!(matches!(errno, Some(libc::ENOSYS | libc::EPERM)), "{errno:?}");
+        return;
+    }
+    let search = format!("syscall({}, 10, -3, $type, $name, 0)", libc::SYS_keyctl);
+    let add = format!("syscall({}, $type, $name, $name, 5, -3)", libc::SYS_add_key);
+    let perl = |what: &str, key: &str| {
+        format!("perl -e '($type, $name) = @ARGV; print {what}, \"\\n\"' user {key}")
+    };
+    let bench = Bench::sandboxed();
+    assert_eq!(bench.output(&perl(&search, "tool-host")), "-1\n");
+    bench.output(&perl(&add, "tool-command"));
+    assert_eq!(bench.output(&perl(&search, "tool-command")), "-1\n");
+}
+
 #[test]
 fn without_network_there_is_none_and_where_that_is_impossible_nothing_runs() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
