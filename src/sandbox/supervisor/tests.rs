@@ -619,6 +619,29 @@ fn many_commands_leave_no_zombie_no_open_file_and_no_thread() {
 }
 
 #[test]
+fn where_open_files_are_short_commands_fail_to_start_and_leave_nothing() {
+    alone("where_open_files_are_short_commands_fail_to_start_and_leave_nothing", || {
+        in_both_modes(|bench| {
+            let before = rustix::process::getrlimit(Resource::Nofile);
+            for room in 9..25 {
+                let few = Some(count("/proc/self/fd") as u64 + room);
+                let limit = Rlimit { current: few, maximum: before.maximum };
+                rustix::process::setrlimit(Resource::Nofile, limit).unwrap();
+                let ends: Vec<_> = (0..24).map(|_| bench.start(bench.spec("true")).1).collect();
+                for end in ends {
+                    let end = end.recv_timeout(LONG).unwrap().end;
+                    assert!(matches!(end, End::Exited(0) | End::SetupFailed(_)), "{end:?}");
+                }
+                rustix::process::setrlimit(Resource::Nofile, before.clone()).unwrap();
+            }
+            assert_eq!(bench.run("true").end, End::Exited(0));
+            let workspace = bench.workspace.path().to_str().unwrap();
+            wait_until(|| processes_with(workspace).is_empty());
+        });
+    });
+}
+
+#[test]
 fn two_hundred_sleeping_commands_need_one_thread() {
     alone("two_hundred_sleeping_commands_need_one_thread", || {
         in_both_modes(|bench| {
