@@ -532,7 +532,8 @@ fn leave_session_keyring() {
 }
 
 /// Raises this process's soft limit of open files, once; gives the limit it had where it was raised.
-fn raise_open_files_limit() -> Option<u64> {
+/// Starting a supervisor does so too, but workspaces that are made before it need open files as well.
+pub(crate) fn raise_open_files_limit() -> Option<u64> {
     const WANTED: u64 = 65_536;
     static BEFORE: OnceLock<Option<u64>> = OnceLock::new();
     *BEFORE.get_or_init(|| {
