@@ -100,6 +100,11 @@ impl Child {
         kill(self.pidfd.as_fd());
     }
 
+    /// SIGCONT, in case somebody has stopped it. A process that is gone already is no error.
+    pub(super) fn resume(&self) {
+        let _ = rustix::process::pidfd_send_signal(&self.pidfd, Signal::CONT);
+    }
+
     /// Its status if it has ended, which also removes the zombie. Does not block.
     pub(super) fn reap(&self) -> Reaped {
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;

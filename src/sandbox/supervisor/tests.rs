@@ -271,6 +271,16 @@ fn at_the_timeout_every_process_is_dead_and_partial_output_is_kept() {
 }
 
 #[test]
+fn without_a_sandbox_a_command_that_stops_its_reaper_is_killed_all_the_same() {
+    let (bench, marker) = (Bench::bare(), marker());
+    let command = format!("kill -STOP $PPID; (setsid sleep {marker} &); sleep {marker}");
+    let finished = bench.run_for(500, &command);
+    assert_eq!(finished.end, End::TimedOut);
+    assert!(finished.all_dead);
+    assert_eq!(processes_with(&marker), Vec::<String>::new());
+}
+
+#[test]
 fn the_wall_time_is_that_of_the_command() {
     in_both_modes(|bench| {
         let finished = bench.run("sleep 0.1");
