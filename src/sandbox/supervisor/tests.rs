@@ -642,7 +642,7 @@ fn where_open_files_are_short_commands_fail_to_start_and_leave_nothing() {
                     let end = end.recv_timeout(LONG).unwrap().end;
                     assert!(matches!(end, End::Exited(0) | End::SetupFailed(_)), "{end:?}");
                 }
-                rustix::process::setrlimit(Resource::Nofile, before.clone()).unwrap();
+                rustix::process::setrlimit(Resource::Nofile, before).unwrap();
             }
             assert_eq!(bench.run("true").end, End::Exited(0));
             let workspace = bench.workspace.path().to_str().unwrap();
