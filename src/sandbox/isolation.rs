@@ -343,7 +343,10 @@ impl StatusReport {
         for document in serde_json::Deserializer::from_slice(text).into_iter::<Value>() {
             let Ok(document) = document else { break };
             report.child_pid = report.child_pid.or(number(&document, "child-pid"));
-            report.exit_code = report.exit_code.or(number(&document, "exit-code"));
+            // A command can reach into the sandbox's first process and make up a code; it must not be
+            // able to make up one that means something else here, as -1 does.
+            let exit_code = number(&document, "exit-code").map(|code| code & 0xff);
+            report.exit_code = report.exit_code.or(exit_code);
         }
         report
     }
@@ -411,6 +414,10 @@ mod tests {
             StatusReport { child_pid: Some(12), exit_code: Some(137) }
         );
         assert_eq!(StatusReport::parse(b"\xff{"), StatusReport::default());
+        for (made_up, taken_for) in [("-1", 255), ("4242", 146), ("2147483647", 255)] {
+            let report = StatusReport::parse(format!("{{\"exit-code\": {made_up}}}").as_bytes());
+            assert_eq!(report.exit_code, Some(taken_for), "{made_up}");
+        }
     }
 
     #[test]
