@@ -42,6 +42,8 @@ pub(crate) struct Server {
     pub(crate) url: String,
     /// Every request, in order of arrival.
     pub(crate) requests: Receiver<Request>,
+    /// The number of each connection, once the server has closed it.
+    pub(crate) closed: Receiver<usize>,
 }
 
 impl Server {
@@ -49,16 +51,21 @@ impl Server {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let (seen, requests) = unbounded();
+        let (tell_closed, closed) = unbounded();
         let handler: Arc<Handler> = Arc::new(handler);
         thread::spawn(move || {
             for (connection, stream) in listener.incoming().enumerate() {
                 let Ok(stream) = stream else { return };
                 let (handler, seen) = (handler.clone(), seen.clone());
-                // An error means that the client has gone, which may be what the test is about.
-                thread::spawn(move || drop(serve(stream, connection, &*handler, &seen)));
+                let tell_closed = tell_closed.clone();
+                thread::spawn(move || {
+                    // An error means that the client has gone, which may be what the test is about.
+                    let _ = serve(stream, connection, &*handler, &seen);
+                    let _ = tell_closed.send(connection);
+                });
             }
         });
-        Self { url, requests }
+        Self { url, requests, closed }
     }
 }
 

@@ -185,6 +185,7 @@ fn connections_are_kept_and_one_that_the_server_closed_fails_no_call() {
     assert_eq!(connections.len(), 1, "the connection is reused");
     for _ in 0..20 {
         assert_eq!(executor.execute("t", search("close"), None).output, "closed");
+        server.closed.recv_timeout(PATIENCE).unwrap();
         assert_eq!(executor.execute("t", search("keep"), None).output, "kept");
     }
 }
