@@ -8,9 +8,10 @@
 //!
 //! The owner (the batcher's [`Dispatch`](crate::executor)) carries out the resets that
 //! [`Pool::assign`] and [`Pool::release_with_reset`] ask for, and reports them by
-//! [`Pool::reset_done`]; [`Pool::expire`] gives up those that are not answered in time.
+//! [`Pool::reset_done`]; [`Pool::expire`] gives up those that are not answered in time. Such a slot
+//! is kept back until the answer comes.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -81,8 +82,9 @@ enum State {
 
 #[derive(Debug)]
 enum Purpose {
-    /// For the trajectory at the head of the waiting room when the reset began.
-    Grant(Arc<str>),
+    /// For the trajectory that was at the head of the waiting room, at this place, when the reset
+    /// began.
+    Grant(u64, Arc<str>),
     Release(Arc<str>),
     /// For nobody any more: its trajectory gave up waiting.
     Nobody,
@@ -96,6 +98,8 @@ struct Slot {
     generation: u64,
     state: State,
     failed_resets: u32,
+    /// A reset that was given up is still to be answered, so it may still be at work in there.
+    unanswered: bool,
 }
 
 #[derive(Debug)]
@@ -113,7 +117,11 @@ struct PoolContainer {
 pub(crate) struct Pool {
     containers: Vec<PoolContainer>,
     slots: Vec<Slot>,
-    waiting: VecDeque<Arc<str>>,
+    /// The waiting room, by order of arrival.
+    waiting: BTreeMap<u64, Arc<str>>,
+    /// Where in the waiting room a trajectory is.
+    places: HashMap<Arc<str>, u64>,
+    arrivals: u64,
     /// Free slots whose files a trajectory may have back.
     left_by: HashMap<Arc<str>, SlotIx>,
     /// When to look at slots that are being reset or broken.
@@ -139,6 +147,7 @@ impl Pool {
                     generation: 0,
                     state: State::Clean,
                     failed_resets: 0,
+                    unanswered: false,
                 }));
                 PoolContainer {
                     addr: container.addr.as_str().into(),
@@ -153,7 +162,9 @@ impl Pool {
         Self {
             containers,
             slots,
-            waiting: VecDeque::new(),
+            waiting: BTreeMap::new(),
+            places: HashMap::new(),
+            arrivals: 0,
             left_by: HashMap::new(),
             timers: BTreeSet::new(),
             counts,
@@ -163,16 +174,21 @@ impl Pool {
 
     /// Puts a trajectory at the end of the waiting room. It must hold no slot and not wait yet.
     pub(crate) fn wait(&mut self, trajectory: Arc<str>) {
-        debug_assert!(!self.waiting.contains(&trajectory));
-        self.waiting.push_back(trajectory);
+        debug_assert!(!self.places.contains_key(&trajectory));
+        let place = self.arrivals;
+        self.arrivals += 1;
+        self.wait_at(place, trajectory);
     }
 
     /// Takes a trajectory out of the waiting room: its call was cancelled or its time is up.
     pub(crate) fn stop_waiting(&mut self, trajectory: &Arc<str>) {
-        self.waiting.retain(|waiting| waiting != trajectory);
+        if let Some(place) = self.places.remove(trajectory) {
+            self.waiting.remove(&place);
+            return;
+        }
         for &(_, slot) in &self.timers {
             if let State::Resetting { purpose, .. } = &mut self.slots[slot.0].state
-                && matches!(purpose, Purpose::Grant(waiting) if waiting == trajectory)
+                && matches!(purpose, Purpose::Grant(_, waiting) if waiting == trajectory)
             {
                 *purpose = Purpose::Nobody;
             }
@@ -182,20 +198,22 @@ impl Pool {
     /// Serves the head of the waiting room, if a slot is free for it. To be called until it gives
     /// `None`, after every change.
     pub(crate) fn assign(&mut self, now: Instant) -> Option<Assignment> {
-        let trajectory = self.waiting.front()?.clone();
+        let (&place, trajectory) = self.waiting.first_key_value()?;
+        let trajectory = trajectory.clone();
         let slot = self
             .left_by
             .get(&trajectory)
             .copied()
             .or_else(|| self.clean_slot())
             .or_else(|| self.dirty_slot())?;
-        self.waiting.pop_front();
+        self.waiting.remove(&place);
+        self.places.remove(&trajectory);
         let needs_reset = match &self.slots[slot.0].state {
             State::Dirty(owner) => owner.as_ref() != Some(&trajectory),
             _ => false,
         };
         if needs_reset {
-            self.begin_reset(slot, Purpose::Grant(trajectory), now);
+            self.begin_reset(slot, Purpose::Grant(place, trajectory), now);
             return Some(Assignment::Reset(slot));
         }
         self.set(slot, State::Held(trajectory.clone()));
@@ -235,7 +253,15 @@ impl Pool {
     ) -> Option<ResetFor> {
         let entry = &mut self.slots[slot.0];
         if entry.generation != generation {
-            return None; // given up meanwhile
+            return None;
+        }
+        if std::mem::take(&mut entry.unanswered) {
+            // Given up meanwhile. Late, but it says that the slot is empty.
+            if outcome.is_ok() {
+                entry.failed_resets = 0;
+                self.set(slot, State::Clean);
+            }
+            return None;
         }
         let State::Resetting { purpose, .. } = &mut entry.state else { return None };
         let purpose = std::mem::replace(purpose, Purpose::Nobody);
@@ -248,16 +274,16 @@ impl Pool {
             State::Broken { retry_at: now + pause.min(RETRY_MOST) }
         };
         match (purpose, outcome) {
-            (Purpose::Grant(trajectory), Ok(())) => {
+            (Purpose::Grant(_, trajectory), Ok(())) => {
                 self.set(slot, State::Held(trajectory.clone()));
                 Some(ResetFor::Granted(trajectory, slot))
             }
-            (Purpose::Grant(trajectory), Err(error)) => {
+            (Purpose::Grant(place, trajectory), Err(error)) => {
                 log::warn!("slot {} is kept back: its reset failed: {error}", entry.name);
                 let state = broken(entry);
                 self.set(slot, state);
-                // It was first in line and goes on being so.
-                self.waiting.push_front(trajectory);
+                // Back to where it was, before all who came later.
+                self.wait_at(place, trajectory);
                 None
             }
             (Purpose::Release(trajectory), outcome) => {
@@ -286,11 +312,20 @@ impl Pool {
         if when > now {
             return None;
         }
-        let entry = &self.slots[slot.0];
+        let entry = &mut self.slots[slot.0];
         Some(match entry.state {
             State::Resetting { .. } => {
                 let error = format!("no answer within {:?}", self.reset_timeout);
-                self.reset_done(slot, entry.generation, Err(error), now)
+                let generation = entry.generation;
+                let ended = self.reset_done(slot, generation, Err(error), now);
+                self.slots[slot.0].unanswered = true;
+                ended
+            }
+            // Never two resets at once: the older one could go on emptying what the newer one has
+            // long made somebody's workspace.
+            _ if entry.unanswered => {
+                self.set(slot, State::Broken { retry_at: now + RETRY_MOST });
+                None
             }
             _ => {
                 self.set(slot, State::Dirty(None));
@@ -337,6 +372,11 @@ impl Pool {
             State::Held(trajectory) => Some(trajectory),
             _ => None,
         })
+    }
+
+    fn wait_at(&mut self, place: u64, trajectory: Arc<str>) {
+        self.waiting.insert(place, trajectory.clone());
+        self.places.insert(trajectory, place);
     }
 
     fn clean_slot(&self) -> Option<SlotIx> {
@@ -530,7 +570,40 @@ mod tests {
     }
 
     #[test]
-    fn a_reset_without_an_answer_fails_at_its_deadline_and_a_late_answer_is_ignored() {
+    fn trajectories_whose_resets_failed_are_served_in_the_order_of_their_arrival() {
+        let mut pool = pool(&[2]);
+        let now = Instant::now();
+        for name in ["x", "y"] {
+            pool.wait(id(name));
+        }
+        let slots = [granted(&mut pool, now), granted(&mut pool, now)];
+        for slot in slots {
+            pool.release_as_is(slot);
+        }
+        for name in ["a", "b"] {
+            pool.wait(id(name));
+        }
+        let [Some(Assignment::Reset(for_a)), Some(Assignment::Reset(for_b))] =
+            [pool.assign(now), pool.assign(now)]
+        else {
+            panic!("expected two resets")
+        };
+        for slot in [for_a, for_b] {
+            let generation = pool.slot_ref(slot).generation;
+            pool.reset_done(slot, generation, Err("disk".into()), now);
+        }
+        let retry = pool.next_deadline().unwrap();
+        while pool.expire(retry).is_some() {}
+        let Some(Assignment::Reset(slot)) = pool.assign(retry) else { panic!("expected a reset") };
+        let generation = pool.slot_ref(slot).generation;
+        assert_eq!(
+            pool.reset_done(slot, generation, Ok(()), retry),
+            Some(ResetFor::Granted(id("a"), slot))
+        );
+    }
+
+    #[test]
+    fn a_reset_without_an_answer_fails_at_its_deadline_and_its_slot_waits_for_the_answer() {
         let mut pool = pool(&[1]);
         let now = Instant::now();
         pool.wait(id("a"));
@@ -541,16 +614,16 @@ mod tests {
         let Some(Some(ResetFor::Released(_, Err(_)))) = pool.expire(deadline) else {
             panic!("the release must end")
         };
-        let retry = pool.next_deadline().unwrap();
-        pool.expire(retry);
         pool.wait(id("b"));
-        assert_eq!(pool.assign(retry), Some(Assignment::Reset(slot)));
-        assert_eq!(
-            pool.reset_done(slot, generation, Ok(()), retry),
-            None,
-            "another reset's answer"
-        );
-        assert_eq!(pool.counts().resetting, 1);
+        for _ in 0..3 {
+            let retry = pool.next_deadline().unwrap();
+            pool.expire(retry);
+            assert_eq!(pool.assign(retry), None, "a second reset beside the first");
+        }
+        assert_eq!(pool.reset_done(slot, generation, Ok(()), deadline), None);
+        assert_eq!(pool.assign(deadline), Some(Assignment::Slot(id("b"), slot)));
+        assert_eq!(pool.reset_done(slot, generation, Ok(()), deadline), None, "answered twice");
+        assert_eq!(pool.counts().held, 1);
     }
 
     #[derive(Debug, Clone)]

@@ -195,13 +195,14 @@ impl LocalBackend {
             let (inner, ended) = (Arc::downgrade(&self.0), ended.clone());
             let haunted = place.haunted.clone();
             move |finished: crate::sandbox::supervisor::Finished| {
+                // Before the slot counts as idle: a reset that comes now must see it.
+                if !finished.all_dead {
+                    haunted.store(true, Ordering::Release);
+                }
                 if let Some(inner) = inner.upgrade() {
                     let mut running = inner.running.lock();
                     ended.store(true, Ordering::Release);
                     running.remove(&id);
-                }
-                if !finished.all_dead {
-                    haunted.store(true, Ordering::Release);
                 }
                 reply.send(bash_result(finished, timeout.as_secs_f64()));
             }

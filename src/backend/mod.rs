@@ -50,6 +50,8 @@ pub trait Backend: Send + Sync + 'static {
     /// Runs a batch of calls, all in the container at index `container` of what
     /// [`start`](Self::start) returned.
     ///
+    /// A call that was cancelled while its batch waited for an I/O thread is not among them.
+    ///
     /// Called on one of a few I/O threads. It may block for as long as it takes to *hand over* the
     /// calls; while it waits for their *results* it holds up an I/O thread, so a backend with slow
     /// calls should return early and answer the replies later.
@@ -70,7 +72,8 @@ pub trait Backend: Send + Sync + 'static {
         let _ = id;
     }
 
-    /// Ends everything that is left and cleans up; nothing is called after it. Blocks until
+    /// Ends everything that is left and cleans up; nothing is called after it. What was called before
+    /// and has not returned – it took longer than its calls may – still runs. Blocks until
     /// `deadline` at most. Defaults to doing nothing.
     fn close(&self, deadline: Instant) {
         let _ = deadline;

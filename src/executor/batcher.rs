@@ -10,7 +10,7 @@ use super::dispatch::{Action, Dispatch, HandlerCall};
 use super::event::Event;
 use super::stats::Stats;
 use super::workers::{Workers, guarded};
-use crate::backend::{Backend, ResetReply};
+use crate::backend::{Backend, Execution, ResetReply};
 use crate::tool::{Outcome, ToolResult};
 
 /// How many events are taken in before what follows from them is done: large enough that batches
@@ -88,8 +88,11 @@ fn perform(
     let backend = backend.clone();
     match action {
         Action::Send { container, batch } => io.spawn(move || {
+            let batch = still_wanted(batch);
             // A panic drops the batch's replies, which answers them.
-            if let Err(panic) = guarded(|| backend.execute(container, batch)) {
+            if !batch.is_empty()
+                && let Err(panic) = guarded(|| backend.execute(container, batch))
+            {
                 log::error!("the sandbox backend panicked in execute: {panic}");
             }
             let _ = report.send(Event::BatchAccepted { container });
@@ -113,6 +116,20 @@ fn perform(
             }
         }),
     }
+}
+
+/// Leaves out the calls that have ended or were cancelled while the batch waited for a thread: a
+/// slot whose call has ended may belong to somebody else by now.
+fn still_wanted(batch: Vec<Execution>) -> Vec<Execution> {
+    let (unwanted, wanted): (Vec<_>, Vec<_>) =
+        batch.into_iter().partition(|execution| execution.reply.is_cancelled());
+    for execution in unwanted {
+        let error = "Tool call was cancelled before it started";
+        let mut result = ToolResult::failure(Outcome::Cancelled, error);
+        result.may_have_executed = false;
+        execution.reply.send(result);
+    }
+    wanted
 }
 
 fn handle(call: HandlerCall) {

@@ -1,12 +1,12 @@
 //! The thread that runs completion callbacks, so that a user's code never holds up a result.
 
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crossbeam_channel::{Sender, unbounded};
 
 use super::completion::{Completion, Place};
 use super::ticket::Callback;
+use super::workers::guarded;
 use crate::thread::OwnedThread;
 
 /// A callback and what it is to be called with.
@@ -21,8 +21,8 @@ impl CallbackJob {
     pub(crate) fn run(self) {
         let Self { completion, callback, place: _place } = self;
         let trajectory_id = completion.trajectory_id.clone();
-        if catch_unwind(AssertUnwindSafe(move || callback(completion))).is_err() {
-            log::error!("a completion callback of trajectory {trajectory_id} panicked");
+        if let Err(panic) = guarded(move || callback(completion)) {
+            log::error!("a completion callback of trajectory {trajectory_id} panicked: {panic}");
         }
     }
 }

@@ -33,7 +33,7 @@ pub struct Builder {
 }
 
 /// The longest duration that a setting may have: a year. Beyond it sums of times could overflow.
-const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+pub(crate) const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 /// More threads than this are a mistake: jobs do not wait for commands.
 const MOST_THREADS: usize = 256;
 

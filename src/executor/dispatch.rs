@@ -9,25 +9,30 @@
 //!   releases take place in the order in which they were submitted.
 //! - A call waits in exactly one place, its [`Stage`], and has exactly one timer there.
 //! - A call leaves the gate once: when it is sent, or when it ends without having been.
-//! - A call that is removed from `calls` was answered: its [`Ticket`] sees to it even on a panic.
+//! - A call that is removed from `calls` was answered: its ticket sees to it even on a panic.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+mod call;
+mod ending;
+mod explain;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::Sender;
-
+use self::call::{Call, Current, Item, Stage, Trajectory, answer};
+use self::ending::closed_before_start;
 use super::event::{Accepted, Event};
 use super::gate::Gate;
 use super::lane::{BatchLimits, Lane};
+use super::line::Line;
 use super::stats::{Recorder, Refusals, Stats};
-use super::ticket::Ticket;
 use crate::backend::{Container, Execution, ExecutionId, Reply, SlotRef};
 use crate::error::ReleaseError;
 use crate::pool::{Assignment, Pool, ResetFor, SlotIx};
-use crate::tool::python_json::float_text;
-use crate::tool::{Handler, JsonObject, Outcome, Timing, ToolContext, ToolResult, Work};
+use crate::tool::{Handler, JsonObject, Outcome, ToolContext, ToolResult, Work};
 
 /// The limits that dispatch keeps to.
 #[derive(Debug, Clone, Copy)]
@@ -65,66 +70,12 @@ pub(crate) struct HandlerCall {
     pub(crate) reply: Reply,
 }
 
-/// Where a call is.
-enum Stage {
-    /// Behind earlier calls of its trajectory.
-    Queued,
-    /// First of its trajectory, which waits for a slot.
-    WaitingForSlot { since: Instant },
-    /// In its container's lane.
-    InLane { slot: SlotIx },
-    /// Waiting for a free handler thread.
-    WaitingForHandler,
-    /// Handed to the backend.
-    InSlot { since: Instant },
-    /// Running on a handler thread.
-    InHandler { since: Instant, cancelled: Arc<AtomicBool> },
-}
-
-struct Call {
-    ticket: Ticket,
-    tool: String,
-    /// Taken when it is sent.
-    work: Option<Work>,
-    timeout: Duration,
-    accepted: Instant,
-    slot_wait: Duration,
-    stage: Stage,
-    timer: Instant,
-}
-
-type ReleaseReply = Option<Sender<Result<(), ReleaseError>>>;
-
-enum Item {
-    Call(ExecutionId),
-    Release { reset_workspace: bool, reply: ReleaseReply },
-}
-
-enum Current {
-    Nothing,
-    Call(ExecutionId),
-    Releasing(ReleaseReply),
-}
-
-struct Trajectory {
-    queue: VecDeque<Item>,
-    current: Current,
-    slot: Option<SlotIx>,
-    /// Its workspace went down with its sandbox; it is told so until it is released.
-    lost: bool,
-    /// When its last call ended.
-    idle_since: Instant,
-}
-
-/// How long a running call may take to end after it was cancelled because the executor's closing
-/// time was up.
-const CLOSE_GRACE: Duration = Duration::from_secs(5);
-
+/// The dispatch state.
 pub(crate) struct Dispatch {
     limits: Limits,
     pool: Pool,
     lanes: Vec<Lane<ExecutionId>>,
-    handler_queue: VecDeque<ExecutionId>,
+    handler_queue: Line<ExecutionId>,
     handlers_busy: usize,
     trajectories: HashMap<Arc<str>, Trajectory>,
     calls: HashMap<ExecutionId, Call>,
@@ -143,6 +94,7 @@ pub(crate) struct Dispatch {
 }
 
 impl Dispatch {
+    /// Everything idle, all slots of these containers free.
     pub(crate) fn new(
         containers: &[Container],
         limits: Limits,
@@ -153,7 +105,7 @@ impl Dispatch {
             limits,
             pool: Pool::new(containers, limits.reset_timeout),
             lanes: containers.iter().map(|_| Lane::new()).collect(),
-            handler_queue: VecDeque::new(),
+            handler_queue: Line::new(),
             handlers_busy: 0,
             trajectories: HashMap::new(),
             calls: HashMap::new(),
@@ -194,7 +146,7 @@ impl Dispatch {
             Event::Release { trajectory_id, reset_workspace, reply } => {
                 match self.trajectories.get_mut(&trajectory_id) {
                     Some(trajectory) => {
-                        trajectory.queue.push_back(Item::Release { reset_workspace, reply });
+                        trajectory.queue.push(Item::Release { reset_workspace, reply });
                         self.advance(&trajectory_id, now);
                     }
                     None => answer(reply, Ok(())),
@@ -208,6 +160,8 @@ impl Dispatch {
             Event::Stats(reply) => {
                 let _ = reply.send(self.stats());
             }
+            // The next tick looks whether everything has ended.
+            Event::GateLeft => {}
             Event::Close { deadline } => {
                 self.closing = Some(self.closing.map_or(deadline, |old| old.min(deadline)));
                 let all: Vec<_> = self.trajectories.keys().cloned().collect();
@@ -295,6 +249,15 @@ impl Dispatch {
         let id = ticket.cell().id;
         let trajectory_id = ticket.cell().trajectory_id.clone();
         let timer = at + self.limits.queue_timeout;
+        let trajectory =
+            self.trajectories.entry(trajectory_id.clone()).or_insert_with(|| Trajectory {
+                queue: Line::new(),
+                current: Current::Nothing,
+                slot: None,
+                lost: false,
+                idle_since: now,
+            });
+        let place = trajectory.queue.push(Item::Call(id));
         let call = Call {
             ticket,
             tool: prepared.name,
@@ -302,20 +265,11 @@ impl Dispatch {
             timeout: prepared.timeout,
             accepted: at,
             slot_wait: Duration::ZERO,
-            stage: Stage::Queued,
+            stage: Stage::Queued { place },
             timer,
         };
         self.calls.insert(id, call);
         self.timers.insert((timer, id));
-        let trajectory =
-            self.trajectories.entry(trajectory_id.clone()).or_insert_with(|| Trajectory {
-                queue: VecDeque::new(),
-                current: Current::Nothing,
-                slot: None,
-                lost: false,
-                idle_since: now,
-            });
-        trajectory.queue.push_back(Item::Call(id));
         if let Some(aborted) = &mut self.aborted {
             *aborted += 1;
             // It slipped through the gate just before it closed.
@@ -332,7 +286,7 @@ impl Dispatch {
             if !matches!(trajectory.current, Current::Nothing) {
                 return;
             }
-            match trajectory.queue.pop_front() {
+            match trajectory.queue.pop() {
                 Some(Item::Call(id)) => {
                     trajectory.current = Current::Call(id);
                     if let Err(refusal) = self.begin(id, now) {
@@ -411,8 +365,7 @@ impl Dispatch {
                 }
             },
             Some(Work::InProcess { .. }) => {
-                call.stage = Stage::WaitingForHandler;
-                self.handler_queue.push_back(id);
+                call.stage = Stage::WaitingForHandler { place: self.handler_queue.push(id) };
                 Ok(())
             }
             // Taken only when it is sent.
@@ -523,7 +476,7 @@ impl Dispatch {
 
     fn send_to_handlers(&mut self, now: Instant) {
         while self.handlers_busy < self.limits.handler_concurrency
-            && let Some(id) = self.handler_queue.pop_front()
+            && let Some(id) = self.handler_queue.pop()
         {
             let Some(call) = self.calls.get_mut(&id) else { continue };
             let Some(Work::InProcess { handler, arguments }) = call.work.take() else { continue };
@@ -543,265 +496,12 @@ impl Dispatch {
         }
     }
 
-    /// A running call was answered by whoever ran it.
-    fn finished(&mut self, id: ExecutionId, outcome: Outcome, timing: Timing, now: Instant) {
-        let Some(call) = self.calls.remove(&id) else { return };
-        self.timers.remove(&(call.timer, id));
-        self.running -= 1;
-        self.recorder.finished(outcome, timing, true);
-        let was_in_slot = matches!(call.stage, Stage::InSlot { .. });
-        let lost = was_in_slot && outcome == Outcome::SandboxLost;
-        let trajectory_id = call.ticket.cell().trajectory_id.clone();
-        self.no_longer_current(&trajectory_id, id, lost, now);
-        self.advance(&trajectory_id, now);
-    }
-
-    /// Ends a call with a result of our own, wherever it is, and goes on with its trajectory.
-    fn end(&mut self, id: ExecutionId, result: ToolResult, now: Instant) {
-        if let Some(trajectory_id) = self.settle(id, result, now) {
-            self.advance(&trajectory_id, now);
-        }
-    }
-
-    /// Ends a call with a result of our own, wherever it is, and gives its trajectory – unless it
-    /// was answered already, which an event on its way will tell.
-    fn settle(
-        &mut self,
-        id: ExecutionId,
-        mut result: ToolResult,
-        now: Instant,
-    ) -> Option<Arc<str>> {
-        let call = self.calls.get(&id)?;
-        let cell = call.ticket.cell().clone();
-        let outcome = result.outcome;
-        let (ran, lost) = match call.stage {
-            // Nobody knows whether it still runs in its slot.
-            Stage::InSlot { .. } => (true, true),
-            Stage::InHandler { .. } => (true, false),
-            _ => {
-                result.timing = call.waited(now);
-                (false, false)
-            }
-        };
-        let timing = cell.answer_here(result)?;
-        let call = self.calls.remove(&id)?;
-        self.timers.remove(&(call.timer, id));
-        self.recorder.finished(outcome, timing, ran);
-        if ran {
-            self.running -= 1;
-        } else {
-            self.gate.leave(1);
-        }
-        let trajectory_id = &cell.trajectory_id;
-        match call.stage {
-            Stage::Queued => {
-                if let Some(trajectory) = self.trajectories.get_mut(trajectory_id) {
-                    trajectory
-                        .queue
-                        .retain(|item| !matches!(item, Item::Call(other) if *other == id));
-                }
-            }
-            Stage::WaitingForSlot { .. } => self.pool.stop_waiting(trajectory_id),
-            Stage::InLane { slot } => self.lanes[self.pool.container(slot)].remove(id),
-            Stage::WaitingForHandler => self.handler_queue.retain(|other| *other != id),
-            Stage::InSlot { .. } => {}
-            Stage::InHandler { cancelled, .. } => cancelled.store(true, Ordering::Release),
-        }
-        self.no_longer_current(trajectory_id, id, lost, now);
-        Some(trajectory_id.clone())
-    }
-
-    /// If this call was its trajectory's current one, nothing is under way there now.
-    fn no_longer_current(
-        &mut self,
-        trajectory_id: &Arc<str>,
-        id: ExecutionId,
-        lost: bool,
-        now: Instant,
-    ) {
-        let Some(trajectory) = self.trajectories.get_mut(trajectory_id) else { return };
-        if !matches!(trajectory.current, Current::Call(current) if current == id) {
-            return;
-        }
-        trajectory.current = Current::Nothing;
-        trajectory.idle_since = now;
-        if lost {
-            trajectory.lost = true;
-            if let Some(slot) = trajectory.slot.take() {
-                self.pool.release_unknown(slot);
-            }
-        }
-    }
-
-    fn cancel(&mut self, id: ExecutionId, now: Instant) {
-        let Some(call) = self.calls.get(&id) else { return };
-        match call.stage {
-            Stage::InSlot { .. } => self.cancel_in_slot(id, self.limits.answer_grace, now),
-            Stage::InHandler { .. } => {
-                let error = "Tool call was cancelled while it ran; it was told to stop";
-                self.end(id, ToolResult::failure(Outcome::Cancelled, error), now);
-            }
-            _ => {
-                let error = "Tool call was cancelled before it started";
-                let mut result = ToolResult::failure(Outcome::Cancelled, error);
-                result.may_have_executed = false;
-                self.end(id, result, now);
-            }
-        }
-    }
-
-    /// Has the backend end a running call, which has `grace` to do so.
-    fn cancel_in_slot(&mut self, id: ExecutionId, grace: Duration, now: Instant) {
-        let Some(call) = self.calls.get(&id) else { return };
-        call.ticket.cell().cancel();
-        let timer = call.timer.min(now + grace);
-        self.actions.push(Action::Cancel(id));
-        self.set_timer(id, timer);
-    }
-
-    fn time_is_up(&mut self, id: ExecutionId, now: Instant) {
-        let Some(call) = self.calls.get(&id) else { return };
-        let result = match call.stage {
-            Stage::Queued | Stage::InLane { .. } | Stage::WaitingForHandler => ToolResult::failure(
-                Outcome::NeverRan,
-                format!(
-                    "the call did not start within its queue time of {:.1} s",
-                    self.limits.queue_timeout.as_secs_f64()
-                ),
-            ),
-            Stage::WaitingForSlot { .. } => ToolResult::failure(
-                Outcome::NeverRan,
-                format!("Failed to acquire slot: {}", self.explain_slots(now)),
-            ),
-            Stage::InSlot { since } => ToolResult::failure(
-                Outcome::SandboxLost,
-                format!(
-                    "the sandbox did not answer within {:.1} s (the call's limit was {:.1} s)",
-                    (now - since).as_secs_f64(),
-                    call.timeout.as_secs_f64()
-                ),
-            ),
-            Stage::InHandler { .. } => ToolResult::failure(
-                Outcome::Timeout,
-                format!(
-                    "Tool timed out after {}s; it was told to stop",
-                    float_text(call.timeout.as_secs_f64())
-                ),
-            ),
-        };
-        self.end(id, result, now);
-    }
-
-    /// Why no slot was to be had: how many there are and who has them.
-    fn explain_slots(&self, now: Instant) -> String {
-        const SHOWN: usize = 8;
-        let counts = self.pool.counts();
-        let mut text = format!(
-            "none of the {} slots became free within {:.1} s",
-            counts.total,
-            self.limits.acquire_timeout.as_secs_f64()
-        );
-        if counts.held > 0 {
-            let shown: Vec<_> =
-                self.pool.holders().take(SHOWN).map(|id| self.explain_holder(id, now)).collect();
-            text.push_str(&format!("; {} held, by {}", counts.held, shown.join(", ")));
-            if counts.held > SHOWN {
-                text.push_str(&format!(" and {} more", counts.held - SHOWN));
-            }
-        }
-        if counts.broken > 0 {
-            text.push_str(&format!("; {} kept back because a reset failed", counts.broken));
-        }
-        if counts.resetting > 0 {
-            text.push_str(&format!("; {} being reset", counts.resetting));
-        }
-        text
-    }
-
-    fn explain_holder(&self, trajectory_id: &Arc<str>, now: Instant) -> String {
-        let Some(trajectory) = self.trajectories.get(trajectory_id) else {
-            return trajectory_id.to_string();
-        };
-        let call = match trajectory.current {
-            Current::Call(id) => self.calls.get(&id),
-            _ => None,
-        };
-        let (what, since) = match call {
-            Some(Call { tool, stage: Stage::InSlot { since }, .. }) => {
-                (format!("running {tool}"), *since)
-            }
-            Some(Call { tool, stage: Stage::InHandler { since, .. }, .. }) => {
-                (format!("running {tool}"), *since)
-            }
-            Some(Call { tool, accepted, .. }) => (format!("about to run {tool}"), *accepted),
-            None => ("idle".to_owned(), trajectory.idle_since),
-        };
-        let seconds = now.saturating_duration_since(since).as_secs_f64();
-        format!("{trajectory_id} ({what} for {seconds:.1} s)")
-    }
-
-    /// The closing time is up: what has not started ends now, what runs is cancelled.
-    fn abort(&mut self, now: Instant) {
-        let all: Vec<_> = self.calls.keys().copied().collect();
-        self.aborted = Some(all.len());
-        for id in all {
-            let Some(call) = self.calls.get(&id) else { continue };
-            match call.stage {
-                Stage::InSlot { .. } => self.cancel_in_slot(id, CLOSE_GRACE, now),
-                Stage::InHandler { .. } => self.cancel(id, now),
-                _ => self.end(id, closed_before_start(), now),
-            }
-        }
-    }
-
-    fn calls_of(&self, trajectory_id: &Arc<str>) -> Vec<ExecutionId> {
-        let Some(trajectory) = self.trajectories.get(trajectory_id) else { return Vec::new() };
-        // The last first: otherwise each end would start the next call just to cancel it.
-        let mut ids: Vec<_> = trajectory
-            .queue
-            .iter()
-            .rev()
-            .filter_map(|item| match item {
-                Item::Call(id) => Some(*id),
-                Item::Release { .. } => None,
-            })
-            .collect();
-        if let Current::Call(id) = trajectory.current {
-            ids.push(id);
-        }
-        ids
-    }
-
     fn set_timer(&mut self, id: ExecutionId, timer: Instant) {
         if let Some(call) = self.calls.get_mut(&id) {
             self.timers.remove(&(call.timer, id));
             call.timer = timer;
             self.timers.insert((timer, id));
         }
-    }
-}
-
-impl Call {
-    /// How long it has waited until now, before being sent.
-    fn waited(&self, now: Instant) -> Timing {
-        let slot = match self.stage {
-            Stage::WaitingForSlot { since } => self.slot_wait + (now - since),
-            _ => self.slot_wait,
-        };
-        let queue = now.saturating_duration_since(self.accepted).saturating_sub(slot);
-        Timing { queue, slot, exec: Duration::ZERO }
-    }
-}
-
-fn closed_before_start() -> ToolResult {
-    let error = "the executor was closed before this call could start";
-    ToolResult::failure(Outcome::NeverRan, error)
-}
-
-fn answer(reply: ReleaseReply, outcome: Result<(), ReleaseError>) {
-    if let Some(reply) = reply {
-        // Refused only when the caller is gone.
-        let _ = reply.send(outcome);
     }
 }
 

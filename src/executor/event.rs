@@ -50,6 +50,9 @@ pub(crate) enum Event {
     SlotOf { trajectory_id: Arc<str>, reply: Sender<Option<SlotRef>> },
     /// Somebody wants the statistics.
     Stats(Sender<Stats>),
+    /// A call that was refused at the door has left the gate after it was closed: perhaps it was the
+    /// last one.
+    GateLeft,
     /// Nothing more is accepted; what was is to be finished until the deadline.
     Close { deadline: Instant },
 }

@@ -55,14 +55,16 @@ impl Gate {
         }
     }
 
-    /// `count` calls have left.
-    pub(crate) fn leave(&self, count: usize) {
+    /// `count` calls have left. Tells whether the gate is closed: then somebody may be waiting for
+    /// it to be empty.
+    pub(crate) fn leave(&self, count: usize) -> bool {
         let mut state = self.state.lock();
         debug_assert!(state.inside >= count);
         state.inside = state.inside.saturating_sub(count);
         for _ in 0..state.waiting.min(count) {
             self.room.notify_one();
         }
+        state.closed
     }
 
     /// Lets nobody in any more, and sends away those who wait. `false` if it was closed before.

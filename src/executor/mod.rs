@@ -19,6 +19,7 @@ mod dispatch;
 mod event;
 mod gate;
 mod lane;
+mod line;
 mod stats;
 mod ticket;
 mod workers;
@@ -40,6 +41,7 @@ pub use self::ticket::Pending;
 use self::batcher::{Batcher, Ended};
 use self::callback::CallbackJob;
 use self::completion::Places;
+use self::config::LONGEST;
 use self::dispatch::Dispatch;
 use self::event::{Accepted, Event};
 use self::gate::{Gate, Refused};
@@ -121,6 +123,8 @@ impl ToolExecutor {
 
     fn start(config: Builder) -> Result<Self, StartError> {
         let limits = config.limits();
+        // A backend without a limit of its own may well say `Duration::MAX`.
+        let default_timeout = config.backend.default_timeout().min(LONGEST);
         let containers = config.backend.start().map_err(StartError::Backend)?;
         let gate = Arc::new(Gate::new(config.queue_capacity));
         let refusals = Arc::new(Refusals::default());
@@ -165,7 +169,7 @@ impl ToolExecutor {
             refusals,
             registry: config.registry,
             policy: config.policy,
-            default_timeout: config.backend.default_timeout(),
+            default_timeout,
             queue_timeout: config.queue_timeout,
             close_timeout: config.close_timeout,
             next_id: AtomicU64::new(1),
@@ -358,7 +362,11 @@ impl ToolExecutor {
 
     /// Stops taking calls, waits for those that were accepted, for the configured `close_timeout`
     /// at most, cancels what is left then, releases every slot, and ends every thread. Blocks; a
-    /// second call waits for the first and gives the same report.
+    /// second call waits for the first, which ends the sooner if the second has less time, and gives
+    /// the same report.
+    ///
+    /// An in-process tool or a callback that closes the executor waits for itself, until the time is
+    /// up.
     pub fn close(&self) -> CloseReport {
         self.close_within(self.close_timeout)
     }
@@ -366,6 +374,11 @@ impl ToolExecutor {
     /// Like [`close`](Self::close), with a time limit of its own for the accepted calls. What is
     /// cancelled gets 5 s to end, and the cleaning-up 15 s.
     pub fn close_within(&self, timeout: Duration) -> CloseReport {
+        self.gate.close();
+        let deadline = Instant::now() + timeout.min(LONGEST);
+        // Before the lock, so that a close in a hurry shortens one that is under way. Refused only
+        // when the batcher has ended.
+        let _ = self.events.send(Event::Close { deadline });
         let mut slot = self.threads.lock();
         let Some(Threads { mut batcher, ended, mut callback }) = slot.take() else {
             let closed = self.closed.lock();
@@ -374,24 +387,25 @@ impl ToolExecutor {
                 .map(|(report, _)| *report)
                 .unwrap_or(CloseReport { cancelled: 0, all_threads_ended: false });
         };
-        self.gate.close();
-        let now = Instant::now();
-        let deadline = now.checked_add(timeout).unwrap_or(now + self.close_timeout);
-        // Refused only when the batcher has died.
-        let _ = self.events.send(Event::Close { deadline });
         let left = ended.recv_deadline(deadline + CLOSE_MARGIN).ok();
+        let mut report = CloseReport { cancelled: 0, all_threads_ended: false };
+        let mut stats = Stats::default();
+        if let Some(left) = &left {
+            // What still waits for an I/O thread is of no use to anybody any more.
+            left.io.stop();
+            report.cancelled = left.cancelled;
+            stats = left.stats.clone();
+        }
+        // Already now: whoever asks for statistics during the clean-up finds the batcher gone.
+        *self.closed.lock() = Some((report, stats.clone()));
         let until = Instant::now() + CLOSE_MARGIN;
         if let Err(panic) = guarded(|| self.backend.close(until)) {
             log::error!("the sandbox backend panicked in close: {panic}");
         }
         let mut all_threads_ended = batcher.join_until(until);
-        let mut report = CloseReport { cancelled: 0, all_threads_ended: false };
-        let mut stats = Stats::default();
-        if let Some(Ended { io, handlers, stats: last, cancelled }) = left {
+        if let Some(Ended { io, handlers, .. }) = left {
             all_threads_ended &= io.close(until);
             all_threads_ended &= handlers.close(until);
-            report.cancelled = cancelled;
-            stats = last;
         }
         self.callbacks.write().take();
         all_threads_ended &= callback.join_until(until);
@@ -448,12 +462,21 @@ impl ToolExecutor {
                 }
             }
             Err(refusal) => {
-                self.gate.leave(1);
+                // Before it leaves: once the gate is empty, closing takes the last statistics.
                 self.refusals.add(refusal.outcome);
                 cell.answer_here(*refusal);
+                self.leave_at_the_door();
             }
         }
         Ok(cell)
+    }
+
+    /// Leaves the gate with a call that goes no further.
+    fn leave_at_the_door(&self) {
+        if self.gate.leave(1) {
+            // Refused only when the batcher has ended.
+            let _ = self.events.send(Event::GateLeft);
+        }
     }
 
     /// What is to run for a call, or the result of one that goes no further.
@@ -500,5 +523,31 @@ impl fmt::Debug for ToolExecutor {
             .field("policy", &self.policy)
             .field("queue_size", &self.gate.inside())
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::thread;
+
+    #[test]
+    fn closing_is_not_held_up_by_a_call_that_is_refused_at_the_door_meanwhile() {
+        let executor = ToolExecutor::builder().start().unwrap();
+        executor.gate.enter(None).unwrap();
+        let hour = Duration::from_secs(3600);
+        let (done, closed) = bounded(1);
+        thread::scope(|scope| {
+            scope.spawn(|| done.send(executor.close_within(hour)));
+            while executor.gate.enter(None) != Err(Refused::Closed) {
+                executor.gate.leave(1);
+            }
+            // Answered when the batcher has seen the `Close`, if that was faster than we: then
+            // nothing but what comes now ends its wait.
+            executor.stats();
+            executor.leave_at_the_door();
+            let report = closed.recv_timeout(Duration::from_secs(30)).unwrap();
+            assert!(report.all_threads_ended);
+        });
     }
 }

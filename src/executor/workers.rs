@@ -10,6 +10,7 @@ use std::any::Any;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
@@ -19,6 +20,7 @@ use parking_lot::Mutex;
 pub(crate) struct Workers {
     name: &'static str,
     pool: rayon::ThreadPool,
+    stopped: Arc<AtomicBool>,
     /// Disconnects when the last thread has ended.
     ended: Receiver<()>,
 }
@@ -43,19 +45,35 @@ impl Workers {
             })
             .build()
             .map_err(io::Error::other)?;
-        Ok(Self { name, pool, ended })
+        Ok(Self { name, pool, stopped: Arc::default(), ended })
     }
 
     /// Queues a job; does not block. Jobs start in the order in which they were queued.
     pub(crate) fn spawn(&self, job: impl FnOnce() + Send + 'static) {
-        self.pool.spawn_fifo(job);
+        let stopped = self.stopped.clone();
+        self.pool.spawn_fifo(move || {
+            if !stopped.load(Ordering::Acquire) {
+                job();
+            }
+        });
+    }
+
+    /// From now on no job starts: those that are queued are dropped when their turn comes. Does not
+    /// wait for those that run.
+    pub(crate) fn stop(&self) {
+        self.stopped.store(true, Ordering::Release);
     }
 
     /// Tells the threads to end once the queued jobs have run, and waits for it until `deadline`;
-    /// `false` if some still run then. They are left behind.
+    /// `false` if some still run then. They are left behind. Called by one of its own jobs it
+    /// returns `false` at once: nobody can wait for himself.
     pub(crate) fn close(self, deadline: Instant) -> bool {
-        let Self { name, pool, ended } = self;
+        let Self { name, pool, ended, .. } = self;
+        let waits_for_itself = pool.current_thread_index().is_some();
         drop(pool);
+        if waits_for_itself {
+            return false;
+        }
         let in_time = ended.recv_deadline(deadline) != Err(RecvTimeoutError::Timeout);
         if !in_time {
             log::error!("some {name} threads are still busy at the deadline; left behind");
@@ -66,7 +84,14 @@ impl Workers {
 
 /// Runs code that is not ours; a panic in it becomes an error with its text.
 pub(crate) fn guarded<T>(run: impl FnOnce() -> T) -> Result<T, String> {
-    catch_unwind(AssertUnwindSafe(run)).map_err(|panic| panic_text(&*panic).to_owned())
+    catch_unwind(AssertUnwindSafe(run)).map_err(|panic| {
+        let text = panic_text(&*panic).to_owned();
+        // What was thrown is not ours either, and may panic when it is dropped.
+        if let Err(another) = catch_unwind(AssertUnwindSafe(move || drop(panic))) {
+            std::mem::forget(another);
+        }
+        text
+    })
 }
 
 /// What a panic said.
@@ -95,6 +120,46 @@ mod tests {
         drop(tx);
         assert!(workers.close(Instant::now() + Duration::from_secs(10)));
         assert_eq!(rx.iter().count(), 10);
+    }
+
+    #[test]
+    fn a_panic_that_panics_again_when_it_is_dropped_is_caught_all_the_same() {
+        struct Bomb;
+        impl Drop for Bomb {
+            fn drop(&mut self) {
+                panic!("expected by this test");
+            }
+        }
+        let caught = guarded(|| std::panic::panic_any(Bomb));
+        assert_eq!(caught, Err("no text".to_owned()));
+    }
+
+    #[test]
+    fn after_a_stop_no_queued_job_starts() {
+        let workers = Workers::start("test-stop", 1).unwrap();
+        let (go_on, wait) = bounded::<()>(0);
+        let (tx, rx) = bounded::<()>(1);
+        workers.spawn(move || {
+            let _ = wait.recv();
+        });
+        workers.spawn(move || tx.send(()).unwrap());
+        workers.stop();
+        drop(go_on);
+        assert!(workers.close(Instant::now() + Duration::from_secs(10)));
+        assert!(rx.recv().is_err(), "dropped without having run");
+    }
+
+    #[test]
+    fn a_job_that_closes_its_own_pool_does_not_wait_for_itself() {
+        let workers = Workers::start("test-self", 1).unwrap();
+        let (give, take) = bounded::<Workers>(1);
+        let (tx, rx) = bounded(1);
+        workers.spawn(move || {
+            let far = Instant::now() + Duration::from_secs(3600);
+            tx.send(take.recv().unwrap().close(far)).unwrap();
+        });
+        give.send(workers).unwrap();
+        assert_eq!(rx.recv_timeout(Duration::from_secs(30)), Ok(false));
     }
 
     #[test]

@@ -133,3 +133,37 @@ fn closing_from_inside_a_callback_does_not_deadlock() {
     let report = rx.recv_timeout(PATIENCE).unwrap();
     assert!(!report.all_threads_ended, "the callback's own thread still runs");
 }
+
+#[test]
+fn a_close_in_a_hurry_shortens_one_that_is_under_way() {
+    let (backend, told) = HandsOver::new(1);
+    let executor = ToolExecutor::builder().backend(backend).start().unwrap();
+    let pending = executor.submit("a", bash("x"), None).unwrap();
+    let execution = next(&told).execution();
+    std::thread::scope(|scope| {
+        let patient = scope.spawn(|| executor.close_within(Duration::MAX));
+        while executor.try_submit("b", bash("late"), None).is_ok() {}
+        let hurried = scope.spawn(|| executor.close_within(Duration::ZERO));
+        let told = told.recv_timeout(PATIENCE);
+        execution.reply.send(ToolResult::failure(Outcome::Cancelled, "killed"));
+        assert!(matches!(told, Ok(Told::Cancel(_))), "the running call is cancelled at once");
+        assert_eq!(patient.join().unwrap(), hurried.join().unwrap());
+    });
+    assert_eq!(pending.try_wait().unwrap().outcome, Outcome::Cancelled);
+}
+
+#[test]
+fn a_close_with_an_absurd_time_limit_is_a_close_without_one() {
+    let executor = ToolExecutor::builder().backend(Echoes(1)).start().unwrap();
+    assert!(executor.close_within(Duration::MAX).all_threads_ended);
+    // Just before the latest instant that there is: nothing can be added to it.
+    let executor = ToolExecutor::builder().backend(Echoes(1)).start().unwrap();
+    let mut latest = Duration::ZERO;
+    for bit in (0..64).rev() {
+        let later = latest + Duration::from_secs(1 << bit);
+        if std::time::Instant::now().checked_add(later).is_some() {
+            latest = later;
+        }
+    }
+    assert!(executor.close_within(latest).all_threads_ended);
+}

@@ -4,9 +4,12 @@ use std::error::Error;
 use std::time::Duration;
 
 use serde_json::json;
-use tool_executor::{Outcome, StartError, SubmitError, ToolCall, ToolExecutor, ToolResult};
+use tool_executor::backend::{Backend, Container, Execution, ResetReply, SlotRef};
+use tool_executor::{
+    BackendError, Outcome, StartError, SubmitError, ToolCall, ToolExecutor, ToolResult,
+};
 
-use crate::fakes::{Echoes, FailsToStart, HandsOver, PATIENCE, bash, next};
+use crate::fakes::{Echoes, FailsToStart, HandsOver, PATIENCE, bash, next, one_container};
 
 #[test]
 fn a_call_that_is_wrong_in_itself_is_answered_at_once_and_never_takes_a_slot() {
@@ -140,4 +143,25 @@ fn without_a_backend_sandbox_tools_say_so() {
     assert_eq!(result.outcome, Outcome::NeverRan);
     assert!(result.error.contains("no sandbox backend"), "{}", result.error);
     assert_eq!(executor.stats().trajectories, 0);
+}
+
+#[test]
+fn a_backend_without_a_time_limit_of_its_own_may_say_for_ever() {
+    struct TakesForEver;
+    impl Backend for TakesForEver {
+        fn start(&self) -> Result<Vec<Container>, BackendError> {
+            Ok(one_container(1))
+        }
+        fn default_timeout(&self) -> Duration {
+            Duration::MAX
+        }
+        fn execute(&self, container: usize, batch: Vec<Execution>) {
+            Echoes(1).execute(container, batch);
+        }
+        fn reset(&self, slot: &SlotRef, reply: ResetReply) {
+            Echoes(1).reset(slot, reply);
+        }
+    }
+    let executor = ToolExecutor::builder().backend(TakesForEver).start().unwrap();
+    assert_eq!(executor.execute("t", bash("x"), None).output, "x");
 }

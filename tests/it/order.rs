@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
-use tool_executor::{Outcome, ToolExecutor, ToolResult};
+use crossbeam_channel::{Receiver, Sender, unbounded};
+use tool_executor::backend::{Backend, Container, Execution, ResetReply, SlotRef};
+use tool_executor::{BackendError, Outcome, ToolExecutor, ToolResult};
 
-use crate::fakes::{HandsOver, PATIENCE, bash, command, next};
+use crate::fakes::{Echoes, HandsOver, PATIENCE, bash, command, next, one_container};
 
 #[test]
 fn calls_of_one_trajectory_run_one_after_the_other_whatever_their_timeouts() {
@@ -122,4 +124,43 @@ fn dropping_a_pending_cancels_nothing_and_leaks_nothing() {
     let stats = executor.stats();
     assert_eq!((stats.total_requests, stats.running, stats.queue_size), (2, 0, 0));
     assert_eq!((stats.trajectories, stats.slots.held), (0, 0));
+}
+
+#[test]
+fn a_call_that_is_cancelled_while_its_batch_waits_for_a_thread_never_reaches_the_backend() {
+    /// Tells of each call, then waits until it may go on.
+    struct BlocksInExecute(Sender<String>, Receiver<()>);
+    impl Backend for BlocksInExecute {
+        fn start(&self) -> Result<Vec<Container>, BackendError> {
+            Ok(one_container(2))
+        }
+        fn execute(&self, container: usize, batch: Vec<Execution>) {
+            for execution in &batch {
+                self.0.send(command(execution).to_owned()).unwrap();
+            }
+            let _ = self.1.recv();
+            Echoes(2).execute(container, batch);
+        }
+        fn reset(&self, slot: &SlotRef, reply: ResetReply) {
+            Echoes(2).reset(slot, reply);
+        }
+    }
+    let (told, has_been_told) = unbounded();
+    let (go_on, wait) = unbounded();
+    let backend = BlocksInExecute(told, wait);
+    let executor = ToolExecutor::builder().backend(backend).io_threads(1).start().unwrap();
+    let first = executor.submit("a", bash("first"), None).unwrap();
+    assert_eq!(has_been_told.recv_timeout(PATIENCE).unwrap(), "first");
+    let second = executor.submit("b", bash("second"), None).unwrap();
+    while executor.stats().running < 2 {
+        std::thread::yield_now();
+    }
+    second.cancel();
+    executor.stats(); // answered after the cancel was seen to
+    drop(go_on);
+    let result = second.wait_timeout(PATIENCE).unwrap();
+    assert_eq!((result.outcome, result.may_have_executed), (Outcome::Cancelled, false));
+    assert!(first.wait_timeout(PATIENCE).unwrap().success);
+    assert!(executor.close().all_threads_ended);
+    assert!(has_been_told.try_recv().is_err());
 }

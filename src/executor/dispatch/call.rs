@@ -1,0 +1,94 @@
+//! What dispatch knows of a call and of a trajectory.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::Sender;
+
+use crate::backend::ExecutionId;
+use crate::error::ReleaseError;
+use crate::executor::line::{Line, LinePlace};
+use crate::executor::ticket::Ticket;
+use crate::pool::SlotIx;
+use crate::tool::{Timing, Work};
+
+/// Where a call is.
+pub(super) enum Stage {
+    /// Behind earlier calls of its trajectory.
+    Queued { place: LinePlace },
+    /// First of its trajectory, which waits for a slot.
+    WaitingForSlot { since: Instant },
+    /// In its container's lane.
+    InLane { slot: SlotIx },
+    /// Waiting for a free handler thread.
+    WaitingForHandler { place: LinePlace },
+    /// Handed to the backend.
+    InSlot { since: Instant },
+    /// Running on a handler thread.
+    InHandler { since: Instant, cancelled: Arc<AtomicBool> },
+}
+
+/// An accepted call that has not been answered, as far as dispatch knows.
+pub(super) struct Call {
+    pub(super) ticket: Ticket,
+    /// The tool's name, as the model called it.
+    pub(super) tool: String,
+    /// Taken when it is sent.
+    pub(super) work: Option<Work>,
+    /// How long it may run.
+    pub(super) timeout: Duration,
+    pub(super) accepted: Instant,
+    /// How long it has waited for a slot, once it has one.
+    pub(super) slot_wait: Duration,
+    pub(super) stage: Stage,
+    /// When its stay in this stage is over at the latest.
+    pub(super) timer: Instant,
+}
+
+/// Where the word goes that a release is done, if anybody waits for it.
+pub(super) type ReleaseReply = Option<Sender<Result<(), ReleaseError>>>;
+
+/// What a trajectory has still to do, in order.
+pub(super) enum Item {
+    Call(ExecutionId),
+    Release { reset_workspace: bool, reply: ReleaseReply },
+}
+
+/// What a trajectory has under way.
+pub(super) enum Current {
+    Nothing,
+    Call(ExecutionId),
+    Releasing(ReleaseReply),
+}
+
+/// A trajectory that has something to do, under way, or to keep.
+pub(super) struct Trajectory {
+    pub(super) queue: Line<Item>,
+    pub(super) current: Current,
+    pub(super) slot: Option<SlotIx>,
+    /// Its workspace went down with its sandbox; it is told so until it is released.
+    pub(super) lost: bool,
+    /// When its last call ended.
+    pub(super) idle_since: Instant,
+}
+
+impl Call {
+    /// How long it has waited until now, before being sent.
+    pub(super) fn waited(&self, now: Instant) -> Timing {
+        let slot = match self.stage {
+            Stage::WaitingForSlot { since } => self.slot_wait + (now - since),
+            _ => self.slot_wait,
+        };
+        let queue = now.saturating_duration_since(self.accepted).saturating_sub(slot);
+        Timing { queue, slot, exec: Duration::ZERO }
+    }
+}
+
+/// Tells whoever waits for a release how it went.
+pub(super) fn answer(reply: ReleaseReply, outcome: Result<(), ReleaseError>) {
+    if let Some(reply) = reply {
+        // Refused only when the caller is gone.
+        let _ = reply.send(outcome);
+    }
+}

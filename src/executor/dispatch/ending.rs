@@ -1,0 +1,213 @@
+//! How calls end: answered, cancelled, out of time, or because the executor closes.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use super::call::{Current, Item, Stage};
+use super::{Action, Dispatch};
+use crate::backend::ExecutionId;
+use crate::tool::python_json::float_text;
+use crate::tool::{Outcome, Timing, ToolResult};
+
+/// How long a running call may take to end after it was cancelled because the executor's closing
+/// time was up.
+const CLOSE_GRACE: Duration = Duration::from_secs(5);
+
+impl Dispatch {
+    /// A running call was answered by whoever ran it.
+    pub(super) fn finished(
+        &mut self,
+        id: ExecutionId,
+        outcome: Outcome,
+        timing: Timing,
+        now: Instant,
+    ) {
+        let Some(call) = self.calls.remove(&id) else { return };
+        self.timers.remove(&(call.timer, id));
+        self.running -= 1;
+        self.recorder.finished(outcome, timing, true);
+        let was_in_slot = matches!(call.stage, Stage::InSlot { .. });
+        let lost = was_in_slot && outcome == Outcome::SandboxLost;
+        let trajectory_id = call.ticket.cell().trajectory_id.clone();
+        self.no_longer_current(&trajectory_id, id, lost, now);
+        self.advance(&trajectory_id, now);
+    }
+
+    /// Ends a call with a result of our own, wherever it is, and goes on with its trajectory.
+    pub(super) fn end(&mut self, id: ExecutionId, result: ToolResult, now: Instant) {
+        if let Some(trajectory_id) = self.settle(id, result, now) {
+            self.advance(&trajectory_id, now);
+        }
+    }
+
+    /// Ends a call with a result of our own, wherever it is, and gives its trajectory – unless it
+    /// was answered already, which an event on its way will tell.
+    pub(super) fn settle(
+        &mut self,
+        id: ExecutionId,
+        mut result: ToolResult,
+        now: Instant,
+    ) -> Option<Arc<str>> {
+        let call = self.calls.get(&id)?;
+        let cell = call.ticket.cell().clone();
+        let outcome = result.outcome;
+        let (ran, lost) = match call.stage {
+            // Nobody knows whether it still runs in its slot.
+            Stage::InSlot { .. } => (true, true),
+            Stage::InHandler { .. } => (true, false),
+            _ => {
+                result.timing = call.waited(now);
+                (false, false)
+            }
+        };
+        let timing = cell.answer_here(result)?;
+        let call = self.calls.remove(&id)?;
+        self.timers.remove(&(call.timer, id));
+        self.recorder.finished(outcome, timing, ran);
+        if ran {
+            self.running -= 1;
+        } else {
+            self.gate.leave(1);
+        }
+        let trajectory_id = &cell.trajectory_id;
+        match call.stage {
+            Stage::Queued { place } => {
+                if let Some(trajectory) = self.trajectories.get_mut(trajectory_id) {
+                    trajectory.queue.remove(place);
+                }
+            }
+            Stage::WaitingForSlot { .. } => self.pool.stop_waiting(trajectory_id),
+            Stage::InLane { slot } => self.lanes[self.pool.container(slot)].remove(id),
+            Stage::WaitingForHandler { place } => {
+                self.handler_queue.remove(place);
+            }
+            // Its batch may not even have reached the backend: it is not to start now.
+            Stage::InSlot { .. } => cell.cancel(),
+            Stage::InHandler { cancelled, .. } => cancelled.store(true, Ordering::Release),
+        }
+        self.no_longer_current(trajectory_id, id, lost, now);
+        Some(trajectory_id.clone())
+    }
+
+    /// If this call was its trajectory's current one, nothing is under way there now.
+    pub(super) fn no_longer_current(
+        &mut self,
+        trajectory_id: &Arc<str>,
+        id: ExecutionId,
+        lost: bool,
+        now: Instant,
+    ) {
+        let Some(trajectory) = self.trajectories.get_mut(trajectory_id) else { return };
+        if !matches!(trajectory.current, Current::Call(current) if current == id) {
+            return;
+        }
+        trajectory.current = Current::Nothing;
+        trajectory.idle_since = now;
+        if lost {
+            trajectory.lost = true;
+            if let Some(slot) = trajectory.slot.take() {
+                self.pool.release_unknown(slot);
+            }
+        }
+    }
+
+    pub(super) fn cancel(&mut self, id: ExecutionId, now: Instant) {
+        let Some(call) = self.calls.get(&id) else { return };
+        match call.stage {
+            Stage::InSlot { .. } => self.cancel_in_slot(id, self.limits.answer_grace, now),
+            Stage::InHandler { .. } => {
+                let error = "Tool call was cancelled while it ran; it was told to stop";
+                self.end(id, ToolResult::failure(Outcome::Cancelled, error), now);
+            }
+            _ => {
+                let error = "Tool call was cancelled before it started";
+                let mut result = ToolResult::failure(Outcome::Cancelled, error);
+                result.may_have_executed = false;
+                self.end(id, result, now);
+            }
+        }
+    }
+
+    /// Has the backend end a running call, which has `grace` to do so.
+    pub(super) fn cancel_in_slot(&mut self, id: ExecutionId, grace: Duration, now: Instant) {
+        let Some(call) = self.calls.get(&id) else { return };
+        call.ticket.cell().cancel();
+        let timer = call.timer.min(now + grace);
+        self.actions.push(Action::Cancel(id));
+        self.set_timer(id, timer);
+    }
+
+    pub(super) fn time_is_up(&mut self, id: ExecutionId, now: Instant) {
+        let Some(call) = self.calls.get(&id) else { return };
+        let result = match call.stage {
+            Stage::Queued { .. } | Stage::InLane { .. } | Stage::WaitingForHandler { .. } => {
+                ToolResult::failure(
+                    Outcome::NeverRan,
+                    format!(
+                        "the call did not start within its queue time of {:.1} s",
+                        self.limits.queue_timeout.as_secs_f64()
+                    ),
+                )
+            }
+            Stage::WaitingForSlot { .. } => ToolResult::failure(
+                Outcome::NeverRan,
+                format!("Failed to acquire slot: {}", self.explain_slots(now)),
+            ),
+            Stage::InSlot { since } => ToolResult::failure(
+                Outcome::SandboxLost,
+                format!(
+                    "the sandbox did not answer within {:.1} s (the call's limit was {:.1} s)",
+                    (now - since).as_secs_f64(),
+                    call.timeout.as_secs_f64()
+                ),
+            ),
+            Stage::InHandler { .. } => ToolResult::failure(
+                Outcome::Timeout,
+                format!(
+                    "Tool timed out after {}s; it was told to stop",
+                    float_text(call.timeout.as_secs_f64())
+                ),
+            ),
+        };
+        self.end(id, result, now);
+    }
+
+    /// The closing time is up: what has not started ends now, what runs is cancelled.
+    pub(super) fn abort(&mut self, now: Instant) {
+        let all: Vec<_> = self.calls.keys().copied().collect();
+        self.aborted = Some(all.len());
+        for id in all {
+            let Some(call) = self.calls.get(&id) else { continue };
+            match call.stage {
+                Stage::InSlot { .. } => self.cancel_in_slot(id, CLOSE_GRACE, now),
+                Stage::InHandler { .. } => self.cancel(id, now),
+                _ => self.end(id, closed_before_start(), now),
+            }
+        }
+    }
+
+    pub(super) fn calls_of(&self, trajectory_id: &Arc<str>) -> Vec<ExecutionId> {
+        let Some(trajectory) = self.trajectories.get(trajectory_id) else { return Vec::new() };
+        // The last first: otherwise each end would start the next call just to cancel it.
+        let mut ids: Vec<_> = trajectory
+            .queue
+            .iter()
+            .rev()
+            .filter_map(|item| match item {
+                Item::Call(id) => Some(*id),
+                Item::Release { .. } => None,
+            })
+            .collect();
+        if let Current::Call(id) = trajectory.current {
+            ids.push(id);
+        }
+        ids
+    }
+}
+
+/// The result of a call that the executor's closing overtook.
+pub(super) fn closed_before_start() -> ToolResult {
+    let error = "the executor was closed before this call could start";
+    ToolResult::failure(Outcome::NeverRan, error)
+}

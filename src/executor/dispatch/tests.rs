@@ -1,0 +1,411 @@
+//! Random histories under a clock of the test's own, and after each event the invariants that the
+//! module states. Reports from the backend stay on their way for as long as the history likes, so
+//! timers, cancellations and answers cross each other in every order.
+
+use std::collections::HashSet;
+
+use crossbeam_channel::{Receiver, Sender, unbounded};
+use proptest::prelude::*;
+use serde_json::json;
+
+use super::*;
+use crate::executor::lane::BatchPolicy;
+use crate::executor::ticket::{Destination, Pending, Ticket};
+use crate::tool::{Policy, Prepared, ToolCall, ToolRegistry, ToolSchema, prepare};
+
+const HANDLERS: usize = 2;
+const MAX_BATCH: usize = 3;
+const TRAJECTORIES: u8 = 6;
+
+fn limits() -> Limits {
+    Limits {
+        batch: BatchLimits {
+            policy: BatchPolicy::Adaptive,
+            window: Duration::from_millis(20),
+            max_size: MAX_BATCH,
+        },
+        queue_timeout: Duration::from_secs(20),
+        acquire_timeout: Duration::from_secs(7),
+        answer_grace: Duration::from_secs(3),
+        reset_timeout: Duration::from_secs(2),
+        handler_concurrency: HANDLERS,
+    }
+}
+
+fn containers(sizes: &[usize]) -> Vec<Container> {
+    let slots = |size: usize| (0..size).map(|slot| format!("slot_{slot}")).collect();
+    sizes.iter().map(|&size| Container { addr: "fake".to_owned(), slots: slots(size) }).collect()
+}
+
+fn registry() -> ToolRegistry {
+    let mut registry = ToolRegistry::builtin();
+    registry.register_fn(ToolSchema::new("closure", ""), |_, _| Ok(String::new())).unwrap();
+    registry
+}
+
+/// A running call as its backend sees it.
+struct Running {
+    id: ExecutionId,
+    slot: Option<(usize, usize)>,
+    reply: Option<Reply>,
+}
+
+/// A dispatch state and everything around it.
+struct World {
+    dispatch: Dispatch,
+    now: Instant,
+    gate: Arc<Gate>,
+    registry: ToolRegistry,
+    sender: Sender<Event>,
+    /// What is on its way to the batcher.
+    events: Receiver<Event>,
+    submitted: Vec<Pending>,
+    /// In order of submission: the calls of each trajectory that are still to start.
+    to_start: HashMap<Arc<str>, Vec<ExecutionId>>,
+    running: Vec<Running>,
+    resets: Vec<(SlotIx, SlotRef)>,
+    /// Batches that their container has not accepted.
+    batches: Vec<usize>,
+    /// In-process tools that have not returned.
+    handlers: usize,
+    releases: Vec<Receiver<Result<(), ReleaseError>>>,
+    closed: bool,
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Submit(u8, bool),
+    Cancel(u8),
+    CancelTrajectory(u8),
+    Release(u8, bool),
+    Answer(u8, Outcome),
+    ForgetReply(u8),
+    HandlerReturns,
+    AcceptBatch(u8),
+    ResetEnds(u8, bool),
+    Deliver(u8),
+    Pass(u16),
+    Close(u16),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let outcomes = vec![Outcome::Ok, Outcome::NonZeroExit, Outcome::SandboxLost];
+    prop_oneof![
+        8 => (0..TRAJECTORIES, any::<bool>()).prop_map(|(t, sandbox)| Step::Submit(t, sandbox)),
+        3 => any::<u8>().prop_map(Step::Cancel),
+        1 => (0..TRAJECTORIES).prop_map(Step::CancelTrajectory),
+        3 => (0..TRAJECTORIES, any::<bool>()).prop_map(|(t, reset)| Step::Release(t, reset)),
+        6 => (any::<u8>(), proptest::sample::select(outcomes))
+            .prop_map(|(index, outcome)| Step::Answer(index, outcome)),
+        1 => any::<u8>().prop_map(Step::ForgetReply),
+        3 => Just(Step::HandlerReturns),
+        4 => any::<u8>().prop_map(Step::AcceptBatch),
+        4 => (any::<u8>(), any::<bool>()).prop_map(|(index, ok)| Step::ResetEnds(index, ok)),
+        12 => (1..6u8).prop_map(Step::Deliver),
+        6 => (0..4000u16).prop_map(Step::Pass),
+        1 => (0..20_000u16).prop_map(Step::Close),
+    ]
+}
+
+fn name(trajectory: u8) -> Arc<str> {
+    format!("t{trajectory}").into()
+}
+
+/// The element that a random number means.
+fn pick<T>(from: &[T], index: u8) -> Option<usize> {
+    (!from.is_empty()).then(|| usize::from(index) % from.len())
+}
+
+impl World {
+    fn new(sizes: &[usize]) -> Self {
+        let gate = Arc::new(Gate::new(1000));
+        let (sender, events) = unbounded();
+        let refusals = Arc::new(Refusals::default());
+        Self {
+            dispatch: Dispatch::new(&containers(sizes), limits(), gate.clone(), refusals),
+            now: Instant::now(),
+            gate,
+            registry: registry(),
+            sender,
+            events,
+            submitted: Vec::new(),
+            to_start: HashMap::new(),
+            running: Vec::new(),
+            resets: Vec::new(),
+            batches: Vec::new(),
+            handlers: 0,
+            releases: Vec::new(),
+            closed: false,
+        }
+    }
+
+    fn prepared(&self, tool: &str) -> Prepared {
+        let call = ToolCall::new(tool, json!({"command": "x"}));
+        let default = Duration::from_secs(4);
+        prepare(&self.registry, &Policy::default(), call, None, default).unwrap()
+    }
+
+    fn submit(&mut self, trajectory: u8, sandbox: bool) {
+        if self.gate.enter(None).is_err() {
+            return;
+        }
+        let prepared = self.prepared(if sandbox { "bash" } else { "closure" });
+        let id = ExecutionId(self.submitted.len() as u64);
+        let (events, uniq_id) = (self.sender.clone(), id.to_string());
+        let ticket = Ticket::new(id, name(trajectory), uniq_id, Destination::Pending, events);
+        self.submitted.push(Pending::new(ticket.cell().clone()));
+        self.to_start.entry(name(trajectory)).or_default().push(id);
+        self.send(Event::Submit(Box::new(Accepted { ticket, prepared, at: self.now })));
+    }
+
+    fn send(&self, event: Event) {
+        self.sender.send(event).unwrap();
+    }
+
+    fn deliver(&mut self, count: usize) {
+        for event in self.events.clone().try_iter().take(count) {
+            self.dispatch.handle(event, self.now);
+        }
+    }
+
+    fn step(&mut self, step: Step) {
+        match step {
+            Step::Submit(trajectory, sandbox) => self.submit(trajectory, sandbox),
+            Step::Cancel(index) => {
+                if let Some(index) = pick(&self.submitted, index) {
+                    self.submitted[index].cancel();
+                }
+            }
+            Step::CancelTrajectory(trajectory) => {
+                self.send(Event::CancelTrajectory(name(trajectory)));
+            }
+            Step::Release(trajectory, reset_workspace) => {
+                let (reply, answer) = unbounded();
+                self.releases.push(answer);
+                let trajectory_id = name(trajectory);
+                self.send(Event::Release { trajectory_id, reset_workspace, reply: Some(reply) });
+            }
+            Step::Answer(index, outcome) => {
+                if let Some(index) = pick(&self.running, index) {
+                    let reply = self.running.swap_remove(index).reply.unwrap();
+                    reply.send(ToolResult::failure(outcome, outcome.as_str()));
+                }
+            }
+            Step::ForgetReply(index) => {
+                if let Some(index) = pick(&self.running, index) {
+                    self.running.swap_remove(index);
+                }
+            }
+            Step::HandlerReturns => {
+                if self.handlers > 0 {
+                    self.handlers -= 1;
+                    self.send(Event::HandlerReturned);
+                }
+            }
+            Step::AcceptBatch(index) => {
+                if let Some(index) = pick(&self.batches, index) {
+                    let container = self.batches.swap_remove(index);
+                    self.send(Event::BatchAccepted { container });
+                }
+            }
+            Step::ResetEnds(index, ok) => {
+                if let Some(index) = pick(&self.resets, index) {
+                    let (slot, slot_ref) = self.resets.swap_remove(index);
+                    let outcome = if ok { Ok(()) } else { Err("no".to_owned()) };
+                    let generation = slot_ref.generation;
+                    self.send(Event::ResetDone { slot, generation, outcome });
+                }
+            }
+            Step::Deliver(count) => self.deliver(count.into()),
+            Step::Pass(ms) => self.now += Duration::from_millis(ms.into()),
+            Step::Close(ms) => {
+                self.gate.close();
+                self.closed = true;
+                let deadline = self.now + Duration::from_millis(ms.into());
+                self.send(Event::Close { deadline });
+            }
+        }
+    }
+
+    /// Lets the dispatch act, and checks what it asks for against what was asked before.
+    fn tick(&mut self) -> Result<(), TestCaseError> {
+        let actions: Vec<_> = self.dispatch.tick(self.now).collect();
+        for action in actions {
+            match action {
+                Action::Send { container, batch } => {
+                    prop_assert!((1..=MAX_BATCH).contains(&batch.len()));
+                    self.batches.push(container);
+                    for execution in batch {
+                        prop_assert_eq!(execution.slot.container, container);
+                        let id = execution.id;
+                        self.started(&execution.trajectory_id, id)?;
+                        let slot = (container, execution.slot.index);
+                        self.nothing_runs_in(slot)?;
+                        let of_slot = |reset: &SlotRef| (reset.container, reset.index) == slot;
+                        let emptied = self.resets.iter().any(|(_, reset)| of_slot(reset));
+                        prop_assert!(!emptied, "{} begins in a slot that is being reset", id);
+                        let Execution { reply, .. } = execution;
+                        self.running.push(Running { id, slot: Some(slot), reply: Some(reply) });
+                    }
+                }
+                Action::Handle(call) => {
+                    let trajectory_id: Arc<str> = call.context.trajectory_id().into();
+                    let id = call.context.uniq_id().trim_start_matches('e').parse().unwrap();
+                    self.started(&trajectory_id, ExecutionId(id))?;
+                    self.handlers += 1;
+                    let (id, reply) = (ExecutionId(id), Some(call.reply));
+                    self.running.push(Running { id, slot: None, reply });
+                }
+                Action::Reset { slot, slot_ref } => {
+                    self.nothing_runs_in((slot_ref.container, slot_ref.index))?;
+                    let at_work = self.resets.iter().any(|(other, _)| *other == slot);
+                    prop_assert!(!at_work, "two resets at once of {:?}", slot);
+                    self.resets.push((slot, slot_ref));
+                }
+                Action::Cancel(id) => {
+                    let runs = self.running.iter().find(|running| running.id == id);
+                    // It may have been answered meanwhile; what runs was told before.
+                    if let Some(running) = runs {
+                        prop_assert!(running.reply.as_ref().unwrap().is_cancelled());
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A call starts once, after those of its trajectory that were submitted before – or ended
+    /// without having been started – and with none of them still under way.
+    fn started(&mut self, trajectory: &Arc<str>, id: ExecutionId) -> Result<(), TestCaseError> {
+        let waiting = self.to_start.get_mut(trajectory).unwrap();
+        let place = waiting.iter().position(|other| *other == id);
+        prop_assert!(place.is_some(), "{} started twice, or after a later one", id);
+        for skipped in waiting.drain(..=place.unwrap()) {
+            let ended = self.submitted[skipped.0 as usize].is_done();
+            prop_assert!(ended || skipped == id, "{} overtook {}", id, skipped);
+        }
+        Ok(())
+    }
+
+    /// No call whose caller still waits runs in this slot.
+    fn nothing_runs_in(&self, slot: (usize, usize)) -> Result<(), TestCaseError> {
+        for other in self.running.iter().filter(|running| running.slot == Some(slot)) {
+            let ended = self.submitted[other.id.0 as usize].is_done();
+            prop_assert!(ended, "{:?} is given away while {} runs there", slot, other.id);
+        }
+        Ok(())
+    }
+
+    /// The invariants of the module's header.
+    fn check(&self) -> Result<(), TestCaseError> {
+        let dispatch = &self.dispatch;
+        let mut placed = HashSet::new();
+        let mut slots = HashSet::new();
+        for trajectory in dispatch.trajectories.values() {
+            for item in trajectory.queue.iter() {
+                let Item::Call(id) = item else { continue };
+                let queued = matches!(dispatch.calls[id].stage, Stage::Queued { .. });
+                prop_assert!(queued);
+                prop_assert!(placed.insert(*id));
+            }
+            match &trajectory.current {
+                Current::Call(id) => {
+                    let queued = matches!(dispatch.calls[id].stage, Stage::Queued { .. });
+                    prop_assert!(!queued);
+                    prop_assert!(placed.insert(*id));
+                }
+                Current::Releasing(_) => prop_assert!(trajectory.slot.is_none()),
+                Current::Nothing => {
+                    prop_assert_eq!(trajectory.queue.iter().count(), 0, "stuck in its queue");
+                    prop_assert!(trajectory.slot.is_some() || trajectory.lost, "not forgotten");
+                }
+            }
+            if let Some(slot) = trajectory.slot {
+                prop_assert!(slots.insert(slot), "two trajectories hold {:?}", slot);
+            }
+        }
+        prop_assert_eq!(placed.len(), dispatch.calls.len(), "a call without a place");
+        prop_assert_eq!(slots.len(), dispatch.pool.counts().held, "a slot without a holder");
+
+        let stages = || dispatch.calls.values().map(|call| &call.stage);
+        let sent = |stage: &&Stage| matches!(stage, Stage::InSlot { .. } | Stage::InHandler { .. });
+        let running = stages().filter(sent).count();
+        prop_assert_eq!(dispatch.running, running);
+        let undelivered = self.submitted.len() as u64 - dispatch.recorder.outcomes.total();
+        let undelivered = undelivered as usize - dispatch.calls.len();
+        let unsent = dispatch.calls.len() - running;
+        prop_assert_eq!(self.gate.inside(), unsent + undelivered, "the gate's count");
+        let waiting = |stage: &&Stage| matches!(stage, Stage::WaitingForHandler { .. });
+        prop_assert_eq!(dispatch.handler_queue.iter().count(), stages().filter(waiting).count());
+        let waiting = |stage: &&Stage| matches!(stage, Stage::WaitingForSlot { .. });
+        prop_assert!(dispatch.pool.waiting() <= stages().filter(waiting).count());
+        prop_assert!(dispatch.handlers_busy <= HANDLERS);
+
+        for &(when, id) in &dispatch.timers {
+            prop_assert_eq!(dispatch.calls.get(&id).map(|call| call.timer), Some(when));
+        }
+        for (id, call) in &dispatch.calls {
+            let answered = self.submitted[id.0 as usize].is_done();
+            prop_assert!(answered || dispatch.timers.contains(&(call.timer, *id)), "no timer");
+        }
+        Ok(())
+    }
+
+    /// Closes, lets time pass from deadline to deadline, and sees to it that everything ends –
+    /// although no backend answers anything any more.
+    fn end(mut self) -> Result<(), TestCaseError> {
+        if !self.closed {
+            self.step(Step::Close(10_000));
+        }
+        let mut turns = 0;
+        loop {
+            self.deliver(usize::MAX);
+            self.tick()?;
+            self.check()?;
+            if self.dispatch.is_done() {
+                break;
+            }
+            let next = self.dispatch.next_deadline();
+            prop_assert!(next.is_some(), "waits for ever");
+            self.now = self.now.max(next.unwrap());
+            turns += 1;
+            prop_assert!(turns < 10_000, "does not end");
+        }
+        let stats = self.dispatch.stats();
+        let mut outcomes = crate::OutcomeCounts::default();
+        for pending in self.submitted {
+            let result = pending.try_wait();
+            prop_assert!(result.is_ok(), "a call without an answer");
+            outcomes.add(result.unwrap().outcome);
+        }
+        prop_assert_eq!(stats.outcomes, outcomes, "what was counted is what callers got");
+        prop_assert_eq!((stats.queue_size, stats.running), (0, 0));
+        prop_assert_eq!((stats.waiting_for_slot, stats.slots.held), (0, 0));
+        prop_assert!(self.dispatch.timers.is_empty());
+        drop(self.dispatch);
+        for release in self.releases {
+            // An answer, or the disconnection that says that the executor is closed.
+            let none = release.try_recv() == Err(crossbeam_channel::TryRecvError::Empty);
+            prop_assert!(!none, "a release without an answer");
+        }
+        Ok(())
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_happens_the_invariants_hold_and_everything_ends(
+        steps in proptest::collection::vec(step(), 1..150),
+        sizes in proptest::collection::vec(0..3usize, 1..3),
+    ) {
+        let mut world = World::new(&sizes);
+        for step in steps {
+            world.step(step);
+            world.tick()?;
+            world.check()?;
+        }
+        world.end()?;
+    }
+}
