@@ -14,6 +14,8 @@ pub enum StartError {
     Config(String),
     /// The backend did not start.
     Backend(BackendError),
+    /// The ToolServer's configuration makes no sense, or it does not say what it offers.
+    ToolServer(ToolServerError),
     /// The operating system refused a thread.
     Thread(io::Error),
 }
@@ -23,6 +25,7 @@ impl fmt::Display for StartError {
         match self {
             StartError::Config(text) => write!(f, "invalid configuration: {text}"),
             StartError::Backend(_) => f.write_str("the sandbox backend did not start"),
+            StartError::ToolServer(_) => f.write_str("the ToolServer cannot be used"),
             StartError::Thread(_) => f.write_str("could not start a thread"),
         }
     }
@@ -33,6 +36,7 @@ impl Error for StartError {
         match self {
             StartError::Config(_) => None,
             StartError::Backend(error) => Some(error),
+            StartError::ToolServer(error) => Some(error),
             StartError::Thread(error) => Some(error),
         }
     }

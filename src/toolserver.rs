@@ -150,6 +150,11 @@ impl ToolServer {
         self.concurrency
     }
 
+    /// Ends the requests that are under way: their callers need no answer any more.
+    pub(crate) fn interrupt(&self) {
+        self.agent.clone().shutdown();
+    }
+
     /// The tools it offers. Blocks for up to 30 s.
     ///
     /// # Errors
