@@ -19,7 +19,7 @@ use crate::sandbox::bash::{IsolationPolicy, bash_result};
 use crate::sandbox::etc;
 use crate::sandbox::files::{self, DEFAULT_MAX_FILE_BYTES};
 use crate::sandbox::isolation::Isolation;
-use crate::sandbox::supervisor::{CommandId, CommandSpec, Supervisor};
+use crate::sandbox::supervisor::{CommandId, CommandSpec, Supervisor, raise_open_files_limit};
 use crate::sandbox::workspace::{DataDir, Workspace};
 use crate::tool::{Outcome, ToolResult};
 
@@ -118,6 +118,8 @@ impl LocalBackend {
                 config.slots
             )));
         }
+        // A workspace is a file descriptor, and 1,024 are a usual limit.
+        raise_open_files_limit();
         let data_dir = DataDir::create(config.data_dir.as_deref(), config.slots)
             .map_err(|error| BackendError::with_source("cannot make the workspaces", error))?;
         let etc = data_dir

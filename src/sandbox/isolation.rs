@@ -6,7 +6,8 @@
 //! its shell; the supervisor starts the processes.
 //!
 //! What a command sees under bubblewrap: a read-only `/usr`, of `/etc` what the module `etc` has
-//! copied, its workspace as `/workspace` (the only host directory that it can write to), private `/tmp`, `/proc` and `/dev`, its own user, pid, ipc, uts and cgroup namespaces, a
+//! copied, its workspace as `/workspace` (the only host directory that it can write to), private `/tmp` and
+//! `/dev`, a read-only `/proc` of its own processes, its own user, pid, ipc, uts and cgroup namespaces, a
 //! network only where it is allowed, no capabilities and no further user namespaces.
 
 use std::ffi::{CString, OsStr, OsString};
@@ -312,7 +313,9 @@ pub(super) fn bwrap_argv(
         }
         None => add(&plain("--dir /etc")),
     }
-    add(&plain("--dir /var/tmp --proc /proc --dev /dev --tmpfs /tmp"));
+    // Read-only: to the kernel, root is root without any capability, and could write /proc/sys (whose
+    // core_pattern names a program that the host runs) and chmod what all sandboxes share of /proc.
+    add(&plain("--dir /var/tmp --proc /proc --remount-ro /proc --dev /dev --tmpfs /tmp"));
     add(&["--bind".as_ref(), workspace.as_ref(), "/workspace".as_ref()]);
     add(&plain("--chdir /workspace --"));
     argv.extend(call.argv.iter().cloned());
@@ -340,7 +343,10 @@ impl StatusReport {
         for document in serde_json::Deserializer::from_slice(text).into_iter::<Value>() {
             let Ok(document) = document else { break };
             report.child_pid = report.child_pid.or(number(&document, "child-pid"));
-            report.exit_code = report.exit_code.or(number(&document, "exit-code"));
+            // A command can reach into the sandbox's first process and make up a code; it must not be
+            // able to make up one that means something else here, as -1 does.
+            let exit_code = number(&document, "exit-code").map(|code| code & 0xff);
+            report.exit_code = report.exit_code.or(exit_code);
         }
         report
     }
@@ -380,8 +386,8 @@ mod tests {
              --json-status-fd 3 --block-fd 4 --ro-bind /usr /usr --symlink usr/bin /bin \
              --ro-bind /lib /lib --ro-bind /run/etc /etc \
              --ro-bind-try /etc/resolv.conf /etc/resolv.conf \
-             --dir /var/tmp --proc /proc --dev /dev --tmpfs /tmp \
-             --bind /w s /workspace --chdir /workspace -- bash -c echo a b"
+             --dir /var/tmp --proc /proc --remount-ro /proc --dev /dev --tmpfs /tmp \
+             --bind /w s /workspace --chdir /workspace -- bash -c -- echo a b"
         );
         assert_eq!(argv.last().map(OsString::as_os_str), Some("echo a b".as_ref()));
         let offline = bwrap_argv(&bubblewrap(), Path::new("/w"), false, Handshake::None, &call);
@@ -394,7 +400,7 @@ mod tests {
         let call = shell::shell_call(Shell::Bash, "--bind / /host", true, None);
         let argv = bwrap_argv(&bubblewrap(), Path::new("/w"), true, Handshake::Block, &call);
         let end = argv.iter().position(|word| word == "--").unwrap();
-        assert_eq!(line(&argv[end..]), "-- bash -c --bind / /host");
+        assert_eq!(line(&argv[end..]), "-- bash -c -- --bind / /host");
     }
 
     #[test]
@@ -408,6 +414,10 @@ mod tests {
             StatusReport { child_pid: Some(12), exit_code: Some(137) }
         );
         assert_eq!(StatusReport::parse(b"\xff{"), StatusReport::default());
+        for (made_up, taken_for) in [("-1", 255), ("4242", 146), ("2147483647", 255)] {
+            let report = StatusReport::parse(format!("{{\"exit-code\": {made_up}}}").as_bytes());
+            assert_eq!(report.exit_code, Some(taken_for), "{made_up}");
+        }
     }
 
     #[test]

@@ -288,7 +288,11 @@ impl Running {
             // While init is not known bubblewrap must live: init would wait for it for ever. Its
             // report comes soon; then this is called again.
             Container::Namespace { init: None, .. } => {}
-            Container::Reaper { control, .. } => drop(control.take()),
+            Container::Reaper { control, .. } => {
+                drop(control.take());
+                // It kills nothing while it is stopped, and the command has the right to stop it.
+                self.child.resume();
+            }
         }
     }
 

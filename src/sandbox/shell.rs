@@ -83,7 +83,8 @@ pub(super) fn shell_call(
 ) -> ShellCall {
     let limit = open_files.map_or_else(String::new, |limit| format!("ulimit -S -n {limit}; "));
     let close = format!("{limit}exec {SCRIPT_FD}<&-");
-    let argv = |command: &str| [shell.name(), "-c", command].map(OsString::from).to_vec();
+    // A command that begins with a dash (a pasted list, a diff) is one all the same.
+    let argv = |command: &str| [shell.name(), "-c", "--", command].map(OsString::from).to_vec();
     let inline = command.len() < INLINE_COMMAND_LIMIT;
     match shell {
         Shell::Bash if inline && gated => ShellCall {
@@ -146,19 +147,19 @@ mod tests {
     #[test]
     fn short_commands_are_arguments_and_long_ones_are_sourced() {
         let short = shell_call(Shell::Bash, "true", false, None);
-        assert_eq!((line(&short.argv), short.script), ("bash -c true".to_owned(), None));
+        assert_eq!((line(&short.argv), short.script), ("bash -c -- true".to_owned(), None));
         let gated = shell_call(Shell::Bash, "true", true, Some(1024));
-        assert_eq!(line(&gated.argv), "bash -c true");
+        assert_eq!(line(&gated.argv), "bash -c -- true");
         assert_eq!(
             gated.script.as_deref(),
             Some(&b"unset BASH_ENV; ulimit -S -n 1024; exec 5<&-\n"[..])
         );
         let long = "x".repeat(INLINE_COMMAND_LIMIT);
         let long = shell_call(Shell::Bash, &long, true, None);
-        assert_eq!(line(&long.argv), "bash -c . /proc/self/fd/5");
+        assert_eq!(line(&long.argv), "bash -c -- . /proc/self/fd/5");
         assert!(long.script.unwrap().starts_with(b"exec 5<&-; xxx"));
         // A plain sh reads no file before a `-c` argument.
         let gated = shell_call(Shell::Sh, "true", true, None);
-        assert_eq!(line(&gated.argv), "sh -c . /proc/self/fd/5");
+        assert_eq!(line(&gated.argv), "sh -c -- . /proc/self/fd/5");
     }
 }

@@ -100,6 +100,11 @@ impl Child {
         kill(self.pidfd.as_fd());
     }
 
+    /// SIGCONT, in case somebody has stopped it. A process that is gone already is no error.
+    pub(super) fn resume(&self) {
+        let _ = rustix::process::pidfd_send_signal(&self.pidfd, Signal::CONT);
+    }
+
     /// Its status if it has ended, which also removes the zombie. Does not block.
     pub(super) fn reap(&self) -> Reaped {
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
@@ -201,6 +206,9 @@ pub(super) fn spawn(
     }
     actions.close_from(fds.len() as c_int)?;
     let attributes = Attributes::new()?;
+    // A place for the pidfd: a process that cannot be held must be killed, and bubblewrap killed at
+    // the wrong moment leaves its first process waiting for ever.
+    let place = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC)?;
 
     let mut pid = 0;
     // SAFETY: the program, both arrays, the actions and the attributes are initialised and outlive the
@@ -216,9 +224,10 @@ pub(super) fn spawn(
         )
     })?;
     let pid = Pid::from_raw(pid).ok_or(io::ErrorKind::Other)?;
+    drop(place);
     Child::open(pid).inspect_err(|_| {
-        // Only where the process limit of open files is reached, or the host reaped it already:
-        // nothing that cannot be held may run.
+        // Only where another thread of the host was given the last place, or the host reaped it
+        // already: nothing that cannot be held may run.
         let _ = rustix::process::kill_process(pid, Signal::KILL);
         let _ = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty());
     })

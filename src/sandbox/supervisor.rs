@@ -155,6 +155,7 @@ impl Supervisor {
         let thread =
             std::thread::Builder::new().name("tool-supervisor".to_owned()).spawn(move || {
                 block_sigpipe();
+                leave_session_keyring();
                 turn.run(&queue.0);
                 // First the commands, then the queue.
                 drop(turn);
@@ -501,8 +502,38 @@ fn block_sigpipe() {
     }
 }
 
+/// Gives this thread, and so every command, a session keyring that nobody may use. The kernel's keys
+/// know no sandbox: with the host's own keyring (a login has one) commands could read its keys, and
+/// leave some for the commands of other trajectories.
+fn leave_session_keyring() {
+    const SESSION: libc::c_long = -3;
+    let no_name = std::ptr::null::<libc::c_char>();
+    let no_permission: libc::c_long = 0;
+    // SAFETY: both change the credentials and a keyring of this thread, which is our own; the name may
+    // be NULL.
+    let done = unsafe {
+        libc::syscall(libc::SYS_keyctl, libc::KEYCTL_JOIN_SESSION_KEYRING as libc::c_long, no_name)
+            >= 0
+            && libc::syscall(
+                libc::SYS_keyctl,
+                libc::KEYCTL_SETPERM as libc::c_long,
+                SESSION,
+                no_permission,
+            ) == 0
+    };
+    if !done {
+        // Without the system call commands do not have it either.
+        let error = io::Error::last_os_error();
+        match error.raw_os_error() {
+            Some(libc::ENOSYS | libc::EPERM) => log::debug!("no kernel keyrings here: {error}"),
+            _ => log::warn!("commands share the kernel's session keyring of this process: {error}"),
+        }
+    }
+}
+
 /// Raises this process's soft limit of open files, once; gives the limit it had where it was raised.
-fn raise_open_files_limit() -> Option<u64> {
+/// Starting a supervisor does so too, but workspaces that are made before it need open files as well.
+pub(crate) fn raise_open_files_limit() -> Option<u64> {
     const WANTED: u64 = 65_536;
     static BEFORE: OnceLock<Option<u64>> = OnceLock::new();
     *BEFORE.get_or_init(|| {

@@ -271,3 +271,23 @@ fn a_tool_that_the_embedded_sandbox_lacks_says_so_and_ran_nothing() {
     assert_eq!((result.outcome, result.may_have_executed), (Outcome::UnknownTool, false));
     assert!(result.error.starts_with("Unknown tool: bash_stateful"), "{}", result.error);
 }
+
+#[test]
+fn the_usual_limit_of_open_files_does_not_limit_the_slots() {
+    const ALONE: &str = "TOOL_EXECUTOR_TEST_ALONE";
+    if std::env::var_os(ALONE).is_some() {
+        let (_dir, executor) = executor(300);
+        assert_eq!(executor.execute("t", bash("ulimit -n"), None).output, "256");
+        return;
+    }
+    // A process of its own, since the limit is the whole process's.
+    let output = std::process::Command::new("bash")
+        .args(["-c", "ulimit -Sn 256; exec \"$0\" --exact --nocapture \"$1\""])
+        .arg(std::env::current_exe().unwrap())
+        .arg("sandbox::the_usual_limit_of_open_files_does_not_limit_the_slots")
+        .env(ALONE, "1")
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && text.contains("1 passed"), "{text}");
+}

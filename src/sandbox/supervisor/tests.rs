@@ -145,6 +145,8 @@ fn exit_codes_signals_and_both_streams_are_told_apart() {
         assert_eq!(bench.run("").end, End::Exited(0));
         assert_eq!(bench.run("foo-bar").end, End::Exited(127));
         assert_eq!(bench.run("foo-bar").stderr.text, "bash: line 1: foo-bar: command not found\n");
+        assert_eq!(bench.run("-x foo").end, End::Exited(127));
+        assert_eq!(bench.run("-x foo").stderr.text, "bash: line 1: -x: command not found\n");
         assert_eq!(bench.run("if").end, End::Exited(2));
         let killed = match finished.sandboxed {
             true => End::Exited(137),
@@ -266,6 +268,16 @@ fn at_the_timeout_every_process_is_dead_and_partial_output_is_kept() {
             assert_eq!(processes_with(&marker), Vec::<String>::new(), "{command}");
         }
     });
+}
+
+#[test]
+fn without_a_sandbox_a_command_that_stops_its_reaper_is_killed_all_the_same() {
+    let (bench, marker) = (Bench::bare(), marker());
+    let command = format!("kill -STOP $PPID; (setsid sleep {marker} &); sleep {marker}");
+    let finished = bench.run_for(500, &command);
+    assert_eq!(finished.end, End::TimedOut);
+    assert!(finished.all_dead);
+    assert_eq!(processes_with(&marker), Vec::<String>::new());
 }
 
 #[test]
@@ -395,6 +407,50 @@ fn a_sandbox_shows_no_secrets_and_gives_no_privileges() {
     {
         assert_ne!(bench.run("unshare -U true").end, End::Exited(0));
     }
+}
+
+#[test]
+fn a_sandbox_of_root_cannot_change_what_the_kernel_shares_in_proc() {
+    let bench = Bench::sandboxed();
+    // Opens without writing: as root, without the protection, this is the host's own.
+    let opened = "find /proc/sys -type f | while read f; do (exec 9<>$f) && echo $f; done 2>/dev/null | head -3";
+    assert_eq!(bench.output(opened), "");
+    let mode = bench.output("stat -c %a /proc/version");
+    assert_ne!(bench.run(&format!("chmod {mode} /proc/version")).end, End::Exited(0));
+}
+
+/// The test's own thread gets a keyring; a command that could use it would find a key of the host's
+/// there, and what another command has left.
+#[test]
+fn kernel_keyrings_connect_commands_neither_with_the_host_nor_with_each_other() {
+    let (join, session) = (libc::KEYCTL_JOIN_SESSION_KEYRING as libc::c_long, -3 as libc::c_long);
+    let none = std::ptr::null::<libc::c_char>();
+    // SAFETY: changes this thread's credentials only, and adds a key of five bytes to its keyring.
+    let added = unsafe {
+        libc::syscall(libc::SYS_keyctl, join, none) >= 0
+            && libc::syscall(
+                libc::SYS_add_key,
+                c"user".as_ptr(),
+                c"tool-host".as_ptr(),
+                c"value".as_ptr(),
+                5 as libc::c_long,
+                session,
+            ) >= 0
+    };
+    if !added {
+        let errno = std::io::Error::last_os_error().raw_os_error();
+        assert!(matches!(errno, Some(libc::ENOSYS | libc::EPERM)), "{errno:?}");
+        return;
+    }
+    let search = format!("syscall({}, 10, -3, $type, $name, 0)", libc::SYS_keyctl);
+    let add = format!("syscall({}, $type, $name, $name, 5, -3)", libc::SYS_add_key);
+    let perl = |what: &str, key: &str| {
+        format!("perl -e '($type, $name) = @ARGV; print {what}, \"\\n\"' user {key}")
+    };
+    let bench = Bench::sandboxed();
+    assert_eq!(bench.output(&perl(&search, "tool-host")), "-1\n");
+    bench.output(&perl(&add, "tool-command"));
+    assert_eq!(bench.output(&perl(&search, "tool-command")), "-1\n");
 }
 
 #[test]
@@ -569,6 +625,29 @@ fn many_commands_leave_no_zombie_no_open_file_and_no_thread() {
         let files = count("/proc/self/fd");
         drop(Bench::bare());
         assert_eq!(count("/proc/self/fd"), files);
+    });
+}
+
+#[test]
+fn where_open_files_are_short_commands_fail_to_start_and_leave_nothing() {
+    alone("where_open_files_are_short_commands_fail_to_start_and_leave_nothing", || {
+        in_both_modes(|bench| {
+            let before = rustix::process::getrlimit(Resource::Nofile);
+            for room in 9..25 {
+                let few = Some(count("/proc/self/fd") as u64 + room);
+                let limit = Rlimit { current: few, maximum: before.maximum };
+                rustix::process::setrlimit(Resource::Nofile, limit).unwrap();
+                let ends: Vec<_> = (0..24).map(|_| bench.start(bench.spec("true")).1).collect();
+                for end in ends {
+                    let end = end.recv_timeout(LONG).unwrap().end;
+                    assert!(matches!(end, End::Exited(0) | End::SetupFailed(_)), "{end:?}");
+                }
+                rustix::process::setrlimit(Resource::Nofile, before).unwrap();
+            }
+            assert_eq!(bench.run("true").end, End::Exited(0));
+            let workspace = bench.workspace.path().to_str().unwrap();
+            wait_until(|| processes_with(workspace).is_empty());
+        });
     });
 }
 
