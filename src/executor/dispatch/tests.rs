@@ -256,6 +256,9 @@ impl World {
                     let (id, reply) = (ExecutionId(id), Some(call.reply));
                     self.running.push(Running { id, slot: None, reply });
                 }
+                Action::AskToolServer(call) => {
+                    prop_assert!(false, "there is no ToolServer for {}", call.name);
+                }
                 Action::Reset { slot, slot_ref } => {
                     self.nothing_runs_in((slot_ref.container, slot_ref.index))?;
                     let at_work = self.resets.iter().any(|(other, _)| *other == slot);
