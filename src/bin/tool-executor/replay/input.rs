@@ -60,7 +60,11 @@ pub(crate) fn open(path: &Path) -> io::Result<Box<dyn BufRead + Send>> {
 /// How many trajectories a regular file holds if no line is malformed: its lines that are not blank.
 /// `None` where that cannot be known before the end.
 pub(crate) fn count_lines(path: &Path) -> Option<u64> {
-    let mut file = File::open(path).ok().filter(|f| f.metadata().is_ok_and(|m| m.is_file()))?;
+    // Asked before opening: a FIFO whose writer is gone would never open again.
+    if !path.metadata().ok()?.is_file() {
+        return None;
+    }
+    let mut file = File::open(path).ok()?;
     let mut chunk = vec![0; 1 << 16];
     let (mut lines, mut blank) = (0, true);
     loop {

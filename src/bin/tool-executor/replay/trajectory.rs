@@ -73,9 +73,11 @@ pub(crate) fn parse_line(line: &str) -> Result<Recording, String> {
         None | Some(Value::Null) => Vec::new(),
         Some(setup) => parse_calls(setup, "setup", true)?,
     };
-    if let Some(calls) = object.shift_remove("calls") {
+    // Datasets with a fixed set of columns have null in those that a line does not use.
+    let mut take = |key| object.shift_remove(key).filter(|value| !value.is_null());
+    if let Some(calls) = take("calls") {
         steps.extend(parse_calls(calls, "calls", false)?);
-    } else if let Some(chat) = object.shift_remove("messages") {
+    } else if let Some(chat) = take("messages") {
         steps.extend(messages::parse(chat)?);
     } else {
         return Err("neither \"calls\" nor \"messages\"".to_owned());
@@ -208,6 +210,8 @@ mod tests {
             ("{\"calls\": [}", "not JSON: expected value (column 12)"),
             ("[]", "expected an object, found an array"),
             ("{}", "neither \"calls\" nor \"messages\""),
+            (r#"{"calls": null, "messages": null}"#, "neither \"calls\" nor \"messages\""),
+            (r#"{"calls": null, "messages": 1}"#, "\"messages\" is a number, not an array"),
             (r#"{"id": [], "calls": []}"#, "\"id\" is an array, not a string"),
             (r#"{"calls": {}}"#, "\"calls\" is an object, not an array"),
             (r#"{"calls": [], "setup": 1}"#, "\"setup\" is a number, not an array"),
