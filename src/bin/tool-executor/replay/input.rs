@@ -234,7 +234,7 @@ mod tests {
             b"{\"id\":\"a\",\"calls\":[]}\n\nnonsense\n\xff\xfe\n{\"id\":\"b\",\"calls\":[]}";
         assert_eq!(
             items(text, ALL),
-            ["a", "3: not JSON: expected ident (column 2)", "4: not UTF-8 (byte 1)", "b"]
+            ["a", "3: not JSON: Expecting value (byte 1)", "4: not UTF-8 (byte 1)", "b"]
         );
     }
 
@@ -259,7 +259,7 @@ mod tests {
         let text =
             "{\"id\":\"a\",\"calls\":[]}\nbad\n{\"id\":\"b\",\"calls\":[]}\n{\"calls\":[]}\n";
         let ids = items(text, Selection { limit: Some(2), repeat: 2 });
-        assert_eq!(ids, ["a", "a#2", "2: not JSON: expected value (column 1)", "b", "b#2"]);
+        assert_eq!(ids, ["a", "a#2", "2: not JSON: Expecting value (byte 1)", "b", "b#2"]);
     }
 
     #[test]
