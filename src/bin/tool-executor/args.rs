@@ -84,7 +84,7 @@ pub(crate) struct ReplayArgs {
     pub(crate) compare: bool,
 
     /// Write one JSON line per call to FILE, in the order of completion
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = results_file)]
     pub(crate) out: Option<PathBuf>,
 
     /// No progress
@@ -122,6 +122,16 @@ fn at_least_one(text: &str) -> Result<usize, String> {
         Ok(number) => Ok(number),
         Err(_) => Err("not a whole number of at least 1".to_owned()),
     }
+}
+
+/// `-` means standard output elsewhere; the summary is there.
+fn results_file(text: &str) -> Result<PathBuf, String> {
+    if text == "-" {
+        return Err(
+            "standard output has the summary; name a file, or ./- if you mean it".to_owned()
+        );
+    }
+    Ok(PathBuf::from(text))
 }
 
 /// The executor would clamp a time outside its limits; a person who asks for it is told instead.

@@ -91,7 +91,8 @@ impl Driver {
         self.queue.next_timeout(timeout)
     }
 
-    /// Copies the trajectory's workspace to `target`, a directory that is made. Blocks while it
+    /// Copies the trajectory's workspace to `target`, a directory that is made and may not exist: a
+    /// mixture with the files of an earlier run would be nobody's workspace. Blocks while it
     /// copies. To be called between the trajectory's last completion and its release.
     ///
     /// # Errors
@@ -99,6 +100,7 @@ impl Driver {
     pub(crate) fn keep_workspace(&self, trajectory_id: &str, target: &Path) -> io::Result<()> {
         // A trajectory without a slot never ran a command, so there is nothing to keep.
         let Some(slot) = self.executor.slot_of(trajectory_id) else { return Ok(()) };
+        std::fs::create_dir(target)?;
         self.backend.save_workspace(&slot, target)
     }
 
