@@ -163,7 +163,8 @@ impl Builder {
     /// takes to start.
     ///
     /// # Errors
-    /// A setting makes no sense, the backend does not start, the ToolServer does not say what it offers, or the operating system refuses a
+    /// A setting makes no sense, the backend does not start, the ToolServer does not say what it
+    /// offers, or the operating system refuses a
     /// thread. Nothing is left running then.
     pub fn start(self) -> Result<ToolExecutor, StartError> {
         self.check()?;
