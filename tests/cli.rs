@@ -15,6 +15,10 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+#[path = "it/http.rs"]
+#[allow(dead_code)] // what the other tests need of it
+mod http;
+
 /// Longer than anything here takes on a busy machine.
 const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -519,4 +523,35 @@ fn wait_until_ended(child: &mut Child) {
         }
         std::thread::sleep(Duration::from_millis(10));
     }
+}
+
+#[test]
+fn external_tools_go_to_the_tool_server_and_the_token_stays_secret() {
+    let server = http::Server::start(|request| match &*request.path {
+        "/tools" => http::ok(r#"{"tools":[{"function":{"name":"search"}}]}"#),
+        _ => http::ok(r#"{"success":true,"output":"found"}"#),
+    });
+    let calls = json!([{"name": "search", "arguments": {"q": "x"}}]);
+    let setup = Setup::new(&[json!({"trajectory_id": "t", "calls": calls}).to_string()]);
+    let mut command = setup.command(&["--tool-server-url", &server.url, "--slots", "1"]);
+    command.env("TOOL_EXECUTOR_TOOL_SERVER_TOKEN", "s3cret");
+    let run = Run::of(command.output().unwrap());
+    assert_eq!(run.code, Some(0), "{run:?}");
+    assert_eq!(setup.results()[0]["output"], "found");
+    let requests: Vec<_> = server.requests.try_iter().collect();
+    assert_eq!(requests.len(), 2);
+    assert!(requests.iter().all(|r| r.authorization.as_deref() == Some("Bearer s3cret")));
+    let help = Run::of(
+        program()
+            .args(["replay", "--help"])
+            .env("TOOL_EXECUTOR_TOOL_SERVER_TOKEN", "s3cret")
+            .output()
+            .unwrap(),
+    );
+    assert!(help.stdout.contains("--tool-server-url") && !help.stdout.contains("s3cret"));
+
+    // Nobody there: the run does not start, and says why.
+    let run = setup.replay(&["--tool-server-url", "http://127.0.0.1:1"]);
+    assert_eq!(run.code, Some(5), "{run:?}");
+    assert!(run.stderr.contains("the ToolServer does not say what it offers"), "{}", run.stderr);
 }

@@ -69,6 +69,16 @@ pub(crate) struct ReplayArgs {
     #[arg(long)]
     pub(crate) no_network: bool,
 
+    /// Send external tools to the ToolServer at this URL; it is asked what it offers at the start
+    #[arg(long, value_name = "URL")]
+    pub(crate) tool_server_url: Option<String>,
+
+    /// The ToolServer's bearer token; better given by the environment, where other users of this
+    /// machine cannot see it
+    #[arg(long, value_name = "TOKEN", env = "TOOL_EXECUTOR_TOOL_SERVER_TOKEN")]
+    #[arg(hide_env_values = true)]
+    pub(crate) tool_server_token: Option<String>,
+
     /// Refuse to run commands where they cannot be isolated (no bubblewrap)
     #[arg(long)]
     pub(crate) require_sandbox: bool,

@@ -14,6 +14,8 @@ use tool_executor::{
     Completion, CompletionQueue, Outcome, Policy, ToolCall, ToolExecutor, ToolResult,
 };
 
+use tool_executor::toolserver::ToolServerConfig;
+
 use crate::args::ReplayArgs;
 
 /// How long a call may wait for its slot, and in the executor's queue. With more trajectories than
@@ -47,7 +49,13 @@ impl Driver {
             require_sandbox: args.require_sandbox,
             ..Policy::default()
         };
-        let executor = ToolExecutor::builder()
+        let mut builder = ToolExecutor::builder();
+        if let Some(url) = &args.tool_server_url {
+            let mut config = ToolServerConfig::new(url);
+            config.token.clone_from(&args.tool_server_token);
+            builder = builder.tool_server(config);
+        }
+        let executor = builder
             .backend(backend.clone())
             .policy(policy)
             .batch_window(args.batch_window())
