@@ -105,7 +105,9 @@ fn perform(action: Action, backend: &Arc<dyn Backend>, report: &Sender<Event>, c
             Some((tool_server, threads)) => {
                 let tool_server = tool_server.clone();
                 threads.spawn(move || {
-                    ask(&tool_server, call);
+                    if let Err(panic) = guarded(|| ask(&tool_server, call)) {
+                        log::error!("a request to the ToolServer panicked: {panic}");
+                    }
                     let _ = report.send(Event::ExternalReturned(External::ToolServer));
                 });
             }
@@ -132,8 +134,11 @@ fn perform(action: Action, backend: &Arc<dyn Backend>, report: &Sender<Event>, c
 /// Leaves out the calls that have ended or were cancelled while the batch waited for a thread: a
 /// slot whose call has ended may belong to somebody else by now.
 fn still_wanted(batch: Vec<Execution>) -> Vec<Execution> {
-    let (unwanted, wanted): (Vec<_>, Vec<_>) =
-        batch.into_iter().partition(|execution| execution.reply.is_cancelled());
+    let is_unwanted = |execution: &Execution| execution.reply.is_cancelled();
+    if !batch.iter().any(is_unwanted) {
+        return batch;
+    }
+    let (unwanted, wanted): (Vec<_>, Vec<_>) = batch.into_iter().partition(is_unwanted);
     for execution in unwanted {
         let error = "Tool call was cancelled before it started";
         let mut result = ToolResult::failure(Outcome::Cancelled, error);
