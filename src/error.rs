@@ -14,6 +14,8 @@ pub enum StartError {
     Config(String),
     /// The backend did not start.
     Backend(BackendError),
+    /// The ToolServer's configuration makes no sense, or it does not say what it offers.
+    ToolServer(ToolServerError),
     /// The operating system refused a thread.
     Thread(io::Error),
 }
@@ -23,6 +25,7 @@ impl fmt::Display for StartError {
         match self {
             StartError::Config(text) => write!(f, "invalid configuration: {text}"),
             StartError::Backend(_) => f.write_str("the sandbox backend did not start"),
+            StartError::ToolServer(_) => f.write_str("the ToolServer cannot be used"),
             StartError::Thread(_) => f.write_str("could not start a thread"),
         }
     }
@@ -33,6 +36,7 @@ impl Error for StartError {
         match self {
             StartError::Config(_) => None,
             StartError::Backend(error) => Some(error),
+            StartError::ToolServer(error) => Some(error),
             StartError::Thread(error) => Some(error),
         }
     }
@@ -135,3 +139,35 @@ impl fmt::Display for ReleaseError {
 }
 
 impl Error for ReleaseError {}
+
+/// Why a ToolServer cannot be used: one line for people, and the cause where there is one.
+#[derive(Debug)]
+pub struct ToolServerError {
+    message: String,
+    source: Option<Box<dyn Error + Send + Sync>>,
+}
+
+impl ToolServerError {
+    pub(crate) fn new(message: impl Into<String>) -> Self {
+        Self { message: message.into(), source: None }
+    }
+
+    pub(crate) fn with_source(
+        message: impl Into<String>,
+        source: impl Into<Box<dyn Error + Send + Sync>>,
+    ) -> Self {
+        Self { message: message.into(), source: Some(source.into()) }
+    }
+}
+
+impl fmt::Display for ToolServerError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl Error for ToolServerError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.source.as_deref().map(|source| source as _)
+    }
+}

@@ -76,6 +76,8 @@ mod pool;
 mod sandbox;
 mod thread;
 pub mod tool;
+pub mod toolserver;
+mod wire;
 
 pub use error::{BackendError, ReleaseError, StartError, SubmitError};
 pub use executor::{

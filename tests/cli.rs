@@ -15,6 +15,10 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+#[path = "it/http.rs"]
+#[allow(dead_code)] // what the other tests need of it
+mod http;
+
 /// Longer than anything here takes on a busy machine.
 const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -273,6 +277,11 @@ fn workspaces_are_kept_under_the_trajectorys_name() {
     for name in ["a%2Fb", "a%2Fb%232"] {
         assert_eq!(fs::read_to_string(kept.join(name).join("d/f")).unwrap(), "hi\n");
     }
+    fs::write(kept.join("a%2Fb/old"), "").unwrap();
+    fs::remove_dir_all(kept.join("a%2Fb/d")).unwrap();
+    let run = setup.replay(&["--keep-workspaces", kept.to_str().unwrap()]);
+    assert!(run.stderr.contains("warning: a/b: workspace not kept in "), "{}", run.stderr);
+    assert!(!kept.join("a%2Fb/d").exists(), "two runs are mixed");
 }
 
 #[test]
@@ -361,9 +370,15 @@ fn without_isolation_one_line_says_so_and_a_required_sandbox_refuses() {
     assert!(run.stderr.contains("apt-get install bubblewrap"));
     assert_eq!(setup.results()[0]["output"], "hi");
 
-    let run = without(&["--require-sandbox"]);
-    assert_eq!(run.code, Some(1), "{run:?}");
-    assert_eq!(setup.results()[0]["outcome"], "isolation_unavailable");
+    for flag in ["--require-sandbox", "--no-network"] {
+        let run = without(&[flag]);
+        assert_eq!(run.code, Some(1), "{run:?}");
+        assert!(
+            run.stderr.contains(&format!("commands are refused, as {flag} demands")),
+            "{run:?}"
+        );
+        assert_eq!(setup.results()[0]["outcome"], "isolation_unavailable");
+    }
 }
 
 #[test]
@@ -418,6 +433,59 @@ fn the_second_signal_cancels_and_every_accepted_call_has_its_line() {
     assert_eq!(calls.len(), all, "no call has two lines");
 }
 
+#[test]
+fn a_signal_while_the_sandbox_is_made_leaves_nothing_behind() {
+    let setup = Setup::new(&[trajectory("t", &["sleep 300"])]);
+    let tmp = setup.path("tmp");
+    fs::create_dir(&tmp).unwrap();
+    let mut command = setup.command(&["--timeout-s", "600"]);
+    command.env("TMPDIR", &tmp);
+    let mut child = spawn(command);
+    // Its own directory is the first thing that the sandbox makes.
+    wait_until(&mut child, || !runs_in(&tmp).is_empty());
+    signal(&child, Signal::INT);
+    signal(&child, Signal::TERM);
+    let run = Run::of(child.wait_with_output().unwrap());
+    assert_eq!(run.code, Some(130), "{run:?}");
+    assert_eq!(runs_in(&tmp), Vec::<PathBuf>::new());
+}
+
+/// The directories of runs, in the directory for temporary files `tmp`.
+fn runs_in(tmp: &Path) -> Vec<PathBuf> {
+    let entries = |path: PathBuf| fs::read_dir(path).into_iter().flatten().flatten();
+    let mine = entries(tmp.to_owned()).flat_map(|data_dir| entries(data_dir.path()));
+    mine.map(|run| run.path()).collect()
+}
+
+#[test]
+fn a_fifo_is_read_to_its_end() {
+    let setup = Setup::new(&[]);
+    let fifo = setup.path("fifo");
+    assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    let mut command = program();
+    command.arg("replay").arg(&fifo).arg("--out").arg(setup.path("out.jsonl"));
+    let mut child = spawn(command);
+    // Opens once the program has opened it; then the only writer is gone.
+    fs::write(&fifo, trajectory("t", &["echo hi"])).unwrap();
+    wait_until_ended(&mut child);
+    assert_eq!(Run::of(child.wait_with_output().unwrap()).code, Some(0));
+    assert_eq!(setup.results()[0]["output"], "hi");
+}
+
+#[test]
+fn control_characters_of_the_input_do_not_reach_the_terminal() {
+    let id = "red\u{1b}[31m\nnewline";
+    let failing = json!({"id": id, "setup": [bash("false")], "calls": []});
+    let mut differing = bash("echo 1");
+    differing["recorded_output"] = json!("2");
+    let differing = json!({"id": id, "calls": [differing]});
+    let setup = Setup::new(&[failing.to_string(), differing.to_string()]);
+    let run = setup.replay(&["--compare"]);
+    assert_eq!(run.code, Some(0), "{run:?}");
+    assert!(run.stderr.contains("warning: red\\u{1b}[31m\\nnewline: setup"), "{}", run.stderr);
+    assert!(run.stdout.contains("differs     red\\u{1b}[31m\\nnewline~2 call 0"), "{}", run.stdout);
+}
+
 fn spawn(mut command: Command) -> Child {
     command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
@@ -428,17 +496,62 @@ fn signal(child: &Child, signal: Signal) {
 
 /// Waits until the program has written so many results, or fails the test.
 fn wait_for_lines(child: &mut Child, path: &Path, count: usize) {
+    let lines = || fs::read_to_string(path).unwrap_or_default().matches('\n').count();
+    wait_until(child, || lines() >= count);
+}
+
+/// Waits until it is so, or fails the test when the program ends before.
+fn wait_until(child: &mut Child, is_so: impl Fn() -> bool) {
     let began = Instant::now();
-    loop {
-        let text = fs::read_to_string(path).unwrap_or_default();
-        if text.matches('\n').count() >= count {
-            return;
-        }
+    while !is_so() {
         if began.elapsed() > DEADLINE || child.try_wait().unwrap().is_some() {
             let _ = child.kill();
-            panic!("only this was written: {text:?}");
+            panic!("it did not come to it");
         }
-        // Between two looks at the file, not in the hope that it is there afterwards.
+        // Between two looks, not in the hope that it is so afterwards.
         std::thread::sleep(Duration::from_millis(10));
     }
+}
+
+/// Waits until the program has ended, or kills it and fails the test.
+fn wait_until_ended(child: &mut Child) {
+    let began = Instant::now();
+    while child.try_wait().unwrap().is_none() {
+        if began.elapsed() > DEADLINE {
+            let _ = child.kill();
+            panic!("it did not end");
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn external_tools_go_to_the_tool_server_and_the_token_stays_secret() {
+    let server = http::Server::start(|request| match &*request.path {
+        "/tools" => http::ok(r#"{"tools":[{"function":{"name":"search"}}]}"#),
+        _ => http::ok(r#"{"success":true,"output":"found"}"#),
+    });
+    let calls = json!([{"name": "search", "arguments": {"q": "x"}}]);
+    let setup = Setup::new(&[json!({"trajectory_id": "t", "calls": calls}).to_string()]);
+    let mut command = setup.command(&["--tool-server-url", &server.url, "--slots", "1"]);
+    command.env("TOOL_EXECUTOR_TOOL_SERVER_TOKEN", "s3cret");
+    let run = Run::of(command.output().unwrap());
+    assert_eq!(run.code, Some(0), "{run:?}");
+    assert_eq!(setup.results()[0]["output"], "found");
+    let requests: Vec<_> = server.requests.try_iter().collect();
+    assert_eq!(requests.len(), 2);
+    assert!(requests.iter().all(|r| r.authorization.as_deref() == Some("Bearer s3cret")));
+    let help = Run::of(
+        program()
+            .args(["replay", "--help"])
+            .env("TOOL_EXECUTOR_TOOL_SERVER_TOKEN", "s3cret")
+            .output()
+            .unwrap(),
+    );
+    assert!(help.stdout.contains("--tool-server-url") && !help.stdout.contains("s3cret"));
+
+    // Nobody there: the run does not start, and says why.
+    let run = setup.replay(&["--tool-server-url", "http://127.0.0.1:1"]);
+    assert_eq!(run.code, Some(5), "{run:?}");
+    assert!(run.stderr.contains("the ToolServer does not say what it offers"), "{}", run.stderr);
 }

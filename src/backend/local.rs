@@ -182,9 +182,10 @@ impl LocalBackend {
         }
         let Some(place) = self.0.slots.get(slot.index) else { return };
         let command = match arguments.get("command") {
-            Some(serde_json::Value::String(command)) => command.clone(),
+            Some(serde_json::Value::String(command)) if !command.contains('\0') => command.clone(),
             _ => {
-                let error = "bash needs 'command', a string";
+                // The model's doing, unlike what the engine itself may fail at.
+                let error = "Failed to execute command: 'command' must be a string without NULs";
                 return reply.send(ToolResult::failure(Outcome::InvalidCall, error));
             }
         };

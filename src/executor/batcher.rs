@@ -6,12 +6,13 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 
-use super::dispatch::{Action, Dispatch, HandlerCall};
+use super::dispatch::{Action, Dispatch, External, HandlerCall, ToolServerCall};
 use super::event::Event;
 use super::stats::Stats;
 use super::workers::{Workers, guarded};
 use crate::backend::{Backend, Execution, ResetReply};
 use crate::tool::{Outcome, ToolResult};
+use crate::toolserver::{ExternalCall, ToolServer};
 
 /// How many events are taken in before what follows from them is done: large enough that batches
 /// form under load, small enough that nobody waits long.
@@ -26,14 +27,19 @@ pub(crate) struct Batcher {
     /// For the reports of what the workers did.
     pub(crate) report: Sender<Event>,
     pub(crate) backend: Arc<dyn Backend>,
+    pub(crate) crew: Crew,
+}
+
+/// The threads that do what blocks, and what they need for it.
+pub(crate) struct Crew {
     pub(crate) io: Workers,
     pub(crate) handlers: Workers,
+    pub(crate) tool_server: Option<(Arc<ToolServer>, Workers)>,
 }
 
 /// What the batcher leaves behind.
 pub(crate) struct Ended {
-    pub(crate) io: Workers,
-    pub(crate) handlers: Workers,
+    pub(crate) crew: Crew,
     pub(crate) stats: Stats,
     /// How many calls had not ended when the closing time was up.
     pub(crate) cancelled: usize,
@@ -45,7 +51,7 @@ impl Batcher {
         loop {
             let now = Instant::now();
             for action in self.dispatch.tick(now) {
-                perform(action, &self.backend, &self.report, &self.io, &self.handlers);
+                perform(action, &self.backend, &self.report, &self.crew);
             }
             if self.dispatch.is_done() {
                 break;
@@ -62,8 +68,7 @@ impl Batcher {
         Ended {
             stats: self.dispatch.stats(),
             cancelled: self.dispatch.aborted_calls(),
-            io: self.io,
-            handlers: self.handlers,
+            crew: self.crew,
         }
     }
 
@@ -76,13 +81,8 @@ impl Batcher {
     }
 }
 
-fn perform(
-    action: Action,
-    backend: &Arc<dyn Backend>,
-    report: &Sender<Event>,
-    io: &Workers,
-    handlers: &Workers,
-) {
+fn perform(action: Action, backend: &Arc<dyn Backend>, report: &Sender<Event>, crew: &Crew) {
+    let Crew { io, handlers, tool_server } = crew;
     // A report is refused only when the batcher has ended, and then nobody needs it.
     let report = report.clone();
     let backend = backend.clone();
@@ -99,8 +99,21 @@ fn perform(
         }),
         Action::Handle(call) => handlers.spawn(move || {
             handle(call);
-            let _ = report.send(Event::HandlerReturned);
+            let _ = report.send(Event::ExternalReturned(External::InProcess));
         }),
+        Action::AskToolServer(call) => match tool_server {
+            Some((tool_server, threads)) => {
+                let tool_server = tool_server.clone();
+                threads.spawn(move || {
+                    if let Err(panic) = guarded(|| ask(&tool_server, call)) {
+                        log::error!("a request to the ToolServer panicked: {panic}");
+                    }
+                    let _ = report.send(Event::ExternalReturned(External::ToolServer));
+                });
+            }
+            // No call for a ToolServer passes the door without one; its reply would say so.
+            None => drop(call),
+        },
         Action::Reset { slot, slot_ref } => io.spawn(move || {
             let generation = slot_ref.generation;
             let reply = ResetReply::from_fn(move |outcome| {
@@ -121,8 +134,11 @@ fn perform(
 /// Leaves out the calls that have ended or were cancelled while the batch waited for a thread: a
 /// slot whose call has ended may belong to somebody else by now.
 fn still_wanted(batch: Vec<Execution>) -> Vec<Execution> {
-    let (unwanted, wanted): (Vec<_>, Vec<_>) =
-        batch.into_iter().partition(|execution| execution.reply.is_cancelled());
+    let is_unwanted = |execution: &Execution| execution.reply.is_cancelled();
+    if !batch.iter().any(is_unwanted) {
+        return batch;
+    }
+    let (unwanted, wanted): (Vec<_>, Vec<_>) = batch.into_iter().partition(is_unwanted);
     for execution in unwanted {
         let error = "Tool call was cancelled before it started";
         let mut result = ToolResult::failure(Outcome::Cancelled, error);
@@ -130,6 +146,20 @@ fn still_wanted(batch: Vec<Execution>) -> Vec<Execution> {
         execution.reply.send(result);
     }
     wanted
+}
+
+fn ask(tool_server: &ToolServer, call: ToolServerCall) {
+    let ToolServerCall { name, context, arguments, timeout, slot, reply } = call;
+    let request = ExternalCall {
+        trajectory_id: context.trajectory_id(),
+        name: &name,
+        arguments: &arguments,
+        uniq_id: context.uniq_id(),
+        timeout,
+        slot_id: slot.as_ref().map(|slot| &*slot.name),
+        container_addr: slot.as_ref().map(|slot| &*slot.addr),
+    };
+    reply.send(tool_server.execute(&request));
 }
 
 fn handle(call: HandlerCall) {

@@ -9,6 +9,7 @@ use super::lane::{BatchLimits, BatchPolicy};
 use crate::backend::{Backend, Container, Execution, ResetReply, SlotRef};
 use crate::error::{BackendError, StartError};
 use crate::tool::{Policy, ToolRegistry};
+use crate::toolserver::ToolServerConfig;
 
 /// Configures and starts a [`ToolExecutor`]. Made by [`ToolExecutor::builder`].
 ///
@@ -30,6 +31,7 @@ pub struct Builder {
     pub(crate) close_timeout: Duration,
     pub(crate) io_threads: usize,
     handler_threads: usize,
+    pub(crate) tool_server: Option<ToolServerConfig>,
 }
 
 /// The longest duration that a setting may have: a year. Beyond it sums of times could overflow.
@@ -54,6 +56,7 @@ impl Builder {
             close_timeout: Duration::from_secs(30),
             io_threads: 8,
             handler_threads: 16,
+            tool_server: None,
         }
     }
 
@@ -148,11 +151,20 @@ impl Builder {
         self
     }
 
+    /// The ToolServer that runs external tools. What it offers is asked for at the start and added to
+    /// the registry, except for names that are taken. Defaults to none: external tools are then
+    /// answered [`Outcome::ExternalFailed`](crate::Outcome::ExternalFailed).
+    pub fn tool_server(mut self, config: ToolServerConfig) -> Self {
+        self.tool_server = Some(config);
+        self
+    }
+
     /// Starts the backend, the batcher thread and the pools. Blocks for as long as the backend
     /// takes to start.
     ///
     /// # Errors
-    /// A setting makes no sense, the backend does not start, or the operating system refuses a
+    /// A setting makes no sense, the backend does not start, the ToolServer does not say what it
+    /// offers, or the operating system refuses a
     /// thread. Nothing is left running then.
     pub fn start(self) -> Result<ToolExecutor, StartError> {
         self.check()?;
@@ -170,7 +182,10 @@ impl Builder {
             acquire_timeout: self.acquire_timeout,
             answer_grace: self.answer_grace,
             reset_timeout: self.reset_timeout,
-            handler_concurrency: self.handler_threads,
+            external: [
+                self.handler_threads,
+                self.tool_server.as_ref().map_or(0, |config| config.concurrency),
+            ],
         }
     }
 

@@ -46,16 +46,18 @@ pub(crate) struct Limits {
     pub(crate) answer_grace: Duration,
     /// How long a reset may take.
     pub(crate) reset_timeout: Duration,
-    /// How many in-process tools may run at once.
-    pub(crate) handler_concurrency: usize,
+    /// How many external tools of each kind may run at once, by [`External`].
+    pub(crate) external: [usize; 2],
 }
 
 /// Something to be done in the world.
 pub(crate) enum Action {
     /// Hand a batch to the backend, then report [`Event::BatchAccepted`].
     Send { container: usize, batch: Vec<Execution> },
-    /// Run an in-process tool, then report [`Event::HandlerReturned`].
+    /// Run an in-process tool, then report [`Event::ExternalReturned`].
     Handle(HandlerCall),
+    /// Have the ToolServer run a tool, then report [`Event::ExternalReturned`].
+    AskToolServer(ToolServerCall),
     /// Reset a slot, then report [`Event::ResetDone`].
     Reset { slot: SlotIx, slot_ref: SlotRef },
     /// Ask the backend to end a running call.
@@ -70,13 +72,42 @@ pub(crate) struct HandlerCall {
     pub(crate) reply: Reply,
 }
 
+/// A call on its way to the ToolServer.
+pub(crate) struct ToolServerCall {
+    pub(crate) name: String,
+    pub(crate) context: ToolContext,
+    pub(crate) arguments: JsonObject,
+    pub(crate) timeout: Duration,
+    /// The slot that its trajectory holds.
+    pub(crate) slot: Option<SlotRef>,
+    pub(crate) reply: Reply,
+}
+
+/// The two kinds of external tools. Each has threads of its own, so that none delays the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum External {
+    /// Closures of the user's.
+    InProcess,
+    /// What the ToolServer runs.
+    ToolServer,
+}
+
+/// The calls of one kind of external tools: those that wait for a thread, and how many have one.
+struct ExternalLane {
+    waiting: Line<ExecutionId>,
+    busy: usize,
+}
+
+/// How much longer than a call's time limit its request to the ToolServer may take before dispatch
+/// ends it: the request keeps the limit itself, and knows better how it ended.
+const TOOL_SERVER_MARGIN: Duration = Duration::from_secs(2);
+
 /// The dispatch state.
 pub(crate) struct Dispatch {
     limits: Limits,
     pool: Pool,
     lanes: Vec<Lane<ExecutionId>>,
-    handler_queue: Line<ExecutionId>,
-    handlers_busy: usize,
+    external: [ExternalLane; 2],
     trajectories: HashMap<Arc<str>, Trajectory>,
     calls: HashMap<ExecutionId, Call>,
     running: usize,
@@ -105,8 +136,7 @@ impl Dispatch {
             limits,
             pool: Pool::new(containers, limits.reset_timeout),
             lanes: containers.iter().map(|_| Lane::new()).collect(),
-            handler_queue: Line::new(),
-            handlers_busy: 0,
+            external: [(); 2].map(|()| ExternalLane { waiting: Line::new(), busy: 0 }),
             trajectories: HashMap::new(),
             calls: HashMap::new(),
             running: 0,
@@ -131,7 +161,10 @@ impl Dispatch {
                     lane.acknowledged();
                 }
             }
-            Event::HandlerReturned => self.handlers_busy = self.handlers_busy.saturating_sub(1),
+            Event::ExternalReturned(kind) => {
+                let lane = &mut self.external[kind as usize];
+                lane.busy = lane.busy.saturating_sub(1);
+            }
             Event::ResetDone { slot, generation, outcome } => {
                 if let Some(whose) = self.pool.reset_done(slot, generation, outcome, now) {
                     self.reset_ended(whose, now);
@@ -189,7 +222,8 @@ impl Dispatch {
             self.abort(now);
         }
         self.assign_slots(now);
-        self.send_to_handlers(now);
+        self.send_external(External::InProcess, now);
+        self.send_external(External::ToolServer, now);
         self.send_batches(now);
         self.actions.drain(..)
     }
@@ -365,7 +399,11 @@ impl Dispatch {
                 }
             },
             Some(Work::InProcess { .. }) => {
-                call.stage = Stage::WaitingForHandler { place: self.handler_queue.push(id) };
+                call.wait_for_thread(External::InProcess, &mut self.external);
+                Ok(())
+            }
+            Some(Work::ToolServer { .. }) => {
+                call.wait_for_thread(External::ToolServer, &mut self.external);
                 Ok(())
             }
             // Taken only when it is sent.
@@ -474,25 +512,41 @@ impl Dispatch {
         })
     }
 
-    fn send_to_handlers(&mut self, now: Instant) {
-        while self.handlers_busy < self.limits.handler_concurrency
-            && let Some(id) = self.handler_queue.pop()
+    fn send_external(&mut self, kind: External, now: Instant) {
+        while self.external[kind as usize].busy < self.limits.external[kind as usize]
+            && let Some(id) = self.external[kind as usize].waiting.pop()
         {
             let Some(call) = self.calls.get_mut(&id) else { continue };
-            let Some(Work::InProcess { handler, arguments }) = call.work.take() else { continue };
+            let Some(work) = call.work.take() else { continue };
             let cancelled = Arc::new(AtomicBool::new(false));
-            call.stage = Stage::InHandler { since: now, cancelled: cancelled.clone() };
-            let deadline = now + call.timeout;
+            call.stage = Stage::OnThread { since: now, cancelled: cancelled.clone() };
+            let timeout = call.timeout;
+            let deadline = now + timeout;
             let cell = call.ticket.cell().clone();
             cell.sent(now, call.waited(now));
-            self.gate.leave(1);
-            self.running += 1;
-            self.handlers_busy += 1;
-            self.set_timer(id, deadline);
             let context =
                 ToolContext::new(cell.trajectory_id.clone(), cell.uniq_id(), deadline, cancelled);
-            let reply = Reply::new(cell);
-            self.actions.push(Action::Handle(HandlerCall { handler, context, arguments, reply }));
+            let slot = self.trajectories.get(&cell.trajectory_id).and_then(|t| t.slot);
+            let (action, timer) = match work {
+                Work::InProcess { handler, arguments } => {
+                    let reply = Reply::new(cell);
+                    let call = HandlerCall { handler, context, arguments, reply };
+                    (Action::Handle(call), deadline)
+                }
+                Work::ToolServer { arguments } => {
+                    let (name, slot) = (call.tool.clone(), slot.map(|s| self.pool.slot_ref(s)));
+                    let reply = Reply::new(cell);
+                    let call = ToolServerCall { name, context, arguments, timeout, slot, reply };
+                    (Action::AskToolServer(call), deadline + TOOL_SERVER_MARGIN)
+                }
+                // It waits in its container's lane.
+                Work::Sandbox { .. } => continue,
+            };
+            self.actions.push(action);
+            self.gate.leave(1);
+            self.running += 1;
+            self.external[kind as usize].busy += 1;
+            self.set_timer(id, timer);
         }
     }
 

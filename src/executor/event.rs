@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use crossbeam_channel::Sender;
 
+use super::dispatch::External;
 use super::stats::Stats;
 use super::ticket::Ticket;
 use crate::backend::{ExecutionId, SlotRef};
@@ -32,8 +33,8 @@ pub(crate) enum Event {
     Finished { id: ExecutionId, outcome: Outcome, timing: Timing },
     /// A batch was accepted by the container with this index.
     BatchAccepted { container: usize },
-    /// An in-process tool has returned, whether or not anybody still waited for it.
-    HandlerReturned,
+    /// A thread that ran an external tool is free again, whether or not anybody still waited for it.
+    ExternalReturned(External),
     /// A reset has ended.
     ResetDone { slot: SlotIx, generation: u64, outcome: Result<(), String> },
     /// A caller wants this call to end.

@@ -38,20 +38,21 @@ pub use self::lane::BatchPolicy;
 pub use self::stats::{OutcomeCounts, Stats, Summary};
 pub use self::ticket::Pending;
 
-use self::batcher::{Batcher, Ended};
+use self::batcher::{Batcher, Crew, Ended};
 use self::callback::CallbackJob;
 use self::completion::Places;
 use self::config::LONGEST;
-use self::dispatch::Dispatch;
+use self::dispatch::{Dispatch, External};
 use self::event::{Accepted, Event};
 use self::gate::{Gate, Refused};
 use self::stats::Refusals;
 use self::ticket::{Cell, Destination, Ticket};
 use self::workers::{Workers, guarded};
 use crate::backend::{Backend, ExecutionId, SlotRef};
-use crate::error::{ReleaseError, StartError, SubmitError};
+use crate::error::{ReleaseError, StartError, SubmitError, ToolServerError};
 use crate::thread::OwnedThread;
 use crate::tool::{Outcome, Policy, Prepared, ToolCall, ToolRegistry, ToolResult, prepare};
+use crate::toolserver::{ToolServer, ToolServerConfig};
 
 /// The longest trajectory id, in bytes.
 pub const MAX_TRAJECTORY_ID: usize = 512;
@@ -84,6 +85,7 @@ pub struct ToolExecutor {
     refusals: Arc<Refusals>,
     registry: ToolRegistry,
     policy: Policy,
+    has_tool_server: bool,
     default_timeout: Duration,
     queue_timeout: Duration,
     close_timeout: Duration,
@@ -121,8 +123,13 @@ impl ToolExecutor {
         Builder::new()
     }
 
-    fn start(config: Builder) -> Result<Self, StartError> {
+    fn start(mut config: Builder) -> Result<Self, StartError> {
         let limits = config.limits();
+        // Before the backend, which may be slow to start: whether it is there is soon known.
+        let tool_server =
+            config.tool_server.take().map(|server| connect(&server, &mut config.registry));
+        let tool_server = tool_server.transpose().map_err(StartError::ToolServer)?;
+        let has_tool_server = tool_server.is_some();
         // A backend without a limit of its own may well say `Duration::MAX`.
         let default_timeout = config.backend.default_timeout().min(LONGEST);
         let containers = config.backend.start().map_err(StartError::Backend)?;
@@ -131,15 +138,22 @@ impl ToolExecutor {
         let (events, receiver) = unbounded();
         let launch = || -> std::io::Result<_> {
             let io = Workers::start("tool-io", config.io_threads)?;
-            let handlers = Workers::start("tool-fn", limits.handler_concurrency)?;
+            let handlers =
+                Workers::start("tool-fn", limits.external[External::InProcess as usize])?;
+            let tool_server = match tool_server {
+                Some(server) => {
+                    let threads = Workers::start("tool-server", server.concurrency())?;
+                    Some((Arc::new(server), threads))
+                }
+                None => None,
+            };
             let (callbacks, callback) = callback::start()?;
             let batcher = Batcher {
                 dispatch: Dispatch::new(&containers, limits, gate.clone(), refusals.clone()),
                 events: receiver,
                 report: events.clone(),
                 backend: config.backend.clone(),
-                io,
-                handlers,
+                crew: Crew { io, handlers, tool_server },
             };
             let (leave, ended) = bounded(1);
             let batcher_gate = gate.clone();
@@ -169,6 +183,7 @@ impl ToolExecutor {
             refusals,
             registry: config.registry,
             policy: config.policy,
+            has_tool_server,
             default_timeout,
             queue_timeout: config.queue_timeout,
             close_timeout: config.close_timeout,
@@ -392,7 +407,7 @@ impl ToolExecutor {
         let mut stats = Stats::default();
         if let Some(left) = &left {
             // What still waits for an I/O thread is of no use to anybody any more.
-            left.io.stop();
+            left.crew.io.stop();
             report.cancelled = left.cancelled;
             stats = left.stats.clone();
         }
@@ -403,7 +418,11 @@ impl ToolExecutor {
             log::error!("the sandbox backend panicked in close: {panic}");
         }
         let mut all_threads_ended = batcher.join_until(until);
-        if let Some(Ended { io, handlers, .. }) = left {
+        if let Some(Ended { crew: Crew { io, handlers, tool_server }, .. }) = left {
+            if let Some((server, threads)) = tool_server {
+                server.interrupt();
+                all_threads_ended &= threads.close(until);
+            }
             all_threads_ended &= io.close(until);
             all_threads_ended &= handlers.close(until);
         }
@@ -490,7 +509,8 @@ impl ToolExecutor {
             0 => "the trajectory id is empty".to_owned(),
             1..=MAX_TRAJECTORY_ID => {
                 let (registry, policy) = (&self.registry, &self.policy);
-                return prepare(registry, policy, call, timeout, self.default_timeout);
+                let (server, default) = (self.has_tool_server, self.default_timeout);
+                return prepare(registry, policy, server, call, timeout, default);
             }
             bytes => format!("the trajectory id has {bytes} bytes; at most {MAX_TRAJECTORY_ID}"),
         };
@@ -509,6 +529,21 @@ impl ToolExecutor {
         // Refused only when the batcher has ended: closing releases everything.
         let _ = self.events.send(Event::Release { trajectory_id, reset_workspace, reply });
     }
+}
+
+/// A client of the ToolServer, with its tools added to the registry.
+fn connect(
+    config: &ToolServerConfig,
+    registry: &mut ToolRegistry,
+) -> Result<ToolServer, ToolServerError> {
+    let server = ToolServer::new(config)?;
+    for schema in server.tools()? {
+        let name = schema.name.clone();
+        if let Err(error) = registry.register_external(schema) {
+            log::info!("the ToolServer's tool {name:?} is not added: {error}");
+        }
+    }
+    Ok(server)
 }
 
 impl Drop for ToolExecutor {

@@ -3,7 +3,8 @@
 //! A copy, made once per engine, because binding the entries one by one costs as much as all the
 //! rest of a sandbox: bubblewrap pays for each mount. The copy lives in the engine's data directory
 //! and goes with it. The name servers are the exception, since they may change while an engine runs
-//! for days: `isolation` binds the host's own `resolv.conf` over the copy.
+//! for days, and two directories of hundreds of symlinks, which some file systems make slowly:
+//! `isolation` binds the host's own over the copy.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -20,8 +21,7 @@ use super::tree;
 /// Entries of `/etc` that tools need and that hold no secrets. A `*` at the end is a prefix match.
 ///
 /// Not the whole directory: it holds password hashes, host keys, private TLS keys, tokens.
-const ENTRIES: [&str; 46] = [
-    "alternatives",
+const ENTRIES: [&str; 44] = [
     "bash.bashrc",
     "ca-certificates*",
     "crypto-policies",
@@ -61,7 +61,6 @@ const ENTRIES: [&str; 46] = [
     "services",
     "shells",
     "skel",
-    "ssl/certs",
     "ssl/openssl.cnf",
     "terminfo",
     "timezone",
@@ -69,6 +68,8 @@ const ENTRIES: [&str; 46] = [
     "xattr.conf",
 ];
 
+/// The directories that the host's own are bound over.
+pub(super) const BOUND: [&str; 2] = ["/etc/alternatives", "/etc/ssl/certs"];
 /// The file that the host's own is bound over.
 pub(super) const RESOLV_CONF: &str = "/etc/resolv.conf";
 
@@ -98,6 +99,13 @@ pub(crate) fn copy_to(dest: &Path) -> io::Result<()> {
         }
     }
     // Something for the host's own to be bound over.
+    for bound in BOUND {
+        let place = dest.join(bound.trim_start_matches("/etc/"));
+        fs::create_dir_all(&place)?;
+        for made in place.ancestors().take_while(|made| *made != dest) {
+            set_mode(made, 0o755)?;
+        }
+    }
     let resolv_conf = dest.join("resolv.conf");
     fs::write(&resolv_conf, "")?;
     set_mode(&resolv_conf, 0o644)?;

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use super::etc::RESOLV_CONF;
+use super::etc::{self, RESOLV_CONF};
 use super::shell::{self, Shell, ShellCall};
 use super::spawn::{self, CStringArray, Child, Reaped};
 use super::user::{self, CommandUser};
@@ -313,8 +313,11 @@ pub(super) fn bwrap_argv(
     match &bubblewrap.etc {
         Some(etc) => {
             add(&["--ro-bind".as_ref(), etc.as_ref(), "/etc".as_ref()]);
+            // `-try`: not every host has them.
+            for bound in etc::BOUND {
+                add(&["--ro-bind-try".as_ref(), bound.as_ref(), bound.as_ref()]);
+            }
             if network {
-                // `-try`: not every host has it.
                 add(&["--ro-bind-try".as_ref(), RESOLV_CONF.as_ref(), RESOLV_CONF.as_ref()]);
             }
         }
@@ -392,6 +395,8 @@ mod tests {
              --die-with-parent --new-session --cap-drop ALL --hostname sandbox --disable-userns \
              --json-status-fd 3 --block-fd 4 --ro-bind /usr /usr --symlink usr/bin /bin \
              --ro-bind /lib /lib --ro-bind /run/etc /etc \
+             --ro-bind-try /etc/alternatives /etc/alternatives \
+             --ro-bind-try /etc/ssl/certs /etc/ssl/certs \
              --ro-bind-try /etc/resolv.conf /etc/resolv.conf \
              --dir /var/tmp --proc /proc --remount-ro /proc --dev /dev --tmpfs /tmp \
              --bind /w s /workspace --chdir /workspace -- bash -c -- echo a b"

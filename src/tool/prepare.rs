@@ -59,6 +59,11 @@ pub(crate) enum Work {
         /// The model's arguments, with the policy in place of what they said about it.
         arguments: JsonObject,
     },
+    /// On the ToolServer.
+    ToolServer {
+        /// The model's arguments, untouched.
+        arguments: JsonObject,
+    },
     /// In this process.
     InProcess {
         /// The user's closure.
@@ -70,23 +75,24 @@ pub(crate) enum Work {
 
 /// Lets a call in, or answers it at once.
 ///
-/// The call's time is `timeout`, else a number in its
+/// `tool_server` says whether there is one. The call's time is `timeout`, else a number in its
 /// argument `timeout`, both held between [`MIN_TIMEOUT`] and [`MAX_TIMEOUT`]; else
 /// `default_timeout`, as it is.
 ///
 /// # Errors
-/// The answer to a call that goes no further: an unknown tool, an external one (there is no ToolServer),
+/// The answer to a call that goes no further: an unknown tool, an external one without a ToolServer,
 /// arguments that do not fit the tool's schema, or a background process asked of `terminal`.
 /// Nothing of it ran, and the answer carries the call's id.
 pub(crate) fn prepare(
     registry: &ToolRegistry,
     policy: &Policy,
+    tool_server: bool,
     call: ToolCall,
     timeout: Option<Duration>,
     default_timeout: Duration,
 ) -> Result<Prepared, Box<ToolResult>> {
     let ToolCall { name, arguments, uniq_id, raw_text: _ } = call;
-    match decide(registry, policy, &name, arguments) {
+    match decide(registry, policy, tool_server, &name, arguments) {
         Ok((asked, work)) => {
             let timeout = timeout.or(asked).map(|time| time.clamp(MIN_TIMEOUT, MAX_TIMEOUT));
             Ok(Prepared { uniq_id, name, timeout: timeout.unwrap_or(default_timeout), work })
@@ -104,6 +110,7 @@ pub(crate) fn prepare(
 fn decide(
     registry: &ToolRegistry,
     policy: &Policy,
+    tool_server: bool,
     name: &str,
     arguments: Value,
 ) -> Result<(Option<Duration>, Work), (Outcome, String)> {
@@ -129,6 +136,7 @@ fn decide(
     let work = match &tool.kind {
         ToolKind::Sandbox { sent_as } => Work::Sandbox { tool: sent_as, arguments },
         ToolKind::InProcess(handler) => Work::InProcess { handler: handler.clone(), arguments },
+        ToolKind::ToolServer if tool_server => Work::ToolServer { arguments },
         ToolKind::ToolServer => {
             let error = format!("External tool not available (ToolServer not configured): {name}");
             return Err((Outcome::ExternalFailed, error));
@@ -195,15 +203,16 @@ mod tests {
 
     fn prepare_with(
         policy: Policy,
+        tool_server: bool,
         name: &str,
         arguments: Value,
     ) -> Result<Prepared, Box<ToolResult>> {
         let call = ToolCall::new(name, arguments).with_uniq_id("c1");
-        prepare(&registry(), &policy, call, None, DEFAULT_TIMEOUT)
+        prepare(&registry(), &policy, tool_server, call, None, DEFAULT_TIMEOUT)
     }
 
     fn refusal(name: &str, arguments: Value) -> (Outcome, String) {
-        let result = *prepare_with(Policy::default(), name, arguments).unwrap_err();
+        let result = *prepare_with(Policy::default(), false, name, arguments).unwrap_err();
         assert_eq!(result.uniq_id.as_deref(), Some("c1"));
         assert!(!result.success && !result.may_have_executed);
         (result.outcome, result.error)
@@ -211,7 +220,7 @@ mod tests {
 
     /// What the sandbox is sent, arguments as JSON text, which shows their order.
     fn sent(policy: Policy, name: &str, arguments: Value) -> (&'static str, String) {
-        match prepare_with(policy, name, arguments).unwrap().work {
+        match prepare_with(policy, false, name, arguments).unwrap().work {
             Work::Sandbox { tool, arguments } => (tool, serde_json::to_string(&arguments).unwrap()),
             other => panic!("not for the sandbox: {other:?}"),
         }
@@ -232,7 +241,12 @@ mod tests {
         assert_eq!(refusal("search", json!({"query": "x"})), (Outcome::ExternalFailed, error));
 
         let arguments = json!({"query": "x", "timeout": 5, "allow_network": 1});
-        let own = prepare_with(Policy::default(), "lookup", arguments.clone()).unwrap();
+        let external = prepare_with(Policy::default(), true, "search", arguments.clone()).unwrap();
+        match external.work {
+            Work::ToolServer { arguments: kept } => assert_eq!(Value::Object(kept), arguments),
+            other => panic!("not for the ToolServer: {other:?}"),
+        }
+        let own = prepare_with(Policy::default(), false, "lookup", arguments.clone()).unwrap();
         match own.work {
             Work::InProcess { arguments: kept, .. } => assert_eq!(Value::Object(kept), arguments),
             other => panic!("not for this process: {other:?}"),
@@ -339,7 +353,7 @@ mod tests {
         let time = |explicit: Option<Duration>, asked: Value| {
             let arguments = json!({"command": "ls", "timeout": asked});
             let call = ToolCall::new("bash", arguments);
-            prepare(&registry(), &Policy::default(), call, explicit, DEFAULT_TIMEOUT)
+            prepare(&registry(), &Policy::default(), false, call, explicit, DEFAULT_TIMEOUT)
                 .unwrap()
                 .timeout
         };

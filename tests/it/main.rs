@@ -6,8 +6,10 @@ mod completion;
 mod door;
 mod fakes;
 mod handlers;
+mod http;
 mod once;
 mod order;
 #[cfg(target_os = "linux")]
 mod sandbox;
 mod slots;
+mod tool_server;

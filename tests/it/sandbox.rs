@@ -224,6 +224,14 @@ fn output_of_any_size_and_kind_is_bounded_and_counted() {
 }
 
 #[test]
+fn a_command_with_a_nul_is_the_models_mistake() {
+    let (_dir, executor) = executor(1);
+    let result = executor.execute("t", bash("echo a\0b"), None);
+    assert_eq!((result.outcome, result.may_have_executed), (Outcome::InvalidCall, false));
+    assert!(result.error.contains("without NULs"), "{}", result.error);
+}
+
+#[test]
 fn a_workspace_can_be_saved_before_its_release() {
     let dir = tempfile::tempdir().unwrap();
     let (executor, backend) = executor_in(dir.path(), 1);

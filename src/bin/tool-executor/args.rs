@@ -69,6 +69,16 @@ pub(crate) struct ReplayArgs {
     #[arg(long)]
     pub(crate) no_network: bool,
 
+    /// Send external tools to the ToolServer at this URL; it is asked what it offers at the start
+    #[arg(long, value_name = "URL")]
+    pub(crate) tool_server_url: Option<String>,
+
+    /// The ToolServer's bearer token; better given by the environment, where other users of this
+    /// machine cannot see it
+    #[arg(long, value_name = "TOKEN", env = "TOOL_EXECUTOR_TOOL_SERVER_TOKEN")]
+    #[arg(hide_env_values = true)]
+    pub(crate) tool_server_token: Option<String>,
+
     /// Refuse to run commands where they cannot be isolated (no bubblewrap)
     #[arg(long)]
     pub(crate) require_sandbox: bool,
@@ -84,7 +94,7 @@ pub(crate) struct ReplayArgs {
     pub(crate) compare: bool,
 
     /// Write one JSON line per call to FILE, in the order of completion
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = results_file)]
     pub(crate) out: Option<PathBuf>,
 
     /// No progress
@@ -122,6 +132,16 @@ fn at_least_one(text: &str) -> Result<usize, String> {
         Ok(number) => Ok(number),
         Err(_) => Err("not a whole number of at least 1".to_owned()),
     }
+}
+
+/// `-` means standard output elsewhere; the summary is there.
+fn results_file(text: &str) -> Result<PathBuf, String> {
+    if text == "-" {
+        return Err(
+            "standard output has the summary; name a file, or ./- if you mean it".to_owned()
+        );
+    }
+    Ok(PathBuf::from(text))
 }
 
 /// The executor would clamp a time outside its limits; a person who asks for it is told instead.

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
 
+use super::{External, ExternalLane};
 use crate::backend::ExecutionId;
 use crate::error::ReleaseError;
 use crate::executor::line::{Line, LinePlace};
@@ -21,12 +22,12 @@ pub(super) enum Stage {
     WaitingForSlot { since: Instant },
     /// In its container's lane.
     InLane { slot: SlotIx },
-    /// Waiting for a free handler thread.
-    WaitingForHandler { place: LinePlace },
+    /// Waiting for a free thread that runs external tools.
+    WaitingForThread { kind: External, place: LinePlace },
     /// Handed to the backend.
     InSlot { since: Instant },
-    /// Running on a handler thread.
-    InHandler { since: Instant, cancelled: Arc<AtomicBool> },
+    /// Running on such a thread.
+    OnThread { since: Instant, cancelled: Arc<AtomicBool> },
 }
 
 /// An accepted call that has not been answered, as far as dispatch knows.
@@ -74,6 +75,12 @@ pub(super) struct Trajectory {
 }
 
 impl Call {
+    /// Joins those that wait for a thread of this kind.
+    pub(super) fn wait_for_thread(&mut self, kind: External, lanes: &mut [ExternalLane; 2]) {
+        let place = lanes[kind as usize].waiting.push(self.ticket.cell().id);
+        self.stage = Stage::WaitingForThread { kind, place };
+    }
+
     /// How long it has waited until now, before being sent.
     pub(super) fn waited(&self, now: Instant) -> Timing {
         let slot = match self.stage {

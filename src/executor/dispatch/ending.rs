@@ -55,7 +55,7 @@ impl Dispatch {
         let (ran, lost) = match call.stage {
             // Nobody knows whether it still runs in its slot.
             Stage::InSlot { .. } => (true, true),
-            Stage::InHandler { .. } => (true, false),
+            Stage::OnThread { .. } => (true, false),
             _ => {
                 result.timing = call.waited(now);
                 (false, false)
@@ -79,12 +79,12 @@ impl Dispatch {
             }
             Stage::WaitingForSlot { .. } => self.pool.stop_waiting(trajectory_id),
             Stage::InLane { slot } => self.lanes[self.pool.container(slot)].remove(id),
-            Stage::WaitingForHandler { place } => {
-                self.handler_queue.remove(place);
+            Stage::WaitingForThread { kind, place } => {
+                self.external[kind as usize].waiting.remove(place);
             }
             // Its batch may not even have reached the backend: it is not to start now.
             Stage::InSlot { .. } => cell.cancel(),
-            Stage::InHandler { cancelled, .. } => cancelled.store(true, Ordering::Release),
+            Stage::OnThread { cancelled, .. } => cancelled.store(true, Ordering::Release),
         }
         self.no_longer_current(trajectory_id, id, lost, now);
         Some(trajectory_id.clone())
@@ -116,7 +116,7 @@ impl Dispatch {
         let Some(call) = self.calls.get(&id) else { return };
         match call.stage {
             Stage::InSlot { .. } => self.cancel_in_slot(id, self.limits.answer_grace, now),
-            Stage::InHandler { .. } => {
+            Stage::OnThread { .. } => {
                 let error = "Tool call was cancelled while it ran; it was told to stop";
                 self.end(id, ToolResult::failure(Outcome::Cancelled, error), now);
             }
@@ -141,7 +141,7 @@ impl Dispatch {
     pub(super) fn time_is_up(&mut self, id: ExecutionId, now: Instant) {
         let Some(call) = self.calls.get(&id) else { return };
         let result = match call.stage {
-            Stage::Queued { .. } | Stage::InLane { .. } | Stage::WaitingForHandler { .. } => {
+            Stage::Queued { .. } | Stage::InLane { .. } | Stage::WaitingForThread { .. } => {
                 ToolResult::failure(
                     Outcome::NeverRan,
                     format!(
@@ -162,7 +162,7 @@ impl Dispatch {
                     call.timeout.as_secs_f64()
                 ),
             ),
-            Stage::InHandler { .. } => ToolResult::failure(
+            Stage::OnThread { .. } => ToolResult::failure(
                 Outcome::Timeout,
                 format!(
                     "Tool timed out after {}s; it was told to stop",
@@ -181,7 +181,7 @@ impl Dispatch {
             let Some(call) = self.calls.get(&id) else { continue };
             match call.stage {
                 Stage::InSlot { .. } => self.cancel_in_slot(id, CLOSE_GRACE, now),
-                Stage::InHandler { .. } => self.cancel(id, now),
+                Stage::OnThread { .. } => self.cancel(id, now),
                 _ => self.end(id, closed_before_start(), now),
             }
         }

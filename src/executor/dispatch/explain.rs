@@ -45,7 +45,7 @@ impl Dispatch {
             Some(Call { tool, stage: Stage::InSlot { since }, .. }) => {
                 (format!("running {tool}"), *since)
             }
-            Some(Call { tool, stage: Stage::InHandler { since, .. }, .. }) => {
+            Some(Call { tool, stage: Stage::OnThread { since, .. }, .. }) => {
                 (format!("running {tool}"), *since)
             }
             Some(Call { tool, accepted, .. }) => (format!("about to run {tool}"), *accepted),

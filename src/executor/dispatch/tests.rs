@@ -28,7 +28,7 @@ fn limits() -> Limits {
         acquire_timeout: Duration::from_secs(7),
         answer_grace: Duration::from_secs(3),
         reset_timeout: Duration::from_secs(2),
-        handler_concurrency: HANDLERS,
+        external: [HANDLERS, 0],
     }
 }
 
@@ -142,7 +142,7 @@ impl World {
     fn prepared(&self, tool: &str) -> Prepared {
         let call = ToolCall::new(tool, json!({"command": "x"}));
         let default = Duration::from_secs(4);
-        prepare(&self.registry, &Policy::default(), call, None, default).unwrap()
+        prepare(&self.registry, &Policy::default(), false, call, None, default).unwrap()
     }
 
     fn submit(&mut self, trajectory: u8, sandbox: bool) {
@@ -199,7 +199,7 @@ impl World {
             Step::HandlerReturns => {
                 if self.handlers > 0 {
                     self.handlers -= 1;
-                    self.send(Event::HandlerReturned);
+                    self.send(Event::ExternalReturned(External::InProcess));
                 }
             }
             Step::AcceptBatch(index) => {
@@ -255,6 +255,9 @@ impl World {
                     self.handlers += 1;
                     let (id, reply) = (ExecutionId(id), Some(call.reply));
                     self.running.push(Running { id, slot: None, reply });
+                }
+                Action::AskToolServer(call) => {
+                    prop_assert!(false, "there is no ToolServer for {}", call.name);
                 }
                 Action::Reset { slot, slot_ref } => {
                     self.nothing_runs_in((slot_ref.container, slot_ref.index))?;
@@ -328,18 +331,21 @@ impl World {
         prop_assert_eq!(slots.len(), dispatch.pool.counts().held, "a slot without a holder");
 
         let stages = || dispatch.calls.values().map(|call| &call.stage);
-        let sent = |stage: &&Stage| matches!(stage, Stage::InSlot { .. } | Stage::InHandler { .. });
+        let sent = |stage: &&Stage| matches!(stage, Stage::InSlot { .. } | Stage::OnThread { .. });
         let running = stages().filter(sent).count();
         prop_assert_eq!(dispatch.running, running);
         let undelivered = self.submitted.len() as u64 - dispatch.recorder.outcomes.total();
         let undelivered = undelivered as usize - dispatch.calls.len();
         let unsent = dispatch.calls.len() - running;
         prop_assert_eq!(self.gate.inside(), unsent + undelivered, "the gate's count");
-        let waiting = |stage: &&Stage| matches!(stage, Stage::WaitingForHandler { .. });
-        prop_assert_eq!(dispatch.handler_queue.iter().count(), stages().filter(waiting).count());
+        let waiting = |stage: &&Stage| matches!(stage, Stage::WaitingForThread { .. });
+        prop_assert_eq!(
+            dispatch.external[0].waiting.iter().count(),
+            stages().filter(waiting).count()
+        );
         let waiting = |stage: &&Stage| matches!(stage, Stage::WaitingForSlot { .. });
         prop_assert!(dispatch.pool.waiting() <= stages().filter(waiting).count());
-        prop_assert!(dispatch.handlers_busy <= HANDLERS);
+        prop_assert!(dispatch.external[0].busy <= HANDLERS);
 
         for &(when, id) in &dispatch.timers {
             prop_assert_eq!(dispatch.calls.get(&id).map(|call| call.timer), Some(when));

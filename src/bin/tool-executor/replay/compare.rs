@@ -7,6 +7,7 @@ use std::fmt;
 
 use tool_executor::{Outcome, ToolResult};
 
+use super::progress::printable;
 use super::trajectory::Recorded;
 
 /// Differences that are kept to be shown.
@@ -160,6 +161,7 @@ pub(crate) struct Agreement {
 
 #[derive(Debug)]
 struct Difference {
+    /// Fit to be printed.
     trajectory_id: String,
     index: usize,
     what: &'static str,
@@ -178,7 +180,7 @@ impl Agreement {
         };
         if self.differing.len() < SHOWN {
             self.differing.push(Difference {
-                trajectory_id: trajectory_id.to_owned(),
+                trajectory_id: printable(trajectory_id),
                 index,
                 what,
             });

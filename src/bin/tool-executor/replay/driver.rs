@@ -14,6 +14,8 @@ use tool_executor::{
     Completion, CompletionQueue, Outcome, Policy, ToolCall, ToolExecutor, ToolResult,
 };
 
+use tool_executor::toolserver::ToolServerConfig;
+
 use crate::args::ReplayArgs;
 
 /// How long a call may wait for its slot, and in the executor's queue. With more trajectories than
@@ -47,7 +49,13 @@ impl Driver {
             require_sandbox: args.require_sandbox,
             ..Policy::default()
         };
-        let executor = ToolExecutor::builder()
+        let mut builder = ToolExecutor::builder();
+        if let Some(url) = &args.tool_server_url {
+            let mut config = ToolServerConfig::new(url);
+            config.token.clone_from(&args.tool_server_token);
+            builder = builder.tool_server(config);
+        }
+        let executor = builder
             .backend(backend.clone())
             .policy(policy)
             .batch_window(args.batch_window())
@@ -91,7 +99,8 @@ impl Driver {
         self.queue.next_timeout(timeout)
     }
 
-    /// Copies the trajectory's workspace to `target`, a directory that is made. Blocks while it
+    /// Copies the trajectory's workspace to `target`, a directory that is made and may not exist: a
+    /// mixture with the files of an earlier run would be nobody's workspace. Blocks while it
     /// copies. To be called between the trajectory's last completion and its release.
     ///
     /// # Errors
@@ -99,6 +108,7 @@ impl Driver {
     pub(crate) fn keep_workspace(&self, trajectory_id: &str, target: &Path) -> io::Result<()> {
         // A trajectory without a slot never ran a command, so there is nothing to keep.
         let Some(slot) = self.executor.slot_of(trajectory_id) else { return Ok(()) };
+        std::fs::create_dir(target)?;
         self.backend.save_workspace(&slot, target)
     }
 

@@ -60,7 +60,11 @@ pub(crate) fn open(path: &Path) -> io::Result<Box<dyn BufRead + Send>> {
 /// How many trajectories a regular file holds if no line is malformed: its lines that are not blank.
 /// `None` where that cannot be known before the end.
 pub(crate) fn count_lines(path: &Path) -> Option<u64> {
-    let mut file = File::open(path).ok().filter(|f| f.metadata().is_ok_and(|m| m.is_file()))?;
+    // Asked before opening: a FIFO whose writer is gone would never open again.
+    if !path.metadata().ok()?.is_file() {
+        return None;
+    }
+    let mut file = File::open(path).ok()?;
     let mut chunk = vec![0; 1 << 16];
     let (mut lines, mut blank) = (0, true);
     loop {
@@ -230,7 +234,7 @@ mod tests {
             b"{\"id\":\"a\",\"calls\":[]}\n\nnonsense\n\xff\xfe\n{\"id\":\"b\",\"calls\":[]}";
         assert_eq!(
             items(text, ALL),
-            ["a", "3: not JSON: expected ident (column 2)", "4: not UTF-8 (byte 1)", "b"]
+            ["a", "3: not JSON: Expecting value (byte 1)", "4: not UTF-8 (byte 1)", "b"]
         );
     }
 
@@ -255,7 +259,7 @@ mod tests {
         let text =
             "{\"id\":\"a\",\"calls\":[]}\nbad\n{\"id\":\"b\",\"calls\":[]}\n{\"calls\":[]}\n";
         let ids = items(text, Selection { limit: Some(2), repeat: 2 });
-        assert_eq!(ids, ["a", "a#2", "2: not JSON: expected value (column 1)", "b", "b#2"]);
+        assert_eq!(ids, ["a", "a#2", "2: not JSON: Expecting value (byte 1)", "b", "b#2"]);
     }
 
     #[test]

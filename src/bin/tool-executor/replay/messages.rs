@@ -65,7 +65,11 @@ impl Turn {
         let order_is_reliable = answers.len() <= calls.len();
         let mut unnamed = Vec::new();
         for answer in answers {
-            let named = answer.call_id.and_then(|id| calls.iter().position(|c| c.uniq_id == id));
+            // Some models give all calls of a turn the same id; their answers come in order.
+            let named = answer.call_id.and_then(|id| {
+                let mut free = calls.iter().zip(&recorded);
+                free.position(|(call, recorded)| call.uniq_id == id && recorded.is_none())
+            });
             match named {
                 Some(place) => recorded[place] = Some(answer.recorded),
                 None => unnamed.push(answer.recorded),
@@ -84,20 +88,20 @@ impl Turn {
     }
 }
 
+/// A message with `tool_calls` has no others: Hermes text beside them is the same calls once more.
 fn calls_of(message: &Map<String, Value>) -> Result<Vec<ToolCall>, String> {
-    let mut calls = ToolCall::parse_from_text(&text_of(message));
-    match message.get("tool_calls") {
-        None | Some(Value::Null) => {}
-        Some(Value::Array(list)) => {
-            for (index, call) in list.iter().enumerate() {
-                let call = ToolCall::from_openai(call)
-                    .map_err(|error| format!("tool_calls[{index}]: {error}"))?;
-                calls.push(call);
-            }
-        }
+    let list = match message.get("tool_calls") {
+        None | Some(Value::Null) => &Vec::new(),
+        Some(Value::Array(list)) => list,
         Some(other) => return Err(format!("\"tool_calls\" is {}, not an array", kind(other))),
+    };
+    if list.is_empty() {
+        return Ok(ToolCall::parse_from_text(&text_of(message)));
     }
-    Ok(calls)
+    let calls = list.iter().enumerate().map(|(index, call)| {
+        ToolCall::from_openai(call).map_err(|error| format!("tool_calls[{index}]: {error}"))
+    });
+    calls.collect()
 }
 
 /// A `tool` message is one answer, unless it holds `<tool_response>` elements; a message of another
@@ -249,6 +253,26 @@ mod tests {
             {"role": "tool", "tool_call_id": "1", "content": "{\"output\": \"A\", \"exit_code\": 0}"},
         ]);
         assert_eq!(steps(chat), [step("a", Some("A"), Some(0)), step("b", Some("B"), None)]);
+    }
+
+    #[test]
+    fn answers_to_calls_that_share_an_id_come_in_order() {
+        let chat = json!([
+            {"role": "assistant", "tool_calls": [openai("1", "a"), openai("1", "b")]},
+            {"role": "tool", "tool_call_id": "1", "content": "A"},
+            {"role": "tool", "tool_call_id": "1", "content": "B"},
+        ]);
+        assert_eq!(steps(chat), [step("a", Some("A"), None), step("b", Some("B"), None)]);
+    }
+
+    #[test]
+    fn calls_that_are_in_the_text_and_in_the_list_are_made_once() {
+        let chat = json!([
+            {"role": "assistant", "content": hermes("a"), "tool_calls": [openai("1", "a")]},
+            {"role": "tool", "tool_call_id": "1", "content": "A"},
+            {"role": "assistant", "content": hermes("b"), "tool_calls": []},
+        ]);
+        assert_eq!(steps(chat), [step("a", Some("A"), None), step("b", None, None)]);
     }
 
     #[test]

@@ -60,16 +60,18 @@ pub(crate) fn run(args: &ReplayArgs) -> ExitCode {
         Ok(files) => files,
         Err(problem) => return fail(ExitCode::Io, &problem),
     };
-    let driver = match Driver::start(args) {
-        Ok(driver) => driver,
-        Err(problem) => return fail(ExitCode::NotStarted, &problem),
-    };
+    // Before anything is made that a signal would leave behind; after the files, whose opening may
+    // block for ever (a FIFO), so that a signal ends it.
     let signals = match Signals::install() {
         Ok(signals) => signals,
         Err(error) => return fail(ExitCode::NotStarted, &format!("no signal handler: {error}")),
     };
+    let driver = match Driver::start(args) {
+        Ok(driver) => driver,
+        Err(problem) => return fail(ExitCode::NotStarted, &problem),
+    };
     if let Some(why) = driver.unisolated_because() {
-        progress.say(&isolation_warning(&why, args.require_sandbox));
+        progress.say(&isolation_warning(&why, refusing_flag(args)));
     }
 
     let total = progress.is_shown().then(|| input::count_lines(&args.file)).flatten();
@@ -104,11 +106,20 @@ fn init_log(progress: &Progress) {
         .try_init();
 }
 
+/// The flag that lets no command run where nothing can be isolated.
+fn refusing_flag(args: &ReplayArgs) -> Option<&'static str> {
+    match (args.require_sandbox, args.no_network) {
+        (true, _) => Some("--require-sandbox"),
+        (false, true) => Some("--no-network"),
+        (false, false) => None,
+    }
+}
+
 /// One line, so that nobody has to read two to learn that nothing is isolated.
-fn isolation_warning(why: &str, required: bool) -> String {
-    let consequence = match required {
-        true => "commands are refused, as --require-sandbox demands",
-        false => "commands run with all your rights",
+fn isolation_warning(why: &str, refusing_flag: Option<&str>) -> String {
+    let consequence = match refusing_flag {
+        Some(flag) => format!("commands are refused, as {flag} demands"),
+        None => "commands run with all your rights".to_owned(),
     };
     // Some reasons bring the advice themselves.
     let advice = match why.contains("apt-get install bubblewrap") {
@@ -123,6 +134,10 @@ type Files = (Receiver<Item>, Option<ResultsFile>);
 fn open_files(args: &ReplayArgs) -> Result<Files, String> {
     let named = |path: &Path, error: io::Error| format!("{}: {error}", path.display());
     let reader = input::open(&args.file).map_err(|error| named(&args.file, error))?;
+    if let Some(directory) = &args.keep_workspaces {
+        std::fs::create_dir_all(directory).map_err(|error| named(directory, error))?;
+    }
+    // Last of what may fail here: it empties the file.
     let results = match &args.out {
         None => None,
         Some(out) if is_same_file(&args.file, out) => {
@@ -130,9 +145,6 @@ fn open_files(args: &ReplayArgs) -> Result<Files, String> {
         }
         Some(out) => Some(ResultsFile::create(out).map_err(|error| named(out, error))?),
     };
-    if let Some(directory) = &args.keep_workspaces {
-        std::fs::create_dir_all(directory).map_err(|error| named(directory, error))?;
-    }
     let selection = Selection { limit: args.limit, repeat: args.repeat };
     let input = input::read_in_background(reader, selection)
         .map_err(|error| format!("could not start a thread: {error}"))?;
@@ -198,10 +210,8 @@ impl<'a> Replay<'a> {
             if self.running.is_empty() {
                 self.wait_for_input()?;
             } else if let Some(completion) = self.driver.next(TURN) {
+                // One a turn: calls that are refused complete faster than they could be drained.
                 self.completed(completion)?;
-                while let Some(completion) = self.driver.next(Duration::ZERO) {
-                    self.completed(completion)?;
-                }
             }
         }
     }
@@ -216,10 +226,12 @@ impl<'a> Replay<'a> {
             Shutdown::No => {}
             Shutdown::Draining { .. } => {
                 self.input = None;
-                let (running, grace) = (self.running.len(), GRACE.as_secs());
-                self.report.say(&format!(
-                    "interrupted: no new calls; {running} running calls have {grace} s to finish (Ctrl-C cancels them)"
-                ));
+                self.report.say(&match (self.running.len(), GRACE.as_secs()) {
+                    (0, _) => "interrupted: no call is running".to_owned(),
+                    (running, grace) => format!(
+                        "interrupted: no new calls; {running} running calls have {grace} s to finish (Ctrl-C cancels them)"
+                    ),
+                });
             }
             Shutdown::Cancelling { .. } => {
                 if !self.running.is_empty() {
@@ -395,8 +407,8 @@ mod tests {
     #[test]
     fn the_isolation_warning_is_one_line_with_the_advice_once() {
         for why in ["it is not installed; apt-get install bubblewrap", "it does not work here"] {
-            for required in [false, true] {
-                let text = isolation_warning(why, required);
+            for flag in [None, Some("--no-network")] {
+                let text = isolation_warning(why, flag);
                 assert_eq!(text.matches("apt-get install bubblewrap").count(), 1, "{text}");
                 assert_eq!(text.lines().count(), 1);
             }

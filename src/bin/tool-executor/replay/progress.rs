@@ -104,7 +104,7 @@ impl Progress {
 
     /// Writes a line for people, above the bar. Blocks as standard error does.
     pub(crate) fn say(&self, text: &str) {
-        self.writer().line(text);
+        self.writer().line(&printable(text));
     }
 
     /// Takes the bar away. Later lines are plain.
@@ -148,6 +148,19 @@ impl Write for AboveBar {
     fn flush(&mut self) -> io::Result<()> {
         io::stderr().flush()
     }
+}
+
+/// The text with its control characters escaped: one line, which does nothing to a terminal. For what
+/// stood in the input: ids, paths.
+pub(crate) fn printable(text: &str) -> String {
+    let mut line = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            _ if c.is_control() => line.extend(c.escape_default()),
+            _ => line.push(c),
+        }
+    }
+    line
 }
 
 /// A line to standard error. Unlike `eprintln!` it does not panic where nobody reads it.
@@ -197,6 +210,13 @@ mod tests {
         (counts.total, counts.without_result) = (None, 0);
         let details = "120 calls, 30/s, 8 running, 3 failed";
         assert_eq!(line(&counts, after), format!("   4 s  12 trajectories, {details}"));
+    }
+
+    #[test]
+    fn control_characters_are_escaped_and_nothing_else_is() {
+        assert_eq!(printable("a\nb\u{1b}[31m\u{9b}"), "a\\nb\\u{1b}[31m\\u{9b}");
+        let harmless = "it's \"fine\" \\ \u{65e5}\u{672c} \u{1f389} \u{2026}";
+        assert_eq!(printable(harmless), harmless);
     }
 
     #[test]

@@ -96,8 +96,7 @@ impl Report {
     fn say_some(&self, count: u64, text: &str) {
         if count <= TOLD_ONE_BY_ONE {
             self.say(text);
-        }
-        if count == TOLD_ONE_BY_ONE {
+        } else if count == TOLD_ONE_BY_ONE + 1 {
             self.say("(further ones are only counted)");
         }
     }

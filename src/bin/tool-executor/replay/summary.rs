@@ -103,7 +103,10 @@ impl Summary {
         }
         let outcomes = Outcome::ALL.iter().zip(self.outcomes).filter(|(_, count)| *count > 0);
         let outcomes: Vec<_> = outcomes.map(|(name, count)| format!("{name} {count}")).collect();
-        writeln!(f, "\noutcomes      {}", outcomes.join(" · "))?;
+        writeln!(f)?;
+        if !outcomes.is_empty() {
+            writeln!(f, "outcomes      {}", outcomes.join(" · "))?;
+        }
         if self.answered > 0 {
             write!(f, "{}", self.latencies)?;
         }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 use tool_executor::ToolCall;
 use tool_executor::executor::MAX_TRAJECTORY_ID;
+use tool_executor::tool::python_json::{self, ParseError};
 
 use super::messages;
 
@@ -64,7 +65,10 @@ pub(crate) struct Recording {
 /// # Errors
 /// One phrase that says what is wrong with the line.
 pub(crate) fn parse_line(line: &str) -> Result<Recording, String> {
-    let mut object = match serde_json::from_str(line).map_err(|error| json_problem(&error))? {
+    // Recordings are written by Python as a rule, in its dialect.
+    let not_json =
+        |error: ParseError| format!("not JSON: {} (byte {})", error.message(), error.offset() + 1);
+    let mut object = match python_json::parse(line).map_err(not_json)? {
         Value::Object(object) => object,
         other => return Err(format!("expected an object, found {}", kind(&other))),
     };
@@ -73,9 +77,11 @@ pub(crate) fn parse_line(line: &str) -> Result<Recording, String> {
         None | Some(Value::Null) => Vec::new(),
         Some(setup) => parse_calls(setup, "setup", true)?,
     };
-    if let Some(calls) = object.shift_remove("calls") {
+    // Datasets with a fixed set of columns have null in those that a line does not use.
+    let mut take = |key| object.shift_remove(key).filter(|value| !value.is_null());
+    if let Some(calls) = take("calls") {
         steps.extend(parse_calls(calls, "calls", false)?);
-    } else if let Some(chat) = object.shift_remove("messages") {
+    } else if let Some(chat) = take("messages") {
         steps.extend(messages::parse(chat)?);
     } else {
         return Err("neither \"calls\" nor \"messages\"".to_owned());
@@ -93,14 +99,6 @@ pub(super) fn kind(value: &Value) -> &'static str {
         Value::Array(_) => "an array",
         Value::Object(_) => "an object",
     }
-}
-
-/// The parser knows one line only, so its "line 1" would mislead.
-fn json_problem(error: &serde_json::Error) -> String {
-    let text = error.to_string();
-    let position = format!(" at line {} column {}", error.line(), error.column());
-    let what = text.strip_suffix(&position).unwrap_or(&text);
-    format!("not JSON: {what} (column {})", error.column())
 }
 
 fn take_id(object: &mut Map<String, Value>) -> Result<Option<String>, String> {
@@ -205,9 +203,11 @@ mod tests {
     #[test]
     fn what_is_wrong_with_a_line_is_said() {
         for (line, problem) in [
-            ("{\"calls\": [}", "not JSON: expected value (column 12)"),
+            ("{\"calls\": [}", "not JSON: Expecting value (byte 12)"),
             ("[]", "expected an object, found an array"),
             ("{}", "neither \"calls\" nor \"messages\""),
+            (r#"{"calls": null, "messages": null}"#, "neither \"calls\" nor \"messages\""),
+            (r#"{"calls": null, "messages": 1}"#, "\"messages\" is a number, not an array"),
             (r#"{"id": [], "calls": []}"#, "\"id\" is an array, not a string"),
             (r#"{"calls": {}}"#, "\"calls\" is an object, not an array"),
             (r#"{"calls": [], "setup": 1}"#, "\"setup\" is a number, not an array"),
@@ -229,6 +229,13 @@ mod tests {
     }
 
     #[test]
+    fn what_python_writes_is_read() {
+        let line = r#"{"calls": [{"name": "bash", "arguments": {"command": "\ud800", "n": NaN}}]}"#;
+        let recording = parse_line(line).unwrap();
+        assert_eq!(recording.steps[0].call.arguments["command"], "\u{fffd}");
+    }
+
+    #[test]
     fn an_id_that_leaves_no_room_for_a_suffix_is_refused() {
         let line = |length| format!("{{\"id\": \"{}\", \"calls\": []}}", "x".repeat(length));
         assert!(parse_line(&line(MAX_ID)).is_ok());
@@ -238,6 +245,6 @@ mod tests {
     #[test]
     fn json_nested_without_end_is_a_malformed_line_and_no_stack_overflow() {
         let line = "[".repeat(100_000);
-        assert!(parse_line(&line).unwrap_err().starts_with("not JSON: recursion limit"));
+        assert!(parse_line(&line).unwrap_err().starts_with("not JSON: "));
     }
 }
