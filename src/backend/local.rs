@@ -20,6 +20,7 @@ use crate::sandbox::etc;
 use crate::sandbox::files::{self, DEFAULT_MAX_FILE_BYTES};
 use crate::sandbox::isolation::Isolation;
 use crate::sandbox::supervisor::{CommandId, CommandSpec, Supervisor, raise_open_files_limit};
+use crate::sandbox::user::CommandUser;
 use crate::sandbox::workspace::{DataDir, Workspace};
 use crate::tool::{Outcome, ToolResult};
 
@@ -35,7 +36,9 @@ pub struct LocalConfig {
     /// How many slots; 1 to 65,536. Defaults to 10.
     pub slots: usize,
     /// Where the workspaces are made, in a directory of their own. Defaults to
-    /// `tool-executor-<uid>` in the system's directory for temporary files.
+    /// `tool-executor-<uid>` in the system's directory for temporary files. Where this process is
+    /// root, commands run as the user 65534, who must be able to pass through every directory on the
+    /// way there.
     pub data_dir: Option<PathBuf>,
     /// How many characters are kept of each of a command's two output streams. Defaults to 50,000.
     pub max_output_chars: usize,
@@ -109,8 +112,8 @@ impl LocalBackend {
     /// [`Policy::require_sandbox`](crate::Policy::require_sandbox).
     ///
     /// # Errors
-    /// A configuration that makes no sense, a data directory that cannot be made or belongs to
-    /// somebody else, or no thread to be had.
+    /// A configuration that makes no sense, a data directory that cannot be made, belongs to somebody
+    /// else or cannot be reached by the user that commands run as, or no thread to be had.
     pub fn start(config: LocalConfig) -> Result<Self, BackendError> {
         if !(1..=MOST_SLOTS).contains(&config.slots) {
             return Err(BackendError::new(format!(
@@ -120,14 +123,15 @@ impl LocalBackend {
         }
         // A workspace is a file descriptor, and 1,024 are a usual limit.
         raise_open_files_limit();
-        let data_dir = DataDir::create(config.data_dir.as_deref(), config.slots)
+        let user = CommandUser::detect();
+        let data_dir = DataDir::create(config.data_dir.as_deref(), config.slots, user)
             .map_err(|error| BackendError::with_source("cannot make the workspaces", error))?;
         let etc = data_dir
             .make_dir("etc")
             .and_then(|path| etc::copy_to(&path).map(|()| path))
             .map_err(|error| BackendError::with_source("cannot copy /etc for sandboxes", error))?;
-        let isolation = Isolation::probe().with_etc(etc);
-        let supervisor = Supervisor::start(isolation)
+        let isolation = Isolation::probe(user, data_dir.workspaces()[0].path()).with_etc(etc);
+        let supervisor = Supervisor::start(isolation, user)
             .map_err(|error| BackendError::with_source("cannot start the supervisor", error))?;
         let slots = data_dir
             .workspaces()

@@ -100,10 +100,16 @@ pub(crate) fn copy_to(dest: &Path) -> io::Result<()> {
     }
     // Something for the host's own to be bound over.
     for bound in BOUND {
-        fs::create_dir_all(dest.join(bound.trim_start_matches("/etc/")))?;
+        let place = dest.join(bound.trim_start_matches("/etc/"));
+        fs::create_dir_all(&place)?;
+        for made in place.ancestors().take_while(|made| *made != dest) {
+            set_mode(made, 0o755)?;
+        }
     }
-    fs::write(dest.join("resolv.conf"), "")?;
-    fs::set_permissions(dest, fs::Permissions::from_mode(0o755))
+    let resolv_conf = dest.join("resolv.conf");
+    fs::write(&resolv_conf, "")?;
+    set_mode(&resolv_conf, 0o644)?;
+    set_mode(dest, 0o755)
 }
 
 fn copy_entry(etc: &Path, dest: &Path, name: &OsStr) -> io::Result<()> {
@@ -112,11 +118,15 @@ fn copy_entry(etc: &Path, dest: &Path, name: &OsStr) -> io::Result<()> {
     let Ok(metadata) = fs::metadata(&from) else { return Ok(()) };
     if let Some(parent) = to.parent() {
         fs::create_dir_all(parent)?;
+        for made in parent.ancestors().take_while(|made| *made != dest) {
+            set_mode(made, 0o755)?;
+        }
     }
     if metadata.is_dir() {
         fs::create_dir(&to)?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let Ok(from_dir) = rustix::fs::open(&from, flags, Mode::empty()) else { return Ok(()) };
+        set_mode(&to, 0o755)?;
         let to_dir = rustix::fs::open(&to, flags, Mode::empty())?;
         if let Err(error) = tree::copy(from_dir.as_fd(), to_dir.as_fd()) {
             log::debug!("{} is not shared entirely: {error:?}", from.display());
@@ -125,8 +135,14 @@ fn copy_entry(etc: &Path, dest: &Path, name: &OsStr) -> io::Result<()> {
         && let Ok(content) = fs::read(&from)
     {
         fs::write(&to, content)?;
+        set_mode(&to, 0o644)?;
     }
     Ok(())
+}
+
+/// Whatever the host's umask took away: a command may run as another user.
+fn set_mode(path: &Path, mode: u32) -> io::Result<()> {
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))
 }
 
 #[cfg(test)]

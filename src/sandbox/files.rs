@@ -17,6 +17,7 @@ use rustix::io::Errno;
 use serde_json::Value;
 
 use super::paths::{PathError, Resolved, file_type};
+use super::user::{Entered, Purpose};
 use super::workspace::Workspace;
 use crate::tool::{JsonObject, Outcome, ToolResult};
 
@@ -119,6 +120,7 @@ pub(crate) fn write_file(
 
 /// The content of the file at `given`, and its path in the sandbox.
 fn read(workspace: &Workspace, given: &str, max: u64) -> Result<(Vec<u8>, String), Failure> {
+    let _entered = enter(workspace, given)?;
     let mut last = Errno::AGAIN;
     for _ in 0..RACE_TRIES {
         let place = resolve(workspace, given)?;
@@ -163,6 +165,7 @@ fn read_bounded(source: impl Read, max: u64) -> io::Result<Vec<u8>> {
 
 /// Puts `content` into the file at `given`; its path in the sandbox.
 fn write(workspace: &Workspace, given: &str, content: &[u8]) -> Result<String, Failure> {
+    let _entered = enter(workspace, given)?;
     let mut last = Errno::AGAIN;
     for _ in 0..RACE_TRIES {
         let place = resolve(workspace, given)?;
@@ -241,6 +244,13 @@ fn overwrite(mut file: File, content: &[u8]) -> Result<(), Errno> {
         }
     }
     file.write_all(content).and_then(|()| file.set_len(size)).map_err(|error| errno_of(&error))
+}
+
+/// The tools act as the user that commands run as: what they make is that user's, and they reach
+/// nothing that it could not.
+fn enter(workspace: &Workspace, given: &str) -> Result<Option<Entered>, Failure> {
+    let entered = workspace.owner().map(|owner| owner.enter(Purpose::Files)).transpose();
+    entered.map_err(|error| Failure::os(errno_of(&error), &workspace_path(given)))
 }
 
 fn resolve(workspace: &Workspace, given: &str) -> Result<Resolved, Failure> {

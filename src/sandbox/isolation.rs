@@ -22,6 +22,7 @@ use serde_json::Value;
 use super::etc::{self, RESOLV_CONF};
 use super::shell::{self, Shell, ShellCall};
 use super::spawn::{self, CStringArray, Child, Reaped};
+use super::user::{self, CommandUser};
 
 /// The number under which bubblewrap gets the pipe that it reports to (`--json-status-fd`).
 pub(super) const STATUS_FD: i32 = 3;
@@ -38,8 +39,8 @@ const ROOT_ENTRIES: [&str; 6] = ["/bin", "/sbin", "/lib", "/lib32", "/lib64", "/
 pub(crate) enum Isolation {
     /// Each command runs in namespaces of its own.
     Bubblewrap(Bubblewrap),
-    /// Commands run as ordinary processes of this user, in their workspace and with a clean
-    /// environment; nothing keeps them from anything that the user may do.
+    /// Commands run as ordinary processes, in their workspace and with a clean environment; nothing
+    /// keeps them from anything that their user may do.
     None {
         /// Why, as one line for people.
         reason: String,
@@ -63,11 +64,17 @@ pub(crate) struct Bubblewrap {
 }
 
 impl Isolation {
-    /// Finds out what works here. Blocks: some milliseconds as a rule, at most 40 seconds.
+    /// Finds out what works here for commands of `user`, or of this process if there is none, in
+    /// `workspace`. Blocks: some milliseconds as a rule, at most 40 seconds.
     ///
     /// Logs a warning where commands will not be isolated.
-    pub(crate) fn probe() -> Self {
-        match Bubblewrap::probe() {
+    pub(crate) fn probe(user: Option<CommandUser>, workspace: &Path) -> Self {
+        let probed = match user {
+            Some(_) => user::on_own_thread(|| Ok(Bubblewrap::probe(user, workspace)))
+                .unwrap_or_else(|error| Err(error.to_string())),
+            None => Bubblewrap::probe(None, workspace),
+        };
+        match probed {
             Ok(bubblewrap) => Self::Bubblewrap(bubblewrap),
             Err(reason) => {
                 log::warn!("commands will run without isolation: {reason}");
@@ -97,13 +104,11 @@ impl Isolation {
 
 impl Bubblewrap {
     /// Tries the production flags from the strictest to the most lenient that is acceptable.
-    fn probe() -> Result<Self, String> {
+    fn probe(user: Option<CommandUser>, workspace: &Path) -> Result<Self, String> {
         let program = find_program("bwrap").ok_or(
             "bubblewrap (bwrap) is not installed; on Debian and Ubuntu: apt-get install bubblewrap",
         )?;
-        let workspace = tempfile::tempdir()
-            .map_err(|error| format!("cannot make a directory to try bubblewrap in: {error}"))?;
-        let layout = HostLayout::detect();
+        let layout = HostLayout::detect(user);
         let mut first_failure = None;
         for (can_cut_network, disable_userns) in
             [(true, true), (true, false), (false, true), (false, false)]
@@ -115,17 +120,18 @@ impl Bubblewrap {
                 layout: layout.clone(),
                 etc: None,
             };
-            match candidate.try_out(workspace.path()) {
+            match candidate.try_out(workspace, user) {
                 Ok(()) => return Ok(candidate),
                 Err(failure) => first_failure.get_or_insert(failure),
             };
         }
         let failure = first_failure.unwrap_or_default();
-        Err(format!("{} does not work here: {failure}", program.display()))
+        let whom = user.map_or_else(String::new, |user| format!(" for user {}", user.uid()));
+        Err(format!("{} does not work here{whom}: {failure}", program.display()))
     }
 
     /// Runs `true` in a sandbox.
-    fn try_out(&self, workspace: &Path) -> Result<(), String> {
+    fn try_out(&self, workspace: &Path, user: Option<CommandUser>) -> Result<(), String> {
         let text = |error: io::Error| error.to_string();
         let call = shell::shell_call(self.layout.shell, "true", false, None);
         let argv = bwrap_argv(self, workspace, !self.can_cut_network, Handshake::None, &call);
@@ -148,6 +154,7 @@ impl Bubblewrap {
             &arguments,
             &environment,
             &[null.as_fd(), null.as_fd(), errors_writer.as_fd(), status_writer.as_fd()],
+            user,
         )
         .map_err(text)?;
         drop((errors_writer, status_writer));
@@ -223,13 +230,13 @@ pub(super) struct HostLayout {
     root: Vec<(PathBuf, Option<PathBuf>)>,
     /// The shell that runs commands.
     pub(super) shell: Shell,
-    /// The name of the user that this process runs as.
+    /// The name of the user that commands run as.
     pub(super) user: String,
 }
 
 impl HostLayout {
     /// Looks at the host. Blocks on a few file system calls.
-    pub(super) fn detect() -> Self {
+    pub(super) fn detect(user: Option<CommandUser>) -> Self {
         let root = ROOT_ENTRIES
             .iter()
             .map(PathBuf::from)
@@ -244,7 +251,7 @@ impl HostLayout {
             shell: Shell::detect(),
             user: user_name(
                 &std::fs::read_to_string("/etc/passwd").unwrap_or_default(),
-                rustix::process::getuid().as_raw(),
+                user.map_or_else(rustix::process::getuid, CommandUser::uid).as_raw(),
             ),
         }
     }
@@ -438,12 +445,12 @@ mod tests {
         let mut broken = bubblewrap();
         broken.program = "/bin/false".into();
         let workspace = tempfile::tempdir().unwrap();
-        assert_eq!(broken.try_out(workspace.path()), Err("no reason given".to_owned()));
+        assert_eq!(broken.try_out(workspace.path(), None), Err("no reason given".to_owned()));
         // A success that bubblewrap does not report is none.
         broken.program = "/bin/true".into();
-        assert!(broken.try_out(workspace.path()).is_err());
+        assert!(broken.try_out(workspace.path(), None).is_err());
         broken.program = "/nonexistent/bwrap".into();
-        let error = broken.try_out(workspace.path()).unwrap_err();
+        let error = broken.try_out(workspace.path(), None).unwrap_err();
         assert!(error.contains("No such file"), "{error}");
     }
 }

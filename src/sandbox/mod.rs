@@ -10,6 +10,7 @@
 //! - `shell` is how a command reaches its shell, `isolation` what it may see (bubblewrap; `etc`
 //!   of `/etc`), `reaper`
 //!   how all its processes are found where there is no bubblewrap, `spawn` the start of a process.
+//! - `user` is whom all of this runs as where the host runs as root.
 //! - `workspace` owns the directories, `paths` finds places beneath them, `tree` empties and copies
 //!   them.
 //!
@@ -29,4 +30,5 @@ mod spawn;
 mod stream;
 pub(crate) mod supervisor;
 mod tree;
+pub(crate) mod user;
 pub(crate) mod workspace;

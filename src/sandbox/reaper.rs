@@ -12,7 +12,8 @@
 //! without bubblewrap.
 //!
 //! # Limits
-//! A command has the rights of the user that runs the host. It can kill the reaper (and the host);
+//! A command has the rights of the user that runs the host, or of an unprivileged one if that is root
+//! (see [`user`](super::user)). It can kill the reaper (and a host that is not root's);
 //! then the shell dies too, but what it left behind lives on, and the call ends as
 //! [`End::Lost`](super::supervisor::End::Lost). A process that forks faster than the reaper kills is
 //! not caught.
@@ -27,6 +28,7 @@ use rustix::process::Pid;
 
 use super::shell::SCRIPT_FD;
 use super::spawn::{self, CStringArray, Child};
+use super::user::CommandUser;
 
 /// The reaper's end of the control pipe. End of file means: kill everything.
 const CONTROL_FD: c_int = 3;
@@ -49,6 +51,8 @@ pub(super) struct Command<'a> {
     pub(super) script: Option<BorrowedFd<'a>>,
     /// Its soft limit of open files.
     pub(super) open_files: Option<u64>,
+    /// Whom it and its reaper run as, if not as the host.
+    pub(super) user: Option<CommandUser>,
 }
 
 /// A running reaper.
@@ -75,6 +79,8 @@ pub(super) struct Report {
 /// A step of starting the shell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Step {
+    /// Changing the user.
+    ChangeUser,
     /// Making its process.
     Fork,
     /// Entering the workspace.
@@ -94,6 +100,7 @@ impl Report {
         for message in bytes.chunks_exact(MESSAGE_SIZE) {
             let number = i32::from_ne_bytes([message[4], message[5], message[6], message[7]]);
             match message[0] {
+                b'u' => report.failed = Some((Step::ChangeUser, number)),
                 b'f' => report.failed = Some((Step::Fork, number)),
                 b'c' => report.failed = Some((Step::ChangeDirectory, number)),
                 b'x' => report.failed = Some((Step::Execute, number)),
@@ -140,6 +147,7 @@ pub(super) fn start(command: &Command<'_>) -> io::Result<Reaper> {
         directory: &directory,
         sources,
         open_files: command.open_files,
+        user: command.user,
     };
     // SAFETY: the child only runs `run_reaper`, which makes nothing but system calls and never returns.
     let pid = match unsafe { libc::fork() } {
@@ -163,6 +171,7 @@ struct Plan<'a> {
     /// What becomes file descriptor 0, 1, …; -1 for none.
     sources: [c_int; 6],
     open_files: Option<u64>,
+    user: Option<CommandUser>,
 }
 
 /// The reaper's life. Runs in a forked child of a process with many threads, whose locks may be held
@@ -190,6 +199,13 @@ fn run_reaper(plan: &Plan<'_>) -> ! {
         libc::signal(libc::SIGCHLD, libc::SIG_DFL);
         libc::prctl(libc::PR_SET_NAME, c"tool-reaper".as_ptr());
         libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1 as c_ulong);
+        // Before what the kernel forgets when the user changes.
+        if let Some(user) = plan.user
+            && let Err(errno) = user.become_in_child()
+        {
+            report(b'u', errno.raw_os_error());
+            libc::_exit(1);
+        }
         // The control pipe tells that the host died, unless another child of the host holds a copy.
         libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM as c_ulong);
 

@@ -31,6 +31,7 @@ use super::shell::{self, CLOSED_GATE, Shell, ShellCall};
 use super::spawn::{self, CStringArray, Child, Reaped};
 use super::stream::{Source, Stream, Watch};
 use super::supervisor::{CommandSpec, End};
+use super::user::CommandUser;
 
 /// How long bubblewrap may take to set a sandbox up. Milliseconds are usual; a thousand at once on a
 /// small machine take seconds.
@@ -133,6 +134,8 @@ pub(super) struct Host {
     pub(super) shell: Shell,
     /// The name of the user that commands run as.
     pub(super) user: String,
+    /// That user, if it is not the host's own.
+    pub(super) command_user: Option<CommandUser>,
 }
 
 impl Running {
@@ -146,6 +149,12 @@ impl Running {
         }
         let (stdout, stdout_writer) = Stream::new(spec.output_limit_chars)?;
         let (stderr, stderr_writer) = Stream::new(spec.output_limit_chars)?;
+        if let Some(user) = host.command_user {
+            // Of a pipe, `/dev/stderr` can be opened by its owner only.
+            for pipe in [&stdout_writer, &stderr_writer] {
+                rustix::fs::fchown(pipe, Some(user.uid()), Some(user.gid()))?;
+            }
+        }
         let stdio = [host.null.as_fd(), stdout_writer.as_fd(), stderr_writer.as_fd()];
         let timeout = spec.timeout.min(LONGEST_TIMEOUT);
         let now = Instant::now();
@@ -438,6 +447,7 @@ fn reaper_end(killed: Option<Reason>, report: Report, reaper: Reaped) -> End {
     if let Some((step, errno)) = report.failed {
         let error = io::Error::from_raw_os_error(errno);
         return End::SetupFailed(match step {
+            Step::ChangeUser => format!("cannot become an unprivileged user: {error}"),
             Step::Fork => format!("cannot make a process: {error}"),
             Step::ChangeDirectory => format!("cannot enter the workspace: {error}"),
             Step::Execute => format!("cannot execute the shell: {error}"),
@@ -481,6 +491,7 @@ fn start_sandboxed(
         &arguments,
         &environment,
         &[stdin, stdout, stderr, reports_writer.as_fd(), block_reader.as_fd(), script.as_fd()],
+        host.command_user,
     )?;
     let container = Container::Namespace {
         gate: Some(Gate { script, content: call.script.unwrap_or_default(), _block: block }),
@@ -510,6 +521,7 @@ fn start_bare(
         stdio,
         script: script.as_ref().map(AsFd::as_fd),
         open_files: host.open_files,
+        user: host.command_user,
     })?;
     let container = Container::Reaper { control: Some(reaper.control), report: Report::default() };
     Ok((reaper.child, reaper.report, container))

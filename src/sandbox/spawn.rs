@@ -20,6 +20,8 @@ use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 
+use super::user::{CommandUser, Purpose};
+
 /// No target of a file descriptor map is as high as this, so that no `dup2` of the map can overwrite
 /// a source that a later one needs.
 const FIRST_FREE_FD: c_int = 16;
@@ -182,19 +184,20 @@ impl AsRawFd for HighFd<'_> {
 
 /// Starts `program` in a new session, with default signal dispositions and nothing blocked, and with
 /// exactly `fds`: `fds[n]` becomes its file descriptor `n`, and it has no others, whatever the host
-/// process forgot to mark close-on-exec.
+/// process forgot to mark close-on-exec. It runs as `user`, if there is one.
 ///
 /// Blocks until the exec has succeeded or failed (well below a millisecond). The host's memory is not
 /// copied.
 ///
 /// # Errors
 /// Those of `execve` (not found, argument list too long), of `fork` (no more processes) and of
-/// `pidfd_open`; in the last case the process was killed or has ended.
+/// `pidfd_open`, where the process was killed or has ended; of changing the user.
 pub(super) fn spawn(
     program: &CStr,
     arguments: &CStringArray,
     environment: &CStringArray,
     fds: &[BorrowedFd<'_>],
+    user: Option<CommandUser>,
 ) -> io::Result<Child> {
     if fds.len() > FIRST_FREE_FD as usize {
         return Err(io::ErrorKind::InvalidInput.into());
@@ -210,10 +213,11 @@ pub(super) fn spawn(
     // the wrong moment leaves its first process waiting for ever.
     let place = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC)?;
 
+    let entered = user.map(|user| user.enter(Purpose::Exec)).transpose()?;
     let mut pid = 0;
     // SAFETY: the program, both arrays, the actions and the attributes are initialised and outlive the
     // call, which keeps none of them; `pid` is a valid place for the result.
-    check(unsafe {
+    let spawned = check(unsafe {
         libc::posix_spawn(
             &mut pid,
             program.as_ptr(),
@@ -222,7 +226,9 @@ pub(super) fn spawn(
             arguments.as_ptr(),
             environment.as_ptr(),
         )
-    })?;
+    });
+    drop(entered);
+    spawned?;
     let pid = Pid::from_raw(pid).ok_or(io::ErrorKind::Other)?;
     drop(place);
     Child::open(pid).inspect_err(|_| {
@@ -383,7 +389,7 @@ mod tests {
         let (reader, writer) = pipe().unwrap();
         let fds = [null.as_fd(), writer.as_fd(), null.as_fd(), writer.as_fd()];
         let arguments = strings(&["sh", "-c", script]);
-        let child = spawn(c"/bin/sh", &arguments, &strings(&["A=b"]), &fds).unwrap();
+        let child = spawn(c"/bin/sh", &arguments, &strings(&["A=b"]), &fds, None).unwrap();
         drop(writer);
         let printed = io::read_to_string(std::fs::File::from(reader)).unwrap();
         let end = end_of(&child);
@@ -402,7 +408,7 @@ mod tests {
     #[test]
     fn what_cannot_be_started_is_an_error_of_its_own_kind() {
         let error = |program: &CStr, arguments: &[&str]| {
-            spawn(program, &strings(arguments), &strings(&[]), &[]).err().unwrap()
+            spawn(program, &strings(arguments), &strings(&[]), &[], None).err().unwrap()
         };
         assert_eq!(error(c"/nonexistent", &["x"]).kind(), io::ErrorKind::NotFound);
         let huge = "x".repeat(200_000);

@@ -46,6 +46,7 @@ use super::output::{Capture, Captured};
 use super::running::{Host, Reason, Running};
 use super::spawn::{Child, Reaped};
 use super::stream::{READ_BUFFER, Watch};
+use super::user::CommandUser;
 
 /// How many commands are started before events and deadlines are looked at again.
 const STARTS_PER_TURN: usize = 8;
@@ -123,11 +124,11 @@ pub(crate) struct Supervisor {
 }
 
 impl Supervisor {
-    /// Starts the thread.
+    /// Starts the thread. Commands run as `user`, or as this process if there is none.
     ///
     /// # Errors
     /// Where the system gives no thread or no file descriptors.
-    pub(crate) fn start(isolation: Isolation) -> io::Result<Self> {
+    pub(crate) fn start(isolation: Isolation, user: Option<CommandUser>) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             queue: Mutex::default(),
             wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
@@ -135,7 +136,7 @@ impl Supervisor {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let data = epoll::EventData::new_u64(WAKE);
         epoll::add(&epoll, &shared.wake, data, epoll::EventFlags::IN)?;
-        let layout = HostLayout::detect();
+        let layout = HostLayout::detect(user);
         let mut turn = Turn {
             running: HashMap::new(),
             deadlines: BTreeSet::new(),
@@ -149,6 +150,7 @@ impl Supervisor {
                 open_files: raise_open_files_limit(),
                 shell: layout.shell,
                 user: layout.user,
+                command_user: user,
             },
         };
         let queue = CloseOnDrop(Arc::clone(&shared));

@@ -1,7 +1,7 @@
 //! The directories of the embedded sandbox: where they are, who may use them, how they end.
 //!
 //! ```text
-//! /tmp/tool-executor-1000/       the base: one a user, mode 0700
+//! /tmp/tool-executor-1000/       the base: one a user, mode 0700 (root's: 0711)
 //!   run-<uuid>/                  a data directory: one an engine
 //!     lock                       held by flock for as long as the engine lives
 //!     slot_0/ … slot_<n-1>/      the workspaces, each bound at /workspace in its sandbox
@@ -35,11 +35,18 @@ use rustix::io::Errno;
 
 use super::paths::Root;
 use super::tree::{self, TreeError};
+use super::user::CommandUser;
 
 /// The name of every run directory begins so; nothing else in a base is ever touched.
 const RUN_PREFIX: &str = "run-";
 
 const LOCK: &CStr = c"lock";
+
+/// The mode of what is above a workspace whose user is not ours: it may go through, and not look
+/// around.
+const PASSABLE: Mode = Mode::RWXU.union(Mode::XGRP).union(Mode::XOTH);
+
+const OPEN_DIR: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
 /// How often a starting engine lets a sweeping one have its new directory.
 const START_TRIES: usize = 16;
@@ -63,6 +70,13 @@ pub(crate) enum WorkspaceError {
     Gone {
         /// Where it was.
         path: PathBuf,
+    },
+    /// The user that commands run as cannot get to the workspaces.
+    Barred {
+        /// The first directory that it may not pass through.
+        path: PathBuf,
+        /// The user.
+        user: CommandUser,
     },
     /// The system refused.
     Io {
@@ -92,6 +106,14 @@ impl fmt::Display for WorkspaceError {
                 let path = path.display();
                 write!(f, "cannot trust {path} ({why}); remove it or choose another directory")
             }
+            Self::Barred { path, user } => {
+                let (uid, path) = (user.uid(), path.display());
+                write!(
+                    f,
+                    "commands run as user {uid}, who may not pass through {path}; allow it \
+                     (chmod o+x) or choose another data directory"
+                )
+            }
             Self::Gone { path } => write!(f, "the workspace {} is gone", path.display()),
             Self::Io { doing, path, source } => {
                 write!(f, "cannot {doing} {}: {source}", path.display())
@@ -104,7 +126,7 @@ impl std::error::Error for WorkspaceError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::Io { source, .. } => Some(source),
-            Self::UntrustedBase { .. } | Self::Gone { .. } => None,
+            Self::UntrustedBase { .. } | Self::Barred { .. } | Self::Gone { .. } => None,
         }
     }
 }
@@ -137,23 +159,46 @@ impl DataDir {
     /// Defaults to `tool-executor-<uid>` in the system's temporary directory, which must then be
     /// ours alone: a directory, no symlink, of our own, with mode 0700.
     ///
+    /// With a `user` the workspaces belong to that one, and what is above them has mode 0711; only a
+    /// given base that exists is left as it is.
+    ///
     /// # Errors
-    /// [`WorkspaceError::UntrustedBase`] for the default base, [`WorkspaceError::Io`].
-    pub(crate) fn create(base: Option<&Path>, slots: usize) -> Result<Self, WorkspaceError> {
+    /// [`WorkspaceError::UntrustedBase`] for the default base, [`WorkspaceError::Barred`] for a place
+    /// that `user` cannot get to, [`WorkspaceError::Io`].
+    pub(crate) fn create(
+        base: Option<&Path>,
+        slots: usize,
+        user: Option<CommandUser>,
+    ) -> Result<Self, WorkspaceError> {
         let (path, base) = match base {
-            Some(path) => open_given_base(path)?,
+            Some(path) => open_given_base(path, user)?,
             None => {
                 let uid = rustix::process::geteuid().as_raw();
-                open_private_base(std::env::temp_dir().join(format!("tool-executor-{uid}")))?
+                let base = std::env::temp_dir().join(format!("tool-executor-{uid}"));
+                open_private_base(base, user)?
             }
         };
         sweep(&path, &base);
         let run = RunDir::create(&path, &base)?;
         // From here on a failure removes what was made.
         let mut data = Self { run, base, workspaces: Vec::with_capacity(slots), removed: false };
+        if user.is_some() {
+            let opened = rustix::fs::openat(&data.run.dir, c".", OPEN_DIR, Mode::empty());
+            opened
+                .and_then(|dir| rustix::fs::fchmod(dir, PASSABLE))
+                .map_err(|errno| WorkspaceError::io("open up", &data.run.path, errno))?;
+        }
         for slot in 0..slots {
             let path = data.run.path.join(format!("slot_{slot}"));
-            data.workspaces.push(Arc::new(Workspace::create(path)?));
+            data.workspaces.push(Arc::new(Workspace::create(path, user)?));
+        }
+        if let (Some(user), Some(workspace)) = (user, data.workspaces.first()) {
+            let path = workspace.path();
+            match user.obstacle(path) {
+                Ok(None) => {}
+                Ok(Some(path)) => return Err(WorkspaceError::Barred { path, user }),
+                Err(error) => return Err(WorkspaceError::io("look at", path, error)),
+            }
         }
         Ok(data)
     }
@@ -298,10 +343,13 @@ fn exists(dir: &OwnedFd, name: &str) -> bool {
 
 /// Opens a base that the user chose. It is trusted: its path is no secret that another user could
 /// have waited for.
-fn open_given_base(path: &Path) -> Result<(PathBuf, OwnedFd), WorkspaceError> {
+fn open_given_base(
+    path: &Path,
+    user: Option<CommandUser>,
+) -> Result<(PathBuf, OwnedFd), WorkspaceError> {
     DirBuilder::new()
         .recursive(true)
-        .mode(0o700)
+        .mode(if user.is_some() { 0o711 } else { 0o700 })
         .create(path)
         .map_err(|error| WorkspaceError::io("create", path, error))?;
     let failed = |error| WorkspaceError::io("open", path, error);
@@ -313,21 +361,30 @@ fn open_given_base(path: &Path) -> Result<(PathBuf, OwnedFd), WorkspaceError> {
 }
 
 /// Opens a base at a path that every user of the machine can guess, and could have made before us.
-fn open_private_base(path: PathBuf) -> Result<(PathBuf, OwnedFd), WorkspaceError> {
+fn open_private_base(
+    path: PathBuf,
+    user: Option<CommandUser>,
+) -> Result<(PathBuf, OwnedFd), WorkspaceError> {
     match rustix::fs::mkdir(&path, Mode::RWXU) {
         Ok(()) | Err(Errno::EXIST) => {}
         Err(errno) => return Err(WorkspaceError::io("create", &path, errno)),
     }
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let others = Mode::RWXG | Mode::RWXO;
+    let forbidden = if user.is_some() { others - PASSABLE } else { others };
+    let flags = OPEN_DIR | OFlags::NOFOLLOW;
     let why = match rustix::fs::open(&path, flags, Mode::empty()) {
         Ok(dir) => {
             let stat = rustix::fs::fstat(&dir)
                 .map_err(|errno| WorkspaceError::io("look at", &path, errno))?;
             if stat.st_uid != rustix::process::geteuid().as_raw() {
                 "it belongs to another user"
-            } else if Mode::from_raw_mode(stat.st_mode).intersects(Mode::RWXG | Mode::RWXO) {
+            } else if Mode::from_raw_mode(stat.st_mode).intersects(forbidden) {
                 "other users may enter it"
             } else {
+                if user.is_some() {
+                    rustix::fs::fchmod(&dir, PASSABLE)
+                        .map_err(|errno| WorkspaceError::io("open up", &path, errno))?;
+                }
                 return Ok((path, dir));
             }
         }
@@ -343,20 +400,31 @@ fn open_private_base(path: PathBuf) -> Result<(PathBuf, OwnedFd), WorkspaceError
 pub(crate) struct Workspace {
     path: PathBuf,
     root: Root,
+    owner: Option<CommandUser>,
 }
 
 impl Workspace {
-    /// Makes an empty workspace at `path`, which must not exist.
-    fn create(path: PathBuf) -> Result<Self, WorkspaceError> {
+    /// Makes an empty workspace at `path`, which must not exist, for `owner`, or for ourselves.
+    fn create(path: PathBuf, owner: Option<CommandUser>) -> Result<Self, WorkspaceError> {
         rustix::fs::mkdir(&path, Mode::RWXU)
             .map_err(|errno| WorkspaceError::io("create", &path, errno))?;
         let root = Root::open(&path).map_err(|error| WorkspaceError::io("open", &path, error))?;
-        Ok(Self { path, root })
+        if let Some(user) = owner {
+            let (uid, gid) = (Some(user.uid()), Some(user.gid()));
+            rustix::fs::chownat(root.dir(), c"", uid, gid, AtFlags::EMPTY_PATH)
+                .map_err(|errno| WorkspaceError::io("give away", &path, errno))?;
+        }
+        Ok(Self { path, root, owner })
     }
 
     /// Its host path, to be bound at `/workspace`. Not for the model's eyes.
     pub(crate) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Whose it is, if not ours.
+    pub(crate) fn owner(&self) -> Option<CommandUser> {
+        self.owner
     }
 
     /// The directory that the model's paths are resolved beneath.
@@ -374,6 +442,10 @@ impl Workspace {
     pub(crate) fn reset(&self) -> Result<(), WorkspaceError> {
         tree::empty(self.root.dir(), None, Instant::now() + EMPTY_LIMIT)
             .map_err(|error| WorkspaceError::tree("empty", &self.path, error))?;
+        // A command may have let others in.
+        rustix::fs::openat(self.root.dir(), c".", OPEN_DIR, Mode::empty())
+            .and_then(|dir| rustix::fs::fchmod(dir, Mode::RWXU))
+            .map_err(|errno| WorkspaceError::io("close", &self.path, errno))?;
         let ours = rustix::fs::fstat(self.root.dir())
             .map_err(|errno| WorkspaceError::io("look at", &self.path, errno))?;
         match std::fs::symlink_metadata(&self.path) {

@@ -1,6 +1,7 @@
 //! The embedded sandbox behind the executor: real processes, real files, real bubblewrap.
 
 use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -298,4 +299,85 @@ fn the_usual_limit_of_open_files_does_not_limit_the_slots() {
         .unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success() && text.contains("1 passed"), "{text}");
+}
+
+/// Whether this test runs as root, and so commands as somebody else.
+fn is_root() -> bool {
+    fs::metadata("/proc/self").unwrap().uid() == 0
+}
+
+#[test]
+fn a_command_does_not_own_the_hosts_devices() {
+    // Not the one that everything needs, should this fail.
+    let mode = || fs::metadata("/dev/full").unwrap().mode();
+    let before = mode();
+    let (_dir, executor) = executor(1);
+    let result = executor.execute("t", bash("chmod 000 /dev/full"), None);
+    let after = mode();
+    if after != before {
+        fs::set_permissions("/dev/full", fs::Permissions::from_mode(before)).unwrap();
+    }
+    assert_eq!((result.outcome, after), (Outcome::NonZeroExit, before), "{result:?}");
+}
+
+#[test]
+fn commands_and_file_tools_work_on_each_others_files() {
+    let (_dir, executor) = executor(1);
+    let run = |name, arguments| {
+        let result = executor.execute("t", call(name, arguments), None);
+        assert_eq!(result.outcome, Outcome::Ok, "{result:?}");
+        result.output
+    };
+    run("write_file", json!({"path": "new/deep/file", "content": "one\n"}));
+    let append = "cd new/deep; echo two >> file; mv file moved; rmdir x 2> /dev/null; touch beside";
+    run("bash", json!({"command": append}));
+    assert_eq!(run("read_file", json!({"path": "new/deep/moved"})), "one\ntwo\n");
+    run("bash", json!({"command": "umask 077; mkdir own; echo x > own/file"}));
+    run("write_file", json!({"path": "own/file", "content": "replaced"}));
+    run("write_file", json!({"path": "own/other", "content": "y"}));
+    assert_eq!(run("bash", json!({"command": "cat own/*; rm -r own new; ls -A"})), "replacedy");
+}
+
+#[test]
+fn what_a_command_has_made_inaccessible_is_gone_after_the_release() {
+    let (_dir, executor) = executor(1);
+    let hide = "mkdir -p a/b; echo x > a/b/c; chmod 000 a/b/c a/b a; chmod 500 .";
+    assert_eq!(executor.execute("t", bash(hide), None).outcome, Outcome::Ok);
+    executor.release_trajectory("t", true).unwrap();
+    let next = executor.execute("next", bash("ls -A; touch mine; ls"), None);
+    assert_eq!(next.output, "mine");
+}
+
+#[test]
+fn a_command_knows_who_it_is() {
+    let (_dir, executor) = executor(1);
+    let output = |command: &str| {
+        let result = executor.execute("t", bash(command), None);
+        assert_eq!(result.outcome, Outcome::Ok, "{result:?}");
+        result.output
+    };
+    assert_eq!(output("[ \"$(id -un)\" = \"$USER\" ] && [ -O . ] && [ -w ~ ] && echo so"), "so");
+    assert_eq!(output("echo x > /dev/stdout; echo y > /dev/stderr"), "x\n\n[stderr]\ny");
+    // It refuses a repository of somebody else.
+    let git = "command -v git > /dev/null || exit 0; git init -q && \
+               git -c user.name=a -c user.email=a@b commit -q --allow-empty -m x && git status -s";
+    assert_eq!(output(git), "");
+}
+
+#[test]
+fn a_data_directory_that_commands_cannot_reach_is_refused_by_name() {
+    if !is_root() {
+        return;
+    }
+    let outer = tempfile::tempdir().unwrap();
+    fs::set_permissions(outer.path(), fs::Permissions::from_mode(0o700)).unwrap();
+    let mut config = LocalConfig::with_slots(1);
+    config.data_dir = Some(outer.path().join("data"));
+    let error = LocalBackend::start(config.clone()).unwrap_err();
+    let cause = std::error::Error::source(&error).expect("the directory").to_string();
+    let barred = format!("who may not pass through {};", outer.path().display());
+    assert!(cause.contains(&barred), "{cause}");
+    assert_eq!(fs::read_dir(outer.path().join("data")).unwrap().count(), 0, "nothing stays");
+    fs::set_permissions(outer.path(), fs::Permissions::from_mode(0o711)).unwrap();
+    LocalBackend::start(config).unwrap();
 }

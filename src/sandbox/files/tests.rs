@@ -23,7 +23,7 @@ struct Fixture {
 
 fn fixture() -> Fixture {
     let outer = tempfile::tempdir().unwrap();
-    let data = DataDir::create(Some(&outer.path().join("base")), 1).unwrap();
+    let data = DataDir::create(Some(&outer.path().join("base")), 1, None).unwrap();
     Fixture { outer, data }
 }
 
@@ -314,7 +314,7 @@ fn on_a_small_file_system() {
     let Some(small) = std::env::var_os(SMALL_VARIABLE) else {
         return;
     };
-    let data = DataDir::create(Some(Path::new(&small)), 1).unwrap();
+    let data = DataDir::create(Some(Path::new(&small)), 1, None).unwrap();
     let workspace = &data.workspaces()[0];
     let write = |path: &str, size: usize| {
         let content = "x".repeat(size);

@@ -17,13 +17,26 @@ struct Bench {
     _etc: Option<tempfile::TempDir>,
 }
 
+/// A workspace of the user that commands run as.
+fn workspace_of(user: Option<CommandUser>) -> tempfile::TempDir {
+    let workspace = tempfile::tempdir().unwrap();
+    if let Some(user) = user {
+        let (uid, gid) = (user.uid().as_raw(), user.gid().as_raw());
+        std::os::unix::fs::chown(workspace.path(), Some(uid), Some(gid)).unwrap();
+    }
+    workspace
+}
+
+fn probe() -> Isolation {
+    let user = CommandUser::detect();
+    Isolation::probe(user, workspace_of(user).path())
+}
+
 impl Bench {
     fn new(isolation: Isolation) -> Self {
-        Self {
-            supervisor: Supervisor::start(isolation).unwrap(),
-            workspace: tempfile::tempdir().unwrap(),
-            _etc: None,
-        }
+        let user = CommandUser::detect();
+        let supervisor = Supervisor::start(isolation, user).unwrap();
+        Self { supervisor, workspace: workspace_of(user), _etc: None }
     }
 
     fn bare() -> Self {
@@ -33,7 +46,7 @@ impl Bench {
     fn sandboxed() -> Self {
         let etc = tempfile::tempdir().unwrap();
         crate::sandbox::etc::copy_to(etc.path()).unwrap();
-        let isolation = Isolation::probe().with_etc(etc.path().to_owned());
+        let isolation = probe().with_etc(etc.path().to_owned());
         assert!(isolation.is_sandboxed(), "install bubblewrap: {isolation:?}");
         Self { _etc: Some(etc), ..Self::new(isolation) }
     }
@@ -471,7 +484,7 @@ fn without_network_there_is_none_and_where_that_is_impossible_nothing_runs() {
 
 #[test]
 fn where_there_is_no_bash_sh_runs_the_commands() {
-    let mut isolation = Isolation::probe();
+    let mut isolation = probe();
     let Isolation::Bubblewrap(bubblewrap) = &mut isolation else {
         panic!("install bubblewrap: {isolation:?}");
     };
@@ -766,4 +779,70 @@ fn when_the_host_is_killed_its_commands_die() {
         assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(9));
         wait_until(|| processes_with(&marker).is_empty());
     }
+}
+
+#[test]
+fn no_command_is_root_to_the_kernel_nor_may_become_it() {
+    in_both_modes(|bench| {
+        let command = format!("exec sleep 4321.{}", uuid::Uuid::new_v4().as_u128());
+        let marker = command.strip_prefix("exec ").unwrap();
+        let (id, finished) = bench.start(bench.spec(&command));
+        let status = loop {
+            assert!(finished.try_recv().is_err(), "it sleeps");
+            let processes = std::fs::read_dir("/proc").unwrap().filter_map(Result::ok);
+            let found = processes.map(|process| process.path()).find(|process| {
+                std::fs::read(process.join("cmdline"))
+                    .is_ok_and(|line| line == format!("{marker}\0").replace(' ', "\0").as_bytes())
+            });
+            match found {
+                Some(process) => break std::fs::read_to_string(process.join("status")).unwrap(),
+                None => std::thread::yield_now(),
+            }
+        };
+        let has = |line: &str| status.contains(&format!("\n{line}\n"));
+        if rustix::process::geteuid().is_root() {
+            assert!(has("Uid:\t65534\t65534\t65534\t65534"), "{status}");
+            assert!(has("Gid:\t65534\t65534\t65534\t65534"), "{status}");
+            assert!(has("NoNewPrivs:\t1"), "{status}");
+            assert!(has("CapPrm:\t0000000000000000"), "{status}");
+        }
+        bench.supervisor.cancel(id);
+        assert_eq!(finished.recv_timeout(LONG).unwrap().end, End::Cancelled);
+    });
+}
+
+#[test]
+fn without_a_sandbox_too_roots_own_files_and_devices_are_out_of_reach() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    let bench = Bench::bare();
+    let outside = tempfile::tempdir().unwrap();
+    let secret = outside.path().join("secret");
+    std::fs::write(&secret, "secret").unwrap();
+    let mode = std::fs::Permissions::from_mode;
+    std::fs::set_permissions(outside.path(), mode(0o711)).unwrap();
+    std::fs::set_permissions(&secret, mode(0o600)).unwrap();
+    assert_eq!(bench.run(&format!("cat {}", secret.display())).end, End::Exited(1));
+    // Its host and its reaper can neither be looked into nor signalled.
+    let host = std::process::id();
+    for process in [host.to_string(), "$PPID".to_owned()] {
+        assert_eq!(bench.run(&format!("cat /proc/{process}/environ")).end, End::Exited(1));
+    }
+    assert_eq!(bench.run(&format!("kill -0 {host}")).end, End::Exited(1));
+    let before = std::fs::metadata("/dev/full").unwrap().mode();
+    let finished = bench.run("chmod 000 /dev/full");
+    let after = std::fs::metadata("/dev/full").unwrap().mode();
+    if after != before {
+        std::fs::set_permissions("/dev/full", mode(before)).unwrap();
+    }
+    assert_eq!((finished.end, after), (End::Exited(1), before));
+}
+
+#[test]
+fn its_output_can_be_opened_by_name() {
+    in_both_modes(|bench| {
+        assert_eq!(bench.output("echo x > /dev/stdout; echo y > /dev/stderr"), "x\n");
+    });
 }

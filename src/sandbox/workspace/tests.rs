@@ -53,7 +53,7 @@ fn engine_in_another_process() {
     let Some(base) = std::env::var_os(BASE_VARIABLE) else {
         return;
     };
-    let data = DataDir::create(Some(Path::new(&base)), 2).unwrap();
+    let data = DataDir::create(Some(Path::new(&base)), 2, None).unwrap();
     writeln!(std::io::stdout(), "READY {}", data.path().display()).unwrap();
     std::io::stdin().read_to_end(&mut Vec::new()).unwrap();
     data.close().unwrap();
@@ -66,7 +66,7 @@ fn runs(base: &Path) -> usize {
 #[test]
 fn workspaces_are_private_empty_and_numbered() {
     let base = tempfile::tempdir().unwrap();
-    let data = DataDir::create(Some(base.path()), 3).unwrap();
+    let data = DataDir::create(Some(base.path()), 3, None).unwrap();
     for (slot, workspace) in data.workspaces().iter().enumerate() {
         assert_eq!(workspace.path(), data.path().join(format!("slot_{slot}")));
         assert_eq!(fs::metadata(workspace.path()).unwrap().mode() & 0o777, 0o700);
@@ -80,7 +80,7 @@ fn workspaces_are_private_empty_and_numbered() {
 fn close_and_drop_leave_nothing_behind() {
     let base = tempfile::tempdir().unwrap();
     for close in [true, false] {
-        let data = DataDir::create(Some(base.path()), 2).unwrap();
+        let data = DataDir::create(Some(base.path()), 2, None).unwrap();
         let kept = Arc::clone(&data.workspaces()[0]);
         fs::create_dir_all(kept.path().join("a/b")).unwrap();
         fs::set_permissions(kept.path(), fs::Permissions::from_mode(0o000)).unwrap();
@@ -98,7 +98,7 @@ fn close_and_drop_leave_nothing_behind() {
 fn a_missing_base_is_made_and_stays() {
     let outer = tempfile::tempdir().unwrap();
     let base = outer.path().join("x/y");
-    DataDir::create(Some(&base), 1).unwrap().close().unwrap();
+    DataDir::create(Some(&base), 1, None).unwrap().close().unwrap();
     assert_eq!(fs::metadata(&base).unwrap().mode() & 0o777, 0o700);
 }
 
@@ -118,7 +118,7 @@ fn what_a_dead_engine_left_is_removed_and_a_live_one_is_not_touched() {
     dead.die();
     assert!(dead_path.exists(), "it left its directory behind");
 
-    let data = DataDir::create(Some(base.path()), 1).unwrap();
+    let data = DataDir::create(Some(base.path()), 1, None).unwrap();
     assert!(!dead_path.exists());
     assert!(!base.path().join("run-empty").exists());
     assert_eq!(fs::read(live.path.join("slot_0/file")).unwrap(), b"kept");
@@ -137,7 +137,7 @@ fn engines_that_start_at_once_never_take_each_others_directory() {
         for _ in 0..8 {
             scope.spawn(|| {
                 for _ in 0..50 {
-                    let data = DataDir::create(Some(base.path()), 2).unwrap();
+                    let data = DataDir::create(Some(base.path()), 2, None).unwrap();
                     for workspace in data.workspaces() {
                         fs::write(workspace.path().join("file"), "x").unwrap();
                         workspace.reset().unwrap();
@@ -154,12 +154,12 @@ fn engines_that_start_at_once_never_take_each_others_directory() {
 fn the_default_base_must_be_a_directory_of_ours_alone() {
     let outer = tempfile::tempdir().unwrap();
     let at = |name: &str| outer.path().join(name);
-    let refused = |name: &str| match open_private_base(at(name)) {
+    let refused = |name: &str| match open_private_base(at(name), None) {
         Err(WorkspaceError::UntrustedBase { why, .. }) => why,
         other => panic!("{other:?}"),
     };
-    open_private_base(at("new")).unwrap();
-    open_private_base(at("new")).unwrap();
+    open_private_base(at("new"), None).unwrap();
+    open_private_base(at("new"), None).unwrap();
 
     symlink("new", at("link")).unwrap();
     assert_eq!(refused("link"), "it is not a directory");
@@ -176,9 +176,38 @@ fn the_default_base_must_be_a_directory_of_ours_alone() {
 }
 
 #[test]
+fn another_user_may_pass_through_what_is_above_its_workspaces_and_no_more() {
+    let Some(user) = CommandUser::detect() else { return };
+    let outer = tempfile::tempdir().unwrap();
+    let mode_of = |path: &Path| fs::metadata(path).unwrap().mode() & 0o777;
+    let base = outer.path().join("base");
+    fs::create_dir(&base).unwrap();
+    for fine in [0o700, 0o711] {
+        fs::set_permissions(&base, fs::Permissions::from_mode(fine)).unwrap();
+        open_private_base(base.clone(), Some(user)).unwrap();
+        assert_eq!(mode_of(&base), 0o711);
+    }
+    for wrong in [0o755, 0o731, 0o713] {
+        fs::set_permissions(&base, fs::Permissions::from_mode(wrong)).unwrap();
+        assert!(open_private_base(base.clone(), Some(user)).is_err(), "{wrong:o}");
+    }
+    symlink("base", outer.path().join("link")).unwrap();
+    assert!(open_private_base(outer.path().join("link"), Some(user)).is_err());
+
+    fs::set_permissions(outer.path(), fs::Permissions::from_mode(0o711)).unwrap();
+    let data = DataDir::create(Some(&outer.path().join("given")), 1, Some(user)).unwrap();
+    let workspace = data.workspaces()[0].path();
+    let metadata = fs::metadata(workspace).unwrap();
+    let owner = (metadata.uid(), metadata.gid());
+    assert_eq!(owner, (user.uid().as_raw(), user.gid().as_raw()));
+    assert_eq!((mode_of(workspace), mode_of(data.path())), (0o700, 0o711));
+    assert_eq!(fs::metadata(data.path().join("lock")).unwrap().uid(), 0);
+}
+
+#[test]
 fn reset_empties_the_same_directory() {
     let base = tempfile::tempdir().unwrap();
-    let data = DataDir::create(Some(base.path()), 2).unwrap();
+    let data = DataDir::create(Some(base.path()), 2, None).unwrap();
     let workspace = &data.workspaces()[0];
     let before = fs::metadata(workspace.path()).unwrap().ino();
     fs::create_dir_all(workspace.path().join("a/b")).unwrap();
@@ -191,12 +220,16 @@ fn reset_empties_the_same_directory() {
     assert_eq!((after.ino(), after.mode() & 0o777), (before, 0o700));
     assert_eq!(fs::read_dir(workspace.path()).unwrap().count(), 0);
     assert!(data.workspaces()[1].path().join("file").exists());
+
+    fs::set_permissions(workspace.path(), fs::Permissions::from_mode(0o777)).unwrap();
+    workspace.reset().unwrap();
+    assert_eq!(fs::metadata(workspace.path()).unwrap().mode() & 0o777, 0o700);
 }
 
 #[test]
 fn a_workspace_that_was_replaced_is_gone() {
     let base = tempfile::tempdir().unwrap();
-    let data = DataDir::create(Some(base.path()), 1).unwrap();
+    let data = DataDir::create(Some(base.path()), 1, None).unwrap();
     let workspace = &data.workspaces()[0];
     fs::rename(workspace.path(), data.path().join("moved")).unwrap();
     symlink("moved", workspace.path()).unwrap();
@@ -208,7 +241,7 @@ fn a_saved_workspace_outlives_it() {
     let base = tempfile::tempdir().unwrap();
     let kept = tempfile::tempdir().unwrap();
     let dest = kept.path().join("trajectory/0");
-    let data = DataDir::create(Some(base.path()), 1).unwrap();
+    let data = DataDir::create(Some(base.path()), 1, None).unwrap();
     fs::create_dir(data.workspaces()[0].path().join("d")).unwrap();
     fs::write(data.workspaces()[0].path().join("d/file"), "kept").unwrap();
     data.workspaces()[0].save_to(&dest).unwrap();

@@ -1,0 +1,246 @@
+//! The user that commands run as where the host runs as root.
+//!
+//! To the kernel, root without any capability is still the *owner* of what belongs to root, inside a
+//! user namespace too: it may `chmod` the host's `/dev/null`, which every sandbox shares. So
+//! wherever the engine runs as root, what a model controls acts as an unprivileged user: commands,
+//! bubblewrap and the reaper, and the file tools. The backend asks once, by [`CommandUser::detect`];
+//! where that gives nothing, no credentials are ever touched.
+//!
+//! Credentials belong to threads. A thread of the engine [enters](CommandUser::enter) the user for
+//! as long as it does one thing and is then root again; the reaper [becomes](CommandUser::become_in_child)
+//! it for ever. The thread's saved user remains root meanwhile, so that no process of the user may
+//! trace it; nor may one signal it while it works with files. A start of bubblewrap is different
+//! for some microseconds, because exec keeps the real user, but what it starts sees no host process.
+//!
+//! # Side effects
+//! - The kernel marks a process whose credentials change as not dumpable. That is undone, unless
+//!   the host was not dumpable when the engine started; core dumps fail in between.
+//! - The limit of processes (`RLIMIT_NPROC`), from which root is exempt, counts for commands.
+//!
+//! Not here: which files belong to the user (`workspace`).
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use rustix::io::Errno;
+use rustix::process::{
+    DumpableBehavior, Gid, Uid, dumpable_behavior, getegid, geteuid, getgid, getgroups, getuid,
+    set_dumpable_behavior,
+};
+use rustix::thread::{set_no_new_privs, set_thread_groups, set_thread_res_gid, set_thread_res_uid};
+
+/// `nobody` and `nogroup`: every system has them, nothing should belong to them, and tools find a
+/// name for them in `/etc/passwd`. The kernel uses the number for "no user" itself.
+const NOBODY: u32 = 65_534;
+
+/// An unprivileged user and group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct CommandUser {
+    uid: Uid,
+    gid: Gid,
+    /// What the process is to be again after a change of credentials.
+    dumpable: bool,
+}
+
+/// What a thread enters the user for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// To work with files.
+    Files,
+    /// To start a program, which then has no other user left.
+    Exec,
+}
+
+impl CommandUser {
+    /// The user that commands are to run as; `None` unless this process is root, and where it may not
+    /// change users (root of a user namespace, or without capabilities), which is logged: then
+    /// commands run as this process. Blocks for the life of a thread that does nothing else.
+    pub(crate) fn detect() -> Option<Self> {
+        if !geteuid().is_root() {
+            return None;
+        }
+        let user = Self {
+            uid: Uid::from_raw(NOBODY),
+            gid: Gid::from_raw(NOBODY),
+            dumpable: dumpable_behavior() == Ok(DumpableBehavior::Dumpable),
+        };
+        match on_own_thread(|| user.enter(Purpose::Exec).map(drop)) {
+            Ok(()) => Some(user),
+            Err(error) => {
+                log::warn!("commands run as root: this process cannot change users: {error}");
+                None
+            }
+        }
+    }
+
+    /// Its number.
+    pub(crate) fn uid(self) -> Uid {
+        self.uid
+    }
+
+    /// The number of its group.
+    pub(crate) fn gid(self) -> Gid {
+        self.gid
+    }
+
+    /// Makes this thread act as the user until the result is dropped. Only for threads of the
+    /// engine: a thread loses its parent-death signal. Does not block.
+    ///
+    /// # Errors
+    /// Those of `setgroups`, `setresgid` and `setresuid`; then nothing is changed.
+    pub(super) fn enter(self, purpose: Purpose) -> io::Result<Entered> {
+        let entered = Entered {
+            groups: getgroups()?,
+            gids: (getgid(), getegid()),
+            uid: getuid(),
+            dumpable: self.dumpable,
+        };
+        set_thread_groups(&[])?;
+        set_thread_res_gid(self.gid, self.gid, self.gid)?;
+        let real = match purpose {
+            Purpose::Files => Uid::ROOT,
+            Purpose::Exec => self.uid,
+        };
+        set_thread_res_uid(real, self.uid, Uid::ROOT)?;
+        Ok(entered)
+    }
+
+    /// Makes this process the user for ever, beyond the reach of other processes of it, and keeps
+    /// set-user-id programs from changing that. For a forked child: makes nothing but system calls.
+    ///
+    /// # Errors
+    /// Those of the system calls. The process must end then.
+    pub(super) fn become_in_child(self) -> Result<(), Errno> {
+        set_thread_groups(&[])?;
+        set_thread_res_gid(self.gid, self.gid, self.gid)?;
+        set_thread_res_uid(self.uid, self.uid, self.uid)?;
+        // Its memory is a copy of the host's.
+        set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+        set_no_new_privs(true)
+    }
+
+    /// The first directory on the way to the directory `path` that the user may not pass through,
+    /// if there is one. Blocks on a few file system calls.
+    ///
+    /// # Errors
+    /// Where `path` cannot be looked at for another reason.
+    pub(super) fn obstacle(self, path: &Path) -> io::Result<Option<PathBuf>> {
+        on_own_thread(|| {
+            let _entered = self.enter(Purpose::Files)?;
+            let mut way: Vec<_> = path.ancestors().collect();
+            way.reverse();
+            for directory in way {
+                match rustix::fs::stat(directory.join(".")) {
+                    Ok(_) => {}
+                    Err(Errno::ACCESS) => return Ok(Some(directory.to_owned())),
+                    Err(errno) => return Err(errno.into()),
+                }
+            }
+            Ok(None)
+        })
+    }
+}
+
+/// A thread that acts as a [`CommandUser`]. Dropping it, on that thread, gives it its own credentials
+/// back.
+#[must_use]
+#[derive(Debug)]
+pub(super) struct Entered {
+    groups: Vec<Gid>,
+    /// Real and effective.
+    gids: (Gid, Gid),
+    /// The real one; the effective one is root.
+    uid: Uid,
+    dumpable: bool,
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        let (real, effective) = self.gids;
+        let restored = set_thread_res_uid(self.uid, Uid::ROOT, Uid::ROOT)
+            .and_then(|()| set_thread_res_gid(real, effective, effective))
+            .and_then(|()| set_thread_groups(&self.groups));
+        if let Err(errno) = restored {
+            // The safe direction: what the thread cannot do any more fails.
+            log::error!("a thread of the engine remains an unprivileged user: {errno}");
+        }
+        if self.dumpable {
+            // Nothing is lost but core dumps.
+            let _ = set_dumpable_behavior(DumpableBehavior::Dumpable);
+        }
+    }
+}
+
+/// Does something on a thread of its own: a thread of the host must not be touched.
+pub(super) fn on_own_thread<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+    std::thread::scope(|scope| {
+        std::thread::Builder::new()
+            .name("tool-user".to_owned())
+            .spawn_scoped(scope, work)?
+            .join()
+            .unwrap_or_else(|_| Err(io::Error::other("a thread has panicked")))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+
+    use super::*;
+
+    fn credentials() -> String {
+        let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
+        let of_interest = |line: &&str| {
+            ["Uid", "Gid", "Groups", "CapEff"].iter().any(|name| line.starts_with(name))
+        };
+        status.lines().filter(of_interest).collect::<Vec<_>>().join("\n")
+    }
+
+    #[test]
+    fn only_root_has_a_command_user() {
+        if !geteuid().is_root() {
+            assert_eq!(CommandUser::detect(), None);
+        }
+    }
+
+    #[test]
+    fn a_thread_acts_as_the_user_and_is_itself_again() {
+        let Some(user) = CommandUser::detect() else { return };
+        on_own_thread(|| {
+            let before = credentials();
+            for (purpose, uids) in
+                [(Purpose::Files, "0\t65534\t0\t65534"), (Purpose::Exec, "65534\t65534\t0\t65534")]
+            {
+                let entered = user.enter(purpose)?;
+                let within = credentials();
+                assert!(within.contains(&format!("Uid:\t{uids}\n")), "{within}");
+                assert!(within.contains("CapEff:\t0000000000000000"), "{within}");
+                assert!(
+                    within.contains("Groups:\t \n") || within.contains("Groups:\t\n"),
+                    "{within}"
+                );
+                drop(entered);
+                assert_eq!(credentials(), before);
+                assert_eq!(dumpable_behavior() == Ok(DumpableBehavior::Dumpable), user.dumpable);
+            }
+            Ok(())
+        })
+        .unwrap();
+    }
+
+    #[test]
+    fn a_directory_that_bars_the_way_is_found() {
+        let Some(user) = CommandUser::detect() else { return };
+        let outer = tempfile::tempdir().unwrap();
+        let mode = |mode| std::fs::Permissions::from_mode(mode);
+        let (barred, below) = (outer.path().join("a"), outer.path().join("a/b"));
+        std::fs::create_dir_all(&below).unwrap();
+        std::fs::set_permissions(outer.path(), mode(0o711)).unwrap();
+        std::fs::set_permissions(&barred, mode(0o700)).unwrap();
+        assert_eq!(user.obstacle(&below).unwrap(), Some(barred.clone()));
+        std::fs::set_permissions(&barred, mode(0o711)).unwrap();
+        assert_eq!(user.obstacle(&below).unwrap(), None);
+        assert!(user.obstacle(&below.join("missing")).is_err());
+        assert_eq!(std::fs::metadata(&below).unwrap().uid(), 0, "nothing was changed");
+    }
+}
