@@ -7,10 +7,9 @@
 //!   `write_file`.
 //! - `supervisor` runs any number of commands with one thread; `running` is one of them, `stream`
 //!   its pipes, `output` what is kept of what it prints.
-//! - `shell` is how a command reaches its shell, `isolation` what it may see (bubblewrap; `etc`
-//!   of `/etc`), `reaper`
-//!   how all its processes are found where there is no bubblewrap, `spawn` the start of a process.
-//! - `user` is whom all of this runs as where the host runs as root.
+//! - `shell` is how a command reaches its shell, `isolation` what it may see (bubblewrap), `etc` what
+//!   of `/etc`, `reaper` how all its processes are found where there is no bubblewrap, `spawn` the
+//!   start of a process, `user` whom all of this runs as where the host is root.
 //! - `workspace` owns the directories, `paths` finds places beneath them, `tree` empties and copies
 //!   them.
 //!
