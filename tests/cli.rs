@@ -555,3 +555,24 @@ fn external_tools_go_to_the_tool_server_and_the_token_stays_secret() {
     assert_eq!(run.code, Some(5), "{run:?}");
     assert!(run.stderr.contains("the ToolServer does not say what it offers"), "{}", run.stderr);
 }
+
+#[test]
+fn where_only_root_can_make_sandboxes_root_makes_them() {
+    if !rustix::process::geteuid().is_root() {
+        return; // The case is root's.
+    }
+    let setup = Setup::new(&[trajectory("t", &["id -u; touch mine; ls /root"])]);
+    let bwrap = setup.path("bwrap");
+    let script = "#!/bin/sh\n[ \"$(id -u)\" = 0 ] || exit 1\nPATH=${PATH#*:} exec bwrap \"$@\"\n";
+    fs::write(&bwrap, script).unwrap();
+    for path in [setup.directory.path(), &bwrap] {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let mut command = setup.command(&["--slots", "1", "--require-sandbox"]);
+    let path = std::env::var("PATH").unwrap();
+    command.env("PATH", format!("{}:{path}", setup.directory.path().display()));
+    let run = Run::of(command.output().unwrap());
+    let result = &setup.results()[0];
+    assert_eq!(result["metadata"]["sandboxed"], true, "{run:?} {result}");
+    assert!(result["output"].as_str().unwrap().starts_with("0\n"), "{result}");
+}

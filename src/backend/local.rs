@@ -123,14 +123,17 @@ impl LocalBackend {
         }
         // A workspace is a file descriptor, and 1,024 are a usual limit.
         raise_open_files_limit();
-        let user = CommandUser::detect();
-        let data_dir = DataDir::create(config.data_dir.as_deref(), config.slots, user)
-            .map_err(|error| BackendError::with_source("cannot make the workspaces", error))?;
-        let etc = data_dir
-            .make_dir("etc")
-            .and_then(|path| etc::copy_to(&path).map(|()| path))
-            .map_err(|error| BackendError::with_source("cannot copy /etc for sandboxes", error))?;
-        let isolation = Isolation::probe(user, data_dir.workspaces()[0].path()).with_etc(etc);
+        let mut user = CommandUser::detect();
+        let (mut data_dir, mut isolation) = prepare(&config, user)?;
+        if user.is_some() && !isolation.is_sandboxed() {
+            // Some systems let only root make sandboxes, and one of root's is better than none.
+            let of_root = prepare(&config, None)?;
+            if of_root.1.is_sandboxed() {
+                log::warn!("only root can make sandboxes here: commands run in them as root");
+                user = None;
+                (data_dir, isolation) = of_root;
+            }
+        }
         let supervisor = Supervisor::start(isolation, user)
             .map_err(|error| BackendError::with_source("cannot start the supervisor", error))?;
         let slots = data_dir
@@ -294,6 +297,21 @@ impl Backend for LocalBackend {
             log::warn!("the workspaces could not be removed entirely: {error}");
         }
     }
+}
+
+/// The workspaces for commands that run as `user`, and how those are isolated.
+fn prepare(
+    config: &LocalConfig,
+    user: Option<CommandUser>,
+) -> Result<(DataDir, Isolation), BackendError> {
+    let data_dir = DataDir::create(config.data_dir.as_deref(), config.slots, user)
+        .map_err(|error| BackendError::with_source("cannot make the workspaces", error))?;
+    let etc = data_dir
+        .make_dir("etc")
+        .and_then(|path| etc::copy_to(&path).map(|()| path))
+        .map_err(|error| BackendError::with_source("cannot copy /etc for sandboxes", error))?;
+    let isolation = Isolation::probe(user, data_dir.workspaces()[0].path()).with_etc(etc);
+    Ok((data_dir, isolation))
 }
 
 impl fmt::Debug for LocalBackend {

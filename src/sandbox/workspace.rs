@@ -370,7 +370,9 @@ fn open_private_base(
         Err(errno) => return Err(WorkspaceError::io("create", &path, errno)),
     }
     let others = Mode::RWXG | Mode::RWXO;
-    let forbidden = if user.is_some() { others - PASSABLE } else { others };
+    // Root's may have been passable for an engine with a `user` before; what is in it protects itself.
+    let root = rustix::process::geteuid().is_root();
+    let forbidden = if root { others - PASSABLE } else { others };
     let flags = OPEN_DIR | OFlags::NOFOLLOW;
     let why = match rustix::fs::open(&path, flags, Mode::empty()) {
         Ok(dir) => {
