@@ -1,0 +1,272 @@
+//! The pool's rules one by one, and its invariants over random histories.
+
+use super::*;
+use proptest::prelude::*;
+
+fn containers(sizes: &[usize]) -> Vec<Container> {
+    sizes
+        .iter()
+        .enumerate()
+        .map(|(number, size)| Container {
+            addr: format!("container-{number}"),
+            slots: (0..*size).map(|slot| format!("slot_{slot}")).collect(),
+        })
+        .collect()
+}
+
+fn pool(sizes: &[usize]) -> Pool {
+    Pool::new(&containers(sizes), Duration::from_secs(60))
+}
+
+fn id(name: &str) -> Arc<str> {
+    name.into()
+}
+
+fn granted(pool: &mut Pool, now: Instant) -> SlotIx {
+    match pool.assign(now) {
+        Some(Assignment::Slot(_, slot)) => slot,
+        other => panic!("expected a slot, got {other:?}"),
+    }
+}
+
+#[test]
+fn slots_are_spread_over_the_least_loaded_containers() {
+    let mut pool = pool(&[2, 2, 2]);
+    let mut order = Vec::new();
+    for name in ["a", "b", "c", "d", "e", "f"] {
+        pool.wait(id(name));
+        let slot = granted(&mut pool, Instant::now());
+        order.push(pool.slot_ref(slot).container);
+    }
+    assert_eq!(order, [0, 1, 2, 0, 1, 2]);
+}
+
+#[test]
+fn the_waiting_room_is_served_in_order_of_arrival() {
+    let mut pool = pool(&[1]);
+    let now = Instant::now();
+    for name in ["a", "b", "c"] {
+        pool.wait(id(name));
+    }
+    let slot = granted(&mut pool, now);
+    assert_eq!(pool.assign(now), None);
+    pool.stop_waiting(&id("b"));
+    pool.release_as_is(slot);
+    assert_eq!(pool.assign(now), Some(Assignment::Reset(slot)));
+    let generation = pool.slot_ref(slot).generation;
+    assert_eq!(
+        pool.reset_done(slot, generation, Ok(()), now),
+        Some(ResetFor::Granted(id("c"), slot))
+    );
+}
+
+#[test]
+fn whoever_left_files_in_a_slot_gets_them_back_and_nobody_else_does() {
+    let mut pool = pool(&[2]);
+    let now = Instant::now();
+    pool.wait(id("a"));
+    let left = granted(&mut pool, now);
+    pool.release_as_is(left);
+    pool.wait(id("b"));
+    assert_ne!(granted(&mut pool, now), left, "a clean slot is preferred");
+    pool.wait(id("a"));
+    assert_eq!(pool.assign(now), Some(Assignment::Slot(id("a"), left)));
+    pool.release_as_is(left);
+    pool.wait(id("c"));
+    assert_eq!(pool.assign(now), Some(Assignment::Reset(left)), "not without a reset");
+}
+
+#[test]
+fn a_slot_whose_reset_failed_is_kept_back_and_tried_again_after_a_pause() {
+    let mut pool = pool(&[1]);
+    let now = Instant::now();
+    pool.wait(id("a"));
+    let slot = granted(&mut pool, now);
+    pool.release_with_reset(slot, now);
+    let generation = pool.slot_ref(slot).generation;
+    assert_eq!(
+        pool.reset_done(slot, generation, Err("disk".into()), now),
+        Some(ResetFor::Released(id("a"), Err("disk".into())))
+    );
+    pool.wait(id("b"));
+    assert_eq!(pool.assign(now), None);
+    assert_eq!(pool.counts().broken, 1);
+    let retry = pool.next_deadline().unwrap();
+    assert_eq!(retry, now + RETRY_FIRST);
+    assert_eq!(pool.expire(retry), Some(None));
+    assert_eq!(pool.assign(retry), Some(Assignment::Reset(slot)));
+}
+
+#[test]
+fn trajectories_whose_resets_failed_are_served_in_the_order_of_their_arrival() {
+    let mut pool = pool(&[2]);
+    let now = Instant::now();
+    for name in ["x", "y"] {
+        pool.wait(id(name));
+    }
+    let slots = [granted(&mut pool, now), granted(&mut pool, now)];
+    for slot in slots {
+        pool.release_as_is(slot);
+    }
+    for name in ["a", "b"] {
+        pool.wait(id(name));
+    }
+    let [Some(Assignment::Reset(for_a)), Some(Assignment::Reset(for_b))] =
+        [pool.assign(now), pool.assign(now)]
+    else {
+        panic!("expected two resets")
+    };
+    for slot in [for_a, for_b] {
+        let generation = pool.slot_ref(slot).generation;
+        pool.reset_done(slot, generation, Err("disk".into()), now);
+    }
+    let retry = pool.next_deadline().unwrap();
+    while pool.expire(retry).is_some() {}
+    let Some(Assignment::Reset(slot)) = pool.assign(retry) else { panic!("expected a reset") };
+    let generation = pool.slot_ref(slot).generation;
+    assert_eq!(
+        pool.reset_done(slot, generation, Ok(()), retry),
+        Some(ResetFor::Granted(id("a"), slot))
+    );
+}
+
+#[test]
+fn a_reset_without_an_answer_fails_at_its_deadline_and_its_slot_waits_for_the_answer() {
+    let mut pool = pool(&[1]);
+    let now = Instant::now();
+    pool.wait(id("a"));
+    let slot = granted(&mut pool, now);
+    pool.release_with_reset(slot, now);
+    let generation = pool.slot_ref(slot).generation;
+    let deadline = pool.next_deadline().unwrap();
+    let Some(Some(ResetFor::Released(_, Err(_)))) = pool.expire(deadline) else {
+        panic!("the release must end")
+    };
+    pool.wait(id("b"));
+    for _ in 0..3 {
+        let retry = pool.next_deadline().unwrap();
+        pool.expire(retry);
+        assert_eq!(pool.assign(retry), None, "a second reset beside the first");
+    }
+    assert_eq!(pool.reset_done(slot, generation, Ok(()), deadline), None);
+    assert_eq!(pool.assign(deadline), Some(Assignment::Slot(id("b"), slot)));
+    assert_eq!(pool.reset_done(slot, generation, Ok(()), deadline), None, "answered twice");
+    assert_eq!(pool.counts().held, 1);
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Wait(u8),
+    StopWaiting(u8),
+    Assign,
+    ReleaseAsIs(u8),
+    ReleaseUnknown(u8),
+    ReleaseWithReset(u8),
+    ResetDone(u8, bool),
+    Pass(u16),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        (0..12u8).prop_map(Step::Wait),
+        (0..12u8).prop_map(Step::StopWaiting),
+        Just(Step::Assign),
+        (0..12u8).prop_map(Step::ReleaseAsIs),
+        (0..12u8).prop_map(Step::ReleaseUnknown),
+        (0..12u8).prop_map(Step::ReleaseWithReset),
+        (0..6u8, any::<bool>()).prop_map(|(slot, ok)| Step::ResetDone(slot, ok)),
+        (0..2000u16).prop_map(Step::Pass),
+    ]
+}
+
+/// What a slot holds, as a naive observer sees it.
+#[derive(Debug, Clone, PartialEq)]
+enum Files {
+    None,
+    Of(u8),
+    Unknown,
+}
+
+proptest! {
+    #[test]
+    fn no_slot_has_two_holders_and_no_files_reach_another_trajectory(
+        steps in proptest::collection::vec(step(), 1..200)
+    ) {
+        let mut pool = pool(&[2, 1, 3]);
+        let mut now = Instant::now();
+        let mut held: HashMap<u8, SlotIx> = HashMap::new();
+        let mut waiting: Vec<u8> = Vec::new();
+        let mut files = vec![Files::None; 6];
+        let number = |trajectory: &str| trajectory.parse::<u8>().unwrap();
+        for step in steps {
+            match step {
+                Step::Wait(t) => {
+                    if !held.contains_key(&t) && !waiting.contains(&t) {
+                        waiting.push(t);
+                        pool.wait(t.to_string().into());
+                    }
+                }
+                Step::StopWaiting(t) => {
+                    waiting.retain(|other| *other != t);
+                    pool.stop_waiting(&t.to_string().into());
+                }
+                Step::Assign => {
+                    if let Some(Assignment::Slot(t, slot)) = pool.assign(now) {
+                        let t = number(&t);
+                        prop_assert!(!held.values().any(|other| *other == slot));
+                        let left = &files[slot.0];
+                        prop_assert!(*left == Files::None || *left == Files::Of(t));
+                        waiting.retain(|other| *other != t);
+                        held.insert(t, slot);
+                        files[slot.0] = Files::Of(t);
+                    }
+                }
+                Step::ReleaseAsIs(t) => {
+                    if let Some(slot) = held.remove(&t) {
+                        pool.release_as_is(slot);
+                    }
+                }
+                Step::ReleaseUnknown(t) => {
+                    if let Some(slot) = held.remove(&t) {
+                        files[slot.0] = Files::Unknown;
+                        pool.release_unknown(slot);
+                    }
+                }
+                Step::ReleaseWithReset(t) => {
+                    if let Some(slot) = held.remove(&t) {
+                        pool.release_with_reset(slot, now);
+                    }
+                }
+                Step::ResetDone(slot, ok) => {
+                    let slot = SlotIx(slot as usize);
+                    if matches!(pool.slots[slot.0].state, State::Resetting { .. }) {
+                        let generation = pool.slot_ref(slot).generation;
+                        let outcome = if ok { Ok(()) } else { Err("no".into()) };
+                        files[slot.0] = if ok { Files::None } else { Files::Unknown };
+                        if let Some(ResetFor::Granted(t, slot)) =
+                            pool.reset_done(slot, generation, outcome, now)
+                        {
+                            let t = number(&t);
+                            prop_assert!(ok);
+                            prop_assert!(!held.values().any(|other| *other == slot));
+                            waiting.retain(|other| *other != t);
+                            held.insert(t, slot);
+                            files[slot.0] = Files::Of(t);
+                        }
+                    }
+                }
+                Step::Pass(ms) => {
+                    now += Duration::from_millis(ms.into());
+                    while pool.expire(now).is_some() {}
+                }
+            }
+            let counts = pool.counts();
+            prop_assert_eq!(
+                counts.clean + counts.dirty + counts.held + counts.resetting + counts.broken,
+                counts.total
+            );
+            prop_assert_eq!(counts.held, held.len());
+            prop_assert_eq!(pool.holders().count(), held.len());
+        }
+    }
+}
