@@ -42,6 +42,12 @@ pub struct LocalConfig {
     pub data_dir: Option<PathBuf>,
     /// How many characters are kept of each of a command's two output streams. Defaults to 50,000.
     pub max_output_chars: usize,
+    /// Makes this process a child subreaper (`prctl(2)`), so that ended sandboxes leave no zombies
+    /// where the system's first process removes none, as in many containers. Not needed where this
+    /// process is itself the first. It concerns the whole process: every orphan among its
+    /// descendants becomes its child, and those that are not ours are for it to wait for. Defaults
+    /// to `false`.
+    pub adopt_orphans: bool,
     /// The size in bytes up to which files are read and written. Defaults to 100,000.
     pub max_file_bytes: u64,
 }
@@ -52,6 +58,7 @@ impl Default for LocalConfig {
             slots: 10,
             data_dir: None,
             max_output_chars: 50_000,
+            adopt_orphans: false,
             max_file_bytes: DEFAULT_MAX_FILE_BYTES,
         }
     }
@@ -123,6 +130,10 @@ impl LocalBackend {
         }
         // A workspace is a file descriptor, and 1,024 are a usual limit.
         raise_open_files_limit();
+        if config.adopt_orphans {
+            rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
+                .map_err(|error| BackendError::with_source("cannot adopt orphans", error))?;
+        }
         let mut user = CommandUser::detect();
         let (mut data_dir, mut isolation) = prepare(&config, user)?;
         if user.is_some() && !isolation.is_sandboxed() {

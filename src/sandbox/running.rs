@@ -387,10 +387,11 @@ impl Running {
         let released = self.released.is_some();
         let (end, all_dead) = match &self.container {
             Container::Namespace { init, init_gone, report, .. } => {
-                if let Some(init) = init
-                    && !init_gone
-                {
-                    watch.remove(init.as_fd());
+                match init {
+                    // Its parent, bubblewrap, ends before it or without waiting for it.
+                    Some(init) if *init_gone => spawn::reap_if_ours(init.as_fd()),
+                    Some(init) => watch.remove(init.as_fd()),
+                    None => {}
                 }
                 let end =
                     namespace_end(self.killed, report.exit_code, released, child_end, &stderr.text);

@@ -182,6 +182,17 @@ impl AsRawFd for HighFd<'_> {
     }
 }
 
+/// Removes the zombie of a process whose parent has ended, if that made it a child of ours: where this
+/// process is the first of its pid namespace, as in many containers, or a child subreaper. Elsewhere
+/// it is somebody else's to remove, and this does nothing. Does not block.
+pub(super) fn reap_if_ours(pidfd: BorrowedFd<'_>) {
+    // Refused where it is not ours.
+    let _ = rustix::process::waitid(
+        WaitId::PidFd(pidfd),
+        WaitIdOptions::EXITED | WaitIdOptions::NOHANG,
+    );
+}
+
 /// Starts `program` in a new session, with default signal dispositions and nothing blocked, and with
 /// exactly `fds`: `fds[n]` becomes its file descriptor `n`, and it has no others, whatever the host
 /// process forgot to mark close-on-exec. It runs as `user`, if there is one.

@@ -747,6 +747,24 @@ fn a_host_that_reaps_any_child_gets_every_exit_code() {
 }
 
 #[test]
+fn a_host_that_adopts_orphans_keeps_no_zombies() {
+    alone("a_host_that_adopts_orphans_keeps_no_zombies", || {
+        use rustix::process::{WaitId, WaitIdOptions, getpid, set_child_subreaper, waitid};
+        set_child_subreaper(Some(getpid())).unwrap();
+        in_both_modes(|bench| {
+            // What tried bubblewrap out is not a command.
+            let is_zombie = WaitIdOptions::EXITED;
+            while let Ok(Some(_)) = waitid(WaitId::All, is_zombie) {}
+            run_many(bench, 50);
+            assert_eq!(bench.run("sleep 99 & sleep 99 & true").end, End::Exited(0));
+            assert_eq!(bench.run_for(200, "sleep 99").end, End::TimedOut);
+            let left = waitid(WaitId::All, is_zombie | WaitIdOptions::NOHANG);
+            assert_eq!(left.map(|_| ()), Err(rustix::io::Errno::CHILD), "a child is left");
+        });
+    });
+}
+
+#[test]
 fn when_the_host_is_killed_its_commands_die() {
     const MARKER: &str = "TOOL_EXECUTOR_TEST_MARKER";
     let host = |bench: &Bench| {

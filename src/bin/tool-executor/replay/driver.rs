@@ -42,7 +42,9 @@ impl Driver {
     /// # Errors
     /// What kept them from starting, causes included, as one line.
     pub(crate) fn start(args: &ReplayArgs) -> Result<Self, String> {
-        let config = LocalConfig::with_slots(args.slots());
+        let mut config = LocalConfig::with_slots(args.slots());
+        // This process has no children but the sandbox's.
+        config.adopt_orphans = true;
         let backend = LocalBackend::start(config).map_err(|error| chain(&error))?;
         let policy = Policy {
             allow_network: !args.no_network,
