@@ -34,7 +34,8 @@ pub enum Outcome {
     SandboxLost,
     /// The backend failed: it panicked, dropped the call unanswered, or could not start the command.
     BackendFailed,
-    /// An external tool failed, or there is no ToolServer to run it.
+    /// An external tool could not be run: there is no ToolServer, it gave no usable answer, or an
+    /// in-process tool panicked. (One that ran and failed is a [`ToolError`](Self::ToolError).)
     ExternalFailed,
     /// The call was accepted and never started: no slot became free in time, its queue time was up,
     /// or the executor was closed.
