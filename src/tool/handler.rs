@@ -1,7 +1,7 @@
 //! Tools that run in the user's own process: what a user's closure is given, and the shape that the
 //! executor keeps it in.
 //!
-//! The registry wraps closures into [`Handler`]s; the executor calls them on its I/O threads and
+//! The registry wraps closures into [`Handler`]s; the executor calls them on threads of their own and
 //! catches what they panic with.
 
 use std::fmt;

@@ -100,7 +100,7 @@ impl ToolRegistry {
 
     /// Adds a tool that is a closure of the user's.
     ///
-    /// The executor calls it on one of its I/O threads, for several trajectories at once, with
+    /// The executor calls it on a thread for such tools, for several trajectories at once, with
     /// arguments that fit the schema. `Ok` is the tool's output; `Err` is one line that says why it
     /// failed, which the model is shown. A panic ends that call with an error and nothing else.
     ///

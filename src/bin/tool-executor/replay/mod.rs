@@ -119,7 +119,7 @@ fn refusing_flag(args: &ReplayArgs) -> Option<&'static str> {
 fn isolation_warning(why: &str, refusing_flag: Option<&str>) -> String {
     let consequence = match refusing_flag {
         Some(flag) => format!("commands are refused, as {flag} demands"),
-        None => "commands run with all your rights".to_owned(),
+        None => "commands run without a sandbox".to_owned(),
     };
     // Some reasons bring the advice themselves.
     let advice = match why.contains("apt-get install bubblewrap") {
