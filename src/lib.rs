@@ -68,12 +68,15 @@
 //! `cli` (default): the `tool-executor` program and what it needs. A library user turns default
 //! features off.
 
+pub mod artifact;
 pub mod backend;
 pub mod error;
 pub mod executor;
 mod pool;
 #[cfg(target_os = "linux")]
 mod sandbox;
+#[cfg(feature = "server")]
+pub mod server;
 mod thread;
 pub mod tool;
 pub mod toolserver;

@@ -21,13 +21,20 @@
 #[cfg(target_os = "linux")]
 pub mod local;
 mod reply;
+mod watch;
 
 use std::fmt;
+use std::io::Write;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use reply::{Answer, Cancellation, Reply, ResetReply};
+pub use watch::{ContainerChange, Watcher};
 
+use crate::artifact::{
+    ArchiveArtifacts, ArchiveSummary, Artifact, ArtifactError, ArtifactList, ListArtifacts,
+    ReadArtifact,
+};
 use crate::error::BackendError;
 use crate::tool::JsonObject;
 
@@ -72,6 +79,61 @@ pub trait Backend: Send + Sync + 'static {
         let _ = id;
     }
 
+    /// Reads a part of a file of the slot's workspace. Blocks; called on the thread of whoever asks,
+    /// while no call of the slot runs. Defaults to [`ArtifactError::Unsupported`].
+    ///
+    /// # Errors
+    /// See [`ArtifactError`].
+    fn read_artifact(
+        &self,
+        slot: &SlotRef,
+        request: &ReadArtifact,
+    ) -> Result<Artifact, ArtifactError> {
+        let _ = (slot, request);
+        Err(ArtifactError::Unsupported)
+    }
+
+    /// Lists files of the slot's workspace; as [`read_artifact`](Self::read_artifact).
+    ///
+    /// # Errors
+    /// See [`ArtifactError`].
+    fn list_artifacts(
+        &self,
+        slot: &SlotRef,
+        request: &ListArtifacts,
+    ) -> Result<ArtifactList, ArtifactError> {
+        let _ = (slot, request);
+        Err(ArtifactError::Unsupported)
+    }
+
+    /// Writes a `.tar.gz` of the slot's workspace, or of a part of it, to `into`, without holding it
+    /// in memory; as [`read_artifact`](Self::read_artifact). After an error `into` has some part of
+    /// it.
+    ///
+    /// # Errors
+    /// See [`ArtifactError`].
+    fn archive_artifacts(
+        &self,
+        slot: &SlotRef,
+        request: &ArchiveArtifacts,
+        into: &mut dyn Write,
+    ) -> Result<ArchiveSummary, ArtifactError> {
+        let _ = (slot, request, into);
+        Err(ArtifactError::Unsupported)
+    }
+
+    /// Takes what tells the executor about containers that come and go. Called once, right after
+    /// [`start`](Self::start). Defaults to ignoring it: the containers are always there.
+    fn watch(&self, watcher: Watcher) {
+        let _ = watcher;
+    }
+
+    /// Whether slots may hold files or processes of somebody else when the executor starts, so that
+    /// each is reset before it is given out for the first time. Defaults to `false`.
+    fn starts_dirty(&self) -> bool {
+        false
+    }
+
     /// Ends everything that is left and cleans up; nothing is called after it. What was called before
     /// and has not returned – it took longer than its calls may – still runs. Blocks until
     /// `deadline` at most. Defaults to doing nothing.
@@ -99,6 +161,39 @@ impl<B: Backend + ?Sized> Backend for Arc<B> {
 
     fn cancel(&self, id: ExecutionId) {
         (**self).cancel(id);
+    }
+
+    fn read_artifact(
+        &self,
+        slot: &SlotRef,
+        request: &ReadArtifact,
+    ) -> Result<Artifact, ArtifactError> {
+        (**self).read_artifact(slot, request)
+    }
+
+    fn list_artifacts(
+        &self,
+        slot: &SlotRef,
+        request: &ListArtifacts,
+    ) -> Result<ArtifactList, ArtifactError> {
+        (**self).list_artifacts(slot, request)
+    }
+
+    fn archive_artifacts(
+        &self,
+        slot: &SlotRef,
+        request: &ArchiveArtifacts,
+        into: &mut dyn Write,
+    ) -> Result<ArchiveSummary, ArtifactError> {
+        (**self).archive_artifacts(slot, request, into)
+    }
+
+    fn watch(&self, watcher: Watcher) {
+        (**self).watch(watcher);
+    }
+
+    fn starts_dirty(&self) -> bool {
+        (**self).starts_dirty()
     }
 
     fn close(&self, deadline: Instant) {
