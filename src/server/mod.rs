@@ -6,3 +6,4 @@
 
 mod auth;
 mod http;
+mod turnstile;
