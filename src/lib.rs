@@ -70,6 +70,7 @@
 
 pub mod artifact;
 pub mod backend;
+mod client;
 pub mod error;
 pub mod executor;
 mod pool;

@@ -6,6 +6,7 @@
 pub(crate) mod tool_server;
 
 use serde::{Deserialize, Deserializer};
+use serde_json::Value;
 
 /// For fields whose `null` means the same as their absence.
 fn null_as_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
@@ -14,4 +15,29 @@ where
     T: Deserialize<'de> + Default,
 {
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
+
+/// The text of an error answer: FastAPI's `{"detail": …}`, else the body itself, cut to a line.
+pub(crate) fn error_text(body: &str) -> String {
+    const LONGEST: usize = 300;
+    let detail = serde_json::from_str::<Value>(body).ok().and_then(|mut value| {
+        match value.get_mut("detail").map(Value::take)? {
+            Value::String(text) => Some(text),
+            other => Some(other.to_string()),
+        }
+    });
+    let text = detail.unwrap_or_else(|| body.trim().to_owned());
+    text.chars().take(LONGEST).map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_answer_is_told_in_one_short_line() {
+        assert_eq!(error_text(r#"{"detail":"Invalid token"}"#), "Invalid token");
+        assert_eq!(error_text("Internal\nServer Error\n"), "Internal Server Error");
+        assert_eq!(error_text(&"x".repeat(10_000)).len(), 300);
+    }
 }

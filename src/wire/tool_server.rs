@@ -1,10 +1,8 @@
 //! What executor and ToolServer say to each other: section 7 of the reference protocol.
 
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
-
 use super::null_as_default;
 use crate::tool::{JsonObject, ToolSchema};
+use serde::{Deserialize, Serialize};
 
 /// The body of `POST /execute`.
 #[derive(Debug, Serialize)]
@@ -81,23 +79,10 @@ impl ToolsResponse {
     }
 }
 
-/// The text of an error answer: FastAPI's `{"detail": …}`, else the body itself, cut to a line.
-pub(crate) fn error_text(body: &str) -> String {
-    const LONGEST: usize = 300;
-    let detail = serde_json::from_str::<Value>(body).ok().and_then(|mut value| {
-        match value.get_mut("detail").map(Value::take)? {
-            Value::String(text) => Some(text),
-            other => Some(other.to_string()),
-        }
-    });
-    let text = detail.unwrap_or_else(|| body.trim().to_owned());
-    text.chars().take(LONGEST).map(|c| if c.is_control() { ' ' } else { c }).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     #[test]
     fn a_request_has_the_protocols_fields() {
@@ -142,12 +127,5 @@ mod tests {
         assert_eq!(schemas[0].required, ["q"]);
         assert!(schemas[0].parameters.contains_key("q") && schemas[0].external);
         assert_eq!(schemas[1].name, "bare");
-    }
-
-    #[test]
-    fn an_error_answer_is_told_in_one_short_line() {
-        assert_eq!(error_text(r#"{"detail":"Invalid token"}"#), "Invalid token");
-        assert_eq!(error_text("Internal\nServer Error\n"), "Internal Server Error");
-        assert_eq!(error_text(&"x".repeat(10_000)).len(), 300);
     }
 }

@@ -1,0 +1,235 @@
+//! What the HTTP clients – of ToolServers and of sandbox servers – have in common: agents, addresses,
+//! tokens, and what became of a request.
+
+use std::fmt;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use serde::de::DeserializeOwned;
+use ureq::Agent;
+use ureq::config::Config;
+use ureq::http::Uri;
+use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
+use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
+use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
+
+use crate::tool::python_json;
+use crate::wire;
+
+/// How long connecting may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// The largest answer that is read as a whole: 64 MiB.
+const MAX_RESPONSE: u64 = 64 * 1024 * 1024;
+/// Idle connections are dropped after this. Servers close theirs after 5 s and more; a request on a
+/// connection that its server is just closing would fail without anybody's fault. (One that is
+/// closed already is found out before it is used.)
+const MAX_IDLE: Duration = Duration::from_secs(4);
+/// How long a server's address is remembered.
+const ADDRESS_LIFETIME: Duration = Duration::from_secs(60);
+
+/// A bearer token, as the header that carries it. Never printed.
+#[derive(Clone)]
+pub(crate) struct Authorization(Arc<str>);
+
+impl Authorization {
+    /// The header of this token.
+    ///
+    /// # Errors
+    /// What is wrong with it, without itself.
+    pub(crate) fn bearer(token: &str) -> Result<Self, String> {
+        if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err("the token is empty or has a character that no header may".to_owned());
+        }
+        Ok(Self(format!("Bearer {token}").into()))
+    }
+}
+
+impl fmt::Debug for Authorization {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Authorization(…)")
+    }
+}
+
+/// The URL of `path` under a server's base URL; `what` names the server in the error.
+///
+/// # Errors
+/// The base is no `http` or `https` URL of a host.
+pub(crate) fn endpoint(what: &str, base: &str, path: &str) -> Result<Uri, String> {
+    let base = base.trim_end_matches('/');
+    let uri: Uri = format!("{base}{path}")
+        .parse()
+        .map_err(|error| format!("{base:?} is not the URL of a {what}: {error}"))?;
+    let scheme_is_http = matches!(uri.scheme_str(), Some("http" | "https"));
+    match uri.authority() {
+        // A password in a URL would end up in logs.
+        Some(authority) if scheme_is_http && !authority.as_str().contains('@') => Ok(uri),
+        _ => Err(format!("{base:?} is not the URL of a {what}; http://host:port would be")),
+    }
+}
+
+/// How an agent is set up.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct AgentConfig<'a> {
+    /// How many idle connections it keeps; with none, each request has a connection of its own.
+    pub(crate) idle_connections: usize,
+    /// How long it waits for the next bytes of an answer, within the time limit of the whole.
+    pub(crate) read_timeout: Option<Duration>,
+    /// The certificate authorities to trust instead of Mozilla's, as PEM.
+    pub(crate) ca_pem: Option<&'a [u8]>,
+}
+
+/// An agent that follows no redirects, uses no proxy, takes every status for an answer, and starts no
+/// threads.
+///
+/// # Errors
+/// The certificates are none.
+pub(crate) fn agent(config: AgentConfig<'_>) -> Result<Agent, String> {
+    let mut builder = Agent::config_builder()
+        .http_status_as_error(false)
+        .max_redirects(0)
+        .proxy(None)
+        .timeout_connect(Some(CONNECT_TIMEOUT))
+        .timeout_per_read(config.read_timeout)
+        .max_idle_connections(config.idle_connections)
+        .max_idle_connections_per_host(config.idle_connections)
+        .max_idle_age(MAX_IDLE);
+    if let Some(pem) = config.ca_pem {
+        let mut roots = Vec::new();
+        for item in parse_pem(pem) {
+            match item {
+                Ok(PemItem::Certificate(certificate)) => roots.push(certificate),
+                Ok(_) => {}
+                Err(error) => return Err(format!("the CA certificates cannot be read: {error}")),
+            }
+        }
+        if roots.is_empty() {
+            return Err("there is no CA certificate in what was given".to_owned());
+        }
+        let roots = RootCerts::from(roots);
+        builder = builder.tls_config(TlsConfig::builder().root_certs(roots).build());
+    }
+    let resolver = RememberingResolver::default();
+    Ok(Agent::with_parts(builder.build(), DefaultConnector::default(), resolver))
+}
+
+/// Why a request brought no answer that can be used.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// Its time was up.
+    Timeout,
+    /// It did not reach the server.
+    NotSent(String),
+    /// The server refused it.
+    Refused(u16, String),
+    /// It may have reached the server.
+    Broken(String),
+}
+
+impl Failure {
+    /// What happened, as one line.
+    pub(crate) fn text(self) -> String {
+        match self {
+            Failure::Timeout => "no answer in time".to_owned(),
+            Failure::Refused(status, text) => format!("HTTP {status}: {text}"),
+            Failure::NotSent(text) | Failure::Broken(text) => text,
+        }
+    }
+
+    /// Whether what was asked for may have been done.
+    pub(crate) fn may_have_executed(&self) -> bool {
+        match self {
+            Failure::NotSent(_) => false,
+            // 4xx: refused before anything ran. 5xx: nobody knows.
+            Failure::Refused(status, _) => *status >= 500,
+            Failure::Timeout | Failure::Broken(_) => true,
+        }
+    }
+}
+
+impl From<ureq::Error> for Failure {
+    fn from(error: ureq::Error) -> Self {
+        let text = error.to_string();
+        match error {
+            ureq::Error::Timeout(ureq::Timeout::Connect | ureq::Timeout::Resolve) => {
+                Failure::NotSent(format!("cannot connect: {text}"))
+            }
+            ureq::Error::Timeout(_) => Failure::Timeout,
+            ureq::Error::HostNotFound | ureq::Error::ConnectionFailed => Failure::NotSent(text),
+            ureq::Error::Io(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
+                Failure::NotSent(text)
+            }
+            _ => Failure::Broken(text),
+        }
+    }
+}
+
+/// Reads an answer: a bounded body of Python's JSON under a status of success.
+///
+/// # Errors
+/// See [`Failure`].
+pub(crate) fn read_json<T: DeserializeOwned>(
+    mut response: ureq::http::Response<ureq::Body>,
+) -> Result<T, Failure> {
+    let status = response.status();
+    let body = response.body_mut().with_config().limit(MAX_RESPONSE).read_to_vec()?;
+    let text = String::from_utf8_lossy(&body);
+    if !status.is_success() {
+        return Err(Failure::Refused(status.as_u16(), wire::error_text(&text)));
+    }
+    let value = python_json::parse(&text)
+        .map_err(|error| Failure::Broken(format!("the answer is not JSON: {error}")))?;
+    serde_json::from_value(value)
+        .map_err(|error| Failure::Broken(format!("the answer is not of the protocol: {error}")))
+}
+
+/// Adds the header to a request, if there is one.
+pub(crate) fn authorize<B>(
+    request: ureq::RequestBuilder<B>,
+    authorization: Option<&Authorization>,
+) -> ureq::RequestBuilder<B> {
+    match authorization {
+        Some(Authorization(header)) => request.header("Authorization", &**header),
+        None => request,
+    }
+}
+
+/// Looks the server's address up once and remembers it for a while.
+///
+/// The default resolver starts a thread for every request that has a time limit.
+#[derive(Debug, Default)]
+struct RememberingResolver {
+    known: Mutex<Option<(Instant, String, Vec<SocketAddr>)>>,
+}
+
+impl Resolver for RememberingResolver {
+    fn resolve(
+        &self,
+        uri: &Uri,
+        _config: &Config,
+        _timeout: NextTimeout,
+    ) -> Result<ResolvedSocketAddrs, ureq::Error> {
+        let (Some(scheme), Some(authority)) = (uri.scheme(), uri.authority()) else {
+            return Err(ureq::Error::HostNotFound);
+        };
+        let host =
+            DefaultResolver::host_and_port(scheme, authority).ok_or(ureq::Error::HostNotFound)?;
+        let now = Instant::now();
+        let remembered = self.known.lock().as_ref().and_then(|(since, known, addresses)| {
+            let fresh = *known == host && now.duration_since(*since) < ADDRESS_LIFETIME;
+            fresh.then(|| addresses.clone())
+        });
+        let addresses = match remembered {
+            Some(addresses) => addresses,
+            None => {
+                let addresses: Vec<_> = host.to_socket_addrs()?.take(8).collect();
+                *self.known.lock() = Some((now, host, addresses.clone()));
+                addresses
+            }
+        };
+        let mut result = self.empty();
+        addresses.into_iter().for_each(|address| result.push(address));
+        if result.is_empty() { Err(ureq::Error::HostNotFound) } else { Ok(result) }
+    }
+}
