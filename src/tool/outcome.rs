@@ -79,6 +79,11 @@ impl Outcome {
         }
     }
 
+    /// The outcome of this name, if there is one.
+    pub fn from_name(name: &str) -> Option<Outcome> {
+        Self::ALL.into_iter().find(|outcome| outcome.as_str() == name)
+    }
+
     /// Whether the model's own doing ended the call this way, as opposed to the infrastructure.
     ///
     /// A trainer that scores a trajectory should leave out those for which this is `false`.

@@ -3,6 +3,7 @@
 //! What is read is read as a stock Python peer writes it: fields may be missing or `null`, unknown
 //! ones are ignored, and the text may be Python's dialect of JSON. What is written is strict JSON.
 
+pub(crate) mod native;
 pub(crate) mod tool_server;
 
 use serde::{Deserialize, Deserializer};

@@ -1,0 +1,288 @@
+//! The native protocol between our executor and our sandbox server, version 1.
+//!
+//! A *session* is one executor's use of one server; it has all slots of it. What it wants done in a
+//! slot is a row of numbered *operations* – calls and resets – with numbers that only grow.
+//!
+//! | route | what |
+//! |---|---|
+//! | `POST /v1/session` | begins, resumes or ends a session |
+//! | `POST /v1/calls` | hands operations over; answered at once, with the results that are there already |
+//! | `POST /v1/results` | an endless stream of lines: a result as soon as it is there, a beat every few seconds |
+//! | `POST /v1/archive` | a workspace's archive, as lines |
+//!
+//! **Exactly once**: an operation is named by slot and number. One that is sent again joins the first
+//! one or gets its result; a number below the slot's latest is *stale* and runs nothing. The latest
+//! result of each slot is kept until the slot's next operation, which a client sends only after it
+//! has that result. So a request may be repeated, and a stream resumed, after any loss: with the list
+//! of what the client still waits for, the server repeats the results it has, and says which
+//! operations it never got.
+
+use serde::{Deserialize, Serialize};
+
+use super::null_as_default;
+use crate::tool::{JsonObject, Outcome, ToolResult};
+
+/// The feature's name in `/health`.
+pub(crate) const FEATURE: &str = "native-1";
+
+/// The routes.
+pub(crate) const SESSION: &str = "/v1/session";
+/// See [`SESSION`].
+pub(crate) const CALLS: &str = "/v1/calls";
+/// See [`SESSION`].
+pub(crate) const RESULTS: &str = "/v1/results";
+/// See [`SESSION`].
+pub(crate) const ARCHIVE: &str = "/v1/archive";
+
+/// An operation's name: the slot's index, and the operation's number there.
+pub(crate) type Key = (usize, u64);
+
+/// Begins, resumes or ends a session.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct SessionRequest {
+    /// The client's name for it, never used before for another.
+    pub(crate) session: String,
+    /// A session of the same client that ends with this one's beginning.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) replaces: Option<String>,
+    /// Whether it is to end: everything that runs is cancelled.
+    #[serde(default)]
+    pub(crate) end: bool,
+}
+
+/// The answer to [`SessionRequest`].
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct SessionResponse {
+    /// Names this run of the server: another one has lost all that was before.
+    pub(crate) instance: String,
+    /// Whether the session was there already.
+    pub(crate) resumed: bool,
+    /// The names of the slots.
+    pub(crate) slots: Vec<String>,
+    /// The largest body of a request, in bytes.
+    pub(crate) max_body: usize,
+}
+
+/// Hands operations over. Written by [`calls_body`], which takes them ready-made.
+#[derive(Debug, Deserialize)]
+pub(crate) struct CallsRequest {
+    pub(crate) session: String,
+    #[serde(default)]
+    pub(crate) ops: Vec<Op>,
+    /// Operations whose end is wanted.
+    #[serde(default)]
+    pub(crate) cancel: Vec<Key>,
+}
+
+/// One operation: a call, or with `reset` a reset.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Op {
+    pub(crate) slot: usize,
+    pub(crate) seq: u64,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) reset: bool,
+    /// For people who look into the server.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub(crate) trajectory_id: String,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub(crate) tool: String,
+    #[serde(default, skip_serializing_if = "JsonObject::is_empty")]
+    pub(crate) args: JsonObject,
+    /// Seconds.
+    #[serde(default)]
+    pub(crate) timeout: f64,
+}
+
+/// The answer to [`CallsRequest`]: all operations were taken, and some are done.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct CallsResponse {
+    pub(crate) results: Vec<OpResult>,
+}
+
+/// Opens the stream of results.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct ResultsRequest {
+    pub(crate) session: String,
+    /// What the client has sent and has no result of.
+    #[serde(default)]
+    pub(crate) waiting: Vec<Key>,
+}
+
+/// A line of the stream of results.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(untagged)]
+pub(crate) enum ResultLine {
+    /// Something became of an operation.
+    Op(OpResult),
+    /// Nothing happened; the server is there.
+    Beat { beat: u64 },
+}
+
+/// What became of an operation.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct OpResult {
+    pub(crate) slot: usize,
+    pub(crate) seq: u64,
+    #[serde(flatten)]
+    pub(crate) what: OpOutcome,
+}
+
+/// See [`OpResult`].
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum OpOutcome {
+    /// It ended.
+    Done(NativeResult),
+    /// The server has never got it.
+    Unknown(bool),
+    /// A later operation of the slot came first; this one runs no more.
+    Stale(bool),
+}
+
+/// A call's result, with all that programs want to know. For a reset, `error` says why it failed.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct NativeResult {
+    pub(crate) outcome: String,
+    pub(crate) may_have_executed: bool,
+    #[serde(default, deserialize_with = "null_as_default")]
+    pub(crate) output: String,
+    #[serde(default, deserialize_with = "null_as_default")]
+    pub(crate) error: String,
+    #[serde(default, deserialize_with = "null_as_default")]
+    pub(crate) metadata: JsonObject,
+}
+
+impl From<ToolResult> for NativeResult {
+    fn from(result: ToolResult) -> Self {
+        Self {
+            outcome: result.outcome.as_str().to_owned(),
+            may_have_executed: result.may_have_executed,
+            output: result.output,
+            error: result.error,
+            metadata: result.metadata,
+        }
+    }
+}
+
+impl From<Result<(), String>> for NativeResult {
+    /// A reset's result.
+    fn from(reset: Result<(), String>) -> Self {
+        match reset {
+            Ok(()) => ToolResult::ok("").into(),
+            Err(error) => ToolResult::failure(Outcome::BackendFailed, error).into(),
+        }
+    }
+}
+
+impl NativeResult {
+    /// The result for its caller. An outcome of a later version is a failure of the backend: what it
+    /// says is in the text.
+    pub(crate) fn into_tool_result(self) -> ToolResult {
+        let outcome = Outcome::from_name(&self.outcome).unwrap_or(Outcome::BackendFailed);
+        ToolResult {
+            success: outcome == Outcome::Ok,
+            output: self.output,
+            metadata: self.metadata,
+            may_have_executed: self.may_have_executed,
+            ..ToolResult::failure(outcome, self.error)
+        }
+    }
+}
+
+/// The body of a [`CallsRequest`] of operations that were serialised before.
+pub(crate) fn calls_body<'a>(
+    session: &str,
+    ops: impl Iterator<Item = &'a str>,
+    cancel: &[Key],
+) -> String {
+    let mut body = format!("{{\"session\":\"{session}\",\"ops\":[");
+    for (number, op) in ops.enumerate() {
+        if number > 0 {
+            body.push(',');
+        }
+        body.push_str(op);
+    }
+    body.push_str("],\"cancel\":[");
+    for (number, (slot, seq)) in cancel.iter().enumerate() {
+        let comma = if number > 0 { "," } else { "" };
+        body.push_str(&format!("{comma}[{slot},{seq}]"));
+    }
+    body.push_str("]}");
+    body
+}
+
+/// What to archive.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct ArchiveRequest {
+    pub(crate) slot: usize,
+    pub(crate) path: String,
+    pub(crate) max_bytes: u64,
+    pub(crate) max_entries: usize,
+}
+
+/// A line of an archive: pieces, then its end.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum ArchiveLine {
+    /// The next bytes, as base64.
+    Piece(String),
+    /// All is there.
+    End { bytes: u64, entry_count: u64, truncated: bool },
+    /// It failed: the code of the artifact error, and what it needs.
+    Failed { code: String, text: String, bytes: u64 },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_body_of_ready_made_operations_is_read_back() {
+        let op = Op {
+            slot: 3,
+            seq: 7,
+            reset: false,
+            trajectory_id: "t".to_owned(),
+            tool: "bash".to_owned(),
+            args: JsonObject::from_iter([("command".to_owned(), json!("x"))]),
+            timeout: 1.5,
+        };
+        let op = serde_json::to_string(&op).unwrap();
+        let body = calls_body(
+            "s",
+            [&*op, r#"{"slot":0,"seq":1,"reset":true}"#].into_iter(),
+            &[(3, 7), (0, 1)],
+        );
+        let read: CallsRequest = serde_json::from_str(&body).unwrap();
+        assert_eq!((read.session.as_str(), read.ops.len()), ("s", 2));
+        assert_eq!(read.cancel, [(3, 7), (0, 1)]);
+        assert!(read.ops[1].reset && read.ops[0].args["command"] == "x");
+    }
+
+    #[test]
+    fn lines_say_what_they_are() {
+        let line = OpResult { slot: 1, seq: 2, what: OpOutcome::Done(ToolResult::ok("o").into()) };
+        let text = serde_json::to_string(&ResultLine::Op(line)).unwrap();
+        assert_eq!(
+            text,
+            r#"{"slot":1,"seq":2,"done":{"outcome":"ok","may_have_executed":true,"output":"o","error":"","metadata":{}}}"#
+        );
+        assert!(matches!(serde_json::from_str(&text).unwrap(), ResultLine::Op(_)));
+        assert!(matches!(
+            serde_json::from_str(r#"{"beat":1}"#).unwrap(),
+            ResultLine::Beat { beat: 1 }
+        ));
+        for garbage in ["{}", "[]", "1", r#"{"slot":1}"#, r#"{"slot":1,"seq":2}"#] {
+            assert!(serde_json::from_str::<ResultLine>(garbage).is_err(), "{garbage}");
+        }
+    }
+
+    #[test]
+    fn an_outcome_of_a_later_version_is_a_failure_of_the_backend() {
+        let mut result = NativeResult::from(ToolResult::ok("o"));
+        result.outcome = "brand_new".to_owned();
+        let result = result.into_tool_result();
+        assert_eq!((result.outcome, result.success), (Outcome::BackendFailed, false));
+    }
+}
