@@ -172,9 +172,7 @@ pub enum ArtifactError {
 impl fmt::Display for ArtifactError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NoSlot => {
-                f.write_str("No active slot for trajectory (run a sandbox tool first)")
-            }
+            Self::NoSlot => f.write_str("No active slot for trajectory (run a sandbox tool first)"),
             Self::Outside => f.write_str("Access denied: path outside workspace"),
             Self::NotFound(path) => write!(f, "Not found: {path}"),
             Self::NotAFile(path) => write!(f, "Not a file: {path}"),

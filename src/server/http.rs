@@ -63,6 +63,7 @@ pub(crate) struct Request {
     parts: hyper::http::request::Parts,
     body: Incoming,
     limits: HttpLimits,
+    connections: Arc<AtomicUsize>,
 }
 
 /// Why a request's body could not be had.
@@ -100,6 +101,11 @@ impl Request {
     /// The `Content-Type` header, if it is text.
     pub(crate) fn content_type(&self) -> Option<&str> {
         self.parts.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok())
+    }
+
+    /// How many connections the server has now.
+    pub(crate) fn connections(&self) -> usize {
+        self.connections.load(Ordering::Relaxed)
     }
 
     /// Reads the body, of at most `max` bytes and never more than the server's limit.
@@ -192,9 +198,7 @@ impl HttpServer {
         let number = AtomicUsize::new(0);
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(cores.clamp(1, 4))
-            .thread_name_fn(move || {
-                format!("tool-http-{}", number.fetch_add(1, Ordering::Relaxed))
-            })
+            .thread_name_fn(move || format!("tool-http-{}", number.fetch_add(1, Ordering::Relaxed)))
             .enable_all()
             .build()?;
         let listener = {
@@ -229,7 +233,8 @@ impl HttpServer {
         if let (Some(runtime), Some((stop, ended))) = (&self.runtime, self.stop.take()) {
             let _ = stop.send(());
             // An error is a timeout: the rest is ended below.
-            let _ = runtime.block_on(async { tokio::time::timeout_at(deadline.into(), ended).await });
+            let _ =
+                runtime.block_on(async { tokio::time::timeout_at(deadline.into(), ended).await });
         }
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_timeout(Duration::from_secs(5));
@@ -278,10 +283,10 @@ async fn accept<H, F>(
         let _ = stream.set_nodelay(true);
         let mut stream = TimeoutStream::new(stream);
         stream.set_write_timeout(Some(limits.write_timeout));
-        let handler = handler.clone();
+        let (handler, count) = (handler.clone(), connections.clone());
         let service = service_fn(move |request: hyper::Request<Incoming>| {
             let (parts, body) = request.into_parts();
-            let response = handler(Request { parts, body, limits });
+            let response = handler(Request { parts, body, limits, connections: count.clone() });
             async move { Ok::<_, Infallible>(response.await) }
         });
         let connection = hyper::server::conn::http1::Builder::new()
