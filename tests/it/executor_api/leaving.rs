@@ -111,9 +111,9 @@ fn a_client_that_goes_away_cancels_what_is_left_of_its_batch() {
     let mut client = served.client();
     let calls = ["a", "b", "c"].map(|name| call_of(name, name));
     client.post("/execute_batch", &json!({"calls": calls}));
+    assert_eq!(client.head().status, 200, "before anything has ended");
     let mut executions = commands(&told, 3);
     executions.remove(0).reply.send(ToolResult::ok(""));
-    client.head();
     assert_eq!(client.line().unwrap()["index"], 0);
     drop(client);
     let mut cancelled: Vec<_> = (0..2)
