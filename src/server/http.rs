@@ -169,6 +169,10 @@ impl Body for Pieces {
     }
 }
 
+/// How many connections may wait to be accepted; the kernel may allow fewer.
+#[cfg(target_os = "linux")]
+const BACKLOG: i32 = 4_096;
+
 /// A running server. Dropped, it ends at once.
 pub(crate) struct HttpServer {
     addr: SocketAddr,
@@ -194,6 +198,10 @@ impl HttpServer {
     {
         let addr = listener.local_addr()?;
         listener.set_nonblocking(true)?;
+        // The standard library lets 128 wait to be accepted. When a thousand agents connect at once,
+        // the others would try again a second later. Listening again changes just that.
+        #[cfg(target_os = "linux")]
+        rustix::net::listen(&listener, BACKLOG)?;
         let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
         let number = AtomicUsize::new(0);
         let runtime = tokio::runtime::Builder::new_multi_thread()
