@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::validate::{ArchiveRequest, ListRequest, ReadRequest};
-use crate::artifact::ArtifactError;
+use crate::artifact::{ArchiveSummary, Artifact, ArtifactError, ArtifactList};
 use crate::executor::{Stats, ToolExecutor};
 use crate::tool::{JsonObject, ToolResult};
 
@@ -82,7 +82,11 @@ struct ReadAnswer<'a> {
 
 /// Reads an artifact and gives the answer to `/artifacts/read`. Blocks.
 pub(super) fn read(executor: &ToolExecutor, request: &ReadRequest) -> Vec<u8> {
-    let artifact = match executor.read_artifact(&request.trajectory_id, &request.what) {
+    read_answer(executor.read_artifact(&request.trajectory_id, &request.what), request.base64)
+}
+
+fn read_answer(artifact: Result<Artifact, ArtifactError>, base64: bool) -> Vec<u8> {
+    let artifact = match artifact {
         Ok(artifact) => artifact,
         Err(error) => {
             return to_json(&ReadAnswer {
@@ -99,7 +103,7 @@ pub(super) fn read(executor: &ToolExecutor, request: &ReadRequest) -> Vec<u8> {
             });
         }
     };
-    let (encoding, content) = if request.base64 {
+    let (encoding, content) = if base64 {
         ("base64", STANDARD.encode(&artifact.content).into())
     } else {
         ("text", String::from_utf8_lossy(&artifact.content))
@@ -136,7 +140,11 @@ struct Entry<'a> {
 
 /// Lists artifacts and gives the answer to `/artifacts/list`. Blocks.
 pub(super) fn list(executor: &ToolExecutor, request: &ListRequest) -> Vec<u8> {
-    match executor.list_artifacts(&request.trajectory_id, &request.what) {
+    list_answer(executor.list_artifacts(&request.trajectory_id, &request.what))
+}
+
+fn list_answer(list: Result<ArtifactList, ArtifactError>) -> Vec<u8> {
+    match list {
         Ok(list) => {
             let entries = list.entries.iter().map(|entry| Entry {
                 path: &entry.path,
@@ -173,20 +181,23 @@ struct ArchiveAnswer<'a> {
 
 /// Archives artifacts and gives the answer to `/artifacts/archive`. Blocks.
 pub(super) fn archive(executor: &ToolExecutor, request: &ArchiveRequest) -> Vec<u8> {
-    let (success, content, error, bytes, entry_count) =
-        match executor.archive_artifacts(&request.trajectory_id, &request.what) {
-            Ok((archive, summary)) => {
-                let content = STANDARD.encode(&archive);
-                (true, content, String::new(), archive.len() as u64, summary.entry_count)
-            }
-            Err(error) => {
-                let bytes = match error {
-                    ArtifactError::TooLarge { bytes, .. } => bytes,
-                    _ => 0,
-                };
-                (false, String::new(), told(&error), bytes, 0)
-            }
-        };
+    archive_answer(executor.archive_artifacts(&request.trajectory_id, &request.what))
+}
+
+fn archive_answer(archive: Result<(Vec<u8>, ArchiveSummary), ArtifactError>) -> Vec<u8> {
+    let (success, content, error, bytes, entry_count) = match archive {
+        Ok((archive, summary)) => {
+            let content = STANDARD.encode(&archive);
+            (true, content, String::new(), archive.len() as u64, summary.entry_count)
+        }
+        Err(error) => {
+            let bytes = match error {
+                ArtifactError::TooLarge { bytes, .. } => bytes,
+                _ => 0,
+            };
+            (false, String::new(), told(&error), bytes, 0)
+        }
+    };
     to_json(&ArchiveAnswer {
         success,
         content: &content,
@@ -207,4 +218,54 @@ fn told(error: &ArtifactError) -> String {
         cause = error.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::artifact::ArtifactEntry;
+
+    fn text(answer: Vec<u8>) -> String {
+        String::from_utf8(answer).unwrap()
+    }
+
+    #[test]
+    fn artifacts_are_told_with_every_field() {
+        let artifact = || Artifact {
+            content: b"h\xc3\xa9\xff".to_vec(),
+            offset: 0,
+            file_size: 9,
+            truncated: true,
+            path: "a.txt".to_owned(),
+            mime: "text/plain".to_owned(),
+            sha256: Some("00".to_owned()),
+            file_sha256: None,
+        };
+        assert_eq!(
+            text(read_answer(Ok(artifact()), false)),
+            r#"{"success":true,"content":"hé�","error":"","encoding":"text","truncated":true,"bytes":4,"file_size":9,"path":"a.txt","mime":"text/plain","sha256":"00"}"#
+        );
+        let base64 = text(read_answer(Ok(artifact()), true));
+        assert!(base64.contains(r#""content":"aMOp/w==","error":"","encoding":"base64""#));
+
+        let entry =
+            ArtifactEntry { path: "a".to_owned(), is_dir: false, size: 2, mtime: 1795330292.8 };
+        let list = ArtifactList { entries: vec![entry], truncated: false };
+        assert_eq!(
+            text(list_answer(Ok(list))),
+            r#"{"success":true,"entries":[{"path":"a","is_dir":false,"size":2,"mtime":1795330292.8}],"truncated":false,"error":""}"#
+        );
+
+        let summary = ArchiveSummary { bytes: 2, entry_count: 3, truncated: false };
+        assert_eq!(
+            text(archive_answer(Ok((b"hi".to_vec(), summary)))),
+            r#"{"success":true,"content":"aGk=","error":"","encoding":"base64","format":"tar.gz","bytes":2,"entry_count":3}"#
+        );
+        assert_eq!(
+            text(archive_answer(Err(ArtifactError::TooLarge { bytes: 734, max: 3 }))),
+            r#"{"success":false,"content":"","error":"Archive too large: 734 bytes (max 3)","encoding":"base64","format":"tar.gz","bytes":734,"entry_count":0}"#
+        );
+        let error = ArtifactError::Io("cannot read a".to_owned(), std::io::Error::other("why"));
+        assert!(text(list_answer(Err(error))).contains("cannot read a: why"));
+    }
 }
