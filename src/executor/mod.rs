@@ -22,7 +22,6 @@ mod lane;
 mod line;
 mod stats;
 mod ticket;
-mod workers;
 
 use std::fmt;
 use std::sync::Arc;
@@ -47,8 +46,8 @@ use self::event::{Accepted, Event};
 use self::gate::{Gate, Refused};
 use self::stats::Refusals;
 use self::ticket::{Cell, Destination, Ticket};
-use self::workers::Workers;
-pub(crate) use self::workers::guarded;
+use crate::workers::{Workers, guarded};
+
 use crate::backend::{Backend, ExecutionId, SlotRef};
 use crate::error::{ReleaseError, StartError, SubmitError, ToolServerError};
 use crate::thread::OwnedThread;
@@ -360,6 +359,24 @@ impl ToolExecutor {
         _: &str,
         _: &crate::artifact::ListArtifacts,
     ) -> Result<crate::artifact::ArtifactList, crate::artifact::ArtifactError> {
+        Err(crate::artifact::ArtifactError::NoSlot)
+    }
+    /// STOPGAP
+    pub fn copy_archive(
+        &self,
+        _: &str,
+        _: &crate::artifact::ArchiveArtifacts,
+        _: &mut (dyn std::io::Write + Send),
+    ) -> Result<crate::artifact::ArchiveSummary, crate::artifact::ArtifactError> {
+        Err(crate::artifact::ArtifactError::NoSlot)
+    }
+    /// STOPGAP
+    pub fn copy_artifact(
+        &self,
+        _: &str,
+        _: &str,
+        _: &mut (dyn std::io::Write + Send),
+    ) -> Result<u64, crate::artifact::ArtifactError> {
         Err(crate::artifact::ArtifactError::NoSlot)
     }
     /// STOPGAP

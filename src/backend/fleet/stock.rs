@@ -20,10 +20,10 @@ use serde_json::json;
 use super::{Connection, PAUSE_MOST};
 use crate::backend::{ContainerChange, Execution, ResetReply, SlotRef, Watcher};
 use crate::client::{self, Failure};
-use crate::executor::guarded;
 use crate::thread::OwnedThread;
 use crate::tool::{Outcome, ToolResult};
 use crate::wire::stock::{Answer, ExecuteRequest, Slots};
+use crate::workers::guarded;
 
 /// How much longer than its call a request may take.
 const MARGIN: Duration = Duration::from_secs(10);

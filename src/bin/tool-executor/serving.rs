@@ -69,7 +69,9 @@ pub(crate) fn serve(args: &ServeArgs) -> ExitCode {
     }
     for name in WITHOUT_MEANING {
         if std::env::var_os(name).is_some() {
-            log::warn!("{name} is ignored: slots are this machine's, or sandbox servers' (--sandbox-url)");
+            log::warn!(
+                "{name} is ignored: slots are this machine's, or sandbox servers' (--sandbox-url)"
+            );
         }
     }
     let is_local = args.fleet.urls.is_empty();
