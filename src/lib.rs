@@ -66,7 +66,8 @@
 //!
 //! # Features
 //! `cli` (default): the `tool-executor` program and what it needs. A library user turns default
-//! features off.
+//! features off. `server` (part of `cli`): the module of that name, an executor
+//! behind a port.
 
 pub mod artifact;
 pub mod backend;

@@ -275,6 +275,11 @@ impl Dispatch {
             slot_ms,
             exec_ms,
             total_ms,
+            containers: super::stats::ContainerCounts {
+                up: self.lanes.len(),
+                ..Default::default()
+            },
+            ..Stats::default()
         }
     }
 

@@ -35,7 +35,7 @@ use parking_lot::{Mutex, RwLock};
 pub use self::completion::{Completion, CompletionQueue};
 pub use self::config::Builder;
 pub use self::lane::BatchPolicy;
-pub use self::stats::{OutcomeCounts, Stats, Summary};
+pub use self::stats::{Bucket, ContainerCounts, LaneStats, OutcomeCounts, Stats, Summary};
 pub use self::ticket::Pending;
 
 use self::batcher::{Batcher, Crew, Ended};
@@ -104,6 +104,16 @@ struct Threads {
     /// What the batcher leaves behind when it ends.
     ended: Receiver<Ended>,
     callback: OwnedThread,
+}
+
+/// STOPGAP
+#[derive(Debug)]
+pub struct CallHandle(Pending);
+impl CallHandle {
+    /// STOPGAP
+    pub fn cancel(&self) {
+        self.0.cancel()
+    }
 }
 
 /// How a close went.
@@ -315,6 +325,49 @@ impl ToolExecutor {
         let destination = Destination::Callback { thread, place, callback: Box::new(on_done) };
         let room_by = Some(Instant::now() + self.queue_timeout);
         self.admit(trajectory_id, call, timeout, room_by, destination).map(drop)
+    }
+
+    /// STOPGAP
+    pub fn try_submit_then(
+        &self,
+        trajectory_id: &str,
+        call: ToolCall,
+        timeout: Option<Duration>,
+        on_done: impl FnOnce(Completion) + Send + 'static,
+    ) -> Result<CallHandle, SubmitError> {
+        let Some(thread) = self.callbacks.read().clone() else {
+            return Err(SubmitError::Closed(Box::new(call)));
+        };
+        let Some(place) = self.callback_places.take() else {
+            return Err(SubmitError::CompletionQueueFull(Box::new(call)));
+        };
+        let destination = Destination::Callback { thread, place, callback: Box::new(on_done) };
+        self.admit(trajectory_id, call, timeout, None, destination)
+            .map(|cell| CallHandle(Pending::new(cell)))
+    }
+    /// STOPGAP
+    pub fn read_artifact(
+        &self,
+        _: &str,
+        _: &crate::artifact::ReadArtifact,
+    ) -> Result<crate::artifact::Artifact, crate::artifact::ArtifactError> {
+        Err(crate::artifact::ArtifactError::NoSlot)
+    }
+    /// STOPGAP
+    pub fn list_artifacts(
+        &self,
+        _: &str,
+        _: &crate::artifact::ListArtifacts,
+    ) -> Result<crate::artifact::ArtifactList, crate::artifact::ArtifactError> {
+        Err(crate::artifact::ArtifactError::NoSlot)
+    }
+    /// STOPGAP
+    pub fn archive_artifacts(
+        &self,
+        _: &str,
+        _: &crate::artifact::ArchiveArtifacts,
+    ) -> Result<(Vec<u8>, crate::artifact::ArchiveSummary), crate::artifact::ArtifactError> {
+        Err(crate::artifact::ArtifactError::NoSlot)
     }
 
     /// Ends the use of a slot: after the trajectory's earlier calls have ended, its slot is freed,

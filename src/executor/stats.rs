@@ -39,6 +39,48 @@ pub struct Stats {
     pub exec_ms: Summary,
     /// Milliseconds from acceptance to the result.
     pub total_ms: Summary,
+    /// STOPGAP
+    pub tools: std::collections::BTreeMap<String, OutcomeCounts>,
+    /// STOPGAP
+    pub containers: ContainerCounts,
+    /// STOPGAP
+    pub lanes: Vec<LaneStats>,
+}
+/// STOPGAP
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct ContainerCounts {
+    /// S
+    pub up: usize,
+    /// S
+    pub unknown: usize,
+    /// S
+    pub down: usize,
+}
+/// STOPGAP
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct LaneStats {
+    /// S
+    pub addr: String,
+    /// S
+    pub waiting: usize,
+    /// S
+    pub unacknowledged: usize,
+    /// S
+    pub running: usize,
+    /// S
+    pub state: String,
+    /// S
+    pub slots: usize,
+    /// S
+    pub held: usize,
+}
+/// STOPGAP
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct Bucket {
+    /// S
+    pub le: f64,
+    /// S
+    pub count: u64,
 }
 
 /// How many results had which outcome.
@@ -93,8 +135,12 @@ impl Refusals {
 }
 
 /// A distribution, in the unit that its name in [`Stats`] says. All zero while it is empty.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Summary {
+    /// S
+    pub sum: f64,
+    /// S
+    pub buckets: Vec<Bucket>,
     /// How many values.
     pub count: u64,
     /// Their mean.
@@ -191,6 +237,7 @@ fn summary(histogram: &Histogram<u64>, unit: f64) -> Summary {
         p90: at(0.9),
         p99: at(0.99),
         max: histogram.max() as f64 / unit,
+        ..Summary::default()
     }
 }
 
@@ -228,6 +275,9 @@ mod tests {
 
     #[test]
     fn an_empty_distribution_is_all_zero() {
-        assert_eq!(Recorder::new(1).summaries(), [Summary::default(); 5]);
+        assert_eq!(
+            Recorder::new(1).summaries(),
+            std::array::from_fn::<_, 5, _>(|_| Summary::default())
+        );
     }
 }

@@ -63,6 +63,7 @@ pub(crate) struct Request {
     parts: hyper::http::request::Parts,
     body: Incoming,
     limits: HttpLimits,
+    connections: Arc<AtomicUsize>,
 }
 
 /// Why a request's body could not be had.
@@ -100,6 +101,11 @@ impl Request {
     /// The `Content-Type` header, if it is text.
     pub(crate) fn content_type(&self) -> Option<&str> {
         self.parts.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok())
+    }
+
+    /// How many connections the server has now.
+    pub(crate) fn connections(&self) -> usize {
+        self.connections.load(Ordering::Relaxed)
     }
 
     /// Reads the body, of at most `max` bytes and never more than the server's limit.
@@ -163,6 +169,10 @@ impl Body for Pieces {
     }
 }
 
+/// How many connections may wait to be accepted; the kernel may allow fewer.
+#[cfg(target_os = "linux")]
+const BACKLOG: i32 = 4_096;
+
 /// A running server. Dropped, it ends at once.
 pub(crate) struct HttpServer {
     addr: SocketAddr,
@@ -188,6 +198,10 @@ impl HttpServer {
     {
         let addr = listener.local_addr()?;
         listener.set_nonblocking(true)?;
+        // The standard library lets 128 wait to be accepted. When a thousand agents connect at once,
+        // the others would try again a second later. Listening again changes just that.
+        #[cfg(target_os = "linux")]
+        rustix::net::listen(&listener, BACKLOG)?;
         let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
         let number = AtomicUsize::new(0);
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -277,10 +291,10 @@ async fn accept<H, F>(
         let _ = stream.set_nodelay(true);
         let mut stream = TimeoutStream::new(stream);
         stream.set_write_timeout(Some(limits.write_timeout));
-        let handler = handler.clone();
+        let (handler, count) = (handler.clone(), connections.clone());
         let service = service_fn(move |request: hyper::Request<Incoming>| {
             let (parts, body) = request.into_parts();
-            let response = handler(Request { parts, body, limits });
+            let response = handler(Request { parts, body, limits, connections: count.clone() });
             async move { Ok::<_, Infallible>(response.await) }
         });
         let connection = hyper::server::conn::http1::Builder::new()

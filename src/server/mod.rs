@@ -5,5 +5,10 @@
 //! it. `http` is the serving, `auth` who may; the fronts are modules of their own.
 
 mod auth;
+mod error;
+mod executor;
 mod http;
 mod turnstile;
+
+pub use error::ServeError;
+pub use executor::{ExecutorServer, ExecutorServerConfig};

@@ -20,6 +20,8 @@ pub use call::ToolCall;
 pub use handler::{Handler, ToolContext};
 pub use openai::OpenAiCallError;
 pub use outcome::Outcome;
+#[cfg(feature = "server")]
+pub(crate) use prepare::clamped_timeout;
 pub use prepare::{MAX_TIMEOUT, MIN_TIMEOUT, Policy};
 pub(crate) use prepare::{Prepared, Work, prepare};
 pub use registry::{RegisterError, RegisteredTool, ToolKind, ToolRegistry};

@@ -174,7 +174,7 @@ fn timeout_of(arguments: &JsonObject) -> Option<Duration> {
 }
 
 /// `seconds` between [`MIN_TIMEOUT`] and [`MAX_TIMEOUT`]; the former where it is not a number.
-fn clamped_timeout(seconds: f64) -> Duration {
+pub(crate) fn clamped_timeout(seconds: f64) -> Duration {
     let (min, max) = (MIN_TIMEOUT.as_secs_f64(), MAX_TIMEOUT.as_secs_f64());
     // `max` gives the bound for NaN, where `clamp` would give NaN.
     Duration::from_secs_f64(seconds.max(min).min(max))

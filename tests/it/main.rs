@@ -4,9 +4,13 @@
 mod close;
 mod completion;
 mod door;
+#[cfg(feature = "server")]
+mod executor_api;
 mod fakes;
 mod handlers;
 mod http;
+#[cfg(feature = "server")]
+mod http_client;
 mod once;
 mod order;
 #[cfg(target_os = "linux")]

@@ -1,0 +1,324 @@
+//! The routes: from a request to its answer.
+//!
+//! Everything here runs on the runtime and does not block. What does – artifacts, releases,
+//! statistics, the reading of large bodies – goes to the runtime's threads for such things, so many
+//! of each kind at once.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use hyper::header::{ALLOW, HeaderName, HeaderValue, LOCATION};
+use serde_json::{Value, json};
+use tokio::sync::{Semaphore, oneshot};
+
+use super::answer::{self, ResultAnswer, to_json};
+use super::calls::{Calls, lost};
+use super::validate::{self, CallRequest, Problems, Rejection};
+use super::{batch, metrics};
+use crate::executor::ToolExecutor;
+use crate::server::auth::{self, Refusal, Token};
+use crate::server::http::{BodyError, Method, Request, Response, StatusCode, response};
+use crate::tool::ToolResult;
+
+/// How much of a body is read of a client that may not use the server, to tell it what is wrong.
+const STRANGERS_BODY: usize = 1024 * 1024;
+/// A body up to this size is parsed where it is read: handing it to a thread would take longer.
+const SMALL_BODY: usize = 64 * 1024;
+
+const JSON: &str = "application/json";
+
+/// What the server is made of, shared by all its requests.
+pub(super) struct Service {
+    executor: Arc<ToolExecutor>,
+    calls: Arc<Calls>,
+    token: Option<Token>,
+    max_body: usize,
+    artifacts: Arc<Semaphore>,
+    releases: Arc<Semaphore>,
+    statistics: Arc<Semaphore>,
+    parsing: Arc<Semaphore>,
+}
+
+/// A path that there is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Route {
+    Root,
+    Health,
+    Status,
+    Metrics,
+    Execute,
+    ExecuteBatch,
+    Cancel,
+    Release,
+    ReadArtifact,
+    ListArtifacts,
+    ArchiveArtifacts,
+}
+
+impl Route {
+    fn of(path: &str) -> Option<Self> {
+        Some(match path {
+            "/" => Self::Root,
+            "/health" => Self::Health,
+            "/status" => Self::Status,
+            "/metrics" => Self::Metrics,
+            "/execute" => Self::Execute,
+            "/execute_batch" => Self::ExecuteBatch,
+            "/cancel" => Self::Cancel,
+            "/release" => Self::Release,
+            "/artifacts/read" => Self::ReadArtifact,
+            "/artifacts/list" => Self::ListArtifacts,
+            "/artifacts/archive" => Self::ArchiveArtifacts,
+            _ => return None,
+        })
+    }
+
+    fn method(self) -> Method {
+        match self {
+            Self::Root | Self::Health | Self::Status | Self::Metrics => Method::GET,
+            _ => Method::POST,
+        }
+    }
+}
+
+impl Service {
+    /// The routes before `executor`.
+    pub(super) fn new(executor: Arc<ToolExecutor>, token: Option<Token>, max_body: usize) -> Self {
+        let places = |number| Arc::new(Semaphore::new(number));
+        Self {
+            calls: Calls::new(executor.clone()),
+            executor,
+            token,
+            max_body,
+            // Together below the 512 threads that the runtime has for blocking.
+            artifacts: places(16),
+            releases: places(256),
+            statistics: places(4),
+            parsing: places(4),
+        }
+    }
+
+    /// Answers a request. Dropped before it has, it cancels the calls of the request.
+    pub(super) async fn serve(self: Arc<Self>, request: Request) -> Response {
+        let Some(route) = Route::of(request.path()) else { return elsewhere(&request) };
+        if *request.method() != route.method() {
+            let mut refusal = detail(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed");
+            let allow = if route.method() == Method::GET { "GET" } else { "POST" };
+            refusal.headers_mut().insert(ALLOW, HeaderValue::from_static(allow));
+            return refusal;
+        }
+        match self.answer(route, request).await {
+            Ok(answer) | Err(answer) => answer,
+        }
+    }
+
+    /// The answer, `Err` being one that came about early.
+    async fn answer(&self, route: Route, request: Request) -> Result<Response, Response> {
+        Ok(match route {
+            Route::Root => json_response(r#"{"message":"Atropos-Agent Tool Executor"}"#),
+            Route::Health => json_response(r#"{"status":"ok"}"#),
+            Route::Status => {
+                let executor = self.executor.clone();
+                let status = move || answer::status(&executor.stats());
+                json_response(blocking(&self.statistics, status).await?)
+            }
+            Route::Metrics => {
+                auth::check(self.token.as_ref(), request.authorization()).map_err(refused)?;
+                let (executor, connections) = (self.executor.clone(), request.connections());
+                let text = move || metrics::text(&executor.stats(), connections);
+                let text = blocking(&self.statistics, text).await?;
+                response(StatusCode::OK, metrics::CONTENT_TYPE, text)
+            }
+            Route::Execute => {
+                let wrong = validate::query(request.query());
+                let call = self.body(request, wrong, validate::call).await?;
+                self.execute(call).await
+            }
+            Route::ExecuteBatch => {
+                let calls = self.body(request, None, validate::calls).await?;
+                batch::run(self.calls.clone(), calls)
+            }
+            Route::Cancel => {
+                let meant = self.body(request, None, validate::cancel).await?;
+                let cancelled = self.calls.cancel(&meant.trajectory_id, meant.uniq_id.as_deref());
+                json_response(to_json(&json!({"status": "ok", "cancelled": cancelled})))
+            }
+            Route::Release => {
+                let release = self.body(request, None, validate::release).await?;
+                self.release(release.trajectory_id, release.reset_workspace).await;
+                json_response(r#"{"status":"ok"}"#)
+            }
+            Route::ReadArtifact => {
+                let read = self.body(request, None, validate::read_artifact).await?;
+                self.artifacts(move |executor| answer::read(executor, &read)).await?
+            }
+            Route::ListArtifacts => {
+                let list = self.body(request, None, validate::list_artifacts).await?;
+                self.artifacts(move |executor| answer::list(executor, &list)).await?
+            }
+            Route::ArchiveArtifacts => {
+                let archive = self.body(request, None, validate::archive_artifacts).await?;
+                self.artifacts(move |executor| answer::archive(executor, &archive)).await?
+            }
+        })
+    }
+
+    /// The request's body as `read` reads it, from a client that may use the server; `wrong` is what
+    /// is wrong with the request besides.
+    ///
+    /// What is wrong is told before the client is refused, as by the reference; but a stranger
+    /// cannot make the server read much.
+    async fn body<T: Send + 'static>(
+        &self,
+        request: Request,
+        wrong: Option<Value>,
+        read: fn(Value) -> Result<T, Problems>,
+    ) -> Result<T, Response> {
+        let allowed = auth::check(self.token.as_ref(), request.authorization());
+        let most = if allowed.is_ok() { self.max_body } else { STRANGERS_BODY };
+        let content_type = request.content_type().map(str::to_owned);
+        let bytes = match (request.read_body(most).await, allowed) {
+            (Ok(bytes), _) => bytes,
+            (Err(_), Err(refusal)) => return Err(refused(refusal)),
+            (Err(error), Ok(())) => return Err(unreadable(error)),
+        };
+        let small = bytes.len() <= SMALL_BODY;
+        let parse = move || {
+            let body = validate::body(&bytes, content_type.as_deref())?;
+            match (read(body), wrong) {
+                (Ok(read), None) => Ok(read),
+                (Ok(_), Some(wrong)) => Err(Rejection::Problems(vec![wrong])),
+                (Err(problems), wrong) => {
+                    Err(Rejection::Problems(wrong.into_iter().chain(problems).collect()))
+                }
+            }
+        };
+        let read = if small { parse() } else { blocking(&self.parsing, parse).await? };
+        match read {
+            Ok(read) => allowed.map(|()| read).map_err(refused),
+            Err(Rejection::Problems(problems)) => {
+                let body = to_json(&json!({"detail": problems}));
+                Err(response(StatusCode::UNPROCESSABLE_ENTITY, JSON, body))
+            }
+            Err(Rejection::NotText) => {
+                Err(detail(StatusCode::BAD_REQUEST, "There was an error parsing the body"))
+            }
+        }
+    }
+
+    async fn execute(&self, request: CallRequest) -> Response {
+        let (tell_done, done) = oneshot::channel();
+        let uniq_id = request.call.uniq_id.clone();
+        // Refused only when the client has gone.
+        let on_done = move |completion: crate::Completion| drop(tell_done.send(completion.result));
+        let in_flight = match self.calls.submit(request, on_done) {
+            Ok(in_flight) => in_flight,
+            Err(refusal) => return result_response(&refusal),
+        };
+        let result = done.await;
+        in_flight.ended();
+        result_response(&result.unwrap_or_else(|_| ToolResult { uniq_id: Some(uniq_id), ..lost() }))
+    }
+
+    /// Releases a trajectory and waits for that to be done – unless very many wait already: then it
+    /// is only on its way. Happens also when the client does not wait for the answer.
+    async fn release(&self, trajectory_id: String, reset_workspace: bool) {
+        let Ok(place) = self.releases.clone().try_acquire_owned() else {
+            self.executor.submit_release(&trajectory_id, reset_workspace);
+            return;
+        };
+        let executor = self.executor.clone();
+        let released = tokio::task::spawn_blocking(move || {
+            let _place = place;
+            if let Err(error) = executor.release_trajectory(&trajectory_id, reset_workspace) {
+                // The slot is kept back until it is empty: nothing for the client to see to.
+                log::warn!("the release of trajectory {trajectory_id:?}: {error}");
+            }
+        });
+        // An error is a panic, which was reported, or the server's end.
+        let _ = released.await;
+    }
+
+    async fn artifacts(
+        &self,
+        answer: impl FnOnce(&ToolExecutor) -> Vec<u8> + Send + 'static,
+    ) -> Result<Response, Response> {
+        let executor = self.executor.clone();
+        let answer = blocking(&self.artifacts, move || answer(&executor)).await?;
+        Ok(json_response(answer))
+    }
+}
+
+/// Runs what blocks on a thread for it, when there is a place.
+async fn blocking<T: Send + 'static>(
+    places: &Arc<Semaphore>,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Response> {
+    let failed = || detail(StatusCode::INTERNAL_SERVER_ERROR, "Internal Server Error");
+    // The semaphores are never closed.
+    let place = places.clone().acquire_owned().await.map_err(|_| failed())?;
+    let done = tokio::task::spawn_blocking(move || {
+        // Taken along: the place is free again when the work has ended, not when its client left.
+        let _place = place;
+        work()
+    });
+    done.await.map_err(|error| {
+        log::error!("a request's work failed: {error}");
+        failed()
+    })
+}
+
+/// A redirect to the path without, or with, the slash at its end, or 404.
+fn elsewhere(request: &Request) -> Response {
+    let path = request.path();
+    let Some(path) = path.strip_suffix('/').filter(|path| Route::of(path).is_some()) else {
+        return detail(StatusCode::NOT_FOUND, "Not Found");
+    };
+    let location = match request.query() {
+        Some(query) => format!("{path}?{query}"),
+        None => path.to_owned(),
+    };
+    let mut redirect = response(StatusCode::TEMPORARY_REDIRECT, JSON, Bytes::new());
+    // What came as a request's target is fit for a header.
+    if let Ok(location) = HeaderValue::from_str(&location) {
+        redirect.headers_mut().insert(LOCATION, location);
+    }
+    redirect
+}
+
+fn json_response(body: impl Into<Bytes>) -> Response {
+    response(StatusCode::OK, JSON, body)
+}
+
+/// A tool's result. How the call ended is told in headers, where the reference has nothing.
+fn result_response(result: &ToolResult) -> Response {
+    let mut answer = json_response(to_json(&ResultAnswer::of(result)));
+    let may_have = if result.may_have_executed { "true" } else { "false" };
+    let outcome = HeaderName::from_static("x-tool-outcome");
+    answer.headers_mut().insert(outcome, HeaderValue::from_static(result.outcome.as_str()));
+    let executed = HeaderName::from_static("x-tool-may-have-executed");
+    answer.headers_mut().insert(executed, HeaderValue::from_static(may_have));
+    answer
+}
+
+fn detail(status: StatusCode, detail: &str) -> Response {
+    response(status, JSON, to_json(&json!({"detail": detail})))
+}
+
+fn refused(refusal: Refusal) -> Response {
+    let status = StatusCode::from_u16(refusal.status).unwrap_or(StatusCode::FORBIDDEN);
+    detail(status, refusal.detail)
+}
+
+fn unreadable(error: BodyError) -> Response {
+    match error {
+        BodyError::TooLarge(max) => {
+            let text = format!("The request's body is too large: at most {max} bytes");
+            detail(StatusCode::PAYLOAD_TOO_LARGE, &text)
+        }
+        BodyError::TooSlow => {
+            detail(StatusCode::REQUEST_TIMEOUT, "The request's body took too long")
+        }
+        BodyError::Broken => detail(StatusCode::BAD_REQUEST, "There was an error parsing the body"),
+    }
+}
