@@ -83,6 +83,7 @@ mod thread;
 pub mod tool;
 pub mod toolserver;
 mod wire;
+mod workers;
 
 pub use error::{BackendError, ReleaseError, StartError, SubmitError};
 pub use executor::{

@@ -9,10 +9,10 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use super::dispatch::{Action, Dispatch, External, HandlerCall, ToolServerCall};
 use super::event::Event;
 use super::stats::Stats;
-use super::workers::{Workers, guarded};
 use crate::backend::{Backend, Execution, ResetReply};
 use crate::tool::{Outcome, ToolResult};
 use crate::toolserver::{ExternalCall, ToolServer};
+use crate::workers::{Workers, guarded};
 
 /// How many events are taken in before what follows from them is done: large enough that batches
 /// form under load, small enough that nobody waits long.

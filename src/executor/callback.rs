@@ -6,8 +6,8 @@ use crossbeam_channel::{Sender, unbounded};
 
 use super::completion::{Completion, Place};
 use super::ticket::Callback;
-use super::workers::guarded;
 use crate::thread::OwnedThread;
+use crate::workers::guarded;
 
 /// A callback and what it is to be called with.
 pub(crate) struct CallbackJob {

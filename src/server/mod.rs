@@ -8,7 +8,9 @@ mod auth;
 mod error;
 mod executor;
 mod http;
+mod sandbox;
 mod turnstile;
 
 pub use error::ServeError;
 pub use executor::{ExecutorServer, ExecutorServerConfig};
+pub use sandbox::{SandboxServer, SandboxServerConfig};
