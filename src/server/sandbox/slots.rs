@@ -36,7 +36,7 @@ const FIRST_RESET: Duration = Duration::from_secs(60);
 const CLEAN_UP: Duration = Duration::from_secs(10);
 
 /// The tools there are on the wire.
-const TOOLS: [&str; 5] = ["bash", "bash_stateful", "read_file", "write_file", "tmux"];
+pub(crate) const TOOLS: [&str; 5] = ["bash", "bash_stateful", "read_file", "write_file", "tmux"];
 
 /// What is called with a call's result. Must not block.
 pub(crate) type OnDone = Box<dyn FnOnce(ToolResult) + Send>;
@@ -197,6 +197,11 @@ impl Slots {
     /// How many slots there are.
     pub(crate) fn len(&self) -> usize {
         self.slots.len()
+    }
+
+    /// Whether commands run isolated from the machine.
+    pub(crate) fn isolates(&self) -> bool {
+        self.backend.isolates()
     }
 
     /// A slot's name.
