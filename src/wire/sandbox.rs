@@ -213,14 +213,15 @@ pub(crate) fn not_started(why: &str, sandboxed: bool) -> ToolResult {
 
 /// A result object.
 pub(crate) fn result(result: ToolResult, execution_id: Value) -> Value {
-    let ToolResult { success, output, error, metadata, .. } = result;
-    json!({
-        "success": success,
-        "output": output,
-        "error": error,
-        "execution_id": execution_id,
-        "metadata": metadata,
-    })
+    // Moved, where `json!` would copy what may be long.
+    let fields = [
+        ("success", Value::Bool(result.success)),
+        ("output", Value::String(result.output)),
+        ("error", Value::String(result.error)),
+        ("execution_id", execution_id),
+        ("metadata", Value::Object(result.metadata)),
+    ];
+    Value::Object(fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
 }
 
 /// The answer that something failed.
@@ -374,9 +375,9 @@ impl ReadRequest {
         } else {
             String::from_utf8_lossy(&artifact.content).into_owned()
         };
-        Ok(json!({
+        let mut answer = json!({
             "success": true,
-            "content": content,
+            "content": null,
             "encoding": self.encoding,
             "truncated": artifact.truncated,
             "bytes": bytes,
@@ -386,7 +387,10 @@ impl ReadRequest {
             "sha256": artifact.sha256,
             "offset": artifact.offset,
             "file_sha256": artifact.file_sha256,
-        }))
+        });
+        // Moved, where `json!` would copy.
+        answer["content"] = content.into();
+        Ok(answer)
     }
 }
 
@@ -464,14 +468,16 @@ impl ArchiveRequest {
         let what = self.what.as_ref().map_err(|Outside| ArtifactError::Outside)?;
         let mut bytes = Vec::new();
         let summary = archive(what, &mut bytes)?;
-        Ok(json!({
+        let mut answer = json!({
             "success": true,
-            "content": STANDARD.encode(&bytes),
+            "content": null,
             "encoding": "base64",
             "format": "tar.gz",
             "bytes": bytes.len(),
             "entry_count": summary.entry_count,
-        }))
+        });
+        answer["content"] = STANDARD.encode(&bytes).into();
+        Ok(answer)
     }
 }
 

@@ -539,3 +539,6 @@ fn closed(may_have_executed: bool) -> ToolResult {
 fn crowded() -> ToolResult {
     ToolResult::failure(Outcome::NeverRan, "too many calls wait for this slot")
 }
+
+#[cfg(test)]
+mod tests;
