@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 
 use super::{Backend, Container, Execution, ExecutionId, ResetReply, SlotRef};
 use crate::error::BackendError;
-use crate::sandbox::bash::{IsolationPolicy, bash_result};
+use crate::sandbox::bash::{IsolationPolicy, bash_result, not_started};
 use crate::sandbox::etc;
 use crate::sandbox::files::{self, DEFAULT_MAX_FILE_BYTES};
 use crate::sandbox::isolation::Isolation;
@@ -196,11 +196,12 @@ impl LocalBackend {
         }
         let Some(place) = self.0.slots.get(slot.index) else { return };
         let command = match arguments.get("command") {
+            None => String::new(),
             Some(serde_json::Value::String(command)) if !command.contains('\0') => command.clone(),
-            _ => {
+            Some(_) => {
                 // The model's doing, unlike what the engine itself may fail at.
-                let error = "Failed to execute command: 'command' must be a string without NULs";
-                return reply.send(ToolResult::failure(Outcome::InvalidCall, error));
+                return reply
+                    .send(not_started("'command' must be a string without NULs", sandboxed));
             }
         };
         let spec = CommandSpec {
@@ -296,6 +297,10 @@ impl Backend for LocalBackend {
         if let Some(command) = command {
             self.0.supervisor.cancel(command);
         }
+    }
+
+    fn isolates(&self) -> bool {
+        self.not_isolated_because().is_none()
     }
 
     fn close(&self, _deadline: Instant) {

@@ -135,6 +135,12 @@ pub trait Backend: Send + Sync + 'static {
         false
     }
 
+    /// Whether commands run isolated from the machine and from other slots, as far as is known.
+    /// Defaults to `true`.
+    fn isolates(&self) -> bool {
+        true
+    }
+
     /// Ends everything that is left and cleans up; nothing is called after it. What was called before
     /// and has not returned – it took longer than its calls may – still runs. Blocks until
     /// `deadline` at most. Defaults to doing nothing.
@@ -195,6 +201,10 @@ impl<B: Backend + ?Sized> Backend for Arc<B> {
 
     fn starts_dirty(&self) -> bool {
         (**self).starts_dirty()
+    }
+
+    fn isolates(&self) -> bool {
+        (**self).isolates()
     }
 
     fn close(&self, deadline: Instant) {

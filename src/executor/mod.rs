@@ -46,13 +46,12 @@ use self::event::{Accepted, Event};
 use self::gate::{Gate, Refused};
 use self::stats::Refusals;
 use self::ticket::{Cell, Destination, Ticket};
-use crate::workers::{Workers, guarded};
-
 use crate::backend::{Backend, ExecutionId, SlotRef};
 use crate::error::{ReleaseError, StartError, SubmitError, ToolServerError};
 use crate::thread::OwnedThread;
 use crate::tool::{Outcome, Policy, Prepared, ToolCall, ToolRegistry, ToolResult, prepare};
 use crate::toolserver::{ToolServer, ToolServerConfig};
+use crate::workers::{Workers, guarded};
 
 /// The longest trajectory id, in bytes.
 pub const MAX_TRAJECTORY_ID: usize = 512;

@@ -97,10 +97,14 @@ fn exit_failure(code: i32) -> ToolResult {
 }
 
 fn setup_failure(text: &str, sandboxed: bool) -> ToolResult {
+    ToolResult { outcome: Outcome::BackendFailed, ..not_started(text, sandboxed) }
+}
+
+/// The result of a call that cannot be run because of what is in it.
+pub(crate) fn not_started(why: &str, sandboxed: bool) -> ToolResult {
     let kind = if sandboxed { "sandboxed command" } else { "command" };
-    let error = format!("Failed to execute {kind}: {text}");
-    let mut result = ToolResult::failure(Outcome::BackendFailed, error);
-    result.may_have_executed = false;
+    let error = format!("Failed to execute {kind}: {why}");
+    let mut result = ToolResult::failure(Outcome::InvalidCall, error);
     put(&mut result.metadata, "sandboxed", sandboxed);
     result
 }

@@ -4,6 +4,8 @@
 //! ones are ignored, and the text may be Python's dialect of JSON. What is written is strict JSON.
 
 pub(crate) mod native;
+#[cfg(feature = "server")]
+pub(crate) mod sandbox;
 pub(crate) mod stock;
 pub(crate) mod tool_server;
 

@@ -53,6 +53,8 @@ pub(super) struct Native {
     /// Told when a result is there, and when a session ends.
     news: Notify,
     lease_watched: AtomicBool,
+    /// Streams of results end as soon as nothing runs.
+    closing: AtomicBool,
 }
 
 struct Session {
@@ -97,7 +99,14 @@ impl Native {
             session: Mutex::new(None),
             news: Notify::new(),
             lease_watched: AtomicBool::new(false),
+            closing: AtomicBool::new(false),
         })
+    }
+
+    /// Ends the stream of results when nothing runs any more.
+    pub(super) fn close(&self) {
+        self.closing.store(true, Ordering::Release);
+        self.news.notify_waiters();
     }
 
     /// Answers a request to one of the native routes; `None` if there is no such route.
@@ -384,6 +393,9 @@ impl Native {
             for result in results.drain(..) {
                 write_line(&mut text, &result);
             }
+            if text.is_empty() && self.closing.load(Ordering::Acquire) && self.is_idle() {
+                return;
+            }
             if text.is_empty() {
                 write_line(&mut text, &ResultLine::Beat { beat });
                 beat += 1;
@@ -398,6 +410,13 @@ impl Native {
                 () = tokio::time::sleep(BEAT) => {}
             }
         }
+    }
+
+    /// Whether nothing of the session runs.
+    fn is_idle(&self) -> bool {
+        let current = self.session.lock();
+        let mut ops = current.iter().flat_map(|session| &session.ops);
+        !ops.any(|ops| matches!(ops.what, What::Running(_)))
     }
 
     fn archive(self: &Arc<Self>, request: ArchiveRequest) -> Result<Response, Refusal> {

@@ -1,16 +1,24 @@
-//! The slots of one container behind a server: who may enter which when, and what runs there now.
+//! The slots of one container behind a server: whose turn it is in each, and who gets the answer.
 //!
-//! Each slot has a queue, first come, first served, that calls, resets and artifacts pass. Whatever
-//! the backend may block on is done on threads of two pools: `tool-io` hands calls over, `tool-files`
-//! reads and archives, so that a large archive holds up no call.
+//! Knows nothing of HTTP. Both protocols of the sandbox server hand it what is to happen in a slot –
+//! calls, resets, work with files – and each slot does one thing at a time, in order of arrival
+//! ([`Turnstile`]). Calls that find their slots free go to the backend as one batch.
 //!
-//! Knows no HTTP and no sessions.
+//! # Threads
+//! Nothing here blocks its caller. What talks to the backend runs on the threads `tool-slots-N`, what
+//! reads workspaces on `tool-files-N`. A turn itself only queues a job: however many wait before a
+//! slot, none of them works on top of another's stack.
+//!
+//! # Exactly one answer
+//! A [`Call`] answers once: by the backend, or when the last that could have run it – a turn, a job,
+//! the backend's reply – is dropped, or when the server closes.
 
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 
 use crate::backend::{Answer, Backend, Execution, ExecutionId, Reply, ResetReply, SlotRef};
 use crate::error::BackendError;
@@ -18,110 +26,172 @@ use crate::server::turnstile::{Inside, Turnstile};
 use crate::tool::{JsonObject, Outcome, ToolResult};
 use crate::workers::{Workers, guarded};
 
-/// The tools that a sandbox may have.
-const TOOLS: [&str; 5] = ["bash", "bash_stateful", "read_file", "write_file", "tmux"];
-/// How many threads hand calls over.
+/// The threads that talk to the backend. They do not wait for commands, but file tools run on them.
 const IO_THREADS: usize = 8;
-/// How many threads read and archive files.
+/// The threads that read workspaces.
 const FILE_THREADS: usize = 4;
+/// How long the backend may take to empty a slot at the start.
+const FIRST_RESET: Duration = Duration::from_secs(60);
+/// How long the backend may take to end what is left, after the grace.
+const CLEAN_UP: Duration = Duration::from_secs(10);
+
+/// The tools there are on the wire.
+pub(crate) const TOOLS: [&str; 5] = ["bash", "bash_stateful", "read_file", "write_file", "tmux"];
+
+/// What is called with a call's result. Must not block.
+pub(crate) type OnDone = Box<dyn FnOnce(ToolResult) + Send>;
+type Job = Box<dyn FnOnce() + Send>;
 
 /// A call for a slot.
 pub(crate) struct SlotCall {
-    /// The slot's index.
+    /// The slot's index, below [`Slots::len`].
     pub(crate) slot: usize,
-    /// Whose call it is, where that is known.
+    /// Whose call it is, for people who look into the server.
     pub(crate) trajectory_id: Arc<str>,
-    /// The tool, as the sandbox calls it.
+    /// The tool's name, which may be unknown.
     pub(crate) tool: String,
     /// Its arguments.
     pub(crate) arguments: JsonObject,
     /// Its time limit.
     pub(crate) timeout: Duration,
-    /// Gets the result, exactly once, on any thread; must not block.
-    pub(crate) on_done: Box<dyn FnOnce(ToolResult) + Send>,
+    /// Called once, whatever happens, when the slot is free again. Must not block.
+    pub(crate) on_done: OnDone,
 }
 
-/// See the module.
+/// The slots of one container.
 pub(crate) struct Slots {
     backend: Arc<dyn Backend>,
+    addr: Arc<str>,
     slots: Vec<Slot>,
-    next_id: AtomicU64,
-    /// Commands get no network, whatever their calls say.
     cut_network: bool,
+    next_id: AtomicU64,
+    /// What has no answer yet.
+    open: Mutex<HashMap<ExecutionId, Arc<Call>>>,
+    /// Told when `open` becomes empty.
+    idle: Condvar,
+    closing: AtomicBool,
     /// Taken when closing.
-    workers: Mutex<Option<Pools>>,
-}
-
-struct Pools {
-    io: Workers,
-    files: Workers,
+    io: Mutex<Option<Workers>>,
+    files: Mutex<Option<Workers>>,
+    refused: Mutex<Refused>,
 }
 
 struct Slot {
-    slot_ref: SlotRef,
+    name: Arc<str>,
     turnstile: Turnstile,
-    /// The calls that wait for this slot or run in it.
-    calls: Mutex<Vec<Arc<Call>>>,
+    /// Whose call runs in it.
+    current: Mutex<Option<Arc<str>>>,
+    /// How often it was reset.
+    generation: AtomicU64,
 }
 
-/// A call from its acceptance to its answer.
+/// Jobs that no thread took, on their way to be dropped.
+#[derive(Default)]
+struct Refused {
+    jobs: VecDeque<Job>,
+    somebody_drops: bool,
+}
+
+/// A call, or a reset, from its arrival to its answer.
 struct Call {
     id: ExecutionId,
-    slots: std::sync::Weak<Slots>,
     slot: usize,
+    slots: Arc<Slots>,
     cancelled: AtomicBool,
     handed_over: AtomicBool,
-    owed: Mutex<Owed>,
+    /// Taken by the answer.
+    owed: Mutex<Option<Owed>>,
 }
 
 struct Owed {
-    on_done: Option<Box<dyn FnOnce(ToolResult) + Send>>,
+    on_done: OnDone,
+    /// From its turn on.
     inside: Option<Inside>,
 }
 
-/// What is to be handed to the backend.
-struct Ready {
+/// A call whose turn has not come, or whose job has not run: dropped, it never ran.
+struct Unstarted {
     call: Arc<Call>,
-    execution: Execution,
+    /// Somebody else answers it.
+    started: bool,
 }
 
+/// A call's way to the backend, kept until it is there.
+struct Ready {
+    unstarted: Unstarted,
+    trajectory_id: Arc<str>,
+    tool: String,
+    arguments: JsonObject,
+    timeout: Duration,
+}
+
+/// Calls its function when it is dropped.
+struct OnDrop(Option<Job>);
+
 impl Slots {
-    /// The slots of this backend, which has one container.
+    /// Starts the backend's container and the threads that talk to it. Blocks while the backend does.
+    /// With `cut_network` no call has the network, whatever it says.
     ///
     /// # Errors
-    /// The backend does not start, has another number of containers, or there are no threads.
+    /// The backend's, or it has not exactly one container with slots, or there are no threads.
     pub(crate) fn start(
         backend: Arc<dyn Backend>,
         cut_network: bool,
     ) -> Result<Arc<Self>, BackendError> {
         let mut containers = backend.start()?;
-        let (Some(container), true) = (containers.pop(), containers.is_empty()) else {
-            return Err(BackendError::new("a sandbox server serves exactly one container"));
+        let container = match (containers.pop(), containers.len()) {
+            (Some(container), 0) if !container.slots.is_empty() => container,
+            _ => return Err(BackendError::new("the backend must have one container, with slots")),
         };
-        let no_threads = |error| BackendError::with_source("no threads to be had", error);
-        let pools = Pools {
-            io: Workers::start("tool-io", IO_THREADS).map_err(no_threads)?,
-            files: Workers::start("tool-files", FILE_THREADS).map_err(no_threads)?,
+        let workers = |name, threads| {
+            Workers::start(name, threads)
+                .map(|workers| Mutex::new(Some(workers)))
+                .map_err(|error| BackendError::with_source("cannot start threads", error))
         };
-        let addr: Arc<str> = container.addr.into();
-        let slot = |(index, name): (usize, String)| Slot {
-            slot_ref: SlotRef {
-                container: 0,
-                addr: addr.clone(),
-                index,
-                name: name.into(),
-                generation: 1,
-            },
+        let slot = |name: String| Slot {
+            name: name.into(),
             turnstile: Turnstile::default(),
-            calls: Mutex::default(),
+            current: Mutex::new(None),
+            generation: AtomicU64::new(0),
         };
-        Ok(Arc::new(Self {
-            backend,
-            slots: container.slots.into_iter().enumerate().map(slot).collect(),
-            next_id: AtomicU64::new(1),
+        let slots = Arc::new(Self {
+            addr: container.addr.into(),
+            slots: container.slots.into_iter().map(slot).collect(),
             cut_network,
-            workers: Mutex::new(Some(pools)),
-        }))
+            next_id: AtomicU64::new(1),
+            open: Mutex::default(),
+            idle: Condvar::new(),
+            closing: AtomicBool::new(false),
+            io: workers("tool-slots", IO_THREADS)?,
+            files: workers("tool-files", FILE_THREADS)?,
+            refused: Mutex::default(),
+            backend,
+        });
+        if slots.backend.starts_dirty() {
+            slots.reset_all()?;
+        }
+        Ok(slots)
+    }
+
+    /// Empties every slot, and waits for that.
+    fn reset_all(self: &Arc<Self>) -> Result<(), BackendError> {
+        let (tell, told) = crossbeam_channel::unbounded();
+        for slot in 0..self.len() {
+            let tell = tell.clone();
+            // Refused only after the time is up.
+            self.reset(slot, Box::new(move |reset| drop(tell.send((slot, reset)))));
+        }
+        let deadline = Instant::now() + FIRST_RESET;
+        for _ in 0..self.len() {
+            let (slot, why) = match told.recv_deadline(deadline) {
+                Ok((_, Ok(()))) => continue,
+                Ok((slot, Err(why))) => (self.name(slot), why),
+                Err(_) => ("a slot", "it takes too long".to_owned()),
+            };
+            self.close(Instant::now());
+            return Err(BackendError::new(format!("cannot empty {slot}: {why}")));
+        }
+        Ok(())
     }
 
     /// How many slots there are.
@@ -129,245 +199,346 @@ impl Slots {
         self.slots.len()
     }
 
-    /// A slot's name. The index must be one of a slot.
+    /// Whether commands run isolated from the machine.
+    pub(crate) fn isolates(&self) -> bool {
+        self.backend.isolates()
+    }
+
+    /// A slot's name.
     pub(crate) fn name(&self, slot: usize) -> &str {
-        &self.slots[slot].slot_ref.name
+        &self.slots[slot].name
     }
 
-    /// The slot of this name.
+    /// The index of the slot of this name.
     pub(crate) fn find(&self, name: &str) -> Option<usize> {
-        self.slots.iter().position(|slot| *slot.slot_ref.name == *name)
+        self.slots.iter().position(|slot| &*slot.name == name)
     }
 
-    /// Whether a call, a reset or the like is in the slot.
+    /// Whether a call runs in the slot now.
     pub(crate) fn is_executing(&self, slot: usize) -> bool {
-        self.slots[slot].turnstile.is_occupied()
+        self.slots[slot].current.lock().is_some()
     }
 
-    /// Takes calls in, each into its slot's queue. Does not block. Those whose slots are free go to
-    /// the backend as one batch, and `handed_over` is called when that has been done; the others take
-    /// their turn later. Gives their ids.
+    /// Whose call runs in the slot now.
+    pub(crate) fn current(&self, slot: usize) -> Option<Arc<str>> {
+        self.slots[slot].current.lock().clone()
+    }
+
+    /// Runs calls, each when its slot's turn comes. Does not block.
+    ///
+    /// Those whose slots are free go to the backend as one batch, in one job; `handed_over` is called
+    /// after that job, or at once if there is none. Gives the ids in the order of the calls.
     pub(crate) fn execute(
         self: &Arc<Self>,
         calls: Vec<SlotCall>,
         handed_over: Box<dyn FnOnce() + Send>,
     ) -> Vec<ExecutionId> {
-        // Open while the calls enter: what may go at once is collected.
-        let collecting = Arc::new(Mutex::new(Some(Vec::new())));
-        let ids = calls
-            .into_iter()
-            .map(|asked| {
-                let id = ExecutionId(self.next_id.fetch_add(1, Ordering::Relaxed));
-                self.enter(id, asked, &collecting);
-                id
-            })
-            .collect();
-        let batch = collecting.lock().take().unwrap_or_default();
-        self.hand_over(batch, handed_over);
+        let handed_over = OnDrop(Some(handed_over));
+        let batch = Arc::new(Mutex::new(Some(Vec::new())));
+        let mut ids = Vec::with_capacity(calls.len());
+        for call in calls {
+            let SlotCall { slot, trajectory_id, tool, arguments, timeout, on_done } = call;
+            let unstarted = self.open(slot, on_done);
+            ids.push(unstarted.call.id);
+            let ready = Ready { unstarted, trajectory_id, tool, arguments, timeout };
+            let batch = batch.clone();
+            self.enter(slot, move |slots, inside| {
+                if let Some(inside) = ready.unstarted.call.keep(inside) {
+                    return slots.spawn(&slots.io, move || drop(inside));
+                }
+                let mut batch = batch.lock();
+                if let Some(batch) = &mut *batch {
+                    batch.push(ready);
+                    return;
+                }
+                drop(batch);
+                let job = slots.clone();
+                slots.spawn(&slots.io, move || job.hand_over(vec![ready]));
+            });
+        }
+        let ready = batch.lock().take().unwrap_or_default();
+        if !ready.is_empty() {
+            let slots = self.clone();
+            self.spawn(&self.io, move || {
+                let _handed_over = handed_over;
+                slots.hand_over(ready);
+            });
+        }
         ids
     }
 
-    fn enter(
-        self: &Arc<Self>,
-        id: ExecutionId,
-        asked: SlotCall,
-        collecting: &Arc<Mutex<Option<Vec<Ready>>>>,
-    ) {
-        let SlotCall { slot, trajectory_id, tool, mut arguments, timeout, on_done } = asked;
-        let call = Arc::new(Call {
-            id,
-            slots: Arc::downgrade(self),
-            slot,
-            cancelled: AtomicBool::new(false),
-            handed_over: AtomicBool::new(false),
-            owed: Mutex::new(Owed { on_done: Some(on_done), inside: None }),
-        });
+    /// Gives calls whose turn it is to the backend, on one of its threads.
+    fn hand_over(&self, ready: Vec<Ready>) {
+        let executions = ready.into_iter().filter_map(|ready| self.execution(ready));
+        let batch: Vec<Execution> = executions.collect();
+        if !batch.is_empty() {
+            self.backend.execute(0, batch);
+        }
+    }
+
+    /// What the backend gets of a call; nothing if the call is answered here.
+    fn execution(&self, ready: Ready) -> Option<Execution> {
+        let Ready { unstarted, trajectory_id, tool, mut arguments, timeout } = ready;
+        let call = unstarted.call.clone();
+        let Some(tool) = TOOLS.into_iter().find(|name| *name == tool) else {
+            call.answer(ToolResult::failure(Outcome::UnknownTool, format!("Unknown tool: {tool}")));
+            return None;
+        };
+        // First this, then the look at the flag; whoever cancels does it the other way round.
+        call.handed_over.store(true, Ordering::SeqCst);
+        if call.cancelled.load(Ordering::SeqCst) {
+            let mut result = ToolResult::failure(Outcome::Cancelled, "Command was cancelled");
+            result.may_have_executed = false;
+            call.answer(result);
+            return None;
+        }
         if self.cut_network {
             arguments.insert("allow_network".to_owned(), false.into());
         }
-        let place = &self.slots[slot];
-        place.calls.lock().push(call.clone());
-        let (slots, collecting) = (self.clone(), collecting.clone());
-        let its_call = call.clone();
-        let slot_ref = place.slot_ref.clone();
-        let entered = place.turnstile.enter(move |inside| {
-            let call = its_call;
-            call.owed.lock().inside = Some(inside);
-            if call.cancelled.load(Ordering::Acquire) {
-                let error = "Tool call was cancelled before it started";
-                return call.answer(unstarted(Outcome::Cancelled, error));
-            }
-            let Some(tool) = TOOLS.into_iter().find(|known| *known == tool) else {
-                let error = format!("Unknown tool: {tool}");
-                return call.answer(unstarted(Outcome::UnknownTool, error));
-            };
-            let reply = Reply::new(call.clone());
-            let execution =
-                Execution { id, trajectory_id, slot: slot_ref, tool, arguments, timeout, reply };
-            let ready = Ready { call, execution };
-            let mut collecting = collecting.lock();
-            match collecting.as_mut() {
-                Some(batch) => batch.push(ready),
-                None => {
-                    drop(collecting);
-                    slots.hand_over(vec![ready], Box::new(|| {}));
-                }
-            }
-        });
-        if entered.is_err() {
-            let error = "too many calls wait for this slot";
-            call.answer(unstarted(Outcome::NeverRan, error));
-        }
+        *self.slots[call.slot].current.lock() = Some(trajectory_id.clone());
+        Some(Execution {
+            id: call.id,
+            trajectory_id,
+            slot: self.slot_ref(call.slot),
+            tool,
+            arguments,
+            timeout,
+            reply: Reply::new(unstarted.into_started()),
+        })
     }
 
-    fn hand_over(self: &Arc<Self>, batch: Vec<Ready>, handed_over: Box<dyn FnOnce() + Send>) {
-        if batch.is_empty() {
-            return handed_over();
-        }
-        let slots = self.clone();
-        let job = move || {
-            let mut executions = Vec::with_capacity(batch.len());
-            for Ready { call, execution } in batch {
-                call.handed_over.store(true, Ordering::Release);
-                executions.push(execution);
-            }
-            // A panic drops the replies, which answers them.
-            if let Err(panic) = guarded(|| slots.backend.execute(0, executions)) {
-                log::error!("the sandbox backend panicked in execute: {panic}");
-            }
-            handed_over();
-        };
-        self.spawn_on(|pools| &pools.io, job);
-    }
-
-    /// Asks for a call's end. One that waits for its slot ends when its turn comes, without having
-    /// run. Does not block.
-    pub(crate) fn cancel(self: &Arc<Self>, id: ExecutionId) {
-        let found = self.slots.iter().find_map(|slot| {
-            let calls = slot.calls.lock();
-            calls.iter().find(|call| call.id == id).cloned()
-        });
-        let Some(call) = found else { return };
-        // Before the look: a hand-over that comes in between sees it.
-        call.cancelled.store(true, Ordering::Release);
-        if call.handed_over.load(Ordering::Acquire) {
+    /// Asks for a call's end; does not block. One that waits for its turn is answered
+    /// [`Outcome::Cancelled`] when that comes; one that is answered already stays so.
+    pub(crate) fn cancel(&self, id: ExecutionId) {
+        let Some(call) = self.open.lock().get(&id).cloned() else { return };
+        call.cancelled.store(true, Ordering::SeqCst);
+        if call.handed_over.load(Ordering::SeqCst) {
             let backend = self.backend.clone();
-            self.spawn(move || backend.cancel(id));
+            self.spawn(&self.io, move || backend.cancel(id));
         }
     }
 
-    /// Empties a slot when its turn comes. Does not block.
+    /// Empties a slot when its turn comes; does not block. `on_done` is called once, whatever
+    /// happens, when the slot is free again.
     pub(crate) fn reset(
         self: &Arc<Self>,
         slot: usize,
         on_done: Box<dyn FnOnce(Result<(), String>) + Send>,
     ) {
-        // Dropped unanswered, it says that it failed.
-        let reply = ResetReply::from_fn(on_done);
-        let slots = self.clone();
-        let place = &self.slots[slot];
-        let slot_ref = place.slot_ref.clone();
-        // Too many wait: the reply is dropped.
-        let _ = place.turnstile.enter(move |inside| {
-            let backend = slots.backend.clone();
-            slots.spawn(move || {
-                let reply = ResetReply::from_fn(move |outcome| {
-                    drop(inside);
-                    reply.send(outcome);
+        let on_done: OnDone = Box::new(move |result| {
+            on_done(if result.success { Ok(()) } else { Err(result.error) });
+        });
+        let unstarted = self.open(slot, on_done);
+        self.enter(slot, move |slots, inside| {
+            if let Some(inside) = unstarted.call.keep(inside) {
+                return slots.spawn(&slots.io, move || drop(inside));
+            }
+            let job = slots.clone();
+            slots.spawn(&slots.io, move || {
+                let call = unstarted.into_started();
+                let generation = &job.slots[slot].generation;
+                generation.fetch_add(1, Ordering::Relaxed);
+                let reply = ResetReply::from_fn(move |reset| {
+                    call.answer(match reset {
+                        Ok(()) => ToolResult::ok(""),
+                        Err(why) => ToolResult::failure(Outcome::BackendFailed, why),
+                    });
                 });
-                backend.reset(&slot_ref, reply);
+                job.backend.reset(&job.slot_ref(slot), reply);
             });
         });
     }
 
-    /// Does something with a slot's files when its turn comes, on a thread that may block.
+    /// Runs a job that may block, when the slot's turn comes, while nothing else happens in the slot.
+    /// Does not block. When the server closes first, or too many wait already, the job is dropped.
     pub(crate) fn with_slot(
         self: &Arc<Self>,
         slot: usize,
         job: Box<dyn FnOnce(&dyn Backend, &SlotRef) + Send>,
     ) {
-        let slots = self.clone();
-        let place = &self.slots[slot];
-        let slot_ref = place.slot_ref.clone();
-        // Too many wait: the job is dropped, and with it whatever it owes.
-        let _ = place.turnstile.enter(move |inside| {
-            let backend = slots.backend.clone();
-            let job = move || {
-                if let Err(panic) = guarded(|| job(&*backend, &slot_ref)) {
-                    log::error!("reading a slot's files panicked: {panic}");
-                }
-                drop(inside);
-            };
-            slots.spawn_on(|pools| &pools.files, job);
+        self.enter(slot, move |slots, inside| {
+            let this = slots.clone();
+            slots.spawn(&slots.files, move || {
+                let _inside = inside;
+                job(&*this.backend, &this.slot_ref(slot));
+            });
         });
     }
 
-    /// How many slots somebody is in.
-    pub(crate) fn executing(&self) -> usize {
-        self.slots.iter().filter(|slot| slot.turnstile.is_occupied()).count()
-    }
-
-    /// Ends everything: what runs is killed, what waits is answered. Blocks until `deadline` at most.
+    /// Lets what there is end until `deadline`, then ends everything: the backend is closed, and what
+    /// has no answer gets one. Blocks, for some seconds beyond the deadline at most. What comes
+    /// afterwards never runs.
     pub(crate) fn close(&self, deadline: Instant) {
-        if let Err(panic) = guarded(|| self.backend.close(deadline)) {
-            log::error!("the sandbox backend panicked in close: {panic}");
-        }
-        let pools = self.workers.lock().take();
-        if let Some(Pools { io, files }) = pools {
-            io.stop();
-            files.stop();
-            io.close(deadline);
-            files.close(deadline);
-        }
-    }
-
-    /// Does something that may block, on a thread that hands calls over.
-    fn spawn(&self, job: impl FnOnce() + Send + 'static) {
-        self.spawn_on(
-            |pools| &pools.io,
-            move || {
-                if let Err(panic) = guarded(job) {
-                    log::error!("the sandbox backend panicked: {panic}");
+        self.closing.store(true, Ordering::SeqCst);
+        {
+            let mut open = self.open.lock();
+            while !open.is_empty() {
+                if self.idle.wait_until(&mut open, deadline).timed_out() {
+                    break;
                 }
-            },
-        );
+            }
+        }
+        let workers: Vec<Workers> = [&self.io, &self.files]
+            .into_iter()
+            .filter_map(|workers| workers.lock().take())
+            .collect();
+        if workers.is_empty() {
+            return;
+        }
+        workers.iter().for_each(Workers::stop);
+        let deadline = Instant::now() + CLEAN_UP;
+        self.backend.close(deadline);
+        for workers in workers {
+            workers.close(deadline);
+        }
+        // Whatever the backend has kept for itself.
+        let left: Vec<Arc<Call>> = self.open.lock().values().cloned().collect();
+        for call in left {
+            call.answer(closed(call.handed_over.load(Ordering::SeqCst)));
+        }
     }
 
-    /// Queues a job, unless everything ends: then it is dropped, and what it owes says so.
-    fn spawn_on(&self, pool: fn(&Pools) -> &Workers, job: impl FnOnce() + Send + 'static) {
-        let pools = self.workers.lock();
-        if let Some(pools) = pools.as_ref() {
-            return pool(pools).spawn(job);
+    /// Notes a call that is owed an answer.
+    fn open(self: &Arc<Self>, slot: usize, on_done: OnDone) -> Unstarted {
+        let id = ExecutionId(self.next_id.fetch_add(1, Ordering::Relaxed));
+        let call = Arc::new(Call {
+            id,
+            slot,
+            slots: self.clone(),
+            cancelled: AtomicBool::new(false),
+            handed_over: AtomicBool::new(false),
+            owed: Mutex::new(Some(Owed { on_done, inside: None })),
+        });
+        self.open.lock().insert(id, call.clone());
+        Unstarted { call, started: false }
+    }
+
+    /// Has `turn` called when the slot is free. Dropped otherwise, which answers its call.
+    fn enter(
+        self: &Arc<Self>,
+        slot: usize,
+        turn: impl FnOnce(&Arc<Self>, Inside) + Send + 'static,
+    ) {
+        if self.closing.load(Ordering::SeqCst) {
+            return;
         }
-        // Not under the lock: its end may begin another's turn.
-        drop(pools);
-        drop(job);
+        let slots = self.clone();
+        // A crowd is told so by what `turn` holds.
+        let _ = self.slots[slot].turnstile.enter(move |inside| turn(&slots, inside));
+    }
+
+    /// Queues a job; without threads it is dropped.
+    fn spawn(&self, workers: &Mutex<Option<Workers>>, job: impl FnOnce() + Send + 'static) {
+        let job: Job = Box::new(job);
+        {
+            let workers = workers.lock();
+            if let Some(workers) = &*workers {
+                return workers.spawn(job);
+            }
+        }
+        // Dropping it lets the next one into its slot, whose job comes here too, and so on. One after
+        // the other, not each on top of the one before.
+        let mut refused = self.refused.lock();
+        refused.jobs.push_back(job);
+        if std::mem::replace(&mut refused.somebody_drops, true) {
+            return;
+        }
+        while let Some(job) = refused.jobs.pop_front() {
+            drop(refused);
+            drop(job);
+            refused = self.refused.lock();
+        }
+        refused.somebody_drops = false;
+    }
+
+    fn slot_ref(&self, index: usize) -> SlotRef {
+        let slot = &self.slots[index];
+        SlotRef {
+            container: 0,
+            addr: self.addr.clone(),
+            index,
+            name: slot.name.clone(),
+            generation: slot.generation.load(Ordering::Relaxed),
+        }
+    }
+}
+
+impl Call {
+    /// Keeps the slot until the answer; gives it back if that was given before.
+    fn keep(&self, inside: Inside) -> Option<Inside> {
+        match &mut *self.owed.lock() {
+            Some(owed) => owed.inside.replace(inside),
+            None => Some(inside),
+        }
     }
 }
 
 impl Answer for Call {
     fn answer(&self, result: ToolResult) {
-        let (on_done, inside) = {
-            let mut owed = self.owed.lock();
-            (owed.on_done.take(), owed.inside.take())
-        };
-        if let Some(slots) = self.slots.upgrade() {
-            slots.slots[self.slot].calls.lock().retain(|call| call.id != self.id);
+        let Some(Owed { on_done, inside }) = self.owed.lock().take() else { return };
+        if inside.is_some() {
+            *self.slots.slots[self.slot].current.lock() = None;
         }
-        // Whoever hears of the result finds the slot free.
+        {
+            let mut open = self.slots.open.lock();
+            open.remove(&self.id);
+            if open.is_empty() {
+                self.slots.idle.notify_all();
+            }
+        }
+        // The next one's turn first: whoever hears of this result finds the slot free.
         drop(inside);
-        if let Some(on_done) = on_done {
-            on_done(result);
+        // A panic must not go on into the backend that answered.
+        if let Err(panic) = guarded(move || on_done(result)) {
+            log::error!("the taker of a result panicked: {panic}");
         }
     }
 
     fn is_cancelled(&self) -> bool {
-        self.cancelled.load(Ordering::Acquire)
+        self.cancelled.load(Ordering::SeqCst)
     }
 }
 
-fn unstarted(outcome: Outcome, error: impl Into<String>) -> ToolResult {
-    let mut result = ToolResult::failure(outcome, error);
-    result.may_have_executed = false;
-    result
+impl Unstarted {
+    /// The call, for who answers it from now on.
+    fn into_started(mut self) -> Arc<Call> {
+        self.started = true;
+        self.call.clone()
+    }
 }
+
+impl Drop for Unstarted {
+    fn drop(&mut self) {
+        if !self.started {
+            let closing = self.call.slots.closing.load(Ordering::SeqCst);
+            self.call.answer(if closing { closed(false) } else { crowded() });
+        }
+    }
+}
+
+impl Drop for OnDrop {
+    fn drop(&mut self) {
+        if let Some(run) = self.0.take()
+            && let Err(panic) = guarded(run)
+        {
+            log::error!("what was to follow a hand-over panicked: {panic}");
+        }
+    }
+}
+
+fn closed(may_have_executed: bool) -> ToolResult {
+    if may_have_executed {
+        return ToolResult::failure(
+            Outcome::SandboxLost,
+            "the server closed before this call ended",
+        );
+    }
+    ToolResult::failure(Outcome::NeverRan, "the server closed before this call ran")
+}
+
+fn crowded() -> ToolResult {
+    ToolResult::failure(Outcome::NeverRan, "too many calls wait for this slot")
+}
+
+#[cfg(test)]
+mod tests;
