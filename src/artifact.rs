@@ -100,7 +100,7 @@ pub struct ArtifactEntry {
 pub struct ArtifactList {
     /// The entries.
     pub entries: Vec<ArtifactEntry>,
-    /// Whether there are more than `max_entries`.
+    /// Whether there are more: than `max_entries`, or too deep down to be shown.
     pub truncated: bool,
 }
 
@@ -134,7 +134,7 @@ pub struct ArchiveSummary {
     pub bytes: u64,
     /// How many entries it has: files, and what else it keeps (directories, symlinks).
     pub entry_count: u64,
-    /// Whether entries were left out because of `max_entries`.
+    /// Whether entries were left out because of `max_entries`, or because they are too deep down.
     pub truncated: bool,
 }
 
@@ -172,9 +172,7 @@ pub enum ArtifactError {
 impl fmt::Display for ArtifactError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NoSlot => {
-                f.write_str("No active slot for trajectory (run a sandbox tool first)")
-            }
+            Self::NoSlot => f.write_str("No active slot for trajectory (run a sandbox tool first)"),
             Self::Outside => f.write_str("Access denied: path outside workspace"),
             Self::NotFound(path) => write!(f, "Not found: {path}"),
             Self::NotAFile(path) => write!(f, "Not a file: {path}"),

@@ -107,8 +107,8 @@ pub trait Backend: Send + Sync + 'static {
     }
 
     /// Writes a `.tar.gz` of the slot's workspace, or of a part of it, to `into`, without holding it
-    /// in memory; as [`read_artifact`](Self::read_artifact). After an error `into` has some part of
-    /// it.
+    /// in memory; as [`read_artifact`](Self::read_artifact), but `into` may be written to by another
+    /// thread, which has ended when this returns. After an error `into` has some part of it.
     ///
     /// # Errors
     /// See [`ArtifactError`].
@@ -116,7 +116,7 @@ pub trait Backend: Send + Sync + 'static {
         &self,
         slot: &SlotRef,
         request: &ArchiveArtifacts,
-        into: &mut dyn Write,
+        into: &mut (dyn Write + Send),
     ) -> Result<ArchiveSummary, ArtifactError> {
         let _ = (slot, request, into);
         Err(ArtifactError::Unsupported)
@@ -183,7 +183,7 @@ impl<B: Backend + ?Sized> Backend for Arc<B> {
         &self,
         slot: &SlotRef,
         request: &ArchiveArtifacts,
-        into: &mut dyn Write,
+        into: &mut (dyn Write + Send),
     ) -> Result<ArchiveSummary, ArtifactError> {
         (**self).archive_artifacts(slot, request, into)
     }

@@ -192,9 +192,7 @@ impl HttpServer {
         let number = AtomicUsize::new(0);
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(cores.clamp(1, 4))
-            .thread_name_fn(move || {
-                format!("tool-http-{}", number.fetch_add(1, Ordering::Relaxed))
-            })
+            .thread_name_fn(move || format!("tool-http-{}", number.fetch_add(1, Ordering::Relaxed)))
             .enable_all()
             .build()?;
         let listener = {
@@ -229,7 +227,8 @@ impl HttpServer {
         if let (Some(runtime), Some((stop, ended))) = (&self.runtime, self.stop.take()) {
             let _ = stop.send(());
             // An error is a timeout: the rest is ended below.
-            let _ = runtime.block_on(async { tokio::time::timeout_at(deadline.into(), ended).await });
+            let _ =
+                runtime.block_on(async { tokio::time::timeout_at(deadline.into(), ended).await });
         }
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_timeout(Duration::from_secs(5));
