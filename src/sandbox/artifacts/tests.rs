@@ -479,16 +479,20 @@ fn names_of_any_bytes_are_archived() {
     assert_eq!(fixture.list(".", false, 10).0, "\u{fffd}\\\n");
 }
 
-#[test]
-fn an_archive_stops_at_its_largest_size() {
-    let fixture = fixture();
-    // Nothing that compresses.
+/// Bytes that do not compress.
+fn noise(bytes: usize) -> Vec<u8> {
     let mut state = 1_u64;
-    let noise = std::iter::repeat_with(|| {
+    let next = std::iter::repeat_with(|| {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         (state >> 56) as u8
     });
-    fixture.write("f", noise.take(1_000_000).collect::<Vec<_>>());
+    next.take(bytes).collect()
+}
+
+#[test]
+fn an_archive_stops_at_its_largest_size() {
+    let fixture = fixture();
+    fixture.write("f", noise(1_000_000));
     let size = fixture.archive(".", 10).1.bytes;
     assert_eq!(fixture.try_archive(".", size, 10).unwrap().1.bytes, size, "an exact fit");
     for max in [0, 10, 500_000, size - 1] {
@@ -500,7 +504,7 @@ fn an_archive_stops_at_its_largest_size() {
     }
     // 1 TiB of nothing.
     fs::File::options().write(true).open(fixture.at("f")).unwrap().set_len(1 << 40).unwrap();
-    assert_error!(fixture.try_archive(".", 1_100_000, 10), ArtifactError::TooLarge { .. });
+    assert_error!(fixture.try_archive(".", size + 20_000, 10), ArtifactError::TooLarge { .. });
     let request = ArchiveArtifacts { max_bytes: u64::MAX, ..ArchiveArtifacts::default() };
     let time = Duration::from_millis(50);
     let result = archive::archive_within(fixture.workspace(), &request, &mut io::sink(), time);
@@ -532,7 +536,7 @@ impl Write for Broken {
 #[test]
 fn a_broken_writer_ends_the_archive() {
     let fixture = fixture();
-    fixture.write("f", vec![0; 100_000_000]);
+    fixture.write("f", noise(200_000));
     let request = ArchiveArtifacts::default();
     let mut broken = Broken { writes: 0, panics: false };
     let result = archive(fixture.workspace(), &request, &mut broken);
@@ -675,4 +679,37 @@ fn a_file_that_grows_or_shrinks_meanwhile_leaves_a_sound_archive() {
             assert_eq!(members[1].content, b"after");
         }
     });
+}
+
+#[test]
+fn the_backend_serves_the_slots_that_it_has() {
+    use std::sync::Arc;
+
+    use crate::backend::local::{LocalBackend, LocalConfig};
+    use crate::backend::{Backend, SlotRef};
+
+    let outer = tempfile::tempdir().unwrap();
+    fs::set_permissions(outer.path(), fs::Permissions::from_mode(0o711)).unwrap();
+    let data_dir = Some(outer.path().join("base"));
+    let config = LocalConfig { data_dir, ..LocalConfig::with_slots(1) };
+    let backend = Arc::new(LocalBackend::start(config).unwrap());
+    let slot = |index: usize| SlotRef {
+        container: 0,
+        addr: "local".into(),
+        index,
+        name: format!("slot_{index}").into(),
+        generation: 0,
+    };
+    let list = |index| backend.list_artifacts(&slot(index), &ListArtifacts::default());
+    assert_eq!(list(0).unwrap(), ArtifactList::default());
+    assert_error!(list(1), ArtifactError::Io(text, _) if text == "there is no slot slot_1");
+    let read = |index| backend.read_artifact(&slot(index), &ReadArtifact::new("f"));
+    assert_error!(read(0), ArtifactError::NotFound(_));
+    assert_error!(read(1), ArtifactError::Io(..));
+    let mut bytes = Vec::new();
+    let request = ArchiveArtifacts::default();
+    let summary = backend.archive_artifacts(&slot(0), &request, &mut bytes).unwrap();
+    assert_eq!(summary.bytes, bytes.len() as u64);
+    assert!(members(&bytes).is_empty());
+    assert_error!(backend.archive_artifacts(&slot(1), &request, &mut bytes), ArtifactError::Io(..));
 }
