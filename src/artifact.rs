@@ -100,7 +100,7 @@ pub struct ArtifactEntry {
 pub struct ArtifactList {
     /// The entries.
     pub entries: Vec<ArtifactEntry>,
-    /// Whether there are more than `max_entries`.
+    /// Whether there are more: than `max_entries`, or too deep down to be shown.
     pub truncated: bool,
 }
 
@@ -134,7 +134,7 @@ pub struct ArchiveSummary {
     pub bytes: u64,
     /// How many entries it has: files, and what else it keeps (directories, symlinks).
     pub entry_count: u64,
-    /// Whether entries were left out because of `max_entries`.
+    /// Whether entries were left out because of `max_entries`, or because they are too deep down.
     pub truncated: bool,
 }
 

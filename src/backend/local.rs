@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,8 +15,17 @@ use std::time::Instant;
 use parking_lot::Mutex;
 
 use super::{Backend, Container, Execution, ExecutionId, ResetReply, SlotRef};
+use crate::artifact::{
+    ArchiveArtifacts, ArchiveSummary, Artifact, ArtifactError, ArtifactList, ListArtifacts,
+    ReadArtifact,
+};
 use crate::error::BackendError;
+<<<<<<< HEAD
 use crate::sandbox::bash::{IsolationPolicy, bash_result, not_started};
+=======
+use crate::sandbox::artifacts;
+use crate::sandbox::bash::{IsolationPolicy, bash_result};
+>>>>>>> wt-artifacts
 use crate::sandbox::etc;
 use crate::sandbox::files::{self, DEFAULT_MAX_FILE_BYTES};
 use crate::sandbox::isolation::Isolation;
@@ -241,6 +251,16 @@ impl LocalBackend {
         }
     }
 
+    fn workspace(&self, slot: &SlotRef) -> Result<&Workspace, ArtifactError> {
+        match self.0.slots.get(slot.index) {
+            Some(slot) => Ok(&slot.workspace),
+            None => {
+                let text = format!("there is no slot {}", slot.name);
+                Err(ArtifactError::Io(text.clone(), std::io::Error::other(text)))
+            }
+        }
+    }
+
     fn file(&self, execution: Execution) {
         let Some(slot) = self.0.slots.get(execution.slot.index) else { return };
         let run = if execution.tool == "read_file" { files::read_file } else { files::write_file };
@@ -299,8 +319,34 @@ impl Backend for LocalBackend {
         }
     }
 
+<<<<<<< HEAD
     fn isolates(&self) -> bool {
         self.not_isolated_because().is_none()
+=======
+    fn read_artifact(
+        &self,
+        slot: &SlotRef,
+        request: &ReadArtifact,
+    ) -> Result<Artifact, ArtifactError> {
+        artifacts::read(self.workspace(slot)?, request)
+    }
+
+    fn list_artifacts(
+        &self,
+        slot: &SlotRef,
+        request: &ListArtifacts,
+    ) -> Result<ArtifactList, ArtifactError> {
+        artifacts::list(self.workspace(slot)?, request)
+    }
+
+    fn archive_artifacts(
+        &self,
+        slot: &SlotRef,
+        request: &ArchiveArtifacts,
+        into: &mut (dyn Write + Send),
+    ) -> Result<ArchiveSummary, ArtifactError> {
+        artifacts::archive(self.workspace(slot)?, request, into)
+>>>>>>> wt-artifacts
     }
 
     fn close(&self, _deadline: Instant) {

@@ -108,8 +108,8 @@ pub trait Backend: Send + Sync + 'static {
     }
 
     /// Writes a `.tar.gz` of the slot's workspace, or of a part of it, to `into`, without holding it
-    /// in memory; as [`read_artifact`](Self::read_artifact). After an error `into` has some part of
-    /// it.
+    /// in memory; as [`read_artifact`](Self::read_artifact), but `into` may be written to by another
+    /// thread, which has ended when this returns. After an error `into` has some part of it.
     ///
     /// # Errors
     /// See [`ArtifactError`].

@@ -8,9 +8,10 @@
 //! Sizes are bytes. Text is read as UTF-8 with U+FFFD for what is not, and written as it is: no new
 //! line is ever translated. No text or metadata that leaves here holds a path of the host.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::fs::{FallocateFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
@@ -25,7 +26,7 @@ use crate::tool::{JsonObject, Outcome, ToolResult};
 pub(crate) const DEFAULT_MAX_FILE_BYTES: u64 = 100_000;
 
 /// How often a path is resolved again because what it led to had changed before it was opened.
-const RACE_TRIES: usize = 32;
+pub(super) const RACE_TRIES: usize = 32;
 
 /// Why a file tool failed.
 enum Failure {
@@ -198,12 +199,22 @@ fn not_regular(path: &str) -> Failure {
 
 /// Opens what the place was found to be, a regular file in an existing directory. `None` if it is
 /// none any more.
-fn open_leaf(place: &Resolved, access: OFlags) -> Result<Option<File>, Errno> {
+pub(super) fn open_leaf(place: &Resolved, access: OFlags) -> Result<Option<File>, Errno> {
     let [name] = place.rest() else {
         return Err(Errno::NOENT);
     };
+    open_regular(place.dir(), name, access)
+}
+
+/// Opens an entry of a held directory, if it is a regular file, without ever blocking. `None` if it
+/// is something else; a symlink is `ELOOP`.
+pub(super) fn open_regular(
+    dir: BorrowedFd<'_>,
+    name: &OsStr,
+    access: OFlags,
+) -> Result<Option<File>, Errno> {
     let flags = access | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    match rustix::fs::openat(place.dir(), name, flags, Mode::empty()) {
+    match rustix::fs::openat(dir, name, flags, Mode::empty()) {
         Ok(fd) if file_type(&fd)? == FileType::RegularFile => Ok(Some(File::from(fd))),
         // A FIFO without a reader, a socket; a directory that is to be written.
         Ok(_) | Err(Errno::NXIO | Errno::ISDIR) => Ok(None),
@@ -261,7 +272,7 @@ fn resolve(workspace: &Workspace, given: &str) -> Result<Resolved, Failure> {
 }
 
 /// Whether an error says that the place is not what it was found to be.
-fn raced(errno: Errno) -> bool {
+pub(super) fn raced(errno: Errno) -> bool {
     matches!(errno, Errno::NOENT | Errno::LOOP | Errno::EXIST | Errno::NOTDIR)
 }
 
@@ -270,7 +281,7 @@ fn workspace_path(given: &str) -> String {
     if given.starts_with('/') { given.to_owned() } else { format!("/workspace/{given}") }
 }
 
-fn errno_of(error: &io::Error) -> Errno {
+pub(super) fn errno_of(error: &io::Error) -> Errno {
     Errno::from_io_error(error).unwrap_or(Errno::IO)
 }
 

@@ -4,7 +4,7 @@
 //! made of, from the tools down to the kernel:
 //!
 //! - `bash` shapes what a command gave into the tool's result; `files` is the tools `read_file` and
-//!   `write_file`.
+//!   `write_file`; `artifacts` reads, lists and archives a workspace for those outside.
 //! - `supervisor` runs any number of commands with one thread; `running` is one of them, `stream`
 //!   its pipes, `output` what is kept of what it prints.
 //! - `shell` is how a command reaches its shell, `isolation` what it may see (bubblewrap), `etc` what
@@ -16,6 +16,7 @@
 //! It knows no trajectories, no queues and no HTTP: `backend::local` puts it behind the executor.
 //! It trusts nothing that a model controls: commands, paths, file contents, output, timing.
 
+pub(crate) mod artifacts;
 pub(crate) mod bash;
 pub(crate) mod etc;
 pub(crate) mod files;

@@ -1,6 +1,6 @@
 //! From a path that a model wrote to a file beneath its workspace.
 //!
-//! The file tools (and later the artifact routes) resolve every path here. `/workspace`,
+//! The file tools and the artifacts resolve every path here. `/workspace`,
 //! `/workspace/x` and `x` mean what they mean to a command in the sandbox; everything else that is
 //! absolute, and every `..` or symlink that leads out, is [`PathError::Outside`].
 //!
@@ -98,6 +98,20 @@ impl Root {
         }
         let mut todo: VecDeque<OsString> = VecDeque::new();
         prepend(&mut todo, given.as_bytes())?;
+        self.walk(todo)
+    }
+
+    /// The place that the entry `name` of the directory `dir` names, as [`resolve`](Self::resolve).
+    /// `dir` is relative to the workspace, of any length and any bytes.
+    ///
+    /// # Errors
+    /// See [`PathError`].
+    pub(super) fn resolve_in(&self, dir: &Path, name: &OsStr) -> Result<Resolved, PathError> {
+        self.walk(dir.iter().chain([name]).map(OsStr::to_owned).collect())
+    }
+
+    /// Follows the components `todo` from the workspace.
+    fn walk(&self, mut todo: VecDeque<OsString>) -> Result<Resolved, PathError> {
         let mut place = self.start()?;
         let mut links = 0;
 
@@ -180,6 +194,13 @@ impl Resolved {
     /// symlink; `None` if there was nothing.
     pub(crate) fn found(&self) -> Option<FileType> {
         self.found
+    }
+
+    /// The place from the workspace, without symlinks; empty if it is the workspace itself.
+    pub(super) fn path(&self) -> PathBuf {
+        let mut path = self.dir_path.clone();
+        path.extend(&self.rest);
+        path
     }
 
     /// The place as a command in the sandbox sees it, without symlinks: `/workspace/a/b`. Never a

@@ -20,7 +20,7 @@ use super::paths::file_type;
 /// Directories deeper than this are not copied: a copy holds two descriptors a level.
 const MAX_COPY_DEPTH: usize = 128;
 
-const OPEN_DIR: OFlags =
+pub(super) const OPEN_DIR: OFlags =
     OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 /// The entry of a tree that could not be removed or copied, and why.
@@ -312,12 +312,12 @@ fn copy_file(from: &File, to: &File, mode: Mode) -> io::Result<()> {
 }
 
 /// The entries of a directory behind an `O_PATH` descriptor.
-fn read_dir(dir: BorrowedFd<'_>) -> Result<Dir, Errno> {
+pub(super) fn read_dir(dir: BorrowedFd<'_>) -> Result<Dir, Errno> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     Dir::new(rustix::fs::openat(dir, c".", flags, Mode::empty())?)
 }
 
-fn is_dot(name: &CStr) -> bool {
+pub(super) fn is_dot(name: &CStr) -> bool {
     matches!(name.to_bytes(), b"." | b"..")
 }
 

@@ -61,6 +61,9 @@ struct State {
     max_body: usize,
     /// The latest operation's number, by slot.
     latest: Vec<u64>,
+    /// Which slots were reset in this session. A call for another was meant for a workspace that is
+    /// lost: whoever sent it had not heard of that yet.
+    reset: Vec<bool>,
     flights: HashMap<Key, Flight>,
     calls: HashMap<ExecutionId, Key>,
     outbox: VecDeque<Key>,
@@ -109,6 +112,7 @@ impl NativeServer {
             instance: answer.instance,
             max_body: answer.max_body,
             latest: vec![0; answer.slots.len()],
+            reset: vec![false; answer.slots.len()],
             flights: HashMap::new(),
             calls: HashMap::new(),
             outbox: VecDeque::new(),
@@ -142,7 +146,8 @@ impl NativeServer {
         let mut state = self.state.lock();
         for execution in batch {
             let Execution { id, trajectory_id, slot, tool, arguments, timeout, reply } = execution;
-            if state.phase == Phase::Down || state.closing {
+            let is_ready = state.reset.get(slot.index).copied().unwrap_or(false);
+            if state.phase == Phase::Down || state.closing || !is_ready {
                 reply.send(lost(false));
                 continue;
             }
@@ -456,6 +461,7 @@ impl State {
     fn next(&mut self, slot: usize) -> u64 {
         if slot >= self.latest.len() {
             self.latest.resize(slot + 1, 0);
+            self.reset.resize(slot + 1, false);
         }
         self.latest[slot] += 1;
         self.latest[slot]
@@ -519,8 +525,13 @@ impl State {
                 OpOutcome::Stale(_) => lost(true),
             };
             if let Some(flight) = self.flights.remove(&key) {
-                if let Owed::Call(id, _) = &flight.owed {
-                    self.calls.remove(id);
+                match &flight.owed {
+                    Owed::Call(id, _) => drop(self.calls.remove(id)),
+                    Owed::Reset(_) => {
+                        if let Some(reset) = self.reset.get_mut(slot) {
+                            *reset |= result.success;
+                        }
+                    }
                 }
                 ended.push(Ended { owed: flight.owed, result });
             }
@@ -542,6 +553,7 @@ impl State {
         self.instance = answer.instance;
         self.max_body = answer.max_body;
         self.latest.fill(0);
+        self.reset.fill(false);
         self.phase = Phase::Up;
         self.clear()
     }

@@ -1,0 +1,338 @@
+//! A `.tar.gz` of a workspace, or of a part of it, written as it is made.
+//!
+//! It has regular files, directories and symlinks, under their paths from the workspace, with modes
+//! (without set-user-id and its kin) and modification times. They belong to root, by number, and
+//! to nobody by name: who the sandbox ran as concerns nobody. FIFOs, sockets and devices are left
+//! out, and so is what the sandbox's user may not read. Hard links become files of their own.
+
+use std::collections::VecDeque;
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use flate2::{Compression, GzBuilder};
+use rustix::fs::{FileType, Mode, OFlags, Stat};
+use tar::{EntryType, Header};
+
+use super::{Found, MAX_DEPTH, as_owner, at_place, first_entries, found, has_entries};
+use crate::artifact::{ArchiveArtifacts, ArchiveSummary, ArtifactError};
+use crate::sandbox::files::open_regular;
+use crate::sandbox::tree::OPEN_DIR;
+use crate::sandbox::workspace::Workspace;
+
+/// How long one archive may take.
+const ARCHIVE_TIME: Duration = Duration::from_secs(300);
+
+/// Bytes of a symlink's target that a header has room for.
+const LINK_NAME_BYTES: usize = 100;
+
+/// Writes an archive of a directory (with itself, unless it is the workspace) or of a single file
+/// to `into`. Blocks for as long as the disk and `into` need, five minutes at most, as far as `into`
+/// lets it.
+///
+/// Sorted by name, each directory before what is in it. What is more than [`MAX_DEPTH`] directories
+/// deep is left out and counts as truncation. A path that is no file or directory gives an empty
+/// archive.
+///
+/// # Errors
+/// [`ArtifactError::Outside`], [`NotFound`](ArtifactError::NotFound),
+/// [`TooLarge`](ArtifactError::TooLarge) or [`Io`](ArtifactError::Io), also those of `into`.
+pub(crate) fn archive(
+    workspace: &Workspace,
+    request: &ArchiveArtifacts,
+    into: &mut (dyn Write + Send),
+) -> Result<ArchiveSummary, ArtifactError> {
+    archive_within(workspace, request, into, ARCHIVE_TIME)
+}
+
+/// [`archive`] with another time limit.
+pub(super) fn archive_within(
+    workspace: &Workspace,
+    request: &ArchiveArtifacts,
+    into: &mut (dyn Write + Send),
+    time: Duration,
+) -> Result<ArchiveSummary, ArtifactError> {
+    as_owner(workspace, move || {
+        let given = request.path.as_str();
+        let start = at_place(workspace, given, |place| {
+            let dir = || rustix::io::fcntl_dupfd_cloexec(place.dir(), 0);
+            match found(place) {
+                Found::Directory => Ok(Start::Directory(dir()?, place.path())),
+                Found::Regular(name) => Ok(Start::File(dir()?, name.to_owned(), place.path())),
+                Found::Other => Ok(Start::Other),
+                Found::Nothing => Err(ArtifactError::NotFound(given.to_owned()).into()),
+            }
+        })?;
+        let deadline = Instant::now() + time;
+        let max = request.max_bytes;
+        let mut limited = Limited { into, bytes: 0, max, too_large: None, broken: false };
+        let written = write(start, request.max_entries, deadline, &mut limited);
+        match (written, limited.too_large) {
+            (Ok((count, truncated)), _) => {
+                Ok(ArchiveSummary { bytes: limited.bytes, entry_count: count as u64, truncated })
+            }
+            (Err(_), Some(bytes)) => Err(ArtifactError::TooLarge { bytes, max }),
+            (Err(error), None) => {
+                Err(ArtifactError::Io("cannot write the archive".to_owned(), error))
+            }
+        }
+    })
+}
+
+/// Writes the archive: how many entries it has, and whether there are more.
+fn write(
+    start: Start,
+    most: usize,
+    deadline: Instant,
+    into: &mut Limited<'_>,
+) -> io::Result<(usize, bool)> {
+    let gzip = GzBuilder::new().mtime(0).write(into, Compression::default());
+    let tar = tar::Builder::new(gzip);
+    let mut archiving = Archiving { tar, most, deadline, count: 0, truncated: false };
+    archiving.start(start)?;
+    let Archiving { tar, count, truncated, .. } = archiving;
+    tar.into_inner()?.finish()?.flush()?;
+    Ok((count, truncated))
+}
+
+/// What is to be archived.
+enum Start {
+    Directory(OwnedFd, PathBuf),
+    /// A file in a directory, and its path.
+    File(OwnedFd, OsString, PathBuf),
+    Other,
+}
+
+/// A directory that is in the archive, and its entries that are not yet.
+struct Level {
+    dir: OwnedFd,
+    path: PathBuf,
+    pending: VecDeque<(OsString, FileType)>,
+}
+
+/// The state of one archive.
+struct Archiving<W: Write> {
+    tar: tar::Builder<W>,
+    most: usize,
+    deadline: Instant,
+    count: usize,
+    truncated: bool,
+}
+
+impl<W: Write> Archiving<W> {
+    fn start(&mut self, start: Start) -> io::Result<()> {
+        match start {
+            Start::Other => Ok(()),
+            Start::File(dir, name, path) => self.file(dir.as_fd(), &name, &path),
+            Start::Directory(dir, path) => {
+                if !path.as_os_str().is_empty() && !self.add_directory(&dir, &path)? {
+                    return Ok(());
+                }
+                self.tree(dir, path)
+            }
+        }
+    }
+
+    /// What is below a directory.
+    fn tree(&mut self, dir: OwnedFd, path: PathBuf) -> io::Result<()> {
+        let pending = self.entries(dir.as_fd())?;
+        let mut stack = vec![Level { dir, path, pending }];
+        while let Some(level) = stack.last_mut() {
+            let Some((name, kind)) = level.pending.pop_front() else {
+                stack.pop();
+                continue;
+            };
+            check(self.deadline)?;
+            let (dir, path) = (level.dir.as_fd(), level.path.join(&name));
+            match kind {
+                FileType::Directory => {
+                    // It is gone, or a symlink now.
+                    let Ok(dir) = rustix::fs::openat(dir, &name, OPEN_DIR, Mode::empty()) else {
+                        continue;
+                    };
+                    if !self.add_directory(&dir, &path)? {
+                        break;
+                    }
+                    if stack.len() > MAX_DEPTH {
+                        self.truncated |= has_entries(dir.as_fd());
+                        continue;
+                    }
+                    // One that may not be read looks empty.
+                    let Ok(pending) = self.entries(dir.as_fd()) else {
+                        check(self.deadline)?;
+                        continue;
+                    };
+                    self.truncated |= trim(&mut stack, self.room().saturating_sub(pending.len()));
+                    stack.push(Level { dir, path, pending });
+                }
+                FileType::Symlink => self.symlink(dir, &name, &path)?,
+                _ => self.file(dir, &name, &path)?,
+            }
+            if self.truncated && self.count >= self.most {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// How many entries are to be looked for. One more than may be added tells that there are more.
+    fn room(&self) -> usize {
+        self.most.saturating_add(1).saturating_sub(self.count)
+    }
+
+    fn entries(&mut self, dir: BorrowedFd<'_>) -> io::Result<VecDeque<(OsString, FileType)>> {
+        let first = first_entries(dir, self.room(), self.deadline, |_, stat| {
+            let kind = FileType::from_raw_mode(stat.st_mode);
+            let kept = [FileType::RegularFile, FileType::Directory, FileType::Symlink];
+            kept.contains(&kind).then_some((false, kind))
+        })?;
+        if first.late {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        // Then there are too many; even if some that are kept turn out to be unreadable.
+        self.truncated |= first.more;
+        Ok(first.entries.into_iter().map(|entry| (entry.name, entry.what)).collect())
+    }
+
+    /// Whether another entry may be added. It exists, so otherwise there are more than may be.
+    fn admit(&mut self) -> bool {
+        let admitted = self.count < self.most;
+        if admitted {
+            self.count += 1;
+        } else {
+            self.truncated = true;
+        }
+        admitted
+    }
+
+    /// Adds a directory without its content, unless there are too many entries.
+    fn add_directory(&mut self, dir: &OwnedFd, path: &Path) -> io::Result<bool> {
+        let stat = rustix::fs::fstat(dir)?;
+        if !self.admit() {
+            return Ok(false);
+        }
+        let mut header = header(EntryType::Directory, &stat);
+        // The empty component is a slash at the end, as directories have it.
+        self.tar.append_data(&mut header, path.join(""), io::empty())?;
+        Ok(true)
+    }
+
+    /// Adds a symlink as it is, wherever it leads, if it still is one.
+    fn symlink(&mut self, dir: BorrowedFd<'_>, name: &OsStr, path: &Path) -> io::Result<()> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let Ok(held) = rustix::fs::openat(dir, name, flags, Mode::empty()) else { return Ok(()) };
+        let stat = rustix::fs::fstat(&held)?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::Symlink {
+            return Ok(());
+        }
+        let target = rustix::fs::readlinkat(&held, c"", Vec::new())?;
+        if !self.admit() {
+            return Ok(());
+        }
+        let mut header = header(EntryType::Symlink, &stat);
+        if target.as_bytes().len() <= LINK_NAME_BYTES {
+            // `append_link` would tidy it up.
+            header.set_link_name_literal(target.as_bytes())?;
+            self.tar.append_data(&mut header, path, io::empty())
+        } else {
+            self.tar.append_link(&mut header, path, Path::new(OsStr::from_bytes(target.as_bytes())))
+        }
+    }
+
+    /// Adds a regular file, if it still is one and may be read.
+    fn file(&mut self, dir: BorrowedFd<'_>, name: &OsStr, path: &Path) -> io::Result<()> {
+        let Ok(Some(file)) = open_regular(dir, name, OFlags::RDONLY) else { return Ok(()) };
+        let stat = rustix::fs::fstat(&file)?;
+        if !self.admit() {
+            return Ok(());
+        }
+        let mut header = header(EntryType::Regular, &stat);
+        let size = u64::try_from(stat.st_size).unwrap_or(0);
+        header.set_size(size);
+        // Exactly as long as its header says, also if it grows or shrinks meanwhile.
+        let data = Timed { file: &file, deadline: self.deadline }.chain(io::repeat(0)).take(size);
+        self.tar.append_data(&mut header, path, data)
+    }
+}
+
+/// Leaves `most` pending entries: those that come first, which are those of the last levels. So what
+/// is held is bounded by the entries of the archive, however deep it is. Whether any was left out.
+fn trim(stack: &mut [Level], most: usize) -> bool {
+    let mut over =
+        stack.iter().map(|level| level.pending.len()).sum::<usize>().saturating_sub(most);
+    let trimmed = over > 0;
+    for level in stack {
+        let left = level.pending.len().saturating_sub(over);
+        over -= level.pending.len() - left;
+        level.pending.truncate(left);
+    }
+    trimmed
+}
+
+fn header(kind: EntryType, stat: &Stat) -> Header {
+    let mut header = Header::new_gnu();
+    header.set_entry_type(kind);
+    // Not more: nobody is to unpack a set-user-id program of a model's.
+    header.set_mode(stat.st_mode & 0o777);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_size(0);
+    header.set_mtime(u64::try_from(stat.st_mtime).unwrap_or(0));
+    header
+}
+
+fn check(deadline: Instant) -> io::Result<()> {
+    if Instant::now() < deadline { Ok(()) } else { Err(io::ErrorKind::TimedOut.into()) }
+}
+
+/// A file that is read until a deadline.
+struct Timed<'a> {
+    file: &'a File,
+    deadline: Instant,
+}
+
+impl Read for Timed<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        check(self.deadline)?;
+        self.file.read(buffer)
+    }
+}
+
+/// Counts what is written, and stops at a limit.
+struct Limited<'a> {
+    into: &'a mut (dyn Write + Send),
+    bytes: u64,
+    max: u64,
+    /// What the size would be at least, once it is too large.
+    too_large: Option<u64>,
+    /// Writing has failed. The encoder tries once more when it is dropped, which must not append to
+    /// what is incomplete, nor panic a second time.
+    broken: bool,
+}
+
+impl Write for Limited<'_> {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        if self.broken {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        self.broken = true;
+        let bytes = self.bytes + buffer.len() as u64;
+        if bytes > self.max {
+            self.too_large = Some(bytes);
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        let written = self.into.write(buffer);
+        self.broken = !matches!(&written, Ok(1..))
+            && !matches!(&written, Err(error) if error.kind() == io::ErrorKind::Interrupted);
+        self.bytes += *written.as_ref().unwrap_or(&0) as u64;
+        written
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        if self.broken { Err(io::ErrorKind::BrokenPipe.into()) } else { self.into.flush() }
+    }
+}
