@@ -20,12 +20,8 @@ use crate::artifact::{
     ReadArtifact,
 };
 use crate::error::BackendError;
-<<<<<<< HEAD
-use crate::sandbox::bash::{IsolationPolicy, bash_result, not_started};
-=======
 use crate::sandbox::artifacts;
-use crate::sandbox::bash::{IsolationPolicy, bash_result};
->>>>>>> wt-artifacts
+use crate::sandbox::bash::{IsolationPolicy, bash_result, not_started};
 use crate::sandbox::etc;
 use crate::sandbox::files::{self, DEFAULT_MAX_FILE_BYTES};
 use crate::sandbox::isolation::Isolation;
@@ -319,10 +315,10 @@ impl Backend for LocalBackend {
         }
     }
 
-<<<<<<< HEAD
     fn isolates(&self) -> bool {
         self.not_isolated_because().is_none()
-=======
+    }
+
     fn read_artifact(
         &self,
         slot: &SlotRef,
@@ -346,7 +342,6 @@ impl Backend for LocalBackend {
         into: &mut (dyn Write + Send),
     ) -> Result<ArchiveSummary, ArtifactError> {
         artifacts::archive(self.workspace(slot)?, request, into)
->>>>>>> wt-artifacts
     }
 
     fn close(&self, _deadline: Instant) {
