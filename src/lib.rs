@@ -87,8 +87,8 @@ mod workers;
 
 pub use error::{BackendError, ReleaseError, StartError, SubmitError};
 pub use executor::{
-    BatchPolicy, Builder, CloseReport, Completion, CompletionQueue, OutcomeCounts, Pending, Stats,
-    Summary, ToolExecutor,
+    BatchPolicy, Bucket, Builder, CallHandle, CloseReport, Completion, CompletionQueue,
+    ContainerCounts, LaneStats, OutcomeCounts, Pending, Stats, Summary, ToolExecutor,
 };
 pub use pool::SlotCounts;
 pub use tool::{

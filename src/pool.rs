@@ -63,6 +63,18 @@ pub struct SlotCounts {
     pub broken: usize,
 }
 
+/// How many containers answer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct ContainerCounts {
+    /// They answer.
+    pub up: usize,
+    /// They do not answer, and nobody knows what became of what they were given.
+    pub unknown: usize,
+    /// They are given up until they answer again.
+    pub down: usize,
+}
+
 /// How often a failed reset is tried again: after 1 s, then twice as long each time, up to a minute.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_MOST: Duration = Duration::from_secs(60);
@@ -113,6 +125,19 @@ struct PoolContainer {
     dirty: VecDeque<SlotIx>,
     /// Slots that are held or being reset for somebody.
     load: usize,
+    /// Slots that are held.
+    held: usize,
+    /// All its slots.
+    total: usize,
+    standing: Standing,
+}
+
+/// Whether a container answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    Up,
+    Unknown,
+    Down,
 }
 
 /// The slots of all containers and the trajectories that wait for one.
@@ -158,6 +183,9 @@ impl Pool {
                     clean: (first..slots.len()).rev().map(SlotIx).collect(),
                     dirty: VecDeque::new(),
                     load: 0,
+                    held: 0,
+                    total: container.slots.len(),
+                    standing: Standing::Up,
                 }
             })
             .collect();
@@ -364,6 +392,24 @@ impl Pool {
         self.counts
     }
 
+    /// How many containers answer.
+    pub(crate) fn container_counts(&self) -> ContainerCounts {
+        let mut counts = ContainerCounts::default();
+        for container in &self.containers {
+            match container.standing {
+                Standing::Up => counts.up += 1,
+                Standing::Unknown => counts.unknown += 1,
+                Standing::Down => counts.down += 1,
+            }
+        }
+        counts
+    }
+
+    /// Of each container its address, how many slots it has, and how many are held.
+    pub(crate) fn occupancy(&self) -> impl Iterator<Item = (&str, usize, usize)> {
+        self.containers.iter().map(|container| (&*container.addr, container.total, container.held))
+    }
+
     /// How many trajectories wait for a slot.
     pub(crate) fn waiting(&self) -> usize {
         self.waiting.len()
@@ -430,6 +476,7 @@ impl Pool {
             }
             State::Held(_) => {
                 container.load -= 1;
+                container.held -= 1;
                 self.counts.held -= 1;
             }
             State::Resetting { deadline, .. } => {
@@ -456,6 +503,7 @@ impl Pool {
             }
             State::Held(_) => {
                 container.load += 1;
+                container.held += 1;
                 self.counts.held += 1;
                 entry.generation += 1;
             }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 
+use super::artifacts::Lease;
 use super::dispatch::{Action, Dispatch, External, HandlerCall, ToolServerCall};
 use super::event::Event;
 use super::stats::Stats;
@@ -123,6 +124,11 @@ fn perform(action: Action, backend: &Arc<dyn Backend>, report: &Sender<Event>, c
                 log::error!("the sandbox backend panicked in reset: {panic}");
             }
         }),
+        Action::Lend { slot, trajectory_id, lost, reply } => {
+            // There is room in the channel. Refused when nobody waits any more: the lease that comes
+            // back is dropped, which gives the slot back.
+            let _ = reply.try_send(Ok(Lease::new(slot, trajectory_id, lost, report)));
+        }
         Action::Cancel(id) => io.spawn(move || {
             if let Err(panic) = guarded(|| backend.cancel(id)) {
                 log::error!("the sandbox backend panicked in cancel: {panic}");

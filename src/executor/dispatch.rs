@@ -24,11 +24,13 @@ use std::time::{Duration, Instant};
 
 use self::call::{Call, Current, Item, Stage, Trajectory, answer};
 use self::ending::closed_before_start;
+use super::artifacts::{self, LeaseReply};
 use super::event::{Accepted, Event};
 use super::gate::Gate;
 use super::lane::{BatchLimits, Lane};
 use super::line::Line;
-use super::stats::{Recorder, Refusals, Stats};
+use super::stats::{LaneStats, Recorder, Refusals, Stats};
+use crate::artifact::ArtifactError;
 use crate::backend::{Container, Execution, ExecutionId, Reply, SlotRef};
 use crate::error::ReleaseError;
 use crate::pool::{Assignment, Pool, ResetFor, SlotIx};
@@ -60,6 +62,9 @@ pub(crate) enum Action {
     AskToolServer(ToolServerCall),
     /// Reset a slot, then report [`Event::ResetDone`].
     Reset { slot: SlotIx, slot_ref: SlotRef },
+    /// Hand over the use of a slot, then report [`Event::Returned`] when it is given back, or was
+    /// wanted no more.
+    Lend { slot: SlotRef, trajectory_id: Arc<str>, lost: Arc<AtomicBool>, reply: LeaseReply },
     /// Ask the backend to end a running call.
     Cancel(ExecutionId),
 }
@@ -111,6 +116,8 @@ pub(crate) struct Dispatch {
     trajectories: HashMap<Arc<str>, Trajectory>,
     calls: HashMap<ExecutionId, Call>,
     running: usize,
+    /// How many of them in each container.
+    sent_to: Vec<usize>,
     timers: BTreeSet<(Instant, ExecutionId)>,
     /// When a lane is due, as of the last tick.
     lanes_due: Option<Instant>,
@@ -140,6 +147,7 @@ impl Dispatch {
             trajectories: HashMap::new(),
             calls: HashMap::new(),
             running: 0,
+            sent_to: vec![0; containers.len()],
             timers: BTreeSet::new(),
             lanes_due: None,
             closing: None,
@@ -183,6 +191,16 @@ impl Dispatch {
                         self.advance(&trajectory_id, now);
                     }
                     None => answer(reply, Ok(())),
+                }
+            }
+            Event::Lend { trajectory_id, reply } => self.lend(&trajectory_id, reply, now),
+            Event::Returned { trajectory_id } => {
+                if let Some(trajectory) = self.trajectories.get_mut(&trajectory_id)
+                    && matches!(trajectory.current, Current::Lent(_))
+                {
+                    trajectory.current = Current::Nothing;
+                    trajectory.idle_since = now;
+                    self.advance(&trajectory_id, now);
                 }
             }
             Event::SlotOf { trajectory_id, reply } => {
@@ -247,7 +265,9 @@ impl Dispatch {
             && self.calls.is_empty()
             && self.gate.inside() == 0
             && (self.aborted.is_some()
-                || !self.trajectories.values().any(|t| matches!(t.current, Current::Releasing(_))))
+                || !self.trajectories.values().any(|trajectory| {
+                    matches!(trajectory.current, Current::Releasing(_) | Current::Lent(_))
+                }))
     }
 
     /// How many calls had not ended when the closing time was up.
@@ -258,7 +278,8 @@ impl Dispatch {
     /// Everything counted and measured.
     pub(crate) fn stats(&self) -> Stats {
         let mut outcomes = self.recorder.outcomes;
-        self.refusals.add_to(&mut outcomes);
+        let mut tools = self.recorder.tools.clone();
+        self.refusals.add_to(&mut outcomes, &mut tools);
         let [batch_size, queue_ms, slot_ms, exec_ms, total_ms] = self.recorder.summaries();
         let total_requests = outcomes.total();
         Stats {
@@ -275,12 +296,24 @@ impl Dispatch {
             slot_ms,
             exec_ms,
             total_ms,
-            containers: super::stats::ContainerCounts {
-                up: self.lanes.len(),
-                ..Default::default()
-            },
-            ..Stats::default()
+            tools,
+            containers: self.pool.container_counts(),
+            lanes: self.lane_stats(),
         }
+    }
+
+    fn lane_stats(&self) -> Vec<LaneStats> {
+        let lanes = self.lanes.iter().zip(self.pool.occupancy()).zip(&self.sent_to);
+        lanes
+            .map(|((lane, (addr, slots, held)), &running)| LaneStats {
+                addr: addr.to_owned(),
+                waiting: lane.len(),
+                unacknowledged: lane.unacknowledged(),
+                running,
+                slots,
+                held,
+            })
+            .collect()
     }
 
     fn submit(&mut self, accepted: Accepted, now: Instant) {
@@ -318,6 +351,21 @@ impl Dispatch {
         }
     }
 
+    /// Somebody wants the use of a trajectory's slot.
+    fn lend(&mut self, trajectory_id: &Arc<str>, reply: LeaseReply, now: Instant) {
+        let refusal = match self.trajectories.get_mut(trajectory_id) {
+            _ if self.closing.is_some() => ArtifactError::Closed,
+            Some(trajectory) => {
+                trajectory.queue.push(Item::Lend(reply));
+                self.advance(trajectory_id, now);
+                return;
+            }
+            None => ArtifactError::NoSlot,
+        };
+        // Refused only when nobody waits for it any more.
+        let _ = reply.try_send(Err(refusal));
+    }
+
     /// Begins what is next for a trajectory that has nothing under way.
     fn advance(&mut self, trajectory_id: &Arc<str>, now: Instant) {
         loop {
@@ -347,6 +395,24 @@ impl Dispatch {
                             answer(reply, Ok(()));
                         }
                     }
+                }
+                Some(Item::Lend(reply)) => {
+                    let refusal = match trajectory.slot {
+                        // The backend is about to be closed.
+                        _ if self.aborted.is_some() => ArtifactError::Closed,
+                        Some(slot) => {
+                            let lost = Arc::new(AtomicBool::new(false));
+                            trajectory.current = Current::Lent(lost.clone());
+                            let slot = self.pool.slot_ref(slot);
+                            let trajectory_id = trajectory_id.clone();
+                            self.actions.push(Action::Lend { slot, trajectory_id, lost, reply });
+                            continue;
+                        }
+                        None if trajectory.lost => artifacts::lost(),
+                        None => ArtifactError::NoSlot,
+                    };
+                    // Refused only when nobody waits for it any more.
+                    let _ = reply.try_send(Err(refusal));
                 }
                 None => {
                     // While closing, nobody will come to release it.
@@ -501,7 +567,9 @@ impl Dispatch {
         let call = self.calls.get_mut(&id)?;
         let Stage::InLane { slot } = call.stage else { return None };
         let Some(Work::Sandbox { tool, arguments }) = call.work.take() else { return None };
-        call.stage = Stage::InSlot { since: now };
+        let container = self.pool.container(slot);
+        call.stage = Stage::InSlot { since: now, container };
+        self.sent_to[container] += 1;
         let timeout = call.timeout;
         let cell = call.ticket.cell().clone();
         cell.sent(now, call.waited(now));

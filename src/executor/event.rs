@@ -2,14 +2,15 @@
 //!
 //! The channel of events has no bound of its own, so that nobody who has a result ever blocks on
 //! it. What is in it is bounded all the same: a submission holds one of the gate's places, a result
-//! belongs to a running call, a reset to a slot, and whoever releases, asks or closes waits for the
-//! answer or has a call or trajectory to show for it.
+//! belongs to a running call, a reset or a lease to a slot, and whoever releases, asks or closes waits
+//! for the answer or has a call or trajectory to show for it.
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use crossbeam_channel::Sender;
 
+use super::artifacts::LeaseReply;
 use super::dispatch::External;
 use super::stats::Stats;
 use super::ticket::Ticket;
@@ -47,6 +48,10 @@ pub(crate) enum Event {
         reset_workspace: bool,
         reply: Option<Sender<Result<(), ReleaseError>>>,
     },
+    /// Somebody wants the use of a trajectory's slot, after its earlier calls.
+    Lend { trajectory_id: Arc<str>, reply: LeaseReply },
+    /// A trajectory's slot was given back by who had it.
+    Returned { trajectory_id: Arc<str> },
     /// Somebody wants to know which slot a trajectory holds.
     SlotOf { trajectory_id: Arc<str>, reply: Sender<Option<SlotRef>> },
     /// Somebody wants the statistics.

@@ -84,6 +84,16 @@ impl<Id: Copy + PartialEq> Lane<Id> {
         Self { calls: VecDeque::new(), unacknowledged: 0 }
     }
 
+    /// How many calls it holds.
+    pub(crate) fn len(&self) -> usize {
+        self.calls.len()
+    }
+
+    /// How many batches were sent and not yet accepted.
+    pub(crate) fn unacknowledged(&self) -> usize {
+        self.unacknowledged
+    }
+
     /// Adds a call.
     pub(crate) fn push(&mut self, id: Id, now: Instant) {
         self.calls.push_back((now, id));

@@ -11,6 +11,7 @@
 //! `ticket` the way back. Nothing in here names a concrete backend, and nothing but the workers'
 //! threads ever blocks on one.
 
+mod artifacts;
 mod batcher;
 mod callback;
 mod completion;
@@ -34,8 +35,9 @@ use parking_lot::{Mutex, RwLock};
 pub use self::completion::{Completion, CompletionQueue};
 pub use self::config::Builder;
 pub use self::lane::BatchPolicy;
-pub use self::stats::{Bucket, ContainerCounts, LaneStats, OutcomeCounts, Stats, Summary};
-pub use self::ticket::Pending;
+pub use self::stats::{Bucket, LaneStats, OutcomeCounts, Stats, Summary};
+pub use self::ticket::{CallHandle, Pending};
+pub use crate::pool::{ContainerCounts, SlotCounts};
 
 use self::batcher::{Batcher, Crew, Ended};
 use self::callback::CallbackJob;
@@ -45,7 +47,7 @@ use self::dispatch::{Dispatch, External};
 use self::event::{Accepted, Event};
 use self::gate::{Gate, Refused};
 use self::stats::Refusals;
-use self::ticket::{Cell, Destination, Ticket};
+use self::ticket::{Callback, Cell, Destination, Ticket};
 use crate::backend::{Backend, ExecutionId, SlotRef};
 use crate::error::{ReleaseError, StartError, SubmitError, ToolServerError};
 use crate::thread::OwnedThread;
@@ -103,16 +105,6 @@ struct Threads {
     /// What the batcher leaves behind when it ends.
     ended: Receiver<Ended>,
     callback: OwnedThread,
-}
-
-/// STOPGAP
-#[derive(Debug)]
-pub struct CallHandle(Pending);
-impl CallHandle {
-    /// STOPGAP
-    pub fn cancel(&self) {
-        self.0.cancel()
-    }
 }
 
 /// How a close went.
@@ -282,7 +274,7 @@ impl ToolExecutor {
         trajectory_id: &str,
         call: ToolCall,
         timeout: Option<Duration>,
-    ) -> Result<(), SubmitError> {
+    ) -> Result<CallHandle, SubmitError> {
         let room_by = Some(Instant::now() + self.queue_timeout);
         self.admit_to(queue, tag, trajectory_id, call, timeout, room_by)
     }
@@ -298,7 +290,7 @@ impl ToolExecutor {
         trajectory_id: &str,
         call: ToolCall,
         timeout: Option<Duration>,
-    ) -> Result<(), SubmitError> {
+    ) -> Result<CallHandle, SubmitError> {
         self.admit_to(queue, tag, trajectory_id, call, timeout, None)
     }
 
@@ -314,19 +306,15 @@ impl ToolExecutor {
         call: ToolCall,
         timeout: Option<Duration>,
         on_done: impl FnOnce(Completion) + Send + 'static,
-    ) -> Result<(), SubmitError> {
-        let Some(thread) = self.callbacks.read().clone() else {
-            return Err(SubmitError::Closed(Box::new(call)));
-        };
-        let Some(place) = self.callback_places.take() else {
-            return Err(SubmitError::CompletionQueueFull(Box::new(call)));
-        };
-        let destination = Destination::Callback { thread, place, callback: Box::new(on_done) };
+    ) -> Result<CallHandle, SubmitError> {
         let room_by = Some(Instant::now() + self.queue_timeout);
-        self.admit(trajectory_id, call, timeout, room_by, destination).map(drop)
+        self.admit_then(trajectory_id, call, timeout, room_by, Box::new(on_done))
     }
 
-    /// STOPGAP
+    /// Like [`submit_then`](Self::submit_then), but never blocks.
+    ///
+    /// # Errors
+    /// As `submit_then`; also when the executor's queue is full now.
     pub fn try_submit_then(
         &self,
         trajectory_id: &str,
@@ -334,57 +322,7 @@ impl ToolExecutor {
         timeout: Option<Duration>,
         on_done: impl FnOnce(Completion) + Send + 'static,
     ) -> Result<CallHandle, SubmitError> {
-        let Some(thread) = self.callbacks.read().clone() else {
-            return Err(SubmitError::Closed(Box::new(call)));
-        };
-        let Some(place) = self.callback_places.take() else {
-            return Err(SubmitError::CompletionQueueFull(Box::new(call)));
-        };
-        let destination = Destination::Callback { thread, place, callback: Box::new(on_done) };
-        self.admit(trajectory_id, call, timeout, None, destination)
-            .map(|cell| CallHandle(Pending::new(cell)))
-    }
-    /// STOPGAP
-    pub fn read_artifact(
-        &self,
-        _: &str,
-        _: &crate::artifact::ReadArtifact,
-    ) -> Result<crate::artifact::Artifact, crate::artifact::ArtifactError> {
-        Err(crate::artifact::ArtifactError::NoSlot)
-    }
-    /// STOPGAP
-    pub fn list_artifacts(
-        &self,
-        _: &str,
-        _: &crate::artifact::ListArtifacts,
-    ) -> Result<crate::artifact::ArtifactList, crate::artifact::ArtifactError> {
-        Err(crate::artifact::ArtifactError::NoSlot)
-    }
-    /// STOPGAP
-    pub fn copy_archive(
-        &self,
-        _: &str,
-        _: &crate::artifact::ArchiveArtifacts,
-        _: &mut (dyn std::io::Write + Send),
-    ) -> Result<crate::artifact::ArchiveSummary, crate::artifact::ArtifactError> {
-        Err(crate::artifact::ArtifactError::NoSlot)
-    }
-    /// STOPGAP
-    pub fn copy_artifact(
-        &self,
-        _: &str,
-        _: &str,
-        _: &mut (dyn std::io::Write + Send),
-    ) -> Result<u64, crate::artifact::ArtifactError> {
-        Err(crate::artifact::ArtifactError::NoSlot)
-    }
-    /// STOPGAP
-    pub fn archive_artifacts(
-        &self,
-        _: &str,
-        _: &crate::artifact::ArchiveArtifacts,
-    ) -> Result<(Vec<u8>, crate::artifact::ArchiveSummary), crate::artifact::ArtifactError> {
-        Err(crate::artifact::ArtifactError::NoSlot)
+        self.admit_then(trajectory_id, call, timeout, None, Box::new(on_done))
     }
 
     /// Ends the use of a slot: after the trajectory's earlier calls have ended, its slot is freed,
@@ -511,12 +449,30 @@ impl ToolExecutor {
         call: ToolCall,
         timeout: Option<Duration>,
         room_by: Option<Instant>,
-    ) -> Result<(), SubmitError> {
+    ) -> Result<CallHandle, SubmitError> {
         let Some(place) = queue.take_place() else {
             return Err(SubmitError::CompletionQueueFull(Box::new(call)));
         };
         let destination = Destination::Queue { queue: queue.sender().clone(), place, tag };
-        self.admit(trajectory_id, call, timeout, room_by, destination).map(drop)
+        self.admit(trajectory_id, call, timeout, room_by, destination).map(CallHandle::new)
+    }
+
+    fn admit_then(
+        &self,
+        trajectory_id: &str,
+        call: ToolCall,
+        timeout: Option<Duration>,
+        room_by: Option<Instant>,
+        callback: Callback,
+    ) -> Result<CallHandle, SubmitError> {
+        let Some(thread) = self.callbacks.read().clone() else {
+            return Err(SubmitError::Closed(Box::new(call)));
+        };
+        let Some(place) = self.callback_places.take() else {
+            return Err(SubmitError::CompletionQueueFull(Box::new(call)));
+        };
+        let destination = Destination::Callback { thread, place, callback };
+        self.admit(trajectory_id, call, timeout, room_by, destination).map(CallHandle::new)
     }
 
     /// The door: lets a call in, checks it, and queues it – or answers it here and now.
@@ -534,6 +490,7 @@ impl ToolExecutor {
             Err(Refused::Closed) => return Err(SubmitError::Closed(Box::new(call))),
         }
         let at = Instant::now();
+        let tool = self.registry.get(&call.name).map(|_| call.name.clone());
         let (uniq_id, prepared) = match self.check(trajectory_id, call, timeout) {
             Ok(mut prepared) => (std::mem::take(&mut prepared.uniq_id), Ok(prepared)),
             Err(mut refusal) => (refusal.uniq_id.take().unwrap_or_default(), Err(refusal)),
@@ -552,7 +509,7 @@ impl ToolExecutor {
             }
             Err(refusal) => {
                 // Before it leaves: once the gate is empty, closing takes the last statistics.
-                self.refusals.add(refusal.outcome);
+                self.refusals.add(tool.as_deref(), refusal.outcome);
                 cell.answer_here(*refusal);
                 self.leave_at_the_door();
             }

@@ -1,15 +1,17 @@
 //! What the executor counts and measures. Memory is bounded for ever: counters and histograms only.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
+use parking_lot::Mutex;
 use serde::{Serialize, Serializer};
 
-use crate::pool::SlotCounts;
+use crate::pool::{ContainerCounts, SlotCounts};
 use crate::tool::{Outcome, Timing};
 
-/// A snapshot of an executor's counters, for programs; serialises to JSON under the same names. All counts are since its start unless they say "now".
+/// A snapshot of an executor's counters, for programs; serialises to JSON under the same
+/// names. All counts are since its start unless they say "now".
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Stats {
@@ -39,48 +41,30 @@ pub struct Stats {
     pub exec_ms: Summary,
     /// Milliseconds from acceptance to the result.
     pub total_ms: Summary,
-    /// STOPGAP
-    pub tools: std::collections::BTreeMap<String, OutcomeCounts>,
-    /// STOPGAP
+    /// Results by the tool that was called. A name that no tool has counts as `unknown`.
+    pub tools: BTreeMap<String, OutcomeCounts>,
+    /// Containers by whether they answer, now.
     pub containers: ContainerCounts,
-    /// STOPGAP
+    /// What is on its way to each container, now, in the order in which the backend named them.
     pub lanes: Vec<LaneStats>,
 }
-/// STOPGAP
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
-pub struct ContainerCounts {
-    /// S
-    pub up: usize,
-    /// S
-    pub unknown: usize,
-    /// S
-    pub down: usize,
-}
-/// STOPGAP
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+
+/// One container, and the calls on their way to it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct LaneStats {
-    /// S
+    /// Where the container is.
     pub addr: String,
-    /// S
+    /// Calls that have a slot there and were not sent yet.
     pub waiting: usize,
-    /// S
+    /// Batches that were sent and not yet accepted.
     pub unacknowledged: usize,
-    /// S
+    /// Calls that were sent and have not ended.
     pub running: usize,
-    /// S
-    pub state: String,
-    /// S
+    /// Its slots.
     pub slots: usize,
-    /// S
+    /// Those of them that a trajectory holds.
     pub held: usize,
-}
-/// STOPGAP
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
-pub struct Bucket {
-    /// S
-    pub le: f64,
-    /// S
-    pub count: u64,
 }
 
 /// How many results had which outcome.
@@ -107,6 +91,13 @@ impl OutcomeCounts {
     pub(crate) fn add(&mut self, outcome: Outcome) {
         self.0[outcome as usize] += 1;
     }
+
+    /// Counts those of another one, too.
+    fn add_all(&mut self, other: &Self) {
+        for (count, more) in self.0.iter_mut().zip(&other.0) {
+            *count += more;
+        }
+    }
 }
 
 /// As a map from the names of the outcomes that occurred to their counts.
@@ -116,33 +107,48 @@ impl Serialize for OutcomeCounts {
     }
 }
 
+/// The name under which calls of tools that do not exist are counted: whoever invents names must not
+/// grow the statistics.
+const UNKNOWN_TOOL: &str = "unknown";
+
 /// Counts the calls that were refused at the door, on the callers' threads.
 #[derive(Debug, Default)]
-pub(crate) struct Refusals([AtomicU64; Outcome::ALL.len()]);
+pub(crate) struct Refusals(Mutex<BTreeMap<String, OutcomeCounts>>);
 
 impl Refusals {
-    /// Counts one more.
-    pub(crate) fn add(&self, outcome: Outcome) {
-        self.0[outcome as usize].fetch_add(1, Ordering::Relaxed);
+    /// Counts one more, of this registered tool, or of one that does not exist.
+    pub(crate) fn add(&self, tool: Option<&str>, outcome: Outcome) {
+        count(&mut self.0.lock(), tool.unwrap_or(UNKNOWN_TOOL), outcome);
     }
 
     /// Adds them to what the batcher counted.
-    pub(crate) fn add_to(&self, counts: &mut OutcomeCounts) {
-        for (count, refused) in counts.0.iter_mut().zip(&self.0) {
-            *count += refused.load(Ordering::Relaxed);
+    pub(crate) fn add_to(
+        &self,
+        outcomes: &mut OutcomeCounts,
+        tools: &mut BTreeMap<String, OutcomeCounts>,
+    ) {
+        for (tool, refused) in self.0.lock().iter() {
+            outcomes.add_all(refused);
+            tools.entry(tool.clone()).or_default().add_all(refused);
         }
+    }
+}
+
+/// Counts a result of a tool. Its name is only copied the first time.
+fn count(tools: &mut BTreeMap<String, OutcomeCounts>, tool: &str, outcome: Outcome) {
+    match tools.get_mut(tool) {
+        Some(counts) => counts.add(outcome),
+        None => tools.entry(tool.to_owned()).or_default().add(outcome),
     }
 }
 
 /// A distribution, in the unit that its name in [`Stats`] says. All zero while it is empty.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Summary {
-    /// S
-    pub sum: f64,
-    /// S
-    pub buckets: Vec<Bucket>,
     /// How many values.
     pub count: u64,
+    /// All of them together.
+    pub sum: f64,
     /// Their mean.
     pub mean: f64,
     /// The median.
@@ -153,6 +159,19 @@ pub struct Summary {
     pub p99: f64,
     /// The largest.
     pub max: f64,
+    /// How many values were at most so large, for fixed bounds: exact, and for metrics that are
+    /// added up elsewhere. Not serialised.
+    #[serde(skip)]
+    pub buckets: Vec<Bucket>,
+}
+
+/// How many values of a [`Summary`] were at most so large.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct Bucket {
+    /// The bound, in the summary's unit; a value that equals it counts.
+    pub le: f64,
+    /// How many values, those of the smaller bounds among them.
+    pub count: u64,
 }
 
 /// Two significant digits: a percentile is within 1 % of the true one, for 26 KiB a histogram.
@@ -160,84 +179,126 @@ const DIGITS: u8 = 2;
 /// The longest duration told apart, in microseconds: a day.
 const LONGEST_US: u64 = 24 * 60 * 60 * 1_000_000;
 
+/// The bounds of the buckets of durations, in milliseconds: from 1 ms to 10 min, the longest that a
+/// call may run.
+const MS_BOUNDS: &[u64] = &[
+    1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 30_000, 60_000, 120_000,
+    300_000, 600_000,
+];
+/// The bounds of the buckets of batch sizes.
+const SIZE_BOUNDS: &[u64] = &[1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000];
+
+/// Values of one kind: percentiles by a histogram, sum and buckets exactly.
+struct Distribution {
+    histogram: Histogram<u64>,
+    sum: u64,
+    /// How many recorded units make one of the summary's.
+    unit: u64,
+    /// In the summary's unit, rising.
+    bounds: &'static [u64],
+    /// How many values lie at or below each bound and above the one before.
+    counts: Vec<u64>,
+}
+
+impl Distribution {
+    /// Nothing recorded; values above `largest` count as `largest`.
+    fn new(largest: u64, unit: u64, bounds: &'static [u64]) -> Self {
+        // The bounds are this file's constants and valid; should they ever not be, an auto-resizing
+        // histogram is a working answer, and `new` fails only for more than five digits.
+        let histogram = Histogram::new_with_max(largest, DIGITS)
+            .or_else(|_| Histogram::new(DIGITS))
+            .expect("two digits are valid");
+        Self { histogram, sum: 0, unit, bounds, counts: vec![0; bounds.len()] }
+    }
+
+    fn record(&mut self, value: u64) {
+        let value = value.min(self.histogram.high());
+        self.histogram.saturating_record(value);
+        self.sum = self.sum.saturating_add(value);
+        let bucket = self.bounds.partition_point(|bound| bound * self.unit < value);
+        if let Some(count) = self.counts.get_mut(bucket) {
+            *count += 1;
+        }
+    }
+
+    fn record_duration(&mut self, duration: Duration) {
+        self.record(u64::try_from(duration.as_micros()).unwrap_or(u64::MAX));
+    }
+
+    fn summary(&self) -> Summary {
+        let (histogram, unit) = (&self.histogram, self.unit as f64);
+        let at = |quantile| histogram.value_at_quantile(quantile) as f64 / unit;
+        let mut below = 0;
+        let buckets = self.bounds.iter().zip(&self.counts).map(|(bound, count)| {
+            below += count;
+            Bucket { le: *bound as f64, count: below }
+        });
+        let buckets = buckets.collect();
+        if histogram.is_empty() {
+            return Summary { buckets, ..Summary::default() };
+        }
+        Summary {
+            count: histogram.len(),
+            sum: self.sum as f64 / unit,
+            mean: self.sum as f64 / unit / histogram.len() as f64,
+            p50: at(0.5),
+            p90: at(0.9),
+            p99: at(0.99),
+            max: histogram.max() as f64 / unit,
+            buckets,
+        }
+    }
+}
+
 /// Counts and measures; owned by the batcher.
 pub(crate) struct Recorder {
     pub(crate) outcomes: OutcomeCounts,
-    batch_size: Histogram<u64>,
-    queue: Histogram<u64>,
-    slot: Histogram<u64>,
-    exec: Histogram<u64>,
-    total: Histogram<u64>,
+    /// By tool; only registered ones get this far.
+    pub(crate) tools: BTreeMap<String, OutcomeCounts>,
+    batch_size: Distribution,
+    queue: Distribution,
+    slot: Distribution,
+    exec: Distribution,
+    total: Distribution,
 }
 
 impl Recorder {
     /// Nothing counted yet. `max_batch_size` is the largest batch there can be.
     pub(crate) fn new(max_batch_size: usize) -> Self {
         let sizes = (max_batch_size as u64).max(2);
+        let durations = || Distribution::new(LONGEST_US, 1_000, MS_BOUNDS);
         Self {
             outcomes: OutcomeCounts::default(),
-            batch_size: histogram(sizes),
-            queue: histogram(LONGEST_US),
-            slot: histogram(LONGEST_US),
-            exec: histogram(LONGEST_US),
-            total: histogram(LONGEST_US),
+            tools: BTreeMap::new(),
+            batch_size: Distribution::new(sizes, 1, SIZE_BOUNDS),
+            queue: durations(),
+            slot: durations(),
+            exec: durations(),
+            total: durations(),
         }
     }
 
-    /// A call got its result. `ran` says whether it got as far as its backend.
-    pub(crate) fn finished(&mut self, outcome: Outcome, timing: Timing, ran: bool) {
+    /// A call of this tool got its result. `ran` says whether it got as far as its backend.
+    pub(crate) fn finished(&mut self, tool: &str, outcome: Outcome, timing: Timing, ran: bool) {
         self.outcomes.add(outcome);
-        record(&mut self.queue, timing.queue);
-        record(&mut self.slot, timing.slot);
-        record(&mut self.total, timing.total());
+        count(&mut self.tools, tool, outcome);
+        self.queue.record_duration(timing.queue);
+        self.slot.record_duration(timing.slot);
+        self.total.record_duration(timing.total());
         if ran {
-            record(&mut self.exec, timing.exec);
+            self.exec.record_duration(timing.exec);
         }
     }
 
     /// A batch was sent.
     pub(crate) fn batch(&mut self, calls: usize) {
-        self.batch_size.saturating_record(calls as u64);
+        self.batch_size.record(calls as u64);
     }
 
     /// The distributions, in the units of [`Stats`]: batch size, queue, slot, execution, total.
     pub(crate) fn summaries(&self) -> [Summary; 5] {
-        const MS: f64 = 1000.0;
-        [
-            summary(&self.batch_size, 1.0),
-            summary(&self.queue, MS),
-            summary(&self.slot, MS),
-            summary(&self.exec, MS),
-            summary(&self.total, MS),
-        ]
-    }
-}
-
-fn histogram(longest: u64) -> Histogram<u64> {
-    // The bounds are this file's constants and valid; should they ever not be, an auto-resizing
-    // histogram is a working answer, and `new` fails only for more than five digits.
-    Histogram::new_with_max(longest, DIGITS)
-        .or_else(|_| Histogram::new(DIGITS))
-        .expect("two digits are valid")
-}
-
-fn record(histogram: &mut Histogram<u64>, duration: Duration) {
-    histogram.saturating_record(u64::try_from(duration.as_micros()).unwrap_or(u64::MAX));
-}
-
-fn summary(histogram: &Histogram<u64>, unit: f64) -> Summary {
-    if histogram.is_empty() {
-        return Summary::default();
-    }
-    let at = |quantile| histogram.value_at_quantile(quantile) as f64 / unit;
-    Summary {
-        count: histogram.len(),
-        mean: histogram.mean() / unit,
-        p50: at(0.5),
-        p90: at(0.9),
-        p99: at(0.99),
-        max: histogram.max() as f64 / unit,
-        ..Summary::default()
+        [&self.batch_size, &self.queue, &self.slot, &self.exec, &self.total]
+            .map(Distribution::summary)
     }
 }
 
@@ -250,7 +311,7 @@ mod tests {
         let mut recorder = Recorder::new(200);
         for us in 1..=1000u64 {
             let timing = Timing { exec: Duration::from_micros(us * 1000), ..Timing::default() };
-            recorder.finished(Outcome::Ok, timing, true);
+            recorder.finished("bash", Outcome::Ok, timing, true);
         }
         let [_, _, _, exec, total] = recorder.summaries();
         assert_eq!(exec.count, 1000);
@@ -258,7 +319,7 @@ mod tests {
         assert!((exec.p99 - 990.0).abs() <= 9.9, "{exec:?}");
         assert_eq!(exec, total);
         let timing = Timing { queue: Duration::MAX / 4, ..Timing::default() };
-        recorder.finished(Outcome::NeverRan, timing, false);
+        recorder.finished("bash", Outcome::NeverRan, timing, false);
         assert_eq!(recorder.summaries()[3].count, 1000, "what never ran has no execution time");
     }
 
@@ -274,10 +335,36 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_distribution_is_all_zero() {
-        assert_eq!(
-            Recorder::new(1).summaries(),
-            std::array::from_fn::<_, 5, _>(|_| Summary::default())
-        );
+    fn an_empty_distribution_is_all_zero_and_has_its_bounds() {
+        for summary in Recorder::new(1).summaries() {
+            assert!(summary.buckets.len() >= 10);
+            assert!(summary.buckets.iter().all(|bucket| bucket.count == 0));
+            assert_eq!(Summary { buckets: Vec::new(), ..summary }, Summary::default());
+        }
+    }
+
+    #[test]
+    fn buckets_are_cumulative_and_a_value_at_a_bound_is_below_it() {
+        let mut recorder = Recorder::new(200);
+        for us in [0, 1_000, 1_001, 2_000, 700_000_000] {
+            let timing = Timing { exec: Duration::from_micros(us), ..Timing::default() };
+            recorder.finished("bash", Outcome::Ok, timing, true);
+        }
+        let [_, _, _, exec, _] = recorder.summaries();
+        let count = |le| exec.buckets.iter().find(|bucket| bucket.le == le).unwrap().count;
+        assert_eq!((count(1.0), count(2.0), count(600_000.0)), (2, 4, 4));
+        assert_eq!((exec.count, exec.sum), (5, 700_004.001));
+    }
+
+    #[test]
+    fn calls_are_counted_by_tool_and_names_that_no_tool_has_as_one() {
+        let (mut recorder, refusals) = (Recorder::new(1), Refusals::default());
+        recorder.finished("bash", Outcome::Ok, Timing::default(), true);
+        refusals.add(Some("bash"), Outcome::InvalidCall);
+        refusals.add(None, Outcome::UnknownTool);
+        refusals.add_to(&mut recorder.outcomes, &mut recorder.tools);
+        assert_eq!(recorder.outcomes.total(), 3);
+        let tools: Vec<_> = recorder.tools.iter().map(|(t, n)| (t.as_str(), n.total())).collect();
+        assert_eq!(tools, [("bash", 2), ("unknown", 1)]);
     }
 }

@@ -74,6 +74,12 @@ impl Cell {
         self.cancelled.store(true, Ordering::Release);
     }
 
+    /// Asks the batcher for the call's end.
+    fn request_cancel(&self) {
+        // Refused only when the batcher is gone, and then the call has ended.
+        let _ = self.events.send(Event::Cancel(self.id));
+    }
+
     /// Answers the call for the batcher itself: gives the result's timing if this answer was the
     /// first, `None` if the call was answered before.
     pub(crate) fn answer_here(&self, result: ToolResult) -> Option<Timing> {
@@ -248,7 +254,7 @@ impl Pending {
     /// [`Outcome::Cancelled`] at once. A running one is killed, and its result – `Cancelled`, or
     /// what it gave if it was faster – comes when the last of its processes is gone.
     pub fn cancel(&self) {
-        let _ = self.cell.events.send(Event::Cancel(self.cell.id));
+        self.cell.request_cancel();
     }
 
     /// Whether the result is there.
@@ -260,6 +266,40 @@ impl Pending {
 impl fmt::Debug for Pending {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Pending")
+            .field("id", &self.cell.id)
+            .field("trajectory_id", &self.cell.trajectory_id)
+            .field("is_done", &self.is_done())
+            .finish()
+    }
+}
+
+/// A call whose result goes to a completion queue or a callback: to cancel it, and to see whether it
+/// has ended. Dropping it does neither. Clones are of the same call.
+#[derive(Clone)]
+pub struct CallHandle {
+    cell: Arc<Cell>,
+}
+
+impl CallHandle {
+    pub(crate) fn new(cell: Arc<Cell>) -> Self {
+        Self { cell }
+    }
+
+    /// Asks for the call's end, see [`Pending::cancel`]. Does not block; its result goes where it
+    /// would have gone.
+    pub fn cancel(&self) {
+        self.cell.request_cancel();
+    }
+
+    /// Whether the call has its result, which may still be on its way to where it goes.
+    pub fn is_done(&self) -> bool {
+        !matches!(self.cell.progress.lock().state, State::Open(_))
+    }
+}
+
+impl fmt::Debug for CallHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CallHandle")
             .field("id", &self.cell.id)
             .field("trajectory_id", &self.cell.trajectory_id)
             .field("is_done", &self.is_done())

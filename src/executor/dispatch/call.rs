@@ -9,6 +9,7 @@ use crossbeam_channel::Sender;
 use super::{External, ExternalLane};
 use crate::backend::ExecutionId;
 use crate::error::ReleaseError;
+use crate::executor::artifacts::LeaseReply;
 use crate::executor::line::{Line, LinePlace};
 use crate::executor::ticket::Ticket;
 use crate::pool::SlotIx;
@@ -25,7 +26,7 @@ pub(super) enum Stage {
     /// Waiting for a free thread that runs external tools.
     WaitingForThread { kind: External, place: LinePlace },
     /// Handed to the backend.
-    InSlot { since: Instant },
+    InSlot { since: Instant, container: usize },
     /// Running on such a thread.
     OnThread { since: Instant, cancelled: Arc<AtomicBool> },
 }
@@ -53,7 +54,12 @@ pub(super) type ReleaseReply = Option<Sender<Result<(), ReleaseError>>>;
 /// What a trajectory has still to do, in order.
 pub(super) enum Item {
     Call(ExecutionId),
-    Release { reset_workspace: bool, reply: ReleaseReply },
+    Release {
+        reset_workspace: bool,
+        reply: ReleaseReply,
+    },
+    /// Somebody wants the use of the slot.
+    Lend(LeaseReply),
 }
 
 /// What a trajectory has under way.
@@ -61,6 +67,8 @@ pub(super) enum Current {
     Nothing,
     Call(ExecutionId),
     Releasing(ReleaseReply),
+    /// Its slot is lent to a reader of artifacts, who learns here that it was lost meanwhile.
+    Lent(Arc<AtomicBool>),
 }
 
 /// A trajectory that has something to do, under way, or to keep.

@@ -26,9 +26,12 @@ impl Dispatch {
         let Some(call) = self.calls.remove(&id) else { return };
         self.timers.remove(&(call.timer, id));
         self.running -= 1;
-        self.recorder.finished(outcome, timing, true);
-        let was_in_slot = matches!(call.stage, Stage::InSlot { .. });
-        let lost = was_in_slot && outcome == Outcome::SandboxLost;
+        self.recorder.finished(&call.tool, outcome, timing, true);
+        let mut lost = false;
+        if let Stage::InSlot { container, .. } = call.stage {
+            self.sent_to[container] -= 1;
+            lost = outcome == Outcome::SandboxLost;
+        }
         let trajectory_id = call.ticket.cell().trajectory_id.clone();
         self.no_longer_current(&trajectory_id, id, lost, now);
         self.advance(&trajectory_id, now);
@@ -64,7 +67,7 @@ impl Dispatch {
         let timing = cell.answer_here(result)?;
         let call = self.calls.remove(&id)?;
         self.timers.remove(&(call.timer, id));
-        self.recorder.finished(outcome, timing, ran);
+        self.recorder.finished(&call.tool, outcome, timing, ran);
         if ran {
             self.running -= 1;
         } else {
@@ -83,7 +86,10 @@ impl Dispatch {
                 self.external[kind as usize].waiting.remove(place);
             }
             // Its batch may not even have reached the backend: it is not to start now.
-            Stage::InSlot { .. } => cell.cancel(),
+            Stage::InSlot { container, .. } => {
+                self.sent_to[container] -= 1;
+                cell.cancel();
+            }
             Stage::OnThread { cancelled, .. } => cancelled.store(true, Ordering::Release),
         }
         self.no_longer_current(trajectory_id, id, lost, now);
@@ -154,7 +160,7 @@ impl Dispatch {
                 Outcome::NeverRan,
                 format!("Failed to acquire slot: {}", self.explain_slots(now)),
             ),
-            Stage::InSlot { since } => ToolResult::failure(
+            Stage::InSlot { since, .. } => ToolResult::failure(
                 Outcome::SandboxLost,
                 format!(
                     "the sandbox did not answer within {:.1} s (the call's limit was {:.1} s)",
@@ -196,7 +202,7 @@ impl Dispatch {
             .rev()
             .filter_map(|item| match item {
                 Item::Call(id) => Some(*id),
-                Item::Release { .. } => None,
+                Item::Release { .. } | Item::Lend(_) => None,
             })
             .collect();
         if let Current::Call(id) = trajectory.current {

@@ -42,7 +42,7 @@ impl Dispatch {
             _ => None,
         };
         let (what, since) = match call {
-            Some(Call { tool, stage: Stage::InSlot { since }, .. }) => {
+            Some(Call { tool, stage: Stage::InSlot { since, .. }, .. }) => {
                 (format!("running {tool}"), *since)
             }
             Some(Call { tool, stage: Stage::OnThread { since, .. }, .. }) => {

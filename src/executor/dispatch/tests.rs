@@ -265,6 +265,9 @@ impl World {
                     prop_assert!(!at_work, "two resets at once of {:?}", slot);
                     self.resets.push((slot, slot_ref));
                 }
+                Action::Lend { trajectory_id, .. } => {
+                    prop_assert!(false, "nobody asked for the slot of {}", trajectory_id);
+                }
                 Action::Cancel(id) => {
                     let runs = self.running.iter().find(|running| running.id == id);
                     // It may have been answered meanwhile; what runs was told before.
@@ -317,6 +320,7 @@ impl World {
                     prop_assert!(!queued);
                     prop_assert!(placed.insert(*id));
                 }
+                Current::Lent(_) => {}
                 Current::Releasing(_) => prop_assert!(trajectory.slot.is_none()),
                 Current::Nothing => {
                     prop_assert_eq!(trajectory.queue.iter().count(), 0, "stuck in its queue");

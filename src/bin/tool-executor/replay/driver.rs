@@ -92,7 +92,8 @@ impl Driver {
         call: ToolCall,
     ) -> Result<(), Box<ToolResult>> {
         let timeout = self.timeout.filter(|_| !has_own_timeout(&call));
-        self.executor.submit_to(&self.queue, tag, trajectory_id, call, timeout).map_err(|error| {
+        let submitted = self.executor.submit_to(&self.queue, tag, trajectory_id, call, timeout);
+        submitted.map(drop).map_err(|error| {
             let mut result = ToolResult::failure(Outcome::NeverRan, error.to_string());
             result.uniq_id = Some(error.into_call().uniq_id);
             Box::new(result)
