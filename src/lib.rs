@@ -88,7 +88,8 @@ mod workers;
 pub use error::{BackendError, ReleaseError, StartError, SubmitError};
 pub use executor::{
     BatchPolicy, Bucket, Builder, CallHandle, CloseReport, Completion, CompletionQueue,
-    ContainerCounts, LaneStats, OutcomeCounts, Pending, Stats, Summary, ToolExecutor,
+    ContainerCounts, LaneStats, LostWorkspace, OutcomeCounts, Pending, Stats, Summary,
+    ToolExecutor,
 };
 pub use pool::SlotCounts;
 pub use tool::{

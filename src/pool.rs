@@ -10,6 +10,9 @@
 //! [`Pool::assign`] and [`Pool::release_with_reset`] ask for, and reports them by
 //! [`Pool::reset_done`]; [`Pool::expire`] gives up those that are not answered in time. Such a slot
 //! is kept back until the answer comes.
+//!
+//! Containers come and go ([`Pool::container_changed`]). No slot of one that does not answer is given
+//! out; who holds one keeps it, unless the workspaces there were lost.
 
 #[cfg(test)]
 mod tests;
@@ -20,7 +23,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use crate::backend::{Container, SlotRef};
+use crate::backend::{Container, ContainerChange, SlotRef};
 
 /// The index of a slot in its pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -115,6 +118,9 @@ struct Slot {
     failed_resets: u32,
     /// A reset that was given up is still to be answered, so it may still be at work in there.
     unanswered: bool,
+    /// The container went down or began anew after the last reset was started: what that says
+    /// of the slot is no longer true.
+    stale: bool,
 }
 
 #[derive(Debug)]
@@ -176,6 +182,7 @@ impl Pool {
                     state: State::Clean,
                     failed_resets: 0,
                     unanswered: false,
+                    stale: false,
                 }));
                 PoolContainer {
                     addr: container.addr.as_str().into(),
@@ -231,14 +238,18 @@ impl Pool {
     pub(crate) fn assign(&mut self, now: Instant) -> Option<Assignment> {
         let (&place, trajectory) = self.waiting.first_key_value()?;
         let trajectory = trajectory.clone();
-        let slot = self
-            .left_by
-            .get(&trajectory)
-            .copied()
+        let left = self.left_by.get(&trajectory).copied();
+        let slot = left
+            .filter(|slot| self.is_up(self.slots[slot.0].container))
             .or_else(|| self.clean_slot())
             .or_else(|| self.dirty_slot())?;
         self.waiting.remove(&place);
         self.places.remove(&trajectory);
+        if let Some(left) = left.filter(|left| *left != slot) {
+            // Its container does not answer; what it left there it will not have back, since from
+            // now on its files are elsewhere.
+            self.set(left, State::Dirty(None));
+        }
         let needs_reset = match &self.slots[slot.0].state {
             State::Dirty(owner) => owner.as_ref() != Some(&trajectory),
             _ => false,
@@ -286,11 +297,14 @@ impl Pool {
         if entry.generation != generation {
             return None;
         }
+        // What is in a slot that was emptied, as far as that is still true.
+        let emptied =
+            if std::mem::take(&mut entry.stale) { State::Dirty(None) } else { State::Clean };
         if std::mem::take(&mut entry.unanswered) {
             // Given up meanwhile. Late, but it says that the slot is empty.
             if outcome.is_ok() {
                 entry.failed_resets = 0;
-                self.set(slot, State::Clean);
+                self.set(slot, emptied);
             }
             return None;
         }
@@ -319,7 +333,7 @@ impl Pool {
             }
             (Purpose::Release(trajectory), outcome) => {
                 let state = match &outcome {
-                    Ok(()) => State::Clean,
+                    Ok(()) => emptied,
                     Err(error) => {
                         log::warn!("slot {} is kept back: its reset failed: {error}", entry.name);
                         broken(entry)
@@ -329,7 +343,7 @@ impl Pool {
                 Some(ResetFor::Released(trajectory, outcome))
             }
             (Purpose::Nobody, outcome) => {
-                let state = if outcome.is_ok() { State::Clean } else { broken(entry) };
+                let state = if outcome.is_ok() { emptied } else { broken(entry) };
                 self.set(slot, state);
                 None
             }
@@ -347,9 +361,10 @@ impl Pool {
         Some(match entry.state {
             State::Resetting { .. } => {
                 let error = format!("no answer within {:?}", self.reset_timeout);
-                let generation = entry.generation;
+                let (generation, stale) = (entry.generation, entry.stale);
                 let ended = self.reset_done(slot, generation, Err(error), now);
-                self.slots[slot.0].unanswered = true;
+                let entry = &mut self.slots[slot.0];
+                (entry.unanswered, entry.stale) = (true, stale);
                 ended
             }
             // Never two resets at once: the older one could go on emptying what the newer one has
@@ -368,6 +383,67 @@ impl Pool {
     /// When [`Pool::expire`] has something to do next.
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
         self.timers.first().map(|&(when, _)| when)
+    }
+
+    /// Marks every slot as holding who knows what. For a pool whose slots were used before; while
+    /// none of them is held yet.
+    pub(crate) fn begin_dirty(&mut self) {
+        for slot in (0..self.slots.len()).map(SlotIx) {
+            self.set(slot, State::Dirty(None));
+        }
+    }
+
+    /// Takes in what became of a container. Where its workspaces were lost, the caller first frees
+    /// the slots that are held there, by [`Pool::release_unknown`].
+    pub(crate) fn container_changed(&mut self, container: usize, change: ContainerChange) {
+        let (standing, workspaces_lost) = match change {
+            ContainerChange::Unknown => (Standing::Unknown, false),
+            ContainerChange::Back => (Standing::Up, false),
+            ContainerChange::BeganAnew => (Standing::Up, true),
+            ContainerChange::Down => (Standing::Down, true),
+        };
+        let Some(entry) = self.containers.get_mut(container) else { return };
+        entry.standing = standing;
+        for slot in (0..self.slots.len()).map(SlotIx) {
+            let entry = &mut self.slots[slot.0];
+            if entry.container != container {
+                continue;
+            }
+            if workspaces_lost {
+                // Only what a reset that is still to be answered says.
+                entry.stale |= entry.unanswered || matches!(entry.state, State::Resetting { .. });
+            }
+            match &mut entry.state {
+                State::Clean | State::Dirty(Some(_)) if workspaces_lost => {
+                    self.set(slot, State::Dirty(None));
+                }
+                // Whoever waits for this reset need not wait for this container.
+                State::Resetting { purpose, .. }
+                    if matches!(purpose, Purpose::Grant(..)) && change != ContainerChange::Back =>
+                {
+                    if let Purpose::Grant(place, trajectory) =
+                        std::mem::replace(purpose, Purpose::Nobody)
+                    {
+                        self.wait_at(place, trajectory);
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// The slots of a container that are held, and by whom.
+    pub(crate) fn held_in(&self, container: usize) -> Vec<(Arc<str>, SlotIx)> {
+        let here = self.slots.iter().enumerate().filter(|(_, slot)| slot.container == container);
+        here.filter_map(|(index, slot)| match &slot.state {
+            State::Held(trajectory) => Some((trajectory.clone(), SlotIx(index))),
+            _ => None,
+        })
+        .collect()
+    }
+
+    fn is_up(&self, container: usize) -> bool {
+        self.containers[container].standing == Standing::Up
     }
 
     /// The slot as backends know it.
@@ -439,6 +515,7 @@ impl Pool {
     fn least_loaded(&self, free: impl Fn(&PoolContainer) -> Option<&SlotIx>) -> Option<SlotIx> {
         self.containers
             .iter()
+            .filter(|container| container.standing == Standing::Up)
             .filter_map(|container| free(container).map(|slot| (container.load, *slot)))
             .min()
             .map(|(_, slot)| slot)

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::ToolExecutor;
-use super::dispatch::Limits;
+use super::dispatch::{Limits, LostWorkspace};
 use super::lane::{BatchLimits, BatchPolicy};
 use crate::backend::{Backend, Container, Execution, ResetReply, SlotRef};
 use crate::error::{BackendError, StartError};
@@ -29,6 +29,7 @@ pub struct Builder {
     answer_grace: Duration,
     reset_timeout: Duration,
     pub(crate) close_timeout: Duration,
+    on_lost: LostWorkspace,
     pub(crate) io_threads: usize,
     handler_threads: usize,
     pub(crate) tool_server: Option<ToolServerConfig>,
@@ -54,6 +55,7 @@ impl Builder {
             answer_grace: Duration::from_secs(60),
             reset_timeout: Duration::from_secs(60),
             close_timeout: Duration::from_secs(30),
+            on_lost: LostWorkspace::default(),
             io_threads: 8,
             handler_threads: 16,
             tool_server: None,
@@ -138,6 +140,13 @@ impl Builder {
         self
     }
 
+    /// What becomes of a trajectory whose workspace was lost with its sandbox. Defaults to
+    /// [`LostWorkspace::Refuse`].
+    pub fn on_lost_workspace(mut self, what: LostWorkspace) -> Self {
+        self.on_lost = what;
+        self
+    }
+
     /// How many threads hand batches to the backend. Defaults to 8; 1 to 256.
     pub fn io_threads(mut self, threads: usize) -> Self {
         self.io_threads = threads;
@@ -182,6 +191,7 @@ impl Builder {
             acquire_timeout: self.acquire_timeout,
             answer_grace: self.answer_grace,
             reset_timeout: self.reset_timeout,
+            on_lost: self.on_lost,
             external: [
                 self.handler_threads,
                 self.tool_server.as_ref().map_or(0, |config| config.concurrency),

@@ -12,6 +12,7 @@
 //! - A call that is removed from `calls` was answered: its ticket sees to it even on a panic.
 
 mod call;
+mod containers;
 mod ending;
 mod explain;
 #[cfg(test)]
@@ -50,6 +51,21 @@ pub(crate) struct Limits {
     pub(crate) reset_timeout: Duration,
     /// How many external tools of each kind may run at once, by [`External`].
     pub(crate) external: [usize; 2],
+    /// What becomes of a trajectory whose workspace was lost.
+    pub(crate) on_lost: LostWorkspace,
+}
+
+/// What becomes of a trajectory whose workspace was lost with its sandbox. The call that ran then
+/// ends as [`Outcome::SandboxLost`] either way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum LostWorkspace {
+    /// Its sandbox calls are answered [`Outcome::SandboxLost`] until it is released: none of them
+    /// runs in an empty workspace without its knowing.
+    #[default]
+    Refuse,
+    /// Its next sandbox call runs in an empty workspace.
+    StartEmpty,
 }
 
 /// Something to be done in the world.
@@ -132,16 +148,22 @@ pub(crate) struct Dispatch {
 }
 
 impl Dispatch {
-    /// Everything idle, all slots of these containers free.
+    /// Everything idle, all slots of these containers free; `starts_dirty` if somebody may have used
+    /// them before.
     pub(crate) fn new(
         containers: &[Container],
         limits: Limits,
         gate: Arc<Gate>,
         refusals: Arc<Refusals>,
+        starts_dirty: bool,
     ) -> Self {
+        let mut pool = Pool::new(containers, limits.reset_timeout);
+        if starts_dirty {
+            pool.begin_dirty();
+        }
         Self {
             limits,
-            pool: Pool::new(containers, limits.reset_timeout),
+            pool,
             lanes: containers.iter().map(|_| Lane::new()).collect(),
             external: [(); 2].map(|()| ExternalLane { waiting: Line::new(), busy: 0 }),
             trajectories: HashMap::new(),
@@ -177,6 +199,9 @@ impl Dispatch {
                 if let Some(whose) = self.pool.reset_done(slot, generation, outcome, now) {
                     self.reset_ended(whose, now);
                 }
+            }
+            Event::Container { container, change } => {
+                self.container_changed(container, change, now)
             }
             Event::Cancel(id) => self.cancel(id, now),
             Event::CancelTrajectory(trajectory_id) => {
@@ -443,9 +468,14 @@ impl Dispatch {
             Err(Box::new(result))
         };
         let Some(call) = self.calls.get_mut(&id) else { return Ok(()) };
-        let Some(trajectory) = self.trajectories.get(&call.ticket.cell().trajectory_id) else {
+        let Some(trajectory) = self.trajectories.get_mut(&call.ticket.cell().trajectory_id) else {
             return Ok(());
         };
+        if matches!(call.work, Some(Work::Sandbox { .. }))
+            && self.limits.on_lost == LostWorkspace::StartEmpty
+        {
+            trajectory.lost = false;
+        }
         match call.work {
             Some(Work::Sandbox { .. }) if trajectory.lost => refuse(
                 Outcome::SandboxLost,

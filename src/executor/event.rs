@@ -14,7 +14,7 @@ use super::artifacts::LeaseReply;
 use super::dispatch::External;
 use super::stats::Stats;
 use super::ticket::Ticket;
-use crate::backend::{ExecutionId, SlotRef};
+use crate::backend::{ContainerChange, ExecutionId, SlotRef};
 use crate::error::ReleaseError;
 use crate::pool::SlotIx;
 use crate::tool::{Outcome, Prepared, Timing};
@@ -38,6 +38,8 @@ pub(crate) enum Event {
     ExternalReturned(External),
     /// A reset has ended.
     ResetDone { slot: SlotIx, generation: u64, outcome: Result<(), String> },
+    /// Something became of the container with this index.
+    Container { container: usize, change: ContainerChange },
     /// A caller wants this call to end.
     Cancel(ExecutionId),
     /// A caller wants all calls of this trajectory to end.

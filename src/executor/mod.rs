@@ -34,6 +34,7 @@ use parking_lot::{Mutex, RwLock};
 
 pub use self::completion::{Completion, CompletionQueue};
 pub use self::config::Builder;
+pub use self::dispatch::LostWorkspace;
 pub use self::lane::BatchPolicy;
 pub use self::stats::{Bucket, LaneStats, OutcomeCounts, Stats, Summary};
 pub use self::ticket::{CallHandle, Pending};
@@ -48,7 +49,7 @@ use self::event::{Accepted, Event};
 use self::gate::{Gate, Refused};
 use self::stats::Refusals;
 use self::ticket::{Callback, Cell, Destination, Ticket};
-use crate::backend::{Backend, ExecutionId, SlotRef};
+use crate::backend::{Backend, ExecutionId, SlotRef, Watcher};
 use crate::error::{ReleaseError, StartError, SubmitError, ToolServerError};
 use crate::thread::OwnedThread;
 use crate::tool::{Outcome, Policy, Prepared, ToolCall, ToolRegistry, ToolResult, prepare};
@@ -137,6 +138,12 @@ impl ToolExecutor {
         let gate = Arc::new(Gate::new(config.queue_capacity));
         let refusals = Arc::new(Refusals::default());
         let (events, receiver) = unbounded();
+        let told = events.clone();
+        config.backend.watch(Watcher::from_fn(move |container, change| {
+            // Refused only when the batcher has ended.
+            let _ = told.send(Event::Container { container, change });
+        }));
+        let starts_dirty = config.backend.starts_dirty();
         let launch = || -> std::io::Result<_> {
             let io = Workers::start("tool-io", config.io_threads)?;
             let handlers =
@@ -150,7 +157,13 @@ impl ToolExecutor {
             };
             let (callbacks, callback) = callback::start()?;
             let batcher = Batcher {
-                dispatch: Dispatch::new(&containers, limits, gate.clone(), refusals.clone()),
+                dispatch: Dispatch::new(
+                    &containers,
+                    limits,
+                    gate.clone(),
+                    refusals.clone(),
+                    starts_dirty,
+                ),
                 events: receiver,
                 report: events.clone(),
                 backend: config.backend.clone(),

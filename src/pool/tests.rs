@@ -154,6 +154,58 @@ fn a_reset_without_an_answer_fails_at_its_deadline_and_its_slot_waits_for_the_an
     assert_eq!(pool.counts().held, 1);
 }
 
+#[test]
+fn slots_of_a_container_that_does_not_answer_are_not_given_out() {
+    let mut pool = pool(&[1, 1]);
+    let now = Instant::now();
+    pool.wait(id("a"));
+    let left = granted(&mut pool, now);
+    pool.release_as_is(left);
+    pool.container_changed(pool.container(left), ContainerChange::Unknown);
+    pool.wait(id("a"));
+    let other = granted(&mut pool, now);
+    assert_ne!(other, left);
+    pool.wait(id("b"));
+    assert_eq!(pool.assign(now), None);
+    pool.container_changed(pool.container(left), ContainerChange::Back);
+    assert_eq!(pool.assign(now), Some(Assignment::Reset(left)), "a's files are in there");
+    assert_eq!(pool.container_counts().up, 2);
+}
+
+#[test]
+fn a_reset_from_before_its_container_began_anew_says_nothing_of_what_is_in_the_slot_now() {
+    for given_up in [false, true] {
+        let mut pool = pool(&[1]);
+        let now = Instant::now();
+        pool.wait(id("a"));
+        let slot = granted(&mut pool, now);
+        pool.release_with_reset(slot, now);
+        let generation = pool.slot_ref(slot).generation;
+        pool.container_changed(0, ContainerChange::BeganAnew);
+        if given_up {
+            pool.expire(now + Duration::from_secs(60)).unwrap().unwrap();
+        }
+        let released = pool.reset_done(slot, generation, Ok(()), now);
+        assert_eq!(released.is_some(), !given_up);
+        assert_eq!((pool.counts().clean, pool.counts().dirty), (0, 1));
+    }
+}
+
+#[test]
+fn whoever_waits_for_a_reset_in_a_container_that_stops_answering_looks_elsewhere() {
+    let mut pool = pool(&[1, 1]);
+    pool.begin_dirty();
+    let now = Instant::now();
+    pool.wait(id("a"));
+    let Some(Assignment::Reset(slot)) = pool.assign(now) else { panic!("nothing is clean") };
+    let generation = pool.slot_ref(slot).generation;
+    pool.container_changed(pool.container(slot), ContainerChange::Unknown);
+    let Some(Assignment::Reset(other)) = pool.assign(now) else { panic!("the other one is free") };
+    assert_ne!(other, slot);
+    assert_eq!(pool.reset_done(slot, generation, Ok(()), now), None);
+    assert_eq!((pool.counts().clean, pool.counts().resetting), (1, 1));
+}
+
 #[derive(Debug, Clone)]
 enum Step {
     Wait(u8),
@@ -164,9 +216,16 @@ enum Step {
     ReleaseWithReset(u8),
     ResetDone(u8, bool),
     Pass(u16),
+    Container(u8, ContainerChange),
 }
 
 fn step() -> impl Strategy<Value = Step> {
+    let changes = vec![
+        ContainerChange::Unknown,
+        ContainerChange::Back,
+        ContainerChange::BeganAnew,
+        ContainerChange::Down,
+    ];
     prop_oneof![
         (0..12u8).prop_map(Step::Wait),
         (0..12u8).prop_map(Step::StopWaiting),
@@ -176,6 +235,7 @@ fn step() -> impl Strategy<Value = Step> {
         (0..12u8).prop_map(Step::ReleaseWithReset),
         (0..6u8, any::<bool>()).prop_map(|(slot, ok)| Step::ResetDone(slot, ok)),
         (0..2000u16).prop_map(Step::Pass),
+        (0..3u8, proptest::sample::select(changes)).prop_map(|(c, how)| Step::Container(c, how)),
     ]
 }
 
@@ -197,6 +257,7 @@ proptest! {
         let mut held: HashMap<u8, SlotIx> = HashMap::new();
         let mut waiting: Vec<u8> = Vec::new();
         let mut files = vec![Files::None; 6];
+        let mut up = [true; 3];
         let number = |trajectory: &str| trajectory.parse::<u8>().unwrap();
         for step in steps {
             match step {
@@ -216,6 +277,7 @@ proptest! {
                         prop_assert!(!held.values().any(|other| *other == slot));
                         let left = &files[slot.0];
                         prop_assert!(*left == Files::None || *left == Files::Of(t));
+                        prop_assert!(up[pool.container(slot)]);
                         waiting.retain(|other| *other != t);
                         held.insert(t, slot);
                         files[slot.0] = Files::Of(t);
@@ -242,7 +304,8 @@ proptest! {
                     if matches!(pool.slots[slot.0].state, State::Resetting { .. }) {
                         let generation = pool.slot_ref(slot).generation;
                         let outcome = if ok { Ok(()) } else { Err("no".into()) };
-                        files[slot.0] = if ok { Files::None } else { Files::Unknown };
+                        let emptied = ok && !pool.slots[slot.0].stale;
+                        files[slot.0] = if emptied { Files::None } else { Files::Unknown };
                         if let Some(ResetFor::Granted(t, slot)) =
                             pool.reset_done(slot, generation, outcome, now)
                         {
@@ -254,6 +317,23 @@ proptest! {
                             files[slot.0] = Files::Of(t);
                         }
                     }
+                }
+                Step::Container(container, change) => {
+                    let container = usize::from(container);
+                    up[container] =
+                        matches!(change, ContainerChange::Back | ContainerChange::BeganAnew);
+                    if matches!(change, ContainerChange::BeganAnew | ContainerChange::Down) {
+                        for (t, slot) in pool.held_in(container) {
+                            prop_assert_eq!(held.remove(&number(&t)), Some(slot));
+                            pool.release_unknown(slot);
+                        }
+                        for (index, files) in files.iter_mut().enumerate() {
+                            if pool.container(SlotIx(index)) == container {
+                                *files = Files::Unknown;
+                            }
+                        }
+                    }
+                    pool.container_changed(container, change);
                 }
                 Step::Pass(ms) => {
                     now += Duration::from_millis(ms.into());

@@ -27,6 +27,12 @@ impl Dispatch {
         if counts.broken > 0 {
             text.push_str(&format!("; {} kept back because a reset failed", counts.broken));
         }
+        let containers = self.pool.container_counts();
+        let silent = containers.unknown + containers.down;
+        if silent > 0 {
+            let all = silent + containers.up;
+            text.push_str(&format!("; {silent} of {all} containers do not answer"));
+        }
         if counts.resetting > 0 {
             text.push_str(&format!("; {} being reset", counts.resetting));
         }

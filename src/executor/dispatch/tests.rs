@@ -9,6 +9,8 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
+use crate::backend::ContainerChange;
+use crate::executor::artifacts::Lease;
 use crate::executor::lane::BatchPolicy;
 use crate::executor::ticket::{Destination, Pending, Ticket};
 use crate::tool::{Policy, Prepared, ToolCall, ToolRegistry, ToolSchema, prepare};
@@ -29,6 +31,7 @@ fn limits() -> Limits {
         answer_grace: Duration::from_secs(3),
         reset_timeout: Duration::from_secs(2),
         external: [HANDLERS, 0],
+        on_lost: LostWorkspace::Refuse,
     }
 }
 
@@ -69,6 +72,12 @@ struct World {
     /// In-process tools that have not returned.
     handlers: usize,
     releases: Vec<Receiver<Result<(), ReleaseError>>>,
+    /// Requests for leases.
+    lends: Vec<Receiver<Result<Lease, ArtifactError>>>,
+    /// Leases that are out: of which slot, and whether it was lost.
+    lent: Vec<((usize, usize), Arc<AtomicBool>, Lease)>,
+    /// The containers that are down, as far as the dispatch was told.
+    down: HashSet<usize>,
     closed: bool,
 }
 
@@ -83,6 +92,9 @@ enum Step {
     HandlerReturns,
     AcceptBatch(u8),
     ResetEnds(u8, bool),
+    Lend(u8),
+    Return(u8),
+    Container(u8, ContainerChange),
     Deliver(u8),
     Pass(u16),
     Close(u16),
@@ -90,6 +102,12 @@ enum Step {
 
 fn step() -> impl Strategy<Value = Step> {
     let outcomes = vec![Outcome::Ok, Outcome::NonZeroExit, Outcome::SandboxLost];
+    let changes = vec![
+        ContainerChange::Unknown,
+        ContainerChange::Back,
+        ContainerChange::BeganAnew,
+        ContainerChange::Down,
+    ];
     prop_oneof![
         8 => (0..TRAJECTORIES, any::<bool>()).prop_map(|(t, sandbox)| Step::Submit(t, sandbox)),
         3 => any::<u8>().prop_map(Step::Cancel),
@@ -101,6 +119,10 @@ fn step() -> impl Strategy<Value = Step> {
         3 => Just(Step::HandlerReturns),
         4 => any::<u8>().prop_map(Step::AcceptBatch),
         4 => (any::<u8>(), any::<bool>()).prop_map(|(index, ok)| Step::ResetEnds(index, ok)),
+        3 => (0..TRAJECTORIES).prop_map(Step::Lend),
+        3 => any::<u8>().prop_map(Step::Return),
+        2 => (any::<u8>(), proptest::sample::select(changes))
+            .prop_map(|(index, change)| Step::Container(index, change)),
         12 => (1..6u8).prop_map(Step::Deliver),
         6 => (0..4000u16).prop_map(Step::Pass),
         1 => (0..20_000u16).prop_map(Step::Close),
@@ -117,12 +139,18 @@ fn pick<T>(from: &[T], index: u8) -> Option<usize> {
 }
 
 impl World {
-    fn new(sizes: &[usize]) -> Self {
+    fn new(sizes: &[usize], limits: Limits, starts_dirty: bool) -> Self {
         let gate = Arc::new(Gate::new(1000));
         let (sender, events) = unbounded();
         let refusals = Arc::new(Refusals::default());
         Self {
-            dispatch: Dispatch::new(&containers(sizes), limits(), gate.clone(), refusals),
+            dispatch: Dispatch::new(
+                &containers(sizes),
+                limits,
+                gate.clone(),
+                refusals,
+                starts_dirty,
+            ),
             now: Instant::now(),
             gate,
             registry: registry(),
@@ -135,6 +163,9 @@ impl World {
             batches: Vec::new(),
             handlers: 0,
             releases: Vec::new(),
+            lends: Vec::new(),
+            lent: Vec::new(),
+            down: HashSet::new(),
             closed: false,
         }
     }
@@ -164,7 +195,24 @@ impl World {
 
     fn deliver(&mut self, count: usize) {
         for event in self.events.clone().try_iter().take(count) {
+            if let Event::Container { container, change } = &event {
+                self.told_of(*container, *change);
+            }
             self.dispatch.handle(event, self.now);
+        }
+    }
+
+    fn told_of(&mut self, container: usize, change: ContainerChange) {
+        if change == ContainerChange::Down {
+            self.down.insert(container);
+        } else if change != ContainerChange::Unknown {
+            self.down.remove(&container);
+        }
+        if matches!(change, ContainerChange::Down | ContainerChange::BeganAnew) {
+            // What ran there runs no more, whether or not it was answered.
+            for running in &mut self.running {
+                running.slot = running.slot.filter(|slot| slot.0 != container);
+            }
         }
     }
 
@@ -216,6 +264,21 @@ impl World {
                     self.send(Event::ResetDone { slot, generation, outcome });
                 }
             }
+            Step::Lend(trajectory) => {
+                let (reply, answer) = crossbeam_channel::bounded(1);
+                self.lends.push(answer);
+                self.send(Event::Lend { trajectory_id: name(trajectory), reply });
+            }
+            Step::Return(index) => {
+                if let Some(index) = pick(&self.lent, index) {
+                    self.lent.swap_remove(index);
+                }
+            }
+            Step::Container(index, change) => {
+                if let Some(container) = pick(&self.dispatch.lanes, index) {
+                    self.send(Event::Container { container, change });
+                }
+            }
             Step::Deliver(count) => self.deliver(count.into()),
             Step::Pass(ms) => self.now += Duration::from_millis(ms.into()),
             Step::Close(ms) => {
@@ -265,8 +328,11 @@ impl World {
                     prop_assert!(!at_work, "two resets at once of {:?}", slot);
                     self.resets.push((slot, slot_ref));
                 }
-                Action::Lend { trajectory_id, .. } => {
-                    prop_assert!(false, "nobody asked for the slot of {}", trajectory_id);
+                Action::Lend { slot, trajectory_id, lost, reply: _ } => {
+                    let key = (slot.container, slot.index);
+                    self.nothing_runs_in(key)?;
+                    let lease = Lease::new(slot, trajectory_id, lost.clone(), self.sender.clone());
+                    self.lent.push((key, lost, lease));
                 }
                 Action::Cancel(id) => {
                     let runs = self.running.iter().find(|running| running.id == id);
@@ -299,6 +365,10 @@ impl World {
             let ended = self.submitted[other.id.0 as usize].is_done();
             prop_assert!(ended, "{:?} is given away while {} runs there", slot, other.id);
         }
+        for (_, lost, _) in self.lent.iter().filter(|(lent, ..)| *lent == slot) {
+            let lost = lost.load(std::sync::atomic::Ordering::Acquire);
+            prop_assert!(lost, "{:?} is given away while somebody reads there", slot);
+        }
         Ok(())
     }
 
@@ -320,7 +390,7 @@ impl World {
                     prop_assert!(!queued);
                     prop_assert!(placed.insert(*id));
                 }
-                Current::Lent(_) => {}
+                Current::Lent(_) => prop_assert!(trajectory.slot.is_some() || trajectory.lost),
                 Current::Releasing(_) => prop_assert!(trajectory.slot.is_none()),
                 Current::Nothing => {
                     prop_assert_eq!(trajectory.queue.iter().count(), 0, "stuck in its queue");
@@ -331,6 +401,13 @@ impl World {
                 prop_assert!(slots.insert(slot), "two trajectories hold {:?}", slot);
             }
         }
+        for container in &self.down {
+            prop_assert!(dispatch.pool.held_in(*container).is_empty(), "held in a dead container");
+        }
+        let sent_to: usize = dispatch.sent_to.iter().sum();
+        let in_slots = dispatch.calls.values();
+        let in_slots = in_slots.filter(|call| matches!(call.stage, Stage::InSlot { .. })).count();
+        prop_assert_eq!(sent_to, in_slots);
         prop_assert_eq!(placed.len(), dispatch.calls.len(), "a call without a place");
         prop_assert_eq!(slots.len(), dispatch.pool.counts().held, "a slot without a holder");
 
@@ -398,6 +475,10 @@ impl World {
             let none = release.try_recv() == Err(crossbeam_channel::TryRecvError::Empty);
             prop_assert!(!none, "a release without an answer");
         }
+        for lend in self.lends {
+            let none = matches!(lend.try_recv(), Err(crossbeam_channel::TryRecvError::Empty));
+            prop_assert!(!none, "a request for a lease without an answer");
+        }
         Ok(())
     }
 }
@@ -409,8 +490,11 @@ proptest! {
     fn whatever_happens_the_invariants_hold_and_everything_ends(
         steps in proptest::collection::vec(step(), 1..150),
         sizes in proptest::collection::vec(0..3usize, 1..3),
+        empty in any::<bool>(),
+        dirty in any::<bool>(),
     ) {
-        let mut world = World::new(&sizes);
+        let on_lost = if empty { LostWorkspace::StartEmpty } else { LostWorkspace::Refuse };
+        let mut world = World::new(&sizes, Limits { on_lost, ..limits() }, dirty);
         for step in steps {
             world.step(step);
             world.tick()?;
@@ -418,4 +502,134 @@ proptest! {
         }
         world.end()?;
     }
+}
+
+/// A world of two containers with a slot each, whose lanes send at once.
+fn two_containers(on_lost: LostWorkspace) -> World {
+    World::new(&[1, 1], Limits { on_lost, ..limits() }, false)
+}
+
+/// Delivers everything and lets the dispatch act.
+fn settle(world: &mut World) {
+    world.deliver(usize::MAX);
+    world.tick().unwrap();
+    world.check().unwrap();
+}
+
+fn container_of(world: &World, index: usize) -> usize {
+    world.running[index].slot.unwrap().0
+}
+
+fn tell(world: &mut World, container: usize, change: ContainerChange) {
+    world.send(Event::Container { container, change });
+    settle(world);
+}
+
+#[test]
+fn whoever_was_in_a_container_that_goes_down_is_told_until_it_is_released() {
+    let mut world = two_containers(LostWorkspace::Refuse);
+    world.submit(0, true);
+    settle(&mut world);
+    let dead = container_of(&world, 0);
+    tell(&mut world, dead, ContainerChange::Down);
+    assert!(!world.submitted[0].is_done(), "its backend still owes the answer");
+    world.step(Step::Answer(0, Outcome::SandboxLost));
+    world.submit(0, true);
+    settle(&mut world);
+    assert!(world.submitted[1].is_done(), "not in another workspace without its knowing");
+    world.step(Step::Release(0, false));
+    world.submit(0, true);
+    settle(&mut world);
+    assert_ne!(container_of(&world, 0), dead);
+    assert_eq!(world.dispatch.stats().containers.down, 1);
+    world.end().unwrap();
+}
+
+#[test]
+fn with_start_empty_the_next_call_runs_in_a_fresh_slot() {
+    let mut world = two_containers(LostWorkspace::StartEmpty);
+    world.submit(0, true);
+    settle(&mut world);
+    let dead = container_of(&world, 0);
+    world.submit(0, true);
+    tell(&mut world, dead, ContainerChange::Down);
+    assert_eq!(world.running.len(), 1, "one at a time, even so");
+    world.step(Step::Answer(0, Outcome::SandboxLost));
+    settle(&mut world);
+    assert_ne!(container_of(&world, 0), dead);
+    world.end().unwrap();
+}
+
+#[test]
+fn a_call_that_was_not_sent_when_its_container_went_down_ends_at_once_and_had_no_effect() {
+    let mut world = two_containers(LostWorkspace::Refuse);
+    let window = BatchLimits { policy: BatchPolicy::Window, ..limits().batch };
+    world.dispatch.limits.batch = window;
+    world.submit(0, true);
+    settle(&mut world);
+    assert!(world.running.is_empty(), "it waits for company");
+    let (_, slot) = (0..2).flat_map(|c| world.dispatch.pool.held_in(c)).next().unwrap();
+    let dead = world.dispatch.pool.container(slot);
+    tell(&mut world, dead, ContainerChange::BeganAnew);
+    let result = world.submitted.remove(0).try_wait().unwrap();
+    assert_eq!((result.outcome, result.may_have_executed), (Outcome::SandboxLost, false));
+    assert_eq!(world.dispatch.pool.counts().held, 0);
+}
+
+#[test]
+fn the_slot_of_a_call_that_still_runs_in_a_lost_workspace_is_not_freed_by_its_end() {
+    let mut world = World::new(&[1], Limits { ..limits() }, false);
+    world.submit(0, true);
+    settle(&mut world);
+    tell(&mut world, 0, ContainerChange::BeganAnew);
+    world.submit(1, true);
+    settle(&mut world);
+    world.step(Step::ResetEnds(0, true));
+    settle(&mut world);
+    assert_eq!(world.running.len(), 2, "the slot is another one's now");
+    world.step(Step::Answer(0, Outcome::Ok));
+    settle(&mut world);
+    assert_eq!(world.dispatch.pool.counts().held, 1);
+    world.end().unwrap();
+}
+
+#[test]
+fn an_unknown_container_gets_nobody_new_and_keeps_who_it_has() {
+    let mut world = two_containers(LostWorkspace::Refuse);
+    world.submit(0, true);
+    settle(&mut world);
+    let silent = container_of(&world, 0);
+    tell(&mut world, silent, ContainerChange::Unknown);
+    world.submit(1, true);
+    world.submit(2, true);
+    settle(&mut world);
+    assert_eq!(world.dispatch.pool.waiting(), 1);
+    let text = world.dispatch.explain_slots(world.now);
+    assert!(text.contains("1 of 2 containers do not answer"), "{text}");
+    world.step(Step::Answer(0, Outcome::Ok));
+    world.submit(0, true);
+    settle(&mut world);
+    let again = world.running.iter().filter(|running| running.slot == Some((silent, 0)));
+    assert_eq!(again.count(), 1);
+    world.end().unwrap();
+}
+
+#[test]
+fn a_reader_whose_slot_is_lost_learns_of_it_and_the_trajectory_goes_on_when_it_is_done() {
+    let mut world = two_containers(LostWorkspace::Refuse);
+    world.submit(0, true);
+    settle(&mut world);
+    let dead = container_of(&world, 0);
+    world.step(Step::Answer(0, Outcome::Ok));
+    world.step(Step::Lend(0));
+    world.submit(0, true);
+    settle(&mut world);
+    assert_eq!((world.lent.len(), world.running.len()), (1, 0), "the call waits for the reader");
+    tell(&mut world, dead, ContainerChange::Down);
+    assert!(world.lent[0].1.load(std::sync::atomic::Ordering::Acquire));
+    assert!(!world.submitted[1].is_done());
+    world.step(Step::Return(0));
+    settle(&mut world);
+    assert!(world.submitted[1].is_done(), "refused: its workspace was lost");
+    world.end().unwrap();
 }

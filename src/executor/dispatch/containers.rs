@@ -1,0 +1,63 @@
+//! Containers that come and go, and what that means for the trajectories that were in them.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use super::Dispatch;
+use super::call::{Current, Stage};
+use crate::backend::ContainerChange;
+use crate::pool::SlotIx;
+use crate::tool::{Outcome, ToolResult};
+
+impl Dispatch {
+    /// Takes in what became of a container.
+    pub(super) fn container_changed(
+        &mut self,
+        container: usize,
+        change: ContainerChange,
+        now: Instant,
+    ) {
+        let lost = match change {
+            ContainerChange::BeganAnew | ContainerChange::Down => self.pool.held_in(container),
+            ContainerChange::Unknown | ContainerChange::Back => Vec::new(),
+        };
+        for (trajectory_id, slot) in &lost {
+            self.lose_slot(trajectory_id, *slot);
+        }
+        self.pool.container_changed(container, change);
+        // Not before the pool knows: what follows may want a slot.
+        for (trajectory_id, _) in &lost {
+            self.end_in_lane(trajectory_id, now);
+        }
+    }
+
+    /// A trajectory's workspace is gone. What runs there is its backend's to answer, or its timer's
+    /// to end; the slot is no longer its own, so neither touches it.
+    fn lose_slot(&mut self, trajectory_id: &Arc<str>, slot: SlotIx) {
+        if let Some(trajectory) = self.trajectories.get_mut(trajectory_id) {
+            trajectory.lost = true;
+            trajectory.slot = None;
+            if let Current::Lent(lost) = &trajectory.current {
+                // Before anybody else can have the slot: the reader throws away what it reads there.
+                lost.store(true, Ordering::Release);
+            }
+        }
+        self.pool.release_unknown(slot);
+    }
+
+    /// Goes on with a trajectory that has lost its slot: a call that was not sent ends at once.
+    fn end_in_lane(&mut self, trajectory_id: &Arc<str>, now: Instant) {
+        let Some(trajectory) = self.trajectories.get(trajectory_id) else { return };
+        let Current::Call(id) = trajectory.current else {
+            self.advance(trajectory_id, now);
+            return;
+        };
+        if self.calls.get(&id).is_some_and(|call| matches!(call.stage, Stage::InLane { .. })) {
+            let error = "the sandbox was lost before this call could start in it";
+            let mut result = ToolResult::failure(Outcome::SandboxLost, error);
+            result.may_have_executed = false;
+            self.end(id, result, now);
+        }
+    }
+}
