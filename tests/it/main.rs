@@ -15,5 +15,7 @@ mod once;
 mod order;
 #[cfg(target_os = "linux")]
 mod sandbox;
+#[cfg(all(feature = "server", target_os = "linux"))]
+mod sandbox_api;
 mod slots;
 mod tool_server;
