@@ -18,6 +18,7 @@
 //!
 //! `examples/own_backend.rs` is a complete one.
 
+pub mod fleet;
 #[cfg(target_os = "linux")]
 pub mod local;
 mod reply;
@@ -116,7 +117,7 @@ pub trait Backend: Send + Sync + 'static {
         &self,
         slot: &SlotRef,
         request: &ArchiveArtifacts,
-        into: &mut dyn Write,
+        into: &mut (dyn Write + Send),
     ) -> Result<ArchiveSummary, ArtifactError> {
         let _ = (slot, request, into);
         Err(ArtifactError::Unsupported)
@@ -189,7 +190,7 @@ impl<B: Backend + ?Sized> Backend for Arc<B> {
         &self,
         slot: &SlotRef,
         request: &ArchiveArtifacts,
-        into: &mut dyn Write,
+        into: &mut (dyn Write + Send),
     ) -> Result<ArchiveSummary, ArtifactError> {
         (**self).archive_artifacts(slot, request, into)
     }

@@ -361,6 +361,24 @@ impl ToolExecutor {
         Err(crate::artifact::ArtifactError::NoSlot)
     }
     /// STOPGAP
+    pub fn copy_archive(
+        &self,
+        _: &str,
+        _: &crate::artifact::ArchiveArtifacts,
+        _: &mut (dyn std::io::Write + Send),
+    ) -> Result<crate::artifact::ArchiveSummary, crate::artifact::ArtifactError> {
+        Err(crate::artifact::ArtifactError::NoSlot)
+    }
+    /// STOPGAP
+    pub fn copy_artifact(
+        &self,
+        _: &str,
+        _: &str,
+        _: &mut (dyn std::io::Write + Send),
+    ) -> Result<u64, crate::artifact::ArtifactError> {
+        Err(crate::artifact::ArtifactError::NoSlot)
+    }
+    /// STOPGAP
     pub fn archive_artifacts(
         &self,
         _: &str,

@@ -6,13 +6,14 @@
 pub(crate) mod native;
 #[cfg(feature = "server")]
 pub(crate) mod sandbox;
+pub(crate) mod stock;
 pub(crate) mod tool_server;
 
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 /// For fields whose `null` means the same as their absence.
-fn null_as_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+pub(crate) fn null_as_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where
     D: Deserializer<'de>,
     T: Deserialize<'de> + Default,
@@ -20,11 +21,12 @@ where
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
-/// The text of an error answer: FastAPI's `{"detail": …}`, else the body itself, cut to a line.
+/// The text of an error answer: `{"detail": …}` or `{"error": …}`, else the body itself, cut to a line.
 pub(crate) fn error_text(body: &str) -> String {
     const LONGEST: usize = 300;
     let detail = serde_json::from_str::<Value>(body).ok().and_then(|mut value| {
-        match value.get_mut("detail").map(Value::take)? {
+        let text = ["detail", "error"].into_iter().find(|key| value.get(key).is_some())?;
+        match value.get_mut(text).map(Value::take)? {
             Value::String(text) => Some(text),
             other => Some(other.to_string()),
         }

@@ -7,12 +7,16 @@ mod door;
 #[cfg(feature = "server")]
 mod executor_api;
 mod fakes;
+#[cfg(all(target_os = "linux", feature = "server"))]
+mod fleet;
 mod handlers;
 mod http;
 #[cfg(feature = "server")]
 mod http_client;
 mod once;
 mod order;
+#[cfg(all(target_os = "linux", feature = "server"))]
+mod proxy;
 #[cfg(target_os = "linux")]
 mod sandbox;
 #[cfg(all(feature = "server", target_os = "linux"))]

@@ -1,5 +1,6 @@
 //! The command line: flags, their defaults and their limits. Does nothing with them.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -24,6 +25,140 @@ pub(crate) enum Command {
     /// time. Progress and warnings go to standard error, the summary to standard output.
     #[command(after_help = exit_code::HELP)]
     Replay(ReplayArgs),
+
+    /// Serve this machine's sandbox over HTTP, for executors elsewhere
+    ///
+    /// Prints one line when it listens. Without a token commands get no network, since they could
+    /// reach this server and with it other slots. SIGTERM and Ctrl-C end it: what runs may go on for
+    /// the grace time; a second signal ends it at once.
+    Sandbox(SandboxArgs),
+
+    /// Serve an executor over HTTP: the reference's clients use it unchanged
+    ///
+    /// Its calls run in slots of this machine, or of sandbox servers. Prints one line when it listens.
+    /// Without a token commands of this machine's slots get no network, since they could reach this
+    /// server and with it other trajectories.
+    Serve(ServeArgs),
+}
+
+/// Where a server listens, and who may use it.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ListenArgs {
+    /// The address to listen on; one that other machines can reach needs a token or --no-auth
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
+    pub(crate) host: IpAddr,
+
+    /// Everybody who can reach the port may use it, sandboxed commands with a network among them
+    #[arg(long)]
+    pub(crate) no_auth: bool,
+
+    /// Seconds that what runs may take to end after SIGTERM or Ctrl-C
+    #[arg(long, value_name = "S", default_value = "10", value_parser = clap::value_parser!(u64).range(..=3600))]
+    pub(crate) grace_s: u64,
+}
+
+/// The flags of `sandbox`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct SandboxArgs {
+    /// The port; 0 takes a free one, which is printed
+    #[arg(long, value_name = "N", default_value = "8080")]
+    pub(crate) port: u16,
+
+    #[command(flatten)]
+    pub(crate) listen: ListenArgs,
+
+    /// The bearer token that clients must have; better given by the environment
+    #[arg(long, value_name = "TOKEN", env = "TOOL_EXECUTOR_SANDBOX_TOKEN", hide_env_values = true)]
+    pub(crate) token: Option<String>,
+
+    /// Sandbox slots: calls that run at the same time
+    #[arg(long, value_name = "N", default_value = "10", value_parser = at_least_one)]
+    pub(crate) slots: usize,
+
+    /// Where the workspaces are made [default: tool-executor-<uid> in the temporary directory]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data_dir: Option<PathBuf>,
+}
+
+/// The flags of `serve`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ServeArgs {
+    /// The port; 0 takes a free one, which is printed
+    #[arg(long, value_name = "N", default_value = "9001")]
+    pub(crate) port: u16,
+
+    #[command(flatten)]
+    pub(crate) listen: ListenArgs,
+
+    /// The bearer token that clients must have; better given by the environment
+    #[arg(long, value_name = "TOKEN", env = "TOOL_EXECUTOR_TOKEN", hide_env_values = true)]
+    pub(crate) token: Option<String>,
+
+    /// Sandbox slots of this machine
+    #[arg(long, value_name = "N", default_value = "10", env = "TOOL_EXECUTOR_SLOTS")]
+    #[arg(value_parser = at_least_one)]
+    pub(crate) slots: usize,
+
+    #[command(flatten)]
+    pub(crate) fleet: FleetArgs,
+
+    #[command(flatten)]
+    pub(crate) tool_server: ToolServerArgs,
+
+    /// How long a call waits for a free slot, in seconds
+    #[arg(long, value_name = "S", default_value = "600", env = "TOOL_EXECUTOR_ACQUIRE_TIMEOUT_S")]
+    #[arg(value_parser = seconds)]
+    pub(crate) acquire_timeout_s: Duration,
+
+    /// How long a call waits for others to share its batch, at most; 0 sends each at once
+    #[arg(long, value_name = "MS", default_value = "20", env = "TOOL_EXECUTOR_BATCH_WINDOW_MS")]
+    #[arg(value_parser = clap::value_parser!(u64).range(..=60_000))]
+    pub(crate) batch_window_ms: u64,
+
+    /// Calls in one batch, at most
+    #[arg(long, value_name = "N", default_value = "200", env = "TOOL_EXECUTOR_MAX_BATCH_SIZE")]
+    #[arg(value_parser = at_least_one)]
+    pub(crate) max_batch_size: usize,
+
+    /// Whether commands may use the network: 1, true, yes, y or on; anything else is no
+    #[arg(long, value_name = "BOOL", default_value = "true", env = "TOOL_EXECUTOR_ALLOW_NETWORK")]
+    #[arg(value_parser = boolean, action = clap::ArgAction::Set)]
+    pub(crate) allow_network: bool,
+
+    /// Refuse to run commands where they cannot be isolated (no bubblewrap)
+    #[arg(long)]
+    pub(crate) require_sandbox: bool,
+}
+
+/// Sandbox servers in place of this machine's sandbox.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct FleetArgs {
+    /// Run calls on the sandbox server at this URL; give it once for each server
+    #[arg(long = "sandbox-url", value_name = "URL")]
+    pub(crate) urls: Vec<String>,
+
+    /// The sandbox servers' bearer token; better given by the environment
+    #[arg(long = "sandbox-token", value_name = "TOKEN", env = "TOOL_EXECUTOR_SANDBOX_TOKEN")]
+    #[arg(id = "fleet_token", hide_env_values = true)]
+    pub(crate) fleet_token: Option<String>,
+}
+
+/// The ToolServer.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ToolServerArgs {
+    /// Send external tools to the ToolServer at this URL; it is asked what it offers at the start
+    #[arg(long, value_name = "URL", env = "TOOL_EXECUTOR_TOOL_SERVER_URL")]
+    pub(crate) tool_server_url: Option<String>,
+
+    /// The ToolServer's bearer token; better given by the environment, where other users of this
+    /// machine cannot see it
+    #[arg(long, value_name = "TOKEN", env = "TOOL_EXECUTOR_TOOL_SERVER_TOKEN")]
+    #[arg(hide_env_values = true)]
+    pub(crate) tool_server_token: Option<String>,
+
+    /// The certificate authorities of an https ToolServer, as a PEM file [default: Mozilla's]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tool_server_ca: Option<PathBuf>,
 }
 
 /// The flags of `replay`.
@@ -69,15 +204,11 @@ pub(crate) struct ReplayArgs {
     #[arg(long)]
     pub(crate) no_network: bool,
 
-    /// Send external tools to the ToolServer at this URL; it is asked what it offers at the start
-    #[arg(long, value_name = "URL")]
-    pub(crate) tool_server_url: Option<String>,
+    #[command(flatten)]
+    pub(crate) tool_server: ToolServerArgs,
 
-    /// The ToolServer's bearer token; better given by the environment, where other users of this
-    /// machine cannot see it
-    #[arg(long, value_name = "TOKEN", env = "TOOL_EXECUTOR_TOOL_SERVER_TOKEN")]
-    #[arg(hide_env_values = true)]
-    pub(crate) tool_server_token: Option<String>,
+    #[command(flatten)]
+    pub(crate) fleet: FleetArgs,
 
     /// Refuse to run commands where they cannot be isolated (no bubblewrap)
     #[arg(long)]
@@ -134,6 +265,22 @@ fn at_least_one(text: &str) -> Result<usize, String> {
     }
 }
 
+/// A number of seconds up to a year.
+fn seconds(text: &str) -> Result<Duration, String> {
+    match text.trim().parse::<f64>() {
+        Ok(seconds) if (0.0..=31_536_000.0).contains(&seconds) => {
+            Ok(Duration::from_secs_f64(seconds))
+        }
+        _ => Err("not a number of seconds from 0 to 31536000".to_owned()),
+    }
+}
+
+/// A boolean of the environment, as the reference reads it.
+fn boolean(text: &str) -> Result<bool, String> {
+    let text = text.trim().to_ascii_lowercase();
+    Ok(["1", "true", "yes", "y", "on"].contains(&text.as_str()))
+}
+
 /// `-` means standard output elsewhere; the summary is there.
 fn results_file(text: &str) -> Result<PathBuf, String> {
     if text == "-" {
@@ -162,6 +309,7 @@ mod tests {
         let line = ["tool-executor", "replay", "in.jsonl"].iter().chain(flags);
         match Cli::try_parse_from(line) {
             Ok(Cli { command: Command::Replay(args) }) => Ok(args),
+            Ok(other) => panic!("not a replay: {other:?}"),
             Err(error) => Err(error.to_string()),
         }
     }

@@ -6,6 +6,9 @@
 mod args;
 mod exit_code;
 mod replay;
+mod serving;
+mod setup;
+mod signals;
 
 use clap::Parser;
 
@@ -15,6 +18,8 @@ use exit_code::ExitCode;
 fn main() -> std::process::ExitCode {
     match Cli::try_parse() {
         Ok(Cli { command: Command::Replay(args) }) => replay::run(&args),
+        Ok(Cli { command: Command::Sandbox(args) }) => serving::sandbox(&args),
+        Ok(Cli { command: Command::Serve(args) }) => serving::serve(&args),
         Err(error) => {
             // Also how `--help` and `--version` come. Nobody to tell if nobody reads it.
             let _ = error.print();

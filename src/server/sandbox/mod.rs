@@ -4,6 +4,7 @@
 //! sees to it that everybody is answered; `plain` speaks the protocol of the reference's sandbox
 //! server, whose clients need not change.
 
+mod native;
 mod plain;
 mod slots;
 
@@ -15,6 +16,7 @@ use std::time::{Duration, Instant};
 use hyper::header::{ALLOW, HeaderValue};
 use tokio::sync::watch;
 
+use self::native::Native;
 use self::slots::Slots;
 use super::auth::{self, Token};
 use super::error::ServeError;
@@ -113,6 +115,7 @@ struct Service {
     /// Becomes `true` when the server closes: for answers that would not end by themselves.
     closing: watch::Sender<bool>,
     plain: plain::Plain,
+    native: Arc<Native>,
 }
 
 impl SandboxServer {
@@ -134,11 +137,13 @@ impl SandboxServer {
             );
         }
         let slots = Slots::start(Arc::new(backend), cut_network).map_err(ServeError::Backend)?;
+        let instance = uuid::Uuid::new_v4().to_string();
         let service = Arc::new(Service {
+            native: Native::new(slots.clone(), instance.clone(), config.max_body),
             slots: slots.clone(),
             token,
             max_body: config.max_body,
-            instance: uuid::Uuid::new_v4().to_string(),
+            instance,
             closing: watch::Sender::new(false),
             plain: plain::Plain::default(),
         });
@@ -179,6 +184,7 @@ impl SandboxServer {
 
     fn end(&mut self, deadline: Instant) {
         self.service.closing.send_replace(true);
+        self.service.native.close();
         self.http.close(deadline);
         // Not all that runs has a request that waits for it.
         self.service.slots.close(deadline);
@@ -211,8 +217,7 @@ impl Service {
             return plain::refused(status, refusal.detail);
         }
         if request.path().starts_with("/v1/") {
-            // native
-            return not_found();
+            return self.native.serve(request).await.unwrap_or_else(not_found);
         }
         plain::serve(&self, request).await
     }

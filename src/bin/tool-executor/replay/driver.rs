@@ -3,20 +3,18 @@
 //! One thread drives all trajectories through a completion queue; nothing here keeps track of which
 //! call comes next.
 
-use std::error::Error;
-use std::fmt::Write as _;
-use std::io;
+use std::io::{self, Seek};
 use std::path::Path;
 use std::time::Duration;
 
+use tool_executor::artifact::ArchiveArtifacts;
 use tool_executor::backend::local::{LocalBackend, LocalConfig};
 use tool_executor::{
     Completion, CompletionQueue, Outcome, Policy, ToolCall, ToolExecutor, ToolResult,
 };
 
-use tool_executor::toolserver::ToolServerConfig;
-
 use crate::args::ReplayArgs;
+use crate::setup::{chain, fleet, tool_server};
 
 /// How long a call may wait for its slot, and in the executor's queue. With more trajectories than
 /// slots a long wait is what was asked for, so only a run that got stuck should ever meet it.
@@ -28,11 +26,12 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest file name that is made of a trajectory id as it is.
 const MAX_FILE_NAME: usize = 200;
 
-/// An executor over an embedded sandbox.
+/// An executor over an embedded sandbox, or over sandbox servers.
 pub(crate) struct Driver {
     executor: ToolExecutor,
     queue: CompletionQueue,
-    backend: LocalBackend,
+    /// The embedded sandbox, if that is what runs the calls.
+    embedded: Option<LocalBackend>,
     timeout: Option<Duration>,
 }
 
@@ -42,23 +41,27 @@ impl Driver {
     /// # Errors
     /// What kept them from starting, causes included, as one line.
     pub(crate) fn start(args: &ReplayArgs) -> Result<Self, String> {
-        let mut config = LocalConfig::with_slots(args.slots());
-        // This process has no children but the sandbox's.
-        config.adopt_orphans = true;
-        let backend = LocalBackend::start(config).map_err(|error| chain(&error))?;
         let policy = Policy {
             allow_network: !args.no_network,
             require_sandbox: args.require_sandbox,
             ..Policy::default()
         };
         let mut builder = ToolExecutor::builder();
-        if let Some(url) = &args.tool_server_url {
-            let mut config = ToolServerConfig::new(url);
-            config.token.clone_from(&args.tool_server_token);
+        if let Some(config) = tool_server(&args.tool_server)? {
             builder = builder.tool_server(config);
         }
+        let embedded = if args.fleet.urls.is_empty() {
+            let mut config = LocalConfig::with_slots(args.slots());
+            // This process has no children but the sandbox's.
+            config.adopt_orphans = true;
+            let backend = LocalBackend::start(config).map_err(|error| chain(&error))?;
+            builder = builder.backend(backend.clone());
+            Some(backend)
+        } else {
+            builder = builder.backend(fleet(&args.fleet)?);
+            None
+        };
         let executor = builder
-            .backend(backend.clone())
             .policy(policy)
             .batch_window(args.batch_window())
             .max_batch_size(args.max_batch_size)
@@ -70,12 +73,12 @@ impl Driver {
             .start()
             .map_err(|error| chain(&error))?;
         let queue = executor.completion_queue(args.concurrency());
-        Ok(Self { executor, queue, backend, timeout: args.timeout_s })
+        Ok(Self { executor, queue, embedded, timeout: args.timeout_s })
     }
 
-    /// Why commands run without isolation, if they do.
+    /// Why commands run without isolation, if they do on this machine.
     pub(crate) fn unisolated_because(&self) -> Option<String> {
-        self.backend.not_isolated_because().map(str::to_owned)
+        self.embedded.as_ref()?.not_isolated_because().map(str::to_owned)
     }
 
     /// Hands a call over; its completion comes under `tag`.
@@ -111,7 +114,18 @@ impl Driver {
         // A trajectory without a slot never ran a command, so there is nothing to keep.
         let Some(slot) = self.executor.slot_of(trajectory_id) else { return Ok(()) };
         std::fs::create_dir(target)?;
-        self.backend.save_workspace(&slot, target)
+        if let Some(backend) = &self.embedded {
+            return backend.save_workspace(&slot, target);
+        }
+        let everything =
+            ArchiveArtifacts { max_bytes: u64::MAX, max_entries: usize::MAX, ..Default::default() };
+        let mut archive = tempfile::tempfile()?;
+        self.executor
+            .copy_archive(trajectory_id, &everything, &mut archive)
+            .map_err(|error| io::Error::other(chain(&error)))?;
+        archive.rewind()?;
+        // Stays beneath the target, whatever names the archive has.
+        tar::Archive::new(flate2::read::GzDecoder::new(archive)).unpack(target)
     }
 
     /// Gives the trajectory's slot back, to be emptied. Does not block.
@@ -133,18 +147,6 @@ impl Driver {
 /// Whether the call asks for a time limit of its own, in the form in which the executor heeds it.
 fn has_own_timeout(call: &ToolCall) -> bool {
     call.arguments.get("timeout").is_some_and(serde_json::Value::is_number)
-}
-
-/// An error and its causes in one line.
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        // Writing to a String cannot fail.
-        let _ = write!(text, ": {error}");
-        cause = error.source();
-    }
-    text
 }
 
 /// A file name for a trajectory id. Distinct ids have distinct names; one that would be too long is
@@ -211,14 +213,5 @@ mod tests {
         let (a, b) = ("x".repeat(500) + "a", "x".repeat(500) + "b");
         assert_ne!(file_name_of(&a), file_name_of(&b));
         assert!(file_name_of(&a).len() <= 255);
-    }
-
-    #[test]
-    fn an_error_is_told_with_its_causes() {
-        let cause = io::Error::other("no space");
-        let error = tool_executor::BackendError::with_source("cannot make the slots", cause);
-        let error = tool_executor::StartError::Backend(error);
-        let text = "the sandbox backend did not start: cannot make the slots: no space";
-        assert_eq!(chain(&error), text);
     }
 }

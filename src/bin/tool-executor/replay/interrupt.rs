@@ -1,10 +1,7 @@
 //! Ctrl-C and SIGTERM: what the first one means, what the second one means, and how long each waits.
 //!
-//! The handler only counts; [`Shutdown`] is a pure machine that the loop asks at every turn.
+//! The handler only counts ([`Signals`](crate::signals::Signals)); [`Shutdown`] is a pure machine that the loop asks at every turn.
 
-use std::io;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long running calls may go on after the first signal.
@@ -12,31 +9,6 @@ pub(crate) const GRACE: Duration = Duration::from_secs(5);
 
 /// How long the executor may take to end cancelled calls before the run ends without their answers.
 pub(crate) const CANCEL_WAIT: Duration = Duration::from_secs(30);
-
-/// The signals that came so far.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Signals(Arc<AtomicU32>);
-
-impl Signals {
-    /// Counts SIGINT, SIGTERM and SIGHUP from now on, instead of dying of them.
-    ///
-    /// # Errors
-    /// Where the operating system refuses the handler.
-    pub(crate) fn install() -> io::Result<Self> {
-        let signals = Self::default();
-        let counter = Arc::clone(&signals.0);
-        ctrlc::set_handler(move || {
-            counter.fetch_add(1, Ordering::Relaxed);
-        })
-        .map_err(io::Error::other)?;
-        Ok(signals)
-    }
-
-    /// How many came.
-    pub(crate) fn count(&self) -> u32 {
-        self.0.load(Ordering::Relaxed)
-    }
-}
 
 /// How far the shutdown of a run has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -37,11 +37,12 @@ use tool_executor::{Completion, Outcome, ToolCall, ToolResult};
 
 use crate::args::ReplayArgs;
 use crate::exit_code::{ExitCode, Verdict};
+use crate::signals::Signals;
 
 use course::{After, Course};
 use driver::Driver;
 use input::{Item, Selection};
-use interrupt::{CANCEL_WAIT, GRACE, Shutdown, Signals};
+use interrupt::{CANCEL_WAIT, GRACE, Shutdown};
 use output::{Finished, ResultsFile};
 use progress::{Progress, warn_line};
 use report::Report;

@@ -1,0 +1,396 @@
+//! A fleet: the executor over any number of sandbox servers, each a container behind a URL.
+//!
+//! What a server is it says itself, in `/health`: one of ours is spoken to in the native protocol
+//! (`native`), any other in the reference's plain one (`stock`).
+//!
+//! # Threads
+//! One per server, `tool-fleet-N`, which keeps up the connection: for a native server it reads the
+//! stream of results. A stock server answers a request only when its call is done, so each of its
+//! running calls takes a thread, `tool-stock-N`; never more than the server has slots.
+//!
+//! # When a server does not answer
+//! It is *unknown*: its calls wait, no trajectory is newly put there, and the connection is tried
+//! again. If it is back within [`FleetConfig::unreachable_timeout`] nothing was lost, unless it has
+//! begun anew. Else it is *down*: its calls end as
+//! [`Outcome::SandboxLost`](crate::Outcome::SandboxLost), and it is tried on and on.
+
+mod artifacts;
+mod native;
+mod stock;
+
+use std::fmt;
+use std::io::Write;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use serde::Deserialize;
+use ureq::Agent;
+use ureq::http::Uri;
+
+use self::native::NativeServer;
+use self::stock::StockServer;
+use super::{Backend, Container, Execution, ExecutionId, ResetReply, SlotRef, Watcher};
+use crate::artifact::{
+    ArchiveArtifacts, ArchiveSummary, Artifact, ArtifactError, ArtifactList, ListArtifacts,
+    ReadArtifact,
+};
+use crate::client::{self, AgentConfig, Authorization, Failure};
+use crate::error::BackendError;
+use crate::wire::native::FEATURE;
+
+/// How long a short request may take: one that its server answers at once.
+const PROMPT: Duration = Duration::from_secs(5);
+/// How long a server is left alone after it did not answer: at first, and at most.
+const PAUSE_FIRST: Duration = Duration::from_millis(50);
+const PAUSE_MOST: Duration = Duration::from_secs(1);
+/// How many servers are asked at a time when the fleet starts.
+const ASKED_AT_ONCE: usize = 32;
+
+/// Which servers, and how to speak with them.
+#[derive(Clone)]
+#[non_exhaustive]
+pub struct FleetConfig {
+    /// Their base URLs: `http://host:port` or `https://…`. At least one, all different.
+    pub urls: Vec<String>,
+    /// The bearer token, the same for all. Never logged, and not in `Debug`.
+    pub token: Option<String>,
+    /// How long a server may be out of reach before its calls end as `sandbox_lost`. Defaults to 30 s.
+    pub unreachable_timeout: Duration,
+    /// How long the start waits for servers that do not answer yet. Defaults to 30 s.
+    pub start_timeout: Duration,
+    /// The certificate authorities that `https` servers' certificates must come from, as PEM.
+    /// Defaults to Mozilla's.
+    pub ca_pem: Option<Vec<u8>>,
+}
+
+impl FleetConfig {
+    /// The servers at these URLs, with every other setting at its default.
+    pub fn new(urls: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        Self {
+            urls: urls.into_iter().map(Into::into).collect(),
+            token: None,
+            unreachable_timeout: Duration::from_secs(30),
+            start_timeout: Duration::from_secs(30),
+            ca_pem: None,
+        }
+    }
+
+    /// The same with a bearer token.
+    #[must_use]
+    pub fn with_token(mut self, token: impl Into<String>) -> Self {
+        self.token = Some(token.into());
+        self
+    }
+}
+
+impl fmt::Debug for FleetConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FleetConfig")
+            .field("urls", &self.urls)
+            .field("token", &self.token.as_ref().map(|_| "…"))
+            .field("unreachable_timeout", &self.unreachable_timeout)
+            .field("start_timeout", &self.start_timeout)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The executor's side of a fleet of sandbox servers. Closed by the executor that uses it.
+///
+/// ```no_run
+/// use tool_executor::ToolExecutor;
+/// use tool_executor::backend::fleet::{FleetBackend, FleetConfig};
+///
+/// let fleet = FleetConfig::new(["http://10.0.0.1:8080", "http://10.0.0.2:8080"]).with_token("…");
+/// let executor = ToolExecutor::builder().backend(FleetBackend::new(fleet)?).start()?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct FleetBackend {
+    config: FleetConfig,
+    connections: Vec<Connection>,
+    servers: Mutex<Vec<Server>>,
+}
+
+#[derive(Clone)]
+enum Server {
+    Native(Arc<NativeServer>),
+    Stock(Arc<StockServer>),
+}
+
+impl FleetBackend {
+    /// A fleet; connects to nothing yet.
+    ///
+    /// # Errors
+    /// A URL, the token or a certificate makes no sense, or a URL is there twice.
+    pub fn new(config: FleetConfig) -> Result<Self, BackendError> {
+        if config.urls.is_empty() {
+            return Err(BackendError::new("a fleet needs the URL of at least one sandbox server"));
+        }
+        let mut seen: Vec<&str> = config.urls.iter().map(|url| url.trim_end_matches('/')).collect();
+        seen.sort_unstable();
+        if let Some(twice) = seen.windows(2).find(|pair| pair[0] == pair[1]) {
+            let url = twice[0];
+            return Err(BackendError::new(format!("the sandbox server {url} is there twice")));
+        }
+        let authorization = config.token.as_deref().map(Authorization::bearer).transpose();
+        let authorization = authorization.map_err(BackendError::new)?;
+        let connect = |url: &String| Connection::new(url, authorization.clone(), &config);
+        let connections = config.urls.iter().map(connect).collect::<Result<_, _>>();
+        let connections = connections.map_err(BackendError::new)?;
+        Ok(Self { config, connections, servers: Mutex::new(Vec::new()) })
+    }
+
+    fn server(&self, container: usize) -> Option<Server> {
+        self.servers.lock().get(container).cloned()
+    }
+
+    /// Asks a server what it is, until it answers or `deadline`.
+    fn meet(
+        &self,
+        number: usize,
+        connection: &Connection,
+        deadline: Instant,
+    ) -> Result<(Server, Container), String> {
+        let mut pause = PAUSE_FIRST;
+        loop {
+            let met = connection.health().and_then(|health| {
+                let bound = self.config.unreachable_timeout;
+                if health.features.iter().any(|feature| feature == FEATURE) {
+                    let (server, slots) = NativeServer::meet(number, connection.clone(), bound)?;
+                    Ok((Server::Native(server), slots))
+                } else {
+                    let (server, slots) = StockServer::meet(number, connection.clone(), bound)?;
+                    Ok((Server::Stock(server), slots))
+                }
+            });
+            match met {
+                Ok((server, slots)) => {
+                    return Ok((server, Container { addr: connection.url.clone(), slots }));
+                }
+                Err(failure) if Instant::now() + pause >= deadline => return Err(failure.text()),
+                // Waiting does not make a wrong token right.
+                Err(Failure::Refused(status, text)) if matches!(status, 401 | 403 | 404) => {
+                    return Err(format!("HTTP {status}: {text}"));
+                }
+                Err(_) => thread::sleep(pause),
+            }
+            pause = (pause * 2).min(PAUSE_MOST);
+        }
+    }
+}
+
+impl Backend for FleetBackend {
+    fn start(&self) -> Result<Vec<Container>, BackendError> {
+        let deadline = Instant::now() + self.config.start_timeout;
+        let numbered: Vec<_> = self.connections.iter().enumerate().collect();
+        let mut servers = Vec::new();
+        let mut containers = Vec::new();
+        for some in numbered.chunks(ASKED_AT_ONCE) {
+            let met = thread::scope(|scope| {
+                let asked: Vec<_> = some
+                    .iter()
+                    .map(|&(number, connection)| {
+                        scope.spawn(move || self.meet(number, connection, deadline))
+                    })
+                    .collect();
+                let panicked = || Err("asking it panicked".to_owned());
+                asked
+                    .into_iter()
+                    .map(|asked| asked.join().unwrap_or_else(|_| panicked()))
+                    .collect::<Vec<_>>()
+            });
+            for (met, (_, connection)) in met.into_iter().zip(some) {
+                match met {
+                    Ok((server, container)) => {
+                        servers.push(server);
+                        containers.push(container);
+                    }
+                    Err(why) => {
+                        servers.iter().for_each(Server::close);
+                        let url = &connection.url;
+                        let text = format!("the sandbox server {url} cannot be used: {why}");
+                        return Err(BackendError::new(text));
+                    }
+                }
+            }
+        }
+        *self.servers.lock() = servers;
+        Ok(containers)
+    }
+
+    fn starts_dirty(&self) -> bool {
+        true
+    }
+
+    fn watch(&self, watcher: Watcher) {
+        for server in self.servers.lock().iter() {
+            let started = match server {
+                Server::Native(server) => server.watch(watcher.clone()),
+                Server::Stock(server) => server.watch(watcher.clone()),
+            };
+            if let Err(error) = started {
+                log::error!("no thread for a sandbox server, its calls will be lost: {error}");
+            }
+        }
+    }
+
+    fn execute(&self, container: usize, batch: Vec<Execution>) {
+        // A batch that is dropped answers that it has no result.
+        match self.server(container) {
+            Some(Server::Native(server)) => server.execute(batch),
+            Some(Server::Stock(server)) => server.execute(batch),
+            None => {}
+        }
+    }
+
+    fn reset(&self, slot: &SlotRef, reply: ResetReply) {
+        match self.server(slot.container) {
+            Some(Server::Native(server)) => server.reset(slot, reply),
+            Some(Server::Stock(server)) => server.reset(slot, reply),
+            None => {}
+        }
+    }
+
+    fn cancel(&self, id: ExecutionId) {
+        // Which server has it, only that one knows.
+        for server in self.servers.lock().iter() {
+            if let Server::Native(server) = server
+                && server.cancel(id)
+            {
+                return;
+            }
+        }
+    }
+
+    fn read_artifact(
+        &self,
+        slot: &SlotRef,
+        request: &ReadArtifact,
+    ) -> Result<Artifact, ArtifactError> {
+        self.connection(slot)?.read_artifact(&slot.name, request)
+    }
+
+    fn list_artifacts(
+        &self,
+        slot: &SlotRef,
+        request: &ListArtifacts,
+    ) -> Result<ArtifactList, ArtifactError> {
+        self.connection(slot)?.list_artifacts(&slot.name, request)
+    }
+
+    fn archive_artifacts(
+        &self,
+        slot: &SlotRef,
+        request: &ArchiveArtifacts,
+        into: &mut (dyn Write + Send),
+    ) -> Result<ArchiveSummary, ArtifactError> {
+        let is_native = matches!(self.server(slot.container), Some(Server::Native(_)));
+        let index = is_native.then_some(slot.index);
+        self.connection(slot)?.archive_artifacts(&slot.name, index, request, into)
+    }
+
+    fn close(&self, _deadline: Instant) {
+        let servers = std::mem::take(&mut *self.servers.lock());
+        servers.iter().for_each(Server::close);
+    }
+}
+
+impl FleetBackend {
+    fn connection(&self, slot: &SlotRef) -> Result<&Connection, ArtifactError> {
+        let missing = || ArtifactError::SandboxLost("there is no such server".to_owned());
+        self.connections.get(slot.container).ok_or_else(missing)
+    }
+}
+
+impl Server {
+    fn close(&self) {
+        match self {
+            Server::Native(server) => server.close(),
+            Server::Stock(server) => server.close(),
+        }
+    }
+}
+
+impl fmt::Debug for FleetBackend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FleetBackend").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+/// How requests reach one server.
+#[derive(Clone)]
+struct Connection {
+    url: String,
+    authorization: Option<Authorization>,
+    /// For requests that may be repeated; keeps idle connections.
+    pooled: Agent,
+    /// For those that may not: a connection that the server is just closing would lose them.
+    fresh: Agent,
+}
+
+/// What `/health` says, as far as it matters.
+#[derive(Debug, Deserialize)]
+struct Health {
+    status: String,
+    #[serde(default)]
+    features: Vec<String>,
+}
+
+impl Connection {
+    fn new(
+        url: &str,
+        authorization: Option<Authorization>,
+        config: &FleetConfig,
+    ) -> Result<Self, String> {
+        let url = url.trim_end_matches('/').to_owned();
+        client::endpoint("sandbox server", &url, "/health")?;
+        let agent = |idle_connections, read_timeout| {
+            let ca_pem = config.ca_pem.as_deref();
+            client::agent(AgentConfig { idle_connections, read_timeout, ca_pem })
+        };
+        Ok(Self {
+            url,
+            authorization,
+            pooled: agent(4, Some(native::SILENCE))?,
+            fresh: agent(0, None)?,
+        })
+    }
+
+    fn uri(&self, path: &str) -> Result<Uri, Failure> {
+        client::endpoint("sandbox server", &self.url, path).map_err(Failure::NotSent)
+    }
+
+    /// Posts JSON, and gives the response as soon as its head is there.
+    fn post(
+        &self,
+        agent: &Agent,
+        path: &str,
+        body: &[u8],
+        timeout: Option<Duration>,
+    ) -> Result<ureq::http::Response<ureq::Body>, Failure> {
+        let request = agent.post(self.uri(path)?).header("Content-Type", "application/json");
+        let request = client::authorize(request, self.authorization.as_ref());
+        Ok(request.config().timeout_global(timeout).build().send(body)?)
+    }
+
+    fn health(&self) -> Result<Health, Failure> {
+        let health: Health = self.get("/health")?;
+        if health.status != "ok" {
+            return Err(Failure::Broken(format!("its status is {:?}", health.status)));
+        }
+        Ok(health)
+    }
+
+    fn get<T: serde::de::DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {
+        let request = self.fresh.get(self.uri(path)?);
+        let request = client::authorize(request, self.authorization.as_ref());
+        client::read_json(request.config().timeout_global(Some(PROMPT)).build().call()?)
+    }
+
+    /// Ends what is under way.
+    fn interrupt(&self) {
+        self.pooled.clone().shutdown();
+        self.fresh.clone().shutdown();
+    }
+}

@@ -1,0 +1,60 @@
+//! From flags to the library's parts, for all commands that need them.
+
+use std::error::Error;
+use std::fmt::Write as _;
+
+use tool_executor::backend::fleet::{FleetBackend, FleetConfig};
+use tool_executor::toolserver::ToolServerConfig;
+
+use crate::args::{FleetArgs, ToolServerArgs};
+
+/// The fleet that the flags name.
+///
+/// # Errors
+/// What is wrong with them, as one line.
+pub(crate) fn fleet(args: &FleetArgs) -> Result<FleetBackend, String> {
+    let mut config = FleetConfig::new(&args.urls);
+    config.token.clone_from(&args.fleet_token);
+    FleetBackend::new(config).map_err(|error| chain(&error))
+}
+
+/// The ToolServer that the flags name, if they do.
+///
+/// # Errors
+/// The certificates cannot be read.
+pub(crate) fn tool_server(args: &ToolServerArgs) -> Result<Option<ToolServerConfig>, String> {
+    let Some(url) = &args.tool_server_url else { return Ok(None) };
+    let mut config = ToolServerConfig::new(url);
+    config.token.clone_from(&args.tool_server_token);
+    if let Some(path) = &args.tool_server_ca {
+        let pem = std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
+        config.ca_pem = Some(pem);
+    }
+    Ok(Some(config))
+}
+
+/// An error and its causes in one line.
+pub(crate) fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        // Writing to a String cannot fail.
+        let _ = write!(text, ": {error}");
+        cause = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_is_told_with_its_causes() {
+        let cause = std::io::Error::other("no space");
+        let error = tool_executor::BackendError::with_source("cannot make the slots", cause);
+        let error = tool_executor::StartError::Backend(error);
+        let text = "the sandbox backend did not start: cannot make the slots: no space";
+        assert_eq!(chain(&error), text);
+    }
+}
