@@ -430,7 +430,7 @@ impl Backend for Shelf {
         &self,
         _slot: &SlotRef,
         request: &ArchiveArtifacts,
-        into: &mut dyn Write,
+        into: &mut (dyn Write + Send),
     ) -> Result<ArchiveSummary, ArtifactError> {
         if request.max_bytes < 100 {
             return Err(ArtifactError::TooLarge { bytes: 265, max: request.max_bytes });
@@ -662,13 +662,14 @@ fn whether_commands_have_the_network() {
 
 #[test]
 fn configurations_that_make_no_sense() {
+    type Change<'a> = &'a dyn Fn(&mut SandboxServerConfig);
     let everywhere = SocketAddr::from(([0, 0, 0, 0], 0));
-    let started = |change: &dyn Fn(&mut SandboxServerConfig)| {
+    let started = |change: Change<'_>| {
         let mut config = config();
         change(&mut config);
         SandboxServer::start(config, Echoes(1))
     };
-    let wrong: [(&dyn Fn(&mut SandboxServerConfig), &str); 5] = [
+    let wrong: [(Change<'_>, &str); 5] = [
         (&|config| config.addr = everywhere, "needs a token, or no_auth"),
         (&|config| config.token = Some(String::new()), "token"),
         (&|config| config.token = Some("a b".to_owned()), "token"),
