@@ -1,9 +1,9 @@
-//! The pools of threads that do what blocks: `tool-io-N` hands batches to the backend, `tool-fn-N`
-//! runs in-process tools.
+//! The pools of threads that do what blocks. In an executor `tool-io-N` hands batches to the backend
+//! and `tool-fn-N` runs in-process tools; in a sandbox server `tool-slots-N` talks to the backend and
+//! `tool-files-N` reads workspaces.
 //!
 //! Each is a rayon pool of its own, so that a user's slow closure never delays a sandbox call. Jobs
-//! are only ever `spawn_fifo`ed by the batcher, never nested, and no job on the I/O pool waits for a
-//! command's end. Rayon aborts the process on a panic in a job unless told otherwise, and its drop
+//! are only ever `spawn_fifo`ed, and no job that hands calls over waits for a command's end. Rayon aborts the process on a panic in a job unless told otherwise, and its drop
 //! does not wait for the threads; both are seen to here.
 
 use std::any::Any;

@@ -50,6 +50,7 @@ impl Turnstile {
     }
 
     /// Whether somebody is inside.
+    #[cfg(test)]
     pub(crate) fn is_occupied(&self) -> bool {
         self.0.lock().occupied
     }

@@ -19,5 +19,7 @@ mod order;
 mod proxy;
 #[cfg(target_os = "linux")]
 mod sandbox;
+#[cfg(all(feature = "server", target_os = "linux"))]
+mod sandbox_api;
 mod slots;
 mod tool_server;

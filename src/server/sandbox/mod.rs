@@ -2,7 +2,7 @@
 //!
 //! One container: any [`Backend`] that has one. `slots` decides whose turn it is in each slot and
 //! sees to it that everybody is answered; `plain` speaks the protocol of the reference's sandbox
-//! server, whose clients need not change.
+//! server, whose clients need not change; `native` speaks the protocol of our own executors.
 
 mod native;
 mod plain;
@@ -14,7 +14,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hyper::header::{ALLOW, HeaderValue};
-use tokio::sync::watch;
 
 use self::native::Native;
 use self::slots::Slots;
@@ -112,8 +111,6 @@ struct Service {
     max_body: usize,
     /// Names this run of the server.
     instance: String,
-    /// Becomes `true` when the server closes: for answers that would not end by themselves.
-    closing: watch::Sender<bool>,
     plain: plain::Plain,
     native: Arc<Native>,
 }
@@ -144,7 +141,6 @@ impl SandboxServer {
             token,
             max_body: config.max_body,
             instance,
-            closing: watch::Sender::new(false),
             plain: plain::Plain::default(),
         });
         let limits = HttpLimits {
@@ -183,7 +179,6 @@ impl SandboxServer {
     }
 
     fn end(&mut self, deadline: Instant) {
-        self.service.closing.send_replace(true);
         self.service.native.close();
         self.http.close(deadline);
         // Not all that runs has a request that waits for it.

@@ -40,6 +40,8 @@ pub(crate) const TOOLS: [&str; 5] = ["bash", "bash_stateful", "read_file", "writ
 
 /// What is called with a call's result. Must not block.
 pub(crate) type OnDone = Box<dyn FnOnce(ToolResult) + Send>;
+/// Work with a slot's workspace. May block.
+pub(crate) type SlotJob = Box<dyn FnOnce(&dyn Backend, &SlotRef) + Send>;
 type Job = Box<dyn FnOnce() + Send>;
 
 /// A call for a slot.
@@ -351,11 +353,7 @@ impl Slots {
 
     /// Runs a job that may block, when the slot's turn comes, while nothing else happens in the slot.
     /// Does not block. When the server closes first, or too many wait already, the job is dropped.
-    pub(crate) fn with_slot(
-        self: &Arc<Self>,
-        slot: usize,
-        job: Box<dyn FnOnce(&dyn Backend, &SlotRef) + Send>,
-    ) {
+    pub(crate) fn with_slot(self: &Arc<Self>, slot: usize, job: SlotJob) {
         self.enter(slot, move |slots, inside| {
             let this = slots.clone();
             slots.spawn(&slots.files, move || {
