@@ -140,34 +140,20 @@ impl fmt::Display for ReleaseError {
 
 impl Error for ReleaseError {}
 
-/// Why a ToolServer cannot be used: one line for people, and the cause where there is one.
+/// Why a ToolServer cannot be used: one line for people.
 #[derive(Debug)]
-pub struct ToolServerError {
-    message: String,
-    source: Option<Box<dyn Error + Send + Sync>>,
-}
+pub struct ToolServerError(String);
 
 impl ToolServerError {
     pub(crate) fn new(message: impl Into<String>) -> Self {
-        Self { message: message.into(), source: None }
-    }
-
-    pub(crate) fn with_source(
-        message: impl Into<String>,
-        source: impl Into<Box<dyn Error + Send + Sync>>,
-    ) -> Self {
-        Self { message: message.into(), source: Some(source.into()) }
+        Self(message.into())
     }
 }
 
 impl fmt::Display for ToolServerError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.message)
+        f.write_str(&self.0)
     }
 }
 
-impl Error for ToolServerError {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        self.source.as_deref().map(|source| source as _)
-    }
-}
+impl Error for ToolServerError {}

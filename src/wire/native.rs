@@ -64,6 +64,7 @@ pub(crate) struct SessionResponse {
 }
 
 /// Hands operations over. Written by [`calls_body`], which takes them ready-made.
+#[cfg(any(feature = "server", test))]
 #[derive(Debug, Deserialize)]
 pub(crate) struct CallsRequest {
     pub(crate) session: String,

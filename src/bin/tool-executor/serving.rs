@@ -148,8 +148,11 @@ fn listening(what: &str, addr: SocketAddr, of: &str) {
 
 fn signals() -> Result<(Signals, Receiver<()>), String> {
     let (tell, told) = unbounded();
-    // Refused only when nobody waits any more.
-    Signals::install_with(move || drop(tell.send(())))
+    let tell = move || {
+        // Refused only when nobody waits any more.
+        let _ = tell.send(());
+    };
+    Signals::install_with(tell)
         .map(|signals| (signals, told))
         .map_err(|error| format!("no signal handler: {error}"))
 }

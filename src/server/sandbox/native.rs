@@ -284,7 +284,11 @@ impl Native {
         drop(current);
         // Before anything new enters their slots.
         ended.into_iter().for_each(|id| self.slots.cancel(id));
-        let ids = self.slots.execute(calls, Box::new(move || drop(tell.send(()))));
+        let tell_handed_over = move || {
+            // Refused only when the client has gone.
+            let _ = tell.send(());
+        };
+        let ids = self.slots.execute(calls, Box::new(tell_handed_over));
         for (slot, seq) in resets {
             let (native, id) = (Arc::downgrade(self), id.to_owned());
             let on_done = move |outcome: Result<(), String>| {
