@@ -1,6 +1,7 @@
 //! The executor as a user of the library sees it, over backends that do what a test needs.
 //! `sandbox` is the exception: it runs real processes in the embedded sandbox, and needs bubblewrap.
 
+mod artifacts;
 mod close;
 mod completion;
 mod door;
