@@ -23,4 +23,5 @@ mod sandbox;
 #[cfg(all(feature = "server", target_os = "linux"))]
 mod sandbox_api;
 mod slots;
+mod tls;
 mod tool_server;

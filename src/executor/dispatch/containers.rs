@@ -34,7 +34,7 @@ impl Dispatch {
 
     /// A trajectory's workspace is gone. What runs there is its backend's to answer, or its timer's
     /// to end; the slot is no longer its own, so neither touches it.
-    fn lose_slot(&mut self, trajectory_id: &Arc<str>, slot: SlotIx) {
+    pub(super) fn lose_slot(&mut self, trajectory_id: &Arc<str>, slot: SlotIx) {
         if let Some(trajectory) = self.trajectories.get_mut(trajectory_id) {
             trajectory.lost = true;
             trajectory.slot = None;

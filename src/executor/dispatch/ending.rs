@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::call::{Current, Item, Stage};
+use super::call::{Current, Item, Stage, Trajectory};
 use super::{Action, Dispatch};
 use crate::backend::ExecutionId;
 use crate::tool::python_json::float_text;
@@ -190,6 +190,15 @@ impl Dispatch {
                 Stage::OnThread { .. } => self.cancel(id, now),
                 _ => self.end(id, closed_before_start(), now),
             }
+        }
+        // Whoever still reads files throws away what it reads from now on.
+        let lent = |(id, trajectory): (&Arc<str>, &Trajectory)| match trajectory.current {
+            Current::Lent(_) => trajectory.slot.map(|slot| (id.clone(), slot)),
+            _ => None,
+        };
+        let lent: Vec<_> = self.trajectories.iter().filter_map(lent).collect();
+        for (trajectory_id, slot) in lent {
+            self.lose_slot(&trajectory_id, slot);
         }
     }
 
