@@ -89,6 +89,7 @@ fn lone(criterion: &mut Criterion) {
     group.finish();
 }
 
+#[allow(clippy::print_stdout)] // a figure for whoever runs it
 fn trajectories(criterion: &mut Criterion) {
     for trajectories in [32, 1_000] {
         let mut group = criterion.benchmark_group(format!("trajectories/{trajectories}"));
