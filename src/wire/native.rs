@@ -45,6 +45,9 @@ pub(crate) struct SessionRequest {
     /// A session of the same client that ends with this one's beginning.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) replaces: Option<String>,
+    /// Whether it must be there already.
+    #[serde(default)]
+    pub(crate) resume: bool,
     /// Whether it is to end: everything that runs is cancelled.
     #[serde(default)]
     pub(crate) end: bool,

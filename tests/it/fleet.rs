@@ -118,6 +118,31 @@ fn a_response_that_is_cut_anywhere_was_run_once() {
 }
 
 #[test]
+fn many_calls_at_once_survive_the_loss_of_requests_and_of_the_stream() {
+    const TRAJECTORIES: u64 = 8;
+    let server = server(TRAJECTORIES as usize);
+    let proxy = Proxy::before(server.addr());
+    proxy.cut_next("POST /v1/results", Cut::Response(700));
+    let executor = executor(fleet([proxy.url.clone()]));
+    let queue = executor.completion_queue(100);
+    for round in 1..=12 {
+        proxy.cut_next("POST /v1/calls", Cut::Request(round * 40));
+        for tag in 0..TRAJECTORIES {
+            let command = bash("sleep 0.05; echo x >> count; wc -l < count");
+            executor.submit_to(&queue, tag, &format!("t{tag}"), command, None).unwrap();
+        }
+        for _ in 0..TRAJECTORIES {
+            let done = queue.next_timeout(PATIENCE).expect("an answer");
+            assert_eq!(done.result.output, round.to_string(), "{}", done.result.error);
+        }
+        if round % 4 == 0 {
+            proxy.cut_all();
+        }
+    }
+    assert!(proxy.cuts() > 10);
+}
+
+#[test]
 fn a_stream_of_results_that_is_cut_anywhere_is_resumed() {
     let server = server(1);
     let proxy = Proxy::before(server.addr());

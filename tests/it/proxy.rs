@@ -28,6 +28,8 @@ pub(crate) struct Proxy {
     pub(crate) url: String,
     plan: Arc<Mutex<Option<Plan>>>,
     cuts: Arc<AtomicUsize>,
+    /// Every connection that there was.
+    connections: Arc<Mutex<Vec<TcpStream>>>,
 }
 
 impl Proxy {
@@ -37,20 +39,31 @@ impl Proxy {
         let plan = Arc::new(Mutex::new(None));
         let cuts = Arc::new(AtomicUsize::new(0));
         let (its_plan, its_cuts) = (plan.clone(), cuts.clone());
+        let connections = Arc::new(Mutex::new(Vec::new()));
+        let its_connections = connections.clone();
         thread::spawn(move || {
             for client in listener.incoming() {
                 let Ok(client) = client else { return };
                 let Ok(server) = TcpStream::connect(server) else { continue };
                 let _ = (client.set_nodelay(true), server.set_nodelay(true));
+                its_connections.lock().push(client.try_clone().unwrap());
                 pass_on(client, server, its_plan.clone(), its_cuts.clone());
             }
         });
-        Self { url, plan, cuts }
+        Self { url, plan, cuts, connections }
     }
 
     /// Cuts the next request that begins so.
     pub(crate) fn cut_next(&self, begins: &'static str, cut: Cut) {
         *self.plan.lock() = Some(Plan { begins, cut });
+    }
+
+    /// Cuts every connection now.
+    pub(crate) fn cut_all(&self) {
+        for connection in self.connections.lock().drain(..) {
+            // An error: it is closed already.
+            let _ = connection.shutdown(Shutdown::Both);
+        }
     }
 
     /// How many connections were cut.

@@ -137,7 +137,7 @@ impl Connection {
         let ArchiveArtifacts { path, max_bytes, max_entries } = request.clone();
         let asked = ArchiveRequest { slot, path, max_bytes, max_entries };
         let body = serde_json::to_vec(&asked).map_err(|error| garbage(&error.to_string()))?;
-        let response = self.post(&self.pooled, ARCHIVE, &body, None).map_err(gone)?;
+        let response = self.post(&self.patient, ARCHIVE, &body, None).map_err(gone)?;
         if !response.status().is_success() {
             let refused = client::read_json::<serde_json::Value>(response);
             return Err(refused.map_or_else(gone, |_| garbage("an empty answer")));
@@ -184,7 +184,7 @@ impl Connection {
         let mut last = Failure::Timeout;
         for _ in 0..TRIES {
             let answer = self
-                .post(&self.pooled, route, body.as_bytes(), Some(TIME))
+                .post(&self.patient, route, body.as_bytes(), Some(TIME))
                 .and_then(client::read_json);
             match answer {
                 Ok(answer) => return Ok(answer),

@@ -153,11 +153,14 @@ impl FleetBackend {
         deadline: Instant,
     ) -> Result<(Server, Container), String> {
         let mut pause = PAUSE_FIRST;
+        // One name for all tries: an answer that was lost began it all the same.
+        let session = native::new_session();
         loop {
             let met = connection.health().and_then(|health| {
                 let bound = self.config.unreachable_timeout;
                 if health.features.iter().any(|feature| feature == FEATURE) {
-                    let (server, slots) = NativeServer::meet(number, connection.clone(), bound)?;
+                    let (server, slots) =
+                        NativeServer::meet(number, connection.clone(), bound, &session)?;
                     Ok((Server::Native(server), slots))
                 } else {
                     let (server, slots) = StockServer::meet(number, connection.clone(), bound)?;
@@ -200,6 +203,7 @@ impl Backend for FleetBackend {
                     .map(|asked| asked.join().unwrap_or_else(|_| panicked()))
                     .collect::<Vec<_>>()
             });
+            let mut refused = None;
             for (met, (_, connection)) in met.into_iter().zip(some) {
                 match met {
                     Ok((server, container)) => {
@@ -207,12 +211,14 @@ impl Backend for FleetBackend {
                         containers.push(container);
                     }
                     Err(why) => {
-                        servers.iter().for_each(Server::close);
                         let url = &connection.url;
-                        let text = format!("the sandbox server {url} cannot be used: {why}");
-                        return Err(BackendError::new(text));
+                        refused = Some(format!("the sandbox server {url} cannot be used: {why}"));
                     }
                 }
+            }
+            if let Some(text) = refused {
+                close_all(&servers);
+                return Err(BackendError::new(text));
             }
         }
         *self.servers.lock() = servers;
@@ -254,7 +260,9 @@ impl Backend for FleetBackend {
 
     fn cancel(&self, id: ExecutionId) {
         // Which server has it, only that one knows.
-        for server in self.servers.lock().iter() {
+        // Not under the lock: it sends.
+        let servers = self.servers.lock().clone();
+        for server in &servers {
             if let Server::Native(server) = server
                 && server.cancel(id)
             {
@@ -292,8 +300,17 @@ impl Backend for FleetBackend {
 
     fn close(&self, _deadline: Instant) {
         let servers = std::mem::take(&mut *self.servers.lock());
-        servers.iter().for_each(Server::close);
+        close_all(&servers);
     }
+}
+
+/// Closes them side by side: one that hangs holds up no other.
+fn close_all(servers: &[Server]) {
+    thread::scope(|scope| {
+        for server in servers {
+            scope.spawn(|| server.close());
+        }
+    });
 }
 
 impl FleetBackend {
@@ -325,6 +342,8 @@ struct Connection {
     authorization: Option<Authorization>,
     /// For requests that may be repeated; keeps idle connections.
     pooled: Agent,
+    /// The same for artifacts, which may take their time.
+    patient: Agent,
     /// For those that may not: a connection that the server is just closing would lose them.
     fresh: Agent,
 }
@@ -353,6 +372,7 @@ impl Connection {
             url,
             authorization,
             pooled: agent(4, Some(native::SILENCE))?,
+            patient: agent(4, None)?,
             fresh: agent(0, None)?,
         })
     }
@@ -391,6 +411,7 @@ impl Connection {
     /// Ends what is under way.
     fn interrupt(&self) {
         self.pooled.clone().shutdown();
+        self.patient.clone().shutdown();
         self.fresh.clone().shutdown();
     }
 }

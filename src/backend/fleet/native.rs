@@ -61,9 +61,10 @@ struct State {
     max_body: usize,
     /// The latest operation's number, by slot.
     latest: Vec<u64>,
-    /// Which slots were reset in this session. A call for another was meant for a workspace that is
-    /// lost: whoever sent it had not heard of that yet.
-    reset: Vec<bool>,
+    /// Under which generation each slot was last reset in this session. A call of an older one, or
+    /// for a slot that was not reset, was meant for a workspace that is lost: whoever sent it had not
+    /// heard of that yet.
+    reset: Vec<Option<u64>>,
     flights: HashMap<Key, Flight>,
     calls: HashMap<ExecutionId, Key>,
     outbox: VecDeque<Key>,
@@ -88,13 +89,18 @@ struct Flight {
     op: String,
     /// Whether it may have reached the server.
     sent: bool,
+    /// Whether a request with it is on its way now.
+    sending: bool,
+    /// Whether the server was asked what became of it, and it was not sent since.
+    asked: bool,
     owed: Owed,
 }
 
 /// Who waits for it.
 enum Owed {
     Call(ExecutionId, Reply),
-    Reset(ResetReply),
+    /// A reset, with the slot's generation.
+    Reset(u64, ResetReply),
 }
 
 impl NativeServer {
@@ -103,16 +109,16 @@ impl NativeServer {
         number: usize,
         connection: Connection,
         bound: Duration,
+        session: &str,
     ) -> Result<(Arc<Self>, Vec<String>), Failure> {
-        let session = new_session();
-        let answer = begin(&connection, &session, None)?;
+        let answer = begin(&connection, session, false, None)?;
         let state = State {
             phase: Phase::Up,
-            session,
+            session: session.to_owned(),
             instance: answer.instance,
             max_body: answer.max_body,
             latest: vec![0; answer.slots.len()],
-            reset: vec![false; answer.slots.len()],
+            reset: vec![None; answer.slots.len()],
             flights: HashMap::new(),
             calls: HashMap::new(),
             outbox: VecDeque::new(),
@@ -146,7 +152,8 @@ impl NativeServer {
         let mut state = self.state.lock();
         for execution in batch {
             let Execution { id, trajectory_id, slot, tool, arguments, timeout, reply } = execution;
-            let is_ready = state.reset.get(slot.index).copied().unwrap_or(false);
+            let reset = state.reset.get(slot.index).copied().flatten();
+            let is_ready = reset.is_some_and(|reset| reset <= slot.generation);
             if state.phase == Phase::Down || state.closing || !is_ready {
                 reply.send(lost(false));
                 continue;
@@ -193,7 +200,7 @@ impl NativeServer {
         }
         let seq = state.next(slot.index);
         let op = format!("{{\"slot\":{},\"seq\":{seq},\"reset\":true}}", slot.index);
-        state.take_off((slot.index, seq), op, Owed::Reset(reply));
+        state.take_off((slot.index, seq), op, Owed::Reset(slot.generation, reply));
         self.send_outbox(state);
     }
 
@@ -215,7 +222,7 @@ impl NativeServer {
         };
         self.wake.notify_all();
         if let Some(session) = session {
-            let request = SessionRequest { session, replaces: None, end: true };
+            let request = SessionRequest { session, replaces: None, resume: false, end: true };
             // Refused or not: its lease ends by itself.
             if let Ok(body) = serde_json::to_vec(&request) {
                 let _ = self.connection.post(&self.connection.pooled, SESSION, &body, Some(PROMPT));
@@ -236,10 +243,21 @@ impl NativeServer {
         }
         state.senders += 1;
         while state.phase == Phase::Up && !state.closing {
-            let Some((keys, cancel, body)) = state.next_request() else { break };
+            let Some((keys, cancel, body)) = state.next_request() else {
+                if state.senders == 1 {
+                    // Nothing is owed to the server.
+                    state.trouble_since = None;
+                }
+                break;
+            };
             drop(state);
             let sent = self.send(&body);
             state = self.state.lock();
+            for key in &keys {
+                if let Some(flight) = state.flights.get_mut(key) {
+                    flight.sending = false;
+                }
+            }
             match sent {
                 Ok(response) => {
                     state.trouble_since = None;
@@ -336,10 +354,15 @@ impl NativeServer {
     /// Reads the stream of results until it ends.
     fn read_results(&self, watcher: &Watcher) -> Failure {
         let request = {
-            let state = self.state.lock();
+            let mut state = self.state.lock();
             // Those that are still to be sent are no business of the server's yet.
-            let waiting = state.flights.iter().filter(|(_, flight)| flight.sent);
-            let waiting = waiting.map(|(key, _)| *key).collect();
+            let waiting = state.flights.iter_mut().filter(|(_, flight)| flight.sent);
+            let waiting = waiting.map(|(key, flight)| {
+                // One that is just being sent may arrive after the answer.
+                flight.asked = !flight.sending;
+                *key
+            });
+            let waiting = waiting.collect();
             ResultsRequest { session: state.session.clone(), waiting }
         };
         let Ok(body) = serde_json::to_vec(&request) else {
@@ -386,12 +409,12 @@ impl NativeServer {
                 return Failure::Broken("it takes no calls".to_owned());
             }
             let ended = state.land(result.into_iter().collect());
-            if state.outbox.is_empty() && state.cancel.is_empty() {
-                drop(state);
-            } else {
+            drop(state);
+            ended.into_iter().for_each(Ended::answer);
+            let state = self.state.lock();
+            if !state.outbox.is_empty() || !state.cancel.is_empty() {
                 self.send_outbox(state);
             }
-            ended.into_iter().for_each(Ended::answer);
         }
     }
 
@@ -411,9 +434,21 @@ impl NativeServer {
             let state = self.state.lock();
             (state.session.clone(), state.instance.clone(), state.phase == Phase::Down)
         };
-        let (new, replaces) =
-            if was_down { (new_session(), Some(session.clone())) } else { (session.clone(), None) };
-        let answer = match begin(&self.connection, &new, replaces) {
+        let resumed = if was_down {
+            Err(Failure::Refused(GONE, String::new()))
+        } else {
+            begin(&self.connection, &session, true, None)
+        };
+        let mut new = session.clone();
+        let answer = match resumed {
+            // It knows the session no more: it began anew, or it gave us up.
+            Err(Failure::Refused(GONE, _)) => {
+                new = new_session();
+                begin(&self.connection, &new, false, Some(session))
+            }
+            resumed => resumed,
+        };
+        let answer = match answer {
             Ok(answer) => answer,
             Err(failure) => {
                 log::debug!("{}: {}", self.connection.url, failure.text());
@@ -461,14 +496,14 @@ impl State {
     fn next(&mut self, slot: usize) -> u64 {
         if slot >= self.latest.len() {
             self.latest.resize(slot + 1, 0);
-            self.reset.resize(slot + 1, false);
+            self.reset.resize(slot + 1, None);
         }
         self.latest[slot] += 1;
         self.latest[slot]
     }
 
     fn take_off(&mut self, key: Key, op: String, owed: Owed) {
-        self.flights.insert(key, Flight { op, sent: false, owed });
+        self.flights.insert(key, Flight { op, sent: false, sending: false, asked: false, owed });
         self.outbox.push_back(key);
     }
 
@@ -488,7 +523,7 @@ impl State {
                     if bytes > self.max_body && !keys.is_empty() {
                         break;
                     }
-                    flight.sent = true;
+                    (flight.sent, flight.sending, flight.asked) = (true, true, false);
                     keys.push(*key);
                     self.outbox.pop_front();
                 }
@@ -512,6 +547,8 @@ impl State {
                 OpOutcome::Unknown(_) => {
                     // It never arrived: once more, if it can be.
                     match self.flights.get(&key) {
+                        // It was sent since the question.
+                        Some(flight) if !flight.asked => continue,
                         Some(flight) if flight.op.is_empty() => lost(true),
                         Some(_) => {
                             if !self.outbox.contains(&key) {
@@ -527,9 +564,11 @@ impl State {
             if let Some(flight) = self.flights.remove(&key) {
                 match &flight.owed {
                     Owed::Call(id, _) => drop(self.calls.remove(id)),
-                    Owed::Reset(_) => {
-                        if let Some(reset) = self.reset.get_mut(slot) {
-                            *reset |= result.success;
+                    Owed::Reset(generation, _) => {
+                        if let Some(reset) = self.reset.get_mut(slot)
+                            && result.success
+                        {
+                            *reset = Some(*generation);
                         }
                     }
                 }
@@ -552,8 +591,8 @@ impl State {
         self.session = session;
         self.instance = answer.instance;
         self.max_body = answer.max_body;
-        self.latest.fill(0);
-        self.reset.fill(false);
+        // The numbers only grow: nothing that was said of the old ones means a new one.
+        self.reset.fill(None);
         self.phase = Phase::Up;
         self.clear()
     }
@@ -569,7 +608,7 @@ impl Ended {
     fn answer(self) {
         match self.owed {
             Owed::Call(_, reply) => reply.send(self.result),
-            Owed::Reset(reply) => {
+            Owed::Reset(_, reply) => {
                 reply.send(if self.result.success { Ok(()) } else { Err(self.result.error) });
             }
         }
@@ -591,16 +630,21 @@ fn lost(may_have_executed: bool) -> ToolResult {
     result
 }
 
-fn new_session() -> String {
+pub(super) fn new_session() -> String {
     uuid::Uuid::new_v4().simple().to_string()
 }
 
+/// The status that says that there is no such session.
+const GONE: u16 = 410;
+
+/// Begins a session, or with `resume` goes on with it.
 fn begin(
     connection: &Connection,
     session: &str,
+    resume: bool,
     replaces: Option<String>,
 ) -> Result<SessionResponse, Failure> {
-    let request = SessionRequest { session: session.to_owned(), replaces, end: false };
+    let request = SessionRequest { session: session.to_owned(), replaces, resume, end: false };
     let body = serde_json::to_vec(&request).map_err(|error| Failure::NotSent(error.to_string()))?;
     client::read_json(connection.post(&connection.pooled, SESSION, &body, Some(PROMPT))?)
 }

@@ -49,6 +49,8 @@ struct State {
     phase: Phase,
     /// Whether a connection was refused since it was up.
     refused: bool,
+    /// How often its workspaces were lost: a call from before is not to run after.
+    losses: u64,
     /// Where jobs are put in. Bounded by the slots, each of which has one at most. Taken when closing.
     jobs: Option<Sender<Job>>,
     /// How many jobs were handed over and have not ended.
@@ -66,7 +68,8 @@ enum Phase {
 }
 
 enum Job {
-    Call(Execution),
+    /// A call, and how often the workspaces had been lost when it came.
+    Call(Execution, u64),
     Reset(SlotRef, ResetReply),
 }
 
@@ -83,6 +86,7 @@ impl StockServer {
         let state = State {
             phase: Phase::Up,
             refused: false,
+            losses: 0,
             jobs: Some(jobs),
             outstanding: 0,
             workers: Vec::new(),
@@ -111,7 +115,8 @@ impl StockServer {
 
     /// Hands calls over. Does not block.
     pub(super) fn execute(self: &Arc<Self>, batch: Vec<Execution>) {
-        batch.into_iter().for_each(|execution| self.hand_over(Job::Call(execution)));
+        let losses = self.state.lock().losses;
+        batch.into_iter().for_each(|execution| self.hand_over(Job::Call(execution, losses)));
     }
 
     /// Hands a reset over. Does not block.
@@ -155,7 +160,7 @@ impl StockServer {
     fn work(&self) {
         for job in self.waiting.iter() {
             let run = || match job {
-                Job::Call(execution) => self.call(execution),
+                Job::Call(execution, losses) => self.call(execution, losses),
                 Job::Reset(slot, reply) => self.run_reset(&slot, reply),
             };
             if let Err(panic) = guarded(run) {
@@ -165,7 +170,7 @@ impl StockServer {
         }
     }
 
-    fn call(&self, execution: Execution) {
+    fn call(&self, execution: Execution, losses: u64) {
         let Execution { id, slot, tool, arguments, timeout, reply, .. } = execution;
         // Only its own name has to differ: an answer to another call must not pass for this one's.
         let name = format!("{id}-{}", slot.generation);
@@ -189,7 +194,7 @@ impl StockServer {
         let post = || {
             self.connection.post(&self.connection.fresh, "/execute", &body, Some(timeout + MARGIN))
         };
-        let answer = self.until_sent(|| client::read_json::<Answer>(post()?));
+        let answer = self.until_sent(Some(losses), || client::read_json::<Answer>(post()?));
         let result = match answer {
             Ok(answer) if answer.execution_id.as_str().is_some_and(|given| given != name) => {
                 let error = "the sandbox server answered another call";
@@ -223,17 +228,25 @@ impl StockServer {
                 Some(RESET_TIME),
             )
         };
-        reply.send(match self.until_sent(|| client::read_json::<Answer>(post()?)) {
+        reply.send(match self.until_sent(None, || client::read_json::<Answer>(post()?)) {
             Ok(answer) if answer.success => Ok(()),
             Ok(answer) => Err(answer.error),
             Err(failure) => Err(failure.text()),
         });
     }
 
-    /// Tries a request until it has reached the server, or the server is given up.
-    fn until_sent<T>(&self, send: impl Fn() -> Result<T, Failure>) -> Result<T, Failure> {
+    /// Tries a request until it has reached the server, or the server is given up; not any more when
+    /// the workspaces were lost since there were `losses`.
+    fn until_sent<T>(
+        &self,
+        losses: Option<u64>,
+        send: impl Fn() -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
         let deadline = Instant::now() + self.bound;
         loop {
+            if losses.is_some_and(|losses| losses != self.state.lock().losses) {
+                return Err(Failure::NotSent("it began anew".to_owned()));
+            }
             match send() {
                 Err(Failure::NotSent(text)) => {
                     let mut state = self.state.lock();
@@ -261,6 +274,7 @@ impl StockServer {
                     let anew = state.refused || phase == Phase::Down;
                     state.phase = Phase::Up;
                     state.refused = false;
+                    state.losses += u64::from(anew);
                     let change =
                         if anew { ContainerChange::BeganAnew } else { ContainerChange::Back };
                     watcher.tell(self.number, change);
@@ -275,6 +289,7 @@ impl StockServer {
                         }
                         Phase::Unknown { since } if since.elapsed() >= self.bound => {
                             state.phase = Phase::Down;
+                            state.losses += 1;
                             watcher.tell(self.number, ContainerChange::Down);
                             self.wake.notify_all();
                         }

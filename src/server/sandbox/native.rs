@@ -50,6 +50,9 @@ pub(super) struct Native {
     instance: String,
     max_body: usize,
     session: Mutex<Option<Session>>,
+    /// Held while operations are noted and enter their slots, so that they enter in the order in which
+    /// they were noted, and none enters after its session. Taken before `session`.
+    entering: Mutex<()>,
     /// Told when a result is there, and when a session ends.
     news: Notify,
     lease_watched: AtomicBool,
@@ -97,6 +100,7 @@ impl Native {
             instance,
             max_body,
             session: Mutex::new(None),
+            entering: Mutex::new(()),
             news: Notify::new(),
             lease_watched: AtomicBool::new(false),
             closing: AtomicBool::new(false),
@@ -135,8 +139,12 @@ impl Native {
     }
 
     fn session(self: &Arc<Self>, request: SessionRequest) -> Result<Response, Refusal> {
+        let _in_order = self.entering.lock();
         let mut current = self.session.lock();
         let now = Instant::now();
+        if request.resume && current.as_ref().is_none_or(|session| session.id != request.session) {
+            return Err(unknown_session());
+        }
         if let Some(session) = current.as_mut() {
             let is_his = session.id == request.session;
             let replaced = request.replaces.as_ref() == Some(&session.id);
@@ -185,6 +193,7 @@ impl Native {
             loop {
                 tokio::time::sleep(LEASE / 10).await;
                 let Some(native) = native.upgrade() else { return };
+                let _in_order = native.entering.lock();
                 let mut current = native.session.lock();
                 if current.as_ref().is_some_and(|session| session.is_over(Instant::now())) {
                     log::warn!("an executor is not heard of any more; its calls are cancelled");
@@ -227,6 +236,7 @@ impl Native {
         cancel: &[Key],
     ) -> Result<oneshot::Receiver<()>, Refusal> {
         let (tell, handed_over) = oneshot::channel();
+        let _in_order = self.entering.lock();
         let mut current = self.session.lock();
         let Some(session) = current.as_mut().filter(|session| session.id == id) else {
             return Err(unknown_session());
@@ -278,7 +288,7 @@ impl Native {
             let Some(slot) = session.ops.get_mut(slot) else { continue };
             match slot.what {
                 What::Running(Some(id)) if slot.seq == seq => ended.push(id),
-                _ => slot.cancelled = seq,
+                _ => slot.cancelled = slot.cancelled.max(seq),
             }
         }
         drop(current);
