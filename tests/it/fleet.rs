@@ -264,6 +264,29 @@ fn a_server_that_never_comes_back_is_given_up_within_the_bound() {
 }
 
 #[test]
+fn a_server_that_hangs_is_given_up_and_used_again_when_it_goes_on() {
+    use rustix::process::{Pid, Signal, kill_process};
+    let hangs = Process::start(0, 1);
+    let lives = Process::start(0, 1);
+    let executor = executor(fleet([hangs.url.clone(), lives.url.clone()]));
+    for id in ["a", "b"] {
+        assert!(executor.execute(id, bash("echo mine > mine"), None).success);
+    }
+    let on_hanging = |id: &str| *executor.slot_of(id).unwrap().addr == *hangs.url;
+    let (lost, kept) = if on_hanging("a") { ("a", "b") } else { ("b", "a") };
+    let pid = Pid::from_child(&hangs.child);
+    kill_process(pid, Signal::STOP).unwrap();
+    let pending = executor.submit(lost, bash("cat mine"), Some(PATIENCE * 10)).unwrap();
+    assert_eq!(executor.execute(kept, bash("cat mine"), None).output, "mine");
+    let result = pending.wait_timeout(PATIENCE * 2).expect("given up");
+    assert_eq!(result.outcome, Outcome::SandboxLost, "{}", result.error);
+    kill_process(pid, Signal::CONT).unwrap();
+    executor.release_trajectory(lost, true).unwrap();
+    let anew = executor.execute(lost, bash("ls"), None);
+    assert_eq!((anew.outcome, &*anew.output), (Outcome::Ok, ""), "{}", anew.error);
+}
+
+#[test]
 fn sigterm_ends_a_server_with_all_that_runs_in_it() {
     let mut server = Process::start(0, 1);
     let executor = executor(fleet([server.url.clone()]));

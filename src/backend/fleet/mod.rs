@@ -58,7 +58,8 @@ pub struct FleetConfig {
     pub token: Option<String>,
     /// How long a server may be out of reach before its calls end as `sandbox_lost`. Defaults to 30 s.
     pub unreachable_timeout: Duration,
-    /// How long the start waits for servers that do not answer yet. Defaults to 30 s.
+    /// How long the start waits for servers that do not answer yet, or still belong to an executor
+    /// that was killed (for 45 s). Defaults to 60 s.
     pub start_timeout: Duration,
     /// The certificate authorities that `https` servers' certificates must come from, as PEM.
     /// Defaults to Mozilla's.
@@ -72,7 +73,7 @@ impl FleetConfig {
             urls: urls.into_iter().map(Into::into).collect(),
             token: None,
             unreachable_timeout: Duration::from_secs(30),
-            start_timeout: Duration::from_secs(30),
+            start_timeout: Duration::from_secs(60),
             ca_pem: None,
         }
     }

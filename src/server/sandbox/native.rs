@@ -33,8 +33,9 @@ use crate::wire::native::{
     SessionResponse,
 };
 
-/// How long a session lives without being heard of.
-const LEASE: Duration = Duration::from_secs(30);
+/// How long a session lives without being heard of: longer than its client tries to find the server
+/// again, shorter than the next client waits at its start.
+const LEASE: Duration = Duration::from_secs(45);
 /// How often a stream says that the server is there.
 const BEAT: Duration = Duration::from_secs(2);
 /// How long the answer to calls waits for their hand-over, which should be immediate.
