@@ -211,7 +211,7 @@ impl LocalBackend {
             }
         };
         let spec = CommandSpec {
-            workspace: place.workspace.path().to_owned(),
+            workspace: place.workspace.clone(),
             command,
             network: policy.allow_network,
             timeout,
@@ -367,7 +367,7 @@ fn prepare(
         .make_dir("etc")
         .and_then(|path| etc::copy_to(&path).map(|()| path))
         .map_err(|error| BackendError::with_source("cannot copy /etc for sandboxes", error))?;
-    let isolation = Isolation::probe(user, data_dir.workspaces()[0].path()).with_etc(etc);
+    let isolation = Isolation::probe(user, &data_dir.workspaces()[0]).with_etc(etc);
     Ok((data_dir, isolation))
 }
 

@@ -6,9 +6,10 @@
 //! its shell; the supervisor starts the processes.
 //!
 //! What a command sees under bubblewrap: a read-only `/usr`, of `/etc` what the module `etc` has
-//! copied, its workspace as `/workspace` (the only host directory that it can write to), private `/tmp` and
-//! `/dev`, a read-only `/proc` of its own processes, its own user, pid, ipc, uts and cgroup namespaces, a
-//! network only where it is allowed, no capabilities and no further user namespaces.
+//! copied, its workspace as `/workspace` and its slot's `/tmp` (the only host directories that it can
+//! write to), a private `/dev`, a read-only `/proc` of its own processes, its own user, pid, ipc, uts
+//! and cgroup namespaces, a network only where it is allowed, no capabilities and no further user
+//! namespaces.
 
 use std::ffi::{CString, OsStr, OsString};
 use std::io;
@@ -20,9 +21,10 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use super::etc::{self, RESOLV_CONF};
-use super::shell::{self, Shell, ShellCall};
+use super::shell::{self, Shell};
 use super::spawn::{self, CStringArray, Child, Reaped};
 use super::user::{self, CommandUser};
+use super::workspace::Workspace;
 
 /// The number under which bubblewrap gets the pipe that it reports to (`--json-status-fd`).
 pub(super) const STATUS_FD: i32 = 3;
@@ -68,7 +70,7 @@ impl Isolation {
     /// `workspace`. Blocks: some milliseconds as a rule, at most 40 seconds.
     ///
     /// Logs a warning where commands will not be isolated.
-    pub(crate) fn probe(user: Option<CommandUser>, workspace: &Path) -> Self {
+    pub(crate) fn probe(user: Option<CommandUser>, workspace: &Workspace) -> Self {
         let probed = match user {
             Some(_) => user::on_own_thread(|| Ok(Bubblewrap::probe(user, workspace)))
                 .unwrap_or_else(|error| Err(error.to_string())),
@@ -104,7 +106,7 @@ impl Isolation {
 
 impl Bubblewrap {
     /// Tries the production flags from the strictest to the most lenient that is acceptable.
-    fn probe(user: Option<CommandUser>, workspace: &Path) -> Result<Self, String> {
+    fn probe(user: Option<CommandUser>, workspace: &Workspace) -> Result<Self, String> {
         let program = find_program("bwrap").ok_or(
             "bubblewrap (bwrap) is not installed; on Debian and Ubuntu: apt-get install bubblewrap",
         )?;
@@ -131,11 +133,17 @@ impl Bubblewrap {
     }
 
     /// Runs `true` in a sandbox.
-    fn try_out(&self, workspace: &Path, user: Option<CommandUser>) -> Result<(), String> {
+    fn try_out(&self, workspace: &Workspace, user: Option<CommandUser>) -> Result<(), String> {
         let text = |error: io::Error| error.to_string();
         let call = shell::shell_call(self.layout.shell, "true", false, None);
-        let argv = bwrap_argv(self, workspace, !self.can_cut_network, Handshake::None, &call);
-        let arguments = CStringArray::new(argv).map_err(text)?;
+        let sandbox = Sandbox {
+            workspace: workspace.path(),
+            temporary: workspace.temporary(),
+            network: !self.can_cut_network,
+            handshake: Handshake::None,
+            argv: &call.argv,
+        };
+        let arguments = CStringArray::new(bwrap_argv(self, &sandbox)).map_err(text)?;
         let environment = CStringArray::new(shell::environment(
             Path::new("/workspace"),
             Path::new("/tmp"),
@@ -275,15 +283,26 @@ pub(super) enum Handshake {
     Block,
 }
 
+/// A sandbox to be made.
+pub(super) struct Sandbox<'a> {
+    /// The host directory that is `/workspace` inside.
+    pub(super) workspace: &'a Path,
+    /// The host directory that is `/tmp` inside.
+    pub(super) temporary: &'a Path,
+    /// Whether it has the host's network, or none.
+    pub(super) network: bool,
+    /// How bubblewrap and its starter speak with each other.
+    pub(super) handshake: Handshake,
+    /// What runs in it: the program, its `$0` and its arguments.
+    pub(super) argv: &'a [OsString],
+}
+
 /// The arguments of bubblewrap, its `$0` first. The environment of the command is bubblewrap's own:
 /// it is started with nothing else.
-pub(super) fn bwrap_argv(
-    bubblewrap: &Bubblewrap,
-    workspace: &Path,
-    network: bool,
-    handshake: Handshake,
-    call: &ShellCall,
-) -> Vec<OsString> {
+///
+/// Nothing of a sandbox can be written to but the workspace, `/tmp`, and `/dev/shm`.
+pub(super) fn bwrap_argv(bubblewrap: &Bubblewrap, sandbox: &Sandbox<'_>) -> Vec<OsString> {
+    let Sandbox { workspace, temporary, network, handshake, argv: inner } = *sandbox;
     let mut argv: Vec<OsString> = Vec::with_capacity(160);
     let mut add = |arguments: &[&OsStr]| argv.extend(arguments.iter().map(|&a| a.to_owned()));
     let plain = |flags: &'static str| flags.split(' ').map(OsStr::new).collect::<Vec<_>>();
@@ -325,10 +344,12 @@ pub(super) fn bwrap_argv(
     }
     // Read-only: to the kernel, root is root without any capability, and could write /proc/sys (whose
     // core_pattern names a program that the host runs) and chmod what all sandboxes share of /proc.
-    add(&plain("--dir /var/tmp --proc /proc --remount-ro /proc --dev /dev --tmpfs /tmp"));
+    add(&plain("--proc /proc --remount-ro /proc --dev /dev --tmpfs /dev/shm --remount-ro /dev"));
+    add(&["--bind".as_ref(), temporary.as_ref(), "/tmp".as_ref()]);
+    add(&plain("--symlink /tmp /var/tmp"));
     add(&["--bind".as_ref(), workspace.as_ref(), "/workspace".as_ref()]);
-    add(&plain("--chdir /workspace --"));
-    argv.extend(call.argv.iter().cloned());
+    add(&plain("--chdir /workspace --remount-ro / --"));
+    argv.extend(inner.iter().cloned());
     argv
 }
 
@@ -365,6 +386,7 @@ impl StatusReport {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sandbox::workspace::DataDir;
 
     fn bubblewrap() -> Bubblewrap {
         Bubblewrap {
@@ -385,10 +407,16 @@ mod tests {
         words.join(" ")
     }
 
+    fn argv_for(command: &str, network: bool, handshake: Handshake) -> Vec<OsString> {
+        let call = shell::shell_call(Shell::Bash, command, true, None);
+        let (workspace, temporary) = (Path::new("/w s"), Path::new("/t"));
+        let argv = &call.argv;
+        bwrap_argv(&bubblewrap(), &Sandbox { workspace, temporary, network, handshake, argv })
+    }
+
     #[test]
     fn the_arguments_of_bubblewrap_are_exactly_these() {
-        let call = shell::shell_call(Shell::Bash, "echo a b", true, None);
-        let argv = bwrap_argv(&bubblewrap(), Path::new("/w s"), true, Handshake::Block, &call);
+        let argv = argv_for("echo a b", true, Handshake::Block);
         assert_eq!(
             line(&argv),
             "bwrap --unshare-user --unshare-pid --unshare-ipc --unshare-uts --unshare-cgroup-try \
@@ -398,19 +426,19 @@ mod tests {
              --ro-bind-try /etc/alternatives /etc/alternatives \
              --ro-bind-try /etc/ssl/certs /etc/ssl/certs \
              --ro-bind-try /etc/resolv.conf /etc/resolv.conf \
-             --dir /var/tmp --proc /proc --remount-ro /proc --dev /dev --tmpfs /tmp \
-             --bind /w s /workspace --chdir /workspace -- bash -c -- echo a b"
+             --proc /proc --remount-ro /proc --dev /dev --tmpfs /dev/shm --remount-ro /dev \
+             --bind /t /tmp --symlink /tmp /var/tmp --bind /w s /workspace --chdir /workspace \
+             --remount-ro / -- bash -c -- echo a b"
         );
         assert_eq!(argv.last().map(OsString::as_os_str), Some("echo a b".as_ref()));
-        let offline = bwrap_argv(&bubblewrap(), Path::new("/w"), false, Handshake::None, &call);
+        let offline = argv_for("echo a b", false, Handshake::None);
         assert!(line(&offline).contains(" --unshare-net "));
         assert!(!line(&offline).contains("--block-fd"));
     }
 
     #[test]
     fn a_command_cannot_be_taken_for_an_option_of_bubblewrap() {
-        let call = shell::shell_call(Shell::Bash, "--bind / /host", true, None);
-        let argv = bwrap_argv(&bubblewrap(), Path::new("/w"), true, Handshake::Block, &call);
+        let argv = argv_for("--bind / /host", true, Handshake::Block);
         let end = argv.iter().position(|word| word == "--").unwrap();
         assert_eq!(line(&argv[end..]), "-- bash -c -- --bind / /host");
     }
@@ -444,13 +472,15 @@ mod tests {
     fn a_bubblewrap_that_fails_is_reported_with_its_own_words() {
         let mut broken = bubblewrap();
         broken.program = "/bin/false".into();
-        let workspace = tempfile::tempdir().unwrap();
-        assert_eq!(broken.try_out(workspace.path(), None), Err("no reason given".to_owned()));
+        let base = tempfile::tempdir().unwrap();
+        let data = DataDir::create(Some(base.path()), 1, None).unwrap();
+        let workspace = &data.workspaces()[0];
+        assert_eq!(broken.try_out(workspace, None), Err("no reason given".to_owned()));
         // A success that bubblewrap does not report is none.
         broken.program = "/bin/true".into();
-        assert!(broken.try_out(workspace.path(), None).is_err());
+        assert!(broken.try_out(workspace, None).is_err());
         broken.program = "/nonexistent/bwrap".into();
-        let error = broken.try_out(workspace.path(), None).unwrap_err();
+        let error = broken.try_out(workspace, None).unwrap_err();
         assert!(error.contains("No such file"), "{error}");
     }
 }

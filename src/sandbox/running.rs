@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags};
 
-use super::isolation::{self, Bubblewrap, Handshake, Isolation, StatusReport};
+use super::isolation::{self, Bubblewrap, Handshake, Isolation, Sandbox, StatusReport};
 use super::output::Captured;
 use super::reaper::{self, Report, Step};
 use super::shell::{self, CLOSED_GATE, Shell, ShellCall};
@@ -476,13 +476,14 @@ fn start_sandboxed(
 ) -> io::Result<(Child, OwnedFd, Container)> {
     let shell = bubblewrap.layout.shell;
     let call = shell::shell_call(shell, &spec.command, true, host.open_files);
-    let arguments = CStringArray::new(isolation::bwrap_argv(
-        bubblewrap,
-        &spec.workspace,
-        spec.network,
-        Handshake::Block,
-        &call,
-    ))?;
+    let sandbox = Sandbox {
+        workspace: spec.workspace.path(),
+        temporary: spec.workspace.temporary(),
+        network: spec.network,
+        handshake: Handshake::Block,
+        argv: &call.argv,
+    };
+    let arguments = CStringArray::new(isolation::bwrap_argv(bubblewrap, &sandbox))?;
     let environment = environment(Path::new("/workspace"), Path::new("/tmp"), shell, host, &call)?;
     let script = spawn::memory_file(c"tool-command", CLOSED_GATE)?;
     let (reports, reports_writer) = spawn::pipe()?;
@@ -516,9 +517,15 @@ fn start_bare(
     };
     let reaper = reaper::start(&reaper::Command {
         program: &CString::new(host.shell.path())?,
-        environment: &environment(&spec.workspace, &spec.workspace, host.shell, host, &call)?,
+        environment: &environment(
+            spec.workspace.path(),
+            spec.workspace.temporary(),
+            host.shell,
+            host,
+            &call,
+        )?,
         arguments: &CStringArray::new(call.argv)?,
-        directory: &spec.workspace,
+        directory: spec.workspace.path(),
         stdio,
         script: script.as_ref().map(AsFd::as_fd),
         open_files: host.open_files,

@@ -31,7 +31,6 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
@@ -47,6 +46,7 @@ use super::running::{Host, Reason, Running};
 use super::spawn::{Child, Reaped};
 use super::stream::{READ_BUFFER, Watch};
 use super::user::CommandUser;
+use super::workspace::Workspace;
 
 /// How many commands are started before events and deadlines are looked at again.
 const STARTS_PER_TURN: usize = 8;
@@ -58,9 +58,8 @@ const WAKE: u64 = u64::MAX;
 /// What to run, and where.
 #[derive(Debug, Clone)]
 pub(crate) struct CommandSpec {
-    /// The directory that the command works in, on the host: an absolute path. `/workspace` inside a
-    /// sandbox.
-    pub(crate) workspace: PathBuf,
+    /// The slot's files: the command works in them, and sees no others that it could write to.
+    pub(crate) workspace: Arc<Workspace>,
     /// A script for bash, of any length.
     pub(crate) command: String,
     /// Whether the command may use the network. Forbidding it needs

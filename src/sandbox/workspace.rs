@@ -5,6 +5,8 @@
 //!   run-<uuid>/                  a data directory: one an engine
 //!     lock                       held by flock for as long as the engine lives
 //!     slot_0/ … slot_<n-1>/      the workspaces, each bound at /workspace in its sandbox
+//!     tmp_0/ … tmp_<n-1>/        beside each the /tmp of its sandbox
+//!     etc/                       what all sandboxes see as /etc
 //! ```
 //!
 //! The engine makes one [`DataDir`] when it starts, takes its [`Workspace`]s, and closes it at its
@@ -189,8 +191,9 @@ impl DataDir {
                 .map_err(|errno| WorkspaceError::io("open up", &data.run.path, errno))?;
         }
         for slot in 0..slots {
-            let path = data.run.path.join(format!("slot_{slot}"));
-            data.workspaces.push(Arc::new(Workspace::create(path, user)?));
+            let place = |kind: &str| data.run.path.join(format!("{kind}_{slot}"));
+            let workspace = Workspace::create(place("slot"), place("tmp"), user)?;
+            data.workspaces.push(Arc::new(workspace));
         }
         if let (Some(user), Some(workspace)) = (user, data.workspaces.first()) {
             let path = workspace.path();
@@ -397,31 +400,37 @@ fn open_private_base(
     Err(WorkspaceError::UntrustedBase { path, why })
 }
 
-/// The files of one slot. What is in it was made by a model.
+/// The files of one slot: its workspace, and its sandbox's `/tmp`. What is in them was made by a model.
 #[derive(Debug)]
 pub(crate) struct Workspace {
     path: PathBuf,
     root: Root,
+    temporary: PathBuf,
+    temporary_root: Root,
     owner: Option<CommandUser>,
 }
 
 impl Workspace {
-    /// Makes an empty workspace at `path`, which must not exist, for `owner`, or for ourselves.
-    fn create(path: PathBuf, owner: Option<CommandUser>) -> Result<Self, WorkspaceError> {
-        rustix::fs::mkdir(&path, Mode::RWXU)
-            .map_err(|errno| WorkspaceError::io("create", &path, errno))?;
-        let root = Root::open(&path).map_err(|error| WorkspaceError::io("open", &path, error))?;
-        if let Some(user) = owner {
-            let (uid, gid) = (Some(user.uid()), Some(user.gid()));
-            rustix::fs::chownat(root.dir(), c"", uid, gid, AtFlags::EMPTY_PATH)
-                .map_err(|errno| WorkspaceError::io("give away", &path, errno))?;
-        }
-        Ok(Self { path, root, owner })
+    /// Makes an empty workspace at `path` and its `/tmp` at `temporary`, which must not exist, for
+    /// `owner`, or for ourselves.
+    fn create(
+        path: PathBuf,
+        temporary: PathBuf,
+        owner: Option<CommandUser>,
+    ) -> Result<Self, WorkspaceError> {
+        let root = make_private_dir(&path, owner)?;
+        let temporary_root = make_private_dir(&temporary, owner)?;
+        Ok(Self { path, root, temporary, temporary_root, owner })
     }
 
     /// Its host path, to be bound at `/workspace`. Not for the model's eyes.
     pub(crate) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The host path of its `/tmp`.
+    pub(crate) fn temporary(&self) -> &Path {
+        &self.temporary
     }
 
     /// Whose it is, if not ours.
@@ -434,26 +443,16 @@ impl Workspace {
         &self.root
     }
 
-    /// Removes everything in it. The directory itself stays the same one, with mode 0700. Blocks for
-    /// as long as the file system needs, five minutes at most.
+    /// Removes everything in it and in its `/tmp`. The directories themselves stay the same ones, with
+    /// mode 0700. Blocks for as long as the file system needs, five minutes at most for each.
     ///
     /// # Errors
     /// [`WorkspaceError::Io`] for the first entry that resisted (everything else is removed),
-    /// [`WorkspaceError::Gone`] if the directory was removed or replaced. After either the slot must
+    /// [`WorkspaceError::Gone`] if a directory was removed or replaced. After either the slot must
     /// not be given to anybody.
     pub(crate) fn reset(&self) -> Result<(), WorkspaceError> {
-        tree::empty(self.root.dir(), None, Instant::now() + EMPTY_LIMIT)
-            .map_err(|error| WorkspaceError::tree("empty", &self.path, error))?;
-        // A command may have let others in.
-        rustix::fs::openat(self.root.dir(), c".", OPEN_DIR, Mode::empty())
-            .and_then(|dir| rustix::fs::fchmod(dir, Mode::RWXU))
-            .map_err(|errno| WorkspaceError::io("close", &self.path, errno))?;
-        let ours = rustix::fs::fstat(self.root.dir())
-            .map_err(|errno| WorkspaceError::io("look at", &self.path, errno))?;
-        match std::fs::symlink_metadata(&self.path) {
-            Ok(there) if (there.dev(), there.ino()) == (ours.st_dev, ours.st_ino) => Ok(()),
-            _ => Err(WorkspaceError::Gone { path: self.path.clone() }),
-        }
+        let workspace = empty(&self.path, &self.root);
+        workspace.and(empty(&self.temporary, &self.temporary_root))
     }
 
     /// Copies its files, directories and symlinks into `dest`, which is made if it does not exist.
@@ -472,6 +471,35 @@ impl Workspace {
             let kind = error.source.kind();
             io::Error::new(kind, WorkspaceError::tree("save", &self.path, error))
         })
+    }
+}
+
+/// Makes the directory `path`, which must not exist, for `owner`, or for ourselves.
+fn make_private_dir(path: &Path, owner: Option<CommandUser>) -> Result<Root, WorkspaceError> {
+    rustix::fs::mkdir(path, Mode::RWXU)
+        .map_err(|errno| WorkspaceError::io("create", path, errno))?;
+    let root = Root::open(path).map_err(|error| WorkspaceError::io("open", path, error))?;
+    if let Some(user) = owner {
+        let (uid, gid) = (Some(user.uid()), Some(user.gid()));
+        rustix::fs::chownat(root.dir(), c"", uid, gid, AtFlags::EMPTY_PATH)
+            .map_err(|errno| WorkspaceError::io("give away", path, errno))?;
+    }
+    Ok(root)
+}
+
+/// Empties the directory `root`, which must still be the one at `path`.
+fn empty(path: &Path, root: &Root) -> Result<(), WorkspaceError> {
+    tree::empty(root.dir(), None, Instant::now() + EMPTY_LIMIT)
+        .map_err(|error| WorkspaceError::tree("empty", path, error))?;
+    // A command may have let others in.
+    rustix::fs::openat(root.dir(), c".", OPEN_DIR, Mode::empty())
+        .and_then(|dir| rustix::fs::fchmod(dir, Mode::RWXU))
+        .map_err(|errno| WorkspaceError::io("close", path, errno))?;
+    let ours = rustix::fs::fstat(root.dir())
+        .map_err(|errno| WorkspaceError::io("look at", path, errno))?;
+    match std::fs::symlink_metadata(path) {
+        Ok(there) if (there.dev(), there.ino()) == (ours.st_dev, ours.st_ino) => Ok(()),
+        _ => Err(WorkspaceError::Gone { path: path.to_owned() }),
     }
 }
 

@@ -1,42 +1,46 @@
 //! Real commands, in a sandbox and without one.
 
 use std::collections::HashSet;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, channel};
 
 use super::*;
+use crate::sandbox::workspace::DataDir;
 
 /// Long enough for anything that is expected to happen at all.
 const LONG: Duration = Duration::from_secs(60);
 
-/// A supervisor with a workspace, in one of the two modes.
+/// A supervisor with a slot's files, in one of the two modes.
 struct Bench {
     supervisor: Supervisor,
-    workspace: tempfile::TempDir,
+    workspace: Arc<Workspace>,
+    // Dropped in this order.
+    _data: DataDir,
+    _base: tempfile::TempDir,
     /// Lives as long as the sandboxes that show it.
     _etc: Option<tempfile::TempDir>,
 }
 
-/// A workspace of the user that commands run as.
-fn workspace_of(user: Option<CommandUser>) -> tempfile::TempDir {
-    let workspace = tempfile::tempdir().unwrap();
-    if let Some(user) = user {
-        let (uid, gid) = (user.uid().as_raw(), user.gid().as_raw());
-        std::os::unix::fs::chown(workspace.path(), Some(uid), Some(gid)).unwrap();
-    }
-    workspace
+/// The files of one slot, for the user that commands run as.
+fn slot_files() -> (DataDir, tempfile::TempDir) {
+    let base = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(base.path(), PermissionsExt::from_mode(0o711)).unwrap();
+    let data = DataDir::create(Some(base.path()), 1, CommandUser::detect()).unwrap();
+    (data, base)
 }
 
 fn probe() -> Isolation {
-    let user = CommandUser::detect();
-    Isolation::probe(user, workspace_of(user).path())
+    let (data, _base) = slot_files();
+    Isolation::probe(CommandUser::detect(), &data.workspaces()[0])
 }
 
 impl Bench {
     fn new(isolation: Isolation) -> Self {
-        let user = CommandUser::detect();
-        let supervisor = Supervisor::start(isolation, user).unwrap();
-        Self { supervisor, workspace: workspace_of(user), _etc: None }
+        let supervisor = Supervisor::start(isolation, CommandUser::detect()).unwrap();
+        let (data, base) = slot_files();
+        let workspace = data.workspaces()[0].clone();
+        Self { supervisor, workspace, _data: data, _base: base, _etc: None }
     }
 
     fn bare() -> Self {
@@ -53,7 +57,7 @@ impl Bench {
 
     fn spec(&self, command: &str) -> CommandSpec {
         CommandSpec {
-            workspace: self.workspace.path().to_owned(),
+            workspace: self.workspace.clone(),
             command: command.to_owned(),
             network: true,
             timeout: LONG,
@@ -372,10 +376,10 @@ fn a_command_that_cannot_start_says_why() {
     in_both_modes(|bench| {
         let end = bench.run("echo a\0b").end;
         assert_eq!(end, End::SetupFailed("embedded null byte".to_owned()));
-        let finished = bench.run_spec(CommandSpec {
-            workspace: "/nonexistent/workspace".into(),
-            ..bench.spec("echo ran")
-        });
+        let (data, _base) = slot_files();
+        let gone = data.workspaces()[0].clone();
+        drop(data);
+        let finished = bench.run_spec(CommandSpec { workspace: gone, ..bench.spec("echo ran") });
         let End::SetupFailed(text) = finished.end else {
             panic!("{:?}", finished.end);
         };
@@ -412,9 +416,14 @@ fn a_sandbox_shows_no_secrets_and_gives_no_privileges() {
     // No process of the host is visible: bubblewrap's init, the shell, `ls` and `grep`.
     let visible = bench.output("ls /proc | grep -c '^[0-9]'");
     assert!(visible.trim().parse::<u32>().unwrap() <= 6, "{visible}");
-    // /tmp is empty in each call.
-    bench.output("touch /tmp/left");
-    assert_eq!(bench.output("ls /tmp"), "");
+    // What one call may leave to the next: the workspace and /tmp.
+    bench.output(
+        "touch /tmp/left /var/tmp/left /dev/shm/left; touch /left /dev/left /etc/left; true",
+    );
+    assert_eq!(
+        bench.output("ls /tmp /dev/shm; ls -d /left /dev/left /etc/left"),
+        "/dev/shm:\n\n/tmp:\nleft\n"
+    );
     if let Isolation::Bubblewrap(bubblewrap) = bench.supervisor.isolation()
         && bubblewrap.disable_userns
     {
@@ -576,7 +585,7 @@ fn a_panic_of_the_receiver_ends_nothing_else() {
 fn dropping_the_supervisor_from_its_own_thread_does_not_hang() {
     let bench = Bench::bare();
     let spec = bench.spec("true");
-    let Bench { supervisor, workspace, _etc } = bench;
+    let Bench { supervisor, workspace, _data, _base, _etc } = bench;
     let supervisor = Arc::new(supervisor);
     let (sender, receiver) = channel();
     let own = Arc::clone(&supervisor);
