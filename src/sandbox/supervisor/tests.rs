@@ -421,7 +421,7 @@ fn a_sandbox_shows_no_secrets_and_gives_no_privileges() {
         "touch /tmp/left /var/tmp/left /dev/shm/left; touch /left /dev/left /etc/left; true",
     );
     assert_eq!(
-        bench.output("ls /tmp /dev/shm; ls -d /left /dev/left /etc/left"),
+        bench.output("ls /tmp /dev/shm; ls -d /left /dev/left /etc/left; true"),
         "/dev/shm:\n\n/tmp:\nleft\n"
     );
     if let Isolation::Bubblewrap(bubblewrap) = bench.supervisor.isolation()
