@@ -10,7 +10,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
@@ -32,6 +32,8 @@ use crate::tool::{Outcome, ToolResult};
 
 /// The container's name: there is only one.
 const ADDR: &str = "local";
+/// How long a reset waits for the end of a slot's sandbox: longer than the supervisor tries.
+const SANDBOX_END_LIMIT: Duration = Duration::from_secs(60);
 /// More slots than this in one process are a mistake.
 const MOST_SLOTS: usize = 65_536;
 
@@ -56,6 +58,12 @@ pub struct LocalConfig {
     pub adopt_orphans: bool,
     /// The size in bytes up to which files are read and written. Defaults to 100,000.
     pub max_file_bytes: u64,
+    /// Whether a slot keeps its sandbox from call to call, which saves each command some
+    /// milliseconds. What a command leaves behind is found and removed all the same: of one call the
+    /// next finds the files in `/workspace` and `/tmp`, and nothing else. Defaults to `true`; where
+    /// it is not possible each command gets a sandbox of its own, see
+    /// [`LocalBackend::keeps_sandboxes`].
+    pub warm_slots: bool,
 }
 
 impl Default for LocalConfig {
@@ -66,6 +74,7 @@ impl Default for LocalConfig {
             max_output_chars: 50_000,
             adopt_orphans: false,
             max_file_bytes: DEFAULT_MAX_FILE_BYTES,
+            warm_slots: true,
         }
     }
 }
@@ -179,6 +188,11 @@ impl LocalBackend {
         }
     }
 
+    /// Whether slots keep their sandboxes, or each command gets a new one.
+    pub fn keeps_sandboxes(&self) -> bool {
+        self.0.supervisor.isolation().is_warm()
+    }
+
     /// Copies what is in a slot's workspace to the directory `dest`, which is made if it is missing.
     /// Symlinks are copied as symlinks; devices, sockets and FIFOs are left out. Blocks; to be
     /// called while no call of the slot runs, and before its trajectory is released.
@@ -247,6 +261,18 @@ impl LocalBackend {
         }
     }
 
+    /// Ends a slot's warm sandbox, if it has one; `false` where that did not work. Blocks for some
+    /// milliseconds as a rule.
+    fn end_sandbox(&self, slot: usize) -> bool {
+        let (sender, gone) = crossbeam_channel::bounded(1);
+        let on_gone = move |all_dead| {
+            // Nobody waits any longer.
+            let _ = sender.send(all_dead);
+        };
+        self.0.supervisor.leave(slot, Box::new(on_gone));
+        gone.recv_timeout(SANDBOX_END_LIMIT).unwrap_or(false)
+    }
+
     fn workspace(&self, slot: &SlotRef) -> Result<&Workspace, ArtifactError> {
         match self.0.slots.get(slot.index) {
             Some(slot) => Ok(&slot.workspace),
@@ -305,7 +331,11 @@ impl Backend for LocalBackend {
         if place.haunted.load(Ordering::Acquire) {
             return reply.send(Err("a process of an earlier call could not be killed".to_owned()));
         }
-        reply.send(place.workspace.reset().map_err(|error| error.to_string()));
+        let reset = match self.end_sandbox(slot.index) {
+            true => place.workspace.reset().map_err(|error| error.to_string()),
+            false => Err("its sandbox could not be ended".to_owned()),
+        };
+        reply.send(reset);
     }
 
     fn cancel(&self, id: ExecutionId) {
@@ -367,7 +397,11 @@ fn prepare(
         .make_dir("etc")
         .and_then(|path| etc::copy_to(&path).map(|()| path))
         .map_err(|error| BackendError::with_source("cannot copy /etc for sandboxes", error))?;
-    let isolation = Isolation::probe(user, &data_dir.workspaces()[0]).with_etc(etc);
+    let workspace = &data_dir.workspaces()[0];
+    let mut isolation = Isolation::probe(user, workspace).with_etc(etc);
+    if config.warm_slots {
+        isolation = isolation.try_warm(user, workspace);
+    }
     Ok((data_dir, isolation))
 }
 

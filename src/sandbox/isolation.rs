@@ -21,6 +21,9 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use super::etc::{self, RESOLV_CONF};
+use super::init;
+use super::room;
+use super::running::Host;
 use super::shell::{self, Shell};
 use super::spawn::{self, CStringArray, Child, Reaped};
 use super::user::{self, CommandUser};
@@ -30,6 +33,8 @@ use super::workspace::Workspace;
 pub(super) const STATUS_FD: i32 = 3;
 /// The number under which bubblewrap gets the pipe that holds the command back (`--block-fd`).
 pub(super) const BLOCK_FD: i32 = 4;
+/// The number under which bubblewrap gets the program of a warm sandbox's first process.
+pub(super) const PROGRAM_FD: i32 = 5;
 /// How long one run of bubblewrap may take while probing.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -63,6 +68,8 @@ pub(crate) struct Bubblewrap {
     pub(super) layout: HostLayout,
     /// The directory that is shown as `/etc`.
     etc: Option<PathBuf>,
+    /// Whether slots keep their sandboxes; else why not, as one line.
+    warm: Result<(), String>,
 }
 
 impl Isolation {
@@ -93,6 +100,31 @@ impl Isolation {
         self
     }
 
+    /// Finds out whether sandboxes can be kept, for commands of `user` in `workspace`, and has them kept
+    /// then. Blocks: some milliseconds as a rule, at most 10 seconds.
+    pub(crate) fn try_warm(mut self, user: Option<CommandUser>, workspace: &Workspace) -> Self {
+        let tried = match &self {
+            Self::None { .. } => return self,
+            Self::Bubblewrap(bubblewrap) => user::on_own_thread(|| {
+                let host = Host::new(self.clone(), user)?;
+                Ok(room::try_out(bubblewrap, workspace, &host, PROBE_TIMEOUT))
+            }),
+        };
+        let tried = tried.unwrap_or_else(|error| Err(error.to_string()));
+        if let Err(reason) = &tried {
+            log::warn!("each command gets a sandbox of its own, which is slower: {reason}");
+        }
+        if let Self::Bubblewrap(bubblewrap) = &mut self {
+            bubblewrap.warm = tried;
+        }
+        self
+    }
+
+    /// Whether slots keep their sandboxes.
+    pub(crate) fn is_warm(&self) -> bool {
+        matches!(self, Self::Bubblewrap(bubblewrap) if bubblewrap.warm.is_ok())
+    }
+
     /// Whether commands run in a sandbox.
     pub(crate) fn is_sandboxed(&self) -> bool {
         matches!(self, Self::Bubblewrap(_))
@@ -121,6 +153,7 @@ impl Bubblewrap {
                 can_cut_network,
                 layout: layout.clone(),
                 etc: None,
+                warm: Err("not wanted".to_owned()),
             };
             match candidate.try_out(workspace, user) {
                 Ok(()) => return Ok(candidate),
@@ -135,7 +168,7 @@ impl Bubblewrap {
     /// Runs `true` in a sandbox.
     fn try_out(&self, workspace: &Workspace, user: Option<CommandUser>) -> Result<(), String> {
         let text = |error: io::Error| error.to_string();
-        let call = shell::shell_call(self.layout.shell, "true", false, None);
+        let call = shell::shell_call(self.layout.shell, "true", false, None, usize::MAX);
         let sandbox = Sandbox {
             workspace: workspace.path(),
             temporary: workspace.temporary(),
@@ -149,7 +182,7 @@ impl Bubblewrap {
             Path::new("/tmp"),
             self.layout.shell,
             &self.layout.user,
-            &call,
+            Some(&call),
         ))
         .map_err(text)?;
         let program = CString::new(self.program.as_os_str().as_bytes())
@@ -281,6 +314,8 @@ pub(super) enum Handshake {
     None,
     /// It also waits for a byte from [`BLOCK_FD`] when the sandbox is set up.
     Block,
+    /// The sandbox is to be kept: its first process is [`init`]'s program, read from [`PROGRAM_FD`].
+    Init,
 }
 
 /// A sandbox to be made.
@@ -318,8 +353,10 @@ pub(super) fn bwrap_argv(bubblewrap: &Bubblewrap, sandbox: &Sandbox<'_>) -> Vec<
     }
     let (status, block) = (STATUS_FD.to_string(), BLOCK_FD.to_string());
     add(&["--json-status-fd".as_ref(), status.as_ref()]);
-    if handshake == Handshake::Block {
-        add(&["--block-fd".as_ref(), block.as_ref()]);
+    match handshake {
+        Handshake::None => {}
+        Handshake::Block => add(&["--block-fd".as_ref(), block.as_ref()]),
+        Handshake::Init => add(&plain("--as-pid-1")),
     }
 
     add(&plain("--ro-bind /usr /usr"));
@@ -344,7 +381,15 @@ pub(super) fn bwrap_argv(bubblewrap: &Bubblewrap, sandbox: &Sandbox<'_>) -> Vec<
     }
     // Read-only: to the kernel, root is root without any capability, and could write /proc/sys (whose
     // core_pattern names a program that the host runs) and chmod what all sandboxes share of /proc.
-    add(&plain("--proc /proc --remount-ro /proc --dev /dev --tmpfs /dev/shm --remount-ro /dev"));
+    add(&plain("--proc /proc --remount-ro /proc --dev /dev --tmpfs /dev/shm"));
+    if handshake == Handshake::Init {
+        // For `init` to see what is left in it.
+        add(&plain("--mqueue /dev/mqueue"));
+        let program = PROGRAM_FD.to_string();
+        add(&plain("--perms 0555 --ro-bind-data"));
+        add(&[program.as_ref(), init::PROGRAM_PATH.as_ref()]);
+    }
+    add(&plain("--remount-ro /dev"));
     add(&["--bind".as_ref(), temporary.as_ref(), "/tmp".as_ref()]);
     add(&plain("--symlink /tmp /var/tmp"));
     add(&["--bind".as_ref(), workspace.as_ref(), "/workspace".as_ref()]);
@@ -399,6 +444,7 @@ mod tests {
                 user: "someone".to_owned(),
             },
             etc: Some("/run/etc".into()),
+            warm: Ok(()),
         }
     }
 
@@ -408,7 +454,7 @@ mod tests {
     }
 
     fn argv_for(command: &str, network: bool, handshake: Handshake) -> Vec<OsString> {
-        let call = shell::shell_call(Shell::Bash, command, true, None);
+        let call = shell::shell_call(Shell::Bash, command, true, None, usize::MAX);
         let (workspace, temporary) = (Path::new("/w s"), Path::new("/t"));
         let argv = &call.argv;
         bwrap_argv(&bubblewrap(), &Sandbox { workspace, temporary, network, handshake, argv })
@@ -434,6 +480,16 @@ mod tests {
         let offline = argv_for("echo a b", false, Handshake::None);
         assert!(line(&offline).contains(" --unshare-net "));
         assert!(!line(&offline).contains("--block-fd"));
+    }
+
+    #[test]
+    fn a_warm_sandbox_has_a_first_process_of_ours() {
+        let argv = argv_for("x", true, Handshake::Init);
+        let line = line(&argv);
+        assert!(line.contains(" --as-pid-1 ") && !line.contains("--block-fd"), "{line}");
+        let added = "--tmpfs /dev/shm --mqueue /dev/mqueue --perms 0555 \
+             --ro-bind-data 5 /run/tool-init --remount-ro /dev --bind";
+        assert!(line.contains(added), "{line}");
     }
 
     #[test]

@@ -18,12 +18,17 @@
 
 pub(crate) mod artifacts;
 pub(crate) mod bash;
+mod command;
+mod entered;
 pub(crate) mod etc;
 pub(crate) mod files;
+mod init;
 pub(crate) mod isolation;
 mod output;
 mod paths;
 mod reaper;
+mod room;
+mod rooms;
 mod running;
 mod shell;
 mod spawn;

@@ -24,13 +24,13 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags};
 
-use super::isolation::{self, Bubblewrap, Handshake, Isolation, Sandbox, StatusReport};
+use super::isolation::{self, Bubblewrap, Handshake, HostLayout, Isolation, Sandbox, StatusReport};
 use super::output::Captured;
 use super::reaper::{self, Report, Step};
-use super::shell::{self, CLOSED_GATE, Shell, ShellCall};
+use super::shell::{self, CLOSED_GATE, INLINE_COMMAND_LIMIT, Shell, ShellCall};
 use super::spawn::{self, CStringArray, Child, Reaped};
 use super::stream::{Source, Stream, Watch};
-use super::supervisor::{CommandSpec, End};
+use super::supervisor::{CommandSpec, End, raise_open_files_limit};
 use super::user::CommandUser;
 
 /// How long bubblewrap may take to set a sandbox up. Milliseconds are usual; a thousand at once on a
@@ -40,10 +40,10 @@ pub(super) const SETUP_LIMIT: Duration = Duration::from_secs(30);
 pub(super) const KILL_MARGIN: Duration = Duration::from_secs(5);
 
 /// Longer timeouts are taken for this, so that no deadline overflows the clock.
-const LONGEST_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
+pub(super) const LONGEST_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// No more than this is kept of what bubblewrap or the reaper reports: some 300 bytes are usual.
-const REPORTS_LIMIT: usize = 16 * 1024;
+pub(super) const REPORTS_LIMIT: usize = 16 * 1024;
 
 /// Why a command was killed before its main process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -136,6 +136,48 @@ pub(super) struct Host {
     pub(super) user: String,
     /// That user, if it is not the host's own.
     pub(super) command_user: Option<CommandUser>,
+    /// Whether slots keep their sandboxes.
+    pub(super) warm: bool,
+}
+
+impl Host {
+    /// What starts need where commands are isolated so, and run as `user`, or as this process.
+    ///
+    /// # Errors
+    /// Where there is no `/dev/null` to be had.
+    pub(super) fn new(isolation: Isolation, user: Option<CommandUser>) -> io::Result<Self> {
+        let layout = HostLayout::detect(user);
+        Ok(Self {
+            warm: isolation.is_warm(),
+            isolation,
+            null: isolation::open_null()?,
+            open_files: raise_open_files_limit(),
+            shell: layout.shell,
+            user: layout.user,
+            command_user: user,
+        })
+    }
+
+    /// Lets commands open their `/dev/stdout` and `/dev/stderr`, which of a pipe only its owner may.
+    pub(super) fn give_to_command_user(&self, pipes: &[OwnedFd]) -> io::Result<()> {
+        if let Some(user) = self.command_user {
+            for pipe in pipes {
+                rustix::fs::fchown(pipe, Some(user.uid()), Some(user.gid()))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Reason {
+    /// How a command ends that was killed for it.
+    pub(super) fn end(self) -> End {
+        match self {
+            Self::TimedOut => End::TimedOut,
+            Self::Cancelled => End::Cancelled,
+            Self::SetupTooLong => End::SetupFailed("the sandbox was not ready in time".to_owned()),
+        }
+    }
 }
 
 impl Running {
@@ -149,13 +191,9 @@ impl Running {
         }
         let (stdout, stdout_writer) = Stream::new(spec.output_limit_chars)?;
         let (stderr, stderr_writer) = Stream::new(spec.output_limit_chars)?;
-        if let Some(user) = host.command_user {
-            // Of a pipe, `/dev/stderr` can be opened by its owner only.
-            for pipe in [&stdout_writer, &stderr_writer] {
-                rustix::fs::fchown(pipe, Some(user.uid()), Some(user.gid()))?;
-            }
-        }
-        let stdio = [host.null.as_fd(), stdout_writer.as_fd(), stderr_writer.as_fd()];
+        let writers = [stdout_writer, stderr_writer];
+        host.give_to_command_user(&writers)?;
+        let stdio = [host.null.as_fd(), writers[0].as_fd(), writers[1].as_fd()];
         let timeout = spec.timeout.min(LONGEST_TIMEOUT);
         let now = Instant::now();
         let (child, reports, container) = match &host.isolation {
@@ -250,6 +288,8 @@ impl Running {
                     *init_gone = true;
                 }
             }
+            // Only warm sandboxes have one.
+            Source::Link => {}
         }
     }
 
@@ -425,11 +465,7 @@ fn namespace_end(
     stderr: &str,
 ) -> End {
     match (killed, exit_code, bubblewrap) {
-        (Some(Reason::TimedOut), ..) => End::TimedOut,
-        (Some(Reason::Cancelled), ..) => End::Cancelled,
-        (Some(Reason::SetupTooLong), ..) => {
-            End::SetupFailed("the sandbox was not ready in time".to_owned())
-        }
+        (Some(reason), ..) => reason.end(),
         (None, Some(code), _) if released => End::Exited(code),
         (None, Some(_), _) => End::SetupFailed("the sandbox could not be taken hold of".to_owned()),
         // It exits by itself without a report only if the command was never executed.
@@ -475,7 +511,7 @@ fn start_sandboxed(
     [stdin, stdout, stderr]: [BorrowedFd<'_>; 3],
 ) -> io::Result<(Child, OwnedFd, Container)> {
     let shell = bubblewrap.layout.shell;
-    let call = shell::shell_call(shell, &spec.command, true, host.open_files);
+    let call = shell::shell_call(shell, &spec.command, true, host.open_files, INLINE_COMMAND_LIMIT);
     let sandbox = Sandbox {
         workspace: spec.workspace.path(),
         temporary: spec.workspace.temporary(),
@@ -484,7 +520,8 @@ fn start_sandboxed(
         argv: &call.argv,
     };
     let arguments = CStringArray::new(isolation::bwrap_argv(bubblewrap, &sandbox))?;
-    let environment = environment(Path::new("/workspace"), Path::new("/tmp"), shell, host, &call)?;
+    let environment =
+        environment(Path::new("/workspace"), Path::new("/tmp"), shell, host, Some(&call))?;
     let script = spawn::memory_file(c"tool-command", CLOSED_GATE)?;
     let (reports, reports_writer) = spawn::pipe()?;
     let (block_reader, block) = spawn::pipe()?;
@@ -510,7 +547,7 @@ fn start_bare(
     host: &Host,
     stdio: [BorrowedFd<'_>; 3],
 ) -> io::Result<(Child, OwnedFd, Container)> {
-    let call = shell::shell_call(host.shell, &spec.command, false, None);
+    let call = shell::shell_call(host.shell, &spec.command, false, None, INLINE_COMMAND_LIMIT);
     let script = match &call.script {
         Some(script) => Some(spawn::memory_file(c"tool-command", script)?),
         None => None,
@@ -522,7 +559,7 @@ fn start_bare(
             spec.workspace.temporary(),
             host.shell,
             host,
-            &call,
+            Some(&call),
         )?,
         arguments: &CStringArray::new(call.argv)?,
         directory: spec.workspace.path(),
@@ -535,19 +572,20 @@ fn start_bare(
     Ok((reaper.child, reaper.report, container))
 }
 
-fn environment(
+/// The environment of a command.
+pub(super) fn environment(
     home: &Path,
     temporary: &Path,
     shell: Shell,
     host: &Host,
-    call: &ShellCall,
+    call: Option<&ShellCall>,
 ) -> io::Result<CStringArray> {
     CStringArray::new(shell::environment(home, temporary, shell, &host.user, call))
 }
 
 /// A pidfd of `pid`, if that is a child of `parent`. `parent` is not reaped yet, so that its number is
 /// its own; if `pid` is its child *after* the pidfd was opened, then the pidfd is not a stranger's.
-fn open_child_of(parent: Pid, pid: i32) -> io::Result<OwnedFd> {
+pub(super) fn open_child_of(parent: Pid, pid: i32) -> io::Result<OwnedFd> {
     let not_found = || io::Error::from(io::ErrorKind::NotFound);
     let pidfd = rustix::process::pidfd_open(
         // `from_raw` panics at a negative number.

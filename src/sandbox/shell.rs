@@ -12,7 +12,7 @@ const SCRIPT_PATH: &str = "/proc/self/fd/5";
 
 /// Longer commands do not fit into one argument (the kernel's limit is 128 KiB with the NUL) and go
 /// by the script instead.
-const INLINE_COMMAND_LIMIT: usize = 127 * 1024;
+pub(super) const INLINE_COMMAND_LIMIT: usize = 127 * 1024;
 
 /// Where programs are looked for inside a sandbox.
 pub(super) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -74,18 +74,20 @@ pub(super) const CLOSED_GATE: &[u8] = b"exit 125\n";
 ///
 /// With `gated`, the shell reads the script in any case: a sandbox whose supervisor dies while it is
 /// being set up is released by the end of file of bubblewrap's `--block-fd`, and must then find that
-/// its gate was never opened. `open_files` is the soft limit of open files to set.
+/// its gate was never opened. `open_files` is the soft limit of open files to set. A command of
+/// `inline_limit` bytes, which is at most [`INLINE_COMMAND_LIMIT`], counts as a longer one.
 pub(super) fn shell_call(
     shell: Shell,
     command: &str,
     gated: bool,
     open_files: Option<u64>,
+    inline_limit: usize,
 ) -> ShellCall {
     let limit = open_files.map_or_else(String::new, |limit| format!("ulimit -S -n {limit}; "));
     let close = format!("{limit}exec {SCRIPT_FD}<&-");
     // A command that begins with a dash (a pasted list, a diff) is one all the same.
     let argv = |command: &str| [shell.name(), "-c", "--", command].map(OsString::from).to_vec();
-    let inline = command.len() < INLINE_COMMAND_LIMIT;
+    let inline = command.len() < inline_limit;
     match shell {
         Shell::Bash if inline && gated => ShellCall {
             argv: argv(command),
@@ -110,9 +112,11 @@ pub(super) fn environment(
     temporary: &Path,
     shell: Shell,
     user: &str,
-    call: &ShellCall,
+    call: Option<&ShellCall>,
 ) -> Vec<OsString> {
-    let prelude = call.script_is_prelude.then_some(("BASH_ENV", OsStr::new(SCRIPT_PATH)));
+    let prelude = call
+        .is_some_and(|call| call.script_is_prelude)
+        .then_some(("BASH_ENV", OsStr::new(SCRIPT_PATH)));
     [
         ("PATH", OsStr::new(PATH)),
         ("HOME", home.as_os_str()),
@@ -146,20 +150,20 @@ mod tests {
 
     #[test]
     fn short_commands_are_arguments_and_long_ones_are_sourced() {
-        let short = shell_call(Shell::Bash, "true", false, None);
+        let short = shell_call(Shell::Bash, "true", false, None, INLINE_COMMAND_LIMIT);
         assert_eq!((line(&short.argv), short.script), ("bash -c -- true".to_owned(), None));
-        let gated = shell_call(Shell::Bash, "true", true, Some(1024));
+        let gated = shell_call(Shell::Bash, "true", true, Some(1024), INLINE_COMMAND_LIMIT);
         assert_eq!(line(&gated.argv), "bash -c -- true");
         assert_eq!(
             gated.script.as_deref(),
             Some(&b"unset BASH_ENV; ulimit -S -n 1024; exec 5<&-\n"[..])
         );
         let long = "x".repeat(INLINE_COMMAND_LIMIT);
-        let long = shell_call(Shell::Bash, &long, true, None);
+        let long = shell_call(Shell::Bash, &long, true, None, INLINE_COMMAND_LIMIT);
         assert_eq!(line(&long.argv), "bash -c -- . /proc/self/fd/5");
         assert!(long.script.unwrap().starts_with(b"exec 5<&-; xxx"));
         // A plain sh reads no file before a `-c` argument.
-        let gated = shell_call(Shell::Sh, "true", true, None);
+        let gated = shell_call(Shell::Sh, "true", true, None, INLINE_COMMAND_LIMIT);
         assert_eq!(line(&gated.argv), "sh -c -- . /proc/self/fd/5");
     }
 }

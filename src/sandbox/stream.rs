@@ -33,10 +33,13 @@ pub(super) enum Source {
     Child,
     /// The end of the sandbox's last process.
     Init,
+    /// The socket to a warm sandbox's first process.
+    Link,
 }
 
 impl Source {
-    const ALL: [Self; 5] = [Self::Stdout, Self::Stderr, Self::Reports, Self::Child, Self::Init];
+    const ALL: [Self; 6] =
+        [Self::Stdout, Self::Stderr, Self::Reports, Self::Child, Self::Init, Self::Link];
 }
 
 /// The events of one command in the supervisor's epoll.

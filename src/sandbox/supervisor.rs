@@ -40,8 +40,13 @@ use parking_lot::Mutex;
 use rustix::event::{EventfdFlags, epoll, eventfd};
 use rustix::process::{Resource, Rlimit};
 
-use super::isolation::{self, HostLayout, Isolation};
+use super::command::Command;
+use super::entered::Entered;
+use super::init::Said;
+use super::isolation::Isolation;
 use super::output::{Capture, Captured};
+use super::room::{News, Room};
+use super::rooms::{OnGone, Rooms};
 use super::running::{Host, Reason, Running};
 use super::spawn::{Child, Reaped};
 use super::stream::{READ_BUFFER, Watch};
@@ -135,22 +140,15 @@ impl Supervisor {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let data = epoll::EventData::new_u64(WAKE);
         epoll::add(&epoll, &shared.wake, data, epoll::EventFlags::IN)?;
-        let layout = HostLayout::detect(user);
         let mut turn = Turn {
             running: HashMap::new(),
+            rooms: Rooms::default(),
             deadlines: BTreeSet::new(),
             waiting: VecDeque::new(),
             leftovers: Vec::new(),
             buffer: vec![0; READ_BUFFER],
             epoll,
-            host: Host {
-                isolation: isolation.clone(),
-                null: isolation::open_null()?,
-                open_files: raise_open_files_limit(),
-                shell: layout.shell,
-                user: layout.user,
-                command_user: user,
-            },
+            host: Host::new(isolation.clone(), user)?,
         };
         let queue = CloseOnDrop(Arc::clone(&shared));
         let thread =
@@ -199,6 +197,16 @@ impl Supervisor {
         let _ = self.shared.send(Request::Cancel(id.0));
     }
 
+    /// Ends a slot's warm sandbox, with whatever runs in it. Does not block.
+    ///
+    /// `on_gone` is called once, as `on_end` of [`run`](Self::run), when no process of it is left; with
+    /// `false` where waiting for that was given up. After [`close`](Self::close) there is none.
+    pub(crate) fn leave(&self, slot: usize, on_gone: OnGone) {
+        if let Err(Request::Leave(_, on_gone)) = self.shared.send(Request::Leave(slot, on_gone)) {
+            call_back(on_gone, true);
+        }
+    }
+
     /// Kills everything and joins the thread. Every accepted command has been answered then: running
     /// ones as [`End::Cancelled`], those that were not started yet as [`End::SetupFailed`].
     ///
@@ -239,6 +247,7 @@ struct Queue {
 enum Request {
     Run(u64, CommandSpec, Answer),
     Cancel(u64),
+    Leave(usize, OnGone),
 }
 
 impl Shared {
@@ -320,14 +329,22 @@ impl Drop for Answer {
     }
 }
 
+/// A panic of the receiver is its own.
+fn call_back(on_gone: OnGone, gone: bool) {
+    if catch_unwind(AssertUnwindSafe(|| on_gone(gone))).is_err() {
+        log::error!("the receiver of a sandbox's end has panicked");
+    }
+}
+
 fn closed() -> End {
     End::SetupFailed("the supervisor is closed".to_owned())
 }
 
 /// The thread's own state.
 struct Turn {
-    running: HashMap<u64, (Running, Answer)>,
-    /// One entry for each running command.
+    running: HashMap<u64, (Command, Answer)>,
+    rooms: Rooms,
+    /// One entry for each running command, and for each warm sandbox that is not just open.
     deadlines: BTreeSet<(Instant, u64)>,
     /// Taken from the queue and not dealt with yet.
     waiting: VecDeque<Request>,
@@ -344,14 +361,19 @@ impl Turn {
         let mut events = Vec::with_capacity(EVENTS_PER_TURN);
         loop {
             let closing = self.take_requests(shared);
-            if closing && self.running.is_empty() {
+            if closing && self.running.is_empty() && self.rooms.is_empty() {
                 return;
             }
             self.wait(&mut events);
             for event in events.drain(..) {
                 match Watch::decode(event.data.u64()) {
-                    Some((id, source)) => self.change(id, |running, watch, buffer, now| {
-                        running.on_event(source, watch, buffer, now);
+                    Some((number, source)) if Rooms::is_room(number) => {
+                        self.change_room(number, |room, watch, now| {
+                            room.on_event(source, watch, now)
+                        });
+                    }
+                    Some((id, source)) => self.change(id, |command, watch, buffer, now| {
+                        command.on_event(source, watch, buffer, now);
                     }),
                     None => {
                         let _ = rustix::io::read(&shared.wake, &mut [0; 8]);
@@ -362,7 +384,14 @@ impl Turn {
             while let Some(&(due, id)) = self.deadlines.first()
                 && due <= now
             {
-                self.change(id, |running, _, _, now| running.on_deadline(now));
+                if Rooms::is_room(id) {
+                    self.change_room(id, |room, _, now| {
+                        room.on_deadline(now);
+                        Vec::new()
+                    });
+                } else {
+                    self.change(id, |command, _, _, now| command.on_deadline(now));
+                }
             }
             self.leftovers.retain(|child| child.reap() == Reaped::Running);
         }
@@ -377,13 +406,20 @@ impl Turn {
         };
         if closing {
             for request in std::mem::take(&mut self.waiting) {
-                if let Request::Run(_, _, answer) = request {
-                    answer.without_running(closed());
+                match request {
+                    Request::Run(_, _, answer) => answer.without_running(closed()),
+                    Request::Leave(slot, on_gone) => self.leave(slot, on_gone),
+                    Request::Cancel(_) => {}
                 }
             }
             let ids: Vec<u64> = self.running.keys().copied().collect();
             for id in ids {
                 self.cancel(id);
+            }
+            if self.running.is_empty() {
+                for number in self.rooms.numbers() {
+                    self.end_room(number);
+                }
             }
             return true;
         }
@@ -395,6 +431,7 @@ impl Turn {
                     self.start(id, &spec, answer);
                 }
                 Some(Request::Cancel(id)) => self.cancel(id),
+                Some(Request::Leave(slot, on_gone)) => self.leave(slot, on_gone),
                 None => break,
             }
         }
@@ -411,57 +448,225 @@ impl Turn {
             let text = "without bubblewrap the network cannot be taken away";
             return answer.without_running(End::SetupFailed(text.to_owned()));
         }
+        if self.host.warm {
+            return self.start_in_room(id, spec, answer);
+        }
         let watch = Watch { epoll: &self.epoll, id };
         match Running::start(spec, &self.host, &watch) {
-            Ok(running) => {
-                self.deadlines.insert((running.deadline(), id));
-                self.running.insert(id, (running, answer));
-            }
+            Ok(running) => self.insert(id, Command::Alone(running), answer),
             Err(error) => answer.without_running(End::SetupFailed(error.to_string())),
         }
     }
 
+    fn insert(&mut self, id: u64, command: Command, answer: Answer) {
+        self.deadlines.insert((command.deadline(), id));
+        self.running.insert(id, (command, answer));
+    }
+
+    /// Starts a command in its slot's warm sandbox, which is made if there is none that fits.
+    fn start_in_room(&mut self, id: u64, spec: &CommandSpec, answer: Answer) {
+        let entered = self.room_for(spec).and_then(|number| {
+            let watch = Watch { epoll: &self.epoll, id };
+            let entered = Entered::new(spec, number, &self.host, &watch)?;
+            Ok((number, entered))
+        });
+        let (number, entered) = match entered {
+            Ok(entered) => entered,
+            Err(error) => return answer.without_running(End::SetupFailed(error.to_string())),
+        };
+        self.insert(id, Command::Entered(entered), answer);
+        if let Some(tenancy) = self.rooms.get(number) {
+            tenancy.occupant = Some(id);
+        }
+        self.let_enter(number);
+    }
+
+    /// The number of the sandbox that a command is to enter.
+    fn room_for(&mut self, spec: &CommandSpec) -> io::Result<u64> {
+        let slot = spec.workspace.slot();
+        if let Some((number, tenancy)) = self.rooms.of_slot(slot) {
+            if tenancy.occupant.is_some() {
+                return Err(io::Error::other("another command runs in this slot"));
+            }
+            if tenancy.room.takes(spec.network) {
+                return Ok(number);
+            }
+            self.end_room(number);
+        }
+        let Isolation::Bubblewrap(bubblewrap) = &self.host.isolation else {
+            return Err(io::ErrorKind::Unsupported.into());
+        };
+        let number = self.rooms.next_number();
+        let watch = Watch { epoll: &self.epoll, id: number };
+        let room = Room::start(&spec.workspace, spec.network, bubblewrap, &self.host, &watch)?;
+        self.deadlines.extend(room.deadline().map(|due| (due, number)));
+        self.rooms.insert(number, slot, room);
+        Ok(number)
+    }
+
+    /// Lets the command that waits for a sandbox enter it, if it is open.
+    fn let_enter(&mut self, number: u64) {
+        let Some(tenancy) = self.rooms.get(number) else { return };
+        let Some(id) = tenancy.occupant.filter(|_| tenancy.room.is_open()) else { return };
+        if let Some((Command::Entered(entered), _)) = self.running.get_mut(&id) {
+            let before = entered.deadline();
+            entered.enter(&mut tenancy.room, Instant::now());
+            self.after_change(id, before);
+        }
+    }
+
+    /// Ends a slot's warm sandboxes, whatever runs in them.
+    fn leave(&mut self, slot: usize, on_gone: OnGone) {
+        let numbers = self.rooms.all_of_slot(slot);
+        let Some(last) = numbers.last() else { return call_back(on_gone, true) };
+        // Any of them may be the last to go, so each hands on what it has.
+        if let Some(tenancy) = self.rooms.get(*last) {
+            tenancy.on_gone.push(on_gone);
+        }
+        for number in numbers {
+            self.end_room(number);
+        }
+    }
+
+    fn end_room(&mut self, number: u64) {
+        self.change_room(number, |room, _, now| {
+            room.end(now);
+            Vec::new()
+        });
+    }
+
+    /// Lets something happen to a warm sandbox, if it is still there, and tells those concerned.
+    fn change_room(
+        &mut self,
+        number: u64,
+        action: impl FnOnce(&mut Room, &Watch<'_>, Instant) -> Vec<News>,
+    ) {
+        let now = Instant::now();
+        let watch = Watch { epoll: &self.epoll, id: number };
+        let Some(tenancy) = self.rooms.get(number) else { return };
+        let before = tenancy.room.deadline();
+        let news = action(&mut tenancy.room, &watch, now);
+        let after = tenancy.room.deadline();
+        if after != before {
+            if let Some(before) = before {
+                self.deadlines.remove(&(before, number));
+            }
+            self.deadlines.extend(after.map(|due| (due, number)));
+        }
+        for news in news {
+            match news {
+                News::Opened => self.let_enter(number),
+                News::Said(said) => self.hear(number, said, now),
+            }
+        }
+        if self.rooms.get(number).is_some_and(|tenancy| tenancy.room.is_gone()) {
+            self.room_gone(number, now);
+        }
+    }
+
+    /// A sandbox's first process has said something of its command.
+    fn hear(&mut self, number: u64, said: Said, now: Instant) {
+        let Some(id) = self.rooms.get(number).and_then(|tenancy| tenancy.occupant) else { return };
+        self.change(id, |command, _, _, _| {
+            if let Command::Entered(entered) = command {
+                entered.on_said(said, now);
+            }
+        });
+        if let Said::Done { traces: true, .. } = said {
+            self.end_room(number);
+        }
+    }
+
+    /// A sandbox is gone: so is what ran in it.
+    fn room_gone(&mut self, number: u64, now: Instant) {
+        let Some(tenancy) = self.rooms.remove(number) else { return };
+        if let Some(due) = tenancy.room.deadline() {
+            self.deadlines.remove(&(due, number));
+        }
+        let all_dead = tenancy.room.all_dead();
+        let failure = tenancy.room.failure();
+        let watch = Watch { epoll: &self.epoll, id: number };
+        self.leftovers.extend(tenancy.room.finish(&watch));
+        if let Some(id) = tenancy.occupant {
+            self.change(id, |command, _, _, _| {
+                if let Command::Entered(entered) = command {
+                    entered.on_room_gone(all_dead, &failure, now);
+                }
+            });
+        }
+        let next = self.rooms.all_of_slot(tenancy.slot).first().copied();
+        for on_gone in tenancy.on_gone {
+            match next.and_then(|next| self.rooms.get(next)) {
+                Some(other) if all_dead => other.on_gone.push(on_gone),
+                _ => call_back(on_gone, all_dead),
+            }
+        }
+    }
+
     fn cancel(&mut self, id: u64) {
-        self.change(id, |running, _, _, now| running.kill(Reason::Cancelled, now));
+        self.change(id, |command, _, _, now| command.kill(Reason::Cancelled, now));
     }
 
     /// Lets something happen to a command, if it is still there, and sees whether that ended it.
     fn change(
         &mut self,
         id: u64,
-        action: impl FnOnce(&mut Running, &Watch<'_>, &mut [u8], Instant),
+        action: impl FnOnce(&mut Command, &Watch<'_>, &mut [u8], Instant),
     ) {
-        let Some((running, _)) = self.running.get_mut(&id) else {
+        let Some((command, _)) = self.running.get_mut(&id) else {
             return;
         };
         let watch = Watch { epoll: &self.epoll, id };
-        let before = running.deadline();
-        action(running, &watch, &mut self.buffer, Instant::now());
-        let after = running.deadline();
-        let over = running.is_over();
+        let before = command.deadline();
+        action(command, &watch, &mut self.buffer, Instant::now());
+        self.after_change(id, before);
+    }
+
+    /// Something has happened to a command whose deadline was `before`.
+    fn after_change(&mut self, id: u64, before: Instant) {
+        let Some((command, _)) = self.running.get(&id) else { return };
+        let (after, over) = (command.deadline(), command.is_over());
+        let room = match command {
+            Command::Entered(entered) => Some((entered.room(), entered.wants_room_ended())),
+            Command::Alone(_) => None,
+        };
         if over || after != before {
             self.deadlines.remove(&(before, id));
         }
-        if !over {
-            if after != before {
-                self.deadlines.insert((after, id));
+        if over {
+            self.finish(id);
+        } else if after != before {
+            self.deadlines.insert((after, id));
+        }
+        if let Some((number, wants_room_ended)) = room {
+            if over
+                && let Some(tenancy) = self.rooms.get(number)
+                && tenancy.occupant == Some(id)
+            {
+                tenancy.occupant = None;
             }
-            return;
+            if wants_room_ended {
+                self.end_room(number);
+            }
         }
-        if let Some((running, answer)) = self.running.remove(&id) {
-            let ending = running.finish(&watch, &mut self.buffer);
-            self.leftovers.extend(ending.leftover);
-            let (sandboxed, network_isolated) = (answer.sandboxed, answer.network_isolated);
-            answer.give(Finished {
-                end: ending.end,
-                stdout: ending.stdout,
-                stderr: ending.stderr,
-                wall: ending.wall,
-                sandboxed,
-                network_isolated,
-                all_dead: ending.all_dead,
-            });
-        }
+    }
+
+    /// Answers a command that is over.
+    fn finish(&mut self, id: u64) {
+        let Some((command, answer)) = self.running.remove(&id) else { return };
+        let watch = Watch { epoll: &self.epoll, id };
+        let ending = command.finish(&watch, &mut self.buffer);
+        self.leftovers.extend(ending.leftover);
+        let (sandboxed, network_isolated) = (answer.sandboxed, answer.network_isolated);
+        answer.give(Finished {
+            end: ending.end,
+            stdout: ending.stdout,
+            stderr: ending.stderr,
+            wall: ending.wall,
+            sandboxed,
+            network_isolated,
+            all_dead: ending.all_dead,
+        });
     }
 
     /// Waits for events, until the next deadline at the latest.

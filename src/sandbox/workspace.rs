@@ -192,7 +192,7 @@ impl DataDir {
         }
         for slot in 0..slots {
             let place = |kind: &str| data.run.path.join(format!("{kind}_{slot}"));
-            let workspace = Workspace::create(place("slot"), place("tmp"), user)?;
+            let workspace = Workspace::create(slot, place("slot"), place("tmp"), user)?;
             data.workspaces.push(Arc::new(workspace));
         }
         if let (Some(user), Some(workspace)) = (user, data.workspaces.first()) {
@@ -403,6 +403,7 @@ fn open_private_base(
 /// The files of one slot: its workspace, and its sandbox's `/tmp`. What is in them was made by a model.
 #[derive(Debug)]
 pub(crate) struct Workspace {
+    slot: usize,
     path: PathBuf,
     root: Root,
     temporary: PathBuf,
@@ -414,13 +415,33 @@ impl Workspace {
     /// Makes an empty workspace at `path` and its `/tmp` at `temporary`, which must not exist, for
     /// `owner`, or for ourselves.
     fn create(
+        slot: usize,
         path: PathBuf,
         temporary: PathBuf,
         owner: Option<CommandUser>,
     ) -> Result<Self, WorkspaceError> {
         let root = make_private_dir(&path, owner)?;
         let temporary_root = make_private_dir(&temporary, owner)?;
-        Ok(Self { path, root, temporary, temporary_root, owner })
+        Ok(Self { slot, path, root, temporary, temporary_root, owner })
+    }
+
+    /// The same files, as if they were another slot's too.
+    #[cfg(test)]
+    pub(crate) fn in_slot(&self, slot: usize) -> Self {
+        let open = |path: &Path| Root::open(path).unwrap();
+        Self {
+            slot,
+            path: self.path.clone(),
+            root: open(&self.path),
+            temporary: self.temporary.clone(),
+            temporary_root: open(&self.temporary),
+            owner: self.owner,
+        }
+    }
+
+    /// The number of its slot.
+    pub(crate) fn slot(&self) -> usize {
+        self.slot
     }
 
     /// Its host path, to be bound at `/workspace`. Not for the model's eyes.

@@ -15,6 +15,10 @@ const LONG: Duration = Duration::from_secs(60);
 struct Bench {
     supervisor: Supervisor,
     workspace: Arc<Workspace>,
+    /// All have the same files.
+    slots: Vec<Arc<Workspace>>,
+    /// Those that are in use.
+    busy: Arc<Mutex<BTreeSet<usize>>>,
     // Dropped in this order.
     _data: DataDir,
     _base: tempfile::TempDir,
@@ -22,7 +26,7 @@ struct Bench {
     _etc: Option<tempfile::TempDir>,
 }
 
-/// The files of one slot, for the user that commands run as.
+/// The files of some slots, for the user that commands run as.
 fn slot_files() -> (DataDir, tempfile::TempDir) {
     let base = tempfile::tempdir().unwrap();
     std::fs::set_permissions(base.path(), PermissionsExt::from_mode(0o711)).unwrap();
@@ -40,7 +44,8 @@ impl Bench {
         let supervisor = Supervisor::start(isolation, CommandUser::detect()).unwrap();
         let (data, base) = slot_files();
         let workspace = data.workspaces()[0].clone();
-        Self { supervisor, workspace, _data: data, _base: base, _etc: None }
+        let slots = (0..200).map(|slot| Arc::new(workspace.in_slot(slot))).collect();
+        Self { supervisor, workspace, slots, busy: Arc::default(), _data: data, _base: base, _etc: None }
     }
 
     fn bare() -> Self {
@@ -52,6 +57,17 @@ impl Bench {
         crate::sandbox::etc::copy_to(etc.path()).unwrap();
         let isolation = probe().with_etc(etc.path().to_owned());
         assert!(isolation.is_sandboxed(), "install bubblewrap: {isolation:?}");
+        Self { _etc: Some(etc), ..Self::new(isolation) }
+    }
+
+    /// With a sandbox that is kept.
+    fn warm() -> Self {
+        let etc = tempfile::tempdir().unwrap();
+        crate::sandbox::etc::copy_to(etc.path()).unwrap();
+        let isolation = probe().with_etc(etc.path().to_owned());
+        let (data, _base) = slot_files();
+        let isolation = isolation.try_warm(CommandUser::detect(), &data.workspaces()[0]);
+        assert!(isolation.is_warm(), "{isolation:?}");
         Self { _etc: Some(etc), ..Self::new(isolation) }
     }
 
@@ -67,8 +83,33 @@ impl Bench {
 
     fn start(&self, spec: CommandSpec) -> (CommandId, Receiver<Finished>) {
         let (sender, receiver) = channel();
-        let on_end = Box::new(move |finished| sender.send(finished).unwrap());
+        let busy = self.busy.clone();
+        let (slot, spec) = self.in_free_slot(spec);
+        let on_end = Box::new(move |finished| {
+            busy.lock().remove(&slot);
+            sender.send(finished).unwrap();
+        });
         (self.supervisor.run(spec, on_end), receiver)
+    }
+
+    /// A slot runs one command at a time, as the executor sees to.
+    fn in_free_slot(&self, mut spec: CommandSpec) -> (usize, CommandSpec) {
+        let mut busy = self.busy.lock();
+        let slot = (0..self.slots.len()).find(|slot| !busy.contains(slot)).unwrap();
+        busy.insert(slot);
+        if Arc::ptr_eq(&spec.workspace, &self.workspace) {
+            spec.workspace = self.slots[slot].clone();
+        }
+        (slot, spec)
+    }
+
+    /// Ends the sandboxes that are kept, so that nothing of any command is left.
+    fn settle(&self) {
+        for slot in 0..self.slots.len() {
+            let (sender, gone) = channel();
+            self.supervisor.leave(slot, Box::new(move |gone| sender.send(gone).unwrap()));
+            assert!(gone.recv_timeout(LONG).unwrap());
+        }
     }
 
     fn run_spec(&self, spec: CommandSpec) -> Finished {
@@ -114,9 +155,15 @@ fn wait_until(mut condition: impl FnMut() -> bool) {
 }
 
 /// Runs a test in both modes.
-fn in_both_modes(test: impl Fn(&Bench)) {
+fn in_all_modes(test: impl Fn(&Bench)) {
     test(&Bench::bare());
+    in_sandboxes(test);
+}
+
+/// In one for each command, and in one that is kept.
+fn in_sandboxes(test: impl Fn(&Bench)) {
     test(&Bench::sandboxed());
+    test(&Bench::warm());
 }
 
 /// A duration for `sleep`, by which a process is known among all of the machine.
@@ -151,7 +198,7 @@ fn children_of_this_process() -> HashSet<String> {
 
 #[test]
 fn exit_codes_signals_and_both_streams_are_told_apart() {
-    in_both_modes(|bench| {
+    in_all_modes(|bench| {
         let finished = bench.run("echo out; echo err >&2; exit 3");
         assert_eq!(finished.end, End::Exited(3));
         assert_eq!(finished.stdout.text, "out\n");
@@ -175,7 +222,7 @@ fn exit_codes_signals_and_both_streams_are_told_apart() {
 
 #[test]
 fn a_command_has_bash_its_workspace_and_an_empty_input() {
-    in_both_modes(|bench| {
+    in_all_modes(|bench| {
         let home = match bench.supervisor.isolation().is_sandboxed() {
             true => Path::new("/workspace"),
             false => bench.workspace.path(),
@@ -190,7 +237,7 @@ fn a_command_has_bash_its_workspace_and_an_empty_input() {
 
 #[test]
 fn the_environment_is_fixed_and_nothing_of_the_hosts() {
-    in_both_modes(|bench| {
+    in_all_modes(|bench| {
         let printed = bench.output("env -0 | tr '\\0' '\\n' | cut -d= -f1 | sort | tr '\\n' ' '");
         let expected = "HOME LANG LOGNAME PATH PWD SHELL SHLVL TERM TMPDIR USER _ ";
         assert_eq!(printed, expected);
@@ -208,9 +255,9 @@ fn the_environment_is_fixed_and_nothing_of_the_hosts() {
 #[test]
 fn a_command_gets_no_file_descriptors_but_the_three() {
     // One that the host forgot to mark close-on-exec.
-    let leak = rustix::io::dup(isolation::open_null().unwrap()).unwrap();
+    let leak = rustix::io::dup(crate::sandbox::isolation::open_null().unwrap()).unwrap();
     rustix::io::fcntl_setfd(&leak, rustix::io::FdFlags::empty()).unwrap();
-    in_both_modes(|bench| {
+    in_all_modes(|bench| {
         // 3 is the listing's own.
         assert_eq!(bench.output("ls /proc/self/fd | tr '\\n' ' '"), "0 1 2 3 ");
         let long = format!("ls /proc/self/fd | tr '\\n' ' ' #{}", "x".repeat(200_000));
@@ -221,7 +268,7 @@ fn a_command_gets_no_file_descriptors_but_the_three() {
 
 #[test]
 fn raising_the_limit_of_open_files_does_not_reach_commands() {
-    in_both_modes(|bench| {
+    in_all_modes(|bench| {
         if let Some(before) = raise_open_files_limit() {
             assert_eq!(bench.output("ulimit -S -n"), format!("{before}\n"));
         }
@@ -230,7 +277,7 @@ fn raising_the_limit_of_open_files_does_not_reach_commands() {
 
 #[test]
 fn signals_have_their_default_meaning_in_a_command() {
-    in_both_modes(|bench| {
+    in_all_modes(|bench| {
         // The test harness ignores SIGPIPE, as Rust programs do.
         let status = bench.output("grep -E 'Sig(Blk|Ign)' /proc/self/status | cut -f2");
         for set in status.lines() {
@@ -244,7 +291,7 @@ fn signals_have_their_default_meaning_in_a_command() {
 
 #[test]
 fn a_background_child_does_not_delay_the_end_and_is_killed() {
-    in_both_modes(|bench| {
+    in_all_modes(|bench| {
         let marker = marker();
         let started = Instant::now();
         let finished = bench.run(&format!("sleep {marker} & setsid sleep {marker} & echo done"));
@@ -269,7 +316,7 @@ fn at_the_timeout_every_process_is_dead_and_partial_output_is_kept() {
     ];
     // Time enough for a shell to start on a machine that is busy.
     let timeout = Duration::from_secs(4);
-    in_both_modes(|bench| {
+    in_all_modes(|bench| {
         let ends = stubborn.map(|command| {
             let marker = marker();
             let command = format!("echo begun; {}", command.replace("MARK", &marker));
@@ -299,7 +346,7 @@ fn without_a_sandbox_a_command_that_stops_its_reaper_is_killed_all_the_same() {
 
 #[test]
 fn the_wall_time_is_that_of_the_command() {
-    in_both_modes(|bench| {
+    in_all_modes(|bench| {
         let finished = bench.run("sleep 0.1");
         assert_eq!(finished.end, End::Exited(0));
         assert!(finished.wall >= Duration::from_millis(100));
@@ -309,7 +356,7 @@ fn the_wall_time_is_that_of_the_command() {
 
 #[test]
 fn much_output_is_counted_exactly_in_bounded_memory() {
-    in_both_modes(|bench| {
+    in_all_modes(|bench| {
         let before = resident_mib();
         let finished = bench.run("head -c 200000000 /dev/zero; echo end >&2");
         assert_eq!(finished.end, End::Exited(0));
@@ -330,7 +377,7 @@ fn resident_mib() -> u64 {
 
 #[test]
 fn a_flood_on_both_streams_ends_at_the_timeout_and_does_not_hold_others_up() {
-    in_both_modes(|bench| {
+    in_all_modes(|bench| {
         let flood = CommandSpec {
             timeout: Duration::from_millis(1500),
             ..bench.spec("touch flooding; yes & yes >&2")
@@ -347,7 +394,7 @@ fn a_flood_on_both_streams_ends_at_the_timeout_and_does_not_hold_others_up() {
 
 #[test]
 fn binary_output_is_no_failure() {
-    in_both_modes(|bench| {
+    in_all_modes(|bench| {
         let finished = bench.run("printf 'a\\0b\\377c'");
         assert_eq!(finished.end, End::Exited(0));
         assert_eq!(finished.stdout.text, "a\0b\u{fffd}c");
@@ -357,7 +404,7 @@ fn binary_output_is_no_failure() {
 
 #[test]
 fn a_command_of_more_than_a_megabyte_runs_like_any_other() {
-    in_both_modes(|bench| {
+    in_all_modes(|bench| {
         let padding = "x".repeat(1 << 20);
         let command = format!("a={padding}\necho ${{#a}} $0 $#; cat\nexit 7");
         let finished = bench.run(&command);
@@ -373,12 +420,13 @@ fn a_command_of_more_than_a_megabyte_runs_like_any_other() {
 
 #[test]
 fn a_command_that_cannot_start_says_why() {
-    in_both_modes(|bench| {
+    in_all_modes(|bench| {
         let end = bench.run("echo a\0b").end;
         assert_eq!(end, End::SetupFailed("embedded null byte".to_owned()));
         let (data, _base) = slot_files();
         let gone = data.workspaces()[0].clone();
         drop(data);
+        bench.settle();
         let finished = bench.run_spec(CommandSpec { workspace: gone, ..bench.spec("echo ran") });
         let End::SetupFailed(text) = finished.end else {
             panic!("{:?}", finished.end);
@@ -391,54 +439,57 @@ fn a_command_that_cannot_start_says_why() {
 
 #[test]
 fn what_a_command_prints_is_never_taken_for_a_failure_of_the_sandbox() {
-    let bench = Bench::sandboxed();
-    let lie = "echo 'bwrap: No permissions to create new namespace' >&2; exit 1";
-    for _ in 0..2 {
-        let finished = bench.run(lie);
-        assert_eq!(finished.end, End::Exited(1));
-        assert!(finished.sandboxed);
-    }
-    assert_eq!(bench.output("echo $PWD"), "/workspace\n");
+    in_sandboxes(|bench| {
+        let lie = "echo 'bwrap: No permissions to create new namespace' >&2; exit 1";
+        for _ in 0..2 {
+            let finished = bench.run(lie);
+            assert_eq!(finished.end, End::Exited(1));
+            assert!(finished.sandboxed);
+        }
+        assert_eq!(bench.output("echo $PWD"), "/workspace\n");
+    });
 }
 
 #[test]
 fn a_sandbox_shows_no_secrets_and_gives_no_privileges() {
-    let bench = Bench::sandboxed();
-    for path in
-        ["/etc/shadow", "/root", "/home", "/etc/ssh", "/etc/ssl/private", "/var/lib", "/boot"]
-    {
-        assert_ne!(bench.run(&format!("ls -d {path}")).end, End::Exited(0), "{path}");
-    }
-    assert_eq!(bench.output("hostname"), "sandbox\n");
-    assert_eq!(bench.output("grep CapEff /proc/self/status"), "CapEff:\t0000000000000000\n");
-    assert_ne!(bench.run("touch /usr/x").end, End::Exited(0));
-    assert_ne!(bench.run("mount -t tmpfs none /tmp").end, End::Exited(0));
-    // No process of the host is visible: bubblewrap's init, the shell, `ls` and `grep`.
-    let visible = bench.output("ls /proc | grep -c '^[0-9]'");
-    assert!(visible.trim().parse::<u32>().unwrap() <= 6, "{visible}");
-    // What one call may leave to the next: the workspace and /tmp.
-    bench.output(
-        "touch /tmp/left /var/tmp/left /dev/shm/left; touch /left /dev/left /etc/left; true",
-    );
-    assert_eq!(
-        bench.output("ls /tmp /dev/shm; ls -d /left /dev/left /etc/left; true"),
-        "/dev/shm:\n\n/tmp:\nleft\n"
-    );
-    if let Isolation::Bubblewrap(bubblewrap) = bench.supervisor.isolation()
-        && bubblewrap.disable_userns
-    {
-        assert_ne!(bench.run("unshare -U true").end, End::Exited(0));
-    }
+    in_sandboxes(|bench| {
+        for path in
+            ["/etc/shadow", "/root", "/home", "/etc/ssh", "/etc/ssl/private", "/var/lib", "/boot"]
+        {
+            assert_ne!(bench.run(&format!("ls -d {path}")).end, End::Exited(0), "{path}");
+        }
+        assert_eq!(bench.output("hostname"), "sandbox\n");
+        assert_eq!(bench.output("grep CapEff /proc/self/status"), "CapEff:\t0000000000000000\n");
+        assert_ne!(bench.run("touch /usr/x").end, End::Exited(0));
+        assert_ne!(bench.run("mount -t tmpfs none /tmp").end, End::Exited(0));
+        // No process of the host is visible: bubblewrap's init, the shell, `ls` and `grep`.
+        let visible = bench.output("ls /proc | grep -c '^[0-9]'");
+        assert!(visible.trim().parse::<u32>().unwrap() <= 6, "{visible}");
+        // What one call may leave to the next: the workspace and /tmp.
+        bench.output(
+            "touch /tmp/left /var/tmp/left /dev/shm/left; touch /left /dev/left /etc/left; true",
+        );
+        assert_eq!(
+            bench.output("ls /tmp /dev/shm; ls -d /left /dev/left /etc/left; true"),
+            "/dev/shm:\n\n/tmp:\nleft\n"
+        );
+        if let Isolation::Bubblewrap(bubblewrap) = bench.supervisor.isolation()
+            && bubblewrap.disable_userns
+        {
+            assert_ne!(bench.run("unshare -U true").end, End::Exited(0));
+        }
+    });
 }
 
 #[test]
 fn a_sandbox_of_root_cannot_change_what_the_kernel_shares_in_proc() {
-    let bench = Bench::sandboxed();
-    // Opens without writing: as root, without the protection, this is the host's own.
-    let opened = "find /proc/sys -type f | while read f; do (exec 9<>$f) && echo $f; done 2>/dev/null | head -3";
-    assert_eq!(bench.output(opened), "");
-    let mode = bench.output("stat -c %a /proc/version");
-    assert_ne!(bench.run(&format!("chmod {mode} /proc/version")).end, End::Exited(0));
+    in_sandboxes(|bench| {
+        // Opens without writing: as root, without the protection, this is the host's own.
+        let opened = "find /proc/sys -type f | while read f; do (exec 9<>$f) && echo $f; done 2>/dev/null | head -3";
+        assert_eq!(bench.output(opened), "");
+        let mode = bench.output("stat -c %a /proc/version");
+        assert_ne!(bench.run(&format!("chmod {mode} /proc/version")).end, End::Exited(0));
+    });
 }
 
 /// The test's own thread gets a keyring; a command that could use it would find a key of the host's
@@ -469,10 +520,11 @@ fn kernel_keyrings_connect_commands_neither_with_the_host_nor_with_each_other() 
     let perl = |what: &str, key: &str| {
         format!("perl -e '($type, $name) = @ARGV; print {what}, \"\\n\"' user {key}")
     };
-    let bench = Bench::sandboxed();
-    assert_eq!(bench.output(&perl(&search, "tool-host")), "-1\n");
-    bench.output(&perl(&add, "tool-command"));
-    assert_eq!(bench.output(&perl(&search, "tool-command")), "-1\n");
+    in_sandboxes(|bench| {
+        assert_eq!(bench.output(&perl(&search, "tool-host")), "-1\n");
+        bench.output(&perl(&add, "tool-command"));
+        assert_eq!(bench.output(&perl(&search, "tool-command")), "-1\n");
+    });
 }
 
 #[test]
@@ -480,15 +532,16 @@ fn without_network_there_is_none_and_where_that_is_impossible_nothing_runs() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let connect = format!("exec 3<>/dev/tcp/127.0.0.1/{}", address.port());
-    let bench = Bench::sandboxed();
-    assert_eq!(bench.run(&connect).end, End::Exited(0));
-    let offline =
-        |bench: &Bench| bench.run_spec(CommandSpec { network: false, ..bench.spec(&connect) });
-    let finished = offline(&bench);
-    assert_eq!(finished.end, End::Exited(1));
-    assert!(finished.network_isolated);
-    assert!(finished.stderr.text.contains("Connection refused"), "{}", finished.stderr.text);
-    assert!(matches!(offline(&Bench::bare()).end, End::SetupFailed(_)));
+    in_sandboxes(|bench| {
+        assert_eq!(bench.run(&connect).end, End::Exited(0));
+        let offline =
+            |bench: &Bench| bench.run_spec(CommandSpec { network: false, ..bench.spec(&connect) });
+        let finished = offline(bench);
+        assert_eq!(finished.end, End::Exited(1));
+        assert!(finished.network_isolated);
+        assert!(finished.stderr.text.contains("Connection refused"), "{}", finished.stderr.text);
+        assert!(matches!(offline(&Bench::bare()).end, End::SetupFailed(_)));
+    });
 }
 
 #[test]
@@ -509,7 +562,7 @@ fn where_there_is_no_bash_sh_runs_the_commands() {
 
 #[test]
 fn a_cancelled_command_is_dead_with_all_its_processes() {
-    in_both_modes(|bench| {
+    in_all_modes(|bench| {
         let marker = marker();
         let command = format!("setsid sleep {marker} & echo begun; touch begun; sleep {marker}");
         let (id, end) = bench.start(bench.spec(&command));
@@ -527,7 +580,7 @@ fn a_cancelled_command_is_dead_with_all_its_processes() {
 
 #[test]
 fn commands_cancelled_at_any_moment_of_their_start_leave_nothing() {
-    in_both_modes(|bench| {
+    in_all_modes(|bench| {
         let marker = marker();
         for step in 0..40 {
             let (id, end) = bench.start(bench.spec(&format!("sleep {marker}")));
@@ -546,7 +599,7 @@ fn commands_cancelled_at_any_moment_of_their_start_leave_nothing() {
 
 #[test]
 fn closing_ends_every_command_once_and_leaves_no_process() {
-    in_both_modes(|bench| {
+    in_all_modes(|bench| {
         let marker = marker();
         let ends: Vec<_> = (0..20)
             .map(|_| bench.start(bench.spec(&format!("echo >> ready; sleep {marker}"))).1)
@@ -567,7 +620,7 @@ fn closing_ends_every_command_once_and_leaves_no_process() {
 
 #[test]
 fn a_panic_of_the_receiver_ends_nothing_else() {
-    in_both_modes(|bench| {
+    in_all_modes(|bench| {
         let (sender, receiver) = channel();
         bench.supervisor.run(
             bench.spec("true"),
@@ -585,7 +638,7 @@ fn a_panic_of_the_receiver_ends_nothing_else() {
 fn dropping_the_supervisor_from_its_own_thread_does_not_hang() {
     let bench = Bench::bare();
     let spec = bench.spec("true");
-    let Bench { supervisor, workspace, _data, _base, _etc } = bench;
+    let Bench { supervisor, workspace, slots: _, busy: _, _data, _base, _etc } = bench;
     let supervisor = Arc::new(supervisor);
     let (sender, receiver) = channel();
     let own = Arc::clone(&supervisor);
@@ -644,9 +697,10 @@ fn run_many(bench: &Bench, count: usize) {
 #[test]
 fn many_commands_leave_no_zombie_no_open_file_and_no_thread() {
     alone("many_commands_leave_no_zombie_no_open_file_and_no_thread", || {
-        in_both_modes(|bench| {
+        in_all_modes(|bench| {
             let (files, before) = (count("/proc/self/fd"), threads());
             run_many(bench, 200);
+            bench.settle();
             assert_eq!(children_of_this_process(), HashSet::new());
             assert_eq!(count("/proc/self/fd"), files);
             assert_eq!(threads(), before);
@@ -661,7 +715,7 @@ fn many_commands_leave_no_zombie_no_open_file_and_no_thread() {
 #[test]
 fn where_open_files_are_short_commands_fail_to_start_and_leave_nothing() {
     alone("where_open_files_are_short_commands_fail_to_start_and_leave_nothing", || {
-        in_both_modes(|bench| {
+        in_all_modes(|bench| {
             let before = rustix::process::getrlimit(Resource::Nofile);
             for room in 9..25 {
                 let few = Some(count("/proc/self/fd") as u64 + room);
@@ -675,6 +729,7 @@ fn where_open_files_are_short_commands_fail_to_start_and_leave_nothing() {
                 rustix::process::setrlimit(Resource::Nofile, before).unwrap();
             }
             assert_eq!(bench.run("true").end, End::Exited(0));
+            bench.settle();
             let workspace = bench.workspace.path().to_str().unwrap();
             wait_until(|| processes_with(workspace).is_empty());
         });
@@ -684,7 +739,7 @@ fn where_open_files_are_short_commands_fail_to_start_and_leave_nothing() {
 #[test]
 fn two_hundred_sleeping_commands_need_one_thread() {
     alone("two_hundred_sleeping_commands_need_one_thread", || {
-        in_both_modes(|bench| {
+        in_all_modes(|bench| {
             let before = threads();
             let release = bench.workspace.path().join("release");
             rustix::fs::mkfifoat(rustix::fs::CWD, &release, rustix::fs::Mode::RWXU).unwrap();
@@ -707,7 +762,7 @@ fn two_hundred_sleeping_commands_need_one_thread() {
 #[test]
 fn waiting_for_sleeping_commands_takes_no_processor_time() {
     alone("waiting_for_sleeping_commands_takes_no_processor_time", || {
-        in_both_modes(|bench| {
+        in_all_modes(|bench| {
             let before = processor_time();
             let ends: Vec<_> = (0..10).map(|_| bench.start(bench.spec("sleep 3")).1).collect();
             for end in ends {
@@ -741,7 +796,7 @@ fn a_host_that_ignores_sigchld_gets_every_exit_code() {
     alone("a_host_that_ignores_sigchld_gets_every_exit_code", || {
         // SAFETY: sets a disposition; this process is this test's own.
         unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
-        in_both_modes(|bench| {
+        in_all_modes(|bench| {
             run_many(bench, 50);
             assert_eq!(bench.run_for(200, "sleep 99").end, End::TimedOut);
         });
@@ -759,7 +814,7 @@ fn a_host_that_reaps_any_child_gets_every_exit_code() {
                 }
             }
         });
-        in_both_modes(|bench| run_many(bench, 50));
+        in_all_modes(|bench| run_many(bench, 50));
     });
 }
 
@@ -768,13 +823,14 @@ fn a_host_that_adopts_orphans_keeps_no_zombies() {
     alone("a_host_that_adopts_orphans_keeps_no_zombies", || {
         use rustix::process::{WaitId, WaitIdOptions, getpid, set_child_subreaper, waitid};
         set_child_subreaper(Some(getpid())).unwrap();
-        in_both_modes(|bench| {
+        in_all_modes(|bench| {
             // What tried bubblewrap out is not a command.
             let is_zombie = WaitIdOptions::EXITED;
             while let Ok(Some(_)) = waitid(WaitId::All, is_zombie) {}
             run_many(bench, 50);
             assert_eq!(bench.run("sleep 99 & sleep 99 & true").end, End::Exited(0));
             assert_eq!(bench.run_for(200, "sleep 99").end, End::TimedOut);
+            bench.settle();
             let left = waitid(WaitId::All, is_zombie | WaitIdOptions::NOHANG);
             assert_eq!(left.map(|_| ()), Err(rustix::io::Errno::CHILD), "a child is left");
         });
@@ -794,10 +850,11 @@ fn when_the_host_is_killed_its_commands_die() {
     };
     match std::env::var("TOOL_EXECUTOR_TEST_HOST").as_deref() {
         Ok("bare") => return host(&Bench::bare()),
+        Ok("warm") => return host(&Bench::warm()),
         Ok(_) => return host(&Bench::sandboxed()),
         Err(_) => {}
     }
-    for mode in ["bare", "sandboxed"] {
+    for mode in ["bare", "sandboxed", "warm"] {
         let marker = marker();
         // The killed host cannot remove its workspace: it goes with this.
         let directory = tempfile::tempdir().unwrap();
@@ -818,7 +875,7 @@ fn when_the_host_is_killed_its_commands_die() {
 
 #[test]
 fn no_command_is_root_to_the_kernel_nor_may_become_it() {
-    in_both_modes(|bench| {
+    in_all_modes(|bench| {
         let command = format!("exec sleep 4321.{}", uuid::Uuid::new_v4().as_u128());
         let marker = command.strip_prefix("exec ").unwrap();
         let (id, finished) = bench.start(bench.spec(&command));
@@ -877,7 +934,7 @@ fn without_a_sandbox_too_roots_own_files_and_devices_are_out_of_reach() {
 
 #[test]
 fn its_output_can_be_opened_by_name() {
-    in_both_modes(|bench| {
+    in_all_modes(|bench| {
         assert_eq!(bench.output("echo x > /dev/stdout; echo y > /dev/stderr"), "x\n");
     });
 }

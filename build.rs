@@ -1,0 +1,62 @@
+//! Compiles the first process of warm sandboxes (`src/sandbox/init/program.rs`) to a static program,
+//! which the library carries: whoever has this crate and bubblewrap has all that is needed.
+//!
+//! Where that cannot be done (another system or processor, no linker that makes static programs) the
+//! file is empty, and each command gets a sandbox of its own, which is slower.
+
+use std::path::Path;
+use std::process::Command;
+use std::{env, fs};
+
+const SOURCE: &str = "src/sandbox/init/program.rs";
+
+fn main() {
+    println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=src/sandbox/init");
+    println!("cargo::rerun-if-env-changed=RUSTC_LINKER");
+    let variable = |name: &str| env::var(name).unwrap_or_default();
+    let program = Path::new(&variable("OUT_DIR")).join("tool-init");
+    let system = (variable("CARGO_CFG_TARGET_OS"), variable("CARGO_CFG_TARGET_ARCH"));
+    let possible = (system.0.as_str(), system.1.as_str()) == ("linux", "x86_64");
+    if possible && compile(&program).is_none() {
+        println!(
+            "cargo::warning=cannot make a static program: sandboxes will not be kept warm, and each \
+             command costs some milliseconds more"
+        );
+    }
+    if !program.exists() {
+        fs::write(&program, "").expect("OUT_DIR can be written to");
+    }
+}
+
+/// `None` if the compiler or the linker fails; what they say is on their standard error.
+fn compile(program: &Path) -> Option<()> {
+    let _ = fs::remove_file(program);
+    let mut rustc = Command::new(env::var_os("RUSTC")?);
+    rustc.args(["--edition=2024", "--crate-name=tool_init", "--crate-type=bin", SOURCE]);
+    rustc.args(["--target", &env::var("TARGET").ok()?]);
+    for option in [
+        "panic=abort",
+        "opt-level=s",
+        "lto=fat",
+        "codegen-units=1",
+        "strip=symbols",
+        "relocation-model=static",
+        "target-feature=+crt-static",
+        "link-arg=-nostdlib",
+        "link-arg=-nostartfiles",
+        "link-arg=-static",
+        "link-arg=-Wl,--build-id=none,-z,noexecstack",
+    ] {
+        rustc.args(["-C", option]);
+    }
+    if let Some(linker) = env::var_os("RUSTC_LINKER") {
+        rustc.arg("-C").arg({
+            let mut option = std::ffi::OsString::from("linker=");
+            option.push(linker);
+            option
+        });
+    }
+    let status = rustc.arg("-o").arg(program).status().ok()?;
+    status.success().then_some(())
+}

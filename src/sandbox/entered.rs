@@ -1,0 +1,238 @@
+//! One command in a warm sandbox: its pipes, its deadline, and how it ends.
+//!
+//! A state machine without a thread, as `running` is for a command with a sandbox of its own. Its
+//! phases: *waiting* for the sandbox (`room`) to open; *running*; and *ending*, until the sandbox's
+//! first process says that no process of the command is left. If it does not say so in time the whole
+//! sandbox is ended, which the supervisor does when it [is asked to](Entered::wants_room_ended).
+
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::init::{self, Link, Said};
+use super::room::Room;
+use super::running::{Ending, Host, KILL_MARGIN, LONGEST_TIMEOUT, Reason, SETUP_LIMIT};
+use super::shell::{self, ShellCall};
+use super::spawn;
+use super::stream::{Source, Stream, Watch};
+use super::supervisor::{CommandSpec, End};
+
+/// A command that waits for its warm sandbox, or runs in it.
+pub(super) struct Entered {
+    stdout: Stream,
+    stderr: Stream,
+    /// The sandbox's number.
+    room: u64,
+    /// Taken when it enters.
+    entry: Option<Entry>,
+    timeout: Duration,
+    deadline: Instant,
+    /// The number of its run, and who takes the order to kill it.
+    run: Option<(u32, Arc<Link>)>,
+    released: Option<Instant>,
+    /// When its main process ended, or was killed.
+    ended: Option<Instant>,
+    killed: Option<Reason>,
+    wants_room_ended: bool,
+    /// How it ended, and whether the end of every process was seen. Then it is over.
+    end: Option<(End, bool)>,
+}
+
+/// What is needed to enter.
+struct Entry {
+    argv: Vec<OsString>,
+    writers: [OwnedFd; 2],
+    script: Option<OwnedFd>,
+}
+
+impl Entered {
+    /// Prepares a command for the sandbox with this number. Does not block.
+    ///
+    /// # Errors
+    /// A NUL in the command; whatever the system refuses.
+    pub(super) fn new(
+        spec: &CommandSpec,
+        room: u64,
+        host: &Host,
+        watch: &Watch<'_>,
+    ) -> io::Result<Self> {
+        if spec.command.contains('\0') {
+            return Err(spawn::embedded_nul());
+        }
+        let limit = init::INLINE_COMMAND_LIMIT;
+        let ShellCall { argv, script, .. } =
+            shell::shell_call(host.shell, &spec.command, false, None, limit);
+        let script =
+            script.map(|script| spawn::memory_file(c"tool-command", &script)).transpose()?;
+        let (stdout, stdout_writer) = Stream::new(spec.output_limit_chars)?;
+        let (stderr, stderr_writer) = Stream::new(spec.output_limit_chars)?;
+        let writers = [stdout_writer, stderr_writer];
+        host.give_to_command_user(&writers)?;
+        for (stream, source) in [(&stdout, Source::Stdout), (&stderr, Source::Stderr)] {
+            if let Some(pipe) = &stream.pipe {
+                watch.add(pipe.as_fd(), source)?;
+            }
+        }
+        Ok(Self {
+            stdout,
+            stderr,
+            room,
+            entry: Some(Entry { argv, writers, script }),
+            timeout: spec.timeout.min(LONGEST_TIMEOUT),
+            // The sandbox has a deadline of its own; this is for what nobody has thought of.
+            deadline: Instant::now() + SETUP_LIMIT + KILL_MARGIN,
+            run: None,
+            released: None,
+            ended: None,
+            killed: None,
+            wants_room_ended: false,
+            end: None,
+        })
+    }
+
+    /// The number of its sandbox.
+    pub(super) fn room(&self) -> u64 {
+        self.room
+    }
+
+    /// When [`on_deadline`](Self::on_deadline) is due.
+    pub(super) fn deadline(&self) -> Instant {
+        self.deadline
+    }
+
+    /// Whether [`finish`](Self::finish) is due.
+    pub(super) fn is_over(&self) -> bool {
+        self.end.is_some()
+    }
+
+    /// Whether it cannot be ended but with its sandbox.
+    pub(super) fn wants_room_ended(&self) -> bool {
+        self.wants_room_ended
+    }
+
+    /// The sandbox is open: the command is let go.
+    pub(super) fn enter(&mut self, room: &mut Room, now: Instant) {
+        let Some(Entry { argv, writers, script }) = self.entry.take() else { return };
+        let [stdout, stderr] = &writers;
+        let script = script.as_ref().map(AsFd::as_fd);
+        match room.enter(&argv, [stdout.as_fd(), stderr.as_fd()], script) {
+            Ok(run) => {
+                self.run = Some(run);
+                self.released = Some(now);
+                self.deadline = now + self.timeout;
+            }
+            Err(error) => self.end = Some((End::SetupFailed(error.to_string()), true)),
+        }
+    }
+
+    /// The sandbox's first process says something.
+    pub(super) fn on_said(&mut self, said: Said, now: Instant) {
+        let own = self.run.as_ref().map(|(run, _)| *run);
+        match said {
+            Said::Ended { run } if own == Some(run) => self.main_ended(now),
+            Said::Done { run, end, .. } if own == Some(run) => {
+                self.ended.get_or_insert(now);
+                let end = match (self.killed, end) {
+                    (Some(reason), Ok(_)) => reason.end(),
+                    (_, Ok(status)) => End::Exited(exit_code(status)),
+                    (_, Err(errno)) => {
+                        let error = io::Error::from_raw_os_error(errno);
+                        End::SetupFailed(format!("cannot execute the shell: {error}"))
+                    }
+                };
+                self.end = Some((end, true));
+            }
+            Said::Ready | Said::Ended { .. } | Said::Done { .. } => {}
+        }
+    }
+
+    /// The sandbox is gone. `failure` says why if it never was open.
+    pub(super) fn on_room_gone(&mut self, all_dead: bool, failure: &str, now: Instant) {
+        let end = match (self.killed, self.released) {
+            (Some(reason), _) => reason.end(),
+            (None, Some(_)) => End::Lost("the slot's sandbox was destroyed".to_owned()),
+            (None, None) => End::SetupFailed(failure.to_owned()),
+        };
+        self.ended = self.ended.or(self.released.map(|_| now));
+        self.end.get_or_insert((end, all_dead));
+    }
+
+    /// Deals with one event of its pipes. `buffer` is scratch space.
+    pub(super) fn on_event(&mut self, source: Source, watch: &Watch<'_>, buffer: &mut [u8]) {
+        match source {
+            Source::Stdout => self.stdout.read(watch, buffer),
+            Source::Stderr => self.stderr.read(watch, buffer),
+            Source::Reports | Source::Child | Source::Init | Source::Link => {}
+        }
+    }
+
+    /// The time of the present phase is up.
+    pub(super) fn on_deadline(&mut self, now: Instant) {
+        if self.released.is_none() {
+            self.kill(Reason::SetupTooLong, now);
+        } else if self.killed.is_none() && self.ended.is_none() {
+            self.kill(Reason::TimedOut, now);
+        } else if !self.wants_room_ended {
+            log::warn!("a killed command's processes do not end; ending their sandbox");
+            self.wants_room_ended = true;
+            // The sandbox has the same margin, and tells.
+            self.deadline = now + KILL_MARGIN * 2;
+        } else {
+            self.on_room_gone(false, "", now);
+        }
+    }
+
+    /// Kills everything, unless the command is ending anyway.
+    pub(super) fn kill(&mut self, reason: Reason, now: Instant) {
+        if self.ended.is_some() || self.killed.is_some() || self.end.is_some() {
+            return;
+        }
+        self.killed = Some(reason);
+        self.deadline = now + KILL_MARGIN;
+        let Some((run, link)) = &self.run else {
+            self.end = Some((reason.end(), true));
+            return;
+        };
+        self.ended = Some(now);
+        if link.kill(*run).is_err() {
+            self.wants_room_ended = true;
+        }
+    }
+
+    /// The main process ended by itself; what it left behind is being killed.
+    fn main_ended(&mut self, now: Instant) {
+        if self.ended.is_none() {
+            self.ended = Some(now);
+            self.deadline = now + KILL_MARGIN;
+        }
+    }
+
+    /// Drains the pipes and tells how it ended. Does not block.
+    pub(super) fn finish(self, watch: &Watch<'_>, buffer: &mut [u8]) -> Ending {
+        let (end, all_dead) =
+            self.end.unwrap_or((End::Lost("the supervisor has failed".to_owned()), false));
+        let wall = match (self.released, self.ended) {
+            (Some(released), Some(ended)) => ended.saturating_duration_since(released),
+            _ => Duration::ZERO,
+        };
+        drop(self.entry);
+        Ending {
+            end,
+            stdout: self.stdout.drain(watch, buffer),
+            stderr: self.stderr.drain(watch, buffer),
+            wall,
+            all_dead,
+            leftover: None,
+        }
+    }
+}
+
+/// The exit code that a shell would give for this wait status, as bubblewrap does: 128 + n for signal n.
+fn exit_code(status: i32) -> i32 {
+    match libc::WIFSIGNALED(status) {
+        true => 128 + libc::WTERMSIG(status),
+        false => libc::WEXITSTATUS(status),
+    }
+}

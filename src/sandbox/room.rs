@@ -1,0 +1,402 @@
+//! A warm sandbox: a bubblewrap that a slot keeps, with our own first process inside (`init`), which
+//! starts one command at a time in a few dozen microseconds.
+//!
+//! As `running`, a state machine without a thread, fed by the supervisor:
+//!
+//! 1. *Setting up*. bubblewrap makes the namespaces, reports the number of the first process, which is
+//!    taken hold of by a pidfd, and that process says that it is ready.
+//! 2. *Open*. Commands enter, see `entered`. What they leave behind is killed after each of them by the
+//!    first process; the namespaces and mounts stay.
+//! 3. *Ending*, for good: at a reset, when the network policy changes, when a command left something
+//!    that is no process, when something is wrong with it. The first process is killed, the kernel
+//!    kills the others, and the end of the last of them is awaited.
+//!
+//! Only phases 1 and 3 have deadlines: an open sandbox costs nothing while it waits.
+
+use std::ffi::{CString, OsString};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::event::epoll;
+use rustix::io::Errno;
+
+use super::init::{self, Link, Said};
+use super::isolation::{self, Bubblewrap, Handshake, Sandbox, StatusReport};
+use super::running::{Host, KILL_MARGIN, REPORTS_LIMIT, SETUP_LIMIT, environment, open_child_of};
+use super::spawn::{self, CStringArray, Child, Reaped};
+use super::stream::{Source, Watch};
+use super::workspace::Workspace;
+
+/// One warm sandbox.
+pub(super) struct Room {
+    network: bool,
+    phase: Phase,
+    deadline: Option<Instant>,
+    /// bubblewrap, which waits for the first process.
+    child: Child,
+    child_end: Option<Reaped>,
+    reports: Option<OwnedFd>,
+    reported: Vec<u8>,
+    /// What bubblewrap says when it fails.
+    errors: OwnedFd,
+    link: Option<Arc<Link>>,
+    /// The first process has said that it is ready.
+    ready: bool,
+    init: Option<OwnedFd>,
+    init_gone: bool,
+    runs: u32,
+    given_up: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    SettingUp,
+    Open,
+    Ending,
+}
+
+/// What an event means to others.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum News {
+    /// Commands may enter.
+    Opened,
+    /// The first process says something of a command.
+    Said(Said),
+}
+
+impl Room {
+    /// Starts to make a sandbox for a slot's files. Blocks for the start of one process.
+    ///
+    /// # Errors
+    /// Whatever the system refuses. Nothing runs then.
+    pub(super) fn start(
+        workspace: &Workspace,
+        network: bool,
+        bubblewrap: &Bubblewrap,
+        host: &Host,
+        watch: &Watch<'_>,
+    ) -> io::Result<Self> {
+        let shell = bubblewrap.layout.shell;
+        let argv = [
+            OsString::from(init::PROGRAM_PATH),
+            shell.path().into(),
+            host.open_files.unwrap_or(0).to_string().into(),
+        ];
+        let sandbox = Sandbox {
+            workspace: workspace.path(),
+            temporary: workspace.temporary(),
+            network,
+            handshake: Handshake::Init,
+            argv: &argv,
+        };
+        let arguments = CStringArray::new(isolation::bwrap_argv(bubblewrap, &sandbox))?;
+        let environment =
+            environment(Path::new("/workspace"), Path::new("/tmp"), shell, host, None)?;
+        let program = init::program()?;
+        let (errors, errors_writer) = spawn::pipe()?;
+        let (reports, reports_writer) = spawn::pipe()?;
+        for pipe in [&errors, &reports] {
+            rustix::io::ioctl_fionbio(pipe, true)?;
+        }
+        let (link, its_end) = Link::pair()?;
+        let null = host.null.as_fd();
+        let fds = [null, null, errors_writer.as_fd(), reports_writer.as_fd(), its_end.as_fd()];
+        debug_assert_eq!(fds.len() as i32 - 1, init::SOCKET_FD);
+        debug_assert_eq!(fds.len() as i32, isolation::PROGRAM_FD);
+        let child = spawn::spawn(
+            &CString::new(bubblewrap.program.as_os_str().as_bytes())?,
+            &arguments,
+            &environment,
+            &[&fds[..], &[program.as_fd()]].concat(),
+            host.command_user,
+        )?;
+        let room = Self {
+            network,
+            phase: Phase::SettingUp,
+            deadline: Some(Instant::now() + SETUP_LIMIT),
+            child,
+            child_end: None,
+            reports: Some(reports),
+            reported: Vec::new(),
+            errors,
+            link: Some(Arc::new(link)),
+            ready: false,
+            init: None,
+            init_gone: false,
+            runs: 0,
+            given_up: false,
+        };
+        if let Err(error) = room.watch_all(watch) {
+            // Without the engine's end of the socket it ends by itself.
+            let Self { link, child, .. } = room;
+            drop(link);
+            let _ = rustix::process::waitid(
+                rustix::process::WaitId::PidFd(child.as_fd()),
+                rustix::process::WaitIdOptions::EXITED,
+            );
+            return Err(error);
+        }
+        Ok(room)
+    }
+
+    fn watch_all(&self, watch: &Watch<'_>) -> io::Result<()> {
+        if let Some(reports) = &self.reports {
+            watch.add(reports.as_fd(), Source::Reports)?;
+        }
+        if let Some(link) = &self.link {
+            watch.add(link.as_fd(), Source::Link)?;
+        }
+        watch.add(self.child.as_fd(), Source::Child)
+    }
+
+    /// Whether a command with this network policy may enter, now or when it is open.
+    pub(super) fn takes(&self, network: bool) -> bool {
+        self.phase != Phase::Ending && self.network == network
+    }
+
+    /// Whether commands may enter now.
+    pub(super) fn is_open(&self) -> bool {
+        self.phase == Phase::Open
+    }
+
+    /// When [`on_deadline`](Self::on_deadline) is due, if ever.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.deadline
+    }
+
+    /// Whether no process of it is left, or waiting for that was given up.
+    pub(super) fn is_gone(&self) -> bool {
+        self.given_up || (self.child_end.is_some() && (self.init.is_none() || self.init_gone))
+    }
+
+    /// Whether the end of its last process was seen.
+    pub(super) fn all_dead(&self) -> bool {
+        !self.given_up
+    }
+
+    /// Has a command run: the number of the run, and the link that takes the order to kill it.
+    ///
+    /// # Errors
+    /// As [`Link::run`].
+    pub(super) fn enter(
+        &mut self,
+        argv: &[OsString],
+        stdio: [BorrowedFd<'_>; 2],
+        script: Option<BorrowedFd<'_>>,
+    ) -> io::Result<(u32, Arc<Link>)> {
+        let link = self.link.as_ref().ok_or(io::ErrorKind::BrokenPipe)?;
+        self.runs = self.runs.wrapping_add(1);
+        link.run(self.runs, argv, stdio, script)?;
+        Ok((self.runs, Arc::clone(link)))
+    }
+
+    /// Deals with one event.
+    pub(super) fn on_event(
+        &mut self,
+        source: Source,
+        watch: &Watch<'_>,
+        now: Instant,
+    ) -> Vec<News> {
+        let mut news = Vec::new();
+        match source {
+            Source::Link => self.listen(watch, now, &mut news),
+            Source::Reports => self.read_reports(watch, now),
+            Source::Init => {
+                if let Some(init) = &self.init {
+                    watch.remove(init.as_fd());
+                    self.init_gone = true;
+                    self.end(now);
+                }
+            }
+            Source::Child => {
+                self.read_reports(watch, now);
+                if let end @ (Reaped::Exited(_) | Reaped::Signaled(_) | Reaped::Unknown) =
+                    self.child.reap()
+                {
+                    self.child_end = Some(end);
+                    watch.remove(self.child.as_fd());
+                    self.end(now);
+                }
+            }
+            Source::Stdout | Source::Stderr => {}
+        }
+        if self.phase == Phase::SettingUp && self.ready && self.init.is_some() {
+            self.phase = Phase::Open;
+            self.deadline = None;
+            news.push(News::Opened);
+        }
+        news
+    }
+
+    fn listen(&mut self, watch: &Watch<'_>, now: Instant, news: &mut Vec<News>) {
+        while let Some(link) = &self.link {
+            match link.receive() {
+                Ok(None) => return,
+                Ok(Some(Said::Ready)) => self.ready = true,
+                Ok(Some(said)) => news.push(News::Said(said)),
+                Err(_) => {
+                    watch.remove(link.as_fd());
+                    self.link = None;
+                    self.end(now);
+                }
+            }
+        }
+    }
+
+    fn read_reports(&mut self, watch: &Watch<'_>, now: Instant) {
+        let mut buffer = [0; 1024];
+        while let Some(pipe) = &self.reports {
+            match rustix::io::read(pipe, &mut buffer) {
+                Ok(count) if count > 0 && self.reported.len() < REPORTS_LIMIT => {
+                    self.reported.extend_from_slice(&buffer[..count]);
+                }
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => break,
+                _ => watch.remove_and_close(&mut self.reports),
+            }
+        }
+        let (None, Some(pid)) = (&self.init, StatusReport::parse(&self.reported).child_pid) else {
+            return;
+        };
+        let held = open_child_of(self.child.pid(), pid).and_then(|pidfd| {
+            watch.add(pidfd.as_fd(), Source::Init)?;
+            Ok(pidfd)
+        });
+        match held {
+            Ok(pidfd) => {
+                if self.phase == Phase::Ending {
+                    spawn::kill(pidfd.as_fd());
+                }
+                self.init = Some(pidfd);
+            }
+            // It failed already, and bubblewrap says why.
+            Err(error) => {
+                log::debug!("cannot take hold of a sandbox's first process: {error}");
+                self.end(now);
+            }
+        }
+    }
+
+    /// The time of the present phase is up.
+    pub(super) fn on_deadline(&mut self, now: Instant) {
+        match self.phase {
+            Phase::SettingUp => self.end(now),
+            Phase::Open => {}
+            Phase::Ending => {
+                log::error!(
+                    "a sandbox did not end within {} s; giving up on it",
+                    KILL_MARGIN.as_secs()
+                );
+                self.child.kill();
+                self.given_up = true;
+                self.deadline = None;
+            }
+        }
+    }
+
+    /// Begins to end it. Doing so again does nothing.
+    pub(super) fn end(&mut self, now: Instant) {
+        if self.phase == Phase::Ending {
+            return;
+        }
+        self.phase = Phase::Ending;
+        self.deadline = Some(now + KILL_MARGIN);
+        // bubblewrap waits for its first process and ends after it. While that process is not known
+        // bubblewrap must live, or the process might wait for it for ever; but without the link it ends
+        // by itself.
+        self.link = None;
+        if let Some(init) = &self.init {
+            spawn::kill(init.as_fd());
+        }
+    }
+
+    /// Why nothing ever entered it, as one line.
+    pub(super) fn failure(&self) -> String {
+        if self.given_up || (self.init.is_some() && !self.ready) {
+            return "the sandbox was not ready in time".to_owned();
+        }
+        let mut text = vec![0; 4096];
+        let length = rustix::io::read(&self.errors, &mut text).unwrap_or(0);
+        isolation::one_line(&String::from_utf8_lossy(&text[..length]))
+    }
+
+    /// Stops watching it. Gives what is still to be reaped, where waiting was given up.
+    pub(super) fn finish(self, watch: &Watch<'_>) -> Option<Child> {
+        let Self { mut reports, init, init_gone, child, child_end, .. } = self;
+        watch.remove_and_close(&mut reports);
+        match init {
+            // Its parent, bubblewrap, has waited for it, unless somebody killed that.
+            Some(init) if init_gone => spawn::reap_if_ours(init.as_fd()),
+            Some(init) => watch.remove(init.as_fd()),
+            None => {}
+        }
+        if child_end.is_some() {
+            return None;
+        }
+        watch.remove(child.as_fd());
+        Some(child)
+    }
+}
+
+/// Makes a warm sandbox, has `true` run in it and ends it again. Blocks until that is done, or `limit` is
+/// over.
+///
+/// # Errors
+/// What failed, as one line.
+pub(super) fn try_out(
+    bubblewrap: &Bubblewrap,
+    workspace: &Workspace,
+    host: &Host,
+    limit: Duration,
+) -> Result<(), String> {
+    let text = |error: io::Error| error.to_string();
+    let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(|errno| text(errno.into()))?;
+    let watch = Watch { epoll: &epoll, id: 0 };
+    let network = !bubblewrap.can_cut_network;
+    let mut room = Room::start(workspace, network, bubblewrap, host, &watch).map_err(text)?;
+    let deadline = Instant::now() + limit;
+    let mut tried = None;
+    while !room.is_gone() {
+        let now = Instant::now();
+        if tried.is_none() && now >= deadline {
+            tried = Some(Err(room.failure()));
+            room.end(now);
+        }
+        if room.deadline().is_some_and(|due| now >= due) {
+            room.on_deadline(now);
+        }
+        let mut events = Vec::with_capacity(8);
+        let longest = rustix::event::Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
+        // An interrupted wait is taken up again.
+        let _ = epoll::wait(&epoll, rustix::buffer::spare_capacity(&mut events), Some(&longest));
+        for event in events {
+            let Some((_, source)) = Watch::decode(event.data.u64()) else { continue };
+            for news in room.on_event(source, &watch, Instant::now()) {
+                let done = match news {
+                    News::Opened => {
+                        let null = host.null.as_fd();
+                        let argv = ["sh", "-c", "true"].map(OsString::from);
+                        room.enter(&argv, [null, null], None).err().map(|error| Err(text(error)))
+                    }
+                    News::Said(Said::Done { end: Ok(0), traces: false, .. }) => Some(Ok(())),
+                    News::Said(Said::Done { end, .. }) => Some(Err(format!("`true` gave {end:?}"))),
+                    News::Said(_) => None,
+                };
+                if let Some(done) = done {
+                    tried.get_or_insert(done);
+                    room.end(Instant::now());
+                }
+            }
+        }
+    }
+    let tried = tried.unwrap_or_else(|| Err(room.failure()));
+    if let Some(child) = room.finish(&watch) {
+        child.kill();
+        child.reap();
+    }
+    tried
+}

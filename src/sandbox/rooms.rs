@@ -1,0 +1,87 @@
+//! The warm sandboxes of all slots, and who is in them. Owned by the supervisor's thread.
+
+use std::collections::HashMap;
+
+use super::room::Room;
+
+/// Warm sandboxes and commands are numbered apart: this bit is set in the numbers of sandboxes.
+const ROOM: u64 = 1 << 60;
+
+/// Called when a slot's sandboxes are gone; with `false` where somebody gave up waiting for that.
+pub(super) type OnGone = Box<dyn FnOnce(bool) + Send>;
+
+/// A warm sandbox with its circumstances.
+pub(super) struct Tenancy {
+    /// The sandbox.
+    pub(super) room: Room,
+    /// The slot that it belongs to.
+    pub(super) slot: usize,
+    /// The command that waits for it or runs in it.
+    pub(super) occupant: Option<u64>,
+    /// Who waits for its end.
+    pub(super) on_gone: Vec<OnGone>,
+}
+
+/// All of them. A slot has one that commands may enter, and perhaps others that are ending.
+#[derive(Default)]
+pub(super) struct Rooms {
+    by_number: HashMap<u64, Tenancy>,
+    of_slot: HashMap<usize, u64>,
+    made: u64,
+}
+
+impl Rooms {
+    /// Whether a number is that of a sandbox.
+    pub(super) fn is_room(number: u64) -> bool {
+        number & ROOM != 0
+    }
+
+    /// A number that no sandbox has had.
+    pub(super) fn next_number(&mut self) -> u64 {
+        self.made += 1;
+        ROOM | self.made
+    }
+
+    /// Makes a sandbox its slot's present one.
+    pub(super) fn insert(&mut self, number: u64, slot: usize, room: Room) {
+        let tenancy = Tenancy { room, slot, occupant: None, on_gone: Vec::new() };
+        self.by_number.insert(number, tenancy);
+        self.of_slot.insert(slot, number);
+    }
+
+    /// The present sandbox of a slot.
+    pub(super) fn of_slot(&mut self, slot: usize) -> Option<(u64, &mut Tenancy)> {
+        let number = *self.of_slot.get(&slot)?;
+        Some((number, self.by_number.get_mut(&number)?))
+    }
+
+    /// All sandboxes of a slot, the ending ones too.
+    pub(super) fn all_of_slot(&self, slot: usize) -> Vec<u64> {
+        let here = self.by_number.iter().filter(|(_, tenancy)| tenancy.slot == slot);
+        here.map(|(number, _)| *number).collect()
+    }
+
+    /// The sandbox with this number.
+    pub(super) fn get(&mut self, number: u64) -> Option<&mut Tenancy> {
+        self.by_number.get_mut(&number)
+    }
+
+    /// Forgets it.
+    pub(super) fn remove(&mut self, number: u64) -> Option<Tenancy> {
+        let tenancy = self.by_number.remove(&number)?;
+        if self.of_slot.get(&tenancy.slot) == Some(&number) {
+            self.of_slot.remove(&tenancy.slot);
+        }
+        Some(tenancy)
+    }
+
+    /// The numbers of all sandboxes.
+    pub(super) fn numbers(&self) -> Vec<u64> {
+        self.by_number.keys().copied().collect()
+    }
+
+    /// Whether there is none.
+    pub(super) fn is_empty(&self) -> bool {
+        self.by_number.is_empty()
+    }
+}
