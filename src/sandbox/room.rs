@@ -49,6 +49,8 @@ pub(super) struct Room {
     init: Option<OwnedFd>,
     init_gone: bool,
     runs: u32,
+    /// It was not ready in time.
+    too_slow: bool,
     given_up: bool,
 }
 
@@ -128,6 +130,7 @@ impl Room {
             init: None,
             init_gone: false,
             runs: 0,
+            too_slow: false,
             given_up: false,
         };
         if let Err(error) = room.watch_all(watch) {
@@ -284,7 +287,10 @@ impl Room {
     /// The time of the present phase is up.
     pub(super) fn on_deadline(&mut self, now: Instant) {
         match self.phase {
-            Phase::SettingUp => self.end(now),
+            Phase::SettingUp => {
+                self.too_slow = true;
+                self.end(now);
+            }
             Phase::Open => {}
             Phase::Ending => {
                 log::error!(
@@ -316,7 +322,7 @@ impl Room {
 
     /// Why nothing ever entered it, as one line.
     pub(super) fn failure(&self) -> String {
-        if self.given_up || (self.init.is_some() && !self.ready) {
+        if self.too_slow {
             return "the sandbox was not ready in time".to_owned();
         }
         let mut text = vec![0; 4096];
@@ -363,7 +369,7 @@ pub(super) fn try_out(
     while !room.is_gone() {
         let now = Instant::now();
         if tried.is_none() && now >= deadline {
-            tried = Some(Err(room.failure()));
+            tried = Some(Err(format!("no end after {} s", limit.as_secs())));
             room.end(now);
         }
         if room.deadline().is_some_and(|due| now >= due) {
