@@ -572,7 +572,8 @@ impl Turn {
                 entered.on_said(said, now);
             }
         });
-        if let Said::Done { traces: true, .. } = said {
+        // One that cannot start a shell is not used again either.
+        if let Said::Done { traces: true, .. } | Said::Done { end: Err(_), .. } = said {
             self.end_room(number);
         }
     }

@@ -5,6 +5,8 @@ mod artifacts;
 mod close;
 mod completion;
 mod door;
+#[cfg(target_os = "linux")]
+mod escape;
 #[cfg(feature = "server")]
 mod executor_api;
 mod fakes;

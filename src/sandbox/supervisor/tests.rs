@@ -45,7 +45,15 @@ impl Bench {
         let (data, base) = slot_files();
         let workspace = data.workspaces()[0].clone();
         let slots = (0..200).map(|slot| Arc::new(workspace.in_slot(slot))).collect();
-        Self { supervisor, workspace, slots, busy: Arc::default(), _data: data, _base: base, _etc: None }
+        Self {
+            supervisor,
+            workspace,
+            slots,
+            busy: Arc::default(),
+            _data: data,
+            _base: base,
+            _etc: None,
+        }
     }
 
     fn bare() -> Self {
