@@ -25,6 +25,7 @@ use crate::sandbox::bash::{IsolationPolicy, bash_result, not_started};
 use crate::sandbox::etc;
 use crate::sandbox::files::{self, DEFAULT_MAX_FILE_BYTES};
 use crate::sandbox::isolation::Isolation;
+use crate::sandbox::limits::Filter;
 use crate::sandbox::supervisor::{CommandId, CommandSpec, Supervisor, raise_open_files_limit};
 use crate::sandbox::user::CommandUser;
 use crate::sandbox::workspace::{DataDir, Workspace};
@@ -56,6 +57,10 @@ pub struct LocalConfig {
     pub adopt_orphans: bool,
     /// The size in bytes up to which files are read and written. Defaults to 100,000.
     pub max_file_bytes: u64,
+    /// Whether sandboxes get a filter of system calls (seccomp), which takes away what no tool needs:
+    /// nested namespaces, mounts, tracing of processes that one did not start, keys, bpf, io_uring, ….
+    /// Defaults to `true`; see [`LocalBackend::not_filtered_because`].
+    pub seccomp: bool,
 }
 
 impl Default for LocalConfig {
@@ -66,6 +71,7 @@ impl Default for LocalConfig {
             max_output_chars: 50_000,
             adopt_orphans: false,
             max_file_bytes: DEFAULT_MAX_FILE_BYTES,
+            seccomp: true,
         }
     }
 }
@@ -176,6 +182,15 @@ impl LocalBackend {
         match self.0.supervisor.isolation() {
             Isolation::None { reason } => Some(reason),
             _ => None,
+        }
+    }
+
+    /// Why commands run without a filter of system calls, as one line; `None` if they have one. See
+    /// [`LocalConfig::seccomp`].
+    pub fn not_filtered_because(&self) -> Option<&str> {
+        match self.0.supervisor.isolation() {
+            Isolation::Bubblewrap(bubblewrap) => bubblewrap.not_filtered_because(),
+            Isolation::None { .. } => Some("commands are not isolated"),
         }
     }
 
@@ -367,7 +382,11 @@ fn prepare(
         .make_dir("etc")
         .and_then(|path| etc::copy_to(&path).map(|()| path))
         .map_err(|error| BackendError::with_source("cannot copy /etc for sandboxes", error))?;
-    let isolation = Isolation::probe(user, &data_dir.workspaces()[0]).with_etc(etc);
+    let workspace = &data_dir.workspaces()[0];
+    let mut isolation = Isolation::probe(user, workspace).with_etc(etc);
+    if config.seccomp {
+        isolation = isolation.with_filter(Filter::new(), user, workspace);
+    }
     Ok((data_dir, isolation))
 }
 
