@@ -25,6 +25,7 @@ use crate::sandbox::bash::{IsolationPolicy, bash_result, not_started};
 use crate::sandbox::etc;
 use crate::sandbox::files::{self, DEFAULT_MAX_FILE_BYTES};
 use crate::sandbox::isolation::Isolation;
+use crate::sandbox::limits::Filter;
 use crate::sandbox::supervisor::{CommandId, CommandSpec, Supervisor, raise_open_files_limit};
 use crate::sandbox::user::CommandUser;
 use crate::sandbox::workspace::{DataDir, Workspace};
@@ -64,6 +65,10 @@ pub struct LocalConfig {
     /// it is not possible each command gets a sandbox of its own, see
     /// [`LocalBackend::keeps_sandboxes`].
     pub warm_slots: bool,
+    /// Whether sandboxes get a filter of system calls (seccomp), which takes away what no tool needs:
+    /// nested namespaces, mounts, tracing of processes that one did not start, keys, bpf, io_uring, ….
+    /// Defaults to `true`; see [`LocalBackend::not_filtered_because`].
+    pub seccomp: bool,
 }
 
 impl Default for LocalConfig {
@@ -75,6 +80,7 @@ impl Default for LocalConfig {
             adopt_orphans: false,
             max_file_bytes: DEFAULT_MAX_FILE_BYTES,
             warm_slots: true,
+            seccomp: true,
         }
     }
 }
@@ -191,6 +197,15 @@ impl LocalBackend {
     /// Whether slots keep their sandboxes, or each command gets a new one.
     pub fn keeps_sandboxes(&self) -> bool {
         self.0.supervisor.isolation().is_warm()
+    }
+
+    /// Why commands run without a filter of system calls, as one line; `None` if they have one. See
+    /// [`LocalConfig::seccomp`].
+    pub fn not_filtered_because(&self) -> Option<&str> {
+        match self.0.supervisor.isolation() {
+            Isolation::Bubblewrap(bubblewrap) => bubblewrap.not_filtered_because(),
+            Isolation::None { .. } => Some("commands are not isolated"),
+        }
     }
 
     /// Copies what is in a slot's workspace to the directory `dest`, which is made if it is missing.
@@ -399,6 +414,9 @@ fn prepare(
         .map_err(|error| BackendError::with_source("cannot copy /etc for sandboxes", error))?;
     let workspace = &data_dir.workspaces()[0];
     let mut isolation = Isolation::probe(user, workspace).with_etc(etc);
+    if config.seccomp {
+        isolation = isolation.with_filter(Filter::new(), user, workspace);
+    }
     if config.warm_slots {
         isolation = isolation.try_warm(user, workspace);
     }

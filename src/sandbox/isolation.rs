@@ -9,19 +9,21 @@
 //! copied, its workspace as `/workspace` and its slot's `/tmp` (the only host directories that it can
 //! write to), a private `/dev`, a read-only `/proc` of its own processes, its own user, pid, ipc, uts
 //! and cgroup namespaces, a network only where it is allowed, no capabilities and no further user
-//! namespaces.
+//! namespaces; and no system calls but those that `limits::seccomp` leaves it.
 
 use std::ffi::{CString, OsStr, OsString};
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
 use super::etc::{self, RESOLV_CONF};
 use super::init;
+use super::limits::Filter;
 use super::room;
 use super::running::Host;
 use super::shell::{self, Shell};
@@ -35,6 +37,9 @@ pub(super) const STATUS_FD: i32 = 3;
 pub(super) const BLOCK_FD: i32 = 4;
 /// The number under which bubblewrap gets the program of a warm sandbox's first process.
 pub(super) const PROGRAM_FD: i32 = 5;
+/// The number under which bubblewrap gets the filter of system calls (`--seccomp`), behind the
+/// command's script.
+pub(super) const SECCOMP_FD: i32 = shell::SCRIPT_FD + 1;
 /// How long one run of bubblewrap may take while probing.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -70,6 +75,8 @@ pub(crate) struct Bubblewrap {
     etc: Option<PathBuf>,
     /// Whether slots keep their sandboxes; else why not, as one line.
     warm: Result<(), String>,
+    /// The filter of system calls; or why there is none, as one line.
+    seccomp: Result<Arc<Filter>, String>,
 }
 
 impl Isolation {
@@ -120,6 +127,32 @@ impl Isolation {
         self
     }
 
+    /// Loads this filter of system calls into every sandbox, if that works here for commands of `user`
+    /// in `workspace`. Blocks for one run of bubblewrap.
+    ///
+    /// Logs a warning where it does not work.
+    pub(crate) fn with_filter(
+        mut self,
+        filter: Result<Filter, String>,
+        user: Option<CommandUser>,
+        workspace: &Workspace,
+    ) -> Self {
+        if let Self::Bubblewrap(bubblewrap) = &mut self {
+            bubblewrap.seccomp = filter.map(Arc::new);
+            let tried = match (&bubblewrap.seccomp, user) {
+                (Err(reason), _) => Err(reason.clone()),
+                (Ok(_), None) => bubblewrap.try_out(workspace, None),
+                (Ok(_), user) => user::on_own_thread(|| Ok(bubblewrap.try_out(workspace, user)))
+                    .unwrap_or_else(|error| Err(error.to_string())),
+            };
+            if let Err(reason) = tried {
+                log::warn!("commands run without a filter of system calls: {reason}");
+                bubblewrap.seccomp = Err(reason);
+            }
+        }
+        self
+    }
+
     /// Whether slots keep their sandboxes.
     pub(crate) fn is_warm(&self) -> bool {
         matches!(self, Self::Bubblewrap(bubblewrap) if bubblewrap.warm.is_ok())
@@ -154,6 +187,7 @@ impl Bubblewrap {
                 layout: layout.clone(),
                 etc: None,
                 warm: Err("not wanted".to_owned()),
+                seccomp: Err("switched off".to_owned()),
             };
             match candidate.try_out(workspace, user) {
                 Ok(()) => return Ok(candidate),
@@ -165,15 +199,32 @@ impl Bubblewrap {
         Err(format!("{} does not work here{whom}: {failure}", program.display()))
     }
 
+    /// The filter of system calls for one start of bubblewrap, which is then given its number as
+    /// [`Sandbox::seccomp`].
+    ///
+    /// # Errors
+    /// Those of opening a file. No command may start without the filter then.
+    pub(super) fn open_filter(&self) -> io::Result<Option<OwnedFd>> {
+        self.seccomp.as_ref().ok().map(|filter| filter.open()).transpose()
+    }
+
+    /// Why there is no filter of system calls, as one line; `None` where there is one.
+    pub(crate) fn not_filtered_because(&self) -> Option<&str> {
+        self.seccomp.as_ref().err().map(String::as_str)
+    }
+
     /// Runs `true` in a sandbox.
     fn try_out(&self, workspace: &Workspace, user: Option<CommandUser>) -> Result<(), String> {
         let text = |error: io::Error| error.to_string();
         let call = shell::shell_call(self.layout.shell, "true", false, None, usize::MAX);
+        let filter = self.open_filter().map_err(text)?;
+        let filter_fd = STATUS_FD + 1;
         let sandbox = Sandbox {
             workspace: workspace.path(),
             temporary: workspace.temporary(),
             network: !self.can_cut_network,
             handshake: Handshake::None,
+            seccomp: filter.is_some().then_some(filter_fd),
             argv: &call.argv,
         };
         let arguments = CStringArray::new(bwrap_argv(self, &sandbox)).map_err(text)?;
@@ -190,14 +241,10 @@ impl Bubblewrap {
         let null = open_null().map_err(text)?;
         let (errors, errors_writer) = spawn::pipe().map_err(text)?;
         let (status, status_writer) = spawn::pipe().map_err(text)?;
-        let child = spawn::spawn(
-            &program,
-            &arguments,
-            &environment,
-            &[null.as_fd(), null.as_fd(), errors_writer.as_fd(), status_writer.as_fd()],
-            user,
-        )
-        .map_err(text)?;
+        let mut fds =
+            vec![null.as_fd(), null.as_fd(), errors_writer.as_fd(), status_writer.as_fd()];
+        fds.extend(filter.as_ref().map(AsFd::as_fd));
+        let child = spawn::spawn(&program, &arguments, &environment, &fds, user).map_err(text)?;
         drop((errors_writer, status_writer));
         wait_or_kill(&child, PROBE_TIMEOUT)?;
         let report = StatusReport::parse(&read_available(status.as_fd()));
@@ -246,7 +293,7 @@ pub(super) fn one_line(text: &str) -> String {
 }
 
 /// `/dev/null`, for reading and writing.
-pub(super) fn open_null() -> io::Result<std::os::fd::OwnedFd> {
+pub(super) fn open_null() -> io::Result<OwnedFd> {
     use rustix::fs::{Mode, OFlags};
     Ok(rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?)
 }
@@ -328,6 +375,8 @@ pub(super) struct Sandbox<'a> {
     pub(super) network: bool,
     /// How bubblewrap and its starter speak with each other.
     pub(super) handshake: Handshake,
+    /// The number under which bubblewrap gets the filter of system calls, if there is one.
+    pub(super) seccomp: Option<i32>,
     /// What runs in it: the program, its `$0` and its arguments.
     pub(super) argv: &'a [OsString],
 }
@@ -337,7 +386,7 @@ pub(super) struct Sandbox<'a> {
 ///
 /// Nothing of a sandbox can be written to but the workspace, `/tmp`, and `/dev/shm`.
 pub(super) fn bwrap_argv(bubblewrap: &Bubblewrap, sandbox: &Sandbox<'_>) -> Vec<OsString> {
-    let Sandbox { workspace, temporary, network, handshake, argv: inner } = *sandbox;
+    let Sandbox { workspace, temporary, network, handshake, seccomp, argv: inner } = *sandbox;
     let mut argv: Vec<OsString> = Vec::with_capacity(160);
     let mut add = |arguments: &[&OsStr]| argv.extend(arguments.iter().map(|&a| a.to_owned()));
     let plain = |flags: &'static str| flags.split(' ').map(OsStr::new).collect::<Vec<_>>();
@@ -357,6 +406,9 @@ pub(super) fn bwrap_argv(bubblewrap: &Bubblewrap, sandbox: &Sandbox<'_>) -> Vec<
         Handshake::None => {}
         Handshake::Block => add(&["--block-fd".as_ref(), block.as_ref()]),
         Handshake::Init => add(&plain("--as-pid-1")),
+    }
+    if let Some(seccomp) = seccomp {
+        add(&["--seccomp".as_ref(), seccomp.to_string().as_ref()]);
     }
 
     add(&plain("--ro-bind /usr /usr"));
@@ -445,6 +497,7 @@ mod tests {
             },
             etc: Some("/run/etc".into()),
             warm: Ok(()),
+            seccomp: Err("a test".to_owned()),
         }
     }
 
@@ -456,8 +509,12 @@ mod tests {
     fn argv_for(command: &str, network: bool, handshake: Handshake) -> Vec<OsString> {
         let call = shell::shell_call(Shell::Bash, command, true, None, usize::MAX);
         let (workspace, temporary) = (Path::new("/w s"), Path::new("/t"));
+        let seccomp = (handshake == Handshake::Block).then_some(SECCOMP_FD);
         let argv = &call.argv;
-        bwrap_argv(&bubblewrap(), &Sandbox { workspace, temporary, network, handshake, argv })
+        bwrap_argv(
+            &bubblewrap(),
+            &Sandbox { workspace, temporary, network, handshake, seccomp, argv },
+        )
     }
 
     #[test]
@@ -467,7 +524,7 @@ mod tests {
             line(&argv),
             "bwrap --unshare-user --unshare-pid --unshare-ipc --unshare-uts --unshare-cgroup-try \
              --die-with-parent --new-session --cap-drop ALL --hostname sandbox --disable-userns \
-             --json-status-fd 3 --block-fd 4 --ro-bind /usr /usr --symlink usr/bin /bin \
+             --json-status-fd 3 --block-fd 4 --seccomp 6 --ro-bind /usr /usr --symlink usr/bin /bin \
              --ro-bind /lib /lib --ro-bind /run/etc /etc \
              --ro-bind-try /etc/alternatives /etc/alternatives \
              --ro-bind-try /etc/ssl/certs /etc/ssl/certs \
@@ -480,6 +537,7 @@ mod tests {
         let offline = argv_for("echo a b", false, Handshake::None);
         assert!(line(&offline).contains(" --unshare-net "));
         assert!(!line(&offline).contains("--block-fd"));
+        assert!(!line(&offline).contains("--seccomp"));
     }
 
     #[test]

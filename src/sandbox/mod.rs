@@ -10,6 +10,7 @@
 //! - `shell` is how a command reaches its shell, `isolation` what it may see (bubblewrap), `etc` what
 //!   of `/etc`, `reaper` how all its processes are found where there is no bubblewrap, `spawn` the
 //!   start of a process, `user` whom all of this runs as where the host is root.
+//! - `limits` is what of the machine and of the kernel a slot may use.
 //! - `workspace` owns the directories, `paths` finds places beneath them, `tree` empties and copies
 //!   them.
 //!
@@ -24,6 +25,7 @@ pub(crate) mod etc;
 pub(crate) mod files;
 mod init;
 pub(crate) mod isolation;
+pub(crate) mod limits;
 mod output;
 mod paths;
 mod reaper;

@@ -25,7 +25,9 @@ use rustix::event::epoll;
 use rustix::io::Errno;
 
 use super::init::{self, Link, Said};
-use super::isolation::{self, Bubblewrap, Handshake, Sandbox, StatusReport};
+use super::isolation::{
+    self, Bubblewrap, Handshake, PROGRAM_FD, SECCOMP_FD, Sandbox, StatusReport,
+};
 use super::running::{Host, KILL_MARGIN, REPORTS_LIMIT, SETUP_LIMIT, environment, open_child_of};
 use super::spawn::{self, CStringArray, Child, Reaped};
 use super::stream::{Source, Watch};
@@ -88,11 +90,13 @@ impl Room {
             shell.path().into(),
             host.open_files.unwrap_or(0).to_string().into(),
         ];
+        let filter = bubblewrap.open_filter()?;
         let sandbox = Sandbox {
             workspace: workspace.path(),
             temporary: workspace.temporary(),
             network,
             handshake: Handshake::Init,
+            seccomp: filter.as_ref().map(|_| SECCOMP_FD),
             argv: &argv,
         };
         let arguments = CStringArray::new(isolation::bwrap_argv(bubblewrap, &sandbox))?;
@@ -106,14 +110,15 @@ impl Room {
         }
         let (link, its_end) = Link::pair()?;
         let null = host.null.as_fd();
-        let fds = [null, null, errors_writer.as_fd(), reports_writer.as_fd(), its_end.as_fd()];
-        debug_assert_eq!(fds.len() as i32 - 1, init::SOCKET_FD);
-        debug_assert_eq!(fds.len() as i32, isolation::PROGRAM_FD);
+        let (errors_fd, reports_fd) = (errors_writer.as_fd(), reports_writer.as_fd());
+        const { assert!(init::SOCKET_FD == 4 && PROGRAM_FD == 5 && SECCOMP_FD == 6) };
+        let mut fds = vec![null, null, errors_fd, reports_fd, its_end.as_fd(), program.as_fd()];
+        fds.extend(filter.as_ref().map(AsFd::as_fd));
         let child = spawn::spawn(
             &CString::new(bubblewrap.program.as_os_str().as_bytes())?,
             &arguments,
             &environment,
-            &[&fds[..], &[program.as_fd()]].concat(),
+            &fds,
             host.command_user,
         )?;
         let room = Self {

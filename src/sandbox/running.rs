@@ -512,11 +512,13 @@ fn start_sandboxed(
 ) -> io::Result<(Child, OwnedFd, Container)> {
     let shell = bubblewrap.layout.shell;
     let call = shell::shell_call(shell, &spec.command, true, host.open_files, INLINE_COMMAND_LIMIT);
+    let filter = bubblewrap.open_filter()?;
     let sandbox = Sandbox {
         workspace: spec.workspace.path(),
         temporary: spec.workspace.temporary(),
         network: spec.network,
         handshake: Handshake::Block,
+        seccomp: filter.is_some().then_some(isolation::SECCOMP_FD),
         argv: &call.argv,
     };
     let arguments = CStringArray::new(isolation::bwrap_argv(bubblewrap, &sandbox))?;
@@ -525,11 +527,14 @@ fn start_sandboxed(
     let script = spawn::memory_file(c"tool-command", CLOSED_GATE)?;
     let (reports, reports_writer) = spawn::pipe()?;
     let (block_reader, block) = spawn::pipe()?;
+    let mut fds =
+        vec![stdin, stdout, stderr, reports_writer.as_fd(), block_reader.as_fd(), script.as_fd()];
+    fds.extend(filter.as_ref().map(AsFd::as_fd));
     let child = spawn::spawn(
         &CString::new(bubblewrap.program.as_os_str().as_bytes())?,
         &arguments,
         &environment,
-        &[stdin, stdout, stderr, reports_writer.as_fd(), block_reader.as_fd(), script.as_fd()],
+        &fds,
         host.command_user,
     )?;
     let container = Container::Namespace {

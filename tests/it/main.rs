@@ -24,6 +24,8 @@ mod proxy;
 mod sandbox;
 #[cfg(all(feature = "server", target_os = "linux"))]
 mod sandbox_api;
+#[cfg(target_os = "linux")]
+mod seccomp;
 mod slots;
 mod tls;
 mod tool_server;

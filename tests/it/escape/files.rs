@@ -7,7 +7,11 @@ use serde_json::json;
 use super::*;
 
 const ATTACKS: &[Attack] = &[
-    Attack { name: "read a host file", script: "grep -q . @SECRET@ && echo ESCAPED", outside: Escapes },
+    Attack {
+        name: "read a host file",
+        script: "grep -q . @SECRET@ && echo ESCAPED",
+        outside: Escapes,
+    },
     Attack {
         name: "read a host file relative to the workspace",
         script: "grep -q . ../../../../../../../..@SECRET@ && echo ESCAPED",
@@ -50,7 +54,7 @@ const ATTACKS: &[Attack] = &[
     },
     Attack {
         name: "search the whole file system",
-        script: "find / -xdev -newer /proc/version -name secret 2>/dev/null | grep -q @DIR@ && echo ESCAPED;
+        script: "find / -xdev -maxdepth 4 -name secret 2>/dev/null | grep -q @DIR@ && echo ESCAPED;
             [ -e @DIR@ ] && echo ESCAPED",
         outside: Escapes,
     },
@@ -78,7 +82,7 @@ const ATTACKS: &[Attack] = &[
     },
     Attack {
         name: "write anywhere but to the workspace and /tmp",
-        script: "find / -path /proc -prune -o -path /workspace -prune -o -path /tmp -prune \
+        script: "find / -maxdepth 4 -path /proc -prune -o -path /workspace -prune -o -path /tmp -prune \
                 -o -path /dev/shm -prune -o -path /dev/mqueue -prune -o -type d -writable -print \
                 2>/dev/null | while read d; do echo x > \"$d/attack\" && echo ESCAPED $d; done",
         outside: NotRun("changes the host"),
@@ -113,7 +117,8 @@ const ATTACKS: &[Attack] = &[
     },
     Attack {
         name: "leave by two chroots",
-        script: "perl -e 'mkdir \"x\"; chroot(\"x\") or exit; chdir(\"..\") for 1..99; chroot(\".\");
+        script:
+            "perl -e 'mkdir \"x\"; chroot(\"x\") or exit; chdir(\"..\") for 1..99; chroot(\".\");
             print \"ESCAPED\" if -e \"@SECRET@\"'",
         outside: NotRun("needs root"),
     },
@@ -128,8 +133,9 @@ const ATTACKS: &[Attack] = &[
     },
     Attack {
         name: "a set-user-id program",
-        script: "cp /bin/bash mine; chmod 6755 mine; ./mine -p -c 'id -u' | grep -qx 0 && echo ESCAPED;
-            for p in $(find /usr -perm -4000 2>/dev/null | head -5); do
+        script:
+            "cp /bin/bash mine; chmod 6755 mine; ./mine -p -c 'id -u' | grep -qx 0 && echo ESCAPED;
+            for p in $(find /usr/bin /usr/sbin -perm -4000 2>/dev/null | head -5); do
                 $p --version </dev/null >/dev/null 2>&1; grep -q 'NoNewPrivs:.0' /proc/self/status \
                 && echo ESCAPED; done",
         outside: NotRun("runs the host's set-user-id programs"),
@@ -155,7 +161,7 @@ fn no_script_reaches_another_slots_files() {
         let data = dir.path().to_str().unwrap();
         let script = format!(
             "ls -d {data}/* && echo ESCAPED
-            find / -name 'victims-file' 2>/dev/null | grep . && echo ESCAPED
+            find / -maxdepth 5 -name 'victims-file' 2>/dev/null | grep . && echo ESCAPED
             grep -rs victims-secret /workspace /tmp /dev/shm /run /var && echo ESCAPED
             for p in /proc/[0-9]*; do tr '\\0' ' ' < $p/cmdline; done | grep -q victims-[p] && echo ESCAPED
             for n in 0 1; do cat /workspace/../slot_$n/* /workspace/../../slot_$n/* && echo ESCAPED; done"

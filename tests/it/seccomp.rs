@@ -1,0 +1,195 @@
+//! The filter of system calls, from inside a sandbox: what it denies, and that tools go on working.
+
+// What could not run says so.
+#![allow(clippy::print_stdout)]
+
+use std::path::Path;
+
+use tool_executor::backend::local::{LocalBackend, LocalConfig};
+use tool_executor::{Outcome, ToolExecutor};
+
+use crate::fakes::bash;
+
+fn executor(seccomp: bool) -> (tempfile::TempDir, ToolExecutor) {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = LocalConfig::with_slots(1);
+    config.data_dir = Some(dir.path().to_owned());
+    config.seccomp = seccomp;
+    let backend = LocalBackend::start(config).unwrap();
+    let why_not = backend.not_filtered_because().map(str::to_owned);
+    assert_eq!(why_not.is_none(), seccomp, "{why_not:?}");
+    (dir, ToolExecutor::builder().backend(backend).start().unwrap())
+}
+
+/// The error numbers of system calls made in a sandbox, 0 for none. Each is an expression for perl,
+/// which every system has and which can make any call.
+fn errors(executor: &ToolExecutor, calls: &[String]) -> Vec<i32> {
+    assert!(Path::new("/usr/bin/perl").exists(), "this test needs perl: apt-get install perl-base");
+    let mut script = String::from("$| = 1; $me = $$;\n");
+    for call in calls {
+        script
+            .push_str(&format!("$! = 0; $r = {call}; print(($r == -1 ? $! + 0 : 0), \"\\n\");\n"));
+    }
+    let command = format!("cat > probe.pl <<'END'\n{script}END\nperl probe.pl");
+    let result = executor.execute("prober", bash(&command), None);
+    assert_eq!(result.outcome, Outcome::Ok, "{result:?}");
+    result.output.lines().map(|line| line.parse().expect(line)).collect()
+}
+
+/// Calls that the kernel itself would let through, or refuse in another way: `(what it is, with the
+/// filter)`.
+fn probes() -> Vec<(String, i32)> {
+    let call = |number: libc::c_long, arguments: &str| format!("syscall({number}, {arguments})");
+    let child = "(do { pipe(R, W); $p = fork(); if (!$p) { close(W); <R>; exit } $p })";
+    vec![
+        (call(libc::SYS_keyctl, "0, -3, 0"), libc::ENOSYS),
+        (call(libc::SYS_add_key, "0, 0, 0, 0, 0"), libc::ENOSYS),
+        (call(libc::SYS_clone3, "0, 0"), libc::ENOSYS),
+        (call(libc::SYS_userfaultfd, "1"), libc::ENOSYS),
+        (call(libc::SYS_process_vm_readv, "$me, 0, 0, 0, 0, 0"), libc::ENOSYS),
+        (call(libc::SYS_pidfd_getfd, "-1, 0, 0"), libc::EPERM),
+        (call(libc::SYS_name_to_handle_at, "-100, 0, 0, 0, 0"), libc::EPERM),
+        (call(libc::SYS_unshare, "0x10000000"), libc::EPERM),
+        (call(libc::SYS_clone, "0x10000000 | 17, 0, 0, 0, 0"), libc::EPERM),
+        (call(libc::SYS_setns, "-1, 0"), libc::EPERM),
+        (call(libc::SYS_ptrace, &format!("16, {child}, 0, 0")), libc::EPERM),
+        (call(libc::SYS_ptrace, &format!("0x4206, {child}, 0, 0")), libc::EPERM),
+        (call(libc::SYS_personality, "0x0400000"), libc::EPERM),
+        (call(libc::SYS_ioctl, "0, 0x5412, 0"), libc::EPERM),
+        (call(libc::SYS_ioctl, "0, 0x10000541c, 0"), libc::EPERM),
+        (call(libc::SYS_socket, "17, 3, 0"), libc::EAFNOSUPPORT),
+        (call(libc::SYS_socket, "16, 3, 9"), libc::EAFNOSUPPORT),
+        (call(libc::SYS_prlimit64, "1, 7, ($b = pack('QQ', 64, 64)), 0"), libc::EPERM),
+        (call(libc::SYS_sched_setaffinity, "1, 8, ($b = pack('Q', 1))"), libc::EPERM),
+        (call(libc::SYS_sched_setscheduler, "1, 5, ($b = pack('l', 0))"), libc::EPERM),
+        (call(libc::SYS_setpriority, "0, 1, 5"), libc::EPERM),
+        (call(libc::SYS_setpriority, "2, 0, 5"), libc::EPERM),
+        (call(libc::SYS_ioprio_set, "1, 1, 0x6000"), libc::EPERM),
+    ]
+}
+
+#[test]
+fn denied_calls_are_denied_and_without_the_filter_the_kernel_decides() {
+    let (probes, expected): (Vec<_>, Vec<_>) = probes().into_iter().unzip();
+    let (_dir, filtered) = executor(true);
+    let with_filter = errors(&filtered, &probes);
+    assert_eq!(with_filter, expected, "{probes:#?}");
+    let (_dir, open) = executor(false);
+    let without = errors(&open, &probes);
+    for ((probe, with), without) in probes.iter().zip(&with_filter).zip(&without) {
+        // These are not in every kernel.
+        let may_be_missing = *without == libc::ENOSYS;
+        assert!(with != without || may_be_missing, "{probe}: {with} in any case");
+    }
+}
+
+#[test]
+fn calls_that_tools_need_are_allowed() {
+    let call = |number: libc::c_long, arguments: &str| format!("syscall({number}, {arguments})");
+    let allowed = [
+        call(libc::SYS_socket, "1, 1, 0"),
+        call(libc::SYS_socket, "2, 1, 0"),
+        call(libc::SYS_socket, "16, 3, 0"),
+        call(libc::SYS_prlimit64, "1, 7, 0, ($b = pack('QQ', 0, 0))"),
+        call(libc::SYS_prlimit64, "$me, 7, ($b = pack('QQ', 64, 64)), 0"),
+        call(libc::SYS_sched_setaffinity, "$me, 8, ($b = pack('Q', 0xffffffff))"),
+        call(libc::SYS_setpriority, "0, 0, 5"),
+        call(libc::SYS_personality, "0xffffffff"),
+        call(libc::SYS_personality, "0x0040000"),
+        call(libc::SYS_memfd_create, "($b = 'x'), 0"),
+        call(libc::SYS_pidfd_open, "$me, 0"),
+    ];
+    let (_dir, executor) = executor(true);
+    assert_eq!(errors(&executor, &allowed), [0; 11], "{allowed:#?}");
+}
+
+/// Programs and what they print. Those that are not installed are left out.
+#[test]
+fn ordinary_tools_go_on_working() {
+    let (_dir, executor) = executor(true);
+    let run = |command: &str| executor.execute("t", bash(command), None);
+    for (tool, command, output) in [
+        ("bash", "f() { echo $1; }; for i in 1 2 3; do f $i & done | sort; wait", "1\n2\n3"),
+        ("nice", "nice -n 5 nice", "5"),
+        ("ulimit", "ulimit -n 64; ulimit -n", "64"),
+        ("taskset", "taskset -c 0 bash -c 'taskset -cp $$' | sed 's/.*: //'", "0"),
+        ("setsid", "setsid --wait echo session", "session"),
+        ("timeout", "timeout 5 echo in time", "in time"),
+        ("perl", "perl -e 'print join \",\", map { $_ * 2 } 1..3'", "2,4,6"),
+        (
+            "python3",
+            "python3 -c 'import subprocess, threading, multiprocessing as m\n\
+             t = threading.Thread(target=print, args=(\"thread\",), kwargs=dict(flush=True))\n\
+             t.start(); t.join()\n\
+             print(subprocess.run([\"echo\", \"child\"], capture_output=True).stdout.decode(), end=\"\", flush=True)\n\
+             with m.get_context(\"fork\").Pool(2) as p: print(p.map(abs, [-1, -2]))'",
+            "thread\nchild\n[1, 2]",
+        ),
+        (
+            "git",
+            "git init -q r && cd r && git -c user.name=n -c user.email=e commit -q --allow-empty -m m \
+             && git log --format=%s",
+            "m",
+        ),
+        (
+            "gcc",
+            "echo 'int main(void) { return 42; }' > m.c && gcc -g m.c -o m; ./m; echo $?",
+            "42",
+        ),
+        (
+            "gdb",
+            "gdb -nx -q -batch -ex 'break main' -ex run ./m 2>&1 | grep -c 'Breakpoint 1, main'",
+            "1",
+        ),
+        (
+            "strace",
+            "strace -f -o trace sh -c 'echo a | cat'; grep -c '+++ exited with 0 +++' trace",
+            "a\n3",
+        ),
+        (
+            "strace",
+            "strace -e trace=openat -o trace cat /dev/null; grep -c '\"/dev/null\"' trace",
+            "1",
+        ),
+        (
+            "node",
+            "node -e 'require(\"child_process\").exec(\"echo child\", (e, out) => { \
+             require(\"fs\").writeFileSync(\"f\", out); console.log(require(\"fs\").readFileSync(\"f\", \"utf8\").trim()) })'",
+            "child",
+        ),
+    ] {
+        if run(&format!("command -v {tool}")).outcome != Outcome::Ok {
+            assert!(!["bash", "nice", "ulimit"].contains(&tool), "{tool}");
+            println!("not installed: {tool}");
+            continue;
+        }
+        let result = run(command);
+        assert_eq!((result.outcome, &*result.output), (Outcome::Ok, output), "{tool}: {result:?}");
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn other_abis_are_no_way_around() {
+    let (_dir, executor) = executor(true);
+    let program = r#"
+        #include <errno.h>
+        #include <stdio.h>
+        #include <sys/syscall.h>
+        #include <unistd.h>
+        int main(void) {
+            int x32 = syscall(0x40000000 + SYS_getpid) == -1 ? errno : 0, i386;
+            printf("x32: %d\n", x32);
+            fflush(stdout);
+            asm volatile("int $0x80" : "=a"(i386) : "a"(20) : "memory");
+            printf("i386: %d\n", i386);
+        }"#;
+    let command =
+        format!("command -v cc || exit 77; cat > m.c <<'END'\n{program}\nEND\ncc m.c && ./a.out");
+    let result = executor.execute("t", bash(&command), None);
+    if result.error == "Exit code: 77" {
+        return println!("could not run: no C compiler");
+    }
+    assert_eq!(result.error, format!("Exit code: {}", 128 + libc::SIGSYS), "{result:?}");
+    assert!(result.output.contains("x32: 38") && !result.output.contains("i386"), "{result:?}");
+}
