@@ -129,11 +129,11 @@ pub(crate) enum Failure {
 
 impl Failure {
     /// What happened, as one line.
-    pub(crate) fn text(self) -> String {
+    pub(crate) fn text(&self) -> String {
         match self {
             Failure::Timeout => "no answer in time".to_owned(),
             Failure::Refused(status, text) => format!("HTTP {status}: {text}"),
-            Failure::NotSent(text) | Failure::Broken(text) => text,
+            Failure::NotSent(text) | Failure::Broken(text) => text.clone(),
         }
     }
 

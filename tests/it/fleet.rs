@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tool_executor::artifact::{ArchiveArtifacts, ArtifactError, ListArtifacts, ReadArtifact};
 use tool_executor::backend::fleet::{FleetBackend, FleetConfig};
 use tool_executor::backend::local::{LocalBackend, LocalConfig};
-use tool_executor::server::{SandboxServer, SandboxServerConfig};
+use tool_executor::server::{SandboxServer, ServerConfig};
 use tool_executor::{Outcome, Policy, StartError, ToolCall, ToolExecutor};
 
 use crate::fakes::{HandsOver, PATIENCE, Told, bash, result};
@@ -26,9 +26,8 @@ fn server(slots: usize) -> SandboxServer {
     SandboxServer::start(config(), backend).unwrap()
 }
 
-fn config() -> SandboxServerConfig {
-    let mut config = SandboxServerConfig::default();
-    config.addr = SocketAddr::from(([127, 0, 0, 1], 0));
+fn config() -> ServerConfig {
+    let mut config = ServerConfig::new(([127, 0, 0, 1], 0));
     config.token = Some(TOKEN.to_owned());
     config
 }

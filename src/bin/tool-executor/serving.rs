@@ -7,9 +7,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, unbounded};
 use tool_executor::backend::local::{LocalBackend, LocalConfig};
-use tool_executor::server::{
-    ExecutorServer, ExecutorServerConfig, SandboxServer, SandboxServerConfig, ServeError,
-};
+use tool_executor::server::{ExecutorServer, SandboxServer, ServeError, ServerConfig};
 use tool_executor::{Policy, ToolExecutor};
 
 use crate::args::{ListenArgs, SandboxArgs, ServeArgs};
@@ -42,8 +40,7 @@ pub(crate) fn sandbox(args: &SandboxArgs) -> ExitCode {
         Ok(backend) => backend,
         Err(problem) => return fail(&problem),
     };
-    let mut config = SandboxServerConfig::default();
-    config.addr = SocketAddr::new(args.listen.host, args.port);
+    let mut config = ServerConfig::new((args.listen.host, args.port));
     config.token.clone_from(&args.token);
     config.no_auth = args.listen.no_auth;
     let server = match SandboxServer::start(config, backend) {
@@ -115,8 +112,7 @@ pub(crate) fn serve(args: &ServeArgs) -> ExitCode {
         Ok(executor) => Arc::new(executor),
         Err(error) => return fail(&chain(&error)),
     };
-    let mut config = ExecutorServerConfig::default();
-    config.addr = SocketAddr::new(args.listen.host, args.port);
+    let mut config = ServerConfig::new((args.listen.host, args.port));
     config.token.clone_from(&args.token);
     config.no_auth = args.listen.no_auth;
     let server = match ExecutorServer::start(config, executor.clone()) {

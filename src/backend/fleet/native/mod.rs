@@ -1,36 +1,60 @@
 //! One of our own sandbox servers, over the native protocol (`wire::native`).
 //!
-//! What is handed over waits in the *outbox*; whoever hands over sends it too, together with what
-//! others put there meanwhile, unless two threads are sending already: so a server that hangs holds
-//! up two I/O threads at most, until the request's time is up. Everything else is done by the thread
-//! `tool-fleet-N`: it reads the results, notices that the server is gone, and finds out what became of
-//! its operations when it is back.
+//! What is handed over waits in the *outbox*. Whoever hands over sends it too, together with what
+//! others put there meanwhile, if it may: if this server's requests get through, and few threads of
+//! other people are sending for the fleet ([`Direct`]). Else the server's own thread `tool-send-N`
+//! does: so servers that hang hold up nobody but their own callers. What could not be sent that
+//! thread sends again, until the server takes it or is given up.
+//!
+//! The thread `tool-fleet-N` (`keep_up`) reads the results, notices that the server is gone, and
+//! finds out what became of its operations when it is back. `state` is what is in flight.
 
 mod keep_up;
 mod state;
 
-use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use self::state::{Ended, Flight, Owed, Phase, State, lost};
-use super::{Connection, PAUSE_FIRST, PROMPT};
+use super::Connection;
 use crate::backend::{Execution, ExecutionId, ResetReply, SlotRef, Watcher};
 use crate::client::{self, Failure};
 use crate::thread::OwnedThread;
 use crate::tool::{Outcome, ToolResult};
 use crate::wire::native::{CALLS, CallsResponse, Op, SESSION, SessionRequest, SessionResponse};
 
-/// How long the stream of results may say nothing: some beats of the server.
-pub(super) const SILENCE: Duration = Duration::from_secs(8);
 /// How many threads may send to one server at a time: one keeps it busy, one more hides the way.
 const SENDERS: usize = 2;
-/// How often a sender repeats a request that broke before it leaves it to the server's thread.
-const SEND_TRIES: usize = 3;
 /// What a request has around its operations, generously.
 const ENVELOPE: usize = 4 * 1024;
+/// How long the end of a session may take to tell, although there is no time left.
+const LAST_WORD: Duration = Duration::from_millis(100);
+
+/// How many of the threads that hand over are sending, in a whole fleet.
+#[derive(Default)]
+pub(super) struct Direct(AtomicUsize);
+
+/// The right to send on a thread of somebody else's.
+struct Permit<'a>(&'a Direct);
+
+impl Direct {
+    /// How many may: few enough that the executor has threads left when all of them hang.
+    const MOST: usize = 2;
+
+    fn permit(&self) -> Option<Permit<'_>> {
+        let more = |sending| (sending < Self::MOST).then_some(sending + 1);
+        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok().map(|_| Permit(self))
+    }
+}
+
+impl Drop for Permit<'_> {
+    fn drop(&mut self) {
+        self.0.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
 
 /// A native sandbox server.
 pub(super) struct NativeServer {
@@ -38,10 +62,13 @@ pub(super) struct NativeServer {
     connection: Connection,
     /// How long it may be out of reach.
     bound: Duration,
+    direct: Arc<Direct>,
     state: Mutex<State>,
-    /// Told when the server's thread has something to do besides waiting.
+    /// Told when the thread that reads results has something to do besides waiting.
     wake: Condvar,
-    thread: Mutex<Option<OwnedThread>>,
+    /// Told when the thread that sends may have something to do.
+    outgoing: Condvar,
+    threads: Mutex<Vec<OwnedThread>>,
 }
 
 impl NativeServer {
@@ -50,53 +77,48 @@ impl NativeServer {
         number: usize,
         connection: Connection,
         bound: Duration,
+        direct: Arc<Direct>,
         session: &str,
     ) -> Result<(Arc<Self>, Vec<String>), Failure> {
         let answer = begin(&connection, session, false, None)?;
-        let state = State {
-            phase: Phase::Up,
-            session: session.to_owned(),
-            instance: answer.instance,
-            max_body: answer.max_body,
-            latest: vec![0; answer.slots.len()],
-            reset: vec![None; answer.slots.len()],
-            flights: HashMap::new(),
-            calls: HashMap::new(),
-            outbox: VecDeque::new(),
-            cancel: Vec::new(),
-            senders: 0,
-            trouble_since: None,
-            closing: false,
-        };
+        let slots = answer.slots.clone();
         let server = Self {
             number,
             connection,
             bound,
-            state: Mutex::new(state),
+            direct,
+            state: Mutex::new(State::new(session.to_owned(), answer)),
             wake: Condvar::new(),
-            thread: Mutex::new(None),
+            outgoing: Condvar::new(),
+            threads: Mutex::default(),
         };
-        Ok((Arc::new(server), answer.slots))
+        Ok((Arc::new(server), slots))
     }
 
-    /// Starts the server's thread, which tells `watcher` what becomes of the server.
+    /// Starts the server's threads, which tell `watcher` what becomes of the server.
     pub(super) fn watch(self: &Arc<Self>, watcher: Watcher) -> std::io::Result<()> {
+        let mut threads = self.threads.lock();
         let server = self.clone();
-        let name = format!("tool-fleet-{}", self.number);
-        let thread = OwnedThread::spawn(name, move || server.keep_up(&watcher))?;
-        *self.thread.lock() = Some(thread);
+        let sends = move || server.keep_sending();
+        threads.push(OwnedThread::spawn(format!("tool-send-{}", self.number), sends)?);
+        let server = self.clone();
+        let reads = move || server.keep_up(&watcher);
+        threads.push(OwnedThread::spawn(format!("tool-fleet-{}", self.number), reads)?);
         Ok(())
     }
 
-    /// Hands calls over. Blocks while it sends.
+    /// Hands calls over. May block while it sends.
     pub(super) fn execute(&self, batch: Vec<Execution>) {
+        // Answered without the lock: whoever waits for them may come here at once.
+        let mut refused = Vec::new();
+        let mut left = Vec::new();
         let mut state = self.state.lock();
         for execution in batch {
             let Execution { id, trajectory_id, slot, tool, arguments, timeout, reply } = execution;
             let reset = state.reset.get(slot.index).copied().flatten();
             let is_ready = reset.is_some_and(|reset| reset <= slot.generation);
             if state.phase == Phase::Down || state.closing || !is_ready {
-                reply.send(lost(false));
+                refused.push((reply, lost(false)));
                 continue;
             }
             let seq = state.next(slot.index);
@@ -109,30 +131,37 @@ impl NativeServer {
                 args: arguments,
                 timeout: timeout.as_secs_f64(),
             };
-            // Only a map with keys that are no strings could not be written.
-            let Ok(op) = serde_json::to_string(&op) else { continue };
             let most = state.max_body.saturating_sub(ENVELOPE);
-            if op.len() > most {
-                let error = format!(
-                    "the call takes {} bytes on the wire; this sandbox server takes {most} at most",
-                    op.len()
-                );
-                let mut result = ToolResult::failure(Outcome::InvalidCall, error);
-                result.may_have_executed = false;
-                reply.send(result);
-                continue;
-            }
+            let op = match serde_json::to_string(&op) {
+                Ok(op) if op.len() <= most => op,
+                Ok(op) => {
+                    let bytes = op.len();
+                    let text = format!(
+                        "the call takes {bytes} bytes on the wire; this sandbox server takes \
+                         {most} at most"
+                    );
+                    refused.push((reply, never_ran(Outcome::InvalidCall, text)));
+                    continue;
+                }
+                // Only a map with keys that are no strings could not be written.
+                Err(error) => {
+                    let text = format!("the call cannot be written: {error}");
+                    refused.push((reply, never_ran(Outcome::BackendFailed, text)));
+                    continue;
+                }
+            };
             // It may have been cancelled before it came here: then the cancel found nothing.
             if reply.is_cancelled() {
                 state.cancel.push((slot.index, seq));
             }
-            state.calls.insert(id, (slot.index, seq));
-            state.take_off((slot.index, seq), op, Owed::Call(id, reply));
+            left.extend(state.take_off((slot.index, seq), op, Owed::Call(id, reply)));
         }
-        self.send_outbox(state);
+        self.have_sent(state);
+        refused.into_iter().for_each(|(reply, result)| reply.send(result));
+        left.into_iter().for_each(Flight::lose);
     }
 
-    /// Hands a reset over. Blocks while it sends.
+    /// Hands a reset over. May block while it sends.
     pub(super) fn reset(&self, slot: &SlotRef, reply: ResetReply) {
         let mut state = self.state.lock();
         if state.phase == Phase::Down || state.closing {
@@ -141,121 +170,131 @@ impl NativeServer {
         }
         let seq = state.next(slot.index);
         let op = format!("{{\"slot\":{},\"seq\":{seq},\"reset\":true}}", slot.index);
-        state.take_off((slot.index, seq), op, Owed::Reset(slot.generation, reply));
-        self.send_outbox(state);
+        let left = state.take_off((slot.index, seq), op, Owed::Reset(slot.generation, reply));
+        self.have_sent(state);
+        left.into_iter().for_each(Flight::lose);
     }
 
-    /// Asks for a call's end, if it is here. Blocks while it sends.
+    /// Asks for a call's end, if it is here. May block while it sends.
     pub(super) fn cancel(&self, id: ExecutionId) -> bool {
         let mut state = self.state.lock();
         let Some(key) = state.calls.get(&id).copied() else { return false };
         state.cancel.push(key);
-        self.send_outbox(state);
+        self.have_sent(state);
         true
     }
 
-    /// Ends the session and the thread. What is in flight is answered.
-    pub(super) fn close(&self) {
+    /// Ends the session and the threads, by `deadline`. What is in flight is answered.
+    pub(super) fn close(&self, deadline: Instant) {
         let session = {
             let mut state = self.state.lock();
             state.closing = true;
             (state.phase == Phase::Up).then(|| state.session.clone())
         };
         self.wake.notify_all();
+        self.outgoing.notify_all();
         if let Some(session) = session {
             let request = SessionRequest { session, replaces: None, resume: false, end: true };
+            // The threads have to end, too.
+            let time = deadline.saturating_duration_since(Instant::now()) / 2;
+            let time = time.clamp(LAST_WORD, self.connection.prompt);
             // Refused or not: its lease ends by itself.
             if let Ok(body) = serde_json::to_vec(&request) {
-                let _ = self.connection.post(&self.connection.pooled, SESSION, &body, Some(PROMPT));
+                let _ = self.connection.post(&self.connection.pooled, SESSION, &body, Some(time));
             }
         }
         self.connection.interrupt();
-        if let Some(thread) = self.thread.lock().take() {
-            drop(thread);
-        }
+        let threads = std::mem::take(&mut *self.threads.lock());
+        threads.into_iter().for_each(|thread| thread.join_or_leave(deadline));
         let flights = std::mem::take(&mut self.state.lock().flights);
         flights.into_values().for_each(Flight::lose);
     }
 
-    /// Sends what is in the outbox, unless enough threads do so already.
-    fn send_outbox<'a>(&'a self, mut state: MutexGuard<'a, State>) {
+    /// Has the outbox sent: on this thread, if it may, or on the server's own.
+    fn have_sent<'a>(&'a self, state: MutexGuard<'a, State>) {
         if state.senders >= SENDERS {
+            // They take it along.
             return;
         }
+        if state.trouble_since.is_none()
+            && let Some(_permit) = self.direct.permit()
+        {
+            drop(self.send_outbox(state));
+        } else {
+            drop(state);
+            self.outgoing.notify_one();
+        }
+    }
+
+    /// The thread that sends: what nobody else sends, and what could not be sent, again.
+    fn keep_sending(&self) {
+        let mut state = self.state.lock();
+        while !state.closing {
+            let is_due = state.may_send() && state.senders < SENDERS && state.owes_server();
+            let pause = state.retry_at.filter(|at| *at > Instant::now());
+            match (is_due, pause) {
+                (true, None) => state = self.send_outbox(state),
+                (true, Some(at)) => drop(self.outgoing.wait_until(&mut state, at)),
+                (false, _) => self.outgoing.wait(&mut state),
+            }
+        }
+    }
+
+    /// Sends what is in the outbox, until it is empty or a request fails.
+    fn send_outbox<'a>(&'a self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
         state.senders += 1;
-        while state.phase == Phase::Up && !state.closing {
+        while state.may_send() {
             let Some((keys, cancel, body)) = state.next_request() else {
                 if state.senders == 1 {
                     // Nothing is owed to the server.
-                    state.trouble_since = None;
+                    state.no_trouble();
                 }
                 break;
             };
             drop(state);
             let sent = self.send(&body);
             state = self.state.lock();
-            for key in &keys {
-                if let Some(flight) = state.flights.get_mut(key) {
-                    flight.sending = false;
-                }
-            }
-            match sent {
+            let ended = match sent {
                 Ok(response) => {
-                    state.trouble_since = None;
-                    for key in &keys {
-                        if let Some(flight) = state.flights.get_mut(key) {
-                            flight.op = String::new();
-                        }
-                    }
-                    let ended = state.land(response.results);
-                    if !ended.is_empty() {
-                        drop(state);
-                        ended.into_iter().for_each(Ended::answer);
-                        state = self.state.lock();
-                    }
+                    state.arrived(&keys);
+                    state.land(response.results)
                 }
                 Err(failure) => {
                     log::debug!("{}: {}", self.connection.url, failure.text());
-                    // In front, in their order: the server's thread goes on with them.
-                    keys.into_iter().rev().for_each(|key| state.outbox.push_front(key));
-                    state.cancel.extend(cancel);
-                    state.trouble_since.get_or_insert_with(Instant::now);
-                    break;
+                    let refused = state.not_arrived(keys, cancel, failure, Instant::now());
+                    // Goes on with them, after a pause.
+                    self.outgoing.notify_one();
+                    refused
                 }
+            };
+            if !ended.is_empty() {
+                drop(state);
+                ended.into_iter().for_each(Ended::answer);
+                state = self.state.lock();
+            }
+            if state.retry_at.is_some() {
+                break;
             }
         }
         state.senders -= 1;
+        state
     }
 
-    /// Sends a request, which may be repeated.
+    /// Sends a request once.
     fn send(&self, body: &str) -> Result<CallsResponse, Failure> {
         // Short, but long enough for a large body on a slow line.
-        let time = PROMPT + Duration::from_secs(body.len() as u64 / 1_000_000);
-        let mut pause = PAUSE_FIRST;
-        for _ in 1..SEND_TRIES {
-            match self.send_once(body, time) {
-                Err(Failure::Broken(_) | Failure::NotSent(_)) => {}
-                answered => return answered,
-            }
-            let mut state = self.state.lock();
-            if state.closing {
-                break;
-            }
-            self.wake.wait_for(&mut state, pause);
-            pause *= 2;
-        }
-        self.send_once(body, time)
-    }
-
-    fn send_once(&self, body: &str, time: Duration) -> Result<CallsResponse, Failure> {
         let connection = &self.connection;
-        client::read_json(connection.post(
-            &connection.pooled,
-            CALLS,
-            body.as_bytes(),
-            Some(time),
-        )?)
+        let time = connection.prompt + Duration::from_secs(body.len() as u64 / 1_000_000);
+        let agent = &connection.pooled;
+        client::read_json(connection.post(agent, CALLS, body.as_bytes(), Some(time))?)
     }
+}
+
+/// The result of a call that was not sent.
+fn never_ran(outcome: Outcome, error: String) -> ToolResult {
+    let mut result = ToolResult::failure(outcome, error);
+    result.may_have_executed = false;
+    result
 }
 
 pub(super) fn new_session() -> String {
@@ -271,5 +310,6 @@ fn begin(
 ) -> Result<SessionResponse, Failure> {
     let request = SessionRequest { session: session.to_owned(), replaces, resume, end: false };
     let body = serde_json::to_vec(&request).map_err(|error| Failure::NotSent(error.to_string()))?;
-    client::read_json(connection.post(&connection.pooled, SESSION, &body, Some(PROMPT))?)
+    let time = Some(connection.prompt);
+    client::read_json(connection.post(&connection.pooled, SESSION, &body, time)?)
 }

@@ -46,6 +46,7 @@ impl Native {
                 let _ = writer.lines.blocking_send(text.into());
             }),
         );
+        let pieces = http::taken_within(self.patience, pieces);
         Ok(http::streaming(StatusCode::OK, "application/x-ndjson", pieces))
     }
 }

@@ -13,6 +13,8 @@ use crate::wire::native::{CallsRequest, Key, NativeResult, Op};
 
 /// How long the answer to calls waits for their hand-over, which should be immediate.
 const HAND_OVER: Duration = Duration::from_secs(1);
+/// The bytes of results in an answer to calls; the rest comes by the stream.
+const MOST_ANSWERED: usize = 4 * 1024 * 1024;
 /// The longest time that a call may be given.
 const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -30,8 +32,23 @@ impl Native {
         let session = current.as_mut().filter(|session| session.id == id);
         let Some(session) = session else { return Err(unknown_session()) };
         session.untold.retain(|key| !asked.contains(key));
-        let results = asked.into_iter().filter_map(|key| session.look_up(key)).collect();
+        let mut room = MOST_ANSWERED;
+        let mut results = Vec::new();
+        for key in asked {
+            let Some(result) = session.look_up(key) else { continue };
+            if result.size() > room {
+                // By the stream.
+                session.untold.push_back(key);
+                continue;
+            }
+            room -= result.size();
+            results.push(result);
+        }
+        let rest = !session.untold.is_empty();
         drop(current);
+        if rest {
+            self.news.notify_waiters();
+        }
         Ok(json(&Results { results }))
     }
 

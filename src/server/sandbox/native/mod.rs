@@ -27,7 +27,7 @@ use tokio::sync::Notify;
 
 use self::session::{Session, SlotOps, What};
 use super::slots::Slots;
-use crate::server::http::{self, BodyError, Request, Response, StatusCode};
+use crate::server::http::{self, BodyError, HttpLimits, Request, Response, StatusCode};
 use crate::wire::native::{ARCHIVE, CALLS, RESULTS, SESSION, SessionRequest, SessionResponse};
 
 /// How long a session lives without being heard of: longer than its client tries to find the server
@@ -39,6 +39,8 @@ pub(super) struct Native {
     slots: Arc<Slots>,
     instance: String,
     max_body: usize,
+    /// How long a client may leave unread what it is sent.
+    patience: Duration,
     session: Mutex<Option<Session>>,
     /// Held while operations are noted and enter their slots, so that they enter in the order in which
     /// they were noted, and none enters after its session. Taken before `session`.
@@ -55,11 +57,12 @@ type Refusal = Box<Response>;
 
 impl Native {
     /// The native side of the server that is called `instance`.
-    pub(super) fn new(slots: Arc<Slots>, instance: String, max_body: usize) -> Arc<Self> {
+    pub(super) fn new(slots: Arc<Slots>, instance: String, limits: HttpLimits) -> Arc<Self> {
         Arc::new(Self {
             slots,
             instance,
-            max_body,
+            max_body: limits.max_body,
+            patience: limits.write_timeout,
             session: Mutex::new(None),
             entering: Mutex::new(()),
             news: Notify::new(),

@@ -15,7 +15,7 @@ pub(super) struct Session {
     pub(super) id: String,
     /// By slot.
     pub(super) ops: Vec<SlotOps>,
-    /// The results that no answer has carried yet.
+    /// The results that neither the stream nor an answer has carried yet.
     pub(super) untold: VecDeque<Key>,
     pub(super) heard: Instant,
     /// Counts the streams of results; only the latest one lives.
@@ -51,6 +51,13 @@ impl Session {
         ops.is_some_and(|ops| ops.seq == seq && matches!(ops.what, What::Running(_)))
     }
 
+    /// The operations whose results have been told, or lie in `untold`.
+    pub(super) fn done(&self) -> Vec<Key> {
+        let done = |ops: &SlotOps| matches!(ops.what, What::Done(_));
+        let slots = self.ops.iter().enumerate();
+        slots.filter(|(_, ops)| done(ops)).map(|(slot, ops)| (slot, ops.seq)).collect()
+    }
+
     /// What became of an operation, if it is over or never will be.
     pub(super) fn look_up(&self, (slot, seq): Key) -> Option<TellResult> {
         let ops = self.ops.get(slot)?;
@@ -70,6 +77,16 @@ pub(super) struct TellResult {
     pub(super) seq: u64,
     #[serde(flatten)]
     pub(super) what: Tell,
+}
+
+impl TellResult {
+    /// The bytes of its texts; what else there is, is small.
+    pub(super) fn size(&self) -> usize {
+        match &self.what {
+            Tell::Done(result) => result.output.len() + result.error.len(),
+            Tell::Unknown(_) | Tell::Stale(_) => 0,
+        }
+    }
 }
 
 /// [`OpOutcome`], with a result that is shared.
