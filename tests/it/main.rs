@@ -23,5 +23,7 @@ mod sandbox;
 #[cfg(all(feature = "server", target_os = "linux"))]
 mod sandbox_api;
 mod slots;
+#[cfg(all(target_os = "linux", feature = "server"))]
+mod slow;
 mod tls;
 mod tool_server;

@@ -44,7 +44,7 @@ use crate::wire::native::FEATURE;
 /// are given up so soon that there would be no time for another try.
 const PROMPT: Duration = Duration::from_secs(5);
 const PROMPT_LEAST: Duration = Duration::from_secs(1);
-/// How long a native server may say nothing: some of its beats, and one beat.
+/// How long a native server may say nothing: some of its beats; one of them at least.
 const SILENCE: Duration = Duration::from_secs(8);
 const SILENCE_LEAST: Duration = Duration::from_secs(3);
 /// How long a server is left alone after it did not answer: at first, and at most.
@@ -381,7 +381,7 @@ impl Connection {
             let ca_pem = config.ca_pem.as_deref();
             client::agent(AgentConfig { idle_connections, read_timeout, ca_pem })
         };
-        let silence = config.unreachable_timeout.clamp(SILENCE_LEAST, SILENCE);
+        let silence = (config.unreachable_timeout / 2).clamp(SILENCE_LEAST, SILENCE);
         Ok(Self {
             url,
             authorization,

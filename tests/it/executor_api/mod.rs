@@ -7,14 +7,14 @@ use std::error::Error;
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use tool_executor::backend::Backend;
 use tool_executor::server::{ExecutorServer, ServeError, ServerConfig};
 use tool_executor::{Outcome, ToolExecutor, ToolRegistry, ToolResult, ToolSchema};
 
-use crate::fakes::{Echoes, HandsOver, PATIENCE, Told, bash, next};
+use crate::fakes::{Echoes, HandsOver, PATIENCE, Told, bash, next, until};
 use crate::http_client::{Answer, Client};
 
 /// A server, and the executor behind it.
@@ -60,15 +60,6 @@ impl Served {
     fn until_status(&self, wanted: impl Fn(&Value) -> bool) {
         let mut client = self.client();
         until(|| wanted(&client.ask("GET", "/status", &[], b"").json()));
-    }
-}
-
-/// Comes back when this is so: what is waited for cannot be told by a channel.
-fn until(mut so: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !so() {
-        assert!(Instant::now() < deadline, "it never came to be");
-        thread::yield_now();
     }
 }
 

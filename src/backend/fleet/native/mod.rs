@@ -24,7 +24,9 @@ use crate::backend::{Execution, ExecutionId, ResetReply, SlotRef, Watcher};
 use crate::client::{self, Failure};
 use crate::thread::OwnedThread;
 use crate::tool::{Outcome, ToolResult};
-use crate::wire::native::{CALLS, CallsResponse, Op, SESSION, SessionRequest, SessionResponse};
+use crate::wire::native::{
+    CALLS, CallsResponse, MAX_LINE, Op, SESSION, SessionRequest, SessionResponse,
+};
 
 /// How many threads may send to one server at a time: one keeps it busy, one more hides the way.
 const SENDERS: usize = 2;
@@ -286,7 +288,9 @@ impl NativeServer {
         let connection = &self.connection;
         let time = connection.prompt + Duration::from_secs(body.len() as u64 / 1_000_000);
         let agent = &connection.pooled;
-        client::read_json(connection.post(agent, CALLS, body.as_bytes(), Some(time))?)
+        let response = connection.post(agent, CALLS, body.as_bytes(), Some(time))?;
+        // The server sends what is longer by the stream.
+        client::read_json_up_to(MAX_LINE as u64, response)
     }
 }
 

@@ -7,14 +7,12 @@ use tokio::sync::oneshot;
 
 use super::session::{Results, What};
 use super::{Native, Refusal, detail, json, unknown_session};
-use crate::server::http::{Response, StatusCode};
+use crate::server::http::{self, Response, StatusCode};
 use crate::server::sandbox::slots::SlotCall;
-use crate::wire::native::{CallsRequest, Key, NativeResult, Op};
+use crate::wire::native::{CallsRequest, Key, MAX_LINE, NativeResult, Op};
 
 /// How long the answer to calls waits for their hand-over, which should be immediate.
 const HAND_OVER: Duration = Duration::from_secs(1);
-/// The bytes of results in an answer to calls; the rest comes by the stream.
-const MOST_ANSWERED: usize = 4 * 1024 * 1024;
 /// The longest time that a call may be given.
 const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -32,24 +30,18 @@ impl Native {
         let session = current.as_mut().filter(|session| session.id == id);
         let Some(session) = session else { return Err(unknown_session()) };
         session.untold.retain(|key| !asked.contains(key));
-        let mut room = MOST_ANSWERED;
-        let mut results = Vec::new();
-        for key in asked {
-            let Some(result) = session.look_up(key) else { continue };
-            if result.size() > room {
-                // By the stream.
-                session.untold.push_back(key);
-                continue;
-            }
-            room -= result.size();
-            results.push(result);
-        }
-        let rest = !session.untold.is_empty();
+        let results: Vec<_> = asked.iter().filter_map(|&key| session.look_up(key)).collect();
         drop(current);
-        if rest {
-            self.news.notify_waiters();
+        let answer = serde_json::to_vec(&Results { results }).unwrap_or_default();
+        if (1..=MAX_LINE).contains(&answer.len()) {
+            return Ok(http::response(StatusCode::OK, "application/json", answer));
         }
-        Ok(json(&Results { results }))
+        // By the stream, one by one.
+        if let Some(session) = self.session.lock().as_mut().filter(|session| session.id == id) {
+            session.untold.extend(asked);
+        }
+        self.news.notify_waiters();
+        Ok(json(&Results { results: Vec::new() }))
     }
 
     /// Notes operations and begins the new ones. Tells when those that could begin have begun.
