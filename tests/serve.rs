@@ -107,11 +107,12 @@ impl Program {
         }
     }
 
-    /// Sends SIGTERM so often, and waits for the end, which must be a good one.
-    fn terminate(&mut self, times: usize) {
-        for _ in 0..times {
-            kill_process(Pid::from_child(&self.child), Signal::TERM).unwrap();
-        }
+    fn terminate(&self) {
+        kill_process(Pid::from_child(&self.child), Signal::TERM).unwrap();
+    }
+
+    /// Waits for the end, which must be a good one.
+    fn ends(&mut self) {
         assert!(self.child.wait().unwrap().success());
     }
 }
@@ -319,25 +320,31 @@ fn a_call_is_cancelled_by_its_name() {
 
 #[test]
 fn a_signal_leaves_no_process_and_no_directory() {
-    for (sleep, mut program, path, body) in [
+    for (sleep, mut program, timeout, mut body) in [
         (
             "sleep 7533",
-            Program::serve(&["--slots", "2"], &[]),
-            "/execute",
+            Program::serve(&["--slots", "2", "--grace-s", "3600"], &[]),
+            "timeout_s",
             call("t", "touch began; sleep 7533"),
         ),
         (
             "sleep 7534",
-            Program::sandbox(&["--slots", "2"]),
-            "/execute",
+            Program::sandbox(&["--slots", "2", "--grace-s", "3600"]),
+            "timeout",
             json!({"slot_id": "slot_0", "tool": "bash", "args": {"command": "touch began; sleep 7534"}}),
         ),
     ] {
-        let _client = program.send("POST", path, &body);
+        body[timeout] = json!(600);
+        let _client = program.send("POST", "/execute", &body);
         program.until_there_is("began");
         assert!(runs(sleep) && !runs_in(program.tmp.path()).is_empty());
-        // The second one ends the grace.
-        program.terminate(2);
+        program.terminate();
+        // It has taken the first one in when it listens no more. The second one ends the grace.
+        while std::net::TcpStream::connect(program.addr).is_ok() {
+            std::thread::yield_now();
+        }
+        program.terminate();
+        program.ends();
         assert!(!runs(sleep), "{sleep} is left");
         let left = runs_in(program.tmp.path());
         assert!(left.is_empty(), "{left:?}");
@@ -350,6 +357,7 @@ fn a_signal_lets_what_runs_end() {
     let mut client =
         program.send("POST", "/execute", &call("t", "touch began; sleep 1; echo done"));
     program.until_there_is("began");
-    program.terminate(1);
+    program.terminate();
+    program.ends();
     assert_eq!(client.receive().json()["output"], "done");
 }

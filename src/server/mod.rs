@@ -15,4 +15,4 @@ mod turnstile;
 pub use config::ServerConfig;
 pub use error::ServeError;
 pub use executor::ExecutorServer;
-pub use sandbox::SandboxServer;
+pub use sandbox::{AbortHandle, SandboxServer};

@@ -29,6 +29,24 @@ pub struct SandboxServer {
     service: Arc<Service>,
 }
 
+/// Ends what runs in a [`SandboxServer`], without the grace that its close was given.
+#[derive(Clone)]
+pub struct AbortHandle(Arc<Slots>);
+
+impl AbortHandle {
+    /// Ends what runs, and closes the backend: no call runs afterwards. Blocks for some seconds at
+    /// most. A close that is under way returns soon.
+    pub fn abort(&self) {
+        self.0.close(Instant::now());
+    }
+}
+
+impl fmt::Debug for AbortHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("AbortHandle")
+    }
+}
+
 /// What the server is made of, shared by all its requests.
 struct Service {
     slots: Arc<Slots>,
@@ -89,6 +107,11 @@ impl SandboxServer {
     /// How many connections it has now, idle ones among them.
     pub fn connections(&self) -> usize {
         self.http.connections()
+    }
+
+    /// What ends a [`close`](Self::close) that is under way on another thread.
+    pub fn abort_handle(&self) -> AbortHandle {
+        AbortHandle(self.service.slots.clone())
     }
 
     /// Stops accepting, lets what runs end for `grace` at most, ends the rest, and closes the
