@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use tool_executor::backend::fleet::{FleetBackend, FleetConfig};
 use tool_executor::backend::{Backend, Container, Execution, ResetReply, SlotRef};
-use tool_executor::server::{SandboxServer, SandboxServerConfig};
+use tool_executor::server::{SandboxServer, ServerConfig};
 use tool_executor::{BackendError, ToolCall, ToolExecutor, ToolResult};
 
 /// Servers that answer at once.
@@ -49,8 +49,7 @@ impl Backend for Null {
 }
 
 fn server(slots: usize) -> SandboxServer {
-    let mut config = SandboxServerConfig::default();
-    config.addr = SocketAddr::from(([127, 0, 0, 1], 0));
+    let mut config = ServerConfig::new(([127, 0, 0, 1], 0));
     config.no_auth = true;
     SandboxServer::start(config, Null(slots)).unwrap()
 }

@@ -129,11 +129,11 @@ pub(crate) enum Failure {
 
 impl Failure {
     /// What happened, as one line.
-    pub(crate) fn text(self) -> String {
+    pub(crate) fn text(&self) -> String {
         match self {
             Failure::Timeout => "no answer in time".to_owned(),
             Failure::Refused(status, text) => format!("HTTP {status}: {text}"),
-            Failure::NotSent(text) | Failure::Broken(text) => text,
+            Failure::NotSent(text) | Failure::Broken(text) => text.clone(),
         }
     }
 
@@ -170,10 +170,21 @@ impl From<ureq::Error> for Failure {
 /// # Errors
 /// See [`Failure`].
 pub(crate) fn read_json<T: DeserializeOwned>(
+    response: ureq::http::Response<ureq::Body>,
+) -> Result<T, Failure> {
+    read_json_up_to(MAX_RESPONSE, response)
+}
+
+/// The same, of a body of at most so many bytes.
+///
+/// # Errors
+/// See [`Failure`].
+pub(crate) fn read_json_up_to<T: DeserializeOwned>(
+    max: u64,
     mut response: ureq::http::Response<ureq::Body>,
 ) -> Result<T, Failure> {
     let status = response.status();
-    let body = response.body_mut().with_config().limit(MAX_RESPONSE).read_to_vec()?;
+    let body = response.body_mut().with_config().limit(max).read_to_vec()?;
     let text = String::from_utf8_lossy(&body);
     if !status.is_success() {
         return Err(Failure::Refused(status.as_u16(), wire::error_text(&text)));

@@ -5,7 +5,8 @@
 //! What is said on the wire is in `wire::tool_server`.
 //!
 //! A request is never sent twice: an external tool may have effects, and the protocol has no way to
-//! ask whether the first one arrived.
+//! ask whether the first one arrived. So each has a connection of its own: on one that was idle it
+//! could meet a server that is just closing it, and nobody could tell what became of the call.
 
 use std::fmt;
 use std::time::Duration;
@@ -107,7 +108,7 @@ impl ToolServer {
         let endpoint = |path| client::endpoint("ToolServer", &config.url, path);
         let authorization = config.token.as_deref().map(Authorization::bearer).transpose();
         let agent = client::agent(AgentConfig {
-            idle_connections: config.concurrency,
+            idle_connections: 0,
             read_timeout: None,
             ca_pem: config.ca_pem.as_deref(),
         });

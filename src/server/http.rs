@@ -155,6 +155,24 @@ pub(crate) fn streaming(
     response
 }
 
+/// The same pieces, for a thread that must not be held up by its client: they end when one of them is
+/// not taken for so long. To be called on the runtime.
+pub(crate) fn taken_within(
+    patience: Duration,
+    mut pieces: mpsc::Receiver<Bytes>,
+) -> mpsc::Receiver<Bytes> {
+    let (sender, taken) = mpsc::channel(1);
+    tokio::spawn(async move {
+        while let Some(piece) = pieces.recv().await {
+            let sent = tokio::time::timeout(patience, sender.send(piece)).await;
+            if !matches!(sent, Ok(Ok(()))) {
+                return;
+            }
+        }
+    });
+    taken
+}
+
 struct Pieces(mpsc::Receiver<Bytes>);
 
 impl Body for Pieces {

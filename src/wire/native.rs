@@ -13,7 +13,8 @@
 //! **Exactly once**: an operation is named by slot and number. One that is sent again joins the first
 //! one or gets its result; a number below the slot's latest is *stale* and runs nothing. The latest
 //! result of each slot is kept until the slot's next operation, which a client sends only after it
-//! has that result. So a request may be repeated, and a stream resumed, after any loss: with the list
+//! has that result. A result may be told in an answer that never arrives: so each beat of the stream
+//! names those that were told. So a request may be repeated, and a stream resumed, after any loss: with the list
 //! of what the client still waits for, the server repeats the results it has, and says which
 //! operations it never got.
 
@@ -33,6 +34,9 @@ pub(crate) const CALLS: &str = "/v1/calls";
 pub(crate) const RESULTS: &str = "/v1/results";
 /// See [`SESSION`].
 pub(crate) const ARCHIVE: &str = "/v1/archive";
+
+/// The longest line of results, in bytes. A result that takes more is told as a failure.
+pub(crate) const MAX_LINE: usize = 16 * 1024 * 1024;
 
 /// An operation's name: the slot's index, and the operation's number there.
 pub(crate) type Key = (usize, u64);
@@ -118,8 +122,13 @@ pub(crate) struct ResultsRequest {
 pub(crate) enum ResultLine {
     /// Something became of an operation.
     Op(OpResult),
-    /// Nothing happened; the server is there.
-    Beat { beat: u64 },
+    /// The server is there. By `told` it names the operations whose results it has told already, in
+    /// this stream or in an answer: a client that has none of one asks again, by another stream.
+    Beat {
+        beat: u64,
+        #[serde(default)]
+        told: Vec<Key>,
+    },
 }
 
 /// What became of an operation.
@@ -275,7 +284,7 @@ mod tests {
         assert!(matches!(serde_json::from_str(&text).unwrap(), ResultLine::Op(_)));
         assert!(matches!(
             serde_json::from_str(r#"{"beat":1}"#).unwrap(),
-            ResultLine::Beat { beat: 1 }
+            ResultLine::Beat { beat: 1, told } if told.is_empty()
         ));
         for garbage in ["{}", "[]", "1", r#"{"slot":1}"#, r#"{"slot":1,"seq":2}"#] {
             assert!(serde_json::from_str::<ResultLine>(garbage).is_err(), "{garbage}");

@@ -1,13 +1,24 @@
 //! Backends that do what a test needs, named by what they do.
 
-use std::time::Duration;
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
+use parking_lot::Mutex;
 use tool_executor::backend::{Backend, Container, Execution, ExecutionId, ResetReply, SlotRef};
 use tool_executor::{BackendError, Outcome, ToolCall, ToolResult};
 
 /// Long enough for anything that should happen, on a busy machine; a test that waits for it fails.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Comes back when this is so: what is waited for cannot be told by a channel.
+pub(crate) fn until(mut so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !so() {
+        assert!(Instant::now() < deadline, "it never came to be");
+        std::thread::yield_now();
+    }
+}
 
 /// One container of so many slots.
 pub(crate) fn one_container(slots: usize) -> Vec<Container> {
@@ -43,6 +54,33 @@ impl Backend for Echoes {
     }
 
     fn reset(&self, _slot: &SlotRef, reply: ResetReply) {
+        reply.send(Ok(()));
+    }
+}
+
+/// Answers every call at once with how many there were in its slot.
+#[derive(Default)]
+pub(crate) struct Counts(Mutex<HashMap<usize, usize>>);
+
+impl Backend for Counts {
+    fn start(&self) -> Result<Vec<Container>, BackendError> {
+        Ok(one_container(1))
+    }
+
+    fn execute(&self, _container: usize, batch: Vec<Execution>) {
+        for execution in batch {
+            let count = {
+                let mut counts = self.0.lock();
+                let count = counts.entry(execution.slot.index).or_default();
+                *count += 1;
+                *count
+            };
+            execution.reply.send(ToolResult::ok(count.to_string()));
+        }
+    }
+
+    fn reset(&self, slot: &SlotRef, reply: ResetReply) {
+        self.0.lock().remove(&slot.index);
         reply.send(Ok(()));
     }
 }

@@ -26,6 +26,10 @@ pub(crate) enum Reply {
     Raw(Vec<u8>),
     /// Says nothing until the test drops the other end, then closes.
     Hang(Receiver<()>),
+    /// Writes these pieces as they come, and closes when the test drops the other end.
+    Stream(Receiver<Vec<u8>>),
+    /// Writes these bytes and then so many more that say nothing, and closes.
+    Flood(Vec<u8>, usize),
     /// Answers and closes the connection without having announced it.
     AnswerAndClose(u16, String),
 }
@@ -42,8 +46,6 @@ pub(crate) struct Server {
     pub(crate) url: String,
     /// Every request, in order of arrival.
     pub(crate) requests: Receiver<Request>,
-    /// The number of each connection, once the server has closed it.
-    pub(crate) closed: Receiver<usize>,
 }
 
 impl Server {
@@ -51,21 +53,18 @@ impl Server {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let (seen, requests) = unbounded();
-        let (tell_closed, closed) = unbounded();
         let handler: Arc<Handler> = Arc::new(handler);
         thread::spawn(move || {
             for (connection, stream) in listener.incoming().enumerate() {
                 let Ok(stream) = stream else { return };
                 let (handler, seen) = (handler.clone(), seen.clone());
-                let tell_closed = tell_closed.clone();
                 thread::spawn(move || {
                     // An error means that the client has gone, which may be what the test is about.
                     let _ = serve(stream, connection, &*handler, &seen);
-                    let _ = tell_closed.send(connection);
                 });
             }
         });
-        Self { url, requests, closed }
+        Self { url, requests }
     }
 }
 
@@ -109,6 +108,12 @@ fn serve(
             Reply::Hang(until) => {
                 let _ = until.recv();
                 return Ok(());
+            }
+            Reply::Stream(pieces) => return pieces.iter().try_for_each(|p| stream.write_all(&p)),
+            Reply::Flood(bytes, more) => {
+                stream.write_all(&bytes)?;
+                return std::io::copy(&mut std::io::repeat(b'x').take(more as u64), &mut stream)
+                    .map(drop);
             }
         }
     }

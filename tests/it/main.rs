@@ -27,5 +27,7 @@ mod sandbox_api;
 #[cfg(target_os = "linux")]
 mod seccomp;
 mod slots;
+#[cfg(all(target_os = "linux", feature = "server"))]
+mod slow;
 mod tls;
 mod tool_server;

@@ -14,16 +14,14 @@ use tool_executor::artifact::{
 };
 use tool_executor::backend::local::{LocalBackend, LocalConfig};
 use tool_executor::backend::{Backend, Container, Execution, ResetReply, SlotRef};
-use tool_executor::server::{SandboxServer, SandboxServerConfig, ServeError};
+use tool_executor::server::{SandboxServer, ServeError, ServerConfig};
 use tool_executor::{BackendError, ToolResult};
 
 use crate::fakes::{Echoes, PATIENCE, one_container};
 use crate::http_client::Client;
 
-fn config() -> SandboxServerConfig {
-    let mut config = SandboxServerConfig::default();
-    config.addr = SocketAddr::from(([127, 0, 0, 1], 0));
-    config
+fn config() -> ServerConfig {
+    ServerConfig::new(([127, 0, 0, 1], 0))
 }
 
 /// The embedded sandbox behind a port, open to everybody.
@@ -662,7 +660,7 @@ fn whether_commands_have_the_network() {
 
 #[test]
 fn configurations_that_make_no_sense() {
-    type Change<'a> = &'a dyn Fn(&mut SandboxServerConfig);
+    type Change<'a> = &'a dyn Fn(&mut ServerConfig);
     let everywhere = SocketAddr::from(([0, 0, 0, 0], 0));
     let started = |change: Change<'_>| {
         let mut config = config();

@@ -5,7 +5,7 @@
 //!
 //! # Threads
 //! One per server, `tool-fleet-N`, which keeps up the connection: for a native server it reads the
-//! stream of results. A stock server answers a request only when its call is done, so each of its
+//! stream of results, and another, `tool-send-N`, sends what the threads that hand over do not. A stock server answers a request only when its call is done, so each of its
 //! running calls takes a thread, `tool-stock-N`; never more than the server has slots.
 //!
 //! # When a server does not answer
@@ -29,7 +29,7 @@ use serde::Deserialize;
 use ureq::Agent;
 use ureq::http::Uri;
 
-use self::native::NativeServer;
+use self::native::{Direct, NativeServer};
 use self::stock::StockServer;
 use super::{Backend, Container, Execution, ExecutionId, ResetReply, SlotRef, Watcher};
 use crate::artifact::{
@@ -40,8 +40,13 @@ use crate::client::{self, AgentConfig, Authorization, Failure};
 use crate::error::BackendError;
 use crate::wire::native::FEATURE;
 
-/// How long a short request may take: one that its server answers at once.
+/// How long a short request may take, one that its server answers at once: at most, and if servers
+/// are given up so soon that there would be no time for another try.
 const PROMPT: Duration = Duration::from_secs(5);
+const PROMPT_LEAST: Duration = Duration::from_secs(1);
+/// How long a native server may say nothing: some of its beats; one of them at least.
+const SILENCE: Duration = Duration::from_secs(8);
+const SILENCE_LEAST: Duration = Duration::from_secs(3);
 /// How long a server is left alone after it did not answer: at first, and at most.
 const PAUSE_FIRST: Duration = Duration::from_millis(50);
 const PAUSE_MOST: Duration = Duration::from_secs(1);
@@ -56,7 +61,8 @@ pub struct FleetConfig {
     pub urls: Vec<String>,
     /// The bearer token, the same for all. Never logged, and not in `Debug`.
     pub token: Option<String>,
-    /// How long a server may be out of reach before its calls end as `sandbox_lost`. Defaults to 30 s.
+    /// How long a server may be out of reach, since it was last heard of, before its calls end as
+    /// `sandbox_lost`. One that says nothing is noticed after 3 s at the earliest. Defaults to 30 s.
     pub unreachable_timeout: Duration,
     /// How long the start waits for servers that do not answer yet, or still belong to an executor
     /// that was killed (for 45 s). Defaults to 60 s.
@@ -110,6 +116,7 @@ impl fmt::Debug for FleetConfig {
 pub struct FleetBackend {
     config: FleetConfig,
     connections: Vec<Connection>,
+    direct: Arc<Direct>,
     servers: Mutex<Vec<Server>>,
 }
 
@@ -139,7 +146,7 @@ impl FleetBackend {
         let connect = |url: &String| Connection::new(url, authorization.clone(), &config);
         let connections = config.urls.iter().map(connect).collect::<Result<_, _>>();
         let connections = connections.map_err(BackendError::new)?;
-        Ok(Self { config, connections, servers: Mutex::new(Vec::new()) })
+        Ok(Self { config, connections, direct: Arc::default(), servers: Mutex::default() })
     }
 
     fn server(&self, container: usize) -> Option<Server> {
@@ -160,8 +167,9 @@ impl FleetBackend {
             let met = connection.health().and_then(|health| {
                 let bound = self.config.unreachable_timeout;
                 if health.features.iter().any(|feature| feature == FEATURE) {
+                    let (connection, direct) = (connection.clone(), self.direct.clone());
                     let (server, slots) =
-                        NativeServer::meet(number, connection.clone(), bound, &session)?;
+                        NativeServer::meet(number, connection, bound, direct, &session)?;
                     Ok((Server::Native(server), slots))
                 } else {
                     let (server, slots) = StockServer::meet(number, connection.clone(), bound)?;
@@ -218,7 +226,7 @@ impl Backend for FleetBackend {
                 }
             }
             if let Some(text) = refused {
-                close_all(&servers);
+                close_all(&servers, Instant::now() + PROMPT);
                 return Err(BackendError::new(text));
             }
         }
@@ -299,17 +307,17 @@ impl Backend for FleetBackend {
         self.connection(slot)?.archive_artifacts(&slot.name, index, request, into)
     }
 
-    fn close(&self, _deadline: Instant) {
+    fn close(&self, deadline: Instant) {
         let servers = std::mem::take(&mut *self.servers.lock());
-        close_all(&servers);
+        close_all(&servers, deadline);
     }
 }
 
 /// Closes them side by side: one that hangs holds up no other.
-fn close_all(servers: &[Server]) {
+fn close_all(servers: &[Server], deadline: Instant) {
     thread::scope(|scope| {
         for server in servers {
-            scope.spawn(|| server.close());
+            scope.spawn(move || server.close(deadline));
         }
     });
 }
@@ -322,10 +330,10 @@ impl FleetBackend {
 }
 
 impl Server {
-    fn close(&self) {
+    fn close(&self, deadline: Instant) {
         match self {
-            Server::Native(server) => server.close(),
-            Server::Stock(server) => server.close(),
+            Server::Native(server) => server.close(deadline),
+            Server::Stock(server) => server.close(deadline),
         }
     }
 }
@@ -341,6 +349,10 @@ impl fmt::Debug for FleetBackend {
 struct Connection {
     url: String,
     authorization: Option<Authorization>,
+    /// How long a request may take that is answered at once.
+    prompt: Duration,
+    /// How long the stream of results may say nothing.
+    silence: Duration,
     /// For requests that may be repeated; keeps idle connections.
     pooled: Agent,
     /// The same for artifacts, which may take their time.
@@ -369,10 +381,13 @@ impl Connection {
             let ca_pem = config.ca_pem.as_deref();
             client::agent(AgentConfig { idle_connections, read_timeout, ca_pem })
         };
+        let silence = (config.unreachable_timeout / 2).clamp(SILENCE_LEAST, SILENCE);
         Ok(Self {
             url,
             authorization,
-            pooled: agent(4, Some(native::SILENCE))?,
+            prompt: (config.unreachable_timeout / 4).clamp(PROMPT_LEAST, PROMPT),
+            silence,
+            pooled: agent(4, Some(silence))?,
             patient: agent(4, None)?,
             fresh: agent(0, None)?,
         })
@@ -392,7 +407,8 @@ impl Connection {
     ) -> Result<ureq::http::Response<ureq::Body>, Failure> {
         let request = agent.post(self.uri(path)?).header("Content-Type", "application/json");
         let request = client::authorize(request, self.authorization.as_ref());
-        Ok(request.config().timeout_global(timeout).build().send(body)?)
+        let request = request.config().timeout_connect(Some(self.prompt)).timeout_global(timeout);
+        Ok(request.build().send(body)?)
     }
 
     fn health(&self) -> Result<Health, Failure> {
@@ -406,7 +422,7 @@ impl Connection {
     fn get<T: serde::de::DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {
         let request = self.fresh.get(self.uri(path)?);
         let request = client::authorize(request, self.authorization.as_ref());
-        client::read_json(request.config().timeout_global(Some(PROMPT)).build().call()?)
+        client::read_json(request.config().timeout_global(Some(self.prompt)).build().call()?)
     }
 
     /// Ends what is under way.

@@ -124,8 +124,8 @@ impl StockServer {
         self.hand_over(Job::Reset(slot.clone(), reply));
     }
 
-    /// Ends the threads. What is in flight is answered.
-    pub(super) fn close(&self) {
+    /// Ends the threads, by `deadline`. What is in flight is answered.
+    pub(super) fn close(&self, deadline: Instant) {
         let (jobs, workers, keeper) = {
             let mut state = self.state.lock();
             (state.jobs.take(), std::mem::take(&mut state.workers), state.keeper.take())
@@ -135,7 +135,7 @@ impl StockServer {
         drop(self.waiting.try_iter().collect::<Vec<_>>());
         self.wake.notify_all();
         self.connection.interrupt();
-        drop((workers, keeper));
+        workers.into_iter().chain(keeper).for_each(|thread| thread.join_or_leave(deadline));
     }
 
     fn hand_over(self: &Arc<Self>, job: Job) {

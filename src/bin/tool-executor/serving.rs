@@ -3,13 +3,12 @@
 use std::io::Write;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, unbounded};
+use crossbeam_channel::{Receiver, bounded, select, unbounded};
 use tool_executor::backend::local::{LocalBackend, LocalConfig};
-use tool_executor::server::{
-    ExecutorServer, ExecutorServerConfig, SandboxServer, SandboxServerConfig, ServeError,
-};
+use tool_executor::server::{ExecutorServer, SandboxServer, ServeError, ServerConfig};
 use tool_executor::{Policy, ToolExecutor};
 
 use crate::args::{ListenArgs, SandboxArgs, ServeArgs};
@@ -31,8 +30,8 @@ const WITHOUT_MEANING: [&str; 7] = [
 /// Runs a sandbox server until a signal ends it.
 pub(crate) fn sandbox(args: &SandboxArgs) -> ExitCode {
     init_log();
-    let (signals, told) = match signals() {
-        Ok(signals) => signals,
+    let told = match signals() {
+        Ok(told) => told,
         Err(problem) => return fail(&problem),
     };
     if let Err(problem) = may_listen(&args.listen, args.token.as_deref()) {
@@ -42,8 +41,7 @@ pub(crate) fn sandbox(args: &SandboxArgs) -> ExitCode {
         Ok(backend) => backend,
         Err(problem) => return fail(&problem),
     };
-    let mut config = SandboxServerConfig::default();
-    config.addr = SocketAddr::new(args.listen.host, args.port);
+    let mut config = ServerConfig::new((args.listen.host, args.port));
     config.token.clone_from(&args.token);
     config.no_auth = args.listen.no_auth;
     let server = match SandboxServer::start(config, backend) {
@@ -53,15 +51,17 @@ pub(crate) fn sandbox(args: &SandboxArgs) -> ExitCode {
     let slots = args.slots;
     listening("sandbox", server.addr(), &format!("{slots} slots"));
     let _ = told.recv();
-    server.close(grace(&args.listen, &signals));
+    let abort = server.abort_handle();
+    let grace = Duration::from_secs(args.listen.grace_s);
+    close(&told, || server.close(grace), || abort.abort());
     ExitCode::Ok
 }
 
 /// Runs an executor server until a signal ends it.
 pub(crate) fn serve(args: &ServeArgs) -> ExitCode {
     init_log();
-    let (signals, told) = match signals() {
-        Ok(signals) => signals,
+    let told = match signals() {
+        Ok(told) => told,
         Err(problem) => return fail(&problem),
     };
     if let Err(problem) = may_listen(&args.listen, args.token.as_deref()) {
@@ -115,8 +115,7 @@ pub(crate) fn serve(args: &ServeArgs) -> ExitCode {
         Ok(executor) => Arc::new(executor),
         Err(error) => return fail(&chain(&error)),
     };
-    let mut config = ExecutorServerConfig::default();
-    config.addr = SocketAddr::new(args.listen.host, args.port);
+    let mut config = ServerConfig::new((args.listen.host, args.port));
     config.token.clone_from(&args.token);
     config.no_auth = args.listen.no_auth;
     let server = match ExecutorServer::start(config, executor.clone()) {
@@ -125,10 +124,32 @@ pub(crate) fn serve(args: &ServeArgs) -> ExitCode {
     };
     listening("executor", server.addr(), &what);
     let _ = told.recv();
-    let grace = grace(&args.listen, &signals);
-    server.close(grace);
-    executor.close_within(if signals.count() > 1 { Duration::ZERO } else { grace });
+    let grace = Duration::from_secs(args.listen.grace_s);
+    let end = || {
+        server.close(grace);
+        executor.close_within(grace);
+    };
+    // Without its calls, a request ends.
+    let hurry = || {
+        executor.close_within(Duration::ZERO);
+    };
+    close(&told, end, hurry);
     ExitCode::Ok
+}
+
+/// Closes a server, and has it hurry if there is another signal meanwhile.
+fn close(told: &Receiver<()>, close: impl FnOnce() + Send, hurry: impl FnOnce()) {
+    let (closing, closed) = bounded::<()>(0);
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            let _closing = closing;
+            close();
+        });
+        select! {
+            recv(told) -> _ => hurry(),
+            recv(closed) -> _ => {}
+        }
+    });
 }
 
 fn local(slots: usize, data_dir: Option<std::path::PathBuf>) -> Result<LocalBackend, String> {
@@ -146,20 +167,14 @@ fn listening(what: &str, addr: SocketAddr, of: &str) {
     let _ = std::io::stdout().flush();
 }
 
-fn signals() -> Result<(Signals, Receiver<()>), String> {
+/// Tells of each signal that asks for the end.
+fn signals() -> Result<Receiver<()>, String> {
     let (tell, told) = unbounded();
     let tell = move || {
         // Refused only when nobody waits any more.
         let _ = tell.send(());
     };
-    Signals::install_with(tell)
-        .map(|signals| (signals, told))
-        .map_err(|error| format!("no signal handler: {error}"))
-}
-
-/// How long what runs may go on: not at all after a second signal.
-fn grace(listen: &ListenArgs, signals: &Signals) -> Duration {
-    if signals.count() > 1 { Duration::ZERO } else { Duration::from_secs(listen.grace_s) }
+    Signals::install_with(tell).map(|_| told).map_err(|error| format!("no signal handler: {error}"))
 }
 
 fn may_listen(listen: &ListenArgs, token: Option<&str>) -> Result<(), String> {

@@ -11,6 +11,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use serde::Serialize;
@@ -25,14 +26,20 @@ use crate::tool::{Outcome, ToolResult};
 /// How many lines may be on their way to the connection.
 const LINES_AHEAD: usize = 16;
 
-/// Submits the calls and gives the response that will tell of them. Called on the runtime.
-pub(super) fn run(calls: Arc<Calls>, requests: Vec<CallRequest>) -> Response {
+/// Submits the calls and gives the response that will tell of them. Called on the runtime. A client
+/// that takes no line for `patience` is taken for gone.
+pub(super) fn run(calls: Arc<Calls>, requests: Vec<CallRequest>, patience: Duration) -> Response {
     let (lines, pieces) = mpsc::channel(LINES_AHEAD);
-    tokio::spawn(feed(calls, requests, lines));
+    tokio::spawn(feed(calls, requests, lines, patience));
     streaming(StatusCode::OK, "application/x-ndjson", pieces)
 }
 
-async fn feed(calls: Arc<Calls>, requests: Vec<CallRequest>, lines: mpsc::Sender<Bytes>) {
+async fn feed(
+    calls: Arc<Calls>,
+    requests: Vec<CallRequest>,
+    lines: mpsc::Sender<Bytes>,
+    patience: Duration,
+) {
     // Bounded by the number of calls: whoever has a result must never wait for room here.
     let (tell_done, mut done) = mpsc::unbounded_channel();
     let mut under_way = BTreeMap::new();
@@ -69,7 +76,9 @@ async fn feed(calls: Arc<Calls>, requests: Vec<CallRequest>, lines: mpsc::Sender
         if let Some(in_flight) = item.in_flight {
             in_flight.ended();
         }
-        if lines.send(line(index, &item.trajectory_id, &result)).await.is_err() {
+        let line = line(index, &item.trajectory_id, &result);
+        let sent = tokio::time::timeout(patience, lines.send(line)).await;
+        if !matches!(sent, Ok(Ok(()))) {
             return;
         }
     }

@@ -5,6 +5,7 @@
 //! of each kind at once.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::header::{ALLOW, HeaderName, HeaderValue, LOCATION};
@@ -17,7 +18,7 @@ use super::validate::{self, CallRequest, Problems, Rejection};
 use super::{batch, metrics};
 use crate::executor::ToolExecutor;
 use crate::server::auth::{self, Refusal, Token};
-use crate::server::http::{BodyError, Method, Request, Response, StatusCode, response};
+use crate::server::http::{BodyError, HttpLimits, Method, Request, Response, StatusCode, response};
 use crate::tool::ToolResult;
 
 /// How much of a body is read of a client that may not use the server, to tell it what is wrong.
@@ -33,6 +34,8 @@ pub(super) struct Service {
     calls: Arc<Calls>,
     token: Option<Token>,
     max_body: usize,
+    /// How long a client may leave unread what it is sent.
+    patience: Duration,
     artifacts: Arc<Semaphore>,
     releases: Arc<Semaphore>,
     statistics: Arc<Semaphore>,
@@ -83,13 +86,18 @@ impl Route {
 
 impl Service {
     /// The routes before `executor`.
-    pub(super) fn new(executor: Arc<ToolExecutor>, token: Option<Token>, max_body: usize) -> Self {
+    pub(super) fn new(
+        executor: Arc<ToolExecutor>,
+        token: Option<Token>,
+        limits: HttpLimits,
+    ) -> Self {
         let places = |number| Arc::new(Semaphore::new(number));
         Self {
             calls: Calls::new(executor.clone()),
             executor,
             token,
-            max_body,
+            max_body: limits.max_body,
+            patience: limits.write_timeout,
             // Together below the 512 threads that the runtime has for blocking.
             artifacts: places(16),
             releases: places(256),
@@ -136,7 +144,7 @@ impl Service {
             }
             Route::ExecuteBatch => {
                 let calls = self.body(request, None, validate::calls).await?;
-                batch::run(self.calls.clone(), calls)
+                batch::run(self.calls.clone(), calls, self.patience)
             }
             Route::Cancel => {
                 let meant = self.body(request, None, validate::cancel).await?;

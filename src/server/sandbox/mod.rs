@@ -9,7 +9,7 @@ mod plain;
 mod slots;
 
 use std::fmt;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,90 +18,33 @@ use hyper::header::{ALLOW, HeaderValue};
 use self::native::Native;
 use self::slots::Slots;
 use super::auth::{self, Token};
+use super::config::{self, ServerConfig};
 use super::error::ServeError;
-use super::http::{HttpLimits, HttpServer, Method, Request, Response, StatusCode, response};
+use super::http::{HttpServer, Method, Request, Response, StatusCode, response};
 use crate::backend::Backend;
-
-/// How a [`SandboxServer`] serves. Made by [`default`](Self::default), then changed field by field.
-#[derive(Clone)]
-#[non_exhaustive]
-pub struct SandboxServerConfig {
-    /// Where to listen. Defaults to `127.0.0.1:8080`; port 0 is any that is free.
-    pub addr: SocketAddr,
-    /// What clients have to send as `Authorization: Bearer …`. Defaults to none: everybody may – and
-    /// then commands have no network, unless [`no_auth`](Self::no_auth) is set: a command could use
-    /// the server itself, to get into other slots.
-    pub token: Option<String>,
-    /// Whether to do without a token all the same: on an address that others can reach, and with
-    /// network for commands. Whoever can connect can then run commands. Defaults to `false`.
-    pub no_auth: bool,
-    /// The largest body of a request, in bytes. Defaults to 64 MiB; at least 1 KiB.
-    pub max_body: usize,
-    /// How long a request may take to arrive: its head, and then its body. A connection that is idle
-    /// for as long is closed. Defaults to 60 s; at least 1 ms, at most a year.
-    pub read_timeout: Duration,
-}
-
-impl Default for SandboxServerConfig {
-    fn default() -> Self {
-        let HttpLimits { max_body, read_timeout, .. } = HttpLimits::default();
-        Self {
-            addr: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)),
-            token: None,
-            no_auth: false,
-            max_body,
-            read_timeout,
-        }
-    }
-}
-
-/// Without the token.
-impl fmt::Debug for SandboxServerConfig {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SandboxServerConfig")
-            .field("addr", &self.addr)
-            .field("token", &self.token.as_ref().map(|_| "…"))
-            .field("no_auth", &self.no_auth)
-            .field("max_body", &self.max_body)
-            .field("read_timeout", &self.read_timeout)
-            .finish()
-    }
-}
-
-/// A time for whoever gives an endless grace, and the longest that a request may take to arrive.
-const FAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
-
-impl SandboxServerConfig {
-    /// The token, if the configuration makes sense.
-    fn check(&self) -> Result<Option<Token>, ServeError> {
-        let wrong = |text: String| Err(ServeError::Config(text));
-        if self.max_body < 1024 {
-            return wrong(format!("max_body is {}; it must be at least 1024", self.max_body));
-        }
-        if !(Duration::from_millis(1)..=FAR).contains(&self.read_timeout) {
-            return wrong(format!(
-                "read_timeout is {:?}; it must be from 1 ms to a year",
-                self.read_timeout
-            ));
-        }
-        match &self.token {
-            Some(token) => {
-                Token::new(token).map(Some).map_err(|why| ServeError::Config(why.to_owned()))
-            }
-            None if self.no_auth || self.addr.ip().is_loopback() => Ok(None),
-            None => wrong(format!(
-                "others can reach {}: it needs a token, or no_auth to let everybody run commands; \
-                 or listen on 127.0.0.1",
-                self.addr.ip()
-            )),
-        }
-    }
-}
 
 /// A running server, and the backend behind it. Dropped, both end at once.
 pub struct SandboxServer {
     http: HttpServer,
     service: Arc<Service>,
+}
+
+/// Ends what runs in a [`SandboxServer`], without the grace that its close was given.
+#[derive(Clone)]
+pub struct AbortHandle(Arc<Slots>);
+
+impl AbortHandle {
+    /// Ends what runs, and closes the backend: no call runs afterwards. Blocks for some seconds at
+    /// most. A close that is under way returns soon.
+    pub fn abort(&self) {
+        self.0.close(Instant::now());
+    }
+}
+
+impl fmt::Debug for AbortHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("AbortHandle")
+    }
 }
 
 /// What the server is made of, shared by all its requests.
@@ -122,7 +65,7 @@ impl SandboxServer {
     /// # Errors
     /// The configuration makes no sense – no token where others can reach the server, most likely –,
     /// the address cannot be listened on, or the backend does not start. The backend is closed then.
-    pub fn start(config: SandboxServerConfig, backend: impl Backend) -> Result<Self, ServeError> {
+    pub fn start(config: ServerConfig, backend: impl Backend) -> Result<Self, ServeError> {
         let token = config.check()?;
         let refused = |error| ServeError::Listen(config.addr, error);
         let listener = TcpListener::bind(config.addr).map_err(refused)?;
@@ -136,23 +79,18 @@ impl SandboxServer {
         let slots = Slots::start(Arc::new(backend), cut_network).map_err(ServeError::Backend)?;
         let instance = uuid::Uuid::new_v4().to_string();
         let service = Arc::new(Service {
-            native: Native::new(slots.clone(), instance.clone(), config.max_body),
+            native: Native::new(slots.clone(), instance.clone(), config.limits()),
             slots: slots.clone(),
             token,
             max_body: config.max_body,
             instance,
             plain: plain::Plain::default(),
         });
-        let limits = HttpLimits {
-            max_body: config.max_body,
-            read_timeout: config.read_timeout,
-            ..HttpLimits::default()
-        };
         let serve = {
             let service = service.clone();
             move |request| service.clone().serve(request)
         };
-        match HttpServer::start(listener, limits, serve) {
+        match HttpServer::start(listener, config.limits(), serve) {
             Ok(http) => Ok(Self { http, service }),
             Err(error) => {
                 slots.close(Instant::now());
@@ -171,11 +109,15 @@ impl SandboxServer {
         self.http.connections()
     }
 
+    /// What ends a [`close`](Self::close) that is under way on another thread.
+    pub fn abort_handle(&self) -> AbortHandle {
+        AbortHandle(self.service.slots.clone())
+    }
+
     /// Stops accepting, lets what runs end for `grace` at most, ends the rest, and closes the
     /// backend. Blocks.
     pub fn close(mut self, grace: Duration) {
-        let now = Instant::now();
-        self.end(now.checked_add(grace).unwrap_or(now + FAR));
+        self.end(config::deadline(grace));
     }
 
     fn end(&mut self, deadline: Instant) {

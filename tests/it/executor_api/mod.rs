@@ -7,14 +7,14 @@ use std::error::Error;
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use tool_executor::backend::Backend;
-use tool_executor::server::{ExecutorServer, ExecutorServerConfig, ServeError};
+use tool_executor::server::{ExecutorServer, ServeError, ServerConfig};
 use tool_executor::{Outcome, ToolExecutor, ToolRegistry, ToolResult, ToolSchema};
 
-use crate::fakes::{Echoes, HandsOver, PATIENCE, Told, bash, next};
+use crate::fakes::{Echoes, HandsOver, PATIENCE, Told, bash, next, until};
 use crate::http_client::{Answer, Client};
 
 /// A server, and the executor behind it.
@@ -24,14 +24,13 @@ struct Served {
 }
 
 impl Served {
-    fn with(backend: impl Backend, configure: impl FnOnce(&mut ExecutorServerConfig)) -> Self {
+    fn with(backend: impl Backend, configure: impl FnOnce(&mut ServerConfig)) -> Self {
         Self::of(ToolExecutor::builder().backend(backend).start().unwrap(), configure)
     }
 
-    fn of(executor: ToolExecutor, configure: impl FnOnce(&mut ExecutorServerConfig)) -> Self {
+    fn of(executor: ToolExecutor, configure: impl FnOnce(&mut ServerConfig)) -> Self {
         let executor = Arc::new(executor);
-        let mut config = ExecutorServerConfig::default();
-        config.addr.set_port(0);
+        let mut config = ServerConfig::new(([127, 0, 0, 1], 0));
         configure(&mut config);
         let server = ExecutorServer::start(config, executor.clone()).unwrap();
         Self { server, executor }
@@ -61,15 +60,6 @@ impl Served {
     fn until_status(&self, wanted: impl Fn(&Value) -> bool) {
         let mut client = self.client();
         until(|| wanted(&client.ask("GET", "/status", &[], b"").json()));
-    }
-}
-
-/// Comes back when this is so: what is waited for cannot be told by a channel.
-fn until(mut so: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !so() {
-        assert!(Instant::now() < deadline, "it never came to be");
-        thread::yield_now();
     }
 }
 
@@ -418,15 +408,8 @@ fn closing_lets_requests_end_and_cancels_those_that_do_not() {
         assert_eq!(client.receive().json()["output"], "in time");
     });
 
-    let server = ExecutorServer::start(
-        {
-            let mut config = ExecutorServerConfig::default();
-            config.addr.set_port(0);
-            config
-        },
-        executor.clone(),
-    )
-    .unwrap();
+    let server =
+        ExecutorServer::start(ServerConfig::new(([127, 0, 0, 1], 0)), executor.clone()).unwrap();
     let mut client = Client::connect(server.addr());
     client.post("/execute", &call_of("t", "c"));
     let execution = next(&told).execution();
@@ -437,13 +420,12 @@ fn closing_lets_requests_end_and_cancels_those_that_do_not() {
 #[test]
 fn a_configuration_that_makes_no_sense_is_refused_with_what_would_be_right() {
     let executor = Arc::new(ToolExecutor::builder().start().unwrap());
-    let start = |configure: &dyn Fn(&mut ExecutorServerConfig)| {
-        let mut config = ExecutorServerConfig::default();
-        config.addr.set_port(0);
+    let start = |configure: &dyn Fn(&mut ServerConfig)| {
+        let mut config = ServerConfig::new(([127, 0, 0, 1], 0));
         configure(&mut config);
         ExecutorServer::start(config, executor.clone())
     };
-    let everywhere = |config: &mut ExecutorServerConfig| config.addr.set_ip([0, 0, 0, 0].into());
+    let everywhere = |config: &mut ServerConfig| config.addr.set_ip([0, 0, 0, 0].into());
     let error = start(&everywhere).unwrap_err();
     assert!(matches!(&error, ServeError::Config(text) if text.contains("token")), "{error}");
     let open = start(&|config| {
@@ -451,22 +433,21 @@ fn a_configuration_that_makes_no_sense_is_refused_with_what_would_be_right() {
         config.no_auth = true;
     });
     assert!(open.is_ok());
-    let secret = |config: &mut ExecutorServerConfig| config.token = Some("s3cret".to_owned());
+    let secret = |config: &mut ServerConfig| config.token = Some("s3cret".to_owned());
     let guarded = start(&|config| {
         everywhere(config);
         secret(config);
     });
     assert!(guarded.is_ok());
     for wrong in [
-        &(|config: &mut ExecutorServerConfig| config.token = Some("a b".to_owned()))
-            as &dyn Fn(&mut ExecutorServerConfig),
+        &(|config: &mut ServerConfig| config.token = Some("a b".to_owned()))
+            as &dyn Fn(&mut ServerConfig),
         &|config| config.max_body = 0,
         &|config| config.max_connections = 0,
     ] {
         assert!(matches!(start(wrong), Err(ServeError::Config(_))));
     }
-    let mut config = ExecutorServerConfig::default();
-    assert_eq!(config.addr.to_string(), "127.0.0.1:9001");
+    let mut config = ServerConfig::new(([127, 0, 0, 1], 0));
     secret(&mut config);
     assert!(!format!("{config:?}").contains("s3cret"));
 

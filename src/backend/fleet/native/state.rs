@@ -1,0 +1,349 @@
+//! What is in flight to a server, and what becomes of it: a pure data structure.
+//!
+//! Every operation in flight is in [`State::flights`] until its result is there; removing it and
+//! answering it are one step, so that it is answered once, and what is said of an unknown or an
+//! earlier operation is ignored. There is one per slot at most: whoever sends another has given the
+//! one before up.
+
+use std::collections::{HashMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use super::{ENVELOPE, never_ran};
+use crate::backend::fleet::{PAUSE_FIRST, PAUSE_MOST};
+use crate::backend::{ExecutionId, Reply, ResetReply};
+use crate::client::Failure;
+use crate::tool::{Outcome, ToolResult};
+use crate::wire::native::{Key, OpOutcome, OpResult, SessionResponse, calls_body};
+
+/// How many operations, and how many cancellations, go into one request.
+const MOST_OPS: usize = 1_000;
+/// The bytes that a cancellation takes at most.
+const CANCEL_BYTES: usize = 44;
+
+pub(super) struct State {
+    pub(super) phase: Phase,
+    pub(super) session: String,
+    pub(super) instance: String,
+    pub(super) max_body: usize,
+    /// The latest operation's number, by slot.
+    pub(super) latest: Vec<u64>,
+    /// Under which generation each slot was last reset in this session. A call of an older one, or
+    /// for a slot that was not reset, was meant for a workspace that is lost: whoever sent it had not
+    /// heard of that yet.
+    pub(super) reset: Vec<Option<u64>>,
+    pub(super) flights: HashMap<Key, Flight>,
+    pub(super) calls: HashMap<ExecutionId, Key>,
+    outbox: VecDeque<Key>,
+    /// How many operations at the outbox's front go alone: one of them was refused, and which one
+    /// is to be found out.
+    alone: usize,
+    /// Operations whose end is wanted, to be told with the next request.
+    pub(super) cancel: Vec<Key>,
+    pub(super) senders: usize,
+    /// Since when requests fail although the stream of results lives.
+    pub(super) trouble_since: Option<Instant>,
+    /// When to send again after a request that failed, and the pause before the next time.
+    pub(super) retry_at: Option<Instant>,
+    retry_pause: Duration,
+    /// When the stream of results last said something.
+    pub(super) heard: Instant,
+    pub(super) closing: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Phase {
+    Up,
+    Unknown { since: Instant },
+    Down,
+}
+
+/// An operation that has no result yet.
+pub(super) struct Flight {
+    /// As JSON, to be sent again if need be. Empty once the server has said that it has it.
+    op: String,
+    /// Whether it may have reached the server.
+    sent: bool,
+    /// Whether a request with it is on its way now.
+    sending: bool,
+    /// Whether the server was asked what became of it, and it was not sent since.
+    asked: bool,
+    owed: Owed,
+}
+
+/// Who waits for it.
+pub(super) enum Owed {
+    Call(ExecutionId, Reply),
+    /// A reset, with the slot's generation.
+    Reset(u64, ResetReply),
+}
+
+/// What goes into a request: operations, cancellations, and the body that has them.
+type Request = (Vec<Key>, Vec<Key>, String);
+
+impl State {
+    /// The state of a session that has just begun.
+    pub(super) fn new(session: String, answer: SessionResponse) -> Self {
+        Self {
+            phase: Phase::Up,
+            session,
+            instance: answer.instance,
+            max_body: answer.max_body,
+            latest: vec![0; answer.slots.len()],
+            reset: vec![None; answer.slots.len()],
+            flights: HashMap::new(),
+            calls: HashMap::new(),
+            outbox: VecDeque::new(),
+            alone: 0,
+            cancel: Vec::new(),
+            senders: 0,
+            trouble_since: None,
+            retry_at: None,
+            retry_pause: PAUSE_FIRST,
+            heard: Instant::now(),
+            closing: false,
+        }
+    }
+
+    /// The number of a slot's next operation.
+    pub(super) fn next(&mut self, slot: usize) -> u64 {
+        if slot >= self.latest.len() {
+            self.latest.resize(slot + 1, 0);
+            self.reset.resize(slot + 1, None);
+        }
+        self.latest[slot] += 1;
+        self.latest[slot]
+    }
+
+    /// Puts an operation into the outbox. Gives the one before in its slot, if that has no result:
+    /// it is to be answered without the lock.
+    pub(super) fn take_off(&mut self, key: Key, op: String, owed: Owed) -> Option<Flight> {
+        let (slot, seq) = key;
+        let before = self.remove((slot, seq - 1));
+        if let Owed::Call(id, _) = &owed {
+            self.calls.insert(*id, key);
+        }
+        self.flights.insert(key, Flight { op, sent: false, sending: false, asked: false, owed });
+        self.outbox.push_back(key);
+        before
+    }
+
+    fn remove(&mut self, key: Key) -> Option<Flight> {
+        let flight = self.flights.remove(&key)?;
+        if let Owed::Call(id, _) = &flight.owed {
+            self.calls.remove(id);
+        }
+        Some(flight)
+    }
+
+    /// Whether requests may be sent.
+    pub(super) fn may_send(&self) -> bool {
+        self.phase == Phase::Up && !self.closing
+    }
+
+    /// Whether something is to be sent.
+    pub(super) fn owes_server(&self) -> bool {
+        !self.outbox.is_empty() || !self.cancel.is_empty()
+    }
+
+    /// Takes as much out of the outbox as fits into one request.
+    pub(super) fn next_request(&mut self) -> Option<Request> {
+        let most = self.cancel.len().min(MOST_OPS);
+        let cancel: Vec<Key> = self.cancel.drain(..most).collect();
+        let mut bytes = ENVELOPE + cancel.len() * CANCEL_BYTES;
+        let most = if self.alone > 0 { 1 } else { MOST_OPS };
+        let mut keys = Vec::new();
+        while keys.len() < most
+            && let Some(key) = self.outbox.front()
+        {
+            match self.flights.get_mut(key) {
+                // It ended meanwhile.
+                None => drop(self.outbox.pop_front()),
+                Some(flight) => {
+                    bytes += flight.op.len() + 1;
+                    if bytes > self.max_body && !keys.is_empty() {
+                        break;
+                    }
+                    (flight.sent, flight.sending, flight.asked) = (true, true, false);
+                    keys.push(*key);
+                    self.outbox.pop_front();
+                }
+            }
+            self.alone = self.alone.saturating_sub(1);
+        }
+        if keys.is_empty() && cancel.is_empty() {
+            return None;
+        }
+        let ops = keys.iter().filter_map(|key| self.flights.get(key)).map(|flight| &*flight.op);
+        let body = calls_body(&self.session, ops, &cancel);
+        Some((keys, cancel, body))
+    }
+
+    /// A request got through: the server has these.
+    pub(super) fn arrived(&mut self, keys: &[Key]) {
+        self.no_trouble();
+        for key in keys {
+            if let Some(flight) = self.flights.get_mut(key) {
+                flight.sending = false;
+                flight.op = String::new();
+            }
+        }
+    }
+
+    /// A request failed. What it had is sent again, unless the server will not have it.
+    pub(super) fn not_arrived(
+        &mut self,
+        keys: Vec<Key>,
+        cancel: Vec<Key>,
+        failure: Failure,
+        now: Instant,
+    ) -> Vec<Ended> {
+        for key in &keys {
+            if let Some(flight) = self.flights.get_mut(key) {
+                flight.sending = false;
+            }
+        }
+        self.cancel.extend(cancel);
+        let mut refused = Vec::new();
+        match failure {
+            // It understood the request, and did nothing of it.
+            Failure::Refused(400 | 413, text) if !keys.is_empty() => {
+                if let [key] = *keys {
+                    let error = format!("the sandbox server refused the call: {text}");
+                    let result = never_ran(Outcome::BackendFailed, error);
+                    let flight = self.remove(key);
+                    refused.extend(flight.map(|flight| Ended { owed: flight.owed, result }));
+                } else {
+                    self.alone = keys.len();
+                    self.send_again(keys);
+                }
+            }
+            _ => {
+                self.send_again(keys);
+                self.trouble_since.get_or_insert(now);
+                self.retry_at = Some(now + self.retry_pause);
+                self.retry_pause = (self.retry_pause * 2).min(PAUSE_MOST);
+            }
+        }
+        refused
+    }
+
+    /// In front, in their order.
+    fn send_again(&mut self, keys: Vec<Key>) {
+        keys.into_iter().rev().for_each(|key| self.outbox.push_front(key));
+    }
+
+    /// Requests get through.
+    pub(super) fn no_trouble(&mut self) {
+        self.trouble_since = None;
+        self.retry_at = None;
+        self.retry_pause = PAUSE_FIRST;
+    }
+
+    /// What the server is to be asked about: what may have reached it and has no result.
+    pub(super) fn ask(&mut self) -> Vec<Key> {
+        let sent = self.flights.iter_mut().filter(|(_, flight)| flight.sent);
+        let asked = sent.map(|(key, flight)| {
+            // One that is just being sent may arrive after the answer.
+            flight.asked = !flight.sending;
+            *key
+        });
+        asked.collect()
+    }
+
+    /// Whether one of these, which the server has told the results of, still waits for it here: then
+    /// the answer that had it was lost.
+    pub(super) fn misses_any(&self, told: &[Key]) -> bool {
+        told.iter().any(|key| {
+            let waits = self.flights.get(key).is_some_and(|flight| flight.sent && !flight.sending);
+            // One that is sent again gets it by that.
+            waits && !self.outbox.contains(key)
+        })
+    }
+
+    /// Takes in what became of operations; what ended is to be answered without the lock.
+    pub(super) fn land(&mut self, results: Vec<OpResult>) -> Vec<Ended> {
+        let mut ended = Vec::new();
+        for OpResult { slot, seq, what } in results {
+            let key = (slot, seq);
+            // What has not been sent has no result, whatever the server says.
+            let Some(flight) = self.flights.get(&key).filter(|flight| flight.sent) else {
+                continue;
+            };
+            let result = match what {
+                OpOutcome::Done(result) => result.into_tool_result(),
+                // It was sent since the question.
+                OpOutcome::Unknown(_) if !flight.asked => continue,
+                // It never arrived: once more, if it can be.
+                OpOutcome::Unknown(_) if !flight.op.is_empty() => {
+                    if !self.outbox.contains(&key) {
+                        self.outbox.push_back(key);
+                    }
+                    continue;
+                }
+                OpOutcome::Unknown(_) | OpOutcome::Stale(_) => lost(true),
+            };
+            let Some(flight) = self.remove(key) else { continue };
+            if let Owed::Reset(generation, _) = &flight.owed
+                && let Some(reset) = self.reset.get_mut(slot)
+                && result.success
+            {
+                *reset = Some(*generation);
+            }
+            ended.push(Ended { owed: flight.owed, result });
+        }
+        ended
+    }
+
+    /// Everything in flight is lost.
+    pub(super) fn clear(&mut self) -> Vec<Flight> {
+        self.outbox.clear();
+        self.alone = 0;
+        self.cancel.clear();
+        self.calls.clear();
+        self.no_trouble();
+        self.flights.drain().map(|(_, flight)| flight).collect()
+    }
+
+    pub(super) fn begin_anew(&mut self, session: String, answer: SessionResponse) -> Vec<Flight> {
+        self.session = session;
+        self.instance = answer.instance;
+        self.max_body = answer.max_body;
+        // The numbers only grow: nothing that was said of the old ones means a new one.
+        self.reset.fill(None);
+        self.phase = Phase::Up;
+        self.heard = Instant::now();
+        self.clear()
+    }
+}
+
+/// An operation and its result.
+pub(super) struct Ended {
+    owed: Owed,
+    result: ToolResult,
+}
+
+impl Ended {
+    pub(super) fn answer(self) {
+        match self.owed {
+            Owed::Call(_, reply) => reply.send(self.result),
+            Owed::Reset(_, reply) => {
+                reply.send(if self.result.success { Ok(()) } else { Err(self.result.error) });
+            }
+        }
+    }
+}
+
+impl Flight {
+    /// Answers it: its server is gone.
+    pub(super) fn lose(self) {
+        let result = lost(self.sent);
+        Ended { owed: self.owed, result }.answer();
+    }
+}
+
+pub(super) fn lost(may_have_executed: bool) -> ToolResult {
+    let error = "the sandbox server is gone, or does not answer";
+    let mut result = ToolResult::failure(Outcome::SandboxLost, error);
+    result.may_have_executed = may_have_executed;
+    result
+}

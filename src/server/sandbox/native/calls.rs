@@ -1,0 +1,157 @@
+//! Operations: noted, begun, ended.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+
+use super::session::{Results, What};
+use super::{Native, Refusal, detail, json, unknown_session};
+use crate::server::http::{self, Response, StatusCode};
+use crate::server::sandbox::slots::SlotCall;
+use crate::wire::native::{CallsRequest, Key, MAX_LINE, NativeResult, Op};
+
+/// How long the answer to calls waits for their hand-over, which should be immediate.
+const HAND_OVER: Duration = Duration::from_secs(1);
+/// The longest time that a call may be given.
+const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
+
+impl Native {
+    pub(super) async fn calls(
+        self: &Arc<Self>,
+        request: CallsRequest,
+    ) -> Result<Response, Refusal> {
+        let CallsRequest { session: id, ops, cancel } = request;
+        let asked: Vec<Key> = ops.iter().map(|op| (op.slot, op.seq)).collect();
+        let handed_over = self.take_in(&id, ops, &cancel)?;
+        // Late, it still happens; the results come by the stream.
+        let _ = tokio::time::timeout(HAND_OVER, handed_over).await;
+        let mut current = self.session.lock();
+        let session = current.as_mut().filter(|session| session.id == id);
+        let Some(session) = session else { return Err(unknown_session()) };
+        session.untold.retain(|key| !asked.contains(key));
+        let results: Vec<_> = asked.iter().filter_map(|&key| session.look_up(key)).collect();
+        drop(current);
+        let answer = serde_json::to_vec(&Results { results }).unwrap_or_default();
+        if (1..=MAX_LINE).contains(&answer.len()) {
+            return Ok(http::response(StatusCode::OK, "application/json", answer));
+        }
+        // By the stream, one by one.
+        if let Some(session) = self.session.lock().as_mut().filter(|session| session.id == id) {
+            session.untold.extend(asked);
+        }
+        self.news.notify_waiters();
+        Ok(json(&Results { results: Vec::new() }))
+    }
+
+    /// Notes operations and begins the new ones. Tells when those that could begin have begun.
+    fn take_in(
+        self: &Arc<Self>,
+        id: &str,
+        ops: Vec<Op>,
+        cancel: &[Key],
+    ) -> Result<oneshot::Receiver<()>, Refusal> {
+        let (tell, handed_over) = oneshot::channel();
+        let _in_order = self.entering.lock();
+        let mut current = self.session.lock();
+        let Some(session) = current.as_mut().filter(|session| session.id == id) else {
+            return Err(unknown_session());
+        };
+        session.heard = Instant::now();
+        if ops.iter().any(|op| op.slot >= self.slots.len() || op.seq == 0) {
+            return Err(Box::new(detail(StatusCode::BAD_REQUEST, "there is no such slot")));
+        }
+        let mut ended = Vec::new();
+        let (mut calls, mut names, mut resets) = (Vec::new(), Vec::new(), Vec::new());
+        for op in ops {
+            let key = (op.slot, op.seq);
+            let slot = &mut session.ops[op.slot];
+            if op.seq <= slot.seq {
+                // Known, or stale.
+                continue;
+            }
+            if let What::Running(Some(earlier)) = slot.what {
+                // Its client has given it up.
+                ended.push(earlier);
+            }
+            slot.seq = op.seq;
+            slot.what = What::Running(None);
+            if op.reset {
+                resets.push(key);
+                continue;
+            }
+            let on_done = {
+                let (native, id) = (Arc::downgrade(self), id.to_owned());
+                move |result: crate::tool::ToolResult| {
+                    if let Some(native) = native.upgrade() {
+                        native.done(&id, key, result.into());
+                    }
+                }
+            };
+            names.push((key, slot.cancelled == op.seq));
+            calls.push(SlotCall {
+                slot: op.slot,
+                trajectory_id: op.trajectory_id.into(),
+                tool: op.tool,
+                arguments: op.args,
+                timeout: Duration::try_from_secs_f64(op.timeout.max(0.0))
+                    .unwrap_or(LONGEST)
+                    .min(LONGEST),
+                on_done: Box::new(on_done),
+            });
+        }
+        for &(slot, seq) in cancel {
+            let Some(slot) = session.ops.get_mut(slot) else { continue };
+            match slot.what {
+                What::Running(Some(id)) if slot.seq == seq => ended.push(id),
+                _ => slot.cancelled = slot.cancelled.max(seq),
+            }
+        }
+        drop(current);
+        // Before anything new enters their slots.
+        ended.into_iter().for_each(|id| self.slots.cancel(id));
+        let tell_handed_over = move || {
+            // Refused only when the client has gone.
+            let _ = tell.send(());
+        };
+        let ids = self.slots.execute(calls, Box::new(tell_handed_over));
+        for (slot, seq) in resets {
+            let (native, id) = (Arc::downgrade(self), id.to_owned());
+            let on_done = move |outcome: Result<(), String>| {
+                if let Some(native) = native.upgrade() {
+                    native.done(&id, (slot, seq), outcome.into());
+                }
+            };
+            self.slots.reset(slot, Box::new(on_done));
+        }
+        let mut ended = Vec::new();
+        if let Some(session) = self.session.lock().as_mut().filter(|session| session.id == id) {
+            for ((key, cancelled), id) in names.into_iter().zip(ids) {
+                let slot = &mut session.ops[key.0];
+                // It may be over already.
+                if let What::Running(running) = &mut slot.what
+                    && slot.seq == key.1
+                {
+                    *running = Some(id);
+                    if cancelled || slot.cancelled == key.1 {
+                        ended.push(id);
+                    }
+                }
+            }
+        }
+        ended.into_iter().for_each(|id| self.slots.cancel(id));
+        Ok(handed_over)
+    }
+
+    fn done(&self, id: &str, (slot, seq): Key, result: NativeResult) {
+        let mut current = self.session.lock();
+        let Some(session) = current.as_mut().filter(|session| session.id == id) else { return };
+        let ops = &mut session.ops[slot];
+        if ops.seq == seq {
+            ops.what = What::Done(Arc::new(result));
+            session.untold.push_back((slot, seq));
+            drop(current);
+            self.news.notify_waiters();
+        }
+    }
+}

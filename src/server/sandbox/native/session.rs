@@ -1,0 +1,113 @@
+//! A session: what was done in each slot, and what its client has not been told of yet. A pure data
+//! structure.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Instant;
+
+use serde::Serialize;
+
+use super::LEASE;
+use crate::backend::ExecutionId;
+use crate::wire::native::{CallsResponse, Key, NativeResult, OpOutcome, OpResult};
+
+pub(super) struct Session {
+    pub(super) id: String,
+    /// By slot.
+    pub(super) ops: Vec<SlotOps>,
+    /// The results that neither the stream nor an answer has carried yet.
+    pub(super) untold: VecDeque<Key>,
+    pub(super) heard: Instant,
+    /// Counts the streams of results; only the latest one lives.
+    pub(super) stream: u64,
+    pub(super) streaming: bool,
+}
+
+/// What a session has done in a slot: its latest operation.
+#[derive(Default)]
+pub(super) struct SlotOps {
+    pub(super) seq: u64,
+    pub(super) what: What,
+    /// An operation whose end was asked for before it came.
+    pub(super) cancelled: u64,
+}
+
+#[derive(Default)]
+pub(super) enum What {
+    #[default]
+    Nothing,
+    Running(Option<ExecutionId>),
+    Done(Arc<NativeResult>),
+}
+
+impl Session {
+    /// Whether it is not heard of any more.
+    pub(super) fn is_over(&self, now: Instant) -> bool {
+        !self.streaming && now.duration_since(self.heard) > LEASE
+    }
+
+    pub(super) fn is_running(&self, (slot, seq): Key) -> bool {
+        let ops = self.ops.get(slot);
+        ops.is_some_and(|ops| ops.seq == seq && matches!(ops.what, What::Running(_)))
+    }
+
+    /// The operations whose results have been told, or lie in `untold`.
+    pub(super) fn done(&self) -> Vec<Key> {
+        let done = |ops: &SlotOps| matches!(ops.what, What::Done(_));
+        let slots = self.ops.iter().enumerate();
+        slots.filter(|(_, ops)| done(ops)).map(|(slot, ops)| (slot, ops.seq)).collect()
+    }
+
+    /// What became of an operation, if it is over or never will be.
+    pub(super) fn look_up(&self, (slot, seq): Key) -> Option<TellResult> {
+        let ops = self.ops.get(slot)?;
+        let what = match &ops.what {
+            What::Done(result) if ops.seq == seq => Tell::Done(result.clone()),
+            _ if seq < ops.seq => Tell::Stale(true),
+            _ => return None,
+        };
+        Some(TellResult { slot, seq, what })
+    }
+}
+
+/// [`OpResult`], with a result that is shared.
+#[derive(Serialize)]
+pub(super) struct TellResult {
+    pub(super) slot: usize,
+    pub(super) seq: u64,
+    #[serde(flatten)]
+    pub(super) what: Tell,
+}
+
+impl TellResult {
+    /// The bytes of its texts; what else there is, is small.
+    pub(super) fn size(&self) -> usize {
+        match &self.what {
+            Tell::Done(result) => result.output.len() + result.error.len(),
+            Tell::Unknown(_) | Tell::Stale(_) => 0,
+        }
+    }
+}
+
+/// [`OpOutcome`], with a result that is shared.
+#[derive(Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Tell {
+    #[serde(serialize_with = "shared")]
+    Done(Arc<NativeResult>),
+    Unknown(bool),
+    Stale(bool),
+}
+
+fn shared<S: serde::Serializer>(result: &NativeResult, serializer: S) -> Result<S::Ok, S::Error> {
+    result.serialize(serializer)
+}
+
+/// [`CallsResponse`], with results that are shared.
+#[derive(Serialize)]
+pub(super) struct Results {
+    pub(super) results: Vec<TellResult>,
+}
+
+// The shared forms above are written as these are read.
+const _: fn(OpResult, OpOutcome, CallsResponse) = |_, _, _| {};

@@ -1,0 +1,133 @@
+//! Servers in processes of their own, which are killed, hang, come back, or do not.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+
+use tool_executor::Outcome;
+
+use super::{TOKEN, executor, fleet};
+use crate::fakes::{PATIENCE, bash};
+
+/// A sandbox server in a process of its own.
+struct Process {
+    child: Child,
+    url: String,
+}
+
+impl Process {
+    fn start(port: u16, slots: usize) -> Self {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_tool-executor"))
+            .args(["sandbox", "--port", &port.to_string(), "--slots", &slots.to_string()])
+            .env("TOOL_EXECUTOR_SANDBOX_TOKEN", TOKEN)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        assert!(!line.contains(TOKEN), "{line}");
+        let url = line.split_whitespace().find(|word| word.starts_with("http://"));
+        Self { url: url.unwrap_or_else(|| panic!("{line:?}")).to_owned(), child }
+    }
+
+    fn port(&self) -> u16 {
+        self.url.rsplit(':').next().unwrap().parse().unwrap()
+    }
+
+    fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = (self.child.kill(), self.child.wait());
+    }
+}
+
+#[test]
+fn a_server_that_is_killed_and_comes_back_loses_its_own_workspaces_only() {
+    let mut dies = Process::start(0, 1);
+    let lives = Process::start(0, 1);
+    let executor = executor(fleet([dies.url.clone(), lives.url.clone()]));
+    let touch = bash("echo mine > mine");
+    assert!(executor.execute("a", touch.clone(), None).success);
+    assert!(executor.execute("b", touch, None).success);
+    let on_dying = |id: &str| *executor.slot_of(id).unwrap().addr == *dies.url;
+    let (lost, kept) = if on_dying("a") { ("a", "b") } else { ("b", "a") };
+    let pending = executor.submit(lost, bash("sleep 1000"), Some(PATIENCE * 10)).unwrap();
+    while executor.stats().running == 0 {
+        std::thread::yield_now();
+    }
+    let port = dies.port();
+    dies.kill();
+    assert!(executor.execute(kept, bash("cat mine"), None).success, "the other notices nothing");
+    let _back = Process::start(port, 1);
+    let result = pending.wait();
+    assert_eq!(result.outcome, Outcome::SandboxLost, "{}", result.error);
+    assert!(result.may_have_executed);
+    let next = executor.execute(lost, bash("cat mine"), None);
+    assert_eq!((next.outcome, next.may_have_executed), (Outcome::SandboxLost, false));
+    executor.release_trajectory(lost, true).unwrap();
+    let anew = executor.execute(lost, bash("ls"), None);
+    assert_eq!((anew.outcome, &*anew.output), (Outcome::Ok, ""), "{}", anew.error);
+    assert_eq!(executor.execute(kept, bash("cat mine"), None).output, "mine");
+}
+
+#[test]
+fn a_server_that_never_comes_back_is_given_up_within_the_bound() {
+    let mut server = Process::start(0, 2);
+    let executor = executor(fleet([server.url.clone()]));
+    assert!(executor.execute("idle", bash("true"), None).success);
+    let pending = executor.submit("busy", bash("sleep 1000"), Some(PATIENCE * 10)).unwrap();
+    while executor.stats().running == 0 {
+        std::thread::yield_now();
+    }
+    server.kill();
+    let result = pending.wait_timeout(PATIENCE).expect("given up");
+    assert_eq!((result.outcome, result.may_have_executed), (Outcome::SandboxLost, true));
+    let next = executor.execute("idle", bash("true"), None);
+    assert_eq!((next.outcome, next.may_have_executed), (Outcome::SandboxLost, false));
+    assert!(executor.close().all_threads_ended);
+}
+
+#[test]
+fn a_server_that_hangs_is_given_up_and_used_again_when_it_goes_on() {
+    use rustix::process::{Pid, Signal, kill_process};
+    let hangs = Process::start(0, 1);
+    let lives = Process::start(0, 1);
+    let executor = executor(fleet([hangs.url.clone(), lives.url.clone()]));
+    for id in ["a", "b"] {
+        assert!(executor.execute(id, bash("echo mine > mine"), None).success);
+    }
+    let on_hanging = |id: &str| *executor.slot_of(id).unwrap().addr == *hangs.url;
+    let (lost, kept) = if on_hanging("a") { ("a", "b") } else { ("b", "a") };
+    let pid = Pid::from_child(&hangs.child);
+    kill_process(pid, Signal::STOP).unwrap();
+    let pending = executor.submit(lost, bash("cat mine"), Some(PATIENCE * 10)).unwrap();
+    assert_eq!(executor.execute(kept, bash("cat mine"), None).output, "mine");
+    let result = pending.wait_timeout(PATIENCE * 2).expect("given up");
+    assert_eq!(result.outcome, Outcome::SandboxLost, "{}", result.error);
+    kill_process(pid, Signal::CONT).unwrap();
+    executor.release_trajectory(lost, true).unwrap();
+    let anew = executor.execute(lost, bash("ls"), None);
+    assert_eq!((anew.outcome, &*anew.output), (Outcome::Ok, ""), "{}", anew.error);
+}
+
+#[test]
+fn sigterm_ends_a_server_with_all_that_runs_in_it() {
+    let mut server = Process::start(0, 1);
+    let executor = executor(fleet([server.url.clone()]));
+    let pending = executor.submit("t", bash("sleep 4321"), Some(PATIENCE * 10)).unwrap();
+    while executor.stats().running == 0 {
+        std::thread::yield_now();
+    }
+    let pid = rustix::process::Pid::from_child(&server.child);
+    // The second one ends the grace.
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    assert!(server.child.wait().unwrap().success());
+    assert!(!pending.wait_timeout(PATIENCE).expect("answered").success);
+    let left = Command::new("pgrep").args(["-f", "sleep 4321"]).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&left.stdout), "");
+}

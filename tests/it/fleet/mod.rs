@@ -1,0 +1,270 @@
+//! The executor over sandbox servers: ours, over real sockets and in real processes, and stock ones.
+
+mod cuts;
+mod loss;
+mod misbehaving;
+mod stock;
+
+use std::process::Command;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, bounded};
+use serde_json::json;
+use tool_executor::artifact::{ArchiveArtifacts, ArtifactError, ListArtifacts, ReadArtifact};
+use tool_executor::backend::fleet::{FleetBackend, FleetConfig};
+use tool_executor::backend::local::{LocalBackend, LocalConfig};
+use tool_executor::server::{SandboxServer, ServerConfig};
+use tool_executor::{Outcome, Policy, StartError, ToolCall, ToolExecutor};
+
+use crate::fakes::{HandsOver, PATIENCE, Told, bash, result};
+
+const TOKEN: &str = "s3cret-of-the-fleet";
+
+/// A server of real slots in this process.
+fn server(slots: usize) -> SandboxServer {
+    let backend = LocalBackend::start(LocalConfig::with_slots(slots)).unwrap();
+    SandboxServer::start(config(), backend).unwrap()
+}
+
+fn config() -> ServerConfig {
+    let mut config = ServerConfig::new(([127, 0, 0, 1], 0));
+    config.token = Some(TOKEN.to_owned());
+    config
+}
+
+fn url(server: &SandboxServer) -> String {
+    format!("http://{}", server.addr())
+}
+
+fn fleet(urls: impl IntoIterator<Item = String>) -> FleetConfig {
+    let mut config = FleetConfig::new(urls).with_token(TOKEN);
+    config.unreachable_timeout = Duration::from_secs(3);
+    config.start_timeout = Duration::from_secs(10);
+    config
+}
+
+fn executor(config: FleetConfig) -> ToolExecutor {
+    ToolExecutor::builder().backend(FleetBackend::new(config).unwrap()).start().unwrap()
+}
+
+#[test]
+fn calls_run_on_all_servers_and_a_released_slot_is_empty() {
+    let servers = [server(1), server(1)];
+    let executor = executor(fleet(servers.iter().map(url)));
+    let write = |id: &str| executor.execute(id, bash(&format!("echo {id} > f; cat f")), None);
+    assert_eq!((write("a").output, write("b").output), ("a".to_owned(), "b".to_owned()));
+    let addr = |id: &str| executor.slot_of(id).unwrap().addr;
+    assert_ne!(addr("a"), addr("b"), "the least loaded container is taken");
+    executor.release_trajectory("a", false).unwrap();
+    let result = executor.execute("c", bash("ls"), None);
+    assert_eq!((result.outcome, &*result.output), (Outcome::Ok, ""), "{}", result.error);
+    let failed = executor.execute("b", bash("echo oops >&2; exit 3"), None);
+    assert_eq!((failed.outcome, &*failed.output), (Outcome::NonZeroExit, "oops"));
+    let late = executor.execute("b", bash("sleep 60"), Some(Duration::from_secs(1)));
+    assert_eq!(late.outcome, Outcome::Timeout);
+    let call = ToolCall::new("write_file", json!({"path": "g", "content": "\u{1f600}"}));
+    assert!(executor.execute("b", call, None).success);
+    assert_eq!(executor.execute("b", bash("cat g"), None).output, "\u{1f600}");
+    assert!(executor.close().all_threads_ended);
+}
+
+#[test]
+fn a_running_call_is_cancelled_down_to_its_last_process() {
+    let server = server(1);
+    let executor = executor(fleet([url(&server)]));
+    let pending = executor.submit("t", bash("touch began; sleep 1000"), None).unwrap();
+    while executor.stats().running == 0 {
+        std::thread::yield_now();
+    }
+    pending.cancel();
+    assert_eq!(pending.wait().outcome, Outcome::Cancelled);
+    let left = executor.execute("t", bash("pgrep sleep | wc -l"), None);
+    assert_eq!(left.output, "0", "{}", left.error);
+}
+
+#[test]
+fn a_slow_call_delays_no_other() {
+    let server = server(4);
+    let executor = executor(fleet([url(&server)]));
+    let queue = executor.completion_queue(100);
+    // Waits for the last of the fast ones, which shares nothing with it but its server.
+    executor.submit_to(&queue, 0, "slow", bash("sleep 600"), Some(PATIENCE * 10)).unwrap();
+    for tag in 1..=30 {
+        let id = format!("t{}", tag % 3);
+        executor.submit_to(&queue, tag, &id, bash("true"), None).unwrap();
+    }
+    for _ in 1..=30 {
+        let done = queue.next_timeout(PATIENCE).expect("held up by the slow call");
+        assert!(done.tag > 0 && done.result.success, "{}", done.result.error);
+    }
+    executor.cancel_trajectory("slow");
+    assert_eq!(queue.next_timeout(PATIENCE).unwrap().result.outcome, Outcome::Cancelled);
+}
+
+#[test]
+fn artifacts_come_from_the_trajectorys_server() {
+    let server = server(1);
+    let executor = executor(fleet([url(&server)]));
+    let make = "mkdir -p d/empty; printf 0123456789 > d/f.txt; ln -s f.txt d/l; seq 200000 > big";
+    assert!(executor.execute("t", bash(make), None).success);
+    let mut request = ReadArtifact::new("d/f.txt");
+    (request.offset, request.max_bytes, request.sha256) = (3, 4, true);
+    let part = executor.read_artifact("t", &request).unwrap();
+    assert_eq!((&*part.content, part.file_size, part.truncated), (&b"3456"[..], 10, true));
+    assert_eq!((&*part.path, &*part.mime), ("d/f.txt", "text/plain"));
+    assert_eq!(part.sha256.unwrap().len(), 64);
+    let list =
+        executor.list_artifacts("t", &ListArtifacts { recursive: true, ..Default::default() });
+    let names: Vec<_> = list.unwrap().entries.into_iter().map(|entry| entry.path).collect();
+    assert_eq!(names, ["d", "big", "d/empty", "d/f.txt", "d/f.txt"]);
+    let mut file = Vec::new();
+    let bytes = executor.copy_artifact("t", "big", &mut file).unwrap();
+    let expected: String = (1..=200_000).map(|n| format!("{n}\n")).collect();
+    assert!(bytes == file.len() as u64 && file == expected.as_bytes());
+    let (archive, summary) = executor.archive_artifacts("t", &ArchiveArtifacts::default()).unwrap();
+    assert_eq!((summary.bytes, summary.entry_count), (archive.len() as u64, 5));
+    let tiny = ArchiveArtifacts { max_bytes: 10, ..Default::default() };
+    let error = executor.archive_artifacts("t", &tiny).unwrap_err();
+    assert!(matches!(error, ArtifactError::TooLarge { max: 10, .. }), "{error}");
+    let refused = |path: &str| executor.read_artifact("t", &ReadArtifact::new(path)).unwrap_err();
+    assert!(matches!(refused("../x"), ArtifactError::Outside));
+    assert!(matches!(refused("nope"), ArtifactError::NotFound(path) if path == "nope"));
+    assert!(matches!(refused("d"), ArtifactError::NotAFile(_)));
+}
+
+#[test]
+fn a_command_cannot_use_the_servers_port_and_the_token_is_not_printed() {
+    let server = server(2);
+    let executor = executor(fleet([url(&server)]));
+    let port = server.addr().port();
+    let request =
+        r#"{"slot_id":"slot_1","tool":"bash","args":{"command":"touch /workspace/was-here"}}"#;
+    let attack = format!(
+        "exec 3<>/dev/tcp/127.0.0.1/{port}; printf 'POST /execute HTTP/1.1\\r\\nHost: x\\r\\n\
+         Content-Length: {}\\r\\nConnection: close\\r\\n\\r\\n%s' '{request}' >&3; head -1 <&3",
+        request.len()
+    );
+    let result = executor.execute("t", bash(&attack), None);
+    assert!(result.output.starts_with("HTTP/1.1 401"), "{} {}", result.output, result.error);
+    let config = fleet([url(&server)]);
+    assert!(!format!("{config:?}").contains(TOKEN));
+    let error = ToolExecutor::builder()
+        .backend(FleetBackend::new(FleetConfig::new([url(&server)]).with_token("wr0ng")).unwrap())
+        .start()
+        .unwrap_err();
+    let StartError::Backend(error) = error else { panic!("{error:?}") };
+    assert!(error.to_string().contains("403") && !error.to_string().contains("wr0ng"), "{error}");
+}
+
+#[test]
+fn a_server_belongs_to_one_executor_at_a_time() {
+    let server = server(1);
+    let first = executor(fleet([url(&server)]));
+    let mut config = fleet([url(&server)]);
+    config.start_timeout = Duration::from_millis(200);
+    let backend = FleetBackend::new(config).unwrap();
+    let error = ToolExecutor::builder().backend(backend).start().unwrap_err();
+    let StartError::Backend(error) = error else { panic!("{error:?}") };
+    assert!(error.to_string().contains("another executor"), "{error}");
+    first.close();
+    executor(fleet([url(&server)]));
+}
+
+/// Whether this process runs this test only. If not, the test has been run in one that does.
+fn is_alone(test: &str) -> bool {
+    const ALONE: &str = "TOOL_EXECUTOR_TEST_ALONE";
+    if std::env::var_os(ALONE).is_some() {
+        return true;
+    }
+    let child = Command::new(std::env::current_exe().unwrap())
+        .args([test, "--exact", "--nocapture"])
+        .env(ALONE, "1")
+        .output()
+        .unwrap();
+    let (out, err) =
+        (String::from_utf8_lossy(&child.stdout), String::from_utf8_lossy(&child.stderr));
+    assert!(child.status.success() && out.contains("1 passed"), "{out}{err}");
+    false
+}
+
+/// How many threads this process has whose names begin so.
+fn threads(names: &[&str]) -> usize {
+    let threads = std::fs::read_dir("/proc/self/task")
+        .unwrap()
+        .filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("comm")).ok());
+    threads.filter(|thread| names.iter().any(|name| thread.starts_with(name))).count()
+}
+
+#[test]
+fn a_thousand_sleeping_calls_on_32_servers_take_few_threads() {
+    const SERVERS: usize = 32;
+    if !is_alone("fleet::a_thousand_sleeping_calls_on_32_servers_take_few_threads") {
+        return;
+    }
+    let mut servers = Vec::new();
+    let mut told = Vec::new();
+    for _ in 0..SERVERS {
+        let (backend, receiver) = HandsOver::new(33);
+        servers.push(SandboxServer::start(config(), backend).unwrap());
+        told.push(receiver);
+    }
+    // Resets are answered, calls are kept; but for the last trajectory's.
+    let kept: Vec<_> = told.into_iter().map(keep_calls).collect();
+    let executor = executor(fleet(servers.iter().map(url)));
+    let pending: Vec<_> = (0..1000)
+        .map(|n| executor.submit(&format!("t{n}"), bash("sleep"), None).unwrap())
+        .collect();
+    for _ in 0..1000 {
+        let mut select = crossbeam_channel::Select::new();
+        for kept in &kept {
+            select.recv(kept);
+        }
+        let ready = select.ready_timeout(PATIENCE).expect("all calls run at once");
+        kept[ready].recv().unwrap();
+    }
+    // Those of the executor; the servers' have other names.
+    let ours = ["tool-io", "tool-fn", "tool-fleet", "tool-send", "tool-batcher", "tool-callback"];
+    let count = threads(&ours);
+    assert!((SERVERS..=100).contains(&count), "{count} threads");
+    let fast = executor.execute("fast", bash("fast"), None);
+    assert!(fast.success, "{}", fast.error);
+    drop(kept);
+    pending.into_iter().for_each(|pending| pending.cancel());
+}
+
+/// Answers resets and the command `fast`; keeps every other call, and tells of it.
+fn keep_calls(told: Receiver<Told>) -> Receiver<()> {
+    let (tell, kept) = bounded(2000);
+    std::thread::spawn(move || {
+        let mut calls = Vec::new();
+        for told in told {
+            match told {
+                Told::Reset(_, reply) => reply.send(Ok(())),
+                Told::Execute(execution) if crate::fakes::command(&execution) == "fast" => {
+                    execution.reply.send(result(Outcome::Ok));
+                }
+                Told::Execute(execution) => {
+                    calls.push(execution);
+                    let _ = tell.send(());
+                }
+                Told::Cancel(id) => {
+                    let place = calls.iter().position(|call| call.id == id);
+                    if let Some(place) = place {
+                        calls.swap_remove(place).reply.send(result(Outcome::Cancelled));
+                    }
+                }
+            }
+        }
+    });
+    kept
+}
+
+#[test]
+fn the_policy_reaches_the_server() {
+    let server = server(1);
+    let policy = Policy { allow_network: false, ..Policy::default() };
+    let backend = FleetBackend::new(fleet([url(&server)])).unwrap();
+    let executor = ToolExecutor::builder().backend(backend).policy(policy).start().unwrap();
+    let result = executor.execute("t", bash("ls /sys/class/net"), None);
+    assert_eq!(result.metadata["network_isolated"], true);
+}

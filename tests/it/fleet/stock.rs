@@ -1,0 +1,154 @@
+//! Stock servers, played by one that answers as the reference does – or should not.
+
+use std::time::Duration;
+
+use crossbeam_channel::bounded;
+use serde_json::{Value, json};
+use tool_executor::backend::fleet::{FleetBackend, FleetConfig};
+use tool_executor::{Outcome, StartError, ToolExecutor};
+
+use super::{executor, fleet};
+use crate::fakes::bash;
+use crate::http::{Reply, Request, Server, ok};
+
+/// A stock server of two slots; `execute` answers calls.
+fn stock(execute: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Server {
+    Server::start(move |request| match &*request.path {
+        "/health" => ok(r#"{"status": "ok", "slots": 2}"#),
+        "/slots" => ok(r#"{"slots": [{"slot_id": "slot_0"}, {"slot_id": "slot_1"}]}"#),
+        "/reset" => ok(r#"{"success": true, "output": "", "error": "", "metadata": {}}"#),
+        "/execute" => execute(request),
+        other => panic!("{other}"),
+    })
+}
+
+fn answer(request: &Request) -> Reply {
+    let asked: Value = serde_json::from_str(&request.body).unwrap();
+    ok(json!({"success": true, "output": asked["args"]["command"], "error": "",
+        "execution_id": asked["execution_id"], "metadata": {"exit_code": 0}})
+    .to_string())
+}
+
+#[test]
+fn a_stock_servers_slow_call_delays_no_other() {
+    let (let_go, hang) = bounded::<()>(0);
+    let server = stock(move |request| {
+        if request.body.contains("slow") { Reply::Hang(hang.clone()) } else { answer(request) }
+    });
+    let executor = executor(fleet([server.url.clone()]));
+    let slow = executor.submit("slow", bash("slow"), None).unwrap();
+    for _ in 0..3 {
+        assert_eq!(executor.execute("fast", bash("fast"), None).output, "fast");
+    }
+    assert!(!slow.is_done());
+    drop(let_go);
+    let result = slow.wait();
+    assert_eq!((result.outcome, result.may_have_executed), (Outcome::SandboxLost, true));
+    let again = executor.execute("slow", bash("x"), None);
+    assert_eq!((again.outcome, again.may_have_executed), (Outcome::SandboxLost, false));
+}
+
+#[test]
+fn a_stock_servers_call_is_sent_once_and_what_it_says_is_typed() {
+    let server = stock(|request| {
+        let asked: Value = serde_json::from_str(&request.body).unwrap();
+        match asked["args"]["command"].as_str().unwrap() {
+            "half" => Reply::Raw(b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{\"s".to_vec()),
+            "nothing" => Reply::Raw(Vec::new()),
+            "garbage" => ok("<html>"),
+            "array" => ok("[]"),
+            "another" => ok(r#"{"success": true, "output": "", "execution_id": "e0"}"#),
+            "500" => Reply::Answer(500, r#"{"success": false, "error": "boom"}"#.to_owned()),
+            "exit" => ok(r#"{"success": false, "error": "Exit code: 1",
+                "metadata": {"exit_code": 1}}"#),
+            _ => answer(request),
+        }
+    });
+    let executor = executor(fleet([server.url.clone()]));
+    let cases = [
+        ("half", Outcome::SandboxLost),
+        ("nothing", Outcome::SandboxLost),
+        ("garbage", Outcome::SandboxLost),
+        ("array", Outcome::SandboxLost),
+        ("another", Outcome::BackendFailed),
+        ("500", Outcome::BackendFailed),
+        ("exit", Outcome::NonZeroExit),
+        ("fine", Outcome::Ok),
+    ];
+    for (command, outcome) in cases {
+        let result = executor.execute(command, bash(command), None);
+        assert_eq!(result.outcome, outcome, "{command}: {}", result.error);
+        assert!(result.may_have_executed);
+        executor.release_trajectory(command, true).unwrap();
+    }
+    executor.close();
+    let sent: Vec<_> =
+        server.requests.try_iter().filter(|request| request.path == "/execute").collect();
+    assert_eq!(sent.len(), cases.len(), "none is sent twice");
+}
+
+#[test]
+fn a_call_that_is_too_large_is_refused_by_itself() {
+    let server = stock(answer);
+    let executor = executor(fleet([server.url.clone()]));
+    let large = executor.execute("t", bash(&"x".repeat(1024 * 1024)), None);
+    assert_eq!((large.outcome, large.may_have_executed), (Outcome::InvalidCall, false));
+    assert!(large.error.contains("1048576 at most"), "{}", large.error);
+    assert!(executor.execute("t", bash("x"), None).success);
+}
+
+#[test]
+fn a_server_that_is_none_does_not_hold_up_the_start_for_ever() {
+    let (_never, hang) = bounded::<()>(0);
+    let hangs = Server::start(move |_| Reply::Hang(hang.clone()));
+    let garbage = Server::start(|_| Reply::Raw(vec![0; 1000]));
+    let sick = Server::start(|_| ok(r#"{"status": "sick"}"#));
+    for url in [&*hangs.url, &*garbage.url, &*sick.url, "http://127.0.0.1:1"] {
+        let mut config = fleet([url.to_owned()]);
+        config.start_timeout = Duration::from_millis(100);
+        let backend = FleetBackend::new(config).unwrap();
+        let error = ToolExecutor::builder().backend(backend).start().unwrap_err();
+        let StartError::Backend(error) = error else { panic!("{error:?}") };
+        assert!(error.to_string().contains(url), "{error}");
+    }
+    for (urls, text) in [
+        (vec![], "at least one"),
+        (vec!["ftp://x"], "http://host:port would be"),
+        (vec!["http://a:1", "http://a:1/"], "twice"),
+    ] {
+        let error = FleetBackend::new(FleetConfig::new(urls)).unwrap_err().to_string();
+        assert!(error.contains(text), "{error}");
+    }
+}
+
+#[test]
+fn a_stock_server_that_closes_its_connections_whenever_it_likes_fails_no_call() {
+    let server = stock(|request| match answer(request) {
+        Reply::Answer(status, body) if request.body.contains("close") => {
+            Reply::AnswerAndClose(status, body)
+        }
+        other => other,
+    });
+    let executor = executor(fleet([server.url.clone()]));
+    for call in 0..200 {
+        let command = if call % 2 == 0 { "close" } else { "keep" };
+        let result = executor.execute("t", bash(command), None);
+        assert_eq!(result.output, command, "{call}: {}", result.error);
+    }
+}
+
+#[test]
+fn no_time_limit_of_http_is_below_the_calls_own() {
+    let (let_go, hang) = bounded::<()>(0);
+    let server = stock(move |request| {
+        if request.body.contains("slow") {
+            // Longer than anything but a call may take there.
+            let _ = hang.recv_timeout(Duration::from_secs(6));
+        }
+        answer(request)
+    });
+    let executor = executor(fleet([server.url.clone()]));
+    let result = executor.execute("t", bash("slow"), Some(Duration::from_secs(120)));
+    assert_eq!((result.outcome, &*result.output), (Outcome::Ok, "slow"), "{}", result.error);
+    drop(let_go);
+}

@@ -1,0 +1,249 @@
+//! Clients that are slow, or do not read, or are idle, before both servers: they are cut off in time,
+//! and nothing else is delayed.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tool_executor::backend::fleet::{FleetBackend, FleetConfig};
+use tool_executor::backend::local::{LocalBackend, LocalConfig};
+use tool_executor::backend::{Backend, Container, Execution, ResetReply, SlotRef};
+use tool_executor::server::{ExecutorServer, SandboxServer, ServerConfig};
+use tool_executor::{BackendError, Outcome, ToolExecutor, ToolResult};
+
+use crate::fakes::{PATIENCE, bash, one_container, until};
+use crate::http_client::Client;
+
+/// Far below what the calls here take, and what their clients leave unread.
+const SHORT: Duration = Duration::from_millis(200);
+
+/// Answers every call at once, at such length.
+struct Lengthy(usize, usize);
+
+impl Backend for Lengthy {
+    fn start(&self) -> Result<Vec<Container>, BackendError> {
+        Ok(one_container(self.0))
+    }
+
+    fn execute(&self, _container: usize, batch: Vec<Execution>) {
+        for execution in batch {
+            execution.reply.send(ToolResult::ok("x".repeat(self.1)));
+        }
+    }
+
+    fn reset(&self, _slot: &SlotRef, reply: ResetReply) {
+        reply.send(Ok(()));
+    }
+}
+
+fn impatient() -> ServerConfig {
+    let mut config = ServerConfig::new(([127, 0, 0, 1], 0));
+    (config.read_timeout, config.write_timeout, config.no_auth) = (SHORT, SHORT, true);
+    config
+}
+
+fn executor(backend: impl Backend) -> Arc<ToolExecutor> {
+    Arc::new(ToolExecutor::builder().backend(backend).start().unwrap())
+}
+
+fn call(trajectory_id: usize) -> Value {
+    json!({"trajectory_id": trajectory_id.to_string(),
+        "tool": {"name": "bash", "arguments": {"command": "x"}, "uniq_id": "u"}})
+}
+
+#[test]
+fn a_client_that_does_not_read_its_batch_is_cut_off() {
+    const SLOTS: usize = 16;
+    let executor = executor(Lengthy(SLOTS, 200_000));
+    let server = ExecutorServer::start(impatient(), executor.clone()).unwrap();
+    let mut client = Client::connect(server.addr());
+    // More than all buffers between here and there hold.
+    let calls: Vec<_> = (0..1000).map(|number| call(number % (SLOTS - 1))).collect();
+    client.post("/execute_batch", &json!({"calls": calls}));
+    until(|| executor.stats().total_requests > 0);
+    // Another one's call is not delayed by it.
+    let mut another = Client::connect(server.addr());
+    another.post("/execute", &call(SLOTS - 1));
+    assert_eq!(another.receive().json()["success"], true);
+    drop(another);
+    until(|| server.connections() == 0);
+    // Nor is any of its trajectories, afterwards.
+    for number in 0..SLOTS {
+        assert!(executor.execute(&number.to_string(), bash("x"), None).success);
+    }
+    drop(client);
+}
+
+#[test]
+fn a_client_that_does_not_read_its_results_is_cut_off_and_gets_them_later() {
+    const SLOTS: usize = 300;
+    let server = SandboxServer::start(impatient(), Lengthy(SLOTS, 100_000)).unwrap();
+    let session = json!({"session": "s"});
+    let op = |slot: usize| json!({"slot": slot, "seq": 1, "tool": "bash", "timeout": 1.0});
+    let mut client = Client::connect(server.addr());
+    client.post("/v1/session", &session);
+    assert_eq!(client.receive().status, 200);
+    let ops: Vec<_> = (0..SLOTS).map(op).collect();
+    client.post("/v1/calls", &json!({"session": "s", "ops": ops}));
+    // They are too many for one answer.
+    assert_eq!(client.receive().json(), json!({"results": []}));
+    let waiting: Vec<_> = (0..SLOTS).map(|slot| json!([slot, 1])).collect();
+    let results = json!({"session": "s", "waiting": waiting});
+    let mut deaf = Client::connect(server.addr());
+    deaf.post("/v1/results", &results);
+    // The plain routes are served meanwhile.
+    let mut another = Client::connect(server.addr());
+    another.post("/execute", &json!({"slot_id": "slot_0", "tool": "bash", "args": {}}));
+    assert_eq!(another.receive().json()["success"], true);
+    drop((client, another));
+    until(|| server.connections() == 0);
+    let mut client = Client::connect(server.addr());
+    client.post("/v1/results", &results);
+    assert_eq!(client.head().status, 200);
+    let mut told = 0;
+    while told < SLOTS {
+        let chunk = client.chunk().expect("the stream goes on");
+        let lines = String::from_utf8(chunk).unwrap();
+        told += lines.lines().filter(|line| line.contains("\"done\"")).count();
+    }
+    drop(deaf);
+}
+
+#[test]
+fn a_beat_names_the_results_that_were_told_in_an_answer() {
+    let server = SandboxServer::start(impatient(), Lengthy(2, 1)).unwrap();
+    let mut client = Client::connect(server.addr());
+    client.post("/v1/session", &json!({"session": "s"}));
+    client.receive();
+    let op = json!({"slot": 1, "seq": 7, "tool": "bash", "timeout": 1.0});
+    client.post("/v1/calls", &json!({"session": "s", "ops": [op]}));
+    assert_eq!(client.receive().json()["results"][0]["done"]["output"], "x");
+    client.post("/v1/results", &json!({"session": "s"}));
+    client.head();
+    assert_eq!(client.line().unwrap(), json!({"beat": 0, "told": [[1, 7]]}));
+}
+
+/// Sends these bytes one by one, each after a look for an answer; gives the answer, or what is left
+/// of the connection.
+fn dribble(addr: SocketAddr, bytes: &[u8]) -> String {
+    let mut stream = TcpStream::connect(addr).unwrap();
+    stream.set_read_timeout(Some(SHORT / 10)).unwrap();
+    let began = Instant::now();
+    let mut answer = Vec::new();
+    let mut left = bytes.iter().cycle();
+    loop {
+        assert!(began.elapsed() < PATIENCE, "it is never cut off");
+        // Refused when it is cut off, which reading tells.
+        let _ = stream.write_all(&[*left.next().unwrap()]);
+        let mut buffer = [0; 1024];
+        match stream.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(read) => answer.extend_from_slice(&buffer[..read]),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            Err(_) => break,
+        }
+    }
+    String::from_utf8(answer).unwrap()
+}
+
+#[test]
+fn a_client_that_sends_a_byte_at_a_time_is_cut_off() {
+    let executor = executor(Lengthy(1, 1));
+    let executor_server = ExecutorServer::start(impatient(), executor).unwrap();
+    let sandbox_server = SandboxServer::start(impatient(), Lengthy(1, 1)).unwrap();
+    for (addr, path) in [
+        (executor_server.addr(), "/execute"),
+        (executor_server.addr(), "/execute_batch"),
+        (sandbox_server.addr(), "/execute"),
+        (sandbox_server.addr(), "/v1/calls"),
+    ] {
+        // A head that never ends, and a body that does not.
+        assert!(!dribble(addr, b"x").contains("200"), "{path}");
+        let mut stream = Client::connect(addr);
+        let headers = [("Content-Length", "1000000")];
+        stream.send("GET", path, &headers, b"");
+        drop(stream);
+        let answer = slow_body(addr, path);
+        assert!(answer.starts_with("HTTP/1.1 408"), "{path}: {answer}");
+        // Others are served.
+        assert_eq!(Client::connect(addr).ask("GET", "/health", &[], b"").status, 200);
+    }
+    until(|| executor_server.connections() + sandbox_server.connections() == 0);
+}
+
+/// Sends the head of a request at once and its body a byte at a time; gives the answer.
+fn slow_body(addr: SocketAddr, path: &str) -> String {
+    let mut stream = TcpStream::connect(addr).unwrap();
+    let head = format!("POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n");
+    stream.write_all(head.as_bytes()).unwrap();
+    stream.set_read_timeout(Some(SHORT / 10)).unwrap();
+    let began = Instant::now();
+    let mut buffer = [0; 1024];
+    loop {
+        assert!(began.elapsed() < PATIENCE, "it is never cut off");
+        let _ = stream.write_all(b"{");
+        match stream.read(&mut buffer) {
+            Ok(read) => return String::from_utf8_lossy(&buffer[..read]).into_owned(),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            Err(error) => return error.to_string(),
+        }
+    }
+}
+
+#[test]
+fn a_thousand_idle_connections_do_not_disturb_a_sandbox_server() {
+    let mut config = impatient();
+    config.read_timeout = PATIENCE;
+    let server = SandboxServer::start(config, Lengthy(1, 1)).unwrap();
+    let idle: Vec<_> = (0..1000).map(|_| TcpStream::connect(server.addr()).unwrap()).collect();
+    until(|| server.connections() == idle.len());
+    let fleet = FleetConfig::new([format!("http://{}", server.addr())]);
+    let executor = executor(FleetBackend::new(fleet).unwrap());
+    assert!(executor.execute("t", bash("x"), None).success);
+    executor.close();
+    drop(idle);
+    until(|| server.connections() == 0);
+}
+
+#[test]
+fn the_time_limits_add_up() {
+    // Client, executor server, fleet, sandbox server: none of their own limits ends a call, although
+    // each is far below it. What 200 ms are to 3 s, the servers' 60 s are to 15 minutes.
+    let local = LocalBackend::start(LocalConfig::with_slots(1)).unwrap();
+    let sandbox = SandboxServer::start(impatient(), local).unwrap();
+    let mut fleet = FleetConfig::new([format!("http://{}", sandbox.addr())]);
+    fleet.unreachable_timeout = Duration::from_secs(1);
+    let executor = executor(FleetBackend::new(fleet).unwrap());
+    let server = ExecutorServer::start(impatient(), executor.clone()).unwrap();
+    let mut client = Client::connect(server.addr());
+    let mut body = call(0);
+    body["tool"]["arguments"]["command"] = json!("sleep 6; echo done");
+    body["timeout_s"] = json!(120);
+    client.post("/execute", &body);
+    let answer = client.receive();
+    assert_eq!(answer.json()["output"], "done", "{}", answer.text());
+    let mut batch = Client::connect(server.addr());
+    batch.post("/execute_batch", &json!({"calls": [body]}));
+    batch.head();
+    assert_eq!(batch.line().unwrap()["result"]["output"], "done");
+}
+
+#[test]
+fn a_server_that_closes_idle_connections_fails_no_call() {
+    let mut config = impatient();
+    // So short that connections are closed whenever nothing is said on them.
+    config.read_timeout = Duration::from_millis(1);
+    let server = SandboxServer::start(config, Lengthy(1, 1)).unwrap();
+    let fleet = FleetConfig::new([format!("http://{}", server.addr())]);
+    let executor = executor(FleetBackend::new(fleet).unwrap());
+    for call in 0..200 {
+        let result = executor.execute("t", bash("x"), None);
+        assert_eq!(result.outcome, Outcome::Ok, "{call}: {}", result.error);
+        if call % 10 == 0 {
+            // But for the stream of results.
+            until(|| server.connections() <= 1);
+        }
+    }
+}

@@ -1,0 +1,363 @@
+//! `tool-executor serve` and `tool-executor sandbox` as the built program, over real sockets.
+//!
+//! Runs real commands in the embedded sandbox, isolated where bubblewrap is installed.
+#![cfg(target_os = "linux")]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use base64::Engine;
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+
+use crate::http_client::{Answer, Client};
+
+mod fakes {
+    /// Longer than anything here takes on a busy machine.
+    pub(crate) const PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
+}
+
+#[path = "it/http.rs"]
+#[allow(dead_code)] // what the other tests need of it
+mod http;
+#[path = "it/http_client.rs"]
+#[allow(dead_code)]
+mod http_client;
+
+/// The program that serves, with a directory of its own for temporary files.
+struct Program {
+    child: Child,
+    addr: SocketAddr,
+    headers: Vec<(&'static str, String)>,
+    tmp: tempfile::TempDir,
+    /// The line that it printed.
+    line: String,
+}
+
+impl Program {
+    /// On a free port, with this token in the environment variable.
+    fn start(arguments: &[&str], token: (&str, &str), env: &[(&str, &str)]) -> Self {
+        let tmp = tempfile::tempdir().unwrap();
+        let mut child = Command::new(env!("CARGO_BIN_EXE_tool-executor"))
+            .args(arguments)
+            .args(["--port", "0"])
+            .env("TMPDIR", tmp.path())
+            .env(token.0, token.1)
+            .envs(env.iter().copied())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let url = line.split_whitespace().find_map(|word| word.strip_prefix("http://"));
+        let addr = url.unwrap_or_else(|| panic!("{line:?}")).parse().unwrap();
+        let headers = vec![("Authorization", format!("Bearer {}", token.1))];
+        Self { child, addr, headers, tmp, line }
+    }
+
+    fn serve(arguments: &[&str], env: &[(&str, &str)]) -> Self {
+        let arguments = [&["serve"], arguments].concat();
+        Self::start(&arguments, ("TOOL_EXECUTOR_TOKEN", "s3cret-of-serve"), env)
+    }
+
+    fn sandbox(arguments: &[&str]) -> Self {
+        let arguments = [&["sandbox"], arguments].concat();
+        Self::start(&arguments, ("TOOL_EXECUTOR_SANDBOX_TOKEN", "s3cret-of-sandbox"), &[])
+    }
+
+    fn url(&self) -> String {
+        format!("http://{}", self.addr)
+    }
+
+    /// Sends a request on a connection of its own, which is given back.
+    fn send(&self, method: &str, path: &str, body: &Value) -> Client {
+        let mut client = Client::connect(self.addr);
+        let headers: Vec<_> = self.headers.iter().map(|(name, value)| (*name, &**value)).collect();
+        let body = if body.is_null() { String::new() } else { body.to_string() };
+        client.send(method, path, &headers, body.as_bytes());
+        client
+    }
+
+    fn ask(&self, method: &str, path: &str, body: &Value) -> Answer {
+        self.send(method, path, body).receive()
+    }
+
+    fn post(&self, path: &str, body: &Value) -> Value {
+        let answer = self.ask("POST", path, body);
+        assert_eq!(answer.status, 200, "{path}: {}", answer.text());
+        answer.json()
+    }
+
+    fn bash(&self, trajectory_id: &str, command: &str) -> Value {
+        self.post("/execute", &call(trajectory_id, command))
+    }
+
+    /// Comes back when a command has made a file of this name.
+    fn until_there_is(&self, name: &str) {
+        let began = Instant::now();
+        while find(self.tmp.path(), name).is_none() {
+            assert!(began.elapsed() < fakes::PATIENCE, "there never is {name}");
+            // Between two looks, not in the hope that it is so afterwards.
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    fn terminate(&self) {
+        kill_process(Pid::from_child(&self.child), Signal::TERM).unwrap();
+    }
+
+    /// Waits for the end, which must be a good one.
+    fn ends(&mut self) {
+        assert!(self.child.wait().unwrap().success());
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        // Errors: it has ended already.
+        let _ = (self.child.kill(), self.child.wait());
+    }
+}
+
+/// A file of this name somewhere in a directory.
+fn find(directory: &Path, name: &str) -> Option<std::path::PathBuf> {
+    let entries = fs::read_dir(directory).ok()?.flatten();
+    entries.map(|entry| entry.path()).find_map(|path| {
+        if path.file_name().is_some_and(|own| own == name) {
+            return Some(path);
+        }
+        path.is_dir().then(|| find(&path, name)).flatten()
+    })
+}
+
+/// All directories in a directory, two levels down: the runs of embedded sandboxes.
+fn runs_in(tmp: &Path) -> Vec<std::path::PathBuf> {
+    let entries = |path: &Path| fs::read_dir(path).into_iter().flatten().flatten();
+    let mine = entries(tmp).flat_map(|data_dir| entries(&data_dir.path()).collect::<Vec<_>>());
+    mine.map(|run| run.path()).filter(|path| path.is_dir()).collect()
+}
+
+fn call(trajectory_id: &str, command: &str) -> Value {
+    json!({"trajectory_id": trajectory_id,
+        "tool": {"name": "terminal", "arguments": {"command": command}, "uniq_id": "u1"}})
+}
+
+/// Whether a process runs whose command line has this in it.
+fn runs(text: &str) -> bool {
+    let found = Command::new("pgrep").args(["-f", text]).output().unwrap();
+    !found.stdout.is_empty()
+}
+
+/// The files of an archive, by name.
+fn unpack(archive: &Value) -> BTreeMap<String, String> {
+    let base64 = base64::engine::general_purpose::STANDARD;
+    let bytes = base64.decode(archive["content"].as_str().unwrap()).unwrap();
+    assert_eq!(archive["bytes"], bytes.len());
+    let mut archive = tar::Archive::new(flate2::read::GzDecoder::new(&bytes[..]));
+    let files = archive.entries().unwrap().map(|entry| {
+        let mut entry = entry.unwrap();
+        let mut content = String::new();
+        entry.read_to_string(&mut content).unwrap();
+        (entry.path().unwrap().display().to_string(), content)
+    });
+    files.collect()
+}
+
+/// Reads, lists and archives what a command has made; `whose` names the workspace on the wire.
+fn artifacts(program: &Program, whose: &Value) {
+    let with = |mut request: Value| {
+        request.as_object_mut().unwrap().extend(whose.as_object().unwrap().clone());
+        request
+    };
+    let read = program.post("/artifacts/read", &with(json!({"path": "d/f.txt"})));
+    assert_eq!((&read["content"], &read["file_size"]), (&json!("h\u{e9}"), &json!(3)), "{read}");
+    assert_eq!((&read["mime"], &read["truncated"]), (&json!("text/plain"), &json!(false)));
+    let request = json!({"path": "d/f.txt", "encoding": "base64", "max_bytes": 1,
+        "include_sha256": true});
+    let read = program.post("/artifacts/read", &with(request));
+    assert_eq!((&read["content"], &read["truncated"]), (&json!("aA=="), &json!(true)), "{read}");
+    let sha256 = "aaa9402664f1a41f40ebbc52c9993eb66aeb366602958fdfaa283b71e64db123";
+    assert_eq!(read["sha256"], sha256);
+    let list = program.post("/artifacts/list", &with(json!({"recursive": true})));
+    let entries = list["entries"].as_array().unwrap();
+    let names: Vec<_> = entries.iter().map(|entry| entry["path"].as_str().unwrap()).collect();
+    assert_eq!(names, ["d", "g", "d/f.txt"]);
+    assert!(entries[1]["mtime"].as_f64().unwrap() > 1e9 && entries[1]["size"] == 2);
+    let archive = program.post("/artifacts/archive", &with(json!({})));
+    let files = [("d/", ""), ("d/f.txt", "h\u{e9}"), ("g", "g\n")];
+    let files = files.map(|(name, content)| (name.to_owned(), content.to_owned()));
+    assert_eq!(unpack(&archive), files.into());
+}
+
+const MAKE: &str = "mkdir d; printf 'h\u{e9}' > d/f.txt; echo g > g";
+
+#[test]
+fn a_served_executor_runs_calls_and_gives_their_files() {
+    let program = Program::serve(&["--slots", "2"], &[]);
+    assert!(program.line.contains("(2 slots)") && !program.line.contains("s3cret"));
+    let made = program.bash("t", MAKE);
+    assert_eq!((&made["success"], &made["uniq_id"]), (&json!(true), &json!("u1")), "{made}");
+    artifacts(&program, &json!({"trajectory_id": "t"}));
+    // Another trajectory finds nothing of it, and neither does the same one after a release.
+    assert_eq!(program.bash("u", "ls")["output"], "");
+    program.post("/release", &json!({"trajectory_id": "t", "reset_workspace": true}));
+    assert_eq!(program.bash("t", "ls")["output"], "");
+    let status = program.ask("GET", "/status", &Value::Null).json();
+    assert_eq!((&status["total_requests"], &status["total_errors"]), (&json!(3), &json!(0)));
+    let metrics = program.ask("GET", "/metrics", &Value::Null);
+    let line = "tool_executor_calls_total{tool=\"terminal\",outcome=\"ok\"} 3";
+    assert!(metrics.text().lines().any(|found| found == line), "{}", metrics.text());
+    assert!(!metrics.text().contains("s3cret"));
+}
+
+#[test]
+fn a_served_executor_over_sandbox_servers_gives_their_files() {
+    let sandbox = Program::sandbox(&["--slots", "1"]);
+    let token = [("TOOL_EXECUTOR_SANDBOX_TOKEN", "s3cret-of-sandbox")];
+    let program = Program::serve(&["--sandbox-url", &sandbox.url()], &token);
+    assert_eq!(program.bash("t", MAKE)["success"], true);
+    artifacts(&program, &json!({"trajectory_id": "t"}));
+}
+
+#[test]
+fn a_sandbox_server_runs_calls_and_gives_their_files() {
+    let program = Program::sandbox(&["--slots", "2"]);
+    assert!(program.line.contains("(2 slots)") && !program.line.contains("s3cret"));
+    let execute = json!({"slot_id": "slot_1", "tool": "bash", "args": {"command": MAKE}});
+    assert_eq!(program.post("/execute", &execute)["success"], true);
+    artifacts(&program, &json!({"slot_id": "slot_1"}));
+    let list = program.post("/artifacts/list", &json!({"slot_id": "slot_0"}));
+    assert_eq!(list["entries"], json!([]));
+    program.post("/reset", &json!({"slot_id": "slot_1"}));
+    let list = program.post("/artifacts/list", &json!({"slot_id": "slot_1"}));
+    assert_eq!(list["entries"], json!([]));
+}
+
+#[test]
+fn without_the_token_nobody_may() {
+    for mut program in [Program::serve(&[], &[]), Program::sandbox(&[])] {
+        let body = call("t", "true");
+        for (header, status, detail) in [
+            (None, 401, "Missing Authorization header"),
+            (Some("Basic x"), 401, "Invalid Authorization header"),
+            (Some("Bearer wrong"), 403, "Invalid token"),
+        ] {
+            program.headers =
+                header.map(|header| ("Authorization", header.to_owned())).into_iter().collect();
+            let answer = program.ask("POST", "/execute", &body);
+            assert_eq!(answer.status, status, "{}", answer.text());
+            assert!(answer.text().contains(detail), "{}", answer.text());
+        }
+        assert_eq!(program.ask("GET", "/health", &Value::Null).json()["status"], "ok");
+    }
+}
+
+#[test]
+fn the_environment_variables_of_the_reference_are_honoured() {
+    let tools = http::Server::start(|request| match &*request.path {
+        "/tools" => http::ok(r#"{"tools":[{"function":{"name":"search"}}]}"#),
+        _ => http::ok(r#"{"success":true,"output":"found"}"#),
+    });
+    let program = Program::serve(
+        &[],
+        &[
+            ("TOOL_EXECUTOR_SLOTS", "3"),
+            ("TOOL_EXECUTOR_ALLOW_NETWORK", "0"),
+            ("TOOL_EXECUTOR_ACQUIRE_TIMEOUT_S", "0.5"),
+            ("TOOL_EXECUTOR_BATCH_WINDOW_MS", "1"),
+            ("TOOL_EXECUTOR_MAX_BATCH_SIZE", "7"),
+            ("TOOL_EXECUTOR_TOOL_SERVER_URL", &tools.url),
+            ("TOOL_EXECUTOR_TOOL_SERVER_TOKEN", "s3cret-of-tools"),
+        ],
+    );
+    assert!(program.line.contains("(3 slots)"), "{}", program.line);
+    let result = program.bash("t0", "true");
+    assert_eq!(result["metadata"]["network_isolated"], true, "{result}");
+    let mut search = call("t0", "x");
+    search["tool"]["name"] = json!("search");
+    assert_eq!(program.post("/execute", &search)["output"], "found");
+    let mut requests = tools.requests.try_iter();
+    assert!(requests.all(|r| r.authorization.as_deref() == Some("Bearer s3cret-of-tools")));
+    // A slot is waited for as long as was said.
+    for id in ["t1", "t2"] {
+        assert_eq!(program.bash(id, "true")["success"], true);
+    }
+    let none = program.bash("t3", "true");
+    assert!(none["error"].as_str().unwrap().starts_with("Failed to acquire slot"), "{none}");
+}
+
+#[test]
+fn a_client_that_disconnects_cancels_its_call() {
+    let program = Program::serve(&["--slots", "1"], &[]);
+    let mut body = call("t", "touch began; sleep 7531; touch ended");
+    body["timeout_s"] = json!(600);
+    let client = program.send("POST", "/execute", &body);
+    program.until_there_is("began");
+    drop(client);
+    // Runs as soon as that one has ended.
+    assert_eq!(program.bash("t", "ls")["output"], "began");
+    assert!(!runs("sleep 7531"));
+}
+
+#[test]
+fn a_call_is_cancelled_by_its_name() {
+    let program = Program::serve(&["--slots", "1"], &[]);
+    let mut body = call("t", "touch began; sleep 7532; touch ended");
+    body["timeout_s"] = json!(600);
+    let mut client = program.send("POST", "/execute", &body);
+    program.until_there_is("began");
+    let cancelled = program.post("/cancel", &json!({"trajectory_id": "t", "uniq_id": "u1"}));
+    assert_eq!(cancelled, json!({"status": "ok", "cancelled": 1}));
+    let answer = client.receive();
+    assert_eq!(answer.headers["x-tool-outcome"], "cancelled", "{}", answer.text());
+    assert_eq!(program.bash("t", "ls")["output"], "began");
+}
+
+#[test]
+fn a_signal_leaves_no_process_and_no_directory() {
+    for (sleep, mut program, timeout, mut body) in [
+        (
+            "sleep 7533",
+            Program::serve(&["--slots", "2", "--grace-s", "3600"], &[]),
+            "timeout_s",
+            call("t", "touch began; sleep 7533"),
+        ),
+        (
+            "sleep 7534",
+            Program::sandbox(&["--slots", "2", "--grace-s", "3600"]),
+            "timeout",
+            json!({"slot_id": "slot_0", "tool": "bash", "args": {"command": "touch began; sleep 7534"}}),
+        ),
+    ] {
+        body[timeout] = json!(600);
+        let _client = program.send("POST", "/execute", &body);
+        program.until_there_is("began");
+        assert!(runs(sleep) && !runs_in(program.tmp.path()).is_empty());
+        program.terminate();
+        // It has taken the first one in when it listens no more. The second one ends the grace.
+        while std::net::TcpStream::connect(program.addr).is_ok() {
+            std::thread::yield_now();
+        }
+        program.terminate();
+        program.ends();
+        assert!(!runs(sleep), "{sleep} is left");
+        let left = runs_in(program.tmp.path());
+        assert!(left.is_empty(), "{left:?}");
+    }
+}
+
+#[test]
+fn a_signal_lets_what_runs_end() {
+    let mut program = Program::serve(&["--slots", "1"], &[]);
+    let mut client =
+        program.send("POST", "/execute", &call("t", "touch began; sleep 1; echo done"));
+    program.until_there_is("began");
+    program.terminate();
+    program.ends();
+    assert_eq!(client.receive().json()["output"], "done");
+}
