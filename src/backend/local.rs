@@ -48,6 +48,11 @@ pub struct LocalConfig {
     pub data_dir: Option<PathBuf>,
     /// How many characters are kept of each of a command's two output streams. Defaults to 50,000.
     pub max_output_chars: usize,
+    /// How many bytes of a call's output are kept in files in its workspace, where the result does not
+    /// show all of it: `.tool-output/<n>-stdout.txt` and `…-stderr.txt`, named by the metadata
+    /// `output_file` and `stderr_file`. Of both streams together; the rest is left out. 0 for no such
+    /// files. Defaults to 16 MiB.
+    pub max_output_file_bytes: u64,
     /// Makes this process a child subreaper (`prctl(2)`), so that ended sandboxes leave no zombies
     /// where the system's first process removes none, as in many containers. Not needed where this
     /// process is itself the first. It concerns the whole process: every orphan among its
@@ -64,6 +69,7 @@ impl Default for LocalConfig {
             slots: 10,
             data_dir: None,
             max_output_chars: 50_000,
+            max_output_file_bytes: 16 << 20,
             adopt_orphans: false,
             max_file_bytes: DEFAULT_MAX_FILE_BYTES,
         }
@@ -100,6 +106,7 @@ struct Inner {
     slots: Vec<Slot>,
     running: Mutex<HashMap<ExecutionId, Running>>,
     max_output_chars: usize,
+    max_output_file_bytes: u64,
     max_file_bytes: u64,
     /// Taken when closing.
     data_dir: Mutex<Option<DataDir>>,
@@ -166,6 +173,7 @@ impl LocalBackend {
             slots,
             running: Mutex::new(HashMap::new()),
             max_output_chars: config.max_output_chars,
+            max_output_file_bytes: config.max_output_file_bytes,
             max_file_bytes: config.max_file_bytes,
             data_dir: Mutex::new(Some(data_dir)),
         })))
@@ -216,6 +224,7 @@ impl LocalBackend {
             network: policy.allow_network,
             timeout,
             output_limit_chars: self.0.max_output_chars,
+            output_file_bytes: self.0.max_output_file_bytes,
         };
         let cancellation = reply.cancellation();
         let ended = Arc::new(AtomicBool::new(false));

@@ -6,7 +6,7 @@
 //! - `bash` shapes what a command gave into the tool's result; `files` is the tools `read_file` and
 //!   `write_file`; `artifacts` reads, lists and archives a workspace for those outside.
 //! - `supervisor` runs any number of commands with one thread; `running` is one of them, `stream`
-//!   its pipes, `output` what is kept of what it prints.
+//!   its pipes, `output` what is shown of what it prints, `spool` the files that have all of it.
 //! - `shell` is how a command reaches its shell, `isolation` what it may see (bubblewrap), `etc` what
 //!   of `/etc`, `reaper` how all its processes are found where there is no bubblewrap, `spawn` the
 //!   start of a process, `user` whom all of this runs as where the host is root.
@@ -27,6 +27,7 @@ mod reaper;
 mod running;
 mod shell;
 mod spawn;
+mod spool;
 mod stream;
 pub(crate) mod supervisor;
 mod tree;

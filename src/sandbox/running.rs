@@ -11,8 +11,10 @@
 //!    the pidfd of a pid namespace's init becomes readable only when no process of the namespace is
 //!    left; without bubblewrap the reaper says so.
 //!
-//! No phase is without a deadline. What is in the pipes at the end is drained; a pipe that somebody
-//! still holds open delays nothing.
+//! 4. *Settling*. What is in the pipes is drained – one that somebody still holds open delays nothing –
+//!    and what of it goes to a file (`spool`) is written.
+//!
+//! No phase is without a deadline.
 
 use std::ffi::CString;
 use std::io;
@@ -29,6 +31,7 @@ use super::output::Captured;
 use super::reaper::{self, Report, Step};
 use super::shell::{self, CLOSED_GATE, Shell, ShellCall};
 use super::spawn::{self, CStringArray, Child, Reaped};
+use super::spool::{Keep, Output, Spool};
 use super::stream::{Source, Stream, Watch};
 use super::supervisor::{CommandSpec, End};
 use super::user::CommandUser;
@@ -38,6 +41,9 @@ use super::user::CommandUser;
 pub(super) const SETUP_LIMIT: Duration = Duration::from_secs(30);
 /// How long the end of killed processes is awaited before that is given up.
 pub(super) const KILL_MARGIN: Duration = Duration::from_secs(5);
+
+/// How long what was printed may take to be written to its file, after the end of the last process.
+const SETTLE_LIMIT: Duration = Duration::from_secs(5);
 
 /// Longer timeouts are taken for this, so that no deadline overflows the clock.
 const LONGEST_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -74,6 +80,20 @@ pub(super) struct Running {
     ended: Option<Instant>,
     killed: Option<Reason>,
     given_up: bool,
+    settling: Settling,
+    /// Where the whole output is kept.
+    keep: Option<Keep>,
+}
+
+/// How far the output is, once the processes have ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Settling {
+    /// They have not.
+    NotYet,
+    /// Some of it is still to be written.
+    Since,
+    /// All is read and written, or was given up.
+    Done,
 }
 
 /// What holds the command's processes together.
@@ -136,6 +156,8 @@ pub(super) struct Host {
     pub(super) user: String,
     /// That user, if it is not the host's own.
     pub(super) command_user: Option<CommandUser>,
+    /// What writes complete outputs to files.
+    pub(super) spool: Spool,
 }
 
 impl Running {
@@ -147,8 +169,11 @@ impl Running {
         if spec.command.contains('\0') {
             return Err(spawn::embedded_nul());
         }
-        let (stdout, stdout_writer) = Stream::new(spec.output_limit_chars)?;
-        let (stderr, stderr_writer) = Stream::new(spec.output_limit_chars)?;
+        let limit = spec.output_limit_chars;
+        let (stdout, stdout_writer) = Stream::new(Output::Stdout, limit)?;
+        let (stderr, stderr_writer) = Stream::new(Output::Stderr, limit)?;
+        let keep = (spec.output_file_bytes > 0)
+            .then(|| Keep::new(host.spool.clone(), spec.workspace.clone(), spec.output_file_bytes));
         if let Some(user) = host.command_user {
             // Of a pipe, `/dev/stderr` can be opened by its owner only.
             for pipe in [&stdout_writer, &stderr_writer] {
@@ -177,6 +202,8 @@ impl Running {
             ended: None,
             killed: None,
             given_up: false,
+            settling: Settling::NotYet,
+            keep,
         };
         if let Err(error) = running.watch_all(watch) {
             // Without its gate or its control pipe it ends by itself.
@@ -213,6 +240,11 @@ impl Running {
 
     /// Whether there is nothing left to wait for: [`finish`](Self::finish) is due.
     pub(super) fn is_over(&self) -> bool {
+        self.settling == Settling::Done
+    }
+
+    /// Whether there are no processes left to wait for.
+    fn is_dead(&self) -> bool {
         let container_gone = match &self.container {
             Container::Namespace { init, init_gone, .. } => init.is_none() || *init_gone,
             Container::Reaper { .. } => true,
@@ -229,8 +261,20 @@ impl Running {
         now: Instant,
     ) {
         match source {
-            Source::Stdout => self.stdout.read(watch, buffer),
-            Source::Stderr => self.stderr.read(watch, buffer),
+            Source::Stdout | Source::Stderr => {
+                let stream = match source {
+                    Source::Stdout => &mut self.stdout,
+                    _ => &mut self.stderr,
+                };
+                stream.read(watch, buffer, self.keep.as_mut());
+            }
+            Source::Written => {
+                if let Some(keep) = &self.keep {
+                    keep.heard();
+                }
+                self.stdout.resume(watch);
+                self.stderr.resume(watch);
+            }
             Source::Reports => self.read_reports(watch, now),
             Source::Child => {
                 // What it reported last tells how it ended.
@@ -253,8 +297,34 @@ impl Running {
         }
     }
 
+    /// To be called after each event and deadline: once the processes have ended, what they printed is
+    /// read and written. Does not block.
+    pub(super) fn settle(&mut self, watch: &Watch<'_>, buffer: &mut [u8], now: Instant) {
+        if self.settling == Settling::Done || !self.is_dead() {
+            return;
+        }
+        let stdout = self.stdout.settle(watch, buffer, self.keep.as_mut());
+        let stderr = self.stderr.settle(watch, buffer, self.keep.as_mut());
+        if stdout && stderr {
+            self.settling = Settling::Done;
+            return;
+        }
+        if self.settling == Settling::NotYet {
+            self.settling = Settling::Since;
+            self.deadline = now + SETTLE_LIMIT;
+        }
+    }
+
     /// The time of the present phase is up.
     pub(super) fn on_deadline(&mut self, now: Instant) {
+        if self.settling == Settling::Since {
+            log::warn!(
+                "the complete output of a command is not kept: the disk did not take it in {} s",
+                SETTLE_LIMIT.as_secs()
+            );
+            self.settling = Settling::Done;
+            return;
+        }
         if self.ended.is_none() && self.killed.is_none() {
             self.kill(
                 match self.released {
@@ -378,11 +448,14 @@ impl Running {
         }
     }
 
-    /// Drains the pipes and tells how it ended. Does not block.
-    pub(super) fn finish(mut self, watch: &Watch<'_>, buffer: &mut [u8]) -> Ending {
+    /// Tells how it ended. Does not block.
+    pub(super) fn finish(mut self, watch: &Watch<'_>) -> Ending {
         watch.remove_and_close(&mut self.reports);
-        let stdout = self.stdout.drain(watch, buffer);
-        let stderr = self.stderr.drain(watch, buffer);
+        if let Some(keep) = &self.keep {
+            keep.unwatch(watch);
+        }
+        let stdout = self.stdout.finish(watch);
+        let stderr = self.stderr.finish(watch);
         let child_end = self.child_end.unwrap_or(Reaped::Running);
         let released = self.released.is_some();
         let (end, all_dead) = match &self.container {

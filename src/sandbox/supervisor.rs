@@ -44,6 +44,7 @@ use super::isolation::{self, HostLayout, Isolation};
 use super::output::{Capture, Captured};
 use super::running::{Host, Reason, Running};
 use super::spawn::{Child, Reaped};
+use super::spool::Spool;
 use super::stream::{READ_BUFFER, Watch};
 use super::user::CommandUser;
 use super::workspace::Workspace;
@@ -69,6 +70,9 @@ pub(crate) struct CommandSpec {
     pub(crate) timeout: Duration,
     /// How much is kept of each of the two output streams, in characters.
     pub(crate) output_limit_chars: usize,
+    /// How many bytes of output are kept in files in the workspace, where the texts do not show all of
+    /// it; 0 for no such files. See [`spool`](super::spool).
+    pub(crate) output_file_bytes: u64,
 }
 
 /// How a command ended.
@@ -150,6 +154,7 @@ impl Supervisor {
                 shell: layout.shell,
                 user: layout.user,
                 command_user: user,
+                spool: Spool::start()?,
             },
         };
         let queue = CloseOnDrop(Arc::clone(&shared));
@@ -436,7 +441,9 @@ impl Turn {
         };
         let watch = Watch { epoll: &self.epoll, id };
         let before = running.deadline();
-        action(running, &watch, &mut self.buffer, Instant::now());
+        let now = Instant::now();
+        action(running, &watch, &mut self.buffer, now);
+        running.settle(&watch, &mut self.buffer, now);
         let after = running.deadline();
         let over = running.is_over();
         if over || after != before {
@@ -449,7 +456,7 @@ impl Turn {
             return;
         }
         if let Some((running, answer)) = self.running.remove(&id) {
-            let ending = running.finish(&watch, &mut self.buffer);
+            let ending = running.finish(&watch);
             self.leftovers.extend(ending.leftover);
             let (sandboxed, network_isolated) = (answer.sandboxed, answer.network_isolated);
             answer.give(Finished {

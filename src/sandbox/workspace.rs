@@ -30,6 +30,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, Dir, Mode, OFlags};
@@ -408,6 +409,8 @@ pub(crate) struct Workspace {
     temporary: PathBuf,
     temporary_root: Root,
     owner: Option<CommandUser>,
+    /// How many calls have had their output kept in a file since the last reset.
+    outputs: AtomicU64,
 }
 
 impl Workspace {
@@ -420,7 +423,8 @@ impl Workspace {
     ) -> Result<Self, WorkspaceError> {
         let root = make_private_dir(&path, owner)?;
         let temporary_root = make_private_dir(&temporary, owner)?;
-        Ok(Self { path, root, temporary, temporary_root, owner })
+        let outputs = AtomicU64::new(0);
+        Ok(Self { path, root, temporary, temporary_root, owner, outputs })
     }
 
     /// Its host path, to be bound at `/workspace`. Not for the model's eyes.
@@ -443,6 +447,11 @@ impl Workspace {
         &self.root
     }
 
+    /// The number of the next call whose output is kept in a file; they begin with 1 after each reset.
+    pub(super) fn next_output(&self) -> u64 {
+        self.outputs.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
     /// Removes everything in it and in its `/tmp`. The directories themselves stay the same ones, with
     /// mode 0700. Blocks for as long as the file system needs, five minutes at most for each.
     ///
@@ -451,6 +460,7 @@ impl Workspace {
     /// [`WorkspaceError::Gone`] if a directory was removed or replaced. After either the slot must
     /// not be given to anybody.
     pub(crate) fn reset(&self) -> Result<(), WorkspaceError> {
+        self.outputs.store(0, Ordering::Relaxed);
         let workspace = empty(&self.path, &self.root);
         workspace.and(empty(&self.temporary, &self.temporary_root))
     }

@@ -62,6 +62,7 @@ impl Bench {
             network: true,
             timeout: LONG,
             output_limit_chars: 50_000,
+            output_file_bytes: 0,
         }
     }
 
