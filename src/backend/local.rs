@@ -2,7 +2,9 @@
 //!
 //! One container, `local`, over the sandbox engine: workspaces in a data directory of its own, `bash`
 //! under bubblewrap, files beneath the workspace. A running command needs no thread of ours; file
-//! calls are short and run on the I/O thread that brings them.
+//! calls are short and run on the I/O thread that brings them, after the batch's commands were started.
+//! A reset may take minutes, where a trajectory has left a million files: resets have threads of their
+//! own, `tool-reset-N`, so that they delay nobody's calls.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -10,7 +12,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
@@ -29,9 +31,14 @@ use crate::sandbox::supervisor::{CommandId, CommandSpec, Supervisor, raise_open_
 use crate::sandbox::user::CommandUser;
 use crate::sandbox::workspace::{DataDir, Workspace};
 use crate::tool::{Outcome, ToolResult};
+use crate::workers::Workers;
 
 /// The container's name: there is only one.
 const ADDR: &str = "local";
+/// How many slots are emptied at a time.
+const RESET_THREADS: usize = 4;
+/// How long they may take to end where nobody closed the backend.
+const RESETS_END: Duration = Duration::from_secs(5);
 /// More slots than this in one process are a mistake.
 const MOST_SLOTS: usize = 65_536;
 
@@ -110,6 +117,8 @@ struct Inner {
     max_file_bytes: u64,
     /// Taken when closing.
     data_dir: Mutex<Option<DataDir>>,
+    /// Taken when closing.
+    resets: Mutex<Option<Workers>>,
 }
 
 struct Slot {
@@ -160,6 +169,8 @@ impl LocalBackend {
         }
         let supervisor = Supervisor::start(isolation, user)
             .map_err(|error| BackendError::with_source("cannot start the supervisor", error))?;
+        let resets = Workers::start("tool-reset", RESET_THREADS)
+            .map_err(|error| BackendError::with_source("cannot start threads", error))?;
         let slots = data_dir
             .workspaces()
             .iter()
@@ -176,6 +187,7 @@ impl LocalBackend {
             max_output_file_bytes: config.max_output_file_bytes,
             max_file_bytes: config.max_file_bytes,
             data_dir: Mutex::new(Some(data_dir)),
+            resets: Mutex::new(Some(resets)),
         })))
     }
 
@@ -281,9 +293,12 @@ impl Backend for LocalBackend {
     }
 
     fn execute(&self, _container: usize, batch: Vec<Execution>) {
-        for execution in batch {
+        // They only have to be started, so nobody's file keeps them waiting.
+        let (commands, others): (Vec<_>, Vec<_>) =
+            batch.into_iter().partition(|execution| execution.tool == "bash");
+        commands.into_iter().for_each(|execution| self.bash(execution));
+        for execution in others {
             match execution.tool {
-                "bash" => self.bash(execution),
                 "read_file" | "write_file" => self.file(execution),
                 other => {
                     let mut result = ToolResult::failure(
@@ -314,7 +329,13 @@ impl Backend for LocalBackend {
         if place.haunted.load(Ordering::Acquire) {
             return reply.send(Err("a process of an earlier call could not be killed".to_owned()));
         }
-        reply.send(place.workspace.reset().map_err(|error| error.to_string()));
+        let workspace = place.workspace.clone();
+        if let Some(resets) = &*self.0.resets.lock() {
+            // When the threads end before it is its turn, the reply is dropped, which says so.
+            resets.spawn(move || {
+                reply.send(workspace.reset().map_err(|error| error.to_string()));
+            });
+        }
     }
 
     fn cancel(&self, id: ExecutionId) {
@@ -353,14 +374,30 @@ impl Backend for LocalBackend {
         artifacts::archive(self.workspace(slot)?, request, into)
     }
 
-    fn close(&self, _deadline: Instant) {
+    fn close(&self, deadline: Instant) {
+        let resets = self.0.resets.lock().take();
+        if let Some(resets) = &resets {
+            resets.stop();
+        }
         // Bounded by itself: it kills, and does not wait long for what cannot be killed.
         self.0.supervisor.close();
+        if let Some(resets) = resets {
+            resets.close(deadline);
+        }
         let data_dir = self.0.data_dir.lock().take();
         if let Some(data_dir) = data_dir
             && let Err(error) = data_dir.close()
         {
             log::warn!("the workspaces could not be removed entirely: {error}");
+        }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if let Some(resets) = self.resets.get_mut().take() {
+            resets.stop();
+            resets.close(Instant::now() + RESETS_END);
         }
     }
 }

@@ -35,6 +35,7 @@ use super::spool::{Keep, Output, Spool};
 use super::stream::{Source, Stream, Watch};
 use super::supervisor::{CommandSpec, End};
 use super::user::CommandUser;
+use super::workspace::GONE;
 
 /// How long bubblewrap may take to set a sandbox up. Milliseconds are usual; a thousand at once on a
 /// small machine take seconds.
@@ -164,10 +165,13 @@ impl Running {
     /// Starts a command. Blocks for the start of one process.
     ///
     /// # Errors
-    /// A NUL in the command or in the workspace's path; whatever the system refuses. Nothing runs then.
+    /// A NUL in the command or in the workspace's path; a workspace that is gone; whatever the system refuses. Nothing runs then.
     pub(super) fn start(spec: &CommandSpec, host: &Host, watch: &Watch<'_>) -> io::Result<Self> {
         if spec.command.contains('\0') {
             return Err(spawn::embedded_nul());
+        }
+        if !spec.workspace.is_there() {
+            return Err(io::Error::new(io::ErrorKind::NotFound, GONE));
         }
         let limit = spec.output_limit_chars;
         let (stdout, stdout_writer) = Stream::new(Output::Stdout, limit)?;
