@@ -26,7 +26,15 @@ struct Fixture {
 
 /// A workspace of `user`.
 fn fixture_of(user: Option<CommandUser>) -> Fixture {
-    let outer = tempfile::tempdir().unwrap();
+    fixture_at(tempfile::tempdir().unwrap(), user)
+}
+
+/// In memory, if there is such a place: some disks need a millisecond for each directory.
+fn fixture_in_memory() -> Fixture {
+    fixture_at(tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap(), None)
+}
+
+fn fixture_at(outer: tempfile::TempDir, user: Option<CommandUser>) -> Fixture {
     fs::set_permissions(outer.path(), fs::Permissions::from_mode(0o711)).unwrap();
     let data = DataDir::create(Some(&outer.path().join("base")), 1, user).unwrap();
     Fixture { outer, data }
@@ -244,6 +252,26 @@ fn files_that_may_not_be_read_are_left_out_for_their_user() {
     assert_eq!(fixture.list(".", true, 10), ("closed/ mine others".into(), false));
     assert_eq!(fixture.names(".", 10), ("closed/ others".into(), false));
     assert_eq!(rustix::process::geteuid().as_raw(), 0, "this thread is as it was");
+}
+
+#[test]
+fn a_workspace_that_was_removed_or_replaced_has_no_artifacts() {
+    for replace in [false, true] {
+        let fixture = fixture();
+        fixture.write("f", "x");
+        let moved = fixture.outer.path().join("moved");
+        fs::rename(fixture.at(""), &moved).unwrap();
+        if replace {
+            fs::create_dir(fixture.at("")).unwrap();
+            fixture.write("f", "another");
+        }
+        let lost = |text: &str| text == "the workspace was removed or replaced from outside";
+        assert_error!(fixture.read("f"), ArtifactError::SandboxLost(text) if lost(text));
+        assert_error!(fixture.try_list("."), ArtifactError::SandboxLost(text) if lost(text));
+        let archive = fixture.try_archive(".", 1_000, 10);
+        assert_error!(archive, ArtifactError::SandboxLost(text) if lost(text));
+        assert_eq!(fs::read(moved.join("f")).unwrap(), b"x");
+    }
 }
 
 #[test]

@@ -64,8 +64,10 @@ fn a_listing_shows_what_symlinks_lead_to() {
 fn a_huge_directory_costs_what_was_asked_for() {
     let fixture = fixture();
     fixture.dir("d");
-    for n in 0..20_000 {
-        fs::File::create(fixture.at(&format!("d/{n:05}"))).unwrap();
+    let dir = rustix::fs::open(fixture.at("d"), OFlags::PATH, Mode::empty()).unwrap();
+    for n in 0..100_000 {
+        let flags = OFlags::WRONLY | OFlags::CREATE;
+        rustix::fs::openat(&dir, format!("{n:05}"), flags, Mode::RUSR).unwrap();
     }
     fixture.write("e", "");
     let first: Vec<_> = (0..10).map(|n| format!("d/{n:05}")).collect();
@@ -82,7 +84,54 @@ fn a_huge_directory_costs_what_was_asked_for() {
     });
     let names: Vec<_> = first.unwrap().entries.into_iter().map(|entry| entry.name).collect();
     assert_eq!(names, ["00000", "00001", "00002"]);
-    assert!(looked < 1_000, "{looked} of 20,000 were looked at");
+    assert!(looked < 1_000, "{looked} of 100,000 were looked at");
     let first = first_entries(dir.dir(), 3, Instant::now(), |_, _| Some((false, ()))).unwrap();
     assert!(first.late && first.entries.is_empty());
+}
+
+#[test]
+fn ten_thousand_levels_are_listed_and_archived_as_far_as_they_may_be() {
+    let fixture = fixture_in_memory();
+    let mut dir = rustix::fs::open(fixture.at(""), OFlags::PATH, Mode::empty()).unwrap();
+    for _ in 0..10_000 {
+        rustix::fs::mkdirat(&dir, "d", Mode::RWXU).unwrap();
+        dir = rustix::fs::openat(&dir, "d", OFlags::PATH, Mode::empty()).unwrap();
+    }
+    let flags = OFlags::WRONLY | OFlags::CREATE;
+    rustix::fs::openat(&dir, "file", flags, Mode::RUSR).unwrap();
+    let (list, truncated) = fixture.list(".", true, 5_000);
+    assert_eq!((list.split(' ').count(), truncated), (MAX_DEPTH + 1, true));
+    assert_eq!(fixture.names(".", 5_000).1, true);
+    // As deep as a path can name, and deeper.
+    let deepest = vec!["d"; 2_047].join("/");
+    assert_eq!(fixture.list(&deepest, false, 10).0, format!("{deepest}/d/"));
+    assert!(fixture.names(&deepest, 5_000).1);
+    assert_error!(fixture.read(&deepest), ArtifactError::NotAFile(_));
+    assert_error!(fixture.try_list(&format!("{deepest}/d/d")), ArtifactError::Io(..));
+    // Back and forth through it, which is a way of thousands of steps, but not of any number.
+    let there_and_back = |levels| format!("{}{}", "d/".repeat(levels), "../".repeat(levels));
+    assert_eq!(fixture.list(&there_and_back(100), false, 10), ("d/".into(), false));
+    assert_error!(fixture.try_list(&there_and_back(800)), ArtifactError::Outside);
+    let save = fixture.outer.path().join("saved");
+    assert!(fixture.workspace().save_to(&save).is_err(), "too deep to be saved as a whole");
+    assert!(save.join("d/d/d").is_dir());
+    fixture.workspace().reset().unwrap();
+}
+
+#[test]
+fn names_that_are_not_unicode_are_shown_and_never_lost() {
+    let fixture = fixture();
+    let bad = OsStr::from_bytes(b"a\xff");
+    fs::create_dir(fixture.workspace().path().join(bad)).unwrap();
+    fs::write(fixture.workspace().path().join(bad).join("f"), "x").unwrap();
+    symlink(bad, fixture.at("link")).unwrap();
+    // Shown with U+FFFD, and reached by a symlink, or by an archive, which has the bytes.
+    assert_eq!(fixture.list(".", true, 10), ("a\u{fffd}/ a\u{fffd}/ a\u{fffd}/f".into(), false));
+    assert_eq!(fixture.read("link/f").unwrap().path, "a\u{fffd}/f");
+    assert_error!(fixture.read("a\u{fffd}/f"), ArtifactError::NotFound(_));
+    assert_eq!(fixture.names("link", 10), ("a\u{fffd}/ a\u{fffd}/f".into(), false));
+    assert!(tar_lists(&fixture.archive(".", 10).0).contains("/f\n"));
+    let save = fixture.outer.path().join("saved");
+    fixture.workspace().save_to(&save).unwrap();
+    assert_eq!(fs::read(save.join(bad).join("f")).unwrap(), b"x");
 }

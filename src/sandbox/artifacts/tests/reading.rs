@@ -28,16 +28,24 @@ fn a_file_is_read_in_parts() {
 }
 
 #[test]
-fn a_huge_sparse_file_is_read_in_parts() {
+fn a_terabyte_of_nothing_is_read_in_parts_listed_and_hashed_no_longer_than_there_is_time() {
     let fixture = fixture();
     fixture.write("f", "x");
-    let size = 10 << 30;
+    let size = 1 << 40;
     fs::File::options().write(true).open(fixture.at("f")).unwrap().set_len(size).unwrap();
     let part = fixture.part("f", 0, 4);
     assert_eq!((part.content.as_slice(), part.truncated), (&b"x\0\0\0"[..], true));
     assert_eq!(part.file_size, size);
     let part = fixture.part("f", size - 2, 4);
     assert_eq!((part.content.as_slice(), part.truncated), (&b"\0\0"[..], false));
+    let part = fixture.part("f", size / 2, u64::MAX);
+    assert_eq!((part.content.len() as u64, part.truncated), (MAX_ARTIFACT_BYTES, true));
+    assert_eq!(fixture.try_list(".").unwrap().entries[0].size, size);
+
+    let all =
+        ReadArtifact { max_bytes: 1, sha256: true, file_sha256: true, ..ReadArtifact::new("f") };
+    let artifact = read::read_within(fixture.workspace(), &all, Duration::from_millis(20)).unwrap();
+    assert!(artifact.sha256.is_some() && artifact.file_sha256.is_none());
 }
 
 #[test]
