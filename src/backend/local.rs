@@ -125,6 +125,31 @@ struct Slot {
     workspace: Arc<Workspace>,
     /// A command could not be killed: what is left of it may touch the workspace for ever.
     haunted: Arc<AtomicBool>,
+    /// Who waits for the reset that is under way, or waits for its thread; nobody if there is none.
+    resets: Arc<Mutex<Vec<ResetReply>>>,
+}
+
+/// The obligation to answer everybody who waits for a slot's reset. Dropped, because of a panic or because
+/// the threads have ended, it drops their replies, which say so.
+struct AnswerAll(Option<Arc<Mutex<Vec<ResetReply>>>>);
+
+impl AnswerAll {
+    fn give(mut self, outcome: Result<(), String>) {
+        for reply in self.take() {
+            reply.send(outcome.clone());
+        }
+    }
+
+    /// Those who wait, once: whoever comes later waits for another reset.
+    fn take(&mut self) -> Vec<ResetReply> {
+        self.0.take().map(|waiting| std::mem::take(&mut *waiting.lock())).unwrap_or_default()
+    }
+}
+
+impl Drop for AnswerAll {
+    fn drop(&mut self) {
+        drop(self.take());
+    }
 }
 
 struct Running {
@@ -177,6 +202,7 @@ impl LocalBackend {
             .map(|workspace| Slot {
                 workspace: workspace.clone(),
                 haunted: Arc::new(AtomicBool::new(false)),
+                resets: Arc::default(),
             })
             .collect();
         Ok(Self(Arc::new(Inner {
@@ -329,12 +355,18 @@ impl Backend for LocalBackend {
         if place.haunted.load(Ordering::Acquire) {
             return reply.send(Err("a process of an earlier call could not be killed".to_owned()));
         }
+        // Whoever lost patience with a long reset and asks again gets the answer of that one.
+        {
+            let mut waiting = place.resets.lock();
+            waiting.push(reply);
+            if waiting.len() > 1 {
+                return;
+            }
+        }
+        let answer = AnswerAll(Some(place.resets.clone()));
         let workspace = place.workspace.clone();
         if let Some(resets) = &*self.0.resets.lock() {
-            // When the threads end before it is its turn, the reply is dropped, which says so.
-            resets.spawn(move || {
-                reply.send(workspace.reset().map_err(|error| error.to_string()));
-            });
+            resets.spawn(move || answer.give(workspace.reset().map_err(|error| error.to_string())));
         }
     }
 
