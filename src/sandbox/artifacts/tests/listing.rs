@@ -101,7 +101,7 @@ fn ten_thousand_levels_are_listed_and_archived_as_far_as_they_may_be() {
     rustix::fs::openat(&dir, "file", flags, Mode::RUSR).unwrap();
     let (list, truncated) = fixture.list(".", true, 5_000);
     assert_eq!((list.split(' ').count(), truncated), (MAX_DEPTH + 1, true));
-    assert_eq!(fixture.names(".", 5_000).1, true);
+    assert!(fixture.names(".", 5_000).1);
     // As deep as a path can name, and deeper.
     let deepest = vec!["d"; 2_047].join("/");
     assert_eq!(fixture.list(&deepest, false, 10).0, format!("{deepest}/d/"));
