@@ -85,7 +85,9 @@ impl Default for ListArtifacts {
 /// One entry of a listing.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ArtifactEntry {
-    /// Its path relative to the workspace; a symlink is shown as what it leads to.
+    /// Its path relative to the workspace; a symlink is shown as what it leads to. Bytes that are no
+    /// UTF-8 are shown as U+FFFD: such a file cannot be asked for by this path, but is in archives,
+    /// byte by byte.
     pub path: String,
     /// Whether it is a directory.
     pub is_dir: bool,

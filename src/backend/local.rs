@@ -2,7 +2,9 @@
 //!
 //! One container, `local`, over the sandbox engine: workspaces in a data directory of its own, `bash`
 //! under bubblewrap, files beneath the workspace. A running command needs no thread of ours; file
-//! calls are short and run on the I/O thread that brings them.
+//! calls are short and run on the I/O thread that brings them, after the batch's commands were started.
+//! A reset may take minutes, where a trajectory has left a million files: resets have threads of their
+//! own, `tool-reset-N`, so that they delay nobody's calls.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -30,11 +32,14 @@ use crate::sandbox::supervisor::{CommandId, CommandSpec, Supervisor, raise_open_
 use crate::sandbox::user::CommandUser;
 use crate::sandbox::workspace::{DataDir, Workspace};
 use crate::tool::{Outcome, ToolResult};
+use crate::workers::Workers;
 
 /// The container's name: there is only one.
 const ADDR: &str = "local";
-/// How long a reset waits for the end of a slot's sandbox: longer than the supervisor tries.
-const SANDBOX_END_LIMIT: Duration = Duration::from_secs(60);
+/// How many slots are emptied at a time.
+const RESET_THREADS: usize = 4;
+/// How long they may take to end where nobody closed the backend.
+const RESETS_END: Duration = Duration::from_secs(5);
 /// More slots than this in one process are a mistake.
 const MOST_SLOTS: usize = 65_536;
 
@@ -51,6 +56,11 @@ pub struct LocalConfig {
     pub data_dir: Option<PathBuf>,
     /// How many characters are kept of each of a command's two output streams. Defaults to 50,000.
     pub max_output_chars: usize,
+    /// How many bytes of a call's output are kept in files in its workspace, where the result does not
+    /// show all of it: `.tool-output/<n>-stdout.txt` and `…-stderr.txt`, named by the metadata
+    /// `output_file` and `stderr_file`. Of both streams together; the rest is left out. 0 for no such
+    /// files. Defaults to 16 MiB.
+    pub max_output_file_bytes: u64,
     /// Makes this process a child subreaper (`prctl(2)`), so that ended sandboxes leave no zombies
     /// where the system's first process removes none, as in many containers. Not needed where this
     /// process is itself the first. It concerns the whole process: every orphan among its
@@ -77,6 +87,7 @@ impl Default for LocalConfig {
             slots: 10,
             data_dir: None,
             max_output_chars: 50_000,
+            max_output_file_bytes: 16 << 20,
             adopt_orphans: false,
             max_file_bytes: DEFAULT_MAX_FILE_BYTES,
             warm_slots: true,
@@ -115,15 +126,43 @@ struct Inner {
     slots: Vec<Slot>,
     running: Mutex<HashMap<ExecutionId, Running>>,
     max_output_chars: usize,
+    max_output_file_bytes: u64,
     max_file_bytes: u64,
     /// Taken when closing.
     data_dir: Mutex<Option<DataDir>>,
+    /// Taken when closing.
+    resets: Mutex<Option<Workers>>,
 }
 
 struct Slot {
     workspace: Arc<Workspace>,
     /// A command could not be killed: what is left of it may touch the workspace for ever.
     haunted: Arc<AtomicBool>,
+    /// Who waits for the reset that is under way, or waits for its thread; nobody if there is none.
+    resets: Arc<Mutex<Vec<ResetReply>>>,
+}
+
+/// The obligation to answer everybody who waits for a slot's reset. Dropped, because of a panic or because
+/// the threads have ended, it drops their replies, which say so.
+struct AnswerAll(Option<Arc<Mutex<Vec<ResetReply>>>>);
+
+impl AnswerAll {
+    fn give(mut self, outcome: Result<(), String>) {
+        for reply in self.take() {
+            reply.send(outcome.clone());
+        }
+    }
+
+    /// Those who wait, once: whoever comes later waits for another reset.
+    fn take(&mut self) -> Vec<ResetReply> {
+        self.0.take().map(|waiting| std::mem::take(&mut *waiting.lock())).unwrap_or_default()
+    }
+}
+
+impl Drop for AnswerAll {
+    fn drop(&mut self) {
+        drop(self.take());
+    }
 }
 
 struct Running {
@@ -168,12 +207,15 @@ impl LocalBackend {
         }
         let supervisor = Supervisor::start(isolation, user)
             .map_err(|error| BackendError::with_source("cannot start the supervisor", error))?;
+        let resets = Workers::start("tool-reset", RESET_THREADS)
+            .map_err(|error| BackendError::with_source("cannot start threads", error))?;
         let slots = data_dir
             .workspaces()
             .iter()
             .map(|workspace| Slot {
                 workspace: workspace.clone(),
                 haunted: Arc::new(AtomicBool::new(false)),
+                resets: Arc::default(),
             })
             .collect();
         Ok(Self(Arc::new(Inner {
@@ -181,8 +223,10 @@ impl LocalBackend {
             slots,
             running: Mutex::new(HashMap::new()),
             max_output_chars: config.max_output_chars,
+            max_output_file_bytes: config.max_output_file_bytes,
             max_file_bytes: config.max_file_bytes,
             data_dir: Mutex::new(Some(data_dir)),
+            resets: Mutex::new(Some(resets)),
         })))
     }
 
@@ -245,6 +289,7 @@ impl LocalBackend {
             network: policy.allow_network,
             timeout,
             output_limit_chars: self.0.max_output_chars,
+            output_file_bytes: self.0.max_output_file_bytes,
         };
         let cancellation = reply.cancellation();
         let ended = Arc::new(AtomicBool::new(false));
@@ -276,18 +321,6 @@ impl LocalBackend {
         }
     }
 
-    /// Ends a slot's warm sandbox, if it has one; `false` where that did not work. Blocks for some
-    /// milliseconds as a rule.
-    fn end_sandbox(&self, slot: usize) -> bool {
-        let (sender, gone) = crossbeam_channel::bounded(1);
-        let on_gone = move |all_dead| {
-            // Nobody waits any longer.
-            let _ = sender.send(all_dead);
-        };
-        self.0.supervisor.leave(slot, Box::new(on_gone));
-        gone.recv_timeout(SANDBOX_END_LIMIT).unwrap_or(false)
-    }
-
     fn workspace(&self, slot: &SlotRef) -> Result<&Workspace, ArtifactError> {
         match self.0.slots.get(slot.index) {
             Some(slot) => Ok(&slot.workspace),
@@ -313,9 +346,12 @@ impl Backend for LocalBackend {
     }
 
     fn execute(&self, _container: usize, batch: Vec<Execution>) {
-        for execution in batch {
+        // They only have to be started, so nobody's file keeps them waiting.
+        let (commands, others): (Vec<_>, Vec<_>) =
+            batch.into_iter().partition(|execution| execution.tool == "bash");
+        commands.into_iter().for_each(|execution| self.bash(execution));
+        for execution in others {
             match execution.tool {
-                "bash" => self.bash(execution),
                 "read_file" | "write_file" => self.file(execution),
                 other => {
                     let mut result = ToolResult::failure(
@@ -346,11 +382,30 @@ impl Backend for LocalBackend {
         if place.haunted.load(Ordering::Acquire) {
             return reply.send(Err("a process of an earlier call could not be killed".to_owned()));
         }
-        let reset = match self.end_sandbox(slot.index) {
-            true => place.workspace.reset().map_err(|error| error.to_string()),
-            false => Err("its sandbox could not be ended".to_owned()),
+        // Whoever lost patience with a long reset and asks again gets the answer of that one.
+        {
+            let mut waiting = place.resets.lock();
+            waiting.push(reply);
+            if waiting.len() > 1 {
+                return;
+            }
+        }
+        let answer = AnswerAll(Some(place.resets.clone()));
+        let workspace = place.workspace.clone();
+        let inner = Arc::downgrade(&self.0);
+        let on_gone = move |all_dead: bool| {
+            if !all_dead {
+                return answer.give(Err("its sandbox could not be ended".to_owned()));
+            }
+            // Without them the backend is closing, and the answer says so.
+            if let Some(inner) = inner.upgrade()
+                && let Some(resets) = &*inner.resets.lock()
+            {
+                let reset = move || workspace.reset().map_err(|error| error.to_string());
+                resets.spawn(move || answer.give(reset()));
+            }
         };
-        reply.send(reset);
+        self.0.supervisor.leave(slot.index, Box::new(on_gone));
     }
 
     fn cancel(&self, id: ExecutionId) {
@@ -389,14 +444,30 @@ impl Backend for LocalBackend {
         artifacts::archive(self.workspace(slot)?, request, into)
     }
 
-    fn close(&self, _deadline: Instant) {
+    fn close(&self, deadline: Instant) {
+        let resets = self.0.resets.lock().take();
+        if let Some(resets) = &resets {
+            resets.stop();
+        }
         // Bounded by itself: it kills, and does not wait long for what cannot be killed.
         self.0.supervisor.close();
+        if let Some(resets) = resets {
+            resets.close(deadline);
+        }
         let data_dir = self.0.data_dir.lock().take();
         if let Some(data_dir) = data_dir
             && let Err(error) = data_dir.close()
         {
             log::warn!("the workspaces could not be removed entirely: {error}");
+        }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if let Some(resets) = self.resets.get_mut().take() {
+            resets.stop();
+            resets.close(Instant::now() + RESETS_END);
         }
     }
 }

@@ -7,6 +7,7 @@
 
 use serde_json::Value;
 
+use super::spool::Kept;
 use super::supervisor::{End, Finished};
 use crate::tool::python_json::{float_text, is_truthy};
 use crate::tool::{JsonObject, Outcome, ToolResult};
@@ -85,11 +86,30 @@ pub(crate) fn bash_result(finished: Finished, timeout_s: f64) -> ToolResult {
     if omitted > 0 {
         put(&mut metadata, "omitted_bytes", omitted);
     }
+    put_kept(&mut metadata, "output_file", finished.stdout.kept);
+    put_kept(&mut metadata, "stderr_file", finished.stderr.kept);
     if !finished.all_dead {
         put(&mut metadata, "processes_left", true);
     }
     let output = merge_output(&finished.stdout.text, &finished.stderr.text);
     ToolResult { output, metadata, ..result }
+}
+
+/// What became of the file with a whole stream: `<key>` is its path from the workspace,
+/// `<key>_bytes` how many bytes of the stream it has, `<key>_truncated` says that these are not all, and
+/// `<key>_error` why something is missing, unless that is the limit's doing.
+fn put_kept(metadata: &mut JsonObject, key: &str, kept: Option<Kept>) {
+    let Some(kept) = kept else { return };
+    if let Some(path) = kept.path {
+        put(metadata, key, path);
+        put(metadata, &format!("{key}_bytes"), kept.bytes);
+    }
+    if !kept.complete {
+        put(metadata, &format!("{key}_truncated"), true);
+    }
+    if let Some(error) = kept.error {
+        put(metadata, &format!("{key}_error"), error);
+    }
 }
 
 fn exit_failure(code: i32) -> ToolResult {
@@ -139,7 +159,7 @@ mod tests {
     use crate::sandbox::output::Captured;
 
     fn stream(text: &str, bytes: u64, omitted_bytes: u64) -> Captured {
-        Captured { text: text.to_owned(), bytes, omitted_bytes }
+        Captured { text: text.to_owned(), bytes, omitted_bytes, kept: None }
     }
 
     fn finished(end: End) -> Finished {
@@ -236,6 +256,31 @@ mod tests {
         cut.stdout = stream("x", 100, 99);
         cut.stderr = stream("y", 10, 9);
         assert_eq!(bash_result(cut, 30.0).metadata["omitted_bytes"], 108);
+    }
+
+    #[test]
+    fn the_files_with_the_whole_output_are_told_and_what_is_missing_in_them() {
+        let kept = |path: Option<&str>, bytes, complete, error: Option<&str>| {
+            Some(Kept {
+                path: path.map(str::to_owned),
+                bytes,
+                complete,
+                error: error.map(str::to_owned),
+            })
+        };
+        let mut cut = finished(End::Exited(0));
+        cut.stdout = Captured { kept: kept(Some("d/1"), 100, true, None), ..stream("x", 100, 99) };
+        cut.stderr = Captured { kept: kept(Some("d/2"), 7, false, None), ..stream("y", 10, 9) };
+        let text = metadata(&bash_result(cut, 30.0));
+        let expected = r#""omitted_bytes":108,"output_file":"d/1","output_file_bytes":100,"stderr_file":"d/2","stderr_file_bytes":7,"stderr_file_truncated":true}"#;
+        assert!(text.ends_with(expected), "{text}");
+
+        let mut failed = finished(End::Exited(0));
+        let none = kept(None, 0, false, Some("no disk"));
+        failed.stdout = Captured { kept: none, ..stream("x", 100, 99) };
+        let text = metadata(&bash_result(failed, 30.0));
+        let expected = r#""output_file_truncated":true,"output_file_error":"no disk"}"#;
+        assert!(text.ends_with(expected) && !text.contains(r#""output_file":"#), "{text}");
     }
 
     #[test]

@@ -61,11 +61,20 @@ impl Command {
         }
     }
 
-    /// Drains the pipes and tells how it ended. Does not block.
-    pub(super) fn finish(self, watch: &Watch<'_>, buffer: &mut [u8]) -> Ending {
+    /// To be called after each event and deadline: once the processes have ended, what they printed is
+    /// read and written. Does not block.
+    pub(super) fn settle(&mut self, watch: &Watch<'_>, buffer: &mut [u8], now: Instant) {
         match self {
-            Self::Alone(running) => running.finish(watch, buffer),
-            Self::Entered(entered) => entered.finish(watch, buffer),
+            Self::Alone(running) => running.settle(watch, buffer, now),
+            Self::Entered(entered) => entered.settle(watch, buffer, now),
+        }
+    }
+
+    /// Tells how it ended. Does not block.
+    pub(super) fn finish(self, watch: &Watch<'_>) -> Ending {
+        match self {
+            Self::Alone(running) => running.finish(watch),
+            Self::Entered(entered) => entered.finish(watch),
         }
     }
 }

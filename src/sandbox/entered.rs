@@ -12,17 +12,17 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::init::{self, Link, Said};
+use super::outputs::Outputs;
 use super::room::Room;
 use super::running::{Ending, Host, KILL_MARGIN, LONGEST_TIMEOUT, Reason, SETUP_LIMIT};
 use super::shell::{self, ShellCall};
 use super::spawn;
-use super::stream::{Source, Stream, Watch};
+use super::stream::{Source, Watch};
 use super::supervisor::{CommandSpec, End};
 
 /// A command that waits for its warm sandbox, or runs in it.
 pub(super) struct Entered {
-    stdout: Stream,
-    stderr: Stream,
+    outputs: Outputs,
     /// The sandbox's number.
     room: u64,
     /// Taken when it enters.
@@ -51,33 +51,21 @@ impl Entered {
     /// Prepares a command for the sandbox with this number. Does not block.
     ///
     /// # Errors
-    /// A NUL in the command; whatever the system refuses.
+    /// As [`Outputs::new`].
     pub(super) fn new(
         spec: &CommandSpec,
         room: u64,
         host: &Host,
         watch: &Watch<'_>,
     ) -> io::Result<Self> {
-        if spec.command.contains('\0') {
-            return Err(spawn::embedded_nul());
-        }
+        let (outputs, writers) = Outputs::new(spec, host, watch)?;
         let limit = init::INLINE_COMMAND_LIMIT;
         let ShellCall { argv, script, .. } =
             shell::shell_call(host.shell, &spec.command, false, None, limit);
         let script =
             script.map(|script| spawn::memory_file(c"tool-command", &script)).transpose()?;
-        let (stdout, stdout_writer) = Stream::new(spec.output_limit_chars)?;
-        let (stderr, stderr_writer) = Stream::new(spec.output_limit_chars)?;
-        let writers = [stdout_writer, stderr_writer];
-        host.give_to_command_user(&writers)?;
-        for (stream, source) in [(&stdout, Source::Stdout), (&stderr, Source::Stderr)] {
-            if let Some(pipe) = &stream.pipe {
-                watch.add(pipe.as_fd(), source)?;
-            }
-        }
         Ok(Self {
-            stdout,
-            stderr,
+            outputs,
             room,
             entry: Some(Entry { argv, writers, script }),
             timeout: spec.timeout.min(LONGEST_TIMEOUT),
@@ -104,7 +92,7 @@ impl Entered {
 
     /// Whether [`finish`](Self::finish) is due.
     pub(super) fn is_over(&self) -> bool {
-        self.end.is_some()
+        self.end.is_some() && self.outputs.are_settled()
     }
 
     /// Whether it cannot be ended but with its sandbox.
@@ -159,17 +147,26 @@ impl Entered {
         self.end.get_or_insert((end, all_dead));
     }
 
-    /// Deals with one event of its pipes. `buffer` is scratch space.
+    /// Deals with one event of its outputs. `buffer` is scratch space.
     pub(super) fn on_event(&mut self, source: Source, watch: &Watch<'_>, buffer: &mut [u8]) {
-        match source {
-            Source::Stdout => self.stdout.read(watch, buffer),
-            Source::Stderr => self.stderr.read(watch, buffer),
-            Source::Reports | Source::Child | Source::Init | Source::Link => {}
+        self.outputs.on_event(source, watch, buffer);
+    }
+
+    /// To be called after each event and deadline: once the processes have ended, what they printed is
+    /// read and written. Does not block.
+    pub(super) fn settle(&mut self, watch: &Watch<'_>, buffer: &mut [u8], now: Instant) {
+        if self.end.is_some()
+            && let Some(deadline) = self.outputs.settle(watch, buffer, now)
+        {
+            self.deadline = deadline;
         }
     }
 
     /// The time of the present phase is up.
     pub(super) fn on_deadline(&mut self, now: Instant) {
+        if self.outputs.gives_up() {
+            return;
+        }
         if self.released.is_none() {
             self.kill(Reason::SetupTooLong, now);
         } else if self.killed.is_none() && self.ended.is_none() {
@@ -209,23 +206,16 @@ impl Entered {
         }
     }
 
-    /// Drains the pipes and tells how it ended. Does not block.
-    pub(super) fn finish(self, watch: &Watch<'_>, buffer: &mut [u8]) -> Ending {
+    /// Tells how it ended. Does not block.
+    pub(super) fn finish(self, watch: &Watch<'_>) -> Ending {
         let (end, all_dead) =
             self.end.unwrap_or((End::Lost("the supervisor has failed".to_owned()), false));
         let wall = match (self.released, self.ended) {
             (Some(released), Some(ended)) => ended.saturating_duration_since(released),
             _ => Duration::ZERO,
         };
-        drop(self.entry);
-        Ending {
-            end,
-            stdout: self.stdout.drain(watch, buffer),
-            stderr: self.stderr.drain(watch, buffer),
-            wall,
-            all_dead,
-            leftover: None,
-        }
+        let [stdout, stderr] = self.outputs.finish(watch);
+        Ending { end, stdout, stderr, wall, all_dead, leftover: None }
     }
 }
 

@@ -19,7 +19,7 @@ use serde_json::Value;
 
 use super::paths::{PathError, Resolved, file_type};
 use super::user::{Entered, Purpose};
-use super::workspace::Workspace;
+use super::workspace::{GONE, Workspace};
 use crate::tool::{JsonObject, Outcome, ToolResult};
 
 /// The limit of both tools, unless the engine is configured otherwise.
@@ -30,6 +30,8 @@ pub(super) const RACE_TRIES: usize = 32;
 
 /// Why a file tool failed.
 enum Failure {
+    /// There is no workspace any more. Nothing was done.
+    Gone,
     Outside,
     NotFound,
     NotAFile,
@@ -50,6 +52,11 @@ impl Failure {
     /// The result, in the words of the reference protocol. `verb` is what was tried.
     fn into_result(self, verb: &str, given: &str, max_bytes: u64) -> ToolResult {
         let error = match self {
+            Self::Gone => {
+                let mut result = ToolResult::failure(Outcome::BackendFailed, GONE);
+                result.may_have_executed = false;
+                return result;
+            }
             Self::Outside => "Access denied: path outside workspace".to_owned(),
             Self::NotFound => format!("File not found: {given}"),
             Self::NotAFile => format!("Not a file: {given}"),
@@ -258,8 +265,11 @@ fn overwrite(mut file: File, content: &[u8]) -> Result<(), Errno> {
 }
 
 /// The tools act as the user that commands run as: what they make is that user's, and they reach
-/// nothing that it could not.
+/// nothing that it could not. Refused where the workspace is gone.
 fn enter(workspace: &Workspace, given: &str) -> Result<Option<Entered>, Failure> {
+    if !workspace.is_there() {
+        return Err(Failure::Gone);
+    }
     let entered = workspace.owner().map(|owner| owner.enter(Purpose::Files)).transpose();
     entered.map_err(|error| Failure::os(errno_of(&error), &workspace_path(given)))
 }

@@ -5,8 +5,10 @@
 //!
 //! - `bash` shapes what a command gave into the tool's result; `files` is the tools `read_file` and
 //!   `write_file`; `artifacts` reads, lists and archives a workspace for those outside.
-//! - `supervisor` runs any number of commands with one thread; `running` is one of them, `stream`
-//!   its pipes, `output` what is kept of what it prints.
+//! - `supervisor` runs any number of commands with one thread. A `command` has a sandbox of its own
+//!   (`running`), or has `entered` the warm one of its slot (`room`, `rooms`), whose first process is
+//!   ours (`init`). `outputs` is what it prints: `stream` its pipes, `output` what is shown of it,
+//!   `spool` the files that have all of it.
 //! - `shell` is how a command reaches its shell, `isolation` what it may see (bubblewrap), `etc` what
 //!   of `/etc`, `reaper` how all its processes are found where there is no bubblewrap, `spawn` the
 //!   start of a process, `user` whom all of this runs as where the host is root.
@@ -27,6 +29,7 @@ mod init;
 pub(crate) mod isolation;
 pub(crate) mod limits;
 mod output;
+mod outputs;
 mod paths;
 mod reaper;
 mod room;
@@ -34,6 +37,7 @@ mod rooms;
 mod running;
 mod shell;
 mod spawn;
+mod spool;
 mod stream;
 pub(crate) mod supervisor;
 mod tree;

@@ -4,11 +4,16 @@
 //! the command is over. However much a command prints, a capture holds its beginning and its end
 //! only, in at most about `6 * limit` bytes.
 //!
+//! What a capture leaves out is kept elsewhere, if it is (see [`spool`](super::spool)): as long as a
+//! capture holds the whole stream ([`Capture::whole`]) nothing is lost.
+//!
 //! The text is what [`String::from_utf8_lossy`] makes of the whole stream. NULs, escape sequences
 //! and carriage returns are kept. Merging two streams and stripping white space are not done here
 //! (see [`shell`](super::shell)).
 
 use std::collections::VecDeque;
+
+use super::spool::Kept;
 
 /// Stands in a [`Captured::text`] where the middle of a long output was left out.
 pub(crate) const TRUNCATION_MARK: &str = "\n... (output truncated)\n";
@@ -41,6 +46,8 @@ pub(crate) struct Captured {
     pub bytes: u64,
     /// How many of them `text` does not show. 0 if and only if the text is complete.
     pub omitted_bytes: u64,
+    /// The file with the whole stream, where `text` is not complete and such files are wanted.
+    pub kept: Option<Kept>,
 }
 
 impl Capture {
@@ -62,6 +69,23 @@ impl Capture {
         let surplus = (self.tail.len() + rest.len()).saturating_sub(capacity);
         self.tail.drain(..surplus);
         self.tail.extend(rest);
+    }
+
+    /// The stream up to now, if none of it was left out yet.
+    pub(crate) fn whole(&self) -> Option<&[u8]> {
+        (self.head.len() as u64 == self.total).then_some(&self.head)
+    }
+
+    /// Whether `more` bytes are too many to hold the whole stream any longer; then the text will leave
+    /// something out, whatever they are.
+    pub(crate) fn would_overflow(&self, more: usize) -> bool {
+        self.total + more as u64 > (self.limit * MAX_BYTES_PER_CHAR) as u64
+    }
+
+    /// Whether the text leaves something out.
+    pub(crate) fn is_cut(&self) -> bool {
+        let too_long = |whole| chars(whole).nth(self.limit).is_some();
+        self.whole().is_none_or(|whole| whole.len() > self.limit && too_long(whole))
     }
 
     /// Decodes what was captured.
@@ -86,7 +110,7 @@ impl Capture {
         let shown_tail = self.limit - shown_head;
         if chars(whole).nth(self.limit).is_none() {
             let text = String::from_utf8_lossy(whole).into_owned();
-            return Captured { text, bytes: self.total, omitted_bytes: 0 };
+            return Captured { text, bytes: self.total, ..Captured::default() };
         }
         let head_len = prefix_len(whole, shown_head);
         let tail_start = suffix_start(whole, shown_tail);
@@ -109,7 +133,7 @@ fn cut(head: &[u8], tail: &[u8], total: u64) -> Captured {
     ]
     .concat();
     let shown = (head.len() + tail.len()) as u64;
-    Captured { text, bytes: total, omitted_bytes: total - shown }
+    Captured { text, bytes: total, omitted_bytes: total - shown, kept: None }
 }
 
 /// The code points of the lossily decoded `bytes`, each as the number of bytes it stands for.
@@ -154,7 +178,7 @@ mod tests {
         let bytes = stream.len() as u64;
         let points: Vec<char> = text.chars().collect();
         if points.len() <= limit {
-            return Captured { text, bytes, omitted_bytes: 0 };
+            return Captured { text, bytes, ..Captured::default() };
         }
         let head: String = points[..limit / 2].iter().collect();
         let tail: String = points[points.len() - (limit - limit / 2)..].iter().collect();
@@ -164,7 +188,7 @@ mod tests {
         let from = (0..=stream.len()).find(|&n| decodes(n) && lossy(&stream[..n]) == head);
         let to = (0..=stream.len()).rev().find(|&n| decodes(n) && lossy(&stream[n..]) == tail);
         let omitted_bytes = (to.expect("a tail") - from.expect("a head")) as u64;
-        Captured { text: head + TRUNCATION_MARK + &tail, bytes, omitted_bytes }
+        Captured { text: head + TRUNCATION_MARK + &tail, bytes, omitted_bytes, kept: None }
     }
 
     fn capture(stream: &[u8], limit: usize, chunk: usize) -> Captured {

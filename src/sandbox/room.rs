@@ -230,7 +230,7 @@ impl Room {
                     self.end(now);
                 }
             }
-            Source::Stdout | Source::Stderr => {}
+            Source::Stdout | Source::Stderr | Source::Written => {}
         }
         if self.phase == Phase::SettingUp && self.ready && self.init.is_some() {
             self.phase = Phase::Open;

@@ -11,8 +11,10 @@
 //!    the pidfd of a pid namespace's init becomes readable only when no process of the namespace is
 //!    left; without bubblewrap the reaper says so.
 //!
-//! No phase is without a deadline. What is in the pipes at the end is drained; a pipe that somebody
-//! still holds open delays nothing.
+//! 4. *Settling*. What is in the pipes is drained – one that somebody still holds open delays nothing –
+//!    and what of it goes to a file (`spool`) is written.
+//!
+//! No phase is without a deadline.
 
 use std::ffi::CString;
 use std::io;
@@ -26,10 +28,12 @@ use rustix::process::{Pid, PidfdFlags};
 
 use super::isolation::{self, Bubblewrap, Handshake, HostLayout, Isolation, Sandbox, StatusReport};
 use super::output::Captured;
+use super::outputs::Outputs;
 use super::reaper::{self, Report, Step};
 use super::shell::{self, CLOSED_GATE, INLINE_COMMAND_LIMIT, Shell, ShellCall};
 use super::spawn::{self, CStringArray, Child, Reaped};
-use super::stream::{Source, Stream, Watch};
+use super::spool::Spool;
+use super::stream::{Source, Watch};
 use super::supervisor::{CommandSpec, End, raise_open_files_limit};
 use super::user::CommandUser;
 
@@ -58,8 +62,7 @@ pub(super) enum Reason {
 
 /// A command that was started and has not been answered yet.
 pub(super) struct Running {
-    stdout: Stream,
-    stderr: Stream,
+    outputs: Outputs,
     child: Child,
     /// Set when `child` has ended.
     child_end: Option<Reaped>,
@@ -138,6 +141,8 @@ pub(super) struct Host {
     pub(super) command_user: Option<CommandUser>,
     /// Whether slots keep their sandboxes.
     pub(super) warm: bool,
+    /// What writes complete outputs to files.
+    pub(super) spool: Spool,
 }
 
 impl Host {
@@ -149,6 +154,7 @@ impl Host {
         let layout = HostLayout::detect(user);
         Ok(Self {
             warm: isolation.is_warm(),
+            spool: Spool::start()?,
             isolation,
             null: isolation::open_null()?,
             open_files: raise_open_files_limit(),
@@ -156,16 +162,6 @@ impl Host {
             user: layout.user,
             command_user: user,
         })
-    }
-
-    /// Lets commands open their `/dev/stdout` and `/dev/stderr`, which of a pipe only its owner may.
-    pub(super) fn give_to_command_user(&self, pipes: &[OwnedFd]) -> io::Result<()> {
-        if let Some(user) = self.command_user {
-            for pipe in pipes {
-                rustix::fs::fchown(pipe, Some(user.uid()), Some(user.gid()))?;
-            }
-        }
-        Ok(())
     }
 }
 
@@ -184,15 +180,9 @@ impl Running {
     /// Starts a command. Blocks for the start of one process.
     ///
     /// # Errors
-    /// A NUL in the command or in the workspace's path; whatever the system refuses. Nothing runs then.
+    /// A NUL in the command or in the workspace's path; a workspace that is gone; whatever the system refuses. Nothing runs then.
     pub(super) fn start(spec: &CommandSpec, host: &Host, watch: &Watch<'_>) -> io::Result<Self> {
-        if spec.command.contains('\0') {
-            return Err(spawn::embedded_nul());
-        }
-        let (stdout, stdout_writer) = Stream::new(spec.output_limit_chars)?;
-        let (stderr, stderr_writer) = Stream::new(spec.output_limit_chars)?;
-        let writers = [stdout_writer, stderr_writer];
-        host.give_to_command_user(&writers)?;
+        let (outputs, writers) = Outputs::new(spec, host, watch)?;
         let stdio = [host.null.as_fd(), writers[0].as_fd(), writers[1].as_fd()];
         let timeout = spec.timeout.min(LONGEST_TIMEOUT);
         let now = Instant::now();
@@ -202,8 +192,7 @@ impl Running {
         };
         let bare = matches!(container, Container::Reaper { .. });
         let mut running = Self {
-            stdout,
-            stderr,
+            outputs,
             child,
             child_end: None,
             reports: Some(reports),
@@ -231,15 +220,7 @@ impl Running {
     fn watch_all(&self, watch: &Watch<'_>) -> io::Result<()> {
         if let Some(reports) = &self.reports {
             rustix::io::ioctl_fionbio(reports, true)?;
-        }
-        for (fd, source) in [
-            (&self.stdout.pipe, Source::Stdout),
-            (&self.stderr.pipe, Source::Stderr),
-            (&self.reports, Source::Reports),
-        ] {
-            if let Some(fd) = fd {
-                watch.add(fd.as_fd(), source)?;
-            }
+            watch.add(reports.as_fd(), Source::Reports)?;
         }
         watch.add(self.child.as_fd(), Source::Child)
     }
@@ -251,6 +232,11 @@ impl Running {
 
     /// Whether there is nothing left to wait for: [`finish`](Self::finish) is due.
     pub(super) fn is_over(&self) -> bool {
+        self.outputs.are_settled()
+    }
+
+    /// Whether there are no processes left to wait for.
+    fn is_dead(&self) -> bool {
         let container_gone = match &self.container {
             Container::Namespace { init, init_gone, .. } => init.is_none() || *init_gone,
             Container::Reaper { .. } => true,
@@ -267,8 +253,9 @@ impl Running {
         now: Instant,
     ) {
         match source {
-            Source::Stdout => self.stdout.read(watch, buffer),
-            Source::Stderr => self.stderr.read(watch, buffer),
+            Source::Stdout | Source::Stderr | Source::Written => {
+                self.outputs.on_event(source, watch, buffer);
+            }
             Source::Reports => self.read_reports(watch, now),
             Source::Child => {
                 // What it reported last tells how it ended.
@@ -293,8 +280,21 @@ impl Running {
         }
     }
 
+    /// To be called after each event and deadline: once the processes have ended, what they printed is
+    /// read and written. Does not block.
+    pub(super) fn settle(&mut self, watch: &Watch<'_>, buffer: &mut [u8], now: Instant) {
+        if self.is_dead()
+            && let Some(deadline) = self.outputs.settle(watch, buffer, now)
+        {
+            self.deadline = deadline;
+        }
+    }
+
     /// The time of the present phase is up.
     pub(super) fn on_deadline(&mut self, now: Instant) {
+        if self.outputs.gives_up() {
+            return;
+        }
         if self.ended.is_none() && self.killed.is_none() {
             self.kill(
                 match self.released {
@@ -418,11 +418,10 @@ impl Running {
         }
     }
 
-    /// Drains the pipes and tells how it ended. Does not block.
-    pub(super) fn finish(mut self, watch: &Watch<'_>, buffer: &mut [u8]) -> Ending {
+    /// Tells how it ended. Does not block.
+    pub(super) fn finish(mut self, watch: &Watch<'_>) -> Ending {
         watch.remove_and_close(&mut self.reports);
-        let stdout = self.stdout.drain(watch, buffer);
-        let stderr = self.stderr.drain(watch, buffer);
+        let [stdout, stderr] = self.outputs.finish(watch);
         let child_end = self.child_end.unwrap_or(Reaped::Running);
         let released = self.released.is_some();
         let (end, all_dead) = match &self.container {

@@ -1,7 +1,8 @@
 //! The file descriptors of one running command, as the supervisor's epoll watches them, and the reading
 //! of its output.
 //!
-//! Reads never block and are bounded in each turn. What is kept of the output is decided in `output`.
+//! Reads never block and are bounded in each turn. What is shown of the output is decided in `output`;
+//! the whole of it goes to `spool`, which is never asked to take more than it has written.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -11,6 +12,7 @@ use rustix::io::Errno;
 
 use super::output::{Capture, Captured};
 use super::spawn;
+use super::spool::{Keep, Output, Tape};
 
 /// The size of the buffer that pipes are read through.
 pub(super) const READ_BUFFER: usize = 64 * 1024;
@@ -20,6 +22,7 @@ const READS_PER_TURN: usize = 4;
 /// No more than this is read from a pipe at the end. Pipes hold 64 KiB, 1 MiB at the utmost unless the
 /// administrator allows more; the bound matters where a process escaped and still writes.
 const DRAIN_LIMIT: usize = 16 << 20;
+
 /// What an event is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Source {
@@ -35,11 +38,20 @@ pub(super) enum Source {
     Init,
     /// The socket to a warm sandbox's first process.
     Link,
+    /// A part of the output was written to its file.
+    Written,
 }
 
 impl Source {
-    const ALL: [Self; 6] =
-        [Self::Stdout, Self::Stderr, Self::Reports, Self::Child, Self::Init, Self::Link];
+    const ALL: [Self; 7] = [
+        Self::Stdout,
+        Self::Stderr,
+        Self::Reports,
+        Self::Child,
+        Self::Init,
+        Self::Link,
+        Self::Written,
+    ];
 }
 
 /// The events of one command in the supervisor's epoll.
@@ -62,6 +74,24 @@ impl Watch<'_> {
         Ok(epoll::add(self.epoll, fd, data, epoll::EventFlags::IN)?)
     }
 
+    /// Has a watched `fd` left alone for a while. Unlike removing it, this can be undone without fail.
+    pub(super) fn pause(&self, fd: BorrowedFd<'_>, source: Source) {
+        // An end is reported all the same, but, edge-triggered, only once.
+        self.modify(fd, source, epoll::EventFlags::ET);
+    }
+
+    /// Has a paused `fd` watched as before.
+    pub(super) fn resume(&self, fd: BorrowedFd<'_>, source: Source) {
+        self.modify(fd, source, epoll::EventFlags::IN);
+    }
+
+    fn modify(&self, fd: BorrowedFd<'_>, source: Source, flags: epoll::EventFlags) {
+        let data = epoll::EventData::new_u64(self.id << 3 | source as u64);
+        if let Err(error) = epoll::modify(self.epoll, fd, data, flags) {
+            log::error!("cannot change what is watched: {error}");
+        }
+    }
+
     /// Stops watching. Must come before a file descriptor is closed: a fork of the host, made by whomever, may hold a
     /// copy, and then closing ours does not end the events.
     pub(super) fn remove(&self, fd: BorrowedFd<'_>) {
@@ -80,34 +110,97 @@ impl Watch<'_> {
 pub(super) struct Stream {
     /// The read end, non-blocking; `None` after its end.
     pub(super) pipe: Option<OwnedFd>,
+    source: Source,
     capture: Capture,
+    /// Where the whole of it goes, if the capture cannot hold it.
+    tape: Tape,
+    /// Not read, and not watched, until what was read is written.
+    paused: bool,
+    /// Read to its end.
+    drained: bool,
+    drained_bytes: usize,
 }
 
 impl Stream {
     /// A stream, and the write end for the command, which is blocking.
-    pub(super) fn new(limit_chars: usize) -> io::Result<(Self, OwnedFd)> {
+    pub(super) fn new(output: Output, limit_chars: usize) -> io::Result<(Self, OwnedFd)> {
         let (pipe, writer) = spawn::pipe()?;
         rustix::io::ioctl_fionbio(&pipe, true)?;
-        let stream = Self { pipe: Some(pipe), capture: Capture::new(limit_chars) };
+        let stream = Self {
+            pipe: Some(pipe),
+            source: match output {
+                Output::Stdout => Source::Stdout,
+                Output::Stderr => Source::Stderr,
+            },
+            capture: Capture::new(limit_chars),
+            tape: Tape::new(output),
+            paused: false,
+            drained: false,
+            drained_bytes: 0,
+        };
         Ok((stream, writer))
     }
 
-    /// Reads a bounded part of what is there.
-    pub(super) fn read(&mut self, watch: &Watch<'_>, buffer: &mut [u8]) {
+    /// Reads a bounded part of what is there. Once much of it is to be kept, that is handed over, and
+    /// nothing more is read before [`resume`](Self::resume).
+    pub(super) fn read(
+        &mut self,
+        watch: &Watch<'_>,
+        buffer: &mut [u8],
+        mut keep: Option<&mut Keep>,
+    ) {
+        if self.paused {
+            return;
+        }
         for _ in 0..READS_PER_TURN {
-            if self.read_once(watch, buffer) < buffer.len() {
+            if self.read_once(watch, buffer, keep.as_deref_mut()) < buffer.len() {
                 break;
+            }
+        }
+        if let Some(keep) = keep
+            && self.tape.is_full()
+        {
+            self.tape.hand_over(keep, watch, false);
+            if self.tape.is_busy() {
+                self.pause(watch);
             }
         }
     }
 
+    fn pause(&mut self, watch: &Watch<'_>) {
+        if let (false, Some(pipe)) = (self.paused, &self.pipe) {
+            watch.pause(pipe.as_fd(), self.source);
+        }
+        self.paused = true;
+    }
+
+    /// Goes on with a stream that was paused, if what was read is written.
+    pub(super) fn resume(&mut self, watch: &Watch<'_>) {
+        if !self.paused || self.tape.is_busy() {
+            return;
+        }
+        self.paused = false;
+        if let Some(pipe) = &self.pipe {
+            watch.resume(pipe.as_fd(), self.source);
+        }
+    }
+
     /// Reads what is there, and no more: 0 if nothing is.
-    fn read_once(&mut self, watch: &Watch<'_>, buffer: &mut [u8]) -> usize {
+    fn read_once(
+        &mut self,
+        watch: &Watch<'_>,
+        buffer: &mut [u8],
+        keep: Option<&mut Keep>,
+    ) -> usize {
         let Some(pipe) = &self.pipe else { return 0 };
         loop {
             match rustix::io::read(pipe, &mut *buffer) {
                 Ok(count) if count > 0 => {
-                    self.capture.push(&buffer[..count]);
+                    let bytes = &buffer[..count];
+                    if let Some(keep) = keep {
+                        self.record(keep, bytes);
+                    }
+                    self.capture.push(bytes);
                     return count;
                 }
                 Err(Errno::INTR) => {}
@@ -120,17 +213,67 @@ impl Stream {
         }
     }
 
-    /// Reads what is left in the pipe and closes it.
-    pub(super) fn drain(mut self, watch: &Watch<'_>, buffer: &mut [u8]) -> Captured {
-        let mut drained = 0;
-        while drained < DRAIN_LIMIT {
-            match self.read_once(watch, buffer) {
-                0 => break,
-                count => drained += count,
+    /// Keeps what the capture, which does not have it yet, will not hold.
+    fn record(&mut self, keep: &mut Keep, bytes: &[u8]) {
+        if !self.tape.has_begun() {
+            if !self.capture.would_overflow(bytes.len()) {
+                return;
+            }
+            if let Some(whole) = self.capture.whole() {
+                self.tape.take(keep, whole);
             }
         }
+        self.tape.take(keep, bytes);
+    }
+
+    /// After the end of the command's last process: reads what is left in the pipe, as far as what was
+    /// read before is written. Whether all is read and written. Does not block; to be called again after
+    /// [`Source::Written`].
+    pub(super) fn settle(
+        &mut self,
+        watch: &Watch<'_>,
+        buffer: &mut [u8],
+        mut keep: Option<&mut Keep>,
+    ) -> bool {
+        loop {
+            if self.tape.is_busy() {
+                self.pause(watch);
+                return false;
+            }
+            if self.drained {
+                // Nobody reads what somebody may still write.
+                watch.remove_and_close(&mut self.pipe);
+                let Some(keep) = keep.as_deref_mut() else { return true };
+                if self.tape.is_closed() {
+                    return true;
+                }
+                if let (false, true, Some(whole)) =
+                    (self.tape.has_begun(), self.capture.is_cut(), self.capture.whole())
+                {
+                    self.tape.take(keep, whole);
+                }
+                self.tape.hand_over(keep, watch, true);
+                continue;
+            }
+            let count = self.read_once(watch, buffer, keep.as_deref_mut());
+            self.drained_bytes += count;
+            self.drained = count == 0 || self.drained_bytes >= DRAIN_LIMIT;
+            if let (true, Some(keep)) = (self.tape.is_full(), keep.as_deref_mut()) {
+                self.tape.hand_over(keep, watch, false);
+            }
+        }
+    }
+
+    /// Closes the pipe, whatever is in it, and tells what was captured. What is not written by now is
+    /// given up.
+    pub(super) fn finish(mut self, watch: &Watch<'_>) -> Captured {
         watch.remove_and_close(&mut self.pipe);
-        self.capture.finish()
+        if self.tape.is_busy() || (self.tape.has_begun() && !self.tape.is_closed()) {
+            self.tape.give_up();
+        }
+        let mut captured = self.capture.finish();
+        captured.kept = self.tape.kept(captured.bytes);
+        captured
     }
 }
 

@@ -74,6 +74,9 @@ pub(crate) struct CommandSpec {
     pub(crate) timeout: Duration,
     /// How much is kept of each of the two output streams, in characters.
     pub(crate) output_limit_chars: usize,
+    /// How many bytes of output are kept in files in the workspace, where the texts do not show all of
+    /// it; 0 for no such files. See [`spool`](super::spool).
+    pub(crate) output_file_bytes: u64,
 }
 
 /// How a command ended.
@@ -625,7 +628,9 @@ impl Turn {
 
     /// Something has happened to a command whose deadline was `before`.
     fn after_change(&mut self, id: u64, before: Instant) {
-        let Some((command, _)) = self.running.get(&id) else { return };
+        let Some((command, _)) = self.running.get_mut(&id) else { return };
+        let watch = Watch { epoll: &self.epoll, id };
+        command.settle(&watch, &mut self.buffer, Instant::now());
         let (after, over) = (command.deadline(), command.is_over());
         let room = match command {
             Command::Entered(entered) => Some((entered.room(), entered.wants_room_ended())),
@@ -656,7 +661,7 @@ impl Turn {
     fn finish(&mut self, id: u64) {
         let Some((command, answer)) = self.running.remove(&id) else { return };
         let watch = Watch { epoll: &self.epoll, id };
-        let ending = command.finish(&watch, &mut self.buffer);
+        let ending = command.finish(&watch);
         self.leftovers.extend(ending.leftover);
         let (sandboxed, network_isolated) = (answer.sandboxed, answer.network_isolated);
         answer.give(Finished {

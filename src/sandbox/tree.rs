@@ -12,7 +12,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::time::Instant;
 
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, SeekFrom};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, SeekFrom};
 use rustix::io::Errno;
 
 use super::paths::file_type;
@@ -41,6 +41,8 @@ impl TreeError {
 
 /// Removes everything in `dir` except the entry `spare`; `dir` itself stays and gets mode 0700.
 /// Blocks for as long as the file system needs, until `deadline` at most.
+///
+/// What is mounted in `dir` is not entered: it is somebody else's, and counts as an entry that resists.
 ///
 /// A directory is emptied of its files, its own directories are moved up into `dir` (one rename
 /// each), and then it is removed. So ten thousand nested directories need two descriptors and no
@@ -98,7 +100,7 @@ impl Emptying<'_> {
         if self.remove_simple(self.top, name)? {
             return Ok(());
         }
-        let dir = rustix::fs::openat(self.top, name, OPEN_DIR, Mode::empty())?;
+        let dir = open_own_dir(self.top, name)?;
         grant_owner(dir.as_fd())?;
         let mut first_error = Ok(());
         for entry in read_dir(dir.as_fd())? {
@@ -141,12 +143,39 @@ impl Emptying<'_> {
     /// Moves the directory `name` of `dir` up into the top directory.
     fn hoist(&mut self, dir: BorrowedFd<'_>, name: &CStr) -> Result<(), Errno> {
         // A directory that changes its parent must itself be writable.
-        let moved = rustix::fs::openat(dir, name, OPEN_DIR, Mode::empty())?;
+        let moved = open_own_dir(dir, name)?;
         grant_owner(moved.as_fd())?;
         rustix::fs::renameat(dir, name, self.top, self.hoisted.next_name())?;
         self.removed += 1;
         Ok(())
     }
+}
+
+/// Opens the directory `name` of `dir`, unless something is mounted there: `EXDEV`.
+fn open_own_dir(dir: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
+    let resolve = ResolveFlags::NO_XDEV | ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+    match rustix::fs::openat2(dir, name, OPEN_DIR, Mode::empty(), resolve) {
+        // No such system call, or a filter of system calls that does not know it.
+        Err(Errno::NOSYS | Errno::PERM) => open_on_same_mount(dir, name),
+        opened => opened,
+    }
+}
+
+/// [`open_own_dir`] for old kernels.
+fn open_on_same_mount(dir: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
+    let opened = rustix::fs::openat(dir, name, OPEN_DIR, Mode::empty())?;
+    if mount_of(opened.as_fd())? != mount_of(dir)? {
+        return Err(Errno::XDEV);
+    }
+    Ok(opened)
+}
+
+/// The number of the mount that something is in. A bind mount has one of its own, but no device.
+fn mount_of(fd: BorrowedFd<'_>) -> Result<u64, Errno> {
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd()))
+        .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+    let number = info.lines().find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse().ok());
+    number.ok_or(Errno::NOSYS)
 }
 
 /// Names that nobody else chose.

@@ -10,7 +10,8 @@
 //! ```
 //!
 //! The engine makes one [`DataDir`] when it starts, takes its [`Workspace`]s, and closes it at its
-//! end. What engines left behind that died without doing so is removed by the next one.
+//! end. What engines left behind that died without doing so is removed by the next one, the processes
+//! among it (`leftovers`).
 //!
 //! **Who owns a run directory**: whoever holds the flock of its `lock` may do with it what they
 //! like. An engine that is just starting has made the directory and does not hold the lock yet, so
@@ -19,8 +20,10 @@
 //! `lock` is removed only if it is empty, which the kernel checks. A lock dies with its process,
 //! so a left-over can never look alive.
 //!
-//! Nothing here starts or stops processes: those of a slot must be gone before its workspace is
+//! Nothing here knows what runs in a slot: its processes must be gone before its workspace is
 //! reset. If they are not, the reset stays safe, and ends, but may not succeed.
+
+mod leftovers;
 
 use std::ffi::CStr;
 use std::fmt;
@@ -30,6 +33,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, Dir, Mode, OFlags};
@@ -56,6 +60,9 @@ const START_TRIES: usize = 16;
 /// How long one workspace may take to be emptied. Generous: only something that keeps making files
 /// gets there.
 const EMPTY_LIMIT: Duration = Duration::from_secs(300);
+
+/// What callers are told of a workspace that somebody outside has removed or replaced.
+pub(crate) const GONE: &str = "the workspace was removed or replaced from outside";
 
 /// What can go wrong with the directories of the sandbox.
 #[derive(Debug)]
@@ -309,7 +316,7 @@ impl RunDir {
     }
 }
 
-/// Removes the run directories of dead engines. A failure is logged: it must not keep us from
+/// Removes the run directories of dead engines, and ends their processes. A failure is logged: it must not keep us from
 /// starting.
 fn sweep(base_path: &Path, base: &OwnedFd) {
     let entries = match Dir::read_from(base) {
@@ -322,7 +329,13 @@ fn sweep(base_path: &Path, base: &OwnedFd) {
             continue;
         };
         let swept = match RunDir::lock(base_path, base, name, OFlags::empty()) {
-            Ok(Some(dead)) => dead.remove(base).map(|()| true),
+            Ok(Some(dead)) => {
+                match leftovers::end(&dead.path) {
+                    0 => {}
+                    count => log::info!("ended {count} processes, left by a dead engine"),
+                }
+                dead.remove(base).map(|()| true)
+            }
             Ok(None) => Ok(false),
             // It is about to be locked by a starting engine, or that engine died: then it is empty.
             Err(Errno::NOENT) => Ok(rustix::fs::unlinkat(base, name, AtFlags::REMOVEDIR).is_ok()),
@@ -409,6 +422,8 @@ pub(crate) struct Workspace {
     temporary: PathBuf,
     temporary_root: Root,
     owner: Option<CommandUser>,
+    /// How many calls have had their output kept in a file since the last reset.
+    outputs: AtomicU64,
 }
 
 impl Workspace {
@@ -422,7 +437,8 @@ impl Workspace {
     ) -> Result<Self, WorkspaceError> {
         let root = make_private_dir(&path, owner)?;
         let temporary_root = make_private_dir(&temporary, owner)?;
-        Ok(Self { slot, path, root, temporary, temporary_root, owner })
+        let outputs = AtomicU64::new(0);
+        Ok(Self { slot, path, root, temporary, temporary_root, owner, outputs })
     }
 
     /// The same files, as if they were another slot's too.
@@ -436,6 +452,7 @@ impl Workspace {
             temporary: self.temporary.clone(),
             temporary_root: open(&self.temporary),
             owner: self.owner,
+            outputs: AtomicU64::new(0),
         }
     }
 
@@ -464,6 +481,17 @@ impl Workspace {
         &self.root
     }
 
+    /// Whether its directory is still where it was made: somebody outside may have removed or replaced
+    /// it. Two system calls.
+    pub(crate) fn is_there(&self) -> bool {
+        is_at(&self.path, &self.root).unwrap_or(false)
+    }
+
+    /// The number of the next call whose output is kept in a file; they begin with 1 after each reset.
+    pub(super) fn next_output(&self) -> u64 {
+        self.outputs.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
     /// Removes everything in it and in its `/tmp`. The directories themselves stay the same ones, with
     /// mode 0700. Blocks for as long as the file system needs, five minutes at most for each.
     ///
@@ -472,6 +500,7 @@ impl Workspace {
     /// [`WorkspaceError::Gone`] if a directory was removed or replaced. After either the slot must
     /// not be given to anybody.
     pub(crate) fn reset(&self) -> Result<(), WorkspaceError> {
+        self.outputs.store(0, Ordering::Relaxed);
         let workspace = empty(&self.path, &self.root);
         workspace.and(empty(&self.temporary, &self.temporary_root))
     }
@@ -516,12 +545,18 @@ fn empty(path: &Path, root: &Root) -> Result<(), WorkspaceError> {
     rustix::fs::openat(root.dir(), c".", OPEN_DIR, Mode::empty())
         .and_then(|dir| rustix::fs::fchmod(dir, Mode::RWXU))
         .map_err(|errno| WorkspaceError::io("close", path, errno))?;
-    let ours = rustix::fs::fstat(root.dir())
-        .map_err(|errno| WorkspaceError::io("look at", path, errno))?;
-    match std::fs::symlink_metadata(path) {
-        Ok(there) if (there.dev(), there.ino()) == (ours.st_dev, ours.st_ino) => Ok(()),
-        _ => Err(WorkspaceError::Gone { path: path.to_owned() }),
+    match is_at(path, root) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(WorkspaceError::Gone { path: path.to_owned() }),
+        Err(errno) => Err(WorkspaceError::io("look at", path, errno)),
     }
+}
+
+/// Whether `path` is the directory `root`.
+fn is_at(path: &Path, root: &Root) -> Result<bool, Errno> {
+    let ours = rustix::fs::fstat(root.dir())?;
+    Ok(std::fs::symlink_metadata(path)
+        .is_ok_and(|there| (there.dev(), there.ino()) == (ours.st_dev, ours.st_ino)))
 }
 
 #[cfg(test)]

@@ -6,7 +6,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use tool_executor::artifact::ReadArtifact;
 use tool_executor::backend::local::{LocalBackend, LocalConfig};
+use tool_executor::backend::{Backend, ResetReply, SlotRef};
 use tool_executor::{Outcome, Policy, ToolCall, ToolExecutor, ToolResult};
 
 use crate::fakes::{PATIENCE, bash};
@@ -380,4 +382,101 @@ fn a_data_directory_that_commands_cannot_reach_is_refused_by_name() {
     assert_eq!(fs::read_dir(outer.path().join("data")).unwrap().count(), 0, "nothing stays");
     fs::set_permissions(outer.path(), fs::Permissions::from_mode(0o711)).unwrap();
     LocalBackend::start(config).unwrap();
+}
+
+#[test]
+fn the_complete_output_is_an_artifact_of_the_trajectory() {
+    let (dir, executor) = executor(1);
+    let result = executor.execute("t", bash("seq 1 100000; seq 1 30000 >&2"), None);
+    assert!(result.output.contains("... (output truncated)"));
+    for (key, last) in [("output_file", 100_000), ("stderr_file", 30_000)] {
+        let expected: String = (1..=last).map(|n| format!("{n}\n")).collect();
+        let path = result.metadata[key].as_str().unwrap();
+        assert_eq!(result.metadata[&format!("{key}_bytes")], expected.len());
+        assert!(!result.metadata.contains_key(&format!("{key}_truncated")));
+        let artifact = executor.read_artifact("t", &ReadArtifact::new(path)).unwrap();
+        assert!(artifact.content == expected.as_bytes());
+        let read = executor.execute("t", bash(&format!("tail -n 1 {path}")), None);
+        assert_eq!(read.output, last.to_string());
+    }
+    // The next trajectory has nothing of it.
+    executor.release_trajectory("t", true).unwrap();
+    assert_eq!(executor.execute("next", bash("ls -A"), None).output, "");
+    drop(executor);
+    let mut config = LocalConfig::with_slots(1);
+    config.data_dir = Some(dir.path().to_owned());
+    config.max_output_file_bytes = 0;
+    let backend = LocalBackend::start(config).unwrap();
+    let executor = ToolExecutor::builder().backend(backend).start().unwrap();
+    let result = executor.execute("t", bash("seq 1 100000; ls -A >&2"), None);
+    assert!(result.output.contains("... (output truncated)"), "{}", result.output.len());
+    assert!(!result.metadata.keys().any(|key| key.contains("file")), "{:?}", result.metadata);
+    assert_eq!(executor.execute("t", bash("ls -A"), None).output, "");
+}
+
+#[test]
+fn a_slot_that_cannot_be_emptied_is_given_to_nobody_until_it_can() {
+    let dir = tempfile::tempdir().unwrap();
+    let (executor, _) = executor_in(dir.path(), 1);
+    assert!(executor.execute("t", bash("mkdir d; echo mine > d/secret"), None).success);
+    let run = fs::read_dir(dir.path()).unwrap().next().unwrap().unwrap().path();
+    let secret = fs::File::open(run.join("slot_0/d/secret")).unwrap();
+    let Ok(flags) = rustix::fs::ioctl_getflags(&secret) else { return };
+    let immutable = flags | rustix::fs::IFlags::IMMUTABLE;
+    if rustix::fs::ioctl_setflags(&secret, immutable).is_err() {
+        // Only root can, and not on every file system.
+        return;
+    }
+    let released = executor.release_trajectory("t", true);
+    let (tell, told) = crossbeam_channel::bounded(1);
+    let next = executor.submit_then("next", bash("ls -A"), None, move |result| {
+        let _ = tell.send(result);
+    });
+    let early = told.recv_timeout(Duration::from_millis(300));
+    rustix::fs::ioctl_setflags(&secret, flags).unwrap();
+    let text = released.unwrap_err().to_string();
+    assert!(text.contains("Operation not permitted"), "{text}");
+    next.unwrap();
+    assert!(early.is_err(), "it got the slot: {early:?}");
+    assert_eq!(told.recv_timeout(PATIENCE).unwrap().result.output, "", "tried again, and emptied");
+}
+
+#[test]
+fn resets_have_threads_of_their_own_and_a_second_one_joins_the_first() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = LocalConfig::with_slots(2);
+    config.data_dir = Some(dir.path().to_owned());
+    let backend = LocalBackend::start(config).unwrap();
+    let slot = |index: usize| SlotRef {
+        container: 0,
+        addr: "local".into(),
+        index,
+        name: format!("slot_{index}").into(),
+        generation: 1,
+    };
+    let run = fs::read_dir(dir.path()).unwrap().next().unwrap().unwrap().path();
+    let workspace = run.join("slot_0");
+    for n in 0..2_000 {
+        fs::write(workspace.join(n.to_string()), "").unwrap();
+    }
+    let (tell, told) = crossbeam_channel::unbounded();
+    for _ in 0..3 {
+        let tell = tell.clone();
+        let reply = ResetReply::from_fn(move |outcome| {
+            let thread = std::thread::current().name().unwrap_or_default().to_owned();
+            tell.send((outcome, thread)).unwrap();
+        });
+        backend.reset(&slot(0), reply);
+    }
+    for _ in 0..3 {
+        let (outcome, thread) = told.recv_timeout(PATIENCE).unwrap();
+        assert_eq!(outcome, Ok(()));
+        assert!(thread.starts_with("tool-reset-"), "{thread}");
+    }
+    assert_eq!(fs::read_dir(&workspace).unwrap().count(), 0);
+    backend.close(Instant::now() + PATIENCE);
+    // Afterwards there is nobody who could.
+    let reply = ResetReply::from_fn(move |outcome| tell.send((outcome, String::new())).unwrap());
+    backend.reset(&slot(1), reply);
+    assert!(told.recv_timeout(PATIENCE).unwrap().0.is_err());
 }

@@ -35,7 +35,7 @@ use super::files::{RACE_TRIES, raced};
 use super::paths::{PathError, Resolved};
 use super::tree::{is_dot, read_dir};
 use super::user::{Purpose, on_own_thread};
-use super::workspace::Workspace;
+use super::workspace::{GONE, Workspace};
 use crate::artifact::ArtifactError;
 
 /// Directories nested deeper than this below the one asked for are not descended: a walk holds a
@@ -43,10 +43,14 @@ use crate::artifact::ArtifactError;
 const MAX_DEPTH: usize = 100;
 
 /// Does `work` as the workspace's owner, on a thread of its own; on this one if there is no owner.
+/// Refused where the workspace is gone.
 fn as_owner<T: Send>(
     workspace: &Workspace,
     work: impl FnOnce() -> Result<T, ArtifactError> + Send,
 ) -> Result<T, ArtifactError> {
+    if !workspace.is_there() {
+        return Err(ArtifactError::SandboxLost(GONE.to_owned()));
+    }
     let Some(owner) = workspace.owner() else {
         return work();
     };

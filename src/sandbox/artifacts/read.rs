@@ -27,9 +27,18 @@ pub(crate) fn read(
     workspace: &Workspace,
     request: &ReadArtifact,
 ) -> Result<Artifact, ArtifactError> {
+    read_within(workspace, request, HASH_TIME)
+}
+
+/// [`read`] with another time limit for the checksum of the whole file.
+pub(super) fn read_within(
+    workspace: &Workspace,
+    request: &ReadArtifact,
+    hash_time: Duration,
+) -> Result<Artifact, ArtifactError> {
     as_owner(workspace, || {
         let (file, path) = open(workspace, &request.path)?;
-        part(&file, shown(&path), request).map_err(|error| failed(&request.path, error))
+        part(&file, shown(&path), request, hash_time).map_err(|error| failed(&request.path, error))
     })
 }
 
@@ -46,7 +55,12 @@ fn open(workspace: &Workspace, given: &str) -> Result<(File, PathBuf), ArtifactE
     })
 }
 
-fn part(file: &File, path: String, request: &ReadArtifact) -> io::Result<Artifact> {
+fn part(
+    file: &File,
+    path: String,
+    request: &ReadArtifact,
+    hash_time: Duration,
+) -> io::Result<Artifact> {
     let max = request.max_bytes.clamp(1, MAX_ARTIFACT_BYTES);
     let offset = request.offset;
     let size = file.metadata()?.len();
@@ -62,7 +76,8 @@ fn part(file: &File, path: String, request: &ReadArtifact) -> io::Result<Artifac
     }
     let file_size = file.metadata()?.len().max(seen);
     let sha256 = request.sha256.then(|| hex(&Sha256::digest(&content)));
-    let file_sha256 = if request.file_sha256 { whole_sha256(file, file_size)? } else { None };
+    let file_sha256 =
+        if request.file_sha256 { whole_sha256(file, file_size, hash_time)? } else { None };
     let mime = mime(&path);
     Ok(Artifact { content, offset, file_size, truncated, path, mime, sha256, file_sha256 })
 }
@@ -82,8 +97,8 @@ impl Read for At<'_> {
 }
 
 /// The checksum of the first `size` bytes; `None` if there is no time for it.
-fn whole_sha256(file: &File, size: u64) -> io::Result<Option<String>> {
-    let deadline = Instant::now() + HASH_TIME;
+fn whole_sha256(file: &File, size: u64, time: Duration) -> io::Result<Option<String>> {
+    let deadline = Instant::now() + time;
     let mut hasher = Sha256::new();
     let mut source = At { file, offset: 0 }.take(size);
     let mut buffer = vec![0; 64 * 1024];

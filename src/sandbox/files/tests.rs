@@ -274,25 +274,54 @@ fn a_directory_swapped_for_a_symlink_never_leads_out() {
 }
 
 #[test]
-fn a_file_swapped_for_a_symlink_or_a_fifo_never_leads_out_and_never_blocks() {
+fn a_file_swapped_for_something_else_never_leads_out_and_never_blocks() {
     let fixture = fixture();
     let secret = fixture.outer.path().join("secret");
     fs::write(&secret, "secret").unwrap();
-    for fifo in [false, true] {
+    for trap in ["symlink", "fifo", "socket", "device", "directory"] {
         fs::write(fixture.at("a"), "inside").unwrap();
-        if fifo {
-            rustix::fs::mknodat(CWD, fixture.at("b"), FileType::Fifo, Mode::RWXU, 0).unwrap();
-        } else {
-            symlink(&secret, fixture.at("b")).unwrap();
+        let mut _socket = None;
+        match trap {
+            "symlink" => symlink(&secret, fixture.at("b")).unwrap(),
+            "fifo" => {
+                rustix::fs::mknodat(CWD, fixture.at("b"), FileType::Fifo, Mode::RWXU, 0).unwrap();
+            }
+            "socket" => _socket = Some(UnixListener::bind(fixture.at("b")).unwrap()),
+            "device" => {
+                // Without end, if it were read. Only root can make one.
+                let (kind, zero) = (FileType::CharacterDevice, rustix::fs::makedev(1, 5));
+                if rustix::fs::mknodat(CWD, fixture.at("b"), kind, Mode::RWXU, zero).is_err() {
+                    continue;
+                }
+            }
+            _ => fs::create_dir_all(fixture.at("b/x")).unwrap(),
         }
         while_swapping(&fixture, |_| {
             let read = fixture.read("a");
             // Its writer cuts a file last, so that it is never seen empty.
-            assert!(!read.success || read.output == "inside", "{read:?}");
+            assert!(!read.success || read.output == "inside", "{trap}: {read:?}");
             fixture.write("a", "inside");
         });
         assert_eq!(fs::read(&secret).unwrap(), b"secret");
         fixture.data.workspaces()[0].reset().unwrap();
+    }
+}
+
+#[test]
+fn a_workspace_that_was_removed_or_replaced_is_nobodys_fault() {
+    for replace in [false, true] {
+        let fixture = fixture();
+        let moved = fixture.outer.path().join("moved");
+        fs::rename(fixture.at(""), &moved).unwrap();
+        if replace {
+            fs::create_dir(fixture.at("")).unwrap();
+        }
+        for result in [fixture.read("f"), fixture.write("f", "x")] {
+            assert_eq!(result.outcome, Outcome::BackendFailed);
+            assert_eq!(result.error, "the workspace was removed or replaced from outside");
+            assert!(!result.may_have_executed);
+        }
+        assert_eq!(fs::read_dir(&moved).unwrap().count(), 0);
     }
 }
 

@@ -86,6 +86,7 @@ impl Bench {
             network: true,
             timeout: LONG,
             output_limit_chars: 50_000,
+            output_file_bytes: 0,
         }
     }
 

@@ -170,6 +170,85 @@ fn chmod_as_owner_is_impossible(path: &Path) {
     assert!(fs::set_permissions(path, fs::Permissions::from_mode(0o700)).is_err());
 }
 
+/// Tells the test in the other process where something is mounted.
+const MOUNTS_VARIABLE: &str = "TOOL_EXECUTOR_TEST_MOUNTS";
+
+#[test]
+fn what_is_mounted_in_a_tree_is_not_entered() {
+    let outer = tempfile::tempdir().unwrap();
+    let (top, outside) = (outer.path().join("top"), outer.path().join("outside"));
+    for mount in ["mount", "a/b/mount"] {
+        fs::create_dir_all(top.join(mount)).unwrap();
+    }
+    fs::create_dir_all(top.join("c/d")).unwrap();
+    fs::create_dir_all(outside.join("kept/d")).unwrap();
+    fs::write(outside.join("kept/f"), "kept").unwrap();
+    fs::write(outside.join("f"), "kept").unwrap();
+    fs::write(top.join("file"), "").unwrap();
+    // The same file system, so that device numbers tell nothing.
+    let status = std::process::Command::new("bwrap")
+        .args(["--dev-bind", "/", "/", "--bind"])
+        .args([&outside, &top.join("mount")])
+        .arg("--bind")
+        .args([&outside, &top.join("a/b/mount")])
+        .arg("--bind")
+        .args([&outside.join("f"), &top.join("file")])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", "sandbox::tree::tests::with_mounts"])
+        .env(MOUNTS_VARIABLE, &top)
+        .status();
+    assert!(status.expect("bubblewrap is installed").success());
+    assert_eq!(names(&outside), ["f", "kept"]);
+    assert_eq!(names(&outside.join("kept")), ["d", "f"]);
+    assert_eq!(fs::read(outside.join("f")).unwrap(), b"kept");
+    empty_all(&top).unwrap();
+    assert_eq!(names(&top), [""; 0]);
+}
+
+#[test]
+fn with_mounts() {
+    let Some(top) = std::env::var_os(MOUNTS_VARIABLE) else { return };
+    let top = Path::new(&top);
+    let held = open(top);
+    for opened in [open_own_dir(held.as_fd(), c"mount"), open_on_same_mount(held.as_fd(), c"mount")]
+    {
+        assert_eq!(opened.err(), Some(Errno::XDEV));
+    }
+    for opened in [open_own_dir(held.as_fd(), c"c"), open_on_same_mount(held.as_fd(), c"c")] {
+        opened.unwrap();
+    }
+    let error = empty_all(top).unwrap_err();
+    assert_eq!(Errno::from_io_error(&error.source), Some(Errno::BUSY));
+    let left = names(top);
+    assert!(left.contains(&"mount".to_owned()) && !left.contains(&"c".to_owned()), "{left:?}");
+}
+
+#[test]
+fn what_may_not_be_changed_resists_and_is_named() {
+    let top = tempfile::tempdir().unwrap();
+    fs::create_dir(top.path().join("d")).unwrap();
+    fs::write(top.path().join("d/kept"), "").unwrap();
+    fs::write(top.path().join("gone"), "").unwrap();
+    let kept = File::open(top.path().join("d/kept")).unwrap();
+    let flags = rustix::fs::ioctl_getflags(&kept).unwrap_or(rustix::fs::IFlags::empty());
+    let immutable = flags | rustix::fs::IFlags::IMMUTABLE;
+    if let Err(errno) = rustix::fs::ioctl_setflags(&kept, immutable) {
+        // Only root can, and not on every file system.
+        let text = format!("nothing can be made immutable here: {errno}\n");
+        std::io::Write::write_all(&mut std::io::stdout(), text.as_bytes()).unwrap();
+        return;
+    }
+    let error = empty_all(top.path());
+    rustix::fs::ioctl_setflags(&kept, flags).unwrap();
+    let error = error.unwrap_err();
+    assert_eq!(
+        (error.entry.to_str(), error.source.kind()),
+        (Some("d"), io::ErrorKind::PermissionDenied)
+    );
+    assert_eq!(names(top.path()), ["d"]);
+    empty_all(top.path()).unwrap();
+}
+
 #[test]
 fn emptying_ends_at_its_deadline() {
     let top = tempfile::tempdir().unwrap();

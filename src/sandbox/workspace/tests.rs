@@ -7,6 +7,8 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::process::{Child, Command, Stdio};
 
 use super::*;
+use crate::sandbox::isolation::Isolation;
+use crate::sandbox::supervisor::{CommandSpec, End, Supervisor};
 
 /// Tells the test in the other process which base to use.
 const BASE_VARIABLE: &str = "TOOL_EXECUTOR_TEST_BASE";
@@ -234,6 +236,104 @@ fn a_workspace_that_was_replaced_is_gone() {
     fs::rename(workspace.path(), data.path().join("moved")).unwrap();
     symlink("moved", workspace.path()).unwrap();
     assert!(matches!(workspace.reset(), Err(WorkspaceError::Gone { .. })));
+}
+
+#[test]
+fn a_reset_removes_whatever_the_user_of_commands_left() {
+    let outer = tempfile::tempdir().unwrap();
+    fs::set_permissions(outer.path(), fs::Permissions::from_mode(0o711)).unwrap();
+    let user = CommandUser::detect();
+    let data = DataDir::create(Some(outer.path()), 1, user).unwrap();
+    let workspace = &data.workspaces()[0];
+    let isolation = Isolation::probe(user, workspace);
+    assert!(isolation.is_sandboxed(), "install bubblewrap: {isolation:?}");
+    let supervisor = Supervisor::start(isolation, user).unwrap();
+    let command = "mkdir -p a/b/c x/y; echo f > a/b/c/f; ln -s /etc etc; ln -s a dir; ln -s . self; \
+        mkfifo fifo; chmod 4755 a/b/c/f; chmod 0 a/b/c a/b a/b/c/f 2>/dev/null; chmod 555 a; \
+        python3 -c 'import socket; socket.socket(socket.AF_UNIX).bind(\"s\")' 2>/dev/null; \
+        touch $'\\xff\\n' -- -rf; chmod 0 .; echo x > /tmp/f; chmod 555 /tmp; echo done";
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let spec = CommandSpec {
+        workspace: workspace.clone(),
+        command: command.to_owned(),
+        network: true,
+        timeout: Duration::from_secs(60),
+        output_limit_chars: 1_000,
+        output_file_bytes: 0,
+    };
+    supervisor.run(spec, Box::new(move |finished| sender.send(finished.stdout.text).unwrap()));
+    assert_eq!(receiver.recv_timeout(Duration::from_secs(60)).unwrap(), "done\n");
+    workspace.reset().unwrap();
+    for path in [workspace.path(), workspace.temporary()] {
+        assert_eq!(fs::read_dir(path).unwrap().count(), 0);
+        assert_eq!(fs::metadata(path).unwrap().mode() & 0o777, 0o700);
+    }
+    assert!(Path::new("/etc/passwd").exists());
+}
+
+#[test]
+fn fifty_thousand_files_are_reset() {
+    let base = tempfile::tempdir().unwrap();
+    let data = DataDir::create(Some(base.path()), 1, None).unwrap();
+    let workspace = &data.workspaces()[0];
+    many_files(workspace.path(), 50_000);
+    workspace.reset().unwrap();
+    assert_eq!(fs::read_dir(workspace.path()).unwrap().count(), 0);
+}
+
+/// Measured by hand: `cargo test --release --lib -- --ignored --nocapture a_million_files`.
+#[test]
+#[ignore = "takes long; for measuring"]
+fn a_million_files_are_reset() {
+    let base = tempfile::tempdir().unwrap();
+    let data = DataDir::create(Some(base.path()), 1, None).unwrap();
+    let workspace = &data.workspaces()[0];
+    many_files(workspace.path(), 1_000_000);
+    let begin = Instant::now();
+    workspace.reset().unwrap();
+    writeln!(std::io::stdout(), "a million files in {:?}", begin.elapsed()).unwrap();
+}
+
+/// Empty files, a thousand in each directory.
+fn many_files(path: &Path, count: usize) {
+    for n in 0..count {
+        if n % 1_000 == 0 {
+            fs::create_dir(path.join((n / 1_000).to_string())).unwrap();
+        }
+        fs::File::create(path.join(format!("{}/{n}", n / 1_000))).unwrap();
+    }
+}
+
+#[test]
+fn a_command_in_a_workspace_that_was_replaced_does_not_run() {
+    let base = tempfile::tempdir().unwrap();
+    let data = DataDir::create(Some(base.path()), 1, None).unwrap();
+    let workspace = &data.workspaces()[0];
+    let isolation = Isolation::None { reason: "a test".to_owned() };
+    let supervisor = Supervisor::start(isolation, None).unwrap();
+    let (moved, path) = (data.path().join("moved"), workspace.path());
+    for replace in [false, true] {
+        fs::rename(path, &moved).unwrap();
+        if replace {
+            fs::create_dir(path).unwrap();
+        }
+        let spec = CommandSpec {
+            workspace: workspace.clone(),
+            command: "touch ran".to_owned(),
+            network: true,
+            timeout: Duration::from_secs(60),
+            output_limit_chars: 1_000,
+            output_file_bytes: 0,
+        };
+        let (sender, receiver) = std::sync::mpsc::channel();
+        supervisor.run(spec, Box::new(move |finished| sender.send(finished.end).unwrap()));
+        let end = receiver.recv_timeout(Duration::from_secs(60)).unwrap();
+        assert_eq!(end, End::SetupFailed(GONE.to_owned()));
+        assert_eq!(fs::read_dir(&moved).unwrap().count(), 0);
+        let _ = fs::remove_dir(path);
+        fs::rename(&moved, path).unwrap();
+        assert!(workspace.is_there());
+    }
 }
 
 #[test]

@@ -1,0 +1,140 @@
+//! What a command prints: its two streams, and the files that keep the whole of them.
+//!
+//! Shared by commands of both kinds (`running`, `entered`). When the last process has ended, the outputs
+//! *settle*: what is in the pipes is drained – one that somebody still holds open delays nothing – and
+//! what of it goes to a file (`spool`) is written.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use super::output::Captured;
+use super::running::Host;
+use super::spool::{Keep, Output};
+use super::stream::{Source, Stream, Watch};
+use super::supervisor::CommandSpec;
+use super::workspace::GONE;
+
+/// How long what was printed may take to be written to its file, after the end of the last process.
+const SETTLE_LIMIT: Duration = Duration::from_secs(5);
+
+/// The outputs of one command.
+pub(super) struct Outputs {
+    stdout: Stream,
+    stderr: Stream,
+    /// Where the whole output is kept.
+    keep: Option<Keep>,
+    settling: Settling,
+}
+
+/// How far the output is, once the processes have ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Settling {
+    /// They have not.
+    NotYet,
+    /// Some of it is still to be written.
+    Since,
+    /// All is read and written, or was given up.
+    Done,
+}
+
+impl Outputs {
+    /// The outputs of a command, watched, and the write ends for it. Does not block.
+    ///
+    /// # Errors
+    /// A NUL in the command; a workspace that is gone; whatever the system refuses.
+    pub(super) fn new(
+        spec: &CommandSpec,
+        host: &Host,
+        watch: &Watch<'_>,
+    ) -> io::Result<(Self, [OwnedFd; 2])> {
+        if spec.command.contains('\0') {
+            return Err(super::spawn::embedded_nul());
+        }
+        if !spec.workspace.is_there() {
+            return Err(io::Error::new(io::ErrorKind::NotFound, GONE));
+        }
+        let limit = spec.output_limit_chars;
+        let (stdout, stdout_writer) = Stream::new(Output::Stdout, limit)?;
+        let (stderr, stderr_writer) = Stream::new(Output::Stderr, limit)?;
+        let keep = (spec.output_file_bytes > 0)
+            .then(|| Keep::new(host.spool.clone(), spec.workspace.clone(), spec.output_file_bytes));
+        let writers = [stdout_writer, stderr_writer];
+        if let Some(user) = host.command_user {
+            // Of a pipe, `/dev/stderr` can be opened by its owner only.
+            for pipe in &writers {
+                rustix::fs::fchown(pipe, Some(user.uid()), Some(user.gid()))?;
+            }
+        }
+        for (stream, source) in [(&stdout, Source::Stdout), (&stderr, Source::Stderr)] {
+            if let Some(pipe) = &stream.pipe {
+                watch.add(pipe.as_fd(), source)?;
+            }
+        }
+        Ok((Self { stdout, stderr, keep, settling: Settling::NotYet }, writers))
+    }
+
+    /// Deals with an event of the streams and of their files; of others it knows nothing.
+    pub(super) fn on_event(&mut self, source: Source, watch: &Watch<'_>, buffer: &mut [u8]) {
+        match source {
+            Source::Stdout => self.stdout.read(watch, buffer, self.keep.as_mut()),
+            Source::Stderr => self.stderr.read(watch, buffer, self.keep.as_mut()),
+            Source::Written => {
+                if let Some(keep) = &self.keep {
+                    keep.heard();
+                }
+                self.stdout.resume(watch);
+                self.stderr.resume(watch);
+            }
+            Source::Reports | Source::Child | Source::Init | Source::Link => {}
+        }
+    }
+
+    /// The processes have ended: what they printed is read and written, as far as that is possible now.
+    /// Gives a deadline if that takes longer. Does not block; to be called again after each event.
+    pub(super) fn settle(
+        &mut self,
+        watch: &Watch<'_>,
+        buffer: &mut [u8],
+        now: Instant,
+    ) -> Option<Instant> {
+        if self.settling == Settling::Done {
+            return None;
+        }
+        let stdout = self.stdout.settle(watch, buffer, self.keep.as_mut());
+        let stderr = self.stderr.settle(watch, buffer, self.keep.as_mut());
+        if stdout && stderr {
+            self.settling = Settling::Done;
+            return None;
+        }
+        let first = self.settling == Settling::NotYet;
+        self.settling = Settling::Since;
+        first.then(|| now + SETTLE_LIMIT)
+    }
+
+    /// The deadline of settling is over, if it was that: what is not written is given up.
+    pub(super) fn gives_up(&mut self) -> bool {
+        if self.settling != Settling::Since {
+            return false;
+        }
+        log::warn!(
+            "the complete output of a command is not kept: the disk did not take it in {} s",
+            SETTLE_LIMIT.as_secs()
+        );
+        self.settling = Settling::Done;
+        true
+    }
+
+    /// Whether all is read and written, or was given up.
+    pub(super) fn are_settled(&self) -> bool {
+        self.settling == Settling::Done
+    }
+
+    /// What was captured of standard output and standard error. Does not block.
+    pub(super) fn finish(self, watch: &Watch<'_>) -> [Captured; 2] {
+        if let Some(keep) = &self.keep {
+            keep.unwatch(watch);
+        }
+        [self.stdout.finish(watch), self.stderr.finish(watch)]
+    }
+}
