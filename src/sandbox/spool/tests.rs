@@ -209,13 +209,21 @@ fn beyond_the_limit_the_files_of_a_call_are_beginnings() {
 #[test]
 fn a_flood_that_is_killed_is_kept_up_to_its_end() {
     let fixture = fixture();
-    let spec = CommandSpec {
-        timeout: Duration::from_millis(300),
-        output_file_bytes: 4 << 30,
-        ..fixture.spec("yes | head -c 30000000; yes >&2 & exec sleep 100")
-    };
-    let finished = run(&sandboxed(&fixture), spec);
-    assert_eq!(finished.end, End::TimedOut);
+    let supervisor = sandboxed(&fixture);
+    let command = "yes | head -c 3000000; yes >&2 & exec sleep 1000";
+    let spec = CommandSpec { output_file_bytes: 4 << 30, ..fixture.spec(command) };
+    let (sender, receiver) = channel();
+    let id = supervisor.run(spec, Box::new(move |finished| sender.send(finished).unwrap()));
+    let give_up = Instant::now() + LONG;
+    let flooding = fixture.at(".tool-output/1-stderr.txt");
+    while !flooding.metadata().is_ok_and(|metadata| metadata.len() > 1_000_000) {
+        assert!(Instant::now() < give_up);
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    supervisor.cancel(id);
+    let finished = receiver.recv_timeout(LONG).unwrap();
+    assert_eq!(finished.end, End::Cancelled);
+    assert_eq!(finished.stdout.bytes, 3_000_000);
     for captured in [&finished.stdout, &finished.stderr] {
         let kept = kept(captured);
         assert!(kept.complete && kept.bytes == captured.bytes, "{kept:?}");
