@@ -456,7 +456,7 @@ impl Backend for LocalBackend {
         }
         let data_dir = self.0.data_dir.lock().take();
         if let Some(data_dir) = data_dir
-            && let Err(error) = data_dir.close()
+            && let Err(error) = data_dir.close(deadline)
         {
             log::warn!("the workspaces could not be removed entirely: {error}");
         }

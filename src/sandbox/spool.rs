@@ -14,6 +14,10 @@
 //! faster than the disk waits as it would for any slow reader. When its piece is written a thread writes
 //! to the call's eventfd, which the supervisor's epoll watches.
 //!
+//! Nothing here knows how a command is run: whoever has a [`Watch`] and reads a stream of one call, bounded,
+//! can keep it so – [`Tape::take`] what was read, [`Tape::hand_over`] when it is full and at the end, and
+//! read no more while it is busy (see [`stream`](super::stream)).
+//!
 //! # Limits
 //! The files of one call have [`Keep::new`]'s `limit` of bytes together: beyond it they are beginnings,
 //! and [`Kept::complete`] says so. An error – a full disk, a quota, a `.tool-output` that is no directory –
@@ -326,6 +330,9 @@ impl Piece {
     /// How much was written, also before an error.
     fn try_write(&self, file: &mut Option<OutputFile>, bytes: &[u8]) -> Result<u64, (u64, String)> {
         let shared = &self.0;
+        if shared.state.lock().given_up {
+            return Ok(0);
+        }
         let owner = shared.workspace.owner();
         let _entered = owner
             .map(|owner| owner.enter(Purpose::Files))

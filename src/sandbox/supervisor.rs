@@ -213,7 +213,8 @@ impl Supervisor {
     /// Kills everything and joins the thread. Every accepted command has been answered then: running
     /// ones as [`End::Cancelled`], those that were not started yet as [`End::SetupFailed`].
     ///
-    /// Blocks until the last process is gone, but no longer than 5 s or so; called by an `on_end` it
+    /// Blocks until the last process is gone and its output written, usually at once, but no longer than
+    /// 5 s or so for each of the two; called by an `on_end` it
     /// does not wait. Calling it again does nothing.
     pub(crate) fn close(&self) {
         self.shared.queue.lock().closing = true;

@@ -234,14 +234,15 @@ impl DataDir {
         &self.workspaces
     }
 
-    /// Removes the directory and everything in it. Blocks for as long as the file system needs.
-    /// Whoever still holds a [`Workspace`] finds it gone.
+    /// Removes the directory and everything in it. Blocks for as long as the file system needs, until
+    /// `deadline` at most. Whoever still holds a [`Workspace`] finds it gone.
     ///
     /// # Errors
-    /// The first entry that resisted; the rest is removed, and the next engine tries again.
-    pub(crate) fn close(mut self) -> Result<(), WorkspaceError> {
+    /// The first entry that resisted, the rest is removed; or there was no time. Then the next engine
+    /// goes on with it.
+    pub(crate) fn close(mut self, deadline: Instant) -> Result<(), WorkspaceError> {
         self.removed = true;
-        self.run.remove(&self.base)
+        self.run.remove(&self.base, deadline)
     }
 }
 
@@ -250,7 +251,7 @@ impl Drop for DataDir {
         if self.removed {
             return;
         }
-        if let Err(error) = self.run.remove(&self.base) {
+        if let Err(error) = self.run.remove(&self.base, Instant::now() + EMPTY_LIMIT) {
             log::warn!("{error}");
         }
     }
@@ -303,8 +304,8 @@ impl RunDir {
 
     /// Removes the directory, its lock last, so that an interrupted removal is taken up by the next
     /// sweep.
-    fn remove(&self, base: &OwnedFd) -> Result<(), WorkspaceError> {
-        tree::empty(self.dir.as_fd(), Some(LOCK), Instant::now() + EMPTY_LIMIT)
+    fn remove(&self, base: &OwnedFd, deadline: Instant) -> Result<(), WorkspaceError> {
+        tree::empty(self.dir.as_fd(), Some(LOCK), deadline)
             .map_err(|error| WorkspaceError::tree("remove", &self.path, error))?;
         let removed = rustix::fs::unlinkat(&self.dir, LOCK, AtFlags::empty())
             .and_then(|()| rustix::fs::unlinkat(base, &self.name, AtFlags::REMOVEDIR));
@@ -334,7 +335,7 @@ fn sweep(base_path: &Path, base: &OwnedFd) {
                     0 => {}
                     count => log::info!("ended {count} processes, left by a dead engine"),
                 }
-                dead.remove(base).map(|()| true)
+                dead.remove(base, Instant::now() + EMPTY_LIMIT).map(|()| true)
             }
             Ok(None) => Ok(false),
             // It is about to be locked by a starting engine, or that engine died: then it is empty.

@@ -55,14 +55,7 @@ impl OutputFile {
             } else {
                 format!("{}-{}.txt", uuid::Uuid::new_v4().simple(), output.name())
             };
-            let flags = OFlags::WRONLY
-                | OFlags::CREATE
-                | OFlags::EXCL
-                | OFlags::APPEND
-                | OFlags::NOFOLLOW
-                | OFlags::CLOEXEC;
-            let mode = Mode::RUSR | Mode::WUSR | Mode::RGRP | Mode::ROTH;
-            match rustix::fs::openat(&dir, &name, flags, mode) {
+            match create_new(&dir, &name) {
                 Ok(fd) => return Ok(Self { file: File::from(fd), dir, name }),
                 Err(Errno::EXIST) if tries <= GUESSABLE_NAMES => {}
                 Err(errno) => return Err(failed(errno)),
@@ -109,22 +102,41 @@ impl OutputFile {
     }
 }
 
-/// The directory, made if it is missing, as an `O_PATH` descriptor.
+/// The directory, made if it is missing, as an `O_PATH` descriptor. A new one has a `.gitignore`, so that
+/// nobody who commits or compares all that is in a repository of the workspace's has outputs in it.
 fn open_directory(workspace: &Workspace) -> Result<OwnedFd, Errno> {
     let root = workspace.root().dir();
     let mode = Mode::RWXU | Mode::RGRP | Mode::XGRP | Mode::ROTH | Mode::XOTH;
     let mut tries = 0;
     loop {
         tries += 1;
-        match rustix::fs::mkdirat(root, DIRECTORY, mode) {
-            Ok(()) | Err(Errno::EXIST) => {}
+        let made = match rustix::fs::mkdirat(root, DIRECTORY, mode) {
+            Ok(()) => true,
+            Err(Errno::EXIST) => false,
             Err(errno) => return Err(errno),
+        };
+        let dir = match rustix::fs::openat(root, DIRECTORY, OPEN_DIR, Mode::empty()) {
+            Err(Errno::NOENT) if tries < DIRECTORY_TRIES => continue,
+            opened => opened?,
+        };
+        if made && let Ok(file) = create_new(&dir, ".gitignore") {
+            // If there is no room for it there is none for the output.
+            let _ = rustix::io::write(&file, b"*\n");
         }
-        match rustix::fs::openat(root, DIRECTORY, OPEN_DIR, Mode::empty()) {
-            Err(Errno::NOENT) if tries < DIRECTORY_TRIES => {}
-            opened => return opened,
-        }
+        return Ok(dir);
     }
+}
+
+/// Makes a file that did not exist.
+fn create_new(dir: &OwnedFd, name: &str) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::WRONLY
+        | OFlags::CREATE
+        | OFlags::EXCL
+        | OFlags::APPEND
+        | OFlags::NOFOLLOW
+        | OFlags::CLOEXEC;
+    let mode = Mode::RUSR | Mode::WUSR | Mode::RGRP | Mode::ROTH;
+    rustix::fs::openat(dir, name, flags, mode)
 }
 
 /// The number of a call; the workspace's next one if it has none, or if it `must_change`.

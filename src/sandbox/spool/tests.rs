@@ -140,6 +140,7 @@ fn a_long_output_is_in_a_file_byte_by_byte_and_each_stream_has_its_own() {
         let next = run(&supervisor, fixture.spec(&look));
         assert_eq!(next.stdout.text, format!("300000\n{files}\n"));
         assert_eq!((next.stdout.kept, next.stderr.kept), (None, None));
+        assert_eq!(fs::read(fixture.at(".tool-output/.gitignore")).unwrap(), b"*\n");
         // A call counts, not a stream; here a call without one counts not at all.
         let only_stderr = run(&supervisor, fixture.spec("seq 1 1000 >&2"));
         assert_eq!(only_stderr.stdout.kept, None);
@@ -209,13 +210,21 @@ fn beyond_the_limit_the_files_of_a_call_are_beginnings() {
 #[test]
 fn a_flood_that_is_killed_is_kept_up_to_its_end() {
     let fixture = fixture();
-    let spec = CommandSpec {
-        timeout: Duration::from_millis(300),
-        output_file_bytes: 4 << 30,
-        ..fixture.spec("yes | head -c 30000000; yes >&2 & exec sleep 100")
-    };
-    let finished = run(&sandboxed(&fixture), spec);
-    assert_eq!(finished.end, End::TimedOut);
+    let supervisor = sandboxed(&fixture);
+    let command = "yes | head -c 3000000; yes >&2 & exec sleep 1000";
+    let spec = CommandSpec { output_file_bytes: 4 << 30, ..fixture.spec(command) };
+    let (sender, receiver) = channel();
+    let id = supervisor.run(spec, Box::new(move |finished| sender.send(finished).unwrap()));
+    let give_up = Instant::now() + LONG;
+    let flooding = fixture.at(".tool-output/1-stderr.txt");
+    while !flooding.metadata().is_ok_and(|metadata| metadata.len() > 1_000_000) {
+        assert!(Instant::now() < give_up);
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    supervisor.cancel(id);
+    let finished = receiver.recv_timeout(LONG).unwrap();
+    assert_eq!(finished.end, End::Cancelled);
+    assert_eq!(finished.stdout.bytes, 3_000_000);
     for captured in [&finished.stdout, &finished.stderr] {
         let kept = kept(captured);
         assert!(kept.complete && kept.bytes == captured.bytes, "{kept:?}");
@@ -450,6 +459,40 @@ fn while_the_disk_is_slow_the_pipe_is_not_read_and_nothing_is_lost() {
 }
 
 #[test]
+fn at_every_boundary_the_file_has_what_the_naive_model_has() {
+    let fixture = fixture();
+    let sizes = [0, 1, 999, 1_000, 1_001, 3_999, 4_000, 4_001, 65_536];
+    let sizes = sizes.into_iter().chain([PIECE - 1, PIECE, PIECE + 1, 2 * PIECE + 4_000]);
+    for (size, unit) in sizes.flat_map(|size| [(size, "x"), (size, "€")]) {
+        let content = &unit.repeat(size)[..size - size % unit.len()];
+        for limit in [1, 3_999, 4_000, PIECE as u64, PIECE as u64 + 1, u64::MAX] {
+            let (mut the_loop, mut writer) = Loop::new(fixture.workspace(), limit);
+            std::thread::scope(|scope| {
+                // In pieces of another size than anything here.
+                scope.spawn(|| {
+                    content.as_bytes().chunks(777).for_each(|part| writer.write_all(part).unwrap());
+                    drop(writer);
+                });
+                the_loop.turn(LONG, |stream| stream.pipe.is_none());
+            });
+            the_loop.settle_all();
+            let captured = the_loop.finish();
+            let what = format!("{size} {unit} {limit}");
+            assert_eq!(captured.bytes, content.len() as u64, "{what}");
+            if content.chars().count() <= 1_000 {
+                assert_eq!((captured.omitted_bytes, captured.kept), (0, None), "{what}");
+                continue;
+            }
+            let kept = kept(&captured);
+            let expected = &content.as_bytes()[..content.len().min(limit.min(1 << 40) as usize)];
+            assert_eq!(kept.bytes, expected.len() as u64, "{what}");
+            assert_eq!(kept.complete, expected.len() == content.len(), "{what}");
+            assert!(fs::read(fixture.at(&kept.path.unwrap())).unwrap() == expected, "{what}");
+        }
+    }
+}
+
+#[test]
 fn what_is_left_in_the_pipe_at_the_end_is_written_too() {
     let fixture = fixture();
     let (mut the_loop, mut writer) = Loop::new(fixture.workspace(), 100 << 20);
@@ -481,8 +524,7 @@ fn a_file_that_was_given_up_never_appears_for_whoever_is_next() {
     drop(held);
     // Waits for the threads.
     drop(the_loop);
-    let left = fs::read_dir(fixture.at(".tool-output"));
-    assert_eq!(left.map_or(0, Iterator::count), 0);
+    assert!(!fixture.at(".tool-output").exists());
 }
 
 #[test]

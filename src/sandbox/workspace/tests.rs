@@ -58,7 +58,11 @@ fn engine_in_another_process() {
     let data = DataDir::create(Some(Path::new(&base)), 2, None).unwrap();
     writeln!(std::io::stdout(), "READY {}", data.path().display()).unwrap();
     std::io::stdin().read_to_end(&mut Vec::new()).unwrap();
-    data.close().unwrap();
+    data.close(far()).unwrap();
+}
+
+fn far() -> Instant {
+    Instant::now() + EMPTY_LIMIT
 }
 
 fn runs(base: &Path) -> usize {
@@ -87,7 +91,7 @@ fn close_and_drop_leave_nothing_behind() {
         fs::create_dir_all(kept.path().join("a/b")).unwrap();
         fs::set_permissions(kept.path(), fs::Permissions::from_mode(0o000)).unwrap();
         if close {
-            data.close().unwrap();
+            data.close(far()).unwrap();
         } else {
             drop(data);
         }
@@ -97,10 +101,27 @@ fn close_and_drop_leave_nothing_behind() {
 }
 
 #[test]
+fn what_there_was_no_time_to_remove_is_removed_by_the_next_engine() {
+    let base = tempfile::tempdir().unwrap();
+    let data = DataDir::create(Some(base.path()), 1, None).unwrap();
+    let path = data.path().to_owned();
+    fs::write(data.workspaces()[0].path().join("file"), "x").unwrap();
+    let error = data.close(Instant::now()).unwrap_err();
+    assert!(
+        matches!(&error, WorkspaceError::Io { source, .. } if source.kind() == io::ErrorKind::TimedOut)
+    );
+    assert!(path.join("lock").exists());
+    let next = DataDir::create(Some(base.path()), 1, None).unwrap();
+    assert!(!path.exists());
+    next.close(far()).unwrap();
+    assert_eq!(runs(base.path()), 0);
+}
+
+#[test]
 fn a_missing_base_is_made_and_stays() {
     let outer = tempfile::tempdir().unwrap();
     let base = outer.path().join("x/y");
-    DataDir::create(Some(&base), 1, None).unwrap().close().unwrap();
+    DataDir::create(Some(&base), 1, None).unwrap().close(far()).unwrap();
     assert_eq!(fs::metadata(&base).unwrap().mode() & 0o777, 0o700);
 }
 
@@ -124,7 +145,7 @@ fn what_a_dead_engine_left_is_removed_and_a_live_one_is_not_touched() {
     assert!(!dead_path.exists());
     assert!(!base.path().join("run-empty").exists());
     assert_eq!(fs::read(live.path.join("slot_0/file")).unwrap(), b"kept");
-    data.close().unwrap();
+    data.close(far()).unwrap();
     assert_eq!(fs::read(live.path.join("slot_0/file")).unwrap(), b"kept");
     let live_path = live.path.clone();
     live.end();
@@ -144,7 +165,7 @@ fn engines_that_start_at_once_never_take_each_others_directory() {
                         fs::write(workspace.path().join("file"), "x").unwrap();
                         workspace.reset().unwrap();
                     }
-                    data.close().unwrap();
+                    data.close(far()).unwrap();
                 }
             });
         }
@@ -347,6 +368,6 @@ fn a_saved_workspace_outlives_it() {
     data.workspaces()[0].save_to(&dest).unwrap();
     let again = data.workspaces()[0].save_to(&dest).unwrap_err();
     assert_eq!(again.kind(), io::ErrorKind::AlreadyExists);
-    data.close().unwrap();
+    data.close(far()).unwrap();
     assert_eq!(fs::read(dest.join("d/file")).unwrap(), b"kept");
 }
