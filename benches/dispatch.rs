@@ -13,6 +13,8 @@
 //! least that any executor with a thread of its own must pay: one hand-over there and one back. Ours
 //! pays a third, from the batcher to the thread that calls the backend.
 
+mod common;
+
 use std::hint::black_box;
 use std::sync::Barrier;
 use std::thread;
@@ -20,28 +22,9 @@ use std::time::{Duration, Instant};
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use crossbeam_channel::{Sender, bounded, unbounded};
-use tool_executor::backend::{Backend, Container, Execution, ResetReply, SlotRef};
-use tool_executor::{BackendError, ToolCall, ToolExecutor, ToolResult};
+use tool_executor::{ToolCall, ToolExecutor, ToolResult};
 
-/// Answers every call at once with nothing.
-struct Null(usize);
-
-impl Backend for Null {
-    fn start(&self) -> Result<Vec<Container>, BackendError> {
-        let slots = (0..self.0).map(|slot| format!("slot_{slot}")).collect();
-        Ok(vec![Container { addr: "null".to_owned(), slots }])
-    }
-
-    fn execute(&self, _container: usize, batch: Vec<Execution>) {
-        for execution in batch {
-            execution.reply.send(ToolResult::ok(""));
-        }
-    }
-
-    fn reset(&self, _slot: &SlotRef, reply: ResetReply) {
-        reply.send(Ok(()));
-    }
-}
+use self::common::Null;
 
 /// The floor: a thread that sends back what it is sent, each through its own way back.
 fn echo_thread() -> Sender<(ToolCall, Sender<ToolResult>)> {

@@ -12,41 +12,23 @@
 //! Time is per call. Also printed once, not timed: the threads that were started during a thousand
 //! calls.
 
-use std::net::SocketAddr;
+mod common;
+
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use tool_executor::backend::fleet::{FleetBackend, FleetConfig};
-use tool_executor::backend::{Backend, Container, Execution, ResetReply, SlotRef};
 use tool_executor::server::{SandboxServer, ServerConfig};
-use tool_executor::{BackendError, ToolCall, ToolExecutor, ToolResult};
+use tool_executor::{ToolCall, ToolExecutor};
+
+use self::common::Null;
 
 /// Servers that answer at once.
 const SERVERS: usize = 4;
 /// Threads that send direct requests.
 const DIRECT: usize = 32;
-
-/// Answers every call at once with nothing.
-struct Null(usize);
-
-impl Backend for Null {
-    fn start(&self) -> Result<Vec<Container>, BackendError> {
-        let slots = (0..self.0).map(|slot| format!("slot_{slot}")).collect();
-        Ok(vec![Container { addr: "null".to_owned(), slots }])
-    }
-
-    fn execute(&self, _container: usize, batch: Vec<Execution>) {
-        for execution in batch {
-            execution.reply.send(ToolResult::ok(""));
-        }
-    }
-
-    fn reset(&self, _slot: &SlotRef, reply: ResetReply) {
-        reply.send(Ok(()));
-    }
-}
 
 fn server(slots: usize) -> SandboxServer {
     let mut config = ServerConfig::new(([127, 0, 0, 1], 0));

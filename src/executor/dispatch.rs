@@ -15,6 +15,8 @@ mod call;
 mod containers;
 mod ending;
 mod explain;
+mod sending;
+mod slots;
 #[cfg(test)]
 mod tests;
 
@@ -33,8 +35,7 @@ use super::line::Line;
 use super::stats::{LaneStats, Recorder, Refusals, Stats};
 use crate::artifact::ArtifactError;
 use crate::backend::{Container, Execution, ExecutionId, Reply, SlotRef};
-use crate::error::ReleaseError;
-use crate::pool::{Assignment, Pool, ResetFor, SlotIx};
+use crate::pool::{Pool, SlotIx};
 use crate::tool::{Handler, JsonObject, Outcome, ToolContext, ToolResult, Work};
 
 /// The limits that dispatch keeps to.
@@ -516,141 +517,6 @@ impl Dispatch {
         let Some(call) = self.calls.get_mut(&id) else { return };
         call.stage = Stage::InLane { slot };
         self.lanes[self.pool.container(slot)].push(id, now);
-    }
-
-    fn assign_slots(&mut self, now: Instant) {
-        while let Some(assignment) = self.pool.assign(now) {
-            match assignment {
-                Assignment::Slot(trajectory_id, slot) => self.granted(&trajectory_id, slot, now),
-                Assignment::Reset(slot) => self.start_reset(slot),
-            }
-        }
-    }
-
-    /// A trajectory that waited for a slot has one.
-    fn granted(&mut self, trajectory_id: &Arc<str>, slot: SlotIx, now: Instant) {
-        let waiting = self.trajectories.get_mut(trajectory_id).and_then(|trajectory| {
-            let Current::Call(id) = trajectory.current else { return None };
-            trajectory.slot = Some(slot);
-            Some(id)
-        });
-        let Some(id) = waiting else {
-            // Whoever stops waiting leaves the waiting room, so this cannot be; but a slot that is
-            // held by nobody would be lost for good.
-            debug_assert!(false, "slot granted to {trajectory_id}, which does not wait");
-            self.pool.release_unknown(slot);
-            return;
-        };
-        if let Some(call) = self.calls.get_mut(&id)
-            && let Stage::WaitingForSlot { since } = call.stage
-        {
-            call.slot_wait += now - since;
-        }
-        self.set_timer(id, now + self.limits.queue_timeout);
-        self.join_lane(id, slot, now);
-    }
-
-    fn start_reset(&mut self, slot: SlotIx) {
-        let slot_ref = self.pool.slot_ref(slot);
-        self.actions.push(Action::Reset { slot, slot_ref });
-    }
-
-    fn reset_ended(&mut self, whose: ResetFor, now: Instant) {
-        match whose {
-            ResetFor::Granted(trajectory_id, slot) => self.granted(&trajectory_id, slot, now),
-            ResetFor::Released(trajectory_id, outcome) => {
-                let Some(trajectory) = self.trajectories.get_mut(&trajectory_id) else { return };
-                if let Current::Releasing(reply) =
-                    std::mem::replace(&mut trajectory.current, Current::Nothing)
-                {
-                    answer(reply, outcome.map_err(ReleaseError::ResetFailed));
-                }
-                self.advance(&trajectory_id, now);
-            }
-        }
-    }
-
-    fn send_batches(&mut self, now: Instant) {
-        self.lanes_due = None;
-        for container in 0..self.lanes.len() {
-            loop {
-                let lane = &mut self.lanes[container];
-                let ids: Vec<_> = match lane.take(self.limits.batch, self.closing.is_some(), now) {
-                    Ok(ids) => ids.collect(),
-                    Err(due) => {
-                        self.lanes_due = earliest(self.lanes_due, due);
-                        break;
-                    }
-                };
-                self.recorder.batch(ids.len());
-                self.gate.leave(ids.len());
-                self.running += ids.len();
-                let batch = ids.into_iter().filter_map(|id| self.execution(id, now)).collect();
-                self.actions.push(Action::Send { container, batch });
-            }
-        }
-    }
-
-    /// Marks a call of a lane as sent and makes what is sent of it.
-    fn execution(&mut self, id: ExecutionId, now: Instant) -> Option<Execution> {
-        let grace = self.limits.answer_grace;
-        let call = self.calls.get_mut(&id)?;
-        let Stage::InLane { slot } = call.stage else { return None };
-        let Some(Work::Sandbox { tool, arguments }) = call.work.take() else { return None };
-        let container = self.pool.container(slot);
-        call.stage = Stage::InSlot { since: now, container };
-        self.sent_to[container] += 1;
-        let timeout = call.timeout;
-        let cell = call.ticket.cell().clone();
-        cell.sent(now, call.waited(now));
-        self.set_timer(id, now + timeout + grace);
-        Some(Execution {
-            id,
-            trajectory_id: cell.trajectory_id.clone(),
-            slot: self.pool.slot_ref(slot),
-            tool,
-            arguments,
-            timeout,
-            reply: Reply::new(cell),
-        })
-    }
-
-    fn send_external(&mut self, kind: External, now: Instant) {
-        while self.external[kind as usize].busy < self.limits.external[kind as usize]
-            && let Some(id) = self.external[kind as usize].waiting.pop()
-        {
-            let Some(call) = self.calls.get_mut(&id) else { continue };
-            let Some(work) = call.work.take() else { continue };
-            let cancelled = Arc::new(AtomicBool::new(false));
-            call.stage = Stage::OnThread { since: now, cancelled: cancelled.clone() };
-            let timeout = call.timeout;
-            let deadline = now + timeout;
-            let cell = call.ticket.cell().clone();
-            cell.sent(now, call.waited(now));
-            let context =
-                ToolContext::new(cell.trajectory_id.clone(), cell.uniq_id(), deadline, cancelled);
-            let slot = self.trajectories.get(&cell.trajectory_id).and_then(|t| t.slot);
-            let (action, timer) = match work {
-                Work::InProcess { handler, arguments } => {
-                    let reply = Reply::new(cell);
-                    let call = HandlerCall { handler, context, arguments, reply };
-                    (Action::Handle(call), deadline)
-                }
-                Work::ToolServer { arguments } => {
-                    let (name, slot) = (call.tool.clone(), slot.map(|s| self.pool.slot_ref(s)));
-                    let reply = Reply::new(cell);
-                    let call = ToolServerCall { name, context, arguments, timeout, slot, reply };
-                    (Action::AskToolServer(call), deadline + TOOL_SERVER_MARGIN)
-                }
-                // It waits in its container's lane.
-                Work::Sandbox { .. } => continue,
-            };
-            self.actions.push(action);
-            self.gate.leave(1);
-            self.running += 1;
-            self.external[kind as usize].busy += 1;
-            self.set_timer(id, timer);
-        }
     }
 
     fn set_timer(&mut self, id: ExecutionId, timer: Instant) {

@@ -14,6 +14,7 @@
 mod artifacts;
 mod batcher;
 mod callback;
+mod closing;
 mod completion;
 mod config;
 mod dispatch;
@@ -21,6 +22,7 @@ mod event;
 mod gate;
 mod lane;
 mod line;
+mod start;
 mod stats;
 mod ticket;
 
@@ -29,9 +31,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use crossbeam_channel::{Receiver, Sender, bounded};
 use parking_lot::{Mutex, RwLock};
 
+pub use self::closing::CloseReport;
 pub use self::completion::{Completion, CompletionQueue};
 pub use self::config::Builder;
 pub use self::dispatch::LostWorkspace;
@@ -40,21 +43,18 @@ pub use self::stats::{Bucket, LaneStats, OutcomeCounts, Stats, Summary};
 pub use self::ticket::{CallHandle, Pending};
 pub use crate::pool::{ContainerCounts, SlotCounts};
 
-use self::batcher::{Batcher, Crew, Ended};
+use self::batcher::Ended;
 use self::callback::CallbackJob;
 use self::completion::Places;
-use self::config::LONGEST;
-use self::dispatch::{Dispatch, External};
 use self::event::{Accepted, Event};
 use self::gate::{Gate, Refused};
 use self::stats::Refusals;
 use self::ticket::{Callback, Cell, Destination, Ticket};
-use crate::backend::{Backend, ExecutionId, SlotRef, Watcher};
-use crate::error::{ReleaseError, StartError, SubmitError, ToolServerError};
+use crate::backend::{Backend, ExecutionId, SlotRef};
+use crate::error::{ReleaseError, SubmitError};
 use crate::thread::OwnedThread;
 use crate::tool::{Outcome, Policy, Prepared, ToolCall, ToolRegistry, ToolResult, prepare};
-use crate::toolserver::{ToolServer, ToolServerConfig};
-use crate::workers::{Workers, guarded};
+use crate::workers::guarded;
 
 /// The longest trajectory id, in bytes.
 pub const MAX_TRAJECTORY_ID: usize = 512;
@@ -108,106 +108,10 @@ struct Threads {
     callback: OwnedThread,
 }
 
-/// How a close went.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct CloseReport {
-    /// How many calls were cancelled because they had not ended when the time was up.
-    pub cancelled: usize,
-    /// Whether every thread of the executor has ended. `false` when user code – an in-process tool,
-    /// a callback, a backend – still blocks one; it ends when that code returns.
-    pub all_threads_ended: bool,
-}
-
 impl ToolExecutor {
     /// A builder with every setting at its default.
     pub fn builder() -> Builder {
         Builder::new()
-    }
-
-    fn start(mut config: Builder) -> Result<Self, StartError> {
-        let limits = config.limits();
-        // Before the backend, which may be slow to start: whether it is there is soon known.
-        let tool_server =
-            config.tool_server.take().map(|server| connect(&server, &mut config.registry));
-        let tool_server = tool_server.transpose().map_err(StartError::ToolServer)?;
-        let has_tool_server = tool_server.is_some();
-        // A backend without a limit of its own may well say `Duration::MAX`.
-        let default_timeout = config.backend.default_timeout().min(LONGEST);
-        let containers = config.backend.start().map_err(StartError::Backend)?;
-        let gate = Arc::new(Gate::new(config.queue_capacity));
-        let refusals = Arc::new(Refusals::default());
-        let (events, receiver) = unbounded();
-        let told = events.clone();
-        config.backend.watch(Watcher::from_fn(move |container, change| {
-            // Refused only when the batcher has ended.
-            let _ = told.send(Event::Container { container, change });
-        }));
-        let starts_dirty = config.backend.starts_dirty();
-        let launch = || -> std::io::Result<_> {
-            let io = Workers::start("tool-io", config.io_threads)?;
-            let handlers =
-                Workers::start("tool-fn", limits.external[External::InProcess as usize])?;
-            let tool_server = match tool_server {
-                Some(server) => {
-                    let threads = Workers::start("tool-server", server.concurrency())?;
-                    Some((Arc::new(server), threads))
-                }
-                None => None,
-            };
-            let (callbacks, callback) = callback::start()?;
-            let batcher = Batcher {
-                dispatch: Dispatch::new(
-                    &containers,
-                    limits,
-                    gate.clone(),
-                    refusals.clone(),
-                    starts_dirty,
-                ),
-                events: receiver,
-                report: events.clone(),
-                backend: config.backend.clone(),
-                crew: Crew { io, handlers, tool_server },
-            };
-            let (leave, ended) = bounded(1);
-            let batcher_gate = gate.clone();
-            let batcher = OwnedThread::spawn("tool-batcher", move || {
-                match guarded(|| batcher.run()) {
-                    // Refused only when nobody closes the executor any more.
-                    Ok(end) => drop(leave.send(end)),
-                    // Its state is gone, and with it every ticket: all callers are answered.
-                    Err(panic) => {
-                        batcher_gate.close();
-                        log::error!("the batcher panicked, the executor is closed: {panic}");
-                    }
-                }
-            })?;
-            Ok((callbacks, Threads { batcher, ended, callback }))
-        };
-        let (callbacks, threads) = match launch() {
-            Ok(launched) => launched,
-            Err(error) => {
-                config.backend.close(Instant::now() + CLOSE_MARGIN);
-                return Err(StartError::Thread(error));
-            }
-        };
-        Ok(Self {
-            events,
-            gate,
-            refusals,
-            registry: config.registry,
-            policy: config.policy,
-            has_tool_server,
-            default_timeout,
-            queue_timeout: config.queue_timeout,
-            close_timeout: config.close_timeout,
-            next_id: AtomicU64::new(1),
-            callbacks: RwLock::new(Some(callbacks)),
-            callback_places: Places::new(config.queue_capacity),
-            backend: config.backend,
-            threads: Mutex::new(Some(threads)),
-            closed: Mutex::new(None),
-        })
     }
 
     /// Runs a call and blocks until its result is there.
@@ -396,64 +300,6 @@ impl ToolExecutor {
         &self.registry
     }
 
-    /// Stops taking calls, waits for those that were accepted, for the configured `close_timeout`
-    /// at most, cancels what is left then, releases every slot, and ends every thread. Blocks; a
-    /// second call waits for the first, which ends the sooner if the second has less time, and gives
-    /// the same report.
-    ///
-    /// An in-process tool or a callback that closes the executor waits for itself, until the time is
-    /// up.
-    pub fn close(&self) -> CloseReport {
-        self.close_within(self.close_timeout)
-    }
-
-    /// Like [`close`](Self::close), with a time limit of its own for the accepted calls. What is
-    /// cancelled gets 5 s to end, and the cleaning-up 15 s.
-    pub fn close_within(&self, timeout: Duration) -> CloseReport {
-        self.gate.close();
-        let deadline = Instant::now() + timeout.min(LONGEST);
-        // Before the lock, so that a close in a hurry shortens one that is under way. Refused only
-        // when the batcher has ended.
-        let _ = self.events.send(Event::Close { deadline });
-        let mut slot = self.threads.lock();
-        let Some(Threads { mut batcher, ended, mut callback }) = slot.take() else {
-            let closed = self.closed.lock();
-            return closed
-                .as_ref()
-                .map(|(report, _)| *report)
-                .unwrap_or(CloseReport { cancelled: 0, all_threads_ended: false });
-        };
-        let left = ended.recv_deadline(deadline + CLOSE_MARGIN).ok();
-        let mut report = CloseReport { cancelled: 0, all_threads_ended: false };
-        let mut stats = Stats::default();
-        if let Some(left) = &left {
-            // What still waits for an I/O thread is of no use to anybody any more.
-            left.crew.io.stop();
-            report.cancelled = left.cancelled;
-            stats = left.stats.clone();
-        }
-        // Already now: whoever asks for statistics during the clean-up finds the batcher gone.
-        *self.closed.lock() = Some((report, stats.clone()));
-        let until = Instant::now() + CLOSE_MARGIN;
-        if let Err(panic) = guarded(|| self.backend.close(until)) {
-            log::error!("the sandbox backend panicked in close: {panic}");
-        }
-        let mut all_threads_ended = batcher.join_until(until);
-        if let Some(Ended { crew: Crew { io, handlers, tool_server }, .. }) = left {
-            if let Some((server, threads)) = tool_server {
-                server.interrupt();
-                all_threads_ended &= threads.close(until);
-            }
-            all_threads_ended &= io.close(until);
-            all_threads_ended &= handlers.close(until);
-        }
-        self.callbacks.write().take();
-        all_threads_ended &= callback.join_until(until);
-        report.all_threads_ended = all_threads_ended;
-        *self.closed.lock() = Some((report, stats));
-        report
-    }
-
     fn admit_to(
         &self,
         queue: &CompletionQueue,
@@ -571,58 +417,11 @@ impl ToolExecutor {
     }
 }
 
-/// A client of the ToolServer, with its tools added to the registry.
-fn connect(
-    config: &ToolServerConfig,
-    registry: &mut ToolRegistry,
-) -> Result<ToolServer, ToolServerError> {
-    let server = ToolServer::new(config)?;
-    for schema in server.tools()? {
-        let name = schema.name.clone();
-        if let Err(error) = registry.register_external(schema) {
-            log::info!("the ToolServer's tool {name:?} is not added: {error}");
-        }
-    }
-    Ok(server)
-}
-
-impl Drop for ToolExecutor {
-    fn drop(&mut self) {
-        self.close();
-    }
-}
-
 impl fmt::Debug for ToolExecutor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ToolExecutor")
             .field("policy", &self.policy)
             .field("queue_size", &self.gate.inside())
             .finish_non_exhaustive()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::thread;
-
-    #[test]
-    fn closing_is_not_held_up_by_a_call_that_is_refused_at_the_door_meanwhile() {
-        let executor = ToolExecutor::builder().start().unwrap();
-        executor.gate.enter(None).unwrap();
-        let hour = Duration::from_secs(3600);
-        let (done, closed) = bounded(1);
-        thread::scope(|scope| {
-            scope.spawn(|| done.send(executor.close_within(hour)));
-            while executor.gate.enter(None) != Err(Refused::Closed) {
-                executor.gate.leave(1);
-            }
-            // Answered when the batcher has seen the `Close`, if that was faster than we: then
-            // nothing but what comes now ends its wait.
-            executor.stats();
-            executor.leave_at_the_door();
-            let report = closed.recv_timeout(Duration::from_secs(30)).unwrap();
-            assert!(report.all_threads_ended);
-        });
     }
 }

@@ -16,7 +16,8 @@ pub(crate) fn until(mut so: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !so() {
         assert!(Instant::now() < deadline, "it never came to be");
-        std::thread::yield_now();
+        // Between two looks, not in the hope that it is so afterwards.
+        std::thread::sleep(Duration::from_millis(1));
     }
 }
 

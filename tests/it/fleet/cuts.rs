@@ -222,7 +222,7 @@ fn a_server_that_comes_and_goes_runs_each_call_once() {
                 }
             });
         }
-        for _ in 0..8 {
+        for _ in 0..4 {
             let (ran, refused) = (ended.load(Ordering::SeqCst), proxy.refused());
             until(|| ended.load(Ordering::SeqCst) > ran + TRAJECTORIES);
             proxy.refuse(true);

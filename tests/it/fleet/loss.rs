@@ -3,10 +3,11 @@
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 
+use rustix::process::{Pid, Signal, kill_process};
 use tool_executor::Outcome;
 
 use super::{TOKEN, executor, fleet};
-use crate::fakes::{PATIENCE, bash};
+use crate::fakes::{PATIENCE, bash, until};
 
 /// A sandbox server in a process of its own.
 struct Process {
@@ -93,7 +94,6 @@ fn a_server_that_never_comes_back_is_given_up_within_the_bound() {
 
 #[test]
 fn a_server_that_hangs_is_given_up_and_used_again_when_it_goes_on() {
-    use rustix::process::{Pid, Signal, kill_process};
     let hangs = Process::start(0, 1);
     let lives = Process::start(0, 1);
     let executor = executor(fleet([hangs.url.clone(), lives.url.clone()]));
@@ -122,10 +122,13 @@ fn sigterm_ends_a_server_with_all_that_runs_in_it() {
     while executor.stats().running == 0 {
         std::thread::yield_now();
     }
-    let pid = rustix::process::Pid::from_child(&server.child);
-    // The second one ends the grace.
-    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
-    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    let pid = Pid::from_child(&server.child);
+    let terminate = || kill_process(pid, Signal::TERM).unwrap();
+    terminate();
+    // It has taken the first one in when it listens no more. The second one ends the grace.
+    let addr = ("127.0.0.1", server.port());
+    until(|| std::net::TcpStream::connect(addr).is_err());
+    terminate();
     assert!(server.child.wait().unwrap().success());
     assert!(!pending.wait_timeout(PATIENCE).expect("answered").success);
     let left = Command::new("pgrep").args(["-f", "sleep 4321"]).output().unwrap();

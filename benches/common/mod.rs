@@ -1,0 +1,27 @@
+//! What the benches share.
+
+use tool_executor::backend::{Backend, Container, Execution, ResetReply, SlotRef};
+use tool_executor::{BackendError, ToolResult};
+
+/// Answers every call at once with nothing.
+pub(crate) struct Null(
+    /// Its slots.
+    pub(crate) usize,
+);
+
+impl Backend for Null {
+    fn start(&self) -> Result<Vec<Container>, BackendError> {
+        let slots = (0..self.0).map(|slot| format!("slot_{slot}")).collect();
+        Ok(vec![Container { addr: "null".to_owned(), slots }])
+    }
+
+    fn execute(&self, _container: usize, batch: Vec<Execution>) {
+        for execution in batch {
+            execution.reply.send(ToolResult::ok(""));
+        }
+    }
+
+    fn reset(&self, _slot: &SlotRef, reply: ResetReply) {
+        reply.send(Ok(()));
+    }
+}
