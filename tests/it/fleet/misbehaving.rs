@@ -1,11 +1,12 @@
 //! Servers that say they are ours, and do something else: each call has a typed outcome within a
 //! bound, and the callers of other containers notice nothing.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use serde_json::{Value, json};
 use tool_executor::backend::fleet::FleetBackend;
+use tool_executor::backend::{Backend, Watcher};
 use tool_executor::server::SandboxServer;
 use tool_executor::{Outcome, ToolExecutor};
 
@@ -19,7 +20,7 @@ const HEAD: &str = "HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\n\r\
 const TOO_MUCH: usize = 100_000_000;
 
 /// A server of so many slots. Resets it does; what it does with calls, and with the stream of results,
-/// the test says.
+/// the test says. To the end of its session it says nothing.
 fn native(
     slots: usize,
     calls: impl Fn(&[Value]) -> Reply + Send + Sync + 'static,
@@ -30,6 +31,7 @@ fn native(
         let asked: Value = serde_json::from_str(&request.body).unwrap_or_default();
         match &*request.path {
             "/health" => ok(r#"{"status": "ok", "features": ["native-1"]}"#),
+            "/v1/session" if asked["end"] == true => silence(b""),
             "/v1/session" => ok(json!({"instance": "i", "resumed": asked["resume"],
                 "slots": names, "max_body": 1_000_000})
             .to_string()),
@@ -82,10 +84,7 @@ fn quiet(_asked: &Value) -> Reply {
 
 /// A stream that says this, and then nothing more while it is open.
 fn says(bytes: &str) -> Reply {
-    let (reply, sender) = stream(bytes);
-    // For ever: nobody would end it.
-    std::mem::forget(sender);
-    reply
+    silence(format!("{HEAD}{bytes}").as_bytes())
 }
 
 /// A server that does as it should.
@@ -145,7 +144,7 @@ fn whatever_a_server_says_a_call_has_its_outcome_within_a_bound() {
         ("500", lost, Box::new(|_| Reply::Answer(500, "oops".to_owned())), Box::new(quiet)),
         ("closes", lost, Box::new(move |_| raw("")), Box::new(quiet)),
         ("half an answer", lost, Box::new(move |_| raw(half)), Box::new(quiet)),
-        ("half, and silence", lost, Box::new(move |_| half_and_silence(half)), Box::new(quiet)),
+        ("half, and silence", lost, Box::new(move |_| silence(half.as_bytes())), Box::new(quiet)),
         ("hangs", lost, Box::new(move |_| Reply::Hang(hang.clone())), Box::new(quiet)),
         (
             "a large answer",
@@ -206,9 +205,11 @@ fn whatever_a_server_says_a_call_has_its_outcome_within_a_bound() {
     });
 }
 
-fn half_and_silence(half: &str) -> Reply {
+/// Writes this, and then nothing while the connection is open.
+fn silence(after: &[u8]) -> Reply {
     let (sender, pieces) = unbounded();
-    sender.send(half.as_bytes().to_vec()).unwrap();
+    sender.send(after.to_vec()).unwrap();
+    // For ever: nobody would end it.
     std::mem::forget(sender);
     Reply::Stream(pieces)
 }
@@ -258,9 +259,19 @@ fn closing_does_not_wait_for_servers_that_hang() {
             native(1, does, move |_| Reply::Hang(hang.clone()))
         })
         .collect();
-    let executor = executor(hanging.iter().map(|server| server.url.clone()));
-    assert!(executor.execute("t", bash("x"), None).success);
-    assert!(executor.close_within(Duration::ZERO).all_threads_ended);
+    let mut config = fleet(hanging.iter().map(|server| server.url.clone()));
+    config.unreachable_timeout = PATIENCE;
+    let backend = FleetBackend::new(config).unwrap();
+    backend.start().unwrap();
+    backend.watch(Watcher::from_fn(|_, _| {}));
+    for server in &hanging {
+        let mut requests = std::iter::from_fn(|| server.requests.recv_timeout(PATIENCE).ok());
+        assert!(requests.any(|request| request.path == "/v1/results"));
+    }
+    let began = Instant::now();
+    backend.close(began + Duration::from_millis(500));
+    // Much less than a request may take.
+    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
 }
 
 #[test]
