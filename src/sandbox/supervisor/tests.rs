@@ -438,6 +438,7 @@ fn a_command_that_cannot_start_says_why() {
             // In bubblewrap's words.
             std::fs::remove_dir(gone.temporary()).unwrap();
             let workspace = gone.clone();
+            bench.settle();
             let finished = bench.run_spec(CommandSpec { workspace, ..bench.spec("echo ran") });
             let End::SetupFailed(text) = finished.end else {
                 panic!("{:?}", finished.end);
