@@ -48,16 +48,11 @@ struct Entry {
 }
 
 impl Entered {
-    /// Prepares a command for the sandbox with this number. Does not block.
+    /// Prepares a command. Does not block.
     ///
     /// # Errors
     /// As [`Outputs::new`].
-    pub(super) fn new(
-        spec: &CommandSpec,
-        room: u64,
-        host: &Host,
-        watch: &Watch<'_>,
-    ) -> io::Result<Self> {
+    pub(super) fn new(spec: &CommandSpec, host: &Host, watch: &Watch<'_>) -> io::Result<Self> {
         let (outputs, writers) = Outputs::new(spec, host, watch)?;
         let limit = init::INLINE_COMMAND_LIMIT;
         let ShellCall { argv, script, .. } =
@@ -66,7 +61,7 @@ impl Entered {
             script.map(|script| spawn::memory_file(c"tool-command", &script)).transpose()?;
         Ok(Self {
             outputs,
-            room,
+            room: 0,
             entry: Some(Entry { argv, writers, script }),
             timeout: spec.timeout.min(LONGEST_TIMEOUT),
             // The sandbox has a deadline of its own; this is for what nobody has thought of.
@@ -78,6 +73,11 @@ impl Entered {
             wants_room_ended: false,
             end: None,
         })
+    }
+
+    /// It is to enter the sandbox with this number.
+    pub(super) fn wait_for(&mut self, room: u64) {
+        self.room = room;
     }
 
     /// The number of its sandbox.

@@ -469,15 +469,15 @@ impl Turn {
 
     /// Starts a command in its slot's warm sandbox, which is made if there is none that fits.
     fn start_in_room(&mut self, id: u64, spec: &CommandSpec, answer: Answer) {
-        let entered = self.room_for(spec).and_then(|number| {
-            let watch = Watch { epoll: &self.epoll, id };
-            let entered = Entered::new(spec, number, &self.host, &watch)?;
-            Ok((number, entered))
-        });
-        let (number, entered) = match entered {
+        let watch = Watch { epoll: &self.epoll, id };
+        // First what may be wrong with the command, so that no sandbox is made for nothing.
+        let entered = Entered::new(spec, &self.host, &watch)
+            .and_then(|entered| Ok((self.room_for(spec)?, entered)));
+        let (number, mut entered) = match entered {
             Ok(entered) => entered,
             Err(error) => return answer.without_running(End::SetupFailed(error.to_string())),
         };
+        entered.wait_for(number);
         self.insert(id, Command::Entered(entered), answer);
         if let Some(tenancy) = self.rooms.get(number) {
             tenancy.occupant = Some(id);
