@@ -109,7 +109,12 @@ mod tests {
         }
         assert!(end(&dead) >= 1);
         assert!(!left.wait().unwrap().success());
-        assert_eq!(end(&dead), 0);
+        // Its first process may still be dying.
+        let patience = std::time::Instant::now() + std::time::Duration::from_secs(30);
+        while end(&dead) > 0 {
+            assert!(std::time::Instant::now() < patience, "it does not end");
+            std::thread::yield_now();
+        }
         assert!(lives.try_wait().unwrap().is_none());
         assert!(shell.try_wait().unwrap().is_none());
         for child in [&mut lives, &mut shell] {
