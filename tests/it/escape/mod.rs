@@ -1,8 +1,8 @@
 //! What a model may try, as small scripts, run as a model would run them. None may reach the host, another
 //! slot, the policy, the network when that is off, or the next trajectory.
 //!
-//! A script prints `ESCAPED` when it has got what it was after. Most of them are also run *outside*, on
-//! the host itself, where they must succeed: an attack that can never succeed proves nothing. What has
+//! A script prints `ESCAPED` when it has got what it was after. Where possible it is also run *outside*, on
+//! the host itself, where it must succeed: an attack that can never succeed proves nothing. What has
 //! no such control says why.
 //!
 //! - `files`: the host's files and those of other slots;
