@@ -217,7 +217,7 @@ impl Room {
                 if let Some(init) = &self.init {
                     watch.remove(init.as_fd());
                     self.init_gone = true;
-                    self.end(now);
+                    self.end(watch, now);
                 }
             }
             Source::Child => {
@@ -227,7 +227,7 @@ impl Room {
                 {
                     self.child_end = Some(end);
                     watch.remove(self.child.as_fd());
-                    self.end(now);
+                    self.end(watch, now);
                 }
             }
             Source::Stdout | Source::Stderr | Source::Written => {}
@@ -247,11 +247,17 @@ impl Room {
                 Ok(Some(Said::Ready)) => self.ready = true,
                 Ok(Some(said)) => news.push(News::Said(said)),
                 Err(_) => {
-                    watch.remove(link.as_fd());
-                    self.link = None;
-                    self.end(now);
+                    self.close_link(watch);
+                    self.end(watch, now);
                 }
             }
+        }
+    }
+
+    /// A command that runs may hold the link a little longer; nobody listens to it any more.
+    fn close_link(&mut self, watch: &Watch<'_>) {
+        if let Some(link) = self.link.take() {
+            watch.remove(link.as_fd());
         }
     }
 
@@ -284,17 +290,17 @@ impl Room {
             // It failed already, and bubblewrap says why.
             Err(error) => {
                 log::debug!("cannot take hold of a sandbox's first process: {error}");
-                self.end(now);
+                self.end(watch, now);
             }
         }
     }
 
     /// The time of the present phase is up.
-    pub(super) fn on_deadline(&mut self, now: Instant) {
+    pub(super) fn on_deadline(&mut self, watch: &Watch<'_>, now: Instant) {
         match self.phase {
             Phase::SettingUp => {
                 self.too_slow = true;
-                self.end(now);
+                self.end(watch, now);
             }
             Phase::Open => {}
             Phase::Ending => {
@@ -310,7 +316,7 @@ impl Room {
     }
 
     /// Begins to end it. Doing so again does nothing.
-    pub(super) fn end(&mut self, now: Instant) {
+    pub(super) fn end(&mut self, watch: &Watch<'_>, now: Instant) {
         if self.phase == Phase::Ending {
             return;
         }
@@ -319,7 +325,7 @@ impl Room {
         // bubblewrap waits for its first process and ends after it. While that process is not known
         // bubblewrap must live, or the process might wait for it for ever; but without the link it ends
         // by itself.
-        self.link = None;
+        self.close_link(watch);
         if let Some(init) = &self.init {
             spawn::kill(init.as_fd());
         }
@@ -375,10 +381,10 @@ pub(super) fn try_out(
         let now = Instant::now();
         if tried.is_none() && now >= deadline {
             tried = Some(Err(format!("no end after {} s", limit.as_secs())));
-            room.end(now);
+            room.end(&watch, now);
         }
         if room.deadline().is_some_and(|due| now >= due) {
-            room.on_deadline(now);
+            room.on_deadline(&watch, now);
         }
         let mut events = Vec::with_capacity(8);
         let longest = rustix::event::Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
@@ -399,7 +405,7 @@ pub(super) fn try_out(
                 };
                 if let Some(done) = done {
                     tried.get_or_insert(done);
-                    room.end(Instant::now());
+                    room.end(&watch, Instant::now());
                 }
             }
         }

@@ -1,6 +1,6 @@
 //! The warm sandboxes of all slots, and who is in them. Owned by the supervisor's thread.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::room::Room;
 
@@ -27,6 +27,8 @@ pub(super) struct Tenancy {
 pub(super) struct Rooms {
     by_number: HashMap<u64, Tenancy>,
     of_slot: HashMap<usize, u64>,
+    /// Slots with a sandbox whose end nobody has seen: what is left of it may touch their files.
+    haunted: HashSet<usize>,
     made: u64,
 }
 
@@ -73,6 +75,16 @@ impl Rooms {
             self.of_slot.remove(&tenancy.slot);
         }
         Some(tenancy)
+    }
+
+    /// Waiting for the end of a sandbox of this slot was given up.
+    pub(super) fn haunt(&mut self, slot: usize) {
+        self.haunted.insert(slot);
+    }
+
+    /// Whether something may be left of a sandbox of this slot that is forgotten.
+    pub(super) fn is_haunted(&self, slot: usize) -> bool {
+        self.haunted.contains(&slot)
     }
 
     /// The numbers of all sandboxes.

@@ -203,7 +203,8 @@ impl Supervisor {
     /// Ends a slot's warm sandbox, with whatever runs in it. Does not block.
     ///
     /// `on_gone` is called once, as `on_end` of [`run`](Self::run), when no process of it is left; with
-    /// `false` where waiting for that was given up. After [`close`](Self::close) there is none.
+    /// `false` where waiting for that was given up, now or for an earlier sandbox of the slot. After
+    /// [`close`](Self::close) there is none.
     pub(crate) fn leave(&self, slot: usize, on_gone: OnGone) {
         if let Err(Request::Leave(_, on_gone)) = self.shared.send(Request::Leave(slot, on_gone)) {
             call_back(on_gone, true);
@@ -389,8 +390,8 @@ impl Turn {
                 && due <= now
             {
                 if Rooms::is_room(id) {
-                    self.change_room(id, |room, _, now| {
-                        room.on_deadline(now);
+                    self.change_room(id, |room, watch, now| {
+                        room.on_deadline(watch, now);
                         Vec::new()
                     });
                 } else {
@@ -488,6 +489,9 @@ impl Turn {
     /// The number of the sandbox that a command is to enter.
     fn room_for(&mut self, spec: &CommandSpec) -> io::Result<u64> {
         let slot = spec.workspace.slot();
+        if self.rooms.is_haunted(slot) {
+            return Err(io::Error::other("a process of an earlier call could not be killed"));
+        }
         if let Some((number, tenancy)) = self.rooms.of_slot(slot) {
             if tenancy.occupant.is_some() {
                 return Err(io::Error::other("another command runs in this slot"));
@@ -522,7 +526,9 @@ impl Turn {
     /// Ends a slot's warm sandboxes, whatever runs in them.
     fn leave(&mut self, slot: usize, on_gone: OnGone) {
         let numbers = self.rooms.all_of_slot(slot);
-        let Some(last) = numbers.last() else { return call_back(on_gone, true) };
+        let Some(last) = numbers.last() else {
+            return call_back(on_gone, !self.rooms.is_haunted(slot));
+        };
         // Any of them may be the last to go, so each hands on what it has.
         if let Some(tenancy) = self.rooms.get(*last) {
             tenancy.on_gone.push(on_gone);
@@ -533,8 +539,8 @@ impl Turn {
     }
 
     fn end_room(&mut self, number: u64) {
-        self.change_room(number, |room, _, now| {
-            room.end(now);
+        self.change_room(number, |room, watch, now| {
+            room.end(watch, now);
             Vec::new()
         });
     }
@@ -589,6 +595,9 @@ impl Turn {
             self.deadlines.remove(&(due, number));
         }
         let all_dead = tenancy.room.all_dead();
+        if !all_dead {
+            self.rooms.haunt(tenancy.slot);
+        }
         let failure = tenancy.room.failure();
         let watch = Watch { epoll: &self.epoll, id: number };
         self.leftovers.extend(tenancy.room.finish(&watch));
@@ -602,8 +611,8 @@ impl Turn {
         let next = self.rooms.all_of_slot(tenancy.slot).first().copied();
         for on_gone in tenancy.on_gone {
             match next.and_then(|next| self.rooms.get(next)) {
-                Some(other) if all_dead => other.on_gone.push(on_gone),
-                _ => call_back(on_gone, all_dead),
+                Some(other) => other.on_gone.push(on_gone),
+                None => call_back(on_gone, !self.rooms.is_haunted(tenancy.slot)),
             }
         }
     }

@@ -357,7 +357,9 @@ fn wait_for_end(kept: &Kept, main_process: i32, run: u32) -> i32 {
             if pid <= 0 {
                 break;
             }
-            if pid == main_process as isize {
+            // A child that asks to be traced makes this process its tracer, which is told of its stops.
+            let stopped = ended & 0xff == 0x7f;
+            if pid == main_process as isize && !stopped {
                 status = Some(ended);
             }
         }

@@ -564,6 +564,35 @@ fn without_network_there_is_none_and_where_that_is_impossible_nothing_runs() {
 }
 
 #[test]
+fn when_a_warm_sandbox_is_destroyed_its_command_is_lost_and_the_next_one_gets_another() {
+    let (bench, marker) = (Bench::warm(), marker());
+    let (_, ended) = bench.start(bench.spec(&format!("echo before; exec sleep {marker}")));
+    // The parent of the command is the sandbox's first process.
+    let parent_of_sleep = || {
+        let name = format!("sleep\0{marker}\0");
+        let processes = std::fs::read_dir("/proc").unwrap().filter_map(|entry| {
+            let directory = entry.ok()?.path();
+            let line = std::fs::read(directory.join("cmdline")).ok()?;
+            (line == name.as_bytes()).then(|| std::fs::read_to_string(directory.join("stat")).ok())
+        });
+        let stat = processes.flatten().next()?;
+        stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(1)?.parse::<i32>().ok()
+    };
+    let mut first = None;
+    wait_until(|| {
+        first = parent_of_sleep();
+        first.is_some()
+    });
+    let first = rustix::process::Pid::from_raw(first.unwrap()).unwrap();
+    rustix::process::kill_process(first, rustix::process::Signal::KILL).unwrap();
+    let finished = ended.recv_timeout(LONG).unwrap();
+    assert!(matches!(finished.end, End::Lost(_)), "{:?}", finished.end);
+    assert_eq!((finished.stdout.text.as_str(), finished.all_dead), ("before\n", true));
+    assert!(processes_with(&marker).is_empty());
+    assert_eq!(bench.output("echo next"), "next\n");
+}
+
+#[test]
 fn where_there_is_no_bash_sh_runs_the_commands() {
     let mut isolation = probe();
     let Isolation::Bubblewrap(bubblewrap) = &mut isolation else {
