@@ -11,10 +11,11 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::host::Host;
 use super::init::{self, Link, Said};
 use super::outputs::Outputs;
 use super::room::Room;
-use super::running::{Ending, Host, KILL_MARGIN, LONGEST_TIMEOUT, Reason, SETUP_LIMIT};
+use super::running::{Ending, KILL_MARGIN, LONGEST_TIMEOUT, Reason, SETUP_LIMIT};
 use super::shell::{self, ShellCall};
 use super::spawn;
 use super::stream::{Source, Watch};

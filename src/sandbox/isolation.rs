@@ -22,10 +22,10 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use super::etc::{self, RESOLV_CONF};
+use super::host::Host;
 use super::init;
 use super::limits::Filter;
 use super::room;
-use super::running::Host;
 use super::shell::{self, Shell};
 use super::spawn::{self, CStringArray, Child, Reaped};
 use super::user::{self, CommandUser};

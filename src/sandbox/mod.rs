@@ -7,7 +7,8 @@
 //!   `write_file`; `artifacts` reads, lists and archives a workspace for those outside.
 //! - `supervisor` runs any number of commands with one thread. A `command` has a sandbox of its own
 //!   (`running`), or has `entered` the warm one of its slot (`room`, `rooms`), whose first process is
-//!   ours (`init`). `outputs` is what it prints: `stream` its pipes, `output` what is shown of it,
+//!   ours (`init`); `host` is what every start needs, `reports` what the sandbox tells of itself.
+//!   `outputs` is what a command prints: `stream` its pipes, `output` what is shown of it,
 //!   `spool` the files that have all of it.
 //! - `shell` is how a command reaches its shell, `isolation` what it may see (bubblewrap), `etc` what
 //!   of `/etc`, `reaper` how all its processes are found where there is no bubblewrap, `spawn` the
@@ -25,6 +26,7 @@ mod command;
 mod entered;
 pub(crate) mod etc;
 pub(crate) mod files;
+mod host;
 mod init;
 pub(crate) mod isolation;
 pub(crate) mod limits;
@@ -32,6 +34,7 @@ mod output;
 mod outputs;
 mod paths;
 mod reaper;
+mod reports;
 mod room;
 mod rooms;
 mod running;

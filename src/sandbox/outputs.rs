@@ -8,8 +8,8 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use super::host::Host;
 use super::output::Captured;
-use super::running::Host;
 use super::spool::{Keep, Output};
 use super::stream::{Source, Stream, Watch};
 use super::supervisor::CommandSpec;

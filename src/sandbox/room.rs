@@ -22,13 +22,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::event::epoll;
-use rustix::io::Errno;
 
+use super::host::{Host, environment};
 use super::init::{self, Link, Said};
 use super::isolation::{
     self, Bubblewrap, Handshake, PROGRAM_FD, SECCOMP_FD, Sandbox, StatusReport,
 };
-use super::running::{Host, KILL_MARGIN, REPORTS_LIMIT, SETUP_LIMIT, environment, open_child_of};
+use super::reports::Reports;
+use super::running::{KILL_MARGIN, SETUP_LIMIT, open_child_of};
 use super::spawn::{self, CStringArray, Child, Reaped};
 use super::stream::{Source, Watch};
 use super::workspace::Workspace;
@@ -41,8 +42,7 @@ pub(super) struct Room {
     /// bubblewrap, which waits for the first process.
     child: Child,
     child_end: Option<Reaped>,
-    reports: Option<OwnedFd>,
-    reported: Vec<u8>,
+    reports: Reports,
     /// What bubblewrap says when it fails.
     errors: OwnedFd,
     link: Option<Arc<Link>>,
@@ -105,9 +105,7 @@ impl Room {
         let program = init::program()?;
         let (errors, errors_writer) = spawn::pipe()?;
         let (reports, reports_writer) = spawn::pipe()?;
-        for pipe in [&errors, &reports] {
-            rustix::io::ioctl_fionbio(pipe, true)?;
-        }
+        rustix::io::ioctl_fionbio(&errors, true)?;
         let (link, its_end) = Link::pair()?;
         let null = host.null.as_fd();
         let (errors_fd, reports_fd) = (errors_writer.as_fd(), reports_writer.as_fd());
@@ -127,8 +125,7 @@ impl Room {
             deadline: Some(Instant::now() + SETUP_LIMIT),
             child,
             child_end: None,
-            reports: Some(reports),
-            reported: Vec::new(),
+            reports: Reports::new(reports),
             errors,
             link: Some(Arc::new(link)),
             ready: false,
@@ -152,9 +149,7 @@ impl Room {
     }
 
     fn watch_all(&self, watch: &Watch<'_>) -> io::Result<()> {
-        if let Some(reports) = &self.reports {
-            watch.add(reports.as_fd(), Source::Reports)?;
-        }
+        self.reports.watch(watch)?;
         if let Some(link) = &self.link {
             watch.add(link.as_fd(), Source::Link)?;
         }
@@ -262,20 +257,8 @@ impl Room {
     }
 
     fn read_reports(&mut self, watch: &Watch<'_>, now: Instant) {
-        let mut buffer = [0; 1024];
-        while let Some(pipe) = &self.reports {
-            match rustix::io::read(pipe, &mut buffer) {
-                Ok(count) if count > 0 && self.reported.len() < REPORTS_LIMIT => {
-                    self.reported.extend_from_slice(&buffer[..count]);
-                }
-                Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => break,
-                _ => watch.remove_and_close(&mut self.reports),
-            }
-        }
-        let (None, Some(pid)) = (&self.init, StatusReport::parse(&self.reported).child_pid) else {
-            return;
-        };
+        let report = StatusReport::parse(self.reports.read(watch));
+        let (None, Some(pid)) = (&self.init, report.child_pid) else { return };
         let held = open_child_of(self.child.pid(), pid).and_then(|pidfd| {
             watch.add(pidfd.as_fd(), Source::Init)?;
             Ok(pidfd)
@@ -344,7 +327,7 @@ impl Room {
     /// Stops watching it. Gives what is still to be reaped, where waiting was given up.
     pub(super) fn finish(self, watch: &Watch<'_>) -> Option<Child> {
         let Self { mut reports, init, init_gone, child, child_end, .. } = self;
-        watch.remove_and_close(&mut reports);
+        reports.close(watch);
         match init {
             // Its parent, bubblewrap, has waited for it, unless somebody killed that.
             Some(init) if init_gone => spawn::reap_if_ours(init.as_fd()),

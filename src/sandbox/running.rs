@@ -23,19 +23,18 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags};
 
-use super::isolation::{self, Bubblewrap, Handshake, HostLayout, Isolation, Sandbox, StatusReport};
+use super::host::{Host, environment};
+use super::isolation::{self, Bubblewrap, Handshake, Isolation, Sandbox, StatusReport};
 use super::output::Captured;
 use super::outputs::Outputs;
 use super::reaper::{self, Report, Step};
-use super::shell::{self, CLOSED_GATE, INLINE_COMMAND_LIMIT, Shell, ShellCall};
+use super::reports::Reports;
+use super::shell::{self, CLOSED_GATE, INLINE_COMMAND_LIMIT};
 use super::spawn::{self, CStringArray, Child, Reaped};
-use super::spool::Spool;
 use super::stream::{Source, Watch};
-use super::supervisor::{CommandSpec, End, raise_open_files_limit};
-use super::user::CommandUser;
+use super::supervisor::{CommandSpec, End};
 
 /// How long bubblewrap may take to set a sandbox up. Milliseconds are usual; a thousand at once on a
 /// small machine take seconds.
@@ -45,9 +44,6 @@ pub(super) const KILL_MARGIN: Duration = Duration::from_secs(5);
 
 /// Longer timeouts are taken for this, so that no deadline overflows the clock.
 pub(super) const LONGEST_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
-
-/// No more than this is kept of what bubblewrap or the reaper reports: some 300 bytes are usual.
-pub(super) const REPORTS_LIMIT: usize = 16 * 1024;
 
 /// Why a command was killed before its main process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,8 +62,7 @@ pub(super) struct Running {
     child: Child,
     /// Set when `child` has ended.
     child_end: Option<Reaped>,
-    reports: Option<OwnedFd>,
-    reported: Vec<u8>,
+    reports: Reports,
     container: Container,
     timeout: Duration,
     deadline: Instant,
@@ -125,46 +120,6 @@ pub(super) struct Ending {
     pub(super) leftover: Option<Child>,
 }
 
-/// What every start needs.
-pub(super) struct Host {
-    /// How commands are isolated.
-    pub(super) isolation: Isolation,
-    /// `/dev/null`.
-    pub(super) null: OwnedFd,
-    /// The soft limit of open files that commands get, where this process has raised its own.
-    pub(super) open_files: Option<u64>,
-    /// The shell and the user's name, for commands without a sandbox.
-    pub(super) shell: Shell,
-    /// The name of the user that commands run as.
-    pub(super) user: String,
-    /// That user, if it is not the host's own.
-    pub(super) command_user: Option<CommandUser>,
-    /// Whether slots keep their sandboxes.
-    pub(super) warm: bool,
-    /// What writes complete outputs to files.
-    pub(super) spool: Spool,
-}
-
-impl Host {
-    /// What starts need where commands are isolated so, and run as `user`, or as this process.
-    ///
-    /// # Errors
-    /// Where there is no `/dev/null` to be had.
-    pub(super) fn new(isolation: Isolation, user: Option<CommandUser>) -> io::Result<Self> {
-        let layout = HostLayout::detect(user);
-        Ok(Self {
-            warm: isolation.is_warm(),
-            spool: Spool::start()?,
-            isolation,
-            null: isolation::open_null()?,
-            open_files: raise_open_files_limit(),
-            shell: layout.shell,
-            user: layout.user,
-            command_user: user,
-        })
-    }
-}
-
 impl Reason {
     /// How a command ends that was killed for it.
     pub(super) fn end(self) -> End {
@@ -195,8 +150,7 @@ impl Running {
             outputs,
             child,
             child_end: None,
-            reports: Some(reports),
-            reported: Vec::new(),
+            reports: Reports::new(reports),
             container,
             timeout,
             deadline: now + if bare { timeout } else { SETUP_LIMIT },
@@ -218,10 +172,7 @@ impl Running {
     }
 
     fn watch_all(&self, watch: &Watch<'_>) -> io::Result<()> {
-        if let Some(reports) = &self.reports {
-            rustix::io::ioctl_fionbio(reports, true)?;
-            watch.add(reports.as_fd(), Source::Reports)?;
-        }
+        self.reports.watch(watch)?;
         watch.add(self.child.as_fd(), Source::Child)
     }
 
@@ -356,20 +307,10 @@ impl Running {
 
     /// Reads what bubblewrap or the reaper has to say, and acts on it.
     fn read_reports(&mut self, watch: &Watch<'_>, now: Instant) {
-        let mut buffer = [0; 1024];
-        while let Some(pipe) = &self.reports {
-            match rustix::io::read(pipe, &mut buffer) {
-                Ok(count) if count > 0 && self.reported.len() < REPORTS_LIMIT => {
-                    self.reported.extend_from_slice(&buffer[..count]);
-                }
-                Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => break,
-                _ => watch.remove_and_close(&mut self.reports),
-            }
-        }
+        let text = self.reports.read(watch);
         match &mut self.container {
             Container::Namespace { init, report, .. } => {
-                *report = StatusReport::parse(&self.reported);
+                *report = StatusReport::parse(text);
                 let (pid, exit_code) = (report.child_pid, report.exit_code);
                 if let (None, Some(pid)) = (init.as_ref(), pid) {
                     self.hold_init(pid, watch, now);
@@ -379,7 +320,7 @@ impl Running {
                 }
             }
             Container::Reaper { report, .. } => {
-                *report = Report::parse(&self.reported);
+                *report = Report::parse(text);
                 if report.ended.is_some() {
                     self.main_ended(now);
                 }
@@ -420,7 +361,7 @@ impl Running {
 
     /// Tells how it ended. Does not block.
     pub(super) fn finish(mut self, watch: &Watch<'_>) -> Ending {
-        watch.remove_and_close(&mut self.reports);
+        self.reports.close(watch);
         let [stdout, stderr] = self.outputs.finish(watch);
         let child_end = self.child_end.unwrap_or(Reaped::Running);
         let released = self.released.is_some();
@@ -574,17 +515,6 @@ fn start_bare(
     })?;
     let container = Container::Reaper { control: Some(reaper.control), report: Report::default() };
     Ok((reaper.child, reaper.report, container))
-}
-
-/// The environment of a command.
-pub(super) fn environment(
-    home: &Path,
-    temporary: &Path,
-    shell: Shell,
-    host: &Host,
-    call: Option<&ShellCall>,
-) -> io::Result<CStringArray> {
-    CStringArray::new(shell::environment(home, temporary, shell, &host.user, call))
 }
 
 /// A pidfd of `pid`, if that is a child of `parent`. `parent` is not reaped yet, so that its number is

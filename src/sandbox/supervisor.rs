@@ -27,36 +27,29 @@
 //! handler for SIGPIPE. Its soft limit of open files is raised to at most 65,536, since each running
 //! command needs five; commands get the old limit.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+mod turn;
+
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use rustix::event::{EventfdFlags, epoll, eventfd};
 use rustix::process::{Resource, Rlimit};
 
-use super::command::Command;
-use super::entered::Entered;
-use super::init::Said;
+use super::host::Host;
 use super::isolation::Isolation;
 use super::output::{Capture, Captured};
-use super::room::{News, Room};
-use super::rooms::{OnGone, Rooms};
-use super::running::{Host, Reason, Running};
-use super::spawn::{Child, Reaped};
-use super::stream::{READ_BUFFER, Watch};
+use super::rooms::OnGone;
 use super::user::CommandUser;
 use super::workspace::Workspace;
+use turn::Turn;
 
-/// How many commands are started before events and deadlines are looked at again.
-const STARTS_PER_TURN: usize = 8;
-/// How many events are taken at a time.
-const EVENTS_PER_TURN: usize = 128;
 /// The event data of the wake-up, which no command's event has.
 const WAKE: u64 = u64::MAX;
 
@@ -143,16 +136,7 @@ impl Supervisor {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let data = epoll::EventData::new_u64(WAKE);
         epoll::add(&epoll, &shared.wake, data, epoll::EventFlags::IN)?;
-        let mut turn = Turn {
-            running: HashMap::new(),
-            rooms: Rooms::default(),
-            deadlines: BTreeSet::new(),
-            waiting: VecDeque::new(),
-            leftovers: Vec::new(),
-            buffer: vec![0; READ_BUFFER],
-            epoll,
-            host: Host::new(isolation.clone(), user)?,
-        };
+        let mut turn = Turn::new(epoll, Host::new(isolation.clone(), user)?);
         let queue = CloseOnDrop(Arc::clone(&shared));
         let thread =
             std::thread::Builder::new().name("tool-supervisor".to_owned()).spawn(move || {
@@ -343,373 +327,6 @@ fn call_back(on_gone: OnGone, gone: bool) {
 
 fn closed() -> End {
     End::SetupFailed("the supervisor is closed".to_owned())
-}
-
-/// The thread's own state.
-struct Turn {
-    running: HashMap<u64, (Command, Answer)>,
-    rooms: Rooms,
-    /// One entry for each running command, and for each warm sandbox that is not just open.
-    deadlines: BTreeSet<(Instant, u64)>,
-    /// Taken from the queue and not dealt with yet.
-    waiting: VecDeque<Request>,
-    /// Processes that were given up on and may become zombies.
-    leftovers: Vec<Child>,
-    buffer: Vec<u8>,
-    epoll: OwnedFd,
-    host: Host,
-}
-
-impl Turn {
-    /// Until the supervisor is closed and the last command has ended.
-    fn run(&mut self, shared: &Shared) {
-        let mut events = Vec::with_capacity(EVENTS_PER_TURN);
-        loop {
-            let closing = self.take_requests(shared);
-            if closing && self.running.is_empty() && self.rooms.is_empty() {
-                return;
-            }
-            self.wait(&mut events);
-            for event in events.drain(..) {
-                match Watch::decode(event.data.u64()) {
-                    Some((number, source)) if Rooms::is_room(number) => {
-                        self.change_room(number, |room, watch, now| {
-                            room.on_event(source, watch, now)
-                        });
-                    }
-                    Some((id, source)) => self.change(id, |command, watch, buffer, now| {
-                        command.on_event(source, watch, buffer, now);
-                    }),
-                    None => {
-                        let _ = rustix::io::read(&shared.wake, &mut [0; 8]);
-                    }
-                }
-            }
-            let now = Instant::now();
-            while let Some(&(due, id)) = self.deadlines.first()
-                && due <= now
-            {
-                if Rooms::is_room(id) {
-                    self.change_room(id, |room, watch, now| {
-                        room.on_deadline(watch, now);
-                        Vec::new()
-                    });
-                } else {
-                    self.change(id, |command, _, _, now| command.on_deadline(now));
-                }
-            }
-            self.leftovers.retain(|child| child.reap() == Reaped::Running);
-        }
-    }
-
-    /// Deals with requests, a few starts at a time. Tells whether the supervisor is closing.
-    fn take_requests(&mut self, shared: &Shared) -> bool {
-        let closing = {
-            let mut queue = shared.queue.lock();
-            self.waiting.append(&mut queue.requests);
-            queue.closing
-        };
-        if closing {
-            for request in std::mem::take(&mut self.waiting) {
-                match request {
-                    Request::Run(_, _, answer) => answer.without_running(closed()),
-                    Request::Leave(slot, on_gone) => self.leave(slot, on_gone),
-                    Request::Cancel(_) => {}
-                }
-            }
-            let ids: Vec<u64> = self.running.keys().copied().collect();
-            for id in ids {
-                self.cancel(id);
-            }
-            if self.running.is_empty() {
-                for number in self.rooms.numbers() {
-                    self.end_room(number);
-                }
-            }
-            return true;
-        }
-        let mut starts = 0;
-        while starts < STARTS_PER_TURN {
-            match self.waiting.pop_front() {
-                Some(Request::Run(id, spec, answer)) => {
-                    starts += 1;
-                    self.start(id, &spec, answer);
-                }
-                Some(Request::Cancel(id)) => self.cancel(id),
-                Some(Request::Leave(slot, on_gone)) => self.leave(slot, on_gone),
-                None => break,
-            }
-        }
-        false
-    }
-
-    fn start(&mut self, id: u64, spec: &CommandSpec, answer: Answer) {
-        if !spec.network && self.host.isolation.is_sandboxed() {
-            if !self.host.isolation.can_cut_network() {
-                let text = "bubblewrap cannot take the network away on this machine";
-                return answer.without_running(End::SetupFailed(text.to_owned()));
-            }
-        } else if !spec.network {
-            let text = "without bubblewrap the network cannot be taken away";
-            return answer.without_running(End::SetupFailed(text.to_owned()));
-        }
-        if self.host.warm {
-            return self.start_in_room(id, spec, answer);
-        }
-        let watch = Watch { epoll: &self.epoll, id };
-        match Running::start(spec, &self.host, &watch) {
-            Ok(running) => self.insert(id, Command::Alone(running), answer),
-            Err(error) => answer.without_running(End::SetupFailed(error.to_string())),
-        }
-    }
-
-    fn insert(&mut self, id: u64, command: Command, answer: Answer) {
-        self.deadlines.insert((command.deadline(), id));
-        self.running.insert(id, (command, answer));
-    }
-
-    /// Starts a command in its slot's warm sandbox, which is made if there is none that fits.
-    fn start_in_room(&mut self, id: u64, spec: &CommandSpec, answer: Answer) {
-        let watch = Watch { epoll: &self.epoll, id };
-        // First what may be wrong with the command, so that no sandbox is made for nothing.
-        let entered = Entered::new(spec, &self.host, &watch)
-            .and_then(|entered| Ok((self.room_for(spec)?, entered)));
-        let (number, mut entered) = match entered {
-            Ok(entered) => entered,
-            Err(error) => return answer.without_running(End::SetupFailed(error.to_string())),
-        };
-        entered.wait_for(number);
-        self.insert(id, Command::Entered(entered), answer);
-        if let Some(tenancy) = self.rooms.get(number) {
-            tenancy.occupant = Some(id);
-        }
-        self.let_enter(number);
-    }
-
-    /// The number of the sandbox that a command is to enter.
-    fn room_for(&mut self, spec: &CommandSpec) -> io::Result<u64> {
-        let slot = spec.workspace.slot();
-        if self.rooms.is_haunted(slot) {
-            return Err(io::Error::other("a process of an earlier call could not be killed"));
-        }
-        if let Some((number, tenancy)) = self.rooms.of_slot(slot) {
-            if tenancy.occupant.is_some() {
-                return Err(io::Error::other("another command runs in this slot"));
-            }
-            if tenancy.room.takes(spec.network) {
-                return Ok(number);
-            }
-            self.end_room(number);
-        }
-        let Isolation::Bubblewrap(bubblewrap) = &self.host.isolation else {
-            return Err(io::ErrorKind::Unsupported.into());
-        };
-        let number = self.rooms.next_number();
-        let watch = Watch { epoll: &self.epoll, id: number };
-        let room = Room::start(&spec.workspace, spec.network, bubblewrap, &self.host, &watch)?;
-        self.deadlines.extend(room.deadline().map(|due| (due, number)));
-        self.rooms.insert(number, slot, room);
-        Ok(number)
-    }
-
-    /// Lets the command that waits for a sandbox enter it, if it is open.
-    fn let_enter(&mut self, number: u64) {
-        let Some(tenancy) = self.rooms.get(number) else { return };
-        let Some(id) = tenancy.occupant.filter(|_| tenancy.room.is_open()) else { return };
-        if let Some((Command::Entered(entered), _)) = self.running.get_mut(&id) {
-            let before = entered.deadline();
-            entered.enter(&mut tenancy.room, Instant::now());
-            self.after_change(id, before);
-        }
-    }
-
-    /// Ends a slot's warm sandboxes, whatever runs in them.
-    fn leave(&mut self, slot: usize, on_gone: OnGone) {
-        let numbers = self.rooms.all_of_slot(slot);
-        let Some(last) = numbers.last() else {
-            return call_back(on_gone, !self.rooms.is_haunted(slot));
-        };
-        // Any of them may be the last to go, so each hands on what it has.
-        if let Some(tenancy) = self.rooms.get(*last) {
-            tenancy.on_gone.push(on_gone);
-        }
-        for number in numbers {
-            self.end_room(number);
-        }
-    }
-
-    fn end_room(&mut self, number: u64) {
-        self.change_room(number, |room, watch, now| {
-            room.end(watch, now);
-            Vec::new()
-        });
-    }
-
-    /// Lets something happen to a warm sandbox, if it is still there, and tells those concerned.
-    fn change_room(
-        &mut self,
-        number: u64,
-        action: impl FnOnce(&mut Room, &Watch<'_>, Instant) -> Vec<News>,
-    ) {
-        let now = Instant::now();
-        let watch = Watch { epoll: &self.epoll, id: number };
-        let Some(tenancy) = self.rooms.get(number) else { return };
-        let before = tenancy.room.deadline();
-        let news = action(&mut tenancy.room, &watch, now);
-        let after = tenancy.room.deadline();
-        if after != before {
-            if let Some(before) = before {
-                self.deadlines.remove(&(before, number));
-            }
-            self.deadlines.extend(after.map(|due| (due, number)));
-        }
-        for news in news {
-            match news {
-                News::Opened => self.let_enter(number),
-                News::Said(said) => self.hear(number, said, now),
-            }
-        }
-        if self.rooms.get(number).is_some_and(|tenancy| tenancy.room.is_gone()) {
-            self.room_gone(number, now);
-        }
-    }
-
-    /// A sandbox's first process has said something of its command.
-    fn hear(&mut self, number: u64, said: Said, now: Instant) {
-        let Some(id) = self.rooms.get(number).and_then(|tenancy| tenancy.occupant) else { return };
-        self.change(id, |command, _, _, _| {
-            if let Command::Entered(entered) = command {
-                entered.on_said(said, now);
-            }
-        });
-        // One that cannot start a shell is not used again either.
-        if let Said::Done { traces: true, .. } | Said::Done { end: Err(_), .. } = said {
-            self.end_room(number);
-        }
-    }
-
-    /// A sandbox is gone: so is what ran in it.
-    fn room_gone(&mut self, number: u64, now: Instant) {
-        let Some(tenancy) = self.rooms.remove(number) else { return };
-        if let Some(due) = tenancy.room.deadline() {
-            self.deadlines.remove(&(due, number));
-        }
-        let all_dead = tenancy.room.all_dead();
-        if !all_dead {
-            self.rooms.haunt(tenancy.slot);
-        }
-        let failure = tenancy.room.failure();
-        let watch = Watch { epoll: &self.epoll, id: number };
-        self.leftovers.extend(tenancy.room.finish(&watch));
-        if let Some(id) = tenancy.occupant {
-            self.change(id, |command, _, _, _| {
-                if let Command::Entered(entered) = command {
-                    entered.on_room_gone(all_dead, &failure, now);
-                }
-            });
-        }
-        let next = self.rooms.all_of_slot(tenancy.slot).first().copied();
-        for on_gone in tenancy.on_gone {
-            match next.and_then(|next| self.rooms.get(next)) {
-                Some(other) => other.on_gone.push(on_gone),
-                None => call_back(on_gone, !self.rooms.is_haunted(tenancy.slot)),
-            }
-        }
-    }
-
-    fn cancel(&mut self, id: u64) {
-        self.change(id, |command, _, _, now| command.kill(Reason::Cancelled, now));
-    }
-
-    /// Lets something happen to a command, if it is still there, and sees whether that ended it.
-    fn change(
-        &mut self,
-        id: u64,
-        action: impl FnOnce(&mut Command, &Watch<'_>, &mut [u8], Instant),
-    ) {
-        let Some((command, _)) = self.running.get_mut(&id) else {
-            return;
-        };
-        let watch = Watch { epoll: &self.epoll, id };
-        let before = command.deadline();
-        action(command, &watch, &mut self.buffer, Instant::now());
-        self.after_change(id, before);
-    }
-
-    /// Something has happened to a command whose deadline was `before`.
-    fn after_change(&mut self, id: u64, before: Instant) {
-        let Some((command, _)) = self.running.get_mut(&id) else { return };
-        let watch = Watch { epoll: &self.epoll, id };
-        command.settle(&watch, &mut self.buffer, Instant::now());
-        let (after, over) = (command.deadline(), command.is_over());
-        let room = match command {
-            Command::Entered(entered) => Some((entered.room(), entered.wants_room_ended())),
-            Command::Alone(_) => None,
-        };
-        if over || after != before {
-            self.deadlines.remove(&(before, id));
-        }
-        if over {
-            self.finish(id);
-        } else if after != before {
-            self.deadlines.insert((after, id));
-        }
-        if let Some((number, wants_room_ended)) = room {
-            if over
-                && let Some(tenancy) = self.rooms.get(number)
-                && tenancy.occupant == Some(id)
-            {
-                tenancy.occupant = None;
-            }
-            if wants_room_ended {
-                self.end_room(number);
-            }
-        }
-    }
-
-    /// Answers a command that is over.
-    fn finish(&mut self, id: u64) {
-        let Some((command, answer)) = self.running.remove(&id) else { return };
-        let watch = Watch { epoll: &self.epoll, id };
-        let ending = command.finish(&watch);
-        self.leftovers.extend(ending.leftover);
-        let (sandboxed, network_isolated) = (answer.sandboxed, answer.network_isolated);
-        answer.give(Finished {
-            end: ending.end,
-            stdout: ending.stdout,
-            stderr: ending.stderr,
-            wall: ending.wall,
-            sandboxed,
-            network_isolated,
-            all_dead: ending.all_dead,
-        });
-    }
-
-    /// Waits for events, until the next deadline at the latest.
-    fn wait(&self, events: &mut Vec<epoll::Event>) {
-        let now = Instant::now();
-        let longest = match (self.waiting.is_empty(), self.leftovers.is_empty()) {
-            (false, _) => Some(Duration::ZERO),
-            (true, false) => Some(Duration::from_secs(1)),
-            (true, true) => None,
-        };
-        let next = self.deadlines.first().map(|(due, _)| {
-            // Up to the next whole millisecond: epoll counts in those, and waking up before the
-            // deadline is of no use.
-            let left = due.saturating_duration_since(now);
-            Duration::from_millis((left.as_nanos().div_ceil(1_000_000)) as u64)
-        });
-        let timeout = longest.into_iter().chain(next).min();
-        let timeout = timeout.and_then(|timeout| timeout.try_into().ok());
-        match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(events), timeout.as_ref()) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(error) => {
-                // Not possible with valid arguments; if it happens, deadlines must still be kept.
-                log::error!("cannot wait for events: {error}");
-                std::thread::sleep(Duration::from_millis(10));
-            }
-        }
-    }
 }
 
 /// A host written in C may have left SIGPIPE at its default; a write to a reaper that somebody has

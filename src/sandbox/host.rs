@@ -1,0 +1,63 @@
+//! What every start of a command or of a warm sandbox needs to know of this machine. Found out once.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use super::isolation::{self, HostLayout, Isolation};
+use super::shell::{self, Shell, ShellCall};
+use super::spawn::CStringArray;
+use super::spool::Spool;
+use super::supervisor::raise_open_files_limit;
+use super::user::CommandUser;
+
+/// What every start needs.
+pub(super) struct Host {
+    /// How commands are isolated.
+    pub(super) isolation: Isolation,
+    /// `/dev/null`.
+    pub(super) null: OwnedFd,
+    /// The soft limit of open files that commands get, where this process has raised its own.
+    pub(super) open_files: Option<u64>,
+    /// The shell and the user's name, for commands without a sandbox.
+    pub(super) shell: Shell,
+    /// The name of the user that commands run as.
+    pub(super) user: String,
+    /// That user, if it is not the host's own.
+    pub(super) command_user: Option<CommandUser>,
+    /// Whether slots keep their sandboxes.
+    pub(super) warm: bool,
+    /// What writes complete outputs to files.
+    pub(super) spool: Spool,
+}
+
+impl Host {
+    /// What starts need where commands are isolated so, and run as `user`, or as this process.
+    ///
+    /// # Errors
+    /// Where there is no `/dev/null` to be had.
+    pub(super) fn new(isolation: Isolation, user: Option<CommandUser>) -> io::Result<Self> {
+        let layout = HostLayout::detect(user);
+        Ok(Self {
+            warm: isolation.is_warm(),
+            spool: Spool::start()?,
+            isolation,
+            null: isolation::open_null()?,
+            open_files: raise_open_files_limit(),
+            shell: layout.shell,
+            user: layout.user,
+            command_user: user,
+        })
+    }
+}
+
+/// The environment of a command.
+pub(super) fn environment(
+    home: &Path,
+    temporary: &Path,
+    shell: Shell,
+    host: &Host,
+    call: Option<&ShellCall>,
+) -> io::Result<CStringArray> {
+    CStringArray::new(shell::environment(home, temporary, shell, &host.user, call))
+}
