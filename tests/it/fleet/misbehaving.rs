@@ -117,10 +117,14 @@ fn outcome_beside_a_good_one(name: &str, bad: &Server, timeout: Duration) -> Out
     }
     let result = other.wait_timeout(PATIENCE).unwrap_or_else(|_| panic!("{name}: nothing"));
     assert!(executor.close().all_threads_ended, "{name}");
+    // Only a call that the server never got has certainly not run.
+    let got = bad.requests.try_iter().any(|request| request.body.contains("\"bash\""));
     match result.outcome {
         Outcome::NeverRan => assert!(!result.may_have_executed, "{name}: {}", result.error),
-        _ => assert!(result.may_have_executed, "{name}: {}", result.error),
+        _ => assert!(result.may_have_executed || !got, "{name}: {}", result.error),
     }
+    assert!(!(got && result.outcome == Outcome::NeverRan), "{name}: {}", result.error);
+    assert!(got || result.outcome != Outcome::Ok, "{name}: done without having been asked");
     result.outcome
 }
 
