@@ -384,7 +384,8 @@ pub(super) struct Sandbox<'a> {
 /// The arguments of bubblewrap, its `$0` first. The environment of the command is bubblewrap's own:
 /// it is started with nothing else.
 ///
-/// Nothing of a sandbox can be written to but the workspace, `/tmp`, and `/dev/shm`.
+/// What can be written to: the workspace and `/tmp`, which are the slot's, and the directories that
+/// are the sandbox's own and go with it, `/dev/shm` and the root directory among them.
 pub(super) fn bwrap_argv(bubblewrap: &Bubblewrap, sandbox: &Sandbox<'_>) -> Vec<OsString> {
     let Sandbox { workspace, temporary, network, handshake, seccomp, argv: inner } = *sandbox;
     let mut argv: Vec<OsString> = Vec::with_capacity(160);
@@ -445,7 +446,7 @@ pub(super) fn bwrap_argv(bubblewrap: &Bubblewrap, sandbox: &Sandbox<'_>) -> Vec<
     add(&["--bind".as_ref(), temporary.as_ref(), "/tmp".as_ref()]);
     add(&plain("--symlink /tmp /var/tmp"));
     add(&["--bind".as_ref(), workspace.as_ref(), "/workspace".as_ref()]);
-    add(&plain("--chdir /workspace --remount-ro / --"));
+    add(&plain("--chdir /workspace --"));
     argv.extend(inner.iter().cloned());
     argv
 }
@@ -531,7 +532,7 @@ mod tests {
              --ro-bind-try /etc/resolv.conf /etc/resolv.conf \
              --proc /proc --remount-ro /proc --dev /dev --tmpfs /dev/shm --remount-ro /dev \
              --bind /t /tmp --symlink /tmp /var/tmp --bind /w s /workspace --chdir /workspace \
-             --remount-ro / -- bash -c -- echo a b"
+             -- bash -c -- echo a b"
         );
         assert_eq!(argv.last().map(OsString::as_os_str), Some("echo a b".as_ref()));
         let offline = argv_for("echo a b", false, Handshake::None);

@@ -7,8 +7,8 @@
 //!    taken hold of by a pidfd, and that process says that it is ready.
 //! 2. *Open*. Commands enter, see `entered`. What they leave behind is killed after each of them by the
 //!    first process; the namespaces and mounts stay.
-//! 3. *Ending*, for good: at a reset, when the network policy changes, when a command left something
-//!    that is no process, when something is wrong with it. The first process is killed, the kernel
+//! 3. *Ending*, for good: at a reset, when the network policy changes, when a command left traces
+//!    that are no processes, when something is wrong with it. The first process is killed, the kernel
 //!    kills the others, and the end of the last of them is awaited.
 //!
 //! Only phases 1 and 3 have deadlines: an open sandbox costs nothing while it waits.

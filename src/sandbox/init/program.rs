@@ -36,11 +36,13 @@ const CHILD_SET: u64 = 1 << (SIGCHLD - 1);
 
 const SYS_READ: usize = 0;
 const SYS_CLOSE: usize = 3;
+const SYS_FSTAT: usize = 5;
 const SYS_POLL: usize = 7;
 const SYS_LSEEK: usize = 8;
 const SYS_RT_SIGPROCMASK: usize = 14;
 const SYS_SHMCTL: usize = 31;
 const SYS_DUP2: usize = 33;
+const SYS_NANOSLEEP: usize = 35;
 const SYS_SENDMSG: usize = 46;
 const SYS_RECVMSG: usize = 47;
 const SYS_EXECVE: usize = 59;
@@ -54,6 +56,7 @@ const SYS_PRCTL: usize = 157;
 const SYS_SETRLIMIT: usize = 160;
 const SYS_GETRLIMIT: usize = 97;
 const SYS_GETDENTS64: usize = 217;
+const SYS_CLOCK_GETTIME: usize = 228;
 const SYS_EXIT_GROUP: usize = 231;
 const SYS_OPENAT: usize = 257;
 const SYS_SIGNALFD4: usize = 289;
@@ -191,10 +194,16 @@ struct Kept {
     signals: i32,
     /// `/dev/shm` and `/dev/mqueue`.
     shared: [i32; 2],
+    /// The directories of the sandbox's own root file system, and when each was changed last.
+    own: [(i32, Time); 4],
 }
+
+/// Seconds and nanoseconds, as the kernel gives them.
+type Time = [i64; 2];
 
 const O_RDWR: usize = 2;
 const O_DIRECTORY: usize = 0o200000;
+const O_PATH: usize = 0o10000000;
 const O_CLOEXEC: usize = 0o2000000;
 const O_NONBLOCK: usize = 0o4000;
 const AT_FDCWD: isize = -100;
@@ -242,7 +251,11 @@ unsafe extern "C" fn main(stack: *const usize) -> ! {
         limits[0] = if limit < limits[1] { limit } else { limits[1] };
         call!(SYS_SETRLIMIT, 7, limits.as_ptr());
     }
-    let kept = Kept { null, signals, shared };
+    let own = [b"/\0".as_slice(), b"/run\0".as_slice(), b"/var\0".as_slice(), b"/etc\0".as_slice()]
+        .map(|path| open(path, O_PATH | O_DIRECTORY))
+        .map(|dir| (dir, changed(dir)));
+    own.iter().for_each(|(_, since)| wait_until_after(since));
+    let kept = Kept { null, signals, shared, own };
     say(READY, 0, 0, [0, 0]);
     loop {
         serve(&kept, shell, environment);
@@ -399,7 +412,36 @@ fn leaves_traces(kept: &Kept) -> bool {
     info = [0; 32];
     call!(SYS_MSGCTL, 0, 12 /* MSG_INFO */, info.as_mut_ptr());
     let queues = info[0];
-    segments != 0 || sets != 0 || queues != 0 || kept.shared.iter().any(|dir| !is_empty(*dir))
+    segments != 0
+        || sets != 0
+        || queues != 0
+        || kept.shared.iter().any(|dir| !is_empty(*dir))
+        || kept.own.iter().any(|(dir, since)| changed(*dir) != *since)
+}
+
+/// When a directory was changed last: its entries, its mode, its attributes. Nobody can set this time.
+/// Always the same for one that could not be opened.
+fn changed(dir: i32) -> Time {
+    // `struct stat`, in which `st_ctim` is at byte 104.
+    let mut status = [0i64; 18];
+    if dir < 0 || call!(SYS_FSTAT, dir, status.as_mut_ptr()) != 0 {
+        return [0, 0];
+    }
+    [status[13], status[14]]
+}
+
+/// The clock of the file systems moves on by some milliseconds at a time: a change before it does so
+/// would not be seen.
+fn wait_until_after(time: &Time) {
+    loop {
+        let mut now: Time = [0, 0];
+        call!(SYS_CLOCK_GETTIME, 5 /* CLOCK_REALTIME_COARSE */, now.as_mut_ptr());
+        if now > *time {
+            return;
+        }
+        let millisecond: Time = [0, 1_000_000];
+        call!(SYS_NANOSLEEP, millisecond.as_ptr(), 0);
+    }
 }
 
 /// Whether a directory holds nothing. One that could not be opened does not count.

@@ -117,6 +117,7 @@ mod tests {
         }
         assert!(lives.try_wait().unwrap().is_none());
         assert!(shell.try_wait().unwrap().is_none());
+        end(&live);
         for child in [&mut lives, &mut shell] {
             child.kill().unwrap();
             child.wait().unwrap();

@@ -81,10 +81,12 @@ const ATTACKS: &[Attack] = &[
         outside: NotRun("changes the host"),
     },
     Attack {
-        name: "write anywhere but to the workspace and /tmp",
-        script: "find / -maxdepth 4 -path /proc -prune -o -path /workspace -prune -o -path /tmp -prune \
-                -o -path /dev/shm -prune -o -path /dev/mqueue -prune -o -type d -writable -print \
-                2>/dev/null | while read d; do echo x > \"$d/attack\" && echo ESCAPED $d; done",
+        name: "write anywhere but to the slot's and the sandbox's own directories",
+        script:
+            "own=$(stat -c %d /); find / -maxdepth 4 -path /proc -prune -o -path /workspace -prune \
+                -o -path /tmp -prune -o -path /dev/shm -prune -o -path /dev/mqueue -prune \
+                -o -type d -writable -print 2>/dev/null | while read d; do
+            [ $(stat -c %d \"$d\") = $own ] || { echo x > \"$d/attack\" && echo ESCAPED $d; }; done",
         outside: NotRun("changes the host"),
     },
     Attack {

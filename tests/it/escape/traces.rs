@@ -60,9 +60,15 @@ const TRACES: &[(&str, &str, &str)] = &[
     ("a file of /dev", "touch /dev/trace /dev/pts/trace", "ls /dev | grep trace"),
     (
         "a file of the root directory",
-        "touch /trace /run/trace /var/trace",
-        "ls / /run /var 2>/dev/null | grep trace",
+        "echo x > /trace && mkdir /more && echo x > /run/trace && echo x > /var/trace",
+        "ls / /run /var 2>/dev/null | grep -E 'trace|more'",
     ),
+    (
+        "an entry of the root directory in the place of another",
+        "rm /var/tmp && ln -s /workspace /var/tmp",
+        "readlink /var/tmp | grep workspace",
+    ),
+    ("a mode of the root directory", "chmod 751 / /var", "stat -c %a / /var | grep 751"),
 ];
 
 #[test]
@@ -83,13 +89,7 @@ fn nothing_of_a_call_survives_but_its_files() {
 #[test]
 fn each_trace_is_there_while_its_call_runs() {
     let (_dir, executor) = executor(Kind::Warm, 1, true);
-    let quiet = [
-        "a start-up file",
-        "a file of /dev",
-        "a file of the root directory",
-        "a kernel key",
-        "a POSIX queue",
-    ];
+    let quiet = ["a start-up file", "a file of /dev", "a kernel key", "a POSIX queue"];
     for (name, leave, find) in TRACES.iter().filter(|(name, ..)| !quiet.contains(name)) {
         let found = run(&executor, "t", &format!("{leave}\n{find}\n[ $? -eq 0 ] && echo FOUND"));
         assert!(found.output.contains("FOUND"), "{name} proves nothing: {found:?}");
