@@ -4,12 +4,13 @@
 //! |---|---|---|
 //! | `true` | `floor` | spawn `bash -c true` and wait for it, nothing around it |
 //! | | `bubblewrap` | the same in a plain bubblewrap with `/usr` bound, as a script would write it |
-//! | | `executor` | `execute` of `bash` with `true`: queue, slot, sandbox, result |
+//! | | `per call` | `execute` of `bash` with `true`, where each call gets a sandbox |
+//! | | `executor` | the same where the slot keeps its sandbox: queue, slot, sandbox, result |
 //! | `read_file` | `executor` | `execute` of `read_file` of a small file: no process at all |
 //! | `saturated/8` | `floor` | 8 threads, each spawning `bash -c true` and waiting |
 //! | | `executor` | 8 trajectories through the completion queue |
 //!
-//! The time is per call in every case. Needs bubblewrap.
+//! The time is per call in every case; all shells have the same small environment. Needs bubblewrap.
 
 use std::process::{Command, Stdio};
 use std::thread;
@@ -24,26 +25,35 @@ const BUBBLEWRAP: &str = "--unshare-all --die-with-parent --new-session --ro-bin
     --symlink usr/bin /bin --symlink usr/lib /lib --symlink usr/lib64 /lib64 --proc /proc \
     --dev /dev --tmpfs /tmp bash -c true";
 
-fn executor(slots: usize) -> ToolExecutor {
-    let backend = LocalBackend::start(LocalConfig::with_slots(slots)).unwrap();
+fn executor(slots: usize, warm: bool) -> ToolExecutor {
+    let mut config = LocalConfig::with_slots(slots);
+    config.warm_slots = warm;
+    let backend = LocalBackend::start(config).unwrap();
     assert_eq!(backend.not_isolated_because(), None, "this bench needs bubblewrap");
+    assert_eq!(backend.keeps_sandboxes(), warm);
     ToolExecutor::builder().backend(backend).start().unwrap()
 }
 
 fn wait_for(program: &str, arguments: &str) {
     let mut command = Command::new(program);
     command.args(arguments.split_whitespace()).stdin(Stdio::null());
+    // What commands in the sandbox have: with cargo's library path bash starts more slowly.
+    command.env_clear().env("PATH", "/usr/bin:/bin").env("LANG", "C.UTF-8");
     assert!(command.status().unwrap().success());
 }
 
 fn single(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("true");
-    group.bench_function("floor", |bencher| bencher.iter(|| wait_for("bash", "-c true")));
+    group.bench_function("floor", |bencher| bencher.iter(|| wait_for("/bin/bash", "-c true")));
     group.bench_function("bubblewrap", |bencher| bencher.iter(|| wait_for("bwrap", BUBBLEWRAP)));
-    let executor = executor(1);
-    group.bench_function("executor", |bencher| {
-        bencher.iter(|| assert!(executor.execute("t", ToolCall::bash("true"), None).success));
-    });
+    let run = |executor: &ToolExecutor| {
+        assert!(executor.execute("t", ToolCall::bash("true"), None).success);
+    };
+    let cold = executor(1, false);
+    group.bench_function("per call", |bencher| bencher.iter(|| run(&cold)));
+    drop(cold);
+    let executor = executor(1, true);
+    group.bench_function("executor", |bencher| bencher.iter(|| run(&executor)));
     group.finish();
 
     let mut group = criterion.benchmark_group("read_file");
@@ -66,13 +76,13 @@ fn saturated(criterion: &mut Criterion) {
             let started = Instant::now();
             thread::scope(|scope| {
                 for _ in 0..WIDTH {
-                    scope.spawn(|| (0..each).for_each(|_| wait_for("bash", "-c true")));
+                    scope.spawn(|| (0..each).for_each(|_| wait_for("/bin/bash", "-c true")));
                 }
             });
             started.elapsed().mul_f64(iters as f64 / (each * WIDTH) as f64)
         });
     });
-    let executor = executor(WIDTH as usize);
+    let executor = executor(WIDTH as usize, true);
     let queue = executor.completion_queue(WIDTH as usize);
     let submit = |tag: u64| {
         let call = ToolCall::bash("true");
