@@ -20,12 +20,13 @@ use crate::artifact::{
     ReadArtifact,
 };
 use crate::error::BackendError;
+use crate::limits::{LimitsHeld, SlotLimits};
 use crate::sandbox::artifacts;
 use crate::sandbox::bash::{IsolationPolicy, bash_result, not_started};
 use crate::sandbox::etc;
 use crate::sandbox::files::{self, DEFAULT_MAX_FILE_BYTES};
 use crate::sandbox::isolation::Isolation;
-use crate::sandbox::limits::Filter;
+use crate::sandbox::limits::{Filter, Limits};
 use crate::sandbox::supervisor::{CommandId, CommandSpec, Supervisor, raise_open_files_limit};
 use crate::sandbox::user::CommandUser;
 use crate::sandbox::workspace::{DataDir, Workspace};
@@ -61,6 +62,8 @@ pub struct LocalConfig {
     /// nested namespaces, mounts, tracing of processes that one did not start, keys, bpf, io_uring, ….
     /// Defaults to `true`; see [`LocalBackend::not_filtered_because`].
     pub seccomp: bool,
+    /// What each slot may use of the machine; see [`LocalBackend::limits`].
+    pub limits: SlotLimits,
 }
 
 impl Default for LocalConfig {
@@ -72,6 +75,7 @@ impl Default for LocalConfig {
             adopt_orphans: false,
             max_file_bytes: DEFAULT_MAX_FILE_BYTES,
             seccomp: true,
+            limits: SlotLimits::default(),
         }
     }
 }
@@ -103,6 +107,7 @@ pub struct LocalBackend(Arc<Inner>);
 
 struct Inner {
     supervisor: Supervisor,
+    limits: Arc<Limits>,
     slots: Vec<Slot>,
     running: Mutex<HashMap<ExecutionId, Running>>,
     max_output_chars: usize,
@@ -140,8 +145,11 @@ impl LocalBackend {
                 config.slots
             )));
         }
+        if let Some(problem) = config.limits.problem() {
+            return Err(BackendError::new(problem));
+        }
         // A workspace is a file descriptor, and 1,024 are a usual limit.
-        raise_open_files_limit();
+        let open_files = raise_open_files_limit();
         if config.adopt_orphans {
             rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
                 .map_err(|error| BackendError::with_source("cannot adopt orphans", error))?;
@@ -157,7 +165,10 @@ impl LocalBackend {
                 (data_dir, isolation) = of_root;
             }
         }
-        let supervisor = Supervisor::start(isolation, user)
+        let limits = Limits::detect(&config.limits, user, open_files)
+            .map(Arc::new)
+            .map_err(|error| BackendError::with_source("cannot watch the limits", error))?;
+        let supervisor = Supervisor::start(isolation, user, limits.clone())
             .map_err(|error| BackendError::with_source("cannot start the supervisor", error))?;
         let slots = data_dir
             .workspaces()
@@ -169,6 +180,7 @@ impl LocalBackend {
             .collect();
         Ok(Self(Arc::new(Inner {
             supervisor,
+            limits,
             slots,
             running: Mutex::new(HashMap::new()),
             max_output_chars: config.max_output_chars,
@@ -192,6 +204,14 @@ impl LocalBackend {
             Isolation::Bubblewrap(bubblewrap) => bubblewrap.not_filtered_because(),
             Isolation::None { .. } => Some("commands are not isolated"),
         }
+    }
+
+    /// Which of the [limits](LocalConfig::limits) hold here, and by what. Without bubblewrap none does.
+    pub fn limits(&self) -> LimitsHeld {
+        if !self.0.supervisor.isolation().is_sandboxed() {
+            return LimitsHeld::NOTHING;
+        }
+        LimitsHeld { seccomp: self.not_filtered_because().is_none(), ..self.0.limits.held() }
     }
 
     /// Copies what is in a slot's workspace to the directory `dest`, which is made if it is missing.
@@ -320,7 +340,9 @@ impl Backend for LocalBackend {
         if place.haunted.load(Ordering::Acquire) {
             return reply.send(Err("a process of an earlier call could not be killed".to_owned()));
         }
-        reply.send(place.workspace.reset().map_err(|error| error.to_string()));
+        let reset = place.workspace.reset().map_err(|error| error.to_string());
+        self.0.limits.emptied(place.workspace.path());
+        reply.send(reset);
     }
 
     fn cancel(&self, id: ExecutionId) {
@@ -332,6 +354,10 @@ impl Backend for LocalBackend {
 
     fn isolates(&self) -> bool {
         self.not_isolated_because().is_none()
+    }
+
+    fn limits(&self) -> Option<LimitsHeld> {
+        Some(self.limits())
     }
 
     fn read_artifact(
@@ -362,6 +388,7 @@ impl Backend for LocalBackend {
     fn close(&self, _deadline: Instant) {
         // Bounded by itself: it kills, and does not wait long for what cannot be killed.
         self.0.supervisor.close();
+        self.0.limits.close();
         let data_dir = self.0.data_dir.lock().take();
         if let Some(data_dir) = data_dir
             && let Err(error) = data_dir.close()
@@ -386,6 +413,9 @@ fn prepare(
     let mut isolation = Isolation::probe(user, workspace).with_etc(etc);
     if config.seccomp {
         isolation = isolation.with_filter(Filter::new(), user, workspace);
+    }
+    if let Some(bytes) = config.limits.memory_bytes {
+        isolation = isolation.with_shared_memory(bytes / 2, user, workspace);
     }
     Ok((data_dir, isolation))
 }

@@ -324,6 +324,7 @@ impl Dispatch {
             tools,
             containers: self.pool.container_counts(),
             lanes: self.lane_stats(),
+            limits: None,
         }
     }
 

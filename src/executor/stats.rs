@@ -7,6 +7,7 @@ use hdrhistogram::Histogram;
 use parking_lot::Mutex;
 use serde::{Serialize, Serializer};
 
+use crate::limits::LimitsHeld;
 use crate::pool::{ContainerCounts, SlotCounts};
 use crate::tool::{Outcome, Timing};
 
@@ -47,6 +48,8 @@ pub struct Stats {
     pub containers: ContainerCounts,
     /// What is on its way to each container, now, in the order in which the backend named them.
     pub lanes: Vec<LaneStats>,
+    /// Which limits hold for the commands of the backend's slots, where it tells.
+    pub limits: Option<LimitsHeld>,
 }
 
 /// One container, and the calls on their way to it.

@@ -68,6 +68,8 @@ pub(crate) struct Bubblewrap {
     pub(super) layout: HostLayout,
     /// The directory that is shown as `/etc`.
     etc: Option<PathBuf>,
+    /// How large `/dev/shm` may become. `None` leaves it to the kernel, which gives half of the memory.
+    shared_memory: Option<u64>,
     /// The filter of system calls; or why there is none, as one line.
     seccomp: Result<Arc<Filter>, String>,
 }
@@ -126,6 +128,29 @@ impl Isolation {
         self
     }
 
+    /// Gives sandboxes a `/dev/shm` of at most this size, if bubblewrap can do that (since 0.7).
+    /// Blocks for one run of bubblewrap.
+    pub(crate) fn with_shared_memory(
+        mut self,
+        bytes: u64,
+        user: Option<CommandUser>,
+        workspace: &Workspace,
+    ) -> Self {
+        if let Self::Bubblewrap(bubblewrap) = &mut self {
+            bubblewrap.shared_memory = Some(bytes);
+            let tried = match user {
+                None => bubblewrap.try_out(workspace, None),
+                user => user::on_own_thread(|| Ok(bubblewrap.try_out(workspace, user)))
+                    .unwrap_or_else(|error| Err(error.to_string())),
+            };
+            if let Err(reason) = tried {
+                log::warn!("the size of /dev/shm is not limited: {reason}");
+                bubblewrap.shared_memory = None;
+            }
+        }
+        self
+    }
+
     /// Whether commands run in a sandbox.
     pub(crate) fn is_sandboxed(&self) -> bool {
         matches!(self, Self::Bubblewrap(_))
@@ -154,6 +179,7 @@ impl Bubblewrap {
                 can_cut_network,
                 layout: layout.clone(),
                 etc: None,
+                shared_memory: None,
                 seccomp: Err("switched off".to_owned()),
             };
             match candidate.try_out(workspace, user) {
@@ -396,7 +422,11 @@ pub(super) fn bwrap_argv(bubblewrap: &Bubblewrap, sandbox: &Sandbox<'_>) -> Vec<
     }
     // Read-only: to the kernel, root is root without any capability, and could write /proc/sys (whose
     // core_pattern names a program that the host runs) and chmod what all sandboxes share of /proc.
-    add(&plain("--proc /proc --remount-ro /proc --dev /dev --tmpfs /dev/shm --remount-ro /dev"));
+    add(&plain("--proc /proc --remount-ro /proc --dev /dev"));
+    if let Some(bytes) = bubblewrap.shared_memory {
+        add(&["--size".as_ref(), bytes.to_string().as_ref()]);
+    }
+    add(&plain("--tmpfs /dev/shm --remount-ro /dev"));
     add(&["--bind".as_ref(), temporary.as_ref(), "/tmp".as_ref()]);
     add(&plain("--symlink /tmp /var/tmp"));
     add(&["--bind".as_ref(), workspace.as_ref(), "/workspace".as_ref()]);
@@ -451,6 +481,7 @@ mod tests {
                 user: "someone".to_owned(),
             },
             etc: Some("/run/etc".into()),
+            shared_memory: Some(4096),
             seccomp: Err("a test".to_owned()),
         }
     }
@@ -483,7 +514,8 @@ mod tests {
              --ro-bind-try /etc/alternatives /etc/alternatives \
              --ro-bind-try /etc/ssl/certs /etc/ssl/certs \
              --ro-bind-try /etc/resolv.conf /etc/resolv.conf \
-             --proc /proc --remount-ro /proc --dev /dev --tmpfs /dev/shm --remount-ro /dev \
+             --proc /proc --remount-ro /proc --dev /dev --size 4096 --tmpfs /dev/shm \
+             --remount-ro /dev \
              --bind /t /tmp --symlink /tmp /var/tmp --bind /w s /workspace --chdir /workspace \
              --remount-ro / -- bash -c -- echo a b"
         );

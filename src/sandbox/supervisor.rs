@@ -41,6 +41,7 @@ use rustix::event::{EventfdFlags, epoll, eventfd};
 use rustix::process::{Resource, Rlimit};
 
 use super::isolation::{self, HostLayout, Isolation};
+use super::limits::{Exceeded, Limits};
 use super::output::{Capture, Captured};
 use super::running::{Host, Reason, Running};
 use super::spawn::{Child, Reaped};
@@ -82,6 +83,8 @@ pub(crate) enum End {
     TimedOut,
     /// [`Supervisor::cancel`] or [`Supervisor::close`] ended it.
     Cancelled,
+    /// It exceeded a limit of its slot.
+    Exceeded(Exceeded),
     /// Nothing of the command ran: why, as one line.
     SetupFailed(String),
     /// The command may have run, to whatever extent: what held it was destroyed from outside. Why, as
@@ -123,11 +126,16 @@ pub(crate) struct Supervisor {
 }
 
 impl Supervisor {
-    /// Starts the thread. Commands run as `user`, or as this process if there is none.
+    /// Starts the thread. Commands run as `user`, or as this process if there is none; those in a
+    /// sandbox under these limits.
     ///
     /// # Errors
     /// Where the system gives no thread or no file descriptors.
-    pub(crate) fn start(isolation: Isolation, user: Option<CommandUser>) -> io::Result<Self> {
+    pub(crate) fn start(
+        isolation: Isolation,
+        user: Option<CommandUser>,
+        limits: Arc<Limits>,
+    ) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             queue: Mutex::default(),
             wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
@@ -146,11 +154,14 @@ impl Supervisor {
             host: Host {
                 isolation: isolation.clone(),
                 null: isolation::open_null()?,
-                open_files: raise_open_files_limit(),
+                // Never above the hard limit that sandboxes get.
+                open_files: limits.lower_open_files(raise_open_files_limit()),
                 shell: layout.shell,
                 user: layout.user,
                 command_user: user,
+                limits,
             },
+            shared: shared.clone(),
         };
         let queue = CloseOnDrop(Arc::clone(&shared));
         let thread =
@@ -239,6 +250,7 @@ struct Queue {
 enum Request {
     Run(u64, CommandSpec, Answer),
     Cancel(u64),
+    Exceeded(u64, Exceeded),
 }
 
 impl Shared {
@@ -336,6 +348,8 @@ struct Turn {
     buffer: Vec<u8>,
     epoll: OwnedFd,
     host: Host,
+    /// For those who have something to say of a command.
+    shared: Arc<Shared>,
 }
 
 impl Turn {
@@ -395,6 +409,11 @@ impl Turn {
                     self.start(id, &spec, answer);
                 }
                 Some(Request::Cancel(id)) => self.cancel(id),
+                Some(Request::Exceeded(id, exceeded)) => {
+                    self.change(id, |running, _, _, now| {
+                        running.kill(Reason::Exceeded(exceeded), now);
+                    });
+                }
                 None => break,
             }
         }
@@ -412,7 +431,12 @@ impl Turn {
             return answer.without_running(End::SetupFailed(text.to_owned()));
         }
         let watch = Watch { epoll: &self.epoll, id };
-        match Running::start(spec, &self.host, &watch) {
+        let shared = self.shared.clone();
+        let alarm = Arc::new(move |exceeded| {
+            // Refused after the close, which kills everything.
+            let _ = shared.send(Request::Exceeded(id, exceeded));
+        });
+        match Running::start(spec, &self.host, &watch, alarm) {
             Ok(running) => {
                 self.deadlines.insert((running.deadline(), id));
                 self.running.insert(id, (running, answer));

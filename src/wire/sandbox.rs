@@ -15,6 +15,7 @@ use crate::artifact::{
     ArchiveArtifacts, ArchiveSummary, Artifact, ArtifactError, ArtifactList, ListArtifacts,
     MAX_ARTIFACT_BYTES, MAX_ARTIFACT_ENTRIES, ReadArtifact,
 };
+use crate::limits::LimitsHeld;
 use crate::tool::python_json::{self, NonAscii, float_text, is_truthy};
 use crate::tool::{JsonObject, Outcome, ToolResult};
 
@@ -243,12 +244,14 @@ pub(crate) struct Health<'a> {
     pub(crate) features: &'a [&'a str],
     /// Names this run of the server.
     pub(crate) instance: &'a str,
+    /// Which limits hold for commands, where that is known.
+    pub(crate) limits: Option<LimitsHeld>,
 }
 
 impl Health<'_> {
     /// The answer to `/health`. Where things are on the server is nobody's business.
     pub(crate) fn answer(&self) -> Value {
-        json!({
+        let mut answer = json!({
             "status": "ok",
             "slots": self.slots,
             "available": self.slots - self.executing,
@@ -259,7 +262,11 @@ impl Health<'_> {
             "server": concat!("tool-executor/", env!("CARGO_PKG_VERSION")),
             "features": self.features,
             "instance": self.instance,
-        })
+        });
+        if let Some(limits) = self.limits {
+            answer["limits"] = json!(limits);
+        }
+        answer
     }
 }
 

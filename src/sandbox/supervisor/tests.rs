@@ -37,7 +37,8 @@ fn probe() -> Isolation {
 
 impl Bench {
     fn new(isolation: Isolation) -> Self {
-        let supervisor = Supervisor::start(isolation, CommandUser::detect()).unwrap();
+        let supervisor =
+            Supervisor::start(isolation, CommandUser::detect(), Arc::new(Limits::none())).unwrap();
         let (data, base) = slot_files();
         let workspace = data.workspaces()[0].clone();
         Self { supervisor, workspace, _data: data, _base: base, _etc: None }

@@ -149,6 +149,7 @@ impl Service {
             isolated: self.slots.isolates(),
             features: &[crate::wire::native::FEATURE],
             instance: &self.instance,
+            limits: self.slots.limits(),
         };
         ok(&health.answer())
     }
