@@ -186,3 +186,26 @@ fn limits_without_sense_are_refused_and_what_holds_is_told() {
     }
     assert_eq!(held.cpu, HeldBy::None, "no limit");
 }
+
+#[cfg(feature = "server")]
+#[test]
+fn a_sandbox_server_tells_which_limits_hold() {
+    use tool_executor::server::{SandboxServer, SandboxServerConfig};
+
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = LocalConfig::with_slots(1);
+    config.data_dir = Some(dir.path().to_owned());
+    config.limits.cpu = None;
+    config.limits.workspace_bytes = None;
+    let backend = LocalBackend::start(config).unwrap();
+    let held = backend.limits();
+    let mut config = SandboxServerConfig::default();
+    config.addr.set_port(0);
+    let server = SandboxServer::start(config, backend).unwrap();
+    let mut client = crate::http_client::Client::connect(server.addr());
+    let health = client.ask("GET", "/health", &[], b"").json();
+    assert_eq!(health["limits"], serde_json::json!(held));
+    assert_eq!(health["limits"]["workspace"], "none");
+    assert_eq!(health["limits"]["open_files"], "rlimit");
+    assert_eq!(health["limits"]["seccomp"], true);
+}
