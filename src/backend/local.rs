@@ -59,7 +59,7 @@ pub struct LocalConfig {
     /// The size in bytes up to which files are read and written. Defaults to 100,000.
     pub max_file_bytes: u64,
     /// Whether sandboxes get a filter of system calls (seccomp), which takes away what no tool needs:
-    /// nested namespaces, mounts, tracing of processes that one did not start, keys, bpf, io_uring, ….
+    /// nested namespaces, mounts, keys, bpf, io_uring, …; 32-bit programs do not run.
     /// Defaults to `true`; see [`LocalBackend::not_filtered_because`].
     pub seccomp: bool,
     /// What each slot may use of the machine; see [`LocalBackend::limits`].

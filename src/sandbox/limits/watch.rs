@@ -15,8 +15,8 @@
 //!   otherwise; also once after a command, since many short ones can fill a disk, too.
 //!
 //! # What is not
-//! Memory that no process has: System V segments that nobody is attached to, the buffers of sockets
-//! and pipes. For those there are cgroups.
+//! Memory that no process has: System V segments that nobody is attached to (the filter of system calls
+//! keeps them small), the buffers of sockets and pipes. For those there are cgroups.
 
 use std::collections::{HashMap, HashSet};
 use std::io;
