@@ -74,6 +74,7 @@ pub mod backend;
 mod client;
 pub mod error;
 pub mod executor;
+mod limits;
 mod pool;
 #[cfg(target_os = "linux")]
 mod sandbox;
@@ -91,6 +92,7 @@ pub use executor::{
     ContainerCounts, LaneStats, LostWorkspace, OutcomeCounts, Pending, Stats, Summary,
     ToolExecutor,
 };
+pub use limits::{HeldBy, LimitsHeld, SlotLimits};
 pub use pool::SlotCounts;
 pub use tool::{
     Outcome, Policy, RegisterError, Timing, ToolCall, ToolContext, ToolRegistry, ToolResult,

@@ -22,12 +22,13 @@ use crate::artifact::{
     ReadArtifact,
 };
 use crate::error::BackendError;
+use crate::limits::{LimitsHeld, SlotLimits};
 use crate::sandbox::artifacts;
 use crate::sandbox::bash::{IsolationPolicy, bash_result, not_started};
 use crate::sandbox::etc;
 use crate::sandbox::files::{self, DEFAULT_MAX_FILE_BYTES};
 use crate::sandbox::isolation::Isolation;
-use crate::sandbox::limits::Filter;
+use crate::sandbox::limits::{Filter, Limits};
 use crate::sandbox::supervisor::{CommandId, CommandSpec, Supervisor, raise_open_files_limit};
 use crate::sandbox::user::CommandUser;
 use crate::sandbox::workspace::{DataDir, Workspace};
@@ -76,9 +77,11 @@ pub struct LocalConfig {
     /// [`LocalBackend::keeps_sandboxes`].
     pub warm_slots: bool,
     /// Whether sandboxes get a filter of system calls (seccomp), which takes away what no tool needs:
-    /// nested namespaces, mounts, tracing of processes that one did not start, keys, bpf, io_uring, ….
+    /// nested namespaces, mounts, keys, bpf, io_uring, …; 32-bit programs do not run.
     /// Defaults to `true`; see [`LocalBackend::not_filtered_because`].
     pub seccomp: bool,
+    /// What each slot may use of the machine; see [`LocalBackend::limits`].
+    pub limits: SlotLimits,
 }
 
 impl Default for LocalConfig {
@@ -92,6 +95,7 @@ impl Default for LocalConfig {
             max_file_bytes: DEFAULT_MAX_FILE_BYTES,
             warm_slots: true,
             seccomp: true,
+            limits: SlotLimits::default(),
         }
     }
 }
@@ -123,6 +127,7 @@ pub struct LocalBackend(Arc<Inner>);
 
 struct Inner {
     supervisor: Supervisor,
+    limits: Arc<Limits>,
     slots: Vec<Slot>,
     running: Mutex<HashMap<ExecutionId, Running>>,
     max_output_chars: usize,
@@ -188,8 +193,11 @@ impl LocalBackend {
                 config.slots
             )));
         }
+        if let Some(problem) = config.limits.problem() {
+            return Err(BackendError::new(problem));
+        }
         // A workspace is a file descriptor, and 1,024 are a usual limit.
-        raise_open_files_limit();
+        let open_files = raise_open_files_limit();
         if config.adopt_orphans {
             rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
                 .map_err(|error| BackendError::with_source("cannot adopt orphans", error))?;
@@ -205,7 +213,10 @@ impl LocalBackend {
                 (data_dir, isolation) = of_root;
             }
         }
-        let supervisor = Supervisor::start(isolation, user)
+        let limits = Limits::detect(&config.limits, user, open_files)
+            .map(Arc::new)
+            .map_err(|error| BackendError::with_source("cannot watch the limits", error))?;
+        let supervisor = Supervisor::start(isolation, user, limits.clone())
             .map_err(|error| BackendError::with_source("cannot start the supervisor", error))?;
         let resets = Workers::start("tool-reset", RESET_THREADS)
             .map_err(|error| BackendError::with_source("cannot start threads", error))?;
@@ -220,6 +231,7 @@ impl LocalBackend {
             .collect();
         Ok(Self(Arc::new(Inner {
             supervisor,
+            limits,
             slots,
             running: Mutex::new(HashMap::new()),
             max_output_chars: config.max_output_chars,
@@ -250,6 +262,14 @@ impl LocalBackend {
             Isolation::Bubblewrap(bubblewrap) => bubblewrap.not_filtered_because(),
             Isolation::None { .. } => Some("commands are not isolated"),
         }
+    }
+
+    /// Which of the [limits](LocalConfig::limits) hold here, and by what. Without bubblewrap none does.
+    pub fn limits(&self) -> LimitsHeld {
+        if !self.0.supervisor.isolation().is_sandboxed() {
+            return LimitsHeld::NOTHING;
+        }
+        LimitsHeld { seccomp: self.not_filtered_because().is_none(), ..self.0.limits.held() }
     }
 
     /// Copies what is in a slot's workspace to the directory `dest`, which is made if it is missing.
@@ -401,8 +421,12 @@ impl Backend for LocalBackend {
             if let Some(inner) = inner.upgrade()
                 && let Some(resets) = &*inner.resets.lock()
             {
-                let reset = move || workspace.reset().map_err(|error| error.to_string());
-                resets.spawn(move || answer.give(reset()));
+                let limits = inner.limits.clone();
+                resets.spawn(move || {
+                    let reset = workspace.reset().map_err(|error| error.to_string());
+                    limits.emptied(workspace.path());
+                    answer.give(reset);
+                });
             }
         };
         self.0.supervisor.leave(slot.index, Box::new(on_gone));
@@ -417,6 +441,14 @@ impl Backend for LocalBackend {
 
     fn isolates(&self) -> bool {
         self.not_isolated_because().is_none()
+    }
+
+    fn limits(&self) -> Option<LimitsHeld> {
+        Some(self.limits())
+    }
+
+    fn warm_slots(&self) -> Option<bool> {
+        Some(self.keeps_sandboxes())
     }
 
     fn read_artifact(
@@ -454,6 +486,7 @@ impl Backend for LocalBackend {
         if let Some(resets) = resets {
             resets.close(deadline);
         }
+        self.0.limits.close();
         let data_dir = self.0.data_dir.lock().take();
         if let Some(data_dir) = data_dir
             && let Err(error) = data_dir.close(deadline)
@@ -487,6 +520,9 @@ fn prepare(
     let mut isolation = Isolation::probe(user, workspace).with_etc(etc);
     if config.seccomp {
         isolation = isolation.with_filter(Filter::new(), user, workspace);
+    }
+    if let Some(bytes) = config.limits.memory_bytes {
+        isolation = isolation.with_shared_memory(bytes / 2, user, workspace);
     }
     if config.warm_slots {
         isolation = isolation.try_warm(user, workspace);

@@ -37,6 +37,7 @@ use crate::artifact::{
     ReadArtifact,
 };
 use crate::error::BackendError;
+use crate::limits::LimitsHeld;
 use crate::tool::JsonObject;
 
 /// The time limit of a call that names none, unless a backend has its own: 30 s.
@@ -141,6 +142,18 @@ pub trait Backend: Send + Sync + 'static {
         true
     }
 
+    /// Which limits hold for the commands of a slot, and by what; `None` where that is not known.
+    /// Defaults to that.
+    fn limits(&self) -> Option<LimitsHeld> {
+        None
+    }
+
+    /// Whether a slot keeps its sandbox from call to call; `None` where that is not known. Defaults to
+    /// that.
+    fn warm_slots(&self) -> Option<bool> {
+        None
+    }
+
     /// Ends everything that is left and cleans up; nothing is called after it. What was called before
     /// and has not returned – it took longer than its calls may – still runs. Blocks until
     /// `deadline` at most. Defaults to doing nothing.
@@ -205,6 +218,14 @@ impl<B: Backend + ?Sized> Backend for Arc<B> {
 
     fn isolates(&self) -> bool {
         (**self).isolates()
+    }
+
+    fn limits(&self) -> Option<LimitsHeld> {
+        (**self).limits()
+    }
+
+    fn warm_slots(&self) -> Option<bool> {
+        (**self).warm_slots()
     }
 
     fn close(&self, deadline: Instant) {

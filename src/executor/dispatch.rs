@@ -325,6 +325,8 @@ impl Dispatch {
             tools,
             containers: self.pool.container_counts(),
             lanes: self.lane_stats(),
+            limits: None,
+            warm_slots: None,
         }
     }
 

@@ -289,10 +289,13 @@ impl ToolExecutor {
     pub fn stats(&self) -> Stats {
         let (reply, answer) = bounded(1);
         let asked = self.events.send(Event::Stats(reply));
-        match asked.ok().and_then(|()| answer.recv().ok()) {
+        let mut stats = match asked.ok().and_then(|()| answer.recv().ok()) {
             Some(stats) => stats,
             None => self.closed.lock().as_ref().map(|(_, stats)| stats.clone()).unwrap_or_default(),
-        }
+        };
+        stats.limits = guarded(|| self.backend.limits()).unwrap_or_default();
+        stats.warm_slots = guarded(|| self.backend.warm_slots()).unwrap_or_default();
+        stats
     }
 
     /// The tools there are.

@@ -7,6 +7,7 @@
 
 use serde_json::Value;
 
+use super::limits::Exceeded;
 use super::spool::Kept;
 use super::supervisor::{End, Finished};
 use crate::tool::python_json::{float_text, is_truthy};
@@ -62,6 +63,12 @@ pub(crate) fn bash_result(finished: Finished, timeout_s: f64) -> ToolResult {
             (ToolResult::failure(Outcome::Timeout, error), -1)
         }
         End::Cancelled => (ToolResult::failure(Outcome::Cancelled, "Command was cancelled"), -1),
+        End::Exceeded(Exceeded::Memory) => {
+            (ToolResult::failure(Outcome::OutOfMemory, "Command ran out of memory"), -1)
+        }
+        End::Exceeded(Exceeded::Workspace) => {
+            (ToolResult::failure(Outcome::DiskFull, "Command filled the workspace"), -1)
+        }
         End::Lost(text) => {
             let error = format!("Command was lost: {text}");
             (ToolResult::failure(Outcome::BackendFailed, error), -1)
@@ -75,6 +82,8 @@ pub(crate) fn bash_result(finished: Finished, timeout_s: f64) -> ToolResult {
         End::Signaled(signal) => put(&mut metadata, "signal", signal),
         End::TimedOut => put(&mut metadata, "timeout", true),
         End::Cancelled => put(&mut metadata, "cancelled", true),
+        End::Exceeded(Exceeded::Memory) => put(&mut metadata, "limit", "memory"),
+        End::Exceeded(Exceeded::Workspace) => put(&mut metadata, "limit", "workspace"),
         End::Exited(_) | End::Lost(_) | End::SetupFailed(_) => {}
     }
     put(&mut metadata, "sandboxed", sandboxed);
@@ -248,6 +257,19 @@ mod tests {
             ("Command was cancelled", Outcome::Cancelled)
         );
         assert!(!result.output.is_empty() && result.may_have_executed);
+    }
+
+    #[test]
+    fn a_limit_that_was_exceeded_is_told_by_name() {
+        for (exceeded, outcome, limit) in [
+            (Exceeded::Memory, Outcome::OutOfMemory, "memory"),
+            (Exceeded::Workspace, Outcome::DiskFull, "workspace"),
+        ] {
+            let result = bash_result(finished(End::Exceeded(exceeded)), 1.0);
+            assert_eq!((result.outcome, result.success), (outcome, false));
+            assert_eq!(result.metadata["limit"], limit);
+            assert!(!result.output.is_empty() && !result.error.is_empty());
+        }
     }
 
     #[test]

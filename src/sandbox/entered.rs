@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use super::host::Host;
 use super::init::{self, Link, Said};
+use super::limits::{Alarm, Exceeded};
 use super::outputs::Outputs;
 use super::room::Room;
 use super::running::{Ending, KILL_MARGIN, LONGEST_TIMEOUT, Reason, SETUP_LIMIT};
@@ -46,14 +47,21 @@ struct Entry {
     argv: Vec<OsString>,
     writers: [OwnedFd; 2],
     script: Option<OwnedFd>,
+    /// Called when it exceeds a limit of its slot.
+    alarm: Alarm,
 }
 
 impl Entered {
-    /// Prepares a command. Does not block.
+    /// Prepares a command. Does not block. `alarm` is called when it exceeds a limit of its slot.
     ///
     /// # Errors
     /// As [`Outputs::new`].
-    pub(super) fn new(spec: &CommandSpec, host: &Host, watch: &Watch<'_>) -> io::Result<Self> {
+    pub(super) fn new(
+        spec: &CommandSpec,
+        host: &Host,
+        watch: &Watch<'_>,
+        alarm: Alarm,
+    ) -> io::Result<Self> {
         let (outputs, writers) = Outputs::new(spec, host, watch)?;
         let limit = init::INLINE_COMMAND_LIMIT;
         let ShellCall { argv, script, .. } =
@@ -63,7 +71,7 @@ impl Entered {
         Ok(Self {
             outputs,
             room: 0,
-            entry: Some(Entry { argv, writers, script }),
+            entry: Some(Entry { argv, writers, script, alarm }),
             timeout: spec.timeout.min(LONGEST_TIMEOUT),
             // The sandbox has a deadline of its own; this is for what nobody has thought of.
             deadline: Instant::now() + SETUP_LIMIT + KILL_MARGIN,
@@ -103,10 +111,10 @@ impl Entered {
 
     /// The sandbox is open: the command is let go.
     pub(super) fn enter(&mut self, room: &mut Room, now: Instant) {
-        let Some(Entry { argv, writers, script }) = self.entry.take() else { return };
+        let Some(Entry { argv, writers, script, alarm }) = self.entry.take() else { return };
         let [stdout, stderr] = &writers;
         let script = script.as_ref().map(AsFd::as_fd);
-        match room.enter(&argv, [stdout.as_fd(), stderr.as_fd()], script) {
+        match room.enter(&argv, [stdout.as_fd(), stderr.as_fd()], script, alarm) {
             Ok(run) => {
                 self.run = Some(run);
                 self.released = Some(now);
@@ -134,6 +142,14 @@ impl Entered {
                 self.end = Some((end, true));
             }
             Said::Ready | Said::Ended { .. } | Said::Done { .. } => {}
+        }
+    }
+
+    /// The kernel has ended it, and its sandbox with it, for want of memory.
+    pub(super) fn ran_out_of_memory(&mut self, now: Instant) {
+        if self.released.is_some() && self.end.is_none() {
+            self.killed.get_or_insert(Reason::Exceeded(Exceeded::Memory));
+            self.ended.get_or_insert(now);
         }
     }
 

@@ -3,8 +3,10 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::sync::Arc;
 
 use super::isolation::{self, HostLayout, Isolation};
+use super::limits::Limits;
 use super::shell::{self, Shell, ShellCall};
 use super::spawn::CStringArray;
 use super::spool::Spool;
@@ -29,24 +31,33 @@ pub(super) struct Host {
     pub(super) warm: bool,
     /// What writes complete outputs to files.
     pub(super) spool: Spool,
+    /// The limits of slots.
+    pub(super) limits: Arc<Limits>,
 }
 
 impl Host {
-    /// What starts need where commands are isolated so, and run as `user`, or as this process.
+    /// What starts need where commands are isolated so, and run as `user`, or as this process; those in
+    /// a sandbox under these limits.
     ///
     /// # Errors
     /// Where there is no `/dev/null` to be had.
-    pub(super) fn new(isolation: Isolation, user: Option<CommandUser>) -> io::Result<Self> {
+    pub(super) fn new(
+        isolation: Isolation,
+        user: Option<CommandUser>,
+        limits: Arc<Limits>,
+    ) -> io::Result<Self> {
         let layout = HostLayout::detect(user);
         Ok(Self {
             warm: isolation.is_warm(),
             spool: Spool::start()?,
             isolation,
             null: isolation::open_null()?,
-            open_files: raise_open_files_limit(),
+            // Never above the hard limit that sandboxes get.
+            open_files: limits.lower_open_files(raise_open_files_limit()),
             shell: layout.shell,
             user: layout.user,
             command_user: user,
+            limits,
         })
     }
 }

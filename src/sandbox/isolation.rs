@@ -24,7 +24,7 @@ use serde_json::Value;
 use super::etc::{self, RESOLV_CONF};
 use super::host::Host;
 use super::init;
-use super::limits::Filter;
+use super::limits::{Filter, Limits};
 use super::room;
 use super::shell::{self, Shell};
 use super::spawn::{self, CStringArray, Child, Reaped};
@@ -75,6 +75,8 @@ pub(crate) struct Bubblewrap {
     etc: Option<PathBuf>,
     /// Whether slots keep their sandboxes; else why not, as one line.
     warm: Result<(), String>,
+    /// How large `/dev/shm` may become. `None` leaves it to the kernel, which gives half of the memory.
+    shared_memory: Option<u64>,
     /// The filter of system calls; or why there is none, as one line.
     seccomp: Result<Arc<Filter>, String>,
 }
@@ -109,11 +111,15 @@ impl Isolation {
 
     /// Finds out whether sandboxes can be kept, for commands of `user` in `workspace`, and has them kept
     /// then. Blocks: some milliseconds as a rule, at most 10 seconds.
-    pub(crate) fn try_warm(mut self, user: Option<CommandUser>, workspace: &Workspace) -> Self {
+    pub(crate) fn try_warm(
+        mut self,
+        user: Option<CommandUser>,
+        workspace: &Arc<Workspace>,
+    ) -> Self {
         let tried = match &self {
             Self::None { .. } => return self,
             Self::Bubblewrap(bubblewrap) => user::on_own_thread(|| {
-                let host = Host::new(self.clone(), user)?;
+                let host = Host::new(self.clone(), user, Arc::new(Limits::none()))?;
                 Ok(room::try_out(bubblewrap, workspace, &host, PROBE_TIMEOUT))
             }),
         };
@@ -139,11 +145,9 @@ impl Isolation {
     ) -> Self {
         if let Self::Bubblewrap(bubblewrap) = &mut self {
             bubblewrap.seccomp = filter.map(Arc::new);
-            let tried = match (&bubblewrap.seccomp, user) {
-                (Err(reason), _) => Err(reason.clone()),
-                (Ok(_), None) => bubblewrap.try_out(workspace, None),
-                (Ok(_), user) => user::on_own_thread(|| Ok(bubblewrap.try_out(workspace, user)))
-                    .unwrap_or_else(|error| Err(error.to_string())),
+            let tried = match &bubblewrap.seccomp {
+                Err(reason) => Err(reason.clone()),
+                Ok(_) => bubblewrap.try_out_as(workspace, user),
             };
             if let Err(reason) = tried {
                 log::warn!("commands run without a filter of system calls: {reason}");
@@ -156,6 +160,24 @@ impl Isolation {
     /// Whether slots keep their sandboxes.
     pub(crate) fn is_warm(&self) -> bool {
         matches!(self, Self::Bubblewrap(bubblewrap) if bubblewrap.warm.is_ok())
+    }
+
+    /// Gives sandboxes a `/dev/shm` of at most this size, if bubblewrap can do that (since 0.7).
+    /// Blocks for one run of bubblewrap.
+    pub(crate) fn with_shared_memory(
+        mut self,
+        bytes: u64,
+        user: Option<CommandUser>,
+        workspace: &Workspace,
+    ) -> Self {
+        if let Self::Bubblewrap(bubblewrap) = &mut self {
+            bubblewrap.shared_memory = Some(bytes);
+            if let Err(reason) = bubblewrap.try_out_as(workspace, user) {
+                log::warn!("the size of /dev/shm is not limited: {reason}");
+                bubblewrap.shared_memory = None;
+            }
+        }
+        self
     }
 
     /// Whether commands run in a sandbox.
@@ -187,6 +209,7 @@ impl Bubblewrap {
                 layout: layout.clone(),
                 etc: None,
                 warm: Err("not wanted".to_owned()),
+                shared_memory: None,
                 seccomp: Err("switched off".to_owned()),
             };
             match candidate.try_out(workspace, user) {
@@ -211,6 +234,15 @@ impl Bubblewrap {
     /// Why there is no filter of system calls, as one line; `None` where there is one.
     pub(crate) fn not_filtered_because(&self) -> Option<&str> {
         self.seccomp.as_ref().err().map(String::as_str)
+    }
+
+    /// As [`try_out`](Self::try_out), on a thread that may become the user.
+    fn try_out_as(&self, workspace: &Workspace, user: Option<CommandUser>) -> Result<(), String> {
+        if user.is_none() {
+            return self.try_out(workspace, None);
+        }
+        user::on_own_thread(|| Ok(self.try_out(workspace, user)))
+            .unwrap_or_else(|error| Err(error.to_string()))
     }
 
     /// Runs `true` in a sandbox.
@@ -434,7 +466,11 @@ pub(super) fn bwrap_argv(bubblewrap: &Bubblewrap, sandbox: &Sandbox<'_>) -> Vec<
     }
     // Read-only: to the kernel, root is root without any capability, and could write /proc/sys (whose
     // core_pattern names a program that the host runs) and chmod what all sandboxes share of /proc.
-    add(&plain("--proc /proc --remount-ro /proc --dev /dev --tmpfs /dev/shm"));
+    add(&plain("--proc /proc --remount-ro /proc --dev /dev"));
+    if let Some(bytes) = bubblewrap.shared_memory {
+        add(&["--size".as_ref(), bytes.to_string().as_ref()]);
+    }
+    add(&plain("--tmpfs /dev/shm"));
     if handshake == Handshake::Init {
         // For `init` to see what is left in it.
         add(&plain("--mqueue /dev/mqueue"));
@@ -498,6 +534,7 @@ mod tests {
             },
             etc: Some("/run/etc".into()),
             warm: Ok(()),
+            shared_memory: Some(4096),
             seccomp: Err("a test".to_owned()),
         }
     }
@@ -530,7 +567,8 @@ mod tests {
              --ro-bind-try /etc/alternatives /etc/alternatives \
              --ro-bind-try /etc/ssl/certs /etc/ssl/certs \
              --ro-bind-try /etc/resolv.conf /etc/resolv.conf \
-             --proc /proc --remount-ro /proc --dev /dev --tmpfs /dev/shm --remount-ro /dev \
+             --proc /proc --remount-ro /proc --dev /dev --size 4096 --tmpfs /dev/shm \
+             --remount-ro /dev \
              --bind /t /tmp --symlink /tmp /var/tmp --bind /w s /workspace --chdir /workspace \
              -- bash -c -- echo a b"
         );

@@ -22,12 +22,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::event::epoll;
+use rustix::process::Pid;
 
 use super::host::{Host, environment};
 use super::init::{self, Link, Said};
 use super::isolation::{
     self, Bubblewrap, Handshake, PROGRAM_FD, SECCOMP_FD, Sandbox, StatusReport,
 };
+use super::limits::{Alarm, Confined, Limits};
 use super::reports::Reports;
 use super::running::{KILL_MARGIN, SETUP_LIMIT, open_child_of};
 use super::spawn::{self, CStringArray, Child, Reaped};
@@ -49,10 +51,16 @@ pub(super) struct Room {
     /// The first process has said that it is ready.
     ready: bool,
     init: Option<OwnedFd>,
+    init_pid: Option<Pid>,
     init_gone: bool,
+    /// Its slot's files.
+    workspace: Arc<Workspace>,
+    limits: Arc<Limits>,
+    /// It, under its slot's limits.
+    confined: Option<Confined>,
     runs: u32,
-    /// It was not ready in time.
-    too_slow: bool,
+    /// Why nothing ever entered it, if bubblewrap does not say it.
+    failed: Option<String>,
     given_up: bool,
 }
 
@@ -78,7 +86,7 @@ impl Room {
     /// # Errors
     /// Whatever the system refuses. Nothing runs then.
     pub(super) fn start(
-        workspace: &Workspace,
+        workspace: &Arc<Workspace>,
         network: bool,
         bubblewrap: &Bubblewrap,
         host: &Host,
@@ -130,9 +138,13 @@ impl Room {
             link: Some(Arc::new(link)),
             ready: false,
             init: None,
+            init_pid: None,
             init_gone: false,
+            workspace: workspace.clone(),
+            limits: host.limits.clone(),
+            confined: None,
             runs: 0,
-            too_slow: false,
+            failed: None,
             given_up: false,
         };
         if let Err(error) = room.watch_all(watch) {
@@ -156,9 +168,13 @@ impl Room {
         watch.add(self.child.as_fd(), Source::Child)
     }
 
-    /// Whether a command with this network policy may enter, now or when it is open.
-    pub(super) fn takes(&self, network: bool) -> bool {
-        self.phase != Phase::Ending && self.network == network
+    /// Whether a command with this network policy may enter, now or when it is open. `is_full` says
+    /// whether the slot has used up its bytes: then nothing may be written in its sandbox.
+    pub(super) fn takes(&self, network: bool, is_full: bool) -> bool {
+        let confined = self.confined.as_ref();
+        self.phase != Phase::Ending
+            && self.network == network
+            && confined.is_none_or(|confined| confined.was_full() == is_full)
     }
 
     /// Whether commands may enter now.
@@ -181,7 +197,8 @@ impl Room {
         !self.given_up
     }
 
-    /// Has a command run: the number of the run, and the link that takes the order to kill it.
+    /// Has a command run: the number of the run, and the link that takes the order to kill it. `alarm`
+    /// is called when it exceeds a limit, until it has [left](Self::left).
     ///
     /// # Errors
     /// As [`Link::run`].
@@ -190,11 +207,27 @@ impl Room {
         argv: &[OsString],
         stdio: [BorrowedFd<'_>; 2],
         script: Option<BorrowedFd<'_>>,
+        alarm: Alarm,
     ) -> io::Result<(u32, Arc<Link>)> {
         let link = self.link.as_ref().ok_or(io::ErrorKind::BrokenPipe)?;
+        if let Some(confined) = &self.confined {
+            confined.occupied(alarm);
+        }
         self.runs = self.runs.wrapping_add(1);
         link.run(self.runs, argv, stdio, script)?;
         Ok((self.runs, Arc::clone(link)))
+    }
+
+    /// The command that was in it is over.
+    pub(super) fn left(&self) {
+        if let Some(confined) = &self.confined {
+            confined.vacated();
+        }
+    }
+
+    /// Whether the kernel has ended it for want of memory.
+    pub(super) fn ran_out_of_memory(&self) -> bool {
+        self.confined.as_ref().is_some_and(Confined::ran_out_of_memory)
     }
 
     /// Deals with one event.
@@ -227,10 +260,8 @@ impl Room {
             }
             Source::Stdout | Source::Stderr | Source::Written => {}
         }
-        if self.phase == Phase::SettingUp && self.ready && self.init.is_some() {
-            self.phase = Phase::Open;
-            self.deadline = None;
-            news.push(News::Opened);
+        if let (Phase::SettingUp, true, Some(init)) = (self.phase, self.ready, self.init_pid) {
+            self.open(init, watch, now, &mut news);
         }
         news
     }
@@ -269,6 +300,7 @@ impl Room {
                     spawn::kill(pidfd.as_fd());
                 }
                 self.init = Some(pidfd);
+                self.init_pid = Pid::from_raw(pid);
             }
             // It failed already, and bubblewrap says why.
             Err(error) => {
@@ -278,11 +310,30 @@ impl Room {
         }
     }
 
+    /// Puts it under its slot's limits, now that bubblewrap has made its files and before anything runs
+    /// in it, and lets commands enter. Its first process is held.
+    fn open(&mut self, init: Pid, watch: &Watch<'_>, now: Instant, news: &mut Vec<News>) {
+        match self.limits.confine(init, &self.workspace) {
+            Ok(confined) => {
+                self.confined = Some(confined);
+                self.phase = Phase::Open;
+                self.deadline = None;
+                news.push(News::Opened);
+            }
+            Err(error) => {
+                let text = format!("the sandbox could not be put under its limits: {error}");
+                log::error!("{text}");
+                self.failed = Some(text);
+                self.end(watch, now);
+            }
+        }
+    }
+
     /// The time of the present phase is up.
     pub(super) fn on_deadline(&mut self, watch: &Watch<'_>, now: Instant) {
         match self.phase {
             Phase::SettingUp => {
-                self.too_slow = true;
+                self.failed = Some("the sandbox was not ready in time".to_owned());
                 self.end(watch, now);
             }
             Phase::Open => {}
@@ -316,8 +367,8 @@ impl Room {
 
     /// Why nothing ever entered it, as one line.
     pub(super) fn failure(&self) -> String {
-        if self.too_slow {
-            return "the sandbox was not ready in time".to_owned();
+        if let Some(failed) = &self.failed {
+            return failed.clone();
         }
         let mut text = vec![0; 4096];
         let length = rustix::io::read(&self.errors, &mut text).unwrap_or(0);
@@ -349,7 +400,7 @@ impl Room {
 /// What failed, as one line.
 pub(super) fn try_out(
     bubblewrap: &Bubblewrap,
-    workspace: &Workspace,
+    workspace: &Arc<Workspace>,
     host: &Host,
     limit: Duration,
 ) -> Result<(), String> {
@@ -380,7 +431,10 @@ pub(super) fn try_out(
                     News::Opened => {
                         let null = host.null.as_fd();
                         let argv = ["sh", "-c", "true"].map(OsString::from);
-                        room.enter(&argv, [null, null], None).err().map(|error| Err(text(error)))
+                        let alarm = Arc::new(|_| {});
+                        room.enter(&argv, [null, null], None, alarm)
+                            .err()
+                            .map(|error| Err(text(error)))
                     }
                     News::Said(Said::Done { end: Ok(0), traces: false, .. }) => Some(Ok(())),
                     News::Said(Said::Done { end, .. }) => Some(Err(format!("`true` gave {end:?}"))),

@@ -21,12 +21,14 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, PidfdFlags};
 
 use super::host::{Host, environment};
 use super::isolation::{self, Bubblewrap, Handshake, Isolation, Sandbox, StatusReport};
+use super::limits::{Alarm, Confined, Exceeded, Limits};
 use super::output::Captured;
 use super::outputs::Outputs;
 use super::reaper::{self, Report, Step};
@@ -35,6 +37,7 @@ use super::shell::{self, CLOSED_GATE, INLINE_COMMAND_LIMIT};
 use super::spawn::{self, CStringArray, Child, Reaped};
 use super::stream::{Source, Watch};
 use super::supervisor::{CommandSpec, End};
+use super::workspace::Workspace;
 
 /// How long bubblewrap may take to set a sandbox up. Milliseconds are usual; a thousand at once on a
 /// small machine take seconds.
@@ -52,6 +55,8 @@ pub(super) enum Reason {
     TimedOut,
     /// Somebody asked for it.
     Cancelled,
+    /// A limit of its slot was exceeded.
+    Exceeded(Exceeded),
     /// Its sandbox was not ready in time.
     SetupTooLong,
 }
@@ -72,6 +77,13 @@ pub(super) struct Running {
     ended: Option<Instant>,
     killed: Option<Reason>,
     given_up: bool,
+    /// Its slot's files.
+    workspace: Arc<Workspace>,
+    limits: Arc<Limits>,
+    /// Taken when its sandbox is confined.
+    alarm: Option<Alarm>,
+    /// The sandbox under its slot's limits.
+    confined: Option<Confined>,
 }
 
 /// What holds the command's processes together.
@@ -126,17 +138,25 @@ impl Reason {
         match self {
             Self::TimedOut => End::TimedOut,
             Self::Cancelled => End::Cancelled,
+            Self::Exceeded(exceeded) => End::Exceeded(exceeded),
             Self::SetupTooLong => End::SetupFailed("the sandbox was not ready in time".to_owned()),
         }
     }
 }
 
 impl Running {
-    /// Starts a command. Blocks for the start of one process.
+    /// Starts a command. Blocks for the start of one process. `alarm` is called when it exceeds a
+    /// limit of its slot.
     ///
     /// # Errors
-    /// A NUL in the command or in the workspace's path; a workspace that is gone; whatever the system refuses. Nothing runs then.
-    pub(super) fn start(spec: &CommandSpec, host: &Host, watch: &Watch<'_>) -> io::Result<Self> {
+    /// A NUL in the command or in the workspace's path; a workspace that is gone; whatever
+    /// the system refuses. Nothing runs then.
+    pub(super) fn start(
+        spec: &CommandSpec,
+        host: &Host,
+        watch: &Watch<'_>,
+        alarm: Alarm,
+    ) -> io::Result<Self> {
         let (outputs, writers) = Outputs::new(spec, host, watch)?;
         let stdio = [host.null.as_fd(), writers[0].as_fd(), writers[1].as_fd()];
         let timeout = spec.timeout.min(LONGEST_TIMEOUT);
@@ -158,6 +178,10 @@ impl Running {
             ended: None,
             killed: None,
             given_up: false,
+            workspace: spec.workspace.clone(),
+            limits: host.limits.clone(),
+            alarm: Some(alarm),
+            confined: None,
         };
         if let Err(error) = running.watch_all(watch) {
             // Without its gate or its control pipe it ends by itself.
@@ -350,6 +374,9 @@ impl Running {
         }
         if self.killed.is_some() {
             self.kill_processes();
+        } else if let Err(error) = self.confine(pid) {
+            log::error!("cannot put a sandbox under its limits: {error}");
+            self.kill(Reason::SetupTooLong, now);
         } else if let Err(error) = spawn::write_at_start(gate.script.as_fd(), &gate.content) {
             log::error!("cannot open a command's gate: {error}");
             self.kill(Reason::SetupTooLong, now);
@@ -359,11 +386,26 @@ impl Running {
         }
     }
 
+    /// Puts the sandbox under its slot's limits. Its first process is held.
+    fn confine(&mut self, init: i32) -> io::Result<()> {
+        let (Some(init), Some(alarm)) = (Pid::from_raw(init), self.alarm.take()) else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        let confined = self.limits.confine(init, &self.workspace)?;
+        confined.occupied(alarm);
+        self.confined = Some(confined);
+        Ok(())
+    }
+
     /// Tells how it ended. Does not block.
     pub(super) fn finish(mut self, watch: &Watch<'_>) -> Ending {
         self.reports.close(watch);
         let [stdout, stderr] = self.outputs.finish(watch);
         let child_end = self.child_end.unwrap_or(Reaped::Running);
+        if self.confined.as_ref().is_some_and(Confined::ran_out_of_memory) {
+            // What else was reported is only what the kernel's killing looked like.
+            self.killed.get_or_insert(Reason::Exceeded(Exceeded::Memory));
+        }
         let released = self.released.is_some();
         let (end, all_dead) = match &self.container {
             Container::Namespace { init, init_gone, report, .. } => {
@@ -433,6 +475,7 @@ fn reaper_end(killed: Option<Reason>, report: Report, reaper: Reaped) -> End {
     match (killed, report.ended) {
         (Some(Reason::TimedOut), _) => End::TimedOut,
         (Some(Reason::Cancelled | Reason::SetupTooLong), _) => End::Cancelled,
+        (Some(Reason::Exceeded(exceeded)), _) => End::Exceeded(exceeded),
         (None, Some(status)) if libc::WIFSIGNALED(status) => End::Signaled(libc::WTERMSIG(status)),
         (None, Some(status)) => End::Exited(libc::WEXITSTATUS(status)),
         (None, None) => End::Lost(format!("the command's reaper ended early ({reaper:?})")),

@@ -44,6 +44,7 @@ use rustix::process::{Resource, Rlimit};
 
 use super::host::Host;
 use super::isolation::Isolation;
+use super::limits::{Exceeded, Limits};
 use super::output::{Capture, Captured};
 use super::rooms::OnGone;
 use super::user::CommandUser;
@@ -83,6 +84,8 @@ pub(crate) enum End {
     TimedOut,
     /// [`Supervisor::cancel`] or [`Supervisor::close`] ended it.
     Cancelled,
+    /// It exceeded a limit of its slot.
+    Exceeded(Exceeded),
     /// Nothing of the command ran: why, as one line.
     SetupFailed(String),
     /// The command may have run, to whatever extent: what held it was destroyed from outside. Why, as
@@ -124,11 +127,16 @@ pub(crate) struct Supervisor {
 }
 
 impl Supervisor {
-    /// Starts the thread. Commands run as `user`, or as this process if there is none.
+    /// Starts the thread. Commands run as `user`, or as this process if there is none; those in a
+    /// sandbox under these limits.
     ///
     /// # Errors
     /// Where the system gives no thread or no file descriptors.
-    pub(crate) fn start(isolation: Isolation, user: Option<CommandUser>) -> io::Result<Self> {
+    pub(crate) fn start(
+        isolation: Isolation,
+        user: Option<CommandUser>,
+        limits: Arc<Limits>,
+    ) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             queue: Mutex::default(),
             wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
@@ -136,7 +144,8 @@ impl Supervisor {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let data = epoll::EventData::new_u64(WAKE);
         epoll::add(&epoll, &shared.wake, data, epoll::EventFlags::IN)?;
-        let mut turn = Turn::new(epoll, Host::new(isolation.clone(), user)?);
+        let mut turn =
+            Turn::new(epoll, Host::new(isolation.clone(), user, limits)?, shared.clone());
         let queue = CloseOnDrop(Arc::clone(&shared));
         let thread =
             std::thread::Builder::new().name("tool-supervisor".to_owned()).spawn(move || {
@@ -237,6 +246,7 @@ enum Request {
     Run(u64, CommandSpec, Answer),
     Cancel(u64),
     Leave(usize, OnGone),
+    Exceeded(u64, Exceeded),
 }
 
 impl Shared {

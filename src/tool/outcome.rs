@@ -21,6 +21,8 @@ pub enum Outcome {
     Timeout,
     /// The slot's memory limit ended it.
     OutOfMemory,
+    /// The limit of the slot's workspace ended it, so that it does not fill the disk.
+    DiskFull,
     /// Somebody cancelled it.
     Cancelled,
     /// The call itself is wrong: its arguments are not an object or lack what the tool's schema
@@ -44,12 +46,13 @@ pub enum Outcome {
 
 impl Outcome {
     /// Every outcome, in declaration order: `ALL[outcome as usize] == outcome`.
-    pub const ALL: [Outcome; 13] = [
+    pub const ALL: [Outcome; 14] = [
         Outcome::Ok,
         Outcome::NonZeroExit,
         Outcome::ToolError,
         Outcome::Timeout,
         Outcome::OutOfMemory,
+        Outcome::DiskFull,
         Outcome::Cancelled,
         Outcome::InvalidCall,
         Outcome::UnknownTool,
@@ -68,6 +71,7 @@ impl Outcome {
             Outcome::ToolError => "tool_error",
             Outcome::Timeout => "timeout",
             Outcome::OutOfMemory => "out_of_memory",
+            Outcome::DiskFull => "disk_full",
             Outcome::Cancelled => "cancelled",
             Outcome::InvalidCall => "invalid_call",
             Outcome::UnknownTool => "unknown_tool",
@@ -95,6 +99,7 @@ impl Outcome {
                 | Outcome::ToolError
                 | Outcome::Timeout
                 | Outcome::OutOfMemory
+                | Outcome::DiskFull
                 | Outcome::InvalidCall
                 | Outcome::UnknownTool
         )

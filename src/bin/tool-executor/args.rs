@@ -78,7 +78,46 @@ pub(crate) struct SandboxArgs {
     /// Where the workspaces are made [default: tool-executor-<uid> in the temporary directory]
     #[arg(long, value_name = "DIR")]
     pub(crate) data_dir: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub(crate) limits: LimitArgs,
 }
+
+/// What a slot of this machine may use.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct LimitArgs {
+    /// Memory of a slot's processes together, as 512M or 4G; `none` is no limit [default: 4G]
+    #[arg(long, value_name = "SIZE", value_parser = limited_size)]
+    pub(crate) limit_memory: Option<Limit>,
+
+    /// Processes and threads of a slot; `none` is no limit [default: 1024]
+    #[arg(long, value_name = "N", value_parser = limited_size)]
+    pub(crate) limit_processes: Option<Limit>,
+
+    /// Processors' worth of time of a slot, as 1.5; needs cgroups [default: no limit]
+    #[arg(long, value_name = "N")]
+    pub(crate) limit_cpu: Option<f64>,
+
+    /// Open files of a process; `none` is no limit [default: 4096]
+    #[arg(long, value_name = "N", value_parser = limited_size)]
+    pub(crate) limit_open_files: Option<Limit>,
+
+    /// The size of one file; `none` is no limit [default: 8G]
+    #[arg(long, value_name = "SIZE", value_parser = limited_size)]
+    pub(crate) limit_file_size: Option<Limit>,
+
+    /// What a slot's workspace and /tmp take up on the disk; `none` is no limit [default: 8G]
+    #[arg(long, value_name = "SIZE", value_parser = limited_size)]
+    pub(crate) limit_workspace: Option<Limit>,
+
+    /// Let commands make any system call: no seccomp filter
+    #[arg(long)]
+    pub(crate) no_seccomp: bool,
+}
+
+/// A limit, or that there is none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Limit(pub(crate) Option<u64>);
 
 /// The flags of `serve`.
 #[derive(Debug, Clone, Args)]
@@ -128,6 +167,9 @@ pub(crate) struct ServeArgs {
     /// Refuse to run commands where they cannot be isolated (no bubblewrap)
     #[arg(long)]
     pub(crate) require_sandbox: bool,
+
+    #[command(flatten)]
+    pub(crate) limits: LimitArgs,
 }
 
 /// Sandbox servers in place of this machine's sandbox.
@@ -214,6 +256,9 @@ pub(crate) struct ReplayArgs {
     #[arg(long)]
     pub(crate) require_sandbox: bool,
 
+    #[command(flatten)]
+    pub(crate) limits: LimitArgs,
+
     /// Copy each trajectory's workspace to DIR/<trajectory id> when it ends
     ///
     /// Characters of the id that are not letters, digits, `.`, `_` or `-` are written as %XX.
@@ -263,6 +308,26 @@ fn at_least_one(text: &str) -> Result<usize, String> {
         Ok(number) => Ok(number),
         Err(_) => Err("not a whole number of at least 1".to_owned()),
     }
+}
+
+/// A whole number with K, M, G or T for powers of 1024, or `none`.
+fn limited_size(text: &str) -> Result<Limit, String> {
+    let wrong = || "not a size as 65536, 512M or 4G, or none".to_owned();
+    let text = text.trim();
+    if text.eq_ignore_ascii_case("none") {
+        return Ok(Limit(None));
+    }
+    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let shift = match text[digits.len()..].to_ascii_uppercase().as_str() {
+        "" => 0,
+        "K" | "KB" | "KIB" => 10,
+        "M" | "MB" | "MIB" => 20,
+        "G" | "GB" | "GIB" => 30,
+        "T" | "TB" | "TIB" => 40,
+        _ => return Err(wrong()),
+    };
+    let number: u64 = digits.parse().map_err(|_| wrong())?;
+    number.checked_mul(1 << shift).map(|size| Limit(Some(size))).ok_or_else(wrong)
 }
 
 /// A number of seconds up to a year.
@@ -337,6 +402,27 @@ mod tests {
         assert_eq!(replay(&["--slots", "3"]).unwrap().concurrency(), 3);
         let args = replay(&["--slots", "3", "--concurrency", "500"]).unwrap();
         assert_eq!((args.slots(), args.concurrency()), (3, 500));
+    }
+
+    #[test]
+    fn sizes_are_read_with_their_units() {
+        for (text, size) in [
+            ("0", 0),
+            ("65536", 65_536),
+            ("512M", 512 << 20),
+            ("4g", 4 << 30),
+            ("1KiB", 1024),
+            ("2T", 2 << 40),
+        ] {
+            assert_eq!(limited_size(text), Ok(Limit(Some(size))), "{text}");
+        }
+        assert_eq!(limited_size("none"), Ok(Limit(None)));
+        for wrong in ["", "M", "1.5G", "-1", "5 apples", "99999999T", "1MM", "é"] {
+            assert!(limited_size(wrong).is_err(), "{wrong}");
+        }
+        let args = replay(&["--limit-memory", "1G", "--limit-workspace", "none"]).unwrap();
+        assert_eq!(args.limits.limit_memory, Some(Limit(Some(1 << 30))));
+        assert_eq!(args.limits.limit_workspace, Some(Limit(None)));
     }
 
     #[test]

@@ -11,9 +11,9 @@ use tool_executor::backend::local::{LocalBackend, LocalConfig};
 use tool_executor::server::{ExecutorServer, SandboxServer, ServeError, ServerConfig};
 use tool_executor::{Policy, ToolExecutor};
 
-use crate::args::{ListenArgs, SandboxArgs, ServeArgs};
+use crate::args::{LimitArgs, ListenArgs, SandboxArgs, ServeArgs};
 use crate::exit_code::ExitCode;
-use crate::setup::{chain, fleet, tool_server};
+use crate::setup::{chain, fleet, limit, tool_server};
 use crate::signals::Signals;
 
 /// Variables of the reference that mean nothing here: there is no Nomad.
@@ -37,7 +37,7 @@ pub(crate) fn sandbox(args: &SandboxArgs) -> ExitCode {
     if let Err(problem) = may_listen(&args.listen, args.token.as_deref()) {
         return usage(&problem);
     }
-    let backend = match local(args.slots, args.data_dir.clone()) {
+    let backend = match local(args.slots, args.data_dir.clone(), &args.limits) {
         Ok(backend) => backend,
         Err(problem) => return fail(&problem),
     };
@@ -100,7 +100,7 @@ pub(crate) fn serve(args: &ServeArgs) -> ExitCode {
     let what;
     builder = if is_local {
         what = format!("{} slots", args.slots);
-        match local(args.slots, None) {
+        match local(args.slots, None, &args.limits) {
             Ok(backend) => builder.backend(backend),
             Err(problem) => return fail(&problem),
         }
@@ -152,8 +152,13 @@ fn close(told: &Receiver<()>, close: impl FnOnce() + Send, hurry: impl FnOnce())
     });
 }
 
-fn local(slots: usize, data_dir: Option<std::path::PathBuf>) -> Result<LocalBackend, String> {
+fn local(
+    slots: usize,
+    data_dir: Option<std::path::PathBuf>,
+    limits: &LimitArgs,
+) -> Result<LocalBackend, String> {
     let mut config = LocalConfig::with_slots(slots);
+    limit(&mut config, limits);
     config.data_dir = data_dir;
     // This process has no children but the sandbox's.
     config.adopt_orphans = true;

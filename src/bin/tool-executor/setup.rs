@@ -4,9 +4,10 @@ use std::error::Error;
 use std::fmt::Write as _;
 
 use tool_executor::backend::fleet::{FleetBackend, FleetConfig};
+use tool_executor::backend::local::LocalConfig;
 use tool_executor::toolserver::ToolServerConfig;
 
-use crate::args::{FleetArgs, ToolServerArgs};
+use crate::args::{FleetArgs, Limit, LimitArgs, ToolServerArgs};
 
 /// The fleet that the flags name.
 ///
@@ -16,6 +17,24 @@ pub(crate) fn fleet(args: &FleetArgs) -> Result<FleetBackend, String> {
     let mut config = FleetConfig::new(&args.urls);
     config.token.clone_from(&args.fleet_token);
     FleetBackend::new(config).map_err(|error| chain(&error))
+}
+
+/// Puts the limits of the flags in place of the defaults.
+pub(crate) fn limit(config: &mut LocalConfig, args: &LimitArgs) {
+    let limits = &mut config.limits;
+    for (given, limit) in [
+        (args.limit_memory, &mut limits.memory_bytes),
+        (args.limit_processes, &mut limits.processes),
+        (args.limit_open_files, &mut limits.open_files),
+        (args.limit_file_size, &mut limits.file_bytes),
+        (args.limit_workspace, &mut limits.workspace_bytes),
+    ] {
+        if let Some(Limit(given)) = given {
+            *limit = given;
+        }
+    }
+    limits.cpu = args.limit_cpu.or(limits.cpu);
+    config.seccomp = !args.no_seccomp;
 }
 
 /// The ToolServer that the flags name, if they do.

@@ -1,7 +1,253 @@
 //! What a slot may use of the machine, and which system calls it may make.
 //!
 //! - `seccomp` is the filter of system calls.
+//! - `rlimits` are the limits of processes, which every system has: processes, open files, the size
+//!   of a file.
+//! - `cgroup` limits memory, processes and cpu where this process may make cgroups.
+//! - `watch` are two threads that keep memory (without cgroups) and the workspace within their
+//!   limits; `sample` and `disk` count for them.
+//!
+//! [`Limits`] is made once, when the engine starts, and found out there what holds. Each sandbox is
+//! [confined](Limits::confine) by its first process, before anything of a command runs in it: whether
+//! that is a sandbox for one command or one that is kept.
 
+mod cgroup;
+mod disk;
+mod rlimits;
+mod sample;
 mod seccomp;
+mod watch;
 
-pub(crate) use seccomp::Filter;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use self::cgroup::{Cgroups, Engine, Group};
+use self::rlimits::{Machine, Plan, Setter};
+pub(crate) use self::seccomp::Filter;
+pub(crate) use self::watch::Alarm;
+use self::watch::{Ticket, Watched, Watcher};
+use super::user::CommandUser;
+use super::workspace::Workspace;
+use crate::limits::{HeldBy, LimitsHeld, SlotLimits};
+use rustix::process::{Pid, Resource, Rlimit, getrlimit};
+
+/// A limit for which a command is killed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Exceeded {
+    /// That of memory.
+    Memory,
+    /// That of the workspace.
+    Workspace,
+}
+
+/// The limits of an engine's slots, and what keeps them.
+pub(crate) struct Limits {
+    plan: Plan,
+    setter: Setter,
+    user: Option<CommandUser>,
+    cgroups: Option<Cgroups>,
+    watcher: Option<Watcher>,
+    held: LimitsHeld,
+    /// The limits of processes were refused.
+    refused: AtomicBool,
+}
+
+impl Limits {
+    /// No limits.
+    pub(crate) fn none() -> Self {
+        Self {
+            plan: Plan::new(),
+            setter: Setter::default(),
+            user: None,
+            cgroups: None,
+            watcher: None,
+            held: LimitsHeld::NOTHING,
+            refused: AtomicBool::new(false),
+        }
+    }
+
+    /// Finds out what keeps these limits for sandboxes of `user`, or of this process if there is none,
+    /// and starts the watch if it is needed. Blocks on a few file system calls.
+    ///
+    /// `open_files` is the soft limit of open files that this process had before it raised it.
+    ///
+    /// # Errors
+    /// The system gives no thread.
+    pub(crate) fn detect(
+        limits: &SlotLimits,
+        user: Option<CommandUser>,
+        open_files: Option<u64>,
+    ) -> io::Result<Self> {
+        let wants_cgroups =
+            limits.memory_bytes.is_some() || limits.cpu.is_some() || limits.processes.is_some();
+        let cgroups = if wants_cgroups { cgroups(limits) } else { None };
+        let of_root = user.is_none() && rustix::process::getuid().is_root();
+        let uname = rustix::system::uname();
+        let release = uname.release().to_string_lossy();
+        let counts_processes = rlimits::counts_by_namespace(&release) && !of_root;
+        let machine = Machine { counts_processes, open_files };
+        let watched = Watched {
+            memory: limits.memory_bytes.filter(|_| cgroups.is_none() && sample::is_possible()),
+            workspace: limits.workspace_bytes,
+        };
+        let by = |limit: bool, what| if limit { what } else { HeldBy::None };
+        let held = LimitsHeld {
+            processes: match limits.processes {
+                Some(_) if cgroups.is_some() => HeldBy::Cgroup,
+                limit => by(limit.is_some() && counts_processes, HeldBy::Rlimit),
+            },
+            memory: match limits.memory_bytes {
+                Some(_) if cgroups.is_some() => HeldBy::Cgroup,
+                _ => by(watched.memory.is_some(), HeldBy::Watch),
+            },
+            cpu: by(
+                limits.cpu.is_some() && cgroups.as_ref().is_some_and(|groups| groups.cpu),
+                HeldBy::Cgroup,
+            ),
+            open_files: by(limits.open_files.is_some(), HeldBy::Rlimit),
+            file_bytes: by(limits.file_bytes.is_some(), HeldBy::Rlimit),
+            workspace: by(watched.workspace.is_some(), HeldBy::Watch),
+            seccomp: false,
+        };
+        let watches = watched.memory.is_some() || watched.workspace.is_some();
+        Ok(Self {
+            plan: rlimits::plan(limits, &machine, getrlimit),
+            setter: Setter::default(),
+            user,
+            cgroups,
+            watcher: if watches { Some(Watcher::start(watched)?) } else { None },
+            held,
+            refused: AtomicBool::new(false),
+        })
+    }
+
+    /// Which limits hold, and by what; the filter of system calls is not known here.
+    pub(crate) fn held(&self) -> LimitsHeld {
+        let mut held = self.held;
+        if self.refused.load(Ordering::Relaxed) {
+            for by in [&mut held.processes, &mut held.open_files, &mut held.file_bytes] {
+                if *by == HeldBy::Rlimit {
+                    *by = HeldBy::None;
+                }
+            }
+        }
+        held
+    }
+
+    /// Puts a sandbox under the limits, by its first process `init`, which must not have started a
+    /// command yet, and be held so that its number is its own. Does not block on anything but a few
+    /// calls.
+    ///
+    /// # Errors
+    /// The sandbox could not be put into its cgroup: no command may run in it.
+    pub(crate) fn confine(&self, init: Pid, workspace: &Arc<Workspace>) -> io::Result<Confined> {
+        let pid = init.as_raw_nonzero().get();
+        let group = self.cgroups.as_ref().map(Cgroups::make).transpose()?;
+        if let Some(group) = &group {
+            group.enter(pid)?;
+        }
+        let set = self.setter.set(init, &self.plan, self.user);
+        let full = self.is_full(workspace);
+        let set = set.and_then(|()| match full {
+            true => self.setter.set(init, &[(Resource::Fsize, NO_WRITING)], self.user),
+            false => Ok(()),
+        });
+        if let Err(error) = set
+            && !self.refused.swap(true, Ordering::Relaxed)
+        {
+            log::warn!("the limits of processes cannot be set for sandboxes: {error}");
+        }
+        // Where the machine runs out of memory, sandboxes are what it should end. Refused where it is
+        // somebody else's decision.
+        let _ = std::fs::write(format!("/proc/{pid}/oom_score_adj"), "1000");
+        let ticket = self.watcher.as_ref().map(|watch| watch.add(pid, workspace.clone()));
+        Ok(Confined { group, ticket, full })
+    }
+
+    /// Whether a slot was above its limit of bytes when they were last counted.
+    pub(crate) fn is_full(&self, workspace: &Workspace) -> bool {
+        self.watcher.as_ref().is_some_and(|watch| watch.is_full(workspace.path()))
+    }
+
+    /// Ends the watch, for when no command runs any more. Blocks for a look at most.
+    pub(crate) fn close(&self) {
+        if let Some(watcher) = &self.watcher {
+            watcher.close();
+        }
+    }
+
+    /// A soft limit of open files that is not above what sandboxes get.
+    pub(crate) fn lower_open_files(&self, soft: Option<u64>) -> Option<u64> {
+        let files = self.plan.iter().find(|(resource, _)| *resource == Resource::Nofile);
+        soft.map(|soft| files.and_then(|(_, limit)| limit.current).map_or(soft, |l| l.min(soft)))
+    }
+
+    /// To be called when a workspace was emptied: a slot that was full is not any more.
+    pub(crate) fn emptied(&self, workspace: &Path) {
+        if let Some(watcher) = &self.watcher {
+            watcher.emptied(workspace);
+        }
+    }
+}
+
+/// Files can be removed, and made, but nothing written to them.
+const NO_WRITING: Rlimit = Rlimit { current: Some(0), maximum: Some(0) };
+
+fn cgroups(limits: &SlotLimits) -> Option<Cgroups> {
+    let own = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    Cgroups::start(Path::new(cgroup::MOUNT), &own, Engine::this(), limits)
+        .inspect_err(|why| log::debug!("limits hold without cgroups: {why}"))
+        .ok()
+}
+
+/// A sandbox under limits. Dropped when its last process is gone.
+pub(crate) struct Confined {
+    group: Option<Group>,
+    ticket: Option<Ticket>,
+    full: bool,
+}
+
+impl Confined {
+    /// A command runs in it from now on; `alarm` is called when that must be killed. An empty sandbox
+    /// is not looked at.
+    pub(crate) fn occupied(&self, alarm: Alarm) {
+        if let Some(ticket) = &self.ticket {
+            ticket.occupied(alarm);
+        }
+    }
+
+    /// No command runs in it any more.
+    pub(crate) fn vacated(&self) {
+        if let Some(ticket) = &self.ticket {
+            ticket.vacated();
+        }
+    }
+
+    /// Whether its slot was full when it was confined: nothing can be written in it, as long as it
+    /// lives.
+    pub(crate) fn was_full(&self) -> bool {
+        self.full
+    }
+
+    /// Whether the kernel has ended it for want of memory.
+    pub(crate) fn ran_out_of_memory(&self) -> bool {
+        self.group.as_ref().is_some_and(Group::ran_out_of_memory)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_refused_does_not_hold() {
+        let limits = Limits::detect(&SlotLimits::none(), None, None).unwrap();
+        assert_eq!(limits.held(), LimitsHeld::NOTHING);
+        let limits = Limits::detect(&SlotLimits::default(), None, None).unwrap();
+        assert_eq!(limits.held().open_files, HeldBy::Rlimit);
+        limits.refused.store(true, Ordering::Relaxed);
+        assert_eq!(limits.held().open_files, HeldBy::None);
+    }
+}

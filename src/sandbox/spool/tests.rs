@@ -16,6 +16,7 @@ use super::*;
 use crate::artifact::ReadArtifact;
 use crate::sandbox::artifacts;
 use crate::sandbox::isolation::Isolation;
+use crate::sandbox::limits::Limits;
 use crate::sandbox::output::Captured;
 use crate::sandbox::stream::{READ_BUFFER, Stream};
 use crate::sandbox::supervisor::{CommandSpec, End, Finished, Supervisor};
@@ -81,14 +82,14 @@ impl Fixture {
 
 fn bare() -> Supervisor {
     let isolation = Isolation::None { reason: "a test".to_owned() };
-    Supervisor::start(isolation, CommandUser::detect()).unwrap()
+    Supervisor::start(isolation, CommandUser::detect(), Arc::new(Limits::none())).unwrap()
 }
 
 fn sandboxed(fixture: &Fixture) -> Supervisor {
     let user = CommandUser::detect();
     let isolation = Isolation::probe(user, fixture.workspace());
     assert!(isolation.is_sandboxed(), "install bubblewrap: {isolation:?}");
-    Supervisor::start(isolation, user).unwrap()
+    Supervisor::start(isolation, user, Arc::new(Limits::none())).unwrap()
 }
 
 fn run(supervisor: &Supervisor, spec: CommandSpec) -> Finished {

@@ -6,6 +6,7 @@
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::event::epoll;
@@ -15,6 +16,7 @@ use super::super::entered::Entered;
 use super::super::host::Host;
 use super::super::init::Said;
 use super::super::isolation::Isolation;
+use super::super::limits::Alarm;
 use super::super::room::{News, Room};
 use super::super::rooms::{OnGone, Rooms};
 use super::super::running::{Reason, Running};
@@ -40,11 +42,13 @@ pub(super) struct Turn {
     buffer: Vec<u8>,
     epoll: OwnedFd,
     host: Host,
+    /// For those who have something to say of a command.
+    shared: Arc<Shared>,
 }
 
 impl Turn {
     /// Nothing runs yet. `epoll` watches the queue's wake-up already.
-    pub(super) fn new(epoll: OwnedFd, host: Host) -> Self {
+    pub(super) fn new(epoll: OwnedFd, host: Host, shared: Arc<Shared>) -> Self {
         Self {
             running: HashMap::new(),
             rooms: Rooms::default(),
@@ -54,6 +58,7 @@ impl Turn {
             buffer: vec![0; READ_BUFFER],
             epoll,
             host,
+            shared,
         }
     }
 
@@ -110,7 +115,7 @@ impl Turn {
                 match request {
                     Request::Run(_, _, answer) => answer.without_running(closed()),
                     Request::Leave(slot, on_gone) => self.leave(slot, on_gone),
-                    Request::Cancel(_) => {}
+                    Request::Cancel(_) | Request::Exceeded(..) => {}
                 }
             }
             let ids: Vec<u64> = self.running.keys().copied().collect();
@@ -133,6 +138,11 @@ impl Turn {
                 }
                 Some(Request::Cancel(id)) => self.cancel(id),
                 Some(Request::Leave(slot, on_gone)) => self.leave(slot, on_gone),
+                Some(Request::Exceeded(id, exceeded)) => {
+                    self.change(id, |command, _, _, now| {
+                        command.kill(Reason::Exceeded(exceeded), now);
+                    });
+                }
                 None => break,
             }
         }
@@ -153,10 +163,19 @@ impl Turn {
             return self.start_in_room(id, spec, answer);
         }
         let watch = Watch { epoll: &self.epoll, id };
-        match Running::start(spec, &self.host, &watch) {
+        match Running::start(spec, &self.host, &watch, self.alarm(id)) {
             Ok(running) => self.insert(id, Command::Alone(running), answer),
             Err(error) => answer.without_running(End::SetupFailed(error.to_string())),
         }
+    }
+
+    /// What the watch calls when a command exceeds a limit.
+    fn alarm(&self, id: u64) -> Alarm {
+        let shared = self.shared.clone();
+        Arc::new(move |exceeded| {
+            // Refused after the close, which kills everything.
+            let _ = shared.send(Request::Exceeded(id, exceeded));
+        })
     }
 
     fn insert(&mut self, id: u64, command: Command, answer: Answer) {
@@ -168,7 +187,7 @@ impl Turn {
     fn start_in_room(&mut self, id: u64, spec: &CommandSpec, answer: Answer) {
         let watch = Watch { epoll: &self.epoll, id };
         // First what may be wrong with the command, so that no sandbox is made for nothing.
-        let entered = Entered::new(spec, &self.host, &watch)
+        let entered = Entered::new(spec, &self.host, &watch, self.alarm(id))
             .and_then(|entered| Ok((self.room_for(spec)?, entered)));
         let (number, mut entered) = match entered {
             Ok(entered) => entered,
@@ -192,7 +211,9 @@ impl Turn {
             if tenancy.occupant.is_some() {
                 return Err(io::Error::other("another command runs in this slot"));
             }
-            if tenancy.room.takes(spec.network) {
+            // Whether files may be written to is decided when a sandbox is made.
+            let is_full = self.host.limits.is_full(&spec.workspace);
+            if tenancy.room.takes(spec.network, is_full) {
                 return Ok(number);
             }
             self.end_room(number);
@@ -295,11 +316,15 @@ impl Turn {
             self.rooms.haunt(tenancy.slot);
         }
         let failure = tenancy.room.failure();
+        let out_of_memory = tenancy.room.ran_out_of_memory();
         let watch = Watch { epoll: &self.epoll, id: number };
         self.leftovers.extend(tenancy.room.finish(&watch));
         if let Some(id) = tenancy.occupant {
             self.change(id, |command, _, _, _| {
                 if let Command::Entered(entered) = command {
+                    if out_of_memory {
+                        entered.ran_out_of_memory(now);
+                    }
                     entered.on_room_gone(all_dead, &failure, now);
                 }
             });
@@ -356,6 +381,7 @@ impl Turn {
                 && tenancy.occupant == Some(id)
             {
                 tenancy.occupant = None;
+                tenancy.room.left();
             }
             if wants_room_ended {
                 self.end_room(number);

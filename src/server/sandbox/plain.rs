@@ -149,6 +149,8 @@ impl Service {
             isolated: self.slots.isolates(),
             features: &[crate::wire::native::FEATURE],
             instance: &self.instance,
+            limits: self.slots.limits(),
+            warm_slots: self.slots.warm_slots(),
         };
         ok(&health.answer())
     }

@@ -22,6 +22,7 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::backend::{Answer, Backend, Execution, ExecutionId, Reply, ResetReply, SlotRef};
 use crate::error::BackendError;
+use crate::limits::LimitsHeld;
 use crate::server::turnstile::{Inside, Turnstile};
 use crate::tool::{JsonObject, Outcome, ToolResult};
 use crate::workers::{Workers, guarded};
@@ -204,6 +205,16 @@ impl Slots {
     /// Whether commands run isolated from the machine.
     pub(crate) fn isolates(&self) -> bool {
         self.backend.isolates()
+    }
+
+    /// Whether slots keep their sandboxes, where that is known.
+    pub(crate) fn warm_slots(&self) -> Option<bool> {
+        self.backend.warm_slots()
+    }
+
+    /// Which limits hold for commands, where that is known.
+    pub(crate) fn limits(&self) -> Option<LimitsHeld> {
+        self.backend.limits()
     }
 
     /// A slot's name.

@@ -16,6 +16,7 @@ pub(crate) use self::artifacts::{ArchiveRequest, ListRequest, ReadRequest, Refus
 pub(crate) use self::python::shown;
 
 use self::python::{no_attribute, type_name};
+use crate::limits::LimitsHeld;
 use crate::tool::python_json::{self, NonAscii};
 use crate::tool::{JsonObject, Outcome, ToolResult};
 
@@ -244,12 +245,16 @@ pub(crate) struct Health<'a> {
     pub(crate) features: &'a [&'a str],
     /// Names this run of the server.
     pub(crate) instance: &'a str,
+    /// Which limits hold for commands, where that is known.
+    pub(crate) limits: Option<LimitsHeld>,
+    /// Whether slots keep their sandboxes from call to call, where that is known.
+    pub(crate) warm_slots: Option<bool>,
 }
 
 impl Health<'_> {
     /// The answer to `/health`. Where things are on the server is nobody's business.
     pub(crate) fn answer(&self) -> Value {
-        json!({
+        let mut answer = json!({
             "status": "ok",
             "slots": self.slots,
             "available": self.slots - self.executing,
@@ -260,7 +265,14 @@ impl Health<'_> {
             "server": concat!("tool-executor/", env!("CARGO_PKG_VERSION")),
             "features": self.features,
             "instance": self.instance,
-        })
+        });
+        if let Some(limits) = self.limits {
+            answer["limits"] = json!(limits);
+        }
+        if let Some(warm) = self.warm_slots {
+            answer["warm_slots"] = json!(warm);
+        }
+        answer
     }
 }
 

@@ -14,7 +14,7 @@ use tool_executor::{
 };
 
 use crate::args::ReplayArgs;
-use crate::setup::{chain, fleet, tool_server};
+use crate::setup::{chain, fleet, limit, tool_server};
 
 /// How long a call may wait for its slot, and in the executor's queue. With more trajectories than
 /// slots a long wait is what was asked for, so only a run that got stuck should ever meet it.
@@ -52,6 +52,7 @@ impl Driver {
         }
         let embedded = if args.fleet.urls.is_empty() {
             let mut config = LocalConfig::with_slots(args.slots());
+            limit(&mut config, &args.limits);
             // This process has no children but the sandbox's.
             config.adopt_orphans = true;
             let backend = LocalBackend::start(config).map_err(|error| chain(&error))?;

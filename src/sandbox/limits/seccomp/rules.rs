@@ -4,6 +4,7 @@
 //! denied call fails with
 //! - `ENOSYS` where programs are prepared for a kernel that does not have it, and do without,
 //! - `EAFNOSUPPORT` where it asks for an address family that is not offered,
+//! - `EINVAL` where it asks for more System V memory or semaphores than there may be at once,
 //! - `EPERM` otherwise.
 //!
 //! # Other ways to make a system call
@@ -24,18 +25,24 @@
 use std::collections::BTreeMap;
 
 use libc::c_long;
-use seccompiler::SeccompCmpOp::{Eq, MaskedEq, Ne};
+use seccompiler::SeccompCmpOp::{Eq, Gt, MaskedEq, Ne};
 use seccompiler::{
     BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition,
     SeccompFilter, SeccompRule, TargetArch, sock_filter,
 };
 
+/// The largest System V memory segment. Databases have one of some bytes, for its side effects.
+const LARGEST_SEGMENT: u64 = 1 << 20;
+/// The most semaphores in one System V set.
+const MOST_SEMAPHORES: u64 = 256;
 /// The number of the sandbox's first process inside.
 const FIRST_PROCESS: u64 = 1;
 
 // The architectures' own, where the C library's bindings lack them.
 const SYS_OPEN_TREE_ATTR: c_long = 467;
 const SYS_QUOTACTL_FD: c_long = 443;
+const PTRACE_ATTACH: u64 = 16;
+const PTRACE_SEIZE: u64 = 0x4206;
 const TIOCSTI: u64 = 0x5412;
 const TIOCLINUX: u64 = 0x541c;
 const TIOCSETD: u64 = 0x5423;
@@ -144,9 +151,10 @@ fn forbidden_arguments() -> Vec<(c_long, Vec<Argument>)> {
     }
     add(libc::SYS_unshare, &[(0, MaskedEq(CLONE_NEWTIME), CLONE_NEWTIME)]);
 
-    // A debugger traces what it has started itself.
-    add(libc::SYS_ptrace, &[(0, Eq, u64::from(libc::PTRACE_ATTACH))]);
-    add(libc::SYS_ptrace, &[(0, Eq, u64::from(libc::PTRACE_SEIZE))]);
+    // Not of all: LeakSanitizer attaches to its own program, and a debugger to one that hangs.
+    for request in [PTRACE_ATTACH, PTRACE_SEIZE] {
+        add(libc::SYS_ptrace, &[(0, Eq, request), (1, Eq, FIRST_PROCESS)]);
+    }
 
     // Typing into a terminal as if its user had, and drivers that nothing needs.
     add(libc::SYS_ioctl, &[(1, Eq, TIOCSTI)]);
@@ -191,6 +199,19 @@ fn other_families() -> Vec<(c_long, Vec<Argument>)> {
     ]
 }
 
+/// What is too large (`SHMMAX`, `SEMMSL`): such memory belongs to no process, so that nothing but a cgroup
+/// could count it. The kernel allows 4,096 segments and 32,000 sets in a sandbox.
+fn too_large() -> Result<Rules, BackendError> {
+    let larger_than = |limit| {
+        let condition = SeccompCondition::new(1, SeccompCmpArgLen::Qword, Gt, limit)?;
+        Ok(vec![SeccompRule::new(vec![condition])?])
+    };
+    Ok(Rules::from([
+        (libc::SYS_shmget, larger_than(LARGEST_SEGMENT)?),
+        (libc::SYS_semget, larger_than(MOST_SEMAPHORES)?),
+    ]))
+}
+
 /// The finished program.
 ///
 /// # Errors
@@ -203,6 +224,7 @@ pub(super) fn program() -> Result<BpfProgram, BackendError> {
         part(libc::EPERM, chains(forbidden_arguments())?)?,
         part(libc::EPERM, limits_of_first_process()?)?,
         part(libc::EAFNOSUPPORT, chains(other_families())?)?,
+        part(libc::EINVAL, too_large()?)?,
     ];
     #[cfg(target_arch = "x86_64")]
     parts.insert(0, no_x32());
@@ -387,11 +409,25 @@ mod tests {
     }
 
     #[test]
-    fn only_the_own_children_are_traced() {
+    fn the_first_process_is_not_traced() {
         let traceme = 0;
         assert_eq!(answer(libc::SYS_ptrace, &[traceme]), ALLOW);
         for request in [16, 0x4206, 16 | (1 << 32)] {
-            assert_eq!(answer(libc::SYS_ptrace, &[request, 1]), errno(libc::EPERM), "{request}");
+            assert_eq!(answer(libc::SYS_ptrace, &[request, 7]), ALLOW, "{request}");
+            for first in [1, 1 | (1 << 32)] {
+                let answer = answer(libc::SYS_ptrace, &[request, first]);
+                assert_eq!(answer, errno(libc::EPERM), "{request}");
+            }
+        }
+    }
+
+    #[test]
+    fn memory_that_nobody_has_is_small() {
+        let too_large = errno(libc::EINVAL);
+        for (call, most) in [(libc::SYS_shmget, LARGEST_SEGMENT), (libc::SYS_semget, 256)] {
+            assert_eq!(answer(call, &[0, most]), ALLOW);
+            assert_eq!(answer(call, &[0, most + 1]), too_large);
+            assert_eq!(answer(call, &[0, 1 << 32]), too_large);
         }
     }
 

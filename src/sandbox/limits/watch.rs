@@ -1,0 +1,492 @@
+//! Keeps slots within their memory and their workspaces' size where the kernel does not do it.
+//!
+//! Two threads, `tool-watch-mem` and `tool-watch-disk`, look at the sandboxes in which a command has
+//! run for 100 ms, ten times a second (more often where one is past half of its memory), and tell
+//! whoever runs the command that it must be killed. Shorter commands cost an entry in a table. A thread
+//! that has much to look at pauses the longer, up to a second. One slot can hold a look up, for a
+//! second with its memory and for five with its disk; that is why there are two.
+//!
+//! # What is counted
+//! - *Memory*: that of all processes of the sandbox, shared memory and page tables included, and memory
+//!   files (`memfd`) that they hold open. Pages which several share count once; to see that is slow,
+//!   and is done only where the sum without it is above the limit.
+//! - *Workspace*: what the slot's two directories take up, and removed files that are still open. They
+//!   are counted when the file system has lost half of what the slot has left, and every two seconds
+//!   otherwise; also once after a command, since many short ones can fill a disk, too.
+//!
+//! # What is not
+//! Memory that no process has: System V segments that nobody is attached to (the filter of system calls
+//! keeps them small), the buffers of sockets and pipes. For those there are cgroups.
+
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+
+use super::Exceeded;
+use super::disk::{self, Size};
+use super::sample::{self, Nameless};
+use crate::sandbox::workspace::Workspace;
+
+/// How long a command runs before it is looked at, and the time between two looks.
+const INTERVAL: Duration = Duration::from_millis(100);
+/// The time between two looks where a sandbox is past half of its memory.
+const SHORT_INTERVAL: Duration = Duration::from_millis(25);
+/// Of its time the thread spends one part in so many looking.
+const COST_SHARE: u32 = 10;
+/// No pause is longer than this, so that nobody is out of sight for long.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// Counting one sandbox's memory exactly may take so long.
+const EXACT_LIMIT: Duration = Duration::from_secs(1);
+/// Memory is counted exactly again after this at the latest.
+const EXACT_INTERVAL: Duration = Duration::from_secs(5);
+/// Open files are looked through no more often than this.
+const FILES_INTERVAL: Duration = Duration::from_millis(500);
+/// A workspace is counted so often where nothing else makes it necessary.
+const DISK_INTERVAL: Duration = Duration::from_secs(2);
+/// How long after a command its workspace is counted.
+const AFTERWARDS: Duration = Duration::from_secs(1);
+
+/// Called on a thread of the watch when a limit is exceeded, again and again until that ends. Must only
+/// hand it on.
+pub(crate) type Alarm = Arc<dyn Fn(Exceeded) + Send + Sync>;
+
+/// The limits that are watched.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Watched {
+    pub(super) memory: Option<u64>,
+    pub(super) workspace: Option<u64>,
+}
+
+/// The handle of the threads. Dropping it is [`close`](Self::close).
+pub(super) struct Watcher {
+    shared: Arc<Shared>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    entries: HashMap<u64, Entry>,
+    next: u64,
+    /// Workspaces in which a command has ended since they were counted, and when the first did.
+    dirty: HashMap<PathBuf, (Arc<Workspace>, Instant)>,
+    /// Workspaces above their limit.
+    full: HashSet<PathBuf>,
+    /// Workspaces that were emptied: what is known of them is void.
+    emptied: HashSet<PathBuf>,
+    /// A thread waits for an entry.
+    asleep: bool,
+    closing: bool,
+}
+
+#[derive(Clone)]
+struct Entry {
+    init: i32,
+    workspace: Arc<Workspace>,
+    /// Since when a command runs in it, and who is told when it must be killed.
+    busy: Option<(Instant, Alarm)>,
+}
+
+/// A sandbox that is being watched, until this is dropped.
+pub(super) struct Ticket {
+    shared: Arc<Shared>,
+    id: u64,
+}
+
+impl Watcher {
+    /// Starts the threads that are needed.
+    ///
+    /// # Errors
+    /// The system gives no thread.
+    pub(super) fn start(limits: Watched) -> io::Result<Self> {
+        // Dropped half-way it ends what was started.
+        let watcher = Self { shared: Arc::default(), threads: Mutex::default() };
+        let roles = [
+            limits.memory.map(|limit| ("tool-watch-mem", Role::Memory(limit))),
+            limits.workspace.map(|limit| ("tool-watch-disk", Role::Disk(limit))),
+        ];
+        for (name, role) in roles.into_iter().flatten() {
+            let mut thread = Thread { role, known: HashMap::new(), disks: HashMap::new() };
+            let shared = watcher.shared.clone();
+            let started = std::thread::Builder::new()
+                .name(name.to_owned())
+                .spawn(move || thread.run(&shared))?;
+            watcher.threads.lock().push(started);
+        }
+        Ok(watcher)
+    }
+
+    /// Watches the sandbox with this first process, in which no command runs yet.
+    pub(super) fn add(&self, init: i32, workspace: Arc<Workspace>) -> Ticket {
+        let mut state = self.shared.state.lock();
+        let id = state.next;
+        state.next += 1;
+        state.entries.insert(id, Entry { init, workspace, busy: None });
+        Ticket { shared: self.shared.clone(), id }
+    }
+
+    /// Whether the workspace was above its limit when it was last counted.
+    pub(super) fn is_full(&self, workspace: &Path) -> bool {
+        self.shared.state.lock().full.contains(workspace)
+    }
+
+    /// Ends the threads and waits for that, which takes no longer than one look. Calling it again does
+    /// nothing.
+    pub(super) fn close(&self) {
+        {
+            let mut state = self.shared.state.lock();
+            state.closing = true;
+            self.shared.changed.notify_all();
+        }
+        let threads = std::mem::take(&mut *self.threads.lock());
+        for thread in threads {
+            if thread.join().is_err() {
+                log::error!("a thread that watches limits has panicked");
+            }
+        }
+    }
+
+    /// Forgets what is known of a workspace that was emptied.
+    pub(super) fn emptied(&self, workspace: &Path) {
+        let mut state = self.shared.state.lock();
+        state.full.remove(workspace);
+        state.dirty.remove(workspace);
+        state.emptied.insert(workspace.to_owned());
+    }
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl Shared {
+    fn wake(&self, state: &mut State) {
+        if std::mem::take(&mut state.asleep) {
+            self.changed.notify_all();
+        }
+    }
+}
+
+impl Ticket {
+    /// A command runs in the sandbox from now on: it is looked at.
+    pub(super) fn occupied(&self, alarm: Alarm) {
+        let mut state = self.shared.state.lock();
+        let Some(entry) = state.entries.get_mut(&self.id) else { return };
+        entry.busy = Some((Instant::now(), alarm));
+        self.shared.wake(&mut state);
+    }
+
+    /// No command runs in it any more.
+    pub(super) fn vacated(&self) {
+        let mut state = self.shared.state.lock();
+        let Some(entry) = state.entries.get_mut(&self.id) else { return };
+        if entry.busy.take().is_some() {
+            let workspace = entry.workspace.clone();
+            state.mark_dirty(workspace);
+            self.shared.wake(&mut state);
+        }
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        let mut state = self.shared.state.lock();
+        if let Some(entry) = state.entries.remove(&self.id)
+            && entry.busy.is_some()
+        {
+            state.mark_dirty(entry.workspace);
+            self.shared.wake(&mut state);
+        }
+    }
+}
+
+impl State {
+    fn mark_dirty(&mut self, workspace: Arc<Workspace>) {
+        let path = workspace.path();
+        if !self.dirty.contains_key(path) {
+            self.dirty.insert(path.to_owned(), (workspace, Instant::now()));
+        }
+    }
+}
+
+/// What a thread looks at, and its limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Role {
+    Memory(u64),
+    Disk(u64),
+}
+
+/// A thread's own state.
+struct Thread {
+    role: Role,
+    known: HashMap<u64, Known>,
+    disks: HashMap<PathBuf, Disk>,
+}
+
+/// What is known of a sandbox.
+struct Known {
+    nameless: Nameless,
+    /// When its open files are looked through again.
+    files_due: Instant,
+    /// When its memory may be counted exactly again.
+    exact_due: Instant,
+}
+
+/// What is known of a workspace.
+#[derive(Debug, Clone, Copy)]
+struct Disk {
+    size: u64,
+    counted: Instant,
+    cost: Duration,
+    /// What the file system had left then, and at the first time.
+    free: u64,
+    free_at_first: u64,
+}
+
+impl Thread {
+    fn run(&mut self, shared: &Shared) {
+        let mut pause = INTERVAL;
+        loop {
+            let (entries, dirty) = {
+                let mut state = shared.state.lock();
+                let until = Instant::now() + pause;
+                loop {
+                    if state.closing {
+                        return;
+                    }
+                    let idle = state.entries.values().all(|entry| entry.busy.is_none());
+                    let now = Instant::now();
+                    if idle && (state.dirty.is_empty() || !self.counts_disks()) {
+                        state.asleep = true;
+                        shared.changed.wait(&mut state);
+                    } else if now < until {
+                        shared.changed.wait_until(&mut state, until);
+                    } else {
+                        break;
+                    }
+                }
+                if self.counts_disks() {
+                    for emptied in state.emptied.drain() {
+                        self.disks.remove(&emptied);
+                    }
+                }
+                self.known.retain(|id, _| state.entries.contains_key(id));
+                self.due(&mut state)
+            };
+            let begun = Instant::now();
+            let looked = catch_unwind(AssertUnwindSafe(|| self.look(shared, &entries, dirty)));
+            pause = looked.unwrap_or_else(|_| {
+                log::error!("a look at the limits has panicked");
+                INTERVAL
+            });
+            pause = pause.max((begun.elapsed() * (COST_SHARE - 1)).min(LONGEST_PAUSE));
+        }
+    }
+
+    fn counts_disks(&self) -> bool {
+        matches!(self.role, Role::Disk(_))
+    }
+
+    /// What is to be looked at now.
+    fn due(&self, state: &mut State) -> (Vec<(u64, Entry)>, Vec<Arc<Workspace>>) {
+        let now = Instant::now();
+        let due = |since: Instant, after| now.saturating_duration_since(since) >= after;
+        let entries: Vec<_> = state
+            .entries
+            .iter()
+            .filter(|(_, entry)| {
+                entry.busy.as_ref().is_some_and(|(since, _)| due(*since, INTERVAL))
+            })
+            .map(|(id, entry)| (*id, entry.clone()))
+            .collect();
+        let mut dirty = Vec::new();
+        if !self.counts_disks() {
+            return (entries, dirty);
+        }
+        state.dirty.retain(|_, (workspace, since)| {
+            let is_due = due(*since, AFTERWARDS);
+            if is_due {
+                dirty.push(workspace.clone());
+            }
+            !is_due
+        });
+        (entries, dirty)
+    }
+
+    /// Looks at everything, and tells how long to pause.
+    fn look(
+        &mut self,
+        shared: &Shared,
+        entries: &[(u64, Entry)],
+        dirty: Vec<Arc<Workspace>>,
+    ) -> Duration {
+        let mut pause = INTERVAL;
+        for (id, entry) in entries {
+            let Some((_, alarm)) = &entry.busy else { continue };
+            let found = sample::processes(entry.init);
+            let now = Instant::now();
+            let known = self.known.entry(*id).or_insert_with(|| Known {
+                nameless: Nameless::default(),
+                files_due: now,
+                exact_due: now,
+            });
+            if now >= known.files_due {
+                let device = entry.workspace.path().metadata().map_or(0, |data| data.dev());
+                known.nameless = sample::nameless_files(&found.pids, device);
+                known.files_due = now + FILES_INTERVAL.max(now.elapsed() * 2 * COST_SHARE);
+            }
+            let nameless = known.nameless;
+            match self.role {
+                Role::Memory(limit) => {
+                    let most = found.bytes.saturating_add(nameless.memory);
+                    if most > limit / 2 {
+                        pause = SHORT_INTERVAL;
+                    }
+                    if known.is_out_of_memory(limit, most, &found.pids) {
+                        alarm(Exceeded::Memory);
+                    }
+                }
+                Role::Disk(limit) => {
+                    if self.is_disk_full(shared, limit, &entry.workspace, nameless.disk, false) {
+                        alarm(Exceeded::Workspace);
+                    }
+                }
+            }
+        }
+        if let Role::Disk(limit) = self.role {
+            for workspace in dirty {
+                self.is_disk_full(shared, limit, &workspace, 0, true);
+            }
+        }
+        pause
+    }
+
+    /// Counts the workspace if that is due, and tells whether what runs in it has to end.
+    fn is_disk_full(
+        &mut self,
+        shared: &Shared,
+        limit: u64,
+        workspace: &Workspace,
+        nameless: u64,
+        now: bool,
+    ) -> bool {
+        let path = workspace.path();
+        let Some(free) = disk::free_bytes(path) else { return false };
+        let before = self.disks.get(path).copied();
+        if !now && before.is_some_and(|before| !is_due(&before, limit, free, nameless)) {
+            return false;
+        }
+        let begun = Instant::now();
+        let size = disk::size([path, workspace.temporary()]);
+        let free_at_first = before.map_or(free, |before| before.free_at_first);
+        let size = used(size, nameless, free_at_first.saturating_sub(free));
+        let known = Disk { size, counted: begun, cost: begun.elapsed(), free, free_at_first };
+        {
+            // Unless it was emptied meanwhile.
+            let mut state = shared.state.lock();
+            if state.emptied.contains(path) {
+                return false;
+            }
+            if size > limit {
+                state.full.insert(path.to_owned());
+            } else {
+                state.full.remove(path);
+            }
+        }
+        self.disks.insert(path.to_owned(), known);
+        is_exceeded(limit, before.map(|before| before.size), size)
+    }
+}
+
+impl Known {
+    /// Whether the processes use more than the limit, where they may seem to use the `most`.
+    fn is_out_of_memory(&mut self, limit: u64, most: u64, pids: &[i32]) -> bool {
+        let begun = Instant::now();
+        if most <= limit || begun < self.exact_due {
+            return false;
+        }
+        let exact = sample::exact(pids, begun + EXACT_LIMIT);
+        self.exact_due = begun + (begun.elapsed() * (COST_SHARE + 1)).min(EXACT_INTERVAL);
+        // Of shared memory and memory files some are both.
+        exact.map_or(most, |exact| exact.own + exact.shared.max(self.nameless.memory)) > limit
+    }
+}
+
+/// Whether a workspace should be counted again.
+fn is_due(before: &Disk, limit: u64, free: u64, nameless: u64) -> bool {
+    let since = before.counted.elapsed();
+    let rest = limit.saturating_sub(before.size.saturating_add(nameless));
+    let lost = before.free.saturating_sub(free);
+    let is_near = lost >= rest / 2 && since >= before.cost * 3;
+    is_near || since >= DISK_INTERVAL.max(before.cost * 2 * COST_SHARE)
+}
+
+/// What a slot takes up. Whoever makes a tree that cannot be counted is taken to have used what the
+/// file system has lost.
+fn used(size: Size, nameless: u64, lost: u64) -> u64 {
+    let counted = size.bytes.saturating_add(nameless);
+    if size.incomplete { counted.max(lost) } else { counted }
+}
+
+/// Whether a command has to end. One that finds the workspace full and does not make it fuller is
+/// probably cleaning up.
+fn is_exceeded(limit: u64, before: Option<u64>, now: u64) -> bool {
+    now > limit && before.is_none_or(|before| before <= limit || now > before)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_that_cleans_up_is_left_alone() {
+        assert!(!is_exceeded(100, None, 100));
+        assert!(is_exceeded(100, None, 101));
+        assert!(is_exceeded(100, Some(50), 101));
+        assert!(is_exceeded(100, Some(150), 151));
+        assert!(!is_exceeded(100, Some(150), 149));
+        assert!(!is_exceeded(100, Some(150), 150));
+    }
+
+    #[test]
+    fn what_cannot_be_counted_is_estimated() {
+        let size = |incomplete| Size { bytes: 10, incomplete };
+        assert_eq!(used(size(false), 5, 100), 15);
+        assert_eq!(used(size(true), 5, 100), 100);
+        assert_eq!(used(size(true), 200, 100), 210);
+    }
+
+    #[test]
+    fn a_workspace_is_counted_when_the_file_system_loses_bytes_or_time_has_passed() {
+        let disk = |age: Duration, cost| Disk {
+            size: 60,
+            counted: Instant::now().checked_sub(age).unwrap(),
+            cost,
+            free: 1000,
+            free_at_first: 1000,
+        };
+        let just = Duration::ZERO;
+        assert!(!is_due(&disk(just, just), 100, 990, 0), "less than half of the rest is lost");
+        assert!(is_due(&disk(just, just), 100, 980, 0));
+        assert!(is_due(&disk(just, just), 100, 999, 39), "removed files take from the rest");
+        assert!(!is_due(&disk(just, just), 100, 2000, 0));
+        let second = Duration::from_secs(1);
+        assert!(!is_due(&disk(second, second), 100, 0, 0), "it would do nothing else");
+        assert!(is_due(&disk(2 * second, just), 100, 1000, 0));
+        assert!(!is_due(&disk(2 * second, second / 4), 100, 1000, 0));
+    }
+}

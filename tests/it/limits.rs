@@ -1,0 +1,227 @@
+//! Limits of slots: runaways end in their own slot, as what they are, while a neighbour's calls go on.
+
+use std::time::{Duration, Instant};
+
+use tool_executor::backend::local::{LocalBackend, LocalConfig};
+use tool_executor::{HeldBy, Outcome, SlotLimits, ToolExecutor, ToolResult};
+
+use crate::fakes::{PATIENCE, bash};
+
+const MIB: u64 = 1 << 20;
+
+/// An executor with two slots, which keep their sandboxes, under such limits and no others.
+fn executor(set: impl FnOnce(&mut SlotLimits)) -> (tempfile::TempDir, ToolExecutor) {
+    executor_of(true, set)
+}
+
+fn executor_of(warm: bool, set: impl FnOnce(&mut SlotLimits)) -> (tempfile::TempDir, ToolExecutor) {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = LocalConfig::with_slots(2);
+    config.data_dir = Some(dir.path().to_owned());
+    config.limits = SlotLimits::none();
+    config.warm_slots = warm;
+    set(&mut config.limits);
+    let backend = LocalBackend::start(config).unwrap();
+    assert_eq!((backend.not_isolated_because(), backend.keeps_sandboxes()), (None, warm));
+    (dir, ToolExecutor::builder().backend(backend).start().unwrap())
+}
+
+/// Runs a command as the runaway, while a neighbour makes call after call that must succeed.
+fn beside_a_neighbour(executor: &ToolExecutor, command: &str, timeout_s: u64) -> ToolResult {
+    let timeout = Duration::from_secs(timeout_s);
+    let begun = Instant::now();
+    let runaway = executor.submit("runaway", bash(command), Some(timeout)).unwrap();
+    loop {
+        let echo = executor.execute("neighbour", bash("echo $((6 * 7)) | cat"), None);
+        assert_eq!((echo.outcome, &*echo.output), (Outcome::Ok, "42"), "{command}: {echo:?}");
+        if runaway.is_done() {
+            break;
+        }
+        assert!(begun.elapsed() < timeout + PATIENCE, "{command}");
+    }
+    let result = runaway.wait_timeout(PATIENCE).unwrap();
+    assert!(!result.metadata.contains_key("processes_left"), "{result:?}");
+    result
+}
+
+fn run(executor: &ToolExecutor, command: &str) -> ToolResult {
+    executor.execute("runaway", bash(command), None)
+}
+
+fn output(executor: &ToolExecutor, command: &str) -> String {
+    let result = run(executor, command);
+    assert_eq!(result.outcome, Outcome::Ok, "{command}: {result:?}");
+    result.output
+}
+
+#[test]
+fn a_fork_bomb_ends_in_its_own_slot() {
+    for warm in [true, false] {
+        let (_dir, executor) = executor_of(warm, |limits| limits.processes = Some(64));
+        assert_eq!(executor.stats().limits.unwrap().processes, HeldBy::Rlimit, "needs Linux 5.14");
+        let count =
+            "perl -e '$n = 0; while (defined($p = fork())) { sleep 60 if !$p; $n++ } print $n'";
+        let started: u64 = output(&executor, count).parse().unwrap();
+        assert!((32..64).contains(&started), "{started}");
+        let bomb = beside_a_neighbour(&executor, ":(){ :|:& };:; sleep 60", 3);
+        assert_eq!(bomb.outcome, Outcome::Timeout, "{bomb:?}");
+        let again: u64 = output(&executor, count).parse().unwrap();
+        assert_eq!(again, started, "the slot goes on as before");
+    }
+}
+
+#[test]
+fn a_memory_hog_is_out_of_memory() {
+    for warm in [true, false] {
+        let (_dir, executor) = executor_of(warm, |limits| limits.memory_bytes = Some(128 * MIB));
+        assert_ne!(executor.stats().limits.unwrap().memory, HeldBy::None);
+        for hog in [
+            "perl -e '$x = \"x\" x 65536; $x .= $x while 1'",
+            "x=x; while :; do x=$x$x; done",
+            "for i in $(seq 60); do perl -e '$x = \"x\" x (4 << 20); sleep 60' & done; wait",
+            // Nobody has mapped it.
+            &format!(
+                "perl -e 'open(F, \">&=\", syscall({}, $n = \"m\", 0)); $x = \"x\" x 65536; \
+                 syswrite(F, $x) while 1'",
+                libc::SYS_memfd_create
+            ),
+        ] {
+            let result = beside_a_neighbour(&executor, hog, 60);
+            assert_eq!(result.outcome, Outcome::OutOfMemory, "{hog}: {result:?}");
+            assert!(!result.success && result.may_have_executed);
+            assert_eq!(result.metadata["limit"], "memory");
+            assert_eq!(output(&executor, "echo next"), "next");
+        }
+        assert!(executor.stats().outcomes.get(Outcome::OutOfMemory) == 4);
+    }
+}
+
+#[test]
+fn memory_that_processes_share_counts_once() {
+    let (_dir, executor) = executor(|limits| limits.memory_bytes = Some(128 * MIB));
+    let forked = "perl -e '$x = \"x\" x (60 << 20); for (1..4) { fork() or do { sleep 2; exit } } \
+                  1 while wait() > 0; print \"done\"'";
+    assert_eq!(output(&executor, forked), "done");
+    // Half of the limit.
+    let shared = run(&executor, "head -c 80M /dev/zero > /dev/shm/x; stat -c %s /dev/shm/x");
+    assert!(shared.output.contains("No space left"), "{shared:?}");
+    assert!(shared.output.contains(&(64 * MIB).to_string()), "{shared:?}");
+}
+
+#[test]
+fn a_disk_filler_ends_and_the_slot_has_to_be_cleaned_up() {
+    for warm in [true, false] {
+        let (_dir, executor) = executor_of(warm, |limits| limits.workspace_bytes = Some(32 * MIB));
+        assert_eq!(executor.stats().limits.unwrap().workspace, HeldBy::Watch);
+        for filler in [
+            "dd if=/dev/zero of=big bs=64K",
+            "dd if=/dev/zero of=/tmp/big bs=64K",
+            "i=0; while :; do i=$((i + 1)); mkdir d$i; head -c 200000 /dev/zero > d$i/f; done",
+            "perl -e 'open(F, \">\", \"f\"); unlink(\"f\"); $x = \"x\" x 65536; syswrite(F, $x) while 1'",
+        ] {
+            let result = beside_a_neighbour(&executor, filler, 120);
+            assert_eq!(result.outcome, Outcome::DiskFull, "{filler}: {result:?}");
+            assert_eq!(result.metadata["limit"], "workspace");
+            assert_eq!(output(&executor, "rm -rf /workspace/* /tmp/*; echo clean"), "clean");
+            // Until that was seen the slot cannot write.
+            let patience = Instant::now() + PATIENCE;
+            while run(&executor, "echo text > file").outcome != Outcome::Ok {
+                assert!(Instant::now() < patience, "it never may write again: {filler}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_full_slot_can_remove_files_and_is_as_new_after_a_reset() {
+    for warm in [true, false] {
+        let (_dir, executor) = executor_of(warm, |limits| limits.workspace_bytes = Some(8 * MIB));
+        // So short that nobody looks while it runs.
+        assert_eq!(output(&executor, "head -c 12M /dev/zero > big; echo $?"), "0");
+        let patience = Instant::now() + PATIENCE;
+        let refused = loop {
+            let result = run(&executor, "echo text > file");
+            if result.outcome != Outcome::Ok {
+                break result;
+            }
+            assert!(Instant::now() < patience, "nobody saw that the slot is full");
+        };
+        assert_eq!(refused.outcome, Outcome::NonZeroExit, "{refused:?}");
+        // Reading, and whatever does not write to files, goes on: also slowly.
+        assert_eq!(output(&executor, "sleep 0.3; wc -c < big | cat"), (12 * MIB).to_string());
+        executor.release_trajectory("runaway", true).unwrap();
+        assert_eq!(output(&executor, "ls; echo text > file; cat file"), "text");
+    }
+}
+
+#[test]
+fn open_files_and_the_size_of_files_are_bounded_and_no_limit_can_be_raised() {
+    for warm in [true, false] {
+        let (_dir, executor) = executor_of(warm, |limits| {
+            limits.open_files = Some(64);
+            limits.file_bytes = Some(16 * MIB);
+            limits.processes = Some(200);
+        });
+        let hog =
+            "perl -e 'while (open(my $f, \"<\", \"/dev/null\")) { push @f, $f } print scalar(@f)'";
+        let opened: u64 = output(&executor, hog).parse().unwrap();
+        assert!((32..64).contains(&opened), "{opened}");
+        assert_eq!(output(&executor, "truncate -s 16M sparse; stat -c %s sparse"), "16777216");
+        let beyond = run(&executor, "truncate -s 1G huge");
+        assert_eq!(beyond.outcome, Outcome::NonZeroExit, "{beyond:?}");
+        let written = run(&executor, "head -c 1G /dev/zero > file; stat -c %s file");
+        assert!(written.output.contains("16777216"), "{written:?}");
+        for trick in [
+            "ulimit -n 65",
+            "ulimit -u unlimited",
+            "ulimit -f unlimited",
+            "ulimit -c unlimited",
+            "prlimit --pid $$ --nproc=unlimited:unlimited",
+            "prlimit --pid 1 --nofile=16:16",
+            "echo 0 > /proc/self/oom_score_adj",
+        ] {
+            let result = run(&executor, trick);
+            assert_eq!(result.outcome, Outcome::NonZeroExit, "{trick}: {result:?}");
+        }
+        assert_eq!(output(&executor, "ulimit -c; ulimit -n; ulimit -u"), "0\n64\n200");
+        assert_eq!(output(&executor, "cat /proc/self/oom_score_adj"), "1000");
+    }
+}
+
+#[test]
+fn limits_without_sense_are_refused_and_what_holds_is_told() {
+    let mut config = LocalConfig::with_slots(1);
+    config.limits.processes = Some(1);
+    let error = LocalBackend::start(config).unwrap_err();
+    assert!(error.to_string().contains("processes is 1"), "{error}");
+    let (_dir, executor) = executor(|limits| *limits = SlotLimits::default());
+    let held = executor.stats().limits.unwrap();
+    assert!(held.seccomp);
+    for by in [held.processes, held.memory, held.open_files, held.file_bytes, held.workspace] {
+        assert_ne!(by, HeldBy::None, "{held:?}");
+    }
+    assert_eq!(held.cpu, HeldBy::None, "no limit");
+}
+
+#[cfg(feature = "server")]
+#[test]
+fn a_sandbox_server_tells_which_limits_hold() {
+    use tool_executor::server::{SandboxServer, ServerConfig};
+
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = LocalConfig::with_slots(1);
+    config.data_dir = Some(dir.path().to_owned());
+    config.limits.cpu = None;
+    config.limits.workspace_bytes = None;
+    let backend = LocalBackend::start(config).unwrap();
+    let held = backend.limits();
+    let config = ServerConfig::new(([127, 0, 0, 1], 0));
+    let server = SandboxServer::start(config, backend).unwrap();
+    let mut client = crate::http_client::Client::connect(server.addr());
+    let health = client.ask("GET", "/health", &[], b"").json();
+    assert_eq!(health["limits"], serde_json::json!(held));
+    assert_eq!(health["limits"]["workspace"], "none");
+    assert_eq!(health["limits"]["open_files"], "rlimit");
+    assert_eq!(health["limits"]["seccomp"], true);
+    assert_eq!(health["warm_slots"], true);
+}
