@@ -7,10 +7,16 @@
 //! | | `per call` | `execute` of `bash` with `true`, where each call gets a sandbox |
 //! | | `executor` | the same where the slot keeps its sandbox: queue, slot, sandbox, result |
 //! | `read_file` | `executor` | `execute` of `read_file` of a small file: no process at all |
-//! | `saturated/8` | `floor` | 8 threads, each spawning `bash -c true` and waiting |
-//! | | `executor` | 8 trajectories through the completion queue |
+//! | `beside a sleep` | `floor` | as `true`, `executor`, of a trajectory that is alone |
+//! | | `executor` | while the command of another one sleeps |
+//! | `heap` | `floor` | as `true`, `executor` |
+//! | | `executor` | the same where this process has 1 GiB more of memory in use |
+//! | `saturated/N` | `floor` | N threads, each spawning `bash -c true` and waiting |
+//! | | `executor` | N trajectories through the completion queue |
+//! | | `http` | the same over HTTP, to one sandbox server in this process |
 //!
-//! The time is per call in every case; all shells have the same small environment. Needs bubblewrap.
+//! The time is per call in every case; all shells have the same small environment. Printed once, not
+//! timed: the memory of an idle slot that keeps its sandbox. Needs bubblewrap.
 
 use std::process::{Command, Stdio};
 use std::thread;
@@ -18,20 +24,26 @@ use std::time::{Duration, Instant};
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use serde_json::json;
+use tool_executor::backend::fleet::{FleetBackend, FleetConfig};
 use tool_executor::backend::local::{LocalBackend, LocalConfig};
+use tool_executor::server::{SandboxServer, ServerConfig};
 use tool_executor::{ToolCall, ToolExecutor};
 
 const BUBBLEWRAP: &str = "--unshare-all --die-with-parent --new-session --ro-bind /usr /usr \
     --symlink usr/bin /bin --symlink usr/lib /lib --symlink usr/lib64 /lib64 --proc /proc \
     --dev /dev --tmpfs /tmp bash -c true";
 
-fn executor(slots: usize, warm: bool) -> ToolExecutor {
+fn backend(slots: usize, warm: bool) -> LocalBackend {
     let mut config = LocalConfig::with_slots(slots);
     config.warm_slots = warm;
     let backend = LocalBackend::start(config).unwrap();
     assert_eq!(backend.not_isolated_because(), None, "this bench needs bubblewrap");
     assert_eq!(backend.keeps_sandboxes(), warm);
-    ToolExecutor::builder().backend(backend).start().unwrap()
+    backend
+}
+
+fn executor(slots: usize, warm: bool) -> ToolExecutor {
+    ToolExecutor::builder().backend(backend(slots, warm)).start().unwrap()
 }
 
 fn wait_for(program: &str, arguments: &str) {
@@ -67,48 +79,125 @@ fn single(criterion: &mut Criterion) {
     group.finish();
 }
 
-fn saturated(criterion: &mut Criterion) {
-    const WIDTH: u64 = 8;
-    let mut group = criterion.benchmark_group("saturated/8");
-    group.bench_function("floor", |bencher| {
-        bencher.iter_custom(|iters| {
-            let each = iters.div_ceil(WIDTH);
-            let started = Instant::now();
-            thread::scope(|scope| {
-                for _ in 0..WIDTH {
-                    scope.spawn(|| (0..each).for_each(|_| wait_for("/bin/bash", "-c true")));
-                }
-            });
-            started.elapsed().mul_f64(iters as f64 / (each * WIDTH) as f64)
-        });
-    });
-    let executor = executor(WIDTH as usize, true);
-    let queue = executor.completion_queue(WIDTH as usize);
+/// What others do, or the machine, should not be felt by a call.
+fn disturbed(criterion: &mut Criterion) {
+    let run = |executor: &ToolExecutor| {
+        assert!(executor.execute("t", ToolCall::bash("true"), None).success);
+    };
+    let executor = executor(2, true);
+    let mut group = criterion.benchmark_group("beside a sleep");
+    group.bench_function("floor", |bencher| bencher.iter(|| run(&executor)));
+    let limit = Some(Duration::from_secs(600));
+    let sleep = executor.submit("sleeper", ToolCall::bash("sleep 600"), limit).unwrap();
+    group.bench_function("executor", |bencher| bencher.iter(|| run(&executor)));
+    assert!(!sleep.is_done());
+    sleep.cancel();
+    group.finish();
+
+    let mut group = criterion.benchmark_group("heap");
+    group.bench_function("floor", |bencher| bencher.iter(|| run(&executor)));
+    // Not zeros: each page must be there.
+    let heap = vec![1_u8; 1 << 30];
+    group.bench_function("executor", |bencher| bencher.iter(|| run(&executor)));
+    assert!(std::hint::black_box(heap).iter().step_by(4096).all(|byte| *byte == 1));
+    group.finish();
+}
+
+/// So many calls of so many trajectories that each make one after the other.
+fn calls(executor: &ToolExecutor, trajectories: u64, count: u64) -> Duration {
+    let queue = executor.completion_queue(trajectories as usize);
     let submit = |tag: u64| {
         let call = ToolCall::bash("true");
         executor.submit_to(&queue, tag, &format!("t{tag}"), call, None).unwrap();
     };
-    group.bench_function("executor", |bencher| {
-        bencher.iter_custom(|iters| {
-            let started = Instant::now();
-            let mut unsent = iters;
-            for tag in 0..WIDTH.min(iters) {
-                submit(tag);
-                unsent -= 1;
-            }
-            for _ in 0..iters {
-                let done = queue.next_timeout(Duration::from_secs(60)).unwrap();
-                assert!(done.result.success, "{:?}", done.result);
-                if unsent > 0 {
-                    submit(done.tag);
-                    unsent -= 1;
-                }
-            }
-            started.elapsed()
-        });
-    });
-    group.finish();
+    let started = Instant::now();
+    let mut unsent = count;
+    for tag in 0..trajectories.min(count) {
+        submit(tag);
+        unsent -= 1;
+    }
+    for _ in 0..count {
+        let done = queue.next_timeout(Duration::from_secs(60)).unwrap();
+        assert!(done.result.success, "{:?}", done.result);
+        if unsent > 0 {
+            submit(done.tag);
+            unsent -= 1;
+        }
+    }
+    started.elapsed()
 }
 
-criterion_group!(benches, single, saturated);
+fn over_http(slots: usize) -> (SandboxServer, ToolExecutor) {
+    let mut config = ServerConfig::new(([127, 0, 0, 1], 0));
+    config.no_auth = true;
+    let server = SandboxServer::start(config, backend(slots, true)).unwrap();
+    let urls = [format!("http://{}", server.addr())];
+    let backend = FleetBackend::new(FleetConfig::new(urls)).unwrap();
+    (server, ToolExecutor::builder().backend(backend).start().unwrap())
+}
+
+fn saturated(criterion: &mut Criterion) {
+    for width in [2, 8, 32] {
+        let mut group = criterion.benchmark_group(format!("saturated/{width}"));
+        group.bench_function("floor", |bencher| {
+            bencher.iter_custom(|iters| {
+                let each = iters.div_ceil(width);
+                let started = Instant::now();
+                thread::scope(|scope| {
+                    for _ in 0..width {
+                        scope.spawn(|| (0..each).for_each(|_| wait_for("/bin/bash", "-c true")));
+                    }
+                });
+                started.elapsed().mul_f64(iters as f64 / (each * width) as f64)
+            });
+        });
+        let embedded = executor(width as usize, true);
+        group.bench_function("executor", |bencher| {
+            bencher.iter_custom(|iters| calls(&embedded, width, iters));
+        });
+        drop(embedded);
+        let (_server, executor) = over_http(width as usize);
+        group.bench_function("http", |bencher| {
+            bencher.iter_custom(|iters| calls(&executor, width, iters));
+        });
+        group.finish();
+    }
+}
+
+/// Prints what slots take that have a sandbox and nothing to do.
+#[allow(clippy::print_stdout)] // a figure for whoever runs it
+fn idle_memory(_: &mut Criterion) {
+    const SLOTS: u64 = 32;
+    let executor = executor(SLOTS as usize, true);
+    calls(&executor, SLOTS, SLOTS * 4);
+    let of = |pid: u32| -> Option<u64> {
+        let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
+        let pss = rollup.lines().find_map(|line| line.strip_prefix("Pss:"))?;
+        pss.trim().strip_suffix("kB")?.trim().parse().ok()
+    };
+    let mut left = children(std::process::id());
+    let (mut processes, mut unreadable, mut total) = (0, 0, 0);
+    while let Some(pid) = left.pop() {
+        left.extend(children(pid));
+        processes += 1;
+        match of(pid) {
+            Some(kib) => total += kib,
+            None => unreadable += 1,
+        }
+    }
+    println!(
+        "idle slot: {} KiB of memory (Pss) in {processes} processes of {SLOTS} slots, \
+         {unreadable} of them not readable",
+        total / SLOTS
+    );
+}
+
+fn children(pid: u32) -> Vec<u32> {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let lists = threads.map(|thread| std::fs::read_to_string(thread.path().join("children")));
+    let pids = |list: String| list.split(' ').flat_map(str::parse).collect::<Vec<_>>();
+    lists.flatten().flat_map(pids).collect()
+}
+
+criterion_group!(benches, single, disturbed, saturated, idle_memory);
 criterion_main!(benches);
