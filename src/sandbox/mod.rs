@@ -43,6 +43,8 @@ mod spawn;
 mod spool;
 mod stream;
 pub(crate) mod supervisor;
+#[cfg(test)]
+mod testing;
 mod tree;
 pub(crate) mod user;
 pub(crate) mod workspace;

@@ -4,17 +4,13 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::{CWD, RenameFlags};
+use rustix::fs::CWD;
 use serde_json::json;
 
 use super::*;
+use crate::sandbox::testing::{small_file_system, while_swapping, with_small_file_system};
 use crate::sandbox::workspace::DataDir;
-
-/// Tells the test in the other process where the small file system is.
-const SMALL_VARIABLE: &str = "TOOL_EXECUTOR_TEST_SMALL";
 
 struct Fixture {
     outer: tempfile::TempDir,
@@ -213,37 +209,6 @@ fn fifos_sockets_and_devices_are_refused_at_once() {
     }
 }
 
-/// Ends a racing thread, also when a test fails.
-struct SetOnDrop<'a>(&'a AtomicBool);
-
-impl Drop for SetOnDrop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
-/// Runs `work` while another thread swaps the entries `a` and `b` of the workspace.
-fn while_swapping(fixture: &Fixture, mut work: impl FnMut(usize)) {
-    let over = AtomicBool::new(false);
-    let (a, b) = (fixture.at("a"), fixture.at("b"));
-    let swapped = std::thread::scope(|scope| {
-        let swapper = scope.spawn(|| {
-            let mut swapped = 0_u64;
-            while !over.load(Ordering::Relaxed) {
-                rustix::fs::renameat_with(CWD, &a, CWD, &b, RenameFlags::EXCHANGE).unwrap();
-                swapped += 1;
-            }
-            swapped
-        });
-        {
-            let _end = SetOnDrop(&over);
-            (0..5_000).for_each(&mut work);
-        }
-        swapper.join().unwrap()
-    });
-    assert!(swapped > 1_000, "only {swapped} swaps: nothing was raced");
-}
-
 #[test]
 fn a_directory_swapped_for_a_symlink_never_leads_out() {
     let fixture = fixture();
@@ -255,7 +220,7 @@ fn a_directory_swapped_for_a_symlink_never_leads_out() {
     symlink(&outside, fixture.at("b")).unwrap();
 
     let (mut inside, mut refused) = (0, 0);
-    while_swapping(&fixture, |n| {
+    while_swapping(&fixture.at("a"), &fixture.at("b"), 5_000, |n| {
         let read = fixture.read("a/d/f");
         if read.success {
             assert_eq!(read.output, "inside");
@@ -296,7 +261,7 @@ fn a_file_swapped_for_something_else_never_leads_out_and_never_blocks() {
             }
             _ => fs::create_dir_all(fixture.at("b/x")).unwrap(),
         }
-        while_swapping(&fixture, |_| {
+        while_swapping(&fixture.at("a"), &fixture.at("b"), 5_000, |_| {
             let read = fixture.read("a");
             // Its writer cuts a file last, so that it is never seen empty.
             assert!(!read.success || read.output == "inside", "{trap}: {read:?}");
@@ -327,23 +292,13 @@ fn a_workspace_that_was_removed_or_replaced_is_nobodys_fault() {
 
 #[test]
 fn a_full_disk_is_an_error_and_costs_no_file() {
-    let outer = tempfile::tempdir().unwrap();
-    let status = Command::new("bwrap")
-        .args(["--dev-bind", "/", "/", "--size", "262144", "--tmpfs"])
-        .arg(outer.path())
-        .arg(std::env::current_exe().unwrap())
-        .args(["--exact", "sandbox::files::tests::on_a_small_file_system"])
-        .env(SMALL_VARIABLE, outer.path())
-        .status();
-    assert!(status.expect("bubblewrap is installed").success());
+    with_small_file_system(262_144, "sandbox::files::tests::on_a_small_file_system");
 }
 
 #[test]
 fn on_a_small_file_system() {
-    let Some(small) = std::env::var_os(SMALL_VARIABLE) else {
-        return;
-    };
-    let data = DataDir::create(Some(Path::new(&small)), 1, None).unwrap();
+    let Some(small) = small_file_system() else { return };
+    let data = DataDir::create(Some(&small), 1, None).unwrap();
     let workspace = &data.workspaces()[0];
     let write = |path: &str, size: usize| {
         let content = "x".repeat(size);

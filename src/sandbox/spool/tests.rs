@@ -4,8 +4,7 @@
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Sender, channel};
 
@@ -20,14 +19,12 @@ use crate::sandbox::limits::Limits;
 use crate::sandbox::output::Captured;
 use crate::sandbox::stream::{READ_BUFFER, Stream};
 use crate::sandbox::supervisor::{CommandSpec, End, Finished, Supervisor};
+use crate::sandbox::testing::{small_file_system, with_small_file_system};
 use crate::sandbox::user::CommandUser;
 use crate::sandbox::workspace::DataDir;
 
 /// Long enough for anything that is expected to happen at all.
 const LONG: Duration = Duration::from_secs(60);
-/// Tells the test in the other process where the small file system is.
-const SMALL_VARIABLE: &str = "TOOL_EXECUTOR_TEST_SMALL_SPOOL";
-
 /// A workspace beside a directory with a secret.
 struct Fixture {
     data: DataDir,
@@ -530,23 +527,13 @@ fn a_file_that_was_given_up_never_appears_for_whoever_is_next() {
 
 #[test]
 fn a_full_disk_ends_the_file_and_not_the_call() {
-    let outer = tempfile::tempdir().unwrap();
-    let status = Command::new("bwrap")
-        .args(["--dev-bind", "/", "/", "--size", "1048576", "--tmpfs"])
-        .arg(outer.path())
-        .arg(std::env::current_exe().unwrap())
-        .args(["--exact", "sandbox::spool::tests::on_a_small_file_system"])
-        .env(SMALL_VARIABLE, outer.path())
-        .status();
-    assert!(status.expect("bubblewrap is installed").success());
+    with_small_file_system(1 << 20, "sandbox::spool::tests::on_a_small_file_system");
 }
 
 #[test]
 fn on_a_small_file_system() {
-    let Some(small) = std::env::var_os(SMALL_VARIABLE) else {
-        return;
-    };
-    let data = DataDir::create(Some(Path::new(&small)), 1, None).unwrap();
+    let Some(small) = small_file_system() else { return };
+    let data = DataDir::create(Some(&small), 1, None).unwrap();
     let workspace = &data.workspaces()[0];
     let (mut the_loop, mut writer) = Loop::new(workspace, 100 << 20);
     let content = sequence(600_000);

@@ -10,6 +10,7 @@ use rustix::fs::{CWD, RenameFlags};
 use rustix::thread::CapabilitySet;
 
 use super::*;
+use crate::sandbox::testing::SetOnDrop;
 
 fn open(path: &Path) -> OwnedFd {
     rustix::fs::open(path, OPEN_DIR, Mode::empty()).unwrap()
@@ -43,15 +44,6 @@ fn nest(top: &Path, depth: usize) {
     }
     let flags = OFlags::WRONLY | OFlags::CREATE;
     rustix::fs::openat(&dir, "file", flags, Mode::RUSR).unwrap();
-}
-
-/// Ends a racing thread, also when a test fails.
-struct SetOnDrop<'a>(&'a AtomicBool);
-
-impl Drop for SetOnDrop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
 }
 
 /// Makes this thread (and no other) subject to permissions, should the tests run as root.

@@ -1,37 +1,7 @@
 //! Workspaces that change while they are read.
 
 use super::*;
-
-/// Ends the other thread also if this one panics.
-struct SetOnDrop<'a>(&'a AtomicBool);
-
-impl Drop for SetOnDrop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
-/// Runs `work` while another thread swaps the entries `a` and `b` of the workspace.
-fn while_swapping(fixture: &Fixture, times: usize, mut work: impl FnMut()) {
-    let over = AtomicBool::new(false);
-    let (a, b) = (fixture.at("a"), fixture.at("b"));
-    let swapped = std::thread::scope(|scope| {
-        let swapper = scope.spawn(|| {
-            let mut swapped = 0_u64;
-            while !over.load(Ordering::Relaxed) {
-                rustix::fs::renameat_with(CWD, &a, CWD, &b, RenameFlags::EXCHANGE).unwrap();
-                swapped += 1;
-            }
-            swapped
-        });
-        {
-            let _end = SetOnDrop(&over);
-            (0..times).for_each(|_| work());
-        }
-        swapper.join().unwrap()
-    });
-    assert!(swapped > 1_000, "only {swapped} swaps: nothing was raced");
-}
+use crate::sandbox::testing::{SetOnDrop, while_swapping};
 
 #[test]
 fn a_directory_swapped_for_a_symlink_never_leads_out() {
@@ -42,7 +12,7 @@ fn a_directory_swapped_for_a_symlink_never_leads_out() {
     fixture.write("a/d/f", "inside");
     symlink(&outside, fixture.at("b")).unwrap();
     let (mut inside, mut refused) = (0, 0);
-    while_swapping(&fixture, 3_000, || {
+    while_swapping(&fixture.at("a"), &fixture.at("b"), 3_000, |_| {
         match fixture.read("a/d/f") {
             Ok(artifact) => {
                 assert_eq!((artifact.content.as_slice(), artifact.file_size), (&b"inside"[..], 6));
@@ -107,7 +77,7 @@ fn a_file_swapped_for_something_else_never_leads_out_and_never_blocks() {
             Trap::Directory => fixture.write("b/the secret", "the secret"),
         }
         let mut read = 0;
-        while_swapping(&fixture, 2_000, || {
+        while_swapping(&fixture.at("a"), &fixture.at("b"), 2_000, |_| {
             if let Ok(artifact) = fixture.read("a") {
                 assert_eq!(artifact.content, b"inside", "{trap:?}");
                 read += 1;
@@ -134,7 +104,7 @@ fn a_workspace_is_saved_while_directories_and_files_are_swapped_for_symlinks() {
     symlink(&outside, fixture.at("b")).unwrap();
     let save = fixture.outer.path().join("saved");
     let mut whole = 0;
-    while_swapping(&fixture, 1_000, || {
+    while_swapping(&fixture.at("a"), &fixture.at("b"), 1_000, |_| {
         // A symlink is copied as one; what is behind it never.
         let _ = fixture.workspace().save_to(&save);
         for name in ["a", "b"] {

@@ -1,0 +1,58 @@
+//! What tests of several modules need: racing threads, and a file system that is soon full.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::fs::{CWD, RenameFlags};
+
+/// Tells the test in the other process where the small file system is.
+const SMALL_VARIABLE: &str = "TOOL_EXECUTOR_TEST_SMALL";
+
+/// Ends a racing thread, also when a test fails.
+pub(super) struct SetOnDrop<'a>(pub(super) &'a AtomicBool);
+
+impl Drop for SetOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Does `work` so many times while another thread swaps the entries `a` and `b`.
+pub(super) fn while_swapping(a: &Path, b: &Path, times: usize, work: impl FnMut(usize)) {
+    let over = AtomicBool::new(false);
+    let swapped = std::thread::scope(|scope| {
+        let swapper = scope.spawn(|| {
+            let mut swapped = 0_u64;
+            while !over.load(Ordering::Relaxed) {
+                rustix::fs::renameat_with(CWD, a, CWD, b, RenameFlags::EXCHANGE).unwrap();
+                swapped += 1;
+            }
+            swapped
+        });
+        {
+            let _end = SetOnDrop(&over);
+            (0..times).for_each(work);
+        }
+        swapper.join().unwrap()
+    });
+    assert!(swapped > 1_000, "only {swapped} swaps: nothing was raced");
+}
+
+/// Has the test of this name run once more, in a process that sees a file system of `bytes` bytes.
+pub(super) fn with_small_file_system(bytes: u64, test: &str) {
+    let outer = tempfile::tempdir().unwrap();
+    let status = Command::new("bwrap")
+        .args(["--dev-bind", "/", "/", "--size", &bytes.to_string(), "--tmpfs"])
+        .arg(outer.path())
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", test])
+        .env(SMALL_VARIABLE, outer.path())
+        .status();
+    assert!(status.expect("bubblewrap is installed").success());
+}
+
+/// Where the small file system is, in the process that sees one.
+pub(super) fn small_file_system() -> Option<PathBuf> {
+    std::env::var_os(SMALL_VARIABLE).map(PathBuf::from)
+}
