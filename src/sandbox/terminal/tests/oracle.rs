@@ -21,7 +21,7 @@ struct Said {
 /// Shows variables, functions, options and files.
 const STATE: &str = "declare -p a b c arr map 2>/dev/null; declare -f f g; echo \"$# $*\"; \
     echo \"${PWD#\"$ROOT\"}\"; shopt -p nullglob extglob; set +o | grep -e noglob -e pipefail; umask; \
-    alias; trap; jobs | wc -l; cd \"$ROOT\"; find . -type f | LC_ALL=C sort | while read -r file; do \
+    alias; trap; jobs -r | wc -l; cd \"$ROOT\"; find . -type f | LC_ALL=C sort | while read -r file; do \
     echo \"$file: $(<\"$file\")\"; done";
 
 fn name() -> impl Strategy<Value = &'static str> {
