@@ -14,9 +14,7 @@ use std::time::Instant;
 
 use parking_lot::Mutex;
 
-use super::{
-    Backend, Cancellation, Container, Execution, ExecutionId, ResetReply, SlotRef,
-};
+use super::{Backend, Cancellation, Container, Execution, ExecutionId, ResetReply, SlotRef};
 use crate::artifact::{
     ArchiveArtifacts, ArchiveSummary, Artifact, ArtifactError, ArtifactList, ListArtifacts,
     ReadArtifact,

@@ -382,9 +382,8 @@ impl Kept {
     pub(super) fn find_main(&mut self) {
         if self.phase == Phase::Running && matches!(self.hold, Hold::Reaper { .. }) {
             let parent = self.child.pid();
-            self.main = first_child(parent).and_then(|raw| {
-                Some((Pid::from_raw(raw)?, open_child_of(parent, raw).ok()?))
-            });
+            self.main = first_child(parent)
+                .and_then(|raw| Some((Pid::from_raw(raw)?, open_child_of(parent, raw).ok()?)));
         }
     }
 
@@ -457,12 +456,8 @@ fn namespace_end(
     match (exit_code, bubblewrap) {
         _ if too_slow => KeptEnd::SetupFailed("the sandbox was not ready in time".to_owned()),
         (Some(code), _) if released => KeptEnd::Exited(code),
-        (Some(_), _) => {
-            KeptEnd::SetupFailed("the sandbox could not be taken hold of".to_owned())
-        }
-        (None, Reaped::Exited(_)) if !released => {
-            KeptEnd::SetupFailed(isolation::one_line(errors))
-        }
+        (Some(_), _) => KeptEnd::SetupFailed("the sandbox could not be taken hold of".to_owned()),
+        (None, Reaped::Exited(_)) if !released => KeptEnd::SetupFailed(isolation::one_line(errors)),
         (None, Reaped::Exited(code)) => lost(format!("bubblewrap ended with code {code}")),
         (None, Reaped::Signaled(signal)) => {
             lost(format!("bubblewrap was killed by signal {signal}"))
@@ -529,12 +524,7 @@ fn start_bare(plan: &Plan<'_>, host: &Host) -> io::Result<(Child, OwnedFd, Hold)
     let reaper = reaper::start(&reaper::Command {
         program: &CString::new(plan.program.as_os_str().as_bytes())?,
         arguments: &CStringArray::new(plan.argv.iter().cloned())?,
-        environment: &environment(
-            plan,
-            plan.workspace.path(),
-            plan.workspace.temporary(),
-            host,
-        )?,
+        environment: &environment(plan, plan.workspace.path(), plan.workspace.temporary(), host)?,
         directory: plan.workspace.path(),
         stdio: plan.stdio,
         script: None,
@@ -557,8 +547,9 @@ fn environment(
     let named = |entry: &OsString, name: &str| {
         entry.as_bytes().strip_prefix(name.as_bytes()).is_some_and(|rest| rest.starts_with(b"="))
     };
-    let common =
-        common.into_iter().filter(|entry| !plan.variables.iter().any(|(name, _)| named(entry, name)));
+    let common = common
+        .into_iter()
+        .filter(|entry| !plan.variables.iter().any(|(name, _)| named(entry, name)));
     let own = plan.variables.iter().map(|(name, value)| OsString::from(format!("{name}={value}")));
     CStringArray::new(common.chain(own))
 }
@@ -579,7 +570,9 @@ mod tests {
             KeptEnd::SetupFailed("bwrap: no; really".to_owned())
         );
         // What the program printed is no reason for anything.
-        assert!(matches!(end(false, None, true, Reaped::Exited(1)), KeptEnd::Lost(text) if !text.contains("really")));
+        assert!(
+            matches!(end(false, None, true, Reaped::Exited(1)), KeptEnd::Lost(text) if !text.contains("really"))
+        );
         assert!(matches!(end(false, None, true, Reaped::Signaled(9)), KeptEnd::Lost(_)));
         assert!(matches!(end(false, Some(1), false, Reaped::Exited(1)), KeptEnd::SetupFailed(_)));
     }

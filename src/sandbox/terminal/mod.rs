@@ -39,8 +39,8 @@ use rustix::event::{EventfdFlags, epoll, eventfd};
 
 pub(crate) use seat::Place;
 use seat::{Common, Notice, Program, Seats};
-pub(crate) use shell::ShellEnded;
 use shell::ShellCall;
+pub(crate) use shell::ShellEnded;
 use watch::{Key, Kind, WAKE, decode};
 
 use super::isolation::{self, HostLayout, Isolation};
