@@ -9,6 +9,8 @@
 //! 2. source `end` again, unless the first line got there. It does not where bash abandons the line: at
 //!    an interrupt, and at errors such as `${x?}` or a division by zero.
 //!
+//! After an interrupt bash is asked for one more word before the session is taken to be usable again.
+//!
 //! A sourced file is what makes bash behave as a user expects of a script in this shell: messages about
 //! jobs are not printed, and the command's text, whatever is in it, cannot be taken for anything else.
 //! The prompts are empty, since they would be printed where errors are.
@@ -129,11 +131,15 @@ const CODE_FILE: &str = "\\builtin return \"$1\"\n";
 /// that no alias takes its place.
 fn end_file(shown: &Path) -> String {
     let status = quoted(&shown.join("status"));
+    // A child that is interrupted before it has become another program believes to be the shell, and goes
+    // on with the shell's lines: it must not, and is the last to know.
+    //
     // What activates an environment sets a prompt, and would have it printed among the errors. Tracing
     // is taken up again by the next command.
     format!(
-        "\\builtin printf '%s %s %s\\n' \"$1\" \"$2\" \"$-\" >{status}\n\
-         PS0= PS1= PS2=\n\
+        "case $BASHPID in ($$) ;; (*) \\builtin kill -9 $BASHPID;; esac\n\
+         \\builtin printf '%s %s %s\\n' \"$1\" \"$2\" \"$-\" >{status}\n\
+         PS0= PS1= PS2=$1\n\
          \\builtin unset PROMPT_COMMAND\n\
          case $- in (*[xv]*) \\builtin set +xv;; esac\n"
     )
@@ -158,11 +164,29 @@ pub(super) fn call_lines(shown: &Path, word: &str, last: i32) -> String {
         0 => String::new(),
         code => format!("\\builtin . {} {code} && :; ", file("code")),
     };
-    // PS2 tells the second line whether the first one got to its end.
+    let interrupted = format!("\\builtin . {} {word} {INTERRUPTED}", file("end"));
+    // PS2 tells the second line how far the first one got: to its end, or begun, or not at all. bash
+    // may take an interrupt that is over for another one, and drop a line that it has just read.
     format!(
         "PS2=x; {code}\\builtin . {command} </dev/null; {{ {end}; }} 2>/dev/null\n\
-         {{ case $PS2 in ('') ;; (*) {end};; esac; }} 2>/dev/null\n"
+         {{ case $PS2 in ({word}) ;; (x) {end};; (*) {interrupted};; esac; }} 2>/dev/null\n"
     )
+}
+
+/// Lines that have bash tell the end of a call that was interrupted, unless it has: an interrupt may make
+/// it drop those of [`call_lines`].
+pub(super) fn interrupt_lines(shown: &Path, word: &str) -> String {
+    let end = quoted(&shown.join("end"));
+    let line = format!(
+        "{{ case $PS2 in ({word}) ;; (*) \\builtin . {end} {word} {INTERRUPTED};; esac; }} 2>/dev/null\n"
+    );
+    line.repeat(2)
+}
+
+/// Lines that have bash say a word, even if it drops some of them.
+pub(super) fn ping_lines(shown: &Path, word: &str) -> String {
+    let end = quoted(&shown.join("end"));
+    format!("{{ \\builtin . {end} {word} 0; }} 2>/dev/null\n").repeat(3)
 }
 
 /// The content of the file `command`, where bash had these flags (`$-`) after the last one.
@@ -278,7 +302,7 @@ mod tests {
     #[test]
     fn the_lines_of_a_call_are_short_and_nothing_of_the_command_is_in_them() {
         let lines = call_lines(Path::new(SHOWN_AT), &new_word(), 255);
-        assert!(lines.len() < 512, "{} bytes", lines.len());
+        assert!(lines.len() < 1024, "{} bytes", lines.len());
         assert_eq!(lines.matches('\n').count(), 2);
         let file = command_file("echo a", "himxBHs");
         assert_eq!(file, b"\\builtin set -x; echo a\n");

@@ -16,9 +16,7 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 
 use super::kept::{Kept, KeptEnd, Plan};
-use super::script::{
-    self, Directory, INTERRUPTED, KILLED, SHOWN_AT, SYNTAX_ERROR, Status, StatusReader,
-};
+use super::script::{self, Directory, KILLED, SHOWN_AT, SYNTAX_ERROR, Status, StatusReader};
 use super::seat::{Common, Context, Place, Program};
 use super::streams::Output;
 use super::watch::{Kind, Source, Watch};
@@ -31,8 +29,10 @@ use crate::sandbox::supervisor::{End, Finished};
 const START_LIMIT: Duration = Duration::from_secs(20);
 /// How long a shell may take to come back from an interrupt.
 const GRACE: Duration = Duration::from_secs(1);
-/// How often it is interrupted meanwhile.
+/// How often it is interrupted in the first half of that time: programs may want to clean up.
 const INTERRUPT_EVERY: Duration = Duration::from_millis(250);
+/// And in the second half: bash goes on with its loop where it is interrupted while a child of it ends.
+const HAMMER_EVERY: Duration = Duration::from_millis(40);
 /// Longer timeouts are taken for this, so that no deadline overflows the clock.
 const LONGEST_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
 /// More than this is not read from the FIFO for one call: some hundred bytes are usual.
@@ -452,10 +452,13 @@ impl Shell {
         let mut stderr = self.stderr.end_call(&cx.watch, cx.buffer);
         let end = match current.interrupted {
             Some((reason, _)) => {
-                // bash moves on to a new line then, as if somebody had typed Ctrl-C.
-                if status.code == INTERRUPTED && stderr.text.ends_with('\n') {
-                    stderr.text.pop();
-                    stderr.bytes -= 1;
+                // bash moves on to a new line then, as if somebody had typed Ctrl-C: once as a rule,
+                // and twice where a child was interrupted, too.
+                for _ in 0..2 {
+                    if stderr.text.ends_with('\n') {
+                        stderr.text.pop();
+                        stderr.bytes -= 1;
+                    }
                 }
                 reason.end()
             }
@@ -471,43 +474,70 @@ impl Shell {
             all_dead: true,
         };
         self.last = (status.code, status.flags);
-        if status.code == SYNTAX_ERROR && current.interrupted.is_none() {
+        if status.code == SYNTAX_ERROR || current.interrupted.is_some() {
             return self.look_after(current, finished, cx);
         }
         current.answer(finished, session);
     }
 
-    /// Sees whether the shell has survived what may have been a syntax error. bash 5.2 damages its own
-    /// memory at an unterminated `$(`, and dies of it some lines later: that is for this call to tell,
-    /// and not for the next one to suffer.
+    /// Sees whether the shell can go on, before its call is answered.
+    ///
+    /// - After an interrupt bash may still have one to deal with, and would drop what it reads next. It
+    ///   may also have missed that it has started a child, and will wait for it.
+    /// - After a syntax error (or what may be one) it may be about to die: bash 5.2 damages its own
+    ///   memory at an unterminated `$(`. That is for this call to tell, and not for the next one to
+    ///   suffer.
     fn look_after(&mut self, mut current: Current, finished: Finished, cx: &mut Context<'_>) {
         current.ended = Some(finished);
+        if let Some((_, give_up)) = &mut current.interrupted {
+            *give_up = cx.now + GRACE;
+            self.current = Some(current);
+            return self.ping(cx);
+        }
         current.word = script::new_word();
         current.deadline = Some(cx.now + GRACE);
         let lines = script::call_lines(&self.shown, &current.word, SYNTAX_ERROR);
         self.current = Some(current);
-        if self.directory.put_command(b"\n").is_err() {
-            return cx.kept.kill(cx.now);
+        match self.directory.put_command(b"\n") {
+            Ok(()) => self.say(&lines, cx),
+            Err(_) => cx.kept.kill(cx.now),
         }
+    }
+
+    /// Asks an interrupted shell for a new word: an answer to an earlier question does not count.
+    fn ping(&mut self, cx: &mut Context<'_>) {
+        let Some(current) = &mut self.current else { return };
+        current.word = script::new_word();
+        current.deadline = Some(cx.now + INTERRUPT_EVERY);
+        let lines = script::ping_lines(&self.shown, &current.word);
         self.say(&lines, cx);
     }
 
     /// Ends the call as Ctrl-C does, or by force where that has not helped in time.
     fn interrupt(&mut self, reason: Reason, cx: &mut Context<'_>) {
         let Some(current) = &mut self.current else { return };
-        if current.ended.is_some() {
-            if cx.now >= current.deadline.unwrap_or(cx.now) {
-                current.deadline = None;
-                cx.kept.kill(cx.now);
-            }
+        let ended = current.ended.is_some();
+        if ended && current.deadline.is_some_and(|due| cx.now < due) {
             return;
         }
-        let (_, give_up) = *current.interrupted.get_or_insert((reason, cx.now + GRACE));
+        let give_up = match current.interrupted {
+            Some((_, give_up)) => give_up,
+            // The shell has not got over a syntax error.
+            None if ended => cx.now,
+            None => current.interrupted.insert((reason, cx.now + GRACE)).1,
+        };
         if cx.now >= give_up || !cx.kept.interrupt() {
             current.deadline = None;
             return cx.kept.kill(cx.now);
         }
-        current.deadline = Some(give_up.min(cx.now + INTERRUPT_EVERY));
+        if ended {
+            return self.ping(cx);
+        }
+        let left = give_up - cx.now;
+        let pause = if left > GRACE / 2 { INTERRUPT_EVERY } else { HAMMER_EVERY };
+        current.deadline = Some(cx.now + pause.min(left));
+        let lines = script::interrupt_lines(&self.shown, &current.word);
+        self.say(&lines, cx);
     }
 }
 

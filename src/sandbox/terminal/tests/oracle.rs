@@ -97,7 +97,7 @@ fn simple() -> impl Strategy<Value = String> {
         Just("eval 'echo \"$a\"; (exit 8)'".to_owned()),
         Just("cat <(echo from a process)".to_owned()),
         Just("cat <<<\"here $a\"".to_owned()),
-        Just("time -p true 2>/dev/null".to_owned()),
+        Just("TIMEFORMAT=timed; time true".to_owned()),
         Just("alias say='echo said'".to_owned()),
         Just("type f | head -1".to_owned()),
         Just("local x".to_owned()),
