@@ -27,8 +27,8 @@ pub(super) struct Host {
     pub(super) command_user: Option<CommandUser>,
     /// Whether slots keep their sandboxes.
     pub(super) warm: bool,
-    /// What writes complete outputs to files.
-    pub(super) spool: Spool,
+    /// What writes complete outputs to files, for whoever keeps them.
+    pub(super) spool: Option<Spool>,
 }
 
 impl Host {
@@ -40,7 +40,7 @@ impl Host {
         let layout = HostLayout::detect(user);
         Ok(Self {
             warm: isolation.is_warm(),
-            spool: Spool::start()?,
+            spool: None,
             isolation,
             null: isolation::open_null()?,
             open_files: raise_open_files_limit(),
@@ -48,6 +48,14 @@ impl Host {
             user: layout.user,
             command_user: user,
         })
+    }
+
+    /// With threads that write complete outputs to files.
+    ///
+    /// # Errors
+    /// Where the system gives none.
+    pub(super) fn with_spool(self) -> io::Result<Self> {
+        Ok(Self { spool: Some(Spool::start()?), ..self })
     }
 }
 
