@@ -32,3 +32,6 @@ pub(crate) mod supervisor;
 mod tree;
 pub(crate) mod user;
 pub(crate) mod workspace;
+
+#[path = "terminal/tmux/mod.rs"]
+mod tmux;
