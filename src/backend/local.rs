@@ -14,7 +14,9 @@ use std::time::Instant;
 
 use parking_lot::Mutex;
 
-use super::{Backend, Container, Execution, ExecutionId, ResetReply, SlotRef};
+use super::{
+    Backend, Cancellation, Container, Execution, ExecutionId, ResetReply, SlotRef,
+};
 use crate::artifact::{
     ArchiveArtifacts, ArchiveSummary, Artifact, ArtifactError, ArtifactList, ListArtifacts,
     ReadArtifact,
@@ -26,6 +28,8 @@ use crate::sandbox::etc;
 use crate::sandbox::files::{self, DEFAULT_MAX_FILE_BYTES};
 use crate::sandbox::isolation::Isolation;
 use crate::sandbox::supervisor::{CommandId, CommandSpec, Supervisor, raise_open_files_limit};
+use crate::sandbox::terminal::result::{self as stateful, stateful_result};
+use crate::sandbox::terminal::{Place, ShellEnded, TerminalCall, Terminals};
 use crate::sandbox::user::CommandUser;
 use crate::sandbox::workspace::{DataDir, Workspace};
 use crate::tool::{Outcome, ToolResult};
@@ -97,6 +101,7 @@ pub struct LocalBackend(Arc<Inner>);
 
 struct Inner {
     supervisor: Supervisor,
+    terminals: Terminals,
     slots: Vec<Slot>,
     running: Mutex<HashMap<ExecutionId, Running>>,
     max_output_chars: usize,
@@ -112,8 +117,15 @@ struct Slot {
 }
 
 struct Running {
-    command: CommandId,
+    command: Command,
     slot: usize,
+}
+
+/// What runs, and who knows it.
+#[derive(Clone, Copy)]
+enum Command {
+    Plain(CommandId),
+    Terminal(TerminalCall),
 }
 
 impl LocalBackend {
@@ -151,6 +163,12 @@ impl LocalBackend {
                 (data_dir, isolation) = of_root;
             }
         }
+        let terminals = data_dir
+            .make_passable_dir("terminals")
+            .and_then(|path| {
+                Terminals::start(isolation.clone(), user, path, config.max_output_chars)
+            })
+            .map_err(|error| BackendError::with_source("cannot start the terminals", error))?;
         let supervisor = Supervisor::start(isolation, user)
             .map_err(|error| BackendError::with_source("cannot start the supervisor", error))?;
         let slots = data_dir
@@ -163,6 +181,7 @@ impl LocalBackend {
             .collect();
         Ok(Self(Arc::new(Inner {
             supervisor,
+            terminals,
             slots,
             running: Mutex::new(HashMap::new()),
             max_output_chars: config.max_output_chars,
@@ -218,32 +237,92 @@ impl LocalBackend {
             output_limit_chars: self.0.max_output_chars,
         };
         let cancellation = reply.cancellation();
+        let (note_end, ended) = self.note_end(id, place);
+        let on_end = move |finished: crate::sandbox::supervisor::Finished| {
+            note_end(finished.all_dead);
+            reply.send(bash_result(finished, timeout.as_secs_f64()));
+        };
+        let command = Command::Plain(self.0.supervisor.run(spec, Box::new(on_end)));
+        self.note_start(id, Running { command, slot: slot.index }, &ended, &cancellation);
+    }
+
+    fn bash_stateful(&self, execution: Execution) {
+        let Execution { id, slot, arguments, timeout, reply, .. } = execution;
+        let policy = stateful::policy(&arguments);
+        let isolation = self.0.supervisor.isolation();
+        let (sandboxed, can_cut_network) = (isolation.is_sandboxed(), isolation.can_cut_network());
+        if let Some(refusal) = stateful::refusal(policy, sandboxed, can_cut_network) {
+            return reply.send(refusal);
+        }
+        let Some(place) = self.0.slots.get(slot.index) else { return };
+        let command = match stateful::command(&arguments, sandboxed) {
+            Ok(command) => command.to_owned(),
+            Err(refusal) => return reply.send(refusal),
+        };
+        let cancellation = reply.cancellation();
+        let (note_end, ended) = self.note_end(id, place);
+        let on_end = move |ended: ShellEnded| {
+            note_end(ended.finished.all_dead);
+            reply.send(stateful_result(ended, timeout.as_secs_f64()));
+        };
+        let place = Place {
+            slot: slot.index,
+            workspace: place.workspace.clone(),
+            network: policy.allow_network,
+        };
+        let call = self.0.terminals.bash(place, command, timeout, Box::new(on_end));
+        let running = Running { command: Command::Terminal(call), slot: slot.index };
+        self.note_start(id, running, &ended, &cancellation);
+    }
+
+    /// What is to be called when a command has ended, before its reply is given, and what tells
+    /// [`note_start`](Self::note_start) that it was.
+    fn note_end(
+        &self,
+        id: ExecutionId,
+        place: &Slot,
+    ) -> (impl FnOnce(bool) + Send + use<>, Arc<AtomicBool>) {
         let ended = Arc::new(AtomicBool::new(false));
-        let on_end = {
-            let (inner, ended) = (Arc::downgrade(&self.0), ended.clone());
-            let haunted = place.haunted.clone();
-            move |finished: crate::sandbox::supervisor::Finished| {
-                // Before the slot counts as idle: a reset that comes now must see it.
-                if !finished.all_dead {
-                    haunted.store(true, Ordering::Release);
-                }
-                if let Some(inner) = inner.upgrade() {
-                    let mut running = inner.running.lock();
-                    ended.store(true, Ordering::Release);
-                    running.remove(&id);
-                }
-                reply.send(bash_result(finished, timeout.as_secs_f64()));
+        let (inner, noted) = (Arc::downgrade(&self.0), ended.clone());
+        let haunted = place.haunted.clone();
+        let note = move |all_dead: bool| {
+            // Before the slot counts as idle: a reset that comes now must see it.
+            if !all_dead {
+                haunted.store(true, Ordering::Release);
+            }
+            if let Some(inner) = inner.upgrade() {
+                let mut running = inner.running.lock();
+                noted.store(true, Ordering::Release);
+                running.remove(&id);
             }
         };
-        let command = self.0.supervisor.run(spec, Box::new(on_end));
+        (note, ended)
+    }
+
+    /// Notes where a call runs, unless it has ended, and cancels it if that was asked for before.
+    fn note_start(
+        &self,
+        id: ExecutionId,
+        running: Running,
+        ended: &AtomicBool,
+        cancellation: &Cancellation,
+    ) {
+        let command = running.command;
         {
-            let mut running = self.0.running.lock();
+            let mut all = self.0.running.lock();
             if !ended.load(Ordering::Acquire) {
-                running.insert(id, Running { command, slot: slot.index });
+                all.insert(id, running);
             }
         }
         if cancellation.is_requested() {
-            self.0.supervisor.cancel(command);
+            self.cancel_command(command);
+        }
+    }
+
+    fn cancel_command(&self, command: Command) {
+        match command {
+            Command::Plain(command) => self.0.supervisor.cancel(command),
+            Command::Terminal(call) => self.0.terminals.cancel(call),
         }
     }
 
@@ -275,6 +354,7 @@ impl Backend for LocalBackend {
         for execution in batch {
             match execution.tool {
                 "bash" => self.bash(execution),
+                "bash_stateful" => self.bash_stateful(execution),
                 "read_file" | "write_file" => self.file(execution),
                 other => {
                     let mut result = ToolResult::failure(
@@ -298,9 +378,14 @@ impl Backend for LocalBackend {
         };
         if !left.is_empty() {
             for command in left {
-                self.0.supervisor.cancel(command);
+                self.cancel_command(command);
             }
             return reply.send(Err("a command of an earlier call still runs in it".to_owned()));
+        }
+        // Before its files are emptied, nobody may be left who makes new ones.
+        if let Err(why) = self.0.terminals.end_slot(slot.index) {
+            place.haunted.store(true, Ordering::Release);
+            return reply.send(Err(why));
         }
         if place.haunted.load(Ordering::Acquire) {
             return reply.send(Err("a process of an earlier call could not be killed".to_owned()));
@@ -311,7 +396,7 @@ impl Backend for LocalBackend {
     fn cancel(&self, id: ExecutionId) {
         let command = self.0.running.lock().get(&id).map(|running| running.command);
         if let Some(command) = command {
-            self.0.supervisor.cancel(command);
+            self.cancel_command(command);
         }
     }
 
@@ -347,6 +432,7 @@ impl Backend for LocalBackend {
     fn close(&self, _deadline: Instant) {
         // Bounded by itself: it kills, and does not wait long for what cannot be killed.
         self.0.supervisor.close();
+        self.0.terminals.close();
         let data_dir = self.0.data_dir.lock().take();
         if let Some(data_dir) = data_dir
             && let Err(error) = data_dir.close()

@@ -139,6 +139,7 @@ impl Bubblewrap {
         let sandbox = Sandbox {
             workspace: workspace.path(),
             temporary: workspace.temporary(),
+            shown: &[],
             network: !self.can_cut_network,
             handshake: Handshake::None,
             argv: &call.argv,
@@ -289,6 +290,8 @@ pub(super) struct Sandbox<'a> {
     pub(super) workspace: &'a Path,
     /// The host directory that is `/tmp` inside.
     pub(super) temporary: &'a Path,
+    /// More host directories to show, read-only, each at a place that is nobody else's.
+    pub(super) shown: &'a [(&'a Path, &'a Path)],
     /// Whether it has the host's network, or none.
     pub(super) network: bool,
     /// How bubblewrap and its starter speak with each other.
@@ -302,7 +305,7 @@ pub(super) struct Sandbox<'a> {
 ///
 /// Nothing of a sandbox can be written to but the workspace, `/tmp`, and `/dev/shm`.
 pub(super) fn bwrap_argv(bubblewrap: &Bubblewrap, sandbox: &Sandbox<'_>) -> Vec<OsString> {
-    let Sandbox { workspace, temporary, network, handshake, argv: inner } = *sandbox;
+    let Sandbox { workspace, temporary, shown, network, handshake, argv: inner } = *sandbox;
     let mut argv: Vec<OsString> = Vec::with_capacity(160);
     let mut add = |arguments: &[&OsStr]| argv.extend(arguments.iter().map(|&a| a.to_owned()));
     let plain = |flags: &'static str| flags.split(' ').map(OsStr::new).collect::<Vec<_>>();
@@ -348,6 +351,9 @@ pub(super) fn bwrap_argv(bubblewrap: &Bubblewrap, sandbox: &Sandbox<'_>) -> Vec<
     add(&["--bind".as_ref(), temporary.as_ref(), "/tmp".as_ref()]);
     add(&plain("--symlink /tmp /var/tmp"));
     add(&["--bind".as_ref(), workspace.as_ref(), "/workspace".as_ref()]);
+    for (from, to) in shown {
+        add(&["--ro-bind".as_ref(), from.as_ref(), to.as_ref()]);
+    }
     add(&plain("--chdir /workspace --remount-ro / --"));
     argv.extend(inner.iter().cloned());
     argv
@@ -411,7 +417,9 @@ mod tests {
         let call = shell::shell_call(Shell::Bash, command, true, None);
         let (workspace, temporary) = (Path::new("/w s"), Path::new("/t"));
         let argv = &call.argv;
-        bwrap_argv(&bubblewrap(), &Sandbox { workspace, temporary, network, handshake, argv })
+        let shown = &[];
+        let sandbox = Sandbox { workspace, temporary, shown, network, handshake, argv };
+        bwrap_argv(&bubblewrap(), &sandbox)
     }
 
     #[test]

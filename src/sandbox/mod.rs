@@ -29,6 +29,7 @@ mod shell;
 mod spawn;
 mod stream;
 pub(crate) mod supervisor;
+pub(crate) mod terminal;
 mod tree;
 pub(crate) mod user;
 pub(crate) mod workspace;

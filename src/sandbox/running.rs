@@ -479,6 +479,7 @@ fn start_sandboxed(
     let sandbox = Sandbox {
         workspace: spec.workspace.path(),
         temporary: spec.workspace.temporary(),
+        shown: &[],
         network: spec.network,
         handshake: Handshake::Block,
         argv: &call.argv,
@@ -547,7 +548,7 @@ fn environment(
 
 /// A pidfd of `pid`, if that is a child of `parent`. `parent` is not reaped yet, so that its number is
 /// its own; if `pid` is its child *after* the pidfd was opened, then the pidfd is not a stranger's.
-fn open_child_of(parent: Pid, pid: i32) -> io::Result<OwnedFd> {
+pub(super) fn open_child_of(parent: Pid, pid: i32) -> io::Result<OwnedFd> {
     let not_found = || io::Error::from(io::ErrorKind::NotFound);
     let pidfd = rustix::process::pidfd_open(
         // `from_raw` panics at a negative number.

@@ -1,0 +1,590 @@
+//! A sandbox that is kept: one program that lives on between calls, in a sandbox of its own.
+//!
+//! What holds the program's processes together, and nothing else: it is taken hold of before anything
+//! in it runs, and killing it kills exactly what is in it and is confirmed. What the program says, and
+//! what is said to it, is the business of a [`Program`](super::seat::Program).
+//!
+//! The handshake is that of [`running`](super::super::running): bubblewrap reports the sandbox's first
+//! process, *init*, and waits; init is held by a pidfd; then the program is let go. Where there is no
+//! bubblewrap the program runs under a [`reaper`](super::super::reaper).
+//!
+//! # If this process dies
+//! Then the program dies with it, whenever that is, except in one phase: a sandbox that waits for its
+//! start is let go by that death. So a program must do nothing before it has read something from one of
+//! its pipes: an end of file there means that nobody has let it go.
+
+use std::ffi::{CString, OsString};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::time::Instant;
+
+use rustix::io::Errno;
+use rustix::process::{Pid, Signal};
+
+use super::watch::{Source, Watch};
+use crate::sandbox::isolation::{self, Bubblewrap, Handshake, Isolation, Sandbox, StatusReport};
+use crate::sandbox::reaper::{self, Report, Step};
+use crate::sandbox::running::{Host, KILL_MARGIN, SETUP_LIMIT, open_child_of};
+use crate::sandbox::shell::{self, Shell};
+use crate::sandbox::spawn::{self, CStringArray, Child, Reaped};
+use crate::sandbox::workspace::Workspace;
+
+/// No more than this is kept of what bubblewrap or the reaper reports: some 300 bytes are usual.
+const REPORTS_LIMIT: usize = 16 * 1024;
+
+/// What to run, and what it sees.
+pub(super) struct Plan<'a> {
+    /// The slot's files.
+    pub(super) workspace: &'a Workspace,
+    /// More host directories, shown read-only: `(host, inside)`. Without a sandbox there is no inside.
+    pub(super) shown: &'a [(&'a Path, &'a Path)],
+    /// Whether it has the host's network. Ignored without a sandbox.
+    pub(super) network: bool,
+    /// The program's absolute path, for where there is no sandbox.
+    pub(super) program: &'a Path,
+    /// The program, or its `$0`, and its arguments.
+    pub(super) argv: &'a [OsString],
+    /// What is set in its environment besides what every command finds there.
+    pub(super) variables: &'a [(&'a str, &'a str)],
+    /// Its standard input, output and error. The last gets bubblewrap's own complaints, too.
+    pub(super) stdio: [BorrowedFd<'a>; 3],
+}
+
+/// Where a kept sandbox is in its life. It only moves downwards.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Phase {
+    /// It is being set up; nothing of the program runs.
+    SettingUp,
+    /// The program was let go.
+    Running,
+    /// The program has ended or is being killed; not everything is known to be dead.
+    Ending,
+    /// It is over: nothing is left, or that was given up on.
+    Gone,
+}
+
+/// How a kept sandbox ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum KeptEnd {
+    /// It was killed by us.
+    Killed,
+    /// The program ended with this code; in a sandbox 128 + n for signal n.
+    Exited(i32),
+    /// A signal ended the program. Only without a sandbox.
+    Signaled(i32),
+    /// The program never ran: why, as one line.
+    SetupFailed(String),
+    /// What held it was destroyed from outside: why, as one line.
+    Lost(String),
+}
+
+/// A sandbox with one program in it.
+pub(super) struct Kept {
+    phase: Phase,
+    deadline: Option<Instant>,
+    child: Child,
+    /// Set when `child` has ended.
+    child_end: Option<Reaped>,
+    reports: Option<OwnedFd>,
+    reported: Vec<u8>,
+    hold: Hold,
+    released: bool,
+    killed: bool,
+    too_slow: bool,
+    given_up: bool,
+    /// The program's process, once it was looked for.
+    main: Option<(Pid, OwnedFd)>,
+}
+
+/// What holds the processes together.
+enum Hold {
+    /// A pid namespace, made by bubblewrap.
+    Namespace {
+        /// bubblewrap waits for the end of this pipe.
+        gate: Option<OwnedFd>,
+        init: Option<OwnedFd>,
+        init_gone: bool,
+        report: StatusReport,
+    },
+    /// A reaper.
+    Reaper {
+        /// Closing it is the order to kill.
+        control: Option<OwnedFd>,
+        report: Report,
+    },
+}
+
+impl Kept {
+    /// Starts the sandbox. Blocks for the start of one process.
+    ///
+    /// # Errors
+    /// Whatever the system refuses. Nothing runs then.
+    pub(super) fn start(plan: &Plan<'_>, host: &Host, watch: &Watch<'_>) -> io::Result<Self> {
+        let (child, reports, hold) = match &host.isolation {
+            Isolation::Bubblewrap(bubblewrap) => start_sandboxed(plan, host, bubblewrap)?,
+            Isolation::None { .. } => start_bare(plan, host)?,
+        };
+        let released = matches!(hold, Hold::Reaper { .. });
+        let mut kept = Self {
+            phase: if released { Phase::Running } else { Phase::SettingUp },
+            deadline: (!released).then(|| Instant::now() + SETUP_LIMIT),
+            child,
+            child_end: None,
+            reports: Some(reports),
+            reported: Vec::new(),
+            hold,
+            released,
+            killed: false,
+            too_slow: false,
+            given_up: false,
+            main: None,
+        };
+        if let Err(error) = kept.watch_all(watch) {
+            // Without its gate or its control pipe it ends by itself.
+            kept.let_go();
+            let _ = rustix::process::waitid(
+                rustix::process::WaitId::PidFd(kept.child.as_fd()),
+                rustix::process::WaitIdOptions::EXITED,
+            );
+            return Err(error);
+        }
+        Ok(kept)
+    }
+
+    fn watch_all(&self, watch: &Watch<'_>) -> io::Result<()> {
+        if let Some(reports) = &self.reports {
+            rustix::io::ioctl_fionbio(reports, true)?;
+            watch.add(reports.as_fd(), Source::Reports)?;
+        }
+        watch.add(self.child.as_fd(), Source::Child)
+    }
+
+    /// Gives up what keeps everything from ending by itself.
+    fn let_go(&mut self) {
+        match &mut self.hold {
+            Hold::Namespace { gate, .. } => drop(gate.take()),
+            Hold::Reaper { control, .. } => drop(control.take()),
+        }
+    }
+
+    /// Where it is in its life.
+    pub(super) fn phase(&self) -> Phase {
+        self.phase
+    }
+
+    /// When [`on_deadline`](Self::on_deadline) is due: never while the program runs.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.deadline
+    }
+
+    /// Whether the end of every process was seen. Only of use in [`Phase::Gone`].
+    pub(super) fn all_dead(&self) -> bool {
+        match &self.hold {
+            Hold::Namespace { init_gone, .. } => {
+                *init_gone || (!self.released && self.child_end.is_some())
+            }
+            Hold::Reaper { report, .. } => report.all_dead,
+        }
+    }
+
+    /// How it ended. Only of use in [`Phase::Gone`]. `errors` is what was written to its standard
+    /// error, where bubblewrap says why it could not start.
+    pub(super) fn end(&self, errors: &str) -> KeptEnd {
+        match &self.hold {
+            Hold::Namespace { report, .. } => namespace_end(
+                (self.killed, self.too_slow),
+                report.exit_code,
+                self.released,
+                self.child_end.unwrap_or(Reaped::Running),
+                errors,
+            ),
+            Hold::Reaper { report, .. } => reaper_end(self.killed, *report),
+        }
+    }
+
+    /// What is still to be reaped, where waiting was given up.
+    pub(super) fn into_leftover(self, watch: &Watch<'_>) -> Option<Child> {
+        if self.child_end.is_some() {
+            return None;
+        }
+        watch.remove(self.child.as_fd());
+        Some(self.child)
+    }
+
+    /// Deals with one event of its own.
+    pub(super) fn on_event(&mut self, source: Source, watch: &Watch<'_>, now: Instant) {
+        match source {
+            Source::File(_) => {}
+            Source::Reports => self.read_reports(watch, now),
+            Source::Child => {
+                // What it reported last tells how it ended.
+                self.read_reports(watch, now);
+                self.child_end = match self.child.reap() {
+                    Reaped::Running => return,
+                    end => Some(end),
+                };
+                watch.remove(self.child.as_fd());
+                self.begin_end(now);
+            }
+            Source::Init => {
+                if let Hold::Namespace { init: Some(init), init_gone, .. } = &mut self.hold {
+                    watch.remove(init.as_fd());
+                    *init_gone = true;
+                    // Its parent, bubblewrap, ends before it or without waiting for it.
+                    spawn::reap_if_ours(init.as_fd());
+                }
+                self.begin_end(now);
+            }
+        }
+        self.see_whether_gone(watch);
+    }
+
+    /// The time for setting up, or for dying, is over.
+    pub(super) fn on_deadline(&mut self, watch: &Watch<'_>, now: Instant) {
+        match self.phase {
+            Phase::SettingUp => {
+                self.too_slow = true;
+                self.begin_end(now);
+            }
+            Phase::Running | Phase::Gone => self.deadline = None,
+            Phase::Ending => {
+                log::error!(
+                    "a kept sandbox's processes did not end within {} s; giving up on them",
+                    KILL_MARGIN.as_secs()
+                );
+                self.child.kill();
+                self.given_up = true;
+            }
+        }
+        self.see_whether_gone(watch);
+    }
+
+    /// Kills everything in it, unless it is ending anyway.
+    pub(super) fn kill(&mut self, now: Instant) {
+        if self.phase < Phase::Ending {
+            self.killed = true;
+            self.begin_end(now);
+        }
+    }
+
+    /// The program has ended, or is to: nothing of it may be left.
+    fn begin_end(&mut self, now: Instant) {
+        if self.phase < Phase::Ending {
+            self.phase = Phase::Ending;
+            self.deadline = Some(now + KILL_MARGIN);
+            self.main = None;
+        }
+        self.kill_processes();
+    }
+
+    /// Kills what is held, as far as that is possible in this phase.
+    fn kill_processes(&mut self) {
+        let by_itself = !self.killed && !self.too_slow;
+        match &mut self.hold {
+            Hold::Namespace { init: Some(init), .. } => {
+                spawn::kill(init.as_fd());
+                // Once the program has ended by itself, bubblewrap still has to report how.
+                if !by_itself {
+                    self.child.kill();
+                }
+            }
+            // While init is not known bubblewrap must live: init would wait for it for ever. Its
+            // report comes soon; then this is called again.
+            Hold::Namespace { init: None, .. } => {}
+            Hold::Reaper { control, .. } => {
+                drop(control.take());
+                // It kills nothing while it is stopped, and the program has the right to stop it.
+                self.child.resume();
+            }
+        }
+    }
+
+    fn see_whether_gone(&mut self, watch: &Watch<'_>) {
+        let held_is_gone = match &self.hold {
+            Hold::Namespace { init, init_gone, .. } => init.is_none() || *init_gone,
+            Hold::Reaper { .. } => true,
+        };
+        if self.given_up || (self.child_end.is_some() && held_is_gone) {
+            self.phase = Phase::Gone;
+            self.deadline = None;
+            watch.remove_and_close(&mut self.reports);
+            if let Hold::Namespace { init: Some(init), init_gone: false, .. } = &self.hold {
+                watch.remove(init.as_fd());
+            }
+        }
+    }
+
+    /// Reads what bubblewrap or the reaper has to say, and acts on it.
+    fn read_reports(&mut self, watch: &Watch<'_>, now: Instant) {
+        let mut buffer = [0; 1024];
+        while let Some(pipe) = &self.reports {
+            match rustix::io::read(pipe, &mut buffer) {
+                Ok(count) if count > 0 && self.reported.len() < REPORTS_LIMIT => {
+                    self.reported.extend_from_slice(&buffer[..count]);
+                }
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => break,
+                _ => watch.remove_and_close(&mut self.reports),
+            }
+        }
+        let ended = match &mut self.hold {
+            Hold::Namespace { init, report, .. } => {
+                *report = StatusReport::parse(&self.reported);
+                let (pid, ended) = (report.child_pid, report.exit_code.is_some());
+                if let (None, Some(pid)) = (init.as_ref(), pid) {
+                    self.hold_init(pid, watch);
+                }
+                ended
+            }
+            Hold::Reaper { report, .. } => {
+                *report = Report::parse(&self.reported);
+                report.ended.is_some() || report.failed.is_some()
+            }
+        };
+        if ended {
+            self.begin_end(now);
+        }
+    }
+
+    /// Takes hold of the sandbox's init, and lets the program go (or kills it, if that was wanted
+    /// meanwhile).
+    fn hold_init(&mut self, pid: i32, watch: &Watch<'_>) {
+        let Hold::Namespace { gate, init, .. } = &mut self.hold else { return };
+        let Some(gate) = gate.take() else { return };
+        let held = open_child_of(self.child.pid(), pid).and_then(|pidfd| {
+            watch.add(pidfd.as_fd(), Source::Init)?;
+            Ok(pidfd)
+        });
+        match held {
+            Ok(pidfd) => *init = Some(pidfd),
+            // It failed already, and bubblewrap says why. If not, nobody writes to the program's pipes
+            // and that ends it.
+            Err(error) => {
+                log::debug!("cannot take hold of a sandbox's first process: {error}");
+                return;
+            }
+        }
+        if self.phase == Phase::SettingUp {
+            self.phase = Phase::Running;
+            self.released = true;
+            self.deadline = None;
+            drop(gate);
+        } else {
+            self.kill_processes();
+        }
+    }
+
+    /// Looks for the program's own process, which [`interrupt`](Self::interrupt) needs. To be called
+    /// as soon as the program has given a sign of life: later it may have brothers.
+    pub(super) fn find_main(&mut self) {
+        let parent = match &self.hold {
+            Hold::Namespace { report, .. } => report.child_pid.and_then(Pid::from_raw),
+            Hold::Reaper { .. } => Some(self.child.pid()),
+        };
+        self.main = parent.filter(|_| self.phase == Phase::Running).and_then(|parent| {
+            let raw = first_child(parent)?;
+            Some((Pid::from_raw(raw)?, open_child_of(parent, raw).ok()?))
+        });
+    }
+
+    /// SIGINT to the program's process group, as a terminal's Ctrl-C, and SIGCONT in case it is
+    /// stopped. `false` where the program is not known.
+    pub(super) fn interrupt(&self) -> bool {
+        let Some((pid, pidfd)) = self.main.as_ref().filter(|_| self.phase == Phase::Running) else {
+            return false;
+        };
+        signal_group(*pid, pidfd.as_fd(), Signal::INT)
+            && signal_group(*pid, pidfd.as_fd(), Signal::CONT)
+    }
+}
+
+/// The first child of this process, by the kernel's list.
+fn first_child(parent: Pid) -> Option<i32> {
+    let pid = parent.as_raw_nonzero();
+    let list = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
+    list.split_ascii_whitespace().next()?.parse().ok()
+}
+
+/// Sends a signal to the process group of a process that is held by its pidfd. `false` if that process
+/// has ended.
+fn signal_group(pid: Pid, pidfd: BorrowedFd<'_>, signal: Signal) -> bool {
+    use std::os::fd::AsRawFd;
+    // SAFETY: plain numbers and no memory: the signal's details may be NULL.
+    let sent = unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_raw_fd(),
+            signal.as_raw(),
+            std::ptr::null::<libc::siginfo_t>(),
+            libc::PIDFD_SIGNAL_PROCESS_GROUP,
+        )
+    };
+    if sent == 0 {
+        return true;
+    }
+    if io::Error::last_os_error().raw_os_error() != Some(libc::EINVAL) {
+        return false;
+    }
+    // Before Linux 6.9. A group's number is its own as long as a process of it lives, and the group's
+    // leader is init, or the program itself, which is looked at last.
+    let Ok(group) = rustix::process::getpgid(Some(pid)) else { return false };
+    !spawn::has_ended(pidfd) && rustix::process::kill_process_group(group, signal).is_ok()
+}
+
+/// How a program in a sandbox ended; see `namespace_end` of `running`.
+fn namespace_end(
+    (killed, too_slow): (bool, bool),
+    exit_code: Option<i32>,
+    released: bool,
+    bubblewrap: Reaped,
+    errors: &str,
+) -> KeptEnd {
+    if killed {
+        return KeptEnd::Killed;
+    }
+    let lost = |text: String| {
+        if released { KeptEnd::Lost(text) } else { KeptEnd::SetupFailed(text) }
+    };
+    match (exit_code, bubblewrap) {
+        _ if too_slow => KeptEnd::SetupFailed("the sandbox was not ready in time".to_owned()),
+        (Some(code), _) if released => KeptEnd::Exited(code),
+        (Some(_), _) => {
+            KeptEnd::SetupFailed("the sandbox could not be taken hold of".to_owned())
+        }
+        (None, Reaped::Exited(_)) if !released => {
+            KeptEnd::SetupFailed(isolation::one_line(errors))
+        }
+        (None, Reaped::Exited(code)) => lost(format!("bubblewrap ended with code {code}")),
+        (None, Reaped::Signaled(signal)) => {
+            lost(format!("bubblewrap was killed by signal {signal}"))
+        }
+        (None, Reaped::Unknown | Reaped::Running) => {
+            lost("bubblewrap ended without a report".to_owned())
+        }
+    }
+}
+
+/// How a program under a reaper ended.
+fn reaper_end(killed: bool, report: Report) -> KeptEnd {
+    if killed {
+        return KeptEnd::Killed;
+    }
+    if let Some((step, errno)) = report.failed {
+        let error = io::Error::from_raw_os_error(errno);
+        return KeptEnd::SetupFailed(match step {
+            Step::ChangeUser => format!("cannot become an unprivileged user: {error}"),
+            Step::Fork => format!("cannot make a process: {error}"),
+            Step::ChangeDirectory => format!("cannot enter the workspace: {error}"),
+            Step::Execute => format!("cannot execute the program: {error}"),
+        });
+    }
+    match report.ended {
+        Some(status) if libc::WIFSIGNALED(status) => KeptEnd::Signaled(libc::WTERMSIG(status)),
+        Some(status) => KeptEnd::Exited(libc::WEXITSTATUS(status)),
+        None => KeptEnd::Lost("the program's reaper ended early".to_owned()),
+    }
+}
+
+/// Starts bubblewrap, which waits with the program for the gate.
+fn start_sandboxed(
+    plan: &Plan<'_>,
+    host: &Host,
+    bubblewrap: &Bubblewrap,
+) -> io::Result<(Child, OwnedFd, Hold)> {
+    let sandbox = Sandbox {
+        workspace: plan.workspace.path(),
+        temporary: plan.workspace.temporary(),
+        shown: plan.shown,
+        network: plan.network,
+        handshake: Handshake::Block,
+        argv: plan.argv,
+    };
+    let arguments = CStringArray::new(isolation::bwrap_argv(bubblewrap, &sandbox))?;
+    let environment = environment(plan, Path::new("/workspace"), Path::new("/tmp"), host)?;
+    let (reports, reports_writer) = spawn::pipe()?;
+    let (block_reader, gate) = spawn::pipe()?;
+    let [stdin, stdout, stderr] = plan.stdio;
+    let child = spawn::spawn(
+        &CString::new(bubblewrap.program.as_os_str().as_bytes())?,
+        &arguments,
+        &environment,
+        &[stdin, stdout, stderr, reports_writer.as_fd(), block_reader.as_fd()],
+        host.command_user,
+    )?;
+    let report = StatusReport::default();
+    Ok((child, reports, Hold::Namespace { gate: Some(gate), init: None, init_gone: false, report }))
+}
+
+/// Starts the program under a reaper.
+fn start_bare(plan: &Plan<'_>, host: &Host) -> io::Result<(Child, OwnedFd, Hold)> {
+    let reaper = reaper::start(&reaper::Command {
+        program: &CString::new(plan.program.as_os_str().as_bytes())?,
+        arguments: &CStringArray::new(plan.argv.iter().cloned())?,
+        environment: &environment(
+            plan,
+            plan.workspace.path(),
+            plan.workspace.temporary(),
+            host,
+        )?,
+        directory: plan.workspace.path(),
+        stdio: plan.stdio,
+        script: None,
+        open_files: host.open_files,
+        user: host.command_user,
+    })?;
+    let hold = Hold::Reaper { control: Some(reaper.control), report: Report::default() };
+    Ok((reaper.child, reaper.report, hold))
+}
+
+/// The program's environment: that of every command, and the plan's own variables.
+fn environment(
+    plan: &Plan<'_>,
+    home: &Path,
+    temporary: &Path,
+    host: &Host,
+) -> io::Result<CStringArray> {
+    let no_command = shell::shell_call(Shell::Bash, "", false, None);
+    let common = shell::environment(home, temporary, host.shell, &host.user, &no_command);
+    let named = |entry: &OsString, name: &str| {
+        entry.as_bytes().strip_prefix(name.as_bytes()).is_some_and(|rest| rest.starts_with(b"="))
+    };
+    let common =
+        common.into_iter().filter(|entry| !plan.variables.iter().any(|(name, _)| named(entry, name)));
+    let own = plan.variables.iter().map(|(name, value)| OsString::from(format!("{name}={value}")));
+    CStringArray::new(common.chain(own))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_report_of_bubblewrap_makes_an_exit_code() {
+        let end = |killed, code, released, child| {
+            namespace_end((killed, false), code, released, child, "bwrap: no\nreally\n")
+        };
+        assert_eq!(end(false, Some(1), true, Reaped::Exited(1)), KeptEnd::Exited(1));
+        assert_eq!(end(true, Some(1), true, Reaped::Exited(1)), KeptEnd::Killed);
+        assert_eq!(
+            end(false, None, false, Reaped::Exited(1)),
+            KeptEnd::SetupFailed("bwrap: no; really".to_owned())
+        );
+        // What the program printed is no reason for anything.
+        assert!(matches!(end(false, None, true, Reaped::Exited(1)), KeptEnd::Lost(text) if !text.contains("really")));
+        assert!(matches!(end(false, None, true, Reaped::Signaled(9)), KeptEnd::Lost(_)));
+        assert!(matches!(end(false, Some(1), false, Reaped::Exited(1)), KeptEnd::SetupFailed(_)));
+    }
+
+    #[test]
+    fn a_program_under_a_reaper_ends_as_it_was_reported() {
+        let report = |failed, ended| Report { failed, ended, all_dead: true };
+        assert_eq!(reaper_end(false, report(None, Some(256))), KeptEnd::Exited(1));
+        assert_eq!(reaper_end(false, report(None, Some(9))), KeptEnd::Signaled(9));
+        assert_eq!(reaper_end(true, report(None, Some(9))), KeptEnd::Killed);
+        assert!(matches!(reaper_end(false, report(None, None)), KeptEnd::Lost(_)));
+        let failed = reaper_end(false, report(Some((Step::Execute, libc::ENOENT)), None));
+        assert!(matches!(failed, KeptEnd::SetupFailed(text) if text.contains("No such file")));
+    }
+}
