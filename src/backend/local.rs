@@ -14,9 +14,7 @@ use std::time::Instant;
 
 use parking_lot::Mutex;
 
-use super::{
-    Backend, Cancellation, Container, Execution, ExecutionId, ResetReply, SlotRef,
-};
+use super::{Backend, Cancellation, Container, Execution, ExecutionId, ResetReply, SlotRef};
 use crate::artifact::{
     ArchiveArtifacts, ArchiveSummary, Artifact, ArtifactError, ArtifactList, ListArtifacts,
     ReadArtifact,
@@ -29,7 +27,7 @@ use crate::sandbox::files::{self, DEFAULT_MAX_FILE_BYTES};
 use crate::sandbox::isolation::Isolation;
 use crate::sandbox::supervisor::{CommandId, CommandSpec, Supervisor, raise_open_files_limit};
 use crate::sandbox::terminal::result::{self as stateful, stateful_result};
-use crate::sandbox::terminal::{Place, ShellEnded, TerminalCall, Terminals};
+use crate::sandbox::terminal::{Place, ShellEnded, TerminalCall, Terminals, tmux};
 use crate::sandbox::user::CommandUser;
 use crate::sandbox::workspace::{DataDir, Workspace};
 use crate::tool::{Outcome, ToolResult};
@@ -275,6 +273,52 @@ impl LocalBackend {
         self.note_start(id, running, &ended, &cancellation);
     }
 
+    fn tmux(&self, execution: Execution) {
+        let Execution { id, slot, arguments, timeout, reply, .. } = execution;
+        let Some(place) = self.0.slots.get(slot.index) else { return };
+        let act = match tmux::Request::parse(&arguments, timeout) {
+            Ok(tmux::Request::Act(act)) => act,
+            Ok(tmux::Request::Stop) => {
+                let haunted = place.haunted.clone();
+                let on_end = move |all_dead: bool| {
+                    if !all_dead {
+                        haunted.store(true, Ordering::Release);
+                    }
+                    reply.send(tmux::stop_result());
+                };
+                return self.0.terminals.stop_tmux(slot.index, Box::new(on_end));
+            }
+            Err(refusal) => return reply.send(*refusal),
+        };
+        let policy = stateful::policy(&arguments);
+        let isolation = self.0.supervisor.isolation();
+        let (sandboxed, can_cut_network) = (isolation.is_sandboxed(), isolation.can_cut_network());
+        if let Some(why) = stateful::lacking(policy, sandboxed, can_cut_network) {
+            let refusal = tmux::not_ensured(Outcome::IsolationUnavailable, &why, true);
+            return reply.send(refusal);
+        }
+        if !self.0.terminals.has_tmux() {
+            let requires_bwrap = policy.require_sandbox || !policy.allow_network;
+            let why = "tmux is not installed";
+            let refusal = tmux::not_ensured(Outcome::BackendFailed, why, requires_bwrap);
+            return reply.send(refusal);
+        }
+        let cancellation = reply.cancellation();
+        let (note_end, ended) = self.note_end(id, place);
+        let on_end = move |ended: tmux::TmuxEnded| {
+            note_end(ended.all_dead);
+            reply.send(ended.result);
+        };
+        let place = Place {
+            slot: slot.index,
+            workspace: place.workspace.clone(),
+            network: policy.allow_network,
+        };
+        let call = self.0.terminals.tmux(place, act, timeout, Box::new(on_end));
+        let running = Running { command: Command::Terminal(call), slot: slot.index };
+        self.note_start(id, running, &ended, &cancellation);
+    }
+
     /// What is to be called when a command has ended, before its reply is given, and what tells
     /// [`note_start`](Self::note_start) that it was.
     fn note_end(
@@ -355,6 +399,7 @@ impl Backend for LocalBackend {
             match execution.tool {
                 "bash" => self.bash(execution),
                 "bash_stateful" => self.bash_stateful(execution),
+                "tmux" => self.tmux(execution),
                 "read_file" | "write_file" => self.file(execution),
                 other => {
                     let mut result = ToolResult::failure(

@@ -33,6 +33,3 @@ pub(crate) mod terminal;
 mod tree;
 pub(crate) mod user;
 pub(crate) mod workspace;
-
-#[path = "terminal/tmux/mod.rs"]
-mod tmux;

@@ -29,6 +29,7 @@ use crate::sandbox::reaper::{self, Report, Step};
 use crate::sandbox::running::{Host, KILL_MARGIN, SETUP_LIMIT, open_child_of};
 use crate::sandbox::shell::{self, Shell};
 use crate::sandbox::spawn::{self, CStringArray, Child, Reaped};
+use crate::sandbox::user::Purpose;
 use crate::sandbox::workspace::Workspace;
 
 /// No more than this is kept of what bubblewrap or the reaper reports: some 300 bytes are usual.
@@ -376,6 +377,37 @@ impl Kept {
         }
     }
 
+    /// The root directory that the program sees, only to look beneath. Of use once the program has
+    /// given a sign of life: before, the sandbox is not complete.
+    ///
+    /// # Errors
+    /// It is gone, or this process may not look.
+    pub(super) fn root(&self, host: &Host) -> io::Result<OwnedFd> {
+        use rustix::fs::{Mode, OFlags};
+        let open = |path: &str| {
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            rustix::fs::open(path, flags, Mode::empty())
+        };
+        let Hold::Namespace { init: Some(init), report, .. } = &self.hold else {
+            return Ok(open("/")?);
+        };
+        let path = format!("/proc/{}/root", report.child_pid.unwrap_or_default());
+        let root = match (open(&path), host.command_user) {
+            // A root without all capabilities: whom the processes belong to may.
+            (Err(Errno::ACCESS | Errno::PERM), Some(user)) => {
+                let _entered = user.enter(Purpose::Files)?;
+                open(&path)?
+            }
+            (root, _) => root?,
+        };
+        let identity = |root: &OwnedFd| rustix::fs::fstat(root).map(|s| (s.st_dev, s.st_ino));
+        // If it has ended, then the number may have been somebody else's.
+        if spawn::has_ended(init.as_fd()) || identity(&root)? == identity(&open("/")?)? {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        Ok(root)
+    }
+
     /// Looks for the program's own process, which [`interrupt`](Self::interrupt) needs. To be called
     /// as soon as the program has given a sign of life: later it may have brothers.
     pub(super) fn find_main(&mut self) {
@@ -450,12 +482,8 @@ fn namespace_end(
     match (exit_code, bubblewrap) {
         _ if too_slow => KeptEnd::SetupFailed("the sandbox was not ready in time".to_owned()),
         (Some(code), _) if released => KeptEnd::Exited(code),
-        (Some(_), _) => {
-            KeptEnd::SetupFailed("the sandbox could not be taken hold of".to_owned())
-        }
-        (None, Reaped::Exited(_)) if !released => {
-            KeptEnd::SetupFailed(isolation::one_line(errors))
-        }
+        (Some(_), _) => KeptEnd::SetupFailed("the sandbox could not be taken hold of".to_owned()),
+        (None, Reaped::Exited(_)) if !released => KeptEnd::SetupFailed(isolation::one_line(errors)),
         (None, Reaped::Exited(code)) => lost(format!("bubblewrap ended with code {code}")),
         (None, Reaped::Signaled(signal)) => {
             lost(format!("bubblewrap was killed by signal {signal}"))
@@ -522,12 +550,7 @@ fn start_bare(plan: &Plan<'_>, host: &Host) -> io::Result<(Child, OwnedFd, Hold)
     let reaper = reaper::start(&reaper::Command {
         program: &CString::new(plan.program.as_os_str().as_bytes())?,
         arguments: &CStringArray::new(plan.argv.iter().cloned())?,
-        environment: &environment(
-            plan,
-            plan.workspace.path(),
-            plan.workspace.temporary(),
-            host,
-        )?,
+        environment: &environment(plan, plan.workspace.path(), plan.workspace.temporary(), host)?,
         directory: plan.workspace.path(),
         stdio: plan.stdio,
         script: None,
@@ -550,8 +573,9 @@ fn environment(
     let named = |entry: &OsString, name: &str| {
         entry.as_bytes().strip_prefix(name.as_bytes()).is_some_and(|rest| rest.starts_with(b"="))
     };
-    let common =
-        common.into_iter().filter(|entry| !plan.variables.iter().any(|(name, _)| named(entry, name)));
+    let common = common
+        .into_iter()
+        .filter(|entry| !plan.variables.iter().any(|(name, _)| named(entry, name)));
     let own = plan.variables.iter().map(|(name, value)| OsString::from(format!("{name}={value}")));
     CStringArray::new(common.chain(own))
 }
@@ -572,7 +596,9 @@ mod tests {
             KeptEnd::SetupFailed("bwrap: no; really".to_owned())
         );
         // What the program printed is no reason for anything.
-        assert!(matches!(end(false, None, true, Reaped::Exited(1)), KeptEnd::Lost(text) if !text.contains("really")));
+        assert!(
+            matches!(end(false, None, true, Reaped::Exited(1)), KeptEnd::Lost(text) if !text.contains("really"))
+        );
         assert!(matches!(end(false, None, true, Reaped::Signaled(9)), KeptEnd::Lost(_)));
         assert!(matches!(end(false, Some(1), false, Reaped::Exited(1)), KeptEnd::SetupFailed(_)));
     }

@@ -12,6 +12,7 @@
 //!   parent" to the thread that made a process.
 //! - [`shell`] is the program of `bash_stateful`, [`script`] what is said between it and bash,
 //!   [`streams`] the reading of its output, [`result`] what the model sees.
+//! - [`tmux`] is the terminals.
 //!
 //! # Bounds
 //! A slot has one call at a time, which the executor sees to; a second one is refused. An idle sandbox
@@ -23,6 +24,7 @@ mod script;
 mod seat;
 mod shell;
 mod streams;
+pub(crate) mod tmux;
 mod watch;
 
 use std::collections::{BTreeSet, HashSet, VecDeque};
@@ -39,8 +41,9 @@ use rustix::event::{EventfdFlags, epoll, eventfd};
 
 pub(crate) use seat::Place;
 use seat::{Common, Notice, Program, Seats};
-pub(crate) use shell::ShellEnded;
 use shell::ShellCall;
+pub(crate) use shell::ShellEnded;
+use tmux::{Terminal, Tmux, TmuxCall, TmuxEnded};
 use watch::{Key, Kind, WAKE, decode};
 
 use super::isolation::{self, HostLayout, Isolation};
@@ -68,6 +71,7 @@ pub(crate) struct TerminalCall {
 /// The handle of the thread. Dropping it is [`close`](Self::close).
 pub(crate) struct Terminals {
     shared: Arc<Shared>,
+    has_tmux: bool,
     next_call: AtomicU64,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
@@ -93,8 +97,11 @@ impl Terminals {
         let data = epoll::EventData::new_u64(WAKE);
         epoll::add(&epoll, &shared.wake, data, epoll::EventFlags::IN)?;
         let layout = HostLayout::detect(user);
+        let tmux = Tmux::detect();
+        let has_tmux = tmux.is_some();
         let mut turn = Turn {
             shells: Seats::new(),
+            terminals: Seats::new(),
             waiting: VecDeque::new(),
             common: Common {
                 epoll,
@@ -107,6 +114,7 @@ impl Terminals {
                     command_user: user,
                 },
                 directory,
+                tmux,
                 output_limit_chars,
                 buffer: vec![0; READ_BUFFER],
                 deadlines: BTreeSet::new(),
@@ -124,7 +132,8 @@ impl Terminals {
                 drop(turn);
                 drop(queue);
             })?;
-        Ok(Self { shared, next_call: AtomicU64::new(0), thread: Mutex::new(Some(thread)) })
+        let thread = Mutex::new(Some(thread));
+        Ok(Self { shared, has_tmux, next_call: AtomicU64::new(0), thread })
     }
 
     /// Runs a command in the slot's shell, which is started if there is none. Does not block.
@@ -146,6 +155,36 @@ impl Terminals {
             shell::Shell::refuse(call, CLOSED);
         }
         name
+    }
+
+    /// Whether there is a tmux on this machine, as was found out at the start.
+    pub(crate) fn has_tmux(&self) -> bool {
+        self.has_tmux
+    }
+
+    /// Does something with the slot's terminal, which is started if there is none. Does not block. For
+    /// `on_end` see [`bash`](Self::bash).
+    pub(crate) fn tmux(
+        &self,
+        place: Place,
+        act: tmux::Act,
+        timeout: Duration,
+        on_end: Box<dyn FnOnce(TmuxEnded) + Send>,
+    ) -> TerminalCall {
+        let number = self.next_call.fetch_add(1, Ordering::Relaxed);
+        let name = TerminalCall { kind: Kind::Tmux, slot: place.slot, number };
+        let call = TmuxCall::new(number, act, timeout, on_end);
+        if let Err(Request::Tmux(_, call)) = self.shared.send(Request::Tmux(place, call)) {
+            Terminal::refuse(call, CLOSED);
+        }
+        name
+    }
+
+    /// Ends the slot's terminal, if it has one. Does not block. `on_end` is told, when nothing is left of
+    /// it, whether the end of every process was seen; otherwise as of [`bash`](Self::bash).
+    pub(crate) fn stop_tmux(&self, slot: usize, on_end: Box<dyn FnOnce(bool) + Send>) {
+        // After the close the notice is dropped: everything is gone.
+        drop(self.shared.send(Request::StopTmux(slot, Notice::new(on_end))));
     }
 
     /// Ends a call early: its program is interrupted, and if that does not help its sandbox is ended.
@@ -223,6 +262,8 @@ struct Queue {
 
 enum Request {
     Shell(Place, ShellCall),
+    Tmux(Place, TmuxCall),
+    StopTmux(usize, Arc<Notice>),
     Cancel(TerminalCall),
     End(usize, Arc<Notice>),
 }
@@ -234,7 +275,7 @@ impl Shared {
         if queue.closing {
             return Err(request);
         }
-        if let Request::Shell(place, _) = &request {
+        if let Request::Shell(place, _) | Request::Tmux(place, _) = &request {
             queue.used.insert(place.slot);
         }
         queue.requests.push_back(request);
@@ -265,6 +306,7 @@ impl Drop for CloseOnDrop {
 /// The thread's own state.
 struct Turn {
     shells: Seats<shell::Shell>,
+    terminals: Seats<Terminal>,
     /// Taken from the queue and not dealt with yet.
     waiting: VecDeque<Request>,
     common: Common,
@@ -276,7 +318,7 @@ impl Turn {
         let mut events = Vec::with_capacity(EVENTS_PER_TURN);
         loop {
             let closing = self.take_requests(shared);
-            if closing && self.shells.is_empty() {
+            if closing && self.shells.is_empty() && self.terminals.is_empty() {
                 return;
             }
             self.wait(&mut events);
@@ -284,6 +326,9 @@ impl Turn {
                 match decode(event.data.u64()) {
                     Some((Key { kind: Kind::Shell, serial }, source)) => {
                         self.shells.on_event(serial, source, &mut self.common);
+                    }
+                    Some((Key { kind: Kind::Tmux, serial }, source)) => {
+                        self.terminals.on_event(serial, source, &mut self.common);
                     }
                     None => {
                         let _ = rustix::io::read(&shared.wake, &mut [0; 8]);
@@ -296,6 +341,7 @@ impl Turn {
             {
                 match key.kind {
                     Kind::Shell => self.shells.on_deadline(key.serial, &mut self.common),
+                    Kind::Tmux => self.terminals.on_deadline(key.serial, &mut self.common),
                 }
             }
             self.common.leftovers.retain(|child| child.reap() == Reaped::Running);
@@ -313,12 +359,17 @@ impl Turn {
             for request in std::mem::take(&mut self.waiting) {
                 match request {
                     Request::Shell(_, call) => shell::Shell::refuse(call, CLOSED),
+                    Request::Tmux(_, call) => Terminal::refuse(call, CLOSED),
+                    Request::StopTmux(slot, notice) => {
+                        self.terminals.end_slot(slot, notice, &mut self.common);
+                    }
                     Request::Cancel(_) => {}
                     // Told when the slot's sandbox is gone.
                     Request::End(slot, notice) => self.end_slot(slot, notice),
                 }
             }
             self.shells.end_all(&mut self.common);
+            self.terminals.end_all(&mut self.common);
             return true;
         }
         let mut calls = 0;
@@ -328,8 +379,16 @@ impl Turn {
                     calls += 1;
                     self.shells.call(place, call, &mut self.common);
                 }
+                Some(Request::Tmux(place, call)) => {
+                    calls += 1;
+                    self.terminals.call(place, call, &mut self.common);
+                }
+                Some(Request::StopTmux(slot, notice)) => {
+                    self.terminals.end_slot(slot, notice, &mut self.common);
+                }
                 Some(Request::Cancel(TerminalCall { kind, slot, number })) => match kind {
                     Kind::Shell => self.shells.cancel(slot, number, &mut self.common),
+                    Kind::Tmux => self.terminals.cancel(slot, number, &mut self.common),
                 },
                 Some(Request::End(slot, notice)) => self.end_slot(slot, notice),
                 None => break,
@@ -340,7 +399,8 @@ impl Turn {
 
     /// Ends what the slot has, of every kind: the last copy of the notice tells.
     fn end_slot(&mut self, slot: usize, notice: Arc<Notice>) {
-        self.shells.end_slot(slot, notice, &mut self.common);
+        self.shells.end_slot(slot, notice.clone(), &mut self.common);
+        self.terminals.end_slot(slot, notice, &mut self.common);
     }
 
     /// Waits for events, until the next deadline at the latest.

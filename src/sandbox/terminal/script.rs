@@ -70,7 +70,8 @@ impl Directory {
         // Write-only, so that nobody else takes what is in it.
         rustix::fs::fchmod(&reader, Mode::WUSR | Mode::WGRP | Mode::WOTH)?;
         let new_file = |name: &str| {
-            let file = File::options().write(true).create_new(true).mode(0o600).open(path.join(name))?;
+            let file =
+                File::options().write(true).create_new(true).mode(0o600).open(path.join(name))?;
             // Whatever the umask says.
             file.set_permissions(PermissionsExt::from_mode(0o644))?;
             io::Result::Ok(file)

@@ -23,6 +23,8 @@ pub(super) enum Source {
 pub(super) enum Kind {
     /// A shell.
     Shell,
+    /// A terminal.
+    Tmux,
 }
 
 /// Names one kept sandbox of one thread, for ever: numbers are not used again, so that an event that
@@ -60,7 +62,7 @@ impl Source {
 }
 
 impl Kind {
-    const ALL: [Self; 1] = [Self::Shell];
+    const ALL: [Self; 2] = [Self::Shell, Self::Tmux];
 }
 
 /// The sandbox and the source that an event's data stands for.
@@ -79,7 +81,9 @@ pub(super) struct Watch<'a> {
 
 impl Watch<'_> {
     fn data(&self, source: Source) -> epoll::EventData {
-        epoll::EventData::new_u64(self.key.serial << 6 | (self.key.kind as u64) << 4 | source.code())
+        epoll::EventData::new_u64(
+            self.key.serial << 6 | (self.key.kind as u64) << 4 | source.code(),
+        )
     }
 
     /// Has `fd` watched for something to read, or for an end.
@@ -118,7 +122,8 @@ mod tests {
     #[test]
     fn event_data_is_decoded_to_what_it_was_made_of() {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
-        let sources = (0..8).map(Source::File).chain([Source::Reports, Source::Child, Source::Init]);
+        let sources =
+            (0..8).map(Source::File).chain([Source::Reports, Source::Child, Source::Init]);
         for source in sources {
             let key = Key { kind: Kind::Shell, serial: 77 };
             let data = Watch { epoll: &epoll, key }.data(source);

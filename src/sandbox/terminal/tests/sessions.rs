@@ -51,12 +51,16 @@ fn output_and_exit_codes_are_exact() {
 #[test]
 fn the_shells_state_lives_on() {
     in_both_modes(|bench| {
-        let first = bench.run("mkdir -p d; cd d; x='a  b'; f() { echo \"f$x\"; }; alias ll='echo LL'");
+        let first =
+            bench.run("mkdir -p d; cd d; x='a  b'; f() { echo \"f$x\"; }; alias ll='echo LL'");
         assert_eq!((first.session, code(&first)), (Session::Started, 0));
         assert_eq!(bench.output("echo ${PWD##*/}; f; ll 1"), "d\nfa  b\nLL 1\n");
         assert_eq!(bench.run("").session, Session::Kept);
         bench.output("set -- 1 '2 3'; exec 7>kept; umask 027; shopt -s extglob");
-        assert_eq!(bench.output("echo $# $2 $(umask); echo seven >&7; cat kept"), "2 2 3 0027\nseven\n");
+        assert_eq!(
+            bench.output("echo $# $2 $(umask); echo seven >&7; cat kept"),
+            "2 2 3 0027\nseven\n"
+        );
         bench.output("sleep 1000 & job=$!");
         assert_eq!(bench.output("kill -0 $job && echo alive; jobs %1 >/dev/null"), "alive\n");
         let waited = bench.run("kill $job; wait $job");
@@ -125,7 +129,10 @@ fn a_shell_that_ends_says_so_and_another_one_begins() {
             assert_eq!(ended.finished.end, End::Exited(expected), "{command}");
             assert_eq!(ended.session, Session::Ended, "{command}");
             assert!(ended.finished.all_dead);
-            assert_eq!(ended.finished.stdout.text, if command.contains("bye") { "bye\n" } else { "" });
+            assert_eq!(
+                ended.finished.stdout.text,
+                if command.contains("bye") { "bye\n" } else { "" }
+            );
             let next = bench.run("echo [$x]");
             assert_eq!((next.session, &*next.finished.stdout.text), (Session::Started, "[]\n"));
         }
@@ -335,8 +342,10 @@ fn what_a_model_does_to_its_own_shell_harms_nobody_else() {
 fn a_job_cannot_speak_for_a_later_call() {
     let bench = Bench::sandboxed();
     // It repeats what it could see of its own call's end, for ever.
-    bench.output("(while :; do for w in word $BASH_COMMAND 0 1; do echo \"$w 0 h\"; done; sleep 0.01; done \
-         >/run/terminal/status) & echo job");
+    bench.output(
+        "(while :; do for w in word $BASH_COMMAND 0 1; do echo \"$w 0 h\"; done; sleep 0.01; done \
+         >/run/terminal/status) & echo job",
+    );
     for _ in 0..20 {
         assert_eq!(code(&bench.run("sleep 0.05; exit_with() { return 5; }; exit_with")), 5);
     }
@@ -348,9 +357,15 @@ fn a_session_sees_its_slots_files_and_nothing_of_the_host() {
     bench.output("echo w >/workspace/w; echo t >/tmp/t");
     assert_eq!(std::fs::read(bench.workspaces[0].path().join("w")).unwrap(), b"w\n");
     assert_eq!(std::fs::read(bench.workspaces[0].temporary().join("t")).unwrap(), b"t\n");
-    assert_eq!(bench.output("ls /run/terminal; pwd; echo $HOME"), "code\ncommand\nend\nstatus\n/workspace\n/workspace\n".replace("code\ncommand\nend\nstatus\n", ""));
+    assert_eq!(
+        bench.output("ls /run/terminal; pwd; echo $HOME"),
+        "code\ncommand\nend\nstatus\n/workspace\n/workspace\n"
+            .replace("code\ncommand\nend\nstatus\n", "")
+    );
     assert_eq!(bench.output("ls -a /workspace"), ".\n..\nw\n", "nothing of ours is there");
-    let fds = bench.output("bash -c 'for f in /proc/self/fd/*; do echo ${f##*/}; done' | sort -n | head -3 | xargs");
+    let fds = bench.output(
+        "bash -c 'for f in /proc/self/fd/*; do echo ${f##*/}; done' | sort -n | head -3 | xargs",
+    );
     assert_eq!(fds, "0 1 2\n");
     let host = bench.base.path().to_string_lossy().into_owned();
     let mounts = bench.output("cat /proc/self/mountinfo | wc -l; ls /");

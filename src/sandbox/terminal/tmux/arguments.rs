@@ -17,7 +17,7 @@ const STREAM_BYTES: (usize, usize) = (50_000, 200_000);
 
 /// The size of a terminal, in characters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Size {
+pub(super) struct Size {
     /// 20 to 500. Defaults to 120.
     pub(super) width: u16,
     /// 10 to 200. Defaults to 40.
@@ -42,19 +42,23 @@ impl Size {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Request {
     /// To do something with a terminal.
-    Act {
-        /// What.
-        action: Action,
-        /// The terminal's size, if there is to be a new one.
-        size: Size,
-    },
+    Act(Act),
     /// To have none any more.
     Stop,
 }
 
+/// What is to be done, and with what terminal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Act {
+    /// What.
+    pub(super) action: Action,
+    /// The terminal's size, if there is to be a new one.
+    pub(super) size: Size,
+}
+
 /// What is to be done with a terminal.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Action {
+pub(super) enum Action {
     /// Have a terminal.
     Start,
     /// Type.
@@ -75,7 +79,7 @@ pub(crate) enum Action {
 
 /// What to type, and what to wait for then.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct SendKeys {
+pub(super) struct SendKeys {
     /// What to type.
     pub(super) keys: Keys,
     /// Whether to wait until the shell waits for a command again.
@@ -118,7 +122,7 @@ impl Request {
             "stop" => return Ok(Self::Stop),
             other => return Err(refusal(format!("Unknown tmux action: {other}"))),
         };
-        Ok(Self::Act { action, size: Size::from_arguments(arguments) })
+        Ok(Self::Act(Act { action, size: Size::from_arguments(arguments) }))
     }
 }
 
@@ -175,14 +179,14 @@ mod tests {
 
     fn action(arguments: Value) -> Action {
         match parse(arguments).unwrap() {
-            Request::Act { action, .. } => action,
+            Request::Act(act) => act.action,
             Request::Stop => panic!("a stop"),
         }
     }
 
     fn size(arguments: Value) -> (u16, u16) {
         match parse(arguments).unwrap() {
-            Request::Act { size, .. } => (size.width, size.height),
+            Request::Act(act) => (act.size.width, act.size.height),
             Request::Stop => panic!("a stop"),
         }
     }

@@ -207,6 +207,11 @@ impl Driver {
         self.over.is_some()
     }
 
+    /// Whether tmux has said its first word: its sandbox is complete.
+    pub(super) fn is_ready(&self) -> bool {
+        self.pane.is_some()
+    }
+
     /// When [`advance`](Self::advance) is due.
     pub(super) fn due(&self) -> Option<Instant> {
         let work = self.work.as_ref()?;
@@ -594,7 +599,7 @@ fn cancelled() -> ToolResult {
 }
 
 /// The answer to a call that ends the terminal.
-pub(super) fn stop_result() -> ToolResult {
+pub(crate) fn stop_result() -> ToolResult {
     let mut result = ToolResult::ok("stopped");
     result.metadata.insert("stateful".to_owned(), true.into());
     result

@@ -39,7 +39,7 @@ const BYTES: [(&str, u8); 5] =
 
 /// Keys to be typed, in their order.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Keys(VecDeque<Stroke>);
+pub(super) struct Keys(VecDeque<Stroke>);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Stroke {

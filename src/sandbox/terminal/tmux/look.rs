@@ -78,11 +78,11 @@ impl Look {
 
 /// The root directory of a sandbox, to look beneath.
 #[derive(Debug)]
-pub(in crate::sandbox) struct Root(OwnedFd);
+pub(super) struct Root(OwnedFd);
 
 impl Root {
     /// What is beneath this directory, which is a sandbox's root.
-    pub(in crate::sandbox) fn new(directory: OwnedFd) -> Self {
+    pub(super) fn new(directory: OwnedFd) -> Self {
         Self(directory)
     }
 

@@ -42,8 +42,8 @@ impl Bench {
 
     fn call(&mut self, arguments: Value) {
         let request = Request::parse(arguments.as_object().unwrap(), TIMEOUT).unwrap();
-        let Request::Act { action, .. } = request else { panic!("a stop") };
-        self.driver.begin(action, TIMEOUT, self.now);
+        let Request::Act(act) = request else { panic!("a stop") };
+        self.driver.begin(act.action, TIMEOUT, self.now);
         self.advance();
     }
 
