@@ -6,11 +6,14 @@
 //! | | `bubblewrap` | the same in a plain bubblewrap with `/usr` bound, as a script would write it |
 //! | | `executor` | `execute` of `bash` with `true`: queue, slot, sandbox, result |
 //! | `read_file` | `executor` | `execute` of `read_file` of a small file: no process at all |
+//! | `stateful` | `floor` | a line to a running bash, and a line back, over two pipes |
+//! | | `executor` | `execute` of `terminal_stateful` with `echo hello`, in a session that runs |
 //! | `saturated/8` | `floor` | 8 threads, each spawning `bash -c true` and waiting |
 //! | | `executor` | 8 trajectories through the completion queue |
 //!
 //! The time is per call in every case. Needs bubblewrap.
 
+use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -52,6 +55,36 @@ fn single(criterion: &mut Criterion) {
         bencher.iter(|| {
             let call = ToolCall::new("read_file", json!({"path": "f"}));
             assert!(executor.execute("t", call, None).success);
+        });
+    });
+    group.finish();
+}
+
+fn stateful(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("stateful");
+    let mut bash = Command::new("bash")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("bash starts");
+    let mut lines = bash.stdin.take().unwrap();
+    let mut answers = BufReader::new(bash.stdout.take().unwrap());
+    group.bench_function("floor", |bencher| {
+        let mut answer = String::new();
+        bencher.iter(|| {
+            lines.write_all(b"echo hello\n").unwrap();
+            answer.clear();
+            answers.read_line(&mut answer).unwrap();
+            assert_eq!(answer, "hello\n");
+        });
+    });
+    drop(lines);
+    assert!(bash.wait().unwrap().success());
+    let executor = executor(1);
+    group.bench_function("executor", |bencher| {
+        bencher.iter(|| {
+            let call = ToolCall::new("terminal_stateful", json!({"command": "echo hello"}));
+            assert_eq!(executor.execute("t", call, None).output, "hello");
         });
     });
     group.finish();
@@ -100,5 +133,5 @@ fn saturated(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, single, saturated);
+criterion_group!(benches, single, stateful, saturated);
 criterion_main!(benches);

@@ -95,7 +95,7 @@ pub(super) struct Kept {
     killed: bool,
     too_slow: bool,
     given_up: bool,
-    /// The program's process, once it was looked for.
+    /// The program's process, once it was looked for. Not in a namespace.
     main: Option<(Pid, OwnedFd)>,
 }
 
@@ -408,27 +408,36 @@ impl Kept {
         Ok(root)
     }
 
-    /// Looks for the program's own process, which [`interrupt`](Self::interrupt) needs. To be called
-    /// as soon as the program has given a sign of life: later it may have brothers.
+    /// To be called as soon as the program has given a sign of life. Where there is no sandbox,
+    /// [`interrupt`](Self::interrupt) needs to know the program's own process, which may have brothers
+    /// later.
     pub(super) fn find_main(&mut self) {
-        let parent = match &self.hold {
-            Hold::Namespace { report, .. } => report.child_pid.and_then(Pid::from_raw),
-            Hold::Reaper { .. } => Some(self.child.pid()),
-        };
-        self.main = parent.filter(|_| self.phase == Phase::Running).and_then(|parent| {
-            let raw = first_child(parent)?;
-            Some((Pid::from_raw(raw)?, open_child_of(parent, raw).ok()?))
-        });
+        if self.phase == Phase::Running && matches!(self.hold, Hold::Reaper { .. }) {
+            let parent = self.child.pid();
+            self.main = first_child(parent).and_then(|raw| {
+                Some((Pid::from_raw(raw)?, open_child_of(parent, raw).ok()?))
+            });
+        }
     }
 
     /// SIGINT to the program's process group, as a terminal's Ctrl-C, and SIGCONT in case it is
-    /// stopped. `false` where the program is not known.
+    /// stopped. `false` where that is not possible.
+    ///
+    /// The group is the one that the program was started in: it does not reach what has left it.
     pub(super) fn interrupt(&self) -> bool {
-        let Some((pid, pidfd)) = self.main.as_ref().filter(|_| self.phase == Phase::Running) else {
+        // Init is the group's leader, and minds no such signal itself.
+        let leader = match &self.hold {
+            Hold::Namespace { init: Some(init), report, .. } => {
+                report.child_pid.and_then(Pid::from_raw).map(|pid| (pid, init))
+            }
+            Hold::Namespace { init: None, .. } => None,
+            Hold::Reaper { .. } => self.main.as_ref().map(|(pid, pidfd)| (*pid, pidfd)),
+        };
+        let Some((pid, pidfd)) = leader.filter(|_| self.phase == Phase::Running) else {
             return false;
         };
-        signal_group(*pid, pidfd.as_fd(), Signal::INT)
-            && signal_group(*pid, pidfd.as_fd(), Signal::CONT)
+        signal_group(pid, pidfd.as_fd(), Signal::INT)
+            && signal_group(pid, pidfd.as_fd(), Signal::CONT)
     }
 }
 
@@ -439,9 +448,9 @@ fn first_child(parent: Pid) -> Option<i32> {
     list.split_ascii_whitespace().next()?.parse().ok()
 }
 
-/// Sends a signal to the process group of a process that is held by its pidfd. `false` if that process
-/// has ended.
-fn signal_group(pid: Pid, pidfd: BorrowedFd<'_>, signal: Signal) -> bool {
+/// Sends a signal to the process group that is led by a process that is held by its pidfd. `false` if
+/// that is not possible.
+fn signal_group(leader: Pid, pidfd: BorrowedFd<'_>, signal: Signal) -> bool {
     use std::os::fd::AsRawFd;
     // SAFETY: plain numbers and no memory: the signal's details may be NULL.
     let sent = unsafe {
@@ -459,10 +468,8 @@ fn signal_group(pid: Pid, pidfd: BorrowedFd<'_>, signal: Signal) -> bool {
     if io::Error::last_os_error().raw_os_error() != Some(libc::EINVAL) {
         return false;
     }
-    // Before Linux 6.9. A group's number is its own as long as a process of it lives, and the group's
-    // leader is init, or the program itself, which is looked at last.
-    let Ok(group) = rustix::process::getpgid(Some(pid)) else { return false };
-    !spawn::has_ended(pidfd) && rustix::process::kill_process_group(group, signal).is_ok()
+    // Before Linux 6.9. The number is the leader's own while it lives, which is looked at last.
+    !spawn::has_ended(pidfd) && rustix::process::kill_process_group(leader, signal).is_ok()
 }
 
 /// How a program in a sandbox ended; see `namespace_end` of `running`.

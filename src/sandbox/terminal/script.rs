@@ -37,6 +37,9 @@ const LONGEST_STATUS: usize = 256;
 /// The exit code of a shell that was interrupted.
 pub(super) const INTERRUPTED: i32 = 128 + 2;
 
+/// The exit code of a syntax error (and of much else).
+pub(super) const SYNTAX_ERROR: i32 = 2;
+
 /// How bash is started: its `$0` first.
 pub(super) const ARGV: [&str; 8] =
     ["bash", "--noprofile", "--norc", "--noediting", "+m", "+o", "history", "-i"];
@@ -70,8 +73,7 @@ impl Directory {
         // Write-only, so that nobody else takes what is in it.
         rustix::fs::fchmod(&reader, Mode::WUSR | Mode::WGRP | Mode::WOTH)?;
         let new_file = |name: &str| {
-            let file =
-                File::options().write(true).create_new(true).mode(0o600).open(path.join(name))?;
+            let file = File::options().write(true).create_new(true).mode(0o600).open(path.join(name))?;
             // Whatever the umask says.
             file.set_permissions(PermissionsExt::from_mode(0o644))?;
             io::Result::Ok(file)
@@ -150,7 +152,7 @@ pub(super) fn call_lines(shown: &Path, word: &str, last: i32) -> String {
     // As the left part of `&&` its failure is no reason for anything.
     let code = match last {
         0 => String::new(),
-        code => format!("{{ \\builtin . {} {code} && :; }} 2>/dev/null; ", file("code")),
+        code => format!("\\builtin . {} {code} && :; ", file("code")),
     };
     // PS2 tells the second line whether the first one got to its end.
     format!(

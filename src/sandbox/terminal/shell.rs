@@ -16,7 +16,9 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 
 use super::kept::{Kept, KeptEnd, Plan};
-use super::script::{self, Directory, INTERRUPTED, SHOWN_AT, Status, StatusReader};
+use super::script::{
+    self, Directory, INTERRUPTED, SHOWN_AT, SYNTAX_ERROR, Status, StatusReader,
+};
 use super::seat::{Common, Context, Place, Program};
 use super::streams::Output;
 use super::watch::{Kind, Source, Watch};
@@ -151,6 +153,8 @@ struct Current {
     interrupted: Option<(Reason, Instant)>,
     /// It was not begun, or could not be, and the sandbox was killed.
     given_up: Option<End>,
+    /// It has ended, and the shell is to speak once more before that is told.
+    ended: Option<Finished>,
     background: [Captured; 2],
 }
 
@@ -257,6 +261,7 @@ impl Program for Shell {
             deadline: None,
             interrupted: None,
             given_up: None,
+            ended: None,
             background: Default::default(),
         });
         self.calls += 1;
@@ -318,9 +323,14 @@ impl Program for Shell {
         let stdout = self.stdout.close(&cx.watch, cx.buffer);
         let stderr = self.stderr.close(&cx.watch, cx.buffer);
         cx.watch.remove(self.directory.status.as_fd());
-        let Some(current) = self.current.take() else { return };
+        let Some(mut current) = self.current.take() else { return };
         let kept_end = cx.kept.end(&stderr.text);
-        let end = match (current.given_up, current.interrupted) {
+        if let Some(finished) = current.ended.take() {
+            drop(self.directory);
+            let all_dead = cx.kept.all_dead();
+            return current.answer(Finished { all_dead, ..finished }, Session::Ended);
+        }
+        let end = match (current.given_up.take(), current.interrupted) {
             (Some(end), _) => end,
             (None, Some((reason, _))) => reason.end(),
             (None, None) => end_of_shell(kept_end, current.began.is_some()),
@@ -337,11 +347,16 @@ impl Program for Shell {
             network_isolated: self.network_isolated,
             all_dead: cx.kept.all_dead(),
         };
-        let background = current.background;
-        let ended = ShellEnded { finished, session: Session::Ended, background };
         // Before the answer: whoever gets it may look.
         drop(self.directory);
-        current.call.answer.give(ended);
+        current.answer(finished, Session::Ended);
+    }
+}
+
+impl Current {
+    fn answer(self, finished: Finished, session: Session) {
+        let background = self.background;
+        self.call.answer.give(ShellEnded { finished, session, background });
     }
 }
 
@@ -421,7 +436,11 @@ impl Shell {
     }
 
     /// The shell has said that the call has ended.
-    fn complete(&mut self, current: Current, status: Status, cx: &mut Context<'_>) {
+    fn complete(&mut self, mut current: Current, status: Status, cx: &mut Context<'_>) {
+        let session = if current.first { Session::Started } else { Session::Kept };
+        if let Some(finished) = current.ended.take() {
+            return current.answer(finished, session);
+        }
         let stdout = self.stdout.end_call(&cx.watch, cx.buffer);
         let mut stderr = self.stderr.end_call(&cx.watch, cx.buffer);
         let end = match current.interrupted {
@@ -445,14 +464,37 @@ impl Shell {
             all_dead: true,
         };
         self.last = (status.code, status.flags);
-        let session = if current.first { Session::Started } else { Session::Kept };
-        let ended = ShellEnded { finished, session, background: current.background };
-        current.call.answer.give(ended);
+        if status.code == SYNTAX_ERROR && current.interrupted.is_none() {
+            return self.look_after(current, finished, cx);
+        }
+        current.answer(finished, session);
+    }
+
+    /// Sees whether the shell has survived what may have been a syntax error. bash 5.2 damages its own
+    /// memory at an unterminated `$(`, and dies of it some lines later: that is for this call to tell,
+    /// and not for the next one to suffer.
+    fn look_after(&mut self, mut current: Current, finished: Finished, cx: &mut Context<'_>) {
+        current.ended = Some(finished);
+        current.word = script::new_word();
+        current.deadline = Some(cx.now + GRACE);
+        let lines = script::call_lines(&self.shown, &current.word, SYNTAX_ERROR);
+        self.current = Some(current);
+        if self.directory.put_command(b"\n").is_err() {
+            return cx.kept.kill(cx.now);
+        }
+        self.say(&lines, cx);
     }
 
     /// Ends the call as Ctrl-C does, or by force where that has not helped in time.
     fn interrupt(&mut self, reason: Reason, cx: &mut Context<'_>) {
         let Some(current) = &mut self.current else { return };
+        if current.ended.is_some() {
+            if cx.now >= current.deadline.unwrap_or(cx.now) {
+                current.deadline = None;
+                cx.kept.kill(cx.now);
+            }
+            return;
+        }
         let (_, give_up) = *current.interrupted.get_or_insert((reason, cx.now + GRACE));
         if cx.now >= give_up || !cx.kept.interrupt() {
             current.deadline = None;
