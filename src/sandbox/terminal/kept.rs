@@ -414,9 +414,8 @@ impl Kept {
     pub(super) fn find_main(&mut self) {
         if self.phase == Phase::Running && matches!(self.hold, Hold::Reaper { .. }) {
             let parent = self.child.pid();
-            self.main = first_child(parent).and_then(|raw| {
-                Some((Pid::from_raw(raw)?, open_child_of(parent, raw).ok()?))
-            });
+            self.main = first_child(parent)
+                .and_then(|raw| Some((Pid::from_raw(raw)?, open_child_of(parent, raw).ok()?)));
         }
     }
 

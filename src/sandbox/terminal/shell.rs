@@ -16,9 +16,7 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 
 use super::kept::{Kept, KeptEnd, Plan};
-use super::script::{
-    self, Directory, INTERRUPTED, SHOWN_AT, SYNTAX_ERROR, Status, StatusReader,
-};
+use super::script::{self, Directory, INTERRUPTED, SHOWN_AT, SYNTAX_ERROR, Status, StatusReader};
 use super::seat::{Common, Context, Place, Program};
 use super::streams::Output;
 use super::watch::{Kind, Source, Watch};

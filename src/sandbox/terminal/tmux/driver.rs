@@ -212,9 +212,9 @@ impl Driver {
         self.pane.is_some()
     }
 
-    /// When [`advance`](Self::advance) is due.
+    /// When [`advance`](Self::advance) is due: never when it is over, and there is nothing to be done.
     pub(super) fn due(&self) -> Option<Instant> {
-        let work = self.work.as_ref()?;
+        let work = self.work.as_ref().filter(|_| !self.over())?;
         Some(work.due.map_or(work.deadline, |due| due.min(work.deadline)))
     }
 
@@ -294,7 +294,13 @@ impl Driver {
                 Asked::Type | Asked::Settle => "send-keys",
                 Asked::Geometry { .. } | Asked::Screen => "capture-pane",
             };
-            return self.end(&format!("tmux {what} failed: {heard}"));
+            let error = format!("tmux {what} failed: {heard}");
+            if self.work.as_ref().is_some_and(|work| work.number == number) {
+                let mut result = ToolResult::failure(Outcome::ToolError, &*error);
+                result.metadata.insert("session_ended".to_owned(), true.into());
+                self.finish(result);
+            }
+            return self.end(&error);
         }
         // A call that was cancelled meanwhile does not care.
         let work = self.work.as_mut().filter(|work| work.number == number);
@@ -315,7 +321,7 @@ impl Driver {
                     self.parser.expect_lines(lines);
                     self.reply.screen = Some(Capture::new(self.settings.output_limit_chars));
                 }
-                None => self.end("tmux session ended: it does not know its pane"),
+                None => self.end("tmux session ended: its pane is gone"),
             },
             (Asked::Screen, Some(&mut Stage::Capturing { entire })) => {
                 let Some(screen) = screen else { return };
@@ -539,22 +545,25 @@ impl Driver {
         let work = self.work.take()?;
         let (outcome, why) = match (self.over, end) {
             // Somebody wanted the slot to be empty.
-            (None, Gone::Killed) => (Outcome::Cancelled, "tmux session was ended".to_owned()),
-            (Some(why), Gone::Killed | Gone::Ended) => (Outcome::ToolError, why),
+            (_, Gone::Killed) => (Outcome::Cancelled, "tmux session was ended".to_owned()),
+            (Some(why), Gone::Ended) => (Outcome::ToolError, why),
             (None, Gone::Ended) => (Outcome::ToolError, "tmux session ended".to_owned()),
             (_, Gone::NeverBegan(why)) => (Outcome::BackendFailed, why),
         };
-        let mut result = match &work.stage {
-            Stage::Interrupting => cancelled(),
-            // What was typed has ended, and more than that.
-            Stage::Settling(rest) | Stage::Watching { rest, .. } | Stage::Waiting(rest)
-                if outcome == Outcome::ToolError =>
-            {
-                let mut result = success("ok".to_owned(), "blocked", rest.block.into());
-                result.metadata.insert("session_ended".to_owned(), true.into());
-                return Some(result);
+        // What was typed has ended, and more than that.
+        let typed = match &work.stage {
+            Stage::Settling(rest) | Stage::Watching { rest, .. } | Stage::Waiting(rest) => {
+                Some(rest)
             }
-            Stage::Waking(_) => ToolResult::failure(outcome, format!("{ENSURE}: {why}")),
+            Stage::Typing { typing, rest, .. } => (typing.left() == 0).then_some(rest),
+            _ => None,
+        };
+        let mut result = match (&work.stage, typed) {
+            (Stage::Interrupting, _) => cancelled(),
+            (_, Some(rest)) if outcome == Outcome::ToolError => {
+                success("ok".to_owned(), "blocked", rest.block.into())
+            }
+            (Stage::Waking(_), _) => ToolResult::failure(outcome, format!("{ENSURE}: {why}")),
             _ => ToolResult::failure(outcome, why),
         };
         if matches!(work.stage, Stage::Waking(_)) {
@@ -586,9 +595,9 @@ pub(super) const ENSURE: &str = "Failed to ensure tmux session";
 /// How a terminal came to its end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Gone {
-    /// It was killed by us.
+    /// It was killed, for a reason that has nothing to do with it.
     Killed,
-    /// By itself, or by what runs in it.
+    /// By itself, by what runs in it, or because it was [over](Driver::over).
     Ended,
     /// It never was: why.
     NeverBegan(String),

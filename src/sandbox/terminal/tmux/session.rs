@@ -146,6 +146,8 @@ pub(in crate::sandbox::terminal) struct Terminal {
     /// The sandbox's root, once it is known; `Some(None)` if it cannot be had.
     root: Option<Option<Root>>,
     current: Option<Current>,
+    /// It was killed because the driver was over.
+    ended: bool,
     slice: Slice,
 }
 
@@ -210,6 +212,7 @@ impl Program for Terminal {
             errors,
             root: None,
             current: None,
+            ended: false,
             slice: Slice { since: now, bytes: 0, full: false },
         };
         Ok((terminal, kept))
@@ -284,6 +287,7 @@ impl Program for Terminal {
         let count = rustix::io::read(&self.errors, &mut errors).unwrap_or(0);
         let errors = String::from_utf8_lossy(&errors[..count]);
         let gone = match cx.kept.end(&errors) {
+            KeptEnd::Killed if self.ended => Gone::Ended,
             KeptEnd::Killed => Gone::Killed,
             KeptEnd::SetupFailed(why) => Gone::NeverBegan(why),
             KeptEnd::Exited(_) | KeptEnd::Signaled(_) | KeptEnd::Lost(_) => {
@@ -345,6 +349,7 @@ impl Terminal {
             current.answer.give(result, true);
         }
         if self.driver.over() && cx.kept.phase() < Phase::Ending {
+            self.ended = true;
             cx.kept.kill(cx.now);
         }
     }

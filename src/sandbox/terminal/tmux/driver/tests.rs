@@ -474,25 +474,22 @@ fn whatever_is_wrong_ends_the_terminal_and_answers_the_call_when_it_is_gone() {
             b"%begin 1 9 1\ncan't find pane: %0\n%error 1 9 1\n",
             "tmux capture-pane failed: can't find pane: %0",
         ),
-        (b"%begin 1 9 1\n0 0\n%end 1 9 1\n", "tmux session ended: it does not know its pane"),
-        (
-            b"%begin 1 9 1\n99999999999 1\n%end 1 9 1\n",
-            "tmux session ended: it does not know its pane",
-        ),
+        (b"%begin 1 9 1\n0 0\n%end 1 9 1\n", "tmux session ended: its pane is gone"),
+        (b"%begin 1 9 1\n99999999999 1\n%end 1 9 1\n", "tmux session ended: its pane is gone"),
     ] {
         let mut bench = Bench::awake();
         bench.call(json!({"capture_entire": true}));
         bench.say(line);
-        bench.no_answer();
         assert!(bench.driver.over());
-        let answer = bench.driver.gone(Gone::Killed).unwrap();
+        let answer = bench.driver.take_answer();
+        let answer = answer.or_else(|| bench.driver.gone(Gone::Ended)).unwrap();
         assert_eq!((answer.error.as_str(), answer.outcome), (error, Outcome::ToolError));
         assert_eq!(answer.metadata["session_ended"], true);
     }
     let mut bench = Bench::awake();
     bench.reply("nobody asked\n");
     assert!(bench.driver.over());
-    assert_eq!(bench.driver.gone(Gone::Killed), None);
+    assert_eq!(bench.driver.gone(Gone::Ended), None);
 }
 
 #[test]
@@ -573,6 +570,7 @@ proptest! {
             let mut steps = 0;
             while bench.driver.take_answer().is_none() {
                 if bench.driver.over() {
+                    prop_assert_eq!(bench.driver.due(), None);
                     prop_assert!(bench.driver.gone(Gone::Killed).is_some());
                     break 'calls;
                 }

@@ -25,20 +25,21 @@ fn an_editor_edits() {
         return;
     }
     bench.keys(json!(["vim -u NONE poem.txt", "Enter"]));
-    bench.until("\"poem.txt\" [New]");
+    bench.until("\"poem.txt\" [New");
     bench.keys(json!(["i", "hello wörld", "Enter", "中文 😀", "Escape"]));
     bench.until("中文 😀");
     bench.keys(json!(["ggA", "!", "Escape", ":wq", "Enter"]));
-    bench.until("written");
     bench.run("");
     assert_eq!(bench.content("poem.txt"), "hello wörld!\n中文 😀\n".as_bytes());
     // Keys without a byte of their own.
     bench.keys(json!(["vim -u NONE poem.txt", "Enter"]));
     bench.until("hello");
-    bench.keys(json!([
-        "Down", "Home", "i", "x", "Escape", "Up", "End", "a", "y", "Left", "z", "Escape", ":x",
-        "Enter"
-    ]));
+    // An escape, and keys that begin with one, are told apart by time alone.
+    bench.keys(json!(["Down", "Home", "i", "x", "Escape"]));
+    bench.until("\nx中文");
+    bench.keys(json!(["Up", "End", "a", "y", "Left", "z"]));
+    bench.until("hello wörld!zy");
+    bench.keys(json!(["Escape", ":x", "Enter"]));
     bench.run("");
     assert_eq!(bench.content("poem.txt"), "hello wörld!zy\nx中文 😀\n".as_bytes());
 }
@@ -51,9 +52,9 @@ fn a_call_that_blocks_waits_for_a_full_screen_programs_end() {
     }
     let start = json!({"action": "send_keys", "keys": ["vim -u NONE x", "Enter"], "block": true, "max_wait_s": 0.5});
     assert_eq!(bench.call(start).error, "tmux blocked keys timed out after 0.5s");
-    bench.until("\"x\" [New]");
+    bench.until("\"x\" [New");
     bench.ok(json!({"action": "send_keys", "keys": [":q", "Enter"], "block": true}));
-    assert!(!bench.screen().contains("[New]"), "the shell's screen is back");
+    assert!(!bench.screen().contains("[New"), "the shell's screen is back");
 }
 
 #[test]
