@@ -255,7 +255,7 @@ impl LocalBackend {
         let Some(place) = self.0.slots.get(slot.index) else { return };
         let command = match stateful::command(&arguments, sandboxed) {
             Ok(command) => command.to_owned(),
-            Err(refusal) => return reply.send(refusal),
+            Err(refusal) => return reply.send(*refusal),
         };
         let cancellation = reply.cancellation();
         let (note_end, ended) = self.note_end(id, place);

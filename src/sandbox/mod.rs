@@ -7,6 +7,8 @@
 //!   `write_file`; `artifacts` reads, lists and archives a workspace for those outside.
 //! - `supervisor` runs any number of commands with one thread; `running` is one of them, `stream`
 //!   its pipes, `output` what is kept of what it prints.
+//! - `terminal` keeps programs running between a slot's calls, with one thread for all of them: the
+//!   shell of `bash_stateful`.
 //! - `shell` is how a command reaches its shell, `isolation` what it may see (bubblewrap), `etc` what
 //!   of `/etc`, `reaper` how all its processes are found where there is no bubblewrap, `spawn` the
 //!   start of a process, `user` whom all of this runs as where the host is root.

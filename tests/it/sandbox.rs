@@ -417,10 +417,14 @@ fn a_stateful_terminal_keeps_its_state_and_says_what_became_of_it() {
     let next = run("echo next");
     assert_eq!((&*next.output, &next.metadata["background_output"]), ("next", &json!("late")));
 
-    let slow = executor.execute("t", stateful("echo begun; sleep 100"), Some(Duration::from_secs(1)));
+    let slow =
+        executor.execute("t", stateful("echo begun; sleep 100"), Some(Duration::from_secs(1)));
     assert_eq!((slow.outcome, &*slow.output), (Outcome::Timeout, "begun"));
     assert_eq!(slow.error, "Command timed out after 1.0s");
-    assert_eq!((&slow.metadata["session"], &slow.metadata["timeout"]), (&json!("kept"), &json!(true)));
+    assert_eq!(
+        (&slow.metadata["session"], &slow.metadata["timeout"]),
+        (&json!("kept"), &json!(true))
+    );
     assert_eq!(run("f").output, "f1");
 
     let ended = run("echo bye; exit 7");
@@ -448,10 +452,12 @@ fn a_stateful_call_that_cannot_be_is_refused_before_anything_runs() {
 fn a_stateful_terminal_ends_with_its_trajectory() {
     let (_dir, executor) = executor(1);
     let marker = unique_sleep();
-    let run = |trajectory: &str, command: &str| {
-        executor.execute(trajectory, stateful(command), None)
-    };
-    run("first", &format!("x=secret; export x; alias ls='echo poisoned'; {marker} & setsid -f {marker}"));
+    let run =
+        |trajectory: &str, command: &str| executor.execute(trajectory, stateful(command), None);
+    run(
+        "first",
+        &format!("x=secret; export x; alias ls='echo poisoned'; {marker} & setsid -f {marker}"),
+    );
     wait_until_running(&marker);
     executor.release_trajectory("first", true).unwrap();
     let second = run("second", "echo \"[$x]\"; jobs; ls -A");

@@ -74,16 +74,17 @@ pub(crate) fn stateful_result(ended: ShellEnded, timeout_s: f64) -> ToolResult {
 ///
 /// # Errors
 /// The answer to a call that has none, or not a possible one.
-pub(crate) fn command(arguments: &JsonObject, sandboxed: bool) -> Result<&str, ToolResult> {
+pub(crate) fn command(arguments: &JsonObject, sandboxed: bool) -> Result<&str, Box<ToolResult>> {
+    let refused = |result| Err(Box::new(result));
     match arguments.get("command") {
         Some(Value::String(command)) if command.contains('\0') => {
-            Err(bash::not_started("'command' must be a string without NULs", sandboxed))
+            refused(bash::not_started("'command' must be a string without NULs", sandboxed))
         }
         Some(Value::String(command)) if !command.trim().is_empty() => Ok(command),
         Some(Value::String(_)) | None => {
-            Err(ToolResult::failure(Outcome::InvalidCall, "Missing command"))
+            refused(ToolResult::failure(Outcome::InvalidCall, "Missing command"))
         }
-        Some(_) => Err(bash::not_started("'command' must be a string without NULs", sandboxed)),
+        Some(_) => refused(bash::not_started("'command' must be a string without NULs", sandboxed)),
     }
 }
 

@@ -37,6 +37,9 @@ const LONGEST_STATUS: usize = 256;
 /// The exit code of a shell that was interrupted.
 pub(super) const INTERRUPTED: i32 = 128 + 2;
 
+/// The exit code of a shell that was killed.
+pub(super) const KILLED: i32 = 128 + 9;
+
 /// The exit code of a syntax error (and of much else).
 pub(super) const SYNTAX_ERROR: i32 = 2;
 
@@ -73,7 +76,8 @@ impl Directory {
         // Write-only, so that nobody else takes what is in it.
         rustix::fs::fchmod(&reader, Mode::WUSR | Mode::WGRP | Mode::WOTH)?;
         let new_file = |name: &str| {
-            let file = File::options().write(true).create_new(true).mode(0o600).open(path.join(name))?;
+            let file =
+                File::options().write(true).create_new(true).mode(0o600).open(path.join(name))?;
             // Whatever the umask says.
             file.set_permissions(PermissionsExt::from_mode(0o644))?;
             io::Result::Ok(file)
@@ -95,8 +99,8 @@ impl Directory {
     /// # Errors
     /// Those of the file system.
     pub(super) fn put_command(&self, text: &[u8]) -> io::Result<()> {
-        self.command.set_len(0)?;
-        self.command.write_all_at(text, 0)
+        self.command.write_all_at(text, 0)?;
+        self.command.set_len(text.len() as u64)
     }
 
     /// Reads what is in the FIFO: 0 if nothing is.

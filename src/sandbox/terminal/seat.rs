@@ -58,6 +58,9 @@ pub(super) trait Program: Sized {
         watch: &Watch<'_>,
     ) -> io::Result<(Self, Kept)>;
 
+    /// The call's number.
+    fn number(call: &Self::Call) -> u64;
+
     /// Answers a call for which no sandbox can be started.
     fn refuse(call: Self::Call, why: &str);
 
@@ -159,6 +162,8 @@ struct Seat<P: Program> {
     due: Option<Instant>,
     /// Waits for the end of this sandbox, to have another one.
     next: Option<(Place, P::Call)>,
+    /// That call is to end early.
+    cancel_next: bool,
     notices: Vec<Arc<Notice>>,
 }
 
@@ -213,6 +218,7 @@ impl<P: Program> Seats<P> {
             kept,
             due: None,
             next: None,
+            cancel_next: false,
             notices: Vec::new(),
         };
         self.seats.insert(serial, seat);
@@ -228,6 +234,12 @@ impl<P: Program> Seats<P> {
     /// Ends the call early, if the slot still has it.
     pub(super) fn cancel(&mut self, slot: usize, call: u64, common: &mut Common) {
         let Some(serial) = self.slots.get(&slot).copied() else { return };
+        if let Some(seat) = self.seats.get_mut(&serial)
+            && seat.next.as_ref().is_some_and(|(_, next)| P::number(next) == call)
+        {
+            seat.cancel_next = true;
+            return;
+        }
         self.change(serial, common, |program, cx| {
             if program.current() == Some(call) {
                 program.cancel(cx);
@@ -352,7 +364,11 @@ impl<P: Program> Seats<P> {
         }
         drop(seat.notices);
         if let Some((place, call)) = seat.next {
+            let (slot, number) = (place.slot, P::number(&call));
             self.start(place, call, common);
+            if seat.cancel_next {
+                self.cancel(slot, number, common);
+            }
         }
     }
 }

@@ -16,7 +16,9 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 
 use super::kept::{Kept, KeptEnd, Plan};
-use super::script::{self, Directory, INTERRUPTED, SHOWN_AT, SYNTAX_ERROR, Status, StatusReader};
+use super::script::{
+    self, Directory, INTERRUPTED, KILLED, SHOWN_AT, SYNTAX_ERROR, Status, StatusReader,
+};
 use super::seat::{Common, Context, Place, Program};
 use super::streams::Output;
 use super::watch::{Kind, Source, Watch};
@@ -246,6 +248,10 @@ impl Program for Shell {
         Ok((shell, kept))
     }
 
+    fn number(call: &ShellCall) -> u64 {
+        call.number
+    }
+
     fn refuse(call: ShellCall, why: &str) {
         call.answer.give(nothing_ran(End::SetupFailed(why.to_owned())));
     }
@@ -398,9 +404,17 @@ impl Shell {
             // It has not read for a long time what stands there already.
             _ => {
                 log::debug!("a shell does not read its lines: {written:?}");
-                cx.kept.kill(cx.now);
+                self.kill_for_cause(cx);
             }
         }
+    }
+
+    /// Ends a session that was tampered with from inside: as if somebody there had killed it.
+    fn kill_for_cause(&mut self, cx: &mut Context<'_>) {
+        if let Some(current) = &mut self.current {
+            current.given_up.get_or_insert(End::Exited(KILLED));
+        }
+        cx.kept.kill(cx.now);
     }
 
     /// Reads what the shell says of its calls.
@@ -414,7 +428,7 @@ impl Shell {
         if self.status_bytes > STATUS_LIMIT {
             // Nothing that bash does by itself.
             log::debug!("a session is ended: it floods its status");
-            cx.kept.kill(cx.now);
+            self.kill_for_cause(cx);
         }
     }
 

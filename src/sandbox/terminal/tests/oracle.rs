@@ -49,7 +49,8 @@ fn simple() -> impl Strategy<Value = String> {
         word().prop_map(|word| format!("printf %s {word}")),
         word().prop_map(|word| format!("echo {word} >&2")),
         (name(), word()).prop_map(|(name, word)| format!("{name}={word}")),
-        (name(), word()).prop_map(|(name, word)| format!("export {name}={word}; env | grep ^{name}=")),
+        (name(), word())
+            .prop_map(|(name, word)| format!("export {name}={word}; env | grep ^{name}=")),
         name().prop_map(|name| format!("unset {name}")),
         (name(), 0..9_u8).prop_map(|(name, n)| format!("{name}=$(({name}0 + {n} * 3))")),
         (name(), word()).prop_map(|(name, word)| format!("{name}=\"$(echo {word}; exit 3)\"")),
@@ -87,7 +88,7 @@ fn simple() -> impl Strategy<Value = String> {
         Just("(exit 5) & wait $!".to_owned()),
         Just("{ echo from a job; } & wait".to_owned()),
         Just("exec 7>seven; echo seven >&7; exec 7>&-; cat seven".to_owned()),
-        Just("trap 'echo usr1' USR1; kill -USR1 $$".to_owned()),
+        Just("trap 'echo usr1' USR1; kill -USR1 $BASHPID".to_owned()),
         Just("trap - USR1".to_owned()),
         Just("sh -c 'echo in a child; exit 6'".to_owned()),
         Just("echo one; exec 2>&2".to_owned()),
@@ -201,7 +202,10 @@ fn session(bench: &Bench, commands: &[String]) -> Vec<Said> {
 #[test]
 fn a_session_is_like_a_plain_bash() {
     let bench = Bench::sandboxed();
-    let config = Config { cases: 40, failure_persistence: None, ..Config::default() };
+    let mut config = Config { failure_persistence: None, ..Config::default() };
+    if std::env::var_os("PROPTEST_CASES").is_none() {
+        config.cases = 40;
+    }
     let sequences = proptest::collection::vec(command(), 1..12);
     TestRunner::new(config)
         .run(&sequences, |mut commands| {

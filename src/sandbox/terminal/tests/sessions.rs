@@ -51,12 +51,16 @@ fn output_and_exit_codes_are_exact() {
 #[test]
 fn the_shells_state_lives_on() {
     in_both_modes(|bench| {
-        let first = bench.run("mkdir -p d; cd d; x='a  b'; f() { echo \"f$x\"; }; alias ll='echo LL'");
+        let first =
+            bench.run("mkdir -p d; cd d; x='a  b'; f() { echo \"f$x\"; }; alias ll='echo LL'");
         assert_eq!((first.session, code(&first)), (Session::Started, 0));
         assert_eq!(bench.output("echo ${PWD##*/}; f; ll 1"), "d\nfa  b\nLL 1\n");
         assert_eq!(bench.run("").session, Session::Kept);
         bench.output("set -- 1 '2 3'; exec 7>kept; umask 027; shopt -s extglob");
-        assert_eq!(bench.output("echo $# $2 $(umask); echo seven >&7; cat kept"), "2 2 3 0027\nseven\n");
+        assert_eq!(
+            bench.output("echo $# $2 $(umask); echo seven >&7; cat kept"),
+            "2 2 3 0027\nseven\n"
+        );
         bench.output("sleep 1000 & job=$!");
         assert_eq!(bench.output("kill -0 $job && echo alive; jobs %1 >/dev/null"), "alive\n");
         let waited = bench.run("kill $job; wait $job");
@@ -95,15 +99,23 @@ fn errors_in_a_command_are_errors_and_nothing_hangs() {
 #[test]
 fn an_unterminated_substitution_harms_no_later_call() {
     let bench = Bench::sandboxed();
-    for command in ["echo \"$(", "echo $(foo", "x=$(case a in a", "cat <(foo", "echo `ls", "${x", "$(("] {
+    for command in
+        ["echo \"$(", "echo $(foo", "x=$(case a in a", "cat <(foo", "echo `ls", "${x", "$(("]
+    {
         let ended = bench.run(command);
         // bash has two words for it, and two codes.
         assert!(matches!(ended.finished.end, End::Exited(1 | 2)), "{command}: {ended:?}");
         assert!(ended.finished.stderr.text.contains("unexpected"), "{command}: {ended:?}");
-        for line in ["echo 1", "false || x='a long line to make it move its memory'; echo $x", "for"] {
+        for line in
+            ["echo 1", "false || x='a long line to make it move its memory'; echo $x", "for"]
+        {
             let next = bench.run(line);
             let expected = if line == "for" { 2 } else { 0 };
-            assert_eq!(next.finished.end, End::Exited(expected), "{line} after {command}: {next:?}");
+            assert_eq!(
+                next.finished.end,
+                End::Exited(expected),
+                "{line} after {command}: {next:?}"
+            );
         }
     }
 }
@@ -141,7 +153,10 @@ fn a_shell_that_ends_says_so_and_another_one_begins() {
             assert_eq!(ended.finished.end, End::Exited(expected), "{command}");
             assert_eq!(ended.session, Session::Ended, "{command}");
             assert!(ended.finished.all_dead);
-            assert_eq!(ended.finished.stdout.text, if command.contains("bye") { "bye\n" } else { "" });
+            assert_eq!(
+                ended.finished.stdout.text,
+                if command.contains("bye") { "bye\n" } else { "" }
+            );
             let next = bench.run("echo [$x]");
             assert_eq!((next.session, &*next.finished.stdout.text), (Session::Started, "[]\n"));
         }
@@ -357,11 +372,22 @@ fn what_a_model_does_to_its_own_shell_harms_nobody_else() {
 }
 
 #[test]
+fn a_session_that_floods_its_status_is_killed() {
+    let bench = Bench::sandboxed();
+    let ended = bench.run("cat /dev/zero >/run/terminal/status");
+    assert_eq!((ended.finished.end, ended.session), (End::Exited(137), Session::Ended));
+    bench.output("yes 'x 0 h' >/run/terminal/status & ");
+    wait_until(|| bench.run("true").session != Session::Kept);
+}
+
+#[test]
 fn a_job_cannot_speak_for_a_later_call() {
     let bench = Bench::sandboxed();
     // It repeats what it could see of its own call's end, for ever.
-    bench.output("(while :; do for w in word $BASH_COMMAND 0 1; do echo \"$w 0 h\"; done; sleep 0.01; done \
-         >/run/terminal/status) & echo job");
+    bench.output(
+        "(while :; do for w in word $BASH_COMMAND 0 1; do echo \"$w 0 h\"; done; sleep 0.01; done \
+         >/run/terminal/status) & echo job",
+    );
     for _ in 0..20 {
         assert_eq!(code(&bench.run("sleep 0.05; exit_with() { return 5; }; exit_with")), 5);
     }
@@ -375,7 +401,9 @@ fn a_session_sees_its_slots_files_and_nothing_of_the_host() {
     assert_eq!(std::fs::read(bench.workspaces[0].temporary().join("t")).unwrap(), b"t\n");
     assert_eq!(bench.output("pwd; echo $HOME"), "/workspace\n/workspace\n");
     assert_eq!(bench.output("ls -a /workspace"), ".\n..\nw\n", "nothing of ours is there");
-    let fds = bench.output("bash -c 'for f in /proc/self/fd/*; do echo ${f##*/}; done' | sort -n | head -3 | xargs");
+    let fds = bench.output(
+        "bash -c 'for f in /proc/self/fd/*; do echo ${f##*/}; done' | sort -n | head -3 | xargs",
+    );
     assert_eq!(fds, "0 1 2\n");
     let host = bench.base.path().to_string_lossy().into_owned();
     let mounts = bench.output("cat /proc/self/mountinfo | wc -l; ls /");
@@ -413,6 +441,10 @@ fn another_network_is_another_session() {
     assert!(offline.finished.network_isolated);
     assert_eq!((offline.session, &*offline.finished.stdout.text), (Session::Started, "[]\n1\n"));
     assert_eq!(run(false, "true").session, Session::Kept);
+    // A call that has to wait for the end of the other one can be cancelled all the same.
+    let (call, receiver) = bench.start_at(bench.place(0, true), LONG, "sleep 1000");
+    bench.terminals.cancel(call);
+    assert_eq!(receiver.recv_timeout(LONG).unwrap().finished.end, End::Cancelled);
     let online = run(true, "true");
     assert!(!online.finished.network_isolated && online.session == Session::Started);
 }

@@ -216,6 +216,7 @@ fn escapes_that_ask_the_terminal_for_something() {
     // What the terminal has answered was typed, as in any terminal.
     bench.keys(json!(["C-c"]));
     bench.run("clear; echo still here > here");
+    assert!(bench.file("here").exists(), "{}", bench.screen());
     assert_eq!(bench.content("here"), b"still here\n");
     assert_eq!(bench.screen().matches('\n').count(), 40, "the size is ours");
     let recorded = bench.ok(json!({"action": "stream", "max_bytes": 200_000})).output;

@@ -24,7 +24,7 @@ fn an_editor_edits() {
     if !has(&bench, "vim") {
         return;
     }
-    bench.keys(json!(["vim -u NONE poem.txt", "Enter"]));
+    bench.keys(json!(["vim -N -u NONE poem.txt", "Enter"]));
     bench.until("\"poem.txt\" [New");
     bench.keys(json!(["i", "hello wörld", "Enter", "中文 😀", "Escape"]));
     bench.until("中文 😀");
@@ -32,7 +32,7 @@ fn an_editor_edits() {
     bench.run("");
     assert_eq!(bench.content("poem.txt"), "hello wörld!\n中文 😀\n".as_bytes());
     // Keys without a byte of their own.
-    bench.keys(json!(["vim -u NONE poem.txt", "Enter"]));
+    bench.keys(json!(["vim -N -u NONE poem.txt", "Enter"]));
     bench.until("hello");
     // An escape, and keys that begin with one, are told apart by time alone.
     bench.keys(json!(["Down", "Home", "i", "x", "Escape"]));
@@ -50,7 +50,7 @@ fn a_call_that_blocks_waits_for_a_full_screen_programs_end() {
     if !has(&bench, "vim") {
         return;
     }
-    let start = json!({"action": "send_keys", "keys": ["vim -u NONE x", "Enter"], "block": true, "max_wait_s": 0.5});
+    let start = json!({"action": "send_keys", "keys": ["vim -N -u NONE x", "Enter"], "block": true, "max_wait_s": 0.5});
     assert_eq!(bench.call(start).error, "tmux blocked keys timed out after 0.5s");
     bench.until("\"x\" [New");
     bench.ok(json!({"action": "send_keys", "keys": [":q", "Enter"], "block": true}));
