@@ -222,6 +222,10 @@ impl Program for Terminal {
         call.answer.give(not_ensured(Outcome::BackendFailed, why, false), true);
     }
 
+    fn number(call: &TmuxCall) -> u64 {
+        call.number
+    }
+
     fn take(&mut self, call: TmuxCall, cx: &mut Context<'_>) {
         self.current = Some(Current { number: call.number, answer: call.answer });
         self.driver.begin(call.act.action, call.timeout, cx.now);

@@ -214,7 +214,7 @@ fn escapes_that_ask_the_terminal_for_something() {
     std::fs::write(bench.file("escapes"), escapes).unwrap();
     bench.run("clear; cat escapes; reset");
     // What the terminal has answered was typed, as in any terminal.
-    bench.keys(json!(["C-c"]));
+    bench.keys(json!(["C-c", "C-u"]));
     bench.run("clear; echo still here > here");
     assert!(bench.file("here").exists(), "{}", bench.screen());
     assert_eq!(bench.content("here"), b"still here\n");
