@@ -173,9 +173,9 @@ impl Terminals {
     ) -> TerminalCall {
         let number = self.next_call.fetch_add(1, Ordering::Relaxed);
         let name = TerminalCall { kind: Kind::Tmux, slot: place.slot, number };
-        let call = TmuxCall::new(number, act, timeout, on_end);
+        let call = Box::new(TmuxCall::new(number, act, timeout, on_end));
         if let Err(Request::Tmux(_, call)) = self.shared.send(Request::Tmux(place, call)) {
-            Terminal::refuse(call, CLOSED);
+            Terminal::refuse(*call, CLOSED);
         }
         name
     }
@@ -262,7 +262,7 @@ struct Queue {
 
 enum Request {
     Shell(Place, ShellCall),
-    Tmux(Place, TmuxCall),
+    Tmux(Place, Box<TmuxCall>),
     StopTmux(usize, Arc<Notice>),
     Cancel(TerminalCall),
     End(usize, Arc<Notice>),
@@ -359,7 +359,7 @@ impl Turn {
             for request in std::mem::take(&mut self.waiting) {
                 match request {
                     Request::Shell(_, call) => shell::Shell::refuse(call, CLOSED),
-                    Request::Tmux(_, call) => Terminal::refuse(call, CLOSED),
+                    Request::Tmux(_, call) => Terminal::refuse(*call, CLOSED),
                     Request::StopTmux(slot, notice) => {
                         self.terminals.end_slot(slot, notice, &mut self.common);
                     }
@@ -381,7 +381,7 @@ impl Turn {
                 }
                 Some(Request::Tmux(place, call)) => {
                     calls += 1;
-                    self.terminals.call(place, call, &mut self.common);
+                    self.terminals.call(place, *call, &mut self.common);
                 }
                 Some(Request::StopTmux(slot, notice)) => {
                     self.terminals.end_slot(slot, notice, &mut self.common);

@@ -13,7 +13,9 @@
 //!
 //! # Waiting for a command's end
 //! A call with `block` first waits until tmux has passed on all keys, and then until two looks, some
-//! time apart, show the shell waiting for a command, and that it has not run in between. A full-screen
+//! time apart, show the shell waiting for a command, that it has run since the last of the typing, and
+//! that it has not run in between; and then until all has come through that was printed before. A
+//! full-screen
 //! program in the foreground is waited for like any other command: until it ends.
 
 use std::collections::VecDeque;
@@ -42,6 +44,12 @@ const LOOKS: (Duration, Duration) = (Duration::from_millis(2), Duration::from_mi
 /// The time between the two looks that show that a command has ended, and the longest time between
 /// two looks that wait for that.
 const IDLE_LOOKS: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(50));
+/// What tmux is asked to see how far it is.
+const SETTLE: &str = "display-message -p settled";
+/// How many replies in a row without anything printed between them show that all has come through
+/// that was printed before, and how long that is waited for: something may print for ever.
+const QUIET_REPLIES: u32 = 3;
+const DRAIN_LIMIT: Duration = Duration::from_millis(200);
 /// How long tmux may take to pass on the key that interrupts a cancelled call.
 const INTERRUPT_LIMIT: Duration = Duration::from_secs(1);
 /// How much is kept of a reply that should be a word or two.
@@ -74,6 +82,8 @@ pub(super) struct Driver {
     /// The reply that is open.
     reply: Reply,
     pane: Option<Pane>,
+    /// Whether the pane has printed something since this was last asked.
+    printed: bool,
     over: Option<String>,
     calls: u64,
     work: Option<Work>,
@@ -126,6 +136,8 @@ enum Stage {
     Settling(Rest),
     /// The shell is waited for.
     Watching { rest: Rest, since: Instant, last: Option<Look> },
+    /// The shell waits. What was printed before that may not have come through yet.
+    Draining { rest: Rest, since: Instant, quiet: u32 },
     /// Only the least wait is left.
     Waiting(Rest),
     /// The screen is asked for.
@@ -150,6 +162,9 @@ struct Rest {
     max_wait: Duration,
     /// When all was typed.
     typed: Option<Instant>,
+    /// The shell that waited just before the latest part was typed, and how often it had been put off
+    /// a processor.
+    before: Option<(u32, u64)>,
 }
 
 impl Driver {
@@ -164,6 +179,7 @@ impl Driver {
             replies: VecDeque::new(),
             reply: Reply::default(),
             pane: None,
+            printed: false,
             over: None,
             calls: 0,
             work: None,
@@ -233,6 +249,7 @@ impl Driver {
             let (ok, exited) = match self.parser.next() {
                 Ok(Some(Event::Output { pane: PANE, bytes })) => {
                     self.recording.push(bytes, now);
+                    self.printed = true;
                     if let Some(Work { due, stage: Stage::Watching { since, .. }, .. }) =
                         &mut self.work
                     {
@@ -316,6 +333,15 @@ impl Driver {
             (Asked::Settle, Some(stage @ &mut Stage::Settling(rest))) => {
                 *stage = Stage::Watching { rest, since: now, last: None };
             }
+            (Asked::Settle, Some(stage @ &mut Stage::Draining { rest, since, quiet })) => {
+                let quiet = if std::mem::take(&mut self.printed) { 0 } else { quiet + 1 };
+                if quiet >= QUIET_REPLIES || now.saturating_duration_since(since) >= DRAIN_LIMIT {
+                    *stage = Stage::Waiting(rest);
+                } else {
+                    *stage = Stage::Draining { rest, since, quiet };
+                    self.ask(SETTLE.to_owned(), Asked::Settle);
+                }
+            }
             (Asked::Geometry { entire }, _) => match lines(&heard, entire) {
                 Some(lines) => {
                     self.parser.expect_lines(lines);
@@ -361,12 +387,16 @@ impl Driver {
                     let (rest, block) = (*rest, rest.block);
                     work.stage = if block { Stage::Settling(rest) } else { Stage::Waiting(rest) };
                     if block {
-                        self.ask("display-message -p settled".to_owned(), Asked::Settle);
+                        self.ask(SETTLE.to_owned(), Asked::Settle);
                     }
                     return true;
                 }
-                let room = || look(pane).is_none_or(|look| look.unread <= MOST_UNREAD);
-                if typing.next_interrupts() || room() {
+                let seen = look(pane);
+                let room = seen.as_ref().is_none_or(|seen| seen.unread <= MOST_UNREAD);
+                if typing.next_interrupts() || room {
+                    rest.before = seen
+                        .filter(|seen| seen.waits_for_command(pane))
+                        .and_then(|seen| seen.leader.map(|leader| (leader.pid, leader.switches)));
                     pace.stuck = None;
                     pace.asked = true;
                     if let Some(chunk) = typing.next_chunk(PANE) {
@@ -385,10 +415,18 @@ impl Driver {
             Stage::Watching { rest, since, last } => {
                 let typed = rest.typed.unwrap_or(now);
                 let waited = now.saturating_duration_since(typed);
-                let seen = look(pane).filter(|look| look.waits_for_command(pane));
+                // A shell that has not run since it was typed to has not got the keys yet: the kernel
+                // takes its time.
+                let has_run = |look: &Look| {
+                    let now = look.leader.as_ref().map(|leader| (leader.pid, leader.switches));
+                    rest.before.is_none() || rest.before != now
+                };
+                let seen = look(pane).filter(|look| look.waits_for_command(pane) && has_run(look));
                 let unmoved = seen.is_some() && *last == seen;
                 if unmoved && now.saturating_duration_since(*since) >= IDLE_LOOKS.0 {
-                    work.stage = Stage::Waiting(*rest);
+                    work.stage = Stage::Draining { rest: *rest, since: now, quiet: 0 };
+                    self.printed = false;
+                    self.ask(SETTLE.to_owned(), Asked::Settle);
                     return true;
                 }
                 if waited >= rest.max_wait {
@@ -423,7 +461,10 @@ impl Driver {
                 work.due = Some(until);
                 false
             }
-            Stage::Settling(_) | Stage::Capturing { .. } | Stage::Interrupting => false,
+            Stage::Settling(_)
+            | Stage::Draining { .. }
+            | Stage::Capturing { .. }
+            | Stage::Interrupting => false,
         }
     }
 
@@ -449,7 +490,7 @@ impl Driver {
             Action::SendKeys(SendKeys { keys, block, min_wait, max_wait }) => {
                 let typing = Typing::new(std::mem::take(keys));
                 let (block, min_wait, max_wait) = (*block, *min_wait, *max_wait);
-                let rest = Rest { block, min_wait, max_wait, typed: None };
+                let rest = Rest { block, min_wait, max_wait, typed: None, before: None };
                 let (total, pace) = (typing.left(), Pace { asked: false, stuck: None });
                 *stage = Stage::Typing { typing, total, pace, rest };
             }
@@ -501,7 +542,7 @@ impl Driver {
                 let error = format!("tmux blocked keys timed out after {limit}s");
                 return self.finish(ToolResult::failure(Outcome::Timeout, error));
             }
-            Stage::Waiting(rest) => {
+            Stage::Draining { rest, .. } | Stage::Waiting(rest) => {
                 let block = rest.block;
                 return self.finish(success("ok".to_owned(), "blocked", block.into()));
             }
@@ -552,9 +593,10 @@ impl Driver {
         };
         // What was typed has ended, and more than that.
         let typed = match &work.stage {
-            Stage::Settling(rest) | Stage::Watching { rest, .. } | Stage::Waiting(rest) => {
-                Some(rest)
-            }
+            Stage::Settling(rest)
+            | Stage::Watching { rest, .. }
+            | Stage::Draining { rest, .. }
+            | Stage::Waiting(rest) => Some(rest),
             Stage::Typing { typing, rest, .. } => (typing.left() == 0).then_some(rest),
             _ => None,
         };

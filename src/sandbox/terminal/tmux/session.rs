@@ -68,7 +68,7 @@ impl Tmux {
                 .any(|base| Path::new(base).join(&term[..1]).join(term).exists())
         };
         let terms = ["tmux-256color", "screen-256color"];
-        let term = terms.into_iter().find(|term| described(&term)).unwrap_or("screen");
+        let term = terms.into_iter().find(|term| described(term)).unwrap_or("screen");
         Some(Self { program: program.into_iter().find(usable)?, term })
     }
 }

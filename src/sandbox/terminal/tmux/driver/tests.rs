@@ -96,6 +96,15 @@ impl Bench {
         self.driver.take_answer().expect("an answer")
     }
 
+    /// The shell was seen to wait: what was printed before comes through.
+    fn drained(&mut self) {
+        for _ in 0..QUIET_REPLIES {
+            self.no_answer();
+            assert_eq!(self.commands(), [SETTLE]);
+            self.reply("settled\n");
+        }
+    }
+
     fn no_answer(&mut self) {
         assert_eq!(self.driver.take_answer().map(|answer| answer.error), None);
     }
@@ -269,9 +278,41 @@ fn a_call_that_blocks_ends_when_the_shell_waits_again() {
     }
     bench.no_answer();
     bench.pass();
+    // A prompt comes late, and then a reply with nothing before it.
+    assert_eq!(bench.commands(), [SETTLE]);
+    bench.say(b"%output %0 $ \n");
+    bench.reply("settled\n");
+    bench.drained();
     let answer = bench.answer();
     assert_eq!((answer.output.as_str(), &answer.metadata["blocked"]), ("ok", &json!(true)));
     assert_eq!(bench.commands(), [""; 0], "nothing else was typed");
+}
+
+#[test]
+fn a_shell_that_has_not_run_since_it_was_typed_to_has_not_got_the_keys() {
+    let mut bench = Bench::awake();
+    bench.look.replace(Some(idle(7)));
+    bench.call(json!({"action": "send_keys", "keys": "ls\n", "block": true}));
+    bench.reply("");
+    bench.reply("settled\n");
+    for _ in 0..20 {
+        bench.no_answer();
+        bench.pass();
+    }
+    bench.look.replace(Some(idle(8)));
+    bench.pass();
+    bench.no_answer();
+    bench.pass();
+    bench.commands();
+    // Something prints for ever.
+    let begun = bench.now;
+    while bench.driver.answer.is_none() {
+        bench.now += Duration::from_millis(1);
+        bench.say(b"%output %0 y\n");
+        bench.reply("settled\n");
+    }
+    assert_eq!(bench.now - begun, DRAIN_LIMIT);
+    assert_eq!(bench.answer().output, "ok");
 }
 
 #[test]
@@ -291,7 +332,8 @@ fn output_makes_it_look_sooner_but_never_shortens_the_time_between_the_two_looks
         bench.now += Duration::from_micros(90);
     }
     bench.no_answer();
-    while bench.driver.answer.is_none() {
+    bench.commands();
+    while bench.driver.commands.is_empty() {
         bench.pass();
     }
     assert!(bench.now - first >= IDLE_LOOKS.0);
