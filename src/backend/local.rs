@@ -28,9 +28,10 @@ use crate::sandbox::etc;
 use crate::sandbox::files::{self, DEFAULT_MAX_FILE_BYTES};
 use crate::sandbox::isolation::Isolation;
 use crate::sandbox::limits::Filter;
+use crate::sandbox::shell;
 use crate::sandbox::supervisor::{CommandId, CommandSpec, Supervisor, raise_open_files_limit};
 use crate::sandbox::terminal::result::{self as stateful, stateful_result};
-use crate::sandbox::terminal::{Place, ShellEnded, TerminalCall, Terminals};
+use crate::sandbox::terminal::{Place, ShellEnded, TerminalCall, Terminals, Tmux, tmux};
 use crate::sandbox::user::CommandUser;
 use crate::sandbox::workspace::{DataDir, Workspace};
 use crate::tool::{Outcome, ToolResult};
@@ -192,6 +193,10 @@ impl LocalBackend {
     /// A configuration that makes no sense, a data directory that cannot be made, belongs to somebody
     /// else or cannot be reached by the user that commands run as, or no thread to be had.
     pub fn start(config: LocalConfig) -> Result<Self, BackendError> {
+        Self::start_with(config, Tmux::detect(shell::PATH))
+    }
+
+    fn start_with(config: LocalConfig, tmux: Option<Tmux>) -> Result<Self, BackendError> {
         if !(1..=MOST_SLOTS).contains(&config.slots) {
             return Err(BackendError::new(format!(
                 "slots is {}; it must be from 1 to {MOST_SLOTS}",
@@ -218,7 +223,7 @@ impl LocalBackend {
         let terminals = data_dir
             .make_passable_dir("terminals")
             .and_then(|path| {
-                Terminals::start(isolation.clone(), user, path, config.max_output_chars)
+                Terminals::start(isolation.clone(), user, path, config.max_output_chars, tmux)
             })
             .map_err(|error| BackendError::with_source("cannot start the terminals", error))?;
         let supervisor = Supervisor::start(isolation, user)
@@ -347,6 +352,52 @@ impl LocalBackend {
         self.note_start(id, running, &ended, &cancellation);
     }
 
+    fn tmux(&self, execution: Execution) {
+        let Execution { id, slot, arguments, timeout, reply, .. } = execution;
+        let Some(place) = self.0.slots.get(slot.index) else { return };
+        let act = match tmux::Request::parse(&arguments, timeout) {
+            Ok(tmux::Request::Act(act)) => act,
+            Ok(tmux::Request::Stop) => {
+                let haunted = place.haunted.clone();
+                let on_end = move |all_dead: bool| {
+                    if !all_dead {
+                        haunted.store(true, Ordering::Release);
+                    }
+                    reply.send(tmux::stop_result());
+                };
+                return self.0.terminals.stop_tmux(slot.index, Box::new(on_end));
+            }
+            Err(refusal) => return reply.send(*refusal),
+        };
+        let policy = stateful::policy(&arguments);
+        let isolation = self.0.supervisor.isolation();
+        let (sandboxed, can_cut_network) = (isolation.is_sandboxed(), isolation.can_cut_network());
+        if let Some(why) = stateful::lacking(policy, sandboxed, can_cut_network) {
+            let refusal = tmux::not_ensured(Outcome::IsolationUnavailable, &why, true);
+            return reply.send(refusal);
+        }
+        if !self.0.terminals.has_tmux() {
+            let requires_bwrap = policy.require_sandbox || !policy.allow_network;
+            let why = "tmux is not installed";
+            let refusal = tmux::not_ensured(Outcome::BackendFailed, why, requires_bwrap);
+            return reply.send(refusal);
+        }
+        let cancellation = reply.cancellation();
+        let (note_end, ended) = self.note_end(id, place);
+        let on_end = move |ended: tmux::TmuxEnded| {
+            note_end(ended.all_dead);
+            reply.send(ended.result);
+        };
+        let place = Place {
+            slot: slot.index,
+            workspace: place.workspace.clone(),
+            network: policy.allow_network,
+        };
+        let call = self.0.terminals.tmux(place, act, timeout, Box::new(on_end));
+        let running = Running { command: Command::Terminal(call), slot: slot.index };
+        self.note_start(id, running, &ended, &cancellation);
+    }
+
     /// What is to be called when a command has ended, before its reply is given, and what tells
     /// [`note_start`](Self::note_start) that it was.
     fn note_end(
@@ -424,12 +475,14 @@ impl Backend for LocalBackend {
 
     fn execute(&self, _container: usize, batch: Vec<Execution>) {
         // They only have to be started, so nobody's file keeps them waiting.
-        let (commands, others): (Vec<_>, Vec<_>) =
-            batch.into_iter().partition(|execution| execution.tool.starts_with("bash"));
+        let (commands, others): (Vec<_>, Vec<_>) = batch
+            .into_iter()
+            .partition(|execution| execution.tool.starts_with("bash") || execution.tool == "tmux");
         for execution in commands.into_iter().chain(others) {
             match execution.tool {
                 "bash" => self.bash(execution),
                 "bash_stateful" => self.bash_stateful(execution),
+                "tmux" => self.tmux(execution),
                 "read_file" | "write_file" => self.file(execution),
                 other => {
                     let mut result = ToolResult::failure(
@@ -585,5 +638,34 @@ impl fmt::Debug for LocalBackend {
             .field("slots", &self.0.slots.len())
             .field("not_isolated_because", &self.not_isolated_because())
             .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::{ToolCall, ToolExecutor};
+
+    #[test]
+    fn without_tmux_its_calls_say_so_and_ran_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        rustix::fs::chmod(dir.path(), 0o711.into()).unwrap();
+        let mut config = LocalConfig::with_slots(1);
+        config.data_dir = Some(dir.path().to_owned());
+        let nowhere = Tmux::detect("/nonexistent:/etc");
+        let backend = LocalBackend::start_with(config, nowhere).unwrap();
+        let executor = ToolExecutor::builder().backend(backend).start().unwrap();
+        for action in ["start", "send_keys", "capture", "stream"] {
+            let arguments = json!({"action": action, "keys": "x"});
+            let result = executor.execute("t", ToolCall::new("tmux", arguments), None);
+            assert_eq!(result.error, "Failed to ensure tmux session: tmux is not installed");
+            assert_eq!((result.outcome, result.may_have_executed), (Outcome::BackendFailed, false));
+            assert_eq!(result.metadata["requires_bwrap"], false);
+        }
+        let stop = ToolCall::new("tmux", json!({"action": "stop"}));
+        assert_eq!(executor.execute("t", stop, None).output, "stopped");
+        assert_eq!(executor.execute("t", ToolCall::bash("echo fine"), None).output, "fine");
     }
 }

@@ -40,7 +40,7 @@ mod reports;
 mod room;
 mod rooms;
 mod running;
-mod shell;
+pub(crate) mod shell;
 mod spawn;
 mod spool;
 mod stream;

@@ -276,11 +276,37 @@ fn every_file_attack_through_the_tools_stays_in_the_workspace() {
 }
 
 #[test]
-fn a_tool_that_the_embedded_sandbox_lacks_says_so_and_ran_nothing() {
+fn a_terminal_is_kept_between_calls_and_ends_with_its_trajectory() {
     let (_dir, executor) = executor(1);
-    let result = executor.execute("t", call("tmux", json!({"action": "start"})), None);
-    assert_eq!((result.outcome, result.may_have_executed), (Outcome::UnknownTool, false));
-    assert!(result.error.starts_with("Unknown tool: tmux"), "{}", result.error);
+    let tmux = |arguments| executor.execute("t", call("tmux", arguments), None);
+    let started = tmux(json!({"action": "start", "pane_width": 90, "pane_height": 10}));
+    assert_eq!((started.output.as_str(), &started.metadata["pane_width"]), ("started", &json!(90)));
+    let sleep = unique_sleep();
+    let keys = json!(["echo $((6 * 7))", "Enter", format!("{sleep} &"), "Enter"]);
+    let typed = tmux(json!({"action": "send_keys", "keys": keys, "block": true}));
+    assert_eq!((typed.output.as_str(), typed.error.as_str()), ("ok", ""));
+    let screen = tmux(json!({"action": "CAPTURE"}));
+    assert!(screen.output.lines().any(|line| line == "42"), "{}", screen.output);
+    assert_eq!(screen.output.matches('\n').count(), 10);
+    assert!(tmux(json!({"action": "stream"})).output.starts_with("{\"version\":2,"));
+    let bogus = tmux(json!({"action": "send_keys"}));
+    assert_eq!(bogus.error, "tmux send_keys requires 'keys' as string or list[string]");
+    assert_eq!((bogus.outcome, bogus.may_have_executed), (Outcome::InvalidCall, false));
+    wait_until_running(&sleep);
+    executor.release_trajectory("t", true).unwrap();
+    let fresh = executor.execute("u", call("tmux", json!({})), None);
+    assert_eq!(fresh.metadata["session_started"], true, "{}", fresh.error);
+    assert!(!is_running(&sleep));
+    let stopped = executor.execute("u", call("tmux", json!({"action": "stop"})), None);
+    assert_eq!(stopped.output, "stopped");
+}
+
+#[test]
+fn an_action_that_tmux_does_not_have_begins_no_terminal() {
+    let (_dir, executor) = executor(1);
+    let bogus = executor.execute("t", call("tmux", json!({"action": "Bogus"})), None);
+    assert!(bogus.error.contains("bogus") || bogus.error.contains("Bogus"), "{}", bogus.error);
+    assert_eq!((bogus.outcome, bogus.may_have_executed), (Outcome::InvalidCall, false));
 }
 
 #[test]

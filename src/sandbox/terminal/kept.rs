@@ -30,6 +30,7 @@ use crate::sandbox::reaper::{self, Report, Step};
 use crate::sandbox::running::{KILL_MARGIN, SETUP_LIMIT, open_child_of};
 use crate::sandbox::shell;
 use crate::sandbox::spawn::{self, CStringArray, Child, Reaped};
+use crate::sandbox::user::Purpose;
 use crate::sandbox::workspace::{GONE, Workspace};
 
 /// No more than this is kept of what bubblewrap or the reaper reports: some 300 bytes are usual.
@@ -370,6 +371,8 @@ impl Kept {
             }
         }
         if self.phase == Phase::SettingUp {
+            // Init is held under its number, `pid`, and nothing of the program runs: whatever is to be
+            // done to a sandbox before it begins is to be done here, and held as long as `self`.
             self.phase = Phase::Running;
             self.released = true;
             self.deadline = None;
@@ -377,6 +380,37 @@ impl Kept {
         } else {
             self.kill_processes();
         }
+    }
+
+    /// The root directory that the program sees, only to look beneath. Of use once the program has
+    /// given a sign of life: before, the sandbox is not complete.
+    ///
+    /// # Errors
+    /// It is gone, or this process may not look.
+    pub(super) fn root(&self, host: &Host) -> io::Result<OwnedFd> {
+        use rustix::fs::{Mode, OFlags};
+        let open = |path: &str| {
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            rustix::fs::open(path, flags, Mode::empty())
+        };
+        let Hold::Namespace { init: Some(init), report, .. } = &self.hold else {
+            return Ok(open("/")?);
+        };
+        let path = format!("/proc/{}/root", report.child_pid.unwrap_or_default());
+        let root = match (open(&path), host.command_user) {
+            // A root without all capabilities: whom the processes belong to may.
+            (Err(Errno::ACCESS | Errno::PERM), Some(user)) => {
+                let _entered = user.enter(Purpose::Files)?;
+                open(&path)?
+            }
+            (root, _) => root?,
+        };
+        let identity = |root: &OwnedFd| rustix::fs::fstat(root).map(|s| (s.st_dev, s.st_ino));
+        // If it has ended, then the number may have been somebody else's.
+        if spawn::has_ended(init.as_fd()) || identity(&root)? == identity(&open("/")?)? {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        Ok(root)
     }
 
     /// To be called as soon as the program has given a sign of life. Where there is no sandbox,

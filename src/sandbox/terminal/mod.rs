@@ -12,6 +12,7 @@
 //!   parent" to the thread that made a process.
 //! - [`shell`] is the program of `bash_stateful`, [`script`] what is said between it and bash,
 //!   [`streams`] the reading of its output, [`result`] what the model sees.
+//! - [`tmux`] is the terminals.
 //!
 //! # Bounds
 //! A slot has one call at a time, which the executor sees to; a second one is refused. An idle sandbox
@@ -24,6 +25,7 @@ mod script;
 mod seat;
 mod shell;
 mod streams;
+pub(crate) mod tmux;
 mod watch;
 
 use std::collections::{BTreeSet, HashSet, VecDeque};
@@ -43,6 +45,8 @@ pub(crate) use seat::Place;
 use seat::{Common, Notice, Program, Seats};
 use shell::ShellCall;
 pub(crate) use shell::ShellEnded;
+pub(crate) use tmux::Tmux;
+use tmux::{Terminal, TmuxCall, TmuxEnded};
 use watch::{Key, Kind, WAKE, decode};
 
 use super::host::Host;
@@ -68,6 +72,7 @@ pub(crate) struct TerminalCall {
 /// The handle of the thread. Dropping it is [`close`](Self::close).
 pub(crate) struct Terminals {
     shared: Arc<Shared>,
+    has_tmux: bool,
     next_call: AtomicU64,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
@@ -75,7 +80,7 @@ pub(crate) struct Terminals {
 impl Terminals {
     /// Starts the thread. Programs run as `user`, or as this process if there is none; they make
     /// directories of their own in `directory`, and `output_limit_chars` are kept of each of their
-    /// output streams.
+    /// output streams. Terminals need a `tmux`.
     ///
     /// # Errors
     /// Where the system gives no thread or no file descriptors.
@@ -84,6 +89,7 @@ impl Terminals {
         user: Option<CommandUser>,
         directory: PathBuf,
         output_limit_chars: usize,
+        tmux: Option<Tmux>,
     ) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             queue: Mutex::default(),
@@ -92,13 +98,16 @@ impl Terminals {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let data = epoll::EventData::new_u64(WAKE);
         epoll::add(&epoll, &shared.wake, data, epoll::EventFlags::IN)?;
+        let has_tmux = tmux.is_some();
         let mut turn = Turn {
             shells: Seats::new(),
+            terminals: Seats::new(),
             waiting: VecDeque::new(),
             common: Common {
                 epoll,
                 host: Host::new(isolation, user)?,
                 directory,
+                tmux,
                 output_limit_chars,
                 buffer: vec![0; READ_BUFFER],
                 deadlines: BTreeSet::new(),
@@ -116,7 +125,8 @@ impl Terminals {
                 drop(turn);
                 drop(queue);
             })?;
-        Ok(Self { shared, next_call: AtomicU64::new(0), thread: Mutex::new(Some(thread)) })
+        let thread = Mutex::new(Some(thread));
+        Ok(Self { shared, has_tmux, next_call: AtomicU64::new(0), thread })
     }
 
     /// Runs a command in the slot's shell, which is started if there is none. Does not block.
@@ -138,6 +148,36 @@ impl Terminals {
             shell::Shell::refuse(call, CLOSED);
         }
         name
+    }
+
+    /// Whether there is a tmux.
+    pub(crate) fn has_tmux(&self) -> bool {
+        self.has_tmux
+    }
+
+    /// Does something with the slot's terminal, which is started if there is none. Does not block. For
+    /// `on_end` see [`bash`](Self::bash).
+    pub(crate) fn tmux(
+        &self,
+        place: Place,
+        act: tmux::Act,
+        timeout: Duration,
+        on_end: Box<dyn FnOnce(TmuxEnded) + Send>,
+    ) -> TerminalCall {
+        let number = self.next_call.fetch_add(1, Ordering::Relaxed);
+        let name = TerminalCall { kind: Kind::Tmux, slot: place.slot, number };
+        let call = Box::new(TmuxCall::new(number, act, timeout, on_end));
+        if let Err(Request::Tmux(_, call)) = self.shared.send(Request::Tmux(place, call)) {
+            Terminal::refuse(*call, CLOSED);
+        }
+        name
+    }
+
+    /// Ends the slot's terminal, if it has one. Does not block. `on_end` is told, when nothing is left of
+    /// it, whether the end of every process was seen; otherwise as of [`bash`](Self::bash).
+    pub(crate) fn stop_tmux(&self, slot: usize, on_end: Box<dyn FnOnce(bool) + Send>) {
+        // After the close the notice is dropped: everything is gone.
+        drop(self.shared.send(Request::StopTmux(slot, Notice::new(on_end))));
     }
 
     /// Ends a call early: its program is interrupted, and if that does not help its sandbox is ended.
@@ -211,6 +251,8 @@ struct Queue {
 
 enum Request {
     Shell(Place, ShellCall),
+    Tmux(Place, Box<TmuxCall>),
+    StopTmux(usize, Arc<Notice>),
     Cancel(TerminalCall),
     End(usize, Arc<Notice>),
 }
@@ -222,7 +264,7 @@ impl Shared {
         if queue.closing {
             return Err(request);
         }
-        if let Request::Shell(place, _) = &request {
+        if let Request::Shell(place, _) | Request::Tmux(place, _) = &request {
             queue.used.insert(place.slot);
         }
         queue.requests.push_back(request);
@@ -253,6 +295,7 @@ impl Drop for CloseOnDrop {
 /// The thread's own state.
 struct Turn {
     shells: Seats<shell::Shell>,
+    terminals: Seats<Terminal>,
     /// Taken from the queue and not dealt with yet.
     waiting: VecDeque<Request>,
     common: Common,
@@ -264,7 +307,7 @@ impl Turn {
         let mut events = Vec::with_capacity(EVENTS_PER_TURN);
         loop {
             let closing = self.take_requests(shared);
-            if closing && self.shells.is_empty() {
+            if closing && self.shells.is_empty() && self.terminals.is_empty() {
                 return;
             }
             self.wait(&mut events);
@@ -272,6 +315,9 @@ impl Turn {
                 match decode(event.data.u64()) {
                     Some((Key { kind: Kind::Shell, serial }, source)) => {
                         self.shells.on_event(serial, source, &mut self.common);
+                    }
+                    Some((Key { kind: Kind::Tmux, serial }, source)) => {
+                        self.terminals.on_event(serial, source, &mut self.common);
                     }
                     None => {
                         let _ = rustix::io::read(&shared.wake, &mut [0; 8]);
@@ -284,6 +330,7 @@ impl Turn {
             {
                 match key.kind {
                     Kind::Shell => self.shells.on_deadline(key.serial, &mut self.common),
+                    Kind::Tmux => self.terminals.on_deadline(key.serial, &mut self.common),
                 }
             }
             self.common.leftovers.retain(|child| child.reap() == Reaped::Running);
@@ -301,12 +348,17 @@ impl Turn {
             for request in std::mem::take(&mut self.waiting) {
                 match request {
                     Request::Shell(_, call) => shell::Shell::refuse(call, CLOSED),
+                    Request::Tmux(_, call) => Terminal::refuse(*call, CLOSED),
+                    Request::StopTmux(slot, notice) => {
+                        self.terminals.end_slot(slot, notice, &mut self.common);
+                    }
                     Request::Cancel(_) => {}
                     // Told when the slot's sandbox is gone.
                     Request::End(slot, notice) => self.end_slot(slot, notice),
                 }
             }
             self.shells.end_all(&mut self.common);
+            self.terminals.end_all(&mut self.common);
             return true;
         }
         let mut calls = 0;
@@ -316,8 +368,16 @@ impl Turn {
                     calls += 1;
                     self.shells.call(place, call, &mut self.common);
                 }
+                Some(Request::Tmux(place, call)) => {
+                    calls += 1;
+                    self.terminals.call(place, *call, &mut self.common);
+                }
+                Some(Request::StopTmux(slot, notice)) => {
+                    self.terminals.end_slot(slot, notice, &mut self.common);
+                }
                 Some(Request::Cancel(TerminalCall { kind, slot, number })) => match kind {
                     Kind::Shell => self.shells.cancel(slot, number, &mut self.common),
+                    Kind::Tmux => self.terminals.cancel(slot, number, &mut self.common),
                 },
                 Some(Request::End(slot, notice)) => self.end_slot(slot, notice),
                 None => break,
@@ -328,7 +388,8 @@ impl Turn {
 
     /// Ends what the slot has, of every kind: the last copy of the notice tells.
     fn end_slot(&mut self, slot: usize, notice: Arc<Notice>) {
-        self.shells.end_slot(slot, notice, &mut self.common);
+        self.shells.end_slot(slot, notice.clone(), &mut self.common);
+        self.terminals.end_slot(slot, notice, &mut self.common);
     }
 
     /// Waits for events, until the next deadline at the latest.

@@ -27,6 +27,16 @@ pub(crate) fn refusal(
     sandboxed: bool,
     can_cut_network: bool,
 ) -> Option<ToolResult> {
+    let why = lacking(policy, sandboxed, can_cut_network)?;
+    Some(not_started(Outcome::IsolationUnavailable, &why, true))
+}
+
+/// What a call demands that this machine cannot give, as the reference puts it.
+pub(crate) fn lacking(
+    policy: IsolationPolicy,
+    sandboxed: bool,
+    can_cut_network: bool,
+) -> Option<String> {
     let demand = if policy.require_sandbox && !sandboxed {
         "Stateful sandboxing required"
     } else if !policy.allow_network && !can_cut_network {
@@ -34,8 +44,7 @@ pub(crate) fn refusal(
     } else {
         return None;
     };
-    let why = format!("{demand} but bubblewrap is unavailable in this environment");
-    Some(not_started(Outcome::IsolationUnavailable, &why, true))
+    Some(format!("{demand} but bubblewrap is unavailable in this environment"))
 }
 
 /// The result of a call that is over. `timeout_s` is the limit it ran under.

@@ -19,6 +19,7 @@ use std::time::Instant;
 use parking_lot::Mutex;
 
 use super::kept::{Kept, Phase};
+use super::tmux::Tmux;
 use super::watch::{Key, Kind, Source, Watch};
 use crate::sandbox::host::Host;
 use crate::sandbox::spawn::{Child, Reaped};
@@ -45,11 +46,17 @@ pub(super) trait Program: Sized {
     /// Its kind.
     const KIND: Kind;
 
-    /// Makes the program's pipes and files, has them watched, and starts its sandbox.
+    /// Makes the program's pipes and files, has them watched, and starts its sandbox, for this call,
+    /// which it is to [`take`](Self::take) then.
     ///
     /// # Errors
     /// Whatever the system refuses. Then nothing runs.
-    fn start(place: &Place, common: &Common, watch: &Watch<'_>) -> io::Result<(Self, Kept)>;
+    fn start(
+        place: &Place,
+        call: &Self::Call,
+        common: &Common,
+        watch: &Watch<'_>,
+    ) -> io::Result<(Self, Kept)>;
 
     /// The call's number.
     fn number(call: &Self::Call) -> u64;
@@ -105,6 +112,8 @@ pub(super) struct Common {
     /// Where programs may make a directory of their own, named after their [`Key`]: commands may pass
     /// through, and not look around.
     pub(super) directory: PathBuf,
+    /// The tmux of this machine, if it has one.
+    pub(super) tmux: Option<Tmux>,
     /// How much is kept of an output stream, in characters.
     pub(super) output_limit_chars: usize,
     /// Scratch space for reads.
@@ -206,7 +215,7 @@ impl<P: Program> Seats<P> {
         let serial = common.next_serial;
         common.next_serial += 1;
         let watch = Watch { epoll: &common.epoll, key: Key { kind: P::KIND, serial } };
-        let (program, kept) = match P::start(&place, common, &watch) {
+        let (program, kept) = match P::start(&place, &call, common, &watch) {
             Ok(started) => started,
             Err(error) => return P::refuse(call, &error.to_string()),
         };

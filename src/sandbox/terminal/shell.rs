@@ -184,7 +184,12 @@ impl Program for Shell {
     type Call = ShellCall;
     const KIND: Kind = Kind::Shell;
 
-    fn start(place: &Place, common: &Common, watch: &Watch<'_>) -> io::Result<(Self, Kept)> {
+    fn start(
+        place: &Place,
+        _call: &ShellCall,
+        common: &Common,
+        watch: &Watch<'_>,
+    ) -> io::Result<(Self, Kept)> {
         let host = &common.host;
         let sandboxed = host.isolation.is_sandboxed();
         if host.shell != ShellProgram::Bash {

@@ -43,7 +43,7 @@ impl Bench {
             Isolation::None { reason: "a test".to_owned() }
         };
         let directory = data.make_passable_dir("terminals").unwrap();
-        let terminals = Terminals::start(isolation, user, directory, 50_000).unwrap();
+        let terminals = Terminals::start(isolation, user, directory, 50_000, None).unwrap();
         let workspaces = data.workspaces().to_vec();
         Self { terminals, workspaces, _data: data, base, _etc: etc }
     }

@@ -23,6 +23,8 @@ pub(super) enum Source {
 pub(super) enum Kind {
     /// A shell.
     Shell,
+    /// A terminal.
+    Tmux,
 }
 
 /// Names one kept sandbox of one thread, for ever: numbers are not used again, so that an event that
@@ -60,7 +62,7 @@ impl Source {
 }
 
 impl Kind {
-    const ALL: [Self; 1] = [Self::Shell];
+    const ALL: [Self; 2] = [Self::Shell, Self::Tmux];
 }
 
 /// The sandbox and the source that an event's data stands for.
