@@ -7,6 +7,8 @@
 //! | | `per call` | `execute` of `bash` with `true`, where each call gets a sandbox |
 //! | | `executor` | the same where the slot keeps its sandbox: queue, slot, sandbox, result |
 //! | `read_file` | `executor` | `execute` of `read_file` of a small file: no process at all |
+//! | `stateful` | `floor` | a line to a running bash, and a line back, over two pipes |
+//! | | `executor` | `execute` of `terminal_stateful` with `echo hello`, in a session that runs |
 //! | `beside a sleep` | `floor` | as `true`, `executor`, of a trajectory that is alone |
 //! | | `executor` | while the command of another one sleeps |
 //! | `heap` | `floor` | as `true`, `executor` |
@@ -18,6 +20,7 @@
 //! The time is per call in every case; all shells have the same small environment. Printed once, not
 //! timed: the memory of an idle slot that keeps its sandbox. Needs bubblewrap.
 
+use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -74,6 +77,36 @@ fn single(criterion: &mut Criterion) {
         bencher.iter(|| {
             let call = ToolCall::new("read_file", json!({"path": "f"}));
             assert!(executor.execute("t", call, None).success);
+        });
+    });
+    group.finish();
+}
+
+fn stateful(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("stateful");
+    let mut bash = Command::new("bash")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("bash starts");
+    let mut lines = bash.stdin.take().unwrap();
+    let mut answers = BufReader::new(bash.stdout.take().unwrap());
+    group.bench_function("floor", |bencher| {
+        let mut answer = String::new();
+        bencher.iter(|| {
+            lines.write_all(b"echo hello\n").unwrap();
+            answer.clear();
+            answers.read_line(&mut answer).unwrap();
+            assert_eq!(answer, "hello\n");
+        });
+    });
+    drop(lines);
+    assert!(bash.wait().unwrap().success());
+    let executor = executor(1, true);
+    group.bench_function("executor", |bencher| {
+        bencher.iter(|| {
+            let call = ToolCall::new("terminal_stateful", json!({"command": "echo hello"}));
+            assert_eq!(executor.execute("t", call, None).output, "hello");
         });
     });
     group.finish();
@@ -199,5 +232,5 @@ fn children(pid: u32) -> Vec<u32> {
     lists.flatten().flat_map(pids).collect()
 }
 
-criterion_group!(benches, single, disturbed, saturated, idle_memory);
+criterion_group!(benches, single, stateful, disturbed, saturated, idle_memory);
 criterion_main!(benches);

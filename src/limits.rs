@@ -10,6 +10,9 @@ use serde::Serialize;
 /// [`LocalBackend::limits`](crate::backend::local::LocalBackend::limits). The defaults are meant to be
 /// met by runaways only, and to be the same on every machine, so that a trajectory ends the same way
 /// wherever it runs.
+///
+/// A slot's commands, its `terminal_stateful` session and its terminal have a sandbox each; what is said
+/// of processes and memory holds for each of the three.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct SlotLimits {

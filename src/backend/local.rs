@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::{Backend, Container, Execution, ExecutionId, ResetReply, SlotRef};
+use super::{Backend, Cancellation, Container, Execution, ExecutionId, ResetReply, SlotRef};
 use crate::artifact::{
     ArchiveArtifacts, ArchiveSummary, Artifact, ArtifactError, ArtifactList, ListArtifacts,
     ReadArtifact,
@@ -29,7 +29,10 @@ use crate::sandbox::etc;
 use crate::sandbox::files::{self, DEFAULT_MAX_FILE_BYTES};
 use crate::sandbox::isolation::Isolation;
 use crate::sandbox::limits::{Filter, Limits};
+use crate::sandbox::shell;
 use crate::sandbox::supervisor::{CommandId, CommandSpec, Supervisor, raise_open_files_limit};
+use crate::sandbox::terminal::result::{self as stateful, stateful_result};
+use crate::sandbox::terminal::{Place, ShellEnded, TerminalCall, Terminals, Tmux, tmux};
 use crate::sandbox::user::CommandUser;
 use crate::sandbox::workspace::{DataDir, Workspace};
 use crate::tool::{Outcome, ToolResult};
@@ -128,6 +131,7 @@ pub struct LocalBackend(Arc<Inner>);
 struct Inner {
     supervisor: Supervisor,
     limits: Arc<Limits>,
+    terminals: Terminals,
     slots: Vec<Slot>,
     running: Mutex<HashMap<ExecutionId, Running>>,
     max_output_chars: usize,
@@ -171,8 +175,15 @@ impl Drop for AnswerAll {
 }
 
 struct Running {
-    command: CommandId,
+    command: Command,
     slot: usize,
+}
+
+/// What runs, and who knows it.
+#[derive(Clone, Copy)]
+enum Command {
+    Plain(CommandId),
+    Terminal(TerminalCall),
 }
 
 impl LocalBackend {
@@ -187,6 +198,10 @@ impl LocalBackend {
     /// A configuration that makes no sense, a data directory that cannot be made, belongs to somebody
     /// else or cannot be reached by the user that commands run as, or no thread to be had.
     pub fn start(config: LocalConfig) -> Result<Self, BackendError> {
+        Self::start_with(config, Tmux::detect(shell::PATH))
+    }
+
+    fn start_with(config: LocalConfig, tmux: Option<Tmux>) -> Result<Self, BackendError> {
         if !(1..=MOST_SLOTS).contains(&config.slots) {
             return Err(BackendError::new(format!(
                 "slots is {}; it must be from 1 to {MOST_SLOTS}",
@@ -216,6 +231,14 @@ impl LocalBackend {
         let limits = Limits::detect(&config.limits, user, open_files)
             .map(Arc::new)
             .map_err(|error| BackendError::with_source("cannot watch the limits", error))?;
+        let terminals = data_dir
+            .make_passable_dir("terminals")
+            .and_then(|path| {
+                let limits = limits.clone();
+                let chars = config.max_output_chars;
+                Terminals::start(isolation.clone(), user, limits, path, chars, tmux)
+            })
+            .map_err(|error| BackendError::with_source("cannot start the terminals", error))?;
         let supervisor = Supervisor::start(isolation, user, limits.clone())
             .map_err(|error| BackendError::with_source("cannot start the supervisor", error))?;
         let resets = Workers::start("tool-reset", RESET_THREADS)
@@ -232,6 +255,7 @@ impl LocalBackend {
         Ok(Self(Arc::new(Inner {
             supervisor,
             limits,
+            terminals,
             slots,
             running: Mutex::new(HashMap::new()),
             max_output_chars: config.max_output_chars,
@@ -312,32 +336,138 @@ impl LocalBackend {
             output_file_bytes: self.0.max_output_file_bytes,
         };
         let cancellation = reply.cancellation();
+        let (note_end, ended) = self.note_end(id, place);
+        let on_end = move |finished: crate::sandbox::supervisor::Finished| {
+            note_end(finished.all_dead);
+            reply.send(bash_result(finished, timeout.as_secs_f64()));
+        };
+        let command = Command::Plain(self.0.supervisor.run(spec, Box::new(on_end)));
+        self.note_start(id, Running { command, slot: slot.index }, &ended, &cancellation);
+    }
+
+    fn bash_stateful(&self, execution: Execution) {
+        let Execution { id, slot, arguments, timeout, reply, .. } = execution;
+        let policy = stateful::policy(&arguments);
+        let isolation = self.0.supervisor.isolation();
+        let (sandboxed, can_cut_network) = (isolation.is_sandboxed(), isolation.can_cut_network());
+        if let Some(refusal) = stateful::refusal(policy, sandboxed, can_cut_network) {
+            return reply.send(refusal);
+        }
+        let Some(place) = self.0.slots.get(slot.index) else { return };
+        let command = match stateful::command(&arguments, sandboxed) {
+            Ok(command) => command.to_owned(),
+            Err(refusal) => return reply.send(*refusal),
+        };
+        let cancellation = reply.cancellation();
+        let (note_end, ended) = self.note_end(id, place);
+        let on_end = move |ended: ShellEnded| {
+            note_end(ended.finished.all_dead);
+            reply.send(stateful_result(ended, timeout.as_secs_f64()));
+        };
+        let place = Place {
+            slot: slot.index,
+            workspace: place.workspace.clone(),
+            network: policy.allow_network,
+        };
+        let call = self.0.terminals.bash(place, command, timeout, Box::new(on_end));
+        let running = Running { command: Command::Terminal(call), slot: slot.index };
+        self.note_start(id, running, &ended, &cancellation);
+    }
+
+    fn tmux(&self, execution: Execution) {
+        let Execution { id, slot, arguments, timeout, reply, .. } = execution;
+        let Some(place) = self.0.slots.get(slot.index) else { return };
+        let act = match tmux::Request::parse(&arguments, timeout) {
+            Ok(tmux::Request::Act(act)) => act,
+            Ok(tmux::Request::Stop) => {
+                let haunted = place.haunted.clone();
+                let on_end = move |all_dead: bool| {
+                    if !all_dead {
+                        haunted.store(true, Ordering::Release);
+                    }
+                    reply.send(tmux::stop_result());
+                };
+                return self.0.terminals.stop_tmux(slot.index, Box::new(on_end));
+            }
+            Err(refusal) => return reply.send(*refusal),
+        };
+        let policy = stateful::policy(&arguments);
+        let isolation = self.0.supervisor.isolation();
+        let (sandboxed, can_cut_network) = (isolation.is_sandboxed(), isolation.can_cut_network());
+        if let Some(why) = stateful::lacking(policy, sandboxed, can_cut_network) {
+            let refusal = tmux::not_ensured(Outcome::IsolationUnavailable, &why, true);
+            return reply.send(refusal);
+        }
+        if !self.0.terminals.has_tmux() {
+            let requires_bwrap = policy.require_sandbox || !policy.allow_network;
+            let why = "tmux is not installed";
+            let refusal = tmux::not_ensured(Outcome::BackendFailed, why, requires_bwrap);
+            return reply.send(refusal);
+        }
+        let cancellation = reply.cancellation();
+        let (note_end, ended) = self.note_end(id, place);
+        let on_end = move |ended: tmux::TmuxEnded| {
+            note_end(ended.all_dead);
+            reply.send(ended.result);
+        };
+        let place = Place {
+            slot: slot.index,
+            workspace: place.workspace.clone(),
+            network: policy.allow_network,
+        };
+        let call = self.0.terminals.tmux(place, act, timeout, Box::new(on_end));
+        let running = Running { command: Command::Terminal(call), slot: slot.index };
+        self.note_start(id, running, &ended, &cancellation);
+    }
+
+    /// What is to be called when a command has ended, before its reply is given, and what tells
+    /// [`note_start`](Self::note_start) that it was.
+    fn note_end(
+        &self,
+        id: ExecutionId,
+        place: &Slot,
+    ) -> (impl FnOnce(bool) + Send + use<>, Arc<AtomicBool>) {
         let ended = Arc::new(AtomicBool::new(false));
-        let on_end = {
-            let (inner, ended) = (Arc::downgrade(&self.0), ended.clone());
-            let haunted = place.haunted.clone();
-            move |finished: crate::sandbox::supervisor::Finished| {
-                // Before the slot counts as idle: a reset that comes now must see it.
-                if !finished.all_dead {
-                    haunted.store(true, Ordering::Release);
-                }
-                if let Some(inner) = inner.upgrade() {
-                    let mut running = inner.running.lock();
-                    ended.store(true, Ordering::Release);
-                    running.remove(&id);
-                }
-                reply.send(bash_result(finished, timeout.as_secs_f64()));
+        let (inner, noted) = (Arc::downgrade(&self.0), ended.clone());
+        let haunted = place.haunted.clone();
+        let note = move |all_dead: bool| {
+            // Before the slot counts as idle: a reset that comes now must see it.
+            if !all_dead {
+                haunted.store(true, Ordering::Release);
+            }
+            if let Some(inner) = inner.upgrade() {
+                let mut running = inner.running.lock();
+                noted.store(true, Ordering::Release);
+                running.remove(&id);
             }
         };
-        let command = self.0.supervisor.run(spec, Box::new(on_end));
+        (note, ended)
+    }
+
+    /// Notes where a call runs, unless it has ended, and cancels it if that was asked for before.
+    fn note_start(
+        &self,
+        id: ExecutionId,
+        running: Running,
+        ended: &AtomicBool,
+        cancellation: &Cancellation,
+    ) {
+        let command = running.command;
         {
-            let mut running = self.0.running.lock();
+            let mut all = self.0.running.lock();
             if !ended.load(Ordering::Acquire) {
-                running.insert(id, Running { command, slot: slot.index });
+                all.insert(id, running);
             }
         }
         if cancellation.is_requested() {
-            self.0.supervisor.cancel(command);
+            self.cancel_command(command);
+        }
+    }
+
+    fn cancel_command(&self, command: Command) {
+        match command {
+            Command::Plain(command) => self.0.supervisor.cancel(command),
+            Command::Terminal(call) => self.0.terminals.cancel(call),
         }
     }
 
@@ -367,11 +497,14 @@ impl Backend for LocalBackend {
 
     fn execute(&self, _container: usize, batch: Vec<Execution>) {
         // They only have to be started, so nobody's file keeps them waiting.
-        let (commands, others): (Vec<_>, Vec<_>) =
-            batch.into_iter().partition(|execution| execution.tool == "bash");
-        commands.into_iter().for_each(|execution| self.bash(execution));
-        for execution in others {
+        let (commands, others): (Vec<_>, Vec<_>) = batch
+            .into_iter()
+            .partition(|execution| execution.tool.starts_with("bash") || execution.tool == "tmux");
+        for execution in commands.into_iter().chain(others) {
             match execution.tool {
+                "bash" => self.bash(execution),
+                "bash_stateful" => self.bash_stateful(execution),
+                "tmux" => self.tmux(execution),
                 "read_file" | "write_file" => self.file(execution),
                 other => {
                     let mut result = ToolResult::failure(
@@ -395,7 +528,7 @@ impl Backend for LocalBackend {
         };
         if !left.is_empty() {
             for command in left {
-                self.0.supervisor.cancel(command);
+                self.cancel_command(command);
             }
             return reply.send(Err("a command of an earlier call still runs in it".to_owned()));
         }
@@ -429,13 +562,19 @@ impl Backend for LocalBackend {
                 });
             }
         };
-        self.0.supervisor.leave(slot.index, Box::new(on_gone));
+        // Before its files are emptied, nobody may be left who makes new ones.
+        let (inner, index) = (Arc::downgrade(&self.0), slot.index);
+        let terminals_gone = move |all_dead: bool| match inner.upgrade() {
+            Some(inner) if all_dead => inner.supervisor.leave(index, Box::new(on_gone)),
+            _ => on_gone(all_dead),
+        };
+        self.0.terminals.leave(slot.index, Box::new(terminals_gone));
     }
 
     fn cancel(&self, id: ExecutionId) {
         let command = self.0.running.lock().get(&id).map(|running| running.command);
         if let Some(command) = command {
-            self.0.supervisor.cancel(command);
+            self.cancel_command(command);
         }
     }
 
@@ -483,6 +622,7 @@ impl Backend for LocalBackend {
         }
         // Bounded by itself: it kills, and does not wait long for what cannot be killed.
         self.0.supervisor.close();
+        self.0.terminals.close();
         if let Some(resets) = resets {
             resets.close(deadline);
         }
@@ -536,5 +676,34 @@ impl fmt::Debug for LocalBackend {
             .field("slots", &self.0.slots.len())
             .field("not_isolated_because", &self.not_isolated_because())
             .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::{ToolCall, ToolExecutor};
+
+    #[test]
+    fn without_tmux_its_calls_say_so_and_ran_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        rustix::fs::chmod(dir.path(), 0o711.into()).unwrap();
+        let mut config = LocalConfig::with_slots(1);
+        config.data_dir = Some(dir.path().to_owned());
+        let nowhere = Tmux::detect("/nonexistent:/etc");
+        let backend = LocalBackend::start_with(config, nowhere).unwrap();
+        let executor = ToolExecutor::builder().backend(backend).start().unwrap();
+        for action in ["start", "send_keys", "capture", "stream"] {
+            let arguments = json!({"action": action, "keys": "x"});
+            let result = executor.execute("t", ToolCall::new("tmux", arguments), None);
+            assert_eq!(result.error, "Failed to ensure tmux session: tmux is not installed");
+            assert_eq!((result.outcome, result.may_have_executed), (Outcome::BackendFailed, false));
+            assert_eq!(result.metadata["requires_bwrap"], false);
+        }
+        let stop = ToolCall::new("tmux", json!({"action": "stop"}));
+        assert_eq!(executor.execute("t", stop, None).output, "stopped");
+        assert_eq!(executor.execute("t", ToolCall::bash("echo fine"), None).output, "fine");
     }
 }

@@ -29,10 +29,10 @@ pub(super) struct Host {
     pub(super) command_user: Option<CommandUser>,
     /// Whether slots keep their sandboxes.
     pub(super) warm: bool,
-    /// What writes complete outputs to files.
-    pub(super) spool: Spool,
     /// The limits of slots.
     pub(super) limits: Arc<Limits>,
+    /// What writes complete outputs to files, for whoever keeps them.
+    pub(super) spool: Option<Spool>,
 }
 
 impl Host {
@@ -49,7 +49,7 @@ impl Host {
         let layout = HostLayout::detect(user);
         Ok(Self {
             warm: isolation.is_warm(),
-            spool: Spool::start()?,
+            spool: None,
             isolation,
             null: isolation::open_null()?,
             // Never above the hard limit that sandboxes get.
@@ -59,6 +59,14 @@ impl Host {
             command_user: user,
             limits,
         })
+    }
+
+    /// With threads that write complete outputs to files.
+    ///
+    /// # Errors
+    /// Where the system gives none.
+    pub(super) fn with_spool(self) -> io::Result<Self> {
+        Ok(Self { spool: Some(Spool::start()?), ..self })
     }
 }
 

@@ -254,6 +254,7 @@ impl Bubblewrap {
         let sandbox = Sandbox {
             workspace: workspace.path(),
             temporary: workspace.temporary(),
+            shown: &[],
             network: !self.can_cut_network,
             handshake: Handshake::None,
             seccomp: filter.is_some().then_some(filter_fd),
@@ -403,6 +404,8 @@ pub(super) struct Sandbox<'a> {
     pub(super) workspace: &'a Path,
     /// The host directory that is `/tmp` inside.
     pub(super) temporary: &'a Path,
+    /// More host directories to show, read-only, each at a place that is nobody else's.
+    pub(super) shown: &'a [(&'a Path, &'a Path)],
     /// Whether it has the host's network, or none.
     pub(super) network: bool,
     /// How bubblewrap and its starter speak with each other.
@@ -419,7 +422,8 @@ pub(super) struct Sandbox<'a> {
 /// What can be written to: the workspace and `/tmp`, which are the slot's, and the directories that
 /// are the sandbox's own and go with it, `/dev/shm` and the root directory among them.
 pub(super) fn bwrap_argv(bubblewrap: &Bubblewrap, sandbox: &Sandbox<'_>) -> Vec<OsString> {
-    let Sandbox { workspace, temporary, network, handshake, seccomp, argv: inner } = *sandbox;
+    let Sandbox { workspace, temporary, shown, network, handshake, seccomp, argv: inner } =
+        *sandbox;
     let mut argv: Vec<OsString> = Vec::with_capacity(160);
     let mut add = |arguments: &[&OsStr]| argv.extend(arguments.iter().map(|&a| a.to_owned()));
     let plain = |flags: &'static str| flags.split(' ').map(OsStr::new).collect::<Vec<_>>();
@@ -482,6 +486,9 @@ pub(super) fn bwrap_argv(bubblewrap: &Bubblewrap, sandbox: &Sandbox<'_>) -> Vec<
     add(&["--bind".as_ref(), temporary.as_ref(), "/tmp".as_ref()]);
     add(&plain("--symlink /tmp /var/tmp"));
     add(&["--bind".as_ref(), workspace.as_ref(), "/workspace".as_ref()]);
+    for (from, to) in shown {
+        add(&["--ro-bind".as_ref(), from.as_ref(), to.as_ref()]);
+    }
     add(&plain("--chdir /workspace --"));
     argv.extend(inner.iter().cloned());
     argv
@@ -549,9 +556,10 @@ mod tests {
         let (workspace, temporary) = (Path::new("/w s"), Path::new("/t"));
         let seccomp = (handshake == Handshake::Block).then_some(SECCOMP_FD);
         let argv = &call.argv;
+        let shown = &[];
         bwrap_argv(
             &bubblewrap(),
-            &Sandbox { workspace, temporary, network, handshake, seccomp, argv },
+            &Sandbox { workspace, temporary, shown, network, handshake, seccomp, argv },
         )
     }
 

@@ -10,6 +10,8 @@
 //!   ours (`init`); `host` is what every start needs, `reports` what the sandbox tells of itself.
 //!   `outputs` is what a command prints: `stream` its pipes, `output` what is shown of it,
 //!   `spool` the files that have all of it.
+//! - `terminal` keeps programs running between a slot's calls, with one thread for all of them: the
+//!   shell of `bash_stateful`.
 //! - `shell` is how a command reaches its shell, `isolation` what it may see (bubblewrap), `etc` what
 //!   of `/etc`, `reaper` how all its processes are found where there is no bubblewrap, `spawn` the
 //!   start of a process, `user` whom all of this runs as where the host is root.
@@ -38,11 +40,12 @@ mod reports;
 mod room;
 mod rooms;
 mod running;
-mod shell;
+pub(crate) mod shell;
 mod spawn;
 mod spool;
 mod stream;
 pub(crate) mod supervisor;
+pub(crate) mod terminal;
 #[cfg(test)]
 mod testing;
 mod tree;

@@ -57,8 +57,9 @@ impl Outputs {
         let limit = spec.output_limit_chars;
         let (stdout, stdout_writer) = Stream::new(Output::Stdout, limit)?;
         let (stderr, stderr_writer) = Stream::new(Output::Stderr, limit)?;
-        let keep = (spec.output_file_bytes > 0)
-            .then(|| Keep::new(host.spool.clone(), spec.workspace.clone(), spec.output_file_bytes));
+        let spool = host.spool.clone().filter(|_| spec.output_file_bytes > 0);
+        let keep =
+            spool.map(|spool| Keep::new(spool, spec.workspace.clone(), spec.output_file_bytes));
         let writers = [stdout_writer, stderr_writer];
         if let Some(user) = host.command_user {
             // Of a pipe, `/dev/stderr` can be opened by its owner only.

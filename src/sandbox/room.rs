@@ -102,6 +102,7 @@ impl Room {
         let sandbox = Sandbox {
             workspace: workspace.path(),
             temporary: workspace.temporary(),
+            shown: &[],
             network,
             handshake: Handshake::Init,
             seccomp: filter.as_ref().map(|_| SECCOMP_FD),

@@ -499,6 +499,7 @@ fn start_sandboxed(
     let sandbox = Sandbox {
         workspace: spec.workspace.path(),
         temporary: spec.workspace.temporary(),
+        shown: &[],
         network: spec.network,
         handshake: Handshake::Block,
         seccomp: filter.is_some().then_some(isolation::SECCOMP_FD),

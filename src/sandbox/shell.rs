@@ -15,7 +15,7 @@ const SCRIPT_PATH: &str = "/proc/self/fd/5";
 pub(super) const INLINE_COMMAND_LIMIT: usize = 127 * 1024;
 
 /// Where programs are looked for inside a sandbox.
-pub(super) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+pub(crate) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// The shell that runs commands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

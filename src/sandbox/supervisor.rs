@@ -144,8 +144,8 @@ impl Supervisor {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let data = epoll::EventData::new_u64(WAKE);
         epoll::add(&epoll, &shared.wake, data, epoll::EventFlags::IN)?;
-        let mut turn =
-            Turn::new(epoll, Host::new(isolation.clone(), user, limits)?, shared.clone());
+        let host = Host::new(isolation.clone(), user, limits)?.with_spool()?;
+        let mut turn = Turn::new(epoll, host, shared.clone());
         let queue = CloseOnDrop(Arc::clone(&shared));
         let thread =
             std::thread::Builder::new().name("tool-supervisor".to_owned()).spawn(move || {
@@ -341,7 +341,7 @@ fn closed() -> End {
 
 /// A host written in C may have left SIGPIPE at its default; a write to a reaper that somebody has
 /// killed must not end it. The signal goes to the thread that writes.
-fn block_sigpipe() {
+pub(super) fn block_sigpipe() {
     // SAFETY: initialises a signal set and changes the mask of this thread, which is our own.
     unsafe {
         let mut signals = std::mem::zeroed();
@@ -354,7 +354,7 @@ fn block_sigpipe() {
 /// Gives this thread, and so every command, a session keyring that nobody may use. The kernel's keys
 /// know no sandbox: with the host's own keyring (a login has one) commands could read its keys, and
 /// leave some for the commands of other trajectories.
-fn leave_session_keyring() {
+pub(super) fn leave_session_keyring() {
     const SESSION: libc::c_long = -3;
     let no_name = std::ptr::null::<libc::c_char>();
     let no_permission: libc::c_long = 0;

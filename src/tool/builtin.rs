@@ -83,9 +83,10 @@ fn tmux() -> ToolSchema {
         json!({
             "type": "string",
             "enum": ["start", "send_keys", "capture", "stream", "stop"],
-            "description": "What to do: start the terminal (the other actions do so too), \
-                send_keys to type, capture to get the screen (the default), stream to get what \
-                was printed since the last stream, stop to end the terminal.",
+            "description": "What to do: start the terminal (the other actions but stop do so \
+                too), send_keys to type, capture to get the screen (the default), stream to get \
+                what was printed since the last stream, as an asciicast, stop to end the terminal \
+                and all that runs in it.",
         }),
     )
     .with_parameter(
@@ -93,17 +94,26 @@ fn tmux() -> ToolSchema {
         json!({
             "type": ["string", "array"],
             "items": {"type": "string"},
-            "description": "send_keys: what to type, as one string or a list of them. A tmux key \
-                name such as Enter, C-c or Up is that key; anything else is typed as it is.",
+            "description": "send_keys: what to type, as one string or a list of them. A string \
+                that is a tmux key name, spelled exactly so (Enter, Escape, Tab, BSpace, C-c, M-x, \
+                Up, PageDown, F1), is that key; any other is typed as it is, and nothing is added: \
+                end a command with Enter.",
         }),
     )
     .with_optional(
         "block",
         "boolean",
-        "send_keys: wait until the command that was typed has ended.",
+        "send_keys: wait until the command that was typed has ended and the shell waits for the \
+         next one. A full-screen program or a prompt of another program is waited for until it \
+         ends.",
     )
-    .with_optional("min_wait_s", "number", "send_keys: seconds to wait after typing.")
-    .with_optional("max_wait_s", "number", "send_keys with block: seconds to wait at most.")
+    .with_optional("min_wait_s", "number", "send_keys: seconds to wait after typing, at least.")
+    .with_optional(
+        "max_wait_s",
+        "number",
+        "send_keys with block: seconds to wait at most; the command goes on then. Never longer \
+         than the call may take.",
+    )
     .with_optional("capture_entire", "boolean", "capture: with the lines that scrolled away.")
     .with_optional("reset", "boolean", "stream: from the beginning.")
     .with_optional("max_bytes", "integer", "stream: bytes to get at most, from 1 to 200000.")

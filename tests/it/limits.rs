@@ -2,8 +2,9 @@
 
 use std::time::{Duration, Instant};
 
+use serde_json::json;
 use tool_executor::backend::local::{LocalBackend, LocalConfig};
-use tool_executor::{HeldBy, Outcome, SlotLimits, ToolExecutor, ToolResult};
+use tool_executor::{HeldBy, Outcome, SlotLimits, ToolCall, ToolExecutor, ToolResult};
 
 use crate::fakes::{PATIENCE, bash};
 
@@ -136,19 +137,22 @@ fn a_disk_filler_ends_and_the_slot_has_to_be_cleaned_up() {
 fn a_full_slot_can_remove_files_and_is_as_new_after_a_reset() {
     for warm in [true, false] {
         let (_dir, executor) = executor_of(warm, |limits| limits.workspace_bytes = Some(8 * MIB));
-        // So short that nobody looks while it runs.
-        assert_eq!(output(&executor, "head -c 12M /dev/zero > big; echo $?"), "0");
+        // So short that nobody looks while it runs, unless the machine is slow.
+        let filled = run(&executor, "head -c 12M /dev/zero > big");
+        assert!([Outcome::Ok, Outcome::DiskFull].contains(&filled.outcome), "{filled:?}");
         let patience = Instant::now() + PATIENCE;
         let refused = loop {
             let result = run(&executor, "echo text > file");
-            if result.outcome != Outcome::Ok {
+            // On a slow machine it may be running just when that is seen.
+            if ![Outcome::Ok, Outcome::DiskFull].contains(&result.outcome) {
                 break result;
             }
             assert!(Instant::now() < patience, "nobody saw that the slot is full");
         };
         assert_eq!(refused.outcome, Outcome::NonZeroExit, "{refused:?}");
         // Reading, and whatever does not write to files, goes on: also slowly.
-        assert_eq!(output(&executor, "sleep 0.3; wc -c < big | cat"), (12 * MIB).to_string());
+        let size: u64 = output(&executor, "sleep 0.3; wc -c < big | cat").parse().unwrap();
+        assert!(size > 8 * MIB, "{size}");
         executor.release_trajectory("runaway", true).unwrap();
         assert_eq!(output(&executor, "ls; echo text > file; cat file"), "text");
     }
@@ -186,6 +190,50 @@ fn open_files_and_the_size_of_files_are_bounded_and_no_limit_can_be_raised() {
         assert_eq!(output(&executor, "ulimit -c; ulimit -n; ulimit -u"), "0\n64\n200");
         assert_eq!(output(&executor, "cat /proc/self/oom_score_adj"), "1000");
     }
+}
+
+fn call(executor: &ToolExecutor, tool: &str, arguments: serde_json::Value) -> ToolResult {
+    executor.execute("runaway", ToolCall::new(tool, arguments), Some(Duration::from_secs(60)))
+}
+
+#[test]
+fn sessions_have_limits_of_their_own_also_between_calls() {
+    let (_dir, executor) = executor(|limits| {
+        limits.memory_bytes = Some(128 * MIB);
+        limits.workspace_bytes = Some(32 * MIB);
+        limits.processes = Some(64);
+    });
+    let stateful =
+        |command: &str| call(&executor, "terminal_stateful", json!({"command": command}));
+    for (runaway, outcome, limit) in [
+        ("x=x; while :; do x=$x$x; done", Outcome::OutOfMemory, "memory"),
+        ("dd if=/dev/zero of=/tmp/big bs=64K", Outcome::DiskFull, "workspace"),
+    ] {
+        assert_eq!(stateful("v=kept; ulimit -u").output, "64");
+        let result = stateful(runaway);
+        assert_eq!(result.outcome, outcome, "{runaway}: {result:?}");
+        assert_eq!(
+            (&result.metadata["limit"], &result.metadata["session"]),
+            (&json!(limit), &json!("ended"))
+        );
+        assert_eq!(stateful("echo new $v; rm -f /tmp/big").output, "new");
+    }
+    // While nobody has a call of it.
+    let started = stateful("(sleep 0.2; x=x; while :; do x=$x$x; done) & echo $!");
+    assert_eq!(started.outcome, Outcome::Ok, "{started:?}");
+    let patience = Instant::now() + PATIENCE;
+    while stateful("true").metadata["session"] != "started" {
+        assert!(Instant::now() < patience, "the session with the hog lives on");
+    }
+
+    let keys = |keys: &str| {
+        call(&executor, "tmux", json!({"action": "send_keys", "keys": keys, "block": true}))
+    };
+    let result = keys("x=x; while :; do x=$x$x; done\n");
+    assert_eq!(result.outcome, Outcome::OutOfMemory, "{result:?}");
+    assert_eq!(result.metadata["session_ended"], true);
+    assert_eq!(keys("clear\n").outcome, Outcome::Ok);
+    assert_eq!(run(&executor, "echo as before").output, "as before");
 }
 
 #[test]

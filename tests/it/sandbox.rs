@@ -276,11 +276,37 @@ fn every_file_attack_through_the_tools_stays_in_the_workspace() {
 }
 
 #[test]
-fn a_tool_that_the_embedded_sandbox_lacks_says_so_and_ran_nothing() {
+fn a_terminal_is_kept_between_calls_and_ends_with_its_trajectory() {
     let (_dir, executor) = executor(1);
-    let result = executor.execute("t", call("terminal_stateful", json!({"command": "ls"})), None);
-    assert_eq!((result.outcome, result.may_have_executed), (Outcome::UnknownTool, false));
-    assert!(result.error.starts_with("Unknown tool: bash_stateful"), "{}", result.error);
+    let tmux = |arguments| executor.execute("t", call("tmux", arguments), None);
+    let started = tmux(json!({"action": "start", "pane_width": 90, "pane_height": 10}));
+    assert_eq!((started.output.as_str(), &started.metadata["pane_width"]), ("started", &json!(90)));
+    let sleep = unique_sleep();
+    let keys = json!(["echo $((6 * 7))", "Enter", format!("{sleep} &"), "Enter"]);
+    let typed = tmux(json!({"action": "send_keys", "keys": keys, "block": true}));
+    assert_eq!((typed.output.as_str(), typed.error.as_str()), ("ok", ""));
+    let screen = tmux(json!({"action": "CAPTURE"}));
+    assert!(screen.output.lines().any(|line| line == "42"), "{}", screen.output);
+    assert_eq!(screen.output.matches('\n').count(), 10);
+    assert!(tmux(json!({"action": "stream"})).output.starts_with("{\"version\":2,"));
+    let bogus = tmux(json!({"action": "send_keys"}));
+    assert_eq!(bogus.error, "tmux send_keys requires 'keys' as string or list[string]");
+    assert_eq!((bogus.outcome, bogus.may_have_executed), (Outcome::InvalidCall, false));
+    wait_until_running(&sleep);
+    executor.release_trajectory("t", true).unwrap();
+    let fresh = executor.execute("u", call("tmux", json!({})), None);
+    assert_eq!(fresh.metadata["session_started"], true, "{}", fresh.error);
+    assert!(!is_running(&sleep));
+    let stopped = executor.execute("u", call("tmux", json!({"action": "stop"})), None);
+    assert_eq!(stopped.output, "stopped");
+}
+
+#[test]
+fn an_action_that_tmux_does_not_have_begins_no_terminal() {
+    let (_dir, executor) = executor(1);
+    let bogus = executor.execute("t", call("tmux", json!({"action": "Bogus"})), None);
+    assert!(bogus.error.contains("bogus") || bogus.error.contains("Bogus"), "{}", bogus.error);
+    assert_eq!((bogus.outcome, bogus.may_have_executed), (Outcome::InvalidCall, false));
 }
 
 #[test]
@@ -479,4 +505,122 @@ fn resets_have_threads_of_their_own_and_a_second_one_joins_the_first() {
     let reply = ResetReply::from_fn(move |outcome| tell.send((outcome, String::new())).unwrap());
     backend.reset(&slot(1), reply);
     assert!(told.recv_timeout(PATIENCE).unwrap().0.is_err());
+}
+
+fn stateful(command: &str) -> ToolCall {
+    call("terminal_stateful", json!({"command": command}))
+}
+
+#[test]
+fn a_stateful_terminal_keeps_its_state_and_says_what_became_of_it() {
+    let (_dir, executor) = executor(1);
+    let run = |command: &str| executor.execute("t", stateful(command), None);
+    let first = run("cd /tmp; x=1; f() { echo \"f$x\"; }; echo ready");
+    assert_eq!((first.outcome, &*first.output), (Outcome::Ok, "ready"));
+    for (key, value) in [
+        ("exit_code", json!(0)),
+        ("sandboxed", json!(true)),
+        ("network_isolated", json!(false)),
+        ("stateful", json!(true)),
+        ("session", json!("started")),
+        ("stdout_bytes", json!(6)),
+    ] {
+        assert_eq!(first.metadata[key], value, "{key}");
+    }
+    let second = run("pwd; f; echo err >&2; false");
+    assert_eq!(second.output, "/tmp\nf1\n\n[stderr]\nerr");
+    assert_eq!((second.outcome, &*second.error), (Outcome::NonZeroExit, "Exit code: 1"));
+    assert_eq!(second.metadata["session"], "kept");
+    // The other tools see the same files.
+    assert_eq!(executor.execute("t", bash("echo b >/tmp/b; pwd"), None).output, "/workspace");
+    assert_eq!(run("cat b").output, "b");
+
+    let late = run("(while [ ! -e go ]; do sleep 0.01; done; echo late; touch said) &");
+    assert_eq!(late.output, "");
+    let waits = "touch /tmp/go; while [ ! -e /tmp/said ]; do sleep 0.01; done";
+    assert!(executor.execute("t", bash(waits), None).success);
+    let next = run("echo next");
+    assert_eq!((&*next.output, &next.metadata["background_output"]), ("next", &json!("late")));
+
+    let slow =
+        executor.execute("t", stateful("echo begun; sleep 100"), Some(Duration::from_secs(1)));
+    assert_eq!((slow.outcome, &*slow.output), (Outcome::Timeout, "begun"));
+    assert_eq!(slow.error, "Command timed out after 1.0s");
+    assert_eq!(
+        (&slow.metadata["session"], &slow.metadata["timeout"]),
+        (&json!("kept"), &json!(true))
+    );
+    assert_eq!(run("f").output, "f1");
+
+    let ended = run("echo bye; exit 7");
+    assert_eq!((&*ended.output, &*ended.error), ("bye", "Exit code: 7"));
+    assert_eq!(ended.metadata["session"], "ended");
+    let again = run("echo \"[$x]\"; pwd");
+    assert_eq!((&*again.output, &again.metadata["session"]), ("[]\n/workspace", &json!("started")));
+}
+
+#[test]
+fn a_stateful_call_that_cannot_be_is_refused_before_anything_runs() {
+    let (_dir, executor) = executor(1);
+    for (command, error) in [
+        ("", "Missing command"),
+        (" \n\t ", "Missing command"),
+        ("echo \0", "Failed to execute sandboxed command: 'command' must be a string without NULs"),
+    ] {
+        let result = executor.execute("t", stateful(command), None);
+        assert_eq!((result.outcome, &*result.error), (Outcome::InvalidCall, error), "{command:?}");
+        assert!(!result.may_have_executed);
+    }
+}
+
+#[test]
+fn a_stateful_terminal_ends_with_its_trajectory() {
+    let (_dir, executor) = executor(1);
+    let marker = unique_sleep();
+    let run =
+        |trajectory: &str, command: &str| executor.execute(trajectory, stateful(command), None);
+    run(
+        "first",
+        &format!("x=secret; export x; alias ls='echo poisoned'; {marker} & setsid -f {marker}"),
+    );
+    wait_until_running(&marker);
+    executor.release_trajectory("first", true).unwrap();
+    let second = run("second", "echo \"[$x]\"; jobs; ls -A");
+    assert_eq!((&*second.output, &second.metadata["session"]), ("[]", &json!("started")));
+    assert!(!is_running(&marker));
+    // A release without a reset leaves files to the same trajectory, and processes to nobody else.
+    run("second", &format!("{marker} & echo kept >file"));
+    executor.release_trajectory("second", false).unwrap();
+    assert_eq!(run("third", "ls -A; jobs; cat file 2>/dev/null").output, "");
+    assert!(!is_running(&marker));
+    run("third", &format!("{marker} &"));
+    executor.close();
+    assert!(!is_running(&marker));
+}
+
+#[test]
+fn a_cancelled_stateful_call_is_interrupted() {
+    let (_dir, executor) = executor(1);
+    let marker = unique_sleep();
+    assert!(executor.execute("t", stateful("x=1"), None).success);
+    let pending = executor.submit("t", stateful(&format!("echo begun; {marker}")), None).unwrap();
+    wait_until_running(&marker);
+    pending.cancel();
+    let result = pending.wait();
+    assert_eq!((result.outcome, &*result.output), (Outcome::Cancelled, "begun"));
+    assert!(!is_running(&marker));
+    assert_eq!(executor.execute("t", stateful("echo $x"), None).output, "1");
+}
+
+#[test]
+fn a_stateful_terminal_without_network_has_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = LocalConfig::with_slots(1);
+    config.data_dir = Some(dir.path().to_owned());
+    let backend = LocalBackend::start(config).unwrap();
+    let policy = Policy { allow_network: false, ..Policy::default() };
+    let executor = ToolExecutor::builder().backend(backend).policy(policy).start().unwrap();
+    let asks = json!({"command": "grep -c : /proc/net/dev", "allow_network": true});
+    let result = executor.execute("t", call("terminal_stateful", asks), None);
+    assert_eq!((&*result.output, &result.metadata["network_isolated"]), ("1", &json!(true)));
 }

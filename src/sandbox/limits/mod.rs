@@ -143,13 +143,29 @@ impl Limits {
     /// # Errors
     /// The sandbox could not be put into its cgroup: no command may run in it.
     pub(crate) fn confine(&self, init: Pid, workspace: &Arc<Workspace>) -> io::Result<Confined> {
+        self.put_under(init, workspace, self.is_full(workspace))
+    }
+
+    /// As [`confine`](Self::confine), for a sandbox that is not replaced when its slot has room again:
+    /// it may always write, and is ended for it while the slot is full.
+    ///
+    /// # Errors
+    /// As of [`confine`](Self::confine).
+    pub(crate) fn confine_session(
+        &self,
+        init: Pid,
+        workspace: &Arc<Workspace>,
+    ) -> io::Result<Confined> {
+        self.put_under(init, workspace, false)
+    }
+
+    fn put_under(&self, init: Pid, workspace: &Arc<Workspace>, full: bool) -> io::Result<Confined> {
         let pid = init.as_raw_nonzero().get();
         let group = self.cgroups.as_ref().map(Cgroups::make).transpose()?;
         if let Some(group) = &group {
             group.enter(pid)?;
         }
         let set = self.setter.set(init, &self.plan, self.user);
-        let full = self.is_full(workspace);
         let set = set.and_then(|()| match full {
             true => self.setter.set(init, &[(Resource::Fsize, NO_WRITING)], self.user),
             false => Ok(()),

@@ -1,0 +1,334 @@
+//! What is said between a session and its bash. Pure, but for the session's directory.
+//!
+//! bash runs interactively – only so does it survive an interrupt and an error as a terminal's shell
+//! does – but without a terminal: its standard input is a pipe, by which it is given lines. Each call is
+//! two lines and a file:
+//!
+//! 1. source the file `command`, its standard input at its end, and then the file `end`, which writes
+//!    the call's word and the exit code to `status`, a FIFO;
+//! 2. source `end` again, unless the first line got there. It does not where bash abandons the line: at
+//!    an interrupt, and at errors such as `${x?}` or a division by zero.
+//!
+//! After an interrupt bash is asked for one more word before the session is taken to be usable again.
+//!
+//! A sourced file is what makes bash behave as a user expects of a script in this shell: messages about
+//! jobs are not printed, and the command's text, whatever is in it, cannot be taken for anything else.
+//! The prompts are empty, since they would be printed where errors are.
+//!
+//! The *word* is random and new for each call, so that nothing that an earlier call has left behind can
+//! speak for a later one. What a command does to its own shell – it may redefine `builtin`, write to
+//! `status`, read the pipe – can at worst fake that command's end, or keep it from being seen: then the
+//! time limit ends the session.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, FileType, Mode, OFlags};
+
+/// Where a session's directory is shown in its sandbox.
+pub(super) const SHOWN_AT: &str = "/run/terminal";
+
+/// What an unfinished line of `status` may hold.
+const LONGEST_STATUS: usize = 256;
+
+/// The exit code of a shell that was interrupted.
+pub(super) const INTERRUPTED: i32 = 128 + 2;
+
+/// The exit code of a shell that was killed.
+pub(super) const KILLED: i32 = 128 + 9;
+
+/// The exit code of a syntax error (and of much else).
+pub(super) const SYNTAX_ERROR: i32 = 2;
+
+/// How bash is started: its `$0` first.
+pub(super) const ARGV: [&str; 8] =
+    ["bash", "--noprofile", "--norc", "--noediting", "+m", "+o", "history", "-i"];
+
+/// The directory of one session: written by us, and read-only for its commands. Removed on drop.
+pub(super) struct Directory {
+    path: PathBuf,
+    command: File,
+    /// The reading end of the FIFO, non-blocking.
+    pub(super) status: OwnedFd,
+}
+
+impl Directory {
+    /// Makes it. `shown` is where commands find it. Blocks on some file system calls.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub(super) fn create(path: PathBuf, shown: &Path) -> io::Result<Self> {
+        std::fs::DirBuilder::new().mode(0o700).create(&path)?;
+        Self::fill(path.clone(), shown).inspect_err(|_| {
+            let _ = std::fs::remove_dir_all(&path);
+        })
+    }
+
+    fn fill(path: PathBuf, shown: &Path) -> io::Result<Self> {
+        let status = path.join("status");
+        rustix::fs::mknodat(CWD, &status, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)?;
+        let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        // For writing, too: a FIFO without writers would be at its end.
+        let reader = rustix::fs::open(&status, flags, Mode::empty())?;
+        // Write-only, so that nobody else takes what is in it.
+        rustix::fs::fchmod(&reader, Mode::WUSR | Mode::WGRP | Mode::WOTH)?;
+        let new_file = |name: &str| {
+            let file =
+                File::options().write(true).create_new(true).mode(0o600).open(path.join(name))?;
+            // Whatever the umask says.
+            file.set_permissions(PermissionsExt::from_mode(0o644))?;
+            io::Result::Ok(file)
+        };
+        new_file("end")?.write_all_at(end_file(shown).as_bytes(), 0)?;
+        new_file("code")?.write_all_at(CODE_FILE.as_bytes(), 0)?;
+        let command = new_file("command")?;
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o711))?;
+        Ok(Self { path, command, status: reader })
+    }
+
+    /// Its host path.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Puts the next command there. Blocks on some file system calls.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub(super) fn put_command(&self, text: &[u8]) -> io::Result<()> {
+        self.command.write_all_at(text, 0)?;
+        self.command.set_len(text.len() as u64)
+    }
+
+    /// Reads what is in the FIFO: 0 if nothing is.
+    pub(super) fn read_status(&self, buffer: &mut [u8]) -> usize {
+        rustix::io::read(self.status.as_fd(), buffer).unwrap_or(0)
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_dir_all(&self.path) {
+            log::warn!("cannot remove a session's directory: {error}");
+        }
+    }
+}
+
+/// A word for one call.
+pub(super) fn new_word() -> String {
+    uuid::Uuid::new_v4().simple().to_string()
+}
+
+/// Makes `$?` what it is told.
+const CODE_FILE: &str = "\\builtin return \"$1\"\n";
+
+/// The file `end`: its arguments are the call's word and its exit code. Every word of it is quoted, so
+/// that no alias takes its place.
+fn end_file(shown: &Path) -> String {
+    let status = quoted(&shown.join("status"));
+    // A child that is interrupted before it has become another program believes to be the shell, and goes
+    // on with the shell's lines: it must not, and is the last to know.
+    //
+    // What activates an environment sets a prompt, and would have it printed among the errors. Tracing
+    // is taken up again by the next command.
+    format!(
+        "case $BASHPID in ($$) ;; (*) \\builtin kill -9 $BASHPID;; esac\n\
+         \\builtin printf '%s %s %s\\n' \"$1\" \"$2\" \"$-\" >{status}\n\
+         PS0= PS1= PS2=$1\n\
+         \\builtin unset PROMPT_COMMAND\n\
+         case $- in (*[xv]*) \\builtin set +xv;; esac\n"
+    )
+}
+
+/// The first line that bash is given. It then says the word.
+pub(super) fn first_line(shown: &Path, word: &str, open_files: Option<u64>) -> String {
+    let limit = open_files.map_or_else(String::new, |limit| format!("ulimit -S -n {limit}; "));
+    let end = quoted(&shown.join("end"));
+    format!(
+        "set +H; unset HISTFILE MAILCHECK; BASH_ARGV0=bash; PS0= PS1= PS2=; {limit}. {end} {word} 0\n"
+    )
+}
+
+/// The lines that have bash run the file `command` after an earlier command has ended with `last`.
+/// Short enough to be written to a pipe in one piece.
+pub(super) fn call_lines(shown: &Path, word: &str, last: i32) -> String {
+    let file = |name| quoted(&shown.join(name));
+    let (command, end) = (file("command"), format!("\\builtin . {} {word} \"$?\"", file("end")));
+    // As the left part of `&&` its failure is no reason for anything.
+    let code = match last {
+        0 => String::new(),
+        code => format!("\\builtin . {} {code} && :; ", file("code")),
+    };
+    let interrupted = format!("\\builtin . {} {word} {INTERRUPTED}", file("end"));
+    // PS2 tells the second line how far the first one got: to its end, or begun, or not at all. bash
+    // may take an interrupt that is over for another one, and drop a line that it has just read.
+    format!(
+        "PS2=x; {code}\\builtin . {command} </dev/null; {{ {end}; }} 2>/dev/null\n\
+         {{ case $PS2 in ({word}) ;; (x) {end};; (*) {interrupted};; esac; }} 2>/dev/null\n"
+    )
+}
+
+/// Lines that have bash tell the end of a call that was interrupted, unless it has: an interrupt may make
+/// it drop those of [`call_lines`].
+pub(super) fn interrupt_lines(shown: &Path, word: &str) -> String {
+    let end = quoted(&shown.join("end"));
+    let line = format!(
+        "{{ case $PS2 in ({word}) ;; (*) \\builtin . {end} {word} {INTERRUPTED};; esac; }} 2>/dev/null\n"
+    );
+    line.repeat(2)
+}
+
+/// Lines that have bash say a word, even if it drops some of them.
+pub(super) fn ping_lines(shown: &Path, word: &str) -> String {
+    let end = quoted(&shown.join("end"));
+    format!("{{ \\builtin . {end} {word} 0; }} 2>/dev/null\n").repeat(3)
+}
+
+/// The content of the file `command`, where bash had these flags (`$-`) after the last one.
+pub(super) fn command_file(command: &str, flags: &str) -> Vec<u8> {
+    let traced: String = flags.chars().filter(|flag| matches!(flag, 'x' | 'v')).collect();
+    // On the command's own first line, so that line numbers in messages are right.
+    let prefix = match traced.as_str() {
+        "" => String::new(),
+        flags => format!("\\builtin set -{flags}; "),
+    };
+    [prefix.as_bytes(), command.as_bytes(), b"\n"].concat()
+}
+
+/// A path as one word of a shell.
+fn quoted(path: &Path) -> String {
+    let path = path.to_string_lossy();
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/_-.".contains(c);
+    if path.chars().all(plain) {
+        return path.into_owned();
+    }
+    format!("'{}'", path.replace('\'', "'\\''"))
+}
+
+/// Whether a path can be put into a line.
+pub(super) fn is_speakable(path: &Path) -> bool {
+    let bytes = OsStr::as_bytes(path.as_os_str());
+    std::str::from_utf8(bytes).is_ok() && bytes.len() < 300 && !bytes.contains(&b'\n')
+}
+
+/// The end of a call, as bash has told it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Status {
+    /// The call's word.
+    pub(super) word: String,
+    /// Its exit code.
+    pub(super) code: i32,
+    /// The shell's flags, `$-`.
+    pub(super) flags: String,
+}
+
+/// Reads `status`. Whatever a command has written there of its own is skipped.
+#[derive(Debug, Default)]
+pub(super) struct StatusReader {
+    /// An unfinished line.
+    line: Vec<u8>,
+    /// It is too long to be one of ours: the rest of it is skipped.
+    overlong: bool,
+}
+
+impl StatusReader {
+    /// Takes what was read, and gives the lines that are whole.
+    pub(super) fn push(&mut self, bytes: &[u8]) -> Vec<Status> {
+        let mut found = Vec::new();
+        for part in bytes.split_inclusive(|&byte| byte == b'\n') {
+            let (text, whole) = match part.split_last() {
+                Some((b'\n', text)) => (text, true),
+                _ => (part, false),
+            };
+            self.overlong |= self.line.len() + text.len() > LONGEST_STATUS;
+            if !self.overlong {
+                self.line.extend_from_slice(text);
+            }
+            if whole {
+                if !self.overlong {
+                    found.extend(parse_status(&self.line));
+                }
+                self.line.clear();
+                self.overlong = false;
+            }
+        }
+        found
+    }
+}
+
+fn parse_status(line: &[u8]) -> Option<Status> {
+    let line = std::str::from_utf8(line).ok()?;
+    let mut fields = line.split(' ');
+    let (word, code, flags) = (fields.next()?, fields.next()?, fields.next()?);
+    let code = code.parse::<u8>().ok()?;
+    let flags = flags.to_owned();
+    Some(Status { word: word.to_owned(), code: i32::from(code), flags })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(word: &str, code: i32, flags: &str) -> Status {
+        Status { word: word.to_owned(), code, flags: flags.to_owned() }
+    }
+
+    #[test]
+    fn status_lines_are_found_however_they_are_cut() {
+        let text = b"abc 3 hB\ngarbage\nw 256 h\nw -1 h\n\xff 1 h\ndef 0 himBHs\n";
+        let expected = [status("abc", 3, "hB"), status("def", 0, "himBHs")];
+        for size in 1..text.len() {
+            let mut reader = StatusReader::default();
+            let found: Vec<_> = text.chunks(size).flat_map(|part| reader.push(part)).collect();
+            assert_eq!(found, expected, "in pieces of {size}");
+        }
+    }
+
+    #[test]
+    fn an_endless_line_is_not_kept() {
+        let mut reader = StatusReader::default();
+        for _ in 0..1000 {
+            assert_eq!(reader.push(&[b'x'; 4096]), []);
+        }
+        assert!(reader.line.capacity() <= 2 * LONGEST_STATUS);
+        assert_eq!(reader.push(b" 1 h\nok 1 h\n"), [status("ok", 1, "h")]);
+    }
+
+    #[test]
+    fn the_lines_of_a_call_are_short_and_nothing_of_the_command_is_in_them() {
+        let lines = call_lines(Path::new(SHOWN_AT), &new_word(), 255);
+        assert!(lines.len() < 1024, "{} bytes", lines.len());
+        assert_eq!(lines.matches('\n').count(), 2);
+        let file = command_file("echo a", "himxBHs");
+        assert_eq!(file, b"\\builtin set -x; echo a\n");
+        assert_eq!(command_file("echo a", "himBHs"), b"echo a\n");
+    }
+
+    #[test]
+    fn a_path_is_one_word() {
+        assert_eq!(quoted(Path::new("/run/terminal/end")), "/run/terminal/end");
+        assert_eq!(quoted(Path::new("/a b/it's $x")), "'/a b/it'\\''s $x'");
+        assert!(!is_speakable(Path::new("/a\nb")));
+        assert!(!is_speakable(Path::new(OsStr::from_bytes(b"/\xff"))));
+    }
+
+    #[test]
+    fn a_sessions_directory_is_removed_with_it() {
+        let base = tempfile::tempdir().unwrap();
+        let path = base.path().join("0");
+        let directory = Directory::create(path.clone(), Path::new(SHOWN_AT)).unwrap();
+        directory.put_command(b"a long command").unwrap();
+        directory.put_command(b"short").unwrap();
+        assert_eq!(std::fs::read(path.join("command")).unwrap(), b"short");
+        std::fs::OpenOptions::new().write(true).open(path.join("status")).unwrap();
+        assert_eq!(directory.read_status(&mut [0; 10]), 0);
+        assert!(Directory::create(path.clone(), Path::new(SHOWN_AT)).is_err());
+        drop(directory);
+        assert!(!path.exists());
+    }
+}

@@ -1,0 +1,424 @@
+//! Who sits in the slots: kept sandboxes of one kind, at most one a slot, each with the state machine
+//! of its program.
+//!
+//! The thread feeds [`Seats`] with calls, events and deadlines; they start sandboxes, hand events on to
+//! the [`Program`]s, end what is to be ended, and forget what is gone. What a program is to be told, and
+//! what its words mean, only the program knows.
+//!
+//! A panic of a program ends its sandbox, and its call with it, and nothing else.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use parking_lot::Mutex;
+
+use super::kept::{Kept, Phase};
+use super::tmux::Tmux;
+use super::watch::{Key, Kind, Source, Watch};
+use crate::sandbox::host::Host;
+use crate::sandbox::limits::{Alarm, Exceeded};
+use crate::sandbox::spawn::{Child, Reaped};
+use crate::sandbox::workspace::Workspace;
+
+/// Where a call runs.
+#[derive(Debug, Clone)]
+pub(crate) struct Place {
+    /// The slot's number.
+    pub(crate) slot: usize,
+    /// Its files.
+    pub(crate) workspace: Arc<Workspace>,
+    /// Whether the network may be used. A kept sandbox that has it the other way is ended, and another
+    /// one started.
+    pub(crate) network: bool,
+}
+
+/// A program that lives in a kept sandbox: a state machine without a thread, which never blocks.
+///
+/// It holds at most one call at a time, and answers it in [`gone`](Self::gone) at the latest.
+pub(super) trait Program: Sized {
+    /// A call, with the obligation to answer it: dropped, it answers itself.
+    type Call;
+    /// Its kind.
+    const KIND: Kind;
+
+    /// Makes the program's pipes and files, has them watched, and starts its sandbox, for this call,
+    /// which it is to [`take`](Self::take) then.
+    ///
+    /// # Errors
+    /// Whatever the system refuses. Then nothing runs.
+    fn start(
+        place: &Place,
+        call: &Self::Call,
+        common: &Common,
+        watch: &Watch<'_>,
+    ) -> io::Result<(Self, Kept)>;
+
+    /// The call's number.
+    fn number(call: &Self::Call) -> u64;
+
+    /// Answers a call for which no sandbox can be started.
+    fn refuse(call: Self::Call, why: &str);
+
+    /// A call for it. It has none just now. The sandbox may still be in the making.
+    fn take(&mut self, call: Self::Call, cx: &mut Context<'_>);
+
+    /// The number of the call that it has.
+    fn current(&self) -> Option<u64>;
+
+    /// The call that it has is to end early.
+    fn cancel(&mut self, cx: &mut Context<'_>);
+
+    /// The sandbox is ready, and the program was let go.
+    fn on_released(&mut self, cx: &mut Context<'_>);
+
+    /// Something is to be read from a file of its own, or can be written to it.
+    fn on_file(&mut self, file: u8, cx: &mut Context<'_>);
+
+    /// When [`on_deadline`](Self::on_deadline) is due.
+    fn deadline(&self) -> Option<Instant>;
+
+    /// The time is up.
+    fn on_deadline(&mut self, cx: &mut Context<'_>);
+
+    /// Everything is over: [`Phase::Gone`]. Answers the call that it has.
+    fn gone(self, cx: &mut Context<'_>);
+}
+
+/// What a program may use while it deals with something.
+pub(super) struct Context<'a> {
+    /// Its sandbox.
+    pub(super) kept: &'a mut Kept,
+    /// What is watched.
+    pub(super) watch: Watch<'a>,
+    /// Scratch space for reads.
+    pub(super) buffer: &'a mut [u8],
+    /// What every start needs.
+    pub(super) host: &'a Host,
+    /// The time.
+    pub(super) now: Instant,
+}
+
+/// What all kinds of one thread share.
+pub(super) struct Common {
+    /// What the thread waits in.
+    pub(super) epoll: OwnedFd,
+    /// What every start needs.
+    pub(super) host: Host,
+    /// Called when a sandbox exceeds a limit of its slot, on a thread of the watch.
+    pub(super) exceeded: Arc<dyn Fn(Key, Exceeded) + Send + Sync>,
+    /// Where programs may make a directory of their own, named after their [`Key`]: commands may pass
+    /// through, and not look around.
+    pub(super) directory: PathBuf,
+    /// The tmux of this machine, if it has one.
+    pub(super) tmux: Option<Tmux>,
+    /// How much is kept of an output stream, in characters.
+    pub(super) output_limit_chars: usize,
+    /// Scratch space for reads.
+    pub(super) buffer: Vec<u8>,
+    /// One entry at most for each sandbox.
+    pub(super) deadlines: BTreeSet<(Instant, Key)>,
+    /// Processes that were given up on and may become zombies.
+    pub(super) leftovers: Vec<Child>,
+    /// The number of the next sandbox.
+    pub(super) next_serial: u64,
+}
+
+impl Common {
+    /// What the watch calls when the sandbox of this key exceeds a limit.
+    pub(super) fn alarm(&self, key: Key) -> Alarm {
+        let exceeded = self.exceeded.clone();
+        Arc::new(move |limit| exceeded(key, limit))
+    }
+}
+
+/// Tells, when its last copy is dropped, that sandboxes are gone.
+pub(super) struct Notice {
+    reply: Mutex<Option<TakeNotice>>,
+    all_dead: AtomicBool,
+}
+
+/// Gets whether the end of every process was seen. Called on the thread: it must not block.
+pub(super) type TakeNotice = Box<dyn FnOnce(bool) + Send>;
+
+impl Notice {
+    /// One that tells `reply`.
+    pub(super) fn new(reply: TakeNotice) -> Arc<Self> {
+        Arc::new(Self { reply: Mutex::new(Some(reply)), all_dead: AtomicBool::new(true) })
+    }
+}
+
+impl Drop for Notice {
+    fn drop(&mut self) {
+        if let Some(reply) = self.reply.get_mut().take() {
+            reply(self.all_dead.load(Ordering::Acquire));
+        }
+    }
+}
+
+/// A sandbox and its program.
+struct Seat<P: Program> {
+    slot: usize,
+    network: bool,
+    program: P,
+    /// Then it is told nothing more, and its call answers itself when it is dropped.
+    panicked: bool,
+    kept: Kept,
+    /// The entry among the deadlines.
+    due: Option<Instant>,
+    /// Waits for the end of this sandbox, to have another one.
+    next: Option<(Place, P::Call)>,
+    /// That call is to end early.
+    cancel_next: bool,
+    notices: Vec<Arc<Notice>>,
+}
+
+impl<P: Program> Drop for Seats<P> {
+    /// The thread has panicked if there are any.
+    fn drop(&mut self) {
+        for seat in self.seats.values() {
+            seat.notices.iter().for_each(|notice| notice.all_dead.store(false, Ordering::Release));
+        }
+    }
+}
+
+/// The kept sandboxes of one kind.
+pub(super) struct Seats<P: Program> {
+    seats: HashMap<u64, Seat<P>>,
+    slots: HashMap<usize, u64>,
+    /// Slots with a sandbox whose end nobody has seen: what is left of it may touch their files.
+    haunted: HashSet<usize>,
+}
+
+impl<P: Program> Seats<P> {
+    /// None.
+    pub(super) fn new() -> Self {
+        Self { seats: HashMap::new(), slots: HashMap::new(), haunted: HashSet::new() }
+    }
+
+    /// Whether no sandbox is left.
+    pub(super) fn is_empty(&self) -> bool {
+        self.seats.is_empty()
+    }
+
+    /// Runs a call in its slot's sandbox, which is started if there is none that will do.
+    pub(super) fn call(&mut self, place: Place, call: P::Call, common: &mut Common) {
+        let Some(serial) = self.slots.get(&place.slot).copied() else {
+            return self.start(place, call, common);
+        };
+        let Some(seat) = self.seats.get_mut(&serial) else { return };
+        if seat.program.current().is_some() || seat.next.is_some() {
+            return P::refuse(call, "an earlier call of the slot has not ended");
+        }
+        if seat.kept.phase() < Phase::Ending && seat.network == place.network {
+            return self.change(serial, common, |program, cx| program.take(call, cx));
+        }
+        seat.next = Some((place, call));
+        self.end(serial, common);
+    }
+
+    fn start(&mut self, place: Place, call: P::Call, common: &mut Common) {
+        let serial = common.next_serial;
+        common.next_serial += 1;
+        let watch = Watch { epoll: &common.epoll, key: Key { kind: P::KIND, serial } };
+        let (program, kept) = match P::start(&place, &call, common, &watch) {
+            Ok(started) => started,
+            Err(error) => return P::refuse(call, &error.to_string()),
+        };
+        let released = kept.phase() == Phase::Running;
+        let (slot, network) = (place.slot, place.network);
+        let seat = Seat {
+            slot,
+            network,
+            program,
+            panicked: false,
+            kept,
+            due: None,
+            next: None,
+            cancel_next: false,
+            notices: Vec::new(),
+        };
+        self.seats.insert(serial, seat);
+        self.slots.insert(slot, serial);
+        self.change(serial, common, |program, cx| {
+            program.take(call, cx);
+            if released {
+                program.on_released(cx);
+            }
+        });
+    }
+
+    /// Ends the call early, if the slot still has it.
+    pub(super) fn cancel(&mut self, slot: usize, call: u64, common: &mut Common) {
+        let Some(serial) = self.slots.get(&slot).copied() else { return };
+        if let Some(seat) = self.seats.get_mut(&serial)
+            && seat.next.as_ref().is_some_and(|(_, next)| P::number(next) == call)
+        {
+            seat.cancel_next = true;
+            return;
+        }
+        self.change(serial, common, |program, cx| {
+            if program.current() == Some(call) {
+                program.cancel(cx);
+            }
+        });
+    }
+
+    /// Ends the slot's sandbox, and drops the notice when that is done: at once if it has none.
+    pub(super) fn end_slot(&mut self, slot: usize, notice: Arc<Notice>, common: &mut Common) {
+        if self.haunted.contains(&slot) {
+            notice.all_dead.store(false, Ordering::Release);
+        }
+        let Some(serial) = self.slots.get(&slot).copied() else { return };
+        if let Some(seat) = self.seats.get_mut(&serial) {
+            seat.notices.push(notice);
+            seat.next = None;
+        }
+        self.end(serial, common);
+    }
+
+    /// Ends them all.
+    pub(super) fn end_all(&mut self, common: &mut Common) {
+        let all: Vec<u64> = self.seats.keys().copied().collect();
+        for serial in all {
+            if let Some(seat) = self.seats.get_mut(&serial) {
+                seat.next = None;
+            }
+            self.end(serial, common);
+        }
+    }
+
+    /// A sandbox has exceeded a limit of its slot: it is ended, with the call that it has.
+    pub(super) fn exceeded(&mut self, serial: u64, exceeded: Exceeded, common: &mut Common) {
+        if let Some(seat) = self.seats.get_mut(&serial) {
+            seat.kept.exceed(exceeded, Instant::now());
+        }
+        self.settle(serial, common);
+    }
+
+    fn end(&mut self, serial: u64, common: &mut Common) {
+        if let Some(seat) = self.seats.get_mut(&serial) {
+            seat.kept.kill(Instant::now());
+        }
+        self.settle(serial, common);
+    }
+
+    /// Deals with one event.
+    pub(super) fn on_event(&mut self, serial: u64, source: Source, common: &mut Common) {
+        if let Source::File(file) = source {
+            return self.change(serial, common, |program, cx| program.on_file(file, cx));
+        }
+        let Some(seat) = self.seats.get_mut(&serial) else { return };
+        let before = seat.kept.phase();
+        let cx = context::<P>(&mut seat.kept, serial, common);
+        cx.kept.on_event(source, &cx.watch, cx.now);
+        if before == Phase::SettingUp && cx.kept.phase() == Phase::Running {
+            return self.change(serial, common, P::on_released);
+        }
+        self.settle(serial, common);
+    }
+
+    /// The sandbox's deadline has come.
+    pub(super) fn on_deadline(&mut self, serial: u64, common: &mut Common) {
+        let Some(seat) = self.seats.get_mut(&serial) else { return };
+        let cx = context::<P>(&mut seat.kept, serial, common);
+        if cx.kept.deadline().is_some_and(|due| due <= cx.now) {
+            cx.kept.on_deadline(&cx.watch, cx.now);
+            return self.settle(serial, common);
+        }
+        self.change(serial, common, |program, cx| {
+            if program.deadline().is_some_and(|due| due <= cx.now) {
+                program.on_deadline(cx);
+            }
+        });
+    }
+
+    /// Lets something happen to a program, if it is still there, and sees what becomes of it.
+    fn change(
+        &mut self,
+        serial: u64,
+        common: &mut Common,
+        action: impl FnOnce(&mut P, &mut Context<'_>),
+    ) {
+        let Some(seat) = self.seats.get_mut(&serial) else { return };
+        if !seat.panicked {
+            let mut cx = context::<P>(&mut seat.kept, serial, common);
+            let program = &mut seat.program;
+            if catch_unwind(AssertUnwindSafe(|| action(program, &mut cx))).is_err() {
+                log::error!("a session has panicked; it is ended");
+                cx.kept.kill(cx.now);
+                seat.panicked = true;
+            }
+        }
+        self.settle(serial, common);
+    }
+
+    /// Brings the deadlines up to date, and deals with a sandbox that is gone.
+    fn settle(&mut self, serial: u64, common: &mut Common) {
+        let Some(seat) = self.seats.get_mut(&serial) else { return };
+        let gone = seat.kept.phase() == Phase::Gone;
+        let program_due = Some(&seat.program).filter(|_| !seat.panicked).and_then(P::deadline);
+        let due = seat.kept.deadline().into_iter().chain(program_due).min().filter(|_| !gone);
+        if due != seat.due {
+            if let Some(before) = seat.due {
+                common.deadlines.remove(&(before, key::<P>(serial)));
+            }
+            if let Some(due) = due {
+                common.deadlines.insert((due, key::<P>(serial)));
+            }
+            seat.due = due;
+        }
+        if gone {
+            self.forget(serial, common);
+        }
+    }
+
+    fn forget(&mut self, serial: u64, common: &mut Common) {
+        let Some(mut seat) = self.seats.remove(&serial) else { return };
+        self.slots.remove(&seat.slot);
+        let all_dead = seat.kept.all_dead();
+        if !all_dead {
+            self.haunted.insert(seat.slot);
+        }
+        if !seat.panicked {
+            let program = seat.program;
+            let mut cx = context::<P>(&mut seat.kept, serial, common);
+            if catch_unwind(AssertUnwindSafe(|| program.gone(&mut cx))).is_err() {
+                log::error!("a session has panicked at its end");
+            }
+        }
+        let watch = Watch { epoll: &common.epoll, key: key::<P>(serial) };
+        let leftover = seat.kept.into_leftover(&watch);
+        common.leftovers.extend(leftover.filter(|child| child.reap() == Reaped::Running));
+        for notice in &seat.notices {
+            notice.all_dead.fetch_and(all_dead, Ordering::AcqRel);
+        }
+        seat.notices.clear();
+        if let Some((place, call)) = seat.next.take() {
+            let (slot, number) = (place.slot, P::number(&call));
+            self.start(place, call, common);
+            if seat.cancel_next {
+                self.cancel(slot, number, common);
+            }
+        }
+    }
+}
+
+fn key<P: Program>(serial: u64) -> Key {
+    Key { kind: P::KIND, serial }
+}
+
+fn context<'a, P: Program>(kept: &'a mut Kept, serial: u64, common: &'a mut Common) -> Context<'a> {
+    Context {
+        kept,
+        watch: Watch { epoll: &common.epoll, key: key::<P>(serial) },
+        buffer: &mut common.buffer,
+        host: &common.host,
+        now: Instant::now(),
+    }
+}

@@ -1,0 +1,586 @@
+//! The shell of `bash_stateful`: the state machine of one session.
+//!
+//! Its states: *starting* until bash has said its first word; then *idle*, or *busy* with a call. A busy
+//! shell whose call's time is up, or that is to be cancelled, is *interrupted* as by Ctrl-C. If it then
+//! says within [`GRACE`] that the call has ended, the session goes on; else it is killed. However it
+//! ends, its call is answered when the end is known: by the shell's word, or when nothing of its sandbox
+//! is left.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+
+use super::kept::{Kept, KeptEnd, Plan};
+use super::script::{self, Directory, KILLED, SHOWN_AT, SYNTAX_ERROR, Status, StatusReader};
+use super::seat::{Common, Context, Place, Program};
+use super::streams::Output;
+use super::watch::{Kind, Source, Watch};
+use crate::sandbox::output::Captured;
+use crate::sandbox::shell::Shell as ShellProgram;
+use crate::sandbox::spawn;
+use crate::sandbox::supervisor::{End, Finished};
+
+/// How long a shell may take from its start to its first word.
+const START_LIMIT: Duration = Duration::from_secs(20);
+/// How long a shell may take to come back from an interrupt.
+const GRACE: Duration = Duration::from_secs(1);
+/// How often it is interrupted in the first half of that time: programs may want to clean up.
+const INTERRUPT_EVERY: Duration = Duration::from_millis(250);
+/// And in the second half: bash goes on with its loop where it is interrupted while a child of it ends.
+const HAMMER_EVERY: Duration = Duration::from_millis(40);
+/// Longer timeouts are taken for this, so that no deadline overflows the clock.
+const LONGEST_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
+/// More than this is not read from the FIFO for one call: some hundred bytes are usual.
+const STATUS_LIMIT: usize = 1 << 20;
+
+const STDOUT: Source = Source::File(0);
+const STDERR: Source = Source::File(1);
+const STATUS: Source = Source::File(2);
+
+/// What became of the session in a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Session {
+    /// The call began it, and it goes on.
+    Started,
+    /// It goes on.
+    Kept,
+    /// It ended; the next call begins another one.
+    Ended,
+}
+
+/// What is known of a call after its end.
+#[derive(Debug)]
+pub(crate) struct ShellEnded {
+    /// As of any command. `all_dead` speaks of the session, where that has ended.
+    pub(crate) finished: Finished,
+    /// What became of the session.
+    pub(crate) session: Session,
+    /// What was printed between the session's latest call and this one.
+    pub(crate) background: [Captured; 2],
+}
+
+/// One call.
+pub(super) struct ShellCall {
+    number: u64,
+    command: String,
+    timeout: Duration,
+    answer: Answer,
+}
+
+impl ShellCall {
+    /// A call whose end `on_end` is told.
+    pub(super) fn new(
+        number: u64,
+        command: String,
+        timeout: Duration,
+        on_end: Box<dyn FnOnce(ShellEnded) + Send>,
+    ) -> Self {
+        let timeout = timeout.min(LONGEST_TIMEOUT);
+        Self { number, command, timeout, answer: Answer(Some(on_end)) }
+    }
+}
+
+/// The obligation to call `on_end`. Dropped unanswered (which only a panic of this module's own can
+/// bring about) it answers [`End::Lost`].
+struct Answer(Option<Box<dyn FnOnce(ShellEnded) + Send>>);
+
+impl Answer {
+    fn give(mut self, ended: ShellEnded) {
+        self.call(ended);
+    }
+
+    fn call(&mut self, ended: ShellEnded) {
+        if let Some(on_end) = self.0.take()
+            && catch_unwind(AssertUnwindSafe(|| on_end(ended))).is_err()
+        {
+            log::error!("the receiver of a call's end has panicked");
+        }
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        let mut ended = nothing_ran(End::Lost("the session has failed".to_owned()));
+        ended.finished.all_dead = false;
+        self.call(ended);
+    }
+}
+
+fn nothing_ran(end: End) -> ShellEnded {
+    let finished = Finished {
+        end,
+        stdout: Captured::default(),
+        stderr: Captured::default(),
+        wall: Duration::ZERO,
+        sandboxed: false,
+        network_isolated: false,
+        all_dead: true,
+    };
+    ShellEnded { finished, session: Session::Ended, background: Default::default() }
+}
+
+/// Why a call is to end before its command has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reason {
+    TimedOut,
+    Cancelled,
+}
+
+impl Reason {
+    fn end(self) -> End {
+        match self {
+            Self::TimedOut => End::TimedOut,
+            Self::Cancelled => End::Cancelled,
+        }
+    }
+}
+
+/// The call that a shell has.
+struct Current {
+    call: ShellCall,
+    /// Whether the session was begun for it.
+    first: bool,
+    /// When the shell was told of it.
+    began: Option<Instant>,
+    word: String,
+    deadline: Option<Instant>,
+    /// It was interrupted, and when waiting for that is given up.
+    interrupted: Option<(Reason, Instant)>,
+    /// It was not begun, or could not be, and the sandbox was killed.
+    given_up: Option<End>,
+    /// It has ended, and the shell is to speak once more before that is told.
+    ended: Option<Finished>,
+    background: [Captured; 2],
+}
+
+/// A shell that lives on between calls.
+pub(super) struct Shell {
+    sandboxed: bool,
+    network_isolated: bool,
+    /// Where commands find its directory.
+    shown: PathBuf,
+    directory: Directory,
+    /// Where bash gets its lines from. Non-blocking.
+    lines: Option<OwnedFd>,
+    stdout: Output,
+    stderr: Output,
+    status: StatusReader,
+    status_bytes: usize,
+    /// What it says when it is ready, until it has.
+    first_word: Option<String>,
+    start_deadline: Option<Instant>,
+    /// The exit code of the latest command, and the shell's flags after it.
+    last: (i32, String),
+    current: Option<Current>,
+    calls: u64,
+}
+
+impl Program for Shell {
+    type Call = ShellCall;
+    const KIND: Kind = Kind::Shell;
+
+    fn start(
+        place: &Place,
+        _call: &ShellCall,
+        common: &Common,
+        watch: &Watch<'_>,
+    ) -> io::Result<(Self, Kept)> {
+        let host = &common.host;
+        let sandboxed = host.isolation.is_sandboxed();
+        if host.shell != ShellProgram::Bash {
+            return Err(io::Error::other("bash is not installed"));
+        }
+        if !place.network && !host.isolation.can_cut_network() {
+            return Err(io::Error::other("the network cannot be taken away on this machine"));
+        }
+        let path = common.directory.join(format!("shell_{}", watch.key.serial));
+        let shown = if sandboxed { PathBuf::from(SHOWN_AT) } else { path.clone() };
+        if !script::is_speakable(&shown) {
+            return Err(io::Error::other("the data directory's path cannot be used by a shell"));
+        }
+        let directory = Directory::create(path, &shown)?;
+        let (lines_reader, lines) = spawn::pipe()?;
+        rustix::io::ioctl_fionbio(&lines, true)?;
+        let (stdout, stdout_writer) = Output::new(STDOUT, common.output_limit_chars)?;
+        let (stderr, stderr_writer) = Output::new(STDERR, common.output_limit_chars)?;
+        if let Some(user) = host.command_user {
+            // Of a pipe, `/dev/stderr` can be opened by its owner only.
+            for pipe in [&stdout_writer, &stderr_writer] {
+                rustix::fs::fchown(pipe, Some(user.uid()), Some(user.gid()))?;
+            }
+        }
+        let argv = script::ARGV.map(OsString::from);
+        let shown_directories = [(directory.path(), Path::new(SHOWN_AT))];
+        let plan = Plan {
+            workspace: &place.workspace,
+            shown: &shown_directories,
+            network: place.network,
+            program: Path::new(ShellProgram::Bash.path()),
+            argv: &argv,
+            variables: &[],
+            stdio: [lines_reader.as_fd(), stdout_writer.as_fd(), stderr_writer.as_fd()],
+        };
+        stdout.watch(watch)?;
+        stderr.watch(watch)?;
+        watch.add(directory.status.as_fd(), STATUS)?;
+        let kept = Kept::start(&plan, host, watch, common.alarm(watch.key))?;
+        let shell = Self {
+            sandboxed,
+            network_isolated: sandboxed && !place.network,
+            shown,
+            directory,
+            lines: Some(lines),
+            stdout,
+            stderr,
+            status: StatusReader::default(),
+            status_bytes: 0,
+            first_word: Some(script::new_word()),
+            start_deadline: None,
+            last: (0, String::new()),
+            current: None,
+            calls: 0,
+        };
+        Ok((shell, kept))
+    }
+
+    fn number(call: &ShellCall) -> u64 {
+        call.number
+    }
+
+    fn refuse(call: ShellCall, why: &str) {
+        call.answer.give(nothing_ran(End::SetupFailed(why.to_owned())));
+    }
+
+    fn take(&mut self, call: ShellCall, cx: &mut Context<'_>) {
+        self.current = Some(Current {
+            call,
+            first: self.calls == 0,
+            began: None,
+            word: script::new_word(),
+            deadline: None,
+            interrupted: None,
+            given_up: None,
+            ended: None,
+            background: Default::default(),
+        });
+        self.calls += 1;
+        if self.first_word.is_none() {
+            self.begin(cx);
+        }
+    }
+
+    fn current(&self) -> Option<u64> {
+        self.current.as_ref().map(|current| current.call.number)
+    }
+
+    fn cancel(&mut self, cx: &mut Context<'_>) {
+        let Some(current) = &mut self.current else { return };
+        if current.began.is_some() {
+            self.interrupt(Reason::Cancelled, cx);
+        } else {
+            current.given_up = Some(End::Cancelled);
+            cx.kept.kill(cx.now);
+        }
+    }
+
+    fn on_released(&mut self, cx: &mut Context<'_>) {
+        self.start_deadline = Some(cx.now + START_LIMIT);
+        if let Some(word) = &self.first_word {
+            let line = script::first_line(&self.shown, word, cx.host.open_files);
+            self.say(&line, cx);
+        }
+    }
+
+    fn on_file(&mut self, file: u8, cx: &mut Context<'_>) {
+        match Source::File(file) {
+            STDOUT => self.stdout.on_ready(&cx.watch, cx.buffer),
+            STDERR => self.stderr.on_ready(&cx.watch, cx.buffer),
+            _ => self.read_status(cx),
+        }
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        match self.first_word {
+            Some(_) => self.start_deadline,
+            None => self.current.as_ref().and_then(|current| current.deadline),
+        }
+    }
+
+    fn on_deadline(&mut self, cx: &mut Context<'_>) {
+        if self.first_word.is_some() {
+            self.start_deadline = None;
+            if let Some(current) = &mut self.current {
+                let text = "the shell was not ready in time".to_owned();
+                current.given_up = Some(End::SetupFailed(text));
+            }
+            return cx.kept.kill(cx.now);
+        }
+        self.interrupt(Reason::TimedOut, cx);
+    }
+
+    fn gone(mut self, cx: &mut Context<'_>) {
+        let stdout = self.stdout.close(&cx.watch, cx.buffer);
+        let stderr = self.stderr.close(&cx.watch, cx.buffer);
+        cx.watch.remove(self.directory.status.as_fd());
+        let Some(mut current) = self.current.take() else { return };
+        let kept_end = cx.kept.end(&stderr.text);
+        if let Some(finished) = current.ended.take() {
+            drop(self.directory);
+            let all_dead = cx.kept.all_dead();
+            return current.answer(Finished { all_dead, ..finished }, Session::Ended);
+        }
+        let end = match (current.given_up.take(), current.interrupted) {
+            (Some(end), _) => end,
+            (None, Some((reason, _))) => reason.end(),
+            (None, None) => end_of_shell(kept_end, current.began.is_some()),
+        };
+        let wall = current.began.map_or(Duration::ZERO, |began| cx.now - began);
+        let began = current.began.is_some();
+        let finished = Finished {
+            end,
+            // Before its first word bash only complains of the missing terminal.
+            stdout: if began { stdout } else { Captured::default() },
+            stderr: if began { stderr } else { Captured::default() },
+            wall,
+            sandboxed: self.sandboxed,
+            network_isolated: self.network_isolated,
+            all_dead: cx.kept.all_dead(),
+        };
+        // Before the answer: whoever gets it may look.
+        drop(self.directory);
+        current.answer(finished, Session::Ended);
+    }
+}
+
+impl Current {
+    fn answer(self, finished: Finished, session: Session) {
+        let background = self.background;
+        self.call.answer.give(ShellEnded { finished, session, background });
+    }
+}
+
+impl Shell {
+    /// Tells the ready shell of its call.
+    fn begin(&mut self, cx: &mut Context<'_>) {
+        let background = [
+            self.stdout.begin_call(&cx.watch, cx.buffer),
+            self.stderr.begin_call(&cx.watch, cx.buffer),
+        ];
+        self.status_bytes = 0;
+        let Some(current) = &mut self.current else { return };
+        let (last, flags) = &self.last;
+        let text = script::command_file(&current.call.command, flags);
+        let lines = script::call_lines(&self.shown, &current.word, *last);
+        // Not needed any more.
+        current.call.command = String::new();
+        if !current.first {
+            current.background = background;
+        }
+        if let Err(error) = self.directory.put_command(&text) {
+            current.given_up = Some(End::SetupFailed(format!("cannot hand it over: {error}")));
+            return cx.kept.kill(cx.now);
+        }
+        let now = Instant::now();
+        current.began = Some(now);
+        current.deadline = Some(now + current.call.timeout);
+        self.say(&lines, cx);
+    }
+
+    /// Writes lines for bash, which are short.
+    fn say(&mut self, lines: &str, cx: &mut Context<'_>) {
+        let written = match &self.lines {
+            Some(pipe) => rustix::io::retry_on_intr(|| rustix::io::write(pipe, lines.as_bytes())),
+            None => return,
+        };
+        match written {
+            Ok(count) if count == lines.len() => {}
+            // Nobody reads any more: it has ended, or has become another program.
+            Err(Errno::PIPE) => self.lines = None,
+            // It has not read for a long time what stands there already.
+            _ => {
+                log::debug!("a shell does not read its lines: {written:?}");
+                self.kill_for_cause(cx);
+            }
+        }
+    }
+
+    /// Ends a session that was tampered with from inside: as if somebody there had killed it.
+    fn kill_for_cause(&mut self, cx: &mut Context<'_>) {
+        if let Some(current) = &mut self.current {
+            current.given_up.get_or_insert(End::Exited(KILLED));
+        }
+        cx.kept.kill(cx.now);
+    }
+
+    /// Reads what the shell says of its calls.
+    fn read_status(&mut self, cx: &mut Context<'_>) {
+        let mut bytes = [0; 4096];
+        let count = self.directory.read_status(&mut bytes);
+        self.status_bytes += count;
+        for status in self.status.push(&bytes[..count]) {
+            self.on_status(status, cx);
+        }
+        if self.status_bytes > STATUS_LIMIT {
+            // Nothing that bash does by itself.
+            log::debug!("a session is ended: it floods its status");
+            self.kill_for_cause(cx);
+        }
+    }
+
+    fn on_status(&mut self, status: Status, cx: &mut Context<'_>) {
+        if self.first_word.as_ref() == Some(&status.word) {
+            self.first_word = None;
+            self.start_deadline = None;
+            cx.kept.find_main();
+            return self.begin(cx);
+        }
+        let this_call = |current: &Current| current.began.is_some() && current.word == status.word;
+        if self.current.as_ref().is_some_and(this_call)
+            && let Some(current) = self.current.take()
+        {
+            self.complete(current, status, cx);
+        }
+    }
+
+    /// The shell has said that the call has ended.
+    fn complete(&mut self, mut current: Current, status: Status, cx: &mut Context<'_>) {
+        let session = if current.first { Session::Started } else { Session::Kept };
+        if let Some(finished) = current.ended.take() {
+            return current.answer(finished, session);
+        }
+        let stdout = self.stdout.end_call(&cx.watch, cx.buffer);
+        let mut stderr = self.stderr.end_call(&cx.watch, cx.buffer);
+        let end = match current.interrupted {
+            Some((reason, _)) => {
+                // bash moves on to a new line then, as if somebody had typed Ctrl-C: once as a rule,
+                // and twice where a child was interrupted, too.
+                for _ in 0..2 {
+                    if stderr.text.ends_with('\n') {
+                        stderr.text.pop();
+                        stderr.bytes -= 1;
+                    }
+                }
+                reason.end()
+            }
+            None => End::Exited(status.code),
+        };
+        let finished = Finished {
+            end,
+            stdout,
+            stderr,
+            wall: current.began.map_or(Duration::ZERO, |began| cx.now - began),
+            sandboxed: self.sandboxed,
+            network_isolated: self.network_isolated,
+            all_dead: true,
+        };
+        self.last = (status.code, status.flags);
+        if status.code == SYNTAX_ERROR || current.interrupted.is_some() {
+            return self.look_after(current, finished, cx);
+        }
+        current.answer(finished, session);
+    }
+
+    /// Sees whether the shell can go on, before its call is answered.
+    ///
+    /// - After an interrupt bash may still have one to deal with, and would drop what it reads next. It
+    ///   may also have missed that it has started a child, and will wait for it.
+    /// - After a syntax error (or what may be one) it may be about to die: bash 5.2 damages its own
+    ///   memory at an unterminated `$(`. That is for this call to tell, and not for the next one to
+    ///   suffer.
+    fn look_after(&mut self, mut current: Current, finished: Finished, cx: &mut Context<'_>) {
+        current.ended = Some(finished);
+        if let Some((_, give_up)) = &mut current.interrupted {
+            *give_up = cx.now + GRACE;
+            self.current = Some(current);
+            return self.ping(cx);
+        }
+        current.word = script::new_word();
+        current.deadline = Some(cx.now + GRACE);
+        let lines = script::call_lines(&self.shown, &current.word, SYNTAX_ERROR);
+        self.current = Some(current);
+        match self.directory.put_command(b"\n") {
+            Ok(()) => self.say(&lines, cx),
+            Err(_) => cx.kept.kill(cx.now),
+        }
+    }
+
+    /// Asks an interrupted shell for a new word: an answer to an earlier question does not count.
+    fn ping(&mut self, cx: &mut Context<'_>) {
+        let Some(current) = &mut self.current else { return };
+        current.word = script::new_word();
+        current.deadline = Some(cx.now + INTERRUPT_EVERY);
+        let lines = script::ping_lines(&self.shown, &current.word);
+        self.say(&lines, cx);
+    }
+
+    /// Ends the call as Ctrl-C does, or by force where that has not helped in time.
+    fn interrupt(&mut self, reason: Reason, cx: &mut Context<'_>) {
+        let Some(current) = &mut self.current else { return };
+        let ended = current.ended.is_some();
+        if ended && current.deadline.is_some_and(|due| cx.now < due) {
+            return;
+        }
+        let give_up = match current.interrupted {
+            Some((_, give_up)) => give_up,
+            // The shell has not got over a syntax error.
+            None if ended => cx.now,
+            None => current.interrupted.insert((reason, cx.now + GRACE)).1,
+        };
+        if cx.now >= give_up || !cx.kept.interrupt() {
+            current.deadline = None;
+            return cx.kept.kill(cx.now);
+        }
+        if ended {
+            return self.ping(cx);
+        }
+        let left = give_up - cx.now;
+        let pause = if left > GRACE / 2 { INTERRUPT_EVERY } else { HAMMER_EVERY };
+        current.deadline = Some(cx.now + pause.min(left));
+        let lines = script::interrupt_lines(&self.shown, &current.word);
+        self.say(&lines, cx);
+    }
+}
+
+/// How a call ended whose shell has ended by itself.
+fn end_of_shell(end: KeptEnd, began: bool) -> End {
+    match end {
+        KeptEnd::Exited(code) if began => End::Exited(code),
+        KeptEnd::Signaled(signal) if began => End::Signaled(signal),
+        KeptEnd::Exited(_) | KeptEnd::Signaled(_) => {
+            End::SetupFailed("the shell ended before it was ready".to_owned())
+        }
+        KeptEnd::Killed => End::Cancelled,
+        KeptEnd::Exceeded(exceeded) => End::Exceeded(exceeded),
+        KeptEnd::SetupFailed(text) => End::SetupFailed(text),
+        KeptEnd::Lost(text) => End::Lost(text),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shell_that_ends_by_itself_ends_its_call() {
+        assert_eq!(end_of_shell(KeptEnd::Exited(3), true), End::Exited(3));
+        assert_eq!(end_of_shell(KeptEnd::Signaled(9), true), End::Signaled(9));
+        assert!(matches!(end_of_shell(KeptEnd::Exited(0), false), End::SetupFailed(_)));
+        assert_eq!(end_of_shell(KeptEnd::Killed, true), End::Cancelled);
+        let lost = End::Lost("x".to_owned());
+        assert_eq!(end_of_shell(KeptEnd::Lost("x".to_owned()), true), lost);
+    }
+
+    #[test]
+    fn a_call_that_is_dropped_is_answered_as_lost() {
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let on_end = Box::new(move |ended| sender.send(ended).unwrap());
+        drop(ShellCall::new(0, String::new(), Duration::MAX, on_end));
+        let ended: ShellEnded = receiver.recv().unwrap();
+        assert!(matches!(ended.finished.end, End::Lost(_)) && !ended.finished.all_dead);
+    }
+}

@@ -1,0 +1,155 @@
+//! Real shells, in a sandbox and without one.
+
+use std::os::unix::fs::PermissionsExt;
+use std::sync::mpsc::{Receiver, channel};
+
+use super::shell::Session;
+use super::*;
+use crate::sandbox::limits::Filter;
+use crate::sandbox::supervisor::End;
+use crate::sandbox::workspace::{DataDir, Workspace};
+
+mod oracle;
+mod sessions;
+
+/// Long enough for anything that is expected to happen at all.
+const LONG: Duration = Duration::from_secs(60);
+
+/// Terminals with the files of some slots.
+struct Bench {
+    terminals: Terminals,
+    workspaces: Vec<Arc<Workspace>>,
+    // Dropped in this order.
+    _data: DataDir,
+    base: tempfile::TempDir,
+    /// Lives as long as the sandboxes that show it.
+    _etc: tempfile::TempDir,
+}
+
+impl Bench {
+    fn new(sandboxed: bool, slots: usize) -> Self {
+        let user = CommandUser::detect();
+        let base = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(base.path(), PermissionsExt::from_mode(0o711)).unwrap();
+        let data = DataDir::create(Some(base.path()), slots, user).unwrap();
+        let etc = tempfile::tempdir().unwrap();
+        crate::sandbox::etc::copy_to(etc.path()).unwrap();
+        let isolation = if sandboxed {
+            let isolation = Isolation::probe(user, &data.workspaces()[0]);
+            assert!(isolation.is_sandboxed(), "install bubblewrap: {isolation:?}");
+            let isolation = isolation.with_etc(etc.path().to_owned());
+            isolation.with_filter(Filter::new(), user, &data.workspaces()[0])
+        } else {
+            Isolation::None { reason: "a test".to_owned() }
+        };
+        let directory = data.make_passable_dir("terminals").unwrap();
+        let terminals =
+            Terminals::start(isolation, user, Arc::new(Limits::none()), directory, 50_000, None)
+                .unwrap();
+        let workspaces = data.workspaces().to_vec();
+        Self { terminals, workspaces, _data: data, base, _etc: etc }
+    }
+
+    fn sandboxed() -> Self {
+        Self::new(true, 1)
+    }
+
+    fn place(&self, slot: usize, network: bool) -> Place {
+        Place { slot, workspace: self.workspaces[slot].clone(), network }
+    }
+
+    fn start_at(
+        &self,
+        place: Place,
+        timeout: Duration,
+        command: &str,
+    ) -> (TerminalCall, Receiver<ShellEnded>) {
+        let (sender, receiver) = channel();
+        let on_end = Box::new(move |ended| sender.send(ended).unwrap());
+        (self.terminals.bash(place, command.to_owned(), timeout, on_end), receiver)
+    }
+
+    fn start(&self, command: &str) -> (TerminalCall, Receiver<ShellEnded>) {
+        self.start_at(self.place(0, true), LONG, command)
+    }
+
+    fn run_in(&self, slot: usize, command: &str) -> ShellEnded {
+        let (_, receiver) = self.start_at(self.place(slot, true), LONG, command);
+        receiver.recv_timeout(LONG).expect("an answer")
+    }
+
+    fn run(&self, command: &str) -> ShellEnded {
+        self.run_in(0, command)
+    }
+
+    fn run_for(&self, milliseconds: u64, command: &str) -> ShellEnded {
+        let timeout = Duration::from_millis(milliseconds);
+        let (_, receiver) = self.start_at(self.place(0, true), timeout, command);
+        receiver.recv_timeout(LONG).expect("an answer")
+    }
+
+    /// What a command that succeeds prints.
+    fn output(&self, command: &str) -> String {
+        let ended = self.run(command);
+        assert_eq!(ended.finished.end, End::Exited(0), "{command}: {ended:?}");
+        ended.finished.stdout.text
+    }
+
+    /// Ends what the slot has; tells whether the end of everything was seen.
+    fn leave(&self, slot: usize) -> bool {
+        let (sender, receiver) = channel();
+        self.terminals.leave(slot, Box::new(move |all_dead| sender.send(all_dead).unwrap()));
+        receiver.recv_timeout(LONG).expect("an end")
+    }
+
+    fn end_slot(&self, slot: usize) {
+        assert!(self.leave(slot), "something was not seen to end");
+    }
+
+    /// Waits until commands have made this file in the workspace.
+    fn wait_for_file(&self, name: &str) {
+        let path = self.workspaces[0].path().join(name);
+        wait_until(|| path.exists());
+    }
+}
+
+fn wait_until(mut condition: impl FnMut() -> bool) {
+    let give_up = Instant::now() + LONG;
+    while !condition() {
+        assert!(Instant::now() < give_up, "it never happened");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Runs a test in both modes.
+fn in_both_modes(test: impl Fn(&Bench)) {
+    test(&Bench::new(false, 1));
+    test(&Bench::new(true, 1));
+}
+
+fn code(ended: &ShellEnded) -> i32 {
+    match ended.finished.end {
+        End::Exited(code) => code,
+        ref other => panic!("{other:?}"),
+    }
+}
+
+/// A duration for `sleep`, by which a process is known among all of the machine.
+fn marker() -> String {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    let next = NEXT.fetch_add(1, Ordering::Relaxed);
+    format!("98762.{}{next:04}", std::process::id())
+}
+
+/// How many living processes of the machine have this text in their command lines.
+fn processes_with(text: &str) -> usize {
+    std::fs::read_dir("/proc")
+        .unwrap()
+        .filter(|entry| {
+            let Ok(entry) = entry else { return false };
+            // A zombie has none.
+            let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            String::from_utf8_lossy(&line).replace('\0', " ").contains(text)
+        })
+        .count()
+}

@@ -1,0 +1,136 @@
+//! What the thread's epoll watches of one kept sandbox, and what an event there is about.
+
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use rustix::event::epoll::{self, EventFlags};
+
+/// What an event is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Source {
+    /// A file of the program, by the number that the program has given it: 0 to 7.
+    File(u8),
+    /// The pipe that bubblewrap or the reaper reports to.
+    Reports,
+    /// The end of bubblewrap or of the reaper.
+    Child,
+    /// The end of the sandbox's last process.
+    Init,
+}
+
+/// The kinds of kept sandboxes. A slot has one of each at most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) enum Kind {
+    /// A shell.
+    Shell,
+    /// A terminal.
+    Tmux,
+}
+
+/// Names one kept sandbox of one thread, for ever: numbers are not used again, so that an event that
+/// comes late is nobody else's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Key {
+    /// What it is.
+    pub(super) kind: Kind,
+    /// Its number.
+    pub(super) serial: u64,
+}
+
+/// The event data of the wake-up, which no sandbox's event has.
+pub(super) const WAKE: u64 = u64::MAX;
+
+impl Source {
+    fn code(self) -> u64 {
+        match self {
+            Self::File(number) => u64::from(number & 7),
+            Self::Reports => 8,
+            Self::Child => 9,
+            Self::Init => 10,
+        }
+    }
+
+    fn from_code(code: u64) -> Option<Self> {
+        match code {
+            0..=7 => Some(Self::File(code as u8)),
+            8 => Some(Self::Reports),
+            9 => Some(Self::Child),
+            10 => Some(Self::Init),
+            _ => None,
+        }
+    }
+}
+
+impl Kind {
+    const ALL: [Self; 2] = [Self::Shell, Self::Tmux];
+}
+
+/// The sandbox and the source that an event's data stands for.
+pub(super) fn decode(data: u64) -> Option<(Key, Source)> {
+    let kind = *Kind::ALL.get((data >> 4 & 3) as usize)?;
+    Some((Key { kind, serial: data >> 6 }, Source::from_code(data & 15)?))
+}
+
+/// The events of one kept sandbox in the thread's epoll.
+pub(super) struct Watch<'a> {
+    /// The epoll.
+    pub(super) epoll: &'a OwnedFd,
+    /// The sandbox.
+    pub(super) key: Key,
+}
+
+impl Watch<'_> {
+    fn data(&self, source: Source) -> epoll::EventData {
+        epoll::EventData::new_u64(
+            self.key.serial << 6 | (self.key.kind as u64) << 4 | source.code(),
+        )
+    }
+
+    /// Has `fd` watched for something to read, or for an end.
+    pub(super) fn add(&self, fd: BorrowedFd<'_>, source: Source) -> io::Result<()> {
+        Ok(epoll::add(self.epoll, fd, self.data(source), EventFlags::IN)?)
+    }
+
+    #[expect(dead_code, reason = "for programs that are told more than a pipe holds: tmux")]
+    /// Has a file of the program watched for room to write as well, or no longer for that.
+    pub(super) fn want_room(&self, fd: BorrowedFd<'_>, source: Source, wanted: bool) {
+        let flags = if wanted { EventFlags::IN | EventFlags::OUT } else { EventFlags::IN };
+        let _ = epoll::modify(self.epoll, fd, self.data(source), flags);
+    }
+
+    /// Stops watching. Must come before a file descriptor is closed: a fork of the host, made by
+    /// whomever, may hold a copy, and then closing ours does not end the events.
+    pub(super) fn remove(&self, fd: BorrowedFd<'_>) {
+        let _ = epoll::delete(self.epoll, fd);
+    }
+
+    /// Stops watching, and closes.
+    pub(super) fn remove_and_close(&self, fd: &mut Option<OwnedFd>) {
+        use std::os::fd::AsFd;
+        if let Some(fd) = fd.take() {
+            self.remove(fd.as_fd());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    #[test]
+    fn event_data_is_decoded_to_what_it_was_made_of() {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
+        let sources =
+            (0..8).map(Source::File).chain([Source::Reports, Source::Child, Source::Init]);
+        for source in sources {
+            let key = Key { kind: Kind::Shell, serial: 77 };
+            let data = Watch { epoll: &epoll, key }.data(source);
+            assert_eq!(decode(data.u64()), Some((key, source)));
+        }
+        assert_eq!(decode(WAKE), None);
+        // Removing what is not watched is no error.
+        Watch { epoll: &epoll, key: Key { kind: Kind::Shell, serial: 1 } }.remove(epoll.as_fd());
+    }
+}
