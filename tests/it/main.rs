@@ -16,6 +16,8 @@ mod handlers;
 mod http;
 #[cfg(feature = "server")]
 mod http_client;
+#[cfg(target_os = "linux")]
+mod kills;
 mod once;
 mod order;
 #[cfg(all(target_os = "linux", feature = "server"))]
