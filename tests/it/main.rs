@@ -17,6 +17,8 @@ mod http;
 #[cfg(feature = "server")]
 mod http_client;
 #[cfg(target_os = "linux")]
+mod kills;
+#[cfg(target_os = "linux")]
 mod limits;
 mod once;
 mod order;

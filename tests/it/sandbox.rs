@@ -37,7 +37,7 @@ fn call(name: &str, arguments: Value) -> ToolCall {
 }
 
 /// Whether any process of this machine has this text in its command line.
-fn is_running(marker: &str) -> bool {
+pub(crate) fn is_running(marker: &str) -> bool {
     let entries = fs::read_dir("/proc").unwrap().filter_map(Result::ok);
     entries.filter_map(|entry| fs::read(entry.path().join("cmdline")).ok()).any(|command| {
         let command = String::from_utf8_lossy(&command).replace('\0', " ");
@@ -46,12 +46,12 @@ fn is_running(marker: &str) -> bool {
 }
 
 /// A sleep that no other test uses.
-fn unique_sleep() -> String {
+pub(crate) fn unique_sleep() -> String {
     let unique = uuid::Uuid::new_v4().as_u128() % 1_000_000_000;
     format!("sleep 4321.{unique:09}")
 }
 
-fn wait_until_running(marker: &str) {
+pub(crate) fn wait_until_running(marker: &str) {
     let patience = Instant::now() + PATIENCE;
     while !is_running(marker) {
         assert!(Instant::now() < patience, "{marker} never started");
@@ -557,6 +557,25 @@ fn a_stateful_terminal_keeps_its_state_and_says_what_became_of_it() {
     assert_eq!(ended.metadata["session"], "ended");
     let again = run("echo \"[$x]\"; pwd");
     assert_eq!((&*again.output, &again.metadata["session"]), ("[]\n/workspace", &json!("started")));
+}
+
+#[test]
+fn the_tools_of_a_slot_share_its_tmp_and_the_next_trajectory_gets_an_empty_one() {
+    let (_dir, executor) = executor(1);
+    let type_in = |trajectory: &str, keys: &str| {
+        let arguments = json!({"action": "send_keys", "keys": [keys, "Enter"], "block": true});
+        assert_eq!(executor.execute(trajectory, call("tmux", arguments), None).output, "ok");
+    };
+    assert!(executor.execute("t", bash("echo of bash > /tmp/1"), None).success);
+    assert!(executor.execute("t", stateful("echo of the shell > /var/tmp/2"), None).success);
+    type_in("t", "echo of the terminal > /tmp/3; cat /tmp/[12] > /tmp/4");
+    let all = "of bash\nof the shell\nof the terminal\nof bash\nof the shell";
+    assert_eq!(executor.execute("t", bash("cat /tmp/?"), None).output, all);
+    assert_eq!(executor.execute("t", stateful("cat /tmp/?"), None).output, all);
+    executor.release_trajectory("t", true).unwrap();
+    assert_eq!(executor.execute("next", stateful("ls -A /tmp"), None).output, "");
+    type_in("next", "ls -A /tmp > found");
+    assert_eq!(executor.execute("next", bash("ls -A /tmp; cat found"), None).output, "");
 }
 
 #[test]

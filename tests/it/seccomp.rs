@@ -5,8 +5,9 @@
 
 use std::path::Path;
 
+use serde_json::json;
 use tool_executor::backend::local::{LocalBackend, LocalConfig};
-use tool_executor::{Outcome, ToolExecutor};
+use tool_executor::{Outcome, ToolCall, ToolExecutor};
 
 use crate::fakes::bash;
 
@@ -24,16 +25,25 @@ fn executor(seccomp: bool) -> (tempfile::TempDir, ToolExecutor) {
 /// The error numbers of system calls made in a sandbox, 0 for none. Each is an expression for perl,
 /// which every system has and which can make any call.
 fn errors(executor: &ToolExecutor, calls: &[String]) -> Vec<i32> {
+    let command = format!("{}; perl probe.pl", write_probe(calls));
+    let result = executor.execute("prober", bash(&command), None);
+    assert_eq!(result.outcome, Outcome::Ok, "{result:?}");
+    numbers(&result.output)
+}
+
+/// A command that writes the script `probe.pl`, which makes these calls.
+fn write_probe(calls: &[String]) -> String {
     assert!(Path::new("/usr/bin/perl").exists(), "this test needs perl: apt-get install perl-base");
     let mut script = String::from("$| = 1; $me = $$;\n");
     for call in calls {
         script
             .push_str(&format!("$! = 0; $r = {call}; print(($r == -1 ? $! + 0 : 0), \"\\n\");\n"));
     }
-    let command = format!("cat > probe.pl <<'END'\n{script}END\nperl probe.pl");
-    let result = executor.execute("prober", bash(&command), None);
-    assert_eq!(result.outcome, Outcome::Ok, "{result:?}");
-    result.output.lines().map(|line| line.parse().expect(line)).collect()
+    format!("{{ cat > probe.pl <<'END'\n{script}END\n}}")
+}
+
+fn numbers(output: &str) -> Vec<i32> {
+    output.lines().map(|line| line.parse().expect(line)).collect()
 }
 
 /// Calls that the kernel itself would let through, or refuse in another way: `(what it is, with the
@@ -84,6 +94,21 @@ fn denied_calls_are_denied_and_without_the_filter_the_kernel_decides() {
         let may_be_missing = *without == libc::ENOSYS;
         assert!(with != without || may_be_missing, "{probe}: {with} in any case");
     }
+}
+
+#[test]
+fn sandboxes_that_are_kept_have_the_filter_too() {
+    let (probes, expected): (Vec<_>, Vec<_>) = probes().into_iter().unzip();
+    let (_dir, executor) = executor(true);
+    let run = |tool, arguments| executor.execute("t", ToolCall::new(tool, arguments), None);
+    let stateful = |command: &str| run("terminal_stateful", json!({"command": command}));
+    assert!(stateful(&write_probe(&probes)).success);
+    assert_eq!(numbers(&stateful("perl probe.pl").output), expected, "{probes:#?}");
+    assert!(!stateful("unshare -r true").success);
+    let keys = json!(["perl probe.pl > probed < /dev/null", "Enter"]);
+    let typed = run("tmux", json!({"action": "send_keys", "keys": keys, "block": true}));
+    assert_eq!(typed.output, "ok", "{typed:?}");
+    assert_eq!(numbers(&run("bash", json!({"command": "cat probed"})).output), expected);
 }
 
 #[test]

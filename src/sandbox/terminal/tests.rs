@@ -141,15 +141,29 @@ fn marker() -> String {
     format!("98762.{}{next:04}", std::process::id())
 }
 
-/// How many living processes of the machine have this text in their command lines.
-fn processes_with(text: &str) -> usize {
+/// The living processes of the machine that have this text in their command lines.
+fn pids_with(text: &str) -> Vec<i32> {
     std::fs::read_dir("/proc")
         .unwrap()
-        .filter(|entry| {
-            let Ok(entry) = entry else { return false };
+        .filter_map(|entry| {
+            let entry = entry.ok()?;
             // A zombie has none.
-            let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
-            String::from_utf8_lossy(&line).replace('\0', " ").contains(text)
+            let line = std::fs::read(entry.path().join("cmdline")).ok()?;
+            let found = String::from_utf8_lossy(&line).replace('\0', " ").contains(text);
+            found.then(|| entry.file_name().to_str()?.parse().ok()).flatten()
         })
-        .count()
+        .collect()
+}
+
+fn processes_with(text: &str) -> usize {
+    pids_with(text).len()
+}
+
+/// Ends those that a test has let escape.
+fn end_processes_with(text: &str) {
+    for pid in pids_with(text) {
+        let pid = rustix::process::Pid::from_raw(pid).unwrap();
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+    }
+    wait_until(|| processes_with(text) == 0);
 }

@@ -155,10 +155,10 @@ fn no_script_reaches_another_slots_files() {
         let (dir, executor) = executor(kind, 2, true);
         for where_to in ["/workspace", "/tmp", "/dev/shm"] {
             let keep = format!("echo victims-secret > {where_to}/victims-file; echo $$");
-            assert!(run(&executor, "victim", &keep).success);
+            assert!(run_in(kind, &executor, "victim", &keep).success);
         }
         let running = executor
-            .submit("victim", bash("exec -a victims-process sleep 1000"), None)
+            .submit("victim", kind.call("exec -a victims-process sleep 1000"), None)
             .expect("it is taken");
         let data = dir.path().to_str().unwrap();
         let script = format!(
@@ -168,7 +168,7 @@ fn no_script_reaches_another_slots_files() {
             for p in /proc/[0-9]*; do tr '\\0' ' ' < $p/cmdline; done | grep -q victims-[p] && echo ESCAPED
             for n in 0 1; do cat /workspace/../slot_$n/* /workspace/../../slot_$n/* && echo ESCAPED; done"
         );
-        let result = run(&executor, "attacker", &script);
+        let result = run_in(kind, &executor, "attacker", &script);
         assert!(!result.output.contains("ESCAPED"), "{kind:?}: {}", result.output);
         running.cancel();
         assert_eq!(running.wait().outcome, Outcome::Cancelled);

@@ -9,12 +9,14 @@
 //! - `processes`: the host's processes, and the sandbox's own first one;
 //! - `kernel`: system calls and kernel interfaces;
 //! - `network`: the network when it is off;
-//! - `traces`: what one call leaves to the next, and one trajectory to another.
+//! - `traces`: what one call leaves to the next, and one trajectory to another;
+//! - `terminals`: a terminal that was poisoned for the next trajectory.
 
 mod files;
 mod kernel;
 mod network;
 mod processes;
+mod terminals;
 mod traces;
 
 use std::fs;
@@ -54,9 +56,21 @@ enum Kind {
     Warm,
     /// Each call gets a sandbox.
     PerCall,
+    /// A shell is kept, in a sandbox of its own.
+    Stateful,
 }
 
-const KINDS: [Kind; 2] = [Kind::Warm, Kind::PerCall];
+const KINDS: [Kind; 3] = [Kind::Warm, Kind::PerCall, Kind::Stateful];
+
+/// Those in which a call leaves nothing but files to the next.
+const FORGETFUL: [Kind; 2] = [Kind::Warm, Kind::PerCall];
+
+impl Kind {
+    fn call(self, script: &str) -> ToolCall {
+        let tool = if self == Self::Stateful { "terminal_stateful" } else { "bash" };
+        call(tool, serde_json::json!({"command": script}))
+    }
+}
 
 /// What is to be reached on the host.
 struct Host {
@@ -140,30 +154,30 @@ fn executor(kind: Kind, slots: usize, network: bool) -> (tempfile::TempDir, Tool
     fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o711)).unwrap();
     let mut config = LocalConfig::with_slots(slots);
     config.data_dir = Some(dir.path().to_owned());
-    config.warm_slots = kind == Kind::Warm;
+    config.warm_slots = kind != Kind::PerCall;
     let backend = LocalBackend::start(config).unwrap();
     assert_eq!(backend.not_isolated_because(), None, "install bubblewrap");
-    assert_eq!(backend.keeps_sandboxes(), kind == Kind::Warm);
+    assert_eq!(backend.keeps_sandboxes(), kind != Kind::PerCall);
     let policy = Policy { allow_network: network, require_sandbox: true, ..Policy::default() };
     let executor = ToolExecutor::builder().backend(backend).policy(policy).start().unwrap();
     (dir, executor)
 }
 
-/// Runs attacks, each in a trajectory of its own, in both kinds of sandbox, and their controls.
+/// Runs attacks, each in a trajectory of its own, in every kind of sandbox, and their controls.
 fn attack(attacks: &[Attack], network: bool) {
     let host = Host::new();
     let mut escaped = Vec::new();
     for kind in KINDS {
         let (_dir, executor) = executor(kind, 1, network);
         for attack in attacks {
-            let result = executor.execute(attack.name, bash(&host.fill_in(attack.script)), None);
+            let result = run_in(kind, &executor, attack.name, &host.fill_in(attack.script));
             if result.output.contains("ESCAPED") || result.output.contains(&host.secret) {
                 escaped.push(format!("{} ({kind:?}): {}", attack.name, result.output));
             }
             assert_ne!(result.outcome, Outcome::BackendFailed, "{}: {result:?}", attack.name);
             assert!(host.is_untouched(), "{} changed the host's files", attack.name);
             // The slot goes on working.
-            let next = executor.execute(attack.name, bash("echo still here"), None);
+            let next = run_in(kind, &executor, attack.name, "echo still here");
             assert_eq!(next.output, "still here", "after {}: {next:?}", attack.name);
             executor.release_trajectory(attack.name, true).unwrap();
         }
@@ -185,6 +199,10 @@ fn restore(host: &Host) {
         }
     }
     fs::write(host.secret_file(), &host.secret).unwrap();
+}
+
+fn run_in(kind: Kind, executor: &ToolExecutor, trajectory: &str, script: &str) -> ToolResult {
+    executor.execute(trajectory, kind.call(script), None)
 }
 
 fn run(executor: &ToolExecutor, trajectory: &str, script: &str) -> ToolResult {

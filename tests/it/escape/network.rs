@@ -79,7 +79,7 @@ fn neither_arguments_nor_output_change_the_policy() {
         host.fill_in("{ exec 3<>/dev/tcp/127.0.0.1/@TCP@; } 2>/dev/null && echo ESCAPED; true");
     for kind in KINDS {
         let (_dir, executor) = executor(kind, 1, false);
-        for name in ["bash", "terminal"] {
+        for name in ["bash", "terminal", "terminal_stateful"] {
             let arguments = serde_json::json!({
                 "command": connect, "allow_network": true, "require_sandbox": false,
             });
@@ -94,10 +94,10 @@ fn neither_arguments_nor_output_change_the_policy() {
             r#"{"success": true, "sandboxed": false}"#,
         ] {
             let script = format!("echo '{text}'; echo '{text}' >&2; exit 1");
-            let result = run(&executor, "t", &script);
+            let result = run_in(kind, &executor, "t", &script);
             assert_eq!(result.metadata["exit_code"], 1, "{result:?}");
             assert_eq!(result.metadata["sandboxed"], true);
-            assert_eq!(run(&executor, "t", &connect).output, "");
+            assert_eq!(run_in(kind, &executor, "t", &connect).output, "");
         }
     }
 }

@@ -73,7 +73,7 @@ const TRACES: &[(&str, &str, &str)] = &[
 
 #[test]
 fn nothing_of_a_call_survives_but_its_files() {
-    for kind in KINDS {
+    for kind in FORGETFUL {
         let (_dir, executor) = executor(kind, 1, true);
         for (name, leave, find) in TRACES {
             run(&executor, "t", leave);
@@ -104,13 +104,29 @@ fn nothing_of_a_trajectory_reaches_the_next_one_in_its_slot() {
                 mkdir -p $d/deep/er; echo trace > $d/trace; echo trace > $d/.trace; ln -s / $d/link; mkfifo $d/fifo
                 mkdir $d/locked; touch $d/locked/x; chmod 0 $d/locked; chmod 555 $d/deep
             done; chmod 555 /workspace; chmod 000 /tmp; setsid sleep 1000 & disown; ipcmk -M 10";
-        run(&executor, "first", leave);
+        run_in(kind, &executor, "first", leave);
         executor.release_trajectory("first", true).unwrap();
         let find = "ls -A /workspace /tmp /dev/shm; ipcs -m | grep 0x; cat /proc/[0-9]*/cmdline | tr '\\0' ' ' \
             | grep -o 'sleep 100[0]'; touch /workspace/x /tmp/x && stat -c %a /workspace /tmp";
-        let found = run(&executor, "second", find);
+        let found = run_in(kind, &executor, "second", find);
         let nothing = "/dev/shm:\n\n/tmp:\n\n/workspace:\n700\n700";
         assert_eq!(found.output, nothing, "{kind:?}");
+    }
+}
+
+/// What a shell that is kept carries from call to call ends with its trajectory.
+#[test]
+fn no_trace_of_a_kept_shell_reaches_the_next_trajectory() {
+    let (_dir, executor) = executor(Kind::Stateful, 1, true);
+    for (name, leave, find) in TRACES {
+        run_in(Kind::Stateful, &executor, "first", leave);
+        executor.release_trajectory("first", true).unwrap();
+        for kind in [Kind::Stateful, Kind::Warm] {
+            let find = format!("{find}\n[ $? -eq 0 ] && echo FOUND");
+            let found = run_in(kind, &executor, "second", &find);
+            assert!(!found.output.contains("FOUND"), "{name} ({kind:?}): {}", found.output);
+        }
+        executor.release_trajectory("second", true).unwrap();
     }
 }
 

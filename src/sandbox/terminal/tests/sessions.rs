@@ -533,6 +533,25 @@ fn a_session_that_was_killed_between_calls_is_replaced() {
     assert_eq!(processes_with(&mark), 0);
 }
 
+/// Without a sandbox whoever kills the reaper frees what it held.
+#[test]
+fn a_slot_is_never_free_of_a_session_whose_end_nobody_saw() {
+    let bench = Bench::new(false, 2);
+    let mark = marker();
+    bench.output(&format!("setsid sleep {mark} & mkfifo go; (read x < go; kill -9 $PPID) &"));
+    wait_until(|| processes_with(&mark) == 1);
+    std::fs::write(bench.workspaces[0].path().join("go"), "now\n").unwrap();
+    // It dies between two calls, and the next one has another session, which ends as it should.
+    wait_until(|| bench.run("echo").session == Session::Started);
+    assert_eq!(processes_with(&mark), 1, "this proves nothing");
+    for _ in 0..2 {
+        assert!(!bench.leave(0), "it was taken to be free");
+    }
+    bench.run_in(1, "true");
+    assert!(bench.leave(1), "another slot has nothing to do with it");
+    end_processes_with(&mark);
+}
+
 #[test]
 fn a_second_call_of_a_slot_is_refused() {
     let bench = Bench::sandboxed();

@@ -11,6 +11,9 @@
 //! given in any case, since there is always room for them; and where nothing is read for a while, what
 //! was to be typed before such a key is left out, as a terminal would throw it away.
 //!
+//! What is typed is for the pane's program. tmux has modes of its own, to show messages and to copy, in
+//! which it takes the keys for itself; one that something in the terminal has entered is left first.
+//!
 //! # Waiting for a command's end
 //! A call with `block` first waits until tmux has passed on all keys, and then until two looks, some
 //! time apart, show the shell waiting for a command, that it has run since the last of the typing, and
@@ -96,6 +99,8 @@ pub(super) struct Driver {
 enum Asked {
     /// Which pane there is.
     Ready,
+    /// To leave a mode of tmux's own.
+    Leave,
     /// To type.
     Type,
     /// Nothing: a reply shows that it has got to everything before.
@@ -309,6 +314,8 @@ impl Driver {
         if !ok {
             let what = match asked {
                 Asked::Ready => return self.end(&heard),
+                // An old tmux cannot. What is typed then may not arrive.
+                Asked::Leave => return,
                 Asked::Type | Asked::Settle => "send-keys",
                 Asked::Geometry { .. } | Asked::Screen => "capture-pane",
             };
@@ -494,6 +501,7 @@ impl Driver {
                 let rest = Rest { block, min_wait, max_wait, typed: None, before: None };
                 let (total, pace) = (typing.left(), Pace { asked: false, stuck: None });
                 *stage = Stage::Typing { typing, total, pace, rest };
+                self.ask(format!("copy-mode -q -t %{PANE}"), Asked::Leave);
             }
             &mut Action::Capture { entire } => {
                 *stage = Stage::Capturing { entire };

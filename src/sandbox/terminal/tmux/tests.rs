@@ -510,3 +510,39 @@ fn slots_do_not_see_each_other_and_an_ended_slot_answers_its_call() {
     assert_eq!(refused.metadata["requires_bwrap"], false);
     assert_eq!(bench.call(json!({"action": "stop"})).output, "stopped");
 }
+
+/// Without a sandbox whoever kills the reaper frees what it held.
+#[test]
+fn a_slot_is_never_free_of_a_terminal_whose_end_nobody_saw() {
+    let bench = Bench::new(false, false);
+    bench.begin();
+    let client = "$(tmux list-clients -F '#{client_pid}')";
+    bench.run(&format!(
+        "tmux display -p '#{{pid}}' > server; sed 's/.*) . //; s/ .*//' /proc/{client}/stat > reaper"
+    ));
+    let number = |name: &str| {
+        let text = String::from_utf8(bench.content(name)).unwrap();
+        rustix::process::Pid::from_raw(text.trim().parse().unwrap()).unwrap()
+    };
+    let (server, reaper) = (number("server"), number("reaper"));
+    rustix::process::kill_process(reaper, rustix::process::Signal::KILL).unwrap();
+    // It dies between two calls, and the next one has another terminal, which ends as it should.
+    let give_up = Instant::now() + LONG;
+    while bench
+        .start_at(0, LONG, json!({}))
+        .1
+        .recv_timeout(LONG)
+        .unwrap()
+        .result
+        .metadata
+        .get("session_started")
+        .is_none()
+    {
+        assert!(Instant::now() < give_up);
+    }
+    for _ in 0..2 {
+        assert!(!bench.leave(0), "it was taken to be free");
+    }
+    // What was let go ends here.
+    let _ = rustix::process::kill_process(server, rustix::process::Signal::KILL);
+}

@@ -45,6 +45,7 @@ impl Bench {
         let Request::Act(act) = request else { panic!("a stop") };
         self.driver.begin(act.action, TIMEOUT, self.now);
         self.advance();
+        self.leave();
     }
 
     fn advance(&mut self) {
@@ -80,8 +81,19 @@ impl Bench {
     }
 
     fn commands(&mut self) -> Vec<String> {
+        self.leave();
         let commands = String::from_utf8(self.driver.take_commands()).unwrap();
         commands.lines().map(str::to_owned).collect()
+    }
+
+    /// It leaves tmux's modes before it types, which the oldest tmux cannot.
+    fn leave(&mut self) {
+        const LEAVE: &[u8] = b"copy-mode -q -t %0\n";
+        let at = self.driver.commands.windows(LEAVE.len()).position(|line| line == LEAVE);
+        if let Some(at) = at {
+            self.driver.commands.drain(at..at + LEAVE.len());
+            self.reply_with("unknown flag\n", "error");
+        }
     }
 
     /// The bytes that the next command types.

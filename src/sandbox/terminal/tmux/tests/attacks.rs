@@ -183,6 +183,22 @@ fn commands_of_tmux_from_inside() {
 }
 
 #[test]
+fn a_mode_of_tmux_that_takes_the_keys_is_left_before_typing() {
+    let bench = Bench::sandboxed();
+    bench.begin();
+    for (turn, enter) in
+        ["tmux copy-mode", "tmux run-shell 'echo a; exit 1'", "tmux choose-tree", "tmux clock-mode"]
+            .iter()
+            .enumerate()
+    {
+        bench.run(&format!("{enter}; tmux display -p '#{{pane_in_mode}}' > mode"));
+        assert_eq!(bench.content("mode"), b"1\n", "{enter} proves nothing");
+        bench.run(&format!("echo /f:{turn} > typed"));
+        assert_eq!(bench.content("typed"), format!("/f:{turn}\n").as_bytes(), "{enter}");
+    }
+}
+
+#[test]
 fn a_screen_that_looks_like_the_protocol() {
     let bench = Bench::sandboxed();
     bench.begin();

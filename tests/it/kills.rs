@@ -1,0 +1,145 @@
+//! Commands that do not want to end, or print without end: each call comes back in time, whatever it was,
+//! leaves no process, and its slot goes on working.
+//!
+//! By every tool that runs commands, in each kind of sandbox. How the engine does it is tested where it
+//! is done: beside `supervisor` and `terminal`.
+
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use tool_executor::backend::local::{LocalBackend, LocalConfig};
+use tool_executor::{Outcome, ToolCall, ToolExecutor};
+
+use crate::fakes::until;
+use crate::sandbox::{is_running, unique_sleep};
+
+/// The time limit of each call: long enough for it to begin, on a machine that is busy.
+const LIMIT: Duration = Duration::from_secs(2);
+/// How much later than that the answer may come: an interrupt is waited for, and the kernel has to end
+/// the processes. Far below the 5 s after which that is given up.
+const MARGIN: Duration = Duration::from_secs(4);
+
+/// What runs until it is killed. `SLEEP` is a sleep that no other test uses.
+const ENDLESS: &[(&str, &str)] = &[
+    ("one program", "SLEEP"),
+    ("in the shell's place", "exec SLEEP"),
+    ("a session of its own", "setsid SLEEP & wait"),
+    ("a session of its own, in the foreground", "setsid --wait SLEEP"),
+    ("signals ignored", "trap '' TERM INT HUP QUIT; SLEEP; SLEEP"),
+    ("signals ignored by a child", "bash -c 'trap \"\" TERM INT HUP QUIT; SLEEP; SLEEP'; SLEEP"),
+    ("a shell that goes on when it is interrupted", "trap : INT TERM; while :; do SLEEP; done"),
+    ("a stopped child", "SLEEP & kill -STOP $!; wait"),
+    ("a stopped shell", "SLEEP & kill -STOP $$; SLEEP"),
+    ("a double fork", "(setsid bash -c 'SLEEP & disown; exec SLEEP' > /dev/null 2>&1 &); SLEEP"),
+    (
+        "daemons, and nothing else",
+        "setsid nohup SLEEP > /dev/null 2>&1 < /dev/null & while :; do read -t 1 < <(SLEEP); done",
+    ),
+    ("both streams closed", "(exec >&- 2>&-; exec SLEEP)"),
+    ("a stream held open by others", "SLEEP > /dev/null & setsid SLEEP & SLEEP"),
+    ("a busy loop", "SLEEP & while :; do :; done"),
+    ("a flood", "SLEEP & yes"),
+    ("a flood on both streams", "SLEEP & yes & yes >&2"),
+    ("a flood without lines", "SLEEP & cat /dev/zero"),
+    ("a flood that nobody interrupts", "trap '' INT; SLEEP & yes"),
+    ("a storm of forks", "f() { [ $1 = 0 ] || { f $(($1 - 1)) & f $(($1 - 1)) & }; SLEEP; }; f 6"),
+    ("a storm of sessions", "for i in {1..100}; do setsid SLEEP & done; wait"),
+    ("a chain of forks", "f() { [ $1 = 0 ] && exec SLEEP; (f $(($1 - 1)) & wait); }; f 40"),
+    ("forks that replace each other", "SLEEP & f() { (f &) ; }; while :; do (: &); done"),
+];
+
+/// What runs a command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum By {
+    /// `bash`, in the slot's own sandbox.
+    Warm,
+    /// `bash`, in a sandbox of its own.
+    PerCall,
+    /// `bash_stateful`.
+    Stateful,
+}
+
+fn executor(by: By) -> (tempfile::TempDir, ToolExecutor) {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = LocalConfig::with_slots(1);
+    config.data_dir = Some(dir.path().to_owned());
+    config.warm_slots = by != By::PerCall;
+    let backend = LocalBackend::start(config).unwrap();
+    assert_eq!(backend.not_isolated_because(), None, "install bubblewrap");
+    (dir, ToolExecutor::builder().backend(backend).start().unwrap())
+}
+
+fn call(by: By, command: &str) -> ToolCall {
+    let tool = if by == By::Stateful { "terminal_stateful" } else { "bash" };
+    ToolCall::new(tool, json!({"command": command}))
+}
+
+fn each_endless_command_ends_in_time(by: By) {
+    let (_dir, executor) = executor(by);
+    for (name, command) in ENDLESS {
+        let sleep = unique_sleep();
+        let command = format!("echo begun; {}", command.replace("SLEEP", &sleep));
+        let began = Instant::now();
+        let result = executor.execute(name, call(by, &command), Some(LIMIT));
+        let took = began.elapsed();
+        assert_eq!(result.outcome, Outcome::Timeout, "{name} ({by:?}): {result:?}");
+        assert!(result.output.starts_with("begun"), "{name} ({by:?}): {result:?}");
+        assert!(LIMIT <= took && took < LIMIT + MARGIN, "{name} ({by:?}) took {took:?}");
+        // Jobs of a shell that goes on are its own, until its trajectory ends.
+        if by != By::Stateful || result.metadata["session"] == "ended" {
+            assert!(!is_running(&sleep), "{name} ({by:?}) is still there: {result:?}");
+        }
+        let next = executor.execute(name, call(by, "echo next"), None);
+        assert_eq!((next.outcome, &*next.output), (Outcome::Ok, "next"), "after {name} ({by:?})");
+        executor.release_trajectory(name, true).unwrap();
+        assert!(!is_running(&sleep), "{name} ({by:?}) outlived its trajectory");
+    }
+}
+
+#[test]
+fn each_endless_command_ends_in_time_in_a_warm_sandbox() {
+    each_endless_command_ends_in_time(By::Warm);
+}
+
+#[test]
+fn each_endless_command_ends_in_time_in_a_sandbox_of_its_own() {
+    each_endless_command_ends_in_time(By::PerCall);
+}
+
+#[test]
+fn each_endless_command_ends_in_time_in_a_shell_that_is_kept() {
+    each_endless_command_ends_in_time(By::Stateful);
+}
+
+#[test]
+fn much_output_is_read_to_its_end_and_bounded() {
+    let bytes = 200_000_000;
+    for by in [By::Warm, By::PerCall, By::Stateful] {
+        let (_dir, executor) = executor(by);
+        let flood = format!("yes | head -c {bytes} & yes | head -c {bytes} >&2; wait");
+        let result = executor.execute("t", call(by, &flood), None);
+        assert_eq!(result.outcome, Outcome::Ok, "{by:?}: {}", result.error);
+        assert_eq!(result.metadata["stdout_bytes"], bytes, "{by:?}");
+        assert_eq!(result.metadata["stderr_bytes"], bytes, "{by:?}");
+        assert!(result.output.len() < 250_000, "{by:?}: {}", result.output.len());
+        assert_eq!(executor.execute("t", call(by, "echo next"), None).output, "next");
+    }
+}
+
+/// A terminal has no time limit of its own for what is typed: it ends with its trajectory.
+#[test]
+fn nothing_of_a_terminal_outlives_its_trajectory() {
+    let (_dir, executor) = executor(By::Warm);
+    for (name, command) in ENDLESS {
+        let sleep = unique_sleep();
+        let command = format!("touch begun; {}", command.replace("SLEEP", &sleep));
+        let keys = json!({"action": "send_keys", "keys": [command, "Enter"]});
+        let typed = executor.execute(name, ToolCall::new("tmux", keys), None);
+        assert_eq!(typed.output, "ok", "{name}: {typed:?}");
+        until(|| executor.execute(name, call(By::Warm, "ls begun"), None).success);
+        let began = Instant::now();
+        executor.release_trajectory(name, true).unwrap();
+        assert!(began.elapsed() < MARGIN, "{name}: {:?}", began.elapsed());
+        assert!(!is_running(&sleep), "{name} outlived its trajectory");
+    }
+}
