@@ -90,7 +90,7 @@ fn stateful(criterion: &mut Criterion) {
     });
     drop(lines);
     assert!(bash.wait().unwrap().success());
-    let executor = executor(1);
+    let executor = executor(1, true);
     group.bench_function("executor", |bencher| {
         bencher.iter(|| {
             let call = ToolCall::new("terminal_stateful", json!({"command": "echo hello"}));
