@@ -6,7 +6,7 @@
 //!
 //! The handshake is that of [`running`](super::super::running): bubblewrap reports the sandbox's first
 //! process, *init*, and waits; init is held by a pidfd; then the program is let go. Where there is no
-//! bubblewrap the program runs under a [`reaper`](super::super::reaper).
+//! bubblewrap the program runs under a [`reaper`].
 //!
 //! # If this process dies
 //! Then the program dies with it, whenever that is, except in one phase: a sandbox that waits for its

@@ -1,6 +1,6 @@
 //! What the model sees of a `bash_stateful` call: texts, metadata and outcomes. Pure.
 //!
-//! As of `bash` (see [`bash`](super::super::bash)), with more metadata: `stateful`; `session`, which is
+//! As of `bash` (see [`bash`]), with more metadata: `stateful`; `session`, which is
 //! `started`, `kept` or `ended`; and `background_output`, what was printed between the session's latest
 //! call and this one.
 
