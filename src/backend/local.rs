@@ -497,9 +497,8 @@ impl Backend for LocalBackend {
 
     fn execute(&self, _container: usize, batch: Vec<Execution>) {
         // They only have to be started, so nobody's file keeps them waiting.
-        let (commands, others): (Vec<_>, Vec<_>) = batch
-            .into_iter()
-            .partition(|execution| execution.tool.starts_with("bash") || execution.tool == "tmux");
+        let (commands, others): (Vec<_>, Vec<_>) =
+            batch.into_iter().partition(|execution| self.is_prompt(execution.tool));
         for execution in commands.into_iter().chain(others) {
             match execution.tool {
                 "bash" => self.bash(execution),
@@ -516,6 +515,11 @@ impl Backend for LocalBackend {
                 }
             }
         }
+    }
+
+    /// Commands go to the threads that run them.
+    fn is_prompt(&self, tool: &str) -> bool {
+        matches!(tool, "bash" | "bash_stateful" | "tmux")
     }
 
     fn reset(&self, slot: &SlotRef, reply: ResetReply) {

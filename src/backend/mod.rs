@@ -61,10 +61,19 @@ pub trait Backend: Send + Sync + 'static {
     ///
     /// A call that was cancelled while its batch waited for an I/O thread is not among them.
     ///
-    /// Called on one of a few I/O threads. It may block for as long as it takes to *hand over* the
+    /// Called on one of a few I/O threads, unless it [is prompt](Self::is_prompt). It may block for as long as it takes to *hand over* the
     /// calls; while it waits for their *results* it holds up an I/O thread, so a backend with slow
     /// calls should return early and answer the replies later.
     fn execute(&self, container: usize, batch: Vec<Execution>);
+
+    /// Whether [`execute`](Self::execute) takes calls of this tool without blocking – no I/O, no lock
+    /// that others hold for long – and answers them later. Then it is called on the executor's own
+    /// thread, which saves a change of threads; whatever holds it up there holds up all calls. Defaults
+    /// to `false`.
+    fn is_prompt(&self, tool: &str) -> bool {
+        let _ = tool;
+        false
+    }
 
     /// Empties a slot: no file and no process of an earlier call is left in it when `reply` is
     /// given `Ok`. It may be that an earlier call of the slot still runs, if its answer came too
@@ -173,6 +182,10 @@ impl<B: Backend + ?Sized> Backend for Arc<B> {
 
     fn execute(&self, container: usize, batch: Vec<Execution>) {
         (**self).execute(container, batch);
+    }
+
+    fn is_prompt(&self, tool: &str) -> bool {
+        (**self).is_prompt(tool)
     }
 
     fn reset(&self, slot: &SlotRef, reply: ResetReply) {

@@ -1,5 +1,6 @@
 //! The batcher thread: takes events from the channel until the dispatch's next deadline, and sets
-//! the workers to what is to be done. It never does I/O and never waits for anything but events.
+//! the workers to what is to be done. It never does I/O and never waits for anything but events; the one
+//! thing that it does itself is to hand over calls that its backend says it takes at once.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -88,16 +89,22 @@ fn perform(action: Action, backend: &Arc<dyn Backend>, report: &Sender<Event>, c
     let report = report.clone();
     let backend = backend.clone();
     match action {
-        Action::Send { container, batch } => io.spawn(move || {
-            let batch = still_wanted(batch);
-            // A panic drops the batch's replies, which answers them.
-            if !batch.is_empty()
-                && let Err(panic) = guarded(|| backend.execute(container, batch))
-            {
-                log::error!("the sandbox backend panicked in execute: {panic}");
+        Action::Send { container, batch } => {
+            // A change of threads costs a lone call more than handing it over does. A panic drops the
+            // batch's replies, which answers them.
+            let is_prompt = |execution: &Execution| backend.is_prompt(execution.tool);
+            let parted = guarded(|| batch.into_iter().partition::<Vec<_>, _>(is_prompt));
+            let (prompt, others) = parted.unwrap_or_default();
+            hand_over(&*backend, container, prompt);
+            if others.is_empty() {
+                let _ = report.send(Event::BatchAccepted { container });
+                return;
             }
-            let _ = report.send(Event::BatchAccepted { container });
-        }),
+            io.spawn(move || {
+                hand_over(&*backend, container, still_wanted(others));
+                let _ = report.send(Event::BatchAccepted { container });
+            });
+        }
         Action::Handle(call) => handlers.spawn(move || {
             handle(call);
             let _ = report.send(Event::ExternalReturned(External::InProcess));
@@ -134,6 +141,15 @@ fn perform(action: Action, backend: &Arc<dyn Backend>, report: &Sender<Event>, c
                 log::error!("the sandbox backend panicked in cancel: {panic}");
             }
         }),
+    }
+}
+
+fn hand_over(backend: &dyn Backend, container: usize, batch: Vec<Execution>) {
+    // A panic drops the batch's replies, which answers them.
+    if !batch.is_empty()
+        && let Err(panic) = guarded(|| backend.execute(container, batch))
+    {
+        log::error!("the sandbox backend panicked in execute: {panic}");
     }
 }
 

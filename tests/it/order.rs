@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use tool_executor::backend::{Backend, Container, Execution, ResetReply, SlotRef};
-use tool_executor::{BackendError, Outcome, ToolExecutor, ToolResult};
+use tool_executor::{BackendError, Outcome, ToolCall, ToolExecutor, ToolResult};
 
 use crate::fakes::{Echoes, HandsOver, PATIENCE, bash, command, next, one_container};
 
@@ -163,4 +163,37 @@ fn a_call_that_is_cancelled_while_its_batch_waits_for_a_thread_never_reaches_the
     assert!(first.wait_timeout(PATIENCE).unwrap().success);
     assert!(executor.close().all_threads_ended);
     assert!(has_been_told.try_recv().is_err());
+}
+
+#[test]
+fn calls_that_a_backend_takes_at_once_are_handed_over_by_the_batcher_itself() {
+    /// Answers with the name of the thread that it is called on, and panics at "panic".
+    struct TellsItsThread;
+    impl Backend for TellsItsThread {
+        fn start(&self) -> Result<Vec<Container>, BackendError> {
+            Ok(one_container(2))
+        }
+        fn is_prompt(&self, tool: &str) -> bool {
+            tool == "bash"
+        }
+        fn execute(&self, _container: usize, batch: Vec<Execution>) {
+            for execution in batch {
+                assert_ne!(command(&execution), "panic", "expected by this test");
+                let thread = std::thread::current().name().unwrap_or_default().to_owned();
+                execution.reply.send(ToolResult::ok(thread));
+            }
+        }
+        fn reset(&self, slot: &SlotRef, reply: ResetReply) {
+            Echoes(2).reset(slot, reply);
+        }
+    }
+    let executor = ToolExecutor::builder().backend(TellsItsThread).start().unwrap();
+    let read = ToolCall::new("read_file", serde_json::json!({"path": "x", "command": ""}));
+    for _ in 0..3 {
+        assert_eq!(executor.execute("t", bash(""), None).output, "tool-batcher");
+        assert!(executor.execute("t", read.clone(), None).output.starts_with("tool-io-"));
+        let panicked = executor.execute("t", bash("panic"), None);
+        assert_eq!(panicked.outcome, Outcome::BackendFailed, "{panicked:?}");
+    }
+    assert!(executor.close().all_threads_ended);
 }

@@ -239,8 +239,8 @@ impl Slots {
 
     /// Runs calls, each when its slot's turn comes. Does not block.
     ///
-    /// Those whose slots are free go to the backend as one batch, in one job; `handed_over` is called
-    /// after that job, or at once if there is none. Gives the ids in the order of the calls.
+    /// Those whose slots are free go to the backend as one batch, in one job unless it takes them at once
+    /// ([`Backend::is_prompt`]); `handed_over` is called after that job, or at once if there is none. Gives the ids in the order of the calls.
     pub(crate) fn execute(
         self: &Arc<Self>,
         calls: Vec<SlotCall>,
@@ -270,7 +270,12 @@ impl Slots {
             });
         }
         let ready = batch.lock().take().unwrap_or_default();
-        if !ready.is_empty() {
+        if ready.iter().all(|ready| self.backend.is_prompt(&ready.tool)) {
+            // A change of threads would cost more.
+            if let Err(panic) = guarded(|| self.hand_over(ready)) {
+                log::error!("the sandbox backend panicked in execute: {panic}");
+            }
+        } else {
             let slots = self.clone();
             self.spawn(&self.io, move || {
                 let _handed_over = handed_over;
