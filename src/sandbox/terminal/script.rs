@@ -7,8 +7,8 @@
 //! 1. source the file `command`, its standard input at its end, and then the file `end`, which writes
 //!    the call's word and the exit code to `status`, a FIFO;
 //! 2. source `end` again, unless the first line got there. It does not where bash abandons the line: at
-//!    an interrupt, and at errors such as `${x?}` or a division by zero. bash reads a pipe byte by byte,
-//!    so it is not given this line where the first one has got there soon.
+//!    an interrupt, and at errors such as `${x?}` or a division by zero. It costs ten
+//!    system calls, so bash is not given it where the first one has got there soon.
 //!
 //! After an interrupt bash is asked for one more word before the session is taken to be usable again.
 //!
