@@ -7,7 +7,8 @@
 //! 1. source the file `command`, its standard input at its end, and then the file `end`, which writes
 //!    the call's word and the exit code to `status`, a FIFO;
 //! 2. source `end` again, unless the first line got there. It does not where bash abandons the line: at
-//!    an interrupt, and at errors such as `${x?}` or a division by zero.
+//!    an interrupt, and at errors such as `${x?}` or a division by zero. It costs ten
+//!    system calls, so bash is not given it where the first one has got there soon.
 //!
 //! After an interrupt bash is asked for one more word before the session is taken to be usable again.
 //!
@@ -154,27 +155,34 @@ pub(super) fn first_line(shown: &Path, word: &str, open_files: Option<u64>) -> S
     )
 }
 
-/// The lines that have bash run the file `command` after an earlier command has ended with `last`.
-/// Short enough to be written to a pipe in one piece.
-pub(super) fn call_lines(shown: &Path, word: &str, last: i32) -> String {
+/// The line that has bash run the file `command` after an earlier command has ended with `last`. Short
+/// enough to be written to a pipe in one piece, with the [second one](second_line).
+pub(super) fn first_line_of_call(shown: &Path, word: &str, last: i32) -> String {
     let file = |name| quoted(&shown.join(name));
-    let (command, end) = (file("command"), format!("\\builtin . {} {word} \"$?\"", file("end")));
+    let (command, end) = (file("command"), end_call(shown, word, "\"$?\""));
     // As the left part of `&&` its failure is no reason for anything.
     let code = match last {
         0 => String::new(),
         code => format!("\\builtin . {} {code} && :; ", file("code")),
     };
-    let interrupted = format!("\\builtin . {} {word} {INTERRUPTED}", file("end"));
     // PS2 tells the second line how far the first one got: to its end, or begun, or not at all. bash
     // may take an interrupt that is over for another one, and drop a line that it has just read.
-    format!(
-        "PS2=x; {code}\\builtin . {command} </dev/null; {{ {end}; }} 2>/dev/null\n\
-         {{ case $PS2 in ({word}) ;; (x) {end};; (*) {interrupted};; esac; }} 2>/dev/null\n"
-    )
+    format!("PS2=x; {code}\\builtin . {command} </dev/null; {{ {end}; }} 2>/dev/null\n")
+}
+
+/// The line that has bash tell the end of a call whose first line it has abandoned.
+pub(super) fn second_line(shown: &Path, word: &str) -> String {
+    let end = end_call(shown, word, "\"$?\"");
+    let interrupted = end_call(shown, word, &INTERRUPTED.to_string());
+    format!("{{ case $PS2 in ({word}) ;; (x) {end};; (*) {interrupted};; esac; }} 2>/dev/null\n")
+}
+
+fn end_call(shown: &Path, word: &str, code: &str) -> String {
+    format!("\\builtin . {} {word} {code}", quoted(&shown.join("end")))
 }
 
 /// Lines that have bash tell the end of a call that was interrupted, unless it has: an interrupt may make
-/// it drop those of [`call_lines`].
+/// it drop those of the call.
 pub(super) fn interrupt_lines(shown: &Path, word: &str) -> String {
     let end = quoted(&shown.join("end"));
     let line = format!(
@@ -301,7 +309,8 @@ mod tests {
 
     #[test]
     fn the_lines_of_a_call_are_short_and_nothing_of_the_command_is_in_them() {
-        let lines = call_lines(Path::new(SHOWN_AT), &new_word(), 255);
+        let (shown, word) = (Path::new(SHOWN_AT), new_word());
+        let lines = first_line_of_call(shown, &word, 255) + &second_line(shown, &word);
         assert!(lines.len() < 1024, "{} bytes", lines.len());
         assert_eq!(lines.matches('\n').count(), 2);
         let file = command_file("echo a", "himxBHs");

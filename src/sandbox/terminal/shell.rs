@@ -33,6 +33,8 @@ const GRACE: Duration = Duration::from_secs(1);
 const INTERRUPT_EVERY: Duration = Duration::from_millis(250);
 /// And in the second half: bash goes on with its loop where it is interrupted while a child of it ends.
 const HAMMER_EVERY: Duration = Duration::from_millis(40);
+/// For how long a call's first line may be on its own.
+const SECOND_LINE_AFTER: Duration = Duration::from_millis(3);
 /// Longer timeouts are taken for this, so that no deadline overflows the clock.
 const LONGEST_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
 /// More than this is not read from the FIFO for one call: some hundred bytes are usual.
@@ -148,6 +150,8 @@ struct Current {
     /// When the shell was told of it.
     began: Option<Instant>,
     word: String,
+    /// When it is to be told the second line, unless it was.
+    second_line: Option<Instant>,
     deadline: Option<Instant>,
     /// It was interrupted, and when waiting for that is given up.
     interrupted: Option<(Reason, Instant)>,
@@ -262,6 +266,7 @@ impl Program for Shell {
             first: self.calls == 0,
             began: None,
             word: script::new_word(),
+            second_line: None,
             deadline: None,
             interrupted: None,
             given_up: None,
@@ -307,7 +312,10 @@ impl Program for Shell {
     fn deadline(&self) -> Option<Instant> {
         match self.first_word {
             Some(_) => self.start_deadline,
-            None => self.current.as_ref().and_then(|current| current.deadline),
+            None => self
+                .current
+                .as_ref()
+                .and_then(|current| current.second_line.into_iter().chain(current.deadline).min()),
         }
     }
 
@@ -320,7 +328,12 @@ impl Program for Shell {
             }
             return cx.kept.kill(cx.now);
         }
-        self.interrupt(Reason::TimedOut, cx);
+        let deadline = self.current.as_ref().and_then(|current| current.deadline);
+        if deadline.is_some_and(|due| due <= cx.now) {
+            self.interrupt(Reason::TimedOut, cx);
+        } else {
+            self.say_second_line(cx);
+        }
     }
 
     fn gone(mut self, cx: &mut Context<'_>) {
@@ -375,7 +388,7 @@ impl Shell {
         let Some(current) = &mut self.current else { return };
         let (last, flags) = &self.last;
         let text = script::command_file(&current.call.command, flags);
-        let lines = script::call_lines(&self.shown, &current.word, *last);
+        let line = script::first_line_of_call(&self.shown, &current.word, *last);
         // Not needed any more.
         current.call.command = String::new();
         if !current.first {
@@ -388,7 +401,18 @@ impl Shell {
         let now = Instant::now();
         current.began = Some(now);
         current.deadline = Some(now + current.call.timeout);
-        self.say(&lines, cx);
+        current.second_line = Some(now + SECOND_LINE_AFTER);
+        self.say(&line, cx);
+    }
+
+    /// In case bash abandons the first one.
+    fn say_second_line(&mut self, cx: &mut Context<'_>) {
+        if let Some(current) = &mut self.current
+            && current.second_line.take().is_some()
+        {
+            let line = script::second_line(&self.shown, &current.word);
+            self.say(&line, cx);
+        }
     }
 
     /// Writes lines for bash, which are short.
@@ -501,10 +525,14 @@ impl Shell {
         }
         current.word = script::new_word();
         current.deadline = Some(cx.now + GRACE);
-        let lines = script::call_lines(&self.shown, &current.word, SYNTAX_ERROR);
+        current.second_line = Some(cx.now);
+        let line = script::first_line_of_call(&self.shown, &current.word, SYNTAX_ERROR);
         self.current = Some(current);
         match self.directory.put_command(b"\n") {
-            Ok(()) => self.say(&lines, cx),
+            Ok(()) => {
+                self.say(&line, cx);
+                self.say_second_line(cx);
+            }
             Err(_) => cx.kept.kill(cx.now),
         }
     }
@@ -520,6 +548,7 @@ impl Shell {
 
     /// Ends the call as Ctrl-C does, or by force where that has not helped in time.
     fn interrupt(&mut self, reason: Reason, cx: &mut Context<'_>) {
+        self.say_second_line(cx);
         let Some(current) = &mut self.current else { return };
         let ended = current.ended.is_some();
         if ended && current.deadline.is_some_and(|due| cx.now < due) {
