@@ -32,6 +32,9 @@ impl Dispatch {
             self.sent_to[container] -= 1;
             lost = outcome == Outcome::SandboxLost;
         }
+        if let Stage::OnThread { kind, .. } = call.stage {
+            self.external[kind as usize].unanswered -= 1;
+        }
         let trajectory_id = call.ticket.cell().trajectory_id.clone();
         self.no_longer_current(&trajectory_id, id, lost, now);
         self.advance(&trajectory_id, now);
@@ -90,7 +93,10 @@ impl Dispatch {
                 self.sent_to[container] -= 1;
                 cell.cancel();
             }
-            Stage::OnThread { cancelled, .. } => cancelled.store(true, Ordering::Release),
+            Stage::OnThread { kind, cancelled, .. } => {
+                self.external[kind as usize].unanswered -= 1;
+                cancelled.store(true, Ordering::Release);
+            }
         }
         self.no_longer_current(trajectory_id, id, lost, now);
         Some(trajectory_id.clone())
