@@ -15,7 +15,7 @@ use super::handle::hold;
 use super::signals::without_sigpipe;
 use super::status::te_status::{TE_INVALID_ARGUMENT, TE_INVALID_JSON};
 use super::status::{Fault, guard, te_status};
-use super::text::{Out, te_buffer, text};
+use super::text::{Out, object, on_a_stack, te_buffer, text};
 use crate::artifact::{ArchiveArtifacts, ListArtifacts, ReadArtifact};
 
 #[derive(Deserialize)]
@@ -58,10 +58,14 @@ impl Archive {
 }
 
 /// A request in JSON; nothing is `{}`.
-fn request<T: DeserializeOwned>(json: *const c_char, len: usize) -> Result<T, Fault> {
-    let json = text(json, len, "request")?;
-    serde_json::from_str(if json.is_empty() { "{}" } else { json })
-        .map_err(|error| Fault::new(TE_INVALID_JSON, format!("the request: {error}")))
+fn request<T: DeserializeOwned + Send>(json: *const c_char, len: usize) -> Result<T, Fault> {
+    let json = match text(json, len, "request")? {
+        "" => "{}",
+        json => json,
+    };
+    on_a_stack(json, || {
+        object(json).map_err(|error| Fault::new(TE_INVALID_JSON, format!("the request: {error}")))
+    })
 }
 
 /// Reads a part of a file of a trajectory's workspace, after the trajectory's earlier calls and before its

@@ -13,7 +13,7 @@ use super::queue::te_queue;
 use super::result::{into_result, te_result};
 use super::status::te_status::{TE_CLOSED, TE_INVALID_ARGUMENT, TE_INVALID_JSON};
 use super::status::{Fault, guard, te_status};
-use super::text::{Out, te_buffer, text};
+use super::text::{Out, object, on_a_stack, te_buffer, text};
 use crate::executor::CallHandle;
 use crate::tool::{MAX_TIMEOUT, MIN_TIMEOUT, ToolCall};
 
@@ -50,8 +50,8 @@ fn no_arguments() -> Value {
 /// # Errors
 /// It is not the JSON that is asked for.
 fn parse(json: &str) -> Result<(ToolCall, Option<Duration>), Fault> {
-    let call: Call = serde_json::from_str(json)
-        .map_err(|error| Fault::new(TE_INVALID_JSON, format!("the call: {error}")))?;
+    let call: Call =
+        object(json).map_err(|error| Fault::new(TE_INVALID_JSON, format!("the call: {error}")))?;
     let (least, most) = (MIN_TIMEOUT.as_secs_f64(), MAX_TIMEOUT.as_secs_f64());
     let timeout = match call.timeout_s {
         Some(seconds) if (least..=most).contains(&seconds) => {
@@ -101,9 +101,13 @@ pub unsafe extern "C" fn te_execute(
     guard(|| {
         let out = Out::new(result, "result", std::ptr::null_mut())?;
         let trajectory = text(trajectory, trajectory_len, "trajectory")?;
-        let (call, timeout) = parse(text(call, call_len, "call")?)?;
+        let call = text(call, call_len, "call")?;
         let executor = hold(executor)?;
-        let result = executor.executor.submit(trajectory, call, timeout)?.wait();
+        let pending = on_a_stack(call, || {
+            let (call, timeout) = parse(call)?;
+            Ok(executor.executor.submit(trajectory, call, timeout)?)
+        });
+        let result = pending?.wait();
         out.put(into_result(0, trajectory.into(), result));
         Ok(())
     })
@@ -130,11 +134,14 @@ pub unsafe extern "C" fn te_submit(
     guard(|| {
         let out = Out::optional(handle, std::ptr::null_mut());
         let trajectory = text(trajectory, trajectory_len, "trajectory")?;
-        let (call, timeout) = parse(text(call, call_len, "call")?)?;
+        let call = text(call, call_len, "call")?;
         let queue = hold(queue)?;
         let executor = &queue.executor;
-        let submitted =
-            executor.executor.try_submit_to(&queue.queue, tag, trajectory, call, timeout)?;
+        let submitted = on_a_stack(call, || {
+            let (call, timeout) = parse(call)?;
+            let queue = &queue.queue;
+            Ok(executor.executor.try_submit_to(queue, tag, trajectory, call, timeout)?)
+        })?;
         if let Some(out) = out {
             out.put(into_handle::<te_call>((submitted, executor.clone())));
         }
@@ -225,16 +232,19 @@ pub unsafe extern "C" fn te_parse_calls(
 ) -> te_status {
     guard(|| {
         let out = Out::buffer(calls, "calls")?;
-        let found = ToolCall::parse_from_text(text(model_text, model_text_len, "model_text")?);
-        let found = found.into_iter().map(|call| {
-            json!({
-                "name": call.name,
-                "arguments": call.arguments,
-                "uniq_id": call.uniq_id,
-                "raw_text": call.raw_text,
-            })
-        });
-        out.json(&Value::Array(found.collect()));
+        let model_text = text(model_text, model_text_len, "model_text")?;
+        let found = on_a_stack(model_text, || {
+            let found = ToolCall::parse_from_text(model_text).into_iter().map(|call| {
+                json!({
+                    "name": call.name,
+                    "arguments": call.arguments,
+                    "uniq_id": call.uniq_id,
+                    "raw_text": call.raw_text,
+                })
+            });
+            Ok(Value::Array(found.collect()).to_string())
+        })?;
+        out.put(te_buffer::of(found.into_bytes()));
         Ok(())
     })
 }

@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use super::status::Fault;
 use super::status::te_status::{TE_INVALID_CONFIG, TE_INVALID_JSON};
+use super::text::{from_object, object, on_a_stack};
 use crate::backend::fleet::FleetConfig;
 use crate::executor::{BatchPolicy, Builder, LostWorkspace};
 use crate::tool::{JsonObject, Policy, ToolRegistry, ToolSchema};
@@ -61,7 +62,7 @@ macro_rules! part {
             T: DeserializeOwned,
         {
             let value = Value::deserialize(deserializer)?;
-            serde_json::from_value(value)
+            from_object(value)
                 .map(Some)
                 .map_err(|error| D::Error::custom(format!("in {:?}: {error}", $name)))
         }
@@ -147,7 +148,7 @@ struct PolicyPart {
 #[serde(deny_unknown_fields, default)]
 struct Tools {
     builtin: Option<bool>,
-    external: Vec<Schema>,
+    external: Vec<Value>,
 }
 
 #[derive(Deserialize)]
@@ -213,15 +214,19 @@ pub(super) fn builder(
     add: impl FnOnce(&mut ToolRegistry) -> Result<(), Fault>,
 ) -> Result<(Builder, Started), Fault> {
     let wrong = |text: String| Fault::new(TE_INVALID_CONFIG, text);
-    let config: Config = serde_json::from_str(json).map_err(|error| {
-        let status = if error.is_data() { TE_INVALID_CONFIG } else { TE_INVALID_JSON };
-        Fault::new(status, format!("the configuration: {error}"))
+    let config: Config = on_a_stack(json, || {
+        object(json).map_err(|error| {
+            let status = if error.is_data() { TE_INVALID_CONFIG } else { TE_INVALID_JSON };
+            Fault::new(status, format!("the configuration: {error}"))
+        })
     })?;
     let mut registry = match config.tools.as_ref().and_then(|tools| tools.builtin) {
         Some(false) => ToolRegistry::empty(),
         _ => ToolRegistry::builtin(),
     };
     for schema in config.tools.map(|tools| tools.external).unwrap_or_default() {
+        let schema: Schema = from_object(schema)
+            .map_err(|error| wrong(format!("in \"tools\": an external tool: {error}")))?;
         let name = schema.name.clone();
         let added = schema
             .into_schema()
@@ -392,7 +397,9 @@ mod tests {
         for (json, status, words) in [
             ("", TE_INVALID_JSON, "EOF"),
             ("{", TE_INVALID_JSON, "EOF"),
-            ("[]", TE_INVALID_CONFIG, "expected"),
+            ("[]", TE_INVALID_CONFIG, "expected an object"),
+            (r#"{"local": []}"#, TE_INVALID_CONFIG, "in \"local\": invalid type: an array"),
+            (r#"{"tools": {"external": [["x"]]}}"#, TE_INVALID_CONFIG, "an external tool: invalid"),
             (r#"{"slots": 3}"#, TE_INVALID_CONFIG, "`slots`"),
             (r#"{"local": {"slot": 3}}"#, TE_INVALID_CONFIG, "in \"local\": unknown field `slot`"),
             (r#"{"local": {"slots": "3"}}"#, TE_INVALID_CONFIG, "in \"local\": invalid type"),

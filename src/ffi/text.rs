@@ -1,10 +1,14 @@
 //! Bytes that come in as a pointer and a length, and buffers that go out.
 
 use std::ffi::c_char;
+use std::panic::resume_unwind;
 use std::ptr;
+use std::thread;
 use std::time::Duration;
 
-use super::status::te_status::{TE_INVALID_ARGUMENT, TE_INVALID_UTF8, TE_NULL};
+use serde::de::DeserializeOwned;
+
+use super::status::te_status::{TE_INVALID_ARGUMENT, TE_INVALID_UTF8, TE_NULL, TE_START_FAILED};
 use super::status::{Fault, guard};
 
 /// Bytes that belong to the caller: the functions that give some fill a buffer of the caller's, and
@@ -110,6 +114,66 @@ pub(super) fn text<'a>(data: *const c_char, len: usize, name: &str) -> Result<&'
     })
 }
 
+/// What may be nested so deeply is read on the caller's stack.
+const SHALLOW: usize = 16;
+
+/// Runs what reads `json`, or frees what was read of it, and is recursive therefore. Where it is nested
+/// deeply it gets a stack of ours: the caller's may be small, and how deep a model nests nobody knows.
+pub(super) fn on_a_stack<T: Send>(
+    json: &str,
+    read: impl FnOnce() -> Result<T, Fault> + Send,
+) -> Result<T, Fault> {
+    if nesting(json) <= SHALLOW {
+        return read();
+    }
+    thread::scope(|scope| {
+        let deep = thread::Builder::new().name("tool-parse".to_owned());
+        let deep = super::signals::blocked(|| deep.spawn_scoped(scope, read))
+            .map_err(|error| Fault::new(TE_START_FAILED, format!("no thread: {error}")))?;
+        deep.join().unwrap_or_else(|panic| resume_unwind(panic))
+    })
+}
+
+/// How deep arrays and objects are nested in JSON, at most. Of what is no JSON it says something.
+fn nesting(json: &str) -> usize {
+    let (mut depth, mut deepest) = (0_usize, 0);
+    let (mut in_string, mut escaped) = (false, false);
+    for byte in json.bytes() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' => escaped = in_string,
+            b'"' => in_string = !in_string,
+            b'[' | b'{' if !in_string => {
+                depth += 1;
+                deepest = deepest.max(depth);
+            }
+            b']' | b'}' if !in_string => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    deepest
+}
+
+/// Reads a JSON object. Not an array, which would be taken for the fields in their order.
+pub(super) fn object<T: DeserializeOwned>(json: &str) -> serde_json::Result<T> {
+    let is_array = json.trim_start().starts_with('[');
+    if is_array {
+        // What is no JSON at all is to be told so.
+        let value: serde_json::Value = serde_json::from_str(json)?;
+        return from_object(value);
+    }
+    serde_json::from_str(json)
+}
+
+/// The same of a value.
+pub(super) fn from_object<T: DeserializeOwned>(value: serde_json::Value) -> serde_json::Result<T> {
+    if value.is_array() {
+        let text = "invalid type: an array, expected an object";
+        return Err(serde::de::Error::custom(text));
+    }
+    serde_json::from_value(value)
+}
+
 /// The longest wait that is told apart: a year.
 const LONGEST: f64 = 365.0 * 24.0 * 60.0 * 60.0;
 
@@ -120,4 +184,24 @@ pub(super) fn seconds(seconds: f64, name: &str) -> Result<Duration, Fault> {
     }
     let text = format!("{name} is {seconds}; it must be a number of seconds, from 0");
     Err(Fault::new(TE_INVALID_ARGUMENT, text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nesting_is_counted_outside_of_strings() {
+        for (json, depth) in [
+            ("", 0),
+            ("1", 0),
+            ("[]", 1),
+            (r#"{"a": [1, [2]], "b": {}}"#, 3),
+            (r#"["[[[", "\\", "\"[["]"#, 1),
+            ("]]][", 1),
+            ("[[[", 3),
+        ] {
+            assert_eq!(nesting(json), depth, "{json}");
+        }
+    }
 }

@@ -12,7 +12,7 @@ use super::status::te_status::{
     TE_ALREADY_ANSWERED, TE_INVALID_ARGUMENT, TE_INVALID_JSON, TE_INVALID_TOOL, TE_NULL,
 };
 use super::status::{Fault, guard, te_status};
-use super::text::{Out, text};
+use super::text::{Out, object, on_a_stack, text};
 use crate::tool::{
     JsonObject, Outcome, RegisterError, ToolContext, ToolRegistry, ToolReply, ToolResult,
     ToolSchema,
@@ -177,8 +177,11 @@ pub unsafe extern "C" fn te_tools_add(
 ) -> te_status {
     guard(|| {
         let tools = hold(tools)?;
-        let schema: Schema = serde_json::from_str(text(schema, schema_len, "schema")?)
-            .map_err(|error| Fault::new(TE_INVALID_JSON, format!("the schema: {error}")))?;
+        let schema = text(schema, schema_len, "schema")?;
+        let schema: Schema = on_a_stack(schema, || {
+            object(schema)
+                .map_err(|error| Fault::new(TE_INVALID_JSON, format!("the schema: {error}")))
+        })?;
         let schema = schema
             .into_schema()
             .map_err(|error| Fault::new(TE_INVALID_TOOL, format!("the schema: {error}")))?;

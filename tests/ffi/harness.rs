@@ -226,6 +226,8 @@ impl Program {
         };
         let strict = "abort_on_error=1:detect_leaks=1:detect_stack_use_after_return=1";
         command.env("ASAN_OPTIONS", strict).env("UBSAN_OPTIONS", "print_stacktrace=1");
+        // Cargo's points to the libraries that are not stripped.
+        command.env("LD_LIBRARY_PATH", libraries());
         command.env("TE_LIBRARY", libraries().join("libtool_executor.so"));
         command.args(args);
         let name = self.source.file_name().unwrap();
@@ -268,6 +270,10 @@ pub(crate) fn run(mut command: Command, dir: &Path, name: &OsStr) -> String {
         "{}: {command:?}: {ended}\n--- stdout\n{out}\n--- stderr\n{err}",
         name.display()
     );
+    // Also of a child's, whose exit code nobody sees.
+    for error in ["== Invalid", "uninitialised", "AddressSanitizer"] {
+        assert!(!err.contains(error), "{}: {err}", name.display());
+    }
     if !err.is_empty() {
         eprintln!("{}: {err}", name.display());
     }

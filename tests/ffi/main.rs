@@ -16,7 +16,7 @@ macro_rules! programs {
     };
 }
 
-programs!(smoke);
+programs!(smoke, errors, queue, tools, many, forks, races);
 
 fn everywhere(name: &str) {
     let program = Program::c(name);
@@ -41,4 +41,31 @@ fn the_shared_library_exports_our_prefix_alone() {
     for name in names {
         assert!(name.starts_with("te_"), "{name} is exported");
     }
+}
+
+#[test]
+fn a_host_may_end_without_closing() {
+    for how in ["return", "exit", "_exit", "queue", "thread"] {
+        for under in [Under::Nothing, Under::Sanitizers] {
+            Program::c("exits").run(under, &[how]);
+        }
+    }
+    // Of a process that ends, what other threads have in hand is no leak.
+    Program::c("exits").run(Under::Valgrind, &["_exit"]);
+}
+
+#[test]
+fn the_library_is_loaded_and_unloaded_in_a_loop() {
+    for under in [Under::Nothing, Under::Sanitizers, Under::Valgrind] {
+        Program { linked: Linked::Loads, ..Program::c("loads") }.run(under, &[]);
+    }
+}
+
+#[test]
+fn commands_run_whatever_the_host_does() {
+    for how in ["plain", "ignores", "reaps", "closed", "small", "leaves"] {
+        Program::c("sandbox").run(Under::Nothing, &[how]);
+    }
+    Program::c("sandbox").run(Under::Sanitizers, &["plain"]);
+    Program::c("sandbox").run(Under::Valgrind, &["plain"]);
 }

@@ -67,7 +67,6 @@ impl Signal {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
-    use std::time::{Duration, Instant};
 
     use proptest::prelude::*;
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -76,11 +75,14 @@ mod tests {
     use super::*;
     use crate::tool::ToolResult;
 
-    /// Whether the descriptor is readable, within so many seconds.
-    fn readable(queue: &CompletionQueue, seconds: i64) -> bool {
+    /// Whether the queue's descriptor is readable, or the other becomes so first, within so many seconds.
+    fn readable(queue: &CompletionQueue, other: Option<&OwnedFd>, seconds: i64) -> [bool; 2] {
         let fd = queue.poll_fd().unwrap();
         let within = Timespec { tv_sec: seconds, tv_nsec: 0 };
-        poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&within)).unwrap() == 1
+        let mut fds = vec![PollFd::new(&fd, PollFlags::IN)];
+        fds.extend(other.map(|other| PollFd::new(other, PollFlags::IN)));
+        poll(&mut fds, Some(&within)).unwrap();
+        [0, 1].map(|index| fds.get(index).is_some_and(|fd| !fd.revents().is_empty()))
     }
 
     fn put(queue: &CompletionQueue, place: Place, tag: u64) {
@@ -104,7 +106,7 @@ mod tests {
                 } else {
                     prop_assert_eq!(waiting, 0);
                 }
-                prop_assert_eq!(readable(&queue, 0), waiting > 0);
+                prop_assert_eq!(readable(&queue, None, 0)[0], waiting > 0);
             }
         }
 
@@ -117,7 +119,7 @@ mod tests {
             let queue = CompletionQueue::pollable(1000).unwrap();
             let fetched = Arc::new(Mutex::new(Vec::new()));
             let all = (producers * each) as usize;
-            let until = Instant::now() + Duration::from_secs(60);
+            let done = Arc::new(eventfd(0, EventfdFlags::CLOEXEC).unwrap());
             std::thread::scope(|scope| {
                 for producer in 0..producers {
                     let queue = queue.clone();
@@ -128,14 +130,19 @@ mod tests {
                     });
                 }
                 for _ in 0..consumers {
-                    let (queue, fetched) = (queue.clone(), fetched.clone());
+                    let (queue, fetched, done) = (queue.clone(), fetched.clone(), done.clone());
                     scope.spawn(move || {
-                        // Only when all was fetched may a poll find nothing for long.
-                        while fetched.lock().len() < all && Instant::now() < until {
-                            if readable(&queue, 1)
-                                && let Some(completion) = queue.try_next()
-                            {
-                                fetched.lock().push(completion.tag);
+                        loop {
+                            match readable(&queue, Some(&*done), 60) {
+                                [_, true] => break,
+                                [true, _] => {}
+                                _ => panic!("a completion was not announced"),
+                            }
+                            let Some(completion) = queue.try_next() else { continue };
+                            let mut fetched = fetched.lock();
+                            fetched.push(completion.tag);
+                            if fetched.len() == all {
+                                rustix::io::write(&*done, &1u64.to_ne_bytes()).unwrap();
                             }
                         }
                     });
@@ -144,7 +151,7 @@ mod tests {
             let mut tags = fetched.lock().clone();
             tags.sort_unstable();
             prop_assert!(tags.into_iter().eq(0..producers * each));
-            prop_assert!(!readable(&queue, 0));
+            prop_assert!(!readable(&queue, None, 0)[0]);
             prop_assert_eq!(queue.outstanding(), 0);
         }
     }
