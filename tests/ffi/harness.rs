@@ -211,7 +211,12 @@ impl Program {
         let mut command = match under {
             Under::Valgrind => {
                 let mut command = Command::new("valgrind");
-                command.args(["-q", "--error-exitcode=99", "--leak-check=full"]);
+                command.args([
+                    "-q",
+                    "--error-exitcode=99",
+                    "--leak-check=full",
+                    "--fair-sched=yes",
+                ]);
                 command.args(["--errors-for-leak-kinds=definite,indirect", "--num-callers=30"]);
                 command.arg("--show-leak-kinds=definite,indirect");
                 command.arg(format!(

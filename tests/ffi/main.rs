@@ -66,6 +66,6 @@ fn commands_run_whatever_the_host_does() {
     for how in ["plain", "ignores", "reaps", "closed", "small", "leaves"] {
         Program::c("sandbox").run(Under::Nothing, &[how]);
     }
+    // Not under valgrind, which lacks system calls (openat2) that the sandbox needs.
     Program::c("sandbox").run(Under::Sanitizers, &["plain"]);
-    Program::c("sandbox").run(Under::Valgrind, &["plain"]);
 }

@@ -177,9 +177,9 @@ static void small_stacks(void) {
 
 int main(void) {
     watchdog();
-    for (int i = 0; i < few(20, 2); i++) round_of(few(2000, 100));
+    for (int i = 0; i < few(20, 2); i++) round_of(few(2000, 50));
     small_stacks();
-    for (int i = 0; i < few(50, 5); i++) freed_while_in_use();
+    for (int i = 0; i < few(50, 2); i++) freed_while_in_use();
     puts("races: ok");
     return 0;
 }

@@ -89,7 +89,9 @@ static void work(te_executor *executor) {
         OK(te_submit(queue, TE_STR(name),
                      TE_STR("{\"name\": \"bash\", \"arguments\": {\"command\": \"echo x\"}}"), 7, NULL));
         OK(te_submit_release(executor, TE_STR(name), 1));
-        if (i == 3) OK(te_release(executor, TE_STR("t"), 1)), OK(te_release(executor, TE_STR("a"), 1));
+        if (i != 3) continue;
+        OK(te_release(executor, TE_STR("t"), 1));
+        OK(te_release(executor, TE_STR("a"), 1));
     }
     for (int i = 0; i < 16; i++) {
         OK(te_queue_next(queue, 120, &result));
