@@ -4,6 +4,9 @@
 //!
 //! What cannot be run is said on standard error (`NOT RUN`), and is an error where `CI` is set.
 
+// What could not be run is to be seen.
+#![allow(clippy::print_stderr)]
+
 mod examples;
 mod harness;
 
@@ -32,6 +35,37 @@ fn the_header_is_c99_and_cpp17_and_the_static_library_links() {
             Program { language, linked, ..Program::c("smoke") }.run(Under::Nothing, &[]);
         }
     }
+}
+
+#[test]
+fn what_is_installed_is_found_by_pkg_config() {
+    use std::process::Command;
+    let dir = harness::workplace();
+    let prefix = dir.path().join("prefix");
+    let installed = Command::new(harness::root().join("packaging/install-c"))
+        .arg(&prefix)
+        .env("TOOL_EXECUTOR_BUILT", harness::libraries())
+        .status()
+        .unwrap();
+    assert!(installed.success());
+    let flags = Command::new("pkg-config")
+        .args(["--cflags", "--libs", &format!("tool_executor = {}", env!("CARGO_PKG_VERSION"))])
+        .env("PKG_CONFIG_PATH", prefix.join("lib/pkgconfig"))
+        .output()
+        .expect("pkg-config; tests/install-tools installs it");
+    assert!(flags.status.success(), "{flags:?}");
+    let program = dir.path().join("program");
+    let compiled = Command::new("cc")
+        .args(["-std=c99", "-D_POSIX_C_SOURCE=200809L", "-pthread", "-o"])
+        .arg(&program)
+        .arg(harness::root().join("tests/ffi/smoke.c"))
+        .args(String::from_utf8(flags.stdout).unwrap().split_whitespace())
+        .status()
+        .unwrap();
+    assert!(compiled.success());
+    let mut run = Command::new(program);
+    run.env("LD_LIBRARY_PATH", prefix.join("lib"));
+    assert_eq!(harness::run(run, dir.path(), "smoke".as_ref()), "smoke: ok\n");
 }
 
 #[test]
