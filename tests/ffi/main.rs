@@ -21,6 +21,11 @@ macro_rules! programs {
 
 programs!(smoke, errors, queue, tools, many, forks, races);
 
+#[test]
+fn ten_thousand_calls_wait_for_one() {
+    Program::c("many").run(Under::Nothing, &["waits"]);
+}
+
 fn everywhere(name: &str) {
     let program = Program::c(name);
     program.run(Under::Nothing, &[]);

@@ -21,16 +21,16 @@ static long resident(void) {
     return pages * sysconf(_SC_PAGESIZE);
 }
 
-/* Submits `n` calls, and says what they have cost. */
-static void submit(te_queue *queue, const char *call, int n, const char *what) {
-    long before = resident();
-    char name[32];
-    for (int i = 0; i < n; i++) {
-        snprintf(name, sizeof name, "trajectory-%d", i);
-        OK(te_submit(queue, TE_STR(name), TE_STR(call), (uint64_t)i, NULL));
-    }
+static void say(long before, int n, const char *what) {
     printf("%d %s: %.2f KiB each, %d threads\n", n, what, (double)(resident() - before) / n / 1024,
            threads());
+}
+
+/* When it returns, the library has taken in what was submitted before. */
+static void settle(te_executor *executor) {
+    te_buffer stats;
+    OK(te_stats(executor, &stats));
+    te_buffer_free(&stats);
 }
 
 static void fetch(te_queue *queue, int fd, int n) {
@@ -50,39 +50,49 @@ static void fetch(te_queue *queue, int fd, int n) {
     free(seen);
 }
 
-int main(void) {
-    const int n = few(10000, 500);
+#define QUESTION TE_STR("{\"name\": \"later\", \"arguments\": {\"question\": \"what is it?\"}}")
+
+int main(int argc, char **argv) {
+    const int n = few(10000, 500), waits = argc > 1 && strcmp(argv[1], "waits") == 0;
     shelf s;
     te_executor *executor;
     te_queue *queue;
-    int fd, before = threads();
+    te_tool_reply *reply;
+    int fd, threads_before = threads();
+    long before;
+    char name[32] = "one";
 
     watchdog();
     shelf_init(&s);
+    s.room = (size_t)n;
+    s.replies = (te_tool_reply **)calloc(s.room, sizeof *s.replies);
+    CHECK(s.replies);
     executor = with_tools(&s, "{}");
     OK(te_queue_new(executor, (size_t)n, &queue));
     OK(te_queue_fd(queue, &fd));
-    /* Begun, and without an answer. */
-    submit(queue, "{\"name\": \"later\", \"arguments\": {\"question\": \"what is it?\"}}", n,
-           "calls that a tool has not answered");
-    te_tool_reply_free(shelf_take(&s, (size_t)n));
-    CHECK(threads() - before < 40);
-    while (s.count) {
-        te_tool_reply *reply = shelf_take(&s, 1);
+    settle(executor);
+    before = resident();
+    for (int i = 0; i < n; i++) {
+        /* Each a trajectory of its own, or all of one, whose first call holds up the others. */
+        if (!waits) snprintf(name, sizeof name, "trajectory-%d", i);
+        OK(te_submit(queue, TE_STR(name), QUESTION, (uint64_t)i, NULL));
+    }
+    reply = shelf_take(&s, waits ? 1 : (size_t)n);
+    settle(executor);
+    say(before, n, waits ? "calls that wait" : "calls that a tool has not answered");
+    CHECK(threads() - threads_before < 40);
+    if (waits) {
+        OK(te_cancel_trajectory(executor, TE_STR(name)));
+    } else {
         OK(te_tool_reply_ok(reply, TE_STR("it is this")));
-        te_tool_reply_free(reply);
+        for (int i = 1; i < n; i++) {
+            te_tool_reply *other = shelf_take(&s, 1);
+            OK(te_tool_reply_ok(other, TE_STR("it is this")));
+            te_tool_reply_free(other);
+        }
     }
     fetch(queue, fd, n);
-    /* Waiting: the first blocks all others of its trajectory. */
-    char name[] = "one";
-    long memory = resident();
-    for (int i = 0; i < n; i++)
-        OK(te_submit(queue, TE_STR(name), LATER_CALL, (uint64_t)i, NULL));
-    te_tool_reply *first = shelf_take(&s, 1);
-    printf("%d calls that wait: %.2f KiB each\n", n, (double)(resident() - memory) / n / 1024);
-    OK(te_cancel_trajectory(executor, TE_STR(name)));
-    fetch(queue, fd, n);
-    te_tool_reply_free(first);
+    te_tool_reply_free(reply);
     te_queue_free(queue);
     te_executor_free(executor);
     shelf_done(&s);
