@@ -17,6 +17,11 @@ fn main() {
     let variable = |name: &str| env::var(name).unwrap_or_default();
     let program = Path::new(&variable("OUT_DIR")).join("tool-init");
     let system = (variable("CARGO_CFG_TARGET_OS"), variable("CARGO_CFG_TARGET_ARCH"));
+    // The C library is never unloaded: threads that have used it end later, and would then run
+    // destructors of thread-local variables, of the standard library's too, that are not there any more.
+    if system.0 == "linux" {
+        println!("cargo::rustc-cdylib-link-arg=-Wl,-z,nodelete");
+    }
     let possible = (system.0.as_str(), system.1.as_str()) == ("linux", "x86_64");
     if possible && compile(&program).is_none() {
         println!(

@@ -67,13 +67,15 @@
 //! # Features
 //! `cli` (default): the `tool-executor` program and what it needs. A library user turns default
 //! features off. `server` (part of `cli`): the module of that name, an executor
-//! behind a port.
+//! behind a port. `capi` (default): the C ABI, `ffi`.
 
 pub mod artifact;
 pub mod backend;
 mod client;
 pub mod error;
 pub mod executor;
+#[cfg(feature = "capi")]
+pub mod ffi;
 mod limits;
 mod pool;
 #[cfg(target_os = "linux")]
@@ -95,8 +97,8 @@ pub use executor::{
 pub use limits::{HeldBy, LimitsHeld, SlotLimits};
 pub use pool::SlotCounts;
 pub use tool::{
-    Outcome, Policy, RegisterError, Timing, ToolCall, ToolContext, ToolRegistry, ToolResult,
-    ToolSchema,
+    Outcome, Policy, RegisterError, Timing, ToolCall, ToolContext, ToolRegistry, ToolReply,
+    ToolResult, ToolSchema,
 };
 
 /// The README's examples are compiled and run.

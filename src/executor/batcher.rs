@@ -12,7 +12,7 @@ use super::dispatch::{Action, Dispatch, External, HandlerCall, ToolServerCall};
 use super::event::Event;
 use super::stats::Stats;
 use crate::backend::{Backend, Execution, ResetReply};
-use crate::tool::{Outcome, ToolResult};
+use crate::tool::{Outcome, ToolReply, ToolResult};
 use crate::toolserver::{ExternalCall, ToolServer};
 use crate::workers::{Workers, guarded};
 
@@ -186,13 +186,24 @@ fn ask(tool_server: &ToolServer, call: ToolServerCall) {
 
 fn handle(call: HandlerCall) {
     let HandlerCall { handler, context, arguments, reply } = call;
+    if handler.is_deferred() {
+        let reply = ToolReply::from_fn(move |result| reply.send(result));
+        if let Err(panic) = guarded(|| handler.start(&context, &arguments, reply)) {
+            log::error!("an in-process tool panicked: {panic}");
+        }
+        return drop_guarded((handler, context, arguments));
+    }
     let result = guarded(|| handler.run(&context, &arguments)).unwrap_or_else(|panic| {
         let error = format!("Tool execution error: the tool panicked: {panic}");
         ToolResult::failure(Outcome::ExternalFailed, error)
     });
     reply.send(result);
-    // The user's captured values may panic when they are dropped, too.
-    if let Err(panic) = guarded(move || drop((handler, context, arguments))) {
+    drop_guarded((handler, context, arguments));
+}
+
+/// The user's captured values may panic when they are dropped, too.
+fn drop_guarded<T>(what: T) {
+    if let Err(panic) = guarded(move || drop(what)) {
         log::error!("an in-process tool panicked while it was dropped: {panic}");
     }
 }

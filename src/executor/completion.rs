@@ -1,11 +1,16 @@
 //! Completion queues: one thread drives thousands of trajectories.
 
+#[cfg(target_os = "linux")]
+mod signal;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 
+#[cfg(target_os = "linux")]
+use self::signal::Signal;
 use crate::tool::ToolResult;
 
 /// A call that has ended, as a [`CompletionQueue`] or a completion callback gets it.
@@ -61,23 +66,58 @@ impl Drop for Place {
 #[derive(Debug, Clone)]
 pub struct CompletionQueue {
     completions: Receiver<Placed>,
-    // Unbounded as a channel; bounded by the places.
-    sender: Sender<Placed>,
+    sender: QueueSender,
     places: Arc<Places>,
 }
 
 /// A completion and the place it takes until it is fetched.
-pub(crate) type Placed = (Place, Completion);
+type Placed = (Place, Completion);
+
+/// Where completions are put in. Never blocks.
+#[derive(Debug, Clone)]
+pub(crate) struct QueueSender {
+    // Unbounded as a channel; bounded by the places.
+    channel: Sender<Placed>,
+    #[cfg(target_os = "linux")]
+    signal: Option<Arc<Signal>>,
+}
+
+impl QueueSender {
+    /// Puts one in.
+    pub(crate) fn send(&self, place: Place, completion: Completion) {
+        // Refused only when every CompletionQueue is gone: then nobody wants to know.
+        let sent = self.channel.send((place, completion));
+        #[cfg(target_os = "linux")]
+        if let (Ok(()), Some(signal)) = (sent, &self.signal) {
+            signal.put();
+        }
+        #[cfg(not(target_os = "linux"))]
+        let _ = sent;
+    }
+}
 
 impl CompletionQueue {
     /// An empty queue with `capacity` places; at least one.
     pub(crate) fn new(capacity: usize) -> Self {
-        let (sender, completions) = unbounded();
+        let (channel, completions) = unbounded();
+        let sender = QueueSender {
+            channel,
+            #[cfg(target_os = "linux")]
+            signal: None,
+        };
         Self { completions, sender, places: Places::new(capacity) }
     }
 
+    /// The same, with a file descriptor that tells whether completions wait.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn pollable(capacity: usize) -> std::io::Result<Self> {
+        let mut queue = Self::new(capacity);
+        queue.sender.signal = Some(Arc::new(Signal::new()?));
+        Ok(queue)
+    }
+
     /// Where results are put in. Never blocks.
-    pub(crate) fn sender(&self) -> &Sender<Placed> {
+    pub(crate) fn sender(&self) -> &QueueSender {
         &self.sender
     }
 
@@ -86,19 +126,56 @@ impl CompletionQueue {
         self.places.take()
     }
 
+    /// A file descriptor that is readable as long as completions wait to be fetched: for `poll` and
+    /// its kin, in a loop that waits for other things too. Level-triggered; not to be read from,
+    /// written to or closed, and valid as long as this queue or a clone of it. `None` unless the queue
+    /// was made by [`pollable_completion_queue`](crate::ToolExecutor::pollable_completion_queue).
+    ///
+    /// It never misses a completion. Where several threads fetch, one may find that another was faster.
+    #[cfg(target_os = "linux")]
+    pub fn poll_fd(&self) -> Option<std::os::fd::BorrowedFd<'_>> {
+        self.sender.signal.as_ref().map(|signal| signal.fd())
+    }
+
+    /// What came out of the channel, now that it is out.
+    fn fetched(&self, (_place, completion): Placed) -> Completion {
+        #[cfg(target_os = "linux")]
+        if let Some(signal) = &self.sender.signal {
+            signal.take();
+        }
+        completion
+    }
+
     /// The next completion, if one is there. Does not block.
     pub fn try_next(&self) -> Option<Completion> {
-        self.completions.try_recv().ok().map(fetched)
+        self.completions.try_recv().ok().map(|placed| self.fetched(placed))
     }
 
     /// The next completion; blocks for `timeout` at most.
     pub fn next_timeout(&self, timeout: Duration) -> Option<Completion> {
-        self.completions.recv_timeout(timeout).ok().map(fetched)
+        self.completions.recv_timeout(timeout).ok().map(|placed| self.fetched(placed))
     }
 
     /// The next completion; blocks until `deadline` at most.
     pub fn next_deadline(&self, deadline: Instant) -> Option<Completion> {
-        self.completions.recv_deadline(deadline).ok().map(fetched)
+        self.completions.recv_deadline(deadline).ok().map(|placed| self.fetched(placed))
+    }
+
+    /// The next completion; blocks until `deadline`, or until `stop` is disconnected, at most.
+    #[cfg(feature = "capi")]
+    pub(crate) fn next_unless(
+        &self,
+        stop: &Receiver<std::convert::Infallible>,
+        deadline: Instant,
+    ) -> Option<Completion> {
+        if let Some(completion) = self.try_next() {
+            return Some(completion);
+        }
+        crossbeam_channel::select! {
+            recv(self.completions) -> placed => placed.ok().map(|placed| self.fetched(placed)),
+            recv(stop) -> _ => self.try_next(),
+            default(deadline.saturating_duration_since(Instant::now())) => None,
+        }
     }
 
     /// Appends up to `max` completions to `into` and says how many: blocks for `timeout` at most
@@ -126,8 +203,4 @@ impl CompletionQueue {
     pub fn capacity(&self) -> usize {
         self.places.capacity
     }
-}
-
-fn fetched((_place, completion): Placed) -> Completion {
-    completion
 }

@@ -192,6 +192,7 @@ impl Builder {
             answer_grace: self.answer_grace,
             reset_timeout: self.reset_timeout,
             on_lost: self.on_lost,
+            unanswered: self.queue_capacity.max(MOST_THREADS),
             external: [
                 self.handler_threads,
                 self.tool_server.as_ref().map_or(0, |config| config.concurrency),
@@ -199,7 +200,7 @@ impl Builder {
         }
     }
 
-    fn check(&self) -> Result<(), StartError> {
+    pub(crate) fn check(&self) -> Result<(), StartError> {
         let at_least_one =
             [("max_batch_size", self.max_batch_size), ("queue_capacity", self.queue_capacity)];
         for (name, value) in at_least_one {

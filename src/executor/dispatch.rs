@@ -52,6 +52,8 @@ pub(crate) struct Limits {
     pub(crate) reset_timeout: Duration,
     /// How many external tools of each kind may run at once, by [`External`].
     pub(crate) external: [usize; 2],
+    /// How many of each kind may be without an answer, whether or not they have a thread.
+    pub(crate) unanswered: usize,
     /// What becomes of a trajectory whose workspace was lost.
     pub(crate) on_lost: LostWorkspace,
 }
@@ -118,6 +120,8 @@ pub(crate) enum External {
 struct ExternalLane {
     waiting: Line<ExecutionId>,
     busy: usize,
+    /// How many were sent and have no answer; more than `busy` where tools answer later.
+    unanswered: usize,
 }
 
 /// How much longer than a call's time limit its request to the ToolServer may take before dispatch
@@ -166,7 +170,11 @@ impl Dispatch {
             limits,
             pool,
             lanes: containers.iter().map(|_| Lane::new()).collect(),
-            external: [(); 2].map(|()| ExternalLane { waiting: Line::new(), busy: 0 }),
+            external: [(); 2].map(|()| ExternalLane {
+                waiting: Line::new(),
+                busy: 0,
+                unanswered: 0,
+            }),
             trajectories: HashMap::new(),
             calls: HashMap::new(),
             running: 0,

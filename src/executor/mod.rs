@@ -180,6 +180,16 @@ impl ToolExecutor {
         CompletionQueue::new(capacity)
     }
 
+    /// Like [`completion_queue`](Self::completion_queue), with a file descriptor for `poll` and its
+    /// kin, see [`CompletionQueue::poll_fd`].
+    ///
+    /// # Errors
+    /// The operating system gives no file descriptor.
+    #[cfg(target_os = "linux")]
+    pub fn pollable_completion_queue(&self, capacity: usize) -> std::io::Result<CompletionQueue> {
+        CompletionQueue::pollable(capacity)
+    }
+
     /// Like [`submit`](Self::submit), but the result goes to `queue`, with `tag`.
     ///
     /// # Errors

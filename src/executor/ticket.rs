@@ -15,7 +15,7 @@ use crossbeam_channel::Sender;
 use parking_lot::{Condvar, Mutex};
 
 use super::callback::CallbackJob;
-use super::completion::{Completion, Place, Placed};
+use super::completion::{Completion, Place, QueueSender};
 use super::event::Event;
 use crate::backend::{Answer, ExecutionId};
 use crate::tool::{Outcome, Timing, ToolResult};
@@ -28,7 +28,7 @@ pub(crate) enum Destination {
     /// It stays in the cell, for a [`Pending`] to take.
     Pending,
     /// A completion queue.
-    Queue { queue: Sender<Placed>, place: Place, tag: u64 },
+    Queue { queue: QueueSender, place: Place, tag: u64 },
     /// The callback thread.
     Callback { thread: Sender<CallbackJob>, place: Place, callback: Callback },
 }
@@ -115,8 +115,7 @@ impl Cell {
             }
             Destination::Queue { queue, place, tag } => {
                 drop(progress);
-                // Refused only when every CompletionQueue is gone: then nobody wants to know.
-                let _ = queue.send((place, self.completion(tag, result)));
+                queue.send(place, self.completion(tag, result));
             }
             Destination::Callback { thread, place, callback } => {
                 drop(progress);

@@ -9,6 +9,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::bounded;
+
 use super::{JsonObject, Outcome, ToolResult};
 
 /// What a tool in the user's own process knows of the call that it answers.
@@ -60,32 +62,125 @@ impl ToolContext {
     }
 }
 
+/// Owes a call its result: what a tool that answers later is given, see
+/// [`ToolRegistry::register_deferred`](super::ToolRegistry::register_deferred).
+///
+/// Dropped without an answer, also while a panic unwinds, it ends the call as
+/// [`Outcome::ExternalFailed`]. An answer to a call that has ended already – cancelled, out of time – is
+/// thrown away.
+pub struct ToolReply(Option<Box<dyn FnOnce(ToolResult) + Send>>);
+
+impl ToolReply {
+    /// A reply that hands the result to a closure, which must not block. The executor makes it; a test
+    /// of a tool can, too.
+    pub fn from_fn(take: impl FnOnce(ToolResult) + Send + 'static) -> Self {
+        Self(Some(Box::new(take)))
+    }
+
+    /// Answers the call, from any thread: `Ok` is the output of a success, `Err` the error of an
+    /// [`Outcome::ToolError`]. Does not block.
+    pub fn send(self, answer: Result<String, String>) {
+        self.send_result(result_of(answer));
+    }
+
+    /// Answers the call with a whole result. Does not block.
+    pub fn send_result(mut self, result: ToolResult) {
+        if let Some(take) = self.0.take() {
+            take(result);
+        }
+    }
+}
+
+impl Drop for ToolReply {
+    fn drop(&mut self) {
+        if let Some(take) = self.0.take() {
+            let error = if std::thread::panicking() {
+                "Tool execution error: the tool panicked while it held this call"
+            } else {
+                "Tool execution error: the tool gave no result for this call"
+            };
+            take(ToolResult::failure(Outcome::ExternalFailed, error));
+        }
+    }
+}
+
+impl fmt::Debug for ToolReply {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ToolReply")
+    }
+}
+
 /// A tool that runs in the user's own process, as the registry keeps it. Cloning shares it.
 #[derive(Clone)]
-pub struct Handler(Arc<Function>);
+pub struct Handler(Kind);
+
+#[derive(Clone)]
+enum Kind {
+    Now(Arc<Function>),
+    Later(Arc<Deferred>),
+}
 
 type Function = dyn Fn(&ToolContext, &JsonObject) -> Result<String, String> + Send + Sync;
+type Deferred = dyn Fn(&ToolContext, &JsonObject, ToolReply) + Send + Sync;
+
+fn result_of(answer: Result<String, String>) -> ToolResult {
+    match answer {
+        Ok(output) => ToolResult::ok(output),
+        Err(error) => ToolResult::failure(Outcome::ToolError, error),
+    }
+}
 
 impl Handler {
     pub(super) fn new(
         function: impl Fn(&ToolContext, &JsonObject) -> Result<String, String> + Send + Sync + 'static,
     ) -> Self {
-        Self(Arc::new(function))
+        Self(Kind::Now(Arc::new(function)))
+    }
+
+    pub(super) fn deferred(
+        function: impl Fn(&ToolContext, &JsonObject, ToolReply) + Send + Sync + 'static,
+    ) -> Self {
+        Self(Kind::Later(Arc::new(function)))
     }
 
     /// Runs the tool, for as long as it takes, and makes a result of what it gives: `Ok` is the
     /// output of a success, `Err` the error of an [`Outcome::ToolError`]. The result carries the
-    /// call's id.
+    /// call's id. A tool that answers later is waited for, until the call's deadline.
     ///
     /// # Panics
     /// Where the user's closure does.
     pub fn run(&self, context: &ToolContext, arguments: &JsonObject) -> ToolResult {
-        let mut result = match (self.0)(context, arguments) {
-            Ok(output) => ToolResult::ok(output),
-            Err(error) => ToolResult::failure(Outcome::ToolError, error),
+        let mut result = match &self.0 {
+            Kind::Now(function) => result_of(function(context, arguments)),
+            Kind::Later(function) => {
+                let (tell, answer) = bounded(1);
+                // There is room; refused when nobody waits any more.
+                let reply = ToolReply::from_fn(move |result| drop(tell.try_send(result)));
+                function(context, arguments, reply);
+                answer.recv_deadline(context.deadline()).unwrap_or_else(|_| {
+                    ToolResult::failure(Outcome::Timeout, "Tool timed out; it was told to stop")
+                })
+            }
         };
         result.uniq_id = Some(context.uniq_id().to_owned());
         result
+    }
+
+    /// Runs the tool and has it answer `reply`: before this returns, unless it is one that answers
+    /// later.
+    ///
+    /// # Panics
+    /// Where the user's closure does; the reply is answered then all the same.
+    pub(crate) fn start(&self, context: &ToolContext, arguments: &JsonObject, reply: ToolReply) {
+        match &self.0 {
+            Kind::Now(_) => reply.send_result(self.run(context, arguments)),
+            Kind::Later(function) => function(context, arguments, reply),
+        }
+    }
+
+    /// Whether it may answer after it has returned.
+    pub(crate) fn is_deferred(&self) -> bool {
+        matches!(self.0, Kind::Later(_))
     }
 }
 

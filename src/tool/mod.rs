@@ -17,7 +17,7 @@ mod schema;
 mod text;
 
 pub use call::ToolCall;
-pub use handler::{Handler, ToolContext};
+pub use handler::{Handler, ToolContext, ToolReply};
 pub use openai::OpenAiCallError;
 pub use outcome::Outcome;
 #[cfg(feature = "server")]

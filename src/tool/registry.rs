@@ -10,7 +10,7 @@ use std::fmt;
 use serde_json::{Value, json};
 
 use super::python_json::{self, NonAscii};
-use super::{Handler, JsonObject, ToolContext, ToolSchema, builtin};
+use super::{Handler, JsonObject, ToolContext, ToolReply, ToolSchema, builtin};
 
 /// The tools that a model may call, in the order in which they were registered.
 ///
@@ -117,6 +117,28 @@ impl ToolRegistry {
         self.check_name(&schema.name)?;
         schema.external = false;
         self.push(schema, ToolKind::InProcess(Handler::new(function)));
+        Ok(())
+    }
+
+    /// Adds a tool that is a closure of the user's and may answer after it has returned, from any
+    /// thread, by its [`ToolReply`]. So a call that waits for something else takes no thread.
+    ///
+    /// As many calls as the executor's [`queue_capacity`](crate::Builder::queue_capacity) –
+    /// or 256, if that is more – may be unanswered; others wait. For the rest see [`register_fn`](Self::register_fn).
+    ///
+    /// # Errors
+    /// See [`RegisterError`]; the registry is then as it was.
+    pub fn register_deferred<F>(
+        &mut self,
+        mut schema: ToolSchema,
+        function: F,
+    ) -> Result<(), RegisterError>
+    where
+        F: Fn(&ToolContext, &JsonObject, ToolReply) + Send + Sync + 'static,
+    {
+        self.check_name(&schema.name)?;
+        schema.external = false;
+        self.push(schema, ToolKind::InProcess(Handler::deferred(function)));
         Ok(())
     }
 

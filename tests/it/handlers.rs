@@ -96,3 +96,87 @@ fn a_cancelled_closure_is_told_and_its_caller_answered_at_once() {
     has_seen.recv_timeout(PATIENCE).unwrap();
     assert_eq!(executor.stats().total_requests, 1);
 }
+
+#[test]
+fn a_deferred_tool_takes_no_thread_while_it_is_waited_for() {
+    let mut registry = ToolRegistry::empty();
+    let (keep, kept) = unbounded();
+    registry
+        .register_deferred(schema("later"), move |context, _, reply| {
+            keep.send((context.trajectory_id().to_owned(), reply)).unwrap();
+        })
+        .unwrap();
+    let executor = ToolExecutor::builder().registry(registry).handler_threads(1).start().unwrap();
+    let queue = executor.completion_queue(500);
+    let later = || ToolCall::new("later", json!({}));
+    for tag in 0..500 {
+        executor.submit_to(&queue, tag, &format!("t{tag}"), later(), None).unwrap();
+    }
+    // All of them are begun by the one thread before any is answered.
+    let replies: Vec<_> = (0..500).map(|_| kept.recv_timeout(PATIENCE).unwrap()).collect();
+    assert_eq!(executor.stats().running, 500);
+    for (trajectory_id, reply) in replies {
+        reply.send(Ok(format!("for {trajectory_id}")));
+    }
+    for _ in 0..500 {
+        let done = queue.next_timeout(PATIENCE).unwrap();
+        assert_eq!(done.result.output, format!("for t{}", done.tag));
+    }
+    let dropped = executor.submit("t", later(), None).unwrap();
+    drop(kept.recv_timeout(PATIENCE).unwrap());
+    assert_eq!(dropped.wait_timeout(PATIENCE).unwrap().outcome, Outcome::ExternalFailed);
+    assert!(executor.close().all_threads_ended);
+}
+
+#[test]
+fn deferred_calls_without_an_answer_are_bounded_by_the_capacity() {
+    let mut registry = ToolRegistry::empty();
+    let (keep, kept) = unbounded();
+    registry
+        .register_deferred(schema("later"), move |_, _, reply| keep.send(reply).unwrap())
+        .unwrap();
+    // 256 is the least.
+    let executor = ToolExecutor::builder().registry(registry).queue_capacity(300).start().unwrap();
+    let pending: Vec<_> = (0..500)
+        .map(|t| {
+            executor.submit(&format!("t{t}"), ToolCall::new("later", json!({})), None).unwrap()
+        })
+        .collect();
+    let mut held: Vec<_> = (0..300).map(|_| kept.recv_timeout(PATIENCE).unwrap()).collect();
+    assert_eq!(executor.stats().running, 300);
+    assert!(kept.is_empty(), "the others wait");
+    for _ in 0..200 {
+        held.pop().unwrap().send(Ok(String::new()));
+        held.push(kept.recv_timeout(PATIENCE).unwrap());
+    }
+    drop(held);
+    for pending in pending {
+        pending.wait_timeout(PATIENCE).unwrap();
+    }
+}
+
+#[test]
+fn a_deferred_tool_that_panics_or_is_cancelled_or_late_has_an_outcome() {
+    let mut registry = ToolRegistry::empty();
+    let (keep, kept) = unbounded();
+    registry
+        .register_deferred(schema("later"), move |_, arguments, reply| {
+            assert!(arguments.get("panic").is_none(), "expected by this test");
+            keep.send(reply).unwrap();
+        })
+        .unwrap();
+    let executor = ToolExecutor::builder().registry(registry).start().unwrap();
+    let later = |arguments| ToolCall::new("later", arguments);
+    let panicked = executor.execute("t", later(json!({"panic": 1})), None);
+    assert_eq!(panicked.outcome, Outcome::ExternalFailed);
+    assert!(panicked.error.contains("panicked"), "{}", panicked.error);
+    let cancelled = executor.submit("t", later(json!({})), None).unwrap();
+    let reply = kept.recv_timeout(PATIENCE).unwrap();
+    cancelled.cancel();
+    assert_eq!(cancelled.wait_timeout(PATIENCE).unwrap().outcome, Outcome::Cancelled);
+    reply.send(Ok("too late".to_owned()));
+    let late = executor.execute("t", later(json!({})), Some(Duration::from_secs(1)));
+    assert_eq!(late.outcome, Outcome::Timeout);
+    drop(kept.recv_timeout(PATIENCE).unwrap());
+    assert_eq!(executor.execute("t", later(json!({"panic": 1})), None).error, panicked.error);
+}

@@ -27,8 +27,8 @@ pub(super) enum Stage {
     WaitingForThread { kind: External, place: LinePlace },
     /// Handed to the backend.
     InSlot { since: Instant, container: usize },
-    /// Running on such a thread.
-    OnThread { since: Instant, cancelled: Arc<AtomicBool> },
+    /// Running on such a thread, or begun there and to be answered later.
+    OnThread { kind: External, since: Instant, cancelled: Arc<AtomicBool> },
 }
 
 /// An accepted call that has not been answered, as far as dispatch knows.

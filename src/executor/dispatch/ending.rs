@@ -32,6 +32,9 @@ impl Dispatch {
             self.sent_to[container] -= 1;
             lost = outcome == Outcome::SandboxLost;
         }
+        if let Stage::OnThread { kind, .. } = call.stage {
+            self.external[kind as usize].unanswered -= 1;
+        }
         let trajectory_id = call.ticket.cell().trajectory_id.clone();
         self.no_longer_current(&trajectory_id, id, lost, now);
         self.advance(&trajectory_id, now);
@@ -64,6 +67,10 @@ impl Dispatch {
                 (false, false)
             }
         };
+        // Before its caller sees the result: who looks then whether the call is still wanted is told so.
+        if let Stage::OnThread { cancelled, .. } = &call.stage {
+            cancelled.store(true, Ordering::Release);
+        }
         let timing = cell.answer_here(result)?;
         let call = self.calls.remove(&id)?;
         self.timers.remove(&(call.timer, id));
@@ -90,7 +97,7 @@ impl Dispatch {
                 self.sent_to[container] -= 1;
                 cell.cancel();
             }
-            Stage::OnThread { cancelled, .. } => cancelled.store(true, Ordering::Release),
+            Stage::OnThread { kind, .. } => self.external[kind as usize].unanswered -= 1,
         }
         self.no_longer_current(trajectory_id, id, lost, now);
         Some(trajectory_id.clone())

@@ -59,12 +59,13 @@ impl Dispatch {
 
     pub(super) fn send_external(&mut self, kind: External, now: Instant) {
         while self.external[kind as usize].busy < self.limits.external[kind as usize]
+            && self.external[kind as usize].unanswered < self.limits.unanswered
             && let Some(id) = self.external[kind as usize].waiting.pop()
         {
             let Some(call) = self.calls.get_mut(&id) else { continue };
             let Some(work) = call.work.take() else { continue };
             let cancelled = Arc::new(AtomicBool::new(false));
-            call.stage = Stage::OnThread { since: now, cancelled: cancelled.clone() };
+            call.stage = Stage::OnThread { kind, since: now, cancelled: cancelled.clone() };
             let timeout = call.timeout;
             let deadline = now + timeout;
             let cell = call.ticket.cell().clone();
@@ -91,6 +92,7 @@ impl Dispatch {
             self.gate.leave(1);
             self.running += 1;
             self.external[kind as usize].busy += 1;
+            self.external[kind as usize].unanswered += 1;
             self.set_timer(id, timer);
         }
     }

@@ -34,6 +34,7 @@ fn limits() -> Limits {
         answer_grace: Duration::from_secs(3),
         reset_timeout: Duration::from_secs(2),
         external: [HANDLERS, 0],
+        unanswered: 1000,
         on_lost: LostWorkspace::Refuse,
     }
 }

@@ -1,0 +1,250 @@
+//! Calls: executed, submitted, cancelled; and releases.
+
+use std::ffi::c_char;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::executor::{Executor, te_executor};
+use super::handle::{Opaque, free, hold, into_handle};
+use super::queue::te_queue;
+use super::result::{into_result, te_result};
+use super::status::te_status::{TE_CLOSED, TE_INVALID_ARGUMENT, TE_INVALID_JSON};
+use super::status::{Fault, guard, te_status};
+use super::text::{Out, object, on_a_stack, te_buffer, text};
+use crate::executor::CallHandle;
+use crate::tool::{MAX_TIMEOUT, MIN_TIMEOUT, ToolCall};
+
+/// A submitted call, to cancel it. Made by te_submit() for those who ask for it, freed by te_call_free().
+/// Any number of threads may use it at the same time.
+pub struct te_call {
+    _opaque: (),
+}
+
+impl Opaque for te_call {
+    /// The executor too: its channels are to be there as long as the call.
+    type Value = (CallHandle, Arc<Executor>);
+    const KIND: u64 = 0x7465_2d63_616c_6c73;
+    const NAME: &'static str = "te_call";
+}
+
+/// A call in JSON.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Call {
+    name: String,
+    #[serde(default = "no_arguments")]
+    arguments: Value,
+    uniq_id: Option<String>,
+    #[serde(default)]
+    raw_text: String,
+    timeout_s: Option<f64>,
+}
+
+fn no_arguments() -> Value {
+    json!({})
+}
+
+/// # Errors
+/// It is not the JSON that is asked for.
+fn parse(json: &str) -> Result<(ToolCall, Option<Duration>), Fault> {
+    let call: Call =
+        object(json).map_err(|error| Fault::new(TE_INVALID_JSON, format!("the call: {error}")))?;
+    let (least, most) = (MIN_TIMEOUT.as_secs_f64(), MAX_TIMEOUT.as_secs_f64());
+    let timeout = match call.timeout_s {
+        Some(seconds) if (least..=most).contains(&seconds) => {
+            Some(Duration::from_secs_f64(seconds))
+        }
+        Some(seconds) => {
+            let text =
+                format!("the call: timeout_s is {seconds}; it must be from {least} to {most}");
+            return Err(Fault::new(TE_INVALID_ARGUMENT, text));
+        }
+        None => None,
+    };
+    let mut parsed = ToolCall::new(call.name, call.arguments);
+    if let Some(uniq_id) = call.uniq_id {
+        parsed.uniq_id = uniq_id;
+    }
+    parsed.raw_text = call.raw_text;
+    Ok((parsed, timeout))
+}
+
+/// Runs a call and blocks until its result is there.
+///
+/// `call` is a JSON object: {"name": "bash", "arguments": {"command": "ls"}, "uniq_id": "...",
+/// "timeout_s": 30}. Only "name" is needed. "uniq_id" is the caller's id of the call, which the result
+/// carries; a fresh one unless given. "timeout_s", from 1 to 600, limits the run; else a number "timeout"
+/// in the arguments does, else the sandbox's 30 seconds. Other keys are refused, but for "raw_text", which
+/// te_parse_calls() gives and nothing looks at.
+///
+/// A trajectory's calls run one after the other, in the order in which they were submitted, in one
+/// workspace, which it keeps until te_release(). Its id has 1 to 512 bytes.
+///
+/// A tool that fails is a result, and so are a tool that does not exist, arguments that do not fit, a
+/// sandbox that is lost: the status is TE_OK, and the result's outcome says how the call ended. To end
+/// it early, call te_cancel_trajectory() on another thread.
+///
+/// On success `*result` is the caller's, to be freed by te_result_free(); after an error it is NULL, and
+/// nothing ran.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn te_execute(
+    executor: *const te_executor,
+    trajectory: *const c_char,
+    trajectory_len: usize,
+    call: *const c_char,
+    call_len: usize,
+    result: *mut *mut te_result,
+) -> te_status {
+    guard(|| {
+        let out = Out::new(result, "result", std::ptr::null_mut())?;
+        let trajectory = text(trajectory, trajectory_len, "trajectory")?;
+        let call = text(call, call_len, "call")?;
+        let executor = hold(executor)?;
+        let pending = on_a_stack(call, || {
+            let (call, timeout) = parse(call)?;
+            Ok(executor.executor.submit(trajectory, call, timeout)?)
+        });
+        let result = pending?.wait();
+        out.put(into_result(0, trajectory.into(), result));
+        Ok(())
+    })
+}
+
+/// Submits a call, whose result goes to `queue`, under `tag`. Never blocks: TE_QUEUE_FULL and
+/// TE_COMPLETIONS_FULL say to fetch completions first.
+///
+/// `call` is as in te_execute(). What is accepted ends exactly once, by a completion in the queue. A call
+/// that is wrong in itself is accepted, and its completion is there at once.
+///
+/// `handle` may be NULL. Else `*handle` is the caller's, to be freed by te_call_free(), which
+/// does not end the call; after an error it is NULL, and nothing was submitted.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn te_submit(
+    queue: *const te_queue,
+    trajectory: *const c_char,
+    trajectory_len: usize,
+    call: *const c_char,
+    call_len: usize,
+    tag: u64,
+    handle: *mut *mut te_call,
+) -> te_status {
+    guard(|| {
+        let out = Out::optional(handle, std::ptr::null_mut());
+        let trajectory = text(trajectory, trajectory_len, "trajectory")?;
+        let call = text(call, call_len, "call")?;
+        let queue = hold(queue)?;
+        let executor = &queue.executor;
+        let submitted = on_a_stack(call, || {
+            let (call, timeout) = parse(call)?;
+            let queue = &queue.queue;
+            Ok(executor.executor.try_submit_to(queue, tag, trajectory, call, timeout)?)
+        })?;
+        if let Some(out) = out {
+            out.put(into_handle::<te_call>((submitted, executor.clone())));
+        }
+        Ok(())
+    })
+}
+
+/// Asks for the end of a call. Does not block. One that has not started ends as TE_OUTCOME_CANCELLED at
+/// once; a running one is killed, and its completion comes when the last of its processes is gone. For one
+/// that has ended it does nothing.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn te_call_cancel(call: *const te_call) -> te_status {
+    guard(|| {
+        hold(call)?.0.cancel();
+        Ok(())
+    })
+}
+
+/// Frees the handle; the call goes on. NULL does nothing.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn te_call_free(call: *mut te_call) {
+    free(call, |_| ());
+}
+
+/// Cancels everything of a trajectory that has not ended, see te_call_cancel(). Does not block; every
+/// call still gets its result.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn te_cancel_trajectory(
+    executor: *const te_executor,
+    trajectory: *const c_char,
+    trajectory_len: usize,
+) -> te_status {
+    guard(|| {
+        let trajectory = text(trajectory, trajectory_len, "trajectory")?;
+        hold(executor)?.executor.cancel_trajectory(trajectory);
+        Ok(())
+    })
+}
+
+/// Ends a trajectory's use of its slot, after its earlier calls; empties the workspace first if
+/// `reset_workspace` is not 0. Blocks until that is done. Without a reset the files stay until another
+/// trajectory needs the slot. A trajectory without a slot, or unknown, is released already.
+///
+/// TE_RESET_FAILED says that the workspace could not be emptied: nobody gets the slot before it is.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn te_release(
+    executor: *const te_executor,
+    trajectory: *const c_char,
+    trajectory_len: usize,
+    reset_workspace: i32,
+) -> te_status {
+    guard(|| {
+        let trajectory = text(trajectory, trajectory_len, "trajectory")?;
+        let executor = hold(executor)?;
+        Ok(executor.executor.release_trajectory(trajectory, reset_workspace != 0)?)
+    })
+}
+
+/// Like te_release(), but does not wait for it to be done.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn te_submit_release(
+    executor: *const te_executor,
+    trajectory: *const c_char,
+    trajectory_len: usize,
+    reset_workspace: i32,
+) -> te_status {
+    guard(|| {
+        let trajectory = text(trajectory, trajectory_len, "trajectory")?;
+        let executor = hold(executor)?;
+        if executor.is_closed() {
+            return Err(Fault::new(TE_CLOSED, "the executor is closed; it has released all slots"));
+        }
+        executor.executor.submit_release(trajectory, reset_workspace != 0);
+        Ok(())
+    })
+}
+
+/// The tool calls in what a model wrote: a JSON array of {"name", "arguments", "uniq_id", "raw_text"},
+/// each of which te_execute() and te_submit() take as it is. Hermes and GLM formats; text without calls
+/// gives [].
+///
+/// On success `*calls` is the caller's, to be freed by te_buffer_free().
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn te_parse_calls(
+    model_text: *const c_char,
+    model_text_len: usize,
+    calls: *mut te_buffer,
+) -> te_status {
+    guard(|| {
+        let out = Out::buffer(calls, "calls")?;
+        let model_text = text(model_text, model_text_len, "model_text")?;
+        let found = on_a_stack(model_text, || {
+            let found = ToolCall::parse_from_text(model_text).into_iter().map(|call| {
+                json!({
+                    "name": call.name,
+                    "arguments": call.arguments,
+                    "uniq_id": call.uniq_id,
+                    "raw_text": call.raw_text,
+                })
+            });
+            Ok(Value::Array(found.collect()).to_string())
+        })?;
+        out.put(te_buffer::of(found.into_bytes()));
+        Ok(())
+    })
+}
