@@ -32,8 +32,7 @@
  * Waiting    Every function that waits has an end. Functions that are not said to block do not.
  * Threads    The library's own have names that begin with "tool-" and all signals blocked. They call code
  *            of the host's only if it was asked for: tools, the log, and what frees a tool's data. A thread
- *            that calls in needs 256 KiB of stack, and 64 KiB more for each tool or log function of its
- *            own that nests another call.
+ *            that calls in needs 128 KiB of stack, and what the host's own log function needs.
  * Signals    No handlers are installed and no dispositions are changed. SIGCHLD and SIGPIPE may be
  *            ignored, and children reaped by waitpid(-1).
  * fork       The child has none of the threads: functions with a handle from before the fork give
