@@ -2,6 +2,8 @@
 //!
 //! | group | case | what one iteration is |
 //! |---|---|---|
+//! | `door` | `floor` | `ToolExecutor::execute` of a tool that does not exist: no other thread takes part |
+//! | | `ffi` | `te_execute` of the same: what the ABI itself costs, in time of the thread |
 //! | `execute` | `floor` | `ToolExecutor::execute` of a tool in this process that answers at once |
 //! | | `ffi` | `te_execute` of the same, its output looked at, `te_result_free` |
 //! | `queue/N` | `floor` | one thread, N calls in flight: `submit_to`, `next_many` |
@@ -60,6 +62,52 @@ fn c_executor() -> *mut te_executor {
         te_tools_free(tools);
     }
     executor
+}
+
+/// The processor time that this thread has had: what others do on the machine does not count.
+fn thread_time() -> Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: a valid place.
+    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+fn door(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("door");
+    group.throughput(Throughput::Elements(1));
+    let rust = rust_executor();
+    group.bench_function("floor", |bencher| {
+        bencher.iter_custom(|calls| {
+            let began = thread_time();
+            for _ in 0..calls {
+                let call = ToolCall::new("nothing", serde_json::json!({"command": "true"}));
+                black_box(rust.execute("trajectory", call, None).error.len());
+            }
+            thread_time() - began
+        });
+    });
+    drop(rust);
+    let executor = c_executor();
+    let ((trajectory, len), (call, call_len)) =
+        (bytes("trajectory"), bytes(r#"{"name": "nothing", "arguments": {"command": "true"}}"#));
+    group.bench_function("ffi", |bencher| {
+        bencher.iter_custom(|calls| {
+            let began = thread_time();
+            for _ in 0..calls {
+                let mut result = null_mut();
+                // SAFETY: the executor lives, and so do the texts.
+                unsafe {
+                    te_execute(executor, trajectory, len, call, call_len, &mut result);
+                    black_box((*result).error_len);
+                    te_result_free(result);
+                }
+            }
+            thread_time() - began
+        });
+    });
+    // SAFETY: ours.
+    unsafe { te_executor_free(executor) };
+    group.finish();
 }
 
 fn execute(criterion: &mut Criterion) {
@@ -192,6 +240,6 @@ criterion_group! {
         .warm_up_time(Duration::from_secs(1))
         .measurement_time(Duration::from_secs(3))
         .sample_size(20);
-    targets = execute, queue
+    targets = door, execute, queue
 }
 criterion_main!(benches);

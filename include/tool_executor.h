@@ -628,6 +628,7 @@ void te_tool_reply_free(struct te_tool_reply *reply);
  * te_last_error() names it. `{"local": {}}` is the embedded sandbox with all its defaults; with neither
  * "local" nor "fleet" there are in-process tools and the ToolServer's only. Times are in seconds.
  *
+ * ```text
  *     "local":  {"slots": 10, "data_dir": "...", "max_output_chars": 50000,
  *                "max_output_file_bytes": 16777216, "max_file_bytes": 100000, "warm_slots": true,
  *                "seccomp": true, "adopt_orphans": false,
@@ -643,6 +644,7 @@ void te_tool_reply_free(struct te_tool_reply *reply);
  *     "queue_capacity": 65536, "queue_timeout_s": 3600, "acquire_timeout_s": 600,
  *     "answer_grace_s": 60, "reset_timeout_s": 60, "close_timeout_s": 30,
  *     "on_lost_workspace": "refuse" or "start_empty", "io_threads": 8, "handler_threads": 16
+ * ```
  *
  * What they mean is in the Rust documentation, under the same names: `Builder`, `LocalConfig`,
  * `SlotLimits`, `FleetConfig`, `ToolServerConfig`, `Policy`. Where this process is root, commands run as nobody, who
