@@ -98,7 +98,7 @@ pub enum HeldBy {
     Cgroup,
     /// The kernel, by what processes inherit.
     Rlimit,
-    /// Threads of this process, which look ten times a second.
+    /// Threads of this process, which look some times a second.
     Watch,
     /// Nothing: there is no limit, or nothing here can keep it.
     None,

@@ -1,8 +1,9 @@
 //! Keeps slots within their memory and their workspaces' size where the kernel does not do it.
 //!
 //! Two threads, `tool-watch-mem` and `tool-watch-disk`, look at the sandboxes in which a command has
-//! run for 100 ms, ten times a second (more often where one is past half of its memory), and tell
-//! whoever runs the command that it must be killed. Shorter commands cost an entry in a table. A thread
+//! run for 100 ms, and tell whoever runs the command that it must be killed. How often they look depends
+//! on how soon a sandbox could be at its limit: 4 to 40 times a second at the memory, 1 to 10 times at the
+//! disk. Shorter commands cost an entry in a table. A thread
 //! that has much to look at pauses the longer, up to a second. One slot can hold a look up, for a
 //! second with its memory and for five with its disk; that is why there are two.
 //!
@@ -34,10 +35,18 @@ use super::disk::{self, Size};
 use super::sample::{self, Nameless};
 use crate::sandbox::workspace::Workspace;
 
-/// How long a command runs before it is looked at, and the time between two looks.
+/// How long a command runs before it is looked at.
 const INTERVAL: Duration = Duration::from_millis(100);
-/// The time between two looks where a sandbox is past half of its memory.
-const SHORT_INTERVAL: Duration = Duration::from_millis(25);
+/// The least and the longest time between two looks at the memory, and how many bytes a second a sandbox
+/// is taken to fill at most.
+const MEMORY_PACE: Pace = Pace {
+    least: Duration::from_millis(25),
+    most: Duration::from_millis(250),
+    bytes_per_second: 16 << 30,
+};
+/// As of the memory.
+const DISK_PACE: Pace =
+    Pace { least: INTERVAL, most: Duration::from_secs(1), bytes_per_second: 8 << 30 };
 /// Of its time the thread spends one part in so many looking.
 const COST_SHARE: u32 = 10;
 /// No pause is longer than this, so that nobody is out of sight for long.
@@ -52,6 +61,22 @@ const FILES_INTERVAL: Duration = Duration::from_millis(500);
 const DISK_INTERVAL: Duration = Duration::from_secs(2);
 /// How long after a command its workspace is counted.
 const AFTERWARDS: Duration = Duration::from_secs(1);
+
+/// How often is looked.
+struct Pace {
+    least: Duration,
+    most: Duration,
+    bytes_per_second: u64,
+}
+
+impl Pace {
+    /// How long to wait where a sandbox has so many bytes left: half of the time in which it could use
+    /// them up.
+    fn pause(&self, left: u64) -> Duration {
+        let seconds = left as f64 / self.bytes_per_second as f64 / 2.0;
+        Duration::from_secs_f64(seconds).clamp(self.least, self.most)
+    }
+}
 
 /// Called on a thread of the watch when a limit is exceeded, again and again until that ends. Must only
 /// hand it on.
@@ -334,7 +359,7 @@ impl Thread {
         entries: &[(u64, Entry)],
         dirty: Vec<Arc<Workspace>>,
     ) -> Duration {
-        let mut pause = INTERVAL;
+        let mut left = u64::MAX;
         for (id, entry) in entries {
             let Some((_, alarm)) = &entry.busy else { continue };
             let found = sample::processes(entry.init);
@@ -353,9 +378,7 @@ impl Thread {
             match self.role {
                 Role::Memory(limit) => {
                     let most = found.bytes.saturating_add(nameless.memory);
-                    if most > limit / 2 {
-                        pause = SHORT_INTERVAL;
-                    }
+                    left = left.min(limit.saturating_sub(most));
                     if known.is_out_of_memory(limit, most, &found.pids) {
                         alarm(Exceeded::Memory);
                     }
@@ -364,6 +387,9 @@ impl Thread {
                     if self.is_disk_full(shared, limit, &entry.workspace, nameless.disk, false) {
                         alarm(Exceeded::Workspace);
                     }
+                    let known = self.disks.get(entry.workspace.path());
+                    let used = known.map_or(0, |known| known.size);
+                    left = left.min(limit.saturating_sub(used.saturating_add(nameless.disk)));
                 }
             }
         }
@@ -372,7 +398,11 @@ impl Thread {
                 self.is_disk_full(shared, limit, &workspace, 0, true);
             }
         }
-        pause
+        match self.role {
+            // One that has just begun is looked at soon, and may fill all of it.
+            Role::Memory(limit) => MEMORY_PACE.pause(left.min(limit)),
+            Role::Disk(limit) => DISK_PACE.pause(left.min(limit)),
+        }
     }
 
     /// Counts the workspace if that is due, and tells whether what runs in it has to end.
@@ -451,6 +481,18 @@ fn is_exceeded(limit: u64, before: Option<u64>, now: u64) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn it_is_looked_the_more_often_the_nearer_the_limit_is() {
+        let millis = |pace: &Pace, left| pace.pause(left).as_millis();
+        assert_eq!(millis(&MEMORY_PACE, 4 << 30), 125);
+        assert_eq!(millis(&MEMORY_PACE, 128 << 20), 25);
+        assert_eq!(millis(&MEMORY_PACE, 0), 25);
+        assert_eq!(millis(&MEMORY_PACE, u64::MAX), 250);
+        assert_eq!(millis(&DISK_PACE, 8 << 30), 500);
+        assert_eq!(millis(&DISK_PACE, 32 << 20), 100);
+        assert_eq!(millis(&DISK_PACE, u64::MAX), 1000);
+    }
 
     #[test]
     fn a_command_that_cleans_up_is_left_alone() {
