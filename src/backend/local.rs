@@ -30,9 +30,10 @@ use crate::sandbox::files::{self, DEFAULT_MAX_FILE_BYTES};
 use crate::sandbox::isolation::Isolation;
 use crate::sandbox::limits::{Filter, Limits};
 use crate::sandbox::shell;
+use crate::sandbox::spool::Spool;
 use crate::sandbox::supervisor::{CommandId, CommandSpec, Supervisor, raise_open_files_limit};
 use crate::sandbox::terminal::result::{self as stateful, stateful_result};
-use crate::sandbox::terminal::{Place, ShellEnded, TerminalCall, Terminals, Tmux, tmux};
+use crate::sandbox::terminal::{self, Place, ShellEnded, TerminalCall, Terminals, Tmux, tmux};
 use crate::sandbox::user::CommandUser;
 use crate::sandbox::workspace::{DataDir, Workspace};
 use crate::tool::{Outcome, ToolResult};
@@ -231,15 +232,24 @@ impl LocalBackend {
         let limits = Limits::detect(&config.limits, user, open_files)
             .map(Arc::new)
             .map_err(|error| BackendError::with_source("cannot watch the limits", error))?;
+        let spool = Spool::start()
+            .map_err(|error| BackendError::with_source("cannot start threads", error))?;
         let terminals = data_dir
             .make_passable_dir("terminals")
-            .and_then(|path| {
-                let limits = limits.clone();
-                let chars = config.max_output_chars;
-                Terminals::start(isolation.clone(), user, limits, path, chars, tmux)
+            .and_then(|directory| {
+                Terminals::start(terminal::Setup {
+                    isolation: isolation.clone(),
+                    user,
+                    limits: limits.clone(),
+                    directory,
+                    output_limit_chars: config.max_output_chars,
+                    output_file_bytes: config.max_output_file_bytes,
+                    spool: spool.clone(),
+                    tmux,
+                })
             })
             .map_err(|error| BackendError::with_source("cannot start the terminals", error))?;
-        let supervisor = Supervisor::start(isolation, user, limits.clone())
+        let supervisor = Supervisor::start(isolation, user, limits.clone(), spool)
             .map_err(|error| BackendError::with_source("cannot start the supervisor", error))?;
         let resets = Workers::start("tool-reset", RESET_THREADS)
             .map_err(|error| BackendError::with_source("cannot start threads", error))?;

@@ -445,7 +445,7 @@ fn a_session_sees_its_slots_files_and_nothing_of_the_host() {
         "bash -c 'for f in /proc/self/fd/*; do echo ${f##*/}; done' | sort -n | head -3 | xargs",
     );
     assert_eq!(fds, "0 1 2\n");
-    let host = bench.base.path().to_string_lossy().into_owned();
+    let host = bench.base.to_string_lossy().into_owned();
     let mounts = bench.output("cat /proc/self/mountinfo | wc -l; ls /");
     assert!(!mounts.contains(&host), "{mounts}");
 }
