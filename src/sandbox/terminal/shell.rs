@@ -40,8 +40,9 @@ const HAMMER_EVERY: Duration = Duration::from_millis(40);
 const SECOND_LINE_AFTER: Duration = Duration::from_millis(3);
 /// Longer timeouts are taken for this, so that no deadline overflows the clock.
 const LONGEST_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
-/// More than this is not read from the FIFO for one call: some hundred bytes are usual.
+/// No more than this is read from the FIFO beyond what each call may need: some hundred bytes are usual.
 const STATUS_LIMIT: usize = 1 << 20;
+const STATUS_OF_A_CALL: usize = 4096;
 
 const STATUS: Source = Source::File(3);
 
@@ -435,7 +436,7 @@ impl Shell {
         let keep =
             spool.map(|spool| Keep::new(spool, self.workspace.clone(), self.output_file_bytes));
         let background = self.streams.begin_call(keep, &cx.watch, cx.buffer);
-        self.status_bytes = 0;
+        self.status_bytes = self.status_bytes.saturating_sub(STATUS_OF_A_CALL);
         let Some(current) = &mut self.current else { return };
         let (last, flags) = &self.last;
         let text = script::command_file(&current.call.command, flags);
@@ -486,8 +487,13 @@ impl Shell {
 
     /// Ends a session that was tampered with from inside: as if somebody there had killed it.
     fn kill_for_cause(&mut self, cx: &mut Context<'_>) {
-        if let Some(current) = &mut self.current {
-            current.given_up.get_or_insert(End::Exited(KILLED));
+        if let Some(current) = &mut self.current
+            && current.interrupted.is_none()
+        {
+            current.given_up.get_or_insert_with(|| match current.began {
+                Some(_) => End::Exited(KILLED),
+                None => End::SetupFailed("the shell was tampered with".to_owned()),
+            });
         }
         cx.kept.kill(cx.now);
     }
