@@ -372,3 +372,230 @@ impl Stream {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::Write;
+    use std::os::unix::fs::PermissionsExt;
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+    use rustix::event::epoll;
+
+    use super::*;
+    use crate::sandbox::spool::{Kept, Spool};
+    use crate::sandbox::terminal::watch::{Key, Kind, decode};
+    use crate::sandbox::testing::hold;
+    use crate::sandbox::user::CommandUser;
+    use crate::sandbox::workspace::{DataDir, Workspace};
+
+    const SHOWN: usize = 100;
+    const LONG: Duration = Duration::from_secs(60);
+
+    /// The streams of a shell that a test is.
+    struct Shell {
+        epoll: OwnedFd,
+        streams: Streams,
+        writers: [File; 2],
+        buffer: Vec<u8>,
+        spool: Spool,
+        data: DataDir,
+        _dir: tempfile::TempDir,
+    }
+
+    impl Shell {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o711)).unwrap();
+            let data = DataDir::create(Some(dir.path()), 1, CommandUser::detect()).unwrap();
+            let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
+            let (streams, writers) = Streams::new(SHOWN, &watch(&epoll)).unwrap();
+            let writers = writers.map(|writer| {
+                rustix::pipe::fcntl_setpipe_size(&writer, 1 << 20).unwrap();
+                rustix::io::ioctl_fionbio(&writer, true).unwrap();
+                File::from(writer)
+            });
+            let (buffer, spool) = (vec![0; 64 * 1024], Spool::start().unwrap());
+            Self { epoll, streams, writers, buffer, spool, data, _dir: dir }
+        }
+
+        fn workspace(&self) -> &Arc<Workspace> {
+            &self.data.workspaces()[0]
+        }
+
+        fn begin(&mut self, limit: u64) -> [Captured; 2] {
+            let keep = Keep::new(self.spool.clone(), self.workspace().clone(), limit);
+            self.streams.begin_call(Some(keep), &watch(&self.epoll), &mut self.buffer)
+        }
+
+        fn end(&mut self) {
+            self.streams.end_call(&watch(&self.epoll), &mut self.buffer, Instant::now());
+        }
+
+        /// Deals with what happens within `longest`; whether there was something.
+        fn turn(&mut self, longest: Duration) -> bool {
+            let mut events = Vec::with_capacity(8);
+            let room = rustix::buffer::spare_capacity(&mut events);
+            epoll::wait(&self.epoll, room, Some(&longest.try_into().unwrap())).unwrap();
+            for event in &events {
+                let (_, source) = decode(event.data.u64()).unwrap();
+                self.streams.on_event(source, &watch(&self.epoll), &mut self.buffer);
+            }
+            !events.is_empty()
+        }
+
+        fn write(&mut self, stream: usize, mut bytes: &[u8]) {
+            while !bytes.is_empty() {
+                match self.writers[stream].write(bytes) {
+                    Ok(count) => bytes = &bytes[count..],
+                    // It is read when the file has caught up.
+                    Err(_) => assert!(self.turn(LONG), "nobody reads"),
+                }
+            }
+        }
+
+        fn settle(&mut self) -> [Captured; 2] {
+            while !self.streams.settle(&watch(&self.epoll), Instant::now()) {
+                assert!(self.turn(LONG), "it is never written");
+            }
+            self.streams.finish_call(&watch(&self.epoll))
+        }
+
+        fn content(&self, kept: &Kept) -> Vec<u8> {
+            match &kept.path {
+                Some(path) => std::fs::read(self.workspace().path().join(path)).unwrap(),
+                None => Vec::new(),
+            }
+        }
+    }
+
+    fn watch(epoll: &OwnedFd) -> Watch<'_> {
+        Watch { epoll, key: Key { kind: Kind::Shell, serial: 1 } }
+    }
+
+    /// What is written, and how many events are dealt with then.
+    fn writes() -> impl Strategy<Value = Vec<(usize, usize, usize)>> {
+        let size = prop_oneof![
+            0_usize..300,
+            Just(SHOWN),
+            Just(4 * SHOWN),
+            Just(65_536),
+            250_000_usize..270_000,
+            500_000_usize..1_000_000,
+        ];
+        proptest::collection::vec((0_usize..2, size, 0_usize..4), 0..4)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
+
+        /// Each byte belongs to the call in which it was written, or to none, whatever was read when; the
+        /// files have the first bytes of their streams, and together no more than the limit.
+        #[test]
+        fn each_call_has_what_was_written_in_it(
+            calls in proptest::collection::vec((writes(), writes()), 1..4),
+            limit in prop_oneof![Just(1_u64), 300..600_u64, 200_000..600_000_u64, Just(1 << 40)],
+        ) {
+            let mut shell = Shell::new();
+            let mut between = [0, 0];
+            let mut next = 0_u32;
+            let mut content = |size: usize| -> Vec<u8> {
+                let numbers = (next..).flat_map(|number| format!("{number:07} ").into_bytes());
+                next += size as u32 / 8 + 1;
+                numbers.take(size).collect()
+            };
+            for (in_call, after) in calls {
+                let background = shell.begin(limit);
+                prop_assert_eq!(background.map(|captured| captured.bytes), between);
+                let mut written = [Vec::new(), Vec::new()];
+                for (stream, size, turns) in in_call {
+                    let bytes = content(size);
+                    shell.write(stream, &bytes);
+                    written[stream].extend(bytes);
+                    for _ in 0..turns {
+                        shell.turn(Duration::ZERO);
+                    }
+                }
+                shell.end();
+                between = [0, 0];
+                for (stream, size, turns) in after {
+                    let bytes = vec![b'-'; size];
+                    shell.write(stream, &bytes);
+                    between[stream] += size as u64;
+                    for _ in 0..turns {
+                        shell.turn(Duration::ZERO);
+                    }
+                }
+                let mut all = 0;
+                let mut left_out = false;
+                for (captured, written) in shell.settle().iter().zip(&written) {
+                    prop_assert_eq!(captured.bytes, written.len() as u64);
+                    let whole = written.len() <= SHOWN;
+                    prop_assert_eq!(captured.omitted_bytes == 0, whole);
+                    prop_assert_eq!(captured.kept.is_none(), whole);
+                    let Some(kept) = &captured.kept else { continue };
+                    prop_assert_eq!(&kept.error, &None);
+                    let file = shell.content(kept);
+                    prop_assert_eq!(file.len() as u64, kept.bytes);
+                    prop_assert!(file == written[..file.len()]);
+                    prop_assert_eq!(kept.complete, file.len() == written.len());
+                    all += kept.bytes;
+                    left_out |= !kept.complete;
+                }
+                prop_assert!(all <= limit && (!left_out || all == limit), "{} of {}", all, limit);
+            }
+        }
+    }
+
+    #[test]
+    fn while_the_disk_is_slow_the_pipe_waits_and_only_until_the_end_of_the_call() {
+        let mut shell = Shell::new();
+        shell.begin(1 << 40);
+        let held = hold(&shell.spool);
+        let lines = "0123456\n".repeat(8 << 20);
+        let mut taken = 0;
+        // The end is that nobody reads.
+        loop {
+            match shell.writers[0].write(&lines.as_bytes()[taken..]) {
+                Ok(count) => taken += count,
+                Err(_) if shell.turn(Duration::from_millis(200)) => {}
+                Err(_) => break,
+            }
+        }
+        assert!((1 << 20..4 << 20).contains(&taken), "{taken} bytes are in");
+        shell.end();
+        // It belongs to no call, and is read.
+        shell.write(0, &vec![b'-'; 8 << 20]);
+        assert!(!shell.streams.settle(&watch(&shell.epoll), Instant::now()));
+        drop(held);
+        let [stdout, _] = shell.settle();
+        let kept = stdout.kept.as_ref().unwrap();
+        assert!(kept.complete && kept.bytes == taken as u64, "{kept:?}");
+        assert!(shell.content(kept) == lines.as_bytes()[..taken]);
+        while shell.turn(Duration::ZERO) {}
+        let [background, _] = shell.begin(1);
+        assert_eq!(background.bytes, 8 << 20);
+    }
+
+    #[test]
+    fn at_the_end_of_the_shell_all_is_written_that_is_there_though_somebody_holds_the_pipe() {
+        let mut shell = Shell::new();
+        shell.begin(1 << 40);
+        let lines = "0123456\n".repeat(100_000);
+        shell.write(1, lines.as_bytes());
+        while !shell.streams.drain(&watch(&shell.epoll), &mut shell.buffer, Instant::now()) {
+            assert!(shell.turn(LONG));
+        }
+        let Shell { epoll, streams, data, mut writers, .. } = shell;
+        let [stdout, stderr] = streams.close(&watch(&epoll));
+        assert_eq!((stdout.bytes, stderr.bytes), (0, lines.len() as u64));
+        let kept = stderr.kept.unwrap();
+        assert!(kept.complete);
+        let path = data.workspaces()[0].path().join(kept.path.unwrap());
+        assert!(std::fs::read_to_string(path).unwrap() == lines);
+        let error = writers[1].write(b"more").unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+    }
+}
