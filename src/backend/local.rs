@@ -30,9 +30,10 @@ use crate::sandbox::files::{self, DEFAULT_MAX_FILE_BYTES};
 use crate::sandbox::isolation::Isolation;
 use crate::sandbox::limits::{Filter, Limits};
 use crate::sandbox::shell;
+use crate::sandbox::spool::Spool;
 use crate::sandbox::supervisor::{CommandId, CommandSpec, Supervisor, raise_open_files_limit};
 use crate::sandbox::terminal::result::{self as stateful, stateful_result};
-use crate::sandbox::terminal::{Place, ShellEnded, TerminalCall, Terminals, Tmux, tmux};
+use crate::sandbox::terminal::{self, Place, ShellEnded, TerminalCall, Terminals, Tmux, tmux};
 use crate::sandbox::user::CommandUser;
 use crate::sandbox::workspace::{DataDir, Workspace};
 use crate::tool::{Outcome, ToolResult};
@@ -60,10 +61,10 @@ pub struct LocalConfig {
     pub data_dir: Option<PathBuf>,
     /// How many characters are kept of each of a command's two output streams. Defaults to 50,000.
     pub max_output_chars: usize,
-    /// How many bytes of a call's output are kept in files in its workspace, where the result does not
-    /// show all of it: `.tool-output/<n>-stdout.txt` and `…-stderr.txt`, named by the metadata
-    /// `output_file` and `stderr_file`. Of both streams together; the rest is left out. 0 for no such
-    /// files. Defaults to 16 MiB.
+    /// How many bytes of a call's output, of `bash` or `bash_stateful`, are kept in files in its
+    /// workspace, where the result does not show all of it: `.tool-output/<n>-stdout.txt` and
+    /// `…-stderr.txt`, named by the metadata `output_file` and `stderr_file`. Of both streams together; the
+    /// rest is left out. 0 for no such files. Defaults to 16 MiB.
     pub max_output_file_bytes: u64,
     /// Makes this process a child subreaper (`prctl(2)`), so that ended sandboxes leave no zombies
     /// where the system's first process removes none, as in many containers. Not needed where this
@@ -143,6 +144,9 @@ struct Inner {
     resets: Mutex<Option<Workers>>,
 }
 
+/// Finds out how commands of a user are isolated.
+type Probe = fn(Option<CommandUser>, &Workspace) -> Isolation;
+
 struct Slot {
     workspace: Arc<Workspace>,
     /// A command could not be killed: what is left of it may touch the workspace for ever.
@@ -198,10 +202,14 @@ impl LocalBackend {
     /// A configuration that makes no sense, a data directory that cannot be made, belongs to somebody
     /// else or cannot be reached by the user that commands run as, or no thread to be had.
     pub fn start(config: LocalConfig) -> Result<Self, BackendError> {
-        Self::start_with(config, Tmux::detect(shell::PATH))
+        Self::start_with(config, Tmux::detect(shell::PATH), Isolation::probe)
     }
 
-    fn start_with(config: LocalConfig, tmux: Option<Tmux>) -> Result<Self, BackendError> {
+    fn start_with(
+        config: LocalConfig,
+        tmux: Option<Tmux>,
+        probe: Probe,
+    ) -> Result<Self, BackendError> {
         if !(1..=MOST_SLOTS).contains(&config.slots) {
             return Err(BackendError::new(format!(
                 "slots is {}; it must be from 1 to {MOST_SLOTS}",
@@ -218,10 +226,10 @@ impl LocalBackend {
                 .map_err(|error| BackendError::with_source("cannot adopt orphans", error))?;
         }
         let mut user = CommandUser::detect();
-        let (mut data_dir, mut isolation) = prepare(&config, user)?;
+        let (mut data_dir, mut isolation) = prepare(&config, user, probe)?;
         if user.is_some() && !isolation.is_sandboxed() {
             // Some systems let only root make sandboxes, and one of root's is better than none.
-            let of_root = prepare(&config, None)?;
+            let of_root = prepare(&config, None, probe)?;
             if of_root.1.is_sandboxed() {
                 log::warn!("only root can make sandboxes here: commands run in them as root");
                 user = None;
@@ -231,15 +239,24 @@ impl LocalBackend {
         let limits = Limits::detect(&config.limits, user, open_files)
             .map(Arc::new)
             .map_err(|error| BackendError::with_source("cannot watch the limits", error))?;
+        let spool = Spool::start()
+            .map_err(|error| BackendError::with_source("cannot start threads", error))?;
         let terminals = data_dir
             .make_passable_dir("terminals")
-            .and_then(|path| {
-                let limits = limits.clone();
-                let chars = config.max_output_chars;
-                Terminals::start(isolation.clone(), user, limits, path, chars, tmux)
+            .and_then(|directory| {
+                Terminals::start(terminal::Setup {
+                    isolation: isolation.clone(),
+                    user,
+                    limits: limits.clone(),
+                    directory,
+                    output_limit_chars: config.max_output_chars,
+                    output_file_bytes: config.max_output_file_bytes,
+                    spool: spool.clone(),
+                    tmux,
+                })
             })
             .map_err(|error| BackendError::with_source("cannot start the terminals", error))?;
-        let supervisor = Supervisor::start(isolation, user, limits.clone())
+        let supervisor = Supervisor::start(isolation, user, limits.clone(), spool)
             .map_err(|error| BackendError::with_source("cannot start the supervisor", error))?;
         let resets = Workers::start("tool-reset", RESET_THREADS)
             .map_err(|error| BackendError::with_source("cannot start threads", error))?;
@@ -653,6 +670,7 @@ impl Drop for Inner {
 fn prepare(
     config: &LocalConfig,
     user: Option<CommandUser>,
+    probe: Probe,
 ) -> Result<(DataDir, Isolation), BackendError> {
     let data_dir = DataDir::create(config.data_dir.as_deref(), config.slots, user)
         .map_err(|error| BackendError::with_source("cannot make the workspaces", error))?;
@@ -661,7 +679,7 @@ fn prepare(
         .and_then(|path| etc::copy_to(&path).map(|()| path))
         .map_err(|error| BackendError::with_source("cannot copy /etc for sandboxes", error))?;
     let workspace = &data_dir.workspaces()[0];
-    let mut isolation = Isolation::probe(user, workspace).with_etc(etc);
+    let mut isolation = probe(user, workspace).with_etc(etc);
     if config.seccomp {
         isolation = isolation.with_filter(Filter::new(), user, workspace);
     }
@@ -697,7 +715,7 @@ mod tests {
         let mut config = LocalConfig::with_slots(1);
         config.data_dir = Some(dir.path().to_owned());
         let nowhere = Tmux::detect("/nonexistent:/etc");
-        let backend = LocalBackend::start_with(config, nowhere).unwrap();
+        let backend = LocalBackend::start_with(config, nowhere, Isolation::probe).unwrap();
         let executor = ToolExecutor::builder().backend(backend).start().unwrap();
         for action in ["start", "send_keys", "capture", "stream"] {
             let arguments = json!({"action": action, "keys": "x"});
@@ -709,5 +727,55 @@ mod tests {
         let stop = ToolCall::new("tmux", json!({"action": "stop"}));
         assert_eq!(executor.execute("t", stop, None).output, "stopped");
         assert_eq!(executor.execute("t", ToolCall::bash("echo fine"), None).output, "fine");
+    }
+
+    /// Nobody had to be told: it had no call, and the slot has had another session since, which ended as it
+    /// should.
+    #[test]
+    fn a_slot_with_a_session_whose_end_nobody_saw_is_not_given_out() {
+        let dir = tempfile::tempdir().unwrap();
+        rustix::fs::chmod(dir.path(), 0o711.into()).unwrap();
+        let mut config = LocalConfig::with_slots(2);
+        config.data_dir = Some(dir.path().to_owned());
+        // In a sandbox no end is missed.
+        let bare: Probe = |_, _| Isolation::None { reason: "a test".to_owned() };
+        let backend = LocalBackend::start_with(config, None, bare).unwrap();
+        let executor = ToolExecutor::builder().backend(backend.clone()).start().unwrap();
+        let run = |trajectory: &str, command: &str| {
+            let call = ToolCall::new("terminal_stateful", json!({"command": command}));
+            executor.execute(trajectory, call, None)
+        };
+        let escape = "setsid sleep 1000 </dev/null >/dev/null 2>&1 & echo $!; \
+                      mkfifo go; (read x <go; kill -9 $PPID) &";
+        let begun = run("t", escape);
+        let escaped: i32 = begun.output.parse().unwrap_or_else(|_| panic!("{begun:?}"));
+        let slot = executor.slot_of("t").expect("a slot");
+        let workspace = backend.0.slots[slot.index].workspace.path().to_owned();
+        std::fs::write(workspace.join("go"), "now\n").unwrap();
+        let give_up = Instant::now() + Duration::from_secs(60);
+        loop {
+            let result = run("t", "true");
+            if result.metadata["session"] == "started" {
+                break;
+            }
+            assert!(Instant::now() < give_up);
+        }
+        assert!(!backend.0.slots[slot.index].haunted.load(Ordering::Acquire), "proves nothing");
+        for _ in 0..2 {
+            let (tell, told) = std::sync::mpsc::channel();
+            backend.reset(&slot, ResetReply::from_fn(move |outcome| tell.send(outcome).unwrap()));
+            let outcome = told.recv_timeout(Duration::from_secs(60)).unwrap();
+            assert_eq!(outcome, Err("its sandbox could not be ended".to_owned()));
+        }
+        assert!(workspace.join("go").exists(), "it was emptied while somebody may use it");
+        let error = executor.release_trajectory("t", true).unwrap_err();
+        assert!(error.to_string().contains("could not be ended"), "{error}");
+        for other in ["u", "v", "w"] {
+            assert_eq!(run(other, "echo fine").output, "fine");
+            assert_ne!(executor.slot_of(other).map(|slot| slot.index), Some(slot.index), "{other}");
+            executor.release_trajectory(other, true).unwrap();
+        }
+        let escaped = rustix::process::Pid::from_raw(escaped).unwrap();
+        rustix::process::kill_process(escaped, rustix::process::Signal::KILL).unwrap();
     }
 }

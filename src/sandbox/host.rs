@@ -62,11 +62,8 @@ impl Host {
     }
 
     /// With threads that write complete outputs to files.
-    ///
-    /// # Errors
-    /// Where the system gives none.
-    pub(super) fn with_spool(self) -> io::Result<Self> {
-        Ok(Self { spool: Some(Spool::start()?), ..self })
+    pub(super) fn with_spool(self, spool: Spool) -> Self {
+        Self { spool: Some(spool), ..self }
     }
 }
 

@@ -8,8 +8,8 @@
 //! - `supervisor` runs any number of commands with one thread. A `command` has a sandbox of its own
 //!   (`running`), or has `entered` the warm one of its slot (`room`, `rooms`), whose first process is
 //!   ours (`init`); `host` is what every start needs, `reports` what the sandbox tells of itself.
-//!   `outputs` is what a command prints: `stream` its pipes, `output` what is shown of it,
-//!   `spool` the files that have all of it.
+//!   `outputs` is what a command prints: `stream` its pipes, `recording` what becomes of each, `output`
+//!   what is shown of it, `spool` the files that have all of it.
 //! - `terminal` keeps programs running between a slot's calls, with one thread for all of them: the
 //!   shell of `bash_stateful`, and the terminals of `tmux`.
 //! - `shell` is how a command reaches its shell, `isolation` what it may see (bubblewrap), `etc` what
@@ -36,13 +36,14 @@ mod output;
 mod outputs;
 mod paths;
 mod reaper;
+mod recording;
 mod reports;
 mod room;
 mod rooms;
 mod running;
 pub(crate) mod shell;
 mod spawn;
-mod spool;
+pub(crate) mod spool;
 mod stream;
 pub(crate) mod supervisor;
 pub(crate) mod terminal;

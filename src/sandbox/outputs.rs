@@ -6,17 +6,14 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::host::Host;
 use super::output::Captured;
-use super::spool::{Keep, Output};
+use super::spool::{Keep, Output, SETTLE_LIMIT, log_given_up};
 use super::stream::{Source, Stream, Watch};
 use super::supervisor::CommandSpec;
 use super::workspace::GONE;
-
-/// How long what was printed may take to be written to its file, after the end of the last process.
-const SETTLE_LIMIT: Duration = Duration::from_secs(5);
 
 /// The outputs of one command.
 pub(super) struct Outputs {
@@ -118,10 +115,7 @@ impl Outputs {
         if self.settling != Settling::Since {
             return false;
         }
-        log::warn!(
-            "the complete output of a command is not kept: the disk did not take it in {} s",
-            SETTLE_LIMIT.as_secs()
-        );
+        log_given_up();
         self.settling = Settling::Done;
         true
     }

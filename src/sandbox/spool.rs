@@ -14,9 +14,10 @@
 //! faster than the disk waits as it would for any slow reader. When its piece is written a thread writes
 //! to the call's eventfd, which the supervisor's epoll watches.
 //!
-//! Nothing here knows how a command is run: whoever has a [`Watch`] and reads a stream of one call, bounded,
-//! can keep it so – [`Tape::take`] what was read, [`Tape::hand_over`] when it is full and at the end, and
-//! read no more while it is busy (see [`stream`](super::stream)).
+//! Nothing here knows how a command is run: whoever waits for events as a [`Listener`] does and reads a
+//! stream of one call, bounded, can keep it so – [`Tape::take`] what was read, [`Tape::hand_over`] when it
+//! is full and at the end, and read no more while it is busy (see [`recording`](super::recording)). The
+//! shells that are kept between calls do so, too, with the same threads.
 //!
 //! # Limits
 //! The files of one call have [`Keep::new`]'s `limit` of bytes together: beyond it they are beginnings,
@@ -28,7 +29,7 @@
 mod file;
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -37,15 +38,16 @@ use rustix::event::{EventfdFlags, eventfd};
 use rustix::process::Resource;
 
 use self::file::OutputFile;
-use super::stream::{Source, Watch};
 use super::user::Purpose;
 use super::workspace::Workspace;
 use crate::workers::Workers;
 
 /// How many threads write. One would do, but for a disk that makes one of them wait.
-const THREADS: usize = 2;
+pub(super) const THREADS: usize = 2;
 /// As much is collected before it is handed over, if it is there.
 const PIECE: usize = 256 * 1024;
+/// How long what a call printed may take to be written, once the call is over but for that.
+pub(super) const SETTLE_LIMIT: Duration = Duration::from_secs(5);
 /// How long the threads may take to write what they have, at the end of everything.
 const CLOSE_LIMIT: Duration = Duration::from_secs(5);
 
@@ -62,6 +64,12 @@ impl Spool {
     /// Where the system gives none.
     pub(crate) fn start() -> io::Result<Self> {
         Ok(Self(Arc::new(Threads(Some(Workers::start("tool-spool", THREADS)?)))))
+    }
+
+    /// Has a thread do something else than to write.
+    #[cfg(test)]
+    pub(super) fn occupy(&self, job: impl FnOnce() + Send + 'static) {
+        self.0.0.as_ref().unwrap().spawn(job);
     }
 }
 
@@ -104,6 +112,22 @@ pub(crate) struct Kept {
     pub(crate) error: Option<String>,
 }
 
+/// Whoever is told by an eventfd that a piece is written: the epoll of one call's reader.
+pub(super) trait Listener {
+    /// Has the eventfd watched.
+    fn listen(&self, written: BorrowedFd<'_>) -> io::Result<()>;
+    /// No longer.
+    fn ignore(&self, written: BorrowedFd<'_>);
+}
+
+/// Logs that a file is given up, [`SETTLE_LIMIT`] after the end of its call.
+pub(super) fn log_given_up() {
+    log::warn!(
+        "the complete output of a command is not kept: the disk did not take it in {} s",
+        SETTLE_LIMIT.as_secs()
+    );
+}
+
 /// What the streams of one call share.
 pub(crate) struct Keep {
     spool: Spool,
@@ -125,7 +149,7 @@ impl Keep {
         Self { spool, workspace, left, number: Arc::default(), written: None }
     }
 
-    /// Takes note of a [`Source::Written`]. Does not block.
+    /// Takes note of what its [`Listener`] heard. Does not block.
     pub(crate) fn heard(&self) {
         if let Some(fd) = &self.written {
             let _ = rustix::io::read(fd, &mut [0; 8]);
@@ -133,19 +157,19 @@ impl Keep {
     }
 
     /// Stops watching, at the end of the call.
-    pub(super) fn unwatch(&self, watch: &Watch<'_>) {
+    pub(super) fn unwatch(&self, listener: &dyn Listener) {
         if let Some(fd) = &self.written {
-            watch.remove(fd.as_fd());
+            listener.ignore(fd.as_fd());
         }
     }
 
-    /// What is told when a piece is written, watched by the supervisor.
-    fn event(&mut self, watch: &Watch<'_>) -> io::Result<Arc<OwnedFd>> {
+    /// What is told when a piece is written, watched by the call's reader.
+    fn event(&mut self, listener: &dyn Listener) -> io::Result<Arc<OwnedFd>> {
         if let Some(fd) = &self.written {
             return Ok(fd.clone());
         }
         let fd = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
-        watch.add(fd.as_fd(), Source::Written)?;
+        listener.listen(fd.as_fd())?;
         self.written = Some(fd.clone());
         Ok(fd)
     }
@@ -165,7 +189,7 @@ pub(crate) struct Tape {
     error: Option<String>,
 }
 
-/// What the supervisor and the threads know of one file.
+/// What the reader and the threads know of one file.
 struct Shared {
     state: Mutex<State>,
     workspace: Arc<Workspace>,
@@ -215,9 +239,8 @@ impl Tape {
     }
 
     /// Hands over what was collected; with `last` the file is finished too. Must not be called while
-    /// [`is_busy`](Self::is_busy). Does not block. When the piece is written, the supervisor gets a
-    /// [`Source::Written`].
-    pub(super) fn hand_over(&mut self, keep: &mut Keep, watch: &Watch<'_>, last: bool) {
+    /// [`is_busy`](Self::is_busy). Does not block. When the piece is written, the [`Listener`] hears of it.
+    pub(super) fn hand_over(&mut self, keep: &mut Keep, listener: &dyn Listener, last: bool) {
         self.closed |= last;
         let bytes = std::mem::take(&mut self.pending);
         if bytes.is_empty() && (!last || self.shared.is_none()) {
@@ -225,7 +248,7 @@ impl Tape {
         }
         let shared = match &self.shared {
             Some(shared) => shared.clone(),
-            None => match keep.event(watch) {
+            None => match keep.event(listener) {
                 Ok(written) => {
                     let shared = Arc::new(Shared {
                         state: Mutex::default(),

@@ -1,8 +1,8 @@
 //! The file descriptors of one running command, as the supervisor's epoll watches them, and the reading
 //! of its output.
 //!
-//! Reads never block and are bounded in each turn. What is shown of the output is decided in `output`;
-//! the whole of it goes to `spool`, which is never asked to take more than it has written.
+//! Reads never block and are bounded in each turn. What was read goes to a `recording`, which is never
+//! given more than was written of it.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -10,9 +10,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::event::epoll;
 use rustix::io::Errno;
 
-use super::output::{Capture, Captured};
+use super::output::Captured;
+use super::recording::Recording;
 use super::spawn;
-use super::spool::{Keep, Output, Tape};
+use super::spool::{Keep, Listener, Output};
 
 /// The size of the buffer that pipes are read through.
 pub(super) const READ_BUFFER: usize = 64 * 1024;
@@ -106,14 +107,22 @@ impl Watch<'_> {
     }
 }
 
+impl Listener for Watch<'_> {
+    fn listen(&self, written: BorrowedFd<'_>) -> io::Result<()> {
+        self.add(written, Source::Written)
+    }
+
+    fn ignore(&self, written: BorrowedFd<'_>) {
+        self.remove(written);
+    }
+}
+
 /// One output stream of a command.
 pub(super) struct Stream {
     /// The read end, non-blocking; `None` after its end.
     pub(super) pipe: Option<OwnedFd>,
     source: Source,
-    capture: Capture,
-    /// Where the whole of it goes, if the capture cannot hold it.
-    tape: Tape,
+    recording: Recording,
     /// Not read, and not watched, until what was read is written.
     paused: bool,
     /// Read to its end.
@@ -132,8 +141,7 @@ impl Stream {
                 Output::Stdout => Source::Stdout,
                 Output::Stderr => Source::Stderr,
             },
-            capture: Capture::new(limit_chars),
-            tape: Tape::new(output),
+            recording: Recording::new(output, limit_chars),
             paused: false,
             drained: false,
             drained_bytes: 0,
@@ -157,11 +165,9 @@ impl Stream {
                 break;
             }
         }
-        if let Some(keep) = keep
-            && self.tape.is_full()
-        {
-            self.tape.hand_over(keep, watch, false);
-            if self.tape.is_busy() {
+        if let Some(keep) = keep {
+            self.recording.hand_over_if_full(keep, watch);
+            if self.recording.is_busy() {
                 self.pause(watch);
             }
         }
@@ -176,7 +182,7 @@ impl Stream {
 
     /// Goes on with a stream that was paused, if what was read is written.
     pub(super) fn resume(&mut self, watch: &Watch<'_>) {
-        if !self.paused || self.tape.is_busy() {
+        if !self.paused || self.recording.is_busy() {
             return;
         }
         self.paused = false;
@@ -196,11 +202,7 @@ impl Stream {
         loop {
             match rustix::io::read(pipe, &mut *buffer) {
                 Ok(count) if count > 0 => {
-                    let bytes = &buffer[..count];
-                    if let Some(keep) = keep {
-                        self.record(keep, bytes);
-                    }
-                    self.capture.push(bytes);
+                    self.recording.push(&buffer[..count], keep);
                     return count;
                 }
                 Err(Errno::INTR) => {}
@@ -213,19 +215,6 @@ impl Stream {
         }
     }
 
-    /// Keeps what the capture, which does not have it yet, will not hold.
-    fn record(&mut self, keep: &mut Keep, bytes: &[u8]) {
-        if !self.tape.has_begun() {
-            if !self.capture.would_overflow(bytes.len()) {
-                return;
-            }
-            if let Some(whole) = self.capture.whole() {
-                self.tape.take(keep, whole);
-            }
-        }
-        self.tape.take(keep, bytes);
-    }
-
     /// After the end of the command's last process: reads what is left in the pipe, as far as what was
     /// read before is written. Whether all is read and written. Does not block; to be called again after
     /// [`Source::Written`].
@@ -236,30 +225,20 @@ impl Stream {
         mut keep: Option<&mut Keep>,
     ) -> bool {
         loop {
-            if self.tape.is_busy() {
+            if self.recording.is_busy() {
                 self.pause(watch);
                 return false;
             }
             if self.drained {
                 // Nobody reads what somebody may still write.
                 watch.remove_and_close(&mut self.pipe);
-                let Some(keep) = keep.as_deref_mut() else { return true };
-                if self.tape.is_closed() {
-                    return true;
-                }
-                if let (false, true, Some(whole)) =
-                    (self.tape.has_begun(), self.capture.is_cut(), self.capture.whole())
-                {
-                    self.tape.take(keep, whole);
-                }
-                self.tape.hand_over(keep, watch, true);
-                continue;
+                return self.recording.settle(keep, watch);
             }
             let count = self.read_once(watch, buffer, keep.as_deref_mut());
             self.drained_bytes += count;
             self.drained = count == 0 || self.drained_bytes >= DRAIN_LIMIT;
-            if let (true, Some(keep)) = (self.tape.is_full(), keep.as_deref_mut()) {
-                self.tape.hand_over(keep, watch, false);
+            if let Some(keep) = keep.as_deref_mut() {
+                self.recording.hand_over_if_full(keep, watch);
             }
         }
     }
@@ -268,12 +247,7 @@ impl Stream {
     /// given up.
     pub(super) fn finish(mut self, watch: &Watch<'_>) -> Captured {
         watch.remove_and_close(&mut self.pipe);
-        if self.tape.is_busy() || (self.tape.has_begun() && !self.tape.is_closed()) {
-            self.tape.give_up();
-        }
-        let mut captured = self.capture.finish();
-        captured.kept = self.tape.kept(captured.bytes);
-        captured
+        self.recording.finish()
     }
 }
 

@@ -47,6 +47,7 @@ use super::isolation::Isolation;
 use super::limits::{Exceeded, Limits};
 use super::output::{Capture, Captured};
 use super::rooms::OnGone;
+use super::spool::Spool;
 use super::user::CommandUser;
 use super::workspace::Workspace;
 use turn::Turn;
@@ -128,7 +129,7 @@ pub(crate) struct Supervisor {
 
 impl Supervisor {
     /// Starts the thread. Commands run as `user`, or as this process if there is none; those in a
-    /// sandbox under these limits.
+    /// sandbox under these limits. Complete outputs are written by `spool`.
     ///
     /// # Errors
     /// Where the system gives no thread or no file descriptors.
@@ -136,6 +137,7 @@ impl Supervisor {
         isolation: Isolation,
         user: Option<CommandUser>,
         limits: Arc<Limits>,
+        spool: Spool,
     ) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             queue: Mutex::default(),
@@ -144,7 +146,7 @@ impl Supervisor {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let data = epoll::EventData::new_u64(WAKE);
         epoll::add(&epoll, &shared.wake, data, epoll::EventFlags::IN)?;
-        let host = Host::new(isolation.clone(), user, limits)?.with_spool()?;
+        let host = Host::new(isolation.clone(), user, limits)?.with_spool(spool);
         let mut turn = Turn::new(epoll, host, shared.clone());
         let queue = CloseOnDrop(Arc::clone(&shared));
         let thread =

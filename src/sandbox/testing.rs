@@ -1,10 +1,16 @@
-//! What tests of several modules need: racing threads, and a file system that is soon full.
+//! What tests of several modules need: racing threads, a disk that does not answer, and a file system that
+//! is soon full.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Sender, channel};
 
+use parking_lot::Mutex;
 use rustix::fs::{CWD, RenameFlags};
+
+use super::spool::{Spool, THREADS};
 
 /// Tells the test in the other process where the small file system is.
 const SMALL_VARIABLE: &str = "TOOL_EXECUTOR_TEST_SMALL";
@@ -55,4 +61,24 @@ pub(super) fn with_small_file_system(bytes: u64, test: &str) {
 /// Where the small file system is, in the process that sees one.
 pub(super) fn small_file_system() -> Option<PathBuf> {
     std::env::var_os(SMALL_VARIABLE).map(PathBuf::from)
+}
+
+/// Lets a spool's threads go when it is dropped.
+pub(super) struct Held(#[expect(dead_code, reason = "dropped")] Sender<()>);
+
+/// Keeps the threads from writing, as a disk does that does not answer.
+pub(super) fn hold(spool: &Spool) -> Held {
+    let (held, wait) = channel::<()>();
+    let wait = Arc::new(Mutex::new(wait));
+    let (tell, told) = channel();
+    for _ in 0..THREADS {
+        let (wait, tell) = (wait.clone(), tell.clone());
+        spool.occupy(move || {
+            tell.send(()).unwrap();
+            let _ = wait.lock().recv();
+        });
+    }
+    // Both threads are at it; one waits for the lock, the other for the test.
+    (0..THREADS).for_each(|_| told.recv().unwrap());
+    Held(held)
 }

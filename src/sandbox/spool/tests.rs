@@ -6,7 +6,7 @@ use std::io::Write;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{Sender, channel};
+use std::sync::mpsc::channel;
 
 use rustix::event::epoll;
 use rustix::fs::{CWD, FileType, Mode, RenameFlags};
@@ -17,9 +17,9 @@ use crate::sandbox::artifacts;
 use crate::sandbox::isolation::Isolation;
 use crate::sandbox::limits::Limits;
 use crate::sandbox::output::Captured;
-use crate::sandbox::stream::{READ_BUFFER, Stream};
+use crate::sandbox::stream::{READ_BUFFER, Source, Stream, Watch};
 use crate::sandbox::supervisor::{CommandSpec, End, Finished, Supervisor};
-use crate::sandbox::testing::{small_file_system, with_small_file_system};
+use crate::sandbox::testing::{Held, hold, small_file_system, with_small_file_system};
 use crate::sandbox::user::CommandUser;
 use crate::sandbox::workspace::DataDir;
 
@@ -79,14 +79,20 @@ impl Fixture {
 
 fn bare() -> Supervisor {
     let isolation = Isolation::None { reason: "a test".to_owned() };
-    Supervisor::start(isolation, CommandUser::detect(), Arc::new(Limits::none())).unwrap()
+    Supervisor::start(
+        isolation,
+        CommandUser::detect(),
+        Arc::new(Limits::none()),
+        Spool::start().unwrap(),
+    )
+    .unwrap()
 }
 
 fn sandboxed(fixture: &Fixture) -> Supervisor {
     let user = CommandUser::detect();
     let isolation = Isolation::probe(user, fixture.workspace());
     assert!(isolation.is_sandboxed(), "install bubblewrap: {isolation:?}");
-    Supervisor::start(isolation, user, Arc::new(Limits::none())).unwrap()
+    Supervisor::start(isolation, user, Arc::new(Limits::none()), Spool::start().unwrap()).unwrap()
 }
 
 fn run(supervisor: &Supervisor, spec: CommandSpec) -> Finished {
@@ -346,9 +352,6 @@ struct Loop {
     buffer: Vec<u8>,
 }
 
-/// Lets the spool's threads go when it is dropped.
-struct Held(#[expect(dead_code, reason = "dropped")] Sender<()>);
-
 impl Loop {
     fn new(workspace: &Arc<Workspace>, limit: u64) -> (Self, fs::File) {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
@@ -362,19 +365,7 @@ impl Loop {
     }
 
     fn hold(&self) -> Held {
-        let (held, wait) = channel::<()>();
-        let wait = Arc::new(Mutex::new(wait));
-        let (tell, told) = channel();
-        for _ in 0..THREADS {
-            let (wait, tell) = (wait.clone(), tell.clone());
-            self.keep.as_ref().unwrap().spool.0.0.as_ref().unwrap().spawn(move || {
-                tell.send(()).unwrap();
-                let _ = wait.lock().recv();
-            });
-        }
-        // Both threads are at it; one waits for the lock, the other for the test.
-        (0..THREADS).for_each(|_| told.recv_timeout(LONG).unwrap());
-        Held(held)
+        hold(&self.keep.as_ref().unwrap().spool)
     }
 
     /// Deals with events until there are none for `quiet`, or `done` says so.

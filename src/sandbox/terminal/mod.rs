@@ -16,7 +16,7 @@
 //!
 //! # Bounds
 //! A slot has one call at a time, which the executor sees to; a second one is refused. An idle sandbox
-//! costs its processes, some file descriptors and what is kept of its output; no timer and no thread.
+//! costs its processes, some file descriptors and what is shown of its output; no timer and no thread.
 //! A slot with a sandbox whose end nobody has seen is never said to be free of them.
 
 mod kept;
@@ -53,6 +53,7 @@ use super::host::Host;
 use super::isolation::Isolation;
 use super::limits::{Exceeded, Limits};
 use super::spawn::Reaped;
+use super::spool::Spool;
 use super::stream::READ_BUFFER;
 use super::supervisor::{block_sigpipe, leave_session_keyring};
 use super::user::CommandUser;
@@ -70,6 +71,26 @@ pub(crate) struct TerminalCall {
     number: u64,
 }
 
+/// What [`Terminals`] need.
+pub(crate) struct Setup {
+    /// How programs are isolated.
+    pub(crate) isolation: Isolation,
+    /// Whom they run as, if not as this process.
+    pub(crate) user: Option<CommandUser>,
+    /// Those of a sandbox.
+    pub(crate) limits: Arc<Limits>,
+    /// Where programs make directories of their own.
+    pub(crate) directory: PathBuf,
+    /// How many characters are shown of each output stream of a call.
+    pub(crate) output_limit_chars: usize,
+    /// How many bytes of a call's complete output are kept in files.
+    pub(crate) output_file_bytes: u64,
+    /// What writes these files.
+    pub(crate) spool: Spool,
+    /// What terminals need.
+    pub(crate) tmux: Option<Tmux>,
+}
+
 /// The handle of the thread. Dropping it is [`close`](Self::close).
 pub(crate) struct Terminals {
     shared: Arc<Shared>,
@@ -79,20 +100,12 @@ pub(crate) struct Terminals {
 }
 
 impl Terminals {
-    /// Starts the thread. Programs run as `user`, or as this process if there is none, and in a sandbox
-    /// under these limits; they make directories of their own in `directory`, and `output_limit_chars` are kept of each of their
-    /// output streams. Terminals need a `tmux`.
+    /// Starts the thread.
     ///
     /// # Errors
     /// Where the system gives no thread or no file descriptors.
-    pub(crate) fn start(
-        isolation: Isolation,
-        user: Option<CommandUser>,
-        limits: Arc<Limits>,
-        directory: PathBuf,
-        output_limit_chars: usize,
-        tmux: Option<Tmux>,
-    ) -> io::Result<Self> {
+    pub(crate) fn start(setup: Setup) -> io::Result<Self> {
+        let Setup { isolation, user, limits, spool, tmux, .. } = setup;
         let shared = Arc::new(Shared {
             queue: Mutex::default(),
             wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
@@ -108,14 +121,15 @@ impl Terminals {
             waiting: VecDeque::new(),
             common: Common {
                 epoll,
-                host: Host::new(isolation, user, limits)?,
+                host: Host::new(isolation, user, limits)?.with_spool(spool),
                 // Refused after the close, which ends everything.
                 exceeded: Arc::new(move |key, exceeded| {
                     let _ = alarmed.send(Request::Exceeded(key, exceeded));
                 }),
-                directory,
+                directory: setup.directory,
                 tmux,
-                output_limit_chars,
+                output_limit_chars: setup.output_limit_chars,
+                output_file_bytes: setup.output_file_bytes,
                 buffer: vec![0; READ_BUFFER],
                 deadlines: BTreeSet::new(),
                 leftovers: Vec::new(),

@@ -17,9 +17,9 @@
 //! The prompts are empty, since they would be printed where errors are.
 //!
 //! The *word* is random and new for each call, so that nothing that an earlier call has left behind can
-//! speak for a later one. What a command does to its own shell – it may redefine `builtin`, write to
-//! `status`, read the pipe – can at worst fake that command's end, or keep it from being seen: then the
-//! time limit ends the session.
+//! speak for a later one, unless it still runs and takes the lines of that one out of the pipe. What a
+//! command does to its own shell – it may redefine `builtin`, write to `status`, read the pipe – can at worst
+//! fake ends of its own session's calls, or keep them from being seen: then the time limit ends the session.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -34,7 +34,10 @@ use rustix::fs::{CWD, FileType, Mode, OFlags};
 /// Where a session's directory is shown in its sandbox.
 pub(super) const SHOWN_AT: &str = "/run/terminal";
 
-/// What an unfinished line of `status` may hold.
+/// How long a call's word is.
+const WORD_LENGTH: usize = 32;
+
+/// What is kept of an unfinished line of `status`: more than bash says.
 const LONGEST_STATUS: usize = 256;
 
 /// The exit code of a shell that was interrupted.
@@ -235,17 +238,16 @@ pub(super) struct Status {
     pub(super) flags: String,
 }
 
-/// Reads `status`. Whatever a command has written there of its own is skipped.
+/// Reads `status`. Whatever a command has written there of its own is skipped, also where that has left a
+/// line unfinished: what ends a line was written in one piece.
 #[derive(Debug, Default)]
 pub(super) struct StatusReader {
-    /// An unfinished line.
+    /// The end of an unfinished line.
     line: Vec<u8>,
-    /// It is too long to be one of ours: the rest of it is skipped.
-    overlong: bool,
 }
 
 impl StatusReader {
-    /// Takes what was read, and gives the lines that are whole.
+    /// Takes what was read, and gives what is at the ends of the lines that are whole.
     pub(super) fn push(&mut self, bytes: &[u8]) -> Vec<Status> {
         let mut found = Vec::new();
         for part in bytes.split_inclusive(|&byte| byte == b'\n') {
@@ -253,16 +255,13 @@ impl StatusReader {
                 Some((b'\n', text)) => (text, true),
                 _ => (part, false),
             };
-            self.overlong |= self.line.len() + text.len() > LONGEST_STATUS;
-            if !self.overlong {
-                self.line.extend_from_slice(text);
-            }
+            let text = &text[text.len().saturating_sub(LONGEST_STATUS)..];
+            let surplus = (self.line.len() + text.len()).saturating_sub(LONGEST_STATUS);
+            self.line.drain(..surplus);
+            self.line.extend_from_slice(text);
             if whole {
-                if !self.overlong {
-                    found.extend(parse_status(&self.line));
-                }
+                found.extend(parse_status(&self.line));
                 self.line.clear();
-                self.overlong = false;
             }
         }
         found
@@ -270,12 +269,16 @@ impl StatusReader {
 }
 
 fn parse_status(line: &[u8]) -> Option<Status> {
-    let line = std::str::from_utf8(line).ok()?;
-    let mut fields = line.split(' ');
-    let (word, code, flags) = (fields.next()?, fields.next()?, fields.next()?);
-    let code = code.parse::<u8>().ok()?;
-    let flags = flags.to_owned();
-    Some(Status { word: word.to_owned(), code: i32::from(code), flags })
+    let mut fields = line.rsplitn(3, |&byte| byte == b' ');
+    let (flags, code, word) = (fields.next()?, fields.next()?, fields.next()?);
+    let word = &word[word.len().saturating_sub(WORD_LENGTH)..];
+    let text = |bytes| std::str::from_utf8(bytes).ok();
+    let code = text(code)?.parse::<u8>().ok()?;
+    Some(Status {
+        word: text(word)?.to_owned(),
+        code: i32::from(code),
+        flags: text(flags)?.to_owned(),
+    })
 }
 
 #[cfg(test)]
@@ -304,7 +307,22 @@ mod tests {
             assert_eq!(reader.push(&[b'x'; 4096]), []);
         }
         assert!(reader.line.capacity() <= 2 * LONGEST_STATUS);
-        assert_eq!(reader.push(b" 1 h\nok 1 h\n"), [status("ok", 1, "h")]);
+        assert_eq!(reader.push(b" 1 h\nok 1 h\n")[1..], [status("ok", 1, "h")]);
+    }
+
+    #[test]
+    fn an_unfinished_line_hides_nothing() {
+        let word = new_word();
+        let expected = [status(&word, 7, "himBHs")];
+        let long = [b'x'; 3 * LONGEST_STATUS];
+        for before in [&b"x"[..], b"x 0 h", b"x 0 h ", b" ", b"\xff\0", b"\r 1 ", &long] {
+            let text = [before, format!("{word} 7 himBHs\n").as_bytes()].concat();
+            for size in [1, 2, 100, LONGEST_STATUS, 4096] {
+                let mut reader = StatusReader::default();
+                let found: Vec<_> = text.chunks(size).flat_map(|part| reader.push(part)).collect();
+                assert_eq!(found, expected, "{before:?} in pieces of {size}");
+            }
+        }
     }
 
     #[test]

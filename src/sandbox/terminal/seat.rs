@@ -86,6 +86,12 @@ pub(super) trait Program: Sized {
     /// The time is up.
     fn on_deadline(&mut self, cx: &mut Context<'_>);
 
+    /// Everything in the sandbox is over. Whether [`gone`](Self::gone) may be called: if not, the program
+    /// is asked again after each event and each deadline of its own. Must end within seconds.
+    fn is_settled(&mut self, _cx: &mut Context<'_>) -> bool {
+        true
+    }
+
     /// Everything is over: [`Phase::Gone`]. Answers the call that it has.
     fn gone(self, cx: &mut Context<'_>);
 }
@@ -117,8 +123,10 @@ pub(super) struct Common {
     pub(super) directory: PathBuf,
     /// The tmux of this machine, if it has one.
     pub(super) tmux: Option<Tmux>,
-    /// How much is kept of an output stream, in characters.
+    /// How much is shown of an output stream, in characters.
     pub(super) output_limit_chars: usize,
+    /// How much of a call's complete output is kept in files.
+    pub(super) output_file_bytes: u64,
     /// Scratch space for reads.
     pub(super) buffer: Vec<u8>,
     /// One entry at most for each sandbox.
@@ -361,7 +369,18 @@ impl<P: Program> Seats<P> {
     /// Brings the deadlines up to date, and deals with a sandbox that is gone.
     fn settle(&mut self, serial: u64, common: &mut Common) {
         let Some(seat) = self.seats.get_mut(&serial) else { return };
-        let gone = seat.kept.phase() == Phase::Gone;
+        let gone = seat.kept.phase() == Phase::Gone && {
+            let mut cx = context::<P>(&mut seat.kept, serial, common);
+            let program = &mut seat.program;
+            seat.panicked
+                || catch_unwind(AssertUnwindSafe(|| program.is_settled(&mut cx))).unwrap_or_else(
+                    |_| {
+                        log::error!("a session has panicked at its end");
+                        seat.panicked = true;
+                        true
+                    },
+                )
+        };
         let program_due = Some(&seat.program).filter(|_| !seat.panicked).and_then(P::deadline);
         let due = seat.kept.deadline().into_iter().chain(program_due).min().filter(|_| !gone);
         if due != seat.due {

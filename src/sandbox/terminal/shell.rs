@@ -4,13 +4,14 @@
 //! shell whose call's time is up, or that is to be cancelled, is *interrupted* as by Ctrl-C. If it then
 //! says within [`GRACE`] that the call has ended, the session goes on; else it is killed. However it
 //! ends, its call is answered when the end is known: by the shell's word, or when nothing of its sandbox
-//! is left.
+//! is left; and when its complete output is written, if it is kept (see [`streams`](super::streams)).
 
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
@@ -18,12 +19,14 @@ use rustix::io::Errno;
 use super::kept::{Kept, KeptEnd, Plan};
 use super::script::{self, Directory, KILLED, SHOWN_AT, SYNTAX_ERROR, Status, StatusReader};
 use super::seat::{Common, Context, Place, Program};
-use super::streams::Output;
+use super::streams::{STDERR, STDOUT, Streams, WRITTEN};
 use super::watch::{Kind, Source, Watch};
 use crate::sandbox::output::Captured;
 use crate::sandbox::shell::Shell as ShellProgram;
 use crate::sandbox::spawn;
+use crate::sandbox::spool::Keep;
 use crate::sandbox::supervisor::{End, Finished};
+use crate::sandbox::workspace::Workspace;
 
 /// How long a shell may take from its start to its first word.
 const START_LIMIT: Duration = Duration::from_secs(20);
@@ -37,12 +40,11 @@ const HAMMER_EVERY: Duration = Duration::from_millis(40);
 const SECOND_LINE_AFTER: Duration = Duration::from_millis(3);
 /// Longer timeouts are taken for this, so that no deadline overflows the clock.
 const LONGEST_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
-/// More than this is not read from the FIFO for one call: some hundred bytes are usual.
+/// No more than this is read from the FIFO beyond what each call may need: some hundred bytes are usual.
 const STATUS_LIMIT: usize = 1 << 20;
+const STATUS_OF_A_CALL: usize = 4096;
 
-const STDOUT: Source = Source::File(0);
-const STDERR: Source = Source::File(1);
-const STATUS: Source = Source::File(2);
+const STATUS: Source = Source::File(3);
 
 /// What became of the session in a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -157,8 +159,11 @@ struct Current {
     interrupted: Option<(Reason, Instant)>,
     /// It was not begun, or could not be, and the sandbox was killed.
     given_up: Option<End>,
-    /// It has ended, and the shell is to speak once more before that is told.
+    /// It has ended, so far without what it printed. That is not told before the shell has spoken once
+    /// more, if it is to, and before all is written.
     ended: Option<Finished>,
+    /// It has ended, and the shell can go on.
+    over: bool,
     background: [Captured; 2],
 }
 
@@ -171,8 +176,10 @@ pub(super) struct Shell {
     directory: Directory,
     /// Where bash gets its lines from. Non-blocking.
     lines: Option<OwnedFd>,
-    stdout: Output,
-    stderr: Output,
+    streams: Streams,
+    workspace: Arc<Workspace>,
+    /// How much of a call's complete output is kept.
+    output_file_bytes: u64,
     status: StatusReader,
     status_bytes: usize,
     /// What it says when it is ready, until it has.
@@ -182,6 +189,8 @@ pub(super) struct Shell {
     last: (i32, String),
     current: Option<Current>,
     calls: u64,
+    /// Since when nothing of the sandbox is left.
+    gone_since: Option<Instant>,
 }
 
 impl Program for Shell {
@@ -210,8 +219,8 @@ impl Program for Shell {
         let directory = Directory::create(path, &shown)?;
         let (lines_reader, lines) = spawn::pipe()?;
         rustix::io::ioctl_fionbio(&lines, true)?;
-        let (stdout, stdout_writer) = Output::new(STDOUT, common.output_limit_chars)?;
-        let (stderr, stderr_writer) = Output::new(STDERR, common.output_limit_chars)?;
+        let (streams, [stdout_writer, stderr_writer]) =
+            Streams::new(common.output_limit_chars, watch)?;
         if let Some(user) = host.command_user {
             // Of a pipe, `/dev/stderr` can be opened by its owner only.
             for pipe in [&stdout_writer, &stderr_writer] {
@@ -229,8 +238,6 @@ impl Program for Shell {
             variables: &[],
             stdio: [lines_reader.as_fd(), stdout_writer.as_fd(), stderr_writer.as_fd()],
         };
-        stdout.watch(watch)?;
-        stderr.watch(watch)?;
         watch.add(directory.status.as_fd(), STATUS)?;
         let kept = Kept::start(&plan, host, watch, common.alarm(watch.key))?;
         let shell = Self {
@@ -239,8 +246,9 @@ impl Program for Shell {
             shown,
             directory,
             lines: Some(lines),
-            stdout,
-            stderr,
+            streams,
+            workspace: place.workspace.clone(),
+            output_file_bytes: common.output_file_bytes,
             status: StatusReader::default(),
             status_bytes: 0,
             first_word: Some(script::new_word()),
@@ -248,6 +256,7 @@ impl Program for Shell {
             last: (0, String::new()),
             current: None,
             calls: 0,
+            gone_since: None,
         };
         Ok((shell, kept))
     }
@@ -271,6 +280,7 @@ impl Program for Shell {
             interrupted: None,
             given_up: None,
             ended: None,
+            over: false,
             background: Default::default(),
         });
         self.calls += 1;
@@ -285,7 +295,9 @@ impl Program for Shell {
 
     fn cancel(&mut self, cx: &mut Context<'_>) {
         let Some(current) = &mut self.current else { return };
-        if current.began.is_some() {
+        if current.over {
+            // It has ended by itself.
+        } else if current.began.is_some() {
             self.interrupt(Reason::Cancelled, cx);
         } else {
             current.given_up = Some(End::Cancelled);
@@ -303,13 +315,20 @@ impl Program for Shell {
 
     fn on_file(&mut self, file: u8, cx: &mut Context<'_>) {
         match Source::File(file) {
-            STDOUT => self.stdout.on_ready(&cx.watch, cx.buffer),
-            STDERR => self.stderr.on_ready(&cx.watch, cx.buffer),
+            source @ (STDOUT | STDERR) => self.streams.on_event(source, &cx.watch, cx.buffer),
+            WRITTEN => {
+                self.streams.on_event(WRITTEN, &cx.watch, cx.buffer);
+                self.answer_if_settled(cx);
+            }
             _ => self.read_status(cx),
         }
     }
 
     fn deadline(&self) -> Option<Instant> {
+        let over = self.current.as_ref().is_some_and(|current| current.over);
+        if over || self.gone_since.is_some() {
+            return self.streams.deadline();
+        }
         match self.first_word {
             Some(_) => self.start_deadline,
             None => self
@@ -320,6 +339,10 @@ impl Program for Shell {
     }
 
     fn on_deadline(&mut self, cx: &mut Context<'_>) {
+        let over = self.current.as_ref().is_some_and(|current| current.over);
+        if over || self.gone_since.is_some() {
+            return self.answer_if_settled(cx);
+        }
         if self.first_word.is_some() {
             self.start_deadline = None;
             if let Some(current) = &mut self.current {
@@ -336,43 +359,72 @@ impl Program for Shell {
         }
     }
 
+    fn is_settled(&mut self, cx: &mut Context<'_>) -> bool {
+        if self.gone_since.is_none() {
+            self.gone_since = Some(cx.now);
+            // What it says now is not asked for any more.
+            cx.watch.remove(self.directory.status.as_fd());
+        }
+        // Nobody waits for what is printed between two calls.
+        self.current.is_none() || self.streams.drain(&cx.watch, cx.buffer, cx.now)
+    }
+
     fn gone(mut self, cx: &mut Context<'_>) {
-        let stdout = self.stdout.close(&cx.watch, cx.buffer);
-        let stderr = self.stderr.close(&cx.watch, cx.buffer);
-        cx.watch.remove(self.directory.status.as_fd());
+        let [stdout, stderr] = self.streams.close(&cx.watch);
         let Some(mut current) = self.current.take() else { return };
         let kept_end = cx.kept.end(&stderr.text);
         if let Some(finished) = current.ended.take() {
             drop(self.directory);
-            let all_dead = cx.kept.all_dead();
-            return current.answer(Finished { all_dead, ..finished }, Session::Ended);
+            let finished = Finished { all_dead: cx.kept.all_dead(), ..finished };
+            let printed = current.without_interrupt([stdout, stderr]);
+            return current.answer(finished, printed, Session::Ended);
         }
         let end = match (current.given_up.take(), current.interrupted) {
             (Some(end), _) => end,
             (None, Some((reason, _))) => reason.end(),
             (None, None) => end_of_shell(kept_end, current.began.is_some()),
         };
-        let wall = current.began.map_or(Duration::ZERO, |began| cx.now - began);
+        let end_of_all = self.gone_since.unwrap_or(cx.now);
+        let wall = current.began.map_or(Duration::ZERO, |began| end_of_all - began);
         let began = current.began.is_some();
         let finished = Finished {
             end,
-            // Before its first word bash only complains of the missing terminal.
-            stdout: if began { stdout } else { Captured::default() },
-            stderr: if began { stderr } else { Captured::default() },
             wall,
+            stdout: Captured::default(),
+            stderr: Captured::default(),
             sandboxed: self.sandboxed,
             network_isolated: self.network_isolated,
             all_dead: cx.kept.all_dead(),
         };
         // Before the answer: whoever gets it may look.
         drop(self.directory);
-        current.answer(finished, Session::Ended);
+        // Before its first word bash only complains of the missing terminal.
+        let printed = if began { [stdout, stderr] } else { Default::default() };
+        current.answer(finished, printed, Session::Ended);
     }
 }
 
 impl Current {
-    fn answer(self, finished: Finished, session: Session) {
+    /// What the call printed, without what bash adds at an interrupt: it moves on to a new line, as if
+    /// somebody had typed Ctrl-C, once as a rule, and twice where a child was interrupted, too.
+    fn without_interrupt(&self, printed: [Captured; 2]) -> [Captured; 2] {
+        let [stdout, mut stderr] = printed;
+        // Where there is a file, it has them.
+        if self.interrupted.is_some() && stderr.omitted_bytes == 0 {
+            for _ in 0..2 {
+                if stderr.text.ends_with('\n') {
+                    stderr.text.pop();
+                    stderr.bytes -= 1;
+                }
+            }
+        }
+        [stdout, stderr]
+    }
+
+    fn answer(self, finished: Finished, printed: [Captured; 2], session: Session) {
         let background = self.background;
+        let [stdout, stderr] = printed;
+        let finished = Finished { stdout, stderr, ..finished };
         self.call.answer.give(ShellEnded { finished, session, background });
     }
 }
@@ -380,11 +432,11 @@ impl Current {
 impl Shell {
     /// Tells the ready shell of its call.
     fn begin(&mut self, cx: &mut Context<'_>) {
-        let background = [
-            self.stdout.begin_call(&cx.watch, cx.buffer),
-            self.stderr.begin_call(&cx.watch, cx.buffer),
-        ];
-        self.status_bytes = 0;
+        let spool = cx.host.spool.clone().filter(|_| self.output_file_bytes > 0);
+        let keep =
+            spool.map(|spool| Keep::new(spool, self.workspace.clone(), self.output_file_bytes));
+        let background = self.streams.begin_call(keep, &cx.watch, cx.buffer);
+        self.status_bytes = self.status_bytes.saturating_sub(STATUS_OF_A_CALL);
         let Some(current) = &mut self.current else { return };
         let (last, flags) = &self.last;
         let text = script::command_file(&current.call.command, flags);
@@ -435,8 +487,13 @@ impl Shell {
 
     /// Ends a session that was tampered with from inside: as if somebody there had killed it.
     fn kill_for_cause(&mut self, cx: &mut Context<'_>) {
-        if let Some(current) = &mut self.current {
-            current.given_up.get_or_insert(End::Exited(KILLED));
+        if let Some(current) = &mut self.current
+            && current.interrupted.is_none()
+        {
+            current.given_up.get_or_insert_with(|| match current.began {
+                Some(_) => End::Exited(KILLED),
+                None => End::SetupFailed("the shell was tampered with".to_owned()),
+            });
         }
         cx.kept.kill(cx.now);
     }
@@ -463,7 +520,9 @@ impl Shell {
             cx.kept.find_main();
             return self.begin(cx);
         }
-        let this_call = |current: &Current| current.began.is_some() && current.word == status.word;
+        let this_call = |current: &Current| {
+            current.began.is_some() && !current.over && current.word == status.word
+        };
         if self.current.as_ref().is_some_and(this_call)
             && let Some(current) = self.current.take()
         {
@@ -473,40 +532,51 @@ impl Shell {
 
     /// The shell has said that the call has ended.
     fn complete(&mut self, mut current: Current, status: Status, cx: &mut Context<'_>) {
-        let session = if current.first { Session::Started } else { Session::Kept };
-        if let Some(finished) = current.ended.take() {
-            return current.answer(finished, session);
+        if current.ended.is_some() {
+            return self.answer_when_settled(current, cx);
         }
-        let stdout = self.stdout.end_call(&cx.watch, cx.buffer);
-        let mut stderr = self.stderr.end_call(&cx.watch, cx.buffer);
+        self.streams.end_call(&cx.watch, cx.buffer, cx.now);
         let end = match current.interrupted {
-            Some((reason, _)) => {
-                // bash moves on to a new line then, as if somebody had typed Ctrl-C: once as a rule,
-                // and twice where a child was interrupted, too.
-                for _ in 0..2 {
-                    if stderr.text.ends_with('\n') {
-                        stderr.text.pop();
-                        stderr.bytes -= 1;
-                    }
-                }
-                reason.end()
-            }
+            Some((reason, _)) => reason.end(),
             None => End::Exited(status.code),
         };
-        let finished = Finished {
+        current.ended = Some(Finished {
             end,
-            stdout,
-            stderr,
+            stdout: Captured::default(),
+            stderr: Captured::default(),
             wall: current.began.map_or(Duration::ZERO, |began| cx.now - began),
             sandboxed: self.sandboxed,
             network_isolated: self.network_isolated,
             all_dead: true,
-        };
+        });
         self.last = (status.code, status.flags);
         if status.code == SYNTAX_ERROR || current.interrupted.is_some() {
-            return self.look_after(current, finished, cx);
+            return self.look_after(current, cx);
         }
-        current.answer(finished, session);
+        self.answer_when_settled(current, cx);
+    }
+
+    /// The call has ended, and the shell can go on.
+    fn answer_when_settled(&mut self, mut current: Current, cx: &mut Context<'_>) {
+        current.over = true;
+        self.current = Some(current);
+        self.answer_if_settled(cx);
+    }
+
+    /// Answers the call if it has ended and all that it printed is written, or was given up.
+    fn answer_if_settled(&mut self, cx: &mut Context<'_>) {
+        let ended = self.current.as_ref().is_some_and(|current| current.ended.is_some());
+        // Also while the shell is still asked whether it can go on: it must not take longer for that.
+        if !ended || self.gone_since.is_some() || !self.streams.settle(&cx.watch, cx.now) {
+            return;
+        }
+        if let Some(mut current) = self.current.take_if(|current| current.over)
+            && let Some(finished) = current.ended.take()
+        {
+            let printed = current.without_interrupt(self.streams.finish_call(&cx.watch));
+            let session = if current.first { Session::Started } else { Session::Kept };
+            current.answer(finished, printed, session);
+        }
     }
 
     /// Sees whether the shell can go on, before its call is answered.
@@ -516,8 +586,9 @@ impl Shell {
     /// - After a syntax error (or what may be one) it may be about to die: bash 5.2 damages its own
     ///   memory at an unterminated `$(`. That is for this call to tell, and not for the next one to
     ///   suffer.
-    fn look_after(&mut self, mut current: Current, finished: Finished, cx: &mut Context<'_>) {
-        current.ended = Some(finished);
+    fn look_after(&mut self, mut current: Current, cx: &mut Context<'_>) {
+        // What it printed is written meanwhile.
+        self.streams.settle(&cx.watch, cx.now);
         if let Some((_, give_up)) = &mut current.interrupted {
             *give_up = cx.now + GRACE;
             self.current = Some(current);

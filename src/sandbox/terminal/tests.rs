@@ -10,6 +10,7 @@ use crate::sandbox::supervisor::End;
 use crate::sandbox::workspace::{DataDir, Workspace};
 
 mod oracle;
+mod outputs;
 mod sessions;
 
 /// Long enough for anything that is expected to happen at all.
@@ -21,17 +22,37 @@ struct Bench {
     workspaces: Vec<Arc<Workspace>>,
     // Dropped in this order.
     _data: DataDir,
-    base: tempfile::TempDir,
+    base: PathBuf,
+    spool: Spool,
+    _outer: tempfile::TempDir,
     /// Lives as long as the sandboxes that show it.
     _etc: tempfile::TempDir,
 }
 
 impl Bench {
     fn new(sandboxed: bool, slots: usize) -> Self {
+        let outer = tempfile::tempdir().unwrap();
+        let base = outer.path().to_owned();
+        Self::with(sandboxed, slots, base, outer, [50_000, 16 << 20])
+    }
+
+    /// Of each output this many characters are shown, and of each call so many bytes kept.
+    fn keeping(sandboxed: bool, limits: [usize; 2]) -> Self {
+        let outer = tempfile::tempdir().unwrap();
+        let base = outer.path().to_owned();
+        Self::with(sandboxed, 2, base, outer, limits)
+    }
+
+    fn with(
+        sandboxed: bool,
+        slots: usize,
+        base: PathBuf,
+        outer: tempfile::TempDir,
+        [output_limit_chars, output_file_bytes]: [usize; 2],
+    ) -> Self {
         let user = CommandUser::detect();
-        let base = tempfile::tempdir().unwrap();
-        std::fs::set_permissions(base.path(), PermissionsExt::from_mode(0o711)).unwrap();
-        let data = DataDir::create(Some(base.path()), slots, user).unwrap();
+        std::fs::set_permissions(&base, PermissionsExt::from_mode(0o711)).unwrap();
+        let data = DataDir::create(Some(&base), slots, user).unwrap();
         let etc = tempfile::tempdir().unwrap();
         crate::sandbox::etc::copy_to(etc.path()).unwrap();
         let isolation = if sandboxed {
@@ -43,11 +64,20 @@ impl Bench {
             Isolation::None { reason: "a test".to_owned() }
         };
         let directory = data.make_passable_dir("terminals").unwrap();
-        let terminals =
-            Terminals::start(isolation, user, Arc::new(Limits::none()), directory, 50_000, None)
-                .unwrap();
+        let spool = Spool::start().unwrap();
+        let terminals = Terminals::start(Setup {
+            isolation,
+            user,
+            limits: Arc::new(Limits::none()),
+            directory,
+            output_limit_chars,
+            output_file_bytes: output_file_bytes as u64,
+            spool: spool.clone(),
+            tmux: None,
+        })
+        .unwrap();
         let workspaces = data.workspaces().to_vec();
-        Self { terminals, workspaces, _data: data, base, _etc: etc }
+        Self { terminals, workspaces, _data: data, base, spool, _outer: outer, _etc: etc }
     }
 
     fn sandboxed() -> Self {

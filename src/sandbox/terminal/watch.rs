@@ -91,11 +91,21 @@ impl Watch<'_> {
         Ok(epoll::add(self.epoll, fd, self.data(source), EventFlags::IN)?)
     }
 
-    #[expect(dead_code, reason = "for programs that are told more than a pipe holds: tmux")]
-    /// Has a file of the program watched for room to write as well, or no longer for that.
-    pub(super) fn want_room(&self, fd: BorrowedFd<'_>, source: Source, wanted: bool) {
-        let flags = if wanted { EventFlags::IN | EventFlags::OUT } else { EventFlags::IN };
-        let _ = epoll::modify(self.epoll, fd, self.data(source), flags);
+    /// Has a watched `fd` left alone for a while. Unlike removing it, this can be undone without fail.
+    pub(super) fn pause(&self, fd: BorrowedFd<'_>, source: Source) {
+        // An end is reported all the same, but, edge-triggered, only once.
+        self.modify(fd, source, EventFlags::ET);
+    }
+
+    /// Has a paused `fd` watched as before.
+    pub(super) fn resume(&self, fd: BorrowedFd<'_>, source: Source) {
+        self.modify(fd, source, EventFlags::IN);
+    }
+
+    fn modify(&self, fd: BorrowedFd<'_>, source: Source, flags: EventFlags) {
+        if let Err(error) = epoll::modify(self.epoll, fd, self.data(source), flags) {
+            log::error!("cannot change what is watched: {error}");
+        }
     }
 
     /// Stops watching. Must come before a file descriptor is closed: a fork of the host, made by

@@ -9,6 +9,7 @@ use std::process::{Child, Command, Stdio};
 use super::*;
 use crate::sandbox::isolation::Isolation;
 use crate::sandbox::limits::Limits;
+use crate::sandbox::spool::Spool;
 use crate::sandbox::supervisor::{CommandSpec, End, Supervisor};
 
 /// Tells the test in the other process which base to use.
@@ -269,7 +270,9 @@ fn a_reset_removes_whatever_the_user_of_commands_left() {
     let workspace = &data.workspaces()[0];
     let isolation = Isolation::probe(user, workspace);
     assert!(isolation.is_sandboxed(), "install bubblewrap: {isolation:?}");
-    let supervisor = Supervisor::start(isolation, user, Arc::new(Limits::none())).unwrap();
+    let supervisor =
+        Supervisor::start(isolation, user, Arc::new(Limits::none()), Spool::start().unwrap())
+            .unwrap();
     let command = "mkdir -p a/b/c x/y; echo f > a/b/c/f; ln -s /etc etc; ln -s a dir; ln -s . self; \
         mkfifo fifo; chmod 4755 a/b/c/f; chmod 0 a/b/c a/b a/b/c/f 2>/dev/null; chmod 555 a; \
         python3 -c 'import socket; socket.socket(socket.AF_UNIX).bind(\"s\")' 2>/dev/null; \
@@ -332,7 +335,9 @@ fn a_command_in_a_workspace_that_was_replaced_does_not_run() {
     let data = DataDir::create(Some(base.path()), 1, None).unwrap();
     let workspace = &data.workspaces()[0];
     let isolation = Isolation::None { reason: "a test".to_owned() };
-    let supervisor = Supervisor::start(isolation, None, Arc::new(Limits::none())).unwrap();
+    let supervisor =
+        Supervisor::start(isolation, None, Arc::new(Limits::none()), Spool::start().unwrap())
+            .unwrap();
     let (moved, path) = (data.path().join("moved"), workspace.path());
     for replace in [false, true] {
         fs::rename(path, &moved).unwrap();

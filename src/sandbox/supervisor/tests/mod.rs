@@ -47,8 +47,13 @@ fn probe() -> Isolation {
 
 impl Bench {
     fn new(isolation: Isolation) -> Self {
-        let supervisor =
-            Supervisor::start(isolation, CommandUser::detect(), Arc::new(Limits::none())).unwrap();
+        let supervisor = Supervisor::start(
+            isolation,
+            CommandUser::detect(),
+            Arc::new(Limits::none()),
+            Spool::start().unwrap(),
+        )
+        .unwrap();
         let (data, base) = slot_files();
         let workspace = data.workspaces()[0].clone();
         let slots = (0..200).map(|slot| Arc::new(workspace.in_slot(slot))).collect();

@@ -388,6 +388,30 @@ fn what_a_model_does_to_its_own_shell_harms_nobody_else() {
         "cat /run/terminal/status",
         "rm -rf /run/terminal; chmod 777 /run/terminal/*; echo x >/run/terminal/command",
         "kill -STOP $$",
+        "(sleep 0.4; kill -STOP $$) & ",
+        "(sleep 0.4; kill -9 $$) & ",
+        "ulimit -v 0",
+        "ulimit -u 0; ulimit -s 8",
+        "ulimit -t 0; while :; do :; done",
+        "ulimit -c 0 -d 0 -l 0 -m 0 -q 0",
+        "exec bash",
+        "exec bash -i",
+        "exec bash <&10",
+        "readonly BASHPID PPID UID; BASHPID=1",
+        "PROMPT_COMMAND='kill -9 $$'; readonly PROMPT_COMMAND",
+        "PROMPT_COMMAND=(false 'sleep 1000'); readonly PROMPT_COMMAND",
+        "PS0='$(kill -STOP $$)'; readonly PS0",
+        "PS1='$(sleep 1000)'; readonly PS1",
+        "set -o ignoreeof; set -o noglob -o noclobber -o noexec",
+        "command_not_found_handle() { exit 4; }; PATH=/nonexistent; nothing",
+        "printf '%s' >/run/terminal/status junk",
+        "printf '\\0\\n\\0 0 h\\n' >/run/terminal/status",
+        "head -c 1000000 /dev/zero; printf '\\e]0;%s\\a' $(seq 1 100000) >&2",
+        "for i in {1..100}; do sleep 1000 & done; disown -a",
+        "coproc cat; exec 0<&${COPROC[0]}",
+        "kill -TSTP $$; kill -TTIN $$; kill -TTOU 0",
+        "kill -INT $$; kill -INT 0; kill -QUIT 0",
+        "cd ..; rm -rf /workspace/* /workspace/.[a-z]*; chmod 0 /workspace",
         "kill -9 1; kill -9 -1",
         "exec sleep 1000",
         "IFS=0123456789abcdef/. ; unset PATH",
@@ -406,6 +430,7 @@ fn what_a_model_does_to_its_own_shell_harms_nobody_else() {
             assert!(next.finished.stdout.text.contains("next\n"), "{attack}: {next:?}");
         }
         bench.end_slot(0);
+        bench.workspaces[0].reset().unwrap();
         assert_eq!(bench.output("echo ours"), "ours\n", "{attack}");
     }
     assert_eq!(bench.run_in(1, "echo $x").finished.stdout.text, "neighbour\n");
@@ -418,6 +443,37 @@ fn a_session_that_floods_its_status_is_killed() {
     assert_eq!((ended.finished.end, ended.session), (End::Exited(137), Session::Ended));
     bench.output("yes 'x 0 h' >/run/terminal/status & ");
     wait_until(|| bench.run("true").session != Session::Kept);
+}
+
+/// It is all one line for whoever reads it.
+#[test]
+fn a_job_that_leaves_unfinished_lines_keeps_no_end_from_being_seen() {
+    let bench = Bench::sandboxed();
+    bench.output(
+        "(while :; do printf 'x 0 '; : >said; sleep 0.001; done >/run/terminal/status 2>/dev/null) & \
+         until [ -e said ]; do :; done; echo",
+    );
+    for number in 0..20 {
+        let ended = bench.run(&format!("(exit {number})"));
+        assert_eq!((code(&ended), ended.session), (number, Session::Kept));
+    }
+    // One that is longer than any.
+    bench.output("head -c 5000 /dev/zero | tr '\\0' x >/run/terminal/status");
+    assert_eq!(code(&bench.run("(exit 3)")), 3);
+}
+
+/// What a call is told does not depend on what it does to the pipe by which its shell is told.
+#[test]
+fn a_shell_that_does_not_read_its_lines_is_ended_as_it_should() {
+    let bench = Bench::sandboxed();
+    // While a command runs bash keeps it elsewhere, since the command's own input is another.
+    let find = "for n in {10..19}; do [[ $(readlink /proc/$$/fd/$n) == pipe:* ]] && break; done";
+    let small = "perl -e 'fcntl(STDIN, 1031, 4096) or die' <&$n";
+    let command = format!("trap '' INT; {find}; {small} && echo small; while :; do sleep 1; done");
+    let ended = bench.run_for(1_000, &command);
+    assert_eq!((ended.finished.end, ended.session), (End::TimedOut, Session::Ended));
+    assert_eq!(ended.finished.stdout.text, "small\n", "{}", ended.finished.stderr.text);
+    assert_eq!(bench.output("echo next"), "next\n");
 }
 
 #[test]
@@ -445,7 +501,7 @@ fn a_session_sees_its_slots_files_and_nothing_of_the_host() {
         "bash -c 'for f in /proc/self/fd/*; do echo ${f##*/}; done' | sort -n | head -3 | xargs",
     );
     assert_eq!(fds, "0 1 2\n");
-    let host = bench.base.path().to_string_lossy().into_owned();
+    let host = bench.base.to_string_lossy().into_owned();
     let mounts = bench.output("cat /proc/self/mountinfo | wc -l; ls /");
     assert!(!mounts.contains(&host), "{mounts}");
 }

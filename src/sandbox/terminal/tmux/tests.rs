@@ -15,7 +15,8 @@ use super::*;
 use crate::sandbox::isolation::Isolation;
 use crate::sandbox::limits::{Filter, Limits};
 use crate::sandbox::shell;
-use crate::sandbox::terminal::{Place, TerminalCall, Terminals};
+use crate::sandbox::spool::Spool;
+use crate::sandbox::terminal::{Place, Setup, TerminalCall, Terminals};
 use crate::sandbox::user::CommandUser;
 use crate::sandbox::workspace::{DataDir, Workspace};
 use crate::tool::{Outcome, ToolResult};
@@ -55,9 +56,17 @@ impl Bench {
         let directory = data.make_passable_dir("terminals").unwrap();
         let tmux = Tmux::detect(shell::PATH);
         assert!(tmux.is_some(), "install tmux");
-        let terminals =
-            Terminals::start(isolation, user, Arc::new(Limits::none()), directory, 50_000, tmux)
-                .unwrap();
+        let terminals = Terminals::start(Setup {
+            isolation,
+            user,
+            limits: Arc::new(Limits::none()),
+            directory,
+            output_limit_chars: 50_000,
+            output_file_bytes: 16 << 20,
+            spool: Spool::start().unwrap(),
+            tmux,
+        })
+        .unwrap();
         Self { terminals, workspaces, _data: data, _base: base, _etc: etc }
     }
 
