@@ -2,7 +2,7 @@
 //!
 //! What keeps the limits is the sandbox engine's (`sandbox::limits`).
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// What one slot may use of the machine. `None` is no limit.
 ///
@@ -90,7 +90,8 @@ impl SlotLimits {
 }
 
 /// What a limit holds by. Serialised as its lower-case name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+// From the strongest to the weakest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum HeldBy {
@@ -100,12 +101,14 @@ pub enum HeldBy {
     Rlimit,
     /// Threads of this process, which look some times a second.
     Watch,
-    /// Nothing: there is no limit, or nothing here can keep it.
+    /// Nothing: there is no limit, or nothing here can keep it. Read also for what a later version says.
+    #[serde(other)]
     None,
 }
 
-/// Which limits hold for the commands of this machine, and by what.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+/// Which limits hold for the commands of a backend's slots, and by what.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 #[non_exhaustive]
 pub struct LimitsHeld {
     /// [`SlotLimits::processes`].
@@ -124,9 +127,28 @@ pub struct LimitsHeld {
     pub seccomp: bool,
 }
 
+impl Default for LimitsHeld {
+    fn default() -> Self {
+        Self::NOTHING
+    }
+}
+
 impl LimitsHeld {
+    /// What holds on two machines: of each limit the weaker.
+    pub(crate) fn weaker(self, other: Self) -> Self {
+        let weaker = |a: HeldBy, b: HeldBy| if (a as u8) < b as u8 { b } else { a };
+        Self {
+            processes: weaker(self.processes, other.processes),
+            memory: weaker(self.memory, other.memory),
+            cpu: weaker(self.cpu, other.cpu),
+            open_files: weaker(self.open_files, other.open_files),
+            file_bytes: weaker(self.file_bytes, other.file_bytes),
+            workspace: weaker(self.workspace, other.workspace),
+            seccomp: self.seccomp && other.seccomp,
+        }
+    }
+
     /// No limit holds.
-    #[cfg_attr(not(target_os = "linux"), allow(dead_code))]
     pub(crate) const NOTHING: Self = Self {
         processes: HeldBy::None,
         memory: HeldBy::None,
@@ -156,9 +178,29 @@ mod tests {
     #[test]
     fn what_holds_is_told_by_name() {
         let held = LimitsHeld { memory: HeldBy::Watch, ..LimitsHeld::NOTHING };
-        assert_eq!(
-            serde_json::to_string(&held).unwrap(),
-            r#"{"processes":"none","memory":"watch","cpu":"none","open_files":"none","file_bytes":"none","workspace":"none","seccomp":false}"#
-        );
+        let text = r#"{"processes":"none","memory":"watch","cpu":"none","open_files":"none","file_bytes":"none","workspace":"none","seccomp":false}"#;
+        assert_eq!(serde_json::to_string(&held).unwrap(), text);
+        assert_eq!(serde_json::from_str::<LimitsHeld>(text).unwrap(), held);
+        let later = r#"{"memory":"watch","processes":"magic","new":1}"#;
+        assert_eq!(serde_json::from_str::<LimitsHeld>(later).unwrap(), held);
+    }
+
+    #[test]
+    fn of_two_machines_the_weaker_counts_for_each_limit() {
+        let all = LimitsHeld {
+            processes: HeldBy::Cgroup,
+            memory: HeldBy::Cgroup,
+            cpu: HeldBy::Cgroup,
+            open_files: HeldBy::Rlimit,
+            file_bytes: HeldBy::Rlimit,
+            workspace: HeldBy::Watch,
+            seccomp: true,
+        };
+        let some = LimitsHeld { memory: HeldBy::Watch, cpu: HeldBy::None, ..all };
+        assert_eq!(all.weaker(all), all);
+        assert_eq!((all.weaker(some), some.weaker(all)), (some, some));
+        let unfiltered = LimitsHeld { seccomp: false, ..all };
+        assert!(!all.weaker(unfiltered).seccomp && !unfiltered.weaker(all).seccomp);
+        assert_eq!(some.weaker(LimitsHeld::NOTHING), LimitsHeld::NOTHING);
     }
 }

@@ -7,7 +7,8 @@
 //! # Bounds
 //! Connections, the size of a request's body, the time that a request may take to arrive, and the
 //! time that the client may leave a response unread. A connection that is idle for
-//! [`HttpLimits::read_timeout`] is closed.
+//! [`HttpLimits::read_timeout`] is closed. A client whose machine is gone without a word is found out by
+//! the kernel, in about the time that it may leave a response unread: also one that waits for an answer.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -276,6 +277,19 @@ impl Drop for HttpServer {
     }
 }
 
+/// Has the kernel end a connection whose other end has not been heard of for about so long.
+#[cfg(target_os = "linux")]
+fn find_out(stream: impl std::os::fd::AsFd, patience: Duration) -> rustix::io::Result<()> {
+    use rustix::net::sockopt;
+    // The kernel counts in seconds. Four times without an answer is the end.
+    let every = Duration::from_secs((patience / 4).as_secs().clamp(1, 30 * 60));
+    sockopt::set_socket_keepalive(&stream, true)?;
+    sockopt::set_tcp_keepidle(&stream, every)?;
+    sockopt::set_tcp_keepintvl(&stream, every)?;
+    let patience = u32::try_from((4 * every).as_millis()).unwrap_or(u32::MAX);
+    sockopt::set_tcp_user_timeout(&stream, patience)
+}
+
 async fn accept<H, F>(
     listener: tokio::net::TcpListener,
     limits: HttpLimits,
@@ -307,6 +321,8 @@ async fn accept<H, F>(
         };
         // Refused only on a socket that is gone already.
         let _ = stream.set_nodelay(true);
+        #[cfg(target_os = "linux")]
+        let _ = find_out(&stream, limits.write_timeout);
         let mut stream = TimeoutStream::new(stream);
         stream.set_write_timeout(Some(limits.write_timeout));
         let (handler, count) = (handler.clone(), connections.clone());
@@ -345,5 +361,24 @@ impl Counted {
 impl Drop for Counted {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_that_is_gone_is_found_out_in_the_time_for_writing() {
+        use rustix::net::sockopt;
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        for (patience, every) in [(30_000, 7), (1, 1), (40_000_000_000, 1800)] {
+            find_out(&stream, Duration::from_millis(patience)).unwrap();
+            let idle = sockopt::tcp_keepidle(&stream).unwrap();
+            assert_eq!((idle.as_secs(), sockopt::socket_keepalive(&stream)), (every, Ok(true)));
+            assert_eq!(sockopt::tcp_keepintvl(&stream).unwrap(), idle);
+            assert_eq!(u64::from(sockopt::tcp_user_timeout(&stream).unwrap()), every * 4000);
+        }
     }
 }

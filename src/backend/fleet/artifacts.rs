@@ -20,8 +20,8 @@ use crate::client::{self, Failure};
 use crate::wire::native::{ARCHIVE, ArchiveLine, ArchiveRequest};
 use crate::wire::null_as_default;
 
-/// How long a request for artifacts may take.
-const TIME: Duration = Duration::from_secs(120);
+/// How long a request for artifacts may take, and how long an archive may say nothing on its way.
+pub(super) const TIME: Duration = Duration::from_secs(120);
 /// How often one that broke is repeated.
 const TRIES: usize = 3;
 /// The longest line of an archive that is read.
@@ -137,7 +137,7 @@ impl Connection {
         let ArchiveArtifacts { path, max_bytes, max_entries } = request.clone();
         let asked = ArchiveRequest { slot, path, max_bytes, max_entries };
         let body = serde_json::to_vec(&asked).map_err(|error| garbage(&error.to_string()))?;
-        let response = self.post(&self.patient, ARCHIVE, &body, None).map_err(gone)?;
+        let response = self.post_patiently(ARCHIVE, &body, None).map_err(gone)?;
         if !response.status().is_success() {
             let refused = client::read_json::<serde_json::Value>(response);
             return Err(refused.map_or_else(gone, |_| garbage("an empty answer")));
@@ -173,6 +173,18 @@ impl Connection {
         }
     }
 
+    /// Posts, for as long as the server is not given up.
+    fn post_patiently(
+        &self,
+        route: &str,
+        body: &[u8],
+        timeout: Option<Duration>,
+    ) -> Result<ureq::http::Response<ureq::Body>, Failure> {
+        let agent = self.patient.agent.lock().clone();
+        let given_up = || Failure::NotSent("its sandbox server does not answer".to_owned());
+        self.post(&agent.ok_or_else(given_up)?, route, body, timeout)
+    }
+
     /// Asks a plain route; its refusals become errors.
     fn ask<T: serde::de::DeserializeOwned>(
         &self,
@@ -183,10 +195,8 @@ impl Connection {
         let body = body.to_string();
         let mut last = Failure::Timeout;
         for _ in 0..TRIES {
-            let answer = self
-                .post(&self.patient, route, body.as_bytes(), Some(TIME))
-                .and_then(client::read_json);
-            match answer {
+            let response = self.post_patiently(route, body.as_bytes(), Some(TIME));
+            match response.and_then(client::read_json) {
                 Ok(answer) => return Ok(answer),
                 Err(Failure::Refused(403, _)) => return Err(ArtifactError::Outside),
                 Err(Failure::Refused(404, text)) if text.contains("Not found") => {
@@ -198,7 +208,9 @@ impl Connection {
                 Err(Failure::Refused(400, text)) if text.contains("Not a file") => {
                     return Err(ArtifactError::NotAFile(path.to_owned()));
                 }
-                Err(Failure::Refused(413, text)) => return Err(garbage(&text)),
+                Err(Failure::Refused(413, text)) => {
+                    return Err(too_large(&text).unwrap_or_else(|| garbage(&text)));
+                }
                 Err(refused @ Failure::Refused(..)) => return Err(gone(refused)),
                 Err(failure) => last = failure,
             }
@@ -216,6 +228,13 @@ fn error_of(code: &str, text: String, bytes: u64, max: u64, path: &str) -> Artif
         "too_large" => ArtifactError::TooLarge { bytes, max },
         _ => garbage(&text),
     }
+}
+
+/// The error that a stock server's text for an archive means, if it is that.
+fn too_large(text: &str) -> Option<ArtifactError> {
+    let (bytes, max) = text.strip_prefix("Archive too large: ")?.split_once(" bytes (max ")?;
+    let max = max.strip_suffix(')')?.parse().ok()?;
+    Some(ArtifactError::TooLarge { bytes: bytes.parse().ok()?, max })
 }
 
 fn decode(base64: &str) -> Result<Vec<u8>, ArtifactError> {

@@ -5,14 +5,20 @@
 //!
 //! # Threads
 //! One per server, `tool-fleet-N`, which keeps up the connection: for a native server it reads the
-//! stream of results, and another, `tool-send-N`, sends what the threads that hand over do not. A stock server answers a request only when its call is done, so each of its
-//! running calls takes a thread, `tool-stock-N`; never more than the server has slots.
+//! stream of results, and another, `tool-send-N`, sends what the threads that hand over do not. A
+//! stock server answers a request only when its call is done, so each of its running calls takes a
+//! thread, `tool-stock-N`; never more than the server has slots.
 //!
 //! # When a server does not answer
 //! It is *unknown*: its calls wait, no trajectory is newly put there, and the connection is tried
 //! again. If it is back within [`FleetConfig::unreachable_timeout`] nothing was lost, unless it has
 //! begun anew. Else it is *down*: its calls end as
-//! [`Outcome::SandboxLost`](crate::Outcome::SandboxLost), and it is tried on and on.
+//! [`Outcome::SandboxLost`](crate::Outcome::SandboxLost), so do requests for its artifacts, and it is
+//! tried on and on.
+//!
+//! # What holds there
+//! Limits, warm slots and isolation are told as the servers tell them in `/health`, at the start and
+//! whenever one begins anew: of each the weakest, nothing where one of them does not say.
 
 mod artifacts;
 mod native;
@@ -38,7 +44,9 @@ use crate::artifact::{
 };
 use crate::client::{self, AgentConfig, Authorization, Failure};
 use crate::error::BackendError;
+use crate::limits::LimitsHeld;
 use crate::wire::native::FEATURE;
+use crate::wire::null_as_default;
 
 /// How long a short request may take, one that its server answers at once: at most, and if servers
 /// are given up so soon that there would be no time for another try.
@@ -164,9 +172,9 @@ impl FleetBackend {
         // One name for all tries: an answer that was lost began it all the same.
         let session = native::new_session();
         loop {
-            let met = connection.health().and_then(|health| {
+            let met = connection.health().and_then(|features| {
                 let bound = self.config.unreachable_timeout;
-                if health.features.iter().any(|feature| feature == FEATURE) {
+                if features.iter().any(|feature| feature == FEATURE) {
                     let (connection, direct) = (connection.clone(), self.direct.clone());
                     let (server, slots) =
                         NativeServer::meet(number, connection, bound, direct, &session)?;
@@ -236,6 +244,20 @@ impl Backend for FleetBackend {
 
     fn starts_dirty(&self) -> bool {
         true
+    }
+
+    fn isolates(&self) -> bool {
+        self.connections.iter().all(|connection| connection.told.lock().isolates)
+    }
+
+    fn limits(&self) -> Option<LimitsHeld> {
+        let held = self.connections.iter().map(|connection| connection.told.lock().limits);
+        held.reduce(|a, b| Some(a?.weaker(b?)))?
+    }
+
+    fn warm_slots(&self) -> Option<bool> {
+        let warm = self.connections.iter().map(|connection| connection.told.lock().warm_slots);
+        warm.reduce(|a, b| Some(a? && b?))?
     }
 
     fn watch(&self, watcher: Watcher) {
@@ -355,18 +377,64 @@ struct Connection {
     silence: Duration,
     /// For requests that may be repeated; keeps idle connections.
     pooled: Agent,
-    /// The same for artifacts, which may take their time.
-    patient: Agent,
     /// For those that may not: a connection that the server is just closing would lose them.
     fresh: Agent,
+    /// For artifacts, which may take their time.
+    patient: Arc<Patient>,
+    /// What the server last said of itself.
+    told: Arc<Mutex<Told>>,
+}
+
+/// An agent for requests that end when the server is given up.
+struct Patient {
+    ca_pem: Option<Vec<u8>>,
+    /// None while it is given up.
+    agent: Mutex<Option<Agent>>,
 }
 
 /// What `/health` says, as far as it matters.
 #[derive(Debug, Deserialize)]
 struct Health {
     status: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_as_default")]
     features: Vec<String>,
+    #[serde(default)]
+    bwrap_available: Option<bool>,
+    /// Anybody's, in whatever form.
+    #[serde(default)]
+    limits: serde_json::Value,
+    #[serde(default)]
+    warm_slots: Option<bool>,
+}
+
+/// What a server says of its slots.
+struct Told {
+    isolates: bool,
+    limits: Option<LimitsHeld>,
+    warm_slots: Option<bool>,
+}
+
+impl Patient {
+    fn agent(ca_pem: Option<&[u8]>) -> Result<Agent, String> {
+        let read_timeout = Some(artifacts::TIME);
+        client::agent(AgentConfig { idle_connections: 4, read_timeout, ca_pem })
+    }
+
+    /// Ends what is under way; nothing begins until it is taken back.
+    fn give_up(&self) {
+        let agent = self.agent.lock().take();
+        if let Some(agent) = agent {
+            agent.shutdown();
+        }
+    }
+
+    fn take_back(&self) {
+        let mut agent = self.agent.lock();
+        if agent.is_none() {
+            // The certificates were read before.
+            *agent = Self::agent(self.ca_pem.as_deref()).ok();
+        }
+    }
 }
 
 impl Connection {
@@ -388,8 +456,12 @@ impl Connection {
             prompt: (config.unreachable_timeout / 4).clamp(PROMPT_LEAST, PROMPT),
             silence,
             pooled: agent(4, Some(silence))?,
-            patient: agent(4, None)?,
             fresh: agent(0, None)?,
+            patient: Arc::new(Patient {
+                agent: Mutex::new(Some(Patient::agent(config.ca_pem.as_deref())?)),
+                ca_pem: config.ca_pem.clone(),
+            }),
+            told: Arc::new(Mutex::new(Told { isolates: true, limits: None, warm_slots: None })),
         })
     }
 
@@ -411,12 +483,18 @@ impl Connection {
         Ok(request.build().send(body)?)
     }
 
-    fn health(&self) -> Result<Health, Failure> {
+    /// Asks how it is, and notes what it says; gives its features.
+    fn health(&self) -> Result<Vec<String>, Failure> {
         let health: Health = self.get("/health")?;
         if health.status != "ok" {
             return Err(Failure::Broken(format!("its status is {:?}", health.status)));
         }
-        Ok(health)
+        *self.told.lock() = Told {
+            isolates: health.bwrap_available.unwrap_or(true),
+            limits: serde_json::from_value(health.limits).ok(),
+            warm_slots: health.warm_slots,
+        };
+        Ok(health.features)
     }
 
     fn get<T: serde::de::DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {
@@ -428,7 +506,7 @@ impl Connection {
     /// Ends what is under way.
     fn interrupt(&self) {
         self.pooled.clone().shutdown();
-        self.patient.clone().shutdown();
         self.fresh.clone().shutdown();
+        self.patient.give_up();
     }
 }

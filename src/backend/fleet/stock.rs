@@ -7,8 +7,8 @@
 //! It has no way to tell a repeated request from a new one, so none is repeated that may have
 //! arrived, and none is sent on a connection that was idle: the server may be just closing that.
 //!
-//! Nor does it say when it has begun anew. A connection that is refused is taken for that: its process
-//! was gone, whatever its workspaces hold.
+//! Nor does it say when it has begun anew. A connection that is refused, to a call or to the thread that
+//! asks whether it is there, is taken for that: its process was gone, whatever its workspaces hold.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -47,7 +47,7 @@ pub(super) struct StockServer {
 
 struct State {
     phase: Phase,
-    /// Whether a connection was refused since it was up.
+    /// Whether a connection was refused since it was last known to be up.
     refused: bool,
     /// How often its workspaces were lost: a call from before is not to run after.
     losses: u64,
@@ -249,14 +249,18 @@ impl StockServer {
             }
             match send() {
                 Err(Failure::NotSent(text)) => {
+                    // Not again before it is known what became of the workspaces: it may be back already.
                     let mut state = self.state.lock();
-                    if state.phase == Phase::Down
-                        || state.jobs.is_none()
-                        || Instant::now() >= deadline
-                    {
-                        return Err(Failure::NotSent(text));
+                    state.refused = true;
+                    self.wake.notify_all();
+                    while state.refused {
+                        if state.phase == Phase::Down
+                            || state.jobs.is_none()
+                            || self.wake.wait_until(&mut state, deadline).timed_out()
+                        {
+                            return Err(Failure::NotSent(text));
+                        }
                     }
-                    self.wake.wait_for(&mut state, PAUSE_MOST / 4);
                 }
                 reached => return reached,
             }
@@ -269,9 +273,10 @@ impl StockServer {
             let asked = self.connection.health();
             let mut state = self.state.lock();
             match (asked, state.phase) {
-                (Ok(_), Phase::Up) => {}
+                (Ok(_), Phase::Up) if !state.refused => {}
                 (Ok(_), phase) => {
                     let anew = state.refused || phase == Phase::Down;
+                    self.connection.patient.take_back();
                     state.phase = Phase::Up;
                     state.refused = false;
                     state.losses += u64::from(anew);
@@ -292,17 +297,83 @@ impl StockServer {
                             state.losses += 1;
                             watcher.tell(self.number, ContainerChange::Down);
                             self.wake.notify_all();
+                            // What reads there holds up its trajectory.
+                            self.connection.patient.give_up();
                         }
                         Phase::Unknown { .. } | Phase::Down => {}
                     }
                 }
             }
-            let pause = if state.phase == Phase::Up { ASK_EVERY } else { PAUSE_MOST / 4 };
-            let until = Instant::now() + pause;
-            while state.jobs.is_some() && !self.wake.wait_until(&mut state, until).timed_out() {}
+            let is_up = state.phase == Phase::Up;
+            let until = Instant::now() + if is_up { ASK_EVERY } else { PAUSE_MOST / 4 };
+            // A call that was refused has it asked at once.
+            while state.jobs.is_some()
+                && !(is_up && state.refused)
+                && !self.wake.wait_until(&mut state, until).timed_out()
+            {}
             if state.jobs.is_none() {
                 return;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader, Write};
+    use std::net::TcpListener;
+    use std::thread;
+
+    use crossbeam_channel::Receiver;
+
+    use super::*;
+    use crate::backend::fleet::FleetConfig;
+
+    /// A server that is there whenever it is asked, and what is told of it.
+    fn met() -> (Arc<StockServer>, Receiver<ContainerChange>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
+                while lines.next().is_some_and(|line| !line.unwrap().is_empty()) {}
+                let body = r#"{"status": "ok", "slots": [{"slot_id": "slot_0"}]}"#;
+                let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n", body.len());
+                write!(stream, "{head}Connection: close\r\n\r\n{body}").unwrap();
+            }
+        });
+        let bound = Duration::from_secs(60);
+        let config = FleetConfig::new([&url]);
+        let connection = Connection::new(&url, None, &config).unwrap();
+        let (server, _) = StockServer::meet(0, connection, bound).unwrap();
+        let (tell, told) = unbounded();
+        server.watch(Watcher::from_fn(move |_, change| tell.send(change).unwrap())).unwrap();
+        (server, told)
+    }
+
+    #[test]
+    fn a_call_that_was_refused_is_not_sent_to_the_server_that_came_after() {
+        let (server, told) = met();
+        // It was gone for as short as can be, and answers again.
+        let sent = Mutex::new(0);
+        let answer = server.until_sent(Some(0), || {
+            *sent.lock() += 1;
+            Err::<(), _>(Failure::NotSent("refused".to_owned()))
+        });
+        assert!(
+            matches!(&answer, Err(Failure::NotSent(text)) if text.contains("anew")),
+            "{answer:?}"
+        );
+        assert_eq!(*sent.lock(), 1);
+        assert_eq!(told.recv().unwrap(), ContainerChange::BeganAnew);
+        // A reset has no workspace to lose: it is sent again.
+        let tries = Mutex::new(0);
+        let reset = server.until_sent(None, || {
+            *tries.lock() += 1;
+            if *tries.lock() == 1 { Err(Failure::NotSent("refused".to_owned())) } else { Ok(()) }
+        });
+        assert!(reset.is_ok());
+        server.close(Instant::now() + Duration::from_secs(10));
     }
 }

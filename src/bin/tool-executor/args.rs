@@ -213,13 +213,14 @@ pub(crate) struct ReplayArgs {
     /// hold Hermes <tool_call> text or OpenAI tool_calls. Other keys are ignored.
     pub(crate) file: PathBuf,
 
-    /// Sandbox slots: calls that run at the same time [default: 2 per core, at least 4]
+    /// Sandbox slots of this machine: calls that run at the same time [default: 2 per core, at least 4]
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     slots: Option<usize>,
 
-    /// Trajectories at a time; may be more than there are slots [default: as many as slots]
+    /// Trajectories at a time; may be more than there are slots [default: as many as slots, those of
+    /// all sandbox servers together]
     #[arg(long, value_name = "N", value_parser = at_least_one)]
-    concurrency: Option<usize>,
+    pub(crate) concurrency: Option<usize>,
 
     /// Run each trajectory N times, each under its own id: `id`, `id#2`, `id#3`, …
     #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u32).range(1..))]
@@ -285,11 +286,6 @@ impl ReplayArgs {
             let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
             default_slots(cores)
         })
-    }
-
-    /// How many trajectories run at a time.
-    pub(crate) fn concurrency(&self) -> usize {
-        self.concurrency.unwrap_or_else(|| self.slots())
     }
 
     /// How long a call waits for others to share its batch.
@@ -388,7 +384,7 @@ mod tests {
     fn defaults() {
         let args = replay(&[]).unwrap();
         assert!(args.slots() >= 4);
-        assert_eq!(args.concurrency(), args.slots());
+        assert_eq!(args.concurrency, None);
         assert_eq!(args.repeat, 1);
         assert_eq!(args.batch_window(), Duration::from_millis(20));
         assert_eq!(args.max_batch_size, 200);
@@ -398,10 +394,9 @@ mod tests {
     }
 
     #[test]
-    fn concurrency_follows_slots_and_may_exceed_them() {
-        assert_eq!(replay(&["--slots", "3"]).unwrap().concurrency(), 3);
+    fn concurrency_may_exceed_the_slots() {
         let args = replay(&["--slots", "3", "--concurrency", "500"]).unwrap();
-        assert_eq!((args.slots(), args.concurrency()), (3, 500));
+        assert_eq!((args.slots(), args.concurrency), (3, Some(500)));
     }
 
     #[test]

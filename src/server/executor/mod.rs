@@ -20,6 +20,9 @@
 //! say how the call ended, for programs: `x-tool-outcome` is the
 //! [`Outcome`](crate::Outcome)'s name, `x-tool-may-have-executed` is `true` or `false`.
 //!
+//! The pages that the reference's framework adds, `/docs`, `/redoc` and `/openapi.json`, are left out by
+//! choice and answered 404.
+//!
 //! # A client that goes away
 //! cancels its calls, whether they wait or run. A release takes place all the same.
 

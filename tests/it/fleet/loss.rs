@@ -5,6 +5,7 @@ use std::process::{Child, Command, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
 use tool_executor::Outcome;
+use tool_executor::artifact::{ArtifactError, ReadArtifact};
 
 use super::{TOKEN, executor, fleet};
 use crate::fakes::{PATIENCE, bash, until};
@@ -112,6 +113,31 @@ fn a_server_that_hangs_is_given_up_and_used_again_when_it_goes_on() {
     executor.release_trajectory(lost, true).unwrap();
     let anew = executor.execute(lost, bash("ls"), None);
     assert_eq!((anew.outcome, &*anew.output), (Outcome::Ok, ""), "{}", anew.error);
+}
+
+#[test]
+fn who_reads_files_of_a_server_that_hangs_waits_no_longer_than_its_calls() {
+    let hangs = Process::start(0, 2);
+    let executor = executor(fleet([hangs.url.clone()]));
+    for id in ["a", "b"] {
+        assert!(executor.execute(id, bash("echo mine > mine"), None).success);
+    }
+    kill_process(Pid::from_child(&hangs.child), Signal::STOP).unwrap();
+    std::thread::scope(|scope| {
+        let read = scope.spawn(|| executor.read_artifact("a", &ReadArtifact::new("mine")).err());
+        let archive = scope.spawn(|| executor.archive_artifacts("b", &Default::default()).err());
+        // Within the fleet's bound: a request may take two minutes, and is tried again.
+        until(|| read.is_finished() && archive.is_finished());
+        for refused in [read.join().unwrap(), archive.join().unwrap()] {
+            assert!(matches!(refused, Some(ArtifactError::SandboxLost(_))), "{refused:?}");
+        }
+    });
+    kill_process(Pid::from_child(&hangs.child), Signal::CONT).unwrap();
+    executor.release_trajectory("a", true).unwrap();
+    let anew = executor.execute("a", bash("echo new > mine"), None);
+    assert!(anew.success, "{}", anew.error);
+    let read = executor.read_artifact("a", &ReadArtifact::new("mine")).unwrap();
+    assert_eq!(&*read.content, b"new\n");
 }
 
 #[test]

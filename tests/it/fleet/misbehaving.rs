@@ -301,6 +301,66 @@ fn a_result_whose_answer_was_lost_is_asked_for() {
     assert!(executor.close().all_threads_ended);
 }
 
+#[test]
+fn a_session_whose_beginning_was_not_told_is_begun_again_under_its_name() {
+    // What a server of ours does with sessions, but for the answers: the second beginning is not told.
+    #[derive(Default)]
+    struct Sessions {
+        current: Option<String>,
+        begun: usize,
+    }
+    let sessions = std::sync::Arc::new(parking_lot::Mutex::new(Sessions::default()));
+    let (opened, streams) = unbounded();
+    let its = sessions.clone();
+    let server = Server::start(move |request: &Request| {
+        let asked: Value = serde_json::from_str(&request.body).unwrap_or_default();
+        match &*request.path {
+            "/health" => ok(r#"{"status": "ok", "features": ["native-1"]}"#),
+            "/v1/session" if asked["end"] == true => silence(b""),
+            "/v1/session" => {
+                let mut sessions = its.lock();
+                let is_his = sessions.current.as_deref() == asked["session"].as_str();
+                if asked["resume"] == true && !is_his {
+                    return Reply::Answer(410, "{}".to_owned());
+                }
+                let current = sessions.current.as_deref();
+                if !is_his && current.is_some() && current != asked["replaces"].as_str() {
+                    return Reply::Answer(409, r#"{"detail": "another executor's"}"#.to_owned());
+                }
+                if !is_his {
+                    sessions.current = asked["session"].as_str().map(str::to_owned);
+                    sessions.begun += 1;
+                    if sessions.begun == 2 {
+                        return Reply::Raw(Vec::new());
+                    }
+                }
+                ok(json!({"instance": "i", "resumed": is_his, "slots": ["slot_0"],
+                    "max_body": 1_000_000})
+                .to_string())
+            }
+            "/v1/calls" => does(asked["ops"].as_array().unwrap()),
+            _ => {
+                let (reply, sender) = stream("{\"beat\":0}\n");
+                opened.send(sender).unwrap();
+                reply
+            }
+        }
+    });
+    let executor = executor([server.url.clone()]);
+    assert_eq!(executor.execute("t", bash("x"), Some(PATIENCE)).output, "x");
+    let first = streams.recv_timeout(PATIENCE).unwrap();
+    // It forgets the session, and the stream ends.
+    sessions.lock().current = None;
+    drop(first);
+    let _second = streams.recv_timeout(PATIENCE).expect("it goes on without another's session");
+    assert_eq!(sessions.lock().begun, 2);
+    let lost = executor.execute("t", bash("x"), Some(PATIENCE));
+    assert_eq!((lost.outcome, lost.may_have_executed), (Outcome::SandboxLost, false));
+    executor.release_trajectory("t", true).unwrap();
+    let anew = executor.execute("t", bash("y"), Some(PATIENCE));
+    assert_eq!(anew.output, "y", "{}", anew.error);
+}
+
 /// Beats on a stream until another one is opened; gives how many operations that one asks about.
 fn next_stream(first: &Sender<Vec<u8>>, streams: &Receiver<(usize, Sender<Vec<u8>>)>) -> usize {
     for _ in 0..1000 {

@@ -6,17 +6,21 @@ mod misbehaving;
 mod stock;
 
 use std::process::Command;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, bounded};
 use serde_json::json;
 use tool_executor::artifact::{ArchiveArtifacts, ArtifactError, ListArtifacts, ReadArtifact};
+use tool_executor::backend::Backend;
 use tool_executor::backend::fleet::{FleetBackend, FleetConfig};
 use tool_executor::backend::local::{LocalBackend, LocalConfig};
-use tool_executor::server::{SandboxServer, ServerConfig};
-use tool_executor::{Outcome, Policy, StartError, ToolCall, ToolExecutor};
+use tool_executor::server::{ExecutorServer, SandboxServer, ServerConfig};
+use tool_executor::toolserver::ToolServerConfig;
+use tool_executor::{HeldBy, Outcome, Policy, StartError, ToolCall, ToolExecutor};
 
 use crate::fakes::{HandsOver, PATIENCE, Told, bash, result};
+use crate::http::{Request, Server, ok};
 
 const TOKEN: &str = "s3cret-of-the-fleet";
 
@@ -102,6 +106,43 @@ fn a_slow_call_delays_no_other() {
 }
 
 #[test]
+#[ignore = "takes 45 s; `no_time_limit_of_http_is_below_the_calls_own` is the same, shorter"]
+fn a_call_that_runs_45_s_of_its_120_s_succeeds() {
+    let long = Duration::from_secs(45);
+    let server = server(2);
+    let tools = Server::start(move |request: &Request| match &*request.path {
+        "/tools" => ok(r#"{"tools": [{"function": {"name": "search"}}]}"#),
+        _ => {
+            std::thread::sleep(long);
+            ok(r#"{"success": true, "output": "found"}"#)
+        }
+    });
+    let builder = ToolExecutor::builder()
+        .backend(FleetBackend::new(fleet([url(&server)])).unwrap())
+        .tool_server(ToolServerConfig::new(&tools.url));
+    let executor = Arc::new(builder.start().unwrap());
+    let front = ServerConfig::new(([127, 0, 0, 1], 0));
+    let front = ExecutorServer::start(front, executor.clone()).unwrap();
+    let limit = Some(Duration::from_secs(120));
+    let command = "sleep 45; echo woke";
+    let began = Instant::now();
+    let woke = executor.submit("a", bash(command), limit).unwrap();
+    let found = executor.submit("b", ToolCall::new("search", json!({})), limit).unwrap();
+    let body = json!({"trajectory_id": "c", "timeout_s": 120,
+        "tool": {"name": "bash", "arguments": {"command": command}, "uniq_id": "u"}});
+    let answer = ureq::post(format!("http://{}/execute", front.addr()))
+        .header("Content-Type", "application/json")
+        .send(body.to_string())
+        .unwrap();
+    assert_eq!(answer.headers()["x-tool-outcome"], "ok");
+    for (pending, output) in [(woke, "woke"), (found, "found")] {
+        let result = pending.wait();
+        assert_eq!((result.outcome, &*result.output), (Outcome::Ok, output), "{}", result.error);
+    }
+    assert!((long..Duration::from_secs(120)).contains(&began.elapsed()));
+}
+
+#[test]
 fn artifacts_come_from_the_trajectorys_server() {
     let server = server(1);
     let executor = executor(fleet([url(&server)]));
@@ -168,6 +209,52 @@ fn a_server_belongs_to_one_executor_at_a_time() {
     assert!(error.to_string().contains("another executor"), "{error}");
     first.close();
     executor(fleet([url(&server)]));
+}
+
+#[test]
+fn of_what_the_servers_say_of_their_limits_the_weakest_is_told() {
+    let says = |health: serde_json::Value| {
+        Server::start(move |request: &Request| match &*request.path {
+            "/health" => ok(health.to_string()),
+            _ => ok(r#"{"slots": [{"slot_id": "slot_0"}]}"#),
+        })
+    };
+    let limits = json!({"processes": "cgroup", "memory": "cgroup", "cpu": "cgroup",
+        "open_files": "rlimit", "file_bytes": "rlimit", "workspace": "watch", "seccomp": true});
+    let strong = says(json!({"status": "ok", "bwrap_available": true, "limits": limits,
+        "warm_slots": true}));
+    let mut limits = limits.clone();
+    (limits["memory"], limits["seccomp"]) = (json!("watch"), json!(false));
+    let weak = says(json!({"status": "ok", "bwrap_available": false, "limits": limits,
+        "warm_slots": false}));
+    let silent = says(json!({"status": "ok", "limits": "none of your business"}));
+    let told = |servers: &[&Server]| {
+        let urls: Vec<_> = servers.iter().map(|server| server.url.clone()).collect();
+        let backend = FleetBackend::new(fleet(urls)).unwrap();
+        backend.start().unwrap();
+        backend.close(Instant::now());
+        (backend.limits(), backend.warm_slots(), backend.isolates())
+    };
+    let (limits, warm, isolates) = told(&[&strong]);
+    assert_eq!((limits.unwrap().memory, warm, isolates), (HeldBy::Cgroup, Some(true), true));
+    let (limits, warm, isolates) = told(&[&strong, &weak]);
+    let limits = limits.unwrap();
+    assert_eq!((limits.processes, limits.memory), (HeldBy::Cgroup, HeldBy::Watch));
+    assert_eq!((limits.seccomp, warm, isolates), (false, Some(false), false));
+    assert_eq!(told(&[&strong, &silent]), (None, None, true));
+}
+
+#[test]
+fn an_executor_tells_the_limits_of_its_servers_as_they_do_themselves() {
+    let backend = LocalBackend::start(LocalConfig::with_slots(1)).unwrap();
+    let expected = (backend.limits(), backend.warm_slots(), backend.isolates());
+    let server = SandboxServer::start(config(), backend).unwrap();
+    let backend = Arc::new(FleetBackend::new(fleet([url(&server)])).unwrap());
+    let executor = ToolExecutor::builder().backend(backend.clone()).start().unwrap();
+    let stats = executor.stats();
+    let (limits, warm, isolates) = expected;
+    assert_eq!((stats.limits, stats.warm_slots), (Some(limits), warm));
+    assert_eq!(backend.isolates(), isolates);
 }
 
 /// Whether this process runs this test only. If not, the test has been run in one that does.

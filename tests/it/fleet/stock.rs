@@ -1,9 +1,12 @@
 //! Stock servers, played by one that answers as the reference does – or should not.
 
+use std::io::Write;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use crossbeam_channel::bounded;
 use serde_json::{Value, json};
+use tool_executor::artifact::{ArchiveArtifacts, ArtifactError};
 use tool_executor::backend::fleet::{FleetBackend, FleetConfig};
 use tool_executor::{Outcome, StartError, ToolExecutor};
 
@@ -95,6 +98,79 @@ fn a_call_that_is_too_large_is_refused_by_itself() {
     assert_eq!((large.outcome, large.may_have_executed), (Outcome::InvalidCall, false));
     assert!(large.error.contains("1048576 at most"), "{}", large.error);
     assert!(executor.execute("t", bash("x"), None).success);
+}
+
+#[test]
+fn replay_runs_as_many_trajectories_at_a_time_as_the_servers_have_slots() {
+    const SLOTS: usize = 40;
+    let all_at_once = std::sync::Arc::new(std::sync::Barrier::new(2 * SLOTS));
+    let [one, two] = [(); 2].map(|()| {
+        let slots: Vec<_> = (0..SLOTS).map(|n| json!({"slot_id": format!("slot_{n}")})).collect();
+        let all_at_once = all_at_once.clone();
+        Server::start(move |request| match &*request.path {
+            "/health" => ok(r#"{"status": "ok", "bwrap_available": false}"#),
+            "/slots" => ok(json!({"slots": slots}).to_string()),
+            "/reset" => ok(r#"{"success": true}"#),
+            _ => {
+                all_at_once.wait();
+                answer(request)
+            }
+        })
+    });
+    let mut child = Command::new(env!("CARGO_BIN_EXE_tool-executor"))
+        .args(["replay", "-", "--quiet", "--sandbox-url", &one.url, "--sandbox-url", &two.url])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut input = child.stdin.take().unwrap();
+    for n in 0..2 * SLOTS {
+        let call = json!({"name": "bash", "arguments": {"command": "x"}});
+        writeln!(input, "{}", json!({"trajectory_id": n.to_string(), "calls": [call]})).unwrap();
+    }
+    drop(input);
+    let output = child.wait_with_output().unwrap();
+    let (out, err) =
+        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success() && out.contains("ok 80"), "{out}{err}");
+    // What they say of themselves is passed on.
+    assert!(err.contains("NOT ISOLATED") && err.contains("a sandbox server"), "{err}");
+}
+
+#[test]
+fn a_stock_servers_refusals_of_artifacts_are_typed() {
+    let server = Server::start(|request| match &*request.path {
+        "/health" => ok(r#"{"status": "ok", "slots": 1}"#),
+        "/slots" => ok(r#"{"slots": [{"slot_id": "slot_0"}]}"#),
+        "/reset" => ok(r#"{"success": true}"#),
+        "/execute" => answer(request),
+        _ => {
+            let asked: Value = serde_json::from_str(&request.body).unwrap();
+            let refused = |status, error: &str| {
+                let told = json!({"success": false, "error": error, "bytes": 734});
+                Reply::Answer(status, told.to_string())
+            };
+            match asked["path"].as_str().unwrap() {
+                "big" => refused(413, "Archive too large: 734 bytes (max 3)"),
+                "huge" => refused(413, "Maximum request body size 1048576 exceeded."),
+                "out" => refused(403, "Access denied: path outside workspace"),
+                "fifo" => refused(400, "Unsupported path type: fifo"),
+                _ => refused(404, "Not found: nope"),
+            }
+        }
+    });
+    let executor = executor(fleet([server.url.clone()]));
+    assert!(executor.execute("t", bash("x"), None).success);
+    let refused = |path: &str| {
+        let request = ArchiveArtifacts { path: path.to_owned(), max_bytes: 3, max_entries: 5 };
+        executor.archive_artifacts("t", &request).unwrap_err()
+    };
+    assert!(matches!(refused("big"), ArtifactError::TooLarge { bytes: 734, max: 3 }));
+    assert!(matches!(refused("huge"), ArtifactError::Io(text, _) if text.contains("1048576")));
+    assert!(matches!(refused("out"), ArtifactError::Outside));
+    assert!(matches!(refused("fifo"), ArtifactError::UnsupportedType(path) if path == "fifo"));
+    assert!(matches!(refused("nope"), ArtifactError::NotFound(path) if path == "nope"));
 }
 
 #[test]

@@ -32,6 +32,7 @@ impl NativeServer {
     /// The server's thread: reads results for as long as the server is there, and finds it again.
     pub(super) fn keep_up(&self, watcher: &Watcher) {
         let mut pause = PAUSE_FIRST;
+        let mut next = new_session();
         loop {
             let began = Instant::now();
             let failure = match self.read_results(watcher) {
@@ -60,7 +61,7 @@ impl NativeServer {
                     }
                 }
                 pause = (pause * 2).min(PAUSE_MOST);
-                if self.find_again(watcher) {
+                if self.find_again(watcher, &mut next) {
                     break;
                 }
                 self.give_up_in_time(watcher);
@@ -141,9 +142,9 @@ impl NativeServer {
         }
     }
 
-    /// Resumes the session, or begins a new one where the server has begun anew or was given up.
-    /// Whether the server is there.
-    fn find_again(&self, watcher: &Watcher) -> bool {
+    /// Resumes the session, or begins one called `next` where the server has begun anew or was given
+    /// up. Whether the server is there.
+    fn find_again(&self, watcher: &Watcher, next: &mut String) -> bool {
         let (session, instance, was_down) = {
             let state = self.state.lock();
             (state.session.clone(), state.instance.clone(), state.phase == Phase::Down)
@@ -153,12 +154,12 @@ impl NativeServer {
         } else {
             begin(&self.connection, &session, true, None)
         };
-        let mut new = session.clone();
+        let is_resumed = resumed.is_ok();
         let answer = match resumed {
-            // It knows the session no more: it began anew, or it gave us up.
+            // It knows the session no more: it began anew, or it gave us up. One name for all tries: an
+            // answer that was lost began it all the same.
             Err(Failure::Refused(GONE, _)) => {
-                new = new_session();
-                begin(&self.connection, &new, false, Some(session))
+                begin(&self.connection, next, false, Some(session.clone()))
             }
             resumed => resumed,
         };
@@ -169,15 +170,22 @@ impl NativeServer {
                 return false;
             }
         };
+        let goes_on = is_resumed && answer.resumed && answer.instance == instance;
+        if !goes_on && let Err(failure) = self.connection.health() {
+            // What is told of its limits stays as it was.
+            log::debug!("{}: {}", self.connection.url, failure.text());
+        }
         let mut state = self.state.lock();
         if answer.slots.len() != state.latest.len() {
             log::error!("{} has another number of slots now", self.connection.url);
             return false;
         }
-        if answer.resumed && answer.instance == instance {
+        if goes_on {
             // Up as soon as the stream of results says something.
             return true;
         }
+        let new = if is_resumed { session } else { std::mem::replace(next, new_session()) };
+        self.connection.patient.take_back();
         let lost = state.begin_anew(new, answer);
         watcher.tell(self.number, ContainerChange::BeganAnew);
         drop(state);
@@ -198,6 +206,8 @@ impl NativeServer {
         let lost = state.clear();
         watcher.tell(self.number, ContainerChange::Down);
         drop(state);
+        // What reads there holds up its trajectory.
+        self.connection.patient.give_up();
         lost.into_iter().for_each(Flight::lose);
     }
 }

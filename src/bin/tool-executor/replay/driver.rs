@@ -5,9 +5,11 @@
 
 use std::io::{self, Seek};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tool_executor::artifact::ArchiveArtifacts;
+use tool_executor::backend::Backend;
 use tool_executor::backend::local::{LocalBackend, LocalConfig};
 use tool_executor::{
     Completion, CompletionQueue, Outcome, Policy, ToolCall, ToolExecutor, ToolResult,
@@ -23,6 +25,9 @@ const PATIENCE: Duration = Duration::from_secs(7 * 24 * 3600);
 /// How long closing waits for calls that still run. None does, unless the run was given up.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// The most trajectories at a time on sandbox servers, unless more are asked for.
+const MOST_ON_SERVERS: usize = 16_384;
+
 /// The longest file name that is made of a trajectory id as it is.
 const MAX_FILE_NAME: usize = 200;
 
@@ -32,6 +37,10 @@ pub(crate) struct Driver {
     queue: CompletionQueue,
     /// The embedded sandbox, if that is what runs the calls.
     embedded: Option<LocalBackend>,
+    /// Why commands run without isolation, if they do.
+    unisolated: Option<String>,
+    /// How many trajectories are to run at a time.
+    concurrency: usize,
     timeout: Option<Duration>,
 }
 
@@ -50,6 +59,7 @@ impl Driver {
         if let Some(config) = tool_server(&args.tool_server)? {
             builder = builder.tool_server(config);
         }
+        let mut servers = None;
         let embedded = if args.fleet.urls.is_empty() {
             let mut config = LocalConfig::with_slots(args.slots());
             limit(&mut config, &args.limits);
@@ -59,27 +69,46 @@ impl Driver {
             builder = builder.backend(backend.clone());
             Some(backend)
         } else {
-            builder = builder.backend(fleet(&args.fleet)?);
+            let backend = Arc::new(fleet(&args.fleet)?);
+            builder = builder.backend(backend.clone());
+            servers = Some(backend);
             None
         };
+        // How many slots the servers have they say when the executor starts.
+        let slots = if servers.is_some() { MOST_ON_SERVERS } else { args.slots() };
+        let most = args.concurrency.unwrap_or(slots);
         let executor = builder
             .policy(policy)
             .batch_window(args.batch_window())
             .max_batch_size(args.max_batch_size)
             // One call per trajectory is under way, so a submit never meets a full queue.
-            .queue_capacity(args.concurrency())
+            .queue_capacity(most)
             .queue_timeout(PATIENCE)
             .acquire_timeout(PATIENCE)
             .close_timeout(CLOSE_TIMEOUT)
             .start()
             .map_err(|error| chain(&error))?;
-        let queue = executor.completion_queue(args.concurrency());
-        Ok(Self { executor, queue, embedded, timeout: args.timeout_s })
+        let slots = executor.stats().slots.total;
+        let concurrency = args.concurrency.unwrap_or(slots.clamp(1, most));
+        let queue = executor.completion_queue(concurrency);
+        let unisolated = match (&embedded, servers) {
+            (Some(backend), _) => backend.not_isolated_because().map(str::to_owned),
+            (None, Some(servers)) if !servers.isolates() => {
+                Some("a sandbox server says that it has no bubblewrap".to_owned())
+            }
+            (None, _) => None,
+        };
+        Ok(Self { executor, queue, embedded, unisolated, concurrency, timeout: args.timeout_s })
     }
 
-    /// Why commands run without isolation, if they do on this machine.
-    pub(crate) fn unisolated_because(&self) -> Option<String> {
-        self.embedded.as_ref()?.not_isolated_because().map(str::to_owned)
+    /// Why commands run without isolation, if they do.
+    pub(crate) fn unisolated_because(&self) -> Option<&str> {
+        self.unisolated.as_deref()
+    }
+
+    /// How many trajectories are to run at a time.
+    pub(crate) fn concurrency(&self) -> usize {
+        self.concurrency
     }
 
     /// Hands a call over; its completion comes under `tag`.

@@ -72,7 +72,7 @@ pub(crate) fn run(args: &ReplayArgs) -> ExitCode {
         Err(problem) => return fail(ExitCode::NotStarted, &problem),
     };
     if let Some(why) = driver.unisolated_because() {
-        progress.say(&isolation_warning(&why, refusing_flag(args)));
+        progress.say(&isolation_warning(why, refusing_flag(args)));
     }
 
     let total = progress.is_shown().then(|| input::count_lines(&args.file)).flatten();
@@ -184,7 +184,7 @@ impl<'a> Replay<'a> {
     ) -> Self {
         Self {
             args,
-            concurrency: args.concurrency(),
+            concurrency: driver.concurrency(),
             driver,
             signals,
             shutdown: Shutdown::No,

@@ -41,6 +41,17 @@ pub(super) enum What {
 }
 
 impl Session {
+    /// Notes that an operation is done, to be told.
+    pub(super) fn to_tell(&mut self, key: Key) {
+        // Without a stream nothing is taken out: what a later operation has come after goes.
+        if self.untold.len() >= 2 * self.ops.len() {
+            let mut latest: Vec<_> = self.ops.iter().map(|ops| Some(ops.seq)).collect();
+            self.untold
+                .retain(|&(slot, seq)| latest[slot].take_if(|latest| *latest == seq).is_some());
+        }
+        self.untold.push_back(key);
+    }
+
     /// Whether it is not heard of any more.
     pub(super) fn is_over(&self, now: Instant) -> bool {
         !self.streaming && now.duration_since(self.heard) > LEASE
@@ -111,3 +122,31 @@ pub(super) struct Results {
 
 // The shared forms above are written as these are read.
 const _: fn(OpResult, OpOutcome, CallsResponse) = |_, _, _| {};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tool::ToolResult;
+
+    #[test]
+    fn what_is_to_be_told_is_bounded_by_the_slots() {
+        let mut session = Session {
+            id: "s".to_owned(),
+            ops: (0..3).map(|_| SlotOps::default()).collect(),
+            untold: VecDeque::new(),
+            heard: Instant::now(),
+            stream: 0,
+            streaming: false,
+        };
+        for seq in 1..=100 {
+            for slot in 0..3 {
+                let what = What::Done(Arc::new(ToolResult::ok("").into()));
+                session.ops[slot] = SlotOps { seq, what, cancelled: 0 };
+                session.to_tell((slot, seq));
+                assert!(session.untold.len() <= 7);
+            }
+        }
+        let told = |key| session.untold.contains(&key);
+        assert!([0, 1, 2].into_iter().all(|slot| told((slot, 100))), "{:?}", session.untold);
+    }
+}
