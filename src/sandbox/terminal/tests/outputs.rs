@@ -304,3 +304,25 @@ fn on_a_small_file_system() {
     }
     assert_eq!(bench.output("echo $x"), "..\n");
 }
+
+/// Without a sandbox whoever kills the reaper frees what it held: it may write for ever.
+#[test]
+fn what_escaped_and_still_writes_delays_no_answer() {
+    let bench = Bench::keeping(false, [SHOWN, 1 << 40]);
+    let mark = marker();
+    let flood =
+        format!("setsid bash -c ': {mark}; while :; do echo {mark}; done; :' 2>/dev/null &");
+    let ended = bench.run(&format!(
+        "{flood} until [ -e .tool-output ]; do :; done; kill -9 $PPID; exec sleep {mark}"
+    ));
+    assert!(matches!(ended.finished.end, End::Lost(_)), "{:?}", ended.finished.end);
+    assert!(!ended.finished.all_dead && ended.session == Session::Ended);
+    let file = bench.whole(&ended.finished.stdout);
+    assert!(
+        file.split_inclusive('\n')
+            .all(|line| line.trim_end().is_empty() || mark.starts_with(line.trim_end()))
+    );
+    assert_eq!(bench.run("echo next").finished.stdout.text, "next\n");
+    // The other one has nobody any more who reads.
+    end_processes_with(&mark);
+}
