@@ -237,9 +237,9 @@ fn a_disk_that_does_not_answer_holds_up_only_who_prints_much() {
     bench.output("x=kept");
     let held = hold(&bench.spool);
     let (_, ending) = bench.start("seq 1 1000");
+    assert_eq!(bench.run_in(1, "echo others").finished.stdout.text, "others\n");
+    assert!(ending.try_recv().is_err(), "it waits for the disk, and nobody else does");
     let dying = bench.start_at(bench.place(1, true), LONG, "seq 1 1000; exit 7").1;
-    let others = Bench::sandboxed();
-    assert_eq!(others.output("echo others"), "others\n");
     let ended = ending.recv_timeout(LONG).unwrap();
     assert_eq!((ended.finished.end, ended.session), (End::Exited(0), Session::Kept));
     let given_up = kept(&ended.finished.stdout);
