@@ -231,7 +231,8 @@ impl Terminals {
 
     /// Ends everything and joins the thread. Every accepted call has been answered then.
     ///
-    /// Blocks until the last process is gone, but no longer than 5 s or so; called by an `on_end` it
+    /// Blocks until the last process is gone and the last output is written, but no longer than 5 s or so
+    /// for each; called by an `on_end` it
     /// does not wait. Calling it again does nothing.
     pub(crate) fn close(&self) {
         self.shared.queue.lock().closing = true;

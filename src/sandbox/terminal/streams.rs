@@ -6,7 +6,7 @@
 //!
 //! # Complete outputs
 //! What of a call's output its result does not show is in a file, as of any command
-//! ([`spool`](crate::sandbox::spool)): a pipe is read all the time, but for while its last piece is on its way
+//! ([`spool`]): a pipe is read all the time, but for while its last piece is on its way
 //! to the disk. The call is answered when all of it is written, or [`SETTLE_LIMIT`] after its end; what the
 //! shell prints meanwhile is read, and belongs to no call. What is printed between two calls has no file:
 //! nobody has asked for it, and it may have no end. Its beginning and its end are kept, and its length.

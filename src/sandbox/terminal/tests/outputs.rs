@@ -237,9 +237,9 @@ fn a_disk_that_does_not_answer_holds_up_only_who_prints_much() {
     bench.output("x=kept");
     let held = hold(&bench.spool);
     let (_, ending) = bench.start("seq 1 1000");
+    assert_eq!(bench.run_in(1, "echo others").finished.stdout.text, "others\n");
+    assert!(ending.try_recv().is_err(), "it waits for the disk, and nobody else does");
     let dying = bench.start_at(bench.place(1, true), LONG, "seq 1 1000; exit 7").1;
-    let others = Bench::sandboxed();
-    assert_eq!(others.output("echo others"), "others\n");
     let ended = ending.recv_timeout(LONG).unwrap();
     assert_eq!((ended.finished.end, ended.session), (End::Exited(0), Session::Kept));
     let given_up = kept(&ended.finished.stdout);
@@ -303,4 +303,26 @@ fn on_a_small_file_system() {
         std::fs::remove_file(path).unwrap();
     }
     assert_eq!(bench.output("echo $x"), "..\n");
+}
+
+/// Without a sandbox whoever kills the reaper frees what it held: it may write for ever.
+#[test]
+fn what_escaped_and_still_writes_delays_no_answer() {
+    let bench = Bench::keeping(false, [SHOWN, 1 << 40]);
+    let mark = marker();
+    let flood =
+        format!("setsid bash -c ': {mark}; while :; do echo {mark}; done; :' 2>/dev/null &");
+    let ended = bench.run(&format!(
+        "{flood} until [ -e .tool-output ]; do :; done; kill -9 $PPID; exec sleep {mark}"
+    ));
+    assert!(matches!(ended.finished.end, End::Lost(_)), "{:?}", ended.finished.end);
+    assert!(!ended.finished.all_dead && ended.session == Session::Ended);
+    let file = bench.whole(&ended.finished.stdout);
+    assert!(
+        file.split_inclusive('\n')
+            .all(|line| line.trim_end().is_empty() || mark.starts_with(line.trim_end()))
+    );
+    assert_eq!(bench.run("echo next").finished.stdout.text, "next\n");
+    // The other one has nobody any more who reads.
+    end_processes_with(&mark);
 }
