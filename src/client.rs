@@ -121,6 +121,8 @@ pub(crate) enum Failure {
     Timeout,
     /// It did not reach the server.
     NotSent(String),
+    /// Neither did it, for nobody listens there.
+    NoListener(String),
     /// The server refused it.
     Refused(u16, String),
     /// It may have reached the server.
@@ -133,14 +135,16 @@ impl Failure {
         match self {
             Failure::Timeout => "no answer in time".to_owned(),
             Failure::Refused(status, text) => format!("HTTP {status}: {text}"),
-            Failure::NotSent(text) | Failure::Broken(text) => text.clone(),
+            Failure::NotSent(text) | Failure::NoListener(text) | Failure::Broken(text) => {
+                text.clone()
+            }
         }
     }
 
     /// Whether what was asked for may have been done.
     pub(crate) fn may_have_executed(&self) -> bool {
         match self {
-            Failure::NotSent(_) => false,
+            Failure::NotSent(_) | Failure::NoListener(_) => false,
             // 4xx: refused before anything ran. 5xx: nobody knows.
             Failure::Refused(status, _) => *status >= 500,
             Failure::Timeout | Failure::Broken(_) => true,
@@ -158,7 +162,7 @@ impl From<ureq::Error> for Failure {
             ureq::Error::Timeout(_) => Failure::Timeout,
             ureq::Error::HostNotFound | ureq::Error::ConnectionFailed => Failure::NotSent(text),
             ureq::Error::Io(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
-                Failure::NotSent(text)
+                Failure::NoListener(text)
             }
             _ => Failure::Broken(text),
         }
@@ -234,7 +238,8 @@ impl Resolver for RememberingResolver {
         let addresses = match remembered {
             Some(addresses) => addresses,
             None => {
-                let addresses: Vec<_> = host.to_socket_addrs()?.take(8).collect();
+                let addresses = host.to_socket_addrs().map_err(|_| ureq::Error::HostNotFound)?;
+                let addresses: Vec<_> = addresses.take(8).collect();
                 *self.known.lock() = Some((now, host, addresses.clone()));
                 addresses
             }
@@ -242,5 +247,25 @@ impl Resolver for RememberingResolver {
         let mut result = self.empty();
         addresses.into_iter().for_each(|address| result.push(address));
         if result.is_empty() { Err(ureq::Error::HostNotFound) } else { Ok(result) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_did_not_reach_a_server_has_not_executed() {
+        let config = AgentConfig { idle_connections: 0, read_timeout: None, ca_pem: None };
+        let agent = agent(config).unwrap();
+        let failure = |url: &str| Failure::from(agent.get(url).call().unwrap_err());
+        // No name has an empty part.
+        let unknown = failure("http://a..b:1/");
+        assert!(matches!(unknown, Failure::NotSent(_)) && !unknown.may_have_executed());
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}/", listener.local_addr().unwrap());
+        drop(listener);
+        let refused = failure(&url);
+        assert!(matches!(refused, Failure::NoListener(_)) && !refused.may_have_executed());
     }
 }

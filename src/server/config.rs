@@ -30,8 +30,9 @@ pub struct ServerConfig {
     /// How long a request may take to arrive: its head, and then its body. A connection that is idle
     /// for as long is closed. Defaults to 60 s; at least 1 ms, at most a year.
     pub read_timeout: Duration,
-    /// How long a client may leave unread what it is sent; then its connection is closed. Says
-    /// nothing of how long a call may run. Defaults to 30 s; at least 1 ms, at most a year.
+    /// How long a client may leave unread what it is sent, and its machine may not answer at all; then
+    /// its connection is closed. Says nothing of how long a call may run. Defaults to 30 s; at least
+    /// 1 ms, at most a year.
     pub write_timeout: Duration,
 }
 

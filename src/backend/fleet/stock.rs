@@ -248,17 +248,25 @@ impl StockServer {
                 return Err(Failure::NotSent("it began anew".to_owned()));
             }
             match send() {
-                Err(Failure::NotSent(text)) => {
-                    // Not again before it is known what became of the workspaces: it may be back already.
+                Err(failure @ (Failure::NotSent(_) | Failure::NoListener(_))) => {
                     let mut state = self.state.lock();
-                    state.refused = true;
-                    self.wake.notify_all();
-                    while state.refused {
+                    let mut until = (Instant::now() + PAUSE_MOST / 4).min(deadline);
+                    if matches!(failure, Failure::NoListener(_)) {
+                        // Not again before it is known what became of the workspaces: it may be back
+                        // already.
+                        (state.refused, until) = (true, deadline);
+                        self.wake.notify_all();
+                    }
+                    loop {
                         if state.phase == Phase::Down
                             || state.jobs.is_none()
-                            || self.wake.wait_until(&mut state, deadline).timed_out()
+                            || Instant::now() >= deadline
                         {
-                            return Err(Failure::NotSent(text));
+                            return Err(failure);
+                        }
+                        let is_over = self.wake.wait_until(&mut state, until).timed_out();
+                        if (is_over && until < deadline) || !state.refused {
+                            break;
                         }
                     }
                 }
@@ -286,7 +294,7 @@ impl StockServer {
                     self.wake.notify_all();
                 }
                 (Err(failure), phase) => {
-                    state.refused |= matches!(failure, Failure::NotSent(_));
+                    state.refused |= matches!(failure, Failure::NoListener(_));
                     match phase {
                         Phase::Up => {
                             state.phase = Phase::Unknown { since: Instant::now() };
@@ -359,7 +367,7 @@ mod tests {
         let sent = Mutex::new(0);
         let answer = server.until_sent(Some(0), || {
             *sent.lock() += 1;
-            Err::<(), _>(Failure::NotSent("refused".to_owned()))
+            Err::<(), _>(Failure::NoListener("refused".to_owned()))
         });
         assert!(
             matches!(&answer, Err(Failure::NotSent(text)) if text.contains("anew")),
@@ -371,9 +379,16 @@ mod tests {
         let tries = Mutex::new(0);
         let reset = server.until_sent(None, || {
             *tries.lock() += 1;
-            if *tries.lock() == 1 { Err(Failure::NotSent("refused".to_owned())) } else { Ok(()) }
+            if *tries.lock() == 1 { Err(Failure::NoListener("refused".to_owned())) } else { Ok(()) }
         });
         assert!(reset.is_ok());
+        // One whose server could not be reached at all is sent again: nothing is known to be lost.
+        let tries = Mutex::new(0);
+        let call = server.until_sent(Some(2), || {
+            *tries.lock() += 1;
+            if *tries.lock() == 1 { Err(Failure::NotSent("no route".to_owned())) } else { Ok(()) }
+        });
+        assert!(call.is_ok());
         server.close(Instant::now() + Duration::from_secs(10));
     }
 }

@@ -149,7 +149,7 @@ impl Native {
         let ops = &mut session.ops[slot];
         if ops.seq == seq {
             ops.what = What::Done(Arc::new(result));
-            session.must_tell((slot, seq));
+            session.owe((slot, seq));
             drop(current);
             self.news.notify_waiters();
         }

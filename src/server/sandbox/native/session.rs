@@ -42,7 +42,7 @@ pub(super) enum What {
 
 impl Session {
     /// Notes that an operation is done, to be told.
-    pub(super) fn must_tell(&mut self, key: Key) {
+    pub(super) fn owe(&mut self, key: Key) {
         // Without a stream nothing is taken out: what a later operation has come after goes.
         if self.untold.len() >= 2 * self.ops.len() {
             let mut latest: Vec<_> = self.ops.iter().map(|ops| Some(ops.seq)).collect();
@@ -142,7 +142,7 @@ mod tests {
             for slot in 0..3 {
                 let what = What::Done(Arc::new(ToolResult::ok("").into()));
                 session.ops[slot] = SlotOps { seq, what, cancelled: 0 };
-                session.must_tell((slot, seq));
+                session.owe((slot, seq));
                 assert!(session.untold.len() <= 7);
             }
         }
