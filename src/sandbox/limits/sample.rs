@@ -211,7 +211,9 @@ mod tests {
         assert!(found.bytes > 4096, "{found:?}");
         let later = Instant::now() + std::time::Duration::from_secs(60);
         let Exact { own, shared } = exact(&found.pids, later).unwrap();
-        assert!(0 < own && own + shared <= found.bytes, "{own} {shared} {found:?}");
+        // A process that had just been started may have grown meanwhile.
+        let most = processes(pid).bytes.max(found.bytes);
+        assert!(0 < own && own + shared <= most, "{own} {shared} {most} {found:?}");
         assert_eq!(exact(&found.pids, Instant::now()), None, "nothing was read exactly");
         for pid in &found.pids[1..] {
             let _ = rustix::process::kill_process(
