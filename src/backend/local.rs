@@ -6,34 +6,38 @@
 //! A reset may take minutes, where a trajectory has left a million files: resets have threads of their
 //! own, `tool-reset-N`, so that they delay nobody's calls.
 
+mod calls;
+mod config;
+mod resets;
+
 use std::collections::HashMap;
 use std::fmt;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use parking_lot::Mutex;
 
-use super::{Backend, Cancellation, Container, Execution, ExecutionId, ResetReply, SlotRef};
+use calls::Running;
+pub use config::LocalConfig;
+
+use super::{Backend, Container, Execution, ExecutionId, ResetReply, SlotRef};
 use crate::artifact::{
     ArchiveArtifacts, ArchiveSummary, Artifact, ArtifactError, ArtifactList, ListArtifacts,
     ReadArtifact,
 };
 use crate::error::BackendError;
-use crate::limits::{LimitsHeld, SlotLimits};
+use crate::limits::LimitsHeld;
 use crate::sandbox::artifacts;
-use crate::sandbox::bash::{IsolationPolicy, bash_result, not_started};
 use crate::sandbox::etc;
-use crate::sandbox::files::{self, DEFAULT_MAX_FILE_BYTES};
 use crate::sandbox::isolation::Isolation;
 use crate::sandbox::limits::{Filter, Limits};
 use crate::sandbox::shell;
 use crate::sandbox::spool::Spool;
-use crate::sandbox::supervisor::{CommandId, CommandSpec, Supervisor, raise_open_files_limit};
-use crate::sandbox::terminal::result::{self as stateful, stateful_result};
-use crate::sandbox::terminal::{self, Place, ShellEnded, TerminalCall, Terminals, Tmux, tmux};
+use crate::sandbox::supervisor::{Supervisor, raise_open_files_limit};
+use crate::sandbox::terminal::{self, Terminals, Tmux};
 use crate::sandbox::user::CommandUser;
 use crate::sandbox::workspace::{DataDir, Workspace};
 use crate::tool::{Outcome, ToolResult};
@@ -43,73 +47,8 @@ use crate::workers::Workers;
 const ADDR: &str = "local";
 /// How many slots are emptied at a time.
 const RESET_THREADS: usize = 4;
-/// How long they may take to end where nobody closed the backend.
-const RESETS_END: Duration = Duration::from_secs(5);
 /// More slots than this in one process are a mistake.
 const MOST_SLOTS: usize = 65_536;
-
-/// How a [`LocalBackend`] is set up.
-#[derive(Debug, Clone)]
-#[non_exhaustive]
-pub struct LocalConfig {
-    /// How many slots; 1 to 65,536. Defaults to 10.
-    pub slots: usize,
-    /// Where the workspaces are made, in a directory of their own. Defaults to
-    /// `tool-executor-<uid>` in the system's directory for temporary files. Where this process is
-    /// root, commands run as the user 65534, who must be able to pass through every directory on the
-    /// way there.
-    pub data_dir: Option<PathBuf>,
-    /// How many characters are kept of each of a command's two output streams. Defaults to 50,000.
-    pub max_output_chars: usize,
-    /// How many bytes of a call's output, of `bash` or `bash_stateful`, are kept in files in its
-    /// workspace, where the result does not show all of it: `.tool-output/<n>-stdout.txt` and
-    /// `…-stderr.txt`, named by the metadata `output_file` and `stderr_file`. Of both streams together; the
-    /// rest is left out. 0 for no such files. Defaults to 16 MiB.
-    pub max_output_file_bytes: u64,
-    /// Makes this process a child subreaper (`prctl(2)`), so that ended sandboxes leave no zombies
-    /// where the system's first process removes none, as in many containers. Not needed where this
-    /// process is itself the first. It concerns the whole process: every orphan among its
-    /// descendants becomes its child, and those that are not ours are for it to wait for. Defaults
-    /// to `false`.
-    pub adopt_orphans: bool,
-    /// The size in bytes up to which files are read and written. Defaults to 100,000.
-    pub max_file_bytes: u64,
-    /// Whether a slot keeps its sandbox from call to call, which saves each command some
-    /// milliseconds. What a command leaves behind is found and removed all the same: of one call the
-    /// next finds the files in `/workspace` and `/tmp`, and nothing else. Defaults to `true`; where
-    /// it is not possible each command gets a sandbox of its own, see
-    /// [`LocalBackend::keeps_sandboxes`].
-    pub warm_slots: bool,
-    /// Whether sandboxes get a filter of system calls (seccomp), which takes away what no tool needs:
-    /// nested namespaces, mounts, keys, bpf, io_uring, …; 32-bit programs do not run.
-    /// Defaults to `true`; see [`LocalBackend::not_filtered_because`].
-    pub seccomp: bool,
-    /// What each slot may use of the machine; see [`LocalBackend::limits`].
-    pub limits: SlotLimits,
-}
-
-impl Default for LocalConfig {
-    fn default() -> Self {
-        Self {
-            slots: 10,
-            data_dir: None,
-            max_output_chars: 50_000,
-            max_output_file_bytes: 16 << 20,
-            adopt_orphans: false,
-            max_file_bytes: DEFAULT_MAX_FILE_BYTES,
-            warm_slots: true,
-            seccomp: true,
-            limits: SlotLimits::default(),
-        }
-    }
-}
-
-impl LocalConfig {
-    /// The defaults, but for the number of slots.
-    pub fn with_slots(slots: usize) -> Self {
-        Self { slots, ..Self::default() }
-    }
-}
 
 /// The embedded sandbox. Clones share it.
 ///
@@ -153,41 +92,6 @@ struct Slot {
     haunted: Arc<AtomicBool>,
     /// Who waits for the reset that is under way, or waits for its thread; nobody if there is none.
     resets: Arc<Mutex<Vec<ResetReply>>>,
-}
-
-/// The obligation to answer everybody who waits for a slot's reset. Dropped, because of a panic or because
-/// the threads have ended, it drops their replies, which say so.
-struct AnswerAll(Option<Arc<Mutex<Vec<ResetReply>>>>);
-
-impl AnswerAll {
-    fn give(mut self, outcome: Result<(), String>) {
-        for reply in self.take() {
-            reply.send(outcome.clone());
-        }
-    }
-
-    /// Those who wait, once: whoever comes later waits for another reset.
-    fn take(&mut self) -> Vec<ResetReply> {
-        self.0.take().map(|waiting| std::mem::take(&mut *waiting.lock())).unwrap_or_default()
-    }
-}
-
-impl Drop for AnswerAll {
-    fn drop(&mut self) {
-        drop(self.take());
-    }
-}
-
-struct Running {
-    command: Command,
-    slot: usize,
-}
-
-/// What runs, and who knows it.
-#[derive(Clone, Copy)]
-enum Command {
-    Plain(CommandId),
-    Terminal(TerminalCall),
 }
 
 impl LocalBackend {
@@ -326,168 +230,6 @@ impl LocalBackend {
         }
     }
 
-    fn bash(&self, execution: Execution) {
-        let Execution { id, slot, arguments, timeout, reply, .. } = execution;
-        let policy = IsolationPolicy::from_arguments(&arguments);
-        let isolation = self.0.supervisor.isolation();
-        let (sandboxed, can_cut_network) = (isolation.is_sandboxed(), isolation.can_cut_network());
-        if let Some(refusal) = policy.refusal(sandboxed, can_cut_network) {
-            return reply.send(refusal);
-        }
-        let Some(place) = self.0.slots.get(slot.index) else { return };
-        let command = match arguments.get("command") {
-            None => String::new(),
-            Some(serde_json::Value::String(command)) if !command.contains('\0') => command.clone(),
-            Some(_) => {
-                // The model's doing, unlike what the engine itself may fail at.
-                return reply
-                    .send(not_started("'command' must be a string without NULs", sandboxed));
-            }
-        };
-        let spec = CommandSpec {
-            workspace: place.workspace.clone(),
-            command,
-            network: policy.allow_network,
-            timeout,
-            output_limit_chars: self.0.max_output_chars,
-            output_file_bytes: self.0.max_output_file_bytes,
-        };
-        let cancellation = reply.cancellation();
-        let (note_end, ended) = self.note_end(id, place);
-        let on_end = move |finished: crate::sandbox::supervisor::Finished| {
-            note_end(finished.all_dead);
-            reply.send(bash_result(finished, timeout.as_secs_f64()));
-        };
-        let command = Command::Plain(self.0.supervisor.run(spec, Box::new(on_end)));
-        self.note_start(id, Running { command, slot: slot.index }, &ended, &cancellation);
-    }
-
-    fn bash_stateful(&self, execution: Execution) {
-        let Execution { id, slot, arguments, timeout, reply, .. } = execution;
-        let policy = stateful::policy(&arguments);
-        let isolation = self.0.supervisor.isolation();
-        let (sandboxed, can_cut_network) = (isolation.is_sandboxed(), isolation.can_cut_network());
-        if let Some(refusal) = stateful::refusal(policy, sandboxed, can_cut_network) {
-            return reply.send(refusal);
-        }
-        let Some(place) = self.0.slots.get(slot.index) else { return };
-        let command = match stateful::command(&arguments, sandboxed) {
-            Ok(command) => command.to_owned(),
-            Err(refusal) => return reply.send(*refusal),
-        };
-        let cancellation = reply.cancellation();
-        let (note_end, ended) = self.note_end(id, place);
-        let on_end = move |ended: ShellEnded| {
-            note_end(ended.finished.all_dead);
-            reply.send(stateful_result(ended, timeout.as_secs_f64()));
-        };
-        let place = Place {
-            slot: slot.index,
-            workspace: place.workspace.clone(),
-            network: policy.allow_network,
-        };
-        let call = self.0.terminals.bash(place, command, timeout, Box::new(on_end));
-        let running = Running { command: Command::Terminal(call), slot: slot.index };
-        self.note_start(id, running, &ended, &cancellation);
-    }
-
-    fn tmux(&self, execution: Execution) {
-        let Execution { id, slot, arguments, timeout, reply, .. } = execution;
-        let Some(place) = self.0.slots.get(slot.index) else { return };
-        let act = match tmux::Request::parse(&arguments, timeout) {
-            Ok(tmux::Request::Act(act)) => act,
-            Ok(tmux::Request::Stop) => {
-                let haunted = place.haunted.clone();
-                let on_end = move |all_dead: bool| {
-                    if !all_dead {
-                        haunted.store(true, Ordering::Release);
-                    }
-                    reply.send(tmux::stop_result());
-                };
-                return self.0.terminals.stop_tmux(slot.index, Box::new(on_end));
-            }
-            Err(refusal) => return reply.send(*refusal),
-        };
-        let policy = stateful::policy(&arguments);
-        let isolation = self.0.supervisor.isolation();
-        let (sandboxed, can_cut_network) = (isolation.is_sandboxed(), isolation.can_cut_network());
-        if let Some(why) = stateful::lacking(policy, sandboxed, can_cut_network) {
-            let refusal = tmux::not_ensured(Outcome::IsolationUnavailable, &why, true);
-            return reply.send(refusal);
-        }
-        if !self.0.terminals.has_tmux() {
-            let requires_bwrap = policy.require_sandbox || !policy.allow_network;
-            let why = "tmux is not installed";
-            let refusal = tmux::not_ensured(Outcome::BackendFailed, why, requires_bwrap);
-            return reply.send(refusal);
-        }
-        let cancellation = reply.cancellation();
-        let (note_end, ended) = self.note_end(id, place);
-        let on_end = move |ended: tmux::TmuxEnded| {
-            note_end(ended.all_dead);
-            reply.send(ended.result);
-        };
-        let place = Place {
-            slot: slot.index,
-            workspace: place.workspace.clone(),
-            network: policy.allow_network,
-        };
-        let call = self.0.terminals.tmux(place, act, timeout, Box::new(on_end));
-        let running = Running { command: Command::Terminal(call), slot: slot.index };
-        self.note_start(id, running, &ended, &cancellation);
-    }
-
-    /// What is to be called when a command has ended, before its reply is given, and what tells
-    /// [`note_start`](Self::note_start) that it was.
-    fn note_end(
-        &self,
-        id: ExecutionId,
-        place: &Slot,
-    ) -> (impl FnOnce(bool) + Send + use<>, Arc<AtomicBool>) {
-        let ended = Arc::new(AtomicBool::new(false));
-        let (inner, noted) = (Arc::downgrade(&self.0), ended.clone());
-        let haunted = place.haunted.clone();
-        let note = move |all_dead: bool| {
-            // Before the slot counts as idle: a reset that comes now must see it.
-            if !all_dead {
-                haunted.store(true, Ordering::Release);
-            }
-            if let Some(inner) = inner.upgrade() {
-                let mut running = inner.running.lock();
-                noted.store(true, Ordering::Release);
-                running.remove(&id);
-            }
-        };
-        (note, ended)
-    }
-
-    /// Notes where a call runs, unless it has ended, and cancels it if that was asked for before.
-    fn note_start(
-        &self,
-        id: ExecutionId,
-        running: Running,
-        ended: &AtomicBool,
-        cancellation: &Cancellation,
-    ) {
-        let command = running.command;
-        {
-            let mut all = self.0.running.lock();
-            if !ended.load(Ordering::Acquire) {
-                all.insert(id, running);
-            }
-        }
-        if cancellation.is_requested() {
-            self.cancel_command(command);
-        }
-    }
-
-    fn cancel_command(&self, command: Command) {
-        match command {
-            Command::Plain(command) => self.0.supervisor.cancel(command),
-            Command::Terminal(call) => self.0.terminals.cancel(call),
-        }
-    }
-
     fn workspace(&self, slot: &SlotRef) -> Result<&Workspace, ArtifactError> {
         match self.0.slots.get(slot.index) {
             Some(slot) => Ok(&slot.workspace),
@@ -496,13 +238,6 @@ impl LocalBackend {
                 Err(ArtifactError::Io(text.clone(), std::io::Error::other(text)))
             }
         }
-    }
-
-    fn file(&self, execution: Execution) {
-        let Some(slot) = self.0.slots.get(execution.slot.index) else { return };
-        let run = if execution.tool == "read_file" { files::read_file } else { files::write_file };
-        let result = run(&slot.workspace, &execution.arguments, self.0.max_file_bytes);
-        execution.reply.send(result);
     }
 }
 
@@ -556,40 +291,7 @@ impl Backend for LocalBackend {
         if place.haunted.load(Ordering::Acquire) {
             return reply.send(Err("a process of an earlier call could not be killed".to_owned()));
         }
-        // Whoever lost patience with a long reset and asks again gets the answer of that one.
-        {
-            let mut waiting = place.resets.lock();
-            waiting.push(reply);
-            if waiting.len() > 1 {
-                return;
-            }
-        }
-        let answer = AnswerAll(Some(place.resets.clone()));
-        let workspace = place.workspace.clone();
-        let inner = Arc::downgrade(&self.0);
-        let on_gone = move |all_dead: bool| {
-            if !all_dead {
-                return answer.give(Err("its sandbox could not be ended".to_owned()));
-            }
-            // Without them the backend is closing, and the answer says so.
-            if let Some(inner) = inner.upgrade()
-                && let Some(resets) = &*inner.resets.lock()
-            {
-                let limits = inner.limits.clone();
-                resets.spawn(move || {
-                    let reset = workspace.reset().map_err(|error| error.to_string());
-                    limits.emptied(workspace.path());
-                    answer.give(reset);
-                });
-            }
-        };
-        // Before its files are emptied, nobody may be left who makes new ones.
-        let (inner, index) = (Arc::downgrade(&self.0), slot.index);
-        let terminals_gone = move |all_dead: bool| match inner.upgrade() {
-            Some(inner) if all_dead => inner.supervisor.leave(index, Box::new(on_gone)),
-            _ => on_gone(all_dead),
-        };
-        self.0.terminals.leave(slot.index, Box::new(terminals_gone));
+        resets::reset(&self.0, slot.index, place, reply);
     }
 
     fn cancel(&self, id: ExecutionId) {
@@ -657,15 +359,6 @@ impl Backend for LocalBackend {
     }
 }
 
-impl Drop for Inner {
-    fn drop(&mut self) {
-        if let Some(resets) = self.resets.get_mut().take() {
-            resets.stop();
-            resets.close(Instant::now() + RESETS_END);
-        }
-    }
-}
-
 /// The workspaces for commands that run as `user`, and how those are isolated.
 fn prepare(
     config: &LocalConfig,
@@ -702,92 +395,4 @@ impl fmt::Debug for LocalBackend {
 }
 
 #[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-    use crate::{ToolCall, ToolExecutor};
-
-    #[test]
-    fn without_tmux_its_calls_say_so_and_ran_nothing() {
-        let dir = tempfile::tempdir().unwrap();
-        rustix::fs::chmod(dir.path(), 0o711.into()).unwrap();
-        let mut config = LocalConfig::with_slots(1);
-        config.data_dir = Some(dir.path().to_owned());
-        let nowhere = Tmux::detect("/nonexistent:/etc");
-        let backend = LocalBackend::start_with(config, nowhere, Isolation::probe).unwrap();
-        let executor = ToolExecutor::builder().backend(backend).start().unwrap();
-        for action in ["start", "send_keys", "capture", "stream"] {
-            let arguments = json!({"action": action, "keys": "x"});
-            let result = executor.execute("t", ToolCall::new("tmux", arguments), None);
-            assert_eq!(result.error, "Failed to ensure tmux session: tmux is not installed");
-            assert_eq!((result.outcome, result.may_have_executed), (Outcome::BackendFailed, false));
-            assert_eq!(result.metadata["requires_bwrap"], false);
-        }
-        let stop = ToolCall::new("tmux", json!({"action": "stop"}));
-        assert_eq!(executor.execute("t", stop, None).output, "stopped");
-        assert_eq!(executor.execute("t", ToolCall::bash("echo fine"), None).output, "fine");
-    }
-
-    /// Nobody had to be told: it had no call, and the slot has had another session since, which ended as it
-    /// should.
-    #[test]
-    fn a_slot_with_a_session_whose_end_nobody_saw_is_not_given_out() {
-        // A call that runs just when its session ends is told, which is another case.
-        assert!((0..50).any(|_| has_lost_a_session_without_a_call()));
-    }
-
-    fn has_lost_a_session_without_a_call() -> bool {
-        let dir = tempfile::tempdir().unwrap();
-        rustix::fs::chmod(dir.path(), 0o711.into()).unwrap();
-        let mut config = LocalConfig::with_slots(2);
-        config.data_dir = Some(dir.path().to_owned());
-        // In a sandbox no end is missed.
-        let bare: Probe = |_, _| Isolation::None { reason: "a test".to_owned() };
-        let backend = LocalBackend::start_with(config, None, bare).unwrap();
-        let executor = ToolExecutor::builder().backend(backend.clone()).start().unwrap();
-        let run = |trajectory: &str, command: &str| {
-            let call = ToolCall::new("terminal_stateful", json!({"command": command}));
-            executor.execute(trajectory, call, None)
-        };
-        let escape = "setsid sleep 1000 </dev/null >/dev/null 2>&1 & echo $! $PPID; \
-                      mkfifo go; (read x <go; kill -9 $PPID) &";
-        let begun = run("t", escape);
-        let pids: Vec<i32> = begun.output.split(' ').flat_map(str::parse).collect();
-        let &[escaped, reaper] = &*pids else { panic!("{begun:?}") };
-        let slot = executor.slot_of("t").expect("a slot");
-        let workspace = backend.0.slots[slot.index].workspace.path().to_owned();
-        std::fs::write(workspace.join("go"), "now\n").unwrap();
-        let give_up = Instant::now() + Duration::from_secs(60);
-        // Until it is reaped, which is when its end is known.
-        while Path::new(&format!("/proc/{reaper}")).exists() {
-            assert!(Instant::now() < give_up);
-            std::thread::yield_now();
-        }
-        assert_eq!(run("t", "true").metadata["session"], "started");
-        let kill = || {
-            let escaped = rustix::process::Pid::from_raw(escaped).unwrap();
-            rustix::process::kill_process(escaped, rustix::process::Signal::KILL).unwrap();
-        };
-        if backend.0.slots[slot.index].haunted.load(Ordering::Acquire) {
-            kill();
-            return false;
-        }
-        for _ in 0..2 {
-            let (tell, told) = std::sync::mpsc::channel();
-            backend.reset(&slot, ResetReply::from_fn(move |outcome| tell.send(outcome).unwrap()));
-            let outcome = told.recv_timeout(Duration::from_secs(60)).unwrap();
-            assert_eq!(outcome, Err("its sandbox could not be ended".to_owned()));
-        }
-        assert!(workspace.join("go").exists(), "it was emptied while somebody may use it");
-        let error = executor.release_trajectory("t", true).unwrap_err();
-        assert!(error.to_string().contains("could not be ended"), "{error}");
-        for other in ["u", "v", "w"] {
-            assert_eq!(run(other, "echo fine").output, "fine");
-            assert_ne!(executor.slot_of(other).map(|slot| slot.index), Some(slot.index), "{other}");
-            executor.release_trajectory(other, true).unwrap();
-        }
-        kill();
-        true
-    }
-}
+mod tests;

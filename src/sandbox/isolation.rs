@@ -1,9 +1,9 @@
 //! How commands are isolated: found out once, at start, and never revisited because of what a command
 //! printed.
 //!
-//! [`Isolation::probe`] runs the real bubblewrap with the flags of production. Everything else here is
-//! pure: which arguments bubblewrap gets, and what it reports. `shell` knows how the command reaches
-//! its shell; the supervisor starts the processes.
+//! [`Isolation::probe`] runs the real bubblewrap with the flags of production. Which arguments it gets is
+//! in [`argv`], what it reports in [`report`], what of the host it shows in [`layout`]. `shell` knows how
+//! the command reaches its shell; the supervisor starts the processes.
 //!
 //! What a command sees under bubblewrap: a read-only `/usr`, of `/etc` what the module `etc` has
 //! copied, its workspace as `/workspace` and its slot's `/tmp` (the only host directories that it can
@@ -11,7 +11,11 @@
 //! and cgroup namespaces, a network only where it is allowed, no capabilities and no further user
 //! namespaces; and no system calls but those that `limits::seccomp` leaves it.
 
-use std::ffi::{CString, OsStr, OsString};
+mod argv;
+mod layout;
+mod report;
+
+use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -19,32 +23,22 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
+pub(super) use argv::{
+    BLOCK_FD, Handshake, PROGRAM_FD, SECCOMP_FD, STATUS_FD, Sandbox, bwrap_argv,
+};
+pub(super) use layout::HostLayout;
+pub(super) use report::{StatusReport, one_line};
 
-use super::etc::{self, RESOLV_CONF};
 use super::host::Host;
-use super::init;
 use super::limits::{Filter, Limits};
 use super::room;
-use super::shell::{self, Shell};
+use super::shell;
 use super::spawn::{self, CStringArray, Child, Reaped};
 use super::user::{self, CommandUser};
 use super::workspace::Workspace;
 
-/// The number under which bubblewrap gets the pipe that it reports to (`--json-status-fd`).
-pub(super) const STATUS_FD: i32 = 3;
-/// The number under which bubblewrap gets the pipe that holds the command back (`--block-fd`).
-pub(super) const BLOCK_FD: i32 = 4;
-/// The number under which bubblewrap gets the program of a warm sandbox's first process.
-pub(super) const PROGRAM_FD: i32 = 5;
-/// The number under which bubblewrap gets the filter of system calls (`--seccomp`), behind the
-/// command's script.
-pub(super) const SECCOMP_FD: i32 = shell::SCRIPT_FD + 1;
 /// How long one run of bubblewrap may take while probing.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Entries of the root directory that are shared read-only where the host has them.
-const ROOT_ENTRIES: [&str; 6] = ["/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32"];
 
 /// How the commands of this process are isolated.
 #[derive(Debug, Clone)]
@@ -316,15 +310,6 @@ fn read_available(pipe: std::os::fd::BorrowedFd<'_>) -> Vec<u8> {
     buffer
 }
 
-/// The text without line ends, cut where it is very long.
-pub(super) fn one_line(text: &str) -> String {
-    let line: String = text.trim().replace('\n', "; ").chars().take(500).collect();
-    if line.is_empty() {
-        return "no reason given".to_owned();
-    }
-    line
-}
-
 /// `/dev/null`, for reading and writing.
 pub(super) fn open_null() -> io::Result<OwnedFd> {
     use rustix::fs::{Mode, OFlags};
@@ -344,192 +329,13 @@ fn find_program(name: &str) -> Option<PathBuf> {
         })
 }
 
-/// What of the host's file system a sandbox shares, and who runs in it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct HostLayout {
-    /// Entries of the root directory; the target where the entry is a symbolic link.
-    root: Vec<(PathBuf, Option<PathBuf>)>,
-    /// The shell that runs commands.
-    pub(super) shell: Shell,
-    /// The name of the user that commands run as.
-    pub(super) user: String,
-}
-
-impl HostLayout {
-    /// Looks at the host. Blocks on a few file system calls.
-    pub(super) fn detect(user: Option<CommandUser>) -> Self {
-        let root = ROOT_ENTRIES
-            .iter()
-            .map(PathBuf::from)
-            .filter_map(|path| {
-                let kind = path.symlink_metadata().ok()?.file_type();
-                let target = kind.is_symlink().then(|| path.read_link().ok()).flatten();
-                Some((path, target))
-            })
-            .collect();
-        Self {
-            root,
-            shell: Shell::detect(),
-            user: user_name(
-                &std::fs::read_to_string("/etc/passwd").unwrap_or_default(),
-                user.map_or_else(rustix::process::getuid, CommandUser::uid).as_raw(),
-            ),
-        }
-    }
-}
-
-/// The name of user `uid` in a file like `/etc/passwd`; `user` where it has none.
-fn user_name(passwd: &str, uid: u32) -> String {
-    passwd
-        .lines()
-        .map(|line| line.split(':').collect::<Vec<_>>())
-        .find(|fields| fields.get(2).and_then(|id| id.parse().ok()) == Some(uid))
-        .map_or_else(|| "user".to_owned(), |fields| fields[0].to_owned())
-}
-
-/// How bubblewrap and its starter speak with each other.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Handshake {
-    /// bubblewrap reports to [`STATUS_FD`].
-    None,
-    /// It also waits for a byte from [`BLOCK_FD`] when the sandbox is set up.
-    Block,
-    /// The sandbox is to be kept: its first process is [`init`]'s program, read from [`PROGRAM_FD`].
-    Init,
-}
-
-/// A sandbox to be made.
-pub(super) struct Sandbox<'a> {
-    /// The host directory that is `/workspace` inside.
-    pub(super) workspace: &'a Path,
-    /// The host directory that is `/tmp` inside.
-    pub(super) temporary: &'a Path,
-    /// More host directories to show, read-only, each at a place that is nobody else's.
-    pub(super) shown: &'a [(&'a Path, &'a Path)],
-    /// Whether it has the host's network, or none.
-    pub(super) network: bool,
-    /// How bubblewrap and its starter speak with each other.
-    pub(super) handshake: Handshake,
-    /// The number under which bubblewrap gets the filter of system calls, if there is one.
-    pub(super) seccomp: Option<i32>,
-    /// What runs in it: the program, its `$0` and its arguments.
-    pub(super) argv: &'a [OsString],
-}
-
-/// The arguments of bubblewrap, its `$0` first. The environment of the command is bubblewrap's own:
-/// it is started with nothing else.
-///
-/// What can be written to: the workspace and `/tmp`, which are the slot's, and the directories that
-/// are the sandbox's own and go with it, `/dev/shm` and the root directory among them.
-pub(super) fn bwrap_argv(bubblewrap: &Bubblewrap, sandbox: &Sandbox<'_>) -> Vec<OsString> {
-    let Sandbox { workspace, temporary, shown, network, handshake, seccomp, argv: inner } =
-        *sandbox;
-    let mut argv: Vec<OsString> = Vec::with_capacity(160);
-    let mut add = |arguments: &[&OsStr]| argv.extend(arguments.iter().map(|&a| a.to_owned()));
-    let plain = |flags: &'static str| flags.split(' ').map(OsStr::new).collect::<Vec<_>>();
-
-    add(&plain("bwrap --unshare-user --unshare-pid --unshare-ipc --unshare-uts"));
-    add(&plain("--unshare-cgroup-try --die-with-parent --new-session --cap-drop ALL"));
-    add(&plain("--hostname sandbox"));
-    if bubblewrap.disable_userns {
-        add(&plain("--disable-userns"));
-    }
-    if !network {
-        add(&plain("--unshare-net"));
-    }
-    let (status, block) = (STATUS_FD.to_string(), BLOCK_FD.to_string());
-    add(&["--json-status-fd".as_ref(), status.as_ref()]);
-    match handshake {
-        Handshake::None => {}
-        Handshake::Block => add(&["--block-fd".as_ref(), block.as_ref()]),
-        Handshake::Init => add(&plain("--as-pid-1")),
-    }
-    if let Some(seccomp) = seccomp {
-        add(&["--seccomp".as_ref(), seccomp.to_string().as_ref()]);
-    }
-
-    add(&plain("--ro-bind /usr /usr"));
-    for (path, target) in &bubblewrap.layout.root {
-        match target {
-            Some(target) => add(&["--symlink".as_ref(), target.as_ref(), path.as_ref()]),
-            None => add(&["--ro-bind".as_ref(), path.as_ref(), path.as_ref()]),
-        }
-    }
-    match &bubblewrap.etc {
-        Some(etc) => {
-            add(&["--ro-bind".as_ref(), etc.as_ref(), "/etc".as_ref()]);
-            // `-try`: not every host has them.
-            for bound in etc::BOUND {
-                add(&["--ro-bind-try".as_ref(), bound.as_ref(), bound.as_ref()]);
-            }
-            if network {
-                add(&["--ro-bind-try".as_ref(), RESOLV_CONF.as_ref(), RESOLV_CONF.as_ref()]);
-            }
-        }
-        None => add(&plain("--dir /etc")),
-    }
-    // Read-only: to the kernel, root is root without any capability, and could write /proc/sys (whose
-    // core_pattern names a program that the host runs) and chmod what all sandboxes share of /proc.
-    add(&plain("--proc /proc --remount-ro /proc --dev /dev"));
-    if let Some(bytes) = bubblewrap.shared_memory {
-        add(&["--size".as_ref(), bytes.to_string().as_ref()]);
-    }
-    add(&plain("--tmpfs /dev/shm"));
-    if handshake == Handshake::Init {
-        // For `init` to see what is left in it.
-        add(&plain("--mqueue /dev/mqueue"));
-        let program = PROGRAM_FD.to_string();
-        add(&plain("--perms 0555 --ro-bind-data"));
-        add(&[program.as_ref(), init::PROGRAM_PATH.as_ref()]);
-    }
-    add(&plain("--remount-ro /dev"));
-    add(&["--bind".as_ref(), temporary.as_ref(), "/tmp".as_ref()]);
-    add(&plain("--symlink /tmp /var/tmp"));
-    add(&["--bind".as_ref(), workspace.as_ref(), "/workspace".as_ref()]);
-    for (from, to) in shown {
-        add(&["--ro-bind".as_ref(), from.as_ref(), to.as_ref()]);
-    }
-    add(&plain("--chdir /workspace --"));
-    argv.extend(inner.iter().cloned());
-    argv
-}
-
-/// What bubblewrap has reported so far.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct StatusReport {
-    /// The first process of the sandbox's pid namespace, as numbered outside.
-    pub(super) child_pid: Option<i32>,
-    /// The command's exit code, 128 + n for signal n. Only ever there if the command was started.
-    pub(super) exit_code: Option<i32>,
-}
-
-impl StatusReport {
-    /// Reads the JSON documents that were written to the status pipe. An unfinished last one is
-    /// ignored.
-    pub(super) fn parse(text: &[u8]) -> Self {
-        let mut report = Self::default();
-        let number = |document: &Value, name| {
-            let number = document.get(name)?.as_i64()?;
-            i32::try_from(number).ok()
-        };
-        for document in serde_json::Deserializer::from_slice(text).into_iter::<Value>() {
-            let Ok(document) = document else { break };
-            report.child_pid = report.child_pid.or(number(&document, "child-pid"));
-            // A command can reach into the sandbox's first process and make up a code; it must not be
-            // able to make up one that means something else here, as -1 does.
-            let exit_code = number(&document, "exit-code").map(|code| code & 0xff);
-            report.exit_code = report.exit_code.or(exit_code);
-        }
-        report
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sandbox::shell::Shell;
     use crate::sandbox::workspace::DataDir;
 
-    fn bubblewrap() -> Bubblewrap {
+    pub(super) fn bubblewrap() -> Bubblewrap {
         Bubblewrap {
             program: "/usr/bin/bwrap".into(),
             disable_userns: true,
@@ -544,89 +350,6 @@ mod tests {
             shared_memory: Some(4096),
             seccomp: Err("a test".to_owned()),
         }
-    }
-
-    fn line(argv: &[OsString]) -> String {
-        let words: Vec<_> = argv.iter().map(|word| word.to_string_lossy()).collect();
-        words.join(" ")
-    }
-
-    fn argv_for(command: &str, network: bool, handshake: Handshake) -> Vec<OsString> {
-        let call = shell::shell_call(Shell::Bash, command, true, None, usize::MAX);
-        let (workspace, temporary) = (Path::new("/w s"), Path::new("/t"));
-        let seccomp = (handshake == Handshake::Block).then_some(SECCOMP_FD);
-        let argv = &call.argv;
-        let shown = &[];
-        bwrap_argv(
-            &bubblewrap(),
-            &Sandbox { workspace, temporary, shown, network, handshake, seccomp, argv },
-        )
-    }
-
-    #[test]
-    fn the_arguments_of_bubblewrap_are_exactly_these() {
-        let argv = argv_for("echo a b", true, Handshake::Block);
-        assert_eq!(
-            line(&argv),
-            "bwrap --unshare-user --unshare-pid --unshare-ipc --unshare-uts --unshare-cgroup-try \
-             --die-with-parent --new-session --cap-drop ALL --hostname sandbox --disable-userns \
-             --json-status-fd 3 --block-fd 4 --seccomp 6 --ro-bind /usr /usr --symlink usr/bin /bin \
-             --ro-bind /lib /lib --ro-bind /run/etc /etc \
-             --ro-bind-try /etc/alternatives /etc/alternatives \
-             --ro-bind-try /etc/ssl/certs /etc/ssl/certs \
-             --ro-bind-try /etc/resolv.conf /etc/resolv.conf \
-             --proc /proc --remount-ro /proc --dev /dev --size 4096 --tmpfs /dev/shm \
-             --remount-ro /dev \
-             --bind /t /tmp --symlink /tmp /var/tmp --bind /w s /workspace --chdir /workspace \
-             -- bash -c -- echo a b"
-        );
-        assert_eq!(argv.last().map(OsString::as_os_str), Some("echo a b".as_ref()));
-        let offline = argv_for("echo a b", false, Handshake::None);
-        assert!(line(&offline).contains(" --unshare-net "));
-        assert!(!line(&offline).contains("--block-fd"));
-        assert!(!line(&offline).contains("--seccomp"));
-    }
-
-    #[test]
-    fn a_warm_sandbox_has_a_first_process_of_ours() {
-        let argv = argv_for("x", true, Handshake::Init);
-        let line = line(&argv);
-        assert!(line.contains(" --as-pid-1 ") && !line.contains("--block-fd"), "{line}");
-        let added = "--tmpfs /dev/shm --mqueue /dev/mqueue --perms 0555 \
-             --ro-bind-data 5 /run/tool-init --remount-ro /dev --bind";
-        assert!(line.contains(added), "{line}");
-    }
-
-    #[test]
-    fn a_command_cannot_be_taken_for_an_option_of_bubblewrap() {
-        let argv = argv_for("--bind / /host", true, Handshake::Block);
-        let end = argv.iter().position(|word| word == "--").unwrap();
-        assert_eq!(line(&argv[end..]), "-- bash -c -- --bind / /host");
-    }
-
-    #[test]
-    fn the_status_is_read_document_by_document() {
-        let first = br#"{ "child-pid": 12, "ipc-namespace": 4026532208 }"#;
-        let both = [&first[..], b"\n{ \"exit-code\": 137 }\n"].concat();
-        assert_eq!(StatusReport::parse(&both[..20]), StatusReport::default());
-        assert_eq!(StatusReport::parse(first).child_pid, Some(12));
-        assert_eq!(
-            StatusReport::parse(&both),
-            StatusReport { child_pid: Some(12), exit_code: Some(137) }
-        );
-        assert_eq!(StatusReport::parse(b"\xff{"), StatusReport::default());
-        for (made_up, taken_for) in [("-1", 255), ("4242", 146), ("2147483647", 255)] {
-            let report = StatusReport::parse(format!("{{\"exit-code\": {made_up}}}").as_bytes());
-            assert_eq!(report.exit_code, Some(taken_for), "{made_up}");
-        }
-    }
-
-    #[test]
-    fn a_users_name_is_looked_up_by_its_number() {
-        let passwd = "root:x:0:0:root:/root:/bin/bash\nbroken\nme:x:1000:1000::/home/me:/bin/sh\n";
-        assert_eq!(user_name(passwd, 1000), "me");
-        assert_eq!(user_name(passwd, 0), "root");
-        assert_eq!(user_name(passwd, 7), "user");
     }
 
     #[test]

@@ -16,27 +16,29 @@
 //!
 //! No phase is without a deadline.
 
-use std::ffi::CString;
+mod end;
+mod start;
+
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, PidfdFlags};
 
-use super::host::{Host, environment};
-use super::isolation::{self, Bubblewrap, Handshake, Isolation, Sandbox, StatusReport};
+pub(super) use end::{Ending, Reason};
+use end::{namespace_end, reaper_end};
+use start::{start_bare, start_sandboxed};
+
+use super::host::Host;
+use super::isolation::{Isolation, StatusReport};
 use super::limits::{Alarm, Confined, Exceeded, Limits};
-use super::output::Captured;
 use super::outputs::Outputs;
-use super::reaper::{self, Report, Step};
+use super::reaper::Report;
 use super::reports::Reports;
-use super::shell::{self, CLOSED_GATE, INLINE_COMMAND_LIMIT};
-use super::spawn::{self, CStringArray, Child, Reaped};
+use super::spawn::{self, Child, Reaped};
 use super::stream::{Source, Watch};
-use super::supervisor::{CommandSpec, End};
+use super::supervisor::CommandSpec;
 use super::workspace::Workspace;
 
 /// How long bubblewrap may take to set a sandbox up. Milliseconds are usual; a thousand at once on a
@@ -47,19 +49,6 @@ pub(super) const KILL_MARGIN: Duration = Duration::from_secs(5);
 
 /// Longer timeouts are taken for this, so that no deadline overflows the clock.
 pub(super) const LONGEST_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
-
-/// Why a command was killed before its main process ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Reason {
-    /// Its time was up.
-    TimedOut,
-    /// Somebody asked for it.
-    Cancelled,
-    /// A limit of its slot was exceeded.
-    Exceeded(Exceeded),
-    /// Its sandbox was not ready in time.
-    SetupTooLong,
-}
 
 /// A command that was started and has not been answered yet.
 pub(super) struct Running {
@@ -114,34 +103,6 @@ struct Gate {
     content: Vec<u8>,
     /// bubblewrap waits for the end of this pipe.
     _block: OwnedFd,
-}
-
-/// How a command ended, with what it printed.
-pub(super) struct Ending {
-    /// The end.
-    pub(super) end: End,
-    /// Its standard output.
-    pub(super) stdout: Captured,
-    /// Its standard error.
-    pub(super) stderr: Captured,
-    /// From when it was let go until its main process ended or was killed. Zero if it never ran.
-    pub(super) wall: Duration,
-    /// Whether the end of every process was seen.
-    pub(super) all_dead: bool,
-    /// What is still to be reaped, where waiting was given up.
-    pub(super) leftover: Option<Child>,
-}
-
-impl Reason {
-    /// How a command ends that was killed for it.
-    pub(super) fn end(self) -> End {
-        match self {
-            Self::TimedOut => End::TimedOut,
-            Self::Cancelled => End::Cancelled,
-            Self::Exceeded(exceeded) => End::Exceeded(exceeded),
-            Self::SetupTooLong => End::SetupFailed("the sandbox was not ready in time".to_owned()),
-        }
-    }
 }
 
 impl Running {
@@ -437,130 +398,6 @@ impl Running {
     }
 }
 
-/// How a command in a sandbox ended. Decided by what was asked and by what bubblewrap reported, never by
-/// what the command printed: `stderr` is bubblewrap's own where the command did not start.
-fn namespace_end(
-    killed: Option<Reason>,
-    exit_code: Option<i32>,
-    released: bool,
-    bubblewrap: Reaped,
-    stderr: &str,
-) -> End {
-    match (killed, exit_code, bubblewrap) {
-        (Some(reason), ..) => reason.end(),
-        (None, Some(code), _) if released => End::Exited(code),
-        (None, Some(_), _) => End::SetupFailed("the sandbox could not be taken hold of".to_owned()),
-        // It exits by itself without a report only if the command was never executed.
-        (None, None, Reaped::Exited(_)) => End::SetupFailed(isolation::one_line(stderr)),
-        (None, None, Reaped::Signaled(signal)) => {
-            lost(released, format!("bubblewrap was killed by signal {signal}"))
-        }
-        (None, None, Reaped::Unknown | Reaped::Running) => {
-            lost(released, "bubblewrap ended without a report".to_owned())
-        }
-    }
-}
-
-/// How a command under a reaper ended.
-fn reaper_end(killed: Option<Reason>, report: Report, reaper: Reaped) -> End {
-    if let Some((step, errno)) = report.failed {
-        let error = io::Error::from_raw_os_error(errno);
-        return End::SetupFailed(match step {
-            Step::ChangeUser => format!("cannot become an unprivileged user: {error}"),
-            Step::Fork => format!("cannot make a process: {error}"),
-            Step::ChangeDirectory => format!("cannot enter the workspace: {error}"),
-            Step::Execute => format!("cannot execute the shell: {error}"),
-        });
-    }
-    match (killed, report.ended) {
-        (Some(Reason::TimedOut), _) => End::TimedOut,
-        (Some(Reason::Cancelled | Reason::SetupTooLong), _) => End::Cancelled,
-        (Some(Reason::Exceeded(exceeded)), _) => End::Exceeded(exceeded),
-        (None, Some(status)) if libc::WIFSIGNALED(status) => End::Signaled(libc::WTERMSIG(status)),
-        (None, Some(status)) => End::Exited(libc::WEXITSTATUS(status)),
-        (None, None) => End::Lost(format!("the command's reaper ended early ({reaper:?})")),
-    }
-}
-
-fn lost(released: bool, text: String) -> End {
-    if released { End::Lost(text) } else { End::SetupFailed(text) }
-}
-
-/// Starts bubblewrap, which waits with the command for the gate.
-fn start_sandboxed(
-    spec: &CommandSpec,
-    host: &Host,
-    bubblewrap: &Bubblewrap,
-    [stdin, stdout, stderr]: [BorrowedFd<'_>; 3],
-) -> io::Result<(Child, OwnedFd, Container)> {
-    let shell = bubblewrap.layout.shell;
-    let call = shell::shell_call(shell, &spec.command, true, host.open_files, INLINE_COMMAND_LIMIT);
-    let filter = bubblewrap.open_filter()?;
-    let sandbox = Sandbox {
-        workspace: spec.workspace.path(),
-        temporary: spec.workspace.temporary(),
-        shown: &[],
-        network: spec.network,
-        handshake: Handshake::Block,
-        seccomp: filter.is_some().then_some(isolation::SECCOMP_FD),
-        argv: &call.argv,
-    };
-    let arguments = CStringArray::new(isolation::bwrap_argv(bubblewrap, &sandbox))?;
-    let environment =
-        environment(Path::new("/workspace"), Path::new("/tmp"), shell, host, Some(&call))?;
-    let script = spawn::memory_file(c"tool-command", CLOSED_GATE)?;
-    let (reports, reports_writer) = spawn::pipe()?;
-    let (block_reader, block) = spawn::pipe()?;
-    let mut fds =
-        vec![stdin, stdout, stderr, reports_writer.as_fd(), block_reader.as_fd(), script.as_fd()];
-    fds.extend(filter.as_ref().map(AsFd::as_fd));
-    let child = spawn::spawn(
-        &CString::new(bubblewrap.program.as_os_str().as_bytes())?,
-        &arguments,
-        &environment,
-        &fds,
-        host.command_user,
-    )?;
-    let container = Container::Namespace {
-        gate: Some(Gate { script, content: call.script.unwrap_or_default(), _block: block }),
-        init: None,
-        init_gone: false,
-        report: StatusReport::default(),
-    };
-    Ok((child, reports, container))
-}
-
-/// Starts the command under a reaper.
-fn start_bare(
-    spec: &CommandSpec,
-    host: &Host,
-    stdio: [BorrowedFd<'_>; 3],
-) -> io::Result<(Child, OwnedFd, Container)> {
-    let call = shell::shell_call(host.shell, &spec.command, false, None, INLINE_COMMAND_LIMIT);
-    let script = match &call.script {
-        Some(script) => Some(spawn::memory_file(c"tool-command", script)?),
-        None => None,
-    };
-    let reaper = reaper::start(&reaper::Command {
-        program: &CString::new(host.shell.path())?,
-        environment: &environment(
-            spec.workspace.path(),
-            spec.workspace.temporary(),
-            host.shell,
-            host,
-            Some(&call),
-        )?,
-        arguments: &CStringArray::new(call.argv)?,
-        directory: spec.workspace.path(),
-        stdio,
-        script: script.as_ref().map(AsFd::as_fd),
-        open_files: host.open_files,
-        user: host.command_user,
-    })?;
-    let container = Container::Reaper { control: Some(reaper.control), report: Report::default() };
-    Ok((reaper.child, reaper.report, container))
-}
-
 /// A pidfd of `pid`, if that is a child of `parent`. `parent` is not reaped yet, so that its number is
 /// its own; if `pid` is its child *after* the pidfd was opened, then the pidfd is not a stranger's.
 pub(super) fn open_child_of(parent: Pid, pid: i32) -> io::Result<OwnedFd> {
@@ -580,25 +417,6 @@ pub(super) fn open_child_of(parent: Pid, pid: i32) -> io::Result<OwnedFd> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn only_a_report_of_bubblewrap_makes_an_exit_code() {
-        let end = |killed, code, released, child| {
-            namespace_end(killed, code, released, child, "bwrap: no permissions\nreally\n")
-        };
-        assert_eq!(end(None, Some(1), true, Reaped::Exited(1)), End::Exited(1));
-        assert_eq!(end(None, Some(137), true, Reaped::Unknown), End::Exited(137));
-        assert_eq!(
-            end(None, None, true, Reaped::Exited(1)),
-            End::SetupFailed("bwrap: no permissions; really".to_owned())
-        );
-        assert!(matches!(end(None, Some(125), false, Reaped::Exited(125)), End::SetupFailed(_)));
-        assert!(matches!(end(None, None, true, Reaped::Signaled(9)), End::Lost(_)));
-        assert!(matches!(end(None, None, false, Reaped::Signaled(9)), End::SetupFailed(_)));
-        assert!(matches!(end(None, None, true, Reaped::Unknown), End::Lost(_)));
-        let timed_out = end(Some(Reason::TimedOut), Some(137), true, Reaped::Signaled(9));
-        assert_eq!(timed_out, End::TimedOut);
-    }
 
     #[test]
     fn a_process_that_is_not_the_parents_child_is_not_taken_hold_of() {

@@ -1,0 +1,91 @@
+//! What needs a look at the backend from inside.
+
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::*;
+use crate::{ToolCall, ToolExecutor};
+
+#[test]
+fn without_tmux_its_calls_say_so_and_ran_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    rustix::fs::chmod(dir.path(), 0o711.into()).unwrap();
+    let mut config = LocalConfig::with_slots(1);
+    config.data_dir = Some(dir.path().to_owned());
+    let nowhere = Tmux::detect("/nonexistent:/etc");
+    let backend = LocalBackend::start_with(config, nowhere, Isolation::probe).unwrap();
+    let executor = ToolExecutor::builder().backend(backend).start().unwrap();
+    for action in ["start", "send_keys", "capture", "stream"] {
+        let arguments = json!({"action": action, "keys": "x"});
+        let result = executor.execute("t", ToolCall::new("tmux", arguments), None);
+        assert_eq!(result.error, "Failed to ensure tmux session: tmux is not installed");
+        assert_eq!((result.outcome, result.may_have_executed), (Outcome::BackendFailed, false));
+        assert_eq!(result.metadata["requires_bwrap"], false);
+    }
+    let stop = ToolCall::new("tmux", json!({"action": "stop"}));
+    assert_eq!(executor.execute("t", stop, None).output, "stopped");
+    assert_eq!(executor.execute("t", ToolCall::bash("echo fine"), None).output, "fine");
+}
+
+/// Nobody had to be told: it had no call, and the slot has had another session since, which ended as it
+/// should.
+#[test]
+fn a_slot_with_a_session_whose_end_nobody_saw_is_not_given_out() {
+    // A call that runs just when its session ends is told, which is another case.
+    assert!((0..50).any(|_| has_lost_a_session_without_a_call()));
+}
+
+fn has_lost_a_session_without_a_call() -> bool {
+    let dir = tempfile::tempdir().unwrap();
+    rustix::fs::chmod(dir.path(), 0o711.into()).unwrap();
+    let mut config = LocalConfig::with_slots(2);
+    config.data_dir = Some(dir.path().to_owned());
+    // In a sandbox no end is missed.
+    let bare: Probe = |_, _| Isolation::None { reason: "a test".to_owned() };
+    let backend = LocalBackend::start_with(config, None, bare).unwrap();
+    let executor = ToolExecutor::builder().backend(backend.clone()).start().unwrap();
+    let run = |trajectory: &str, command: &str| {
+        let call = ToolCall::new("terminal_stateful", json!({"command": command}));
+        executor.execute(trajectory, call, None)
+    };
+    let escape = "setsid sleep 1000 </dev/null >/dev/null 2>&1 & echo $! $PPID; \
+                  mkfifo go; (read x <go; kill -9 $PPID) &";
+    let begun = run("t", escape);
+    let pids: Vec<i32> = begun.output.split(' ').flat_map(str::parse).collect();
+    let &[escaped, reaper] = &*pids else { panic!("{begun:?}") };
+    let slot = executor.slot_of("t").expect("a slot");
+    let workspace = backend.0.slots[slot.index].workspace.path().to_owned();
+    std::fs::write(workspace.join("go"), "now\n").unwrap();
+    let give_up = Instant::now() + Duration::from_secs(60);
+    // Until it is reaped, which is when its end is known.
+    while Path::new(&format!("/proc/{reaper}")).exists() {
+        assert!(Instant::now() < give_up);
+        std::thread::yield_now();
+    }
+    assert_eq!(run("t", "true").metadata["session"], "started");
+    let kill = || {
+        let escaped = rustix::process::Pid::from_raw(escaped).unwrap();
+        rustix::process::kill_process(escaped, rustix::process::Signal::KILL).unwrap();
+    };
+    if backend.0.slots[slot.index].haunted.load(Ordering::Acquire) {
+        kill();
+        return false;
+    }
+    for _ in 0..2 {
+        let (tell, told) = std::sync::mpsc::channel();
+        backend.reset(&slot, ResetReply::from_fn(move |outcome| tell.send(outcome).unwrap()));
+        let outcome = told.recv_timeout(Duration::from_secs(60)).unwrap();
+        assert_eq!(outcome, Err("its sandbox could not be ended".to_owned()));
+    }
+    assert!(workspace.join("go").exists(), "it was emptied while somebody may use it");
+    let error = executor.release_trajectory("t", true).unwrap_err();
+    assert!(error.to_string().contains("could not be ended"), "{error}");
+    for other in ["u", "v", "w"] {
+        assert_eq!(run(other, "echo fine").output, "fine");
+        assert_ne!(executor.slot_of(other).map(|slot| slot.index), Some(slot.index), "{other}");
+        executor.release_trajectory(other, true).unwrap();
+    }
+    kill();
+    true
+}
