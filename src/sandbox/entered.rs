@@ -16,7 +16,7 @@ use super::init::{self, Link, Said};
 use super::limits::{Alarm, Exceeded};
 use super::outputs::Outputs;
 use super::room::Room;
-use super::running::{Ending, KILL_MARGIN, LONGEST_TIMEOUT, Reason, SETUP_LIMIT};
+use super::running::{Ending, KILL_MARGIN, LONGEST_TIMEOUT, Reason, SETUP_LIMIT, TOO_SLOW};
 use super::shell::{self, ShellCall};
 use super::spawn;
 use super::stream::{Source, Watch};
@@ -185,7 +185,7 @@ impl Entered {
             return;
         }
         if self.released.is_none() {
-            self.kill(Reason::SetupTooLong, now);
+            self.kill(Reason::NotStarted(TOO_SLOW), now);
         } else if self.killed.is_none() && self.ended.is_none() {
             self.kill(Reason::TimedOut, now);
         } else if !self.wants_room_ended {

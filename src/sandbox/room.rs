@@ -31,7 +31,7 @@ use super::isolation::{
 };
 use super::limits::{Alarm, Confined, Limits};
 use super::reports::Reports;
-use super::running::{KILL_MARGIN, SETUP_LIMIT, open_child_of};
+use super::running::{KILL_MARGIN, SETUP_LIMIT, TOO_SLOW, open_child_of};
 use super::spawn::{self, CStringArray, Child, Reaped};
 use super::stream::{Source, Watch};
 use super::workspace::Workspace;
@@ -334,7 +334,7 @@ impl Room {
     pub(super) fn on_deadline(&mut self, watch: &Watch<'_>, now: Instant) {
         match self.phase {
             Phase::SettingUp => {
-                self.failed = Some("the sandbox was not ready in time".to_owned());
+                self.failed = Some(TOO_SLOW.to_owned());
                 self.end(watch, now);
             }
             Phase::Open => {}

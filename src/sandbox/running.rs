@@ -47,6 +47,9 @@ pub(super) const SETUP_LIMIT: Duration = Duration::from_secs(30);
 /// How long the end of killed processes is awaited before that is given up.
 pub(super) const KILL_MARGIN: Duration = Duration::from_secs(5);
 
+/// Why a command was not started whose sandbox took longer than [`SETUP_LIMIT`].
+pub(super) const TOO_SLOW: &str = "the sandbox was not ready in time";
+
 /// Longer timeouts are taken for this, so that no deadline overflows the clock.
 pub(super) const LONGEST_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
 
@@ -235,7 +238,7 @@ impl Running {
             self.kill(
                 match self.released {
                     Some(_) => Reason::TimedOut,
-                    None => Reason::SetupTooLong,
+                    None => Reason::NotStarted(TOO_SLOW),
                 },
                 now,
             );
@@ -337,10 +340,10 @@ impl Running {
             self.kill_processes();
         } else if let Err(error) = self.confine(pid) {
             log::error!("cannot put a sandbox under its limits: {error}");
-            self.kill(Reason::SetupTooLong, now);
+            self.kill(Reason::NotStarted("the sandbox could not be put under its limits"), now);
         } else if let Err(error) = spawn::write_at_start(gate.script.as_fd(), &gate.content) {
             log::error!("cannot open a command's gate: {error}");
-            self.kill(Reason::SetupTooLong, now);
+            self.kill(Reason::NotStarted("the command could not be handed over"), now);
         } else {
             self.released = Some(now);
             self.deadline = now + self.timeout;

@@ -19,8 +19,8 @@ pub(in crate::sandbox) enum Reason {
     Cancelled,
     /// A limit of its slot was exceeded.
     Exceeded(Exceeded),
-    /// Its sandbox was not ready in time.
-    SetupTooLong,
+    /// It was not let go: why, as one line.
+    NotStarted(&'static str),
 }
 
 /// How a command ended, with what it printed.
@@ -46,7 +46,7 @@ impl Reason {
             Self::TimedOut => End::TimedOut,
             Self::Cancelled => End::Cancelled,
             Self::Exceeded(exceeded) => End::Exceeded(exceeded),
-            Self::SetupTooLong => End::SetupFailed("the sandbox was not ready in time".to_owned()),
+            Self::NotStarted(why) => End::SetupFailed(why.to_owned()),
         }
     }
 }
@@ -87,9 +87,7 @@ pub(super) fn reaper_end(killed: Option<Reason>, report: Report, reaper: Reaped)
         });
     }
     match (killed, report.ended) {
-        (Some(Reason::TimedOut), _) => End::TimedOut,
-        (Some(Reason::Cancelled | Reason::SetupTooLong), _) => End::Cancelled,
-        (Some(Reason::Exceeded(exceeded)), _) => End::Exceeded(exceeded),
+        (Some(reason), _) => reason.end(),
         (None, Some(status)) if libc::WIFSIGNALED(status) => End::Signaled(libc::WTERMSIG(status)),
         (None, Some(status)) => End::Exited(libc::WEXITSTATUS(status)),
         (None, None) => End::Lost(format!("the command's reaper ended early ({reaper:?})")),
@@ -121,5 +119,7 @@ mod tests {
         assert!(matches!(end(None, None, true, Reaped::Unknown), End::Lost(_)));
         let timed_out = end(Some(Reason::TimedOut), Some(137), true, Reaped::Signaled(9));
         assert_eq!(timed_out, End::TimedOut);
+        let not_started = end(Some(Reason::NotStarted("why")), None, false, Reaped::Signaled(9));
+        assert_eq!(not_started, End::SetupFailed("why".to_owned()));
     }
 }
