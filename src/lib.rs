@@ -76,6 +76,7 @@ pub mod error;
 pub mod executor;
 #[cfg(feature = "capi")]
 pub mod ffi;
+mod interrupt;
 mod limits;
 mod pool;
 #[cfg(target_os = "linux")]
@@ -88,12 +89,15 @@ pub mod toolserver;
 mod wire;
 mod workers;
 
-pub use error::{BackendError, ReleaseError, StartError, SubmitError};
+pub use error::{
+    BackendError, BackendErrorKind, IsolationError, ReleaseError, StartError, SubmitError,
+};
 pub use executor::{
     BatchPolicy, Bucket, Builder, CallHandle, CloseReport, Completion, CompletionQueue,
     ContainerCounts, LaneStats, LostWorkspace, OutcomeCounts, Pending, Stats, Summary,
     ToolExecutor,
 };
+pub use interrupt::Interrupt;
 pub use limits::{HeldBy, LimitsHeld, SlotLimits};
 pub use pool::SlotCounts;
 pub use tool::{

@@ -41,6 +41,13 @@ pub struct LocalConfig {
     /// nested namespaces, mounts, keys, bpf, io_uring, …; 32-bit programs do not run.
     /// Defaults to `true`; see [`LocalBackend::not_filtered_because`](super::LocalBackend::not_filtered_because).
     pub seccomp: bool,
+    /// Whether commands may run without isolation where bubblewrap is missing or does not work: with all
+    /// rights of this process's user, or of an unprivileged one if that is root. Then it starts all the
+    /// same and logs a warning; see [`LocalBackend::not_isolated_because`]. It also allows a root that may
+    /// not change users to run commands as root. Defaults to `false`: the start fails.
+    ///
+    /// [`LocalBackend::not_isolated_because`]: super::LocalBackend::not_isolated_because
+    pub allow_unisolated: bool,
     /// What each slot may use of the machine; see [`LocalBackend::limits`](super::LocalBackend::limits).
     pub limits: SlotLimits,
 }
@@ -56,6 +63,7 @@ impl Default for LocalConfig {
             max_file_bytes: DEFAULT_MAX_FILE_BYTES,
             warm_slots: true,
             seccomp: true,
+            allow_unisolated: false,
             limits: SlotLimits::default(),
         }
     }
