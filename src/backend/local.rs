@@ -182,7 +182,7 @@ impl LocalBackend {
 }
 
 impl Backend for LocalBackend {
-    fn start(&self) -> Result<Vec<Container>, BackendError> {
+    fn start(&self, _interrupt: &Interrupt) -> Result<Vec<Container>, BackendError> {
         let slots = (0..self.0.slots.len()).map(|slot| format!("slot_{slot}")).collect();
         Ok(vec![Container { addr: ADDR.to_owned(), slots }])
     }

@@ -37,6 +37,7 @@ use crate::artifact::{
     ReadArtifact,
 };
 use crate::error::BackendError;
+use crate::interrupt::Interrupt;
 use crate::limits::LimitsHeld;
 use crate::tool::JsonObject;
 
@@ -45,11 +46,13 @@ pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Something that runs tool calls in slots. See the [module](self) for the contract.
 pub trait Backend: Send + Sync + 'static {
-    /// The containers and their slots, asked for once, when the executor starts. May block.
+    /// The containers and their slots, asked for once, when the executor starts. May block; one that may
+    /// do so for longer than a moment looks at `interrupt` meanwhile, and gives up when that is triggered:
+    /// with [`BackendError::interrupted`], and nothing left of it.
     ///
     /// # Errors
     /// Whatever keeps it from running calls; the executor does not start then.
-    fn start(&self) -> Result<Vec<Container>, BackendError>;
+    fn start(&self, interrupt: &Interrupt) -> Result<Vec<Container>, BackendError>;
 
     /// The time limit of a call that names none. Defaults to [`DEFAULT_TIMEOUT`].
     fn default_timeout(&self) -> Duration {
@@ -172,8 +175,8 @@ pub trait Backend: Send + Sync + 'static {
 }
 
 impl<B: Backend + ?Sized> Backend for Arc<B> {
-    fn start(&self) -> Result<Vec<Container>, BackendError> {
-        (**self).start()
+    fn start(&self, interrupt: &Interrupt) -> Result<Vec<Container>, BackendError> {
+        (**self).start(interrupt)
     }
 
     fn default_timeout(&self) -> Duration {

@@ -8,6 +8,7 @@ use super::dispatch::{Limits, LostWorkspace};
 use super::lane::{BatchLimits, BatchPolicy};
 use crate::backend::{Backend, Container, Execution, ResetReply, SlotRef};
 use crate::error::{BackendError, StartError};
+use crate::interrupt::Interrupt;
 use crate::tool::{Policy, ToolRegistry};
 use crate::toolserver::ToolServerConfig;
 
@@ -33,6 +34,7 @@ pub struct Builder {
     pub(crate) io_threads: usize,
     handler_threads: usize,
     pub(crate) tool_server: Option<ToolServerConfig>,
+    pub(crate) interrupt: Interrupt,
 }
 
 /// The longest duration that a setting may have: a year. Beyond it sums of times could overflow.
@@ -59,6 +61,7 @@ impl Builder {
             io_threads: 8,
             handler_threads: 16,
             tool_server: None,
+            interrupt: Interrupt::new(),
         }
     }
 
@@ -168,13 +171,19 @@ impl Builder {
         self
     }
 
+    /// What ends the start early, from another thread. Defaults to nothing.
+    pub fn interrupt(mut self, interrupt: Interrupt) -> Self {
+        self.interrupt = interrupt;
+        self
+    }
+
     /// Starts the backend, the batcher thread and the pools. Blocks for as long as the backend
-    /// takes to start.
+    /// takes to start, or until it is [interrupted](Self::interrupt).
     ///
     /// # Errors
     /// A setting makes no sense, the backend does not start, the ToolServer does not say what it
-    /// offers, or the operating system refuses a
-    /// thread. Nothing is left running then.
+    /// offers, the operating system refuses a thread, or it was interrupted. Nothing is left running
+    /// then, but what was handed over running, as an embedded sandbox is.
     pub fn start(self) -> Result<ToolExecutor, StartError> {
         self.check()?;
         ToolExecutor::start(self)
@@ -237,7 +246,7 @@ impl Builder {
 struct NoBackend;
 
 impl Backend for NoBackend {
-    fn start(&self) -> Result<Vec<Container>, BackendError> {
+    fn start(&self, _interrupt: &Interrupt) -> Result<Vec<Container>, BackendError> {
         Ok(Vec::new())
     }
 

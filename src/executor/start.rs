@@ -17,7 +17,7 @@ use super::gate::Gate;
 use super::stats::Refusals;
 use super::{CLOSE_MARGIN, Threads, ToolExecutor};
 use crate::backend::Watcher;
-use crate::error::{StartError, ToolServerError};
+use crate::error::{BackendErrorKind, StartError, ToolServerError};
 use crate::thread::OwnedThread;
 use crate::tool::ToolRegistry;
 use crate::toolserver::{ToolServer, ToolServerConfig};
@@ -33,7 +33,11 @@ impl ToolExecutor {
         let has_tool_server = tool_server.is_some();
         // A backend without a limit of its own may well say `Duration::MAX`.
         let default_timeout = config.backend.default_timeout().min(LONGEST);
-        let containers = config.backend.start().map_err(StartError::Backend)?;
+        let containers =
+            config.backend.start(&config.interrupt).map_err(|error| match error.kind() {
+                BackendErrorKind::Interrupted => StartError::Interrupted,
+                _ => StartError::Backend(error),
+            })?;
         let gate = Arc::new(Gate::new(config.queue_capacity));
         let refusals = Arc::new(Refusals::default());
         let (events, receiver) = unbounded();

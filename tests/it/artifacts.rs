@@ -14,7 +14,7 @@ use tool_executor::artifact::{
 use tool_executor::backend::{
     Backend, Container, ContainerChange, Execution, ResetReply, SlotRef, Watcher,
 };
-use tool_executor::{BackendError, LostWorkspace, Outcome, ToolExecutor, ToolResult};
+use tool_executor::{BackendError, Interrupt, LostWorkspace, Outcome, ToolExecutor, ToolResult};
 
 use crate::fakes::{Echoes, HandsOver, PATIENCE, bash, next, one_container};
 
@@ -40,7 +40,7 @@ fn files() -> (Arc<Files>, Receiver<Sender<()>>) {
 }
 
 impl Backend for Files {
-    fn start(&self) -> Result<Vec<Container>, BackendError> {
+    fn start(&self, _interrupt: &Interrupt) -> Result<Vec<Container>, BackendError> {
         Ok(one_container(1))
     }
 

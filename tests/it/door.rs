@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::json;
 use tool_executor::backend::{Backend, Container, Execution, ResetReply, SlotRef};
 use tool_executor::{
-    BackendError, Outcome, StartError, SubmitError, ToolCall, ToolExecutor, ToolResult,
+    BackendError, Interrupt, Outcome, StartError, SubmitError, ToolCall, ToolExecutor, ToolResult,
 };
 
 use crate::fakes::{Echoes, FailsToStart, HandsOver, PATIENCE, bash, next, one_container};
@@ -149,7 +149,7 @@ fn without_a_backend_sandbox_tools_say_so() {
 fn a_backend_without_a_time_limit_of_its_own_may_say_for_ever() {
     struct TakesForEver;
     impl Backend for TakesForEver {
-        fn start(&self) -> Result<Vec<Container>, BackendError> {
+        fn start(&self, _interrupt: &Interrupt) -> Result<Vec<Container>, BackendError> {
             Ok(one_container(1))
         }
         fn default_timeout(&self) -> Duration {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use parking_lot::Mutex;
 use tool_executor::backend::{Backend, Container, Execution, ExecutionId, ResetReply, SlotRef};
-use tool_executor::{BackendError, Outcome, ToolCall, ToolResult};
+use tool_executor::{BackendError, Interrupt, Outcome, ToolCall, ToolResult};
 
 /// Long enough for anything that should happen, on a busy machine; a test that waits for it fails.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
@@ -43,7 +43,7 @@ pub(crate) fn bash(command: &str) -> ToolCall {
 pub(crate) struct Echoes(pub(crate) usize);
 
 impl Backend for Echoes {
-    fn start(&self) -> Result<Vec<Container>, BackendError> {
+    fn start(&self, _interrupt: &Interrupt) -> Result<Vec<Container>, BackendError> {
         Ok(one_container(self.0))
     }
 
@@ -64,7 +64,7 @@ impl Backend for Echoes {
 pub(crate) struct Counts(Mutex<HashMap<usize, usize>>);
 
 impl Backend for Counts {
-    fn start(&self) -> Result<Vec<Container>, BackendError> {
+    fn start(&self, _interrupt: &Interrupt) -> Result<Vec<Container>, BackendError> {
         Ok(one_container(1))
     }
 
@@ -129,7 +129,7 @@ impl HandsOver {
 }
 
 impl Backend for HandsOver {
-    fn start(&self) -> Result<Vec<Container>, BackendError> {
+    fn start(&self, _interrupt: &Interrupt) -> Result<Vec<Container>, BackendError> {
         Ok(self.containers.clone())
     }
 
@@ -157,7 +157,7 @@ pub(crate) fn next(told: &Receiver<Told>) -> Told {
 pub(crate) struct Panics;
 
 impl Backend for Panics {
-    fn start(&self) -> Result<Vec<Container>, BackendError> {
+    fn start(&self, _interrupt: &Interrupt) -> Result<Vec<Container>, BackendError> {
         Ok(one_container(2))
     }
 
@@ -174,7 +174,7 @@ impl Backend for Panics {
 pub(crate) struct FailsToStart;
 
 impl Backend for FailsToStart {
-    fn start(&self) -> Result<Vec<Container>, BackendError> {
+    fn start(&self, _interrupt: &Interrupt) -> Result<Vec<Container>, BackendError> {
         Err(BackendError::with_source("no containers", std::io::Error::other("the cause")))
     }
 

@@ -12,7 +12,7 @@ use proptest::prelude::*;
 use serde_json::json;
 use tool_executor::backend::{Backend, Container, Execution, ExecutionId, ResetReply, SlotRef};
 use tool_executor::{
-    BackendError, Outcome, ToolCall, ToolExecutor, ToolRegistry, ToolResult, ToolSchema,
+    BackendError, Interrupt, Outcome, ToolCall, ToolExecutor, ToolRegistry, ToolResult, ToolSchema,
 };
 
 use crate::fakes::{PATIENCE, bash, command, one_container, result};
@@ -36,7 +36,7 @@ impl Misbehaves {
 }
 
 impl Backend for Misbehaves {
-    fn start(&self) -> Result<Vec<Container>, BackendError> {
+    fn start(&self, _interrupt: &Interrupt) -> Result<Vec<Container>, BackendError> {
         Ok(one_container(self.slots))
     }
 

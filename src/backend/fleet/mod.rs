@@ -44,6 +44,7 @@ use crate::artifact::{
 };
 use crate::client::{self, AgentConfig, Authorization, Failure};
 use crate::error::BackendError;
+use crate::interrupt::Interrupt;
 use crate::limits::LimitsHeld;
 use crate::wire::native::FEATURE;
 use crate::wire::null_as_default;
@@ -201,7 +202,7 @@ impl FleetBackend {
 }
 
 impl Backend for FleetBackend {
-    fn start(&self) -> Result<Vec<Container>, BackendError> {
+    fn start(&self, _interrupt: &Interrupt) -> Result<Vec<Container>, BackendError> {
         let deadline = Instant::now() + self.config.start_timeout;
         let numbered: Vec<_> = self.connections.iter().enumerate().collect();
         let mut servers = Vec::new();

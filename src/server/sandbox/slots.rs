@@ -22,6 +22,7 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::backend::{Answer, Backend, Execution, ExecutionId, Reply, ResetReply, SlotRef};
 use crate::error::BackendError;
+use crate::interrupt::Interrupt;
 use crate::limits::LimitsHeld;
 use crate::server::turnstile::{Inside, Turnstile};
 use crate::tool::{JsonObject, Outcome, ToolResult};
@@ -141,7 +142,7 @@ impl Slots {
         backend: Arc<dyn Backend>,
         cut_network: bool,
     ) -> Result<Arc<Self>, BackendError> {
-        let mut containers = backend.start()?;
+        let mut containers = backend.start(&Interrupt::new())?;
         let container = match (containers.pop(), containers.len()) {
             (Some(container), 0) if !container.slots.is_empty() => container,
             _ => return Err(BackendError::new("the backend must have one container, with slots")),

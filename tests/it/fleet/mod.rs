@@ -17,7 +17,7 @@ use tool_executor::backend::fleet::{FleetBackend, FleetConfig};
 use tool_executor::backend::local::{LocalBackend, LocalConfig};
 use tool_executor::server::{ExecutorServer, SandboxServer, ServerConfig};
 use tool_executor::toolserver::ToolServerConfig;
-use tool_executor::{HeldBy, Outcome, Policy, StartError, ToolCall, ToolExecutor};
+use tool_executor::{HeldBy, Interrupt, Outcome, Policy, StartError, ToolCall, ToolExecutor};
 
 use crate::fakes::{HandsOver, PATIENCE, Told, bash, result};
 use crate::http::{Request, Server, ok};
@@ -231,7 +231,7 @@ fn of_what_the_servers_say_of_their_limits_the_weakest_is_told() {
     let told = |servers: &[&Server]| {
         let urls: Vec<_> = servers.iter().map(|server| server.url.clone()).collect();
         let backend = FleetBackend::new(fleet(urls)).unwrap();
-        backend.start().unwrap();
+        backend.start(&Interrupt::new()).unwrap();
         backend.close(Instant::now());
         (backend.limits(), backend.warm_slots(), backend.isolates())
     };
