@@ -17,7 +17,8 @@ use super::gate::Gate;
 use super::stats::Refusals;
 use super::{CLOSE_MARGIN, Threads, ToolExecutor};
 use crate::backend::Watcher;
-use crate::error::{BackendErrorKind, StartError, ToolServerError};
+use crate::error::{BackendErrorKind, StartError};
+use crate::interrupt::Interrupt;
 use crate::thread::OwnedThread;
 use crate::tool::ToolRegistry;
 use crate::toolserver::{ToolServer, ToolServerConfig};
@@ -27,17 +28,18 @@ impl ToolExecutor {
     pub(super) fn start(mut config: Builder) -> Result<Self, StartError> {
         let limits = config.limits();
         // Before the backend, which may be slow to start: whether it is there is soon known.
-        let tool_server =
-            config.tool_server.take().map(|server| connect(&server, &mut config.registry));
-        let tool_server = tool_server.transpose().map_err(StartError::ToolServer)?;
+        let interrupt = config.interrupt;
+        let tool_server = match &config.tool_server {
+            Some(server) => Some(connect(server, &mut config.registry, &interrupt)?),
+            None => None,
+        };
         let has_tool_server = tool_server.is_some();
         // A backend without a limit of its own may well say `Duration::MAX`.
         let default_timeout = config.backend.default_timeout().min(LONGEST);
-        let containers =
-            config.backend.start(&config.interrupt).map_err(|error| match error.kind() {
-                BackendErrorKind::Interrupted => StartError::Interrupted,
-                _ => StartError::Backend(error),
-            })?;
+        let containers = config.backend.start(&interrupt).map_err(|error| match error.kind() {
+            BackendErrorKind::Interrupted => StartError::Interrupted,
+            _ => StartError::Backend(error),
+        })?;
         let gate = Arc::new(Gate::new(config.queue_capacity));
         let refusals = Arc::new(Refusals::default());
         let (events, receiver) = unbounded();
@@ -87,6 +89,10 @@ impl ToolExecutor {
             })?;
             Ok((callbacks, Threads { batcher, ended, callback }))
         };
+        if interrupt.is_interrupted() {
+            config.backend.close(Instant::now() + CLOSE_MARGIN);
+            return Err(StartError::Interrupted);
+        }
         let (callbacks, threads) = match launch() {
             Ok(launched) => launched,
             Err(error) => {
@@ -118,9 +124,11 @@ impl ToolExecutor {
 fn connect(
     config: &ToolServerConfig,
     registry: &mut ToolRegistry,
-) -> Result<ToolServer, ToolServerError> {
-    let server = ToolServer::new(config)?;
-    for schema in server.tools()? {
+    interrupt: &Interrupt,
+) -> Result<ToolServer, StartError> {
+    let server = ToolServer::new(config).map_err(StartError::ToolServer)?;
+    let tools = server.tools(interrupt).map_err(StartError::ToolServer)?;
+    for schema in tools.ok_or(StartError::Interrupted)? {
         let name = schema.name.clone();
         if let Err(error) = registry.register_external(schema) {
             log::info!("the ToolServer's tool {name:?} is not added: {error}");

@@ -230,7 +230,9 @@ fn of_what_the_servers_say_of_their_limits_the_weakest_is_told() {
     let silent = says(json!({"status": "ok", "limits": "none of your business"}));
     let told = |servers: &[&Server]| {
         let urls: Vec<_> = servers.iter().map(|server| server.url.clone()).collect();
-        let backend = FleetBackend::new(fleet(urls)).unwrap();
+        let mut config = fleet(urls);
+        config.allow_unisolated = true;
+        let backend = FleetBackend::new(config).unwrap();
         backend.start(&Interrupt::new()).unwrap();
         backend.close(Instant::now());
         (backend.limits(), backend.warm_slots(), backend.isolates())
