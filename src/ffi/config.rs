@@ -115,6 +115,7 @@ struct Local {
     max_file_bytes: Option<u64>,
     warm_slots: Option<bool>,
     seccomp: Option<bool>,
+    allow_unisolated: Option<bool>,
     limits: LocalLimits,
 }
 
@@ -151,6 +152,7 @@ struct Fleet {
     token: Option<String>,
     unreachable_timeout_s: Option<Seconds>,
     start_timeout_s: Option<Seconds>,
+    allow_unisolated: Option<bool>,
     ca_pem: Option<String>,
 }
 
@@ -341,6 +343,7 @@ impl Local {
             max_file_bytes = self.max_file_bytes,
             warm_slots = self.warm_slots,
             seccomp = self.seccomp,
+            allow_unisolated = self.allow_unisolated,
         );
         let limits = &mut config.limits;
         set!(
@@ -378,6 +381,7 @@ impl Fleet {
             config,
             unreachable_timeout = self.unreachable_timeout_s.map(|seconds| seconds.0),
             start_timeout = self.start_timeout_s.map(|seconds| seconds.0),
+            allow_unisolated = self.allow_unisolated,
         );
         config.token = self.token;
         config.ca_pem = self.ca_pem.map(String::into_bytes);
@@ -404,7 +408,7 @@ mod tests {
         assert!(builder("{}", |_| Ok(())).is_ok());
         let all = json!({
             "fleet": {"urls": ["http://localhost:1"], "token": "t", "unreachable_timeout_s": 3,
-                "start_timeout_s": 0.5},
+                "start_timeout_s": 0.5, "allow_unisolated": true},
             "tool_server": {"url": "http://localhost:2", "token": "t", "concurrency": 3},
             "policy": {"allow_network": false, "require_sandbox": true,
                 "require_stateful_sandbox": true},
