@@ -461,10 +461,10 @@ typedef struct te_result {
    */
   uint8_t may_have_executed;
   /**
-   * 1 if the model's own doing ended the call this way, 0 if it was the infrastructure: a trainer
-   * should leave out the trajectory then.
+   * The training mask: 1 if the model's own doing ended the call this way, 0 if it was the
+   * infrastructure. A trainer should leave out the trajectory then.
    */
-  uint8_t is_models_doing;
+  uint8_t model_attributable;
   /**
    * Whose call it was.
    */
@@ -646,8 +646,8 @@ void te_tool_reply_free(struct te_tool_reply *reply);
  *     "on_lost_workspace": "refuse" or "start_empty", "io_threads": 8, "handler_threads": 16
  * ```
  *
- * What they mean is in the Rust documentation, under the same names: `Builder`, `LocalConfig`,
- * `SlotLimits`, `FleetConfig`, `ToolServerConfig`, `Policy`. Where this process is root, commands run as nobody, who
+ * What they mean is in the Rust documentation, under the same names: module `config`,
+ * `ExecutorConfig` and its parts. Where this process is root, commands run as nobody, who
  * must be able to pass through every directory on the way to "data_dir".
  *
  * `tools` are tools of the host's own; NULL for none. They stay the caller's, who may free them at once,

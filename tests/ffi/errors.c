@@ -19,7 +19,7 @@ static void configurations(void) {
         {"[]", TE_INVALID_CONFIG, "configuration"},
         {"{\"slotz\": 1}", TE_INVALID_CONFIG, "slotz"},
         {"{\"local\": {\"slotz\": 1}}", TE_INVALID_CONFIG, "slotz"},
-        {"{\"local\": {\"slots\": 0}}", TE_START_FAILED, "slots is 0"},
+        {"{\"local\": {\"slots\": 0}}", TE_INVALID_CONFIG, "slots is 0"},
         {"{\"local\": {\"slots\": -1}}", TE_INVALID_CONFIG, "-1"},
         {"{\"local\": {}, \"fleet\": {\"urls\": [\"http://localhost:1\"]}}", TE_INVALID_CONFIG, "both"},
         {"{\"fleet\": {\"urls\": [\"ftp://x\"]}}", TE_INVALID_CONFIG, "ftp"},
