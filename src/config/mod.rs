@@ -41,6 +41,8 @@ pub use tool_server::ToolServerConfig;
 
 pub use crate::tool::Policy;
 
+use crate::tool::JsonObject;
+
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, Deserializer, Error as _};
 use serde_json::Value;
@@ -51,13 +53,22 @@ where
     D: Deserializer<'de>,
     T: DeserializeOwned,
 {
-    let value = Value::deserialize(deserializer)?;
+    let mut value = Value::deserialize(deserializer)?;
+    if let Value::Object(object) = &mut value {
+        leave_out_nulls(object);
+    }
     if value.is_array() {
         // Serde would take it for the fields in their order.
         let text = format!("in {name:?}: invalid type: an array, expected an object");
         return Err(D::Error::custom(text));
     }
     serde_json::from_value(value).map_err(|error| D::Error::custom(format!("in {name:?}: {error}")))
+}
+
+/// Takes a setting that is `null` for one that is not given. Not within the limits of slots, where it
+/// means that there is none.
+pub(crate) fn leave_out_nulls(object: &mut JsonObject) {
+    object.retain(|_, value| !value.is_null());
 }
 
 /// A function for `deserialize_with` that reads the part of this name.

@@ -6,7 +6,7 @@ use super::status::Fault;
 use super::status::te_status::{TE_INVALID_CONFIG, TE_INVALID_JSON};
 use super::text::{object, on_a_stack};
 use crate::backend::Capabilities;
-use crate::config::ExecutorConfig;
+use crate::config::{ExecutorConfig, leave_out_nulls};
 use crate::executor::{Builder, ToolExecutor};
 use crate::tool::{JsonObject, ToolRegistry};
 
@@ -20,7 +20,11 @@ pub(super) fn builder(
 ) -> Result<(Builder, Option<&'static str>), Fault> {
     let wrong = |text: String| Fault::new(TE_INVALID_CONFIG, text);
     let config: ExecutorConfig = on_a_stack(json, || {
-        object(json).map_err(|error| {
+        let config = object(json).and_then(|mut config: JsonObject| {
+            leave_out_nulls(&mut config);
+            serde_json::from_value(config.into())
+        });
+        config.map_err(|error| {
             let status = if error.is_data() { TE_INVALID_CONFIG } else { TE_INVALID_JSON };
             Fault::new(status, format!("the configuration: {error}"))
         })

@@ -76,7 +76,7 @@ pub(super) fn is_forked_process() -> bool {
 /// Starts an executor. Blocks for as long as its sandboxes take to start: some milliseconds for the
 /// embedded one.
 ///
-/// `config` is a JSON object. All keys may be left out; one that is not known is refused, and
+/// `config` is a JSON object. All keys may be left out, or be null; one that is not known is refused, and
 /// te_last_error() names it. `{"local": {}}` is the embedded sandbox with all its defaults; with neither
 /// "local" nor "fleet" there are in-process tools and the ToolServer's only. Times are in seconds.
 ///

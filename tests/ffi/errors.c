@@ -86,7 +86,8 @@ static void calls(te_executor *executor, te_queue *queue) {
         {"{\"name\": \"echo\", \"nonsense\": 1}", TE_INVALID_JSON},
         {"{\"name\": \"echo\"} x", TE_INVALID_JSON},
         {"{\"name\": \"echo\", \"timeout_s\": 0}", TE_INVALID_ARGUMENT},
-        {"{\"name\": \"echo\", \"timeout_s\": 1e9}", TE_INVALID_ARGUMENT},
+        {"{\"name\": \"echo\", \"timeout_s\": 601}", TE_INVALID_ARGUMENT},
+        {"{\"name\": \"echo\", \"timeout_s\": -1}", TE_INVALID_JSON},
         {"{\"name\": \"echo\", \"uniq_id\": 1}", TE_INVALID_JSON},
     };
     te_result *result;
