@@ -17,7 +17,7 @@ use crate::sandbox::user::WeakRoot;
 use crate::sandbox::workspace::WorkspaceError;
 
 /// Finds out how commands of a user are isolated.
-pub(super) type Probe = fn(Option<CommandUser>, &Workspace, &Budget) -> Result<Isolation, Failure>;
+pub(super) type Probe = fn(Option<CommandUser>, &Workspace, &Budget) -> Result<Engine, Failure>;
 
 /// What a root has to be, that may not be another user.
 const STRONG_ROOT: &str = "run it as an ordinary user, or as root with the capabilities CHOWN, \
@@ -27,7 +27,7 @@ const STRONG_ROOT: &str = "run it as an ordinary user, or as root with the capab
 struct Place {
     user: Option<CommandUser>,
     data_dir: DataDir,
-    isolation: Isolation,
+    isolation: Engine,
 }
 
 pub(super) fn start(
@@ -36,15 +36,7 @@ pub(super) fn start(
     probe: Probe,
     interrupt: &Interrupt,
 ) -> Result<LocalBackend, BackendError> {
-    if !(1..=MOST_SLOTS).contains(&config.slots) {
-        return Err(BackendError::new(format!(
-            "slots is {}; it must be from 1 to {MOST_SLOTS}",
-            config.slots
-        )));
-    }
-    if let Some(problem) = config.limits.problem() {
-        return Err(BackendError::new(problem));
-    }
+    config.check()?;
     let need = Need::new(config.slots, config.warm_slots, descriptors::open_now());
     let open_files = descriptors::raise_limit(need.total());
     need.check(descriptors::limit()).map_err(|too_few| {
@@ -141,7 +133,7 @@ fn find_place(
         return Err(BackendError::not_isolated(cause));
     }
     log::warn!("commands run without isolation, as was allowed: {first}");
-    Ok(Place { user, data_dir, isolation: Isolation::None { reason: first.to_string() } })
+    Ok(Place { user, data_dir, isolation: Engine::None { reason: first.to_string() } })
 }
 
 /// Whom commands run as where this process is a root that may not do what it must for another user: as this
@@ -177,7 +169,7 @@ fn isolate(
     data_dir: &DataDir,
     probe: Probe,
     budget: &Budget,
-) -> Result<Result<Isolation, Failure>, BackendError> {
+) -> Result<Result<Engine, Failure>, BackendError> {
     let etc = data_dir
         .make_dir("etc")
         .and_then(|path| etc::copy_to(&path).map(|()| path))
