@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::fmt::Write as _;
 
+use tool_executor::IsolationError;
 use tool_executor::backend::fleet::FleetBackend;
 use tool_executor::config::{FleetConfig, LocalConfig, ToolServerConfig};
 
@@ -52,13 +53,19 @@ pub(crate) fn tool_server(args: &ToolServerArgs) -> Result<Option<ToolServerConf
     Ok(Some(config))
 }
 
+/// How a user of this program allows commands without isolation.
+const SWITCH: &str = "--allow-unisolated, or TOOL_EXECUTOR_ALLOW_UNISOLATED=1";
+
 /// An error and its causes in one line.
 pub(crate) fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
         // Writing to a String cannot fail.
-        let _ = write!(text, ": {error}");
+        let _ = match error.downcast_ref::<IsolationError>() {
+            Some(isolation) => write!(text, ": {}", isolation.line(SWITCH)),
+            None => write!(text, ": {error}"),
+        };
         cause = error.source();
     }
     text
@@ -75,5 +82,10 @@ mod tests {
         let error = tool_executor::StartError::Backend(error);
         let text = "the sandbox backend did not start: cannot make the slots: no space";
         assert_eq!(chain(&error), text);
+
+        let cause = IsolationError::new("no bubblewrap", "install it");
+        let text = "commands would not be isolated: no bubblewrap; install it; or allow commands \
+                    without isolation: --allow-unisolated, or TOOL_EXECUTOR_ALLOW_UNISOLATED=1";
+        assert_eq!(chain(&tool_executor::BackendError::not_isolated(cause)), text);
     }
 }
