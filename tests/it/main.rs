@@ -1,6 +1,8 @@
 //! The executor as a user of the library sees it, over backends that do what a test needs.
-//! `sandbox` is the exception: it runs real processes in the embedded sandbox, and needs bubblewrap.
+//! `sandbox` and some others run real processes in the embedded sandbox, and need bubblewrap.
 
+#[cfg(target_os = "linux")]
+mod alone;
 mod artifacts;
 mod close;
 mod completion;
@@ -16,6 +18,8 @@ mod handlers;
 mod http;
 #[cfg(feature = "server")]
 mod http_client;
+#[cfg(target_os = "linux")]
+mod isolation;
 #[cfg(target_os = "linux")]
 mod kills;
 #[cfg(target_os = "linux")]
