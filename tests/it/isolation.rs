@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
@@ -237,49 +237,87 @@ fn a_root_without_all_rights_is_refused_with_the_name_of_what_it_lacks() {
     assert_eq!(output, "0");
 }
 
+/// What a user with no other processes gets of the program, behind a wrapper: its exit code, what it says,
+/// and its results.
+struct Ordinary {
+    directory: TempDir,
+    program: PathBuf,
+}
+
+impl Ordinary {
+    const USER: &str = "61234";
+
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let open = |path: &Path, mode| {
+            fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        };
+        open(directory.path(), 0o777);
+        // Where it can be reached by anybody.
+        let program = directory.path().join("tool-executor");
+        fs::copy(env!("CARGO_BIN_EXE_tool-executor"), &program).unwrap();
+        open(&program, 0o755);
+        let call = json!({"name": "bash", "arguments": {"command": "id -u"}});
+        let line = json!({"trajectory_id": "t", "calls": [call]}).to_string();
+        fs::write(directory.path().join("in.jsonl"), line).unwrap();
+        Self { directory, program }
+    }
+
+    fn run(&self, wrapper: &[&str]) -> (Option<i32>, String, Vec<Value>) {
+        let output = self.directory.path().join("out.jsonl");
+        let _ = fs::remove_file(&output);
+        let run = Command::new("setpriv")
+            .args(["--reuid", Self::USER, "--regid", Self::USER, "--clear-groups"])
+            .args(wrapper)
+            .arg(&self.program)
+            .args(["replay", "--quiet", "--slots", "1", "--out"])
+            .args([&output, &self.directory.path().join("in.jsonl")])
+            .env("TMPDIR", self.directory.path())
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        let lines = fs::read_to_string(&output).unwrap_or_default();
+        let results = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        (run.status.code(), String::from_utf8(run.stderr).unwrap(), results)
+    }
+}
+
 #[test]
 fn an_ordinary_user_with_few_processes_is_never_without_isolation() {
     if !is_root() {
         return; // It takes another user, whose processes are this test's only.
     }
-    const USER: &str = "61234";
-    let directory = tempfile::tempdir().unwrap();
-    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o777)).unwrap();
-    let program = directory.path().join("tool-executor");
-    fs::copy(env!("CARGO_BIN_EXE_tool-executor"), &program).unwrap();
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
-    let input = directory.path().join("in.jsonl");
-    let call = json!({"name": "bash", "arguments": {"command": "id -u"}});
-    fs::write(&input, json!({"trajectory_id": "t", "calls": [call]}).to_string()).unwrap();
+    let ordinary = Ordinary::new();
     let (mut refused, mut ran) = (0, 0);
     for processes in [1, 2, 3, 4, 5, 6, 8, 12, 256] {
-        let output = directory.path().join(format!("{processes}.jsonl"));
-        let run = Command::new("setpriv")
-            .args(["--reuid", USER, "--regid", USER, "--clear-groups"])
-            .args(["prlimit", &format!("--nproc={processes}:{processes}")])
-            .arg(&program)
-            .args(["replay", "--quiet", "--slots", "1", "--out"])
-            .args([&output, &input])
-            .env("TMPDIR", directory.path())
-            .current_dir("/")
-            .stdin(Stdio::null())
-            .output()
-            .unwrap();
-        let text = String::from_utf8_lossy(&run.stderr);
-        let lines = fs::read_to_string(&output).unwrap_or_default();
-        for line in lines.lines() {
-            let result: Value = serde_json::from_str(line).unwrap();
+        let limit = format!("--nproc={processes}:{processes}");
+        let (code, text, results) = ordinary.run(&["prlimit", &limit]);
+        for result in &results {
             let sandboxed = result["metadata"]["sandboxed"] == true;
             assert!(sandboxed || result["may_have_executed"] == false, "{processes}: {result}");
             ran += usize::from(sandboxed);
         }
         assert!(!text.contains("root"), "{processes}: {text}");
-        if lines.is_empty() {
+        if results.is_empty() {
             // Where not even the threads of the program can be had, it may end otherwise.
-            refused += usize::from(run.status.code() == Some(5));
+            refused += usize::from(code == Some(5));
         }
     }
     assert!(refused >= 2 && ran >= 1, "{refused} refused, {ran} ran");
+}
+
+#[test]
+fn the_root_of_a_users_own_namespace_is_as_good_as_that_user() {
+    if !is_root() {
+        return; // It takes another user.
+    }
+    let (code, text, results) = Ordinary::new().run(&["unshare", "--map-root-user"]);
+    assert_eq!(code, Some(0), "{text}");
+    assert_eq!(
+        (&results[0]["output"], &results[0]["metadata"]["sandboxed"]),
+        (&json!("0"), &json!(true))
+    );
 }
 
 #[test]

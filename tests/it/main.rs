@@ -6,6 +6,8 @@ mod alone;
 mod artifacts;
 mod close;
 mod completion;
+#[cfg(target_os = "linux")]
+mod descriptors;
 mod door;
 #[cfg(target_os = "linux")]
 mod escape;
@@ -18,6 +20,8 @@ mod handlers;
 mod http;
 #[cfg(feature = "server")]
 mod http_client;
+#[cfg(all(target_os = "linux", feature = "server"))]
+mod interrupt;
 #[cfg(target_os = "linux")]
 mod isolation;
 #[cfg(target_os = "linux")]
@@ -37,5 +41,7 @@ mod seccomp;
 mod slots;
 #[cfg(all(target_os = "linux", feature = "server"))]
 mod slow;
+#[cfg(all(target_os = "linux", feature = "server"))]
+mod threads;
 mod tls;
 mod tool_server;
