@@ -8,7 +8,7 @@ use std::fmt;
 use tool_executor::{Outcome, ToolResult};
 
 use super::progress::printable;
-use super::trajectory::Recorded;
+use super::step::Recorded;
 
 /// Differences that are kept to be shown.
 const SHOWN: usize = 10;

@@ -4,7 +4,7 @@
 //! input ─► trajectory, messages     a thread reads lines and makes trajectories of them
 //!   │
 //!   ▼
-//! Replay (this file): one thread; course says which call is next, driver submits it
+//! Replay (this file): one thread; cursor says which call is next, driver submits it
 //!   │
 //!   ▼
 //! report ─► output, compare, summary, progress
@@ -16,7 +16,7 @@
 //! trajectory's setup.
 
 mod compare;
-mod course;
+mod cursor;
 mod driver;
 mod input;
 mod interrupt;
@@ -24,6 +24,7 @@ mod messages;
 mod output;
 mod progress;
 mod report;
+mod step;
 mod summary;
 mod trajectory;
 
@@ -39,7 +40,7 @@ use crate::args::ReplayArgs;
 use crate::exit_code::{ExitCode, Verdict};
 use crate::signals::Signals;
 
-use course::{After, Course};
+use cursor::{Next, TrajectoryCursor};
 use driver::Driver;
 use input::{Item, Selection};
 use interrupt::{CANCEL_WAIT, GRACE, Shutdown};
@@ -169,7 +170,7 @@ struct Replay<'a> {
     /// `None` once nothing more is to be taken from it.
     input: Option<Receiver<Item>>,
     /// The trajectories on their way, by the tag of their calls.
-    running: HashMap<u64, Course>,
+    running: HashMap<u64, TrajectoryCursor>,
     next_tag: u64,
     report: Report,
 }
@@ -246,8 +247,8 @@ impl<'a> Replay<'a> {
     }
 
     fn cancel_all(&self) {
-        for course in self.running.values() {
-            self.driver.cancel(&course.trajectory().id);
+        for cursor in self.running.values() {
+            self.driver.cancel(&cursor.trajectory().id);
         }
     }
 
@@ -255,9 +256,9 @@ impl<'a> Replay<'a> {
     fn give_up(&mut self) -> Result<(), String> {
         let error = format!("no answer within {} s of its cancellation", CANCEL_WAIT.as_secs());
         let result = ToolResult::failure(Outcome::Cancelled, error);
-        for course in std::mem::take(&mut self.running).into_values() {
-            if let Some(step) = course.current() {
-                let id = &course.trajectory().id;
+        for cursor in std::mem::take(&mut self.running).into_values() {
+            if let Some(step) = cursor.current() {
+                let id = &cursor.trajectory().id;
                 let uniq_id = &step.call.uniq_id;
                 let call =
                     Finished { trajectory_id: id, step, uniq_id, result: &result, submitted: true };
@@ -305,46 +306,46 @@ impl<'a> Replay<'a> {
     fn start(&mut self, trajectory: Trajectory) -> Result<(), String> {
         let tag = self.next_tag;
         self.next_tag += 1;
-        self.go_on(tag, Course::new(trajectory))
+        self.go_on(tag, TrajectoryCursor::new(trajectory))
     }
 
-    /// Submits the course's current call, or ends the course if it has none.
-    fn go_on(&mut self, tag: u64, mut course: Course) -> Result<(), String> {
-        while let Some(step) = course.current() {
-            let trajectory = course.trajectory();
+    /// Submits the cursor's current call, or ends the cursor if it has none.
+    fn go_on(&mut self, tag: u64, mut cursor: TrajectoryCursor) -> Result<(), String> {
+        while let Some(step) = cursor.current() {
+            let trajectory = cursor.trajectory();
             let mut call = step.call.clone();
             if trajectory.repetition > 1 {
                 call.uniq_id = ToolCall::new("", ()).uniq_id;
             }
             match self.driver.submit(tag, &trajectory.id, call) {
                 Ok(()) => {
-                    self.running.insert(tag, course);
+                    self.running.insert(tag, cursor);
                     return Ok(());
                 }
                 // The executor refused it: that is its result, and the next one has its own chance.
                 Err(result) => {
-                    if self.record(&mut course, &result, false)? == After::SetupFailed {
+                    if self.record(&mut cursor, &result, false)? == Next::SetupFailed {
                         break;
                     }
                 }
             }
         }
-        self.end(course)
+        self.end(cursor)
     }
 
     fn completed(&mut self, completion: Completion) -> Result<(), String> {
-        let Some(mut course) = self.running.remove(&completion.tag) else {
+        let Some(mut cursor) = self.running.remove(&completion.tag) else {
             log::error!("a completion for no running trajectory: {}", completion.trajectory_id);
             return Ok(());
         };
-        match self.record(&mut course, &completion.result, true)? {
-            After::NextCall if self.shutdown == Shutdown::No => self.go_on(completion.tag, course),
-            After::NextCall => {
+        match self.record(&mut cursor, &completion.result, true)? {
+            Next::NextCall if self.shutdown == Shutdown::No => self.go_on(completion.tag, cursor),
+            Next::NextCall => {
                 self.report.cut_short();
-                self.leave(&course);
+                self.leave(&cursor);
                 Ok(())
             }
-            After::Done | After::SetupFailed => self.end(course),
+            Next::Done | Next::SetupFailed => self.end(cursor),
         }
     }
 
@@ -352,21 +353,21 @@ impl<'a> Replay<'a> {
     /// never run as well.
     fn record(
         &mut self,
-        course: &mut Course,
+        cursor: &mut TrajectoryCursor,
         result: &ToolResult,
         submitted: bool,
-    ) -> Result<After, String> {
-        let Some(step) = course.current() else { return Ok(After::Done) };
-        let id = course.trajectory().id.clone();
+    ) -> Result<Next, String> {
+        let Some(step) = cursor.current() else { return Ok(Next::Done) };
+        let id = cursor.trajectory().id.clone();
         let uniq_id = result.uniq_id.as_deref().unwrap_or(&step.call.uniq_id);
         let call = Finished { trajectory_id: &id, step, uniq_id, result, submitted };
         self.report.call(&call)?;
         let why = format!("setup call {} failed: {}", step.index, result.error);
-        let after = course.ended(result);
-        if after == After::SetupFailed {
+        let after = cursor.advance(result);
+        if after == Next::SetupFailed {
             self.report.setup_failed(&id, &why);
             let result = ToolResult::failure(Outcome::NeverRan, why);
-            for step in course.rest() {
+            for step in cursor.remaining() {
                 let uniq_id = &step.call.uniq_id;
                 let call = Finished {
                     trajectory_id: &id,
@@ -381,15 +382,15 @@ impl<'a> Replay<'a> {
         Ok(after)
     }
 
-    fn end(&mut self, course: Course) -> Result<(), String> {
+    fn end(&mut self, cursor: TrajectoryCursor) -> Result<(), String> {
         self.report.trajectory_ended();
-        self.leave(&course);
+        self.leave(&cursor);
         Ok(())
     }
 
     /// Keeps the workspace if that was asked for, and gives the slot back.
-    fn leave(&self, course: &Course) {
-        let id = &course.trajectory().id;
+    fn leave(&self, cursor: &TrajectoryCursor) {
+        let id = &cursor.trajectory().id;
         if let Some(directory) = &self.args.keep_workspaces {
             let target = directory.join(driver::file_name_of(id));
             if let Err(error) = self.driver.keep_workspace(id, &target) {

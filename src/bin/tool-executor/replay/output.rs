@@ -10,7 +10,7 @@ use tool_executor::tool::JsonObject;
 use tool_executor::{Timing, ToolResult};
 
 use super::compare::Match;
-use super::trajectory::Step;
+use super::step::Step;
 
 /// One call that ended, as all observers of a run see it.
 #[derive(Debug, Clone, Copy)]
@@ -135,7 +135,7 @@ mod tests {
 
     use super::*;
     use crate::replay::compare::{ExitMatch, OutputMatch};
-    use crate::replay::trajectory::Recorded;
+    use crate::replay::step::Recorded;
 
     fn step(setup: bool) -> Step {
         let call = ToolCall::bash("true").with_uniq_id("u");

@@ -173,7 +173,7 @@ mod tests {
     use tool_executor::{ToolCall, ToolResult};
 
     use super::*;
-    use crate::replay::trajectory::{Recorded, Step};
+    use crate::replay::step::{Recorded, Step};
 
     fn add(summary: &mut Summary, setup: bool, submitted: bool, result: &ToolResult) {
         let call = ToolCall::bash("true");

@@ -11,6 +11,7 @@ use tool_executor::executor::MAX_TRAJECTORY_ID;
 use tool_executor::tool::python_json::{self, ParseError};
 
 use super::messages;
+use super::step::{Recorded, Step, kind};
 
 /// The longest id in the input, in bytes: what the executor takes, less room for the suffixes that
 /// tell repetitions and namesakes apart.
@@ -25,30 +26,6 @@ pub(crate) struct Trajectory {
     pub(crate) repetition: u32,
     /// Its calls in order, those that set up the workspace first. Shared by all repetitions.
     pub(crate) steps: Arc<[Step]>,
-}
-
-/// One recorded call.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Step {
-    /// What to run.
-    pub(crate) call: ToolCall,
-    /// Its place, from 0, among the calls, or among the setup calls if it is one.
-    pub(crate) index: usize,
-    /// Whether it prepares the workspace. Such a call must succeed, or the trajectory ends.
-    pub(crate) setup: bool,
-    /// What it gave when it was recorded.
-    pub(crate) recorded: Recorded,
-}
-
-/// What a call gave when it was recorded.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Recorded {
-    /// What was shown to the model.
-    pub(crate) output: Option<String>,
-    /// The exit code.
-    pub(crate) exit_code: Option<i64>,
-    /// `output` holds only the first characters of a longer output.
-    pub(crate) truncated: bool,
 }
 
 /// What a line of input holds.
@@ -87,18 +64,6 @@ pub(crate) fn parse_line(line: &str) -> Result<Recording, String> {
         return Err("neither \"calls\" nor \"messages\"".to_owned());
     }
     Ok(Recording { id, steps })
-}
-
-/// What `value` is, with its article, for messages.
-pub(super) fn kind(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "a boolean",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Array(_) => "an array",
-        Value::Object(_) => "an object",
-    }
 }
 
 fn take_id(object: &mut Map<String, Value>) -> Result<Option<String>, String> {
