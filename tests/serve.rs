@@ -12,10 +12,11 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use base64::Engine;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::http_client::{Answer, Client};
+use crate::program::{program, program_ignoring, signal};
 
 mod fakes {
     /// Longer than anything here takes on a busy machine.
@@ -28,6 +29,8 @@ mod http;
 #[path = "it/http_client.rs"]
 #[allow(dead_code)]
 mod http_client;
+#[allow(dead_code)]
+mod program;
 
 /// The program that serves, with a directory of its own for temporary files.
 struct Program {
@@ -42,8 +45,17 @@ struct Program {
 impl Program {
     /// On a free port, with this token in the environment variable.
     fn start(arguments: &[&str], token: (&str, &str), env: &[(&str, &str)]) -> Self {
+        Self::start_as(program(), arguments, token, env)
+    }
+
+    fn start_as(
+        mut command: Command,
+        arguments: &[&str],
+        token: (&str, &str),
+        env: &[(&str, &str)],
+    ) -> Self {
         let tmp = tempfile::tempdir().unwrap();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_tool-executor"))
+        let mut child = command
             .args(arguments)
             .args(["--port", "0"])
             .env("TMPDIR", tmp.path())
@@ -108,7 +120,7 @@ impl Program {
     }
 
     fn terminate(&self) {
-        kill_process(Pid::from_child(&self.child), Signal::TERM).unwrap();
+        signal(&self.child, Signal::TERM);
     }
 
     /// Waits for the end, which must be a good one.
@@ -360,4 +372,68 @@ fn a_signal_lets_what_runs_end() {
     program.terminate();
     program.ends();
     assert_eq!(client.receive().json()["output"], "done");
+}
+
+#[test]
+fn a_server_that_was_started_by_nohup_goes_on_when_its_terminal_goes() {
+    let token = ("TOOL_EXECUTOR_TOKEN", "s3cret-of-serve");
+    let command = program_ignoring(&[Signal::HUP]);
+    let mut program = Program::start_as(command, &["serve", "--slots", "1"], token, &[]);
+    signal(&program.child, Signal::HUP);
+    assert_eq!(program.bash("t", "echo on")["output"], "on");
+    program.terminate();
+    program.ends();
+}
+
+#[test]
+fn a_server_whose_standard_output_nobody_reads_serves_and_leaves_nothing() {
+    for (arguments, token) in [
+        (["serve", "--port", "0"], "TOOL_EXECUTOR_TOKEN"),
+        (["sandbox", "--port", "0"], "TOOL_EXECUTOR_SANDBOX_TOKEN"),
+    ] {
+        let tmp = tempfile::tempdir().unwrap();
+        let (reader, gone) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut command = program();
+        command.args(arguments).env("TMPDIR", tmp.path()).env(token, "s3cret");
+        let mut child = command.stdout(gone).stderr(Stdio::piped()).spawn().unwrap();
+        // The line is in the log instead.
+        let mut log = BufReader::new(child.stderr.take().unwrap());
+        let mut line = String::new();
+        while !line.contains("listening on http://") {
+            line.clear();
+            assert!(log.read_line(&mut line).unwrap() > 0, "it has ended");
+        }
+        let url = line.split_whitespace().find_map(|word| word.strip_prefix("http://"));
+        let mut client = Client::connect(url.unwrap().parse().unwrap());
+        client.send("GET", "/health", &[], b"");
+        assert_eq!(client.receive().status, 200);
+        assert!(!runs_in(tmp.path()).is_empty());
+        signal(&child, Signal::TERM);
+        let mut rest = String::new();
+        log.read_to_string(&mut rest).unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(0), "{rest}");
+        assert_eq!(runs_in(tmp.path()), Vec::<std::path::PathBuf>::new());
+    }
+}
+
+#[test]
+fn a_replay_over_a_sandbox_server_keeps_workspaces_and_takes_its_flags_from_variables() {
+    let sandbox = Program::sandbox(&["--slots", "1"]);
+    let directory = tempfile::tempdir().unwrap();
+    let kept = directory.path().join("kept");
+    let input = directory.path().join("in.jsonl");
+    let calls = json!([{"name": "bash", "arguments": {"command": MAKE}}]);
+    fs::write(&input, json!({"id": "t", "calls": calls}).to_string()).unwrap();
+    let output = program()
+        .arg("replay")
+        .arg(&input)
+        .arg("--keep-workspaces")
+        .arg(&kept)
+        .env("TOOL_EXECUTOR_SANDBOX_URL", sandbox.url())
+        .env("TOOL_EXECUTOR_SANDBOX_TOKEN", "s3cret-of-sandbox")
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(fs::read_to_string(kept.join("t/d/f.txt")).unwrap(), "h\u{e9}");
 }

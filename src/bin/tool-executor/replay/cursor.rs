@@ -74,7 +74,7 @@ mod tests {
         };
         let steps =
             (0..setup).map(|i| step(true, i)).chain((0..calls).map(|i| step(false, i))).collect();
-        TrajectoryCursor::new(Trajectory { id: "t".into(), repetition: 1, steps })
+        TrajectoryCursor::new(Trajectory { steps, ..Trajectory::for_test("t") })
     }
 
     #[test]

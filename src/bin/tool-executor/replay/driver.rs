@@ -10,13 +10,13 @@ use std::time::Duration;
 
 use tool_executor::artifact::ArchiveArtifacts;
 use tool_executor::backend::Backend;
-use tool_executor::backend::local::{LocalBackend, LocalConfig};
+use tool_executor::backend::local::LocalBackend;
 use tool_executor::{
     Completion, CompletionQueue, Outcome, Policy, ToolCall, ToolExecutor, ToolResult,
 };
 
 use crate::args::ReplayArgs;
-use crate::setup::{chain, fleet, limit, tool_server};
+use crate::setup::{chain, fleet, local, tool_server};
 
 /// How long a call may wait for its slot, and in the executor's queue. With more trajectories than
 /// slots a long wait is what was asked for, so only a run that got stuck should ever meet it.
@@ -51,8 +51,8 @@ impl Driver {
     /// What kept them from starting, causes included, as one line.
     pub(crate) fn start(args: &ReplayArgs) -> Result<Self, String> {
         let policy = Policy {
-            allow_network: !args.no_network,
-            require_sandbox: args.require_sandbox,
+            allow_network: args.calls.allow_network(),
+            require_sandbox: args.slots.require_sandbox,
             ..Policy::default()
         };
         let mut builder = ToolExecutor::builder();
@@ -60,12 +60,9 @@ impl Driver {
             builder = builder.tool_server(config);
         }
         let mut servers = None;
-        let embedded = if args.fleet.urls.is_empty() {
-            let mut config = LocalConfig::with_slots(args.slots());
-            limit(&mut config, &args.limits);
-            // This process has no children but the sandbox's.
-            config.adopt_orphans = true;
-            let backend = LocalBackend::start(config).map_err(|error| chain(&error))?;
+        let embedded = if args.fleet.sandbox_url.is_empty() {
+            let backend = LocalBackend::start(local(&args.slots, &args.limits));
+            let backend = backend.map_err(|error| chain(&error))?;
             builder = builder.backend(backend.clone());
             Some(backend)
         } else {
@@ -75,12 +72,12 @@ impl Driver {
             None
         };
         // How many slots the servers have they say when the executor starts.
-        let slots = if servers.is_some() { MOST_ON_SERVERS } else { args.slots() };
+        let slots = if servers.is_some() { MOST_ON_SERVERS } else { args.slots.count() };
         let most = args.concurrency.unwrap_or(slots);
         let executor = builder
             .policy(policy)
-            .batch_window(args.batch_window())
-            .max_batch_size(args.max_batch_size)
+            .batch_window(args.calls.batch_window_ms)
+            .max_batch_size(args.calls.max_batch_size)
             // One call per trajectory is under way, so a submit never meets a full queue.
             .queue_capacity(most)
             .queue_timeout(PATIENCE)

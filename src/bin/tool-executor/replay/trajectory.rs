@@ -22,10 +22,32 @@ const MAX_ID: usize = MAX_TRAJECTORY_ID - 64;
 pub(crate) struct Trajectory {
     /// Its id, unlike that of every other trajectory of the run.
     pub(crate) id: Arc<str>,
+    /// The id in the input, or the name that stands for a missing one.
+    pub(crate) task_id: Arc<str>,
+    /// The line of the input that it comes from, counted from 1.
+    pub(crate) line: u64,
+    /// Whether another trajectory had its id already.
+    pub(crate) renamed: bool,
     /// 1, or which repetition of the recording this is.
     pub(crate) repetition: u32,
     /// Its calls in order, those that set up the workspace first. Shared by all repetitions.
     pub(crate) steps: Arc<[Step]>,
+}
+
+#[cfg(test)]
+impl Trajectory {
+    /// One without calls.
+    pub(crate) fn for_test(id: &str) -> Self {
+        let id: Arc<str> = id.into();
+        Self {
+            task_id: id.clone(),
+            id,
+            line: 1,
+            renamed: false,
+            repetition: 1,
+            steps: Arc::new([]),
+        }
+    }
 }
 
 /// What a line of input holds.
