@@ -7,9 +7,10 @@ use std::thread;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, bounded, select};
+use tool_executor::ToolExecutor;
 use tool_executor::backend::local::LocalBackend;
-use tool_executor::server::{ExecutorServer, SandboxServer, ServerConfig};
-use tool_executor::{Policy, ToolExecutor};
+use tool_executor::config::{ExecutorConfig, Policy, Secret, ServerConfig};
+use tool_executor::server::{ExecutorServer, SandboxServer};
 
 use crate::args::{ListenArgs, RunArgs, SandboxArgs, ServeArgs};
 use crate::console::{fail, init_log, print};
@@ -21,7 +22,7 @@ use crate::starting::start;
 /// Runs a sandbox server until a signal ends it.
 pub(crate) fn sandbox(args: SandboxArgs, warnings: &[String]) -> ExitCode {
     let token = args.token.sandbox_token.clone();
-    let signals = match begin(&args.run, &args.listen, token.as_deref(), warnings) {
+    let signals = match begin(&args.run, &args.listen, token.is_some(), warnings) {
         Ok(signals) => signals,
         Err(code) => return code,
     };
@@ -50,7 +51,7 @@ pub(crate) fn sandbox(args: SandboxArgs, warnings: &[String]) -> ExitCode {
 
 /// Runs an executor server until a signal ends it.
 pub(crate) fn serve(args: ServeArgs, warnings: &[String]) -> ExitCode {
-    let signals = match begin(&args.run, &args.listen, args.token.as_deref(), warnings) {
+    let signals = match begin(&args.run, &args.listen, args.token.is_some(), warnings) {
         Ok(signals) => signals,
         Err(code) => return code,
     };
@@ -87,19 +88,16 @@ fn start_serving(args: &ServeArgs) -> Result<(ExecutorServer, Arc<ToolExecutor>)
              other trajectories; give a token, or --no-auth if that is no matter"
         );
     }
-    let policy = Policy {
-        allow_network: args.calls.allow_network() && !reachable,
-        require_sandbox: args.slots.require_sandbox,
-        ..Policy::default()
-    };
-    let mut builder = ToolExecutor::builder()
-        .policy(policy)
-        .acquire_timeout(args.acquire_timeout_s)
-        .batch_window(args.calls.batch_window_ms)
-        .max_batch_size(args.calls.max_batch_size);
-    if let Some(config) = tool_server(&args.tool_server)? {
-        builder = builder.tool_server(config);
-    }
+    let policy = Policy::default()
+        .with_allow_network(args.calls.allow_network() && !reachable)
+        .with_require_sandbox(args.slots.require_sandbox);
+    let mut config = ExecutorConfig::default()
+        .with_policy(policy)
+        .with_acquire_timeout(args.acquire_timeout_s)
+        .with_batch_window(args.calls.batch_window_ms)
+        .with_max_batch_size(args.calls.max_batch_size);
+    config.tool_server = tool_server(&args.tool_server)?;
+    let builder = ToolExecutor::builder().config(config);
     let builder = if is_local {
         let backend = LocalBackend::start(local(&args.slots, &args.limits));
         builder.backend(backend.map_err(|error| chain(&error))?)
@@ -112,7 +110,7 @@ fn start_serving(args: &ServeArgs) -> Result<(ExecutorServer, Arc<ToolExecutor>)
     Ok((server.map_err(|error| chain(&error))?, executor))
 }
 
-fn server_config(listen: &ListenArgs, token: Option<String>) -> ServerConfig {
+fn server_config(listen: &ListenArgs, token: Option<Secret>) -> ServerConfig {
     let mut config = ServerConfig::new((listen.host, listen.port));
     config.token = token;
     config.no_auth = listen.no_auth;
@@ -126,12 +124,12 @@ fn server_config(listen: &ListenArgs, token: Option<String>) -> ServerConfig {
 fn begin(
     run: &RunArgs,
     listen: &ListenArgs,
-    token: Option<&str>,
+    has_token: bool,
     warnings: &[String],
 ) -> Result<Signals, ExitCode> {
     init_log(run.log.as_deref(), "warn", io::stderr());
     warnings.iter().for_each(|warning| log::warn!("{warning}"));
-    may_listen(listen, token).map_err(|problem| fail(ExitCode::Usage, &problem))?;
+    may_listen(listen, has_token).map_err(|problem| fail(ExitCode::Usage, &problem))?;
     Signals::install()
         .map_err(|error| fail(ExitCode::NotStarted, &format!("no signal handler: {error}")))
 }
@@ -165,12 +163,12 @@ fn listening(what: &str, addr: SocketAddr, of: &str) {
     }
 }
 
-fn may_listen(listen: &ListenArgs, token: Option<&str>) -> Result<(), String> {
+fn may_listen(listen: &ListenArgs, has_token: bool) -> Result<(), String> {
     let is_loopback = match listen.host {
         IpAddr::V4(ip) => ip.is_loopback(),
         IpAddr::V6(ip) => ip.is_loopback(),
     };
-    if is_loopback || token.is_some() || listen.no_auth {
+    if is_loopback || has_token || listen.no_auth {
         return Ok(());
     }
     Err(format!(

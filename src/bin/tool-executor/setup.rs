@@ -4,15 +4,14 @@ use std::error::Error;
 use std::fmt::Write as _;
 use std::path::Path;
 
-use tool_executor::backend::fleet::{FleetBackend, FleetConfig};
-use tool_executor::backend::local::LocalConfig;
-use tool_executor::toolserver::ToolServerConfig;
+use tool_executor::backend::fleet::FleetBackend;
+use tool_executor::config::{FleetConfig, LocalConfig, ToolServerConfig};
 
 use crate::args::{FleetArgs, Limit, LimitArgs, SlotArgs, ToolServerArgs};
 
 /// This machine's slots as the flags want them.
 pub(crate) fn local(slots: &SlotArgs, limits: &LimitArgs) -> LocalConfig {
-    let mut config = LocalConfig::with_slots(slots.count());
+    let mut config = LocalConfig::new(slots.count());
     config.data_dir.clone_from(&slots.data_dir);
     // This process has no children but the sandbox's.
     config.adopt_orphans = true;
@@ -65,8 +64,8 @@ pub(crate) fn tool_server(args: &ToolServerArgs) -> Result<Option<ToolServerConf
     Ok(Some(config))
 }
 
-fn certificates(path: &Path) -> Result<Vec<u8>, String> {
-    std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))
+fn certificates(path: &Path) -> Result<String, String> {
+    std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))
 }
 
 /// An error and its causes in one line.

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{ArgAction, Args};
+use tool_executor::config::Secret;
 
 use super::values::{self, Limit, named};
 
@@ -97,7 +98,7 @@ pub(crate) struct SandboxTokenArgs {
     /// machine can read the command line
     #[arg(long, value_name = "TOKEN", env = "TOOL_EXECUTOR_SANDBOX_TOKEN", hide_env_values = true)]
     #[arg(value_parser = named(values::token))]
-    pub(crate) sandbox_token: Option<String>,
+    pub(crate) sandbox_token: Option<Secret>,
 }
 
 /// Sandbox servers in place of this machine's slots.
@@ -141,7 +142,7 @@ pub(crate) struct ToolServerArgs {
     /// can read the command line
     #[arg(long, value_name = "TOKEN", env = "TOOL_EXECUTOR_TOOL_SERVER_TOKEN")]
     #[arg(hide_env_values = true, value_parser = named(values::token))]
-    pub(crate) tool_server_token: Option<String>,
+    pub(crate) tool_server_token: Option<Secret>,
 
     /// The certificate authorities of an https ToolServer, as a PEM file [default: Mozilla's]
     #[arg(long, value_name = "FILE", env = "TOOL_EXECUTOR_TOOL_SERVER_CA")]

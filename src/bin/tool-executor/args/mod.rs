@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use clap::builder::Resettable;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use tool_executor::config::Secret;
 
 use crate::exit_code;
 
@@ -112,7 +113,7 @@ pub(crate) struct ServeArgs {
     /// this machine can read the command line
     #[arg(long, value_name = "TOKEN", env = "TOOL_EXECUTOR_TOKEN", hide_env_values = true)]
     #[arg(value_parser = named(values::token))]
-    pub(crate) token: Option<String>,
+    pub(crate) token: Option<Secret>,
 
     #[command(flatten)]
     pub(crate) slots: SlotArgs,

@@ -192,7 +192,7 @@ fn flags_are_read() {
         let Command::Sandbox(args) = parse_line(&format!("sandbox {flag} t")).unwrap() else {
             panic!()
         };
-        assert_eq!(args.token.sandbox_token.as_deref(), Some("t"));
+        assert_eq!(args.token.sandbox_token, Some("t".into()));
     }
 }
 

@@ -10,6 +10,7 @@ use clap::builder::{PathBufValueParser, TypedValueParser};
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{Arg, Command};
+use tool_executor::config::Secret;
 
 /// A limit, or that there is none.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -124,9 +125,9 @@ pub(super) fn url(text: &str) -> Result<String, String> {
 }
 
 /// A bearer token.
-pub(super) fn token(text: &str) -> Result<String, String> {
+pub(super) fn token(text: &str) -> Result<Secret, String> {
     match !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic()) {
-        true => Ok(text.to_owned()),
+        true => Ok(text.into()),
         false => Err("a token of visible ASCII characters without spaces".to_owned()),
     }
 }

@@ -4,8 +4,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 use serde_json::Value;
-use tool_executor::tool::JsonObject;
-use tool_executor::{Timing, ToolResult};
+use tool_executor::{JsonObject, Timing, ToolResult};
 
 use super::compare::Match;
 use super::step::Step;
@@ -85,7 +84,7 @@ impl<'a> Line<'a> {
             uniq_id,
             success: result.success,
             outcome: result.outcome.as_str(),
-            model_attributable: result.outcome.is_models_doing(),
+            model_attributable: result.model_attributable(),
             may_have_executed: result.may_have_executed,
             output: &result.output,
             error: &result.error,
