@@ -283,6 +283,7 @@ fn the_environment_variables_of_the_reference_are_honoured() {
             ("TOOL_EXECUTOR_ACQUIRE_TIMEOUT_S", "0.5"),
             ("TOOL_EXECUTOR_BATCH_WINDOW_MS", "1"),
             ("TOOL_EXECUTOR_MAX_BATCH_SIZE", "7"),
+            ("TOOL_EXECUTOR_TIMEOUT_S", "1.5"),
             ("TOOL_EXECUTOR_TOOL_SERVER_URL", &tools.url),
             ("TOOL_EXECUTOR_TOOL_SERVER_TOKEN", "s3cret-of-tools"),
         ],
@@ -295,6 +296,7 @@ fn the_environment_variables_of_the_reference_are_honoured() {
     assert_eq!(program.post("/execute", &search)["output"], "found");
     let mut requests = tools.requests.try_iter();
     assert!(requests.all(|r| r.authorization.as_deref() == Some("Bearer s3cret-of-tools")));
+    assert_eq!(program.bash("t0", "sleep 60")["metadata"]["timeout"], true);
     // A slot is waited for as long as was said.
     for id in ["t1", "t2"] {
         assert_eq!(program.bash(id, "true")["success"], true);

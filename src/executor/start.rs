@@ -64,7 +64,8 @@ impl ToolExecutor {
         let containers = backend.start().map_err(StartError::Backend)?;
         let capabilities = backend.capabilities();
         // A backend without a limit of its own may well say `Duration::MAX`.
-        let default_timeout = capabilities.default_timeout.min(LONGEST);
+        let default_timeout =
+            config.default_timeout.unwrap_or(capabilities.default_timeout).min(LONGEST);
         let gate = Arc::new(Gate::new(config.queue_capacity));
         let refusals = Arc::new(Refusals::default());
         let (events, receiver) = unbounded();

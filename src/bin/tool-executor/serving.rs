@@ -9,7 +9,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, bounded, select};
 use tool_executor::ToolExecutor;
 use tool_executor::backend::local::LocalBackend;
-use tool_executor::config::{ExecutorConfig, Policy, Secret, ServerConfig};
+use tool_executor::config::{Secret, ServerConfig};
 use tool_executor::server::{ExecutorServer, SandboxServer};
 
 use crate::args::{ListenArgs, RunArgs, SandboxArgs, ServeArgs};
@@ -88,14 +88,9 @@ fn start_serving(args: &ServeArgs) -> Result<(ExecutorServer, Arc<ToolExecutor>)
              other trajectories; give a token, or --no-auth if that is no matter"
         );
     }
-    let policy = Policy::default()
-        .with_allow_network(args.calls.allow_network() && !reachable)
-        .with_require_sandbox(args.slots.require_sandbox);
-    let mut config = ExecutorConfig::default()
-        .with_policy(policy)
-        .with_acquire_timeout(args.acquire_timeout_s)
-        .with_batch_window(args.calls.batch_window_ms)
-        .with_max_batch_size(args.calls.max_batch_size);
+    let mut config = args.calls.config().with_acquire_timeout(args.acquire_timeout_s);
+    config.policy.allow_network &= !reachable;
+    config.policy.require_sandbox = args.isolation.require_sandbox;
     config.tool_server = tool_server(&args.tool_server)?;
     let builder = ToolExecutor::builder().config(config);
     let builder = if is_local {

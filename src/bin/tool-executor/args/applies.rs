@@ -19,11 +19,9 @@ const OF_NOMAD: [&str; 7] = [
 ];
 
 /// Flags of this machine's slots.
-const OF_THIS_MACHINE: [&str; 11] = [
+const OF_THIS_MACHINE: [&str; 9] = [
     "slots",
     "data_dir",
-    "allow_unisolated",
-    "require_sandbox",
     "limit_memory",
     "limit_processes",
     "limit_cpu",

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{ArgAction, Args};
-use tool_executor::config::Secret;
+use tool_executor::config::{ExecutorConfig, Policy, Secret};
 
 use super::values::{self, Limit, named};
 
@@ -26,15 +26,6 @@ pub(crate) struct SlotArgs {
     /// Where the workspaces are made [default: tool-executor-<uid> in the temporary directory]
     #[arg(long, value_name = "DIR", env = "TOOL_EXECUTOR_DATA_DIR")]
     pub(crate) data_dir: Option<PathBuf>,
-
-    /// Run commands even where they cannot be isolated (no working bubblewrap)
-    #[arg(long, env = "TOOL_EXECUTOR_ALLOW_UNISOLATED")]
-    #[arg(value_parser = named(values::boolean))]
-    pub(crate) allow_unisolated: bool,
-
-    /// Refuse to run commands where they cannot be isolated
-    #[arg(long, hide = true)]
-    pub(crate) require_sandbox: bool,
 }
 
 impl SlotArgs {
@@ -50,6 +41,20 @@ impl SlotArgs {
 /// The reference's default, and more where there are processors for more.
 pub(super) fn default_slots(processors: usize) -> usize {
     processors.saturating_mul(2).max(10)
+}
+
+/// Whether commands have to be isolated, on this machine or on sandbox servers.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Isolation")]
+pub(crate) struct IsolationArgs {
+    /// Run commands even where they cannot be isolated (no working bubblewrap)
+    #[arg(long, env = "TOOL_EXECUTOR_ALLOW_UNISOLATED")]
+    #[arg(value_parser = named(values::boolean))]
+    pub(crate) allow_unisolated: bool,
+
+    /// Refuse to run commands where they cannot be isolated
+    #[arg(long, hide = true)]
+    pub(crate) require_sandbox: bool,
 }
 
 /// What a slot of this machine may use.
@@ -153,15 +158,20 @@ pub(crate) struct ToolServerArgs {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Calls")]
 pub(crate) struct CallArgs {
+    /// Time limit of a call that brings none, in seconds: 1 to 600 [default: the sandbox's, 30]
+    #[arg(long, value_name = "S", env = "TOOL_EXECUTOR_TIMEOUT_S")]
+    #[arg(value_parser = named(values::call_seconds))]
+    timeout_s: Option<Duration>,
+
     /// How long a call waits for others to share its batch, at most; 0 sends each at once
     #[arg(long, value_name = "MS", default_value = "20", env = "TOOL_EXECUTOR_BATCH_WINDOW_MS")]
     #[arg(value_parser = named(values::milliseconds))]
-    pub(crate) batch_window_ms: Duration,
+    batch_window_ms: Duration,
 
     /// Calls in one batch, at most
     #[arg(long, value_name = "N", default_value = "200", env = "TOOL_EXECUTOR_MAX_BATCH_SIZE")]
     #[arg(value_parser = named(values::at_least_one))]
-    pub(crate) max_batch_size: usize,
+    max_batch_size: usize,
 
     /// Whether commands may use the network
     #[arg(long, value_name = "BOOL", default_value = "true", env = "TOOL_EXECUTOR_ALLOW_NETWORK")]
@@ -174,6 +184,16 @@ pub(crate) struct CallArgs {
 }
 
 impl CallArgs {
+    /// The executor's settings that these flags are about, the others at their defaults.
+    pub(crate) fn config(&self) -> ExecutorConfig {
+        let mut config = ExecutorConfig::default()
+            .with_policy(Policy::default().with_allow_network(self.allow_network()))
+            .with_batch_window(self.batch_window_ms)
+            .with_max_batch_size(self.max_batch_size);
+        config.default_timeout = self.timeout_s;
+        config
+    }
+
     /// Whether commands may use the network.
     pub(crate) fn allow_network(&self) -> bool {
         self.allow_network && !self.no_network

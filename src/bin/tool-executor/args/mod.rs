@@ -21,7 +21,8 @@ use tool_executor::config::Secret;
 use crate::exit_code;
 
 pub(crate) use self::groups::{
-    CallArgs, FleetArgs, LimitArgs, ListenArgs, RunArgs, SandboxTokenArgs, SlotArgs, ToolServerArgs,
+    CallArgs, FleetArgs, IsolationArgs, LimitArgs, ListenArgs, RunArgs, SandboxTokenArgs, SlotArgs,
+    ToolServerArgs,
 };
 pub(crate) use self::values::Limit;
 use self::values::named;
@@ -93,6 +94,9 @@ pub(crate) struct SandboxArgs {
     pub(crate) token: SandboxTokenArgs,
 
     #[command(flatten)]
+    pub(crate) isolation: IsolationArgs,
+
+    #[command(flatten)]
     pub(crate) slots: SlotArgs,
 
     #[command(flatten)]
@@ -114,6 +118,9 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "TOKEN", env = "TOOL_EXECUTOR_TOKEN", hide_env_values = true)]
     #[arg(value_parser = named(values::token))]
     pub(crate) token: Option<Secret>,
+
+    #[command(flatten)]
+    pub(crate) isolation: IsolationArgs,
 
     #[command(flatten)]
     pub(crate) slots: SlotArgs,
@@ -164,12 +171,6 @@ pub(crate) struct ReplayArgs {
     #[arg(long, value_name = "N", value_parser = named(values::at_least_one_u64))]
     pub(crate) limit: Option<u64>,
 
-    /// Time limit of a call that brings no `timeout` argument, in seconds: 1 to 600
-    /// [default: the sandbox's, 30]
-    #[arg(long, value_name = "S", env = "TOOL_EXECUTOR_TIMEOUT_S")]
-    #[arg(value_parser = named(values::call_seconds))]
-    pub(crate) timeout_s: Option<Duration>,
-
     /// Compare outputs and exit codes with the recorded ones and report the agreement
     #[arg(long)]
     pub(crate) compare: bool,
@@ -191,6 +192,9 @@ pub(crate) struct ReplayArgs {
     /// No progress
     #[arg(long, short)]
     pub(crate) quiet: bool,
+
+    #[command(flatten)]
+    pub(crate) isolation: IsolationArgs,
 
     #[command(flatten)]
     pub(crate) slots: SlotArgs,

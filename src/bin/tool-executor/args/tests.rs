@@ -2,6 +2,7 @@
 //! process that runs the tests; `tests/cli.rs` and `tests/serve.rs` set some for the program.
 
 use clap::{Arg, Command as Definition};
+use tool_executor::config::ExecutorConfig;
 
 use super::*;
 
@@ -46,7 +47,7 @@ const TABLE: [(&str, &str, &str); 39] = [
     ("sandbox-url", "TOOL_EXECUTOR_SANDBOX_URL", "rs"),
     ("slots", "TOOL_EXECUTOR_SLOTS", "rsx"),
     ("summary-json", "", "r"),
-    ("timeout-s", "TOOL_EXECUTOR_TIMEOUT_S", "r"),
+    ("timeout-s", "TOOL_EXECUTOR_TIMEOUT_S", "rs"),
     ("token", "TOOL_EXECUTOR_TOKEN", "s"),
     ("tool-server-ca", "TOOL_EXECUTOR_TOOL_SERVER_CA", "rs"),
     ("tool-server-token", "TOOL_EXECUTOR_TOOL_SERVER_TOKEN", "rs"),
@@ -163,9 +164,9 @@ fn a_secret_is_not_shown_by_the_help() {
 fn defaults() {
     let args = replay("").unwrap();
     assert!(args.slots.count() >= 10);
-    assert_eq!((args.concurrency, args.repeat, args.timeout_s), (None, 1, None));
-    assert_eq!(args.calls.batch_window_ms, Duration::from_millis(20));
-    assert_eq!(args.calls.max_batch_size, 200);
+    assert_eq!((args.concurrency, args.repeat), (None, 1));
+    // What the command line does not say is as it is in the library.
+    assert_eq!(args.calls.config(), ExecutorConfig::default());
     assert_eq!(args.run.grace_s, Duration::from_secs(10));
     assert!(args.calls.allow_network());
     assert_eq!((groups::default_slots(1), groups::default_slots(16)), (10, 32));
@@ -186,6 +187,12 @@ fn flags_are_read() {
     for no in ["--no-network", "--allow-network=false", "--allow-network no"] {
         assert!(!replay(no).unwrap().calls.allow_network(), "{no}");
     }
+    let config = replay("--timeout-s 1.5 --batch-window-ms 0 --max-batch-size 7").unwrap();
+    let expected = ExecutorConfig::default()
+        .with_default_timeout(Duration::from_millis(1500))
+        .with_batch_window(Duration::ZERO)
+        .with_max_batch_size(7);
+    assert_eq!(config.calls.config(), expected);
     let args = replay("--sandbox-url http://a,http://b --sandbox-url http://c").unwrap();
     assert_eq!(args.fleet.sandbox_url, ["http://a", "http://b", "http://c"]);
     for flag in ["--token", "--sandbox-token"] {
@@ -232,8 +239,6 @@ fn a_flag_that_cannot_apply_is_refused_with_the_reason() {
     for flag in [
         "--slots 2",
         "--data-dir /x",
-        "--allow-unisolated",
-        "--require-sandbox",
         "--limit-memory 1G",
         "--limit-processes none",
         "--limit-cpu 1",

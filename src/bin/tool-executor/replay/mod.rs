@@ -98,7 +98,7 @@ pub(crate) fn run(args: ReplayArgs, warnings: &[String]) -> ExitCode {
 
 /// The flag that lets no command run where nothing can be isolated.
 fn refusing_flag(args: &ReplayArgs) -> Option<&'static str> {
-    match (args.slots.require_sandbox, args.calls.allow_network()) {
+    match (args.isolation.require_sandbox, args.calls.allow_network()) {
         (true, _) => Some("--require-sandbox"),
         (false, false) => Some("--no-network"),
         (false, true) => None,
