@@ -82,6 +82,15 @@ pub(super) fn check(
     Ok(warnings)
 }
 
+/// What is said of a variable that other commands have, where its silence could mislead: who forbids
+/// the network has to know that `sandbox` leaves that to its clients.
+pub(super) fn not_for_sandbox(variables: &[OsString], command: &Command) -> Option<String> {
+    const NETWORK: &str = "TOOL_EXECUTOR_ALLOW_NETWORK";
+    let applies = command.get_name() == "sandbox" && variables.iter().any(|name| name == NETWORK);
+    let why = "the executors that use this server say whether their commands have a network";
+    applies.then(|| format!("{NETWORK} has no effect: {why}"))
+}
+
 /// What is said of variables that no command has, though they look as if they were ours.
 pub(super) fn without_meaning(variables: &[OsString], program: &Command) -> Vec<String> {
     let known: Vec<&str> = program

@@ -243,7 +243,8 @@ pub(crate) struct Parsed {
 /// # Errors
 /// Something is wrong with them, or help was asked for: `clap`'s way to say both.
 pub(crate) fn parse() -> Result<Parsed, clap::Error> {
-    let names: Vec<OsString> = std::env::vars_os().map(|(name, _)| name).collect();
+    let given = std::env::vars_os().filter(|(_, value)| !value.is_empty());
+    let names: Vec<OsString> = given.map(|(name, _)| name).collect();
     parse_from(command(), std::env::args_os(), &names)
 }
 
@@ -272,6 +273,7 @@ fn parse_from(
         && let Some(command) = command.find_subcommand_mut(name)
     {
         warnings = applies::check(command, given)?;
+        warnings.extend(applies::not_for_sandbox(variables, command));
     }
     warnings.extend(applies::without_meaning(variables, &command));
     let cli =

@@ -296,6 +296,14 @@ fn variables_that_no_command_has_are_told_and_those_of_others_are_not() {
     assert_eq!(of("TOOL_EXECUTOR_IMPORTANT has no effect: there is no such variable"), 1);
     assert_eq!(of("TOOL_EXECUTOR_JOB_ID has no effect: slots are this machine's"), 1);
     assert_eq!(warnings.len(), 3, "{warnings:?}");
+
+    let network = [OsString::from("TOOL_EXECUTOR_ALLOW_NETWORK")];
+    for (command, warnings) in [("sandbox", 1), ("serve", 0), ("man", 0)] {
+        let line = ["tool-executor", command].map(OsString::from);
+        let parsed = parse_from(without_variables(), line, &network).unwrap();
+        let of_network = |text: &&String| text.contains("has no effect: the executors that use");
+        assert_eq!(parsed.warnings.iter().filter(of_network).count(), warnings, "{command}");
+    }
 }
 
 #[test]

@@ -16,9 +16,9 @@ pub(crate) struct TrajectoryCursor {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Next {
     /// With its next call.
-    NextCall,
+    Call,
     /// It was the last call.
-    Done,
+    End,
     /// A setup call failed: the calls left have no workspace to run in.
     SetupFailed,
 }
@@ -46,9 +46,9 @@ impl TrajectoryCursor {
         if setup_failed {
             Next::SetupFailed
         } else if self.current().is_some() {
-            Next::NextCall
+            Next::Call
         } else {
-            Next::Done
+            Next::End
         }
     }
 
@@ -82,11 +82,11 @@ mod tests {
         let mut cursor = cursor(1, 2);
         let failure = ToolResult::failure(Outcome::NonZeroExit, "Exit code: 1");
         assert!(cursor.current().unwrap().setup);
-        assert_eq!(cursor.advance(&ToolResult::ok("")), Next::NextCall);
+        assert_eq!(cursor.advance(&ToolResult::ok("")), Next::Call);
         assert_eq!(cursor.current().unwrap().index, 0);
-        assert_eq!(cursor.advance(&failure), Next::NextCall);
+        assert_eq!(cursor.advance(&failure), Next::Call);
         assert_eq!(cursor.current().unwrap().index, 1);
-        assert_eq!(cursor.advance(&failure), Next::Done);
+        assert_eq!(cursor.advance(&failure), Next::End);
         assert_eq!(cursor.current(), None);
         assert!(cursor.remaining().is_empty());
     }

@@ -221,15 +221,15 @@ impl<'a> Run<'a> {
             return Ok(());
         };
         match self.record(&mut cursor, &completion.result, true)? {
-            Next::NextCall if self.shutdown == Shutdown::No => {
+            Next::Call if self.shutdown == Shutdown::No => {
                 self.submit_current(completion.tag, cursor)
             }
-            Next::NextCall => {
+            Next::Call => {
                 self.report.cut_short();
                 self.leave(&cursor);
                 Ok(())
             }
-            Next::Done | Next::SetupFailed => self.end(cursor),
+            Next::End | Next::SetupFailed => self.end(cursor),
         }
     }
 
@@ -241,7 +241,7 @@ impl<'a> Run<'a> {
         result: &ToolResult,
         submitted: bool,
     ) -> Result<Next, String> {
-        let Some(step) = cursor.current() else { return Ok(Next::Done) };
+        let Some(step) = cursor.current() else { return Ok(Next::End) };
         let trajectory = cursor.trajectory();
         let uniq_id = result.uniq_id.as_deref().unwrap_or(&step.call.uniq_id);
         let call = Finished { trajectory, step, uniq_id, result, submitted };
