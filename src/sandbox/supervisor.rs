@@ -40,6 +40,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use rustix::event::{EventfdFlags, epoll, eventfd};
+use rustix::fs::Mode;
 use rustix::process::{Resource, Rlimit};
 
 use super::host::Host;
@@ -152,6 +153,7 @@ impl Supervisor {
         let thread =
             std::thread::Builder::new().name("tool-supervisor".to_owned()).spawn(move || {
                 block_sigpipe();
+                leave_umask();
                 leave_session_keyring();
                 turn.run(&queue.0);
                 // First the commands, then the queue.
@@ -351,6 +353,19 @@ pub(super) fn block_sigpipe() {
         libc::sigaddset(&mut signals, libc::SIGPIPE);
         libc::pthread_sigmask(libc::SIG_BLOCK, &signals, std::ptr::null_mut());
     }
+}
+
+/// Gives this thread, and so every command, the usual umask. What the host has set is for its own files:
+/// that of a service may be 077, and modes that a command's files get must not depend on the machine.
+pub(super) fn leave_umask() {
+    // SAFETY: from here on this thread, which is our own, has a working directory and an umask apart from
+    // those of the process; nothing else changes.
+    if unsafe { libc::unshare(libc::CLONE_FS) } != 0 {
+        // Setting the umask would set the host's.
+        let error = io::Error::last_os_error();
+        return log::debug!("commands have the umask of this process: {error}");
+    }
+    rustix::process::umask(Mode::WGRP | Mode::WOTH);
 }
 
 /// Gives this thread, and so every command, a session keyring that nobody may use. The kernel's keys

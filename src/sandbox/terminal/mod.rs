@@ -55,7 +55,7 @@ use super::limits::{Exceeded, Limits};
 use super::spawn::Reaped;
 use super::spool::Spool;
 use super::stream::READ_BUFFER;
-use super::supervisor::{block_sigpipe, leave_session_keyring};
+use super::supervisor::{block_sigpipe, leave_session_keyring, leave_umask};
 use super::user::CommandUser;
 
 /// How many calls are begun before events and deadlines are looked at again.
@@ -140,6 +140,7 @@ impl Terminals {
         let thread =
             std::thread::Builder::new().name("tool-terminals".to_owned()).spawn(move || {
                 block_sigpipe();
+                leave_umask();
                 leave_session_keyring();
                 turn.run(&queue.0);
                 // First the sandboxes, then the queue.

@@ -1,22 +1,11 @@
 //! What commands cost the host process, and what hosts do that make it hard.
 
 use super::*;
+use crate::sandbox::testing;
 
-/// Runs a test's body in a process of its own, where no other test's processes, threads and files are.
+/// Runs a test's body in a process of its own.
 fn alone(test: &str, body: impl FnOnce()) {
-    const VARIABLE: &str = "TOOL_EXECUTOR_TEST_ALONE";
-    if std::env::var_os(VARIABLE).is_some() {
-        return body();
-    }
-    let output = std::process::Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "--nocapture", "--test-threads=1"])
-        .arg(format!("sandbox::supervisor::tests::hosts::{test}"))
-        .env(VARIABLE, "1")
-        .output()
-        .unwrap();
-    let text = String::from_utf8_lossy(&output.stdout);
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success() && text.contains("1 passed"), "{text}{errors}");
+    testing::alone(&format!("{}::{test}", module_path!()), body);
 }
 
 fn count(directory: &str) -> usize {
@@ -148,6 +137,21 @@ fn a_host_that_ignores_sigchld_gets_every_exit_code() {
             run_many(bench, 50);
             assert_eq!(bench.run_for(200, "sleep 99").end, End::TimedOut);
         });
+    });
+}
+
+#[test]
+fn a_hosts_signals_and_umask_do_not_reach_its_commands() {
+    alone("a_hosts_signals_and_umask_do_not_reach_its_commands", || {
+        testing::be_a_hostile_host();
+        in_all_modes(|bench| {
+            testing::assert_nothing_inherited(&bench.output(testing::INHERITED));
+            assert_eq!(bench.run("kill -INT $$").end, bench.run("kill -INT $BASHPID").end);
+            assert_eq!(bench.output("trap"), "");
+        });
+        // What the host has set stays as it is for the host.
+        let umask = rustix::process::umask(rustix::fs::Mode::empty());
+        assert_eq!(umask.as_raw_mode(), 0o077);
     });
 }
 

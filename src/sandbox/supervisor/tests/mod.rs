@@ -297,20 +297,6 @@ fn raising_the_limit_of_open_files_does_not_reach_commands() {
 }
 
 #[test]
-fn signals_have_their_default_meaning_in_a_command() {
-    in_all_modes(|bench| {
-        // The test harness ignores SIGPIPE, as Rust programs do.
-        let status = bench.output("grep -E 'Sig(Blk|Ign)' /proc/self/status | cut -f2");
-        for set in status.lines() {
-            // 32 and 33 belong to the C library, which keeps everybody's hands off them.
-            let set = u64::from_str_radix(set, 16).unwrap() & !(0b11 << 31);
-            assert_eq!(set, 0, "{status}");
-        }
-        assert_eq!(status.lines().count(), 2);
-    });
-}
-
-#[test]
 fn the_wall_time_is_that_of_the_command() {
     in_all_modes(|bench| {
         let finished = bench.run("sleep 0.1");

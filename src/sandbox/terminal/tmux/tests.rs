@@ -17,6 +17,7 @@ use crate::sandbox::limits::{Filter, Limits};
 use crate::sandbox::shell;
 use crate::sandbox::spool::Spool;
 use crate::sandbox::terminal::{Place, Setup, TerminalCall, Terminals};
+use crate::sandbox::testing;
 use crate::sandbox::user::CommandUser;
 use crate::sandbox::workspace::{DataDir, Workspace};
 use crate::tool::{Outcome, ToolResult};
@@ -359,6 +360,18 @@ fn lines_and_heredocs_are_typed_as_they_are() {
     bench.keys(json!(["echo", "Space", "'kill-server ;'", " -H ", ";", "BSpace", "> d", "Enter"]));
     bench.run("");
     assert_eq!(bench.content("d"), b"kill-server ; -H\n");
+}
+
+#[test]
+fn a_hosts_signals_and_umask_do_not_reach_its_terminals() {
+    const NAME: &str = "a_hosts_signals_and_umask_do_not_reach_its_terminals";
+    testing::alone(&format!("{}::{NAME}", module_path!()), || {
+        testing::be_a_hostile_host();
+        let bench = Bench::sandboxed();
+        bench.begin();
+        bench.run(&format!("({}) > inherited", testing::INHERITED));
+        testing::assert_nothing_inherited(&String::from_utf8(bench.content("inherited")).unwrap());
+    });
 }
 
 #[test]
