@@ -236,6 +236,7 @@ mod tests {
         let (barred, below) = (outer.path().join("a"), outer.path().join("a/b"));
         std::fs::create_dir_all(&below).unwrap();
         std::fs::set_permissions(outer.path(), mode(0o711)).unwrap();
+        std::fs::set_permissions(&below, mode(0o711)).unwrap();
         std::fs::set_permissions(&barred, mode(0o700)).unwrap();
         assert_eq!(user.obstacle(&below).unwrap(), Some(barred.clone()));
         std::fs::set_permissions(&barred, mode(0o711)).unwrap();

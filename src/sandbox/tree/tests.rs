@@ -304,6 +304,8 @@ fn a_copy_has_files_directories_symlinks_and_modes() {
     let mode = |name: &str| fs::symlink_metadata(to.join(name)).unwrap().mode() & 0o7777;
     assert_eq!((mode("a"), mode("a/script"), mode("a/secret")), (0o555, 0o755, 0o400));
     assert_eq!(fs::read_link(to.join("link")).unwrap(), Path::new("/etc"));
+    // So that an ordinary user can remove them.
+    [from, to].iter().for_each(|tree| chmod(&tree.join("a"), 0o755));
 }
 
 #[test]

@@ -220,7 +220,10 @@ fn another_user_may_pass_through_what_is_above_its_workspaces_and_no_more() {
     assert!(open_private_base(outer.path().join("link"), Some(user)).is_err());
 
     fs::set_permissions(outer.path(), fs::Permissions::from_mode(0o711)).unwrap();
-    let data = DataDir::create(Some(&outer.path().join("given")), 1, Some(user)).unwrap();
+    let given = outer.path().join("given/below");
+    let data = DataDir::create(Some(&given), 1, Some(user)).unwrap();
+    // Whatever the umask is.
+    assert_eq!((mode_of(&outer.path().join("given")), mode_of(&given)), (0o711, 0o711));
     let workspace = data.workspaces()[0].path();
     let metadata = fs::metadata(workspace).unwrap();
     let owner = (metadata.uid(), metadata.gid());

@@ -210,6 +210,7 @@ fn when_the_host_is_killed_its_commands_die() {
         let marker = marker();
         // The killed host cannot remove its workspace: it goes with this.
         let directory = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o711)).unwrap();
         let status = std::process::Command::new(std::env::current_exe().unwrap())
             .args([
                 "--exact",

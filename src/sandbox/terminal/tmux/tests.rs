@@ -170,6 +170,12 @@ impl Bench {
         std::fs::read(self.file(name)).unwrap()
     }
 
+    /// Makes a file that commands can read, whatever the umask is.
+    fn put(&self, name: &str, content: impl AsRef<[u8]>) {
+        std::fs::write(self.file(name), content).unwrap();
+        std::fs::set_permissions(self.file(name), PermissionsExt::from_mode(0o644)).unwrap();
+    }
+
     fn wait_for_file(&self, name: &str) {
         let give_up = Instant::now() + LONG;
         while !self.file(name).exists() {
@@ -441,7 +447,7 @@ fn what_is_streamed_is_what_was_printed() {
         (random >> 32) as u8
     };
     let bytes: Vec<u8> = (0..60_000).map(|_| byte()).filter(|byte| *byte != b'\n').collect();
-    std::fs::write(bench.file("bytes"), &bytes).unwrap();
+    bench.put("bytes", &bytes);
     let mut streamed = String::new();
     let mut offset = 0;
     let mut stream = |streamed: &mut String, max_bytes: usize| {
