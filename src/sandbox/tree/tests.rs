@@ -132,26 +132,33 @@ fn a_wide_and_deep_tree_is_removed() {
 
 #[test]
 fn what_resists_is_named_and_the_rest_removed() {
-    obey_permissions();
     let outer = tempfile::tempdir().unwrap();
     // A directory that belongs to somebody else is one that even its own owner may not change.
     let top = outer.path().join("top");
     fs::create_dir_all(top.join("kept/x")).unwrap();
     fs::create_dir_all(top.join("gone/x")).unwrap();
+    chmod(&top.join("kept"), 0o755);
     if rustix::fs::chownat(CWD, top.join("kept"), Some(other_user()), None, AtFlags::empty())
         .is_err()
     {
         return; // Only root can make such a directory.
     }
-    let mut sets = rustix::thread::capabilities(None).unwrap();
-    sets.effective -= CapabilitySet::FOWNER;
-    rustix::thread::set_capabilities(None, sets).unwrap();
+    // On a thread of its own: this one removes everything in the end.
+    std::thread::scope(|scope| {
+        let restricted = scope.spawn(|| {
+            obey_permissions();
+            let mut sets = rustix::thread::capabilities(None).unwrap();
+            sets.effective -= CapabilitySet::FOWNER;
+            rustix::thread::set_capabilities(None, sets).unwrap();
 
-    chmod_as_owner_is_impossible(&top.join("kept"));
-    let error = empty_all(&top).unwrap_err();
-    assert_eq!(error.entry, "kept");
-    assert_eq!(error.source.kind(), io::ErrorKind::PermissionDenied);
-    assert_eq!(names(&top), ["kept"]);
+            chmod_as_owner_is_impossible(&top.join("kept"));
+            let error = empty_all(&top).unwrap_err();
+            assert_eq!(error.entry, "kept");
+            assert_eq!(error.source.kind(), io::ErrorKind::PermissionDenied);
+            assert_eq!(names(&top), ["kept"]);
+        });
+        restricted.join().unwrap();
+    });
 }
 
 fn other_user() -> rustix::fs::Uid {

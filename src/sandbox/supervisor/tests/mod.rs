@@ -263,7 +263,7 @@ fn the_environment_is_fixed_and_nothing_of_the_hosts() {
         let expected = "HOME LANG LOGNAME PATH PWD SHELL SHLVL TERM TMPDIR USER _ ";
         assert_eq!(printed, expected);
         let printed =
-            bench.output("echo $SHELL $LANG $TERM $PATH; [ $HOME = $PWD ] && [ -w $TMPDIR ]");
+            bench.output("echo $SHELL $LANG $TERM $PATH; [[ $HOME = $PWD && -w $TMPDIR ]]");
         assert_eq!(
             printed,
             "/bin/bash C.UTF-8 dumb \

@@ -154,8 +154,8 @@ fn oracle(commands: &[String], root: &Path, aux: &Path) -> Vec<Said> {
     for (index, command) in commands.iter().enumerate() {
         std::fs::write(aux.join(format!("c{index}")), format!("{command}\n")).unwrap();
         script += &format!(
-            "source {aux_path}/c{index} </dev/null >{aux_path}/o{index} 2>{aux_path}/e{index}; \
-             _said $? {aux_path}/s{index}\n"
+            "source '{aux_path}/c{index}' </dev/null >'{aux_path}/o{index}' 2>'{aux_path}/e{index}'; \
+             _said $? '{aux_path}/s{index}'\n"
         );
     }
     bash.stdin.take().unwrap().write_all(script.as_bytes()).unwrap();
