@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 #[path = "it/http.rs"]
-#[allow(dead_code)] // what the other tests need of it
+#[allow(dead_code, reason = "what the other tests need of it")]
 mod http;
 
 /// Longer than anything here takes on a busy machine.

@@ -23,10 +23,10 @@ mod fakes {
 }
 
 #[path = "it/http.rs"]
-#[allow(dead_code)] // what the other tests need of it
+#[allow(dead_code, reason = "what the other tests need of it")]
 mod http;
 #[path = "it/http_client.rs"]
-#[allow(dead_code)]
+#[allow(dead_code, reason = "what the other tests need of it")]
 mod http_client;
 
 /// The program that serves, with a directory of its own for temporary files.

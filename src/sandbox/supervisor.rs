@@ -150,6 +150,10 @@ impl Supervisor {
         let host = Host::new(isolation.clone(), user, limits)?.with_spool(spool);
         let mut turn = Turn::new(epoll, host, shared.clone());
         let queue = CloseOnDrop(Arc::clone(&shared));
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "`close` joins it, however long the last process takes"
+        )]
         let thread =
             std::thread::Builder::new().name("tool-supervisor".to_owned()).spawn(move || {
                 block_sigpipe();

@@ -174,6 +174,7 @@ impl Drop for Entered {
 /// Does something on a thread of its own: a thread of the host must not be touched.
 pub(super) fn on_own_thread<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
     std::thread::scope(|scope| {
+        #[expect(clippy::disallowed_methods, reason = "it lives in this scope")]
         std::thread::Builder::new()
             .name("tool-user".to_owned())
             .spawn_scoped(scope, work)?

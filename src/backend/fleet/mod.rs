@@ -141,6 +141,10 @@ impl FleetBackend {
                 Err(Failure::Refused(status, text)) if matches!(status, 401 | 403 | 404) => {
                     return Err(format!("HTTP {status}: {text}"));
                 }
+                #[expect(
+                    clippy::disallowed_methods,
+                    reason = "the start waits for this and nothing else, up to its deadline"
+                )]
                 Err(_) => thread::sleep(pause),
             }
             pause = (pause * 2).min(PAUSE_MOST);

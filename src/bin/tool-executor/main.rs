@@ -1,7 +1,11 @@
 //! The `tool-executor` program: a command line over the library's public API, nothing more.
 //!
 //! Standard output belongs to results, standard error to progress and warnings.
-#![allow(clippy::print_stdout, clippy::print_stderr)]
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "that is what a program does")]
+#![cfg_attr(
+    not(test),
+    warn(clippy::disallowed_methods, clippy::disallowed_types, clippy::unwrap_used)
+)]
 
 mod args;
 mod exit_code;

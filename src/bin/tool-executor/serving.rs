@@ -173,6 +173,10 @@ fn listening(what: &str, addr: SocketAddr, of: &str) {
 
 /// Tells of each signal that asks for the end.
 fn signals() -> Result<Receiver<()>, String> {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "one entry for a signal, and the program ends at the second"
+    )]
     let (tell, told) = unbounded();
     let tell = move || {
         // Refused only when nobody waits any more.

@@ -145,6 +145,10 @@ impl Watcher {
         for (name, role) in roles.into_iter().flatten() {
             let mut thread = Thread { role, known: HashMap::new(), disks: HashMap::new() };
             let shared = watcher.shared.clone();
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "`close` joins it, which takes a look at most"
+            )]
             let started = std::thread::Builder::new()
                 .name(name.to_owned())
                 .spawn(move || thread.run(&shared))?;

@@ -137,6 +137,10 @@ impl Terminals {
             },
         };
         let queue = CloseOnDrop(Arc::clone(&shared));
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "`close` joins it, however long the last process takes"
+        )]
         let thread =
             std::thread::Builder::new().name("tool-terminals".to_owned()).spawn(move || {
                 block_sigpipe();
@@ -441,6 +445,10 @@ impl Turn {
             Err(error) => {
                 // Not possible with valid arguments; if it happens, deadlines must still be kept.
                 log::error!("cannot wait for events: {error}");
+                #[expect(
+                    clippy::disallowed_methods,
+                    reason = "it must not spin where it cannot wait for events"
+                )]
                 std::thread::sleep(Duration::from_millis(10));
             }
         }

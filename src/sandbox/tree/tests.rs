@@ -234,7 +234,7 @@ fn what_may_not_be_changed_resists_and_is_named() {
     if let Err(errno) = rustix::fs::ioctl_setflags(&kept, immutable) {
         // Only root can, and not on every file system.
         let text = format!("nothing can be made immutable here: {errno}\n");
-        std::io::Write::write_all(&mut std::io::stdout(), text.as_bytes()).unwrap();
+        io::Write::write_all(&mut io::stdout(), text.as_bytes()).unwrap();
         return;
     }
     let error = empty_all(top.path());

@@ -79,7 +79,7 @@ fn two_hundred_sleeping_commands_need_one_thread() {
         in_all_modes(|bench| {
             let before = threads();
             let release = bench.workspace.path().join("release");
-            rustix::fs::mkfifoat(rustix::fs::CWD, &release, rustix::fs::Mode::RWXU).unwrap();
+            rustix::fs::mkfifoat(rustix::fs::CWD, &release, Mode::RWXU).unwrap();
             // Each sleeps until it gets a line.
             let command = "echo >> ready; read x <> release; exit 4";
             let ends: Vec<_> = (0..200).map(|_| bench.start(bench.spec(command)).1).collect();
@@ -150,7 +150,7 @@ fn a_hosts_signals_and_umask_do_not_reach_its_commands() {
             assert_eq!(bench.output("trap"), "");
         });
         // What the host has set stays as it is for the host.
-        let umask = rustix::process::umask(rustix::fs::Mode::empty());
+        let umask = rustix::process::umask(Mode::empty());
         assert_eq!(umask.as_raw_mode(), 0o077);
     });
 }

@@ -76,7 +76,7 @@ fn kernel_keyrings_connect_commands_neither_with_the_host_nor_with_each_other() 
             ) >= 0
     };
     if !added {
-        let errno = std::io::Error::last_os_error().raw_os_error();
+        let errno = io::Error::last_os_error().raw_os_error();
         assert!(matches!(errno, Some(libc::ENOSYS | libc::EPERM)), "{errno:?}");
         return;
     }
