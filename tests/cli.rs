@@ -20,7 +20,7 @@ use crate::program::{DEADLINE, program, signal, wait_until, wait_until_ended};
 #[path = "cli/flags.rs"]
 mod flags;
 #[path = "it/http.rs"]
-#[allow(dead_code)] // what the other tests need of it
+#[allow(dead_code, reason = "what the other tests need of it")]
 mod http;
 #[path = "cli/inputs.rs"]
 mod inputs;

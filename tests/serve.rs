@@ -24,12 +24,12 @@ mod fakes {
 }
 
 #[path = "it/http.rs"]
-#[allow(dead_code)] // what the other tests need of it
+#[allow(dead_code, reason = "what the other tests need of it")]
 mod http;
 #[path = "it/http_client.rs"]
-#[allow(dead_code)]
+#[allow(dead_code, reason = "what the other tests need of it")]
 mod http_client;
-#[allow(dead_code)]
+#[allow(dead_code, reason = "shared with the tests of the other commands")]
 mod program;
 
 /// The program that serves, with a directory of its own for temporary files.

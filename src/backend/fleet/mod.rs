@@ -31,7 +31,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{select, unbounded};
+use crossbeam_channel::{bounded, select};
 use parking_lot::Mutex;
 use serde::Deserialize;
 use ureq::Agent;
@@ -190,7 +190,8 @@ fn meet_all(
     stop: &Interrupt,
     interrupt: &Interrupt,
 ) -> Result<Vec<(Server, Container)>, BackendError> {
-    let (tell, told) = unbounded();
+    // One message from each.
+    let (tell, told) = bounded(meetings.len());
     let mut met: Vec<Option<(Server, Container)>> = Vec::new();
     let mut connections = Vec::new();
     let mut threads = Vec::new();
@@ -391,6 +392,10 @@ fn close_all(servers: &[Server], deadline: Instant) {
     thread::scope(|scope| {
         let close = |server| move || Server::close(server, deadline);
         let start = |server| {
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "named, and the scope is its owner and its end"
+            )]
             let thread = thread::Builder::new().name("tool-close".to_owned());
             thread.spawn_scoped(scope, close(server))
         };

@@ -1,6 +1,10 @@
 //! The `tool-executor` program: a command line over the library's public API, nothing more.
 //!
 //! Standard output belongs to results, standard error to progress and warnings; both may be gone.
+#![cfg_attr(
+    not(test),
+    warn(clippy::disallowed_methods, clippy::disallowed_types, clippy::unwrap_used)
+)]
 
 mod args;
 mod console;

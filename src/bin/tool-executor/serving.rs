@@ -136,6 +136,10 @@ fn close(signals: &Receiver<()>, close: impl FnOnce() + Send, hurry: impl FnOnce
             let _closing = closing;
             close();
         };
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "the library's owned threads are not public; this one is named and joined"
+        )]
         let thread = thread::Builder::new().name("tool-close".to_owned());
         if let Err(error) = thread.spawn_scoped(scope, body) {
             // What was to be closed is closed by its drop, which came with the refusal.

@@ -47,6 +47,10 @@ impl Signals {
         let count = Arc::new(AtomicU32::new(0));
         let counter = count.clone();
         let (sender, arrivals) = bounded(UNTAKEN);
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "the library's owned threads are not public; this one is named and joined"
+        )]
         let thread = thread::Builder::new().name("tool-signals".to_owned()).spawn(move || {
             for _ in signals.forever() {
                 counter.fetch_add(1, Ordering::Relaxed);

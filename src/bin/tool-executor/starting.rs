@@ -38,6 +38,10 @@ pub(crate) fn start<T: Send + 'static>(
         let _alive = alive;
         let _ = sender.send(start(&interrupt));
     };
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the library's owned threads are not public; this one is named and joined"
+    )]
     let thread = thread::Builder::new().name("tool-start".to_owned()).spawn(body);
     let thread = thread.map_err(|error| {
         fail(ExitCode::NotStarted, &format!("could not start a thread: {error}"))

@@ -100,7 +100,7 @@ pub(crate) fn compare(name: &str, recorded: &Recorded, result: &ToolResult) -> M
 
 fn compare_exit(recorded: Option<i64>, result: &ToolResult) -> ExitMatch {
     let Some(recorded) = recorded else { return ExitMatch::Na };
-    let ours = result.metadata.get("exit_code").and_then(serde_json::Value::as_i64);
+    let ours = result.metadata.get("exit_code").and_then(Value::as_i64);
     let agree = match ours {
         // A killed command has no exit code of its own, whatever stands in its metadata.
         Some(code) => code == recorded && result.outcome != Outcome::Timeout,

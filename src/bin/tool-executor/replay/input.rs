@@ -108,6 +108,10 @@ pub(crate) fn read_in_background(
     selection: Selection,
 ) -> io::Result<Receiver<Item>> {
     let (sender, receiver) = bounded(READ_AHEAD);
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "it may wait for input that never comes; the program ends without it"
+    )]
     thread::Builder::new().name("replay-input".to_owned()).spawn(move || {
         // Only a receiver that is gone ends the reading early, and then nobody wants to know.
         let _ = match decompress::unpacked(reader) {
