@@ -1,8 +1,9 @@
-//! Compiles the first process of warm sandboxes (`src/sandbox/init/program.rs`) to a static program,
-//! which the library carries: whoever has this crate and bubblewrap has all that is needed.
+//! Compiles the first process of warm sandboxes (`src/sandbox/init/program.rs`) to a static
+//! program, which the library carries: whoever has this crate and bubblewrap has all that is
+//! needed.
 //!
-//! Where that cannot be done (another system or processor, no linker that makes static programs) the
-//! file is empty, and each command gets a sandbox of its own, which is slower.
+//! Where that cannot be done (another system or processor, no linker that makes static programs)
+//! the file is empty, and each command gets a sandbox of its own, which is slower.
 
 use std::path::Path;
 use std::process::Command;
@@ -18,7 +19,8 @@ fn main() {
     let program = Path::new(&variable("OUT_DIR")).join("tool-init");
     let system = (variable("CARGO_CFG_TARGET_OS"), variable("CARGO_CFG_TARGET_ARCH"));
     // The C library is never unloaded: threads that have used it end later, and would then run
-    // destructors of thread-local variables, of the standard library's too, that are not there any more.
+    // destructors of thread-local variables, of the standard library's too, that are not there any
+    // more.
     if system.0 == "linux" {
         println!("cargo::rustc-cdylib-link-arg=-Wl,-z,nodelete");
     }

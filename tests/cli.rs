@@ -15,16 +15,16 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+#[path = "it/caller.rs"]
+mod caller;
 #[path = "it/http.rs"]
 #[allow(dead_code, reason = "what the other tests need of it")]
 mod http;
 
+use caller::{directory, program};
+
 /// Longer than anything here takes on a busy machine.
 const DEADLINE: Duration = Duration::from_secs(60);
-
-fn program() -> Command {
-    Command::new(env!("CARGO_BIN_EXE_tool-executor"))
-}
 
 /// A directory with an input file in it.
 struct Setup {
@@ -33,7 +33,7 @@ struct Setup {
 
 impl Setup {
     fn new(lines: &[String]) -> Self {
-        let setup = Self { directory: tempfile::tempdir().unwrap() };
+        let setup = Self { directory: directory() };
         let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
         fs::write(setup.path("in.jsonl"), text).unwrap();
         setup
@@ -438,6 +438,7 @@ fn a_signal_while_the_sandbox_is_made_leaves_nothing_behind() {
     let setup = Setup::new(&[trajectory("t", &["sleep 300"])]);
     let tmp = setup.path("tmp");
     fs::create_dir(&tmp).unwrap();
+    fs::set_permissions(&tmp, PermissionsExt::from_mode(0o711)).unwrap();
     let mut command = setup.command(&["--timeout-s", "600"]);
     command.env("TMPDIR", &tmp);
     let mut child = spawn(command);

@@ -1,6 +1,6 @@
 //! The C ABI as C and C++ programs see it: the programs beside this file, compiled by the system's
-//! compilers, with warnings as errors, against the libraries that `cargo test` has just built; run as they
-//! are, under AddressSanitizer with LeakSanitizer, and under valgrind.
+//! compilers, with warnings as errors, against the libraries that `cargo test` has just built; run
+//! as they are, under AddressSanitizer with LeakSanitizer, and under valgrind.
 //!
 //! What cannot be run is said on standard error (`NOT RUN`), and is an error where `CI` is set.
 

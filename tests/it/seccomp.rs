@@ -9,10 +9,11 @@ use tool_executor::backend::local::LocalBackend;
 use tool_executor::config::LocalConfig;
 use tool_executor::{Outcome, ToolCall, ToolExecutor};
 
+use crate::caller::directory;
 use crate::fakes::bash;
 
 fn executor(seccomp: bool) -> (tempfile::TempDir, ToolExecutor) {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = directory();
     let mut config = LocalConfig::new(1);
     config.data_dir = Some(dir.path().to_owned());
     config.seccomp = seccomp;
