@@ -15,6 +15,7 @@ fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=src/sandbox/init");
     println!("cargo::rerun-if-env-changed=RUSTC_LINKER");
+    println!("cargo::rerun-if-env-changed=TOOL_EXECUTOR_SONAME");
     let variable = |name: &str| env::var(name).unwrap_or_default();
     let program = Path::new(&variable("OUT_DIR")).join("tool-init");
     let system = (variable("CARGO_CFG_TARGET_OS"), variable("CARGO_CFG_TARGET_ARCH"));
@@ -23,6 +24,12 @@ fn main() {
     // more.
     if system.0 == "linux" {
         println!("cargo::rustc-cdylib-link-arg=-Wl,-z,nodelete");
+        // For `packaging/install-c`, which makes the links that this name needs; a library in
+        // `target` has none, and programs find it by the name of its file.
+        let soname = variable("TOOL_EXECUTOR_SONAME");
+        if !soname.is_empty() {
+            println!("cargo::rustc-cdylib-link-arg=-Wl,-soname,{soname}");
+        }
     }
     let possible = (system.0.as_str(), system.1.as_str()) == ("linux", "x86_64");
     if possible && compile(&program).is_none() {

@@ -5,7 +5,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -150,4 +150,7 @@ fn what_a_killed_server_left_is_gone_with_the_next_one_and_a_live_ones_is_not() 
     wait_until("the processes of the dead ones end", || processes_with(&of_dead) == 0);
     drop((last, live));
     wait_until("all ends", || processes_with(&of_live) == 0);
+    // So that an ordinary user can remove what the last ones have left.
+    let status = Command::new("chmod").args(["-R", "u+rwX"]).arg(outer.path()).status();
+    assert!(status.unwrap().success());
 }
