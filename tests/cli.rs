@@ -15,8 +15,11 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::caller::directory;
 use crate::program::{DEADLINE, program, signal, wait_until, wait_until_ended};
 
+#[path = "it/caller.rs"]
+mod caller;
 #[path = "cli/flags.rs"]
 mod flags;
 #[path = "it/http.rs"]
@@ -37,7 +40,7 @@ struct Setup {
 
 impl Setup {
     fn new(lines: &[String]) -> Self {
-        let setup = Self { directory: tempfile::tempdir().unwrap() };
+        let setup = Self { directory: directory() };
         let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
         fs::write(setup.path("in.jsonl"), text).unwrap();
         setup

@@ -8,7 +8,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use base64::Engine;
@@ -23,6 +23,8 @@ mod fakes {
     pub(crate) const PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
 }
 
+#[path = "it/caller.rs"]
+mod caller;
 #[path = "it/http.rs"]
 #[allow(dead_code, reason = "what the other tests need of it")]
 mod http;
@@ -54,7 +56,7 @@ impl Program {
         token: (&str, &str),
         env: &[(&str, &str)],
     ) -> Self {
-        let tmp = tempfile::tempdir().unwrap();
+        let tmp = caller::directory();
         let mut child = command
             .args(arguments)
             .args(["--port", "0"])
@@ -161,8 +163,9 @@ fn call(trajectory_id: &str, command: &str) -> Value {
 
 /// Whether a process runs whose command line has this in it.
 fn runs(text: &str) -> bool {
-    let found = Command::new("pgrep").args(["-f", text]).output().unwrap();
-    !found.stdout.is_empty()
+    let entries = fs::read_dir("/proc").unwrap().flatten();
+    let mut lines = entries.filter_map(|entry| fs::read(entry.path().join("cmdline")).ok());
+    lines.any(|line| String::from_utf8_lossy(&line).replace('\0', " ").contains(text))
 }
 
 /// The files of an archive, by name.
@@ -308,14 +311,16 @@ fn the_environment_variables_of_the_reference_are_honoured() {
 #[test]
 fn a_client_that_disconnects_cancels_its_call() {
     let program = Program::serve(&["--slots", "1"], &[]);
-    let mut body = call("t", "touch began; sleep 7531; touch ended");
+    // Another run of this test may be under way on the machine.
+    let sleep = format!("sleep 7531.{}", std::process::id());
+    let mut body = call("t", &format!("touch began; {sleep}; touch ended"));
     body["timeout_s"] = json!(600);
     let client = program.send("POST", "/execute", &body);
     program.until_there_is("began");
     drop(client);
     // Runs as soon as that one has ended.
     assert_eq!(program.bash("t", "ls")["output"], "began");
-    assert!(!runs("sleep 7531"));
+    assert!(!runs(&sleep));
 }
 
 #[test]
@@ -393,7 +398,7 @@ fn a_server_whose_standard_output_nobody_reads_serves_and_leaves_nothing() {
         (["serve", "--port", "0"], "TOOL_EXECUTOR_TOKEN"),
         (["sandbox", "--port", "0"], "TOOL_EXECUTOR_SANDBOX_TOKEN"),
     ] {
-        let tmp = tempfile::tempdir().unwrap();
+        let tmp = caller::directory();
         let (reader, gone) = std::io::pipe().unwrap();
         drop(reader);
         let mut command = program();

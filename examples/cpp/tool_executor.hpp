@@ -1,5 +1,5 @@
-// The C ABI for C++17: owners for the handles, string_view for text, and no exceptions. Nothing but this file
-// and tool_executor.h is needed.
+// The C ABI for C++17: owners for the handles, string_view for text, and no exceptions. Nothing but
+// this file and tool_executor.h is needed.
 //
 //     tool_executor::Executor executor;
 //     if (tool_executor::Status s = executor.start(R"({"local": {}})"); !s) return puts(s.message), 1;

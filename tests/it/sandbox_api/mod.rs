@@ -17,6 +17,7 @@ use tool_executor::config::{LocalConfig, ServerConfig};
 use tool_executor::server::SandboxServer;
 use tool_executor::{BackendError, Interrupt, ToolResult};
 
+use crate::caller::directory;
 use crate::fakes::{PATIENCE, one_container, until};
 use crate::http_client::Client;
 
@@ -26,7 +27,7 @@ fn config() -> ServerConfig {
 
 /// The embedded sandbox behind a port, open to everybody.
 fn server(slots: usize) -> (tempfile::TempDir, SandboxServer) {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = directory();
     let mut local = LocalConfig::new(slots);
     local.data_dir = Some(dir.path().to_owned());
     let backend = LocalBackend::start(local).unwrap();
