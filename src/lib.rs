@@ -85,6 +85,7 @@ pub mod server;
 mod thread;
 pub mod tool;
 pub mod toolserver;
+mod wait_queue;
 mod wire;
 mod workers;
 

@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 
-use super::artifacts::Lease;
-use super::dispatch::{Action, Dispatch, External, HandlerCall, ToolServerCall};
+use super::dispatch::{Action, Dispatch};
 use super::event::Event;
+use super::external::{External, HandlerCall, ToolServerCall};
+use super::lease::Lease;
 use super::stats::Stats;
 use crate::backend::{Backend, Execution, ResetReply};
 use crate::tool::{Outcome, ToolReply, ToolResult};
@@ -134,7 +135,9 @@ fn perform(action: Action, backend: &Arc<dyn Backend>, report: &Sender<Event>, c
         Action::Lend { slot, trajectory_id, lost, reply } => {
             // There is room in the channel. Refused when nobody waits any more: the lease that comes
             // back is dropped, which gives the slot back.
-            let _ = reply.try_send(Ok(Lease::new(slot, trajectory_id, lost, report)));
+            let _ = reply.try_send(Ok(Lease::new(slot, lost, move || {
+                let _ = report.send(Event::Returned { trajectory_id });
+            })));
         }
         Action::Cancel(id) => io.spawn(move || {
             if let Err(panic) = guarded(|| backend.cancel(id)) {

@@ -6,25 +6,26 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
 
-use super::{External, ExternalLane};
+use super::ExternalLane;
 use crate::backend::ExecutionId;
 use crate::error::ReleaseError;
-use crate::executor::artifacts::LeaseReply;
-use crate::executor::line::{Line, LinePlace};
+use crate::executor::external::External;
+use crate::executor::lease::LeaseReply;
 use crate::executor::ticket::Ticket;
 use crate::pool::SlotIx;
-use crate::tool::{Timing, Work};
+use crate::tool::{Outcome, Timing, ToolResult, Work};
+use crate::wait_queue::{Position, WaitQueue};
 
 /// Where a call is.
 pub(super) enum Stage {
     /// Behind earlier calls of its trajectory.
-    Queued { place: LinePlace },
+    Queued { position: Position },
     /// First of its trajectory, which waits for a slot.
     WaitingForSlot { since: Instant },
     /// In its container's lane.
     InLane { slot: SlotIx },
     /// Waiting for a free thread that runs external tools.
-    WaitingForThread { kind: External, place: LinePlace },
+    WaitingForThread { kind: External, position: Position },
     /// Handed to the backend.
     InSlot { since: Instant, container: usize },
     /// Running on such a thread, or begun there and to be answered later.
@@ -73,7 +74,7 @@ pub(super) enum Current {
 
 /// A trajectory that has something to do, under way, or to keep.
 pub(super) struct Trajectory {
-    pub(super) queue: Line<Item>,
+    pub(super) queue: WaitQueue<Item>,
     pub(super) current: Current,
     pub(super) slot: Option<SlotIx>,
     /// Its workspace went down with its sandbox; it is told so until it is released.
@@ -85,8 +86,8 @@ pub(super) struct Trajectory {
 impl Call {
     /// Joins those that wait for a thread of this kind.
     pub(super) fn wait_for_thread(&mut self, kind: External, lanes: &mut [ExternalLane; 2]) {
-        let place = lanes[kind as usize].waiting.push(self.ticket.cell().id);
-        self.stage = Stage::WaitingForThread { kind, place };
+        let position = lanes[kind as usize].waiting.push(self.ticket.cell().id);
+        self.stage = Stage::WaitingForThread { kind, position };
     }
 
     /// How long it has waited until now, before being sent.
@@ -106,4 +107,10 @@ pub(super) fn answer(reply: ReleaseReply, outcome: Result<(), ReleaseError>) {
         // Refused only when the caller is gone.
         let _ = reply.send(outcome);
     }
+}
+
+/// The result of a call that the executor's closing overtook.
+pub(super) fn closed_before_start() -> ToolResult {
+    let error = "the executor was closed before this call could start";
+    ToolResult::failure(Outcome::NeverRan, error)
 }

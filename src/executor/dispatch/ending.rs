@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::call::{Current, Item, Stage, Trajectory};
+use super::call::{Current, Item, Stage, Trajectory, closed_before_start};
 use super::{Action, Dispatch};
 use crate::backend::ExecutionId;
 use crate::tool::python_json::float_text;
@@ -82,15 +82,15 @@ impl Dispatch {
         }
         let trajectory_id = &cell.trajectory_id;
         match call.stage {
-            Stage::Queued { place } => {
+            Stage::Queued { position } => {
                 if let Some(trajectory) = self.trajectories.get_mut(trajectory_id) {
-                    trajectory.queue.remove(place);
+                    trajectory.queue.remove(position);
                 }
             }
             Stage::WaitingForSlot { .. } => self.pool.stop_waiting(trajectory_id),
             Stage::InLane { slot } => self.lanes[self.pool.container(slot)].remove(id),
-            Stage::WaitingForThread { kind, place } => {
-                self.external[kind as usize].waiting.remove(place);
+            Stage::WaitingForThread { kind, position } => {
+                self.external[kind as usize].waiting.remove(position);
             }
             // Its batch may not even have reached the backend: it is not to start now.
             Stage::InSlot { container, .. } => {
@@ -226,10 +226,4 @@ impl Dispatch {
         }
         ids
     }
-}
-
-/// The result of a call that the executor's closing overtook.
-pub(super) fn closed_before_start() -> ToolResult {
-    let error = "the executor was closed before this call could start";
-    ToolResult::failure(Outcome::NeverRan, error)
 }

@@ -11,10 +11,10 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
-use crate::backend::ContainerChange;
+use crate::backend::{ContainerChange, Reply};
 use crate::error::ReleaseError;
-use crate::executor::artifacts::Lease;
 use crate::executor::lane::BatchPolicy;
+use crate::executor::lease::Lease;
 use crate::executor::ticket::{Destination, Pending, Ticket};
 use crate::tool::{Policy, Prepared, ToolCall, ToolRegistry, ToolSchema, prepare};
 
@@ -335,7 +335,10 @@ impl World {
                 Action::Lend { slot, trajectory_id, lost, reply: _ } => {
                     let key = (slot.container, slot.index);
                     self.nothing_runs_in(key)?;
-                    let lease = Lease::new(slot, trajectory_id, lost.clone(), self.sender.clone());
+                    let sender = self.sender.clone();
+                    let lease = Lease::new(slot, lost.clone(), move || {
+                        let _ = sender.send(Event::Returned { trajectory_id });
+                    });
                     self.lent.push((key, lost, lease));
                 }
                 Action::Cancel(id) => {

@@ -25,18 +25,18 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use self::call::{Call, Current, Item, Stage, Trajectory, answer};
-use self::ending::closed_before_start;
-use super::artifacts::{self, LeaseReply};
+use self::call::{Call, Current, Item, Stage, Trajectory, answer, closed_before_start};
 use super::event::{Accepted, Event};
+use super::external::{External, HandlerCall, ToolServerCall};
 use super::gate::Gate;
 use super::lane::{BatchLimits, Lane};
-use super::line::Line;
+use super::lease::{self, LeaseReply};
 use super::stats::{LaneStats, Recorder, Refusals, Stats};
 use crate::artifact::ArtifactError;
-use crate::backend::{Container, Execution, ExecutionId, Reply, SlotRef};
+use crate::backend::{Container, Execution, ExecutionId, SlotRef};
 use crate::pool::{Pool, SlotIx};
-use crate::tool::{Handler, JsonObject, Outcome, ToolContext, ToolResult, Work};
+use crate::tool::{Outcome, ToolResult, Work};
+use crate::wait_queue::WaitQueue;
 
 /// The limits that dispatch keeps to.
 #[derive(Debug, Clone, Copy)]
@@ -88,37 +88,9 @@ pub(crate) enum Action {
     Cancel(ExecutionId),
 }
 
-/// An in-process tool on its way to its thread.
-pub(crate) struct HandlerCall {
-    pub(crate) handler: Handler,
-    pub(crate) context: ToolContext,
-    pub(crate) arguments: JsonObject,
-    pub(crate) reply: Reply,
-}
-
-/// A call on its way to the ToolServer.
-pub(crate) struct ToolServerCall {
-    pub(crate) name: String,
-    pub(crate) context: ToolContext,
-    pub(crate) arguments: JsonObject,
-    pub(crate) timeout: Duration,
-    /// The slot that its trajectory holds.
-    pub(crate) slot: Option<SlotRef>,
-    pub(crate) reply: Reply,
-}
-
-/// The two kinds of external tools. Each has threads of its own, so that none delays the other.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum External {
-    /// Closures of the user's.
-    InProcess,
-    /// What the ToolServer runs.
-    ToolServer,
-}
-
 /// The calls of one kind of external tools: those that wait for a thread, and how many have one.
 struct ExternalLane {
-    waiting: Line<ExecutionId>,
+    waiting: WaitQueue<ExecutionId>,
     busy: usize,
     /// How many were sent and have no answer; more than `busy` where tools answer later.
     unanswered: usize,
@@ -171,7 +143,7 @@ impl Dispatch {
             pool,
             lanes: containers.iter().map(|_| Lane::new()).collect(),
             external: [(); 2].map(|()| ExternalLane {
-                waiting: Line::new(),
+                waiting: WaitQueue::new(),
                 busy: 0,
                 unanswered: 0,
             }),
@@ -359,13 +331,13 @@ impl Dispatch {
         let timer = at + self.limits.queue_timeout;
         let trajectory =
             self.trajectories.entry(trajectory_id.clone()).or_insert_with(|| Trajectory {
-                queue: Line::new(),
+                queue: WaitQueue::new(),
                 current: Current::Nothing,
                 slot: None,
                 lost: false,
                 idle_since: now,
             });
-        let place = trajectory.queue.push(Item::Call(id));
+        let position = trajectory.queue.push(Item::Call(id));
         let call = Call {
             ticket,
             tool: prepared.name,
@@ -373,7 +345,7 @@ impl Dispatch {
             timeout: prepared.timeout,
             accepted: at,
             slot_wait: Duration::ZERO,
-            stage: Stage::Queued { place },
+            stage: Stage::Queued { position },
             timer,
         };
         self.calls.insert(id, call);
@@ -444,7 +416,7 @@ impl Dispatch {
                             self.actions.push(Action::Lend { slot, trajectory_id, lost, reply });
                             continue;
                         }
-                        None if trajectory.lost => artifacts::lost(),
+                        None if trajectory.lost => lease::lost(),
                         None => ArtifactError::NoSlot,
                     };
                     // Refused only when nobody waits for it any more.
