@@ -92,7 +92,7 @@ mod workers;
 pub use error::{BackendError, ReleaseError, StartError, SubmitError};
 pub use executor::{
     BatchPolicy, Bucket, Builder, CallHandle, CloseReport, Completion, CompletionQueue,
-    ContainerCounts, LaneStats, LostWorkspace, OutcomeCounts, Pending, Stats, Summary,
+    ContainerCounts, IdleHolder, LaneStats, LostWorkspace, OutcomeCounts, Pending, Stats, Summary,
     ToolExecutor,
 };
 pub use limits::{HeldBy, LimitsHeld, SlotLimits};

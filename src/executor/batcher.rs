@@ -3,14 +3,15 @@
 //! thing that it does itself is to hand over calls that its backend says it takes at once.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 
-use super::dispatch::{Action, Dispatch};
+use super::dispatch::{Action, Dispatch, HEARTBEAT};
 use super::event::Event;
 use super::external::{External, HandlerCall, ToolServerCall};
 use super::lease::Lease;
+use super::notices::Notices;
 use super::stats::Stats;
 use crate::backend::{Backend, Execution, ResetReply};
 use crate::tool::{Outcome, ToolReply, ToolResult};
@@ -20,9 +21,6 @@ use crate::workers::{Workers, guarded};
 /// How many events are taken in before what follows from them is done: large enough that batches
 /// form under load, small enough that nobody waits long.
 const DRAIN: usize = 512;
-/// Longest wait for an event. Nothing depends on waking; it bounds the wait.
-const HEARTBEAT: Duration = Duration::from_secs(60);
-
 /// What the batcher works with.
 pub(crate) struct Batcher {
     pub(crate) dispatch: Dispatch,
@@ -31,6 +29,7 @@ pub(crate) struct Batcher {
     pub(crate) report: Sender<Event>,
     pub(crate) backend: Arc<dyn Backend>,
     pub(crate) crew: Crew,
+    pub(crate) notices: Arc<Notices>,
 }
 
 /// The threads that do what blocks, and what they need for it.
@@ -54,11 +53,12 @@ impl Batcher {
         loop {
             let now = Instant::now();
             for action in self.dispatch.tick(now) {
-                perform(action, &self.backend, &self.report, &self.crew);
+                perform(action, &self.backend, &self.report, &self.crew, &self.notices);
             }
             if self.dispatch.is_done() {
                 break;
             }
+            // Nothing else depends on waking; it bounds the wait.
             let latest = now + HEARTBEAT;
             let until = self.dispatch.next_deadline().map_or(latest, |at| at.min(latest));
             match self.events.recv_deadline(until) {
@@ -69,7 +69,7 @@ impl Batcher {
             }
         }
         Ended {
-            stats: self.dispatch.stats(),
+            stats: self.dispatch.stats(Instant::now()),
             cancelled: self.dispatch.aborted_calls(),
             crew: self.crew,
         }
@@ -84,7 +84,13 @@ impl Batcher {
     }
 }
 
-fn perform(action: Action, backend: &Arc<dyn Backend>, report: &Sender<Event>, crew: &Crew) {
+fn perform(
+    action: Action,
+    backend: &Arc<dyn Backend>,
+    report: &Sender<Event>,
+    crew: &Crew,
+    notices: &Arc<Notices>,
+) {
     let Crew { io, handlers, tool_server } = crew;
     // A report is refused only when the batcher has ended, and then nobody needs it.
     let report = report.clone();
@@ -139,6 +145,7 @@ fn perform(action: Action, backend: &Arc<dyn Backend>, report: &Sender<Event>, c
                 let _ = report.send(Event::Returned { trajectory_id });
             })));
         }
+        Action::Warn(text) => notices.warn(text, io),
         Action::Cancel(id) => io.spawn(move || {
             if let Err(panic) = guarded(|| backend.cancel(id)) {
                 log::error!("the sandbox backend panicked in cancel: {panic}");

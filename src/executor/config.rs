@@ -30,6 +30,7 @@ pub struct Builder {
     reset_timeout: Duration,
     pub(crate) close_timeout: Duration,
     on_lost: LostWorkspace,
+    idle_limit: Option<Duration>,
     pub(crate) io_threads: usize,
     handler_threads: usize,
     pub(crate) tool_server: Option<ToolServerConfig>,
@@ -56,6 +57,7 @@ impl Builder {
             reset_timeout: Duration::from_secs(60),
             close_timeout: Duration::from_secs(30),
             on_lost: LostWorkspace::default(),
+            idle_limit: None,
             io_threads: 8,
             handler_threads: 16,
             tool_server: None,
@@ -147,6 +149,18 @@ impl Builder {
         self
     }
 
+    /// How long a trajectory may hold a slot without a call, a release or a reader of artifacts. After
+    /// that its slot is taken back and reset, a warning names it, and it has lost its workspace: what
+    /// that means for its next call [`on_lost_workspace`](Self::on_lost_workspace) says. `None` and
+    /// zero, the default: for ever.
+    ///
+    /// For callers that may forget to release, or die: a server. A model that thinks for long makes
+    /// no call meanwhile, so be generous.
+    pub fn idle_limit(mut self, limit: Option<Duration>) -> Self {
+        self.idle_limit = limit.filter(|limit| !limit.is_zero());
+        self
+    }
+
     /// How many threads hand batches to the backend. Defaults to 8; 1 to 256.
     pub fn io_threads(mut self, threads: usize) -> Self {
         self.io_threads = threads;
@@ -192,6 +206,7 @@ impl Builder {
             answer_grace: self.answer_grace,
             reset_timeout: self.reset_timeout,
             on_lost: self.on_lost,
+            idle_limit: self.idle_limit,
             unanswered: self.queue_capacity.max(MOST_THREADS),
             external: [
                 self.handler_threads,
@@ -223,6 +238,7 @@ impl Builder {
             ("answer_grace", self.answer_grace),
             ("reset_timeout", self.reset_timeout),
             ("close_timeout", self.close_timeout),
+            ("idle_limit", self.idle_limit.unwrap_or_default()),
         ];
         for (name, value) in durations {
             if value > LONGEST {

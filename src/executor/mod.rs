@@ -23,6 +23,7 @@ mod external;
 mod gate;
 mod lane;
 mod lease;
+mod notices;
 mod start;
 mod stats;
 mod ticket;
@@ -40,7 +41,7 @@ pub use self::completion::{Completion, CompletionQueue};
 pub use self::config::Builder;
 pub use self::dispatch::LostWorkspace;
 pub use self::lane::BatchPolicy;
-pub use self::stats::{Bucket, LaneStats, OutcomeCounts, Stats, Summary};
+pub use self::stats::{Bucket, IdleHolder, LaneStats, OutcomeCounts, Stats, Summary};
 pub use self::ticket::{CallHandle, Pending};
 pub use crate::pool::{ContainerCounts, SlotCounts};
 

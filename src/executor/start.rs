@@ -68,6 +68,7 @@ impl ToolExecutor {
                 report: events.clone(),
                 backend: config.backend.clone(),
                 crew: Crew { io, handlers, tool_server },
+                notices: Arc::default(),
             };
             let (leave, ended) = bounded(1);
             let batcher_gate = gate.clone();

@@ -186,6 +186,12 @@ impl Pool {
         }
     }
 
+    /// Takes a slot away from its holder by way of a reset, which the caller has to start now. Nobody
+    /// waits for it.
+    pub(crate) fn take_back(&mut self, slot: SlotIx, now: Instant) {
+        self.begin_reset(slot, Purpose::Nobody, now);
+    }
+
     /// Takes the outcome of the reset of `slot` that was started under `generation`. `None`: nobody
     /// waits for it (any more).
     pub(crate) fn reset_done(
@@ -245,7 +251,13 @@ impl Pool {
                 Some(ResetFor::Released(trajectory, outcome))
             }
             (Purpose::Nobody, outcome) => {
-                let state = if outcome.is_ok() { emptied } else { broken(entry) };
+                let state = match outcome {
+                    Ok(()) => emptied,
+                    Err(error) => {
+                        log::warn!("slot {} is kept back: its reset failed: {error}", entry.name);
+                        broken(entry)
+                    }
+                };
                 self.set(slot, state);
                 None
             }
@@ -388,9 +400,12 @@ impl Pool {
         self.containers.iter().map(|container| (&*container.addr, container.total, container.held))
     }
 
-    /// How many trajectories wait for a slot.
-    pub(crate) fn waiting(&self) -> usize {
-        self.waiting.len()
+    /// The trajectory that holds this slot.
+    pub(crate) fn holder(&self, slot: SlotIx) -> Option<&Arc<str>> {
+        match &self.slots[slot.0].state {
+            State::Held(trajectory) => Some(trajectory),
+            _ => None,
+        }
     }
 
     /// The trajectories that hold a slot.

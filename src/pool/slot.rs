@@ -12,6 +12,18 @@ use crate::wait_queue::Position;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct SlotIx(pub(super) usize);
 
+impl SlotIx {
+    /// The number of the slot in its pool, from 0.
+    pub(crate) fn index(self) -> usize {
+        self.0
+    }
+
+    #[cfg(test)]
+    pub(crate) fn at(index: usize) -> Self {
+        Self(index)
+    }
+}
+
 /// How many slots are in which state.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]

@@ -5,8 +5,10 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
+use serde_json::json;
 
 use super::ExternalLane;
+use crate::artifact::ArtifactError;
 use crate::backend::ExecutionId;
 use crate::error::ReleaseError;
 use crate::executor::external::External;
@@ -77,10 +79,52 @@ pub(super) struct Trajectory {
     pub(super) queue: WaitQueue<Item>,
     pub(super) current: Current,
     pub(super) slot: Option<SlotIx>,
-    /// Its workspace went down with its sandbox; it is told so until it is released.
-    pub(super) lost: bool,
-    /// When its last call ended.
-    pub(super) idle_since: Instant,
+    /// Why it has lost its workspace; it is told so until it is released.
+    pub(super) lost: Option<Lost>,
+    /// Its position among those that are kept only to be told so.
+    pub(super) remembered: Option<Position>,
+}
+
+/// Why a trajectory has lost its workspace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Lost {
+    /// Its sandbox went down, or did not answer.
+    WithSandbox,
+    /// It was idle for so long that its slot was taken back.
+    Idle(Duration),
+}
+
+impl Lost {
+    /// What became of the workspace, as half a sentence.
+    fn text(self) -> String {
+        match self {
+            Lost::WithSandbox => {
+                "the workspace of this trajectory was lost with its sandbox".to_owned()
+            }
+            Lost::Idle(lasted) => format!(
+                "this trajectory made no call for {:.1} s, so its slot was taken back and its \
+                 workspace is gone",
+                lasted.as_secs_f64()
+            ),
+        }
+    }
+
+    /// The result of a call that is not to run in another workspace.
+    pub(super) fn refusal(self) -> ToolResult {
+        let text = self.text();
+        let error = format!("{text}; release the trajectory to begin anew in an empty one");
+        let mut result = ToolResult::failure(Outcome::SandboxLost, error);
+        result.may_have_executed = false;
+        if let Lost::Idle(lasted) = self {
+            result.metadata.insert("idle_s".to_owned(), json!(lasted.as_secs_f64()));
+        }
+        result
+    }
+
+    /// Why there are no artifacts.
+    pub(super) fn artifact_error(self) -> ArtifactError {
+        ArtifactError::SandboxLost(self.text())
+    }
 }
 
 impl Call {
