@@ -41,6 +41,7 @@ class _Result(ctypes.Structure):
         ("output", c_void_p), ("output_len", c_size_t),
         ("error", c_void_p), ("error_len", c_size_t),
         ("queue_s", c_double), ("slot_s", c_double), ("exec_s", c_double),
+        ("model_attributable", c_uint8),
     ]
 
 
@@ -165,7 +166,7 @@ class Result(NamedTuple):
     error: str
     metadata: Dict[str, Any]
     may_have_executed: bool
-    is_models_doing: bool
+    model_attributable: bool
     queue_s: float
     slot_s: float
     exec_s: float
@@ -189,7 +190,7 @@ def _result(pointer: Any) -> Result:
             error=ctypes.string_at(r.error, r.error_len).decode(),
             metadata=metadata,
             may_have_executed=bool(r.may_have_executed),
-            is_models_doing=bool(r.is_models_doing),
+            model_attributable=bool(r.model_attributable),
             queue_s=r.queue_s,
             slot_s=r.slot_s,
             exec_s=r.exec_s,

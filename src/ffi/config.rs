@@ -94,6 +94,7 @@ struct Config {
     queue_capacity: Option<usize>,
     queue_timeout_s: Option<Seconds>,
     acquire_timeout_s: Option<Seconds>,
+    idle_limit_s: Option<Seconds>,
     answer_grace_s: Option<Seconds>,
     reset_timeout_s: Option<Seconds>,
     close_timeout_s: Option<Seconds>,
@@ -295,6 +296,7 @@ pub(super) fn builder(
         queue_capacity(config.queue_capacity),
         queue_timeout(duration(config.queue_timeout_s)),
         acquire_timeout(duration(config.acquire_timeout_s)),
+        idle_limit(duration(config.idle_limit_s).map(Some)),
         answer_grace(duration(config.answer_grace_s)),
         reset_timeout(duration(config.reset_timeout_s)),
         close_timeout(duration(config.close_timeout_s)),
@@ -412,7 +414,7 @@ mod tests {
                 "parameters": {"q": {"type": "string"}}, "required": ["q"]}]},
             "batch_policy": "window", "batch_window_s": 0.25, "max_batch_size": 3,
             "queue_capacity": 4, "queue_timeout_s": 5, "acquire_timeout_s": 6, "answer_grace_s": 7,
-            "reset_timeout_s": 8, "close_timeout_s": 9, "on_lost_workspace": "start_empty",
+            "idle_limit_s": 1.5, "reset_timeout_s": 8, "close_timeout_s": 9, "on_lost_workspace": "start_empty",
             "io_threads": 2, "handler_threads": 3,
         });
         let built = builder(&all.to_string(), |registry| {
@@ -426,6 +428,7 @@ mod tests {
         assert_eq!(limits.batch.window, Duration::from_millis(250));
         assert_eq!(limits.on_lost, LostWorkspace::StartEmpty);
         assert_eq!(limits.external, [3, 3]);
+        assert_eq!(limits.idle_limit, Some(Duration::from_millis(1500)));
         assert_eq!((builder.queue_capacity, builder.io_threads), (4, 2));
         assert_eq!(builder.close_timeout, Duration::from_secs(9));
     }

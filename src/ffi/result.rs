@@ -134,6 +134,9 @@ pub struct te_result {
     pub slot_s: f64,
     /// Seconds from the hand-over until the result was there.
     pub exec_s: f64,
+    /// The training mask: 1 if the model's own doing ended the call this way, 0 if it was the
+    /// infrastructure. The same as `is_models_doing`, by the name that it has everywhere.
+    pub model_attributable: u8,
 }
 
 /// A result as the library has it: what C sees comes first.
@@ -171,6 +174,7 @@ pub(super) fn into_result(tag: u64, trajectory: Arc<str>, result: ToolResult) ->
             queue_s: timing.queue.as_secs_f64(),
             slot_s: timing.slot.as_secs_f64(),
             exec_s: timing.exec.as_secs_f64(),
+            model_attributable: result.outcome.is_models_doing().into(),
         },
         trajectory,
         result,
@@ -241,8 +245,8 @@ pub unsafe extern "C" fn te_result_metadata(
 }
 
 /// All of the result as a JSON object: "tag", "trajectory_id", "uniq_id", "success", "outcome", "output",
-/// "error", "metadata", "may_have_executed", "queue_s", "slot_s", "exec_s". Made when it is first asked
-/// for; the text is the result's.
+/// "error", "metadata", "may_have_executed", "model_attributable", "queue_s", "slot_s", "exec_s". Made
+/// when it is first asked for; the text is the result's.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn te_result_json(
     result: *const te_result,
@@ -262,6 +266,7 @@ pub unsafe extern "C" fn te_result_json(
                 "error": result.error,
                 "metadata": result.metadata,
                 "may_have_executed": result.may_have_executed,
+                "model_attributable": result.outcome.is_models_doing(),
                 "queue_s": full.seen.queue_s,
                 "slot_s": full.seen.slot_s,
                 "exec_s": full.seen.exec_s,

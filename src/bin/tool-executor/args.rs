@@ -149,6 +149,11 @@ pub(crate) struct ServeArgs {
     #[arg(value_parser = seconds)]
     pub(crate) acquire_timeout_s: Duration,
 
+    /// Take back the slot of a trajectory that makes no call for so long, in seconds; 0 never does
+    #[arg(long, value_name = "S", default_value = "1800", env = "TOOL_EXECUTOR_IDLE_LIMIT_S")]
+    #[arg(value_parser = seconds)]
+    pub(crate) idle_limit_s: Duration,
+
     /// How long a call waits for others to share its batch, at most; 0 sends each at once
     #[arg(long, value_name = "MS", default_value = "20", env = "TOOL_EXECUTOR_BATCH_WINDOW_MS")]
     #[arg(value_parser = clap::value_parser!(u64).range(..=60_000))]

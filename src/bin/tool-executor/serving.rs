@@ -90,6 +90,7 @@ pub(crate) fn serve(args: &ServeArgs) -> ExitCode {
     let mut builder = ToolExecutor::builder()
         .policy(policy)
         .acquire_timeout(args.acquire_timeout_s)
+        .idle_limit(Some(args.idle_limit_s))
         .batch_window(Duration::from_millis(args.batch_window_ms))
         .max_batch_size(args.max_batch_size);
     match tool_server(&args.tool_server) {
