@@ -35,13 +35,12 @@ class _Buffer(ctypes.Structure):
 class _Result(ctypes.Structure):
     _fields_ = [
         ("reserved", c_uint64), ("tag", c_uint64), ("outcome", c_int32), ("success", c_uint8),
-        ("may_have_executed", c_uint8), ("is_models_doing", c_uint8),
+        ("may_have_executed", c_uint8), ("model_attributable", c_uint8),
         ("trajectory", c_void_p), ("trajectory_len", c_size_t),
         ("uniq_id", c_void_p), ("uniq_id_len", c_size_t),
         ("output", c_void_p), ("output_len", c_size_t),
         ("error", c_void_p), ("error_len", c_size_t),
         ("queue_s", c_double), ("slot_s", c_double), ("exec_s", c_double),
-        ("model_attributable", c_uint8),
     ]
 
 

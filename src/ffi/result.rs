@@ -109,9 +109,9 @@ pub struct te_result {
     pub success: u8,
     /// 1 if any part of the call may have had an effect; 0 only where it is certain that nothing ran.
     pub may_have_executed: u8,
-    /// 1 if the model's own doing ended the call this way, 0 if it was the infrastructure: a trainer
-    /// should leave out the trajectory then.
-    pub is_models_doing: u8,
+    /// The training mask: 1 if the model's own doing ended the call this way, 0 if it was the
+    /// infrastructure. A trainer should leave out the trajectory then.
+    pub model_attributable: u8,
     /// Whose call it was.
     pub trajectory: *const c_char,
     /// The length of `trajectory`.
@@ -134,9 +134,6 @@ pub struct te_result {
     pub slot_s: f64,
     /// Seconds from the hand-over until the result was there.
     pub exec_s: f64,
-    /// The training mask: 1 if the model's own doing ended the call this way, 0 if it was the
-    /// infrastructure. The same as `is_models_doing`, by the name that it has everywhere.
-    pub model_attributable: u8,
 }
 
 /// A result as the library has it: what C sees comes first.
@@ -162,7 +159,7 @@ pub(super) fn into_result(tag: u64, trajectory: Arc<str>, result: ToolResult) ->
             outcome: result.outcome.into(),
             success: result.success.into(),
             may_have_executed: result.may_have_executed.into(),
-            is_models_doing: result.outcome.is_models_doing().into(),
+            model_attributable: result.model_attributable().into(),
             trajectory: std::ptr::null(),
             trajectory_len: 0,
             uniq_id: std::ptr::null(),
@@ -174,7 +171,6 @@ pub(super) fn into_result(tag: u64, trajectory: Arc<str>, result: ToolResult) ->
             queue_s: timing.queue.as_secs_f64(),
             slot_s: timing.slot.as_secs_f64(),
             exec_s: timing.exec.as_secs_f64(),
-            model_attributable: result.outcome.is_models_doing().into(),
         },
         trajectory,
         result,
@@ -266,7 +262,7 @@ pub unsafe extern "C" fn te_result_json(
                 "error": result.error,
                 "metadata": result.metadata,
                 "may_have_executed": result.may_have_executed,
-                "model_attributable": result.outcome.is_models_doing(),
+                "model_attributable": result.model_attributable(),
                 "queue_s": full.seen.queue_s,
                 "slot_s": full.seen.slot_s,
                 "exec_s": full.seen.exec_s,

@@ -28,7 +28,7 @@ impl From<&ToolResult> for OutcomeFields {
         Self {
             outcome: result.outcome,
             may_have_executed: result.may_have_executed,
-            model_attributable: result.outcome.is_models_doing(),
+            model_attributable: result.model_attributable(),
         }
     }
 }

@@ -173,7 +173,7 @@ impl From<ToolResult> for NativeResult {
         Self {
             outcome: result.outcome.as_str().to_owned(),
             may_have_executed: result.may_have_executed,
-            model_attributable: result.outcome.is_models_doing(),
+            model_attributable: result.model_attributable(),
             output: result.output,
             error: result.error,
             metadata: result.metadata,
@@ -195,7 +195,7 @@ impl NativeResult {
     /// The result for its caller. An outcome of a later version is a failure of the backend: what it
     /// says is in the text.
     pub(crate) fn into_tool_result(self) -> ToolResult {
-        let outcome = Outcome::from_name(&self.outcome).unwrap_or(Outcome::BackendFailed);
+        let outcome = self.outcome.parse().unwrap_or(Outcome::BackendFailed);
         ToolResult {
             success: outcome == Outcome::Ok,
             output: self.output,

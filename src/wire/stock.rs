@@ -56,7 +56,7 @@ pub(crate) struct Slot {
 impl Answer {
     /// The result of a call.
     pub(crate) fn into_tool_result(self) -> ToolResult {
-        let told = self.outcome.as_str().and_then(Outcome::from_name);
+        let told: Option<Outcome> = self.outcome.as_str().and_then(|name| name.parse().ok());
         let told = told.filter(|outcome| (*outcome == Outcome::Ok) == self.success);
         let outcome = told.unwrap_or_else(|| self.inferred_outcome());
         let mut result = ToolResult {

@@ -36,6 +36,7 @@ use super::lease::LeaseReply;
 use super::stats::{LaneStats, Recorder, Refusals, Stats};
 use crate::artifact::ArtifactError;
 use crate::backend::{Container, Execution, ExecutionId, SlotRef};
+use crate::config::LostWorkspace;
 use crate::pool::{Pool, SlotIx};
 use crate::tool::{Outcome, ToolResult, Work};
 use crate::wait_queue::WaitQueue;
@@ -64,20 +65,6 @@ pub(crate) struct Limits {
 
 /// The longest that its owner leaves a dispatch without a tick.
 pub(crate) const HEARTBEAT: Duration = Duration::from_secs(60);
-
-/// What becomes of a trajectory whose workspace was lost: with its sandbox, or because its slot was
-/// taken back after the [`idle_limit`](super::Builder::idle_limit). A call that ran in the sandbox
-/// then ends as [`Outcome::SandboxLost`] either way.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[non_exhaustive]
-pub enum LostWorkspace {
-    /// Its sandbox calls are answered [`Outcome::SandboxLost`] until it is released: none of them
-    /// runs in an empty workspace without its knowing.
-    #[default]
-    Refuse,
-    /// Its next sandbox call runs in an empty workspace.
-    StartEmpty,
-}
 
 /// Something to be done in the world.
 pub(crate) enum Action {

@@ -233,13 +233,22 @@ impl Service {
     /// is only on its way. Happens also when the client does not wait for the answer.
     async fn release(&self, trajectory_id: String, reset_workspace: bool) {
         let Ok(place) = self.releases.clone().try_acquire_owned() else {
-            self.executor.submit_release(&trajectory_id, reset_workspace);
+            if reset_workspace {
+                self.executor.submit_release(&trajectory_id);
+            } else {
+                self.executor.submit_release_keeping_files(&trajectory_id);
+            }
             return;
         };
         let executor = self.executor.clone();
         let released = tokio::task::spawn_blocking(move || {
             let _place = place;
-            if let Err(error) = executor.release_trajectory(&trajectory_id, reset_workspace) {
+            let released = if reset_workspace {
+                executor.release(&trajectory_id)
+            } else {
+                executor.release_keeping_files(&trajectory_id)
+            };
+            if let Err(error) = released {
                 // The slot is kept back until it is empty: nothing for the client to see to.
                 log::warn!("the release of trajectory {trajectory_id:?}: {error}");
             }
@@ -307,7 +316,7 @@ fn result_response(result: &ToolResult) -> Response {
     answer.headers_mut().insert(outcome, HeaderValue::from_static(result.outcome.as_str()));
     let executed = HeaderName::from_static("x-tool-may-have-executed");
     answer.headers_mut().insert(executed, HeaderValue::from_static(may_have));
-    let models = if result.outcome.is_models_doing() { "true" } else { "false" };
+    let models = if result.model_attributable() { "true" } else { "false" };
     let attributable = HeaderName::from_static("x-tool-model-attributable");
     answer.headers_mut().insert(attributable, HeaderValue::from_static(models));
     answer

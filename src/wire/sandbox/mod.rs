@@ -17,7 +17,7 @@ pub(crate) use self::python::shown;
 
 use self::python::{no_attribute, type_name};
 use super::OutcomeFields;
-use crate::limits::LimitsHeld;
+use crate::limits::EnforcedLimits;
 use crate::tool::python_json::{self, NonAscii};
 use crate::tool::{JsonObject, Outcome, ToolResult};
 
@@ -279,7 +279,7 @@ pub(crate) struct Health<'a> {
     /// Names this run of the server.
     pub(crate) instance: &'a str,
     /// Which limits hold for commands, where that is known.
-    pub(crate) limits: Option<LimitsHeld>,
+    pub(crate) limits: Option<EnforcedLimits>,
     /// Whether slots keep their sandboxes from call to call, where that is known.
     pub(crate) warm_slots: Option<bool>,
 }

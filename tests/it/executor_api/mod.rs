@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tool_executor::backend::Backend;
-use tool_executor::server::{ExecutorServer, ServeError, ServerConfig};
+use tool_executor::config::{ExecutorConfig, ServerConfig};
+use tool_executor::server::{ExecutorServer, ServeError};
 use tool_executor::{Outcome, ToolExecutor, ToolRegistry, ToolResult, ToolSchema};
 
 use crate::fakes::{Echoes, HandsOver, PATIENCE, Told, bash, next, until};
@@ -41,7 +42,7 @@ impl Served {
     }
 
     fn with_token(backend: impl Backend) -> Self {
-        Self::with(backend, |config| config.token = Some("s3cret".to_owned()))
+        Self::with(backend, |config| config.token = Some("s3cret".into()))
     }
 
     fn client(&self) -> Client {
@@ -162,7 +163,7 @@ fn every_outcome_is_in_the_body_and_in_the_line_of_a_batch() {
     let served = Served::open(backend);
     for outcome in Outcome::ALL {
         let result = ToolResult::failure(outcome, "why");
-        let expected = (outcome.as_str(), result.may_have_executed, outcome.is_models_doing());
+        let expected = (outcome.as_str(), result.may_have_executed, outcome.model_attributable());
         let mut client = served.client();
         client.post("/execute", &call_of(outcome.as_str(), "c"));
         next(&told).execution().reply.send(result.clone());
@@ -212,7 +213,7 @@ fn return_slots(served: &Served, told: &crossbeam_channel::Receiver<Told>) {
         client.receive();
     }
     for trajectory_id in ["one", "two"] {
-        served.executor.submit_release(trajectory_id, true);
+        served.executor.submit_release(trajectory_id);
         next(told).reset().1.send(Ok(()));
     }
 }
@@ -445,11 +446,15 @@ fn calls_are_cancelled_by_id_and_by_trajectory() {
 #[test]
 fn a_call_that_is_not_accepted_is_a_result_too() {
     let (backend, told) = HandsOver::new(1);
-    let executor = ToolExecutor::builder().backend(backend).queue_capacity(1).start().unwrap();
+    let executor = ToolExecutor::builder()
+        .backend(backend)
+        .config(ExecutorConfig::default().with_queue_capacity(1))
+        .start()
+        .unwrap();
     let served = Served::of(executor, |_| {});
-    let running = served.executor.submit("t", bash("runs"), None).unwrap();
+    let running = served.executor.submit("t", bash("runs")).unwrap();
     let execution = next(&told).execution();
-    let waiting = served.executor.submit("t", bash("waits"), None).unwrap();
+    let waiting = served.executor.submit("t", bash("waits")).unwrap();
     let refused = served.post("/execute", &call_of("t", "refused"));
     assert_eq!(refused.status, 200);
     assert_eq!(refused.json()["success"], false);
@@ -556,20 +561,23 @@ fn a_configuration_that_makes_no_sense_is_refused_with_what_would_be_right() {
     };
     let everywhere = |config: &mut ServerConfig| config.addr.set_ip([0, 0, 0, 0].into());
     let error = start(&everywhere).unwrap_err();
-    assert!(matches!(&error, ServeError::Config(text) if text.contains("token")), "{error}");
+    assert!(
+        matches!(&error, ServeError::Config(text) if text.to_string().contains("token")),
+        "{error}"
+    );
     let open = start(&|config| {
         everywhere(config);
         config.no_auth = true;
     });
     assert!(open.is_ok());
-    let secret = |config: &mut ServerConfig| config.token = Some("s3cret".to_owned());
+    let secret = |config: &mut ServerConfig| config.token = Some("s3cret".into());
     let guarded = start(&|config| {
         everywhere(config);
         secret(config);
     });
     assert!(guarded.is_ok());
     for wrong in [
-        &(|config: &mut ServerConfig| config.token = Some("a b".to_owned()))
+        &(|config: &mut ServerConfig| config.token = Some("a b".into()))
             as &dyn Fn(&mut ServerConfig),
         &|config| config.max_body = 0,
         &|config| config.max_connections = 0,

@@ -62,7 +62,7 @@ fn an_idle_holder_loses_its_slot_at_the_limit_and_is_told_until_it_is_released()
         settle(&mut world);
         let result = last_result(&world);
         assert_eq!((result.outcome, result.may_have_executed), (Outcome::SandboxLost, false));
-        assert!(!result.outcome.is_models_doing());
+        assert!(!result.model_attributable());
         assert_eq!(
             result.error,
             "this trajectory made no call for 30.0 s, so its slot was taken back and its workspace \
