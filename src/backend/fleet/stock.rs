@@ -248,10 +248,10 @@ impl StockServer {
                 return Err(Failure::NotSent("it began anew".to_owned()));
             }
             match send() {
-                Err(failure @ (Failure::NotSent(_) | Failure::NoListener(_))) => {
+                Err(failure @ (Failure::NotSent(_) | Failure::NoListener)) => {
                     let mut state = self.state.lock();
                     let mut until = (Instant::now() + PAUSE_MOST / 4).min(deadline);
-                    if matches!(failure, Failure::NoListener(_)) {
+                    if matches!(failure, Failure::NoListener) {
                         // Not again before it is known what became of the workspaces: it may be back
                         // already.
                         (state.refused, until) = (true, deadline);
@@ -294,7 +294,7 @@ impl StockServer {
                     self.wake.notify_all();
                 }
                 (Err(failure), phase) => {
-                    state.refused |= matches!(failure, Failure::NoListener(_));
+                    state.refused |= matches!(failure, Failure::NoListener);
                     match phase {
                         Phase::Up => {
                             state.phase = Phase::Unknown { since: Instant::now() };
@@ -367,7 +367,7 @@ mod tests {
         let sent = Mutex::new(0);
         let answer = server.until_sent(Some(0), || {
             *sent.lock() += 1;
-            Err::<(), _>(Failure::NoListener("refused".to_owned()))
+            Err::<(), _>(Failure::NoListener)
         });
         assert!(
             matches!(&answer, Err(Failure::NotSent(text)) if text.contains("anew")),
@@ -379,7 +379,7 @@ mod tests {
         let tries = Mutex::new(0);
         let reset = server.until_sent(None, || {
             *tries.lock() += 1;
-            if *tries.lock() == 1 { Err(Failure::NoListener("refused".to_owned())) } else { Ok(()) }
+            if *tries.lock() == 1 { Err(Failure::NoListener) } else { Ok(()) }
         });
         assert!(reset.is_ok());
         // One whose server could not be reached at all is sent again: nothing is known to be lost.
