@@ -200,7 +200,7 @@ fn saturated(criterion: &mut Criterion) {
 }
 
 /// Prints what slots take that have a sandbox and nothing to do.
-#[allow(clippy::print_stdout)] // a figure for whoever runs it
+#[allow(clippy::print_stdout, reason = "a figure for the reader")]
 fn idle_memory(_: &mut Criterion) {
     const SLOTS: u64 = 32;
     let executor = executor(SLOTS as usize, true);

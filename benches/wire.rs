@@ -71,7 +71,7 @@ fn lone(criterion: &mut Criterion) {
     group.finish();
 }
 
-#[allow(clippy::print_stdout)] // a figure for whoever runs it
+#[allow(clippy::print_stdout, reason = "a figure for the reader")]
 fn trajectories(criterion: &mut Criterion) {
     for trajectories in [32, 1_000] {
         let mut group = criterion.benchmark_group(format!("trajectories/{trajectories}"));

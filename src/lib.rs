@@ -72,6 +72,11 @@
 //! - `cli` (default): the `tool-executor` program and what it needs. A library user turns default
 //!   features off.
 
+#![cfg_attr(
+    not(test),
+    warn(clippy::disallowed_methods, clippy::disallowed_types, clippy::unwrap_used)
+)]
+
 #[macro_use]
 mod setters;
 

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::{FleetConfig, LocalConfig, ToolServerConfig, named_part};
 use crate::error::ConfigError;
 use crate::seconds::{self, LONGEST};
-use crate::tool::{Policy, ToolRegistry, ToolSchema};
+use crate::tool::{MAX_TIMEOUT, MIN_TIMEOUT, Policy, ToolRegistry, ToolSchema};
 
 /// How a [`ToolExecutor`](crate::ToolExecutor) is set up. Every setting has a default.
 ///
@@ -52,6 +52,11 @@ pub struct ExecutorConfig {
     /// How long a trajectory's call may wait for a slot. Defaults to 600 s.
     #[serde(rename = "acquire_timeout_s", with = "seconds")]
     pub acquire_timeout: Duration,
+    /// The time limit of a call that names none, 1 to 600 s. Defaults to the backend's own, 30 s in the
+    /// embedded sandbox.
+    #[serde(rename = "default_timeout_s", with = "seconds::option")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub default_timeout: Option<Duration>,
     /// How long after a call's own time limit its backend may take to answer. After that, the call
     /// ends as [`SandboxLost`](crate::Outcome::SandboxLost) and its slot is reset before another
     /// trajectory gets it. Defaults to 60 s.
@@ -102,6 +107,7 @@ impl Default for ExecutorConfig {
             queue_capacity: 65_536,
             queue_timeout: Duration::from_secs(3600),
             acquire_timeout: Duration::from_secs(600),
+            default_timeout: None,
             answer_grace: Duration::from_secs(60),
             reset_timeout: Duration::from_secs(60),
             close_timeout: Duration::from_secs(30),
@@ -126,6 +132,7 @@ setters! {
         with_queue_capacity: queue_capacity = usize,
         with_queue_timeout: queue_timeout = Duration,
         with_acquire_timeout: acquire_timeout = Duration,
+        with_default_timeout: default_timeout = some Duration,
         with_answer_grace: answer_grace = Duration,
         with_reset_timeout: reset_timeout = Duration,
         with_close_timeout: close_timeout = Duration,
@@ -175,6 +182,10 @@ impl ExecutorConfig {
             if value > LONGEST {
                 return wrong(format!("{name} is {value:?}; at most a year"));
             }
+        }
+        let possible = MIN_TIMEOUT..=MAX_TIMEOUT;
+        if let Some(time) = self.default_timeout.filter(|time| !possible.contains(time)) {
+            return wrong(format!("default_timeout is {time:?}; it must be from 1 to 600 s"));
         }
         let parts = [
             ("local", self.local.as_ref().map(LocalConfig::check)),
@@ -286,7 +297,7 @@ mod tests {
                 "require_stateful_sandbox": true},
             "batch_policy": "window", "batch_window_s": 0.25, "max_batch_size": 3,
             "queue_capacity": 4, "queue_timeout_s": 5.0, "acquire_timeout_s": 6.0,
-            "answer_grace_s": 7.0, "reset_timeout_s": 8.0, "close_timeout_s": 9.0,
+            "default_timeout_s": 2.5, "answer_grace_s": 7.0, "reset_timeout_s": 8.0, "close_timeout_s": 9.0,
             "on_lost_workspace": "start_empty", "idle_limit_s": 1.5, "io_threads": 2, "handler_threads": 3,
         });
         let config: ExecutorConfig = serde_json::from_value(all.clone()).unwrap();
@@ -322,6 +333,7 @@ mod tests {
             (config().with_max_batch_size(0), "max_batch_size is 0; it must be at least 1"),
             (config().with_reset_timeout(Duration::MAX), "reset_timeout is"),
             (config().with_idle_limit(Duration::MAX), "idle_limit is"),
+            (config().with_default_timeout(Duration::ZERO), "default_timeout is 0ns; it must be"),
             (config().with_local(LocalConfig::new(0)), "in \"local\": slots is 0"),
             (config().with_fleet(FleetConfig::new([""; 0])), "in \"fleet\": a fleet needs the URL"),
             (config().with_fleet(FleetConfig::new(["a", "a/"])), "a is there twice"),

@@ -66,9 +66,14 @@ impl ToolExecutor {
         let containers = backend.start(&interrupt).map_err(backend_failed)?;
         let capabilities = backend.capabilities();
         // A backend without a limit of its own may well say `Duration::MAX`.
-        let default_timeout = capabilities.default_timeout.min(LONGEST);
+        let default_timeout =
+            config.default_timeout.unwrap_or(capabilities.default_timeout).min(LONGEST);
         let gate = Arc::new(Gate::new(config.queue_capacity));
         let refusals = Arc::new(Refusals::default());
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "whoever has a result must not wait; see ARCHITECTURE.md for what bounds it"
+        )]
         let (events, receiver) = unbounded();
         let told = events.clone();
         backend.watch(Watcher::from_fn(move |container, change| {

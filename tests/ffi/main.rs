@@ -4,8 +4,7 @@
 //!
 //! What cannot be run is said on standard error (`NOT RUN`), and is an error where `CI` is set.
 
-// What could not be run is to be seen.
-#![allow(clippy::print_stderr)]
+#![allow(clippy::print_stderr, reason = "what could not be run is to be seen")]
 
 mod examples;
 mod harness;

@@ -1,7 +1,6 @@
 //! The filter of system calls, from inside a sandbox: what it denies, and that tools go on working.
 
-// What could not run says so.
-#![allow(clippy::print_stdout)]
+#![allow(clippy::print_stdout, reason = "what could not run says so")]
 
 use std::path::Path;
 

@@ -225,6 +225,10 @@ fn close_all(servers: &[Server], deadline: Instant) {
     thread::scope(|scope| {
         let close = |server| move || Server::close(server, deadline);
         let start = |server| {
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "named, and the scope is its owner and its end"
+            )]
             let thread = thread::Builder::new().name("tool-close".to_owned());
             thread.spawn_scoped(scope, close(server))
         };

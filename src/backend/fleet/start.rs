@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Sender, at, never, select, unbounded};
+use crossbeam_channel::{at, bounded, never, select};
 
 use super::native::{self, Direct, NativeServer};
 use super::stock::StockServer;
@@ -23,16 +23,10 @@ use crate::workers::guarded;
 const GIVE_UP: Duration = Duration::from_millis(400);
 /// How many servers are asked at a time.
 const ASKED_AT_ONCE: usize = 32;
+/// How many reasons to wait may be on their way.
+const REASONS: usize = 256;
 /// How long after a server was asked by the other scheme it is not asked so again.
 const BETWEEN_SCHEMES: Duration = Duration::from_secs(5);
-
-/// What a thread that asks a server tells.
-enum News {
-    /// The server does not answer yet, for this reason.
-    Waits(String),
-    /// It has answered, or cannot be used.
-    Met(Result<Met, BackendError>),
-}
 
 /// A server and its slots.
 type Met = (Server, Container);
@@ -51,8 +45,8 @@ struct Meeting {
 
 impl Meeting {
     /// Asks until the server answers, the deadline, or the interrupt; `tell` gets each new reason to
-    /// wait.
-    fn meet(&self, tell: impl Fn(String)) -> Result<Met, BackendError> {
+    /// wait, and says whether it took it.
+    fn meet(&self, tell: impl Fn(String) -> bool) -> Result<Met, BackendError> {
         let Self { number, connection, bound, deadline, .. } = self;
         let url = &connection.url;
         let unusable = |why: String| {
@@ -101,9 +95,9 @@ impl Meeting {
                     if failure.is_permanent() || now + pause >= *deadline {
                         return Err(unusable(failure.text()));
                     }
-                    if told != failure.text() {
-                        told = failure.text();
-                        tell(told.clone());
+                    let why = failure.text();
+                    if told != why && tell(why.clone()) {
+                        told = why;
                     }
                     self.interrupt.wait_timeout(pause);
                 }
@@ -121,8 +115,9 @@ fn meet_all(
     interrupt: &Interrupt,
     report: &mut WaitReport,
 ) -> Result<Vec<Met>, BackendError> {
-    // Bounded by the servers and the reasons there are to wait.
-    let (tell, told) = unbounded();
+    // One message from each; and reasons to wait, which are left out where they come too fast.
+    let (tell, told) = bounded(meetings.len());
+    let (tell_why, told_why) = bounded(REASONS);
     let mut met: Vec<Option<Met>> = Vec::new();
     let mut connections = Vec::new();
     let mut threads = Vec::new();
@@ -131,8 +126,12 @@ fn meet_all(
         met.push(None);
         connections.push(meeting.connection.clone());
         report.waits(place, &meeting.connection.url, "no answer yet".to_owned(), Instant::now());
-        let tell = tell.clone();
-        let ask = move || ask(place, &meeting, &tell);
+        let (tell, tell_why) = (tell.clone(), tell_why.clone());
+        let ask = move || {
+            let met = guarded(|| meeting.meet(|why| tell_why.try_send((place, why)).is_ok()));
+            // Refused only after the start was given up.
+            drop(tell.send((place, met)));
+        };
         match OwnedThread::spawn(format!("tool-meet-{place}"), ask) {
             Ok(thread) => threads.push(thread),
             Err(error) => {
@@ -150,16 +149,20 @@ fn meet_all(
         let due = report.due().map_or_else(never, at);
         select! {
             recv(told) -> told => match told {
-                Ok((place, News::Waits(why))) => {
-                    report.waits(place, &connections[place].url, why, Instant::now());
-                }
-                Ok((place, News::Met(Ok(server)))) => {
+                Ok((place, Ok(Ok(server)))) => {
                     report.is_met(place);
                     met[place] = Some(server);
                 }
-                Ok((_, News::Met(Err(error)))) => failure = Some(error),
+                Ok((_, Ok(Err(error)))) => failure = Some(error),
+                Ok((_, Err(panic))) => {
+                    failure = Some(BackendError::new(format!("asking a server panicked: {panic}")));
+                }
                 // All have told.
                 Err(_) => break,
+            },
+            // But not a reason from before it answered.
+            recv(told_why) -> why => if let Ok((place, why)) = why && met[place].is_none() {
+                report.waits(place, &connections[place].url, why, Instant::now());
             },
             recv(interrupt.fired()) -> _ => failure = Some(BackendError::interrupted()),
             // There is something to say.
@@ -176,23 +179,12 @@ fn meet_all(
     // One that looks a name up cannot be stopped, and is left behind.
     threads.into_iter().for_each(|thread| thread.join_or_leave(deadline));
     let Some(failure) = failure else { return Ok(met.into_iter().flatten().collect()) };
-    for (place, news) in told.try_iter() {
-        if let News::Met(Ok(server)) = news {
-            met[place] = Some(server);
-        }
+    for (place, server) in told.try_iter() {
+        met[place] = server.ok().and_then(Result::ok);
     }
     let servers: Vec<_> = met.into_iter().flatten().map(|(server, _)| server).collect();
     close_all(&servers, Instant::now() + GIVE_UP);
     Err(failure)
-}
-
-/// What the thread for a server does.
-fn ask(place: usize, meeting: &Meeting, tell: &Sender<(usize, News)>) {
-    // Refused only after the start was given up.
-    let tell = |news| drop(tell.send((place, news)));
-    let met = guarded(|| meeting.meet(|why| tell(News::Waits(why))));
-    let panicked = |panic| Err(BackendError::new(format!("asking a server panicked: {panic}")));
-    tell(News::Met(met.unwrap_or_else(panicked)));
 }
 
 impl FleetBackend {

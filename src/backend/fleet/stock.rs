@@ -82,6 +82,7 @@ impl StockServer {
     ) -> Result<(Arc<Self>, Vec<String>), Failure> {
         let slots: Slots = connection.get("/slots")?;
         let names: Vec<_> = slots.slots.into_iter().map(|slot| slot.slot_id).collect();
+        #[expect(clippy::disallowed_methods, reason = "one job for a slot at most")]
         let (jobs, waiting) = unbounded();
         let state = State {
             phase: Phase::Up,

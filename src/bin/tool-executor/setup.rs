@@ -2,24 +2,25 @@
 
 use std::error::Error;
 use std::fmt::Write as _;
+use std::path::Path;
 
 use tool_executor::backend::fleet::FleetBackend;
 use tool_executor::config::{FleetConfig, LocalConfig, ToolServerConfig};
 
-use crate::args::{FleetArgs, Limit, LimitArgs, ToolServerArgs};
+use crate::args::{FleetArgs, Limit, LimitArgs, SlotArgs, ToolServerArgs};
 
-/// The fleet that the flags name.
-///
-/// # Errors
-/// What is wrong with them, as one line.
-pub(crate) fn fleet(args: &FleetArgs) -> Result<FleetBackend, String> {
-    let mut config = FleetConfig::new(&args.urls);
-    config.token = args.fleet_token.clone().map(Into::into);
-    FleetBackend::new(config).map_err(|error| chain(&error))
+/// This machine's slots as the flags want them.
+pub(crate) fn local(slots: &SlotArgs, limits: &LimitArgs) -> LocalConfig {
+    let mut config = LocalConfig::new(slots.count());
+    config.data_dir.clone_from(&slots.data_dir);
+    // This process has no children but the sandbox's.
+    config.adopt_orphans = true;
+    limit(&mut config, limits);
+    config
 }
 
 /// Puts the limits of the flags in place of the defaults.
-pub(crate) fn limit(config: &mut LocalConfig, args: &LimitArgs) {
+fn limit(config: &mut LocalConfig, args: &LimitArgs) {
     let limits = &mut config.limits;
     for (given, limit) in [
         (args.limit_memory, &mut limits.memory_bytes),
@@ -32,8 +33,23 @@ pub(crate) fn limit(config: &mut LocalConfig, args: &LimitArgs) {
             *limit = given;
         }
     }
-    limits.cpu = args.limit_cpu.or(limits.cpu);
+    if let Some(Limit(given)) = args.limit_cpu {
+        limits.cpu = given;
+    }
     config.seccomp = !args.no_seccomp;
+}
+
+/// The fleet that the flags name.
+///
+/// # Errors
+/// What is wrong with them, as one line.
+pub(crate) fn fleet(args: &FleetArgs) -> Result<FleetBackend, String> {
+    let mut config = FleetConfig::new(&args.sandbox_url);
+    config.token.clone_from(&args.token.sandbox_token);
+    config.start_timeout = args.sandbox_start_timeout_s;
+    config.unreachable_timeout = args.sandbox_unreachable_timeout_s;
+    config.ca_pem = args.sandbox_ca.as_deref().map(certificates).transpose()?;
+    FleetBackend::new(config).map_err(|error| chain(&error))
 }
 
 /// The ToolServer that the flags name, if they do.
@@ -43,13 +59,13 @@ pub(crate) fn limit(config: &mut LocalConfig, args: &LimitArgs) {
 pub(crate) fn tool_server(args: &ToolServerArgs) -> Result<Option<ToolServerConfig>, String> {
     let Some(url) = &args.tool_server_url else { return Ok(None) };
     let mut config = ToolServerConfig::new(url);
-    config.token = args.tool_server_token.clone().map(Into::into);
-    if let Some(path) = &args.tool_server_ca {
-        let pem = std::fs::read_to_string(path)
-            .map_err(|error| format!("{}: {error}", path.display()))?;
-        config.ca_pem = Some(pem);
-    }
+    config.token.clone_from(&args.tool_server_token);
+    config.ca_pem = args.tool_server_ca.as_deref().map(certificates).transpose()?;
     Ok(Some(config))
+}
+
+fn certificates(path: &Path) -> Result<String, String> {
+    std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))
 }
 
 /// An error and its causes in one line.

@@ -145,6 +145,10 @@ impl Watcher {
         for (name, role) in roles.into_iter().flatten() {
             let mut thread = Thread { role, known: HashMap::new(), disks: HashMap::new() };
             let shared = watcher.shared.clone();
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "`close` joins it, which takes a look at most"
+            )]
             let started = std::thread::Builder::new()
                 .name(name.to_owned())
                 .spawn(move || thread.run(&shared))?;
@@ -361,7 +365,7 @@ impl Thread {
     ) -> Duration {
         let mut left = u64::MAX;
         for (id, entry) in entries {
-            let Some((_, alarm)) = &entry.busy else { continue };
+            let Some((began, alarm)) = &entry.busy else { continue };
             let found = sample::processes(entry.init);
             let now = Instant::now();
             let known = self.known.entry(*id).or_insert_with(|| Known {
@@ -384,7 +388,8 @@ impl Thread {
                     }
                 }
                 Role::Disk(limit) => {
-                    if self.is_disk_full(shared, limit, &entry.workspace, nameless.disk, false) {
+                    let reason = Reason::Command { began: *began };
+                    if self.is_disk_full(shared, limit, &entry.workspace, nameless.disk, reason) {
                         alarm(Exceeded::Workspace);
                     }
                     let known = self.disks.get(entry.workspace.path());
@@ -395,7 +400,7 @@ impl Thread {
         }
         if let Role::Disk(limit) = self.role {
             for workspace in dirty {
-                self.is_disk_full(shared, limit, &workspace, 0, true);
+                self.is_disk_full(shared, limit, &workspace, 0, Reason::Afterwards);
             }
         }
         match self.role {
@@ -412,12 +417,14 @@ impl Thread {
         limit: u64,
         workspace: &Workspace,
         nameless: u64,
-        now: bool,
+        reason: Reason,
     ) -> bool {
         let path = workspace.path();
         let Some(free) = disk::free_bytes(path) else { return false };
         let before = self.disks.get(path).copied();
-        if !now && before.is_some_and(|before| !is_due(&before, limit, free, nameless)) {
+        if matches!(reason, Reason::Command { .. })
+            && before.is_some_and(|before| !is_due(&before, limit, free, nameless))
+        {
             return false;
         }
         let begun = Instant::now();
@@ -438,7 +445,10 @@ impl Thread {
             }
         }
         self.disks.insert(path.to_owned(), known);
-        is_exceeded(limit, before.map(|before| before.size), size)
+        let Reason::Command { began } = reason else { return false };
+        let before =
+            before.map(|before| Before { size: before.size, by_itself: before.counted >= began });
+        is_exceeded(limit, before, size)
     }
 }
 
@@ -472,63 +482,31 @@ fn used(size: Size, nameless: u64, lost: u64) -> u64 {
     if size.incomplete { counted.max(lost) } else { counted }
 }
 
+/// Why a workspace is counted.
+#[derive(Debug, Clone, Copy)]
+enum Reason {
+    /// For a command that runs in it since then.
+    Command { began: Instant },
+    /// Its last command has ended.
+    Afterwards,
+}
+
+/// What was counted the last time.
+#[derive(Debug, Clone, Copy)]
+struct Before {
+    size: u64,
+    /// Whether the command was there already: what came since then it has written itself.
+    by_itself: bool,
+}
+
 /// Whether a command has to end. One that finds the workspace full and does not make it fuller is
-/// probably cleaning up.
-fn is_exceeded(limit: u64, before: Option<u64>, now: u64) -> bool {
-    now > limit && before.is_none_or(|before| before <= limit || now > before)
+/// probably cleaning up. What the commands before it have written after they were counted is not its
+/// doing: of a slot that was full the first count that a command sees is only what it is measured by.
+fn is_exceeded(limit: u64, before: Option<Before>, now: u64) -> bool {
+    now > limit
+        && before
+            .is_none_or(|before| before.size <= limit || (before.by_itself && now > before.size))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn it_is_looked_the_more_often_the_nearer_the_limit_is() {
-        let millis = |pace: &Pace, left| pace.pause(left).as_millis();
-        assert_eq!(millis(&MEMORY_PACE, 4 << 30), 125);
-        assert_eq!(millis(&MEMORY_PACE, 128 << 20), 25);
-        assert_eq!(millis(&MEMORY_PACE, 0), 25);
-        assert_eq!(millis(&MEMORY_PACE, u64::MAX), 250);
-        assert_eq!(millis(&DISK_PACE, 8 << 30), 500);
-        assert_eq!(millis(&DISK_PACE, 32 << 20), 100);
-        assert_eq!(millis(&DISK_PACE, u64::MAX), 1000);
-    }
-
-    #[test]
-    fn a_command_that_cleans_up_is_left_alone() {
-        assert!(!is_exceeded(100, None, 100));
-        assert!(is_exceeded(100, None, 101));
-        assert!(is_exceeded(100, Some(50), 101));
-        assert!(is_exceeded(100, Some(150), 151));
-        assert!(!is_exceeded(100, Some(150), 149));
-        assert!(!is_exceeded(100, Some(150), 150));
-    }
-
-    #[test]
-    fn what_cannot_be_counted_is_estimated() {
-        let size = |incomplete| Size { bytes: 10, incomplete };
-        assert_eq!(used(size(false), 5, 100), 15);
-        assert_eq!(used(size(true), 5, 100), 100);
-        assert_eq!(used(size(true), 200, 100), 210);
-    }
-
-    #[test]
-    fn a_workspace_is_counted_when_the_file_system_loses_bytes_or_time_has_passed() {
-        let disk = |age: Duration, cost| Disk {
-            size: 60,
-            counted: Instant::now().checked_sub(age).unwrap(),
-            cost,
-            free: 1000,
-            free_at_first: 1000,
-        };
-        let just = Duration::ZERO;
-        assert!(!is_due(&disk(just, just), 100, 990, 0), "less than half of the rest is lost");
-        assert!(is_due(&disk(just, just), 100, 980, 0));
-        assert!(is_due(&disk(just, just), 100, 999, 39), "removed files take from the rest");
-        assert!(!is_due(&disk(just, just), 100, 2000, 0));
-        let second = Duration::from_secs(1);
-        assert!(!is_due(&disk(second, second), 100, 0, 0), "it would do nothing else");
-        assert!(is_due(&disk(2 * second, just), 100, 1000, 0));
-        assert!(!is_due(&disk(2 * second, second / 4), 100, 1000, 0));
-    }
-}
+mod tests;

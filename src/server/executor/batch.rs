@@ -41,7 +41,10 @@ async fn feed(
     lines: mpsc::Sender<Bytes>,
     patience: Duration,
 ) {
-    // Bounded by the number of calls: whoever has a result must never wait for room here.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "bounded by the calls; whoever has a result must not wait"
+    )]
     let (tell_done, mut done) = mpsc::unbounded_channel();
     let mut under_way = BTreeMap::new();
     for (index, request) in requests.into_iter().enumerate() {
@@ -110,7 +113,7 @@ struct TimingMs {
 }
 
 fn line(index: usize, trajectory_id: &str, result: &ToolResult) -> Bytes {
-    let ms = |duration: std::time::Duration| duration.as_secs_f64() * 1000.0;
+    let ms = |duration: Duration| duration.as_secs_f64() * 1000.0;
     let timing = &result.timing;
     let line = Line {
         index,

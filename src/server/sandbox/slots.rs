@@ -184,7 +184,7 @@ impl Slots {
 
     /// Empties every slot, and waits for that.
     fn reset_all(self: &Arc<Self>) -> Result<(), BackendError> {
-        let (tell, told) = crossbeam_channel::unbounded();
+        let (tell, told) = crossbeam_channel::bounded(self.len());
         for slot in 0..self.len() {
             let tell = tell.clone();
             // Refused only after the time is up.
