@@ -49,7 +49,10 @@ pub struct ExecutorConfig {
     /// Defaults to 3,600 s.
     #[serde(rename = "queue_timeout_s", with = "seconds")]
     pub queue_timeout: Duration,
-    /// How long a trajectory's call may wait for a slot. Defaults to 600 s.
+    /// How long a trajectory's call may wait for a slot. One that gets none ends as
+    /// [`NeverRan`](crate::Outcome::NeverRan), and with it, at once, the calls of its trajectory that
+    /// wait behind it and need a slot, too; releases and other calls take their turn. Defaults to
+    /// 600 s.
     #[serde(rename = "acquire_timeout_s", with = "seconds")]
     pub acquire_timeout: Duration,
     /// The time limit of a call that names none, 1 to 600 s. Defaults to the backend's own, 30 s in the

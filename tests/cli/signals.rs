@@ -77,13 +77,24 @@ fn a_signal_while_the_sandbox_is_made_leaves_nothing_behind() {
 /// How long after a signal a start may end on a busy machine. A second is what is promised.
 const SOON: Duration = Duration::from_secs(5);
 
+/// A command that does not end, and is no other test run's.
+fn hanging() -> String {
+    format!("sleep 7541.{}", std::process::id())
+}
+
 /// A directory with a `bwrap` that never ends, to be the first of the PATH.
-fn hanging_bubblewrap(setup: &Setup) -> String {
+fn hanging_bubblewrap(setup: &Setup, sleep: &str) -> String {
     let bin = setup.path("bin");
     fs::create_dir(&bin).unwrap();
-    fs::write(bin.join("bwrap"), "#!/bin/sh\nexec sleep 7541\n").unwrap();
+    fs::write(bin.join("bwrap"), format!("#!/bin/sh\nexec {sleep}\n")).unwrap();
     fs::set_permissions(bin.join("bwrap"), fs::Permissions::from_mode(0o755)).unwrap();
     format!("{}:{}", bin.display(), std::env::var("PATH").unwrap())
+}
+
+/// Whether a process runs whose command line has this in it.
+fn runs(text: &str) -> bool {
+    let found = Command::new("pgrep").args(["-f", text]).output().unwrap();
+    !found.stdout.is_empty()
 }
 
 /// Whether a process catches a signal, or ignores it.
@@ -98,7 +109,7 @@ fn has_signal(id: u32, mask: &str, signal: Signal) -> bool {
 /// there, or of a sandbox whose bubblewrap hangs.
 fn starts_without_end(setup: &Setup, silent: &TcpListener) -> Vec<Command> {
     let silent = format!("http://{}", silent.local_addr().unwrap());
-    let path = hanging_bubblewrap(setup);
+    let path = hanging_bubblewrap(setup, &hanging());
     let input = setup.path("in.jsonl");
     let input = input.to_str().unwrap();
     let lines: [&[&str]; 7] = [
@@ -112,7 +123,7 @@ fn starts_without_end(setup: &Setup, silent: &TcpListener) -> Vec<Command> {
     ];
     let command = |line: &[&str]| {
         let mut command = program();
-        command.args(line).env("TMPDIR", setup.directory.path());
+        command.args(line).env("TMPDIR", setup.path("tmp"));
         if !line.contains(&"--sandbox-url") {
             command.env("PATH", &path);
         }
@@ -125,12 +136,17 @@ fn starts_without_end(setup: &Setup, silent: &TcpListener) -> Vec<Command> {
 fn a_signal_ends_a_start_that_does_not_end() {
     let setup = Setup::new(&[trajectory("t", &["true"])]);
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    fs::create_dir(setup.path("tmp")).unwrap();
     let signals = [Signal::INT, Signal::TERM, Signal::HUP].into_iter().cycle();
     for (command, which) in starts_without_end(&setup, &silent).into_iter().zip(signals) {
         let said = format!("{command:?}");
         let mut child = spawn(command);
         let id = child.id();
+        let is_local = !said.contains("--sandbox-url");
         wait_until(&mut child, || has_signal(id, "SigCgt:", which));
+        if is_local {
+            wait_until(&mut child, || runs(&hanging()));
+        }
         let began = Instant::now();
         signal(&child, which);
         let run = Run::of(child.wait_with_output().unwrap());
@@ -138,13 +154,15 @@ fn a_signal_ends_a_start_that_does_not_end() {
         assert_eq!(run.code, Some(130), "{said}: {run:?}");
         assert!(run.stderr.contains("interrupted while starting"), "{said}: {run:?}");
         assert_eq!(run.stdout, "", "{said}");
+        assert_eq!(runs_in(&setup.path("tmp")), Vec::<PathBuf>::new(), "{said}");
     }
+    assert!(!runs(&hanging()));
 }
 
 #[test]
 fn what_a_second_signal_leaves_of_a_start_the_next_start_removes() {
     let setup = Setup::new(&[trajectory("t", &["true"])]);
-    let path = hanging_bubblewrap(&setup);
+    let path = hanging_bubblewrap(&setup, "sleep 7542");
     let tmp = setup.path("tmp");
     fs::create_dir(&tmp).unwrap();
     let mut command = setup.command(&[]);

@@ -220,6 +220,13 @@ impl Artifacts for FleetBackend {
     }
 }
 
+/// Says that a server is used no more.
+fn warn_given_up(url: &str, why: &str) {
+    log::warn!(
+        "the sandbox server {url} is given up and its calls are lost: {why}; it is asked again until it answers"
+    );
+}
+
 /// Closes them side by side: one that hangs holds up no other.
 fn close_all(servers: &[Server], deadline: Instant) {
     thread::scope(|scope| {

@@ -17,7 +17,7 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 use parking_lot::{Condvar, Mutex};
 use serde_json::json;
 
-use super::{Connection, PAUSE_MOST};
+use super::{Connection, PAUSE_MOST, warn_given_up};
 use crate::backend::{ContainerChange, Execution, ResetReply, SlotRef, Watcher};
 use crate::client::{self, Failure};
 use crate::thread::OwnedThread;
@@ -280,7 +280,9 @@ impl StockServer {
     fn keep_up(&self, watcher: &Watcher) {
         loop {
             let asked = self.connection.health();
+            let why = asked.as_ref().err().map(Failure::text).unwrap_or_default();
             let mut state = self.state.lock();
+            let was_down = state.phase == Phase::Down;
             match (asked, state.phase) {
                 (Ok(_), Phase::Up) if !state.refused => {}
                 (Ok(_), phase) => {
@@ -314,6 +316,18 @@ impl StockServer {
                 }
             }
             let is_up = state.phase == Phase::Up;
+            let is_down = state.phase == Phase::Down;
+            if is_down != was_down {
+                // Not under the lock: the log may block.
+                drop(state);
+                let url = &self.connection.url;
+                if is_down {
+                    warn_given_up(url, &why);
+                } else {
+                    log::warn!("the sandbox server {url} is there again");
+                }
+                state = self.state.lock();
+            }
             let until = Instant::now() + if is_up { ASK_EVERY } else { PAUSE_MOST / 4 };
             // A call that was refused has it asked at once.
             while state.jobs.is_some()

@@ -46,8 +46,8 @@ pub(crate) fn fail(code: ExitCode, problem: &str) -> ExitCode {
     code
 }
 
-/// Logs to `target`: by `filter`, else by `RUST_LOG`, else by `default`.
-pub(crate) fn init_log(filter: Option<&str>, default: &str, target: impl Write + Send + 'static) {
+/// Logs to `target`: by `filter`, else by `RUST_LOG`, else warnings.
+pub(crate) fn init_log(filter: Option<&str>, target: impl Write + Send + 'static) {
     let mut builder = match filter {
         Some(filter) => {
             let mut builder = env_logger::Builder::new();
@@ -55,7 +55,7 @@ pub(crate) fn init_log(filter: Option<&str>, default: &str, target: impl Write +
             builder
         }
         None => {
-            let environment = env_logger::Env::default().default_filter_or(default);
+            let environment = env_logger::Env::default().default_filter_or("warn");
             env_logger::Builder::from_env(environment)
         }
     };

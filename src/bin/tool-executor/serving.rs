@@ -7,15 +7,14 @@ use std::thread;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, bounded, select};
-use tool_executor::ToolExecutor;
-use tool_executor::backend::local::LocalBackend;
 use tool_executor::config::{Secret, ServerConfig};
 use tool_executor::server::{ExecutorServer, SandboxServer};
+use tool_executor::{Interrupt, ToolExecutor};
 
 use crate::args::{ListenArgs, RunArgs, SandboxArgs, ServeArgs};
 use crate::console::{fail, init_log, print};
 use crate::exit_code::ExitCode;
-use crate::setup::{chain, fleet, local, tool_server};
+use crate::setup::{chain, check_isolation, fleet, local, tool_server};
 use crate::signals::Signals;
 use crate::starting::start;
 
@@ -28,16 +27,11 @@ pub(crate) fn sandbox(args: SandboxArgs, warnings: &[String]) -> ExitCode {
     };
     let grace = args.run.grace_s;
     let slots = args.slots.count();
-    let started = start(
-        signals.arrivals(),
-        || {},
-        move || {
-            let backend = LocalBackend::start(local(&args.slots, &args.limits));
-            let backend = backend.map_err(|error| chain(&error))?;
-            let config = server_config(&args.listen, token);
-            SandboxServer::start(config, backend).map_err(|error| chain(&error))
-        },
-    );
+    let started = start(signals.arrivals(), move |interrupt| {
+        let backend = local(&args.slots, &args.limits, &args.isolation, interrupt)?;
+        let config = server_config(&args.listen, token);
+        SandboxServer::start(config, backend).map_err(|error| chain(&error))
+    });
     let server = match started {
         Ok(server) => server,
         Err(code) => return code,
@@ -60,10 +54,11 @@ pub(crate) fn serve(args: ServeArgs, warnings: &[String]) -> ExitCode {
         0 => format!("{} slots", args.slots.count()),
         servers => format!("{servers} sandbox servers"),
     };
-    let (server, executor) = match start(signals.arrivals(), || {}, move || start_serving(&args)) {
-        Ok(started) => started,
-        Err(code) => return code,
-    };
+    let (server, executor) =
+        match start(signals.arrivals(), move |interrupt| start_serving(&args, interrupt)) {
+            Ok(started) => started,
+            Err(code) => return code,
+        };
     listening("executor", server.addr(), &what);
     let _ = signals.arrivals().recv();
     let end = || {
@@ -79,7 +74,10 @@ pub(crate) fn serve(args: ServeArgs, warnings: &[String]) -> ExitCode {
 }
 
 /// Starts the executor and what serves it.
-fn start_serving(args: &ServeArgs) -> Result<(ExecutorServer, Arc<ToolExecutor>), String> {
+fn start_serving(
+    args: &ServeArgs,
+    interrupt: &Interrupt,
+) -> Result<(ExecutorServer, Arc<ToolExecutor>), String> {
     let is_local = args.fleet.sandbox_url.is_empty();
     let reachable = is_local && args.token.is_none() && !args.listen.no_auth;
     if reachable && args.calls.allow_network() {
@@ -93,17 +91,18 @@ fn start_serving(args: &ServeArgs) -> Result<(ExecutorServer, Arc<ToolExecutor>)
         .config()
         .with_acquire_timeout(args.acquire_timeout_s)
         .with_idle_limit(args.idle_limit_s);
-    config.policy.allow_network &= !reachable;
+    let allow_network = args.calls.allow_network() && !reachable;
+    config.policy.allow_network = allow_network;
     config.policy.require_sandbox = args.isolation.require_sandbox;
     config.tool_server = tool_server(&args.tool_server)?;
-    let builder = ToolExecutor::builder().config(config);
+    let builder = ToolExecutor::builder().config(config).interrupt(interrupt.clone());
     let builder = if is_local {
-        let backend = LocalBackend::start(local(&args.slots, &args.limits));
-        builder.backend(backend.map_err(|error| chain(&error))?)
+        builder.backend(local(&args.slots, &args.limits, &args.isolation, interrupt)?)
     } else {
-        builder.backend(fleet(&args.fleet)?)
+        builder.backend(fleet(&args.fleet, &args.isolation)?)
     };
     let executor = Arc::new(builder.start().map_err(|error| chain(&error))?);
+    check_isolation(&executor, allow_network, &args.fleet)?;
     let config = server_config(&args.listen, args.token.clone());
     let server = ExecutorServer::start(config, executor.clone());
     Ok((server.map_err(|error| chain(&error))?, executor))
@@ -126,7 +125,7 @@ fn begin(
     has_token: bool,
     warnings: &[String],
 ) -> Result<Signals, ExitCode> {
-    init_log(run.log.as_deref(), "warn", io::stderr());
+    init_log(run.log.as_deref(), io::stderr());
     warnings.iter().for_each(|warning| log::warn!("{warning}"));
     may_listen(listen, has_token).map_err(|problem| fail(ExitCode::Usage, &problem))?;
     Signals::install()

@@ -9,6 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, after, bounded, select};
+use tool_executor::Interrupt;
 
 use crate::console::{fail, warn_line};
 use crate::exit_code::ExitCode;
@@ -19,22 +20,23 @@ const END_LIMIT: Duration = Duration::from_millis(900);
 
 /// Starts something, and gives it to its user.
 ///
-/// `signals` tells of each signal. `start` runs on a thread of its own; `interrupt`, on this one, asks it to give up. What is made in
-/// vain is dropped on that thread.
+/// `signals` tells of each signal. `start` runs on a thread of its own, and is to give up when its
+/// interrupt is triggered. What is made in vain is dropped on that thread.
 ///
 /// # Errors
 /// There is nothing to be used; this is how the program ends. Why, was said.
 pub(crate) fn start<T: Send + 'static>(
     signals: &Receiver<()>,
-    interrupt: impl FnOnce(),
-    start: impl FnOnce() -> Result<T, String> + Send + 'static,
+    start: impl FnOnce(&Interrupt) -> Result<T, String> + Send + 'static,
 ) -> Result<T, ExitCode> {
+    let interrupt = Interrupt::new();
+    let handle = interrupt.clone();
     let (sender, result) = bounded(0);
     // Handed over only while somebody takes it. Else it is dropped on that thread, which ends with it.
     let (alive, ended) = bounded::<()>(0);
     let body = move || {
         let _alive = alive;
-        let _ = sender.send(start());
+        let _ = sender.send(start(&interrupt));
     };
     #[expect(
         clippy::disallowed_methods,
@@ -48,7 +50,7 @@ pub(crate) fn start<T: Send + 'static>(
         recv(result) -> result => result,
         recv(signals) -> _ => {
             drop(result);
-            interrupt();
+            handle.interrupt();
             warn_line("tool-executor: interrupted while starting");
             select! {
                 recv(ended) -> _ => {}
@@ -85,25 +87,24 @@ mod tests {
     #[test]
     fn what_was_started_is_given_and_what_failed_is_told() {
         let (_signal, signals) = bounded(1);
-        assert_eq!(start(&signals, || {}, || Ok(7)), Ok(7));
-        let failed = start::<()>(&signals, || {}, || Err("no".to_owned()));
+        assert_eq!(start(&signals, |_| Ok(7)), Ok(7));
+        let failed = start::<()>(&signals, |_| Err("no".to_owned()));
         assert_eq!(failed, Err(ExitCode::NotStarted));
-        let panicked = start::<()>(&signals, || {}, || panic!("expected by this test"));
+        let panicked = start::<()>(&signals, |_| panic!("expected by this test"));
         assert_eq!(panicked, Err(ExitCode::NotStarted));
     }
 
     #[test]
     fn a_signal_asks_the_start_to_give_up_and_what_it_made_is_dropped_before_the_end() {
         let (signal, signals) = bounded(1);
-        let (give_up, given_up) = bounded::<()>(0);
         let (tell, dropped) = bounded(1);
         let began = Instant::now();
-        let body = move || {
+        let body = move |interrupt: &Interrupt| {
             signal.send(()).unwrap();
-            let _ = given_up.recv();
+            assert!(interrupt.wait_timeout(Duration::from_secs(60)));
             Ok(Made(tell))
         };
-        let started = start(&signals, move || drop(give_up), body);
+        let started = start(&signals, body);
         assert!(matches!(started, Err(ExitCode::Interrupted)));
         // Either it is dropped by now, or the machine is too busy for that.
         let thread = dropped.recv_timeout(Duration::from_secs(60)).unwrap();
@@ -117,11 +118,11 @@ mod tests {
         let (end, ends) = bounded::<()>(0);
         signal.send(()).unwrap();
         signal.send(()).unwrap();
-        let body = move || {
+        let body = move |_: &Interrupt| {
             let _ = ends.recv();
             Ok(())
         };
-        assert_eq!(start(&signals, || {}, body), Err(ExitCode::Interrupted));
+        assert_eq!(start(&signals, body), Err(ExitCode::Interrupted));
         assert!(signals.is_empty(), "the second one was taken");
         drop(end);
     }

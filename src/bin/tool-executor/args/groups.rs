@@ -47,14 +47,22 @@ pub(super) fn default_slots(processors: usize) -> usize {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Isolation")]
 pub(crate) struct IsolationArgs {
-    /// Run commands even where they cannot be isolated (no working bubblewrap)
+    /// Run commands even where they cannot be isolated: no working bubblewrap, here or on a sandbox
+    /// server
     #[arg(long, env = "TOOL_EXECUTOR_ALLOW_UNISOLATED")]
     #[arg(value_parser = named(values::boolean))]
-    pub(crate) allow_unisolated: bool,
+    allow_unisolated: bool,
 
     /// Refuse to run commands where they cannot be isolated
     #[arg(long, hide = true)]
     pub(crate) require_sandbox: bool,
+}
+
+impl IsolationArgs {
+    /// Whether commands may run without isolation.
+    pub(crate) fn allow_unisolated(&self) -> bool {
+        self.allow_unisolated && !self.require_sandbox
+    }
 }
 
 /// What a slot of this machine may use.

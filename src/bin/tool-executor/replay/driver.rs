@@ -9,10 +9,12 @@ use std::time::Duration;
 
 use tool_executor::artifact::ArchiveArtifacts;
 use tool_executor::backend::local::LocalBackend;
-use tool_executor::{Completion, CompletionQueue, Outcome, ToolCall, ToolExecutor, ToolResult};
+use tool_executor::{
+    Completion, CompletionQueue, Interrupt, Outcome, ToolCall, ToolExecutor, ToolResult,
+};
 
 use crate::args::ReplayArgs;
-use crate::setup::{chain, fleet, local, tool_server};
+use crate::setup::{chain, check_isolation, fleet, local, tool_server};
 
 /// How long a call may wait for its slot, and in the executor's queue. With more trajectories than
 /// slots a long wait is what was asked for, so only a run that got stuck should ever meet it.
@@ -33,8 +35,6 @@ pub(crate) struct Driver {
     queue: CompletionQueue,
     /// The embedded sandbox, if that is what runs the calls.
     embedded: Option<LocalBackend>,
-    /// Why commands run without isolation, if they do.
-    unisolated: Option<String>,
     /// How many trajectories are to run at a time.
     concurrency: usize,
 }
@@ -44,15 +44,14 @@ impl Driver {
     ///
     /// # Errors
     /// What kept them from starting, causes included, as one line.
-    pub(crate) fn start(args: &ReplayArgs) -> Result<Self, String> {
-        let mut builder = ToolExecutor::builder();
+    pub(crate) fn start(args: &ReplayArgs, interrupt: &Interrupt) -> Result<Self, String> {
+        let mut builder = ToolExecutor::builder().interrupt(interrupt.clone());
         let embedded = if args.fleet.sandbox_url.is_empty() {
-            let backend = LocalBackend::start(local(&args.slots, &args.limits));
-            let backend = backend.map_err(|error| chain(&error))?;
+            let backend = local(&args.slots, &args.limits, &args.isolation, interrupt)?;
             builder = builder.backend(backend.clone());
             Some(backend)
         } else {
-            builder = builder.backend(fleet(&args.fleet)?);
+            builder = builder.backend(fleet(&args.fleet, &args.isolation)?);
             None
         };
         // How many slots the servers have they say when the executor starts.
@@ -72,14 +71,8 @@ impl Driver {
         let slots = executor.stats().slots.total;
         let concurrency = args.concurrency.unwrap_or(slots.clamp(1, most));
         let queue = executor.completion_queue(concurrency);
-        let isolation = executor.capabilities().isolation;
-        let unisolated = isolation.not_isolated_because().map(str::to_owned);
-        Ok(Self { executor, queue, embedded, unisolated, concurrency })
-    }
-
-    /// Why commands run without isolation, if they do.
-    pub(crate) fn unisolated_because(&self) -> Option<&str> {
-        self.unisolated.as_deref()
+        check_isolation(&executor, args.calls.allow_network(), &args.fleet)?;
+        Ok(Self { executor, queue, embedded, concurrency })
     }
 
     /// How many trajectories are to run at a time.

@@ -52,15 +52,11 @@ use self::progress::Progress;
 use self::report::{Files, Named, Report};
 use self::run::Run;
 
-/// What is logged unless it is said otherwise. That nothing is isolated is told by this program
-/// itself, and once is enough.
-const LOG_FILTER: &str = "warn,tool_executor::sandbox::isolation=error";
-
 /// Runs the command: from the arguments to the exit code. Blocks until the run has ended.
 pub(crate) fn run(args: ReplayArgs, warnings: &[String]) -> ExitCode {
     let started = Instant::now();
     let progress = Progress::new(args.quiet, started);
-    init_log(args.run.log.as_deref(), LOG_FILTER, progress.writer());
+    init_log(args.run.log.as_deref(), progress.writer());
     warnings.iter().for_each(|warning| log::warn!("{warning}"));
 
     let (input, files) = match open_files(&args) {
@@ -74,13 +70,11 @@ pub(crate) fn run(args: ReplayArgs, warnings: &[String]) -> ExitCode {
         Err(error) => return fail(ExitCode::NotStarted, &format!("no signal handler: {error}")),
     };
     let for_start = args.clone();
-    let driver = match start(signals.arrivals(), || {}, move || Driver::start(&for_start)) {
-        Ok(driver) => driver,
-        Err(code) => return code,
-    };
-    if let Some(why) = driver.unisolated_because() {
-        progress.say(&isolation_warning(why, refusing_flag(&args)));
-    }
+    let driver =
+        match start(signals.arrivals(), move |interrupt| Driver::start(&for_start, interrupt)) {
+            Ok(driver) => driver,
+            Err(code) => return code,
+        };
 
     let total = progress.is_shown().then(|| input::count_lines(&args.file)).flatten();
     let report = Report::new(progress, files, &args, total);
@@ -94,29 +88,6 @@ pub(crate) fn run(args: ReplayArgs, warnings: &[String]) -> ExitCode {
         warn_line("warning: some threads of the executor did not end in time");
     }
     report.finish(io_result, wall, interrupted)
-}
-
-/// The flag that lets no command run where nothing can be isolated.
-fn refusing_flag(args: &ReplayArgs) -> Option<&'static str> {
-    match (args.isolation.require_sandbox, args.calls.allow_network()) {
-        (true, _) => Some("--require-sandbox"),
-        (false, false) => Some("--no-network"),
-        (false, true) => None,
-    }
-}
-
-/// One line, so that nobody has to read two to learn that nothing is isolated.
-fn isolation_warning(why: &str, refusing_flag: Option<&str>) -> String {
-    let consequence = match refusing_flag {
-        Some(flag) => format!("commands are refused, as {flag} demands"),
-        None => "commands run without a sandbox".to_owned(),
-    };
-    // Some reasons bring the advice themselves.
-    let advice = match why.contains("apt-get install bubblewrap") {
-        true => "",
-        false => "; isolation needs a working bubblewrap (apt-get install bubblewrap)",
-    };
-    format!("warning: NOT ISOLATED: {consequence}: {why}{advice}")
 }
 
 /// Opens the input and what is to be written.
@@ -157,21 +128,5 @@ fn is_same_file(a: &Path, b: &Path) -> bool {
     match (a.canonicalize(), b.canonicalize()) {
         (Ok(a), Ok(b)) => a == b && a.is_file(),
         _ => false,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_isolation_warning_is_one_line_with_the_advice_once() {
-        for why in ["it is not installed; apt-get install bubblewrap", "it does not work here"] {
-            for flag in [None, Some("--no-network")] {
-                let text = isolation_warning(why, flag);
-                assert_eq!(text.matches("apt-get install bubblewrap").count(), 1, "{text}");
-                assert_eq!(text.lines().count(), 1);
-            }
-        }
     }
 }
