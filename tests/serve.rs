@@ -16,7 +16,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::http_client::{Answer, Client};
-use crate::program::{program, program_ignoring, signal};
+use crate::program::{program, program_ignoring, signal, temporary};
 
 mod fakes {
     /// Longer than anything here takes on a busy machine.
@@ -54,7 +54,7 @@ impl Program {
         token: (&str, &str),
         env: &[(&str, &str)],
     ) -> Self {
-        let tmp = tempfile::tempdir().unwrap();
+        let tmp = temporary();
         let mut child = command
             .args(arguments)
             .args(["--port", "0"])
@@ -393,7 +393,7 @@ fn a_server_whose_standard_output_nobody_reads_serves_and_leaves_nothing() {
         (["serve", "--port", "0"], "TOOL_EXECUTOR_TOKEN"),
         (["sandbox", "--port", "0"], "TOOL_EXECUTOR_SANDBOX_TOKEN"),
     ] {
-        let tmp = tempfile::tempdir().unwrap();
+        let tmp = temporary();
         let (reader, gone) = std::io::pipe().unwrap();
         drop(reader);
         let mut command = program();
@@ -422,7 +422,7 @@ fn a_server_whose_standard_output_nobody_reads_serves_and_leaves_nothing() {
 #[test]
 fn a_replay_over_a_sandbox_server_keeps_workspaces_and_takes_its_flags_from_variables() {
     let sandbox = Program::sandbox(&["--slots", "1"]);
-    let directory = tempfile::tempdir().unwrap();
+    let directory = temporary();
     let kept = directory.path().join("kept");
     let input = directory.path().join("in.jsonl");
     let calls = json!([{"name": "bash", "arguments": {"command": MAKE}}]);
