@@ -1,4 +1,5 @@
-//! What the wire costs: the executor over sandbox servers that answer at once, beside direct requests.
+//! What the wire costs: the executor over sandbox servers that answer at once, beside direct
+//! requests.
 //!
 //! Cases, each beside its floor in the same run:
 //!

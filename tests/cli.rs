@@ -15,10 +15,11 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::program::{
-    DEADLINE, make_directory, program, signal, temporary, wait_until, wait_until_ended,
-};
+use crate::caller::directory;
+use crate::program::{DEADLINE, make_directory, program, signal, wait_until, wait_until_ended};
 
+#[path = "it/caller.rs"]
+mod caller;
 #[path = "cli/flags.rs"]
 mod flags;
 #[path = "it/http.rs"]
@@ -39,7 +40,7 @@ struct Setup {
 
 impl Setup {
     fn new(lines: &[String]) -> Self {
-        let setup = Self { directory: temporary() };
+        let setup = Self { directory: directory() };
         let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
         fs::write(setup.path("in.jsonl"), text).unwrap();
         setup
@@ -249,7 +250,7 @@ fn a_timeout_of_the_calls_own_is_kept_and_the_flag_is_for_the_others() {
 
 #[test]
 fn standard_input_is_read_as_it_comes() {
-    let directory = temporary();
+    let directory = directory();
     let out = directory.path().join("out.jsonl");
     let mut child = program()
         .args(["replay", "-", "--quiet", "--out"])

@@ -16,13 +16,15 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::http_client::{Answer, Client};
-use crate::program::{program, program_ignoring, signal, temporary};
+use crate::program::{program, program_ignoring, signal};
 
 mod fakes {
     /// Longer than anything here takes on a busy machine.
     pub(crate) const PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
 }
 
+#[path = "it/caller.rs"]
+mod caller;
 #[path = "it/http.rs"]
 #[allow(dead_code, reason = "what the other tests need of it")]
 mod http;
@@ -54,7 +56,7 @@ impl Program {
         token: (&str, &str),
         env: &[(&str, &str)],
     ) -> Self {
-        let tmp = temporary();
+        let tmp = caller::directory();
         let mut child = command
             .args(arguments)
             .args(["--port", "0"])
@@ -161,8 +163,9 @@ fn call(trajectory_id: &str, command: &str) -> Value {
 
 /// Whether a process runs whose command line has this in it.
 fn runs(text: &str) -> bool {
-    let found = Command::new("pgrep").args(["-f", text]).output().unwrap();
-    !found.stdout.is_empty()
+    let entries = fs::read_dir("/proc").unwrap().flatten();
+    let mut lines = entries.filter_map(|entry| fs::read(entry.path().join("cmdline")).ok());
+    lines.any(|line| String::from_utf8_lossy(&line).replace('\0', " ").contains(text))
 }
 
 /// The files of an archive, by name.
@@ -308,14 +311,16 @@ fn the_environment_variables_of_the_reference_are_honoured() {
 #[test]
 fn a_client_that_disconnects_cancels_its_call() {
     let program = Program::serve(&["--slots", "1"], &[]);
-    let mut body = call("t", "touch began; sleep 7531; touch ended");
+    // Another run of this test may be under way on the machine.
+    let sleep = format!("sleep 7531.{}", std::process::id());
+    let mut body = call("t", &format!("touch began; {sleep}; touch ended"));
     body["timeout_s"] = json!(600);
     let client = program.send("POST", "/execute", &body);
     program.until_there_is("began");
     drop(client);
     // Runs as soon as that one has ended.
     assert_eq!(program.bash("t", "ls")["output"], "began");
-    assert!(!runs("sleep 7531"));
+    assert!(!runs(&sleep));
 }
 
 #[test]
@@ -393,7 +398,7 @@ fn a_server_whose_standard_output_nobody_reads_serves_and_leaves_nothing() {
         (["serve", "--port", "0"], "TOOL_EXECUTOR_TOKEN"),
         (["sandbox", "--port", "0"], "TOOL_EXECUTOR_SANDBOX_TOKEN"),
     ] {
-        let tmp = temporary();
+        let tmp = caller::directory();
         let (reader, gone) = std::io::pipe().unwrap();
         drop(reader);
         let mut command = program();
@@ -422,7 +427,7 @@ fn a_server_whose_standard_output_nobody_reads_serves_and_leaves_nothing() {
 #[test]
 fn a_replay_over_a_sandbox_server_keeps_workspaces_and_takes_its_flags_from_variables() {
     let sandbox = Program::sandbox(&["--slots", "1"]);
-    let directory = temporary();
+    let directory = caller::directory();
     let kept = directory.path().join("kept");
     let input = directory.path().join("in.jsonl");
     let calls = json!([{"name": "bash", "arguments": {"command": MAKE}}]);
@@ -438,4 +443,96 @@ fn a_replay_over_a_sandbox_server_keeps_workspaces_and_takes_its_flags_from_vari
         .unwrap();
     assert!(output.status.success(), "{output:?}");
     assert_eq!(fs::read_to_string(kept.join("t/d/f.txt")).unwrap(), "h\u{e9}");
+}
+
+/// The lines that a program writes to its standard error.
+fn errors_of(child: &mut Child) -> crossbeam_channel::Receiver<String> {
+    let (tell, lines) = crossbeam_channel::unbounded();
+    let errors = BufReader::new(child.stderr.take().unwrap());
+    std::thread::spawn(move || {
+        // Refused when the test has seen what it wanted.
+        errors.lines().map_while(Result::ok).try_for_each(|line| tell.send(line))
+    });
+    lines
+}
+
+/// The next of these lines that has this in it.
+fn line_with(lines: &crossbeam_channel::Receiver<String>, text: &str) -> String {
+    let deadline = Instant::now() + fakes::PATIENCE;
+    loop {
+        let line = lines.recv_deadline(deadline);
+        let line = line.unwrap_or_else(|error| panic!("no line with {text:?}: {error}"));
+        if line.contains(text) {
+            return line;
+        }
+    }
+}
+
+#[test]
+fn what_the_start_waits_for_is_said_soon_and_a_wrong_scheme_ends_it() {
+    // A port that nobody else gets, and at which nobody listens.
+    let socket = rustix::net::socket(
+        rustix::net::AddressFamily::INET,
+        rustix::net::SocketType::STREAM,
+        None,
+    )
+    .unwrap();
+    let any: SocketAddr = ([127, 0, 0, 1], 0).into();
+    rustix::net::bind(&socket, &any).unwrap();
+    let addr = SocketAddr::try_from(rustix::net::getsockname(&socket).unwrap()).unwrap();
+    let url = format!("http://{addr}");
+    let mut child = program()
+        .args(["serve", "--port", "0", "--sandbox-url", &url])
+        .stderr(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let lines = errors_of(&mut child);
+    let line = line_with(&lines, "waiting for");
+    assert!(
+        line.ends_with(&format!("waiting for {url} (connection refused), up to 60 s")),
+        "{line}"
+    );
+    signal(&child, Signal::TERM);
+    program::wait_until_ended(&mut child);
+
+    let sandbox = Program::sandbox(&["--slots", "1"]);
+    let wrong = sandbox.url().replace("http:", "https:");
+    let mut child = program()
+        .args(["serve", "--port", "0", "--sandbox-url", &wrong])
+        .stderr(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let lines = errors_of(&mut child);
+    let line = line_with(&lines, "it speaks http, not https");
+    assert!(line.ends_with(&sandbox.url()), "{line}");
+    program::wait_until_ended(&mut child);
+    assert_eq!(child.wait().unwrap().code(), Some(5));
+}
+
+#[test]
+fn an_idle_trajectory_loses_its_slot_is_named_and_is_told_at_its_next_call() {
+    let mut command = program();
+    command.stderr(Stdio::piped());
+    let arguments = ["serve", "--slots", "1", "--idle-limit-s", "0.2"];
+    let mut program =
+        Program::start_as(command, &arguments, ("TOOL_EXECUTOR_TOKEN", "s3cret-of-serve"), &[]);
+    let lines = errors_of(&mut program.child);
+    assert_eq!(program.bash("forgotten", "touch f")["outcome"], "ok");
+    // The only slot, without a release.
+    let result = program.bash("other", "ls");
+    assert_eq!((&result["outcome"], &result["output"]), (&json!("ok"), &json!("")));
+    let line = line_with(&lines, "idle_limit");
+    let text = "the idle_limit of 0.2 s is over, slots are taken back: forgotten";
+    assert!(line.ends_with(text), "{line}");
+    let result = program.bash("forgotten", "ls");
+    assert_eq!(result["outcome"], "sandbox_lost", "{result}");
+    assert_eq!(
+        (&result["may_have_executed"], &result["model_attributable"]),
+        (&json!(false), &json!(false))
+    );
+    assert!(result["metadata"]["idle_s"].as_f64().unwrap() >= 0.2);
+    program.post("/release", &json!({"trajectory_id": "forgotten", "reset_workspace": true}));
+    assert_eq!(program.bash("forgotten", "ls")["outcome"], "ok");
 }

@@ -11,8 +11,9 @@ use super::batcher::{Batcher, Crew, Performer};
 use super::builder::{Builder, NoBackend};
 use super::callback;
 use super::completion::Places;
-use super::dispatch::{Dispatch, External, Limits};
+use super::dispatch::{Dispatch, Limits};
 use super::event::Event;
+use super::external::External;
 use super::gate::Gate;
 use super::lane::BatchLimits;
 use super::stats::Refusals;
@@ -105,6 +106,7 @@ impl ToolExecutor {
                     backend: backend.clone(),
                     inline_tools: capabilities.inline_tools,
                     crew: Crew { io, handlers, tool_server },
+                    notices: Arc::default(),
                 },
             };
             let (leave, ended) = bounded(1);
@@ -174,6 +176,7 @@ fn limits(config: &ExecutorConfig) -> Limits {
         answer_grace: config.answer_grace,
         reset_timeout: config.reset_timeout,
         on_lost: config.on_lost_workspace,
+        idle_limit: config.idle_limit.filter(|limit| !limit.is_zero()),
         unanswered: config.queue_capacity.max(MOST_THREADS),
         external: [
             config.handler_threads,

@@ -1,5 +1,5 @@
-//! What tests of several modules need: racing threads, a disk that does not answer, and a file system that
-//! is soon full.
+//! What tests of several modules need: racing threads, a disk that does not answer, and a file
+//! system that is soon full.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -15,8 +15,8 @@ use super::spool::{Spool, THREADS};
 /// Tells the test in the other process where the small file system is.
 const SMALL_VARIABLE: &str = "TOOL_EXECUTOR_TEST_SMALL";
 
-/// Runs a test's body in a process of its own, where no other test's processes, threads and files are.
-/// `test` is its name with all modules: `concat!(module_path!(), "::…")`.
+/// Runs a test's body in a process of its own, where no other test's processes, threads and files
+/// are. `test` is its name with all modules: `concat!(module_path!(), "::…")`.
 pub(super) fn alone(test: &str, body: impl FnOnce()) {
     const VARIABLE: &str = "TOOL_EXECUTOR_TEST_ALONE";
     if std::env::var_os(VARIABLE).is_some() {
@@ -33,11 +33,11 @@ pub(super) fn alone(test: &str, body: impl FnOnce()) {
     assert!(output.status.success() && text.contains("1 passed"), "{text}{errors}");
 }
 
-/// Makes this process one whose caller has left it nothing as it usually is: signals are ignored and
-/// blocked, the umask lets nothing through. Only in a process of the test's [own](alone).
+/// Makes this process one whose caller has left it nothing as it usually is: signals are ignored
+/// and blocked, the umask lets nothing through. Only in a process of the test's [own](alone).
 pub(super) fn be_a_hostile_host() {
-    // SIGKILL and SIGSTOP cannot be ignored, and the standard library's handlers for SIGSEGV and SIGBUS
-    // stay.
+    // SIGKILL and SIGSTOP cannot be ignored, and the standard library's handlers for SIGSEGV and
+    // SIGBUS stay.
     for signal in (1..32).filter(|signal| ![7, 9, 11, 19].contains(signal)) {
         // SAFETY: sets a disposition; this process is the test's own.
         unsafe { libc::signal(signal, libc::SIG_IGN) };

@@ -2,6 +2,8 @@
 //! `sandbox` is the exception: it runs real processes in the embedded sandbox, and needs bubblewrap.
 
 mod artifacts;
+#[cfg(target_os = "linux")]
+mod caller;
 mod close;
 mod completion;
 mod door;

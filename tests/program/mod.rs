@@ -10,7 +10,6 @@ use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
-use tempfile::TempDir;
 
 /// Longer than anything here takes on a busy machine.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
@@ -43,21 +42,10 @@ pub(crate) fn program_ignoring(ignored: &'static [Signal]) -> Command {
     command
 }
 
-/// A temporary directory that other users can pass through, whatever the umask is: where the tests run
-/// as root, commands run as another user.
-pub(crate) fn temporary() -> TempDir {
-    let directory = tempfile::tempdir().unwrap();
-    open(directory.path());
-    directory
-}
-
-/// Makes a directory of this kind.
+/// Makes a directory that other users can pass through, whatever the umask is: where the tests run as
+/// root, commands run as another user.
 pub(crate) fn make_directory(path: &Path) {
     fs::create_dir(path).unwrap();
-    open(path);
-}
-
-fn open(path: &Path) {
     fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
 }
 

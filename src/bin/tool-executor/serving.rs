@@ -86,7 +86,11 @@ fn start_serving(
              other trajectories; give a token, or --no-auth if that is no matter"
         );
     }
-    let mut config = args.calls.config().with_acquire_timeout(args.acquire_timeout_s);
+    let mut config = args
+        .calls
+        .config()
+        .with_acquire_timeout(args.acquire_timeout_s)
+        .with_idle_limit(args.idle_limit_s);
     let allow_network = args.calls.allow_network() && !reachable;
     config.policy.allow_network = allow_network;
     config.policy.require_sandbox = args.isolation.require_sandbox;

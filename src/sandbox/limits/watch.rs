@@ -1,23 +1,23 @@
 //! Keeps slots within their memory and their workspaces' size where the kernel does not do it.
 //!
-//! Two threads, `tool-watch-mem` and `tool-watch-disk`, look at the sandboxes in which a command has
-//! run for 100 ms, and tell whoever runs the command that it must be killed. How often they look depends
-//! on how soon a sandbox could be at its limit: 4 to 40 times a second at the memory, 1 to 10 times at the
-//! disk. Shorter commands cost an entry in a table. A thread
-//! that has much to look at pauses the longer, up to a second. One slot can hold a look up, for a
-//! second with its memory and for five with its disk; that is why there are two.
+//! Two threads, `tool-watch-mem` and `tool-watch-disk`, look at the sandboxes in which a command
+//! has run for 100 ms, and tell whoever runs the command that it must be killed. How often they
+//! look depends on how soon a sandbox could be at its limit: 4 to 40 times a second at the memory,
+//! 1 to 10 times at the disk. Shorter commands cost an entry in a table. A thread that has much to
+//! look at pauses the longer, up to a second. One slot can hold a look up, for a second with its
+//! memory and for five with its disk; that is why there are two.
 //!
 //! # What is counted
-//! - *Memory*: that of all processes of the sandbox, shared memory and page tables included, and memory
-//!   files (`memfd`) that they hold open. Pages which several share count once; to see that is slow,
-//!   and is done only where the sum without it is above the limit.
-//! - *Workspace*: what the slot's two directories take up, and removed files that are still open. They
-//!   are counted when the file system has lost half of what the slot has left, and every two seconds
-//!   otherwise; also once after a command, since many short ones can fill a disk, too.
+//! - *Memory*: that of all processes of the sandbox, shared memory and page tables included, and
+//!   memory files (`memfd`) that they hold open. Pages which several share count once; to see that
+//!   is slow, and is done only where the sum without it is above the limit.
+//! - *Workspace*: what the slot's two directories take up, and removed files that are still open.
+//!   They are counted when the file system has lost half of what the slot has left, and every two
+//!   seconds otherwise; also once after a command, since many short ones can fill a disk, too.
 //!
 //! # What is not
-//! Memory that no process has: System V segments that nobody is attached to (the filter of system calls
-//! keeps them small), the buffers of sockets and pipes. For those there are cgroups.
+//! Memory that no process has: System V segments that nobody is attached to (the filter of system
+//! calls keeps them small), the buffers of sockets and pipes. For those there are cgroups.
 
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -37,8 +37,8 @@ use crate::sandbox::workspace::Workspace;
 
 /// How long a command runs before it is looked at.
 const INTERVAL: Duration = Duration::from_millis(100);
-/// The least and the longest time between two looks at the memory, and how many bytes a second a sandbox
-/// is taken to fill at most.
+/// The least and the longest time between two looks at the memory, and how many bytes a second a
+/// sandbox is taken to fill at most.
 const MEMORY_PACE: Pace = Pace {
     least: Duration::from_millis(25),
     most: Duration::from_millis(250),
@@ -70,16 +70,16 @@ struct Pace {
 }
 
 impl Pace {
-    /// How long to wait where a sandbox has so many bytes left: half of the time in which it could use
-    /// them up.
+    /// How long to wait where a sandbox has so many bytes left: half of the time in which it could
+    /// use them up.
     fn pause(&self, left: u64) -> Duration {
         let seconds = left as f64 / self.bytes_per_second as f64 / 2.0;
         Duration::from_secs_f64(seconds).clamp(self.least, self.most)
     }
 }
 
-/// Called on a thread of the watch when a limit is exceeded, again and again until that ends. Must only
-/// hand it on.
+/// Called on a thread of the watch when a limit is exceeded, again and again until that ends. Must
+/// only hand it on.
 pub(crate) type Alarm = Arc<dyn Fn(Exceeded) + Send + Sync>;
 
 /// The limits that are watched.
@@ -171,8 +171,8 @@ impl Watcher {
         self.shared.state.lock().full.contains(workspace)
     }
 
-    /// Ends the threads and waits for that, which takes no longer than one look. Calling it again does
-    /// nothing.
+    /// Ends the threads and waits for that, which takes no longer than one look. Calling it again
+    /// does nothing.
     pub(super) fn close(&self) {
         {
             let mut state = self.shared.state.lock();
@@ -500,8 +500,9 @@ struct Before {
 }
 
 /// Whether a command has to end. One that finds the workspace full and does not make it fuller is
-/// probably cleaning up. What the commands before it have written after they were counted is not its
-/// doing: of a slot that was full the first count that a command sees is only what it is measured by.
+/// probably cleaning up. What the commands before it have written after they were counted is not
+/// its doing: of a slot that was full the first count that a command sees is only what it is
+/// measured by.
 fn is_exceeded(limit: u64, before: Option<Before>, now: u64) -> bool {
     now > limit
         && before

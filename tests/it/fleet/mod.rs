@@ -3,6 +3,7 @@
 mod cuts;
 mod loss;
 mod misbehaving;
+mod starts;
 mod stock;
 
 use std::process::Command;

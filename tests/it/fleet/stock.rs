@@ -1,7 +1,7 @@
 //! Stock servers, played by one that answers as the reference does – or should not.
 
 use std::io::Write;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
 use crossbeam_channel::bounded;
@@ -12,6 +12,7 @@ use tool_executor::config::FleetConfig;
 use tool_executor::{Outcome, StartError, ToolExecutor};
 
 use super::{executor, fleet};
+use crate::caller::program;
 use crate::fakes::bash;
 use crate::http::{Reply, Request, Server, ok};
 
@@ -118,7 +119,7 @@ fn replay_runs_as_many_trajectories_at_a_time_as_the_servers_have_slots() {
             }
         })
     });
-    let mut child = Command::new(env!("CARGO_BIN_EXE_tool-executor"))
+    let mut child = program()
         .args(["replay", "-", "--quiet", "--sandbox-url", &one.url, "--sandbox-url", &two.url])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

@@ -142,6 +142,11 @@ pub(crate) struct ServeArgs {
     #[arg(value_parser = named(values::wait_seconds))]
     pub(crate) acquire_timeout_s: Duration,
 
+    /// Take back the slot of a trajectory that makes no call for so long, in seconds; 0 never does
+    #[arg(long, value_name = "S", default_value = "1800", env = "TOOL_EXECUTOR_IDLE_LIMIT_S")]
+    #[arg(value_parser = named(values::wait_seconds))]
+    pub(crate) idle_limit_s: Duration,
+
     #[command(flatten)]
     pub(crate) run: RunArgs,
 }

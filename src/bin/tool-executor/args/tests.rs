@@ -11,8 +11,9 @@ const COMMANDS: [&str; 3] = ["replay", "serve", "sandbox"];
 /// Every flag, its variable, and which of the commands has it: `r`eplay, `s`erve, sandbo`x`.
 ///
 /// `replay` has no `--acquire-timeout-s`, because more trajectories than slots is what
-/// `--concurrency` asks for. `sandbox` has none of the flags about calls: its clients say these.
-const TABLE: [(&str, &str, &str); 39] = [
+/// `--concurrency` asks for, and no `--idle-limit-s`, because it releases what it is done with.
+/// `sandbox` has none of the flags about calls: its clients say these.
+const TABLE: [(&str, &str, &str); 40] = [
     ("acquire-timeout-s", "TOOL_EXECUTOR_ACQUIRE_TIMEOUT_S", "s"),
     ("allow-network", "TOOL_EXECUTOR_ALLOW_NETWORK", "rs"),
     ("allow-unisolated", "TOOL_EXECUTOR_ALLOW_UNISOLATED", "rsx"),
@@ -22,6 +23,7 @@ const TABLE: [(&str, &str, &str); 39] = [
     ("data-dir", "TOOL_EXECUTOR_DATA_DIR", "rsx"),
     ("grace-s", "TOOL_EXECUTOR_GRACE_S", "rsx"),
     ("host", "TOOL_EXECUTOR_LISTEN_HOST", "sx"),
+    ("idle-limit-s", "TOOL_EXECUTOR_IDLE_LIMIT_S", "s"),
     ("keep-workspaces", "", "r"),
     ("limit", "", "r"),
     ("limit-cpu", "TOOL_EXECUTOR_LIMIT_CPU", "rsx"),
@@ -172,6 +174,7 @@ fn defaults() {
     assert_eq!((groups::default_slots(1), groups::default_slots(16)), (10, 32));
     let Command::Serve(args) = parse_line("serve").unwrap() else { panic!() };
     assert_eq!((args.listen.port, args.acquire_timeout_s), (9001, Duration::from_secs(600)));
+    assert_eq!(args.idle_limit_s, Duration::from_secs(1800));
     let Command::Sandbox(args) = parse_line("sandbox").unwrap() else { panic!() };
     assert_eq!(args.listen.port, 8080);
 }
