@@ -62,7 +62,7 @@ fn the_second_signal_cancels_and_every_accepted_call_has_its_line() {
 fn a_signal_while_the_sandbox_is_made_leaves_nothing_behind() {
     let setup = Setup::new(&[trajectory("t", &["sleep 300"])]);
     let tmp = setup.path("tmp");
-    fs::create_dir(&tmp).unwrap();
+    make_directory(&tmp);
     let mut command = setup.command(&["--timeout-s", "600", "--grace-s", "0"]);
     command.env("TMPDIR", &tmp);
     let mut child = spawn(command);
@@ -85,7 +85,7 @@ fn hanging() -> String {
 /// A directory with a `bwrap` that never ends, to be the first of the PATH.
 fn hanging_bubblewrap(setup: &Setup, sleep: &str) -> String {
     let bin = setup.path("bin");
-    fs::create_dir(&bin).unwrap();
+    make_directory(&bin);
     fs::write(bin.join("bwrap"), format!("#!/bin/sh\nexec {sleep}\n")).unwrap();
     fs::set_permissions(bin.join("bwrap"), fs::Permissions::from_mode(0o755)).unwrap();
     format!("{}:{}", bin.display(), std::env::var("PATH").unwrap())
@@ -136,7 +136,7 @@ fn starts_without_end(setup: &Setup, silent: &TcpListener) -> Vec<Command> {
 fn a_signal_ends_a_start_that_does_not_end() {
     let setup = Setup::new(&[trajectory("t", &["true"])]);
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
-    fs::create_dir(setup.path("tmp")).unwrap();
+    make_directory(&setup.path("tmp"));
     let signals = [Signal::INT, Signal::TERM, Signal::HUP].into_iter().cycle();
     for (command, which) in starts_without_end(&setup, &silent).into_iter().zip(signals) {
         let said = format!("{command:?}");
@@ -164,7 +164,7 @@ fn what_a_second_signal_leaves_of_a_start_the_next_start_removes() {
     let setup = Setup::new(&[trajectory("t", &["true"])]);
     let path = hanging_bubblewrap(&setup, "sleep 7542");
     let tmp = setup.path("tmp");
-    fs::create_dir(&tmp).unwrap();
+    make_directory(&tmp);
     let mut command = setup.command(&[]);
     command.env("PATH", path).env("TMPDIR", &tmp);
     let mut child = spawn(command);

@@ -159,7 +159,7 @@ pub(crate) struct ReplayArgs {
     /// A line is {"trajectory_id", "setup"?, "calls": [{"name", "arguments", "recorded_output"?,
     /// "recorded_exit_code"?}]} or {"trajectory_id"?, "messages": [...]}, whose assistant messages
     /// hold Hermes <tool_call> text or OpenAI tool_calls. Other keys are ignored. A line without an
-    /// id is named line-N; one whose id another line has got runs as ID~2, ID~3, ….
+    /// id is named line-N; one whose id another line has got runs as ID~2, ID~3, and so on.
     pub(crate) file: PathBuf,
 
     /// Trajectories at a time; may be more than there are slots [default: as many as slots, those
@@ -167,7 +167,7 @@ pub(crate) struct ReplayArgs {
     #[arg(long, value_name = "N", value_parser = named(values::at_least_one))]
     pub(crate) concurrency: Option<usize>,
 
-    /// Run each trajectory N times, each under its own id: `id`, `id#2`, `id#3`, …
+    /// Run each trajectory N times, each under its own id: `id`, `id#2`, `id#3`, ...
     #[arg(long, value_name = "N", default_value = "1")]
     #[arg(value_parser = named(values::at_least_one_u32))]
     pub(crate) repeat: u32,
