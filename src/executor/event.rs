@@ -10,8 +10,8 @@ use std::time::Instant;
 
 use crossbeam_channel::Sender;
 
-use super::artifacts::LeaseReply;
-use super::dispatch::External;
+use super::external::External;
+use super::lease::LeaseReply;
 use super::stats::Stats;
 use super::ticket::Ticket;
 use crate::backend::{ContainerChange, ExecutionId, SlotRef};

@@ -28,8 +28,15 @@ pub struct Stats {
     pub running: usize,
     /// Trajectories that have a slot, a call or a release under way, now.
     pub trajectories: usize,
-    /// Trajectories that wait for a slot, now.
+    /// Trajectories that wait for a slot, or for its reset, now.
     pub waiting_for_slot: usize,
+    /// Slots whose holders have no call, release or reader of artifacts under way or queued, now.
+    pub idle_slots: usize,
+    /// Their holders, those that have been idle longest first: eight at most.
+    pub idle_holders: Vec<IdleHolder>,
+    /// For how many seconds trajectories have waited for slots while every holder of one was idle:
+    /// probably a release was forgotten. `None` while that is not so.
+    pub stalled_s: Option<f64>,
     /// Slots by state, now.
     pub slots: SlotCounts,
     /// Batches that were sent to containers, and how many calls each held.
@@ -53,6 +60,16 @@ pub struct Stats {
     /// Whether the backend's slots keep their sandboxes from call to call, where it tells. Where they
     /// do not each command pays for a sandbox of its own.
     pub warm_slots: Option<bool>,
+}
+
+/// A trajectory that holds a slot and does nothing with it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct IdleHolder {
+    /// Whose slot it is.
+    pub trajectory_id: String,
+    /// For how many seconds nothing of it has been under way.
+    pub idle_s: f64,
 }
 
 /// One container, and the calls on their way to it.

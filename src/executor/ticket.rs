@@ -271,6 +271,15 @@ impl Pending {
     pub fn is_done(&self) -> bool {
         matches!(self.cell.progress.lock().state, State::Done(_))
     }
+
+    /// A copy of the result, if it is there.
+    #[cfg(test)]
+    pub(crate) fn peek(&self) -> Option<ToolResult> {
+        match &self.cell.progress.lock().state {
+            State::Done(result) => Some((**result).clone()),
+            State::Open(_) | State::Gone => None,
+        }
+    }
 }
 
 impl fmt::Debug for Pending {

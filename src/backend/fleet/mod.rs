@@ -4,10 +4,16 @@
 //! (`native`), any other in the reference's plain one (`stock`).
 //!
 //! # Threads
+//! While the fleet starts one per server, `tool-meet-N`, which asks what it is.
 //! One per server, `tool-fleet-N`, which keeps up the connection: for a native server it reads the
 //! stream of results, and another, `tool-send-N`, sends what the threads that hand over do not. A
 //! stock server answers a request only when its call is done, so each of its running calls takes a
 //! thread, `tool-stock-N`; never more than the server has slots.
+//!
+//! # While the fleet starts
+//! Servers that are not there yet are waited for, and warnings say which and why. What waiting cannot
+//! mend ends the start at once: a wrong token, `http` to a server that speaks `https` or the other way
+//! round, a certificate that is not right.
 //!
 //! # When a server does not answer
 //! It is *unknown*: its calls wait, no trajectory is newly put there, and the connection is tried
@@ -22,7 +28,9 @@
 
 mod artifacts;
 mod native;
+mod start;
 mod stock;
+mod waiting;
 
 use std::fmt;
 use std::io::Write;
@@ -48,9 +56,10 @@ use crate::artifact::{
 use crate::client::{self, AgentConfig, Authorization, Failure};
 use crate::config::FleetConfig;
 use crate::error::BackendError;
+use crate::interrupt::Interrupt;
 use crate::limits::EnforcedLimits;
-use crate::wire::native::FEATURE;
 use crate::wire::null_as_default;
+use crate::workers::guarded;
 
 /// How long a short request may take, one that its server answers at once: at most, and if servers
 /// are given up so soon that there would be no time for another try.
@@ -62,8 +71,6 @@ const SILENCE_LEAST: Duration = Duration::from_secs(3);
 /// How long a server is left alone after it did not answer: at first, and at most.
 const PAUSE_FIRST: Duration = Duration::from_millis(50);
 const PAUSE_MOST: Duration = Duration::from_secs(1);
-/// How many servers are asked at a time when the fleet starts.
-const ASKED_AT_ONCE: usize = 32;
 
 /// The executor's side of a fleet of sandbox servers. Closed by the executor that uses it.
 ///
@@ -108,97 +115,20 @@ impl FleetBackend {
     fn server(&self, container: usize) -> Option<Server> {
         self.servers.lock().get(container).cloned()
     }
-
-    /// Asks a server what it is, until it answers or `deadline`.
-    fn meet(
-        &self,
-        number: usize,
-        connection: &Connection,
-        deadline: Instant,
-    ) -> Result<(Server, Container), String> {
-        let mut pause = PAUSE_FIRST;
-        // One name for all tries: an answer that was lost began it all the same.
-        let session = native::new_session();
-        loop {
-            let met = connection.health().and_then(|features| {
-                let bound = self.config.unreachable_timeout;
-                if features.iter().any(|feature| feature == FEATURE) {
-                    let (connection, direct) = (connection.clone(), self.direct.clone());
-                    let (server, slots) =
-                        NativeServer::meet(number, connection, bound, direct, &session)?;
-                    Ok((Server::Native(server), slots))
-                } else {
-                    let (server, slots) = StockServer::meet(number, connection.clone(), bound)?;
-                    Ok((Server::Stock(server), slots))
-                }
-            });
-            match met {
-                Ok((server, slots)) => {
-                    return Ok((server, Container { addr: connection.url.clone(), slots }));
-                }
-                Err(failure) if Instant::now() + pause >= deadline => return Err(failure.text()),
-                // Waiting does not make a wrong token right.
-                Err(Failure::Refused(status, text)) if matches!(status, 401 | 403 | 404) => {
-                    return Err(format!("HTTP {status}: {text}"));
-                }
-                #[expect(
-                    clippy::disallowed_methods,
-                    reason = "the start waits for this and nothing else, up to its deadline"
-                )]
-                Err(_) => thread::sleep(pause),
-            }
-            pause = (pause * 2).min(PAUSE_MOST);
-        }
-    }
 }
 
 impl Backend for FleetBackend {
-    fn start(&self) -> Result<Vec<Container>, BackendError> {
-        let deadline = Instant::now() + self.config.start_timeout;
-        let numbered: Vec<_> = self.connections.iter().enumerate().collect();
-        let mut servers = Vec::new();
-        let mut containers = Vec::new();
-        for some in numbered.chunks(ASKED_AT_ONCE) {
-            let met = thread::scope(|scope| {
-                let asked: Vec<_> = some
-                    .iter()
-                    .map(|&(number, connection)| {
-                        scope.spawn(move || self.meet(number, connection, deadline))
-                    })
-                    .collect();
-                let panicked = || Err("asking it panicked".to_owned());
-                asked
-                    .into_iter()
-                    .map(|asked| asked.join().unwrap_or_else(|_| panicked()))
-                    .collect::<Vec<_>>()
-            });
-            let mut refused = None;
-            for (met, (_, connection)) in met.into_iter().zip(some) {
-                match met {
-                    Ok((server, container)) => {
-                        servers.push(server);
-                        containers.push(container);
-                    }
-                    Err(why) => {
-                        let url = &connection.url;
-                        refused = Some(format!("the sandbox server {url} cannot be used: {why}"));
-                    }
-                }
-            }
-            if let Some(text) = refused {
-                close_all(&servers, Instant::now() + PROMPT);
-                return Err(BackendError::new(text));
-            }
-        }
-        *self.servers.lock() = servers;
-        Ok(containers)
+    fn start(&self, interrupt: &Interrupt) -> Result<Vec<Container>, BackendError> {
+        self.meet_servers(interrupt)
     }
 
     fn capabilities(&self) -> Capabilities {
         // Of each the weakest; nothing where one of them does not say.
         let told: Vec<_> =
             self.connections.iter().map(|connection| connection.told.lock().clone()).collect();
-        let unisolated = self.connections.iter().zip(&told).find(|(_, told)| !told.isolates);
+        let mut with_told = self.connections.iter().zip(&told);
+        let unisolated = with_told.find(|(_, told)| told.isolates == Some(false));
+        let all_isolate = told.iter().all(|told| told.isolates == Some(true));
         let limits = told.iter().map(|told| told.limits);
         let warm_slots = told.iter().map(|told| told.warm_slots);
         Capabilities {
@@ -208,7 +138,8 @@ impl Backend for FleetBackend {
                     "the sandbox server {} says that it has no bubblewrap",
                     connection.url
                 )),
-                None => Isolation::Isolated,
+                None if all_isolate => Isolation::Isolated,
+                None => Isolation::Unknown,
             },
             limits: limits.reduce(|a, b| Some(a?.weaker(b?))).flatten(),
             warm_slots: warm_slots.reduce(|a, b| Some(a? && b?)).flatten(),
@@ -289,11 +220,35 @@ impl Artifacts for FleetBackend {
     }
 }
 
+/// Says that a server is used no more.
+fn warn_given_up(url: &str, why: &str) {
+    log::warn!(
+        "the sandbox server {url} is given up and its calls are lost: {why}; it is asked again until it answers"
+    );
+}
+
 /// Closes them side by side: one that hangs holds up no other.
 fn close_all(servers: &[Server], deadline: Instant) {
     thread::scope(|scope| {
-        for server in servers {
-            scope.spawn(move || server.close(deadline));
+        let close = |server| move || Server::close(server, deadline);
+        let start = |server| {
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "named, and the scope is its owner and its end"
+            )]
+            let thread = thread::Builder::new().name("tool-close".to_owned());
+            thread.spawn_scoped(scope, close(server))
+        };
+        let started: Vec<_> = servers.iter().map(|server| (server, start(server))).collect();
+        for (server, thread) in started {
+            let panicked = match thread {
+                Ok(thread) => thread.join().is_err(),
+                // Without a thread of its own: one after the other.
+                Err(_) => guarded(close(server)).is_err(),
+            };
+            if panicked {
+                log::error!("closing a sandbox server panicked");
+            }
         }
     });
 }
@@ -337,6 +292,8 @@ struct Connection {
     patient: Arc<Patient>,
     /// What the server last said of itself.
     told: Arc<Mutex<Told>>,
+    /// See [`FleetConfig::allow_unisolated`].
+    allow_unisolated: bool,
 }
 
 /// An agent for requests that end when the server is given up.
@@ -364,7 +321,8 @@ struct Health {
 /// What a server says of its slots.
 #[derive(Clone)]
 struct Told {
-    isolates: bool,
+    /// `None` where it does not say.
+    isolates: Option<bool>,
     limits: Option<EnforcedLimits>,
     warm_slots: Option<bool>,
 }
@@ -416,7 +374,8 @@ impl Connection {
                 agent: Mutex::new(Some(Patient::agent(config.ca_pem.as_deref())?)),
                 ca_pem: config.ca_pem.clone(),
             }),
-            told: Arc::new(Mutex::new(Told { isolates: true, limits: None, warm_slots: None })),
+            told: Arc::new(Mutex::new(Told { isolates: None, limits: None, warm_slots: None })),
+            allow_unisolated: config.allow_unisolated,
         })
     }
 
@@ -445,11 +404,24 @@ impl Connection {
             return Err(Failure::Broken(format!("its status is {:?}", health.status)));
         }
         *self.told.lock() = Told {
-            isolates: health.bwrap_available.unwrap_or(true),
+            isolates: health.bwrap_available,
             limits: serde_json::from_value(health.limits).ok(),
             warm_slots: health.warm_slots,
         };
+        if self.is_barred() {
+            return Err(Failure::Broken("it runs commands without isolation".to_owned()));
+        }
         Ok(health.features)
+    }
+
+    /// Whether the server says that it does not isolate commands, and may not be used therefore.
+    fn is_barred(&self) -> bool {
+        !self.allow_unisolated && self.told.lock().isolates == Some(false)
+    }
+
+    /// Whether the server speaks the other one of `http` and `https`: then how its URL begins.
+    fn other_scheme(&self) -> Option<String> {
+        client::other_scheme(&self.fresh, &self.uri("/health").ok()?, self.prompt)
     }
 
     fn get<T: serde::de::DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {

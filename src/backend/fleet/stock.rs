@@ -17,7 +17,7 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 use parking_lot::{Condvar, Mutex};
 use serde_json::json;
 
-use super::{Connection, PAUSE_MOST};
+use super::{Connection, PAUSE_MOST, warn_given_up};
 use crate::backend::{ContainerChange, Execution, ResetReply, SlotRef, Watcher};
 use crate::client::{self, Failure};
 use crate::thread::OwnedThread;
@@ -249,10 +249,10 @@ impl StockServer {
                 return Err(Failure::NotSent("it began anew".to_owned()));
             }
             match send() {
-                Err(failure @ (Failure::NotSent(_) | Failure::NoListener(_))) => {
+                Err(failure @ (Failure::NotSent(_) | Failure::NoListener)) => {
                     let mut state = self.state.lock();
                     let mut until = (Instant::now() + PAUSE_MOST / 4).min(deadline);
-                    if matches!(failure, Failure::NoListener(_)) {
+                    if matches!(failure, Failure::NoListener) {
                         // Not again before it is known what became of the workspaces: it may be back
                         // already.
                         (state.refused, until) = (true, deadline);
@@ -280,7 +280,9 @@ impl StockServer {
     fn keep_up(&self, watcher: &Watcher) {
         loop {
             let asked = self.connection.health();
+            let why = asked.as_ref().err().map(Failure::text).unwrap_or_default();
             let mut state = self.state.lock();
+            let was_down = state.phase == Phase::Down;
             match (asked, state.phase) {
                 (Ok(_), Phase::Up) if !state.refused => {}
                 (Ok(_), phase) => {
@@ -295,7 +297,7 @@ impl StockServer {
                     self.wake.notify_all();
                 }
                 (Err(failure), phase) => {
-                    state.refused |= matches!(failure, Failure::NoListener(_));
+                    state.refused |= matches!(failure, Failure::NoListener);
                     match phase {
                         Phase::Up => {
                             state.phase = Phase::Unknown { since: Instant::now() };
@@ -314,6 +316,18 @@ impl StockServer {
                 }
             }
             let is_up = state.phase == Phase::Up;
+            let is_down = state.phase == Phase::Down;
+            if is_down != was_down {
+                // Not under the lock: the log may block.
+                drop(state);
+                let url = &self.connection.url;
+                if is_down {
+                    warn_given_up(url, &why);
+                } else {
+                    log::warn!("the sandbox server {url} is there again");
+                }
+                state = self.state.lock();
+            }
             let until = Instant::now() + if is_up { ASK_EVERY } else { PAUSE_MOST / 4 };
             // A call that was refused has it asked at once.
             while state.jobs.is_some()
@@ -368,7 +382,7 @@ mod tests {
         let sent = Mutex::new(0);
         let answer = server.until_sent(Some(0), || {
             *sent.lock() += 1;
-            Err::<(), _>(Failure::NoListener("refused".to_owned()))
+            Err::<(), _>(Failure::NoListener)
         });
         assert!(
             matches!(&answer, Err(Failure::NotSent(text)) if text.contains("anew")),
@@ -380,7 +394,7 @@ mod tests {
         let tries = Mutex::new(0);
         let reset = server.until_sent(None, || {
             *tries.lock() += 1;
-            if *tries.lock() == 1 { Err(Failure::NoListener("refused".to_owned())) } else { Ok(()) }
+            if *tries.lock() == 1 { Err(Failure::NoListener) } else { Ok(()) }
         });
         assert!(reset.is_ok());
         // One whose server could not be reached at all is sent again: nothing is known to be lost.

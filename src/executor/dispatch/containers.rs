@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use super::Dispatch;
-use super::call::{Current, Stage};
+use super::call::{Current, Lost, Stage};
 use crate::backend::ContainerChange;
 use crate::pool::SlotIx;
 use crate::tool::{Outcome, ToolResult};
@@ -36,13 +36,14 @@ impl Dispatch {
     /// to end; the slot is no longer its own, so neither touches it.
     pub(super) fn lose_slot(&mut self, trajectory_id: &Arc<str>, slot: SlotIx) {
         if let Some(trajectory) = self.trajectories.get_mut(trajectory_id) {
-            trajectory.lost = true;
+            trajectory.lost = Some(Lost::WithSandbox);
             trajectory.slot = None;
             if let Current::Lent(lost) = &trajectory.current {
                 // Before anybody else can have the slot: the reader throws away what it reads there.
                 lost.store(true, Ordering::Release);
             }
         }
+        self.idle.remove(slot);
         self.pool.release_unknown(slot);
     }
 

@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::call::{Current, Item, Stage, Trajectory};
+use super::call::{Call, Current, Item, Lost, Stage, Trajectory, closed_before_start};
 use super::{Action, Dispatch};
 use crate::backend::ExecutionId;
 use crate::tool::python_json::float_text;
-use crate::tool::{Outcome, Timing, ToolResult};
+use crate::tool::{Outcome, Timing, ToolResult, Work};
 
 /// How long a running call may take to end after it was cancelled because the executor's closing
 /// time was up.
@@ -36,7 +36,7 @@ impl Dispatch {
             self.external[kind as usize].unanswered -= 1;
         }
         let trajectory_id = call.ticket.cell().trajectory_id.clone();
-        self.no_longer_current(&trajectory_id, id, lost, now);
+        self.no_longer_current(&trajectory_id, id, lost);
         self.advance(&trajectory_id, now);
     }
 
@@ -82,15 +82,18 @@ impl Dispatch {
         }
         let trajectory_id = &cell.trajectory_id;
         match call.stage {
-            Stage::Queued { place } => {
+            Stage::Queued { position } => {
                 if let Some(trajectory) = self.trajectories.get_mut(trajectory_id) {
-                    trajectory.queue.remove(place);
+                    trajectory.queue.remove(position);
                 }
             }
-            Stage::WaitingForSlot { .. } => self.pool.stop_waiting(trajectory_id),
+            Stage::WaitingForSlot { .. } => {
+                self.waiting_for_slot -= 1;
+                self.pool.stop_waiting(trajectory_id);
+            }
             Stage::InLane { slot } => self.lanes[self.pool.container(slot)].remove(id),
-            Stage::WaitingForThread { kind, place } => {
-                self.external[kind as usize].waiting.remove(place);
+            Stage::WaitingForThread { kind, position } => {
+                self.external[kind as usize].waiting.remove(position);
             }
             // Its batch may not even have reached the backend: it is not to start now.
             Stage::InSlot { container, .. } => {
@@ -99,7 +102,7 @@ impl Dispatch {
             }
             Stage::OnThread { kind, .. } => self.external[kind as usize].unanswered -= 1,
         }
-        self.no_longer_current(trajectory_id, id, lost, now);
+        self.no_longer_current(trajectory_id, id, lost);
         Some(trajectory_id.clone())
     }
 
@@ -109,16 +112,14 @@ impl Dispatch {
         trajectory_id: &Arc<str>,
         id: ExecutionId,
         lost: bool,
-        now: Instant,
     ) {
         let Some(trajectory) = self.trajectories.get_mut(trajectory_id) else { return };
         if !matches!(trajectory.current, Current::Call(current) if current == id) {
             return;
         }
         trajectory.current = Current::Nothing;
-        trajectory.idle_since = now;
         if lost {
-            trajectory.lost = true;
+            trajectory.lost = Some(Lost::WithSandbox);
             if let Some(slot) = trajectory.slot.take() {
                 self.pool.release_unknown(slot);
             }
@@ -163,10 +164,7 @@ impl Dispatch {
                     ),
                 )
             }
-            Stage::WaitingForSlot { .. } => ToolResult::failure(
-                Outcome::NeverRan,
-                format!("Failed to acquire slot: {}", self.explain_slots(now)),
-            ),
+            Stage::WaitingForSlot { .. } => return self.slot_wait_failed(id, now),
             Stage::InSlot { since, .. } => ToolResult::failure(
                 Outcome::SandboxLost,
                 format!(
@@ -184,6 +182,27 @@ impl Dispatch {
             ),
         };
         self.end(id, result, now);
+    }
+
+    /// No slot became free in time for this call, and so neither for those that wait behind it: the
+    /// trajectory's queued calls that need a slot end with the same result, in their order. Its
+    /// releases, readers of artifacts and other calls take their turn as ever.
+    fn slot_wait_failed(&mut self, id: ExecutionId, now: Instant) {
+        let Some(call) = self.calls.get(&id) else { return };
+        let trajectory_id = call.ticket.cell().trajectory_id.clone();
+        let error = format!("Failed to acquire slot: {}", self.explain_slots(now));
+        let needs_slot = |call: &Call| matches!(call.work, Some(Work::Sandbox { .. }));
+        let queued = self.trajectories.get(&trajectory_id).into_iter().flat_map(|t| t.queue.iter());
+        let behind: Vec<_> = queued
+            .filter_map(|item| match item {
+                Item::Call(id) => Some(*id).filter(|id| self.calls.get(id).is_some_and(needs_slot)),
+                Item::Release { .. } | Item::Lend(_) => None,
+            })
+            .collect();
+        for id in std::iter::once(id).chain(behind) {
+            self.settle(id, ToolResult::failure(Outcome::NeverRan, error.clone()), now);
+        }
+        self.advance(&trajectory_id, now);
     }
 
     /// The closing time is up: what has not started ends now, what runs is cancelled.
@@ -226,10 +245,4 @@ impl Dispatch {
         }
         ids
     }
-}
-
-/// The result of a call that the executor's closing overtook.
-pub(super) fn closed_before_start() -> ToolResult {
-    let error = "the executor was closed before this call could start";
-    ToolResult::failure(Outcome::NeverRan, error)
 }

@@ -5,10 +5,9 @@ use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use super::call::Stage;
-use super::{
-    Action, Dispatch, External, HandlerCall, TOOL_SERVER_MARGIN, ToolServerCall, earliest,
-};
+use super::{Action, Dispatch, TOOL_SERVER_MARGIN, earliest};
 use crate::backend::{Execution, ExecutionId, Reply};
+use crate::executor::external::{External, HandlerCall, ToolServerCall};
 use crate::tool::{ToolContext, Work};
 
 impl Dispatch {

@@ -21,7 +21,8 @@ use super::answer::ResultAnswer;
 use super::calls::{Calls, InFlight, lost};
 use super::validate::CallRequest;
 use crate::server::http::{Response, StatusCode, streaming};
-use crate::tool::{Outcome, ToolResult};
+use crate::tool::ToolResult;
+use crate::wire::OutcomeFields;
 
 /// How many lines may be on their way to the connection.
 const LINES_AHEAD: usize = 16;
@@ -99,8 +100,8 @@ struct Line<'a> {
     index: usize,
     trajectory_id: &'a str,
     result: ResultAnswer<'a>,
-    outcome: Outcome,
-    may_have_executed: bool,
+    #[serde(flatten)]
+    outcome: OutcomeFields,
     timing_ms: TimingMs,
 }
 
@@ -118,8 +119,7 @@ fn line(index: usize, trajectory_id: &str, result: &ToolResult) -> Bytes {
         index,
         trajectory_id,
         result: ResultAnswer::of(result),
-        outcome: result.outcome,
-        may_have_executed: result.may_have_executed,
+        outcome: result.into(),
         timing_ms: TimingMs {
             queue: ms(timing.queue),
             slot: ms(timing.slot),

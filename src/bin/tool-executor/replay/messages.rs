@@ -9,7 +9,7 @@
 use serde_json::{Map, Value};
 use tool_executor::ToolCall;
 
-use super::trajectory::{Recorded, Step, kind};
+use super::step::{Recorded, Step, kind};
 
 /// All calls of a chat, in order.
 ///

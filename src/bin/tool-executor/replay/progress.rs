@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use crate::console::warn_line;
+
 /// How often the bar is brought up to date.
 const BAR_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -161,11 +163,6 @@ pub(crate) fn printable(text: &str) -> String {
         }
     }
     line
-}
-
-/// A line to standard error. Unlike `eprintln!` it does not panic where nobody reads it.
-pub(crate) fn warn_line(text: &str) {
-    let _ = writeln!(io::stderr(), "{text}");
 }
 
 fn style(bounded: bool) -> ProgressStyle {

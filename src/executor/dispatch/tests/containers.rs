@@ -39,7 +39,7 @@ fn whoever_was_in_a_container_that_goes_down_is_told_until_it_is_released() {
     world.submit(0, true);
     settle(&mut world);
     assert_ne!(container_of(&world, 0), dead);
-    assert_eq!(world.dispatch.stats().containers.down, 1);
+    assert_eq!(world.dispatch.stats(world.now).containers.down, 1);
     world.end().unwrap();
 }
 
@@ -101,7 +101,7 @@ fn an_unknown_container_gets_nobody_new_and_keeps_who_it_has() {
     world.submit(1, true);
     world.submit(2, true);
     settle(&mut world);
-    assert_eq!(world.dispatch.pool.waiting(), 1);
+    assert_eq!(world.dispatch.waiting_for_slot, 1);
     let text = world.dispatch.explain_slots(world.now);
     assert!(text.contains("1 of 2 containers do not answer"), "{text}");
     world.step(Step::Answer(0, Outcome::Ok));

@@ -1,5 +1,7 @@
 //! What commands cost the host process, and what hosts do that make it hard.
 
+use rustix::process::{Resource, Rlimit};
+
 use super::*;
 use crate::sandbox::testing;
 
