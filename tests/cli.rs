@@ -441,7 +441,7 @@ fn external_tools_go_to_the_tool_server_and_the_token_stays_secret() {
     );
     assert!(help.stdout.contains("--tool-server-url") && !help.stdout.contains("s3cret"));
 
-    // Nobody there: the run does not start, and says why.
+    // No server: the run does not start, and says why.
     let run = setup.replay(&["--tool-server-url", "http://127.0.0.1:1"]);
     assert_eq!(run.code, Some(5), "{run:?}");
     assert!(run.stderr.contains("the ToolServer does not say what it offers"), "{}", run.stderr);

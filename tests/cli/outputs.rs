@@ -99,7 +99,7 @@ fn a_results_file_that_has_no_room_left_ends_in_a_whole_line() {
     assert_eq!(fs::metadata(&out).unwrap().len(), room - 100);
 }
 
-/// The end of a pipe that nobody reads.
+/// The end of a pipe without a reader.
 fn closed_pipe() -> OwnedFd {
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);

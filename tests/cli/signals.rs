@@ -105,8 +105,8 @@ fn has_signal(id: u32, mask: &str, signal: Signal) -> bool {
     mask.is_some_and(|mask| mask & (1 << (signal.as_raw() - 1)) != 0)
 }
 
-/// The commands, each in a start that does not end by itself: of servers that say nothing or are not
-/// there, or of a sandbox whose bubblewrap hangs.
+/// The commands, each in a start that does not end by itself: of servers that say nothing or are
+/// not there, or of a sandbox whose bubblewrap hangs.
 fn starts_without_end(setup: &Setup, silent: &TcpListener) -> Vec<Command> {
     let silent = format!("http://{}", silent.local_addr().unwrap());
     let path = hanging_bubblewrap(setup, &hanging());
@@ -199,4 +199,31 @@ fn a_signal_that_was_ignored_when_it_was_started_stays_ignored() {
     let run = Run::of(child.wait_with_output().unwrap());
     assert_eq!(run.code, Some(0), "{run:?}");
     assert_eq!(setup.results()[1]["trajectory_id"], "second");
+}
+
+#[test]
+fn a_signal_that_was_blocked_when_it_was_started_is_heeded() {
+    let setup = Setup::new(&[]);
+    let out = setup.path("out.jsonl");
+    let mut command = program();
+    let block_all = || {
+        let mut all = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+        // SAFETY: sigfillset(3) writes all of the set, which pthread_sigmask(3) then reads.
+        unsafe {
+            libc::sigfillset(all.as_mut_ptr());
+            libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), std::ptr::null_mut());
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec it only calls functions that may be called there.
+    unsafe { std::os::unix::process::CommandExt::pre_exec(&mut command, block_all) };
+    command.args(["replay", "-", "--quiet", "--out"]).arg(&out).stdin(Stdio::piped());
+    let mut child = spawn(command);
+    let mut stdin = child.stdin.take().unwrap();
+    writeln!(stdin, "{}", trajectory("first", &["echo 1"])).unwrap();
+    wait_for_lines(&mut child, &out, 1);
+    assert!(has_signal(child.id(), "SigBlk:", Signal::TERM), "its main thread has it blocked");
+    signal(&child, Signal::TERM);
+    let run = Run::of(child.wait_with_output().unwrap());
+    assert_eq!(run.code, Some(130), "{run:?}");
 }
