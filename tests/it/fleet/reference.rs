@@ -12,9 +12,9 @@ use tool_executor::config::FleetConfig;
 use tool_executor::{Outcome, StartError, ToolExecutor};
 
 use super::{executor, fleet};
-use crate::caller::program;
 use crate::fakes::bash;
 use crate::http::{Reply, Request, Server, ok};
+use crate::program::program;
 
 /// A reference server of two slots; `execute` answers calls.
 fn reference(execute: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Server {
