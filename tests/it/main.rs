@@ -4,6 +4,8 @@
 #[cfg(target_os = "linux")]
 mod alone;
 mod artifacts;
+#[cfg(target_os = "linux")]
+mod caller;
 mod close;
 mod completion;
 #[cfg(target_os = "linux")]
@@ -30,6 +32,10 @@ mod kills;
 mod limits;
 mod once;
 mod order;
+#[cfg(all(target_os = "linux", feature = "server"))]
+#[path = "../program/mod.rs"]
+#[allow(dead_code, reason = "what the other tests need of it")]
+mod program;
 #[cfg(all(target_os = "linux", feature = "server"))]
 mod proxy;
 #[cfg(target_os = "linux")]
