@@ -341,7 +341,7 @@ impl ToolExecutor {
             Err(refusal) => {
                 // Before it leaves: once the gate is empty, closing takes the last statistics.
                 self.rejections.add(tool.as_deref(), refusal.outcome);
-                call_state.answer_here(*refusal);
+                call_state.answer_here(*refusal, || {});
                 self.leave_at_the_door();
             }
         }

@@ -81,9 +81,14 @@ impl CallState {
     }
 
     /// Answers the call for the batcher itself: gives the result's timing if this answer was the
-    /// first, `None` if the call was answered before.
-    pub(crate) fn answer_here(&self, result: ToolResult) -> Option<Timing> {
-        self.complete(result, |_, _| {})
+    /// first, `None` if the call was answered before. `announce` runs between winning the race and the
+    /// caller's seeing the result.
+    pub(crate) fn answer_here(
+        &self,
+        result: ToolResult,
+        announce: impl FnOnce(),
+    ) -> Option<Timing> {
+        self.complete(result, |_, _| announce())
     }
 
     /// The one way to answer. `announce` runs between winning the race and the caller's seeing the
@@ -184,7 +189,7 @@ impl Drop for Promise {
             let mut result =
                 ToolResult::failure(Outcome::NeverRan, "the executor ended before this call did");
             result.may_have_executed = self.0.progress.lock().sent.is_some();
-            self.0.answer_here(result);
+            self.0.answer_here(result, || {});
         }
     }
 }

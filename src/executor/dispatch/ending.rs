@@ -67,11 +67,13 @@ impl Dispatch {
                 (false, false)
             }
         };
-        // Before its caller sees the result: who looks then whether the call is still wanted is told so.
-        if let Stage::OnThread { cancelled, .. } = &call.stage {
-            cancelled.store(true, Ordering::Release);
-        }
-        let timing = call_state.answer_here(result)?;
+        // What runs is told that the call is not wanted any more before its caller sees the result, and
+        // when this result is sure to be the first: it may answer at once.
+        let timing = call_state.answer_here(result, || {
+            if let Stage::OnThread { cancelled, .. } = &call.stage {
+                cancelled.store(true, Ordering::Release);
+            }
+        })?;
         let call = self.calls.remove(&id)?;
         self.timers.remove(&(call.timer, id));
         self.recorder.finished(&call.tool, outcome, timing, ran);
