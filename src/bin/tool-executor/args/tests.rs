@@ -1,5 +1,5 @@
-//! The commands beside each other, and what is refused. Nothing here depends on the variables of the
-//! process that runs the tests; `tests/cli.rs` and `tests/serve.rs` set some for the program.
+//! The commands beside each other, and what is refused. Nothing here depends on the variables of
+//! the process that runs the tests; `tests/cli.rs` and `tests/serve.rs` set some for the program.
 
 use clap::{Arg, Command as Definition};
 use tool_executor::config::ExecutorConfig;
@@ -10,8 +10,9 @@ const COMMANDS: [&str; 3] = ["replay", "serve", "sandbox"];
 
 /// Every flag, its variable, and which of the commands has it: `r`eplay, `s`erve, sandbo`x`.
 ///
-/// `replay` has no `--acquire-timeout-s`, because more trajectories than slots is what `--concurrency`
-/// asks for, and no `--idle-limit-s`, because it releases what it is done with. `sandbox` has none of the flags about calls: its clients say these.
+/// `replay` has no `--acquire-timeout-s`, because more trajectories than slots is what
+/// `--concurrency` asks for, and no `--idle-limit-s`, because it releases what it is done with.
+/// `sandbox` has none of the flags about calls: its clients say these.
 const TABLE: [(&str, &str, &str); 40] = [
     ("acquire-timeout-s", "TOOL_EXECUTOR_ACQUIRE_TIMEOUT_S", "s"),
     ("allow-network", "TOOL_EXECUTOR_ALLOW_NETWORK", "rs"),

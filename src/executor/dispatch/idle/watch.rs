@@ -157,7 +157,7 @@ mod tests {
         assert_eq!(stalls, [10, 30, 50, 90, 170, 330, 650, 1_250, 1_850]);
         assert_eq!(said.len(), 2 * stalls.len(), "each of them ends once");
         // After a long time without one it begins anew.
-        let said = self::said(4_000, |second| second < 300 || second > 3_000);
+        let said = self::said(4_000, |second| !(300..=3_000).contains(&second));
         let after: Vec<_> = said.iter().filter(|(at, _)| *at > 3_000).map(|(at, _)| *at).collect();
         assert_eq!(after[..3], [3_011, 3_021, 3_041]);
     }
