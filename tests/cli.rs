@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::caller::directory;
-use crate::program::{DEADLINE, program, signal, wait_until, wait_until_ended};
+use crate::program::{DEADLINE, make_directory, program, signal, wait_until, wait_until_ended};
 
 #[path = "it/caller.rs"]
 mod caller;
@@ -250,7 +250,7 @@ fn a_timeout_of_the_calls_own_is_kept_and_the_flag_is_for_the_others() {
 
 #[test]
 fn standard_input_is_read_as_it_comes() {
-    let directory = tempfile::tempdir().unwrap();
+    let directory = directory();
     let out = directory.path().join("out.jsonl");
     let mut child = program()
         .args(["replay", "-", "--quiet", "--out"])
@@ -441,7 +441,7 @@ fn external_tools_go_to_the_tool_server_and_the_token_stays_secret() {
     );
     assert!(help.stdout.contains("--tool-server-url") && !help.stdout.contains("s3cret"));
 
-    // Nobody there: the run does not start, and says why.
+    // No server: the run does not start, and says why.
     let run = setup.replay(&["--tool-server-url", "http://127.0.0.1:1"]);
     assert_eq!(run.code, Some(5), "{run:?}");
     assert!(run.stderr.contains("the ToolServer does not say what it offers"), "{}", run.stderr);
@@ -458,9 +458,7 @@ fn where_only_root_can_make_sandboxes_root_makes_them() {
                   echo 'bwrap: setting up uid map: Permission denied' >&2; exit 1\nfi\n\
                   PATH=${PATH#*:} exec bwrap \"$@\"\n";
     fs::write(&bwrap, script).unwrap();
-    for path in [setup.directory.path(), &bwrap] {
-        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
-    }
+    fs::set_permissions(&bwrap, fs::Permissions::from_mode(0o755)).unwrap();
     let mut command = setup.command(&["--slots", "1", "--require-sandbox"]);
     let path = std::env::var("PATH").unwrap();
     command.env("PATH", format!("{}:{path}", setup.directory.path().display()));

@@ -12,6 +12,8 @@ use serde_json::json;
 
 #[path = "it/caller.rs"]
 mod caller;
+#[allow(dead_code, reason = "what the other tests need of it")]
+mod program;
 
 /// Longer than anything here takes on a busy machine.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -24,7 +26,7 @@ struct Server {
 
 impl Server {
     fn start(data_dir: &Path) -> Self {
-        let mut process = caller::program()
+        let mut process = program::program()
             .args(["sandbox", "--port", "0", "--slots", "2", "--data-dir"])
             .arg(data_dir)
             .stdout(Stdio::piped())

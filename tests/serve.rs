@@ -427,7 +427,7 @@ fn a_server_whose_standard_output_nobody_reads_serves_and_leaves_nothing() {
 #[test]
 fn a_replay_over_a_sandbox_server_keeps_workspaces_and_takes_its_flags_from_variables() {
     let sandbox = Program::sandbox(&["--slots", "1"]);
-    let directory = tempfile::tempdir().unwrap();
+    let directory = caller::directory();
     let kept = directory.path().join("kept");
     let input = directory.path().join("in.jsonl");
     let calls = json!([{"name": "bash", "arguments": {"command": MAKE}}]);

@@ -132,7 +132,7 @@ impl ToolExecutor {
         let (reply, answer) = bounded(1);
         let trajectory_id = trajectory_id.into();
         self.events
-            .send(Event::Lend { trajectory_id, reply })
+            .send(Event::AcquireLease { trajectory_id, reply })
             .map_err(|_| ArtifactError::Closed)?;
         match answer.recv_deadline(until) {
             Ok(lent) => lent,

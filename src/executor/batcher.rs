@@ -35,12 +35,12 @@ pub(crate) struct Performer {
     pub(crate) backend: Arc<dyn Backend>,
     /// The tools whose calls the backend takes at once.
     pub(crate) inline_tools: &'static [&'static str],
-    pub(crate) crew: Crew,
+    pub(crate) pools: WorkerPools,
     pub(crate) notices: Arc<Notices>,
 }
 
 /// The threads that do what blocks, and what they need for it.
-pub(crate) struct Crew {
+pub(crate) struct WorkerPools {
     pub(crate) io: Workers,
     pub(crate) handlers: Workers,
     pub(crate) tool_server: Option<(Arc<ToolServer>, Workers)>,
@@ -48,7 +48,7 @@ pub(crate) struct Crew {
 
 /// What the batcher leaves behind.
 pub(crate) struct Ended {
-    pub(crate) crew: Crew,
+    pub(crate) pools: WorkerPools,
     pub(crate) stats: Stats,
     /// How many calls had not ended when the closing time was up.
     pub(crate) cancelled: usize,
@@ -78,7 +78,7 @@ impl Batcher {
         Ended {
             stats: self.dispatch.stats(Instant::now()),
             cancelled: self.dispatch.aborted_calls(),
-            crew: self.performer.crew,
+            pools: self.performer.pools,
         }
     }
 
@@ -93,7 +93,7 @@ impl Batcher {
 
 impl Performer {
     fn perform(&self, action: Action) {
-        let Crew { io, handlers, tool_server } = &self.crew;
+        let WorkerPools { io, handlers, tool_server } = &self.pools;
         // A report is refused only when the batcher has ended, and then it is not needed.
         let report = self.report.clone();
         let backend = self.backend.clone();
@@ -138,11 +138,11 @@ impl Performer {
                     log::error!("the sandbox backend panicked in reset: {panic}");
                 }
             }),
-            Action::Lend { slot, trajectory_id, lost, reply } => {
+            Action::GrantLease { slot, trajectory_id, lost, reply } => {
                 // There is room in the channel. Refused when nobody waits any more: the lease that
                 // comes back is dropped, which gives the slot back.
                 let _ = reply.try_send(Ok(Lease::new(slot, lost, move || {
-                    let _ = report.send(Event::Returned { trajectory_id });
+                    let _ = report.send(Event::LeaseReturned { trajectory_id });
                 })));
             }
             Action::Warn(text) => self.notices.warn(text, io),

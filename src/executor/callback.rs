@@ -5,7 +5,7 @@ use std::io;
 use crossbeam_channel::{Sender, unbounded};
 
 use super::completion::{Completion, Place};
-use super::ticket::Callback;
+use super::promise::Callback;
 use crate::thread::OwnedThread;
 use crate::workers::guarded;
 

@@ -7,7 +7,7 @@ use std::time::Instant;
 use crossbeam_channel::{bounded, unbounded};
 use parking_lot::{Mutex, RwLock};
 
-use super::batcher::{Batcher, Crew, Performer};
+use super::batcher::{Batcher, Performer, WorkerPools};
 use super::builder::{Builder, NoBackend};
 use super::callback;
 use super::completion::Places;
@@ -16,7 +16,7 @@ use super::event::Event;
 use super::external::External;
 use super::gate::Gate;
 use super::lane::BatchLimits;
-use super::stats::Refusals;
+use super::stats::Rejections;
 use super::{CLOSE_MARGIN, Threads, ToolExecutor};
 use crate::backend::{Backend, Watcher};
 use crate::config::{ExecutorConfig, FleetConfig, LocalConfig, MOST_THREADS, ToolServerConfig};
@@ -69,7 +69,7 @@ impl ToolExecutor {
         let default_timeout =
             config.default_timeout.unwrap_or(capabilities.default_timeout).min(LONGEST);
         let gate = Arc::new(Gate::new(config.queue_capacity));
-        let refusals = Arc::new(Refusals::default());
+        let rejections = Arc::new(Rejections::default());
         #[expect(
             clippy::disallowed_methods,
             reason = "whoever has a result must not wait; see ARCHITECTURE.md for what bounds it"
@@ -97,7 +97,7 @@ impl ToolExecutor {
                     &containers,
                     limits,
                     gate.clone(),
-                    refusals.clone(),
+                    rejections.clone(),
                     capabilities.starts_dirty,
                 ),
                 events: receiver,
@@ -105,7 +105,7 @@ impl ToolExecutor {
                     report: events.clone(),
                     backend: backend.clone(),
                     inline_tools: capabilities.inline_tools,
-                    crew: Crew { io, handlers, tool_server },
+                    pools: WorkerPools { io, handlers, tool_server },
                     notices: Arc::default(),
                 },
             };
@@ -115,7 +115,7 @@ impl ToolExecutor {
                 match guarded(|| batcher.run()) {
                     // Refused only when nobody closes the executor any more.
                     Ok(end) => drop(leave.send(end)),
-                    // Its state is gone, and with it every ticket: all callers are answered.
+                    // Its state is gone, and with it every promise: all callers are answered.
                     Err(panic) => {
                         batcher_gate.close();
                         log::error!("the batcher panicked, the executor is closed: {panic}");
@@ -138,7 +138,7 @@ impl ToolExecutor {
         Ok(Self {
             events,
             gate,
-            refusals,
+            rejections,
             registry,
             policy: config.policy,
             has_tool_server,

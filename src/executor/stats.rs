@@ -136,9 +136,9 @@ const UNKNOWN_TOOL: &str = "unknown";
 
 /// Counts the calls that were refused at the door, on the callers' threads.
 #[derive(Debug, Default)]
-pub(crate) struct Refusals(Mutex<BTreeMap<String, OutcomeCounts>>);
+pub(crate) struct Rejections(Mutex<BTreeMap<String, OutcomeCounts>>);
 
-impl Refusals {
+impl Rejections {
     /// Counts one more, of this registered tool, or of one that does not exist.
     pub(crate) fn add(&self, tool: Option<&str>, outcome: Outcome) {
         count(&mut self.0.lock(), tool.unwrap_or(UNKNOWN_TOOL), outcome);
@@ -381,11 +381,11 @@ mod tests {
 
     #[test]
     fn calls_are_counted_by_tool_and_names_that_no_tool_has_as_one() {
-        let (mut recorder, refusals) = (Recorder::new(1), Refusals::default());
+        let (mut recorder, rejections) = (Recorder::new(1), Rejections::default());
         recorder.finished("bash", Outcome::Ok, Timing::default(), true);
-        refusals.add(Some("bash"), Outcome::InvalidCall);
-        refusals.add(None, Outcome::UnknownTool);
-        refusals.add_to(&mut recorder.outcomes, &mut recorder.tools);
+        rejections.add(Some("bash"), Outcome::InvalidCall);
+        rejections.add(None, Outcome::UnknownTool);
+        rejections.add_to(&mut recorder.outcomes, &mut recorder.tools);
         assert_eq!(recorder.outcomes.total(), 3);
         let tools: Vec<_> = recorder.tools.iter().map(|(t, n)| (t.as_str(), n.total())).collect();
         assert_eq!(tools, [("bash", 2), ("unknown", 1)]);

@@ -312,10 +312,10 @@ impl Pool {
     /// the slots that are held there, by [`Pool::release_unknown`].
     pub(crate) fn container_changed(&mut self, container: usize, change: ContainerChange) {
         let (state, workspaces_lost) = match change {
-            ContainerChange::Unknown => (ContainerState::Unknown, false),
-            ContainerChange::Back => (ContainerState::Up, false),
-            ContainerChange::BeganAnew => (ContainerState::Up, true),
-            ContainerChange::Down => (ContainerState::Down, true),
+            ContainerChange::Unreachable => (ContainerState::Unknown, false),
+            ContainerChange::Recovered => (ContainerState::Up, false),
+            ContainerChange::Restarted => (ContainerState::Up, true),
+            ContainerChange::Lost => (ContainerState::Down, true),
         };
         let Some(entry) = self.containers.get_mut(container) else { return };
         entry.state = state;
@@ -334,7 +334,8 @@ impl Pool {
                 }
                 // Whoever waits for this reset need not wait for this container.
                 State::Resetting { purpose, .. }
-                    if matches!(purpose, Purpose::Grant(..)) && change != ContainerChange::Back =>
+                    if matches!(purpose, Purpose::Grant(..))
+                        && change != ContainerChange::Recovered =>
                 {
                     if let Purpose::Grant(position, trajectory) =
                         std::mem::replace(purpose, Purpose::Nobody)

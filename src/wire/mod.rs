@@ -1,12 +1,12 @@
 //! The HTTP protocols' JSON, as serde types. Nothing else knows their field names.
 //!
-//! What is read is read as a stock Python peer writes it: fields may be missing or `null`, unknown
+//! What is read is read as a Python peer writes it: fields may be missing or `null`, unknown
 //! ones are ignored, and the text may be Python's dialect of JSON. What is written is strict JSON.
 
 pub(crate) mod native;
+pub(crate) mod reference;
 #[cfg(feature = "server")]
 pub(crate) mod sandbox;
-pub(crate) mod stock;
 pub(crate) mod tool_server;
 
 #[cfg(feature = "server")]

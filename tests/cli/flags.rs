@@ -86,10 +86,8 @@ fn what_cannot_apply_is_refused_as_a_flag_and_warned_of_as_a_variable() {
 fn workspaces_are_made_where_it_is_said() {
     let setup = Setup::new(&[trajectory("t", &["true"])]);
     for name in ["tmp", "data"] {
-        fs::create_dir(setup.path(name)).unwrap();
-        fs::set_permissions(setup.path(name), fs::Permissions::from_mode(0o755)).unwrap();
+        make_directory(&setup.path(name));
     }
-    fs::set_permissions(setup.directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let mut command = setup.command(&["--slots", "1"]);
     command.env("TMPDIR", setup.path("tmp")).env("TOOL_EXECUTOR_DATA_DIR", setup.path("data/own"));
     let run = Run::of(command.output().unwrap());

@@ -85,7 +85,7 @@ fn an_input_without_a_call_is_an_error_that_says_what_is_missing() {
         assert_eq!((run.code, found.len()), (Some(3), 0), "{run:?}");
         assert!(run.stderr.contains(&format!("{problem}\n")), "{run:?}");
     }
-    let directory = tempfile::tempdir().unwrap();
+    let directory = directory();
     let run = Run::of(program().arg("replay").arg(directory.path()).output().unwrap());
     assert_eq!(run.code, Some(4));
     assert!(run.stderr.contains("is a directory; name a file of JSON Lines"), "{run:?}");

@@ -99,7 +99,7 @@ fn a_results_file_that_has_no_room_left_ends_in_a_whole_line() {
     assert_eq!(fs::metadata(&out).unwrap().len(), room - 100);
 }
 
-/// The end of a pipe that nobody reads.
+/// The end of a pipe without a reader.
 fn closed_pipe() -> OwnedFd {
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
@@ -110,7 +110,7 @@ fn closed_pipe() -> OwnedFd {
 fn a_reader_of_standard_output_or_error_that_is_gone_does_no_harm() {
     let setup = Setup::new(&[trajectory("t", &["echo hi"]), "nonsense".to_owned()]);
     let tmp = setup.path("tmp");
-    fs::create_dir(&tmp).unwrap();
+    make_directory(&tmp);
     for (stdout_gone, stderr_gone) in [(true, false), (false, true), (true, true)] {
         let mut command = setup.command(&[]);
         command.env("TMPDIR", &tmp);

@@ -62,7 +62,7 @@ fn the_second_signal_cancels_and_every_accepted_call_has_its_line() {
 fn a_signal_while_the_sandbox_is_made_leaves_nothing_behind() {
     let setup = Setup::new(&[trajectory("t", &["sleep 300"])]);
     let tmp = setup.path("tmp");
-    fs::create_dir(&tmp).unwrap();
+    make_directory(&tmp);
     let mut command = setup.command(&["--timeout-s", "600", "--grace-s", "0"]);
     command.env("TMPDIR", &tmp);
     let mut child = spawn(command);
@@ -85,7 +85,7 @@ fn hanging() -> String {
 /// A directory with a `bwrap` that never ends, to be the first of the PATH.
 fn hanging_bubblewrap(setup: &Setup, sleep: &str) -> String {
     let bin = setup.path("bin");
-    fs::create_dir(&bin).unwrap();
+    make_directory(&bin);
     fs::write(bin.join("bwrap"), format!("#!/bin/sh\nexec {sleep}\n")).unwrap();
     fs::set_permissions(bin.join("bwrap"), fs::Permissions::from_mode(0o755)).unwrap();
     format!("{}:{}", bin.display(), std::env::var("PATH").unwrap())
@@ -105,8 +105,8 @@ fn has_signal(id: u32, mask: &str, signal: Signal) -> bool {
     mask.is_some_and(|mask| mask & (1 << (signal.as_raw() - 1)) != 0)
 }
 
-/// The commands, each in a start that does not end by itself: of servers that say nothing or are not
-/// there, or of a sandbox whose bubblewrap hangs.
+/// The commands, each in a start that does not end by itself: of servers that say nothing or are
+/// not there, or of a sandbox whose bubblewrap hangs.
 fn starts_without_end(setup: &Setup, silent: &TcpListener) -> Vec<Command> {
     let silent = format!("http://{}", silent.local_addr().unwrap());
     let path = hanging_bubblewrap(setup, &hanging());
@@ -136,7 +136,7 @@ fn starts_without_end(setup: &Setup, silent: &TcpListener) -> Vec<Command> {
 fn a_signal_ends_a_start_that_does_not_end() {
     let setup = Setup::new(&[trajectory("t", &["true"])]);
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
-    fs::create_dir(setup.path("tmp")).unwrap();
+    make_directory(&setup.path("tmp"));
     let signals = [Signal::INT, Signal::TERM, Signal::HUP].into_iter().cycle();
     for (command, which) in starts_without_end(&setup, &silent).into_iter().zip(signals) {
         let said = format!("{command:?}");
@@ -164,7 +164,7 @@ fn what_a_second_signal_leaves_of_a_start_the_next_start_removes() {
     let setup = Setup::new(&[trajectory("t", &["true"])]);
     let path = hanging_bubblewrap(&setup, "sleep 7542");
     let tmp = setup.path("tmp");
-    fs::create_dir(&tmp).unwrap();
+    make_directory(&tmp);
     let mut command = setup.command(&[]);
     command.env("PATH", path).env("TMPDIR", &tmp);
     let mut child = spawn(command);
@@ -199,4 +199,31 @@ fn a_signal_that_was_ignored_when_it_was_started_stays_ignored() {
     let run = Run::of(child.wait_with_output().unwrap());
     assert_eq!(run.code, Some(0), "{run:?}");
     assert_eq!(setup.results()[1]["trajectory_id"], "second");
+}
+
+#[test]
+fn a_signal_that_was_blocked_when_it_was_started_is_heeded() {
+    let setup = Setup::new(&[]);
+    let out = setup.path("out.jsonl");
+    let mut command = program();
+    let block_all = || {
+        let mut all = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+        // SAFETY: sigfillset(3) writes all of the set, which pthread_sigmask(3) then reads.
+        unsafe {
+            libc::sigfillset(all.as_mut_ptr());
+            libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), std::ptr::null_mut());
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec it only calls functions that may be called there.
+    unsafe { std::os::unix::process::CommandExt::pre_exec(&mut command, block_all) };
+    command.args(["replay", "-", "--quiet", "--out"]).arg(&out).stdin(Stdio::piped());
+    let mut child = spawn(command);
+    let mut stdin = child.stdin.take().unwrap();
+    writeln!(stdin, "{}", trajectory("first", &["echo 1"])).unwrap();
+    wait_for_lines(&mut child, &out, 1);
+    assert!(has_signal(child.id(), "SigBlk:", Signal::TERM), "its main thread has it blocked");
+    signal(&child, Signal::TERM);
+    let run = Run::of(child.wait_with_output().unwrap());
+    assert_eq!(run.code, Some(130), "{run:?}");
 }

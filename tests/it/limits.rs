@@ -197,16 +197,14 @@ fn open_files_and_the_size_of_files_are_bounded_and_no_limit_can_be_raised() {
             "prlimit --pid 1 --nofile=16:16",
             "echo 0 > /proc/self/oom_score_adj",
         ] {
-            // Who is not root may make others the first to be ended, and not see to it that they
-            // stay so.
-            if trick.contains("oom") && !is_root() {
-                continue;
-            }
             let result = run(&executor, trick);
             assert_eq!(result.outcome, Outcome::NonZeroExit, "{trick}: {result:?}");
         }
         assert_eq!(output(&executor, "ulimit -c; ulimit -n; ulimit -u"), "0\n64\n200");
-        assert_eq!(output(&executor, "cat /proc/self/oom_score_adj"), "1000");
+        // An ordinary user's engine may not set it for a sandbox's first process.
+        if is_root() {
+            assert_eq!(output(&executor, "cat /proc/self/oom_score_adj"), "1000");
+        }
     }
 }
 

@@ -25,6 +25,10 @@ mod limits;
 mod once;
 mod order;
 #[cfg(all(target_os = "linux", feature = "server"))]
+#[path = "../program/mod.rs"]
+#[allow(dead_code, reason = "what the other tests need of it")]
+mod program;
+#[cfg(all(target_os = "linux", feature = "server"))]
 mod proxy;
 #[cfg(target_os = "linux")]
 mod sandbox;

@@ -1,8 +1,11 @@
 //! The built program, started so that nothing of it depends on who runs the tests: without their
 //! variables, and with the signals doing what they do by default.
 
+use std::fs;
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
@@ -37,6 +40,13 @@ pub(crate) fn program_ignoring(ignored: &'static [Signal]) -> Command {
     // SAFETY: between fork and exec it only calls signal(2), which may be called there.
     unsafe { command.pre_exec(set_signals) };
     command
+}
+
+/// Makes a directory that other users can pass through, whatever the umask is: where the tests run as
+/// root, commands run as another user.
+pub(crate) fn make_directory(path: &Path) {
+    fs::create_dir(path).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
 }
 
 /// Sends a signal.

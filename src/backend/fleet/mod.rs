@@ -1,14 +1,14 @@
 //! A fleet: the executor over any number of sandbox servers, each a container behind a URL.
 //!
 //! What a server is it says itself, in `/health`: one of ours is spoken to in the native protocol
-//! (`native`), any other in the reference's plain one (`stock`).
+//! (`native`), any other in the reference's plain one (`reference`).
 //!
 //! # Threads
-//! While the fleet starts one per server, `tool-meet-N`, which asks what it is.
+//! While the fleet starts one per server, `tool-connect-N`, which asks what it is.
 //! One per server, `tool-fleet-N`, which keeps up the connection: for a native server it reads the
 //! stream of results, and another, `tool-send-N`, sends what the threads that hand over do not. A
-//! stock server answers a request only when its call is done, so each of its running calls takes a
-//! thread, `tool-stock-N`; never more than the server has slots.
+//! reference server answers a request only when its call is done, so each of its running calls takes a
+//! thread, `tool-ref-N`; never more than the server has slots.
 //!
 //! # While the fleet starts
 //! Servers that are not there yet are waited for, and warnings say which and why. What waiting
@@ -28,8 +28,8 @@
 
 mod artifacts;
 mod native;
+mod reference;
 mod start;
-mod stock;
 mod waiting;
 
 use std::fmt;
@@ -44,7 +44,7 @@ use ureq::Agent;
 use ureq::http::Uri;
 
 use self::native::{Direct, NativeServer};
-use self::stock::StockServer;
+use self::reference::ReferenceServer;
 use super::{
     Artifacts, Backend, Capabilities, Container, Execution, ExecutionId, Isolation, ResetReply,
     SlotRef, Watcher,
@@ -66,8 +66,8 @@ use crate::workers::guarded;
 const PROMPT: Duration = Duration::from_secs(5);
 const PROMPT_LEAST: Duration = Duration::from_secs(1);
 /// How long a native server may say nothing: some of its beats; one of them at least.
-const SILENCE: Duration = Duration::from_secs(8);
-const SILENCE_LEAST: Duration = Duration::from_secs(3);
+const STALL_TIMEOUT: Duration = Duration::from_secs(8);
+const STALL_TIMEOUT_LEAST: Duration = Duration::from_secs(3);
 /// How long a server is left alone after it did not answer: at first, and at most.
 const PAUSE_FIRST: Duration = Duration::from_millis(50);
 const PAUSE_MOST: Duration = Duration::from_secs(1);
@@ -93,7 +93,7 @@ pub struct FleetBackend {
 #[derive(Clone)]
 enum Server {
     Native(Arc<NativeServer>),
-    Stock(Arc<StockServer>),
+    Reference(Arc<ReferenceServer>),
 }
 
 impl FleetBackend {
@@ -124,8 +124,11 @@ impl Backend for FleetBackend {
 
     fn capabilities(&self) -> Capabilities {
         // Of each the weakest; nothing where one of them does not say.
-        let told: Vec<_> =
-            self.connections.iter().map(|connection| connection.told.lock().clone()).collect();
+        let told: Vec<_> = self
+            .connections
+            .iter()
+            .map(|connection| connection.advertised.lock().clone())
+            .collect();
         let mut with_told = self.connections.iter().zip(&told);
         let unisolated = with_told.find(|(_, told)| told.isolates == Some(false));
         let all_isolate = told.iter().all(|told| told.isolates == Some(true));
@@ -155,7 +158,7 @@ impl Backend for FleetBackend {
         for server in self.servers.lock().iter() {
             let started = match server {
                 Server::Native(server) => server.watch(watcher.clone()),
-                Server::Stock(server) => server.watch(watcher.clone()),
+                Server::Reference(server) => server.watch(watcher.clone()),
             };
             if let Err(error) = started {
                 log::error!("no thread for a sandbox server, its calls will be lost: {error}");
@@ -167,7 +170,7 @@ impl Backend for FleetBackend {
         // A batch that is dropped answers that it has no result.
         match self.server(container) {
             Some(Server::Native(server)) => server.execute(batch),
-            Some(Server::Stock(server)) => server.execute(batch),
+            Some(Server::Reference(server)) => server.execute(batch),
             None => {}
         }
     }
@@ -175,7 +178,7 @@ impl Backend for FleetBackend {
     fn reset(&self, slot: &SlotRef, reply: ResetReply) {
         match self.server(slot.container) {
             Some(Server::Native(server)) => server.reset(slot, reply),
-            Some(Server::Stock(server)) => server.reset(slot, reply),
+            Some(Server::Reference(server)) => server.reset(slot, reply),
             None => {}
         }
     }
@@ -264,7 +267,7 @@ impl Server {
     fn close(&self, deadline: Instant) {
         match self {
             Server::Native(server) => server.close(deadline),
-            Server::Stock(server) => server.close(deadline),
+            Server::Reference(server) => server.close(deadline),
         }
     }
 }
@@ -283,7 +286,7 @@ struct Connection {
     /// How long a request may take that is answered at once.
     prompt: Duration,
     /// How long the stream of results may say nothing.
-    silence: Duration,
+    stall_timeout: Duration,
     /// For requests that may be repeated; keeps idle connections.
     pooled: Agent,
     /// For those that may not: a connection that the server is just closing would lose them.
@@ -291,7 +294,7 @@ struct Connection {
     /// For artifacts, which may take their time.
     patient: Arc<Patient>,
     /// What the server last said of itself.
-    told: Arc<Mutex<Told>>,
+    advertised: Arc<Mutex<Advertised>>,
     /// See [`FleetConfig::allow_unisolated`].
     allow_unisolated: bool,
 }
@@ -320,7 +323,7 @@ struct Health {
 
 /// What a server says of its slots.
 #[derive(Clone)]
-struct Told {
+struct Advertised {
     /// `None` where it does not say.
     isolates: Option<bool>,
     limits: Option<EnforcedLimits>,
@@ -362,19 +365,24 @@ impl Connection {
             let ca_pem = config.ca_pem.as_deref();
             client::agent(AgentConfig { idle_connections, read_timeout, ca_pem })
         };
-        let silence = (config.unreachable_timeout / 2).clamp(SILENCE_LEAST, SILENCE);
+        let stall_timeout =
+            (config.unreachable_timeout / 2).clamp(STALL_TIMEOUT_LEAST, STALL_TIMEOUT);
         Ok(Self {
             url,
             authorization,
             prompt: (config.unreachable_timeout / 4).clamp(PROMPT_LEAST, PROMPT),
-            silence,
-            pooled: agent(4, Some(silence))?,
+            stall_timeout,
+            pooled: agent(4, Some(stall_timeout))?,
             fresh: agent(0, None)?,
             patient: Arc::new(Patient {
                 agent: Mutex::new(Some(Patient::agent(config.ca_pem.as_deref())?)),
                 ca_pem: config.ca_pem.clone(),
             }),
-            told: Arc::new(Mutex::new(Told { isolates: None, limits: None, warm_slots: None })),
+            advertised: Arc::new(Mutex::new(Advertised {
+                isolates: None,
+                limits: None,
+                warm_slots: None,
+            })),
             allow_unisolated: config.allow_unisolated,
         })
     }
@@ -403,7 +411,7 @@ impl Connection {
         if health.status != "ok" {
             return Err(Failure::Broken(format!("its status is {:?}", health.status)));
         }
-        *self.told.lock() = Told {
+        *self.advertised.lock() = Advertised {
             isolates: health.bwrap_available,
             limits: serde_json::from_value(health.limits).ok(),
             warm_slots: health.warm_slots,
@@ -416,7 +424,7 @@ impl Connection {
 
     /// Whether the server says that it does not isolate commands, and may not be used therefore.
     fn is_barred(&self) -> bool {
-        !self.allow_unisolated && self.told.lock().isolates == Some(false)
+        !self.allow_unisolated && self.advertised.lock().isolates == Some(false)
     }
 
     /// Whether the server speaks the other one of `http` and `https`: then how its URL begins.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{at, bounded, never, select};
 
 use super::native::{self, Direct, NativeServer};
-use super::stock::StockServer;
+use super::reference::ReferenceServer;
 use super::waiting::WaitReport;
 use super::{Connection, FleetBackend, PAUSE_FIRST, PAUSE_MOST, Server, close_all};
 use crate::backend::Container;
@@ -46,7 +46,7 @@ struct Meeting {
 impl Meeting {
     /// Asks until the server answers, the deadline, or the interrupt; `tell` gets each new reason
     /// to wait, and says whether it took it.
-    fn meet(&self, tell: impl Fn(String) -> bool) -> Result<Met, BackendError> {
+    fn connect(&self, tell: impl Fn(String) -> bool) -> Result<Met, BackendError> {
         let Self { number, connection, bound, deadline, .. } = self;
         let url = &connection.url;
         let unusable = |why: String| {
@@ -62,11 +62,12 @@ impl Meeting {
                 if features.iter().any(|feature| feature == FEATURE) {
                     let (connection, direct) = (connection.clone(), self.direct.clone());
                     let (server, slots) =
-                        NativeServer::meet(*number, connection, *bound, direct, &session)?;
+                        NativeServer::connect(*number, connection, *bound, direct, &session)?;
                     Ok((Server::Native(server), slots))
                 } else {
-                    let (server, slots) = StockServer::meet(*number, connection.clone(), *bound)?;
-                    Ok((Server::Stock(server), slots))
+                    let (server, slots) =
+                        ReferenceServer::connect(*number, connection.clone(), *bound)?;
+                    Ok((Server::Reference(server), slots))
                 }
             });
             match met {
@@ -129,11 +130,11 @@ fn meet_all(
         report.waits(place, &meeting.connection.url, "no answer yet".to_owned(), Instant::now());
         let (tell, tell_why) = (tell.clone(), tell_why.clone());
         let ask = move || {
-            let met = guarded(|| meeting.meet(|why| tell_why.try_send((place, why)).is_ok()));
+            let met = guarded(|| meeting.connect(|why| tell_why.try_send((place, why)).is_ok()));
             // Refused only after the start was given up.
             drop(tell.send((place, met)));
         };
-        match OwnedThread::spawn(format!("tool-meet-{place}"), ask) {
+        match OwnedThread::spawn(format!("tool-connect-{place}"), ask) {
             Ok(thread) => threads.push(thread),
             Err(error) => {
                 let error = BackendError::with_source("cannot start a thread", error);
@@ -231,7 +232,7 @@ impl FleetBackend {
             }
         }
         for connection in &self.connections {
-            if connection.told.lock().isolates.is_none() {
+            if connection.advertised.lock().isolates.is_none() {
                 let url = &connection.url;
                 log::warn!(
                     "the sandbox server {url} does not say whether commands are isolated there"

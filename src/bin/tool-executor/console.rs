@@ -16,8 +16,8 @@ pub(crate) fn print(text: &str) -> io::Result<()> {
     stdout.flush()
 }
 
-/// Whether something printed was lost, of which it then tells. A reader that has seen enough, such as
-/// `head`, has lost nothing.
+/// Whether something printed was lost, of which it then tells. A reader that has seen enough, such
+/// as `head`, has lost nothing.
 pub(crate) fn is_lost(printed: io::Result<()>) -> bool {
     match printed {
         Ok(()) => false,
@@ -36,7 +36,7 @@ pub(crate) fn end_of_printing(printed: io::Result<()>) -> ExitCode {
 
 /// Writes a line to standard error.
 pub(crate) fn warn_line(text: &str) {
-    // Where nobody reads it there is nobody else to tell.
+    // Without a reader there is no other place to say it.
     let _ = writeln!(io::stderr(), "{text}");
 }
 

@@ -29,7 +29,7 @@ fn run() -> ExitCode {
         // Help that was asked for comes so, too.
         Err(error) if !error.use_stderr() => return console::end_of_printing(error.print()),
         Err(error) => {
-            // Where nobody reads it there is nobody else to tell.
+            // Without a reader there is no other place to say it.
             let _ = error.print();
             return ExitCode::Usage;
         }

@@ -115,7 +115,8 @@ fn server_config(listen: &ListenArgs, token: Option<Secret>) -> ServerConfig {
     config
 }
 
-/// What both servers do first: the log, the warnings, the signals, and whether they may listen there.
+/// What both servers do first: the log, the warnings, the signals, and whether they may listen
+/// there.
 ///
 /// # Errors
 /// They may not start; why, was said.
@@ -175,7 +176,7 @@ fn may_listen(listen: &ListenArgs, has_token: bool) -> Result<(), String> {
     }
     Err(format!(
         "other machines can reach {}: give a token (--token, or better the environment), or \
-         --no-auth if everybody may use it",
+         --no-auth if they all may use it",
         listen.host
     ))
 }

@@ -2,7 +2,8 @@
 //!
 //! A thread of its own, `tool-signals`, counts them and tells of each; what they mean is for the
 //! commands to say. A signal that this process was started with ignored stays ignored, so that
-//! `nohup` and a shell's `&` work. SIGQUIT keeps what it does: it is for those who want a core file.
+//! `nohup` and a shell's `&` work; one that is blocked is heeded, since only mistakes hand that
+//! down. SIGQUIT keeps what it does: it is for those who want a core file.
 
 use std::io;
 use std::sync::Arc;
@@ -38,11 +39,12 @@ impl Signals {
             }
         }
         // A limit on the size of files (`ulimit -f`) is then an error of writing and not our end.
-        // Unlike one that is ignored, a signal that is handled does in a command what it always does.
+        // Unlike one that is ignored, a signal that is handled does in a command what it always
+        // does.
         if !is_ignored(SIGXFSZ)? {
             signal_hook::flag::register(SIGXFSZ, Arc::default())?;
         }
-        let mut signals = signal_hook::iterator::Signals::new(heeded)?;
+        let mut signals = signal_hook::iterator::Signals::new(&heeded)?;
         let handle = signals.handle();
         let count = Arc::new(AtomicU32::new(0));
         let counter = count.clone();
@@ -52,6 +54,9 @@ impl Signals {
             reason = "the library's owned threads are not public; this one is named and joined"
         )]
         let thread = thread::Builder::new().name("tool-signals".to_owned()).spawn(move || {
+            if let Err(error) = unblock(&heeded) {
+                log::warn!("signals that were blocked stay so: {error}");
+            }
             for _ in signals.forever() {
                 counter.fetch_add(1, Ordering::Relaxed);
                 // Refused where so many wait that one more says nothing new.
@@ -93,4 +98,19 @@ fn is_ignored(signal: libc::c_int) -> io::Result<bool> {
     // SAFETY: it succeeded, so it has written all of it.
     let action = unsafe { action.assume_init() };
     Ok(action.sa_sigaction == libc::SIG_IGN)
+}
+
+/// Lets this thread take these signals, for the whole process.
+fn unblock(signals: &[libc::c_int]) -> io::Result<()> {
+    let mut set = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: it writes all of a set of its size.
+    unsafe { libc::sigemptyset(set.as_mut_ptr()) };
+    for signal in signals {
+        // SAFETY: the set was made above.
+        unsafe { libc::sigaddset(set.as_mut_ptr(), *signal) };
+    }
+    // SAFETY: the set was made above, and the former one is not asked for.
+    let error =
+        unsafe { libc::pthread_sigmask(libc::SIG_UNBLOCK, set.as_ptr(), std::ptr::null_mut()) };
+    if error == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(error)) }
 }

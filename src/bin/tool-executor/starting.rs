@@ -3,7 +3,8 @@
 //! The start runs on a thread of its own, `tool-start`; this one waits for its end or for a signal.
 //! After the first signal the start is asked to give up and has a moment to put away what it made;
 //! then, or at the second signal, the program ends without it. What it leaves behind then – a
-//! directory, a process that dies with this one – the next start with the same data directory removes.
+//! directory, a process that dies with this one – the next start with the same data directory
+//! removes.
 
 use std::thread;
 use std::time::Duration;
@@ -32,7 +33,8 @@ pub(crate) fn start<T: Send + 'static>(
     let interrupt = Interrupt::new();
     let handle = interrupt.clone();
     let (sender, result) = bounded(0);
-    // Handed over only while somebody takes it. Else it is dropped on that thread, which ends with it.
+    // Handed over only while it is waited for. Else it is dropped on that thread, which ends with
+    // it.
     let (alive, ended) = bounded::<()>(0);
     let body = move || {
         let _alive = alive;

@@ -13,7 +13,7 @@ use crate::backend::ExecutionId;
 use crate::error::ReleaseError;
 use crate::executor::external::External;
 use crate::executor::lease::LeaseReply;
-use crate::executor::ticket::Ticket;
+use crate::executor::promise::Promise;
 use crate::pool::SlotIx;
 use crate::tool::{Outcome, Timing, ToolResult, Work};
 use crate::wait_queue::{Position, WaitQueue};
@@ -36,7 +36,7 @@ pub(super) enum Stage {
 
 /// An accepted call that has not been answered, as far as dispatch knows.
 pub(super) struct Call {
-    pub(super) ticket: Ticket,
+    pub(super) promise: Promise,
     /// The tool's name, as the model called it.
     pub(super) tool: String,
     /// Taken when it is sent.
@@ -62,7 +62,7 @@ pub(super) enum Item {
         reply: ReleaseReply,
     },
     /// Somebody wants the use of the slot.
-    Lend(LeaseReply),
+    Lease(LeaseReply),
 }
 
 /// What a trajectory has under way.
@@ -71,7 +71,7 @@ pub(super) enum Current {
     Call(ExecutionId),
     Releasing(ReleaseReply),
     /// Its slot is lent to a reader of artifacts, who learns here that it was lost meanwhile.
-    Lent(Arc<AtomicBool>),
+    Leased(Arc<AtomicBool>),
 }
 
 /// A trajectory that has something to do, under way, or to keep.
@@ -130,7 +130,7 @@ impl Lost {
 impl Call {
     /// Joins those that wait for a thread of this kind.
     pub(super) fn wait_for_thread(&mut self, kind: External, lanes: &mut [ExternalLane; 2]) {
-        let position = lanes[kind as usize].waiting.push(self.ticket.cell().id);
+        let position = lanes[kind as usize].waiting.push(self.promise.call_state().id);
         self.stage = Stage::WaitingForThread { kind, position };
     }
 

@@ -19,8 +19,8 @@ impl Dispatch {
         now: Instant,
     ) {
         let lost = match change {
-            ContainerChange::BeganAnew | ContainerChange::Down => self.pool.held_in(container),
-            ContainerChange::Unknown | ContainerChange::Back => Vec::new(),
+            ContainerChange::Restarted | ContainerChange::Lost => self.pool.held_in(container),
+            ContainerChange::Unreachable | ContainerChange::Recovered => Vec::new(),
         };
         for (trajectory_id, slot) in &lost {
             self.lose_slot(trajectory_id, *slot);
@@ -38,7 +38,7 @@ impl Dispatch {
         if let Some(trajectory) = self.trajectories.get_mut(trajectory_id) {
             trajectory.lost = Some(Lost::WithSandbox);
             trajectory.slot = None;
-            if let Current::Lent(lost) = &trajectory.current {
+            if let Current::Leased(lost) = &trajectory.current {
                 // Before anybody else can have the slot: the reader throws away what it reads there.
                 lost.store(true, Ordering::Release);
             }

@@ -11,7 +11,7 @@ impl Dispatch {
     pub(crate) fn stats(&self, now: Instant) -> Stats {
         let mut outcomes = self.recorder.outcomes;
         let mut tools = self.recorder.tools.clone();
-        self.refusals.add_to(&mut outcomes, &mut tools);
+        self.rejections.add_to(&mut outcomes, &mut tools);
         let [batch_size, queue_ms, slot_ms, exec_ms, total_ms] = self.recorder.summaries();
         let total_requests = outcomes.total();
         Stats {

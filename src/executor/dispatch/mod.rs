@@ -9,7 +9,7 @@
 //!   releases take place in the order in which they were submitted.
 //! - A call waits in exactly one place, its [`Stage`], and has exactly one timer there.
 //! - A call leaves the gate once: when it is sent, or when it ends without having been.
-//! - A call that is removed from `calls` was answered: its ticket sees to it even on a panic.
+//! - A call that is removed from `calls` was answered: its promise sees to it even on a panic.
 
 mod call;
 mod containers;
@@ -34,7 +34,7 @@ use super::external::{External, HandlerCall, ToolServerCall};
 use super::gate::Gate;
 use super::lane::{BatchLimits, Lane};
 use super::lease::LeaseReply;
-use super::stats::{Recorder, Refusals};
+use super::stats::{Recorder, Rejections};
 use crate::artifact::ArtifactError;
 use crate::backend::{Container, Execution, ExecutionId, SlotRef};
 use crate::config::LostWorkspace;
@@ -77,9 +77,9 @@ pub(crate) enum Action {
     AskToolServer(ToolServerCall),
     /// Reset a slot, then report [`Event::ResetDone`].
     Reset { slot: SlotIx, slot_ref: SlotRef },
-    /// Hand over the use of a slot, then report [`Event::Returned`] when it is given back, or was
+    /// Hand over the use of a slot, then report [`Event::LeaseReturned`] when it is given back, or was
     /// wanted no more.
-    Lend { slot: SlotRef, trajectory_id: Arc<str>, lost: Arc<AtomicBool>, reply: LeaseReply },
+    GrantLease { slot: SlotRef, trajectory_id: Arc<str>, lost: Arc<AtomicBool>, reply: LeaseReply },
     /// Ask the backend to end a running call.
     Cancel(ExecutionId),
     /// Tell the user, by the log.
@@ -131,7 +131,7 @@ pub(crate) struct Dispatch {
     aborted: Option<usize>,
     recorder: Recorder,
     gate: Arc<Gate>,
-    refusals: Arc<Refusals>,
+    rejections: Arc<Rejections>,
     actions: Vec<Action>,
 }
 
@@ -142,7 +142,7 @@ impl Dispatch {
         containers: &[Container],
         limits: Limits,
         gate: Arc<Gate>,
-        refusals: Arc<Refusals>,
+        rejections: Arc<Rejections>,
         starts_dirty: bool,
     ) -> Self {
         let mut pool = Pool::new(containers, limits.reset_timeout);
@@ -176,7 +176,7 @@ impl Dispatch {
             aborted: None,
             recorder: Recorder::new(limits.batch.max_size),
             gate,
-            refusals,
+            rejections,
             actions: Vec::new(),
         }
     }
@@ -185,7 +185,7 @@ impl Dispatch {
     pub(crate) fn handle(&mut self, event: Event, now: Instant) {
         match event {
             Event::Submit(accepted) => self.submit(*accepted, now),
-            Event::Finished { id, outcome, timing } => self.finished(id, outcome, timing, now),
+            Event::Finished { id, outcome, timing } => self.on_finished(id, outcome, timing, now),
             Event::BatchAccepted { container } => {
                 if let Some(lane) = self.lanes.get_mut(container) {
                     lane.acknowledged();
@@ -218,10 +218,12 @@ impl Dispatch {
                     None => answer(reply, Ok(())),
                 }
             }
-            Event::Lend { trajectory_id, reply } => self.lend(&trajectory_id, reply, now),
-            Event::Returned { trajectory_id } => {
+            Event::AcquireLease { trajectory_id, reply } => {
+                self.acquire_lease(&trajectory_id, reply, now)
+            }
+            Event::LeaseReturned { trajectory_id } => {
                 if let Some(trajectory) = self.trajectories.get_mut(&trajectory_id)
-                    && matches!(trajectory.current, Current::Lent(_))
+                    && matches!(trajectory.current, Current::Leased(_))
                 {
                     trajectory.current = Current::Nothing;
                     self.advance(&trajectory_id, now);
@@ -294,7 +296,7 @@ impl Dispatch {
             && self.gate.inside() == 0
             && (self.aborted.is_some()
                 || !self.trajectories.values().any(|trajectory| {
-                    matches!(trajectory.current, Current::Releasing(_) | Current::Lent(_))
+                    matches!(trajectory.current, Current::Releasing(_) | Current::Leased(_))
                 }))
     }
 
@@ -304,9 +306,9 @@ impl Dispatch {
     }
 
     fn submit(&mut self, accepted: Accepted, now: Instant) {
-        let Accepted { ticket, prepared, at } = accepted;
-        let id = ticket.cell().id;
-        let trajectory_id = ticket.cell().trajectory_id.clone();
+        let Accepted { promise, prepared, at } = accepted;
+        let id = promise.call_state().id;
+        let trajectory_id = promise.call_state().trajectory_id.clone();
         let timer = at + self.limits.queue_timeout;
         let trajectory =
             self.trajectories.entry(trajectory_id.clone()).or_insert_with(|| Trajectory {
@@ -318,7 +320,7 @@ impl Dispatch {
             });
         let position = trajectory.queue.push(Item::Call(id));
         let call = Call {
-            ticket,
+            promise,
             tool: prepared.name,
             work: Some(prepared.work),
             timeout: prepared.timeout,
@@ -339,11 +341,11 @@ impl Dispatch {
     }
 
     /// Somebody wants the use of a trajectory's slot.
-    fn lend(&mut self, trajectory_id: &Arc<str>, reply: LeaseReply, now: Instant) {
+    fn acquire_lease(&mut self, trajectory_id: &Arc<str>, reply: LeaseReply, now: Instant) {
         let refusal = match self.trajectories.get_mut(trajectory_id) {
             _ if self.closing.is_some() => ArtifactError::Closed,
             Some(trajectory) => {
-                trajectory.queue.push(Item::Lend(reply));
+                trajectory.queue.push(Item::Lease(reply));
                 self.advance(trajectory_id, now);
                 return;
             }
@@ -373,7 +375,7 @@ impl Dispatch {
                 Some(Item::Call(id)) => {
                     trajectory.current = Current::Call(id);
                     if let Err(refusal) = self.begin(id, now) {
-                        self.settle(id, *refusal, now);
+                        self.finish_with(id, *refusal, now);
                     }
                 }
                 Some(Item::Release { reset_workspace, reply }) => {
@@ -392,16 +394,21 @@ impl Dispatch {
                         }
                     }
                 }
-                Some(Item::Lend(reply)) => {
+                Some(Item::Lease(reply)) => {
                     let refusal = match trajectory.slot {
                         // The backend is about to be closed.
                         _ if self.aborted.is_some() => ArtifactError::Closed,
                         Some(slot) => {
                             let lost = Arc::new(AtomicBool::new(false));
-                            trajectory.current = Current::Lent(lost.clone());
+                            trajectory.current = Current::Leased(lost.clone());
                             let slot = self.pool.slot_ref(slot);
                             let trajectory_id = trajectory_id.clone();
-                            self.actions.push(Action::Lend { slot, trajectory_id, lost, reply });
+                            self.actions.push(Action::GrantLease {
+                                slot,
+                                trajectory_id,
+                                lost,
+                                reply,
+                            });
                             continue;
                         }
                         None => trajectory.lost.map_or(ArtifactError::NoSlot, Lost::artifact_error),
@@ -436,7 +443,8 @@ impl Dispatch {
     /// The result to end it with, if it cannot run.
     fn begin(&mut self, id: ExecutionId, now: Instant) -> Result<(), Box<ToolResult>> {
         let Some(call) = self.calls.get_mut(&id) else { return Ok(()) };
-        let Some(trajectory) = self.trajectories.get_mut(&call.ticket.cell().trajectory_id) else {
+        let Some(trajectory) = self.trajectories.get_mut(&call.promise.call_state().trajectory_id)
+        else {
             return Ok(());
         };
         if matches!(call.work, Some(Work::Sandbox { .. }))
@@ -460,7 +468,7 @@ impl Dispatch {
                 None => {
                     self.waiting_for_slot += 1;
                     call.stage = Stage::WaitingForSlot { since: now };
-                    self.pool.wait(call.ticket.cell().trajectory_id.clone());
+                    self.pool.wait(call.promise.call_state().trajectory_id.clone());
                     self.set_timer(id, now + self.limits.acquire_timeout);
                     Ok(())
                 }

@@ -35,7 +35,6 @@ const SIGCHLD: usize = 17;
 const CHILD_SET: u64 = 1 << (SIGCHLD - 1);
 
 const SYS_READ: usize = 0;
-const SYS_WRITE: usize = 1;
 const SYS_CLOSE: usize = 3;
 const SYS_FSTAT: usize = 5;
 const SYS_POLL: usize = 7;
@@ -202,7 +201,6 @@ struct Kept {
 /// Seconds and nanoseconds, as the kernel gives them.
 type Time = [i64; 2];
 
-const O_WRONLY: usize = 1;
 const O_RDWR: usize = 2;
 const O_DIRECTORY: usize = 0o200000;
 const O_PATH: usize = 0o10000000;
@@ -226,10 +224,6 @@ unsafe extern "C" fn main(stack: *const usize) -> ! {
     let (shell, limit, environment) =
         unsafe { (*arguments.add(1), number(*arguments.add(2)), arguments.add(count + 1)) };
 
-    // Where the machine runs out of memory, sandboxes are what it should end. An engine that is not root
-    // cannot set this from outside, because of what comes next.
-    let score = open(b"/proc/self/oom_score_adj\0", O_WRONLY);
-    call!(SYS_WRITE, score, b"1000".as_ptr(), 4);
     // Before anything else runs here.
     call!(SYS_PRCTL, 4 /* PR_SET_DUMPABLE */, 0);
     call!(SYS_PRCTL, 15 /* PR_SET_NAME */, c"tool-init".as_ptr());

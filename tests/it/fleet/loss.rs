@@ -8,8 +8,8 @@ use tool_executor::Outcome;
 use tool_executor::artifact::{ArtifactError, ReadArtifact};
 
 use super::{TOKEN, executor, fleet};
-use crate::caller::program;
 use crate::fakes::{PATIENCE, bash, until};
+use crate::program::program;
 use crate::sandbox::{is_running, unique_sleep};
 
 /// A sandbox server in a process of its own.

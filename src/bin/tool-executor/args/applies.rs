@@ -82,8 +82,8 @@ pub(super) fn check(
     Ok(warnings)
 }
 
-/// What is said of a variable that other commands have, where its silence could mislead: who forbids
-/// the network has to know that `sandbox` leaves that to its clients.
+/// What is said of a variable that other commands have, where its silence could mislead: who
+/// forbids the network has to know that `sandbox` leaves that to its clients.
 pub(super) fn not_for_sandbox(variables: &[OsString], command: &Command) -> Option<String> {
     const NETWORK: &str = "TOOL_EXECUTOR_ALLOW_NETWORK";
     let applies = command.get_name() == "sandbox" && variables.iter().any(|name| name == NETWORK);

@@ -17,8 +17,8 @@ use super::values::{self, Limit, named};
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Slots of this machine")]
 pub(crate) struct SlotArgs {
-    /// Sandbox slots: trajectories that have a workspace at the same time [default: 2 per processor,
-    /// at least 10]
+    /// Sandbox slots: trajectories that have a workspace at the same time [default: 2 per
+    /// processor, at least 10]
     #[arg(long, value_name = "N", env = "TOOL_EXECUTOR_SLOTS")]
     #[arg(value_parser = named(values::at_least_one))]
     slots: Option<usize>,
@@ -136,7 +136,8 @@ pub(crate) struct FleetArgs {
     #[arg(default_value = "60", value_parser = named(values::wait_seconds))]
     pub(crate) sandbox_start_timeout_s: Duration,
 
-    /// How long a sandbox server may be out of reach before its calls end as sandbox_lost, in seconds
+    /// How long a sandbox server may be out of reach before its calls end as sandbox_lost, in
+    /// seconds
     #[arg(long, value_name = "S", env = "TOOL_EXECUTOR_SANDBOX_UNREACHABLE_TIMEOUT_S")]
     #[arg(default_value = "30", value_parser = named(values::wait_seconds))]
     pub(crate) sandbox_unreachable_timeout_s: Duration,
@@ -151,8 +152,8 @@ pub(crate) struct ToolServerArgs {
     #[arg(value_parser = named(values::url))]
     pub(crate) tool_server_url: Option<String>,
 
-    /// The ToolServer's bearer token; better given by the variable, since other users of this machine
-    /// can read the command line
+    /// The ToolServer's bearer token; better given by the variable, since other users of this
+    /// machine can read the command line
     #[arg(long, value_name = "TOKEN", env = "TOOL_EXECUTOR_TOOL_SERVER_TOKEN")]
     #[arg(hide_env_values = true, value_parser = named(values::token))]
     pub(crate) tool_server_token: Option<Secret>,
@@ -222,8 +223,8 @@ pub(crate) struct ListenArgs {
     #[arg(value_parser = named(values::port))]
     pub(crate) port: u16,
 
-    /// Do without a token: everybody who can reach the port may use it, and so may commands that have
-    /// a network
+    /// Do without a token: every client that can reach the port may use it, and so may commands
+    /// that have a network
     #[arg(long, env = "TOOL_EXECUTOR_NO_AUTH", value_parser = named(values::boolean))]
     pub(crate) no_auth: bool,
 }

@@ -29,8 +29,8 @@ use self::values::named;
 
 /// Executes the tool calls of many concurrent LLM agents.
 ///
-/// Flags can be given by the variables that are named beside them; a flag wins over its variable, and
-/// an empty variable counts as none.
+/// Flags can be given by the variables that are named beside them; a flag wins over its variable,
+/// and an empty variable counts as none.
 #[derive(Debug, Parser)]
 #[command(name = "tool-executor", version, about, after_help = exit_code::HELP)]
 pub(crate) struct Cli {
@@ -46,25 +46,25 @@ pub(crate) enum Command {
     /// Every trajectory gets a workspace of its own; its calls run in order, many trajectories at a
     /// time. Progress and warnings go to standard error, the summary to standard output.
     ///
-    /// The first Ctrl-C or SIGTERM starts no further calls and lets those that run end; the second one
-    /// cancels them. During the start the first one ends the program, within a second.
+    /// The first Ctrl-C or SIGTERM starts no further calls and lets those that run end; the second
+    /// one cancels them. During the start the first one ends the program, within a second.
     #[command(after_help = exit_code::HELP, after_long_help = replay_help())]
     Replay(ReplayArgs),
 
     /// Serve this machine's sandbox over HTTP, for executors elsewhere
     ///
     /// Prints one line when it listens. Without a token commands get no network, since they could
-    /// reach this server and with it other slots. SIGTERM and Ctrl-C end it: what runs may go on for
-    /// the grace time; a second signal ends it at once.
+    /// reach this server and with it other slots. SIGTERM and Ctrl-C end it: what runs may go on
+    /// for the grace time; a second signal ends it at once.
     #[command(after_help = exit_code::SERVER_HELP)]
     Sandbox(SandboxArgs),
 
     /// Serve an executor over HTTP: the reference's clients use it unchanged
     ///
-    /// Its calls run in slots of this machine, or of sandbox servers. Prints one line when it listens.
-    /// Without a token commands of this machine's slots get no network, since they could reach this
-    /// server and with it other trajectories. SIGTERM and Ctrl-C end it: what runs may go on for the
-    /// grace time; a second signal ends it at once.
+    /// Its calls run in slots of this machine, or of sandbox servers. Prints one line when it
+    /// listens. Without a token commands of this machine's slots get no network, since they could
+    /// reach this server and with it other trajectories. SIGTERM and Ctrl-C end it: what runs may
+    /// go on for the grace time; a second signal ends it at once.
     #[command(after_help = exit_code::SERVER_HELP)]
     Serve(ServeArgs),
 
@@ -159,15 +159,15 @@ pub(crate) struct ReplayArgs {
     /// A line is {"trajectory_id", "setup"?, "calls": [{"name", "arguments", "recorded_output"?,
     /// "recorded_exit_code"?}]} or {"trajectory_id"?, "messages": [...]}, whose assistant messages
     /// hold Hermes <tool_call> text or OpenAI tool_calls. Other keys are ignored. A line without an
-    /// id is named line-N; one whose id another line has got runs as ID~2, ID~3, ….
+    /// id is named line-N; one whose id another line has got runs as ID~2, ID~3, and so on.
     pub(crate) file: PathBuf,
 
-    /// Trajectories at a time; may be more than there are slots [default: as many as slots, those of
-    /// all sandbox servers together]
+    /// Trajectories at a time; may be more than there are slots [default: as many as slots, those
+    /// of all sandbox servers together]
     #[arg(long, value_name = "N", value_parser = named(values::at_least_one))]
     pub(crate) concurrency: Option<usize>,
 
-    /// Run each trajectory N times, each under its own id: `id`, `id#2`, `id#3`, …
+    /// Run each trajectory N times, each under its own id: `id`, `id#2`, `id#3`, ...
     #[arg(long, value_name = "N", default_value = "1")]
     #[arg(value_parser = named(values::at_least_one_u32))]
     pub(crate) repeat: u32,

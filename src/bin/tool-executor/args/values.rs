@@ -141,7 +141,7 @@ pub(super) fn boolean(text: &str) -> Result<bool, String> {
     }
 }
 
-/// Seconds that somebody may wait: up to a year.
+/// Seconds of a wait: up to a year.
 pub(super) fn wait_seconds(text: &str) -> Result<Duration, String> {
     seconds(text, 0.0, 31_536_000.0)
 }
@@ -151,8 +151,8 @@ pub(super) fn grace_seconds(text: &str) -> Result<Duration, String> {
     seconds(text, 0.0, 3600.0)
 }
 
-/// The time limit of a call. The executor would clamp one outside its limits; who asks for it is told
-/// instead.
+/// The time limit of a call. The executor would clamp one outside its limits; who asks for it is
+/// told instead.
 pub(super) fn call_seconds(text: &str) -> Result<Duration, String> {
     seconds(text, 1.0, 600.0)
 }

@@ -1,9 +1,9 @@
-//! Input that is compressed, known by its first bytes: gzip with any number of members, zstd with any
-//! number of frames.
+//! Input that is compressed, known by its first bytes: gzip with any number of members, zstd with
+//! any number of frames.
 //!
-//! Memory stays bounded whatever a file claims to hold: what is read here is read by lines of bounded
-//! length, and a zstd frame that wants a window of more than 128 MiB is refused. What a zstd frame holds
-//! comes when the frame ends or is longer than its window.
+//! Memory stays bounded whatever a file claims to hold: what is read here is read by lines of
+//! bounded length, and a zstd frame that wants a window of more than 128 MiB is refused. What a
+//! zstd frame holds comes when the frame ends or is longer than its window.
 
 use std::io::{self, BufRead, BufReader, Cursor, Read};
 
@@ -24,8 +24,8 @@ pub(super) enum Packing {
     Other(&'static str),
 }
 
-/// How files begin that are packed. Of the skippable frames with which zstd may begin the first four
-/// bits are any.
+/// How files begin that are packed. Of the skippable frames with which zstd may begin the first
+/// four bits are any.
 const MAGIC: [(&[u8], Packing); 5] = [
     (&[0x1f, 0x8b], Packing::Gzip),
     (&[0x28, 0xb5, 0x2f, 0xfd], Packing::Zstd),
@@ -77,7 +77,8 @@ pub(super) fn packing_of(start: &[u8]) -> Packing {
 /// Those of reading, or it is packed in another way.
 pub(super) fn unpacked(mut input: Box<dyn BufRead + Send>) -> io::Result<Box<dyn BufRead + Send>> {
     let mut start = Vec::new();
-    // Byte by byte, so that a line that is typed is read when it ends and not when the next one begins.
+    // Byte by byte, so that a line that is typed is read when it ends and not when the next one
+    // begins.
     while told_by(&start) == Told::NotYet {
         let mut byte = [0];
         match input.read(&mut byte) {
@@ -106,7 +107,8 @@ fn invalid(problem: String) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, problem)
 }
 
-/// What is wrong with packed data, in words for people. What the operating system says stays as it is.
+/// What is wrong with packed data, in words for people. What the operating system says stays as it
+/// is.
 fn damaged(name: &str, is_at_end: bool, problem: &str) -> io::Error {
     match is_at_end {
         true => invalid(format!("the {name} data ends in the middle: the file is cut off")),

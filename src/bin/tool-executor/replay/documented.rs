@@ -16,8 +16,8 @@ fn table(title: &str) -> Vec<(String, String)> {
     cells.collect()
 }
 
-/// Fails unless `value` has just the fields of the table, in its order and of its types. A field with
-/// rows for what is in it is looked into.
+/// Fails unless `value` has just the fields of the table, in its order and of its types. A field
+/// with rows for what is in it is looked into.
 pub(super) fn check(title: &str, value: &Value) {
     let table = table(title);
     let mut found = Vec::new();

@@ -104,7 +104,7 @@ impl Driver {
     }
 
     /// Copies the trajectory's workspace to `target`, a directory that is made and may not exist: a
-    /// mixture with the files of an earlier run would be nobody's workspace. Blocks while it
+    /// mixture with the files of an earlier run would be the workspace of neither. Blocks while it
     /// copies. To be called between the trajectory's last completion and its release.
     ///
     /// # Errors
@@ -149,7 +149,8 @@ pub(crate) fn file_name_of(trajectory_id: &str) -> String {
     let mut name = String::with_capacity(trajectory_id.len());
     for (place, byte) in trajectory_id.bytes().enumerate() {
         match byte {
-            // A name of dots would be a directory that exists; one that starts with a dot is hidden.
+            // A name of dots would be a directory that exists; one that starts with a dot is
+            // hidden.
             b'.' if place == 0 => name.push_str("%2E"),
             b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'.' | b'_' | b'-' => name.push(byte.into()),
             _ => name.push_str(&format!("%{byte:02X}")),

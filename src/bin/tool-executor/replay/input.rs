@@ -64,8 +64,8 @@ pub(crate) fn open(path: &Path) -> io::Result<Box<dyn BufRead + Send>> {
     Ok(Box::new(BufReader::with_capacity(1 << 16, file)))
 }
 
-/// How many trajectories a regular file holds if no line is malformed: its lines that are not blank.
-/// `None` where that cannot be known before the end, or only by unpacking all of it.
+/// How many trajectories a regular file holds if no line is malformed: its lines that are not
+/// blank. `None` where that cannot be known before the end, or only by unpacking all of it.
 pub(crate) fn count_lines(path: &Path) -> Option<u64> {
     // Asked before opening: a FIFO whose writer is gone would never open again.
     if !path.metadata().ok()?.is_file() {
@@ -98,8 +98,8 @@ pub(crate) fn count_lines(path: &Path) -> Option<u64> {
 
 /// Starts reading in a thread of its own.
 ///
-/// The thread ends at the end of the input, or soon after the receiver is dropped. It is not joined:
-/// it may be waiting for a line of standard input that never comes.
+/// The thread ends at the end of the input, or soon after the receiver is dropped. It is not
+/// joined: it may be waiting for a line of standard input that never comes.
 ///
 /// # Errors
 /// Those of starting a thread.
@@ -113,7 +113,7 @@ pub(crate) fn read_in_background(
         reason = "it may wait for input that never comes; the program ends without it"
     )]
     thread::Builder::new().name("replay-input".to_owned()).spawn(move || {
-        // Only a receiver that is gone ends the reading early, and then nobody wants to know.
+        // Only a receiver that is gone ends the reading early, and it needs no answer.
         let _ = match decompress::unpacked(reader) {
             Ok(reader) => read(Lines::new(reader, MAX_LINE_BYTES), selection, &sender),
             Err(error) => sender.send(Item::Failed(error)).map_err(|_| ReceiverGone),

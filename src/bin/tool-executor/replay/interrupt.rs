@@ -1,7 +1,8 @@
-//! Ctrl-C and SIGTERM: what the first one means, what the second one means, and how long each waits.
+//! Ctrl-C and SIGTERM: what the first one means, what the second one means, and how long each
+//! waits.
 //!
-//! The signals are only counted ([`Signals`](crate::signals::Signals)); [`Shutdown`] is a pure machine
-//! that the loop asks at every turn.
+//! The signals are only counted ([`Signals`](crate::signals::Signals)); [`Shutdown`] is a pure
+//! machine that the loop asks at every turn.
 
 use std::time::{Duration, Instant};
 
@@ -29,8 +30,8 @@ pub(crate) enum Shutdown {
 
 impl Shutdown {
     /// Where the shutdown stands now, after so many signals, the running calls being given `grace`
-    /// after the first one. Each step is taken once and in order, so that the caller can act on every
-    /// change.
+    /// after the first one. Each step is taken once and in order, so that the caller can act on
+    /// every change.
     pub(crate) fn advance(self, signals: u32, grace: Duration, now: Instant) -> Self {
         match self {
             Self::No if signals > 0 => Self::Draining { until: now + grace },

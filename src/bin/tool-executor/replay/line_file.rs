@@ -27,7 +27,8 @@ impl Target for File {
     }
 }
 
-/// A file of whole lines. Lines stay in memory until [`flush`](Self::flush), or until there are many.
+/// A file of whole lines. Lines stay in memory until [`flush`](Self::flush), or until there are
+/// many.
 pub(super) struct LineFile<T = File> {
     target: T,
     /// Whole lines that are not written yet.

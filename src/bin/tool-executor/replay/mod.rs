@@ -1,7 +1,7 @@
 //! `tool-executor replay`: recorded trajectories through the executor and the embedded sandbox.
 //!
 //! ```text
-//! input ─► decompress; trajectory, messages ─► step     a thread reads lines and makes trajectories
+//! input ─► decompress; trajectory, messages ─► step     a thread makes trajectories of lines
 //!   │
 //!   ▼
 //! run: one thread; cursor says which call is next, driver submits it
@@ -11,8 +11,8 @@
 //! ```
 //!
 //! A call is submitted when the trajectory's former one has its result; at most `--concurrency`
-//! trajectories are on their way. Every call that was submitted gets exactly one line in the results,
-//! also when the run is interrupted; so does every call that could not run because of its
+//! trajectories are on their way. Every call that was submitted gets exactly one line in the
+//! results, also when the run is interrupted; so does every call that could not run because of its
 //! trajectory's setup.
 
 mod compare;

@@ -1,7 +1,8 @@
 //! Progress and warnings on standard error: a bar on a terminal, else a plain line now and then.
 //!
 //! Whatever goes to standard error during a run goes through here, so that it never tears the bar.
-//! A standard error that is gone (a closed pipe) is no reason to stop the run: its errors are ignored.
+//! A standard error that is gone (a closed pipe) is no reason to stop the run: its errors are
+//! ignored.
 
 use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, Instant};
@@ -152,8 +153,8 @@ impl Write for AboveBar {
     }
 }
 
-/// The text with its control characters escaped: one line, which does nothing to a terminal. For what
-/// stood in the input: ids, paths.
+/// The text with its control characters escaped: one line, which does nothing to a terminal. For
+/// what stood in the input: ids, paths.
 pub(crate) fn printable(text: &str) -> String {
     let mut line = String::with_capacity(text.len());
     for c in text.chars() {

@@ -159,8 +159,8 @@ impl Report {
         self.progress.say(text);
     }
 
-    /// To be called at every turn of the loop: shows the numbers and flushes the results when that is
-    /// due.
+    /// To be called at every turn of the loop: shows the numbers and flushes the results when that
+    /// is due.
     ///
     /// # Errors
     /// As [`call`](Self::call).
@@ -202,7 +202,8 @@ impl Report {
         }
     }
 
-    /// Tells the summary of a run that took `wall` and ended with `result`, and gives the exit code.
+    /// Tells the summary of a run that took `wall` and ended with `result`, and gives the exit
+    /// code.
     pub(crate) fn finish(
         mut self,
         result: Result<(), String>,

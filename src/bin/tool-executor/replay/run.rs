@@ -1,5 +1,5 @@
-//! A run: one thread that takes trajectories from the input, submits their calls one after the other,
-//! and reports each result.
+//! A run: one thread that takes trajectories from the input, submits their calls one after the
+//! other, and reports each result.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};

@@ -51,7 +51,7 @@ impl World {
                     prop_assert!(!queued);
                     prop_assert!(placed.insert(*id));
                 }
-                Current::Lent(_) => {
+                Current::Leased(_) => {
                     prop_assert!(trajectory.slot.is_some() || trajectory.lost.is_some())
                 }
                 Current::Releasing(_) => prop_assert!(trajectory.slot.is_none()),

@@ -18,7 +18,7 @@ use crate::backend::{ContainerChange, Reply};
 use crate::config::BatchPolicy;
 use crate::error::ReleaseError;
 use crate::executor::lease::Lease;
-use crate::executor::ticket::{Pending, ReplyTo, Ticket};
+use crate::executor::promise::{Pending, Promise, ReplyTo};
 use crate::tool::{Policy, Prepared, ToolCall, ToolRegistry, ToolSchema, prepare};
 
 const HANDLERS: usize = 2;
@@ -113,10 +113,10 @@ enum Step {
 fn step() -> impl Strategy<Value = Step> {
     let outcomes = vec![Outcome::Ok, Outcome::NonZeroExit, Outcome::SandboxLost];
     let changes = vec![
-        ContainerChange::Unknown,
-        ContainerChange::Back,
-        ContainerChange::BeganAnew,
-        ContainerChange::Down,
+        ContainerChange::Unreachable,
+        ContainerChange::Recovered,
+        ContainerChange::Restarted,
+        ContainerChange::Lost,
     ];
     prop_oneof![
         8 => (0..TRAJECTORIES, any::<bool>()).prop_map(|(t, sandbox)| Step::Submit(t, sandbox)),
@@ -152,13 +152,13 @@ impl World {
     fn new(sizes: &[usize], limits: Limits, starts_dirty: bool) -> Self {
         let gate = Arc::new(Gate::new(1000));
         let (sender, events) = unbounded();
-        let refusals = Arc::new(Refusals::default());
+        let rejections = Arc::new(Rejections::default());
         Self {
             dispatch: Dispatch::new(
                 &containers(sizes),
                 limits,
                 gate.clone(),
-                refusals,
+                rejections,
                 starts_dirty,
             ),
             now: Instant::now(),
@@ -194,10 +194,10 @@ impl World {
         let prepared = self.prepared(if sandbox { "bash" } else { "closure" });
         let id = ExecutionId(self.submitted.len() as u64);
         let (events, uniq_id) = (self.sender.clone(), id.to_string());
-        let ticket = Ticket::new(id, name(trajectory), uniq_id, ReplyTo::Pending, events);
-        self.submitted.push(Pending::new(ticket.cell().clone()));
+        let promise = Promise::new(id, name(trajectory), uniq_id, ReplyTo::Pending, events);
+        self.submitted.push(Pending::new(promise.call_state().clone()));
         self.to_start.entry(name(trajectory)).or_default().push(id);
-        self.send(Event::Submit(Box::new(Accepted { ticket, prepared, at: self.now })));
+        self.send(Event::Submit(Box::new(Accepted { promise, prepared, at: self.now })));
     }
 
     fn send(&self, event: Event) {
@@ -214,12 +214,12 @@ impl World {
     }
 
     fn told_of(&mut self, container: usize, change: ContainerChange) {
-        if change == ContainerChange::Down {
+        if change == ContainerChange::Lost {
             self.down.insert(container);
-        } else if change != ContainerChange::Unknown {
+        } else if change != ContainerChange::Unreachable {
             self.down.remove(&container);
         }
-        if matches!(change, ContainerChange::Down | ContainerChange::BeganAnew) {
+        if matches!(change, ContainerChange::Lost | ContainerChange::Restarted) {
             // What ran there runs no more, whether or not it was answered.
             for running in &mut self.running {
                 running.slot = running.slot.filter(|slot| slot.0 != container);
@@ -278,7 +278,7 @@ impl World {
             Step::Lend(trajectory) => {
                 let (reply, answer) = crossbeam_channel::bounded(1);
                 self.lends.push(answer);
-                self.send(Event::Lend { trajectory_id: name(trajectory), reply });
+                self.send(Event::AcquireLease { trajectory_id: name(trajectory), reply });
             }
             Step::Return(index) => {
                 if let Some(index) = pick(&self.lent, index) {
@@ -342,12 +342,12 @@ impl World {
                     prop_assert!(!at_work, "two resets at once of {:?}", slot);
                     self.resets.push((slot, slot_ref));
                 }
-                Action::Lend { slot, trajectory_id, lost, reply: _ } => {
+                Action::GrantLease { slot, trajectory_id, lost, reply: _ } => {
                     let key = (slot.container, slot.index);
                     self.nothing_runs_in(key)?;
                     let sender = self.sender.clone();
                     let lease = Lease::new(slot, lost.clone(), move || {
-                        let _ = sender.send(Event::Returned { trajectory_id });
+                        let _ = sender.send(Event::LeaseReturned { trajectory_id });
                     });
                     self.lent.push((key, lost, lease));
                 }

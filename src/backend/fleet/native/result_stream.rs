@@ -4,7 +4,7 @@
 use std::io::{BufRead, BufReader};
 use std::time::{Duration, Instant};
 
-use super::state::{Ended, Flight, Phase};
+use super::state::{Ended, InFlight, Phase};
 use super::{NativeServer, begin, new_session};
 use crate::backend::fleet::{PAUSE_FIRST, PAUSE_MOST, warn_given_up};
 use crate::backend::{ContainerChange, Watcher};
@@ -30,7 +30,7 @@ enum Left {
 
 impl NativeServer {
     /// The server's thread: reads results for as long as the server is there, and finds it again.
-    pub(super) fn keep_up(&self, watcher: &Watcher) {
+    pub(super) fn result_stream(&self, watcher: &Watcher) {
         let mut pause = PAUSE_FIRST;
         let mut next = new_session();
         loop {
@@ -92,7 +92,7 @@ impl NativeServer {
         let mut reader = BufReader::new(reader);
         let mut line = Vec::new();
         loop {
-            let read = read_line(&mut reader, &mut line, connection.silence);
+            let read = read_line(&mut reader, &mut line, connection.stall_timeout);
             let result = match read.map(|()| serde_json::from_slice(&line)) {
                 Ok(Ok(line)) => line,
                 Ok(Err(error)) => return lost(&format!("a line makes no sense: {error}")),
@@ -105,7 +105,7 @@ impl NativeServer {
             state.heard = Instant::now();
             if state.phase != Phase::Up {
                 state.phase = Phase::Up;
-                watcher.tell(self.number, ContainerChange::Back);
+                watcher.notify(self.number, ContainerChange::Recovered);
                 self.outgoing.notify_one();
             }
             if state.trouble_since.is_some_and(|since| since.elapsed() > self.bound) {
@@ -114,7 +114,7 @@ impl NativeServer {
             }
             match result {
                 ResultLine::Op(result) => {
-                    let ended = state.land(vec![result]);
+                    let ended = state.complete(vec![result]);
                     // It may be that something is to be sent once more.
                     let owes = state.owes_server();
                     drop(state);
@@ -137,7 +137,7 @@ impl NativeServer {
         if state.phase == Phase::Up {
             let since = state.trouble_since.map_or(state.heard, |since| since.min(state.heard));
             state.phase = Phase::Unknown { since };
-            watcher.tell(self.number, ContainerChange::Unknown);
+            watcher.notify(self.number, ContainerChange::Unreachable);
         }
     }
 
@@ -186,10 +186,10 @@ impl NativeServer {
         let new = if is_resumed { session } else { std::mem::replace(next, new_session()) };
         self.connection.patient.take_back();
         let lost = state.begin_anew(new, answer);
-        watcher.tell(self.number, ContainerChange::BeganAnew);
+        watcher.notify(self.number, ContainerChange::Restarted);
         drop(state);
         self.outgoing.notify_one();
-        lost.into_iter().for_each(Flight::lose);
+        lost.into_iter().for_each(InFlight::lose);
         if was_down {
             log::warn!("the sandbox server {} is there again, all empty", self.connection.url);
         }
@@ -205,11 +205,11 @@ impl NativeServer {
         }
         state.phase = Phase::Down;
         let lost = state.clear();
-        watcher.tell(self.number, ContainerChange::Down);
+        watcher.notify(self.number, ContainerChange::Lost);
         drop(state);
         // What reads there holds up its trajectory.
         self.connection.patient.give_up();
-        lost.into_iter().for_each(Flight::lose);
+        lost.into_iter().for_each(InFlight::lose);
         warn_given_up(&self.connection.url, why);
     }
 }

@@ -22,7 +22,7 @@ use crate::backend::{ContainerChange, Execution, ResetReply, SlotRef, Watcher};
 use crate::client::{self, Failure};
 use crate::thread::OwnedThread;
 use crate::tool::{Outcome, ToolResult};
-use crate::wire::stock::{Answer, ExecuteRequest, Slots};
+use crate::wire::reference::{Answer, ExecuteRequest, Slots};
 use crate::workers::guarded;
 
 /// How much longer than its call a request may take.
@@ -31,11 +31,11 @@ const MARGIN: Duration = Duration::from_secs(10);
 const RESET_TIME: Duration = Duration::from_secs(60);
 /// How often the server is asked whether it is there.
 const ASK_EVERY: Duration = Duration::from_secs(2);
-/// The largest body that a stock server takes: 1 MiB.
+/// The largest body that a reference server takes: 1 MiB.
 const MAX_BODY: usize = 1024 * 1024;
 
-/// A stock sandbox server.
-pub(super) struct StockServer {
+/// A sandbox server that speaks the reference's plain routes.
+pub(super) struct ReferenceServer {
     number: usize,
     connection: Connection,
     bound: Duration,
@@ -73,9 +73,9 @@ enum Job {
     Reset(SlotRef, ResetReply),
 }
 
-impl StockServer {
+impl ReferenceServer {
     /// Asks for its slots.
-    pub(super) fn meet(
+    pub(super) fn connect(
         number: usize,
         connection: Connection,
         bound: Duration,
@@ -109,7 +109,7 @@ impl StockServer {
     pub(super) fn watch(self: &Arc<Self>, watcher: Watcher) -> std::io::Result<()> {
         let server = self.clone();
         let name = format!("tool-fleet-{}", self.number);
-        let thread = OwnedThread::spawn(name, move || server.keep_up(&watcher))?;
+        let thread = OwnedThread::spawn(name, move || server.result_stream(&watcher))?;
         self.state.lock().keeper = Some(thread);
         Ok(())
     }
@@ -148,7 +148,7 @@ impl StockServer {
         state.outstanding += 1;
         if state.outstanding > state.workers.len() && state.workers.len() < self.slots {
             let server = self.clone();
-            let name = format!("tool-stock-{}", self.number);
+            let name = format!("tool-ref-{}", self.number);
             match OwnedThread::spawn(name, move || server.work()) {
                 Ok(thread) => state.workers.push(thread),
                 Err(error) => {
@@ -277,7 +277,7 @@ impl StockServer {
     }
 
     /// The server's thread: asks it whether it is there.
-    fn keep_up(&self, watcher: &Watcher) {
+    fn result_stream(&self, watcher: &Watcher) {
         loop {
             let asked = self.connection.health();
             let why = asked.as_ref().err().map(Failure::text).unwrap_or_default();
@@ -292,8 +292,8 @@ impl StockServer {
                     state.refused = false;
                     state.losses += u64::from(anew);
                     let change =
-                        if anew { ContainerChange::BeganAnew } else { ContainerChange::Back };
-                    watcher.tell(self.number, change);
+                        if anew { ContainerChange::Restarted } else { ContainerChange::Recovered };
+                    watcher.notify(self.number, change);
                     self.wake.notify_all();
                 }
                 (Err(failure), phase) => {
@@ -301,12 +301,12 @@ impl StockServer {
                     match phase {
                         Phase::Up => {
                             state.phase = Phase::Unknown { since: Instant::now() };
-                            watcher.tell(self.number, ContainerChange::Unknown);
+                            watcher.notify(self.number, ContainerChange::Unreachable);
                         }
                         Phase::Unknown { since } if since.elapsed() >= self.bound => {
                             state.phase = Phase::Down;
                             state.losses += 1;
-                            watcher.tell(self.number, ContainerChange::Down);
+                            watcher.notify(self.number, ContainerChange::Lost);
                             self.wake.notify_all();
                             // What reads there holds up its trajectory.
                             self.connection.patient.give_up();
@@ -353,7 +353,7 @@ mod tests {
     use crate::backend::fleet::FleetConfig;
 
     /// A server that is there whenever it is asked, and what is told of it.
-    fn met() -> (Arc<StockServer>, Receiver<ContainerChange>) {
+    fn met() -> (Arc<ReferenceServer>, Receiver<ContainerChange>) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         thread::spawn(move || {
@@ -369,7 +369,7 @@ mod tests {
         let bound = Duration::from_secs(60);
         let config = FleetConfig::new([&url]);
         let connection = Connection::new(&url, None, &config).unwrap();
-        let (server, _) = StockServer::meet(0, connection, bound).unwrap();
+        let (server, _) = ReferenceServer::connect(0, connection, bound).unwrap();
         let (tell, told) = unbounded();
         server.watch(Watcher::from_fn(move |_, change| tell.send(change).unwrap())).unwrap();
         (server, told)
@@ -389,7 +389,7 @@ mod tests {
             "{answer:?}"
         );
         assert_eq!(*sent.lock(), 1);
-        assert_eq!(told.recv().unwrap(), ContainerChange::BeganAnew);
+        assert_eq!(told.recv().unwrap(), ContainerChange::Restarted);
         // A reset has no workspace to lose: it is sent again.
         let tries = Mutex::new(0);
         let reset = server.until_sent(None, || {
