@@ -55,9 +55,9 @@
 //! - **Order**: calls and releases of one trajectory take place in the order of their submission.
 //! - **Three deadlines**: waiting in the queue ([`queue_timeout`](config::ExecutorConfig::queue_timeout)), waiting for a slot
 //!   ([`acquire_timeout`](config::ExecutorConfig::acquire_timeout)), running (the call's own, 1…600 s).
-//! - **Silence is a defect**: what an executor waits for it says by the log, at level `warn`: servers that
-//!   are not there yet, trajectories that wait while all slots are held by idle ones. Where callers may
-//!   forget to release, [`idle_limit`](config::ExecutorConfig::idle_limit) takes slots back.
+//! - **It talks while it waits**, by the log at level `warn`: servers that are not there yet,
+//!   trajectories that wait while idle ones hold all slots. Where callers may forget to release,
+//!   [`idle_limit`](config::ExecutorConfig::idle_limit) takes slots back.
 //! - **Bounds**: the queue has a capacity, memory does not grow with the number of calls made.
 //! - **The model is the attacker**: it cannot change the [`Policy`](config::Policy), and what it prints, names or
 //!   leaves running reaches neither the host nor another slot. Without bubblewrap commands are not

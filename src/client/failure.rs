@@ -50,8 +50,8 @@ impl Failure {
         }
     }
 
-    /// Whether waiting cannot mend it, as opposed to a server that is not there yet: a wrong scheme,
-    /// certificate, token or address.
+    /// Whether waiting cannot mend it, as opposed to a server that is not there yet: a wrong
+    /// scheme, certificate, token or address.
     pub(crate) fn is_permanent(&self) -> bool {
         match self {
             Failure::Misconfigured(_) | Failure::NoTls(_) => true,

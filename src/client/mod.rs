@@ -1,5 +1,5 @@
-//! What the HTTP clients – of ToolServers and of sandbox servers – have in common: agents, addresses,
-//! tokens, and what became of a request.
+//! What the HTTP clients – of ToolServers and of sandbox servers – have in common: agents,
+//! addresses, tokens, and what became of a request.
 
 mod failure;
 mod scheme;
@@ -88,8 +88,8 @@ pub(crate) struct AgentConfig<'a> {
     pub(crate) ca_pem: Option<&'a str>,
 }
 
-/// An agent that follows no redirects, uses no proxy, takes every status for an answer, and starts no
-/// threads.
+/// An agent that follows no redirects, uses no proxy, takes every status for an answer, and starts
+/// no threads.
 ///
 /// # Errors
 /// The certificates are none.

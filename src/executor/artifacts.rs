@@ -23,10 +23,11 @@ const COPY_PART: u64 = 1024 * 1024;
 
 /// # Artifacts
 ///
-/// These take place after the trajectory's earlier calls and releases, and before its later ones. They
-/// block the calling thread: for their turn, up to [`ExecutorConfig::queue_timeout`](crate::config::ExecutorConfig::queue_timeout), and
-/// while the backend reads. An in-process tool must not ask for its own trajectory's artifacts: it
-/// would wait for itself.
+/// These take place after the trajectory's earlier calls and releases, and before its later ones.
+/// They block the calling thread: for their turn, up to
+/// [`ExecutorConfig::queue_timeout`](crate::config::ExecutorConfig::queue_timeout), and while the
+/// backend reads. An in-process tool must not ask for its own trajectory's artifacts: it would wait
+/// for itself.
 impl ToolExecutor {
     /// Reads a part of a file of a trajectory's workspace.
     ///

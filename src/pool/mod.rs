@@ -11,8 +11,8 @@
 //! [`Pool::reset_done`]; [`Pool::expire`] gives up those that are not answered in time. Such a slot
 //! is kept back until the answer comes.
 //!
-//! Containers come and go ([`Pool::container_changed`]). No slot of one that does not answer is given
-//! out; who holds one keeps it, unless the workspaces there were lost.
+//! Containers come and go ([`Pool::container_changed`]). No slot of one that does not answer is
+//! given out; who holds one keeps it, unless the workspaces there were lost.
 
 mod slot;
 #[cfg(test)]
@@ -47,7 +47,8 @@ pub(crate) enum ResetFor {
     Released(Arc<str>, Result<(), String>),
 }
 
-/// How often a failed reset is tried again: after 1 s, then twice as long each time, up to a minute.
+/// How often a failed reset is tried again: after 1 s, then twice as long each time, up to a
+/// minute.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_MOST: Duration = Duration::from_secs(60);
 
@@ -186,8 +187,8 @@ impl Pool {
         }
     }
 
-    /// Takes a slot away from its holder by way of a reset, which the caller has to start now. Nobody
-    /// waits for it.
+    /// Takes a slot away from its holder by way of a reset, which the caller has to start now.
+    /// Nobody waits for it.
     pub(crate) fn take_back(&mut self, slot: SlotIx, now: Instant) {
         self.begin_reset(slot, Purpose::Nobody, now);
     }

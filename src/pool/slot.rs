@@ -73,8 +73,8 @@ pub(super) enum State {
 
 #[derive(Debug)]
 pub(super) enum Purpose {
-    /// For the trajectory that was at the head of the waiting room, at this position, when the reset
-    /// began.
+    /// For the trajectory that was at the head of the waiting room, at this position, when the
+    /// reset began.
     Grant(Position, Arc<str>),
     Release(Arc<str>),
     /// For nobody any more: its trajectory gave up waiting.

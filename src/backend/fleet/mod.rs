@@ -11,9 +11,9 @@
 //! thread, `tool-ref-N`; never more than the server has slots.
 //!
 //! # While the fleet starts
-//! Servers that are not there yet are waited for, and warnings say which and why. What waiting cannot
-//! mend ends the start at once: a wrong token, `http` to a server that speaks `https` or the other way
-//! round, a certificate that is not right.
+//! Servers that are not there yet are waited for, and warnings say which and why. What waiting
+//! cannot mend ends the start at once: a wrong token, `http` to a server that speaks `https` or the
+//! other way round, a certificate that is not right.
 //!
 //! # When a server does not answer
 //! It is *unknown*: its calls wait, no trajectory is newly put there, and the connection is tried

@@ -1,5 +1,5 @@
-//! What the start of a fleet says while it waits for servers, and when: pure decisions, with the clock
-//! passed in.
+//! What the start of a fleet says while it waits for servers, and when: pure decisions, with the
+//! clock passed in.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};

@@ -13,6 +13,7 @@
 
 mod call;
 mod containers;
+mod counts;
 mod ending;
 mod explain;
 mod idle;
@@ -33,7 +34,7 @@ use super::external::{External, HandlerCall, ToolServerCall};
 use super::gate::Gate;
 use super::lane::{BatchLimits, Lane};
 use super::lease::LeaseReply;
-use super::stats::{LaneStats, Recorder, Rejections, Stats};
+use super::stats::{Recorder, Rejections};
 use crate::artifact::ArtifactError;
 use crate::backend::{Container, Execution, ExecutionId, SlotRef};
 use crate::config::LostWorkspace;
@@ -135,8 +136,8 @@ pub(crate) struct Dispatch {
 }
 
 impl Dispatch {
-    /// Everything idle, all slots of these containers free; `starts_dirty` if somebody may have used
-    /// them before.
+    /// Everything idle, all slots of these containers free; `starts_dirty` if somebody may have
+    /// used them before.
     pub(crate) fn new(
         containers: &[Container],
         limits: Limits,
@@ -302,52 +303,6 @@ impl Dispatch {
     /// How many calls had not ended when the closing time was up.
     pub(crate) fn aborted_calls(&self) -> usize {
         self.aborted.unwrap_or(0)
-    }
-
-    /// Everything counted and measured.
-    pub(crate) fn stats(&self, now: Instant) -> Stats {
-        let mut outcomes = self.recorder.outcomes;
-        let mut tools = self.recorder.tools.clone();
-        self.rejections.add_to(&mut outcomes, &mut tools);
-        let [batch_size, queue_ms, slot_ms, exec_ms, total_ms] = self.recorder.summaries();
-        let total_requests = outcomes.total();
-        Stats {
-            total_requests,
-            total_errors: total_requests - outcomes.get(Outcome::Ok),
-            outcomes,
-            queue_size: self.gate.inside(),
-            running: self.running,
-            trajectories: self.trajectories.len(),
-            waiting_for_slot: self.waiting_for_slot,
-            idle_slots: self.idle.len(),
-            idle_holders: self.idle_holders(now),
-            stalled_s: self.stall.lasts(now).map(|lasts| lasts.as_secs_f64()),
-            slots: self.pool.counts(),
-            batch_size,
-            queue_ms,
-            slot_ms,
-            exec_ms,
-            total_ms,
-            tools,
-            containers: self.pool.container_counts(),
-            lanes: self.lane_stats(),
-            limits: None,
-            warm_slots: None,
-        }
-    }
-
-    fn lane_stats(&self) -> Vec<LaneStats> {
-        let lanes = self.lanes.iter().zip(self.pool.occupancy()).zip(&self.sent_to);
-        lanes
-            .map(|((lane, (addr, slots, held)), &running)| LaneStats {
-                addr: addr.to_owned(),
-                waiting: lane.len(),
-                unacknowledged: lane.unacknowledged(),
-                running,
-                slots,
-                held,
-            })
-            .collect()
     }
 
     fn submit(&mut self, accepted: Accepted, now: Instant) {
