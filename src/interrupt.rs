@@ -67,6 +67,7 @@ impl Interrupt {
     }
 
     /// Disconnects when it is triggered: for a `select!` with other channels.
+    #[cfg(feature = "http")]
     pub(crate) fn fired(&self) -> &Receiver<Infallible> {
         &self.0.fired
     }

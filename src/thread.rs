@@ -76,8 +76,13 @@ impl OwnedThread {
     pub(crate) fn join_or_leave(mut self, deadline: Instant) {
         if !self.join_until(deadline) {
             log::error!("thread {} did not end in time; left behind", self.name);
-            drop(self.handle.take());
+            self.detach();
         }
+    }
+
+    /// Leaves it behind.
+    pub(crate) fn detach(mut self) {
+        drop(self.handle.take());
     }
 }
 

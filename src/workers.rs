@@ -4,8 +4,9 @@
 //! writes output to files.
 //!
 //! Each is a rayon pool of its own, so that a user's slow closure never delays a sandbox call. Jobs
-//! are only ever `spawn_fifo`ed, and no job that hands calls over waits for a command's end. Rayon aborts the process on a panic in a job unless told otherwise, and its drop
-//! does not wait for the threads; both are seen to here.
+//! are only ever `spawn_fifo`ed, and no job that hands calls over waits for a command's end. Rayon aborts
+//! the process on a panic in a job unless told otherwise, and neither joins its threads nor waits for
+//! them; so they are started and joined here.
 
 use std::any::Any;
 use std::io;
@@ -14,39 +15,54 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 use parking_lot::Mutex;
 
-/// A named rayon pool that can be waited for.
+use crate::thread::OwnedThread;
+
+/// A named rayon pool that can be waited for. Dropping it is [`close`](Self::close), with the time that
+/// each thread has when it is dropped.
 pub(crate) struct Workers {
     name: &'static str,
+    /// Above the threads: its drop tells them to end.
     pool: rayon::ThreadPool,
     stopped: Arc<AtomicBool>,
-    /// Disconnects when the last thread has ended.
-    ended: Receiver<()>,
+    threads: Vec<OwnedThread>,
 }
 
 impl Workers {
     /// Starts `threads` threads called `name-0`, `name-1`, ….
     ///
     /// # Errors
-    /// The operating system's, when it refuses the threads.
+    /// The operating system's, when it refuses the threads. None is left then.
     pub(crate) fn start(name: &'static str, threads: usize) -> io::Result<Self> {
-        let (alive, ended) = bounded::<()>(0);
-        // Each thread takes a clone along and drops it at its end.
-        let alive = Arc::new(Mutex::new(vec![Some(alive); threads]));
+        let started = Arc::new(Mutex::new(Vec::with_capacity(threads)));
+        let (to_join, refused) = (started.clone(), Arc::new(Mutex::new(None)));
+        let refusal = refused.clone();
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
-            .thread_name(move |index| format!("{name}-{index}"))
             .panic_handler(move |panic| {
                 log::error!("a job on the {name} threads panicked: {}", panic_text(&*panic));
             })
-            .exit_handler(move |index| {
-                alive.lock()[index].take();
+            .spawn_handler(move |thread| {
+                let called = format!("{name}-{}", thread.index());
+                match OwnedThread::spawn(called, || thread.run()) {
+                    Ok(thread) => to_join.lock().push(thread),
+                    Err(error) => {
+                        let kind = error.kind();
+                        *refusal.lock() = Some(error);
+                        return Err(kind.into());
+                    }
+                }
+                Ok(())
             })
-            .build()
-            .map_err(io::Error::other)?;
-        Ok(Self { name, pool, stopped: Arc::default(), ended })
+            .build();
+        // Rayon has told those that were started before one was refused to end.
+        let threads = std::mem::take(&mut *started.lock());
+        match (pool, refused.lock().take()) {
+            (Ok(pool), _) => Ok(Self { name, pool, stopped: Arc::default(), threads }),
+            (Err(_), Some(refused)) => Err(refused),
+            (Err(error), None) => Err(io::Error::other(error)),
+        }
     }
 
     /// Queues a job; does not block. Jobs start in the order in which they were queued.
@@ -69,17 +85,24 @@ impl Workers {
     /// `false` if some still run then. They are left behind. Called by one of its own jobs it
     /// returns `false` at once: nobody can wait for himself.
     pub(crate) fn close(self, deadline: Instant) -> bool {
-        let Self { name, pool, ended, .. } = self;
+        let Self { name, pool, threads, .. } = self;
         let waits_for_itself = pool.current_thread_index().is_some();
         drop(pool);
         if waits_for_itself {
+            threads.into_iter().for_each(OwnedThread::detach);
             return false;
         }
-        let in_time = ended.recv_deadline(deadline) != Err(RecvTimeoutError::Timeout);
-        if !in_time {
-            log::error!("some {name} threads are still busy at the deadline; left behind");
+        let mut busy = 0;
+        for mut thread in threads {
+            if !thread.join_until(deadline) {
+                busy += 1;
+                thread.detach();
+            }
         }
-        in_time
+        if busy > 0 {
+            log::error!("{busy} {name} threads are still busy at the deadline; left behind");
+        }
+        busy == 0
     }
 }
 
@@ -106,8 +129,11 @@ fn panic_text(panic: &(dyn Any + Send)) -> &str {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use std::time::Duration;
+
+    use crossbeam_channel::bounded;
+
+    use super::*;
 
     #[test]
     fn a_panicking_job_ends_alone_and_closing_waits_for_what_was_queued() {

@@ -30,7 +30,7 @@ pub(super) use argv::{
 pub(crate) use failure::{Failure, is_shortage};
 pub(super) use layout::HostLayout;
 pub(crate) use probe::Budget;
-pub(super) use probe::end;
+pub(super) use probe::{await_end, end};
 pub(crate) use remedy::{Facts, advice};
 pub(super) use report::{StatusReport, one_line};
 

@@ -106,13 +106,10 @@ impl CommandUser {
     /// # Errors
     /// Those of `setgroups`, `setresgid` and `setresuid`; then nothing is changed.
     pub(super) fn enter(self, purpose: Purpose) -> io::Result<Entered> {
-        let entered = Entered {
-            groups: getgroups()?,
-            gids: (getgid(), getegid()),
-            uid: getuid(),
-            dumpable: self.dumpable,
-        };
+        let (groups, gids, uid) = (getgroups()?, (getgid(), getegid()), getuid());
         set_thread_groups(&[])?;
+        // From here on a failure undoes what was done.
+        let entered = Entered { groups, gids, uid, dumpable: self.dumpable };
         set_thread_res_gid(self.gid, self.gid, self.gid)?;
         let real = match purpose {
             Purpose::Files => Uid::ROOT,

@@ -1,11 +1,15 @@
 //! The executor as a user of the library sees it, over backends that do what a test needs.
-//! `sandbox` is the exception: it runs real processes in the embedded sandbox, and needs bubblewrap.
+//! `sandbox` and some others run real processes in the embedded sandbox, and need bubblewrap.
 
+#[cfg(target_os = "linux")]
+mod alone;
 mod artifacts;
 #[cfg(target_os = "linux")]
 mod caller;
 mod close;
 mod completion;
+#[cfg(target_os = "linux")]
+mod descriptors;
 mod door;
 #[cfg(target_os = "linux")]
 mod escape;
@@ -18,6 +22,10 @@ mod handlers;
 mod http;
 #[cfg(feature = "server")]
 mod http_client;
+#[cfg(all(target_os = "linux", feature = "server"))]
+mod interrupt;
+#[cfg(target_os = "linux")]
+mod isolation;
 #[cfg(target_os = "linux")]
 mod kills;
 #[cfg(target_os = "linux")]
@@ -39,5 +47,7 @@ mod seccomp;
 mod slots;
 #[cfg(all(target_os = "linux", feature = "server"))]
 mod slow;
+#[cfg(all(target_os = "linux", feature = "server"))]
+mod threads;
 mod tls;
 mod tool_server;

@@ -318,13 +318,13 @@ fn an_action_that_tmux_does_not_have_begins_no_terminal() {
 fn the_usual_limit_of_open_files_does_not_limit_the_slots() {
     const ALONE: &str = "TOOL_EXECUTOR_TEST_ALONE";
     if std::env::var_os(ALONE).is_some() {
-        let (_dir, executor) = executor(300);
-        assert_eq!(executor.execute("t", bash("ulimit -n")).output, "256");
+        let (_dir, executor) = executor(100);
+        assert_eq!(executor.execute("t", bash("ulimit -n")).output, "128");
         return;
     }
     // A process of its own, since the limit is the whole process's.
     let output = std::process::Command::new("bash")
-        .args(["-c", "ulimit -Sn 256; exec \"$0\" --exact --nocapture \"$1\""])
+        .args(["-c", "ulimit -Sn 128; exec \"$0\" --exact --nocapture \"$1\""])
         .arg(std::env::current_exe().unwrap())
         .arg("sandbox::the_usual_limit_of_open_files_does_not_limit_the_slots")
         .env(ALONE, "1")

@@ -140,7 +140,8 @@ fn find_place(
 /// root, where that does no harm, or where less isolation is allowed.
 fn weak_root(config: &LocalConfig, weak: WeakRoot) -> Result<Option<CommandUser>, BackendError> {
     if weak.is_shortage() {
-        return Err(system("cannot find out what this process may do", weak.source));
+        let error = BackendError::with_source("cannot find out what this process may do", weak);
+        return Err(error.with_kind(BackendErrorKind::Shortage));
     }
     if weak.is_harmless() {
         log::info!("commands run as the root of this user namespace: {weak}");
@@ -191,7 +192,8 @@ fn isolate(
     match found() {
         Err(Failure::Interrupted) => Err(BackendError::interrupted()),
         Err(failure) if failure.is_inconclusive() => {
-            let text = format!("cannot find out how commands are isolated: {failure}");
+            let advice = isolation::advice(&failure, &Facts::read());
+            let text = format!("cannot find out how commands are isolated: {failure}; {advice}");
             Err(BackendError::new(text).with_kind(BackendErrorKind::Shortage))
         }
         found => Ok(found),

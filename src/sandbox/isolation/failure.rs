@@ -41,7 +41,8 @@ impl Failure {
         let text = error.to_string();
         match Errno::from_io_error(error) {
             Some(errno) if is_shortage(errno) => Self::Shortage(text),
-            Some(Errno::PERM | Errno::ACCESS | Errno::NOSYS) => Self::Refused(text),
+            // EACCES is of the program's file, which says nothing of sandboxes.
+            Some(Errno::PERM | Errno::NOSYS) => Self::Refused(text),
             _ => Self::Broken(text),
         }
     }
@@ -187,10 +188,10 @@ mod tests {
         }
         assert!(Failure::TimedOut(Duration::from_secs(1)).is_inconclusive());
         assert!(Failure::Interrupted.is_inconclusive());
-        for error in [libc::EPERM, libc::EACCES].map(io::Error::from_raw_os_error) {
+        for error in [libc::EPERM, libc::ENOSYS].map(io::Error::from_raw_os_error) {
             assert!(matches!(Failure::of_error(&error), Failure::Refused(_)));
         }
-        for error in [libc::ENOENT, libc::ENOEXEC].map(io::Error::from_raw_os_error) {
+        for error in [libc::ENOENT, libc::EACCES, libc::ENOEXEC].map(io::Error::from_raw_os_error) {
             assert!(matches!(Failure::of_error(&error), Failure::Broken(_)));
         }
         assert!(matches!(Failure::of_signal(libc::SIGSYS), Failure::Refused(_)));

@@ -173,14 +173,22 @@ pub(in crate::sandbox) fn end(child: &Child) {
     // It is not reaped yet, so that the number is its own, and that of its group.
     let _ = rustix::process::kill_process_group(child.pid(), rustix::process::Signal::KILL);
     child.kill();
-    let deadline = Instant::now() + KILL_LIMIT;
+    if !await_end(child, KILL_LIMIT) {
+        log::warn!("a bubblewrap that was killed while it was tried does not end");
+    }
+}
+
+/// Waits until the child has ended, for `time` at most, and reaps it; `false` if it still runs.
+pub(in crate::sandbox) fn await_end(child: &Child, time: Duration) -> bool {
+    let deadline = Instant::now() + time;
     while child.reap() == Reaped::Running {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            return log::warn!("a bubblewrap that was killed while it was tried does not end");
+            return false;
         }
         wait_for_end(child, left);
     }
+    true
 }
 
 /// What is in the pipe just now, up to 16 KiB.

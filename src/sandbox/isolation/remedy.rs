@@ -85,8 +85,7 @@ pub(crate) fn advice(failure: &Failure, facts: &Facts) -> &'static str {
              and the security module decide)"
         }
         Failure::Broken(_) => {
-            "install a working one, version 0.5 or later (on Debian and Ubuntu: apt-get install \
-             bubblewrap)"
+            "install one that works (on Debian and Ubuntu: apt-get install bubblewrap)"
         }
         Failure::Shortage(_) => "free memory, processes or descriptors and start again",
         Failure::TimedOut(_) => "find out what stops it, and start again",

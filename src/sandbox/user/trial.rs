@@ -8,7 +8,7 @@ use std::ffi::CString;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
@@ -18,6 +18,11 @@ use super::{CommandUser, Purpose, on_own_thread};
 use crate::sandbox::isolation::{self, HostLayout, is_shortage};
 use crate::sandbox::spawn::{self, CStringArray};
 use crate::sandbox::tree;
+
+/// How long a process that does nothing may take to end.
+const END_LIMIT: Duration = Duration::from_secs(5);
+/// How long two entries may take to be removed.
+const EMPTY_LIMIT: Duration = Duration::from_secs(10);
 
 /// The capabilities that it takes, and their names.
 const NEEDED: [(CapabilitySet, &str); 6] = [
@@ -164,7 +169,8 @@ fn signal_process(user: CommandUser) -> Result<(), (Step, io::Error)> {
     };
     // Ended or not, it is not reaped yet.
     let allowed = rustix::process::kill_process(child.pid(), rustix::process::Signal::CONT);
-    isolation::end(&child);
+    // It does nothing, and ends by itself.
+    isolation::await_end(&child, END_LIMIT);
     allowed.map_err(|errno| (Step::Signal, errno.into()))
 }
 
@@ -210,9 +216,6 @@ pub(in crate::sandbox) fn of_files(
     let removed = rustix::fs::unlinkat(parent, NAME, AtFlags::REMOVEDIR);
     emptied.and(removed.map_err(failed(Step::Empty)))
 }
-
-/// How long two entries may take to be removed.
-const EMPTY_LIMIT: std::time::Duration = std::time::Duration::from_secs(10);
 
 #[cfg(test)]
 mod tests {

@@ -6,7 +6,6 @@ mod misbehaving;
 mod reference;
 mod starts;
 
-use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -23,6 +22,7 @@ use tool_executor::server::{ExecutorServer, SandboxServer};
 use tool_executor::stats::Enforcement;
 use tool_executor::{Interrupt, Outcome, StartError, ToolCall, ToolExecutor};
 
+use crate::alone::is_alone;
 use crate::fakes::{HandsOver, PATIENCE, Told, bash, result};
 use crate::http::{Request, Server, ok};
 
@@ -263,23 +263,6 @@ fn an_executor_tells_the_limits_of_its_servers_as_they_do_themselves() {
     let (stats, told) = (executor.stats(), executor.capabilities());
     assert_eq!((stats.limits, stats.warm_slots), (expected.limits, expected.warm_slots));
     assert_eq!((told.limits, told.isolation), (expected.limits, expected.isolation));
-}
-
-/// Whether this process runs this test only. If not, the test has been run in one that does.
-fn is_alone(test: &str) -> bool {
-    const ALONE: &str = "TOOL_EXECUTOR_TEST_ALONE";
-    if std::env::var_os(ALONE).is_some() {
-        return true;
-    }
-    let child = Command::new(std::env::current_exe().unwrap())
-        .args([test, "--exact", "--nocapture"])
-        .env(ALONE, "1")
-        .output()
-        .unwrap();
-    let (out, err) =
-        (String::from_utf8_lossy(&child.stdout), String::from_utf8_lossy(&child.stderr));
-    assert!(child.status.success() && out.contains("1 passed"), "{out}{err}");
-    false
 }
 
 /// How many threads this process has whose names begin so.
