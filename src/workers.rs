@@ -83,7 +83,7 @@ impl Workers {
 
     /// Tells the threads to end once the queued jobs have run, and waits for it until `deadline`;
     /// `false` if some still run then. They are left behind. Called by one of its own jobs it
-    /// returns `false` at once: nobody can wait for himself.
+    /// returns `false` at once: a thread cannot wait for its own end.
     pub(crate) fn close(self, deadline: Instant) -> bool {
         let Self { name, pool, threads, .. } = self;
         let waits_for_itself = pool.current_thread_index().is_some();

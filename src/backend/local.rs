@@ -4,7 +4,7 @@
 //! under bubblewrap, files beneath the workspace. A running command needs no thread of ours; file
 //! calls are short and run on the I/O thread that brings them, after the batch's commands were started.
 //! A reset may take minutes, where a trajectory has left a million files: resets have threads of their
-//! own, `tool-reset-N`, so that they delay nobody's calls.
+//! own, `tool-reset-N`, so that they delay no calls.
 
 mod calls;
 mod resets;
@@ -92,7 +92,7 @@ struct Slot {
     workspace: Arc<Workspace>,
     /// A command could not be killed: what is left of it may touch the workspace for ever.
     haunted: Arc<AtomicBool>,
-    /// Who waits for the reset that is under way, or waits for its thread; nobody if there is none.
+    /// Who waits for the reset that is under way, or waits for its thread; empty if there is none.
     resets: Arc<Mutex<Vec<ResetReply>>>,
 }
 
@@ -107,7 +107,7 @@ impl LocalBackend {
     /// - [`BackendErrorKind::Shortage`]: the machine lacks something, or bubblewrap hangs, so that nothing
     ///   is known; or the slots need more descriptors than this process may have.
     /// - [`BackendErrorKind::Other`]: a configuration that makes no sense, a data directory that cannot be
-    ///   made, belongs to somebody else or cannot be reached by the user that commands run as.
+    ///   made, belongs to another user or cannot be reached by the user that commands run as.
     ///
     /// [`BackendErrorKind::NotIsolated`]: crate::BackendErrorKind::NotIsolated
     /// [`BackendErrorKind::Shortage`]: crate::BackendErrorKind::Shortage
@@ -195,7 +195,7 @@ impl Backend for LocalBackend {
     }
 
     fn execute(&self, _container: usize, batch: Vec<Execution>) {
-        // They only have to be started, so nobody's file keeps them waiting.
+        // They only have to be started, so no file keeps them waiting.
         let (commands, others): (Vec<_>, Vec<_>) =
             batch.into_iter().partition(|execution| INLINE_TOOLS.contains(&execution.tool));
         for execution in commands.into_iter().chain(others) {

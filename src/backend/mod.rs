@@ -109,7 +109,7 @@ pub trait Backend: Send + Sync + 'static {
 }
 
 /// Reads the files that a slot's calls have left in its workspace. All of it blocks; it is called on
-/// the thread of whoever asks, while no call of the slot runs.
+/// the thread of the reader, while no call of the slot runs.
 pub trait Artifacts: Send + Sync {
     /// Reads a part of a file.
     ///

@@ -57,7 +57,7 @@ impl ToolExecutor {
             report.cancelled = left.cancelled;
             stats = left.stats.clone();
         }
-        // Already now: whoever asks for statistics during the clean-up finds the batcher gone.
+        // Already now: who asks for statistics during the clean-up finds the batcher gone.
         *self.closed.lock() = Some((report, stats.clone()));
         let until = Instant::now() + CLOSE_MARGIN;
         if let Err(panic) = guarded(|| self.backend.close(until)) {

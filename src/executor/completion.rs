@@ -65,7 +65,7 @@ impl Drop for Place {
 /// queue; each completion goes to one of them.
 ///
 /// Its capacity bounds the calls that were submitted to it and not fetched from it, finished or
-/// not: a submit beyond it is refused, so whoever has a result never waits for room here.
+/// not: a submit beyond it is refused, so a result never waits for room here.
 #[derive(Debug, Clone)]
 pub struct CompletionQueue {
     completions: Receiver<Placed>,
@@ -88,7 +88,7 @@ pub(crate) struct QueueSender {
 impl QueueSender {
     /// Puts one in.
     pub(crate) fn send(&self, place: Place, completion: Completion) {
-        // Refused only when every CompletionQueue is gone: then nobody wants to know.
+        // Refused only when every CompletionQueue is gone: then the result has no reader.
         let sent = self.channel.send((place, completion));
         #[cfg(target_os = "linux")]
         if let (Ok(()), Some(signal)) = (sent, &self.signal) {

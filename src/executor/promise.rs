@@ -142,7 +142,7 @@ impl CallState {
 impl Answer for CallState {
     fn answer(&self, result: ToolResult) {
         self.complete(result, |outcome, timing| {
-            // Refused only when the batcher is gone, and then nobody keeps count.
+            // Refused only when the batcher is gone, and then nothing counts it.
             let _ = self.events.send(Event::Finished { id: self.id, outcome, timing });
         });
     }

@@ -130,7 +130,7 @@ impl Serialize for OutcomeCounts {
     }
 }
 
-/// The name under which calls of tools that do not exist are counted: whoever invents names must not
+/// The name under which calls of tools that do not exist are counted: a model that invents names must not
 /// grow the statistics.
 const UNKNOWN_TOOL: &str = "unknown";
 

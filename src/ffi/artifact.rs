@@ -226,7 +226,7 @@ impl Write for Borrowed {
 /// Writes a whole file of a trajectory's workspace to the file descriptor `fd`, without holding it in
 /// memory, and says how many bytes that were; in order and blocking as te_artifact_read(). `fd` stays
 /// the caller's, and must be one that blocks. After an error it has some part of the file; a pipe that
-/// nobody reads is TE_IO and brings no SIGPIPE. `bytes` may be NULL.
+/// has no reader is TE_IO and brings no SIGPIPE. `bytes` may be NULL.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn te_artifact_copy(
     executor: *const te_executor,

@@ -155,7 +155,7 @@ pub unsafe extern "C" fn te_cancel_trajectory(
 /// `reset_workspace` is not 0. Blocks until that is done. Without a reset the files stay until another
 /// trajectory needs the slot. A trajectory without a slot, or unknown, is released already.
 ///
-/// TE_RESET_FAILED says that the workspace could not be emptied: nobody gets the slot before it is.
+/// TE_RESET_FAILED says that the workspace could not be emptied: no trajectory gets the slot before it is.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn te_release(
     executor: *const te_executor,

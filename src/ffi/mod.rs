@@ -13,7 +13,7 @@
 //! | `signals` | the library's threads take no signals of the host's |
 //!
 //! Each function is one `guard`: nothing foreign is trusted before it was checked, and no panic
-//! leaves. A handle is an `Arc` whose clones are held by whoever is inside a call, so that freeing it
+//! leaves. A handle is an `Arc` whose clones are held by the threads inside a call, so that freeing it
 //! takes nothing from under another thread that is in one.
 
 #![allow(non_camel_case_types, reason = "the names are C's")]

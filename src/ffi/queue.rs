@@ -188,8 +188,8 @@ pub unsafe extern "C" fn te_queue_outstanding(
     })
 }
 
-/// Frees a queue. NULL does nothing. Calls that were submitted to it go on, and nobody learns how they
-/// ended. A thread that waits in te_queue_next() goes on waiting, unharmed.
+/// Frees a queue. NULL does nothing. Calls that were submitted to it go on, and how they end is not told.
+/// A thread that waits in te_queue_next() goes on waiting, unharmed.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn te_queue_free(queue: *mut te_queue) {
     free(queue, |_| ());

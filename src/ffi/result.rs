@@ -24,7 +24,7 @@ pub enum te_outcome {
     TE_OUTCOME_TIMEOUT = 3,
     /// The slot's memory limit ended it.
     TE_OUTCOME_OUT_OF_MEMORY = 4,
-    /// Somebody cancelled it.
+    /// It was cancelled.
     TE_OUTCOME_CANCELLED = 5,
     /// The call itself is wrong: its arguments do not fit. It was never queued.
     TE_OUTCOME_INVALID_CALL = 6,

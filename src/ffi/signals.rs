@@ -1,5 +1,5 @@
 //! Signals. The library installs no handlers, and none of its threads takes a signal that is meant for the
-//! host: they inherit the mask of whoever starts them, and whoever starts them blocks all.
+//! host: they inherit the mask of the thread that starts them, and that thread blocks all.
 
 #[cfg(target_os = "linux")]
 pub(super) use self::linux::{blocked, without_sigpipe};
@@ -48,7 +48,7 @@ mod linux {
         start()
     }
 
-    /// Runs `write` without its bringing a SIGPIPE: a pipe that nobody reads is an error, and no reason to
+    /// Runs `write` without its bringing a SIGPIPE: a pipe without a reader is an error, and no reason to
     /// kill the host.
     pub(in crate::ffi) fn without_sigpipe<T>(write: impl FnOnce() -> T) -> T {
         let mut pipe = MaybeUninit::<libc::sigset_t>::uninit();

@@ -45,7 +45,7 @@ pub enum te_status {
     TE_START_FAILED = 20,
     /// The ToolServer cannot be used.
     TE_TOOL_SERVER_FAILED = 21,
-    /// A workspace could not be emptied. Its slot is given to nobody before that succeeds.
+    /// A workspace could not be emptied. Its slot is not given out before that succeeds.
     TE_RESET_FAILED = 22,
 
     /// The trajectory has no slot: it has run nothing in a sandbox, or was released.

@@ -160,7 +160,7 @@ impl Bench {
 
 impl Drop for Bench {
     fn drop(&mut self) {
-        // SAFETY: ours, and in use by nobody.
+        // SAFETY: ours, and not in use.
         unsafe {
             te_queue_free(self.queue);
             te_executor_free(self.executor);

@@ -100,7 +100,7 @@ pub(super) fn bytes<'a>(data: *const c_char, len: usize, name: &str) -> Result<&
         let text = format!("the length of {name}, {len}, is no length: a negative number?");
         return Err(Fault::new(TE_INVALID_ARGUMENT, text));
     }
-    // SAFETY: the caller's promise: so many bytes are there, and nobody changes them while the function
+    // SAFETY: the caller's promise: so many bytes are there, and they do not change while the function
     // runs.
     Ok(unsafe { std::slice::from_raw_parts(data.cast(), len) })
 }
@@ -118,7 +118,7 @@ pub(super) fn text<'a>(data: *const c_char, len: usize, name: &str) -> Result<&'
 const SHALLOW: usize = 16;
 
 /// Runs what reads `json`, or frees what was read of it, and is recursive therefore. Where it is nested
-/// deeply it gets a stack of ours: the caller's may be small, and how deep a model nests nobody knows.
+/// deeply it gets a stack of ours: the caller's may be small, and how deep a model nests is not known.
 pub(super) fn on_a_stack<T: Send>(
     json: &str,
     read: impl FnOnce() -> Result<T, Fault> + Send,

@@ -66,7 +66,7 @@ pub struct te_tool_call {
     pub remaining_s: f64,
 }
 
-/// A tool of the host's. `reply` is the function's from now on: it, or whoever it passes it to, answers
+/// A tool of the host's. `reply` is the function's from now on: it, or what it passes it to, answers
 /// by te_tool_reply_ok() or te_tool_reply_error() once, and frees it by te_tool_reply_free() – before
 /// it returns, or later on any thread. It must not block for what it can wait for elsewhere: there are
 /// "handler_threads" threads for all tools.

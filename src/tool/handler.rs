@@ -25,7 +25,7 @@ pub struct ToolContext {
 impl ToolContext {
     /// The context of one call. The executor makes it; a test of a tool can, too.
     ///
-    /// `cancelled` is shared: whoever sets it cancels the call.
+    /// `cancelled` is shared: setting it cancels the call.
     pub fn new(
         trajectory_id: impl Into<Arc<str>>,
         uniq_id: impl Into<Arc<str>>,
@@ -56,7 +56,7 @@ impl ToolContext {
         self.deadline.saturating_duration_since(Instant::now())
     }
 
-    /// Whether somebody cancelled the call. It says nothing of the deadline.
+    /// Whether the call was cancelled. It says nothing of the deadline.
     pub fn is_cancelled(&self) -> bool {
         self.cancelled.load(Ordering::Acquire)
     }
@@ -154,7 +154,7 @@ impl Handler {
             Kind::Now(function) => result_of(function(context, arguments)),
             Kind::Later(function) => {
                 let (tell, answer) = bounded(1);
-                // There is room; refused when nobody waits any more.
+                // There is room; refused when the caller has given up.
                 let reply = ToolReply::from_fn(move |result| drop(tell.try_send(result)));
                 function(context, arguments, reply);
                 answer.recv_deadline(context.deadline()).unwrap_or_else(|_| {

@@ -131,7 +131,7 @@ impl ReferenceServer {
             let mut state = self.state.lock();
             (state.jobs.take(), std::mem::take(&mut state.workers), state.keeper.take())
         };
-        // What nobody has begun is dropped unanswered, which says so.
+        // A call that no thread has begun is dropped unanswered, which says so.
         drop(jobs);
         drop(self.waiting.try_iter().collect::<Vec<_>>());
         self.wake.notify_all();

@@ -1,8 +1,8 @@
 //! The start of the embedded sandbox: what must hold before a slot is promised to anybody.
 //!
 //! In this order: the configuration makes sense; there are descriptors for all slots; this process may do
-//! what it has to for the user of commands; the workspaces are there; bubblewrap works, or nobody asked for
-//! isolation; the threads run. Whatever fails, or is interrupted, nothing is left of the start.
+//! what it has to for the user of commands; the workspaces are there; bubblewrap works, or isolation is not
+//! required; the threads run. Whatever fails, or is interrupted, nothing is left of the start.
 
 use std::io;
 

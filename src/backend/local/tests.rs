@@ -30,7 +30,7 @@ fn without_tmux_its_calls_say_so_and_ran_nothing() {
     assert_eq!(executor.execute("t", ToolCall::bash("echo fine")).output, "fine");
 }
 
-/// Nobody had to be told: it had no call, and the slot has had another session since, which ended as it
+/// No caller had to be told: the session had no call, and the slot has had another session since, which ended as it
 /// should.
 #[test]
 fn a_slot_with_a_session_whose_end_nobody_saw_is_not_given_out() {

@@ -2,8 +2,8 @@
 //!
 //! An eventfd follows a count of what waits. The count is changed without a lock; only who takes it
 //! past zero – from nothing to something, or back – brings the eventfd up to date, and under a lock
-//! looks at the count *as it is then*. So whoever does that last has seen every change before it:
-//! once nobody is under way here, the eventfd is right. Nothing is ever read from it to learn how many.
+//! looks at the count *as it is then*. So the thread that does that last has seen every change before it:
+//! once no thread is under way here, the eventfd is right. Nothing is ever read from it to learn how many.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

@@ -136,7 +136,7 @@ pub(crate) struct Dispatch {
 }
 
 impl Dispatch {
-    /// Everything idle, all slots of these containers free; `starts_dirty` if somebody may have
+    /// Everything idle, all slots of these containers free; `starts_dirty` if others may have
     /// used them before.
     pub(crate) fn new(
         containers: &[Container],
@@ -340,7 +340,7 @@ impl Dispatch {
         }
     }
 
-    /// Somebody wants the use of a trajectory's slot.
+    /// A reader wants the use of a trajectory's slot.
     fn acquire_lease(&mut self, trajectory_id: &Arc<str>, reply: LeaseReply, now: Instant) {
         let refusal = match self.trajectories.get_mut(trajectory_id) {
             _ if self.closing.is_some() => ArtifactError::Closed,
@@ -351,7 +351,7 @@ impl Dispatch {
             }
             None => ArtifactError::NoSlot,
         };
-        // Refused only when nobody waits for it any more.
+        // Refused only when the reader has given up.
         let _ = reply.try_send(Err(refusal));
     }
 
@@ -413,11 +413,11 @@ impl Dispatch {
                         }
                         None => trajectory.lost.map_or(ArtifactError::NoSlot, Lost::artifact_error),
                     };
-                    // Refused only when nobody waits for it any more.
+                    // Refused only when the reader has given up.
                     let _ = reply.try_send(Err(refusal));
                 }
                 None => {
-                    // While closing, nobody will come to release it.
+                    // While closing, no caller will release it.
                     if self.closing.is_some()
                         && let Some(slot) = trajectory.slot.take()
                     {

@@ -108,7 +108,7 @@ impl Route {
     }
 }
 
-/// Answers a request of somebody who may use the server.
+/// Answers a request of a client that may use the server.
 pub(super) async fn serve(service: &Arc<Service>, request: Request) -> Response {
     let Some(route) = Route::of(request.path()) else { return not_found() };
     let is_read = matches!(*request.method(), Method::GET | Method::HEAD);

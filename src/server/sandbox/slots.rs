@@ -119,7 +119,7 @@ struct Owed {
 /// A call whose turn has not come, or whose job has not run: dropped, it never ran.
 struct Unstarted {
     call: Arc<Call>,
-    /// Somebody else answers it.
+    /// It has another answerer: its job has run.
     started: bool,
 }
 
@@ -304,7 +304,7 @@ impl Slots {
             call.answer(ToolResult::failure(Outcome::UnknownTool, format!("Unknown tool: {tool}")));
             return None;
         };
-        // First this, then the look at the flag; whoever cancels does it the other way round.
+        // First this, then the look at the flag; a cancel does it the other way round.
         call.handed_over.store(true, Ordering::SeqCst);
         if call.cancelled.load(Ordering::SeqCst) {
             let mut result = ToolResult::failure(Outcome::Cancelled, "Command was cancelled");
@@ -502,7 +502,7 @@ impl Answer for Call {
                 self.slots.idle.notify_all();
             }
         }
-        // The next one's turn first: whoever hears of this result finds the slot free.
+        // The next one's turn first: who hears of this result finds the slot free.
         drop(inside);
         // A panic must not go on into the backend that answered.
         if let Err(panic) = guarded(move || on_done(result)) {

@@ -285,7 +285,7 @@ pub(crate) struct Health<'a> {
 }
 
 impl Health<'_> {
-    /// The answer to `/health`. Where things are on the server is nobody's business.
+    /// The answer to `/health`. Where things are on the server is not told.
     pub(crate) fn answer(&self) -> Value {
         let mut answer = json!({
             "status": "ok",
