@@ -13,11 +13,13 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
 use parking_lot::{Condvar, Mutex};
+use serde_json::Value;
 
 use super::callback::CallbackJob;
 use super::completion::{Completion, Place, QueueSender};
 use super::event::Event;
 use crate::backend::{Answer, ExecutionId};
+use crate::tool::format::Repair;
 use crate::tool::{Outcome, Timing, ToolResult};
 
 /// A user's code that wants to be called with a result.
@@ -52,6 +54,8 @@ pub(crate) struct Cell {
     pub(crate) id: ExecutionId,
     pub(crate) trajectory_id: Arc<str>,
     uniq_id: String,
+    /// What was mended in the call when it was read, which its result says.
+    repairs: Box<[Repair]>,
     progress: Mutex<Progress>,
     done: Condvar,
     cancelled: AtomicBool,
@@ -106,6 +110,10 @@ impl Cell {
             return None;
         };
         result.uniq_id = Some(self.uniq_id.clone());
+        if !self.repairs.is_empty() {
+            let repairs = self.repairs.iter().map(|repair| repair.as_str().into()).collect();
+            result.metadata.insert("call_repairs".to_owned(), Value::Array(repairs));
+        }
         announce(outcome, timing);
         match destination {
             Destination::Pending => {
@@ -164,11 +172,21 @@ impl Ticket {
             id,
             trajectory_id,
             uniq_id,
+            repairs: Box::default(),
             progress: Mutex::new(Progress { state: State::Open(destination), sent: None }),
             done: Condvar::new(),
             cancelled: AtomicBool::new(false),
             events,
         }))
+    }
+
+    /// The same ticket, whose result says what was mended in the call.
+    pub(crate) fn with_repairs(mut self, repairs: Vec<Repair>) -> Self {
+        // Nobody has a clone yet.
+        if let Some(cell) = Arc::get_mut(&mut self.0) {
+            cell.repairs = repairs.into();
+        }
+        self
     }
 
     /// The shared cell.

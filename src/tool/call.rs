@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use super::JsonObject;
+use super::format::CallOrigin;
 
 /// One call of one tool, as a model asked for it.
 ///
@@ -20,6 +21,9 @@ pub struct ToolCall {
     /// The text that the call was parsed from, without surrounding white space. Empty for a call
     /// that was not parsed from text.
     pub raw_text: String,
+    /// How the call was read, where [`parse`](Self::parse) or a
+    /// [`CallParser`](super::format::CallParser) read it from a text or a message.
+    pub origin: Option<Box<CallOrigin>>,
 }
 
 impl ToolCall {
@@ -30,6 +34,7 @@ impl ToolCall {
             arguments: arguments.into(),
             uniq_id: uuid::Uuid::new_v4().to_string(),
             raw_text: String::new(),
+            origin: None,
         }
     }
 

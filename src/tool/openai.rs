@@ -39,13 +39,12 @@ impl ToolCall {
             }
             Some(other) => other.clone(),
         };
-        let call = match call.get("id").and_then(super::text::id_text) {
-            Some(id) => {
-                ToolCall { name: name.to_owned(), arguments, uniq_id: id, raw_text: String::new() }
-            }
-            None => ToolCall::new(name, arguments),
-        };
-        Ok(call)
+        let id = call.get("id").and_then(super::text::id_text);
+        let call = ToolCall::new(name, arguments);
+        Ok(match id {
+            Some(id) => call.with_uniq_id(id),
+            None => call,
+        })
     }
 }
 

@@ -75,6 +75,7 @@ fn parse_block(inner: &str) -> Option<ToolCall> {
         arguments: Value::Object(arguments),
         uniq_id: uniq_id.unwrap_or_else(|| Uuid::new_v4().to_string()),
         raw_text: inner.to_owned(),
+        origin: None,
     })
 }
 

@@ -269,7 +269,7 @@ impl CallHead {
         let arguments = body.get_mut("tool").and_then(|tool| tool.get_mut("arguments"));
         let arguments = arguments.map_or_else(|| json!({}), Value::take);
         let Self { trajectory_id, name, uniq_id, timeout } = self;
-        let call = ToolCall { name, arguments, uniq_id, raw_text: String::new() };
+        let call = ToolCall::new(name, arguments).with_uniq_id(uniq_id);
         CallRequest { trajectory_id, call, timeout }
     }
 }
