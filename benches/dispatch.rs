@@ -92,7 +92,7 @@ fn threads(criterion: &mut Criterion) {
         group.bench_function("executor", |bencher| {
             bencher.iter_custom(|iters| {
                 timed_threads(callers, iters, |caller| {
-                    let result = executor.execute(&names[caller], call(), None);
+                    let result = executor.execute(&names[caller], call());
                     assert!(result.success);
                 })
             });
@@ -130,7 +130,7 @@ fn queue(criterion: &mut Criterion) {
                     iters,
                     |tag| {
                         let name = &names[tag];
-                        executor.submit_to(&queue, tag as u64, name, call(), None).unwrap();
+                        executor.submit_to(name, call(), queue.tagged(tag as u64)).unwrap();
                     },
                     || queue.next_timeout(Duration::from_secs(60)).unwrap().tag as usize,
                 )

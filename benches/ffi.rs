@@ -81,7 +81,7 @@ fn door(criterion: &mut Criterion) {
             let began = thread_time();
             for _ in 0..calls {
                 let call = ToolCall::new("nothing", serde_json::json!({"command": "true"}));
-                black_box(rust.execute("trajectory", call, None).error.len());
+                black_box(rust.execute("trajectory", call).error.len());
             }
             thread_time() - began
         });
@@ -117,7 +117,7 @@ fn execute(criterion: &mut Criterion) {
     group.bench_function("floor", |bencher| {
         bencher.iter(|| {
             let call = ToolCall::new("echo", serde_json::json!({"command": "true"}));
-            black_box(rust.execute("trajectory", call, None).output.len())
+            black_box(rust.execute("trajectory", call).output.len())
         });
     });
     drop(rust);
@@ -191,7 +191,7 @@ fn queue(criterion: &mut Criterion) {
                 let queue = rust.completion_queue(in_flight);
                 let submit = |tag: u64| {
                     let call = ToolCall::new("echo", serde_json::json!({"command": "true"}));
-                    rust.submit_to(&queue, tag, &names[tag as usize], call, None).unwrap();
+                    rust.submit_to(&names[tag as usize], call, queue.tagged(tag)).unwrap();
                 };
                 let began = std::time::Instant::now();
                 let mut left = calls;

@@ -27,9 +27,11 @@ use std::time::{Duration, Instant};
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use serde_json::json;
-use tool_executor::backend::fleet::{FleetBackend, FleetConfig};
-use tool_executor::backend::local::{LocalBackend, LocalConfig};
-use tool_executor::server::{SandboxServer, ServerConfig};
+use tool_executor::backend::Backend;
+use tool_executor::backend::fleet::FleetBackend;
+use tool_executor::backend::local::LocalBackend;
+use tool_executor::config::{FleetConfig, LocalConfig, ServerConfig};
+use tool_executor::server::SandboxServer;
 use tool_executor::{ToolCall, ToolExecutor};
 
 const BUBBLEWRAP: &str = "--unshare-all --die-with-parent --new-session --ro-bind /usr /usr \
@@ -37,11 +39,11 @@ const BUBBLEWRAP: &str = "--unshare-all --die-with-parent --new-session --ro-bin
     --dev /dev --tmpfs /tmp bash -c true";
 
 fn backend(slots: usize, warm: bool) -> LocalBackend {
-    let mut config = LocalConfig::with_slots(slots);
+    let mut config = LocalConfig::new(slots);
     config.warm_slots = warm;
     let backend = LocalBackend::start(config).unwrap();
     assert_eq!(backend.not_isolated_because(), None, "this bench needs bubblewrap");
-    assert_eq!(backend.keeps_sandboxes(), warm);
+    assert_eq!(backend.capabilities().warm_slots, Some(warm));
     backend
 }
 
@@ -62,7 +64,7 @@ fn single(criterion: &mut Criterion) {
     group.bench_function("floor", |bencher| bencher.iter(|| wait_for("/bin/bash", "-c true")));
     group.bench_function("bubblewrap", |bencher| bencher.iter(|| wait_for("bwrap", BUBBLEWRAP)));
     let run = |executor: &ToolExecutor| {
-        assert!(executor.execute("t", ToolCall::bash("true"), None).success);
+        assert!(executor.execute("t", ToolCall::bash("true")).success);
     };
     let cold = executor(1, false);
     group.bench_function("per call", |bencher| bencher.iter(|| run(&cold)));
@@ -72,11 +74,11 @@ fn single(criterion: &mut Criterion) {
     group.finish();
 
     let mut group = criterion.benchmark_group("read_file");
-    assert!(executor.execute("t", ToolCall::bash("echo hello > f"), None).success);
+    assert!(executor.execute("t", ToolCall::bash("echo hello > f")).success);
     group.bench_function("executor", |bencher| {
         bencher.iter(|| {
             let call = ToolCall::new("read_file", json!({"path": "f"}));
-            assert!(executor.execute("t", call, None).success);
+            assert!(executor.execute("t", call).success);
         });
     });
     group.finish();
@@ -106,7 +108,7 @@ fn stateful(criterion: &mut Criterion) {
     group.bench_function("executor", |bencher| {
         bencher.iter(|| {
             let call = ToolCall::new("terminal_stateful", json!({"command": "echo hello"}));
-            assert_eq!(executor.execute("t", call, None).output, "hello");
+            assert_eq!(executor.execute("t", call).output, "hello");
         });
     });
     group.finish();
@@ -115,13 +117,13 @@ fn stateful(criterion: &mut Criterion) {
 /// What others do, or the machine, should not be felt by a call.
 fn disturbed(criterion: &mut Criterion) {
     let run = |executor: &ToolExecutor| {
-        assert!(executor.execute("t", ToolCall::bash("true"), None).success);
+        assert!(executor.execute("t", ToolCall::bash("true")).success);
     };
     let executor = executor(2, true);
     let mut group = criterion.benchmark_group("beside a sleep");
     group.bench_function("floor", |bencher| bencher.iter(|| run(&executor)));
-    let limit = Some(Duration::from_secs(600));
-    let sleep = executor.submit("sleeper", ToolCall::bash("sleep 600"), limit).unwrap();
+    let sleep = ToolCall::bash("sleep 600").with_timeout(Duration::from_secs(600));
+    let sleep = executor.submit("sleeper", sleep).unwrap();
     group.bench_function("executor", |bencher| bencher.iter(|| run(&executor)));
     assert!(!sleep.is_done());
     sleep.cancel();
@@ -141,7 +143,7 @@ fn calls(executor: &ToolExecutor, trajectories: u64, count: u64) -> Duration {
     let queue = executor.completion_queue(trajectories as usize);
     let submit = |tag: u64| {
         let call = ToolCall::bash("true");
-        executor.submit_to(&queue, tag, &format!("t{tag}"), call, None).unwrap();
+        executor.submit_to(&format!("t{tag}"), call, queue.tagged(tag)).unwrap();
     };
     let started = Instant::now();
     let mut unsent = count;

@@ -19,8 +19,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use tool_executor::backend::fleet::{FleetBackend, FleetConfig};
-use tool_executor::server::{SandboxServer, ServerConfig};
+use tool_executor::backend::fleet::FleetBackend;
+use tool_executor::config::{FleetConfig, ServerConfig};
+use tool_executor::server::SandboxServer;
 use tool_executor::{ToolCall, ToolExecutor};
 
 use self::common::Null;
@@ -65,7 +66,7 @@ fn lone(criterion: &mut Criterion) {
     let servers = [server(1)];
     let executor = executor(&servers);
     group.bench_function("executor", |bencher| {
-        bencher.iter(|| assert!(executor.execute("t", ToolCall::bash("true"), None).success));
+        bencher.iter(|| assert!(executor.execute("t", ToolCall::bash("true")).success));
     });
     group.finish();
 }
@@ -118,7 +119,7 @@ fn drive(executor: &ToolExecutor, ids: &[String], calls: u64) -> Duration {
     let queue = executor.completion_queue(ids.len());
     let submit = |tag: u64| {
         let id = &ids[tag as usize % ids.len()];
-        executor.submit_to(&queue, tag, id, ToolCall::bash("true"), None).unwrap();
+        executor.submit_to(id, ToolCall::bash("true"), queue.tagged(tag)).unwrap();
     };
     let started = Instant::now();
     let at_once = calls.min(ids.len() as u64);

@@ -21,9 +21,7 @@ struct InMemory {
 
 impl Backend for InMemory {
     fn start(&self) -> Result<Vec<Container>, BackendError> {
-        let slots = vec!["slot_0".to_owned(), "slot_1".to_owned()];
-        let container = |addr: &str| Container { addr: addr.to_owned(), slots: slots.clone() };
-        Ok(vec![container("memory-a"), container("memory-b")])
+        Ok(vec![Container::numbered("memory-a", 2), Container::numbered("memory-b", 2)])
     }
 
     fn execute(&self, _container: usize, batch: Vec<Execution>) {
@@ -95,20 +93,20 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let executor = ToolExecutor::builder().backend(backend).start()?;
 
     let write = json!({"path": "note", "content": "hello"});
-    executor.execute("agent-1", ToolCall::new("write_file", write), None);
+    executor.execute("agent-1", ToolCall::new("write_file", write));
     let read = ToolCall::new("read_file", json!({"path": "note"}));
-    let mine = executor.execute("agent-1", read.clone(), None);
-    let others = executor.execute("agent-2", read, None);
+    let mine = executor.execute("agent-1", read.clone());
+    let others = executor.execute("agent-2", read);
     println!("agent-1 reads {:?}, agent-2 gets {:?}", mine.output, others.error);
     assert_eq!((&*mine.output, &*others.error), ("hello", "File not found"));
 
-    let sleeping = executor.submit("agent-3", ToolCall::bash("sleep"), None)?;
+    let sleeping = executor.submit("agent-3", ToolCall::bash("sleep"))?;
     sleeping.cancel();
     let result = sleeping.wait();
     println!("agent-3: {} ({})", result.error, result.outcome);
     assert_eq!(result.outcome, Outcome::Cancelled);
 
-    executor.release_trajectory("agent-1", true)?;
+    executor.release("agent-1")?;
     println!("{:?}", executor.stats().slots);
     Ok(())
 }

@@ -8,7 +8,8 @@
 use std::time::Duration;
 
 use serde_json::json;
-use tool_executor::backend::local::{LocalBackend, LocalConfig};
+use tool_executor::backend::local::LocalBackend;
+use tool_executor::config::LocalConfig;
 use tool_executor::{ToolCall, ToolExecutor, ToolRegistry, ToolSchema};
 
 const TRAJECTORIES: u64 = 200;
@@ -27,7 +28,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         Ok(if right { "1.0" } else { "0.0" }.to_owned())
     })?;
 
-    let backend = LocalBackend::start(LocalConfig::with_slots(8))?;
+    let backend = LocalBackend::start(LocalConfig::new(8))?;
     let executor = ToolExecutor::builder().backend(backend).registry(registry).start()?;
     let queue = executor.completion_queue(TRAJECTORIES as usize);
 
@@ -40,7 +41,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     let mut steps = vec![0; TRAJECTORIES as usize];
     for tag in 0..TRAJECTORIES {
-        executor.submit_to(&queue, tag, &format!("agent-{tag}"), next_call(0, ""), None)?;
+        executor.submit_to(&format!("agent-{tag}"), next_call(0, ""), queue.tagged(tag))?;
     }
     let mut total_reward = 0.0;
     while queue.outstanding() > 0 {
@@ -49,10 +50,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         *step += 1;
         if *step < STEPS && done.result.success {
             let call = next_call(*step, &done.result.output);
-            executor.submit_to(&queue, done.tag, &done.trajectory_id, call, None)?;
+            executor.submit_to(&done.trajectory_id, call, queue.tagged(done.tag))?;
         } else {
             total_reward += done.result.output.parse().unwrap_or(0.0);
-            executor.submit_release(&done.trajectory_id, true);
+            executor.submit_release(&done.trajectory_id);
         }
     }
     executor.close();

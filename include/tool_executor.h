@@ -461,10 +461,10 @@ typedef struct te_result {
    */
   uint8_t may_have_executed;
   /**
-   * 1 if the model's own doing ended the call this way, 0 if it was the infrastructure: a trainer
-   * should leave out the trajectory then.
+   * The training mask: 1 if the model's own doing ended the call this way, 0 if it was the
+   * infrastructure. A trainer should leave out the trajectory then.
    */
-  uint8_t is_models_doing;
+  uint8_t model_attributable;
   /**
    * Whose call it was.
    */
@@ -624,7 +624,7 @@ void te_tool_reply_free(struct te_tool_reply *reply);
  * Starts an executor. Blocks for as long as its sandboxes take to start: some milliseconds for the
  * embedded one.
  *
- * `config` is a JSON object. All keys may be left out; one that is not known is refused, and
+ * `config` is a JSON object. All keys may be left out, or be null; one that is not known is refused, and
  * te_last_error() names it. `{"local": {}}` is the embedded sandbox with all its defaults; with neither
  * "local" nor "fleet" there are in-process tools and the ToolServer's only. Times are in seconds.
  *
@@ -646,8 +646,8 @@ void te_tool_reply_free(struct te_tool_reply *reply);
  *     "on_lost_workspace": "refuse" or "start_empty", "io_threads": 8, "handler_threads": 16
  * ```
  *
- * What they mean is in the Rust documentation, under the same names: `Builder`, `LocalConfig`,
- * `SlotLimits`, `FleetConfig`, `ToolServerConfig`, `Policy`. Where this process is root, commands run as nobody, who
+ * What they mean is in the Rust documentation, under the same names: module `config`,
+ * `ExecutorConfig` and its parts. Where this process is root, commands run as nobody, who
  * must be able to pass through every directory on the way to "data_dir".
  *
  * `tools` are tools of the host's own; NULL for none. They stay the caller's, who may free them at once,

@@ -7,8 +7,8 @@
 //! Paths are relative to the workspace, or begin with `/workspace`; symlinks are followed as long as
 //! they stay in it.
 
-use std::error::Error;
-use std::fmt;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
 
 /// The most bytes of a file, or of an archive, in one answer, and the default: 5,000,000.
 pub const MAX_ARTIFACT_BYTES: u64 = 5_000_000;
@@ -16,7 +16,8 @@ pub const MAX_ARTIFACT_BYTES: u64 = 5_000_000;
 pub const MAX_ARTIFACT_ENTRIES: usize = 5_000;
 
 /// What to read of a file.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct ReadArtifact {
     /// The file.
     pub path: String,
@@ -44,8 +45,18 @@ impl ReadArtifact {
     }
 }
 
+setters! {
+    ReadArtifact {
+        with_offset: offset = u64,
+        with_max_bytes: max_bytes = u64,
+        with_sha256: sha256 = bool,
+        with_file_sha256: file_sha256 = bool,
+    }
+}
+
 /// A part of a file.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Artifact {
     /// The bytes that were read.
     pub content: Vec<u8>,
@@ -65,8 +76,36 @@ pub struct Artifact {
     pub file_sha256: Option<String>,
 }
 
+impl Artifact {
+    /// The part of a file that begins at `offset` and is followed by nothing, without checksums. Its
+    /// MIME type is `application/octet-stream`.
+    pub fn new(path: impl Into<String>, offset: u64, content: Vec<u8>) -> Self {
+        Self {
+            file_size: offset + content.len() as u64,
+            content,
+            offset,
+            truncated: false,
+            path: path.into(),
+            mime: "application/octet-stream".to_owned(),
+            sha256: None,
+            file_sha256: None,
+        }
+    }
+}
+
+setters! {
+    Artifact {
+        with_file_size: file_size = u64,
+        with_truncated: truncated = bool,
+        with_mime: mime = String,
+        with_sha256: sha256 = some String,
+        with_file_sha256: file_sha256 = some String,
+    }
+}
+
 /// What to list.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct ListArtifacts {
     /// The directory, or a single file. Defaults to `.`, the workspace.
     pub path: String,
@@ -82,8 +121,23 @@ impl Default for ListArtifacts {
     }
 }
 
+impl ListArtifacts {
+    /// What is at this path, and not below it.
+    pub fn new(path: impl Into<String>) -> Self {
+        Self { path: path.into(), ..Self::default() }
+    }
+}
+
+setters! {
+    ListArtifacts {
+        with_recursive: recursive = bool,
+        with_max_entries: max_entries = usize,
+    }
+}
+
 /// One entry of a listing.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct ArtifactEntry {
     /// Its path relative to the workspace; a symlink is shown as what it leads to. Bytes that are no
     /// UTF-8 are shown as U+FFFD: such a file cannot be asked for by this path, but is in archives,
@@ -97,8 +151,21 @@ pub struct ArtifactEntry {
     pub mtime: f64,
 }
 
+impl ArtifactEntry {
+    /// A file of this size.
+    pub fn file(path: impl Into<String>, size: u64, mtime: f64) -> Self {
+        Self { path: path.into(), is_dir: false, size, mtime }
+    }
+
+    /// A directory.
+    pub fn directory(path: impl Into<String>, size: u64, mtime: f64) -> Self {
+        Self { path: path.into(), is_dir: true, size, mtime }
+    }
+}
+
 /// A listing.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct ArtifactList {
     /// The entries.
     pub entries: Vec<ArtifactEntry>,
@@ -106,8 +173,16 @@ pub struct ArtifactList {
     pub truncated: bool,
 }
 
+impl ArtifactList {
+    /// A listing of these entries; `truncated` if there are more.
+    pub fn new(entries: Vec<ArtifactEntry>, truncated: bool) -> Self {
+        Self { entries, truncated }
+    }
+}
+
 /// What to archive, as a `.tar.gz`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct ArchiveArtifacts {
     /// The directory, or a single file. Defaults to `.`, the workspace.
     pub path: String,
@@ -129,8 +204,23 @@ impl Default for ArchiveArtifacts {
     }
 }
 
+impl ArchiveArtifacts {
+    /// What is at this path, and below it.
+    pub fn new(path: impl Into<String>) -> Self {
+        Self { path: path.into(), ..Self::default() }
+    }
+}
+
+setters! {
+    ArchiveArtifacts {
+        with_max_bytes: max_bytes = u64,
+        with_max_entries: max_entries = usize,
+    }
+}
+
 /// What is known of an archive that was written.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct ArchiveSummary {
     /// Its size in bytes, compressed.
     pub bytes: u64,
@@ -140,21 +230,34 @@ pub struct ArchiveSummary {
     pub truncated: bool,
 }
 
+impl ArchiveSummary {
+    /// An archive of this size with so many entries; `truncated` if some were left out.
+    pub fn new(bytes: u64, entry_count: u64, truncated: bool) -> Self {
+        Self { bytes, entry_count, truncated }
+    }
+}
+
 /// Why there is no artifact.
-#[derive(Debug)]
+#[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum ArtifactError {
     /// The trajectory holds no slot: it has run nothing in a sandbox, or was released.
+    #[error("No active slot for trajectory (run a sandbox tool first)")]
     NoSlot,
     /// The path leads out of the workspace.
+    #[error("Access denied: path outside workspace")]
     Outside,
     /// Nothing is at this path.
+    #[error("Not found: {0}")]
     NotFound(String),
     /// What is at this path is no regular file.
+    #[error("Not a file: {0}")]
     NotAFile(String),
     /// What is at this path is neither a file nor a directory.
+    #[error("Unsupported path type: {0}")]
     UnsupportedType(String),
     /// The archive is larger than was allowed. `bytes` is its size as far as it was made.
+    #[error("Archive too large: {bytes} bytes (max {max})")]
     TooLarge {
         /// How large it is, at least.
         bytes: u64,
@@ -162,39 +265,15 @@ pub enum ArtifactError {
         max: u64,
     },
     /// The sandbox that held the workspace is gone, or does not answer.
+    #[error("the sandbox was lost: {0}")]
     SandboxLost(String),
     /// The executor is closed.
+    #[error("the executor is closed")]
     Closed,
     /// This backend has no artifacts.
+    #[error("this sandbox backend has no artifacts")]
     Unsupported,
     /// Reading or writing failed: what was tried, and the cause.
-    Io(String, std::io::Error),
-}
-
-impl fmt::Display for ArtifactError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NoSlot => f.write_str("No active slot for trajectory (run a sandbox tool first)"),
-            Self::Outside => f.write_str("Access denied: path outside workspace"),
-            Self::NotFound(path) => write!(f, "Not found: {path}"),
-            Self::NotAFile(path) => write!(f, "Not a file: {path}"),
-            Self::UnsupportedType(path) => write!(f, "Unsupported path type: {path}"),
-            Self::TooLarge { bytes, max } => {
-                write!(f, "Archive too large: {bytes} bytes (max {max})")
-            }
-            Self::SandboxLost(text) => write!(f, "the sandbox was lost: {text}"),
-            Self::Closed => f.write_str("the executor is closed"),
-            Self::Unsupported => f.write_str("this sandbox backend has no artifacts"),
-            Self::Io(doing, _) => f.write_str(doing),
-        }
-    }
-}
-
-impl Error for ArtifactError {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        match self {
-            Self::Io(_, error) => Some(error),
-            _ => None,
-        }
-    }
+    #[error("{0}")]
+    Io(String, #[source] std::io::Error),
 }

@@ -77,7 +77,7 @@ pub(crate) struct AgentConfig<'a> {
     /// How long it waits for the next bytes of an answer, within the time limit of the whole.
     pub(crate) read_timeout: Option<Duration>,
     /// The certificate authorities to trust instead of Mozilla's, as PEM.
-    pub(crate) ca_pem: Option<&'a [u8]>,
+    pub(crate) ca_pem: Option<&'a str>,
 }
 
 /// An agent that follows no redirects, uses no proxy, takes every status for an answer, and starts no
@@ -97,7 +97,7 @@ pub(crate) fn agent(config: AgentConfig<'_>) -> Result<Agent, String> {
         .max_idle_age(MAX_IDLE);
     if let Some(pem) = config.ca_pem {
         let mut roots = Vec::new();
-        for item in parse_pem(pem) {
+        for item in parse_pem(pem.as_bytes()) {
             match item {
                 Ok(PemItem::Certificate(certificate)) => roots.push(certificate),
                 Ok(_) => {}

@@ -9,39 +9,39 @@
 #![cfg_attr(target_os = "linux", doc = "```")]
 #![cfg_attr(not(target_os = "linux"), doc = "```ignore")]
 //! use std::time::Duration;
-//! use tool_executor::backend::local::{LocalBackend, LocalConfig};
-//! use tool_executor::{Outcome, Policy, ToolCall, ToolExecutor};
+//! use tool_executor::config::{ExecutorConfig, LocalConfig, Policy};
+//! use tool_executor::{ToolCall, ToolExecutor};
 //!
 //! // Ten slots in this process: nothing to install but bubblewrap, nothing to start.
-//! let executor = ToolExecutor::builder()
-//!     .backend(LocalBackend::start(LocalConfig::with_slots(10))?)
-//!     .policy(Policy { allow_network: false, ..Policy::default() })
-//!     .start()?;
+//! let executor = ToolExecutor::start(
+//!     ExecutorConfig::default()
+//!         .with_local(LocalConfig::new(10))
+//!         .with_policy(Policy::default().with_allow_network(false)),
+//! )?;
 //!
 //! // One call, as a function.
-//! let result = executor.execute("agent-1", ToolCall::bash("echo hello > f; cat f"), None);
-//! # if result.outcome != Outcome::IsolationUnavailable {
+//! let result = executor.execute("agent-1", ToolCall::bash("echo hello > f; cat f"));
 //! assert_eq!(result.output, "hello");
-//! # }
 //!
 //! // What a model wrote, and what the model gets back.
 //! let text = r#"<tool_call>{"name": "bash", "arguments": {"command": "ls"}}</tool_call>"#;
 //! for call in ToolCall::parse_from_text(text) {
-//!     let result = executor.execute("agent-1", call, Some(Duration::from_secs(5)));
+//!     let result = executor.execute("agent-1", call.with_timeout(Duration::from_secs(5)));
 //!     println!("{}", result.to_xml());
 //! }
 //!
 //! // One thread, many trajectories.
 //! let queue = executor.completion_queue(1000);
 //! for agent in 2..50 {
-//!     executor.submit_to(&queue, agent, &format!("agent-{agent}"), ToolCall::bash("pwd"), None)?;
+//!     let call = ToolCall::bash("pwd");
+//!     executor.submit_to(&format!("agent-{agent}"), call, queue.tagged(agent))?;
 //! }
 //! while queue.outstanding() > 0 {
 //!     let Some(done) = queue.next_timeout(Duration::from_secs(60)) else { break };
-//!     if !done.result.outcome.is_models_doing() {
+//!     if !done.result.model_attributable() {
 //!         println!("leave {} out of the training: {}", done.trajectory_id, done.result.error);
 //!     }
-//!     executor.submit_release(&done.trajectory_id, true);
+//!     executor.submit_release(&done.trajectory_id);
 //! }
 //! executor.close();
 //! # Ok::<(), Box<dyn std::error::Error>>(())
@@ -53,53 +53,72 @@
 //!   `may_have_executed` whether it can have had an effect. `Err` is for a queue that is full and an
 //!   executor that is closed, and gives the call back.
 //! - **Order**: calls and releases of one trajectory take place in the order of their submission.
-//! - **Three deadlines**: waiting in the queue ([`Builder::queue_timeout`]), waiting for a slot
-//!   ([`Builder::acquire_timeout`]), running (the call's own, 1…600 s).
+//! - **Three deadlines**: waiting in the queue ([`queue_timeout`](config::ExecutorConfig::queue_timeout)), waiting for a slot
+//!   ([`acquire_timeout`](config::ExecutorConfig::acquire_timeout)), running (the call's own, 1…600 s).
 //! - **Bounds**: the queue has a capacity, memory does not grow with the number of calls made.
-//! - **The model is the attacker**: it cannot change the [`Policy`], and what it prints, names or
+//! - **The model is the attacker**: it cannot change the [`Policy`](config::Policy), and what it prints, names or
 //!   leaves running reaches neither the host nor another slot. Without bubblewrap commands are not
-//!   isolated; that is said loudly, and [`Policy::require_sandbox`] forbids it.
+//!   isolated; that is said loudly, and [`require_sandbox`](config::Policy::require_sandbox) forbids it.
 //!
 //! # Where to go on
-//! [`ToolExecutor`] for calls, [`Builder`] for settings, [`ToolRegistry`] for tools of your own (a
+//! [`ToolExecutor`] for calls, [`config`] for settings, [`ToolRegistry`] for tools of your own (a
 //! closure is enough), [`backend::Backend`] for sandboxes of your own.
 //!
 //! # Features
-//! `cli` (default): the `tool-executor` program and what it needs. A library user turns default
-//! features off. `server` (part of `cli`): the module of that name, an executor
-//! behind a port. `capi` (default): the C ABI, `ffi`.
+//! - `http` (default): what speaks HTTP to others – the fleet of sandbox servers, the ToolServer – and
+//!   TLS. Without it an embedded-only user builds neither.
+//! - `capi` (default): the C ABI, `ffi`.
+//! - `server`: the module of that name, a sandbox or an executor behind a port.
+//! - `cli` (default): the `tool-executor` program and what it needs. A library user turns default
+//!   features off.
+
+#[macro_use]
+mod setters;
 
 pub mod artifact;
 pub mod backend;
+#[cfg(feature = "http")]
 mod client;
-pub mod error;
-pub mod executor;
+pub mod config;
+mod error;
+mod executor;
 #[cfg(feature = "capi")]
 pub mod ffi;
 mod limits;
 mod pool;
 #[cfg(target_os = "linux")]
 mod sandbox;
+mod seconds;
 #[cfg(feature = "server")]
 pub mod server;
 mod thread;
-pub mod tool;
-pub mod toolserver;
+mod tool;
+mod toolserver;
+#[cfg(feature = "http")]
 mod wire;
 mod workers;
 
-pub use error::{BackendError, ReleaseError, StartError, SubmitError};
+pub use error::{
+    BackendError, ConfigError, ReleaseError, StartError, SubmitError, ToolServerError,
+};
 pub use executor::{
-    BatchPolicy, Bucket, Builder, CallHandle, CloseReport, Completion, CompletionQueue,
-    ContainerCounts, LaneStats, LostWorkspace, OutcomeCounts, Pending, Stats, Summary,
-    ToolExecutor,
+    Builder, CallHandle, CloseReport, Completion, CompletionQueue, Destination, MAX_TRAJECTORY_ID,
+    Pending, ToolExecutor,
 };
-pub use limits::{HeldBy, LimitsHeld, SlotLimits};
-pub use pool::SlotCounts;
 pub use tool::{
-    Outcome, Policy, RegisterError, Timing, ToolCall, ToolContext, ToolRegistry, ToolReply,
-    ToolResult, ToolSchema,
+    Handler, JsonObject, MAX_TIMEOUT, MIN_TIMEOUT, OpenAiCallError, Outcome, RegisterError,
+    RegisteredTool, Timing, ToolCall, ToolContext, ToolKind, ToolRegistry, ToolReply, ToolResult,
+    ToolSchema, UnknownOutcome, python_json,
 };
+
+pub use tool::format;
+
+/// What an executor counts and measures, and what holds in its slots.
+pub mod stats {
+    pub use crate::executor::{Bucket, LaneStats, OutcomeCounts, Stats, Summary};
+    pub use crate::limits::{EnforcedLimits, Enforcement};
+    pub use crate::pool::{ContainerCounts, SlotCounts};
+}
 
 /// The README's examples are compiled and run.
 #[cfg(all(doctest, target_os = "linux"))]

@@ -68,6 +68,7 @@ impl OwnedThread {
     }
 }
 
+#[cfg(feature = "http")]
 impl OwnedThread {
     /// Waits for the thread's end until `deadline`; one that still runs then is left behind, and
     /// that is reported.

@@ -4,8 +4,8 @@
 //! otherwise; in the tests of the library (`src/tool/format/tests`) are the properties.
 
 use serde_json::{Value, json};
-use tool_executor::tool::format::{CallForm, CallParser, Format};
-use tool_executor::tool::{ToolRegistry, ToolSchema};
+use tool_executor::format::{CallForm, CallParser, Format};
+use tool_executor::{ToolRegistry, ToolSchema};
 
 const FILES: [(&str, &str); 17] = [
     ("hermes", include_str!("vectors/formats/hermes.json")),

@@ -4,7 +4,7 @@
 //! hold `NaN` and lone surrogates, so they are themselves read in Python's dialect.
 
 use serde_json::{Value, json};
-use tool_executor::tool::{JsonObject, Outcome, ToolCall, ToolResult, ToolSchema, python_json};
+use tool_executor::{JsonObject, Outcome, ToolCall, ToolResult, ToolSchema, python_json};
 
 /// Each vector file is a list of objects.
 fn vectors(text: &str) -> Vec<Value> {
@@ -100,13 +100,10 @@ fn schemas_are_told_as_the_reference_tells_them() {
     assert_eq!(vectors.len(), 3);
     for vector in vectors {
         let required = vector["required"].as_array().expect("a list");
-        let schema = ToolSchema {
-            name: string(&vector["name"]),
-            description: string(&vector["description"]),
-            parameters: object(&vector["parameters"]),
-            required: required.iter().map(string).collect(),
-            external: vector["external"] == true,
-        };
+        let mut schema = ToolSchema::new(string(&vector["name"]), string(&vector["description"]));
+        schema.parameters = object(&vector["parameters"]);
+        schema.required = required.iter().map(string).collect();
+        schema.external = vector["external"] == true;
         assert_eq!(text(schema.to_dict()), text(vector["to_dict"].clone()));
         assert_eq!(schema.to_prompt_description(), vector["prompt"]);
     }

@@ -11,8 +11,7 @@ pub(crate) struct Null(
 
 impl Backend for Null {
     fn start(&self) -> Result<Vec<Container>, BackendError> {
-        let slots = (0..self.0).map(|slot| format!("slot_{slot}")).collect();
-        Ok(vec![Container { addr: "null".to_owned(), slots }])
+        Ok(vec![Container::numbered("null", self.0)])
     }
 
     fn execute(&self, _container: usize, batch: Vec<Execution>) {

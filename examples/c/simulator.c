@@ -48,7 +48,7 @@ static void submit(uint64_t trajectory) {
 
 /* One call has ended: the trajectory's next one, or its end. */
 static int finished(const te_result *result) {
-    if (!result->is_models_doing) {
+    if (!result->model_attributable) {
         fprintf(stderr, "%.*s: %s: %.*s\n", (int)result->trajectory_len, result->trajectory,
                 te_outcome_name(result->outcome), (int)result->error_len, result->error);
         exit(1);

@@ -48,7 +48,7 @@ def main() -> int:
             executor.submit_call(f"agent-{tag}", parse_calls(policy(0, ""))[0], tag)
         assert select.select([executor], [], [], 60)[0], "a completion makes it readable"
         for result in executor.completions(timeout_s=120):
-            assert result.is_models_doing, result
+            assert result.model_attributable, result
             steps[result.tag] += 1
             if result.success and steps[result.tag] < STEPS:
                 call = parse_calls(policy(steps[result.tag], result.output))[0]

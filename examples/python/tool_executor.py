@@ -35,7 +35,7 @@ class _Buffer(ctypes.Structure):
 class _Result(ctypes.Structure):
     _fields_ = [
         ("reserved", c_uint64), ("tag", c_uint64), ("outcome", c_int32), ("success", c_uint8),
-        ("may_have_executed", c_uint8), ("is_models_doing", c_uint8),
+        ("may_have_executed", c_uint8), ("model_attributable", c_uint8),
         ("trajectory", c_void_p), ("trajectory_len", c_size_t),
         ("uniq_id", c_void_p), ("uniq_id_len", c_size_t),
         ("output", c_void_p), ("output_len", c_size_t),
@@ -165,7 +165,7 @@ class Result(NamedTuple):
     error: str
     metadata: Dict[str, Any]
     may_have_executed: bool
-    is_models_doing: bool
+    model_attributable: bool
     queue_s: float
     slot_s: float
     exec_s: float
@@ -189,7 +189,7 @@ def _result(pointer: Any) -> Result:
             error=ctypes.string_at(r.error, r.error_len).decode(),
             metadata=metadata,
             may_have_executed=bool(r.may_have_executed),
-            is_models_doing=bool(r.is_models_doing),
+            model_attributable=bool(r.model_attributable),
             queue_s=r.queue_s,
             slot_s=r.slot_s,
             exec_s=r.exec_s,

@@ -7,7 +7,6 @@
 //! own, `tool-reset-N`, so that they delay nobody's calls.
 
 mod calls;
-mod config;
 mod resets;
 
 use std::collections::HashMap;
@@ -21,18 +20,21 @@ use std::time::Instant;
 use parking_lot::Mutex;
 
 use calls::Running;
-pub use config::LocalConfig;
 
-use super::{Backend, Container, Execution, ExecutionId, ResetReply, SlotRef};
+use super::{
+    Artifacts, Backend, Capabilities, Container, Execution, ExecutionId, Isolation, ResetReply,
+    SlotRef,
+};
 use crate::artifact::{
     ArchiveArtifacts, ArchiveSummary, Artifact, ArtifactError, ArtifactList, ListArtifacts,
     ReadArtifact,
 };
+use crate::config::LocalConfig;
 use crate::error::BackendError;
-use crate::limits::LimitsHeld;
+use crate::limits::EnforcedLimits;
 use crate::sandbox::artifacts;
 use crate::sandbox::etc;
-use crate::sandbox::isolation::Isolation;
+use crate::sandbox::isolation::Isolation as Engine;
 use crate::sandbox::limits::{Filter, Limits};
 use crate::sandbox::shell;
 use crate::sandbox::spool::Spool;
@@ -45,10 +47,10 @@ use crate::workers::Workers;
 
 /// The container's name: there is only one.
 const ADDR: &str = "local";
+/// The tools whose calls only have to be handed to the threads that run them.
+const INLINE_TOOLS: &[&str] = &["bash", "bash_stateful", "tmux"];
 /// How many slots are emptied at a time.
 const RESET_THREADS: usize = 4;
-/// More slots than this in one process are a mistake.
-const MOST_SLOTS: usize = 65_536;
 
 /// The embedded sandbox. Clones share it.
 ///
@@ -56,12 +58,13 @@ const MOST_SLOTS: usize = 65_536;
 /// directory of it is left.
 ///
 /// ```
-/// use tool_executor::backend::local::{LocalBackend, LocalConfig};
+/// use tool_executor::backend::local::LocalBackend;
+/// use tool_executor::config::LocalConfig;
 /// use tool_executor::{ToolCall, ToolExecutor};
 ///
-/// let backend = LocalBackend::start(LocalConfig::with_slots(4))?;
+/// let backend = LocalBackend::start(LocalConfig::new(4))?;
 /// let executor = ToolExecutor::builder().backend(backend).start()?;
-/// let result = executor.execute("trajectory-1", ToolCall::bash("echo hello"), None);
+/// let result = executor.execute("trajectory-1", ToolCall::bash("echo hello"));
 /// assert_eq!(result.output, "hello");
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
@@ -84,7 +87,7 @@ struct Inner {
 }
 
 /// Finds out how commands of a user are isolated.
-type Probe = fn(Option<CommandUser>, &Workspace) -> Isolation;
+type Probe = fn(Option<CommandUser>, &Workspace) -> Engine;
 
 struct Slot {
     workspace: Arc<Workspace>,
@@ -106,7 +109,7 @@ impl LocalBackend {
     /// A configuration that makes no sense, a data directory that cannot be made, belongs to somebody
     /// else or cannot be reached by the user that commands run as, or no thread to be had.
     pub fn start(config: LocalConfig) -> Result<Self, BackendError> {
-        Self::start_with(config, Tmux::detect(shell::PATH), Isolation::probe)
+        Self::start_with(config, Tmux::detect(shell::PATH), Engine::probe)
     }
 
     fn start_with(
@@ -114,15 +117,7 @@ impl LocalBackend {
         tmux: Option<Tmux>,
         probe: Probe,
     ) -> Result<Self, BackendError> {
-        if !(1..=MOST_SLOTS).contains(&config.slots) {
-            return Err(BackendError::new(format!(
-                "slots is {}; it must be from 1 to {MOST_SLOTS}",
-                config.slots
-            )));
-        }
-        if let Some(problem) = config.limits.problem() {
-            return Err(BackendError::new(problem));
-        }
+        config.check()?;
         // A workspace is a file descriptor, and 1,024 are a usual limit.
         let open_files = raise_open_files_limit();
         if config.adopt_orphans {
@@ -190,31 +185,9 @@ impl LocalBackend {
     /// Why commands run without isolation, as one line; `None` if they are isolated.
     pub fn not_isolated_because(&self) -> Option<&str> {
         match self.0.supervisor.isolation() {
-            Isolation::None { reason } => Some(reason),
+            Engine::None { reason } => Some(reason),
             _ => None,
         }
-    }
-
-    /// Whether slots keep their sandboxes, or each command gets a new one.
-    pub fn keeps_sandboxes(&self) -> bool {
-        self.0.supervisor.isolation().is_warm()
-    }
-
-    /// Why commands run without a filter of system calls, as one line; `None` if they have one. See
-    /// [`LocalConfig::seccomp`].
-    pub fn not_filtered_because(&self) -> Option<&str> {
-        match self.0.supervisor.isolation() {
-            Isolation::Bubblewrap(bubblewrap) => bubblewrap.not_filtered_because(),
-            Isolation::None { .. } => Some("commands are not isolated"),
-        }
-    }
-
-    /// Which of the [limits](LocalConfig::limits) hold here, and by what. Without bubblewrap none does.
-    pub fn limits(&self) -> LimitsHeld {
-        if !self.0.supervisor.isolation().is_sandboxed() {
-            return LimitsHeld::NOTHING;
-        }
-        LimitsHeld { seccomp: self.not_filtered_because().is_none(), ..self.0.limits.held() }
     }
 
     /// Copies what is in a slot's workspace to the directory `dest`, which is made if it is missing.
@@ -247,10 +220,36 @@ impl Backend for LocalBackend {
         Ok(vec![Container { addr: ADDR.to_owned(), slots }])
     }
 
+    fn capabilities(&self) -> Capabilities {
+        let isolation = self.0.supervisor.isolation();
+        let (isolated, not_filtered_because) = match isolation {
+            Engine::Bubblewrap(bubblewrap) => (None, bubblewrap.not_filtered_because()),
+            Engine::None { reason } => (Some(reason), Some("commands are not isolated")),
+        };
+        let limits = match isolated {
+            // Without a sandbox none holds.
+            Some(_) => EnforcedLimits::NOTHING,
+            None => {
+                EnforcedLimits { seccomp: not_filtered_because.is_none(), ..self.0.limits.held() }
+            }
+        };
+        Capabilities {
+            inline_tools: INLINE_TOOLS,
+            isolation: match isolated {
+                Some(reason) => Isolation::NotIsolated(reason.to_owned()),
+                None => Isolation::Isolated,
+            },
+            limits: Some(limits),
+            warm_slots: Some(isolation.is_warm()),
+            not_filtered_because: not_filtered_because.map(str::to_owned),
+            ..Capabilities::default()
+        }
+    }
+
     fn execute(&self, _container: usize, batch: Vec<Execution>) {
         // They only have to be started, so nobody's file keeps them waiting.
         let (commands, others): (Vec<_>, Vec<_>) =
-            batch.into_iter().partition(|execution| self.is_prompt(execution.tool));
+            batch.into_iter().partition(|execution| INLINE_TOOLS.contains(&execution.tool));
         for execution in commands.into_iter().chain(others) {
             match execution.tool {
                 "bash" => self.bash(execution),
@@ -267,11 +266,6 @@ impl Backend for LocalBackend {
                 }
             }
         }
-    }
-
-    /// Commands go to the threads that run them.
-    fn is_prompt(&self, tool: &str) -> bool {
-        matches!(tool, "bash" | "bash_stateful" | "tmux")
     }
 
     fn reset(&self, slot: &SlotRef, reply: ResetReply) {
@@ -301,41 +295,8 @@ impl Backend for LocalBackend {
         }
     }
 
-    fn isolates(&self) -> bool {
-        self.not_isolated_because().is_none()
-    }
-
-    fn limits(&self) -> Option<LimitsHeld> {
-        Some(self.limits())
-    }
-
-    fn warm_slots(&self) -> Option<bool> {
-        Some(self.keeps_sandboxes())
-    }
-
-    fn read_artifact(
-        &self,
-        slot: &SlotRef,
-        request: &ReadArtifact,
-    ) -> Result<Artifact, ArtifactError> {
-        artifacts::read(self.workspace(slot)?, request)
-    }
-
-    fn list_artifacts(
-        &self,
-        slot: &SlotRef,
-        request: &ListArtifacts,
-    ) -> Result<ArtifactList, ArtifactError> {
-        artifacts::list(self.workspace(slot)?, request)
-    }
-
-    fn archive_artifacts(
-        &self,
-        slot: &SlotRef,
-        request: &ArchiveArtifacts,
-        into: &mut (dyn Write + Send),
-    ) -> Result<ArchiveSummary, ArtifactError> {
-        artifacts::archive(self.workspace(slot)?, request, into)
+    fn artifacts(&self) -> Option<&dyn Artifacts> {
+        Some(self)
     }
 
     fn close(&self, deadline: Instant) {
@@ -359,12 +320,31 @@ impl Backend for LocalBackend {
     }
 }
 
+impl Artifacts for LocalBackend {
+    fn read(&self, slot: &SlotRef, request: &ReadArtifact) -> Result<Artifact, ArtifactError> {
+        artifacts::read(self.workspace(slot)?, request)
+    }
+
+    fn list(&self, slot: &SlotRef, request: &ListArtifacts) -> Result<ArtifactList, ArtifactError> {
+        artifacts::list(self.workspace(slot)?, request)
+    }
+
+    fn archive(
+        &self,
+        slot: &SlotRef,
+        request: &ArchiveArtifacts,
+        into: &mut (dyn Write + Send),
+    ) -> Result<ArchiveSummary, ArtifactError> {
+        artifacts::archive(self.workspace(slot)?, request, into)
+    }
+}
+
 /// The workspaces for commands that run as `user`, and how those are isolated.
 fn prepare(
     config: &LocalConfig,
     user: Option<CommandUser>,
     probe: Probe,
-) -> Result<(DataDir, Isolation), BackendError> {
+) -> Result<(DataDir, Engine), BackendError> {
     let data_dir = DataDir::create(config.data_dir.as_deref(), config.slots, user)
         .map_err(|error| BackendError::with_source("cannot make the workspaces", error))?;
     let etc = data_dir

@@ -18,6 +18,8 @@
 //!
 //! `examples/own_backend.rs` is a complete one.
 
+mod capabilities;
+#[cfg(feature = "http")]
 pub mod fleet;
 #[cfg(target_os = "linux")]
 pub mod local;
@@ -29,6 +31,9 @@ use std::io::Write;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
+
+pub use capabilities::{Capabilities, DEFAULT_TIMEOUT, Isolation};
 pub use reply::{Answer, Cancellation, Reply, ResetReply};
 pub use watch::{ContainerChange, Watcher};
 
@@ -37,11 +42,7 @@ use crate::artifact::{
     ReadArtifact,
 };
 use crate::error::BackendError;
-use crate::limits::LimitsHeld;
 use crate::tool::JsonObject;
-
-/// The time limit of a call that names none, unless a backend has its own: 30 s.
-pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Something that runs tool calls in slots. See the [module](self) for the contract.
 pub trait Backend: Send + Sync + 'static {
@@ -51,9 +52,11 @@ pub trait Backend: Send + Sync + 'static {
     /// Whatever keeps it from running calls; the executor does not start then.
     fn start(&self) -> Result<Vec<Container>, BackendError>;
 
-    /// The time limit of a call that names none. Defaults to [`DEFAULT_TIMEOUT`].
-    fn default_timeout(&self) -> Duration {
-        DEFAULT_TIMEOUT
+    /// What it can do and what holds in its slots. Asked for after [`start`](Self::start), and again
+    /// whenever [`stats`](crate::ToolExecutor::stats) are asked for; must not block. Defaults to
+    /// [`Capabilities::default`].
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::default()
     }
 
     /// Runs a batch of calls, all in the container at index `container` of what
@@ -61,19 +64,11 @@ pub trait Backend: Send + Sync + 'static {
     ///
     /// A call that was cancelled while its batch waited for an I/O thread is not among them.
     ///
-    /// Called on one of a few I/O threads, unless it [is prompt](Self::is_prompt). It may block for as long as it takes to *hand over* the
+    /// Called on one of a few I/O threads, but for [tools that it takes
+    /// inline](Capabilities::inline_tools). It may block for as long as it takes to *hand over* the
     /// calls; while it waits for their *results* it holds up an I/O thread, so a backend with slow
     /// calls should return early and answer the replies later.
     fn execute(&self, container: usize, batch: Vec<Execution>);
-
-    /// Whether [`execute`](Self::execute) takes calls of this tool without blocking – no I/O, no lock
-    /// that others hold for long – and answers them later. Then it is called on the executor's own
-    /// thread, which saves a change of threads; whatever holds it up there holds up all calls. Defaults
-    /// to `false`.
-    fn is_prompt(&self, tool: &str) -> bool {
-        let _ = tool;
-        false
-    }
 
     /// Empties a slot: no file and no process of an earlier call is left in it when `reply` is
     /// given `Ok`. It may be that an earlier call of the slot still runs, if its answer came too
@@ -90,77 +85,16 @@ pub trait Backend: Send + Sync + 'static {
         let _ = id;
     }
 
-    /// Reads a part of a file of the slot's workspace. Blocks; called on the thread of whoever asks,
-    /// while no call of the slot runs. Defaults to [`ArtifactError::Unsupported`].
-    ///
-    /// # Errors
-    /// See [`ArtifactError`].
-    fn read_artifact(
-        &self,
-        slot: &SlotRef,
-        request: &ReadArtifact,
-    ) -> Result<Artifact, ArtifactError> {
-        let _ = (slot, request);
-        Err(ArtifactError::Unsupported)
-    }
-
-    /// Lists files of the slot's workspace; as [`read_artifact`](Self::read_artifact).
-    ///
-    /// # Errors
-    /// See [`ArtifactError`].
-    fn list_artifacts(
-        &self,
-        slot: &SlotRef,
-        request: &ListArtifacts,
-    ) -> Result<ArtifactList, ArtifactError> {
-        let _ = (slot, request);
-        Err(ArtifactError::Unsupported)
-    }
-
-    /// Writes a `.tar.gz` of the slot's workspace, or of a part of it, to `into`, without holding it
-    /// in memory; as [`read_artifact`](Self::read_artifact), but `into` may be written to by another
-    /// thread, which has ended when this returns. After an error `into` has some part of it.
-    ///
-    /// # Errors
-    /// See [`ArtifactError`].
-    fn archive_artifacts(
-        &self,
-        slot: &SlotRef,
-        request: &ArchiveArtifacts,
-        into: &mut (dyn Write + Send),
-    ) -> Result<ArchiveSummary, ArtifactError> {
-        let _ = (slot, request, into);
-        Err(ArtifactError::Unsupported)
+    /// What reads the files of its slots. Defaults to none: readers are answered
+    /// [`ArtifactError::Unsupported`].
+    fn artifacts(&self) -> Option<&dyn Artifacts> {
+        None
     }
 
     /// Takes what tells the executor about containers that come and go. Called once, right after
     /// [`start`](Self::start). Defaults to ignoring it: the containers are always there.
     fn watch(&self, watcher: Watcher) {
         let _ = watcher;
-    }
-
-    /// Whether slots may hold files or processes of somebody else when the executor starts, so that
-    /// each is reset before it is given out for the first time. Defaults to `false`.
-    fn starts_dirty(&self) -> bool {
-        false
-    }
-
-    /// Whether commands run isolated from the machine and from other slots, as far as is known.
-    /// Defaults to `true`.
-    fn isolates(&self) -> bool {
-        true
-    }
-
-    /// Which limits hold for the commands of a slot, and by what; `None` where that is not known.
-    /// Defaults to that.
-    fn limits(&self) -> Option<LimitsHeld> {
-        None
-    }
-
-    /// Whether a slot keeps its sandbox from call to call; `None` where that is not known. Defaults to
-    /// that.
-    fn warm_slots(&self) -> Option<bool> {
-        None
     }
 
     /// Ends everything that is left and cleans up; nothing is called after it. What was called before
@@ -171,83 +105,38 @@ pub trait Backend: Send + Sync + 'static {
     }
 }
 
-impl<B: Backend + ?Sized> Backend for Arc<B> {
-    fn start(&self) -> Result<Vec<Container>, BackendError> {
-        (**self).start()
-    }
+/// Reads the files that a slot's calls have left in its workspace. All of it blocks; it is called on
+/// the thread of whoever asks, while no call of the slot runs.
+pub trait Artifacts: Send + Sync {
+    /// Reads a part of a file.
+    ///
+    /// # Errors
+    /// See [`ArtifactError`].
+    fn read(&self, slot: &SlotRef, request: &ReadArtifact) -> Result<Artifact, ArtifactError>;
 
-    fn default_timeout(&self) -> Duration {
-        (**self).default_timeout()
-    }
+    /// Lists files.
+    ///
+    /// # Errors
+    /// See [`ArtifactError`].
+    fn list(&self, slot: &SlotRef, request: &ListArtifacts) -> Result<ArtifactList, ArtifactError>;
 
-    fn execute(&self, container: usize, batch: Vec<Execution>) {
-        (**self).execute(container, batch);
-    }
-
-    fn is_prompt(&self, tool: &str) -> bool {
-        (**self).is_prompt(tool)
-    }
-
-    fn reset(&self, slot: &SlotRef, reply: ResetReply) {
-        (**self).reset(slot, reply);
-    }
-
-    fn cancel(&self, id: ExecutionId) {
-        (**self).cancel(id);
-    }
-
-    fn read_artifact(
-        &self,
-        slot: &SlotRef,
-        request: &ReadArtifact,
-    ) -> Result<Artifact, ArtifactError> {
-        (**self).read_artifact(slot, request)
-    }
-
-    fn list_artifacts(
-        &self,
-        slot: &SlotRef,
-        request: &ListArtifacts,
-    ) -> Result<ArtifactList, ArtifactError> {
-        (**self).list_artifacts(slot, request)
-    }
-
-    fn archive_artifacts(
+    /// Writes a `.tar.gz` of the workspace, or of a part of it, to `into`, without holding it in
+    /// memory. `into` may be written to by another thread, which has ended when this returns. After an
+    /// error `into` has some part of it.
+    ///
+    /// # Errors
+    /// See [`ArtifactError`].
+    fn archive(
         &self,
         slot: &SlotRef,
         request: &ArchiveArtifacts,
         into: &mut (dyn Write + Send),
-    ) -> Result<ArchiveSummary, ArtifactError> {
-        (**self).archive_artifacts(slot, request, into)
-    }
-
-    fn watch(&self, watcher: Watcher) {
-        (**self).watch(watcher);
-    }
-
-    fn starts_dirty(&self) -> bool {
-        (**self).starts_dirty()
-    }
-
-    fn isolates(&self) -> bool {
-        (**self).isolates()
-    }
-
-    fn limits(&self) -> Option<LimitsHeld> {
-        (**self).limits()
-    }
-
-    fn warm_slots(&self) -> Option<bool> {
-        (**self).warm_slots()
-    }
-
-    fn close(&self, deadline: Instant) {
-        (**self).close(deadline);
-    }
+    ) -> Result<ArchiveSummary, ArtifactError>;
 }
 
 /// A container: an address and the names of the slots in it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Container {
     /// Where it is: a URL, or any name that tells it from the others.
     pub addr: String,
@@ -255,8 +144,24 @@ pub struct Container {
     pub slots: Vec<String>,
 }
 
+impl Container {
+    /// A container at `addr` with slots of these names.
+    pub fn new(
+        addr: impl Into<String>,
+        slots: impl IntoIterator<Item = impl Into<String>>,
+    ) -> Self {
+        Self { addr: addr.into(), slots: slots.into_iter().map(Into::into).collect() }
+    }
+
+    /// A container at `addr` with so many slots: `slot_0`, `slot_1`, ….
+    pub fn numbered(addr: impl Into<String>, slots: usize) -> Self {
+        Self::new(addr, (0..slots).map(|slot| format!("slot_{slot}")))
+    }
+}
+
 /// A slot, for as long as one trajectory holds it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct SlotRef {
     /// The container's index in what [`Backend::start`] returned.
     pub container: usize,
@@ -267,12 +172,25 @@ pub struct SlotRef {
     /// The slot's name.
     pub name: Arc<str>,
     /// Counts how often the slot was given out: the same slot under a higher number belongs to
-    /// somebody else.
+    /// another trajectory.
     pub generation: u64,
 }
 
+impl SlotRef {
+    /// The slot at `index` of a container. The executor makes it; a test of a backend can, too.
+    pub fn new(
+        container: usize,
+        addr: impl Into<Arc<str>>,
+        index: usize,
+        name: impl Into<Arc<str>>,
+        generation: u64,
+    ) -> Self {
+        Self { container, addr: addr.into(), index, name: name.into(), generation }
+    }
+}
+
 /// Names one execution of one call, unique within its executor.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ExecutionId(pub u64);
 
 impl fmt::Display for ExecutionId {
@@ -283,6 +201,7 @@ impl fmt::Display for ExecutionId {
 
 /// One call on its way into a slot.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Execution {
     /// Its id, for [`Backend::cancel`].
     pub id: ExecutionId,

@@ -17,7 +17,7 @@ use crate::artifact::{
     ArchiveArtifacts, ArchiveSummary, Artifact, ArtifactError, ArtifactList, ListArtifacts,
     MAX_ARTIFACT_BYTES, MAX_ARTIFACT_ENTRIES, ReadArtifact,
 };
-use crate::backend::{Backend, SlotRef};
+use crate::backend::{Artifacts, SlotRef};
 
 /// How much of a file is in memory at once while it is copied.
 const COPY_PART: u64 = 1024 * 1024;
@@ -70,7 +70,7 @@ pub(crate) fn lost() -> ArtifactError {
 /// # Artifacts
 ///
 /// These take place after the trajectory's earlier calls and releases, and before its later ones. They
-/// block the calling thread: for their turn, up to [`Builder::queue_timeout`](super::Builder), and
+/// block the calling thread: for their turn, up to [`ExecutorConfig::queue_timeout`](crate::config::ExecutorConfig::queue_timeout), and
 /// while the backend reads. An in-process tool must not ask for its own trajectory's artifacts: it
 /// would wait for itself.
 impl ToolExecutor {
@@ -86,7 +86,7 @@ impl ToolExecutor {
         let max_bytes = request.max_bytes.clamp(1, MAX_ARTIFACT_BYTES);
         let request = ReadArtifact { max_bytes, ..request.clone() };
         let lease = self.lease(trajectory_id)?;
-        self.with(&lease, |backend| backend.read_artifact(&lease.slot, &request))
+        self.with(&lease, |artifacts| artifacts.read(&lease.slot, &request))
     }
 
     /// Lists files of a trajectory's workspace.
@@ -101,7 +101,7 @@ impl ToolExecutor {
         let max_entries = request.max_entries.clamp(1, MAX_ARTIFACT_ENTRIES);
         let request = ListArtifacts { max_entries, ..request.clone() };
         let lease = self.lease(trajectory_id)?;
-        self.with(&lease, |backend| backend.list_artifacts(&lease.slot, &request))
+        self.with(&lease, |artifacts| artifacts.list(&lease.slot, &request))
     }
 
     /// A `.tar.gz` of a trajectory's workspace, or of a part of it, in memory. Its limits are clamped
@@ -139,7 +139,7 @@ impl ToolExecutor {
         let lease = self.lease(trajectory_id)?;
         let mut request = ReadArtifact { max_bytes: COPY_PART, ..ReadArtifact::new(path) };
         loop {
-            let part = self.with(&lease, |backend| backend.read_artifact(&lease.slot, &request))?;
+            let part = self.with(&lease, |artifacts| artifacts.read(&lease.slot, &request))?;
             // Guarded: the writer is not ours.
             guarded(|| into.write_all(&part.content))
                 .map_err(|panic| failed("the writer of an artifact panicked", panic))?
@@ -168,7 +168,7 @@ impl ToolExecutor {
     ) -> Result<ArchiveSummary, ArtifactError> {
         let lease = self.lease(trajectory_id)?;
         let mut into = WhileHeld { lease: &lease, into };
-        self.with(&lease, |backend| backend.archive_artifacts(&lease.slot, request, &mut into))
+        self.with(&lease, |artifacts| artifacts.archive(&lease.slot, request, &mut into))
     }
 
     /// Waits for the trajectory's turn and its slot.
@@ -195,10 +195,11 @@ impl ToolExecutor {
     fn with<T>(
         &self,
         lease: &Lease,
-        run: impl FnOnce(&dyn Backend) -> Result<T, ArtifactError>,
+        run: impl FnOnce(&dyn Artifacts) -> Result<T, ArtifactError>,
     ) -> Result<T, ArtifactError> {
         lease.check()?;
-        let done = guarded(|| run(&*self.backend))
+        let read = || run(self.backend.artifacts().ok_or(ArtifactError::Unsupported)?);
+        let done = guarded(read)
             .unwrap_or_else(|panic| Err(failed("the sandbox backend panicked", panic)));
         lease.check()?;
         done

@@ -26,9 +26,16 @@ const HEARTBEAT: Duration = Duration::from_secs(60);
 pub(crate) struct Batcher {
     pub(crate) dispatch: Dispatch,
     pub(crate) events: Receiver<Event>,
+    pub(crate) performer: Performer,
+}
+
+/// Does in the world what the dispatch says.
+pub(crate) struct Performer {
     /// For the reports of what the workers did.
     pub(crate) report: Sender<Event>,
     pub(crate) backend: Arc<dyn Backend>,
+    /// The tools whose calls the backend takes at once.
+    pub(crate) inline_tools: &'static [&'static str],
     pub(crate) crew: Crew,
 }
 
@@ -53,7 +60,7 @@ impl Batcher {
         loop {
             let now = Instant::now();
             for action in self.dispatch.tick(now) {
-                perform(action, &self.backend, &self.report, &self.crew);
+                self.performer.perform(action);
             }
             if self.dispatch.is_done() {
                 break;
@@ -70,7 +77,7 @@ impl Batcher {
         Ended {
             stats: self.dispatch.stats(),
             cancelled: self.dispatch.aborted_calls(),
-            crew: self.crew,
+            crew: self.performer.crew,
         }
     }
 
@@ -83,64 +90,64 @@ impl Batcher {
     }
 }
 
-fn perform(action: Action, backend: &Arc<dyn Backend>, report: &Sender<Event>, crew: &Crew) {
-    let Crew { io, handlers, tool_server } = crew;
-    // A report is refused only when the batcher has ended, and then nobody needs it.
-    let report = report.clone();
-    let backend = backend.clone();
-    match action {
-        Action::Send { container, batch } => {
-            // A change of threads costs a lone call more than handing it over does. A panic drops the
-            // batch's replies, which answers them.
-            let is_prompt = |execution: &Execution| backend.is_prompt(execution.tool);
-            let parted = guarded(|| batch.into_iter().partition::<Vec<_>, _>(is_prompt));
-            let (prompt, others) = parted.unwrap_or_default();
-            hand_over(&*backend, container, prompt);
-            if others.is_empty() {
-                let _ = report.send(Event::BatchAccepted { container });
-                return;
-            }
-            io.spawn(move || {
-                hand_over(&*backend, container, still_wanted(others));
-                let _ = report.send(Event::BatchAccepted { container });
-            });
-        }
-        Action::Handle(call) => handlers.spawn(move || {
-            handle(call);
-            let _ = report.send(Event::ExternalReturned(External::InProcess));
-        }),
-        Action::AskToolServer(call) => match tool_server {
-            Some((tool_server, threads)) => {
-                let tool_server = tool_server.clone();
-                threads.spawn(move || {
-                    if let Err(panic) = guarded(|| ask(&tool_server, call)) {
-                        log::error!("a request to the ToolServer panicked: {panic}");
-                    }
-                    let _ = report.send(Event::ExternalReturned(External::ToolServer));
+impl Performer {
+    fn perform(&self, action: Action) {
+        let Crew { io, handlers, tool_server } = &self.crew;
+        // A report is refused only when the batcher has ended, and then it is not needed.
+        let report = self.report.clone();
+        let backend = self.backend.clone();
+        match action {
+            Action::Send { container, batch } => {
+                // A change of threads costs a lone call more than handing it over does.
+                let is_inline = |execution: &Execution| self.inline_tools.contains(&execution.tool);
+                let (inline, others): (Vec<_>, Vec<_>) = batch.into_iter().partition(is_inline);
+                hand_over(&*backend, container, inline);
+                if others.is_empty() {
+                    let _ = report.send(Event::BatchAccepted { container });
+                    return;
+                }
+                io.spawn(move || {
+                    hand_over(&*backend, container, still_wanted(others));
+                    let _ = report.send(Event::BatchAccepted { container });
                 });
             }
-            // No call for a ToolServer passes the door without one; its reply would say so.
-            None => drop(call),
-        },
-        Action::Reset { slot, slot_ref } => io.spawn(move || {
-            let generation = slot_ref.generation;
-            let reply = ResetReply::from_fn(move |outcome| {
-                let _ = report.send(Event::ResetDone { slot, generation, outcome });
-            });
-            if let Err(panic) = guarded(|| backend.reset(&slot_ref, reply)) {
-                log::error!("the sandbox backend panicked in reset: {panic}");
+            Action::Handle(call) => handlers.spawn(move || {
+                handle(call);
+                let _ = report.send(Event::ExternalReturned(External::InProcess));
+            }),
+            Action::AskToolServer(call) => match tool_server {
+                Some((tool_server, threads)) => {
+                    let tool_server = tool_server.clone();
+                    threads.spawn(move || {
+                        if let Err(panic) = guarded(|| ask(&tool_server, call)) {
+                            log::error!("a request to the ToolServer panicked: {panic}");
+                        }
+                        let _ = report.send(Event::ExternalReturned(External::ToolServer));
+                    });
+                }
+                // No call for a ToolServer passes the door without one; its reply would say so.
+                None => drop(call),
+            },
+            Action::Reset { slot, slot_ref } => io.spawn(move || {
+                let generation = slot_ref.generation;
+                let reply = ResetReply::from_fn(move |outcome| {
+                    let _ = report.send(Event::ResetDone { slot, generation, outcome });
+                });
+                if let Err(panic) = guarded(|| backend.reset(&slot_ref, reply)) {
+                    log::error!("the sandbox backend panicked in reset: {panic}");
+                }
+            }),
+            Action::Lend { slot, trajectory_id, lost, reply } => {
+                // There is room in the channel. Refused when nobody waits any more: the lease that comes
+                // back is dropped, which gives the slot back.
+                let _ = reply.try_send(Ok(Lease::new(slot, trajectory_id, lost, report)));
             }
-        }),
-        Action::Lend { slot, trajectory_id, lost, reply } => {
-            // There is room in the channel. Refused when nobody waits any more: the lease that comes
-            // back is dropped, which gives the slot back.
-            let _ = reply.try_send(Ok(Lease::new(slot, trajectory_id, lost, report)));
+            Action::Cancel(id) => io.spawn(move || {
+                if let Err(panic) = guarded(|| backend.cancel(id)) {
+                    log::error!("the sandbox backend panicked in cancel: {panic}");
+                }
+            }),
         }
-        Action::Cancel(id) => io.spawn(move || {
-            if let Err(panic) = guarded(|| backend.cancel(id)) {
-                log::error!("the sandbox backend panicked in cancel: {panic}");
-            }
-        }),
     }
 }
 

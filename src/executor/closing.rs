@@ -3,10 +3,10 @@
 use std::time::{Duration, Instant};
 
 use super::batcher::{Crew, Ended};
-use super::config::LONGEST;
 use super::event::Event;
 use super::stats::Stats;
 use super::{CLOSE_MARGIN, Threads, ToolExecutor};
+use crate::seconds::LONGEST;
 use crate::workers::guarded;
 
 /// How a close went.

@@ -8,13 +8,16 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
+use serde::Serialize;
 
 #[cfg(target_os = "linux")]
 use self::signal::Signal;
+use super::destination::Destination;
 use crate::tool::ToolResult;
 
 /// A call that has ended, as a [`CompletionQueue`] or a completion callback gets it.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct Completion {
     /// What the caller passed when submitting; 0 for a callback.
     pub tag: u64,
@@ -144,6 +147,11 @@ impl CompletionQueue {
             signal.take();
         }
         completion
+    }
+
+    /// This queue as the [`Destination`](super::Destination) of a call's result, under `tag`.
+    pub fn tagged(&self, tag: u64) -> Destination<'_> {
+        Destination::queue(self, tag)
     }
 
     /// The next completion, if one is there. Does not block.

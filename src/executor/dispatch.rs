@@ -35,6 +35,7 @@ use super::line::Line;
 use super::stats::{LaneStats, Recorder, Refusals, Stats};
 use crate::artifact::ArtifactError;
 use crate::backend::{Container, Execution, ExecutionId, Reply, SlotRef};
+use crate::config::LostWorkspace;
 use crate::pool::{Pool, SlotIx};
 use crate::tool::{Handler, JsonObject, Outcome, ToolContext, ToolResult, Work};
 
@@ -56,19 +57,6 @@ pub(crate) struct Limits {
     pub(crate) unanswered: usize,
     /// What becomes of a trajectory whose workspace was lost.
     pub(crate) on_lost: LostWorkspace,
-}
-
-/// What becomes of a trajectory whose workspace was lost with its sandbox. The call that ran then
-/// ends as [`Outcome::SandboxLost`] either way.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[non_exhaustive]
-pub enum LostWorkspace {
-    /// Its sandbox calls are answered [`Outcome::SandboxLost`] until it is released: none of them
-    /// runs in an empty workspace without its knowing.
-    #[default]
-    Refuse,
-    /// Its next sandbox call runs in an empty workspace.
-    StartEmpty,
 }
 
 /// Something to be done in the world.

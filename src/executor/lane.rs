@@ -9,18 +9,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-/// When a lane sends what it holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[non_exhaustive]
-pub enum BatchPolicy {
-    /// At once while fewer than two batches of the lane are unacknowledged; else when the batch is
-    /// full or its oldest call has waited for the window.
-    #[default]
-    Adaptive,
-    /// Only when the batch is full or its oldest call has waited for the window. With a window of 0
-    /// every call goes at once.
-    Window,
-}
+use crate::config::BatchPolicy;
 
 /// Up to how many batches of a lane may be on their way to be accepted before an adaptive lane
 /// starts to collect. One keeps the destination busy, one more hides the hand-over.

@@ -13,10 +13,11 @@
 
 mod artifacts;
 mod batcher;
+mod builder;
 mod callback;
 mod closing;
 mod completion;
-mod config;
+mod destination;
 mod dispatch;
 mod event;
 mod gate;
@@ -34,14 +35,12 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use parking_lot::{Mutex, RwLock};
 
+pub use self::builder::Builder;
 pub use self::closing::CloseReport;
 pub use self::completion::{Completion, CompletionQueue};
-pub use self::config::Builder;
-pub use self::dispatch::LostWorkspace;
-pub use self::lane::BatchPolicy;
+pub use self::destination::Destination;
 pub use self::stats::{Bucket, LaneStats, OutcomeCounts, Stats, Summary};
 pub use self::ticket::{CallHandle, Pending};
-pub use crate::pool::{ContainerCounts, SlotCounts};
 
 use self::batcher::Ended;
 use self::callback::CallbackJob;
@@ -49,8 +48,10 @@ use self::completion::Places;
 use self::event::{Accepted, Event};
 use self::gate::{Gate, Refused};
 use self::stats::Refusals;
-use self::ticket::{Callback, Cell, Destination, Ticket};
-use crate::backend::{Backend, ExecutionId, SlotRef};
+use self::ticket::{Cell, ReplyTo, Ticket};
+use crate::backend::{Backend, Capabilities, ExecutionId, SlotRef};
+#[cfg(doc)]
+use crate::config::ExecutorConfig;
 use crate::error::{ReleaseError, SubmitError};
 use crate::thread::OwnedThread;
 use crate::tool::{Outcome, Policy, Prepared, ToolCall, ToolRegistry, ToolResult, prepare};
@@ -77,7 +78,7 @@ const CLOSE_MARGIN: Duration = Duration::from_secs(15);
 /// })?;
 /// let executor = ToolExecutor::builder().registry(registry).start()?;
 /// let call = ToolCall::new("shout", serde_json::json!({"text": "hello"}));
-/// let result = executor.execute("trajectory-1", call, None);
+/// let result = executor.execute("trajectory-1", call);
 /// assert_eq!(result.output, "HELLO");
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
@@ -116,22 +117,18 @@ impl ToolExecutor {
 
     /// Runs a call and blocks until its result is there.
     ///
-    /// The call's time limit is `timeout`, else its own numeric `arguments.timeout`, either clamped
-    /// to 1…600 s, else the backend's default. It covers the execution; the waits before it have
-    /// limits of their own ([`Builder::queue_timeout`], [`Builder::acquire_timeout`]).
+    /// The call's time limit is its [`timeout`](ToolCall::timeout), else its own numeric
+    /// `arguments.timeout`, either clamped to 1…600 s, else the backend's default. It covers the
+    /// execution; the waits before it have limits of their own ([`ExecutorConfig::queue_timeout`],
+    /// [`ExecutorConfig::acquire_timeout`]).
     ///
     /// A trajectory's calls run one after the other, in the order in which they were submitted, in
-    /// one slot, which it keeps until [`release_trajectory`](Self::release_trajectory).
+    /// one slot, which it keeps until its [`release`](Self::release).
     ///
     /// Whatever goes wrong is a result too; with the executor closed or its queue full for
     /// `queue_timeout` it is [`Outcome::NeverRan`].
-    pub fn execute(
-        &self,
-        trajectory_id: &str,
-        call: ToolCall,
-        timeout: Option<Duration>,
-    ) -> ToolResult {
-        match self.submit(trajectory_id, call, timeout) {
+    pub fn execute(&self, trajectory_id: &str, call: ToolCall) -> ToolResult {
+        match self.submit(trajectory_id, call) {
             Ok(pending) => pending.wait(),
             Err(error) => {
                 let mut result = ToolResult::failure(Outcome::NeverRan, error.to_string());
@@ -150,28 +147,44 @@ impl ToolExecutor {
     ///
     /// # Errors
     /// The executor is closed, or its queue stayed full. The error gives the call back.
-    pub fn submit(
-        &self,
-        trajectory_id: &str,
-        call: ToolCall,
-        timeout: Option<Duration>,
-    ) -> Result<Pending, SubmitError> {
-        let room_by = Some(Instant::now() + self.queue_timeout);
-        let admitted = self.admit(trajectory_id, call, timeout, room_by, Destination::Pending);
-        admitted.map(Pending::new)
+    pub fn submit(&self, trajectory_id: &str, call: ToolCall) -> Result<Pending, SubmitError> {
+        self.admit(trajectory_id, call, self.room_by(), ReplyTo::Pending).map(Pending::new)
     }
 
     /// Like [`submit`](Self::submit), but never blocks.
     ///
     /// # Errors
     /// The executor is closed, or its queue is full. The error gives the call back.
-    pub fn try_submit(
+    pub fn try_submit(&self, trajectory_id: &str, call: ToolCall) -> Result<Pending, SubmitError> {
+        self.admit(trajectory_id, call, None, ReplyTo::Pending).map(Pending::new)
+    }
+
+    /// Like [`submit`](Self::submit), but the result goes to `destination`: a
+    /// [completion queue](CompletionQueue::tagged) or a [closure](Destination::callback).
+    ///
+    /// # Errors
+    /// As `submit`; or the destination has no place: all places of the completion queue are taken, or
+    /// as many callbacks as the executor's queue has places have not returned yet.
+    pub fn submit_to(
         &self,
         trajectory_id: &str,
         call: ToolCall,
-        timeout: Option<Duration>,
-    ) -> Result<Pending, SubmitError> {
-        self.admit(trajectory_id, call, timeout, None, Destination::Pending).map(Pending::new)
+        destination: Destination<'_>,
+    ) -> Result<CallHandle, SubmitError> {
+        self.admit_to(trajectory_id, call, destination, self.room_by())
+    }
+
+    /// Like [`submit_to`](Self::submit_to), but never blocks.
+    ///
+    /// # Errors
+    /// As `submit_to`; also when the executor's queue is full now.
+    pub fn try_submit_to(
+        &self,
+        trajectory_id: &str,
+        call: ToolCall,
+        destination: Destination<'_>,
+    ) -> Result<CallHandle, SubmitError> {
+        self.admit_to(trajectory_id, call, destination, None)
     }
 
     /// A queue that collects results, for a thread that drives many trajectories. `capacity`, at
@@ -190,93 +203,37 @@ impl ToolExecutor {
         CompletionQueue::pollable(capacity)
     }
 
-    /// Like [`submit`](Self::submit), but the result goes to `queue`, with `tag`.
+    /// Ends a trajectory's use of its slot: after its earlier calls have ended, the slot is emptied
+    /// and freed. Blocks until that is done; [`submit_release`](Self::submit_release) does not.
+    ///
+    /// A trajectory without a slot, or unknown, is released already. To release without waiting for
+    /// what it runs, call [`cancel_trajectory`](Self::cancel_trajectory) first.
     ///
     /// # Errors
-    /// As `submit`; or all places of `queue` are taken: fetch some completions first.
-    pub fn submit_to(
-        &self,
-        queue: &CompletionQueue,
-        tag: u64,
-        trajectory_id: &str,
-        call: ToolCall,
-        timeout: Option<Duration>,
-    ) -> Result<CallHandle, SubmitError> {
-        let room_by = Some(Instant::now() + self.queue_timeout);
-        self.admit_to(queue, tag, trajectory_id, call, timeout, room_by)
+    /// The executor is closed, or the workspace could not be emptied.
+    pub fn release(&self, trajectory_id: &str) -> Result<(), ReleaseError> {
+        self.await_release(trajectory_id, true)
     }
 
-    /// Like [`submit_to`](Self::submit_to), but never blocks.
+    /// Like [`release`](Self::release), but does not empty the slot: the files stay until another
+    /// trajectory needs the slot, and are removed then; the same trajectory, coming back before,
+    /// finds them.
     ///
     /// # Errors
-    /// As `submit_to`; also when the executor's queue is full now.
-    pub fn try_submit_to(
-        &self,
-        queue: &CompletionQueue,
-        tag: u64,
-        trajectory_id: &str,
-        call: ToolCall,
-        timeout: Option<Duration>,
-    ) -> Result<CallHandle, SubmitError> {
-        self.admit_to(queue, tag, trajectory_id, call, timeout, None)
+    /// The executor is closed.
+    pub fn release_keeping_files(&self, trajectory_id: &str) -> Result<(), ReleaseError> {
+        self.await_release(trajectory_id, false)
     }
 
-    /// Like [`submit`](Self::submit), but calls `on_done` with the result (its `tag` is 0), on the
-    /// one thread that runs all callbacks: one that takes long delays the other callbacks, and
-    /// nothing else. A panic in it is logged and ends there.
-    ///
-    /// # Errors
-    /// As `submit`; or as many callbacks as the queue's capacity have not returned yet.
-    pub fn submit_then(
-        &self,
-        trajectory_id: &str,
-        call: ToolCall,
-        timeout: Option<Duration>,
-        on_done: impl FnOnce(Completion) + Send + 'static,
-    ) -> Result<CallHandle, SubmitError> {
-        let room_by = Some(Instant::now() + self.queue_timeout);
-        self.admit_then(trajectory_id, call, timeout, room_by, Box::new(on_done))
+    /// Like [`release`](Self::release), but does not wait for it to be done.
+    pub fn submit_release(&self, trajectory_id: &str) {
+        self.send_release(trajectory_id, true, None);
     }
 
-    /// Like [`submit_then`](Self::submit_then), but never blocks.
-    ///
-    /// # Errors
-    /// As `submit_then`; also when the executor's queue is full now.
-    pub fn try_submit_then(
-        &self,
-        trajectory_id: &str,
-        call: ToolCall,
-        timeout: Option<Duration>,
-        on_done: impl FnOnce(Completion) + Send + 'static,
-    ) -> Result<CallHandle, SubmitError> {
-        self.admit_then(trajectory_id, call, timeout, None, Box::new(on_done))
-    }
-
-    /// Ends the use of a slot: after the trajectory's earlier calls have ended, its slot is freed,
-    /// emptied first if `reset_workspace`. Blocks until that is done.
-    ///
-    /// Without a reset the files stay until another trajectory needs the slot, and are removed
-    /// then; the same trajectory, coming back before, finds them. A trajectory without a slot, or
-    /// unknown, is released already. To release without waiting for what it runs, call
-    /// [`cancel_trajectory`](Self::cancel_trajectory) first.
-    ///
-    /// # Errors
-    /// The executor is closed, or the workspace could not be reset.
-    pub fn release_trajectory(
-        &self,
-        trajectory_id: &str,
-        reset_workspace: bool,
-    ) -> Result<(), ReleaseError> {
-        let (reply, answer) = bounded(1);
-        self.send_release(trajectory_id, reset_workspace, Some(reply));
-        // The batcher answers when everything before it has ended, which all have their limits;
-        // when it ends it drops what it has not answered.
-        answer.recv().unwrap_or(Err(ReleaseError::Closed))
-    }
-
-    /// Like [`release_trajectory`](Self::release_trajectory), but does not wait for it to be done.
-    pub fn submit_release(&self, trajectory_id: &str, reset_workspace: bool) {
-        self.send_release(trajectory_id, reset_workspace, None);
+    /// Like [`release_keeping_files`](Self::release_keeping_files), but does not wait for it to be
+    /// done.
+    pub fn submit_release_keeping_files(&self, trajectory_id: &str) {
+        self.send_release(trajectory_id, false, None);
     }
 
     /// Cancels everything of a trajectory that has not ended, see [`Pending::cancel`]. Does not
@@ -303,9 +260,15 @@ impl ToolExecutor {
             Some(stats) => stats,
             None => self.closed.lock().as_ref().map(|(_, stats)| stats.clone()).unwrap_or_default(),
         };
-        stats.limits = guarded(|| self.backend.limits()).unwrap_or_default();
-        stats.warm_slots = guarded(|| self.backend.warm_slots()).unwrap_or_default();
+        let capabilities = self.capabilities();
+        stats.limits = capabilities.limits;
+        stats.warm_slots = capabilities.warm_slots;
         stats
+    }
+
+    /// What the backend can do and what holds in its slots, as far as is known now.
+    pub fn capabilities(&self) -> Capabilities {
+        guarded(|| self.backend.capabilities()).unwrap_or_default()
     }
 
     /// The tools there are.
@@ -313,38 +276,33 @@ impl ToolExecutor {
         &self.registry
     }
 
-    fn admit_to(
-        &self,
-        queue: &CompletionQueue,
-        tag: u64,
-        trajectory_id: &str,
-        call: ToolCall,
-        timeout: Option<Duration>,
-        room_by: Option<Instant>,
-    ) -> Result<CallHandle, SubmitError> {
-        let Some(place) = queue.take_place() else {
-            return Err(SubmitError::CompletionQueueFull(Box::new(call)));
-        };
-        let destination = Destination::Queue { queue: queue.sender().clone(), place, tag };
-        self.admit(trajectory_id, call, timeout, room_by, destination).map(CallHandle::new)
+    /// Until when a blocking submit waits for room in the queue.
+    fn room_by(&self) -> Option<Instant> {
+        Some(Instant::now() + self.queue_timeout)
     }
 
-    fn admit_then(
+    fn admit_to(
         &self,
         trajectory_id: &str,
         call: ToolCall,
-        timeout: Option<Duration>,
+        destination: Destination<'_>,
         room_by: Option<Instant>,
-        callback: Callback,
     ) -> Result<CallHandle, SubmitError> {
-        let Some(thread) = self.callbacks.read().clone() else {
-            return Err(SubmitError::Closed(Box::new(call)));
+        let full = |call| SubmitError::CompletionQueueFull(Box::new(call));
+        let reply_to = match destination.0 {
+            destination::Kind::Queue { queue, tag } => {
+                let Some(place) = queue.take_place() else { return Err(full(call)) };
+                ReplyTo::Queue { queue: queue.sender().clone(), place, tag }
+            }
+            destination::Kind::Callback(callback) => {
+                let Some(thread) = self.callbacks.read().clone() else {
+                    return Err(SubmitError::Closed(Box::new(call)));
+                };
+                let Some(place) = self.callback_places.take() else { return Err(full(call)) };
+                ReplyTo::Callback { thread, place, callback }
+            }
         };
-        let Some(place) = self.callback_places.take() else {
-            return Err(SubmitError::CompletionQueueFull(Box::new(call)));
-        };
-        let destination = Destination::Callback { thread, place, callback };
-        self.admit(trajectory_id, call, timeout, room_by, destination).map(CallHandle::new)
+        self.admit(trajectory_id, call, room_by, reply_to).map(CallHandle::new)
     }
 
     /// The door: lets a call in, checks it, and queues it – or answers it here and now.
@@ -352,9 +310,8 @@ impl ToolExecutor {
         &self,
         trajectory_id: &str,
         call: ToolCall,
-        timeout: Option<Duration>,
         room_by: Option<Instant>,
-        destination: Destination,
+        destination: ReplyTo,
     ) -> Result<Arc<Cell>, SubmitError> {
         match self.gate.enter(room_by) {
             Ok(()) => {}
@@ -365,7 +322,7 @@ impl ToolExecutor {
         let mut call = call;
         let repairs = call.origin.as_mut().map(|origin| std::mem::take(&mut origin.repairs));
         let tool = self.registry.get(&call.name).map(|_| call.name.clone());
-        let (uniq_id, prepared) = match self.check(trajectory_id, call, timeout) {
+        let (uniq_id, prepared) = match self.check(trajectory_id, call) {
             Ok(mut prepared) => (std::mem::take(&mut prepared.uniq_id), Ok(prepared)),
             Err(mut refusal) => (refusal.uniq_id.take().unwrap_or_default(), Err(refusal)),
         };
@@ -401,24 +358,31 @@ impl ToolExecutor {
     }
 
     /// What is to run for a call, or the result of one that goes no further.
-    fn check(
-        &self,
-        trajectory_id: &str,
-        call: ToolCall,
-        timeout: Option<Duration>,
-    ) -> Result<Prepared, Box<ToolResult>> {
+    fn check(&self, trajectory_id: &str, call: ToolCall) -> Result<Prepared, Box<ToolResult>> {
         let problem = match trajectory_id.len() {
             0 => "the trajectory id is empty".to_owned(),
             1..=MAX_TRAJECTORY_ID => {
                 let (registry, policy) = (&self.registry, &self.policy);
                 let (server, default) = (self.has_tool_server, self.default_timeout);
-                return prepare(registry, policy, server, call, timeout, default);
+                return prepare(registry, policy, server, call, default);
             }
             bytes => format!("the trajectory id has {bytes} bytes; at most {MAX_TRAJECTORY_ID}"),
         };
         let mut refusal = ToolResult::failure(Outcome::InvalidCall, problem);
         refusal.uniq_id = Some(call.uniq_id);
         Err(Box::new(refusal))
+    }
+
+    fn await_release(
+        &self,
+        trajectory_id: &str,
+        reset_workspace: bool,
+    ) -> Result<(), ReleaseError> {
+        let (reply, answer) = bounded(1);
+        self.send_release(trajectory_id, reset_workspace, Some(reply));
+        // The batcher answers when everything before it has ended, which all have their limits;
+        // when it ends it drops what it has not answered.
+        answer.recv().unwrap_or(Err(ReleaseError::Closed))
     }
 
     fn send_release(

@@ -1,4 +1,4 @@
-//! The start of an executor: its backend, its threads.
+//! The start of an executor: its backend, its threads. The one place that names concrete backends.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -7,42 +7,72 @@ use std::time::Instant;
 use crossbeam_channel::{bounded, unbounded};
 use parking_lot::{Mutex, RwLock};
 
-use super::batcher::{Batcher, Crew};
+use super::batcher::{Batcher, Crew, Performer};
+use super::builder::{Builder, NoBackend};
 use super::callback;
 use super::completion::Places;
-use super::config::{Builder, LONGEST};
-use super::dispatch::{Dispatch, External};
+use super::dispatch::{Dispatch, External, Limits};
 use super::event::Event;
 use super::gate::Gate;
+use super::lane::BatchLimits;
 use super::stats::Refusals;
 use super::{CLOSE_MARGIN, Threads, ToolExecutor};
-use crate::backend::Watcher;
-use crate::error::{StartError, ToolServerError};
+use crate::backend::{Backend, Watcher};
+use crate::config::{ExecutorConfig, FleetConfig, LocalConfig, MOST_THREADS, ToolServerConfig};
+use crate::error::{ConfigError, StartError};
+use crate::seconds::LONGEST;
 use crate::thread::OwnedThread;
 use crate::tool::ToolRegistry;
-use crate::toolserver::{ToolServer, ToolServerConfig};
+use crate::toolserver::ToolServer;
 use crate::workers::{Workers, guarded};
 
 impl ToolExecutor {
-    pub(super) fn start(mut config: Builder) -> Result<Self, StartError> {
-        let limits = config.limits();
+    /// An executor of this configuration, with its `local` or `fleet` sandbox; see
+    /// [`Builder::start`].
+    ///
+    /// # Errors
+    /// As [`Builder::start`].
+    pub fn start(config: ExecutorConfig) -> Result<Self, StartError> {
+        Builder::new().config(config).start()
+    }
+
+    pub(super) fn launch(builder: Builder) -> Result<Self, StartError> {
+        let Builder { config, backend, registry } = builder;
+        config.check()?;
+        if backend.is_some() && (config.local.is_some() || config.fleet.is_some()) {
+            let text = "the builder has a backend, and the configuration \"local\" or \"fleet\": \
+                        give one of them";
+            return Err(ConfigError::new(text).into());
+        }
+        let mut registry = match registry {
+            Some(registry) => registry,
+            None => config.tools.registry()?,
+        };
+        let limits = limits(&config);
         // Before the backend, which may be slow to start: whether it is there is soon known.
-        let tool_server =
-            config.tool_server.take().map(|server| connect(&server, &mut config.registry));
-        let tool_server = tool_server.transpose().map_err(StartError::ToolServer)?;
+        let tool_server = match &config.tool_server {
+            Some(server) => Some(connect(server, &mut registry)?),
+            None => None,
+        };
         let has_tool_server = tool_server.is_some();
+        let backend = match (backend, config.local, config.fleet) {
+            (Some(backend), ..) => backend,
+            (None, Some(local), _) => start_local(local)?,
+            (None, None, Some(fleet)) => new_fleet(fleet)?,
+            (None, None, None) => Arc::new(NoBackend),
+        };
+        let containers = backend.start().map_err(StartError::Backend)?;
+        let capabilities = backend.capabilities();
         // A backend without a limit of its own may well say `Duration::MAX`.
-        let default_timeout = config.backend.default_timeout().min(LONGEST);
-        let containers = config.backend.start().map_err(StartError::Backend)?;
+        let default_timeout = capabilities.default_timeout.min(LONGEST);
         let gate = Arc::new(Gate::new(config.queue_capacity));
         let refusals = Arc::new(Refusals::default());
         let (events, receiver) = unbounded();
         let told = events.clone();
-        config.backend.watch(Watcher::from_fn(move |container, change| {
+        backend.watch(Watcher::from_fn(move |container, change| {
             // Refused only when the batcher has ended.
             let _ = told.send(Event::Container { container, change });
         }));
-        let starts_dirty = config.backend.starts_dirty();
         let launch = || -> std::io::Result<_> {
             let io = Workers::start("tool-io", config.io_threads)?;
             let handlers =
@@ -61,12 +91,15 @@ impl ToolExecutor {
                     limits,
                     gate.clone(),
                     refusals.clone(),
-                    starts_dirty,
+                    capabilities.starts_dirty,
                 ),
                 events: receiver,
-                report: events.clone(),
-                backend: config.backend.clone(),
-                crew: Crew { io, handlers, tool_server },
+                performer: Performer {
+                    report: events.clone(),
+                    backend: backend.clone(),
+                    inline_tools: capabilities.inline_tools,
+                    crew: Crew { io, handlers, tool_server },
+                },
             };
             let (leave, ended) = bounded(1);
             let batcher_gate = gate.clone();
@@ -86,7 +119,7 @@ impl ToolExecutor {
         let (callbacks, threads) = match launch() {
             Ok(launched) => launched,
             Err(error) => {
-                config.backend.close(Instant::now() + CLOSE_MARGIN);
+                backend.close(Instant::now() + CLOSE_MARGIN);
                 return Err(StartError::Thread(error));
             }
         };
@@ -94,7 +127,7 @@ impl ToolExecutor {
             events,
             gate,
             refusals,
-            registry: config.registry,
+            registry,
             policy: config.policy,
             has_tool_server,
             default_timeout,
@@ -103,24 +136,78 @@ impl ToolExecutor {
             next_id: AtomicU64::new(1),
             callbacks: RwLock::new(Some(callbacks)),
             callback_places: Places::new(config.queue_capacity),
-            backend: config.backend,
+            backend,
             threads: Mutex::new(Some(threads)),
             closed: Mutex::new(None),
         })
     }
 }
 
+/// What dispatch keeps to.
+fn limits(config: &ExecutorConfig) -> Limits {
+    Limits {
+        batch: BatchLimits {
+            policy: config.batch_policy,
+            window: config.batch_window,
+            max_size: config.max_batch_size,
+        },
+        queue_timeout: config.queue_timeout,
+        acquire_timeout: config.acquire_timeout,
+        answer_grace: config.answer_grace,
+        reset_timeout: config.reset_timeout,
+        on_lost: config.on_lost_workspace,
+        unanswered: config.queue_capacity.max(MOST_THREADS),
+        external: [
+            config.handler_threads,
+            config.tool_server.as_ref().map_or(0, |server| server.concurrency),
+        ],
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn start_local(config: LocalConfig) -> Result<Arc<dyn Backend>, StartError> {
+    let backend = crate::backend::local::LocalBackend::start(config);
+    Ok(Arc::new(backend.map_err(StartError::Backend)?))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn start_local(_config: LocalConfig) -> Result<Arc<dyn Backend>, StartError> {
+    Err(StartError::Unsupported("the embedded sandbox, \"local\", needs Linux".to_owned()))
+}
+
+#[cfg(feature = "http")]
+fn new_fleet(config: FleetConfig) -> Result<Arc<dyn Backend>, StartError> {
+    let fleet = crate::backend::fleet::FleetBackend::new(config);
+    Ok(Arc::new(fleet.map_err(|error| ConfigError::new(format!("in \"fleet\": {error}")))?))
+}
+
+#[cfg(not(feature = "http"))]
+fn new_fleet(_config: FleetConfig) -> Result<Arc<dyn Backend>, StartError> {
+    let text = "\"fleet\" needs the feature `http`, which this build of the library lacks";
+    Err(StartError::Unsupported(text.to_owned()))
+}
+
 /// A client of the ToolServer, with its tools added to the registry.
+#[cfg(feature = "http")]
 fn connect(
     config: &ToolServerConfig,
     registry: &mut ToolRegistry,
-) -> Result<ToolServer, ToolServerError> {
-    let server = ToolServer::new(config)?;
-    for schema in server.tools()? {
+) -> Result<ToolServer, StartError> {
+    let server = ToolServer::new(config).map_err(StartError::ToolServer)?;
+    for schema in server.tools().map_err(StartError::ToolServer)? {
         let name = schema.name.clone();
         if let Err(error) = registry.register_external(schema) {
             log::info!("the ToolServer's tool {name:?} is not added: {error}");
         }
     }
     Ok(server)
+}
+
+#[cfg(not(feature = "http"))]
+fn connect(
+    _config: &ToolServerConfig,
+    _registry: &mut ToolRegistry,
+) -> Result<ToolServer, StartError> {
+    let text = "\"tool_server\" needs the feature `http`, which this build of the library lacks";
+    Err(StartError::Unsupported(text.to_owned()))
 }

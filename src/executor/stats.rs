@@ -7,7 +7,7 @@ use hdrhistogram::Histogram;
 use parking_lot::Mutex;
 use serde::{Serialize, Serializer};
 
-use crate::limits::LimitsHeld;
+use crate::limits::EnforcedLimits;
 use crate::pool::{ContainerCounts, SlotCounts};
 use crate::tool::{Outcome, Timing};
 
@@ -49,7 +49,7 @@ pub struct Stats {
     /// What is on its way to each container, now, in the order in which the backend named them.
     pub lanes: Vec<LaneStats>,
     /// Which limits hold for the commands of the backend's slots, where it tells.
-    pub limits: Option<LimitsHeld>,
+    pub limits: Option<EnforcedLimits>,
     /// Whether the backend's slots keep their sandboxes from call to call, where it tells. Where they
     /// do not each command pays for a sandbox of its own.
     pub warm_slots: Option<bool>,

@@ -25,8 +25,8 @@ use crate::tool::{Outcome, Timing, ToolResult};
 /// A user's code that wants to be called with a result.
 pub(crate) type Callback = Box<dyn FnOnce(Completion) + Send>;
 
-/// Where a result goes.
-pub(crate) enum Destination {
+/// Where a call's result goes.
+pub(crate) enum ReplyTo {
     /// It stays in the cell, for a [`Pending`] to take.
     Pending,
     /// A completion queue.
@@ -36,7 +36,7 @@ pub(crate) enum Destination {
 }
 
 enum State {
-    Open(Destination),
+    Open(ReplyTo),
     /// Answered, the result not fetched yet. Boxed so that an open cell stays small.
     Done(Box<ToolResult>),
     /// Answered, and the result handed on.
@@ -116,16 +116,16 @@ impl Cell {
         }
         announce(outcome, timing);
         match destination {
-            Destination::Pending => {
+            ReplyTo::Pending => {
                 progress.state = State::Done(Box::new(result));
                 drop(progress);
                 self.done.notify_all();
             }
-            Destination::Queue { queue, place, tag } => {
+            ReplyTo::Queue { queue, place, tag } => {
                 drop(progress);
                 queue.send(place, self.completion(tag, result));
             }
-            Destination::Callback { thread, place, callback } => {
+            ReplyTo::Callback { thread, place, callback } => {
                 drop(progress);
                 let completion = self.completion(0, result);
                 if let Err(refused) = thread.send(CallbackJob { completion, callback, place }) {
@@ -165,7 +165,7 @@ impl Ticket {
         id: ExecutionId,
         trajectory_id: Arc<str>,
         uniq_id: String,
-        destination: Destination,
+        destination: ReplyTo,
         events: Sender<Event>,
     ) -> Self {
         Self(Arc::new(Cell {
@@ -238,7 +238,18 @@ impl Pending {
     /// # Errors
     /// Gives itself back when the result is not there by then. The call goes on.
     pub fn wait_timeout(self, timeout: Duration) -> Result<ToolResult, Pending> {
-        let deadline = Instant::now().checked_add(timeout);
+        self.wait_until(Instant::now().checked_add(timeout))
+    }
+
+    /// Blocks until the result is there, or until `deadline`.
+    ///
+    /// # Errors
+    /// Gives itself back when the result is not there by then. The call goes on.
+    pub fn wait_deadline(self, deadline: Instant) -> Result<ToolResult, Pending> {
+        self.wait_until(Some(deadline))
+    }
+
+    fn wait_until(self, deadline: Option<Instant>) -> Result<ToolResult, Pending> {
         let mut progress = self.cell.progress.lock();
         loop {
             match std::mem::replace(&mut progress.state, State::Gone) {

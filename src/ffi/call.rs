@@ -1,12 +1,5 @@
 //! Calls: executed, submitted, cancelled; and releases.
 
-use std::ffi::c_char;
-use std::sync::Arc;
-use std::time::Duration;
-
-use serde::Deserialize;
-use serde_json::{Value, json};
-
 use super::executor::{Executor, te_executor};
 use super::handle::{Opaque, free, hold, into_handle};
 use super::queue::te_queue;
@@ -16,6 +9,8 @@ use super::status::{Fault, guard, te_status};
 use super::text::{Out, object, on_a_stack, te_buffer, text};
 use crate::executor::CallHandle;
 use crate::tool::{MAX_TIMEOUT, MIN_TIMEOUT, ToolCall};
+use std::ffi::c_char;
+use std::sync::Arc;
 
 /// A submitted call, to cancel it. Made by te_submit() for those who ask for it, freed by te_call_free().
 /// Any number of threads may use it at the same time.
@@ -30,46 +25,21 @@ impl Opaque for te_call {
     const NAME: &'static str = "te_call";
 }
 
-/// A call in JSON.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Call {
-    name: String,
-    #[serde(default = "no_arguments")]
-    arguments: Value,
-    uniq_id: Option<String>,
-    #[serde(default)]
-    raw_text: String,
-    timeout_s: Option<f64>,
-}
-
-fn no_arguments() -> Value {
-    json!({})
-}
-
 /// # Errors
-/// It is not the JSON that is asked for.
-fn parse(json: &str) -> Result<(ToolCall, Option<Duration>), Fault> {
-    let call: Call =
+/// It is not the JSON of a [`ToolCall`], or its time limit is none.
+fn parse(json: &str) -> Result<ToolCall, Fault> {
+    let call: ToolCall =
         object(json).map_err(|error| Fault::new(TE_INVALID_JSON, format!("the call: {error}")))?;
-    let (least, most) = (MIN_TIMEOUT.as_secs_f64(), MAX_TIMEOUT.as_secs_f64());
-    let timeout = match call.timeout_s {
-        Some(seconds) if (least..=most).contains(&seconds) => {
-            Some(Duration::from_secs_f64(seconds))
-        }
-        Some(seconds) => {
+    match call.timeout {
+        Some(timeout) if !(MIN_TIMEOUT..=MAX_TIMEOUT).contains(&timeout) => {
+            let (least, most) = (MIN_TIMEOUT.as_secs(), MAX_TIMEOUT.as_secs());
+            let seconds = timeout.as_secs_f64();
             let text =
                 format!("the call: timeout_s is {seconds}; it must be from {least} to {most}");
-            return Err(Fault::new(TE_INVALID_ARGUMENT, text));
+            Err(Fault::new(TE_INVALID_ARGUMENT, text))
         }
-        None => None,
-    };
-    let mut parsed = ToolCall::new(call.name, call.arguments);
-    if let Some(uniq_id) = call.uniq_id {
-        parsed.uniq_id = uniq_id;
+        _ => Ok(call),
     }
-    parsed.raw_text = call.raw_text;
-    Ok((parsed, timeout))
 }
 
 /// Runs a call and blocks until its result is there.
@@ -104,8 +74,8 @@ pub unsafe extern "C" fn te_execute(
         let call = text(call, call_len, "call")?;
         let executor = hold(executor)?;
         let pending = on_a_stack(call, || {
-            let (call, timeout) = parse(call)?;
-            Ok(executor.executor.submit(trajectory, call, timeout)?)
+            let call = parse(call)?;
+            Ok(executor.executor.submit(trajectory, call)?)
         });
         let result = pending?.wait();
         out.put(into_result(0, trajectory.into(), result));
@@ -138,9 +108,9 @@ pub unsafe extern "C" fn te_submit(
         let queue = hold(queue)?;
         let executor = &queue.executor;
         let submitted = on_a_stack(call, || {
-            let (call, timeout) = parse(call)?;
-            let queue = &queue.queue;
-            Ok(executor.executor.try_submit_to(queue, tag, trajectory, call, timeout)?)
+            let call = parse(call)?;
+            let destination = queue.queue.tagged(tag);
+            Ok(executor.executor.try_submit_to(trajectory, call, destination)?)
         })?;
         if let Some(out) = out {
             out.put(into_handle::<te_call>((submitted, executor.clone())));
@@ -196,7 +166,12 @@ pub unsafe extern "C" fn te_release(
     guard(|| {
         let trajectory = text(trajectory, trajectory_len, "trajectory")?;
         let executor = hold(executor)?;
-        Ok(executor.executor.release_trajectory(trajectory, reset_workspace != 0)?)
+        let executor = &executor.executor;
+        let released = match reset_workspace {
+            0 => executor.release_keeping_files(trajectory),
+            _ => executor.release(trajectory),
+        };
+        Ok(released?)
     })
 }
 
@@ -214,7 +189,10 @@ pub unsafe extern "C" fn te_submit_release(
         if executor.is_closed() {
             return Err(Fault::new(TE_CLOSED, "the executor is closed; it has released all slots"));
         }
-        executor.executor.submit_release(trajectory, reset_workspace != 0);
+        match reset_workspace {
+            0 => executor.executor.submit_release_keeping_files(trajectory),
+            _ => executor.executor.submit_release(trajectory),
+        }
         Ok(())
     })
 }
@@ -234,15 +212,8 @@ pub unsafe extern "C" fn te_parse_calls(
         let out = Out::buffer(calls, "calls")?;
         let model_text = text(model_text, model_text_len, "model_text")?;
         let found = on_a_stack(model_text, || {
-            let found = ToolCall::parse_from_text(model_text).into_iter().map(|call| {
-                json!({
-                    "name": call.name,
-                    "arguments": call.arguments,
-                    "uniq_id": call.uniq_id,
-                    "raw_text": call.raw_text,
-                })
-            });
-            Ok(Value::Array(found.collect()).to_string())
+            serde_json::to_string(&ToolCall::parse_from_text(model_text))
+                .map_err(|error| Fault::of(TE_INVALID_JSON, &error))
         })?;
         out.put(te_buffer::of(found.into_bytes()));
         Ok(())

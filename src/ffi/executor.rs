@@ -8,7 +8,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 
-use super::config::{self, Started};
+use super::config;
 use super::handle::{Opaque, forked, free, hold, into_handle};
 use super::signals;
 use super::status::te_status::TE_INVALID_JSON;
@@ -32,7 +32,8 @@ impl Opaque for te_executor {
 /// What an executor's handle, and those that were made with it, share.
 pub(super) struct Executor {
     pub(super) executor: ToolExecutor,
-    started: Started,
+    /// The backend's kind; `None` without one.
+    backend: Option<&'static str>,
     /// Dropped when it is closed, for those who wait for completions.
     running: Mutex<Option<Sender<Infallible>>>,
     /// Disconnects when it is closed: nothing that was not under way then will come.
@@ -75,7 +76,7 @@ pub(super) fn is_forked_process() -> bool {
 /// Starts an executor. Blocks for as long as its sandboxes take to start: some milliseconds for the
 /// embedded one.
 ///
-/// `config` is a JSON object. All keys may be left out; one that is not known is refused, and
+/// `config` is a JSON object. All keys may be left out, or be null; one that is not known is refused, and
 /// te_last_error() names it. `{"local": {}}` is the embedded sandbox with all its defaults; with neither
 /// "local" nor "fleet" there are in-process tools and the ToolServer's only. Times are in seconds.
 ///
@@ -97,8 +98,8 @@ pub(super) fn is_forked_process() -> bool {
 ///     "on_lost_workspace": "refuse" or "start_empty", "io_threads": 8, "handler_threads": 16
 /// ```
 ///
-/// What they mean is in the Rust documentation, under the same names: `Builder`, `LocalConfig`,
-/// `SlotLimits`, `FleetConfig`, `ToolServerConfig`, `Policy`. Where this process is root, commands run as nobody, who
+/// What they mean is in the Rust documentation, under the same names: module `config`,
+/// `ExecutorConfig` and its parts. Where this process is root, commands run as nobody, who
 /// must be able to pass through every directory on the way to "data_dir".
 ///
 /// `tools` are tools of the host's own; NULL for none. They stay the caller's, who may free them at once,
@@ -118,13 +119,13 @@ pub unsafe extern "C" fn te_executor_new(
         let config = text(config, config_len, "config")?;
         not_after_a_fork()?;
         // The threads that are started here, and those that they start, take no signals.
-        let (executor, started) = signals::blocked(|| {
-            let (builder, started) = config::builder(config, |registry| add_to(registry, tools))?;
-            Ok::<_, Fault>((builder.start()?, started))
+        let (executor, backend) = signals::blocked(|| {
+            let (builder, backend) = config::builder(config, |registry| add_to(registry, tools))?;
+            Ok::<_, Fault>((builder.start()?, backend))
         })?;
         let (running, stopped) = bounded(0);
         let running = Mutex::new(Some(running));
-        let executor = Executor { executor, started, running, stopped };
+        let executor = Executor { executor, backend, running, stopped };
         out.put(into_handle::<te_executor>(std::sync::Arc::new(executor)));
         Ok(())
     })
@@ -148,13 +149,13 @@ pub unsafe extern "C" fn te_describe(
         let tools: Vec<_> = registry.schemas().map(|schema| schema.to_dict()).collect();
         let mut all = json!({
             "version": env!("CARGO_PKG_VERSION"),
-            "backend": executor.started.backend,
+            "backend": executor.backend,
             "tools": tools,
             "prompt": registry.prompt_description(),
             "definitions": registry.prompt_tool_definitions_json(),
         });
-        if let Value::Object(all) = &mut all {
-            all.extend(executor.started.facts.clone());
+        if let (Value::Object(all), Some("local")) = (&mut all, executor.backend) {
+            all.extend(config::facts(&executor.executor.capabilities()));
         }
         out.json(&all);
         Ok(())

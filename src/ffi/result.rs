@@ -109,9 +109,9 @@ pub struct te_result {
     pub success: u8,
     /// 1 if any part of the call may have had an effect; 0 only where it is certain that nothing ran.
     pub may_have_executed: u8,
-    /// 1 if the model's own doing ended the call this way, 0 if it was the infrastructure: a trainer
-    /// should leave out the trajectory then.
-    pub is_models_doing: u8,
+    /// The training mask: 1 if the model's own doing ended the call this way, 0 if it was the
+    /// infrastructure. A trainer should leave out the trajectory then.
+    pub model_attributable: u8,
     /// Whose call it was.
     pub trajectory: *const c_char,
     /// The length of `trajectory`.
@@ -159,7 +159,7 @@ pub(super) fn into_result(tag: u64, trajectory: Arc<str>, result: ToolResult) ->
             outcome: result.outcome.into(),
             success: result.success.into(),
             may_have_executed: result.may_have_executed.into(),
-            is_models_doing: result.outcome.is_models_doing().into(),
+            model_attributable: result.model_attributable().into(),
             trajectory: std::ptr::null(),
             trajectory_len: 0,
             uniq_id: std::ptr::null(),

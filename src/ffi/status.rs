@@ -197,6 +197,7 @@ impl From<StartError> for Fault {
     fn from(error: StartError) -> Self {
         let status = match error {
             StartError::Config(_) => TE_INVALID_CONFIG,
+            StartError::Unsupported(_) => TE_UNSUPPORTED,
             StartError::Backend(_) | StartError::Thread(_) => TE_START_FAILED,
             StartError::ToolServer(_) => TE_TOOL_SERVER_FAILED,
         };

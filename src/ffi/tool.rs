@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::config::Schema;
 use super::handle::{Opaque, free, hold, into_handle};
 use super::status::te_status::{
     TE_ALREADY_ANSWERED, TE_INVALID_ARGUMENT, TE_INVALID_JSON, TE_INVALID_TOOL, TE_NULL,
@@ -178,13 +177,11 @@ pub unsafe extern "C" fn te_tools_add(
     guard(|| {
         let tools = hold(tools)?;
         let schema = text(schema, schema_len, "schema")?;
-        let schema: Schema = on_a_stack(schema, || {
+        let schema: ToolSchema = on_a_stack(schema, || {
             object(schema)
                 .map_err(|error| Fault::new(TE_INVALID_JSON, format!("the schema: {error}")))
         })?;
-        let schema = schema
-            .into_schema()
-            .map_err(|error| Fault::new(TE_INVALID_TOOL, format!("the schema: {error}")))?;
+        schema.check().map_err(|error| Fault::of(TE_INVALID_TOOL, &error))?;
         let Some(function) = function else {
             return Err(Fault::new(TE_NULL, "the tool's function is NULL"));
         };

@@ -22,9 +22,6 @@ use super::user::{Entered, Purpose};
 use super::workspace::{GONE, Workspace};
 use crate::tool::{JsonObject, Outcome, ToolResult};
 
-/// The limit of both tools, unless the engine is configured otherwise.
-pub(crate) const DEFAULT_MAX_FILE_BYTES: u64 = 100_000;
-
 /// How often a path is resolved again because what it led to had changed before it was opened.
 pub(super) const RACE_TRIES: usize = 32;
 

@@ -4,6 +4,9 @@ use std::fmt;
 
 use subtle::ConstantTimeEq;
 
+use crate::config::Secret;
+use crate::error::ConfigError;
+
 /// A server's bearer token. Never printed: not in `Debug`, not in errors, not in logs.
 #[derive(Clone)]
 pub(crate) struct Token(String);
@@ -13,9 +16,11 @@ impl Token {
     ///
     /// # Errors
     /// It is empty, or has a character that no header may have.
-    pub(crate) fn new(text: &str) -> Result<Self, &'static str> {
+    pub(crate) fn new(secret: &Secret) -> Result<Self, ConfigError> {
+        let text = secret.expose();
         if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
-            return Err("the token is empty or has a character that no header may");
+            let text = "the token is empty or has a character that no header may";
+            return Err(ConfigError::new(text));
         }
         Ok(Self(text.to_owned()))
     }
@@ -65,7 +70,7 @@ mod tests {
 
     #[test]
     fn a_token_is_what_follows_bearer_in_any_case_trimmed() {
-        let token = Token::new("s3cret").unwrap();
+        let token = Token::new(&"s3cret".into()).unwrap();
         let check = |header: Option<&str>| {
             super::check(Some(&token), header.map(str::as_bytes)).map_err(|refusal| refusal.status)
         };
@@ -86,6 +91,6 @@ mod tests {
         }
         assert_eq!(super::check(None, None), Ok(()));
         assert!(!format!("{token:?}").contains("s3cret"));
-        assert!(Token::new("").is_err() && Token::new("a b").is_err());
+        assert!(Token::new(&"".into()).is_err() && Token::new(&"a b".into()).is_err());
     }
 }

@@ -30,6 +30,9 @@ use tokio::runtime::Runtime;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_io_timeout::TimeoutStream;
 
+use crate::config::ServerConfig;
+use crate::seconds::LONGEST;
+
 pub(crate) use hyper::{Method, StatusCode};
 
 /// What a handler gives.
@@ -48,15 +51,20 @@ pub(crate) struct HttpLimits {
     pub(crate) max_connections: usize,
 }
 
-impl Default for HttpLimits {
-    fn default() -> Self {
+impl From<&ServerConfig> for HttpLimits {
+    fn from(config: &ServerConfig) -> Self {
         Self {
-            max_body: 64 * 1024 * 1024,
-            read_timeout: Duration::from_secs(60),
-            write_timeout: Duration::from_secs(30),
-            max_connections: 16_384,
+            max_body: config.max_body,
+            read_timeout: config.read_timeout,
+            write_timeout: config.write_timeout,
+            max_connections: config.max_connections,
         }
     }
+}
+
+/// The deadline of a grace, which may be endless.
+pub(crate) fn deadline(grace: Duration) -> Instant {
+    Instant::now() + grace.min(LONGEST)
 }
 
 /// A request whose body has not been read yet.

@@ -2,10 +2,8 @@
 //!
 //! Reads one element of a message's `tool_calls`; messages, streams and results are the caller's.
 
-use std::error::Error;
-use std::fmt;
-
 use serde_json::Value;
+use thiserror::Error;
 
 use super::{JsonObject, ToolCall, python_json};
 
@@ -40,44 +38,31 @@ impl ToolCall {
             Some(other) => other.clone(),
         };
         let id = call.get("id").and_then(super::text::id_text);
-        let call = ToolCall::new(name, arguments);
-        Ok(match id {
-            Some(id) => call.with_uniq_id(id),
-            None => call,
-        })
+        let mut call = ToolCall::new(name, arguments);
+        if let Some(id) = id {
+            call.uniq_id = id;
+        }
+        Ok(call)
     }
 }
 
 /// Why a value is not a call of a function in OpenAI's form.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Error)]
 #[non_exhaustive]
 pub enum OpenAiCallError {
     /// The call is not a JSON object.
+    #[error("a tool call must be a JSON object")]
     NotAnObject,
     /// The call's `type` is not `"function"` but this.
+    #[error("a tool call's `type` must be \"function\", got {0}")]
     OtherType(Value),
     /// `function` is missing or not an object.
+    #[error("a tool call's `function` must be a JSON object")]
     NoFunction,
     /// `function.name` is missing, empty or not a string.
+    #[error("a tool call's `function.name` must be a string that is not empty")]
     NoName,
 }
-
-impl fmt::Display for OpenAiCallError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NotAnObject => f.write_str("a tool call must be a JSON object"),
-            Self::OtherType(kind) => {
-                write!(f, "a tool call's `type` must be \"function\", got {kind}")
-            }
-            Self::NoFunction => f.write_str("a tool call's `function` must be a JSON object"),
-            Self::NoName => {
-                f.write_str("a tool call's `function.name` must be a string that is not empty")
-            }
-        }
-    }
-}
-
-impl Error for OpenAiCallError {}
 
 #[cfg(test)]
 mod tests {

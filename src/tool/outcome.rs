@@ -1,12 +1,15 @@
 //! How a call ended, for programs.
 
 use std::fmt;
+use std::str::FromStr;
 
-use serde::{Serialize, Serializer};
+use serde::de::{Deserializer, Error as _};
+use serde::{Deserialize, Serialize, Serializer};
+use thiserror::Error;
 
 /// How a call ended. A trainer masks by it; nobody has to parse error texts.
 ///
-/// Serialised as its snake-case name ([`Outcome::as_str`]).
+/// Its text, in JSON too, is its snake-case name: [`Outcome::as_str`], `Display` and `FromStr`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Outcome {
@@ -83,15 +86,9 @@ impl Outcome {
         }
     }
 
-    /// The outcome of this name, if there is one.
-    pub fn from_name(name: &str) -> Option<Outcome> {
-        Self::ALL.into_iter().find(|outcome| outcome.as_str() == name)
-    }
-
-    /// Whether the model's own doing ended the call this way, as opposed to the infrastructure.
-    ///
-    /// A trainer that scores a trajectory should leave out those for which this is `false`.
-    pub const fn is_models_doing(self) -> bool {
+    /// Whether the call ended this way by the model's own doing, as opposed to the infrastructure:
+    /// the training mask. A trainer leaves out what is not.
+    pub const fn model_attributable(self) -> bool {
         matches!(
             self,
             Outcome::Ok
@@ -106,9 +103,30 @@ impl Outcome {
     }
 }
 
+/// No outcome has this name.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("{0:?} is no outcome")]
+pub struct UnknownOutcome(String);
+
+impl FromStr for Outcome {
+    type Err = UnknownOutcome;
+
+    fn from_str(name: &str) -> Result<Self, UnknownOutcome> {
+        let found = Self::ALL.into_iter().find(|outcome| outcome.as_str() == name);
+        found.ok_or_else(|| UnknownOutcome(name.to_owned()))
+    }
+}
+
 impl Serialize for Outcome {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(self.as_str())
+    }
+}
+
+impl<'de> Deserialize<'de> for Outcome {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let name = std::borrow::Cow::<str>::deserialize(deserializer)?;
+        name.parse().map_err(D::Error::custom)
     }
 }
 
@@ -129,5 +147,16 @@ mod tests {
         }
         let names: std::collections::HashSet<_> = Outcome::ALL.map(Outcome::as_str).into();
         assert_eq!(names.len(), Outcome::ALL.len());
+    }
+
+    #[test]
+    fn an_outcome_is_read_as_it_is_written() {
+        for outcome in Outcome::ALL {
+            assert_eq!(outcome.to_string().parse(), Ok(outcome));
+            let json = serde_json::to_string(&outcome).unwrap();
+            assert_eq!(serde_json::from_str::<Outcome>(&json).unwrap(), outcome);
+        }
+        let error = serde_json::from_str::<Outcome>("\"fine\"").unwrap_err();
+        assert!(error.to_string().starts_with("\"fine\" is no outcome"));
     }
 }

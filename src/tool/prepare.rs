@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::format::{give_types, unreadable_error};
 use super::schema::not_an_object;
 use super::{
-    Handler, JsonObject, Outcome, ToolCall, ToolKind, ToolRegistry, ToolResult, python_json,
+    Handler, JsonObject, Outcome, Policy, ToolCall, ToolKind, ToolRegistry, ToolResult, python_json,
 };
 
 /// The shortest time that a call may be given.
@@ -19,23 +19,6 @@ pub const MIN_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The longest time that a call may be given.
 pub const MAX_TIMEOUT: Duration = Duration::from_secs(600);
-
-/// What the configuration demands of every sandbox call, whatever the model asks for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Policy {
-    /// Whether commands may use the network. Defaults to `true`.
-    pub allow_network: bool,
-    /// Whether commands must run isolated, or not at all. Defaults to `false`.
-    pub require_sandbox: bool,
-    /// The same for the shells and terminals that stay open between calls. Defaults to `false`.
-    pub require_stateful_sandbox: bool,
-}
-
-impl Default for Policy {
-    fn default() -> Self {
-        Self { allow_network: true, require_sandbox: false, require_stateful_sandbox: false }
-    }
-}
 
 /// A call that may be queued.
 #[derive(Debug, Clone)]
@@ -76,7 +59,7 @@ pub(crate) enum Work {
 
 /// Lets a call in, or answers it at once.
 ///
-/// `tool_server` says whether there is one. The call's time is `timeout`, else a number in its
+/// `tool_server` says whether there is one. The call's time is its `timeout`, else a number in its
 /// argument `timeout`, both held between [`MIN_TIMEOUT`] and [`MAX_TIMEOUT`]; else
 /// `default_timeout`, as it is.
 ///
@@ -89,7 +72,6 @@ pub(crate) fn prepare(
     policy: &Policy,
     tool_server: bool,
     call: ToolCall,
-    timeout: Option<Duration>,
     default_timeout: Duration,
 ) -> Result<Prepared, Box<ToolResult>> {
     if let Some(answer) = answer_to_unreadable(&call) {
@@ -99,7 +81,7 @@ pub(crate) fn prepare(
     if let Some(tool) = registry.get(&call.name) {
         give_types(&mut call, &tool.schema);
     }
-    let ToolCall { name, arguments, uniq_id, .. } = call;
+    let ToolCall { name, arguments, uniq_id, timeout, .. } = call;
     match decide(registry, policy, tool_server, &name, arguments) {
         Ok((asked, work)) => {
             let timeout = timeout.or(asked).map(|time| time.clamp(MIN_TIMEOUT, MAX_TIMEOUT));
@@ -237,7 +219,7 @@ mod tests {
         arguments: Value,
     ) -> Result<Prepared, Box<ToolResult>> {
         let call = ToolCall::new(name, arguments).with_uniq_id("c1");
-        prepare(&registry(), &policy, tool_server, call, None, DEFAULT_TIMEOUT)
+        prepare(&registry(), &policy, tool_server, call, DEFAULT_TIMEOUT)
     }
 
     fn refusal(name: &str, arguments: Value) -> (Outcome, String) {
@@ -381,10 +363,9 @@ mod tests {
     fn the_time_is_the_callers_else_the_arguments_else_the_default() {
         let time = |explicit: Option<Duration>, asked: Value| {
             let arguments = json!({"command": "ls", "timeout": asked});
-            let call = ToolCall::new("bash", arguments);
-            prepare(&registry(), &Policy::default(), false, call, explicit, DEFAULT_TIMEOUT)
-                .unwrap()
-                .timeout
+            let mut call = ToolCall::new("bash", arguments);
+            call.timeout = explicit;
+            prepare(&registry(), &Policy::default(), false, call, DEFAULT_TIMEOUT).unwrap().timeout
         };
         let seconds = Duration::from_secs_f64;
         assert_eq!(time(Some(seconds(7.5)), json!(9)), seconds(7.5));

@@ -4,10 +4,9 @@
 //! it. It knows where a tool runs, and does not run it.
 
 use std::collections::HashMap;
-use std::error::Error;
-use std::fmt;
 
 use serde_json::{Value, json};
+use thiserror::Error;
 
 use super::python_json::{self, NonAscii};
 use super::{Handler, JsonObject, ToolContext, ToolReply, ToolSchema, builtin};
@@ -17,7 +16,7 @@ use super::{Handler, JsonObject, ToolContext, ToolReply, ToolSchema, builtin};
 /// Defaults to [`builtin`](Self::builtin): the tools that run in a sandbox.
 ///
 /// ```
-/// use tool_executor::tool::{ToolRegistry, ToolSchema};
+/// use tool_executor::{ToolRegistry, ToolSchema};
 ///
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let mut registry = ToolRegistry::builtin();
@@ -201,32 +200,19 @@ impl Default for ToolRegistry {
 }
 
 /// Why a tool could not be registered.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum RegisterError {
     /// A tool of this name is there already.
+    #[error("a tool named {0:?} is registered already")]
     DuplicateName(String),
     /// The name is empty, or holds white space or control characters.
+    #[error(
+        "{0:?} cannot be a tool's name: it must not be empty nor hold white space or control \
+         characters"
+    )]
     InvalidName(String),
 }
-
-impl fmt::Display for RegisterError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::DuplicateName(name) => {
-                write!(f, "a tool named {name:?} is registered already")
-            }
-            Self::InvalidName(name) => {
-                write!(
-                    f,
-                    "{name:?} cannot be a tool's name: it must not be empty nor hold white space or control characters"
-                )
-            }
-        }
-    }
-}
-
-impl Error for RegisterError {}
 
 #[cfg(test)]
 mod tests {

@@ -4,23 +4,35 @@
 //! before the call is queued. This is not a JSON Schema validator: of a parameter only its plain
 //! `type` is checked, everything else in it is for the model to read.
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{JsonObject, python_json};
+use crate::error::ConfigError;
 
 /// A tool's name, description and parameters.
-#[derive(Debug, Clone, PartialEq)]
+///
+/// In JSON `{"name": …, "description": …, "parameters": {NAME: JSON SCHEMA}, "required": [NAME]}`; only
+/// the name has to be given.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[non_exhaustive]
 pub struct ToolSchema {
     /// The name by which the model calls it.
     pub name: String,
     /// What it does, for the model.
+    #[serde(default)]
     pub description: String,
     /// The parameters by name, each a JSON Schema such as
     /// `{"type": "string", "description": "…"}`, in the order in which the model is told them.
+    #[serde(default)]
     pub parameters: JsonObject,
     /// The names of the parameters that every call must give.
+    #[serde(default)]
     pub required: Vec<String>,
-    /// Whether a ToolServer runs it. Set by the registry according to how the tool was registered.
+    /// Whether a ToolServer runs it. Set by the registry according to how the tool was registered,
+    /// and not in JSON.
+    #[serde(skip)]
     pub external: bool,
 }
 
@@ -92,6 +104,27 @@ impl ToolSchema {
             text.push_str(&format!("\n  - {name} ({kind}) ({need}): {description}"));
         }
         text
+    }
+
+    /// Whether the schema makes sense, which one that was read may not: `required` names what is in
+    /// `parameters`, and each of these is a JSON Schema.
+    ///
+    /// # Errors
+    /// What is wrong, with the tool's name.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let name = &self.name;
+        let is_unknown = |required: &&String| !self.parameters.contains_key(*required);
+        if let Some(unknown) = self.required.iter().find(is_unknown) {
+            return Err(ConfigError::new(format!(
+                "the tool {name:?}: \"required\" names {unknown:?}, which is not in \"parameters\""
+            )));
+        }
+        match self.parameters.iter().find(|(_, schema)| !schema.is_object()) {
+            Some((parameter, _)) => Err(ConfigError::new(format!(
+                "the tool {name:?}: the parameter {parameter:?} is no JSON Schema, which is an object"
+            ))),
+            None => Ok(()),
+        }
     }
 
     /// Whether a call with these arguments may go ahead.

@@ -35,7 +35,7 @@ impl ToolCall {
     /// The time is linear in the length of the text.
     ///
     /// ```
-    /// use tool_executor::tool::ToolCall;
+    /// use tool_executor::ToolCall;
     ///
     /// let text = r#"Let me look. <tool_call>{"name": "bash", "arguments": {"command": "ls"}}</tool_call>"#;
     /// let calls = ToolCall::parse_from_text(text);
@@ -75,6 +75,7 @@ fn parse_block(inner: &str) -> Option<ToolCall> {
         arguments: Value::Object(arguments),
         uniq_id: uniq_id.unwrap_or_else(|| Uuid::new_v4().to_string()),
         raw_text: inner.to_owned(),
+        timeout: None,
         origin: None,
     })
 }

@@ -191,7 +191,7 @@ impl NativeResult {
     /// The result for its caller. An outcome of a later version is a failure of the backend: what it
     /// says is in the text.
     pub(crate) fn into_tool_result(self) -> ToolResult {
-        let outcome = Outcome::from_name(&self.outcome).unwrap_or(Outcome::BackendFailed);
+        let outcome = self.outcome.parse().unwrap_or(Outcome::BackendFailed);
         ToolResult {
             success: outcome == Outcome::Ok,
             output: self.output,

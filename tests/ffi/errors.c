@@ -19,7 +19,7 @@ static void configurations(void) {
         {"[]", TE_INVALID_CONFIG, "configuration"},
         {"{\"slotz\": 1}", TE_INVALID_CONFIG, "slotz"},
         {"{\"local\": {\"slotz\": 1}}", TE_INVALID_CONFIG, "slotz"},
-        {"{\"local\": {\"slots\": 0}}", TE_START_FAILED, "slots is 0"},
+        {"{\"local\": {\"slots\": 0}}", TE_INVALID_CONFIG, "slots is 0"},
         {"{\"local\": {\"slots\": -1}}", TE_INVALID_CONFIG, "-1"},
         {"{\"local\": {}, \"fleet\": {\"urls\": [\"http://localhost:1\"]}}", TE_INVALID_CONFIG, "both"},
         {"{\"fleet\": {\"urls\": [\"ftp://x\"]}}", TE_INVALID_CONFIG, "ftp"},
@@ -86,7 +86,8 @@ static void calls(te_executor *executor, te_queue *queue) {
         {"{\"name\": \"echo\", \"nonsense\": 1}", TE_INVALID_JSON},
         {"{\"name\": \"echo\"} x", TE_INVALID_JSON},
         {"{\"name\": \"echo\", \"timeout_s\": 0}", TE_INVALID_ARGUMENT},
-        {"{\"name\": \"echo\", \"timeout_s\": 1e9}", TE_INVALID_ARGUMENT},
+        {"{\"name\": \"echo\", \"timeout_s\": 601}", TE_INVALID_ARGUMENT},
+        {"{\"name\": \"echo\", \"timeout_s\": -1}", TE_INVALID_JSON},
         {"{\"name\": \"echo\", \"uniq_id\": 1}", TE_INVALID_JSON},
     };
     te_result *result;

@@ -31,7 +31,7 @@ int main(void) {
                   TE_STR("{\"name\": \"echo\", \"arguments\": {\"x\": \"\\u00e9\"}, \"uniq_id\": \"u\"}"),
                   &result));
     CHECK(result->outcome == TE_OUTCOME_OK && result->success == 1 && result->tag == 0);
-    CHECK(result->may_have_executed == 1 && result->is_models_doing == 1);
+    CHECK(result->may_have_executed == 1 && result->model_attributable == 1);
     CHECK(is_text(result->output, result->output_len, "{\"x\":\"\xc3\xa9\"}"));
     CHECK(is_text(result->error, result->error_len, ""));
     CHECK(is_text(result->uniq_id, result->uniq_id_len, "u"));
@@ -51,7 +51,7 @@ int main(void) {
     /* No sandbox was asked for. */
     OK(te_execute(executor, TE_STR("t"),
                   TE_STR("{\"name\": \"bash\", \"arguments\": {\"command\": \"true\"}}"), &result));
-    CHECK(result->outcome == TE_OUTCOME_NEVER_RAN && result->is_models_doing == 0);
+    CHECK(result->outcome == TE_OUTCOME_NEVER_RAN && result->model_attributable == 0);
     te_result_free(result);
 
     OK(te_describe(executor, &buffer));

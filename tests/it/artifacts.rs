@@ -12,9 +12,10 @@ use tool_executor::artifact::{
     MAX_ARTIFACT_BYTES, MAX_ARTIFACT_ENTRIES, ReadArtifact,
 };
 use tool_executor::backend::{
-    Backend, Container, ContainerChange, Execution, ResetReply, SlotRef, Watcher,
+    Artifacts, Backend, Container, ContainerChange, Execution, ResetReply, SlotRef, Watcher,
 };
-use tool_executor::{BackendError, LostWorkspace, Outcome, ToolExecutor, ToolResult};
+use tool_executor::config::{ExecutorConfig, LostWorkspace};
+use tool_executor::{BackendError, Destination, Outcome, ToolExecutor, ToolResult};
 
 use crate::fakes::{Echoes, HandsOver, PATIENCE, bash, next, one_container};
 
@@ -56,11 +57,13 @@ impl Backend for Files {
         *self.watcher.lock() = Some(watcher);
     }
 
-    fn read_artifact(
-        &self,
-        _slot: &SlotRef,
-        request: &ReadArtifact,
-    ) -> Result<Artifact, ArtifactError> {
+    fn artifacts(&self) -> Option<&dyn Artifacts> {
+        Some(self)
+    }
+}
+
+impl Artifacts for Files {
+    fn read(&self, _slot: &SlotRef, request: &ReadArtifact) -> Result<Artifact, ArtifactError> {
         if request.path == "panics" {
             panic!("expected by this test");
         }
@@ -73,19 +76,13 @@ impl Backend for Files {
         let size = self.content.len();
         let from = size.min(request.offset as usize);
         let to = size.min(from + request.max_bytes as usize);
-        Ok(Artifact {
-            content: self.content[from..to].to_vec(),
-            offset: request.offset,
-            file_size: size as u64,
-            truncated: to < size,
-            path: request.path.clone(),
-            mime: String::new(),
-            sha256: None,
-            file_sha256: None,
-        })
+        let content = self.content[from..to].to_vec();
+        Ok(Artifact::new(&request.path, request.offset, content)
+            .with_file_size(size as u64)
+            .with_truncated(to < size))
     }
 
-    fn list_artifacts(
+    fn list(
         &self,
         _slot: &SlotRef,
         request: &ListArtifacts,
@@ -94,7 +91,7 @@ impl Backend for Files {
         Ok(ArtifactList::default())
     }
 
-    fn archive_artifacts(
+    fn archive(
         &self,
         _slot: &SlotRef,
         request: &ArchiveArtifacts,
@@ -102,20 +99,20 @@ impl Backend for Files {
     ) -> Result<ArchiveSummary, ArtifactError> {
         self.asked.lock().push(request.max_bytes);
         into.write_all(b"tar").map_err(|error| ArtifactError::Io("writing".to_owned(), error))?;
-        Ok(ArchiveSummary { bytes: 3, ..ArchiveSummary::default() })
+        Ok(ArchiveSummary::new(3, 0, false))
     }
 }
 
 #[test]
 fn a_reader_comes_after_earlier_calls_and_before_later_ones_and_the_release() {
     let (backend, told) = files();
-    let executor = ToolExecutor::builder().backend(backend).start().unwrap();
-    assert!(executor.execute("t", bash("x"), None).success);
+    let executor = ToolExecutor::builder().shared_backend(backend).start().unwrap();
+    assert!(executor.execute("t", bash("x")).success);
     std::thread::scope(|scope| {
         let reader = scope.spawn(|| executor.read_artifact("t", &ReadArtifact::new("held")));
         let go_on = told.recv_timeout(PATIENCE).unwrap();
-        let later = executor.submit("t", bash("later"), None).unwrap();
-        let release = scope.spawn(|| executor.release_trajectory("t", true));
+        let later = executor.submit("t", bash("later")).unwrap();
+        let release = scope.spawn(|| executor.release("t"));
         // The batcher has seen the call by now, and has not sent it.
         let stats = executor.stats();
         assert_eq!((stats.queue_size, stats.running), (1, 0));
@@ -133,8 +130,12 @@ fn a_reader_comes_after_earlier_calls_and_before_later_ones_and_the_release() {
 fn a_reader_waits_for_the_call_before_it_and_gives_up_after_the_queue_time() {
     let (backend, told) = HandsOver::new(1);
     let short = Duration::from_millis(20);
-    let executor = ToolExecutor::builder().backend(backend).queue_timeout(short).start().unwrap();
-    let call = executor.submit("t", bash("x"), None).unwrap();
+    let executor = ToolExecutor::builder()
+        .backend(backend)
+        .config(ExecutorConfig::default().with_queue_timeout(short))
+        .start()
+        .unwrap();
+    let call = executor.submit("t", bash("x")).unwrap();
     let execution = next(&told).execution();
     let gave_up = executor.read_artifact("t", &ReadArtifact::new("x")).unwrap_err();
     let ArtifactError::Io(_, cause) = gave_up else { panic!("{gave_up}") };
@@ -142,7 +143,7 @@ fn a_reader_waits_for_the_call_before_it_and_gives_up_after_the_queue_time() {
     execution.reply.send(ToolResult::ok(""));
     assert!(call.wait_timeout(PATIENCE).unwrap().success);
     // The slot that nobody wanted any more came back.
-    let after = executor.submit("t", bash("y"), None).unwrap();
+    let after = executor.submit("t", bash("y")).unwrap();
     next(&told).execution().reply.send(ToolResult::ok(""));
     assert!(after.wait_timeout(PATIENCE).unwrap().success);
     let none = executor.read_artifact("t", &ReadArtifact::new("x")).unwrap_err();
@@ -152,28 +153,28 @@ fn a_reader_waits_for_the_call_before_it_and_gives_up_after_the_queue_time() {
 #[test]
 fn a_backend_that_panics_while_it_reads_is_an_error_and_the_slot_comes_back() {
     let (backend, _told) = files();
-    let executor = ToolExecutor::builder().backend(backend).start().unwrap();
-    executor.execute("t", bash("x"), None);
+    let executor = ToolExecutor::builder().shared_backend(backend).start().unwrap();
+    executor.execute("t", bash("x"));
     let error = executor.read_artifact("t", &ReadArtifact::new("panics")).unwrap_err();
     assert!(error.to_string().contains("panicked"), "{error}");
-    assert!(executor.execute("t", bash("x"), None).success);
+    assert!(executor.execute("t", bash("x")).success);
 }
 
 #[test]
 fn a_file_is_copied_whole_in_parts_of_a_mebibyte_and_limits_are_clamped() {
     let (backend, _told) = files();
-    let executor = ToolExecutor::builder().backend(backend.clone()).start().unwrap();
-    executor.execute("t", bash("x"), None);
+    let executor = ToolExecutor::builder().shared_backend(backend.clone()).start().unwrap();
+    executor.execute("t", bash("x"));
     let mut copy = Vec::new();
     assert_eq!(executor.copy_artifact("t", "file", &mut copy).unwrap(), 2_500_000);
     assert!(copy == content());
     assert_eq!(std::mem::take(&mut *backend.asked.lock()), [1 << 20; 3]);
 
-    let all = ReadArtifact { max_bytes: u64::MAX, ..ReadArtifact::new("x") };
+    let all = ReadArtifact::new("x").with_max_bytes(u64::MAX);
     executor.read_artifact("t", &all).unwrap();
-    let list = ListArtifacts { max_entries: usize::MAX, ..ListArtifacts::default() };
+    let list = ListArtifacts::default().with_max_entries(usize::MAX);
     executor.list_artifacts("t", &list).unwrap();
-    let archive = ArchiveArtifacts { max_bytes: u64::MAX, ..ArchiveArtifacts::default() };
+    let archive = ArchiveArtifacts::default().with_max_bytes(u64::MAX);
     assert_eq!(executor.archive_artifacts("t", &archive).unwrap().0, b"tar");
     executor.copy_archive("t", &archive, &mut Vec::new()).unwrap();
     let clamped = [MAX_ARTIFACT_BYTES, MAX_ARTIFACT_ENTRIES as u64, MAX_ARTIFACT_BYTES, u64::MAX];
@@ -183,13 +184,13 @@ fn a_file_is_copied_whole_in_parts_of_a_mebibyte_and_limits_are_clamped() {
 #[test]
 fn closing_waits_for_a_reader_and_then_there_are_no_artifacts() {
     let (backend, told) = files();
-    let executor = ToolExecutor::builder().backend(backend).start().unwrap();
-    executor.execute("t", bash("x"), None);
+    let executor = ToolExecutor::builder().shared_backend(backend).start().unwrap();
+    executor.execute("t", bash("x"));
     std::thread::scope(|scope| {
         let reader = scope.spawn(|| executor.read_artifact("t", &ReadArtifact::new("held")));
         let go_on = told.recv_timeout(PATIENCE).unwrap();
         let closing = scope.spawn(|| executor.close());
-        while executor.try_submit("late", bash("x"), None).is_ok() {}
+        while executor.try_submit("late", bash("x")).is_ok() {}
         assert!(!closing.is_finished());
         go_on.send(()).unwrap();
         assert!(reader.join().unwrap().is_ok());
@@ -202,8 +203,8 @@ fn closing_waits_for_a_reader_and_then_there_are_no_artifacts() {
 #[test]
 fn closing_does_not_wait_for_a_reader_beyond_its_deadline() {
     let (backend, told) = files();
-    let executor = ToolExecutor::builder().backend(backend).start().unwrap();
-    executor.execute("t", bash("x"), None);
+    let executor = ToolExecutor::builder().shared_backend(backend).start().unwrap();
+    executor.execute("t", bash("x"));
     std::thread::scope(|scope| {
         scope.spawn(|| executor.read_artifact("t", &ReadArtifact::new("held")));
         let go_on = told.recv_timeout(PATIENCE).unwrap();
@@ -216,11 +217,11 @@ fn closing_does_not_wait_for_a_reader_beyond_its_deadline() {
 fn what_is_read_while_its_container_begins_anew_is_thrown_away() {
     let (backend, told) = files();
     let executor = ToolExecutor::builder()
-        .backend(backend.clone())
-        .on_lost_workspace(LostWorkspace::StartEmpty)
+        .shared_backend(backend.clone())
+        .config(ExecutorConfig::default().with_on_lost_workspace(LostWorkspace::StartEmpty))
         .start()
         .unwrap();
-    executor.execute("t", bash("x"), None);
+    executor.execute("t", bash("x"));
     let watcher = backend.watcher.lock().clone().unwrap();
     std::thread::scope(|scope| {
         let reader = scope.spawn(|| executor.read_artifact("t", &ReadArtifact::new("held")));
@@ -233,36 +234,36 @@ fn what_is_read_while_its_container_begins_anew_is_thrown_away() {
     });
     let error = executor.list_artifacts("t", &ListArtifacts::default()).unwrap_err();
     assert!(matches!(error, ArtifactError::SandboxLost(_)), "{error}");
-    assert!(executor.execute("t", bash("x"), None).success, "in an empty workspace");
+    assert!(executor.execute("t", bash("x")).success, "in an empty workspace");
     assert!(executor.list_artifacts("t", &ListArtifacts::default()).is_ok());
 }
 
 #[test]
 fn by_default_a_trajectory_whose_workspace_was_lost_is_refused_until_it_is_released() {
     let (backend, _told) = files();
-    let executor = ToolExecutor::builder().backend(backend.clone()).start().unwrap();
-    executor.execute("t", bash("x"), None);
+    let executor = ToolExecutor::builder().shared_backend(backend.clone()).start().unwrap();
+    executor.execute("t", bash("x"));
     let watcher = backend.watcher.lock().clone().unwrap();
     watcher.tell(0, ContainerChange::BeganAnew);
     // A container that there is not is nobody's.
     watcher.tell(7, ContainerChange::Down);
-    let refused = executor.execute("t", bash("x"), None);
+    let refused = executor.execute("t", bash("x"));
     assert_eq!((refused.outcome, refused.may_have_executed), (Outcome::SandboxLost, false));
-    executor.release_trajectory("t", false).unwrap();
-    assert!(executor.execute("t", bash("x"), None).success);
+    executor.release_keeping_files("t").unwrap();
+    assert!(executor.execute("t", bash("x")).success);
 }
 
 #[test]
 fn a_handle_cancels_its_call_and_tells_when_it_has_ended() {
     let (backend, told) = HandsOver::new(1);
     let executor = ToolExecutor::builder().backend(backend).start().unwrap();
-    let running = executor.submit("t", bash("running"), None).unwrap();
+    let running = executor.submit("t", bash("running")).unwrap();
     let execution = next(&told).execution();
     let queue = executor.completion_queue(1);
-    let queued = executor.try_submit_to(&queue, 7, "t", bash("queued"), None).unwrap();
+    let queued = executor.try_submit_to("t", bash("queued"), queue.tagged(7)).unwrap();
     let (tx, rx) = unbounded();
     let then = executor
-        .try_submit_then("t", bash("then"), None, move |done| tx.send(done).unwrap())
+        .try_submit_to("t", bash("then"), Destination::callback(move |done| tx.send(done).unwrap()))
         .unwrap();
     assert!(!queued.is_done() && !then.is_done());
     queued.clone().cancel();

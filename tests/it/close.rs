@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use tool_executor::{Outcome, ReleaseError, SubmitError, ToolExecutor, ToolResult};
+use tool_executor::config::ExecutorConfig;
+use tool_executor::{Destination, Outcome, ReleaseError, SubmitError, ToolExecutor, ToolResult};
 
 use crate::fakes::{Echoes, HandsOver, PATIENCE, Panics, Told, bash, next};
 
@@ -11,7 +12,7 @@ fn closing_finishes_what_was_accepted_and_then_refuses_clearly() {
     let (backend, told) = HandsOver::new(1);
     let executor = ToolExecutor::builder().backend(backend).start().unwrap();
     let pending: Vec<_> =
-        (0..3).map(|t| executor.submit(&format!("t{t}"), bash("x"), None).unwrap()).collect();
+        (0..3).map(|t| executor.submit(&format!("t{t}"), bash("x")).unwrap()).collect();
     std::thread::scope(|scope| {
         let closing = scope.spawn(|| executor.close());
         // One slot for three trajectories: nobody releases any more, so closing does.
@@ -32,12 +33,12 @@ fn closing_finishes_what_was_accepted_and_then_refuses_clearly() {
     for pending in pending {
         assert_eq!(pending.try_wait().unwrap().output, "done");
     }
-    let refused = executor.submit("t", bash("late"), None).unwrap_err();
+    let refused = executor.submit("t", bash("late")).unwrap_err();
     assert!(matches!(refused, SubmitError::Closed(_)));
-    let result = executor.execute("t", bash("late"), None);
+    let result = executor.execute("t", bash("late"));
     assert_eq!(result.outcome, Outcome::NeverRan);
     assert!(result.error.contains("closed"), "{}", result.error);
-    assert_eq!(executor.release_trajectory("t0", true), Err(ReleaseError::Closed));
+    assert_eq!(executor.release("t0"), Err(ReleaseError::Closed));
     assert_eq!(executor.stats().total_requests, 3, "the statistics stay readable");
     assert!(executor.close().all_threads_ended, "closing twice gives the same report");
 }
@@ -46,9 +47,9 @@ fn closing_finishes_what_was_accepted_and_then_refuses_clearly() {
 fn what_has_not_ended_at_the_deadline_is_cancelled_and_answered() {
     let (backend, told) = HandsOver::new(1);
     let executor = ToolExecutor::builder().backend(backend).start().unwrap();
-    let running = executor.submit("a", bash("running"), None).unwrap();
-    let queued = executor.submit("a", bash("queued"), None).unwrap();
-    let waiting = executor.submit("b", bash("waiting"), None).unwrap();
+    let running = executor.submit("a", bash("running")).unwrap();
+    let queued = executor.submit("a", bash("queued")).unwrap();
+    let waiting = executor.submit("b", bash("waiting")).unwrap();
     let execution = next(&told).execution();
     std::thread::scope(|scope| {
         let closing = scope.spawn(|| executor.close_within(Duration::from_millis(10)));
@@ -69,7 +70,7 @@ fn what_has_not_ended_at_the_deadline_is_cancelled_and_answered() {
 fn a_backend_that_does_not_answer_its_cancel_cannot_keep_the_executor_open() {
     let (backend, told) = HandsOver::new(1);
     let executor = ToolExecutor::builder().backend(backend).start().unwrap();
-    let pending = executor.submit("a", bash("x"), None).unwrap();
+    let pending = executor.submit("a", bash("x")).unwrap();
     let held = next(&told).execution();
     let report = executor.close_within(Duration::ZERO);
     assert_eq!((report.cancelled, report.all_threads_ended), (1, true));
@@ -80,7 +81,7 @@ fn a_backend_that_does_not_answer_its_cancel_cannot_keep_the_executor_open() {
 #[test]
 fn dropping_the_executor_closes_it() {
     let executor = ToolExecutor::builder().backend(Echoes(2)).start().unwrap();
-    let pending = executor.submit("a", bash("x"), None).unwrap();
+    let pending = executor.submit("a", bash("x")).unwrap();
     drop(executor);
     assert_eq!(pending.try_wait().unwrap().output, "x");
 }
@@ -88,13 +89,17 @@ fn dropping_the_executor_closes_it() {
 #[test]
 fn submitters_that_wait_for_room_are_sent_away_when_it_closes() {
     let (backend, told) = HandsOver::new(1);
-    let executor = ToolExecutor::builder().backend(backend).queue_capacity(1).start().unwrap();
-    let _running = executor.submit("a", bash("running"), None).unwrap();
+    let executor = ToolExecutor::builder()
+        .backend(backend)
+        .config(ExecutorConfig::default().with_queue_capacity(1))
+        .start()
+        .unwrap();
+    let _running = executor.submit("a", bash("running")).unwrap();
     let execution = next(&told).execution();
-    let _queued = executor.submit("a", bash("queued"), None).unwrap();
+    let _queued = executor.submit("a", bash("queued")).unwrap();
     std::thread::scope(|scope| {
         // Whether it waits already or comes later, it must not get in.
-        let blocked = scope.spawn(|| executor.submit("b", bash("blocked"), None));
+        let blocked = scope.spawn(|| executor.submit("b", bash("blocked")));
         let closing = scope.spawn(|| executor.close_within(Duration::from_millis(10)));
         let Told::Cancel(_) = next(&told) else { panic!("expected a cancel") };
         execution.reply.send(ToolResult::failure(Outcome::Cancelled, "killed"));
@@ -113,10 +118,10 @@ fn submitters_that_wait_for_room_are_sent_away_when_it_closes() {
 #[test]
 fn a_backend_that_panics_is_closed_like_any_other() {
     let executor = ToolExecutor::builder().backend(Panics).start().unwrap();
-    let result = executor.execute("a", bash("x"), None);
+    let result = executor.execute("a", bash("x"));
     assert_eq!(result.outcome, Outcome::BackendFailed);
     assert!(result.error.contains("panicked"), "{}", result.error);
-    assert_eq!(executor.execute("b", bash("x"), None).outcome, Outcome::BackendFailed);
+    assert_eq!(executor.execute("b", bash("x")).outcome, Outcome::BackendFailed);
     assert!(executor.close().all_threads_ended);
 }
 
@@ -126,9 +131,13 @@ fn closing_from_inside_a_callback_does_not_deadlock() {
     let (tx, rx) = crossbeam_channel::unbounded();
     let inner = executor.clone();
     executor
-        .submit_then("t", bash("x"), None, move |_| {
-            tx.send(inner.close()).unwrap();
-        })
+        .submit_to(
+            "t",
+            bash("x"),
+            Destination::callback(move |_| {
+                tx.send(inner.close()).unwrap();
+            }),
+        )
         .unwrap();
     let report = rx.recv_timeout(PATIENCE).unwrap();
     assert!(!report.all_threads_ended, "the callback's own thread still runs");
@@ -138,11 +147,11 @@ fn closing_from_inside_a_callback_does_not_deadlock() {
 fn a_close_in_a_hurry_shortens_one_that_is_under_way() {
     let (backend, told) = HandsOver::new(1);
     let executor = ToolExecutor::builder().backend(backend).start().unwrap();
-    let pending = executor.submit("a", bash("x"), None).unwrap();
+    let pending = executor.submit("a", bash("x")).unwrap();
     let execution = next(&told).execution();
     std::thread::scope(|scope| {
         let patient = scope.spawn(|| executor.close_within(Duration::MAX));
-        while executor.try_submit("b", bash("late"), None).is_ok() {}
+        while executor.try_submit("b", bash("late")).is_ok() {}
         let hurried = scope.spawn(|| executor.close_within(Duration::ZERO));
         let told = told.recv_timeout(PATIENCE);
         execution.reply.send(ToolResult::failure(Outcome::Cancelled, "killed"));

@@ -4,7 +4,8 @@ use std::error::Error;
 use std::time::Duration;
 
 use serde_json::json;
-use tool_executor::backend::{Backend, Container, Execution, ResetReply, SlotRef};
+use tool_executor::backend::{Backend, Capabilities, Container, Execution, ResetReply, SlotRef};
+use tool_executor::config::{ExecutorConfig, Policy};
 use tool_executor::{
     BackendError, Outcome, StartError, SubmitError, ToolCall, ToolExecutor, ToolResult,
 };
@@ -31,7 +32,7 @@ fn a_call_that_is_wrong_in_itself_is_answered_at_once_and_never_takes_a_slot() {
     let count = cases.len() as u64;
     for (call, outcome, text) in cases {
         let uniq_id = call.uniq_id.clone();
-        let pending = executor.submit("t", call, None).unwrap();
+        let pending = executor.submit("t", call).unwrap();
         assert!(pending.is_done(), "answered before submit returns");
         let result = pending.wait();
         assert_eq!(result.outcome, outcome);
@@ -48,7 +49,7 @@ fn a_call_that_is_wrong_in_itself_is_answered_at_once_and_never_takes_a_slot() {
 fn an_empty_or_endless_trajectory_id_is_refused() {
     let executor = ToolExecutor::builder().backend(Echoes(1)).start().unwrap();
     for id in ["", &"x".repeat(513)] {
-        let result = executor.execute(id, bash("x"), None);
+        let result = executor.execute(id, bash("x"));
         assert_eq!(result.outcome, Outcome::InvalidCall);
         assert!(result.error.contains("trajectory id"), "{}", result.error);
         assert!(result.uniq_id.is_some());
@@ -58,11 +59,15 @@ fn an_empty_or_endless_trajectory_id_is_refused() {
 #[test]
 fn the_model_cannot_change_the_policy_and_aliases_arrive_under_their_wire_names() {
     let (backend, told) = HandsOver::new(1);
-    let policy = tool_executor::Policy { allow_network: false, ..Default::default() };
-    let executor = ToolExecutor::builder().backend(backend).policy(policy).start().unwrap();
+    let policy = Policy::default().with_allow_network(false);
+    let executor = ToolExecutor::builder()
+        .backend(backend)
+        .config(ExecutorConfig::default().with_policy(policy))
+        .start()
+        .unwrap();
     let arguments = json!({"command": "x", "allow_network": true, "require_sandbox": false,
         "timeout": 7.5, "kept": 1});
-    let pending = executor.submit("t", ToolCall::new("terminal", arguments), None).unwrap();
+    let pending = executor.submit("t", ToolCall::new("terminal", arguments)).unwrap();
     let execution = next(&told).execution();
     assert_eq!(execution.tool, "bash");
     assert_eq!(execution.timeout, Duration::from_millis(7500));
@@ -79,24 +84,27 @@ fn a_full_queue_gives_the_call_back_and_a_blocking_submit_waits_for_room() {
     let (backend, told) = HandsOver::new(1);
     let executor = ToolExecutor::builder()
         .backend(backend)
-        .queue_capacity(1)
-        .queue_timeout(Duration::from_secs(60))
+        .config(
+            ExecutorConfig::default()
+                .with_queue_capacity(1)
+                .with_queue_timeout(Duration::from_secs(60)),
+        )
         .start()
         .unwrap();
-    let running = executor.submit("t", bash("running"), None).unwrap();
+    let running = executor.submit("t", bash("running")).unwrap();
     let execution = next(&told).execution(); // started: no longer in the queue
-    let queued = executor.try_submit("t", bash("queued"), None).unwrap();
+    let queued = executor.try_submit("t", bash("queued")).unwrap();
     let call = bash("refused").with_uniq_id("mine");
-    let refused = executor.try_submit("t", call, None).unwrap_err();
+    let refused = executor.try_submit("t", call).unwrap_err();
     assert!(matches!(refused, SubmitError::QueueFull(_)));
     assert_eq!(refused.into_call().uniq_id, "mine", "the call is given back");
     std::thread::scope(|scope| {
-        let blocked = scope.spawn(|| executor.submit("u", bash("blocked"), None).unwrap());
+        let blocked = scope.spawn(|| executor.submit("u", bash("blocked")).unwrap());
         execution.reply.send(ToolResult::ok("")); // `queued` starts, which makes room
         next(&told).execution().reply.send(ToolResult::ok(""));
         let blocked = blocked.join().unwrap();
         // One slot, which `t` holds: release it.
-        executor.submit_release("t", true);
+        executor.submit_release("t");
         next(&told).reset().1.send(Ok(()));
         next(&told).execution().reply.send(ToolResult::ok(""));
         assert!(blocked.wait_timeout(PATIENCE).unwrap().success);
@@ -110,12 +118,12 @@ fn a_call_that_waits_in_the_queue_beyond_its_limit_ends_as_never_ran() {
     let (backend, told) = HandsOver::new(1);
     let executor = ToolExecutor::builder()
         .backend(backend)
-        .queue_timeout(Duration::from_millis(20))
+        .config(ExecutorConfig::default().with_queue_timeout(Duration::from_millis(20)))
         .start()
         .unwrap();
-    let running = executor.submit("t", bash("running"), None).unwrap();
+    let running = executor.submit("t", bash("running")).unwrap();
     let execution = next(&told).execution();
-    let queued = executor.submit("t", bash("queued"), None).unwrap();
+    let queued = executor.submit("t", bash("queued")).unwrap();
     let result = queued.wait_timeout(PATIENCE).unwrap();
     assert_eq!((result.outcome, result.may_have_executed), (Outcome::NeverRan, false));
     assert!(result.error.contains("queue time"), "{}", result.error);
@@ -125,9 +133,15 @@ fn a_call_that_waits_in_the_queue_beyond_its_limit_ends_as_never_ran() {
 
 #[test]
 fn settings_that_make_no_sense_and_backends_that_fail_are_errors_of_start() {
-    let error = ToolExecutor::builder().max_batch_size(0).start().unwrap_err();
+    let error = ToolExecutor::builder()
+        .config(ExecutorConfig::default().with_max_batch_size(0))
+        .start()
+        .unwrap_err();
     assert!(error.to_string().contains("max_batch_size is 0"), "{error}");
-    let error = ToolExecutor::builder().io_threads(1000).start().unwrap_err();
+    let error = ToolExecutor::builder()
+        .config(ExecutorConfig::default().with_io_threads(1000))
+        .start()
+        .unwrap_err();
     assert!(error.to_string().contains("from 1 to 256"), "{error}");
     let error = ToolExecutor::builder().backend(FailsToStart).start().unwrap_err();
     assert!(matches!(error, StartError::Backend(_)));
@@ -139,7 +153,7 @@ fn settings_that_make_no_sense_and_backends_that_fail_are_errors_of_start() {
 #[test]
 fn without_a_backend_sandbox_tools_say_so() {
     let executor = ToolExecutor::builder().start().unwrap();
-    let result = executor.execute("t", bash("x"), None);
+    let result = executor.execute("t", bash("x"));
     assert_eq!(result.outcome, Outcome::NeverRan);
     assert!(result.error.contains("no sandbox backend"), "{}", result.error);
     assert_eq!(executor.stats().trajectories, 0);
@@ -152,8 +166,8 @@ fn a_backend_without_a_time_limit_of_its_own_may_say_for_ever() {
         fn start(&self) -> Result<Vec<Container>, BackendError> {
             Ok(one_container(1))
         }
-        fn default_timeout(&self) -> Duration {
-            Duration::MAX
+        fn capabilities(&self) -> Capabilities {
+            Capabilities::default().with_default_timeout(Duration::MAX)
         }
         fn execute(&self, container: usize, batch: Vec<Execution>) {
             Echoes(1).execute(container, batch);
@@ -163,5 +177,5 @@ fn a_backend_without_a_time_limit_of_its_own_may_say_for_ever() {
         }
     }
     let executor = ToolExecutor::builder().backend(TakesForEver).start().unwrap();
-    assert_eq!(executor.execute("t", bash("x"), None).output, "x");
+    assert_eq!(executor.execute("t", bash("x")).output, "x");
 }

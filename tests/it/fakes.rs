@@ -23,10 +23,7 @@ pub(crate) fn until(mut so: impl FnMut() -> bool) {
 
 /// One container of so many slots.
 pub(crate) fn one_container(slots: usize) -> Vec<Container> {
-    vec![Container {
-        addr: "fake".to_owned(),
-        slots: (0..slots).map(|slot| format!("slot_{slot}")).collect(),
-    }]
+    vec![Container::numbered("fake", slots)]
 }
 
 /// The command of a `bash` execution.

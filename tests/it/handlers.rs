@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{bounded, unbounded};
 use serde_json::json;
+use tool_executor::config::ExecutorConfig;
 use tool_executor::{Outcome, ToolCall, ToolExecutor, ToolRegistry, ToolSchema};
 
 use crate::fakes::{Echoes, PATIENCE, bash};
@@ -26,7 +27,7 @@ fn a_closure_is_a_tool_and_its_error_and_its_panic_are_results() {
         })
         .unwrap();
     let executor = ToolExecutor::builder().backend(Echoes(1)).registry(registry).start().unwrap();
-    let divide = |by: i64| executor.execute("t", ToolCall::new("divide", json!({"by": by})), None);
+    let divide = |by: i64| executor.execute("t", ToolCall::new("divide", json!({"by": by})));
     assert_eq!(divide(5).output, "20");
     let failed = divide(0);
     assert_eq!((failed.outcome, &*failed.error), (Outcome::ToolError, "t divides by zero"));
@@ -50,16 +51,17 @@ fn closures_that_hang_delay_neither_sandbox_calls_nor_each_others_answers() {
     let executor = ToolExecutor::builder()
         .backend(Echoes(4))
         .registry(registry)
-        .handler_threads(2)
+        .config(ExecutorConfig::default().with_handler_threads(2))
         .start()
         .unwrap();
     let hang = || ToolCall::new("hang", json!({}));
-    let second = Some(Duration::from_secs(1));
-    let hanging: Vec<_> =
-        (0..2).map(|t| executor.submit(&format!("h{t}"), hang(), second).unwrap()).collect();
-    let starved = executor.submit("h2", hang(), second).unwrap();
+    let second = Duration::from_secs(1);
+    let hanging: Vec<_> = (0..2)
+        .map(|t| executor.submit(&format!("h{t}"), hang().with_timeout(second)).unwrap())
+        .collect();
+    let starved = executor.submit("h2", hang().with_timeout(second)).unwrap();
     for round in 0..50 {
-        assert_eq!(executor.execute("t", bash(&round.to_string()), None).output, round.to_string());
+        assert_eq!(executor.execute("t", bash(&round.to_string())).output, round.to_string());
     }
     for hanging in hanging {
         let result = hanging.wait_timeout(PATIENCE).unwrap();
@@ -89,7 +91,7 @@ fn a_cancelled_closure_is_told_and_its_caller_answered_at_once() {
         })
         .unwrap();
     let executor = ToolExecutor::builder().registry(registry).start().unwrap();
-    let pending = executor.submit("t", ToolCall::new("patient", json!({})), None).unwrap();
+    let pending = executor.submit("t", ToolCall::new("patient", json!({}))).unwrap();
     has_started.recv_timeout(PATIENCE).unwrap();
     pending.cancel();
     assert_eq!(pending.wait_timeout(PATIENCE).unwrap().outcome, Outcome::Cancelled);
@@ -106,11 +108,15 @@ fn a_deferred_tool_takes_no_thread_while_it_is_waited_for() {
             keep.send((context.trajectory_id().to_owned(), reply)).unwrap();
         })
         .unwrap();
-    let executor = ToolExecutor::builder().registry(registry).handler_threads(1).start().unwrap();
+    let executor = ToolExecutor::builder()
+        .registry(registry)
+        .config(ExecutorConfig::default().with_handler_threads(1))
+        .start()
+        .unwrap();
     let queue = executor.completion_queue(500);
     let later = || ToolCall::new("later", json!({}));
     for tag in 0..500 {
-        executor.submit_to(&queue, tag, &format!("t{tag}"), later(), None).unwrap();
+        executor.submit_to(&format!("t{tag}"), later(), queue.tagged(tag)).unwrap();
     }
     // All of them are begun by the one thread before any is answered.
     let replies: Vec<_> = (0..500).map(|_| kept.recv_timeout(PATIENCE).unwrap()).collect();
@@ -122,7 +128,7 @@ fn a_deferred_tool_takes_no_thread_while_it_is_waited_for() {
         let done = queue.next_timeout(PATIENCE).unwrap();
         assert_eq!(done.result.output, format!("for t{}", done.tag));
     }
-    let dropped = executor.submit("t", later(), None).unwrap();
+    let dropped = executor.submit("t", later()).unwrap();
     drop(kept.recv_timeout(PATIENCE).unwrap());
     assert_eq!(dropped.wait_timeout(PATIENCE).unwrap().outcome, Outcome::ExternalFailed);
     assert!(executor.close().all_threads_ended);
@@ -136,11 +142,13 @@ fn deferred_calls_without_an_answer_are_bounded_by_the_capacity() {
         .register_deferred(schema("later"), move |_, _, reply| keep.send(reply).unwrap())
         .unwrap();
     // 256 is the least.
-    let executor = ToolExecutor::builder().registry(registry).queue_capacity(300).start().unwrap();
+    let executor = ToolExecutor::builder()
+        .registry(registry)
+        .config(ExecutorConfig::default().with_queue_capacity(300))
+        .start()
+        .unwrap();
     let pending: Vec<_> = (0..500)
-        .map(|t| {
-            executor.submit(&format!("t{t}"), ToolCall::new("later", json!({})), None).unwrap()
-        })
+        .map(|t| executor.submit(&format!("t{t}"), ToolCall::new("later", json!({}))).unwrap())
         .collect();
     let mut held: Vec<_> = (0..300).map(|_| kept.recv_timeout(PATIENCE).unwrap()).collect();
     assert_eq!(executor.stats().running, 300);
@@ -167,16 +175,16 @@ fn a_deferred_tool_that_panics_or_is_cancelled_or_late_has_an_outcome() {
         .unwrap();
     let executor = ToolExecutor::builder().registry(registry).start().unwrap();
     let later = |arguments| ToolCall::new("later", arguments);
-    let panicked = executor.execute("t", later(json!({"panic": 1})), None);
+    let panicked = executor.execute("t", later(json!({"panic": 1})));
     assert_eq!(panicked.outcome, Outcome::ExternalFailed);
     assert!(panicked.error.contains("panicked"), "{}", panicked.error);
-    let cancelled = executor.submit("t", later(json!({})), None).unwrap();
+    let cancelled = executor.submit("t", later(json!({}))).unwrap();
     let reply = kept.recv_timeout(PATIENCE).unwrap();
     cancelled.cancel();
     assert_eq!(cancelled.wait_timeout(PATIENCE).unwrap().outcome, Outcome::Cancelled);
     reply.send(Ok("too late".to_owned()));
-    let late = executor.execute("t", later(json!({})), Some(Duration::from_secs(1)));
+    let late = executor.execute("t", later(json!({})).with_timeout(Duration::from_secs(1)));
     assert_eq!(late.outcome, Outcome::Timeout);
     drop(kept.recv_timeout(PATIENCE).unwrap());
-    assert_eq!(executor.execute("t", later(json!({"panic": 1})), None).error, panicked.error);
+    assert_eq!(executor.execute("t", later(json!({"panic": 1}))).error, panicked.error);
 }

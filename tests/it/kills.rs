@@ -8,7 +8,8 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use tool_executor::backend::local::{LocalBackend, LocalConfig};
+use tool_executor::backend::local::LocalBackend;
+use tool_executor::config::LocalConfig;
 use tool_executor::{Outcome, ToolCall, ToolExecutor};
 
 use crate::fakes::until;
@@ -72,7 +73,7 @@ enum By {
 
 fn executor(by: By) -> (tempfile::TempDir, ToolExecutor) {
     let dir = tempfile::tempdir().unwrap();
-    let mut config = LocalConfig::with_slots(AT_ONCE);
+    let mut config = LocalConfig::new(AT_ONCE);
     config.data_dir = Some(dir.path().to_owned());
     config.warm_slots = by != By::PerCall;
     let backend = LocalBackend::start(config).unwrap();
@@ -113,7 +114,7 @@ fn each_endless_command_ends_in_time(by: By) {
         let sleep = unique_sleep();
         let command = format!("echo begun; {}", command.replace("SLEEP", &sleep));
         let began = Instant::now();
-        let result = executor.execute(name, call(by, &command), Some(LIMIT));
+        let result = executor.execute(name, call(by, &command).with_timeout(LIMIT));
         let took = began.elapsed();
         assert_eq!(result.outcome, Outcome::Timeout, "{name} ({by:?}): {}", result.error);
         let output = start(&result.output);
@@ -125,10 +126,10 @@ fn each_endless_command_ends_in_time(by: By) {
         }
         // With what those jobs print until then, which may be a flood.
         let next = "kill -9 $(jobs -p) 2>/dev/null; wait; echo next";
-        let next = executor.execute(name, call(by, next), None);
+        let next = executor.execute(name, call(by, next));
         let ok = next.outcome == Outcome::Ok && next.output.contains("next");
         assert!(ok, "after {name} ({by:?}): {:?}, {}", next.outcome, start(&next.output));
-        executor.release_trajectory(name, true).unwrap();
+        executor.release(name).unwrap();
         assert!(!is_running(&sleep), "{name} ({by:?}) outlived its trajectory");
     });
 }
@@ -154,12 +155,12 @@ fn much_output_is_read_to_its_end_and_bounded() {
     for by in [By::Warm, By::PerCall, By::Stateful] {
         let (_dir, executor) = executor(by);
         let flood = format!("yes | head -c {bytes} & yes | head -c {bytes} >&2; wait");
-        let result = executor.execute("t", call(by, &flood), None);
+        let result = executor.execute("t", call(by, &flood));
         assert_eq!(result.outcome, Outcome::Ok, "{by:?}: {}", result.error);
         assert_eq!(result.metadata["stdout_bytes"], bytes, "{by:?}");
         assert_eq!(result.metadata["stderr_bytes"], bytes, "{by:?}");
         assert!(result.output.len() < 250_000, "{by:?}: {}", result.output.len());
-        assert_eq!(executor.execute("t", call(by, "echo next"), None).output, "next");
+        assert_eq!(executor.execute("t", call(by, "echo next")).output, "next");
     }
 }
 
@@ -171,11 +172,11 @@ fn nothing_of_a_terminal_outlives_its_trajectory() {
         let sleep = unique_sleep();
         let command = format!("touch begun; {}", command.replace("SLEEP", &sleep));
         let keys = json!({"action": "send_keys", "keys": [command, "Enter"]});
-        let typed = executor.execute(name, ToolCall::new("tmux", keys), None);
+        let typed = executor.execute(name, ToolCall::new("tmux", keys));
         assert_eq!(typed.output, "ok", "{name}: {typed:?}");
-        until(|| executor.execute(name, call(By::Warm, "ls begun"), None).success);
+        until(|| executor.execute(name, call(By::Warm, "ls begun")).success);
         let began = Instant::now();
-        executor.release_trajectory(name, true).unwrap();
+        executor.release(name).unwrap();
         assert!(began.elapsed() < MARGIN, "{name}: {:?}", began.elapsed());
         assert!(!is_running(&sleep), "{name} outlived its trajectory");
     });

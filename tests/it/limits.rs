@@ -3,8 +3,11 @@
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use tool_executor::backend::local::{LocalBackend, LocalConfig};
-use tool_executor::{HeldBy, Outcome, SlotLimits, ToolCall, ToolExecutor, ToolResult};
+use tool_executor::backend::Backend;
+use tool_executor::backend::local::LocalBackend;
+use tool_executor::config::{LocalConfig, ServerConfig, SlotLimits};
+use tool_executor::stats::Enforcement;
+use tool_executor::{Outcome, ToolCall, ToolExecutor, ToolResult};
 
 use crate::fakes::{PATIENCE, bash};
 
@@ -17,13 +20,16 @@ fn executor(set: impl FnOnce(&mut SlotLimits)) -> (tempfile::TempDir, ToolExecut
 
 fn executor_of(warm: bool, set: impl FnOnce(&mut SlotLimits)) -> (tempfile::TempDir, ToolExecutor) {
     let dir = tempfile::tempdir().unwrap();
-    let mut config = LocalConfig::with_slots(2);
+    let mut config = LocalConfig::new(2);
     config.data_dir = Some(dir.path().to_owned());
     config.limits = SlotLimits::none();
     config.warm_slots = warm;
     set(&mut config.limits);
     let backend = LocalBackend::start(config).unwrap();
-    assert_eq!((backend.not_isolated_because(), backend.keeps_sandboxes()), (None, warm));
+    assert_eq!(
+        (backend.not_isolated_because(), backend.capabilities().warm_slots),
+        (None, Some(warm))
+    );
     (dir, ToolExecutor::builder().backend(backend).start().unwrap())
 }
 
@@ -31,9 +37,9 @@ fn executor_of(warm: bool, set: impl FnOnce(&mut SlotLimits)) -> (tempfile::Temp
 fn beside_a_neighbour(executor: &ToolExecutor, command: &str, timeout_s: u64) -> ToolResult {
     let timeout = Duration::from_secs(timeout_s);
     let begun = Instant::now();
-    let runaway = executor.submit("runaway", bash(command), Some(timeout)).unwrap();
+    let runaway = executor.submit("runaway", bash(command).with_timeout(timeout)).unwrap();
     loop {
-        let echo = executor.execute("neighbour", bash("echo $((6 * 7)) | cat"), None);
+        let echo = executor.execute("neighbour", bash("echo $((6 * 7)) | cat"));
         assert_eq!((echo.outcome, &*echo.output), (Outcome::Ok, "42"), "{command}: {echo:?}");
         if runaway.is_done() {
             break;
@@ -46,7 +52,7 @@ fn beside_a_neighbour(executor: &ToolExecutor, command: &str, timeout_s: u64) ->
 }
 
 fn run(executor: &ToolExecutor, command: &str) -> ToolResult {
-    executor.execute("runaway", bash(command), None)
+    executor.execute("runaway", bash(command))
 }
 
 fn output(executor: &ToolExecutor, command: &str) -> String {
@@ -59,7 +65,11 @@ fn output(executor: &ToolExecutor, command: &str) -> String {
 fn a_fork_bomb_ends_in_its_own_slot() {
     for warm in [true, false] {
         let (_dir, executor) = executor_of(warm, |limits| limits.processes = Some(64));
-        assert_eq!(executor.stats().limits.unwrap().processes, HeldBy::Rlimit, "needs Linux 5.14");
+        assert_eq!(
+            executor.stats().limits.unwrap().processes,
+            Enforcement::Rlimit,
+            "needs Linux 5.14"
+        );
         let count =
             "perl -e '$n = 0; while (defined($p = fork())) { sleep 60 if !$p; $n++ } print $n'";
         let started: u64 = output(&executor, count).parse().unwrap();
@@ -75,7 +85,7 @@ fn a_fork_bomb_ends_in_its_own_slot() {
 fn a_memory_hog_is_out_of_memory() {
     for warm in [true, false] {
         let (_dir, executor) = executor_of(warm, |limits| limits.memory_bytes = Some(128 * MIB));
-        assert_ne!(executor.stats().limits.unwrap().memory, HeldBy::None);
+        assert_ne!(executor.stats().limits.unwrap().memory, Enforcement::None);
         for hog in [
             "perl -e '$x = \"x\" x 65536; $x .= $x while 1'",
             "x=x; while :; do x=$x$x; done",
@@ -113,7 +123,7 @@ fn memory_that_processes_share_counts_once() {
 fn a_disk_filler_ends_and_the_slot_has_to_be_cleaned_up() {
     for warm in [true, false] {
         let (_dir, executor) = executor_of(warm, |limits| limits.workspace_bytes = Some(32 * MIB));
-        assert_eq!(executor.stats().limits.unwrap().workspace, HeldBy::Watch);
+        assert_eq!(executor.stats().limits.unwrap().workspace, Enforcement::Watch);
         for filler in [
             "dd if=/dev/zero of=big bs=64K",
             "dd if=/dev/zero of=/tmp/big bs=64K",
@@ -153,7 +163,7 @@ fn a_full_slot_can_remove_files_and_is_as_new_after_a_reset() {
         // Reading, and whatever does not write to files, goes on: also slowly.
         let size: u64 = output(&executor, "sleep 0.3; wc -c < big | cat").parse().unwrap();
         assert!(size > 8 * MIB, "{size}");
-        executor.release_trajectory("runaway", true).unwrap();
+        executor.release("runaway").unwrap();
         assert_eq!(output(&executor, "ls; echo text > file; cat file"), "text");
     }
 }
@@ -193,7 +203,8 @@ fn open_files_and_the_size_of_files_are_bounded_and_no_limit_can_be_raised() {
 }
 
 fn call(executor: &ToolExecutor, tool: &str, arguments: serde_json::Value) -> ToolResult {
-    executor.execute("runaway", ToolCall::new(tool, arguments), Some(Duration::from_secs(60)))
+    executor
+        .execute("runaway", ToolCall::new(tool, arguments).with_timeout(Duration::from_secs(60)))
 }
 
 #[test]
@@ -238,7 +249,7 @@ fn sessions_have_limits_of_their_own_also_between_calls() {
 
 #[test]
 fn limits_without_sense_are_refused_and_what_holds_is_told() {
-    let mut config = LocalConfig::with_slots(1);
+    let mut config = LocalConfig::new(1);
     config.limits.processes = Some(1);
     let error = LocalBackend::start(config).unwrap_err();
     assert!(error.to_string().contains("processes is 1"), "{error}");
@@ -246,23 +257,23 @@ fn limits_without_sense_are_refused_and_what_holds_is_told() {
     let held = executor.stats().limits.unwrap();
     assert!(held.seccomp);
     for by in [held.processes, held.memory, held.open_files, held.file_bytes, held.workspace] {
-        assert_ne!(by, HeldBy::None, "{held:?}");
+        assert_ne!(by, Enforcement::None, "{held:?}");
     }
-    assert_eq!(held.cpu, HeldBy::None, "no limit");
+    assert_eq!(held.cpu, Enforcement::None, "no limit");
 }
 
 #[cfg(feature = "server")]
 #[test]
 fn a_sandbox_server_tells_which_limits_hold() {
-    use tool_executor::server::{SandboxServer, ServerConfig};
+    use tool_executor::server::SandboxServer;
 
     let dir = tempfile::tempdir().unwrap();
-    let mut config = LocalConfig::with_slots(1);
+    let mut config = LocalConfig::new(1);
     config.data_dir = Some(dir.path().to_owned());
     config.limits.cpu = None;
     config.limits.workspace_bytes = None;
     let backend = LocalBackend::start(config).unwrap();
-    let held = backend.limits();
+    let held = backend.capabilities().limits;
     let config = ServerConfig::new(([127, 0, 0, 1], 0));
     let server = SandboxServer::start(config, backend).unwrap();
     let mut client = crate::http_client::Client::connect(server.addr());

@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use proptest::prelude::*;
 use serde_json::json;
 use tool_executor::backend::{Backend, Container, Execution, ExecutionId, ResetReply, SlotRef};
+use tool_executor::config::ExecutorConfig;
 use tool_executor::{
     BackendError, Outcome, ToolCall, ToolExecutor, ToolRegistry, ToolResult, ToolSchema,
 };
@@ -149,9 +150,12 @@ fn run(steps: &[Step], slots: usize, close_ms: u64) -> Result<(), TestCaseError>
             later,
         })
         .registry(registry())
-        .io_threads(2)
-        .handler_threads(2)
-        .acquire_timeout(Duration::from_millis(40))
+        .config(
+            ExecutorConfig::default()
+                .with_io_threads(2)
+                .with_handler_threads(2)
+                .with_acquire_timeout(Duration::from_millis(40)),
+        )
         .start()
         .unwrap();
     let mut pending = Vec::new();
@@ -161,12 +165,12 @@ fn run(steps: &[Step], slots: usize, close_ms: u64) -> Result<(), TestCaseError>
             Step::Submit(t, kind) => {
                 let call = bash(kind);
                 ids.push(call.uniq_id.clone());
-                pending.push(executor.submit(&format!("t{t}"), call, None).unwrap());
+                pending.push(executor.submit(&format!("t{t}"), call).unwrap());
             }
             Step::Handler(t, kind) => {
                 let call = ToolCall::new("closure", json!({"kind": kind}));
                 ids.push(call.uniq_id.clone());
-                pending.push(executor.submit(&format!("t{t}"), call, None).unwrap());
+                pending.push(executor.submit(&format!("t{t}"), call).unwrap());
             }
             Step::Cancel(index) => {
                 if !pending.is_empty() {
@@ -174,7 +178,8 @@ fn run(steps: &[Step], slots: usize, close_ms: u64) -> Result<(), TestCaseError>
                 }
             }
             Step::CancelTrajectory(t) => executor.cancel_trajectory(&format!("t{t}")),
-            Step::Release(t, reset) => executor.submit_release(&format!("t{t}"), *reset),
+            Step::Release(t, true) => executor.submit_release(&format!("t{t}")),
+            Step::Release(t, false) => executor.submit_release_keeping_files(&format!("t{t}")),
         }
     }
     let report = executor.close_within(Duration::from_millis(close_ms));

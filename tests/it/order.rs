@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
-use tool_executor::backend::{Backend, Container, Execution, ResetReply, SlotRef};
+use tool_executor::backend::{Backend, Capabilities, Container, Execution, ResetReply, SlotRef};
+use tool_executor::config::ExecutorConfig;
 use tool_executor::{BackendError, Outcome, ToolCall, ToolExecutor, ToolResult};
 
 use crate::fakes::{Echoes, HandsOver, PATIENCE, bash, command, next, one_container};
@@ -18,7 +19,7 @@ fn calls_of_one_trajectory_run_one_after_the_other_whatever_their_timeouts() {
         .enumerate()
         .map(|(index, seconds)| {
             let call = bash(&index.to_string());
-            executor.submit("t", call, Some(Duration::from_secs(*seconds))).unwrap()
+            executor.submit("t", call.with_timeout(Duration::from_secs(*seconds))).unwrap()
         })
         .collect();
     let mut slot = None;
@@ -40,11 +41,11 @@ fn calls_of_one_trajectory_run_one_after_the_other_whatever_their_timeouts() {
 fn a_call_that_takes_for_ever_delays_nobody_else() {
     let (backend, told) = HandsOver::new(32);
     let executor = ToolExecutor::builder().backend(backend).start().unwrap();
-    let stuck = executor.submit("stuck", bash("stuck"), None).unwrap();
+    let stuck = executor.submit("stuck", bash("stuck")).unwrap();
     let held = next(&told).execution();
     for round in 0..20 {
         let others: Vec<_> = (0..31)
-            .map(|t| executor.submit(&format!("t{t}"), bash(&round.to_string()), None).unwrap())
+            .map(|t| executor.submit(&format!("t{t}"), bash(&round.to_string())).unwrap())
             .collect();
         for _ in &others {
             let execution = next(&told).execution();
@@ -64,9 +65,9 @@ fn a_call_that_takes_for_ever_delays_nobody_else() {
 fn a_release_takes_place_after_the_calls_before_it_and_before_those_after_it() {
     let (backend, told) = HandsOver::new(2);
     let executor = ToolExecutor::builder().backend(backend).start().unwrap();
-    let before = executor.submit("t", bash("before"), None).unwrap();
-    executor.submit_release("t", true);
-    let after = executor.submit("t", bash("after"), None).unwrap();
+    let before = executor.submit("t", bash("before")).unwrap();
+    executor.submit_release("t");
+    let after = executor.submit("t", bash("after")).unwrap();
     let execution = next(&told).execution();
     assert_eq!(command(&execution), "before");
     let first_slot = execution.slot.clone();
@@ -92,8 +93,8 @@ fn a_release_takes_place_after_the_calls_before_it_and_before_those_after_it() {
 fn a_cancelled_call_that_waits_ends_at_once_and_one_that_runs_when_its_backend_says_so() {
     let (backend, told) = HandsOver::new(1);
     let executor = ToolExecutor::builder().backend(backend).start().unwrap();
-    let running = executor.submit("t", bash("running"), None).unwrap();
-    let waiting = executor.submit("t", bash("waiting"), None).unwrap();
+    let running = executor.submit("t", bash("running")).unwrap();
+    let waiting = executor.submit("t", bash("waiting")).unwrap();
     let execution = next(&told).execution();
     waiting.cancel();
     let waiting = waiting.wait_timeout(PATIENCE).unwrap();
@@ -113,14 +114,14 @@ fn a_cancelled_call_that_waits_ends_at_once_and_one_that_runs_when_its_backend_s
 fn dropping_a_pending_cancels_nothing_and_leaks_nothing() {
     let (backend, told) = HandsOver::new(1);
     let executor = ToolExecutor::builder().backend(backend).start().unwrap();
-    drop(executor.submit("t", bash("one"), None).unwrap());
-    let next_call = executor.submit("t", bash("two"), None).unwrap();
+    drop(executor.submit("t", bash("one")).unwrap());
+    let next_call = executor.submit("t", bash("two")).unwrap();
     let execution = next(&told).execution();
     assert_eq!(command(&execution), "one", "it runs although nobody waits for it");
     execution.reply.send(ToolResult::ok(""));
     next(&told).execution().reply.send(ToolResult::ok(""));
     assert!(next_call.wait_timeout(PATIENCE).unwrap().success);
-    executor.release_trajectory("t", false).unwrap();
+    executor.release_keeping_files("t").unwrap();
     let stats = executor.stats();
     assert_eq!((stats.total_requests, stats.running, stats.queue_size), (2, 0, 0));
     assert_eq!((stats.trajectories, stats.slots.held), (0, 0));
@@ -148,10 +149,14 @@ fn a_call_that_is_cancelled_while_its_batch_waits_for_a_thread_never_reaches_the
     let (told, has_been_told) = unbounded();
     let (go_on, wait) = unbounded();
     let backend = BlocksInExecute(told, wait);
-    let executor = ToolExecutor::builder().backend(backend).io_threads(1).start().unwrap();
-    let first = executor.submit("a", bash("first"), None).unwrap();
+    let executor = ToolExecutor::builder()
+        .backend(backend)
+        .config(ExecutorConfig::default().with_io_threads(1))
+        .start()
+        .unwrap();
+    let first = executor.submit("a", bash("first")).unwrap();
     assert_eq!(has_been_told.recv_timeout(PATIENCE).unwrap(), "first");
-    let second = executor.submit("b", bash("second"), None).unwrap();
+    let second = executor.submit("b", bash("second")).unwrap();
     while executor.stats().running < 2 {
         std::thread::yield_now();
     }
@@ -173,8 +178,8 @@ fn calls_that_a_backend_takes_at_once_are_handed_over_by_the_batcher_itself() {
         fn start(&self) -> Result<Vec<Container>, BackendError> {
             Ok(one_container(2))
         }
-        fn is_prompt(&self, tool: &str) -> bool {
-            tool == "bash"
+        fn capabilities(&self) -> Capabilities {
+            Capabilities::default().with_inline_tools(&["bash"])
         }
         fn execute(&self, _container: usize, batch: Vec<Execution>) {
             for execution in batch {
@@ -190,9 +195,9 @@ fn calls_that_a_backend_takes_at_once_are_handed_over_by_the_batcher_itself() {
     let executor = ToolExecutor::builder().backend(TellsItsThread).start().unwrap();
     let read = ToolCall::new("read_file", serde_json::json!({"path": "x", "command": ""}));
     for _ in 0..3 {
-        assert_eq!(executor.execute("t", bash(""), None).output, "tool-batcher");
-        assert!(executor.execute("t", read.clone(), None).output.starts_with("tool-io-"));
-        let panicked = executor.execute("t", bash("panic"), None);
+        assert_eq!(executor.execute("t", bash("")).output, "tool-batcher");
+        assert!(executor.execute("t", read.clone()).output.starts_with("tool-io-"));
+        let panicked = executor.execute("t", bash("panic"));
         assert_eq!(panicked.outcome, Outcome::BackendFailed, "{panicked:?}");
     }
     assert!(executor.close().all_threads_ended);

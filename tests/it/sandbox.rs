@@ -7,15 +7,16 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tool_executor::artifact::ReadArtifact;
-use tool_executor::backend::local::{LocalBackend, LocalConfig};
+use tool_executor::backend::local::LocalBackend;
 use tool_executor::backend::{Backend, ResetReply, SlotRef};
-use tool_executor::{Outcome, Policy, ToolCall, ToolExecutor, ToolResult};
+use tool_executor::config::{ExecutorConfig, LocalConfig, Policy};
+use tool_executor::{Destination, Outcome, ToolCall, ToolExecutor, ToolResult};
 
 use crate::fakes::{PATIENCE, bash};
 
 /// An executor over so many slots in a directory of the test's own.
 fn executor_in(data_dir: &Path, slots: usize) -> (ToolExecutor, LocalBackend) {
-    let mut config = LocalConfig::with_slots(slots);
+    let mut config = LocalConfig::new(slots);
     config.data_dir = Some(data_dir.to_owned());
     let backend = LocalBackend::start(config).unwrap();
     assert_eq!(
@@ -62,7 +63,7 @@ pub(crate) fn wait_until_running(marker: &str) {
 #[test]
 fn the_three_tools_share_a_workspace_that_a_trajectory_keeps() {
     let (_dir, executor) = executor(2);
-    let run = |name, arguments| executor.execute("t", call(name, arguments), None);
+    let run = |name, arguments| executor.execute("t", call(name, arguments));
     let written = run("write_file", json!({"path": "a/b.txt", "content": "one\r\ntwo\n"}));
     assert_eq!(written.output, "Successfully wrote 9 bytes to a/b.txt");
     let listed = run("terminal", json!({"command": "cat /workspace/a/b.txt; pwd; echo no >&2"}));
@@ -74,7 +75,7 @@ fn the_three_tools_share_a_workspace_that_a_trajectory_keeps() {
     assert_eq!(read.metadata["path"], "/workspace/a/b.txt");
     let failed = run("bash", json!({"command": "exit 3"}));
     assert_eq!((failed.outcome, &*failed.error), (Outcome::NonZeroExit, "Exit code: 3"));
-    let other = executor.execute("other", bash("ls -A"), None);
+    let other = executor.execute("other", bash("ls -A"));
     assert_eq!(other.output, "", "another trajectory has a workspace of its own");
 }
 
@@ -84,13 +85,13 @@ fn a_sleeping_command_delays_no_other_trajectory() {
     let marker = unique_sleep();
     // It sleeps for ever, as far as this test is concerned, one such call behind the other.
     let sleeping: Vec<_> =
-        (0..3).map(|_| executor.submit("sleeper", bash(&marker), None).unwrap()).collect();
+        (0..3).map(|_| executor.submit("sleeper", bash(&marker)).unwrap()).collect();
     wait_until_running(&marker);
     let queue = executor.completion_queue(31);
     for round in 0..3 {
         for t in 0..31 {
             let call = bash(&format!("echo {round}"));
-            executor.submit_to(&queue, t, &format!("t{t}"), call, None).unwrap();
+            executor.submit_to(&format!("t{t}"), call, queue.tagged(t)).unwrap();
         }
         for _ in 0..31 {
             let completion = queue.next_timeout(PATIENCE).expect("delayed by a sleeper");
@@ -113,7 +114,7 @@ fn fifty_trajectories_share_ten_slots_and_never_each_others_files() {
     let name = |t: u64| format!("t{t}");
     for t in 0..50 {
         let call = bash("ls -A; echo mine > mine; echo secret > .hidden");
-        executor.submit_to(&queue, t, &name(t), call, None).unwrap();
+        executor.submit_to(&name(t), call, queue.tagged(t)).unwrap();
     }
     let mut calls = [0; 50];
     while queue.outstanding() > 0 {
@@ -124,11 +125,14 @@ fn fifty_trajectories_share_ten_slots_and_never_each_others_files() {
         if calls[t as usize] == 1 {
             assert_eq!(result.output, "", "files of another trajectory");
             let call = call("read_file", json!({"path": "mine"}));
-            executor.submit_to(&queue, t, &name(t), call, None).unwrap();
+            executor.submit_to(&name(t), call, queue.tagged(t)).unwrap();
         } else {
             assert_eq!(result.output, "mine\n");
             // Every other one without a reset: the next user's is forced.
-            executor.submit_release(&name(t), t % 2 == 0);
+            match t % 2 {
+                0 => executor.submit_release(&name(t)),
+                _ => executor.submit_release_keeping_files(&name(t)),
+            }
         }
     }
     assert_eq!(calls, [2; 50]);
@@ -141,7 +145,7 @@ fn nothing_is_left_when_the_executor_is_gone() {
     let marker = unique_sleep();
     let stubborn = format!("trap '' TERM; (setsid {marker} &) ; {marker}");
     let pending: Vec<_> =
-        (0..3).map(|t| executor.submit(&format!("t{t}"), bash(&stubborn), None).unwrap()).collect();
+        (0..3).map(|t| executor.submit(&format!("t{t}"), bash(&stubborn)).unwrap()).collect();
     wait_until_running(&marker);
     let report = executor.close_within(Duration::ZERO);
     assert!(report.all_threads_ended);
@@ -159,7 +163,7 @@ fn a_timeout_keeps_what_was_printed_and_leaves_the_slot_usable() {
     let (_dir, executor) = executor(1);
     let marker = unique_sleep();
     let command = format!("echo before; (setsid {marker} &); trap '' TERM; {marker}");
-    let result = executor.execute("t", bash(&command), Some(Duration::from_secs(1)));
+    let result = executor.execute("t", bash(&command).with_timeout(Duration::from_secs(1)));
     assert_eq!(
         (result.outcome, &*result.error),
         (Outcome::Timeout, "Command timed out after 1.0s")
@@ -167,14 +171,14 @@ fn a_timeout_keeps_what_was_printed_and_leaves_the_slot_usable() {
     assert_eq!(result.output, "before");
     assert_eq!(result.metadata["timeout"], true);
     assert!(!is_running(&marker));
-    assert_eq!(executor.execute("t", bash("echo after"), None).output, "after");
+    assert_eq!(executor.execute("t", bash("echo after")).output, "after");
 }
 
 #[test]
 fn a_background_child_does_not_hold_the_call_up() {
     let (_dir, executor) = executor(1);
     let marker = unique_sleep();
-    let result = executor.execute("t", bash(&format!("{marker} & echo done")), None);
+    let result = executor.execute("t", bash(&format!("{marker} & echo done")));
     assert_eq!((result.outcome, &*result.output), (Outcome::Ok, "done"));
     assert!(!is_running(&marker), "and does not outlive it");
 }
@@ -182,18 +186,18 @@ fn a_background_child_does_not_hold_the_call_up() {
 #[test]
 fn without_network_there_is_none_whatever_the_model_says() {
     let dir = tempfile::tempdir().unwrap();
-    let mut config = LocalConfig::with_slots(1);
+    let mut config = LocalConfig::new(1);
     config.data_dir = Some(dir.path().to_owned());
     let executor = ToolExecutor::builder()
         .backend(LocalBackend::start(config).unwrap())
-        .policy(Policy { allow_network: false, ..Policy::default() })
+        .config(ExecutorConfig::default().with_policy(Policy::default().with_allow_network(false)))
         .start()
         .unwrap();
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     let command = format!("echo > /dev/tcp/127.0.0.1/{port}");
     let arguments = json!({"command": command, "allow_network": true});
-    let result = executor.execute("t", call("bash", arguments), None);
+    let result = executor.execute("t", call("bash", arguments));
     assert_eq!(result.outcome, Outcome::NonZeroExit);
     assert_eq!(result.metadata["network_isolated"], true);
 }
@@ -202,9 +206,9 @@ fn without_network_there_is_none_whatever_the_model_says() {
 fn printing_a_bubblewrap_error_switches_nothing_off() {
     let (_dir, executor) = executor(2);
     let lie = "echo ran >> count; echo 'bwrap: no permissions to create new namespace' >&2; false";
-    let result = executor.execute("t", bash(lie), None);
+    let result = executor.execute("t", bash(lie));
     assert_eq!(result.outcome, Outcome::NonZeroExit);
-    let result = executor.execute("t", bash("cat count; ls /root /home"), None);
+    let result = executor.execute("t", bash("cat count; ls /root /home"));
     assert_eq!(result.metadata["sandboxed"], true);
     assert!(result.output.starts_with("ran\n"), "executed once: {}", result.output);
     assert!(!result.output.starts_with("ran\nran"));
@@ -213,7 +217,7 @@ fn printing_a_bubblewrap_error_switches_nothing_off() {
 #[test]
 fn output_of_any_size_and_kind_is_bounded_and_counted() {
     let (_dir, executor) = executor(1);
-    let run = |command: &str| executor.execute("t", bash(command), None);
+    let run = |command: &str| executor.execute("t", bash(command));
     let flood = run("head -c 200000000 /dev/zero | tr '\\0' x; echo; echo end");
     assert_eq!(flood.outcome, Outcome::Ok, "{}", flood.error);
     assert_eq!(flood.metadata["stdout_bytes"], 200_000_005);
@@ -228,7 +232,7 @@ fn output_of_any_size_and_kind_is_bounded_and_counted() {
 #[test]
 fn a_command_with_a_nul_is_the_models_mistake() {
     let (_dir, executor) = executor(1);
-    let result = executor.execute("t", bash("echo a\0b"), None);
+    let result = executor.execute("t", bash("echo a\0b"));
     assert_eq!((result.outcome, result.may_have_executed), (Outcome::InvalidCall, false));
     assert!(result.error.contains("without NULs"), "{}", result.error);
 }
@@ -238,7 +242,7 @@ fn a_workspace_can_be_saved_before_its_release() {
     let dir = tempfile::tempdir().unwrap();
     let (executor, backend) = executor_in(dir.path(), 1);
     assert_eq!(executor.slot_of("t"), None);
-    executor.execute("t", bash("mkdir d; echo x > d/f; ln -s d/f link; mkfifo pipe"), None);
+    executor.execute("t", bash("mkdir d; echo x > d/f; ln -s d/f link; mkfifo pipe"));
     let slot = executor.slot_of("t").expect("it holds one");
     let saved = tempfile::tempdir().unwrap();
     let dest = saved.path().join("t");
@@ -246,7 +250,7 @@ fn a_workspace_can_be_saved_before_its_release() {
     assert_eq!(fs::read_to_string(dest.join("d/f")).unwrap(), "x\n");
     assert!(dest.join("link").is_symlink());
     assert!(!dest.join("pipe").exists(), "a FIFO is left out");
-    executor.release_trajectory("t", true).unwrap();
+    executor.release("t").unwrap();
     assert_eq!(executor.slot_of("t"), None);
 }
 
@@ -256,7 +260,7 @@ fn every_file_attack_through_the_tools_stays_in_the_workspace() {
     let secret = outside.path().join("secret");
     fs::write(&secret, "secret").unwrap();
     let (_dir, executor) = executor(1);
-    let run = |name, arguments| executor.execute("t", call(name, arguments), None);
+    let run = |name, arguments| executor.execute("t", call(name, arguments));
     let secret = secret.to_str().unwrap();
     run("bash", json!({"command": format!("ln -s {secret} out; ln -s / root; mkfifo fifo")}));
     let denied = |result: ToolResult| {
@@ -278,7 +282,7 @@ fn every_file_attack_through_the_tools_stays_in_the_workspace() {
 #[test]
 fn a_terminal_is_kept_between_calls_and_ends_with_its_trajectory() {
     let (_dir, executor) = executor(1);
-    let tmux = |arguments| executor.execute("t", call("tmux", arguments), None);
+    let tmux = |arguments| executor.execute("t", call("tmux", arguments));
     let started = tmux(json!({"action": "start", "pane_width": 90, "pane_height": 10}));
     assert_eq!((started.output.as_str(), &started.metadata["pane_width"]), ("started", &json!(90)));
     let sleep = unique_sleep();
@@ -293,18 +297,18 @@ fn a_terminal_is_kept_between_calls_and_ends_with_its_trajectory() {
     assert_eq!(bogus.error, "tmux send_keys requires 'keys' as string or list[string]");
     assert_eq!((bogus.outcome, bogus.may_have_executed), (Outcome::InvalidCall, false));
     wait_until_running(&sleep);
-    executor.release_trajectory("t", true).unwrap();
-    let fresh = executor.execute("u", call("tmux", json!({})), None);
+    executor.release("t").unwrap();
+    let fresh = executor.execute("u", call("tmux", json!({})));
     assert_eq!(fresh.metadata["session_started"], true, "{}", fresh.error);
     assert!(!is_running(&sleep));
-    let stopped = executor.execute("u", call("tmux", json!({"action": "stop"})), None);
+    let stopped = executor.execute("u", call("tmux", json!({"action": "stop"})));
     assert_eq!(stopped.output, "stopped");
 }
 
 #[test]
 fn an_action_that_tmux_does_not_have_begins_no_terminal() {
     let (_dir, executor) = executor(1);
-    let bogus = executor.execute("t", call("tmux", json!({"action": "Bogus"})), None);
+    let bogus = executor.execute("t", call("tmux", json!({"action": "Bogus"})));
     assert!(bogus.error.contains("bogus") || bogus.error.contains("Bogus"), "{}", bogus.error);
     assert_eq!((bogus.outcome, bogus.may_have_executed), (Outcome::InvalidCall, false));
 }
@@ -314,7 +318,7 @@ fn the_usual_limit_of_open_files_does_not_limit_the_slots() {
     const ALONE: &str = "TOOL_EXECUTOR_TEST_ALONE";
     if std::env::var_os(ALONE).is_some() {
         let (_dir, executor) = executor(300);
-        assert_eq!(executor.execute("t", bash("ulimit -n"), None).output, "256");
+        assert_eq!(executor.execute("t", bash("ulimit -n")).output, "256");
         return;
     }
     // A process of its own, since the limit is the whole process's.
@@ -340,7 +344,7 @@ fn a_command_does_not_own_the_hosts_devices() {
     let mode = || fs::metadata("/dev/full").unwrap().mode();
     let before = mode();
     let (_dir, executor) = executor(1);
-    let result = executor.execute("t", bash("chmod 000 /dev/full"), None);
+    let result = executor.execute("t", bash("chmod 000 /dev/full"));
     let after = mode();
     if after != before {
         fs::set_permissions("/dev/full", fs::Permissions::from_mode(before)).unwrap();
@@ -352,7 +356,7 @@ fn a_command_does_not_own_the_hosts_devices() {
 fn commands_and_file_tools_work_on_each_others_files() {
     let (_dir, executor) = executor(1);
     let run = |name, arguments| {
-        let result = executor.execute("t", call(name, arguments), None);
+        let result = executor.execute("t", call(name, arguments));
         assert_eq!(result.outcome, Outcome::Ok, "{result:?}");
         result.output
     };
@@ -370,9 +374,9 @@ fn commands_and_file_tools_work_on_each_others_files() {
 fn what_a_command_has_made_inaccessible_is_gone_after_the_release() {
     let (_dir, executor) = executor(1);
     let hide = "mkdir -p a/b; echo x > a/b/c; chmod 000 a/b/c a/b a; chmod 500 .";
-    assert_eq!(executor.execute("t", bash(hide), None).outcome, Outcome::Ok);
-    executor.release_trajectory("t", true).unwrap();
-    let next = executor.execute("next", bash("ls -A; touch mine; ls"), None);
+    assert_eq!(executor.execute("t", bash(hide)).outcome, Outcome::Ok);
+    executor.release("t").unwrap();
+    let next = executor.execute("next", bash("ls -A; touch mine; ls"));
     assert_eq!(next.output, "mine");
 }
 
@@ -380,7 +384,7 @@ fn what_a_command_has_made_inaccessible_is_gone_after_the_release() {
 fn a_command_knows_who_it_is() {
     let (_dir, executor) = executor(1);
     let output = |command: &str| {
-        let result = executor.execute("t", bash(command), None);
+        let result = executor.execute("t", bash(command));
         assert_eq!(result.outcome, Outcome::Ok, "{result:?}");
         result.output
     };
@@ -399,7 +403,7 @@ fn a_data_directory_that_commands_cannot_reach_is_refused_by_name() {
     }
     let outer = tempfile::tempdir().unwrap();
     fs::set_permissions(outer.path(), fs::Permissions::from_mode(0o700)).unwrap();
-    let mut config = LocalConfig::with_slots(1);
+    let mut config = LocalConfig::new(1);
     config.data_dir = Some(outer.path().join("data"));
     let error = LocalBackend::start(config.clone()).unwrap_err();
     let cause = std::error::Error::source(&error).expect("the directory").to_string();
@@ -413,7 +417,7 @@ fn a_data_directory_that_commands_cannot_reach_is_refused_by_name() {
 #[test]
 fn the_complete_output_is_an_artifact_of_the_trajectory() {
     let (dir, executor) = executor(1);
-    let result = executor.execute("t", bash("seq 1 100000; seq 1 30000 >&2"), None);
+    let result = executor.execute("t", bash("seq 1 100000; seq 1 30000 >&2"));
     assert!(result.output.contains("... (output truncated)"));
     for (key, last) in [("output_file", 100_000), ("stderr_file", 30_000)] {
         let expected: String = (1..=last).map(|n| format!("{n}\n")).collect();
@@ -422,29 +426,29 @@ fn the_complete_output_is_an_artifact_of_the_trajectory() {
         assert!(!result.metadata.contains_key(&format!("{key}_truncated")));
         let artifact = executor.read_artifact("t", &ReadArtifact::new(path)).unwrap();
         assert!(artifact.content == expected.as_bytes());
-        let read = executor.execute("t", bash(&format!("tail -n 1 {path}")), None);
+        let read = executor.execute("t", bash(&format!("tail -n 1 {path}")));
         assert_eq!(read.output, last.to_string());
     }
     // The next trajectory has nothing of it.
-    executor.release_trajectory("t", true).unwrap();
-    assert_eq!(executor.execute("next", bash("ls -A"), None).output, "");
+    executor.release("t").unwrap();
+    assert_eq!(executor.execute("next", bash("ls -A")).output, "");
     drop(executor);
-    let mut config = LocalConfig::with_slots(1);
+    let mut config = LocalConfig::new(1);
     config.data_dir = Some(dir.path().to_owned());
     config.max_output_file_bytes = 0;
     let backend = LocalBackend::start(config).unwrap();
     let executor = ToolExecutor::builder().backend(backend).start().unwrap();
-    let result = executor.execute("t", bash("seq 1 100000; ls -A >&2"), None);
+    let result = executor.execute("t", bash("seq 1 100000; ls -A >&2"));
     assert!(result.output.contains("... (output truncated)"), "{}", result.output.len());
     assert!(!result.metadata.keys().any(|key| key.contains("file")), "{:?}", result.metadata);
-    assert_eq!(executor.execute("t", bash("ls -A"), None).output, "");
+    assert_eq!(executor.execute("t", bash("ls -A")).output, "");
 }
 
 #[test]
 fn a_slot_that_cannot_be_emptied_is_given_to_nobody_until_it_can() {
     let dir = tempfile::tempdir().unwrap();
     let (executor, _) = executor_in(dir.path(), 1);
-    assert!(executor.execute("t", bash("mkdir d; echo mine > d/secret"), None).success);
+    assert!(executor.execute("t", bash("mkdir d; echo mine > d/secret")).success);
     let run = fs::read_dir(dir.path()).unwrap().next().unwrap().unwrap().path();
     let secret = fs::File::open(run.join("slot_0/d/secret")).unwrap();
     let Ok(flags) = rustix::fs::ioctl_getflags(&secret) else { return };
@@ -453,11 +457,15 @@ fn a_slot_that_cannot_be_emptied_is_given_to_nobody_until_it_can() {
         // Only root can, and not on every file system.
         return;
     }
-    let released = executor.release_trajectory("t", true);
+    let released = executor.release("t");
     let (tell, told) = crossbeam_channel::bounded(1);
-    let next = executor.submit_then("next", bash("ls -A"), None, move |result| {
-        let _ = tell.send(result);
-    });
+    let next = executor.submit_to(
+        "next",
+        bash("ls -A"),
+        Destination::callback(move |result| {
+            let _ = tell.send(result);
+        }),
+    );
     let early = told.recv_timeout(Duration::from_millis(300));
     rustix::fs::ioctl_setflags(&secret, flags).unwrap();
     let text = released.unwrap_err().to_string();
@@ -470,16 +478,10 @@ fn a_slot_that_cannot_be_emptied_is_given_to_nobody_until_it_can() {
 #[test]
 fn resets_have_threads_of_their_own_and_a_second_one_joins_the_first() {
     let dir = tempfile::tempdir().unwrap();
-    let mut config = LocalConfig::with_slots(2);
+    let mut config = LocalConfig::new(2);
     config.data_dir = Some(dir.path().to_owned());
     let backend = LocalBackend::start(config).unwrap();
-    let slot = |index: usize| SlotRef {
-        container: 0,
-        addr: "local".into(),
-        index,
-        name: format!("slot_{index}").into(),
-        generation: 1,
-    };
+    let slot = |index: usize| SlotRef::new(0, "local", index, format!("slot_{index}"), 1);
     let run = fs::read_dir(dir.path()).unwrap().next().unwrap().unwrap().path();
     let workspace = run.join("slot_0");
     for n in 0..2_000 {
@@ -514,7 +516,7 @@ fn stateful(command: &str) -> ToolCall {
 #[test]
 fn a_stateful_terminal_keeps_its_state_and_says_what_became_of_it() {
     let (_dir, executor) = executor(1);
-    let run = |command: &str| executor.execute("t", stateful(command), None);
+    let run = |command: &str| executor.execute("t", stateful(command));
     let first = run("cd /tmp; x=1; f() { echo \"f$x\"; }; echo ready");
     assert_eq!((first.outcome, &*first.output), (Outcome::Ok, "ready"));
     for (key, value) in [
@@ -532,18 +534,18 @@ fn a_stateful_terminal_keeps_its_state_and_says_what_became_of_it() {
     assert_eq!((second.outcome, &*second.error), (Outcome::NonZeroExit, "Exit code: 1"));
     assert_eq!(second.metadata["session"], "kept");
     // The other tools see the same files.
-    assert_eq!(executor.execute("t", bash("echo b >/tmp/b; pwd"), None).output, "/workspace");
+    assert_eq!(executor.execute("t", bash("echo b >/tmp/b; pwd")).output, "/workspace");
     assert_eq!(run("cat b").output, "b");
 
     let late = run("(while [ ! -e go ]; do sleep 0.01; done; echo late; touch said) &");
     assert_eq!(late.output, "");
     let waits = "touch /tmp/go; while [ ! -e /tmp/said ]; do sleep 0.01; done";
-    assert!(executor.execute("t", bash(waits), None).success);
+    assert!(executor.execute("t", bash(waits)).success);
     let next = run("echo next");
     assert_eq!((&*next.output, &next.metadata["background_output"]), ("next", &json!("late")));
 
-    let slow =
-        executor.execute("t", stateful("echo begun; sleep 100"), Some(Duration::from_secs(1)));
+    let slow = executor
+        .execute("t", stateful("echo begun; sleep 100").with_timeout(Duration::from_secs(1)));
     assert_eq!((slow.outcome, &*slow.output), (Outcome::Timeout, "begun"));
     assert_eq!(slow.error, "Command timed out after 1.0s");
     assert_eq!(
@@ -564,18 +566,18 @@ fn the_tools_of_a_slot_share_its_tmp_and_the_next_trajectory_gets_an_empty_one()
     let (_dir, executor) = executor(1);
     let type_in = |trajectory: &str, keys: &str| {
         let arguments = json!({"action": "send_keys", "keys": [keys, "Enter"], "block": true});
-        assert_eq!(executor.execute(trajectory, call("tmux", arguments), None).output, "ok");
+        assert_eq!(executor.execute(trajectory, call("tmux", arguments)).output, "ok");
     };
-    assert!(executor.execute("t", bash("echo of bash > /tmp/1"), None).success);
-    assert!(executor.execute("t", stateful("echo of the shell > /var/tmp/2"), None).success);
+    assert!(executor.execute("t", bash("echo of bash > /tmp/1")).success);
+    assert!(executor.execute("t", stateful("echo of the shell > /var/tmp/2")).success);
     type_in("t", "echo of the terminal > /tmp/3; cat /tmp/[12] > /tmp/4");
     let all = "of bash\nof the shell\nof the terminal\nof bash\nof the shell";
-    assert_eq!(executor.execute("t", bash("cat /tmp/?"), None).output, all);
-    assert_eq!(executor.execute("t", stateful("cat /tmp/?"), None).output, all);
-    executor.release_trajectory("t", true).unwrap();
-    assert_eq!(executor.execute("next", stateful("ls -A /tmp"), None).output, "");
+    assert_eq!(executor.execute("t", bash("cat /tmp/?")).output, all);
+    assert_eq!(executor.execute("t", stateful("cat /tmp/?")).output, all);
+    executor.release("t").unwrap();
+    assert_eq!(executor.execute("next", stateful("ls -A /tmp")).output, "");
     type_in("next", "ls -A /tmp > found");
-    assert_eq!(executor.execute("next", bash("ls -A /tmp; cat found"), None).output, "");
+    assert_eq!(executor.execute("next", bash("ls -A /tmp; cat found")).output, "");
 }
 
 #[test]
@@ -586,7 +588,7 @@ fn a_stateful_call_that_cannot_be_is_refused_before_anything_runs() {
         (" \n\t ", "Missing command"),
         ("echo \0", "Failed to execute sandboxed command: 'command' must be a string without NULs"),
     ] {
-        let result = executor.execute("t", stateful(command), None);
+        let result = executor.execute("t", stateful(command));
         assert_eq!((result.outcome, &*result.error), (Outcome::InvalidCall, error), "{command:?}");
         assert!(!result.may_have_executed);
     }
@@ -596,20 +598,19 @@ fn a_stateful_call_that_cannot_be_is_refused_before_anything_runs() {
 fn a_stateful_terminal_ends_with_its_trajectory() {
     let (_dir, executor) = executor(1);
     let marker = unique_sleep();
-    let run =
-        |trajectory: &str, command: &str| executor.execute(trajectory, stateful(command), None);
+    let run = |trajectory: &str, command: &str| executor.execute(trajectory, stateful(command));
     run(
         "first",
         &format!("x=secret; export x; alias ls='echo poisoned'; {marker} & setsid -f {marker}"),
     );
     wait_until_running(&marker);
-    executor.release_trajectory("first", true).unwrap();
+    executor.release("first").unwrap();
     let second = run("second", "echo \"[$x]\"; jobs; ls -A");
     assert_eq!((&*second.output, &second.metadata["session"]), ("[]", &json!("started")));
     assert!(!is_running(&marker));
     // A release without a reset leaves files to the same trajectory, and processes to nobody else.
     run("second", &format!("{marker} & echo kept >file"));
-    executor.release_trajectory("second", false).unwrap();
+    executor.release_keeping_files("second").unwrap();
     assert_eq!(run("third", "ls -A; jobs; cat file 2>/dev/null").output, "");
     assert!(!is_running(&marker));
     run("third", &format!("{marker} &"));
@@ -621,25 +622,29 @@ fn a_stateful_terminal_ends_with_its_trajectory() {
 fn a_cancelled_stateful_call_is_interrupted() {
     let (_dir, executor) = executor(1);
     let marker = unique_sleep();
-    assert!(executor.execute("t", stateful("x=1"), None).success);
-    let pending = executor.submit("t", stateful(&format!("echo begun; {marker}")), None).unwrap();
+    assert!(executor.execute("t", stateful("x=1")).success);
+    let pending = executor.submit("t", stateful(&format!("echo begun; {marker}"))).unwrap();
     wait_until_running(&marker);
     pending.cancel();
     let result = pending.wait();
     assert_eq!((result.outcome, &*result.output), (Outcome::Cancelled, "begun"));
     assert!(!is_running(&marker));
-    assert_eq!(executor.execute("t", stateful("echo $x"), None).output, "1");
+    assert_eq!(executor.execute("t", stateful("echo $x")).output, "1");
 }
 
 #[test]
 fn a_stateful_terminal_without_network_has_none() {
     let dir = tempfile::tempdir().unwrap();
-    let mut config = LocalConfig::with_slots(1);
+    let mut config = LocalConfig::new(1);
     config.data_dir = Some(dir.path().to_owned());
     let backend = LocalBackend::start(config).unwrap();
-    let policy = Policy { allow_network: false, ..Policy::default() };
-    let executor = ToolExecutor::builder().backend(backend).policy(policy).start().unwrap();
+    let policy = Policy::default().with_allow_network(false);
+    let executor = ToolExecutor::builder()
+        .backend(backend)
+        .config(ExecutorConfig::default().with_policy(policy))
+        .start()
+        .unwrap();
     let asks = json!({"command": "grep -c : /proc/net/dev", "allow_network": true});
-    let result = executor.execute("t", call("terminal_stateful", asks), None);
+    let result = executor.execute("t", call("terminal_stateful", asks));
     assert_eq!((&*result.output, &result.metadata["network_isolated"]), ("1", &json!(true)));
 }

@@ -6,27 +6,29 @@
 use std::path::Path;
 
 use serde_json::json;
-use tool_executor::backend::local::{LocalBackend, LocalConfig};
+use tool_executor::backend::local::LocalBackend;
+use tool_executor::config::LocalConfig;
 use tool_executor::{Outcome, ToolCall, ToolExecutor};
 
 use crate::fakes::bash;
 
 fn executor(seccomp: bool) -> (tempfile::TempDir, ToolExecutor) {
     let dir = tempfile::tempdir().unwrap();
-    let mut config = LocalConfig::with_slots(1);
+    let mut config = LocalConfig::new(1);
     config.data_dir = Some(dir.path().to_owned());
     config.seccomp = seccomp;
     let backend = LocalBackend::start(config).unwrap();
-    let why_not = backend.not_filtered_because().map(str::to_owned);
+    let executor = ToolExecutor::builder().backend(backend).start().unwrap();
+    let why_not = executor.capabilities().not_filtered_because;
     assert_eq!(why_not.is_none(), seccomp, "{why_not:?}");
-    (dir, ToolExecutor::builder().backend(backend).start().unwrap())
+    (dir, executor)
 }
 
 /// The error numbers of system calls made in a sandbox, 0 for none. Each is an expression for perl,
 /// which every system has and which can make any call.
 fn errors(executor: &ToolExecutor, calls: &[String]) -> Vec<i32> {
     let command = format!("{}; perl probe.pl", write_probe(calls));
-    let result = executor.execute("prober", bash(&command), None);
+    let result = executor.execute("prober", bash(&command));
     assert_eq!(result.outcome, Outcome::Ok, "{result:?}");
     numbers(&result.output)
 }
@@ -100,7 +102,7 @@ fn denied_calls_are_denied_and_without_the_filter_the_kernel_decides() {
 fn sandboxes_that_are_kept_have_the_filter_too() {
     let (probes, expected): (Vec<_>, Vec<_>) = probes().into_iter().unzip();
     let (_dir, executor) = executor(true);
-    let run = |tool, arguments| executor.execute("t", ToolCall::new(tool, arguments), None);
+    let run = |tool, arguments| executor.execute("t", ToolCall::new(tool, arguments));
     let stateful = |command: &str| run("terminal_stateful", json!({"command": command}));
     assert!(stateful(&write_probe(&probes)).success);
     assert_eq!(numbers(&stateful("perl probe.pl").output), expected, "{probes:#?}");
@@ -139,7 +141,7 @@ fn calls_that_tools_need_are_allowed() {
 #[test]
 fn ordinary_tools_go_on_working() {
     let (_dir, executor) = executor(true);
-    let run = |command: &str| executor.execute("t", bash(command), None);
+    let run = |command: &str| executor.execute("t", bash(command));
     for (tool, command, output) in [
         ("bash", "f() { echo $1; }; for i in 1 2 3; do f $i & done | sort; wait", "1\n2\n3"),
         ("nice", "echo $(($(nice -n 5 nice) - $(nice)))", "5"),
@@ -218,7 +220,7 @@ fn other_abis_are_no_way_around() {
         }"#;
     let command =
         format!("command -v cc || exit 77; cat > m.c <<'END'\n{program}\nEND\ncc m.c && ./a.out");
-    let result = executor.execute("t", bash(&command), None);
+    let result = executor.execute("t", bash(&command));
     if result.error == "Exit code: 77" {
         return println!("could not run: no C compiler");
     }

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use tool_executor::config::ExecutorConfig;
 use tool_executor::{Outcome, ReleaseError, ToolExecutor, ToolResult};
 
 use crate::fakes::{Echoes, HandsOver, PATIENCE, Panics, bash, command, next};
@@ -13,7 +14,7 @@ fn all_finish(slots: usize, trajectories: usize, calls: usize) {
     let queue = executor.completion_queue(trajectories);
     let names: Vec<String> = (0..trajectories).map(|t| format!("t{t}")).collect();
     for (tag, name) in names.iter().enumerate() {
-        executor.submit_to(&queue, tag as u64, name, bash("0"), None).unwrap();
+        executor.submit_to(name, bash("0"), queue.tagged(tag as u64)).unwrap();
     }
     let mut done = HashMap::new();
     while queue.outstanding() > 0 {
@@ -25,9 +26,9 @@ fn all_finish(slots: usize, trajectories: usize, calls: usize) {
         let name = &names[completion.tag as usize];
         if *ended < calls {
             let call = bash(&ended.to_string());
-            executor.submit_to(&queue, completion.tag, name, call, None).unwrap();
+            executor.submit_to(name, call, queue.tagged(completion.tag)).unwrap();
         } else {
-            executor.submit_release(name, true);
+            executor.submit_release(name);
         }
     }
     assert_eq!(done.len(), trajectories);
@@ -50,20 +51,20 @@ fn a_trajectory_that_holds_a_slot_never_waits_for_one_that_does_not() {
     let (backend, told) = HandsOver::new(2);
     let executor = ToolExecutor::builder().backend(backend).start().unwrap();
     for holder in ["a", "b"] {
-        let first = executor.submit(holder, bash("first"), None).unwrap();
+        let first = executor.submit(holder, bash("first")).unwrap();
         next(&told).execution().reply.send(ToolResult::ok(""));
         assert!(first.wait_timeout(PATIENCE).unwrap().success);
     }
-    let third = executor.submit("c", bash("third"), None).unwrap();
+    let third = executor.submit("c", bash("third")).unwrap();
     for _ in 0..5 {
-        let again = executor.submit("a", bash("again"), None).unwrap();
+        let again = executor.submit("a", bash("again")).unwrap();
         let execution = next(&told).execution();
         assert_eq!(&*execution.trajectory_id, "a");
         execution.reply.send(ToolResult::ok(""));
         assert!(again.wait_timeout(PATIENCE).unwrap().success);
     }
     let third = third.try_wait().expect_err("there is no slot for it");
-    executor.submit_release("b", true);
+    executor.submit_release("b");
     next(&told).reset().1.send(Ok(()));
     next(&told).execution().reply.send(ToolResult::ok("at last"));
     assert_eq!(third.wait_timeout(PATIENCE).unwrap().output, "at last");
@@ -74,15 +75,15 @@ fn waiting_for_a_slot_is_bounded_and_the_error_says_who_holds_them() {
     let (backend, told) = HandsOver::new(2);
     let executor = ToolExecutor::builder()
         .backend(backend)
-        .acquire_timeout(Duration::from_millis(20))
+        .config(ExecutorConfig::default().with_acquire_timeout(Duration::from_millis(20)))
         .start()
         .unwrap();
-    let _busy = executor.submit("busy", bash("x"), None).unwrap();
+    let _busy = executor.submit("busy", bash("x")).unwrap();
     let held = next(&told).execution();
-    let idle = executor.submit("idle", bash("y"), None).unwrap();
+    let idle = executor.submit("idle", bash("y")).unwrap();
     next(&told).execution().reply.send(ToolResult::ok(""));
     idle.wait_timeout(PATIENCE).unwrap();
-    let result = executor.execute("third", bash("z"), None);
+    let result = executor.execute("third", bash("z"));
     assert_eq!(result.outcome, Outcome::NeverRan);
     assert!(!result.may_have_executed);
     assert!(result.timing.slot >= Duration::from_millis(20), "{:?}", result.timing);
@@ -99,17 +100,17 @@ fn a_slot_released_without_reset_is_reset_before_another_trajectory_gets_it() {
     let (backend, told) = HandsOver::new(1);
     let executor = ToolExecutor::builder().backend(backend).start().unwrap();
     let run = |trajectory: &str| {
-        let pending = executor.submit(trajectory, bash("x"), None).unwrap();
+        let pending = executor.submit(trajectory, bash("x")).unwrap();
         move || assert!(pending.wait_timeout(PATIENCE).unwrap().success)
     };
     let done = run("a");
     next(&told).execution().reply.send(ToolResult::ok(""));
     done();
-    executor.release_trajectory("a", false).unwrap();
+    executor.release_keeping_files("a").unwrap();
     let done = run("a");
     next(&told).execution().reply.send(ToolResult::ok("")); // no reset: its own files
     done();
-    executor.release_trajectory("a", false).unwrap();
+    executor.release_keeping_files("a").unwrap();
     let done = run("b");
     next(&told).reset().1.send(Ok(()));
     let execution = next(&told).execution();
@@ -123,20 +124,20 @@ fn a_slot_whose_reset_failed_is_not_given_out() {
     let (backend, told) = HandsOver::new(1);
     let executor = ToolExecutor::builder()
         .backend(backend)
-        .acquire_timeout(Duration::from_millis(50))
+        .config(ExecutorConfig::default().with_acquire_timeout(Duration::from_millis(50)))
         .start()
         .unwrap();
-    let first = executor.submit("a", bash("x"), None).unwrap();
+    let first = executor.submit("a", bash("x")).unwrap();
     next(&told).execution().reply.send(ToolResult::ok(""));
     first.wait_timeout(PATIENCE).unwrap();
     let executor = &executor;
     std::thread::scope(|scope| {
-        let release = scope.spawn(|| executor.release_trajectory("a", true));
+        let release = scope.spawn(|| executor.release("a"));
         next(&told).reset().1.send(Err("disk on fire".to_owned()));
         let refused = release.join().unwrap();
         assert_eq!(refused, Err(ReleaseError::ResetFailed("disk on fire".to_owned())));
     });
-    let result = executor.execute("b", bash("y"), None);
+    let result = executor.execute("b", bash("y"));
     assert_eq!(result.outcome, Outcome::NeverRan);
     assert!(result.error.contains("1 kept back because a reset failed"), "{}", result.error);
     assert_eq!(executor.stats().slots.broken, 1);
@@ -145,24 +146,24 @@ fn a_slot_whose_reset_failed_is_not_given_out() {
 #[test]
 fn a_backend_that_panics_in_a_reset_has_failed_to_reset() {
     let executor = ToolExecutor::builder().backend(Panics).start().unwrap();
-    let result = executor.execute("a", bash("x"), None);
+    let result = executor.execute("a", bash("x"));
     assert_eq!(result.outcome, Outcome::BackendFailed);
-    assert!(matches!(executor.release_trajectory("a", true), Err(ReleaseError::ResetFailed(_))));
+    assert!(matches!(executor.release("a"), Err(ReleaseError::ResetFailed(_))));
 }
 
 #[test]
 fn a_lost_sandbox_is_told_and_its_slot_is_reset_before_anybody_gets_it() {
     let (backend, told) = HandsOver::new(1);
     let executor = ToolExecutor::builder().backend(backend).start().unwrap();
-    let first = executor.submit("a", bash("x"), None).unwrap();
-    let queued = executor.submit("a", bash("queued"), None).unwrap();
+    let first = executor.submit("a", bash("x")).unwrap();
+    let queued = executor.submit("a", bash("queued")).unwrap();
     let lost = ToolResult::failure(Outcome::SandboxLost, "gone");
     next(&told).execution().reply.send(lost);
     assert_eq!(first.wait_timeout(PATIENCE).unwrap().outcome, Outcome::SandboxLost);
     let queued = queued.wait_timeout(PATIENCE).unwrap();
     assert_eq!((queued.outcome, queued.may_have_executed), (Outcome::SandboxLost, false));
-    executor.release_trajectory("a", false).unwrap();
-    let anew = executor.submit("a", bash("anew"), None).unwrap();
+    executor.release_keeping_files("a").unwrap();
+    let anew = executor.submit("a", bash("anew")).unwrap();
     next(&told).reset().1.send(Ok(()));
     next(&told).execution().reply.send(ToolResult::ok("anew"));
     assert_eq!(anew.wait_timeout(PATIENCE).unwrap().output, "anew");
@@ -174,10 +175,10 @@ fn a_backend_that_never_answers_loses_the_call_after_the_grace_time_and_the_late
     let (backend, told) = HandsOver::new(1);
     let executor = ToolExecutor::builder()
         .backend(backend)
-        .answer_grace(Duration::from_millis(10))
+        .config(ExecutorConfig::default().with_answer_grace(Duration::from_millis(10)))
         .start()
         .unwrap();
-    let pending = executor.submit("a", bash("x"), Some(Duration::from_secs(1))).unwrap();
+    let pending = executor.submit("a", bash("x").with_timeout(Duration::from_secs(1))).unwrap();
     let silent = next(&told).execution();
     let result = pending.wait_timeout(PATIENCE).unwrap();
     assert_eq!((result.outcome, result.may_have_executed), (Outcome::SandboxLost, true));
@@ -190,15 +191,12 @@ fn a_backend_that_never_answers_loses_the_call_after_the_grace_time_and_the_late
 #[test]
 fn containers_are_filled_evenly_and_each_gets_its_own_batches() {
     let containers = (0..4)
-        .map(|number| tool_executor::backend::Container {
-            addr: format!("c{number}"),
-            slots: vec!["slot_0".into(), "slot_1".into()],
-        })
+        .map(|number| tool_executor::backend::Container::numbered(format!("c{number}"), 2))
         .collect();
     let (backend, told) = HandsOver::with_containers(containers);
     let executor = ToolExecutor::builder().backend(backend).start().unwrap();
     let pending: Vec<_> =
-        (0..8).map(|t| executor.submit(&format!("t{t}"), bash("x"), None).unwrap()).collect();
+        (0..8).map(|t| executor.submit(&format!("t{t}"), bash("x")).unwrap()).collect();
     let mut per_container = [0; 4];
     for _ in &pending {
         let execution = next(&told).execution();

@@ -7,10 +7,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use tool_executor::backend::fleet::{FleetBackend, FleetConfig};
-use tool_executor::backend::local::{LocalBackend, LocalConfig};
+use tool_executor::backend::fleet::FleetBackend;
+use tool_executor::backend::local::LocalBackend;
 use tool_executor::backend::{Backend, Container, Execution, ResetReply, SlotRef};
-use tool_executor::server::{ExecutorServer, SandboxServer, ServerConfig};
+use tool_executor::config::{FleetConfig, LocalConfig, ServerConfig};
+use tool_executor::server::{ExecutorServer, SandboxServer};
 use tool_executor::{BackendError, Outcome, ToolExecutor, ToolResult};
 
 use crate::fakes::{PATIENCE, bash, one_container, until};
@@ -72,7 +73,7 @@ fn a_client_that_does_not_read_its_batch_is_cut_off() {
     until(|| server.connections() == 0);
     // Nor is any of its trajectories, afterwards.
     for number in 0..SLOTS {
-        assert!(executor.execute(&number.to_string(), bash("x"), None).success);
+        assert!(executor.execute(&number.to_string(), bash("x")).success);
     }
     drop(client);
 }
@@ -178,7 +179,7 @@ fn a_thousand_idle_connections_do_not_disturb_a_sandbox_server() {
     until(|| server.connections() == idle.len());
     let fleet = FleetConfig::new([format!("http://{}", server.addr())]);
     let executor = executor(FleetBackend::new(fleet).unwrap());
-    assert!(executor.execute("t", bash("x"), None).success);
+    assert!(executor.execute("t", bash("x")).success);
     executor.close();
     drop(idle);
     until(|| server.connections() == 0);
@@ -188,7 +189,7 @@ fn a_thousand_idle_connections_do_not_disturb_a_sandbox_server() {
 fn the_time_limits_add_up() {
     // Client, executor server, fleet, sandbox server: none of their own limits ends a call, although
     // each is far below it, as the default ones are below the longest calls.
-    let local = LocalBackend::start(LocalConfig::with_slots(1)).unwrap();
+    let local = LocalBackend::start(LocalConfig::new(1)).unwrap();
     let sandbox = SandboxServer::start(impatient(), local).unwrap();
     let mut fleet = FleetConfig::new([format!("http://{}", sandbox.addr())]);
     fleet.unreachable_timeout = Duration::from_secs(1);
@@ -216,7 +217,7 @@ fn a_server_that_closes_idle_connections_fails_no_call() {
     let fleet = FleetConfig::new([format!("http://{}", server.addr())]);
     let executor = executor(FleetBackend::new(fleet).unwrap());
     for call in 0..200 {
-        let result = executor.execute("t", bash("x"), None);
+        let result = executor.execute("t", bash("x"));
         assert_eq!(result.outcome, Outcome::Ok, "{call}: {}", result.error);
         if call % 10 == 0 {
             // But for the stream of results.

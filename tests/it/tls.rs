@@ -7,7 +7,7 @@ use std::thread;
 
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
-use tool_executor::toolserver::ToolServerConfig;
+use tool_executor::config::{ExecutorConfig, ToolServerConfig};
 use tool_executor::{Outcome, StartError, ToolCall, ToolExecutor};
 
 const TOOLS: &str = r#"{"tools":[{"type":"function","function":{"name":"search","description":"",
@@ -66,10 +66,18 @@ fn serve(stream: StreamOwned<ServerConnection, std::net::TcpStream>) -> std::io:
 fn a_tool_server_with_a_trusted_certificate_is_used_and_another_is_not() {
     let (url, pem) = server();
     let config = ToolServerConfig::new(&url).with_ca_pem(pem);
-    let executor = ToolExecutor::builder().tool_server(config).start().unwrap();
-    let result = executor.execute("t", ToolCall::new("search", serde_json::json!({})), None);
+    let executor = ToolExecutor::builder()
+        .config(ExecutorConfig::default().with_tool_server(config))
+        .start()
+        .unwrap();
+    let result = executor.execute("t", ToolCall::new("search", serde_json::json!({})));
     assert_eq!((result.outcome, &*result.output), (Outcome::Ok, "found"), "{}", result.error);
-    let start = |config| ToolExecutor::builder().tool_server(config).start().unwrap_err();
+    let start = |config| {
+        ToolExecutor::builder()
+            .config(ExecutorConfig::default().with_tool_server(config))
+            .start()
+            .unwrap_err()
+    };
     // Mozilla's authorities do not know it, and neither does another one.
     let (_, another) = server();
     for config in [ToolServerConfig::new(&url), ToolServerConfig::new(&url).with_ca_pem(another)] {

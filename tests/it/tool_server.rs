@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crossbeam_channel::bounded;
 use serde_json::{Value, json};
-use tool_executor::toolserver::ToolServerConfig;
+use tool_executor::config::{ExecutorConfig, ToolServerConfig};
 use tool_executor::{Outcome, StartError, ToolCall, ToolExecutor};
 
 use crate::fakes::{Echoes, PATIENCE, bash};
@@ -26,7 +26,11 @@ fn server(execute: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Server
 }
 
 fn executor(config: ToolServerConfig) -> ToolExecutor {
-    ToolExecutor::builder().backend(Echoes(4)).tool_server(config).start().unwrap()
+    ToolExecutor::builder()
+        .backend(Echoes(4))
+        .config(ExecutorConfig::default().with_tool_server(config))
+        .start()
+        .unwrap()
 }
 
 fn search(q: &str) -> ToolCall {
@@ -42,7 +46,7 @@ fn a_tool_server_offers_its_tools_and_gets_the_calls_context() {
     let server = server(|_| success("found"));
     let executor = executor(ToolServerConfig::new(&server.url).with_token("s3cret"));
     assert_eq!(server.requests.recv().unwrap().path, "/tools");
-    let result = executor.execute("t", search("x"), Some(Duration::from_secs(7)));
+    let result = executor.execute("t", search("x").with_timeout(Duration::from_secs(7)));
     assert_eq!((result.outcome, &*result.output), (Outcome::Ok, "found"));
     assert_eq!((&result.metadata["n"], result.uniq_id.as_deref()), (&json!(1), Some("u1")));
     let request = server.requests.recv().unwrap();
@@ -53,8 +57,8 @@ fn a_tool_server_offers_its_tools_and_gets_the_calls_context() {
         "container_addr": null});
     assert_eq!(body, expected);
     // With a slot, the tool is told which.
-    assert!(executor.execute("t", bash("x"), None).success);
-    executor.execute("t", search("x"), Some(Duration::from_secs(7)));
+    assert!(executor.execute("t", bash("x")).success);
+    executor.execute("t", search("x").with_timeout(Duration::from_secs(7)));
     let body: Value = serde_json::from_str(&server.requests.recv().unwrap().body).unwrap();
     expected["slot_id"] = json!("slot_0");
     expected["container_addr"] = json!("fake");
@@ -67,8 +71,8 @@ fn a_built_in_tool_is_not_taken_over_and_arguments_are_checked_at_the_door() {
     let server = server(|_| success("found"));
     let executor = executor(ToolServerConfig::new(&server.url));
     assert_eq!(server.requests.recv().unwrap().path, "/tools");
-    assert_eq!(executor.execute("t", bash("mine"), None).output, "mine");
-    let result = executor.execute("t", ToolCall::new("search", json!({})), None);
+    assert_eq!(executor.execute("t", bash("mine")).output, "mine");
+    let result = executor.execute("t", ToolCall::new("search", json!({})));
     assert_eq!(result.outcome, Outcome::InvalidCall);
     assert!(server.requests.try_recv().is_err(), "neither reached the ToolServer");
 }
@@ -104,13 +108,13 @@ fn every_way_to_fail_is_a_typed_result() {
         ("not http", Outcome::ExternalFailed, "External tool failed: ", true),
     ];
     for (q, outcome, text, may_have_executed) in cases {
-        let result = executor.execute("t", search(q), None);
+        let result = executor.execute("t", search(q));
         assert_eq!(result.outcome, outcome, "{q}: {}", result.error);
         assert!(result.error.contains(text), "{q}: {}", result.error);
         assert_eq!(result.may_have_executed, may_have_executed, "{q}");
     }
-    assert_eq!(executor.execute("t", search("refuses"), None).output, "part");
-    assert_eq!(executor.execute("t", search("python"), None).output, "\u{fffd}");
+    assert_eq!(executor.execute("t", search("refuses")).output, "part");
+    assert_eq!(executor.execute("t", search("python")).output, "\u{fffd}");
 }
 
 #[test]
@@ -120,12 +124,13 @@ fn a_tool_server_that_hangs_delays_nobody_but_its_own_callers() {
     let mut config = ToolServerConfig::new(&server.url);
     config.concurrency = 2;
     let executor = executor(config);
-    let second = Some(Duration::from_secs(1));
-    let hanging: Vec<_> =
-        (0..3).map(|t| executor.submit(&format!("h{t}"), search("x"), second).unwrap()).collect();
+    let second = Duration::from_secs(1);
+    let hanging: Vec<_> = (0..3)
+        .map(|t| executor.submit(&format!("h{t}"), search("x").with_timeout(second)).unwrap())
+        .collect();
     for round in 0..50 {
         let call = bash(&round.to_string());
-        assert_eq!(executor.execute("t", call, None).output, round.to_string());
+        assert_eq!(executor.execute("t", call).output, round.to_string());
     }
     for hanging in hanging {
         let result = hanging.wait_timeout(PATIENCE).unwrap();
@@ -143,7 +148,7 @@ fn a_cancelled_external_call_is_answered_at_once() {
     let server = server(move |_| Reply::Hang(until.clone()));
     let executor = executor(ToolServerConfig::new(&server.url));
     assert_eq!(server.requests.recv_timeout(PATIENCE).unwrap().path, "/tools");
-    let pending = executor.submit("t", search("x"), Some(Duration::from_secs(20))).unwrap();
+    let pending = executor.submit("t", search("x").with_timeout(Duration::from_secs(20))).unwrap();
     assert_eq!(server.requests.recv_timeout(PATIENCE).unwrap().path, "/execute");
     pending.cancel();
     let result = pending.wait_timeout(PATIENCE).unwrap();
@@ -157,7 +162,7 @@ fn a_call_is_sent_once_even_if_its_connection_breaks() {
     let server = server(|_| Reply::Raw(Vec::new()));
     let executor = executor(ToolServerConfig::new(&server.url));
     for _ in 0..10 {
-        let result = executor.execute("t", search("x"), None);
+        let result = executor.execute("t", search("x"));
         assert_eq!(result.outcome, Outcome::ExternalFailed);
     }
     executor.close();
@@ -177,7 +182,7 @@ fn a_server_that_closes_its_connections_whenever_it_likes_fails_no_call() {
     let executor = executor(ToolServerConfig::new(&server.url));
     for call in 0..200 {
         let q = if call % 2 == 0 { "close" } else { "keep" };
-        let result = executor.execute("t", search(q), None);
+        let result = executor.execute("t", search(q));
         assert_eq!(result.output, "found", "{call}: {}", result.error);
     }
     let calls: Vec<_> = server.requests.try_iter().map(|request| request.connection).collect();
@@ -187,7 +192,12 @@ fn a_server_that_closes_its_connections_whenever_it_likes_fails_no_call() {
 
 #[test]
 fn what_makes_no_sense_or_is_not_there_is_an_error_of_start() {
-    let start = |config| ToolExecutor::builder().tool_server(config).start().unwrap_err();
+    let start = |config| {
+        ToolExecutor::builder()
+            .config(ExecutorConfig::default().with_tool_server(config))
+            .start()
+            .unwrap_err()
+    };
     for url in ["", "localhost:9000", "ftp://x", "http://", "http://user:pass@host"] {
         let error = start(ToolServerConfig::new(url));
         assert!(matches!(error, StartError::ToolServer(_)), "{url}: {error:?}");

@@ -37,14 +37,18 @@ use ureq::http::Uri;
 
 use self::native::{Direct, NativeServer};
 use self::stock::StockServer;
-use super::{Backend, Container, Execution, ExecutionId, ResetReply, SlotRef, Watcher};
+use super::{
+    Artifacts, Backend, Capabilities, Container, Execution, ExecutionId, Isolation, ResetReply,
+    SlotRef, Watcher,
+};
 use crate::artifact::{
     ArchiveArtifacts, ArchiveSummary, Artifact, ArtifactError, ArtifactList, ListArtifacts,
     ReadArtifact,
 };
 use crate::client::{self, AgentConfig, Authorization, Failure};
+use crate::config::FleetConfig;
 use crate::error::BackendError;
-use crate::limits::LimitsHeld;
+use crate::limits::EnforcedLimits;
 use crate::wire::native::FEATURE;
 use crate::wire::null_as_default;
 
@@ -61,61 +65,12 @@ const PAUSE_MOST: Duration = Duration::from_secs(1);
 /// How many servers are asked at a time when the fleet starts.
 const ASKED_AT_ONCE: usize = 32;
 
-/// Which servers, and how to speak with them.
-#[derive(Clone)]
-#[non_exhaustive]
-pub struct FleetConfig {
-    /// Their base URLs: `http://host:port` or `https://…`. At least one, all different.
-    pub urls: Vec<String>,
-    /// The bearer token, the same for all. Never logged, and not in `Debug`.
-    pub token: Option<String>,
-    /// How long a server may be out of reach, since it was last heard of, before its calls end as
-    /// `sandbox_lost`. One that says nothing is noticed after 3 s at the earliest. Defaults to 30 s.
-    pub unreachable_timeout: Duration,
-    /// How long the start waits for servers that do not answer yet, or still belong to an executor
-    /// that was killed (for 45 s). Defaults to 60 s.
-    pub start_timeout: Duration,
-    /// The certificate authorities that `https` servers' certificates must come from, as PEM.
-    /// Defaults to Mozilla's.
-    pub ca_pem: Option<Vec<u8>>,
-}
-
-impl FleetConfig {
-    /// The servers at these URLs, with every other setting at its default.
-    pub fn new(urls: impl IntoIterator<Item = impl Into<String>>) -> Self {
-        Self {
-            urls: urls.into_iter().map(Into::into).collect(),
-            token: None,
-            unreachable_timeout: Duration::from_secs(30),
-            start_timeout: Duration::from_secs(60),
-            ca_pem: None,
-        }
-    }
-
-    /// The same with a bearer token.
-    #[must_use]
-    pub fn with_token(mut self, token: impl Into<String>) -> Self {
-        self.token = Some(token.into());
-        self
-    }
-}
-
-impl fmt::Debug for FleetConfig {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("FleetConfig")
-            .field("urls", &self.urls)
-            .field("token", &self.token.as_ref().map(|_| "…"))
-            .field("unreachable_timeout", &self.unreachable_timeout)
-            .field("start_timeout", &self.start_timeout)
-            .finish_non_exhaustive()
-    }
-}
-
 /// The executor's side of a fleet of sandbox servers. Closed by the executor that uses it.
 ///
 /// ```no_run
 /// use tool_executor::ToolExecutor;
-/// use tool_executor::backend::fleet::{FleetBackend, FleetConfig};
+/// use tool_executor::backend::fleet::FleetBackend;
+/// use tool_executor::config::FleetConfig;
 ///
 /// let fleet = FleetConfig::new(["http://10.0.0.1:8080", "http://10.0.0.2:8080"]).with_token("…");
 /// let executor = ToolExecutor::builder().backend(FleetBackend::new(fleet)?).start()?;
@@ -140,16 +95,9 @@ impl FleetBackend {
     /// # Errors
     /// A URL, the token or a certificate makes no sense, or a URL is there twice.
     pub fn new(config: FleetConfig) -> Result<Self, BackendError> {
-        if config.urls.is_empty() {
-            return Err(BackendError::new("a fleet needs the URL of at least one sandbox server"));
-        }
-        let mut seen: Vec<&str> = config.urls.iter().map(|url| url.trim_end_matches('/')).collect();
-        seen.sort_unstable();
-        if let Some(twice) = seen.windows(2).find(|pair| pair[0] == pair[1]) {
-            let url = twice[0];
-            return Err(BackendError::new(format!("the sandbox server {url} is there twice")));
-        }
-        let authorization = config.token.as_deref().map(Authorization::bearer).transpose();
+        config.check()?;
+        let authorization =
+            config.token.as_ref().map(|token| Authorization::bearer(token.expose())).transpose();
         let authorization = authorization.map_err(BackendError::new)?;
         let connect = |url: &String| Connection::new(url, authorization.clone(), &config);
         let connections = config.urls.iter().map(connect).collect::<Result<_, _>>();
@@ -242,22 +190,30 @@ impl Backend for FleetBackend {
         Ok(containers)
     }
 
-    fn starts_dirty(&self) -> bool {
-        true
+    fn capabilities(&self) -> Capabilities {
+        // Of each the weakest; nothing where one of them does not say.
+        let told: Vec<_> =
+            self.connections.iter().map(|connection| connection.told.lock().clone()).collect();
+        let unisolated = self.connections.iter().zip(&told).find(|(_, told)| !told.isolates);
+        let limits = told.iter().map(|told| told.limits);
+        let warm_slots = told.iter().map(|told| told.warm_slots);
+        Capabilities {
+            starts_dirty: true,
+            isolation: match unisolated {
+                Some((connection, _)) => Isolation::NotIsolated(format!(
+                    "the sandbox server {} says that it has no bubblewrap",
+                    connection.url
+                )),
+                None => Isolation::Isolated,
+            },
+            limits: limits.reduce(|a, b| Some(a?.weaker(b?))).flatten(),
+            warm_slots: warm_slots.reduce(|a, b| Some(a? && b?)).flatten(),
+            ..Capabilities::default()
+        }
     }
 
-    fn isolates(&self) -> bool {
-        self.connections.iter().all(|connection| connection.told.lock().isolates)
-    }
-
-    fn limits(&self) -> Option<LimitsHeld> {
-        let held = self.connections.iter().map(|connection| connection.told.lock().limits);
-        held.reduce(|a, b| Some(a?.weaker(b?)))?
-    }
-
-    fn warm_slots(&self) -> Option<bool> {
-        let warm = self.connections.iter().map(|connection| connection.told.lock().warm_slots);
-        warm.reduce(|a, b| Some(a? && b?))?
+    fn artifacts(&self) -> Option<&dyn Artifacts> {
+        Some(self)
     }
 
     fn watch(&self, watcher: Watcher) {
@@ -302,23 +258,22 @@ impl Backend for FleetBackend {
         }
     }
 
-    fn read_artifact(
-        &self,
-        slot: &SlotRef,
-        request: &ReadArtifact,
-    ) -> Result<Artifact, ArtifactError> {
+    fn close(&self, deadline: Instant) {
+        let servers = std::mem::take(&mut *self.servers.lock());
+        close_all(&servers, deadline);
+    }
+}
+
+impl Artifacts for FleetBackend {
+    fn read(&self, slot: &SlotRef, request: &ReadArtifact) -> Result<Artifact, ArtifactError> {
         self.connection(slot)?.read_artifact(&slot.name, request)
     }
 
-    fn list_artifacts(
-        &self,
-        slot: &SlotRef,
-        request: &ListArtifacts,
-    ) -> Result<ArtifactList, ArtifactError> {
+    fn list(&self, slot: &SlotRef, request: &ListArtifacts) -> Result<ArtifactList, ArtifactError> {
         self.connection(slot)?.list_artifacts(&slot.name, request)
     }
 
-    fn archive_artifacts(
+    fn archive(
         &self,
         slot: &SlotRef,
         request: &ArchiveArtifacts,
@@ -327,11 +282,6 @@ impl Backend for FleetBackend {
         let is_native = matches!(self.server(slot.container), Some(Server::Native(_)));
         let index = is_native.then_some(slot.index);
         self.connection(slot)?.archive_artifacts(&slot.name, index, request, into)
-    }
-
-    fn close(&self, deadline: Instant) {
-        let servers = std::mem::take(&mut *self.servers.lock());
-        close_all(&servers, deadline);
     }
 }
 
@@ -387,7 +337,7 @@ struct Connection {
 
 /// An agent for requests that end when the server is given up.
 struct Patient {
-    ca_pem: Option<Vec<u8>>,
+    ca_pem: Option<String>,
     /// None while it is given up.
     agent: Mutex<Option<Agent>>,
 }
@@ -408,14 +358,15 @@ struct Health {
 }
 
 /// What a server says of its slots.
+#[derive(Clone)]
 struct Told {
     isolates: bool,
-    limits: Option<LimitsHeld>,
+    limits: Option<EnforcedLimits>,
     warm_slots: Option<bool>,
 }
 
 impl Patient {
-    fn agent(ca_pem: Option<&[u8]>) -> Result<Agent, String> {
+    fn agent(ca_pem: Option<&str>) -> Result<Agent, String> {
         let read_timeout = Some(artifacts::TIME);
         client::agent(AgentConfig { idle_connections: 4, read_timeout, ca_pem })
     }

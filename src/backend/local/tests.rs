@@ -11,21 +11,21 @@ use crate::{ToolCall, ToolExecutor};
 fn without_tmux_its_calls_say_so_and_ran_nothing() {
     let dir = tempfile::tempdir().unwrap();
     rustix::fs::chmod(dir.path(), 0o711.into()).unwrap();
-    let mut config = LocalConfig::with_slots(1);
+    let mut config = LocalConfig::new(1);
     config.data_dir = Some(dir.path().to_owned());
     let nowhere = Tmux::detect("/nonexistent:/etc");
-    let backend = LocalBackend::start_with(config, nowhere, Isolation::probe).unwrap();
+    let backend = LocalBackend::start_with(config, nowhere, Engine::probe).unwrap();
     let executor = ToolExecutor::builder().backend(backend).start().unwrap();
     for action in ["start", "send_keys", "capture", "stream"] {
         let arguments = json!({"action": action, "keys": "x"});
-        let result = executor.execute("t", ToolCall::new("tmux", arguments), None);
+        let result = executor.execute("t", ToolCall::new("tmux", arguments));
         assert_eq!(result.error, "Failed to ensure tmux session: tmux is not installed");
         assert_eq!((result.outcome, result.may_have_executed), (Outcome::BackendFailed, false));
         assert_eq!(result.metadata["requires_bwrap"], false);
     }
     let stop = ToolCall::new("tmux", json!({"action": "stop"}));
-    assert_eq!(executor.execute("t", stop, None).output, "stopped");
-    assert_eq!(executor.execute("t", ToolCall::bash("echo fine"), None).output, "fine");
+    assert_eq!(executor.execute("t", stop).output, "stopped");
+    assert_eq!(executor.execute("t", ToolCall::bash("echo fine")).output, "fine");
 }
 
 /// Nobody had to be told: it had no call, and the slot has had another session since, which ended as it
@@ -39,15 +39,15 @@ fn a_slot_with_a_session_whose_end_nobody_saw_is_not_given_out() {
 fn has_lost_a_session_without_a_call() -> bool {
     let dir = tempfile::tempdir().unwrap();
     rustix::fs::chmod(dir.path(), 0o711.into()).unwrap();
-    let mut config = LocalConfig::with_slots(2);
+    let mut config = LocalConfig::new(2);
     config.data_dir = Some(dir.path().to_owned());
     // In a sandbox no end is missed.
-    let bare: Probe = |_, _| Isolation::None { reason: "a test".to_owned() };
+    let bare: Probe = |_, _| Engine::None { reason: "a test".to_owned() };
     let backend = LocalBackend::start_with(config, None, bare).unwrap();
     let executor = ToolExecutor::builder().backend(backend.clone()).start().unwrap();
     let run = |trajectory: &str, command: &str| {
         let call = ToolCall::new("terminal_stateful", json!({"command": command}));
-        executor.execute(trajectory, call, None)
+        executor.execute(trajectory, call)
     };
     let escape = "setsid sleep 1000 </dev/null >/dev/null 2>&1 & echo $! $PPID; \
                   mkfifo go; (read x <go; kill -9 $PPID) &";
@@ -79,12 +79,12 @@ fn has_lost_a_session_without_a_call() -> bool {
         assert_eq!(outcome, Err("its sandbox could not be ended".to_owned()));
     }
     assert!(workspace.join("go").exists(), "it was emptied while somebody may use it");
-    let error = executor.release_trajectory("t", true).unwrap_err();
+    let error = executor.release("t").unwrap_err();
     assert!(error.to_string().contains("could not be ended"), "{error}");
     for other in ["u", "v", "w"] {
         assert_eq!(run(other, "echo fine").output, "fine");
         assert_ne!(executor.slot_of(other).map(|slot| slot.index), Some(slot.index), "{other}");
-        executor.release_trajectory(other, true).unwrap();
+        executor.release(other).unwrap();
     }
     kill();
     true

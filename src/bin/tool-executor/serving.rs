@@ -7,9 +7,10 @@ use std::thread;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, bounded, select, unbounded};
-use tool_executor::backend::local::{LocalBackend, LocalConfig};
-use tool_executor::server::{ExecutorServer, SandboxServer, ServeError, ServerConfig};
-use tool_executor::{Policy, ToolExecutor};
+use tool_executor::ToolExecutor;
+use tool_executor::backend::local::LocalBackend;
+use tool_executor::config::{ExecutorConfig, LocalConfig, Policy, ServerConfig};
+use tool_executor::server::{ExecutorServer, SandboxServer, ServeError};
 
 use crate::args::{LimitArgs, ListenArgs, SandboxArgs, ServeArgs};
 use crate::exit_code::ExitCode;
@@ -42,7 +43,7 @@ pub(crate) fn sandbox(args: &SandboxArgs) -> ExitCode {
         Err(problem) => return fail(&problem),
     };
     let mut config = ServerConfig::new((args.listen.host, args.port));
-    config.token.clone_from(&args.token);
+    config.token = args.token.clone().map(Into::into);
     config.no_auth = args.listen.no_auth;
     let server = match SandboxServer::start(config, backend) {
         Ok(server) => server,
@@ -82,23 +83,21 @@ pub(crate) fn serve(args: &ServeArgs) -> ExitCode {
              other trajectories; give a token, or --no-auth if that is no matter"
         );
     }
-    let policy = Policy {
-        allow_network: args.allow_network && !reachable,
-        require_sandbox: args.require_sandbox,
-        ..Policy::default()
-    };
-    let mut builder = ToolExecutor::builder()
-        .policy(policy)
-        .acquire_timeout(args.acquire_timeout_s)
-        .batch_window(Duration::from_millis(args.batch_window_ms))
-        .max_batch_size(args.max_batch_size);
+    let policy = Policy::default()
+        .with_allow_network(args.allow_network && !reachable)
+        .with_require_sandbox(args.require_sandbox);
+    let mut config = ExecutorConfig::default()
+        .with_policy(policy)
+        .with_acquire_timeout(args.acquire_timeout_s)
+        .with_batch_window(Duration::from_millis(args.batch_window_ms))
+        .with_max_batch_size(args.max_batch_size);
     match tool_server(&args.tool_server) {
-        Ok(Some(config)) => builder = builder.tool_server(config),
-        Ok(None) => {}
+        Ok(server) => config.tool_server = server,
         Err(problem) => return fail(&problem),
     }
+    let builder = ToolExecutor::builder().config(config);
     let what;
-    builder = if is_local {
+    let builder = if is_local {
         what = format!("{} slots", args.slots);
         match local(args.slots, None, &args.limits) {
             Ok(backend) => builder.backend(backend),
@@ -116,7 +115,7 @@ pub(crate) fn serve(args: &ServeArgs) -> ExitCode {
         Err(error) => return fail(&chain(&error)),
     };
     let mut config = ServerConfig::new((args.listen.host, args.port));
-    config.token.clone_from(&args.token);
+    config.token = args.token.clone().map(Into::into);
     config.no_auth = args.listen.no_auth;
     let server = match ExecutorServer::start(config, executor.clone()) {
         Ok(server) => server,
@@ -157,7 +156,7 @@ fn local(
     data_dir: Option<std::path::PathBuf>,
     limits: &LimitArgs,
 ) -> Result<LocalBackend, String> {
-    let mut config = LocalConfig::with_slots(slots);
+    let mut config = LocalConfig::new(slots);
     limit(&mut config, limits);
     config.data_dir = data_dir;
     // This process has no children but the sandbox's.

@@ -3,9 +3,8 @@
 use std::error::Error;
 use std::fmt::Write as _;
 
-use tool_executor::backend::fleet::{FleetBackend, FleetConfig};
-use tool_executor::backend::local::LocalConfig;
-use tool_executor::toolserver::ToolServerConfig;
+use tool_executor::backend::fleet::FleetBackend;
+use tool_executor::config::{FleetConfig, LocalConfig, ToolServerConfig};
 
 use crate::args::{FleetArgs, Limit, LimitArgs, ToolServerArgs};
 
@@ -15,7 +14,7 @@ use crate::args::{FleetArgs, Limit, LimitArgs, ToolServerArgs};
 /// What is wrong with them, as one line.
 pub(crate) fn fleet(args: &FleetArgs) -> Result<FleetBackend, String> {
     let mut config = FleetConfig::new(&args.urls);
-    config.token.clone_from(&args.fleet_token);
+    config.token = args.fleet_token.clone().map(Into::into);
     FleetBackend::new(config).map_err(|error| chain(&error))
 }
 
@@ -44,9 +43,10 @@ pub(crate) fn limit(config: &mut LocalConfig, args: &LimitArgs) {
 pub(crate) fn tool_server(args: &ToolServerArgs) -> Result<Option<ToolServerConfig>, String> {
     let Some(url) = &args.tool_server_url else { return Ok(None) };
     let mut config = ToolServerConfig::new(url);
-    config.token.clone_from(&args.tool_server_token);
+    config.token = args.tool_server_token.clone().map(Into::into);
     if let Some(path) = &args.tool_server_ca {
-        let pem = std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
+        let pem = std::fs::read_to_string(path)
+            .map_err(|error| format!("{}: {error}", path.display()))?;
         config.ca_pem = Some(pem);
     }
     Ok(Some(config))

@@ -278,13 +278,13 @@ fn a_workspace_that_was_removed_or_replaced_has_no_artifacts() {
 fn the_backend_serves_the_slots_that_it_has() {
     use std::sync::Arc;
 
-    use crate::backend::local::{LocalBackend, LocalConfig};
-    use crate::backend::{Backend, SlotRef};
+    use crate::backend::local::LocalBackend;
+    use crate::backend::{Artifacts, SlotRef};
+    use crate::config::LocalConfig;
 
     let outer = tempfile::tempdir().unwrap();
     fs::set_permissions(outer.path(), fs::Permissions::from_mode(0o711)).unwrap();
-    let data_dir = Some(outer.path().join("base"));
-    let config = LocalConfig { data_dir, ..LocalConfig::with_slots(1) };
+    let config = LocalConfig::new(1).with_data_dir(outer.path().join("base"));
     let backend = Arc::new(LocalBackend::start(config).unwrap());
     let slot = |index: usize| SlotRef {
         container: 0,
@@ -293,16 +293,16 @@ fn the_backend_serves_the_slots_that_it_has() {
         name: format!("slot_{index}").into(),
         generation: 0,
     };
-    let list = |index| backend.list_artifacts(&slot(index), &ListArtifacts::default());
+    let list = |index| backend.list(&slot(index), &ListArtifacts::default());
     assert_eq!(list(0).unwrap(), ArtifactList::default());
     assert_error!(list(1), ArtifactError::Io(text, _) if text == "there is no slot slot_1");
-    let read = |index| backend.read_artifact(&slot(index), &ReadArtifact::new("f"));
+    let read = |index| backend.read(&slot(index), &ReadArtifact::new("f"));
     assert_error!(read(0), ArtifactError::NotFound(_));
     assert_error!(read(1), ArtifactError::Io(..));
     let mut bytes = Vec::new();
     let request = ArchiveArtifacts::default();
-    let summary = backend.archive_artifacts(&slot(0), &request, &mut bytes).unwrap();
+    let summary = backend.archive(&slot(0), &request, &mut bytes).unwrap();
     assert_eq!(summary.bytes, bytes.len() as u64);
     assert!(members(&bytes).is_empty());
-    assert_error!(backend.archive_artifacts(&slot(1), &request, &mut bytes), ArtifactError::Io(..));
+    assert_error!(backend.archive(&slot(1), &request, &mut bytes), ArtifactError::Io(..));
 }

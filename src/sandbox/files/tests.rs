@@ -9,6 +9,9 @@ use rustix::fs::CWD;
 use serde_json::json;
 
 use super::*;
+
+/// The default of the configuration.
+const MAX_FILE_BYTES: u64 = 100_000;
 use crate::sandbox::testing::{small_file_system, while_swapping, with_small_file_system};
 use crate::sandbox::workspace::DataDir;
 
@@ -40,7 +43,7 @@ impl Fixture {
     }
 
     fn read(&self, path: &str) -> ToolResult {
-        self.read_with(json!({"path": path}), DEFAULT_MAX_FILE_BYTES)
+        self.read_with(json!({"path": path}), MAX_FILE_BYTES)
     }
 
     fn write_with(&self, value: Value, max: u64) -> ToolResult {
@@ -48,7 +51,7 @@ impl Fixture {
     }
 
     fn write(&self, path: &str, content: &str) -> ToolResult {
-        self.write_with(json!({"path": path, "content": content}), DEFAULT_MAX_FILE_BYTES)
+        self.write_with(json!({"path": path, "content": content}), MAX_FILE_BYTES)
     }
 }
 

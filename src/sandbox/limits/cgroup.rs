@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
-use crate::limits::SlotLimits;
+use crate::config::SlotLimits;
 
 /// Where version 2 is mounted.
 pub(super) const MOUNT: &str = "/sys/fs/cgroup";

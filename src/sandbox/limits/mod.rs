@@ -30,7 +30,8 @@ pub(crate) use self::watch::Alarm;
 use self::watch::{Ticket, Watched, Watcher};
 use super::user::CommandUser;
 use super::workspace::Workspace;
-use crate::limits::{HeldBy, LimitsHeld, SlotLimits};
+use crate::config::SlotLimits;
+use crate::limits::{EnforcedLimits, Enforcement};
 use rustix::process::{Pid, Resource, Rlimit, getrlimit};
 
 /// A limit for which a command is killed.
@@ -49,7 +50,7 @@ pub(crate) struct Limits {
     user: Option<CommandUser>,
     cgroups: Option<Cgroups>,
     watcher: Option<Watcher>,
-    held: LimitsHeld,
+    held: EnforcedLimits,
     /// The limits of processes were refused.
     refused: AtomicBool,
 }
@@ -63,7 +64,7 @@ impl Limits {
             user: None,
             cgroups: None,
             watcher: None,
-            held: LimitsHeld::NOTHING,
+            held: EnforcedLimits::NOTHING,
             refused: AtomicBool::new(false),
         }
     }
@@ -92,23 +93,23 @@ impl Limits {
             memory: limits.memory_bytes.filter(|_| cgroups.is_none() && sample::is_possible()),
             workspace: limits.workspace_bytes,
         };
-        let by = |limit: bool, what| if limit { what } else { HeldBy::None };
-        let held = LimitsHeld {
+        let by = |limit: bool, what| if limit { what } else { Enforcement::None };
+        let held = EnforcedLimits {
             processes: match limits.processes {
-                Some(_) if cgroups.is_some() => HeldBy::Cgroup,
-                limit => by(limit.is_some() && counts_processes, HeldBy::Rlimit),
+                Some(_) if cgroups.is_some() => Enforcement::Cgroup,
+                limit => by(limit.is_some() && counts_processes, Enforcement::Rlimit),
             },
             memory: match limits.memory_bytes {
-                Some(_) if cgroups.is_some() => HeldBy::Cgroup,
-                _ => by(watched.memory.is_some(), HeldBy::Watch),
+                Some(_) if cgroups.is_some() => Enforcement::Cgroup,
+                _ => by(watched.memory.is_some(), Enforcement::Watch),
             },
             cpu: by(
                 limits.cpu.is_some() && cgroups.as_ref().is_some_and(|groups| groups.cpu),
-                HeldBy::Cgroup,
+                Enforcement::Cgroup,
             ),
-            open_files: by(limits.open_files.is_some(), HeldBy::Rlimit),
-            file_bytes: by(limits.file_bytes.is_some(), HeldBy::Rlimit),
-            workspace: by(watched.workspace.is_some(), HeldBy::Watch),
+            open_files: by(limits.open_files.is_some(), Enforcement::Rlimit),
+            file_bytes: by(limits.file_bytes.is_some(), Enforcement::Rlimit),
+            workspace: by(watched.workspace.is_some(), Enforcement::Watch),
             seccomp: false,
         };
         let watches = watched.memory.is_some() || watched.workspace.is_some();
@@ -124,12 +125,12 @@ impl Limits {
     }
 
     /// Which limits hold, and by what; the filter of system calls is not known here.
-    pub(crate) fn held(&self) -> LimitsHeld {
+    pub(crate) fn held(&self) -> EnforcedLimits {
         let mut held = self.held;
         if self.refused.load(Ordering::Relaxed) {
             for by in [&mut held.processes, &mut held.open_files, &mut held.file_bytes] {
-                if *by == HeldBy::Rlimit {
-                    *by = HeldBy::None;
+                if *by == Enforcement::Rlimit {
+                    *by = Enforcement::None;
                 }
             }
         }
@@ -260,10 +261,10 @@ mod tests {
     #[test]
     fn what_is_refused_does_not_hold() {
         let limits = Limits::detect(&SlotLimits::none(), None, None).unwrap();
-        assert_eq!(limits.held(), LimitsHeld::NOTHING);
+        assert_eq!(limits.held(), EnforcedLimits::NOTHING);
         let limits = Limits::detect(&SlotLimits::default(), None, None).unwrap();
-        assert_eq!(limits.held().open_files, HeldBy::Rlimit);
+        assert_eq!(limits.held().open_files, Enforcement::Rlimit);
         limits.refused.store(true, Ordering::Relaxed);
-        assert_eq!(limits.held().open_files, HeldBy::None);
+        assert_eq!(limits.held().open_files, Enforcement::None);
     }
 }

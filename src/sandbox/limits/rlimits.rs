@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rustix::io::Errno;
 use rustix::process::{Pid, Resource, Rlimit};
 
-use crate::limits::SlotLimits;
+use crate::config::SlotLimits;
 use crate::sandbox::user::{CommandUser, Purpose};
 
 /// The release since which the kernel counts processes by user namespace.

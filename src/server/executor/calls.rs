@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 
 use super::validate::CallRequest;
 use crate::error::SubmitError;
-use crate::executor::{CallHandle, Completion, ToolExecutor};
+use crate::executor::{CallHandle, Completion, Destination, ToolExecutor};
 use crate::tool::{Outcome, ToolResult};
 
 /// The calls under way, and the executor that runs them.
@@ -52,9 +52,10 @@ impl Calls {
         request: CallRequest,
         on_done: impl FnOnce(Completion) + Send + 'static,
     ) -> Result<InFlight, Box<ToolResult>> {
-        let CallRequest { trajectory_id, call, timeout } = request;
+        let CallRequest { trajectory_id, call } = request;
         let uniq_id = call.uniq_id.clone();
-        let submitted = self.executor.try_submit_then(&trajectory_id, call, timeout, on_done);
+        let destination = Destination::callback(on_done);
+        let submitted = self.executor.try_submit_to(&trajectory_id, call, destination);
         let handle = Arc::new(submitted.map_err(|error| Box::new(refused(error)))?);
         let trajectory_id: Arc<str> = trajectory_id.into();
         let mut under_way = self.under_way.lock();

@@ -39,9 +39,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use self::service::Service;
-use super::config::{self, ServerConfig};
+use super::auth::Token;
 use super::error::ServeError;
-use super::http::HttpServer;
+use super::http::{self, HttpLimits, HttpServer};
+use crate::config::ServerConfig;
 use crate::executor::ToolExecutor;
 
 /// A running server. Dropped, it ends at once, and cancels the calls that it has under way.
@@ -57,10 +58,11 @@ impl ExecutorServer {
     /// The configuration makes no sense – no token where others can reach the server, most likely –
     /// or the address cannot be listened on.
     pub fn start(config: ServerConfig, executor: Arc<ToolExecutor>) -> Result<Self, ServeError> {
-        let token = config.check()?;
+        config.check()?;
+        let token = config.token.as_ref().map(Token::new).transpose()?;
         let refused = |error| ServeError::Listen(config.addr, error);
         let listener = TcpListener::bind(config.addr).map_err(refused)?;
-        let limits = config.limits();
+        let limits = HttpLimits::from(&config);
         let service = Arc::new(Service::new(executor, token, limits));
         let serve = move |request| service.clone().serve(request);
         let http = HttpServer::start(listener, limits, serve).map_err(ServeError::Thread)?;
@@ -80,7 +82,7 @@ impl ExecutorServer {
     /// Stops accepting, lets the requests under way end for `grace` at most, and ends the rest,
     /// which cancels their calls. Blocks. The executor is not closed.
     pub fn close(mut self, grace: Duration) {
-        self.http.close(config::deadline(grace));
+        self.http.close(http::deadline(grace));
     }
 }
 

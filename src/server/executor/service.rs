@@ -232,13 +232,22 @@ impl Service {
     /// is only on its way. Happens also when the client does not wait for the answer.
     async fn release(&self, trajectory_id: String, reset_workspace: bool) {
         let Ok(place) = self.releases.clone().try_acquire_owned() else {
-            self.executor.submit_release(&trajectory_id, reset_workspace);
+            if reset_workspace {
+                self.executor.submit_release(&trajectory_id);
+            } else {
+                self.executor.submit_release_keeping_files(&trajectory_id);
+            }
             return;
         };
         let executor = self.executor.clone();
         let released = tokio::task::spawn_blocking(move || {
             let _place = place;
-            if let Err(error) = executor.release_trajectory(&trajectory_id, reset_workspace) {
+            let released = if reset_workspace {
+                executor.release(&trajectory_id)
+            } else {
+                executor.release_keeping_files(&trajectory_id)
+            };
+            if let Err(error) = released {
                 // The slot is kept back until it is empty: nothing for the client to see to.
                 log::warn!("the release of trajectory {trajectory_id:?}: {error}");
             }

@@ -18,10 +18,10 @@ use hyper::header::{ALLOW, HeaderValue};
 use self::native::Native;
 use self::slots::Slots;
 use super::auth::{self, Token};
-use super::config::{self, ServerConfig};
 use super::error::ServeError;
-use super::http::{HttpServer, Method, Request, Response, StatusCode, response};
+use super::http::{self, HttpLimits, HttpServer, Method, Request, Response, StatusCode, response};
 use crate::backend::Backend;
+use crate::config::ServerConfig;
 
 /// A running server, and the backend behind it. Dropped, both end at once.
 pub struct SandboxServer {
@@ -66,7 +66,8 @@ impl SandboxServer {
     /// The configuration makes no sense – no token where others can reach the server, most likely –,
     /// the address cannot be listened on, or the backend does not start. The backend is closed then.
     pub fn start(config: ServerConfig, backend: impl Backend) -> Result<Self, ServeError> {
-        let token = config.check()?;
+        config.check()?;
+        let token = config.token.as_ref().map(Token::new).transpose()?;
         let refused = |error| ServeError::Listen(config.addr, error);
         let listener = TcpListener::bind(config.addr).map_err(refused)?;
         let cut_network = token.is_none() && !config.no_auth;
@@ -79,7 +80,7 @@ impl SandboxServer {
         let slots = Slots::start(Arc::new(backend), cut_network).map_err(ServeError::Backend)?;
         let instance = uuid::Uuid::new_v4().to_string();
         let service = Arc::new(Service {
-            native: Native::new(slots.clone(), instance.clone(), config.limits()),
+            native: Native::new(slots.clone(), instance.clone(), HttpLimits::from(&config)),
             slots: slots.clone(),
             token,
             max_body: config.max_body,
@@ -90,7 +91,7 @@ impl SandboxServer {
             let service = service.clone();
             move |request| service.clone().serve(request)
         };
-        match HttpServer::start(listener, config.limits(), serve) {
+        match HttpServer::start(listener, HttpLimits::from(&config), serve) {
             Ok(http) => Ok(Self { http, service }),
             Err(error) => {
                 slots.close(Instant::now());
@@ -117,7 +118,7 @@ impl SandboxServer {
     /// Stops accepting, lets what runs end for `grace` at most, ends the rest, and closes the
     /// backend. Blocks.
     pub fn close(mut self, grace: Duration) {
-        self.end(config::deadline(grace));
+        self.end(http::deadline(grace));
     }
 
     fn end(&mut self, deadline: Instant) {

@@ -16,6 +16,7 @@ use super::slots::{SlotCall, TOOLS};
 use super::{
     Method, Request, Response, Service, StatusCode, TEXT, not_found, response, wrong_method,
 };
+use crate::artifact::ArtifactError;
 use crate::backend::{Backend, SlotRef};
 use crate::server::http::BodyError;
 use crate::tool::{JsonObject, Outcome, ToolResult};
@@ -143,14 +144,15 @@ impl Service {
 
     fn health(&self) -> Response {
         let slots = self.slots.len();
+        let capabilities = self.slots.capabilities();
         let health = wire::Health {
             slots,
             executing: (0..slots).filter(|slot| self.slots.is_executing(*slot)).count(),
-            isolated: self.slots.isolates(),
+            isolated: capabilities.isolation.not_isolated_because().is_none(),
             features: &[crate::wire::native::FEATURE],
             instance: &self.instance,
-            limits: self.slots.limits(),
-            warm_slots: self.slots.warm_slots(),
+            limits: capabilities.limits,
+            warm_slots: capabilities.warm_slots,
         };
         ok(&health.answer())
     }
@@ -309,18 +311,29 @@ impl Service {
         let work: Work = match route {
             Route::ReadArtifact => {
                 let read = ReadRequest::of(&request)?;
-                Box::new(move |backend, slot| read.answer(|what| backend.read_artifact(slot, what)))
+                Box::new(move |backend, slot| {
+                    read.answer(|what| {
+                        backend.artifacts().ok_or(ArtifactError::Unsupported)?.read(slot, what)
+                    })
+                })
             }
             Route::ListArtifacts => {
                 let list = ListRequest::of(&request);
                 Box::new(move |backend, slot| {
-                    list.answer(|what| backend.list_artifacts(slot, what))
+                    list.answer(|what| {
+                        backend.artifacts().ok_or(ArtifactError::Unsupported)?.list(slot, what)
+                    })
                 })
             }
             _ => {
                 let archive = ArchiveRequest::of(&request)?;
                 Box::new(move |backend, slot| {
-                    archive.answer(|what, into| backend.archive_artifacts(slot, what, into))
+                    archive.answer(|what, into| {
+                        backend
+                            .artifacts()
+                            .ok_or(ArtifactError::Unsupported)?
+                            .archive(slot, what, into)
+                    })
                 })
             }
         };

@@ -20,9 +20,10 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-use crate::backend::{Answer, Backend, Execution, ExecutionId, Reply, ResetReply, SlotRef};
+use crate::backend::{
+    Answer, Backend, Capabilities, Execution, ExecutionId, Reply, ResetReply, SlotRef,
+};
 use crate::error::BackendError;
-use crate::limits::LimitsHeld;
 use crate::server::turnstile::{Inside, Turnstile};
 use crate::tool::{JsonObject, Outcome, ToolResult};
 use crate::workers::{Workers, guarded};
@@ -64,6 +65,8 @@ pub(crate) struct SlotCall {
 /// The slots of one container.
 pub(crate) struct Slots {
     backend: Arc<dyn Backend>,
+    /// The tools whose calls the backend takes at once.
+    inline_tools: &'static [&'static str],
     addr: Arc<str>,
     slots: Vec<Slot>,
     cut_network: bool,
@@ -157,6 +160,7 @@ impl Slots {
             current: Mutex::new(None),
             generation: AtomicU64::new(0),
         };
+        let capabilities = backend.capabilities();
         let slots = Arc::new(Self {
             addr: container.addr.into(),
             slots: container.slots.into_iter().map(slot).collect(),
@@ -168,9 +172,10 @@ impl Slots {
             io: workers("tool-slots", IO_THREADS)?,
             files: workers("tool-files", FILE_THREADS)?,
             refused: Mutex::default(),
+            inline_tools: capabilities.inline_tools,
             backend,
         });
-        if slots.backend.starts_dirty() {
+        if capabilities.starts_dirty {
             slots.reset_all()?;
         }
         Ok(slots)
@@ -202,19 +207,14 @@ impl Slots {
         self.slots.len()
     }
 
-    /// Whether commands run isolated from the machine.
+    /// What holds in the slots.
+    pub(crate) fn capabilities(&self) -> Capabilities {
+        self.backend.capabilities()
+    }
+
+    /// Whether commands run isolated from the machine, as far as is known.
     pub(crate) fn isolates(&self) -> bool {
-        self.backend.isolates()
-    }
-
-    /// Whether slots keep their sandboxes, where that is known.
-    pub(crate) fn warm_slots(&self) -> Option<bool> {
-        self.backend.warm_slots()
-    }
-
-    /// Which limits hold for commands, where that is known.
-    pub(crate) fn limits(&self) -> Option<LimitsHeld> {
-        self.backend.limits()
+        self.capabilities().isolation.not_isolated_because().is_none()
     }
 
     /// A slot's name.
@@ -240,7 +240,8 @@ impl Slots {
     /// Runs calls, each when its slot's turn comes. Does not block.
     ///
     /// Those whose slots are free go to the backend as one batch, in one job unless it takes them at once
-    /// ([`Backend::is_prompt`]); `handed_over` is called after that job, or at once if there is none. Gives the ids in the order of the calls.
+    /// ([`Capabilities::inline_tools`]); `handed_over` is called after that job, or at once if there is
+    /// none. Gives the ids in the order of the calls.
     pub(crate) fn execute(
         self: &Arc<Self>,
         calls: Vec<SlotCall>,
@@ -270,7 +271,7 @@ impl Slots {
             });
         }
         let ready = batch.lock().take().unwrap_or_default();
-        if ready.iter().all(|ready| self.backend.is_prompt(&ready.tool)) {
+        if ready.iter().all(|ready| self.inline_tools.contains(&&*ready.tool)) {
             // A change of threads would cost more.
             if let Err(panic) = guarded(|| self.hand_over(ready)) {
                 log::error!("the sandbox backend panicked in execute: {panic}");

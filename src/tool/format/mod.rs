@@ -28,7 +28,7 @@
 //!   ([`typing`]): here, if the parser has a registry, else at the executor's door.
 //! - **Bounds.** The pass is linear in the text; readers are not recursive on what a model nests, but
 //!   for JSON and Python values, whose depth is bounded
-//!   ([`MAX_DEPTH`](crate::tool::python_json::MAX_DEPTH)). See [`reading`].
+//!   ([`MAX_DEPTH`](crate::python_json::MAX_DEPTH)). See [`reading`].
 //!
 //! Whole messages only: a message that is still being generated is not read, since half a call is a
 //! call that cannot be read. Text responses of a family (DeepSeek's `<｜tool▁output▁begin｜>`, Kimi's
@@ -126,15 +126,15 @@ impl FromStr for UnreadableCalls {
 /// Reads tool calls from what a model wrote, by a format, the tools there are and a policy.
 ///
 /// ```
-/// use tool_executor::tool::ToolRegistry;
-/// use tool_executor::tool::format::{CallParser, Format};
+/// use tool_executor::ToolRegistry;
+/// use tool_executor::format::{CallParser, Format};
 ///
 /// let registry = ToolRegistry::builtin();
 /// let text = "<tool_call>\n<function=bash>\n<parameter=command>\nls\n</parameter>\n\
 ///     <parameter=timeout>\n5\n</parameter>\n</function>\n</tool_call>";
 /// let parsed = CallParser::new(Format::Auto).registry(&registry).parse(text)?;
 /// assert_eq!(parsed.calls[0].arguments, serde_json::json!({"command": "ls", "timeout": 5}));
-/// # Ok::<(), tool_executor::tool::format::UnreadableCall>(())
+/// # Ok::<(), tool_executor::format::UnreadableCall>(())
 /// ```
 #[derive(Debug, Clone, Default)]
 pub struct CallParser<'r> {
@@ -290,8 +290,8 @@ impl ToolCall {
     /// executor to answer. [`CallParser`] has more to set: the registered tools, and another policy.
     ///
     /// ```
-    /// use tool_executor::tool::ToolCall;
-    /// use tool_executor::tool::format::Format;
+    /// use tool_executor::ToolCall;
+    /// use tool_executor::format::Format;
     ///
     /// let text = r#"Let me look. [TOOL_CALLS]bash[ARGS]{"command": "ls"}"#;
     /// let parsed = ToolCall::parse(text, Format::Auto);

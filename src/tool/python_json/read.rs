@@ -1,9 +1,7 @@
 //! The reader: a recursive descent over the bytes of a text, with a bound on its depth.
 
-use std::error::Error;
-use std::fmt;
-
 use serde_json::Value;
+use thiserror::Error;
 
 use crate::tool::JsonObject;
 
@@ -54,7 +52,8 @@ pub(crate) fn parse_prefix(text: &str, at: usize) -> Result<(Value, usize, Mends
 }
 
 /// Why a text is not JSON; the words are those of Python's `JSONDecodeError`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("{message} (at byte {offset})")]
 pub struct ParseError {
     message: &'static str,
     offset: usize,
@@ -71,14 +70,6 @@ impl ParseError {
         self.offset
     }
 }
-
-impl fmt::Display for ParseError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} (at byte {})", self.message, self.offset)
-    }
-}
-
-impl Error for ParseError {}
 
 struct Parser<'a> {
     text: &'a str,

@@ -16,7 +16,7 @@ pub(crate) use self::artifacts::{ArchiveRequest, ListRequest, ReadRequest, Refus
 pub(crate) use self::python::shown;
 
 use self::python::{no_attribute, type_name};
-use crate::limits::LimitsHeld;
+use crate::limits::EnforcedLimits;
 use crate::tool::python_json::{self, NonAscii};
 use crate::tool::{JsonObject, Outcome, ToolResult};
 
@@ -246,7 +246,7 @@ pub(crate) struct Health<'a> {
     /// Names this run of the server.
     pub(crate) instance: &'a str,
     /// Which limits hold for commands, where that is known.
-    pub(crate) limits: Option<LimitsHeld>,
+    pub(crate) limits: Option<EnforcedLimits>,
     /// Whether slots keep their sandboxes from call to call, where that is known.
     pub(crate) warm_slots: Option<bool>,
 }

@@ -158,7 +158,7 @@ fn no_script_reaches_another_slots_files() {
             assert!(run_in(kind, &executor, "victim", &keep).success);
         }
         let running = executor
-            .submit("victim", kind.call("exec -a victims-process sleep 1000"), None)
+            .submit("victim", kind.call("exec -a victims-process sleep 1000"))
             .expect("it is taken");
         let data = dir.path().to_str().unwrap();
         let script = format!(
@@ -214,14 +214,14 @@ fn the_file_tools_go_nowhere_but_to_the_workspace() {
         "/",
     ];
     for path in paths {
-        let read = executor.execute("t", call("read_file", json!({"path": path})), None);
+        let read = executor.execute("t", call("read_file", json!({"path": path})));
         assert!(!read.success && !read.output.contains(&host.secret), "{path:?}: {read:?}");
         let write = json!({"path": path, "content": "overwritten"});
-        let written = executor.execute("t", call("write_file", write), None);
+        let written = executor.execute("t", call("write_file", write));
         assert!(!written.success, "{path:?}: {written:?}");
         assert!(host.is_untouched(), "{path:?}");
     }
     let written = json!({"path": "dir/new", "content": "x"});
-    assert!(!executor.execute("t", call("write_file", written), None).success);
+    assert!(!executor.execute("t", call("write_file", written)).success);
     assert!(host.is_untouched());
 }

@@ -27,8 +27,10 @@ use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use tool_executor::backend::local::{LocalBackend, LocalConfig};
-use tool_executor::{Outcome, Policy, ToolCall, ToolExecutor, ToolResult};
+use tool_executor::backend::Backend;
+use tool_executor::backend::local::LocalBackend;
+use tool_executor::config::{ExecutorConfig, LocalConfig, Policy};
+use tool_executor::{Outcome, ToolCall, ToolExecutor, ToolResult};
 
 use crate::fakes::bash;
 
@@ -152,14 +154,18 @@ impl Host {
 fn executor(kind: Kind, slots: usize, network: bool) -> (tempfile::TempDir, ToolExecutor) {
     let dir = tempfile::tempdir().unwrap();
     fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o711)).unwrap();
-    let mut config = LocalConfig::with_slots(slots);
+    let mut config = LocalConfig::new(slots);
     config.data_dir = Some(dir.path().to_owned());
     config.warm_slots = kind != Kind::PerCall;
     let backend = LocalBackend::start(config).unwrap();
     assert_eq!(backend.not_isolated_because(), None, "install bubblewrap");
-    assert_eq!(backend.keeps_sandboxes(), kind != Kind::PerCall);
-    let policy = Policy { allow_network: network, require_sandbox: true, ..Policy::default() };
-    let executor = ToolExecutor::builder().backend(backend).policy(policy).start().unwrap();
+    assert_eq!(backend.capabilities().warm_slots, Some(kind != Kind::PerCall));
+    let policy = Policy::default().with_allow_network(network).with_require_sandbox(true);
+    let executor = ToolExecutor::builder()
+        .backend(backend)
+        .config(ExecutorConfig::default().with_policy(policy))
+        .start()
+        .unwrap();
     (dir, executor)
 }
 
@@ -179,7 +185,7 @@ fn attack(attacks: &[Attack], network: bool) {
             // The slot goes on working.
             let next = run_in(kind, &executor, attack.name, "echo still here");
             assert_eq!(next.output, "still here", "after {}: {next:?}", attack.name);
-            executor.release_trajectory(attack.name, true).unwrap();
+            executor.release(attack.name).unwrap();
         }
     }
     assert!(escaped.is_empty(), "escaped: {escaped:#?}");
@@ -202,11 +208,11 @@ fn restore(host: &Host) {
 }
 
 fn run_in(kind: Kind, executor: &ToolExecutor, trajectory: &str, script: &str) -> ToolResult {
-    executor.execute(trajectory, kind.call(script), None)
+    executor.execute(trajectory, kind.call(script))
 }
 
 fn run(executor: &ToolExecutor, trajectory: &str, script: &str) -> ToolResult {
-    executor.execute(trajectory, bash(script), None)
+    executor.execute(trajectory, bash(script))
 }
 
 fn call(name: &str, arguments: serde_json::Value) -> ToolCall {

@@ -83,7 +83,7 @@ fn neither_arguments_nor_output_change_the_policy() {
             let arguments = serde_json::json!({
                 "command": connect, "allow_network": true, "require_sandbox": false,
             });
-            let result = executor.execute("t", call(name, arguments), None);
+            let result = executor.execute("t", call(name, arguments));
             assert_eq!(result.output, "", "{result:?}");
             assert_eq!(result.metadata["network_isolated"], true);
         }

@@ -146,7 +146,8 @@ fn a_command_that_has_itself_traced_by_the_first_process_ends_no_sooner() {
     let (_dir, executor) = executor(Kind::Warm, 1, true);
     // PTRACE_TRACEME, then a stop that its tracer, the sandbox's first process, is told of.
     let script = "exec perl -e 'syscall(101, 0, 0, 0, 0); kill 19, $$; sleep 100'";
-    let result = executor.execute("t", bash(script), Some(std::time::Duration::from_secs(1)));
+    let result =
+        executor.execute("t", bash(script).with_timeout(std::time::Duration::from_secs(1)));
     assert_eq!(result.outcome, Outcome::Timeout, "{result:?}");
     assert_eq!(run(&executor, "t", "echo ok").output, "ok");
 }

@@ -53,7 +53,7 @@ const POISON: &[(&str, &str)] = &[
 ];
 
 fn tmux(executor: &ToolExecutor, trajectory: &str, arguments: serde_json::Value) -> ToolResult {
-    executor.execute(trajectory, call("tmux", arguments), None)
+    executor.execute(trajectory, call("tmux", arguments))
 }
 
 #[test]
@@ -67,7 +67,7 @@ fn nothing_that_is_done_to_a_terminal_reaches_the_next_trajectory() {
         let went_on = typed.success || typed.outcome == Outcome::Timeout;
         assert!(went_on || typed.metadata.contains_key("session_ended"), "{name}: {typed:?}");
         assert!(run(&executor, "first", "ls typed").success, "{name} was not typed: {typed:?}");
-        executor.release_trajectory("first", true).unwrap();
+        executor.release("first").unwrap();
 
         let keys = json!([
             "clear; env; alias; history; type ls; tmux show -g; tmux lsb; tmux ls; true",
@@ -98,7 +98,7 @@ fn nothing_that_is_done_to_a_terminal_reaches_the_next_trajectory() {
         assert!(screen.output.contains("1 windows"), "{name}: {}", screen.output);
         assert_eq!(files.output, "/dev/shm:\n\n/tmp:\n\n/workspace:", "{name}");
         assert_eq!(processes.output, "", "{name}");
-        executor.release_trajectory("second", true).unwrap();
+        executor.release("second").unwrap();
     }
 }
 

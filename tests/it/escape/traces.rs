@@ -105,7 +105,7 @@ fn nothing_of_a_trajectory_reaches_the_next_one_in_its_slot() {
                 mkdir $d/locked; touch $d/locked/x; chmod 0 $d/locked; chmod 555 $d/deep
             done; chmod 555 /workspace; chmod 000 /tmp; setsid sleep 1000 & disown; ipcmk -M 10";
         run_in(kind, &executor, "first", leave);
-        executor.release_trajectory("first", true).unwrap();
+        executor.release("first").unwrap();
         let find = "ls -A /workspace /tmp /dev/shm; ipcs -m | grep 0x; cat /proc/[0-9]*/cmdline | tr '\\0' ' ' \
             | grep -o 'sleep 100[0]'; touch /workspace/x /tmp/x && stat -c %a /workspace /tmp";
         let found = run_in(kind, &executor, "second", find);
@@ -120,13 +120,13 @@ fn no_trace_of_a_kept_shell_reaches_the_next_trajectory() {
     let (_dir, executor) = executor(Kind::Stateful, 1, true);
     for (name, leave, find) in TRACES {
         run_in(Kind::Stateful, &executor, "first", leave);
-        executor.release_trajectory("first", true).unwrap();
+        executor.release("first").unwrap();
         for kind in [Kind::Stateful, Kind::Warm] {
             let find = format!("{find}\n[ $? -eq 0 ] && echo FOUND");
             let found = run_in(kind, &executor, "second", &find);
             assert!(!found.output.contains("FOUND"), "{name} ({kind:?}): {}", found.output);
         }
-        executor.release_trajectory("second", true).unwrap();
+        executor.release("second").unwrap();
     }
 }
 

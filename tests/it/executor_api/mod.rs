@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tool_executor::backend::Backend;
-use tool_executor::server::{ExecutorServer, ServeError, ServerConfig};
+use tool_executor::config::{ExecutorConfig, ServerConfig};
+use tool_executor::server::{ExecutorServer, ServeError};
 use tool_executor::{Outcome, ToolExecutor, ToolRegistry, ToolResult, ToolSchema};
 
 use crate::fakes::{Echoes, HandsOver, PATIENCE, Told, bash, next, until};
@@ -41,7 +42,7 @@ impl Served {
     }
 
     fn with_token(backend: impl Backend) -> Self {
-        Self::with(backend, |config| config.token = Some("s3cret".to_owned()))
+        Self::with(backend, |config| config.token = Some("s3cret".into()))
     }
 
     fn client(&self) -> Client {
@@ -316,11 +317,15 @@ fn calls_are_cancelled_by_id_and_by_trajectory() {
 #[test]
 fn a_call_that_is_not_accepted_is_a_result_too() {
     let (backend, told) = HandsOver::new(1);
-    let executor = ToolExecutor::builder().backend(backend).queue_capacity(1).start().unwrap();
+    let executor = ToolExecutor::builder()
+        .backend(backend)
+        .config(ExecutorConfig::default().with_queue_capacity(1))
+        .start()
+        .unwrap();
     let served = Served::of(executor, |_| {});
-    let running = served.executor.submit("t", bash("runs"), None).unwrap();
+    let running = served.executor.submit("t", bash("runs")).unwrap();
     let execution = next(&told).execution();
-    let waiting = served.executor.submit("t", bash("waits"), None).unwrap();
+    let waiting = served.executor.submit("t", bash("waits")).unwrap();
     let refused = served.post("/execute", &call_of("t", "refused"));
     assert_eq!(refused.status, 200);
     assert_eq!(refused.json()["success"], false);
@@ -427,20 +432,23 @@ fn a_configuration_that_makes_no_sense_is_refused_with_what_would_be_right() {
     };
     let everywhere = |config: &mut ServerConfig| config.addr.set_ip([0, 0, 0, 0].into());
     let error = start(&everywhere).unwrap_err();
-    assert!(matches!(&error, ServeError::Config(text) if text.contains("token")), "{error}");
+    assert!(
+        matches!(&error, ServeError::Config(text) if text.to_string().contains("token")),
+        "{error}"
+    );
     let open = start(&|config| {
         everywhere(config);
         config.no_auth = true;
     });
     assert!(open.is_ok());
-    let secret = |config: &mut ServerConfig| config.token = Some("s3cret".to_owned());
+    let secret = |config: &mut ServerConfig| config.token = Some("s3cret".into());
     let guarded = start(&|config| {
         everywhere(config);
         secret(config);
     });
     assert!(guarded.is_ok());
     for wrong in [
-        &(|config: &mut ServerConfig| config.token = Some("a b".to_owned()))
+        &(|config: &mut ServerConfig| config.token = Some("a b".into()))
             as &dyn Fn(&mut ServerConfig),
         &|config| config.max_body = 0,
         &|config| config.max_connections = 0,

@@ -18,7 +18,7 @@ const COUNTS: &str = "echo x >> count; wc -l < count";
 
 /// The next run is this one, and the only one.
 fn runs_once(executor: &ToolExecutor, number: usize) {
-    let result = executor.execute("t", bash(COUNTS), None);
+    let result = executor.execute("t", bash(COUNTS));
     assert_eq!(result.outcome, Outcome::Ok, "{number}: {}", result.error);
     assert_eq!(result.output, number.to_string());
 }
@@ -40,7 +40,7 @@ fn once_whatever_is_cut(route: &'static str, cuts: impl Iterator<Item = Trouble>
         // One for the request that is cut, at least.
         for _ in 0..2 {
             calls += 1;
-            let result = executor.execute("t", bash(COUNTS), None);
+            let result = executor.execute("t", bash(COUNTS));
             assert_eq!(result.outcome, Outcome::Ok, "{cut:?}: {}", result.error);
             assert_eq!(result.output, calls.to_string(), "{cut:?}");
         }
@@ -74,7 +74,7 @@ fn many_calls_at_once_survive_the_loss_of_requests_and_of_the_stream() {
         proxy.next("POST /v1/calls", Trouble::CutRequest(round * 40));
         for tag in 0..TRAJECTORIES {
             let command = bash("sleep 0.05; echo x >> count; wc -l < count");
-            executor.submit_to(&queue, tag, &format!("t{tag}"), command, None).unwrap();
+            executor.submit_to(&format!("t{tag}"), command, queue.tagged(tag)).unwrap();
         }
         for _ in 0..TRAJECTORIES {
             let done = queue.next_timeout(PATIENCE).expect("an answer");
@@ -98,10 +98,10 @@ fn a_stream_of_results_that_is_cut_anywhere_is_resumed() {
         for number in 1..=3 {
             // Long enough that the result comes by the stream.
             let command = "sleep 0.02; echo x >> count; wc -l < count";
-            let result = executor.execute("t", bash(command), None);
+            let result = executor.execute("t", bash(command));
             assert_eq!(result.output, number.to_string(), "{place}: {}", result.error);
         }
-        executor.release_trajectory("t", true).unwrap();
+        executor.release("t").unwrap();
         assert!(executor.close().all_threads_ended);
     }
 }
@@ -128,7 +128,7 @@ fn a_stream_of_results_that_says_nothing_is_opened_again() {
     config.unreachable_timeout = Duration::from_secs(10);
     let executor = executor(config);
     until(|| proxy.done() == 1);
-    let result = executor.execute("t", bash("sleep 0.5; echo done"), None);
+    let result = executor.execute("t", bash("sleep 0.5; echo done"));
     assert_eq!(result.output, "done", "{}", result.error);
 }
 
@@ -216,7 +216,7 @@ fn a_server_that_comes_and_goes_runs_each_call_once() {
                     if stop.load(Ordering::SeqCst) || began.elapsed() > 3 * PATIENCE {
                         return;
                     }
-                    let result = executor.execute(&format!("t{trajectory}"), bash(COUNTS), None);
+                    let result = executor.execute(&format!("t{trajectory}"), bash(COUNTS));
                     assert_eq!(result.output, number.to_string(), "{}", result.error);
                     ended.fetch_add(1, Ordering::SeqCst);
                 }

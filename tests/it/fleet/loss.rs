@@ -53,42 +53,42 @@ fn a_server_that_is_killed_and_comes_back_loses_its_own_workspaces_only() {
     let lives = Process::start(0, 1);
     let executor = executor(fleet([dies.url.clone(), lives.url.clone()]));
     let touch = bash("echo mine > mine");
-    assert!(executor.execute("a", touch.clone(), None).success);
-    assert!(executor.execute("b", touch, None).success);
+    assert!(executor.execute("a", touch.clone()).success);
+    assert!(executor.execute("b", touch).success);
     let on_dying = |id: &str| *executor.slot_of(id).unwrap().addr == *dies.url;
     let (lost, kept) = if on_dying("a") { ("a", "b") } else { ("b", "a") };
-    let pending = executor.submit(lost, bash("sleep 1000"), Some(PATIENCE * 10)).unwrap();
+    let pending = executor.submit(lost, bash("sleep 1000").with_timeout(PATIENCE * 10)).unwrap();
     while executor.stats().running == 0 {
         std::thread::yield_now();
     }
     let port = dies.port();
     dies.kill();
-    assert!(executor.execute(kept, bash("cat mine"), None).success, "the other notices nothing");
+    assert!(executor.execute(kept, bash("cat mine")).success, "the other notices nothing");
     let _back = Process::start(port, 1);
     let result = pending.wait();
     assert_eq!(result.outcome, Outcome::SandboxLost, "{}", result.error);
     assert!(result.may_have_executed);
-    let next = executor.execute(lost, bash("cat mine"), None);
+    let next = executor.execute(lost, bash("cat mine"));
     assert_eq!((next.outcome, next.may_have_executed), (Outcome::SandboxLost, false));
-    executor.release_trajectory(lost, true).unwrap();
-    let anew = executor.execute(lost, bash("ls"), None);
+    executor.release(lost).unwrap();
+    let anew = executor.execute(lost, bash("ls"));
     assert_eq!((anew.outcome, &*anew.output), (Outcome::Ok, ""), "{}", anew.error);
-    assert_eq!(executor.execute(kept, bash("cat mine"), None).output, "mine");
+    assert_eq!(executor.execute(kept, bash("cat mine")).output, "mine");
 }
 
 #[test]
 fn a_server_that_never_comes_back_is_given_up_within_the_bound() {
     let mut server = Process::start(0, 2);
     let executor = executor(fleet([server.url.clone()]));
-    assert!(executor.execute("idle", bash("true"), None).success);
-    let pending = executor.submit("busy", bash("sleep 1000"), Some(PATIENCE * 10)).unwrap();
+    assert!(executor.execute("idle", bash("true")).success);
+    let pending = executor.submit("busy", bash("sleep 1000").with_timeout(PATIENCE * 10)).unwrap();
     while executor.stats().running == 0 {
         std::thread::yield_now();
     }
     server.kill();
     let result = pending.wait_timeout(PATIENCE).expect("given up");
     assert_eq!((result.outcome, result.may_have_executed), (Outcome::SandboxLost, true));
-    let next = executor.execute("idle", bash("true"), None);
+    let next = executor.execute("idle", bash("true"));
     assert_eq!((next.outcome, next.may_have_executed), (Outcome::SandboxLost, false));
     assert!(executor.close().all_threads_ended);
 }
@@ -99,19 +99,19 @@ fn a_server_that_hangs_is_given_up_and_used_again_when_it_goes_on() {
     let lives = Process::start(0, 1);
     let executor = executor(fleet([hangs.url.clone(), lives.url.clone()]));
     for id in ["a", "b"] {
-        assert!(executor.execute(id, bash("echo mine > mine"), None).success);
+        assert!(executor.execute(id, bash("echo mine > mine")).success);
     }
     let on_hanging = |id: &str| *executor.slot_of(id).unwrap().addr == *hangs.url;
     let (lost, kept) = if on_hanging("a") { ("a", "b") } else { ("b", "a") };
     let pid = Pid::from_child(&hangs.child);
     kill_process(pid, Signal::STOP).unwrap();
-    let pending = executor.submit(lost, bash("cat mine"), Some(PATIENCE * 10)).unwrap();
-    assert_eq!(executor.execute(kept, bash("cat mine"), None).output, "mine");
+    let pending = executor.submit(lost, bash("cat mine").with_timeout(PATIENCE * 10)).unwrap();
+    assert_eq!(executor.execute(kept, bash("cat mine")).output, "mine");
     let result = pending.wait_timeout(PATIENCE * 2).expect("given up");
     assert_eq!(result.outcome, Outcome::SandboxLost, "{}", result.error);
     kill_process(pid, Signal::CONT).unwrap();
-    executor.release_trajectory(lost, true).unwrap();
-    let anew = executor.execute(lost, bash("ls"), None);
+    executor.release(lost).unwrap();
+    let anew = executor.execute(lost, bash("ls"));
     assert_eq!((anew.outcome, &*anew.output), (Outcome::Ok, ""), "{}", anew.error);
 }
 
@@ -120,7 +120,7 @@ fn who_reads_files_of_a_server_that_hangs_waits_no_longer_than_its_calls() {
     let hangs = Process::start(0, 2);
     let executor = executor(fleet([hangs.url.clone()]));
     for id in ["a", "b"] {
-        assert!(executor.execute(id, bash("echo mine > mine"), None).success);
+        assert!(executor.execute(id, bash("echo mine > mine")).success);
     }
     kill_process(Pid::from_child(&hangs.child), Signal::STOP).unwrap();
     std::thread::scope(|scope| {
@@ -133,8 +133,8 @@ fn who_reads_files_of_a_server_that_hangs_waits_no_longer_than_its_calls() {
         }
     });
     kill_process(Pid::from_child(&hangs.child), Signal::CONT).unwrap();
-    executor.release_trajectory("a", true).unwrap();
-    let anew = executor.execute("a", bash("echo new > mine"), None);
+    executor.release("a").unwrap();
+    let anew = executor.execute("a", bash("echo new > mine"));
     assert!(anew.success, "{}", anew.error);
     let read = executor.read_artifact("a", &ReadArtifact::new("mine")).unwrap();
     assert_eq!(&*read.content, b"new\n");
@@ -144,7 +144,7 @@ fn who_reads_files_of_a_server_that_hangs_waits_no_longer_than_its_calls() {
 fn sigterm_ends_a_server_with_all_that_runs_in_it() {
     let mut server = Process::start(0, 1);
     let executor = executor(fleet([server.url.clone()]));
-    let pending = executor.submit("t", bash("sleep 4321"), Some(PATIENCE * 10)).unwrap();
+    let pending = executor.submit("t", bash("sleep 4321").with_timeout(PATIENCE * 10)).unwrap();
     while executor.stats().running == 0 {
         std::thread::yield_now();
     }

@@ -7,6 +7,7 @@ use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use serde_json::{Value, json};
 use tool_executor::backend::fleet::FleetBackend;
 use tool_executor::backend::{Backend, Watcher};
+use tool_executor::config::ExecutorConfig;
 use tool_executor::server::SandboxServer;
 use tool_executor::{Outcome, ToolExecutor};
 
@@ -95,8 +96,13 @@ fn good() -> SandboxServer {
 /// The executor over these, which does not wait for what never comes.
 fn executor(urls: impl IntoIterator<Item = String>) -> ToolExecutor {
     let backend = FleetBackend::new(fleet(urls)).unwrap();
-    let builder = ToolExecutor::builder().backend(backend).answer_grace(Duration::from_secs(1));
-    builder.acquire_timeout(Duration::from_secs(6)).start().unwrap()
+    let builder = ToolExecutor::builder()
+        .backend(backend)
+        .config(ExecutorConfig::default().with_answer_grace(Duration::from_secs(1)));
+    builder
+        .config(ExecutorConfig::default().with_acquire_timeout(Duration::from_secs(6)))
+        .start()
+        .unwrap()
 }
 
 /// Two calls, one of which is for this server: what becomes of that one, while the other server's
@@ -105,14 +111,14 @@ fn executor(urls: impl IntoIterator<Item = String>) -> ToolExecutor {
 fn outcome_beside_a_good_one(name: &str, bad: &Server, timeout: Duration) -> Outcome {
     let good = good();
     let executor = executor([bad.url.clone(), url(&good)]);
-    let [a, b] = ["a", "b"].map(|id| executor.submit(id, bash("x"), Some(timeout)).unwrap());
+    let [a, b] = ["a", "b"].map(|id| executor.submit(id, bash("x").with_timeout(timeout)).unwrap());
     until(|| a.is_done() || b.is_done());
     let on_good = |id: &str| executor.slot_of(id).is_some_and(|slot| *slot.addr == *url(&good));
     until(|| on_good("a") || on_good("b"));
     let (id, served, other) = if on_good("a") { ("a", a, b) } else { ("b", b, a) };
     assert_eq!(served.wait().output, "x", "{name}");
     for _ in 0..10 {
-        let result = executor.execute(id, bash("y"), None);
+        let result = executor.execute(id, bash("y"));
         assert_eq!(result.output, "y", "{name}: {}", result.error);
     }
     let result = other.wait_timeout(PATIENCE).unwrap_or_else(|_| panic!("{name}: nothing"));
@@ -238,12 +244,14 @@ fn servers_that_hang_take_no_threads_of_others() {
     let queue = executor.completion_queue(100);
     for tag in 0..=HANG {
         let id = format!("t{tag}");
-        executor.submit_to(&queue, tag as u64, &id, bash("x"), Some(PATIENCE)).unwrap();
+        executor
+            .submit_to(&id, bash("x").with_timeout(PATIENCE), queue.tagged(tag as u64))
+            .unwrap();
     }
     let first = queue.next_timeout(PATIENCE).expect("the good one's");
     let id = format!("t{}", first.tag);
     for _ in 0..20 {
-        assert_eq!(executor.execute(&id, bash("y"), None).output, "y");
+        assert_eq!(executor.execute(&id, bash("y")).output, "y");
     }
     // Nobody has given up a request yet: the good one's callers did not wait for that.
     for server in &hanging {
@@ -293,7 +301,7 @@ fn a_result_whose_answer_was_lost_is_asked_for() {
     });
     let executor = executor([server.url.clone()]);
     let (_, first) = streams.recv_timeout(PATIENCE).unwrap();
-    let pending = executor.submit("t", bash("x"), Some(PATIENCE)).unwrap();
+    let pending = executor.submit("t", bash("x").with_timeout(PATIENCE)).unwrap();
     // It says that it has told the result, as often as need be.
     let second = next_stream(&first, &streams);
     assert_eq!(second, 1, "the new stream is opened with the question");
@@ -347,17 +355,17 @@ fn a_session_whose_beginning_was_not_told_is_begun_again_under_its_name() {
         }
     });
     let executor = executor([server.url.clone()]);
-    assert_eq!(executor.execute("t", bash("x"), Some(PATIENCE)).output, "x");
+    assert_eq!(executor.execute("t", bash("x").with_timeout(PATIENCE)).output, "x");
     let first = streams.recv_timeout(PATIENCE).unwrap();
     // It forgets the session, and the stream ends.
     sessions.lock().current = None;
     drop(first);
     let _second = streams.recv_timeout(PATIENCE).expect("it goes on without another's session");
     assert_eq!(sessions.lock().begun, 2);
-    let lost = executor.execute("t", bash("x"), Some(PATIENCE));
+    let lost = executor.execute("t", bash("x").with_timeout(PATIENCE));
     assert_eq!((lost.outcome, lost.may_have_executed), (Outcome::SandboxLost, false));
-    executor.release_trajectory("t", true).unwrap();
-    let anew = executor.execute("t", bash("y"), Some(PATIENCE));
+    executor.release("t").unwrap();
+    let anew = executor.execute("t", bash("y").with_timeout(PATIENCE));
     assert_eq!(anew.output, "y", "{}", anew.error);
 }
 
@@ -389,7 +397,7 @@ fn a_call_that_a_server_refuses_is_refused_alone() {
         for tag in 0..SLOTS {
             let command = if tag == 3 { "large" } else { "small" };
             executor
-                .submit_to(&queue, tag as u64, &format!("t{tag}"), bash(command), None)
+                .submit_to(&format!("t{tag}"), bash(command), queue.tagged(tag as u64))
                 .unwrap();
         }
         for _ in 0..SLOTS {
@@ -430,9 +438,9 @@ fn a_server_that_talks_nonsense_for_long_costs_neither_threads_nor_memory() {
     let ours = ["tool-"];
     let mut before = None;
     for round in 0..4 {
-        let result = executor.execute("t", bash("x"), Some(Duration::from_secs(1)));
+        let result = executor.execute("t", bash("x").with_timeout(Duration::from_secs(1)));
         assert_eq!(result.outcome, Outcome::SandboxLost, "{}", result.error);
-        executor.release_trajectory("t", false).unwrap();
+        executor.release_keeping_files("t").unwrap();
         streams.recv_timeout(PATIENCE).expect("it is tried again");
         let now = threads(&ours);
         assert_eq!(*before.get_or_insert(now), now, "round {round}");

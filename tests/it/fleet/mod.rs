@@ -13,11 +13,14 @@ use crossbeam_channel::{Receiver, bounded};
 use serde_json::json;
 use tool_executor::artifact::{ArchiveArtifacts, ArtifactError, ListArtifacts, ReadArtifact};
 use tool_executor::backend::Backend;
-use tool_executor::backend::fleet::{FleetBackend, FleetConfig};
-use tool_executor::backend::local::{LocalBackend, LocalConfig};
-use tool_executor::server::{ExecutorServer, SandboxServer, ServerConfig};
-use tool_executor::toolserver::ToolServerConfig;
-use tool_executor::{HeldBy, Outcome, Policy, StartError, ToolCall, ToolExecutor};
+use tool_executor::backend::fleet::FleetBackend;
+use tool_executor::backend::local::LocalBackend;
+use tool_executor::config::{
+    ExecutorConfig, FleetConfig, LocalConfig, Policy, ServerConfig, ToolServerConfig,
+};
+use tool_executor::server::{ExecutorServer, SandboxServer};
+use tool_executor::stats::Enforcement;
+use tool_executor::{Outcome, StartError, ToolCall, ToolExecutor};
 
 use crate::fakes::{HandsOver, PATIENCE, Told, bash, result};
 use crate::http::{Request, Server, ok};
@@ -26,13 +29,13 @@ const TOKEN: &str = "s3cret-of-the-fleet";
 
 /// A server of real slots in this process.
 fn server(slots: usize) -> SandboxServer {
-    let backend = LocalBackend::start(LocalConfig::with_slots(slots)).unwrap();
+    let backend = LocalBackend::start(LocalConfig::new(slots)).unwrap();
     SandboxServer::start(config(), backend).unwrap()
 }
 
 fn config() -> ServerConfig {
     let mut config = ServerConfig::new(([127, 0, 0, 1], 0));
-    config.token = Some(TOKEN.to_owned());
+    config.token = Some(TOKEN.into());
     config
 }
 
@@ -55,20 +58,20 @@ fn executor(config: FleetConfig) -> ToolExecutor {
 fn calls_run_on_all_servers_and_a_released_slot_is_empty() {
     let servers = [server(1), server(1)];
     let executor = executor(fleet(servers.iter().map(url)));
-    let write = |id: &str| executor.execute(id, bash(&format!("echo {id} > f; cat f")), None);
+    let write = |id: &str| executor.execute(id, bash(&format!("echo {id} > f; cat f")));
     assert_eq!((write("a").output, write("b").output), ("a".to_owned(), "b".to_owned()));
     let addr = |id: &str| executor.slot_of(id).unwrap().addr;
     assert_ne!(addr("a"), addr("b"), "the least loaded container is taken");
-    executor.release_trajectory("a", false).unwrap();
-    let result = executor.execute("c", bash("ls"), None);
+    executor.release_keeping_files("a").unwrap();
+    let result = executor.execute("c", bash("ls"));
     assert_eq!((result.outcome, &*result.output), (Outcome::Ok, ""), "{}", result.error);
-    let failed = executor.execute("b", bash("echo oops >&2; exit 3"), None);
+    let failed = executor.execute("b", bash("echo oops >&2; exit 3"));
     assert_eq!((failed.outcome, &*failed.output), (Outcome::NonZeroExit, "oops"));
-    let late = executor.execute("b", bash("sleep 60"), Some(Duration::from_secs(1)));
+    let late = executor.execute("b", bash("sleep 60").with_timeout(Duration::from_secs(1)));
     assert_eq!(late.outcome, Outcome::Timeout);
     let call = ToolCall::new("write_file", json!({"path": "g", "content": "\u{1f600}"}));
-    assert!(executor.execute("b", call, None).success);
-    assert_eq!(executor.execute("b", bash("cat g"), None).output, "\u{1f600}");
+    assert!(executor.execute("b", call).success);
+    assert_eq!(executor.execute("b", bash("cat g")).output, "\u{1f600}");
     assert!(executor.close().all_threads_ended);
 }
 
@@ -76,13 +79,13 @@ fn calls_run_on_all_servers_and_a_released_slot_is_empty() {
 fn a_running_call_is_cancelled_down_to_its_last_process() {
     let server = server(1);
     let executor = executor(fleet([url(&server)]));
-    let pending = executor.submit("t", bash("touch began; sleep 1000"), None).unwrap();
+    let pending = executor.submit("t", bash("touch began; sleep 1000")).unwrap();
     while executor.stats().running == 0 {
         std::thread::yield_now();
     }
     pending.cancel();
     assert_eq!(pending.wait().outcome, Outcome::Cancelled);
-    let left = executor.execute("t", bash("pgrep sleep | wc -l"), None);
+    let left = executor.execute("t", bash("pgrep sleep | wc -l"));
     assert_eq!(left.output, "0", "{}", left.error);
 }
 
@@ -92,10 +95,12 @@ fn a_slow_call_delays_no_other() {
     let executor = executor(fleet([url(&server)]));
     let queue = executor.completion_queue(100);
     // Waits for the last of the fast ones, which shares nothing with it but its server.
-    executor.submit_to(&queue, 0, "slow", bash("sleep 600"), Some(PATIENCE * 10)).unwrap();
+    executor
+        .submit_to("slow", bash("sleep 600").with_timeout(PATIENCE * 10), queue.tagged(0))
+        .unwrap();
     for tag in 1..=30 {
         let id = format!("t{}", tag % 3);
-        executor.submit_to(&queue, tag, &id, bash("true"), None).unwrap();
+        executor.submit_to(&id, bash("true"), queue.tagged(tag)).unwrap();
     }
     for _ in 1..=30 {
         let done = queue.next_timeout(PATIENCE).expect("held up by the slow call");
@@ -119,15 +124,16 @@ fn a_call_that_runs_45_s_of_its_120_s_succeeds() {
     });
     let builder = ToolExecutor::builder()
         .backend(FleetBackend::new(fleet([url(&server)])).unwrap())
-        .tool_server(ToolServerConfig::new(&tools.url));
+        .config(ExecutorConfig::default().with_tool_server(ToolServerConfig::new(&tools.url)));
     let executor = Arc::new(builder.start().unwrap());
     let front = ServerConfig::new(([127, 0, 0, 1], 0));
     let front = ExecutorServer::start(front, executor.clone()).unwrap();
-    let limit = Some(Duration::from_secs(120));
+    let limit = Duration::from_secs(120);
     let command = "sleep 45; echo woke";
     let began = Instant::now();
-    let woke = executor.submit("a", bash(command), limit).unwrap();
-    let found = executor.submit("b", ToolCall::new("search", json!({})), limit).unwrap();
+    let woke = executor.submit("a", bash(command).with_timeout(limit)).unwrap();
+    let found =
+        executor.submit("b", ToolCall::new("search", json!({})).with_timeout(limit)).unwrap();
     let body = json!({"trajectory_id": "c", "timeout_s": 120,
         "tool": {"name": "bash", "arguments": {"command": command}, "uniq_id": "u"}});
     let answer = ureq::post(format!("http://{}/execute", front.addr()))
@@ -147,15 +153,14 @@ fn artifacts_come_from_the_trajectorys_server() {
     let server = server(1);
     let executor = executor(fleet([url(&server)]));
     let make = "mkdir -p d/empty; printf 0123456789 > d/f.txt; ln -s f.txt d/l; seq 200000 > big";
-    assert!(executor.execute("t", bash(make), None).success);
+    assert!(executor.execute("t", bash(make)).success);
     let mut request = ReadArtifact::new("d/f.txt");
     (request.offset, request.max_bytes, request.sha256) = (3, 4, true);
     let part = executor.read_artifact("t", &request).unwrap();
     assert_eq!((&*part.content, part.file_size, part.truncated), (&b"3456"[..], 10, true));
     assert_eq!((&*part.path, &*part.mime), ("d/f.txt", "text/plain"));
     assert_eq!(part.sha256.unwrap().len(), 64);
-    let list =
-        executor.list_artifacts("t", &ListArtifacts { recursive: true, ..Default::default() });
+    let list = executor.list_artifacts("t", &ListArtifacts::default().with_recursive(true));
     let names: Vec<_> = list.unwrap().entries.into_iter().map(|entry| entry.path).collect();
     assert_eq!(names, ["d", "big", "d/empty", "d/f.txt", "d/f.txt"]);
     let mut file = Vec::new();
@@ -164,7 +169,7 @@ fn artifacts_come_from_the_trajectorys_server() {
     assert!(bytes == file.len() as u64 && file == expected.as_bytes());
     let (archive, summary) = executor.archive_artifacts("t", &ArchiveArtifacts::default()).unwrap();
     assert_eq!((summary.bytes, summary.entry_count), (archive.len() as u64, 5));
-    let tiny = ArchiveArtifacts { max_bytes: 10, ..Default::default() };
+    let tiny = ArchiveArtifacts::default().with_max_bytes(10);
     let error = executor.archive_artifacts("t", &tiny).unwrap_err();
     assert!(matches!(error, ArtifactError::TooLarge { max: 10, .. }), "{error}");
     let refused = |path: &str| executor.read_artifact("t", &ReadArtifact::new(path)).unwrap_err();
@@ -185,7 +190,7 @@ fn a_command_cannot_use_the_servers_port_and_the_token_is_not_printed() {
          Content-Length: {}\\r\\nConnection: close\\r\\n\\r\\n%s' '{request}' >&3; head -1 <&3",
         request.len()
     );
-    let result = executor.execute("t", bash(&attack), None);
+    let result = executor.execute("t", bash(&attack));
     assert!(result.output.starts_with("HTTP/1.1 401"), "{} {}", result.output, result.error);
     let config = fleet([url(&server)]);
     assert!(!format!("{config:?}").contains(TOKEN));
@@ -233,28 +238,28 @@ fn of_what_the_servers_say_of_their_limits_the_weakest_is_told() {
         let backend = FleetBackend::new(fleet(urls)).unwrap();
         backend.start().unwrap();
         backend.close(Instant::now());
-        (backend.limits(), backend.warm_slots(), backend.isolates())
+        let held = backend.capabilities();
+        (held.limits, held.warm_slots, held.isolation.not_isolated_because().is_none())
     };
     let (limits, warm, isolates) = told(&[&strong]);
-    assert_eq!((limits.unwrap().memory, warm, isolates), (HeldBy::Cgroup, Some(true), true));
+    assert_eq!((limits.unwrap().memory, warm, isolates), (Enforcement::Cgroup, Some(true), true));
     let (limits, warm, isolates) = told(&[&strong, &weak]);
     let limits = limits.unwrap();
-    assert_eq!((limits.processes, limits.memory), (HeldBy::Cgroup, HeldBy::Watch));
+    assert_eq!((limits.processes, limits.memory), (Enforcement::Cgroup, Enforcement::Watch));
     assert_eq!((limits.seccomp, warm, isolates), (false, Some(false), false));
     assert_eq!(told(&[&strong, &silent]), (None, None, true));
 }
 
 #[test]
 fn an_executor_tells_the_limits_of_its_servers_as_they_do_themselves() {
-    let backend = LocalBackend::start(LocalConfig::with_slots(1)).unwrap();
-    let expected = (backend.limits(), backend.warm_slots(), backend.isolates());
+    let backend = LocalBackend::start(LocalConfig::new(1)).unwrap();
+    let expected = backend.capabilities();
     let server = SandboxServer::start(config(), backend).unwrap();
-    let backend = Arc::new(FleetBackend::new(fleet([url(&server)])).unwrap());
-    let executor = ToolExecutor::builder().backend(backend.clone()).start().unwrap();
-    let stats = executor.stats();
-    let (limits, warm, isolates) = expected;
-    assert_eq!((stats.limits, stats.warm_slots), (Some(limits), warm));
-    assert_eq!(backend.isolates(), isolates);
+    let config = ExecutorConfig::default().with_fleet(fleet([url(&server)]));
+    let executor = ToolExecutor::start(config).unwrap();
+    let (stats, told) = (executor.stats(), executor.capabilities());
+    assert_eq!((stats.limits, stats.warm_slots), (expected.limits, expected.warm_slots));
+    assert_eq!((told.limits, told.isolation), (expected.limits, expected.isolation));
 }
 
 /// Whether this process runs this test only. If not, the test has been run in one that does.
@@ -298,9 +303,8 @@ fn a_thousand_sleeping_calls_on_32_servers_take_few_threads() {
     // Resets are answered, calls are kept; but for the last trajectory's.
     let kept: Vec<_> = told.into_iter().map(keep_calls).collect();
     let executor = executor(fleet(servers.iter().map(url)));
-    let pending: Vec<_> = (0..1000)
-        .map(|n| executor.submit(&format!("t{n}"), bash("sleep"), None).unwrap())
-        .collect();
+    let pending: Vec<_> =
+        (0..1000).map(|n| executor.submit(&format!("t{n}"), bash("sleep")).unwrap()).collect();
     for _ in 0..1000 {
         let mut select = crossbeam_channel::Select::new();
         for kept in &kept {
@@ -313,7 +317,7 @@ fn a_thousand_sleeping_calls_on_32_servers_take_few_threads() {
     let ours = ["tool-io", "tool-fn", "tool-fleet", "tool-send", "tool-batcher", "tool-callback"];
     let count = threads(&ours);
     assert!((SERVERS..=100).contains(&count), "{count} threads");
-    let fast = executor.execute("fast", bash("fast"), None);
+    let fast = executor.execute("fast", bash("fast"));
     assert!(fast.success, "{}", fast.error);
     drop(kept);
     pending.into_iter().for_each(|pending| pending.cancel());
@@ -349,9 +353,13 @@ fn keep_calls(told: Receiver<Told>) -> Receiver<()> {
 #[test]
 fn the_policy_reaches_the_server() {
     let server = server(1);
-    let policy = Policy { allow_network: false, ..Policy::default() };
+    let policy = Policy::default().with_allow_network(false);
     let backend = FleetBackend::new(fleet([url(&server)])).unwrap();
-    let executor = ToolExecutor::builder().backend(backend).policy(policy).start().unwrap();
-    let result = executor.execute("t", bash("ls /sys/class/net"), None);
+    let executor = ToolExecutor::builder()
+        .backend(backend)
+        .config(ExecutorConfig::default().with_policy(policy))
+        .start()
+        .unwrap();
+    let result = executor.execute("t", bash("ls /sys/class/net"));
     assert_eq!(result.metadata["network_isolated"], true);
 }

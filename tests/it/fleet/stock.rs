@@ -7,7 +7,8 @@ use std::time::Duration;
 use crossbeam_channel::bounded;
 use serde_json::{Value, json};
 use tool_executor::artifact::{ArchiveArtifacts, ArtifactError};
-use tool_executor::backend::fleet::{FleetBackend, FleetConfig};
+use tool_executor::backend::fleet::FleetBackend;
+use tool_executor::config::FleetConfig;
 use tool_executor::{Outcome, StartError, ToolExecutor};
 
 use super::{executor, fleet};
@@ -39,15 +40,15 @@ fn a_stock_servers_slow_call_delays_no_other() {
         if request.body.contains("slow") { Reply::Hang(hang.clone()) } else { answer(request) }
     });
     let executor = executor(fleet([server.url.clone()]));
-    let slow = executor.submit("slow", bash("slow"), None).unwrap();
+    let slow = executor.submit("slow", bash("slow")).unwrap();
     for _ in 0..3 {
-        assert_eq!(executor.execute("fast", bash("fast"), None).output, "fast");
+        assert_eq!(executor.execute("fast", bash("fast")).output, "fast");
     }
     assert!(!slow.is_done());
     drop(let_go);
     let result = slow.wait();
     assert_eq!((result.outcome, result.may_have_executed), (Outcome::SandboxLost, true));
-    let again = executor.execute("slow", bash("x"), None);
+    let again = executor.execute("slow", bash("x"));
     assert_eq!((again.outcome, again.may_have_executed), (Outcome::SandboxLost, false));
 }
 
@@ -79,10 +80,10 @@ fn a_stock_servers_call_is_sent_once_and_what_it_says_is_typed() {
         ("fine", Outcome::Ok),
     ];
     for (command, outcome) in cases {
-        let result = executor.execute(command, bash(command), None);
+        let result = executor.execute(command, bash(command));
         assert_eq!(result.outcome, outcome, "{command}: {}", result.error);
         assert!(result.may_have_executed);
-        executor.release_trajectory(command, true).unwrap();
+        executor.release(command).unwrap();
     }
     executor.close();
     let sent: Vec<_> =
@@ -94,10 +95,10 @@ fn a_stock_servers_call_is_sent_once_and_what_it_says_is_typed() {
 fn a_call_that_is_too_large_is_refused_by_itself() {
     let server = stock(answer);
     let executor = executor(fleet([server.url.clone()]));
-    let large = executor.execute("t", bash(&"x".repeat(1024 * 1024)), None);
+    let large = executor.execute("t", bash(&"x".repeat(1024 * 1024)));
     assert_eq!((large.outcome, large.may_have_executed), (Outcome::InvalidCall, false));
     assert!(large.error.contains("1048576 at most"), "{}", large.error);
-    assert!(executor.execute("t", bash("x"), None).success);
+    assert!(executor.execute("t", bash("x")).success);
 }
 
 #[test]
@@ -135,7 +136,7 @@ fn replay_runs_as_many_trajectories_at_a_time_as_the_servers_have_slots() {
         (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success() && out.contains("ok 80"), "{out}{err}");
     // What they say of themselves is passed on.
-    assert!(err.contains("NOT ISOLATED") && err.contains("a sandbox server"), "{err}");
+    assert!(err.contains("NOT ISOLATED") && err.contains("it has no bubblewrap"), "{err}");
 }
 
 #[test]
@@ -161,9 +162,9 @@ fn a_stock_servers_refusals_of_artifacts_are_typed() {
         }
     });
     let executor = executor(fleet([server.url.clone()]));
-    assert!(executor.execute("t", bash("x"), None).success);
+    assert!(executor.execute("t", bash("x")).success);
     let refused = |path: &str| {
-        let request = ArchiveArtifacts { path: path.to_owned(), max_bytes: 3, max_entries: 5 };
+        let request = ArchiveArtifacts::new(path).with_max_bytes(3).with_max_entries(5);
         executor.archive_artifacts("t", &request).unwrap_err()
     };
     assert!(matches!(refused("big"), ArtifactError::TooLarge { bytes: 734, max: 3 }));
@@ -208,7 +209,7 @@ fn a_stock_server_that_closes_its_connections_whenever_it_likes_fails_no_call() 
     let executor = executor(fleet([server.url.clone()]));
     for call in 0..200 {
         let command = if call % 2 == 0 { "close" } else { "keep" };
-        let result = executor.execute("t", bash(command), None);
+        let result = executor.execute("t", bash(command));
         assert_eq!(result.output, command, "{call}: {}", result.error);
     }
 }
@@ -224,7 +225,7 @@ fn no_time_limit_of_http_is_below_the_calls_own() {
         answer(request)
     });
     let executor = executor(fleet([server.url.clone()]));
-    let result = executor.execute("t", bash("slow"), Some(Duration::from_secs(120)));
+    let result = executor.execute("t", bash("slow").with_timeout(Duration::from_secs(120)));
     assert_eq!((result.outcome, &*result.output), (Outcome::Ok, "slow"), "{}", result.error);
     drop(let_go);
 }

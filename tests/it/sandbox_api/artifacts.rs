@@ -8,7 +8,7 @@ use tool_executor::artifact::{
     ArchiveArtifacts, ArchiveSummary, Artifact, ArtifactEntry, ArtifactError, ArtifactList,
     ListArtifacts, ReadArtifact,
 };
-use tool_executor::backend::{Backend, Container, Execution, ResetReply, SlotRef};
+use tool_executor::backend::{Artifacts, Backend, Container, Execution, ResetReply, SlotRef};
 use tool_executor::server::SandboxServer;
 
 use super::{config, has};
@@ -29,35 +29,28 @@ impl Backend for Shelf {
         reply.send(Ok(()));
     }
 
-    fn read_artifact(
-        &self,
-        slot: &SlotRef,
-        request: &ReadArtifact,
-    ) -> Result<Artifact, ArtifactError> {
+    fn artifacts(&self) -> Option<&dyn Artifacts> {
+        Some(self)
+    }
+}
+
+impl Artifacts for Shelf {
+    fn read(&self, slot: &SlotRef, request: &ReadArtifact) -> Result<Artifact, ArtifactError> {
         assert_eq!(&*slot.name, "slot_0");
         let path = request.path.clone();
         match &*path {
-            "f.txt" => Ok(Artifact {
+            "f.txt" => {
                 // What was asked for, to be seen by the test.
-                content: format!("\u{e9} {} ", request.max_bytes).into_bytes(),
-                offset: request.offset,
-                file_size: 10,
-                truncated: true,
-                path,
-                mime: "text/plain".to_owned(),
-                sha256: request.sha256.then(|| "part".to_owned()),
-                file_sha256: request.file_sha256.then(|| "whole".to_owned()),
-            }),
-            "bytes" => Ok(Artifact {
-                content: b"a\xff".to_vec(),
-                offset: 0,
-                file_size: 2,
-                truncated: false,
-                path,
-                mime: "application/octet-stream".to_owned(),
-                sha256: None,
-                file_sha256: None,
-            }),
+                let content = format!("\u{e9} {} ", request.max_bytes).into_bytes();
+                let mut artifact = Artifact::new(path, request.offset, content)
+                    .with_file_size(10)
+                    .with_truncated(true)
+                    .with_mime("text/plain".to_owned());
+                artifact.sha256 = request.sha256.then(|| "part".to_owned());
+                artifact.file_sha256 = request.file_sha256.then(|| "whole".to_owned());
+                Ok(artifact)
+            }
+            "bytes" => Ok(Artifact::new(path, 0, b"a\xff".to_vec())),
             "" | "d" => Err(ArtifactError::NotAFile(path)),
             "/etc/passwd" => Err(ArtifactError::Outside),
             "lost" => Err(ArtifactError::SandboxLost("why".to_owned())),
@@ -70,7 +63,7 @@ impl Backend for Shelf {
         }
     }
 
-    fn list_artifacts(
+    fn list(
         &self,
         _slot: &SlotRef,
         request: &ListArtifacts,
@@ -78,16 +71,12 @@ impl Backend for Shelf {
         if request.path == "fifo" {
             return Err(ArtifactError::UnsupportedType("fifo".to_owned()));
         }
-        let entry = ArtifactEntry {
-            path: format!("{}/{}", request.path, request.recursive),
-            is_dir: true,
-            size: request.max_entries as u64,
-            mtime: 1795330170.547766,
-        };
-        Ok(ArtifactList { entries: vec![entry], truncated: true })
+        let path = format!("{}/{}", request.path, request.recursive);
+        let size = request.max_entries as u64;
+        Ok(ArtifactList::new(vec![ArtifactEntry::directory(path, size, 1795330170.547766)], true))
     }
 
-    fn archive_artifacts(
+    fn archive(
         &self,
         _slot: &SlotRef,
         request: &ArchiveArtifacts,
@@ -98,7 +87,7 @@ impl Backend for Shelf {
         }
         into.write_all(request.path.as_bytes()).unwrap();
         let entry_count = request.max_entries as u64;
-        Ok(ArchiveSummary { bytes: request.path.len() as u64, entry_count, truncated: false })
+        Ok(ArchiveSummary::new(request.path.len() as u64, entry_count, false))
     }
 }
 

@@ -9,9 +9,12 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use serde_json::{Value, json};
-use tool_executor::backend::local::{LocalBackend, LocalConfig};
-use tool_executor::backend::{Backend, Container, Execution, ResetReply, SlotRef};
-use tool_executor::server::{SandboxServer, ServerConfig};
+use tool_executor::backend::local::LocalBackend;
+use tool_executor::backend::{
+    Backend, Capabilities, Container, Execution, Isolation, ResetReply, SlotRef,
+};
+use tool_executor::config::{LocalConfig, ServerConfig};
+use tool_executor::server::SandboxServer;
 use tool_executor::{BackendError, ToolResult};
 
 use crate::fakes::{PATIENCE, one_container, until};
@@ -24,7 +27,7 @@ fn config() -> ServerConfig {
 /// The embedded sandbox behind a port, open to everybody.
 fn server(slots: usize) -> (tempfile::TempDir, SandboxServer) {
     let dir = tempfile::tempdir().unwrap();
-    let mut local = LocalConfig::with_slots(slots);
+    let mut local = LocalConfig::new(slots);
     local.data_dir = Some(dir.path().to_owned());
     let backend = LocalBackend::start(local).unwrap();
     assert_eq!(backend.not_isolated_because(), None, "these tests need bubblewrap");
@@ -265,8 +268,9 @@ impl Backend for Waits {
         reply.send(Err(format!("no reset of {}", slot.name)));
     }
 
-    fn isolates(&self) -> bool {
-        false
+    fn capabilities(&self) -> Capabilities {
+        let isolation = Isolation::NotIsolated("a test".to_owned());
+        Capabilities::default().with_isolation(isolation)
     }
 }
 

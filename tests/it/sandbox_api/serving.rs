@@ -8,7 +8,8 @@ use std::time::Duration;
 use crossbeam_channel::unbounded;
 use serde_json::{Value, json};
 use tool_executor::ToolResult;
-use tool_executor::server::{SandboxServer, ServeError, ServerConfig};
+use tool_executor::config::ServerConfig;
+use tool_executor::server::{SandboxServer, ServeError};
 
 use super::{Waits, config};
 use crate::fakes::{Echoes, PATIENCE};
@@ -51,7 +52,7 @@ fn paths_and_methods_that_there_are_not() {
 #[test]
 fn with_a_token_everything_but_the_health_needs_it() {
     let mut config = config();
-    config.token = Some("secret".to_owned());
+    config.token = Some("secret".into());
     assert!(!format!("{config:?}").contains("secret"));
     let server = SandboxServer::start(config, Echoes(1)).unwrap();
     let mut client = Client::connect(server.addr());
@@ -97,7 +98,7 @@ fn whether_commands_have_the_network() {
     {
         let (tell, told) = unbounded();
         let mut config = config();
-        (config.token, config.no_auth) = (token.map(str::to_owned), no_auth);
+        (config.token, config.no_auth) = (token.map(Into::into), no_auth);
         let server = SandboxServer::start(config, Waits(1, tell)).unwrap();
         let mut client = Client::connect(server.addr());
         let body = br#"{"slot_id": "slot_0", "tool": "bash"}"#;
@@ -121,19 +122,21 @@ fn configurations_that_make_no_sense() {
     };
     let wrong: [(Change<'_>, &str); 5] = [
         (&|config| config.addr = everywhere, "needs a token, or no_auth"),
-        (&|config| config.token = Some(String::new()), "token"),
-        (&|config| config.token = Some("a b".to_owned()), "token"),
+        (&|config| config.token = Some("".into()), "token"),
+        (&|config| config.token = Some("a b".into()), "token"),
         (&|config| config.max_body = 7, "max_body is 7"),
         (&|config| config.read_timeout = Duration::ZERO, "read_timeout is 0ns"),
     ];
     for (change, text) in wrong {
         match started(change) {
-            Err(ServeError::Config(told)) => assert!(told.contains(text), "{told}"),
+            Err(ServeError::Config(told)) => {
+                assert!(told.to_string().contains(text), "{told}");
+            }
             other => panic!("{text}: {other:?}"),
         }
     }
     assert!(started(&|config| (config.addr, config.no_auth) = (everywhere, true)).is_ok());
-    let token = Some("t".to_owned());
+    let token = Some("t".into());
     assert!(started(&|config| (config.addr, config.token) = (everywhere, token.clone())).is_ok());
     let listens = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = listens.local_addr().unwrap();

@@ -82,7 +82,7 @@ pub(crate) struct Match {
 
 /// Compares one result of the tool `name` with its recording.
 pub(crate) fn compare(name: &str, recorded: &Recorded, result: &ToolResult) -> Match {
-    if !result.outcome.is_models_doing() {
+    if !result.outcome.model_attributable() {
         return Match { output: OutputMatch::Na, exit_code: ExitMatch::Na };
     }
     let output = match &recorded.output {

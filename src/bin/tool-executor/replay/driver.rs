@@ -5,15 +5,12 @@
 
 use std::io::{self, Seek};
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use tool_executor::artifact::ArchiveArtifacts;
-use tool_executor::backend::Backend;
-use tool_executor::backend::local::{LocalBackend, LocalConfig};
-use tool_executor::{
-    Completion, CompletionQueue, Outcome, Policy, ToolCall, ToolExecutor, ToolResult,
-};
+use tool_executor::backend::local::LocalBackend;
+use tool_executor::config::{ExecutorConfig, LocalConfig, Policy};
+use tool_executor::{Completion, CompletionQueue, Outcome, ToolCall, ToolExecutor, ToolResult};
 
 use crate::args::ReplayArgs;
 use crate::setup::{chain, fleet, limit, tool_server};
@@ -50,18 +47,12 @@ impl Driver {
     /// # Errors
     /// What kept them from starting, causes included, as one line.
     pub(crate) fn start(args: &ReplayArgs) -> Result<Self, String> {
-        let policy = Policy {
-            allow_network: !args.no_network,
-            require_sandbox: args.require_sandbox,
-            ..Policy::default()
-        };
+        let policy = Policy::default()
+            .with_allow_network(!args.no_network)
+            .with_require_sandbox(args.require_sandbox);
         let mut builder = ToolExecutor::builder();
-        if let Some(config) = tool_server(&args.tool_server)? {
-            builder = builder.tool_server(config);
-        }
-        let mut servers = None;
         let embedded = if args.fleet.urls.is_empty() {
-            let mut config = LocalConfig::with_slots(args.slots());
+            let mut config = LocalConfig::new(args.slots());
             limit(&mut config, &args.limits);
             // This process has no children but the sandbox's.
             config.adopt_orphans = true;
@@ -69,35 +60,28 @@ impl Driver {
             builder = builder.backend(backend.clone());
             Some(backend)
         } else {
-            let backend = Arc::new(fleet(&args.fleet)?);
-            builder = builder.backend(backend.clone());
-            servers = Some(backend);
+            builder = builder.backend(fleet(&args.fleet)?);
             None
         };
         // How many slots the servers have they say when the executor starts.
-        let slots = if servers.is_some() { MOST_ON_SERVERS } else { args.slots() };
+        let slots = if embedded.is_none() { MOST_ON_SERVERS } else { args.slots() };
         let most = args.concurrency.unwrap_or(slots);
-        let executor = builder
-            .policy(policy)
-            .batch_window(args.batch_window())
-            .max_batch_size(args.max_batch_size)
+        let mut config = ExecutorConfig::default()
+            .with_policy(policy)
+            .with_batch_window(args.batch_window())
+            .with_max_batch_size(args.max_batch_size)
             // One call per trajectory is under way, so a submit never meets a full queue.
-            .queue_capacity(most)
-            .queue_timeout(PATIENCE)
-            .acquire_timeout(PATIENCE)
-            .close_timeout(CLOSE_TIMEOUT)
-            .start()
-            .map_err(|error| chain(&error))?;
+            .with_queue_capacity(most)
+            .with_queue_timeout(PATIENCE)
+            .with_acquire_timeout(PATIENCE)
+            .with_close_timeout(CLOSE_TIMEOUT);
+        config.tool_server = tool_server(&args.tool_server)?;
+        let executor = builder.config(config).start().map_err(|error| chain(&error))?;
         let slots = executor.stats().slots.total;
         let concurrency = args.concurrency.unwrap_or(slots.clamp(1, most));
         let queue = executor.completion_queue(concurrency);
-        let unisolated = match (&embedded, servers) {
-            (Some(backend), _) => backend.not_isolated_because().map(str::to_owned),
-            (None, Some(servers)) if !servers.isolates() => {
-                Some("a sandbox server says that it has no bubblewrap".to_owned())
-            }
-            (None, _) => None,
-        };
+        let isolation = executor.capabilities().isolation;
+        let unisolated = isolation.not_isolated_because().map(str::to_owned);
         Ok(Self { executor, queue, embedded, unisolated, concurrency, timeout: args.timeout_s })
     }
 
@@ -119,10 +103,10 @@ impl Driver {
         &self,
         tag: u64,
         trajectory_id: &str,
-        call: ToolCall,
+        mut call: ToolCall,
     ) -> Result<(), Box<ToolResult>> {
-        let timeout = self.timeout.filter(|_| !has_own_timeout(&call));
-        let submitted = self.executor.submit_to(&self.queue, tag, trajectory_id, call, timeout);
+        call.timeout = self.timeout.filter(|_| !has_own_timeout(&call));
+        let submitted = self.executor.submit_to(trajectory_id, call, self.queue.tagged(tag));
         submitted.map(drop).map_err(|error| {
             let mut result = ToolResult::failure(Outcome::NeverRan, error.to_string());
             result.uniq_id = Some(error.into_call().uniq_id);
@@ -149,7 +133,7 @@ impl Driver {
             return backend.save_workspace(&slot, target);
         }
         let everything =
-            ArchiveArtifacts { max_bytes: u64::MAX, max_entries: usize::MAX, ..Default::default() };
+            ArchiveArtifacts::default().with_max_bytes(u64::MAX).with_max_entries(usize::MAX);
         let mut archive = tempfile::tempfile()?;
         self.executor
             .copy_archive(trajectory_id, &everything, &mut archive)
@@ -161,7 +145,7 @@ impl Driver {
 
     /// Gives the trajectory's slot back, to be emptied. Does not block.
     pub(crate) fn release(&self, trajectory_id: &str) {
-        self.executor.submit_release(trajectory_id, true);
+        self.executor.submit_release(trajectory_id);
     }
 
     /// Ends the trajectory's running call early; its completion still comes. Does not block.

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use serde::Serialize;
-use tool_executor::tool::JsonObject;
+use tool_executor::JsonObject;
 use tool_executor::{Timing, ToolResult};
 
 use super::compare::Match;

@@ -68,7 +68,7 @@ impl Summary {
     /// Calls that got no result of their tool.
     pub(crate) fn without_result(&self) -> u64 {
         let outcomes = Outcome::ALL.iter().zip(self.outcomes);
-        outcomes.filter(|(outcome, _)| !outcome.is_models_doing()).map(|(_, count)| count).sum()
+        outcomes.filter(|(outcome, _)| !outcome.model_attributable()).map(|(_, count)| count).sum()
     }
 
     /// The summary as shown at the end of a run that took `wall`.
@@ -187,11 +187,8 @@ mod tests {
         let mut summary = Summary::new(true);
         let mut ok = ToolResult::ok("");
         for ms in 1..=100 {
-            ok.timing = Timing {
-                exec: Duration::from_millis(ms),
-                slot: Duration::from_secs(1),
-                ..ok.timing
-            };
+            ok.timing.exec = Duration::from_millis(ms);
+            ok.timing.slot = Duration::from_secs(1);
             add(&mut summary, ms == 1, true, &ok);
         }
         add(&mut summary, false, true, &ToolResult::failure(Outcome::NonZeroExit, ""));

@@ -6,9 +6,9 @@
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
+use tool_executor::MAX_TRAJECTORY_ID;
 use tool_executor::ToolCall;
-use tool_executor::executor::MAX_TRAJECTORY_ID;
-use tool_executor::tool::python_json::{self, ParseError};
+use tool_executor::python_json::{self, ParseError};
 
 use super::messages;
 

@@ -12,10 +12,10 @@ use serde_json::json;
 
 use super::*;
 use crate::backend::ContainerChange;
+use crate::config::BatchPolicy;
 use crate::error::ReleaseError;
 use crate::executor::artifacts::Lease;
-use crate::executor::lane::BatchPolicy;
-use crate::executor::ticket::{Destination, Pending, Ticket};
+use crate::executor::ticket::{Pending, ReplyTo, Ticket};
 use crate::tool::{Policy, Prepared, ToolCall, ToolRegistry, ToolSchema, prepare};
 
 const HANDLERS: usize = 2;
@@ -177,7 +177,7 @@ impl World {
     fn prepared(&self, tool: &str) -> Prepared {
         let call = ToolCall::new(tool, json!({"command": "x"}));
         let default = Duration::from_secs(4);
-        prepare(&self.registry, &Policy::default(), false, call, None, default).unwrap()
+        prepare(&self.registry, &Policy::default(), false, call, default).unwrap()
     }
 
     fn submit(&mut self, trajectory: u8, sandbox: bool) {
@@ -187,7 +187,7 @@ impl World {
         let prepared = self.prepared(if sandbox { "bash" } else { "closure" });
         let id = ExecutionId(self.submitted.len() as u64);
         let (events, uniq_id) = (self.sender.clone(), id.to_string());
-        let ticket = Ticket::new(id, name(trajectory), uniq_id, Destination::Pending, events);
+        let ticket = Ticket::new(id, name(trajectory), uniq_id, ReplyTo::Pending, events);
         self.submitted.push(Pending::new(ticket.cell().clone()));
         self.to_start.entry(name(trajectory)).or_default().push(id);
         self.send(Event::Submit(Box::new(Accepted { ticket, prepared, at: self.now })));
@@ -463,7 +463,7 @@ impl World {
             prop_assert!(turns < 10_000, "does not end");
         }
         let stats = self.dispatch.stats();
-        let mut outcomes = crate::OutcomeCounts::default();
+        let mut outcomes = crate::executor::OutcomeCounts::default();
         for pending in self.submitted {
             let result = pending.try_wait();
             prop_assert!(result.is_ok(), "a call without an answer");

@@ -44,9 +44,8 @@ pub(super) enum Rejection {
 #[derive(Debug, PartialEq)]
 pub(super) struct CallRequest {
     pub(super) trajectory_id: String,
+    /// Its time limit is held between the bounds already.
     pub(super) call: ToolCall,
-    /// Held between the bounds of a call's time already.
-    pub(super) timeout: Option<Duration>,
 }
 
 /// The body of `/release`.
@@ -269,8 +268,9 @@ impl CallHead {
         let arguments = body.get_mut("tool").and_then(|tool| tool.get_mut("arguments"));
         let arguments = arguments.map_or_else(|| json!({}), Value::take);
         let Self { trajectory_id, name, uniq_id, timeout } = self;
-        let call = ToolCall::new(name, arguments).with_uniq_id(uniq_id);
-        CallRequest { trajectory_id, call, timeout }
+        let mut call = ToolCall::new(name, arguments).with_uniq_id(uniq_id);
+        call.timeout = timeout;
+        CallRequest { trajectory_id, call }
     }
 }
 
@@ -390,7 +390,7 @@ mod tests {
                 "timeout_s": timeout, "unknown": []})
         };
         let read = call(body(Value::Null)).unwrap();
-        assert_eq!((read.timeout, &read.call.arguments), (None, &json!({})));
+        assert_eq!((read.call.timeout, &read.call.arguments), (None, &json!({})));
         for (given, seconds) in [
             (json!("2"), 2.0),
             (json!(" 2.5 "), 2.5),
@@ -400,7 +400,7 @@ mod tests {
             (json!("inf"), 600.0),
             (json!(1e300), 600.0),
         ] {
-            let timeout = call(body(given.clone())).unwrap().timeout;
+            let timeout = call(body(given.clone())).unwrap().call.timeout;
             assert_eq!(timeout, Some(Duration::from_secs_f64(seconds)), "{given}");
         }
     }

@@ -25,9 +25,14 @@ impl Native {
         self.slots.with_slot(
             slot,
             Box::new(move |backend, slot| {
-                let request = ArchiveArtifacts { path, max_bytes, max_entries };
+                let request = ArchiveArtifacts::new(path)
+                    .with_max_bytes(max_bytes)
+                    .with_max_entries(max_entries);
                 let mut writer = PieceWriter { buffer: Vec::with_capacity(PIECE), lines };
-                let made = backend.archive_artifacts(slot, &request, &mut writer);
+                let made = match backend.artifacts() {
+                    Some(artifacts) => artifacts.archive(slot, &request, &mut writer),
+                    None => Err(ArtifactError::Unsupported),
+                };
                 let last = match made {
                     Ok(made) => match writer.send_piece() {
                         Ok(()) => ArchiveLine::End {

@@ -51,8 +51,8 @@ impl Backend for HandsOver {
         let _ = self.tell.send(Told::Cancel(id));
     }
 
-    fn starts_dirty(&self) -> bool {
-        self.dirty
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::default().with_starts_dirty(self.dirty)
     }
 
     fn close(&self, _deadline: Instant) {

@@ -1,4 +1,4 @@
-//! The client of a ToolServer: a service of the user's that runs external tools.
+//! The client of a ToolServer.
 //!
 //! Blocking; the executor calls it from threads of its own (`tool-server-N`), as many as the
 //! ToolServer may have calls at once, so that one that hangs delays nobody but its own callers.
@@ -8,70 +8,21 @@
 //! ask whether the first one arrived. So each has a connection of its own: on one that was idle it
 //! could meet a server that is just closing it, and nobody could tell what became of the call.
 
-use std::fmt;
 use std::time::Duration;
 
 use ureq::Agent;
 use ureq::http::Uri;
 
+use super::ExternalCall;
 use crate::client::{self, AgentConfig, Authorization, Failure};
+use crate::config::ToolServerConfig;
 use crate::error::ToolServerError;
 use crate::tool::python_json::float_text;
-use crate::tool::{JsonObject, Outcome, ToolResult, ToolSchema};
+use crate::tool::{Outcome, ToolResult, ToolSchema};
 use crate::wire::tool_server::{ExecuteRequest, ExecuteResponse, Tool, ToolsResponse};
 
 /// How long `GET /tools` may take.
 const TOOLS_TIMEOUT: Duration = Duration::from_secs(30);
-/// More calls at once than this are a mistake: each takes a thread.
-const MOST_CONCURRENCY: usize = 256;
-
-/// Where a ToolServer is and how to speak with it.
-#[derive(Clone)]
-#[non_exhaustive]
-pub struct ToolServerConfig {
-    /// Its base URL: `http://host:port` or `https://…`, with or without a path.
-    pub url: String,
-    /// The bearer token, if it wants one. Never logged, and not in `Debug`.
-    pub token: Option<String>,
-    /// How many calls it may have at once, 1 to 256. Defaults to 16.
-    pub concurrency: usize,
-    /// The certificate authorities that an `https` server's certificate must come from, as PEM.
-    /// Defaults to Mozilla's.
-    pub ca_pem: Option<Vec<u8>>,
-}
-
-impl ToolServerConfig {
-    /// A ToolServer at this URL, without a token.
-    pub fn new(url: impl Into<String>) -> Self {
-        Self { url: url.into(), token: None, concurrency: 16, ca_pem: None }
-    }
-
-    /// The same with a bearer token.
-    #[must_use]
-    pub fn with_token(mut self, token: impl Into<String>) -> Self {
-        self.token = Some(token.into());
-        self
-    }
-
-    /// The same, trusting these certificate authorities (PEM) instead of Mozilla's.
-    #[must_use]
-    pub fn with_ca_pem(mut self, pem: impl Into<Vec<u8>>) -> Self {
-        self.ca_pem = Some(pem.into());
-        self
-    }
-}
-
-impl fmt::Debug for ToolServerConfig {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ToolServerConfig")
-            .field("url", &self.url)
-            .field("token", &self.token.as_ref().map(|_| "…"))
-            .field("concurrency", &self.concurrency)
-            .field("ca_pem", &self.ca_pem.as_ref().map(|_| "…"))
-            .finish()
-    }
-}
-
 /// A client of one ToolServer.
 pub(crate) struct ToolServer {
     agent: Agent,
@@ -81,17 +32,6 @@ pub(crate) struct ToolServer {
     concurrency: usize,
 }
 
-/// An external tool's call on its way.
-pub(crate) struct ExternalCall<'a> {
-    pub(crate) trajectory_id: &'a str,
-    pub(crate) name: &'a str,
-    pub(crate) arguments: &'a JsonObject,
-    pub(crate) uniq_id: &'a str,
-    pub(crate) timeout: Duration,
-    pub(crate) slot_id: Option<&'a str>,
-    pub(crate) container_addr: Option<&'a str>,
-}
-
 impl ToolServer {
     /// A client; connects to nothing yet.
     ///
@@ -99,14 +39,10 @@ impl ToolServer {
     /// The URL, token or concurrency makes no sense.
     pub(crate) fn new(config: &ToolServerConfig) -> Result<Self, ToolServerError> {
         let invalid = ToolServerError::new;
-        if !(1..=MOST_CONCURRENCY).contains(&config.concurrency) {
-            return Err(invalid(format!(
-                "concurrency is {}; it must be from 1 to {MOST_CONCURRENCY}",
-                config.concurrency
-            )));
-        }
+        config.check().map_err(|error| invalid(error.to_string()))?;
         let endpoint = |path| client::endpoint("ToolServer", &config.url, path);
-        let authorization = config.token.as_deref().map(Authorization::bearer).transpose();
+        let authorization =
+            config.token.as_ref().map(|token| Authorization::bearer(token.expose())).transpose();
         let agent = client::agent(AgentConfig {
             idle_connections: 0,
             read_timeout: None,
@@ -142,7 +78,9 @@ impl ToolServer {
         let request = self.agent.get(self.tools.clone());
         let request = client::authorize(request, self.authorization.as_ref());
         let request = request.config().timeout_global(Some(TOOLS_TIMEOUT)).build();
-        let response = request.call().map_err(|error| failed(error.to_string()))?;
+        let response = request.call().map_err(|error| {
+            ToolServerError::with_source("the ToolServer does not say what it offers", error)
+        })?;
         let tools: ToolsResponse =
             client::read_json(response).map_err(|error| failed(error.text()))?;
         Ok(tools.into_schemas().collect())

@@ -1,0 +1,88 @@
+//! What a backend can do, and what holds in its slots.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::limits::EnforcedLimits;
+
+/// The time limit of a call that names none, unless a backend has its own: 30 s.
+pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What a [`Backend`](super::Backend) can do, and what holds in its slots, as far as is known now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Capabilities {
+    /// The time limit of a call that names none. Heeded at the start only. Defaults to
+    /// [`DEFAULT_TIMEOUT`].
+    #[serde(rename = "default_timeout_s", with = "crate::seconds")]
+    pub default_timeout: Duration,
+    /// The tools, by their names on the wire, whose calls [`execute`](super::Backend::execute) takes
+    /// without blocking – no I/O, no lock that others hold for long – and answers later. It is called
+    /// on the executor's own thread for them, which saves a change of threads; whatever holds it up
+    /// there holds up all calls. Heeded at the start only. Defaults to none.
+    pub inline_tools: &'static [&'static str],
+    /// Whether slots may hold files or processes of others when the executor starts, so that each is
+    /// reset before it is given out for the first time. Heeded at the start only. Defaults to `false`.
+    pub starts_dirty: bool,
+    /// Whether commands run isolated from the machine and from other slots. Defaults to
+    /// [`Isolation::Unknown`].
+    pub isolation: Isolation,
+    /// Which limits hold for the commands of a slot, and by what. Defaults to `None`: not known.
+    pub limits: Option<EnforcedLimits>,
+    /// Whether a slot keeps its sandbox from call to call. Where it does not each command pays for a
+    /// sandbox of its own. Defaults to `None`: not known.
+    pub warm_slots: Option<bool>,
+    /// Why commands run without a filter of system calls, as one line. Defaults to `None`: they have
+    /// one, or it is not known.
+    pub not_filtered_because: Option<String>,
+}
+
+/// Whether commands run isolated from the machine and from other slots.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Isolation {
+    /// They do.
+    Isolated,
+    /// They do not, for this reason.
+    NotIsolated(String),
+    /// The backend does not say.
+    Unknown,
+}
+
+impl Isolation {
+    /// Why commands are not isolated; `None` if they are, or if it is not known.
+    pub fn not_isolated_because(&self) -> Option<&str> {
+        match self {
+            Self::NotIsolated(reason) => Some(reason),
+            Self::Isolated | Self::Unknown => None,
+        }
+    }
+}
+
+impl Default for Capabilities {
+    fn default() -> Self {
+        Self {
+            default_timeout: DEFAULT_TIMEOUT,
+            inline_tools: &[],
+            starts_dirty: false,
+            isolation: Isolation::Unknown,
+            limits: None,
+            warm_slots: None,
+            not_filtered_because: None,
+        }
+    }
+}
+
+setters! {
+    Capabilities {
+        with_default_timeout: default_timeout = Duration,
+        with_inline_tools: inline_tools = &'static [&'static str],
+        with_starts_dirty: starts_dirty = bool,
+        with_isolation: isolation = Isolation,
+        with_limits: limits = some EnforcedLimits,
+        with_warm_slots: warm_slots = some bool,
+        with_not_filtered_because: not_filtered_because = some String,
+    }
+}

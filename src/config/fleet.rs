@@ -1,0 +1,84 @@
+//! Which sandbox servers there are, and how to speak with them.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::Secret;
+use crate::error::ConfigError;
+use crate::seconds;
+
+/// Which sandbox servers a `FleetBackend` uses, and how. Needs the feature `http`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[non_exhaustive]
+pub struct FleetConfig {
+    /// Their base URLs: `http://host:port` or `https://…`. At least one, all different.
+    pub urls: Vec<String>,
+    /// The bearer token, the same for all. Defaults to none. Never logged or serialised.
+    #[serde(default, skip_serializing)]
+    pub token: Option<Secret>,
+    /// How long a server may be out of reach, since it was last heard of, before its calls end as
+    /// `sandbox_lost`. One that says nothing is noticed after 3 s at the earliest. Defaults to 30 s.
+    #[serde(rename = "unreachable_timeout_s", with = "seconds", default = "unreachable_timeout")]
+    pub unreachable_timeout: Duration,
+    /// How long the start waits for servers that do not answer yet, or still belong to an executor
+    /// that was killed (for 45 s). Defaults to 60 s.
+    #[serde(rename = "start_timeout_s", with = "seconds", default = "start_timeout")]
+    pub start_timeout: Duration,
+    /// The certificate authorities that `https` servers' certificates must come from, as PEM.
+    /// Defaults to Mozilla's.
+    #[serde(default)]
+    pub ca_pem: Option<String>,
+}
+
+fn unreachable_timeout() -> Duration {
+    Duration::from_secs(30)
+}
+
+fn start_timeout() -> Duration {
+    Duration::from_secs(60)
+}
+
+setters! {
+    FleetConfig {
+        with_token: token = some Secret,
+        with_unreachable_timeout: unreachable_timeout = Duration,
+        with_start_timeout: start_timeout = Duration,
+        with_ca_pem: ca_pem = some String,
+    }
+}
+
+impl FleetConfig {
+    /// The servers at these URLs, with every other setting at its default.
+    pub fn new(urls: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        Self {
+            urls: urls.into_iter().map(Into::into).collect(),
+            token: None,
+            unreachable_timeout: unreachable_timeout(),
+            start_timeout: start_timeout(),
+            ca_pem: None,
+        }
+    }
+
+    /// Whether there are servers, each of them once. What is wrong with a URL, the token or a
+    /// certificate is found out by the fleet itself.
+    ///
+    /// # Errors
+    /// What is wrong, with what would be right.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        if self.urls.is_empty() {
+            let text = "a fleet needs the URL of at least one sandbox server";
+            return Err(ConfigError::new(text));
+        }
+        let mut urls: Vec<&str> = self.urls.iter().map(|url| url.trim_end_matches('/')).collect();
+        urls.sort_unstable();
+        match urls.windows(2).find(|pair| pair[0] == pair[1]) {
+            Some(pair) => {
+                let url = pair[0];
+                Err(ConfigError::new(format!("the sandbox server {url} is there twice")))
+            }
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! How the embedded sandbox is set up.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::SlotLimits;
+use crate::error::ConfigError;
+
+/// How the embedded sandbox, `LocalBackend`, is set up. Needs Linux.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
+pub struct LocalConfig {
+    /// How many slots; 1 to 65,536. Defaults to 10.
+    pub slots: usize,
+    /// Where the workspaces are made, in a directory of their own. Defaults to
+    /// `tool-executor-<uid>` in the system's directory for temporary files. Where this process is
+    /// root, commands run as the user 65534, who must be able to pass through every directory on the
+    /// way there.
+    pub data_dir: Option<PathBuf>,
+    /// How many characters are kept of each of a command's two output streams. Defaults to 50,000.
+    pub max_output_chars: usize,
+    /// How many bytes of a call's output, of `bash` or `terminal_stateful`, are kept in files in its
+    /// workspace, where the result does not show all of it: `.tool-output/<n>-stdout.txt` and
+    /// `…-stderr.txt`, named by the metadata `output_file` and `stderr_file`. Of both streams
+    /// together; the rest is left out. 0 for no such files. Defaults to 16 MiB.
+    pub max_output_file_bytes: u64,
+    /// Makes this process a child subreaper (`prctl(2)`), so that ended sandboxes leave no zombies
+    /// where the system's first process removes none, as in many containers. Not needed where this
+    /// process is itself the first. It concerns the whole process: every orphan among its
+    /// descendants becomes its child, and those that are not ours are for it to wait for. Defaults
+    /// to `false`.
+    pub adopt_orphans: bool,
+    /// The size in bytes up to which files are read and written. Defaults to 100,000.
+    pub max_file_bytes: u64,
+    /// Whether a slot keeps its sandbox from call to call, which saves each command some
+    /// milliseconds. What a command leaves behind is found and removed all the same: of one call the
+    /// next finds the files in `/workspace` and `/tmp`, and nothing else. Defaults to `true`; where
+    /// it is not possible each command gets a sandbox of its own, and
+    /// [`Capabilities::warm_slots`](crate::backend::Capabilities::warm_slots) says so.
+    pub warm_slots: bool,
+    /// Whether sandboxes get a filter of system calls (seccomp), which takes away what no tool needs:
+    /// nested namespaces, mounts, keys, bpf, io_uring, …; 32-bit programs do not run. Defaults to
+    /// `true`; [`Capabilities::not_filtered_because`](crate::backend::Capabilities::not_filtered_because)
+    /// says whether it holds.
+    pub seccomp: bool,
+    /// What each slot may use of the machine; which limits hold is said by
+    /// [`Capabilities::limits`](crate::backend::Capabilities::limits).
+    pub limits: SlotLimits,
+}
+
+impl Default for LocalConfig {
+    fn default() -> Self {
+        Self {
+            slots: 10,
+            data_dir: None,
+            max_output_chars: 50_000,
+            max_output_file_bytes: 16 << 20,
+            adopt_orphans: false,
+            max_file_bytes: 100_000,
+            warm_slots: true,
+            seccomp: true,
+            limits: SlotLimits::default(),
+        }
+    }
+}
+
+setters! {
+    LocalConfig {
+        with_slots: slots = usize,
+        with_data_dir: data_dir = some PathBuf,
+        with_max_output_chars: max_output_chars = usize,
+        with_max_output_file_bytes: max_output_file_bytes = u64,
+        with_adopt_orphans: adopt_orphans = bool,
+        with_max_file_bytes: max_file_bytes = u64,
+        with_warm_slots: warm_slots = bool,
+        with_seccomp: seccomp = bool,
+        with_limits: limits = SlotLimits,
+    }
+}
+
+/// More slots than this in one process are a mistake.
+const MOST_SLOTS: usize = 65_536;
+
+impl LocalConfig {
+    /// So many slots, and every other setting at its default.
+    pub fn new(slots: usize) -> Self {
+        Self { slots, ..Self::default() }
+    }
+
+    /// Whether every value makes sense.
+    ///
+    /// # Errors
+    /// The first that does not, with what would be right.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        if !(1..=MOST_SLOTS).contains(&self.slots) {
+            let slots = self.slots;
+            let text = format!("slots is {slots}; it must be from 1 to {MOST_SLOTS}");
+            return Err(ConfigError::new(text));
+        }
+        self.limits.problem().map_or(Ok(()), |problem| Err(ConfigError::new(problem)))
+    }
+}

@@ -1,0 +1,117 @@
+//! How the HTTP servers listen, whom they serve, and what they put up with: the same for both.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::Secret;
+use crate::error::ConfigError;
+use crate::seconds::{self, LONGEST};
+
+/// How a `SandboxServer` or an `ExecutorServer` serves. Needs the feature `server`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[non_exhaustive]
+pub struct ServerConfig {
+    /// Where to listen; port 0 is any that is free.
+    pub addr: SocketAddr,
+    /// What clients have to send as `Authorization: Bearer …`. Defaults to none: everybody may – and
+    /// then the commands of a sandbox server have no network, unless [`no_auth`](Self::no_auth) is
+    /// set: a command could use the server itself, to get into other slots. Never logged or
+    /// serialised.
+    #[serde(default, skip_serializing)]
+    pub token: Option<Secret>,
+    /// Whether to do without a token all the same: on an address that others can reach, and with
+    /// network for commands. Whoever can connect can then run commands. Defaults to `false`.
+    #[serde(default)]
+    pub no_auth: bool,
+    /// The largest body of a request, in bytes. Defaults to 64 MiB; at least 1 KiB.
+    #[serde(default = "max_body")]
+    pub max_body: usize,
+    /// How many connections at once; further ones wait to be accepted. Defaults to 16,384; at
+    /// least 1.
+    #[serde(default = "max_connections")]
+    pub max_connections: usize,
+    /// How long a request may take to arrive: its head, and then its body. A connection that is idle
+    /// for as long is closed. Defaults to 60 s; at least 1 ms, at most a year.
+    #[serde(rename = "read_timeout_s", with = "seconds", default = "read_timeout")]
+    pub read_timeout: Duration,
+    /// How long a client may leave unread what it is sent, and its machine may not answer at all; then
+    /// its connection is closed. Says nothing of how long a call may run. Defaults to 30 s; at least
+    /// 1 ms, at most a year.
+    #[serde(rename = "write_timeout_s", with = "seconds", default = "write_timeout")]
+    pub write_timeout: Duration,
+}
+
+fn max_body() -> usize {
+    64 << 20
+}
+
+fn max_connections() -> usize {
+    16_384
+}
+
+fn read_timeout() -> Duration {
+    Duration::from_secs(60)
+}
+
+fn write_timeout() -> Duration {
+    Duration::from_secs(30)
+}
+
+setters! {
+    ServerConfig {
+        with_token: token = some Secret,
+        with_no_auth: no_auth = bool,
+        with_max_body: max_body = usize,
+        with_max_connections: max_connections = usize,
+        with_read_timeout: read_timeout = Duration,
+        with_write_timeout: write_timeout = Duration,
+    }
+}
+
+impl ServerConfig {
+    /// Listens there, with every other setting at its default.
+    pub fn new(addr: impl Into<SocketAddr>) -> Self {
+        Self {
+            addr: addr.into(),
+            token: None,
+            no_auth: false,
+            max_body: max_body(),
+            max_connections: max_connections(),
+            read_timeout: read_timeout(),
+            write_timeout: write_timeout(),
+        }
+    }
+
+    /// Whether the values make sense, together too: an address that others can reach needs a token,
+    /// or [`no_auth`](Self::no_auth).
+    ///
+    /// # Errors
+    /// What is wrong, with what would be right.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let wrong = |text: String| Err(ConfigError::new(text));
+        if self.max_body < 1024 {
+            return wrong(format!("max_body is {}; it must be at least 1024", self.max_body));
+        }
+        if self.max_connections == 0 {
+            return wrong("max_connections is 0; it must be at least 1".to_owned());
+        }
+        for (name, time) in
+            [("read_timeout", self.read_timeout), ("write_timeout", self.write_timeout)]
+        {
+            if !(Duration::from_millis(1)..=LONGEST).contains(&time) {
+                return wrong(format!("{name} is {time:?}; it must be from 1 ms to a year"));
+            }
+        }
+        let ip = self.addr.ip();
+        if self.token.is_none() && !self.no_auth && !ip.is_loopback() {
+            return wrong(format!(
+                "others can reach {ip}: it needs a token, or no_auth to let everybody run commands; \
+                 or listen on 127.0.0.1"
+            ));
+        }
+        Ok(())
+    }
+}
