@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use tool_executor::backend::{Backend, Container, Execution, ExecutionId, ResetReply, SlotRef};
-use tool_executor::{BackendError, Outcome, ToolCall, ToolExecutor, ToolResult};
+use tool_executor::{BackendError, Interrupt, Outcome, ToolCall, ToolExecutor, ToolResult};
 
 /// Two containers of two slots each; a slot's files live in a map.
 struct InMemory {
@@ -20,7 +20,7 @@ struct InMemory {
 }
 
 impl Backend for InMemory {
-    fn start(&self) -> Result<Vec<Container>, BackendError> {
+    fn start(&self, _interrupt: &Interrupt) -> Result<Vec<Container>, BackendError> {
         Ok(vec![Container::numbered("memory-a", 2), Container::numbered("memory-b", 2)])
     }
 

@@ -38,29 +38,106 @@ pub enum StartError {
     /// The operating system refused a thread.
     #[error("could not start a thread")]
     Thread(#[source] io::Error),
+    /// The start was [interrupted](crate::Interrupt).
+    #[error("the start was interrupted")]
+    Interrupted,
 }
 
-/// What a [`Backend`](crate::backend::Backend) reports of its own failures: one line for people,
-/// and the cause where there is one.
+/// What a [`Backend`](crate::backend::Backend) reports of its own failures: what kind of failure it is, one
+/// line for people, and the cause where there is one.
 #[derive(Debug, Error)]
 #[error("{message}")]
 pub struct BackendError {
+    kind: BackendErrorKind,
     message: String,
     source: Option<Box<dyn Error + Send + Sync>>,
 }
 
+/// The kinds of a [`BackendError`] that programs may want to tell apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum BackendErrorKind {
+    /// None of the others.
+    Other,
+    /// Commands would run without isolation, and that was not allowed. The cause is an
+    /// [`IsolationError`], which says why and what to do.
+    NotIsolated,
+    /// The machine lacks something – processes, descriptors, memory, space, time –, so that nothing
+    /// could be found out. Later it may work.
+    Shortage,
+    /// The start was [interrupted](crate::Interrupt).
+    Interrupted,
+}
+
 impl BackendError {
-    /// An error without a further cause.
+    /// An error without a further cause, of the kind [`Other`](BackendErrorKind::Other).
     pub fn new(message: impl Into<String>) -> Self {
-        Self { message: message.into(), source: None }
+        Self { kind: BackendErrorKind::Other, message: message.into(), source: None }
     }
 
-    /// An error with its cause.
+    /// An error with its cause, of the kind [`Other`](BackendErrorKind::Other).
     pub fn with_source(
         message: impl Into<String>,
         source: impl Into<Box<dyn Error + Send + Sync>>,
     ) -> Self {
-        Self { message: message.into(), source: Some(source.into()) }
+        Self { source: Some(source.into()), ..Self::new(message) }
+    }
+
+    /// The error of a start that gave up because its [`Interrupt`](crate::Interrupt) was triggered.
+    pub fn interrupted() -> Self {
+        Self::new("the start was interrupted").with_kind(BackendErrorKind::Interrupted)
+    }
+
+    /// The error of a start that would have left commands without isolation.
+    pub fn not_isolated(cause: IsolationError) -> Self {
+        Self::with_source("commands would not be isolated", cause)
+            .with_kind(BackendErrorKind::NotIsolated)
+    }
+
+    /// The same, of this kind.
+    #[must_use]
+    pub fn with_kind(self, kind: BackendErrorKind) -> Self {
+        Self { kind, ..self }
+    }
+
+    /// What kind of failure it is.
+    pub fn kind(&self) -> BackendErrorKind {
+        self.kind
+    }
+}
+
+/// Why commands would run without isolation, and what to do about it; the cause of a [`BackendError`] of
+/// the kind [`NotIsolated`](BackendErrorKind::NotIsolated).
+///
+/// Its text is one line that also says how to allow it in the library. A program with a switch of its own
+/// for that puts its line together from the parts: see [`line`](Self::line).
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("{}", self.line("allow_unisolated"))]
+pub struct IsolationError {
+    reason: String,
+    remedy: String,
+}
+
+impl IsolationError {
+    /// `reason` says why, `remedy` what to do, in the imperative; both as a clause.
+    pub fn new(reason: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { reason: reason.into(), remedy: remedy.into() }
+    }
+
+    /// Why, as a clause.
+    pub fn reason(&self) -> &str {
+        &self.reason
+    }
+
+    /// What to do, as a clause in the imperative.
+    pub fn remedy(&self) -> &str {
+        &self.remedy
+    }
+
+    /// All of it in one line, where unisolated commands are allowed by `switch`.
+    pub fn line(&self, switch: &str) -> String {
+        let Self { reason, remedy } = self;
+        format!("{reason}; {remedy}; or allow commands without isolation: {switch}")
     }
 }
 

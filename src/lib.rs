@@ -84,6 +84,7 @@ mod error;
 mod executor;
 #[cfg(feature = "capi")]
 pub mod ffi;
+mod interrupt;
 mod limits;
 mod pool;
 #[cfg(target_os = "linux")]
@@ -99,12 +100,14 @@ mod wire;
 mod workers;
 
 pub use error::{
-    BackendError, ConfigError, ReleaseError, StartError, SubmitError, ToolServerError,
+    BackendError, BackendErrorKind, ConfigError, IsolationError, ReleaseError, StartError,
+    SubmitError, ToolServerError,
 };
 pub use executor::{
     Builder, CallHandle, CloseReport, Completion, CompletionQueue, Destination, MAX_TRAJECTORY_ID,
     Pending, ToolExecutor,
 };
+pub use interrupt::Interrupt;
 pub use tool::{
     Handler, JsonObject, MAX_TIMEOUT, MIN_TIMEOUT, OpenAiCallError, Outcome, RegisterError,
     RegisteredTool, Timing, ToolCall, ToolContext, ToolKind, ToolRegistry, ToolReply, ToolResult,

@@ -1,7 +1,7 @@
 //! What the benches share.
 
 use tool_executor::backend::{Backend, Container, Execution, ResetReply, SlotRef};
-use tool_executor::{BackendError, ToolResult};
+use tool_executor::{BackendError, Interrupt, ToolResult};
 
 /// Answers every call at once with nothing.
 pub(crate) struct Null(
@@ -10,7 +10,7 @@ pub(crate) struct Null(
 );
 
 impl Backend for Null {
-    fn start(&self) -> Result<Vec<Container>, BackendError> {
+    fn start(&self, _interrupt: &Interrupt) -> Result<Vec<Container>, BackendError> {
         Ok(vec![Container::numbered("null", self.0)])
     }
 

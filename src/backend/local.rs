@@ -8,6 +8,7 @@
 
 mod calls;
 mod resets;
+mod start;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -31,6 +32,7 @@ use crate::artifact::{
 };
 use crate::config::LocalConfig;
 use crate::error::BackendError;
+use crate::interrupt::Interrupt;
 use crate::limits::EnforcedLimits;
 use crate::sandbox::artifacts;
 use crate::sandbox::etc;
@@ -38,7 +40,7 @@ use crate::sandbox::isolation::Isolation as Engine;
 use crate::sandbox::limits::{Filter, Limits};
 use crate::sandbox::shell;
 use crate::sandbox::spool::Spool;
-use crate::sandbox::supervisor::{Supervisor, raise_open_files_limit};
+use crate::sandbox::supervisor::Supervisor;
 use crate::sandbox::terminal::{self, Terminals, Tmux};
 use crate::sandbox::user::CommandUser;
 use crate::sandbox::workspace::{DataDir, Workspace};
@@ -86,9 +88,6 @@ struct Inner {
     resets: Mutex<Option<Workers>>,
 }
 
-/// Finds out how commands of a user are isolated.
-type Probe = fn(Option<CommandUser>, &Workspace) -> Engine;
-
 struct Slot {
     workspace: Arc<Workspace>,
     /// A command could not be killed: what is left of it may touch the workspace for ever.
@@ -99,87 +98,36 @@ struct Slot {
 
 impl LocalBackend {
     /// Looks for bubblewrap, removes what dead processes have left behind, makes the workspaces and
-    /// starts the supervisor thread. Blocks for some milliseconds.
-    ///
-    /// Without bubblewrap it starts all the same, and says so in one logged warning; see
-    /// [`not_isolated_because`](Self::not_isolated_because) and
-    /// [`Policy::require_sandbox`](crate::Policy::require_sandbox).
+    /// starts the supervisor thread. Blocks for some milliseconds as a rule; for up to 15 s where
+    /// bubblewrap hangs, and for as long as it takes to remove what is left of the dead.
     ///
     /// # Errors
-    /// A configuration that makes no sense, a data directory that cannot be made, belongs to somebody
-    /// else or cannot be reached by the user that commands run as, or no thread to be had.
+    /// - [`BackendErrorKind::NotIsolated`]: commands would run without isolation, or as a root that cannot
+    ///   be another user, and [`LocalConfig::allow_unisolated`] is not set.
+    /// - [`BackendErrorKind::Shortage`]: the machine lacks something, or bubblewrap hangs, so that nothing
+    ///   is known; or the slots need more descriptors than this process may have.
+    /// - [`BackendErrorKind::Other`]: a configuration that makes no sense, a data directory that cannot be
+    ///   made, belongs to somebody else or cannot be reached by the user that commands run as.
+    ///
+    /// [`BackendErrorKind::NotIsolated`]: crate::BackendErrorKind::NotIsolated
+    /// [`BackendErrorKind::Shortage`]: crate::BackendErrorKind::Shortage
+    /// [`BackendErrorKind::Other`]: crate::BackendErrorKind::Other
     pub fn start(config: LocalConfig) -> Result<Self, BackendError> {
-        Self::start_with(config, Tmux::detect(shell::PATH), Engine::probe)
+        Self::start_interruptible(config, &Interrupt::new())
     }
 
-    fn start_with(
+    /// As [`start`](Self::start), until `interrupt` is triggered.
+    ///
+    /// # Errors
+    /// As of [`start`](Self::start); and [`BackendErrorKind::Interrupted`], when no process and no directory
+    /// is left.
+    ///
+    /// [`BackendErrorKind::Interrupted`]: crate::BackendErrorKind::Interrupted
+    pub fn start_interruptible(
         config: LocalConfig,
-        tmux: Option<Tmux>,
-        probe: Probe,
+        interrupt: &Interrupt,
     ) -> Result<Self, BackendError> {
-        config.check()?;
-        // A workspace is a file descriptor, and 1,024 are a usual limit.
-        let open_files = raise_open_files_limit();
-        if config.adopt_orphans {
-            rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
-                .map_err(|error| BackendError::with_source("cannot adopt orphans", error))?;
-        }
-        let mut user = CommandUser::detect();
-        let (mut data_dir, mut isolation) = prepare(&config, user, probe)?;
-        if user.is_some() && !isolation.is_sandboxed() {
-            // Some systems let only root make sandboxes, and one of root's is better than none.
-            let of_root = prepare(&config, None, probe)?;
-            if of_root.1.is_sandboxed() {
-                log::warn!("only root can make sandboxes here: commands run in them as root");
-                user = None;
-                (data_dir, isolation) = of_root;
-            }
-        }
-        let limits = Limits::detect(&config.limits, user, open_files)
-            .map(Arc::new)
-            .map_err(|error| BackendError::with_source("cannot watch the limits", error))?;
-        let spool = Spool::start()
-            .map_err(|error| BackendError::with_source("cannot start threads", error))?;
-        let terminals = data_dir
-            .make_passable_dir("terminals")
-            .and_then(|directory| {
-                Terminals::start(terminal::Setup {
-                    isolation: isolation.clone(),
-                    user,
-                    limits: limits.clone(),
-                    directory,
-                    output_limit_chars: config.max_output_chars,
-                    output_file_bytes: config.max_output_file_bytes,
-                    spool: spool.clone(),
-                    tmux,
-                })
-            })
-            .map_err(|error| BackendError::with_source("cannot start the terminals", error))?;
-        let supervisor = Supervisor::start(isolation, user, limits.clone(), spool)
-            .map_err(|error| BackendError::with_source("cannot start the supervisor", error))?;
-        let resets = Workers::start("tool-reset", RESET_THREADS)
-            .map_err(|error| BackendError::with_source("cannot start threads", error))?;
-        let slots = data_dir
-            .workspaces()
-            .iter()
-            .map(|workspace| Slot {
-                workspace: workspace.clone(),
-                haunted: Arc::new(AtomicBool::new(false)),
-                resets: Arc::default(),
-            })
-            .collect();
-        Ok(Self(Arc::new(Inner {
-            supervisor,
-            limits,
-            terminals,
-            slots,
-            running: Mutex::new(HashMap::new()),
-            max_output_chars: config.max_output_chars,
-            max_output_file_bytes: config.max_output_file_bytes,
-            max_file_bytes: config.max_file_bytes,
-            data_dir: Mutex::new(Some(data_dir)),
-            resets: Mutex::new(Some(resets)),
-        })))
+        start::start(&config, Tmux::detect(shell::PATH), Engine::find, interrupt)
     }
 
     /// Why commands run without isolation, as one line; `None` if they are isolated.
@@ -215,7 +163,7 @@ impl LocalBackend {
 }
 
 impl Backend for LocalBackend {
-    fn start(&self) -> Result<Vec<Container>, BackendError> {
+    fn start(&self, _interrupt: &Interrupt) -> Result<Vec<Container>, BackendError> {
         let slots = (0..self.0.slots.len()).map(|slot| format!("slot_{slot}")).collect();
         Ok(vec![Container { addr: ADDR.to_owned(), slots }])
     }
@@ -337,32 +285,6 @@ impl Artifacts for LocalBackend {
     ) -> Result<ArchiveSummary, ArtifactError> {
         artifacts::archive(self.workspace(slot)?, request, into)
     }
-}
-
-/// The workspaces for commands that run as `user`, and how those are isolated.
-fn prepare(
-    config: &LocalConfig,
-    user: Option<CommandUser>,
-    probe: Probe,
-) -> Result<(DataDir, Engine), BackendError> {
-    let data_dir = DataDir::create(config.data_dir.as_deref(), config.slots, user)
-        .map_err(|error| BackendError::with_source("cannot make the workspaces", error))?;
-    let etc = data_dir
-        .make_dir("etc")
-        .and_then(|path| etc::copy_to(&path).map(|()| path))
-        .map_err(|error| BackendError::with_source("cannot copy /etc for sandboxes", error))?;
-    let workspace = &data_dir.workspaces()[0];
-    let mut isolation = probe(user, workspace).with_etc(etc);
-    if config.seccomp {
-        isolation = isolation.with_filter(Filter::new(), user, workspace);
-    }
-    if let Some(bytes) = config.limits.memory_bytes {
-        isolation = isolation.with_shared_memory(bytes / 2, user, workspace);
-    }
-    if config.warm_slots {
-        isolation = isolation.try_warm(user, workspace);
-    }
-    Ok((data_dir, isolation))
 }
 
 impl fmt::Debug for LocalBackend {

@@ -42,15 +42,18 @@ use crate::artifact::{
     ReadArtifact,
 };
 use crate::error::BackendError;
+use crate::interrupt::Interrupt;
 use crate::tool::JsonObject;
 
 /// Something that runs tool calls in slots. See the [module](self) for the contract.
 pub trait Backend: Send + Sync + 'static {
-    /// The containers and their slots, asked for once, when the executor starts. May block.
+    /// The containers and their slots, asked for once, when the executor starts. May block; one that may
+    /// do so for longer than a moment looks at `interrupt` meanwhile, and gives up when that is triggered:
+    /// with [`BackendError::interrupted`], and nothing left of it.
     ///
     /// # Errors
     /// Whatever keeps it from running calls; the executor does not start then.
-    fn start(&self) -> Result<Vec<Container>, BackendError>;
+    fn start(&self, interrupt: &Interrupt) -> Result<Vec<Container>, BackendError>;
 
     /// What it can do and what holds in its slots. Asked for after [`start`](Self::start), and again
     /// whenever [`stats`](crate::ToolExecutor::stats) are asked for; must not block. Defaults to

@@ -266,7 +266,7 @@ mod tests {
         default.check().unwrap();
         let all = json!({
             "fleet": {"urls": ["http://localhost:1"], "unreachable_timeout_s": 3.0,
-                "start_timeout_s": 0.5, "ca_pem": "c"},
+                "start_timeout_s": 0.5, "allow_unisolated": true, "ca_pem": "c"},
             "tool_server": {"url": "http://localhost:2", "concurrency": 3, "ca_pem": null},
             "tools": {"builtin": false, "external": [{"name": "search", "description": "d",
                 "parameters": {"q": {"type": "string"}}, "required": ["q"]}]},

@@ -26,6 +26,12 @@ pub struct FleetConfig {
     /// that was killed (for 45 s). Defaults to 60 s.
     #[serde(rename = "start_timeout_s", with = "seconds", default = "start_timeout")]
     pub start_timeout: Duration,
+    /// Whether servers may be used that say that they run commands without isolation. Defaults to
+    /// `false`: the start fails, and a server that says so only when it has begun anew is not used
+    /// again. One that does not say is used, with a logged warning;
+    /// [`Policy::require_sandbox`](super::Policy::require_sandbox) has each call ask for isolation.
+    #[serde(default)]
+    pub allow_unisolated: bool,
     /// The certificate authorities that `https` servers' certificates must come from, as PEM.
     /// Defaults to Mozilla's.
     #[serde(default)]
@@ -45,6 +51,7 @@ setters! {
         with_token: token = some Secret,
         with_unreachable_timeout: unreachable_timeout = Duration,
         with_start_timeout: start_timeout = Duration,
+        with_allow_unisolated: allow_unisolated = bool,
         with_ca_pem: ca_pem = some String,
     }
 }
@@ -57,6 +64,7 @@ impl FleetConfig {
             token: None,
             unreachable_timeout: unreachable_timeout(),
             start_timeout: start_timeout(),
+            allow_unisolated: false,
             ca_pem: None,
         }
     }

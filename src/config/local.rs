@@ -45,6 +45,12 @@ pub struct LocalConfig {
     /// `true`; [`Capabilities::not_filtered_because`](crate::backend::Capabilities::not_filtered_because)
     /// says whether it holds.
     pub seccomp: bool,
+    /// Whether commands may run without isolation where bubblewrap is missing or does not work: with
+    /// all rights of this process's user, or of an unprivileged one if that is root. Then it starts all
+    /// the same and logs a warning; [`Capabilities::isolation`](crate::backend::Capabilities::isolation)
+    /// says why. It also allows a root that may not change users to run commands as root. Defaults to
+    /// `false`: the start fails.
+    pub allow_unisolated: bool,
     /// What each slot may use of the machine; which limits hold is said by
     /// [`Capabilities::limits`](crate::backend::Capabilities::limits).
     pub limits: SlotLimits,
@@ -61,6 +67,7 @@ impl Default for LocalConfig {
             max_file_bytes: 100_000,
             warm_slots: true,
             seccomp: true,
+            allow_unisolated: false,
             limits: SlotLimits::default(),
         }
     }
@@ -76,6 +83,7 @@ setters! {
         with_max_file_bytes: max_file_bytes = u64,
         with_warm_slots: warm_slots = bool,
         with_seccomp: seccomp = bool,
+        with_allow_unisolated: allow_unisolated = bool,
         with_limits: limits = SlotLimits,
     }
 }

@@ -6,6 +6,7 @@ use super::ToolExecutor;
 use crate::backend::{Backend, Container, Execution, ResetReply, SlotRef};
 use crate::config::ExecutorConfig;
 use crate::error::{BackendError, StartError};
+use crate::interrupt::Interrupt;
 use crate::tool::ToolRegistry;
 
 /// Starts a [`ToolExecutor`] from a configuration and what no configuration can hold: tools in this
@@ -15,11 +16,17 @@ pub struct Builder {
     pub(super) config: ExecutorConfig,
     pub(super) backend: Option<Arc<dyn Backend>>,
     pub(super) registry: Option<ToolRegistry>,
+    pub(super) interrupt: Interrupt,
 }
 
 impl Builder {
     pub(super) fn new() -> Self {
-        Self { config: ExecutorConfig::default(), backend: None, registry: None }
+        Self {
+            config: ExecutorConfig::default(),
+            backend: None,
+            registry: None,
+            interrupt: Interrupt::new(),
+        }
     }
 
     /// Every setting. Defaults to [`ExecutorConfig::default`].
@@ -45,13 +52,20 @@ impl Builder {
         self
     }
 
+    /// What ends the start early, from another thread. Defaults to nothing.
+    pub fn interrupt(mut self, interrupt: Interrupt) -> Self {
+        self.interrupt = interrupt;
+        self
+    }
+
     /// Starts the backend, the batcher thread and the pools. Blocks for as long as the backend
-    /// takes to start.
+    /// takes to start, or until it is [interrupted](Self::interrupt).
     ///
     /// # Errors
     /// A setting makes no sense, or asks for what is not there; the backend does not start; the
-    /// ToolServer does not say what it offers; or the operating system refuses a thread. Nothing is
-    /// left running then.
+    /// ToolServer does not say what it offers; the operating system refuses a thread; or it was
+    /// interrupted. Nothing is left running then, but a [`backend`](Self::backend) that was running
+    /// when it was given, until it is dropped.
     pub fn start(self) -> Result<ToolExecutor, StartError> {
         ToolExecutor::launch(self)
     }
@@ -61,7 +75,7 @@ impl Builder {
 pub(super) struct NoBackend;
 
 impl Backend for NoBackend {
-    fn start(&self) -> Result<Vec<Container>, BackendError> {
+    fn start(&self, _interrupt: &Interrupt) -> Result<Vec<Container>, BackendError> {
         Ok(Vec::new())
     }
 

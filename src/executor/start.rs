@@ -19,7 +19,8 @@ use super::stats::Refusals;
 use super::{CLOSE_MARGIN, Threads, ToolExecutor};
 use crate::backend::{Backend, Watcher};
 use crate::config::{ExecutorConfig, FleetConfig, LocalConfig, MOST_THREADS, ToolServerConfig};
-use crate::error::{ConfigError, StartError};
+use crate::error::{BackendError, BackendErrorKind, ConfigError, StartError};
+use crate::interrupt::Interrupt;
 use crate::seconds::LONGEST;
 use crate::thread::OwnedThread;
 use crate::tool::ToolRegistry;
@@ -37,7 +38,7 @@ impl ToolExecutor {
     }
 
     pub(super) fn launch(builder: Builder) -> Result<Self, StartError> {
-        let Builder { config, backend, registry } = builder;
+        let Builder { config, backend, registry, interrupt } = builder;
         config.check()?;
         if backend.is_some() && (config.local.is_some() || config.fleet.is_some()) {
             let text = "the builder has a backend, and the configuration \"local\" or \"fleet\": \
@@ -51,17 +52,17 @@ impl ToolExecutor {
         let limits = limits(&config);
         // Before the backend, which may be slow to start: whether it is there is soon known.
         let tool_server = match &config.tool_server {
-            Some(server) => Some(connect(server, &mut registry)?),
+            Some(server) => Some(connect(server, &mut registry, &interrupt)?),
             None => None,
         };
         let has_tool_server = tool_server.is_some();
         let backend = match (backend, config.local, config.fleet) {
             (Some(backend), ..) => backend,
-            (None, Some(local), _) => start_local(local)?,
+            (None, Some(local), _) => start_local(local, &interrupt)?,
             (None, None, Some(fleet)) => new_fleet(fleet)?,
             (None, None, None) => Arc::new(NoBackend),
         };
-        let containers = backend.start().map_err(StartError::Backend)?;
+        let containers = backend.start(&interrupt).map_err(backend_failed)?;
         let capabilities = backend.capabilities();
         // A backend without a limit of its own may well say `Duration::MAX`.
         let default_timeout = capabilities.default_timeout.min(LONGEST);
@@ -116,6 +117,10 @@ impl ToolExecutor {
             })?;
             Ok((callbacks, Threads { batcher, ended, callback }))
         };
+        if interrupt.is_interrupted() {
+            backend.close(Instant::now() + CLOSE_MARGIN);
+            return Err(StartError::Interrupted);
+        }
         let (callbacks, threads) = match launch() {
             Ok(launched) => launched,
             Err(error) => {
@@ -143,6 +148,14 @@ impl ToolExecutor {
     }
 }
 
+/// The backend did not start, or was told not to.
+fn backend_failed(error: BackendError) -> StartError {
+    match error.kind() {
+        BackendErrorKind::Interrupted => StartError::Interrupted,
+        _ => StartError::Backend(error),
+    }
+}
+
 /// What dispatch keeps to.
 fn limits(config: &ExecutorConfig) -> Limits {
     Limits {
@@ -165,13 +178,16 @@ fn limits(config: &ExecutorConfig) -> Limits {
 }
 
 #[cfg(target_os = "linux")]
-fn start_local(config: LocalConfig) -> Result<Arc<dyn Backend>, StartError> {
-    let backend = crate::backend::local::LocalBackend::start(config);
-    Ok(Arc::new(backend.map_err(StartError::Backend)?))
+fn start_local(config: LocalConfig, interrupt: &Interrupt) -> Result<Arc<dyn Backend>, StartError> {
+    let backend = crate::backend::local::LocalBackend::start_interruptible(config, interrupt);
+    Ok(Arc::new(backend.map_err(backend_failed)?))
 }
 
 #[cfg(not(target_os = "linux"))]
-fn start_local(_config: LocalConfig) -> Result<Arc<dyn Backend>, StartError> {
+fn start_local(
+    _config: LocalConfig,
+    _interrupt: &Interrupt,
+) -> Result<Arc<dyn Backend>, StartError> {
     Err(StartError::Unsupported("the embedded sandbox, \"local\", needs Linux".to_owned()))
 }
 
@@ -192,9 +208,11 @@ fn new_fleet(_config: FleetConfig) -> Result<Arc<dyn Backend>, StartError> {
 fn connect(
     config: &ToolServerConfig,
     registry: &mut ToolRegistry,
+    interrupt: &Interrupt,
 ) -> Result<ToolServer, StartError> {
     let server = ToolServer::new(config).map_err(StartError::ToolServer)?;
-    for schema in server.tools().map_err(StartError::ToolServer)? {
+    let tools = server.tools(interrupt).map_err(StartError::ToolServer)?;
+    for schema in tools.ok_or(StartError::Interrupted)? {
         let name = schema.name.clone();
         if let Err(error) = registry.register_external(schema) {
             log::info!("the ToolServer's tool {name:?} is not added: {error}");
@@ -207,6 +225,7 @@ fn connect(
 fn connect(
     _config: &ToolServerConfig,
     _registry: &mut ToolRegistry,
+    _interrupt: &Interrupt,
 ) -> Result<ToolServer, StartError> {
     let text = "\"tool_server\" needs the feature `http`, which this build of the library lacks";
     Err(StartError::Unsupported(text.to_owned()))

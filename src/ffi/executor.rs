@@ -83,12 +83,12 @@ pub(super) fn is_forked_process() -> bool {
 /// ```text
 ///     "local":  {"slots": 10, "data_dir": "...", "max_output_chars": 50000,
 ///                "max_output_file_bytes": 16777216, "max_file_bytes": 100000, "warm_slots": true,
-///                "seccomp": true, "adopt_orphans": false,
+///                "seccomp": true, "adopt_orphans": false, "allow_unisolated": false,
 ///                "limits": {"processes": 1024, "memory_bytes": 4294967296, "cpu": null,
 ///                           "open_files": 4096, "file_bytes": 8589934592,
 ///                           "workspace_bytes": 8589934592}}      (null: no limit)
 ///     "fleet":  {"urls": ["http://host:8080", ...], "token": "...", "unreachable_timeout_s": 30,
-///                "start_timeout_s": 60, "ca_pem": "-----BEGIN CERTIFICATE-----..."}
+///                "start_timeout_s": 60, "allow_unisolated": false, "ca_pem": "-----BEGIN CERTIFICATE-----..."}
 ///     "tool_server": {"url": "http://host:port", "token": "...", "concurrency": 16, "ca_pem": "..."}
 ///     "policy": {"allow_network": true, "require_sandbox": false, "require_stateful_sandbox": false}
 ///     "tools":  {"builtin": true, "external": [SCHEMA, ...]}     (see te_tools_add)
@@ -101,6 +101,9 @@ pub(super) fn is_forked_process() -> bool {
 /// What they mean is in the Rust documentation, under the same names: module `config`,
 /// `ExecutorConfig` and its parts. Where this process is root, commands run as nobody, who
 /// must be able to pass through every directory on the way to "data_dir".
+///
+/// Where commands would run without isolation – without bubblewrap, or on sandbox servers that say so – it is
+/// TE_START_FAILED unless "allow_unisolated" is true; te_last_error() says what to do.
 ///
 /// `tools` are tools of the host's own; NULL for none. They stay the caller's, who may free them at once,
 /// or start further executors with them.

@@ -198,7 +198,10 @@ impl From<StartError> for Fault {
         let status = match error {
             StartError::Config(_) => TE_INVALID_CONFIG,
             StartError::Unsupported(_) => TE_UNSUPPORTED,
-            StartError::Backend(_) | StartError::Thread(_) => TE_START_FAILED,
+            // The C ABI has no interrupt.
+            StartError::Backend(_) | StartError::Thread(_) | StartError::Interrupted => {
+                TE_START_FAILED
+            }
             StartError::ToolServer(_) => TE_TOOL_SERVER_FAILED,
         };
         Self::of(status, &error)

@@ -5,12 +5,12 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 
+use super::descriptors;
 use super::isolation::{self, HostLayout, Isolation};
 use super::limits::Limits;
 use super::shell::{self, Shell, ShellCall};
 use super::spawn::CStringArray;
 use super::spool::Spool;
-use super::supervisor::raise_open_files_limit;
 use super::user::CommandUser;
 
 /// What every start needs.
@@ -53,7 +53,7 @@ impl Host {
             isolation,
             null: isolation::open_null()?,
             // Never above the hard limit that sandboxes get.
-            open_files: limits.lower_open_files(raise_open_files_limit()),
+            open_files: limits.lower_open_files(descriptors::raise_limit(0)),
             shell: layout.shell,
             user: layout.user,
             command_user: user,

@@ -1,7 +1,8 @@
 //! How commands are isolated: found out once, at start, and never revisited because of what a command
 //! printed.
 //!
-//! [`Isolation::probe`] runs the real bubblewrap with the flags of production. Which arguments it gets is
+//! [`Isolation::find`] runs the real bubblewrap with the flags of production ([`probe`]). Why that brought
+//! no sandbox is a [`Failure`], and what to do about it in [`remedy`]. Which arguments bubblewrap gets is
 //! in [`argv`], what it reports in [`report`], what of the host it shows in [`layout`]. `shell` knows how
 //! the command reaches its shell; the supervisor starts the processes.
 //!
@@ -12,33 +13,33 @@
 //! namespaces; and no system calls but those that `limits::seccomp` leaves it.
 
 mod argv;
+mod failure;
 mod layout;
+mod probe;
+mod remedy;
 mod report;
 
-use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 pub(super) use argv::{
     BLOCK_FD, Handshake, PROGRAM_FD, SECCOMP_FD, STATUS_FD, Sandbox, bwrap_argv,
 };
+pub(crate) use failure::{Failure, is_shortage};
 pub(super) use layout::HostLayout;
+pub(crate) use probe::Budget;
+pub(super) use probe::end;
+pub(crate) use remedy::{Facts, advice};
 pub(super) use report::{StatusReport, one_line};
 
 use super::host::Host;
 use super::limits::{Filter, Limits};
 use super::room;
 use super::shell;
-use super::spawn::{self, CStringArray, Child, Reaped};
 use super::user::{self, CommandUser};
 use super::workspace::Workspace;
-
-/// How long one run of bubblewrap may take while probing.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How the commands of this process are isolated.
 #[derive(Debug, Clone)]
@@ -77,22 +78,26 @@ pub(crate) struct Bubblewrap {
 
 impl Isolation {
     /// Finds out what works here for commands of `user`, or of this process if there is none, in
-    /// `workspace`. Blocks: some milliseconds as a rule, at most 40 seconds.
+    /// `workspace`. Blocks: some milliseconds as a rule, as long as `budget` allows at most.
     ///
-    /// Logs a warning where commands will not be isolated.
+    /// # Errors
+    /// There is no sandbox to be had, or it could not be found out; see [`Failure::is_inconclusive`].
+    pub(crate) fn find(
+        user: Option<CommandUser>,
+        workspace: &Workspace,
+        budget: &Budget,
+    ) -> Result<Self, Failure> {
+        let found = user::as_on_own_thread(user, || Bubblewrap::find(user, workspace, budget));
+        found.unwrap_or_else(|error| Err(Failure::of_error(&error))).map(Self::Bubblewrap)
+    }
+
+    /// As [`find`](Self::find), with all the time that it may take; without a sandbox if there is none.
+    #[cfg(test)]
     pub(crate) fn probe(user: Option<CommandUser>, workspace: &Workspace) -> Self {
-        let probed = match user {
-            Some(_) => user::on_own_thread(|| Ok(Bubblewrap::probe(user, workspace)))
-                .unwrap_or_else(|error| Err(error.to_string())),
-            None => Bubblewrap::probe(None, workspace),
-        };
-        match probed {
-            Ok(bubblewrap) => Self::Bubblewrap(bubblewrap),
-            Err(reason) => {
-                log::warn!("commands will run without isolation: {reason}");
-                Self::None { reason }
-            }
-        }
+        Self::find(user, workspace, &Budget::default()).unwrap_or_else(|failure| {
+            assert!(!failure.is_inconclusive(), "{failure}");
+            Self::None { reason: failure.to_string() }
+        })
     }
 
     /// Shows commands this directory as `/etc`; without one it is empty.
@@ -104,51 +109,63 @@ impl Isolation {
     }
 
     /// Finds out whether sandboxes can be kept, for commands of `user` in `workspace`, and has them kept
-    /// then. Blocks: some milliseconds as a rule, at most 10 seconds.
+    /// then. Blocks: some milliseconds as a rule, as long as `budget` allows at most. Without a sandbox
+    /// there is none to keep.
+    ///
+    /// Logs a warning where it does not work.
+    ///
+    /// # Errors
+    /// It could not be found out.
     pub(crate) fn try_warm(
         mut self,
         user: Option<CommandUser>,
         workspace: &Arc<Workspace>,
-    ) -> Self {
+        budget: &Budget,
+    ) -> Result<Self, Failure> {
         let tried = match &self {
-            Self::None { .. } => return self,
+            Self::None { .. } => return Ok(self),
             Self::Bubblewrap(bubblewrap) => user::on_own_thread(|| {
                 let host = Host::new(self.clone(), user, Arc::new(Limits::none()))?;
-                Ok(room::try_out(bubblewrap, workspace, &host, PROBE_TIMEOUT))
+                Ok(room::try_out(bubblewrap, workspace, &host, budget))
             }),
         };
-        let tried = tried.unwrap_or_else(|error| Err(error.to_string()));
-        if let Err(reason) = &tried {
+        let tried = tried.unwrap_or_else(|error| Err(Failure::of_error(&error)));
+        let warm = conclusive(tried)?;
+        if let Err(reason) = &warm {
             log::warn!("each command gets a sandbox of its own, which is slower: {reason}");
         }
         if let Self::Bubblewrap(bubblewrap) = &mut self {
-            bubblewrap.warm = tried;
+            bubblewrap.warm = warm;
         }
-        self
+        Ok(self)
     }
 
     /// Loads this filter of system calls into every sandbox, if that works here for commands of `user`
     /// in `workspace`. Blocks for one run of bubblewrap.
     ///
     /// Logs a warning where it does not work.
+    ///
+    /// # Errors
+    /// It could not be found out.
     pub(crate) fn with_filter(
         mut self,
         filter: Result<Filter, String>,
         user: Option<CommandUser>,
         workspace: &Workspace,
-    ) -> Self {
+        budget: &Budget,
+    ) -> Result<Self, Failure> {
         if let Self::Bubblewrap(bubblewrap) = &mut self {
             bubblewrap.seccomp = filter.map(Arc::new);
             let tried = match &bubblewrap.seccomp {
                 Err(reason) => Err(reason.clone()),
-                Ok(_) => bubblewrap.try_out_as(workspace, user),
+                Ok(_) => conclusive(bubblewrap.try_out_as(workspace, user, budget))?,
             };
             if let Err(reason) = tried {
                 log::warn!("commands run without a filter of system calls: {reason}");
                 bubblewrap.seccomp = Err(reason);
             }
         }
-        self
+        Ok(self)
     }
 
     /// Whether slots keep their sandboxes.
@@ -158,20 +175,26 @@ impl Isolation {
 
     /// Gives sandboxes a `/dev/shm` of at most this size, if bubblewrap can do that (since 0.7).
     /// Blocks for one run of bubblewrap.
+    ///
+    /// Logs a warning where it does not work.
+    ///
+    /// # Errors
+    /// It could not be found out.
     pub(crate) fn with_shared_memory(
         mut self,
         bytes: u64,
         user: Option<CommandUser>,
         workspace: &Workspace,
-    ) -> Self {
+        budget: &Budget,
+    ) -> Result<Self, Failure> {
         if let Self::Bubblewrap(bubblewrap) = &mut self {
             bubblewrap.shared_memory = Some(bytes);
-            if let Err(reason) = bubblewrap.try_out_as(workspace, user) {
+            if let Err(reason) = conclusive(bubblewrap.try_out_as(workspace, user, budget))? {
                 log::warn!("the size of /dev/shm is not limited: {reason}");
                 bubblewrap.shared_memory = None;
             }
         }
-        self
+        Ok(self)
     }
 
     /// Whether commands run in a sandbox.
@@ -185,12 +208,23 @@ impl Isolation {
     }
 }
 
+/// Whether something works, and why not, as one line; unless that could not be found out.
+fn conclusive(tried: Result<(), Failure>) -> Result<Result<(), String>, Failure> {
+    match tried {
+        Err(failure) if failure.is_inconclusive() => Err(failure),
+        tried => Ok(tried.map_err(|failure| failure.to_string())),
+    }
+}
+
 impl Bubblewrap {
-    /// Tries the production flags from the strictest to the most lenient that is acceptable.
-    fn probe(user: Option<CommandUser>, workspace: &Workspace) -> Result<Self, String> {
-        let program = find_program("bwrap").ok_or(
-            "bubblewrap (bwrap) is not installed; on Debian and Ubuntu: apt-get install bubblewrap",
-        )?;
+    /// Tries the production flags from the strictest to the most lenient that is acceptable. What is not
+    /// conclusive ends it: a laxer sandbox is only for machines that refuse the stricter one.
+    fn find(
+        user: Option<CommandUser>,
+        workspace: &Workspace,
+        budget: &Budget,
+    ) -> Result<Self, Failure> {
+        let program = find_program("bwrap").ok_or(Failure::Missing)?;
         let layout = HostLayout::detect(user);
         let mut first_failure = None;
         for (can_cut_network, disable_userns) in
@@ -206,14 +240,13 @@ impl Bubblewrap {
                 shared_memory: None,
                 seccomp: Err("switched off".to_owned()),
             };
-            match candidate.try_out(workspace, user) {
+            match candidate.try_out(workspace, user, budget) {
                 Ok(()) => return Ok(candidate),
+                Err(failure) if failure.is_inconclusive() => return Err(failure),
                 Err(failure) => first_failure.get_or_insert(failure),
             };
         }
-        let failure = first_failure.unwrap_or_default();
-        let whom = user.map_or_else(String::new, |user| format!(" for user {}", user.uid()));
-        Err(format!("{} does not work here{whom}: {failure}", program.display()))
+        Err(first_failure.unwrap_or(Failure::Missing))
     }
 
     /// The filter of system calls for one start of bubblewrap, which is then given its number as
@@ -229,85 +262,6 @@ impl Bubblewrap {
     pub(crate) fn not_filtered_because(&self) -> Option<&str> {
         self.seccomp.as_ref().err().map(String::as_str)
     }
-
-    /// As [`try_out`](Self::try_out), on a thread that may become the user.
-    fn try_out_as(&self, workspace: &Workspace, user: Option<CommandUser>) -> Result<(), String> {
-        if user.is_none() {
-            return self.try_out(workspace, None);
-        }
-        user::on_own_thread(|| Ok(self.try_out(workspace, user)))
-            .unwrap_or_else(|error| Err(error.to_string()))
-    }
-
-    /// Runs `true` in a sandbox.
-    fn try_out(&self, workspace: &Workspace, user: Option<CommandUser>) -> Result<(), String> {
-        let text = |error: io::Error| error.to_string();
-        let call = shell::shell_call(self.layout.shell, "true", false, None, usize::MAX);
-        let filter = self.open_filter().map_err(text)?;
-        let filter_fd = STATUS_FD + 1;
-        let sandbox = Sandbox {
-            workspace: workspace.path(),
-            temporary: workspace.temporary(),
-            shown: &[],
-            network: !self.can_cut_network,
-            handshake: Handshake::None,
-            seccomp: filter.is_some().then_some(filter_fd),
-            argv: &call.argv,
-        };
-        let arguments = CStringArray::new(bwrap_argv(self, &sandbox)).map_err(text)?;
-        let environment = CStringArray::new(shell::environment(
-            Path::new("/workspace"),
-            Path::new("/tmp"),
-            self.layout.shell,
-            &self.layout.user,
-            Some(&call),
-        ))
-        .map_err(text)?;
-        let program = CString::new(self.program.as_os_str().as_bytes())
-            .map_err(|_| spawn::embedded_nul().to_string())?;
-        let null = open_null().map_err(text)?;
-        let (errors, errors_writer) = spawn::pipe().map_err(text)?;
-        let (status, status_writer) = spawn::pipe().map_err(text)?;
-        let mut fds =
-            vec![null.as_fd(), null.as_fd(), errors_writer.as_fd(), status_writer.as_fd()];
-        fds.extend(filter.as_ref().map(AsFd::as_fd));
-        let child = spawn::spawn(&program, &arguments, &environment, &fds, user).map_err(text)?;
-        drop((errors_writer, status_writer));
-        wait_or_kill(&child, PROBE_TIMEOUT)?;
-        let report = StatusReport::parse(&read_available(status.as_fd()));
-        match report.exit_code {
-            Some(0) => Ok(()),
-            Some(code) => Err(format!("`true` ended with exit code {code}")),
-            None => Err(one_line(&String::from_utf8_lossy(&read_available(errors.as_fd())))),
-        }
-    }
-}
-
-/// Waits until the child has ended, and reaps it.
-fn wait_or_kill(child: &Child, timeout: Duration) -> Result<(), String> {
-    use rustix::event::{PollFd, PollFlags, poll};
-    let deadline = Instant::now() + timeout;
-    while child.reap() == Reaped::Running {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            child.kill();
-            return Err(format!("no end after {} s", timeout.as_secs()));
-        }
-        let mut fds = [PollFd::new(child, PollFlags::IN)];
-        // An interrupted wait is looked at again above.
-        let _ = poll(&mut fds, left.try_into().ok().as_ref());
-    }
-    Ok(())
-}
-
-/// What is in the pipe just now, up to 16 KiB.
-fn read_available(pipe: std::os::fd::BorrowedFd<'_>) -> Vec<u8> {
-    let mut buffer = vec![0; 16 * 1024];
-    let count = rustix::io::ioctl_fionbio(pipe, true)
-        .and_then(|()| rustix::io::read(pipe, &mut buffer))
-        .unwrap_or(0);
-    buffer.truncate(count);
-    buffer
 }
 
 /// `/dev/null`, for reading and writing.
@@ -316,11 +270,10 @@ pub(super) fn open_null() -> io::Result<OwnedFd> {
     Ok(rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?)
 }
 
-/// The absolute path of a program, from the host's `PATH` and the usual directories.
+/// The absolute path of a program, from the host's `PATH`; from the usual directories where there is none.
 fn find_program(name: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path)
-        .chain(std::env::split_paths(shell::PATH))
+    let path = std::env::var_os("PATH").filter(|path| !path.is_empty());
+    std::env::split_paths(&path.unwrap_or_else(|| shell::PATH.into()))
         .filter(|directory| directory.is_absolute())
         .map(|directory| directory.join(name))
         .find(|candidate| {
@@ -333,7 +286,6 @@ fn find_program(name: &str) -> Option<PathBuf> {
 mod tests {
     use super::*;
     use crate::sandbox::shell::Shell;
-    use crate::sandbox::workspace::DataDir;
 
     pub(super) fn bubblewrap() -> Bubblewrap {
         Bubblewrap {
@@ -350,21 +302,5 @@ mod tests {
             shared_memory: Some(4096),
             seccomp: Err("a test".to_owned()),
         }
-    }
-
-    #[test]
-    fn a_bubblewrap_that_fails_is_reported_with_its_own_words() {
-        let mut broken = bubblewrap();
-        broken.program = "/bin/false".into();
-        let base = tempfile::tempdir().unwrap();
-        let data = DataDir::create(Some(base.path()), 1, None).unwrap();
-        let workspace = &data.workspaces()[0];
-        assert_eq!(broken.try_out(workspace, None), Err("no reason given".to_owned()));
-        // A success that bubblewrap does not report is none.
-        broken.program = "/bin/true".into();
-        assert!(broken.try_out(workspace, None).is_err());
-        broken.program = "/nonexistent/bwrap".into();
-        let error = broken.try_out(workspace, None).unwrap_err();
-        assert!(error.contains("No such file"), "{error}");
     }
 }

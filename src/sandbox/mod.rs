@@ -15,7 +15,8 @@
 //! - `shell` is how a command reaches its shell, `isolation` what it may see (bubblewrap), `etc` what
 //!   of `/etc`, `reaper` how all its processes are found where there is no bubblewrap, `spawn` the
 //!   start of a process, `user` whom all of this runs as where the host is root.
-//! - `limits` is what of the machine and of the kernel a slot may use.
+//! - `limits` is what of the machine and of the kernel a slot may use, `descriptors` how many of this
+//!   process's own all slots need.
 //! - `workspace` owns the directories, `paths` finds places beneath them, `tree` empties and copies
 //!   them.
 //!
@@ -25,6 +26,7 @@
 pub(crate) mod artifacts;
 pub(crate) mod bash;
 mod command;
+pub(crate) mod descriptors;
 mod entered;
 pub(crate) mod etc;
 pub(crate) mod files;

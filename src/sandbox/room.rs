@@ -27,7 +27,7 @@ use rustix::process::Pid;
 use super::host::{Host, environment};
 use super::init::{self, Link, Said};
 use super::isolation::{
-    self, Bubblewrap, Handshake, PROGRAM_FD, SECCOMP_FD, Sandbox, StatusReport,
+    self, Bubblewrap, Budget, Failure, Handshake, PROGRAM_FD, SECCOMP_FD, Sandbox, StatusReport,
 };
 use super::limits::{Alarm, Confined, Limits};
 use super::reports::Reports;
@@ -35,6 +35,9 @@ use super::running::{KILL_MARGIN, SETUP_LIMIT, TOO_SLOW, open_child_of};
 use super::spawn::{self, CStringArray, Child, Reaped};
 use super::stream::{Source, Watch};
 use super::workspace::Workspace;
+
+/// How long a sandbox that was tried may take to end, where there is no time left.
+const TRIAL_END: Duration = Duration::from_millis(300);
 
 /// One warm sandbox.
 pub(super) struct Room {
@@ -394,35 +397,43 @@ impl Room {
     }
 }
 
-/// Makes a warm sandbox, has `true` run in it and ends it again. Blocks until that is done, or `limit` is
-/// over.
+/// Makes a warm sandbox, has `true` run in it and ends it again. Blocks until that is done, or `budget` is
+/// used up, or the start is interrupted.
 ///
 /// # Errors
-/// What failed, as one line.
+/// What failed.
 pub(super) fn try_out(
     bubblewrap: &Bubblewrap,
     workspace: &Arc<Workspace>,
     host: &Host,
-    limit: Duration,
-) -> Result<(), String> {
-    let text = |error: io::Error| error.to_string();
-    let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(|errno| text(errno.into()))?;
+    budget: &Budget,
+) -> Result<(), Failure> {
+    budget.check()?;
+    let failed = |error: io::Error| Failure::of_error(&error);
+    let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(|errno| failed(errno.into()))?;
     let watch = Watch { epoll: &epoll, id: 0 };
     let network = !bubblewrap.can_cut_network;
-    let mut room = Room::start(workspace, network, bubblewrap, host, &watch).map_err(text)?;
-    let deadline = Instant::now() + limit;
+    let mut room = Room::start(workspace, network, bubblewrap, host, &watch).map_err(failed)?;
     let mut tried = None;
+    // When it is killed, because it should have ended by then.
+    let mut end_by = None;
     while !room.is_gone() {
         let now = Instant::now();
-        if tried.is_none() && now >= deadline {
-            tried = Some(Err(format!("no end after {} s", limit.as_secs())));
+        if end_by.is_none()
+            && let Err(failure) = budget.check()
+        {
+            tried.get_or_insert(Err(failure));
+            end_by = Some(now + TRIAL_END);
             room.end(&watch, now);
+        }
+        if end_by.is_some_and(|end_by| now >= end_by) {
+            break;
         }
         if room.deadline().is_some_and(|due| now >= due) {
             room.on_deadline(&watch, now);
         }
         let mut events = Vec::with_capacity(8);
-        let longest = rustix::event::Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
+        let longest = rustix::event::Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
         // An interrupted wait is taken up again.
         let _ = epoll::wait(&epoll, rustix::buffer::spare_capacity(&mut events), Some(&longest));
         for event in events {
@@ -433,12 +444,20 @@ pub(super) fn try_out(
                         let null = host.null.as_fd();
                         let argv = ["sh", "-c", "true"].map(OsString::from);
                         let alarm = Arc::new(|_| {});
-                        room.enter(&argv, [null, null], None, alarm)
-                            .err()
-                            .map(|error| Err(text(error)))
+                        let entered = room.enter(&argv, [null, null], None, alarm);
+                        entered.err().map(|error| Err(failed(error)))
                     }
                     News::Said(Said::Done { end: Ok(0), traces: false, .. }) => Some(Ok(())),
-                    News::Said(Said::Done { end, .. }) => Some(Err(format!("`true` gave {end:?}"))),
+                    News::Said(Said::Done { end: Err(errno), .. }) => {
+                        Some(Err(failed(io::Error::from_raw_os_error(errno))))
+                    }
+                    News::Said(Said::Done { end: Ok(status), .. }) if libc::WIFSIGNALED(status) => {
+                        Some(Err(Failure::of_signal(libc::WTERMSIG(status))))
+                    }
+                    News::Said(Said::Done { end, traces, .. }) => {
+                        let text = format!("`true` gave {end:?}, and traces: {traces}");
+                        Some(Err(Failure::Broken(text)))
+                    }
                     News::Said(_) => None,
                 };
                 if let Some(done) = done {
@@ -448,10 +467,9 @@ pub(super) fn try_out(
             }
         }
     }
-    let tried = tried.unwrap_or_else(|| Err(room.failure()));
+    let tried = tried.unwrap_or_else(|| Err(Failure::of_text(&room.failure())));
     if let Some(child) = room.finish(&watch) {
-        child.kill();
-        child.reap();
+        isolation::end(&child);
     }
     tried
 }

@@ -33,14 +33,13 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use rustix::event::{EventfdFlags, epoll, eventfd};
-use rustix::process::{Resource, Rlimit};
 
 use super::host::Host;
 use super::isolation::Isolation;
@@ -380,24 +379,6 @@ pub(super) fn leave_session_keyring() {
             _ => log::warn!("commands share the kernel's session keyring of this process: {error}"),
         }
     }
-}
-
-/// Raises this process's soft limit of open files, once; gives the limit it had where it was raised.
-/// Starting a supervisor does so too, but workspaces that are made before it need open files as well.
-pub(crate) fn raise_open_files_limit() -> Option<u64> {
-    const WANTED: u64 = 65_536;
-    static BEFORE: OnceLock<Option<u64>> = OnceLock::new();
-    *BEFORE.get_or_init(|| {
-        let limit = rustix::process::getrlimit(Resource::Nofile);
-        let before = limit.current?;
-        let raised = limit.maximum.map_or(WANTED, |maximum| maximum.min(WANTED));
-        if raised <= before {
-            return None;
-        }
-        let new = Rlimit { current: Some(raised), maximum: limit.maximum };
-        rustix::process::setrlimit(Resource::Nofile, new).ok()?;
-        Some(before)
-    })
 }
 
 #[cfg(test)]

@@ -16,12 +16,45 @@ use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, SeekFrom};
 use rustix::io::Errno;
 
 use super::paths::file_type;
+use crate::interrupt::Interrupt;
 
 /// Directories deeper than this are not copied: a copy holds two descriptors a level.
 const MAX_COPY_DEPTH: usize = 128;
 
 pub(super) const OPEN_DIR: OFlags =
     OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+/// When to stop removing.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Until<'a> {
+    deadline: Instant,
+    interrupt: Option<&'a Interrupt>,
+}
+
+impl From<Instant> for Until<'_> {
+    fn from(deadline: Instant) -> Self {
+        Self { deadline, interrupt: None }
+    }
+}
+
+impl<'a> Until<'a> {
+    /// At this time, or when `interrupt` is triggered.
+    pub(crate) fn interrupted(deadline: Instant, interrupt: &'a Interrupt) -> Self {
+        Self { deadline, interrupt: Some(interrupt) }
+    }
+
+    fn check(&self) -> Result<(), Errno> {
+        if self.interrupt.is_some_and(Interrupt::is_interrupted) {
+            return Err(Errno::CANCELED);
+        }
+        if Instant::now() >= self.deadline { Err(Errno::TIMEDOUT) } else { Ok(()) }
+    }
+}
+
+/// Whether the error says that there was no time to go on, or an interrupt.
+fn is_stop(error: &io::Error) -> bool {
+    matches!(Errno::from_io_error(error), Some(Errno::TIMEDOUT | Errno::CANCELED))
+}
 
 /// The entry of a tree that could not be removed or copied, and why.
 #[derive(Debug)]
@@ -40,7 +73,7 @@ impl TreeError {
 }
 
 /// Removes everything in `dir` except the entry `spare`; `dir` itself stays and gets mode 0700.
-/// Blocks for as long as the file system needs, until `deadline` at most.
+/// Blocks for as long as the file system needs, until `until` at most.
 ///
 /// What is mounted in `dir` is not entered: it is somebody else's, and counts as an entry that resists.
 ///
@@ -49,15 +82,17 @@ impl TreeError {
 /// stack, and a directory that its owner may not read or change is made accessible first.
 ///
 /// # Errors
-/// The first entry that resisted, after everything else was removed; `ETIMEDOUT` at the deadline.
-pub(crate) fn empty(
-    dir: BorrowedFd<'_>,
+/// The first entry that resisted, after everything else was removed; `ETIMEDOUT` at the deadline,
+/// `ECANCELED` after an interrupt.
+pub(crate) fn empty<'a>(
+    dir: BorrowedFd<'a>,
     spare: Option<&CStr>,
-    deadline: Instant,
+    until: impl Into<Until<'a>>,
 ) -> Result<(), TreeError> {
     let whole = |source: Errno| TreeError::new(c".", source);
     grant_owner(dir).map_err(whole)?;
-    let mut emptying = Emptying { top: dir, hoisted: Hoisted::new(), removed: 0, deadline };
+    let until = until.into();
+    let mut emptying = Emptying { top: dir, hoisted: Hoisted::new(), removed: 0, until };
     loop {
         // A pass may miss what it moved up itself, so only one that finds nothing is the last.
         let (mut seen, mut left) = (false, None);
@@ -71,7 +106,7 @@ pub(crate) fn empty(
             seen = true;
             let gone = emptying.remove(name).map_err(|source| TreeError::new(name, source));
             if let Err(error) = gone {
-                if error.source.kind() == io::ErrorKind::TimedOut {
+                if is_stop(&error.source) {
                     return Err(error);
                 }
                 left.get_or_insert(error);
@@ -91,7 +126,7 @@ struct Emptying<'a> {
     hoisted: Hoisted,
     /// Entries removed or moved up so far.
     removed: u64,
-    deadline: Instant,
+    until: Until<'a>,
 }
 
 impl Emptying<'_> {
@@ -112,7 +147,7 @@ impl Emptying<'_> {
             match self.remove_simple(dir.as_fd(), child) {
                 Ok(true) => {}
                 Ok(false) => first_error = first_error.and(self.hoist(dir.as_fd(), child)),
-                Err(Errno::TIMEDOUT) => return Err(Errno::TIMEDOUT),
+                Err(errno @ (Errno::TIMEDOUT | Errno::CANCELED)) => return Err(errno),
                 Err(errno) => first_error = first_error.and(Err(errno)),
             }
         }
@@ -122,9 +157,7 @@ impl Emptying<'_> {
 
     /// Removes a file, or a directory if it is empty. `false` if it is a directory that is not.
     fn remove_simple(&mut self, dir: BorrowedFd<'_>, name: &CStr) -> Result<bool, Errno> {
-        if Instant::now() >= self.deadline {
-            return Err(Errno::TIMEDOUT);
-        }
+        self.until.check()?;
         let gone = match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
             Err(Errno::ISDIR) => rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR),
             done => done,

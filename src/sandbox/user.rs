@@ -3,8 +3,9 @@
 //! To the kernel, root without any capability is still the *owner* of what belongs to root, inside a
 //! user namespace too: it may `chmod` the host's `/dev/null`, which every sandbox shares. So
 //! wherever the engine runs as root, what a model controls acts as an unprivileged user: commands,
-//! bubblewrap and the reaper, and the file tools. The backend asks once, by [`CommandUser::detect`];
-//! where that gives nothing, no credentials are ever touched.
+//! bubblewrap and the reaper, and the file tools. The backend asks once, by [`CommandUser::find`];
+//! where that gives nothing, no credentials are ever touched. What root will have to do for that user is
+//! tried before anything depends on it ([`trial`]).
 //!
 //! Credentials belong to threads. A thread of the engine [enters](CommandUser::enter) the user for
 //! as long as it does one thing and is then root again; the reaper [becomes](CommandUser::become_in_child)
@@ -19,8 +20,13 @@
 //!
 //! Not here: which files belong to the user (`workspace`).
 
+mod trial;
+
 use std::io;
 use std::path::{Path, PathBuf};
+
+pub(crate) use trial::WeakRoot;
+pub(super) use trial::of_files as trial_of_files;
 
 use rustix::io::Errno;
 use rustix::process::{
@@ -52,25 +58,36 @@ pub(super) enum Purpose {
 }
 
 impl CommandUser {
-    /// The user that commands are to run as; `None` unless this process is root, and where it may not
-    /// change users (root of a user namespace, or without capabilities), which is logged: then
-    /// commands run as this process. Blocks for the life of a thread that does nothing else.
-    pub(crate) fn detect() -> Option<Self> {
+    /// The user that commands are to run as. `None` unless this process is root, and for the root of a
+    /// user namespace that may not change users there: outside, it is an ordinary user itself. Blocks for
+    /// the life of a thread and of a process that do nothing else.
+    ///
+    /// # Errors
+    /// [`WeakRoot`]: this process is the machine's root and may not do what it takes to act for another
+    /// user. Commands would be root, too.
+    pub(crate) fn find() -> Result<Option<Self>, WeakRoot> {
         if !geteuid().is_root() {
-            return None;
+            return Ok(None);
         }
         let user = Self {
             uid: Uid::from_raw(NOBODY),
             gid: Gid::from_raw(NOBODY),
             dumpable: dumpable_behavior() == Ok(DumpableBehavior::Dumpable),
         };
-        match on_own_thread(|| user.enter(Purpose::Exec).map(drop)) {
-            Ok(()) => Some(user),
-            Err(error) => {
-                log::warn!("commands run as root: this process cannot change users: {error}");
-                None
+        match trial::change_and_kill(user) {
+            Ok(()) => Ok(Some(user)),
+            Err(weak) if weak.is_harmless() => {
+                log::info!("commands run as the root of this user namespace: {weak}");
+                Ok(None)
             }
+            Err(weak) => Err(weak),
         }
+    }
+
+    /// As [`find`](Self::find), where that cannot fail.
+    #[cfg(test)]
+    pub(crate) fn detect() -> Option<Self> {
+        Self::find().expect("the tests' root has all capabilities")
     }
 
     /// Its number.
@@ -168,6 +185,18 @@ impl Drop for Entered {
             // Nothing is lost but core dumps.
             let _ = set_dumpable_behavior(DumpableBehavior::Dumpable);
         }
+    }
+}
+
+/// Does something that may [enter](CommandUser::enter) the user, if there is one, on a thread of its own:
+/// a thread of the host must not be touched.
+pub(super) fn as_on_own_thread<T: Send>(
+    user: Option<CommandUser>,
+    work: impl FnOnce() -> T + Send,
+) -> io::Result<T> {
+    match user {
+        Some(_) => on_own_thread(|| Ok(work())),
+        None => Ok(work()),
     }
 }
 

@@ -40,8 +40,9 @@ use rustix::fs::{AtFlags, Dir, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::paths::Root;
-use super::tree::{self, TreeError};
-use super::user::CommandUser;
+use super::tree::{self, TreeError, Until};
+use super::user::{self, CommandUser, WeakRoot};
+use crate::interrupt::Interrupt;
 
 /// The name of every run directory begins so; nothing else in a base is ever touched.
 const RUN_PREFIX: &str = "run-";
@@ -87,6 +88,11 @@ pub(crate) enum WorkspaceError {
         /// The user.
         user: CommandUser,
     },
+    /// This process is root, and may not do what it takes to give the workspaces to the user that commands
+    /// run as, and to empty them.
+    WeakRoot(WeakRoot),
+    /// The start was interrupted.
+    Interrupted,
     /// The system refused.
     Io {
         /// What was tried: "create", "empty", ….
@@ -123,6 +129,8 @@ impl fmt::Display for WorkspaceError {
                      (chmod o+x) or choose another data directory"
                 )
             }
+            Self::WeakRoot(weak) => weak.fmt(f),
+            Self::Interrupted => f.write_str("the start was interrupted"),
             Self::Gone { path } => write!(f, "the workspace {} is gone", path.display()),
             Self::Io { doing, path, source } => {
                 write!(f, "cannot {doing} {}: {source}", path.display())
@@ -135,7 +143,11 @@ impl std::error::Error for WorkspaceError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::Io { source, .. } => Some(source),
-            Self::UntrustedBase { .. } | Self::Barred { .. } | Self::Gone { .. } => None,
+            Self::UntrustedBase { .. }
+            | Self::Barred { .. }
+            | Self::Gone { .. }
+            | Self::WeakRoot(_)
+            | Self::Interrupted => None,
         }
     }
 }
@@ -171,10 +183,15 @@ impl DataDir {
     /// With a `user` the workspaces belong to that one, and what is above them has mode 0711; only a
     /// given base that exists is left as it is.
     ///
+    /// The removal may take minutes, where a dead engine has left a million files; `interrupt` ends it, and
+    /// nothing of the new directory is left then.
+    ///
     /// # Errors
     /// [`WorkspaceError::UntrustedBase`] for the default base, [`WorkspaceError::Barred`] for a place
-    /// that `user` cannot get to, [`WorkspaceError::Io`].
-    pub(crate) fn create(
+    /// that `user` cannot get to, [`WorkspaceError::WeakRoot`] where this process cannot do for `user`
+    /// what it has to, [`WorkspaceError::Interrupted`], [`WorkspaceError::Io`].
+    pub(crate) fn create_unless(
+        interrupt: &Interrupt,
         base: Option<&Path>,
         slots: usize,
         user: Option<CommandUser>,
@@ -187,7 +204,10 @@ impl DataDir {
                 open_private_base(base, user)?
             }
         };
-        sweep(&path, &base);
+        sweep(&path, &base, interrupt);
+        if interrupt.is_interrupted() {
+            return Err(WorkspaceError::Interrupted);
+        }
         let run = RunDir::create(&path, &base)?;
         // From here on a failure removes what was made.
         let mut data = Self { run, base, workspaces: Vec::with_capacity(slots), removed: false };
@@ -197,7 +217,19 @@ impl DataDir {
                 .and_then(|dir| rustix::fs::fchmod(dir, PASSABLE))
                 .map_err(|errno| WorkspaceError::io("open up", &data.run.path, errno))?;
         }
+        if let Some(user) = user {
+            user::trial_of_files(user, data.run.dir.as_fd()).map_err(|weak| {
+                // With all capabilities it is the place: a file system without owners, or a full one.
+                match weak.lacks_capabilities() && !weak.is_shortage() {
+                    true => WorkspaceError::WeakRoot(weak),
+                    false => WorkspaceError::io("use, as root must,", &data.run.path, weak.source),
+                }
+            })?;
+        }
         for slot in 0..slots {
+            if interrupt.is_interrupted() {
+                return Err(WorkspaceError::Interrupted);
+            }
             let place = |kind: &str| data.run.path.join(format!("{kind}_{slot}"));
             let workspace = Workspace::create(slot, place("slot"), place("tmp"), user)?;
             data.workspaces.push(Arc::new(workspace));
@@ -211,6 +243,16 @@ impl DataDir {
             }
         }
         Ok(data)
+    }
+
+    /// As [`create_unless`](Self::create_unless), without an interrupt.
+    #[cfg(test)]
+    pub(crate) fn create(
+        base: Option<&Path>,
+        slots: usize,
+        user: Option<CommandUser>,
+    ) -> Result<Self, WorkspaceError> {
+        Self::create_unless(&Interrupt::new(), base, slots, user)
     }
 
     /// Makes a directory of this name beside the workspaces.
@@ -315,8 +357,12 @@ impl RunDir {
 
     /// Removes the directory, its lock last, so that an interrupted removal is taken up by the next
     /// sweep.
-    fn remove(&self, base: &OwnedFd, deadline: Instant) -> Result<(), WorkspaceError> {
-        tree::empty(self.dir.as_fd(), Some(LOCK), deadline)
+    fn remove<'a>(
+        &'a self,
+        base: &OwnedFd,
+        until: impl Into<Until<'a>>,
+    ) -> Result<(), WorkspaceError> {
+        tree::empty(self.dir.as_fd(), Some(LOCK), until)
             .map_err(|error| WorkspaceError::tree("remove", &self.path, error))?;
         let removed = rustix::fs::unlinkat(&self.dir, LOCK, AtFlags::empty())
             .and_then(|()| rustix::fs::unlinkat(base, &self.name, AtFlags::REMOVEDIR));
@@ -328,25 +374,29 @@ impl RunDir {
     }
 }
 
-/// Removes the run directories of dead engines, and ends their processes. A failure is logged: it must not keep us from
-/// starting.
-fn sweep(base_path: &Path, base: &OwnedFd) {
+/// Removes the run directories of dead engines, and ends their processes, until it is interrupted. A failure
+/// is logged: it must not keep us from starting.
+fn sweep(base_path: &Path, base: &OwnedFd, interrupt: &Interrupt) {
     let entries = match Dir::read_from(base) {
         Ok(entries) => entries,
         Err(errno) => return log::warn!("cannot read {}: {errno}", base_path.display()),
     };
     for entry in entries.flatten() {
+        if interrupt.is_interrupted() {
+            return;
+        }
         let Some(name) = entry.file_name().to_str().ok().filter(|n| n.starts_with(RUN_PREFIX))
         else {
             continue;
         };
         let swept = match RunDir::lock(base_path, base, name, OFlags::empty()) {
             Ok(Some(dead)) => {
-                match leftovers::end(&dead.path) {
+                match leftovers::end(&dead.path, interrupt) {
                     0 => {}
                     count => log::info!("ended {count} processes, left by a dead engine"),
                 }
-                dead.remove(base, Instant::now() + EMPTY_LIMIT).map(|()| true)
+                let until = Until::interrupted(Instant::now() + EMPTY_LIMIT, interrupt);
+                dead.remove(base, until).map(|()| true)
             }
             Ok(None) => Ok(false),
             // It is about to be locked by a starting engine, or that engine died: then it is empty.
@@ -360,6 +410,8 @@ fn sweep(base_path: &Path, base: &OwnedFd) {
                 log::info!("removed {}, left by a dead engine", base_path.join(name).display())
             }
             Ok(false) => {}
+            // The next one goes on with it.
+            Err(_) if interrupt.is_interrupted() => return,
             Err(error) => log::warn!("left by a dead engine: {error}"),
         }
     }

@@ -8,8 +8,9 @@
 //! ask whether the first one arrived. So each has a connection of its own: on one that was idle it
 //! could meet a server that is just closing it, and nobody could tell what became of the call.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use crossbeam_channel::{bounded, select};
 use ureq::Agent;
 use ureq::http::Uri;
 
@@ -17,10 +18,14 @@ use super::ExternalCall;
 use crate::client::{self, AgentConfig, Authorization, Failure};
 use crate::config::ToolServerConfig;
 use crate::error::ToolServerError;
+use crate::interrupt::Interrupt;
+use crate::thread::OwnedThread;
 use crate::tool::python_json::float_text;
 use crate::tool::{Outcome, ToolResult, ToolSchema};
 use crate::wire::tool_server::{ExecuteRequest, ExecuteResponse, Tool, ToolsResponse};
 
+/// How long a request may take to end when a start is given up.
+const GIVE_UP: Duration = Duration::from_millis(400);
 /// How long `GET /tools` may take.
 const TOOLS_TIMEOUT: Duration = Duration::from_secs(30);
 /// A client of one ToolServer.
@@ -67,23 +72,42 @@ impl ToolServer {
         self.agent.clone().shutdown();
     }
 
-    /// The tools it offers. Blocks for up to 30 s.
+    /// The tools it offers. Blocks for up to 30 s, or until `interrupt` is triggered: `None`.
     ///
     /// # Errors
     /// It does not answer, or not with a list of tools.
-    pub(crate) fn tools(&self) -> Result<Vec<ToolSchema>, ToolServerError> {
+    pub(crate) fn tools(
+        &self,
+        interrupt: &Interrupt,
+    ) -> Result<Option<Vec<ToolSchema>>, ToolServerError> {
         let failed = |error: String| {
             ToolServerError::new(format!("the ToolServer does not say what it offers: {error}"))
         };
         let request = self.agent.get(self.tools.clone());
         let request = client::authorize(request, self.authorization.as_ref());
         let request = request.config().timeout_global(Some(TOOLS_TIMEOUT)).build();
-        let response = request.call().map_err(|error| {
-            ToolServerError::with_source("the ToolServer does not say what it offers", error)
-        })?;
-        let tools: ToolsResponse =
-            client::read_json(response).map_err(|error| failed(error.text()))?;
-        Ok(tools.into_schemas().collect())
+        let (tell, told) = bounded(1);
+        // On a thread of its own, since a look-up of its name cannot be stopped.
+        let ask = move || {
+            let answer = request.call().map_err(Failure::from);
+            let answer = answer.and_then(client::read_json::<ToolsResponse>);
+            // Refused only after the start was given up.
+            drop(tell.send(answer));
+        };
+        let thread = OwnedThread::spawn("tool-meet", ask)
+            .map_err(|error| ToolServerError::with_source("cannot start a thread", error))?;
+        let answer = select! {
+            recv(told) -> answer => Some(answer),
+            recv(interrupt.fired()) -> _ => None,
+        };
+        if answer.is_none() {
+            self.interrupt();
+        }
+        thread.join_or_leave(Instant::now() + GIVE_UP);
+        let Some(answer) = answer else { return Ok(None) };
+        let answer = answer.unwrap_or_else(|_| Err(Failure::Broken("asking it panicked".into())));
+        let tools = answer.map_err(|error| failed(error.text()))?;
+        Ok(Some(tools.into_schemas().collect()))
     }
 
     /// Runs a call and gives its result; blocks for the call's timeout at most.

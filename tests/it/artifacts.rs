@@ -15,7 +15,7 @@ use tool_executor::backend::{
     Artifacts, Backend, Container, ContainerChange, Execution, ResetReply, SlotRef, Watcher,
 };
 use tool_executor::config::{ExecutorConfig, LostWorkspace};
-use tool_executor::{BackendError, Destination, Outcome, ToolExecutor, ToolResult};
+use tool_executor::{BackendError, Destination, Interrupt, Outcome, ToolExecutor, ToolResult};
 
 use crate::fakes::{Echoes, HandsOver, PATIENCE, bash, next, one_container};
 
@@ -41,7 +41,7 @@ fn files() -> (Arc<Files>, Receiver<Sender<()>>) {
 }
 
 impl Backend for Files {
-    fn start(&self) -> Result<Vec<Container>, BackendError> {
+    fn start(&self, _interrupt: &Interrupt) -> Result<Vec<Container>, BackendError> {
         Ok(one_container(1))
     }
 

@@ -7,7 +7,7 @@ use serde_json::json;
 use tool_executor::backend::{Backend, Capabilities, Container, Execution, ResetReply, SlotRef};
 use tool_executor::config::{ExecutorConfig, Policy};
 use tool_executor::{
-    BackendError, Outcome, StartError, SubmitError, ToolCall, ToolExecutor, ToolResult,
+    BackendError, Interrupt, Outcome, StartError, SubmitError, ToolCall, ToolExecutor, ToolResult,
 };
 
 use crate::fakes::{Echoes, FailsToStart, HandsOver, PATIENCE, bash, next, one_container};
@@ -163,7 +163,7 @@ fn without_a_backend_sandbox_tools_say_so() {
 fn a_backend_without_a_time_limit_of_its_own_may_say_for_ever() {
     struct TakesForEver;
     impl Backend for TakesForEver {
-        fn start(&self) -> Result<Vec<Container>, BackendError> {
+        fn start(&self, _interrupt: &Interrupt) -> Result<Vec<Container>, BackendError> {
             Ok(one_container(1))
         }
         fn capabilities(&self) -> Capabilities {

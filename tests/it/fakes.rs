@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use parking_lot::Mutex;
 use tool_executor::backend::{Backend, Container, Execution, ExecutionId, ResetReply, SlotRef};
-use tool_executor::{BackendError, Outcome, ToolCall, ToolResult};
+use tool_executor::{BackendError, Interrupt, Outcome, ToolCall, ToolResult};
 
 /// Long enough for anything that should happen, on a busy machine; a test that waits for it fails.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
@@ -40,7 +40,7 @@ pub(crate) fn bash(command: &str) -> ToolCall {
 pub(crate) struct Echoes(pub(crate) usize);
 
 impl Backend for Echoes {
-    fn start(&self) -> Result<Vec<Container>, BackendError> {
+    fn start(&self, _interrupt: &Interrupt) -> Result<Vec<Container>, BackendError> {
         Ok(one_container(self.0))
     }
 
@@ -61,7 +61,7 @@ impl Backend for Echoes {
 pub(crate) struct Counts(Mutex<HashMap<usize, usize>>);
 
 impl Backend for Counts {
-    fn start(&self) -> Result<Vec<Container>, BackendError> {
+    fn start(&self, _interrupt: &Interrupt) -> Result<Vec<Container>, BackendError> {
         Ok(one_container(1))
     }
 
@@ -126,7 +126,7 @@ impl HandsOver {
 }
 
 impl Backend for HandsOver {
-    fn start(&self) -> Result<Vec<Container>, BackendError> {
+    fn start(&self, _interrupt: &Interrupt) -> Result<Vec<Container>, BackendError> {
         Ok(self.containers.clone())
     }
 
@@ -154,7 +154,7 @@ pub(crate) fn next(told: &Receiver<Told>) -> Told {
 pub(crate) struct Panics;
 
 impl Backend for Panics {
-    fn start(&self) -> Result<Vec<Container>, BackendError> {
+    fn start(&self, _interrupt: &Interrupt) -> Result<Vec<Container>, BackendError> {
         Ok(one_container(2))
     }
 
@@ -171,7 +171,7 @@ impl Backend for Panics {
 pub(crate) struct FailsToStart;
 
 impl Backend for FailsToStart {
-    fn start(&self) -> Result<Vec<Container>, BackendError> {
+    fn start(&self, _interrupt: &Interrupt) -> Result<Vec<Container>, BackendError> {
         Err(BackendError::with_source("no containers", std::io::Error::other("the cause")))
     }
 

@@ -13,7 +13,7 @@ use serde_json::json;
 use tool_executor::backend::{Backend, Container, Execution, ExecutionId, ResetReply, SlotRef};
 use tool_executor::config::ExecutorConfig;
 use tool_executor::{
-    BackendError, Outcome, ToolCall, ToolExecutor, ToolRegistry, ToolResult, ToolSchema,
+    BackendError, Interrupt, Outcome, ToolCall, ToolExecutor, ToolRegistry, ToolResult, ToolSchema,
 };
 
 use crate::fakes::{PATIENCE, bash, command, one_container, result};
@@ -37,7 +37,7 @@ impl Misbehaves {
 }
 
 impl Backend for Misbehaves {
-    fn start(&self) -> Result<Vec<Container>, BackendError> {
+    fn start(&self, _interrupt: &Interrupt) -> Result<Vec<Container>, BackendError> {
         Ok(one_container(self.slots))
     }
 

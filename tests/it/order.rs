@@ -5,7 +5,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use tool_executor::backend::{Backend, Capabilities, Container, Execution, ResetReply, SlotRef};
 use tool_executor::config::ExecutorConfig;
-use tool_executor::{BackendError, Outcome, ToolCall, ToolExecutor, ToolResult};
+use tool_executor::{BackendError, Interrupt, Outcome, ToolCall, ToolExecutor, ToolResult};
 
 use crate::fakes::{Echoes, HandsOver, PATIENCE, bash, command, next, one_container};
 
@@ -132,7 +132,7 @@ fn a_call_that_is_cancelled_while_its_batch_waits_for_a_thread_never_reaches_the
     /// Tells of each call, then waits until it may go on.
     struct BlocksInExecute(Sender<String>, Receiver<()>);
     impl Backend for BlocksInExecute {
-        fn start(&self) -> Result<Vec<Container>, BackendError> {
+        fn start(&self, _interrupt: &Interrupt) -> Result<Vec<Container>, BackendError> {
             Ok(one_container(2))
         }
         fn execute(&self, container: usize, batch: Vec<Execution>) {
@@ -175,7 +175,7 @@ fn calls_that_a_backend_takes_at_once_are_handed_over_by_the_batcher_itself() {
     /// Answers with the name of the thread that it is called on, and panics at "panic".
     struct TellsItsThread;
     impl Backend for TellsItsThread {
-        fn start(&self) -> Result<Vec<Container>, BackendError> {
+        fn start(&self, _interrupt: &Interrupt) -> Result<Vec<Container>, BackendError> {
             Ok(one_container(2))
         }
         fn capabilities(&self) -> Capabilities {

@@ -12,7 +12,7 @@ use tool_executor::backend::local::LocalBackend;
 use tool_executor::backend::{Backend, Container, Execution, ResetReply, SlotRef};
 use tool_executor::config::{FleetConfig, LocalConfig, ServerConfig};
 use tool_executor::server::{ExecutorServer, SandboxServer};
-use tool_executor::{BackendError, Outcome, ToolExecutor, ToolResult};
+use tool_executor::{BackendError, Interrupt, Outcome, ToolExecutor, ToolResult};
 
 use crate::fakes::{PATIENCE, bash, one_container, until};
 use crate::http_client::Client;
@@ -25,7 +25,7 @@ const SHORT: Duration = Duration::from_secs(1);
 struct Lengthy(usize, usize);
 
 impl Backend for Lengthy {
-    fn start(&self) -> Result<Vec<Container>, BackendError> {
+    fn start(&self, _interrupt: &Interrupt) -> Result<Vec<Container>, BackendError> {
         Ok(one_container(self.0))
     }
 

@@ -4,6 +4,7 @@
 //! (`native`), any other in the reference's plain one (`stock`).
 //!
 //! # Threads
+//! While the fleet starts one per server, `tool-meet-N`, which asks what it is.
 //! One per server, `tool-fleet-N`, which keeps up the connection: for a native server it reads the
 //! stream of results, and another, `tool-send-N`, sends what the threads that hand over do not. A
 //! stock server answers a request only when its call is done, so each of its running calls takes a
@@ -30,6 +31,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::{select, unbounded};
 use parking_lot::Mutex;
 use serde::Deserialize;
 use ureq::Agent;
@@ -47,10 +49,13 @@ use crate::artifact::{
 };
 use crate::client::{self, AgentConfig, Authorization, Failure};
 use crate::config::FleetConfig;
-use crate::error::BackendError;
+use crate::error::{BackendError, BackendErrorKind, IsolationError};
+use crate::interrupt::Interrupt;
 use crate::limits::EnforcedLimits;
+use crate::thread::OwnedThread;
 use crate::wire::native::FEATURE;
 use crate::wire::null_as_default;
+use crate::workers::guarded;
 
 /// How long a short request may take, one that its server answers at once: at most, and if servers
 /// are given up so soon that there would be no time for another try.
@@ -62,6 +67,8 @@ const SILENCE_LEAST: Duration = Duration::from_secs(3);
 /// How long a server is left alone after it did not answer: at first, and at most.
 const PAUSE_FIRST: Duration = Duration::from_millis(50);
 const PAUSE_MOST: Duration = Duration::from_secs(1);
+/// How long what is under way may take to end when a start is given up.
+const GIVE_UP: Duration = Duration::from_millis(400);
 /// How many servers are asked at a time when the fleet starts.
 const ASKED_AT_ONCE: usize = 32;
 
@@ -108,82 +115,173 @@ impl FleetBackend {
     fn server(&self, container: usize) -> Option<Server> {
         self.servers.lock().get(container).cloned()
     }
+}
 
-    /// Asks a server what it is, until it answers or `deadline`.
-    fn meet(
-        &self,
-        number: usize,
-        connection: &Connection,
-        deadline: Instant,
-    ) -> Result<(Server, Container), String> {
+/// What it takes to ask a server what it is, on a thread of its own.
+struct Meeting {
+    number: usize,
+    connection: Connection,
+    direct: Arc<Direct>,
+    /// See [`FleetConfig::unreachable_timeout`].
+    bound: Duration,
+    deadline: Instant,
+    /// Of this start: when it is interrupted, or another server cannot be used.
+    interrupt: Interrupt,
+}
+
+impl Meeting {
+    /// Asks until the server answers, the deadline, or the interrupt.
+    fn meet(&self) -> Result<(Server, Container), BackendError> {
+        let Self { number, connection, bound, deadline, .. } = self;
+        let url = &connection.url;
+        let unusable = |why: String| {
+            BackendError::new(format!("the sandbox server {url} cannot be used: {why}"))
+        };
         let mut pause = PAUSE_FIRST;
         // One name for all tries: an answer that was lost began it all the same.
         let session = native::new_session();
         loop {
             let met = connection.health().and_then(|features| {
-                let bound = self.config.unreachable_timeout;
                 if features.iter().any(|feature| feature == FEATURE) {
                     let (connection, direct) = (connection.clone(), self.direct.clone());
                     let (server, slots) =
-                        NativeServer::meet(number, connection, bound, direct, &session)?;
+                        NativeServer::meet(*number, connection, *bound, direct, &session)?;
                     Ok((Server::Native(server), slots))
                 } else {
-                    let (server, slots) = StockServer::meet(number, connection.clone(), bound)?;
+                    let (server, slots) = StockServer::meet(*number, connection.clone(), *bound)?;
                     Ok((Server::Stock(server), slots))
                 }
             });
             match met {
                 Ok((server, slots)) => {
-                    return Ok((server, Container { addr: connection.url.clone(), slots }));
+                    return Ok((server, Container { addr: url.clone(), slots }));
                 }
-                Err(failure) if Instant::now() + pause >= deadline => return Err(failure.text()),
+                // What failed may have failed because of it.
+                Err(_) if self.interrupt.is_interrupted() => {
+                    return Err(BackendError::interrupted());
+                }
+                Err(_) if connection.is_barred() => {
+                    let reason =
+                        format!("the sandbox server {url} runs commands without isolation");
+                    let remedy = "make bubblewrap work there (apt-get install bubblewrap) and start it \
+                                  again";
+                    return Err(BackendError::not_isolated(IsolationError::new(reason, remedy)));
+                }
+                Err(failure) if Instant::now() + pause >= *deadline => {
+                    return Err(unusable(failure.text()));
+                }
                 // Waiting does not make a wrong token right.
                 Err(Failure::Refused(status, text)) if matches!(status, 401 | 403 | 404) => {
-                    return Err(format!("HTTP {status}: {text}"));
+                    return Err(unusable(format!("HTTP {status}: {text}")));
                 }
-                Err(_) => thread::sleep(pause),
+                Err(_) => {
+                    self.interrupt.wait_timeout(pause);
+                }
             }
             pause = (pause * 2).min(PAUSE_MOST);
         }
     }
 }
 
+/// Meets these servers side by side, in their order. The first that cannot be used ends it for all, and so
+/// does `interrupt`; the sessions that were begun are ended then.
+fn meet_all(
+    meetings: Vec<Meeting>,
+    stop: &Interrupt,
+    interrupt: &Interrupt,
+) -> Result<Vec<(Server, Container)>, BackendError> {
+    let (tell, told) = unbounded();
+    let mut met: Vec<Option<(Server, Container)>> = Vec::new();
+    let mut connections = Vec::new();
+    let mut threads = Vec::new();
+    let mut failure = None;
+    for (place, meeting) in meetings.into_iter().enumerate() {
+        met.push(None);
+        connections.push(meeting.connection.clone());
+        let tell = tell.clone();
+        // Refused only after the start was given up.
+        let ask = move || drop(tell.send((place, guarded(|| meeting.meet()))));
+        match OwnedThread::spawn(format!("tool-meet-{place}"), ask) {
+            Ok(thread) => threads.push(thread),
+            Err(error) => {
+                let error = BackendError::with_source("cannot start a thread", error);
+                failure = Some(error.with_kind(BackendErrorKind::Shortage));
+                break;
+            }
+        }
+    }
+    drop(tell);
+    while failure.is_none() {
+        select! {
+            recv(told) -> told => match told {
+                Ok((place, Ok(Ok(server)))) => met[place] = Some(server),
+                Ok((_, Ok(Err(error)))) => failure = Some(error),
+                Ok((_, Err(panic))) => {
+                    failure = Some(BackendError::new(format!("asking a server panicked: {panic}")));
+                }
+                // All have told.
+                Err(_) => break,
+            },
+            recv(interrupt.fired()) -> _ => failure = Some(BackendError::interrupted()),
+        }
+    }
+    let deadline = Instant::now() + GIVE_UP;
+    if failure.is_some() {
+        stop.interrupt();
+        // But for those that are to be told that their session is over.
+        let unmet = connections.iter().zip(&met).filter(|(_, met)| met.is_none());
+        unmet.for_each(|(connection, _)| connection.interrupt());
+    }
+    // One that looks a name up cannot be stopped, and is left behind.
+    threads.into_iter().for_each(|thread| thread.join_or_leave(deadline));
+    let Some(failure) = failure else { return Ok(met.into_iter().flatten().collect()) };
+    for (place, server) in told.try_iter() {
+        met[place] = server.ok().and_then(Result::ok);
+    }
+    let servers: Vec<_> = met.into_iter().flatten().map(|(server, _)| server).collect();
+    close_all(&servers, Instant::now() + GIVE_UP);
+    Err(failure)
+}
+
 impl Backend for FleetBackend {
-    fn start(&self) -> Result<Vec<Container>, BackendError> {
+    fn start(&self, interrupt: &Interrupt) -> Result<Vec<Container>, BackendError> {
         let deadline = Instant::now() + self.config.start_timeout;
-        let numbered: Vec<_> = self.connections.iter().enumerate().collect();
+        let stop = Interrupt::new();
+        let mut meetings: Vec<_> = self
+            .connections
+            .iter()
+            .enumerate()
+            .map(|(number, connection)| Meeting {
+                number,
+                connection: connection.clone(),
+                direct: self.direct.clone(),
+                bound: self.config.unreachable_timeout,
+                deadline,
+                interrupt: stop.clone(),
+            })
+            .collect();
         let mut servers = Vec::new();
         let mut containers = Vec::new();
-        for some in numbered.chunks(ASKED_AT_ONCE) {
-            let met = thread::scope(|scope| {
-                let asked: Vec<_> = some
-                    .iter()
-                    .map(|&(number, connection)| {
-                        scope.spawn(move || self.meet(number, connection, deadline))
-                    })
-                    .collect();
-                let panicked = || Err("asking it panicked".to_owned());
-                asked
-                    .into_iter()
-                    .map(|asked| asked.join().unwrap_or_else(|_| panicked()))
-                    .collect::<Vec<_>>()
-            });
-            let mut refused = None;
-            for (met, (_, connection)) in met.into_iter().zip(some) {
-                match met {
-                    Ok((server, container)) => {
-                        servers.push(server);
-                        containers.push(container);
-                    }
-                    Err(why) => {
-                        let url = &connection.url;
-                        refused = Some(format!("the sandbox server {url} cannot be used: {why}"));
-                    }
+        while !meetings.is_empty() {
+            let some = meetings.drain(..meetings.len().min(ASKED_AT_ONCE)).collect();
+            match meet_all(some, &stop, interrupt) {
+                Ok(met) => {
+                    let (met, of_them): (Vec<_>, Vec<_>) = met.into_iter().unzip();
+                    servers.extend(met);
+                    containers.extend(of_them);
+                }
+                Err(error) => {
+                    close_all(&servers, Instant::now() + GIVE_UP);
+                    return Err(error);
                 }
             }
-            if let Some(text) = refused {
-                close_all(&servers, Instant::now() + PROMPT);
-                return Err(BackendError::new(text));
+        }
+        for connection in &self.connections {
+            if connection.told.lock().isolates.is_none() {
+                let url = &connection.url;
+                log::warn!(
+                    "the sandbox server {url} does not say whether commands are isolated there"
+                );
             }
         }
         *self.servers.lock() = servers;
@@ -194,7 +292,9 @@ impl Backend for FleetBackend {
         // Of each the weakest; nothing where one of them does not say.
         let told: Vec<_> =
             self.connections.iter().map(|connection| connection.told.lock().clone()).collect();
-        let unisolated = self.connections.iter().zip(&told).find(|(_, told)| !told.isolates);
+        let mut with_told = self.connections.iter().zip(&told);
+        let unisolated = with_told.find(|(_, told)| told.isolates == Some(false));
+        let all_isolate = told.iter().all(|told| told.isolates == Some(true));
         let limits = told.iter().map(|told| told.limits);
         let warm_slots = told.iter().map(|told| told.warm_slots);
         Capabilities {
@@ -204,7 +304,8 @@ impl Backend for FleetBackend {
                     "the sandbox server {} says that it has no bubblewrap",
                     connection.url
                 )),
-                None => Isolation::Isolated,
+                None if all_isolate => Isolation::Isolated,
+                None => Isolation::Unknown,
             },
             limits: limits.reduce(|a, b| Some(a?.weaker(b?))).flatten(),
             warm_slots: warm_slots.reduce(|a, b| Some(a? && b?)).flatten(),
@@ -288,8 +389,21 @@ impl Artifacts for FleetBackend {
 /// Closes them side by side: one that hangs holds up no other.
 fn close_all(servers: &[Server], deadline: Instant) {
     thread::scope(|scope| {
-        for server in servers {
-            scope.spawn(move || server.close(deadline));
+        let close = |server| move || Server::close(server, deadline);
+        let start = |server| {
+            let thread = thread::Builder::new().name("tool-close".to_owned());
+            thread.spawn_scoped(scope, close(server))
+        };
+        let started: Vec<_> = servers.iter().map(|server| (server, start(server))).collect();
+        for (server, thread) in started {
+            let panicked = match thread {
+                Ok(thread) => thread.join().is_err(),
+                // Without a thread of its own: one after the other.
+                Err(_) => guarded(close(server)).is_err(),
+            };
+            if panicked {
+                log::error!("closing a sandbox server panicked");
+            }
         }
     });
 }
@@ -333,6 +447,8 @@ struct Connection {
     patient: Arc<Patient>,
     /// What the server last said of itself.
     told: Arc<Mutex<Told>>,
+    /// See [`FleetConfig::allow_unisolated`].
+    allow_unisolated: bool,
 }
 
 /// An agent for requests that end when the server is given up.
@@ -360,7 +476,8 @@ struct Health {
 /// What a server says of its slots.
 #[derive(Clone)]
 struct Told {
-    isolates: bool,
+    /// `None` where it does not say.
+    isolates: Option<bool>,
     limits: Option<EnforcedLimits>,
     warm_slots: Option<bool>,
 }
@@ -412,7 +529,8 @@ impl Connection {
                 agent: Mutex::new(Some(Patient::agent(config.ca_pem.as_deref())?)),
                 ca_pem: config.ca_pem.clone(),
             }),
-            told: Arc::new(Mutex::new(Told { isolates: true, limits: None, warm_slots: None })),
+            told: Arc::new(Mutex::new(Told { isolates: None, limits: None, warm_slots: None })),
+            allow_unisolated: config.allow_unisolated,
         })
     }
 
@@ -441,11 +559,19 @@ impl Connection {
             return Err(Failure::Broken(format!("its status is {:?}", health.status)));
         }
         *self.told.lock() = Told {
-            isolates: health.bwrap_available.unwrap_or(true),
+            isolates: health.bwrap_available,
             limits: serde_json::from_value(health.limits).ok(),
             warm_slots: health.warm_slots,
         };
+        if self.is_barred() {
+            return Err(Failure::Broken("it runs commands without isolation".to_owned()));
+        }
         Ok(health.features)
+    }
+
+    /// Whether the server says that it does not isolate commands, and may not be used therefore.
+    fn is_barred(&self) -> bool {
+        !self.allow_unisolated && self.told.lock().isolates == Some(false)
     }
 
     fn get<T: serde::de::DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {

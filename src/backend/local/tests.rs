@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use serde_json::json;
 
+use super::start::Probe;
 use super::*;
+use crate::sandbox::isolation::Failure;
 use crate::{ToolCall, ToolExecutor};
 
 #[test]
@@ -14,7 +16,7 @@ fn without_tmux_its_calls_say_so_and_ran_nothing() {
     let mut config = LocalConfig::new(1);
     config.data_dir = Some(dir.path().to_owned());
     let nowhere = Tmux::detect("/nonexistent:/etc");
-    let backend = LocalBackend::start_with(config, nowhere, Engine::probe).unwrap();
+    let backend = start::start(&config, nowhere, Engine::find, &Interrupt::new()).unwrap();
     let executor = ToolExecutor::builder().backend(backend).start().unwrap();
     for action in ["start", "send_keys", "capture", "stream"] {
         let arguments = json!({"action": action, "keys": "x"});
@@ -42,8 +44,9 @@ fn has_lost_a_session_without_a_call() -> bool {
     let mut config = LocalConfig::new(2);
     config.data_dir = Some(dir.path().to_owned());
     // In a sandbox no end is missed.
-    let bare: Probe = |_, _| Engine::None { reason: "a test".to_owned() };
-    let backend = LocalBackend::start_with(config, None, bare).unwrap();
+    config.allow_unisolated = true;
+    let bare: Probe = |_, _, _| Err(Failure::Missing);
+    let backend = start::start(&config, None, bare, &Interrupt::new()).unwrap();
     let executor = ToolExecutor::builder().backend(backend.clone()).start().unwrap();
     let run = |trajectory: &str, command: &str| {
         let call = ToolCall::new("terminal_stateful", json!({"command": command}));

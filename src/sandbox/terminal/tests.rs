@@ -5,6 +5,7 @@ use std::sync::mpsc::{Receiver, channel};
 
 use super::shell::Session;
 use super::*;
+use crate::sandbox::isolation::Budget;
 use crate::sandbox::limits::Filter;
 use crate::sandbox::supervisor::End;
 use crate::sandbox::workspace::{DataDir, Workspace};
@@ -59,7 +60,9 @@ impl Bench {
             let isolation = Isolation::probe(user, &data.workspaces()[0]);
             assert!(isolation.is_sandboxed(), "install bubblewrap: {isolation:?}");
             let isolation = isolation.with_etc(etc.path().to_owned());
-            isolation.with_filter(Filter::new(), user, &data.workspaces()[0])
+            isolation
+                .with_filter(Filter::new(), user, &data.workspaces()[0], &Budget::default())
+                .unwrap()
         } else {
             Isolation::None { reason: "a test".to_owned() }
         };

@@ -13,12 +13,17 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
+use crate::interrupt::Interrupt;
+
 /// How long the killed ones are waited for, all together.
 const END_LIMIT: Duration = Duration::from_secs(5);
+/// How long a wait may last before the interrupt is looked at again.
+const SLICE: Duration = Duration::from_millis(50);
 
 /// Kills every bubblewrap of ours that was started for a data directory at `path`, whose engine is dead,
-/// and waits for their end. How many there were. Blocks, for some seconds at most.
-pub(super) fn end(path: &Path) -> usize {
+/// and waits for their end. How many there were. Blocks, for some seconds at most, and not after an
+/// interrupt.
+pub(super) fn end(path: &Path, interrupt: &Interrupt) -> usize {
     let Ok(processes) = std::fs::read_dir("/proc") else { return 0 };
     let mut killed = Vec::new();
     for entry in processes.flatten() {
@@ -35,7 +40,7 @@ pub(super) fn end(path: &Path) -> usize {
         }
     }
     let deadline = Instant::now() + END_LIMIT;
-    killed.iter().for_each(|handle| wait(handle, deadline));
+    killed.iter().for_each(|handle| wait(handle, deadline, interrupt));
     killed.len()
 }
 
@@ -58,12 +63,16 @@ fn names(command_line: &[u8], path: &Path) -> bool {
         .any(|argument| argument.starts_with(path))
 }
 
-fn wait(handle: &OwnedFd, deadline: Instant) {
-    let left = deadline.saturating_duration_since(Instant::now());
-    let timeout = left.try_into().ok();
-    let mut ends = [PollFd::from_borrowed_fd(handle.as_fd(), PollFlags::IN)];
-    // Whoever did not end by now is left to its parent.
-    let _ = poll(&mut ends, timeout.as_ref());
+fn wait(handle: &OwnedFd, deadline: Instant, interrupt: &Interrupt) {
+    // Whoever did not end by the deadline is left to its parent.
+    while !interrupt.is_interrupted() {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let timeout = left.min(SLICE).try_into().ok();
+        let mut ends = [PollFd::from_borrowed_fd(handle.as_fd(), PollFlags::IN)];
+        if left.is_zero() || matches!(poll(&mut ends, timeout.as_ref()), Ok(1..)) {
+            return;
+        }
+    }
 }
 
 #[cfg(test)]
@@ -71,6 +80,10 @@ mod tests {
     use std::process::{Command, Stdio};
 
     use super::*;
+
+    fn end(path: &Path) -> usize {
+        super::end(path, &Interrupt::new())
+    }
 
     #[test]
     fn only_arguments_beneath_the_directory_name_it() {

@@ -24,6 +24,7 @@ use crate::backend::{
     Answer, Backend, Capabilities, Execution, ExecutionId, Reply, ResetReply, SlotRef,
 };
 use crate::error::BackendError;
+use crate::interrupt::Interrupt;
 use crate::server::turnstile::{Inside, Turnstile};
 use crate::tool::{JsonObject, Outcome, ToolResult};
 use crate::workers::{Workers, guarded};
@@ -144,7 +145,7 @@ impl Slots {
         backend: Arc<dyn Backend>,
         cut_network: bool,
     ) -> Result<Arc<Self>, BackendError> {
-        let mut containers = backend.start()?;
+        let mut containers = backend.start(&Interrupt::new())?;
         let container = match (containers.pop(), containers.len()) {
             (Some(container), 0) if !container.slots.is_empty() => container,
             _ => return Err(BackendError::new("the backend must have one container, with slots")),

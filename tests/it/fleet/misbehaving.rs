@@ -9,7 +9,7 @@ use tool_executor::backend::fleet::FleetBackend;
 use tool_executor::backend::{Backend, Watcher};
 use tool_executor::config::ExecutorConfig;
 use tool_executor::server::SandboxServer;
-use tool_executor::{Outcome, ToolExecutor};
+use tool_executor::{Interrupt, Outcome, ToolExecutor};
 
 use super::{config, fleet, is_alone, threads, url};
 use crate::fakes::{Echoes, PATIENCE, bash, until};
@@ -274,7 +274,7 @@ fn closing_does_not_wait_for_servers_that_hang() {
     let mut config = fleet(hanging.iter().map(|server| server.url.clone()));
     config.unreachable_timeout = PATIENCE;
     let backend = FleetBackend::new(config).unwrap();
-    backend.start().unwrap();
+    backend.start(&Interrupt::new()).unwrap();
     backend.watch(Watcher::from_fn(|_, _| {}));
     for server in &hanging {
         let mut requests = std::iter::from_fn(|| server.requests.recv_timeout(PATIENCE).ok());

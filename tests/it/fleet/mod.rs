@@ -20,7 +20,7 @@ use tool_executor::config::{
 };
 use tool_executor::server::{ExecutorServer, SandboxServer};
 use tool_executor::stats::Enforcement;
-use tool_executor::{Outcome, StartError, ToolCall, ToolExecutor};
+use tool_executor::{Interrupt, Outcome, StartError, ToolCall, ToolExecutor};
 
 use crate::fakes::{HandsOver, PATIENCE, Told, bash, result};
 use crate::http::{Request, Server, ok};
@@ -235,8 +235,10 @@ fn of_what_the_servers_say_of_their_limits_the_weakest_is_told() {
     let silent = says(json!({"status": "ok", "limits": "none of your business"}));
     let told = |servers: &[&Server]| {
         let urls: Vec<_> = servers.iter().map(|server| server.url.clone()).collect();
-        let backend = FleetBackend::new(fleet(urls)).unwrap();
-        backend.start().unwrap();
+        let mut config = fleet(urls);
+        config.allow_unisolated = true;
+        let backend = FleetBackend::new(config).unwrap();
+        backend.start(&Interrupt::new()).unwrap();
         backend.close(Instant::now());
         let held = backend.capabilities();
         (held.limits, held.warm_slots, held.isolation.not_isolated_because().is_none())

@@ -3,13 +3,13 @@
 use std::io::Write;
 
 use serde_json::json;
-use tool_executor::BackendError;
 use tool_executor::artifact::{
     ArchiveArtifacts, ArchiveSummary, Artifact, ArtifactEntry, ArtifactError, ArtifactList,
     ListArtifacts, ReadArtifact,
 };
 use tool_executor::backend::{Artifacts, Backend, Container, Execution, ResetReply, SlotRef};
 use tool_executor::server::SandboxServer;
+use tool_executor::{BackendError, Interrupt};
 
 use super::{config, has};
 use crate::fakes::{Echoes, one_container};
@@ -19,7 +19,7 @@ use crate::http_client::Client;
 struct Shelf;
 
 impl Backend for Shelf {
-    fn start(&self) -> Result<Vec<Container>, BackendError> {
+    fn start(&self, _interrupt: &Interrupt) -> Result<Vec<Container>, BackendError> {
         Ok(one_container(1))
     }
 

@@ -15,7 +15,7 @@ use tool_executor::backend::{
 };
 use tool_executor::config::{LocalConfig, ServerConfig};
 use tool_executor::server::SandboxServer;
-use tool_executor::{BackendError, ToolResult};
+use tool_executor::{BackendError, Interrupt, ToolResult};
 
 use crate::fakes::{PATIENCE, one_container, until};
 use crate::http_client::Client;
@@ -254,7 +254,7 @@ fn a_batch_runs_at_once_in_its_order_and_each_item_fails_alone() {
 struct Waits(usize, Sender<Execution>);
 
 impl Backend for Waits {
-    fn start(&self) -> Result<Vec<Container>, BackendError> {
+    fn start(&self, _interrupt: &Interrupt) -> Result<Vec<Container>, BackendError> {
         Ok(one_container(self.0))
     }
 

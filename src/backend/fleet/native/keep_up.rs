@@ -172,6 +172,10 @@ impl NativeServer {
         };
         let goes_on = is_resumed && answer.resumed && answer.instance == instance;
         if !goes_on && let Err(failure) = self.connection.health() {
+            if self.connection.is_barred() {
+                log::error!("{} is not used: {}", self.connection.url, failure.text());
+                return false;
+            }
             // What is told of its limits stays as it was.
             log::debug!("{}: {}", self.connection.url, failure.text());
         }

@@ -1,5 +1,7 @@
 //! What commands cost the host process, and what hosts do that make it hard.
 
+use rustix::process::{Resource, Rlimit};
+
 use super::*;
 
 /// Runs a test's body in a process of its own, where no other test's processes, threads and files are.

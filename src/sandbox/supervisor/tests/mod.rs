@@ -12,6 +12,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::Instant;
 
 use super::*;
+use crate::sandbox::isolation::Budget;
 use crate::sandbox::workspace::DataDir;
 
 /// Long enough for anything that is expected to happen at all.
@@ -86,7 +87,9 @@ impl Bench {
         crate::sandbox::etc::copy_to(etc.path()).unwrap();
         let isolation = probe().with_etc(etc.path().to_owned());
         let (data, _base) = slot_files();
-        let isolation = isolation.try_warm(CommandUser::detect(), &data.workspaces()[0]);
+        let isolation = isolation
+            .try_warm(CommandUser::detect(), &data.workspaces()[0], &Budget::default())
+            .unwrap();
         assert!(isolation.is_warm(), "{isolation:?}");
         Self { _etc: Some(etc), ..Self::new(isolation) }
     }
@@ -290,7 +293,7 @@ fn a_command_gets_no_file_descriptors_but_the_three() {
 #[test]
 fn raising_the_limit_of_open_files_does_not_reach_commands() {
     in_all_modes(|bench| {
-        if let Some(before) = raise_open_files_limit() {
+        if let Some(before) = crate::sandbox::descriptors::raise_limit(0) {
             assert_eq!(bench.output("ulimit -S -n"), format!("{before}\n"));
         }
     });

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::asciicast::{LIMIT, replay};
 use super::*;
-use crate::sandbox::isolation::Isolation;
+use crate::sandbox::isolation::{Budget, Isolation};
 use crate::sandbox::limits::{Filter, Limits};
 use crate::sandbox::shell;
 use crate::sandbox::spool::Spool;
@@ -47,7 +47,9 @@ impl Bench {
             let isolation = Isolation::probe(user, &workspaces[0]).with_etc(etc.path().to_owned());
             assert!(isolation.is_sandboxed(), "install bubblewrap: {isolation:?}");
             match filtered {
-                true => isolation.with_filter(Filter::new(), user, &workspaces[0]),
+                true => isolation
+                    .with_filter(Filter::new(), user, &workspaces[0], &Budget::default())
+                    .unwrap(),
                 false => isolation,
             }
         } else {

@@ -13,8 +13,29 @@ use crate::wire::native::{CallsRequest, Key, MAX_LINE, NativeResult, Op};
 
 /// How long the answer to calls waits for their hand-over, which should be immediate.
 const HAND_OVER: Duration = Duration::from_secs(1);
+/// How long results that are there at once wait for that answer, which carries them. What takes longer
+/// to hand over has slow calls among it, which hold up nothing.
+const AT_ONCE: Duration = Duration::from_millis(5);
 /// The longest time that a call may be given.
 const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// The results of operations whose answer is to carry them. Dropped, it leaves them to the stream.
+struct Answering<'a> {
+    native: &'a Native,
+    session: &'a str,
+    keys: &'a [Key],
+}
+
+impl Drop for Answering<'_> {
+    fn drop(&mut self) {
+        let mut current = self.native.session.lock();
+        let session = current.as_mut().filter(|session| session.id == self.session);
+        if session.is_some_and(|session| session.leave_to_stream(self.keys)) {
+            drop(current);
+            self.native.news.notify_waiters();
+        }
+    }
+}
 
 impl Native {
     pub(super) async fn calls(
@@ -23,12 +44,18 @@ impl Native {
     ) -> Result<Response, Refusal> {
         let CallsRequest { session: id, ops, cancel } = request;
         let asked: Vec<Key> = ops.iter().map(|op| (op.slot, op.seq)).collect();
-        let handed_over = self.take_in(&id, ops, &cancel)?;
-        // Late, it still happens; the results come by the stream.
-        let _ = tokio::time::timeout(HAND_OVER, handed_over).await;
+        // Before the operations are: the client may go away at any await.
+        let answering = Answering { native: self, session: &id, keys: &asked };
+        let mut handed_over = self.take_in(&id, ops, &cancel)?;
+        if tokio::time::timeout(AT_ONCE, &mut handed_over).await.is_err() {
+            drop(answering);
+            // Late, it still happens; the results come by the stream.
+            let _ = tokio::time::timeout(HAND_OVER, handed_over).await;
+        }
         let mut current = self.session.lock();
         let session = current.as_mut().filter(|session| session.id == id);
         let Some(session) = session else { return Err(unknown_session()) };
+        session.leave_to_stream(&asked);
         session.untold.retain(|key| !asked.contains(key));
         let results: Vec<_> = asked.iter().filter_map(|&key| session.look_up(key)).collect();
         drop(current);
@@ -38,7 +65,7 @@ impl Native {
         }
         // By the stream, one by one.
         if let Some(session) = self.session.lock().as_mut().filter(|session| session.id == id) {
-            session.untold.extend(asked);
+            session.untold.extend(asked.iter().copied());
         }
         self.news.notify_waiters();
         Ok(json(&Results { results: Vec::new() }))
@@ -76,6 +103,7 @@ impl Native {
             }
             slot.seq = op.seq;
             slot.what = What::Running(None);
+            slot.answering = true;
             if op.reset {
                 resets.push(key);
                 continue;
@@ -149,6 +177,9 @@ impl Native {
         let ops = &mut session.ops[slot];
         if ops.seq == seq {
             ops.what = What::Done(Arc::new(result));
+            if ops.answering {
+                return;
+            }
             session.owe((slot, seq));
             drop(current);
             self.news.notify_waiters();

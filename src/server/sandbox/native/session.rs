@@ -30,6 +30,9 @@ pub(super) struct SlotOps {
     pub(super) what: What,
     /// An operation whose end was asked for before it came.
     pub(super) cancelled: u64,
+    /// Whether the answer to the latest operation's request is about to carry its result. The stream
+    /// leaves it alone then: a second way would wake threads on both sides for nothing.
+    pub(super) answering: bool,
 }
 
 #[derive(Default)]
@@ -38,6 +41,12 @@ pub(super) enum What {
     Nothing,
     Running(Option<ExecutionId>),
     Done(Arc<NativeResult>),
+}
+
+impl SlotOps {
+    fn is_done(&self) -> bool {
+        matches!(self.what, What::Done(_))
+    }
 }
 
 impl Session {
@@ -62,9 +71,23 @@ impl Session {
         ops.is_some_and(|ops| ops.seq == seq && matches!(ops.what, What::Running(_)))
     }
 
+    /// The answer that was to carry the results of these operations does not, or not any more: those
+    /// that are done are owed. Tells whether there are any.
+    pub(super) fn leave_to_stream(&mut self, keys: &[Key]) -> bool {
+        let mut any = false;
+        for &(slot, seq) in keys {
+            let Some(ops) = self.ops.get_mut(slot) else { continue };
+            if ops.seq == seq && std::mem::take(&mut ops.answering) && ops.is_done() {
+                self.owe((slot, seq));
+                any = true;
+            }
+        }
+        any
+    }
+
     /// The operations whose results have been told, or lie in `untold`.
     pub(super) fn done(&self) -> Vec<Key> {
-        let done = |ops: &SlotOps| matches!(ops.what, What::Done(_));
+        let done = |ops: &SlotOps| ops.is_done() && !ops.answering;
         let slots = self.ops.iter().enumerate();
         slots.filter(|(_, ops)| done(ops)).map(|(slot, ops)| (slot, ops.seq)).collect()
     }
@@ -141,12 +164,39 @@ mod tests {
         for seq in 1..=100 {
             for slot in 0..3 {
                 let what = What::Done(Arc::new(ToolResult::ok("").into()));
-                session.ops[slot] = SlotOps { seq, what, cancelled: 0 };
+                session.ops[slot] = SlotOps { seq, what, ..SlotOps::default() };
                 session.owe((slot, seq));
                 assert!(session.untold.len() <= 7);
             }
         }
         let told = |key| session.untold.contains(&key);
         assert!([0, 1, 2].into_iter().all(|slot| told((slot, 100))), "{:?}", session.untold);
+    }
+
+    #[test]
+    fn a_result_that_an_answer_was_to_carry_is_owed_once_when_it_does_not() {
+        let done = What::Done(Arc::new(ToolResult::ok("").into()));
+        let mut session = Session {
+            id: "s".to_owned(),
+            ops: vec![
+                SlotOps { seq: 1, what: done, answering: true, ..SlotOps::default() },
+                SlotOps {
+                    seq: 2,
+                    what: What::Running(None),
+                    answering: true,
+                    ..SlotOps::default()
+                },
+            ],
+            untold: VecDeque::new(),
+            heard: Instant::now(),
+            stream: 0,
+            streaming: true,
+        };
+        assert!(session.done().is_empty(), "a beat does not name what is not told yet");
+        // One that is done, one that runs, one that a later operation has come after, and no slot.
+        assert!(session.leave_to_stream(&[(0, 1), (1, 2), (1, 1), (9, 1)]));
+        assert_eq!(session.untold, [(0, 1)]);
+        assert!(!session.leave_to_stream(&[(0, 1), (1, 2)]), "only once");
+        assert_eq!((session.done(), session.ops[1].answering), (vec![(0, 1)], false));
     }
 }

@@ -5,6 +5,7 @@ use serde_json::json;
 
 use super::*;
 use crate::backend::Container;
+use crate::interrupt::Interrupt;
 use crate::server::turnstile::MOST_WAITING;
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -24,7 +25,7 @@ struct HandsOver {
 }
 
 impl Backend for HandsOver {
-    fn start(&self) -> Result<Vec<Container>, BackendError> {
+    fn start(&self, _interrupt: &Interrupt) -> Result<Vec<Container>, BackendError> {
         let container = |slots: &usize| Container {
             addr: "fake".to_owned(),
             slots: (0..*slots).map(|slot| format!("slot_{slot}")).collect(),

@@ -1,0 +1,222 @@
+//! The start of the embedded sandbox: what must hold before a slot is promised to anybody.
+//!
+//! In this order: the configuration makes sense; there are descriptors for all slots; this process may do
+//! what it has to for the user of commands; the workspaces are there; bubblewrap works, or nobody asked for
+//! isolation; the threads run. Whatever fails, or is interrupted, nothing is left of the start.
+
+use std::io;
+
+use rustix::io::Errno;
+
+use super::*;
+use crate::error::{BackendErrorKind, IsolationError};
+use crate::interrupt::Interrupt;
+use crate::sandbox::descriptors::{self, Need};
+use crate::sandbox::isolation::{self, Budget, Facts, Failure};
+use crate::sandbox::user::WeakRoot;
+use crate::sandbox::workspace::WorkspaceError;
+
+/// Finds out how commands of a user are isolated.
+pub(super) type Probe = fn(Option<CommandUser>, &Workspace, &Budget) -> Result<Engine, Failure>;
+
+/// What a root has to be, that may not be another user.
+const STRONG_ROOT: &str = "run it as an ordinary user, or as root with the capabilities CHOWN, \
+                           DAC_OVERRIDE, FOWNER, KILL, SETGID and SETUID";
+
+/// The directories, and how commands are isolated in them.
+struct Place {
+    user: Option<CommandUser>,
+    data_dir: DataDir,
+    isolation: Engine,
+}
+
+pub(super) fn start(
+    config: &LocalConfig,
+    tmux: Option<Tmux>,
+    probe: Probe,
+    interrupt: &Interrupt,
+) -> Result<LocalBackend, BackendError> {
+    config.check()?;
+    let need = Need::new(config.slots, config.warm_slots, descriptors::open_now());
+    let open_files = descriptors::raise_limit(need.total());
+    need.check(descriptors::limit()).map_err(|too_few| {
+        BackendError::new(too_few.to_string()).with_kind(BackendErrorKind::Shortage)
+    })?;
+    if config.adopt_orphans {
+        rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
+            .map_err(|error| BackendError::with_source("cannot adopt orphans", error))?;
+    }
+    let Place { user, data_dir, isolation } = find_place(config, probe, interrupt)?;
+    let thread = |error| system("cannot start threads", error);
+    let limits = Limits::detect(&config.limits, user, open_files)
+        .map(Arc::new)
+        .map_err(|error| system("cannot watch the limits", error))?;
+    let spool = Spool::start().map_err(thread)?;
+    let terminals = data_dir
+        .make_passable_dir("terminals")
+        .and_then(|directory| {
+            Terminals::start(terminal::Setup {
+                isolation: isolation.clone(),
+                user,
+                limits: limits.clone(),
+                directory,
+                output_limit_chars: config.max_output_chars,
+                output_file_bytes: config.max_output_file_bytes,
+                spool: spool.clone(),
+                tmux,
+            })
+        })
+        .map_err(|error| system("cannot start the terminals", error))?;
+    let supervisor = Supervisor::start(isolation, user, limits.clone(), spool)
+        .map_err(|error| system("cannot start the supervisor", error))?;
+    let resets = Workers::start("tool-reset", RESET_THREADS).map_err(thread)?;
+    let slots = data_dir
+        .workspaces()
+        .iter()
+        .map(|workspace| Slot {
+            workspace: workspace.clone(),
+            haunted: Arc::new(AtomicBool::new(false)),
+            resets: Arc::default(),
+        })
+        .collect();
+    Ok(LocalBackend(Arc::new(Inner {
+        supervisor,
+        limits,
+        terminals,
+        slots,
+        running: Mutex::new(HashMap::new()),
+        max_output_chars: config.max_output_chars,
+        max_output_file_bytes: config.max_output_file_bytes,
+        max_file_bytes: config.max_file_bytes,
+        data_dir: Mutex::new(Some(data_dir)),
+        resets: Mutex::new(Some(resets)),
+    })))
+}
+
+/// Makes the workspaces and finds out how commands are isolated there, and as whom they run.
+fn find_place(
+    config: &LocalConfig,
+    probe: Probe,
+    interrupt: &Interrupt,
+) -> Result<Place, BackendError> {
+    let weak = |weak: WeakRoot| weak_root(config, weak);
+    let mut user = match CommandUser::find() {
+        Ok(user) => user,
+        Err(found) => weak(found)?,
+    };
+    let data_dir = match make_data_dir(config, user, interrupt) {
+        Err(WorkspaceError::WeakRoot(found)) => {
+            user = weak(found)?;
+            make_data_dir(config, user, interrupt)
+        }
+        made => made,
+    };
+    let data_dir = data_dir.map_err(workspaces)?;
+    // The one time of all probes, which begins after what may have taken minutes.
+    let budget = Budget::new(interrupt);
+    let first = match isolate(config, user, &data_dir, probe, &budget)? {
+        Ok(isolation) => return Ok(Place { user, data_dir, isolation }),
+        Err(failure) => failure,
+    };
+    // Some systems let only root make sandboxes, and one of root's is better than none. Only a refusal
+    // says so: a shortage says nothing of whom the machine trusts.
+    if user.is_some() && matches!(first, Failure::Refused(_)) {
+        let of_root = make_data_dir(config, None, interrupt).map_err(workspaces)?;
+        if let Ok(isolation) = isolate(config, None, &of_root, probe, &budget)? {
+            log::warn!("only root can make sandboxes here: commands run in them as root");
+            return Ok(Place { user: None, data_dir: of_root, isolation });
+        }
+    }
+    if !config.allow_unisolated {
+        let remedy = isolation::advice(&first, &Facts::read());
+        let cause = IsolationError::new(first.to_string(), remedy);
+        return Err(BackendError::not_isolated(cause));
+    }
+    log::warn!("commands run without isolation, as was allowed: {first}");
+    Ok(Place { user, data_dir, isolation: Engine::None { reason: first.to_string() } })
+}
+
+/// Whom commands run as where this process is a root that may not do what it must for another user: as this
+/// root, where that does no harm, or where less isolation is allowed.
+fn weak_root(config: &LocalConfig, weak: WeakRoot) -> Result<Option<CommandUser>, BackendError> {
+    if weak.is_shortage() {
+        return Err(system("cannot find out what this process may do", weak.source));
+    }
+    if weak.is_harmless() {
+        log::info!("commands run as the root of this user namespace: {weak}");
+        return Ok(None);
+    }
+    if config.allow_unisolated {
+        log::warn!("commands run as root, as was allowed: {weak}");
+        return Ok(None);
+    }
+    let reason = format!("{weak}: commands would run as root");
+    Err(BackendError::not_isolated(IsolationError::new(reason, STRONG_ROOT)))
+}
+
+fn make_data_dir(
+    config: &LocalConfig,
+    user: Option<CommandUser>,
+    interrupt: &Interrupt,
+) -> Result<DataDir, WorkspaceError> {
+    DataDir::create_unless(interrupt, config.data_dir.as_deref(), config.slots, user)
+}
+
+/// How commands of `user` are isolated in these workspaces; or why they are not, where that is certain.
+fn isolate(
+    config: &LocalConfig,
+    user: Option<CommandUser>,
+    data_dir: &DataDir,
+    probe: Probe,
+    budget: &Budget,
+) -> Result<Result<Engine, Failure>, BackendError> {
+    let etc = data_dir
+        .make_dir("etc")
+        .and_then(|path| etc::copy_to(&path).map(|()| path))
+        .map_err(|error| system("cannot copy /etc for sandboxes", error))?;
+    let workspace = &data_dir.workspaces()[0];
+    let found = || {
+        let mut isolation = probe(user, workspace, budget)?.with_etc(etc);
+        if config.seccomp {
+            isolation = isolation.with_filter(Filter::new(), user, workspace, budget)?;
+        }
+        if let Some(bytes) = config.limits.memory_bytes {
+            isolation = isolation.with_shared_memory(bytes / 2, user, workspace, budget)?;
+        }
+        if config.warm_slots {
+            isolation = isolation.try_warm(user, workspace, budget)?;
+        }
+        Ok(isolation)
+    };
+    match found() {
+        Err(Failure::Interrupted) => Err(BackendError::interrupted()),
+        Err(failure) if failure.is_inconclusive() => {
+            let text = format!("cannot find out how commands are isolated: {failure}");
+            Err(BackendError::new(text).with_kind(BackendErrorKind::Shortage))
+        }
+        found => Ok(found),
+    }
+}
+
+/// What kept the workspaces from being made.
+fn workspaces(error: WorkspaceError) -> BackendError {
+    let kind = match &error {
+        WorkspaceError::Interrupted => return BackendError::interrupted(),
+        WorkspaceError::Io { source, .. } => kind_of(source),
+        _ => BackendErrorKind::Other,
+    };
+    BackendError::with_source("cannot make the workspaces", error).with_kind(kind)
+}
+
+/// What the system refused.
+fn system(what: &str, error: io::Error) -> BackendError {
+    let kind = kind_of(&error);
+    BackendError::with_source(what, error).with_kind(kind)
+}
+
+fn kind_of(error: &io::Error) -> BackendErrorKind {
+    match Errno::from_io_error(error).is_some_and(isolation::is_shortage) {
+        true => BackendErrorKind::Shortage,
+        false => BackendErrorKind::Other,
+    }
+}

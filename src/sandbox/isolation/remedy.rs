@@ -1,0 +1,131 @@
+//! What a user can do where there is no sandbox: the advice that fits what refused it.
+//!
+//! [`Facts`] are read from this machine; [`advice`] is a pure function of them.
+
+use rustix::thread::CapabilitySet;
+
+use super::Failure;
+
+/// What is known of this machine that tells why it refuses user namespaces.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Facts {
+    /// `kernel.unprivileged_userns_clone` of Debian's kernels is 0.
+    debian_switch_is_off: bool,
+    /// `kernel.apparmor_restrict_unprivileged_userns` of Ubuntu's kernels is 1.
+    apparmor_restricts: bool,
+    /// `user.max_user_namespaces` is 0.
+    no_user_namespaces: bool,
+    /// The root directory is not that of a mount: a chroot, in which the kernel makes no namespaces.
+    in_chroot: bool,
+    /// This is a container.
+    in_container: bool,
+    /// This process is root without what it takes to be another user.
+    is_weak_root: bool,
+}
+
+impl Facts {
+    /// Looks at this machine. Blocks on a few file system calls.
+    pub(crate) fn read() -> Self {
+        let number = |path: &str| {
+            std::fs::read_to_string(path).ok().and_then(|text| text.trim().parse::<u64>().ok())
+        };
+        let text = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+        let exists = |path: &str| std::fs::exists(path).unwrap_or(false);
+        let may_change_users = || {
+            rustix::thread::capabilities(None).is_ok_and(|sets| {
+                sets.effective.contains(CapabilitySet::SETUID | CapabilitySet::SETGID)
+            })
+        };
+        Self {
+            debian_switch_is_off: number("/proc/sys/kernel/unprivileged_userns_clone") == Some(0),
+            apparmor_restricts: number("/proc/sys/kernel/apparmor_restrict_unprivileged_userns")
+                == Some(1),
+            no_user_namespaces: number("/proc/sys/user/max_user_namespaces") == Some(0),
+            in_chroot: !has_root_mount(&text("/proc/self/mountinfo")),
+            in_container: exists("/.dockerenv")
+                || exists("/run/.containerenv")
+                || std::env::var_os("KUBERNETES_SERVICE_HOST").is_some(),
+            is_weak_root: rustix::process::geteuid().is_root() && !may_change_users(),
+        }
+    }
+}
+
+/// Whether the root directory is that of a mount. Where that cannot be read it is taken to be one.
+fn has_root_mount(mountinfo: &str) -> bool {
+    let mut lines = mountinfo.lines().peekable();
+    lines.peek().is_none() || lines.any(|line| line.split(' ').nth(4) == Some("/"))
+}
+
+/// What to do about a failure, as a clause; where there is no sandbox for a reason that lasts.
+pub(crate) fn advice(failure: &Failure, facts: &Facts) -> &'static str {
+    match failure {
+        Failure::Missing => "install it (on Debian and Ubuntu: apt-get install bubblewrap)",
+        Failure::Refused(_) if facts.is_weak_root => {
+            "run this program as an ordinary user, or as root with all capabilities"
+        }
+        Failure::Refused(_) if facts.in_chroot => {
+            "the kernel makes no user namespaces in a chroot: use pivot_root or a container instead"
+        }
+        Failure::Refused(_) if facts.debian_switch_is_off => {
+            "allow user namespaces: sysctl kernel.unprivileged_userns_clone=1"
+        }
+        Failure::Refused(_) if facts.no_user_namespaces => {
+            "allow user namespaces: sysctl user.max_user_namespaces=15000"
+        }
+        Failure::Refused(_) if facts.apparmor_restricts => {
+            "allow user namespaces to bwrap by an AppArmor profile with `userns`, or to all programs: \
+             sysctl kernel.apparmor_restrict_unprivileged_userns=0"
+        }
+        Failure::Refused(_) if facts.in_container => {
+            "let the container make namespaces: --security-opt seccomp=unconfined with \
+             --security-opt systempaths=unconfined (Docker) or --security-opt unmask=ALL (podman)"
+        }
+        Failure::Refused(_) => {
+            "allow user namespaces to this user (sysctl user.max_user_namespaces, the seccomp filter \
+             and the security module decide)"
+        }
+        Failure::Broken(_) => {
+            "install a working one, version 0.5 or later (on Debian and Ubuntu: apt-get install \
+             bubblewrap)"
+        }
+        Failure::Shortage(_) => "free memory, processes or descriptors and start again",
+        Failure::TimedOut(_) => "find out what stops it, and start again",
+        Failure::Interrupted => "start again",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_advice_fits_the_refusal() {
+        let refused = Failure::Refused("no".to_owned());
+        let none = Facts::default();
+        assert!(advice(&Failure::Missing, &none).contains("apt-get install bubblewrap"));
+        assert!(advice(&Failure::Broken(String::new()), &none).contains("bubblewrap"));
+        assert!(advice(&refused, &none).contains("max_user_namespaces"));
+        let cases = [
+            (Facts { debian_switch_is_off: true, ..none.clone() }, "unprivileged_userns_clone=1"),
+            (Facts { apparmor_restricts: true, ..none.clone() }, "AppArmor profile"),
+            (Facts { no_user_namespaces: true, ..none.clone() }, "user.max_user_namespaces="),
+            (Facts { in_chroot: true, ..none.clone() }, "chroot"),
+            (Facts { in_container: true, ..none.clone() }, "unmask=ALL"),
+            (Facts { is_weak_root: true, in_container: true, ..none.clone() }, "ordinary user"),
+        ];
+        for (facts, words) in cases {
+            assert!(advice(&refused, &facts).contains(words), "{facts:?}");
+            // It says nothing of what was not refused.
+            assert_eq!(advice(&Failure::Missing, &facts), advice(&Failure::Missing, &none));
+        }
+    }
+
+    #[test]
+    fn a_chroot_is_known_by_its_mounts() {
+        let whole = "21 1 8:1 / / rw - ext4 /dev/sda1 rw\n22 21 0:5 / /proc rw - proc proc rw\n";
+        assert!(has_root_mount(whole));
+        assert!(!has_root_mount("22 21 0:5 / /proc rw - proc proc rw\n"));
+        assert!(has_root_mount(""), "nothing is known");
+        assert!(!Facts::read().in_chroot, "the tests do not run in one");
+    }
+}
