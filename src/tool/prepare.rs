@@ -100,7 +100,8 @@ pub(crate) fn prepare(
 fn answer_to_unreadable(call: &ToolCall) -> Option<ToolResult> {
     let origin = call.origin.as_ref()?;
     let reason = origin.unreadable.as_ref()?;
-    let mut result = ToolResult::failure(Outcome::InvalidCall, unreadable_error(origin, reason));
+    let error = unreadable_error(origin.form, origin.place, reason);
+    let mut result = ToolResult::failure(Outcome::InvalidCall, error);
     result.uniq_id = Some(call.uniq_id.clone());
     let mut facts = JsonObject::new();
     facts.insert("form".to_owned(), origin.form.as_str().into());

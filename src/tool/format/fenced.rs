@@ -46,18 +46,26 @@ pub(super) fn read(reading: &Reading<'_>, start: usize, after: usize) -> Block {
     })
 }
 
-/// The one call there is, or one that says that there are too many.
-pub(super) fn exactly_one(items: Vec<Item>) -> Vec<Item> {
-    if items.len() < 2 {
-        return items;
-    }
-    let span = |item: &Item| match item {
+/// Adds a block to those of a message: a second one makes one call of both that cannot be read.
+pub(super) fn push(items: &mut Vec<Item>, item: Item) {
+    let (start, end) = match &item {
         Item::Call(call) => call.span,
         Item::Broken(broken) => broken.span,
     };
-    let reason = format!("there are {} fenced bash blocks, and none of them was run", items.len());
-    let (first, last) = (items.first().map(span), items.last().map(span));
-    let span = (first.map_or(0, |span| span.0), last.map_or(0, |span| span.1));
-    let (format, name) = (Format::FencedBash, Some("bash".to_owned()));
-    vec![Item::Broken(Broken { format, name, reason, span })]
+    match items.last_mut() {
+        None => items.push(item),
+        Some(Item::Broken(both)) => both.span.1 = end,
+        Some(first @ Item::Call(_)) => {
+            let start = match first {
+                Item::Call(call) => call.span.0,
+                Item::Broken(_) => start,
+            };
+            *first = Item::Broken(Broken {
+                format: Format::FencedBash,
+                name: Some("bash".to_owned()),
+                reason: "there is more than one fenced bash block, and none was run".to_owned(),
+                span: (start, end),
+            });
+        }
+    }
 }

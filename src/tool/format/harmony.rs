@@ -22,7 +22,7 @@ const MESSAGE: &str = "<|message|>";
 const ENDS: [&str; 3] = ["<|call|>", "<|end|>", "<|return|>"];
 
 /// The longest header, in bytes.
-const MAX_HEADER: usize = 1_024;
+const MAX_HEADER: usize = 256;
 
 pub(super) fn read(reading: &Reading<'_>, start: usize, after: usize) -> Block {
     let scan = &reading.scan;
@@ -31,6 +31,7 @@ pub(super) fn read(reading: &Reading<'_>, start: usize, after: usize) -> Block {
     let message = message.filter(|at| *at < next && at - start <= MAX_HEADER);
     let Some(message) = message else {
         let header = &reading.text()[start..next.min(floor(reading.text(), start + MAX_HEADER))];
+        scan.walked(header.len());
         return match recipient_of(header) {
             Some(recipient) => {
                 let (what, name) = ((Format::Harmony, start), Some(recipient.to_owned()));

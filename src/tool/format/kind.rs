@@ -173,26 +173,29 @@ impl fmt::Display for Format {
     }
 }
 
-/// No format has this name.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct UnknownFormat(pub String);
+/// A name that none of a kind has: formats, message forms, policies.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("no {kind} is named {name:?}; there are {names}")]
+#[non_exhaustive]
+pub struct UnknownName {
+    /// What was looked for.
+    pub kind: &'static str,
+    /// The name.
+    pub name: String,
+    /// The names there are.
+    pub names: String,
+}
 
-impl fmt::Display for UnknownFormat {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "no format is named {:?}; there are ", self.0)?;
-        for (index, format) in Format::ALL.iter().enumerate() {
-            write!(f, "{}{format}", if index == 0 { "" } else { ", " })?;
-        }
-        Ok(())
+impl UnknownName {
+    pub(super) fn new(kind: &'static str, name: &str, names: &[&str]) -> Self {
+        Self { kind, name: name.to_owned(), names: names.join(", ") }
     }
 }
 
-impl std::error::Error for UnknownFormat {}
-
 impl FromStr for Format {
-    type Err = UnknownFormat;
+    type Err = UnknownName;
 
-    fn from_str(name: &str) -> Result<Self, UnknownFormat> {
+    fn from_str(name: &str) -> Result<Self, UnknownName> {
         let bare = |name: &str| -> String {
             let kept = name.chars().filter(|c| !matches!(c, '-' | '_' | '.' | ' '));
             kept.flat_map(char::to_lowercase).collect()
@@ -201,7 +204,10 @@ impl FromStr for Format {
         let named = |format: &Format| {
             bare(format.as_str()) == wanted || format.aliases().contains(&wanted.as_str())
         };
-        Self::ALL.into_iter().find(named).ok_or_else(|| UnknownFormat(name.to_owned()))
+        Self::ALL
+            .into_iter()
+            .find(named)
+            .ok_or_else(|| UnknownName::new("format", name, &Self::ALL.map(Self::as_str)))
     }
 }
 

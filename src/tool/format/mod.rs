@@ -73,7 +73,7 @@ use serde::{Deserialize, Serialize};
 use self::reading::{Broken, Found, Item, Reading};
 use super::{ToolCall, ToolRegistry, builtin};
 
-pub use self::kind::{Format, UnknownFormat};
+pub use self::kind::{Format, UnknownName};
 pub use self::messages::{MessageError, MessageForm};
 pub(crate) use self::origin::unreadable_error;
 pub use self::origin::{CallForm, CallOrigin, Place, Repair, UnreadableCall};
@@ -111,15 +111,13 @@ impl fmt::Display for UnreadableCalls {
 }
 
 impl FromStr for UnreadableCalls {
-    type Err = String;
+    type Err = UnknownName;
 
-    fn from_str(name: &str) -> Result<Self, String> {
-        match name {
-            "answer" => Ok(Self::Answer),
-            "skip" => Ok(Self::Skip),
-            "error" => Ok(Self::Error),
-            other => Err(format!("{other:?} is none of answer, skip, error")),
-        }
+    fn from_str(name: &str) -> Result<Self, UnknownName> {
+        let all = [Self::Answer, Self::Skip, Self::Error];
+        let names = all.map(Self::as_str);
+        let found = all.into_iter().find(|policy| policy.as_str() == name);
+        found.ok_or_else(|| UnknownName::new("policy for unreadable calls", name, &names))
     }
 }
 

@@ -126,7 +126,8 @@ impl CallOrigin {
 }
 
 /// A call that cannot be read, where the policy is to refuse the whole text.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[error("{}", unreadable_error(*form, *place, reason))]
 #[non_exhaustive]
 pub struct UnreadableCall {
     /// The form that its marks belong to.
@@ -139,38 +140,12 @@ pub struct UnreadableCall {
     pub reason: String,
 }
 
-impl fmt::Display for UnreadableCall {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write_unreadable(f, self.form, self.place, &self.reason)
-    }
-}
-
-impl std::error::Error for UnreadableCall {}
-
 /// The answer to a call that cannot be read: where it is, what is wrong, what would be right.
-pub(crate) fn unreadable_error(origin: &CallOrigin, reason: &str) -> String {
-    struct Text<'a>(&'a CallOrigin, &'a str);
-    impl fmt::Display for Text<'_> {
-        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            write_unreadable(f, self.0.form, self.0.place, self.1)
-        }
-    }
-    Text(origin, reason).to_string()
-}
-
-fn write_unreadable(
-    f: &mut fmt::Formatter<'_>,
-    form: CallForm,
-    place: Option<Place>,
-    reason: &str,
-) -> fmt::Result {
-    f.write_str("The tool call ")?;
-    if let Some(Place { line, column, .. }) = place {
-        write!(f, "at line {line}, column {column} ")?;
-    }
-    write!(f, "could not be read: {reason}")?;
-    match form {
-        CallForm::Text(format) => write!(f, ". A call looks like this: {}", format.example()),
-        CallForm::Message(_) => Ok(()),
-    }
+pub(crate) fn unreadable_error(form: CallForm, place: Option<Place>, reason: &str) -> String {
+    let place = place.map(|Place { line, column, .. }| format!("at line {line}, column {column} "));
+    let right = match form {
+        CallForm::Text(format) => format!(". A call looks like this: {}", format.example()),
+        CallForm::Message(_) => String::new(),
+    };
+    format!("The tool call {}could not be read: {reason}{right}", place.unwrap_or_default())
 }

@@ -142,11 +142,12 @@ impl<'t> Reading<'t> {
             for mut item in block.items {
                 self.refuse_other_format(&mut item);
                 broken += usize::from(matches!(item, Item::Broken(_)));
-                items.push(item);
+                if self.options.format == Format::FencedBash {
+                    fenced::push(&mut items, item);
+                } else {
+                    items.push(item);
+                }
             }
-        }
-        if self.options.format == Format::FencedBash {
-            return fenced::exactly_one(items);
         }
         if items.is_empty() && !shown_before && !self.unclosed_thinking.get() {
             return unmarked::read(self, shown_from);
@@ -213,7 +214,8 @@ impl<'t> Reading<'t> {
         if let Some(close) = closes.iter().find(|close| self.scan.is_at(at, close)) {
             return Closing::Closed(at + close.len());
         }
-        match at >= self.scan.end || self.mark_at(at).is_some() {
+        let is_end = at >= self.scan.end || self.mark_at(at).is_some();
+        match is_end || self.scan.is_end_token(at) {
             true => Closing::Missing(at.min(self.scan.end)),
             false => Closing::Text(at),
         }

@@ -62,9 +62,14 @@ impl<'t> Scanner<'t> {
         self.steps.set(self.steps.get() + bytes);
     }
 
-    /// The text from `at` on, up to its end without end tokens.
+    /// The text from `at` on, up to its end without end tokens. Inside a character it begins with the
+    /// next one.
     pub(super) fn rest(&self, at: usize) -> &'t str {
-        &self.text[at.min(self.end)..self.end]
+        let mut at = at.min(self.end);
+        while !self.text.is_char_boundary(at) {
+            at += 1;
+        }
+        &self.text[at..self.end]
     }
 
     /// Whether `needle` stands at `at`.
@@ -75,7 +80,7 @@ impl<'t> Scanner<'t> {
 
     /// The byte at `at`.
     pub(super) fn byte(&self, at: usize) -> Option<u8> {
-        self.rest(at).as_bytes().first().copied()
+        self.text.as_bytes()[..self.end].get(at).copied()
     }
 
     /// The first place at or after `at` without white space.
@@ -83,12 +88,17 @@ impl<'t> Scanner<'t> {
         let rest = self.rest(at);
         let skipped = rest.len() - rest.trim_start().len();
         self.walked(skipped + 1);
-        at + skipped
+        at.max(self.end - rest.len() + skipped)
     }
 
     /// Whether nothing but white space follows `at`.
     pub(super) fn is_over(&self, at: usize) -> bool {
         self.skip_space(at) >= self.end
+    }
+
+    /// Whether a model ended a message at `at`.
+    pub(super) fn is_end_token(&self, at: usize) -> bool {
+        END_TOKENS.iter().any(|token| self.is_at(at, token))
     }
 
     /// Whether there is nothing but white space between two places.

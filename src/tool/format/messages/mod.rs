@@ -26,7 +26,9 @@ use serde_json::{Map, Value};
 
 use super::json::{self, Wrapping};
 use super::reading::{Item, Reading};
-use super::{CallForm, CallOrigin, CallParser, Format, Parsed, UnreadableCall, give_types};
+use super::{
+    CallForm, CallOrigin, CallParser, Format, Parsed, UnknownName, UnreadableCall, give_types,
+};
 use crate::tool::{ToolCall, schema};
 
 /// A form of structured messages that hold calls and results.
@@ -76,13 +78,12 @@ impl fmt::Display for MessageForm {
 }
 
 impl FromStr for MessageForm {
-    type Err = String;
+    type Err = UnknownName;
 
-    fn from_str(name: &str) -> Result<Self, String> {
-        Self::ALL.into_iter().find(|form| form.as_str() == name).ok_or_else(|| {
-            let names = Self::ALL.map(Self::as_str).join(", ");
-            format!("no form of messages is named {name:?}; there are {names}")
-        })
+    fn from_str(name: &str) -> Result<Self, UnknownName> {
+        let found = Self::ALL.into_iter().find(|form| form.as_str() == name);
+        found
+            .ok_or_else(|| UnknownName::new("form of messages", name, &Self::ALL.map(Self::as_str)))
     }
 }
 
@@ -100,11 +101,11 @@ impl<'de> Deserialize<'de> for MessageForm {
 }
 
 /// Why the calls of a message are not given.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum MessageError {
-    /// A message, or what it should hold, is of the wrong kind: what is, what it must be, what it
-    /// is.
+    /// A message, or what it should hold, is of the wrong kind.
+    #[error("{what} is {found}, not {expected}")]
     Kind {
         /// The name of the part: `the message`, `"tool_calls"`.
         what: &'static str,
@@ -114,31 +115,8 @@ pub enum MessageError {
         found: &'static str,
     },
     /// A call cannot be read, and the policy is to refuse its message.
-    Unreadable(UnreadableCall),
-}
-
-impl fmt::Display for MessageError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Kind { what, expected, found } => write!(f, "{what} is {found}, not {expected}"),
-            Self::Unreadable(call) => call.fmt(f),
-        }
-    }
-}
-
-impl std::error::Error for MessageError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            Self::Kind { .. } => None,
-            Self::Unreadable(call) => Some(call),
-        }
-    }
-}
-
-impl From<UnreadableCall> for MessageError {
-    fn from(call: UnreadableCall) -> Self {
-        Self::Unreadable(call)
-    }
+    #[error(transparent)]
+    Unreadable(#[from] UnreadableCall),
 }
 
 /// Whether a model wrote a message: an assistant's message, a model's item or turn.
