@@ -1,8 +1,9 @@
-//! Compiles the first process of warm sandboxes (`src/sandbox/init/program.rs`) to a static program,
-//! which the library carries: whoever has this crate and bubblewrap has all that is needed.
+//! Compiles the first process of warm sandboxes (`src/sandbox/init/program.rs`) to a static
+//! program, which the library carries: whoever has this crate and bubblewrap has all that is
+//! needed.
 //!
-//! Where that cannot be done (another system or processor, no linker that makes static programs) the
-//! file is empty, and each command gets a sandbox of its own, which is slower.
+//! Where that cannot be done (another system or processor, no linker that makes static programs)
+//! the file is empty, and each command gets a sandbox of its own, which is slower.
 
 use std::path::Path;
 use std::process::Command;
@@ -14,13 +15,21 @@ fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=src/sandbox/init");
     println!("cargo::rerun-if-env-changed=RUSTC_LINKER");
+    println!("cargo::rerun-if-env-changed=TOOL_EXECUTOR_SONAME");
     let variable = |name: &str| env::var(name).unwrap_or_default();
     let program = Path::new(&variable("OUT_DIR")).join("tool-init");
     let system = (variable("CARGO_CFG_TARGET_OS"), variable("CARGO_CFG_TARGET_ARCH"));
     // The C library is never unloaded: threads that have used it end later, and would then run
-    // destructors of thread-local variables, of the standard library's too, that are not there any more.
+    // destructors of thread-local variables, of the standard library's too, that are not there any
+    // more.
     if system.0 == "linux" {
         println!("cargo::rustc-cdylib-link-arg=-Wl,-z,nodelete");
+        // For `packaging/install-c`, which makes the links that this name needs; a library in
+        // `target` has none, and programs find it by the name of its file.
+        let soname = variable("TOOL_EXECUTOR_SONAME");
+        if !soname.is_empty() {
+            println!("cargo::rustc-cdylib-link-arg=-Wl,-soname,{soname}");
+        }
     }
     let possible = (system.0.as_str(), system.1.as_str()) == ("linux", "x86_64");
     if possible && compile(&program).is_none() {

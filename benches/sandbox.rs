@@ -17,8 +17,8 @@
 //! | | `executor` | N trajectories through the completion queue |
 //! | | `http` | the same over HTTP, to one sandbox server in this process |
 //!
-//! The time is per call in every case; all shells have the same small environment. Printed once, not
-//! timed: the memory of an idle slot that keeps its sandbox. Needs bubblewrap.
+//! The time is per call in every case; all shells have the same small environment. Printed once,
+//! not timed: the memory of an idle slot that keeps its sandbox. Needs bubblewrap.
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
@@ -200,7 +200,7 @@ fn saturated(criterion: &mut Criterion) {
 }
 
 /// Prints what slots take that have a sandbox and nothing to do.
-#[allow(clippy::print_stdout)] // a figure for whoever runs it
+#[allow(clippy::print_stdout, reason = "a figure for the reader")]
 fn idle_memory(_: &mut Criterion) {
     const SLOTS: u64 = 32;
     let executor = executor(SLOTS as usize, true);

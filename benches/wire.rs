@@ -1,4 +1,5 @@
-//! What the wire costs: the executor over sandbox servers that answer at once, beside direct requests.
+//! What the wire costs: the executor over sandbox servers that answer at once, beside direct
+//! requests.
 //!
 //! Cases, each beside its floor in the same run:
 //!
@@ -71,7 +72,7 @@ fn lone(criterion: &mut Criterion) {
     group.finish();
 }
 
-#[allow(clippy::print_stdout)] // a figure for whoever runs it
+#[allow(clippy::print_stdout, reason = "a figure for the reader")]
 fn trajectories(criterion: &mut Criterion) {
     for trajectories in [32, 1_000] {
         let mut group = criterion.benchmark_group(format!("trajectories/{trajectories}"));

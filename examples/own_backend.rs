@@ -2,7 +2,7 @@
 //!
 //! `cargo run --example own_backend`
 
-#![allow(clippy::print_stdout)]
+#![allow(clippy::print_stdout, reason = "an example shows what it does")]
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Mutex;

@@ -3,7 +3,7 @@
 //!
 //! `cargo run --example simulator`
 
-#![allow(clippy::print_stdout)]
+#![allow(clippy::print_stdout, reason = "an example shows what it does")]
 
 use std::time::Duration;
 

@@ -642,8 +642,9 @@ void te_tool_reply_free(struct te_tool_reply *reply);
  *     "tools":  {"builtin": true, "external": [SCHEMA, ...]}     (see te_tools_add)
  *     "batch_policy": "adaptive" or "window", "batch_window_s": 0.02, "max_batch_size": 200,
  *     "queue_capacity": 65536, "queue_timeout_s": 3600, "acquire_timeout_s": 600,
- *     "answer_grace_s": 60, "reset_timeout_s": 60, "close_timeout_s": 30,
- *     "on_lost_workspace": "refuse" or "start_empty", "io_threads": 8, "handler_threads": 16
+ *     "default_timeout_s": null, "answer_grace_s": 60, "reset_timeout_s": 60, "close_timeout_s": 30,
+ *     "on_lost_workspace": "refuse" or "start_empty", "io_threads": 8, "handler_threads": 16,
+ *     "idle_limit_s": 0     (0: a trajectory may hold a slot without a call for ever)
  * ```
  *
  * What they mean is in the Rust documentation, under the same names: module `config`,
@@ -729,8 +730,8 @@ te_status te_result_metadata(const struct te_result *result,
 
 /**
  * All of the result as a JSON object: "tag", "trajectory_id", "uniq_id", "success", "outcome", "output",
- * "error", "metadata", "may_have_executed", "queue_s", "slot_s", "exec_s". Made when it is first asked
- * for; the text is the result's.
+ * "error", "metadata", "may_have_executed", "model_attributable", "queue_s", "slot_s", "exec_s". Made
+ * when it is first asked for; the text is the result's.
  */
 te_status te_result_json(const struct te_result *result,
                          const char **json,

@@ -55,6 +55,9 @@
 //! - **Order**: calls and releases of one trajectory take place in the order of their submission.
 //! - **Three deadlines**: waiting in the queue ([`queue_timeout`](config::ExecutorConfig::queue_timeout)), waiting for a slot
 //!   ([`acquire_timeout`](config::ExecutorConfig::acquire_timeout)), running (the call's own, 1…600 s).
+//! - **Silence is a defect**: what an executor waits for it says by the log, at level `warn`: servers that
+//!   are not there yet, trajectories that wait while all slots are held by idle ones. Where callers may
+//!   forget to release, [`idle_limit`](config::ExecutorConfig::idle_limit) takes slots back.
 //! - **Bounds**: the queue has a capacity, memory does not grow with the number of calls made.
 //! - **The model is the attacker**: it cannot change the [`Policy`](config::Policy), and what it prints, names or
 //!   leaves running reaches neither the host nor another slot. Without bubblewrap commands are not
@@ -71,6 +74,11 @@
 //! - `server`: the module of that name, a sandbox or an executor behind a port.
 //! - `cli` (default): the `tool-executor` program and what it needs. A library user turns default
 //!   features off.
+
+#![cfg_attr(
+    not(test),
+    warn(clippy::disallowed_methods, clippy::disallowed_types, clippy::unwrap_used)
+)]
 
 #[macro_use]
 mod setters;
@@ -95,6 +103,7 @@ pub mod server;
 mod thread;
 mod tool;
 mod toolserver;
+mod wait_queue;
 #[cfg(feature = "http")]
 mod wire;
 mod workers;
@@ -118,7 +127,7 @@ pub use tool::format;
 
 /// What an executor counts and measures, and what holds in its slots.
 pub mod stats {
-    pub use crate::executor::{Bucket, LaneStats, OutcomeCounts, Stats, Summary};
+    pub use crate::executor::{Bucket, IdleHolder, LaneStats, OutcomeCounts, Stats, Summary};
     pub use crate::limits::{EnforcedLimits, Enforcement};
     pub use crate::pool::{ContainerCounts, SlotCounts};
 }

@@ -31,6 +31,7 @@ impl OwnedThread {
     ) -> io::Result<Self> {
         let name = name.into();
         let (alive, ended): (Sender<()>, _) = bounded(0);
+        #[expect(clippy::disallowed_methods, reason = "the place for it")]
         let handle = thread::Builder::new().name(name.clone()).spawn(move || {
             let _alive = alive;
             body();

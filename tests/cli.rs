@@ -9,22 +9,29 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::caller::directory;
+use crate::program::{DEADLINE, make_directory, program, signal, wait_until, wait_until_ended};
+
+#[path = "it/caller.rs"]
+mod caller;
+#[path = "cli/flags.rs"]
+mod flags;
 #[path = "it/http.rs"]
-#[allow(dead_code)] // what the other tests need of it
+#[allow(dead_code, reason = "what the other tests need of it")]
 mod http;
-
-/// Longer than anything here takes on a busy machine.
-const DEADLINE: Duration = Duration::from_secs(60);
-
-fn program() -> Command {
-    Command::new(env!("CARGO_BIN_EXE_tool-executor"))
-}
+#[path = "cli/inputs.rs"]
+mod inputs;
+#[path = "cli/outputs.rs"]
+mod outputs;
+mod program;
+#[path = "cli/signals.rs"]
+mod signals;
 
 /// A directory with an input file in it.
 struct Setup {
@@ -33,7 +40,7 @@ struct Setup {
 
 impl Setup {
     fn new(lines: &[String]) -> Self {
-        let setup = Self { directory: tempfile::tempdir().unwrap() };
+        let setup = Self { directory: directory() };
         let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
         fs::write(setup.path("in.jsonl"), text).unwrap();
         setup
@@ -101,12 +108,6 @@ fn the_examples_agree_with_their_recordings_in_every_repetition() {
     let mut command = program();
     command.args(["replay", input, "--compare", "--repeat", "3"]);
     command.args(["--slots", "4", "--concurrency", "20", "--no-network"]);
-    // Without bubblewrap there is no way to take the network away, and the calls would be refused.
-    let isolated = Command::new("bwrap").arg("--version").output().is_ok();
-    if !isolated {
-        command = program();
-        command.args(["replay", input, "--compare", "--repeat", "3"]);
-    }
     let run = Run::of(command.output().unwrap());
     assert_eq!(run.code, Some(0), "{run:?}");
     let line = |start| run.stdout.lines().find(|line| line.starts_with(start)).unwrap();
@@ -249,7 +250,7 @@ fn a_timeout_of_the_calls_own_is_kept_and_the_flag_is_for_the_others() {
 
 #[test]
 fn standard_input_is_read_as_it_comes() {
-    let directory = tempfile::tempdir().unwrap();
+    let directory = directory();
     let out = directory.path().join("out.jsonl");
     let mut child = program()
         .args(["replay", "-", "--quiet", "--out"])
@@ -317,23 +318,6 @@ fn a_wrong_command_line_is_told_and_help_names_the_exit_codes() {
 }
 
 #[test]
-fn a_reader_of_standard_output_or_error_that_is_gone_does_no_harm() {
-    let setup = Setup::new(&[trajectory("t", &["echo hi"]), "nonsense".to_owned()]);
-    for gone in ["stdout", "stderr"] {
-        let (reader, writer) = std::io::pipe().unwrap();
-        drop(reader);
-        let mut command = setup.command(&[]);
-        match gone {
-            "stdout" => command.stdout(writer).stderr(Stdio::piped()),
-            _ => command.stderr(writer).stdout(Stdio::piped()),
-        };
-        let run = Run::of(command.output().unwrap());
-        assert_eq!(run.code, Some(3), "{gone}: {run:?}");
-        assert_eq!(setup.results().len(), 1);
-    }
-}
-
-#[test]
 fn progress_is_plain_text_where_there_is_no_terminal_and_nothing_when_quiet() {
     let setup = Setup::new(&[trajectory("t", &["sleep 6"])]);
     let run = setup.replay(&[]);
@@ -346,108 +330,44 @@ fn progress_is_plain_text_where_there_is_no_terminal_and_nothing_when_quiet() {
 
     let setup = Setup::new(&[trajectory("t", &["true"])]);
     let run = setup.replay(&["--quiet"]);
-    let warnings = |line: &&str| !line.contains("NOT ISOLATED");
-    assert_eq!(run.stderr.lines().filter(warnings).count(), 0, "{}", run.stderr);
+    assert_eq!(run.stderr, "");
     assert!(run.stdout.contains("throughput"));
 }
 
 #[test]
-fn without_isolation_one_line_says_so_and_a_required_sandbox_refuses() {
+fn without_isolation_nothing_starts_unless_that_is_allowed() {
     let setup = Setup::new(&[trajectory("t", &["echo hi"])]);
     // A bubblewrap that does not work comes before the one that does.
     let broken = setup.path("bwrap");
     fs::write(&broken, "#!/bin/sh\nexit 1\n").unwrap();
     fs::set_permissions(&broken, fs::Permissions::from_mode(0o755)).unwrap();
     let path = format!("{}:{}", setup.directory.path().display(), std::env::var("PATH").unwrap());
-    let without = |flags: &[&str]| {
-        let mut command = setup.command(flags);
-        Run::of(command.env("PATH", &path).output().unwrap())
-    };
-    let run = without(&["--quiet"]);
+    let without = |mut command: Command| Run::of(command.env("PATH", &path).output().unwrap());
+
+    let mut serve = program();
+    serve.args(["serve", "--port", "0"]);
+    let mut sandbox = program();
+    sandbox.args(["sandbox", "--port", "0"]);
+    let mut required = setup.command(&["--require-sandbox"]);
+    required.env("TOOL_EXECUTOR_ALLOW_UNISOLATED", "1");
+    for command in [setup.command(&[]), required, serve, sandbox] {
+        let run = without(command);
+        assert_eq!((run.code, &*run.stdout), (Some(5), ""), "{run:?}");
+        let said: Vec<_> = run.stderr.lines().filter(|line| line.contains("error: ")).collect();
+        assert_eq!(said.len(), 1, "{run:?}");
+        assert!(said[0].ends_with("--allow-unisolated"), "{run:?}");
+    }
+
+    let run = without(setup.command(&["--quiet", "--allow-unisolated"]));
     assert_eq!(run.code, Some(0), "{run:?}");
     assert_eq!(run.stderr.lines().count(), 1, "{}", run.stderr);
-    assert!(run.stderr.contains("NOT ISOLATED"));
-    assert!(run.stderr.contains("apt-get install bubblewrap"));
+    assert!(run.stderr.contains("commands run without isolation, as was allowed"));
     assert_eq!(setup.results()[0]["output"], "hi");
 
-    for flag in ["--require-sandbox", "--no-network"] {
-        let run = without(&[flag]);
-        assert_eq!(run.code, Some(1), "{run:?}");
-        assert!(
-            run.stderr.contains(&format!("commands are refused, as {flag} demands")),
-            "{run:?}"
-        );
-        assert_eq!(setup.results()[0]["outcome"], "isolation_unavailable");
-    }
-}
-
-#[test]
-fn the_first_signal_lets_running_calls_finish_and_starts_no_others() {
-    let setup = Setup::new(&[trajectory("t", &["sleep 0.3"; 200]), trajectory("u", &["true"])]);
-    let mut child = spawn(setup.command(&["--concurrency", "1"]));
-    wait_for_lines(&mut child, &setup.path("out.jsonl"), 1);
-    signal(&child, Signal::TERM);
-    let run = Run::of(child.wait_with_output().unwrap());
-    assert_eq!(run.code, Some(130), "{run:?}");
-    let results = setup.results();
-    assert!((1..200).contains(&results.len()));
-    for (place, result) in results.iter().enumerate() {
-        assert_eq!((&result["index"], &result["outcome"]), (&json!(place), &json!("ok")));
-        assert_eq!(result["trajectory_id"], "t");
-    }
-    assert!(run.stderr.contains("interrupted: no new calls; 1 running calls have 5 s"));
-    assert!(run.stdout.contains("1 cut short") && run.stdout.contains("interrupted"));
-}
-
-#[test]
-fn the_second_signal_cancels_and_every_accepted_call_has_its_line() {
-    let lines: Vec<_> =
-        (0..6).map(|n| trajectory(&format!("t{n}"), &["true", "sleep 300", "true"])).collect();
-    let setup = Setup::new(&lines);
-    let mut child =
-        spawn(setup.command(&["--slots", "2", "--concurrency", "4", "--timeout-s", "600"]));
-    wait_for_lines(&mut child, &setup.path("out.jsonl"), 2);
-    let began = Instant::now();
-    signal(&child, Signal::INT);
-    let mut stderr = BufReader::new(child.stderr.take().unwrap());
-    let mut line = String::new();
-    while !line.starts_with("interrupted:") {
-        line.clear();
-        assert!(stderr.read_line(&mut line).unwrap() > 0, "no word about the first signal");
-    }
-    signal(&child, Signal::INT);
-    let mut rest = String::new();
-    stderr.read_to_string(&mut rest).unwrap();
-    let run = Run::of(child.wait_with_output().unwrap());
-    assert_eq!(run.code, Some(130), "{run:?} {rest}");
-    assert!(began.elapsed() < DEADLINE);
-    assert!(rest.contains("cancelling 4 running calls"), "{rest}");
-    let results = setup.results();
-    let cancelled = results.iter().filter(|r| r["outcome"] == "cancelled").count();
-    assert_eq!(cancelled, 4, "two that ran and two that waited for a slot: {results:?}");
-    let mut calls: Vec<_> =
-        results.iter().map(|r| (r["trajectory_id"].to_string(), r["index"].as_u64())).collect();
-    calls.sort();
-    let all = calls.len();
-    calls.dedup();
-    assert_eq!(calls.len(), all, "no call has two lines");
-}
-
-#[test]
-fn a_signal_while_the_sandbox_is_made_leaves_nothing_behind() {
-    let setup = Setup::new(&[trajectory("t", &["sleep 300"])]);
-    let tmp = setup.path("tmp");
-    fs::create_dir(&tmp).unwrap();
-    let mut command = setup.command(&["--timeout-s", "600"]);
-    command.env("TMPDIR", &tmp);
-    let mut child = spawn(command);
-    // Its own directory is the first thing that the sandbox makes.
-    wait_until(&mut child, || !runs_in(&tmp).is_empty());
-    signal(&child, Signal::INT);
-    signal(&child, Signal::TERM);
-    let run = Run::of(child.wait_with_output().unwrap());
-    assert_eq!(run.code, Some(130), "{run:?}");
-    assert_eq!(runs_in(&tmp), Vec::<PathBuf>::new());
+    // Without isolation there is no way to take the network away.
+    let run = without(setup.command(&["--allow-unisolated", "--no-network"]));
+    assert_eq!(run.code, Some(5), "{run:?}");
+    assert!(run.stderr.contains("commands cannot be kept from the network"), "{run:?}");
 }
 
 /// The directories of runs, in the directory for temporary files `tmp`.
@@ -490,39 +410,10 @@ fn spawn(mut command: Command) -> Child {
     command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
-fn signal(child: &Child, signal: Signal) {
-    kill_process(Pid::from_child(child), signal).unwrap();
-}
-
 /// Waits until the program has written so many results, or fails the test.
 fn wait_for_lines(child: &mut Child, path: &Path, count: usize) {
     let lines = || fs::read_to_string(path).unwrap_or_default().matches('\n').count();
     wait_until(child, || lines() >= count);
-}
-
-/// Waits until it is so, or fails the test when the program ends before.
-fn wait_until(child: &mut Child, is_so: impl Fn() -> bool) {
-    let began = Instant::now();
-    while !is_so() {
-        if began.elapsed() > DEADLINE || child.try_wait().unwrap().is_some() {
-            let _ = child.kill();
-            panic!("it did not come to it");
-        }
-        // Between two looks, not in the hope that it is so afterwards.
-        std::thread::sleep(Duration::from_millis(10));
-    }
-}
-
-/// Waits until the program has ended, or kills it and fails the test.
-fn wait_until_ended(child: &mut Child) {
-    let began = Instant::now();
-    while child.try_wait().unwrap().is_none() {
-        if began.elapsed() > DEADLINE {
-            let _ = child.kill();
-            panic!("it did not end");
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    }
 }
 
 #[test]
@@ -550,7 +441,7 @@ fn external_tools_go_to_the_tool_server_and_the_token_stays_secret() {
     );
     assert!(help.stdout.contains("--tool-server-url") && !help.stdout.contains("s3cret"));
 
-    // Nobody there: the run does not start, and says why.
+    // No server: the run does not start, and says why.
     let run = setup.replay(&["--tool-server-url", "http://127.0.0.1:1"]);
     assert_eq!(run.code, Some(5), "{run:?}");
     assert!(run.stderr.contains("the ToolServer does not say what it offers"), "{}", run.stderr);
@@ -563,11 +454,11 @@ fn where_only_root_can_make_sandboxes_root_makes_them() {
     }
     let setup = Setup::new(&[trajectory("t", &["id -u; touch mine; ls /root"])]);
     let bwrap = setup.path("bwrap");
-    let script = "#!/bin/sh\n[ \"$(id -u)\" = 0 ] || exit 1\nPATH=${PATH#*:} exec bwrap \"$@\"\n";
+    let script = "#!/bin/sh\nif [ \"$(id -u)\" != 0 ]; then\n\
+                  echo 'bwrap: setting up uid map: Permission denied' >&2; exit 1\nfi\n\
+                  PATH=${PATH#*:} exec bwrap \"$@\"\n";
     fs::write(&bwrap, script).unwrap();
-    for path in [setup.directory.path(), &bwrap] {
-        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
-    }
+    fs::set_permissions(&bwrap, fs::Permissions::from_mode(0o755)).unwrap();
     let mut command = setup.command(&["--slots", "1", "--require-sandbox"]);
     let path = std::env::var("PATH").unwrap();
     command.env("PATH", format!("{}:{path}", setup.directory.path().display()));

@@ -4,12 +4,16 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
+
+#[path = "it/caller.rs"]
+mod caller;
+#[allow(dead_code, reason = "what the other tests need of it")]
+mod program;
 
 /// Longer than anything here takes on a busy machine.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -22,10 +26,9 @@ struct Server {
 
 impl Server {
     fn start(data_dir: &Path) -> Self {
-        let mut process = Command::new(env!("CARGO_BIN_EXE_tool-executor"))
+        let mut process = program::program()
             .args(["sandbox", "--port", "0", "--slots", "2", "--data-dir"])
             .arg(data_dir)
-            .env_remove("TOOL_EXECUTOR_SANDBOX_TOKEN")
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
@@ -102,8 +105,7 @@ fn stubborn(marker: &str) -> String {
 
 #[test]
 fn what_a_killed_server_left_is_gone_with_the_next_one_and_a_live_ones_is_not() {
-    let outer = tempfile::tempdir().unwrap();
-    fs::set_permissions(outer.path(), PermissionsExt::from_mode(0o711)).unwrap();
+    let outer = caller::directory();
     let data_dir = outer.path().join("data");
     let unique = |n: u32| format!("76{n}.{}", std::process::id());
     let (of_dead, of_live) = (unique(1), unique(2));
@@ -150,4 +152,7 @@ fn what_a_killed_server_left_is_gone_with_the_next_one_and_a_live_ones_is_not() 
     wait_until("the processes of the dead ones end", || processes_with(&of_dead) == 0);
     drop((last, live));
     wait_until("all ends", || processes_with(&of_live) == 0);
+    // So that an ordinary user can remove what the last ones have left.
+    let status = Command::new("chmod").args(["-R", "u+rwX"]).arg(outer.path()).status();
+    assert!(status.unwrap().success());
 }

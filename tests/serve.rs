@@ -12,22 +12,27 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use base64::Engine;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::http_client::{Answer, Client};
+use crate::program::{program, program_ignoring, signal};
 
 mod fakes {
     /// Longer than anything here takes on a busy machine.
     pub(crate) const PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
 }
 
+#[path = "it/caller.rs"]
+mod caller;
 #[path = "it/http.rs"]
-#[allow(dead_code)] // what the other tests need of it
+#[allow(dead_code, reason = "what the other tests need of it")]
 mod http;
 #[path = "it/http_client.rs"]
-#[allow(dead_code)]
+#[allow(dead_code, reason = "what the other tests need of it")]
 mod http_client;
+#[allow(dead_code, reason = "shared with the tests of the other commands")]
+mod program;
 
 /// The program that serves, with a directory of its own for temporary files.
 struct Program {
@@ -42,8 +47,17 @@ struct Program {
 impl Program {
     /// On a free port, with this token in the environment variable.
     fn start(arguments: &[&str], token: (&str, &str), env: &[(&str, &str)]) -> Self {
-        let tmp = tempfile::tempdir().unwrap();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_tool-executor"))
+        Self::start_as(program(), arguments, token, env)
+    }
+
+    fn start_as(
+        mut command: Command,
+        arguments: &[&str],
+        token: (&str, &str),
+        env: &[(&str, &str)],
+    ) -> Self {
+        let tmp = caller::directory();
+        let mut child = command
             .args(arguments)
             .args(["--port", "0"])
             .env("TMPDIR", tmp.path())
@@ -108,7 +122,7 @@ impl Program {
     }
 
     fn terminate(&self) {
-        kill_process(Pid::from_child(&self.child), Signal::TERM).unwrap();
+        signal(&self.child, Signal::TERM);
     }
 
     /// Waits for the end, which must be a good one.
@@ -149,8 +163,9 @@ fn call(trajectory_id: &str, command: &str) -> Value {
 
 /// Whether a process runs whose command line has this in it.
 fn runs(text: &str) -> bool {
-    let found = Command::new("pgrep").args(["-f", text]).output().unwrap();
-    !found.stdout.is_empty()
+    let entries = fs::read_dir("/proc").unwrap().flatten();
+    let mut lines = entries.filter_map(|entry| fs::read(entry.path().join("cmdline")).ok());
+    lines.any(|line| String::from_utf8_lossy(&line).replace('\0', " ").contains(text))
 }
 
 /// The files of an archive, by name.
@@ -271,6 +286,7 @@ fn the_environment_variables_of_the_reference_are_honoured() {
             ("TOOL_EXECUTOR_ACQUIRE_TIMEOUT_S", "0.5"),
             ("TOOL_EXECUTOR_BATCH_WINDOW_MS", "1"),
             ("TOOL_EXECUTOR_MAX_BATCH_SIZE", "7"),
+            ("TOOL_EXECUTOR_TIMEOUT_S", "1.5"),
             ("TOOL_EXECUTOR_TOOL_SERVER_URL", &tools.url),
             ("TOOL_EXECUTOR_TOOL_SERVER_TOKEN", "s3cret-of-tools"),
         ],
@@ -283,6 +299,7 @@ fn the_environment_variables_of_the_reference_are_honoured() {
     assert_eq!(program.post("/execute", &search)["output"], "found");
     let mut requests = tools.requests.try_iter();
     assert!(requests.all(|r| r.authorization.as_deref() == Some("Bearer s3cret-of-tools")));
+    assert_eq!(program.bash("t0", "sleep 60")["metadata"]["timeout"], true);
     // A slot is waited for as long as was said.
     for id in ["t1", "t2"] {
         assert_eq!(program.bash(id, "true")["success"], true);
@@ -294,14 +311,16 @@ fn the_environment_variables_of_the_reference_are_honoured() {
 #[test]
 fn a_client_that_disconnects_cancels_its_call() {
     let program = Program::serve(&["--slots", "1"], &[]);
-    let mut body = call("t", "touch began; sleep 7531; touch ended");
+    // Another run of this test may be under way on the machine.
+    let sleep = format!("sleep 7531.{}", std::process::id());
+    let mut body = call("t", &format!("touch began; {sleep}; touch ended"));
     body["timeout_s"] = json!(600);
     let client = program.send("POST", "/execute", &body);
     program.until_there_is("began");
     drop(client);
     // Runs as soon as that one has ended.
     assert_eq!(program.bash("t", "ls")["output"], "began");
-    assert!(!runs("sleep 7531"));
+    assert!(!runs(&sleep));
 }
 
 #[test]
@@ -360,4 +379,160 @@ fn a_signal_lets_what_runs_end() {
     program.terminate();
     program.ends();
     assert_eq!(client.receive().json()["output"], "done");
+}
+
+#[test]
+fn a_server_that_was_started_by_nohup_goes_on_when_its_terminal_goes() {
+    let token = ("TOOL_EXECUTOR_TOKEN", "s3cret-of-serve");
+    let command = program_ignoring(&[Signal::HUP]);
+    let mut program = Program::start_as(command, &["serve", "--slots", "1"], token, &[]);
+    signal(&program.child, Signal::HUP);
+    assert_eq!(program.bash("t", "echo on")["output"], "on");
+    program.terminate();
+    program.ends();
+}
+
+#[test]
+fn a_server_whose_standard_output_nobody_reads_serves_and_leaves_nothing() {
+    for (arguments, token) in [
+        (["serve", "--port", "0"], "TOOL_EXECUTOR_TOKEN"),
+        (["sandbox", "--port", "0"], "TOOL_EXECUTOR_SANDBOX_TOKEN"),
+    ] {
+        let tmp = caller::directory();
+        let (reader, gone) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut command = program();
+        command.args(arguments).env("TMPDIR", tmp.path()).env(token, "s3cret");
+        let mut child = command.stdout(gone).stderr(Stdio::piped()).spawn().unwrap();
+        // The line is in the log instead.
+        let mut log = BufReader::new(child.stderr.take().unwrap());
+        let mut line = String::new();
+        while !line.contains("listening on http://") {
+            line.clear();
+            assert!(log.read_line(&mut line).unwrap() > 0, "it has ended");
+        }
+        let url = line.split_whitespace().find_map(|word| word.strip_prefix("http://"));
+        let mut client = Client::connect(url.unwrap().parse().unwrap());
+        client.send("GET", "/health", &[], b"");
+        assert_eq!(client.receive().status, 200);
+        assert!(!runs_in(tmp.path()).is_empty());
+        signal(&child, Signal::TERM);
+        let mut rest = String::new();
+        log.read_to_string(&mut rest).unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(0), "{rest}");
+        assert_eq!(runs_in(tmp.path()), Vec::<std::path::PathBuf>::new());
+    }
+}
+
+#[test]
+fn a_replay_over_a_sandbox_server_keeps_workspaces_and_takes_its_flags_from_variables() {
+    let sandbox = Program::sandbox(&["--slots", "1"]);
+    let directory = caller::directory();
+    let kept = directory.path().join("kept");
+    let input = directory.path().join("in.jsonl");
+    let calls = json!([{"name": "bash", "arguments": {"command": MAKE}}]);
+    fs::write(&input, json!({"id": "t", "calls": calls}).to_string()).unwrap();
+    let output = program()
+        .arg("replay")
+        .arg(&input)
+        .arg("--keep-workspaces")
+        .arg(&kept)
+        .env("TOOL_EXECUTOR_SANDBOX_URL", sandbox.url())
+        .env("TOOL_EXECUTOR_SANDBOX_TOKEN", "s3cret-of-sandbox")
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(fs::read_to_string(kept.join("t/d/f.txt")).unwrap(), "h\u{e9}");
+}
+
+/// The lines that a program writes to its standard error.
+fn errors_of(child: &mut Child) -> crossbeam_channel::Receiver<String> {
+    let (tell, lines) = crossbeam_channel::unbounded();
+    let errors = BufReader::new(child.stderr.take().unwrap());
+    std::thread::spawn(move || {
+        // Refused when the test has seen what it wanted.
+        errors.lines().map_while(Result::ok).try_for_each(|line| tell.send(line))
+    });
+    lines
+}
+
+/// The next of these lines that has this in it.
+fn line_with(lines: &crossbeam_channel::Receiver<String>, text: &str) -> String {
+    let deadline = Instant::now() + fakes::PATIENCE;
+    loop {
+        let line = lines.recv_deadline(deadline);
+        let line = line.unwrap_or_else(|error| panic!("no line with {text:?}: {error}"));
+        if line.contains(text) {
+            return line;
+        }
+    }
+}
+
+#[test]
+fn what_the_start_waits_for_is_said_soon_and_a_wrong_scheme_ends_it() {
+    // A port that nobody else gets, and at which nobody listens.
+    let socket = rustix::net::socket(
+        rustix::net::AddressFamily::INET,
+        rustix::net::SocketType::STREAM,
+        None,
+    )
+    .unwrap();
+    let any: SocketAddr = ([127, 0, 0, 1], 0).into();
+    rustix::net::bind(&socket, &any).unwrap();
+    let addr = SocketAddr::try_from(rustix::net::getsockname(&socket).unwrap()).unwrap();
+    let url = format!("http://{addr}");
+    let mut child = program()
+        .args(["serve", "--port", "0", "--sandbox-url", &url])
+        .stderr(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let lines = errors_of(&mut child);
+    let line = line_with(&lines, "waiting for");
+    assert!(
+        line.ends_with(&format!("waiting for {url} (connection refused), up to 60 s")),
+        "{line}"
+    );
+    signal(&child, Signal::TERM);
+    program::wait_until_ended(&mut child);
+
+    let sandbox = Program::sandbox(&["--slots", "1"]);
+    let wrong = sandbox.url().replace("http:", "https:");
+    let mut child = program()
+        .args(["serve", "--port", "0", "--sandbox-url", &wrong])
+        .stderr(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let lines = errors_of(&mut child);
+    let line = line_with(&lines, "it speaks http, not https");
+    assert!(line.ends_with(&sandbox.url()), "{line}");
+    program::wait_until_ended(&mut child);
+    assert_eq!(child.wait().unwrap().code(), Some(5));
+}
+
+#[test]
+fn an_idle_trajectory_loses_its_slot_is_named_and_is_told_at_its_next_call() {
+    let mut command = program();
+    command.stderr(Stdio::piped());
+    let arguments = ["serve", "--slots", "1", "--idle-limit-s", "0.2"];
+    let mut program =
+        Program::start_as(command, &arguments, ("TOOL_EXECUTOR_TOKEN", "s3cret-of-serve"), &[]);
+    let lines = errors_of(&mut program.child);
+    assert_eq!(program.bash("forgotten", "touch f")["outcome"], "ok");
+    // The only slot, without a release.
+    let result = program.bash("other", "ls");
+    assert_eq!((&result["outcome"], &result["output"]), (&json!("ok"), &json!("")));
+    let line = line_with(&lines, "idle_limit");
+    let text = "the idle_limit of 0.2 s is over, slots are taken back: forgotten";
+    assert!(line.ends_with(text), "{line}");
+    let result = program.bash("forgotten", "ls");
+    assert_eq!(result["outcome"], "sandbox_lost", "{result}");
+    assert_eq!(
+        (&result["may_have_executed"], &result["model_attributable"]),
+        (&json!(false), &json!(false))
+    );
+    assert!(result["metadata"]["idle_s"].as_f64().unwrap() >= 0.2);
+    program.post("/release", &json!({"trajectory_id": "forgotten", "reset_workspace": true}));
+    assert_eq!(program.bash("forgotten", "ls")["outcome"], "ok");
 }

@@ -1,5 +1,5 @@
-/* A simulator with one thread: an event loop around poll(2) that drives 1,000 trajectories, with a tool of
- * its own that answers later, and a timer beside the completions.
+/* A simulator with one thread: an event loop around poll(2) that drives 1,000 trajectories, with a
+ * tool of its own that answers later, and a timer beside the completions.
  *
  *     cc -std=c99 examples/c/simulator.c -I include -L target/release -ltool_executor -o simulator
  */
@@ -32,8 +32,8 @@ static void check(te_status status, const char *doing) {
     exit(1);
 }
 
-/* The tool "reward": it hands its reply to the loop, which answers. A reply is a pointer, and a pipe takes
- * one whole. */
+/* The tool "reward": it hands its reply to the loop, which answers. A reply is a pointer, and a
+ * pipe takes one whole. */
 static int32_t reward(void *user, const te_tool_call *call, te_tool_reply *reply) {
     (void)user, (void)call;
     return write(wake[1], &reply, sizeof reply) == (ssize_t)sizeof reply ? 0 : 1;

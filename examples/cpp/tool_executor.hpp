@@ -1,5 +1,5 @@
-// The C ABI for C++17: owners for the handles, string_view for text, and no exceptions. Nothing but this file
-// and tool_executor.h is needed.
+// The C ABI for C++17: owners for the handles, string_view for text, and no exceptions. Nothing but
+// this file and tool_executor.h is needed.
 //
 //     tool_executor::Executor executor;
 //     if (tool_executor::Status s = executor.start(R"({"local": {}})"); !s) return puts(s.message), 1;
@@ -77,6 +77,8 @@ class Result {
     Into<decltype(handle_)> into() { return Into(handle_); }
     std::string_view output() const { return {handle_->output, handle_->output_len}; }
     std::string_view error() const { return {handle_->error, handle_->error_len}; }
+    /// The training mask: whether the model's own doing ended the call this way.
+    bool model_attributable() const { return handle_->model_attributable != 0; }
     std::string_view trajectory() const { return {handle_->trajectory, handle_->trajectory_len}; }
     std::string_view metadata() const { return text(te_result_metadata); }
     std::string_view json() const { return text(te_result_json); }

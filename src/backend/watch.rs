@@ -9,14 +9,14 @@ use std::sync::Arc;
 pub enum ContainerChange {
     /// It does not answer, and nobody knows whether it still runs what it was given. Its
     /// trajectories keep their slots; no other trajectory is put there.
-    Unknown,
+    Unreachable,
     /// It answers again, and its workspaces are what they were.
-    Back,
+    Recovered,
     /// It answers, and began anew: the workspaces that trajectories held there are lost. Its slots
     /// are reset before anybody gets them.
-    BeganAnew,
+    Restarted,
     /// It is given up until it answers again: the workspaces that trajectories held there are lost.
-    Down,
+    Lost,
 }
 
 /// Tells the executor what became of a container. Clones tell the same executor.
@@ -34,7 +34,7 @@ impl Watcher {
     ///
     /// To be called *before* the replies of calls that were lost with it are answered, so that the
     /// executor is up to date when their callers go on.
-    pub fn tell(&self, container: usize, change: ContainerChange) {
+    pub fn notify(&self, container: usize, change: ContainerChange) {
         (self.0)(container, change);
     }
 }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::{FleetConfig, LocalConfig, ToolServerConfig, named_part};
 use crate::error::ConfigError;
 use crate::seconds::{self, LONGEST};
-use crate::tool::{Policy, ToolRegistry, ToolSchema};
+use crate::tool::{MAX_TIMEOUT, MIN_TIMEOUT, Policy, ToolRegistry, ToolSchema};
 
 /// How a [`ToolExecutor`](crate::ToolExecutor) is set up. Every setting has a default.
 ///
@@ -49,9 +49,17 @@ pub struct ExecutorConfig {
     /// Defaults to 3,600 s.
     #[serde(rename = "queue_timeout_s", with = "seconds")]
     pub queue_timeout: Duration,
-    /// How long a trajectory's call may wait for a slot. Defaults to 600 s.
+    /// How long a trajectory's call may wait for a slot. One that gets none ends as
+    /// [`NeverRan`](crate::Outcome::NeverRan), and with it, at once, the calls of its trajectory that
+    /// wait behind it and need a slot, too; releases and other calls take their turn. Defaults to
+    /// 600 s.
     #[serde(rename = "acquire_timeout_s", with = "seconds")]
     pub acquire_timeout: Duration,
+    /// The time limit of a call that names none, 1 to 600 s. Defaults to the backend's own, 30 s in the
+    /// embedded sandbox.
+    #[serde(rename = "default_timeout_s", with = "seconds::option")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub default_timeout: Option<Duration>,
     /// How long after a call's own time limit its backend may take to answer. After that, the call
     /// ends as [`SandboxLost`](crate::Outcome::SandboxLost) and its slot is reset before another
     /// trajectory gets it. Defaults to 60 s.
@@ -64,9 +72,17 @@ pub struct ExecutorConfig {
     /// are cancelled. Defaults to 30 s.
     #[serde(rename = "close_timeout_s", with = "seconds")]
     pub close_timeout: Duration,
-    /// What becomes of a trajectory whose workspace was lost with its sandbox. Defaults to
-    /// [`LostWorkspace::Refuse`].
+    /// What becomes of a trajectory whose workspace was lost: with its sandbox, or because of the
+    /// `idle_limit`. Defaults to [`LostWorkspace::Refuse`].
     pub on_lost_workspace: LostWorkspace,
+    /// How long a trajectory may hold a slot without a call, a release or a reader of artifacts. After
+    /// that its slot is taken back and reset, a warning names it, and it has lost its workspace: what
+    /// that means for its next call `on_lost_workspace` says. Defaults to none, as zero is: for ever.
+    ///
+    /// For callers that may forget to release, or die: a server. A model that thinks for long makes no
+    /// call meanwhile, so be generous.
+    #[serde(rename = "idle_limit_s", with = "seconds::option")]
+    pub idle_limit: Option<Duration>,
     /// How many threads hand batches to the backend. Defaults to 8; 1 to 256.
     pub io_threads: usize,
     /// How many in-process tools may run at once, each on a thread of its own. Defaults to 16;
@@ -94,10 +110,12 @@ impl Default for ExecutorConfig {
             queue_capacity: 65_536,
             queue_timeout: Duration::from_secs(3600),
             acquire_timeout: Duration::from_secs(600),
+            default_timeout: None,
             answer_grace: Duration::from_secs(60),
             reset_timeout: Duration::from_secs(60),
             close_timeout: Duration::from_secs(30),
             on_lost_workspace: LostWorkspace::default(),
+            idle_limit: None,
             io_threads: 8,
             handler_threads: 16,
         }
@@ -117,10 +135,12 @@ setters! {
         with_queue_capacity: queue_capacity = usize,
         with_queue_timeout: queue_timeout = Duration,
         with_acquire_timeout: acquire_timeout = Duration,
+        with_default_timeout: default_timeout = some Duration,
         with_answer_grace: answer_grace = Duration,
         with_reset_timeout: reset_timeout = Duration,
         with_close_timeout: close_timeout = Duration,
         with_on_lost_workspace: on_lost_workspace = LostWorkspace,
+        with_idle_limit: idle_limit = some Duration,
         with_io_threads: io_threads = usize,
         with_handler_threads: handler_threads = usize,
     }
@@ -159,11 +179,16 @@ impl ExecutorConfig {
             ("answer_grace", self.answer_grace),
             ("reset_timeout", self.reset_timeout),
             ("close_timeout", self.close_timeout),
+            ("idle_limit", self.idle_limit.unwrap_or_default()),
         ];
         for (name, value) in durations {
             if value > LONGEST {
                 return wrong(format!("{name} is {value:?}; at most a year"));
             }
+        }
+        let possible = MIN_TIMEOUT..=MAX_TIMEOUT;
+        if let Some(time) = self.default_timeout.filter(|time| !possible.contains(time)) {
+            return wrong(format!("default_timeout is {time:?}; it must be from 1 to 600 s"));
         }
         let parts = [
             ("local", self.local.as_ref().map(LocalConfig::check)),
@@ -239,8 +264,9 @@ pub enum BatchPolicy {
     Window,
 }
 
-/// What becomes of a trajectory whose workspace was lost with its sandbox. The call that ran then
-/// ends as [`SandboxLost`](crate::Outcome::SandboxLost) either way.
+/// What becomes of a trajectory whose workspace was lost: with its sandbox, or because its slot was
+/// taken back after the [`idle_limit`](ExecutorConfig::idle_limit). A call that ran in a sandbox that
+/// was lost ends as [`SandboxLost`](crate::Outcome::SandboxLost) either way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -274,13 +300,14 @@ mod tests {
                 "require_stateful_sandbox": true},
             "batch_policy": "window", "batch_window_s": 0.25, "max_batch_size": 3,
             "queue_capacity": 4, "queue_timeout_s": 5.0, "acquire_timeout_s": 6.0,
-            "answer_grace_s": 7.0, "reset_timeout_s": 8.0, "close_timeout_s": 9.0,
-            "on_lost_workspace": "start_empty", "io_threads": 2, "handler_threads": 3,
+            "default_timeout_s": 2.5, "answer_grace_s": 7.0, "reset_timeout_s": 8.0, "close_timeout_s": 9.0,
+            "on_lost_workspace": "start_empty", "idle_limit_s": 1.5, "io_threads": 2, "handler_threads": 3,
         });
         let config: ExecutorConfig = serde_json::from_value(all.clone()).unwrap();
         config.check().unwrap();
         assert!(config.tools.registry().unwrap().names().eq(["search"]));
         assert_eq!(config.batch_window, Duration::from_millis(250));
+        assert_eq!(config.idle_limit, Some(Duration::from_millis(1500)));
         assert_eq!(serde_json::to_value(&config).unwrap(), all);
     }
 
@@ -308,6 +335,8 @@ mod tests {
             (config().with_io_threads(0), "io_threads is 0; it must be from 1 to 256"),
             (config().with_max_batch_size(0), "max_batch_size is 0; it must be at least 1"),
             (config().with_reset_timeout(Duration::MAX), "reset_timeout is"),
+            (config().with_idle_limit(Duration::MAX), "idle_limit is"),
+            (config().with_default_timeout(Duration::ZERO), "default_timeout is 0ns; it must be"),
             (config().with_local(LocalConfig::new(0)), "in \"local\": slots is 0"),
             (config().with_fleet(FleetConfig::new([""; 0])), "in \"fleet\": a fleet needs the URL"),
             (config().with_fleet(FleetConfig::new(["a", "a/"])), "a is there twice"),

@@ -5,67 +5,21 @@
 //! – the backend's reading – happens on the caller's own thread.
 
 use std::io::{self, Write};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
+use crossbeam_channel::{RecvTimeoutError, bounded};
 
 use super::event::Event;
+use super::lease::Lease;
 use super::{ToolExecutor, guarded};
 use crate::artifact::{
     ArchiveArtifacts, ArchiveSummary, Artifact, ArtifactError, ArtifactList, ListArtifacts,
     MAX_ARTIFACT_BYTES, MAX_ARTIFACT_ENTRIES, ReadArtifact,
 };
-use crate::backend::{Artifacts, SlotRef};
+use crate::backend::Artifacts;
 
 /// How much of a file is in memory at once while it is copied.
 const COPY_PART: u64 = 1024 * 1024;
-
-/// Where a lease goes, or why there is none.
-pub(crate) type LeaseReply = Sender<Result<Lease, ArtifactError>>;
-
-/// The use of a trajectory's slot while nothing else of the trajectory runs; given back on drop.
-pub(crate) struct Lease {
-    slot: SlotRef,
-    trajectory_id: Arc<str>,
-    lost: Arc<AtomicBool>,
-    events: Sender<Event>,
-}
-
-impl Lease {
-    /// `lost` is set when the slot's container went down meanwhile: what is in the slot may be
-    /// somebody else's then.
-    pub(crate) fn new(
-        slot: SlotRef,
-        trajectory_id: Arc<str>,
-        lost: Arc<AtomicBool>,
-        events: Sender<Event>,
-    ) -> Self {
-        Self { slot, trajectory_id, lost, events }
-    }
-
-    fn check(&self) -> Result<(), ArtifactError> {
-        if self.lost.load(Ordering::Acquire) {
-            return Err(lost());
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        let trajectory_id = self.trajectory_id.clone();
-        // Refused only when the batcher has ended.
-        let _ = self.events.send(Event::Returned { trajectory_id });
-    }
-}
-
-/// Why a trajectory whose workspace went down has no artifacts.
-pub(crate) fn lost() -> ArtifactError {
-    let text = "the workspace of this trajectory went down with it";
-    ArtifactError::SandboxLost(text.to_owned())
-}
 
 /// # Artifacts
 ///
@@ -86,7 +40,7 @@ impl ToolExecutor {
         let max_bytes = request.max_bytes.clamp(1, MAX_ARTIFACT_BYTES);
         let request = ReadArtifact { max_bytes, ..request.clone() };
         let lease = self.lease(trajectory_id)?;
-        self.with(&lease, |artifacts| artifacts.read(&lease.slot, &request))
+        self.with(&lease, |artifacts| artifacts.read(lease.slot(), &request))
     }
 
     /// Lists files of a trajectory's workspace.
@@ -101,7 +55,7 @@ impl ToolExecutor {
         let max_entries = request.max_entries.clamp(1, MAX_ARTIFACT_ENTRIES);
         let request = ListArtifacts { max_entries, ..request.clone() };
         let lease = self.lease(trajectory_id)?;
-        self.with(&lease, |artifacts| artifacts.list(&lease.slot, &request))
+        self.with(&lease, |artifacts| artifacts.list(lease.slot(), &request))
     }
 
     /// A `.tar.gz` of a trajectory's workspace, or of a part of it, in memory. Its limits are clamped
@@ -139,7 +93,7 @@ impl ToolExecutor {
         let lease = self.lease(trajectory_id)?;
         let mut request = ReadArtifact { max_bytes: COPY_PART, ..ReadArtifact::new(path) };
         loop {
-            let part = self.with(&lease, |artifacts| artifacts.read(&lease.slot, &request))?;
+            let part = self.with(&lease, |artifacts| artifacts.read(lease.slot(), &request))?;
             // Guarded: the writer is not ours.
             guarded(|| into.write_all(&part.content))
                 .map_err(|panic| failed("the writer of an artifact panicked", panic))?
@@ -168,7 +122,7 @@ impl ToolExecutor {
     ) -> Result<ArchiveSummary, ArtifactError> {
         let lease = self.lease(trajectory_id)?;
         let mut into = WhileHeld { lease: &lease, into };
-        self.with(&lease, |artifacts| artifacts.archive(&lease.slot, request, &mut into))
+        self.with(&lease, |artifacts| artifacts.archive(lease.slot(), request, &mut into))
     }
 
     /// Waits for the trajectory's turn and its slot.
@@ -177,7 +131,7 @@ impl ToolExecutor {
         let (reply, answer) = bounded(1);
         let trajectory_id = trajectory_id.into();
         self.events
-            .send(Event::Lend { trajectory_id, reply })
+            .send(Event::AcquireLease { trajectory_id, reply })
             .map_err(|_| ArtifactError::Closed)?;
         match answer.recv_deadline(until) {
             Ok(lent) => lent,

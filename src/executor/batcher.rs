@@ -3,13 +3,15 @@
 //! thing that it does itself is to hand over calls that its backend says it takes at once.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 
-use super::artifacts::Lease;
-use super::dispatch::{Action, Dispatch, External, HandlerCall, ToolServerCall};
+use super::dispatch::{Action, Dispatch, HEARTBEAT};
 use super::event::Event;
+use super::external::{External, HandlerCall, ToolServerCall};
+use super::lease::Lease;
+use super::notices::Notices;
 use super::stats::Stats;
 use crate::backend::{Backend, Execution, ResetReply};
 use crate::tool::{Outcome, ToolReply, ToolResult};
@@ -19,9 +21,6 @@ use crate::workers::{Workers, guarded};
 /// How many events are taken in before what follows from them is done: large enough that batches
 /// form under load, small enough that nobody waits long.
 const DRAIN: usize = 512;
-/// Longest wait for an event. Nothing depends on waking; it bounds the wait.
-const HEARTBEAT: Duration = Duration::from_secs(60);
-
 /// What the batcher works with.
 pub(crate) struct Batcher {
     pub(crate) dispatch: Dispatch,
@@ -36,11 +35,12 @@ pub(crate) struct Performer {
     pub(crate) backend: Arc<dyn Backend>,
     /// The tools whose calls the backend takes at once.
     pub(crate) inline_tools: &'static [&'static str],
-    pub(crate) crew: Crew,
+    pub(crate) pools: WorkerPools,
+    pub(crate) notices: Arc<Notices>,
 }
 
 /// The threads that do what blocks, and what they need for it.
-pub(crate) struct Crew {
+pub(crate) struct WorkerPools {
     pub(crate) io: Workers,
     pub(crate) handlers: Workers,
     pub(crate) tool_server: Option<(Arc<ToolServer>, Workers)>,
@@ -48,7 +48,7 @@ pub(crate) struct Crew {
 
 /// What the batcher leaves behind.
 pub(crate) struct Ended {
-    pub(crate) crew: Crew,
+    pub(crate) pools: WorkerPools,
     pub(crate) stats: Stats,
     /// How many calls had not ended when the closing time was up.
     pub(crate) cancelled: usize,
@@ -65,6 +65,7 @@ impl Batcher {
             if self.dispatch.is_done() {
                 break;
             }
+            // Nothing else depends on waking; it bounds the wait.
             let latest = now + HEARTBEAT;
             let until = self.dispatch.next_deadline().map_or(latest, |at| at.min(latest));
             match self.events.recv_deadline(until) {
@@ -75,9 +76,9 @@ impl Batcher {
             }
         }
         Ended {
-            stats: self.dispatch.stats(),
+            stats: self.dispatch.stats(Instant::now()),
             cancelled: self.dispatch.aborted_calls(),
-            crew: self.performer.crew,
+            pools: self.performer.pools,
         }
     }
 
@@ -92,7 +93,7 @@ impl Batcher {
 
 impl Performer {
     fn perform(&self, action: Action) {
-        let Crew { io, handlers, tool_server } = &self.crew;
+        let WorkerPools { io, handlers, tool_server } = &self.pools;
         // A report is refused only when the batcher has ended, and then it is not needed.
         let report = self.report.clone();
         let backend = self.backend.clone();
@@ -137,11 +138,14 @@ impl Performer {
                     log::error!("the sandbox backend panicked in reset: {panic}");
                 }
             }),
-            Action::Lend { slot, trajectory_id, lost, reply } => {
+            Action::GrantLease { slot, trajectory_id, lost, reply } => {
                 // There is room in the channel. Refused when nobody waits any more: the lease that comes
                 // back is dropped, which gives the slot back.
-                let _ = reply.try_send(Ok(Lease::new(slot, trajectory_id, lost, report)));
+                let _ = reply.try_send(Ok(Lease::new(slot, lost, move || {
+                    let _ = report.send(Event::LeaseReturned { trajectory_id });
+                })));
             }
+            Action::Warn(text) => self.notices.warn(text, io),
             Action::Cancel(id) => io.spawn(move || {
                 if let Err(panic) = guarded(|| backend.cancel(id)) {
                     log::error!("the sandbox backend panicked in cancel: {panic}");

@@ -5,7 +5,7 @@ use std::io;
 use crossbeam_channel::{Sender, unbounded};
 
 use super::completion::{Completion, Place};
-use super::ticket::Callback;
+use super::promise::Callback;
 use crate::thread::OwnedThread;
 use crate::workers::guarded;
 
@@ -31,6 +31,7 @@ impl CallbackJob {
 ///
 /// The channel needs no bound of its own: every job in it holds a [`Place`].
 pub(crate) fn start() -> io::Result<(Sender<CallbackJob>, OwnedThread)> {
+    #[expect(clippy::disallowed_methods, reason = "every job holds a place of its own")]
     let (sender, jobs) = unbounded::<CallbackJob>();
     let thread = OwnedThread::spawn("tool-callback", move || {
         for job in jobs {

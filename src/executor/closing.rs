@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::batcher::{Crew, Ended};
+use super::batcher::{Ended, WorkerPools};
 use super::event::Event;
 use super::stats::Stats;
 use super::{CLOSE_MARGIN, Threads, ToolExecutor};
@@ -53,7 +53,7 @@ impl ToolExecutor {
         let mut stats = Stats::default();
         if let Some(left) = &left {
             // What still waits for an I/O thread is of no use to anybody any more.
-            left.crew.io.stop();
+            left.pools.io.stop();
             report.cancelled = left.cancelled;
             stats = left.stats.clone();
         }
@@ -64,7 +64,7 @@ impl ToolExecutor {
             log::error!("the sandbox backend panicked in close: {panic}");
         }
         let mut all_threads_ended = batcher.join_until(until);
-        if let Some(Ended { crew: Crew { io, handlers, tool_server }, .. }) = left {
+        if let Some(Ended { pools: WorkerPools { io, handlers, tool_server }, .. }) = left {
             if let Some((server, threads)) = tool_server {
                 server.interrupt();
                 all_threads_ended &= threads.close(until);

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::completion::{Completion, CompletionQueue};
-use super::ticket::Callback;
+use super::promise::Callback;
 
 /// Where the result of a call that is submitted by
 /// [`submit_to`](crate::ToolExecutor::submit_to) goes.

@@ -10,10 +10,10 @@ use std::time::Instant;
 
 use crossbeam_channel::Sender;
 
-use super::artifacts::LeaseReply;
-use super::dispatch::External;
+use super::external::External;
+use super::lease::LeaseReply;
+use super::promise::Promise;
 use super::stats::Stats;
-use super::ticket::Ticket;
 use crate::backend::{ContainerChange, ExecutionId, SlotRef};
 use crate::error::ReleaseError;
 use crate::pool::SlotIx;
@@ -21,7 +21,7 @@ use crate::tool::{Outcome, Prepared, Timing};
 
 /// A call that was let in at the gate.
 pub(crate) struct Accepted {
-    pub(crate) ticket: Ticket,
+    pub(crate) promise: Promise,
     pub(crate) prepared: Prepared,
     pub(crate) at: Instant,
 }
@@ -51,9 +51,9 @@ pub(crate) enum Event {
         reply: Option<Sender<Result<(), ReleaseError>>>,
     },
     /// Somebody wants the use of a trajectory's slot, after its earlier calls.
-    Lend { trajectory_id: Arc<str>, reply: LeaseReply },
+    AcquireLease { trajectory_id: Arc<str>, reply: LeaseReply },
     /// A trajectory's slot was given back by who had it.
-    Returned { trajectory_id: Arc<str> },
+    LeaseReturned { trajectory_id: Arc<str> },
     /// Somebody wants to know which slot a trajectory holds.
     SlotOf { trajectory_id: Arc<str>, reply: Sender<Option<SlotRef>> },
     /// Somebody wants the statistics.

@@ -3,12 +3,12 @@
 //! ```text
 //! callers ─► gate (bounded) ─► events ─► tool-batcher ─► tool-io-N ─► backend
 //!    ▲                                   owns Dispatch   tool-fn-N ─► in-process tools
-//!    └──────────── ticket: Pending, completion queue or callback ◄────────┘
+//!    └──────────── promise: Pending, completion queue or callback ◄────────┘
 //! ```
 //!
 //! [`ToolExecutor`] is what callers hold; it checks calls at the door and owns the threads.
 //! `batcher` is the thread, `dispatch` the state it owns, `lane` the decision when to send,
-//! `ticket` the way back. Nothing in here names a concrete backend, and nothing but the workers'
+//! `promise` the way back. Nothing in here names a concrete backend, and nothing but the workers'
 //! threads ever blocks on one.
 
 mod artifacts;
@@ -20,12 +20,14 @@ mod completion;
 mod destination;
 mod dispatch;
 mod event;
+mod external;
 mod gate;
 mod lane;
-mod line;
+mod lease;
+mod notices;
+mod promise;
 mod start;
 mod stats;
-mod ticket;
 
 use std::fmt;
 use std::sync::Arc;
@@ -39,16 +41,16 @@ pub use self::builder::Builder;
 pub use self::closing::CloseReport;
 pub use self::completion::{Completion, CompletionQueue};
 pub use self::destination::Destination;
-pub use self::stats::{Bucket, LaneStats, OutcomeCounts, Stats, Summary};
-pub use self::ticket::{CallHandle, Pending};
+pub use self::promise::{CallHandle, Pending};
+pub use self::stats::{Bucket, IdleHolder, LaneStats, OutcomeCounts, Stats, Summary};
 
 use self::batcher::Ended;
 use self::callback::CallbackJob;
 use self::completion::Places;
 use self::event::{Accepted, Event};
 use self::gate::{Gate, Refused};
-use self::stats::Refusals;
-use self::ticket::{Cell, ReplyTo, Ticket};
+use self::promise::{CallState, Promise, ReplyTo};
+use self::stats::Rejections;
 use crate::backend::{Backend, Capabilities, ExecutionId, SlotRef};
 #[cfg(doc)]
 use crate::config::ExecutorConfig;
@@ -85,7 +87,7 @@ const CLOSE_MARGIN: Duration = Duration::from_secs(15);
 pub struct ToolExecutor {
     events: Sender<Event>,
     gate: Arc<Gate>,
-    refusals: Arc<Refusals>,
+    rejections: Arc<Rejections>,
     registry: ToolRegistry,
     policy: Policy,
     has_tool_server: bool,
@@ -312,7 +314,7 @@ impl ToolExecutor {
         call: ToolCall,
         room_by: Option<Instant>,
         destination: ReplyTo,
-    ) -> Result<Arc<Cell>, SubmitError> {
+    ) -> Result<Arc<CallState>, SubmitError> {
         match self.gate.enter(room_by) {
             Ok(()) => {}
             Err(Refused::Full) => return Err(SubmitError::QueueFull(Box::new(call))),
@@ -327,26 +329,26 @@ impl ToolExecutor {
             Err(mut refusal) => (refusal.uniq_id.take().unwrap_or_default(), Err(refusal)),
         };
         let id = ExecutionId(self.next_id.fetch_add(1, Ordering::Relaxed));
-        let ticket =
-            Ticket::new(id, trajectory_id.into(), uniq_id, destination, self.events.clone())
+        let promise =
+            Promise::new(id, trajectory_id.into(), uniq_id, destination, self.events.clone())
                 .with_repairs(repairs.unwrap_or_default());
-        let cell = ticket.cell().clone();
+        let call_state = promise.call_state().clone();
         match prepared {
             Ok(prepared) => {
-                let accepted = Box::new(Accepted { ticket, prepared, at });
+                let accepted = Box::new(Accepted { promise, prepared, at });
                 if self.events.send(Event::Submit(accepted)).is_err() {
-                    // The batcher has died; the ticket that came back with the error has answered.
+                    // The batcher has died; the promise that came back with the error has answered.
                     self.gate.leave(1);
                 }
             }
             Err(refusal) => {
                 // Before it leaves: once the gate is empty, closing takes the last statistics.
-                self.refusals.add(tool.as_deref(), refusal.outcome);
-                cell.answer_here(*refusal);
+                self.rejections.add(tool.as_deref(), refusal.outcome);
+                call_state.answer_here(*refusal);
                 self.leave_at_the_door();
             }
         }
-        Ok(cell)
+        Ok(call_state)
     }
 
     /// Leaves the gate with a call that goes no further.

@@ -7,15 +7,16 @@ use std::time::Instant;
 use crossbeam_channel::{bounded, unbounded};
 use parking_lot::{Mutex, RwLock};
 
-use super::batcher::{Batcher, Crew, Performer};
+use super::batcher::{Batcher, Performer, WorkerPools};
 use super::builder::{Builder, NoBackend};
 use super::callback;
 use super::completion::Places;
-use super::dispatch::{Dispatch, External, Limits};
+use super::dispatch::{Dispatch, Limits};
 use super::event::Event;
+use super::external::External;
 use super::gate::Gate;
 use super::lane::BatchLimits;
-use super::stats::Refusals;
+use super::stats::Rejections;
 use super::{CLOSE_MARGIN, Threads, ToolExecutor};
 use crate::backend::{Backend, Watcher};
 use crate::config::{ExecutorConfig, FleetConfig, LocalConfig, MOST_THREADS, ToolServerConfig};
@@ -65,9 +66,14 @@ impl ToolExecutor {
         let containers = backend.start(&interrupt).map_err(backend_failed)?;
         let capabilities = backend.capabilities();
         // A backend without a limit of its own may well say `Duration::MAX`.
-        let default_timeout = capabilities.default_timeout.min(LONGEST);
+        let default_timeout =
+            config.default_timeout.unwrap_or(capabilities.default_timeout).min(LONGEST);
         let gate = Arc::new(Gate::new(config.queue_capacity));
-        let refusals = Arc::new(Refusals::default());
+        let rejections = Arc::new(Rejections::default());
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "whoever has a result must not wait; see ARCHITECTURE.md for what bounds it"
+        )]
         let (events, receiver) = unbounded();
         let told = events.clone();
         backend.watch(Watcher::from_fn(move |container, change| {
@@ -91,7 +97,7 @@ impl ToolExecutor {
                     &containers,
                     limits,
                     gate.clone(),
-                    refusals.clone(),
+                    rejections.clone(),
                     capabilities.starts_dirty,
                 ),
                 events: receiver,
@@ -99,7 +105,8 @@ impl ToolExecutor {
                     report: events.clone(),
                     backend: backend.clone(),
                     inline_tools: capabilities.inline_tools,
-                    crew: Crew { io, handlers, tool_server },
+                    pools: WorkerPools { io, handlers, tool_server },
+                    notices: Arc::default(),
                 },
             };
             let (leave, ended) = bounded(1);
@@ -108,7 +115,7 @@ impl ToolExecutor {
                 match guarded(|| batcher.run()) {
                     // Refused only when nobody closes the executor any more.
                     Ok(end) => drop(leave.send(end)),
-                    // Its state is gone, and with it every ticket: all callers are answered.
+                    // Its state is gone, and with it every promise: all callers are answered.
                     Err(panic) => {
                         batcher_gate.close();
                         log::error!("the batcher panicked, the executor is closed: {panic}");
@@ -131,7 +138,7 @@ impl ToolExecutor {
         Ok(Self {
             events,
             gate,
-            refusals,
+            rejections,
             registry,
             policy: config.policy,
             has_tool_server,
@@ -169,6 +176,7 @@ fn limits(config: &ExecutorConfig) -> Limits {
         answer_grace: config.answer_grace,
         reset_timeout: config.reset_timeout,
         on_lost: config.on_lost_workspace,
+        idle_limit: config.idle_limit.filter(|limit| !limit.is_zero()),
         unanswered: config.queue_capacity.max(MOST_THREADS),
         external: [
             config.handler_threads,

@@ -28,8 +28,15 @@ pub struct Stats {
     pub running: usize,
     /// Trajectories that have a slot, a call or a release under way, now.
     pub trajectories: usize,
-    /// Trajectories that wait for a slot, now.
+    /// Trajectories that wait for a slot, or for its reset, now.
     pub waiting_for_slot: usize,
+    /// Slots whose holders have no call, release or reader of artifacts under way or queued, now.
+    pub idle_slots: usize,
+    /// Their holders, those that have been idle longest first: eight at most.
+    pub idle_holders: Vec<IdleHolder>,
+    /// For how many seconds trajectories have waited for slots while every holder of one was idle:
+    /// probably a release was forgotten. `None` while that is not so.
+    pub stalled_s: Option<f64>,
     /// Slots by state, now.
     pub slots: SlotCounts,
     /// Batches that were sent to containers, and how many calls each held.
@@ -53,6 +60,16 @@ pub struct Stats {
     /// Whether the backend's slots keep their sandboxes from call to call, where it tells. Where they
     /// do not each command pays for a sandbox of its own.
     pub warm_slots: Option<bool>,
+}
+
+/// A trajectory that holds a slot and does nothing with it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct IdleHolder {
+    /// Whose slot it is.
+    pub trajectory_id: String,
+    /// For how many seconds nothing of it has been under way.
+    pub idle_s: f64,
 }
 
 /// One container, and the calls on their way to it.
@@ -119,9 +136,9 @@ const UNKNOWN_TOOL: &str = "unknown";
 
 /// Counts the calls that were refused at the door, on the callers' threads.
 #[derive(Debug, Default)]
-pub(crate) struct Refusals(Mutex<BTreeMap<String, OutcomeCounts>>);
+pub(crate) struct Rejections(Mutex<BTreeMap<String, OutcomeCounts>>);
 
-impl Refusals {
+impl Rejections {
     /// Counts one more, of this registered tool, or of one that does not exist.
     pub(crate) fn add(&self, tool: Option<&str>, outcome: Outcome) {
         count(&mut self.0.lock(), tool.unwrap_or(UNKNOWN_TOOL), outcome);
@@ -364,11 +381,11 @@ mod tests {
 
     #[test]
     fn calls_are_counted_by_tool_and_names_that_no_tool_has_as_one() {
-        let (mut recorder, refusals) = (Recorder::new(1), Refusals::default());
+        let (mut recorder, rejections) = (Recorder::new(1), Rejections::default());
         recorder.finished("bash", Outcome::Ok, Timing::default(), true);
-        refusals.add(Some("bash"), Outcome::InvalidCall);
-        refusals.add(None, Outcome::UnknownTool);
-        refusals.add_to(&mut recorder.outcomes, &mut recorder.tools);
+        rejections.add(Some("bash"), Outcome::InvalidCall);
+        rejections.add(None, Outcome::UnknownTool);
+        rejections.add_to(&mut recorder.outcomes, &mut recorder.tools);
         assert_eq!(recorder.outcomes.total(), 3);
         let tools: Vec<_> = recorder.tools.iter().map(|(t, n)| (t.as_str(), n.total())).collect();
         assert_eq!(tools, [("bash", 2), ("unknown", 1)]);

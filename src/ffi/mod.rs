@@ -16,8 +16,8 @@
 //! leaves. A handle is an `Arc` whose clones are held by whoever is inside a call, so that freeing it
 //! takes nothing from under another thread that is in one.
 
-// The names are C's; and what makes a call sound is said once for all functions, in the header's preamble.
-#![allow(non_camel_case_types, clippy::missing_safety_doc)]
+#![allow(non_camel_case_types, reason = "the names are C's")]
+#![allow(clippy::missing_safety_doc, reason = "said once for all, in the header's preamble")]
 
 mod artifact;
 mod call;

@@ -81,7 +81,7 @@ pub unsafe extern "C" fn te_queue_new(
         }
         #[cfg(target_os = "linux")]
         let made = executor.executor.pollable_completion_queue(capacity).map_err(|error| {
-            Fault::new(super::status::te_status::TE_IO, format!("no file descriptor: {error}"))
+            Fault::new(te_status::TE_IO, format!("no file descriptor: {error}"))
         })?;
         #[cfg(not(target_os = "linux"))]
         let made = executor.executor.completion_queue(capacity);

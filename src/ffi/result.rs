@@ -241,8 +241,8 @@ pub unsafe extern "C" fn te_result_metadata(
 }
 
 /// All of the result as a JSON object: "tag", "trajectory_id", "uniq_id", "success", "outcome", "output",
-/// "error", "metadata", "may_have_executed", "queue_s", "slot_s", "exec_s". Made when it is first asked
-/// for; the text is the result's.
+/// "error", "metadata", "may_have_executed", "model_attributable", "queue_s", "slot_s", "exec_s". Made
+/// when it is first asked for; the text is the result's.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn te_result_json(
     result: *const te_result,
@@ -262,6 +262,7 @@ pub unsafe extern "C" fn te_result_json(
                 "error": result.error,
                 "metadata": result.metadata,
                 "may_have_executed": result.may_have_executed,
+                "model_attributable": result.model_attributable(),
                 "queue_s": full.seen.queue_s,
                 "slot_s": full.seen.slot_s,
                 "exec_s": full.seen.exec_s,

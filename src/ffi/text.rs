@@ -127,6 +127,7 @@ pub(super) fn on_a_stack<T: Send>(
         return read();
     }
     thread::scope(|scope| {
+        #[expect(clippy::disallowed_methods, reason = "it lives in this scope")]
         let deep = thread::Builder::new().name("tool-parse".to_owned());
         let deep = super::signals::blocked(|| deep.spawn_scoped(scope, read))
             .map_err(|error| Fault::new(TE_START_FAILED, format!("no thread: {error}")))?;

@@ -161,13 +161,13 @@ fn slots_of_a_container_that_does_not_answer_are_not_given_out() {
     pool.wait(id("a"));
     let left = granted(&mut pool, now);
     pool.release_as_is(left);
-    pool.container_changed(pool.container(left), ContainerChange::Unknown);
+    pool.container_changed(pool.container(left), ContainerChange::Unreachable);
     pool.wait(id("a"));
     let other = granted(&mut pool, now);
     assert_ne!(other, left);
     pool.wait(id("b"));
     assert_eq!(pool.assign(now), None);
-    pool.container_changed(pool.container(left), ContainerChange::Back);
+    pool.container_changed(pool.container(left), ContainerChange::Recovered);
     assert_eq!(pool.assign(now), Some(Assignment::Reset(left)), "a's files are in there");
     assert_eq!(pool.container_counts().up, 2);
 }
@@ -181,7 +181,7 @@ fn a_reset_from_before_its_container_began_anew_says_nothing_of_what_is_in_the_s
         let slot = granted(&mut pool, now);
         pool.release_with_reset(slot, now);
         let generation = pool.slot_ref(slot).generation;
-        pool.container_changed(0, ContainerChange::BeganAnew);
+        pool.container_changed(0, ContainerChange::Restarted);
         if given_up {
             pool.expire(now + Duration::from_secs(60)).unwrap().unwrap();
         }
@@ -199,7 +199,7 @@ fn whoever_waits_for_a_reset_in_a_container_that_stops_answering_looks_elsewhere
     pool.wait(id("a"));
     let Some(Assignment::Reset(slot)) = pool.assign(now) else { panic!("nothing is clean") };
     let generation = pool.slot_ref(slot).generation;
-    pool.container_changed(pool.container(slot), ContainerChange::Unknown);
+    pool.container_changed(pool.container(slot), ContainerChange::Unreachable);
     let Some(Assignment::Reset(other)) = pool.assign(now) else { panic!("the other one is free") };
     assert_ne!(other, slot);
     assert_eq!(pool.reset_done(slot, generation, Ok(()), now), None);
@@ -221,10 +221,10 @@ enum Step {
 
 fn step() -> impl Strategy<Value = Step> {
     let changes = vec![
-        ContainerChange::Unknown,
-        ContainerChange::Back,
-        ContainerChange::BeganAnew,
-        ContainerChange::Down,
+        ContainerChange::Unreachable,
+        ContainerChange::Recovered,
+        ContainerChange::Restarted,
+        ContainerChange::Lost,
     ];
     prop_oneof![
         (0..12u8).prop_map(Step::Wait),
@@ -321,8 +321,8 @@ proptest! {
                 Step::Container(container, change) => {
                     let container = usize::from(container);
                     up[container] =
-                        matches!(change, ContainerChange::Back | ContainerChange::BeganAnew);
-                    if matches!(change, ContainerChange::BeganAnew | ContainerChange::Down) {
+                        matches!(change, ContainerChange::Recovered | ContainerChange::Restarted);
+                    if matches!(change, ContainerChange::Restarted | ContainerChange::Lost) {
                         for (t, slot) in pool.held_in(container) {
                             prop_assert_eq!(held.remove(&number(&t)), Some(slot));
                             pool.release_unknown(slot);

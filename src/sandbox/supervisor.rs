@@ -40,6 +40,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use rustix::event::{EventfdFlags, epoll, eventfd};
+use rustix::fs::Mode;
 
 use super::host::Host;
 use super::isolation::Isolation;
@@ -148,9 +149,14 @@ impl Supervisor {
         let host = Host::new(isolation.clone(), user, limits)?.with_spool(spool);
         let mut turn = Turn::new(epoll, host, shared.clone());
         let queue = CloseOnDrop(Arc::clone(&shared));
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "`close` joins it, however long the last process takes"
+        )]
         let thread =
             std::thread::Builder::new().name("tool-supervisor".to_owned()).spawn(move || {
                 block_sigpipe();
+                leave_umask();
                 leave_session_keyring();
                 turn.run(&queue.0);
                 // First the commands, then the queue.
@@ -350,6 +356,19 @@ pub(super) fn block_sigpipe() {
         libc::sigaddset(&mut signals, libc::SIGPIPE);
         libc::pthread_sigmask(libc::SIG_BLOCK, &signals, std::ptr::null_mut());
     }
+}
+
+/// Gives this thread, and so every command, the usual umask. What the host has set is for its own files:
+/// that of a service may be 077, and modes that a command's files get must not depend on the machine.
+pub(super) fn leave_umask() {
+    // SAFETY: from here on this thread, which is our own, has a working directory and an umask apart from
+    // those of the process; nothing else changes.
+    if unsafe { libc::unshare(libc::CLONE_FS) } != 0 {
+        // Setting the umask would set the host's.
+        let error = io::Error::last_os_error();
+        return log::debug!("commands have the umask of this process: {error}");
+    }
+    rustix::process::umask(Mode::WGRP | Mode::WOTH);
 }
 
 /// Gives this thread, and so every command, a session keyring that nobody may use. The kernel's keys

@@ -1,5 +1,5 @@
-//! What tests of several modules need: racing threads, a disk that does not answer, and a file system that
-//! is soon full.
+//! What tests of several modules need: racing threads, a disk that does not answer, and a file
+//! system that is soon full.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -14,6 +14,58 @@ use super::spool::{Spool, THREADS};
 
 /// Tells the test in the other process where the small file system is.
 const SMALL_VARIABLE: &str = "TOOL_EXECUTOR_TEST_SMALL";
+
+/// Runs a test's body in a process of its own, where no other test's processes, threads and files
+/// are. `test` is its name with all modules: `concat!(module_path!(), "::…")`.
+pub(super) fn alone(test: &str, body: impl FnOnce()) {
+    const VARIABLE: &str = "TOOL_EXECUTOR_TEST_ALONE";
+    if std::env::var_os(VARIABLE).is_some() {
+        return body();
+    }
+    let (_crate, test) = test.split_once("::").unwrap();
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "--nocapture", "--test-threads=1", test])
+        .env(VARIABLE, "1")
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && text.contains("1 passed"), "{text}{errors}");
+}
+
+/// Makes this process one whose caller has left it nothing as it usually is: signals are ignored
+/// and blocked, the umask lets nothing through. Only in a process of the test's [own](alone).
+pub(super) fn be_a_hostile_host() {
+    // SIGKILL and SIGSTOP cannot be ignored, and the standard library's handlers for SIGSEGV and
+    // SIGBUS stay.
+    for signal in (1..32).filter(|signal| ![7, 9, 11, 19].contains(signal)) {
+        // SAFETY: sets a disposition; this process is the test's own.
+        unsafe { libc::signal(signal, libc::SIG_IGN) };
+    }
+    // SAFETY: a signal set is made, and this thread's mask set; its threads inherit it.
+    unsafe {
+        let mut all = std::mem::zeroed();
+        libc::sigfillset(&mut all);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &all, std::ptr::null_mut());
+    }
+    rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
+}
+
+/// Prints the sets of blocked and ignored signals and the umask, as a command gets them.
+pub(super) const INHERITED: &str = "grep -E 'Sig(Blk|Ign)' /proc/self/status | cut -f2; umask";
+
+/// Checks what [`INHERITED`] has printed: nothing of the host's.
+pub(super) fn assert_nothing_inherited(printed: &str) {
+    let [blocked, ignored, umask] = *printed.lines().collect::<Vec<_>>() else {
+        panic!("{printed:?}");
+    };
+    for set in [blocked, ignored] {
+        // 32 and 33 belong to the C library, which keeps everybody's hands off them.
+        let set = u64::from_str_radix(set, 16).unwrap() & !(0b11 << 31);
+        assert_eq!(set, 0, "{printed}");
+    }
+    assert_eq!(umask, "0022");
+}
 
 /// Ends a racing thread, also when a test fails.
 pub(super) struct SetOnDrop<'a>(pub(super) &'a AtomicBool);

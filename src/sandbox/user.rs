@@ -203,6 +203,7 @@ pub(super) fn as_on_own_thread<T: Send>(
 /// Does something on a thread of its own: a thread of the host must not be touched.
 pub(super) fn on_own_thread<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
     std::thread::scope(|scope| {
+        #[expect(clippy::disallowed_methods, reason = "it lives in this scope")]
         std::thread::Builder::new()
             .name("tool-user".to_owned())
             .spawn_scoped(scope, work)?
@@ -265,6 +266,7 @@ mod tests {
         let (barred, below) = (outer.path().join("a"), outer.path().join("a/b"));
         std::fs::create_dir_all(&below).unwrap();
         std::fs::set_permissions(outer.path(), mode(0o711)).unwrap();
+        std::fs::set_permissions(&below, mode(0o711)).unwrap();
         std::fs::set_permissions(&barred, mode(0o700)).unwrap();
         assert_eq!(user.obstacle(&below).unwrap(), Some(barred.clone()));
         std::fs::set_permissions(&barred, mode(0o711)).unwrap();

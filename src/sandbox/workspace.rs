@@ -27,10 +27,10 @@ mod leftovers;
 
 use std::ffi::CStr;
 use std::fmt;
-use std::fs::{DirBuilder, File, TryLockError};
+use std::fs::{File, TryLockError};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -427,10 +427,7 @@ fn open_given_base(
     path: &Path,
     user: Option<CommandUser>,
 ) -> Result<(PathBuf, OwnedFd), WorkspaceError> {
-    DirBuilder::new()
-        .recursive(true)
-        .mode(if user.is_some() { 0o711 } else { 0o700 })
-        .create(path)
+    make_missing(path, if user.is_some() { PASSABLE } else { Mode::RWXU })
         .map_err(|error| WorkspaceError::io("create", path, error))?;
     let failed = |error| WorkspaceError::io("open", path, error);
     let path = path.canonicalize().map_err(failed)?;
@@ -438,6 +435,22 @@ fn open_given_base(
     let dir = rustix::fs::open(&path, flags, Mode::empty())
         .map_err(|errno| WorkspaceError::io("open", &path, errno))?;
     Ok((path, dir))
+}
+
+/// Makes what is missing of this directory and of those above it, with such a mode whatever the umask
+/// says: a base that bars the way to itself could not be used.
+fn make_missing(path: &Path, mode: Mode) -> io::Result<()> {
+    let is_missing = |path: &&Path| !path.as_os_str().is_empty() && !path.is_dir();
+    let missing: Vec<_> = path.ancestors().take_while(is_missing).collect();
+    for path in missing.into_iter().rev() {
+        match rustix::fs::mkdir(path, mode) {
+            Ok(()) => rustix::fs::chmod(path, mode)?,
+            // Another engine was faster.
+            Err(Errno::EXIST) if path.is_dir() => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    Ok(())
 }
 
 /// Opens a base at a path that every user of the machine can guess, and could have made before us.

@@ -72,7 +72,7 @@ mod tests {
     fn a_token_is_what_follows_bearer_in_any_case_trimmed() {
         let token = Token::new(&"s3cret".into()).unwrap();
         let check = |header: Option<&str>| {
-            super::check(Some(&token), header.map(str::as_bytes)).map_err(|refusal| refusal.status)
+            check(Some(&token), header.map(str::as_bytes)).map_err(|refusal| refusal.status)
         };
         assert_eq!(check(Some("Bearer s3cret")), Ok(()));
         assert_eq!(check(Some("bEARER   s3cret  ")), Ok(()));

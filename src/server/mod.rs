@@ -8,9 +8,9 @@
 mod auth;
 mod error;
 mod executor;
+mod fifo_lock;
 mod http;
 mod sandbox;
-mod turnstile;
 
 pub use error::ServeError;
 pub use executor::ExecutorServer;

@@ -16,6 +16,7 @@ pub mod python_json;
 mod registry;
 mod result;
 mod schema;
+mod suggest;
 mod text;
 
 pub use call::ToolCall;

@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use super::format::{give_types, unreadable_error};
 use super::schema::not_an_object;
+use super::suggest::suggest;
 use super::{
     Handler, JsonObject, Outcome, Policy, ToolCall, ToolKind, ToolRegistry, ToolResult, python_json,
 };
@@ -91,6 +92,12 @@ pub(crate) fn prepare(
             let mut result = ToolResult::failure(outcome, error);
             result.uniq_id = Some(uniq_id);
             result.may_have_executed = false;
+            if outcome == Outcome::UnknownTool {
+                let meant = suggest(&name, &registry.names().collect::<Vec<_>>());
+                if !meant.is_empty() {
+                    result.metadata.insert("did_you_mean".to_owned(), meant.into());
+                }
+            }
             Err(Box::new(result))
         }
     }
@@ -240,11 +247,42 @@ mod tests {
 
     #[test]
     fn a_tool_that_nobody_registered_is_unknown() {
-        for name in ["nope", "bash_stateful", "", "Bash", " bash"] {
+        for name in ["nope", "", "Bash", " bash"] {
             let expected = (Outcome::UnknownTool, format!("Unknown tool: {name}"));
             assert_eq!(refusal(name, json!({})), expected);
             assert_eq!(refusal(name, json!("not even an object")), expected);
         }
+    }
+
+    #[test]
+    fn what_may_have_been_meant_is_in_the_metadata_and_the_text_is_as_ever() {
+        for (name, meant) in [
+            ("shell", json!({"did_you_mean": ["bash", "terminal"]})),
+            ("lookpu", json!({"did_you_mean": ["lookup"]})),
+            ("nope", json!({})),
+        ] {
+            let result = *prepare_with(Policy::default(), false, name, json!({})).unwrap_err();
+            assert_eq!(result.error, format!("Unknown tool: {name}"));
+            assert_eq!(Value::Object(result.metadata), meant, "{name}");
+        }
+        // Only where no tool has the name.
+        let result = *prepare_with(Policy::default(), false, "bash", json!({})).unwrap_err();
+        assert!(result.metadata.is_empty());
+    }
+
+    #[test]
+    fn the_sandboxs_name_of_the_stateful_terminal_is_accepted() {
+        let arguments = json!({"command": "cd /tmp", "timeout": 5});
+        let by_alias =
+            prepare_with(Policy::default(), false, "bash_stateful", arguments.clone()).unwrap();
+        let by_name =
+            prepare_with(Policy::default(), false, "terminal_stateful", arguments).unwrap();
+        assert_eq!((by_alias.name.as_str(), by_alias.timeout), ("bash_stateful", by_name.timeout));
+        let sent = |work| match work {
+            Work::Sandbox { tool, arguments } => (tool, arguments),
+            other => panic!("not for the sandbox: {other:?}"),
+        };
+        assert_eq!(sent(by_alias.work), sent(by_name.work));
     }
 
     #[test]

@@ -11,6 +11,9 @@ use thiserror::Error;
 use super::python_json::{self, NonAscii};
 use super::{Handler, JsonObject, ToolContext, ToolReply, ToolSchema, builtin};
 
+/// Other names of built-in tools.
+const ALIASES: [(&str, &str); 1] = [("bash_stateful", "terminal_stateful")];
+
 /// The tools that a model may call, in the order in which they were registered.
 ///
 /// Defaults to [`builtin`](Self::builtin): the tools that run in a sandbox.
@@ -77,7 +80,10 @@ impl ToolRegistry {
     }
 
     /// A registry of the tools that run in a sandbox: `terminal`, `bash`, `read_file`,
-    /// `write_file`, `terminal_stateful`, `tmux`.
+    /// `write_file`, `terminal_stateful`, `tmux`. `bash_stateful`, which is the sandbox's name for
+    /// `terminal_stateful`, is accepted for it, unless a tool of that name is registered: it is in no
+    /// prompt and not among the [`names`](Self::names), and what tells of such a call – error texts,
+    /// statistics – calls the tool as the model did.
     pub fn builtin() -> Self {
         let mut registry = Self::empty();
         for (schema, sent_as) in builtin::all() {
@@ -143,7 +149,16 @@ impl ToolRegistry {
 
     /// The tool of this name.
     pub fn get(&self, name: &str) -> Option<&RegisteredTool> {
-        self.places.get(name).map(|&place| &self.tools[place])
+        let place = self.places.get(name).or_else(|| self.builtin_of(name));
+        place.map(|&place| &self.tools[place])
+    }
+
+    /// Where in `tools` the built-in tool is that has this other name.
+    fn builtin_of(&self, alias: &str) -> Option<&usize> {
+        let (_, name) = ALIASES.iter().find(|(other, _)| *other == alias)?;
+        let place = self.places.get(*name)?;
+        // Not a tool of the user's that took the name in a registry without built-in ones.
+        matches!(self.tools[*place].kind, ToolKind::Sandbox { .. }).then_some(place)
     }
 
     /// The names of all tools, in the order of their registration.
@@ -238,7 +253,18 @@ mod tests {
             ]
         );
         assert!(registry.schemas().all(|schema| !schema.external));
-        assert!(registry.get("bash_stateful").is_none());
+        assert!(registry.names().all(|name| name != "bash_stateful"));
+    }
+
+    #[test]
+    fn an_alias_is_a_builtin_tools_and_gives_way_to_a_tool_of_that_name() {
+        let mut registry = ToolRegistry::builtin();
+        assert_eq!(registry.get("bash_stateful").unwrap().schema.name, "terminal_stateful");
+        registry.register_external(ToolSchema::new("bash_stateful", "")).unwrap();
+        assert!(matches!(registry.get("bash_stateful").unwrap().kind, ToolKind::ToolServer));
+        let mut empty = ToolRegistry::empty();
+        empty.register_external(ToolSchema::new("terminal_stateful", "")).unwrap();
+        assert!(empty.get("bash_stateful").is_none());
     }
 
     #[test]

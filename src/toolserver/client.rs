@@ -28,6 +28,9 @@ use crate::wire::tool_server::{ExecuteRequest, ExecuteResponse, Tool, ToolsRespo
 const GIVE_UP: Duration = Duration::from_millis(400);
 /// How long `GET /tools` may take.
 const TOOLS_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long it may take to find out whether the URL's scheme is wrong.
+const SCHEME_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// A client of one ToolServer.
 pub(crate) struct ToolServer {
     agent: Agent,
@@ -87,10 +90,16 @@ impl ToolServer {
         let request = client::authorize(request, self.authorization.as_ref());
         let request = request.config().timeout_global(Some(TOOLS_TIMEOUT)).build();
         let (tell, told) = bounded(1);
+        let (agent, uri) = (self.agent.clone(), self.tools.clone());
         // On a thread of its own, since a look-up of its name cannot be stopped.
         let ask = move || {
             let answer = request.call().map_err(Failure::from);
             let answer = answer.and_then(client::read_json::<ToolsResponse>);
+            let answer = answer.map_err(|failure| {
+                let may_be = failure.may_be_the_scheme();
+                let other = may_be.then(|| client::other_scheme(&agent, &uri, SCHEME_TIMEOUT));
+                other.flatten().map_or(failure, Failure::NoTls)
+            });
             // Refused only after the start was given up.
             drop(tell.send(answer));
         };

@@ -1,16 +1,37 @@
 //! The HTTP protocols' JSON, as serde types. Nothing else knows their field names.
 //!
-//! What is read is read as a stock Python peer writes it: fields may be missing or `null`, unknown
+//! What is read is read as a Python peer writes it: fields may be missing or `null`, unknown
 //! ones are ignored, and the text may be Python's dialect of JSON. What is written is strict JSON.
 
 pub(crate) mod native;
+pub(crate) mod reference;
 #[cfg(feature = "server")]
 pub(crate) mod sandbox;
-pub(crate) mod stock;
 pub(crate) mod tool_server;
 
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
+
+use crate::tool::{Outcome, ToolResult};
+
+/// How a call ended, for programs: what every body that carries a tool's result has besides, and after,
+/// what the reference's has. Its clients ignore keys that they do not know.
+#[derive(Debug, Serialize)]
+pub(crate) struct OutcomeFields {
+    outcome: Outcome,
+    may_have_executed: bool,
+    model_attributable: bool,
+}
+
+impl From<&ToolResult> for OutcomeFields {
+    fn from(result: &ToolResult) -> Self {
+        Self {
+            outcome: result.outcome,
+            may_have_executed: result.may_have_executed,
+            model_attributable: result.model_attributable(),
+        }
+    }
+}
 
 /// For fields whose `null` means the same as their absence.
 pub(crate) fn null_as_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>

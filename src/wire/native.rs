@@ -157,6 +157,9 @@ pub(crate) enum OpOutcome {
 pub(crate) struct NativeResult {
     pub(crate) outcome: String,
     pub(crate) may_have_executed: bool,
+    /// For people who look into the traffic: a client asks the outcome.
+    #[serde(default)]
+    pub(crate) model_attributable: bool,
     #[serde(default, deserialize_with = "null_as_default")]
     pub(crate) output: String,
     #[serde(default, deserialize_with = "null_as_default")]
@@ -170,6 +173,7 @@ impl From<ToolResult> for NativeResult {
         Self {
             outcome: result.outcome.as_str().to_owned(),
             may_have_executed: result.may_have_executed,
+            model_attributable: result.model_attributable(),
             output: result.output,
             error: result.error,
             metadata: result.metadata,
@@ -279,7 +283,7 @@ mod tests {
         let text = serde_json::to_string(&ResultLine::Op(line)).unwrap();
         assert_eq!(
             text,
-            r#"{"slot":1,"seq":2,"done":{"outcome":"ok","may_have_executed":true,"output":"o","error":"","metadata":{}}}"#
+            r#"{"slot":1,"seq":2,"done":{"outcome":"ok","may_have_executed":true,"model_attributable":true,"output":"o","error":"","metadata":{}}}"#
         );
         assert!(matches!(serde_json::from_str(&text).unwrap(), ResultLine::Op(_)));
         assert!(matches!(

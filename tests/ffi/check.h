@@ -1,4 +1,5 @@
-/* What the test programs share: checks, a watchdog, and a tool that is answered when the test says so. */
+/* What the test programs share: checks, a watchdog, and a tool that is answered when the test says
+ * so. */
 #ifndef TE_TEST_CHECK_H
 #define TE_TEST_CHECK_H
 

@@ -1,5 +1,5 @@
-/* A host that forks at every point: the child is told so at once, may free everything, and hangs nowhere;
- * the parent does not notice. */
+/* A host that forks at every point: the child is told so at once, may free everything, and hangs
+ * nowhere; the parent does not notice. */
 #include <sys/wait.h>
 
 #include "check.h"
@@ -11,8 +11,8 @@ static te_tools *tools;
 static te_tool_reply *reply;
 static te_result *result;
 
-/* The child's end, with what exit() does or without; unwatched, for to those who look for leaks what
- * belongs to threads that are not here is one. */
+/* The child's end, with what exit() does or without; unwatched, for to those who look for leaks
+ * what belongs to threads that are not here is one. */
 static void over(int all) {
     if (getenv("TE_TEST_FEW")) execl("/bin/true", "true", (char *)NULL);
 #ifdef __SANITIZE_ADDRESS__

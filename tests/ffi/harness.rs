@@ -51,12 +51,13 @@ fn built() -> PathBuf {
     program.parent().unwrap().to_owned()
 }
 
-/// A directory with the libraries as they are installed: without what only a debugger reads, of which a
-/// debug build has so much that valgrind spends a minute on it.
+/// A directory with the libraries as they are installed: without what only a debugger reads, of
+/// which a debug build has so much that valgrind spends a minute on it.
 pub(crate) fn libraries() -> &'static Path {
     static LIBRARIES: OnceLock<PathBuf> = OnceLock::new();
     LIBRARIES.get_or_init(|| {
-        // A build without the feature may have put another one in its place, which cargo does not notice.
+        // A build without the feature may have put another one in its place, which cargo does not
+        // notice.
         let library = built().join("libtool_executor.so");
         let has_functions = std::fs::read(&library)
             .is_ok_and(|bytes| bytes.windows(15).any(|text| text == b"te_executor_new"));

@@ -1,5 +1,5 @@
-/* The library loaded and unloaded in a loop, by a thread that lives on and by threads that end after
- * that: destructors of thread-local variables must be there, and nothing may grow. */
+/* The library loaded and unloaded in a loop, by a thread that lives on and by threads that end
+ * after that: destructors of thread-local variables must be there, and nothing may grow. */
 #include <dlfcn.h>
 
 #include "check.h"

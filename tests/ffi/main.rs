@@ -1,11 +1,10 @@
 //! The C ABI as C and C++ programs see it: the programs beside this file, compiled by the system's
-//! compilers, with warnings as errors, against the libraries that `cargo test` has just built; run as they
-//! are, under AddressSanitizer with LeakSanitizer, and under valgrind.
+//! compilers, with warnings as errors, against the libraries that `cargo test` has just built; run
+//! as they are, under AddressSanitizer with LeakSanitizer, and under valgrind.
 //!
 //! What cannot be run is said on standard error (`NOT RUN`), and is an error where `CI` is set.
 
-// What could not be run is to be seen.
-#![allow(clippy::print_stderr)]
+#![allow(clippy::print_stderr, reason = "what could not be run is to be seen")]
 
 mod examples;
 mod harness;
@@ -53,24 +52,34 @@ fn what_is_installed_is_found_by_pkg_config() {
         .status()
         .unwrap();
     assert!(installed.success());
-    let flags = Command::new("pkg-config")
-        .args(["--cflags", "--libs", &format!("tool_executor = {}", env!("CARGO_PKG_VERSION"))])
-        .env("PKG_CONFIG_PATH", prefix.join("lib/pkgconfig"))
-        .output()
-        .expect("pkg-config; tests/install-tools installs it");
-    assert!(flags.status.success(), "{flags:?}");
-    let program = dir.path().join("program");
-    let compiled = Command::new("cc")
-        .args(["-std=c99", "-D_POSIX_C_SOURCE=200809L", "-pthread", "-o"])
-        .arg(&program)
-        .arg(harness::root().join("tests/ffi/smoke.c"))
-        .args(String::from_utf8(flags.stdout).unwrap().split_whitespace())
-        .status()
-        .unwrap();
-    assert!(compiled.success());
-    let mut run = Command::new(program);
-    run.env("LD_LIBRARY_PATH", prefix.join("lib"));
-    assert_eq!(harness::run(run, dir.path(), "smoke".as_ref()), "smoke: ok\n");
+    // What a program looks for at its start, and what one is linked with.
+    let version = env!("CARGO_PKG_VERSION");
+    let link = |name: &str| std::fs::read_link(prefix.join("lib").join(name)).unwrap();
+    let soname = link("libtool_executor.so").into_os_string().into_string().unwrap();
+    assert!(format!("libtool_executor.so.{version}").starts_with(&soname), "{soname}");
+    assert_eq!(link(&soname).as_os_str(), &*format!("libtool_executor.so.{version}"));
+    for (name, how) in [("shared", &[][..]), ("static", &["-static"])] {
+        let flags = Command::new("pkg-config")
+            .args(how.iter().map(|_| "--static"))
+            .args(["--cflags", "--libs", &format!("tool_executor = {version}")])
+            .env("PKG_CONFIG_PATH", prefix.join("lib/pkgconfig"))
+            .output()
+            .expect("pkg-config; tests/install-tools installs it");
+        assert!(flags.status.success(), "{flags:?}");
+        let program = dir.path().join(name);
+        let compiled = Command::new("cc")
+            .args(["-std=c99", "-D_POSIX_C_SOURCE=200809L", "-pthread", "-o"])
+            .arg(&program)
+            .args(how)
+            .arg(harness::root().join("tests/ffi/smoke.c"))
+            .args(String::from_utf8(flags.stdout).unwrap().split_whitespace())
+            .output()
+            .unwrap();
+        assert!(compiled.status.success(), "{}", String::from_utf8_lossy(&compiled.stderr));
+        let mut run = Command::new(program);
+        run.env("LD_LIBRARY_PATH", prefix.join("lib"));
+        assert_eq!(harness::run(run, dir.path(), name.as_ref()), "smoke: ok\n");
+    }
 }
 
 #[test]

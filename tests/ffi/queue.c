@@ -1,4 +1,5 @@
-/* Completion queues: order, tags, capacity, the file descriptor, cancelling, closing while one waits. */
+/* Completion queues: order, tags, capacity, the file descriptor, cancelling, closing while one
+ * waits. */
 #include <poll.h>
 
 #include "check.h"

@@ -1,5 +1,5 @@
-/* Threads that submit, fetch, cancel, release, ask, close and free at the same time; small stacks; threads
- * that end after the executor. */
+/* Threads that submit, fetch, cancel, release, ask, close and free at the same time; small stacks;
+ * threads that end after the executor. */
 #include <sched.h>
 
 #include "check.h"

@@ -52,6 +52,8 @@ int main(void) {
     OK(te_execute(executor, TE_STR("t"),
                   TE_STR("{\"name\": \"bash\", \"arguments\": {\"command\": \"true\"}}"), &result));
     CHECK(result->outcome == TE_OUTCOME_NEVER_RAN && result->model_attributable == 0);
+    OK(te_result_json(result, &text, &len));
+    CHECK(has_text(text, len, "\"model_attributable\":false"));
     te_result_free(result);
 
     OK(te_describe(executor, &buffer));

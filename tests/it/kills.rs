@@ -1,8 +1,8 @@
-//! Commands that do not want to end, or print without end: each call comes back in time, whatever it was,
-//! leaves no process, and its slot goes on working.
+//! Commands that do not want to end, or print without end: each call comes back in time, whatever
+//! it was, leaves no process, and its slot goes on working.
 //!
-//! By every tool that runs commands, in each kind of sandbox. How the engine does it is tested where it
-//! is done: beside `supervisor` and `terminal`.
+//! By every tool that runs commands, in each kind of sandbox. How the engine does it is tested
+//! where it is done: beside `supervisor` and `terminal`.
 
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -12,13 +12,14 @@ use tool_executor::backend::local::LocalBackend;
 use tool_executor::config::LocalConfig;
 use tool_executor::{Outcome, ToolCall, ToolExecutor};
 
+use crate::caller::directory;
 use crate::fakes::until;
 use crate::sandbox::{is_running, unique_sleep};
 
 /// The time limit of each call: long enough for it to begin, on a machine that is busy.
 const LIMIT: Duration = Duration::from_secs(2);
-/// How much later than that the answer may come: an interrupt is waited for, and the kernel has to end
-/// the processes. Far below the 5 s after which that is given up.
+/// How much later than that the answer may come: an interrupt is waited for, and the kernel has to
+/// end the processes. Far below the 5 s after which that is given up.
 const MARGIN: Duration = Duration::from_secs(4);
 
 /// Such a process is the parent in a `vfork`, whose number in the table is that of x86-64.
@@ -72,7 +73,7 @@ enum By {
 }
 
 fn executor(by: By) -> (tempfile::TempDir, ToolExecutor) {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = directory();
     let mut config = LocalConfig::new(AT_ONCE);
     config.data_dir = Some(dir.path().to_owned());
     config.warm_slots = by != By::PerCall;

@@ -2,6 +2,8 @@
 //! `sandbox` is the exception: it runs real processes in the embedded sandbox, and needs bubblewrap.
 
 mod artifacts;
+#[cfg(target_os = "linux")]
+mod caller;
 mod close;
 mod completion;
 mod door;
@@ -22,6 +24,10 @@ mod kills;
 mod limits;
 mod once;
 mod order;
+#[cfg(all(target_os = "linux", feature = "server"))]
+#[path = "../program/mod.rs"]
+#[allow(dead_code, reason = "what the other tests need of it")]
+mod program;
 #[cfg(all(target_os = "linux", feature = "server"))]
 mod proxy;
 #[cfg(target_os = "linux")]

@@ -12,6 +12,7 @@ use tool_executor::backend::{Backend, ResetReply, SlotRef};
 use tool_executor::config::{ExecutorConfig, LocalConfig, Policy};
 use tool_executor::{Destination, Outcome, ToolCall, ToolExecutor, ToolResult};
 
+use crate::caller::directory;
 use crate::fakes::{PATIENCE, bash};
 
 /// An executor over so many slots in a directory of the test's own.
@@ -28,7 +29,7 @@ fn executor_in(data_dir: &Path, slots: usize) -> (ToolExecutor, LocalBackend) {
 }
 
 fn executor(slots: usize) -> (tempfile::TempDir, ToolExecutor) {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = directory();
     let (executor, _) = executor_in(dir.path(), slots);
     (dir, executor)
 }
@@ -140,7 +141,7 @@ fn fifty_trajectories_share_ten_slots_and_never_each_others_files() {
 
 #[test]
 fn nothing_is_left_when_the_executor_is_gone() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = directory();
     let (executor, backend) = executor_in(dir.path(), 3);
     let marker = unique_sleep();
     let stubborn = format!("trap '' TERM; (setsid {marker} &) ; {marker}");
@@ -185,7 +186,7 @@ fn a_background_child_does_not_hold_the_call_up() {
 
 #[test]
 fn without_network_there_is_none_whatever_the_model_says() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = directory();
     let mut config = LocalConfig::new(1);
     config.data_dir = Some(dir.path().to_owned());
     let executor = ToolExecutor::builder()
@@ -239,7 +240,7 @@ fn a_command_with_a_nul_is_the_models_mistake() {
 
 #[test]
 fn a_workspace_can_be_saved_before_its_release() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = directory();
     let (executor, backend) = executor_in(dir.path(), 1);
     assert_eq!(executor.slot_of("t"), None);
     executor.execute("t", bash("mkdir d; echo x > d/f; ln -s d/f link; mkfifo pipe"));
@@ -262,7 +263,7 @@ fn every_file_attack_through_the_tools_stays_in_the_workspace() {
     let (_dir, executor) = executor(1);
     let run = |name, arguments| executor.execute("t", call(name, arguments));
     let secret = secret.to_str().unwrap();
-    run("bash", json!({"command": format!("ln -s {secret} out; ln -s / root; mkfifo fifo")}));
+    run("bash", json!({"command": format!("ln -s '{secret}' out; ln -s / root; mkfifo fifo")}));
     let denied = |result: ToolResult| {
         assert_eq!(result.outcome, Outcome::ToolError, "{result:?}");
         assert_eq!(result.error, "Access denied: path outside workspace");
@@ -334,7 +335,7 @@ fn the_usual_limit_of_open_files_does_not_limit_the_slots() {
 }
 
 /// Whether this test runs as root, and so commands as somebody else.
-fn is_root() -> bool {
+pub(crate) fn is_root() -> bool {
     fs::metadata("/proc/self").unwrap().uid() == 0
 }
 
@@ -446,7 +447,7 @@ fn the_complete_output_is_an_artifact_of_the_trajectory() {
 
 #[test]
 fn a_slot_that_cannot_be_emptied_is_given_to_nobody_until_it_can() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = directory();
     let (executor, _) = executor_in(dir.path(), 1);
     assert!(executor.execute("t", bash("mkdir d; echo mine > d/secret")).success);
     let run = fs::read_dir(dir.path()).unwrap().next().unwrap().unwrap().path();
@@ -477,7 +478,7 @@ fn a_slot_that_cannot_be_emptied_is_given_to_nobody_until_it_can() {
 
 #[test]
 fn resets_have_threads_of_their_own_and_a_second_one_joins_the_first() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = directory();
     let mut config = LocalConfig::new(2);
     config.data_dir = Some(dir.path().to_owned());
     let backend = LocalBackend::start(config).unwrap();
@@ -634,7 +635,7 @@ fn a_cancelled_stateful_call_is_interrupted() {
 
 #[test]
 fn a_stateful_terminal_without_network_has_none() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = directory();
     let mut config = LocalConfig::new(1);
     config.data_dir = Some(dir.path().to_owned());
     let backend = LocalBackend::start(config).unwrap();

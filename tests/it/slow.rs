@@ -1,5 +1,5 @@
-//! Clients that are slow, or do not read, or are idle, before both servers: they are cut off in time,
-//! and nothing else is delayed.
+//! Clients that are slow, or do not read, or are idle, before both servers: they are cut off in
+//! time, and nothing else is delayed.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -17,8 +17,8 @@ use tool_executor::{BackendError, Interrupt, Outcome, ToolExecutor, ToolResult};
 use crate::fakes::{PATIENCE, bash, one_container, until};
 use crate::http_client::Client;
 
-/// Far below what the calls here take, and what their clients leave unread; but enough for a request
-/// to arrive on a busy machine.
+/// Far below what the calls here take, and what their clients leave unread; but enough for a
+/// request to arrive on a busy machine.
 const SHORT: Duration = Duration::from_secs(1);
 
 /// Answers every call at once, at such length.
@@ -150,8 +150,8 @@ fn a_client_that_sends_a_byte_at_a_time_is_cut_off() {
     until(|| executor_server.connections() + sandbox_server.connections() == 0);
 }
 
-/// Sends this at once and then a byte at a time, each after a look for an answer; gives that, or how
-/// the connection ended.
+/// Sends this at once and then a byte at a time, each after a look for an answer; gives that, or
+/// how the connection ended.
 fn dribble(addr: SocketAddr, head: &str) -> String {
     let mut stream = TcpStream::connect(addr).unwrap();
     stream.write_all(head.as_bytes()).unwrap();
@@ -187,8 +187,8 @@ fn a_thousand_idle_connections_do_not_disturb_a_sandbox_server() {
 
 #[test]
 fn the_time_limits_add_up() {
-    // Client, executor server, fleet, sandbox server: none of their own limits ends a call, although
-    // each is far below it, as the default ones are below the longest calls.
+    // Client, executor server, fleet, sandbox server: none of their own limits ends a call,
+    // although each is far below it, as the default ones are below the longest calls.
     let local = LocalBackend::start(LocalConfig::new(1)).unwrap();
     let sandbox = SandboxServer::start(impatient(), local).unwrap();
     let mut fleet = FleetConfig::new([format!("http://{}", sandbox.addr())]);

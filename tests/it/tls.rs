@@ -15,7 +15,7 @@ const TOOLS: &str = r#"{"tools":[{"type":"function","function":{"name":"search",
 const RESULT: &str = r#"{"success":true,"output":"found","error":"","metadata":{}}"#;
 
 /// A server for `localhost`, and its certificate as PEM. Its threads end with the test's process.
-fn server() -> (String, String) {
+pub(crate) fn server() -> (String, String) {
     let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()));
     let config =
@@ -89,4 +89,15 @@ fn a_tool_server_with_a_trusted_certificate_is_used_and_another_is_not() {
         panic!("trusted")
     };
     assert!(error.to_string().contains("no CA certificate"), "{error}");
+}
+
+#[test]
+fn a_tool_server_that_wants_https_says_so_at_the_start() {
+    let (url, _) = server();
+    let config = ToolServerConfig::new(url.replace("https:", "http:"));
+    let started =
+        ToolExecutor::builder().config(ExecutorConfig::default().with_tool_server(config)).start();
+    let Err(StartError::ToolServer(error)) = started else { panic!("it started") };
+    let text = format!("it speaks https, not http: its URL begins with {url}");
+    assert!(error.to_string().ends_with(&text), "{error}");
 }

@@ -230,7 +230,7 @@ fn error_of(code: &str, text: String, bytes: u64, max: u64, path: &str) -> Artif
     }
 }
 
-/// The error that a stock server's text for an archive means, if it is that.
+/// The error that a reference server's text for an archive means, if it is that.
 fn too_large(text: &str) -> Option<ArtifactError> {
     let (bytes, max) = text.strip_prefix("Archive too large: ")?.split_once(" bytes (max ")?;
     let max = max.strip_suffix(')')?.parse().ok()?;

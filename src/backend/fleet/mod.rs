@@ -1,14 +1,19 @@
 //! A fleet: the executor over any number of sandbox servers, each a container behind a URL.
 //!
 //! What a server is it says itself, in `/health`: one of ours is spoken to in the native protocol
-//! (`native`), any other in the reference's plain one (`stock`).
+//! (`native`), any other in the reference's plain one (`reference`).
 //!
 //! # Threads
-//! While the fleet starts one per server, `tool-meet-N`, which asks what it is.
+//! While the fleet starts one per server, `tool-connect-N`, which asks what it is.
 //! One per server, `tool-fleet-N`, which keeps up the connection: for a native server it reads the
 //! stream of results, and another, `tool-send-N`, sends what the threads that hand over do not. A
-//! stock server answers a request only when its call is done, so each of its running calls takes a
-//! thread, `tool-stock-N`; never more than the server has slots.
+//! reference server answers a request only when its call is done, so each of its running calls takes a
+//! thread, `tool-ref-N`; never more than the server has slots.
+//!
+//! # While the fleet starts
+//! Servers that are not there yet are waited for, and warnings say which and why. What waiting cannot
+//! mend ends the start at once: a wrong token, `http` to a server that speaks `https` or the other way
+//! round, a certificate that is not right.
 //!
 //! # When a server does not answer
 //! It is *unknown*: its calls wait, no trajectory is newly put there, and the connection is tried
@@ -23,7 +28,9 @@
 
 mod artifacts;
 mod native;
-mod stock;
+mod reference;
+mod start;
+mod waiting;
 
 use std::fmt;
 use std::io::Write;
@@ -31,14 +38,13 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{select, unbounded};
 use parking_lot::Mutex;
 use serde::Deserialize;
 use ureq::Agent;
 use ureq::http::Uri;
 
 use self::native::{Direct, NativeServer};
-use self::stock::StockServer;
+use self::reference::ReferenceServer;
 use super::{
     Artifacts, Backend, Capabilities, Container, Execution, ExecutionId, Isolation, ResetReply,
     SlotRef, Watcher,
@@ -49,11 +55,9 @@ use crate::artifact::{
 };
 use crate::client::{self, AgentConfig, Authorization, Failure};
 use crate::config::FleetConfig;
-use crate::error::{BackendError, BackendErrorKind, IsolationError};
+use crate::error::BackendError;
 use crate::interrupt::Interrupt;
 use crate::limits::EnforcedLimits;
-use crate::thread::OwnedThread;
-use crate::wire::native::FEATURE;
 use crate::wire::null_as_default;
 use crate::workers::guarded;
 
@@ -62,15 +66,11 @@ use crate::workers::guarded;
 const PROMPT: Duration = Duration::from_secs(5);
 const PROMPT_LEAST: Duration = Duration::from_secs(1);
 /// How long a native server may say nothing: some of its beats; one of them at least.
-const SILENCE: Duration = Duration::from_secs(8);
-const SILENCE_LEAST: Duration = Duration::from_secs(3);
+const STALL_TIMEOUT: Duration = Duration::from_secs(8);
+const STALL_TIMEOUT_LEAST: Duration = Duration::from_secs(3);
 /// How long a server is left alone after it did not answer: at first, and at most.
 const PAUSE_FIRST: Duration = Duration::from_millis(50);
 const PAUSE_MOST: Duration = Duration::from_secs(1);
-/// How long what is under way may take to end when a start is given up.
-const GIVE_UP: Duration = Duration::from_millis(400);
-/// How many servers are asked at a time when the fleet starts.
-const ASKED_AT_ONCE: usize = 32;
 
 /// The executor's side of a fleet of sandbox servers. Closed by the executor that uses it.
 ///
@@ -93,7 +93,7 @@ pub struct FleetBackend {
 #[derive(Clone)]
 enum Server {
     Native(Arc<NativeServer>),
-    Stock(Arc<StockServer>),
+    Reference(Arc<ReferenceServer>),
 }
 
 impl FleetBackend {
@@ -117,181 +117,18 @@ impl FleetBackend {
     }
 }
 
-/// What it takes to ask a server what it is, on a thread of its own.
-struct Meeting {
-    number: usize,
-    connection: Connection,
-    direct: Arc<Direct>,
-    /// See [`FleetConfig::unreachable_timeout`].
-    bound: Duration,
-    deadline: Instant,
-    /// Of this start: when it is interrupted, or another server cannot be used.
-    interrupt: Interrupt,
-}
-
-impl Meeting {
-    /// Asks until the server answers, the deadline, or the interrupt.
-    fn meet(&self) -> Result<(Server, Container), BackendError> {
-        let Self { number, connection, bound, deadline, .. } = self;
-        let url = &connection.url;
-        let unusable = |why: String| {
-            BackendError::new(format!("the sandbox server {url} cannot be used: {why}"))
-        };
-        let mut pause = PAUSE_FIRST;
-        // One name for all tries: an answer that was lost began it all the same.
-        let session = native::new_session();
-        loop {
-            let met = connection.health().and_then(|features| {
-                if features.iter().any(|feature| feature == FEATURE) {
-                    let (connection, direct) = (connection.clone(), self.direct.clone());
-                    let (server, slots) =
-                        NativeServer::meet(*number, connection, *bound, direct, &session)?;
-                    Ok((Server::Native(server), slots))
-                } else {
-                    let (server, slots) = StockServer::meet(*number, connection.clone(), *bound)?;
-                    Ok((Server::Stock(server), slots))
-                }
-            });
-            match met {
-                Ok((server, slots)) => {
-                    return Ok((server, Container { addr: url.clone(), slots }));
-                }
-                // What failed may have failed because of it.
-                Err(_) if self.interrupt.is_interrupted() => {
-                    return Err(BackendError::interrupted());
-                }
-                Err(_) if connection.is_barred() => {
-                    let reason =
-                        format!("the sandbox server {url} runs commands without isolation");
-                    let remedy = "make bubblewrap work there (apt-get install bubblewrap) and start it \
-                                  again";
-                    return Err(BackendError::not_isolated(IsolationError::new(reason, remedy)));
-                }
-                Err(failure) if Instant::now() + pause >= *deadline => {
-                    return Err(unusable(failure.text()));
-                }
-                // Waiting does not make a wrong token right.
-                Err(Failure::Refused(status, text)) if matches!(status, 401 | 403 | 404) => {
-                    return Err(unusable(format!("HTTP {status}: {text}")));
-                }
-                Err(_) => {
-                    self.interrupt.wait_timeout(pause);
-                }
-            }
-            pause = (pause * 2).min(PAUSE_MOST);
-        }
-    }
-}
-
-/// Meets these servers side by side, in their order. The first that cannot be used ends it for all, and so
-/// does `interrupt`; the sessions that were begun are ended then.
-fn meet_all(
-    meetings: Vec<Meeting>,
-    stop: &Interrupt,
-    interrupt: &Interrupt,
-) -> Result<Vec<(Server, Container)>, BackendError> {
-    let (tell, told) = unbounded();
-    let mut met: Vec<Option<(Server, Container)>> = Vec::new();
-    let mut connections = Vec::new();
-    let mut threads = Vec::new();
-    let mut failure = None;
-    for (place, meeting) in meetings.into_iter().enumerate() {
-        met.push(None);
-        connections.push(meeting.connection.clone());
-        let tell = tell.clone();
-        // Refused only after the start was given up.
-        let ask = move || drop(tell.send((place, guarded(|| meeting.meet()))));
-        match OwnedThread::spawn(format!("tool-meet-{place}"), ask) {
-            Ok(thread) => threads.push(thread),
-            Err(error) => {
-                let error = BackendError::with_source("cannot start a thread", error);
-                failure = Some(error.with_kind(BackendErrorKind::Shortage));
-                break;
-            }
-        }
-    }
-    drop(tell);
-    while failure.is_none() {
-        select! {
-            recv(told) -> told => match told {
-                Ok((place, Ok(Ok(server)))) => met[place] = Some(server),
-                Ok((_, Ok(Err(error)))) => failure = Some(error),
-                Ok((_, Err(panic))) => {
-                    failure = Some(BackendError::new(format!("asking a server panicked: {panic}")));
-                }
-                // All have told.
-                Err(_) => break,
-            },
-            recv(interrupt.fired()) -> _ => failure = Some(BackendError::interrupted()),
-        }
-    }
-    let deadline = Instant::now() + GIVE_UP;
-    if failure.is_some() {
-        stop.interrupt();
-        // But for those that are to be told that their session is over.
-        let unmet = connections.iter().zip(&met).filter(|(_, met)| met.is_none());
-        unmet.for_each(|(connection, _)| connection.interrupt());
-    }
-    // One that looks a name up cannot be stopped, and is left behind.
-    threads.into_iter().for_each(|thread| thread.join_or_leave(deadline));
-    let Some(failure) = failure else { return Ok(met.into_iter().flatten().collect()) };
-    for (place, server) in told.try_iter() {
-        met[place] = server.ok().and_then(Result::ok);
-    }
-    let servers: Vec<_> = met.into_iter().flatten().map(|(server, _)| server).collect();
-    close_all(&servers, Instant::now() + GIVE_UP);
-    Err(failure)
-}
-
 impl Backend for FleetBackend {
     fn start(&self, interrupt: &Interrupt) -> Result<Vec<Container>, BackendError> {
-        let deadline = Instant::now() + self.config.start_timeout;
-        let stop = Interrupt::new();
-        let mut meetings: Vec<_> = self
-            .connections
-            .iter()
-            .enumerate()
-            .map(|(number, connection)| Meeting {
-                number,
-                connection: connection.clone(),
-                direct: self.direct.clone(),
-                bound: self.config.unreachable_timeout,
-                deadline,
-                interrupt: stop.clone(),
-            })
-            .collect();
-        let mut servers = Vec::new();
-        let mut containers = Vec::new();
-        while !meetings.is_empty() {
-            let some = meetings.drain(..meetings.len().min(ASKED_AT_ONCE)).collect();
-            match meet_all(some, &stop, interrupt) {
-                Ok(met) => {
-                    let (met, of_them): (Vec<_>, Vec<_>) = met.into_iter().unzip();
-                    servers.extend(met);
-                    containers.extend(of_them);
-                }
-                Err(error) => {
-                    close_all(&servers, Instant::now() + GIVE_UP);
-                    return Err(error);
-                }
-            }
-        }
-        for connection in &self.connections {
-            if connection.told.lock().isolates.is_none() {
-                let url = &connection.url;
-                log::warn!(
-                    "the sandbox server {url} does not say whether commands are isolated there"
-                );
-            }
-        }
-        *self.servers.lock() = servers;
-        Ok(containers)
+        self.meet_servers(interrupt)
     }
 
     fn capabilities(&self) -> Capabilities {
         // Of each the weakest; nothing where one of them does not say.
-        let told: Vec<_> =
-            self.connections.iter().map(|connection| connection.told.lock().clone()).collect();
+        let told: Vec<_> = self
+            .connections
+            .iter()
+            .map(|connection| connection.advertised.lock().clone())
+            .collect();
         let mut with_told = self.connections.iter().zip(&told);
         let unisolated = with_told.find(|(_, told)| told.isolates == Some(false));
         let all_isolate = told.iter().all(|told| told.isolates == Some(true));
@@ -321,7 +158,7 @@ impl Backend for FleetBackend {
         for server in self.servers.lock().iter() {
             let started = match server {
                 Server::Native(server) => server.watch(watcher.clone()),
-                Server::Stock(server) => server.watch(watcher.clone()),
+                Server::Reference(server) => server.watch(watcher.clone()),
             };
             if let Err(error) = started {
                 log::error!("no thread for a sandbox server, its calls will be lost: {error}");
@@ -333,7 +170,7 @@ impl Backend for FleetBackend {
         // A batch that is dropped answers that it has no result.
         match self.server(container) {
             Some(Server::Native(server)) => server.execute(batch),
-            Some(Server::Stock(server)) => server.execute(batch),
+            Some(Server::Reference(server)) => server.execute(batch),
             None => {}
         }
     }
@@ -341,7 +178,7 @@ impl Backend for FleetBackend {
     fn reset(&self, slot: &SlotRef, reply: ResetReply) {
         match self.server(slot.container) {
             Some(Server::Native(server)) => server.reset(slot, reply),
-            Some(Server::Stock(server)) => server.reset(slot, reply),
+            Some(Server::Reference(server)) => server.reset(slot, reply),
             None => {}
         }
     }
@@ -386,11 +223,22 @@ impl Artifacts for FleetBackend {
     }
 }
 
+/// Says that a server is used no more.
+fn warn_given_up(url: &str, why: &str) {
+    log::warn!(
+        "the sandbox server {url} is given up and its calls are lost: {why}; it is asked again until it answers"
+    );
+}
+
 /// Closes them side by side: one that hangs holds up no other.
 fn close_all(servers: &[Server], deadline: Instant) {
     thread::scope(|scope| {
         let close = |server| move || Server::close(server, deadline);
         let start = |server| {
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "named, and the scope is its owner and its end"
+            )]
             let thread = thread::Builder::new().name("tool-close".to_owned());
             thread.spawn_scoped(scope, close(server))
         };
@@ -419,7 +267,7 @@ impl Server {
     fn close(&self, deadline: Instant) {
         match self {
             Server::Native(server) => server.close(deadline),
-            Server::Stock(server) => server.close(deadline),
+            Server::Reference(server) => server.close(deadline),
         }
     }
 }
@@ -438,7 +286,7 @@ struct Connection {
     /// How long a request may take that is answered at once.
     prompt: Duration,
     /// How long the stream of results may say nothing.
-    silence: Duration,
+    stall_timeout: Duration,
     /// For requests that may be repeated; keeps idle connections.
     pooled: Agent,
     /// For those that may not: a connection that the server is just closing would lose them.
@@ -446,7 +294,7 @@ struct Connection {
     /// For artifacts, which may take their time.
     patient: Arc<Patient>,
     /// What the server last said of itself.
-    told: Arc<Mutex<Told>>,
+    advertised: Arc<Mutex<Advertised>>,
     /// See [`FleetConfig::allow_unisolated`].
     allow_unisolated: bool,
 }
@@ -475,7 +323,7 @@ struct Health {
 
 /// What a server says of its slots.
 #[derive(Clone)]
-struct Told {
+struct Advertised {
     /// `None` where it does not say.
     isolates: Option<bool>,
     limits: Option<EnforcedLimits>,
@@ -517,19 +365,24 @@ impl Connection {
             let ca_pem = config.ca_pem.as_deref();
             client::agent(AgentConfig { idle_connections, read_timeout, ca_pem })
         };
-        let silence = (config.unreachable_timeout / 2).clamp(SILENCE_LEAST, SILENCE);
+        let stall_timeout =
+            (config.unreachable_timeout / 2).clamp(STALL_TIMEOUT_LEAST, STALL_TIMEOUT);
         Ok(Self {
             url,
             authorization,
             prompt: (config.unreachable_timeout / 4).clamp(PROMPT_LEAST, PROMPT),
-            silence,
-            pooled: agent(4, Some(silence))?,
+            stall_timeout,
+            pooled: agent(4, Some(stall_timeout))?,
             fresh: agent(0, None)?,
             patient: Arc::new(Patient {
                 agent: Mutex::new(Some(Patient::agent(config.ca_pem.as_deref())?)),
                 ca_pem: config.ca_pem.clone(),
             }),
-            told: Arc::new(Mutex::new(Told { isolates: None, limits: None, warm_slots: None })),
+            advertised: Arc::new(Mutex::new(Advertised {
+                isolates: None,
+                limits: None,
+                warm_slots: None,
+            })),
             allow_unisolated: config.allow_unisolated,
         })
     }
@@ -558,7 +411,7 @@ impl Connection {
         if health.status != "ok" {
             return Err(Failure::Broken(format!("its status is {:?}", health.status)));
         }
-        *self.told.lock() = Told {
+        *self.advertised.lock() = Advertised {
             isolates: health.bwrap_available,
             limits: serde_json::from_value(health.limits).ok(),
             warm_slots: health.warm_slots,
@@ -571,7 +424,12 @@ impl Connection {
 
     /// Whether the server says that it does not isolate commands, and may not be used therefore.
     fn is_barred(&self) -> bool {
-        !self.allow_unisolated && self.told.lock().isolates == Some(false)
+        !self.allow_unisolated && self.advertised.lock().isolates == Some(false)
+    }
+
+    /// Whether the server speaks the other one of `http` and `https`: then how its URL begins.
+    fn other_scheme(&self) -> Option<String> {
+        client::other_scheme(&self.fresh, &self.uri("/health").ok()?, self.prompt)
     }
 
     fn get<T: serde::de::DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {

@@ -13,13 +13,13 @@ pub(crate) enum ExitCode {
     CallsWithoutResult = 1,
     /// The command line is wrong.
     Usage = 2,
-    /// Some line of the input is malformed. The others ran.
+    /// Some line of the input is malformed – the others ran –, or there is no call in it at all.
     MalformedInput = 3,
     /// The input could not be read, or the results could not be written.
     Io = 4,
     /// The executor or its sandbox could not start. Nothing ran.
     NotStarted = 5,
-    /// Ctrl-C or SIGTERM ended the run before its end.
+    /// Ctrl-C, SIGTERM or SIGHUP ended the run before its end, or any command during its start.
     Interrupted = 130,
 }
 
@@ -29,18 +29,27 @@ impl From<ExitCode> for std::process::ExitCode {
     }
 }
 
-/// The text of `--help` about the codes.
+/// The text of `--help` about the codes of `replay`, and of the program as a whole.
 pub(crate) const HELP: &str = "\
 Exit codes:
   0    every call got a result (a tool that fails is a result)
   1    some call got no result of its tool: never_ran, cancelled, sandbox_lost,
        backend_failed, external_failed, isolation_unavailable
   2    the command line is wrong
-  3    some line of the input is malformed (the others ran)
-  4    the input could not be read, or the results could not be written
+  3    some line of the input is malformed (the others ran), or no call is in it
+  4    the input could not be read (a directory, a cut archive, ...), or the
+       results could not be written
   5    the executor could not start
-  130  interrupted by Ctrl-C or SIGTERM
+  130  interrupted by Ctrl-C, SIGTERM or SIGHUP
 Where several apply, the first of 4, 130, 3, 1 is used.";
+
+/// The text of `--help` about the codes of the servers.
+pub(crate) const SERVER_HELP: &str = "\
+Exit codes:
+  0    a signal ended it
+  2    the command line is wrong
+  5    it could not start
+  130  a signal came before it listened";
 
 /// What a finished run has to say about itself.
 #[derive(Debug, Clone, Copy, Default)]
@@ -49,7 +58,7 @@ pub(crate) struct Verdict {
     pub(crate) io_failed: bool,
     /// A signal ended the run before its end.
     pub(crate) interrupted: bool,
-    /// At least one line was malformed.
+    /// At least one line was malformed, or there was no call.
     pub(crate) malformed_input: bool,
     /// At least one call got no result of its tool.
     pub(crate) calls_without_result: bool,

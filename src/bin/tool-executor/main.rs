@@ -1,30 +1,44 @@
 //! The `tool-executor` program: a command line over the library's public API, nothing more.
 //!
-//! Standard output belongs to results, standard error to progress and warnings.
-#![allow(clippy::print_stdout, clippy::print_stderr)]
+//! Standard output belongs to results, standard error to progress and warnings; both may be gone.
+#![cfg_attr(
+    not(test),
+    warn(clippy::disallowed_methods, clippy::disallowed_types, clippy::unwrap_used)
+)]
 
 mod args;
+mod console;
 mod exit_code;
+mod generate;
 mod replay;
 mod serving;
 mod setup;
 mod signals;
+mod starting;
 
-use clap::Parser;
-
-use args::{Cli, Command};
+use args::Command;
 use exit_code::ExitCode;
 
 fn main() -> std::process::ExitCode {
-    match Cli::try_parse() {
-        Ok(Cli { command: Command::Replay(args) }) => replay::run(&args),
-        Ok(Cli { command: Command::Sandbox(args) }) => serving::sandbox(&args),
-        Ok(Cli { command: Command::Serve(args) }) => serving::serve(&args),
+    run().into()
+}
+
+fn run() -> ExitCode {
+    let args::Parsed { cli, warnings } = match args::parse() {
+        Ok(parsed) => parsed,
+        // Help that was asked for comes so, too.
+        Err(error) if !error.use_stderr() => return console::end_of_printing(error.print()),
         Err(error) => {
-            // Also how `--help` and `--version` come. Nobody to tell if nobody reads it.
+            // Without a reader there is no other place to say it.
             let _ = error.print();
-            if error.use_stderr() { ExitCode::Usage } else { ExitCode::Ok }
+            return ExitCode::Usage;
         }
+    };
+    match cli.command {
+        Command::Replay(args) => replay::run(args, &warnings),
+        Command::Sandbox(args) => serving::sandbox(args, &warnings),
+        Command::Serve(args) => serving::serve(args, &warnings),
+        Command::Completions { shell } => generate::completions(shell),
+        Command::Man { dir } => generate::man(dir.as_deref()),
     }
-    .into()
 }

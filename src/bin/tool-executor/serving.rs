@@ -1,129 +1,66 @@
 //! `tool-executor sandbox` and `tool-executor serve`: start, one line, wait for a signal, end.
 
-use std::io::Write;
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, bounded, select, unbounded};
-use tool_executor::ToolExecutor;
-use tool_executor::backend::local::LocalBackend;
-use tool_executor::config::{ExecutorConfig, LocalConfig, Policy, ServerConfig};
-use tool_executor::server::{ExecutorServer, SandboxServer, ServeError};
+use crossbeam_channel::{Receiver, bounded, select};
+use tool_executor::config::{Secret, ServerConfig};
+use tool_executor::server::{ExecutorServer, SandboxServer};
+use tool_executor::{Interrupt, ToolExecutor};
 
-use crate::args::{LimitArgs, ListenArgs, SandboxArgs, ServeArgs};
+use crate::args::{ListenArgs, RunArgs, SandboxArgs, ServeArgs};
+use crate::console::{fail, init_log, print};
 use crate::exit_code::ExitCode;
-use crate::setup::{chain, fleet, limit, tool_server};
+use crate::setup::{chain, check_isolation, fleet, local, tool_server};
 use crate::signals::Signals;
-
-/// Variables of the reference that mean nothing here: there is no Nomad.
-const WITHOUT_MEANING: [&str; 7] = [
-    "TOOL_EXECUTOR_NOMAD_ADDRESS",
-    "TOOL_EXECUTOR_JOB_ID",
-    "TOOL_EXECUTOR_IMAGE",
-    "TOOL_EXECUTOR_MIN_CONTAINERS",
-    "TOOL_EXECUTOR_MAX_CONTAINERS",
-    "TOOL_EXECUTOR_PRIVILEGED",
-    "TOOL_EXECUTOR_PURGE_JOB_ON_SHUTDOWN",
-];
+use crate::starting::start;
 
 /// Runs a sandbox server until a signal ends it.
-pub(crate) fn sandbox(args: &SandboxArgs) -> ExitCode {
-    init_log();
-    let told = match signals() {
-        Ok(told) => told,
-        Err(problem) => return fail(&problem),
+pub(crate) fn sandbox(args: SandboxArgs, warnings: &[String]) -> ExitCode {
+    let token = args.token.sandbox_token.clone();
+    let signals = match begin(&args.run, &args.listen, token.is_some(), warnings) {
+        Ok(signals) => signals,
+        Err(code) => return code,
     };
-    if let Err(problem) = may_listen(&args.listen, args.token.as_deref()) {
-        return usage(&problem);
-    }
-    let backend = match local(args.slots, args.data_dir.clone(), &args.limits) {
-        Ok(backend) => backend,
-        Err(problem) => return fail(&problem),
-    };
-    let mut config = ServerConfig::new((args.listen.host, args.port));
-    config.token = args.token.clone().map(Into::into);
-    config.no_auth = args.listen.no_auth;
-    let server = match SandboxServer::start(config, backend) {
+    let grace = args.run.grace_s;
+    let slots = args.slots.count();
+    let started = start(signals.arrivals(), move |interrupt| {
+        let backend = local(&args.slots, &args.limits, &args.isolation, interrupt)?;
+        let config = server_config(&args.listen, token);
+        SandboxServer::start(config, backend).map_err(|error| chain(&error))
+    });
+    let server = match started {
         Ok(server) => server,
-        Err(error) => return refused(&error),
+        Err(code) => return code,
     };
-    let slots = args.slots;
     listening("sandbox", server.addr(), &format!("{slots} slots"));
-    let _ = told.recv();
+    let _ = signals.arrivals().recv();
     let abort = server.abort_handle();
-    let grace = Duration::from_secs(args.listen.grace_s);
-    close(&told, || server.close(grace), || abort.abort());
+    close(signals.arrivals(), || server.close(grace), || abort.abort());
     ExitCode::Ok
 }
 
 /// Runs an executor server until a signal ends it.
-pub(crate) fn serve(args: &ServeArgs) -> ExitCode {
-    init_log();
-    let told = match signals() {
-        Ok(told) => told,
-        Err(problem) => return fail(&problem),
+pub(crate) fn serve(args: ServeArgs, warnings: &[String]) -> ExitCode {
+    let signals = match begin(&args.run, &args.listen, args.token.is_some(), warnings) {
+        Ok(signals) => signals,
+        Err(code) => return code,
     };
-    if let Err(problem) = may_listen(&args.listen, args.token.as_deref()) {
-        return usage(&problem);
-    }
-    for name in WITHOUT_MEANING {
-        if std::env::var_os(name).is_some() {
-            log::warn!(
-                "{name} is ignored: slots are this machine's, or sandbox servers' (--sandbox-url)"
-            );
-        }
-    }
-    let is_local = args.fleet.urls.is_empty();
-    let reachable = is_local && args.token.is_none() && !args.listen.no_auth;
-    if reachable && args.allow_network {
-        log::warn!(
-            "commands get no network: without a token they could reach this server, and with it \
-             other trajectories; give a token, or --no-auth if that is no matter"
-        );
-    }
-    let policy = Policy::default()
-        .with_allow_network(args.allow_network && !reachable)
-        .with_require_sandbox(args.require_sandbox);
-    let mut config = ExecutorConfig::default()
-        .with_policy(policy)
-        .with_acquire_timeout(args.acquire_timeout_s)
-        .with_batch_window(Duration::from_millis(args.batch_window_ms))
-        .with_max_batch_size(args.max_batch_size);
-    match tool_server(&args.tool_server) {
-        Ok(server) => config.tool_server = server,
-        Err(problem) => return fail(&problem),
-    }
-    let builder = ToolExecutor::builder().config(config);
-    let what;
-    let builder = if is_local {
-        what = format!("{} slots", args.slots);
-        match local(args.slots, None, &args.limits) {
-            Ok(backend) => builder.backend(backend),
-            Err(problem) => return fail(&problem),
-        }
-    } else {
-        what = format!("{} sandbox servers", args.fleet.urls.len());
-        match fleet(&args.fleet) {
-            Ok(backend) => builder.backend(backend),
-            Err(problem) => return fail(&problem),
-        }
+    let grace = args.run.grace_s;
+    let what = match args.fleet.sandbox_url.len() {
+        0 => format!("{} slots", args.slots.count()),
+        servers => format!("{servers} sandbox servers"),
     };
-    let executor = match builder.start() {
-        Ok(executor) => Arc::new(executor),
-        Err(error) => return fail(&chain(&error)),
-    };
-    let mut config = ServerConfig::new((args.listen.host, args.port));
-    config.token = args.token.clone().map(Into::into);
-    config.no_auth = args.listen.no_auth;
-    let server = match ExecutorServer::start(config, executor.clone()) {
-        Ok(server) => server,
-        Err(error) => return refused(&error),
-    };
+    let (server, executor) =
+        match start(signals.arrivals(), move |interrupt| start_serving(&args, interrupt)) {
+            Ok(started) => started,
+            Err(code) => return code,
+        };
     listening("executor", server.addr(), &what);
-    let _ = told.recv();
-    let grace = Duration::from_secs(args.listen.grace_s);
+    let _ = signals.arrivals().recv();
     let end = || {
         server.close(grace);
         executor.close_within(grace);
@@ -132,84 +69,114 @@ pub(crate) fn serve(args: &ServeArgs) -> ExitCode {
     let hurry = || {
         executor.close_within(Duration::ZERO);
     };
-    close(&told, end, hurry);
+    close(signals.arrivals(), end, hurry);
     ExitCode::Ok
 }
 
+/// Starts the executor and what serves it.
+fn start_serving(
+    args: &ServeArgs,
+    interrupt: &Interrupt,
+) -> Result<(ExecutorServer, Arc<ToolExecutor>), String> {
+    let is_local = args.fleet.sandbox_url.is_empty();
+    let reachable = is_local && args.token.is_none() && !args.listen.no_auth;
+    if reachable && args.calls.allow_network() {
+        log::warn!(
+            "commands get no network: without a token they could reach this server, and with it \
+             other trajectories; give a token, or --no-auth if that is no matter"
+        );
+    }
+    let mut config = args
+        .calls
+        .config()
+        .with_acquire_timeout(args.acquire_timeout_s)
+        .with_idle_limit(args.idle_limit_s);
+    let allow_network = args.calls.allow_network() && !reachable;
+    config.policy.allow_network = allow_network;
+    config.policy.require_sandbox = args.isolation.require_sandbox;
+    config.tool_server = tool_server(&args.tool_server)?;
+    let builder = ToolExecutor::builder().config(config).interrupt(interrupt.clone());
+    let builder = if is_local {
+        builder.backend(local(&args.slots, &args.limits, &args.isolation, interrupt)?)
+    } else {
+        builder.backend(fleet(&args.fleet, &args.isolation)?)
+    };
+    let executor = Arc::new(builder.start().map_err(|error| chain(&error))?);
+    check_isolation(&executor, allow_network, &args.fleet)?;
+    let config = server_config(&args.listen, args.token.clone());
+    let server = ExecutorServer::start(config, executor.clone());
+    Ok((server.map_err(|error| chain(&error))?, executor))
+}
+
+fn server_config(listen: &ListenArgs, token: Option<Secret>) -> ServerConfig {
+    let mut config = ServerConfig::new((listen.host, listen.port));
+    config.token = token;
+    config.no_auth = listen.no_auth;
+    config
+}
+
+/// What both servers do first: the log, the warnings, the signals, and whether they may listen
+/// there.
+///
+/// # Errors
+/// They may not start; why, was said.
+fn begin(
+    run: &RunArgs,
+    listen: &ListenArgs,
+    has_token: bool,
+    warnings: &[String],
+) -> Result<Signals, ExitCode> {
+    init_log(run.log.as_deref(), io::stderr());
+    warnings.iter().for_each(|warning| log::warn!("{warning}"));
+    may_listen(listen, has_token).map_err(|problem| fail(ExitCode::Usage, &problem))?;
+    Signals::install()
+        .map_err(|error| fail(ExitCode::NotStarted, &format!("no signal handler: {error}")))
+}
+
 /// Closes a server, and has it hurry if there is another signal meanwhile.
-fn close(told: &Receiver<()>, close: impl FnOnce() + Send, hurry: impl FnOnce()) {
+fn close(signals: &Receiver<()>, close: impl FnOnce() + Send, hurry: impl FnOnce()) {
     let (closing, closed) = bounded::<()>(0);
     thread::scope(|scope| {
-        scope.spawn(move || {
+        let body = move || {
             let _closing = closing;
             close();
-        });
+        };
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "the library's owned threads are not public; this one is named and joined"
+        )]
+        let thread = thread::Builder::new().name("tool-close".to_owned());
+        if let Err(error) = thread.spawn_scoped(scope, body) {
+            // What was to be closed is closed by its drop, which came with the refusal.
+            log::error!("closed without grace: could not start a thread: {error}");
+            return;
+        }
         select! {
-            recv(told) -> _ => hurry(),
+            recv(signals) -> _ => hurry(),
             recv(closed) -> _ => {}
         }
     });
 }
 
-fn local(
-    slots: usize,
-    data_dir: Option<std::path::PathBuf>,
-    limits: &LimitArgs,
-) -> Result<LocalBackend, String> {
-    let mut config = LocalConfig::new(slots);
-    limit(&mut config, limits);
-    config.data_dir = data_dir;
-    // This process has no children but the sandbox's.
-    config.adopt_orphans = true;
-    LocalBackend::start(config).map_err(|error| chain(&error))
-}
-
-/// The one line on standard output.
+/// The one line on standard output. Without it the server is of use all the same.
 fn listening(what: &str, addr: SocketAddr, of: &str) {
-    println!("tool-executor: {what} listening on http://{addr} ({of})");
-    // Nobody to tell if nobody reads it.
-    let _ = std::io::stdout().flush();
+    let line = format!("tool-executor: {what} listening on http://{addr} ({of})");
+    if let Err(error) = print(&format!("{line}\n")) {
+        log::warn!("{line}; standard output: {error}");
+    }
 }
 
-/// Tells of each signal that asks for the end.
-fn signals() -> Result<Receiver<()>, String> {
-    let (tell, told) = unbounded();
-    let tell = move || {
-        // Refused only when nobody waits any more.
-        let _ = tell.send(());
-    };
-    Signals::install_with(tell).map(|_| told).map_err(|error| format!("no signal handler: {error}"))
-}
-
-fn may_listen(listen: &ListenArgs, token: Option<&str>) -> Result<(), String> {
+fn may_listen(listen: &ListenArgs, has_token: bool) -> Result<(), String> {
     let is_loopback = match listen.host {
         IpAddr::V4(ip) => ip.is_loopback(),
         IpAddr::V6(ip) => ip.is_loopback(),
     };
-    if is_loopback || token.is_some() || listen.no_auth {
+    if is_loopback || has_token || listen.no_auth {
         return Ok(());
     }
     Err(format!(
         "other machines can reach {}: give a token (--token, or better the environment), or \
-         --no-auth if everybody may use it",
+         --no-auth if they all may use it",
         listen.host
     ))
-}
-
-fn refused(error: &ServeError) -> ExitCode {
-    fail(&chain(error))
-}
-
-fn usage(problem: &str) -> ExitCode {
-    eprintln!("tool-executor: {problem}");
-    ExitCode::Usage
-}
-
-fn fail(problem: &str) -> ExitCode {
-    eprintln!("tool-executor: {problem}");
-    ExitCode::NotStarted
-}
-
-fn init_log() {
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
 }

@@ -2,24 +2,41 @@
 
 use std::error::Error;
 use std::fmt::Write as _;
+use std::path::Path;
 
 use tool_executor::backend::fleet::FleetBackend;
+use tool_executor::backend::local::LocalBackend;
 use tool_executor::config::{FleetConfig, LocalConfig, ToolServerConfig};
+use tool_executor::{Interrupt, IsolationError, ToolExecutor};
 
-use crate::args::{FleetArgs, Limit, LimitArgs, ToolServerArgs};
+use crate::args::{FleetArgs, IsolationArgs, Limit, LimitArgs, SlotArgs, ToolServerArgs};
 
-/// The fleet that the flags name.
+/// This machine's slots as the flags want them, started.
 ///
 /// # Errors
-/// What is wrong with them, as one line.
-pub(crate) fn fleet(args: &FleetArgs) -> Result<FleetBackend, String> {
-    let mut config = FleetConfig::new(&args.urls);
-    config.token = args.fleet_token.clone().map(Into::into);
-    FleetBackend::new(config).map_err(|error| chain(&error))
+/// What kept them from starting, as one line.
+pub(crate) fn local(
+    slots: &SlotArgs,
+    limits: &LimitArgs,
+    isolation: &IsolationArgs,
+    interrupt: &Interrupt,
+) -> Result<LocalBackend, String> {
+    let config = local_config(slots, limits, isolation);
+    LocalBackend::start_interruptible(config, interrupt).map_err(|error| chain(&error))
+}
+
+fn local_config(slots: &SlotArgs, limits: &LimitArgs, isolation: &IsolationArgs) -> LocalConfig {
+    let mut config = LocalConfig::new(slots.count());
+    config.allow_unisolated = isolation.allow_unisolated();
+    config.data_dir.clone_from(&slots.data_dir);
+    // This process has no children but the sandbox's.
+    config.adopt_orphans = true;
+    limit(&mut config, limits);
+    config
 }
 
 /// Puts the limits of the flags in place of the defaults.
-pub(crate) fn limit(config: &mut LocalConfig, args: &LimitArgs) {
+fn limit(config: &mut LocalConfig, args: &LimitArgs) {
     let limits = &mut config.limits;
     for (given, limit) in [
         (args.limit_memory, &mut limits.memory_bytes),
@@ -32,8 +49,48 @@ pub(crate) fn limit(config: &mut LocalConfig, args: &LimitArgs) {
             *limit = given;
         }
     }
-    limits.cpu = args.limit_cpu.or(limits.cpu);
+    if let Some(Limit(given)) = args.limit_cpu {
+        limits.cpu = given;
+    }
     config.seccomp = !args.no_seccomp;
+}
+
+/// The fleet that the flags name.
+///
+/// # Errors
+/// What is wrong with them, as one line.
+pub(crate) fn fleet(args: &FleetArgs, isolation: &IsolationArgs) -> Result<FleetBackend, String> {
+    let mut config = FleetConfig::new(&args.sandbox_url);
+    config.allow_unisolated = isolation.allow_unisolated();
+    config.token.clone_from(&args.token.sandbox_token);
+    config.start_timeout = args.sandbox_start_timeout_s;
+    config.unreachable_timeout = args.sandbox_unreachable_timeout_s;
+    config.ca_pem = args.sandbox_ca.as_deref().map(certificates).transpose()?;
+    FleetBackend::new(config).map_err(|error| chain(&error))
+}
+
+/// Checks that commands can be kept from the network, if they are to be.
+///
+/// # Errors
+/// They cannot, since they are not isolated: each of them would be refused.
+pub(crate) fn check_isolation(
+    executor: &ToolExecutor,
+    allow_network: bool,
+    args: &FleetArgs,
+) -> Result<(), String> {
+    let isolation = executor.capabilities().isolation;
+    let Some(why) = isolation.not_isolated_because() else { return Ok(()) };
+    if !allow_network {
+        return Err(format!(
+            "commands cannot be kept from the network, since they are not isolated: {why}; isolate \
+             them, or let them have the network"
+        ));
+    }
+    // Of this machine's slots it is told when they start.
+    if !args.sandbox_url.is_empty() {
+        log::warn!("commands run without isolation, as was allowed: {why}");
+    }
+    Ok(())
 }
 
 /// The ToolServer that the flags name, if they do.
@@ -43,25 +100,33 @@ pub(crate) fn limit(config: &mut LocalConfig, args: &LimitArgs) {
 pub(crate) fn tool_server(args: &ToolServerArgs) -> Result<Option<ToolServerConfig>, String> {
     let Some(url) = &args.tool_server_url else { return Ok(None) };
     let mut config = ToolServerConfig::new(url);
-    config.token = args.tool_server_token.clone().map(Into::into);
-    if let Some(path) = &args.tool_server_ca {
-        let pem = std::fs::read_to_string(path)
-            .map_err(|error| format!("{}: {error}", path.display()))?;
-        config.ca_pem = Some(pem);
-    }
+    config.token.clone_from(&args.tool_server_token);
+    config.ca_pem = args.tool_server_ca.as_deref().map(certificates).transpose()?;
     Ok(Some(config))
 }
 
+fn certificates(path: &Path) -> Result<String, String> {
+    std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))
+}
+
 /// An error and its causes in one line.
-pub(crate) fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
+pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut text = told(error);
     let mut cause = error.source();
     while let Some(error) = cause {
         // Writing to a String cannot fail.
-        let _ = write!(text, ": {error}");
+        let _ = write!(text, ": {}", told(error));
         cause = error.source();
     }
     text
+}
+
+/// An error without its causes, with the program's flags where it speaks of settings.
+fn told(error: &(dyn Error + 'static)) -> String {
+    match error.downcast_ref::<IsolationError>() {
+        Some(error) => error.line("--allow-unisolated"),
+        None => error.to_string(),
+    }
 }
 
 #[cfg(test)]
@@ -75,5 +140,10 @@ mod tests {
         let error = tool_executor::StartError::Backend(error);
         let text = "the sandbox backend did not start: cannot make the slots: no space";
         assert_eq!(chain(&error), text);
+
+        let cause = IsolationError::new("there is no bubblewrap", "install it");
+        let error = chain(&tool_executor::BackendError::not_isolated(cause));
+        assert!(error.contains("there is no bubblewrap; install it; or "), "{error}");
+        assert!(error.ends_with("--allow-unisolated"), "{error}");
     }
 }

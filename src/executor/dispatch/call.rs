@@ -5,26 +5,29 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
+use serde_json::json;
 
-use super::{External, ExternalLane};
+use super::ExternalLane;
+use crate::artifact::ArtifactError;
 use crate::backend::ExecutionId;
 use crate::error::ReleaseError;
-use crate::executor::artifacts::LeaseReply;
-use crate::executor::line::{Line, LinePlace};
-use crate::executor::ticket::Ticket;
+use crate::executor::external::External;
+use crate::executor::lease::LeaseReply;
+use crate::executor::promise::Promise;
 use crate::pool::SlotIx;
-use crate::tool::{Timing, Work};
+use crate::tool::{Outcome, Timing, ToolResult, Work};
+use crate::wait_queue::{Position, WaitQueue};
 
 /// Where a call is.
 pub(super) enum Stage {
     /// Behind earlier calls of its trajectory.
-    Queued { place: LinePlace },
+    Queued { position: Position },
     /// First of its trajectory, which waits for a slot.
     WaitingForSlot { since: Instant },
     /// In its container's lane.
     InLane { slot: SlotIx },
     /// Waiting for a free thread that runs external tools.
-    WaitingForThread { kind: External, place: LinePlace },
+    WaitingForThread { kind: External, position: Position },
     /// Handed to the backend.
     InSlot { since: Instant, container: usize },
     /// Running on such a thread, or begun there and to be answered later.
@@ -33,7 +36,7 @@ pub(super) enum Stage {
 
 /// An accepted call that has not been answered, as far as dispatch knows.
 pub(super) struct Call {
-    pub(super) ticket: Ticket,
+    pub(super) promise: Promise,
     /// The tool's name, as the model called it.
     pub(super) tool: String,
     /// Taken when it is sent.
@@ -59,7 +62,7 @@ pub(super) enum Item {
         reply: ReleaseReply,
     },
     /// Somebody wants the use of the slot.
-    Lend(LeaseReply),
+    Lease(LeaseReply),
 }
 
 /// What a trajectory has under way.
@@ -68,25 +71,67 @@ pub(super) enum Current {
     Call(ExecutionId),
     Releasing(ReleaseReply),
     /// Its slot is lent to a reader of artifacts, who learns here that it was lost meanwhile.
-    Lent(Arc<AtomicBool>),
+    Leased(Arc<AtomicBool>),
 }
 
 /// A trajectory that has something to do, under way, or to keep.
 pub(super) struct Trajectory {
-    pub(super) queue: Line<Item>,
+    pub(super) queue: WaitQueue<Item>,
     pub(super) current: Current,
     pub(super) slot: Option<SlotIx>,
-    /// Its workspace went down with its sandbox; it is told so until it is released.
-    pub(super) lost: bool,
-    /// When its last call ended.
-    pub(super) idle_since: Instant,
+    /// Why it has lost its workspace; it is told so until it is released.
+    pub(super) lost: Option<Lost>,
+    /// Its position among those that are kept only to be told so.
+    pub(super) remembered: Option<Position>,
+}
+
+/// Why a trajectory has lost its workspace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Lost {
+    /// Its sandbox went down, or did not answer.
+    WithSandbox,
+    /// It was idle for so long that its slot was taken back.
+    Idle(Duration),
+}
+
+impl Lost {
+    /// What became of the workspace, as half a sentence.
+    fn text(self) -> String {
+        match self {
+            Lost::WithSandbox => {
+                "the workspace of this trajectory was lost with its sandbox".to_owned()
+            }
+            Lost::Idle(lasted) => format!(
+                "this trajectory made no call for {:.1} s, so its slot was taken back and its \
+                 workspace is gone",
+                lasted.as_secs_f64()
+            ),
+        }
+    }
+
+    /// The result of a call that is not to run in another workspace.
+    pub(super) fn refusal(self) -> ToolResult {
+        let text = self.text();
+        let error = format!("{text}; release the trajectory to begin anew in an empty one");
+        let mut result = ToolResult::failure(Outcome::SandboxLost, error);
+        result.may_have_executed = false;
+        if let Lost::Idle(lasted) = self {
+            result.metadata.insert("idle_s".to_owned(), json!(lasted.as_secs_f64()));
+        }
+        result
+    }
+
+    /// Why there are no artifacts.
+    pub(super) fn artifact_error(self) -> ArtifactError {
+        ArtifactError::SandboxLost(self.text())
+    }
 }
 
 impl Call {
     /// Joins those that wait for a thread of this kind.
     pub(super) fn wait_for_thread(&mut self, kind: External, lanes: &mut [ExternalLane; 2]) {
-        let place = lanes[kind as usize].waiting.push(self.ticket.cell().id);
-        self.stage = Stage::WaitingForThread { kind, place };
+        let position = lanes[kind as usize].waiting.push(self.promise.call_state().id);
+        self.stage = Stage::WaitingForThread { kind, position };
     }
 
     /// How long it has waited until now, before being sent.
@@ -106,4 +151,10 @@ pub(super) fn answer(reply: ReleaseReply, outcome: Result<(), ReleaseError>) {
         // Refused only when the caller is gone.
         let _ = reply.send(outcome);
     }
+}
+
+/// The result of a call that the executor's closing overtook.
+pub(super) fn closed_before_start() -> ToolResult {
+    let error = "the executor was closed before this call could start";
+    ToolResult::failure(Outcome::NeverRan, error)
 }

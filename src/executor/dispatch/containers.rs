@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use super::Dispatch;
-use super::call::{Current, Stage};
+use super::call::{Current, Lost, Stage};
 use crate::backend::ContainerChange;
 use crate::pool::SlotIx;
 use crate::tool::{Outcome, ToolResult};
@@ -19,8 +19,8 @@ impl Dispatch {
         now: Instant,
     ) {
         let lost = match change {
-            ContainerChange::BeganAnew | ContainerChange::Down => self.pool.held_in(container),
-            ContainerChange::Unknown | ContainerChange::Back => Vec::new(),
+            ContainerChange::Restarted | ContainerChange::Lost => self.pool.held_in(container),
+            ContainerChange::Unreachable | ContainerChange::Recovered => Vec::new(),
         };
         for (trajectory_id, slot) in &lost {
             self.lose_slot(trajectory_id, *slot);
@@ -36,13 +36,14 @@ impl Dispatch {
     /// to end; the slot is no longer its own, so neither touches it.
     pub(super) fn lose_slot(&mut self, trajectory_id: &Arc<str>, slot: SlotIx) {
         if let Some(trajectory) = self.trajectories.get_mut(trajectory_id) {
-            trajectory.lost = true;
+            trajectory.lost = Some(Lost::WithSandbox);
             trajectory.slot = None;
-            if let Current::Lent(lost) = &trajectory.current {
+            if let Current::Leased(lost) = &trajectory.current {
                 // Before anybody else can have the slot: the reader throws away what it reads there.
                 lost.store(true, Ordering::Release);
             }
         }
+        self.idle.remove(slot);
         self.pool.release_unknown(slot);
     }
 

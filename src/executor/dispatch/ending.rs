@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::call::{Current, Item, Stage, Trajectory};
+use super::call::{Call, Current, Item, Lost, Stage, Trajectory, closed_before_start};
 use super::{Action, Dispatch};
 use crate::backend::ExecutionId;
 use crate::tool::python_json::float_text;
-use crate::tool::{Outcome, Timing, ToolResult};
+use crate::tool::{Outcome, Timing, ToolResult, Work};
 
 /// How long a running call may take to end after it was cancelled because the executor's closing
 /// time was up.
@@ -16,7 +16,7 @@ const CLOSE_GRACE: Duration = Duration::from_secs(5);
 
 impl Dispatch {
     /// A running call was answered by whoever ran it.
-    pub(super) fn finished(
+    pub(super) fn on_finished(
         &mut self,
         id: ExecutionId,
         outcome: Outcome,
@@ -35,28 +35,28 @@ impl Dispatch {
         if let Stage::OnThread { kind, .. } = call.stage {
             self.external[kind as usize].unanswered -= 1;
         }
-        let trajectory_id = call.ticket.cell().trajectory_id.clone();
-        self.no_longer_current(&trajectory_id, id, lost, now);
+        let trajectory_id = call.promise.call_state().trajectory_id.clone();
+        self.no_longer_current(&trajectory_id, id, lost);
         self.advance(&trajectory_id, now);
     }
 
     /// Ends a call with a result of our own, wherever it is, and goes on with its trajectory.
     pub(super) fn end(&mut self, id: ExecutionId, result: ToolResult, now: Instant) {
-        if let Some(trajectory_id) = self.settle(id, result, now) {
+        if let Some(trajectory_id) = self.finish_with(id, result, now) {
             self.advance(&trajectory_id, now);
         }
     }
 
     /// Ends a call with a result of our own, wherever it is, and gives its trajectory – unless it
     /// was answered already, which an event on its way will tell.
-    pub(super) fn settle(
+    pub(super) fn finish_with(
         &mut self,
         id: ExecutionId,
         mut result: ToolResult,
         now: Instant,
     ) -> Option<Arc<str>> {
         let call = self.calls.get(&id)?;
-        let cell = call.ticket.cell().clone();
+        let call_state = call.promise.call_state().clone();
         let outcome = result.outcome;
         let (ran, lost) = match call.stage {
             // Nobody knows whether it still runs in its slot.
@@ -71,7 +71,7 @@ impl Dispatch {
         if let Stage::OnThread { cancelled, .. } = &call.stage {
             cancelled.store(true, Ordering::Release);
         }
-        let timing = cell.answer_here(result)?;
+        let timing = call_state.answer_here(result)?;
         let call = self.calls.remove(&id)?;
         self.timers.remove(&(call.timer, id));
         self.recorder.finished(&call.tool, outcome, timing, ran);
@@ -80,26 +80,29 @@ impl Dispatch {
         } else {
             self.gate.leave(1);
         }
-        let trajectory_id = &cell.trajectory_id;
+        let trajectory_id = &call_state.trajectory_id;
         match call.stage {
-            Stage::Queued { place } => {
+            Stage::Queued { position } => {
                 if let Some(trajectory) = self.trajectories.get_mut(trajectory_id) {
-                    trajectory.queue.remove(place);
+                    trajectory.queue.remove(position);
                 }
             }
-            Stage::WaitingForSlot { .. } => self.pool.stop_waiting(trajectory_id),
+            Stage::WaitingForSlot { .. } => {
+                self.waiting_for_slot -= 1;
+                self.pool.stop_waiting(trajectory_id);
+            }
             Stage::InLane { slot } => self.lanes[self.pool.container(slot)].remove(id),
-            Stage::WaitingForThread { kind, place } => {
-                self.external[kind as usize].waiting.remove(place);
+            Stage::WaitingForThread { kind, position } => {
+                self.external[kind as usize].waiting.remove(position);
             }
             // Its batch may not even have reached the backend: it is not to start now.
             Stage::InSlot { container, .. } => {
                 self.sent_to[container] -= 1;
-                cell.cancel();
+                call_state.cancel();
             }
             Stage::OnThread { kind, .. } => self.external[kind as usize].unanswered -= 1,
         }
-        self.no_longer_current(trajectory_id, id, lost, now);
+        self.no_longer_current(trajectory_id, id, lost);
         Some(trajectory_id.clone())
     }
 
@@ -109,16 +112,14 @@ impl Dispatch {
         trajectory_id: &Arc<str>,
         id: ExecutionId,
         lost: bool,
-        now: Instant,
     ) {
         let Some(trajectory) = self.trajectories.get_mut(trajectory_id) else { return };
         if !matches!(trajectory.current, Current::Call(current) if current == id) {
             return;
         }
         trajectory.current = Current::Nothing;
-        trajectory.idle_since = now;
         if lost {
-            trajectory.lost = true;
+            trajectory.lost = Some(Lost::WithSandbox);
             if let Some(slot) = trajectory.slot.take() {
                 self.pool.release_unknown(slot);
             }
@@ -145,7 +146,7 @@ impl Dispatch {
     /// Has the backend end a running call, which has `grace` to do so.
     pub(super) fn cancel_in_slot(&mut self, id: ExecutionId, grace: Duration, now: Instant) {
         let Some(call) = self.calls.get(&id) else { return };
-        call.ticket.cell().cancel();
+        call.promise.call_state().cancel();
         let timer = call.timer.min(now + grace);
         self.actions.push(Action::Cancel(id));
         self.set_timer(id, timer);
@@ -163,10 +164,7 @@ impl Dispatch {
                     ),
                 )
             }
-            Stage::WaitingForSlot { .. } => ToolResult::failure(
-                Outcome::NeverRan,
-                format!("Failed to acquire slot: {}", self.explain_slots(now)),
-            ),
+            Stage::WaitingForSlot { .. } => return self.slot_wait_failed(id, now),
             Stage::InSlot { since, .. } => ToolResult::failure(
                 Outcome::SandboxLost,
                 format!(
@@ -186,6 +184,27 @@ impl Dispatch {
         self.end(id, result, now);
     }
 
+    /// No slot became free in time for this call, and so neither for those that wait behind it: the
+    /// trajectory's queued calls that need a slot end with the same result, in their order. Its
+    /// releases, readers of artifacts and other calls take their turn as ever.
+    fn slot_wait_failed(&mut self, id: ExecutionId, now: Instant) {
+        let Some(call) = self.calls.get(&id) else { return };
+        let trajectory_id = call.promise.call_state().trajectory_id.clone();
+        let error = format!("Failed to acquire slot: {}", self.explain_slots(now));
+        let needs_slot = |call: &Call| matches!(call.work, Some(Work::Sandbox { .. }));
+        let queued = self.trajectories.get(&trajectory_id).into_iter().flat_map(|t| t.queue.iter());
+        let behind: Vec<_> = queued
+            .filter_map(|item| match item {
+                Item::Call(id) => Some(*id).filter(|id| self.calls.get(id).is_some_and(needs_slot)),
+                Item::Release { .. } | Item::Lease(_) => None,
+            })
+            .collect();
+        for id in std::iter::once(id).chain(behind) {
+            self.finish_with(id, ToolResult::failure(Outcome::NeverRan, error.clone()), now);
+        }
+        self.advance(&trajectory_id, now);
+    }
+
     /// The closing time is up: what has not started ends now, what runs is cancelled.
     pub(super) fn abort(&mut self, now: Instant) {
         let all: Vec<_> = self.calls.keys().copied().collect();
@@ -200,7 +219,7 @@ impl Dispatch {
         }
         // Whoever still reads files throws away what it reads from now on.
         let lent = |(id, trajectory): (&Arc<str>, &Trajectory)| match trajectory.current {
-            Current::Lent(_) => trajectory.slot.map(|slot| (id.clone(), slot)),
+            Current::Leased(_) => trajectory.slot.map(|slot| (id.clone(), slot)),
             _ => None,
         };
         let lent: Vec<_> = self.trajectories.iter().filter_map(lent).collect();
@@ -218,7 +237,7 @@ impl Dispatch {
             .rev()
             .filter_map(|item| match item {
                 Item::Call(id) => Some(*id),
-                Item::Release { .. } | Item::Lend(_) => None,
+                Item::Release { .. } | Item::Lease(_) => None,
             })
             .collect();
         if let Current::Call(id) = trajectory.current {
@@ -226,10 +245,4 @@ impl Dispatch {
         }
         ids
     }
-}
-
-/// The result of a call that the executor's closing overtook.
-pub(super) fn closed_before_start() -> ToolResult {
-    let error = "the executor was closed before this call could start";
-    ToolResult::failure(Outcome::NeverRan, error)
 }

@@ -55,7 +55,10 @@ impl Dispatch {
                 (format!("running {tool}"), *since)
             }
             Some(Call { tool, accepted, .. }) => (format!("about to run {tool}"), *accepted),
-            None => ("idle".to_owned(), trajectory.idle_since),
+            None => match trajectory.slot.and_then(|slot| self.idle.since(slot)) {
+                Some(since) => ("idle".to_owned(), since),
+                None => return format!("{trajectory_id} (its artifacts are being read)"),
+            },
         };
         let seconds = now.saturating_duration_since(since).as_secs_f64();
         format!("{trajectory_id} ({what} for {seconds:.1} s)")

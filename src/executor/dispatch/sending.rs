@@ -5,10 +5,9 @@ use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use super::call::Stage;
-use super::{
-    Action, Dispatch, External, HandlerCall, TOOL_SERVER_MARGIN, ToolServerCall, earliest,
-};
+use super::{Action, Dispatch, TOOL_SERVER_MARGIN, earliest};
 use crate::backend::{Execution, ExecutionId, Reply};
+use crate::executor::external::{External, HandlerCall, ToolServerCall};
 use crate::tool::{ToolContext, Work};
 
 impl Dispatch {
@@ -43,17 +42,17 @@ impl Dispatch {
         call.stage = Stage::InSlot { since: now, container };
         self.sent_to[container] += 1;
         let timeout = call.timeout;
-        let cell = call.ticket.cell().clone();
-        cell.sent(now, call.waited(now));
+        let call_state = call.promise.call_state().clone();
+        call_state.sent(now, call.waited(now));
         self.set_timer(id, now + timeout + grace);
         Some(Execution {
             id,
-            trajectory_id: cell.trajectory_id.clone(),
+            trajectory_id: call_state.trajectory_id.clone(),
             slot: self.pool.slot_ref(slot),
             tool,
             arguments,
             timeout,
-            reply: Reply::new(cell),
+            reply: Reply::new(call_state),
         })
     }
 
@@ -68,20 +67,24 @@ impl Dispatch {
             call.stage = Stage::OnThread { kind, since: now, cancelled: cancelled.clone() };
             let timeout = call.timeout;
             let deadline = now + timeout;
-            let cell = call.ticket.cell().clone();
-            cell.sent(now, call.waited(now));
-            let context =
-                ToolContext::new(cell.trajectory_id.clone(), cell.uniq_id(), deadline, cancelled);
-            let slot = self.trajectories.get(&cell.trajectory_id).and_then(|t| t.slot);
+            let call_state = call.promise.call_state().clone();
+            call_state.sent(now, call.waited(now));
+            let context = ToolContext::new(
+                call_state.trajectory_id.clone(),
+                call_state.uniq_id(),
+                deadline,
+                cancelled,
+            );
+            let slot = self.trajectories.get(&call_state.trajectory_id).and_then(|t| t.slot);
             let (action, timer) = match work {
                 Work::InProcess { handler, arguments } => {
-                    let reply = Reply::new(cell);
+                    let reply = Reply::new(call_state);
                     let call = HandlerCall { handler, context, arguments, reply };
                     (Action::Handle(call), deadline)
                 }
                 Work::ToolServer { arguments } => {
                     let (name, slot) = (call.tool.clone(), slot.map(|s| self.pool.slot_ref(s)));
-                    let reply = Reply::new(cell);
+                    let reply = Reply::new(call_state);
                     let call = ToolServerCall { name, context, arguments, timeout, slot, reply };
                     (Action::AskToolServer(call), deadline + TOOL_SERVER_MARGIN)
                 }

@@ -36,6 +36,7 @@ impl Dispatch {
             && let Stage::WaitingForSlot { since } = call.stage
         {
             call.slot_wait += now - since;
+            self.waiting_for_slot -= 1;
         }
         self.set_timer(id, now + self.limits.queue_timeout);
         self.join_lane(id, slot, now);

@@ -244,6 +244,7 @@ fn files_that_may_not_be_read_are_left_out_for_their_user() {
     fixture.write("mine", "root's");
     fs::set_permissions(fixture.at("mine"), fs::Permissions::from_mode(0o600)).unwrap();
     fixture.write("others", "x");
+    fs::set_permissions(fixture.at("others"), fs::Permissions::from_mode(0o644)).unwrap();
     fixture.dir("closed");
     fixture.write("closed/f", "x");
     fs::set_permissions(fixture.at("closed"), fs::Permissions::from_mode(0o700)).unwrap();

@@ -97,7 +97,7 @@ fn the_limits_are_bytes_and_inclusive() {
 
     assert_eq!(fixture.read_with(json!({"path": "f"}), 10).output, "ééééé");
     assert_fails(&fixture.read_with(json!({"path": "f"}), 9), "File too large: 10 bytes (max 9)");
-    fs::File::create(fixture.at("sparse")).unwrap().set_len(1 << 40).unwrap();
+    File::create(fixture.at("sparse")).unwrap().set_len(1 << 40).unwrap();
     let sparse = fixture.read("sparse");
     assert_fails(&sparse, "File too large: 1099511627776 bytes (max 100000)");
 }

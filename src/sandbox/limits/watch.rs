@@ -1,23 +1,23 @@
 //! Keeps slots within their memory and their workspaces' size where the kernel does not do it.
 //!
-//! Two threads, `tool-watch-mem` and `tool-watch-disk`, look at the sandboxes in which a command has
-//! run for 100 ms, and tell whoever runs the command that it must be killed. How often they look depends
-//! on how soon a sandbox could be at its limit: 4 to 40 times a second at the memory, 1 to 10 times at the
-//! disk. Shorter commands cost an entry in a table. A thread
-//! that has much to look at pauses the longer, up to a second. One slot can hold a look up, for a
-//! second with its memory and for five with its disk; that is why there are two.
+//! Two threads, `tool-watch-mem` and `tool-watch-disk`, look at the sandboxes in which a command
+//! has run for 100 ms, and tell whoever runs the command that it must be killed. How often they
+//! look depends on how soon a sandbox could be at its limit: 4 to 40 times a second at the memory,
+//! 1 to 10 times at the disk. Shorter commands cost an entry in a table. A thread that has much to
+//! look at pauses the longer, up to a second. One slot can hold a look up, for a second with its
+//! memory and for five with its disk; that is why there are two.
 //!
 //! # What is counted
-//! - *Memory*: that of all processes of the sandbox, shared memory and page tables included, and memory
-//!   files (`memfd`) that they hold open. Pages which several share count once; to see that is slow,
-//!   and is done only where the sum without it is above the limit.
-//! - *Workspace*: what the slot's two directories take up, and removed files that are still open. They
-//!   are counted when the file system has lost half of what the slot has left, and every two seconds
-//!   otherwise; also once after a command, since many short ones can fill a disk, too.
+//! - *Memory*: that of all processes of the sandbox, shared memory and page tables included, and
+//!   memory files (`memfd`) that they hold open. Pages which several share count once; to see that
+//!   is slow, and is done only where the sum without it is above the limit.
+//! - *Workspace*: what the slot's two directories take up, and removed files that are still open.
+//!   They are counted when the file system has lost half of what the slot has left, and every two
+//!   seconds otherwise; also once after a command, since many short ones can fill a disk, too.
 //!
 //! # What is not
-//! Memory that no process has: System V segments that nobody is attached to (the filter of system calls
-//! keeps them small), the buffers of sockets and pipes. For those there are cgroups.
+//! Memory that no process has: System V segments that nobody is attached to (the filter of system
+//! calls keeps them small), the buffers of sockets and pipes. For those there are cgroups.
 
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -37,8 +37,8 @@ use crate::sandbox::workspace::Workspace;
 
 /// How long a command runs before it is looked at.
 const INTERVAL: Duration = Duration::from_millis(100);
-/// The least and the longest time between two looks at the memory, and how many bytes a second a sandbox
-/// is taken to fill at most.
+/// The least and the longest time between two looks at the memory, and how many bytes a second a
+/// sandbox is taken to fill at most.
 const MEMORY_PACE: Pace = Pace {
     least: Duration::from_millis(25),
     most: Duration::from_millis(250),
@@ -70,16 +70,16 @@ struct Pace {
 }
 
 impl Pace {
-    /// How long to wait where a sandbox has so many bytes left: half of the time in which it could use
-    /// them up.
+    /// How long to wait where a sandbox has so many bytes left: half of the time in which it could
+    /// use them up.
     fn pause(&self, left: u64) -> Duration {
         let seconds = left as f64 / self.bytes_per_second as f64 / 2.0;
         Duration::from_secs_f64(seconds).clamp(self.least, self.most)
     }
 }
 
-/// Called on a thread of the watch when a limit is exceeded, again and again until that ends. Must only
-/// hand it on.
+/// Called on a thread of the watch when a limit is exceeded, again and again until that ends. Must
+/// only hand it on.
 pub(crate) type Alarm = Arc<dyn Fn(Exceeded) + Send + Sync>;
 
 /// The limits that are watched.
@@ -145,6 +145,10 @@ impl Watcher {
         for (name, role) in roles.into_iter().flatten() {
             let mut thread = Thread { role, known: HashMap::new(), disks: HashMap::new() };
             let shared = watcher.shared.clone();
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "`close` joins it, which takes a look at most"
+            )]
             let started = std::thread::Builder::new()
                 .name(name.to_owned())
                 .spawn(move || thread.run(&shared))?;
@@ -167,8 +171,8 @@ impl Watcher {
         self.shared.state.lock().full.contains(workspace)
     }
 
-    /// Ends the threads and waits for that, which takes no longer than one look. Calling it again does
-    /// nothing.
+    /// Ends the threads and waits for that, which takes no longer than one look. Calling it again
+    /// does nothing.
     pub(super) fn close(&self) {
         {
             let mut state = self.shared.state.lock();
@@ -361,7 +365,7 @@ impl Thread {
     ) -> Duration {
         let mut left = u64::MAX;
         for (id, entry) in entries {
-            let Some((_, alarm)) = &entry.busy else { continue };
+            let Some((began, alarm)) = &entry.busy else { continue };
             let found = sample::processes(entry.init);
             let now = Instant::now();
             let known = self.known.entry(*id).or_insert_with(|| Known {
@@ -384,7 +388,8 @@ impl Thread {
                     }
                 }
                 Role::Disk(limit) => {
-                    if self.is_disk_full(shared, limit, &entry.workspace, nameless.disk, false) {
+                    let reason = Reason::Command { began: *began };
+                    if self.is_disk_full(shared, limit, &entry.workspace, nameless.disk, reason) {
                         alarm(Exceeded::Workspace);
                     }
                     let known = self.disks.get(entry.workspace.path());
@@ -395,7 +400,7 @@ impl Thread {
         }
         if let Role::Disk(limit) = self.role {
             for workspace in dirty {
-                self.is_disk_full(shared, limit, &workspace, 0, true);
+                self.is_disk_full(shared, limit, &workspace, 0, Reason::Afterwards);
             }
         }
         match self.role {
@@ -412,12 +417,14 @@ impl Thread {
         limit: u64,
         workspace: &Workspace,
         nameless: u64,
-        now: bool,
+        reason: Reason,
     ) -> bool {
         let path = workspace.path();
         let Some(free) = disk::free_bytes(path) else { return false };
         let before = self.disks.get(path).copied();
-        if !now && before.is_some_and(|before| !is_due(&before, limit, free, nameless)) {
+        if matches!(reason, Reason::Command { .. })
+            && before.is_some_and(|before| !is_due(&before, limit, free, nameless))
+        {
             return false;
         }
         let begun = Instant::now();
@@ -438,7 +445,10 @@ impl Thread {
             }
         }
         self.disks.insert(path.to_owned(), known);
-        is_exceeded(limit, before.map(|before| before.size), size)
+        let Reason::Command { began } = reason else { return false };
+        let before =
+            before.map(|before| Before { size: before.size, by_itself: before.counted >= began });
+        is_exceeded(limit, before, size)
     }
 }
 
@@ -472,63 +482,32 @@ fn used(size: Size, nameless: u64, lost: u64) -> u64 {
     if size.incomplete { counted.max(lost) } else { counted }
 }
 
+/// Why a workspace is counted.
+#[derive(Debug, Clone, Copy)]
+enum Reason {
+    /// For a command that runs in it since then.
+    Command { began: Instant },
+    /// Its last command has ended.
+    Afterwards,
+}
+
+/// What was counted the last time.
+#[derive(Debug, Clone, Copy)]
+struct Before {
+    size: u64,
+    /// Whether the command was there already: what came since then it has written itself.
+    by_itself: bool,
+}
+
 /// Whether a command has to end. One that finds the workspace full and does not make it fuller is
-/// probably cleaning up.
-fn is_exceeded(limit: u64, before: Option<u64>, now: u64) -> bool {
-    now > limit && before.is_none_or(|before| before <= limit || now > before)
+/// probably cleaning up. What the commands before it have written after they were counted is not
+/// its doing: of a slot that was full the first count that a command sees is only what it is
+/// measured by.
+fn is_exceeded(limit: u64, before: Option<Before>, now: u64) -> bool {
+    now > limit
+        && before
+            .is_none_or(|before| before.size <= limit || (before.by_itself && now > before.size))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn it_is_looked_the_more_often_the_nearer_the_limit_is() {
-        let millis = |pace: &Pace, left| pace.pause(left).as_millis();
-        assert_eq!(millis(&MEMORY_PACE, 4 << 30), 125);
-        assert_eq!(millis(&MEMORY_PACE, 128 << 20), 25);
-        assert_eq!(millis(&MEMORY_PACE, 0), 25);
-        assert_eq!(millis(&MEMORY_PACE, u64::MAX), 250);
-        assert_eq!(millis(&DISK_PACE, 8 << 30), 500);
-        assert_eq!(millis(&DISK_PACE, 32 << 20), 100);
-        assert_eq!(millis(&DISK_PACE, u64::MAX), 1000);
-    }
-
-    #[test]
-    fn a_command_that_cleans_up_is_left_alone() {
-        assert!(!is_exceeded(100, None, 100));
-        assert!(is_exceeded(100, None, 101));
-        assert!(is_exceeded(100, Some(50), 101));
-        assert!(is_exceeded(100, Some(150), 151));
-        assert!(!is_exceeded(100, Some(150), 149));
-        assert!(!is_exceeded(100, Some(150), 150));
-    }
-
-    #[test]
-    fn what_cannot_be_counted_is_estimated() {
-        let size = |incomplete| Size { bytes: 10, incomplete };
-        assert_eq!(used(size(false), 5, 100), 15);
-        assert_eq!(used(size(true), 5, 100), 100);
-        assert_eq!(used(size(true), 200, 100), 210);
-    }
-
-    #[test]
-    fn a_workspace_is_counted_when_the_file_system_loses_bytes_or_time_has_passed() {
-        let disk = |age: Duration, cost| Disk {
-            size: 60,
-            counted: Instant::now().checked_sub(age).unwrap(),
-            cost,
-            free: 1000,
-            free_at_first: 1000,
-        };
-        let just = Duration::ZERO;
-        assert!(!is_due(&disk(just, just), 100, 990, 0), "less than half of the rest is lost");
-        assert!(is_due(&disk(just, just), 100, 980, 0));
-        assert!(is_due(&disk(just, just), 100, 999, 39), "removed files take from the rest");
-        assert!(!is_due(&disk(just, just), 100, 2000, 0));
-        let second = Duration::from_secs(1);
-        assert!(!is_due(&disk(second, second), 100, 0, 0), "it would do nothing else");
-        assert!(is_due(&disk(2 * second, just), 100, 1000, 0));
-        assert!(!is_due(&disk(2 * second, second / 4), 100, 1000, 0));
-    }
-}
+mod tests;

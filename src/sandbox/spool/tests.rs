@@ -243,7 +243,7 @@ fn what_the_model_put_in_the_place_of_the_directory_gets_no_file() {
     let fixture = fixture();
     let outside = fixture.outside();
     let not_a_directory = ".tool-output: Not a directory";
-    let symlink_to_outside = format!("ln -s {} .tool-output", outside.display());
+    let symlink_to_outside = format!("ln -s '{}' .tool-output", outside.display());
     for (prepare, error) in [
         (symlink_to_outside.as_str(), not_a_directory),
         ("ln -s . .tool-output", not_a_directory),
@@ -279,7 +279,7 @@ fn names_that_the_model_took_are_left_alone() {
     let fixture = fixture();
     let supervisor = bare();
     let take = format!(
-        "mkdir .tool-output; cd .tool-output; ln -s {}/1-stdout.txt 1-stdout.txt; mkfifo 2-stdout.txt; \
+        "mkdir .tool-output; cd .tool-output; ln -s '{}/1-stdout.txt' 1-stdout.txt; mkfifo 2-stdout.txt; \
          echo mine > 3-stdout.txt; mkdir 4-stdout.txt; cd ..; seq 1 200000",
         fixture.outside().display()
     );

@@ -428,6 +428,10 @@ impl Turn {
             Err(error) => {
                 // Not possible with valid arguments; if it happens, deadlines must still be kept.
                 log::error!("cannot wait for events: {error}");
+                #[expect(
+                    clippy::disallowed_methods,
+                    reason = "it must not spin where it cannot wait for events"
+                )]
                 std::thread::sleep(Duration::from_millis(10));
             }
         }

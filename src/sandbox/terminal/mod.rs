@@ -55,7 +55,7 @@ use super::limits::{Exceeded, Limits};
 use super::spawn::Reaped;
 use super::spool::Spool;
 use super::stream::READ_BUFFER;
-use super::supervisor::{block_sigpipe, leave_session_keyring};
+use super::supervisor::{block_sigpipe, leave_session_keyring, leave_umask};
 use super::user::CommandUser;
 
 /// How many calls are begun before events and deadlines are looked at again.
@@ -137,9 +137,14 @@ impl Terminals {
             },
         };
         let queue = CloseOnDrop(Arc::clone(&shared));
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "`close` joins it, however long the last process takes"
+        )]
         let thread =
             std::thread::Builder::new().name("tool-terminals".to_owned()).spawn(move || {
                 block_sigpipe();
+                leave_umask();
                 leave_session_keyring();
                 turn.run(&queue.0);
                 // First the sandboxes, then the queue.
@@ -440,6 +445,10 @@ impl Turn {
             Err(error) => {
                 // Not possible with valid arguments; if it happens, deadlines must still be kept.
                 log::error!("cannot wait for events: {error}");
+                #[expect(
+                    clippy::disallowed_methods,
+                    reason = "it must not spin where it cannot wait for events"
+                )]
                 std::thread::sleep(Duration::from_millis(10));
             }
         }

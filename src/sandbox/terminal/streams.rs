@@ -382,7 +382,7 @@ mod tests {
     use std::time::Duration;
 
     use proptest::prelude::*;
-    use rustix::event::epoll;
+    use rustix::event::{PollFd, PollFlags, epoll, poll};
 
     use super::*;
     use crate::sandbox::spool::{Kept, Spool};
@@ -595,6 +595,9 @@ mod tests {
         assert!(kept.complete);
         let path = data.workspaces()[0].path().join(kept.path.unwrap());
         assert!(std::fs::read_to_string(path).unwrap() == lines);
+        // A process that another test starts just now has the other end, too, until it executes.
+        let mut closed = [PollFd::new(&writers[1], PollFlags::empty())];
+        assert_eq!(poll(&mut closed, Some(&LONG.try_into().unwrap())), Ok(1), "nobody reads it");
         let error = writers[1].write(b"more").unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
     }

@@ -132,26 +132,33 @@ fn a_wide_and_deep_tree_is_removed() {
 
 #[test]
 fn what_resists_is_named_and_the_rest_removed() {
-    obey_permissions();
     let outer = tempfile::tempdir().unwrap();
     // A directory that belongs to somebody else is one that even its own owner may not change.
     let top = outer.path().join("top");
     fs::create_dir_all(top.join("kept/x")).unwrap();
     fs::create_dir_all(top.join("gone/x")).unwrap();
+    chmod(&top.join("kept"), 0o755);
     if rustix::fs::chownat(CWD, top.join("kept"), Some(other_user()), None, AtFlags::empty())
         .is_err()
     {
         return; // Only root can make such a directory.
     }
-    let mut sets = rustix::thread::capabilities(None).unwrap();
-    sets.effective -= CapabilitySet::FOWNER;
-    rustix::thread::set_capabilities(None, sets).unwrap();
+    // On a thread of its own: this one removes everything in the end.
+    std::thread::scope(|scope| {
+        let restricted = scope.spawn(|| {
+            obey_permissions();
+            let mut sets = rustix::thread::capabilities(None).unwrap();
+            sets.effective -= CapabilitySet::FOWNER;
+            rustix::thread::set_capabilities(None, sets).unwrap();
 
-    chmod_as_owner_is_impossible(&top.join("kept"));
-    let error = empty_all(&top).unwrap_err();
-    assert_eq!(error.entry, "kept");
-    assert_eq!(error.source.kind(), io::ErrorKind::PermissionDenied);
-    assert_eq!(names(&top), ["kept"]);
+            chmod_as_owner_is_impossible(&top.join("kept"));
+            let error = empty_all(&top).unwrap_err();
+            assert_eq!(error.entry, "kept");
+            assert_eq!(error.source.kind(), io::ErrorKind::PermissionDenied);
+            assert_eq!(names(&top), ["kept"]);
+        });
+        restricted.join().unwrap();
+    });
 }
 
 fn other_user() -> rustix::fs::Uid {
@@ -227,7 +234,7 @@ fn what_may_not_be_changed_resists_and_is_named() {
     if let Err(errno) = rustix::fs::ioctl_setflags(&kept, immutable) {
         // Only root can, and not on every file system.
         let text = format!("nothing can be made immutable here: {errno}\n");
-        std::io::Write::write_all(&mut std::io::stdout(), text.as_bytes()).unwrap();
+        io::Write::write_all(&mut io::stdout(), text.as_bytes()).unwrap();
         return;
     }
     let error = empty_all(top.path());
@@ -281,6 +288,8 @@ fn emptying_while_a_directory_is_swapped_for_a_symlink_touches_nothing_outside()
     });
     assert_eq!(names(&outside.join("dir")), ["kept"]);
     assert_eq!(fs::metadata(&outside).unwrap().mode() & 0o777, 0o500);
+    // So that an ordinary user can remove it.
+    chmod(&outside, 0o700);
 }
 
 #[test]
@@ -304,6 +313,8 @@ fn a_copy_has_files_directories_symlinks_and_modes() {
     let mode = |name: &str| fs::symlink_metadata(to.join(name)).unwrap().mode() & 0o7777;
     assert_eq!((mode("a"), mode("a/script"), mode("a/secret")), (0o555, 0o755, 0o400));
     assert_eq!(fs::read_link(to.join("link")).unwrap(), Path::new("/etc"));
+    // So that an ordinary user can remove them.
+    [from, to].iter().for_each(|tree| chmod(&tree.join("a"), 0o755));
 }
 
 #[test]

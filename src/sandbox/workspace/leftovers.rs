@@ -123,9 +123,9 @@ mod tests {
         assert!(end(&dead) >= 1);
         assert!(!left.wait().unwrap().success());
         // Its first process may still be dying.
-        let patience = std::time::Instant::now() + std::time::Duration::from_secs(30);
+        let patience = Instant::now() + Duration::from_secs(30);
         while end(&dead) > 0 {
-            assert!(std::time::Instant::now() < patience, "it does not end");
+            assert!(Instant::now() < patience, "it does not end");
             std::thread::yield_now();
         }
         assert!(lives.try_wait().unwrap().is_none());

@@ -58,8 +58,8 @@ fn engine_in_another_process() {
         return;
     };
     let data = DataDir::create(Some(Path::new(&base)), 2, None).unwrap();
-    writeln!(std::io::stdout(), "READY {}", data.path().display()).unwrap();
-    std::io::stdin().read_to_end(&mut Vec::new()).unwrap();
+    writeln!(io::stdout(), "READY {}", data.path().display()).unwrap();
+    io::stdin().read_to_end(&mut Vec::new()).unwrap();
     data.close(far()).unwrap();
 }
 
@@ -136,7 +136,7 @@ fn what_a_dead_engine_left_is_removed_and_a_live_one_is_not_touched() {
     fs::write(dead_path.join("slot_1/a/b/file"), "x").unwrap();
     symlink(live.path.join("slot_0"), dead_path.join("slot_1/a/link")).unwrap();
     fs::write(live.path.join("slot_0/file"), "kept").unwrap();
-    let mut others = fs::File::create(base.path().join("somebody's")).unwrap();
+    let mut others = File::create(base.path().join("somebody's")).unwrap();
     others.write_all(b"kept").unwrap();
     fs::create_dir(base.path().join("run-empty")).unwrap();
     fs::create_dir_all(base.path().join("run-without-lock/x")).unwrap();
@@ -220,7 +220,10 @@ fn another_user_may_pass_through_what_is_above_its_workspaces_and_no_more() {
     assert!(open_private_base(outer.path().join("link"), Some(user)).is_err());
 
     fs::set_permissions(outer.path(), fs::Permissions::from_mode(0o711)).unwrap();
-    let data = DataDir::create(Some(&outer.path().join("given")), 1, Some(user)).unwrap();
+    let given = outer.path().join("given/below");
+    let data = DataDir::create(Some(&given), 1, Some(user)).unwrap();
+    // Whatever the umask is.
+    assert_eq!((mode_of(&outer.path().join("given")), mode_of(&given)), (0o711, 0o711));
     let workspace = data.workspaces()[0].path();
     let metadata = fs::metadata(workspace).unwrap();
     let owner = (metadata.uid(), metadata.gid());
@@ -316,7 +319,7 @@ fn a_million_files_are_reset() {
     many_files(workspace.path(), 1_000_000);
     let begin = Instant::now();
     workspace.reset().unwrap();
-    writeln!(std::io::stdout(), "a million files in {:?}", begin.elapsed()).unwrap();
+    writeln!(io::stdout(), "a million files in {:?}", begin.elapsed()).unwrap();
 }
 
 /// Empty files, a thousand in each directory.
@@ -325,7 +328,7 @@ fn many_files(path: &Path, count: usize) {
         if n % 1_000 == 0 {
             fs::create_dir(path.join((n / 1_000).to_string())).unwrap();
         }
-        fs::File::create(path.join(format!("{}/{n}", n / 1_000))).unwrap();
+        File::create(path.join(format!("{}/{n}", n / 1_000))).unwrap();
     }
 }
 

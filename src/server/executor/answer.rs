@@ -11,6 +11,7 @@ use super::validate::{ArchiveRequest, ListRequest, ReadRequest};
 use crate::artifact::{ArchiveSummary, Artifact, ArtifactError, ArtifactList};
 use crate::executor::{Stats, ToolExecutor};
 use crate::tool::{JsonObject, ToolResult};
+use crate::wire::OutcomeFields;
 
 /// The JSON text of an answer.
 pub(super) fn to_json(answer: &impl Serialize) -> Vec<u8> {
@@ -18,7 +19,7 @@ pub(super) fn to_json(answer: &impl Serialize) -> Vec<u8> {
     serde_json::to_vec(answer).unwrap_or_else(|_| b"{}".to_vec())
 }
 
-/// A tool's result: these five keys, as the reference has them.
+/// A tool's result: five keys as the reference has them, then how the call ended.
 #[derive(Serialize)]
 pub(super) struct ResultAnswer<'a> {
     success: bool,
@@ -26,18 +27,21 @@ pub(super) struct ResultAnswer<'a> {
     error: &'a str,
     metadata: &'a JsonObject,
     uniq_id: Option<&'a str>,
+    #[serde(flatten)]
+    outcome: OutcomeFields,
 }
 
 impl<'a> ResultAnswer<'a> {
     /// The answer for this result.
     pub(super) fn of(result: &'a ToolResult) -> Self {
         let ToolResult { success, output, error, metadata, uniq_id, .. } = result;
-        Self { success: *success, output, error, metadata, uniq_id: uniq_id.as_deref() }
+        let (success, uniq_id, outcome) = (*success, uniq_id.as_deref(), result.into());
+        Self { success, output, error, metadata, uniq_id, outcome }
     }
 }
 
-/// The answer to `/status`.
-pub(super) fn status(stats: &Stats) -> Vec<u8> {
+/// The answer to `/status`. The names of trajectories are for those who may use the server.
+pub(super) fn status(stats: &Stats, names: bool) -> Vec<u8> {
     let slots = &stats.slots;
     let available = slots.clean + slots.dirty;
     let mut by_state = Map::new();
@@ -51,6 +55,10 @@ pub(super) fn status(stats: &Stats) -> Vec<u8> {
         });
         by_state.extend(others);
     }
+    let idle_holders = stats.idle_holders.iter().map(|holder| match names {
+        true => json!(holder),
+        false => json!({"idle_s": holder.idle_s}),
+    });
     to_json(&json!({
         "queue_size": stats.queue_size,
         "total_requests": stats.total_requests,
@@ -63,6 +71,10 @@ pub(super) fn status(stats: &Stats) -> Vec<u8> {
             "slots_by_state": by_state,
             "started": true,
         },
+        "waiting_for_slot": stats.waiting_for_slot,
+        "idle_slots": stats.idle_slots,
+        "idle_holders": idle_holders.collect::<Vec<_>>(),
+        "stalled_s": stats.stalled_s,
     }))
 }
 

@@ -21,7 +21,8 @@ use super::answer::ResultAnswer;
 use super::calls::{Calls, InFlight, lost};
 use super::validate::CallRequest;
 use crate::server::http::{Response, StatusCode, streaming};
-use crate::tool::{Outcome, ToolResult};
+use crate::tool::ToolResult;
+use crate::wire::OutcomeFields;
 
 /// How many lines may be on their way to the connection.
 const LINES_AHEAD: usize = 16;
@@ -40,7 +41,10 @@ async fn feed(
     lines: mpsc::Sender<Bytes>,
     patience: Duration,
 ) {
-    // Bounded by the number of calls: whoever has a result must never wait for room here.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "bounded by the calls; whoever has a result must not wait"
+    )]
     let (tell_done, mut done) = mpsc::unbounded_channel();
     let mut under_way = BTreeMap::new();
     for (index, request) in requests.into_iter().enumerate() {
@@ -96,8 +100,8 @@ struct Line<'a> {
     index: usize,
     trajectory_id: &'a str,
     result: ResultAnswer<'a>,
-    outcome: Outcome,
-    may_have_executed: bool,
+    #[serde(flatten)]
+    outcome: OutcomeFields,
     timing_ms: TimingMs,
 }
 
@@ -109,14 +113,13 @@ struct TimingMs {
 }
 
 fn line(index: usize, trajectory_id: &str, result: &ToolResult) -> Bytes {
-    let ms = |duration: std::time::Duration| duration.as_secs_f64() * 1000.0;
+    let ms = |duration: Duration| duration.as_secs_f64() * 1000.0;
     let timing = &result.timing;
     let line = Line {
         index,
         trajectory_id,
         result: ResultAnswer::of(result),
-        outcome: result.outcome,
-        may_have_executed: result.may_have_executed,
+        outcome: result.into(),
         timing_ms: TimingMs {
             queue: ms(timing.queue),
             slot: ms(timing.slot),

@@ -30,6 +30,12 @@ pub(super) fn text(stats: &Stats, connections: usize) -> String {
         stats.trajectories,
     );
     text.gauge("waiting_for_slot", "Trajectories that wait for a slot.", stats.waiting_for_slot);
+    text.gauge("idle_slots", "Slots whose holders have nothing under way.", stats.idle_slots);
+    let longest = stats.idle_holders.first().map_or(0.0, |holder| holder.idle_s);
+    let help = "How long the holder of a slot has had nothing under way, at most.";
+    text.seconds("idle_longest_seconds", help, longest);
+    let help = "How long trajectories have waited for slots while all holders were idle.";
+    text.seconds("stalled_seconds", help, stats.stalled_s.unwrap_or(0.0));
     text.gauge("http_connections", "Connections to this server.", connections);
 
     text.by_state("slots", "Slots by state.", serde_json::to_value(stats.slots));
@@ -106,6 +112,11 @@ impl Text {
         self.sample(name, &[], value as f64);
     }
 
+    fn seconds(&mut self, name: &str, help: &str, value: f64) {
+        self.family(name, "gauge", help);
+        self.sample(name, &[], value);
+    }
+
     /// One sample for each field of a struct of counts, but for their sum.
     fn by_state(&mut self, name: &str, help: &str, counts: serde_json::Result<Value>) {
         self.family(name, "gauge", help);
@@ -133,7 +144,7 @@ mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
     use super::*;
-    use crate::executor::{Bucket, LaneStats};
+    use crate::executor::{Bucket, IdleHolder, LaneStats};
     use crate::tool::Outcome;
 
     /// One line of samples: its name, its labels, its value.
@@ -227,6 +238,13 @@ mod tests {
         let odd = "a \"b\"\\n\n{é}=,";
         stats.tools.entry(odd.into()).or_default().add(Outcome::Timeout);
         stats.tools.entry("bash".into()).or_default().add(Outcome::Ok);
+        stats.idle_slots = 2;
+        let holder = |trajectory_id: &str, idle_s| {
+            let trajectory_id = trajectory_id.to_owned();
+            IdleHolder { trajectory_id, idle_s }
+        };
+        stats.idle_holders = vec![holder("a", 12.5), holder("b", 3.0)];
+        stats.stalled_s = Some(2.25);
         let lane = |held| LaneStats { addr: "http://[::1]:8080".into(), held, ..lane() };
         stats.lanes = vec![lane(1), lane(2)];
         stats.exec_ms = Summary {
@@ -247,6 +265,9 @@ mod tests {
         };
         assert_eq!(value("queue_size", &[]), Some(7.0));
         assert_eq!(value("http_connections", &[]), Some(3.0));
+        assert_eq!(value("idle_slots", &[]), Some(2.0));
+        assert_eq!(value("idle_longest_seconds", &[]), Some(12.5));
+        assert_eq!(value("stalled_seconds", &[]), Some(2.25));
         assert_eq!(value("calls_total", &[("tool", odd), ("outcome", "timeout")]), Some(1.0));
         let second = [("lane", "1"), ("container", "http://[::1]:8080")];
         assert_eq!(value("lane_slots_held", &second), Some(2.0));

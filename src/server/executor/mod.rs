@@ -8,7 +8,7 @@
 //! # Routes
 //! | route | token | |
 //! |---|---|---|
-//! | `GET /`, `/health`, `/status` | no | that it is there, that it is well, its queue and slots |
+//! | `GET /`, `/health`, `/status` | no | that it is there, that it is well, its queue and slots; idle holders of slots, by name for those with the token |
 //! | `POST /execute` | yes | `{"trajectory_id", "tool": {"name", "arguments", "uniq_id"}, "timeout_s"}`, answered with the tool's result |
 //! | `POST /release` | yes | `{"trajectory_id", "reset_workspace"}` |
 //! | `POST /artifacts/read`, `/list`, `/archive` | yes | the files of a trajectory's workspace |
@@ -18,7 +18,9 @@
 //!
 //! The last three are not the reference's. Neither are the headers of an answer to `/execute` that
 //! say how the call ended, for programs: `x-tool-outcome` is the
-//! [`Outcome`](crate::Outcome)'s name, `x-tool-may-have-executed` is `true` or `false`.
+//! [`Outcome`](crate::Outcome)'s name, `x-tool-may-have-executed` and `x-tool-model-attributable` are
+//! `true` or `false`. The same is in every body that carries a tool's result, after the reference's
+//! keys: `outcome`, `may_have_executed`, `model_attributable`.
 //!
 //! The pages that the reference's framework adds, `/docs`, `/redoc` and `/openapi.json`, are left out by
 //! choice and answered 404.

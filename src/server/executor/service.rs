@@ -126,8 +126,9 @@ impl Service {
             Route::Root => json_response(r#"{"message":"Atropos-Agent Tool Executor"}"#),
             Route::Health => json_response(r#"{"status":"ok"}"#),
             Route::Status => {
+                let names = auth::check(self.token.as_ref(), request.authorization()).is_ok();
                 let executor = self.executor.clone();
-                let status = move || answer::status(&executor.stats());
+                let status = move || answer::status(&executor.stats(), names);
                 json_response(blocking(&self.statistics, status).await?)
             }
             Route::Metrics => {
@@ -307,7 +308,7 @@ fn json_response(body: impl Into<Bytes>) -> Response {
     response(StatusCode::OK, JSON, body)
 }
 
-/// A tool's result. How the call ended is told in headers, where the reference has nothing.
+/// A tool's result. How the call ended is in headers, too.
 fn result_response(result: &ToolResult) -> Response {
     let mut answer = json_response(to_json(&ResultAnswer::of(result)));
     let may_have = if result.may_have_executed { "true" } else { "false" };
@@ -315,6 +316,9 @@ fn result_response(result: &ToolResult) -> Response {
     answer.headers_mut().insert(outcome, HeaderValue::from_static(result.outcome.as_str()));
     let executed = HeaderName::from_static("x-tool-may-have-executed");
     answer.headers_mut().insert(executed, HeaderValue::from_static(may_have));
+    let models = if result.model_attributable() { "true" } else { "false" };
+    let attributable = HeaderName::from_static("x-tool-model-attributable");
+    answer.headers_mut().insert(attributable, HeaderValue::from_static(models));
     answer
 }
 

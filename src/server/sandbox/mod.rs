@@ -2,7 +2,8 @@
 //!
 //! One container: any [`Backend`] that has one. `slots` decides whose turn it is in each slot and
 //! sees to it that everybody is answered; `plain` speaks the protocol of the reference's sandbox
-//! server, whose clients need not change; `native` speaks the protocol of our own executors.
+//! server, whose clients need not change: its results have `outcome`, `may_have_executed` and
+//! `model_attributable` after the reference's keys; `native` speaks the protocol of our own executors.
 
 mod native;
 mod plain;

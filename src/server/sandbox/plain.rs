@@ -219,7 +219,7 @@ impl Service {
         let objects: Result<Vec<_>, Raised> = items.into_iter().map(wire::object).collect();
         let objects = objects.map_err(|raised| route.raised(&raised))?;
         let item = |object| {
-            self.item(object).unwrap_or_else(|raised| Item::Answered(wire::error(&raised.0)))
+            self.item(object).unwrap_or_else(|raised| Item::Answered(wire::raised_item(&raised)))
         };
         let waiting = self.start(objects.into_iter().map(item).collect());
         let mut results = Vec::with_capacity(waiting.len());
@@ -237,8 +237,10 @@ impl Service {
     fn item(&self, request: JsonObject) -> Result<Item, Raised> {
         let name = wire::slot_id(&request)?;
         let Some(slot) = self.slots.find(&name) else {
+            // The executor's mistake, not the model's.
             let error = format!("Unknown slot: {name}");
-            let result = ToolResult::failure(Outcome::ToolError, error);
+            let mut result = ToolResult::failure(Outcome::BackendFailed, error);
+            result.may_have_executed = false;
             let execution_id = request.get("execution_id").cloned().unwrap_or_default();
             return Ok(Item::Answered(wire::result(result, execution_id)));
         };
@@ -298,7 +300,7 @@ impl Service {
                 }
             }
         };
-        Ok(ok(&wire::result(result, Value::Null)))
+        Ok(ok(&wire::reset_result(result)))
     }
 
     async fn artifacts(&self, route: Route, body: Value) -> Result<Response, Raised> {

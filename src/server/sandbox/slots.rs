@@ -2,7 +2,7 @@
 //!
 //! Knows nothing of HTTP. Both protocols of the sandbox server hand it what is to happen in a slot –
 //! calls, resets, work with files – and each slot does one thing at a time, in order of arrival
-//! ([`Turnstile`]). Calls that find their slots free go to the backend as one batch.
+//! ([`FifoLock`]). Calls that find their slots free go to the backend as one batch.
 //!
 //! # Threads
 //! Nothing here blocks its caller. What talks to the backend runs on the threads `tool-slots-N`, what
@@ -25,7 +25,7 @@ use crate::backend::{
 };
 use crate::error::BackendError;
 use crate::interrupt::Interrupt;
-use crate::server::turnstile::{Inside, Turnstile};
+use crate::server::fifo_lock::{FifoLock, Inside};
 use crate::tool::{JsonObject, Outcome, ToolResult};
 use crate::workers::{Workers, guarded};
 
@@ -85,7 +85,7 @@ pub(crate) struct Slots {
 
 struct Slot {
     name: Arc<str>,
-    turnstile: Turnstile,
+    fifo_lock: FifoLock,
     /// Whose call runs in it.
     current: Mutex<Option<Arc<str>>>,
     /// How often it was reset.
@@ -157,7 +157,7 @@ impl Slots {
         };
         let slot = |name: String| Slot {
             name: name.into(),
-            turnstile: Turnstile::default(),
+            fifo_lock: FifoLock::default(),
             current: Mutex::new(None),
             generation: AtomicU64::new(0),
         };
@@ -184,7 +184,7 @@ impl Slots {
 
     /// Empties every slot, and waits for that.
     fn reset_all(self: &Arc<Self>) -> Result<(), BackendError> {
-        let (tell, told) = crossbeam_channel::unbounded();
+        let (tell, told) = crossbeam_channel::bounded(self.len());
         for slot in 0..self.len() {
             let tell = tell.clone();
             // Refused only after the time is up.
@@ -440,7 +440,7 @@ impl Slots {
         }
         let slots = self.clone();
         // A crowd is told so by what `turn` holds.
-        let _ = self.slots[slot].turnstile.enter(move |inside| turn(&slots, inside));
+        let _ = self.slots[slot].fifo_lock.enter(move |inside| turn(&slots, inside));
     }
 
     /// Queues a job; without threads it is dropped.

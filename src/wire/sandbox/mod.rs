@@ -16,6 +16,7 @@ pub(crate) use self::artifacts::{ArchiveRequest, ListRequest, ReadRequest, Refus
 pub(crate) use self::python::shown;
 
 use self::python::{no_attribute, type_name};
+use super::OutcomeFields;
 use crate::limits::EnforcedLimits;
 use crate::tool::python_json::{self, NonAscii};
 use crate::tool::{JsonObject, Outcome, ToolResult};
@@ -213,8 +214,31 @@ pub(crate) fn not_started(why: &str, sandboxed: bool) -> ToolResult {
     result
 }
 
-/// A result object.
+/// The result object of a call.
 pub(crate) fn result(result: ToolResult, execution_id: Value) -> Value {
+    let outcome = outcome_fields(&result);
+    let mut answer = reference_result(result, execution_id);
+    answer.extend(outcome);
+    Value::Object(answer)
+}
+
+/// The result object of a reset.
+pub(crate) fn reset_result(result: ToolResult) -> Value {
+    Value::Object(reference_result(result, Value::Null))
+}
+
+/// The result of an item of a batch for which the reference's program raised an exception.
+pub(crate) fn raised_item(raised: &Raised) -> Value {
+    let result = ToolResult::failure(Outcome::InvalidCall, "");
+    let mut answer = JsonObject::new();
+    answer.insert("success".to_owned(), Value::Bool(false));
+    answer.insert("error".to_owned(), Value::String(raised.0.clone()));
+    answer.extend(outcome_fields(&result));
+    Value::Object(answer)
+}
+
+/// The five keys that the reference has.
+fn reference_result(result: ToolResult, execution_id: Value) -> JsonObject {
     // Moved, where `json!` would copy what may be long.
     let fields = [
         ("success", Value::Bool(result.success)),
@@ -223,7 +247,16 @@ pub(crate) fn result(result: ToolResult, execution_id: Value) -> Value {
         ("execution_id", execution_id),
         ("metadata", Value::Object(result.metadata)),
     ];
-    Value::Object(fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
+    fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+}
+
+/// The keys that it does not have.
+fn outcome_fields(result: &ToolResult) -> JsonObject {
+    match json!(OutcomeFields::from(result)) {
+        Value::Object(fields) => fields,
+        // A struct is an object.
+        _ => JsonObject::new(),
+    }
 }
 
 /// The answer that something failed.

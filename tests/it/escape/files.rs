@@ -162,9 +162,9 @@ fn no_script_reaches_another_slots_files() {
             .expect("it is taken");
         let data = dir.path().to_str().unwrap();
         let script = format!(
-            "ls -d {data}/* && echo ESCAPED
+            "ls -d '{data}'/* && echo ESCAPED
             find / -maxdepth 5 -name 'victims-file' 2>/dev/null | grep . && echo ESCAPED
-            grep -rs victims-secret /workspace /tmp /dev/shm /run /var && echo ESCAPED
+            grep -rs victims-secre[t] /workspace /tmp /dev/shm /run /var && echo ESCAPED
             for p in /proc/[0-9]*; do tr '\\0' ' ' < $p/cmdline; done | grep -q victims-[p] && echo ESCAPED
             for n in 0 1; do cat /workspace/../slot_$n/* /workspace/../../slot_$n/* && echo ESCAPED; done"
         );

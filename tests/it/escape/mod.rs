@@ -1,9 +1,9 @@
-//! What a model may try, as small scripts, run as a model would run them. None may reach the host, another
-//! slot, the policy, the network when that is off, or the next trajectory.
+//! What a model may try, as small scripts, run as a model would run them. None may reach the host,
+//! another slot, the policy, the network when that is off, or the next trajectory.
 //!
-//! A script prints `ESCAPED` when it has got what it was after. Where possible it is also run *outside*, on
-//! the host itself, where it must succeed: an attack that can never succeed proves nothing. What has
-//! no such control says why.
+//! A script prints `ESCAPED` when it has got what it was after. Where possible it is also run
+//! *outside*, on the host itself, where it must succeed: an attack that can never succeed proves
+//! nothing. What has no such control says why.
 //!
 //! - `files`: the host's files and those of other slots;
 //! - `processes`: the host's processes, and the sandbox's own first one;
@@ -87,7 +87,8 @@ struct Host {
 
 impl Host {
     fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        // Where its path has no character that a shell would mind: the scripts are not to quote it.
+        let dir = tempfile::tempdir_in("/tmp").or_else(|_| tempfile::tempdir()).unwrap();
         // Whoever gets here may read and write everything in it.
         fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o777)).unwrap();
         let secret = format!("secret-{}", uuid::Uuid::new_v4().simple());
@@ -132,6 +133,9 @@ impl Host {
             .args(["-c", script])
             .current_dir(&directory)
             .env("HOME", directory.path())
+            // What scripts look for that is not there: here it is, whoever runs the tests.
+            .env("CARGO_ESCAPED", "1")
+            .env_remove("SHELLOPTS")
             .stdin(Stdio::null())
             .output()
             .unwrap();

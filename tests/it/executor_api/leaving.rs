@@ -36,7 +36,8 @@ fn a_batch_tells_of_each_call_the_moment_it_ends() {
     let line = client.line().unwrap();
     assert_eq!(
         line["result"],
-        json!({"success": true, "output": "é", "error": "", "metadata": {}, "uniq_id": "é"})
+        json!({"success": true, "output": "é", "error": "", "metadata": {}, "uniq_id": "é",
+            "outcome": "ok", "may_have_executed": true, "model_attributable": true})
     );
     assert_eq!((&line["index"], &line["trajectory_id"]), (&json!(1), &json!("b")));
     assert_eq!((&line["outcome"], &line["may_have_executed"]), (&json!("ok"), &json!(true)));

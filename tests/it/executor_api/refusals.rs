@@ -178,7 +178,7 @@ fn what_is_wrong_with_a_body_is_told_before_anything_else() {
         assert_eq!(answer.json(), json!({"detail": detail}), "{path} {body}");
     }
     type Case<'a> = (&'a [(&'a str, &'a str)], &'a [u8], u16, Value);
-    let bytes: [Case; 4] = [
+    let bytes: [Case<'_>; 4] = [
         (
             &[],
             b"",

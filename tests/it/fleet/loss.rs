@@ -1,7 +1,7 @@
 //! Servers in processes of their own, which are killed, hang, come back, or do not.
 
 use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
 use tool_executor::Outcome;
@@ -9,6 +9,8 @@ use tool_executor::artifact::{ArtifactError, ReadArtifact};
 
 use super::{TOKEN, executor, fleet};
 use crate::fakes::{PATIENCE, bash, until};
+use crate::program::program;
+use crate::sandbox::{is_running, unique_sleep};
 
 /// A sandbox server in a process of its own.
 struct Process {
@@ -18,7 +20,7 @@ struct Process {
 
 impl Process {
     fn start(port: u16, slots: usize) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_tool-executor"))
+        let mut child = program()
             .args(["sandbox", "--port", &port.to_string(), "--slots", &slots.to_string()])
             .env("TOOL_EXECUTOR_SANDBOX_TOKEN", TOKEN)
             .stdout(Stdio::piped())
@@ -144,7 +146,8 @@ fn who_reads_files_of_a_server_that_hangs_waits_no_longer_than_its_calls() {
 fn sigterm_ends_a_server_with_all_that_runs_in_it() {
     let mut server = Process::start(0, 1);
     let executor = executor(fleet([server.url.clone()]));
-    let pending = executor.submit("t", bash("sleep 4321").with_timeout(PATIENCE * 10)).unwrap();
+    let sleep = unique_sleep();
+    let pending = executor.submit("t", bash(&sleep).with_timeout(PATIENCE * 10)).unwrap();
     while executor.stats().running == 0 {
         std::thread::yield_now();
     }
@@ -157,6 +160,5 @@ fn sigterm_ends_a_server_with_all_that_runs_in_it() {
     terminate();
     assert!(server.child.wait().unwrap().success());
     assert!(!pending.wait_timeout(PATIENCE).expect("answered").success);
-    let left = Command::new("pgrep").args(["-f", "sleep 4321"]).output().unwrap();
-    assert_eq!(String::from_utf8_lossy(&left.stdout), "");
+    assert!(!is_running(&sleep));
 }

@@ -1,9 +1,10 @@
-//! The executor over sandbox servers: ours, over real sockets and in real processes, and stock ones.
+//! The executor over sandbox servers: ours, over real sockets and in real processes, and reference ones.
 
 mod cuts;
 mod loss;
 mod misbehaving;
-mod stock;
+mod reference;
+mod starts;
 
 use std::process::Command;
 use std::sync::Arc;

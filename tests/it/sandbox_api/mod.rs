@@ -17,6 +17,7 @@ use tool_executor::config::{LocalConfig, ServerConfig};
 use tool_executor::server::SandboxServer;
 use tool_executor::{BackendError, Interrupt, ToolResult};
 
+use crate::caller::directory;
 use crate::fakes::{PATIENCE, one_container, until};
 use crate::http_client::Client;
 
@@ -26,7 +27,7 @@ fn config() -> ServerConfig {
 
 /// The embedded sandbox behind a port, open to everybody.
 fn server(slots: usize) -> (tempfile::TempDir, SandboxServer) {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = directory();
     let mut local = LocalConfig::new(slots);
     local.data_dir = Some(dir.path().to_owned());
     let backend = LocalBackend::start(local).unwrap();
@@ -87,8 +88,8 @@ fn each_line_of_the_protocol() {
         ("/artifacts/archive", br#"{"slot_id": null}"#, 404, raised("Unknown slot: None")),
         ("/reset", br#"{"slot_id": "zz"}"#, 200, r#"{"success": false, "output": "", "error": "Unknown slot: zz", "execution_id": null, "metadata": {}}"#.into()),
         ("/reset", br#"{"slot_id": "slot_0"}"#, 200, r#"{"success": true, "output": "Reset workspace for slot_0", "error": "", "execution_id": null, "metadata": {}}"#.into()),
-        ("/execute", br#"{"slot_id": "zz", "args": null, "execution_id": [1, {"a": "\u00e9"}]}"#, 200, r#"{"success": false, "output": "", "error": "Unknown slot: zz", "execution_id": [1, {"a": "\u00e9"}], "metadata": {}}"#.into()),
-        ("/execute", br#"{"slot_id": "slot_0", "tool": "nope", "args": null, "timeout": "x"}"#, 200, r#"{"success": false, "output": "", "error": "Unknown tool: nope", "execution_id": null, "metadata": {}}"#.into()),
+        ("/execute", br#"{"slot_id": "zz", "args": null, "execution_id": [1, {"a": "\u00e9"}]}"#, 200, r#"{"success": false, "output": "", "error": "Unknown slot: zz", "execution_id": [1, {"a": "\u00e9"}], "metadata": {}, "outcome": "backend_failed", "may_have_executed": false, "model_attributable": false}"#.into()),
+        ("/execute", br#"{"slot_id": "slot_0", "tool": "nope", "args": null, "timeout": "x"}"#, 200, r#"{"success": false, "output": "", "error": "Unknown tool: nope", "execution_id": null, "metadata": {}, "outcome": "unknown_tool", "may_have_executed": false, "model_attributable": true}"#.into()),
     ];
     let (_dir, server) = server(2);
     // All on one connection: none of these ends it.
@@ -197,7 +198,8 @@ fn each_line_of_the_protocol() {
         assert_eq!(answer.status, 200, "{request}");
         assert!(has(&result, &expected), "{request}\n{result}\n{expected}");
         let keys: Vec<&String> = result.as_object().unwrap().keys().collect();
-        assert_eq!(keys, ["success", "output", "error", "execution_id", "metadata"]);
+        assert_eq!(keys[..5], ["success", "output", "error", "execution_id", "metadata"]);
+        assert_eq!(keys[5..], ["outcome", "may_have_executed", "model_attributable"]);
     }
     // Python's own numbers, which JSON does not have.
     for number in ["NaN", "Infinity"] {
@@ -231,17 +233,20 @@ fn a_batch_runs_at_once_in_its_order_and_each_item_fails_alone() {
     assert_eq!(answer.status, 200);
     let results = answer.json();
     let expected = json!([
-        {"output": "1"},
+        {"output": "1", "outcome": "ok", "may_have_executed": true, "model_attributable": true},
         {"output": "2"},
-        {"success": false, "error": "'NoneType' object has no attribute 'get'"},
+        {"success": false, "error": "'NoneType' object has no attribute 'get'",
+            "outcome": "invalid_call", "may_have_executed": false, "model_attributable": true},
         {"success": false, "error": "unhashable type: 'list'"},
-        {"error": "Unknown slot: zz", "execution_id": null},
-        {"error": "Unknown tool: nope", "execution_id": 7},
+        {"error": "Unknown slot: zz", "execution_id": null, "outcome": "backend_failed",
+            "may_have_executed": false, "model_attributable": false},
+        {"error": "Unknown tool: nope", "execution_id": 7, "outcome": "unknown_tool",
+            "may_have_executed": false, "model_attributable": true},
         {"output": "3"},
     ]);
     assert!(has(&results, &expected), "{results}");
     let keys = |index: usize| results[index].as_object().unwrap().len();
-    assert_eq!((keys(0), keys(2), keys(3), keys(4)), (5, 2, 2, 5));
+    assert_eq!((keys(0), keys(2), keys(3), keys(4)), (8, 5, 5, 8));
 
     // Longer than what is written where it comes along.
     let long = |slot: usize| json!({"slot_id": format!("slot_{slot}"), "tool": "bash", "args": {"command": "yes | head -c 40000"}});

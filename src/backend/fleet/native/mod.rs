@@ -6,10 +6,10 @@
 //! does: so servers that hang hold up nobody but their own callers. What could not be sent that
 //! thread sends again, until the server takes it or is given up.
 //!
-//! The thread `tool-fleet-N` (`keep_up`) reads the results, notices that the server is gone, and
+//! The thread `tool-fleet-N` (`result_stream`) reads the results, notices that the server is gone, and
 //! finds out what became of its operations when it is back. `state` is what is in flight.
 
-mod keep_up;
+mod result_stream;
 mod state;
 
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
-use self::state::{Ended, Flight, Owed, Phase, State, lost};
+use self::state::{Ended, InFlight, Phase, State, Waiter, lost};
 use super::Connection;
 use crate::backend::{Execution, ExecutionId, ResetReply, SlotRef, Watcher};
 use crate::client::{self, Failure};
@@ -75,7 +75,7 @@ pub(super) struct NativeServer {
 
 impl NativeServer {
     /// Begins a session; gives the names of the slots, too.
-    pub(super) fn meet(
+    pub(super) fn connect(
         number: usize,
         connection: Connection,
         bound: Duration,
@@ -104,7 +104,7 @@ impl NativeServer {
         let sends = move || server.keep_sending();
         threads.push(OwnedThread::spawn(format!("tool-send-{}", self.number), sends)?);
         let server = self.clone();
-        let reads = move || server.keep_up(&watcher);
+        let reads = move || server.result_stream(&watcher);
         threads.push(OwnedThread::spawn(format!("tool-fleet-{}", self.number), reads)?);
         Ok(())
     }
@@ -156,11 +156,11 @@ impl NativeServer {
             if reply.is_cancelled() {
                 state.cancel.push((slot.index, seq));
             }
-            left.extend(state.take_off((slot.index, seq), op, Owed::Call(id, reply)));
+            left.extend(state.enqueue((slot.index, seq), op, Waiter::Call(id, reply)));
         }
         self.have_sent(state);
         refused.into_iter().for_each(|(reply, result)| reply.send(result));
-        left.into_iter().for_each(Flight::lose);
+        left.into_iter().for_each(InFlight::lose);
     }
 
     /// Hands a reset over. May block while it sends.
@@ -172,9 +172,9 @@ impl NativeServer {
         }
         let seq = state.next(slot.index);
         let op = format!("{{\"slot\":{},\"seq\":{seq},\"reset\":true}}", slot.index);
-        let left = state.take_off((slot.index, seq), op, Owed::Reset(slot.generation, reply));
+        let left = state.enqueue((slot.index, seq), op, Waiter::Reset(slot.generation, reply));
         self.have_sent(state);
-        left.into_iter().for_each(Flight::lose);
+        left.into_iter().for_each(InFlight::lose);
     }
 
     /// Asks for a call's end, if it is here. May block while it sends.
@@ -209,7 +209,7 @@ impl NativeServer {
         let threads = std::mem::take(&mut *self.threads.lock());
         threads.into_iter().for_each(|thread| thread.join_or_leave(deadline));
         let flights = std::mem::take(&mut self.state.lock().flights);
-        flights.into_values().for_each(Flight::lose);
+        flights.into_values().for_each(InFlight::lose);
     }
 
     /// Has the outbox sent: on this thread, if it may, or on the server's own.
@@ -259,7 +259,7 @@ impl NativeServer {
             let ended = match sent {
                 Ok(response) => {
                     state.arrived(&keys);
-                    state.land(response.results)
+                    state.complete(response.results)
                 }
                 Err(failure) => {
                     log::debug!("{}: {}", self.connection.url, failure.text());

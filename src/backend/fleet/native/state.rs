@@ -31,7 +31,7 @@ pub(super) struct State {
     /// for a slot that was not reset, was meant for a workspace that is lost: whoever sent it had not
     /// heard of that yet.
     pub(super) reset: Vec<Option<u64>>,
-    pub(super) flights: HashMap<Key, Flight>,
+    pub(super) flights: HashMap<Key, InFlight>,
     pub(super) calls: HashMap<ExecutionId, Key>,
     outbox: VecDeque<Key>,
     /// How many operations at the outbox's front go alone: one of them was refused, and which one
@@ -58,7 +58,7 @@ pub(super) enum Phase {
 }
 
 /// An operation that has no result yet.
-pub(super) struct Flight {
+pub(super) struct InFlight {
     /// As JSON, to be sent again if need be. Empty once the server has said that it has it.
     op: String,
     /// Whether it may have reached the server.
@@ -67,11 +67,11 @@ pub(super) struct Flight {
     sending: bool,
     /// Whether the server was asked what became of it, and it was not sent since.
     asked: bool,
-    owed: Owed,
+    owed: Waiter,
 }
 
 /// Who waits for it.
-pub(super) enum Owed {
+pub(super) enum Waiter {
     Call(ExecutionId, Reply),
     /// A reset, with the slot's generation.
     Reset(u64, ResetReply),
@@ -116,20 +116,20 @@ impl State {
 
     /// Puts an operation into the outbox. Gives the one before in its slot, if that has no result:
     /// it is to be answered without the lock.
-    pub(super) fn take_off(&mut self, key: Key, op: String, owed: Owed) -> Option<Flight> {
+    pub(super) fn enqueue(&mut self, key: Key, op: String, owed: Waiter) -> Option<InFlight> {
         let (slot, seq) = key;
         let before = self.remove((slot, seq - 1));
-        if let Owed::Call(id, _) = &owed {
+        if let Waiter::Call(id, _) = &owed {
             self.calls.insert(*id, key);
         }
-        self.flights.insert(key, Flight { op, sent: false, sending: false, asked: false, owed });
+        self.flights.insert(key, InFlight { op, sent: false, sending: false, asked: false, owed });
         self.outbox.push_back(key);
         before
     }
 
-    fn remove(&mut self, key: Key) -> Option<Flight> {
+    fn remove(&mut self, key: Key) -> Option<InFlight> {
         let flight = self.flights.remove(&key)?;
-        if let Owed::Call(id, _) = &flight.owed {
+        if let Waiter::Call(id, _) = &flight.owed {
             self.calls.remove(id);
         }
         Some(flight)
@@ -261,7 +261,7 @@ impl State {
     }
 
     /// Takes in what became of operations; what ended is to be answered without the lock.
-    pub(super) fn land(&mut self, results: Vec<OpResult>) -> Vec<Ended> {
+    pub(super) fn complete(&mut self, results: Vec<OpResult>) -> Vec<Ended> {
         let mut ended = Vec::new();
         for OpResult { slot, seq, what } in results {
             let key = (slot, seq);
@@ -283,7 +283,7 @@ impl State {
                 OpOutcome::Unknown(_) | OpOutcome::Stale(_) => lost(true),
             };
             let Some(flight) = self.remove(key) else { continue };
-            if let Owed::Reset(generation, _) = &flight.owed
+            if let Waiter::Reset(generation, _) = &flight.owed
                 && let Some(reset) = self.reset.get_mut(slot)
                 && result.success
             {
@@ -295,7 +295,7 @@ impl State {
     }
 
     /// Everything in flight is lost.
-    pub(super) fn clear(&mut self) -> Vec<Flight> {
+    pub(super) fn clear(&mut self) -> Vec<InFlight> {
         self.outbox.clear();
         self.alone = 0;
         self.cancel.clear();
@@ -304,7 +304,7 @@ impl State {
         self.flights.drain().map(|(_, flight)| flight).collect()
     }
 
-    pub(super) fn begin_anew(&mut self, session: String, answer: SessionResponse) -> Vec<Flight> {
+    pub(super) fn begin_anew(&mut self, session: String, answer: SessionResponse) -> Vec<InFlight> {
         self.session = session;
         self.instance = answer.instance;
         self.max_body = answer.max_body;
@@ -318,22 +318,22 @@ impl State {
 
 /// An operation and its result.
 pub(super) struct Ended {
-    owed: Owed,
+    owed: Waiter,
     result: ToolResult,
 }
 
 impl Ended {
     pub(super) fn answer(self) {
         match self.owed {
-            Owed::Call(_, reply) => reply.send(self.result),
-            Owed::Reset(_, reply) => {
+            Waiter::Call(_, reply) => reply.send(self.result),
+            Waiter::Reset(_, reply) => {
                 reply.send(if self.result.success { Ok(()) } else { Err(self.result.error) });
             }
         }
     }
 }
 
-impl Flight {
+impl InFlight {
     /// Answers it: its server is gone.
     pub(super) fn lose(self) {
         let result = lost(self.sent);

@@ -5,10 +5,12 @@
 
 use std::fmt;
 
+use serde::Serialize;
+use serde_json::{Map, Value};
 use tool_executor::{Outcome, ToolResult};
 
 use super::progress::printable;
-use super::trajectory::Recorded;
+use super::step::Recorded;
 
 /// Differences that are kept to be shown.
 const SHOWN: usize = 10;
@@ -98,7 +100,7 @@ pub(crate) fn compare(name: &str, recorded: &Recorded, result: &ToolResult) -> M
 
 fn compare_exit(recorded: Option<i64>, result: &ToolResult) -> ExitMatch {
     let Some(recorded) = recorded else { return ExitMatch::Na };
-    let ours = result.metadata.get("exit_code").and_then(serde_json::Value::as_i64);
+    let ours = result.metadata.get("exit_code").and_then(Value::as_i64);
     let agree = match ours {
         // A killed command has no exit code of its own, whatever stands in its metadata.
         Some(code) => code == recorded && result.outcome != Outcome::Timeout,
@@ -159,9 +161,8 @@ pub(crate) struct Agreement {
     not_shown: u64,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Serialize)]
 struct Difference {
-    /// Fit to be printed.
     trajectory_id: String,
     index: usize,
     what: &'static str,
@@ -180,13 +181,36 @@ impl Agreement {
         };
         if self.differing.len() < SHOWN {
             self.differing.push(Difference {
-                trajectory_id: printable(trajectory_id),
+                trajectory_id: trajectory_id.to_owned(),
                 index,
                 what,
             });
         } else {
             self.not_shown += 1;
         }
+    }
+}
+
+/// As `docs/results.md` describes it.
+impl Serialize for Agreement {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        #[derive(Serialize)]
+        struct Described<'a> {
+            outputs: Map<String, Value>,
+            exit_codes: Map<String, Value>,
+            differing: &'a [Difference],
+            differing_not_listed: u64,
+        }
+        fn counts<'a>(names: impl Iterator<Item = &'a str>, counts: &[u64]) -> Map<String, Value> {
+            names.zip(counts).map(|(name, count)| (name.to_owned(), (*count).into())).collect()
+        }
+        Described {
+            outputs: counts(OutputMatch::ALL.iter().map(|found| found.as_str()), &self.outputs),
+            exit_codes: counts(ExitMatch::ALL.iter().map(|found| found.as_str()), &self.exit_codes),
+            differing: &self.differing,
+            differing_not_listed: self.not_shown,
+        }
+        .serialize(serializer)
     }
 }
 
@@ -201,6 +225,7 @@ impl fmt::Display for Agreement {
         writeln!(f, "exit codes    {}", exits.join(" · "))?;
         for difference in &self.differing {
             let Difference { trajectory_id, index, what } = difference;
+            let trajectory_id = printable(trajectory_id);
             writeln!(f, "  differs     {trajectory_id} call {index}: {what}")?;
         }
         if self.not_shown > 0 {

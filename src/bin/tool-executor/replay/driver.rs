@@ -9,11 +9,12 @@ use std::time::Duration;
 
 use tool_executor::artifact::ArchiveArtifacts;
 use tool_executor::backend::local::LocalBackend;
-use tool_executor::config::{ExecutorConfig, LocalConfig, Policy};
-use tool_executor::{Completion, CompletionQueue, Outcome, ToolCall, ToolExecutor, ToolResult};
+use tool_executor::{
+    Completion, CompletionQueue, Interrupt, Outcome, ToolCall, ToolExecutor, ToolResult,
+};
 
 use crate::args::ReplayArgs;
-use crate::setup::{chain, fleet, limit, tool_server};
+use crate::setup::{chain, check_isolation, fleet, local, tool_server};
 
 /// How long a call may wait for its slot, and in the executor's queue. With more trajectories than
 /// slots a long wait is what was asked for, so only a run that got stuck should ever meet it.
@@ -34,11 +35,8 @@ pub(crate) struct Driver {
     queue: CompletionQueue,
     /// The embedded sandbox, if that is what runs the calls.
     embedded: Option<LocalBackend>,
-    /// Why commands run without isolation, if they do.
-    unisolated: Option<String>,
     /// How many trajectories are to run at a time.
     concurrency: usize,
-    timeout: Option<Duration>,
 }
 
 impl Driver {
@@ -46,48 +44,35 @@ impl Driver {
     ///
     /// # Errors
     /// What kept them from starting, causes included, as one line.
-    pub(crate) fn start(args: &ReplayArgs) -> Result<Self, String> {
-        let policy = Policy::default()
-            .with_allow_network(!args.no_network)
-            .with_require_sandbox(args.require_sandbox);
-        let mut builder = ToolExecutor::builder();
-        let embedded = if args.fleet.urls.is_empty() {
-            let mut config = LocalConfig::new(args.slots());
-            limit(&mut config, &args.limits);
-            // This process has no children but the sandbox's.
-            config.adopt_orphans = true;
-            let backend = LocalBackend::start(config).map_err(|error| chain(&error))?;
+    pub(crate) fn start(args: &ReplayArgs, interrupt: &Interrupt) -> Result<Self, String> {
+        let mut builder = ToolExecutor::builder().interrupt(interrupt.clone());
+        let embedded = if args.fleet.sandbox_url.is_empty() {
+            let backend = local(&args.slots, &args.limits, &args.isolation, interrupt)?;
             builder = builder.backend(backend.clone());
             Some(backend)
         } else {
-            builder = builder.backend(fleet(&args.fleet)?);
+            builder = builder.backend(fleet(&args.fleet, &args.isolation)?);
             None
         };
         // How many slots the servers have they say when the executor starts.
-        let slots = if embedded.is_none() { MOST_ON_SERVERS } else { args.slots() };
+        let slots = if embedded.is_none() { MOST_ON_SERVERS } else { args.slots.count() };
         let most = args.concurrency.unwrap_or(slots);
-        let mut config = ExecutorConfig::default()
-            .with_policy(policy)
-            .with_batch_window(args.batch_window())
-            .with_max_batch_size(args.max_batch_size)
+        let mut config = args
+            .calls
+            .config()
             // One call per trajectory is under way, so a submit never meets a full queue.
             .with_queue_capacity(most)
             .with_queue_timeout(PATIENCE)
             .with_acquire_timeout(PATIENCE)
             .with_close_timeout(CLOSE_TIMEOUT);
+        config.policy.require_sandbox = args.isolation.require_sandbox;
         config.tool_server = tool_server(&args.tool_server)?;
         let executor = builder.config(config).start().map_err(|error| chain(&error))?;
         let slots = executor.stats().slots.total;
         let concurrency = args.concurrency.unwrap_or(slots.clamp(1, most));
         let queue = executor.completion_queue(concurrency);
-        let isolation = executor.capabilities().isolation;
-        let unisolated = isolation.not_isolated_because().map(str::to_owned);
-        Ok(Self { executor, queue, embedded, unisolated, concurrency, timeout: args.timeout_s })
-    }
-
-    /// Why commands run without isolation, if they do.
-    pub(crate) fn unisolated_because(&self) -> Option<&str> {
-        self.unisolated.as_deref()
+        check_isolation(&executor, args.calls.allow_network(), &args.fleet)?;
+        Ok(Self { executor, queue, embedded, concurrency })
     }
 
     /// How many trajectories are to run at a time.
@@ -103,9 +88,8 @@ impl Driver {
         &self,
         tag: u64,
         trajectory_id: &str,
-        mut call: ToolCall,
+        call: ToolCall,
     ) -> Result<(), Box<ToolResult>> {
-        call.timeout = self.timeout.filter(|_| !has_own_timeout(&call));
         let submitted = self.executor.submit_to(trajectory_id, call, self.queue.tagged(tag));
         submitted.map(drop).map_err(|error| {
             let mut result = ToolResult::failure(Outcome::NeverRan, error.to_string());
@@ -120,7 +104,7 @@ impl Driver {
     }
 
     /// Copies the trajectory's workspace to `target`, a directory that is made and may not exist: a
-    /// mixture with the files of an earlier run would be nobody's workspace. Blocks while it
+    /// mixture with the files of an earlier run would be the workspace of neither. Blocks while it
     /// copies. To be called between the trajectory's last completion and its release.
     ///
     /// # Errors
@@ -159,18 +143,14 @@ impl Driver {
     }
 }
 
-/// Whether the call asks for a time limit of its own, in the form in which the executor heeds it.
-fn has_own_timeout(call: &ToolCall) -> bool {
-    call.arguments.get("timeout").is_some_and(serde_json::Value::is_number)
-}
-
 /// A file name for a trajectory id. Distinct ids have distinct names; one that would be too long is
 /// cut and ends in a hash of the whole.
 pub(crate) fn file_name_of(trajectory_id: &str) -> String {
     let mut name = String::with_capacity(trajectory_id.len());
     for (place, byte) in trajectory_id.bytes().enumerate() {
         match byte {
-            // A name of dots would be a directory that exists; one that starts with a dot is hidden.
+            // A name of dots would be a directory that exists; one that starts with a dot is
+            // hidden.
             b'.' if place == 0 => name.push_str("%2E"),
             b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'.' | b'_' | b'-' => name.push(byte.into()),
             _ => name.push_str(&format!("%{byte:02X}")),
@@ -193,20 +173,7 @@ fn fnv1a(bytes: &[u8]) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
-
-    #[test]
-    fn only_a_number_is_a_timeout_of_the_calls_own() {
-        let own = |arguments| has_own_timeout(&ToolCall::new("bash", arguments));
-        assert!(own(json!({"timeout": 1})));
-        assert!(own(json!({"timeout": 0.5})));
-        for arguments in [json!({"timeout": true}), json!({"timeout": "1"}), json!({}), json!([1])]
-        {
-            assert!(!own(arguments));
-        }
-    }
 
     #[test]
     fn a_trajectory_id_becomes_a_harmless_file_name() {

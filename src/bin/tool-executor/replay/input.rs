@@ -1,4 +1,5 @@
-//! The input: a thread that reads lines, makes trajectories of them, and names them.
+//! The input: a thread that reads lines, makes trajectories of them, and names them. Input that is
+//! packed is unpacked on the way.
 //!
 //! Reads one line at a time and never further ahead than its channel holds, so memory does not grow
 //! with the input. A malformed line is an [`Item`] like any other, and the reading goes on; only an
@@ -13,6 +14,7 @@ use std::thread;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
+use super::decompress::{self, MAGIC_LENGTH, Packing};
 use super::trajectory::{self, Trajectory};
 
 /// The longest line, in bytes. A longer one is malformed and is skipped without being held.
@@ -54,17 +56,28 @@ pub(crate) fn open(path: &Path) -> io::Result<Box<dyn BufRead + Send>> {
     if path == Path::new("-") {
         return Ok(Box::new(BufReader::new(io::stdin())));
     }
-    Ok(Box::new(BufReader::with_capacity(1 << 16, File::open(path)?)))
+    let file = File::open(path)?;
+    if file.metadata()?.is_dir() {
+        let problem = "is a directory; name a file of JSON Lines in it";
+        return Err(io::Error::new(io::ErrorKind::IsADirectory, problem));
+    }
+    Ok(Box::new(BufReader::with_capacity(1 << 16, file)))
 }
 
-/// How many trajectories a regular file holds if no line is malformed: its lines that are not blank.
-/// `None` where that cannot be known before the end.
+/// How many trajectories a regular file holds if no line is malformed: its lines that are not
+/// blank. `None` where that cannot be known before the end, or only by unpacking all of it.
 pub(crate) fn count_lines(path: &Path) -> Option<u64> {
     // Asked before opening: a FIFO whose writer is gone would never open again.
     if !path.metadata().ok()?.is_file() {
         return None;
     }
     let mut file = File::open(path).ok()?;
+    let mut start = Vec::new();
+    file.by_ref().take(MAGIC_LENGTH as u64).read_to_end(&mut start).ok()?;
+    if decompress::packing_of(&start) != Packing::Plain {
+        return None;
+    }
+    let mut file = io::Cursor::new(start).chain(file);
     let mut chunk = vec![0; 1 << 16];
     let (mut lines, mut blank) = (0, true);
     loop {
@@ -85,8 +98,8 @@ pub(crate) fn count_lines(path: &Path) -> Option<u64> {
 
 /// Starts reading in a thread of its own.
 ///
-/// The thread ends at the end of the input, or soon after the receiver is dropped. It is not joined:
-/// it may be waiting for a line of standard input that never comes.
+/// The thread ends at the end of the input, or soon after the receiver is dropped. It is not
+/// joined: it may be waiting for a line of standard input that never comes.
 ///
 /// # Errors
 /// Those of starting a thread.
@@ -95,10 +108,16 @@ pub(crate) fn read_in_background(
     selection: Selection,
 ) -> io::Result<Receiver<Item>> {
     let (sender, receiver) = bounded(READ_AHEAD);
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "it may wait for input that never comes; the program ends without it"
+    )]
     thread::Builder::new().name("replay-input".to_owned()).spawn(move || {
-        let lines = Lines::new(reader, MAX_LINE_BYTES);
-        // Only a receiver that is gone ends the reading early, and then nobody wants to know.
-        let _ = read(lines, selection, &sender);
+        // Only a receiver that is gone ends the reading early, and it needs no answer.
+        let _ = match decompress::unpacked(reader) {
+            Ok(reader) => read(Lines::new(reader, MAX_LINE_BYTES), selection, &sender),
+            Err(error) => sender.send(Item::Failed(error)).map_err(|_| ReceiverGone),
+        };
     })?;
     Ok(receiver)
 }
@@ -128,16 +147,24 @@ fn read<R: BufRead>(
             Ok(None) => {}
             Ok(Some(recording)) => {
                 taken += 1;
-                let name = recording.id.unwrap_or_else(|| format!("line-{line}"));
-                let name = names.unique(name);
+                let task_id = recording.id.unwrap_or_else(|| format!("line-{line}"));
+                let name = names.unique(task_id.clone());
+                let renamed = name != task_id;
+                let task_id: Arc<str> = task_id.into();
                 let steps: Arc<[_]> = recording.steps.into();
                 for repetition in 1..=selection.repeat {
                     let id = match repetition {
                         1 => name.clone(),
                         _ => names.unique(format!("{name}#{repetition}")),
                     };
-                    let steps = Arc::clone(&steps);
-                    send(Item::Trajectory(Trajectory { id: id.into(), repetition, steps }))?;
+                    send(Item::Trajectory(Trajectory {
+                        id: id.into(),
+                        task_id: Arc::clone(&task_id),
+                        line,
+                        renamed,
+                        repetition,
+                        steps: Arc::clone(&steps),
+                    }))?;
                 }
             }
             Err(problem) => send(Item::Malformed { line, problem })?,
@@ -210,6 +237,9 @@ impl<R: BufRead> Lines<R> {
 mod tests {
     use std::io::{Cursor, Write};
 
+    use flate2::Compression;
+    use flate2::write::GzEncoder;
+
     use super::*;
 
     const ALL: Selection = Selection { limit: None, repeat: 1 };
@@ -274,6 +304,46 @@ mod tests {
     }
 
     #[test]
+    fn a_line_that_unpacks_to_far_more_than_is_held_is_skipped_too() {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+        for _ in 0..1000 {
+            encoder.write_all(&[b'x'; 100_000]).unwrap();
+        }
+        encoder.write_all(b"\nshort\n").unwrap();
+        let bomb = encoder.finish().unwrap();
+        assert!(bomb.len() < 1_000_000);
+        let mut lines = Lines::new(decompress::unpacked(Box::new(Cursor::new(bomb))).unwrap(), 10);
+        assert_eq!(lines.next().unwrap(), Some((1, Err("longer than 10 bytes".to_owned()))));
+        assert!(lines.buffer.capacity() < 1000);
+        assert_eq!(lines.next().unwrap(), Some((2, Ok("short\n"))));
+    }
+
+    #[test]
+    fn an_id_that_is_taken_is_marked_and_the_id_of_the_input_is_kept() {
+        let text = "{\"id\":\"a\",\"calls\":[]}\n".repeat(2) + "{\"calls\":[]}";
+        let reader = Box::new(Cursor::new(text));
+        let read = read_in_background(reader, Selection { limit: None, repeat: 2 }).unwrap();
+        let found: Vec<_> = read
+            .into_iter()
+            .map(|item| match item {
+                Item::Trajectory(t) => {
+                    format!("{} {} {} {} {}", t.id, t.task_id, t.line, t.repetition, t.renamed)
+                }
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        let expected = [
+            "a a 1 1 false",
+            "a#2 a 1 2 false",
+            "a~2 a 2 1 true",
+            "a~2#2 a 2 2 true",
+            "line-3 line-3 3 1 false",
+            "line-3#2 line-3 3 2 false",
+        ];
+        assert_eq!(found, expected);
+    }
+
+    #[test]
     fn a_read_error_ends_the_input_and_is_told() {
         struct Fails;
         impl Read for Fails {
@@ -293,6 +363,9 @@ mod tests {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(b"a\n\r\n \nb\nc").unwrap();
         assert_eq!(count_lines(file.path()), Some(3));
+        let mut packed = tempfile::NamedTempFile::new().unwrap();
+        packed.write_all(b"\x1f\x8b\n\n").unwrap();
+        assert_eq!(count_lines(packed.path()), None);
         assert_eq!(count_lines(Path::new("/")), None);
         assert_eq!(count_lines(Path::new("-")), None);
     }

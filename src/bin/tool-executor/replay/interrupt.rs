@@ -1,11 +1,10 @@
-//! Ctrl-C and SIGTERM: what the first one means, what the second one means, and how long each waits.
+//! Ctrl-C and SIGTERM: what the first one means, what the second one means, and how long each
+//! waits.
 //!
-//! The handler only counts ([`Signals`](crate::signals::Signals)); [`Shutdown`] is a pure machine that the loop asks at every turn.
+//! The signals are only counted ([`Signals`](crate::signals::Signals)); [`Shutdown`] is a pure
+//! machine that the loop asks at every turn.
 
 use std::time::{Duration, Instant};
-
-/// How long running calls may go on after the first signal.
-pub(crate) const GRACE: Duration = Duration::from_secs(5);
 
 /// How long the executor may take to end cancelled calls before the run ends without their answers.
 pub(crate) const CANCEL_WAIT: Duration = Duration::from_secs(30);
@@ -30,11 +29,12 @@ pub(crate) enum Shutdown {
 }
 
 impl Shutdown {
-    /// Where the shutdown stands now, after so many signals. Each step is taken once and in order, so
-    /// that the caller can act on every change.
-    pub(crate) fn advance(self, signals: u32, now: Instant) -> Self {
+    /// Where the shutdown stands now, after so many signals, the running calls being given `grace`
+    /// after the first one. Each step is taken once and in order, so that the caller can act on
+    /// every change.
+    pub(crate) fn advance(self, signals: u32, grace: Duration, now: Instant) -> Self {
         match self {
-            Self::No if signals > 0 => Self::Draining { until: now + GRACE },
+            Self::No if signals > 0 => Self::Draining { until: now + grace },
             Self::Draining { until } if signals > 1 || now >= until => {
                 Self::Cancelling { until: now + CANCEL_WAIT }
             }
@@ -48,30 +48,35 @@ impl Shutdown {
 mod tests {
     use super::*;
 
+    const GRACE: Duration = Duration::from_secs(10);
+
     #[test]
     fn one_signal_drains_then_cancels_when_the_grace_is_over() {
         let start = Instant::now();
-        assert_eq!(Shutdown::No.advance(0, start), Shutdown::No);
-        let draining = Shutdown::No.advance(1, start);
+        assert_eq!(Shutdown::No.advance(0, GRACE, start), Shutdown::No);
+        let draining = Shutdown::No.advance(1, GRACE, start);
         assert_eq!(draining, Shutdown::Draining { until: start + GRACE });
-        assert_eq!(draining.advance(1, start + GRACE / 2), draining);
+        assert_eq!(draining.advance(1, GRACE, start + GRACE / 2), draining);
         let end = start + GRACE;
-        assert_eq!(draining.advance(1, end), Shutdown::Cancelling { until: end + CANCEL_WAIT });
+        assert_eq!(
+            draining.advance(1, GRACE, end),
+            Shutdown::Cancelling { until: end + CANCEL_WAIT }
+        );
     }
 
     #[test]
     fn a_second_signal_cancels_at_once() {
         let start = Instant::now();
-        let draining = Shutdown::No.advance(2, start);
+        let draining = Shutdown::No.advance(2, GRACE, start);
         assert!(matches!(draining, Shutdown::Draining { .. }));
-        assert!(matches!(draining.advance(2, start), Shutdown::Cancelling { .. }));
+        assert!(matches!(draining.advance(2, GRACE, start), Shutdown::Cancelling { .. }));
     }
 
     #[test]
     fn answers_to_a_cancellation_are_not_awaited_for_ever() {
         let start = Instant::now();
         let cancelling = Shutdown::Cancelling { until: start + CANCEL_WAIT };
-        assert_eq!(cancelling.advance(9, start), cancelling);
-        assert_eq!(cancelling.advance(9, start + CANCEL_WAIT), Shutdown::GivenUp);
+        assert_eq!(cancelling.advance(9, GRACE, start), cancelling);
+        assert_eq!(cancelling.advance(9, GRACE, start + CANCEL_WAIT), Shutdown::GivenUp);
     }
 }

@@ -9,13 +9,12 @@
 use serde_json::{Map, Value};
 use tool_executor::ToolCall;
 
-use super::trajectory::{Recorded, Step, kind};
+use super::step::{Recorded, Step, kind};
 
 /// All calls of a chat, in order.
 ///
-/// # Errors
-/// One phrase that says what is wrong. A `<tool_call>` block that does not parse is no error: it was
-/// no call when it was recorded either.
+/// # Errors One phrase that says what is wrong. A `<tool_call>` block that does not parse is no
+/// error: it was no call when it was recorded either.
 pub(super) fn parse(messages: Value) -> Result<Vec<Step>, String> {
     let Value::Array(messages) = messages else {
         return Err(format!("\"messages\" is {}, not an array", kind(&messages)));

@@ -1,22 +1,20 @@
-//! The results file of `--out`: one JSON line per call, in the order of completion.
+//! A line of the results file of `--out`: one call. `docs/results.md` describes it for its readers.
 
-use std::fs::File;
-use std::io::{self, BufWriter, Write};
-use std::path::Path;
 use std::time::Duration;
 
 use serde::Serialize;
-use tool_executor::JsonObject;
-use tool_executor::{Timing, ToolResult};
+use serde_json::Value;
+use tool_executor::{JsonObject, Timing, ToolResult};
 
 use super::compare::Match;
-use super::trajectory::Step;
+use super::step::Step;
+use super::trajectory::Trajectory;
 
 /// One call that ended, as all observers of a run see it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Finished<'a> {
     /// Whose call.
-    pub(crate) trajectory_id: &'a str,
+    pub(crate) trajectory: &'a Trajectory,
     /// The recorded call.
     pub(crate) step: &'a Step,
     /// The id under which it was submitted.
@@ -27,23 +25,26 @@ pub(crate) struct Finished<'a> {
     pub(crate) submitted: bool,
 }
 
-/// A line. The first ten fields are what a reader may rely on.
+/// A line.
 #[derive(Serialize)]
-struct Line<'a> {
+pub(super) struct Line<'a> {
     trajectory_id: &'a str,
+    task_id: &'a str,
+    repetition: u32,
+    setup: bool,
     index: usize,
     name: &'a str,
+    arguments: &'a Value,
     uniq_id: &'a str,
     success: bool,
     outcome: &'static str,
+    model_attributable: bool,
+    may_have_executed: bool,
     output: &'a str,
     error: &'a str,
     metadata: &'a JsonObject,
     latency_ms: f64,
     timing_ms: TimingMs,
-    may_have_executed: bool,
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    setup: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     compared: Option<Compared>,
 }
@@ -68,58 +69,33 @@ struct Compared {
     exit_code: &'static str,
 }
 
-/// The file.
-pub(crate) struct ResultsFile {
-    file: BufWriter<Box<dyn Write>>,
-}
-
-impl ResultsFile {
-    /// Creates the file, or empties it.
-    ///
-    /// # Errors
-    /// Those of creating a file.
-    pub(crate) fn create(path: &Path) -> io::Result<Self> {
-        Ok(Self::over(Box::new(File::create(path)?)))
-    }
-
-    fn over(file: Box<dyn Write>) -> Self {
-        Self { file: BufWriter::with_capacity(1 << 16, file) }
-    }
-
-    /// Writes a call's line. It may stay in memory until [`flush`](Self::flush).
-    ///
-    /// # Errors
-    /// Those of writing: the disk is full, the reader is gone, ….
-    pub(crate) fn write(&mut self, call: &Finished<'_>, compared: Option<Match>) -> io::Result<()> {
-        let line = Line {
-            trajectory_id: call.trajectory_id,
-            index: call.step.index,
-            name: &call.step.call.name,
-            uniq_id: call.uniq_id,
-            success: call.result.success,
-            outcome: call.result.outcome.as_str(),
-            output: &call.result.output,
-            error: &call.result.error,
-            metadata: &call.result.metadata,
-            latency_ms: ms(call.result.timing.total()),
-            timing_ms: call.result.timing.into(),
-            may_have_executed: call.result.may_have_executed,
-            setup: call.step.setup,
+impl<'a> Line<'a> {
+    /// The line of a call.
+    pub(super) fn new(call: &Finished<'a>, compared: Option<Match>) -> Self {
+        let Finished { trajectory, step, uniq_id, result, .. } = *call;
+        Self {
+            trajectory_id: &trajectory.id,
+            task_id: &trajectory.task_id,
+            repetition: trajectory.repetition,
+            setup: step.setup,
+            index: step.index,
+            name: &step.call.name,
+            arguments: &step.call.arguments,
+            uniq_id,
+            success: result.success,
+            outcome: result.outcome.as_str(),
+            model_attributable: result.model_attributable(),
+            may_have_executed: result.may_have_executed,
+            output: &result.output,
+            error: &result.error,
+            metadata: &result.metadata,
+            latency_ms: ms(result.timing.total()),
+            timing_ms: result.timing.into(),
             compared: compared.map(|found| Compared {
                 output: found.output.as_str(),
                 exit_code: found.exit_code.as_str(),
             }),
-        };
-        serde_json::to_writer(&mut self.file, &line)?;
-        self.file.write_all(b"\n")
-    }
-
-    /// Hands everything written to the operating system.
-    ///
-    /// # Errors
-    /// As [`write`](Self::write).
-    pub(crate) fn flush(&mut self) -> io::Result<()> {
-        self.file.flush()
+        }
     }
 }
 
@@ -130,78 +106,55 @@ fn ms(duration: Duration) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::{Value, json};
-    use tool_executor::ToolCall;
+    use serde_json::json;
+    use tool_executor::{Outcome, ToolCall};
 
     use super::*;
     use crate::replay::compare::{ExitMatch, OutputMatch};
-    use crate::replay::trajectory::Recorded;
+    use crate::replay::documented;
+    use crate::replay::step::Recorded;
 
-    fn step(setup: bool) -> Step {
+    fn line(setup: bool, result: &ToolResult, compared: Option<Match>) -> Value {
         let call = ToolCall::bash("true").with_uniq_id("u");
-        Step { call, index: 3, setup, recorded: Recorded::default() }
+        let step = Step { call, index: 3, setup, recorded: Recorded::default() };
+        let trajectory = Trajectory { repetition: 2, ..Trajectory::for_test("t") };
+        let call = Finished {
+            trajectory: &trajectory,
+            step: &step,
+            uniq_id: "u2",
+            result,
+            submitted: true,
+        };
+        serde_json::to_value(Line::new(&call, compared)).unwrap()
     }
 
     #[test]
-    fn a_line_has_the_promised_fields_in_order() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("results.jsonl");
+    fn a_line_has_the_documented_fields_in_their_order() {
         let mut result = ToolResult::ok("h\u{e9}\n");
         result.timing.queue = Duration::from_micros(1500);
         result.timing.exec = Duration::from_millis(2);
-        let mut results = ResultsFile::create(&path).unwrap();
-        for setup in [false, true] {
-            let step = step(setup);
-            let call = Finished {
-                trajectory_id: "t",
-                step: &step,
-                uniq_id: "u2",
-                result: &result,
-                submitted: true,
-            };
-            let compared = Match { output: OutputMatch::Exact, exit_code: ExitMatch::Na };
-            results.write(&call, (!setup).then_some(compared)).unwrap();
-        }
-        results.flush().unwrap();
-        let text = std::fs::read_to_string(&path).unwrap();
-        let lines: Vec<Value> = text.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
-        let keys: Vec<_> = lines[0].as_object().unwrap().keys().map(String::as_str).collect();
-        assert_eq!(
-            keys,
-            [
-                "trajectory_id",
-                "index",
-                "name",
-                "uniq_id",
-                "success",
-                "outcome",
-                "output",
-                "error",
-                "metadata",
-                "latency_ms",
-                "timing_ms",
-                "may_have_executed",
-                "compared"
-            ]
-        );
-        assert_eq!(lines[0]["latency_ms"], 3.5);
-        assert_eq!(lines[0]["uniq_id"], "u2");
-        assert_eq!(lines[0]["compared"], json!({"output": "exact", "exit_code": "na"}));
-        assert_eq!(lines[1]["setup"], true);
+        let compared = Match { output: OutputMatch::Exact, exit_code: ExitMatch::Na };
+        let line = line(false, &result, Some(compared));
+        documented::check("A line of `--out`", &line);
+        assert_eq!(line["latency_ms"], 3.5);
+        assert_eq!((&line["uniq_id"], &line["repetition"]), (&json!("u2"), &json!(2)));
+        assert_eq!(line["arguments"], json!({"command": "true"}));
+        assert_eq!(line["compared"], json!({"output": "exact", "exit_code": "na"}));
     }
 
     #[test]
-    fn a_full_disk_is_an_error() {
-        let mut results = ResultsFile::create(Path::new("/dev/full")).unwrap();
-        let (step, result) = (step(false), ToolResult::ok(""));
-        let call = Finished {
-            trajectory_id: "t",
-            step: &step,
-            uniq_id: "u",
-            result: &result,
-            submitted: true,
-        };
-        let error = results.write(&call, None).and_then(|()| results.flush()).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+    fn what_was_not_compared_has_no_comparison() {
+        let line = line(true, &ToolResult::ok(""), None);
+        assert_eq!((&line["setup"], line.get("compared")), (&json!(true), None));
+    }
+
+    #[test]
+    fn what_the_infrastructure_did_is_not_the_models() {
+        for (outcome, is_models) in
+            [(Outcome::Timeout, true), (Outcome::SandboxLost, false), (Outcome::NeverRan, false)]
+        {
+            let line = line(false, &ToolResult::failure(outcome, ""), None);
+            assert_eq!(line["model_attributable"], is_models, "{outcome}");
+        }
     }
 }

@@ -1,12 +1,15 @@
 //! Progress and warnings on standard error: a bar on a terminal, else a plain line now and then.
 //!
 //! Whatever goes to standard error during a run goes through here, so that it never tears the bar.
-//! A standard error that is gone (a closed pipe) is no reason to stop the run: its errors are ignored.
+//! A standard error that is gone (a closed pipe) is no reason to stop the run: its errors are
+//! ignored.
 
 use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::console::warn_line;
 
 /// How often the bar is brought up to date.
 const BAR_INTERVAL: Duration = Duration::from_millis(100);
@@ -150,8 +153,8 @@ impl Write for AboveBar {
     }
 }
 
-/// The text with its control characters escaped: one line, which does nothing to a terminal. For what
-/// stood in the input: ids, paths.
+/// The text with its control characters escaped: one line, which does nothing to a terminal. For
+/// what stood in the input: ids, paths.
 pub(crate) fn printable(text: &str) -> String {
     let mut line = String::with_capacity(text.len());
     for c in text.chars() {
@@ -161,11 +164,6 @@ pub(crate) fn printable(text: &str) -> String {
         }
     }
     line
-}
-
-/// A line to standard error. Unlike `eprintln!` it does not panic where nobody reads it.
-pub(crate) fn warn_line(text: &str) {
-    let _ = writeln!(io::stderr(), "{text}");
 }
 
 fn style(bounded: bool) -> ProgressStyle {

@@ -1,16 +1,19 @@
 //! Everything that is told about a run, in one place: each call goes to the results file, the
 //! comparison and the summary; now and then the numbers go to the display.
 
-use std::io::{self, Write};
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::compare::compare;
-use super::output::{Finished, ResultsFile};
-use super::progress::{Counts, Progress, warn_line};
-use super::summary::Summary;
+use super::line_file::LineFile;
+use super::output::{Finished, Line};
+use super::progress::{Counts, Progress, printable};
+use super::summary::{Run, Summary};
+use super::trajectory::Trajectory;
 use crate::args::ReplayArgs;
-use crate::exit_code::Verdict;
+use crate::console::{is_lost, print, warn_line};
+use crate::exit_code::{ExitCode, Verdict};
 
 /// How long a line of the results may stay in memory while the run goes on.
 const FLUSH_INTERVAL: Duration = Duration::from_millis(500);
@@ -18,11 +21,28 @@ const FLUSH_INTERVAL: Duration = Duration::from_millis(500);
 /// Malformed lines and failed setups that are told one by one, each.
 const TOLD_ONE_BY_ONE: u64 = 20;
 
+/// A file of results, with its name.
+pub(crate) type Named = (PathBuf, LineFile);
+
+/// The files that a run writes.
+#[derive(Default)]
+pub(crate) struct Files {
+    /// A line for each call.
+    pub(crate) results: Option<Named>,
+    /// The summary.
+    pub(crate) summary: Option<Named>,
+}
+
 /// The observers of a run.
 pub(crate) struct Report {
     progress: Progress,
-    results: Option<(PathBuf, ResultsFile)>,
+    input: String,
+    files: Files,
     summary: Summary,
+    /// What kept the input from being read to its end.
+    input_problem: Option<String>,
+    /// The first trajectory whose id was taken: the line, the id in the input, the one that it got.
+    first_renamed: Option<(u64, String, String)>,
     /// Non-blank lines of the input, where they could be counted.
     lines: Option<u64>,
     limit: Option<u64>,
@@ -34,14 +54,17 @@ impl Report {
     /// Nothing has happened yet. `lines` is how many non-blank lines the input has, if known.
     pub(crate) fn new(
         progress: Progress,
-        results: Option<ResultsFile>,
+        files: Files,
         args: &ReplayArgs,
         lines: Option<u64>,
     ) -> Self {
         Self {
             progress,
-            results: args.out.clone().zip(results),
+            input: args.file.display().to_string(),
+            files,
             summary: Summary::new(args.compare),
+            input_problem: None,
+            first_renamed: None,
             lines,
             limit: args.limit,
             repeat: u64::from(args.repeat),
@@ -58,13 +81,43 @@ impl Report {
         let mut compared = None;
         if let Some(agreement) = self.summary.agreement.as_mut().filter(|_| !call.step.setup) {
             let found = compare(&call.step.call.name, &call.step.recorded, call.result);
-            agreement.add(call.trajectory_id, call.step.index, found);
+            agreement.add(&call.trajectory.id, call.step.index, found);
             compared = Some(found);
         }
-        if let Some((path, file)) = &mut self.results {
-            file.write(call, compared).map_err(|error| write_problem(path, &error))?;
+        if let Some((path, file)) = &mut self.files.results {
+            let line = Line::new(call, compared);
+            file.add(&line).map_err(|error| write_problem("results", path, &error))?;
         }
         Ok(())
+    }
+
+    /// Tells of a trajectory that comes from the input.
+    pub(crate) fn taken(&mut self, trajectory: &Trajectory) {
+        if trajectory.renamed && trajectory.repetition == 1 {
+            self.summary.renamed += 1;
+            self.first_renamed.get_or_insert_with(|| {
+                let Trajectory { line, task_id, id, .. } = trajectory;
+                (*line, task_id.to_string(), id.to_string())
+            });
+        }
+    }
+
+    /// Tells that the input could not be read to its end.
+    pub(crate) fn input_failed(&mut self, error: &io::Error) {
+        let problem = format!("{}: {error}", self.input);
+        self.say(&format!("error: {problem}"));
+        self.input_problem = Some(problem);
+    }
+
+    /// Tells that no trajectory comes any more.
+    pub(crate) fn input_ended(&mut self) {
+        if let Some((line, task_id, id)) = self.first_renamed.take() {
+            let lines = self.summary.renamed;
+            self.say(&format!(
+                "warning: {lines} lines have an id that was taken and run under another one: the \
+                 first is line {line}, where {task_id:?} runs as {id:?}"
+            ));
+        }
     }
 
     /// Tells of a trajectory all of whose calls have ended.
@@ -106,8 +159,8 @@ impl Report {
         self.progress.say(text);
     }
 
-    /// To be called at every turn of the loop: shows the numbers and flushes the results when that is
-    /// due.
+    /// To be called at every turn of the loop: shows the numbers and flushes the results when that
+    /// is due.
     ///
     /// # Errors
     /// As [`call`](Self::call).
@@ -128,8 +181,10 @@ impl Report {
     /// # Errors
     /// As [`call`](Self::call).
     pub(crate) fn flush(&mut self) -> Result<(), String> {
-        match &mut self.results {
-            Some((path, file)) => file.flush().map_err(|error| write_problem(path, &error)),
+        match &mut self.files.results {
+            Some((path, file)) => {
+                file.flush().map_err(|error| write_problem("results", path, &error))
+            }
             None => Ok(()),
         }
     }
@@ -147,40 +202,64 @@ impl Report {
         }
     }
 
-    /// Prints the summary of a run that took `wall` and ended with `result`, and says what the exit
-    /// code has to tell.
+    /// Tells the summary of a run that took `wall` and ended with `result`, and gives the exit
+    /// code.
     pub(crate) fn finish(
         mut self,
         result: Result<(), String>,
         wall: Duration,
         interrupted: bool,
-    ) -> Verdict {
+    ) -> ExitCode {
         self.progress.finish();
+        self.input_ended();
         // A run that ended early has results that are not flushed yet.
-        let result = result.and_then(|()| self.flush());
-        let mut io_failed = result.is_err();
-        if let Err(problem) = result {
-            let _ = self.flush();
-            warn_line(&format!("error: {problem}"));
+        let flushed = self.flush();
+        let not_written = result.and(flushed).err();
+        if let Some(problem) = &not_written {
+            warn_line(&format!("error: {}", printable(problem)));
         }
-        let text = self.summary.text(wall, interrupted);
-        let mut stdout = io::stdout().lock();
-        if let Err(error) = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
-            // A reader that has seen enough, such as `head`, is no failure.
-            if error.kind() != io::ErrorKind::BrokenPipe {
-                warn_line(&format!("error: standard output: {error}"));
-                io_failed = true;
+        let problem = self.input_problem.take().or(not_written);
+        let no_call = problem.is_none() && !interrupted && self.summary.calls() == 0;
+        if no_call {
+            warn_line(&format!("error: {}", printable(&self.no_call())));
+        }
+        let printed = print(&self.summary.text(wall, interrupted));
+        let mut verdict = Verdict {
+            io_failed: problem.is_some() || is_lost(printed),
+            interrupted,
+            malformed_input: self.summary.malformed_lines > 0 || no_call,
+            calls_without_result: self.summary.without_result() > 0,
+        };
+        if let Some((path, file)) = &mut self.files.summary {
+            let run = Run {
+                input: &self.input,
+                exit_code: verdict.exit_code() as u8,
+                interrupted,
+                problem: problem.as_deref(),
+                wall,
+            };
+            let written = file.add(&self.summary.described(&run)).and_then(|()| file.flush());
+            if let Err(error) = written {
+                warn_line(&format!("error: {}", write_problem("summary", path, &error)));
+                verdict.io_failed = true;
             }
         }
-        Verdict {
-            io_failed,
-            interrupted,
-            malformed_input: self.summary.malformed_lines > 0,
-            calls_without_result: self.summary.without_result() > 0,
+        verdict.exit_code()
+    }
+
+    /// What is said of an input without any call.
+    fn no_call(&self) -> String {
+        let Summary { trajectories, malformed_lines, .. } = self.summary;
+        match (trajectories, malformed_lines) {
+            (0, 0) => format!("{}: no trajectory is in it: it is empty", self.input),
+            (0, _) => format!("{}: no line of it is a trajectory", self.input),
+            (trajectories, _) => {
+                format!("{}: no call is in its {trajectories} trajectories", self.input)
+            }
         }
     }
 }
 
-fn write_problem(path: &std::path::Path, error: &io::Error) -> String {
-    format!("the results could not be written: {}: {error}", path.display())
+fn write_problem(what: &str, path: &Path, error: &io::Error) -> String {
+    format!("the {what} could not be written: {}: {error}", path.display())
 }

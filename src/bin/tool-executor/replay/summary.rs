@@ -4,6 +4,8 @@ use std::fmt;
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
+use serde::Serialize;
+use serde_json::{Map, Value};
 use tool_executor::{Outcome, Timing};
 
 use super::compare::Agreement;
@@ -18,6 +20,8 @@ pub(crate) struct Summary {
     pub(crate) setup_failed: u64,
     /// Trajectories that were cut short by an interruption.
     pub(crate) cut_short: u64,
+    /// Lines whose id was taken, so that they ran under another one.
+    pub(crate) renamed: u64,
     /// Lines of the input that are no trajectory.
     pub(crate) malformed_lines: u64,
     /// Calls that the executor answered, setup included.
@@ -36,6 +40,7 @@ impl Summary {
             trajectories: 0,
             setup_failed: 0,
             cut_short: 0,
+            renamed: 0,
             malformed_lines: 0,
             answered: 0,
             setup_calls: 0,
@@ -71,6 +76,48 @@ impl Summary {
         outcomes.filter(|(outcome, _)| !outcome.model_attributable()).map(|(_, count)| count).sum()
     }
 
+    /// The summary as `docs/results.md` describes it.
+    pub(crate) fn described<'a>(&'a self, run: &'a Run<'a>) -> Described<'a> {
+        let outcomes = Outcome::ALL.iter().zip(self.outcomes);
+        let outcomes = outcomes.map(|(outcome, count)| (outcome.to_string(), count.into()));
+        Described {
+            input: run.input,
+            exit_code: run.exit_code,
+            interrupted: run.interrupted,
+            problem: run.problem,
+            wall_s: run.wall.as_secs_f64(),
+            calls_per_s: self.calls_per_s(run.wall),
+            trajectories: Trajectories {
+                ended: self.trajectories,
+                setup_failed: self.setup_failed,
+                cut_short: self.cut_short,
+                renamed: self.renamed,
+            },
+            malformed_lines: self.malformed_lines,
+            calls: Calls {
+                total: self.calls(),
+                setup: self.setup_calls,
+                answered: self.answered,
+                failed: self.failed(),
+                model_attributable: self.calls() - self.without_result(),
+                without_result: self.without_result(),
+            },
+            outcomes: outcomes.collect(),
+            latency_ms: LatencyMs {
+                queue: QuantilesMs::of(&self.latencies.queue),
+                slot: QuantilesMs::of(&self.latencies.slot),
+                exec: QuantilesMs::of(&self.latencies.exec),
+                total: QuantilesMs::of(&self.latencies.total),
+            },
+            agreement: self.agreement.as_ref(),
+        }
+    }
+
+    fn calls_per_s(&self, wall: Duration) -> f64 {
+        let seconds = wall.as_secs_f64();
+        if seconds > 0.0 { self.answered as f64 / seconds } else { 0.0 }
+    }
+
     /// The summary as shown at the end of a run that took `wall`.
     pub(crate) fn text(&self, wall: Duration, interrupted: bool) -> String {
         use fmt::Write;
@@ -94,6 +141,9 @@ impl Summary {
         if interrupted {
             write!(f, ", {} cut short", self.cut_short)?;
         }
+        if self.renamed > 0 {
+            write!(f, "; {} lines with an id that was taken", self.renamed)?;
+        }
         if self.malformed_lines > 0 {
             write!(f, "; {} malformed lines", self.malformed_lines)?;
         }
@@ -110,13 +160,85 @@ impl Summary {
         if self.answered > 0 {
             write!(f, "{}", self.latencies)?;
         }
-        let seconds = wall.as_secs_f64();
-        let rate = if seconds > 0.0 { self.answered as f64 / seconds } else { 0.0 };
+        let (rate, seconds) = (self.calls_per_s(wall), wall.as_secs_f64());
         writeln!(f, "throughput    {rate:.1} calls/s over {seconds:.2} s")?;
         if let Some(agreement) = &self.agreement {
             write!(f, "{agreement}")?;
         }
         Ok(())
+    }
+}
+
+/// What a run has to say of itself beside its numbers.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Run<'a> {
+    /// Where the input came from.
+    pub(crate) input: &'a str,
+    /// How the program ends.
+    pub(crate) exit_code: u8,
+    /// Whether a signal ended it before its end.
+    pub(crate) interrupted: bool,
+    /// What kept the input from being read, or the results from being written.
+    pub(crate) problem: Option<&'a str>,
+    /// How long it took.
+    pub(crate) wall: Duration,
+}
+
+/// The summary as `docs/results.md` describes it.
+#[derive(Debug, Serialize)]
+pub(crate) struct Described<'a> {
+    input: &'a str,
+    exit_code: u8,
+    interrupted: bool,
+    problem: Option<&'a str>,
+    wall_s: f64,
+    calls_per_s: f64,
+    trajectories: Trajectories,
+    malformed_lines: u64,
+    calls: Calls,
+    outcomes: Map<String, Value>,
+    latency_ms: LatencyMs,
+    agreement: Option<&'a Agreement>,
+}
+
+#[derive(Debug, Serialize)]
+struct Trajectories {
+    ended: u64,
+    setup_failed: u64,
+    cut_short: u64,
+    renamed: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct Calls {
+    total: u64,
+    setup: u64,
+    answered: u64,
+    failed: u64,
+    model_attributable: u64,
+    without_result: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct LatencyMs {
+    queue: QuantilesMs,
+    slot: QuantilesMs,
+    exec: QuantilesMs,
+    total: QuantilesMs,
+}
+
+#[derive(Debug, Serialize)]
+struct QuantilesMs {
+    p50: f64,
+    p90: f64,
+    p99: f64,
+    max: f64,
+}
+
+impl QuantilesMs {
+    fn of(histogram: &Histogram<u64>) -> Self {
+        let at = |quantile| histogram.value_at_quantile(quantile) as f64 / 1000.0;
+        Self { p50: at(0.5), p90: at(0.9), p99: at(0.99), max: histogram.max() as f64 / 1000.0 }
     }
 }
 
@@ -159,9 +281,7 @@ impl fmt::Display for Latencies {
             ("execution", &self.exec),
             ("total", &self.total),
         ] {
-            let at = |quantile| histogram.value_at_quantile(quantile) as f64 / 1000.0;
-            let max = histogram.max() as f64 / 1000.0;
-            let (p50, p90, p99) = (at(0.5), at(0.9), at(0.99));
+            let QuantilesMs { p50, p90, p99, max } = QuantilesMs::of(histogram);
             writeln!(f, "  {name:<10}{p50:>11.2} {p90:>11.2} {p99:>11.2} {max:>11.2}")?;
         }
         Ok(())
@@ -173,12 +293,16 @@ mod tests {
     use tool_executor::{ToolCall, ToolResult};
 
     use super::*;
-    use crate::replay::trajectory::{Recorded, Step};
+    use crate::replay::compare::{ExitMatch, Match, OutputMatch};
+    use crate::replay::documented;
+    use crate::replay::step::{Recorded, Step};
+    use crate::replay::trajectory::Trajectory;
 
     fn add(summary: &mut Summary, setup: bool, submitted: bool, result: &ToolResult) {
         let call = ToolCall::bash("true");
         let step = Step { call, index: 0, setup, recorded: Recorded::default() };
-        let call = Finished { trajectory_id: "t", step: &step, uniq_id: "u", result, submitted };
+        let trajectory = &Trajectory::for_test("t");
+        let call = Finished { trajectory, step: &step, uniq_id: "u", result, submitted };
         summary.add(&call);
     }
 
@@ -196,10 +320,14 @@ mod tests {
         summary.trajectories = 2;
         summary.setup_failed = 1;
         summary.malformed_lines = 3;
+        summary.renamed = 4;
         assert_eq!((summary.calls(), summary.failed(), summary.without_result()), (102, 2, 1));
 
         let text = summary.text(Duration::from_secs(2), false);
-        assert!(text.contains("trajectories  2, 1 with a failed setup; 3 malformed lines\n"));
+        assert!(text.contains(
+            "trajectories  2, 1 with a failed setup; 4 lines with an id that was taken; "
+        ));
+        assert!(text.contains("; 3 malformed lines\n"));
         assert!(text.contains("calls         102 (1 of them setup)\n"));
         assert!(text.contains("outcomes      ok 100 · non_zero_exit 1 · never_ran 1\n"));
         assert!(text.contains("throughput    50.5 calls/s over 2.00 s\n"), "{text}");
@@ -211,6 +339,28 @@ mod tests {
         }
         assert!(text.contains("exit codes    agree 0"));
         assert!(!text.contains("interrupted"));
+    }
+
+    #[test]
+    fn the_summary_for_programs_has_the_documented_fields_in_their_order() {
+        let mut summary = Summary::new(true);
+        add(&mut summary, true, true, &ToolResult::ok(""));
+        add(&mut summary, false, false, &ToolResult::failure(Outcome::NeverRan, ""));
+        if let Some(agreement) = &mut summary.agreement {
+            let found = Match { output: OutputMatch::Differ, exit_code: ExitMatch::Agree };
+            agreement.add("t", 0, found);
+        }
+        let wall = Duration::from_secs(2);
+        let run = Run { input: "-", exit_code: 1, interrupted: false, problem: None, wall };
+        let described = serde_json::to_value(summary.described(&run)).unwrap();
+        documented::check("The object of `--summary-json`", &described);
+        assert_eq!(described["calls"]["model_attributable"], 1);
+        assert_eq!(
+            (&described["outcomes"]["never_ran"], &described["calls_per_s"]),
+            (&1.into(), &0.5.into())
+        );
+        let expected = serde_json::json!([{"trajectory_id": "t", "index": 0, "what": "output"}]);
+        assert_eq!(described["agreement"]["differing"], expected);
     }
 
     #[test]

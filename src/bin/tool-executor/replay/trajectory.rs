@@ -11,6 +11,7 @@ use tool_executor::ToolCall;
 use tool_executor::python_json::{self, ParseError};
 
 use super::messages;
+use super::step::{Recorded, Step, kind};
 
 /// The longest id in the input, in bytes: what the executor takes, less room for the suffixes that
 /// tell repetitions and namesakes apart.
@@ -21,34 +22,32 @@ const MAX_ID: usize = MAX_TRAJECTORY_ID - 64;
 pub(crate) struct Trajectory {
     /// Its id, unlike that of every other trajectory of the run.
     pub(crate) id: Arc<str>,
+    /// The id in the input, or the name that stands for a missing one.
+    pub(crate) task_id: Arc<str>,
+    /// The line of the input that it comes from, counted from 1.
+    pub(crate) line: u64,
+    /// Whether another trajectory had its id already.
+    pub(crate) renamed: bool,
     /// 1, or which repetition of the recording this is.
     pub(crate) repetition: u32,
     /// Its calls in order, those that set up the workspace first. Shared by all repetitions.
     pub(crate) steps: Arc<[Step]>,
 }
 
-/// One recorded call.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Step {
-    /// What to run.
-    pub(crate) call: ToolCall,
-    /// Its place, from 0, among the calls, or among the setup calls if it is one.
-    pub(crate) index: usize,
-    /// Whether it prepares the workspace. Such a call must succeed, or the trajectory ends.
-    pub(crate) setup: bool,
-    /// What it gave when it was recorded.
-    pub(crate) recorded: Recorded,
-}
-
-/// What a call gave when it was recorded.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Recorded {
-    /// What was shown to the model.
-    pub(crate) output: Option<String>,
-    /// The exit code.
-    pub(crate) exit_code: Option<i64>,
-    /// `output` holds only the first characters of a longer output.
-    pub(crate) truncated: bool,
+#[cfg(test)]
+impl Trajectory {
+    /// One without calls.
+    pub(crate) fn for_test(id: &str) -> Self {
+        let id: Arc<str> = id.into();
+        Self {
+            task_id: id.clone(),
+            id,
+            line: 1,
+            renamed: false,
+            repetition: 1,
+            steps: Arc::new([]),
+        }
+    }
 }
 
 /// What a line of input holds.
@@ -87,18 +86,6 @@ pub(crate) fn parse_line(line: &str) -> Result<Recording, String> {
         return Err("neither \"calls\" nor \"messages\"".to_owned());
     }
     Ok(Recording { id, steps })
-}
-
-/// What `value` is, with its article, for messages.
-pub(super) fn kind(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "a boolean",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Array(_) => "an array",
-        Value::Object(_) => "an object",
-    }
 }
 
 fn take_id(object: &mut Map<String, Value>) -> Result<Option<String>, String> {

@@ -29,7 +29,7 @@ fn whoever_was_in_a_container_that_goes_down_is_told_until_it_is_released() {
     world.submit(0, true);
     settle(&mut world);
     let dead = container_of(&world, 0);
-    tell(&mut world, dead, ContainerChange::Down);
+    tell(&mut world, dead, ContainerChange::Lost);
     assert!(!world.submitted[0].is_done(), "its backend still owes the answer");
     world.step(Step::Answer(0, Outcome::SandboxLost));
     world.submit(0, true);
@@ -39,7 +39,7 @@ fn whoever_was_in_a_container_that_goes_down_is_told_until_it_is_released() {
     world.submit(0, true);
     settle(&mut world);
     assert_ne!(container_of(&world, 0), dead);
-    assert_eq!(world.dispatch.stats().containers.down, 1);
+    assert_eq!(world.dispatch.stats(world.now).containers.down, 1);
     world.end().unwrap();
 }
 
@@ -50,7 +50,7 @@ fn with_start_empty_the_next_call_runs_in_a_fresh_slot() {
     settle(&mut world);
     let dead = container_of(&world, 0);
     world.submit(0, true);
-    tell(&mut world, dead, ContainerChange::Down);
+    tell(&mut world, dead, ContainerChange::Lost);
     assert_eq!(world.running.len(), 1, "one at a time, even so");
     world.step(Step::Answer(0, Outcome::SandboxLost));
     settle(&mut world);
@@ -68,7 +68,7 @@ fn a_call_that_was_not_sent_when_its_container_went_down_ends_at_once_and_had_no
     assert!(world.running.is_empty(), "it waits for company");
     let (_, slot) = (0..2).flat_map(|c| world.dispatch.pool.held_in(c)).next().unwrap();
     let dead = world.dispatch.pool.container(slot);
-    tell(&mut world, dead, ContainerChange::BeganAnew);
+    tell(&mut world, dead, ContainerChange::Restarted);
     let result = world.submitted.remove(0).try_wait().unwrap();
     assert_eq!((result.outcome, result.may_have_executed), (Outcome::SandboxLost, false));
     assert_eq!(world.dispatch.pool.counts().held, 0);
@@ -79,7 +79,7 @@ fn the_slot_of_a_call_that_still_runs_in_a_lost_workspace_is_not_freed_by_its_en
     let mut world = World::new(&[1], Limits { ..limits() }, false);
     world.submit(0, true);
     settle(&mut world);
-    tell(&mut world, 0, ContainerChange::BeganAnew);
+    tell(&mut world, 0, ContainerChange::Restarted);
     world.submit(1, true);
     settle(&mut world);
     world.step(Step::ResetEnds(0, true));
@@ -97,11 +97,11 @@ fn an_unknown_container_gets_nobody_new_and_keeps_who_it_has() {
     world.submit(0, true);
     settle(&mut world);
     let silent = container_of(&world, 0);
-    tell(&mut world, silent, ContainerChange::Unknown);
+    tell(&mut world, silent, ContainerChange::Unreachable);
     world.submit(1, true);
     world.submit(2, true);
     settle(&mut world);
-    assert_eq!(world.dispatch.pool.waiting(), 1);
+    assert_eq!(world.dispatch.waiting_for_slot, 1);
     let text = world.dispatch.explain_slots(world.now);
     assert!(text.contains("1 of 2 containers do not answer"), "{text}");
     world.step(Step::Answer(0, Outcome::Ok));
@@ -123,7 +123,7 @@ fn a_reader_whose_slot_is_lost_learns_of_it_and_the_trajectory_goes_on_when_it_i
     world.submit(0, true);
     settle(&mut world);
     assert_eq!((world.lent.len(), world.running.len()), (1, 0), "the call waits for the reader");
-    tell(&mut world, dead, ContainerChange::Down);
+    tell(&mut world, dead, ContainerChange::Lost);
     assert!(world.lent[0].1.load(std::sync::atomic::Ordering::Acquire));
     assert!(!world.submitted[1].is_done());
     world.step(Step::Return(0));

@@ -3,6 +3,8 @@
 //! timers, cancellations and answers cross each other in every order.
 
 mod containers;
+mod idle;
+mod slot_wait;
 
 use std::collections::HashSet;
 
@@ -11,11 +13,11 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
-use crate::backend::ContainerChange;
+use crate::backend::{ContainerChange, Reply};
 use crate::config::BatchPolicy;
 use crate::error::ReleaseError;
-use crate::executor::artifacts::Lease;
-use crate::executor::ticket::{Pending, ReplyTo, Ticket};
+use crate::executor::lease::Lease;
+use crate::executor::promise::{Pending, Promise, ReplyTo};
 use crate::tool::{Policy, Prepared, ToolCall, ToolRegistry, ToolSchema, prepare};
 
 const HANDLERS: usize = 2;
@@ -36,6 +38,7 @@ fn limits() -> Limits {
         external: [HANDLERS, 0],
         unanswered: 1000,
         on_lost: LostWorkspace::Refuse,
+        idle_limit: None,
     }
 }
 
@@ -82,6 +85,8 @@ struct World {
     lent: Vec<((usize, usize), Arc<AtomicBool>, Lease)>,
     /// The containers that are down, as far as the dispatch was told.
     down: HashSet<usize>,
+    /// What the user was told.
+    warned: Vec<String>,
     closed: bool,
 }
 
@@ -107,10 +112,10 @@ enum Step {
 fn step() -> impl Strategy<Value = Step> {
     let outcomes = vec![Outcome::Ok, Outcome::NonZeroExit, Outcome::SandboxLost];
     let changes = vec![
-        ContainerChange::Unknown,
-        ContainerChange::Back,
-        ContainerChange::BeganAnew,
-        ContainerChange::Down,
+        ContainerChange::Unreachable,
+        ContainerChange::Recovered,
+        ContainerChange::Restarted,
+        ContainerChange::Lost,
     ];
     prop_oneof![
         8 => (0..TRAJECTORIES, any::<bool>()).prop_map(|(t, sandbox)| Step::Submit(t, sandbox)),
@@ -146,13 +151,13 @@ impl World {
     fn new(sizes: &[usize], limits: Limits, starts_dirty: bool) -> Self {
         let gate = Arc::new(Gate::new(1000));
         let (sender, events) = unbounded();
-        let refusals = Arc::new(Refusals::default());
+        let rejections = Arc::new(Rejections::default());
         Self {
             dispatch: Dispatch::new(
                 &containers(sizes),
                 limits,
                 gate.clone(),
-                refusals,
+                rejections,
                 starts_dirty,
             ),
             now: Instant::now(),
@@ -170,6 +175,7 @@ impl World {
             lends: Vec::new(),
             lent: Vec::new(),
             down: HashSet::new(),
+            warned: Vec::new(),
             closed: false,
         }
     }
@@ -187,10 +193,10 @@ impl World {
         let prepared = self.prepared(if sandbox { "bash" } else { "closure" });
         let id = ExecutionId(self.submitted.len() as u64);
         let (events, uniq_id) = (self.sender.clone(), id.to_string());
-        let ticket = Ticket::new(id, name(trajectory), uniq_id, ReplyTo::Pending, events);
-        self.submitted.push(Pending::new(ticket.cell().clone()));
+        let promise = Promise::new(id, name(trajectory), uniq_id, ReplyTo::Pending, events);
+        self.submitted.push(Pending::new(promise.call_state().clone()));
         self.to_start.entry(name(trajectory)).or_default().push(id);
-        self.send(Event::Submit(Box::new(Accepted { ticket, prepared, at: self.now })));
+        self.send(Event::Submit(Box::new(Accepted { promise, prepared, at: self.now })));
     }
 
     fn send(&self, event: Event) {
@@ -207,12 +213,12 @@ impl World {
     }
 
     fn told_of(&mut self, container: usize, change: ContainerChange) {
-        if change == ContainerChange::Down {
+        if change == ContainerChange::Lost {
             self.down.insert(container);
-        } else if change != ContainerChange::Unknown {
+        } else if change != ContainerChange::Unreachable {
             self.down.remove(&container);
         }
-        if matches!(change, ContainerChange::Down | ContainerChange::BeganAnew) {
+        if matches!(change, ContainerChange::Lost | ContainerChange::Restarted) {
             // What ran there runs no more, whether or not it was answered.
             for running in &mut self.running {
                 running.slot = running.slot.filter(|slot| slot.0 != container);
@@ -271,7 +277,7 @@ impl World {
             Step::Lend(trajectory) => {
                 let (reply, answer) = crossbeam_channel::bounded(1);
                 self.lends.push(answer);
-                self.send(Event::Lend { trajectory_id: name(trajectory), reply });
+                self.send(Event::AcquireLease { trajectory_id: name(trajectory), reply });
             }
             Step::Return(index) => {
                 if let Some(index) = pick(&self.lent, index) {
@@ -299,12 +305,15 @@ impl World {
         let actions: Vec<_> = self.dispatch.tick(self.now).collect();
         for action in actions {
             match action {
+                Action::Warn(text) => self.warned.push(text),
                 Action::Send { container, batch } => {
                     prop_assert!((1..=MAX_BATCH).contains(&batch.len()));
                     self.batches.push(container);
                     for execution in batch {
                         prop_assert_eq!(execution.slot.container, container);
                         let id = execution.id;
+                        let lost = self.dispatch.trajectories[&execution.trajectory_id].lost;
+                        prop_assert!(lost.is_none(), "{} runs in another workspace", id);
                         self.started(&execution.trajectory_id, id)?;
                         let slot = (container, execution.slot.index);
                         self.nothing_runs_in(slot)?;
@@ -332,10 +341,13 @@ impl World {
                     prop_assert!(!at_work, "two resets at once of {:?}", slot);
                     self.resets.push((slot, slot_ref));
                 }
-                Action::Lend { slot, trajectory_id, lost, reply: _ } => {
+                Action::GrantLease { slot, trajectory_id, lost, reply: _ } => {
                     let key = (slot.container, slot.index);
                     self.nothing_runs_in(key)?;
-                    let lease = Lease::new(slot, trajectory_id, lost.clone(), self.sender.clone());
+                    let sender = self.sender.clone();
+                    let lease = Lease::new(slot, lost.clone(), move || {
+                        let _ = sender.send(Event::LeaseReturned { trajectory_id });
+                    });
                     self.lent.push((key, lost, lease));
                 }
                 Action::Cancel(id) => {
@@ -394,13 +406,21 @@ impl World {
                     prop_assert!(!queued);
                     prop_assert!(placed.insert(*id));
                 }
-                Current::Lent(_) => prop_assert!(trajectory.slot.is_some() || trajectory.lost),
+                Current::Leased(_) => {
+                    prop_assert!(trajectory.slot.is_some() || trajectory.lost.is_some())
+                }
                 Current::Releasing(_) => prop_assert!(trajectory.slot.is_none()),
                 Current::Nothing => {
                     prop_assert_eq!(trajectory.queue.iter().count(), 0, "stuck in its queue");
-                    prop_assert!(trajectory.slot.is_some() || trajectory.lost, "not forgotten");
+                    let is_kept = trajectory.slot.is_some() || trajectory.lost.is_some();
+                    prop_assert!(is_kept, "not forgotten");
                 }
             }
+            let is_idle = trajectory.slot.and_then(|slot| dispatch.idle.since(slot)).is_some();
+            let nothing = matches!(trajectory.current, Current::Nothing);
+            prop_assert_eq!(is_idle, nothing && trajectory.slot.is_some());
+            let is_remembered = trajectory.remembered.is_some();
+            prop_assert_eq!(is_remembered, nothing && trajectory.slot.is_none());
             if let Some(slot) = trajectory.slot {
                 prop_assert!(slots.insert(slot), "two trajectories hold {:?}", slot);
             }
@@ -408,6 +428,11 @@ impl World {
         for container in &self.down {
             prop_assert!(dispatch.pool.held_in(*container).is_empty(), "held in a dead container");
         }
+        let idle: Vec<_> = dispatch.idle.iter().collect();
+        prop_assert!(idle.is_sorted_by_key(|(_, since)| *since));
+        prop_assert!(idle.iter().all(|(slot, _)| slots.contains(slot)), "idle without a holder");
+        let remembered = dispatch.trajectories.values().filter(|t| t.remembered.is_some());
+        prop_assert_eq!(dispatch.remembered.len(), remembered.count());
         let sent_to: usize = dispatch.sent_to.iter().sum();
         let in_slots = dispatch.calls.values();
         let in_slots = in_slots.filter(|call| matches!(call.stage, Stage::InSlot { .. })).count();
@@ -429,7 +454,7 @@ impl World {
             stages().filter(waiting).count()
         );
         let waiting = |stage: &&Stage| matches!(stage, Stage::WaitingForSlot { .. });
-        prop_assert!(dispatch.pool.waiting() <= stages().filter(waiting).count());
+        prop_assert_eq!(dispatch.waiting_for_slot, stages().filter(waiting).count());
         prop_assert!(dispatch.external[0].busy <= HANDLERS);
 
         for &(when, id) in &dispatch.timers {
@@ -438,6 +463,24 @@ impl World {
         for (id, call) in &dispatch.calls {
             let answered = self.submitted[id.0 as usize].is_done();
             prop_assert!(answered || dispatch.timers.contains(&(call.timer, *id)), "no timer");
+        }
+        Ok(())
+    }
+
+    /// No trajectory loses its slot before the idle limit is over, and none keeps it beyond it.
+    fn idle_ends_are_in_time(&self) -> Result<(), TestCaseError> {
+        let dispatch = &self.dispatch;
+        let Some(limit) = dispatch.limits.idle_limit else { return Ok(()) };
+        for trajectory in dispatch.trajectories.values() {
+            if let Some(Lost::Idle(lasted)) = trajectory.lost {
+                prop_assert!(lasted >= limit, "taken back after {lasted:?}");
+            }
+        }
+        if dispatch.closing.is_none()
+            && let Some((_, since)) = dispatch.idle.first()
+        {
+            prop_assert!(self.now < since + limit, "kept for too long");
+            prop_assert!(dispatch.next_deadline().is_some_and(|next| next <= since + limit));
         }
         Ok(())
     }
@@ -462,7 +505,7 @@ impl World {
             turns += 1;
             prop_assert!(turns < 10_000, "does not end");
         }
-        let stats = self.dispatch.stats();
+        let stats = self.dispatch.stats(self.now);
         let mut outcomes = crate::executor::OutcomeCounts::default();
         for pending in self.submitted {
             let result = pending.try_wait();
@@ -496,13 +539,16 @@ proptest! {
         sizes in proptest::collection::vec(0..3usize, 1..3),
         empty in any::<bool>(),
         dirty in any::<bool>(),
+        idle_ms in proptest::option::of(1..8_000u64),
     ) {
         let on_lost = if empty { LostWorkspace::StartEmpty } else { LostWorkspace::Refuse };
-        let mut world = World::new(&sizes, Limits { on_lost, ..limits() }, dirty);
+        let idle_limit = idle_ms.map(Duration::from_millis);
+        let mut world = World::new(&sizes, Limits { on_lost, idle_limit, ..limits() }, dirty);
         for step in steps {
             world.step(step);
             world.tick()?;
             world.check()?;
+            world.idle_ends_are_in_time()?;
         }
         world.end()?;
     }

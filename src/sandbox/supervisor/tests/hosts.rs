@@ -3,22 +3,11 @@
 use rustix::process::{Resource, Rlimit};
 
 use super::*;
+use crate::sandbox::testing;
 
-/// Runs a test's body in a process of its own, where no other test's processes, threads and files are.
+/// Runs a test's body in a process of its own.
 fn alone(test: &str, body: impl FnOnce()) {
-    const VARIABLE: &str = "TOOL_EXECUTOR_TEST_ALONE";
-    if std::env::var_os(VARIABLE).is_some() {
-        return body();
-    }
-    let output = std::process::Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "--nocapture", "--test-threads=1"])
-        .arg(format!("sandbox::supervisor::tests::hosts::{test}"))
-        .env(VARIABLE, "1")
-        .output()
-        .unwrap();
-    let text = String::from_utf8_lossy(&output.stdout);
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success() && text.contains("1 passed"), "{text}{errors}");
+    testing::alone(&format!("{}::{test}", module_path!()), body);
 }
 
 fn count(directory: &str) -> usize {
@@ -92,7 +81,7 @@ fn two_hundred_sleeping_commands_need_one_thread() {
         in_all_modes(|bench| {
             let before = threads();
             let release = bench.workspace.path().join("release");
-            rustix::fs::mkfifoat(rustix::fs::CWD, &release, rustix::fs::Mode::RWXU).unwrap();
+            rustix::fs::mkfifoat(rustix::fs::CWD, &release, Mode::RWXU).unwrap();
             // Each sleeps until it gets a line.
             let command = "echo >> ready; read x <> release; exit 4";
             let ends: Vec<_> = (0..200).map(|_| bench.start(bench.spec(command)).1).collect();
@@ -154,6 +143,21 @@ fn a_host_that_ignores_sigchld_gets_every_exit_code() {
 }
 
 #[test]
+fn a_hosts_signals_and_umask_do_not_reach_its_commands() {
+    alone("a_hosts_signals_and_umask_do_not_reach_its_commands", || {
+        testing::be_a_hostile_host();
+        in_all_modes(|bench| {
+            testing::assert_nothing_inherited(&bench.output(testing::INHERITED));
+            assert_eq!(bench.run("kill -INT $$").end, bench.run("kill -INT $BASHPID").end);
+            assert_eq!(bench.output("trap"), "");
+        });
+        // What the host has set stays as it is for the host.
+        let umask = rustix::process::umask(Mode::empty());
+        assert_eq!(umask.as_raw_mode(), 0o077);
+    });
+}
+
+#[test]
 fn a_host_that_reaps_any_child_gets_every_exit_code() {
     alone("a_host_that_reaps_any_child_gets_every_exit_code", || {
         std::thread::spawn(|| {
@@ -208,6 +212,7 @@ fn when_the_host_is_killed_its_commands_die() {
         let marker = marker();
         // The killed host cannot remove its workspace: it goes with this.
         let directory = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o711)).unwrap();
         let status = std::process::Command::new(std::env::current_exe().unwrap())
             .args([
                 "--exact",

@@ -76,7 +76,7 @@ fn kernel_keyrings_connect_commands_neither_with_the_host_nor_with_each_other() 
             ) >= 0
     };
     if !added {
-        let errno = std::io::Error::last_os_error().raw_os_error();
+        let errno = io::Error::last_os_error().raw_os_error();
         assert!(matches!(errno, Some(libc::ENOSYS | libc::EPERM)), "{errno:?}");
         return;
     }
@@ -197,7 +197,7 @@ fn without_a_sandbox_too_roots_own_files_and_devices_are_out_of_reach() {
     let mode = std::fs::Permissions::from_mode;
     std::fs::set_permissions(outside.path(), mode(0o711)).unwrap();
     std::fs::set_permissions(&secret, mode(0o600)).unwrap();
-    assert_eq!(bench.run(&format!("cat {}", secret.display())).end, End::Exited(1));
+    assert_eq!(bench.run(&format!("cat '{}'", secret.display())).end, End::Exited(1));
     // Its host and its reaper can neither be looked into nor signalled.
     let host = std::process::id();
     for process in [host.to_string(), "$PPID".to_owned()] {

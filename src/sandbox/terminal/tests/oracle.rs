@@ -134,8 +134,10 @@ fn command() -> impl Strategy<Value = String> {
 
 /// Runs the commands in a plain bash, one after the other; gives what it said.
 fn oracle(commands: &[String], root: &Path, aux: &Path) -> Vec<Said> {
-    let mut bash = Command::new("bash")
-        .args(["--noprofile", "--norc"])
+    // A shell cannot let go of signals that were ignored when it began, and shows them as traps: those of
+    // whoever runs the tests, under `nohup` for one.
+    let mut bash = Command::new("env")
+        .args(["--default-signal", "bash", "--noprofile", "--norc"])
         .env_clear()
         .envs([("PATH", crate::sandbox::shell::PATH), ("LANG", "C.UTF-8"), ("TERM", "dumb")])
         .envs([("HOME", root), ("ROOT", root)])
@@ -146,14 +148,14 @@ fn oracle(commands: &[String], root: &Path, aux: &Path) -> Vec<Said> {
         .spawn()
         .unwrap();
     let aux_path = aux.display();
-    let mut script = "shopt -s expand_aliases; unset SHLVL OLDPWD; BASH_ARGV0=bash\n\
+    let mut script = "umask 022; shopt -s expand_aliases; unset SHLVL OLDPWD; BASH_ARGV0=bash\n\
         _said() { printf '%s\\n' \"$1\" >\"$2\"; return \"$1\"; }\n"
         .to_owned();
     for (index, command) in commands.iter().enumerate() {
         std::fs::write(aux.join(format!("c{index}")), format!("{command}\n")).unwrap();
         script += &format!(
-            "source {aux_path}/c{index} </dev/null >{aux_path}/o{index} 2>{aux_path}/e{index}; \
-             _said $? {aux_path}/s{index}\n"
+            "source '{aux_path}/c{index}' </dev/null >'{aux_path}/o{index}' 2>'{aux_path}/e{index}'; \
+             _said $? '{aux_path}/s{index}'\n"
         );
     }
     bash.stdin.take().unwrap().write_all(script.as_bytes()).unwrap();

@@ -191,7 +191,7 @@ fn what_the_model_put_in_the_place_of_the_directory_gets_no_file() {
     let outside = bench.base.join("outside");
     std::fs::create_dir(&outside).unwrap();
     std::fs::set_permissions(&outside, PermissionsExt::from_mode(0o777)).unwrap();
-    let link = format!("ln -s {} .tool-output", outside.display());
+    let link = format!("ln -s '{}' .tool-output", outside.display());
     for prepare in
         [&*link, "ln -s . .tool-output", "echo mine >.tool-output", "mkfifo .tool-output"]
     {

@@ -1,6 +1,7 @@
 //! What a session does, one behaviour after the other, and what a hostile model may try with it.
 
 use super::*;
+use crate::sandbox::testing;
 
 #[test]
 fn output_and_exit_codes_are_exact() {
@@ -68,6 +69,18 @@ fn the_shells_state_lives_on() {
         assert_eq!(bench.output("exec >redirected; echo gone"), "");
         assert_eq!(bench.output("echo too; cat redirected >&2"), "");
         assert_eq!(bench.run("cat redirected >&2").finished.stderr.text, "gone\ntoo\n");
+    });
+}
+
+#[test]
+fn a_hosts_signals_and_umask_do_not_reach_its_sessions() {
+    const NAME: &str = "a_hosts_signals_and_umask_do_not_reach_its_sessions";
+    testing::alone(&format!("{}::{NAME}", module_path!()), || {
+        testing::be_a_hostile_host();
+        in_both_modes(|bench| {
+            testing::assert_nothing_inherited(&bench.output(testing::INHERITED));
+            assert_eq!(bench.output("trap"), "");
+        });
     });
 }
 

@@ -54,6 +54,9 @@ const SETTLE: &str = "display-message -p settled";
 /// that was printed before, and how long that is waited for: something may print for ever.
 const QUIET_REPLIES: u32 = 3;
 const DRAIN_LIMIT: Duration = Duration::from_millis(200);
+/// How long tmux may owe a reply when a call's time is over. A call may have so little time that a busy
+/// machine does not run tmux in it, and what the terminal has got to must not be lost for that.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// How long tmux may take to pass on the key that interrupts a cancelled call.
 const INTERRUPT_LIMIT: Duration = Duration::from_secs(1);
 /// How much is kept of a reply that should be a word or two.
@@ -81,8 +84,8 @@ pub(super) struct Driver {
     recording: Recording,
     /// Not yet taken by [`take_commands`](Self::take_commands).
     commands: Vec<u8>,
-    /// What the next replies are to, and for which call.
-    replies: VecDeque<(u64, Asked)>,
+    /// What the next replies are to.
+    replies: VecDeque<Question>,
     /// The reply that is open.
     reply: Reply,
     pane: Option<Pane>,
@@ -92,6 +95,15 @@ pub(super) struct Driver {
     calls: u64,
     work: Option<Work>,
     answer: Option<ToolResult>,
+}
+
+/// What tmux owes a reply to.
+#[derive(Debug, Clone, Copy)]
+struct Question {
+    /// The call that it is asked for.
+    call: u64,
+    asked: Asked,
+    since: Instant,
 }
 
 /// What tmux was told or asked.
@@ -194,11 +206,9 @@ impl Driver {
     }
 
     /// tmux was let go.
-    pub(super) fn released(&mut self) {
-        self.ask(
-            format!("display-message -p -t %{PANE} '#{{pane_pid}} #{{pane_tty}}'"),
-            Asked::Ready,
-        );
+    pub(super) fn released(&mut self, now: Instant) {
+        let command = format!("display-message -p -t %{PANE} '#{{pane_pid}} #{{pane_tty}}'");
+        self.ask(command, Asked::Ready, now);
     }
 
     /// Takes a call. There must be none.
@@ -308,7 +318,7 @@ impl Driver {
             }
             return;
         }
-        let Some((number, asked)) = self.replies.pop_front() else {
+        let Some(Question { call: number, asked, .. }) = self.replies.pop_front() else {
             return self.end("tmux session ended: it replied to nothing");
         };
         if !ok {
@@ -347,7 +357,7 @@ impl Driver {
                     *stage = Stage::Waiting(rest);
                 } else {
                     *stage = Stage::Draining { rest, since, quiet };
-                    self.ask(SETTLE.to_owned(), Asked::Settle);
+                    self.ask(SETTLE.to_owned(), Asked::Settle, now);
                 }
             }
             (Asked::Geometry { entire }, _) => match lines(&heard, entire) {
@@ -385,7 +395,7 @@ impl Driver {
         work.due = None;
         match &mut work.stage {
             Stage::Waking(_) => {
-                self.wake();
+                self.wake(now);
                 true
             }
             Stage::Typing { pace: Pace { asked: true, .. }, .. } => false,
@@ -395,12 +405,16 @@ impl Driver {
                     let (rest, block) = (*rest, rest.block);
                     work.stage = if block { Stage::Settling(rest) } else { Stage::Waiting(rest) };
                     if block {
-                        self.ask(SETTLE.to_owned(), Asked::Settle);
+                        self.ask(SETTLE.to_owned(), Asked::Settle, now);
                     }
                     return true;
                 }
                 let seen = look(pane);
-                let room = seen.as_ref().is_none_or(|seen| seen.unread <= MOST_UNREAD);
+                // What an earlier call typed may not have got to the kernel yet.
+                let number = work.number;
+                let earlier = |owed: &Question| owed.asked == Asked::Type && owed.call != number;
+                let room = seen.as_ref().is_none_or(|seen| seen.unread <= MOST_UNREAD)
+                    && !self.replies.iter().any(earlier);
                 if typing.next_interrupts() || room {
                     rest.before = seen
                         .filter(|seen| seen.waits_for_command(pane))
@@ -408,7 +422,7 @@ impl Driver {
                     pace.stuck = None;
                     pace.asked = true;
                     if let Some(chunk) = typing.next_chunk(PANE) {
-                        self.ask(chunk.command, Asked::Type);
+                        self.ask(chunk.command, Asked::Type, now);
                     }
                     return true;
                 }
@@ -434,7 +448,7 @@ impl Driver {
                 if unmoved && now.saturating_duration_since(*since) >= IDLE_LOOKS.0 {
                     work.stage = Stage::Draining { rest: *rest, since: now, quiet: 0 };
                     self.printed = false;
-                    self.ask(SETTLE.to_owned(), Asked::Settle);
+                    self.ask(SETTLE.to_owned(), Asked::Settle, now);
                     return true;
                 }
                 if waited >= rest.max_wait {
@@ -477,7 +491,7 @@ impl Driver {
     }
 
     /// The terminal is there: the call begins.
-    fn wake(&mut self) {
+    fn wake(&mut self, now: Instant) {
         let Some(Work { stage, .. }) = &mut self.work else { return };
         let Stage::Waking(action) = stage else { return };
         match action {
@@ -501,7 +515,7 @@ impl Driver {
                 let rest = Rest { block, min_wait, max_wait, typed: None, before: None };
                 let (total, pace) = (typing.left(), Pace { asked: false, stuck: None });
                 *stage = Stage::Typing { typing, total, pace, rest };
-                self.ask(format!("copy-mode -q -t %{PANE}"), Asked::Leave);
+                self.ask(format!("copy-mode -q -t %{PANE}"), Asked::Leave, now);
             }
             &mut Action::Capture { entire } => {
                 *stage = Stage::Capturing { entire };
@@ -513,8 +527,9 @@ impl Driver {
                          capture-pane -p -t %{PANE}{history}"
                     ),
                     Asked::Geometry { entire },
+                    now,
                 );
-                self.replies.push_back((self.calls, Asked::Screen));
+                self.owe(Asked::Screen, now);
             }
             &mut Action::Stream { reset, max_bytes } => {
                 if reset {
@@ -560,6 +575,21 @@ impl Driver {
                 let error = format!("{ENSURE}: tmux was not ready after {limit}s");
                 ToolResult::failure(Outcome::Timeout, error)
             }
+            // It may yet answer: the next call finds the terminal as it is then.
+            stage if !self.is_deaf(now) => {
+                let error = match stage {
+                    Stage::Typing { typing, total, .. } => {
+                        let typed = total - typing.left();
+                        format!(
+                            "tmux send_keys timed out after {limit}s: {typed} of {total} bytes were \
+                             typed, and tmux is still at it"
+                        )
+                    }
+                    Stage::Settling(_) => format!("tmux blocked keys timed out after {limit}s"),
+                    _ => format!("tmux did not answer within {limit}s"),
+                };
+                return self.finish(ToolResult::failure(Outcome::Timeout, error));
+            }
             _ => {
                 let error = format!("tmux did not answer within {limit}s; its session is ended");
                 ToolResult::failure(Outcome::Timeout, error)
@@ -584,7 +614,7 @@ impl Driver {
                 (work.stage, work.due) = (Stage::Interrupting, None);
                 work.deadline = work.deadline.min(now + INTERRUPT_LIMIT);
                 if let Some(key) = Typing::new(Keys::interrupt()).next_chunk(PANE) {
-                    self.ask(key.command, Asked::Type);
+                    self.ask(key.command, Asked::Type, now);
                 }
             }
         }
@@ -630,10 +660,21 @@ impl Driver {
         Some(result)
     }
 
-    fn ask(&mut self, command: String, asked: Asked) {
+    fn ask(&mut self, command: String, asked: Asked, now: Instant) {
         self.commands.extend_from_slice(command.as_bytes());
         self.commands.push(b'\n');
-        self.replies.push_back((self.calls, asked));
+        self.owe(asked, now);
+    }
+
+    /// tmux will reply to this.
+    fn owe(&mut self, asked: Asked, now: Instant) {
+        self.replies.push_back(Question { call: self.calls, asked, since: now });
+    }
+
+    /// Whether tmux has owed a reply for so long that it will not come any more.
+    fn is_deaf(&self, now: Instant) -> bool {
+        let oldest = self.replies.front();
+        oldest.is_some_and(|oldest| now.saturating_duration_since(oldest.since) >= PATIENCE)
     }
 
     fn finish(&mut self, mut result: ToolResult) {

@@ -243,7 +243,7 @@ impl Program for Terminal {
 
     fn on_released(&mut self, cx: &mut Context<'_>) {
         self.write(GO);
-        self.driver.released();
+        self.driver.released(cx.now);
         self.go_on(cx);
     }
 

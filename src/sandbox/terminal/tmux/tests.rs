@@ -17,6 +17,7 @@ use crate::sandbox::limits::{Filter, Limits};
 use crate::sandbox::shell;
 use crate::sandbox::spool::Spool;
 use crate::sandbox::terminal::{Place, Setup, TerminalCall, Terminals};
+use crate::sandbox::testing;
 use crate::sandbox::user::CommandUser;
 use crate::sandbox::workspace::{DataDir, Workspace};
 use crate::tool::{Outcome, ToolResult};
@@ -169,6 +170,12 @@ impl Bench {
 
     fn content(&self, name: &str) -> Vec<u8> {
         std::fs::read(self.file(name)).unwrap()
+    }
+
+    /// Makes a file that commands can read, whatever the umask is.
+    fn put(&self, name: &str, content: impl AsRef<[u8]>) {
+        std::fs::write(self.file(name), content).unwrap();
+        std::fs::set_permissions(self.file(name), PermissionsExt::from_mode(0o644)).unwrap();
     }
 
     fn wait_for_file(&self, name: &str) {
@@ -364,6 +371,18 @@ fn lines_and_heredocs_are_typed_as_they_are() {
 }
 
 #[test]
+fn a_hosts_signals_and_umask_do_not_reach_its_terminals() {
+    const NAME: &str = "a_hosts_signals_and_umask_do_not_reach_its_terminals";
+    testing::alone(&format!("{}::{NAME}", module_path!()), || {
+        testing::be_a_hostile_host();
+        let bench = Bench::sandboxed();
+        bench.begin();
+        bench.run(&format!("({}) > inherited", testing::INHERITED));
+        testing::assert_nothing_inherited(&String::from_utf8(bench.content("inherited")).unwrap());
+    });
+}
+
+#[test]
 fn a_key_that_interrupts_is_never_behind_text() {
     let bench = Bench::sandboxed();
     bench.begin();
@@ -430,7 +449,7 @@ fn what_is_streamed_is_what_was_printed() {
         (random >> 32) as u8
     };
     let bytes: Vec<u8> = (0..60_000).map(|_| byte()).filter(|byte| *byte != b'\n').collect();
-    std::fs::write(bench.file("bytes"), &bytes).unwrap();
+    bench.put("bytes", &bytes);
     let mut streamed = String::new();
     let mut offset = 0;
     let mut stream = |streamed: &mut String, max_bytes: usize| {

@@ -17,7 +17,7 @@ use crate::wire::native::{MAX_LINE, ResultLine, ResultsRequest};
 /// The bytes of results that are written at a time.
 const PIECE: usize = 256 * 1024;
 /// How often a stream says that the server is there.
-const BEAT: Duration = Duration::from_secs(2);
+const HEARTBEAT: Duration = Duration::from_secs(2);
 
 impl Native {
     pub(super) fn results(self: &Arc<Self>, request: ResultsRequest) -> Result<Response, Refusal> {
@@ -108,7 +108,7 @@ impl Native {
             {
                 write_line(&mut text, &ResultLine::Beat { beat, told });
                 beat += 1;
-                next_beat = Instant::now() + BEAT;
+                next_beat = Instant::now() + HEARTBEAT;
             }
             // One that does not read, or hardly, is cut off.
             if !text.is_empty() {

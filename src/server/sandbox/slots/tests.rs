@@ -6,7 +6,7 @@ use serde_json::json;
 use super::*;
 use crate::backend::Container;
 use crate::interrupt::Interrupt;
-use crate::server::turnstile::MOST_WAITING;
+use crate::server::fifo_lock::MOST_WAITING;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -223,7 +223,7 @@ fn whoever_hears_of_a_result_finds_the_slot_free() {
     let looks = slots.clone();
     let mut call = Results::new().call(0, "a");
     call.on_done = Box::new(move |_| {
-        let free = !looks.is_executing(0) && !looks.slots[0].turnstile.is_occupied();
+        let free = !looks.is_executing(0) && !looks.slots[0].fifo_lock.is_occupied();
         tell.send(free).unwrap();
         panic!("expected by this test");
     });

@@ -9,8 +9,7 @@ fn has(bench: &Bench, program: &str) -> bool {
     bench.run(&format!("command -v {program} > which"));
     let found = !bench.content("which").is_empty();
     if !found {
-        // Shown by `cargo test -- --nocapture`.
-        #[allow(clippy::print_stderr)]
+        #[allow(clippy::print_stderr, reason = "shown by `cargo test -- --nocapture`")]
         {
             eprintln!("{program} is not installed: its test does nothing");
         }

@@ -4,9 +4,9 @@
 use std::io::{BufRead, BufReader};
 use std::time::{Duration, Instant};
 
-use super::state::{Ended, Flight, Phase};
+use super::state::{Ended, InFlight, Phase};
 use super::{NativeServer, begin, new_session};
-use crate::backend::fleet::{PAUSE_FIRST, PAUSE_MOST};
+use crate::backend::fleet::{PAUSE_FIRST, PAUSE_MOST, warn_given_up};
 use crate::backend::{ContainerChange, Watcher};
 use crate::client::{self, Failure};
 use crate::wire::native::{MAX_LINE, RESULTS, ResultLine, ResultsRequest};
@@ -30,7 +30,7 @@ enum Left {
 
 impl NativeServer {
     /// The server's thread: reads results for as long as the server is there, and finds it again.
-    pub(super) fn keep_up(&self, watcher: &Watcher) {
+    pub(super) fn result_stream(&self, watcher: &Watcher) {
         let mut pause = PAUSE_FIRST;
         let mut next = new_session();
         loop {
@@ -49,7 +49,7 @@ impl NativeServer {
             }
             self.now_unknown(watcher);
             // At once, if it was of no use for long enough.
-            self.give_up_in_time(watcher);
+            self.give_up_in_time(watcher, &failure.text());
             loop {
                 {
                     let mut state = self.state.lock();
@@ -61,10 +61,9 @@ impl NativeServer {
                     }
                 }
                 pause = (pause * 2).min(PAUSE_MOST);
-                if self.find_again(watcher, &mut next) {
-                    break;
-                }
-                self.give_up_in_time(watcher);
+                let Err(why) = self.find_again(watcher, &mut next) else { break };
+                log::debug!("{}: {why}", self.connection.url);
+                self.give_up_in_time(watcher, &why);
             }
         }
     }
@@ -93,7 +92,7 @@ impl NativeServer {
         let mut reader = BufReader::new(reader);
         let mut line = Vec::new();
         loop {
-            let read = read_line(&mut reader, &mut line, connection.silence);
+            let read = read_line(&mut reader, &mut line, connection.stall_timeout);
             let result = match read.map(|()| serde_json::from_slice(&line)) {
                 Ok(Ok(line)) => line,
                 Ok(Err(error)) => return lost(&format!("a line makes no sense: {error}")),
@@ -106,7 +105,7 @@ impl NativeServer {
             state.heard = Instant::now();
             if state.phase != Phase::Up {
                 state.phase = Phase::Up;
-                watcher.tell(self.number, ContainerChange::Back);
+                watcher.notify(self.number, ContainerChange::Recovered);
                 self.outgoing.notify_one();
             }
             if state.trouble_since.is_some_and(|since| since.elapsed() > self.bound) {
@@ -115,7 +114,7 @@ impl NativeServer {
             }
             match result {
                 ResultLine::Op(result) => {
-                    let ended = state.land(vec![result]);
+                    let ended = state.complete(vec![result]);
                     // It may be that something is to be sent once more.
                     let owes = state.owes_server();
                     drop(state);
@@ -138,13 +137,16 @@ impl NativeServer {
         if state.phase == Phase::Up {
             let since = state.trouble_since.map_or(state.heard, |since| since.min(state.heard));
             state.phase = Phase::Unknown { since };
-            watcher.tell(self.number, ContainerChange::Unknown);
+            watcher.notify(self.number, ContainerChange::Unreachable);
         }
     }
 
     /// Resumes the session, or begins one called `next` where the server has begun anew or was given
-    /// up. Whether the server is there.
-    fn find_again(&self, watcher: &Watcher, next: &mut String) -> bool {
+    /// up.
+    ///
+    /// # Errors
+    /// Why the server is of no use yet.
+    fn find_again(&self, watcher: &Watcher, next: &mut String) -> Result<(), String> {
         let (session, instance, was_down) = {
             let state = self.state.lock();
             (state.session.clone(), state.instance.clone(), state.phase == Phase::Down)
@@ -163,56 +165,52 @@ impl NativeServer {
             }
             resumed => resumed,
         };
-        let answer = match answer {
-            Ok(answer) => answer,
-            Err(failure) => {
-                log::debug!("{}: {}", self.connection.url, failure.text());
-                return false;
-            }
-        };
+        let answer = answer.map_err(|failure| failure.text())?;
         let goes_on = is_resumed && answer.resumed && answer.instance == instance;
         if !goes_on && let Err(failure) = self.connection.health() {
             if self.connection.is_barred() {
-                log::error!("{} is not used: {}", self.connection.url, failure.text());
-                return false;
+                return Err(failure.text());
             }
             // What is told of its limits stays as it was.
             log::debug!("{}: {}", self.connection.url, failure.text());
         }
         let mut state = self.state.lock();
-        if answer.slots.len() != state.latest.len() {
-            log::error!("{} has another number of slots now", self.connection.url);
-            return false;
+        let (slots, had) = (answer.slots.len(), state.latest.len());
+        if slots != had {
+            return Err(format!("it has {slots} slots now and had {had}; start the executor anew"));
         }
         if goes_on {
             // Up as soon as the stream of results says something.
-            return true;
+            return Ok(());
         }
         let new = if is_resumed { session } else { std::mem::replace(next, new_session()) };
         self.connection.patient.take_back();
         let lost = state.begin_anew(new, answer);
-        watcher.tell(self.number, ContainerChange::BeganAnew);
+        watcher.notify(self.number, ContainerChange::Restarted);
         drop(state);
         self.outgoing.notify_one();
-        lost.into_iter().for_each(Flight::lose);
-        true
+        lost.into_iter().for_each(InFlight::lose);
+        if was_down {
+            log::warn!("the sandbox server {} is there again, all empty", self.connection.url);
+        }
+        Ok(())
     }
 
     /// Gives the server up if it has been out of reach for too long.
-    fn give_up_in_time(&self, watcher: &Watcher) {
+    fn give_up_in_time(&self, watcher: &Watcher, why: &str) {
         let mut state = self.state.lock();
         let Phase::Unknown { since } = state.phase else { return };
         if since.elapsed() < self.bound {
             return;
         }
-        log::warn!("the sandbox server {} is given up: it does not answer", self.connection.url);
         state.phase = Phase::Down;
         let lost = state.clear();
-        watcher.tell(self.number, ContainerChange::Down);
+        watcher.notify(self.number, ContainerChange::Lost);
         drop(state);
         // What reads there holds up its trajectory.
         self.connection.patient.give_up();
-        lost.into_iter().for_each(Flight::lose);
+        lost.into_iter().for_each(InFlight::lose);
+        warn_given_up(&self.connection.url, why);
     }
 }
 

@@ -14,20 +14,20 @@
 //! Containers come and go ([`Pool::container_changed`]). No slot of one that does not answer is given
 //! out; who holds one keeps it, unless the workspaces there were lost.
 
+mod slot;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
+pub(crate) use self::slot::SlotIx;
+pub use self::slot::{ContainerCounts, SlotCounts};
 
+use self::slot::{ContainerState, PoolContainer, Purpose, Slot, State};
 use crate::backend::{Container, ContainerChange, SlotRef};
-
-/// The index of a slot in its pool.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) struct SlotIx(usize);
+use crate::wait_queue::{Position, WaitQueue};
 
 /// What [`Pool::assign`] decided for the trajectory at the head of the waiting room.
 #[derive(Debug, PartialEq, Eq)]
@@ -47,104 +47,9 @@ pub(crate) enum ResetFor {
     Released(Arc<str>, Result<(), String>),
 }
 
-/// How many slots are in which state.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-#[non_exhaustive]
-pub struct SlotCounts {
-    /// All slots.
-    pub total: usize,
-    /// Free and empty.
-    pub clean: usize,
-    /// Free, with the files of the trajectory that was released from it: reset before any other
-    /// trajectory gets it.
-    pub dirty: usize,
-    /// Held by a trajectory.
-    pub held: usize,
-    /// Being reset.
-    pub resetting: usize,
-    /// Kept back because the last reset failed; it is tried again, less and less often.
-    pub broken: usize,
-}
-
-/// How many containers answer.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-#[non_exhaustive]
-pub struct ContainerCounts {
-    /// They answer.
-    pub up: usize,
-    /// They do not answer, and nobody knows what became of what they were given.
-    pub unknown: usize,
-    /// They are given up until they answer again.
-    pub down: usize,
-}
-
 /// How often a failed reset is tried again: after 1 s, then twice as long each time, up to a minute.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_MOST: Duration = Duration::from_secs(60);
-
-#[derive(Debug)]
-enum State {
-    Clean,
-    /// Free, with files in it: those of the named trajectory, if that one may have them back.
-    Dirty(Option<Arc<str>>),
-    Held(Arc<str>),
-    Resetting {
-        purpose: Purpose,
-        deadline: Instant,
-    },
-    /// Not to be touched before `retry_at`.
-    Broken {
-        retry_at: Instant,
-    },
-}
-
-#[derive(Debug)]
-enum Purpose {
-    /// For the trajectory that was at the head of the waiting room, at this place, when the reset
-    /// began.
-    Grant(u64, Arc<str>),
-    Release(Arc<str>),
-    /// For nobody any more: its trajectory gave up waiting.
-    Nobody,
-}
-
-#[derive(Debug)]
-struct Slot {
-    container: usize,
-    index: usize,
-    name: Arc<str>,
-    generation: u64,
-    state: State,
-    failed_resets: u32,
-    /// A reset that was given up is still to be answered, so it may still be at work in there.
-    unanswered: bool,
-    /// The container went down or began anew after the last reset was started: what that says
-    /// of the slot is no longer true.
-    stale: bool,
-}
-
-#[derive(Debug)]
-struct PoolContainer {
-    addr: Arc<str>,
-    clean: Vec<SlotIx>,
-    /// In order of release: the one that was left longest ago is taken first.
-    dirty: VecDeque<SlotIx>,
-    /// Slots that are held or being reset for somebody.
-    load: usize,
-    /// Slots that are held.
-    held: usize,
-    /// All its slots.
-    total: usize,
-    standing: Standing,
-}
-
-/// Whether a container answers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Standing {
-    Up,
-    Unknown,
-    Down,
-}
 
 /// The slots of all containers and the trajectories that wait for one.
 #[derive(Debug)]
@@ -152,10 +57,9 @@ pub(crate) struct Pool {
     containers: Vec<PoolContainer>,
     slots: Vec<Slot>,
     /// The waiting room, by order of arrival.
-    waiting: BTreeMap<u64, Arc<str>>,
+    waiting: WaitQueue<Arc<str>>,
     /// Where in the waiting room a trajectory is.
-    places: HashMap<Arc<str>, u64>,
-    arrivals: u64,
+    positions: HashMap<Arc<str>, Position>,
     /// Free slots whose files a trajectory may have back.
     left_by: HashMap<Arc<str>, SlotIx>,
     /// When to look at slots that are being reset or broken.
@@ -192,7 +96,7 @@ impl Pool {
                     load: 0,
                     held: 0,
                     total: container.slots.len(),
-                    standing: Standing::Up,
+                    state: ContainerState::Up,
                 }
             })
             .collect();
@@ -200,9 +104,8 @@ impl Pool {
         Self {
             containers,
             slots,
-            waiting: BTreeMap::new(),
-            places: HashMap::new(),
-            arrivals: 0,
+            waiting: WaitQueue::new(),
+            positions: HashMap::new(),
             left_by: HashMap::new(),
             timers: BTreeSet::new(),
             counts,
@@ -212,16 +115,15 @@ impl Pool {
 
     /// Puts a trajectory at the end of the waiting room. It must hold no slot and not wait yet.
     pub(crate) fn wait(&mut self, trajectory: Arc<str>) {
-        debug_assert!(!self.places.contains_key(&trajectory));
-        let place = self.arrivals;
-        self.arrivals += 1;
-        self.wait_at(place, trajectory);
+        debug_assert!(!self.positions.contains_key(&trajectory));
+        let position = self.waiting.push(trajectory.clone());
+        self.positions.insert(trajectory, position);
     }
 
     /// Takes a trajectory out of the waiting room: its call was cancelled or its time is up.
     pub(crate) fn stop_waiting(&mut self, trajectory: &Arc<str>) {
-        if let Some(place) = self.places.remove(trajectory) {
-            self.waiting.remove(&place);
+        if let Some(position) = self.positions.remove(trajectory) {
+            self.waiting.remove(position);
             return;
         }
         for &(_, slot) in &self.timers {
@@ -236,15 +138,15 @@ impl Pool {
     /// Serves the head of the waiting room, if a slot is free for it. To be called until it gives
     /// `None`, after every change.
     pub(crate) fn assign(&mut self, now: Instant) -> Option<Assignment> {
-        let (&place, trajectory) = self.waiting.first_key_value()?;
+        let (position, trajectory) = self.waiting.first()?;
         let trajectory = trajectory.clone();
         let left = self.left_by.get(&trajectory).copied();
         let slot = left
             .filter(|slot| self.is_up(self.slots[slot.0].container))
             .or_else(|| self.clean_slot())
             .or_else(|| self.dirty_slot())?;
-        self.waiting.remove(&place);
-        self.places.remove(&trajectory);
+        self.waiting.pop();
+        self.positions.remove(&trajectory);
         if let Some(left) = left.filter(|left| *left != slot) {
             // Its container does not answer; what it left there it will not have back, since from
             // now on its files are elsewhere.
@@ -255,7 +157,7 @@ impl Pool {
             _ => false,
         };
         if needs_reset {
-            self.begin_reset(slot, Purpose::Grant(place, trajectory), now);
+            self.begin_reset(slot, Purpose::Grant(position, trajectory), now);
             return Some(Assignment::Reset(slot));
         }
         self.set(slot, State::Held(trajectory.clone()));
@@ -282,6 +184,12 @@ impl Pool {
             let trajectory = trajectory.clone();
             self.begin_reset(slot, Purpose::Release(trajectory), now);
         }
+    }
+
+    /// Takes a slot away from its holder by way of a reset, which the caller has to start now. Nobody
+    /// waits for it.
+    pub(crate) fn take_back(&mut self, slot: SlotIx, now: Instant) {
+        self.begin_reset(slot, Purpose::Nobody, now);
     }
 
     /// Takes the outcome of the reset of `slot` that was started under `generation`. `None`: nobody
@@ -323,12 +231,12 @@ impl Pool {
                 self.set(slot, State::Held(trajectory.clone()));
                 Some(ResetFor::Granted(trajectory, slot))
             }
-            (Purpose::Grant(place, trajectory), Err(error)) => {
+            (Purpose::Grant(position, trajectory), Err(error)) => {
                 log::warn!("slot {} is kept back: its reset failed: {error}", entry.name);
                 let state = broken(entry);
                 self.set(slot, state);
                 // Back to where it was, before all who came later.
-                self.wait_at(place, trajectory);
+                self.wait_again(position, trajectory);
                 None
             }
             (Purpose::Release(trajectory), outcome) => {
@@ -343,7 +251,13 @@ impl Pool {
                 Some(ResetFor::Released(trajectory, outcome))
             }
             (Purpose::Nobody, outcome) => {
-                let state = if outcome.is_ok() { emptied } else { broken(entry) };
+                let state = match outcome {
+                    Ok(()) => emptied,
+                    Err(error) => {
+                        log::warn!("slot {} is kept back: its reset failed: {error}", entry.name);
+                        broken(entry)
+                    }
+                };
                 self.set(slot, state);
                 None
             }
@@ -396,14 +310,14 @@ impl Pool {
     /// Takes in what became of a container. Where its workspaces were lost, the caller first frees
     /// the slots that are held there, by [`Pool::release_unknown`].
     pub(crate) fn container_changed(&mut self, container: usize, change: ContainerChange) {
-        let (standing, workspaces_lost) = match change {
-            ContainerChange::Unknown => (Standing::Unknown, false),
-            ContainerChange::Back => (Standing::Up, false),
-            ContainerChange::BeganAnew => (Standing::Up, true),
-            ContainerChange::Down => (Standing::Down, true),
+        let (state, workspaces_lost) = match change {
+            ContainerChange::Unreachable => (ContainerState::Unknown, false),
+            ContainerChange::Recovered => (ContainerState::Up, false),
+            ContainerChange::Restarted => (ContainerState::Up, true),
+            ContainerChange::Lost => (ContainerState::Down, true),
         };
         let Some(entry) = self.containers.get_mut(container) else { return };
-        entry.standing = standing;
+        entry.state = state;
         for slot in (0..self.slots.len()).map(SlotIx) {
             let entry = &mut self.slots[slot.0];
             if entry.container != container {
@@ -419,12 +333,13 @@ impl Pool {
                 }
                 // Whoever waits for this reset need not wait for this container.
                 State::Resetting { purpose, .. }
-                    if matches!(purpose, Purpose::Grant(..)) && change != ContainerChange::Back =>
+                    if matches!(purpose, Purpose::Grant(..))
+                        && change != ContainerChange::Recovered =>
                 {
-                    if let Purpose::Grant(place, trajectory) =
+                    if let Purpose::Grant(position, trajectory) =
                         std::mem::replace(purpose, Purpose::Nobody)
                     {
-                        self.wait_at(place, trajectory);
+                        self.wait_again(position, trajectory);
                     }
                 }
                 _ => {}
@@ -443,7 +358,7 @@ impl Pool {
     }
 
     fn is_up(&self, container: usize) -> bool {
-        self.containers[container].standing == Standing::Up
+        self.containers[container].state == ContainerState::Up
     }
 
     /// The slot as backends know it.
@@ -472,10 +387,10 @@ impl Pool {
     pub(crate) fn container_counts(&self) -> ContainerCounts {
         let mut counts = ContainerCounts::default();
         for container in &self.containers {
-            match container.standing {
-                Standing::Up => counts.up += 1,
-                Standing::Unknown => counts.unknown += 1,
-                Standing::Down => counts.down += 1,
+            match container.state {
+                ContainerState::Up => counts.up += 1,
+                ContainerState::Unknown => counts.unknown += 1,
+                ContainerState::Down => counts.down += 1,
             }
         }
         counts
@@ -486,9 +401,12 @@ impl Pool {
         self.containers.iter().map(|container| (&*container.addr, container.total, container.held))
     }
 
-    /// How many trajectories wait for a slot.
-    pub(crate) fn waiting(&self) -> usize {
-        self.waiting.len()
+    /// The trajectory that holds this slot.
+    pub(crate) fn holder(&self, slot: SlotIx) -> Option<&Arc<str>> {
+        match &self.slots[slot.0].state {
+            State::Held(trajectory) => Some(trajectory),
+            _ => None,
+        }
     }
 
     /// The trajectories that hold a slot.
@@ -499,9 +417,10 @@ impl Pool {
         })
     }
 
-    fn wait_at(&mut self, place: u64, trajectory: Arc<str>) {
-        self.waiting.insert(place, trajectory.clone());
-        self.places.insert(trajectory, place);
+    /// Puts a trajectory back to where it was in the waiting room.
+    fn wait_again(&mut self, position: Position, trajectory: Arc<str>) {
+        self.waiting.put_back(position, trajectory.clone());
+        self.positions.insert(trajectory, position);
     }
 
     fn clean_slot(&self) -> Option<SlotIx> {
@@ -515,7 +434,7 @@ impl Pool {
     fn least_loaded(&self, free: impl Fn(&PoolContainer) -> Option<&SlotIx>) -> Option<SlotIx> {
         self.containers
             .iter()
-            .filter(|container| container.standing == Standing::Up)
+            .filter(|container| container.state == ContainerState::Up)
             .filter_map(|container| free(container).map(|slot| (container.load, *slot)))
             .min()
             .map(|(_, slot)| slot)

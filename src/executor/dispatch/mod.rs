@@ -9,12 +9,13 @@
 //!   releases take place in the order in which they were submitted.
 //! - A call waits in exactly one place, its [`Stage`], and has exactly one timer there.
 //! - A call leaves the gate once: when it is sent, or when it ends without having been.
-//! - A call that is removed from `calls` was answered: its ticket sees to it even on a panic.
+//! - A call that is removed from `calls` was answered: its promise sees to it even on a panic.
 
 mod call;
 mod containers;
 mod ending;
 mod explain;
+mod idle;
 mod sending;
 mod slots;
 #[cfg(test)]
@@ -25,19 +26,20 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use self::call::{Call, Current, Item, Stage, Trajectory, answer};
-use self::ending::closed_before_start;
-use super::artifacts::{self, LeaseReply};
+use self::call::{Call, Current, Item, Lost, Stage, Trajectory, answer, closed_before_start};
+use self::idle::{EndReport, IdleHolders, StallWatch};
 use super::event::{Accepted, Event};
+use super::external::{External, HandlerCall, ToolServerCall};
 use super::gate::Gate;
 use super::lane::{BatchLimits, Lane};
-use super::line::Line;
-use super::stats::{LaneStats, Recorder, Refusals, Stats};
+use super::lease::LeaseReply;
+use super::stats::{LaneStats, Recorder, Rejections, Stats};
 use crate::artifact::ArtifactError;
-use crate::backend::{Container, Execution, ExecutionId, Reply, SlotRef};
+use crate::backend::{Container, Execution, ExecutionId, SlotRef};
 use crate::config::LostWorkspace;
 use crate::pool::{Pool, SlotIx};
-use crate::tool::{Handler, JsonObject, Outcome, ToolContext, ToolResult, Work};
+use crate::tool::{Outcome, ToolResult, Work};
+use crate::wait_queue::WaitQueue;
 
 /// The limits that dispatch keeps to.
 #[derive(Debug, Clone, Copy)]
@@ -57,7 +59,12 @@ pub(crate) struct Limits {
     pub(crate) unanswered: usize,
     /// What becomes of a trajectory whose workspace was lost.
     pub(crate) on_lost: LostWorkspace,
+    /// How long a trajectory may hold a slot without a call.
+    pub(crate) idle_limit: Option<Duration>,
 }
+
+/// The longest that its owner leaves a dispatch without a tick.
+pub(crate) const HEARTBEAT: Duration = Duration::from_secs(60);
 
 /// Something to be done in the world.
 pub(crate) enum Action {
@@ -69,44 +76,18 @@ pub(crate) enum Action {
     AskToolServer(ToolServerCall),
     /// Reset a slot, then report [`Event::ResetDone`].
     Reset { slot: SlotIx, slot_ref: SlotRef },
-    /// Hand over the use of a slot, then report [`Event::Returned`] when it is given back, or was
+    /// Hand over the use of a slot, then report [`Event::LeaseReturned`] when it is given back, or was
     /// wanted no more.
-    Lend { slot: SlotRef, trajectory_id: Arc<str>, lost: Arc<AtomicBool>, reply: LeaseReply },
+    GrantLease { slot: SlotRef, trajectory_id: Arc<str>, lost: Arc<AtomicBool>, reply: LeaseReply },
     /// Ask the backend to end a running call.
     Cancel(ExecutionId),
-}
-
-/// An in-process tool on its way to its thread.
-pub(crate) struct HandlerCall {
-    pub(crate) handler: Handler,
-    pub(crate) context: ToolContext,
-    pub(crate) arguments: JsonObject,
-    pub(crate) reply: Reply,
-}
-
-/// A call on its way to the ToolServer.
-pub(crate) struct ToolServerCall {
-    pub(crate) name: String,
-    pub(crate) context: ToolContext,
-    pub(crate) arguments: JsonObject,
-    pub(crate) timeout: Duration,
-    /// The slot that its trajectory holds.
-    pub(crate) slot: Option<SlotRef>,
-    pub(crate) reply: Reply,
-}
-
-/// The two kinds of external tools. Each has threads of its own, so that none delays the other.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum External {
-    /// Closures of the user's.
-    InProcess,
-    /// What the ToolServer runs.
-    ToolServer,
+    /// Tell the user, by the log.
+    Warn(String),
 }
 
 /// The calls of one kind of external tools: those that wait for a thread, and how many have one.
 struct ExternalLane {
-    waiting: Line<ExecutionId>,
+    waiting: WaitQueue<ExecutionId>,
     busy: usize,
     /// How many were sent and have no answer; more than `busy` where tools answer later.
     unanswered: usize,
@@ -127,6 +108,19 @@ pub(crate) struct Dispatch {
     running: usize,
     /// How many of them in each container.
     sent_to: Vec<usize>,
+    /// How many calls wait for a slot, for its reset too.
+    waiting_for_slot: usize,
+    /// The slots whose holders have nothing to do.
+    idle: IdleHolders,
+    stall: StallWatch,
+    /// Whose slots were taken back, and not told yet.
+    ended: EndReport,
+    /// Trajectories that are kept only to be told that they lost their workspace.
+    remembered: WaitQueue<Arc<str>>,
+    most_remembered: usize,
+    last_tick: Option<Instant>,
+    /// After a pause of the whole process: when slots may be taken back again.
+    no_idle_end_before: Option<Instant>,
     timers: BTreeSet<(Instant, ExecutionId)>,
     /// When a lane is due, as of the last tick.
     lanes_due: Option<Instant>,
@@ -136,7 +130,7 @@ pub(crate) struct Dispatch {
     aborted: Option<usize>,
     recorder: Recorder,
     gate: Arc<Gate>,
-    refusals: Arc<Refusals>,
+    rejections: Arc<Rejections>,
     actions: Vec<Action>,
 }
 
@@ -147,7 +141,7 @@ impl Dispatch {
         containers: &[Container],
         limits: Limits,
         gate: Arc<Gate>,
-        refusals: Arc<Refusals>,
+        rejections: Arc<Rejections>,
         starts_dirty: bool,
     ) -> Self {
         let mut pool = Pool::new(containers, limits.reset_timeout);
@@ -159,7 +153,7 @@ impl Dispatch {
             pool,
             lanes: containers.iter().map(|_| Lane::new()).collect(),
             external: [(); 2].map(|()| ExternalLane {
-                waiting: Line::new(),
+                waiting: WaitQueue::new(),
                 busy: 0,
                 unanswered: 0,
             }),
@@ -167,13 +161,21 @@ impl Dispatch {
             calls: HashMap::new(),
             running: 0,
             sent_to: vec![0; containers.len()],
+            waiting_for_slot: 0,
+            idle: IdleHolders::new(containers.iter().map(|c| c.slots.len()).sum()),
+            stall: StallWatch::new(),
+            ended: EndReport::default(),
+            remembered: WaitQueue::new(),
+            most_remembered: idle::MOST_REMEMBERED,
+            last_tick: None,
+            no_idle_end_before: None,
             timers: BTreeSet::new(),
             lanes_due: None,
             closing: None,
             aborted: None,
             recorder: Recorder::new(limits.batch.max_size),
             gate,
-            refusals,
+            rejections,
             actions: Vec::new(),
         }
     }
@@ -182,7 +184,7 @@ impl Dispatch {
     pub(crate) fn handle(&mut self, event: Event, now: Instant) {
         match event {
             Event::Submit(accepted) => self.submit(*accepted, now),
-            Event::Finished { id, outcome, timing } => self.finished(id, outcome, timing, now),
+            Event::Finished { id, outcome, timing } => self.on_finished(id, outcome, timing, now),
             Event::BatchAccepted { container } => {
                 if let Some(lane) = self.lanes.get_mut(container) {
                     lane.acknowledged();
@@ -215,13 +217,14 @@ impl Dispatch {
                     None => answer(reply, Ok(())),
                 }
             }
-            Event::Lend { trajectory_id, reply } => self.lend(&trajectory_id, reply, now),
-            Event::Returned { trajectory_id } => {
+            Event::AcquireLease { trajectory_id, reply } => {
+                self.acquire_lease(&trajectory_id, reply, now)
+            }
+            Event::LeaseReturned { trajectory_id } => {
                 if let Some(trajectory) = self.trajectories.get_mut(&trajectory_id)
-                    && matches!(trajectory.current, Current::Lent(_))
+                    && matches!(trajectory.current, Current::Leased(_))
                 {
                     trajectory.current = Current::Nothing;
-                    trajectory.idle_since = now;
                     self.advance(&trajectory_id, now);
                 }
             }
@@ -231,7 +234,7 @@ impl Dispatch {
                 let _ = reply.send(slot.map(|slot| self.pool.slot_ref(slot)));
             }
             Event::Stats(reply) => {
-                let _ = reply.send(self.stats());
+                let _ = reply.send(self.stats(now));
             }
             // The next tick looks whether everything has ended.
             Event::GateLeft => {}
@@ -258,6 +261,7 @@ impl Dispatch {
                 self.reset_ended(whose, now);
             }
         }
+        self.end_idle(now);
         if self.closing.is_some_and(|deadline| deadline <= now) && self.aborted.is_none() {
             self.abort(now);
         }
@@ -265,6 +269,7 @@ impl Dispatch {
         self.send_external(External::InProcess, now);
         self.send_external(External::ToolServer, now);
         self.send_batches(now);
+        self.watch_idle(now);
         self.actions.drain(..)
     }
 
@@ -274,6 +279,8 @@ impl Dispatch {
             self.timers.first().map(|&(when, _)| when),
             self.pool.next_deadline(),
             self.lanes_due,
+            self.idle_end(),
+            self.idle_say_due(),
             self.closing.filter(|_| self.aborted.is_none()),
         ]
         .into_iter()
@@ -288,7 +295,7 @@ impl Dispatch {
             && self.gate.inside() == 0
             && (self.aborted.is_some()
                 || !self.trajectories.values().any(|trajectory| {
-                    matches!(trajectory.current, Current::Releasing(_) | Current::Lent(_))
+                    matches!(trajectory.current, Current::Releasing(_) | Current::Leased(_))
                 }))
     }
 
@@ -298,10 +305,10 @@ impl Dispatch {
     }
 
     /// Everything counted and measured.
-    pub(crate) fn stats(&self) -> Stats {
+    pub(crate) fn stats(&self, now: Instant) -> Stats {
         let mut outcomes = self.recorder.outcomes;
         let mut tools = self.recorder.tools.clone();
-        self.refusals.add_to(&mut outcomes, &mut tools);
+        self.rejections.add_to(&mut outcomes, &mut tools);
         let [batch_size, queue_ms, slot_ms, exec_ms, total_ms] = self.recorder.summaries();
         let total_requests = outcomes.total();
         Stats {
@@ -311,7 +318,10 @@ impl Dispatch {
             queue_size: self.gate.inside(),
             running: self.running,
             trajectories: self.trajectories.len(),
-            waiting_for_slot: self.pool.waiting(),
+            waiting_for_slot: self.waiting_for_slot,
+            idle_slots: self.idle.len(),
+            idle_holders: self.idle_holders(now),
+            stalled_s: self.stall.lasts(now).map(|lasts| lasts.as_secs_f64()),
             slots: self.pool.counts(),
             batch_size,
             queue_ms,
@@ -341,27 +351,27 @@ impl Dispatch {
     }
 
     fn submit(&mut self, accepted: Accepted, now: Instant) {
-        let Accepted { ticket, prepared, at } = accepted;
-        let id = ticket.cell().id;
-        let trajectory_id = ticket.cell().trajectory_id.clone();
+        let Accepted { promise, prepared, at } = accepted;
+        let id = promise.call_state().id;
+        let trajectory_id = promise.call_state().trajectory_id.clone();
         let timer = at + self.limits.queue_timeout;
         let trajectory =
             self.trajectories.entry(trajectory_id.clone()).or_insert_with(|| Trajectory {
-                queue: Line::new(),
+                queue: WaitQueue::new(),
                 current: Current::Nothing,
                 slot: None,
-                lost: false,
-                idle_since: now,
+                lost: None,
+                remembered: None,
             });
-        let place = trajectory.queue.push(Item::Call(id));
+        let position = trajectory.queue.push(Item::Call(id));
         let call = Call {
-            ticket,
+            promise,
             tool: prepared.name,
             work: Some(prepared.work),
             timeout: prepared.timeout,
             accepted: at,
             slot_wait: Duration::ZERO,
-            stage: Stage::Queued { place },
+            stage: Stage::Queued { position },
             timer,
         };
         self.calls.insert(id, call);
@@ -376,11 +386,11 @@ impl Dispatch {
     }
 
     /// Somebody wants the use of a trajectory's slot.
-    fn lend(&mut self, trajectory_id: &Arc<str>, reply: LeaseReply, now: Instant) {
+    fn acquire_lease(&mut self, trajectory_id: &Arc<str>, reply: LeaseReply, now: Instant) {
         let refusal = match self.trajectories.get_mut(trajectory_id) {
             _ if self.closing.is_some() => ArtifactError::Closed,
             Some(trajectory) => {
-                trajectory.queue.push(Item::Lend(reply));
+                trajectory.queue.push(Item::Lease(reply));
                 self.advance(trajectory_id, now);
                 return;
             }
@@ -397,15 +407,24 @@ impl Dispatch {
             if !matches!(trajectory.current, Current::Nothing) {
                 return;
             }
-            match trajectory.queue.pop() {
+            let next = trajectory.queue.pop();
+            if next.is_some() {
+                if let Some(slot) = trajectory.slot {
+                    self.idle.remove(slot);
+                }
+                if let Some(position) = trajectory.remembered.take() {
+                    self.remembered.remove(position);
+                }
+            }
+            match next {
                 Some(Item::Call(id)) => {
                     trajectory.current = Current::Call(id);
                     if let Err(refusal) = self.begin(id, now) {
-                        self.settle(id, *refusal, now);
+                        self.finish_with(id, *refusal, now);
                     }
                 }
                 Some(Item::Release { reset_workspace, reply }) => {
-                    trajectory.lost = false;
+                    trajectory.lost = None;
                     match trajectory.slot.take() {
                         Some(slot) if reset_workspace => {
                             trajectory.current = Current::Releasing(reply);
@@ -420,20 +439,24 @@ impl Dispatch {
                         }
                     }
                 }
-                Some(Item::Lend(reply)) => {
+                Some(Item::Lease(reply)) => {
                     let refusal = match trajectory.slot {
                         // The backend is about to be closed.
                         _ if self.aborted.is_some() => ArtifactError::Closed,
                         Some(slot) => {
                             let lost = Arc::new(AtomicBool::new(false));
-                            trajectory.current = Current::Lent(lost.clone());
+                            trajectory.current = Current::Leased(lost.clone());
                             let slot = self.pool.slot_ref(slot);
                             let trajectory_id = trajectory_id.clone();
-                            self.actions.push(Action::Lend { slot, trajectory_id, lost, reply });
+                            self.actions.push(Action::GrantLease {
+                                slot,
+                                trajectory_id,
+                                lost,
+                                reply,
+                            });
                             continue;
                         }
-                        None if trajectory.lost => artifacts::lost(),
-                        None => ArtifactError::NoSlot,
+                        None => trajectory.lost.map_or(ArtifactError::NoSlot, Lost::artifact_error),
                     };
                     // Refused only when nobody waits for it any more.
                     let _ = reply.try_send(Err(refusal));
@@ -443,12 +466,15 @@ impl Dispatch {
                     if self.closing.is_some()
                         && let Some(slot) = trajectory.slot.take()
                     {
+                        self.idle.remove(slot);
                         self.pool.release_as_is(slot);
                     }
-                    let forgettable =
-                        trajectory.slot.is_none() && (!trajectory.lost || self.closing.is_some());
-                    if forgettable {
-                        self.trajectories.remove(trajectory_id);
+                    match trajectory.slot {
+                        Some(slot) => self.idle.insert(slot, now),
+                        None if trajectory.lost.is_some() && self.closing.is_none() => {
+                            self.remember(trajectory_id);
+                        }
+                        None => self.forget(trajectory_id),
                     }
                     return;
                 }
@@ -461,39 +487,33 @@ impl Dispatch {
     /// # Errors
     /// The result to end it with, if it cannot run.
     fn begin(&mut self, id: ExecutionId, now: Instant) -> Result<(), Box<ToolResult>> {
-        let refuse = |outcome, error: String| {
-            let mut result = ToolResult::failure(outcome, error);
-            result.may_have_executed = false;
-            Err(Box::new(result))
-        };
         let Some(call) = self.calls.get_mut(&id) else { return Ok(()) };
-        let Some(trajectory) = self.trajectories.get_mut(&call.ticket.cell().trajectory_id) else {
+        let Some(trajectory) = self.trajectories.get_mut(&call.promise.call_state().trajectory_id)
+        else {
             return Ok(());
         };
         if matches!(call.work, Some(Work::Sandbox { .. }))
-            && self.limits.on_lost == LostWorkspace::StartEmpty
+            && let Some(lost) = trajectory.lost
         {
-            trajectory.lost = false;
+            match self.limits.on_lost {
+                LostWorkspace::Refuse => return Err(Box::new(lost.refusal())),
+                LostWorkspace::StartEmpty => trajectory.lost = None,
+            }
         }
         match call.work {
-            Some(Work::Sandbox { .. }) if trajectory.lost => refuse(
-                Outcome::SandboxLost,
-                "the workspace of this trajectory was lost with its sandbox; \
-                 release the trajectory to begin anew in an empty one"
-                    .to_owned(),
-            ),
             Some(Work::Sandbox { .. }) => match trajectory.slot {
                 Some(slot) => {
                     self.join_lane(id, slot, now);
                     Ok(())
                 }
-                None if self.pool.counts().total == 0 => refuse(
-                    Outcome::NeverRan,
-                    "Failed to acquire slot: this executor has no sandbox backend".to_owned(),
-                ),
+                None if self.pool.counts().total == 0 => {
+                    let error = "Failed to acquire slot: this executor has no sandbox backend";
+                    Err(Box::new(ToolResult::failure(Outcome::NeverRan, error)))
+                }
                 None => {
+                    self.waiting_for_slot += 1;
                     call.stage = Stage::WaitingForSlot { since: now };
-                    self.pool.wait(call.ticket.cell().trajectory_id.clone());
+                    self.pool.wait(call.promise.call_state().trajectory_id.clone());
                     self.set_timer(id, now + self.limits.acquire_timeout);
                     Ok(())
                 }

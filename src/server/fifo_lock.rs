@@ -12,9 +12,9 @@ pub(crate) const MOST_WAITING: usize = 1_024;
 /// so it should do little, and must not block.
 type Turn = Box<dyn FnOnce(Inside) + Send>;
 
-/// Lets one in at a time, in order of arrival. Clones are the same turnstile.
+/// Lets one in at a time, in order of arrival. Clones are the same fifo_lock.
 #[derive(Clone, Default)]
-pub(crate) struct Turnstile(Arc<Mutex<State>>);
+pub(crate) struct FifoLock(Arc<Mutex<State>>);
 
 #[derive(Default)]
 struct State {
@@ -23,13 +23,13 @@ struct State {
 }
 
 /// Being inside. Dropping it lets the next one in.
-pub(crate) struct Inside(Turnstile);
+pub(crate) struct Inside(FifoLock);
 
 /// Too many wait already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Crowded;
 
-impl Turnstile {
+impl FifoLock {
     /// Calls `turn` when those before have left: now, if nobody is inside. Does not block.
     ///
     /// # Errors
@@ -76,32 +76,32 @@ mod tests {
 
     #[test]
     fn turns_come_one_at_a_time_in_order_of_arrival() {
-        let turnstile = Turnstile::default();
+        let fifo_lock = FifoLock::default();
         let (tx, rx) = crossbeam_channel::unbounded();
         for number in 0..3 {
             let tx = tx.clone();
-            turnstile.enter(move |inside| tx.send((number, inside)).unwrap()).unwrap();
+            fifo_lock.enter(move |inside| tx.send((number, inside)).unwrap()).unwrap();
         }
         for number in 0..3 {
             let (turn, inside) = rx.try_recv().unwrap();
             assert_eq!(turn, number);
-            assert!(rx.try_recv().is_err() && turnstile.is_occupied());
+            assert!(rx.try_recv().is_err() && fifo_lock.is_occupied());
             drop(inside);
         }
-        assert!(!turnstile.is_occupied());
+        assert!(!fifo_lock.is_occupied());
     }
 
     #[test]
     fn a_crowd_is_turned_away() {
-        let turnstile = Turnstile::default();
+        let fifo_lock = FifoLock::default();
         let (tx, rx) = crossbeam_channel::unbounded();
-        turnstile.enter(move |inside| tx.send(inside).unwrap()).unwrap();
+        fifo_lock.enter(move |inside| tx.send(inside).unwrap()).unwrap();
         for _ in 0..MOST_WAITING {
-            turnstile.enter(drop).unwrap();
+            fifo_lock.enter(drop).unwrap();
         }
-        assert_eq!(turnstile.enter(drop), Err(Crowded));
+        assert_eq!(fifo_lock.enter(drop), Err(Crowded));
         // All of them leave at once, each from within the one before.
         drop(rx.recv().unwrap());
-        assert!(!turnstile.is_occupied());
+        assert!(!fifo_lock.is_occupied());
     }
 }

@@ -1,7 +1,7 @@
-//! Stock servers, played by one that answers as the reference does – or should not.
+//! Reference servers, played by one that answers as the reference does – or should not.
 
 use std::io::Write;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
 use crossbeam_channel::bounded;
@@ -14,9 +14,10 @@ use tool_executor::{Outcome, StartError, ToolExecutor};
 use super::{executor, fleet};
 use crate::fakes::bash;
 use crate::http::{Reply, Request, Server, ok};
+use crate::program::program;
 
-/// A stock server of two slots; `execute` answers calls.
-fn stock(execute: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Server {
+/// A reference server of two slots; `execute` answers calls.
+fn reference(execute: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Server {
     Server::start(move |request| match &*request.path {
         "/health" => ok(r#"{"status": "ok", "slots": 2}"#),
         "/slots" => ok(r#"{"slots": [{"slot_id": "slot_0"}, {"slot_id": "slot_1"}]}"#),
@@ -36,7 +37,7 @@ fn answer(request: &Request) -> Reply {
 #[test]
 fn a_stock_servers_slow_call_delays_no_other() {
     let (let_go, hang) = bounded::<()>(0);
-    let server = stock(move |request| {
+    let server = reference(move |request| {
         if request.body.contains("slow") { Reply::Hang(hang.clone()) } else { answer(request) }
     });
     let executor = executor(fleet([server.url.clone()]));
@@ -54,7 +55,7 @@ fn a_stock_servers_slow_call_delays_no_other() {
 
 #[test]
 fn a_stock_servers_call_is_sent_once_and_what_it_says_is_typed() {
-    let server = stock(|request| {
+    let server = reference(|request| {
         let asked: Value = serde_json::from_str(&request.body).unwrap();
         match asked["args"]["command"].as_str().unwrap() {
             "half" => Reply::Raw(b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{\"s".to_vec()),
@@ -93,7 +94,7 @@ fn a_stock_servers_call_is_sent_once_and_what_it_says_is_typed() {
 
 #[test]
 fn a_call_that_is_too_large_is_refused_by_itself() {
-    let server = stock(answer);
+    let server = reference(answer);
     let executor = executor(fleet([server.url.clone()]));
     let large = executor.execute("t", bash(&"x".repeat(1024 * 1024)));
     assert_eq!((large.outcome, large.may_have_executed), (Outcome::InvalidCall, false));
@@ -118,7 +119,7 @@ fn replay_runs_as_many_trajectories_at_a_time_as_the_servers_have_slots() {
             }
         })
     });
-    let mut child = Command::new(env!("CARGO_BIN_EXE_tool-executor"))
+    let mut child = program()
         .args(["replay", "-", "--quiet", "--sandbox-url", &one.url, "--sandbox-url", &two.url])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -198,7 +199,7 @@ fn a_server_that_is_none_does_not_hold_up_the_start_for_ever() {
 
 #[test]
 fn a_stock_server_that_closes_its_connections_whenever_it_likes_fails_no_call() {
-    let server = stock(|request| match answer(request) {
+    let server = reference(|request| match answer(request) {
         Reply::Answer(status, body) if request.body.contains("close") => {
             Reply::AnswerAndClose(status, body)
         }
@@ -215,7 +216,7 @@ fn a_stock_server_that_closes_its_connections_whenever_it_likes_fails_no_call() 
 #[test]
 fn no_time_limit_of_http_is_below_the_calls_own() {
     let (let_go, hang) = bounded::<()>(0);
-    let server = stock(move |request| {
+    let server = reference(move |request| {
         if request.body.contains("slow") {
             // Longer than anything but a call may take there.
             let _ = hang.recv_timeout(Duration::from_secs(6));

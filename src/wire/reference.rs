@@ -1,8 +1,8 @@
 //! What an executor says to any sandbox server, and what it understands: sections 1 to 4 of the
 //! reference protocol, from the client's side.
 //!
-//! The answers have no outcome for programs, so it is inferred here from what the protocol promises:
-//! metadata first, texts only where there is nothing else.
+//! The reference's answers have no outcome for programs, so it is inferred here from what the protocol
+//! promises: metadata first, texts only where there is nothing else. Ours have one, which is taken.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -34,6 +34,11 @@ pub(crate) struct Answer {
     pub(crate) metadata: JsonObject,
     #[serde(default)]
     pub(crate) execution_id: Value,
+    /// Not the reference's, as the next one.
+    #[serde(default)]
+    outcome: Value,
+    #[serde(default)]
+    may_have_executed: Value,
 }
 
 /// The answer to `GET /slots`.
@@ -51,16 +56,22 @@ pub(crate) struct Slot {
 impl Answer {
     /// The result of a call.
     pub(crate) fn into_tool_result(self) -> ToolResult {
-        let outcome = self.outcome();
-        ToolResult {
+        let told: Option<Outcome> = self.outcome.as_str().and_then(|name| name.parse().ok());
+        let told = told.filter(|outcome| (*outcome == Outcome::Ok) == self.success);
+        let outcome = told.unwrap_or_else(|| self.inferred_outcome());
+        let mut result = ToolResult {
             success: outcome == Outcome::Ok,
             output: self.output,
             metadata: self.metadata,
             ..ToolResult::failure(outcome, self.error)
+        };
+        if let (Some(_), Value::Bool(may_have)) = (told, self.may_have_executed) {
+            result.may_have_executed = may_have;
         }
+        result
     }
 
-    fn outcome(&self) -> Outcome {
+    fn inferred_outcome(&self) -> Outcome {
         let is_set = |key| self.metadata.get(key) == Some(&Value::Bool(true));
         let exit_code = self.metadata.get("exit_code").and_then(Value::as_i64);
         if self.success {
@@ -124,5 +135,33 @@ mod tests {
             assert_eq!(answer.into_tool_result().outcome, outcome, "{text}");
         }
         assert!(serde_json::from_value::<Answer>(json!({"error": "x"})).is_err());
+    }
+
+    #[test]
+    fn an_outcome_that_is_told_and_makes_sense_is_taken() {
+        for (answer, outcome, may_have_executed) in [
+            (
+                json!({"success": false, "error": "Unknown slot: x", "outcome": "never_ran"}),
+                Outcome::NeverRan,
+                false,
+            ),
+            (
+                json!({"success": false, "outcome": "cancelled", "may_have_executed": false}),
+                Outcome::Cancelled,
+                false,
+            ),
+            (json!({"success": true, "outcome": "timeout"}), Outcome::Ok, true),
+            (json!({"success": false, "outcome": "ok"}), Outcome::ToolError, true),
+            (json!({"success": false, "outcome": "brand_new"}), Outcome::ToolError, true),
+            (json!({"success": false, "outcome": 7}), Outcome::ToolError, true),
+        ] {
+            let text = answer.to_string();
+            let result = serde_json::from_value::<Answer>(answer).unwrap().into_tool_result();
+            assert_eq!(
+                (result.outcome, result.may_have_executed),
+                (outcome, may_have_executed),
+                "{text}"
+            );
+        }
     }
 }

@@ -1,6 +1,11 @@
 //! What the HTTP clients – of ToolServers and of sandbox servers – have in common: agents, addresses,
 //! tokens, and what became of a request.
 
+mod failure;
+mod scheme;
+#[cfg(test)]
+mod tests;
+
 use std::fmt;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
@@ -14,6 +19,9 @@ use ureq::http::Uri;
 use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
+
+pub(crate) use self::failure::Failure;
+pub(crate) use self::scheme::other_scheme;
 
 use crate::tool::python_json;
 use crate::wire;
@@ -114,61 +122,6 @@ pub(crate) fn agent(config: AgentConfig<'_>) -> Result<Agent, String> {
     Ok(Agent::with_parts(builder.build(), DefaultConnector::default(), resolver))
 }
 
-/// Why a request brought no answer that can be used.
-#[derive(Debug)]
-pub(crate) enum Failure {
-    /// Its time was up.
-    Timeout,
-    /// It did not reach the server.
-    NotSent(String),
-    /// Neither did it, for nobody listens there.
-    NoListener(String),
-    /// The server refused it.
-    Refused(u16, String),
-    /// It may have reached the server.
-    Broken(String),
-}
-
-impl Failure {
-    /// What happened, as one line.
-    pub(crate) fn text(&self) -> String {
-        match self {
-            Failure::Timeout => "no answer in time".to_owned(),
-            Failure::Refused(status, text) => format!("HTTP {status}: {text}"),
-            Failure::NotSent(text) | Failure::NoListener(text) | Failure::Broken(text) => {
-                text.clone()
-            }
-        }
-    }
-
-    /// Whether what was asked for may have been done.
-    pub(crate) fn may_have_executed(&self) -> bool {
-        match self {
-            Failure::NotSent(_) | Failure::NoListener(_) => false,
-            // 4xx: refused before anything ran. 5xx: nobody knows.
-            Failure::Refused(status, _) => *status >= 500,
-            Failure::Timeout | Failure::Broken(_) => true,
-        }
-    }
-}
-
-impl From<ureq::Error> for Failure {
-    fn from(error: ureq::Error) -> Self {
-        let text = error.to_string();
-        match error {
-            ureq::Error::Timeout(ureq::Timeout::Connect | ureq::Timeout::Resolve) => {
-                Failure::NotSent(format!("cannot connect: {text}"))
-            }
-            ureq::Error::Timeout(_) => Failure::Timeout,
-            ureq::Error::HostNotFound | ureq::Error::ConnectionFailed => Failure::NotSent(text),
-            ureq::Error::Io(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
-                Failure::NoListener(text)
-            }
-            _ => Failure::Broken(text),
-        }
-    }
-}
-
 /// Reads an answer: a bounded body of Python's JSON under a status of success.
 ///
 /// # Errors
@@ -247,25 +200,5 @@ impl Resolver for RememberingResolver {
         let mut result = self.empty();
         addresses.into_iter().for_each(|address| result.push(address));
         if result.is_empty() { Err(ureq::Error::HostNotFound) } else { Ok(result) }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_did_not_reach_a_server_has_not_executed() {
-        let config = AgentConfig { idle_connections: 0, read_timeout: None, ca_pem: None };
-        let agent = agent(config).unwrap();
-        let failure = |url: &str| Failure::from(agent.get(url).call().unwrap_err());
-        // No name has an empty part.
-        let unknown = failure("http://a..b:1/");
-        assert!(matches!(unknown, Failure::NotSent(_)) && !unknown.may_have_executed());
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let url = format!("http://{}/", listener.local_addr().unwrap());
-        drop(listener);
-        let refused = failure(&url);
-        assert!(matches!(refused, Failure::NoListener(_)) && !refused.may_have_executed());
     }
 }

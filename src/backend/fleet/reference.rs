@@ -17,12 +17,12 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 use parking_lot::{Condvar, Mutex};
 use serde_json::json;
 
-use super::{Connection, PAUSE_MOST};
+use super::{Connection, PAUSE_MOST, warn_given_up};
 use crate::backend::{ContainerChange, Execution, ResetReply, SlotRef, Watcher};
 use crate::client::{self, Failure};
 use crate::thread::OwnedThread;
 use crate::tool::{Outcome, ToolResult};
-use crate::wire::stock::{Answer, ExecuteRequest, Slots};
+use crate::wire::reference::{Answer, ExecuteRequest, Slots};
 use crate::workers::guarded;
 
 /// How much longer than its call a request may take.
@@ -31,11 +31,11 @@ const MARGIN: Duration = Duration::from_secs(10);
 const RESET_TIME: Duration = Duration::from_secs(60);
 /// How often the server is asked whether it is there.
 const ASK_EVERY: Duration = Duration::from_secs(2);
-/// The largest body that a stock server takes: 1 MiB.
+/// The largest body that a reference server takes: 1 MiB.
 const MAX_BODY: usize = 1024 * 1024;
 
-/// A stock sandbox server.
-pub(super) struct StockServer {
+/// A sandbox server that speaks the reference's plain routes.
+pub(super) struct ReferenceServer {
     number: usize,
     connection: Connection,
     bound: Duration,
@@ -73,15 +73,16 @@ enum Job {
     Reset(SlotRef, ResetReply),
 }
 
-impl StockServer {
+impl ReferenceServer {
     /// Asks for its slots.
-    pub(super) fn meet(
+    pub(super) fn connect(
         number: usize,
         connection: Connection,
         bound: Duration,
     ) -> Result<(Arc<Self>, Vec<String>), Failure> {
         let slots: Slots = connection.get("/slots")?;
         let names: Vec<_> = slots.slots.into_iter().map(|slot| slot.slot_id).collect();
+        #[expect(clippy::disallowed_methods, reason = "one job for a slot at most")]
         let (jobs, waiting) = unbounded();
         let state = State {
             phase: Phase::Up,
@@ -108,7 +109,7 @@ impl StockServer {
     pub(super) fn watch(self: &Arc<Self>, watcher: Watcher) -> std::io::Result<()> {
         let server = self.clone();
         let name = format!("tool-fleet-{}", self.number);
-        let thread = OwnedThread::spawn(name, move || server.keep_up(&watcher))?;
+        let thread = OwnedThread::spawn(name, move || server.result_stream(&watcher))?;
         self.state.lock().keeper = Some(thread);
         Ok(())
     }
@@ -147,7 +148,7 @@ impl StockServer {
         state.outstanding += 1;
         if state.outstanding > state.workers.len() && state.workers.len() < self.slots {
             let server = self.clone();
-            let name = format!("tool-stock-{}", self.number);
+            let name = format!("tool-ref-{}", self.number);
             match OwnedThread::spawn(name, move || server.work()) {
                 Ok(thread) => state.workers.push(thread),
                 Err(error) => {
@@ -248,10 +249,10 @@ impl StockServer {
                 return Err(Failure::NotSent("it began anew".to_owned()));
             }
             match send() {
-                Err(failure @ (Failure::NotSent(_) | Failure::NoListener(_))) => {
+                Err(failure @ (Failure::NotSent(_) | Failure::NoListener)) => {
                     let mut state = self.state.lock();
                     let mut until = (Instant::now() + PAUSE_MOST / 4).min(deadline);
-                    if matches!(failure, Failure::NoListener(_)) {
+                    if matches!(failure, Failure::NoListener) {
                         // Not again before it is known what became of the workspaces: it may be back
                         // already.
                         (state.refused, until) = (true, deadline);
@@ -276,10 +277,12 @@ impl StockServer {
     }
 
     /// The server's thread: asks it whether it is there.
-    fn keep_up(&self, watcher: &Watcher) {
+    fn result_stream(&self, watcher: &Watcher) {
         loop {
             let asked = self.connection.health();
+            let why = asked.as_ref().err().map(Failure::text).unwrap_or_default();
             let mut state = self.state.lock();
+            let was_down = state.phase == Phase::Down;
             match (asked, state.phase) {
                 (Ok(_), Phase::Up) if !state.refused => {}
                 (Ok(_), phase) => {
@@ -289,21 +292,21 @@ impl StockServer {
                     state.refused = false;
                     state.losses += u64::from(anew);
                     let change =
-                        if anew { ContainerChange::BeganAnew } else { ContainerChange::Back };
-                    watcher.tell(self.number, change);
+                        if anew { ContainerChange::Restarted } else { ContainerChange::Recovered };
+                    watcher.notify(self.number, change);
                     self.wake.notify_all();
                 }
                 (Err(failure), phase) => {
-                    state.refused |= matches!(failure, Failure::NoListener(_));
+                    state.refused |= matches!(failure, Failure::NoListener);
                     match phase {
                         Phase::Up => {
                             state.phase = Phase::Unknown { since: Instant::now() };
-                            watcher.tell(self.number, ContainerChange::Unknown);
+                            watcher.notify(self.number, ContainerChange::Unreachable);
                         }
                         Phase::Unknown { since } if since.elapsed() >= self.bound => {
                             state.phase = Phase::Down;
                             state.losses += 1;
-                            watcher.tell(self.number, ContainerChange::Down);
+                            watcher.notify(self.number, ContainerChange::Lost);
                             self.wake.notify_all();
                             // What reads there holds up its trajectory.
                             self.connection.patient.give_up();
@@ -313,6 +316,18 @@ impl StockServer {
                 }
             }
             let is_up = state.phase == Phase::Up;
+            let is_down = state.phase == Phase::Down;
+            if is_down != was_down {
+                // Not under the lock: the log may block.
+                drop(state);
+                let url = &self.connection.url;
+                if is_down {
+                    warn_given_up(url, &why);
+                } else {
+                    log::warn!("the sandbox server {url} is there again");
+                }
+                state = self.state.lock();
+            }
             let until = Instant::now() + if is_up { ASK_EVERY } else { PAUSE_MOST / 4 };
             // A call that was refused has it asked at once.
             while state.jobs.is_some()
@@ -338,7 +353,7 @@ mod tests {
     use crate::backend::fleet::FleetConfig;
 
     /// A server that is there whenever it is asked, and what is told of it.
-    fn met() -> (Arc<StockServer>, Receiver<ContainerChange>) {
+    fn met() -> (Arc<ReferenceServer>, Receiver<ContainerChange>) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         thread::spawn(move || {
@@ -354,7 +369,7 @@ mod tests {
         let bound = Duration::from_secs(60);
         let config = FleetConfig::new([&url]);
         let connection = Connection::new(&url, None, &config).unwrap();
-        let (server, _) = StockServer::meet(0, connection, bound).unwrap();
+        let (server, _) = ReferenceServer::connect(0, connection, bound).unwrap();
         let (tell, told) = unbounded();
         server.watch(Watcher::from_fn(move |_, change| tell.send(change).unwrap())).unwrap();
         (server, told)
@@ -367,19 +382,19 @@ mod tests {
         let sent = Mutex::new(0);
         let answer = server.until_sent(Some(0), || {
             *sent.lock() += 1;
-            Err::<(), _>(Failure::NoListener("refused".to_owned()))
+            Err::<(), _>(Failure::NoListener)
         });
         assert!(
             matches!(&answer, Err(Failure::NotSent(text)) if text.contains("anew")),
             "{answer:?}"
         );
         assert_eq!(*sent.lock(), 1);
-        assert_eq!(told.recv().unwrap(), ContainerChange::BeganAnew);
+        assert_eq!(told.recv().unwrap(), ContainerChange::Restarted);
         // A reset has no workspace to lose: it is sent again.
         let tries = Mutex::new(0);
         let reset = server.until_sent(None, || {
             *tries.lock() += 1;
-            if *tries.lock() == 1 { Err(Failure::NoListener("refused".to_owned())) } else { Ok(()) }
+            if *tries.lock() == 1 { Err(Failure::NoListener) } else { Ok(()) }
         });
         assert!(reset.is_ok());
         // One whose server could not be reached at all is sent again: nothing is known to be lost.

@@ -1,8 +1,8 @@
-//! One call's ticket: the oneshot through which its result reaches its caller, exactly once.
+//! One call's promise: the oneshot through which its result reaches its caller, exactly once.
 //!
-//! A ticket has one cell, shared by its caller (a [`Pending`]), the dispatch state and, once the
-//! call is under way, its backend's [`Reply`](crate::backend::Reply). Whoever answers the cell first
-//! wins; everybody later is ignored. The result goes straight from the thread that has it to the
+//! A promise has one shared state, held by its caller (a [`Pending`]), the dispatch state and, once the
+//! call is under way, its backend's [`Reply`](crate::backend::Reply). The first
+//! answer wins; later ones are ignored. The result goes straight from the thread that has it to the
 //! caller; the batcher hears of it by an event that is sent *before* the caller can see the result,
 //! so that whatever the caller does next finds the batcher up to date.
 
@@ -27,7 +27,7 @@ pub(crate) type Callback = Box<dyn FnOnce(Completion) + Send>;
 
 /// Where a call's result goes.
 pub(crate) enum ReplyTo {
-    /// It stays in the cell, for a [`Pending`] to take.
+    /// It stays in the call state, for a [`Pending`] to take.
     Pending,
     /// A completion queue.
     Queue { queue: QueueSender, place: Place, tag: u64 },
@@ -37,7 +37,7 @@ pub(crate) enum ReplyTo {
 
 enum State {
     Open(ReplyTo),
-    /// Answered, the result not fetched yet. Boxed so that an open cell stays small.
+    /// Answered, the result not fetched yet. Boxed so that an open state stays small.
     Done(Box<ToolResult>),
     /// Answered, and the result handed on.
     Gone,
@@ -49,8 +49,8 @@ struct Progress {
     sent: Option<(Instant, Timing)>,
 }
 
-/// The shared part of a ticket.
-pub(crate) struct Cell {
+/// The shared part of a promise.
+pub(crate) struct CallState {
     pub(crate) id: ExecutionId,
     pub(crate) trajectory_id: Arc<str>,
     uniq_id: String,
@@ -62,7 +62,7 @@ pub(crate) struct Cell {
     events: Sender<Event>,
 }
 
-impl Cell {
+impl CallState {
     /// The caller's id of the call.
     pub(crate) fn uniq_id(&self) -> &str {
         &self.uniq_id
@@ -87,12 +87,12 @@ impl Cell {
     /// Answers the call for the batcher itself: gives the result's timing if this answer was the
     /// first, `None` if the call was answered before.
     pub(crate) fn answer_here(&self, result: ToolResult) -> Option<Timing> {
-        self.settle(result, |_, _| {})
+        self.complete(result, |_, _| {})
     }
 
     /// The one way to answer. `announce` runs between winning the race and the caller's seeing the
     /// result.
-    fn settle(
+    fn complete(
         &self,
         mut result: ToolResult,
         announce: impl FnOnce(Outcome, Timing),
@@ -142,9 +142,9 @@ impl Cell {
     }
 }
 
-impl Answer for Cell {
+impl Answer for CallState {
     fn answer(&self, result: ToolResult) {
-        self.settle(result, |outcome, timing| {
+        self.complete(result, |outcome, timing| {
             // Refused only when the batcher is gone, and then nobody keeps count.
             let _ = self.events.send(Event::Finished { id: self.id, outcome, timing });
         });
@@ -155,12 +155,12 @@ impl Answer for Cell {
     }
 }
 
-/// The accepted call's side of a cell: answers on drop, so that no way out of the executor forgets
+/// The accepted call's side of a promise: answers on drop, so that no way out of the executor forgets
 /// the caller.
-pub(crate) struct Ticket(Arc<Cell>);
+pub(crate) struct Promise(Arc<CallState>);
 
-impl Ticket {
-    /// A ticket and, for its caller, the shared cell.
+impl Promise {
+    /// A promise and, for its caller, its shared state.
     pub(crate) fn new(
         id: ExecutionId,
         trajectory_id: Arc<str>,
@@ -168,7 +168,7 @@ impl Ticket {
         destination: ReplyTo,
         events: Sender<Event>,
     ) -> Self {
-        Self(Arc::new(Cell {
+        Self(Arc::new(CallState {
             id,
             trajectory_id,
             uniq_id,
@@ -180,22 +180,22 @@ impl Ticket {
         }))
     }
 
-    /// The same ticket, whose result says what was mended in the call.
+    /// The same promise, whose result says what was mended in the call.
     pub(crate) fn with_repairs(mut self, repairs: Vec<Repair>) -> Self {
-        // Nobody has a clone yet.
-        if let Some(cell) = Arc::get_mut(&mut self.0) {
-            cell.repairs = repairs.into();
+        // No one else has a clone yet.
+        if let Some(call_state) = Arc::get_mut(&mut self.0) {
+            call_state.repairs = repairs.into();
         }
         self
     }
 
-    /// The shared cell.
-    pub(crate) fn cell(&self) -> &Arc<Cell> {
+    /// The shared state.
+    pub(crate) fn call_state(&self) -> &Arc<CallState> {
         &self.0
     }
 }
 
-impl Drop for Ticket {
+impl Drop for Promise {
     fn drop(&mut self) {
         let lost = matches!(self.0.progress.lock().state, State::Open(_));
         if lost {
@@ -213,23 +213,23 @@ impl Drop for Ticket {
 /// ends – by its tool, by one of its time limits, or when the executor closes – so none of the
 /// waits is for ever.
 pub struct Pending {
-    cell: Arc<Cell>,
+    call_state: Arc<CallState>,
 }
 
 impl Pending {
-    pub(crate) fn new(cell: Arc<Cell>) -> Self {
-        Self { cell }
+    pub(crate) fn new(call_state: Arc<CallState>) -> Self {
+        Self { call_state }
     }
 
     /// Blocks until the result is there.
     pub fn wait(self) -> ToolResult {
-        let mut progress = self.cell.progress.lock();
+        let mut progress = self.call_state.progress.lock();
         loop {
             match std::mem::replace(&mut progress.state, State::Gone) {
                 State::Done(result) => return *result,
                 state => progress.state = state,
             }
-            self.cell.done.wait(&mut progress);
+            self.call_state.done.wait(&mut progress);
         }
     }
 
@@ -250,16 +250,18 @@ impl Pending {
     }
 
     fn wait_until(self, deadline: Option<Instant>) -> Result<ToolResult, Pending> {
-        let mut progress = self.cell.progress.lock();
+        let mut progress = self.call_state.progress.lock();
         loop {
             match std::mem::replace(&mut progress.state, State::Gone) {
                 State::Done(result) => return Ok(*result),
                 state => progress.state = state,
             }
             let timed_out = match deadline {
-                Some(deadline) => self.cell.done.wait_until(&mut progress, deadline).timed_out(),
+                Some(deadline) => {
+                    self.call_state.done.wait_until(&mut progress, deadline).timed_out()
+                }
                 None => {
-                    self.cell.done.wait(&mut progress);
+                    self.call_state.done.wait(&mut progress);
                     false
                 }
             };
@@ -282,20 +284,29 @@ impl Pending {
     /// [`Outcome::Cancelled`] at once. A running one is killed, and its result – `Cancelled`, or
     /// what it gave if it was faster – comes when the last of its processes is gone.
     pub fn cancel(&self) {
-        self.cell.request_cancel();
+        self.call_state.request_cancel();
     }
 
     /// Whether the result is there.
     pub fn is_done(&self) -> bool {
-        matches!(self.cell.progress.lock().state, State::Done(_))
+        matches!(self.call_state.progress.lock().state, State::Done(_))
+    }
+
+    /// A copy of the result, if it is there.
+    #[cfg(test)]
+    pub(crate) fn peek(&self) -> Option<ToolResult> {
+        match &self.call_state.progress.lock().state {
+            State::Done(result) => Some((**result).clone()),
+            State::Open(_) | State::Gone => None,
+        }
     }
 }
 
 impl fmt::Debug for Pending {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Pending")
-            .field("id", &self.cell.id)
-            .field("trajectory_id", &self.cell.trajectory_id)
+            .field("id", &self.call_state.id)
+            .field("trajectory_id", &self.call_state.trajectory_id)
             .field("is_done", &self.is_done())
             .finish()
     }
@@ -305,31 +316,31 @@ impl fmt::Debug for Pending {
 /// has ended. Dropping it does neither. Clones are of the same call.
 #[derive(Clone)]
 pub struct CallHandle {
-    cell: Arc<Cell>,
+    call_state: Arc<CallState>,
 }
 
 impl CallHandle {
-    pub(crate) fn new(cell: Arc<Cell>) -> Self {
-        Self { cell }
+    pub(crate) fn new(call_state: Arc<CallState>) -> Self {
+        Self { call_state }
     }
 
     /// Asks for the call's end, see [`Pending::cancel`]. Does not block; its result goes where it
     /// would have gone.
     pub fn cancel(&self) {
-        self.cell.request_cancel();
+        self.call_state.request_cancel();
     }
 
     /// Whether the call has its result, which may still be on its way to where it goes.
     pub fn is_done(&self) -> bool {
-        !matches!(self.cell.progress.lock().state, State::Open(_))
+        !matches!(self.call_state.progress.lock().state, State::Open(_))
     }
 }
 
 impl fmt::Debug for CallHandle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("CallHandle")
-            .field("id", &self.cell.id)
-            .field("trajectory_id", &self.cell.trajectory_id)
+            .field("id", &self.call_state.id)
+            .field("trajectory_id", &self.call_state.trajectory_id)
             .field("is_done", &self.is_done())
             .finish()
     }

@@ -1,0 +1,197 @@
+//! What cannot apply beside something else. A flag that cannot is refused, with the reason; a
+//! variable that cannot is warned of, since it may have been set for another command.
+
+use std::ffi::OsString;
+
+use clap::error::ErrorKind;
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Command};
+
+/// Variables of the reference that mean nothing here: there is no Nomad.
+const OF_NOMAD: [&str; 7] = [
+    "TOOL_EXECUTOR_NOMAD_ADDRESS",
+    "TOOL_EXECUTOR_JOB_ID",
+    "TOOL_EXECUTOR_IMAGE",
+    "TOOL_EXECUTOR_MIN_CONTAINERS",
+    "TOOL_EXECUTOR_MAX_CONTAINERS",
+    "TOOL_EXECUTOR_PRIVILEGED",
+    "TOOL_EXECUTOR_PURGE_JOB_ON_SHUTDOWN",
+];
+
+/// Flags of this machine's slots.
+const OF_THIS_MACHINE: [&str; 9] = [
+    "slots",
+    "data_dir",
+    "limit_memory",
+    "limit_processes",
+    "limit_cpu",
+    "limit_open_files",
+    "limit_file_size",
+    "limit_workspace",
+    "no_seccomp",
+];
+
+/// Flags about sandbox servers.
+const OF_SANDBOX_SERVERS: [&str; 4] =
+    ["sandbox_token", "sandbox_ca", "sandbox_start_timeout_s", "sandbox_unreachable_timeout_s"];
+
+/// Flags about the ToolServer.
+const OF_TOOL_SERVER: [&str; 2] = ["tool_server_token", "tool_server_ca"];
+
+/// Says which of what was given to `command` cannot apply.
+///
+/// # Errors
+/// It was given as a flag.
+pub(super) fn check(
+    command: &mut Command,
+    matches: &ArgMatches,
+) -> Result<Vec<String>, clap::Error> {
+    let given = Given { command, matches };
+    let mut idle = Vec::new();
+    if let Some(url) = given.name("sandbox_url") {
+        let why = format!("{url} names sandbox servers, which have slots and limits of their own");
+        idle.extend(given.each(&OF_THIS_MACHINE, &why));
+    } else if given.knows("sandbox_url") {
+        idle.extend(given.each(&OF_SANDBOX_SERVERS, "no --sandbox-url names a sandbox server"));
+    }
+    if given.name("tool_server_url").is_none() {
+        idle.extend(given.each(&OF_TOOL_SERVER, "no --tool-server-url names a ToolServer"));
+    }
+    let token = if given.knows("sandbox_url") { "token" } else { "sandbox_token" };
+    if let Some(token) = given.name(token) {
+        idle.extend(given.each(&["no_auth"], &format!("{token} gives a token")));
+    }
+    // Two flags that say the opposite of each other; which of them is meant is not for us to say.
+    for (one, other) in [("no_network", "allow_network"), ("require_sandbox", "allow_unisolated")] {
+        if let Some(Name { text, origin: Origin::Flag }) = given.name(other)
+            && given.is_true(other)
+        {
+            idle.extend(given.each(&[one], &format!("{text} says the opposite")));
+        }
+    }
+    let mut warnings = Vec::new();
+    for Idle { name, why } in idle {
+        match name.origin {
+            Origin::Variable => warnings.push(format!("{name} has no effect: {why}")),
+            Origin::Flag => {
+                let problem = format!("{name} has no effect: {why}");
+                return Err(command.error(ErrorKind::ArgumentConflict, problem));
+            }
+        }
+    }
+    Ok(warnings)
+}
+
+/// What is said of a variable that other commands have, where its silence could mislead: who
+/// forbids the network has to know that `sandbox` leaves that to its clients.
+pub(super) fn not_for_sandbox(variables: &[OsString], command: &Command) -> Option<String> {
+    const NETWORK: &str = "TOOL_EXECUTOR_ALLOW_NETWORK";
+    let applies = command.get_name() == "sandbox" && variables.iter().any(|name| name == NETWORK);
+    let why = "the executors that use this server say whether their commands have a network";
+    applies.then(|| format!("{NETWORK} has no effect: {why}"))
+}
+
+/// What is said of variables that no command has, though they look as if they were ours.
+pub(super) fn without_meaning(variables: &[OsString], program: &Command) -> Vec<String> {
+    let known: Vec<&str> = program
+        .get_subcommands()
+        .flat_map(Command::get_arguments)
+        .filter_map(|arg| arg.get_env()?.to_str())
+        .collect();
+    let mut names: Vec<&str> = variables.iter().filter_map(|name| name.to_str()).collect();
+    names.sort_unstable();
+    let of_nomad = names.iter().filter(|name| OF_NOMAD.contains(name)).map(|name| {
+        format!(
+            "{name} has no effect: slots are this machine's, or sandbox servers' (--sandbox-url)"
+        )
+    });
+    let unknown = names.iter().filter(|name| is_unknown(name) && !known.contains(name));
+    of_nomad
+        .chain(unknown.map(|name| format!("{name} has no effect: there is no such variable")))
+        .collect()
+}
+
+/// Whether a name is in our name space and set neither for others nor by others.
+fn is_unknown(name: &str) -> bool {
+    /// Read by the Python module, the build and the tests.
+    const OF_OTHERS: [&str; 3] = ["LIBRARY", "BUILT", "WRITE_HEADER"];
+    let Some(rest) = name.strip_prefix("TOOL_EXECUTOR_") else { return false };
+    // Kubernetes sets these for services whose names start with tool-executor.
+    let of_kubernetes = ["SERVICE_HOST", "SERVICE_PORT", "PORT"].iter().any(|part| {
+        let place = rest.match_indices(part).map(|(place, _)| place);
+        place.into_iter().any(|place| {
+            let (before, after) = (&rest[..place], &rest[place + part.len()..]);
+            (before.is_empty() || before.ends_with('_'))
+                && (after.is_empty() || after.starts_with('_'))
+        })
+    });
+    !of_kubernetes && !OF_OTHERS.contains(&rest) && !OF_NOMAD.contains(&name)
+}
+
+/// What a command was given.
+struct Given<'a> {
+    command: &'a Command,
+    matches: &'a ArgMatches,
+}
+
+/// Where a value came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    Flag,
+    Variable,
+}
+
+/// What a value was given by: `--slots`, or `TOOL_EXECUTOR_SLOTS`.
+#[derive(Debug)]
+struct Name {
+    text: String,
+    origin: Origin,
+}
+
+/// Something that was given and cannot apply.
+struct Idle {
+    name: Name,
+    why: String,
+}
+
+impl std::fmt::Display for Name {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl Given<'_> {
+    fn knows(&self, id: &str) -> bool {
+        self.command.get_arguments().any(|arg| arg.get_id() == id)
+    }
+
+    /// What gave the argument `id` a value, if something did. A boolean variable that says no gives
+    /// none.
+    fn name(&self, id: &str) -> Option<Name> {
+        let arg = self.command.get_arguments().find(|arg| arg.get_id() == id)?;
+        let flag = || format!("--{}", arg.get_long().unwrap_or(id));
+        match self.matches.value_source(id)? {
+            ValueSource::CommandLine => Some(Name { text: flag(), origin: Origin::Flag }),
+            ValueSource::EnvVariable if self.is_false(id) => None,
+            ValueSource::EnvVariable => {
+                let text = arg.get_env()?.to_string_lossy().into_owned();
+                Some(Name { text, origin: Origin::Variable })
+            }
+            _ => None,
+        }
+    }
+
+    fn is_false(&self, id: &str) -> bool {
+        self.matches.try_get_one::<bool>(id).is_ok_and(|value| value == Some(&false))
+    }
+
+    fn is_true(&self, id: &str) -> bool {
+        self.matches.try_get_one::<bool>(id).is_ok_and(|value| value == Some(&true))
+    }
+
+    /// Those of the arguments that were given.
+    fn each(&self, ids: &[&str], why: &str) -> Vec<Idle> {
+        let names = ids.iter().filter_map(|id| self.name(id));
+        names.map(|name| Idle { name, why: why.to_owned() }).collect()
+    }
+}

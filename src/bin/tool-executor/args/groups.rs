@@ -1,0 +1,247 @@
+//! The flags that several commands have, each declared once: name, help, default, variable.
+//!
+//! The variable of a flag is `TOOL_EXECUTOR_` and the flag's name. The address to listen on is
+//! `TOOL_EXECUTOR_LISTEN_HOST` and `_LISTEN_PORT`: Kubernetes sets `TOOL_EXECUTOR_PORT` in every
+//! container beside a service called `tool-executor`, to something that is no port.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{ArgAction, Args};
+use tool_executor::config::{ExecutorConfig, Policy, Secret};
+
+use super::values::{self, Limit, named};
+
+/// The slots of this machine.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Slots of this machine")]
+pub(crate) struct SlotArgs {
+    /// Sandbox slots: trajectories that have a workspace at the same time [default: 2 per
+    /// processor, at least 10]
+    #[arg(long, value_name = "N", env = "TOOL_EXECUTOR_SLOTS")]
+    #[arg(value_parser = named(values::at_least_one))]
+    slots: Option<usize>,
+
+    /// Where the workspaces are made [default: tool-executor-<uid> in the temporary directory]
+    #[arg(long, value_name = "DIR", env = "TOOL_EXECUTOR_DATA_DIR")]
+    pub(crate) data_dir: Option<PathBuf>,
+}
+
+impl SlotArgs {
+    /// How many slots this machine has.
+    pub(crate) fn count(&self) -> usize {
+        self.slots.unwrap_or_else(|| {
+            let processors = std::thread::available_parallelism().map_or(1, |number| number.get());
+            default_slots(processors)
+        })
+    }
+}
+
+/// The reference's default, and more where there are processors for more.
+pub(super) fn default_slots(processors: usize) -> usize {
+    processors.saturating_mul(2).max(10)
+}
+
+/// Whether commands have to be isolated, on this machine or on sandbox servers.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Isolation")]
+pub(crate) struct IsolationArgs {
+    /// Run commands even where they cannot be isolated: no working bubblewrap, here or on a sandbox
+    /// server
+    #[arg(long, env = "TOOL_EXECUTOR_ALLOW_UNISOLATED")]
+    #[arg(value_parser = named(values::boolean))]
+    allow_unisolated: bool,
+
+    /// Refuse to run commands where they cannot be isolated
+    #[arg(long, hide = true)]
+    pub(crate) require_sandbox: bool,
+}
+
+impl IsolationArgs {
+    /// Whether commands may run without isolation.
+    pub(crate) fn allow_unisolated(&self) -> bool {
+        self.allow_unisolated && !self.require_sandbox
+    }
+}
+
+/// What a slot of this machine may use.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Limits of each slot of this machine")]
+pub(crate) struct LimitArgs {
+    /// Memory of a slot's processes together, as 512M or 4G; `none` is no limit [default: 4G]
+    #[arg(long, value_name = "SIZE", env = "TOOL_EXECUTOR_LIMIT_MEMORY")]
+    #[arg(value_parser = named(values::memory))]
+    pub(crate) limit_memory: Option<Limit<u64>>,
+
+    /// Processes and threads of a slot; `none` is no limit [default: 1024]
+    #[arg(long, value_name = "N", env = "TOOL_EXECUTOR_LIMIT_PROCESSES")]
+    #[arg(value_parser = named(values::processes))]
+    pub(crate) limit_processes: Option<Limit<u64>>,
+
+    /// Processors' worth of time of a slot, as 1.5; needs cgroups [default: none]
+    #[arg(long, value_name = "N", env = "TOOL_EXECUTOR_LIMIT_CPU")]
+    #[arg(value_parser = named(values::processors))]
+    pub(crate) limit_cpu: Option<Limit<f64>>,
+
+    /// Open files of a process; `none` is no limit [default: 4096]
+    #[arg(long, value_name = "N", env = "TOOL_EXECUTOR_LIMIT_OPEN_FILES")]
+    #[arg(value_parser = named(values::open_files))]
+    pub(crate) limit_open_files: Option<Limit<u64>>,
+
+    /// The size of one file; `none` is no limit [default: 8G]
+    #[arg(long, value_name = "SIZE", env = "TOOL_EXECUTOR_LIMIT_FILE_SIZE")]
+    #[arg(value_parser = named(values::file_size))]
+    pub(crate) limit_file_size: Option<Limit<u64>>,
+
+    /// What a slot's workspace and /tmp take up on the disk; `none` is no limit [default: 8G]
+    #[arg(long, value_name = "SIZE", env = "TOOL_EXECUTOR_LIMIT_WORKSPACE")]
+    #[arg(value_parser = named(values::workspace_size))]
+    pub(crate) limit_workspace: Option<Limit<u64>>,
+
+    /// Let commands make any system call: no seccomp filter
+    #[arg(long, env = "TOOL_EXECUTOR_NO_SECCOMP", value_parser = named(values::boolean))]
+    pub(crate) no_seccomp: bool,
+}
+
+/// The secret that sandbox servers and their clients share.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct SandboxTokenArgs {
+    /// The bearer token of sandbox servers; better given by the variable, since other users of this
+    /// machine can read the command line
+    #[arg(long, value_name = "TOKEN", env = "TOOL_EXECUTOR_SANDBOX_TOKEN", hide_env_values = true)]
+    #[arg(value_parser = named(values::token))]
+    pub(crate) sandbox_token: Option<Secret>,
+}
+
+/// Sandbox servers in place of this machine's slots.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Sandbox servers in place of this machine")]
+pub(crate) struct FleetArgs {
+    /// Run calls on the sandbox server at this URL; give it once for each server, or a list with
+    /// commas
+    #[arg(long, value_name = "URL", env = "TOOL_EXECUTOR_SANDBOX_URL", value_delimiter = ',')]
+    #[arg(value_parser = named(values::url))]
+    pub(crate) sandbox_url: Vec<String>,
+
+    #[command(flatten)]
+    pub(crate) token: SandboxTokenArgs,
+
+    /// The certificate authorities of https sandbox servers, as a PEM file [default: Mozilla's]
+    #[arg(long, value_name = "FILE", env = "TOOL_EXECUTOR_SANDBOX_CA")]
+    pub(crate) sandbox_ca: Option<PathBuf>,
+
+    /// How long the start waits for sandbox servers that do not answer yet, in seconds
+    #[arg(long, value_name = "S", env = "TOOL_EXECUTOR_SANDBOX_START_TIMEOUT_S")]
+    #[arg(default_value = "60", value_parser = named(values::wait_seconds))]
+    pub(crate) sandbox_start_timeout_s: Duration,
+
+    /// How long a sandbox server may be out of reach before its calls end as sandbox_lost, in
+    /// seconds
+    #[arg(long, value_name = "S", env = "TOOL_EXECUTOR_SANDBOX_UNREACHABLE_TIMEOUT_S")]
+    #[arg(default_value = "30", value_parser = named(values::wait_seconds))]
+    pub(crate) sandbox_unreachable_timeout_s: Duration,
+}
+
+/// The ToolServer.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "ToolServer")]
+pub(crate) struct ToolServerArgs {
+    /// Send external tools to the ToolServer at this URL; it is asked at the start what it offers
+    #[arg(long, value_name = "URL", env = "TOOL_EXECUTOR_TOOL_SERVER_URL")]
+    #[arg(value_parser = named(values::url))]
+    pub(crate) tool_server_url: Option<String>,
+
+    /// The ToolServer's bearer token; better given by the variable, since other users of this
+    /// machine can read the command line
+    #[arg(long, value_name = "TOKEN", env = "TOOL_EXECUTOR_TOOL_SERVER_TOKEN")]
+    #[arg(hide_env_values = true, value_parser = named(values::token))]
+    pub(crate) tool_server_token: Option<Secret>,
+
+    /// The certificate authorities of an https ToolServer, as a PEM file [default: Mozilla's]
+    #[arg(long, value_name = "FILE", env = "TOOL_EXECUTOR_TOOL_SERVER_CA")]
+    pub(crate) tool_server_ca: Option<PathBuf>,
+}
+
+/// How an executor runs calls.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Calls")]
+pub(crate) struct CallArgs {
+    /// Time limit of a call that brings none, in seconds: 1 to 600 [default: the sandbox's, 30]
+    #[arg(long, value_name = "S", env = "TOOL_EXECUTOR_TIMEOUT_S")]
+    #[arg(value_parser = named(values::call_seconds))]
+    timeout_s: Option<Duration>,
+
+    /// How long a call waits for others to share its batch, at most; 0 sends each at once
+    #[arg(long, value_name = "MS", default_value = "20", env = "TOOL_EXECUTOR_BATCH_WINDOW_MS")]
+    #[arg(value_parser = named(values::milliseconds))]
+    batch_window_ms: Duration,
+
+    /// Calls in one batch, at most
+    #[arg(long, value_name = "N", default_value = "200", env = "TOOL_EXECUTOR_MAX_BATCH_SIZE")]
+    #[arg(value_parser = named(values::at_least_one))]
+    max_batch_size: usize,
+
+    /// Whether commands may use the network
+    #[arg(long, value_name = "BOOL", default_value = "true", env = "TOOL_EXECUTOR_ALLOW_NETWORK")]
+    #[arg(value_parser = named(values::boolean), action = ArgAction::Set)]
+    allow_network: bool,
+
+    /// Commands get no network: the same as --allow-network=false
+    #[arg(long)]
+    no_network: bool,
+}
+
+impl CallArgs {
+    /// The executor's settings that these flags are about, the others at their defaults.
+    pub(crate) fn config(&self) -> ExecutorConfig {
+        let mut config = ExecutorConfig::default()
+            .with_policy(Policy::default().with_allow_network(self.allow_network()))
+            .with_batch_window(self.batch_window_ms)
+            .with_max_batch_size(self.max_batch_size);
+        config.default_timeout = self.timeout_s;
+        config
+    }
+
+    /// Whether commands may use the network.
+    pub(crate) fn allow_network(&self) -> bool {
+        self.allow_network && !self.no_network
+    }
+}
+
+/// Where a server listens, and who may use it.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Listening")]
+pub(crate) struct ListenArgs {
+    /// The address to listen on; one that other machines can reach needs a token or --no-auth
+    #[arg(long, value_name = "ADDRESS", env = "TOOL_EXECUTOR_LISTEN_HOST")]
+    #[arg(default_value = "127.0.0.1", value_parser = named(values::address))]
+    pub(crate) host: IpAddr,
+
+    /// The port to listen on; 0 takes a free one, which is printed
+    #[arg(long, value_name = "N", env = "TOOL_EXECUTOR_LISTEN_PORT")]
+    #[arg(value_parser = named(values::port))]
+    pub(crate) port: u16,
+
+    /// Do without a token: every client that can reach the port may use it, and so may commands
+    /// that have a network
+    #[arg(long, env = "TOOL_EXECUTOR_NO_AUTH", value_parser = named(values::boolean))]
+    pub(crate) no_auth: bool,
+}
+
+/// How the program runs and ends.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Running")]
+pub(crate) struct RunArgs {
+    /// Seconds that what runs may take to end after the first SIGINT (Ctrl-C), SIGTERM or SIGHUP; a
+    /// second one ends it at once
+    #[arg(long, value_name = "S", default_value = "10", env = "TOOL_EXECUTOR_GRACE_S")]
+    #[arg(value_parser = named(values::grace_seconds))]
+    pub(crate) grace_s: Duration,
+
+    /// What is logged to standard error: off, error, warn, info, debug or trace, or a list as
+    /// warn,tool_executor::backend=debug [default: that of RUST_LOG, else warn]
+    #[arg(long, value_name = "LEVEL", env = "TOOL_EXECUTOR_LOG")]
+    #[arg(value_parser = named(values::log_filter))]
+    pub(crate) log: Option<String>,
+}

@@ -1,0 +1,287 @@
+//! The command line and the environment: flags, variables, their defaults and their limits. Does
+//! nothing with them.
+//!
+//! `groups` declares what several commands have, `values` reads values, `applies` says what cannot
+//! apply beside something else.
+
+mod applies;
+mod groups;
+#[cfg(test)]
+mod tests;
+mod values;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::builder::Resettable;
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use tool_executor::config::Secret;
+
+use crate::exit_code;
+
+pub(crate) use self::groups::{
+    CallArgs, FleetArgs, IsolationArgs, LimitArgs, ListenArgs, RunArgs, SandboxTokenArgs, SlotArgs,
+    ToolServerArgs,
+};
+pub(crate) use self::values::Limit;
+use self::values::named;
+
+/// Executes the tool calls of many concurrent LLM agents.
+///
+/// Flags can be given by the variables that are named beside them; a flag wins over its variable,
+/// and an empty variable counts as none.
+#[derive(Debug, Parser)]
+#[command(name = "tool-executor", version, about, after_help = exit_code::HELP)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What the program can do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run recorded trajectories through the executor and the embedded sandbox
+    ///
+    /// Every trajectory gets a workspace of its own; its calls run in order, many trajectories at a
+    /// time. Progress and warnings go to standard error, the summary to standard output.
+    ///
+    /// The first Ctrl-C or SIGTERM starts no further calls and lets those that run end; the second
+    /// one cancels them. During the start the first one ends the program, within a second.
+    #[command(after_help = exit_code::HELP, after_long_help = replay_help())]
+    Replay(ReplayArgs),
+
+    /// Serve this machine's sandbox over HTTP, for executors elsewhere
+    ///
+    /// Prints one line when it listens. Without a token commands get no network, since they could
+    /// reach this server and with it other slots. SIGTERM and Ctrl-C end it: what runs may go on
+    /// for the grace time; a second signal ends it at once.
+    #[command(after_help = exit_code::SERVER_HELP)]
+    Sandbox(SandboxArgs),
+
+    /// Serve an executor over HTTP: the reference's clients use it unchanged
+    ///
+    /// Its calls run in slots of this machine, or of sandbox servers. Prints one line when it
+    /// listens. Without a token commands of this machine's slots get no network, since they could
+    /// reach this server and with it other trajectories. SIGTERM and Ctrl-C end it: what runs may
+    /// go on for the grace time; a second signal ends it at once.
+    #[command(after_help = exit_code::SERVER_HELP)]
+    Serve(ServeArgs),
+
+    /// Print the completions of a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+
+    /// Print the manual page, or write one of each command
+    Man {
+        /// Write a page of each command to this directory instead
+        #[arg(long, value_name = "DIR")]
+        dir: Option<PathBuf>,
+    },
+}
+
+/// The flags of `sandbox`.
+#[derive(Debug, Clone, Args)]
+#[command(mut_arg("port", |port| port.default_value("8080").required(false)))]
+#[command(mut_arg("sandbox_token", |token| token.visible_alias("token")))]
+pub(crate) struct SandboxArgs {
+    #[command(flatten)]
+    pub(crate) listen: ListenArgs,
+
+    #[command(flatten)]
+    pub(crate) token: SandboxTokenArgs,
+
+    #[command(flatten)]
+    pub(crate) isolation: IsolationArgs,
+
+    #[command(flatten)]
+    pub(crate) slots: SlotArgs,
+
+    #[command(flatten)]
+    pub(crate) limits: LimitArgs,
+
+    #[command(flatten)]
+    pub(crate) run: RunArgs,
+}
+
+/// The flags of `serve`.
+#[derive(Debug, Clone, Args)]
+#[command(mut_arg("port", |port| port.default_value("9001").required(false)))]
+pub(crate) struct ServeArgs {
+    #[command(flatten)]
+    pub(crate) listen: ListenArgs,
+
+    /// The bearer token that clients must have; better given by the variable, since other users of
+    /// this machine can read the command line
+    #[arg(long, value_name = "TOKEN", env = "TOOL_EXECUTOR_TOKEN", hide_env_values = true)]
+    #[arg(value_parser = named(values::token))]
+    pub(crate) token: Option<Secret>,
+
+    #[command(flatten)]
+    pub(crate) isolation: IsolationArgs,
+
+    #[command(flatten)]
+    pub(crate) slots: SlotArgs,
+
+    #[command(flatten)]
+    pub(crate) limits: LimitArgs,
+
+    #[command(flatten)]
+    pub(crate) fleet: FleetArgs,
+
+    #[command(flatten)]
+    pub(crate) tool_server: ToolServerArgs,
+
+    #[command(flatten)]
+    pub(crate) calls: CallArgs,
+
+    /// How long a call waits for a free slot, in seconds
+    #[arg(long, value_name = "S", default_value = "600", env = "TOOL_EXECUTOR_ACQUIRE_TIMEOUT_S")]
+    #[arg(value_parser = named(values::wait_seconds))]
+    pub(crate) acquire_timeout_s: Duration,
+
+    /// Take back the slot of a trajectory that makes no call for so long, in seconds; 0 never does
+    #[arg(long, value_name = "S", default_value = "1800", env = "TOOL_EXECUTOR_IDLE_LIMIT_S")]
+    #[arg(value_parser = named(values::wait_seconds))]
+    pub(crate) idle_limit_s: Duration,
+
+    #[command(flatten)]
+    pub(crate) run: RunArgs,
+}
+
+/// The flags of `replay`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ReplayArgs {
+    /// Trajectories as JSON Lines, plain or compressed with gzip or zstd; `-` reads standard input
+    ///
+    /// A line is {"trajectory_id", "setup"?, "calls": [{"name", "arguments", "recorded_output"?,
+    /// "recorded_exit_code"?}]} or {"trajectory_id"?, "messages": [...]}, whose assistant messages
+    /// hold Hermes <tool_call> text or OpenAI tool_calls. Other keys are ignored. A line without an
+    /// id is named line-N; one whose id another line has got runs as ID~2, ID~3, and so on.
+    pub(crate) file: PathBuf,
+
+    /// Trajectories at a time; may be more than there are slots [default: as many as slots, those
+    /// of all sandbox servers together]
+    #[arg(long, value_name = "N", value_parser = named(values::at_least_one))]
+    pub(crate) concurrency: Option<usize>,
+
+    /// Run each trajectory N times, each under its own id: `id`, `id#2`, `id#3`, ...
+    #[arg(long, value_name = "N", default_value = "1")]
+    #[arg(value_parser = named(values::at_least_one_u32))]
+    pub(crate) repeat: u32,
+
+    /// Run the first N trajectories of the input only
+    #[arg(long, value_name = "N", value_parser = named(values::at_least_one_u64))]
+    pub(crate) limit: Option<u64>,
+
+    /// Compare outputs and exit codes with the recorded ones and report the agreement
+    #[arg(long)]
+    pub(crate) compare: bool,
+
+    /// Write one JSON line per call to FILE, in the order of completion
+    #[arg(long, value_name = "FILE", value_parser = values::results_file())]
+    pub(crate) out: Option<PathBuf>,
+
+    /// Write the summary to FILE, as one JSON object
+    #[arg(long, value_name = "FILE", value_parser = values::results_file())]
+    pub(crate) summary_json: Option<PathBuf>,
+
+    /// Copy each trajectory's workspace to DIR/<trajectory id> when it ends
+    ///
+    /// Characters of the id that are not letters, digits, `.`, `_` or `-` are written as %XX.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) keep_workspaces: Option<PathBuf>,
+
+    /// No progress
+    #[arg(long, short)]
+    pub(crate) quiet: bool,
+
+    #[command(flatten)]
+    pub(crate) isolation: IsolationArgs,
+
+    #[command(flatten)]
+    pub(crate) slots: SlotArgs,
+
+    #[command(flatten)]
+    pub(crate) limits: LimitArgs,
+
+    #[command(flatten)]
+    pub(crate) fleet: FleetArgs,
+
+    #[command(flatten)]
+    pub(crate) tool_server: ToolServerArgs,
+
+    #[command(flatten)]
+    pub(crate) calls: CallArgs,
+
+    #[command(flatten)]
+    pub(crate) run: RunArgs,
+}
+
+/// The long help's part about the files that `replay` writes.
+fn replay_help() -> String {
+    format!("{RESULTS_HELP}\n\n{}", exit_code::HELP)
+}
+
+const RESULTS_HELP: &str = "\
+Results:
+  --out FILE gets one JSON object a line and call: trajectory_id, task_id,
+  repetition, setup, index, name, arguments, uniq_id, success, outcome,
+  model_attributable, may_have_executed, output, error, metadata, latency_ms,
+  timing_ms, and with --compare, compared. A trainer leaves out what is not
+  model_attributable. The file never ends in half a line.
+  --summary-json FILE gets the summary as one JSON object.
+  docs/results.md describes each field.";
+
+/// What was asked for, and what to warn of.
+#[derive(Debug)]
+pub(crate) struct Parsed {
+    pub(crate) cli: Cli,
+    /// One line for each variable that has no effect.
+    pub(crate) warnings: Vec<String>,
+}
+
+/// Reads this process's command line and environment.
+///
+/// # Errors
+/// Something is wrong with them, or help was asked for: `clap`'s way to say both.
+pub(crate) fn parse() -> Result<Parsed, clap::Error> {
+    let given = std::env::vars_os().filter(|(_, value)| !value.is_empty());
+    let names: Vec<OsString> = given.map(|(name, _)| name).collect();
+    parse_from(command(), std::env::args_os(), &names)
+}
+
+/// The whole definition, with the variables of this process.
+pub(crate) fn command() -> clap::Command {
+    // An empty variable is how scripts and manifests say that there is none.
+    Cli::command().mut_subcommands(|command| {
+        command.mut_args(|arg| {
+            let is_empty = |name| std::env::var_os(name).is_some_and(|value| value.is_empty());
+            match arg.get_env().is_some_and(is_empty) {
+                true => arg.env(Resettable::Reset),
+                false => arg,
+            }
+        })
+    })
+}
+
+fn parse_from(
+    mut command: clap::Command,
+    line: impl IntoIterator<Item = OsString>,
+    variables: &[OsString],
+) -> Result<Parsed, clap::Error> {
+    let mut matches = command.try_get_matches_from_mut(line)?;
+    let mut warnings = Vec::new();
+    if let Some((name, given)) = matches.subcommand()
+        && let Some(command) = command.find_subcommand_mut(name)
+    {
+        warnings = applies::check(command, given)?;
+        warnings.extend(applies::not_for_sandbox(variables, command));
+    }
+    warnings.extend(applies::without_meaning(variables, &command));
+    let cli =
+        Cli::from_arg_matches_mut(&mut matches).map_err(|error| error.format(&mut command))?;
+    Ok(Parsed { cli, warnings })
+}

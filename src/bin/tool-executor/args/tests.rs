@@ -1,0 +1,321 @@
+//! The commands beside each other, and what is refused. Nothing here depends on the variables of
+//! the process that runs the tests; `tests/cli.rs` and `tests/serve.rs` set some for the program.
+
+use clap::{Arg, Command as Definition};
+use tool_executor::config::ExecutorConfig;
+
+use super::*;
+
+const COMMANDS: [&str; 3] = ["replay", "serve", "sandbox"];
+
+/// Every flag, its variable, and which of the commands has it: `r`eplay, `s`erve, sandbo`x`.
+///
+/// `replay` has no `--acquire-timeout-s`, because more trajectories than slots is what
+/// `--concurrency` asks for, and no `--idle-limit-s`, because it releases what it is done with.
+/// `sandbox` has none of the flags about calls: its clients say these.
+const TABLE: [(&str, &str, &str); 40] = [
+    ("acquire-timeout-s", "TOOL_EXECUTOR_ACQUIRE_TIMEOUT_S", "s"),
+    ("allow-network", "TOOL_EXECUTOR_ALLOW_NETWORK", "rs"),
+    ("allow-unisolated", "TOOL_EXECUTOR_ALLOW_UNISOLATED", "rsx"),
+    ("batch-window-ms", "TOOL_EXECUTOR_BATCH_WINDOW_MS", "rs"),
+    ("compare", "", "r"),
+    ("concurrency", "", "r"),
+    ("data-dir", "TOOL_EXECUTOR_DATA_DIR", "rsx"),
+    ("grace-s", "TOOL_EXECUTOR_GRACE_S", "rsx"),
+    ("host", "TOOL_EXECUTOR_LISTEN_HOST", "sx"),
+    ("idle-limit-s", "TOOL_EXECUTOR_IDLE_LIMIT_S", "s"),
+    ("keep-workspaces", "", "r"),
+    ("limit", "", "r"),
+    ("limit-cpu", "TOOL_EXECUTOR_LIMIT_CPU", "rsx"),
+    ("limit-file-size", "TOOL_EXECUTOR_LIMIT_FILE_SIZE", "rsx"),
+    ("limit-memory", "TOOL_EXECUTOR_LIMIT_MEMORY", "rsx"),
+    ("limit-open-files", "TOOL_EXECUTOR_LIMIT_OPEN_FILES", "rsx"),
+    ("limit-processes", "TOOL_EXECUTOR_LIMIT_PROCESSES", "rsx"),
+    ("limit-workspace", "TOOL_EXECUTOR_LIMIT_WORKSPACE", "rsx"),
+    ("log", "TOOL_EXECUTOR_LOG", "rsx"),
+    ("max-batch-size", "TOOL_EXECUTOR_MAX_BATCH_SIZE", "rs"),
+    ("no-auth", "TOOL_EXECUTOR_NO_AUTH", "sx"),
+    ("no-network", "", "rs"),
+    ("no-seccomp", "TOOL_EXECUTOR_NO_SECCOMP", "rsx"),
+    ("out", "", "r"),
+    ("port", "TOOL_EXECUTOR_LISTEN_PORT", "sx"),
+    ("quiet", "", "r"),
+    ("repeat", "", "r"),
+    ("require-sandbox", "", "rsx"),
+    ("sandbox-ca", "TOOL_EXECUTOR_SANDBOX_CA", "rs"),
+    ("sandbox-start-timeout-s", "TOOL_EXECUTOR_SANDBOX_START_TIMEOUT_S", "rs"),
+    ("sandbox-token", "TOOL_EXECUTOR_SANDBOX_TOKEN", "rsx"),
+    ("sandbox-unreachable-timeout-s", "TOOL_EXECUTOR_SANDBOX_UNREACHABLE_TIMEOUT_S", "rs"),
+    ("sandbox-url", "TOOL_EXECUTOR_SANDBOX_URL", "rs"),
+    ("slots", "TOOL_EXECUTOR_SLOTS", "rsx"),
+    ("summary-json", "", "r"),
+    ("timeout-s", "TOOL_EXECUTOR_TIMEOUT_S", "rs"),
+    ("token", "TOOL_EXECUTOR_TOKEN", "s"),
+    ("tool-server-ca", "TOOL_EXECUTOR_TOOL_SERVER_CA", "rs"),
+    ("tool-server-token", "TOOL_EXECUTOR_TOOL_SERVER_TOKEN", "rs"),
+    ("tool-server-url", "TOOL_EXECUTOR_TOOL_SERVER_URL", "rs"),
+];
+
+/// The definition as it is where no variable is set.
+fn without_variables() -> Definition {
+    Cli::command().mut_subcommands(|command| command.mut_args(|arg| arg.env(Resettable::Reset)))
+}
+
+fn parse_line(line: &str) -> Result<Command, String> {
+    let line = ["tool-executor"].into_iter().chain(line.split_whitespace()).map(OsString::from);
+    match parse_from(without_variables(), line, &[]) {
+        Ok(parsed) => {
+            assert_eq!(parsed.warnings, Vec::<String>::new());
+            Ok(parsed.cli.command)
+        }
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+fn replay(flags: &str) -> Result<ReplayArgs, String> {
+    match parse_line(&format!("replay in.jsonl {flags}"))? {
+        Command::Replay(args) => Ok(args),
+        other => panic!("not a replay: {other:?}"),
+    }
+}
+
+fn flags(program: &Definition, command: &str) -> Vec<Arg> {
+    let command = program.find_subcommand(command).unwrap();
+    let flags = command.get_arguments().filter(|arg| arg.get_long().is_some());
+    flags.filter(|arg| !arg.is_global_set()).cloned().collect()
+}
+
+#[test]
+fn the_definition_is_consistent() {
+    Cli::command().debug_assert();
+}
+
+#[test]
+fn every_flag_is_in_the_table_with_its_variable_and_its_commands() {
+    let program = Cli::command();
+    let mut found: Vec<(String, String, String)> = Vec::new();
+    for (command, letter) in COMMANDS.into_iter().zip(["r", "s", "x"]) {
+        for arg in flags(&program, command) {
+            let name = arg.get_long().unwrap();
+            let variable = arg.get_env().map_or("", |name| name.to_str().unwrap());
+            match found.iter_mut().find(|(known, _, _)| known == name) {
+                Some((_, _, commands)) => commands.push_str(letter),
+                None => found.push((name.to_owned(), variable.to_owned(), letter.to_owned())),
+            }
+        }
+    }
+    found.sort();
+    let found: Vec<_> = found.iter().map(|(a, b, c)| (&**a, &**b, &**c)).collect();
+    assert_eq!(found, TABLE);
+    for (flag, variable, _) in TABLE {
+        let derived = format!("TOOL_EXECUTOR_{}", flag.replace('-', "_").to_uppercase());
+        let is_listening = matches!(flag, "host" | "port");
+        assert!(variable.is_empty() || is_listening || variable == derived, "{flag} {variable}");
+    }
+}
+
+#[test]
+fn a_flag_that_two_commands_have_is_the_same_in_both() {
+    let program = Cli::command();
+    let facts = |arg: &Arg| {
+        let default: Vec<_> = match arg.get_long() {
+            // The reference's ports.
+            Some("port") => Vec::new(),
+            _ => arg.get_default_values().to_vec(),
+        };
+        format!(
+            "{:?} {:?} {:?} {default:?} {:?} {:?} hidden {} secret {}",
+            arg.get_help().map(ToString::to_string),
+            arg.get_long_help().map(ToString::to_string),
+            arg.get_env(),
+            arg.get_value_names(),
+            arg.get_action(),
+            arg.is_hide_set(),
+            arg.is_hide_env_values_set(),
+        )
+    };
+    let mut shared = 0;
+    for (place, one) in COMMANDS.into_iter().enumerate() {
+        for other in &COMMANDS[place + 1..] {
+            for arg in flags(&program, one) {
+                let others = flags(&program, other);
+                let Some(same) = others.iter().find(|same| same.get_long() == arg.get_long())
+                else {
+                    continue;
+                };
+                shared += 1;
+                assert_eq!(facts(&arg), facts(same), "{one} and {other}");
+            }
+        }
+    }
+    assert!(shared > 40, "{shared}");
+}
+
+#[test]
+fn a_secret_is_not_shown_by_the_help() {
+    let program = Cli::command();
+    for command in COMMANDS {
+        for arg in flags(&program, command) {
+            let is_secret = arg.get_long().is_some_and(|name| name.ends_with("token"));
+            assert_eq!(arg.is_hide_env_values_set(), is_secret, "{arg}");
+        }
+    }
+}
+
+#[test]
+fn defaults() {
+    let args = replay("").unwrap();
+    assert!(args.slots.count() >= 10);
+    assert_eq!((args.concurrency, args.repeat), (None, 1));
+    // What the command line does not say is as it is in the library.
+    assert_eq!(args.calls.config(), ExecutorConfig::default());
+    assert_eq!(args.run.grace_s, Duration::from_secs(10));
+    assert!(args.calls.allow_network());
+    assert_eq!((groups::default_slots(1), groups::default_slots(16)), (10, 32));
+    let Command::Serve(args) = parse_line("serve").unwrap() else { panic!() };
+    assert_eq!((args.listen.port, args.acquire_timeout_s), (9001, Duration::from_secs(600)));
+    assert_eq!(args.idle_limit_s, Duration::from_secs(1800));
+    let Command::Sandbox(args) = parse_line("sandbox").unwrap() else { panic!() };
+    assert_eq!(args.listen.port, 8080);
+}
+
+#[test]
+fn flags_are_read() {
+    let args = replay("--slots 3 --concurrency 500").unwrap();
+    assert_eq!((args.slots.count(), args.concurrency), (3, Some(500)));
+    let args = replay("--limit-memory 1G --limit-workspace none --limit-cpu 1.5").unwrap();
+    assert_eq!(args.limits.limit_memory, Some(Limit(Some(1 << 30))));
+    assert_eq!(args.limits.limit_workspace, Some(Limit(None)));
+    assert_eq!(args.limits.limit_cpu, Some(Limit(Some(1.5))));
+    for no in ["--no-network", "--allow-network=false", "--allow-network no"] {
+        assert!(!replay(no).unwrap().calls.allow_network(), "{no}");
+    }
+    let config = replay("--timeout-s 1.5 --batch-window-ms 0 --max-batch-size 7").unwrap();
+    let expected = ExecutorConfig::default()
+        .with_default_timeout(Duration::from_millis(1500))
+        .with_batch_window(Duration::ZERO)
+        .with_max_batch_size(7);
+    assert_eq!(config.calls.config(), expected);
+    let args = replay("--sandbox-url http://a,http://b --sandbox-url http://c").unwrap();
+    assert_eq!(args.fleet.sandbox_url, ["http://a", "http://b", "http://c"]);
+    for flag in ["--token", "--sandbox-token"] {
+        let Command::Sandbox(args) = parse_line(&format!("sandbox {flag} t")).unwrap() else {
+            panic!()
+        };
+        assert_eq!(args.token.sandbox_token, Some("t".into()));
+    }
+}
+
+#[test]
+fn values_outside_their_limits_are_refused_with_the_flags_name() {
+    for (flag, value) in [
+        ("--slots", "0"),
+        ("--slots", "many"),
+        ("--concurrency", "0"),
+        ("--repeat", "0"),
+        ("--repeat", "4294967296"),
+        ("--limit", "0"),
+        ("--max-batch-size", "0"),
+        ("--batch-window-ms", "60001"),
+        ("--timeout-s", "0.5"),
+        ("--timeout-s", "601"),
+        ("--timeout-s", "NaN"),
+        ("--allow-network", "maybe"),
+        ("--limit-memory", "1K"),
+        ("--limit-cpu", "0"),
+        ("--sandbox-url", "a:8080"),
+        ("--grace-s", "3601"),
+        ("--log", "loud"),
+    ] {
+        let error = replay(&format!("{flag} {value}")).expect_err(flag);
+        let said = format!("invalid value '{value}' for '{flag} ");
+        assert!(error.contains(&said) && error.contains("must be"), "{error}");
+    }
+    assert!(parse_line("serve --port 65536").unwrap_err().contains("a port from 0 to 65535"));
+    assert!(parse_line("serve --host example.org").unwrap_err().contains("an IP address"));
+    assert!(replay("--out -").unwrap_err().contains("standard output has the summary"));
+}
+
+#[test]
+fn a_flag_that_cannot_apply_is_refused_with_the_reason() {
+    let url = "--sandbox-url http://a";
+    for flag in [
+        "--slots 2",
+        "--data-dir /x",
+        "--limit-memory 1G",
+        "--limit-processes none",
+        "--limit-cpu 1",
+        "--limit-open-files 100",
+        "--limit-file-size 1G",
+        "--limit-workspace 1G",
+        "--no-seccomp",
+    ] {
+        let name = flag.split(' ').next().unwrap();
+        let why =
+            format!("error: {name} has no effect: --sandbox-url names sandbox servers, which");
+        for command in ["replay in.jsonl", "serve"] {
+            let error = parse_line(&format!("{command} {url} {flag}")).unwrap_err();
+            assert!(error.contains(&why), "{error}");
+            assert!(parse_line(&format!("{command} {flag}")).is_ok(), "{flag}");
+        }
+    }
+    for (line, why) in [
+        ("serve --sandbox-token t", "--sandbox-token has no effect: no --sandbox-url"),
+        ("replay x --sandbox-ca f", "--sandbox-ca has no effect: no --sandbox-url"),
+        ("serve --tool-server-token t", "--tool-server-token has no effect: no --tool-server-url"),
+        ("replay x --tool-server-ca f", "--tool-server-ca has no effect: no --tool-server-url"),
+        ("serve --no-auth --token t", "--no-auth has no effect: --token gives a token"),
+        ("sandbox --no-auth --token t", "--no-auth has no effect: --sandbox-token gives a token"),
+        (
+            "replay x --no-network --allow-network true",
+            "--no-network has no effect: --allow-network",
+        ),
+        ("sandbox --require-sandbox --allow-unisolated", "--require-sandbox has no effect: "),
+    ] {
+        let error = parse_line(line).unwrap_err();
+        assert!(error.contains(why), "{line}: {error}");
+    }
+    assert!(replay(&format!("{url} --keep-workspaces /x --sandbox-token t")).is_ok());
+}
+
+#[test]
+fn variables_that_no_command_has_are_told_and_those_of_others_are_not() {
+    let names = [
+        "TOOL_EXECUTOR_SLOT",
+        "TOOL_EXECUTOR_SLOTS",
+        "TOOL_EXECUTOR_JOB_ID",
+        "TOOL_EXECUTOR_LIBRARY",
+        "TOOL_EXECUTOR_PORT",
+        "TOOL_EXECUTOR_PORT_9001_TCP_ADDR",
+        "TOOL_EXECUTOR_SERVICE_HOST",
+        "TOOL_EXECUTOR_SANDBOX_SERVICE_PORT_HTTP",
+        "TOOL_EXECUTOR_SANDBOX_PORT",
+        "TOOL_EXECUTOR_IMPORTANT",
+        "PATH",
+    ];
+    let warnings = applies::without_meaning(&names.map(OsString::from), &Cli::command());
+    let of = |start: &str| warnings.iter().filter(|text| text.starts_with(start)).count();
+    assert_eq!(of("TOOL_EXECUTOR_SLOT has no effect: there is no such variable"), 1);
+    assert_eq!(of("TOOL_EXECUTOR_IMPORTANT has no effect: there is no such variable"), 1);
+    assert_eq!(of("TOOL_EXECUTOR_JOB_ID has no effect: slots are this machine's"), 1);
+    assert_eq!(warnings.len(), 3, "{warnings:?}");
+
+    let network = [OsString::from("TOOL_EXECUTOR_ALLOW_NETWORK")];
+    for (command, warnings) in [("sandbox", 1), ("serve", 0), ("man", 0)] {
+        let line = ["tool-executor", command].map(OsString::from);
+        let parsed = parse_from(without_variables(), line, &network).unwrap();
+        let of_network = |text: &&String| text.contains("has no effect: the executors that use");
+        assert_eq!(parsed.warnings.iter().filter(of_network).count(), warnings, "{command}");
+    }
+}
+
+#[test]
+fn the_help_of_replay_names_every_field_of_a_result() {
+    let text = include_str!("../../../../docs/results.md");
+    let section = text.split("\n## ").find(|section| section.starts_with("A line of `--out`"));
+    let fields = section.unwrap().lines().filter_map(|line| line.strip_prefix("| `"));
+    let fields = fields.map(|row| row.split('`').next().unwrap());
+    for field in fields.filter(|field| !field.contains('.')) {
+        assert!(RESULTS_HELP.contains(field), "{field}");
+    }
+}

@@ -1,0 +1,62 @@
+//! The lease of a trajectory's slot: how artifacts are read while nothing else of the trajectory runs.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crossbeam_channel::Sender;
+
+use crate::artifact::ArtifactError;
+use crate::backend::SlotRef;
+
+/// Where a lease goes, or why there is none.
+pub(crate) type LeaseReply = Sender<Result<Lease, ArtifactError>>;
+
+/// The use of a trajectory's slot while nothing else of the trajectory runs; given back on drop.
+pub(crate) struct Lease {
+    slot: SlotRef,
+    lost: Arc<AtomicBool>,
+    /// Taken on drop.
+    give_back: Option<Box<dyn FnOnce() + Send + Sync>>,
+}
+
+impl Lease {
+    /// `lost` is set when the slot is taken away meanwhile: what is in it may be another
+    /// trajectory's then. `give_back` is called once, when the lease is dropped.
+    pub(crate) fn new(
+        slot: SlotRef,
+        lost: Arc<AtomicBool>,
+        give_back: impl FnOnce() + Send + Sync + 'static,
+    ) -> Self {
+        Self { slot, lost, give_back: Some(Box::new(give_back)) }
+    }
+
+    /// The slot.
+    pub(crate) fn slot(&self) -> &SlotRef {
+        &self.slot
+    }
+
+    /// Fails once the slot was lost.
+    ///
+    /// # Errors
+    /// See [`lost`].
+    pub(crate) fn check(&self) -> Result<(), ArtifactError> {
+        if self.lost.load(Ordering::Acquire) {
+            return Err(lost());
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if let Some(give_back) = self.give_back.take() {
+            give_back();
+        }
+    }
+}
+
+/// Why a trajectory whose workspace was lost with its sandbox has no artifacts.
+pub(crate) fn lost() -> ArtifactError {
+    let text = "the workspace of this trajectory went down with it";
+    ArtifactError::SandboxLost(text.to_owned())
+}

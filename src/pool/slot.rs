@@ -1,0 +1,120 @@
+//! What the pool knows of a slot and of a container: their states, and how many are in which.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Instant;
+
+use serde::Serialize;
+
+use crate::wait_queue::Position;
+
+/// The index of a slot in its pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct SlotIx(pub(super) usize);
+
+impl SlotIx {
+    /// The number of the slot in its pool, from 0.
+    pub(crate) fn index(self) -> usize {
+        self.0
+    }
+
+    #[cfg(test)]
+    pub(crate) fn at(index: usize) -> Self {
+        Self(index)
+    }
+}
+
+/// How many slots are in which state.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct SlotCounts {
+    /// All slots.
+    pub total: usize,
+    /// Free and empty.
+    pub clean: usize,
+    /// Free, with the files of the trajectory that was released from it: reset before any other
+    /// trajectory gets it.
+    pub dirty: usize,
+    /// Held by a trajectory.
+    pub held: usize,
+    /// Being reset.
+    pub resetting: usize,
+    /// Kept back because the last reset failed; it is tried again, less and less often.
+    pub broken: usize,
+}
+
+/// How many containers answer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct ContainerCounts {
+    /// They answer.
+    pub up: usize,
+    /// They do not answer, and nobody knows what became of what they were given.
+    pub unknown: usize,
+    /// They are given up until they answer again.
+    pub down: usize,
+}
+
+#[derive(Debug)]
+pub(super) enum State {
+    Clean,
+    /// Free, with files in it: those of the named trajectory, if that one may have them back.
+    Dirty(Option<Arc<str>>),
+    Held(Arc<str>),
+    Resetting {
+        purpose: Purpose,
+        deadline: Instant,
+    },
+    /// Not to be touched before `retry_at`.
+    Broken {
+        retry_at: Instant,
+    },
+}
+
+#[derive(Debug)]
+pub(super) enum Purpose {
+    /// For the trajectory that was at the head of the waiting room, at this position, when the reset
+    /// began.
+    Grant(Position, Arc<str>),
+    Release(Arc<str>),
+    /// For nobody any more: its trajectory gave up waiting.
+    Nobody,
+}
+
+#[derive(Debug)]
+pub(super) struct Slot {
+    pub(super) container: usize,
+    pub(super) index: usize,
+    pub(super) name: Arc<str>,
+    pub(super) generation: u64,
+    pub(super) state: State,
+    pub(super) failed_resets: u32,
+    /// A reset that was given up is still to be answered, so it may still be at work in there.
+    pub(super) unanswered: bool,
+    /// The container went down or began anew after the last reset was started: what that says
+    /// of the slot is no longer true.
+    pub(super) stale: bool,
+}
+
+#[derive(Debug)]
+pub(super) struct PoolContainer {
+    pub(super) addr: Arc<str>,
+    pub(super) clean: Vec<SlotIx>,
+    /// In order of release: the one that was left longest ago is taken first.
+    pub(super) dirty: VecDeque<SlotIx>,
+    /// Slots that are held or being reset for somebody.
+    pub(super) load: usize,
+    /// Slots that are held.
+    pub(super) held: usize,
+    /// All its slots.
+    pub(super) total: usize,
+    pub(super) state: ContainerState,
+}
+
+/// Whether a container answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ContainerState {
+    Up,
+    Unknown,
+    Down,
+}

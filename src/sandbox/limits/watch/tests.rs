@@ -1,0 +1,102 @@
+//! The watch without its threads.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::*;
+use crate::sandbox::workspace::DataDir;
+
+#[test]
+fn it_is_looked_the_more_often_the_nearer_the_limit_is() {
+    let millis = |pace: &Pace, left| pace.pause(left).as_millis();
+    assert_eq!(millis(&MEMORY_PACE, 4 << 30), 125);
+    assert_eq!(millis(&MEMORY_PACE, 128 << 20), 25);
+    assert_eq!(millis(&MEMORY_PACE, 0), 25);
+    assert_eq!(millis(&MEMORY_PACE, u64::MAX), 250);
+    assert_eq!(millis(&DISK_PACE, 8 << 30), 500);
+    assert_eq!(millis(&DISK_PACE, 32 << 20), 100);
+    assert_eq!(millis(&DISK_PACE, u64::MAX), 1000);
+}
+
+#[test]
+fn a_command_that_cleans_up_is_left_alone() {
+    let of = |size, by_itself| Some(Before { size, by_itself });
+    assert!(!is_exceeded(100, None, 100));
+    assert!(is_exceeded(100, None, 101));
+    for by_itself in [true, false] {
+        assert!(is_exceeded(100, of(50, by_itself), 101));
+        assert_eq!(is_exceeded(100, of(150, by_itself), 151), by_itself);
+        assert!(!is_exceeded(100, of(150, by_itself), 149));
+        assert!(!is_exceeded(100, of(150, by_itself), 150));
+    }
+}
+
+#[test]
+fn a_command_in_a_full_slot_answers_only_for_what_it_has_written_itself() {
+    const LIMIT: u64 = 1 << 20;
+    let base = tempfile::tempdir().unwrap();
+    let data = DataDir::create(Some(base.path()), 1, None).unwrap();
+    let workspace = data.workspaces()[0].clone();
+    let shared = Shared::default();
+    let role = Role::Disk(LIMIT);
+    let mut thread = Thread { role, known: HashMap::new(), disks: HashMap::new() };
+    let write = |name: &str, bytes: u64| {
+        std::fs::write(workspace.path().join(name), vec![1; bytes as usize]).unwrap();
+    };
+    let counted = |thread: &Thread| thread.disks.get(workspace.path()).map(|disk| disk.counted);
+    // Looks until it has counted once more; tells whether the command of that number must end.
+    let mut count = |number: u64, began: Instant| {
+        let told = Arc::new(AtomicBool::new(false));
+        let alarm: Alarm = Arc::new({
+            let told = told.clone();
+            move |_| told.store(true, Ordering::Relaxed)
+        });
+        // No process has this number.
+        let init = i32::MAX;
+        let entry = Entry { init, workspace: workspace.clone(), busy: Some((began, alarm)) };
+        let (before, patience) = (counted(&thread), Instant::now() + Duration::from_secs(60));
+        while counted(&thread) == before {
+            assert!(Instant::now() < patience, "it never counts again");
+            thread.look(&shared, &[(number, entry.clone())], Vec::new());
+        }
+        told.load(Ordering::Relaxed)
+    };
+
+    let first = Instant::now();
+    write("big", 2 * LIMIT);
+    assert!(count(1, first), "it has filled the slot");
+    // It goes on until it is killed.
+    write("more", 100_000);
+    let second = Instant::now();
+    assert!(!count(2, second), "it has written nothing");
+    assert!(!count(2, second));
+    write("its own", 100_000);
+    assert!(count(2, second));
+}
+
+#[test]
+fn what_cannot_be_counted_is_estimated() {
+    let size = |incomplete| Size { bytes: 10, incomplete };
+    assert_eq!(used(size(false), 5, 100), 15);
+    assert_eq!(used(size(true), 5, 100), 100);
+    assert_eq!(used(size(true), 200, 100), 210);
+}
+
+#[test]
+fn a_workspace_is_counted_when_the_file_system_loses_bytes_or_time_has_passed() {
+    let disk = |age: Duration, cost| Disk {
+        size: 60,
+        counted: Instant::now().checked_sub(age).unwrap(),
+        cost,
+        free: 1000,
+        free_at_first: 1000,
+    };
+    let just = Duration::ZERO;
+    assert!(!is_due(&disk(just, just), 100, 990, 0), "less than half of the rest is lost");
+    assert!(is_due(&disk(just, just), 100, 980, 0));
+    assert!(is_due(&disk(just, just), 100, 999, 39), "removed files take from the rest");
+    assert!(!is_due(&disk(just, just), 100, 2000, 0));
+    let second = Duration::from_secs(1);
+    assert!(!is_due(&disk(second, second), 100, 0, 0), "it would do nothing else");
+    assert!(is_due(&disk(2 * second, just), 100, 1000, 0));
+    assert!(!is_due(&disk(2 * second, second / 4), 100, 1000, 0));
+}

@@ -1,0 +1,151 @@
+//! Flags and variables as users meet them: what is refused, what is warned of, what is generated.
+
+use super::*;
+
+/// What the program says with these variables.
+fn run(line: &[&str], variables: &[(&str, &str)]) -> Run {
+    Run::of(program().args(line).envs(variables.iter().copied()).output().unwrap())
+}
+
+#[test]
+fn a_wrong_variable_is_named_with_what_would_be_right() {
+    for (variable, value, right) in [
+        (
+            "TOOL_EXECUTOR_ALLOW_NETWORK",
+            "maybe",
+            "1, true, yes, y or on, or 0, false, no, n or off",
+        ),
+        ("TOOL_EXECUTOR_SLOTS", "many", "a whole number of at least 1"),
+        ("TOOL_EXECUTOR_LIMIT_MEMORY", "lots", "512M or 4G, or none"),
+        ("TOOL_EXECUTOR_GRACE_S", "-1", "a number of seconds from 0 to 3600"),
+        ("TOOL_EXECUTOR_NO_SECCOMP", "perhaps", "1, true, yes, y or on, or 0,"),
+    ] {
+        for line in [&["replay", "x.jsonl"][..], &["serve", "--port", "0"]] {
+            let run = run(line, &[(variable, value)]);
+            assert_eq!(run.code, Some(2), "{run:?}");
+            let said = format!("invalid value '{value}' for the variable {variable}: it must be ");
+            assert!(run.stderr.contains(&said) && run.stderr.contains(right), "{run:?}");
+        }
+    }
+    let secret = [("TOOL_EXECUTOR_TOKEN", "s3cret with spaces")];
+    let run = run(&["serve", "--port", "0"], &secret);
+    assert_eq!(run.code, Some(2));
+    assert!(
+        run.stderr.contains("TOOL_EXECUTOR_TOKEN") && !run.stderr.contains("s3cret"),
+        "{run:?}"
+    );
+}
+
+#[test]
+fn an_empty_variable_counts_as_none_and_a_flag_wins_over_its_variable() {
+    let setup = Setup::new(&[trajectory("t", &["true"])]);
+    for (flags, variables) in [
+        (&[][..], &[("TOOL_EXECUTOR_SLOTS", ""), ("TOOL_EXECUTOR_ALLOW_NETWORK", "")][..]),
+        (&["--slots", "2"], &[("TOOL_EXECUTOR_SLOTS", "many")]),
+    ] {
+        let run = Run::of(setup.command(flags).envs(variables.iter().copied()).output().unwrap());
+        assert_eq!(run.code, Some(0), "{run:?}");
+    }
+}
+
+#[test]
+fn what_cannot_apply_is_refused_as_a_flag_and_warned_of_as_a_variable() {
+    let fleet =
+        ["replay", "-", "--sandbox-url", "http://127.0.0.1:1", "--sandbox-start-timeout-s", "0"];
+    let line = [&fleet[..], &["--limit-memory", "1G"]].concat();
+    let refused = run(&line, &[]);
+    assert_eq!(refused.code, Some(2));
+    let why = "--limit-memory has no effect: --sandbox-url names sandbox servers, which have slots";
+    assert!(refused.stderr.contains(why), "{refused:?}");
+
+    let warned = run(
+        &fleet,
+        &[
+            ("TOOL_EXECUTOR_SLOTS", "3"),
+            ("TOOL_EXECUTOR_NO_SECCOMP", "off"),
+            ("TOOL_EXECUTOR_JOB_ID", "x"),
+            ("TOOL_EXECUTOR_SLOT", "3"),
+        ],
+    );
+    assert_eq!(warned.code, Some(5), "{warned:?}");
+    let lines: Vec<_> = warned.stderr.lines().filter(|line| line.contains("no effect")).collect();
+    assert_eq!(lines.len(), 3, "{warned:?}");
+    assert!(lines[0].contains("TOOL_EXECUTOR_SLOTS has no effect: --sandbox-url names"));
+    assert!(lines[1].contains("TOOL_EXECUTOR_JOB_ID has no effect: "));
+    assert!(lines[2].contains("TOOL_EXECUTOR_SLOT has no effect: there is no such variable"));
+
+    // The reason has the name of what gave it.
+    let url = [("TOOL_EXECUTOR_SANDBOX_URL", "http://127.0.0.1:1")];
+    let refused = run(&["replay", "-", "--slots", "2"], &url);
+    assert_eq!(refused.code, Some(2));
+    let why = "--slots has no effect: TOOL_EXECUTOR_SANDBOX_URL names sandbox servers";
+    assert!(refused.stderr.contains(why), "{refused:?}");
+}
+
+#[test]
+fn workspaces_are_made_where_it_is_said() {
+    let setup = Setup::new(&[trajectory("t", &["true"])]);
+    for name in ["tmp", "data"] {
+        make_directory(&setup.path(name));
+    }
+    let mut command = setup.command(&["--slots", "1"]);
+    command.env("TMPDIR", setup.path("tmp")).env("TOOL_EXECUTOR_DATA_DIR", setup.path("data/own"));
+    let run = Run::of(command.output().unwrap());
+    assert_eq!(run.code, Some(0), "{run:?}");
+    assert!(setup.path("data/own").is_dir());
+    assert_eq!(fs::read_dir(setup.path("tmp")).unwrap().count(), 0);
+}
+
+#[test]
+fn completions_are_scripts_of_their_shell() {
+    let setup = Setup::new(&[]);
+    for shell in ["bash", "zsh", "fish"] {
+        let completions = run(&["completions", shell], &[]);
+        assert_eq!(completions.code, Some(0));
+        for word in ["replay", "sandbox", "serve", "completions", "man", "summary-json"] {
+            assert!(completions.stdout.contains(word), "{shell} {word}");
+        }
+        if shell == "bash" {
+            let script = setup.path("completions");
+            fs::write(&script, completions.stdout).unwrap();
+            let checked = Command::new("bash").arg("-n").arg(script).output().unwrap();
+            assert!(checked.status.success(), "{checked:?}");
+        }
+    }
+    assert_eq!(run(&["completions", "command.com"], &[]).code, Some(2));
+}
+
+#[test]
+fn the_manual_has_every_command_and_no_value_of_a_variable() {
+    let variables = [("TOOL_EXECUTOR_TOKEN", "s3cret"), ("TOOL_EXECUTOR_LISTEN_HOST", "127.9.9.9")];
+    let page = run(&["man"], &variables);
+    assert_eq!(page.code, Some(0));
+    assert!(page.stdout.contains(".TH tool-executor 1"), "{}", page.stdout);
+    for command in ["replay", "sandbox", "serve", "completions", "man"] {
+        assert!(page.stdout.contains(&format!("tool\\-executor\\-{command}(1)")), "{command}");
+    }
+    let setup = Setup::new(&[]);
+    let directory = setup.path("man1");
+    assert_eq!(run(&["man", "--dir", directory.to_str().unwrap()], &variables).code, Some(0));
+    let mut names: Vec<_> = fs::read_dir(&directory)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    assert_eq!(
+        names,
+        [
+            "tool-executor-completions.1",
+            "tool-executor-man.1",
+            "tool-executor-replay.1",
+            "tool-executor-sandbox.1",
+            "tool-executor-serve.1",
+            "tool-executor.1",
+        ]
+    );
+    let page = |name: &str| fs::read_to_string(directory.join(name)).unwrap();
+    assert!(page("tool-executor-replay.1").contains("\\-\\-summary\\-json"));
+    let serve = page("tool-executor-serve.1");
+    assert!(serve.contains("TOOL_EXECUTOR_TOKEN"), "{serve}");
+    assert!(!serve.contains("s3cret") && !serve.contains("127.9.9.9"));
+}
