@@ -123,6 +123,8 @@ pub use tool::{
     ToolSchema, UnknownOutcome, python_json,
 };
 
+pub use tool::format;
+
 /// What an executor counts and measures, and what holds in its slots.
 pub mod stats {
     pub use crate::executor::{Bucket, IdleHolder, LaneStats, OutcomeCounts, Stats, Summary};

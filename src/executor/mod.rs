@@ -321,6 +321,8 @@ impl ToolExecutor {
             Err(Refused::Closed) => return Err(SubmitError::Closed(Box::new(call))),
         }
         let at = Instant::now();
+        let mut call = call;
+        let repairs = call.origin.as_mut().map(|origin| std::mem::take(&mut origin.repairs));
         let tool = self.registry.get(&call.name).map(|_| call.name.clone());
         let (uniq_id, prepared) = match self.check(trajectory_id, call) {
             Ok(mut prepared) => (std::mem::take(&mut prepared.uniq_id), Ok(prepared)),
@@ -328,7 +330,8 @@ impl ToolExecutor {
         };
         let id = ExecutionId(self.next_id.fetch_add(1, Ordering::Relaxed));
         let promise =
-            Promise::new(id, trajectory_id.into(), uniq_id, destination, self.events.clone());
+            Promise::new(id, trajectory_id.into(), uniq_id, destination, self.events.clone())
+                .with_repairs(repairs.unwrap_or_default());
         let call_state = promise.call_state().clone();
         match prepared {
             Ok(prepared) => {

@@ -13,11 +13,13 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
 use parking_lot::{Condvar, Mutex};
+use serde_json::Value;
 
 use super::callback::CallbackJob;
 use super::completion::{Completion, Place, QueueSender};
 use super::event::Event;
 use crate::backend::{Answer, ExecutionId};
+use crate::tool::format::Repair;
 use crate::tool::{Outcome, Timing, ToolResult};
 
 /// A user's code that wants to be called with a result.
@@ -52,6 +54,8 @@ pub(crate) struct CallState {
     pub(crate) id: ExecutionId,
     pub(crate) trajectory_id: Arc<str>,
     uniq_id: String,
+    /// What was mended in the call when it was read, which its result says.
+    repairs: Box<[Repair]>,
     progress: Mutex<Progress>,
     done: Condvar,
     cancelled: AtomicBool,
@@ -111,6 +115,10 @@ impl CallState {
             return None;
         };
         result.uniq_id = Some(self.uniq_id.clone());
+        if !self.repairs.is_empty() {
+            let repairs = self.repairs.iter().map(|repair| repair.as_str().into()).collect();
+            result.metadata.insert("call_repairs".to_owned(), Value::Array(repairs));
+        }
         announce(outcome, timing);
         match destination {
             ReplyTo::Pending => {
@@ -169,11 +177,21 @@ impl Promise {
             id,
             trajectory_id,
             uniq_id,
+            repairs: Box::default(),
             progress: Mutex::new(Progress { state: State::Open(destination), sent: None }),
             done: Condvar::new(),
             cancelled: AtomicBool::new(false),
             events,
         }))
+    }
+
+    /// The same promise, whose result says what was mended in the call.
+    pub(crate) fn with_repairs(mut self, repairs: Vec<Repair>) -> Self {
+        // No one else has a clone yet.
+        if let Some(call_state) = Arc::get_mut(&mut self.0) {
+            call_state.repairs = repairs.into();
+        }
+        self
     }
 
     /// The shared state.

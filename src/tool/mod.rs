@@ -6,6 +6,7 @@
 
 mod builtin;
 mod call;
+pub mod format;
 mod handler;
 mod openai;
 mod outcome;

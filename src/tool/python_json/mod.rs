@@ -22,6 +22,7 @@ mod write;
 use serde_json::Value;
 
 pub use read::{MAX_DEPTH, ParseError, parse};
+pub(crate) use read::{Mends, parse_prefix};
 pub use write::{NonAscii, to_string};
 pub(crate) use write::{float_text, write_object, write_string};
 
