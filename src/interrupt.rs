@@ -1,8 +1,9 @@
 //! The order to give up what is still starting.
 //!
-//! A start may have to wait: for a sandbox server that is not there yet, for a ToolServer that does not
-//! answer, for bubblewrap on a machine that is out of memory, for the files that a killed program has left
-//! behind. Each of these waits looks at an [`Interrupt`], which another thread may trigger at any time.
+//! A start may have to wait: for a sandbox server that is not there yet, for a ToolServer that
+//! does not answer, for bubblewrap on a machine that is out of memory, for the files that a killed
+//! program has left behind. Each of these waits looks at an [`Interrupt`], which another thread
+//! may trigger at any time.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -12,12 +13,13 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, bounded};
 use parking_lot::Mutex;
 
-/// Ends a start that is under way. Clones are handles of the same interrupt; once triggered it stays so.
+/// Ends a start that is under way. Clones are handles of the same interrupt; once triggered it
+/// stays so.
 ///
 /// Give one to [`Builder::interrupt`](crate::Builder::interrupt), keep a clone, and call
 /// [`interrupt`](Self::interrupt) from any thread: the start returns
-/// [`StartError::Interrupted`](crate::StartError::Interrupted), normally within a few milliseconds. It has
-/// no effect on an executor that has started; close that instead.
+/// [`StartError::Interrupted`](crate::StartError::Interrupted), normally within a few
+/// milliseconds. It has no effect on an executor that has started; close that instead.
 ///
 /// ```
 /// use tool_executor::Interrupt;
@@ -45,8 +47,8 @@ impl Interrupt {
         Self(Arc::new(State { armed: Mutex::new(Some(armed)), fired }))
     }
 
-    /// Triggers it. Does not block; doing so again does nothing. It takes a lock, so it must not be called
-    /// by a signal handler itself, only by a thread that was told of the signal.
+    /// Triggers it. Does not block; doing so again does nothing. It takes a lock, so it must not be
+    /// called by a signal handler itself, only by a thread that was told of the signal.
     pub fn interrupt(&self) {
         drop(self.0.armed.lock().take());
     }

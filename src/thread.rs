@@ -1,4 +1,5 @@
-//! Named threads that are owned and joined: every long-lived thread of the library is one of these.
+//! Named threads that are owned and joined: every long-lived thread of the library is one of
+//! these.
 
 use std::io;
 use std::thread::{self, JoinHandle, ThreadId};

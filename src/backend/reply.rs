@@ -46,8 +46,8 @@ impl Reply {
 
     /// Whether the call's end was asked for. Always set before
     /// [`Backend::cancel`](super::Backend::cancel) is called, which may come while
-    /// [`Backend::execute`](super::Backend::execute) has not got to this call yet: so a backend that
-    /// first notes where the call runs, and then looks here, misses no cancellation.
+    /// [`Backend::execute`](super::Backend::execute) has not got to this call yet: so a backend
+    /// that first notes where the call runs, and then looks here, misses no cancellation.
     pub fn is_cancelled(&self) -> bool {
         self.0.as_ref().is_some_and(|target| target.is_cancelled())
     }

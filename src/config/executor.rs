@@ -11,8 +11,8 @@ use crate::tool::{MAX_TIMEOUT, MIN_TIMEOUT, Policy, ToolRegistry, ToolSchema};
 
 /// How a [`ToolExecutor`](crate::ToolExecutor) is set up. Every setting has a default.
 ///
-/// Its sandbox is `local` or `fleet`, or one that a [`Builder`](crate::Builder) is given; with none
-/// of them there are in-process tools and the ToolServer's only.
+/// Its sandbox is `local` or `fleet`, or one that a [`Builder`](crate::Builder) is given; with
+/// none of them there are in-process tools and the ToolServer's only.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
@@ -266,9 +266,9 @@ pub enum BatchPolicy {
     Window,
 }
 
-/// What becomes of a trajectory whose workspace was lost: with its sandbox, or because its slot was
-/// taken back after the [`idle_limit`](ExecutorConfig::idle_limit). A call that ran in a sandbox
-/// that was lost ends as [`SandboxLost`](crate::Outcome::SandboxLost) either way.
+/// What becomes of a trajectory whose workspace was lost: with its sandbox, or because its slot
+/// was taken back after the [`idle_limit`](ExecutorConfig::idle_limit). A call that ran in a
+/// sandbox that was lost ends as [`SandboxLost`](crate::Outcome::SandboxLost) either way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]

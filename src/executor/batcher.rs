@@ -1,6 +1,6 @@
 //! The batcher thread: takes events from the channel until the dispatch's next deadline, and sets
-//! the workers to what is to be done. It never does I/O and never waits for anything but events; the one
-//! thing that it does itself is to hand over calls that its backend says it takes at once.
+//! the workers to what is to be done. It never does I/O and never waits for anything but events;
+//! the one thing that it does itself is to hand over calls that its backend says it takes at once.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -139,8 +139,8 @@ impl Performer {
                 }
             }),
             Action::GrantLease { slot, trajectory_id, lost, reply } => {
-                // There is room in the channel. Refused when the reader has given up: the lease that
-                // comes back is dropped, which gives the slot back.
+                // There is room in the channel. Refused when the reader has given up: the lease
+                // that comes back is dropped, which gives the slot back.
                 let _ = reply.try_send(Ok(Lease::new(slot, lost, move || {
                     let _ = report.send(Event::LeaseReturned { trajectory_id });
                 })));

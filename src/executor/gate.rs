@@ -11,8 +11,8 @@ pub(crate) enum Refused {
     Closed,
 }
 
-/// Counts the calls that were accepted and do not run yet, wherever they wait. A call enters before
-/// it is queued and leaves when it is handed to its backend, or ends without.
+/// Counts the calls that were accepted and do not run yet, wherever they wait. A call enters
+/// before it is queued and leaves when it is handed to its backend, or ends without.
 #[derive(Debug)]
 pub(crate) struct Gate {
     capacity: usize,
@@ -55,8 +55,8 @@ impl Gate {
         }
     }
 
-    /// `count` calls have left. Tells whether the gate is closed: then the closing may be waiting for
-    /// it to be empty.
+    /// `count` calls have left. Tells whether the gate is closed: then the closing may be waiting
+    /// for it to be empty.
     pub(crate) fn leave(&self, count: usize) -> bool {
         let mut state = self.state.lock();
         debug_assert!(state.inside >= count);

@@ -66,8 +66,8 @@ pub const MAX_TRAJECTORY_ID: usize = 512;
 /// backend's clean-up, the threads.
 const CLOSE_MARGIN: Duration = Duration::from_secs(15);
 
-/// Executes the tool calls of many trajectories. Shared by reference between any number of threads;
-/// every method takes `&self`.
+/// Executes the tool calls of many trajectories. Shared by reference between any number of
+/// threads; every method takes `&self`.
 ///
 /// Dropping it closes it, like [`close`](Self::close).
 ///
@@ -165,8 +165,8 @@ impl ToolExecutor {
     /// [completion queue](CompletionQueue::tagged) or a [closure](Destination::callback).
     ///
     /// # Errors
-    /// As `submit`; or the destination has no place: all places of the completion queue are taken, or
-    /// as many callbacks as the executor's queue has places have not returned yet.
+    /// As `submit`; or the destination has no place: all places of the completion queue are taken,
+    /// or as many callbacks as the executor's queue has places have not returned yet.
     pub fn submit_to(
         &self,
         trajectory_id: &str,

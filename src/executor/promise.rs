@@ -1,10 +1,10 @@
 //! One call's promise: the oneshot through which its result reaches its caller, exactly once.
 //!
-//! A promise has one shared state, held by its caller (a [`Pending`]), the dispatch state and, once the
-//! call is under way, its backend's [`Reply`](crate::backend::Reply). The first
-//! answer wins; later ones are ignored. The result goes straight from the thread that has it to the
-//! caller; the batcher hears of it by an event that is sent *before* the caller can see the result,
-//! so that whatever the caller does next finds the batcher up to date.
+//! A promise has one shared state, held by its caller (a [`Pending`]), the dispatch state and,
+//! once the call is under way, its backend's [`Reply`](crate::backend::Reply). The first
+//! answer wins; later ones are ignored. The result goes straight from the thread that has it to
+//! the caller; the batcher hears of it by an event that is sent *before* the caller can see the
+//! result, so that whatever the caller does next finds the batcher up to date.
 
 use std::fmt;
 use std::sync::Arc;
@@ -85,8 +85,8 @@ impl CallState {
     }
 
     /// Answers the call for the batcher itself: gives the result's timing if this answer was the
-    /// first, `None` if the call was answered before. `announce` runs between winning the race and the
-    /// caller's seeing the result.
+    /// first, `None` if the call was answered before. `announce` runs between winning the race and
+    /// the caller's seeing the result.
     pub(crate) fn answer_here(
         &self,
         result: ToolResult,
@@ -160,8 +160,8 @@ impl Answer for CallState {
     }
 }
 
-/// The accepted call's side of a promise: answers on drop, so that no way out of the executor forgets
-/// the caller.
+/// The accepted call's side of a promise: answers on drop, so that no way out of the executor
+/// forgets the caller.
 pub(crate) struct Promise(Arc<CallState>);
 
 impl Promise {
@@ -214,9 +214,9 @@ impl Drop for Promise {
 
 /// A call that was accepted: its result, when it is there.
 ///
-/// Dropping it cancels nothing: the call runs on and its result is thrown away. Every accepted call
-/// ends – by its tool, by one of its time limits, or when the executor closes – so none of the
-/// waits is for ever.
+/// Dropping it cancels nothing: the call runs on and its result is thrown away. Every accepted
+/// call ends – by its tool, by one of its time limits, or when the executor closes – so none of
+/// the waits is for ever.
 pub struct Pending {
     call_state: Arc<CallState>,
 }
@@ -317,8 +317,8 @@ impl fmt::Debug for Pending {
     }
 }
 
-/// A call whose result goes to a completion queue or a callback: to cancel it, and to see whether it
-/// has ended. Dropping it does neither. Clones are of the same call.
+/// A call whose result goes to a completion queue or a callback: to cancel it, and to see whether
+/// it has ended. Dropping it does neither. Clones are of the same call.
 #[derive(Clone)]
 pub struct CallHandle {
     call_state: Arc<CallState>,

@@ -1,5 +1,5 @@
-//! Foreign bytes at every function that reads JSON: whatever they are, the answer is a status, the places
-//! are set, and nothing panics.
+//! Foreign bytes at every function that reads JSON: whatever they are, the answer is a status, the
+//! places are set, and nothing panics.
 
 use std::ffi::{c_char, c_void};
 use std::ptr::{null, null_mut};

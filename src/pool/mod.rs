@@ -3,13 +3,13 @@
 //! A trajectory that needs a slot joins the waiting room ([`Pool::wait`]); [`Pool::assign`] serves
 //! the waiting room in order of arrival. A slot is given out clean, or reset first: one that was
 //! released with another trajectory's files in it never reaches anybody unreset, and one whose
-//! reset failed is kept back until a later reset succeeds. The trajectory that left files in a slot
-//! gets that slot back as it was, if no other took it meanwhile.
+//! reset failed is kept back until a later reset succeeds. The trajectory that left files in a
+//! slot gets that slot back as it was, if no other took it meanwhile.
 //!
 //! The owner (the batcher's [`Dispatch`](crate::executor)) carries out the resets that
 //! [`Pool::assign`] and [`Pool::release_with_reset`] ask for, and reports them by
-//! [`Pool::reset_done`]; [`Pool::expire`] gives up those that are not answered in time. Such a slot
-//! is kept back until the answer comes.
+//! [`Pool::reset_done`]; [`Pool::expire`] gives up those that are not answered in time. Such a
+//! slot is kept back until the answer comes.
 //!
 //! Containers come and go ([`Pool::container_changed`]). No slot of one that does not answer is
 //! given out; who holds one keeps it, unless the workspaces there were lost.

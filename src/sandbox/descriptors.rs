@@ -1,41 +1,44 @@
 //! How many descriptors of this process the slots of an engine need, and whether it may have them.
 //!
-//! Found out late, a lack of them fails every command. So they are counted at the start: what each slot may
-//! hold at its fullest, and a reserve for what the engine holds for a moment or for all slots together.
+//! Found out late, a lack of them fails every command. So they are counted at the start: what each
+//! slot may hold at its fullest, and a reserve for what the engine holds for a moment or for all
+//! slots together.
 
 use std::fmt;
 
 use parking_lot::Mutex;
 use rustix::process::{Resource, Rlimit};
 
-/// What this process raises its soft limit to, unless it needs more: enough for what usual hosts do besides.
+/// What this process raises its soft limit to, unless it needs more: enough for what usual hosts
+/// do besides.
 const USUAL: u64 = 65_536;
 
 /// The descriptors of a slot's two held directories: its workspace and its `/tmp`.
 const DIRECTORIES: u64 = 2;
-/// A sandbox that a slot keeps (`room`): bubblewrap, what it reports, what it says when it fails, the socket
-/// to its first process, and that process.
+/// A sandbox that a slot keeps (`room`): bubblewrap, what it reports, what it says when it fails,
+/// the socket to its first process, and that process.
 const KEPT_SANDBOX: u64 = 5;
 /// One that is ending meanwhile: the same, but for the socket.
 const ENDING_SANDBOX: u64 = 4;
-/// What only a command with a sandbox of its own has (`running`): bubblewrap, what it reports, and its first
-/// process, or before that the two of its gate.
+/// What only a command with a sandbox of its own has (`running`): bubblewrap, what it reports, and
+/// its first process, or before that the two of its gate.
 const OWN_SANDBOX: u64 = 4;
-/// A command's output (`outputs`, `spool`): two pipes, the event of its files, and two for each of the two
-/// files; before it runs the two write ends and its script instead.
+/// A command's output (`outputs`, `spool`): two pipes, the event of its files, and two for each of
+/// the two files; before it runs the two write ends and its script instead.
 const OUTPUT: u64 = 7;
-/// A session of `bash_stateful` (`terminal::shell`): its command file, its status, its lines, its two
-/// outputs; bubblewrap, what it reports, and its first process.
+/// A session of `bash_stateful` (`terminal::shell`): its command file, its status, its lines, its
+/// two outputs; bubblewrap, what it reports, and its first process.
 const SESSION: u64 = 8;
-/// A terminal of `tmux`: its input, output and errors, its root; bubblewrap, what it reports, and its first
-/// process.
+/// A terminal of `tmux`: its input, output and errors, its root; bubblewrap, what it reports, and
+/// its first process.
 const TERMINAL: u64 = 7;
 
-/// What the engine holds itself: two epolls, two events, two `/dev/null`, the data directory's three, the
-/// filter of system calls.
+/// What the engine holds itself: two epolls, two events, two `/dev/null`, the data directory's
+/// three, the filter of system calls.
 const ENGINE: u64 = 10;
-/// What is held while a process is started, for the supervisor and the terminals: both ends of its pipes,
-/// its program, script and filter, a place for its pidfd, and duplicates of those with low numbers.
+/// What is held while a process is started, for the supervisor and the terminals: both ends of its
+/// pipes, its program, script and filter, a place for its pidfd, and duplicates of those with low
+/// numbers.
 const STARTS: u64 = 2 * 24;
 /// What the four threads hold that empty slots.
 const RESETS: u64 = 4 * 8;
@@ -47,8 +50,8 @@ const FILES: u64 = 50;
 /// What is kept for all slots together.
 pub(crate) const RESERVE: u64 = ENGINE + STARTS + RESETS + COUNTING + FILES;
 
-/// What one slot may hold at its fullest. It has one call at a time, which is a command or a session's; a
-/// session and a terminal stay. `warm` says whether it keeps its sandbox.
+/// What one slot may hold at its fullest. It has one call at a time, which is a command or a
+/// session's; a session and a terminal stay. `warm` says whether it keeps its sandbox.
 pub(crate) const fn per_slot(warm: bool) -> u64 {
     let sandboxes = if warm { KEPT_SANDBOX + ENDING_SANDBOX } else { OWN_SANDBOX };
     DIRECTORIES + sandboxes + OUTPUT + SESSION + TERMINAL
@@ -131,8 +134,9 @@ pub(crate) fn limit() -> Option<u64> {
     rustix::process::getrlimit(Resource::Nofile).current
 }
 
-/// Raises this process's soft limit of open files to 65,536, or to `needed` if that is more, as far as its
-/// hard limit allows; gives the limit that it had before it was raised for the first time.
+/// Raises this process's soft limit of open files to 65,536, or to `needed` if that is more, as
+/// far as its hard limit allows; gives the limit that it had before it was raised for the first
+/// time.
 pub(crate) fn raise_limit(needed: u64) -> Option<u64> {
     static BEFORE: Mutex<Option<u64>> = Mutex::new(None);
     let mut before = BEFORE.lock();

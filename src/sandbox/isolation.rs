@@ -1,16 +1,17 @@
-//! How commands are isolated: found out once, at start, and never revisited because of what a command
-//! printed.
+//! How commands are isolated: found out once, at start, and never revisited because of what a
+//! command printed.
 //!
-//! [`Isolation::find`] runs the real bubblewrap with the flags of production ([`probe`]). Why that brought
-//! no sandbox is a [`Failure`], and what to do about it in [`remedy`]. Which arguments bubblewrap gets is
-//! in [`argv`], what it reports in [`report`], what of the host it shows in [`layout`]. `shell` knows how
-//! the command reaches its shell; the supervisor starts the processes.
+//! [`Isolation::find`] runs the real bubblewrap with the flags of production ([`probe`]). Why that
+//! brought no sandbox is a [`Failure`], and what to do about it in [`remedy`]. Which arguments
+//! bubblewrap gets is in [`argv`], what it reports in [`report`], what of the host it shows in
+//! [`layout`]. `shell` knows how the command reaches its shell; the supervisor starts the
+//! processes.
 //!
 //! What a command sees under bubblewrap: a read-only `/usr`, of `/etc` what the module `etc` has
-//! copied, its workspace as `/workspace` and its slot's `/tmp` (the only host directories that it can
-//! write to), a private `/dev`, a read-only `/proc` of its own processes, its own user, pid, ipc, uts
-//! and cgroup namespaces, a network only where it is allowed, no capabilities and no further user
-//! namespaces; and no system calls but those that `limits::seccomp` leaves it.
+//! copied, its workspace as `/workspace` and its slot's `/tmp` (the only host directories that it
+//! can write to), a private `/dev`, a read-only `/proc` of its own processes, its own user, pid,
+//! ipc, uts and cgroup namespaces, a network only where it is allowed, no capabilities and no
+//! further user namespaces; and no system calls but those that `limits::seccomp` leaves it.
 
 mod argv;
 mod failure;
@@ -70,7 +71,8 @@ pub(crate) struct Bubblewrap {
     etc: Option<PathBuf>,
     /// Whether slots keep their sandboxes; else why not, as one line.
     warm: Result<(), String>,
-    /// How large `/dev/shm` may become. `None` leaves it to the kernel, which gives half of the memory.
+    /// How large `/dev/shm` may become. `None` leaves it to the kernel, which gives half of the
+    /// memory.
     shared_memory: Option<u64>,
     /// The filter of system calls; or why there is none, as one line.
     seccomp: Result<Arc<Filter>, String>,
@@ -81,7 +83,8 @@ impl Isolation {
     /// `workspace`. Blocks: some milliseconds as a rule, as long as `budget` allows at most.
     ///
     /// # Errors
-    /// There is no sandbox to be had, or it could not be found out; see [`Failure::is_inconclusive`].
+    /// There is no sandbox to be had, or it could not be found out; see
+    /// [`Failure::is_inconclusive`].
     pub(crate) fn find(
         user: Option<CommandUser>,
         workspace: &Workspace,
@@ -91,7 +94,8 @@ impl Isolation {
         found.unwrap_or_else(|error| Err(Failure::of_error(&error))).map(Self::Bubblewrap)
     }
 
-    /// As [`find`](Self::find), with all the time that it may take; without a sandbox if there is none.
+    /// As [`find`](Self::find), with all the time that it may take; without a sandbox if there is
+    /// none.
     #[cfg(test)]
     pub(crate) fn probe(user: Option<CommandUser>, workspace: &Workspace) -> Self {
         Self::find(user, workspace, &Budget::default()).unwrap_or_else(|failure| {
@@ -108,9 +112,9 @@ impl Isolation {
         self
     }
 
-    /// Finds out whether sandboxes can be kept, for commands of `user` in `workspace`, and has them kept
-    /// then. Blocks: some milliseconds as a rule, as long as `budget` allows at most. Without a sandbox
-    /// there is none to keep.
+    /// Finds out whether sandboxes can be kept, for commands of `user` in `workspace`, and has them
+    /// kept then. Blocks: some milliseconds as a rule, as long as `budget` allows at most. Without
+    /// a sandbox there is none to keep.
     ///
     /// Logs a warning where it does not work.
     ///
@@ -140,8 +144,8 @@ impl Isolation {
         Ok(self)
     }
 
-    /// Loads this filter of system calls into every sandbox, if that works here for commands of `user`
-    /// in `workspace`. Blocks for one run of bubblewrap.
+    /// Loads this filter of system calls into every sandbox, if that works here for commands of
+    /// `user` in `workspace`. Blocks for one run of bubblewrap.
     ///
     /// Logs a warning where it does not work.
     ///
@@ -217,8 +221,9 @@ fn conclusive(tried: Result<(), Failure>) -> Result<Result<(), String>, Failure>
 }
 
 impl Bubblewrap {
-    /// Tries the production flags from the strictest to the most lenient that is acceptable. What is not
-    /// conclusive ends it: a laxer sandbox is only for machines that refuse the stricter one.
+    /// Tries the production flags from the strictest to the most lenient that is acceptable. What
+    /// is not conclusive ends it: a laxer sandbox is only for machines that refuse the stricter
+    /// one.
     fn find(
         user: Option<CommandUser>,
         workspace: &Workspace,
@@ -270,7 +275,8 @@ pub(super) fn open_null() -> io::Result<OwnedFd> {
     Ok(rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?)
 }
 
-/// The absolute path of a program, from the host's `PATH`; from the usual directories where there is none.
+/// The absolute path of a program, from the host's `PATH`; from the usual directories where there
+/// is none.
 fn find_program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").filter(|path| !path.is_empty());
     std::env::split_paths(&path.unwrap_or_else(|| shell::PATH.into()))

@@ -8,8 +8,8 @@ use parking_lot::Mutex;
 /// How many may wait before one slot.
 pub(crate) const MOST_WAITING: usize = 1_024;
 
-/// What runs when its turn comes. It runs on the thread that enters, or on that of the one who leaves before it;
-/// so it should do little, and must not block.
+/// What runs when its turn comes. It runs on the thread that enters, or on that of the one who
+/// leaves before it; so it should do little, and must not block.
 type Turn = Box<dyn FnOnce(Inside) + Send>;
 
 /// Lets one in at a time, in order of arrival. Clones are the same fifo_lock.

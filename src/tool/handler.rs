@@ -1,8 +1,8 @@
-//! Tools that run in the user's own process: what a user's closure is given, and the shape that the
-//! executor keeps it in.
+//! Tools that run in the user's own process: what a user's closure is given, and the shape that
+//! the executor keeps it in.
 //!
-//! The registry wraps closures into [`Handler`]s; the executor calls them on threads of their own and
-//! catches what they panic with.
+//! The registry wraps closures into [`Handler`]s; the executor calls them on threads of their own
+//! and catches what they panic with.
 
 use std::fmt;
 use std::sync::Arc;
@@ -66,13 +66,13 @@ impl ToolContext {
 /// [`ToolRegistry::register_deferred`](super::ToolRegistry::register_deferred).
 ///
 /// Dropped without an answer, also while a panic unwinds, it ends the call as
-/// [`Outcome::ExternalFailed`]. An answer to a call that has ended already – cancelled, out of time – is
-/// thrown away.
+/// [`Outcome::ExternalFailed`]. An answer to a call that has ended already – cancelled, out of
+/// time – is thrown away.
 pub struct ToolReply(Option<Box<dyn FnOnce(ToolResult) + Send>>);
 
 impl ToolReply {
-    /// A reply that hands the result to a closure, which must not block. The executor makes it; a test
-    /// of a tool can, too.
+    /// A reply that hands the result to a closure, which must not block. The executor makes it; a
+    /// test of a tool can, too.
     pub fn from_fn(take: impl FnOnce(ToolResult) + Send + 'static) -> Self {
         Self(Some(Box::new(take)))
     }

@@ -37,7 +37,8 @@ pub enum Outcome {
     IsolationUnavailable,
     /// The sandbox that held the trajectory's workspace is gone, or did not answer in time.
     SandboxLost,
-    /// The backend failed: it panicked, dropped the call unanswered, or could not start the command.
+    /// The backend failed: it panicked, dropped the call unanswered, or could not start the
+    /// command.
     BackendFailed,
     /// An external tool could not be run: there is no ToolServer, it gave no usable answer, or an
     /// in-process tool panicked. (One that ran and failed is a [`ToolError`](Self::ToolError).)

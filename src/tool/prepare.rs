@@ -1,5 +1,5 @@
-//! The rules at the executor's door: which calls are refused before anything of them is queued, and
-//! what becomes of the others on their way to where they run.
+//! The rules at the executor's door: which calls are refused before anything of them is queued,
+//! and what becomes of the others on their way to where they run.
 //!
 //! The executor calls [`prepare`] once for each call, on the caller's thread. Everything here is a
 //! pure function; nothing here waits, and nothing knows whether a slot is free.
@@ -65,9 +65,9 @@ pub(crate) enum Work {
 /// `default_timeout`, as it is.
 ///
 /// # Errors
-/// The answer to a call that goes no further: one that could not be read, an unknown tool, an external one without a ToolServer,
-/// arguments that do not fit the tool's schema, or a background process asked of `terminal`.
-/// Nothing of it ran, and the answer carries the call's id.
+/// The answer to a call that goes no further: one that could not be read, an unknown tool, an
+/// external one without a ToolServer, arguments that do not fit the tool's schema, or a background
+/// process asked of `terminal`. Nothing of it ran, and the answer carries the call's id.
 pub(crate) fn prepare(
     registry: &ToolRegistry,
     policy: &Policy,
@@ -186,7 +186,8 @@ fn apply_policy(sent_as: &str, policy: &Policy, arguments: &mut JsonObject) {
     }
 }
 
-/// The time that a model gave its call in the argument `timeout`. A boolean or a string is no time.
+/// The time that a model gave its call in the argument `timeout`. A boolean or a string is no
+/// time.
 fn timeout_of(arguments: &JsonObject) -> Option<Duration> {
     let seconds = arguments.get("timeout")?.as_f64()?;
     Some(clamped_timeout(seconds))

@@ -129,7 +129,8 @@ impl ToolRegistry {
     /// thread, by its [`ToolReply`]. So a call that waits for something else takes no thread.
     ///
     /// As many calls as the executor's [`queue_capacity`](crate::Builder::queue_capacity) –
-    /// or 256, if that is more – may be unanswered; others wait. For the rest see [`register_fn`](Self::register_fn).
+    /// or 256, if that is more – may be unanswered; others wait. For the rest see
+    /// [`register_fn`](Self::register_fn).
     ///
     /// # Errors
     /// See [`RegisterError`]; the registry is then as it was.

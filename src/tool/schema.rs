@@ -12,8 +12,8 @@ use crate::error::ConfigError;
 
 /// A tool's name, description and parameters.
 ///
-/// In JSON `{"name": …, "description": …, "parameters": {NAME: JSON SCHEMA}, "required": [NAME]}`; only
-/// the name has to be given.
+/// In JSON `{"name": …, "description": …, "parameters": {NAME: JSON SCHEMA}, "required": [NAME]}`;
+/// only the name has to be given.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]

@@ -1,8 +1,8 @@
 //! Which tool a model may have meant by a name that no tool has.
 //!
 //! A model that was trained with other tools calls them by those names: so the common names of
-//! shells and file tools are known here. Other names are compared with those there are. The cost is
-//! bounded whatever the name is, since the model chooses it.
+//! shells and file tools are known here. Other names are compared with those there are. The cost
+//! is bounded whatever the name is, since the model chooses it.
 
 /// How many names are suggested at most.
 const MOST: usize = 3;

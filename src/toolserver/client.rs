@@ -4,9 +4,9 @@
 //! ToolServer may have calls at once, so that one that hangs delays its own callers only.
 //! What is said on the wire is in `wire::tool_server`.
 //!
-//! A request is never sent twice: an external tool may have effects, and the protocol has no way to
-//! ask whether the first one arrived. So each has a connection of its own: on one that was idle it
-//! could meet a server that is just closing it, and what became of the call could not be told.
+//! A request is never sent twice: an external tool may have effects, and the protocol has no way
+//! to ask whether the first one arrived. So each has a connection of its own: on one that was idle
+//! it could meet a server that is just closing it, and what became of the call could not be told.
 
 use std::time::{Duration, Instant};
 

@@ -47,7 +47,8 @@ where
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
-/// The text of an error answer: `{"detail": …}` or `{"error": …}`, else the body itself, cut to a line.
+/// The text of an error answer: `{"detail": …}` or `{"error": …}`, else the body itself, cut to a
+/// line.
 pub(crate) fn error_text(body: &str) -> String {
     const LONGEST: usize = 300;
     let detail = serde_json::from_str::<Value>(body).ok().and_then(|mut value| {

@@ -1,5 +1,5 @@
-//! Tests that need a process of their own: for another environment, other limits, fewer rights, or because
-//! they count what the whole process has.
+//! Tests that need a process of their own: for another environment, other limits, fewer rights, or
+//! because they count what the whole process has.
 
 use std::process::Command;
 
@@ -10,8 +10,8 @@ pub(crate) fn case() -> Option<String> {
     std::env::var(VARIABLE).ok()
 }
 
-/// Runs `test` once more, in a process of its own that is told the `case`: behind the program and arguments
-/// of `wrapper`, and as `configure` wants it.
+/// Runs `test` once more, in a process of its own that is told the `case`: behind the program and
+/// arguments of `wrapper`, and as `configure` wants it.
 pub(crate) fn run(test: &str, case: &str, wrapper: &[&str], configure: impl FnOnce(&mut Command)) {
     let me = std::env::current_exe().unwrap();
     let mut command = match wrapper {

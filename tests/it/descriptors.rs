@@ -1,4 +1,5 @@
-//! Descriptors are counted at the start: what all slots can need, against the limit of this process.
+//! Descriptors are counted at the start: what all slots can need, against the limit of this
+//! process.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

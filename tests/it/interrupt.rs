@@ -1,4 +1,5 @@
-//! A start that waits for something is ended by its interrupt, whatever it waits for, and leaves nothing.
+//! A start that waits for something is ended by its interrupt, whatever it waits for, and leaves
+//! nothing.
 
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsFd;

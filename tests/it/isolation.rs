@@ -1,5 +1,5 @@
-//! What a start makes of a machine that gives no sandbox: a refusal, a shortage and a root without all rights
-//! are told apart, and nothing runs with less isolation than was asked for.
+//! What a start makes of a machine that gives no sandbox: a refusal, a shortage and a root without
+//! all rights are told apart, and nothing runs with less isolation than was asked for.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -23,7 +23,8 @@ fn is_root() -> bool {
     fs::metadata("/proc/self").unwrap().uid() == 0
 }
 
-/// A directory for bubblewraps that are none, which comes first in the `PATH` of the cases' processes.
+/// A directory for bubblewraps that are none, which comes first in the `PATH` of the cases'
+/// processes.
 struct Fake(TempDir);
 
 impl Fake {
@@ -237,8 +238,8 @@ fn a_root_without_all_rights_is_refused_with_the_name_of_what_it_lacks() {
     assert_eq!(output, "0");
 }
 
-/// What a user with no other processes gets of the program, behind a wrapper: its exit code, what it says,
-/// and its results.
+/// What a user with no other processes gets of the program, behind a wrapper: its exit code, what
+/// it says, and its results.
 struct Ordinary {
     directory: TempDir,
     program: PathBuf,

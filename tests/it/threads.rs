@@ -1,5 +1,5 @@
-//! When an executor is closed no thread of it is alive, whatever it did, and none is after a start that
-//! failed.
+//! When an executor is closed no thread of it is alive, whatever it did, and none is after a start
+//! that failed.
 
 use std::time::Duration;
 

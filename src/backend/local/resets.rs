@@ -1,4 +1,5 @@
-//! Emptying a slot: what lives in it ends first, then its files are removed, on a thread of `tool-reset-N`.
+//! Emptying a slot: what lives in it ends first, then its files are removed, on a thread of
+//! `tool-reset-N`.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,8 +12,8 @@ use crate::backend::ResetReply;
 /// How long resets may take to end where the backend is not being closed.
 const RESETS_END: Duration = Duration::from_secs(5);
 
-/// The obligation to answer everybody who waits for a slot's reset. Dropped, because of a panic or because
-/// the threads have ended, it drops their replies, which say so.
+/// The obligation to answer everybody who waits for a slot's reset. Dropped, because of a panic or
+/// because the threads have ended, it drops their replies, which say so.
 struct AnswerAll(Option<Arc<Mutex<Vec<ResetReply>>>>);
 
 impl AnswerAll {

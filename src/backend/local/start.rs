@@ -1,8 +1,9 @@
 //! The start of the embedded sandbox: what must hold before a slot is promised to anybody.
 //!
-//! In this order: the configuration makes sense; there are descriptors for all slots; this process may do
-//! what it has to for the user of commands; the workspaces are there; bubblewrap works, or isolation is not
-//! required; the threads run. Whatever fails, or is interrupted, nothing is left of the start.
+//! In this order: the configuration makes sense; there are descriptors for all slots; this process
+//! may do what it has to for the user of commands; the workspaces are there; bubblewrap works, or
+//! isolation is not required; the threads run. Whatever fails, or is interrupted, nothing is left
+//! of the start.
 
 use std::io;
 
@@ -118,8 +119,8 @@ fn find_place(
         Ok(isolation) => return Ok(Place { user, data_dir, isolation }),
         Err(failure) => failure,
     };
-    // Some systems let only root make sandboxes, and one of root's is better than none. Only a refusal
-    // says so: a shortage says nothing of whom the machine trusts.
+    // Some systems let only root make sandboxes, and one of root's is better than none. Only a
+    // refusal says so: a shortage says nothing of whom the machine trusts.
     if user.is_some() && matches!(first, Failure::Refused(_)) {
         let of_root = make_data_dir(config, None, interrupt).map_err(workspaces)?;
         if let Ok(isolation) = isolate(config, None, &of_root, probe, &budget)? {
@@ -136,8 +137,8 @@ fn find_place(
     Ok(Place { user, data_dir, isolation: Engine::None { reason: first.to_string() } })
 }
 
-/// Whom commands run as where this process is a root that may not do what it must for another user: as this
-/// root, where that does no harm, or where less isolation is allowed.
+/// Whom commands run as where this process is a root that may not do what it must for another
+/// user: as this root, where that does no harm, or where less isolation is allowed.
 fn weak_root(config: &LocalConfig, weak: WeakRoot) -> Result<Option<CommandUser>, BackendError> {
     if weak.is_shortage() {
         let error = BackendError::with_source("cannot find out what this process may do", weak);
@@ -163,7 +164,8 @@ fn make_data_dir(
     DataDir::create_unless(interrupt, config.data_dir.as_deref(), config.slots, user)
 }
 
-/// How commands of `user` are isolated in these workspaces; or why they are not, where that is certain.
+/// How commands of `user` are isolated in these workspaces; or why they are not, where that is
+/// certain.
 fn isolate(
     config: &LocalConfig,
     user: Option<CommandUser>,

@@ -67,8 +67,8 @@ impl Dispatch {
                 (false, false)
             }
         };
-        // What runs is told that the call is not wanted any more before its caller sees the result, and
-        // when this result is sure to be the first: it may answer at once.
+        // What runs is told that the call is not wanted any more before its caller sees the result,
+        // and when this result is sure to be the first: it may answer at once.
         let timing = call_state.answer_here(result, || {
             if let Stage::OnThread { cancelled, .. } = &call.stage {
                 cancelled.store(true, Ordering::Release);

@@ -1,8 +1,8 @@
 //! The dispatch state: which call is where, whose turn it is, and what is to be done next.
 //!
-//! Owned by the batcher thread, hence without locks. It is told of [`Event`]s and of the time, does
-//! no I/O and waits for nothing: what has to be done in the world it returns as [`Action`]s. So it
-//! can be driven by a test with a clock of its own.
+//! Owned by the batcher thread, hence without locks. It is told of [`Event`]s and of the time,
+//! does no I/O and waits for nothing: what has to be done in the world it returns as [`Action`]s.
+//! So it can be driven by a test with a clock of its own.
 //!
 //! The invariants, each of which a test holds it to:
 //! - A trajectory has at most one call beyond its queue (`Trajectory::current`); its calls and
@@ -77,8 +77,8 @@ pub(crate) enum Action {
     AskToolServer(ToolServerCall),
     /// Reset a slot, then report [`Event::ResetDone`].
     Reset { slot: SlotIx, slot_ref: SlotRef },
-    /// Hand over the use of a slot, then report [`Event::LeaseReturned`] when it is given back, or was
-    /// wanted no more.
+    /// Hand over the use of a slot, then report [`Event::LeaseReturned`] when it is given back, or
+    /// was wanted no more.
     GrantLease { slot: SlotRef, trajectory_id: Arc<str>, lost: Arc<AtomicBool>, reply: LeaseReply },
     /// Ask the backend to end a running call.
     Cancel(ExecutionId),

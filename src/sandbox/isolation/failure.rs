@@ -1,8 +1,8 @@
 //! Why there is no sandbox: what the probe found, told apart by what follows from it. Pure.
 //!
-//! A *refusal* is an answer: this machine gives this user no sandbox, today and tomorrow. A *shortage*, a
-//! probe that takes too long and an interrupt are none: nothing is known then, so nothing weaker may be
-//! used in place of a sandbox, and the start fails.
+//! A *refusal* is an answer: this machine gives this user no sandbox, today and tomorrow. A
+//! *shortage*, a probe that takes too long and an interrupt are none: nothing is known then, so
+//! nothing weaker may be used in place of a sandbox, and the start fails.
 
 use std::fmt;
 use std::io;
@@ -47,8 +47,8 @@ impl Failure {
         }
     }
 
-    /// What the text means that bubblewrap, or what it started, wrote to its standard error. Programs get
-    /// an environment in which the C library speaks English.
+    /// What the text means that bubblewrap, or what it started, wrote to its standard error.
+    /// Programs get an environment in which the C library speaks English.
     pub(in crate::sandbox) fn of_text(text: &str) -> Self {
         let says = |words: &[&str]| words.iter().any(|word| text.contains(word));
         let line = super::one_line(text);

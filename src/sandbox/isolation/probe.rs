@@ -1,5 +1,5 @@
-//! Running bubblewrap once, to see whether it works here: bounded in time, interruptible, and leaving no
-//! process behind, whatever bubblewrap does.
+//! Running bubblewrap once, to see whether it works here: bounded in time, interruptible, and
+//! leaving no process behind, whatever bubblewrap does.
 
 use std::ffi::CString;
 use std::io;
@@ -156,8 +156,8 @@ fn wait_for_end(child: &Child, time: Duration) {
     let _ = poll(&mut [PollFd::new(child, PollFlags::IN)], time.try_into().ok().as_ref());
 }
 
-/// Ends a bubblewrap that is not waited for any longer, with what it has started, and reaps it. `status` is
-/// the pipe that it reports to.
+/// Ends a bubblewrap that is not waited for any longer, with what it has started, and reaps it.
+/// `status` is the pipe that it reports to.
 fn end_sandbox(child: &Child, status: BorrowedFd<'_>) {
     // Its first process may not be tied to its life yet.
     let report = StatusReport::parse(&read_available(status));
@@ -167,8 +167,8 @@ fn end_sandbox(child: &Child, status: BorrowedFd<'_>) {
     end(child);
 }
 
-/// Kills a child that leads a session of its own, with all of its process group, and reaps it. Blocks for
-/// half a second at most.
+/// Kills a child that leads a session of its own, with all of its process group, and reaps it.
+/// Blocks for half a second at most.
 pub(in crate::sandbox) fn end(child: &Child) {
     // It is not reaped yet, so that the number is its own, and that of its group.
     let _ = rustix::process::kill_process_group(child.pid(), rustix::process::Signal::KILL);

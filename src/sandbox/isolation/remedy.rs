@@ -15,7 +15,8 @@ pub(crate) struct Facts {
     apparmor_restricts: bool,
     /// `user.max_user_namespaces` is 0.
     no_user_namespaces: bool,
-    /// The root directory is not that of a mount: a chroot, in which the kernel makes no namespaces.
+    /// The root directory is not that of a mount: a chroot, in which the kernel makes no
+    /// namespaces.
     in_chroot: bool,
     /// This is a container.
     in_container: bool,

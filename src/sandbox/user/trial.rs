@@ -1,8 +1,8 @@
-//! What root has to do for another user, tried at the start: to become it, to signal its processes, to give
-//! directories away, and to empty directories that it has locked.
+//! What root has to do for another user, tried at the start: to become it, to signal its
+//! processes, to give directories away, and to empty directories that it has locked.
 //!
-//! Root without some capabilities – in a container, or under a service manager – may do some of it. Found
-//! out late, each slot would be kept back because its reset failed.
+//! Root without some capabilities – in a container, or under a service manager – may do some of
+//! it. Found out late, each slot would be kept back because its reset failed.
 
 use std::ffi::CString;
 use std::fmt;
@@ -92,8 +92,8 @@ impl WeakRoot {
         !self.missing.is_empty()
     }
 
-    /// Whether commands may run as this root all the same: outside of its user namespace it is another
-    /// user, who owns nothing of the machine's.
+    /// Whether commands may run as this root all the same: outside of its user namespace it is
+    /// another user, who owns nothing of the machine's.
     pub(crate) fn is_harmless(&self) -> bool {
         !self.of_machine && !self.is_shortage()
     }
@@ -122,8 +122,8 @@ fn missing(effective: CapabilitySet) -> Vec<&'static str> {
     NEEDED.iter().filter(lacks).map(|(_, name)| *name).collect()
 }
 
-/// Whether the user 0 of the namespace with this `/proc/self/uid_map` is 0 in the one around it, too. Where
-/// that is not known it is taken to be.
+/// Whether the user 0 of the namespace with this `/proc/self/uid_map` is 0 in the one around it,
+/// too. Where that is not known it is taken to be.
 fn is_root_of_machine(uid_map: &str) -> bool {
     let root = uid_map.lines().find_map(|line| {
         let mut numbers = line.split_ascii_whitespace().map(str::parse::<u64>);
@@ -133,7 +133,8 @@ fn is_root_of_machine(uid_map: &str) -> bool {
     root.is_none_or(|outside| outside == 0)
 }
 
-/// Becomes the user on a thread, and tries to signal a process of the user. Blocks for their lives.
+/// Becomes the user on a thread, and tries to signal a process of the user. Blocks for their
+/// lives.
 ///
 /// # Errors
 /// What is not allowed.
@@ -174,8 +175,8 @@ fn signal_process(user: CommandUser) -> Result<(), (Step, io::Error)> {
     allowed.map_err(|errno| (Step::Signal, errno.into()))
 }
 
-/// Gives a directory in `parent` to the user, has the user lock something in it, and removes it all. Blocks
-/// on a few file system calls.
+/// Gives a directory in `parent` to the user, has the user lock something in it, and removes it
+/// all. Blocks on a few file system calls.
 ///
 /// # Errors
 /// What is not allowed, or does not work there.

@@ -4,8 +4,8 @@
 //!
 //! Sources: the chat templates of DeepSeek R1 and V3 (vLLM
 //! `examples/tool_chat_template_deepseekr1.jinja`) and of V3.1 (llama.cpp
-//! `models/templates/deepseek-ai-DeepSeek-V3.1.jinja`), vLLM `tool_parsers/deepseekv3_tool_parser.py`
-//! and `deepseekv31_tool_parser.py`.
+//! `models/templates/deepseek-ai-DeepSeek-V3.1.jinja`), vLLM
+//! `tool_parsers/deepseekv3_tool_parser.py` and `deepseekv31_tool_parser.py`.
 
 use serde_json::Value;
 

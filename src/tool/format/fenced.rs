@@ -1,8 +1,8 @@
 //! Text agents: exactly one fenced `bash` block a message, whose content is the command.
 //!
-//! More than one is one call that cannot be read, and none of them runs; none is a message without a
-//! call. The block ends at the first line that begins with the fence. The command is what is between
-//! without the white space around it.
+//! More than one is one call that cannot be read, and none of them runs; none is a message without
+//! a call. The block ends at the first line that begins with the fence. The command is what is
+//! between without the white space around it.
 //!
 //! Source: mini-swe-agent `src/minisweagent/models/utils/actions_text.py`, the configurations
 //! `swebench.yaml` (`bash`) and `swebench_backticks.yaml` (`mswea_bash_command`).

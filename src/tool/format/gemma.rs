@@ -1,10 +1,12 @@
-//! Gemma 3, which has no marks of its own: a Python call, or JSON, in a fenced `tool_code` block (a
-//! fenced `json` block counts if it holds a call), or as the whole message ([`super::unmarked`]).
+//! Gemma 3, which has no marks of its own: a Python call, or JSON, in a fenced `tool_code` block
+//! (a fenced `json` block counts if it holds a call), or as the whole message
+//! ([`super::unmarked`]).
 //!
-//! `print(f(…))` is `f(…)`, and the module `default_api` is taken off, since Gemini's kin write them.
+//! `print(f(…))` is `f(…)`, and the module `default_api` is taken off, since Gemini's kin write
+//! them.
 //!
-//! Sources: Google's guide "Function calling with Gemma" and the Gemma cookbook (`tool_code`), vLLM
-//! `examples/tool_chat_template_gemma3_pythonic.jinja`.
+//! Sources: Google's guide "Function calling with Gemma" and the Gemma cookbook (`tool_code`),
+//! vLLM `examples/tool_chat_template_gemma3_pythonic.jinja`.
 
 use super::Format;
 use super::json::{self, Wrapping};

@@ -3,8 +3,9 @@
 //!
 //! Strings are written raw and all else as JSON, which nothing tells apart but the tool's schema.
 //!
-//! Sources: the chat templates of GLM-4.5 and GLM-4.6 (llama.cpp `models/templates/GLM-4.6.jinja`),
-//! vLLM `tool_parsers/glm4_moe_tool_parser.py` and `glm47_moe_tool_parser.py` (no line breaks).
+//! Sources: the chat templates of GLM-4.5 and GLM-4.6 (llama.cpp
+//! `models/templates/GLM-4.6.jinja`), vLLM `tool_parsers/glm4_moe_tool_parser.py` and
+//! `glm47_moe_tool_parser.py` (no line breaks).
 
 use serde_json::Value;
 

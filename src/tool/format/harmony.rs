@@ -1,11 +1,12 @@
-//! gpt-oss (harmony): `<|channel|>commentary to=functions.f <|constrain|>json<|message|>{…}<|call|>`.
+//! gpt-oss (harmony):
+//! `<|channel|>commentary to=functions.f <|constrain|>json<|message|>{…}<|call|>`.
 //!
-//! A text is a sequence of messages: a header from `<|start|>` or `<|channel|>` to `<|message|>`, and
-//! content to `<|end|>`, `<|call|>`, `<|return|>` or the next header. A recipient in the header, in
-//! its role or its channel part, makes a call of it; the namespace `functions.` is taken off.
-//! `<|call|>` is a stop token that servers do not keep, so it is never missed. A message of the
-//! analysis channel without a recipient is thinking and is skipped; so is one of another author,
-//! such as a tool's. The content of others is text like any.
+//! A text is a sequence of messages: a header from `<|start|>` or `<|channel|>` to `<|message|>`,
+//! and content to `<|end|>`, `<|call|>`, `<|return|>` or the next header. A recipient in the
+//! header, in its role or its channel part, makes a call of it; the namespace `functions.` is
+//! taken off. `<|call|>` is a stop token that servers do not keep, so it is never missed. A
+//! message of the analysis channel without a recipient is thinking and is skipped; so is one of
+//! another author, such as a tool's. The content of others is text like any.
 //!
 //! Sources: openai/harmony `docs/format.md` ("Receiving tool calls") and `src/tests.rs`; SGLang
 //! `function_call/gpt_oss_detector.py`.

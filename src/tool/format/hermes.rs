@@ -1,8 +1,8 @@
 //! `<tool_call>`: Hermes and Qwen 2.5 and 3, and those that share its mark.
 //!
-//! What begins behind the mark tells the form: `{` is a Hermes call (several objects in one block are
-//! several calls), `[` a list of them (Granite 3.1 writes it), `<function=` Qwen3-Coder's, a name
-//! GLM's.
+//! What begins behind the mark tells the form: `{` is a Hermes call (several objects in one block
+//! are several calls), `[` a list of them (Granite 3.1 writes it), `<function=` Qwen3-Coder's, a
+//! name GLM's.
 //!
 //! Sources: the function-calling prompt of Nous Research's Hermes-Function-Calling, the chat
 //! templates of Qwen2.5 and Qwen3, vLLM `tool_parsers/hermes_tool_parser.py` and

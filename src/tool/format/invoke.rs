@@ -5,11 +5,11 @@
 //! An element without its wrapper is read too. Values are raw: no entity is decoded, and no white
 //! space is taken away, since the templates write values right between the tags.
 //!
-//! Sources: Anthropic's documentation of its tool use system prompt; the chat template of MiniMax M2
-//! (llama.cpp `models/templates/unsloth-MiniMax-M2.jinja`), vLLM
+//! Sources: Anthropic's documentation of its tool use system prompt; the chat template of MiniMax
+//! M2 (llama.cpp `models/templates/unsloth-MiniMax-M2.jinja`), vLLM
 //! `tool_parsers/minimax_m2_tool_parser.py`; DeepSeek's `encoding/encoding_dsv32.py` and llama.cpp
-//! `models/templates/DeepSeek-V3.2.jinja`; SGLang `function_call/deepseekv32_detector.py` (an element
-//! that holds JSON).
+//! `models/templates/DeepSeek-V3.2.jinja`; SGLang `function_call/deepseekv32_detector.py` (an
+//! element that holds JSON).
 
 use serde_json::Value;
 

@@ -4,7 +4,8 @@
 //! What stands before the arguments is the call's id, and the tool's name is a part of it.
 //!
 //! Sources: the tool call guidance and chat template of Kimi-K2 (llama.cpp
-//! `models/templates/moonshotai-Kimi-K2-Thinking.jinja`), vLLM `tool_parsers/kimi_k2_tool_parser.py`.
+//! `models/templates/moonshotai-Kimi-K2-Thinking.jinja`), vLLM
+//! `tool_parsers/kimi_k2_tool_parser.py`.
 
 use super::json::{arguments_of, read_value, repairs_of};
 use super::reading::{Block, Closing, Found, Reading};

@@ -2,8 +2,8 @@
 //! `<function=f>{…}</function>`; `<|python_tag|>f.call(k="v")` for the built-in tools. Llama 4:
 //! `<|python_start|>[f(k="v"), g()]<|python_end|>`. Without marks: [`super::unmarked`].
 //!
-//! Sources: llama-models `models/llama3_1/prompt_format.md` and `models/llama4/prompt_format.md`, the
-//! templates vLLM `examples/tool_chat_template_llama3.1_json.jinja`,
+//! Sources: llama-models `models/llama3_1/prompt_format.md` and `models/llama4/prompt_format.md`,
+//! the templates vLLM `examples/tool_chat_template_llama3.1_json.jinja`,
 //! `…_llama3.1_usr_def_tool_call.jinja` and `…_llama4_pythonic.jinja`, `tool_parsers/
 //! llama_tool_parser.py` and `llama4_pythonic_tool_parser.py`.
 
@@ -141,8 +141,8 @@ pub(super) fn items_of(calls: Vec<PythonCall>, format: Format, start: usize) -> 
     items.collect()
 }
 
-/// `<function=f>{…}</function>`, whose tag is at `at`; `None` where no JSON follows the tag, and for
-/// Qwen3-Coder, to which the tag belongs as well.
+/// `<function=f>{…}</function>`, whose tag is at `at`; `None` where no JSON follows the tag, and
+/// for Qwen3-Coder, to which the tag belongs as well.
 pub(super) fn read_function(reading: &Reading<'_>, start: usize, at: usize) -> Option<Block> {
     let scan = &reading.scan;
     let (name, after) = super::qwen::QWEN3_CODER.name_at(reading, at)?;

@@ -1,9 +1,10 @@
-//! Mistral: `[TOOL_CALLS][{"name": "f", "arguments": {…}, "id": "…"}]`, and since tokenizer version
-//! 11 `[TOOL_CALLS]f[CALL_ID]id[ARGS]{…}`, of which later ones leave out the id and servers that strip
-//! special tokens leave `[TOOL_CALLS]f{…}`.
+//! Mistral: `[TOOL_CALLS][{"name": "f", "arguments": {…}, "id": "…"}]`, and since tokenizer
+//! version 11 `[TOOL_CALLS]f[CALL_ID]id[ARGS]{…}`, of which later ones leave out the id and
+//! servers that strip special tokens leave `[TOOL_CALLS]f{…}`.
 //!
-//! Sources: mistral-common `src/mistral_common/tokens/tokenizers/instruct.py` (versions 3, 7, 11, 13),
-//! the chat templates of Mistral Small 3.2 and Devstral, vLLM `tool_parsers/mistral_tool_parser.py`.
+//! Sources: mistral-common `src/mistral_common/tokens/tokenizers/instruct.py` (versions 3, 7, 11,
+//! 13), the chat templates of Mistral Small 3.2 and Devstral, vLLM
+//! `tool_parsers/mistral_tool_parser.py`.
 
 use serde_json::Value;
 

@@ -1,12 +1,13 @@
 //! Reading what models write: tool calls in text and in messages, of every family in use.
 //!
 //! # The design
-//! [`CallParser`] reads a whole message and gives [`Parsed`]: its calls in their order. What is a call
-//! by its marks and cannot be read is one of them: a [`ToolCall`] whose [`CallOrigin::unreadable`]
-//! says why, which the executor answers as [`Outcome::InvalidCall`](crate::Outcome::InvalidCall) in
-//! its turn. So every way into the executor – the library, C, Python, HTTP, `replay` – answers such
-//! calls without a rule of its own, and no half of a turn runs while the other half vanishes.
-//! [`UnreadableCalls`] can also leave them out, or refuse the message.
+//! [`CallParser`] reads a whole message and gives [`Parsed`]: its calls in their order. What is a
+//! call by its marks and cannot be read is one of them: a [`ToolCall`] whose
+//! [`CallOrigin::unreadable`] says why, which the executor answers as
+//! [`Outcome::InvalidCall`](crate::Outcome::InvalidCall) in its turn. So every way into the
+//! executor – the library, C, Python, HTTP, `replay` – answers such calls without a rule of its
+//! own, and no half of a turn runs while the other half vanishes. [`UnreadableCalls`] can also
+//! leave them out, or refuse the message.
 //!
 //! ```text
 //! text ─► reading: one pass from mark to mark ─► a family's reader ─► Found | Broken ─► ToolCall
@@ -15,25 +16,26 @@
 //! ```
 //!
 //! - **Which text is a call.** A marked form counts wherever it stands, but not in thinking
-//!   ([`think`]) and not in backticks (`` `<tool_call>` ``). An unmarked one counts if it is the whole
-//!   message and names a registered tool ([`unmarked`]). Fenced blocks count only if their format is
-//!   asked for. A file may hold several forms; [`Format::Auto`] reads them all.
-//! - **Where a call ends.** JSON ends where its value ends, so a closing mark inside a string is text.
-//!   Raw values end by the rules in [`tags`].
+//!   ([`think`]) and not in backticks (`` `<tool_call>` ``). An unmarked one counts if it is the
+//!   whole message and names a registered tool ([`unmarked`]). Fenced blocks count only if their
+//!   format is asked for. A file may hold several forms; [`Format::Auto`] reads them all.
+//! - **Where a call ends.** JSON ends where its value ends, so a closing mark inside a string is
+//!   text. Raw values end by the rules in [`tags`].
 //! - **Damage.** What leaves only one reading is mended and noted ([`Repair`]): a line break in a
-//!   string, a comma too many, a missing closing mark at the end of the text or before the next mark,
-//!   arguments as JSON text in a string. All else is unreadable. JSON that breaks off is not
+//!   string, a comma too many, a missing closing mark at the end of the text or before the next
+//!   mark, arguments as JSON text in a string. All else is unreadable. JSON that breaks off is not
 //!   completed, and a raw value that is not closed is not run: what is missing is not known.
 //! - **Types.** Forms with raw values say only strings. Where the tool is known its schema decides
 //!   ([`typing`]): here, if the parser has a registry, else at the executor's door.
-//! - **Bounds.** The pass is linear in the text; readers are not recursive on what a model nests, but
-//!   for JSON and Python values, whose depth is bounded
+//! - **Bounds.** The pass is linear in the text; readers are not recursive on what a model nests,
+//!   but for JSON and Python values, whose depth is bounded
 //!   ([`MAX_DEPTH`](crate::python_json::MAX_DEPTH)). See [`reading`].
 //!
-//! Whole messages only: a message that is still being generated is not read, since half a call is a
-//! call that cannot be read. Text responses of a family (DeepSeek's `<｜tool▁output▁begin｜>`, Kimi's
-//! `## Return of …`, Llama's `ipython` turns) are written by its chat template from a `tool` message,
-//! not here: [`ToolResult::to_message`](crate::ToolResult::to_message) gives that message.
+//! Whole messages only: a message that is still being generated is not read, since half a call is
+//! a call that cannot be read. Text responses of a family (DeepSeek's `<｜tool▁output▁begin｜>`,
+//! Kimi's `## Return of …`, Llama's `ipython` turns) are written by its chat template from a
+//! `tool` message, not here: [`ToolResult::to_message`](crate::ToolResult::to_message) gives that
+//! message.
 //!
 //! [`ToolCall::parse_from_text`] is apart: it finds exactly what the reference finds.
 
@@ -185,11 +187,12 @@ impl<'r> CallParser<'r> {
         self
     }
 
-    /// The calls in a model's text, in their order. Does not block; the time is linear in the length
-    /// of the text.
+    /// The calls in a model's text, in their order. Does not block; the time is linear in the
+    /// length of the text.
     ///
     /// # Errors
-    /// The first call that cannot be read, under [`UnreadableCalls::Error`]. Never under the others.
+    /// The first call that cannot be read, under [`UnreadableCalls::Error`]. Never under the
+    /// others.
     pub fn parse(&self, text: &str) -> Result<Parsed, UnreadableCall> {
         let reading = Reading::new(self, text);
         let mut calls = Vec::new();
@@ -285,7 +288,8 @@ impl ToolCall {
     /// The calls in a model's text, in their order, of a format or of any ([`Format::Auto`]).
     ///
     /// A call that cannot be read is among them ([`is_unreadable`](Self::is_unreadable)), for the
-    /// executor to answer. [`CallParser`] has more to set: the registered tools, and another policy.
+    /// executor to answer. [`CallParser`] has more to set: the registered tools, and another
+    /// policy.
     ///
     /// ```
     /// use tool_executor::ToolCall;

@@ -1,8 +1,9 @@
 //! Calls and literals of Python: `[f(path="a.py", lines=[1, 2]), g()]`.
 //!
-//! Reads what a model can mean by them: keyword arguments whose values are literals. `true`, `false`
-//! and `null` are accepted beside Python's own, since chat templates write them. Nesting is bounded
-//! by [`MAX_DEPTH`], so the stack is too. Variables, operators and f-strings are no literals.
+//! Reads what a model can mean by them: keyword arguments whose values are literals. `true`,
+//! `false` and `null` are accepted beside Python's own, since chat templates write them. Nesting
+//! is bounded by [`MAX_DEPTH`], so the stack is too. Variables, operators and f-strings are no
+//! literals.
 //!
 //! Sources: the prompts and templates of Llama 3.2 and 4 (llama-models
 //! `models/llama4/prompt_format.md`; vLLM `examples/tool_chat_template_llama4_pythonic.jinja`), of

@@ -1,11 +1,11 @@
 //! Qwen3-Coder: `<tool_call><function=f><parameter=k>v</parameter></function></tool_call>`.
 //!
-//! The template writes a line break behind an argument's opening tag and one before its closing tag;
-//! these belong to the tags. Models leave out the wrapper at times, so `<function=` alone is a mark
-//! too; Llama 3.1 uses the same mark for a call in JSON.
+//! The template writes a line break behind an argument's opening tag and one before its closing
+//! tag; these belong to the tags. Models leave out the wrapper at times, so `<function=` alone is
+//! a mark too; Llama 3.1 uses the same mark for a call in JSON.
 //!
-//! Sources: the chat template of Qwen3-Coder (llama.cpp `models/templates/Qwen3-Coder.jinja`), vLLM
-//! `vllm/tool_parsers/qwen3coder_tool_parser.py`.
+//! Sources: the chat template of Qwen3-Coder (llama.cpp `models/templates/Qwen3-Coder.jinja`),
+//! vLLM `vllm/tool_parsers/qwen3coder_tool_parser.py`.
 
 use super::reading::{Block, Closing, Reading};
 use super::tags::Tags;

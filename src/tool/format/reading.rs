@@ -1,10 +1,10 @@
 //! The one pass over a text: from mark to mark, each family's reader in its turn.
 //!
-//! A reader is given the place of its opening mark and gives a [`Block`]: the calls in it, those that
-//! cannot be read, and where the pass goes on. It never fails. What bounds the work is here: a reader
-//! looks at each byte behind its mark at most a few times, and where broken calls make readers look
-//! at the same bytes again and again, [`STEPS_PER_BYTE`] or [`MAX_BROKEN`] ends the pass, with the
-//! rest of the text as one call that cannot be read.
+//! A reader is given the place of its opening mark and gives a [`Block`]: the calls in it, those
+//! that cannot be read, and where the pass goes on. It never fails. What bounds the work is here:
+//! a reader looks at each byte behind its mark at most a few times, and where broken calls make
+//! readers look at the same bytes again and again, [`STEPS_PER_BYTE`] or [`MAX_BROKEN`] ends the
+//! pass, with the rest of the text as one call that cannot be read.
 
 use std::cell::Cell;
 
@@ -221,8 +221,8 @@ impl<'t> Reading<'t> {
         }
     }
 
-    /// A call that cannot be read. It ends with the first of `closes` at or after `from`, and before
-    /// the next mark.
+    /// A call that cannot be read. It ends with the first of `closes` at or after `from`, and
+    /// before the next mark.
     pub(super) fn broken(
         &self,
         (format, start): (Format, usize),

@@ -1,9 +1,9 @@
 //! A text under a cursor that never goes far back: finding marks, skipping space, counting steps.
 //!
-//! Every loop over the bytes of a text is here or reports its length to [`Scanner::walked`], so that
-//! [`Scanner::steps`] bounds the work. A search whose answer is known is not repeated: each needle
-//! remembers the last place that was searched from and what was found, so that any number of
-//! searches with growing starts cost one pass over the text.
+//! Every loop over the bytes of a text is here or reports its length to [`Scanner::walked`], so
+//! that [`Scanner::steps`] bounds the work. A search whose answer is known is not repeated: each
+//! needle remembers the last place that was searched from and what was found, so that any number
+//! of searches with growing starts cost one pass over the text.
 
 use std::cell::{Cell, RefCell};
 
@@ -62,8 +62,8 @@ impl<'t> Scanner<'t> {
         self.steps.set(self.steps.get() + bytes);
     }
 
-    /// The text from `at` on, up to its end without end tokens. Inside a character it begins with the
-    /// next one.
+    /// The text from `at` on, up to its end without end tokens. Inside a character it begins with
+    /// the next one.
     pub(super) fn rest(&self, at: usize) -> &'t str {
         let mut at = at.min(self.end);
         while !self.text.is_char_boundary(at) {

@@ -1,10 +1,10 @@
 //! The types of arguments whose form has only text.
 //!
-//! A parameter's schema decides: its `type`, or those in `anyOf` and `oneOf`, or those of its `enum`.
-//! Where a string is right the text is kept as it is, but for a list or an object where one of these
-//! is right too, and `null` where that is. Python's spellings (`True`, `None`, `['a']`) count, since
-//! Qwen3-Coder's template writes them. What does not fit its type stays text, and the check against
-//! the schema says so to the model.
+//! A parameter's schema decides: its `type`, or those in `anyOf` and `oneOf`, or those of its
+//! `enum`. Where a string is right the text is kept as it is, but for a list or an object where
+//! one of these is right too, and `null` where that is. Python's spellings (`True`, `None`,
+//! `['a']`) count, since Qwen3-Coder's template writes them. What does not fit its type stays
+//! text, and the check against the schema says so to the model.
 
 use serde_json::Value;
 

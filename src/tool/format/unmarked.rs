@@ -1,8 +1,8 @@
 //! Calls without a mark: a JSON object or a list of them, `[f(k="v")]`.
 //!
-//! They count only as the whole message (behind its thinking), and, where the form was not asked for
-//! by name, only if they name a registered tool: anything may be JSON. JSON that breaks off counts as
-//! a call that cannot be read if it names a registered tool at its beginning.
+//! They count only as the whole message (behind its thinking), and, where the form was not asked
+//! for by name, only if they name a registered tool: anything may be JSON. JSON that breaks off
+//! counts as a call that cannot be read if it names a registered tool at its beginning.
 
 use super::Format;
 use super::json::{self, Wrapping};

@@ -5,8 +5,8 @@
 //! The text formats of this module's parent call it; readers of recorded rollouts may, too.
 //!
 //! [`parse`] accepts all that `json.loads` accepts and nothing else, with two limits of its own:
-//! nesting deeper than [`MAX_DEPTH`] is an error, and what a [`Value`] cannot hold is mapped to what
-//! comes nearest:
+//! nesting deeper than [`MAX_DEPTH`] is an error, and what a [`Value`] cannot hold is mapped to
+//! what comes nearest:
 //!
 //! | Python reads | we keep |
 //! |---|---|

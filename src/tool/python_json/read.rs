@@ -7,14 +7,14 @@ use crate::tool::JsonObject;
 
 /// The deepest nesting of arrays and objects that [`parse`] reads.
 ///
-/// A little less than the 127 levels of `serde_json`, so that what was read here can be sent inside
-/// an envelope and still be read there.
+/// A little less than the 127 levels of `serde_json`, so that what was read here can be sent
+/// inside an envelope and still be read there.
 pub const MAX_DEPTH: usize = 120;
 
 /// Reads one JSON text in Python's dialect; white space may surround it.
 ///
-/// Of a key that is there twice the last value counts, at the first one's place. The time is linear
-/// in the length of the text, and the stack is bounded whatever the text is.
+/// Of a key that is there twice the last value counts, at the first one's place. The time is
+/// linear in the length of the text, and the stack is bounded whatever the text is.
 ///
 /// # Errors
 /// The first thing that `json.loads` would complain about, or nesting deeper than [`MAX_DEPTH`].
@@ -38,8 +38,8 @@ pub(crate) struct Mends {
     pub(crate) trailing_comma: bool,
 }
 
-/// Reads the JSON value that begins at `at`, in the dialect of [`parse`] and with damage that leaves
-/// only one reading mended. Gives the value, the place behind it, and what was mended.
+/// Reads the JSON value that begins at `at`, in the dialect of [`parse`] and with damage that
+/// leaves only one reading mended. Gives the value, the place behind it, and what was mended.
 ///
 /// What follows the value is not looked at. The time is linear in the length of what is read.
 ///
@@ -419,7 +419,7 @@ mod tests {
 
     #[test]
     fn a_prefix_is_read_with_small_damage_mended_and_nothing_more() {
-        let read = |text| parse_prefix(text, 1).map(|(value, end, mends)| (value, end, mends));
+        let read = |text| parse_prefix(text, 1);
         let mended =
             |raw_control_character, trailing_comma| Mends { raw_control_character, trailing_comma };
         assert_eq!(read("x{\"a\": 1} tail"), Ok((json!({"a": 1}), 9, mended(false, false))));

@@ -1,13 +1,13 @@
 //! One of our own sandbox servers, over the native protocol (`wire::native`).
 //!
-//! What is handed over waits in the *outbox*. The thread that hands over sends it too, together with what
-//! others put there meanwhile, if it may: if this server's requests get through, and few threads of
-//! other people are sending for the fleet ([`Direct`]). Else the server's own thread `tool-send-N`
-//! does: so servers that hang hold up their own callers only. What could not be sent that
-//! thread sends again, until the server takes it or is given up.
+//! What is handed over waits in the *outbox*. The thread that hands over sends it too, together
+//! with what others put there meanwhile, if it may: if this server's requests get through, and few
+//! threads of other people are sending for the fleet ([`Direct`]). Else the server's own thread
+//! `tool-send-N` does: so servers that hang hold up their own callers only. What could not be sent
+//! that thread sends again, until the server takes it or is given up.
 //!
-//! The thread `tool-fleet-N` (`result_stream`) reads the results, notices that the server is gone, and
-//! finds out what became of its operations when it is back. `state` is what is in flight.
+//! The thread `tool-fleet-N` (`result_stream`) reads the results, notices that the server is gone,
+//! and finds out what became of its operations when it is back. `state` is what is in flight.
 
 mod result_stream;
 mod state;

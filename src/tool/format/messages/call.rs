@@ -17,8 +17,8 @@ impl ToolCall {
     /// {"type": "tool_use", "id": "c1", "name": "bash", "input": {…}}
     /// ```
     ///
-    /// Arguments may be JSON text; text that is no JSON object is kept, so that the executor answers
-    /// the call as invalid and the model learns why. The id is kept, or is a new UUIDv4.
+    /// Arguments may be JSON text; text that is no JSON object is kept, so that the executor
+    /// answers the call as invalid and the model learns why. The id is kept, or is a new UUIDv4.
     ///
     /// # Errors
     /// There is no call to answer: it is no object, of another type, or without a name.

@@ -8,12 +8,14 @@
 //! | Anthropic | a content block `tool_use` | a content block `tool_result` |
 //! | ShareGPT | a turn `function_call`, or text of a turn `gpt` | a turn `tool`, `<tool_response>` |
 //!
-//! [`CallParser::parse_message`] reads one message, item or turn; a message without structured calls
-//! may have calls in its text. What servers run themselves (`server_tool_use`, `web_search_call`,
-//! `computer_call`, …) is not a call of ours, nor is a `custom_tool_call`, whose input is no JSON.
+//! [`CallParser::parse_message`] reads one message, item or turn; a message without structured
+//! calls may have calls in its text. What servers run themselves (`server_tool_use`,
+//! `web_search_call`, `computer_call`, …) is not a call of ours, nor is a `custom_tool_call`,
+//! whose input is no JSON.
 //!
-//! Sources: OpenAI's API reference (Chat Completions, Responses), Anthropic's Messages API reference,
-//! LLaMA-Factory `data/README.md` (ShareGPT) and Nous Research's hermes-function-calling-v1.
+//! Sources: OpenAI's API reference (Chat Completions, Responses), Anthropic's Messages API
+//! reference, LLaMA-Factory `data/README.md` (ShareGPT) and Nous Research's
+//! hermes-function-calling-v1.
 
 mod call;
 mod result;
@@ -131,9 +133,9 @@ pub(super) fn is_models(message: &Map<String, Value>) -> bool {
 impl CallParser<'_> {
     /// The calls of one message: a chat message, an item of OpenAI's Responses, a turn of ShareGPT.
     ///
-    /// Structured calls are read as such, and then the text beside them is not: it is the same calls
-    /// once more, or none. Without structured calls the text is read, by the parser's format. A
-    /// message that no model wrote has none.
+    /// Structured calls are read as such, and then the text beside them is not: it is the same
+    /// calls once more, or none. Without structured calls the text is read, by the parser's format.
+    /// A message that no model wrote has none.
     ///
     /// # Errors
     /// The message is not one, or a call cannot be read and the policy is to refuse it.
