@@ -9,9 +9,9 @@
 //! | `queue/N` | `floor` | one thread, N requests in flight: channel there, channel back |
 //! | | `executor` | one thread, N trajectories: `submit_to` and the completion queue |
 //!
-//! The time is per call in every case, so `executor / floor` is the ratio to read. The floor is the
-//! least that any executor with a thread of its own must pay: one hand-over there and one back.
-//! Ours pays a third, from the batcher to the thread that calls the backend.
+//! The time is per call in every case, so `executor / floor` is the ratio to read. The floor is
+//! the least that any executor with a thread of its own must pay: one hand-over there and one
+//! back. Ours pays a third, from the batcher to the thread that calls the backend.
 
 mod common;
 

@@ -1,5 +1,5 @@
-//! One simulator thread drives many trajectories through a completion queue, with more trajectories
-//! than slots and a tool of its own.
+//! One simulator thread drives many trajectories through a completion queue, with more
+//! trajectories than slots and a tool of its own.
 //!
 //! `cargo run --example simulator`
 

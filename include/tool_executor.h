@@ -132,7 +132,7 @@ enum te_status
    */
   TE_TOOL_SERVER_FAILED = 21,
   /**
-   * A workspace could not be emptied. Its slot is given to nobody before that succeeds.
+   * A workspace could not be emptied. Its slot is not given out before that succeeds.
    */
   TE_RESET_FAILED = 22,
   /**
@@ -180,8 +180,8 @@ enum te_status
    */
   TE_LOGGER_TAKEN = 41,
   /**
-   * This process is a fork of the one that made the handle. Its threads are not here: nothing works
-   * but freeing.
+   * This process is a fork of the one that made the handle. Its threads are not here: nothing
+   * works but freeing.
    */
   TE_FORKED = 50,
   /**
@@ -226,7 +226,7 @@ enum te_outcome
    */
   TE_OUTCOME_OUT_OF_MEMORY = 4,
   /**
-   * Somebody cancelled it.
+   * It was cancelled.
    */
   TE_OUTCOME_CANCELLED = 5,
   /**
@@ -313,39 +313,40 @@ typedef int32_t te_log_level;
 #endif // __cplusplus
 
 /**
- * A submitted call, to cancel it. Made by te_submit() for those who ask for it, freed by te_call_free().
- * Any number of threads may use it at the same time.
+ * A submitted call, to cancel it. Made by te_submit() for those who ask for it, freed by
+ * te_call_free(). Any number of threads may use it at the same time.
  */
 typedef struct te_call te_call;
 
 /**
- * An executor. Made by te_executor_new(), freed by te_executor_free(). Any number of threads may use it
- * at the same time.
+ * An executor. Made by te_executor_new(), freed by te_executor_free(). Any number of threads may
+ * use it at the same time.
  */
 typedef struct te_executor te_executor;
 
 /**
  * Collects the results of the calls that were submitted to it. Made by te_queue_new(), freed by
- * te_queue_free(). Any number of threads may use it at the same time; each completion goes to one of
- * them.
+ * te_queue_free(). Any number of threads may use it at the same time; each completion goes to one
+ * of them.
  */
 typedef struct te_queue te_queue;
 
 /**
- * The answer that a call of a tool waits for. Given to a te_tool_fn, freed by te_tool_reply_free(). Any
- * number of threads may use it at the same time.
+ * The answer that a call of a tool waits for. Given to a te_tool_fn, freed by
+ * te_tool_reply_free(). Any number of threads may use it at the same time.
  */
 typedef struct te_tool_reply te_tool_reply;
 
 /**
- * Tools of the host's own, for te_executor_new(). Made by te_tools_new(), freed by te_tools_free(). Any
- * number of threads may use them at the same time.
+ * Tools of the host's own, for te_executor_new(). Made by te_tools_new(), freed by
+ * te_tools_free(). Any number of threads may use them at the same time.
  */
 typedef struct te_tools te_tools;
 
 /**
- * Bytes that belong to the caller: the functions that give some fill a buffer of the caller's, and
- * te_buffer_free() frees what is in it. What it held before is not looked at. After an error it is empty.
+ * Bytes that belong to the caller: the functions that give some fill a buffer of the caller's,
+ * and te_buffer_free() frees what is in it. What it held before is not looked at. After an error
+ * it is empty.
  */
 typedef struct te_buffer {
   /**
@@ -359,16 +360,17 @@ typedef struct te_buffer {
 } te_buffer;
 
 /**
- * Takes one line of the log. `message` is UTF-8, without a NUL or a line's end at its end, and valid
- * until the function returns. Called on any thread, by several at the same time; must not block for
- * long, throw an exception or longjmp. What the library logs while it runs, on the same thread, is left
- * out.
+ * Takes one line of the log. `message` is UTF-8, without a NUL or a line's end at its end, and
+ * valid until the function returns. Called on any thread, by several at the same time; must not
+ * block for long, throw an exception or longjmp. What the library logs while it runs, on the same
+ * thread, is left out.
  */
 typedef void (*te_log_fn)(void *user, int32_t level, const char *message, size_t message_len);
 
 /**
- * A call of a tool of the host's. The library's; valid until the te_tool_fn returns. Later versions may
- * add fields at the end. The texts are UTF-8 without a NUL at the end, and never NULL.
+ * A call of a tool of the host's. The library's; valid until the te_tool_fn returns. Later
+ * versions may add fields at the end. The texts are UTF-8 without a NUL at the end, and never
+ * NULL.
  */
 typedef struct te_tool_call {
   /**
@@ -410,17 +412,17 @@ typedef struct te_tool_call {
 } te_tool_call;
 
 /**
- * A tool of the host's. `reply` is the function's from now on: it, or whoever it passes it to, answers
- * by te_tool_reply_ok() or te_tool_reply_error() once, and frees it by te_tool_reply_free() – before
- * it returns, or later on any thread. It must not block for what it can wait for elsewhere: there are
- * "handler_threads" threads for all tools.
+ * A tool of the host's. `reply` is the function's from now on: it, or what it passes it to,
+ * answers by te_tool_reply_ok() or te_tool_reply_error() once, and frees it by
+ * te_tool_reply_free() – before it returns, or later on any thread. It must not block for what it
+ * can wait for elsewhere: there are "handler_threads" threads for all tools.
  *
- * Called on threads of the library ("tool-fn-N", with a stack of 2 MiB and all signals blocked), for several
- * trajectories at the same time. It may submit calls, but must not wait for a call of its own
- * trajectory. It must neither throw an exception nor longjmp.
+ * Called on threads of the library ("tool-fn-N", with a stack of 2 MiB and all signals blocked),
+ * for several trajectories at the same time. It may submit calls, but must not wait for a call of
+ * its own trajectory. It must neither throw an exception nor longjmp.
  *
- * It returns 0. Any other number ends the call as TE_OUTCOME_EXTERNAL_FAILED, if it has no answer; the reply
- * has to be freed all the same.
+ * It returns 0. Any other number ends the call as TE_OUTCOME_EXTERNAL_FAILED, if it has no
+ * answer; the reply has to be freed all the same.
  */
 typedef int32_t (*te_tool_fn)(void *user,
                               const struct te_tool_call *call,
@@ -432,12 +434,12 @@ typedef int32_t (*te_tool_fn)(void *user,
 typedef void (*te_free_fn)(void *user);
 
 /**
- * What a call gave. Allocated by the library, read by the caller, freed by te_result_free(); what its
- * pointers lead to lives as long as it does. Never NULL, UTF-8, and without a NUL at the end.
+ * What a call gave. Allocated by the library, read by the caller, freed by te_result_free(); what
+ * its pointers lead to lives as long as it does. Never NULL, UTF-8, and without a NUL at the end.
  *
- * Later versions may add fields at the end: use it by the pointers that the library gives, and do not
- * copy it or make one. Any number of threads may read it at the same time. It does not need the
- * executor, and works in a forked process.
+ * Later versions may add fields at the end: use it by the pointers that the library gives, and do
+ * not copy it or make one. Any number of threads may read it at the same time. It does not need
+ * the executor, and works in a forked process.
  */
 typedef struct te_result {
   /**
@@ -457,7 +459,8 @@ typedef struct te_result {
    */
   uint8_t success;
   /**
-   * 1 if any part of the call may have had an effect; 0 only where it is certain that nothing ran.
+   * 1 if any part of the call may have had an effect; 0 only where it is certain that nothing
+   * ran.
    */
   uint8_t may_have_executed;
   /**
@@ -516,15 +519,15 @@ extern "C" {
 #endif // __cplusplus
 
 /**
- * The version of the library that is loaded, such as "0.1.0": TE_VERSION if it is the one that the
- * header belongs to. Static text, with a NUL at its end.
+ * The version of the library that is loaded, such as "0.1.0": TE_VERSION if it is the one that
+ * the header belongs to. Static text, with a NUL at its end.
  */
 const char *te_version(void);
 
 /**
- * The ABI's number: TE_ABI_VERSION of the header that the library was made with. Within one number
- * functions, status codes and, at the end of structs that the library allocates, fields are only added:
- * a program may go on if the library's number is its own header's.
+ * The ABI's number: TE_ABI_VERSION of the header that the library was made with. Within one
+ * number functions, status codes and, at the end of structs that the library allocates, fields
+ * are only added: a program may go on if the library's number is its own header's.
  */
 uint32_t te_abi_version(void);
 
@@ -533,8 +536,8 @@ uint32_t te_abi_version(void);
  * line for people, in UTF-8, with a NUL at its end; "" if nothing has. It may hold what the host
  * passed, such as a file's name.
  *
- * The text belongs to the library, and is valid until the next function that does not give TE_OK on this
- * thread, or the thread's end. Never NULL.
+ * The text belongs to the library, and is valid until the next function that does not give TE_OK
+ * on this thread, or the thread's end. Never NULL.
  */
 const char *te_last_error(void);
 
@@ -551,20 +554,19 @@ const char *te_status_name(int32_t status);
 void te_buffer_free(struct te_buffer *buffer);
 
 /**
- * Has everything up to `level` (a te_log_level) that the library logs given to `function`, with `user`.
- * NULL, or TE_LOG_OFF, ends that. There is one log for the whole process; what was set before is replaced,
- * and not in use any more when this returns TE_OK.
+ * Has everything up to `level` (a te_log_level) that the library logs given to `function`, with
+ * `user`. NULL, or TE_LOG_OFF, ends that. There is one log for the whole process; what was set
+ * before is replaced, and not in use any more when this returns TE_OK.
  *
- * TE_LOGGER_TAKEN: the process has a logger already, because the host is a Rust program. TE_TIMEOUT: a
- * function that was set before has not returned for 10 seconds; nothing was changed. Not to be called by a
- * log function.
+ * TE_LOGGER_TAKEN: the process has a logger already, because the host is a Rust program.
+ * TE_TIMEOUT: a function that was set before has not returned for 10 seconds; nothing was
+ * changed. Not to be called by a log function.
  */
-te_status te_log_set(te_log_fn function,
-                     void *user,
-                     int32_t level);
+te_status te_log_set(te_log_fn function, void *user, int32_t level);
 
 /**
- * Makes an empty set of tools. On success `*tools` is the caller's, to be freed by te_tools_free().
+ * Makes an empty set of tools. On success `*tools` is the caller's, to be freed by
+ * te_tools_free().
  */
 te_status te_tools_new(struct te_tools **tools);
 
@@ -572,12 +574,12 @@ te_status te_tools_new(struct te_tools **tools);
  * Adds a tool. Executors that were started before do not have it.
  *
  * `schema` is a JSON object: {"name": "add", "description": "Adds.", "parameters": {"a": {"type":
- * "number", "description": "..."}}, "required": ["a"]}; only "name" is needed. Calls whose arguments
- * do not fit are answered by the library, and never get to the function.
+ * "number", "description": "..."}}, "required": ["a"]}; only "name" is needed. Calls whose
+ * arguments do not fit are answered by the library, and never get to the function.
  *
  * `user` is passed to the function, and to `user_free`, if that is not NULL, once: when these
- * tools and every executor, queue and call that was made with them are freed, on whatever thread frees
- * the last. After an error it is not called, and `user` stays the caller's.
+ * tools and every executor, queue and call that was made with them are freed, on whatever thread
+ * frees the last. After an error it is not called, and `user` stays the caller's.
  */
 te_status te_tools_add(const struct te_tools *tools,
                        const char *schema,
@@ -592,28 +594,27 @@ te_status te_tools_add(const struct te_tools *tools,
 void te_tools_free(struct te_tools *tools);
 
 /**
- * Answers a call with the output of a success. Does not block. A second answer is TE_ALREADY_ANSWERED;
- * one that comes too late, to a call that has ended otherwise, is thrown away. After any other error the
- * call still waits.
+ * Answers a call with the output of a success. Does not block. A second answer is
+ * TE_ALREADY_ANSWERED; one that comes too late, to a call that has ended otherwise, is thrown
+ * away. After any other error the call still waits.
  */
 te_status te_tool_reply_ok(const struct te_tool_reply *reply,
                            const char *output,
                            size_t output_len);
 
 /**
- * Answers a call with an error, TE_OUTCOME_TOOL_ERROR: one line that says why the tool failed, which
- * the model is shown. Else as te_tool_reply_ok().
+ * Answers a call with an error, TE_OUTCOME_TOOL_ERROR: one line that says why the tool failed,
+ * which the model is shown. Else as te_tool_reply_ok().
  */
 te_status te_tool_reply_error(const struct te_tool_reply *reply,
                               const char *error,
                               size_t error_len);
 
 /**
- * Whether anybody still waits for the answer: `*wanted` is 0 once the call was answered or cancelled,
- * or its time is up. A tool that takes long looks now and then.
+ * Whether anybody still waits for the answer: `*wanted` is 0 once the call was answered or
+ * cancelled, or its time is up. A tool that takes long looks now and then.
  */
-te_status te_tool_reply_wanted(const struct te_tool_reply *reply,
-                               int32_t *wanted);
+te_status te_tool_reply_wanted(const struct te_tool_reply *reply, int32_t *wanted);
 
 /**
  * Frees a reply. NULL does nothing. A call that has no answer ends as TE_OUTCOME_EXTERNAL_FAILED.
@@ -621,12 +622,13 @@ te_status te_tool_reply_wanted(const struct te_tool_reply *reply,
 void te_tool_reply_free(struct te_tool_reply *reply);
 
 /**
- * Starts an executor. Blocks for as long as its sandboxes take to start: some milliseconds for the
- * embedded one.
+ * Starts an executor. Blocks for as long as its sandboxes take to start: some milliseconds for
+ * the embedded one.
  *
- * `config` is a JSON object. All keys may be left out, or be null; one that is not known is refused, and
- * te_last_error() names it. `{"local": {}}` is the embedded sandbox with all its defaults; with neither
- * "local" nor "fleet" there are in-process tools and the ToolServer's only. Times are in seconds.
+ * `config` is a JSON object. All keys may be left out, or be null; one that is not known is
+ * refused, and te_last_error() names it. `{"local": {}}` is the embedded sandbox with all its
+ * defaults; with neither "local" nor "fleet" there are in-process tools and the ToolServer's
+ * only. Times are in seconds.
  *
  * ```text
  *     "local":  {"slots": 10, "data_dir": "...", "max_output_chars": 50000,
@@ -636,13 +638,17 @@ void te_tool_reply_free(struct te_tool_reply *reply);
  *                           "open_files": 4096, "file_bytes": 8589934592,
  *                           "workspace_bytes": 8589934592}}      (null: no limit)
  *     "fleet":  {"urls": ["http://host:8080", ...], "token": "...", "unreachable_timeout_s": 30,
- *                "start_timeout_s": 60, "allow_unisolated": false, "ca_pem": "-----BEGIN CERTIFICATE-----..."}
- *     "tool_server": {"url": "http://host:port", "token": "...", "concurrency": 16, "ca_pem": "..."}
- *     "policy": {"allow_network": true, "require_sandbox": false, "require_stateful_sandbox": false}
+ *                "start_timeout_s": 60, "allow_unisolated": false,
+ *                "ca_pem": "-----BEGIN CERTIFICATE-----..."}
+ *     "tool_server": {"url": "http://host:port", "token": "...", "concurrency": 16,
+ *                     "ca_pem": "..."}
+ *     "policy": {"allow_network": true, "require_sandbox": false,
+ *                "require_stateful_sandbox": false}
  *     "tools":  {"builtin": true, "external": [SCHEMA, ...]}     (see te_tools_add)
  *     "batch_policy": "adaptive" or "window", "batch_window_s": 0.02, "max_batch_size": 200,
  *     "queue_capacity": 65536, "queue_timeout_s": 3600, "acquire_timeout_s": 600,
- *     "default_timeout_s": null, "answer_grace_s": 60, "reset_timeout_s": 60, "close_timeout_s": 30,
+ *     "default_timeout_s": null, "answer_grace_s": 60, "reset_timeout_s": 60,
+ *     "close_timeout_s": 30,
  *     "on_lost_workspace": "refuse" or "start_empty", "io_threads": 8, "handler_threads": 16,
  *     "idle_limit_s": 0     (0: a trajectory may hold a slot without a call for ever)
  * ```
@@ -651,14 +657,14 @@ void te_tool_reply_free(struct te_tool_reply *reply);
  * `ExecutorConfig` and its parts. Where this process is root, commands run as nobody, who
  * must be able to pass through every directory on the way to "data_dir".
  *
- * Where commands would run without isolation – without bubblewrap, or on sandbox servers that say so – it is
- * TE_START_FAILED unless "allow_unisolated" is true; te_last_error() says what to do.
+ * Where commands would run without isolation – without bubblewrap, or on sandbox servers that say
+ * so – it is TE_START_FAILED unless "allow_unisolated" is true; te_last_error() says what to do.
  *
- * `tools` are tools of the host's own; NULL for none. They stay the caller's, who may free them at once,
- * or start further executors with them.
+ * `tools` are tools of the host's own; NULL for none. They stay the caller's, who may free them
+ * at once, or start further executors with them.
  *
- * On success `*executor` is the caller's, to be freed by te_executor_free(); after an error it is NULL.
- * A process that was forked from one which had made an executor is given TE_FORKED.
+ * On success `*executor` is the caller's, to be freed by te_executor_free(); after an error it is
+ * NULL. A process that was forked from one which had made an executor is given TE_FORKED.
  */
 te_status te_executor_new(const char *config,
                           size_t config_len,
@@ -667,35 +673,35 @@ te_status te_executor_new(const char *config,
 
 /**
  * What the executor is: a JSON object with "version", "backend" ("local", "fleet" or null), facts
- * about the embedded sandbox ("isolated", "not_isolated_because", ...), "tools", the list of its tools as
- * OpenAI's chat API takes it, "prompt", the same as prose for a model's prompt, and "definitions", the
- * same as Hermes models expect it.
+ * about the embedded sandbox ("isolated", "not_isolated_because", ...), "tools", the list of its
+ * tools as OpenAI's chat API takes it, "prompt", the same as prose for a model's prompt, and
+ * "definitions", the same as Hermes models expect it.
  *
  * On success `*description` is the caller's, to be freed by te_buffer_free().
  */
-te_status te_describe(const struct te_executor *executor,
-                      struct te_buffer *description);
+te_status te_describe(const struct te_executor *executor, struct te_buffer *description);
 
 /**
- * The executor's counters and measurements up to now, or up to its end: a JSON object, documented as
- * `Stats` in the Rust documentation.
+ * The executor's counters and measurements up to now, or up to its end: a JSON object, documented
+ * as `Stats` in the Rust documentation.
  *
  * On success `*stats` is the caller's, to be freed by te_buffer_free().
  */
-te_status te_stats(const struct te_executor *executor,
-                   struct te_buffer *stats);
+te_status te_stats(const struct te_executor *executor, struct te_buffer *stats);
 
 /**
- * Stops taking calls, waits for those that were accepted, for `timeout_s` seconds at most, cancels what is
- * left then, releases every slot and ends every thread. A negative `timeout_s` is the configuration's
- * "close_timeout_s". What is cancelled gets another 5 seconds to end, and the cleaning-up 15.
+ * Stops taking calls, waits for those that were accepted, for `timeout_s` seconds at most,
+ * cancels what is left then, releases every slot and ends every thread. A negative `timeout_s` is
+ * the configuration's "close_timeout_s". What is cancelled gets another 5 seconds to end, and the
+ * cleaning-up 15.
  *
- * All functions may still be called: those that need a running executor give TE_CLOSED, te_queue_next() gives
- * the completions that are left, te_stats() the last statistics. A second close waits for the first, and
- * says the same.
+ * All functions may still be called: those that need a running executor give TE_CLOSED,
+ * te_queue_next() gives the completions that are left, te_stats() the last statistics. A second
+ * close waits for the first, and says the same.
  *
- * `*cancelled` is how many calls were cancelled, `*all_ended` 1, or 0 if code of the host's (a tool)
- * still blocks a thread of the library, which then ends when that returns. Either may be NULL.
+ * `*cancelled` is how many calls were cancelled, `*all_ended` 1, or 0 if code of the host's (a
+ * tool) still blocks a thread of the library, which then ends when that returns. Either may be
+ * NULL.
  *
  * Not to be called by a tool: it would wait for itself, until the time is up.
  */
@@ -705,45 +711,42 @@ te_status te_executor_close(const struct te_executor *executor,
                             int32_t *all_ended);
 
 /**
- * Closes an executor that is not closed, as te_executor_close() with a negative timeout, and frees the
- * handle. NULL does nothing. Queues, calls and replies that were made with it stay valid until they are freed
- * themselves; threads that are inside a function with it leave it unharmed.
+ * Closes an executor that is not closed, as te_executor_close() with a negative timeout, and
+ * frees the handle. NULL does nothing. Queues, calls and replies that were made with it stay
+ * valid until they are freed themselves; threads that are inside a function with it leave it
+ * unharmed.
  *
- * In a process that was forked from the one that made it, it returns at once and leaves alone what the
- * other process has.
+ * In a process that was forked from the one that made it, it returns at once and leaves alone
+ * what the other process has.
  */
 void te_executor_free(struct te_executor *executor);
 
 /**
- * The outcome's name in JSON, such as "non_zero_exit"; "unknown" for a number that is none. Static
- * text, with a NUL at its end.
+ * The outcome's name in JSON, such as "non_zero_exit"; "unknown" for a number that is none.
+ * Static text, with a NUL at its end.
  */
 const char *te_outcome_name(int32_t outcome);
 
 /**
- * Facts about the run, as a JSON object: "exit_code", "signal", "sandboxed", "network_isolated", byte
- * counts, .... Made when it is first asked for; the text is the result's.
+ * Facts about the run, as a JSON object: "exit_code", "signal", "sandboxed", "network_isolated",
+ * byte counts, .... Made when it is first asked for; the text is the result's.
  */
 te_status te_result_metadata(const struct te_result *result,
                              const char **metadata,
                              size_t *metadata_len);
 
 /**
- * All of the result as a JSON object: "tag", "trajectory_id", "uniq_id", "success", "outcome", "output",
- * "error", "metadata", "may_have_executed", "model_attributable", "queue_s", "slot_s", "exec_s". Made
- * when it is first asked for; the text is the result's.
+ * All of the result as a JSON object: "tag", "trajectory_id", "uniq_id", "success", "outcome",
+ * "output", "error", "metadata", "may_have_executed", "model_attributable", "queue_s", "slot_s",
+ * "exec_s". Made when it is first asked for; the text is the result's.
  */
-te_status te_result_json(const struct te_result *result,
-                         const char **json,
-                         size_t *json_len);
+te_status te_result_json(const struct te_result *result, const char **json, size_t *json_len);
 
 /**
- * The result as a model is shown it: <tool_response> text. Made when it is first asked for; the text
- * is the result's.
+ * The result as a model is shown it: <tool_response> text. Made when it is first asked for; the
+ * text is the result's.
  */
-te_status te_result_xml(const struct te_result *result,
-                        const char **xml,
-                        size_t *xml_len);
+te_status te_result_xml(const struct te_result *result, const char **xml, size_t *xml_len);
 
 /**
  * Frees a result and all that it points to. NULL does nothing.
@@ -754,20 +757,20 @@ void te_result_free(struct te_result *result);
  * Runs a call and blocks until its result is there.
  *
  * `call` is a JSON object: {"name": "bash", "arguments": {"command": "ls"}, "uniq_id": "...",
- * "timeout_s": 30}. Only "name" is needed. "uniq_id" is the caller's id of the call, which the result
- * carries; a fresh one unless given. "timeout_s", from 1 to 600, limits the run; else a number "timeout"
- * in the arguments does, else the sandbox's 30 seconds. Other keys are refused, but for "raw_text", which
- * te_parse_calls() gives and nothing looks at.
+ * "timeout_s": 30}. Only "name" is needed. "uniq_id" is the caller's id of the call, which the
+ * result carries; a fresh one unless given. "timeout_s", from 1 to 600, limits the run; else a
+ * number "timeout" in the arguments does, else the sandbox's 30 seconds. Other keys are refused,
+ * but for "raw_text", which te_parse_calls() gives and nothing looks at.
  *
  * A trajectory's calls run one after the other, in the order in which they were submitted, in one
  * workspace, which it keeps until te_release(). Its id has 1 to 512 bytes.
  *
- * A tool that fails is a result, and so are a tool that does not exist, arguments that do not fit, a
- * sandbox that is lost: the status is TE_OK, and the result's outcome says how the call ended. To end
- * it early, call te_cancel_trajectory() on another thread.
+ * A tool that fails is a result, and so are a tool that does not exist, arguments that do not
+ * fit, a sandbox that is lost: the status is TE_OK, and the result's outcome says how the call
+ * ended. To end it early, call te_cancel_trajectory() on another thread.
  *
- * On success `*result` is the caller's, to be freed by te_result_free(); after an error it is NULL, and
- * nothing ran.
+ * On success `*result` is the caller's, to be freed by te_result_free(); after an error it is
+ * NULL, and nothing ran.
  */
 te_status te_execute(const struct te_executor *executor,
                      const char *trajectory,
@@ -780,8 +783,8 @@ te_status te_execute(const struct te_executor *executor,
  * Submits a call, whose result goes to `queue`, under `tag`. Never blocks: TE_QUEUE_FULL and
  * TE_COMPLETIONS_FULL say to fetch completions first.
  *
- * `call` is as in te_execute(). What is accepted ends exactly once, by a completion in the queue. A call
- * that is wrong in itself is accepted, and its completion is there at once.
+ * `call` is as in te_execute(). What is accepted ends exactly once, by a completion in the queue.
+ * A call that is wrong in itself is accepted, and its completion is there at once.
  *
  * `handle` may be NULL. Else `*handle` is the caller's, to be freed by te_call_free(), which
  * does not end the call; after an error it is NULL, and nothing was submitted.
@@ -795,9 +798,9 @@ te_status te_submit(const struct te_queue *queue,
                     struct te_call **handle);
 
 /**
- * Asks for the end of a call. Does not block. One that has not started ends as TE_OUTCOME_CANCELLED at
- * once; a running one is killed, and its completion comes when the last of its processes is gone. For one
- * that has ended it does nothing.
+ * Asks for the end of a call. Does not block. One that has not started ends as
+ * TE_OUTCOME_CANCELLED at once; a running one is killed, and its completion comes when the last
+ * of its processes is gone. For one that has ended it does nothing.
  */
 te_status te_call_cancel(const struct te_call *call);
 
@@ -807,8 +810,8 @@ te_status te_call_cancel(const struct te_call *call);
 void te_call_free(struct te_call *call);
 
 /**
- * Cancels everything of a trajectory that has not ended, see te_call_cancel(). Does not block; every
- * call still gets its result.
+ * Cancels everything of a trajectory that has not ended, see te_call_cancel(). Does not block;
+ * every call still gets its result.
  */
 te_status te_cancel_trajectory(const struct te_executor *executor,
                                const char *trajectory,
@@ -816,10 +819,12 @@ te_status te_cancel_trajectory(const struct te_executor *executor,
 
 /**
  * Ends a trajectory's use of its slot, after its earlier calls; empties the workspace first if
- * `reset_workspace` is not 0. Blocks until that is done. Without a reset the files stay until another
- * trajectory needs the slot. A trajectory without a slot, or unknown, is released already.
+ * `reset_workspace` is not 0. Blocks until that is done. Without a reset the files stay until
+ * another trajectory needs the slot. A trajectory without a slot, or unknown, is released
+ * already.
  *
- * TE_RESET_FAILED says that the workspace could not be emptied: nobody gets the slot before it is.
+ * TE_RESET_FAILED says that the workspace could not be emptied: no trajectory gets the slot
+ * before it is.
  */
 te_status te_release(const struct te_executor *executor,
                      const char *trajectory,
@@ -835,22 +840,20 @@ te_status te_submit_release(const struct te_executor *executor,
                             int32_t reset_workspace);
 
 /**
- * The tool calls in what a model wrote: a JSON array of {"name", "arguments", "uniq_id", "raw_text"},
- * each of which te_execute() and te_submit() take as it is. Hermes and GLM formats; text without calls
- * gives [].
+ * The tool calls in what a model wrote: a JSON array of {"name", "arguments", "uniq_id",
+ * "raw_text"}, each of which te_execute() and te_submit() take as it is. Hermes and GLM formats;
+ * text without calls gives [].
  *
  * On success `*calls` is the caller's, to be freed by te_buffer_free().
  */
-te_status te_parse_calls(const char *model_text,
-                         size_t model_text_len,
-                         struct te_buffer *calls);
+te_status te_parse_calls(const char *model_text, size_t model_text_len, struct te_buffer *calls);
 
 /**
- * Makes a completion queue. `capacity`, from 1 to 16,777,216, bounds the calls that were submitted to it
- * and not fetched from it.
+ * Makes a completion queue. `capacity`, from 1 to 16,777,216, bounds the calls that were
+ * submitted to it and not fetched from it.
  *
- * On success `*queue` is the caller's, to be freed by te_queue_free(); after an error it is NULL. It may
- * outlive the executor's handle.
+ * On success `*queue` is the caller's, to be freed by te_queue_free(); after an error it is NULL.
+ * It may outlive the executor's handle.
  */
 te_status te_queue_new(const struct te_executor *executor,
                        size_t capacity,
@@ -858,21 +861,19 @@ te_status te_queue_new(const struct te_executor *executor,
 
 /**
  * The next completion; blocks for `timeout_s` seconds at most, not at all with 0, for a year with
- * infinity. TE_TIMEOUT: none came in time. TE_CLOSED: the executor is closed and all were fetched; a wait
- * that is under way ends so, too.
+ * infinity. TE_TIMEOUT: none came in time. TE_CLOSED: the executor is closed and all were
+ * fetched; a wait that is under way ends so, too.
  *
  * On success `*result` is the caller's, to be freed by te_result_free(); otherwise it is NULL.
  */
-te_status te_queue_next(const struct te_queue *queue,
-                        double timeout_s,
-                        struct te_result **result);
+te_status te_queue_next(const struct te_queue *queue, double timeout_s, struct te_result **result);
 
 /**
- * Up to `max` completions, at least 1: blocks as te_queue_next() for the first, and takes what else is
- * there.
+ * Up to `max` completions, at least 1: blocks as te_queue_next() for the first, and takes what
+ * else is there.
  *
- * `results` has room for `max`. On success the first `*count` of them are the caller's, each to be freed by
- * te_result_free(); otherwise `*count` is 0.
+ * `results` has room for `max`. On success the first `*count` of them are the caller's, each to
+ * be freed by te_result_free(); otherwise `*count` is 0.
  */
 te_status te_queue_next_many(const struct te_queue *queue,
                              size_t max,
@@ -881,18 +882,17 @@ te_status te_queue_next_many(const struct te_queue *queue,
                              size_t *count);
 
 /**
- * A file descriptor for poll(), select() or epoll, in a loop that waits for other things too: readable
- * (POLLIN) exactly as long as completions wait to be fetched, level-triggered. So: when it is readable,
- * fetch with te_queue_next_many(..., 0, ...); what is not fetched keeps it readable. With epoll's edge
- * trigger, fetch until TE_TIMEOUT. No completion is missed; where several threads fetch, one may find
- * that another was faster.
+ * A file descriptor for poll(), select() or epoll, in a loop that waits for other things too:
+ * readable (POLLIN) exactly as long as completions wait to be fetched, level-triggered. So: when
+ * it is readable, fetch with te_queue_next_many(..., 0, ...); what is not fetched keeps it
+ * readable. With epoll's edge trigger, fetch until TE_TIMEOUT. No completion is missed; where
+ * several threads fetch, one may find that another was faster.
  *
- * It is an eventfd and the library's own: not to be read from, written to or closed. Valid until the
- * queue is freed. It does not become readable because the executor is closed; te_queue_next() says so.
- * TE_UNSUPPORTED on systems other than Linux.
+ * It is an eventfd and the library's own: not to be read from, written to or closed. Valid until
+ * the queue is freed. It does not become readable because the executor is closed; te_queue_next()
+ * says so. TE_UNSUPPORTED on systems other than Linux.
  */
-te_status te_queue_fd(const struct te_queue *queue,
-                      int *fd);
+te_status te_queue_fd(const struct te_queue *queue, int *fd);
 
 /**
  * How many calls were submitted to the queue and not fetched from it. At 0 nothing will come.
@@ -900,22 +900,22 @@ te_status te_queue_fd(const struct te_queue *queue,
 te_status te_queue_outstanding(const struct te_queue *queue, size_t *outstanding);
 
 /**
- * Frees a queue. NULL does nothing. Calls that were submitted to it go on, and nobody learns how they
- * ended. A thread that waits in te_queue_next() goes on waiting, unharmed.
+ * Frees a queue. NULL does nothing. Calls that were submitted to it go on, and how they end is
+ * not told. A thread that waits in te_queue_next() goes on waiting, unharmed.
  */
 void te_queue_free(struct te_queue *queue);
 
 /**
- * Reads a part of a file of a trajectory's workspace, after the trajectory's earlier calls and before its
- * later ones. Blocks for its turn. A tool must not ask for its own trajectory's files: it would wait for
- * itself.
+ * Reads a part of a file of a trajectory's workspace, after the trajectory's earlier calls and
+ * before its later ones. Blocks for its turn. A tool must not ask for its own trajectory's files:
+ * it would wait for itself.
  *
  * `request` is a JSON object: {"path": "a/b", "offset": 0, "max_bytes": 5000000, "sha256": false,
  * "file_sha256": false}; only "path" is needed, and 5,000,000 is the most.
  *
- * On success `*content` has the bytes, and `*info` a JSON object with "path", "offset", "file_size",
- * "truncated", "mime", and the checksums that were asked for. Both are the caller's, to be freed by
- * te_buffer_free(). `info` may be NULL.
+ * On success `*content` has the bytes, and `*info` a JSON object with "path", "offset",
+ * "file_size", "truncated", "mime", and the checksums that were asked for. Both are the caller's,
+ * to be freed by te_buffer_free(). `info` may be NULL.
  */
 te_status te_artifact_read(const struct te_executor *executor,
                            const char *trajectory,
@@ -928,8 +928,8 @@ te_status te_artifact_read(const struct te_executor *executor,
 /**
  * Lists files of a trajectory's workspace; in order and blocking as te_artifact_read().
  *
- * `request` is a JSON object: {"path": ".", "recursive": false, "max_entries": 5000}; all may be left
- * out, and so may it (a length of 0).
+ * `request` is a JSON object: {"path": ".", "recursive": false, "max_entries": 5000}; all may be
+ * left out, and so may it (a length of 0).
  *
  * On success `*list` is a JSON object {"entries": [{"path", "is_dir", "size", "mtime"}, ...],
  * "truncated"}, the caller's, to be freed by te_buffer_free().
@@ -945,8 +945,8 @@ te_status te_artifact_list(const struct te_executor *executor,
  * A .tar.gz of a trajectory's workspace, or of a part of it, in memory; in order and blocking as
  * te_artifact_read(). Larger ones go through te_archive_copy().
  *
- * `request` is a JSON object: {"path": ".", "max_bytes": 5000000, "max_entries": 5000}; all may be left
- * out, and so may it (a length of 0).
+ * `request` is a JSON object: {"path": ".", "max_bytes": 5000000, "max_entries": 5000}; all may
+ * be left out, and so may it (a length of 0).
  *
  * On success `*archive` has the bytes, and `*info` a JSON object {"bytes", "entry_count",
  * "truncated"}. Both are the caller's, to be freed by te_buffer_free(). `info` may be NULL.
@@ -960,10 +960,10 @@ te_status te_artifact_archive(const struct te_executor *executor,
                               struct te_buffer *info);
 
 /**
- * Writes a whole file of a trajectory's workspace to the file descriptor `fd`, without holding it in
- * memory, and says how many bytes that were; in order and blocking as te_artifact_read(). `fd` stays
- * the caller's, and must be one that blocks. After an error it has some part of the file; a pipe that
- * nobody reads is TE_IO and brings no SIGPIPE. `bytes` may be NULL.
+ * Writes a whole file of a trajectory's workspace to the file descriptor `fd`, without holding it
+ * in memory, and says how many bytes that were; in order and blocking as te_artifact_read(). `fd`
+ * stays the caller's, and must be one that blocks. After an error it has some part of the file; a
+ * pipe that has no reader is TE_IO and brings no SIGPIPE. `bytes` may be NULL.
  */
 te_status te_artifact_copy(const struct te_executor *executor,
                            const char *trajectory,
@@ -974,9 +974,9 @@ te_status te_artifact_copy(const struct te_executor *executor,
                            uint64_t *bytes);
 
 /**
- * Writes a .tar.gz to the file descriptor `fd`, as te_artifact_copy() does; the limits of `request`,
- * which is that of te_artifact_archive(), may be as large as one likes. On success `*info` is as
- * there; it may be NULL.
+ * Writes a .tar.gz to the file descriptor `fd`, as te_artifact_copy() does; the limits of
+ * `request`, which is that of te_artifact_archive(), may be as large as one likes. On success
+ * `*info` is as there; it may be NULL.
  */
 te_status te_archive_copy(const struct te_executor *executor,
                           const char *trajectory,

@@ -4,8 +4,8 @@
 //! side is `sandbox::artifacts`, the wire's is `wire::sandbox`, and users call
 //! [`ToolExecutor::read_artifact`](crate::ToolExecutor::read_artifact) and its kin.
 //!
-//! Paths are relative to the workspace, or begin with `/workspace`; symlinks are followed as long as
-//! they stay in it.
+//! Paths are relative to the workspace, or begin with `/workspace`; symlinks are followed as long
+//! as they stay in it.
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -77,8 +77,8 @@ pub struct Artifact {
 }
 
 impl Artifact {
-    /// The part of a file that begins at `offset` and is followed by nothing, without checksums. Its
-    /// MIME type is `application/octet-stream`.
+    /// The part of a file that begins at `offset` and is followed by nothing, without checksums.
+    /// Its MIME type is `application/octet-stream`.
     pub fn new(path: impl Into<String>, offset: u64, content: Vec<u8>) -> Self {
         Self {
             file_size: offset + content.len() as u64,
@@ -139,9 +139,9 @@ setters! {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct ArtifactEntry {
-    /// Its path relative to the workspace; a symlink is shown as what it leads to. Bytes that are no
-    /// UTF-8 are shown as U+FFFD: such a file cannot be asked for by this path, but is in archives,
-    /// byte by byte.
+    /// Its path relative to the workspace; a symlink is shown as what it leads to. Bytes that are
+    /// no UTF-8 are shown as U+FFFD: such a file cannot be asked for by this path, but is in
+    /// archives, byte by byte.
     pub path: String,
     /// Whether it is a directory.
     pub is_dir: bool,

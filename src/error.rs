@@ -43,8 +43,8 @@ pub enum StartError {
     Interrupted,
 }
 
-/// What a [`Backend`](crate::backend::Backend) reports of its own failures: what kind of failure it is, one
-/// line for people, and the cause where there is one.
+/// What a [`Backend`](crate::backend::Backend) reports of its own failures: what kind of failure
+/// it is, one line for people, and the cause where there is one.
 #[derive(Debug, Error)]
 #[error("{message}")]
 pub struct BackendError {
@@ -106,11 +106,11 @@ impl BackendError {
     }
 }
 
-/// Why commands would run without isolation, and what to do about it; the cause of a [`BackendError`] of
-/// the kind [`NotIsolated`](BackendErrorKind::NotIsolated).
+/// Why commands would run without isolation, and what to do about it; the cause of a
+/// [`BackendError`] of the kind [`NotIsolated`](BackendErrorKind::NotIsolated).
 ///
-/// Its text is one line that also says how to allow it in the library. A program with a switch of its own
-/// for that puts its line together from the parts: see [`line`](Self::line).
+/// Its text is one line that also says how to allow it in the library. A program with a switch of
+/// its own for that puts its line together from the parts: see [`line`](Self::line).
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("{}", self.line("allow_unisolated"))]
 pub struct IsolationError {

@@ -1,9 +1,16 @@
 //! The order to give up what is still starting.
 //!
+<<<<<<< HEAD
 //! A start may have to wait: for a sandbox server that is not there yet, for a ToolServer that does
 //! not answer, for bubblewrap on a machine that is out of memory, for the files that a killed
 //! program has left behind. Each of these waits looks at an [`Interrupt`], which another thread may
 //! trigger at any time.
+=======
+//! A start may have to wait: for a sandbox server that is not there yet, for a ToolServer that
+//! does not answer, for bubblewrap on a machine that is out of memory, for the files that a killed
+//! program has left behind. Each of these waits looks at an [`Interrupt`], which another thread
+//! may trigger at any time.
+>>>>>>> main
 
 use std::convert::Infallible;
 use std::fmt;
@@ -18,8 +25,8 @@ use parking_lot::Mutex;
 ///
 /// Give one to [`Builder::interrupt`](crate::Builder::interrupt), keep a clone, and call
 /// [`interrupt`](Self::interrupt) from any thread: the start returns
-/// [`StartError::Interrupted`](crate::StartError::Interrupted), normally within a few milliseconds. It has
-/// no effect on an executor that has started; close that instead.
+/// [`StartError::Interrupted`](crate::StartError::Interrupted), normally within a few
+/// milliseconds. It has no effect on an executor that has started; close that instead.
 ///
 /// ```
 /// use tool_executor::Interrupt;

@@ -1,10 +1,10 @@
 //! Executes the tool calls of many concurrent LLM agents – reinforcement-learning rollouts,
 //! evaluations – fast and without losing one. Synchronous and thread-based: no async runtime.
 //!
-//! A *trajectory* is one agent's run. It makes *tool calls* (`bash`, `read_file`, `write_file`, your
-//! own), each of which gives a *tool result*. A trajectory's calls run one after the other in its
-//! *slot*, an isolated *workspace* in a sandbox, which it keeps until it is released. Different
-//! trajectories never wait for each other, except for a free slot.
+//! A *trajectory* is one agent's run. It makes *tool calls* (`bash`, `read_file`, `write_file`,
+//! your own), each of which gives a *tool result*. A trajectory's calls run one after the other in
+//! its *slot*, an isolated *workspace* in a sandbox, which it keeps until it is released.
+//! Different trajectories never wait for each other, except for a free slot.
 //!
 #![cfg_attr(target_os = "linux", doc = "```")]
 #![cfg_attr(not(target_os = "linux"), doc = "```ignore")]
@@ -50,26 +50,29 @@
 //! # What to rely on
 //! - **Every accepted call ends exactly once**, whatever panics, dies, is cancelled or closed.
 //! - **A failing tool is a result**, never an `Err`. [`Outcome`] says how it ended, for programs;
-//!   `may_have_executed` whether it can have had an effect. `Err` is for a queue that is full and an
-//!   executor that is closed, and gives the call back.
+//!   `may_have_executed` whether it can have had an effect. `Err` is for a queue that is full and
+//!   an executor that is closed, and gives the call back.
 //! - **Order**: calls and releases of one trajectory take place in the order of their submission.
-//! - **Three deadlines**: waiting in the queue ([`queue_timeout`](config::ExecutorConfig::queue_timeout)), waiting for a slot
-//!   ([`acquire_timeout`](config::ExecutorConfig::acquire_timeout)), running (the call's own, 1…600 s).
-//! - **Silence is a defect**: what an executor waits for it says by the log, at level `warn`: servers that
-//!   are not there yet, trajectories that wait while all slots are held by idle ones. Where callers may
-//!   forget to release, [`idle_limit`](config::ExecutorConfig::idle_limit) takes slots back.
+//! - **Three deadlines**: waiting in the queue
+//!   ([`queue_timeout`](config::ExecutorConfig::queue_timeout)), waiting for a slot
+//!   ([`acquire_timeout`](config::ExecutorConfig::acquire_timeout)), running (the call's own,
+//!   1…600 s).
+//! - **It talks while it waits**, by the log at level `warn`: servers that are not there yet,
+//!   trajectories that wait while idle ones hold all slots. Where callers may forget to release,
+//!   [`idle_limit`](config::ExecutorConfig::idle_limit) takes slots back.
 //! - **Bounds**: the queue has a capacity, memory does not grow with the number of calls made.
-//! - **The model is the attacker**: it cannot change the [`Policy`](config::Policy), and what it prints, names or
-//!   leaves running reaches neither the host nor another slot. Without bubblewrap commands are not
-//!   isolated; that is said loudly, and [`require_sandbox`](config::Policy::require_sandbox) forbids it.
+//! - **The model is the attacker**: it cannot change the [`Policy`](config::Policy), and what it
+//!   prints, names or leaves running reaches neither the host nor another slot. Where commands
+//!   cannot be isolated nothing starts, unless
+//!   [`allow_unisolated`](config::LocalConfig::allow_unisolated) says so.
 //!
 //! # Where to go on
 //! [`ToolExecutor`] for calls, [`config`] for settings, [`ToolRegistry`] for tools of your own (a
 //! closure is enough), [`backend::Backend`] for sandboxes of your own.
 //!
 //! # Features
-//! - `http` (default): what speaks HTTP to others – the fleet of sandbox servers, the ToolServer – and
-//!   TLS. Without it an embedded-only user builds neither.
+//! - `http` (default): what speaks HTTP to others – the fleet of sandbox servers, the ToolServer –
+//!   and TLS. Without it an embedded-only user builds neither.
 //! - `capi` (default): the C ABI, `ffi`.
 //! - `server`: the module of that name, a sandbox or an executor behind a port.
 //! - `cli` (default): the `tool-executor` program and what it needs. A library user turns default
@@ -122,6 +125,8 @@ pub use tool::{
     RegisteredTool, Timing, ToolCall, ToolContext, ToolKind, ToolRegistry, ToolReply, ToolResult,
     ToolSchema, UnknownOutcome, python_json,
 };
+
+pub use tool::format;
 
 /// What an executor counts and measures, and what holds in its slots.
 pub mod stats {

@@ -17,7 +17,8 @@ pub enum Enforcement {
     Rlimit,
     /// Threads of this process, which look some times a second.
     Watch,
-    /// Nothing: there is no limit, or nothing here can keep it. Read also for what a later version says.
+    /// Nothing: there is no limit, or nothing here can keep it. Read also for what a later version
+    /// says.
     #[serde(other)]
     None,
 }

@@ -1,6 +1,7 @@
 //! The `with_…` functions of settings, written once.
 
-/// Writes the `with_…` functions of a struct of settings; `some` marks a field that is an `Option`.
+/// Writes the `with_…` functions of a struct of settings; `some` marks a field that is an
+/// `Option`.
 macro_rules! setters {
     ($type:ident { $($entries:tt)* }) => {
         impl $type { setters!(@next $($entries)*); }

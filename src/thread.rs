@@ -1,4 +1,5 @@
-//! Named threads that are owned and joined: every long-lived thread of the library is one of these.
+//! Named threads that are owned and joined: every long-lived thread of the library is one of
+//! these.
 
 use std::io;
 use std::thread::{self, JoinHandle, ThreadId};
@@ -8,7 +9,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 
 /// A named thread with an owner. Joined by [`OwnedThread::join_until`], or on drop.
 ///
-/// Whoever owns it must have told the thread's loop to end before dropping it.
+/// Its owner must have told the thread's loop to end before dropping it.
 #[derive(Debug)]
 pub(crate) struct OwnedThread {
     name: String,
@@ -46,7 +47,7 @@ impl OwnedThread {
 
     /// Waits for the thread's end, until `deadline` at most; `false` if it still runs then (it is
     /// left alone and may be joined later). Called on the thread itself it returns `false` at once:
-    /// nobody can wait for himself.
+    /// a thread cannot wait for its own end.
     pub(crate) fn join_until(&mut self, deadline: Instant) -> bool {
         let Some(handle) = &self.handle else { return true };
         if handle.thread().id() == thread::current().id() {

@@ -1,8 +1,8 @@
 //! A queue to wait in: first come, first served, and an item may leave from anywhere in it.
 //!
 //! The executor's queues of calls and the pool's queue of trajectories are of this kind. Leaving
-//! costs a logarithm, not a walk along the queue: tens of thousands of calls that wait for the same
-//! thing may all be cancelled at once, and the batcher thread must not stand still for it.
+//! costs a logarithm, not a walk along the queue: tens of thousands of calls that wait for the
+//! same thing may all be cancelled at once, and the batcher thread must not stand still for it.
 //!
 //! It knows no deadlines: its users give up for their items.
 

@@ -1,12 +1,12 @@
-//! The pools of threads that do what blocks. In an executor `tool-io-N` hands batches to the backend
-//! and `tool-fn-N` runs in-process tools; in a sandbox server `tool-slots-N` talks to the backend and
-//! `tool-files-N` reads workspaces; in an embedded sandbox `tool-reset-N` empties slots and `tool-spool-N`
-//! writes output to files.
+//! The pools of threads that do what blocks. In an executor `tool-io-N` hands batches to the
+//! backend and `tool-fn-N` runs in-process tools; in a sandbox server `tool-slots-N` talks to the
+//! backend and `tool-files-N` reads workspaces; in an embedded sandbox `tool-reset-N` empties
+//! slots and `tool-spool-N` writes output to files.
 //!
-//! Each is a rayon pool of its own, so that a user's slow closure never delays a sandbox call. Jobs
-//! are only ever `spawn_fifo`ed, and no job that hands calls over waits for a command's end. Rayon aborts
-//! the process on a panic in a job unless told otherwise, and neither joins its threads nor waits for
-//! them; so they are started and joined here.
+//! Each is a rayon pool of its own, so that a user's slow closure never delays a sandbox call.
+//! Jobs are only ever `spawn_fifo`ed, and no job that hands calls over waits for a command's end.
+//! Rayon aborts the process on a panic in a job unless told otherwise, and neither joins its
+//! threads nor waits for them; so they are started and joined here.
 
 use std::any::Any;
 use std::io;
@@ -19,8 +19,8 @@ use parking_lot::Mutex;
 
 use crate::thread::OwnedThread;
 
-/// A named rayon pool that can be waited for. Dropping it is [`close`](Self::close), with the time that
-/// each thread has when it is dropped.
+/// A named rayon pool that can be waited for. Dropping it is [`close`](Self::close), with the time
+/// that each thread has when it is dropped.
 pub(crate) struct Workers {
     name: &'static str,
     /// Above the threads: its drop tells them to end.
@@ -83,7 +83,7 @@ impl Workers {
 
     /// Tells the threads to end once the queued jobs have run, and waits for it until `deadline`;
     /// `false` if some still run then. They are left behind. Called by one of its own jobs it
-    /// returns `false` at once: nobody can wait for himself.
+    /// returns `false` at once: a thread cannot wait for its own end.
     pub(crate) fn close(self, deadline: Instant) -> bool {
         let Self { name, pool, threads, .. } = self;
         let waits_for_itself = pool.current_thread_index().is_some();

@@ -17,24 +17,25 @@ pub struct Capabilities {
     /// [`DEFAULT_TIMEOUT`].
     #[serde(rename = "default_timeout_s", with = "crate::seconds")]
     pub default_timeout: Duration,
-    /// The tools, by their names on the wire, whose calls [`execute`](super::Backend::execute) takes
-    /// without blocking – no I/O, no lock that others hold for long – and answers later. It is called
-    /// on the executor's own thread for them, which saves a change of threads; whatever holds it up
-    /// there holds up all calls. Heeded at the start only. Defaults to none.
+    /// The tools, by their names on the wire, whose calls [`execute`](super::Backend::execute)
+    /// takes without blocking – no I/O, no lock that others hold for long – and answers later. It
+    /// is called on the executor's own thread for them, which saves a change of threads; whatever
+    /// holds it up there holds up all calls. Heeded at the start only. Defaults to none.
     pub inline_tools: &'static [&'static str],
-    /// Whether slots may hold files or processes of others when the executor starts, so that each is
-    /// reset before it is given out for the first time. Heeded at the start only. Defaults to `false`.
+    /// Whether slots may hold files or processes of others when the executor starts, so that each
+    /// is reset before it is given out for the first time. Heeded at the start only. Defaults to
+    /// `false`.
     pub starts_dirty: bool,
     /// Whether commands run isolated from the machine and from other slots. Defaults to
     /// [`Isolation::Unknown`].
     pub isolation: Isolation,
     /// Which limits hold for the commands of a slot, and by what. Defaults to `None`: not known.
     pub limits: Option<EnforcedLimits>,
-    /// Whether a slot keeps its sandbox from call to call. Where it does not each command pays for a
-    /// sandbox of its own. Defaults to `None`: not known.
+    /// Whether a slot keeps its sandbox from call to call. Where it does not each command pays for
+    /// a sandbox of its own. Defaults to `None`: not known.
     pub warm_slots: Option<bool>,
-    /// Why commands run without a filter of system calls, as one line. Defaults to `None`: they have
-    /// one, or it is not known.
+    /// Why commands run without a filter of system calls, as one line. Defaults to `None`: they
+    /// have one, or it is not known.
     pub not_filtered_because: Option<String>,
 }
 

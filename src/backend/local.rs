@@ -1,10 +1,10 @@
 //! The embedded sandbox: slots on this machine, in this process, with nothing to start.
 //!
-//! One container, `local`, over the sandbox engine: workspaces in a data directory of its own, `bash`
-//! under bubblewrap, files beneath the workspace. A running command needs no thread of ours; file
-//! calls are short and run on the I/O thread that brings them, after the batch's commands were started.
-//! A reset may take minutes, where a trajectory has left a million files: resets have threads of their
-//! own, `tool-reset-N`, so that they delay nobody's calls.
+//! One container, `local`, over the sandbox engine: workspaces in a data directory of its own,
+//! `bash` under bubblewrap, files beneath the workspace. A running command needs no thread of
+//! ours; file calls are short and run on the I/O thread that brings them, after the batch's
+//! commands were started. A reset may take minutes, where a trajectory has left a million files:
+//! resets have threads of their own, `tool-reset-N`, so that they delay no calls.
 
 mod calls;
 mod resets;
@@ -92,7 +92,7 @@ struct Slot {
     workspace: Arc<Workspace>,
     /// A command could not be killed: what is left of it may touch the workspace for ever.
     haunted: Arc<AtomicBool>,
-    /// Who waits for the reset that is under way, or waits for its thread; nobody if there is none.
+    /// Who waits for the reset that is under way, or waits for its thread; empty if there is none.
     resets: Arc<Mutex<Vec<ResetReply>>>,
 }
 
@@ -102,12 +102,13 @@ impl LocalBackend {
     /// bubblewrap hangs, and for as long as it takes to remove what is left of the dead.
     ///
     /// # Errors
-    /// - [`BackendErrorKind::NotIsolated`]: commands would run without isolation, or as a root that cannot
-    ///   be another user, and [`LocalConfig::allow_unisolated`] is not set.
-    /// - [`BackendErrorKind::Shortage`]: the machine lacks something, or bubblewrap hangs, so that nothing
-    ///   is known; or the slots need more descriptors than this process may have.
-    /// - [`BackendErrorKind::Other`]: a configuration that makes no sense, a data directory that cannot be
-    ///   made, belongs to somebody else or cannot be reached by the user that commands run as.
+    /// - [`BackendErrorKind::NotIsolated`]: commands would run without isolation, or as a root that
+    ///   cannot be another user, and [`LocalConfig::allow_unisolated`] is not set.
+    /// - [`BackendErrorKind::Shortage`]: the machine lacks something, or bubblewrap hangs, so that
+    ///   nothing is known; or the slots need more descriptors than this process may have.
+    /// - [`BackendErrorKind::Other`]: a configuration that makes no sense, a data directory that
+    ///   cannot be made, belongs to another user or cannot be reached by the user that commands run
+    ///   as.
     ///
     /// [`BackendErrorKind::NotIsolated`]: crate::BackendErrorKind::NotIsolated
     /// [`BackendErrorKind::Shortage`]: crate::BackendErrorKind::Shortage
@@ -119,8 +120,8 @@ impl LocalBackend {
     /// As [`start`](Self::start), until `interrupt` is triggered.
     ///
     /// # Errors
-    /// As of [`start`](Self::start); and [`BackendErrorKind::Interrupted`], when no process and no directory
-    /// is left.
+    /// As of [`start`](Self::start); and [`BackendErrorKind::Interrupted`], when no process and no
+    /// directory is left.
     ///
     /// [`BackendErrorKind::Interrupted`]: crate::BackendErrorKind::Interrupted
     pub fn start_interruptible(
@@ -138,9 +139,9 @@ impl LocalBackend {
         }
     }
 
-    /// Copies what is in a slot's workspace to the directory `dest`, which is made if it is missing.
-    /// Symlinks are copied as symlinks; devices, sockets and FIFOs are left out. Blocks; to be
-    /// called while no call of the slot runs, and before its trajectory is released.
+    /// Copies what is in a slot's workspace to the directory `dest`, which is made if it is
+    /// missing. Symlinks are copied as symlinks; devices, sockets and FIFOs are left out. Blocks;
+    /// to be called while no call of the slot runs, and before its trajectory is released.
     ///
     /// # Errors
     /// The first entry that could not be copied; the others are.
@@ -195,7 +196,7 @@ impl Backend for LocalBackend {
     }
 
     fn execute(&self, _container: usize, batch: Vec<Execution>) {
-        // They only have to be started, so nobody's file keeps them waiting.
+        // They only have to be started, so no file keeps them waiting.
         let (commands, others): (Vec<_>, Vec<_>) =
             batch.into_iter().partition(|execution| INLINE_TOOLS.contains(&execution.tool));
         for execution in commands.into_iter().chain(others) {

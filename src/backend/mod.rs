@@ -1,8 +1,8 @@
 //! Where tool calls run: the [`Backend`] trait, and the implementations of it.
 //!
-//! A backend owns *containers*, each with a fixed set of *slots*; a slot is one isolated workspace.
-//! The executor decides which trajectory has which slot and when; a backend only runs what it is
-//! given. It knows nothing of trajectories' order, queues or waiting.
+//! A backend owns *containers*, each with a fixed set of *slots*; a slot is one isolated
+//! workspace. The executor decides which trajectory has which slot and when; a backend only runs
+//! what it is given. It knows nothing of trajectories' order, queues or waiting.
 //!
 //! # Bringing your own
 //! Implement [`Backend`] and hand it to the builder. The contract, in full:
@@ -47,17 +47,17 @@ use crate::tool::JsonObject;
 
 /// Something that runs tool calls in slots. See the [module](self) for the contract.
 pub trait Backend: Send + Sync + 'static {
-    /// The containers and their slots, asked for once, when the executor starts. May block; one that may
-    /// do so for longer than a moment looks at `interrupt` meanwhile, and gives up when that is triggered:
-    /// with [`BackendError::interrupted`], and nothing left of it.
+    /// The containers and their slots, asked for once, when the executor starts. May block; one
+    /// that may do so for longer than a moment looks at `interrupt` meanwhile, and gives up when
+    /// that is triggered: with [`BackendError::interrupted`], and nothing left of it.
     ///
     /// # Errors
     /// Whatever keeps it from running calls; the executor does not start then.
     fn start(&self, interrupt: &Interrupt) -> Result<Vec<Container>, BackendError>;
 
-    /// What it can do and what holds in its slots. Asked for after [`start`](Self::start), and again
-    /// whenever [`stats`](crate::ToolExecutor::stats) are asked for; must not block. Defaults to
-    /// [`Capabilities::default`].
+    /// What it can do and what holds in its slots. Asked for after [`start`](Self::start), and
+    /// again whenever [`stats`](crate::ToolExecutor::stats) are asked for; must not block. Defaults
+    /// to [`Capabilities::default`].
     fn capabilities(&self) -> Capabilities {
         Capabilities::default()
     }
@@ -100,16 +100,16 @@ pub trait Backend: Send + Sync + 'static {
         let _ = watcher;
     }
 
-    /// Ends everything that is left and cleans up; nothing is called after it. What was called before
-    /// and has not returned – it took longer than its calls may – still runs. Blocks until
+    /// Ends everything that is left and cleans up; nothing is called after it. What was called
+    /// before and has not returned – it took longer than its calls may – still runs. Blocks until
     /// `deadline` at most. Defaults to doing nothing.
     fn close(&self, deadline: Instant) {
         let _ = deadline;
     }
 }
 
-/// Reads the files that a slot's calls have left in its workspace. All of it blocks; it is called on
-/// the thread of whoever asks, while no call of the slot runs.
+/// Reads the files that a slot's calls have left in its workspace. All of it blocks; it is called
+/// on the thread of the reader, while no call of the slot runs.
 pub trait Artifacts: Send + Sync {
     /// Reads a part of a file.
     ///
@@ -124,8 +124,8 @@ pub trait Artifacts: Send + Sync {
     fn list(&self, slot: &SlotRef, request: &ListArtifacts) -> Result<ArtifactList, ArtifactError>;
 
     /// Writes a `.tar.gz` of the workspace, or of a part of it, to `into`, without holding it in
-    /// memory. `into` may be written to by another thread, which has ended when this returns. After an
-    /// error `into` has some part of it.
+    /// memory. `into` may be written to by another thread, which has ended when this returns. After
+    /// an error `into` has some part of it.
     ///
     /// # Errors
     /// See [`ArtifactError`].

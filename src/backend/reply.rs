@@ -7,13 +7,13 @@ use parking_lot::Mutex;
 
 use crate::tool::{Outcome, ToolResult};
 
-/// Where a result goes. Implemented by whoever hands out [`Reply`]s; takes the first answer and
+/// Where a result goes. Implemented by what hands out [`Reply`]s; takes the first answer and
 /// ignores later ones. Must not block.
 pub trait Answer: Send + Sync {
     /// Takes the result.
     fn answer(&self, result: ToolResult);
 
-    /// Whether somebody has asked for the call's end. Defaults to no.
+    /// Whether the call's end was asked for. Defaults to no.
     fn is_cancelled(&self) -> bool {
         false
     }
@@ -44,10 +44,10 @@ impl Reply {
         Self::new(Arc::new(Once(Mutex::new(Some(take)))))
     }
 
-    /// Whether somebody has asked for the call's end. Always set before
+    /// Whether the call's end was asked for. Always set before
     /// [`Backend::cancel`](super::Backend::cancel) is called, which may come while
-    /// [`Backend::execute`](super::Backend::execute) has not got to this call yet: so a backend that
-    /// first notes where the call runs, and then looks here, misses no cancellation.
+    /// [`Backend::execute`](super::Backend::execute) has not got to this call yet: so a backend
+    /// that first notes where the call runs, and then looks here, misses no cancellation.
     pub fn is_cancelled(&self) -> bool {
         self.0.as_ref().is_some_and(|target| target.is_cancelled())
     }
@@ -89,7 +89,7 @@ impl fmt::Debug for Reply {
 pub struct Cancellation(Option<Arc<dyn Answer>>);
 
 impl Cancellation {
-    /// Whether somebody has asked for the call's end.
+    /// Whether the call's end was asked for.
     pub fn is_requested(&self) -> bool {
         self.0.as_ref().is_some_and(|target| target.is_cancelled())
     }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ContainerChange {
-    /// It does not answer, and nobody knows whether it still runs what it was given. Its
+    /// It does not answer, and it is not known whether it still runs what it was given. Its
     /// trajectories keep their slots; no other trajectory is put there.
     Unreachable,
     /// It answers again, and its workspaces are what they were.

@@ -42,7 +42,7 @@ impl Failure {
     pub(crate) fn may_have_executed(&self) -> bool {
         match self {
             Failure::NotSent(_) | Failure::NoListener | Failure::Misconfigured(_) => false,
-            // 4xx: refused before anything ran. 5xx: nobody knows.
+            // 4xx: refused before anything ran. 5xx: it is not known.
             Failure::Refused(status, _) => *status >= 500,
             // So it is said by a peer that is met for the first time; but not only by one.
             Failure::NoTls(_) => true,
@@ -50,8 +50,8 @@ impl Failure {
         }
     }
 
-    /// Whether waiting cannot mend it, as opposed to a server that is not there yet: a wrong scheme,
-    /// certificate, token or address.
+    /// Whether waiting cannot mend it, as opposed to a server that is not there yet: a wrong
+    /// scheme, certificate, token or address.
     pub(crate) fn is_permanent(&self) -> bool {
         match self {
             Failure::Misconfigured(_) | Failure::NoTls(_) => true,

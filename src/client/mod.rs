@@ -1,5 +1,5 @@
-//! What the HTTP clients – of ToolServers and of sandbox servers – have in common: agents, addresses,
-//! tokens, and what became of a request.
+//! What the HTTP clients – of ToolServers and of sandbox servers – have in common: agents,
+//! addresses, tokens, and what became of a request.
 
 mod failure;
 mod scheme;
@@ -30,8 +30,8 @@ use crate::wire;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The largest answer that is read as a whole: 64 MiB.
 const MAX_RESPONSE: u64 = 64 * 1024 * 1024;
-/// Idle connections are dropped after this. Servers close theirs after 5 s and more; a request on a
-/// connection that its server is just closing would fail without anybody's fault. (One that is
+/// Idle connections are dropped after this. Servers close theirs after 5 s and more; a request on
+/// a connection that its server is just closing would fail without anybody's fault. (One that is
 /// closed already is found out before it is used.)
 const MAX_IDLE: Duration = Duration::from_secs(4);
 /// How long a server's address is remembered.
@@ -88,8 +88,8 @@ pub(crate) struct AgentConfig<'a> {
     pub(crate) ca_pem: Option<&'a str>,
 }
 
-/// An agent that follows no redirects, uses no proxy, takes every status for an answer, and starts no
-/// threads.
+/// An agent that follows no redirects, uses no proxy, takes every status for an answer, and starts
+/// no threads.
 ///
 /// # Errors
 /// The certificates are none.

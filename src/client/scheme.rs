@@ -12,8 +12,8 @@ use super::failure::tls_error;
 /// How much of an answer is looked at.
 const LOOKED_AT: u64 = 4 * 1024;
 
-/// Asks the server of `uri` by the other scheme, without a token, within `time`; if it understands that,
-/// says so and how its URL begins.
+/// Asks the server of `uri` by the other scheme, without a token, within `time`; if it understands
+/// that, says so and how its URL begins.
 pub(crate) fn other_scheme(agent: &Agent, uri: &Uri, time: Duration) -> Option<String> {
     let (other, was_tls) = with_other_scheme(uri)?;
     let request = agent.get(other.clone()).config().timeout_global(Some(time)).build();
@@ -36,8 +36,8 @@ pub(crate) fn other_scheme(agent: &Agent, uri: &Uri, time: Duration) -> Option<S
     })
 }
 
-/// The same place by the other scheme, and whether the one given is `https`. The port is the one that
-/// the given URL means.
+/// The same place by the other scheme, and whether the one given is `https`. The port is the one
+/// that the given URL means.
 fn with_other_scheme(uri: &Uri) -> Option<(Uri, bool)> {
     let was_tls = uri.scheme() == Some(&Scheme::HTTPS);
     let (scheme, port) = if was_tls { (Scheme::HTTP, 443) } else { (Scheme::HTTPS, 80) };

@@ -19,7 +19,8 @@ const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\
 /// Longer than anything takes here but what is never answered.
 const TIME: Duration = Duration::from_secs(2);
 
-/// A server that does this with each connection, for as long as the test's process lives; its port.
+/// A server that does this with each connection, for as long as the test's process lives; its
+/// port.
 fn server(serve: impl Fn(TcpStream) -> std::io::Result<()> + Send + Sync + 'static) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();

@@ -11,8 +11,8 @@ use crate::tool::{MAX_TIMEOUT, MIN_TIMEOUT, Policy, ToolRegistry, ToolSchema};
 
 /// How a [`ToolExecutor`](crate::ToolExecutor) is set up. Every setting has a default.
 ///
-/// Its sandbox is `local` or `fleet`, or one that a [`Builder`](crate::Builder) is given; with none
-/// of them there are in-process tools and the ToolServer's only.
+/// Its sandbox is `local` or `fleet`, or one that a [`Builder`](crate::Builder) is given; with
+/// none of them there are in-process tools and the ToolServer's only.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
@@ -23,8 +23,8 @@ pub struct ExecutorConfig {
     /// Sandbox servers. Defaults to none; not both this and `local`.
     #[serde(deserialize_with = "fleet", skip_serializing_if = "Option::is_none")]
     pub fleet: Option<FleetConfig>,
-    /// The ToolServer that runs external tools. What it offers is asked for at the start and added to
-    /// the registry, except for names that are taken. Defaults to none: external tools are then
+    /// The ToolServer that runs external tools. What it offers is asked for at the start and added
+    /// to the registry, except for names that are taken. Defaults to none: external tools are then
     /// answered [`ExternalFailed`](crate::Outcome::ExternalFailed).
     #[serde(deserialize_with = "tool_server", skip_serializing_if = "Option::is_none")]
     pub tool_server: Option<ToolServerConfig>,
@@ -50,13 +50,13 @@ pub struct ExecutorConfig {
     #[serde(rename = "queue_timeout_s", with = "seconds")]
     pub queue_timeout: Duration,
     /// How long a trajectory's call may wait for a slot. One that gets none ends as
-    /// [`NeverRan`](crate::Outcome::NeverRan), and with it, at once, the calls of its trajectory that
-    /// wait behind it and need a slot, too; releases and other calls take their turn. Defaults to
-    /// 600 s.
+    /// [`NeverRan`](crate::Outcome::NeverRan), and with it, at once, the calls of its trajectory
+    /// that wait behind it and need a slot, too; releases and other calls take their turn. Defaults
+    /// to 600 s.
     #[serde(rename = "acquire_timeout_s", with = "seconds")]
     pub acquire_timeout: Duration,
-    /// The time limit of a call that names none, 1 to 600 s. Defaults to the backend's own, 30 s in the
-    /// embedded sandbox.
+    /// The time limit of a call that names none, 1 to 600 s. Defaults to the backend's own, 30 s in
+    /// the embedded sandbox.
     #[serde(rename = "default_timeout_s", with = "seconds::option")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub default_timeout: Option<Duration>,
@@ -68,19 +68,20 @@ pub struct ExecutorConfig {
     /// How long a slot's reset may take before it counts as failed. Defaults to 60 s.
     #[serde(rename = "reset_timeout_s", with = "seconds")]
     pub reset_timeout: Duration,
-    /// How long [`close`](crate::ToolExecutor::close) and dropping wait for accepted calls before they
-    /// are cancelled. Defaults to 30 s.
+    /// How long [`close`](crate::ToolExecutor::close) and dropping wait for accepted calls before
+    /// they are cancelled. Defaults to 30 s.
     #[serde(rename = "close_timeout_s", with = "seconds")]
     pub close_timeout: Duration,
     /// What becomes of a trajectory whose workspace was lost: with its sandbox, or because of the
     /// `idle_limit`. Defaults to [`LostWorkspace::Refuse`].
     pub on_lost_workspace: LostWorkspace,
-    /// How long a trajectory may hold a slot without a call, a release or a reader of artifacts. After
-    /// that its slot is taken back and reset, a warning names it, and it has lost its workspace: what
-    /// that means for its next call `on_lost_workspace` says. Defaults to none, as zero is: for ever.
+    /// How long a trajectory may hold a slot without a call, a release or a reader of artifacts.
+    /// After that its slot is taken back and reset, a warning names it, and it has lost its
+    /// workspace: what that means for its next call `on_lost_workspace` says. Defaults to none, as
+    /// zero is: for ever.
     ///
-    /// For callers that may forget to release, or die: a server. A model that thinks for long makes no
-    /// call meanwhile, so be generous.
+    /// For callers that may forget to release, or die: a server. A model that thinks for long makes
+    /// no call meanwhile, so be generous.
     #[serde(rename = "idle_limit_s", with = "seconds::option")]
     pub idle_limit: Option<Duration>,
     /// How many threads hand batches to the backend. Defaults to 8; 1 to 256.
@@ -236,7 +237,8 @@ impl ToolsConfig {
     /// A registry of these tools.
     ///
     /// # Errors
-    /// The first external tool whose schema makes no sense, or whose name is taken or cannot be one.
+    /// The first external tool whose schema makes no sense, or whose name is taken or cannot be
+    /// one.
     pub fn registry(&self) -> Result<ToolRegistry, ConfigError> {
         let mut registry =
             if self.builtin { ToolRegistry::builtin() } else { ToolRegistry::empty() };
@@ -264,9 +266,9 @@ pub enum BatchPolicy {
     Window,
 }
 
-/// What becomes of a trajectory whose workspace was lost: with its sandbox, or because its slot was
-/// taken back after the [`idle_limit`](ExecutorConfig::idle_limit). A call that ran in a sandbox that
-/// was lost ends as [`SandboxLost`](crate::Outcome::SandboxLost) either way.
+/// What becomes of a trajectory whose workspace was lost: with its sandbox, or because its slot
+/// was taken back after the [`idle_limit`](ExecutorConfig::idle_limit). A call that ran in a
+/// sandbox that was lost ends as [`SandboxLost`](crate::Outcome::SandboxLost) either way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]

@@ -19,7 +19,8 @@ pub struct FleetConfig {
     #[serde(default, skip_serializing)]
     pub token: Option<Secret>,
     /// How long a server may be out of reach, since it was last heard of, before its calls end as
-    /// `sandbox_lost`. One that says nothing is noticed after 3 s at the earliest. Defaults to 30 s.
+    /// `sandbox_lost`. One that says nothing is noticed after 3 s at the earliest. Defaults to 30
+    /// s.
     #[serde(rename = "unreachable_timeout_s", with = "seconds", default = "unreachable_timeout")]
     pub unreachable_timeout: Duration,
     /// How long the start waits for servers that do not answer yet, or still belong to an executor

@@ -5,12 +5,12 @@ use serde::{Deserialize, Serialize};
 /// What one slot may use of the machine. `None`, in JSON `null`, is no limit.
 ///
 /// They hold for commands in a sandbox; which of them hold on a machine, and by what, is told by
-/// [`Capabilities::limits`](crate::backend::Capabilities::limits). The defaults are meant to be met
-/// by runaways only, and to be the same on every machine, so that a trajectory ends the same way
-/// wherever it runs.
+/// [`Capabilities::limits`](crate::backend::Capabilities::limits). The defaults are meant to be
+/// met by runaways only, and to be the same on every machine, so that a trajectory ends the same
+/// way wherever it runs.
 ///
-/// A slot's commands, its `terminal_stateful` session and its terminal have a sandbox each; what is
-/// said of processes and memory holds for each of the three.
+/// A slot's commands, its `terminal_stateful` session and its terminal have a sandbox each; what
+/// is said of processes and memory holds for each of the three.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
@@ -19,11 +19,11 @@ pub struct SlotLimits {
     /// Defaults to 1,024: a parallel build on a large machine has some hundreds.
     pub processes: Option<u64>,
     /// Bytes of memory of all processes together. A command that goes beyond is ended as
-    /// [`OutOfMemory`](crate::Outcome::OutOfMemory). `/dev/shm` has half as much besides. Defaults to
-    /// 4 GiB, which large builds and data sets need.
+    /// [`OutOfMemory`](crate::Outcome::OutOfMemory). `/dev/shm` has half as much besides. Defaults
+    /// to 4 GiB, which large builds and data sets need.
     pub memory_bytes: Option<u64>,
-    /// Processors' worth of time, as 1.5. Needs cgroups. Defaults to none: a machine that has nothing
-    /// else to do should not wait, and the kernel shares it fairly.
+    /// Processors' worth of time, as 1.5. Needs cgroups. Defaults to none: a machine that has
+    /// nothing else to do should not wait, and the kernel shares it fairly.
     pub cpu: Option<f64>,
     /// Open files of one process. Defaults to 4,096; programs start with the host's own soft limit
     /// (1,024 usually), and may raise it so far.
@@ -31,9 +31,9 @@ pub struct SlotLimits {
     /// Bytes of one file, sparse ones too. A process that writes beyond gets SIGXFSZ. Defaults to
     /// 8 GiB.
     pub file_bytes: Option<u64>,
-    /// Bytes that the workspace and `/tmp` take up on the disk, a small file counting 4 KiB. A command
-    /// that goes beyond is ended as [`DiskFull`](crate::Outcome::DiskFull); until there is room again
-    /// the slot's commands can remove files and not write to any. Defaults to 8 GiB.
+    /// Bytes that the workspace and `/tmp` take up on the disk, a small file counting 4 KiB. A
+    /// command that goes beyond is ended as [`DiskFull`](crate::Outcome::DiskFull); until there is
+    /// room again the slot's commands can remove files and not write to any. Defaults to 8 GiB.
     pub workspace_bytes: Option<u64>,
 }
 

@@ -16,13 +16,13 @@ pub struct LocalConfig {
     pub slots: usize,
     /// Where the workspaces are made, in a directory of their own. Defaults to
     /// `tool-executor-<uid>` in the system's directory for temporary files. Where this process is
-    /// root, commands run as the user 65534, who must be able to pass through every directory on the
-    /// way there.
+    /// root, commands run as the user 65534, who must be able to pass through every directory on
+    /// the way there.
     pub data_dir: Option<PathBuf>,
     /// How many characters are kept of each of a command's two output streams. Defaults to 50,000.
     pub max_output_chars: usize,
-    /// How many bytes of a call's output, of `bash` or `terminal_stateful`, are kept in files in its
-    /// workspace, where the result does not show all of it: `.tool-output/<n>-stdout.txt` and
+    /// How many bytes of a call's output, of `bash` or `terminal_stateful`, are kept in files in
+    /// its workspace, where the result does not show all of it: `.tool-output/<n>-stdout.txt` and
     /// `…-stderr.txt`, named by the metadata `output_file` and `stderr_file`. Of both streams
     /// together; the rest is left out. 0 for no such files. Defaults to 16 MiB.
     pub max_output_file_bytes: u64,
@@ -35,21 +35,23 @@ pub struct LocalConfig {
     /// The size in bytes up to which files are read and written. Defaults to 100,000.
     pub max_file_bytes: u64,
     /// Whether a slot keeps its sandbox from call to call, which saves each command some
-    /// milliseconds. What a command leaves behind is found and removed all the same: of one call the
-    /// next finds the files in `/workspace` and `/tmp`, and nothing else. Defaults to `true`; where
-    /// it is not possible each command gets a sandbox of its own, and
+    /// milliseconds. What a command leaves behind is found and removed all the same: of one call
+    /// the next finds the files in `/workspace` and `/tmp`, and nothing else. Defaults to `true`;
+    /// where it is not possible each command gets a sandbox of its own, and
     /// [`Capabilities::warm_slots`](crate::backend::Capabilities::warm_slots) says so.
     pub warm_slots: bool,
-    /// Whether sandboxes get a filter of system calls (seccomp), which takes away what no tool needs:
-    /// nested namespaces, mounts, keys, bpf, io_uring, …; 32-bit programs do not run. Defaults to
-    /// `true`; [`Capabilities::not_filtered_because`](crate::backend::Capabilities::not_filtered_because)
+    /// Whether sandboxes get a filter of system calls (seccomp), which takes away what no tool
+    /// needs: nested namespaces, mounts, keys, bpf, io_uring, …; 32-bit programs do not run.
+    /// Defaults to `true`;
+    /// [`Capabilities::not_filtered_because`](crate::backend::Capabilities::not_filtered_because)
     /// says whether it holds.
     pub seccomp: bool,
-    /// Whether commands may run without isolation where bubblewrap is missing or does not work: with
-    /// all rights of this process's user, or of an unprivileged one if that is root. Then it starts all
-    /// the same and logs a warning; [`Capabilities::isolation`](crate::backend::Capabilities::isolation)
-    /// says why. It also allows a root that may not change users to run commands as root. Defaults to
-    /// `false`: the start fails.
+    /// Whether commands may run without isolation where bubblewrap is missing or does not work:
+    /// with all rights of this process's user, or of an unprivileged one if that is root. Then it
+    /// starts all the same and logs a warning;
+    /// [`Capabilities::isolation`](crate::backend::Capabilities::isolation) says why. It also
+    /// allows a root that may not change users to run commands as root. Defaults to `false`: the
+    /// start fails.
     pub allow_unisolated: bool,
     /// What each slot may use of the machine; which limits hold is said by
     /// [`Capabilities::limits`](crate::backend::Capabilities::limits).

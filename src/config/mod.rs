@@ -1,10 +1,11 @@
 //! Every setting of the library, as plain data.
 //!
-//! One idiom for all: a struct with public fields, [`Default`], a `with_…` function for each field,
-//! and serde. Its JSON is the configuration of the C ABI and of Python; the command line and the
-//! environment fill in the same structs. Durations are seconds in JSON, under a name that ends in
-//! `_s`; unknown keys are refused, with the keys that there are. Nothing here does anything: what a
-//! value means is checked by [`ExecutorConfig::check`] and its kin, before anything starts.
+//! One idiom for all: a struct with public fields, [`Default`], a `with_…` function for each
+//! field, and serde. Its JSON is the configuration of the C ABI and of Python; the command line
+//! and the environment fill in the same structs. Durations are seconds in JSON, under a name that
+//! ends in `_s`; unknown keys are refused, with the keys that there are. Nothing here does
+//! anything: what a value means is checked by [`ExecutorConfig::check`] and its kin, before
+//! anything starts.
 //!
 //! The structs exist on every system and with every feature set. A part that cannot be had – the
 //! embedded sandbox outside Linux, a fleet without the feature `http` – is refused at the start.
@@ -65,8 +66,8 @@ where
     serde_json::from_value(value).map_err(|error| D::Error::custom(format!("in {name:?}: {error}")))
 }
 
-/// Takes a setting that is `null` for one that is not given. Not within the limits of slots, where it
-/// means that there is none.
+/// Takes a setting that is `null` for one that is not given. Not within the limits of slots, where
+/// it means that there is none.
 pub(crate) fn leave_out_nulls(object: &mut JsonObject) {
     object.retain(|_, value| !value.is_null());
 }

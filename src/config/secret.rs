@@ -4,8 +4,8 @@ use std::fmt;
 
 use serde::Deserialize;
 
-/// A bearer token. `Debug` shows `…`, and a configuration that is serialised leaves it out, so that
-/// none reaches a log or a file by accident.
+/// A bearer token. `Debug` shows `…`, and a configuration that is serialised leaves it out, so
+/// that none reaches a log or a file by accident.
 #[derive(Clone, PartialEq, Eq, Deserialize)]
 #[serde(transparent)]
 pub struct Secret(String);

@@ -16,14 +16,15 @@ use crate::seconds::{self, LONGEST};
 pub struct ServerConfig {
     /// Where to listen; port 0 is any that is free.
     pub addr: SocketAddr,
-    /// What clients have to send as `Authorization: Bearer …`. Defaults to none: everybody may – and
-    /// then the commands of a sandbox server have no network, unless [`no_auth`](Self::no_auth) is
-    /// set: a command could use the server itself, to get into other slots. Never logged or
+    /// What clients have to send as `Authorization: Bearer …`. Defaults to none: everybody may –
+    /// and then the commands of a sandbox server have no network, unless [`no_auth`](Self::no_auth)
+    /// is set: a command could use the server itself, to get into other slots. Never logged or
     /// serialised.
     #[serde(default, skip_serializing)]
     pub token: Option<Secret>,
     /// Whether to do without a token all the same: on an address that others can reach, and with
-    /// network for commands. Whoever can connect can then run commands. Defaults to `false`.
+    /// network for commands. Every client that can connect can then run commands. Defaults to
+    /// `false`.
     #[serde(default)]
     pub no_auth: bool,
     /// The largest body of a request, in bytes. Defaults to 64 MiB; at least 1 KiB.
@@ -33,13 +34,13 @@ pub struct ServerConfig {
     /// least 1.
     #[serde(default = "max_connections")]
     pub max_connections: usize,
-    /// How long a request may take to arrive: its head, and then its body. A connection that is idle
-    /// for as long is closed. Defaults to 60 s; at least 1 ms, at most a year.
+    /// How long a request may take to arrive: its head, and then its body. A connection that is
+    /// idle for as long is closed. Defaults to 60 s; at least 1 ms, at most a year.
     #[serde(rename = "read_timeout_s", with = "seconds", default = "read_timeout")]
     pub read_timeout: Duration,
-    /// How long a client may leave unread what it is sent, and its machine may not answer at all; then
-    /// its connection is closed. Says nothing of how long a call may run. Defaults to 30 s; at least
-    /// 1 ms, at most a year.
+    /// How long a client may leave unread what it is sent, and its machine may not answer at all;
+    /// then its connection is closed. Says nothing of how long a call may run. Defaults to 30 s; at
+    /// least 1 ms, at most a year.
     #[serde(rename = "write_timeout_s", with = "seconds", default = "write_timeout")]
     pub write_timeout: Duration,
 }

@@ -1,8 +1,8 @@
 //! Artifacts: reading what trajectories leave in their workspaces, from outside.
 //!
-//! A reader *leases* the trajectory's slot: it gets in line behind the calls and releases that were
-//! submitted before, and nothing of the trajectory runs until it has given the slot back. What blocks
-//! – the backend's reading – happens on the caller's own thread.
+//! A reader *leases* the trajectory's slot: it gets in line behind the calls and releases that
+//! were submitted before, and nothing of the trajectory runs until it has given the slot back.
+//! What blocks – the backend's reading – happens on the caller's own thread.
 
 use std::io::{self, Write};
 use std::time::Instant;
@@ -23,10 +23,11 @@ const COPY_PART: u64 = 1024 * 1024;
 
 /// # Artifacts
 ///
-/// These take place after the trajectory's earlier calls and releases, and before its later ones. They
-/// block the calling thread: for their turn, up to [`ExecutorConfig::queue_timeout`](crate::config::ExecutorConfig::queue_timeout), and
-/// while the backend reads. An in-process tool must not ask for its own trajectory's artifacts: it
-/// would wait for itself.
+/// These take place after the trajectory's earlier calls and releases, and before its later ones.
+/// They block the calling thread: for their turn, up to
+/// [`ExecutorConfig::queue_timeout`](crate::config::ExecutorConfig::queue_timeout), and while the
+/// backend reads. An in-process tool must not ask for its own trajectory's artifacts: it would
+/// wait for itself.
 impl ToolExecutor {
     /// Reads a part of a file of a trajectory's workspace.
     ///
@@ -58,8 +59,8 @@ impl ToolExecutor {
         self.with(&lease, |artifacts| artifacts.list(lease.slot(), &request))
     }
 
-    /// A `.tar.gz` of a trajectory's workspace, or of a part of it, in memory. Its limits are clamped
-    /// to 1…[`MAX_ARTIFACT_BYTES`] and 1…[`MAX_ARTIFACT_ENTRIES`]; larger ones go through
+    /// A `.tar.gz` of a trajectory's workspace, or of a part of it, in memory. Its limits are
+    /// clamped to 1…[`MAX_ARTIFACT_BYTES`] and 1…[`MAX_ARTIFACT_ENTRIES`]; larger ones go through
     /// [`copy_archive`](Self::copy_archive).
     ///
     /// # Errors
@@ -144,8 +145,8 @@ impl ToolExecutor {
         }
     }
 
-    /// Has the backend do something in the leased slot. Nothing that it read after the slot was lost
-    /// gets out: it may be another trajectory's.
+    /// Has the backend do something in the leased slot. Nothing that it read after the slot was
+    /// lost gets out: it may be another trajectory's.
     fn with<T>(
         &self,
         lease: &Lease,

@@ -1,6 +1,6 @@
 //! The batcher thread: takes events from the channel until the dispatch's next deadline, and sets
-//! the workers to what is to be done. It never does I/O and never waits for anything but events; the one
-//! thing that it does itself is to hand over calls that its backend says it takes at once.
+//! the workers to what is to be done. It never does I/O and never waits for anything but events;
+//! the one thing that it does itself is to hand over calls that its backend says it takes at once.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -19,7 +19,7 @@ use crate::toolserver::{ExternalCall, ToolServer};
 use crate::workers::{Workers, guarded};
 
 /// How many events are taken in before what follows from them is done: large enough that batches
-/// form under load, small enough that nobody waits long.
+/// form under load, small enough that no call waits long.
 const DRAIN: usize = 512;
 /// What the batcher works with.
 pub(crate) struct Batcher {
@@ -139,8 +139,8 @@ impl Performer {
                 }
             }),
             Action::GrantLease { slot, trajectory_id, lost, reply } => {
-                // There is room in the channel. Refused when nobody waits any more: the lease that comes
-                // back is dropped, which gives the slot back.
+                // There is room in the channel. Refused when the reader has given up: the lease
+                // that comes back is dropped, which gives the slot back.
                 let _ = reply.try_send(Ok(Lease::new(slot, lost, move || {
                     let _ = report.send(Event::LeaseReturned { trajectory_id });
                 })));
@@ -165,7 +165,7 @@ fn hand_over(backend: &dyn Backend, container: usize, batch: Vec<Execution>) {
 }
 
 /// Leaves out the calls that have ended or were cancelled while the batch waited for a thread: a
-/// slot whose call has ended may belong to somebody else by now.
+/// slot whose call has ended may belong to another trajectory by now.
 fn still_wanted(batch: Vec<Execution>) -> Vec<Execution> {
     let is_unwanted = |execution: &Execution| execution.reply.is_cancelled();
     if !batch.iter().any(is_unwanted) {

@@ -9,8 +9,8 @@ use crate::error::{BackendError, StartError};
 use crate::interrupt::Interrupt;
 use crate::tool::ToolRegistry;
 
-/// Starts a [`ToolExecutor`] from a configuration and what no configuration can hold: tools in this
-/// process, a backend of the user's. Made by [`ToolExecutor::builder`].
+/// Starts a [`ToolExecutor`] from a configuration and what no configuration can hold: tools in
+/// this process, a backend of the user's. Made by [`ToolExecutor::builder`].
 #[must_use = "a builder does nothing until `start` is called"]
 pub struct Builder {
     pub(super) config: ExecutorConfig,

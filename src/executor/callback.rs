@@ -27,7 +27,8 @@ impl CallbackJob {
     }
 }
 
-/// Starts the thread. It ends when every clone of the sender is dropped and all callbacks have run.
+/// Starts the thread. It ends when every clone of the sender is dropped and all callbacks have
+/// run.
 ///
 /// The channel needs no bound of its own: every job in it holds a [`Place`].
 pub(crate) fn start() -> io::Result<(Sender<CallbackJob>, OwnedThread)> {

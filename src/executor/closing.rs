@@ -23,11 +23,11 @@ pub struct CloseReport {
 impl ToolExecutor {
     /// Stops taking calls, waits for those that were accepted, for the configured `close_timeout`
     /// at most, cancels what is left then, releases every slot, and ends every thread. Blocks; a
-    /// second call waits for the first, which ends the sooner if the second has less time, and gives
-    /// the same report.
+    /// second call waits for the first, which ends the sooner if the second has less time, and
+    /// gives the same report.
     ///
-    /// An in-process tool or a callback that closes the executor waits for itself, until the time is
-    /// up.
+    /// An in-process tool or a callback that closes the executor waits for itself, until the time
+    /// is up.
     pub fn close(&self) -> CloseReport {
         self.close_within(self.close_timeout)
     }
@@ -57,7 +57,7 @@ impl ToolExecutor {
             report.cancelled = left.cancelled;
             stats = left.stats.clone();
         }
-        // Already now: whoever asks for statistics during the clean-up finds the batcher gone.
+        // Already now: who asks for statistics during the clean-up finds the batcher gone.
         *self.closed.lock() = Some((report, stats.clone()));
         let until = Instant::now() + CLOSE_MARGIN;
         if let Err(panic) = guarded(|| self.backend.close(until)) {

@@ -61,11 +61,11 @@ impl Drop for Place {
 }
 
 /// Collects the results of the calls that were submitted to it, in order of completion. Made by
-/// [`ToolExecutor::completion_queue`](crate::ToolExecutor::completion_queue). Clones share the same
-/// queue; each completion goes to one of them.
+/// [`ToolExecutor::completion_queue`](crate::ToolExecutor::completion_queue). Clones share the
+/// same queue; each completion goes to one of them.
 ///
 /// Its capacity bounds the calls that were submitted to it and not fetched from it, finished or
-/// not: a submit beyond it is refused, so whoever has a result never waits for room here.
+/// not: a submit beyond it is refused, so a result never waits for room here.
 #[derive(Debug, Clone)]
 pub struct CompletionQueue {
     completions: Receiver<Placed>,
@@ -88,7 +88,7 @@ pub(crate) struct QueueSender {
 impl QueueSender {
     /// Puts one in.
     pub(crate) fn send(&self, place: Place, completion: Completion) {
-        // Refused only when every CompletionQueue is gone: then nobody wants to know.
+        // Refused only when every CompletionQueue is gone: then the result has no reader.
         let sent = self.channel.send((place, completion));
         #[cfg(target_os = "linux")]
         if let (Ok(()), Some(signal)) = (sent, &self.signal) {
@@ -135,10 +135,12 @@ impl CompletionQueue {
 
     /// A file descriptor that is readable as long as completions wait to be fetched: for `poll` and
     /// its kin, in a loop that waits for other things too. Level-triggered; not to be read from,
-    /// written to or closed, and valid as long as this queue or a clone of it. `None` unless the queue
-    /// was made by [`pollable_completion_queue`](crate::ToolExecutor::pollable_completion_queue).
+    /// written to or closed, and valid as long as this queue or a clone of it. `None` unless the
+    /// queue was made by
+    /// [`pollable_completion_queue`](crate::ToolExecutor::pollable_completion_queue).
     ///
-    /// It never misses a completion. Where several threads fetch, one may find that another was faster.
+    /// It never misses a completion. Where several threads fetch, one may find that another was
+    /// faster.
     #[cfg(target_os = "linux")]
     pub fn poll_fd(&self) -> Option<std::os::fd::BorrowedFd<'_>> {
         self.sender.signal.as_ref().map(|signal| signal.fd())

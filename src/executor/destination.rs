@@ -24,8 +24,8 @@ impl<'a> Destination<'a> {
 
 impl Destination<'static> {
     /// A closure. It is called with the result (whose `tag` is 0), on the one thread that runs all
-    /// callbacks: one that takes long delays the other callbacks, and nothing else. A panic in it is
-    /// logged and ends there.
+    /// callbacks: one that takes long delays the other callbacks, and nothing else. A panic in it
+    /// is logged and ends there.
     pub fn callback(on_done: impl FnOnce(Completion) + Send + 'static) -> Self {
         Self(Kind::Callback(Box::new(on_done)))
     }

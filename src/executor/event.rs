@@ -1,9 +1,9 @@
 //! Everything the batcher thread can be told, as one closed type.
 //!
-//! The channel of events has no bound of its own, so that nobody who has a result ever blocks on
-//! it. What is in it is bounded all the same: a submission holds one of the gate's places, a result
-//! belongs to a running call, a reset or a lease to a slot, and whoever releases, asks or closes waits
-//! for the answer or has a call or trajectory to show for it.
+//! The channel of events has no bound of its own, so that no thread that has a result ever blocks
+//! on it. What is in it is bounded all the same: a submission holds one of the gate's places, a
+//! result belongs to a running call, a reset or a lease to a slot, and a caller that releases,
+//! asks or closes waits for the answer or has a call or trajectory to show for it.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -34,7 +34,8 @@ pub(crate) enum Event {
     Finished { id: ExecutionId, outcome: Outcome, timing: Timing },
     /// A batch was accepted by the container with this index.
     BatchAccepted { container: usize },
-    /// A thread that ran an external tool is free again, whether or not anybody still waited for it.
+    /// A thread that ran an external tool is free again, whether or not anybody still waited for
+    /// it.
     ExternalReturned(External),
     /// A reset has ended.
     ResetDone { slot: SlotIx, generation: u64, outcome: Result<(), String> },
@@ -50,16 +51,16 @@ pub(crate) enum Event {
         reset_workspace: bool,
         reply: Option<Sender<Result<(), ReleaseError>>>,
     },
-    /// Somebody wants the use of a trajectory's slot, after its earlier calls.
+    /// A reader wants the use of a trajectory's slot, after its earlier calls.
     AcquireLease { trajectory_id: Arc<str>, reply: LeaseReply },
     /// A trajectory's slot was given back by who had it.
     LeaseReturned { trajectory_id: Arc<str> },
-    /// Somebody wants to know which slot a trajectory holds.
+    /// A caller asks which slot a trajectory holds.
     SlotOf { trajectory_id: Arc<str>, reply: Sender<Option<SlotRef>> },
-    /// Somebody wants the statistics.
+    /// A caller asks for the statistics.
     Stats(Sender<Stats>),
-    /// A call that was refused at the door has left the gate after it was closed: perhaps it was the
-    /// last one.
+    /// A call that was refused at the door has left the gate after it was closed: perhaps it was
+    /// the last one.
     GateLeft,
     /// Nothing more is accepted; what was is to be finished until the deadline.
     Close { deadline: Instant },

@@ -4,15 +4,15 @@ use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
 
-/// Why the gate let nobody in.
+/// Why the gate let a call not in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Refused {
     Full,
     Closed,
 }
 
-/// Counts the calls that were accepted and do not run yet, wherever they wait. A call enters before
-/// it is queued and leaves when it is handed to its backend, or ends without.
+/// Counts the calls that were accepted and do not run yet, wherever they wait. A call enters
+/// before it is queued and leaves when it is handed to its backend, or ends without.
 #[derive(Debug)]
 pub(crate) struct Gate {
     capacity: usize,
@@ -55,8 +55,8 @@ impl Gate {
         }
     }
 
-    /// `count` calls have left. Tells whether the gate is closed: then somebody may be waiting for
-    /// it to be empty.
+    /// `count` calls have left. Tells whether the gate is closed: then the closing may be waiting
+    /// for it to be empty.
     pub(crate) fn leave(&self, count: usize) -> bool {
         let mut state = self.state.lock();
         debug_assert!(state.inside >= count);
@@ -67,7 +67,7 @@ impl Gate {
         state.closed
     }
 
-    /// Lets nobody in any more, and sends away those who wait. `false` if it was closed before.
+    /// Lets no call in any more, and sends away those who wait. `false` if it was closed before.
     pub(crate) fn close(&self) -> bool {
         let mut state = self.state.lock();
         let was_open = !state.closed;

@@ -1,10 +1,10 @@
 //! A lane: the calls on their way to one destination, and the decision when to send them.
 //!
 //! The decision is a pure function of the lane and the time ([`decide`]). Why *adaptive* is the
-//! default: a fixed window makes a lone call wait for company that does not come, and under load the
-//! batches form by themselves while earlier ones are being accepted. So the window is only a cap on
-//! the waiting, and a lane sends at once while fewer than [`UNACKNOWLEDGED`] of its batches are on
-//! their way – counted until the destination has *accepted* them, not until they are done.
+//! default: a fixed window makes a lone call wait for company that does not come, and under load
+//! the batches form by themselves while earlier ones are being accepted. So the window is only a
+//! cap on the waiting, and a lane sends at once while fewer than [`UNACKNOWLEDGED`] of its batches
+//! are on their way – counted until the destination has *accepted* them, not until they are done.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};

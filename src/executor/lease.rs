@@ -1,4 +1,5 @@
-//! The lease of a trajectory's slot: how artifacts are read while nothing else of the trajectory runs.
+//! The lease of a trajectory's slot: how artifacts are read while nothing else of the trajectory
+//! runs.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -66,8 +66,8 @@ pub const MAX_TRAJECTORY_ID: usize = 512;
 /// backend's clean-up, the threads.
 const CLOSE_MARGIN: Duration = Duration::from_secs(15);
 
-/// Executes the tool calls of many trajectories. Shared by reference between any number of threads;
-/// every method takes `&self`.
+/// Executes the tool calls of many trajectories. Shared by reference between any number of
+/// threads; every method takes `&self`.
 ///
 /// Dropping it closes it, like [`close`](Self::close).
 ///
@@ -165,8 +165,8 @@ impl ToolExecutor {
     /// [completion queue](CompletionQueue::tagged) or a [closure](Destination::callback).
     ///
     /// # Errors
-    /// As `submit`; or the destination has no place: all places of the completion queue are taken, or
-    /// as many callbacks as the executor's queue has places have not returned yet.
+    /// As `submit`; or the destination has no place: all places of the completion queue are taken,
+    /// or as many callbacks as the executor's queue has places have not returned yet.
     pub fn submit_to(
         &self,
         trajectory_id: &str,
@@ -321,6 +321,8 @@ impl ToolExecutor {
             Err(Refused::Closed) => return Err(SubmitError::Closed(Box::new(call))),
         }
         let at = Instant::now();
+        let mut call = call;
+        let repairs = call.origin.as_mut().map(|origin| std::mem::take(&mut origin.repairs));
         let tool = self.registry.get(&call.name).map(|_| call.name.clone());
         let (uniq_id, prepared) = match self.check(trajectory_id, call) {
             Ok(mut prepared) => (std::mem::take(&mut prepared.uniq_id), Ok(prepared)),
@@ -328,7 +330,8 @@ impl ToolExecutor {
         };
         let id = ExecutionId(self.next_id.fetch_add(1, Ordering::Relaxed));
         let promise =
-            Promise::new(id, trajectory_id.into(), uniq_id, destination, self.events.clone());
+            Promise::new(id, trajectory_id.into(), uniq_id, destination, self.events.clone())
+                .with_repairs(repairs.unwrap_or_default());
         let call_state = promise.call_state().clone();
         match prepared {
             Ok(prepared) => {
@@ -341,7 +344,7 @@ impl ToolExecutor {
             Err(refusal) => {
                 // Before it leaves: once the gate is empty, closing takes the last statistics.
                 self.rejections.add(tool.as_deref(), refusal.outcome);
-                call_state.answer_here(*refusal);
+                call_state.answer_here(*refusal, || {});
                 self.leave_at_the_door();
             }
         }

@@ -1,7 +1,7 @@
 //! What the batcher tells the user by the log.
 //!
-//! A log may block – on a full pipe, in the user's own code –, so the batcher does not write to it:
-//! a thread of a pool does, one at a time however much there is to tell.
+//! A log may block – on a full pipe, in the user's own code –, so the batcher does not write to
+//! it: a thread of a pool does, one at a time however much there is to tell.
 
 use std::collections::VecDeque;
 use std::sync::Arc;

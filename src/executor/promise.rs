@@ -1,10 +1,10 @@
 //! One call's promise: the oneshot through which its result reaches its caller, exactly once.
 //!
-//! A promise has one shared state, held by its caller (a [`Pending`]), the dispatch state and, once the
-//! call is under way, its backend's [`Reply`](crate::backend::Reply). The first
-//! answer wins; later ones are ignored. The result goes straight from the thread that has it to the
-//! caller; the batcher hears of it by an event that is sent *before* the caller can see the result,
-//! so that whatever the caller does next finds the batcher up to date.
+//! A promise has one shared state, held by its caller (a [`Pending`]), the dispatch state and,
+//! once the call is under way, its backend's [`Reply`](crate::backend::Reply). The first
+//! answer wins; later ones are ignored. The result goes straight from the thread that has it to
+//! the caller; the batcher hears of it by an event that is sent *before* the caller can see the
+//! result, so that whatever the caller does next finds the batcher up to date.
 
 use std::fmt;
 use std::sync::Arc;
@@ -13,11 +13,13 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
 use parking_lot::{Condvar, Mutex};
+use serde_json::Value;
 
 use super::callback::CallbackJob;
 use super::completion::{Completion, Place, QueueSender};
 use super::event::Event;
 use crate::backend::{Answer, ExecutionId};
+use crate::tool::format::Repair;
 use crate::tool::{Outcome, Timing, ToolResult};
 
 /// A user's code that wants to be called with a result.
@@ -52,6 +54,8 @@ pub(crate) struct CallState {
     pub(crate) id: ExecutionId,
     pub(crate) trajectory_id: Arc<str>,
     uniq_id: String,
+    /// What was mended in the call when it was read, which its result says.
+    repairs: Box<[Repair]>,
     progress: Mutex<Progress>,
     done: Condvar,
     cancelled: AtomicBool,
@@ -81,9 +85,14 @@ impl CallState {
     }
 
     /// Answers the call for the batcher itself: gives the result's timing if this answer was the
-    /// first, `None` if the call was answered before.
-    pub(crate) fn answer_here(&self, result: ToolResult) -> Option<Timing> {
-        self.complete(result, |_, _| {})
+    /// first, `None` if the call was answered before. `announce` runs between winning the race and
+    /// the caller's seeing the result.
+    pub(crate) fn answer_here(
+        &self,
+        result: ToolResult,
+        announce: impl FnOnce(),
+    ) -> Option<Timing> {
+        self.complete(result, |_, _| announce())
     }
 
     /// The one way to answer. `announce` runs between winning the race and the caller's seeing the
@@ -106,6 +115,10 @@ impl CallState {
             return None;
         };
         result.uniq_id = Some(self.uniq_id.clone());
+        if !self.repairs.is_empty() {
+            let repairs = self.repairs.iter().map(|repair| repair.as_str().into()).collect();
+            result.metadata.insert("call_repairs".to_owned(), Value::Array(repairs));
+        }
         announce(outcome, timing);
         match destination {
             ReplyTo::Pending => {
@@ -137,7 +150,7 @@ impl CallState {
 impl Answer for CallState {
     fn answer(&self, result: ToolResult) {
         self.complete(result, |outcome, timing| {
-            // Refused only when the batcher is gone, and then nobody keeps count.
+            // Refused only when the batcher is gone, and then nothing counts it.
             let _ = self.events.send(Event::Finished { id: self.id, outcome, timing });
         });
     }
@@ -147,8 +160,8 @@ impl Answer for CallState {
     }
 }
 
-/// The accepted call's side of a promise: answers on drop, so that no way out of the executor forgets
-/// the caller.
+/// The accepted call's side of a promise: answers on drop, so that no way out of the executor
+/// forgets the caller.
 pub(crate) struct Promise(Arc<CallState>);
 
 impl Promise {
@@ -164,11 +177,21 @@ impl Promise {
             id,
             trajectory_id,
             uniq_id,
+            repairs: Box::default(),
             progress: Mutex::new(Progress { state: State::Open(destination), sent: None }),
             done: Condvar::new(),
             cancelled: AtomicBool::new(false),
             events,
         }))
+    }
+
+    /// The same promise, whose result says what was mended in the call.
+    pub(crate) fn with_repairs(mut self, repairs: Vec<Repair>) -> Self {
+        // No one else has a clone yet.
+        if let Some(call_state) = Arc::get_mut(&mut self.0) {
+            call_state.repairs = repairs.into();
+        }
+        self
     }
 
     /// The shared state.
@@ -184,16 +207,16 @@ impl Drop for Promise {
             let mut result =
                 ToolResult::failure(Outcome::NeverRan, "the executor ended before this call did");
             result.may_have_executed = self.0.progress.lock().sent.is_some();
-            self.0.answer_here(result);
+            self.0.answer_here(result, || {});
         }
     }
 }
 
 /// A call that was accepted: its result, when it is there.
 ///
-/// Dropping it cancels nothing: the call runs on and its result is thrown away. Every accepted call
-/// ends – by its tool, by one of its time limits, or when the executor closes – so none of the
-/// waits is for ever.
+/// Dropping it cancels nothing: the call runs on and its result is thrown away. Every accepted
+/// call ends – by its tool, by one of its time limits, or when the executor closes – so none of
+/// the waits is for ever.
 pub struct Pending {
     call_state: Arc<CallState>,
 }
@@ -294,8 +317,8 @@ impl fmt::Debug for Pending {
     }
 }
 
-/// A call whose result goes to a completion queue or a callback: to cancel it, and to see whether it
-/// has ended. Dropping it does neither. Clones are of the same call.
+/// A call whose result goes to a completion queue or a callback: to cancel it, and to see whether
+/// it has ended. Dropping it does neither. Clones are of the same call.
 #[derive(Clone)]
 pub struct CallHandle {
     call_state: Arc<CallState>,

@@ -113,7 +113,7 @@ impl ToolExecutor {
             let batcher_gate = gate.clone();
             let batcher = OwnedThread::spawn("tool-batcher", move || {
                 match guarded(|| batcher.run()) {
-                    // Refused only when nobody closes the executor any more.
+                    // Refused only when the executor's owner is gone.
                     Ok(end) => drop(leave.send(end)),
                     // Its state is gone, and with it every promise: all callers are answered.
                     Err(panic) => {

@@ -1,4 +1,5 @@
-//! What the executor counts and measures. Memory is bounded for ever: counters and histograms only.
+//! What the executor counts and measures. Memory is bounded for ever: counters and histograms
+//! only.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -57,8 +58,8 @@ pub struct Stats {
     pub lanes: Vec<LaneStats>,
     /// Which limits hold for the commands of the backend's slots, where it tells.
     pub limits: Option<EnforcedLimits>,
-    /// Whether the backend's slots keep their sandboxes from call to call, where it tells. Where they
-    /// do not each command pays for a sandbox of its own.
+    /// Whether the backend's slots keep their sandboxes from call to call, where it tells. Where
+    /// they do not each command pays for a sandbox of its own.
     pub warm_slots: Option<bool>,
 }
 
@@ -130,8 +131,8 @@ impl Serialize for OutcomeCounts {
     }
 }
 
-/// The name under which calls of tools that do not exist are counted: whoever invents names must not
-/// grow the statistics.
+/// The name under which calls of tools that do not exist are counted: a model that invents names
+/// must not grow the statistics.
 const UNKNOWN_TOOL: &str = "unknown";
 
 /// Counts the calls that were refused at the door, on the callers' threads.
@@ -202,8 +203,8 @@ const DIGITS: u8 = 2;
 /// The longest duration told apart, in microseconds: a day.
 const LONGEST_US: u64 = 24 * 60 * 60 * 1_000_000;
 
-/// The bounds of the buckets of durations, in milliseconds: from 1 ms to 10 min, the longest that a
-/// call may run.
+/// The bounds of the buckets of durations, in milliseconds: from 1 ms to 10 min, the longest that
+/// a call may run.
 const MS_BOUNDS: &[u64] = &[
     1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 30_000, 60_000, 120_000,
     300_000, 600_000,

@@ -68,16 +68,16 @@ fn request<T: DeserializeOwned + Send>(json: *const c_char, len: usize) -> Resul
     })
 }
 
-/// Reads a part of a file of a trajectory's workspace, after the trajectory's earlier calls and before its
-/// later ones. Blocks for its turn. A tool must not ask for its own trajectory's files: it would wait for
-/// itself.
+/// Reads a part of a file of a trajectory's workspace, after the trajectory's earlier calls and
+/// before its later ones. Blocks for its turn. A tool must not ask for its own trajectory's files:
+/// it would wait for itself.
 ///
 /// `request` is a JSON object: {"path": "a/b", "offset": 0, "max_bytes": 5000000, "sha256": false,
 /// "file_sha256": false}; only "path" is needed, and 5,000,000 is the most.
 ///
-/// On success `*content` has the bytes, and `*info` a JSON object with "path", "offset", "file_size",
-/// "truncated", "mime", and the checksums that were asked for. Both are the caller's, to be freed by
-/// te_buffer_free(). `info` may be NULL.
+/// On success `*content` has the bytes, and `*info` a JSON object with "path", "offset",
+/// "file_size", "truncated", "mime", and the checksums that were asked for. Both are the caller's,
+/// to be freed by te_buffer_free(). `info` may be NULL.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn te_artifact_read(
     executor: *const te_executor,
@@ -117,8 +117,8 @@ pub unsafe extern "C" fn te_artifact_read(
 
 /// Lists files of a trajectory's workspace; in order and blocking as te_artifact_read().
 ///
-/// `request` is a JSON object: {"path": ".", "recursive": false, "max_entries": 5000}; all may be left
-/// out, and so may it (a length of 0).
+/// `request` is a JSON object: {"path": ".", "recursive": false, "max_entries": 5000}; all may be
+/// left out, and so may it (a length of 0).
 ///
 /// On success `*list` is a JSON object {"entries": [{"path", "is_dir", "size", "mtime"}, ...],
 /// "truncated"}, the caller's, to be freed by te_buffer_free().
@@ -160,8 +160,8 @@ pub unsafe extern "C" fn te_artifact_list(
 /// A .tar.gz of a trajectory's workspace, or of a part of it, in memory; in order and blocking as
 /// te_artifact_read(). Larger ones go through te_archive_copy().
 ///
-/// `request` is a JSON object: {"path": ".", "max_bytes": 5000000, "max_entries": 5000}; all may be left
-/// out, and so may it (a length of 0).
+/// `request` is a JSON object: {"path": ".", "max_bytes": 5000000, "max_entries": 5000}; all may
+/// be left out, and so may it (a length of 0).
 ///
 /// On success `*archive` has the bytes, and `*info` a JSON object {"bytes", "entry_count",
 /// "truncated"}. Both are the caller's, to be freed by te_buffer_free(). `info` may be NULL.
@@ -223,10 +223,10 @@ impl Write for Borrowed {
     }
 }
 
-/// Writes a whole file of a trajectory's workspace to the file descriptor `fd`, without holding it in
-/// memory, and says how many bytes that were; in order and blocking as te_artifact_read(). `fd` stays
-/// the caller's, and must be one that blocks. After an error it has some part of the file; a pipe that
-/// nobody reads is TE_IO and brings no SIGPIPE. `bytes` may be NULL.
+/// Writes a whole file of a trajectory's workspace to the file descriptor `fd`, without holding it
+/// in memory, and says how many bytes that were; in order and blocking as te_artifact_read(). `fd`
+/// stays the caller's, and must be one that blocks. After an error it has some part of the file; a
+/// pipe that has no reader is TE_IO and brings no SIGPIPE. `bytes` may be NULL.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn te_artifact_copy(
     executor: *const te_executor,
@@ -249,9 +249,9 @@ pub unsafe extern "C" fn te_artifact_copy(
     })
 }
 
-/// Writes a .tar.gz to the file descriptor `fd`, as te_artifact_copy() does; the limits of `request`,
-/// which is that of te_artifact_archive(), may be as large as one likes. On success `*info` is as
-/// there; it may be NULL.
+/// Writes a .tar.gz to the file descriptor `fd`, as te_artifact_copy() does; the limits of
+/// `request`, which is that of te_artifact_archive(), may be as large as one likes. On success
+/// `*info` is as there; it may be NULL.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn te_archive_copy(
     executor: *const te_executor,

@@ -12,8 +12,8 @@ use crate::tool::{MAX_TIMEOUT, MIN_TIMEOUT, ToolCall};
 use std::ffi::c_char;
 use std::sync::Arc;
 
-/// A submitted call, to cancel it. Made by te_submit() for those who ask for it, freed by te_call_free().
-/// Any number of threads may use it at the same time.
+/// A submitted call, to cancel it. Made by te_submit() for those who ask for it, freed by
+/// te_call_free(). Any number of threads may use it at the same time.
 pub struct te_call {
     _opaque: (),
 }
@@ -45,20 +45,20 @@ fn parse(json: &str) -> Result<ToolCall, Fault> {
 /// Runs a call and blocks until its result is there.
 ///
 /// `call` is a JSON object: {"name": "bash", "arguments": {"command": "ls"}, "uniq_id": "...",
-/// "timeout_s": 30}. Only "name" is needed. "uniq_id" is the caller's id of the call, which the result
-/// carries; a fresh one unless given. "timeout_s", from 1 to 600, limits the run; else a number "timeout"
-/// in the arguments does, else the sandbox's 30 seconds. Other keys are refused, but for "raw_text", which
-/// te_parse_calls() gives and nothing looks at.
+/// "timeout_s": 30}. Only "name" is needed. "uniq_id" is the caller's id of the call, which the
+/// result carries; a fresh one unless given. "timeout_s", from 1 to 600, limits the run; else a
+/// number "timeout" in the arguments does, else the sandbox's 30 seconds. Other keys are refused,
+/// but for "raw_text", which te_parse_calls() gives and nothing looks at.
 ///
 /// A trajectory's calls run one after the other, in the order in which they were submitted, in one
 /// workspace, which it keeps until te_release(). Its id has 1 to 512 bytes.
 ///
-/// A tool that fails is a result, and so are a tool that does not exist, arguments that do not fit, a
-/// sandbox that is lost: the status is TE_OK, and the result's outcome says how the call ended. To end
-/// it early, call te_cancel_trajectory() on another thread.
+/// A tool that fails is a result, and so are a tool that does not exist, arguments that do not
+/// fit, a sandbox that is lost: the status is TE_OK, and the result's outcome says how the call
+/// ended. To end it early, call te_cancel_trajectory() on another thread.
 ///
-/// On success `*result` is the caller's, to be freed by te_result_free(); after an error it is NULL, and
-/// nothing ran.
+/// On success `*result` is the caller's, to be freed by te_result_free(); after an error it is
+/// NULL, and nothing ran.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn te_execute(
     executor: *const te_executor,
@@ -86,8 +86,8 @@ pub unsafe extern "C" fn te_execute(
 /// Submits a call, whose result goes to `queue`, under `tag`. Never blocks: TE_QUEUE_FULL and
 /// TE_COMPLETIONS_FULL say to fetch completions first.
 ///
-/// `call` is as in te_execute(). What is accepted ends exactly once, by a completion in the queue. A call
-/// that is wrong in itself is accepted, and its completion is there at once.
+/// `call` is as in te_execute(). What is accepted ends exactly once, by a completion in the queue.
+/// A call that is wrong in itself is accepted, and its completion is there at once.
 ///
 /// `handle` may be NULL. Else `*handle` is the caller's, to be freed by te_call_free(), which
 /// does not end the call; after an error it is NULL, and nothing was submitted.
@@ -119,9 +119,9 @@ pub unsafe extern "C" fn te_submit(
     })
 }
 
-/// Asks for the end of a call. Does not block. One that has not started ends as TE_OUTCOME_CANCELLED at
-/// once; a running one is killed, and its completion comes when the last of its processes is gone. For one
-/// that has ended it does nothing.
+/// Asks for the end of a call. Does not block. One that has not started ends as
+/// TE_OUTCOME_CANCELLED at once; a running one is killed, and its completion comes when the last
+/// of its processes is gone. For one that has ended it does nothing.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn te_call_cancel(call: *const te_call) -> te_status {
     guard(|| {
@@ -136,8 +136,8 @@ pub unsafe extern "C" fn te_call_free(call: *mut te_call) {
     free(call, |_| ());
 }
 
-/// Cancels everything of a trajectory that has not ended, see te_call_cancel(). Does not block; every
-/// call still gets its result.
+/// Cancels everything of a trajectory that has not ended, see te_call_cancel(). Does not block;
+/// every call still gets its result.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn te_cancel_trajectory(
     executor: *const te_executor,
@@ -152,10 +152,12 @@ pub unsafe extern "C" fn te_cancel_trajectory(
 }
 
 /// Ends a trajectory's use of its slot, after its earlier calls; empties the workspace first if
-/// `reset_workspace` is not 0. Blocks until that is done. Without a reset the files stay until another
-/// trajectory needs the slot. A trajectory without a slot, or unknown, is released already.
+/// `reset_workspace` is not 0. Blocks until that is done. Without a reset the files stay until
+/// another trajectory needs the slot. A trajectory without a slot, or unknown, is released
+/// already.
 ///
-/// TE_RESET_FAILED says that the workspace could not be emptied: nobody gets the slot before it is.
+/// TE_RESET_FAILED says that the workspace could not be emptied: no trajectory gets the slot
+/// before it is.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn te_release(
     executor: *const te_executor,
@@ -197,9 +199,9 @@ pub unsafe extern "C" fn te_submit_release(
     })
 }
 
-/// The tool calls in what a model wrote: a JSON array of {"name", "arguments", "uniq_id", "raw_text"},
-/// each of which te_execute() and te_submit() take as it is. Hermes and GLM formats; text without calls
-/// gives [].
+/// The tool calls in what a model wrote: a JSON array of {"name", "arguments", "uniq_id",
+/// "raw_text"}, each of which te_execute() and te_submit() take as it is. Hermes and GLM formats;
+/// text without calls gives [].
 ///
 /// On success `*calls` is the caller's, to be freed by te_buffer_free().
 #[unsafe(no_mangle)]

@@ -1,4 +1,5 @@
-//! The configuration in JSON: [`ExecutorConfig`], as it is. Documented for users in `te_executor_new`.
+//! The configuration in JSON: [`ExecutorConfig`], as it is. Documented for users in
+//! `te_executor_new`.
 
 use serde_json::json;
 
@@ -10,7 +11,8 @@ use crate::config::{ExecutorConfig, leave_out_nulls};
 use crate::executor::{Builder, ToolExecutor};
 use crate::tool::{JsonObject, ToolRegistry};
 
-/// The builder that a configuration describes, with these tools added, and the kind of its backend.
+/// The builder that a configuration describes, with these tools added, and the kind of its
+/// backend.
 ///
 /// # Errors
 /// It is not JSON, has an unknown key, or a value that makes no sense; or a tool cannot be added.

@@ -17,8 +17,8 @@ use super::text::{Out, seconds, te_buffer, text};
 use super::tool::{add_to, te_tools};
 use crate::executor::{CloseReport, ToolExecutor};
 
-/// An executor. Made by te_executor_new(), freed by te_executor_free(). Any number of threads may use it
-/// at the same time.
+/// An executor. Made by te_executor_new(), freed by te_executor_free(). Any number of threads may
+/// use it at the same time.
 pub struct te_executor {
     _opaque: (),
 }
@@ -56,8 +56,8 @@ impl Executor {
 /// The process that made the first executor; 0 before that.
 static MADE_IN: AtomicU32 = AtomicU32::new(0);
 
-/// A process that was forked from one with executors may not make any: the locks of the library may
-/// have been held by threads that are not there.
+/// A process that was forked from one with executors may not make any: the locks of the library
+/// may have been held by threads that are not there.
 fn not_after_a_fork() -> Result<(), Fault> {
     let pid = std::process::id();
     let first = MADE_IN.compare_exchange(0, pid, Ordering::AcqRel, Ordering::Acquire);
@@ -73,12 +73,13 @@ pub(super) fn is_forked_process() -> bool {
     first != 0 && first != std::process::id()
 }
 
-/// Starts an executor. Blocks for as long as its sandboxes take to start: some milliseconds for the
-/// embedded one.
+/// Starts an executor. Blocks for as long as its sandboxes take to start: some milliseconds for
+/// the embedded one.
 ///
-/// `config` is a JSON object. All keys may be left out, or be null; one that is not known is refused, and
-/// te_last_error() names it. `{"local": {}}` is the embedded sandbox with all its defaults; with neither
-/// "local" nor "fleet" there are in-process tools and the ToolServer's only. Times are in seconds.
+/// `config` is a JSON object. All keys may be left out, or be null; one that is not known is
+/// refused, and te_last_error() names it. `{"local": {}}` is the embedded sandbox with all its
+/// defaults; with neither "local" nor "fleet" there are in-process tools and the ToolServer's
+/// only. Times are in seconds.
 ///
 /// ```text
 ///     "local":  {"slots": 10, "data_dir": "...", "max_output_chars": 50000,
@@ -88,13 +89,17 @@ pub(super) fn is_forked_process() -> bool {
 ///                           "open_files": 4096, "file_bytes": 8589934592,
 ///                           "workspace_bytes": 8589934592}}      (null: no limit)
 ///     "fleet":  {"urls": ["http://host:8080", ...], "token": "...", "unreachable_timeout_s": 30,
-///                "start_timeout_s": 60, "allow_unisolated": false, "ca_pem": "-----BEGIN CERTIFICATE-----..."}
-///     "tool_server": {"url": "http://host:port", "token": "...", "concurrency": 16, "ca_pem": "..."}
-///     "policy": {"allow_network": true, "require_sandbox": false, "require_stateful_sandbox": false}
+///                "start_timeout_s": 60, "allow_unisolated": false,
+///                "ca_pem": "-----BEGIN CERTIFICATE-----..."}
+///     "tool_server": {"url": "http://host:port", "token": "...", "concurrency": 16,
+///                     "ca_pem": "..."}
+///     "policy": {"allow_network": true, "require_sandbox": false,
+///                "require_stateful_sandbox": false}
 ///     "tools":  {"builtin": true, "external": [SCHEMA, ...]}     (see te_tools_add)
 ///     "batch_policy": "adaptive" or "window", "batch_window_s": 0.02, "max_batch_size": 200,
 ///     "queue_capacity": 65536, "queue_timeout_s": 3600, "acquire_timeout_s": 600,
-///     "default_timeout_s": null, "answer_grace_s": 60, "reset_timeout_s": 60, "close_timeout_s": 30,
+///     "default_timeout_s": null, "answer_grace_s": 60, "reset_timeout_s": 60,
+///     "close_timeout_s": 30,
 ///     "on_lost_workspace": "refuse" or "start_empty", "io_threads": 8, "handler_threads": 16,
 ///     "idle_limit_s": 0     (0: a trajectory may hold a slot without a call for ever)
 /// ```
@@ -103,14 +108,14 @@ pub(super) fn is_forked_process() -> bool {
 /// `ExecutorConfig` and its parts. Where this process is root, commands run as nobody, who
 /// must be able to pass through every directory on the way to "data_dir".
 ///
-/// Where commands would run without isolation – without bubblewrap, or on sandbox servers that say so – it is
-/// TE_START_FAILED unless "allow_unisolated" is true; te_last_error() says what to do.
+/// Where commands would run without isolation – without bubblewrap, or on sandbox servers that say
+/// so – it is TE_START_FAILED unless "allow_unisolated" is true; te_last_error() says what to do.
 ///
-/// `tools` are tools of the host's own; NULL for none. They stay the caller's, who may free them at once,
-/// or start further executors with them.
+/// `tools` are tools of the host's own; NULL for none. They stay the caller's, who may free them
+/// at once, or start further executors with them.
 ///
-/// On success `*executor` is the caller's, to be freed by te_executor_free(); after an error it is NULL.
-/// A process that was forked from one which had made an executor is given TE_FORKED.
+/// On success `*executor` is the caller's, to be freed by te_executor_free(); after an error it is
+/// NULL. A process that was forked from one which had made an executor is given TE_FORKED.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn te_executor_new(
     config: *const c_char,
@@ -136,9 +141,9 @@ pub unsafe extern "C" fn te_executor_new(
 }
 
 /// What the executor is: a JSON object with "version", "backend" ("local", "fleet" or null), facts
-/// about the embedded sandbox ("isolated", "not_isolated_because", ...), "tools", the list of its tools as
-/// OpenAI's chat API takes it, "prompt", the same as prose for a model's prompt, and "definitions", the
-/// same as Hermes models expect it.
+/// about the embedded sandbox ("isolated", "not_isolated_because", ...), "tools", the list of its
+/// tools as OpenAI's chat API takes it, "prompt", the same as prose for a model's prompt, and
+/// "definitions", the same as Hermes models expect it.
 ///
 /// On success `*description` is the caller's, to be freed by te_buffer_free().
 #[unsafe(no_mangle)]
@@ -166,8 +171,8 @@ pub unsafe extern "C" fn te_describe(
     })
 }
 
-/// The executor's counters and measurements up to now, or up to its end: a JSON object, documented as
-/// `Stats` in the Rust documentation.
+/// The executor's counters and measurements up to now, or up to its end: a JSON object, documented
+/// as `Stats` in the Rust documentation.
 ///
 /// On success `*stats` is the caller's, to be freed by te_buffer_free().
 #[unsafe(no_mangle)]
@@ -185,16 +190,18 @@ pub unsafe extern "C" fn te_stats(
     })
 }
 
-/// Stops taking calls, waits for those that were accepted, for `timeout_s` seconds at most, cancels what is
-/// left then, releases every slot and ends every thread. A negative `timeout_s` is the configuration's
-/// "close_timeout_s". What is cancelled gets another 5 seconds to end, and the cleaning-up 15.
+/// Stops taking calls, waits for those that were accepted, for `timeout_s` seconds at most,
+/// cancels what is left then, releases every slot and ends every thread. A negative `timeout_s` is
+/// the configuration's "close_timeout_s". What is cancelled gets another 5 seconds to end, and the
+/// cleaning-up 15.
 ///
-/// All functions may still be called: those that need a running executor give TE_CLOSED, te_queue_next() gives
-/// the completions that are left, te_stats() the last statistics. A second close waits for the first, and
-/// says the same.
+/// All functions may still be called: those that need a running executor give TE_CLOSED,
+/// te_queue_next() gives the completions that are left, te_stats() the last statistics. A second
+/// close waits for the first, and says the same.
 ///
-/// `*cancelled` is how many calls were cancelled, `*all_ended` 1, or 0 if code of the host's (a tool)
-/// still blocks a thread of the library, which then ends when that returns. Either may be NULL.
+/// `*cancelled` is how many calls were cancelled, `*all_ended` 1, or 0 if code of the host's (a
+/// tool) still blocks a thread of the library, which then ends when that returns. Either may be
+/// NULL.
 ///
 /// Not to be called by a tool: it would wait for itself, until the time is up.
 #[unsafe(no_mangle)]
@@ -219,12 +226,13 @@ pub unsafe extern "C" fn te_executor_close(
     })
 }
 
-/// Closes an executor that is not closed, as te_executor_close() with a negative timeout, and frees the
-/// handle. NULL does nothing. Queues, calls and replies that were made with it stay valid until they are freed
-/// themselves; threads that are inside a function with it leave it unharmed.
+/// Closes an executor that is not closed, as te_executor_close() with a negative timeout, and
+/// frees the handle. NULL does nothing. Queues, calls and replies that were made with it stay
+/// valid until they are freed themselves; threads that are inside a function with it leave it
+/// unharmed.
 ///
-/// In a process that was forked from the one that made it, it returns at once and leaves alone what the
-/// other process has.
+/// In a process that was forked from the one that made it, it returns at once and leaves alone
+/// what the other process has.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn te_executor_free(executor: *mut te_executor) {
     free(executor, |executor| {

@@ -56,8 +56,8 @@ fn check<O: Opaque>(handle: *const O) -> Result<*const Shell<O::Value>, Fault> {
     if !head.is_aligned() {
         return Err(wrong());
     }
-    // SAFETY: the caller's promise: a pointer that we have given and that was not freed. All of those
-    // begin with their kind.
+    // SAFETY: the caller's promise: a pointer that we have given and that was not freed. All of
+    // those begin with their kind.
     if unsafe { &*head }.load(Ordering::Acquire) != O::KIND {
         return Err(wrong());
     }
@@ -84,16 +84,16 @@ pub(super) fn hold<O: Opaque>(handle: *const O) -> Result<Held<O::Value>, Fault>
     if is_forked(shell) {
         return Err(forked());
     }
-    // SAFETY: `check` has found it to be a living shell of this type, which `into_handle` has made of
-    // an `Arc`; that `Arc` is ours to clone until the handle is freed.
+    // SAFETY: `check` has found it to be a living shell of this type, which `into_handle` has made
+    // of an `Arc`; that `Arc` is ours to clone until the handle is freed.
     Ok(Held(unsafe {
         Arc::increment_strong_count(shell);
         Arc::from_raw(shell)
     }))
 }
 
-/// Frees a handle, after `last` has been done with its value. NULL is nothing to free. In a forked process
-/// the value is left alone: to drop it could wait for threads that are not there.
+/// Frees a handle, after `last` has been done with its value. NULL is nothing to free. In a forked
+/// process the value is left alone: to drop it could wait for threads that are not there.
 pub(super) fn free<O: Opaque>(handle: *mut O, last: impl FnOnce(&O::Value)) {
     if handle.is_null() {
         return;

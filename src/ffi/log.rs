@@ -31,10 +31,10 @@ pub enum te_log_level {
     TE_LOG_TRACE = 5,
 }
 
-/// Takes one line of the log. `message` is UTF-8, without a NUL or a line's end at its end, and valid
-/// until the function returns. Called on any thread, by several at the same time; must not block for
-/// long, throw an exception or longjmp. What the library logs while it runs, on the same thread, is left
-/// out.
+/// Takes one line of the log. `message` is UTF-8, without a NUL or a line's end at its end, and
+/// valid until the function returns. Called on any thread, by several at the same time; must not
+/// block for long, throw an exception or longjmp. What the library logs while it runs, on the same
+/// thread, is left out.
 pub type te_log_fn = Option<
     unsafe extern "C" fn(user: *mut c_void, level: i32, message: *const c_char, message_len: usize),
 >;
@@ -71,7 +71,8 @@ impl Log for Logger {
         if INSIDE.get() {
             return;
         }
-        // Held while the host's function runs, so that it is not in use any more once it was replaced.
+        // Held while the host's function runs, so that it is not in use any more once it was
+        // replaced.
         let taker = self.0.read_recursive();
         let Some(Taker { function, user }) = &*taker else { return };
         let message = format!("{}: {}", record.target(), record.args());
@@ -95,13 +96,13 @@ fn level(level: Level) -> i32 {
     level as i32
 }
 
-/// Has everything up to `level` (a te_log_level) that the library logs given to `function`, with `user`.
-/// NULL, or TE_LOG_OFF, ends that. There is one log for the whole process; what was set before is replaced,
-/// and not in use any more when this returns TE_OK.
+/// Has everything up to `level` (a te_log_level) that the library logs given to `function`, with
+/// `user`. NULL, or TE_LOG_OFF, ends that. There is one log for the whole process; what was set
+/// before is replaced, and not in use any more when this returns TE_OK.
 ///
-/// TE_LOGGER_TAKEN: the process has a logger already, because the host is a Rust program. TE_TIMEOUT: a
-/// function that was set before has not returned for 10 seconds; nothing was changed. Not to be called by a
-/// log function.
+/// TE_LOGGER_TAKEN: the process has a logger already, because the host is a Rust program.
+/// TE_TIMEOUT: a function that was set before has not returned for 10 seconds; nothing was
+/// changed. Not to be called by a log function.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn te_log_set(
     function: te_log_fn,

@@ -1,7 +1,7 @@
-//! The C ABI: the whole executor for programs that are not written in Rust. For Rust programs there is
-//! nothing here; users of other languages read `include/tool_executor.h`, which is made of these
-//! modules' documentation by a test (`tests/header.rs`), and begins with the rules for pointers, threads,
-//! errors and forks.
+//! The C ABI: the whole executor for programs that are not written in Rust. For Rust programs
+//! there is nothing here; users of other languages read `include/tool_executor.h`, which is made
+//! of these modules' documentation by a test (`tests/header.rs`), and begins with the rules for
+//! pointers, threads, errors and forks.
 //!
 //! | module | what |
 //! |---|---|
@@ -13,8 +13,8 @@
 //! | `signals` | the library's threads take no signals of the host's |
 //!
 //! Each function is one `guard`: nothing foreign is trusted before it was checked, and no panic
-//! leaves. A handle is an `Arc` whose clones are held by whoever is inside a call, so that freeing it
-//! takes nothing from under another thread that is in one.
+//! leaves. A handle is an `Arc` whose clones are held by the threads inside a call, so that
+//! freeing it takes nothing from under another thread that is in one.
 
 #![allow(non_camel_case_types, reason = "the names are C's")]
 #![allow(clippy::missing_safety_doc, reason = "said once for all, in the header's preamble")]

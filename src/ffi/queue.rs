@@ -14,8 +14,8 @@ use super::text::{Out, seconds};
 use crate::executor::{Completion, CompletionQueue};
 
 /// Collects the results of the calls that were submitted to it. Made by te_queue_new(), freed by
-/// te_queue_free(). Any number of threads may use it at the same time; each completion goes to one of
-/// them.
+/// te_queue_free(). Any number of threads may use it at the same time; each completion goes to one
+/// of them.
 pub struct te_queue {
     _opaque: (),
 }
@@ -61,11 +61,11 @@ impl Queue {
     }
 }
 
-/// Makes a completion queue. `capacity`, from 1 to 16,777,216, bounds the calls that were submitted to it
-/// and not fetched from it.
+/// Makes a completion queue. `capacity`, from 1 to 16,777,216, bounds the calls that were
+/// submitted to it and not fetched from it.
 ///
-/// On success `*queue` is the caller's, to be freed by te_queue_free(); after an error it is NULL. It may
-/// outlive the executor's handle.
+/// On success `*queue` is the caller's, to be freed by te_queue_free(); after an error it is NULL.
+/// It may outlive the executor's handle.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn te_queue_new(
     executor: *const te_executor,
@@ -91,8 +91,8 @@ pub unsafe extern "C" fn te_queue_new(
 }
 
 /// The next completion; blocks for `timeout_s` seconds at most, not at all with 0, for a year with
-/// infinity. TE_TIMEOUT: none came in time. TE_CLOSED: the executor is closed and all were fetched; a wait
-/// that is under way ends so, too.
+/// infinity. TE_TIMEOUT: none came in time. TE_CLOSED: the executor is closed and all were
+/// fetched; a wait that is under way ends so, too.
 ///
 /// On success `*result` is the caller's, to be freed by te_result_free(); otherwise it is NULL.
 #[unsafe(no_mangle)]
@@ -111,11 +111,11 @@ pub unsafe extern "C" fn te_queue_next(
     })
 }
 
-/// Up to `max` completions, at least 1: blocks as te_queue_next() for the first, and takes what else is
-/// there.
+/// Up to `max` completions, at least 1: blocks as te_queue_next() for the first, and takes what
+/// else is there.
 ///
-/// `results` has room for `max`. On success the first `*count` of them are the caller's, each to be freed by
-/// te_result_free(); otherwise `*count` is 0.
+/// `results` has room for `max`. On success the first `*count` of them are the caller's, each to
+/// be freed by te_result_free(); otherwise `*count` is 0.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn te_queue_next_many(
     queue: *const te_queue,
@@ -150,15 +150,15 @@ pub unsafe extern "C" fn te_queue_next_many(
     })
 }
 
-/// A file descriptor for poll(), select() or epoll, in a loop that waits for other things too: readable
-/// (POLLIN) exactly as long as completions wait to be fetched, level-triggered. So: when it is readable,
-/// fetch with te_queue_next_many(..., 0, ...); what is not fetched keeps it readable. With epoll's edge
-/// trigger, fetch until TE_TIMEOUT. No completion is missed; where several threads fetch, one may find
-/// that another was faster.
+/// A file descriptor for poll(), select() or epoll, in a loop that waits for other things too:
+/// readable (POLLIN) exactly as long as completions wait to be fetched, level-triggered. So: when
+/// it is readable, fetch with te_queue_next_many(..., 0, ...); what is not fetched keeps it
+/// readable. With epoll's edge trigger, fetch until TE_TIMEOUT. No completion is missed; where
+/// several threads fetch, one may find that another was faster.
 ///
-/// It is an eventfd and the library's own: not to be read from, written to or closed. Valid until the
-/// queue is freed. It does not become readable because the executor is closed; te_queue_next() says so.
-/// TE_UNSUPPORTED on systems other than Linux.
+/// It is an eventfd and the library's own: not to be read from, written to or closed. Valid until
+/// the queue is freed. It does not become readable because the executor is closed; te_queue_next()
+/// says so. TE_UNSUPPORTED on systems other than Linux.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn te_queue_fd(queue: *const te_queue, fd: *mut c_int) -> te_status {
     guard(|| {
@@ -188,8 +188,8 @@ pub unsafe extern "C" fn te_queue_outstanding(
     })
 }
 
-/// Frees a queue. NULL does nothing. Calls that were submitted to it go on, and nobody learns how they
-/// ended. A thread that waits in te_queue_next() goes on waiting, unharmed.
+/// Frees a queue. NULL does nothing. Calls that were submitted to it go on, and how they end is
+/// not told. A thread that waits in te_queue_next() goes on waiting, unharmed.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn te_queue_free(queue: *mut te_queue) {
     free(queue, |_| ());

@@ -24,7 +24,7 @@ pub enum te_outcome {
     TE_OUTCOME_TIMEOUT = 3,
     /// The slot's memory limit ended it.
     TE_OUTCOME_OUT_OF_MEMORY = 4,
-    /// Somebody cancelled it.
+    /// It was cancelled.
     TE_OUTCOME_CANCELLED = 5,
     /// The call itself is wrong: its arguments do not fit. It was never queued.
     TE_OUTCOME_INVALID_CALL = 6,
@@ -66,8 +66,8 @@ impl From<Outcome> for te_outcome {
     }
 }
 
-/// The outcome's name in JSON, such as "non_zero_exit"; "unknown" for a number that is none. Static
-/// text, with a NUL at its end.
+/// The outcome's name in JSON, such as "non_zero_exit"; "unknown" for a number that is none.
+/// Static text, with a NUL at its end.
 #[unsafe(no_mangle)]
 pub extern "C" fn te_outcome_name(outcome: i32) -> *const c_char {
     let name = match Outcome::ALL.into_iter().find(|one| te_outcome::from(*one) as i32 == outcome) {
@@ -90,12 +90,12 @@ pub extern "C" fn te_outcome_name(outcome: i32) -> *const c_char {
     name.as_ptr()
 }
 
-/// What a call gave. Allocated by the library, read by the caller, freed by te_result_free(); what its
-/// pointers lead to lives as long as it does. Never NULL, UTF-8, and without a NUL at the end.
+/// What a call gave. Allocated by the library, read by the caller, freed by te_result_free(); what
+/// its pointers lead to lives as long as it does. Never NULL, UTF-8, and without a NUL at the end.
 ///
-/// Later versions may add fields at the end: use it by the pointers that the library gives, and do not
-/// copy it or make one. Any number of threads may read it at the same time. It does not need the
-/// executor, and works in a forked process.
+/// Later versions may add fields at the end: use it by the pointers that the library gives, and do
+/// not copy it or make one. Any number of threads may read it at the same time. It does not need
+/// the executor, and works in a forked process.
 #[repr(C)]
 #[derive(Debug)]
 pub struct te_result {
@@ -107,7 +107,8 @@ pub struct te_result {
     pub outcome: te_outcome,
     /// 1 if the tool did what it was asked to do, which is TE_OUTCOME_OK; else 0.
     pub success: u8,
-    /// 1 if any part of the call may have had an effect; 0 only where it is certain that nothing ran.
+    /// 1 if any part of the call may have had an effect; 0 only where it is certain that nothing
+    /// ran.
     pub may_have_executed: u8,
     /// The training mask: 1 if the model's own doing ended the call this way, 0 if it was the
     /// infrastructure. A trainer should leave out the trajectory then.
@@ -200,8 +201,8 @@ fn check(result: *const te_result) -> Result<*const Full, Fault> {
     if result.is_null() {
         return Err(Fault::new(TE_NULL, "the te_result is NULL"));
     }
-    // SAFETY: the caller's promise: a pointer that we have given and that was not freed. All of those
-    // begin with their kind.
+    // SAFETY: the caller's promise: a pointer that we have given and that was not freed. All of
+    // those begin with their kind.
     if !result.is_aligned() || unsafe { *result.cast::<u64>() } != KIND {
         return Err(wrong());
     }
@@ -227,8 +228,8 @@ fn give(
     })
 }
 
-/// Facts about the run, as a JSON object: "exit_code", "signal", "sandboxed", "network_isolated", byte
-/// counts, .... Made when it is first asked for; the text is the result's.
+/// Facts about the run, as a JSON object: "exit_code", "signal", "sandboxed", "network_isolated",
+/// byte counts, .... Made when it is first asked for; the text is the result's.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn te_result_metadata(
     result: *const te_result,
@@ -240,9 +241,9 @@ pub unsafe extern "C" fn te_result_metadata(
     })
 }
 
-/// All of the result as a JSON object: "tag", "trajectory_id", "uniq_id", "success", "outcome", "output",
-/// "error", "metadata", "may_have_executed", "model_attributable", "queue_s", "slot_s", "exec_s". Made
-/// when it is first asked for; the text is the result's.
+/// All of the result as a JSON object: "tag", "trajectory_id", "uniq_id", "success", "outcome",
+/// "output", "error", "metadata", "may_have_executed", "model_attributable", "queue_s", "slot_s",
+/// "exec_s". Made when it is first asked for; the text is the result's.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn te_result_json(
     result: *const te_result,
@@ -272,8 +273,8 @@ pub unsafe extern "C" fn te_result_json(
     })
 }
 
-/// The result as a model is shown it: <tool_response> text. Made when it is first asked for; the text
-/// is the result's.
+/// The result as a model is shown it: <tool_response> text. Made when it is first asked for; the
+/// text is the result's.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn te_result_xml(
     result: *const te_result,

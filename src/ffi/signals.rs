@@ -1,5 +1,5 @@
-//! Signals. The library installs no handlers, and none of its threads takes a signal that is meant for the
-//! host: they inherit the mask of whoever starts them, and whoever starts them blocks all.
+//! Signals. The library installs no handlers, and none of its threads takes a signal that is meant
+//! for the host: they inherit the mask of the thread that starts them, and that thread blocks all.
 
 #[cfg(target_os = "linux")]
 pub(super) use self::linux::{blocked, without_sigpipe};
@@ -20,8 +20,8 @@ pub(super) fn without_sigpipe<T>(write: impl FnOnce() -> T) -> T {
 mod linux {
     use std::mem::MaybeUninit;
 
-    /// Runs `start` with all signals blocked on this thread, so that the threads it starts are born with
-    /// them blocked. Signals of the thread's own faults are delivered all the same.
+    /// Runs `start` with all signals blocked on this thread, so that the threads it starts are born
+    /// with them blocked. Signals of the thread's own faults are delivered all the same.
     pub(in crate::ffi) fn blocked<T>(start: impl FnOnce() -> T) -> T {
         struct Restore(libc::sigset_t);
         impl Drop for Restore {
@@ -34,8 +34,8 @@ mod linux {
         }
         let mut all = MaybeUninit::uninit();
         let mut before = MaybeUninit::uninit();
-        // SAFETY: both are valid places; the first is initialised before it is read, and so is the second
-        // unless the call fails, which it does for an invalid first argument only.
+        // SAFETY: both are valid places; the first is initialised before it is read, and so is the
+        // second unless the call fails, which it does for an invalid first argument only.
         let before = unsafe {
             libc::sigfillset(all.as_mut_ptr());
             for fault in [libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE, libc::SIGILL, libc::SIGTRAP] {
@@ -48,8 +48,8 @@ mod linux {
         start()
     }
 
-    /// Runs `write` without its bringing a SIGPIPE: a pipe that nobody reads is an error, and no reason to
-    /// kill the host.
+    /// Runs `write` without its bringing a SIGPIPE: a pipe without a reader is an error, and no
+    /// reason to kill the host.
     pub(in crate::ffi) fn without_sigpipe<T>(write: impl FnOnce() -> T) -> T {
         let mut pipe = MaybeUninit::<libc::sigset_t>::uninit();
         let mut before = MaybeUninit::uninit();
@@ -72,7 +72,8 @@ mod linux {
         impl Drop for Restore {
             fn drop(&mut self) {
                 let at_once = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-                // SAFETY: initialised sets; takes back what our own writing has brought, if anything.
+                // SAFETY: initialised sets; takes back what our own writing has brought, if
+                // anything.
                 unsafe {
                     if !self.was_pending {
                         libc::sigtimedwait(&self.pipe, std::ptr::null_mut(), &at_once);

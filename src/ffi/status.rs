@@ -45,7 +45,7 @@ pub enum te_status {
     TE_START_FAILED = 20,
     /// The ToolServer cannot be used.
     TE_TOOL_SERVER_FAILED = 21,
-    /// A workspace could not be emptied. Its slot is given to nobody before that succeeds.
+    /// A workspace could not be emptied. Its slot is not given out before that succeeds.
     TE_RESET_FAILED = 22,
 
     /// The trajectory has no slot: it has run nothing in a sandbox, or was released.
@@ -72,8 +72,8 @@ pub enum te_status {
     /// The process has a logger of its own: the host is a Rust program.
     TE_LOGGER_TAKEN = 41,
 
-    /// This process is a fork of the one that made the handle. Its threads are not here: nothing works
-    /// but freeing.
+    /// This process is a fork of the one that made the handle. Its threads are not here: nothing
+    /// works but freeing.
     TE_FORKED = 50,
     /// A bug in the library was caught. The handle may be used further.
     TE_PANIC = 51,
@@ -238,8 +238,8 @@ pub(super) fn guard(run: impl FnOnce() -> Result<(), Fault>) -> te_status {
     fault.status
 }
 
-/// The message's bytes. An array, so that the thread-local variable has no destructor: a thread that
-/// ends after the library was unloaded would run it.
+/// The message's bytes. An array, so that the thread-local variable has no destructor: a thread
+/// that ends after the library was unloaded would run it.
 type Message = [u8; 2048];
 
 thread_local! {
@@ -265,8 +265,8 @@ fn note(message: &str) {
 /// line for people, in UTF-8, with a NUL at its end; "" if nothing has. It may hold what the host
 /// passed, such as a file's name.
 ///
-/// The text belongs to the library, and is valid until the next function that does not give TE_OK on this
-/// thread, or the thread's end. Never NULL.
+/// The text belongs to the library, and is valid until the next function that does not give TE_OK
+/// on this thread, or the thread's end. Never NULL.
 #[unsafe(no_mangle)]
 pub extern "C" fn te_last_error() -> *const c_char {
     LAST.with(|last| last.as_ptr().cast_const().cast())

@@ -1,5 +1,5 @@
-//! Foreign bytes at every function that reads JSON: whatever they are, the answer is a status, the places
-//! are set, and nothing panics.
+//! Foreign bytes at every function that reads JSON: whatever they are, the answer is a status, the
+//! places are set, and nothing panics.
 
 use std::ffi::{c_char, c_void};
 use std::ptr::{null, null_mut};
@@ -160,7 +160,7 @@ impl Bench {
 
 impl Drop for Bench {
     fn drop(&mut self) {
-        // SAFETY: ours, and in use by nobody.
+        // SAFETY: ours, and not in use.
         unsafe {
             te_queue_free(self.queue);
             te_executor_free(self.executor);

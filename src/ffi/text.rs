@@ -11,8 +11,9 @@ use serde::de::DeserializeOwned;
 use super::status::te_status::{TE_INVALID_ARGUMENT, TE_INVALID_UTF8, TE_NULL, TE_START_FAILED};
 use super::status::{Fault, guard};
 
-/// Bytes that belong to the caller: the functions that give some fill a buffer of the caller's, and
-/// te_buffer_free() frees what is in it. What it held before is not looked at. After an error it is empty.
+/// Bytes that belong to the caller: the functions that give some fill a buffer of the caller's,
+/// and te_buffer_free() frees what is in it. What it held before is not looked at. After an error
+/// it is empty.
 #[repr(C)]
 #[derive(Debug)]
 pub struct te_buffer {
@@ -100,8 +101,8 @@ pub(super) fn bytes<'a>(data: *const c_char, len: usize, name: &str) -> Result<&
         let text = format!("the length of {name}, {len}, is no length: a negative number?");
         return Err(Fault::new(TE_INVALID_ARGUMENT, text));
     }
-    // SAFETY: the caller's promise: so many bytes are there, and nobody changes them while the function
-    // runs.
+    // SAFETY: the caller's promise: so many bytes are there, and they do not change while the
+    // function runs.
     Ok(unsafe { std::slice::from_raw_parts(data.cast(), len) })
 }
 
@@ -117,8 +118,9 @@ pub(super) fn text<'a>(data: *const c_char, len: usize, name: &str) -> Result<&'
 /// What may be nested so deeply is read on the caller's stack.
 const SHALLOW: usize = 16;
 
-/// Runs what reads `json`, or frees what was read of it, and is recursive therefore. Where it is nested
-/// deeply it gets a stack of ours: the caller's may be small, and how deep a model nests nobody knows.
+/// Runs what reads `json`, or frees what was read of it, and is recursive therefore. Where it is
+/// nested deeply it gets a stack of ours: the caller's may be small, and how deep a model nests is
+/// not known.
 pub(super) fn on_a_stack<T: Send>(
     json: &str,
     read: impl FnOnce() -> Result<T, Fault> + Send,

@@ -17,8 +17,8 @@ use crate::tool::{
     ToolSchema,
 };
 
-/// Tools of the host's own, for te_executor_new(). Made by te_tools_new(), freed by te_tools_free(). Any
-/// number of threads may use them at the same time.
+/// Tools of the host's own, for te_executor_new(). Made by te_tools_new(), freed by
+/// te_tools_free(). Any number of threads may use them at the same time.
 pub struct te_tools {
     _opaque: (),
 }
@@ -29,8 +29,8 @@ impl Opaque for te_tools {
     const NAME: &'static str = "te_tools";
 }
 
-/// The answer that a call of a tool waits for. Given to a te_tool_fn, freed by te_tool_reply_free(). Any
-/// number of threads may use it at the same time.
+/// The answer that a call of a tool waits for. Given to a te_tool_fn, freed by
+/// te_tool_reply_free(). Any number of threads may use it at the same time.
 pub struct te_tool_reply {
     _opaque: (),
 }
@@ -41,8 +41,9 @@ impl Opaque for te_tool_reply {
     const NAME: &'static str = "te_tool_reply";
 }
 
-/// A call of a tool of the host's. The library's; valid until the te_tool_fn returns. Later versions may
-/// add fields at the end. The texts are UTF-8 without a NUL at the end, and never NULL.
+/// A call of a tool of the host's. The library's; valid until the te_tool_fn returns. Later
+/// versions may add fields at the end. The texts are UTF-8 without a NUL at the end, and never
+/// NULL.
 #[repr(C)]
 #[derive(Debug)]
 pub struct te_tool_call {
@@ -66,17 +67,17 @@ pub struct te_tool_call {
     pub remaining_s: f64,
 }
 
-/// A tool of the host's. `reply` is the function's from now on: it, or whoever it passes it to, answers
-/// by te_tool_reply_ok() or te_tool_reply_error() once, and frees it by te_tool_reply_free() – before
-/// it returns, or later on any thread. It must not block for what it can wait for elsewhere: there are
-/// "handler_threads" threads for all tools.
+/// A tool of the host's. `reply` is the function's from now on: it, or what it passes it to,
+/// answers by te_tool_reply_ok() or te_tool_reply_error() once, and frees it by
+/// te_tool_reply_free() – before it returns, or later on any thread. It must not block for what it
+/// can wait for elsewhere: there are "handler_threads" threads for all tools.
 ///
-/// Called on threads of the library ("tool-fn-N", with a stack of 2 MiB and all signals blocked), for several
-/// trajectories at the same time. It may submit calls, but must not wait for a call of its own
-/// trajectory. It must neither throw an exception nor longjmp.
+/// Called on threads of the library ("tool-fn-N", with a stack of 2 MiB and all signals blocked),
+/// for several trajectories at the same time. It may submit calls, but must not wait for a call of
+/// its own trajectory. It must neither throw an exception nor longjmp.
 ///
-/// It returns 0. Any other number ends the call as TE_OUTCOME_EXTERNAL_FAILED, if it has no answer; the reply
-/// has to be freed all the same.
+/// It returns 0. Any other number ends the call as TE_OUTCOME_EXTERNAL_FAILED, if it has no
+/// answer; the reply has to be freed all the same.
 pub type te_tool_fn = Option<
     unsafe extern "C" fn(
         user: *mut c_void,
@@ -134,8 +135,8 @@ impl Function {
             arguments_len,
             remaining_s: context.remaining().as_secs_f64(),
         };
-        // SAFETY: the host's promise: a function of this type, that takes this data. `call` and what it
-        // points to outlive the call; `reply` is the host's from here.
+        // SAFETY: the host's promise: a function of this type, that takes this data. `call` and
+        // what it points to outlive the call; `reply` is the host's from here.
         let status = unsafe { (self.function)(self.user, &call, reply) };
         if status != 0
             && let Some(unanswered) = ours.0.lock().take()
@@ -146,7 +147,8 @@ impl Function {
     }
 }
 
-/// Makes an empty set of tools. On success `*tools` is the caller's, to be freed by te_tools_free().
+/// Makes an empty set of tools. On success `*tools` is the caller's, to be freed by
+/// te_tools_free().
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn te_tools_new(tools: *mut *mut te_tools) -> te_status {
     guard(|| {
@@ -159,12 +161,12 @@ pub unsafe extern "C" fn te_tools_new(tools: *mut *mut te_tools) -> te_status {
 /// Adds a tool. Executors that were started before do not have it.
 ///
 /// `schema` is a JSON object: {"name": "add", "description": "Adds.", "parameters": {"a": {"type":
-/// "number", "description": "..."}}, "required": ["a"]}; only "name" is needed. Calls whose arguments
-/// do not fit are answered by the library, and never get to the function.
+/// "number", "description": "..."}}, "required": ["a"]}; only "name" is needed. Calls whose
+/// arguments do not fit are answered by the library, and never get to the function.
 ///
 /// `user` is passed to the function, and to `user_free`, if that is not NULL, once: when these
-/// tools and every executor, queue and call that was made with them are freed, on whatever thread frees
-/// the last. After an error it is not called, and `user` stays the caller's.
+/// tools and every executor, queue and call that was made with them are freed, on whatever thread
+/// frees the last. After an error it is not called, and `user` stays the caller's.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn te_tools_add(
     tools: *const te_tools,
@@ -234,9 +236,9 @@ fn answer(reply: *const te_tool_reply, with: Result<String, String>) -> Result<(
     Ok(())
 }
 
-/// Answers a call with the output of a success. Does not block. A second answer is TE_ALREADY_ANSWERED;
-/// one that comes too late, to a call that has ended otherwise, is thrown away. After any other error the
-/// call still waits.
+/// Answers a call with the output of a success. Does not block. A second answer is
+/// TE_ALREADY_ANSWERED; one that comes too late, to a call that has ended otherwise, is thrown
+/// away. After any other error the call still waits.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn te_tool_reply_ok(
     reply: *const te_tool_reply,
@@ -246,8 +248,8 @@ pub unsafe extern "C" fn te_tool_reply_ok(
     guard(|| answer(reply, Ok(text(output, output_len, "output")?.to_owned())))
 }
 
-/// Answers a call with an error, TE_OUTCOME_TOOL_ERROR: one line that says why the tool failed, which
-/// the model is shown. Else as te_tool_reply_ok().
+/// Answers a call with an error, TE_OUTCOME_TOOL_ERROR: one line that says why the tool failed,
+/// which the model is shown. Else as te_tool_reply_ok().
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn te_tool_reply_error(
     reply: *const te_tool_reply,
@@ -263,8 +265,8 @@ pub unsafe extern "C" fn te_tool_reply_error(
     })
 }
 
-/// Whether anybody still waits for the answer: `*wanted` is 0 once the call was answered or cancelled,
-/// or its time is up. A tool that takes long looks now and then.
+/// Whether anybody still waits for the answer: `*wanted` is 0 once the call was answered or
+/// cancelled, or its time is up. A tool that takes long looks now and then.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn te_tool_reply_wanted(
     reply: *const te_tool_reply,

@@ -3,16 +3,16 @@
 //! A trajectory that needs a slot joins the waiting room ([`Pool::wait`]); [`Pool::assign`] serves
 //! the waiting room in order of arrival. A slot is given out clean, or reset first: one that was
 //! released with another trajectory's files in it never reaches anybody unreset, and one whose
-//! reset failed is kept back until a later reset succeeds. The trajectory that left files in a slot
-//! gets that slot back as it was, if nobody took it meanwhile.
+//! reset failed is kept back until a later reset succeeds. The trajectory that left files in a
+//! slot gets that slot back as it was, if no other took it meanwhile.
 //!
 //! The owner (the batcher's [`Dispatch`](crate::executor)) carries out the resets that
 //! [`Pool::assign`] and [`Pool::release_with_reset`] ask for, and reports them by
-//! [`Pool::reset_done`]; [`Pool::expire`] gives up those that are not answered in time. Such a slot
-//! is kept back until the answer comes.
+//! [`Pool::reset_done`]; [`Pool::expire`] gives up those that are not answered in time. Such a
+//! slot is kept back until the answer comes.
 //!
-//! Containers come and go ([`Pool::container_changed`]). No slot of one that does not answer is given
-//! out; who holds one keeps it, unless the workspaces there were lost.
+//! Containers come and go ([`Pool::container_changed`]). No slot of one that does not answer is
+//! given out; who holds one keeps it, unless the workspaces there were lost.
 
 mod slot;
 #[cfg(test)]
@@ -47,7 +47,8 @@ pub(crate) enum ResetFor {
     Released(Arc<str>, Result<(), String>),
 }
 
-/// How often a failed reset is tried again: after 1 s, then twice as long each time, up to a minute.
+/// How often a failed reset is tried again: after 1 s, then twice as long each time, up to a
+/// minute.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_MOST: Duration = Duration::from_secs(60);
 
@@ -172,7 +173,7 @@ impl Pool {
         }
     }
 
-    /// Frees a slot of which nobody knows what is in it, nor whether something still runs there:
+    /// Frees a slot of which it is not known what is in it, nor whether something still runs there:
     /// its container did not answer. It is reset before anybody gets it.
     pub(crate) fn release_unknown(&mut self, slot: SlotIx) {
         self.set(slot, State::Dirty(None));
@@ -186,13 +187,13 @@ impl Pool {
         }
     }
 
-    /// Takes a slot away from its holder by way of a reset, which the caller has to start now. Nobody
-    /// waits for it.
+    /// Takes a slot away from its holder by way of a reset, which the caller has to start now.
+    /// No trajectory waits for it.
     pub(crate) fn take_back(&mut self, slot: SlotIx, now: Instant) {
         self.begin_reset(slot, Purpose::Nobody, now);
     }
 
-    /// Takes the outcome of the reset of `slot` that was started under `generation`. `None`: nobody
+    /// Takes the outcome of the reset of `slot` that was started under `generation`. `None`: none
     /// waits for it (any more).
     pub(crate) fn reset_done(
         &mut self,
@@ -282,7 +283,7 @@ impl Pool {
                 ended
             }
             // Never two resets at once: the older one could go on emptying what the newer one has
-            // long made somebody's workspace.
+            // long made a trajectory's workspace.
             _ if entry.unanswered => {
                 self.set(slot, State::Broken { retry_at: now + RETRY_MOST });
                 None
@@ -331,7 +332,7 @@ impl Pool {
                 State::Clean | State::Dirty(Some(_)) if workspaces_lost => {
                     self.set(slot, State::Dirty(None));
                 }
-                // Whoever waits for this reset need not wait for this container.
+                // The trajectory that waits for this reset need not wait for this container.
                 State::Resetting { purpose, .. }
                     if matches!(purpose, Purpose::Grant(..))
                         && change != ContainerChange::Recovered =>

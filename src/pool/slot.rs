@@ -49,7 +49,7 @@ pub struct SlotCounts {
 pub struct ContainerCounts {
     /// They answer.
     pub up: usize,
-    /// They do not answer, and nobody knows what became of what they were given.
+    /// They do not answer, and what became of what they were given is not known.
     pub unknown: usize,
     /// They are given up until they answer again.
     pub down: usize,
@@ -73,11 +73,11 @@ pub(super) enum State {
 
 #[derive(Debug)]
 pub(super) enum Purpose {
-    /// For the trajectory that was at the head of the waiting room, at this position, when the reset
-    /// began.
+    /// For the trajectory that was at the head of the waiting room, at this position, when the
+    /// reset began.
     Grant(Position, Arc<str>),
     Release(Arc<str>),
-    /// For nobody any more: its trajectory gave up waiting.
+    /// For no trajectory any more: it gave up waiting.
     Nobody,
 }
 
@@ -102,7 +102,7 @@ pub(super) struct PoolContainer {
     pub(super) clean: Vec<SlotIx>,
     /// In order of release: the one that was left longest ago is taken first.
     pub(super) dirty: VecDeque<SlotIx>,
-    /// Slots that are held or being reset for somebody.
+    /// Slots that are held or being reset for a trajectory.
     pub(super) load: usize,
     /// Slots that are held.
     pub(super) held: usize,

@@ -23,8 +23,8 @@ pub(crate) struct IsolationPolicy {
 }
 
 impl IsolationPolicy {
-    /// The policy in a call's arguments, `allow_network` and `require_sandbox`, true as Python takes
-    /// JSON values for true.
+    /// The policy in a call's arguments, `allow_network` and `require_sandbox`, true as Python
+    /// takes JSON values for true.
     pub(crate) fn from_arguments(arguments: &JsonObject) -> Self {
         Self {
             allow_network: arguments.get("allow_network").is_none_or(is_truthy),
@@ -105,8 +105,8 @@ pub(crate) fn bash_result(finished: Finished, timeout_s: f64) -> ToolResult {
 }
 
 /// What became of the file with a whole stream: `<key>` is its path from the workspace,
-/// `<key>_bytes` how many bytes of the stream it has, `<key>_truncated` says that these are not all, and
-/// `<key>_error` why something is missing, unless that is the limit's doing.
+/// `<key>_bytes` how many bytes of the stream it has, `<key>_truncated` says that these are not
+/// all, and `<key>_error` why something is missing, unless that is the limit's doing.
 fn put_kept(metadata: &mut JsonObject, key: &str, kept: Option<Kept>) {
     let Some(kept) = kept else { return };
     if let Some(path) = kept.path {

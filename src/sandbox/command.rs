@@ -61,8 +61,8 @@ impl Command {
         }
     }
 
-    /// To be called after each event and deadline: once the processes have ended, what they printed is
-    /// read and written. Does not block.
+    /// To be called after each event and deadline: once the processes have ended, what they printed
+    /// is read and written. Does not block.
     pub(super) fn settle(&mut self, watch: &Watch<'_>, buffer: &mut [u8], now: Instant) {
         match self {
             Self::Alone(running) => running.settle(watch, buffer, now),

@@ -1,9 +1,10 @@
 //! One command in a warm sandbox: its pipes, its deadline, and how it ends.
 //!
 //! A state machine without a thread, as `running` is for a command with a sandbox of its own. Its
-//! phases: *waiting* for the sandbox (`room`) to open; *running*; and *ending*, until the sandbox's
-//! first process says that no process of the command is left. If it does not say so in time the whole
-//! sandbox is ended, which the supervisor does when it [is asked to](Entered::wants_room_ended).
+//! phases: *waiting* for the sandbox (`room`) to open; *running*; and *ending*, until the
+//! sandbox's first process says that no process of the command is left. If it does not say so in
+//! time the whole sandbox is ended, which the supervisor does when it [is asked
+//! to](Entered::wants_room_ended).
 
 use std::ffi::OsString;
 use std::io;
@@ -169,8 +170,8 @@ impl Entered {
         self.outputs.on_event(source, watch, buffer);
     }
 
-    /// To be called after each event and deadline: once the processes have ended, what they printed is
-    /// read and written. Does not block.
+    /// To be called after each event and deadline: once the processes have ended, what they printed
+    /// is read and written. Does not block.
     pub(super) fn settle(&mut self, watch: &Watch<'_>, buffer: &mut [u8], now: Instant) {
         if self.end.is_some()
             && let Some(deadline) = self.outputs.settle(watch, buffer, now)
@@ -236,7 +237,8 @@ impl Entered {
     }
 }
 
-/// The exit code that a shell would give for this wait status, as bubblewrap does: 128 + n for signal n.
+/// The exit code that a shell would give for this wait status, as bubblewrap does: 128 + n for
+/// signal n.
 fn exit_code(status: i32) -> i32 {
     match libc::WIFSIGNALED(status) {
         true => 128 + libc::WTERMSIG(status),

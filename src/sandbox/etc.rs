@@ -1,10 +1,10 @@
 //! What a sandbox shows as `/etc`: a copy of the entries that tools need and that hold no secrets.
 //!
 //! A copy, made once per engine, because binding the entries one by one costs as much as all the
-//! rest of a sandbox: bubblewrap pays for each mount. The copy lives in the engine's data directory
-//! and goes with it. The name servers are the exception, since they may change while an engine runs
-//! for days, and two directories of hundreds of symlinks, which some file systems make slowly:
-//! `isolation` binds the host's own over the copy.
+//! rest of a sandbox: bubblewrap pays for each mount. The copy lives in the engine's data
+//! directory and goes with it. The name servers are the exception, since they may change while an
+//! engine runs for days, and two directories of hundreds of symlinks, which some file systems make
+//! slowly: `isolation` binds the host's own over the copy.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -73,7 +73,8 @@ pub(super) const BOUND: [&str; 2] = ["/etc/alternatives", "/etc/ssl/certs"];
 /// The file that the host's own is bound over.
 pub(super) const RESOLV_CONF: &str = "/etc/resolv.conf";
 
-/// Fills the empty directory `dest` with what sandboxes see as `/etc`. Blocks for some milliseconds.
+/// Fills the empty directory `dest` with what sandboxes see as `/etc`. Blocks for some
+/// milliseconds.
 ///
 /// An entry that cannot be read is left out: tools do without it, as they do on another machine.
 ///

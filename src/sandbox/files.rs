@@ -5,8 +5,8 @@
 //! not a regular file is refused before it is opened and again after, and every open is
 //! `O_NONBLOCK`, so that no FIFO, device or lease of the model's making can hold a thread.
 //!
-//! Sizes are bytes. Text is read as UTF-8 with U+FFFD for what is not, and written as it is: no new
-//! line is ever translated. No text or metadata that leaves here holds a path of the host.
+//! Sizes are bytes. Text is read as UTF-8 with U+FFFD for what is not, and written as it is: no
+//! new line is ever translated. No text or metadata that leaves here holds a path of the host.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -92,8 +92,8 @@ pub(crate) fn read_file(
 }
 
 /// Writes a text of at most `max_bytes` bytes to a file, made with its directories if it does not
-/// exist, else replaced in place: its mode and its other names stay. Does not wait for anything but
-/// the disk.
+/// exist, else replaced in place: its mode and its other names stay. Does not wait for anything
+/// but the disk.
 ///
 /// `{"path": string = "", "content": string = ""}`; the metadata are those of [`read_file`].
 /// Failures are [`Outcome::ToolError`], arguments that are no strings [`Outcome::InvalidCall`]. A
@@ -210,8 +210,8 @@ pub(super) fn open_leaf(place: &Resolved, access: OFlags) -> Result<Option<File>
     open_regular(place.dir(), name, access)
 }
 
-/// Opens an entry of a held directory, if it is a regular file, without ever blocking. `None` if it
-/// is something else; a symlink is `ELOOP`.
+/// Opens an entry of a held directory, if it is a regular file, without ever blocking. `None` if
+/// it is something else; a symlink is `ELOOP`.
 pub(super) fn open_regular(
     dir: BorrowedFd<'_>,
     name: &OsStr,

@@ -1,4 +1,5 @@
-//! What every start of a command or of a warm sandbox needs to know of this machine. Found out once.
+//! What every start of a command or of a warm sandbox needs to know of this machine. Found out
+//! once.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -36,8 +37,8 @@ pub(super) struct Host {
 }
 
 impl Host {
-    /// What starts need where commands are isolated so, and run as `user`, or as this process; those in
-    /// a sandbox under these limits.
+    /// What starts need where commands are isolated so, and run as `user`, or as this process;
+    /// those in a sandbox under these limits.
     ///
     /// # Errors
     /// Where there is no `/dev/null` to be had.

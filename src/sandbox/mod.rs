@@ -3,22 +3,22 @@
 //! Each slot has a *workspace*, a directory that commands see as `/workspace`. What the engine is
 //! made of, from the tools down to the kernel:
 //!
-//! - `bash` shapes what a command gave into the tool's result; `files` is the tools `read_file` and
-//!   `write_file`; `artifacts` reads, lists and archives a workspace for those outside.
-//! - `supervisor` runs any number of commands with one thread. A `command` has a sandbox of its own
-//!   (`running`), or has `entered` the warm one of its slot (`room`, `rooms`), whose first process is
-//!   ours (`init`); `host` is what every start needs, `reports` what the sandbox tells of itself.
-//!   `outputs` is what a command prints: `stream` its pipes, `recording` what becomes of each, `output`
-//!   what is shown of it, `spool` the files that have all of it.
-//! - `terminal` keeps programs running between a slot's calls, with one thread for all of them: the
-//!   shell of `bash_stateful`, and the terminals of `tmux`.
-//! - `shell` is how a command reaches its shell, `isolation` what it may see (bubblewrap), `etc` what
-//!   of `/etc`, `reaper` how all its processes are found where there is no bubblewrap, `spawn` the
-//!   start of a process, `user` whom all of this runs as where the host is root.
-//! - `limits` is what of the machine and of the kernel a slot may use, `descriptors` how many of this
-//!   process's own all slots need.
-//! - `workspace` owns the directories, `paths` finds places beneath them, `tree` empties and copies
-//!   them.
+//! - `bash` shapes what a command gave into the tool's result; `files` is the tools `read_file`
+//!   and `write_file`; `artifacts` reads, lists and archives a workspace for those outside.
+//! - `supervisor` runs any number of commands with one thread. A `command` has a sandbox of its
+//!   own (`running`), or has `entered` the warm one of its slot (`room`, `rooms`), whose first
+//!   process is ours (`init`); `host` is what every start needs, `reports` what the sandbox tells
+//!   of itself. `outputs` is what a command prints: `stream` its pipes, `recording` what becomes
+//!   of each, `output` what is shown of it, `spool` the files that have all of it.
+//! - `terminal` keeps programs running between a slot's calls, with one thread for all of them:
+//!   the shell of `bash_stateful`, and the terminals of `tmux`.
+//! - `shell` is how a command reaches its shell, `isolation` what it may see (bubblewrap), `etc`
+//!   what of `/etc`, `reaper` how all its processes are found where there is no bubblewrap,
+//!   `spawn` the start of a process, `user` whom all of this runs as where the host is root.
+//! - `limits` is what of the machine and of the kernel a slot may use, `descriptors` how many of
+//!   this process's own all slots need.
+//! - `workspace` owns the directories, `paths` finds places beneath them, `tree` empties and
+//!   copies them.
 //!
 //! It knows no trajectories, no queues and no HTTP: `backend::local` puts it behind the executor.
 //! It trusts nothing that a model controls: commands, paths, file contents, output, timing.

@@ -1,11 +1,11 @@
 //! Bounded capture of one output stream of a command.
 //!
-//! The supervisor pushes whatever it reads from a pipe into a [`Capture`] and asks for the text when
-//! the command is over. However much a command prints, a capture holds its beginning and its end
-//! only, in at most about `6 * limit` bytes.
+//! The supervisor pushes whatever it reads from a pipe into a [`Capture`] and asks for the text
+//! when the command is over. However much a command prints, a capture holds its beginning and its
+//! end only, in at most about `6 * limit` bytes.
 //!
-//! What a capture leaves out is kept elsewhere, if it is (see [`spool`](super::spool)): as long as a
-//! capture holds the whole stream ([`Capture::whole`]) nothing is lost.
+//! What a capture leaves out is kept elsewhere, if it is (see [`spool`](super::spool)): as long as
+//! a capture holds the whole stream ([`Capture::whole`]) nothing is lost.
 //!
 //! The text is what [`String::from_utf8_lossy`] makes of the whole stream. NULs, escape sequences
 //! and carriage returns are kept. Merging two streams and stripping white space are not done here
@@ -30,7 +30,8 @@ const ALIGNMENT_SLACK: usize = 3;
 pub(crate) struct Capture {
     limit: usize,
     /// The first bytes. Full when it holds `limit * MAX_BYTES_PER_CHAR`: a stream that is longer
-    /// than that has more than `limit` code points, so whatever follows is needed for the tail only.
+    /// than that has more than `limit` code points, so whatever follows is needed for the tail
+    /// only.
     head: Vec<u8>,
     /// The last bytes of what did not fit into `head`.
     tail: VecDeque<u8>,
@@ -76,8 +77,8 @@ impl Capture {
         (self.head.len() as u64 == self.total).then_some(&self.head)
     }
 
-    /// Whether `more` bytes are too many to hold the whole stream any longer; then the text will leave
-    /// something out, whatever they are.
+    /// Whether `more` bytes are too many to hold the whole stream any longer; then the text will
+    /// leave something out, whatever they are.
     pub(crate) fn would_overflow(&self, more: usize) -> bool {
         self.total + more as u64 > (self.limit * MAX_BYTES_PER_CHAR) as u64
     }

@@ -1,8 +1,8 @@
 //! What a command prints: its two streams, and the files that keep the whole of them.
 //!
-//! Shared by commands of both kinds (`running`, `entered`). When the last process has ended, the outputs
-//! *settle*: what is in the pipes is drained – one that somebody still holds open delays nothing – and
-//! what of it goes to a file (`spool`) is written.
+//! Shared by commands of both kinds (`running`, `entered`). When the last process has ended, the
+//! outputs *settle*: what is in the pipes is drained – one that somebody still holds open delays
+//! nothing – and what of it goes to a file (`spool`) is written.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -88,8 +88,9 @@ impl Outputs {
         }
     }
 
-    /// The processes have ended: what they printed is read and written, as far as that is possible now.
-    /// Gives a deadline if that takes longer. Does not block; to be called again after each event.
+    /// The processes have ended: what they printed is read and written, as far as that is possible
+    /// now. Gives a deadline if that takes longer. Does not block; to be called again after each
+    /// event.
     pub(super) fn settle(
         &mut self,
         watch: &Watch<'_>,

@@ -6,10 +6,10 @@
 //!
 //! The model can race us: a command of its own may swap directories for symlinks while we look. So
 //! no path of more than one component is ever given to the kernel. [`Root::resolve`] walks: each
-//! component is opened with `O_PATH | O_NOFOLLOW` in the directory held before it, symlinks are read
-//! from the held descriptor and followed by hand, and `..` never asks the kernel for a parent (a
-//! directory that was moved meanwhile has another one) but walks again from the workspace. Every
-//! descriptor is therefore beneath the workspace by construction, whatever moves.
+//! component is opened with `O_PATH | O_NOFOLLOW` in the directory held before it, symlinks are
+//! read from the held descriptor and followed by hand, and `..` never asks the kernel for a parent
+//! (a directory that was moved meanwhile has another one) but walks again from the workspace.
+//! Every descriptor is therefore beneath the workspace by construction, whatever moves.
 //!
 //! Why not `openat2(RESOLVE_BENEATH)`: it refuses the absolute symlinks to `/workspace/...` that
 //! are right inside the sandbox, it cannot say which directories of a path are missing, and it
@@ -36,8 +36,8 @@ const MAX_LINKS: usize = 40;
 /// Bytes of one path or symlink, as in the kernel.
 const MAX_PATH_BYTES: usize = 4095;
 
-/// Components looked at for one path. Symlinks and `..` can make a walk arbitrarily long; this ends
-/// it after some 20 ms.
+/// Components looked at for one path. Symlinks and `..` can make a walk arbitrarily long; this
+/// ends it after some 20 ms.
 const MAX_STEPS: usize = 16_384;
 
 /// Why a path leads to no place in the workspace.
@@ -64,7 +64,8 @@ pub(crate) struct Resolved {
     dir_path: PathBuf,
     /// What is left of the path below `dir`. Empty if the place is the directory itself.
     rest: Vec<OsString>,
-    /// The type of the first of `rest`, never a directory or a symlink. `None` if it does not exist.
+    /// The type of the first of `rest`, never a directory or a symlink. `None` if it does not
+    /// exist.
     found: Option<FileType>,
 }
 
@@ -87,8 +88,8 @@ impl Root {
     /// workspace. Does not block, and holds a few
     /// descriptors at most, however deep the path.
     ///
-    /// Components below one that is missing (or is no directory) are taken literally: `missing/../x`
-    /// is `x`.
+    /// Components below one that is missing (or is no directory) are taken literally:
+    /// `missing/../x` is `x`.
     ///
     /// # Errors
     /// See [`PathError`].
@@ -190,8 +191,8 @@ impl Resolved {
         &self.rest
     }
 
-    /// What the first name of [`rest`](Self::rest) was when it was looked at: never a directory or a
-    /// symlink; `None` if there was nothing.
+    /// What the first name of [`rest`](Self::rest) was when it was looked at: never a directory or
+    /// a symlink; `None` if there was nothing.
     pub(crate) fn found(&self) -> Option<FileType> {
         self.found
     }

@@ -1,22 +1,23 @@
-//! Running a command without a sandbox, so that it can still be killed with every process it started.
+//! Running a command without a sandbox, so that it can still be killed with every process it
+//! started.
 //!
-//! Without a pid namespace a process escapes a kill of its group by `setsid` and a walk of the process
-//! tree by a double fork. So a tiny intermediary process, the *reaper*, stands between the host and
-//! the shell. It is a child subreaper: every orphan among the shell's descendants becomes its child.
-//! When the shell ends, when it is told to, or when the host dies, it kills its children until it has
-//! none, and only then reports that and exits.
+//! Without a pid namespace a process escapes a kill of its group by `setsid` and a walk of the
+//! process tree by a double fork. So a tiny intermediary process, the *reaper*, stands between the
+//! host and the shell. It is a child subreaper: every orphan among the shell's descendants becomes
+//! its child. When the shell ends, when it is told to, or when the host dies, it kills its
+//! children until it has none, and only then reports that and exits.
 //!
 //! # Cost
 //! The reaper is a fork of the host: some 0.2 ms for a small process, tens of milliseconds for one
-//! with gigabytes of heap, since the page tables are copied. This path is the fallback for machines
-//! without bubblewrap.
+//! with gigabytes of heap, since the page tables are copied. This path is the fallback for
+//! machines without bubblewrap.
 //!
 //! # Limits
-//! A command has the rights of the user that runs the host, or of an unprivileged one if that is root
-//! (see [`user`](super::user)). It can kill the reaper (and a host that is not root's);
+//! A command has the rights of the user that runs the host, or of an unprivileged one if that is
+//! root (see [`user`](super::user)). It can kill the reaper (and a host that is not root's);
 //! then the shell dies too, but what it left behind lives on, and the call ends as
-//! [`End::Lost`](super::supervisor::End::Lost). A process that forks faster than the reaper kills is
-//! not caught.
+//! [`End::Lost`](super::supervisor::End::Lost). A process that forks faster than the reaper kills
+//! is not caught.
 
 use std::ffi::{CStr, CString, c_int, c_ulong};
 use std::io;
@@ -89,8 +90,8 @@ pub(super) enum Step {
     Execute,
 }
 
-/// Messages are of this size, so that each is written and read in one piece: a kind, three zeros and
-/// a number.
+/// Messages are of this size, so that each is written and read in one piece: a kind, three zeros
+/// and a number.
 const MESSAGE_SIZE: usize = 8;
 
 impl Report {
@@ -149,7 +150,8 @@ pub(super) fn start(command: &Command<'_>) -> io::Result<Reaper> {
         open_files: command.open_files,
         user: command.user,
     };
-    // SAFETY: the child only runs `run_reaper`, which makes nothing but system calls and never returns.
+    // SAFETY: the child only runs `run_reaper`, which makes nothing but system calls and never
+    // returns.
     let pid = match unsafe { libc::fork() } {
         -1 => return Err(io::Error::last_os_error()),
         0 => run_reaper(&plan),
@@ -174,11 +176,11 @@ struct Plan<'a> {
     user: Option<CommandUser>,
 }
 
-/// The reaper's life. Runs in a forked child of a process with many threads, whose locks may be held
-/// for ever: system calls only, no allocation, no panic.
+/// The reaper's life. Runs in a forked child of a process with many threads, whose locks may be
+/// held for ever: system calls only, no allocation, no panic.
 fn run_reaper(plan: &Plan<'_>) -> ! {
-    // SAFETY: plain system calls on numbers and on memory that lives as long as this process; `plan`
-    // and what it refers to are this process's own copy.
+    // SAFETY: plain system calls on numbers and on memory that lives as long as this process;
+    // `plan` and what it refers to are this process's own copy.
     unsafe {
         let mut all = std::mem::zeroed();
         libc::sigfillset(&mut all);
@@ -290,8 +292,8 @@ fn told_to_kill(signals: c_int) -> bool {
         let mut info: libc::signalfd_siginfo = std::mem::zeroed();
         let size = size_of::<libc::signalfd_siginfo>();
         while libc::read(signals, (&raw mut info).cast(), size) == size as isize {
-            // The host's death, if it comes from the kernel or from the parent itself; any process of
-            // this user may send it, which does no more harm than SIGKILL would.
+            // The host's death, if it comes from the kernel or from the parent itself; any process
+            // of this user may send it, which does no more harm than SIGKILL would.
             if info.ssi_signo == libc::SIGTERM as u32 {
                 return true;
             }
@@ -322,9 +324,10 @@ fn kill_all_children(shell: c_int) {
     loop {
         let killed = kill_children();
         let mut status = 0;
-        // SAFETY: a valid place for the status. The group is the shell's own as long as a process of it
-        // lives. On a kernel that does not list children (one built without it) this is the second
-        // best: it catches neither `setsid` nor, in theory, the reuse of a dead group's number.
+        // SAFETY: a valid place for the status. The group is the shell's own as long as a process
+        // of it lives. On a kernel that does not list children (one built without it) this is the
+        // second best: it catches neither `setsid` nor, in theory, the reuse of a dead group's
+        // number.
         let reaped = unsafe {
             if !killed {
                 libc::kill(-shell, libc::SIGKILL);
@@ -339,8 +342,8 @@ fn kill_all_children(shell: c_int) {
 
 /// SIGKILL to every child there is now. `false` where the kernel does not list children.
 fn kill_children() -> bool {
-    // SAFETY: opens and reads into a buffer of the given size, and signals children of this process,
-    // whose numbers cannot be reused before it reaps them.
+    // SAFETY: opens and reads into a buffer of the given size, and signals children of this
+    // process, whose numbers cannot be reused before it reaps them.
     unsafe {
         let list =
             libc::open(c"/proc/thread-self/children".as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC);

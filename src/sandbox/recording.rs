@@ -1,8 +1,8 @@
 //! One output stream of one call: what is shown of it, and the file that has all of it.
 //!
-//! Whoever reads the stream – of a command (`stream`), or of a shell that is kept (`terminal`) – puts here
-//! what it has read, and reads no more while this is [busy](Recording::is_busy). What is shown is decided
-//! in `output`; the whole goes to `spool`, once it is too long to be shown.
+//! Whoever reads the stream – of a command (`stream`), or of a shell that is kept (`terminal`) –
+//! puts here what it has read, and reads no more while this is [busy](Recording::is_busy). What is
+//! shown is decided in `output`; the whole goes to `spool`, once it is too long to be shown.
 
 use super::output::{Capture, Captured};
 use super::spool::{Keep, Listener, Output, Tape};
@@ -41,7 +41,8 @@ impl Recording {
         self.tape.take(keep, bytes);
     }
 
-    /// Hands over what was collected, if it is much. Must not be called while it [is busy](Self::is_busy).
+    /// Hands over what was collected, if it is much. Must not be called while it [is
+    /// busy](Self::is_busy).
     pub(super) fn hand_over_if_full(&mut self, keep: &mut Keep, listener: &dyn Listener) {
         if self.tape.is_full() {
             self.tape.hand_over(keep, listener, false);
@@ -53,8 +54,8 @@ impl Recording {
         self.tape.is_busy()
     }
 
-    /// The stream has ended, or what belongs to the call: whether all of it is written. Does not block;
-    /// to be called again when a piece was written.
+    /// The stream has ended, or what belongs to the call: whether all of it is written. Does not
+    /// block; to be called again when a piece was written.
     pub(super) fn settle(&mut self, keep: Option<&mut Keep>, listener: &dyn Listener) -> bool {
         if self.tape.is_busy() {
             return false;

@@ -1,15 +1,15 @@
-//! A warm sandbox: a bubblewrap that a slot keeps, with our own first process inside (`init`), which
-//! starts one command at a time in a few dozen microseconds.
+//! A warm sandbox: a bubblewrap that a slot keeps, with our own first process inside (`init`),
+//! which starts one command at a time in a few dozen microseconds.
 //!
 //! As `running`, a state machine without a thread, fed by the supervisor:
 //!
-//! 1. *Setting up*. bubblewrap makes the namespaces, reports the number of the first process, which is
-//!    taken hold of by a pidfd, and that process says that it is ready.
-//! 2. *Open*. Commands enter, see `entered`. What they leave behind is killed after each of them by the
-//!    first process; the namespaces and mounts stay.
+//! 1. *Setting up*. bubblewrap makes the namespaces, reports the number of the first process,
+//!    which is taken hold of by a pidfd, and that process says that it is ready.
+//! 2. *Open*. Commands enter, see `entered`. What they leave behind is killed after each of them
+//!    by the first process; the namespaces and mounts stay.
 //! 3. *Ending*, for good: at a reset, when the network policy changes, when a command left traces
-//!    that are no processes, when something is wrong with it. The first process is killed, the kernel
-//!    kills the others, and the end of the last of them is awaited.
+//!    that are no processes, when something is wrong with it. The first process is killed, the
+//!    kernel kills the others, and the end of the last of them is awaited.
 //!
 //! Only phases 1 and 3 have deadlines: an open sandbox costs nothing while it waits.
 
@@ -201,8 +201,8 @@ impl Room {
         !self.given_up
     }
 
-    /// Has a command run: the number of the run, and the link that takes the order to kill it. `alarm`
-    /// is called when it exceeds a limit, until it has [left](Self::left).
+    /// Has a command run: the number of the run, and the link that takes the order to kill it.
+    /// `alarm` is called when it exceeds a limit, until it has [left](Self::left).
     ///
     /// # Errors
     /// As [`Link::run`].
@@ -314,8 +314,8 @@ impl Room {
         }
     }
 
-    /// Puts it under its slot's limits, now that bubblewrap has made its files and before anything runs
-    /// in it, and lets commands enter. Its first process is held.
+    /// Puts it under its slot's limits, now that bubblewrap has made its files and before anything
+    /// runs in it, and lets commands enter. Its first process is held.
     fn open(&mut self, init: Pid, watch: &Watch<'_>, now: Instant, news: &mut Vec<News>) {
         match self.limits.confine(init, &self.workspace) {
             Ok(confined) => {
@@ -361,8 +361,8 @@ impl Room {
         self.phase = Phase::Ending;
         self.deadline = Some(now + KILL_MARGIN);
         // bubblewrap waits for its first process and ends after it. While that process is not known
-        // bubblewrap must live, or the process might wait for it for ever; but without the link it ends
-        // by itself.
+        // bubblewrap must live, or the process might wait for it for ever; but without the link it
+        // ends by itself.
         self.close_link(watch);
         if let Some(init) = &self.init {
             spawn::kill(init.as_fd());
@@ -397,8 +397,8 @@ impl Room {
     }
 }
 
-/// Makes a warm sandbox, has `true` run in it and ends it again. Blocks until that is done, or `budget` is
-/// used up, or the start is interrupted.
+/// Makes a warm sandbox, has `true` run in it and ends it again. Blocks until that is done, or
+/// `budget` is used up, or the start is interrupted.
 ///
 /// # Errors
 /// What failed.

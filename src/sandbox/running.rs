@@ -1,18 +1,18 @@
 //! One running command: its processes, its pipes, its deadline, and how it ends.
 //!
-//! A state machine without a thread. The supervisor feeds it what epoll and the clock say; nothing here
-//! blocks, except for starting the process itself. Its phases:
+//! A state machine without a thread. The supervisor feeds it what epoll and the clock say; nothing
+//! here blocks, except for starting the process itself. Its phases:
 //!
-//! 1. *Set-up* (only with bubblewrap). bubblewrap makes the namespaces and reports the number of the
-//!    sandbox's first process, *init*, which waits. Init is taken hold of by a pidfd, the gate is
-//!    opened, and the call's clock starts.
+//! 1. *Set-up* (only with bubblewrap). bubblewrap makes the namespaces and reports the number of
+//!    the sandbox's first process, *init*, which waits. Init is taken hold of by a pidfd, the gate
+//!    is opened, and the call's clock starts.
 //! 2. *Running*, until the main process ends, the time is up, or somebody cancels.
-//! 3. *Ending*. Everything is killed, whatever the reason, and the end of the last process is awaited:
-//!    the pidfd of a pid namespace's init becomes readable only when no process of the namespace is
-//!    left; without bubblewrap the reaper says so.
+//! 3. *Ending*. Everything is killed, whatever the reason, and the end of the last process is
+//!    awaited: the pidfd of a pid namespace's init becomes readable only when no process of the
+//!    namespace is left; without bubblewrap the reaper says so.
 //!
-//! 4. *Settling*. What is in the pipes is drained – one that somebody still holds open delays nothing –
-//!    and what of it goes to a file (`spool`) is written.
+//! 4. *Settling*. What is in the pipes is drained – one that somebody still holds open delays
+//!    nothing – and what of it goes to a file (`spool`) is written.
 //!
 //! No phase is without a deadline.
 
@@ -41,8 +41,8 @@ use super::stream::{Source, Watch};
 use super::supervisor::CommandSpec;
 use super::workspace::Workspace;
 
-/// How long bubblewrap may take to set a sandbox up. Milliseconds are usual; a thousand at once on a
-/// small machine take seconds.
+/// How long bubblewrap may take to set a sandbox up. Milliseconds are usual; a thousand at once on
+/// a small machine take seconds.
 pub(super) const SETUP_LIMIT: Duration = Duration::from_secs(30);
 /// How long the end of killed processes is awaited before that is given up.
 pub(super) const KILL_MARGIN: Duration = Duration::from_secs(5);
@@ -219,8 +219,8 @@ impl Running {
         }
     }
 
-    /// To be called after each event and deadline: once the processes have ended, what they printed is
-    /// read and written. Does not block.
+    /// To be called after each event and deadline: once the processes have ended, what they printed
+    /// is read and written. Does not block.
     pub(super) fn settle(&mut self, watch: &Watch<'_>, buffer: &mut [u8], now: Instant) {
         if self.is_dead()
             && let Some(deadline) = self.outputs.settle(watch, buffer, now)
@@ -330,8 +330,8 @@ impl Running {
         match held {
             Ok(pidfd) => *init = Some(pidfd),
             Err(error) => {
-                // It failed already, and bubblewrap says why. If not, dropping the gate unopened ends
-                // it.
+                // It failed already, and bubblewrap says why. If not, dropping the gate unopened
+                // ends it.
                 log::debug!("cannot take hold of a sandbox's first process: {error}");
                 return;
             }
@@ -401,8 +401,9 @@ impl Running {
     }
 }
 
-/// A pidfd of `pid`, if that is a child of `parent`. `parent` is not reaped yet, so that its number is
-/// its own; if `pid` is its child *after* the pidfd was opened, then the pidfd is not a stranger's.
+/// A pidfd of `pid`, if that is a child of `parent`. `parent` is not reaped yet, so that its
+/// number is its own; if `pid` is its child *after* the pidfd was opened, then the pidfd is not a
+/// stranger's.
 pub(super) fn open_child_of(parent: Pid, pid: i32) -> io::Result<OwnedFd> {
     let not_found = || io::Error::from(io::ErrorKind::NotFound);
     let pidfd = rustix::process::pidfd_open(

@@ -5,13 +5,14 @@
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
 
-/// The number under which the shell gets its [`ShellCall::script`]; closed before the command runs.
+/// The number under which the shell gets its [`ShellCall::script`]; closed before the command
+/// runs.
 pub(super) const SCRIPT_FD: i32 = 5;
 /// Where the shell finds its script.
 const SCRIPT_PATH: &str = "/proc/self/fd/5";
 
-/// Longer commands do not fit into one argument (the kernel's limit is 128 KiB with the NUL) and go
-/// by the script instead.
+/// Longer commands do not fit into one argument (the kernel's limit is 128 KiB with the NUL) and
+/// go by the script instead.
 pub(super) const INLINE_COMMAND_LIMIT: usize = 127 * 1024;
 
 /// Where programs are looked for inside a sandbox.
@@ -63,19 +64,19 @@ pub(super) struct ShellCall {
     script_is_prelude: bool,
 }
 
-/// What stands in for [`ShellCall::script`] until the command may start. A shell that reads this was
-/// let go by nobody: the supervisor is gone.
+/// What stands in for [`ShellCall::script`] until the command may start. A shell that reads this
+/// was let go by nobody: the supervisor is gone.
 pub(super) const CLOSED_GATE: &[u8] = b"exit 125\n";
 
 /// How `shell` is made to run `command`.
 ///
-/// A command of ordinary length is the argument of `bash -c`, so that it behaves in all respects as
-/// such (`$0`, messages, no needless fork). A longer one is sourced from the script.
+/// A command of ordinary length is the argument of `bash -c`, so that it behaves in all respects
+/// as such (`$0`, messages, no needless fork). A longer one is sourced from the script.
 ///
-/// With `gated`, the shell reads the script in any case: a sandbox whose supervisor dies while it is
-/// being set up is released by the end of file of bubblewrap's `--block-fd`, and must then find that
-/// its gate was never opened. `open_files` is the soft limit of open files to set. A command of
-/// `inline_limit` bytes, which is at most [`INLINE_COMMAND_LIMIT`], counts as a longer one.
+/// With `gated`, the shell reads the script in any case: a sandbox whose supervisor dies while it
+/// is being set up is released by the end of file of bubblewrap's `--block-fd`, and must then find
+/// that its gate was never opened. `open_files` is the soft limit of open files to set. A command
+/// of `inline_limit` bytes, which is at most [`INLINE_COMMAND_LIMIT`], counts as a longer one.
 pub(super) fn shell_call(
     shell: Shell,
     command: &str,

@@ -1,10 +1,11 @@
 //! A small safe wrapper over `posix_spawn`: a new process with exactly the arguments, environment
 //! and file descriptors that are given, and a pidfd to hold it by.
 //!
-//! Used by the supervisor (to start bubblewrap) and by the isolation probe. `std::process::Command`
-//! is not used because it has no file descriptor map, and because what it lacks can only be added by
-//! its `pre_exec`, which makes it fork: a host with gigabytes of heap would pay tens of milliseconds
-//! of page table copying for each command. `posix_spawn` shares the memory until the exec.
+//! Used by the supervisor (to start bubblewrap) and by the isolation probe.
+//! `std::process::Command` is not used because it has no file descriptor map, and because what it
+//! lacks can only be added by its `pre_exec`, which makes it fork: a host with gigabytes of heap
+//! would pay tens of milliseconds of page table copying for each command. `posix_spawn` shares the
+//! memory until the exec.
 //!
 //! Knows nothing of shells, sandboxes or output.
 
@@ -22,8 +23,8 @@ use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 
 use super::user::{CommandUser, Purpose};
 
-/// No target of a file descriptor map is as high as this, so that no `dup2` of the map can overwrite
-/// a source that a later one needs.
+/// No target of a file descriptor map is as high as this, so that no `dup2` of the map can
+/// overwrite a source that a later one needs.
 const FIRST_FREE_FD: c_int = 16;
 
 /// A `NULL`-terminated array of C strings, as `execve` wants its arguments and environment.
@@ -78,7 +79,8 @@ pub(super) enum Reaped {
     Exited(i32),
     /// This signal ended it.
     Signaled(i32),
-    /// It ended, and somebody else took its status: the host ignores SIGCHLD, or waits for any child.
+    /// It ended, and somebody else took its status: the host ignores SIGCHLD, or waits for any
+    /// child.
     Unknown,
 }
 
@@ -143,8 +145,8 @@ pub(super) fn kill(pidfd: BorrowedFd<'_>) {
     }
 }
 
-/// Whether the process of this pidfd has ended. For the first process of a pid namespace that means
-/// that no process of the namespace is left.
+/// Whether the process of this pidfd has ended. For the first process of a pid namespace that
+/// means that no process of the namespace is left.
 pub(super) fn has_ended(pidfd: BorrowedFd<'_>) -> bool {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
@@ -182,9 +184,9 @@ impl AsRawFd for HighFd<'_> {
     }
 }
 
-/// Removes the zombie of a process whose parent has ended, if that made it a child of ours: where this
-/// process is the first of its pid namespace, as in many containers, or a child subreaper. Elsewhere
-/// it is somebody else's to remove, and this does nothing. Does not block.
+/// Removes the zombie of a process whose parent has ended, if that made it a child of ours: where
+/// this process is the first of its pid namespace, as in many containers, or a child subreaper.
+/// Elsewhere it is somebody else's to remove, and this does nothing. Does not block.
 pub(super) fn reap_if_ours(pidfd: BorrowedFd<'_>) {
     // Refused where it is not ours.
     let _ = rustix::process::waitid(
@@ -193,12 +195,12 @@ pub(super) fn reap_if_ours(pidfd: BorrowedFd<'_>) {
     );
 }
 
-/// Starts `program` in a new session, with default signal dispositions and nothing blocked, and with
-/// exactly `fds`: `fds[n]` becomes its file descriptor `n`, and it has no others, whatever the host
-/// process forgot to mark close-on-exec. It runs as `user`, if there is one.
+/// Starts `program` in a new session, with default signal dispositions and nothing blocked, and
+/// with exactly `fds`: `fds[n]` becomes its file descriptor `n`, and it has no others, whatever
+/// the host process forgot to mark close-on-exec. It runs as `user`, if there is one.
 ///
-/// Blocks until the exec has succeeded or failed (well below a millisecond). The host's memory is not
-/// copied.
+/// Blocks until the exec has succeeded or failed (well below a millisecond). The host's memory is
+/// not copied.
 ///
 /// # Errors
 /// Those of `execve` (not found, argument list too long), of `fork` (no more processes) and of
@@ -226,8 +228,8 @@ pub(super) fn spawn(
 
     let entered = user.map(|user| user.enter(Purpose::Exec)).transpose()?;
     let mut pid = 0;
-    // SAFETY: the program, both arrays, the actions and the attributes are initialised and outlive the
-    // call, which keeps none of them; `pid` is a valid place for the result.
+    // SAFETY: the program, both arrays, the actions and the attributes are initialised and outlive
+    // the call, which keeps none of them; `pid` is a valid place for the result.
     let spawned = check(unsafe {
         libc::posix_spawn(
             &mut pid,
@@ -289,7 +291,8 @@ impl FileActions {
                     c"posix_spawn_file_actions_addclosefrom_np".as_ptr(),
                 )
             };
-            // SAFETY: where a C library has a function of this name it has this type; NULL is `None`.
+            // SAFETY: where a C library has a function of this name it has this type; NULL is
+            // `None`.
             unsafe { std::mem::transmute::<*mut libc::c_void, Option<AddCloseFrom>>(symbol) }
         });
         match add_close_from {
@@ -299,7 +302,8 @@ impl FileActions {
         }
     }
 
-    /// The second best where the C library is too old (or musl): closes what is inheritable just now.
+    /// The second best where the C library is too old (or musl): closes what is inheritable just
+    /// now.
     fn close_inheritable(&mut self, first: c_int) -> io::Result<()> {
         for entry in std::fs::read_dir("/proc/self/fd")? {
             let Some(fd) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else {
@@ -339,8 +343,8 @@ impl Attributes {
         let mut all = MaybeUninit::uninit();
         let mut none = MaybeUninit::uninit();
         // SAFETY: both are valid places that the first two calls initialise; SIGKILL and SIGSTOP,
-        // whose disposition cannot be set, are valid signals. The attributes are initialised, and the
-        // setters copy what they are given.
+        // whose disposition cannot be set, are valid signals. The attributes are initialised, and
+        // the setters copy what they are given.
         unsafe {
             libc::sigfillset(all.as_mut_ptr());
             libc::sigemptyset(none.as_mut_ptr());

@@ -1,30 +1,31 @@
 //! The complete output of a command, kept as files in its workspace.
 //!
-//! A result shows the beginning and the end of a long output. Where that leaves something out, the whole
-//! stream is in a file: `.tool-output/<n>-stdout.txt`, or `…-stderr.txt`, beneath the workspace, for the
-//! model's own commands and for `read_artifact`. Each stream has a file of its own: in what order two
-//! pipes were written to nobody knows, and so each file is exact, byte by byte. A stream that is shown
-//! as a whole has none, so that a usual call costs nothing. The files stay until the model or a reset
-//! removes them; they count as what else is in the workspace does.
+//! A result shows the beginning and the end of a long output. Where that leaves something out, the
+//! whole stream is in a file: `.tool-output/<n>-stdout.txt`, or `…-stderr.txt`, beneath the
+//! workspace, for the model's own commands and for `read_artifact`. Each stream has a file of its
+//! own: in what order two pipes were written to nobody knows, and so each file is exact, byte by
+//! byte. A stream that is shown as a whole has none, so that a usual call costs nothing. The files
+//! stay until the model or a reset removes them; they count as what else is in the workspace does.
 //!
 //! # Who does what
-//! The supervisor must not wait for a disk. It collects what it reads from a pipe ([`Tape`]) and hands it
-//! over to the threads `tool-spool-N`, one piece at a time; until that is written the pipe is not read.
-//! So no more than one piece of each stream is in memory, nothing is left out, and a command that writes
-//! faster than the disk waits as it would for any slow reader. When its piece is written a thread writes
-//! to the call's eventfd, which the supervisor's epoll watches.
+//! The supervisor must not wait for a disk. It collects what it reads from a pipe ([`Tape`]) and
+//! hands it over to the threads `tool-spool-N`, one piece at a time; until that is written the
+//! pipe is not read. So no more than one piece of each stream is in memory, nothing is left out,
+//! and a command that writes faster than the disk waits as it would for any slow reader. When its
+//! piece is written a thread writes to the call's eventfd, which the supervisor's epoll watches.
 //!
-//! Nothing here knows how a command is run: whoever waits for events as a [`Listener`] does and reads a
-//! stream of one call, bounded, can keep it so – [`Tape::take`] what was read, [`Tape::hand_over`] when it
-//! is full and at the end, and read no more while it is busy (see [`recording`](super::recording)). The
-//! shells that are kept between calls do so, too, with the same threads.
+//! Nothing here knows how a command is run: whoever waits for events as a [`Listener`] does and
+//! reads a stream of one call, bounded, can keep it so – [`Tape::take`] what was read,
+//! [`Tape::hand_over`] when it is full and at the end, and read no more while it is busy (see
+//! [`recording`](super::recording)). The shells that are kept between calls do so, too, with the
+//! same threads.
 //!
 //! # Limits
-//! The files of one call have [`Keep::new`]'s `limit` of bytes together: beyond it they are beginnings,
-//! and [`Kept::complete`] says so. An error – a full disk, a quota, a `.tool-output` that is no directory –
-//! ends the file, never the call. Where the disk does not answer the file is given up (see
-//! [`Tape::give_up`]); a thread that comes too late then takes its file back, so that it never puts
-//! anything into the workspace of whoever is next.
+//! The files of one call have [`Keep::new`]'s `limit` of bytes together: beyond it they are
+//! beginnings, and [`Kept::complete`] says so. An error – a full disk, a quota, a `.tool-output`
+//! that is no directory – ends the file, never the call. Where the disk does not answer the file
+//! is given up (see [`Tape::give_up`]); a thread that comes too late then takes its file back, so
+//! that it never puts anything into the workspace of whoever is next.
 
 mod file;
 
@@ -238,8 +239,9 @@ impl Tape {
         self.pending.len() >= PIECE
     }
 
-    /// Hands over what was collected; with `last` the file is finished too. Must not be called while
-    /// [`is_busy`](Self::is_busy). Does not block. When the piece is written, the [`Listener`] hears of it.
+    /// Hands over what was collected; with `last` the file is finished too. Must not be called
+    /// while [`is_busy`](Self::is_busy). Does not block. When the piece is written, the
+    /// [`Listener`] hears of it.
     pub(super) fn hand_over(&mut self, keep: &mut Keep, listener: &dyn Listener, last: bool) {
         self.closed |= last;
         let bytes = std::mem::take(&mut self.pending);
@@ -286,7 +288,8 @@ impl Tape {
         self.closed
     }
 
-    /// Waits no longer for what is on its way. A thread that is just making the file removes it again.
+    /// Waits no longer for what is on its way. A thread that is just making the file removes it
+    /// again.
     pub(crate) fn give_up(&mut self) {
         (self.ended, self.closed) = (true, true);
         let Some(shared) = &self.shared else { return };
@@ -310,8 +313,8 @@ impl Tape {
     }
 }
 
-/// A piece on its way. Dropped – after it was written, by a panic, or because the threads have ended – it
-/// says so.
+/// A piece on its way. Dropped – after it was written, by a panic, or because the threads have
+/// ended – it says so.
 struct Piece(Arc<Shared>);
 
 impl Piece {

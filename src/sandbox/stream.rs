@@ -1,8 +1,8 @@
-//! The file descriptors of one running command, as the supervisor's epoll watches them, and the reading
-//! of its output.
+//! The file descriptors of one running command, as the supervisor's epoll watches them, and the
+//! reading of its output.
 //!
-//! Reads never block and are bounded in each turn. What was read goes to a `recording`, which is never
-//! given more than was written of it.
+//! Reads never block and are bounded in each turn. What was read goes to a `recording`, which is
+//! never given more than was written of it.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -17,11 +17,11 @@ use super::spool::{Keep, Listener, Output};
 
 /// The size of the buffer that pipes are read through.
 pub(super) const READ_BUFFER: usize = 64 * 1024;
-/// How often one pipe is read in one turn, so that a command that floods its output does not keep the
-/// others waiting.
+/// How often one pipe is read in one turn, so that a command that floods its output does not keep
+/// the others waiting.
 const READS_PER_TURN: usize = 4;
-/// No more than this is read from a pipe at the end. Pipes hold 64 KiB, 1 MiB at the utmost unless the
-/// administrator allows more; the bound matters where a process escaped and still writes.
+/// No more than this is read from a pipe at the end. Pipes hold 64 KiB, 1 MiB at the utmost unless
+/// the administrator allows more; the bound matters where a process escaped and still writes.
 const DRAIN_LIMIT: usize = 16 << 20;
 
 /// What an event is about.
@@ -75,7 +75,8 @@ impl Watch<'_> {
         Ok(epoll::add(self.epoll, fd, data, epoll::EventFlags::IN)?)
     }
 
-    /// Has a watched `fd` left alone for a while. Unlike removing it, this can be undone without fail.
+    /// Has a watched `fd` left alone for a while. Unlike removing it, this can be undone without
+    /// fail.
     pub(super) fn pause(&self, fd: BorrowedFd<'_>, source: Source) {
         // An end is reported all the same, but, edge-triggered, only once.
         self.modify(fd, source, epoll::EventFlags::ET);
@@ -93,8 +94,8 @@ impl Watch<'_> {
         }
     }
 
-    /// Stops watching. Must come before a file descriptor is closed: a fork of the host, made by whomever, may hold a
-    /// copy, and then closing ours does not end the events.
+    /// Stops watching. Must come before a file descriptor is closed: a fork of the host, made by
+    /// whomever, may hold a copy, and then closing ours does not end the events.
     pub(super) fn remove(&self, fd: BorrowedFd<'_>) {
         let _ = epoll::delete(self.epoll, fd);
     }
@@ -149,8 +150,8 @@ impl Stream {
         Ok((stream, writer))
     }
 
-    /// Reads a bounded part of what is there. Once much of it is to be kept, that is handed over, and
-    /// nothing more is read before [`resume`](Self::resume).
+    /// Reads a bounded part of what is there. Once much of it is to be kept, that is handed over,
+    /// and nothing more is read before [`resume`](Self::resume).
     pub(super) fn read(
         &mut self,
         watch: &Watch<'_>,
@@ -215,9 +216,9 @@ impl Stream {
         }
     }
 
-    /// After the end of the command's last process: reads what is left in the pipe, as far as what was
-    /// read before is written. Whether all is read and written. Does not block; to be called again after
-    /// [`Source::Written`].
+    /// After the end of the command's last process: reads what is left in the pipe, as far as what
+    /// was read before is written. Whether all is read and written. Does not block; to be called
+    /// again after [`Source::Written`].
     pub(super) fn settle(
         &mut self,
         watch: &Watch<'_>,
@@ -243,8 +244,8 @@ impl Stream {
         }
     }
 
-    /// Closes the pipe, whatever is in it, and tells what was captured. What is not written by now is
-    /// given up.
+    /// Closes the pipe, whatever is in it, and tells what was captured. What is not written by now
+    /// is given up.
     pub(super) fn finish(mut self, watch: &Watch<'_>) -> Captured {
         watch.remove_and_close(&mut self.pipe);
         self.recording.finish()

@@ -1,9 +1,9 @@
 //! Runs any number of commands with one thread.
 //!
-//! The thread `tool-supervisor` waits in one epoll for the pipes and the process ends of all running
-//! commands, for their deadlines, and for requests. It starts the processes itself, too: the kernel
-//! ties "die with your parent" to the thread that made a process, so that a command never outlives its
-//! supervisor, not even when the host process is killed.
+//! The thread `tool-supervisor` waits in one epoll for the pipes and the process ends of all
+//! running commands, for their deadlines, and for requests. It starts the processes itself, too:
+//! the kernel ties "die with your parent" to the thread that made a process, so that a command
+//! never outlives its supervisor, not even when the host process is killed.
 //!
 //! The engine's `bash` tool calls [`Supervisor::run`] and is called back with [`Finished`]. What a
 //! command may see is decided in `isolation`, what happens to one command is in `running`; which
@@ -11,21 +11,22 @@
 //! results or truncation texts.
 //!
 //! # Bounds
-//! Requests queue up without a limit of their own. Each slot runs one command at a time, so that there
-//! are never more of them than slots. A turn of the thread starts at most a few commands and reads a
-//! bounded part of each pipe, so that neither a burst of starts nor a flood of output keeps the others
-//! waiting.
+//! Requests queue up without a limit of their own. Each slot runs one command at a time, so that
+//! there are never more of them than slots. A turn of the thread starts at most a few commands and
+//! reads a bounded part of each pipe, so that neither a burst of starts nor a flood of output
+//! keeps the others waiting.
 //!
 //! # When the host process is killed
-//! A running command dies with it, and one whose sandbox is still being set up never starts. bubblewrap
-//! has one moment of some microseconds, between arming its own death signal and letting its first
-//! process go on, in which that process then stays behind: asleep for ever, with nothing of the command
-//! in it. [`Supervisor::close`] and cancelling wait for this moment to pass; SIGKILL does not.
+//! A running command dies with it, and one whose sandbox is still being set up never starts.
+//! bubblewrap has one moment of some microseconds, between arming its own death signal and letting
+//! its first process go on, in which that process then stays behind: asleep for ever, with nothing
+//! of the command in it. [`Supervisor::close`] and cancelling wait for this moment to pass;
+//! SIGKILL does not.
 //!
 //! # The host process
-//! Nothing is asked of the host's signal handling: it may ignore SIGCHLD, wait for any child, have no
-//! handler for SIGPIPE. Its soft limit of open files is raised to at most 65,536, since each running
-//! command needs five; commands get the old limit.
+//! Nothing is asked of the host's signal handling: it may ignore SIGCHLD, wait for any child, have
+//! no handler for SIGPIPE. Its soft limit of open files is raised to at most 65,536, since each
+//! running command needs five; commands get the old limit.
 
 mod turn;
 
@@ -69,8 +70,8 @@ pub(crate) struct CommandSpec {
     pub(crate) timeout: Duration,
     /// How much is kept of each of the two output streams, in characters.
     pub(crate) output_limit_chars: usize,
-    /// How many bytes of output are kept in files in the workspace, where the texts do not show all of
-    /// it; 0 for no such files. See [`spool`](super::spool).
+    /// How many bytes of output are kept in files in the workspace, where the texts do not show all
+    /// of it; 0 for no such files. See [`spool`](super::spool).
     pub(crate) output_file_bytes: u64,
 }
 
@@ -89,8 +90,8 @@ pub(crate) enum End {
     Exceeded(Exceeded),
     /// Nothing of the command ran: why, as one line.
     SetupFailed(String),
-    /// The command may have run, to whatever extent: what held it was destroyed from outside. Why, as
-    /// one line.
+    /// The command may have run, to whatever extent: what held it was destroyed from outside. Why,
+    /// as one line.
     Lost(String),
 }
 
@@ -103,15 +104,15 @@ pub(crate) struct Finished {
     pub(crate) stdout: Captured,
     /// What it wrote to its standard error.
     pub(crate) stderr: Captured,
-    /// From when the command was let go until its main process ended or was killed. Zero if it never
-    /// ran.
+    /// From when the command was let go until its main process ended or was killed. Zero if it
+    /// never ran.
     pub(crate) wall: Duration,
     /// Whether it ran in a sandbox.
     pub(crate) sandboxed: bool,
     /// Whether it ran without network.
     pub(crate) network_isolated: bool,
-    /// Whether the end of every process of the command was seen. `false` where that took longer than
-    /// the margin of 5 s (a process that hangs in the kernel), or where nobody can tell.
+    /// Whether the end of every process of the command was seen. `false` where that took longer
+    /// than the margin of 5 s (a process that hangs in the kernel), or where nobody can tell.
     pub(crate) all_dead: bool,
 }
 
@@ -173,9 +174,9 @@ impl Supervisor {
 
     /// Runs a command. Does not block.
     ///
-    /// `on_end` is called exactly once, on the supervisor's thread (on this one, before `run` returns,
-    /// after [`close`](Self::close)). It holds all commands up while it runs, so it should only hand
-    /// the result on. A panic in it is caught and logged.
+    /// `on_end` is called exactly once, on the supervisor's thread (on this one, before `run`
+    /// returns, after [`close`](Self::close)). It holds all commands up while it runs, so it should
+    /// only hand the result on. A panic in it is caught and logged.
     pub(crate) fn run(
         &self,
         spec: CommandSpec,
@@ -193,8 +194,8 @@ impl Supervisor {
         CommandId(id)
     }
 
-    /// Kills a command with all its processes; it ends as [`End::Cancelled`] when the last of them is
-    /// gone. One that has ended, or is just ending, is left alone. Does not block.
+    /// Kills a command with all its processes; it ends as [`End::Cancelled`] when the last of them
+    /// is gone. One that has ended, or is just ending, is left alone. Does not block.
     pub(crate) fn cancel(&self, id: CommandId) {
         // Refused after the close, which cancelled everything.
         let _ = self.shared.send(Request::Cancel(id.0));
@@ -202,20 +203,20 @@ impl Supervisor {
 
     /// Ends a slot's warm sandbox, with whatever runs in it. Does not block.
     ///
-    /// `on_gone` is called once, as `on_end` of [`run`](Self::run), when no process of it is left; with
-    /// `false` where waiting for that was given up, now or for an earlier sandbox of the slot. After
-    /// [`close`](Self::close) there is none.
+    /// `on_gone` is called once, as `on_end` of [`run`](Self::run), when no process of it is left;
+    /// with `false` where waiting for that was given up, now or for an earlier sandbox of the slot.
+    /// After [`close`](Self::close) there is none.
     pub(crate) fn leave(&self, slot: usize, on_gone: OnGone) {
         if let Err(Request::Leave(_, on_gone)) = self.shared.send(Request::Leave(slot, on_gone)) {
             call_back(on_gone, true);
         }
     }
 
-    /// Kills everything and joins the thread. Every accepted command has been answered then: running
-    /// ones as [`End::Cancelled`], those that were not started yet as [`End::SetupFailed`].
+    /// Kills everything and joins the thread. Every accepted command has been answered then:
+    /// running ones as [`End::Cancelled`], those that were not started yet as [`End::SetupFailed`].
     ///
-    /// Blocks until the last process is gone and its output written, usually at once, but no longer than
-    /// 5 s or so for each of the two; called by an `on_end` it
+    /// Blocks until the last process is gone and its output written, usually at once, but no longer
+    /// than 5 s or so for each of the two; called by an `on_end` it
     /// does not wait. Calling it again does nothing.
     pub(crate) fn close(&self) {
         self.shared.queue.lock().closing = true;
@@ -288,8 +289,8 @@ impl Drop for CloseOnDrop {
     }
 }
 
-/// The obligation to call `on_end`. Dropped unanswered (which only a panic of this module's own can
-/// bring about) it answers [`End::Lost`].
+/// The obligation to call `on_end`. Dropped unanswered (which only a panic of this module's own
+/// can bring about) it answers [`End::Lost`].
 struct Answer {
     on_end: Option<Box<dyn FnOnce(Finished) + Send>>,
     sandboxed: bool,
@@ -358,11 +359,12 @@ pub(super) fn block_sigpipe() {
     }
 }
 
-/// Gives this thread, and so every command, the usual umask. What the host has set is for its own files:
-/// that of a service may be 077, and modes that a command's files get must not depend on the machine.
+/// Gives this thread, and so every command, the usual umask. What the host has set is for its own
+/// files: that of a service may be 077, and modes that a command's files get must not depend on
+/// the machine.
 pub(super) fn leave_umask() {
-    // SAFETY: from here on this thread, which is our own, has a working directory and an umask apart from
-    // those of the process; nothing else changes.
+    // SAFETY: from here on this thread, which is our own, has a working directory and an umask
+    // apart from those of the process; nothing else changes.
     if unsafe { libc::unshare(libc::CLONE_FS) } != 0 {
         // Setting the umask would set the host's.
         let error = io::Error::last_os_error();
@@ -371,15 +373,15 @@ pub(super) fn leave_umask() {
     rustix::process::umask(Mode::WGRP | Mode::WOTH);
 }
 
-/// Gives this thread, and so every command, a session keyring that nobody may use. The kernel's keys
-/// know no sandbox: with the host's own keyring (a login has one) commands could read its keys, and
-/// leave some for the commands of other trajectories.
+/// Gives this thread, and so every command, a session keyring that nobody may use. The kernel's
+/// keys know no sandbox: with the host's own keyring (a login has one) commands could read its
+/// keys, and leave some for the commands of other trajectories.
 pub(super) fn leave_session_keyring() {
     const SESSION: libc::c_long = -3;
     let no_name = std::ptr::null::<libc::c_char>();
     let no_permission: libc::c_long = 0;
-    // SAFETY: both change the credentials and a keyring of this thread, which is our own; the name may
-    // be NULL.
+    // SAFETY: both change the credentials and a keyring of this thread, which is our own; the name
+    // may be NULL.
     let done = unsafe {
         libc::syscall(libc::SYS_keyctl, libc::KEYCTL_JOIN_SESSION_KEYRING as libc::c_long, no_name)
             >= 0

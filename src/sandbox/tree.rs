@@ -75,7 +75,8 @@ impl TreeError {
 /// Removes everything in `dir` except the entry `spare`; `dir` itself stays and gets mode 0700.
 /// Blocks for as long as the file system needs, until `until` at most.
 ///
-/// What is mounted in `dir` is not entered: it is somebody else's, and counts as an entry that resists.
+/// What is mounted in `dir` is not entered: it is somebody else's, and counts as an entry that
+/// resists.
 ///
 /// A directory is emptied of its files, its own directories are moved up into `dir` (one rename
 /// each), and then it is removed. So ten thousand nested directories need two descriptors and no
@@ -342,8 +343,8 @@ impl Level {
     }
 }
 
-/// Copies the data of a regular file, as long as it was at the beginning: it may be growing. A hole
-/// is not filled: a terabyte of nothing is a file that any model can make.
+/// Copies the data of a regular file, as long as it was at the beginning: it may be growing. A
+/// hole is not filled: a terabyte of nothing is a file that any model can make.
 fn copy_file(from: &File, to: &File, mode: Mode) -> io::Result<()> {
     let size = from.metadata()?.len();
     let mut buffer = vec![0; 64 * 1024];

@@ -1,17 +1,18 @@
 //! The user that commands run as where the host runs as root.
 //!
-//! To the kernel, root without any capability is still the *owner* of what belongs to root, inside a
-//! user namespace too: it may `chmod` the host's `/dev/null`, which every sandbox shares. So
+//! To the kernel, root without any capability is still the *owner* of what belongs to root, inside
+//! a user namespace too: it may `chmod` the host's `/dev/null`, which every sandbox shares. So
 //! wherever the engine runs as root, what a model controls acts as an unprivileged user: commands,
 //! bubblewrap and the reaper, and the file tools. The backend asks once, by [`CommandUser::find`];
-//! where that gives nothing, no credentials are ever touched. What root will have to do for that user is
-//! tried before anything depends on it ([`trial`]).
+//! where that gives nothing, no credentials are ever touched. What root will have to do for that
+//! user is tried before anything depends on it ([`trial`]).
 //!
 //! Credentials belong to threads. A thread of the engine [enters](CommandUser::enter) the user for
-//! as long as it does one thing and is then root again; the reaper [becomes](CommandUser::become_in_child)
-//! it for ever. The thread's saved user remains root meanwhile, so that no process of the user may
-//! trace it; nor may one signal it while it works with files. A start of bubblewrap is different
-//! for some microseconds, because exec keeps the real user, but what it starts sees no host process.
+//! as long as it does one thing and is then root again; the reaper
+//! [becomes](CommandUser::become_in_child) it for ever. The thread's saved user remains root
+//! meanwhile, so that no process of the user may trace it; nor may one signal it while it works
+//! with files. A start of bubblewrap is different for some microseconds, because exec keeps the
+//! real user, but what it starts sees no host process.
 //!
 //! # Side effects
 //! - The kernel marks a process whose credentials change as not dumpable. That is undone, unless
@@ -58,9 +59,9 @@ pub(super) enum Purpose {
 }
 
 impl CommandUser {
-    /// The user that commands are to run as. `None` unless this process is root, and for the root of a
-    /// user namespace that may not change users there: outside, it is an ordinary user itself. Blocks for
-    /// the life of a thread and of a process that do nothing else.
+    /// The user that commands are to run as. `None` unless this process is root, and for the root
+    /// of a user namespace that may not change users there: outside, it is an ordinary user itself.
+    /// Blocks for the life of a thread and of a process that do nothing else.
     ///
     /// # Errors
     /// [`WeakRoot`]: this process is the machine's root and may not do what it takes to act for another
@@ -155,8 +156,8 @@ impl CommandUser {
     }
 }
 
-/// A thread that acts as a [`CommandUser`]. Dropping it, on that thread, gives it its own credentials
-/// back.
+/// A thread that acts as a [`CommandUser`]. Dropping it, on that thread, gives it its own
+/// credentials back.
 #[must_use]
 #[derive(Debug)]
 pub(super) struct Entered {
@@ -185,8 +186,8 @@ impl Drop for Entered {
     }
 }
 
-/// Does something that may [enter](CommandUser::enter) the user, if there is one, on a thread of its own:
-/// a thread of the host must not be touched.
+/// Does something that may [enter](CommandUser::enter) the user, if there is one, on a thread of
+/// its own: a thread of the host must not be touched.
 pub(super) fn as_on_own_thread<T: Send>(
     user: Option<CommandUser>,
     work: impl FnOnce() -> T + Send,

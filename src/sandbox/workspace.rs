@@ -10,8 +10,8 @@
 //! ```
 //!
 //! The engine makes one [`DataDir`] when it starts, takes its [`Workspace`]s, and closes it at its
-//! end. What engines left behind that died without doing so is removed by the next one, the processes
-//! among it (`leftovers`).
+//! end. What engines left behind that died without doing so is removed by the next one, the
+//! processes among it (`leftovers`).
 //!
 //! **Who owns a run directory**: whoever holds the flock of its `lock` may do with it what they
 //! like. An engine that is just starting has made the directory and does not hold the lock yet, so
@@ -88,8 +88,8 @@ pub(crate) enum WorkspaceError {
         /// The user.
         user: CommandUser,
     },
-    /// This process is root, and may not do what it takes to give the workspaces to the user that commands
-    /// run as, and to empty them.
+    /// This process is root, and may not do what it takes to give the workspaces to the user that
+    /// commands run as, and to empty them.
     WeakRoot(WeakRoot),
     /// The start was interrupted.
     Interrupted,
@@ -180,16 +180,16 @@ impl DataDir {
     /// Defaults to `tool-executor-<uid>` in the system's temporary directory, which must then be
     /// ours alone: a directory, no symlink, of our own, with mode 0700.
     ///
-    /// With a `user` the workspaces belong to that one, and what is above them has mode 0711; only a
-    /// given base that exists is left as it is.
+    /// With a `user` the workspaces belong to that one, and what is above them has mode 0711; only
+    /// a given base that exists is left as it is.
     ///
-    /// The removal may take minutes, where a dead engine has left a million files; `interrupt` ends it, and
-    /// nothing of the new directory is left then.
+    /// The removal may take minutes, where a dead engine has left a million files; `interrupt` ends
+    /// it, and nothing of the new directory is left then.
     ///
     /// # Errors
-    /// [`WorkspaceError::UntrustedBase`] for the default base, [`WorkspaceError::Barred`] for a place
-    /// that `user` cannot get to, [`WorkspaceError::WeakRoot`] where this process cannot do for `user`
-    /// what it has to, [`WorkspaceError::Interrupted`], [`WorkspaceError::Io`].
+    /// [`WorkspaceError::UntrustedBase`] for the default base, [`WorkspaceError::Barred`] for a
+    /// place that `user` cannot get to, [`WorkspaceError::WeakRoot`] where this process cannot do
+    /// for `user` what it has to, [`WorkspaceError::Interrupted`], [`WorkspaceError::Io`].
     pub(crate) fn create_unless(
         interrupt: &Interrupt,
         base: Option<&Path>,
@@ -219,7 +219,8 @@ impl DataDir {
         }
         if let Some(user) = user {
             user::trial_of_files(user, data.run.dir.as_fd()).map_err(|weak| {
-                // With all capabilities it is the place: a file system without owners, or a full one.
+                // With all capabilities it is the place: a file system without owners, or a full
+                // one.
                 match weak.lacks_capabilities() && !weak.is_shortage() {
                     true => WorkspaceError::WeakRoot(weak),
                     false => WorkspaceError::io("use, as root must,", &data.run.path, weak.source),
@@ -265,7 +266,8 @@ impl DataDir {
         Ok(path)
     }
 
-    /// As [`make_dir`](Self::make_dir), one that commands' user may pass through and not look around in.
+    /// As [`make_dir`](Self::make_dir), one that commands' user may pass through and not look
+    /// around in.
     ///
     /// # Errors
     /// As `mkdir(2)`.
@@ -287,12 +289,12 @@ impl DataDir {
         &self.workspaces
     }
 
-    /// Removes the directory and everything in it. Blocks for as long as the file system needs, until
-    /// `deadline` at most. Whoever still holds a [`Workspace`] finds it gone.
+    /// Removes the directory and everything in it. Blocks for as long as the file system needs,
+    /// until `deadline` at most. Whoever still holds a [`Workspace`] finds it gone.
     ///
     /// # Errors
-    /// The first entry that resisted, the rest is removed; or there was no time. Then the next engine
-    /// goes on with it.
+    /// The first entry that resisted, the rest is removed; or there was no time. Then the next
+    /// engine goes on with it.
     pub(crate) fn close(mut self, deadline: Instant) -> Result<(), WorkspaceError> {
         self.removed = true;
         self.run.remove(&self.base, deadline)
@@ -374,8 +376,8 @@ impl RunDir {
     }
 }
 
-/// Removes the run directories of dead engines, and ends their processes, until it is interrupted. A failure
-/// is logged: it must not keep us from starting.
+/// Removes the run directories of dead engines, and ends their processes, until it is interrupted.
+/// A failure is logged: it must not keep us from starting.
 fn sweep(base_path: &Path, base: &OwnedFd, interrupt: &Interrupt) {
     let entries = match Dir::read_from(base) {
         Ok(entries) => entries,
@@ -437,8 +439,8 @@ fn open_given_base(
     Ok((path, dir))
 }
 
-/// Makes what is missing of this directory and of those above it, with such a mode whatever the umask
-/// says: a base that bars the way to itself could not be used.
+/// Makes what is missing of this directory and of those above it, with such a mode whatever the
+/// umask says: a base that bars the way to itself could not be used.
 fn make_missing(path: &Path, mode: Mode) -> io::Result<()> {
     let is_missing = |path: &&Path| !path.as_os_str().is_empty() && !path.is_dir();
     let missing: Vec<_> = path.ancestors().take_while(is_missing).collect();
@@ -463,7 +465,8 @@ fn open_private_base(
         Err(errno) => return Err(WorkspaceError::io("create", &path, errno)),
     }
     let others = Mode::RWXG | Mode::RWXO;
-    // Root's may have been passable for an engine with a `user` before; what is in it protects itself.
+    // Root's may have been passable for an engine with a `user` before; what is in it protects
+    // itself.
     let root = rustix::process::geteuid().is_root();
     let forbidden = if root { others - PASSABLE } else { others };
     let flags = OPEN_DIR | OFlags::NOFOLLOW;
@@ -490,7 +493,8 @@ fn open_private_base(
     Err(WorkspaceError::UntrustedBase { path, why })
 }
 
-/// The files of one slot: its workspace, and its sandbox's `/tmp`. What is in them was made by a model.
+/// The files of one slot: its workspace, and its sandbox's `/tmp`. What is in them was made by a
+/// model.
 #[derive(Debug)]
 pub(crate) struct Workspace {
     slot: usize,
@@ -558,19 +562,20 @@ impl Workspace {
         &self.root
     }
 
-    /// Whether its directory is still where it was made: somebody outside may have removed or replaced
-    /// it. Two system calls.
+    /// Whether its directory is still where it was made: somebody outside may have removed or
+    /// replaced it. Two system calls.
     pub(crate) fn is_there(&self) -> bool {
         is_at(&self.path, &self.root).unwrap_or(false)
     }
 
-    /// The number of the next call whose output is kept in a file; they begin with 1 after each reset.
+    /// The number of the next call whose output is kept in a file; they begin with 1 after each
+    /// reset.
     pub(super) fn next_output(&self) -> u64 {
         self.outputs.fetch_add(1, Ordering::Relaxed) + 1
     }
 
-    /// Removes everything in it and in its `/tmp`. The directories themselves stay the same ones, with
-    /// mode 0700. Blocks for as long as the file system needs, five minutes at most for each.
+    /// Removes everything in it and in its `/tmp`. The directories themselves stay the same ones,
+    /// with mode 0700. Blocks for as long as the file system needs, five minutes at most for each.
     ///
     /// # Errors
     /// [`WorkspaceError::Io`] for the first entry that resisted (everything else is removed),

@@ -8,8 +8,8 @@ use parking_lot::Mutex;
 /// How many may wait before one slot.
 pub(crate) const MOST_WAITING: usize = 1_024;
 
-/// Whoever's turn it is. Runs on the thread that enters, or on that of the one who leaves before it;
-/// so it should do little, and must not block.
+/// What runs when its turn comes. It runs on the thread that enters, or on that of the one who
+/// leaves before it; so it should do little, and must not block.
 type Turn = Box<dyn FnOnce(Inside) + Send>;
 
 /// Lets one in at a time, in order of arrival. Clones are the same fifo_lock.
@@ -30,7 +30,7 @@ pub(crate) struct Inside(FifoLock);
 pub(crate) struct Crowded;
 
 impl FifoLock {
-    /// Calls `turn` when those before have left: now, if nobody is inside. Does not block.
+    /// Calls `turn` when those before have left: now, if the lock is free. Does not block.
     ///
     /// # Errors
     /// [`MOST_WAITING`] wait already; `turn` is dropped.
@@ -49,7 +49,7 @@ impl FifoLock {
         Ok(())
     }
 
-    /// Whether somebody is inside.
+    /// Whether the lock is held.
     #[cfg(test)]
     pub(crate) fn is_occupied(&self) -> bool {
         self.0.lock().occupied

@@ -1,14 +1,16 @@
 //! Serving HTTP: connections, their limits, and their end. Knows nothing of what is served.
 //!
 //! One runtime a server, on threads called `tool-http-N`. A handler is an `async` function from
-//! [`Request`] to [`Response`]; it must not block, so whatever does is handed to threads elsewhere.
-//! Its future is dropped when the client goes away: what is to happen then, happens in a `Drop`.
+//! [`Request`] to [`Response`]; it must not block, so whatever does is handed to threads
+//! elsewhere. Its future is dropped when the client goes away: what is to happen then, happens in
+//! a `Drop`.
 //!
 //! # Bounds
 //! Connections, the size of a request's body, the time that a request may take to arrive, and the
 //! time that the client may leave a response unread. A connection that is idle for
-//! [`HttpLimits::read_timeout`] is closed. A client whose machine is gone without a word is found out by
-//! the kernel, in about the time that it may leave a response unread: also one that waits for an answer.
+//! [`HttpLimits::read_timeout`] is closed. A client whose machine is gone without a word is found
+//! out by the kernel, in about the time that it may leave a response unread: also one that waits
+//! for an answer.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -164,8 +166,8 @@ pub(crate) fn streaming(
     response
 }
 
-/// The same pieces, for a thread that must not be held up by its client: they end when one of them is
-/// not taken for so long. To be called on the runtime.
+/// The same pieces, for a thread that must not be held up by its client: they end when one of them
+/// is not taken for so long. To be called on the runtime.
 pub(crate) fn taken_within(
     patience: Duration,
     mut pieces: mpsc::Receiver<Bytes>,
@@ -225,8 +227,8 @@ impl HttpServer {
     {
         let addr = listener.local_addr()?;
         listener.set_nonblocking(true)?;
-        // The standard library lets 128 wait to be accepted. When a thousand agents connect at once,
-        // the others would try again a second later. Listening again changes just that.
+        // The standard library lets 128 wait to be accepted. When a thousand agents connect at
+        // once, the others would try again a second later. Listening again changes just that.
         #[cfg(target_os = "linux")]
         rustix::net::listen(&listener, BACKLOG)?;
         let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
@@ -262,8 +264,8 @@ impl HttpServer {
         self.connections.load(Ordering::Relaxed)
     }
 
-    /// Stops accepting, lets the requests under way end until `deadline`, and ends the rest. Blocks.
-    /// Not to be called on one of the server's own threads.
+    /// Stops accepting, lets the requests under way end until `deadline`, and ends the rest.
+    /// Blocks. Not to be called on one of the server's own threads.
     pub(crate) fn close(&mut self, deadline: Instant) {
         if let (Some(runtime), Some((stop, ended))) = (&self.runtime, self.stop.take()) {
             let _ = stop.send(());

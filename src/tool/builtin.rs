@@ -23,6 +23,13 @@ pub(super) fn all() -> [Builtin; 6] {
     ]
 }
 
+/// Whether one of [`all`] has this name. Makes no schema.
+pub(super) fn is_name(name: &str) -> bool {
+    const NAMES: [&str; 6] =
+        ["terminal", "bash", "read_file", "write_file", "terminal_stateful", "tmux"];
+    NAMES.contains(&name)
+}
+
 const TIMEOUT: &str = "Seconds after which the command is killed, from 1 to 600. Give more than \
     the default for a long build or test run.";
 
@@ -119,4 +126,15 @@ fn tmux() -> ToolSchema {
     .with_optional("max_bytes", "integer", "stream: bytes to get at most, from 1 to 200000.")
     .with_optional("pane_width", "integer", "start: columns of the screen, from 20 to 500.")
     .with_optional("pane_height", "integer", "start: lines of the screen, from 10 to 200.")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_tool_is_known_by_its_name() {
+        assert!(all().iter().all(|(schema, _)| is_name(&schema.name)));
+        assert!(!is_name("bash_stateful") && !is_name(""));
+    }
 }

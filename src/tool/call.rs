@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::JsonObject;
+use super::format::CallOrigin;
 
 /// One call of one tool, as a model asked for it.
 ///
@@ -32,11 +33,15 @@ pub struct ToolCall {
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub raw_text: String,
     /// How long it may run, in place of what its argument `timeout` says. Clamped to
-    /// [`MIN_TIMEOUT`](super::MIN_TIMEOUT)…[`MAX_TIMEOUT`](super::MAX_TIMEOUT), 1…600 s. Defaults to
-    /// none. In JSON `timeout_s`, in seconds.
+    /// [`MIN_TIMEOUT`](super::MIN_TIMEOUT)…[`MAX_TIMEOUT`](super::MAX_TIMEOUT), 1…600 s. Defaults
+    /// to none. In JSON `timeout_s`, in seconds.
     #[serde(rename = "timeout_s", with = "crate::seconds::option", default)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timeout: Option<Duration>,
+    /// How the call was read, where [`parse`](Self::parse) or a
+    /// [`CallParser`](crate::format::CallParser) read it from a text or a message.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Box<CallOrigin>>,
 }
 
 fn no_arguments() -> Value {
@@ -56,6 +61,7 @@ impl ToolCall {
             uniq_id: new_uniq_id(),
             raw_text: String::new(),
             timeout: None,
+            origin: None,
         }
     }
 

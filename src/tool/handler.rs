@@ -1,8 +1,8 @@
-//! Tools that run in the user's own process: what a user's closure is given, and the shape that the
-//! executor keeps it in.
+//! Tools that run in the user's own process: what a user's closure is given, and the shape that
+//! the executor keeps it in.
 //!
-//! The registry wraps closures into [`Handler`]s; the executor calls them on threads of their own and
-//! catches what they panic with.
+//! The registry wraps closures into [`Handler`]s; the executor calls them on threads of their own
+//! and catches what they panic with.
 
 use std::fmt;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ pub struct ToolContext {
 impl ToolContext {
     /// The context of one call. The executor makes it; a test of a tool can, too.
     ///
-    /// `cancelled` is shared: whoever sets it cancels the call.
+    /// `cancelled` is shared: setting it cancels the call.
     pub fn new(
         trajectory_id: impl Into<Arc<str>>,
         uniq_id: impl Into<Arc<str>>,
@@ -56,7 +56,7 @@ impl ToolContext {
         self.deadline.saturating_duration_since(Instant::now())
     }
 
-    /// Whether somebody cancelled the call. It says nothing of the deadline.
+    /// Whether the call was cancelled. It says nothing of the deadline.
     pub fn is_cancelled(&self) -> bool {
         self.cancelled.load(Ordering::Acquire)
     }
@@ -66,13 +66,13 @@ impl ToolContext {
 /// [`ToolRegistry::register_deferred`](super::ToolRegistry::register_deferred).
 ///
 /// Dropped without an answer, also while a panic unwinds, it ends the call as
-/// [`Outcome::ExternalFailed`]. An answer to a call that has ended already – cancelled, out of time – is
-/// thrown away.
+/// [`Outcome::ExternalFailed`]. An answer to a call that has ended already – cancelled, out of
+/// time – is thrown away.
 pub struct ToolReply(Option<Box<dyn FnOnce(ToolResult) + Send>>);
 
 impl ToolReply {
-    /// A reply that hands the result to a closure, which must not block. The executor makes it; a test
-    /// of a tool can, too.
+    /// A reply that hands the result to a closure, which must not block. The executor makes it; a
+    /// test of a tool can, too.
     pub fn from_fn(take: impl FnOnce(ToolResult) + Send + 'static) -> Self {
         Self(Some(Box::new(take)))
     }
@@ -154,7 +154,7 @@ impl Handler {
             Kind::Now(function) => result_of(function(context, arguments)),
             Kind::Later(function) => {
                 let (tell, answer) = bounded(1);
-                // There is room; refused when nobody waits any more.
+                // There is room; refused when the caller has given up.
                 let reply = ToolReply::from_fn(move |result| drop(tell.try_send(result)));
                 function(context, arguments, reply);
                 answer.recv_deadline(context.deadline()).unwrap_or_else(|_| {

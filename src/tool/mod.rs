@@ -1,11 +1,12 @@
 //! What a model asks for and what it gets back: [`ToolCall`], [`ToolResult`], [`Outcome`], the
-//! [`ToolSchema`] of a tool, the [`ToolRegistry`] of all of them, and the text formats they have in
-//! a model's prompt and output.
+//! [`ToolSchema`] of a tool, the [`ToolRegistry`] of all of them, and the text formats they have
+//! in a model's prompt and output.
 //!
 //! Knows nothing of slots, queues or HTTP. Everything here is pure data and pure functions.
 
 mod builtin;
 mod call;
+pub mod format;
 mod handler;
 mod openai;
 mod outcome;

@@ -7,7 +7,7 @@ use serde::de::{Deserializer, Error as _};
 use serde::{Deserialize, Serialize, Serializer};
 use thiserror::Error;
 
-/// How a call ended. A trainer masks by it; nobody has to parse error texts.
+/// How a call ended. A trainer masks by it and parses no error texts.
 ///
 /// Its text, in JSON too, is its snake-case name: [`Outcome::as_str`], `Display` and `FromStr`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -26,7 +26,7 @@ pub enum Outcome {
     OutOfMemory,
     /// The limit of the slot's workspace ended it, so that it does not fill the disk.
     DiskFull,
-    /// Somebody cancelled it.
+    /// It was cancelled.
     Cancelled,
     /// The call itself is wrong: its arguments are not an object or lack what the tool's schema
     /// requires. It was never queued.
@@ -37,7 +37,8 @@ pub enum Outcome {
     IsolationUnavailable,
     /// The sandbox that held the trajectory's workspace is gone, or did not answer in time.
     SandboxLost,
-    /// The backend failed: it panicked, dropped the call unanswered, or could not start the command.
+    /// The backend failed: it panicked, dropped the call unanswered, or could not start the
+    /// command.
     BackendFailed,
     /// An external tool could not be run: there is no ToolServer, it gave no usable answer, or an
     /// in-process tool panicked. (One that ran and failed is a [`ToolError`](Self::ToolError).)

@@ -1,5 +1,5 @@
-//! The rules at the executor's door: which calls are refused before anything of them is queued, and
-//! what becomes of the others on their way to where they run.
+//! The rules at the executor's door: which calls are refused before anything of them is queued,
+//! and what becomes of the others on their way to where they run.
 //!
 //! The executor calls [`prepare`] once for each call, on the caller's thread. Everything here is a
 //! pure function; nothing here waits, and nothing knows whether a slot is free.
@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use super::format::{give_types, unreadable_error};
 use super::schema::not_an_object;
 use super::suggest::suggest;
 use super::{
@@ -64,9 +65,9 @@ pub(crate) enum Work {
 /// `default_timeout`, as it is.
 ///
 /// # Errors
-/// The answer to a call that goes no further: an unknown tool, an external one without a ToolServer,
-/// arguments that do not fit the tool's schema, or a background process asked of `terminal`.
-/// Nothing of it ran, and the answer carries the call's id.
+/// The answer to a call that goes no further: one that could not be read, an unknown tool, an
+/// external one without a ToolServer, arguments that do not fit the tool's schema, or a background
+/// process asked of `terminal`. Nothing of it ran, and the answer carries the call's id.
 pub(crate) fn prepare(
     registry: &ToolRegistry,
     policy: &Policy,
@@ -74,7 +75,14 @@ pub(crate) fn prepare(
     call: ToolCall,
     default_timeout: Duration,
 ) -> Result<Prepared, Box<ToolResult>> {
-    let ToolCall { name, arguments, uniq_id, raw_text: _, timeout } = call;
+    if let Some(answer) = answer_to_unreadable(&call) {
+        return Err(Box::new(answer));
+    }
+    let mut call = call;
+    if let Some(tool) = registry.get(&call.name) {
+        give_types(&mut call, &tool.schema);
+    }
+    let ToolCall { name, arguments, uniq_id, timeout, .. } = call;
     match decide(registry, policy, tool_server, &name, arguments) {
         Ok((asked, work)) => {
             let timeout = timeout.or(asked).map(|time| time.clamp(MIN_TIMEOUT, MAX_TIMEOUT));
@@ -93,6 +101,28 @@ pub(crate) fn prepare(
             Err(Box::new(result))
         }
     }
+}
+
+/// The answer to a call that could not be read from the model's text: why, and where in the text.
+fn answer_to_unreadable(call: &ToolCall) -> Option<ToolResult> {
+    let origin = call.origin.as_ref()?;
+    let reason = origin.unreadable.as_ref()?;
+    let error = unreadable_error(origin.form, origin.place, reason);
+    let mut result = ToolResult::failure(Outcome::InvalidCall, error);
+    result.uniq_id = Some(call.uniq_id.clone());
+    let mut facts = JsonObject::new();
+    facts.insert("form".to_owned(), origin.form.as_str().into());
+    if let Some(place) = origin.place {
+        let numbers = [
+            ("line", place.line),
+            ("column", place.column),
+            ("start", place.start),
+            ("end", place.end),
+        ];
+        facts.extend(numbers.map(|(key, number)| (key.to_owned(), number.into())));
+    }
+    result.metadata.insert("unreadable_call".to_owned(), Value::Object(facts));
+    Some(result)
 }
 
 /// [`prepare`] without the id: the time that the arguments ask for, and the work.
@@ -156,7 +186,8 @@ fn apply_policy(sent_as: &str, policy: &Policy, arguments: &mut JsonObject) {
     }
 }
 
-/// The time that a model gave its call in the argument `timeout`. A boolean or a string is no time.
+/// The time that a model gave its call in the argument `timeout`. A boolean or a string is no
+/// time.
 fn timeout_of(arguments: &JsonObject) -> Option<Duration> {
     let seconds = arguments.get("timeout")?.as_f64()?;
     Some(clamped_timeout(seconds))

@@ -81,9 +81,9 @@ impl ToolRegistry {
 
     /// A registry of the tools that run in a sandbox: `terminal`, `bash`, `read_file`,
     /// `write_file`, `terminal_stateful`, `tmux`. `bash_stateful`, which is the sandbox's name for
-    /// `terminal_stateful`, is accepted for it, unless a tool of that name is registered: it is in no
-    /// prompt and not among the [`names`](Self::names), and what tells of such a call – error texts,
-    /// statistics – calls the tool as the model did.
+    /// `terminal_stateful`, is accepted for it, unless a tool of that name is registered: it is in
+    /// no prompt and not among the [`names`](Self::names), and what tells of such a call – error
+    /// texts, statistics – calls the tool as the model did.
     pub fn builtin() -> Self {
         let mut registry = Self::empty();
         for (schema, sent_as) in builtin::all() {
@@ -129,7 +129,8 @@ impl ToolRegistry {
     /// thread, by its [`ToolReply`]. So a call that waits for something else takes no thread.
     ///
     /// As many calls as the executor's [`queue_capacity`](crate::Builder::queue_capacity) –
-    /// or 256, if that is more – may be unanswered; others wait. For the rest see [`register_fn`](Self::register_fn).
+    /// or 256, if that is more – may be unanswered; others wait. For the rest see
+    /// [`register_fn`](Self::register_fn).
     ///
     /// # Errors
     /// See [`RegisterError`]; the registry is then as it was.

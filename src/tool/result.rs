@@ -6,10 +6,11 @@ use serde::{Deserialize, Serialize, Serializer};
 
 use super::{JsonObject, Outcome};
 
-/// What a tool call gave. A tool that fails is a result too: `success` is `false`, `error` says why.
+/// What a tool call gave. A tool that fails is a result too: `success` is `false`, `error` says
+/// why.
 ///
-/// In JSON it has all of these fields, `model_attributable` after `may_have_executed`, and the times
-/// in milliseconds.
+/// In JSON it has all of these fields, `model_attributable` after `may_have_executed`, and the
+/// times in milliseconds.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[non_exhaustive]
 pub struct ToolResult {

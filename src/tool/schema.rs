@@ -12,8 +12,8 @@ use crate::error::ConfigError;
 
 /// A tool's name, description and parameters.
 ///
-/// In JSON `{"name": …, "description": …, "parameters": {NAME: JSON SCHEMA}, "required": [NAME]}`; only
-/// the name has to be given.
+/// In JSON `{"name": …, "description": …, "parameters": {NAME: JSON SCHEMA}, "required": [NAME]}`;
+/// only the name has to be given.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
@@ -234,7 +234,7 @@ fn article_of(type_name: &str) -> Option<&'static str> {
     }
 }
 
-fn kind_of(value: &Value) -> &'static str {
+pub(super) fn kind_of(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "a boolean",

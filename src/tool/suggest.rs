@@ -1,8 +1,8 @@
 //! Which tool a model may have meant by a name that no tool has.
 //!
 //! A model that was trained with other tools calls them by those names: so the common names of
-//! shells and file tools are known here. Other names are compared with those there are. The cost is
-//! bounded whatever the name is, since the model chooses it.
+//! shells and file tools are known here. Other names are compared with those there are. The cost
+//! is bounded whatever the name is, since the model chooses it.
 
 /// How many names are suggested at most.
 const MOST: usize = 3;
@@ -72,16 +72,17 @@ const COMMON: &[(&[&str], &[&str])] = &[
     ),
 ];
 
-/// Those of `names` that may have been meant by `name`: at most three, the likeliest first. They are
+/// Those of `names` that may have been meant by `name`: at most three, the likeliest first. They
+/// are
 ///
 /// 1. what stands behind a prefix such as `functions.` or `tools/`, if it is one of them,
 /// 2. those that do what is commonly called so,
 /// 3. those that are as good as equal: by the fewest insertions, deletions, replacements and
-///    transpositions of neighbours that make one of the other – two at most, one where either has at
-///    most four characters, none where one has a single character –, then in their order.
+///    transpositions of neighbours that make one of the other – two at most, one where either has
+///    at most four characters, none where one has a single character –, then in their order.
 ///
-/// Case does not matter, and `-`, ` ` and `.` are the same as `_`. A name of more than 64 characters
-/// is like no other.
+/// Case does not matter, and `-`, ` ` and `.` are the same as `_`. A name of more than 64
+/// characters is like no other.
 pub(super) fn suggest<'a>(name: &str, names: &[&'a str]) -> Vec<&'a str> {
     let mut found: Vec<&str> = Vec::new();
     if name.chars().nth(LONGEST).is_some() {

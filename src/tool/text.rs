@@ -76,6 +76,7 @@ fn parse_block(inner: &str) -> Option<ToolCall> {
         uniq_id: uniq_id.unwrap_or_else(|| Uuid::new_v4().to_string()),
         raw_text: inner.to_owned(),
         timeout: None,
+        origin: None,
     })
 }
 

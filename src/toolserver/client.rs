@@ -1,12 +1,12 @@
 //! The client of a ToolServer.
 //!
 //! Blocking; the executor calls it from threads of its own (`tool-server-N`), as many as the
-//! ToolServer may have calls at once, so that one that hangs delays nobody but its own callers.
+//! ToolServer may have calls at once, so that one that hangs delays its own callers only.
 //! What is said on the wire is in `wire::tool_server`.
 //!
-//! A request is never sent twice: an external tool may have effects, and the protocol has no way to
-//! ask whether the first one arrived. So each has a connection of its own: on one that was idle it
-//! could meet a server that is just closing it, and nobody could tell what became of the call.
+//! A request is never sent twice: an external tool may have effects, and the protocol has no way
+//! to ask whether the first one arrived. So each has a connection of its own: on one that was idle
+//! it could meet a server that is just closing it, and what became of the call could not be told.
 
 use std::time::{Duration, Instant};
 

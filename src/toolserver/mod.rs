@@ -1,7 +1,7 @@
 //! ToolServers: services of the user's that run external tools.
 //!
-//! `client` speaks to one; without the feature `http` there is none to speak with, and `absent` has
-//! its place.
+//! `client` speaks to one; without the feature `http` there is none to speak with, and `absent`
+//! has its place.
 
 #[cfg(not(feature = "http"))]
 mod absent;

@@ -9,13 +9,17 @@ pub(crate) mod reference;
 pub(crate) mod sandbox;
 pub(crate) mod tool_server;
 
-use serde::{Deserialize, Deserializer, Serialize};
+#[cfg(feature = "server")]
+use serde::Serialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
+#[cfg(feature = "server")]
 use crate::tool::{Outcome, ToolResult};
 
-/// How a call ended, for programs: what every body that carries a tool's result has besides, and after,
-/// what the reference's has. Its clients ignore keys that they do not know.
+/// How a call ended, for programs: what every body that carries a tool's result has besides, and
+/// after, what the reference's has. Its clients ignore keys that they do not know.
+#[cfg(feature = "server")]
 #[derive(Debug, Serialize)]
 pub(crate) struct OutcomeFields {
     outcome: Outcome,
@@ -23,6 +27,7 @@ pub(crate) struct OutcomeFields {
     model_attributable: bool,
 }
 
+#[cfg(feature = "server")]
 impl From<&ToolResult> for OutcomeFields {
     fn from(result: &ToolResult) -> Self {
         Self {
@@ -42,7 +47,8 @@ where
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
-/// The text of an error answer: `{"detail": …}` or `{"error": …}`, else the body itself, cut to a line.
+/// The text of an error answer: `{"detail": …}` or `{"error": …}`, else the body itself, cut to a
+/// line.
 pub(crate) fn error_text(body: &str) -> String {
     const LONGEST: usize = 300;
     let detail = serde_json::from_str::<Value>(body).ok().and_then(|mut value| {

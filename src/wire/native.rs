@@ -1,7 +1,7 @@
 //! The native protocol between our executor and our sandbox server, version 1.
 //!
-//! A *session* is one executor's use of one server; it has all slots of it. What it wants done in a
-//! slot is a row of numbered *operations* – calls and resets – with numbers that only grow.
+//! A *session* is one executor's use of one server; it has all slots of it. What it wants done in
+//! a slot is a row of numbered *operations* – calls and resets – with numbers that only grow.
 //!
 //! | route | what |
 //! |---|---|
@@ -10,13 +10,13 @@
 //! | `POST /v1/results` | an endless stream of lines: a result as soon as it is there, a beat every few seconds |
 //! | `POST /v1/archive` | a workspace's archive, as lines |
 //!
-//! **Exactly once**: an operation is named by slot and number. One that is sent again joins the first
-//! one or gets its result; a number below the slot's latest is *stale* and runs nothing. The latest
-//! result of each slot is kept until the slot's next operation, which a client sends only after it
-//! has that result. A result may be told in an answer that never arrives: so each beat of the stream
-//! names those that were told. So a request may be repeated, and a stream resumed, after any loss: with the list
-//! of what the client still waits for, the server repeats the results it has, and says which
-//! operations it never got.
+//! **Exactly once**: an operation is named by slot and number. One that is sent again joins the
+//! first one or gets its result; a number below the slot's latest is *stale* and runs nothing. The
+//! latest result of each slot is kept until the slot's next operation, which a client sends only
+//! after it has that result. A result may be told in an answer that never arrives: so each beat of
+//! the stream names those that were told. So a request may be repeated, and a stream resumed,
+//! after any loss: with the list of what the client still waits for, the server repeats the
+//! results it has, and says which operations it never got.
 
 use serde::{Deserialize, Serialize};
 
@@ -192,8 +192,8 @@ impl From<Result<(), String>> for NativeResult {
 }
 
 impl NativeResult {
-    /// The result for its caller. An outcome of a later version is a failure of the backend: what it
-    /// says is in the text.
+    /// The result for its caller. An outcome of a later version is a failure of the backend: what
+    /// it says is in the text.
     pub(crate) fn into_tool_result(self) -> ToolResult {
         let outcome = self.outcome.parse().unwrap_or(Outcome::BackendFailed);
         ToolResult {

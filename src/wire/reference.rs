@@ -1,8 +1,9 @@
 //! What an executor says to any sandbox server, and what it understands: sections 1 to 4 of the
 //! reference protocol, from the client's side.
 //!
-//! The reference's answers have no outcome for programs, so it is inferred here from what the protocol
-//! promises: metadata first, texts only where there is nothing else. Ours have one, which is taken.
+//! The reference's answers have no outcome for programs, so it is inferred here from what the
+//! protocol promises: metadata first, texts only where there is nothing else. Ours have one, which
+//! is taken.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;

@@ -24,8 +24,8 @@ fn content() -> Vec<u8> {
     (0..2_500_000u32).map(|n| (n % 251) as u8).collect()
 }
 
-/// Answers calls at once, and has artifacts. A reader of `held` says so and waits for the test; one
-/// of `panics` panics.
+/// Answers calls at once, and has artifacts. A reader of `held` says so and waits for the test;
+/// one of `panics` panics.
 struct Files {
     content: Vec<u8>,
     reading: Sender<Sender<()>>,

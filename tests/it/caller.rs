@@ -1,5 +1,5 @@
-//! What the caller of the tests must not decide: who may enter a directory. (What reaches the program:
-//! `tests/program`.)
+//! What the caller of the tests must not decide: who may enter a directory. (What reaches the
+//! program: `tests/program`.)
 
 use std::os::unix::fs::PermissionsExt;
 

@@ -86,7 +86,8 @@ impl Proxy {
         }
     }
 
-    /// Cuts every connection, and closes new ones as soon as they come – until it is told otherwise.
+    /// Cuts every connection, and closes new ones as soon as they come – until it is told
+    /// otherwise.
     pub(crate) fn refuse(&self, refuses: bool) {
         self.shared.refuses.store(refuses, Ordering::SeqCst);
         self.cut_all();

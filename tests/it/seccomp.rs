@@ -1,4 +1,5 @@
-//! The filter of system calls, from inside a sandbox: what it denies, and that tools go on working.
+//! The filter of system calls, from inside a sandbox: what it denies, and that tools go on
+//! working.
 
 #![allow(clippy::print_stdout, reason = "what could not run says so")]
 
@@ -24,8 +25,8 @@ fn executor(seccomp: bool) -> (tempfile::TempDir, ToolExecutor) {
     (dir, executor)
 }
 
-/// The error numbers of system calls made in a sandbox, 0 for none. Each is an expression for perl,
-/// which every system has and which can make any call.
+/// The error numbers of system calls made in a sandbox, 0 for none. Each is an expression for
+/// perl, which every system has and which can make any call.
 fn errors(executor: &ToolExecutor, calls: &[String]) -> Vec<i32> {
     let command = format!("{}; perl probe.pl", write_probe(calls));
     let result = executor.execute("prober", bash(&command));
@@ -48,8 +49,8 @@ fn numbers(output: &str) -> Vec<i32> {
     output.lines().map(|line| line.parse().expect(line)).collect()
 }
 
-/// Calls that the kernel itself would let through, or refuse in another way: `(what it is, with the
-/// filter)`.
+/// Calls that the kernel itself would let through, or refuse in another way:
+/// `(what it is, with the filter)`.
 fn probes() -> Vec<(String, i32)> {
     let call = |number: libc::c_long, arguments: &str| format!("syscall({number}, {arguments})");
     vec![

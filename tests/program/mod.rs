@@ -42,8 +42,8 @@ pub(crate) fn program_ignoring(ignored: &'static [Signal]) -> Command {
     command
 }
 
-/// Makes a directory that other users can pass through, whatever the umask is: where the tests run as
-/// root, commands run as another user.
+/// Makes a directory that other users can pass through, whatever the umask is: where the tests run
+/// as root, commands run as another user.
 pub(crate) fn make_directory(path: &Path) {
     fs::create_dir(path).unwrap();
     fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();

@@ -7,24 +7,24 @@
 //! While the fleet starts one per server, `tool-connect-N`, which asks what it is.
 //! One per server, `tool-fleet-N`, which keeps up the connection: for a native server it reads the
 //! stream of results, and another, `tool-send-N`, sends what the threads that hand over do not. A
-//! reference server answers a request only when its call is done, so each of its running calls takes a
-//! thread, `tool-ref-N`; never more than the server has slots.
+//! reference server answers a request only when its call is done, so each of its running calls
+//! takes a thread, `tool-ref-N`; never more than the server has slots.
 //!
 //! # While the fleet starts
-//! Servers that are not there yet are waited for, and warnings say which and why. What waiting cannot
-//! mend ends the start at once: a wrong token, `http` to a server that speaks `https` or the other way
-//! round, a certificate that is not right.
+//! Servers that are not there yet are waited for, and warnings say which and why. What waiting
+//! cannot mend ends the start at once: a wrong token, `http` to a server that speaks `https` or
+//! the other way round, a certificate that is not right.
 //!
 //! # When a server does not answer
 //! It is *unknown*: its calls wait, no trajectory is newly put there, and the connection is tried
-//! again. If it is back within [`FleetConfig::unreachable_timeout`] nothing was lost, unless it has
-//! begun anew. Else it is *down*: its calls end as
-//! [`Outcome::SandboxLost`](crate::Outcome::SandboxLost), so do requests for its artifacts, and it is
-//! tried on and on.
+//! again. If it is back within [`FleetConfig::unreachable_timeout`] nothing was lost, unless it
+//! has begun anew. Else it is *down*: its calls end as
+//! [`Outcome::SandboxLost`](crate::Outcome::SandboxLost), so do requests for its artifacts, and it
+//! is tried on and on.
 //!
 //! # What holds there
-//! Limits, warm slots and isolation are told as the servers tell them in `/health`, at the start and
-//! whenever one begins anew: of each the weakest, nothing where one of them does not say.
+//! Limits, warm slots and isolation are told as the servers tell them in `/health`, at the start
+//! and whenever one begins anew: of each the weakest, nothing where one of them does not say.
 
 mod artifacts;
 mod native;

@@ -7,8 +7,9 @@
 //! It has no way to tell a repeated request from a new one, so none is repeated that may have
 //! arrived, and none is sent on a connection that was idle: the server may be just closing that.
 //!
-//! Nor does it say when it has begun anew. A connection that is refused, to a call or to the thread that
-//! asks whether it is there, is taken for that: its process was gone, whatever its workspaces hold.
+//! Nor does it say when it has begun anew. A connection that is refused, to a call or to the
+//! thread that asks whether it is there, is taken for that: its process was gone, whatever its
+//! workspaces hold.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -51,7 +52,8 @@ struct State {
     refused: bool,
     /// How often its workspaces were lost: a call from before is not to run after.
     losses: u64,
-    /// Where jobs are put in. Bounded by the slots, each of which has one at most. Taken when closing.
+    /// Where jobs are put in. Bounded by the slots, each of which has one at most. Taken when
+    /// closing.
     jobs: Option<Sender<Job>>,
     /// How many jobs were handed over and have not ended.
     outstanding: usize,
@@ -131,7 +133,7 @@ impl ReferenceServer {
             let mut state = self.state.lock();
             (state.jobs.take(), std::mem::take(&mut state.workers), state.keeper.take())
         };
-        // What nobody has begun is dropped unanswered, which says so.
+        // A call that no thread has begun is dropped unanswered, which says so.
         drop(jobs);
         drop(self.waiting.try_iter().collect::<Vec<_>>());
         self.wake.notify_all();
@@ -236,8 +238,8 @@ impl ReferenceServer {
         });
     }
 
-    /// Tries a request until it has reached the server, or the server is given up; not any more when
-    /// the workspaces were lost since there were `losses`.
+    /// Tries a request until it has reached the server, or the server is given up; not any more
+    /// when the workspaces were lost since there were `losses`.
     fn until_sent<T>(
         &self,
         losses: Option<u64>,
@@ -253,8 +255,8 @@ impl ReferenceServer {
                     let mut state = self.state.lock();
                     let mut until = (Instant::now() + PAUSE_MOST / 4).min(deadline);
                     if matches!(failure, Failure::NoListener) {
-                        // Not again before it is known what became of the workspaces: it may be back
-                        // already.
+                        // Not again before it is known what became of the workspaces: it may be
+                        // back already.
                         (state.refused, until) = (true, deadline);
                         self.wake.notify_all();
                     }

@@ -1,7 +1,7 @@
 //! The start of a fleet: asks every server what it is, and waits for those that are not there yet.
 //!
-//! What waiting cannot mend – a wrong token, scheme or certificate – ends it at once. What it waits for
-//! is said by warnings (`waiting`), and it can be interrupted.
+//! What waiting cannot mend – a wrong token, scheme or certificate – ends it at once. What it
+//! waits for is said by warnings (`waiting`), and it can be interrupted.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -44,8 +44,8 @@ struct Meeting {
 }
 
 impl Meeting {
-    /// Asks until the server answers, the deadline, or the interrupt; `tell` gets each new reason to
-    /// wait, and says whether it took it.
+    /// Asks until the server answers, the deadline, or the interrupt; `tell` gets each new reason
+    /// to wait, and says whether it took it.
     fn connect(&self, tell: impl Fn(String) -> bool) -> Result<Met, BackendError> {
         let Self { number, connection, bound, deadline, .. } = self;
         let url = &connection.url;
@@ -108,8 +108,9 @@ impl Meeting {
     }
 }
 
-/// Meets these servers side by side, in their order. The first that cannot be used ends it for all, and so
-/// does `interrupt`; the sessions that were begun are ended then. Warns of those that are waited for.
+/// Meets these servers side by side, in their order. The first that cannot be used ends it for
+/// all, and so does `interrupt`; the sessions that were begun are ended then. Warns of those that
+/// are waited for.
 fn meet_all(
     meetings: Vec<Meeting>,
     stop: &Interrupt,

@@ -1,5 +1,5 @@
-//! What the start of a fleet says while it waits for servers, and when: pure decisions, with the clock
-//! passed in.
+//! What the start of a fleet says while it waits for servers, and when: pure decisions, with the
+//! clock passed in.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 const FIRST: Duration = Duration::from_secs(1);
 /// How long nothing more is said then, even if there is something new.
 const BETWEEN: Duration = Duration::from_secs(2);
-/// How long after that it is said again that the same is still so; the time doubles with each time.
+/// How long after that it is said again that the same is still so; the time doubles with each
+/// time.
 const AGAIN: Duration = Duration::from_secs(10);
 /// How many servers are named.
 const NAMED: usize = 3;

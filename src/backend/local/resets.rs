@@ -1,4 +1,5 @@
-//! Emptying a slot: what lives in it ends first, then its files are removed, on a thread of `tool-reset-N`.
+//! Emptying a slot: what lives in it ends first, then its files are removed, on a thread of
+//! `tool-reset-N`.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,11 +9,11 @@ use parking_lot::Mutex;
 use super::{Inner, Slot};
 use crate::backend::ResetReply;
 
-/// How long resets may take to end where nobody closed the backend.
+/// How long resets may take to end where the backend is not being closed.
 const RESETS_END: Duration = Duration::from_secs(5);
 
-/// The obligation to answer everybody who waits for a slot's reset. Dropped, because of a panic or because
-/// the threads have ended, it drops their replies, which say so.
+/// The obligation to answer everybody who waits for a slot's reset. Dropped, because of a panic or
+/// because the threads have ended, it drops their replies, which say so.
 struct AnswerAll(Option<Arc<Mutex<Vec<ResetReply>>>>);
 
 impl AnswerAll {
@@ -22,7 +23,7 @@ impl AnswerAll {
         }
     }
 
-    /// Those who wait, once: whoever comes later waits for another reset.
+    /// Those that wait, once: a later one waits for another reset.
     fn take(&mut self) -> Vec<ResetReply> {
         self.0.take().map(|waiting| std::mem::take(&mut *waiting.lock())).unwrap_or_default()
     }
@@ -36,7 +37,7 @@ impl Drop for AnswerAll {
 
 /// Empties a slot in which no command runs. Does not block.
 pub(super) fn reset(inner: &Arc<Inner>, index: usize, place: &Slot, reply: ResetReply) {
-    // Whoever lost patience with a long reset and asks again gets the answer of that one.
+    // A second request during a long reset gets the answer of that one.
     {
         let mut waiting = place.resets.lock();
         waiting.push(reply);
@@ -63,7 +64,7 @@ pub(super) fn reset(inner: &Arc<Inner>, index: usize, place: &Slot, reply: Reset
             });
         }
     };
-    // Before its files are emptied, nobody may be left who makes new ones.
+    // Before its files are emptied, no process may be left that makes new ones.
     let weak = Arc::downgrade(inner);
     let terminals_gone = move |all_dead: bool| match weak.upgrade() {
         Some(inner) if all_dead => inner.supervisor.leave(index, Box::new(on_gone)),

@@ -30,8 +30,8 @@ fn without_tmux_its_calls_say_so_and_ran_nothing() {
     assert_eq!(executor.execute("t", ToolCall::bash("echo fine")).output, "fine");
 }
 
-/// Nobody had to be told: it had no call, and the slot has had another session since, which ended as it
-/// should.
+/// No caller had to be told: the session had no call, and the slot has had another session since,
+/// which ended as it should.
 #[test]
 fn a_slot_with_a_session_whose_end_nobody_saw_is_not_given_out() {
     // A call that runs just when its session ends is told, which is another case.

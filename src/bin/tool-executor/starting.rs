@@ -1,9 +1,9 @@
 //! A start that a signal can end, whatever it waits for.
 //!
-//! The start runs on a thread of its own, `tool-start`; this one waits for its end or for a signal.
-//! After the first signal the start is asked to give up and has a moment to put away what it made;
-//! then, or at the second signal, the program ends without it. What it leaves behind then – a
-//! directory, a process that dies with this one – the next start with the same data directory
+//! The start runs on a thread of its own, `tool-start`; this one waits for its end or for a
+//! signal. After the first signal the start is asked to give up and has a moment to put away what
+//! it made; then, or at the second signal, the program ends without it. What it leaves behind then
+//! – a directory, a process that dies with this one – the next start with the same data directory
 //! removes.
 
 use std::thread;

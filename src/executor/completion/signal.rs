@@ -1,9 +1,10 @@
 //! The file descriptor of a completion queue: readable as long as completions wait.
 //!
-//! An eventfd follows a count of what waits. The count is changed without a lock; only who takes it
-//! past zero – from nothing to something, or back – brings the eventfd up to date, and under a lock
-//! looks at the count *as it is then*. So whoever does that last has seen every change before it:
-//! once nobody is under way here, the eventfd is right. Nothing is ever read from it to learn how many.
+//! An eventfd follows a count of what waits. The count is changed without a lock; only who takes
+//! it past zero – from nothing to something, or back – brings the eventfd up to date, and under a
+//! lock looks at the count *as it is then*. So the thread that does that last has seen every
+//! change before it: once no thread is under way here, the eventfd is right. Nothing is ever read
+//! from it to learn how many.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -75,7 +76,8 @@ mod tests {
     use super::*;
     use crate::tool::ToolResult;
 
-    /// Whether the queue's descriptor is readable, or the other becomes so first, within so many seconds.
+    /// Whether the queue's descriptor is readable, or the other becomes so first, within so many
+    /// seconds.
     fn readable(queue: &CompletionQueue, other: Option<&OwnedFd>, seconds: i64) -> [bool; 2] {
         let fd = queue.poll_fd().unwrap();
         let within = Timespec { tv_sec: seconds, tv_nsec: 0 };

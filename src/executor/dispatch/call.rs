@@ -61,7 +61,7 @@ pub(super) enum Item {
         reset_workspace: bool,
         reply: ReleaseReply,
     },
-    /// Somebody wants the use of the slot.
+    /// A reader wants the use of the slot.
     Lease(LeaseReply),
 }
 
@@ -145,7 +145,7 @@ impl Call {
     }
 }
 
-/// Tells whoever waits for a release how it went.
+/// Tells the caller that waits for a release how it went.
 pub(super) fn answer(reply: ReleaseReply, outcome: Result<(), ReleaseError>) {
     if let Some(reply) = reply {
         // Refused only when the caller is gone.

@@ -39,7 +39,8 @@ impl Dispatch {
             trajectory.lost = Some(Lost::WithSandbox);
             trajectory.slot = None;
             if let Current::Leased(lost) = &trajectory.current {
-                // Before anybody else can have the slot: the reader throws away what it reads there.
+                // Before anybody else can have the slot: the reader throws away what it reads
+                // there.
                 lost.store(true, Ordering::Release);
             }
         }

@@ -15,7 +15,7 @@ use crate::tool::{Outcome, Timing, ToolResult, Work};
 const CLOSE_GRACE: Duration = Duration::from_secs(5);
 
 impl Dispatch {
-    /// A running call was answered by whoever ran it.
+    /// A running call was answered by what ran it.
     pub(super) fn on_finished(
         &mut self,
         id: ExecutionId,
@@ -59,7 +59,7 @@ impl Dispatch {
         let call_state = call.promise.call_state().clone();
         let outcome = result.outcome;
         let (ran, lost) = match call.stage {
-            // Nobody knows whether it still runs in its slot.
+            // It is not known whether it still runs in its slot.
             Stage::InSlot { .. } => (true, true),
             Stage::OnThread { .. } => (true, false),
             _ => {
@@ -67,11 +67,13 @@ impl Dispatch {
                 (false, false)
             }
         };
-        // Before its caller sees the result: who looks then whether the call is still wanted is told so.
-        if let Stage::OnThread { cancelled, .. } = &call.stage {
-            cancelled.store(true, Ordering::Release);
-        }
-        let timing = call_state.answer_here(result)?;
+        // What runs is told that the call is not wanted any more before its caller sees the result,
+        // and when this result is sure to be the first: it may answer at once.
+        let timing = call_state.answer_here(result, || {
+            if let Stage::OnThread { cancelled, .. } = &call.stage {
+                cancelled.store(true, Ordering::Release);
+            }
+        })?;
         let call = self.calls.remove(&id)?;
         self.timers.remove(&(call.timer, id));
         self.recorder.finished(&call.tool, outcome, timing, ran);
@@ -217,7 +219,7 @@ impl Dispatch {
                 _ => self.end(id, closed_before_start(), now),
             }
         }
-        // Whoever still reads files throws away what it reads from now on.
+        // A reader of files throws away what it reads from now on.
         let lent = |(id, trajectory): (&Arc<str>, &Trajectory)| match trajectory.current {
             Current::Leased(_) => trajectory.slot.map(|slot| (id.clone(), slot)),
             _ => None,

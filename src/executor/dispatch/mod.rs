@@ -1,8 +1,8 @@
 //! The dispatch state: which call is where, whose turn it is, and what is to be done next.
 //!
-//! Owned by the batcher thread, hence without locks. It is told of [`Event`]s and of the time, does
-//! no I/O and waits for nothing: what has to be done in the world it returns as [`Action`]s. So it
-//! can be driven by a test with a clock of its own.
+//! Owned by the batcher thread, hence without locks. It is told of [`Event`]s and of the time,
+//! does no I/O and waits for nothing: what has to be done in the world it returns as [`Action`]s.
+//! So it can be driven by a test with a clock of its own.
 //!
 //! The invariants, each of which a test holds it to:
 //! - A trajectory has at most one call beyond its queue (`Trajectory::current`); its calls and
@@ -13,6 +13,7 @@
 
 mod call;
 mod containers;
+mod counts;
 mod ending;
 mod explain;
 mod idle;
@@ -33,7 +34,7 @@ use super::external::{External, HandlerCall, ToolServerCall};
 use super::gate::Gate;
 use super::lane::{BatchLimits, Lane};
 use super::lease::LeaseReply;
-use super::stats::{LaneStats, Recorder, Rejections, Stats};
+use super::stats::{Recorder, Rejections};
 use crate::artifact::ArtifactError;
 use crate::backend::{Container, Execution, ExecutionId, SlotRef};
 use crate::config::LostWorkspace;
@@ -76,8 +77,8 @@ pub(crate) enum Action {
     AskToolServer(ToolServerCall),
     /// Reset a slot, then report [`Event::ResetDone`].
     Reset { slot: SlotIx, slot_ref: SlotRef },
-    /// Hand over the use of a slot, then report [`Event::LeaseReturned`] when it is given back, or was
-    /// wanted no more.
+    /// Hand over the use of a slot, then report [`Event::LeaseReturned`] when it is given back, or
+    /// was wanted no more.
     GrantLease { slot: SlotRef, trajectory_id: Arc<str>, lost: Arc<AtomicBool>, reply: LeaseReply },
     /// Ask the backend to end a running call.
     Cancel(ExecutionId),
@@ -135,8 +136,8 @@ pub(crate) struct Dispatch {
 }
 
 impl Dispatch {
-    /// Everything idle, all slots of these containers free; `starts_dirty` if somebody may have used
-    /// them before.
+    /// Everything idle, all slots of these containers free; `starts_dirty` if others may have
+    /// used them before.
     pub(crate) fn new(
         containers: &[Container],
         limits: Limits,
@@ -304,52 +305,6 @@ impl Dispatch {
         self.aborted.unwrap_or(0)
     }
 
-    /// Everything counted and measured.
-    pub(crate) fn stats(&self, now: Instant) -> Stats {
-        let mut outcomes = self.recorder.outcomes;
-        let mut tools = self.recorder.tools.clone();
-        self.rejections.add_to(&mut outcomes, &mut tools);
-        let [batch_size, queue_ms, slot_ms, exec_ms, total_ms] = self.recorder.summaries();
-        let total_requests = outcomes.total();
-        Stats {
-            total_requests,
-            total_errors: total_requests - outcomes.get(Outcome::Ok),
-            outcomes,
-            queue_size: self.gate.inside(),
-            running: self.running,
-            trajectories: self.trajectories.len(),
-            waiting_for_slot: self.waiting_for_slot,
-            idle_slots: self.idle.len(),
-            idle_holders: self.idle_holders(now),
-            stalled_s: self.stall.lasts(now).map(|lasts| lasts.as_secs_f64()),
-            slots: self.pool.counts(),
-            batch_size,
-            queue_ms,
-            slot_ms,
-            exec_ms,
-            total_ms,
-            tools,
-            containers: self.pool.container_counts(),
-            lanes: self.lane_stats(),
-            limits: None,
-            warm_slots: None,
-        }
-    }
-
-    fn lane_stats(&self) -> Vec<LaneStats> {
-        let lanes = self.lanes.iter().zip(self.pool.occupancy()).zip(&self.sent_to);
-        lanes
-            .map(|((lane, (addr, slots, held)), &running)| LaneStats {
-                addr: addr.to_owned(),
-                waiting: lane.len(),
-                unacknowledged: lane.unacknowledged(),
-                running,
-                slots,
-                held,
-            })
-            .collect()
-    }
-
     fn submit(&mut self, accepted: Accepted, now: Instant) {
         let Accepted { promise, prepared, at } = accepted;
         let id = promise.call_state().id;
@@ -385,7 +340,7 @@ impl Dispatch {
         }
     }
 
-    /// Somebody wants the use of a trajectory's slot.
+    /// A reader wants the use of a trajectory's slot.
     fn acquire_lease(&mut self, trajectory_id: &Arc<str>, reply: LeaseReply, now: Instant) {
         let refusal = match self.trajectories.get_mut(trajectory_id) {
             _ if self.closing.is_some() => ArtifactError::Closed,
@@ -396,7 +351,7 @@ impl Dispatch {
             }
             None => ArtifactError::NoSlot,
         };
-        // Refused only when nobody waits for it any more.
+        // Refused only when the reader has given up.
         let _ = reply.try_send(Err(refusal));
     }
 
@@ -458,11 +413,11 @@ impl Dispatch {
                         }
                         None => trajectory.lost.map_or(ArtifactError::NoSlot, Lost::artifact_error),
                     };
-                    // Refused only when nobody waits for it any more.
+                    // Refused only when the reader has given up.
                     let _ = reply.try_send(Err(refusal));
                 }
                 None => {
-                    // While closing, nobody will come to release it.
+                    // While closing, no caller will release it.
                     if self.closing.is_some()
                         && let Some(slot) = trajectory.slot.take()
                     {

@@ -26,8 +26,8 @@ impl Dispatch {
             Some(id)
         });
         let Some(id) = waiting else {
-            // Whoever stops waiting leaves the waiting room, so this cannot be; but a slot that is
-            // held by nobody would be lost for good.
+            // A trajectory that stops waiting leaves the queue, so this cannot be; but a slot that
+            // is held by no trajectory would be lost for good.
             debug_assert!(false, "slot granted to {trajectory_id}, which does not wait");
             self.pool.release_unknown(slot);
             return;

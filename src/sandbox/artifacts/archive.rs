@@ -1,9 +1,9 @@
 //! A `.tar.gz` of a workspace, or of a part of it, written as it is made.
 //!
-//! It has regular files, directories and symlinks, under their paths from the workspace, with modes
-//! (without set-user-id and its kin) and modification times. They belong to root, by number, and
-//! to nobody by name: who the sandbox ran as concerns nobody. FIFOs, sockets and devices are left
-//! out, and so is what the sandbox's user may not read. Hard links become files of their own.
+//! It has regular files, directories and symlinks, under their paths from the workspace, with
+//! modes (without set-user-id and its kin) and modification times. They belong to root, by number,
+//! and to nobody by name: who the sandbox ran as concerns nobody. FIFOs, sockets and devices are
+//! left out, and so is what the sandbox's user may not read. Hard links become files of their own.
 
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
@@ -31,12 +31,12 @@ const ARCHIVE_TIME: Duration = Duration::from_secs(300);
 const LINK_NAME_BYTES: usize = 100;
 
 /// Writes an archive of a directory (with itself, unless it is the workspace) or of a single file
-/// to `into`. Blocks for as long as the disk and `into` need, five minutes at most, as far as `into`
-/// lets it.
+/// to `into`. Blocks for as long as the disk and `into` need, five minutes at most, as far as
+/// `into` lets it.
 ///
-/// Sorted by name, each directory before what is in it. What is more than [`MAX_DEPTH`] directories
-/// deep is left out and counts as truncation. A path that is no file or directory gives an empty
-/// archive.
+/// Sorted by name, each directory before what is in it. What is more than [`MAX_DEPTH`]
+/// directories deep is left out and counts as truncation. A path that is no file or directory
+/// gives an empty archive.
 ///
 /// # Errors
 /// [`ArtifactError::Outside`], [`NotFound`](ArtifactError::NotFound),
@@ -259,8 +259,9 @@ impl<W: Write> Archiving<W> {
     }
 }
 
-/// Leaves `most` pending entries: those that come first, which are those of the last levels. So what
-/// is held is bounded by the entries of the archive, however deep it is. Whether any was left out.
+/// Leaves `most` pending entries: those that come first, which are those of the last levels. So
+/// what is held is bounded by the entries of the archive, however deep it is. Whether any was left
+/// out.
 fn trim(stack: &mut [Level], most: usize) -> bool {
     let mut over =
         stack.iter().map(|level| level.pending.len()).sum::<usize>().saturating_sub(most);

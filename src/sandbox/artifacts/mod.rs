@@ -170,8 +170,8 @@ struct First<T> {
     more: bool,
 }
 
-/// The first `most` entries of the directory behind an `O_PATH` descriptor. `look` gives what is to
-/// be known of an entry, and whether it comes after all those for which it says `false`; `None`
+/// The first `most` entries of the directory behind an `O_PATH` descriptor. `look` gives what is
+/// to be known of an entry, and whether it comes after all those for which it says `false`; `None`
 /// leaves it out, before it counts. However large the directory is, no more than `most` are held.
 fn first_entries<T>(
     dir: BorrowedFd<'_>,

@@ -17,8 +17,8 @@ use crate::sandbox::workspace::Workspace;
 /// How long a whole file is hashed. A model can make one of eight exabytes in no time.
 const HASH_TIME: Duration = Duration::from_secs(60);
 
-/// Reads a part of a file of the workspace. Waits for nothing but the disk; a checksum of the whole
-/// file that would take more than a minute is left out.
+/// Reads a part of a file of the workspace. Waits for nothing but the disk; a checksum of the
+/// whole file that would take more than a minute is left out.
 ///
 /// # Errors
 /// [`ArtifactError::Outside`], [`NotFound`](ArtifactError::NotFound),

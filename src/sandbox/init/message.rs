@@ -10,9 +10,9 @@ pub(crate) const HEADER: usize = 16;
 /// The longest message. A shell call that does not fit goes by a script.
 pub(crate) const LONGEST: usize = 32 * 1024;
 
-/// To the program: run this. The header's first number says how many strings follow, each with a NUL
-/// at its end: the arguments, the `$0` first. With it come two or three file descriptors: standard
-/// output, standard error, and what becomes descriptor 5.
+/// To the program: run this. The header's first number says how many strings follow, each with a
+/// NUL at its end: the arguments, the `$0` first. With it come two or three file descriptors:
+/// standard output, standard error, and what becomes descriptor 5.
 pub(crate) const RUN: u8 = b'r';
 /// To the program: kill what runs under this number.
 pub(crate) const KILL: u8 = b'k';
@@ -21,9 +21,9 @@ pub(crate) const KILL: u8 = b'k';
 pub(crate) const READY: u8 = b'R';
 /// From the program: the main process has ended, and what it left behind is being killed.
 pub(crate) const ENDED: u8 = b'e';
-/// From the program: no process of the run is left. The numbers are the main process's wait status, and
-/// the error number where there never was one. The flag says that something else was left behind that
-/// the next run would find.
+/// From the program: no process of the run is left. The numbers are the main process's wait
+/// status, and the error number where there never was one. The flag says that something else was
+/// left behind that the next run would find.
 pub(crate) const DONE: u8 = b'd';
 
 /// The flag of a run that left traces.

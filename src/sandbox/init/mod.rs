@@ -1,7 +1,7 @@
 //! The first process of a warm sandbox, seen from the engine: its program, and the socket to it.
 //!
-//! `program.rs` tells what it does; `message` is what both sides say. A `room` has one for each warm
-//! sandbox, and never waits for it: the socket does not block.
+//! `program.rs` tells what it does; `message` is what both sides say. A `room` has one for each
+//! warm sandbox, and never waits for it: the socket does not block.
 
 mod message;
 

@@ -1,20 +1,22 @@
 //! The first process of a warm sandbox: a program of its own, without a standard library.
 //!
-//! `build.rs` compiles it to a static executable of a few kilobytes, which `mod.rs` carries and which
-//! bubblewrap puts inside the sandbox. It runs one command at a time, as it is told by the socket that
-//! it has inherited; when the command's main process ends it kills every other process of the sandbox,
-//! waits until the last of them is gone, looks for what else was left behind, and says so.
+//! `build.rs` compiles it to a static executable of a few kilobytes, which `mod.rs` carries and
+//! which bubblewrap puts inside the sandbox. It runs one command at a time, as it is told by the
+//! socket that it has inherited; when the command's main process ends it kills every other process
+//! of the sandbox, waits until the last of them is gone, looks for what else was left behind, and
+//! says so.
 //!
 //! It runs as the same user as the commands, which are its children and try to get at it:
 //! - It is the init of its pid namespace: the kernel keeps signals from inside away from it.
-//! - It is not dumpable: no process of its user may trace it or look into its memory or descriptors.
+//! - It is not dumpable: no process of its user may trace it or look into its memory or
+//!   descriptors.
 //! - Its socket is closed in commands, and it believes nothing but what comes from there.
 //! - Its limits and its priority are protected by the sandbox's seccomp filter.
 //! - It allocates nothing, and its files are opened before the first command.
 //! - It ends when the engine's end of the socket is closed, and the sandbox with it.
 //!
-//! A command is started as by `vfork`: the child borrows this process's memory, and a stack of its own,
-//! until it executes the shell. x86-64 only, by raw system calls.
+//! A command is started as by `vfork`: the child borrows this process's memory, and a stack of its
+//! own, until it executes the shell. x86-64 only, by raw system calls.
 
 #![no_std]
 #![no_main]
@@ -84,8 +86,8 @@ macro_rules! call {
         let mut arguments = [0usize; 5];
         let given: &[usize] = &[$($argument as usize),*];
         arguments[..given.len()].copy_from_slice(given);
-        // SAFETY: every pointer that this program passes is to memory of its own that lives as long as
-        // the call, and as long as the kernel is told.
+        // SAFETY: every pointer that this program passes is to memory of its own that lives as long
+        // as the call, and as long as the kernel is told.
         unsafe { call($number, arguments) }
     }};
 }
@@ -101,8 +103,8 @@ global_asm!(
     main = sym main,
 );
 
-// `clone` for a child that shares this memory: it gets the stack that is given, calls the function with
-// its argument there, and must not return.
+// `clone` for a child that shares this memory: it gets the stack that is given, calls the function
+// with its argument there, and must not return.
 //   spawn(flags: rdi, stack: rsi, function: rdx, argument: rcx) -> pid
 global_asm!(
     ".globl spawn_child",
@@ -212,8 +214,8 @@ fn open(path: &[u8], flags: usize) -> i32 {
     call!(SYS_OPENAT, AT_FDCWD, path.as_ptr(), flags | O_CLOEXEC) as i32
 }
 
-/// `stack` is as the kernel leaves it: the number of arguments, the arguments, NULL, the environment.
-/// The arguments are `$0`, the shell and the soft limit of open files (0: leave it).
+/// `stack` is as the kernel leaves it: the number of arguments, the arguments, NULL, the
+/// environment. The arguments are `$0`, the shell and the soft limit of open files (0: leave it).
 unsafe extern "C" fn main(stack: *const usize) -> ! {
     // SAFETY: the kernel has put these words there.
     let (count, arguments) = unsafe { (*stack, stack.add(1).cast::<*const u8>()) };
@@ -231,8 +233,9 @@ unsafe extern "C" fn main(stack: *const usize) -> ! {
     call!(SYS_CLOSE_RANGE, SOCKET_FD + 1, u32::MAX, 0);
     let mask = CHILD_SET;
     call!(SYS_RT_SIGPROCMASK, 2 /* SIG_SETMASK */, &raw const mask, 0, 8);
-    // The numbers that a shell's descriptors get are kept taken, so that none that is received is one.
-    // The first is close-on-exec, which `dup2` to itself would not change: a shell gets the second.
+    // The numbers that a shell's descriptors get are kept taken, so that none that is received is
+    // one. The first is close-on-exec, which `dup2` to itself would not change: a shell gets the
+    // second.
     let first = open(b"/dev/null\0", O_RDWR);
     for target in [1, 2, 3] {
         call!(SYS_DUP2, first, target);
@@ -265,8 +268,8 @@ unsafe extern "C" fn main(stack: *const usize) -> ! {
 /// Receives one order and carries it out.
 fn serve(kept: &Kept, shell: *const u8, environment: *const *const u8) {
     let Some((length, fds)) = receive() else { exit(0) };
-    // SAFETY: this process has one thread, and the child that shares its memory only reads the message,
-    // while this one waits for it.
+    // SAFETY: this process has one thread, and the child that shares its memory only reads the
+    // message, while this one waits for it.
     let message = unsafe { &(&*addr_of_mut!(MESSAGE))[..length] };
     let close_all = || {
         for fd in fds {
@@ -295,8 +298,8 @@ fn serve(kept: &Kept, shell: *const u8, environment: *const *const u8) {
         return say(DONE, 0, header.run, [0, 22 /* EINVAL */]);
     }
     const FLAGS: usize = 0x100 /* CLONE_VM */ | 0x4000 /* CLONE_VFORK */ | SIGCHLD;
-    // SAFETY: the stack is the child's alone while it lives in this memory: this process does not go on
-    // before the child has executed the shell or is gone. The command outlives that.
+    // SAFETY: the stack is the child's alone while it lives in this memory: this process does not
+    // go on before the child has executed the shell or is gone. The command outlives that.
     let main_process = unsafe {
         let stack = addr_of_mut!(STACK).cast::<u8>().add(CHILD_STACK - 16);
         spawn_child(FLAGS, stack, become_shell, &raw mut command)
@@ -370,7 +373,8 @@ fn wait_for_end(kept: &Kept, main_process: i32, run: u32) -> i32 {
             if pid <= 0 {
                 break;
             }
-            // A child that asks to be traced makes this process its tracer, which is told of its stops.
+            // A child that asks to be traced makes this process its tracer, which is told of its
+            // stops.
             let stopped = ended & 0xff == 0x7f;
             if pid == main_process as isize && !stopped {
                 status = Some(ended);
@@ -381,7 +385,8 @@ fn wait_for_end(kept: &Kept, main_process: i32, run: u32) -> i32 {
     if wait(1).0 == 0 {
         say(ENDED, 0, run, [status.unwrap_or(0), 0]);
     }
-    // Until there is no child left: then there is no process left, since this one inherits them all.
+    // Until there is no child left: then there is no process left, since this one inherits them
+    // all.
     loop {
         let (pid, _) = wait(0);
         if pid <= 0 && pid != EINTR {
@@ -419,8 +424,8 @@ fn leaves_traces(kept: &Kept) -> bool {
         || kept.own.iter().any(|(dir, since)| changed(*dir) != *since)
 }
 
-/// When a directory was changed last: its entries, its mode, its attributes. Nobody can set this time.
-/// Always the same for one that could not be opened.
+/// When a directory was changed last: its entries, its mode, its attributes. Nobody can set this
+/// time. Always the same for one that could not be opened.
 fn changed(dir: i32) -> Time {
     // `struct stat`, in which `st_ctim` is at byte 104.
     let mut status = [0i64; 18];
@@ -430,8 +435,8 @@ fn changed(dir: i32) -> Time {
     [status[13], status[14]]
 }
 
-/// The clock of the file systems moves on by some milliseconds at a time: a change before it does so
-/// would not be seen.
+/// The clock of the file systems moves on by some milliseconds at a time: a change before it does
+/// so would not be seen.
 fn wait_until_after(time: &Time) {
     loop {
         let mut now: Time = [0, 0];
@@ -523,7 +528,8 @@ fn say(kind: u8, flag: u8, run: u32, numbers: [i32; 2]) {
     }
 }
 
-/// Points `arguments` at the strings of `bytes`. `false` if there are not as many, each with its NUL.
+/// Points `arguments` at the strings of `bytes`. `false` if there are not as many, each with its
+/// NUL.
 fn split(bytes: &[u8], arguments: &mut [*const u8]) -> bool {
     let mut rest = bytes;
     for argument in arguments {

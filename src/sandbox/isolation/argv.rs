@@ -24,7 +24,8 @@ pub(in crate::sandbox) enum Handshake {
     None,
     /// It also waits for a byte from [`BLOCK_FD`] when the sandbox is set up.
     Block,
-    /// The sandbox is to be kept: its first process is [`init`]'s program, read from [`PROGRAM_FD`].
+    /// The sandbox is to be kept: its first process is [`init`]'s program, read from
+    /// [`PROGRAM_FD`].
     Init,
 }
 
@@ -46,11 +47,11 @@ pub(in crate::sandbox) struct Sandbox<'a> {
     pub(in crate::sandbox) argv: &'a [OsString],
 }
 
-/// The arguments of bubblewrap, its `$0` first. The environment of the command is bubblewrap's own:
-/// it is started with nothing else.
+/// The arguments of bubblewrap, its `$0` first. The environment of the command is bubblewrap's
+/// own: it is started with nothing else.
 ///
-/// What can be written to: the workspace and `/tmp`, which are the slot's, and the directories that
-/// are the sandbox's own and go with it, `/dev/shm` and the root directory among them.
+/// What can be written to: the workspace and `/tmp`, which are the slot's, and the directories
+/// that are the sandbox's own and go with it, `/dev/shm` and the root directory among them.
 pub(in crate::sandbox) fn bwrap_argv(
     bubblewrap: &Bubblewrap,
     sandbox: &Sandbox<'_>,
@@ -101,8 +102,9 @@ pub(in crate::sandbox) fn bwrap_argv(
         }
         None => add(&plain("--dir /etc")),
     }
-    // Read-only: to the kernel, root is root without any capability, and could write /proc/sys (whose
-    // core_pattern names a program that the host runs) and chmod what all sandboxes share of /proc.
+    // Read-only: to the kernel, root is root without any capability, and could write /proc/sys
+    // (whose core_pattern names a program that the host runs) and chmod what all sandboxes share of
+    // /proc.
     add(&plain("--proc /proc --remount-ro /proc --dev /dev"));
     if let Some(bytes) = bubblewrap.shared_memory {
         add(&["--size".as_ref(), bytes.to_string().as_ref()]);

@@ -23,8 +23,8 @@ impl StatusReport {
         for document in serde_json::Deserializer::from_slice(text).into_iter::<Value>() {
             let Ok(document) = document else { break };
             report.child_pid = report.child_pid.or(number(&document, "child-pid"));
-            // A command can reach into the sandbox's first process and make up a code; it must not be
-            // able to make up one that means something else here, as -1 does.
+            // A command can reach into the sandbox's first process and make up a code; it must not
+            // be able to make up one that means something else here, as -1 does.
             let exit_code = number(&document, "exit-code").map(|code| code & 0xff);
             report.exit_code = report.exit_code.or(exit_code);
         }

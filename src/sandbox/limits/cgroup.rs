@@ -220,8 +220,8 @@ fn kills(events: &str) -> u64 {
 /// Lets a group's children have limits, as far as that is allowed.
 fn delegate(group: &Path) {
     for controller in ["memory", "pids", "cpu"] {
-        // Refused where a controller is missing, or where processes are in the group itself. Whether
-        // it was enough is seen by what a child has.
+        // Refused where a controller is missing, or where processes are in the group itself.
+        // Whether it was enough is seen by what a child has.
         let _ = write(&group.join("cgroup.subtree_control"), &format!("+{controller}"));
     }
 }

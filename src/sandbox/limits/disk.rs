@@ -1,7 +1,8 @@
 //! How much a slot's directories take up, counted without leaving them. For the watch.
 //!
-//! What is in them is an attacker's: symbolic links are not followed, mounts not entered, and a tree
-//! that is too large, too deep, or closed to us is counted as far as it goes and told to be incomplete.
+//! What is in them is an attacker's: symbolic links are not followed, mounts not entered, and a
+//! tree that is too large, too deep, or closed to us is counted as far as it goes and told to be
+//! incomplete.
 
 use std::collections::HashSet;
 use std::os::fd::{AsFd, OwnedFd};

@@ -1,15 +1,15 @@
 //! What a slot may use of the machine, and which system calls it may make.
 //!
 //! - `seccomp` is the filter of system calls.
-//! - `rlimits` are the limits of processes, which every system has: processes, open files, the size
-//!   of a file.
+//! - `rlimits` are the limits of processes, which every system has: processes, open files, the
+//!   size of a file.
 //! - `cgroup` limits memory, processes and cpu where this process may make cgroups.
 //! - `watch` are two threads that keep memory (without cgroups) and the workspace within their
 //!   limits; `sample` and `disk` count for them.
 //!
-//! [`Limits`] is made once, when the engine starts, and found out there what holds. Each sandbox is
-//! [confined](Limits::confine) by its first process, before anything of a command runs in it: whether
-//! that is a sandbox for one command or one that is kept.
+//! [`Limits`] is made once, when the engine starts, and found out there what holds. Each sandbox
+//! is [confined](Limits::confine) by its first process, before anything of a command runs in it:
+//! whether that is a sandbox for one command or one that is kept.
 
 mod cgroup;
 mod disk;
@@ -69,8 +69,8 @@ impl Limits {
         }
     }
 
-    /// Finds out what keeps these limits for sandboxes of `user`, or of this process if there is none,
-    /// and starts the watch if it is needed. Blocks on a few file system calls.
+    /// Finds out what keeps these limits for sandboxes of `user`, or of this process if there is
+    /// none, and starts the watch if it is needed. Blocks on a few file system calls.
     ///
     /// `open_files` is the soft limit of open files that this process had before it raised it.
     ///
@@ -147,8 +147,8 @@ impl Limits {
         self.put_under(init, workspace, self.is_full(workspace))
     }
 
-    /// As [`confine`](Self::confine), for a sandbox that is not replaced when its slot has room again:
-    /// it may always write, and is ended for it while the slot is full.
+    /// As [`confine`](Self::confine), for a sandbox that is not replaced when its slot has room
+    /// again: it may always write, and is ended for it while the slot is full.
     ///
     /// # Errors
     /// As of [`confine`](Self::confine).
@@ -176,8 +176,8 @@ impl Limits {
         {
             log::warn!("the limits of processes cannot be set for sandboxes: {error}");
         }
-        // Where the machine runs out of memory, sandboxes are what it should end. Refused where it is
-        // somebody else's decision.
+        // Where the machine runs out of memory, sandboxes are what it should end. Refused where it
+        // is somebody else's decision.
         let _ = std::fs::write(format!("/proc/{pid}/oom_score_adj"), "1000");
         let ticket = self.watcher.as_ref().map(|watch| watch.add(pid, workspace.clone()));
         Ok(Confined { group, ticket, full })
@@ -227,8 +227,8 @@ pub(crate) struct Confined {
 }
 
 impl Confined {
-    /// A command runs in it from now on; `alarm` is called when that must be killed. An empty sandbox
-    /// is not looked at.
+    /// A command runs in it from now on; `alarm` is called when that must be killed. An empty
+    /// sandbox is not looked at.
     pub(crate) fn occupied(&self, alarm: Alarm) {
         if let Some(ticket) = &self.ticket {
             ticket.occupied(alarm);

@@ -3,13 +3,15 @@
 //!
 //! [`plan`] decides, [`set`] does it.
 //!
-//! - *Processes* (`RLIMIT_NPROC`): since Linux 5.14 counted in each user namespace by itself, which
-//!   every sandbox has. Before, it counted all processes of a user on the machine: one slot's would be
-//!   taken from the others', so that it is left alone. Nor does it bind the machine's root.
+//! - *Processes* (`RLIMIT_NPROC`): since Linux 5.14 counted in each user namespace by itself,
+//!   which every sandbox has. Before, it counted all processes of a user on the machine: one
+//!   slot's would be taken from the others', so that it is left alone. Nor does it bind the
+//!   machine's root.
 //! - *Open files* and *the size of a file*: in each process.
 //! - *Memory* has no limit here. `RLIMIT_AS` and `RLIMIT_DATA` count what is reserved, not what is
-//!   used: programs with AddressSanitizer (15 TiB of shadow), language runtimes and threads with large
-//!   stacks would fail, while a hundred small processes would pass. The watch counts what is used.
+//!   used: programs with AddressSanitizer (15 TiB of shadow), language runtimes and threads with
+//!   large stacks would fail, while a hundred small processes would pass. The watch counts what is
+//!   used.
 //! - Always: no core files, which would be written to the workspace or handed to a program of the
 //!   host, and no priority above the host's own.
 

@@ -4,7 +4,8 @@
 //! an orphan becomes a child of the first one, so that none is ever outside. A process that moves
 //! while the walk passes may be missed; the next look finds it.
 //!
-//! The files of `/proc` are the kernel's; names of programs, which a command chooses, are not read.
+//! The files of `/proc` are the kernel's; names of programs, which a command chooses, are not
+//! read.
 
 use std::collections::HashSet;
 use std::fs;
@@ -103,8 +104,8 @@ pub(super) struct Exact {
     pub(super) shared: u64,
 }
 
-/// What the processes use, exactly. Slow: the kernel visits every page; those whose turn has not come
-/// when the time is up count as if they shared nothing. `None` where it may not be read.
+/// What the processes use, exactly. Slow: the kernel visits every page; those whose turn has not
+/// come when the time is up count as if they shared nothing. `None` where it may not be read.
 pub(super) fn exact(pids: &[i32], deadline: Instant) -> Option<Exact> {
     let mut buffer = Vec::new();
     let (mut exact, mut any) = (Exact::default(), false);

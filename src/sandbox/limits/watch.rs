@@ -475,8 +475,8 @@ fn is_due(before: &Disk, limit: u64, free: u64, nameless: u64) -> bool {
     is_near || since >= DISK_INTERVAL.max(before.cost * 2 * COST_SHARE)
 }
 
-/// What a slot takes up. Whoever makes a tree that cannot be counted is taken to have used what the
-/// file system has lost.
+/// What a slot takes up. Whoever makes a tree that cannot be counted is taken to have used what
+/// the file system has lost.
 fn used(size: Size, nameless: u64, lost: u64) -> u64 {
     let counted = size.bytes.saturating_add(nameless);
     if size.incomplete { counted.max(lost) } else { counted }

@@ -51,8 +51,9 @@ impl Reason {
     }
 }
 
-/// How a command in a sandbox ended. Decided by what was asked and by what bubblewrap reported, never by
-/// what the command printed: `stderr` is bubblewrap's own where the command did not start.
+/// How a command in a sandbox ended. Decided by what was asked and by what bubblewrap reported,
+/// never by what the command printed: `stderr` is bubblewrap's own where the command did not
+/// start.
 pub(super) fn namespace_end(
     killed: Option<Reason>,
     exit_code: Option<i32>,

@@ -1,4 +1,5 @@
-//! Starting a command's processes: bubblewrap, which makes its sandbox, or a reaper where there is none.
+//! Starting a command's processes: bubblewrap, which makes its sandbox, or a reaper where there is
+//! none.
 
 use std::ffi::CString;
 use std::io;

@@ -1,7 +1,8 @@
 //! One file with a command's output, in a workspace whose owner may be an adversary.
 //!
 //! It is made new, in a directory `.tool-output` that is reached from the held workspace without
-//! following a symlink. If the model put something else there, there is no file, and it is told why.
+//! following a symlink. If the model put something else there, there is no file, and it is told
+//! why.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -102,8 +103,9 @@ impl OutputFile {
     }
 }
 
-/// The directory, made if it is missing, as an `O_PATH` descriptor. A new one has a `.gitignore`, so that
-/// nobody who commits or compares all that is in a repository of the workspace's has outputs in it.
+/// The directory, made if it is missing, as an `O_PATH` descriptor. A new one has a `.gitignore`,
+/// so that nobody who commits or compares all that is in a repository of the workspace's has
+/// outputs in it.
 fn open_directory(workspace: &Workspace) -> Result<OwnedFd, Errno> {
     let root = workspace.root().dir();
     let mode = Mode::RWXU | Mode::RGRP | Mode::XGRP | Mode::ROTH | Mode::XOTH;

@@ -1,5 +1,5 @@
-//! Complete outputs: of real commands, of a model that wants to mislead the file, and with threads that
-//! a test holds up.
+//! Complete outputs: of real commands, of a model that wants to mislead the file, and with threads
+//! that a test holds up.
 
 use std::fs;
 use std::io::Write;

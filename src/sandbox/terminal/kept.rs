@@ -1,17 +1,17 @@
 //! A sandbox that is kept: one program that lives on between calls, in a sandbox of its own.
 //!
-//! What holds the program's processes together, and nothing else: it is taken hold of before anything
-//! in it runs, and killing it kills exactly what is in it and is confirmed. What the program says, and
-//! what is said to it, is the business of a [`Program`](super::seat::Program).
+//! What holds the program's processes together, and nothing else: it is taken hold of before
+//! anything in it runs, and killing it kills exactly what is in it and is confirmed. What the
+//! program says, and what is said to it, is the business of a [`Program`](super::seat::Program).
 //!
-//! The handshake is that of [`running`](super::super::running): bubblewrap reports the sandbox's first
-//! process, *init*, and waits; init is held by a pidfd; then the program is let go. Where there is no
-//! bubblewrap the program runs under a [`reaper`].
+//! The handshake is that of [`running`](super::super::running): bubblewrap reports the sandbox's
+//! first process, *init*, and waits; init is held by a pidfd; then the program is let go. Where
+//! there is no bubblewrap the program runs under a [`reaper`].
 //!
 //! # If this process dies
-//! Then the program dies with it, whenever that is, except in one phase: a sandbox that waits for its
-//! start is let go by that death. So a program must do nothing before it has read something from one of
-//! its pipes: an end of file there means that nobody has let it go.
+//! Then the program dies with it, whenever that is, except in one phase: a sandbox that waits for
+//! its start is let go by that death. So a program must do nothing before it has read something
+//! from one of its pipes: an end of file there means that nobody has let it go.
 
 use std::ffi::{CString, OsString};
 use std::io;
@@ -44,7 +44,8 @@ const FILTER_FD: i32 = isolation::BLOCK_FD + 1;
 pub(super) struct Plan<'a> {
     /// The slot's files.
     pub(super) workspace: &'a Arc<Workspace>,
-    /// More host directories, shown read-only: `(host, inside)`. Without a sandbox there is no inside.
+    /// More host directories, shown read-only: `(host, inside)`. Without a sandbox there is no
+    /// inside.
     pub(super) shown: &'a [(&'a Path, &'a Path)],
     /// Whether it has the host's network. Ignored without a sandbox.
     pub(super) network: bool,
@@ -138,8 +139,8 @@ enum Hold {
 }
 
 impl Kept {
-    /// Starts the sandbox. Blocks for the start of one process. `alarm` is called when it exceeds a limit
-    /// of its slot.
+    /// Starts the sandbox. Blocks for the start of one process. `alarm` is called when it exceeds a
+    /// limit of its slot.
     ///
     /// # Errors
     /// Whatever the system refuses. Nothing runs then.
@@ -410,8 +411,8 @@ impl Kept {
         });
         match held {
             Ok(pidfd) => *init = Some(pidfd),
-            // It failed already, and bubblewrap says why. If not, nobody writes to the program's pipes
-            // and that ends it.
+            // It failed already, and bubblewrap says why. If not, nobody writes to the program's
+            // pipes and that ends it.
             Err(error) => {
                 log::debug!("cannot take hold of a sandbox's first process: {error}");
                 return;
@@ -478,8 +479,8 @@ impl Kept {
     }
 
     /// To be called as soon as the program has given a sign of life. Where there is no sandbox,
-    /// [`interrupt`](Self::interrupt) needs to know the program's own process, which may have brothers
-    /// later.
+    /// [`interrupt`](Self::interrupt) needs to know the program's own process, which may have
+    /// brothers later.
     pub(super) fn find_main(&mut self) {
         if self.phase == Phase::Running && matches!(self.hold, Hold::Reaper { .. }) {
             let parent = self.child.pid();
@@ -516,8 +517,8 @@ fn first_child(parent: Pid) -> Option<i32> {
     list.split_ascii_whitespace().next()?.parse().ok()
 }
 
-/// Sends a signal to the process group that is led by a process that is held by its pidfd. `false` if
-/// that is not possible.
+/// Sends a signal to the process group that is led by a process that is held by its pidfd. `false`
+/// if that is not possible.
 fn signal_group(leader: Pid, pidfd: BorrowedFd<'_>, signal: Signal) -> bool {
     use std::os::fd::AsRawFd;
     // SAFETY: plain numbers and no memory: the signal's details may be NULL.

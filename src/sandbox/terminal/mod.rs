@@ -1,23 +1,24 @@
 //! Programs that live on between a slot's calls: the shell of `bash_stateful`, and terminals.
 //!
-//! Each lives in a sandbox of its own that is *kept*: it shares the slot's files with the sandboxes of
-//! ordinary commands, and nothing else. So each can be ended by itself, with everything in it, and that
-//! end is confirmed.
+//! Each lives in a sandbox of its own that is *kept*: it shares the slot's files with the
+//! sandboxes of ordinary commands, and nothing else. So each can be ended by itself, with
+//! everything in it, and that end is confirmed.
 //!
 //! - [`kept`] is such a sandbox: how it is taken hold of, how it ends.
-//! - [`seat`] says which slot has which, starts and ends them, and hands events on; a [`Program`] is the
-//!   state machine of what runs in one.
-//! - [`watch`] is what the thread waits for; this module is the thread, `tool-terminals`: one for any
-//!   number of sandboxes. It starts their processes itself, since the kernel ties "die with your
-//!   parent" to the thread that made a process.
+//! - [`seat`] says which slot has which, starts and ends them, and hands events on; a [`Program`]
+//!   is the state machine of what runs in one.
+//! - [`watch`] is what the thread waits for; this module is the thread, `tool-terminals`: one for
+//!   any number of sandboxes. It starts their processes itself, since the kernel ties "die with
+//!   your parent" to the thread that made a process.
 //! - [`shell`] is the program of `bash_stateful`, [`script`] what is said between it and bash,
 //!   [`streams`] the reading of its output, [`result`] what the model sees.
 //! - [`tmux`] is the terminals.
 //!
 //! # Bounds
-//! A slot has one call at a time, which the executor sees to; a second one is refused. An idle sandbox
-//! costs its processes, some file descriptors and what is shown of its output; no timer and no thread.
-//! A slot with a sandbox whose end nobody has seen is never said to be free of them.
+//! A slot has one call at a time, which the executor sees to; a second one is refused. An idle
+//! sandbox costs its processes, some file descriptors and what is shown of its output; no timer
+//! and no thread. A slot with a sandbox whose end nobody has seen is never said to be free of
+//! them.
 
 mod kept;
 pub(crate) mod result;
@@ -181,8 +182,8 @@ impl Terminals {
         self.has_tmux
     }
 
-    /// Does something with the slot's terminal, which is started if there is none. Does not block. For
-    /// `on_end` see [`bash`](Self::bash).
+    /// Does something with the slot's terminal, which is started if there is none. Does not block.
+    /// For `on_end` see [`bash`](Self::bash).
     pub(crate) fn tmux(
         &self,
         place: Place,
@@ -199,15 +200,15 @@ impl Terminals {
         name
     }
 
-    /// Ends the slot's terminal, if it has one. Does not block. `on_end` is told, when nothing is left of
-    /// it, whether the end of every process was seen; otherwise as of [`bash`](Self::bash).
+    /// Ends the slot's terminal, if it has one. Does not block. `on_end` is told, when nothing is
+    /// left of it, whether the end of every process was seen; otherwise as of [`bash`](Self::bash).
     pub(crate) fn stop_tmux(&self, slot: usize, on_end: Box<dyn FnOnce(bool) + Send>) {
         // After the close the notice is dropped: everything is gone.
         drop(self.shared.send(Request::StopTmux(slot, Notice::new(on_end))));
     }
 
-    /// Ends a call early: its program is interrupted, and if that does not help its sandbox is ended.
-    /// One that has ended is left alone. Does not block.
+    /// Ends a call early: its program is interrupted, and if that does not help its sandbox is
+    /// ended. One that has ended is left alone. Does not block.
     pub(crate) fn cancel(&self, call: TerminalCall) {
         // Refused after the close, which ended everything.
         let _ = self.shared.send(Request::Cancel(call));
@@ -215,8 +216,8 @@ impl Terminals {
 
     /// Ends whatever is kept for a slot. Does not block.
     ///
-    /// `on_gone` is called once, as `on_end` of [`bash`](Self::bash), when nothing of it is left; with
-    /// `false` where waiting for that was given up, now or for an earlier sandbox of the slot.
+    /// `on_gone` is called once, as `on_end` of [`bash`](Self::bash), when nothing of it is left;
+    /// with `false` where waiting for that was given up, now or for an earlier sandbox of the slot.
     pub(crate) fn leave(&self, slot: usize, on_gone: Box<dyn FnOnce(bool) + Send>) {
         if !self.shared.queue.lock().used.remove(&slot) {
             return on_gone(true);
@@ -236,8 +237,8 @@ impl Terminals {
 
     /// Ends everything and joins the thread. Every accepted call has been answered then.
     ///
-    /// Blocks until the last process is gone and the last output is written, but no longer than 5 s or so
-    /// for each; called by an `on_end` it
+    /// Blocks until the last process is gone and the last output is written, but no longer than 5 s
+    /// or so for each; called by an `on_end` it
     /// does not wait. Calling it again does nothing.
     pub(crate) fn close(&self) {
         self.shared.queue.lock().closing = true;

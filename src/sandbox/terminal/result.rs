@@ -1,8 +1,9 @@
 //! What the model sees of a `bash_stateful` call: texts, metadata and outcomes. Pure.
 //!
 //! As of `bash` (see [`bash`]), with more metadata: `stateful`; `session`, which is
-//! `started`, `kept` or `ended`; and `background_output`, what was printed between the session's latest
-//! call and this one, of which nothing is kept in a file, and `background_bytes`, its length.
+//! `started`, `kept` or `ended`; and `background_output`, what was printed between the session's
+//! latest call and this one, of which nothing is kept in a file, and `background_bytes`, its
+//! length.
 
 use serde_json::Value;
 

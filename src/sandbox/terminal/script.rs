@@ -1,25 +1,27 @@
 //! What is said between a session and its bash. Pure, but for the session's directory.
 //!
-//! bash runs interactively – only so does it survive an interrupt and an error as a terminal's shell
-//! does – but without a terminal: its standard input is a pipe, by which it is given lines. Each call is
-//! two lines and a file:
+//! bash runs interactively – only so does it survive an interrupt and an error as a terminal's
+//! shell does – but without a terminal: its standard input is a pipe, by which it is given lines.
+//! Each call is two lines and a file:
 //!
-//! 1. source the file `command`, its standard input at its end, and then the file `end`, which writes
-//!    the call's word and the exit code to `status`, a FIFO;
-//! 2. source `end` again, unless the first line got there. It does not where bash abandons the line: at
-//!    an interrupt, and at errors such as `${x?}` or a division by zero. It costs ten
+//! 1. source the file `command`, its standard input at its end, and then the file `end`, which
+//!    writes the call's word and the exit code to `status`, a FIFO;
+//! 2. source `end` again, unless the first line got there. It does not where bash abandons the
+//!    line: at an interrupt, and at errors such as `${x?}` or a division by zero. It costs ten
 //!    system calls, so bash is not given it where the first one has got there soon.
 //!
-//! After an interrupt bash is asked for one more word before the session is taken to be usable again.
+//! After an interrupt bash is asked for one more word before the session is taken to be usable
+//! again.
 //!
-//! A sourced file is what makes bash behave as a user expects of a script in this shell: messages about
-//! jobs are not printed, and the command's text, whatever is in it, cannot be taken for anything else.
-//! The prompts are empty, since they would be printed where errors are.
+//! A sourced file is what makes bash behave as a user expects of a script in this shell: messages
+//! about jobs are not printed, and the command's text, whatever is in it, cannot be taken for
+//! anything else. The prompts are empty, since they would be printed where errors are.
 //!
-//! The *word* is random and new for each call, so that nothing that an earlier call has left behind can
-//! speak for a later one, unless it still runs and takes the lines of that one out of the pipe. What a
-//! command does to its own shell – it may redefine `builtin`, write to `status`, read the pipe – can at worst
-//! fake ends of its own session's calls, or keep them from being seen: then the time limit ends the session.
+//! The *word* is random and new for each call, so that nothing that an earlier call has left
+//! behind can speak for a later one, unless it still runs and takes the lines of that one out of
+//! the pipe. What a command does to its own shell – it may redefine `builtin`, write to `status`,
+//! read the pipe – can at worst fake ends of its own session's calls, or keep them from being
+//! seen: then the time limit ends the session.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -131,15 +133,15 @@ pub(super) fn new_word() -> String {
 /// Makes `$?` what it is told.
 const CODE_FILE: &str = "\\builtin return \"$1\"\n";
 
-/// The file `end`: its arguments are the call's word and its exit code. Every word of it is quoted, so
-/// that no alias takes its place.
+/// The file `end`: its arguments are the call's word and its exit code. Every word of it is
+/// quoted, so that no alias takes its place.
 fn end_file(shown: &Path) -> String {
     let status = quoted(&shown.join("status"));
-    // A child that is interrupted before it has become another program believes to be the shell, and goes
-    // on with the shell's lines: it must not, and is the last to know.
+    // A child that is interrupted before it has become another program believes to be the shell,
+    // and goes on with the shell's lines: it must not, and is the last to know.
     //
-    // What activates an environment sets a prompt, and would have it printed among the errors. Tracing
-    // is taken up again by the next command.
+    // What activates an environment sets a prompt, and would have it printed among the errors.
+    // Tracing is taken up again by the next command.
     format!(
         "case $BASHPID in ($$) ;; (*) \\builtin kill -9 $BASHPID;; esac\n\
          \\builtin printf '%s %s %s\\n' \"$1\" \"$2\" \"$-\" >{status}\n\
@@ -158,8 +160,8 @@ pub(super) fn first_line(shown: &Path, word: &str, open_files: Option<u64>) -> S
     )
 }
 
-/// The line that has bash run the file `command` after an earlier command has ended with `last`. Short
-/// enough to be written to a pipe in one piece, with the [second one](second_line).
+/// The line that has bash run the file `command` after an earlier command has ended with `last`.
+/// Short enough to be written to a pipe in one piece, with the [second one](second_line).
 pub(super) fn first_line_of_call(shown: &Path, word: &str, last: i32) -> String {
     let file = |name| quoted(&shown.join(name));
     let (command, end) = (file("command"), end_call(shown, word, "\"$?\""));
@@ -168,8 +170,9 @@ pub(super) fn first_line_of_call(shown: &Path, word: &str, last: i32) -> String 
         0 => String::new(),
         code => format!("\\builtin . {} {code} && :; ", file("code")),
     };
-    // PS2 tells the second line how far the first one got: to its end, or begun, or not at all. bash
-    // may take an interrupt that is over for another one, and drop a line that it has just read.
+    // PS2 tells the second line how far the first one got: to its end, or begun, or not at all.
+    // bash may take an interrupt that is over for another one, and drop a line that it has just
+    // read.
     format!("PS2=x; {code}\\builtin . {command} </dev/null; {{ {end}; }} 2>/dev/null\n")
 }
 
@@ -184,8 +187,8 @@ fn end_call(shown: &Path, word: &str, code: &str) -> String {
     format!("\\builtin . {} {word} {code}", quoted(&shown.join("end")))
 }
 
-/// Lines that have bash tell the end of a call that was interrupted, unless it has: an interrupt may make
-/// it drop those of the call.
+/// Lines that have bash tell the end of a call that was interrupted, unless it has: an interrupt
+/// may make it drop those of the call.
 pub(super) fn interrupt_lines(shown: &Path, word: &str) -> String {
     let end = quoted(&shown.join("end"));
     let line = format!(
@@ -238,8 +241,8 @@ pub(super) struct Status {
     pub(super) flags: String,
 }
 
-/// Reads `status`. Whatever a command has written there of its own is skipped, also where that has left a
-/// line unfinished: what ends a line was written in one piece.
+/// Reads `status`. Whatever a command has written there of its own is skipped, also where that has
+/// left a line unfinished: what ends a line was written in one piece.
 #[derive(Debug, Default)]
 pub(super) struct StatusReader {
     /// The end of an unfinished line.

@@ -1,9 +1,9 @@
-//! Who sits in the slots: kept sandboxes of one kind, at most one a slot, each with the state machine
-//! of its program.
+//! Who sits in the slots: kept sandboxes of one kind, at most one a slot, each with the state
+//! machine of its program.
 //!
-//! The thread feeds [`Seats`] with calls, events and deadlines; they start sandboxes, hand events on to
-//! the [`Program`]s, end what is to be ended, and forget what is gone. What a program is to be told, and
-//! what its words mean, only the program knows.
+//! The thread feeds [`Seats`] with calls, events and deadlines; they start sandboxes, hand events
+//! on to the [`Program`]s, end what is to be ended, and forget what is gone. What a program is to
+//! be told, and what its words mean, only the program knows.
 //!
 //! A panic of a program ends its sandbox, and its call with it, and nothing else.
 
@@ -33,8 +33,8 @@ pub(crate) struct Place {
     pub(crate) slot: usize,
     /// Its files.
     pub(crate) workspace: Arc<Workspace>,
-    /// Whether the network may be used. A kept sandbox that has it the other way is ended, and another
-    /// one started.
+    /// Whether the network may be used. A kept sandbox that has it the other way is ended, and
+    /// another one started.
     pub(crate) network: bool,
 }
 
@@ -47,8 +47,8 @@ pub(super) trait Program: Sized {
     /// Its kind.
     const KIND: Kind;
 
-    /// Makes the program's pipes and files, has them watched, and starts its sandbox, for this call,
-    /// which it is to [`take`](Self::take) then.
+    /// Makes the program's pipes and files, has them watched, and starts its sandbox, for this
+    /// call, which it is to [`take`](Self::take) then.
     ///
     /// # Errors
     /// Whatever the system refuses. Then nothing runs.
@@ -86,8 +86,9 @@ pub(super) trait Program: Sized {
     /// The time is up.
     fn on_deadline(&mut self, cx: &mut Context<'_>);
 
-    /// Everything in the sandbox is over. Whether [`gone`](Self::gone) may be called: if not, the program
-    /// is asked again after each event and each deadline of its own. Must end within seconds.
+    /// Everything in the sandbox is over. Whether [`gone`](Self::gone) may be called: if not, the
+    /// program is asked again after each event and each deadline of its own. Must end within
+    /// seconds.
     fn is_settled(&mut self, _cx: &mut Context<'_>) -> bool {
         true
     }
@@ -118,8 +119,8 @@ pub(super) struct Common {
     pub(super) host: Host,
     /// Called when a sandbox exceeds a limit of its slot, on a thread of the watch.
     pub(super) exceeded: Arc<dyn Fn(Key, Exceeded) + Send + Sync>,
-    /// Where programs may make a directory of their own, named after their [`Key`]: commands may pass
-    /// through, and not look around.
+    /// Where programs may make a directory of their own, named after their [`Key`]: commands may
+    /// pass through, and not look around.
     pub(super) directory: PathBuf,
     /// The tmux of this machine, if it has one.
     pub(super) tmux: Option<Tmux>,

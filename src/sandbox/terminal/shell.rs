@@ -1,10 +1,11 @@
 //! The shell of `bash_stateful`: the state machine of one session.
 //!
-//! Its states: *starting* until bash has said its first word; then *idle*, or *busy* with a call. A busy
-//! shell whose call's time is up, or that is to be cancelled, is *interrupted* as by Ctrl-C. If it then
-//! says within [`GRACE`] that the call has ended, the session goes on; else it is killed. However it
-//! ends, its call is answered when the end is known: by the shell's word, or when nothing of its sandbox
-//! is left; and when its complete output is written, if it is kept (see [`streams`](super::streams)).
+//! Its states: *starting* until bash has said its first word; then *idle*, or *busy* with a call.
+//! A busy shell whose call's time is up, or that is to be cancelled, is *interrupted* as by
+//! Ctrl-C. If it then says within [`GRACE`] that the call has ended, the session goes on; else it
+//! is killed. However it ends, its call is answered when the end is known: by the shell's word, or
+//! when nothing of its sandbox is left; and when its complete output is written, if it is kept
+//! (see [`streams`](super::streams)).
 
 use std::ffi::OsString;
 use std::io;
@@ -34,13 +35,15 @@ const START_LIMIT: Duration = Duration::from_secs(20);
 const GRACE: Duration = Duration::from_secs(1);
 /// How often it is interrupted in the first half of that time: programs may want to clean up.
 const INTERRUPT_EVERY: Duration = Duration::from_millis(250);
-/// And in the second half: bash goes on with its loop where it is interrupted while a child of it ends.
+/// And in the second half: bash goes on with its loop where it is interrupted while a child of it
+/// ends.
 const HAMMER_EVERY: Duration = Duration::from_millis(40);
 /// For how long a call's first line may be on its own.
 const SECOND_LINE_AFTER: Duration = Duration::from_millis(3);
 /// Longer timeouts are taken for this, so that no deadline overflows the clock.
 const LONGEST_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
-/// No more than this is read from the FIFO beyond what each call may need: some hundred bytes are usual.
+/// No more than this is read from the FIFO beyond what each call may need: some hundred bytes are
+/// usual.
 const STATUS_LIMIT: usize = 1 << 20;
 const STATUS_OF_A_CALL: usize = 4096;
 
@@ -89,8 +92,8 @@ impl ShellCall {
     }
 }
 
-/// The obligation to call `on_end`. Dropped unanswered (which only a panic of this module's own can
-/// bring about) it answers [`End::Lost`].
+/// The obligation to call `on_end`. Dropped unanswered (which only a panic of this module's own
+/// can bring about) it answers [`End::Lost`].
 struct Answer(Option<Box<dyn FnOnce(ShellEnded) + Send>>);
 
 impl Answer {
@@ -159,8 +162,8 @@ struct Current {
     interrupted: Option<(Reason, Instant)>,
     /// It was not begun, or could not be, and the sandbox was killed.
     given_up: Option<End>,
-    /// It has ended, so far without what it printed. That is not told before the shell has spoken once
-    /// more, if it is to, and before all is written.
+    /// It has ended, so far without what it printed. That is not told before the shell has spoken
+    /// once more, if it is to, and before all is written.
     ended: Option<Finished>,
     /// It has ended, and the shell can go on.
     over: bool,
@@ -405,8 +408,8 @@ impl Program for Shell {
 }
 
 impl Current {
-    /// What the call printed, without what bash adds at an interrupt: it moves on to a new line, as if
-    /// somebody had typed Ctrl-C, once as a rule, and twice where a child was interrupted, too.
+    /// What the call printed, without what bash adds at an interrupt: it moves on to a new line, as
+    /// if somebody had typed Ctrl-C, once as a rule, and twice where a child was interrupted, too.
     fn without_interrupt(&self, printed: [Captured; 2]) -> [Captured; 2] {
         let [stdout, mut stderr] = printed;
         // Where there is a file, it has them.
@@ -566,7 +569,8 @@ impl Shell {
     /// Answers the call if it has ended and all that it printed is written, or was given up.
     fn answer_if_settled(&mut self, cx: &mut Context<'_>) {
         let ended = self.current.as_ref().is_some_and(|current| current.ended.is_some());
-        // Also while the shell is still asked whether it can go on: it must not take longer for that.
+        // Also while the shell is still asked whether it can go on: it must not take longer for
+        // that.
         if !ended || self.gone_since.is_some() || !self.streams.settle(&cx.watch, cx.now) {
             return;
         }
@@ -581,8 +585,8 @@ impl Shell {
 
     /// Sees whether the shell can go on, before its call is answered.
     ///
-    /// - After an interrupt bash may still have one to deal with, and would drop what it reads next. It
-    ///   may also have missed that it has started a child, and will wait for it.
+    /// - After an interrupt bash may still have one to deal with, and would drop what it reads
+    ///   next. It may also have missed that it has started a child, and will wait for it.
     /// - After a syntax error (or what may be one) it may be about to die: bash 5.2 damages its own
     ///   memory at an unterminated `$(`. That is for this call to tell, and not for the next one to
     ///   suffer.

@@ -1,15 +1,17 @@
 //! The reading of a shell's output, and to which call it belongs.
 //!
-//! A shell has one pipe for each of its two output streams, for as long as it lives. What came before the
-//! word that a command has ended is that command's; what comes between two commands belongs to neither and
-//! is kept apart. The pipe is the measure: what is in it at that moment was written before.
+//! A shell has one pipe for each of its two output streams, for as long as it lives. What came
+//! before the word that a command has ended is that command's; what comes between two commands
+//! belongs to neither and is kept apart. The pipe is the measure: what is in it at that moment was
+//! written before.
 //!
 //! # Complete outputs
 //! What of a call's output its result does not show is in a file, as of any command
 //! ([`spool`]): a pipe is read all the time, but for while its last piece is on its way
-//! to the disk. The call is answered when all of it is written, or [`SETTLE_LIMIT`] after its end; what the
-//! shell prints meanwhile is read, and belongs to no call. What is printed between two calls has no file:
-//! nobody has asked for it, and it may have no end. Its beginning and its end are kept, and its length.
+//! to the disk. The call is answered when all of it is written, or [`SETTLE_LIMIT`] after its end;
+//! what the shell prints meanwhile is read, and belongs to no call. What is printed between two
+//! calls has no file: nobody has asked for it, and it may have no end. Its beginning and its end
+//! are kept, and its length.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -27,11 +29,11 @@ use crate::sandbox::spool::{self, Keep, Listener, SETTLE_LIMIT, log_given_up};
 const READS_PER_TURN: usize = 4;
 /// How much is kept of what is printed between two calls, in characters of each stream.
 const BACKGROUND_CHARS: usize = 10_000;
-/// How much is read between two calls. A job that prints more than this is held up until the next one:
-/// the thread is there for all sessions.
+/// How much is read between two calls. A job that prints more than this is held up until the next
+/// one: the thread is there for all sessions.
 const BACKGROUND_LIMIT: u64 = 64 << 20;
-/// No more than this is read at the end. Pipes hold 64 KiB, 1 MiB at the utmost unless the administrator
-/// allows more; the bound matters where a process escaped and still writes.
+/// No more than this is read at the end. Pipes hold 64 KiB, 1 MiB at the utmost unless the
+/// administrator allows more; the bound matters where a process escaped and still writes.
 const DRAIN_LIMIT: u64 = 16 << 20;
 
 /// The shell's standard output.
@@ -84,7 +86,8 @@ impl Streams {
         [&mut self.stdout, &mut self.stderr]
     }
 
-    /// Deals with an event of the streams and of their files. Reads a bounded part of what is there.
+    /// Deals with an event of the streams and of their files. Reads a bounded part of what is
+    /// there.
     pub(super) fn on_event(&mut self, source: Source, watch: &Watch<'_>, buffer: &mut [u8]) {
         match source {
             STDOUT => self.stdout.on_ready(watch, buffer, self.keep.as_mut()),
@@ -99,8 +102,8 @@ impl Streams {
         }
     }
 
-    /// What comes from here on belongs to a call, and is kept by `keep`. Gives what came since the latest
-    /// one.
+    /// What comes from here on belongs to a call, and is kept by `keep`. Gives what came since the
+    /// latest one.
     pub(super) fn begin_call(
         &mut self,
         keep: Option<Keep>,
@@ -118,8 +121,8 @@ impl Streams {
         self.give_up.get_or_insert(now + SETTLE_LIMIT);
     }
 
-    /// Whether what belongs to the ended call is written, or was given up. Does not block; to be called
-    /// again after each event, and at [`deadline`](Self::deadline).
+    /// Whether what belongs to the ended call is written, or was given up. Does not block; to be
+    /// called again after each event, and at [`deadline`](Self::deadline).
     pub(super) fn settle(&mut self, watch: &Watch<'_>, now: Instant) -> bool {
         let settled = [
             self.stdout.settle(watch, self.keep.as_mut()),
@@ -152,8 +155,9 @@ impl Streams {
         finished.map(Option::unwrap_or_default)
     }
 
-    /// The shell has ended: reads what is left, as far as what was read before is written. Whether it was
-    /// read and written, or given up. Does not block; to be called again as [`settle`](Self::settle).
+    /// The shell has ended: reads what is left, as far as what was read before is written. Whether
+    /// it was read and written, or given up. Does not block; to be called again as
+    /// [`settle`](Self::settle).
     pub(super) fn drain(&mut self, watch: &Watch<'_>, buffer: &mut [u8], now: Instant) -> bool {
         self.give_up.get_or_insert(now + SETTLE_LIMIT);
         let drained = [
@@ -163,8 +167,8 @@ impl Streams {
         if drained == [true; 2] { self.settle(watch, now) } else { self.gives_up(now) }
     }
 
-    /// The shell has ended, and its pipes are [drained](Self::drain). Gives what the call printed if there
-    /// is one, and else what was printed since the latest one.
+    /// The shell has ended, and its pipes are [drained](Self::drain). Gives what the call printed
+    /// if there is one, and else what was printed since the latest one.
     pub(super) fn close(mut self, watch: &Watch<'_>) -> [Captured; 2] {
         let called = self.stdout.call.is_some();
         let printed = self.finish_call(watch);
@@ -491,8 +495,9 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
 
-        /// Each byte belongs to the call in which it was written, or to none, whatever was read when; the
-        /// files have the first bytes of their streams, and together no more than the limit.
+        /// Each byte belongs to the call in which it was written, or to none, whatever was read
+        /// when; the files have the first bytes of their streams, and together no more than the
+        /// limit.
         #[test]
         fn each_call_has_what_was_written_in_it(
             calls in proptest::collection::vec((writes(), writes()), 1..4),

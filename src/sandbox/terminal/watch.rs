@@ -27,8 +27,8 @@ pub(super) enum Kind {
     Tmux,
 }
 
-/// Names one kept sandbox of one thread, for ever: numbers are not used again, so that an event that
-/// comes late is nobody else's.
+/// Names one kept sandbox of one thread, for ever: numbers are not used again, so that an event
+/// that comes late is nobody else's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Key {
     /// What it is.
@@ -91,7 +91,8 @@ impl Watch<'_> {
         Ok(epoll::add(self.epoll, fd, self.data(source), EventFlags::IN)?)
     }
 
-    /// Has a watched `fd` left alone for a while. Unlike removing it, this can be undone without fail.
+    /// Has a watched `fd` left alone for a while. Unlike removing it, this can be undone without
+    /// fail.
     pub(super) fn pause(&self, fd: BorrowedFd<'_>, source: Source) {
         // An end is reported all the same, but, edge-triggered, only once.
         self.modify(fd, source, EventFlags::ET);

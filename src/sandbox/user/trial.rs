@@ -1,8 +1,8 @@
-//! What root has to do for another user, tried at the start: to become it, to signal its processes,
-//! to give directories away, and to empty directories that it has locked.
+//! What root has to do for another user, tried at the start: to become it, to signal its
+//! processes, to give directories away, and to empty directories that it has locked.
 //!
-//! Root without some capabilities – in a container, or under a service manager – may do some of it.
-//! Found out late, each slot would be kept back because its reset failed.
+//! Root without some capabilities – in a container, or under a service manager – may do some of
+//! it. Found out late, each slot would be kept back because its reset failed.
 
 use std::ffi::CString;
 use std::fmt;
@@ -133,7 +133,8 @@ fn is_root_of_machine(uid_map: &str) -> bool {
     root.is_none_or(|outside| outside == 0)
 }
 
-/// Becomes the user on a thread, and tries to signal a process of the user. Blocks for their lives.
+/// Becomes the user on a thread, and tries to signal a process of the user. Blocks for their
+/// lives.
 ///
 /// # Errors
 /// What is not allowed.

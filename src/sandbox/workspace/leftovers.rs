@@ -1,9 +1,9 @@
 //! The processes that a dead engine left behind.
 //!
-//! What runs in a sandbox dies with its engine, whatever ends that. All that may stay is bubblewrap itself,
-//! asleep for ever, when the engine is killed within some microseconds of its start (see
-//! [`supervisor`](crate::sandbox::supervisor)). It is found by its arguments, which name the data directory
-//! of the engine: nobody else's has that name.
+//! What runs in a sandbox dies with its engine, whatever ends that. All that may stay is
+//! bubblewrap itself, asleep for ever, when the engine is killed within some microseconds of its
+//! start (see [`supervisor`](crate::sandbox::supervisor)). It is found by its arguments, which
+//! name the data directory of the engine: nobody else's has that name.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -20,9 +20,9 @@ const END_LIMIT: Duration = Duration::from_secs(5);
 /// How long a wait may last before the interrupt is looked at again.
 const SLICE: Duration = Duration::from_millis(50);
 
-/// Kills every bubblewrap of ours that was started for a data directory at `path`, whose engine is dead,
-/// and waits for their end. How many there were. Blocks, for some seconds at most, and not after an
-/// interrupt.
+/// Kills every bubblewrap of ours that was started for a data directory at `path`, whose engine is
+/// dead, and waits for their end. How many there were. Blocks, for some seconds at most, and not
+/// after an interrupt.
 pub(super) fn end(path: &Path, interrupt: &Interrupt) -> usize {
     let Ok(processes) = std::fs::read_dir("/proc") else { return 0 };
     let mut killed = Vec::new();
@@ -48,8 +48,8 @@ fn hold(pid: i32) -> Option<OwnedFd> {
     pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()
 }
 
-/// Whether the process is a bubblewrap with `path` among its arguments. One that we may not look at is none
-/// of ours.
+/// Whether the process is a bubblewrap with `path` among its arguments. One that we may not look
+/// at is none of ours.
 fn is_left(pid: i32, path: &Path) -> bool {
     let read = |what: &str| std::fs::read(format!("/proc/{pid}/{what}")).unwrap_or_default();
     read("comm") == b"bwrap\n" && names(&read("cmdline"), path)

@@ -1,8 +1,8 @@
 //! `/execute_batch`: many calls in one request, each answered the moment it ends.
 //!
-//! The reference answers a batch when the slowest call has ended. Here every call has a line of its
-//! own (NDJSON), in order of completion, and the head of the response is sent at once. A client that
-//! goes away cancels what has not ended.
+//! The reference answers a batch when the slowest call has ended. Here every call has a line of
+//! its own (NDJSON), in order of completion, and the head of the response is sent at once. A
+//! client that goes away cancels what has not ended.
 //!
 //! # Bounds
 //! A batch holds [`MAX_BATCH_CALLS`](super::validate::MAX_BATCH_CALLS) calls at most, so that is
@@ -27,8 +27,8 @@ use crate::wire::OutcomeFields;
 /// How many lines may be on their way to the connection.
 const LINES_AHEAD: usize = 16;
 
-/// Submits the calls and gives the response that will tell of them. Called on the runtime. A client
-/// that takes no line for `patience` is taken for gone.
+/// Submits the calls and gives the response that will tell of them. Called on the runtime. A
+/// client that takes no line for `patience` is taken for gone.
 pub(super) fn run(calls: Arc<Calls>, requests: Vec<CallRequest>, patience: Duration) -> Response {
     let (lines, pieces) = mpsc::channel(LINES_AHEAD);
     tokio::spawn(feed(calls, requests, lines, patience));

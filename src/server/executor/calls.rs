@@ -1,5 +1,5 @@
-//! The calls that this server has under way, so that they can be cancelled: by name, and when their
-//! client goes away.
+//! The calls that this server has under way, so that they can be cancelled: by name, and when
+//! their client goes away.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -27,8 +27,8 @@ struct UnderWay {
 /// A call under its id.
 type Named = (String, Arc<CallHandle>);
 
-/// A call under way. Dropped before [`ended`](Self::ended) was told, it cancels the call: the client
-/// went away, or the server ends.
+/// A call under way. Dropped before [`ended`](Self::ended) was told, it cancels the call: the
+/// client went away, or the server ends.
 pub(super) struct InFlight {
     calls: Arc<Calls>,
     trajectory_id: Arc<str>,

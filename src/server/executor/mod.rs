@@ -17,13 +17,13 @@
 //! | `GET /metrics` | yes | Prometheus text |
 //!
 //! The last three are not the reference's. Neither are the headers of an answer to `/execute` that
-//! say how the call ended, for programs: `x-tool-outcome` is the
-//! [`Outcome`](crate::Outcome)'s name, `x-tool-may-have-executed` and `x-tool-model-attributable` are
-//! `true` or `false`. The same is in every body that carries a tool's result, after the reference's
-//! keys: `outcome`, `may_have_executed`, `model_attributable`.
+//! say how the call ended, for programs: `x-tool-outcome` is the [`Outcome`](crate::Outcome)'s
+//! name, `x-tool-may-have-executed` and `x-tool-model-attributable` are `true` or `false`. The
+//! same is in every body that carries a tool's result, after the reference's keys: `outcome`,
+//! `may_have_executed`, `model_attributable`.
 //!
-//! The pages that the reference's framework adds, `/docs`, `/redoc` and `/openapi.json`, are left out by
-//! choice and answered 404.
+//! The pages that the reference's framework adds, `/docs`, `/redoc` and `/openapi.json`, are left
+//! out by choice and answered 404.
 //!
 //! # A client that goes away
 //! cancels its calls, whether they wait or run. A release takes place all the same.

@@ -1,8 +1,8 @@
 //! The routes: from a request to its answer.
 //!
 //! Everything here runs on the runtime and does not block. What does – artifacts, releases,
-//! statistics, the reading of large bodies – goes to the runtime's threads for such things, so many
-//! of each kind at once.
+//! statistics, the reading of large bodies – goes to the runtime's threads for such things, so
+//! many of each kind at once.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -172,8 +172,8 @@ impl Service {
         })
     }
 
-    /// The request's body as `read` reads it, from a client that may use the server; `wrong` is what
-    /// is wrong with the request besides.
+    /// The request's body as `read` reads it, from a client that may use the server; `wrong` is
+    /// what is wrong with the request besides.
     ///
     /// What is wrong is told before the client is refused, as by the reference; but a stranger
     /// cannot make the server read much.

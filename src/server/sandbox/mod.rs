@@ -3,7 +3,8 @@
 //! One container: any [`Backend`] that has one. `slots` decides whose turn it is in each slot and
 //! sees to it that everybody is answered; `plain` speaks the protocol of the reference's sandbox
 //! server, whose clients need not change: its results have `outcome`, `may_have_executed` and
-//! `model_attributable` after the reference's keys; `native` speaks the protocol of our own executors.
+//! `model_attributable` after the reference's keys; `native` speaks the protocol of our own
+//! executors.
 
 mod native;
 mod plain;
@@ -60,12 +61,13 @@ struct Service {
 }
 
 impl SandboxServer {
-    /// Starts the backend, which must have one container, and serves it: it is the server's from now
-    /// on. Blocks as long as the backend's start; when this returns, clients can connect.
+    /// Starts the backend, which must have one container, and serves it: it is the server's from
+    /// now on. Blocks as long as the backend's start; when this returns, clients can connect.
     ///
     /// # Errors
-    /// The configuration makes no sense – no token where others can reach the server, most likely –,
-    /// the address cannot be listened on, or the backend does not start. The backend is closed then.
+    /// The configuration makes no sense – no token where others can reach the server, most likely
+    /// –, the address cannot be listened on, or the backend does not start. The backend is closed
+    /// then.
     pub fn start(config: ServerConfig, backend: impl Backend) -> Result<Self, ServeError> {
         config.check()?;
         let token = config.token.as_ref().map(Token::new).transpose()?;

@@ -1,8 +1,9 @@
 //! The reference's protocol: from a request to its answer.
 //!
-//! Everything here runs on the server's runtime and does not block: what happens in slots happens on
-//! the threads of [`Slots`](super::slots::Slots), and large texts are read and written on the
-//! runtime's threads for what blocks. The shapes and texts are [`wire::sandbox`](crate::wire::sandbox)'s.
+//! Everything here runs on the server's runtime and does not block: what happens in slots happens
+//! on the threads of [`Slots`](super::slots::Slots), and large texts are read and written on the
+//! runtime's threads for what blocks. The shapes and texts are
+//! [`wire::sandbox`](crate::wire::sandbox)'s.
 //!
 //! A client that goes away cancels nothing, as with the reference.
 
@@ -108,7 +109,7 @@ impl Route {
     }
 }
 
-/// Answers a request of somebody who may use the server.
+/// Answers a request of a client that may use the server.
 pub(super) async fn serve(service: &Arc<Service>, request: Request) -> Response {
     let Some(route) = Route::of(request.path()) else { return not_found() };
     let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
@@ -342,7 +343,8 @@ impl Service {
         let (tell, done) = oneshot::channel();
         self.slots.with_slot(
             slot,
-            // Refused only when the client has gone. The text is written there, too: it may be long.
+            // Refused only when the client has gone. The text is written there, too: it may be
+            // long.
             Box::new(move |backend, slot| drop(tell.send(artifact(work(backend, slot))))),
         );
         Ok(done.await.unwrap_or_else(|_| artifact(Err(Refused::not_done()))))

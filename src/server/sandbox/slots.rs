@@ -1,17 +1,17 @@
 //! The slots of one container behind a server: whose turn it is in each, and who gets the answer.
 //!
-//! Knows nothing of HTTP. Both protocols of the sandbox server hand it what is to happen in a slot –
-//! calls, resets, work with files – and each slot does one thing at a time, in order of arrival
+//! Knows nothing of HTTP. Both protocols of the sandbox server hand it what is to happen in a slot
+//! – calls, resets, work with files – and each slot does one thing at a time, in order of arrival
 //! ([`FifoLock`]). Calls that find their slots free go to the backend as one batch.
 //!
 //! # Threads
-//! Nothing here blocks its caller. What talks to the backend runs on the threads `tool-slots-N`, what
-//! reads workspaces on `tool-files-N`. A turn itself only queues a job: however many wait before a
-//! slot, none of them works on top of another's stack.
+//! Nothing here blocks its caller. What talks to the backend runs on the threads `tool-slots-N`,
+//! what reads workspaces on `tool-files-N`. A turn itself only queues a job: however many wait
+//! before a slot, none of them works on top of another's stack.
 //!
 //! # Exactly one answer
-//! A [`Call`] answers once: by the backend, or when the last that could have run it – a turn, a job,
-//! the backend's reply – is dropped, or when the server closes.
+//! A [`Call`] answers once: by the backend, or when the last that could have run it – a turn, a
+//! job, the backend's reply – is dropped, or when the server closes.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -29,7 +29,8 @@ use crate::server::fifo_lock::{FifoLock, Inside};
 use crate::tool::{JsonObject, Outcome, ToolResult};
 use crate::workers::{Workers, guarded};
 
-/// The threads that talk to the backend. They do not wait for commands, but file tools run on them.
+/// The threads that talk to the backend. They do not wait for commands, but file tools run on
+/// them.
 const IO_THREADS: usize = 8;
 /// The threads that read workspaces.
 const FILE_THREADS: usize = 4;
@@ -119,7 +120,7 @@ struct Owed {
 /// A call whose turn has not come, or whose job has not run: dropped, it never ran.
 struct Unstarted {
     call: Arc<Call>,
-    /// Somebody else answers it.
+    /// It has another answerer: its job has run.
     started: bool,
 }
 
@@ -136,8 +137,8 @@ struct Ready {
 struct OnDrop(Option<Job>);
 
 impl Slots {
-    /// Starts the backend's container and the threads that talk to it. Blocks while the backend does.
-    /// With `cut_network` no call has the network, whatever it says.
+    /// Starts the backend's container and the threads that talk to it. Blocks while the backend
+    /// does. With `cut_network` no call has the network, whatever it says.
     ///
     /// # Errors
     /// The backend's, or it has not exactly one container with slots, or there are no threads.
@@ -240,9 +241,9 @@ impl Slots {
 
     /// Runs calls, each when its slot's turn comes. Does not block.
     ///
-    /// Those whose slots are free go to the backend as one batch, in one job unless it takes them at once
-    /// ([`Capabilities::inline_tools`]); `handed_over` is called after that job, or at once if there is
-    /// none. Gives the ids in the order of the calls.
+    /// Those whose slots are free go to the backend as one batch, in one job unless it takes them
+    /// at once ([`Capabilities::inline_tools`]); `handed_over` is called after that job, or at once
+    /// if there is none. Gives the ids in the order of the calls.
     pub(crate) fn execute(
         self: &Arc<Self>,
         calls: Vec<SlotCall>,
@@ -304,7 +305,7 @@ impl Slots {
             call.answer(ToolResult::failure(Outcome::UnknownTool, format!("Unknown tool: {tool}")));
             return None;
         };
-        // First this, then the look at the flag; whoever cancels does it the other way round.
+        // First this, then the look at the flag; a cancel does it the other way round.
         call.handed_over.store(true, Ordering::SeqCst);
         if call.cancelled.load(Ordering::SeqCst) {
             let mut result = ToolResult::failure(Outcome::Cancelled, "Command was cancelled");
@@ -369,8 +370,9 @@ impl Slots {
         });
     }
 
-    /// Runs a job that may block, when the slot's turn comes, while nothing else happens in the slot.
-    /// Does not block. When the server closes first, or too many wait already, the job is dropped.
+    /// Runs a job that may block, when the slot's turn comes, while nothing else happens in the
+    /// slot. Does not block. When the server closes first, or too many wait already, the job is
+    /// dropped.
     pub(crate) fn with_slot(self: &Arc<Self>, slot: usize, job: SlotJob) {
         self.enter(slot, move |slots, inside| {
             let this = slots.clone();
@@ -381,9 +383,9 @@ impl Slots {
         });
     }
 
-    /// Lets what there is end until `deadline`, then ends everything: the backend is closed, and what
-    /// has no answer gets one. Blocks, for some seconds beyond the deadline at most. What comes
-    /// afterwards never runs.
+    /// Lets what there is end until `deadline`, then ends everything: the backend is closed, and
+    /// what has no answer gets one. Blocks, for some seconds beyond the deadline at most. What
+    /// comes afterwards never runs.
     pub(crate) fn close(&self, deadline: Instant) {
         self.closing.store(true, Ordering::SeqCst);
         {
@@ -452,8 +454,8 @@ impl Slots {
                 return workers.spawn(job);
             }
         }
-        // Dropping it lets the next one into its slot, whose job comes here too, and so on. One after
-        // the other, not each on top of the one before.
+        // Dropping it lets the next one into its slot, whose job comes here too, and so on. One
+        // after the other, not each on top of the one before.
         let mut refused = self.refused.lock();
         refused.jobs.push_back(job);
         if std::mem::replace(&mut refused.somebody_drops, true) {
@@ -502,7 +504,7 @@ impl Answer for Call {
                 self.slots.idle.notify_all();
             }
         }
-        // The next one's turn first: whoever hears of this result finds the slot free.
+        // The next one's turn first: who hears of this result finds the slot free.
         drop(inside);
         // A panic must not go on into the backend that answered.
         if let Err(panic) = guarded(move || on_done(result)) {

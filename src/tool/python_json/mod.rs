@@ -2,11 +2,11 @@
 //!
 //! Models are trained on it, and trajectories are recorded in it: tool calls in a model's text are
 //! read by what `json.loads` accepts, and results are written in the form that `json.dumps` gives.
-//! The text formats of this module's parent call it; whoever reads recorded rollouts may, too.
+//! The text formats of this module's parent call it; readers of recorded rollouts may, too.
 //!
 //! [`parse`] accepts all that `json.loads` accepts and nothing else, with two limits of its own:
-//! nesting deeper than [`MAX_DEPTH`] is an error, and what a [`Value`] cannot hold is mapped to what
-//! comes nearest:
+//! nesting deeper than [`MAX_DEPTH`] is an error, and what a [`Value`] cannot hold is mapped to
+//! what comes nearest:
 //!
 //! | Python reads | we keep |
 //! |---|---|
@@ -22,6 +22,7 @@ mod write;
 use serde_json::Value;
 
 pub use read::{MAX_DEPTH, ParseError, parse};
+pub(crate) use read::{Mends, parse_prefix};
 pub use write::{NonAscii, to_string};
 pub(crate) use write::{float_text, write_object, write_string};
 

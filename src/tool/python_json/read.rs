@@ -7,19 +7,19 @@ use crate::tool::JsonObject;
 
 /// The deepest nesting of arrays and objects that [`parse`] reads.
 ///
-/// A little less than the 127 levels of `serde_json`, so that what was read here can be sent inside
-/// an envelope and still be read there.
+/// A little less than the 127 levels of `serde_json`, so that what was read here can be sent
+/// inside an envelope and still be read there.
 pub const MAX_DEPTH: usize = 120;
 
 /// Reads one JSON text in Python's dialect; white space may surround it.
 ///
-/// Of a key that is there twice the last value counts, at the first one's place. The time is linear
-/// in the length of the text, and the stack is bounded whatever the text is.
+/// Of a key that is there twice the last value counts, at the first one's place. The time is
+/// linear in the length of the text, and the stack is bounded whatever the text is.
 ///
 /// # Errors
 /// The first thing that `json.loads` would complain about, or nesting deeper than [`MAX_DEPTH`].
 pub fn parse(text: &str) -> Result<Value, ParseError> {
-    let mut parser = Parser { text, at: 0 };
+    let mut parser = Parser { text, at: 0, mends: None };
     parser.skip_white_space();
     let value = parser.value(0)?;
     parser.skip_white_space();
@@ -27,6 +27,28 @@ pub fn parse(text: &str) -> Result<Value, ParseError> {
         None => Ok(value),
         Some(_) => Err(parser.error("Extra data")),
     }
+}
+
+/// The small damage that [`parse_prefix`] mends.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Mends {
+    /// A string held a control character, such as a line break, that was not escaped.
+    pub(crate) raw_control_character: bool,
+    /// A comma stood before a closing bracket.
+    pub(crate) trailing_comma: bool,
+}
+
+/// Reads the JSON value that begins at `at`, in the dialect of [`parse`] and with damage that
+/// leaves only one reading mended. Gives the value, the place behind it, and what was mended.
+///
+/// What follows the value is not looked at. The time is linear in the length of what is read.
+///
+/// # Errors
+/// As [`parse`]; the offset counts from the start of `text`.
+pub(crate) fn parse_prefix(text: &str, at: usize) -> Result<(Value, usize, Mends), ParseError> {
+    let mut parser = Parser { text, at, mends: Some(Mends::default()) };
+    let value = parser.value(0)?;
+    Ok((value, parser.at, parser.mends.unwrap_or_default()))
 }
 
 /// Why a text is not JSON; the words are those of Python's `JSONDecodeError`.
@@ -53,6 +75,8 @@ struct Parser<'a> {
     text: &'a str,
     /// Bytes read so far; always a character boundary.
     at: usize,
+    /// What was mended; `None` where nothing may be.
+    mends: Option<Mends>,
 }
 
 impl Parser<'_> {
@@ -110,6 +134,9 @@ impl Parser<'_> {
                 return Err(self.error("Expecting ',' delimiter"));
             }
             self.skip_white_space();
+            if self.mends_trailing_comma(b'}') {
+                return Ok(Value::Object(object));
+            }
         }
     }
 
@@ -130,7 +157,21 @@ impl Parser<'_> {
                 return Err(self.error("Expecting ',' delimiter"));
             }
             self.skip_white_space();
+            if self.mends_trailing_comma(b']') {
+                return Ok(Value::Array(array));
+            }
         }
+    }
+
+    /// Whether `close` follows a comma, and that may be mended. Skips it then.
+    fn mends_trailing_comma(&mut self, close: u8) -> bool {
+        let Some(mends) = &mut self.mends else { return false };
+        if self.text.as_bytes().get(self.at) != Some(&close) {
+            return false;
+        }
+        mends.trailing_comma = true;
+        self.at += 1;
+        true
     }
 
     fn number(&mut self) -> Result<Value, ParseError> {
@@ -189,7 +230,14 @@ impl Parser<'_> {
                     return Ok(string);
                 }
                 b'\\' => string.push(self.escape(start)?),
-                _ => return Err(self.error("Invalid control character at")),
+                control => match &mut self.mends {
+                    Some(mends) => {
+                        mends.raw_control_character = true;
+                        string.push(char::from(control));
+                        self.at += 1;
+                    }
+                    None => return Err(self.error("Invalid control character at")),
+                },
             }
         }
     }
@@ -366,6 +414,27 @@ mod tests {
             (r#""\u1é""#, "Invalid \\uXXXX escape", 2),
         ] {
             assert_eq!(parse(text), Err(ParseError { message, offset }), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_prefix_is_read_with_small_damage_mended_and_nothing_more() {
+        let read = |text| parse_prefix(text, 1);
+        let mended =
+            |raw_control_character, trailing_comma| Mends { raw_control_character, trailing_comma };
+        assert_eq!(read("x{\"a\": 1} tail"), Ok((json!({"a": 1}), 9, mended(false, false))));
+        assert_eq!(read("x[1, 2, ]]"), Ok((json!([1, 2]), 9, mended(false, true))));
+        assert_eq!(read("x{\"a\": 1,\n}"), Ok((json!({"a": 1}), 11, mended(false, true))));
+        assert_eq!(read("x\"a\nb\t\""), Ok((json!("a\nb\t"), 7, mended(true, false))));
+        for (text, message, offset) in [
+            ("x[,]", "Expecting value", 2),
+            ("x[1,,]", "Expecting value", 4),
+            ("x{,}", "Expecting property name enclosed in double quotes", 2),
+            ("x{\"a\": ,}", "Expecting value", 7),
+            ("x\"a\nb", "Unterminated string starting at", 1),
+            ("x{\"a\": 1", "Expecting ',' delimiter", 8),
+        ] {
+            assert_eq!(read(text), Err(ParseError { message, offset }), "{text}");
         }
     }
 

@@ -1,9 +1,9 @@
-//! What clients and a sandbox server say to each other: sections 1 and 2 of the reference protocol,
-//! from the server's side.
+//! What clients and a sandbox server say to each other: sections 1 and 2 of the reference
+//! protocol, from the server's side.
 //!
-//! Pure functions: from the JSON of a request to what is wanted, and from what came of it to the text
-//! of the answer. Where the reference's program fails with an exception of Python's, the exception's
-//! text goes into the answer ([`Raised`]); clients know those texts.
+//! Pure functions: from the JSON of a request to what is wanted, and from what came of it to the
+//! text of the answer. Where the reference's program fails with an exception of Python's, the
+//! exception's text goes into the answer ([`Raised`]); clients know those texts.
 
 mod artifacts;
 mod python;
@@ -285,7 +285,7 @@ pub(crate) struct Health<'a> {
 }
 
 impl Health<'_> {
-    /// The answer to `/health`. Where things are on the server is nobody's business.
+    /// The answer to `/health`. Where things are on the server is not told.
     pub(crate) fn answer(&self) -> Value {
         let mut answer = json!({
             "status": "ok",

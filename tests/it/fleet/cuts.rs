@@ -1,5 +1,5 @@
-//! A proxy between the fleet and a server, which cuts connections, loses responses, and sends requests
-//! late or twice: each command runs once, and its caller gets its result.
+//! A proxy between the fleet and a server, which cuts connections, loses responses, and sends
+//! requests late or twice: each command runs once, and its caller gets its result.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;

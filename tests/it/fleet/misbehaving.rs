@@ -20,8 +20,8 @@ const HEAD: &str = "HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\n\r\
 /// More than any line may have.
 const TOO_MUCH: usize = 100_000_000;
 
-/// A server of so many slots. Resets it does; what it does with calls, and with the stream of results,
-/// the test says. To the end of its session it says nothing.
+/// A server of so many slots. Resets it does; what it does with calls, and with the stream of
+/// results, the test says. To the end of its session it says nothing.
 fn native(
     slots: usize,
     calls: impl Fn(&[Value]) -> Reply + Send + Sync + 'static,
@@ -106,8 +106,8 @@ fn executor(urls: impl IntoIterator<Item = String>) -> ToolExecutor {
 }
 
 /// Two calls, one of which is for this server: what becomes of that one, while the other server's
-/// callers are served at once. A server that is of no use from the beginning gets no call: then it is
-/// one that never ran.
+/// callers are served at once. A server that is of no use from the beginning gets no call: then it
+/// is one that never ran.
 fn outcome_beside_a_good_one(name: &str, bad: &Server, timeout: Duration) -> Outcome {
     let good = good();
     let executor = executor([bad.url.clone(), url(&good)]);
@@ -311,7 +311,8 @@ fn a_result_whose_answer_was_lost_is_asked_for() {
 
 #[test]
 fn a_session_whose_beginning_was_not_told_is_begun_again_under_its_name() {
-    // What a server of ours does with sessions, but for the answers: the second beginning is not told.
+    // What a server of ours does with sessions, but for the answers: the second beginning is not
+    // told.
     #[derive(Default)]
     struct Sessions {
         current: Option<String>,

@@ -1,4 +1,5 @@
-//! The executor over sandbox servers: ours, over real sockets and in real processes, and reference ones.
+//! The executor over sandbox servers: ours, over real sockets and in real processes, and reference
+//! ones.
 
 mod cuts;
 mod loss;

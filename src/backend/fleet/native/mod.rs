@@ -1,13 +1,13 @@
 //! One of our own sandbox servers, over the native protocol (`wire::native`).
 //!
-//! What is handed over waits in the *outbox*. Whoever hands over sends it too, together with what
-//! others put there meanwhile, if it may: if this server's requests get through, and few threads of
-//! other people are sending for the fleet ([`Direct`]). Else the server's own thread `tool-send-N`
-//! does: so servers that hang hold up nobody but their own callers. What could not be sent that
-//! thread sends again, until the server takes it or is given up.
+//! What is handed over waits in the *outbox*. The thread that hands over sends it too, together
+//! with what others put there meanwhile, if it may: if this server's requests get through, and few
+//! threads of other people are sending for the fleet ([`Direct`]). Else the server's own thread
+//! `tool-send-N` does: so servers that hang hold up their own callers only. What could not be sent
+//! that thread sends again, until the server takes it or is given up.
 //!
-//! The thread `tool-fleet-N` (`result_stream`) reads the results, notices that the server is gone, and
-//! finds out what became of its operations when it is back. `state` is what is in flight.
+//! The thread `tool-fleet-N` (`result_stream`) reads the results, notices that the server is gone,
+//! and finds out what became of its operations when it is back. `state` is what is in flight.
 
 mod result_stream;
 mod state;
@@ -39,7 +39,7 @@ const LAST_WORD: Duration = Duration::from_millis(100);
 #[derive(Default)]
 pub(super) struct Direct(AtomicUsize);
 
-/// The right to send on a thread of somebody else's.
+/// The right to send on the thread that hands over.
 struct Permit<'a>(&'a Direct);
 
 impl Direct {
@@ -111,7 +111,7 @@ impl NativeServer {
 
     /// Hands calls over. May block while it sends.
     pub(super) fn execute(&self, batch: Vec<Execution>) {
-        // Answered without the lock: whoever waits for them may come here at once.
+        // Answered without the lock: a caller that waits for them may come here at once.
         let mut refused = Vec::new();
         let mut left = Vec::new();
         let mut state = self.state.lock();
@@ -228,7 +228,7 @@ impl NativeServer {
         }
     }
 
-    /// The thread that sends: what nobody else sends, and what could not be sent, again.
+    /// The thread that sends: what no other thread sends, and what could not be sent, again.
     fn keep_sending(&self) {
         let mut state = self.state.lock();
         while !state.closing {

@@ -1,5 +1,5 @@
-//! A server's thread: reads the results, notices that the server is gone, and finds out what became of
-//! its operations when it is back.
+//! A server's thread: reads the results, notices that the server is gone, and finds out what
+//! became of its operations when it is back.
 
 use std::io::{BufRead, BufReader};
 use std::time::{Duration, Instant};
@@ -141,8 +141,8 @@ impl NativeServer {
         }
     }
 
-    /// Resumes the session, or begins one called `next` where the server has begun anew or was given
-    /// up.
+    /// Resumes the session, or begins one called `next` where the server has begun anew or was
+    /// given up.
     ///
     /// # Errors
     /// Why the server is of no use yet.
@@ -158,8 +158,8 @@ impl NativeServer {
         };
         let is_resumed = resumed.is_ok();
         let answer = match resumed {
-            // It knows the session no more: it began anew, or it gave us up. One name for all tries: an
-            // answer that was lost began it all the same.
+            // It knows the session no more: it began anew, or it gave us up. One name for all
+            // tries: an answer that was lost began it all the same.
             Err(Failure::Refused(GONE, _)) => {
                 begin(&self.connection, next, false, Some(session.clone()))
             }
@@ -214,8 +214,8 @@ impl NativeServer {
     }
 }
 
-/// Reads a line, whose end must come in time. Each of its pieces comes within the agent's time limit,
-/// or not at all.
+/// Reads a line, whose end must come in time. Each of its pieces comes within the agent's time
+/// limit, or not at all.
 fn read_line(
     reader: &mut impl BufRead,
     line: &mut Vec<u8>,

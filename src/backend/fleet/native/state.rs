@@ -2,8 +2,8 @@
 //!
 //! Every operation in flight is in [`State::flights`] until its result is there; removing it and
 //! answering it are one step, so that it is answered once, and what is said of an unknown or an
-//! earlier operation is ignored. There is one per slot at most: whoever sends another has given the
-//! one before up.
+//! earlier operation is ignored. There is one per slot at most: a client that sends another has
+//! given the one before up.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -28,7 +28,7 @@ pub(super) struct State {
     /// The latest operation's number, by slot.
     pub(super) latest: Vec<u64>,
     /// Under which generation each slot was last reset in this session. A call of an older one, or
-    /// for a slot that was not reset, was meant for a workspace that is lost: whoever sent it had not
+    /// for a slot that was not reset, was meant for a workspace that is lost: its sender had not
     /// heard of that yet.
     pub(super) reset: Vec<Option<u64>>,
     pub(super) flights: HashMap<Key, InFlight>,
@@ -250,8 +250,8 @@ impl State {
         asked.collect()
     }
 
-    /// Whether one of these, which the server has told the results of, still waits for it here: then
-    /// the answer that had it was lost.
+    /// Whether one of these, which the server has told the results of, still waits for it here:
+    /// then the answer that had it was lost.
     pub(super) fn misses_any(&self, told: &[Key]) -> bool {
         told.iter().any(|key| {
             let waits = self.flights.get(key).is_some_and(|flight| flight.sent && !flight.sending);

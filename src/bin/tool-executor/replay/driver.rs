@@ -1,7 +1,7 @@
 //! The replay's only contact with the executor and the sandbox.
 //!
-//! One thread drives all trajectories through a completion queue; nothing here keeps track of which
-//! call comes next.
+//! One thread drives all trajectories through a completion queue; nothing here keeps track of
+//! which call comes next.
 
 use std::io::{self, Seek};
 use std::path::Path;
@@ -143,8 +143,8 @@ impl Driver {
     }
 }
 
-/// A file name for a trajectory id. Distinct ids have distinct names; one that would be too long is
-/// cut and ends in a hash of the whole.
+/// A file name for a trajectory id. Distinct ids have distinct names; one that would be too long
+/// is cut and ends in a hash of the whole.
 pub(crate) fn file_name_of(trajectory_id: &str) -> String {
     let mut name = String::with_capacity(trajectory_id.len());
     for (place, byte) in trajectory_id.bytes().enumerate() {

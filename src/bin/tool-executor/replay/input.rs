@@ -1,9 +1,9 @@
 //! The input: a thread that reads lines, makes trajectories of them, and names them. Input that is
 //! packed is unpacked on the way.
 //!
-//! Reads one line at a time and never further ahead than its channel holds, so memory does not grow
-//! with the input. A malformed line is an [`Item`] like any other, and the reading goes on; only an
-//! I/O error ends it. Knows no executor.
+//! Reads one line at a time and never further ahead than its channel holds, so memory does not
+//! grow with the input. A malformed line is an [`Item`] like any other, and the reading goes on;
+//! only an I/O error ends it. Knows no executor.
 
 use std::collections::HashMap;
 use std::fs::File;

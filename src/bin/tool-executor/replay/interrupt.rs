@@ -6,7 +6,8 @@
 
 use std::time::{Duration, Instant};
 
-/// How long the executor may take to end cancelled calls before the run ends without their answers.
+/// How long the executor may take to end cancelled calls before the run ends without their
+/// answers.
 pub(crate) const CANCEL_WAIT: Duration = Duration::from_secs(30);
 
 /// How far the shutdown of a run has come.

@@ -2,8 +2,8 @@
 //!
 //! Assistant messages hold the calls, as Hermes `<tool_call>` text in `content` or as OpenAI
 //! `tool_calls`; what follows them until the next assistant message holds the answers, as `tool`
-//! messages or as Hermes `<tool_response>` text of any role. An answer belongs to the call whose id
-//! it names, else to the next call of that turn that has none. Pure, like its caller
+//! messages or as Hermes `<tool_response>` text of any role. An answer belongs to the call whose
+//! id it names, else to the next call of that turn that has none. Pure, like its caller
 //! [`super::trajectory`].
 
 use serde_json::{Map, Value};
@@ -103,8 +103,8 @@ fn calls_of(message: &Map<String, Value>) -> Result<Vec<ToolCall>, String> {
     calls.collect()
 }
 
-/// A `tool` message is one answer, unless it holds `<tool_response>` elements; a message of another
-/// role holds as many answers as elements.
+/// A `tool` message is one answer, unless it holds `<tool_response>` elements; a message of
+/// another role holds as many answers as elements.
 fn answers_of(message: &Map<String, Value>, is_tool: bool) -> Vec<Answer> {
     let text = text_of(message);
     let mut answers: Vec<Answer> = tool_responses(&text).map(answer_of).collect();

@@ -1,4 +1,5 @@
-//! A line of the results file of `--out`: one call. `docs/results.md` describes it for its readers.
+//! A line of the results file of `--out`: one call. `docs/results.md` describes it for its
+//! readers.
 
 use std::time::Duration;
 

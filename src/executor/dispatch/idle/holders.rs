@@ -30,8 +30,8 @@ impl IdleHolders {
         Self { links: vec![None; slots], first: None, last: None, len: 0 }
     }
 
-    /// The holder of this slot has had nothing to do since `since`, which is no earlier than what was
-    /// said of any other.
+    /// The holder of this slot has had nothing to do since `since`, which is no earlier than what
+    /// was said of any other.
     pub(in crate::executor::dispatch) fn insert(&mut self, slot: SlotIx, since: Instant) {
         let before = self.last;
         let Some(link) = self.links.get_mut(slot.index()) else { return };
@@ -47,8 +47,8 @@ impl IdleHolders {
         self.len += 1;
     }
 
-    /// The holder of this slot has something to do, or holds it no more. Does nothing for a slot that
-    /// is not in the list.
+    /// The holder of this slot has something to do, or holds it no more. Does nothing for a slot
+    /// that is not in the list.
     pub(in crate::executor::dispatch) fn remove(&mut self, slot: SlotIx) {
         let Some(Link { before, after, .. }) =
             self.links.get_mut(slot.index()).and_then(Option::take)

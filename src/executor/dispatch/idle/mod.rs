@@ -1,10 +1,10 @@
 //! Slots whose holders do nothing with them: who they are, when that is said, and when their slots
 //! are taken back.
 //!
-//! A holder is *idle* while nothing of it is under way or queued: no call, no release, no reader of
-//! its artifacts. With an idle limit its slot is taken back then, and reset like a released one; the
-//! trajectory learns of it by its next call. Where trajectories wait for slots and all holders are
-//! idle, that is a *stall*: it is probably a caller that forgot to release.
+//! A holder is *idle* while nothing of it is under way or queued: no call, no release, no reader
+//! of its artifacts. With an idle limit its slot is taken back then, and reset like a released
+//! one; the trajectory learns of it by its next call. Where trajectories wait for slots and all
+//! holders are idle, that is a *stall*: it is probably a caller that forgot to release.
 
 mod holders;
 mod watch;

@@ -75,7 +75,8 @@ pub(in crate::executor::dispatch) const NAMES: usize = 8;
 /// How long after a report the next one may come.
 const BETWEEN: Duration = Duration::from_secs(1);
 
-/// Collects the names of trajectories whose slots were taken back, so that a thousand are one line.
+/// Collects the names of trajectories whose slots were taken back, so that a thousand are one
+/// line.
 #[derive(Debug, Default)]
 pub(in crate::executor::dispatch) struct EndReport {
     /// The first of them.

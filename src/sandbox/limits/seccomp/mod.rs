@@ -1,9 +1,10 @@
 //! The system call filter of sandboxes (`seccomp(2)`).
 //!
-//! A filter takes away what no tool needs and an attacker could use: against the kernel, against the
-//! sandbox's first process, which has the same user, and against the host's terminal. `rules` says
-//! what that is; here the finished program is kept, for bubblewrap to load (`--seccomp FD`). It holds
-//! for everything that runs in the sandbox, for ever, bubblewrap's own processes in it included.
+//! A filter takes away what no tool needs and an attacker could use: against the kernel, against
+//! the sandbox's first process, which has the same user, and against the host's terminal. `rules`
+//! says what that is; here the finished program is kept, for bubblewrap to load (`--seccomp FD`).
+//! It holds for everything that runs in the sandbox, for ever, bubblewrap's own processes in it
+//! included.
 //!
 //! The filter is no wall of its own: what a sandbox may see is decided by its namespaces.
 

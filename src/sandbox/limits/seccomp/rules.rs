@@ -1,7 +1,7 @@
 //! What the filter denies, and why. Pure.
 //!
-//! Everything is allowed but what is listed here: tools are many, and what is dangerous is known. A
-//! denied call fails with
+//! Everything is allowed but what is listed here: tools are many, and what is dangerous is known.
+//! A denied call fails with
 //! - `ENOSYS` where programs are prepared for a kernel that does not have it, and do without,
 //! - `EAFNOSUPPORT` where it asks for an address family that is not offered,
 //! - `EINVAL` where it asks for more System V memory or semaphores than there may be at once,
@@ -9,15 +9,16 @@
 //!
 //! # Other ways to make a system call
 //! A 32-bit program (on x86-64 also `int 0x80`) has other numbers. It is killed, with SIGSYS: its
-//! author gets "Bad system call" instead of a program whose every call fails in ways that nobody ever
-//! tested. The x32 ABI has this architecture's name and marked numbers: each of them is `ENOSYS`, as
-//! on nearly every kernel.
+//! author gets "Bad system call" instead of a program whose every call fails in ways that nobody
+//! ever tested. The x32 ABI has this architecture's name and marked numbers: each of them is
+//! `ENOSYS`, as on nearly every kernel.
 //!
 //! # The first process
 //! The sandbox's first process has the user of the commands. What could slow it down, change its
 //! limits or look into it is denied for the number 1, which it has inside. Not for all others:
-//! threads pin themselves to a processor under their own numbers. Its `/proc/1/mem` is a file, which
-//! a filter cannot tell from others: a first process that has something to hide must not be dumpable.
+//! threads pin themselves to a processor under their own numbers. Its `/proc/1/mem` is a file,
+//! which a filter cannot tell from others: a first process that has something to hide must not be
+//! dumpable.
 //!
 //! # What it costs
 //! The kernel works out which calls are always allowed, and does not run the program for those.
@@ -199,8 +200,8 @@ fn other_families() -> Vec<(c_long, Vec<Argument>)> {
     ]
 }
 
-/// What is too large (`SHMMAX`, `SEMMSL`): such memory belongs to no process, so that nothing but a cgroup
-/// could count it. The kernel allows 4,096 segments and 32,000 sets in a sandbox.
+/// What is too large (`SHMMAX`, `SEMMSL`): such memory belongs to no process, so that nothing but
+/// a cgroup could count it. The kernel allows 4,096 segments and 32,000 sets in a sandbox.
 fn too_large() -> Result<Rules, BackendError> {
     let larger_than = |limit| {
         let condition = SeccompCondition::new(1, SeccompCmpArgLen::Qword, Gt, limit)?;
@@ -257,8 +258,8 @@ fn chains(lines: Vec<(c_long, Vec<Argument>)>) -> Result<Rules, BackendError> {
     Ok(rules)
 }
 
-/// The compiler knows one action for a match; so there is a program for each, and where one ends with
-/// this action, the next one begins.
+/// The compiler knows one action for a match; so there is a program for each, and where one ends
+/// with this action, the next one begins.
 const NEXT_PART: SeccompAction = SeccompAction::Trace(1);
 
 /// A piece of the program, which answers with this error or goes on behind its end.

@@ -57,8 +57,8 @@ fn a_sandbox_of_root_cannot_change_what_the_kernel_shares_in_proc() {
     });
 }
 
-/// The test's own thread gets a keyring; a command that could use it would find a key of the host's
-/// there, and what another command has left.
+/// The test's own thread gets a keyring; a command that could use it would find a key of the
+/// host's there, and what another command has left.
 #[test]
 fn kernel_keyrings_connect_commands_neither_with_the_host_nor_with_each_other() {
     let (join, session) = (libc::KEYCTL_JOIN_SESSION_KEYRING as libc::c_long, -3 as libc::c_long);

@@ -1,5 +1,5 @@
-//! Random sequences of commands, in a session and in a plain bash that is fed the same ones: the same
-//! output, the same exit codes, the same state at the end.
+//! Random sequences of commands, in a session and in a plain bash that is fed the same ones: the
+//! same output, the same exit codes, the same state at the end.
 
 use std::io::Write;
 use std::path::Path;
@@ -99,7 +99,8 @@ fn simple() -> impl Strategy<Value = String> {
         Just("cat <<<\"here $a\"".to_owned()),
         Just("TIMEFORMAT=timed; time true".to_owned()),
         Just("alias say='echo said'".to_owned()),
-        // Nothing that may end before it has read everything: with pipefail that is a matter of luck.
+        // Nothing that may end before it has read everything: with pipefail that is a matter of
+        // luck.
         Just("type f | sed -n 1p".to_owned()),
         Just("local x".to_owned()),
         Just("readonly RO=1; echo $RO".to_owned()),
@@ -134,8 +135,8 @@ fn command() -> impl Strategy<Value = String> {
 
 /// Runs the commands in a plain bash, one after the other; gives what it said.
 fn oracle(commands: &[String], root: &Path, aux: &Path) -> Vec<Said> {
-    // A shell cannot let go of signals that were ignored when it began, and shows them as traps: those of
-    // whoever runs the tests, under `nohup` for one.
+    // A shell cannot let go of signals that were ignored when it began, and shows them as traps:
+    // those of whoever runs the tests, under `nohup` for one.
     let mut bash = Command::new("env")
         .args(["--default-signal", "bash", "--noprofile", "--norc"])
         .env_clear()

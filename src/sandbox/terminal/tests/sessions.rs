@@ -213,8 +213,8 @@ fn an_interrupt_ends_the_command_and_keeps_the_session() {
     assert_eq!(bench.output("echo $x"), "kept\n");
 }
 
-/// Where bash starts a child just then it may not abandon the rest of the command, or take a failure
-/// for it; but it comes back.
+/// Where bash starts a child just then it may not abandon the rest of the command, or take a
+/// failure for it; but it comes back.
 #[test]
 fn an_interrupt_at_a_bad_moment_is_no_hang() {
     let bench = Bench::sandboxed();
@@ -360,8 +360,8 @@ fn long_commands_are_commands() {
     assert_eq!(bench.output("echo short"), "short\n");
 }
 
-/// Each of these may end its own session or fake its own result. None may hang beyond its time limit, or
-/// say anything to the next call.
+/// Each of these may end its own session or fake its own result. None may hang beyond its time
+/// limit, or say anything to the next call.
 #[test]
 fn what_a_model_does_to_its_own_shell_harms_nobody_else() {
     let bench = Bench::new(true, 2);

@@ -1,8 +1,8 @@
 //! What a `tmux` call asks for. Pure.
 //!
-//! Everything is held within its bounds here, by what the model may say and by the call's own time;
-//! what makes no sense counts as not said. Only an action that does not exist and keys that are no keys
-//! are refused.
+//! Everything is held within its bounds here, by what the model may say and by the call's own
+//! time; what makes no sense counts as not said. Only an action that does not exist and keys that
+//! are no keys are refused.
 
 use std::time::Duration;
 

@@ -1,9 +1,9 @@
-//! The recording of a terminal: an asciicast (version 2), made on this side of the sandbox's wall, so
-//! that nothing inside can change what was recorded.
+//! The recording of a terminal: an asciicast (version 2), made on this side of the sandbox's wall,
+//! so that nothing inside can change what was recorded.
 //!
-//! To whoever reads it, it is a file that grows at its end: a line about the terminal, then a line for
-//! each *event*, `[seconds, "o", "text"]`. Only its last part is in memory ([`LIMIT`]): of a terminal
-//! that prints more than is read, the oldest events are dropped, and the reader is told.
+//! To whoever reads it, it is a file that grows at its end: a line about the terminal, then a line
+//! for each *event*, `[seconds, "o", "text"]`. Only its last part is in memory ([`LIMIT`]): of a
+//! terminal that prints more than is read, the oldest events are dropped, and the reader is told.
 //!
 //! Text is cut between characters, wherever tmux cut it; bytes that are not UTF-8 become U+FFFD.
 

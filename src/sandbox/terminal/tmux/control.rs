@@ -1,20 +1,20 @@
 //! The lines that tmux writes in its control mode (`tmux -C`), parsed. Pure.
 //!
-//! Three kinds of lines: *notifications*, which begin with `%`; *replies*, one for each command, which
-//! are whatever stands between a `%begin` and the `%end` or `%error` that bears the same three words;
-//! and the pane's output, which is a notification with the bytes in octal.
+//! Three kinds of lines: *notifications*, which begin with `%`; *replies*, one for each command,
+//! which are whatever stands between a `%begin` and the `%end` or `%error` that bears the same
+//! three words; and the pane's output, which is a notification with the bytes in octal.
 //!
 //! Whoever writes them is not to be trusted: the model can stop, replace and talk to its tmux. So
-//! nothing here is taken on faith: a line has a longest length, numbers are digits, and a line that
-//! cannot be is [`Broken`], which ends the session. Of a reply nothing is kept here.
+//! nothing here is taken on faith: a line has a longest length, numbers are digits, and a line
+//! that cannot be is [`Broken`], which ends the session. Of a reply nothing is kept here.
 //!
 //! A reply can hold a line that looks like its own end: a screen may show anything. Where that is
 //! possible the caller knows how many lines there are, and says so ([`Parser::expect_lines`]).
 
 use std::fmt;
 
-/// No line that tmux writes is longer. The longest are the widest lines of a screen, each cell with as
-/// many combining characters as tmux keeps.
+/// No line that tmux writes is longer. The longest are the widest lines of a screen, each cell
+/// with as many combining characters as tmux keeps.
 pub(super) const LONGEST_LINE: usize = 512 * 1024;
 /// What is kept allocated between lines, in bytes.
 const USUAL_BUFFER: usize = 64 * 1024;
@@ -90,8 +90,8 @@ pub(super) struct Parser {
 }
 
 impl Parser {
-    /// Takes the next bytes of the stream. Keeps them until [`next`](Self::next) has dealt with them,
-    /// which is to be called until it gives `None`.
+    /// Takes the next bytes of the stream. Keeps them until [`next`](Self::next) has dealt with
+    /// them, which is to be called until it gives `None`.
     pub(super) fn push(&mut self, bytes: &[u8]) {
         self.buffer.drain(..self.done);
         self.searched -= self.done;
@@ -212,8 +212,8 @@ fn is_notification(name: &[u8]) -> bool {
     matches!(name, [b'%', rest @ ..] if !rest.is_empty() && rest.len() <= 40 && rest.iter().all(letter))
 }
 
-/// Puts into `decoded` what `escaped` stands for: control characters and backslashes are written as a
-/// backslash and three octal digits.
+/// Puts into `decoded` what `escaped` stands for: control characters and backslashes are written
+/// as a backslash and three octal digits.
 fn unescape(escaped: &[u8], decoded: &mut Vec<u8>) -> Result<(), Broken> {
     decoded.clear();
     let mut rest = escaped;

@@ -1,24 +1,26 @@
 //! One terminal: what is said to its tmux, what becomes of a call, and what is recorded.
 //!
-//! A state machine without a file, a thread or a clock. It is told what tmux wrote, how a pane looks and
-//! what time it is; it says what is to be written to tmux, what a call's answer is, when it wants to be
-//! asked again, and when it is [over](Driver::over).
+//! A state machine without a file, a thread or a clock. It is told what tmux wrote, how a pane
+//! looks and what time it is; it says what is to be written to tmux, what a call's answer is, when
+//! it wants to be asked again, and when it is [over](Driver::over).
 //!
 //! # Typing
-//! What tmux is told to type it takes at once and keeps for the pane, however much it is; a key that
-//! interrupts would wait behind it. So no more is given to tmux than the kernel has room for: the next
-//! part follows when the program has read the one before ([`Look::unread`]). Keys that interrupt are
-//! given in any case, since there is always room for them; and where nothing is read for a while, what
-//! was to be typed before such a key is left out, as a terminal would throw it away.
+//! What tmux is told to type it takes at once and keeps for the pane, however much it is; a key
+//! that interrupts would wait behind it. So no more is given to tmux than the kernel has room for:
+//! the next part follows when the program has read the one before ([`Look::unread`]). Keys that
+//! interrupt are given in any case, since there is always room for them; and where nothing is read
+//! for a while, what was to be typed before such a key is left out, as a terminal would throw it
+//! away.
 //!
-//! What is typed is for the pane's program. tmux has modes of its own, to show messages and to copy, in
-//! which it takes the keys for itself; one that something in the terminal has entered is left first.
+//! What is typed is for the pane's program. tmux has modes of its own, to show messages and to
+//! copy, in which it takes the keys for itself; one that something in the terminal has entered is
+//! left first.
 //!
 //! # Waiting for a command's end
-//! A call with `block` first waits until tmux has passed on all keys, and then until two looks, some
-//! time apart, show the shell waiting for a command, that it has run since the last of the typing, and
-//! that it has not run in between; and then until all has come through that was printed before. A
-//! full-screen
+//! A call with `block` first waits until tmux has passed on all keys, and then until two looks,
+//! some time apart, show the shell waiting for a command, that it has run since the last of the
+//! typing, and that it has not run in between; and then until all has come through that was
+//! printed before. A full-screen
 //! program in the foreground is waited for like any other command: until it ends.
 
 use std::collections::VecDeque;
@@ -38,8 +40,8 @@ use crate::tool::{JsonObject, Outcome, ToolResult};
 
 /// The pane: the first of a new server.
 const PANE: u32 = 0;
-/// Where a pane has more unread bytes, nothing is typed. The kernel has room for 4,095; there may be
-/// the latest part on its way, the next one, and keys that interrupt.
+/// Where a pane has more unread bytes, nothing is typed. The kernel has room for 4,095; there may
+/// be the latest part on its way, the next one, and keys that interrupt.
 const MOST_UNREAD: u64 = CHUNK_BYTES as u64;
 /// For how long nothing must have been read before an interrupting key overtakes.
 const OVERTAKE_AFTER: Duration = Duration::from_millis(250);
@@ -54,8 +56,9 @@ const SETTLE: &str = "display-message -p settled";
 /// that was printed before, and how long that is waited for: something may print for ever.
 const QUIET_REPLIES: u32 = 3;
 const DRAIN_LIMIT: Duration = Duration::from_millis(200);
-/// How long tmux may owe a reply when a call's time is over. A call may have so little time that a busy
-/// machine does not run tmux in it, and what the terminal has got to must not be lost for that.
+/// How long tmux may owe a reply when a call's time is over. A call may have so little time that a
+/// busy machine does not run tmux in it, and what the terminal has got to must not be lost for
+/// that.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long tmux may take to pass on the key that interrupts a cancelled call.
 const INTERRUPT_LIMIT: Duration = Duration::from_secs(1);
@@ -180,8 +183,8 @@ struct Rest {
     max_wait: Duration,
     /// When all was typed.
     typed: Option<Instant>,
-    /// The shell that waited just before the latest part was typed, and how often it had been put off
-    /// a processor.
+    /// The shell that waited just before the latest part was typed, and how often it had been put
+    /// off a processor.
     before: Option<(u32, u64)>,
 }
 
@@ -244,7 +247,8 @@ impl Driver {
         self.pane.is_some()
     }
 
-    /// When [`advance`](Self::advance) is due: never when it is over, and there is nothing to be done.
+    /// When [`advance`](Self::advance) is due: never when it is over, and there is nothing to be
+    /// done.
     pub(super) fn due(&self) -> Option<Instant> {
         let work = self.work.as_ref().filter(|_| !self.over())?;
         Some(work.due.map_or(work.deadline, |due| due.min(work.deadline)))
@@ -380,7 +384,8 @@ impl Driver {
         }
     }
 
-    /// Goes on as far as it can. `look` looks at a pane, and gives nothing where that is not possible.
+    /// Goes on as far as it can. `look` looks at a pane, and gives nothing where that is not
+    /// possible.
     pub(super) fn advance(&mut self, now: Instant, look: &dyn Fn(Pane) -> Option<Look>) {
         while !self.over() && self.answer.is_none() && self.step(now, look) {}
         self.check_deadline(now);
@@ -437,8 +442,8 @@ impl Driver {
             Stage::Watching { rest, since, last } => {
                 let typed = rest.typed.unwrap_or(now);
                 let waited = now.saturating_duration_since(typed);
-                // A shell that has not run since it was typed to has not got the keys yet: the kernel
-                // takes its time.
+                // A shell that has not run since it was typed to has not got the keys yet: the
+                // kernel takes its time.
                 let has_run = |look: &Look| {
                     let now = look.leader.as_ref().map(|leader| (leader.pid, leader.switches));
                     rest.before.is_none() || rest.before != now

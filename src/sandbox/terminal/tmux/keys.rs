@@ -1,15 +1,15 @@
 //! What the model wants typed, as commands for tmux. Pure.
 //!
-//! A string that is the name of a key, spelled as in tmux's manual, is that key: `Enter`, `C-c`, `M-x`,
-//! `^c`, `Up`, `F1`, `BSpace`, `C-Space`. Any other string is typed as it is. The spelling is exact,
-//! unlike tmux's own: `end` and `up` are words, `End` and `Up` are keys.
+//! A string that is the name of a key, spelled as in tmux's manual, is that key: `Enter`, `C-c`,
+//! `M-x`, `^c`, `Up`, `F1`, `BSpace`, `C-Space`. Any other string is typed as it is. The spelling
+//! is exact, unlike tmux's own: `end` and `up` are words, `End` and `Up` are keys.
 //!
-//! Text reaches tmux as numbers (`send-keys -H`), so that none can be taken for a command, a flag or a
-//! key; so do the keys that are one or two bytes in any program. What other keys are depends on what
-//! the program has asked the terminal for, which tmux knows: they go by their names.
+//! Text reaches tmux as numbers (`send-keys -H`), so that none can be taken for a command, a flag
+//! or a key; so do the keys that are one or two bytes in any program. What other keys are depends
+//! on what the program has asked the terminal for, which tmux knows: they go by their names.
 //!
-//! [`Typing`] cuts all of it into [`Chunk`]s small enough for the kernel's line of 4,096 bytes, and
-//! cuts before a key that *interrupts*, so that such a key can be let through on its own.
+//! [`Typing`] cuts all of it into [`Chunk`]s small enough for the kernel's line of 4,096 bytes,
+//! and cuts before a key that *interrupts*, so that such a key can be let through on its own.
 
 use std::collections::VecDeque;
 use std::fmt::Write as _;
@@ -50,7 +50,8 @@ enum Stroke {
 }
 
 impl Keys {
-    /// The keys that an argument stands for; `None` if it is neither a string nor a list of strings.
+    /// The keys that an argument stands for; `None` if it is neither a string nor a list of
+    /// strings.
     pub(super) fn parse(keys: &Value) -> Option<Self> {
         let mut parsed = Self::default();
         match keys {
@@ -193,8 +194,8 @@ impl Typing {
         matches!(self.strokes.front(), Some(Stroke::Bytes(bytes)) if INTERRUPTS.contains(&bytes[self.typed]))
     }
 
-    /// Leaves out what comes before the next key that interrupts. `false`, and nothing is left out, if
-    /// there is no such key.
+    /// Leaves out what comes before the next key that interrupts. `false`, and nothing is left out,
+    /// if there is no such key.
     pub(super) fn skip_to_interrupt(&mut self) -> bool {
         let place = self.strokes.iter().enumerate().find_map(|(index, stroke)| {
             let Stroke::Bytes(bytes) = stroke else { return None };

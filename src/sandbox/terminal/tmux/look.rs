@@ -1,13 +1,13 @@
-//! What can be seen of a pane from outside its sandbox: whether its program has read what was typed, and
-//! whether its shell waits for a command.
+//! What can be seen of a pane from outside its sandbox: whether its program has read what was
+//! typed, and whether its shell waits for a command.
 //!
-//! The kernel knows both. A terminal has a queue of input that nobody has read; a shell that waits for a
-//! command has switched the terminal to reading single keys, is the terminal's foreground, and sleeps.
-//! So nothing is typed and no prompt is changed to find out; and whatever the model makes of its shell,
-//! it can only deceive itself.
+//! The kernel knows both. A terminal has a queue of input that nobody has read; a shell that waits
+//! for a command has switched the terminal to reading single keys, is the terminal's foreground,
+//! and sleeps. So nothing is typed and no prompt is changed to find out; and whatever the model
+//! makes of its shell, it can only deceive itself.
 //!
-//! All is looked up beneath the sandbox's own root directory, without following any link, and held for
-//! no longer than a look takes: somebody who keeps a terminal open keeps it from ending.
+//! All is looked up beneath the sandbox's own root directory, without following any link, and held
+//! for no longer than a look takes: somebody who keeps a terminal open keeps it from ending.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -42,7 +42,8 @@ impl Pane {
 /// What one look shows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Look {
-    /// How many bytes of input nobody has read. Where the program reads lines, only whole lines count.
+    /// How many bytes of input nobody has read. Where the program reads lines, only whole lines
+    /// count.
     pub(super) unread: u64,
     /// Whether the terminal gives its program whole lines, as it does unless the program edits them
     /// itself.
@@ -65,7 +66,8 @@ pub(super) struct Leader {
 }
 
 impl Look {
-    /// Whether the shell has read all that was typed and waits, for a command as far as one can tell.
+    /// Whether the shell has read all that was typed and waits, for a command as far as one can
+    /// tell.
     pub(super) fn waits_for_command(&self, pane: Pane) -> bool {
         !self.gives_lines
             && self.unread == 0

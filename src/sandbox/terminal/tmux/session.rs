@@ -1,11 +1,13 @@
-//! A terminal's processes and pipes: tmux's server and client in a kept sandbox, the [`Driver`] that
-//! speaks with them, and the eyes that it is lent.
+//! A terminal's processes and pipes: tmux's server and client in a kept sandbox, the [`Driver`]
+//! that speaks with them, and the eyes that it is lent.
 //!
-//! The sandbox's program is the client, which ends when its server does, and then everything ends. Both
-//! standard streams are pipes; there is no other way in or out, and no process is started for a call.
+//! The sandbox's program is the client, which ends when its server does, and then everything ends.
+//! Both standard streams are pipes; there is no other way in or out, and no process is started for
+//! a call.
 //!
 //! # Floods
-//! What a pane prints is read all the time, so that nothing in it is ever held up, but no faster than
+//! What a pane prints is read all the time, so that nothing in it is ever held up, but no faster
+//! than
 //! [`READ_PER_SLICE`]: the thread is there for all sessions. tmux, which finds the pipe full, then reads
 //! no more from the pane, and its program waits.
 
@@ -55,8 +57,8 @@ pub(crate) struct Tmux {
 }
 
 impl Tmux {
-    /// Looks for it in these directories, divided by colons, which sandboxes have too. Blocks on a few
-    /// file system calls.
+    /// Looks for it in these directories, divided by colons, which sandboxes have too. Blocks on a
+    /// few file system calls.
     pub(crate) fn detect(path: &str) -> Option<Self> {
         let usable = |path: &PathBuf| {
             rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok() && path.is_file()
@@ -103,8 +105,8 @@ impl TmuxCall {
     }
 }
 
-/// The obligation to call `on_end`. Dropped unanswered (which only a panic of this module's own can
-/// bring about) it says so.
+/// The obligation to call `on_end`. Dropped unanswered (which only a panic of this module's own
+/// can bring about) it says so.
 struct Answer(Option<Box<dyn FnOnce(TmuxEnded) + Send>>);
 
 impl Answer {
@@ -337,7 +339,8 @@ impl Terminal {
         if self.root.is_none() && self.driver.is_ready() {
             // Not before: a sandbox in the making still has the host's root.
             let root = cx.kept.root(cx.host).inspect_err(|error| {
-                // Then tmux gets all keys at once, and calls with `block` wait for as long as they may.
+                // Then tmux gets all keys at once, and calls with `block` wait for as long as they
+                // may.
                 log::warn!("a terminal cannot be looked at from outside: {error}");
             });
             self.root = Some(root.ok().map(Root::new));

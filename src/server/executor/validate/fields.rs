@@ -128,7 +128,8 @@ pub(super) fn float(value: &Value) -> Result<f64, Flaw> {
     }
 }
 
-/// An integer, held between the bounds of an `i64`: all that are asked for here are clamped anyway.
+/// An integer, held between the bounds of an `i64`: all that are asked for here are clamped
+/// anyway.
 pub(super) fn integer(value: &Value) -> Result<i64, Flaw> {
     match value {
         Value::Bool(truth) => Ok(i64::from(*truth)),

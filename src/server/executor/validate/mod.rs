@@ -6,8 +6,8 @@
 //! requests that are made of them.
 //!
 //! # Lax mode
-//! Strings are strict. A number may be a boolean or text (`"2"`), an integer also a number without a
-//! fraction (`4.0`), a boolean also 0, 1 and the usual words (`"yes"`, `"off"`, …).
+//! Strings are strict. A number may be a boolean or text (`"2"`), an integer also a number without
+//! a fraction (`4.0`), a boolean also 0, 1 and the usual words (`"yes"`, `"off"`, …).
 
 mod fields;
 
@@ -87,8 +87,8 @@ pub(super) struct ArchiveRequest {
 
 /// The JSON of a body.
 ///
-/// A missing `Content-Type` counts as JSON; with any other than JSON the body is no object, whatever
-/// it holds.
+/// A missing `Content-Type` counts as JSON; with any other than JSON the body is no object,
+/// whatever it holds.
 ///
 /// # Errors
 /// See [`Rejection`].
@@ -255,7 +255,8 @@ fn clamped_entries(entries: i64) -> usize {
     usize::try_from(entries.max(0)).unwrap_or(usize::MAX).clamp(1, MAX_ARTIFACT_ENTRIES)
 }
 
-/// All of a call but its arguments, which may be large and are moved, not copied, when all is well.
+/// All of a call but its arguments, which may be large and are moved, not copied, when all is
+/// well.
 struct CallHead {
     trajectory_id: String,
     name: String,

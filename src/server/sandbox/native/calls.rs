@@ -13,8 +13,8 @@ use crate::wire::native::{CallsRequest, Key, MAX_LINE, NativeResult, Op};
 
 /// How long the answer to calls waits for their hand-over, which should be immediate.
 const HAND_OVER: Duration = Duration::from_secs(1);
-/// How long results that are there at once wait for that answer, which carries them. What takes longer
-/// to hand over has slow calls among it, which hold up nothing.
+/// How long results that are there at once wait for that answer, which carries them. What takes
+/// longer to hand over has slow calls among it, which hold up nothing.
 const AT_ONCE: Duration = Duration::from_millis(5);
 /// The longest time that a call may be given.
 const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);

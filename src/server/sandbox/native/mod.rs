@@ -1,13 +1,13 @@
-//! The native protocol's side of a sandbox server: sessions, operations, the stream of results. What
-//! is said is in `wire::native`.
+//! The native protocol's side of a sandbox server: sessions, operations, the stream of results.
+//! What is said is in `wire::native`.
 //!
 //! A server has one session at a time. It lives while its stream of results is open, and for
-//! [`LEASE`] after it was last heard of; then what runs of it is cancelled. Meanwhile no other client
-//! gets one.
+//! [`LEASE`] after it was last heard of; then what runs of it is cancelled. Meanwhile no other
+//! client gets one.
 //!
 //! # Bounds
-//! One operation and one result per slot; what a stream has still to send is looked up there, so that
-//! a client that does not read costs nothing but its connection.
+//! One operation and one result per slot; what a stream has still to send is looked up there, so
+//! that a client that does not read costs nothing but its connection.
 
 mod archive;
 mod calls;
@@ -30,8 +30,8 @@ use super::slots::Slots;
 use crate::server::http::{self, BodyError, HttpLimits, Request, Response, StatusCode};
 use crate::wire::native::{ARCHIVE, CALLS, RESULTS, SESSION, SessionRequest, SessionResponse};
 
-/// How long a session lives without being heard of: longer than its client tries to find the server
-/// again, shorter than the next client waits at its start.
+/// How long a session lives without being heard of: longer than its client tries to find the
+/// server again, shorter than the next client waits at its start.
 const LEASE: Duration = Duration::from_secs(45);
 
 /// The native side of a server.
@@ -42,8 +42,8 @@ pub(super) struct Native {
     /// How long a client may leave unread what it is sent.
     patience: Duration,
     session: Mutex<Option<Session>>,
-    /// Held while operations are noted and enter their slots, so that they enter in the order in which
-    /// they were noted, and none enters after its session. Taken before `session`.
+    /// Held while operations are noted and enter their slots, so that they enter in the order in
+    /// which they were noted, and none enters after its session. Taken before `session`.
     entering: Mutex<()>,
     /// Told when a result is there, and when a session ends.
     news: Notify,

@@ -1,5 +1,5 @@
-//! A session: what was done in each slot, and what its client has not been told of yet. A pure data
-//! structure.
+//! A session: what was done in each slot, and what its client has not been told of yet. A pure
+//! data structure.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -30,8 +30,8 @@ pub(super) struct SlotOps {
     pub(super) what: What,
     /// An operation whose end was asked for before it came.
     pub(super) cancelled: u64,
-    /// Whether the answer to the latest operation's request is about to carry its result. The stream
-    /// leaves it alone then: a second way would wake threads on both sides for nothing.
+    /// Whether the answer to the latest operation's request is about to carry its result. The
+    /// stream leaves it alone then: a second way would wake threads on both sides for nothing.
     pub(super) answering: bool,
 }
 
@@ -71,8 +71,8 @@ impl Session {
         ops.is_some_and(|ops| ops.seq == seq && matches!(ops.what, What::Running(_)))
     }
 
-    /// The answer that was to carry the results of these operations does not, or not any more: those
-    /// that are done are owed. Tells whether there are any.
+    /// The answer that was to carry the results of these operations does not, or not any more:
+    /// those that are done are owed. Tells whether there are any.
     pub(super) fn leave_to_stream(&mut self, keys: &[Key]) -> bool {
         let mut any = false;
         for &(slot, seq) in keys {

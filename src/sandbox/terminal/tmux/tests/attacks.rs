@@ -1,4 +1,5 @@
-//! What a model may do to its terminal. Each ends in a result of its own kind, and the next call works.
+//! What a model may do to its terminal. Each ends in a result of its own kind, and the next call
+//! works.
 
 use super::*;
 
@@ -72,8 +73,9 @@ fn killing_the_pane_and_leaving_another() {
     bench.is_fresh();
 }
 
-/// Writes to the client's standard output what a script of perl makes of `$out`, as a process of the
-/// same user can that takes a copy of the descriptor: where there is no filter of system calls.
+/// Writes to the client's standard output what a script of perl makes of `$out`, as a process of
+/// the same user can that takes a copy of the descriptor: where there is no filter of system
+/// calls.
 fn write_to_clients_output(script: &str) {
     let take = "open(my $out, '>&=', syscall(438, syscall(434, $ARGV[0] + 0, 0), 1, 0)) or exit;";
     let script = format!("{take}\n$| = 1; open(T, '>', 'taken'); close(T);\n{script}\n");
@@ -221,7 +223,8 @@ fn a_screen_that_looks_like_the_protocol() {
 fn escapes_that_ask_the_terminal_for_something() {
     let bench = Bench::sandboxed();
     bench.begin();
-    // Titles, a clipboard, modes, questions whose answers are typed back, graphics, passing through.
+    // Titles, a clipboard, modes, questions whose answers are typed back, graphics, passing
+    // through.
     let escapes: &[u8] =
         b"\x1b]0;title\x07\x1b]2;%begin 1 2 1\x1b\\\x1b]52;c;c2VjcmV0\x07\x1b]52;c;?\x07\
         \x1b[c\x1b[>c\x1b[5n\x1b[6n\x1b[18t\x1b[21t\x1b]10;?\x07\x1b]11;?\x07\x1bP+q544e\x1b\\\

@@ -1,5 +1,5 @@
-//! Full-screen programs and prompts, driven as a model would. A machine without one of them does not
-//! test it.
+//! Full-screen programs and prompts, driven as a model would. A machine without one of them does
+//! not test it.
 
 use super::*;
 

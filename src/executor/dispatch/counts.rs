@@ -1,0 +1,55 @@
+//! What the dispatch tells of itself in numbers.
+
+use std::time::Instant;
+
+use super::Dispatch;
+use crate::executor::stats::{LaneStats, Stats};
+use crate::tool::Outcome;
+
+impl Dispatch {
+    /// Everything counted and measured.
+    pub(crate) fn stats(&self, now: Instant) -> Stats {
+        let mut outcomes = self.recorder.outcomes;
+        let mut tools = self.recorder.tools.clone();
+        self.rejections.add_to(&mut outcomes, &mut tools);
+        let [batch_size, queue_ms, slot_ms, exec_ms, total_ms] = self.recorder.summaries();
+        let total_requests = outcomes.total();
+        Stats {
+            total_requests,
+            total_errors: total_requests - outcomes.get(Outcome::Ok),
+            outcomes,
+            queue_size: self.gate.inside(),
+            running: self.running,
+            trajectories: self.trajectories.len(),
+            waiting_for_slot: self.waiting_for_slot,
+            idle_slots: self.idle.len(),
+            idle_holders: self.idle_holders(now),
+            stalled_s: self.stall.lasts(now).map(|lasts| lasts.as_secs_f64()),
+            slots: self.pool.counts(),
+            batch_size,
+            queue_ms,
+            slot_ms,
+            exec_ms,
+            total_ms,
+            tools,
+            containers: self.pool.container_counts(),
+            lanes: self.lane_stats(),
+            limits: None,
+            warm_slots: None,
+        }
+    }
+
+    fn lane_stats(&self) -> Vec<LaneStats> {
+        let lanes = self.lanes.iter().zip(self.pool.occupancy()).zip(&self.sent_to);
+        lanes
+            .map(|((lane, (addr, slots, held)), &running)| LaneStats {
+                addr: addr.to_owned(),
+                waiting: lane.len(),
+                unacknowledged: lane.unacknowledged(),
+                running,
+                slots,
+                held,
+            })
+            .collect()
+    }
+}
