@@ -9,13 +9,8 @@ use std::fmt;
 use parking_lot::Mutex;
 use rustix::process::{Resource, Rlimit};
 
-<<<<<<< HEAD
-/// What this process raises its soft limit to, unless it needs more: enough for what usual hosts do
-/// besides.
-=======
 /// What this process raises its soft limit to, unless it needs more: enough for what usual hosts
 /// do besides.
->>>>>>> main
 const USUAL: u64 = 65_536;
 
 /// The descriptors of a slot's two held directories: its workspace and its `/tmp`.
@@ -139,14 +134,9 @@ pub(crate) fn limit() -> Option<u64> {
     rustix::process::getrlimit(Resource::Nofile).current
 }
 
-<<<<<<< HEAD
-/// Raises this process's soft limit of open files to 65,536, or to `needed` if that is more, as far
-/// as its hard limit allows; gives the limit that it had before it was raised for the first time.
-=======
 /// Raises this process's soft limit of open files to 65,536, or to `needed` if that is more, as
 /// far as its hard limit allows; gives the limit that it had before it was raised for the first
 /// time.
->>>>>>> main
 pub(crate) fn raise_limit(needed: u64) -> Option<u64> {
     static BEFORE: Mutex<Option<u64>> = Mutex::new(None);
     let mut before = BEFORE.lock();

@@ -1,18 +1,11 @@
 //! How commands are isolated: found out once, at start, and never revisited because of what a
 //! command printed.
 //!
-<<<<<<< HEAD
-//! [`Isolation::find`] runs the real bubblewrap with the flags of production ([`probe`]). Why that brought
-//! no sandbox is a [`Failure`], and what to do about it in [`remedy`]. Which arguments bubblewrap
-//! gets is in [`argv`], what it reports in [`report`], what of the host it shows in [`layout`].
-//! `shell` knows how the command reaches its shell; the supervisor starts the processes.
-=======
 //! [`Isolation::find`] runs the real bubblewrap with the flags of production ([`probe`]). Why that
 //! brought no sandbox is a [`Failure`], and what to do about it in [`remedy`]. Which arguments
 //! bubblewrap gets is in [`argv`], what it reports in [`report`], what of the host it shows in
 //! [`layout`]. `shell` knows how the command reaches its shell; the supervisor starts the
 //! processes.
->>>>>>> main
 //!
 //! What a command sees under bubblewrap: a read-only `/usr`, of `/etc` what the module `etc` has
 //! copied, its workspace as `/workspace` and its slot's `/tmp` (the only host directories that it

@@ -2,11 +2,7 @@
 //!
 //! In this order: the configuration makes sense; there are descriptors for all slots; this process
 //! may do what it has to for the user of commands; the workspaces are there; bubblewrap works, or
-<<<<<<< HEAD
-//! nobody asked for isolation; the threads run. Whatever fails, or is interrupted, nothing is left
-=======
 //! isolation is not required; the threads run. Whatever fails, or is interrupted, nothing is left
->>>>>>> main
 //! of the start.
 
 use std::io;
@@ -141,13 +137,8 @@ fn find_place(
     Ok(Place { user, data_dir, isolation: Engine::None { reason: first.to_string() } })
 }
 
-<<<<<<< HEAD
-/// Whom commands run as where this process is a root that may not do what it must for another user:
-/// as this root, where that does no harm, or where less isolation is allowed.
-=======
 /// Whom commands run as where this process is a root that may not do what it must for another
 /// user: as this root, where that does no harm, or where less isolation is allowed.
->>>>>>> main
 fn weak_root(config: &LocalConfig, weak: WeakRoot) -> Result<Option<CommandUser>, BackendError> {
     if weak.is_shortage() {
         let error = BackendError::with_source("cannot find out what this process may do", weak);
