@@ -25,8 +25,8 @@
 //!
 //! # The host process
 //! Nothing is asked of the host's signal handling: it may ignore SIGCHLD, wait for any child, have
-//! no handler for SIGPIPE. Its soft limit of open files is raised to at most 65,536, since each
-//! running command needs five; commands get the old limit.
+//! no handler for SIGPIPE. Its soft limit of open files is raised for what all slots may need
+//! (`descriptors`); commands get the old limit.
 
 mod turn;
 

@@ -103,7 +103,7 @@ impl ToolServer {
             // Refused only after the start was given up.
             drop(tell.send(answer));
         };
-        let thread = OwnedThread::spawn("tool-meet", ask)
+        let thread = OwnedThread::spawn("tool-connect", ask)
             .map_err(|error| ToolServerError::with_source("cannot start a thread", error))?;
         let answer = select! {
             recv(told) -> answer => Some(answer),
