@@ -150,15 +150,18 @@ pub(super) fn change_and_kill(user: CommandUser) -> Result<(), WeakRoot> {
 
 /// Starts a process of the user and sees whether it may be signalled.
 fn signal_process(user: CommandUser) -> Result<(), (Step, io::Error)> {
+    // It waits for a line. One that ended at once might be gone before it is held: a host may
+    // ignore SIGCHLD, or wait for any child.
+    let (input, hold) = spawn::pipe().map_err(|error| (Step::Start, error))?;
     let start = || {
         let shell = HostLayout::detect(Some(user)).shell;
         let null = isolation::open_null()?;
         let words = |words: &[&str]| CStringArray::new(words.iter().map(|&word| word.into()));
         spawn::spawn(
             &CString::new(shell.path())?,
-            &words(&["sh", "-c", ":"])?,
+            &words(&["sh", "-c", "read line"])?,
             &words(&[])?,
-            &[null.as_fd(), null.as_fd(), null.as_fd()],
+            &[input.as_fd(), null.as_fd(), null.as_fd()],
             Some(user),
         )
     };
@@ -168,9 +171,9 @@ fn signal_process(user: CommandUser) -> Result<(), (Step, io::Error)> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err((Step::Start, error)),
     };
-    // Ended or not, it is not reaped yet.
     let allowed = rustix::process::kill_process(child.pid(), rustix::process::Signal::CONT);
-    // It does nothing, and ends by itself.
+    // It may not be allowed to be killed, but ends by itself when nothing can come any more.
+    drop(hold);
     isolation::await_end(&child, END_LIMIT);
     allowed.map_err(|errno| (Step::Signal, errno.into()))
 }
