@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
+use rustix::process::{Signal, pidfd_send_signal};
 use rustix::thread::CapabilitySet;
 
 use super::{CommandUser, Purpose, on_own_thread};
@@ -153,24 +154,26 @@ fn signal_process(user: CommandUser) -> Result<(), (Step, io::Error)> {
     let start = || {
         let shell = HostLayout::detect(Some(user)).shell;
         let null = isolation::open_null()?;
+        // It lives until the pipe is closed: a host that reaps any child must not be faster.
+        let (reader, writer) = spawn::pipe()?;
         let words = |words: &[&str]| CStringArray::new(words.iter().map(|&word| word.into()));
-        spawn::spawn(
+        let child = spawn::spawn(
             &CString::new(shell.path())?,
-            &words(&["sh", "-c", ":"])?,
+            &words(&["sh", "-c", "read line"])?,
             &words(&[])?,
-            &[null.as_fd(), null.as_fd(), null.as_fd()],
+            &[reader.as_fd(), null.as_fd(), null.as_fd()],
             Some(user),
-        )
+        )?;
+        io::Result::Ok((child, writer))
     };
-    let child = match start() {
-        Ok(child) => child,
+    let (child, writer) = match start() {
+        Ok(started) => started,
         // Without a shell nothing will run, and that will be said.
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err((Step::Start, error)),
     };
-    // Ended or not, it is not reaped yet.
-    let allowed = rustix::process::kill_process(child.pid(), rustix::process::Signal::CONT);
-    // It does nothing, and ends by itself.
+    let allowed = pidfd_send_signal(child.as_fd(), Signal::CONT);
+    drop(writer);
     isolation::await_end(&child, END_LIMIT);
     allowed.map_err(|errno| (Step::Signal, errno.into()))
 }
