@@ -15,35 +15,39 @@
  *
  * What holds for every function:
  *
- * Text       comes and goes as a pointer and a length in bytes, is UTF-8, and needs no NUL. NULL with a
- *            length of 0 is empty. What is passed in stays the caller's and is not looked at after
- *            the function has returned; nobody may change it meanwhile. TE_STR("...") is both arguments.
- * Errors     All functions that can fail return a te_status; te_last_error() has the words, for this
- *            thread. NULL, lengths and numbers that make no sense, text that is not UTF-8 or not JSON,
- *            and what comes after a close are statuses. No exception and no panic gets out.
+ * Text       comes and goes as a pointer and a length in bytes, is UTF-8, and needs no NUL. NULL
+ *            with a length of 0 is empty. What is passed in stays the caller's and is not looked at
+ *            after the function has returned; nobody may change it meanwhile. TE_STR("...") is both
+ *            arguments.
+ * Errors     All functions that can fail return a te_status; te_last_error() has the words, for
+ *            this thread. NULL, lengths and numbers that make no sense, text that is not UTF-8 or
+ *            not JSON, and what comes after a close are statuses. No exception and no panic gets
+ *            out.
  * Results    come through pointers: whatever the status, the place is set, to NULL, 0 or an empty
- *            buffer if there is nothing. Each has its own function that frees it, for which NULL is nothing
- *            to do. Nothing else may free it.
+ *            buffer if there is nothing. Each has its own function that frees it, for which NULL is
+ *            nothing to do. Nothing else may free it.
  * Handles    (te_executor, te_queue, te_call, te_tools, te_tool_reply) may be used by any number of
- *            threads at the same time, and freed in any order. Freeing one is harmless to a thread that is
- *            inside a function with it; to begin a function with a handle that is freed, or being freed, is
- *            the caller's error, like freeing twice: it is undefined, though often noticed
- *            (TE_INVALID_HANDLE). After te_executor_close() handles stay valid until they are freed.
+ *            threads at the same time, and freed in any order. Freeing one is harmless to a thread
+ *            that is inside a function with it; to begin a function with a handle that is freed, or
+ *            being freed, is the caller's error, like freeing twice: it is undefined, though often
+ *            noticed (TE_INVALID_HANDLE). After te_executor_close() handles stay valid until they
+ *            are freed.
  * Waiting    Every function that waits has an end. Functions that are not said to block do not.
- * Threads    The library's own have names that begin with "tool-" and all signals blocked. They call code
- *            of the host's only if it was asked for: tools, the log, and what frees a tool's data. A thread
- *            that calls in needs 128 KiB of stack, and what the host's own log function needs.
+ * Threads    The library's own have names that begin with "tool-" and all signals blocked. They
+ *            call code of the host's only if it was asked for: tools, the log, and what frees a
+ *            tool's data. A thread that calls in needs 128 KiB of stack, and what the host's own
+ *            log function needs.
  * Signals    No handlers are installed and no dispositions are changed. SIGCHLD and SIGPIPE may be
  *            ignored, and children reaped by waitpid(-1).
  * fork       The child has none of the threads: functions with a handle from before the fork give
- *            TE_FORKED at once, and so does te_executor_new(). Freeing is allowed and leaves what is the
- *            parent's alone; results and buffers work. To use the library in a child, fork before the
- *            parent makes its first executor, or exec. (A child that neither execs nor ends keeps files of
- *            the parent's open.)
- * The end    A host may exit without closing: running commands die with it, and the next executor with
- *            the same data directory removes what is left. The shared library is never unloaded: dlclose()
- *            is allowed and does nothing. Before the host unloads code that has a log function, it ends
- *            that by te_log_set(NULL, NULL, 0).
+ *            TE_FORKED at once, and so does te_executor_new(). Freeing is allowed and leaves what
+ *            is the parent's alone; results and buffers work. To use the library in a child, fork
+ *            before the parent makes its first executor, or exec. (A child that neither execs nor
+ *            ends keeps files of the parent's open.)
+ * The end    A host may exit without closing: running commands die with it, and the next executor
+ *            with the same data directory removes what is left. The shared library is never
+ *            unloaded: dlclose() is allowed and does nothing. Before the host unloads code that has
+ *            a log function, it ends that by te_log_set(NULL, NULL, 0).
  */
 
 
@@ -992,5 +996,6 @@ te_status te_archive_copy(const struct te_executor *executor,
 
 #endif  /* TOOL_EXECUTOR_H */
 
-/** The two arguments, pointer and length, of a text that ends with a NUL. Its argument is evaluated twice. */
+/** The two arguments, pointer and length, of a text that ends with a NUL. Its argument is evaluated
+ * twice. */
 #define TE_STR(text) (text), strlen(text)

@@ -191,7 +191,7 @@ pub enum ReleaseError {
 /// Why a ToolServer cannot be used: one line for people, and the cause where there is one.
 #[derive(Debug, Error)]
 #[error("{message}")]
-#[cfg_attr(not(feature = "http"), allow(dead_code))]
+#[cfg_attr(not(feature = "http"), allow(dead_code, reason = "nothing makes one without a client"))]
 pub struct ToolServerError {
     message: String,
     source: Option<Box<dyn Error + Send + Sync>>,

@@ -70,10 +70,10 @@ impl OwnedThread {
     }
 }
 
-#[cfg(feature = "http")]
 impl OwnedThread {
     /// Waits for the thread's end until `deadline`; one that still runs then is left behind, and
     /// that is reported.
+    #[cfg(feature = "http")]
     pub(crate) fn join_or_leave(mut self, deadline: Instant) {
         if !self.join_until(deadline) {
             log::error!("thread {} did not end in time; left behind", self.name);

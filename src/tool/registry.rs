@@ -128,8 +128,9 @@ impl ToolRegistry {
     /// Adds a tool that is a closure of the user's and may answer after it has returned, from any
     /// thread, by its [`ToolReply`]. So a call that waits for something else takes no thread.
     ///
-    /// As many calls as the executor's [`queue_capacity`](crate::Builder::queue_capacity) –
-    /// or 256, if that is more – may be unanswered; others wait. For the rest see
+    /// As many calls as the executor's
+    /// [`queue_capacity`](crate::config::ExecutorConfig::queue_capacity) – or 256, if that is more
+    /// – may be unanswered; others wait. For the rest see
     /// [`register_fn`](Self::register_fn).
     ///
     /// # Errors

@@ -18,7 +18,7 @@ use std::time::Duration;
 use crate::tool::JsonObject;
 
 /// An external tool's call on its way.
-#[cfg_attr(not(feature = "http"), allow(dead_code))]
+#[cfg_attr(not(feature = "http"), allow(dead_code, reason = "read by the client alone"))]
 pub(crate) struct ExternalCall<'a> {
     pub(crate) trajectory_id: &'a str,
     pub(crate) name: &'a str,

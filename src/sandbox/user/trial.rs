@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
-use rustix::process::{Signal, pidfd_send_signal};
 use rustix::thread::CapabilitySet;
 
 use super::{CommandUser, Purpose, on_own_thread};
@@ -151,29 +150,30 @@ pub(super) fn change_and_kill(user: CommandUser) -> Result<(), WeakRoot> {
 
 /// Starts a process of the user and sees whether it may be signalled.
 fn signal_process(user: CommandUser) -> Result<(), (Step, io::Error)> {
-    let start = || {
+    // It lives until the pipe is closed: a host that ignores SIGCHLD, or reaps every child, would
+    // have one that ends at once gone before it was looked at.
+    let start = || -> io::Result<_> {
         let shell = HostLayout::detect(Some(user)).shell;
         let null = isolation::open_null()?;
-        // It lives until the pipe is closed: a host that reaps any child must not be faster.
-        let (reader, writer) = spawn::pipe()?;
+        let (reads, writes) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
         let words = |words: &[&str]| CStringArray::new(words.iter().map(|&word| word.into()));
         let child = spawn::spawn(
             &CString::new(shell.path())?,
             &words(&["sh", "-c", "read line"])?,
             &words(&[])?,
-            &[reader.as_fd(), null.as_fd(), null.as_fd()],
+            &[reads.as_fd(), null.as_fd(), null.as_fd()],
             Some(user),
         )?;
-        io::Result::Ok((child, writer))
+        Ok((child, writes))
     };
-    let (child, writer) = match start() {
+    let (child, lives) = match start() {
         Ok(started) => started,
         // Without a shell nothing will run, and that will be said.
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err((Step::Start, error)),
     };
-    let allowed = pidfd_send_signal(child.as_fd(), Signal::CONT);
-    drop(writer);
+    let allowed = rustix::process::kill_process(child.pid(), rustix::process::Signal::CONT);
+    drop(lives);
     isolation::await_end(&child, END_LIMIT);
     allowed.map_err(|errno| (Step::Signal, errno.into()))
 }

@@ -16,20 +16,20 @@
 //! ```
 //!
 //! - **Which text is a call.** A marked form counts wherever it stands, but not in thinking
-//!   ([`think`]) and not in backticks (`` `<tool_call>` ``). An unmarked one counts if it is the
-//!   whole message and names a registered tool ([`unmarked`]). Fenced blocks count only if their
+//!   (`think`) and not in backticks (`` `<tool_call>` ``). An unmarked one counts if it is the
+//!   whole message and names a registered tool (`unmarked`). Fenced blocks count only if their
 //!   format is asked for. A file may hold several forms; [`Format::Auto`] reads them all.
 //! - **Where a call ends.** JSON ends where its value ends, so a closing mark inside a string is
-//!   text. Raw values end by the rules in [`tags`].
+//!   text. Raw values end by the rules in `tags`.
 //! - **Damage.** What leaves only one reading is mended and noted ([`Repair`]): a line break in a
 //!   string, a comma too many, a missing closing mark at the end of the text or before the next
 //!   mark, arguments as JSON text in a string. All else is unreadable. JSON that breaks off is not
 //!   completed, and a raw value that is not closed is not run: what is missing is not known.
 //! - **Types.** Forms with raw values say only strings. Where the tool is known its schema decides
-//!   ([`typing`]): here, if the parser has a registry, else at the executor's door.
+//!   (`typing`): here, if the parser has a registry, else at the executor's door.
 //! - **Bounds.** The pass is linear in the text; readers are not recursive on what a model nests,
 //!   but for JSON and Python values, whose depth is bounded
-//!   ([`MAX_DEPTH`](crate::python_json::MAX_DEPTH)). See [`reading`].
+//!   ([`MAX_DEPTH`](crate::python_json::MAX_DEPTH)). See `reading`.
 //!
 //! Whole messages only: a message that is still being generated is not read, since half a call is
 //! a call that cannot be read. Text responses of a family (DeepSeek's `<｜tool▁output▁begin｜>`,
