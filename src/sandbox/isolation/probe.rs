@@ -170,8 +170,10 @@ fn end_sandbox(child: &Child, status: BorrowedFd<'_>) {
 /// Kills a child that leads a session of its own, with all of its process group, and reaps it.
 /// Blocks for half a second at most.
 pub(in crate::sandbox) fn end(child: &Child) {
-    // It is not reaped yet, so that the number is its own, and that of its group.
-    let _ = rustix::process::kill_process_group(child.pid(), rustix::process::Signal::KILL);
+    // While it has not ended the number is its own, and that of its group.
+    if !spawn::has_ended(child.as_fd()) {
+        let _ = rustix::process::kill_process_group(child.pid(), rustix::process::Signal::KILL);
+    }
     child.kill();
     if !await_end(child, KILL_LIMIT) {
         log::warn!("a bubblewrap that was killed while it was tried does not end");
