@@ -5,9 +5,11 @@ use std::io;
 use crossbeam_channel::{Sender, unbounded};
 
 use super::completion::{Completion, Place};
-use super::promise::Callback;
 use crate::thread::OwnedThread;
 use crate::workers::guarded;
+
+/// A user's code that wants to be called with a result.
+pub(crate) type Callback = Box<dyn FnOnce(Completion) + Send>;
 
 /// A callback and what it is to be called with.
 pub(crate) struct CallbackJob {

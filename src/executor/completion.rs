@@ -12,7 +12,6 @@ use serde::Serialize;
 
 #[cfg(target_os = "linux")]
 use self::signal::Signal;
-use super::destination::Destination;
 use crate::tool::ToolResult;
 
 /// A call that has ended, as a [`CompletionQueue`] or a completion callback gets it.
@@ -153,11 +152,6 @@ impl CompletionQueue {
             signal.take();
         }
         completion
-    }
-
-    /// This queue as the [`Destination`](super::Destination) of a call's result, under `tag`.
-    pub fn tagged(&self, tag: u64) -> Destination<'_> {
-        Destination::queue(self, tag)
     }
 
     /// The next completion, if one is there. Does not block.

@@ -2,8 +2,8 @@
 
 use std::fmt;
 
+use super::callback::Callback;
 use super::completion::{Completion, CompletionQueue};
-use super::promise::Callback;
 
 /// Where the result of a call that is submitted by
 /// [`submit_to`](crate::ToolExecutor::submit_to) goes.
@@ -28,6 +28,13 @@ impl Destination<'static> {
     /// is logged and ends there.
     pub fn callback(on_done: impl FnOnce(Completion) + Send + 'static) -> Self {
         Self(Kind::Callback(Box::new(on_done)))
+    }
+}
+
+impl CompletionQueue {
+    /// This queue as the [`Destination`] of a call's result, under `tag`.
+    pub fn tagged(&self, tag: u64) -> Destination<'_> {
+        Destination::queue(self, tag)
     }
 }
 

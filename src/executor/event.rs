@@ -12,7 +12,7 @@ use crossbeam_channel::Sender;
 
 use super::external::External;
 use super::lease::LeaseReply;
-use super::promise::Promise;
+use super::promise::{Notify, Promise};
 use super::stats::Stats;
 use crate::backend::{ContainerChange, ExecutionId, SlotRef};
 use crate::error::ReleaseError;
@@ -64,4 +64,16 @@ pub(crate) enum Event {
     GateLeft,
     /// Nothing more is accepted; what was is to be finished until the deadline.
     Close { deadline: Instant },
+}
+
+impl Notify for Sender<Event> {
+    fn finished(&self, id: ExecutionId, outcome: Outcome, timing: Timing) {
+        // Refused only when the batcher is gone, and then nothing counts it.
+        let _ = self.send(Event::Finished { id, outcome, timing });
+    }
+
+    fn cancel(&self, id: ExecutionId) {
+        // Refused only when the batcher is gone, and then the call has ended.
+        let _ = self.send(Event::Cancel(id));
+    }
 }

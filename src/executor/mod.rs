@@ -49,7 +49,7 @@ use self::callback::CallbackJob;
 use self::completion::Places;
 use self::event::{Accepted, Event};
 use self::gate::{Gate, Refused};
-use self::promise::{CallState, Promise, ReplyTo};
+use self::promise::{CallState, Notify, Promise, ReplyTo};
 use self::stats::Rejections;
 use crate::backend::{Backend, Capabilities, ExecutionId, SlotRef};
 #[cfg(doc)]
@@ -86,6 +86,8 @@ const CLOSE_MARGIN: Duration = Duration::from_secs(15);
 /// ```
 pub struct ToolExecutor {
     events: Sender<Event>,
+    /// The same, for the calls themselves.
+    notify: Arc<dyn Notify>,
     gate: Arc<Gate>,
     rejections: Arc<Rejections>,
     registry: ToolRegistry,
@@ -330,7 +332,7 @@ impl ToolExecutor {
         };
         let id = ExecutionId(self.next_id.fetch_add(1, Ordering::Relaxed));
         let promise =
-            Promise::new(id, trajectory_id.into(), uniq_id, destination, self.events.clone())
+            Promise::new(id, trajectory_id.into(), uniq_id, destination, self.notify.clone())
                 .with_repairs(repairs.unwrap_or_default());
         let call_state = promise.call_state().clone();
         match prepared {

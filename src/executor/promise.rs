@@ -15,15 +15,20 @@ use crossbeam_channel::Sender;
 use parking_lot::{Condvar, Mutex};
 use serde_json::Value;
 
-use super::callback::CallbackJob;
+use super::callback::{Callback, CallbackJob};
 use super::completion::{Completion, Place, QueueSender};
-use super::event::Event;
 use crate::backend::{Answer, ExecutionId};
 use crate::tool::format::Repair;
 use crate::tool::{Outcome, Timing, ToolResult};
 
-/// A user's code that wants to be called with a result.
-pub(crate) type Callback = Box<dyn FnOnce(Completion) + Send>;
+/// Hears of what becomes of calls: the batcher. Does not block.
+pub(crate) trait Notify: Send + Sync {
+    /// A running call was answered; its caller is about to see the result.
+    fn finished(&self, id: ExecutionId, outcome: Outcome, timing: Timing);
+
+    /// A caller wants this call to end.
+    fn cancel(&self, id: ExecutionId);
+}
 
 /// Where a call's result goes.
 pub(crate) enum ReplyTo {
@@ -59,7 +64,7 @@ pub(crate) struct CallState {
     progress: Mutex<Progress>,
     done: Condvar,
     cancelled: AtomicBool,
-    events: Sender<Event>,
+    batcher: Arc<dyn Notify>,
 }
 
 impl CallState {
@@ -80,8 +85,7 @@ impl CallState {
 
     /// Asks the batcher for the call's end.
     fn request_cancel(&self) {
-        // Refused only when the batcher is gone, and then the call has ended.
-        let _ = self.events.send(Event::Cancel(self.id));
+        self.batcher.cancel(self.id);
     }
 
     /// Answers the call for the batcher itself: gives the result's timing if this answer was the
@@ -150,8 +154,7 @@ impl CallState {
 impl Answer for CallState {
     fn answer(&self, result: ToolResult) {
         self.complete(result, |outcome, timing| {
-            // Refused only when the batcher is gone, and then nothing counts it.
-            let _ = self.events.send(Event::Finished { id: self.id, outcome, timing });
+            self.batcher.finished(self.id, outcome, timing);
         });
     }
 
@@ -171,7 +174,7 @@ impl Promise {
         trajectory_id: Arc<str>,
         uniq_id: String,
         destination: ReplyTo,
-        events: Sender<Event>,
+        batcher: Arc<dyn Notify>,
     ) -> Self {
         Self(Arc::new(CallState {
             id,
@@ -181,7 +184,7 @@ impl Promise {
             progress: Mutex::new(Progress { state: State::Open(destination), sent: None }),
             done: Condvar::new(),
             cancelled: AtomicBool::new(false),
-            events,
+            batcher,
         }))
     }
 

@@ -136,6 +136,7 @@ impl ToolExecutor {
             }
         };
         Ok(Self {
+            notify: Arc::new(events.clone()),
             events,
             gate,
             rejections,

@@ -13,37 +13,11 @@
 
 use serde_json::Value;
 
+use super::Repair;
 use super::json::{arguments_of, read_value, repairs_of};
+use super::marks::Tags;
 use super::reading::{Block, Found, Item, Reading};
-use super::tags::{Tags, Unread};
-use super::{Format, Repair};
-
-pub(super) static ANTHROPIC: Tags = Tags {
-    format: Format::Anthropic,
-    block: ("<function_calls>", "</function_calls>"),
-    call: ("<invoke ", "</invoke>"),
-    argument: ("<parameter ", "</parameter>"),
-    attributes: true,
-    line_breaks: false,
-};
-
-pub(super) static MINIMAX_M2: Tags = Tags {
-    format: Format::MiniMaxM2,
-    block: ("<minimax:tool_call>", "</minimax:tool_call>"),
-    call: ("<invoke ", "</invoke>"),
-    argument: ("<parameter ", "</parameter>"),
-    attributes: true,
-    line_breaks: false,
-};
-
-pub(super) static DSML: Tags = Tags {
-    format: Format::DeepSeekV32,
-    block: ("<｜DSML｜function_calls>", "</｜DSML｜function_calls>"),
-    call: ("<｜DSML｜invoke ", "</｜DSML｜invoke>"),
-    argument: ("<｜DSML｜parameter ", "</｜DSML｜parameter>"),
-    attributes: true,
-    line_breaks: false,
-};
+use super::tags::Unread;
 
 /// How DeepSeek V4 names the wrapper.
 const DSML_V4_CLOSE: &str = "</｜DSML｜tool_calls>";

@@ -1,8 +1,50 @@
-//! The marks that open a call, a wrapper of calls, or thinking.
+//! The marks that open a call, a wrapper of calls, or thinking; and the tags of the families that
+//! write calls in tags.
 
-use super::invoke::{ANTHROPIC, DSML, MINIMAX_M2};
-use super::tags::Tags;
 use super::{Format, think};
+
+/// How a family writes its tags.
+#[derive(Debug)]
+pub(super) struct Tags {
+    pub(super) format: Format,
+    /// Opens and closes a block of calls.
+    pub(super) block: (&'static str, &'static str),
+    /// The beginning of the tag that opens a call, and the tag that closes it.
+    pub(super) call: (&'static str, &'static str),
+    /// The beginning of the tag that opens an argument, and the tag that closes it.
+    pub(super) argument: (&'static str, &'static str),
+    /// Names are `name="f"`, not just `f`.
+    pub(super) attributes: bool,
+    /// A line break at the beginning and one at the end of a value belong to the tags.
+    pub(super) line_breaks: bool,
+}
+
+pub(super) static ANTHROPIC: Tags = Tags {
+    format: Format::Anthropic,
+    block: ("<function_calls>", "</function_calls>"),
+    call: ("<invoke ", "</invoke>"),
+    argument: ("<parameter ", "</parameter>"),
+    attributes: true,
+    line_breaks: false,
+};
+
+pub(super) static MINIMAX_M2: Tags = Tags {
+    format: Format::MiniMaxM2,
+    block: ("<minimax:tool_call>", "</minimax:tool_call>"),
+    call: ("<invoke ", "</invoke>"),
+    argument: ("<parameter ", "</parameter>"),
+    attributes: true,
+    line_breaks: false,
+};
+
+pub(super) static DSML: Tags = Tags {
+    format: Format::DeepSeekV32,
+    block: ("<｜DSML｜function_calls>", "</｜DSML｜function_calls>"),
+    call: ("<｜DSML｜invoke ", "</｜DSML｜invoke>"),
+    argument: ("<｜DSML｜parameter ", "</｜DSML｜parameter>"),
+    attributes: true,
+    line_breaks: false,
+};
 
 /// What a mark opens (or, for thinking, closes).
 #[derive(Debug, Clone, Copy)]

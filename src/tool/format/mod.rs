@@ -29,7 +29,7 @@
 //!   (`typing`): here, if the parser has a registry, else at the executor's door.
 //! - **Bounds.** The pass is linear in the text; readers are not recursive on what a model nests,
 //!   but for JSON and Python values, whose depth is bounded
-//!   ([`MAX_DEPTH`](crate::python_json::MAX_DEPTH)). See `reading`.
+//!   ([`MAX_DEPTH`](crate::python_json::MAX_DEPTH)). See `pass`.
 //!
 //! Whole messages only: a message that is still being generated is not read, since half a call is
 //! a call that cannot be read. Text responses of a family (DeepSeek's `<｜tool▁output▁begin｜>`,
@@ -56,6 +56,7 @@ mod messages;
 mod minimax;
 mod mistral;
 mod origin;
+mod pass;
 mod python;
 mod qwen;
 mod reading;

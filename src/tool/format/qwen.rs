@@ -7,8 +7,8 @@
 //! Sources: the chat template of Qwen3-Coder (llama.cpp `models/templates/Qwen3-Coder.jinja`),
 //! vLLM `vllm/tool_parsers/qwen3coder_tool_parser.py`.
 
+use super::marks::Tags;
 use super::reading::{Block, Closing, Reading};
-use super::tags::Tags;
 use super::{Format, Repair, llama};
 
 pub(super) static QWEN3_CODER: Tags = Tags {

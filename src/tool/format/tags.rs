@@ -11,26 +11,11 @@
 
 use serde_json::Value;
 
+use super::Repair;
+use super::marks::Tags;
 use super::reading::{Found, Reading};
-use super::{Format, Repair};
 use crate::tool::JsonObject;
 use crate::tool::python_json;
-
-/// How a family writes its tags.
-#[derive(Debug)]
-pub(super) struct Tags {
-    pub(super) format: Format,
-    /// Opens and closes a block of calls.
-    pub(super) block: (&'static str, &'static str),
-    /// The beginning of the tag that opens a call, and the tag that closes it.
-    pub(super) call: (&'static str, &'static str),
-    /// The beginning of the tag that opens an argument, and the tag that closes it.
-    pub(super) argument: (&'static str, &'static str),
-    /// Names are `name="f"`, not just `f`.
-    pub(super) attributes: bool,
-    /// A line break at the beginning and one at the end of a value belong to the tags.
-    pub(super) line_breaks: bool,
-}
 
 /// A call that cannot be read.
 pub(super) struct Unread {

@@ -194,7 +194,8 @@ impl World {
         let prepared = self.prepared(if sandbox { "bash" } else { "closure" });
         let id = ExecutionId(self.submitted.len() as u64);
         let (events, uniq_id) = (self.sender.clone(), id.to_string());
-        let promise = Promise::new(id, name(trajectory), uniq_id, ReplyTo::Pending, events);
+        let promise =
+            Promise::new(id, name(trajectory), uniq_id, ReplyTo::Pending, Arc::new(events));
         self.submitted.push(Pending::new(promise.call_state().clone()));
         self.to_start.entry(name(trajectory)).or_default().push(id);
         self.send(Event::Submit(Box::new(Accepted { promise, prepared, at: self.now })));
