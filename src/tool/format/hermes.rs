@@ -9,6 +9,7 @@
 //! `granite_tool_parser.py`.
 
 use super::json::{self, Wrapping};
+use super::marks::QWEN3_CODER;
 use super::reading::{Block, Reading};
 use super::{Format, glm, qwen};
 
@@ -23,7 +24,7 @@ pub(super) fn read(reading: &Reading<'_>, start: usize, after: usize) -> Block {
             let wrapping = Wrapping { format, start, closes: &[CLOSE], semicolons: false };
             json::read(reading, &wrapping, at)
         }
-        Some(b'<') if reading.scan.is_at(at, qwen::QWEN3_CODER.call.0) => {
+        Some(b'<') if reading.scan.is_at(at, QWEN3_CODER.call.0) => {
             qwen::read_function(reading, start, at)
         }
         _ if reading.scan.is_at(at, CLOSE) || reading.scan.is_over(at) => {

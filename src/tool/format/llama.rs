@@ -145,7 +145,7 @@ pub(super) fn items_of(calls: Vec<PythonCall>, format: Format, start: usize) -> 
 /// for Qwen3-Coder, to which the tag belongs as well.
 pub(super) fn read_function(reading: &Reading<'_>, start: usize, at: usize) -> Option<Block> {
     let scan = &reading.scan;
-    let (name, after) = super::qwen::QWEN3_CODER.name_at(reading, at)?;
+    let (name, after) = super::marks::QWEN3_CODER.name_at(reading, at)?;
     let json_at = scan.skip_space(after);
     if scan.byte(json_at) != Some(b'{') {
         return None;

@@ -46,6 +46,15 @@ pub(super) static DSML: Tags = Tags {
     line_breaks: false,
 };
 
+pub(super) static QWEN3_CODER: Tags = Tags {
+    format: Format::Qwen3Coder,
+    block: ("<tool_call>", "</tool_call>"),
+    call: ("<function=", "</function>"),
+    argument: ("<parameter=", "</parameter>"),
+    attributes: false,
+    line_breaks: true,
+};
+
 /// What a mark opens (or, for thinking, closes).
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Mark {

@@ -7,18 +7,9 @@
 //! Sources: the chat template of Qwen3-Coder (llama.cpp `models/templates/Qwen3-Coder.jinja`),
 //! vLLM `vllm/tool_parsers/qwen3coder_tool_parser.py`.
 
-use super::marks::Tags;
+use super::marks::QWEN3_CODER;
 use super::reading::{Block, Closing, Reading};
 use super::{Format, Repair, llama};
-
-pub(super) static QWEN3_CODER: Tags = Tags {
-    format: Format::Qwen3Coder,
-    block: ("<tool_call>", "</tool_call>"),
-    call: ("<function=", "</function>"),
-    argument: ("<parameter=", "</parameter>"),
-    attributes: false,
-    line_breaks: true,
-};
 
 /// Reads the call whose tag `<function=` is at `at`, in a block that begins at `start`; without a
 /// block the two are the same.
