@@ -81,8 +81,11 @@ impl From<ureq::Error> for Failure {
         }
         let text = error.to_string();
         match error {
-            ureq::Error::Timeout(ureq::Timeout::Connect | ureq::Timeout::Resolve) => {
+            ureq::Error::Timeout(ureq::Timeout::Connect) => {
                 Failure::NotSent(format!("cannot connect: {text}"))
+            }
+            ureq::Error::Timeout(ureq::Timeout::Resolve) => {
+                Failure::NotSent("its host name was not found in time".to_owned())
             }
             ureq::Error::Timeout(_) => Failure::Timeout,
             ureq::Error::HostNotFound => Failure::NotSent("host name not found".to_owned()),

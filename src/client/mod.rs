@@ -2,16 +2,15 @@
 //! addresses, tokens, and what became of a request.
 
 mod failure;
+mod names;
 mod scheme;
 #[cfg(test)]
 mod tests;
 
 use std::fmt;
-use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
 use ureq::Agent;
 use ureq::config::Config;
@@ -21,6 +20,8 @@ use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver
 use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
 
 pub(crate) use self::failure::Failure;
+use self::names::NameError;
+pub(crate) use self::names::Names;
 pub(crate) use self::scheme::other_scheme;
 
 use crate::tool::python_json;
@@ -34,8 +35,8 @@ const MAX_RESPONSE: u64 = 64 * 1024 * 1024;
 /// a connection that its server is just closing would fail without anybody's fault. (One that is
 /// closed already is found out before it is used.)
 const MAX_IDLE: Duration = Duration::from_secs(4);
-/// How long a server's address is remembered.
-const ADDRESS_LIFETIME: Duration = Duration::from_secs(60);
+/// How long a request waits for its server's address, at most.
+const LOOK_UP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A bearer token, as the header that carries it. Never printed.
 #[derive(Clone)]
@@ -86,10 +87,12 @@ pub(crate) struct AgentConfig<'a> {
     pub(crate) read_timeout: Option<Duration>,
     /// The certificate authorities to trust instead of Mozilla's, as PEM.
     pub(crate) ca_pem: Option<&'a str>,
+    /// The addresses of the servers that it speaks with.
+    pub(crate) names: &'a Names,
 }
 
 /// An agent that follows no redirects, uses no proxy, takes every status for an answer, and starts
-/// no threads.
+/// no thread for a request.
 ///
 /// # Errors
 /// The certificates are none.
@@ -118,7 +121,7 @@ pub(crate) fn agent(config: AgentConfig<'_>) -> Result<Agent, String> {
         let roots = RootCerts::from(roots);
         builder = builder.tls_config(TlsConfig::builder().root_certs(roots).build());
     }
-    let resolver = RememberingResolver::default();
+    let resolver = NamesResolver(config.names.clone());
     Ok(Agent::with_parts(builder.build(), DefaultConnector::default(), resolver))
 }
 
@@ -163,42 +166,34 @@ pub(crate) fn authorize<B>(
     }
 }
 
-/// Looks the server's address up once and remembers it for a while.
-///
-/// The default resolver starts a thread for every request that has a time limit.
-#[derive(Debug, Default)]
-struct RememberingResolver {
-    known: Mutex<Option<(Instant, String, Vec<SocketAddr>)>>,
-}
+/// Finds servers in [`Names`]. The default resolver starts a thread for every request that has a
+/// time limit.
+#[derive(Debug)]
+struct NamesResolver(Names);
 
-impl Resolver for RememberingResolver {
+impl Resolver for NamesResolver {
     fn resolve(
         &self,
         uri: &Uri,
         _config: &Config,
-        _timeout: NextTimeout,
+        timeout: NextTimeout,
     ) -> Result<ResolvedSocketAddrs, ureq::Error> {
         let (Some(scheme), Some(authority)) = (uri.scheme(), uri.authority()) else {
             return Err(ureq::Error::HostNotFound);
         };
         let host =
             DefaultResolver::host_and_port(scheme, authority).ok_or(ureq::Error::HostNotFound)?;
-        let now = Instant::now();
-        let remembered = self.known.lock().as_ref().and_then(|(since, known, addresses)| {
-            let fresh = *known == host && now.duration_since(*since) < ADDRESS_LIFETIME;
-            fresh.then(|| addresses.clone())
-        });
-        let addresses = match remembered {
-            Some(addresses) => addresses,
-            None => {
-                let addresses = host.to_socket_addrs().map_err(|_| ureq::Error::HostNotFound)?;
-                let addresses: Vec<_> = addresses.take(8).collect();
-                *self.known.lock() = Some((now, host, addresses.clone()));
-                addresses
+        let wait = (*timeout.after).min(LOOK_UP_TIMEOUT);
+        let addresses = self.0.addresses(&host, Instant::now() + wait);
+        let addresses = addresses.map_err(|error| match error {
+            NameError::NotFound(why) => {
+                log::debug!("{host}: {why}");
+                ureq::Error::HostNotFound
             }
-        };
+            NameError::Slow | NameError::GivenUp => ureq::Error::Timeout(ureq::Timeout::Resolve),
+        })?;
         let mut result = self.empty();
-        addresses.into_iter().for_each(|address| result.push(address));
-        if result.is_empty() { Err(ureq::Error::HostNotFound) } else { Ok(result) }
+        addresses.iter().for_each(|address| result.push(*address));
+        Ok(result)
     }
 }

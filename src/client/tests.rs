@@ -123,7 +123,9 @@ fn tls(name: &str, until: i32, plain: Plain) -> Tls {
 }
 
 fn agent_trusting(pem: Option<&str>) -> Agent {
-    agent(AgentConfig { idle_connections: 0, read_timeout: None, ca_pem: pem }).unwrap()
+    let names = Names::new();
+    let (idle_connections, read_timeout) = (0, None);
+    agent(AgentConfig { idle_connections, read_timeout, ca_pem: pem, names: &names }).unwrap()
 }
 
 fn ask(agent: &Agent, url: &str) -> Result<serde_json::Value, Failure> {

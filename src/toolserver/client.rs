@@ -15,7 +15,7 @@ use ureq::Agent;
 use ureq::http::Uri;
 
 use super::ExternalCall;
-use crate::client::{self, AgentConfig, Authorization, Failure};
+use crate::client::{self, AgentConfig, Authorization, Failure, Names};
 use crate::config::ToolServerConfig;
 use crate::error::ToolServerError;
 use crate::interrupt::Interrupt;
@@ -34,6 +34,7 @@ const SCHEME_TIMEOUT: Duration = Duration::from_secs(5);
 /// A client of one ToolServer.
 pub(crate) struct ToolServer {
     agent: Agent,
+    names: Names,
     execute: Uri,
     tools: Uri,
     authorization: Option<Authorization>,
@@ -51,13 +52,16 @@ impl ToolServer {
         let endpoint = |path| client::endpoint("ToolServer", &config.url, path);
         let authorization =
             config.token.as_ref().map(|token| Authorization::bearer(token.expose())).transpose();
+        let names = Names::new();
         let agent = client::agent(AgentConfig {
             idle_connections: 0,
             read_timeout: None,
             ca_pem: config.ca_pem.as_deref(),
+            names: &names,
         });
         Ok(Self {
             agent: agent.map_err(invalid)?,
+            names,
             execute: endpoint("/execute").map_err(invalid)?,
             tools: endpoint("/tools").map_err(invalid)?,
             authorization: authorization.map_err(invalid)?,
@@ -73,6 +77,7 @@ impl ToolServer {
     /// Ends the requests that are under way: their callers need no answer any more.
     pub(crate) fn interrupt(&self) {
         self.agent.clone().shutdown();
+        self.names.give_up();
     }
 
     /// The tools it offers. Blocks for up to 30 s, or until `interrupt` is triggered: `None`.
@@ -91,7 +96,7 @@ impl ToolServer {
         let request = request.config().timeout_global(Some(TOOLS_TIMEOUT)).build();
         let (tell, told) = bounded(1);
         let (agent, uri) = (self.agent.clone(), self.tools.clone());
-        // On a thread of its own, since a look-up of its name cannot be stopped.
+        // On a thread of its own, since connecting cannot be stopped.
         let ask = move || {
             let answer = request.call().map_err(Failure::from);
             let answer = answer.and_then(client::read_json::<ToolsResponse>);

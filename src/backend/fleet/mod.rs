@@ -53,7 +53,7 @@ use crate::artifact::{
     ArchiveArtifacts, ArchiveSummary, Artifact, ArtifactError, ArtifactList, ListArtifacts,
     ReadArtifact,
 };
-use crate::client::{self, AgentConfig, Authorization, Failure};
+use crate::client::{self, AgentConfig, Authorization, Failure, Names};
 use crate::config::FleetConfig;
 use crate::error::BackendError;
 use crate::interrupt::Interrupt;
@@ -106,7 +106,8 @@ impl FleetBackend {
         let authorization =
             config.token.as_ref().map(|token| Authorization::bearer(token.expose())).transpose();
         let authorization = authorization.map_err(BackendError::new)?;
-        let connect = |url: &String| Connection::new(url, authorization.clone(), &config);
+        let names = Names::new();
+        let connect = |url: &String| Connection::new(url, authorization.clone(), &config, &names);
         let connections = config.urls.iter().map(connect).collect::<Result<_, _>>();
         let connections = connections.map_err(BackendError::new)?;
         Ok(Self { config, connections, direct: Arc::default(), servers: Mutex::default() })
@@ -302,6 +303,7 @@ struct Connection {
 /// An agent for requests that end when the server is given up.
 struct Patient {
     ca_pem: Option<String>,
+    names: Names,
     /// None while it is given up.
     agent: Mutex<Option<Agent>>,
 }
@@ -331,9 +333,9 @@ struct Advertised {
 }
 
 impl Patient {
-    fn agent(ca_pem: Option<&str>) -> Result<Agent, String> {
+    fn agent(ca_pem: Option<&str>, names: &Names) -> Result<Agent, String> {
         let read_timeout = Some(artifacts::TIME);
-        client::agent(AgentConfig { idle_connections: 4, read_timeout, ca_pem })
+        client::agent(AgentConfig { idle_connections: 4, read_timeout, ca_pem, names })
     }
 
     /// Ends what is under way; nothing begins until it is taken back.
@@ -348,7 +350,7 @@ impl Patient {
         let mut agent = self.agent.lock();
         if agent.is_none() {
             // The certificates were read before.
-            *agent = Self::agent(self.ca_pem.as_deref()).ok();
+            *agent = Self::agent(self.ca_pem.as_deref(), &self.names).ok();
         }
     }
 }
@@ -358,12 +360,13 @@ impl Connection {
         url: &str,
         authorization: Option<Authorization>,
         config: &FleetConfig,
+        names: &Names,
     ) -> Result<Self, String> {
         let url = url.trim_end_matches('/').to_owned();
         client::endpoint("sandbox server", &url, "/health")?;
         let agent = |idle_connections, read_timeout| {
             let ca_pem = config.ca_pem.as_deref();
-            client::agent(AgentConfig { idle_connections, read_timeout, ca_pem })
+            client::agent(AgentConfig { idle_connections, read_timeout, ca_pem, names })
         };
         let stall_timeout =
             (config.unreachable_timeout / 2).clamp(STALL_TIMEOUT_LEAST, STALL_TIMEOUT);
@@ -375,8 +378,9 @@ impl Connection {
             pooled: agent(4, Some(stall_timeout))?,
             fresh: agent(0, None)?,
             patient: Arc::new(Patient {
-                agent: Mutex::new(Some(Patient::agent(config.ca_pem.as_deref())?)),
+                agent: Mutex::new(Some(Patient::agent(config.ca_pem.as_deref(), names)?)),
                 ca_pem: config.ca_pem.clone(),
+                names: names.clone(),
             }),
             advertised: Arc::new(Mutex::new(Advertised {
                 isolates: None,
@@ -442,6 +446,7 @@ impl Connection {
     fn interrupt(&self) {
         self.pooled.clone().shutdown();
         self.fresh.clone().shutdown();
+        self.patient.names.give_up();
         self.patient.give_up();
     }
 }

@@ -353,6 +353,7 @@ mod tests {
 
     use super::*;
     use crate::backend::fleet::FleetConfig;
+    use crate::client::Names;
 
     /// A server that is there whenever it is asked, and what is told of it.
     fn met() -> (Arc<ReferenceServer>, Receiver<ContainerChange>) {
@@ -370,7 +371,7 @@ mod tests {
         });
         let bound = Duration::from_secs(60);
         let config = FleetConfig::new([&url]);
-        let connection = Connection::new(&url, None, &config).unwrap();
+        let connection = Connection::new(&url, None, &config, &Names::new()).unwrap();
         let (server, _) = ReferenceServer::connect(0, connection, bound).unwrap();
         let (tell, told) = unbounded();
         server.watch(Watcher::from_fn(move |_, change| tell.send(change).unwrap())).unwrap();

@@ -178,7 +178,7 @@ fn meet_all(
         let unmet = connections.iter().zip(&met).filter(|(_, met)| met.is_none());
         unmet.for_each(|(connection, _)| connection.interrupt());
     }
-    // One that looks a name up cannot be stopped, and is left behind.
+    // One that is just connecting cannot be stopped, and is left behind.
     threads.into_iter().for_each(|thread| thread.join_or_leave(deadline));
     let Some(failure) = failure else { return Ok(met.into_iter().flatten().collect()) };
     for (place, server) in told.try_iter() {
