@@ -44,6 +44,11 @@ impl<T> WaitQueue<T> {
         self.items.first_key_value().map(|(position, item)| (*position, item))
     }
 
+    /// The last item, which stays.
+    pub(crate) fn last_mut(&mut self) -> Option<&mut T> {
+        self.items.last_entry().map(|entry| entry.into_mut())
+    }
+
     /// Takes the first item.
     pub(crate) fn pop(&mut self) -> Option<T> {
         self.items.pop_first().map(|(_, item)| item)

@@ -5,12 +5,15 @@
 //! What blocks – the backend's reading – happens on the caller's own thread.
 
 use std::io::{self, Write};
+use std::sync::atomic::Ordering;
+#[cfg(feature = "server")]
+use std::time::Duration;
 use std::time::Instant;
 
 use crossbeam_channel::{RecvTimeoutError, bounded};
 
 use super::event::Event;
-use super::lease::Lease;
+use super::lease::{Lease, LeaseId, LeaseReply, LeaseRequest};
 use super::{ToolExecutor, guarded};
 use crate::artifact::{
     ArchiveArtifacts, ArchiveSummary, Artifact, ArtifactError, ArtifactList, ListArtifacts,
@@ -38,10 +41,7 @@ impl ToolExecutor {
         trajectory_id: &str,
         request: &ReadArtifact,
     ) -> Result<Artifact, ArtifactError> {
-        let max_bytes = request.max_bytes.clamp(1, MAX_ARTIFACT_BYTES);
-        let request = ReadArtifact { max_bytes, ..request.clone() };
-        let lease = self.lease(trajectory_id)?;
-        self.with(&lease, |artifacts| artifacts.read(lease.slot(), &request))
+        self.read_leased(&self.lease(trajectory_id)?, request)
     }
 
     /// Lists files of a trajectory's workspace.
@@ -53,10 +53,7 @@ impl ToolExecutor {
         trajectory_id: &str,
         request: &ListArtifacts,
     ) -> Result<ArtifactList, ArtifactError> {
-        let max_entries = request.max_entries.clamp(1, MAX_ARTIFACT_ENTRIES);
-        let request = ListArtifacts { max_entries, ..request.clone() };
-        let lease = self.lease(trajectory_id)?;
-        self.with(&lease, |artifacts| artifacts.list(lease.slot(), &request))
+        self.list_leased(&self.lease(trajectory_id)?, request)
     }
 
     /// A `.tar.gz` of a trajectory's workspace, or of a part of it, in memory. Its limits are
@@ -70,14 +67,7 @@ impl ToolExecutor {
         trajectory_id: &str,
         request: &ArchiveArtifacts,
     ) -> Result<(Vec<u8>, ArchiveSummary), ArtifactError> {
-        let request = ArchiveArtifacts {
-            path: request.path.clone(),
-            max_bytes: request.max_bytes.clamp(1, MAX_ARTIFACT_BYTES),
-            max_entries: request.max_entries.clamp(1, MAX_ARTIFACT_ENTRIES),
-        };
-        let mut archive = Vec::new();
-        let summary = self.copy_archive(trajectory_id, &request, &mut archive)?;
-        Ok((archive, summary))
+        self.archive_leased(&self.lease(trajectory_id)?, request)
     }
 
     /// Copies a whole file of a trajectory's workspace to `into`, part by part, and says how many
@@ -121,28 +111,90 @@ impl ToolExecutor {
         request: &ArchiveArtifacts,
         into: &mut (dyn Write + Send),
     ) -> Result<ArchiveSummary, ArtifactError> {
-        let lease = self.lease(trajectory_id)?;
-        let mut into = WhileHeld { lease: &lease, into };
-        self.with(&lease, |artifacts| artifacts.archive(lease.slot(), request, &mut into))
+        self.copy_archive_leased(&self.lease(trajectory_id)?, request, into)
     }
 
     /// Waits for the trajectory's turn and its slot.
     fn lease(&self, trajectory_id: &str) -> Result<Lease, ArtifactError> {
         let until = Instant::now() + self.queue_timeout;
-        let (reply, answer) = bounded(1);
-        let trajectory_id = trajectory_id.into();
-        self.events
-            .send(Event::AcquireLease { trajectory_id, reply })
-            .map_err(|_| ArtifactError::Closed)?;
+        let (give, answer) = bounded(1);
+        // There is room. What comes after all, when nothing waits for it, is dropped, and thereby
+        // given back.
+        let reply = move |lent| drop(give.try_send(lent));
+        let request = self.request_lease(trajectory_id, Box::new(reply));
         match answer.recv_deadline(until) {
-            Ok(lent) => lent,
+            Ok(lent) => {
+                request.answered();
+                lent
+            }
             Err(RecvTimeoutError::Disconnected) => Err(ArtifactError::Closed),
-            // The lease that comes after all is refused by the channel, and thereby given back.
-            Err(RecvTimeoutError::Timeout) => Err(ArtifactError::Io(
-                "waiting for the trajectory's calls".to_owned(),
-                io::ErrorKind::TimedOut.into(),
-            )),
+            Err(RecvTimeoutError::Timeout) => Err(no_turn()),
         }
+    }
+
+    /// Asks for the use of a trajectory's slot, which `reply` is given in its turn. The request is
+    /// in line for as long as what this returns is kept. Blocks for no longer than
+    /// [`submit_release`](Self::submit_release).
+    pub(crate) fn request_lease(&self, trajectory_id: &str, reply: LeaseReply) -> LeaseRequest {
+        let id = LeaseId(self.next_id.fetch_add(1, Ordering::Relaxed));
+        let (trajectory_id, place) = (trajectory_id.into(), self.orders.enter());
+        // Refused only when the batcher has ended; the reply is dropped then, which says so.
+        let _ = self.events.send(Event::AcquireLease { id, trajectory_id, reply, place });
+        LeaseRequest::new(id, self.events.clone())
+    }
+
+    /// How long a reader waits for its turn.
+    #[cfg(feature = "server")]
+    pub(crate) fn queue_timeout(&self) -> Duration {
+        self.queue_timeout
+    }
+
+    /// What [`read_artifact`](Self::read_artifact) does in its turn.
+    pub(crate) fn read_leased(
+        &self,
+        lease: &Lease,
+        request: &ReadArtifact,
+    ) -> Result<Artifact, ArtifactError> {
+        let max_bytes = request.max_bytes.clamp(1, MAX_ARTIFACT_BYTES);
+        let request = ReadArtifact { max_bytes, ..request.clone() };
+        self.with(lease, |artifacts| artifacts.read(lease.slot(), &request))
+    }
+
+    /// What [`list_artifacts`](Self::list_artifacts) does in its turn.
+    pub(crate) fn list_leased(
+        &self,
+        lease: &Lease,
+        request: &ListArtifacts,
+    ) -> Result<ArtifactList, ArtifactError> {
+        let max_entries = request.max_entries.clamp(1, MAX_ARTIFACT_ENTRIES);
+        let request = ListArtifacts { max_entries, ..request.clone() };
+        self.with(lease, |artifacts| artifacts.list(lease.slot(), &request))
+    }
+
+    /// What [`archive_artifacts`](Self::archive_artifacts) does in its turn.
+    pub(crate) fn archive_leased(
+        &self,
+        lease: &Lease,
+        request: &ArchiveArtifacts,
+    ) -> Result<(Vec<u8>, ArchiveSummary), ArtifactError> {
+        let request = ArchiveArtifacts {
+            path: request.path.clone(),
+            max_bytes: request.max_bytes.clamp(1, MAX_ARTIFACT_BYTES),
+            max_entries: request.max_entries.clamp(1, MAX_ARTIFACT_ENTRIES),
+        };
+        let mut archive = Vec::new();
+        let summary = self.copy_archive_leased(lease, &request, &mut archive)?;
+        Ok((archive, summary))
+    }
+
+    fn copy_archive_leased(
+        &self,
+        lease: &Lease,
+        request: &ArchiveArtifacts,
+        into: &mut (dyn Write + Send),
+    ) -> Result<ArchiveSummary, ArtifactError> {
+        let mut into = WhileHeld { lease, into };
+        self.with(lease, |artifacts| artifacts.archive(lease.slot(), request, &mut into))
     }
 
     /// Has the backend do something in the leased slot. Nothing that it read after the slot was
@@ -176,6 +228,12 @@ impl Write for WhileHeld<'_> {
     fn flush(&mut self) -> io::Result<()> {
         self.into.flush()
     }
+}
+
+/// Why a reader whose turn did not come in time gets nothing.
+pub(crate) fn no_turn() -> ArtifactError {
+    let timed_out = io::ErrorKind::TimedOut.into();
+    ArtifactError::Io("waiting for the trajectory's calls".to_owned(), timed_out)
 }
 
 fn failed(what: &str, panic: String) -> ArtifactError {

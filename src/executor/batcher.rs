@@ -139,9 +139,8 @@ impl Performer {
                 }
             }),
             Action::GrantLease { slot, trajectory_id, lost, reply } => {
-                // There is room in the channel. Refused when the reader has given up: the lease
-                // that comes back is dropped, which gives the slot back.
-                let _ = reply.try_send(Ok(Lease::new(slot, lost, move || {
+                // Where the reader has given up the lease is dropped, which gives the slot back.
+                reply(Ok(Lease::new(slot, lost, move || {
                     let _ = report.send(Event::LeaseReturned { trajectory_id });
                 })));
             }

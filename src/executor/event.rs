@@ -2,8 +2,9 @@
 //!
 //! The channel of events has no bound of its own, so that no thread that has a result ever blocks
 //! on it. What is in it is bounded all the same: a submission holds one of the gate's places, a
-//! result belongs to a running call, a reset or a lease to a slot, and a caller that releases,
-//! asks or closes waits for the answer or has a call or trajectory to show for it.
+//! result belongs to a running call, a reset or a lease to a slot; a call is cancelled once, a
+//! release, the cancel of a trajectory and a request for a lease hold one of the orders' places,
+//! and a caller that asks or closes waits for the answer.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -11,7 +12,8 @@ use std::time::Instant;
 use crossbeam_channel::Sender;
 
 use super::external::External;
-use super::lease::LeaseReply;
+use super::lease::{LeaseId, LeaseReply};
+use super::orders::OrderPlace;
 use super::promise::{Notify, Promise};
 use super::stats::Stats;
 use crate::backend::{ContainerChange, ExecutionId, SlotRef};
@@ -44,15 +46,18 @@ pub(crate) enum Event {
     /// A caller wants this call to end.
     Cancel(ExecutionId),
     /// A caller wants all calls of this trajectory to end.
-    CancelTrajectory(Arc<str>),
+    CancelTrajectory { trajectory_id: Arc<str>, place: OrderPlace },
     /// A trajectory is to give up its slot, after its earlier calls.
     Release {
         trajectory_id: Arc<str>,
         reset_workspace: bool,
         reply: Option<Sender<Result<(), ReleaseError>>>,
+        place: OrderPlace,
     },
     /// A reader wants the use of a trajectory's slot, after its earlier calls.
-    AcquireLease { trajectory_id: Arc<str>, reply: LeaseReply },
+    AcquireLease { id: LeaseId, trajectory_id: Arc<str>, reply: LeaseReply, place: OrderPlace },
+    /// A reader does not want it any more.
+    AbandonLease(LeaseId),
     /// A trajectory's slot was given back by who had it.
     LeaseReturned { trajectory_id: Arc<str> },
     /// A caller asks which slot a trajectory holds.

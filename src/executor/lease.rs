@@ -6,11 +6,45 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crossbeam_channel::Sender;
 
+use super::event::Event;
 use crate::artifact::ArtifactError;
 use crate::backend::SlotRef;
 
-/// Where a lease goes, or why there is none.
-pub(crate) type LeaseReply = Sender<Result<Lease, ArtifactError>>;
+/// Takes a lease, or why there is none. Called on the batcher's thread: it only hands over. One
+/// that is dropped uncalled says that the executor is closed.
+pub(crate) type LeaseReply = Box<dyn FnOnce(Result<Lease, ArtifactError>) + Send>;
+
+/// Names one request for a lease, unique within its executor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct LeaseId(pub(crate) u64);
+
+/// A request for a lease, in line behind the trajectory's calls. Dropped, it leaves the line.
+pub(crate) struct LeaseRequest {
+    id: LeaseId,
+    events: Sender<Event>,
+    is_answered: bool,
+}
+
+impl LeaseRequest {
+    /// A request of this name that was sent.
+    pub(super) fn new(id: LeaseId, events: Sender<Event>) -> Self {
+        Self { id, events, is_answered: false }
+    }
+
+    /// It was answered, and is in no line any more.
+    pub(crate) fn answered(mut self) {
+        self.is_answered = true;
+    }
+}
+
+impl Drop for LeaseRequest {
+    fn drop(&mut self) {
+        if !self.is_answered {
+            // Refused only when the batcher has ended.
+            let _ = self.events.send(Event::AbandonLease(self.id));
+        }
+    }
+}
 
 /// The use of a trajectory's slot while nothing else of the trajectory runs; given back on drop.
 pub(crate) struct Lease {

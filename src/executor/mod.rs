@@ -25,6 +25,7 @@ mod gate;
 mod lane;
 mod lease;
 mod notices;
+mod orders;
 mod promise;
 mod start;
 mod stats;
@@ -37,10 +38,14 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use parking_lot::{Mutex, RwLock};
 
+#[cfg(feature = "server")]
+pub(crate) use self::artifacts::no_turn;
 pub use self::builder::Builder;
 pub use self::closing::CloseReport;
 pub use self::completion::{Completion, CompletionQueue};
 pub use self::destination::Destination;
+#[cfg(feature = "server")]
+pub(crate) use self::lease::Lease;
 pub use self::promise::{CallHandle, Pending};
 pub use self::stats::{Bucket, IdleHolder, LaneStats, OutcomeCounts, Stats, Summary};
 
@@ -49,6 +54,7 @@ use self::callback::CallbackJob;
 use self::completion::Places;
 use self::event::{Accepted, Event};
 use self::gate::{Gate, Refused};
+use self::orders::Orders;
 use self::promise::{CallState, Notify, Promise, ReplyTo};
 use self::stats::Rejections;
 use crate::backend::{Backend, Capabilities, ExecutionId, SlotRef};
@@ -89,6 +95,7 @@ pub struct ToolExecutor {
     /// The same, for the calls themselves.
     notify: Arc<dyn Notify>,
     gate: Arc<Gate>,
+    orders: Orders,
     rejections: Arc<Rejections>,
     registry: ToolRegistry,
     policy: Policy,
@@ -229,7 +236,8 @@ impl ToolExecutor {
         self.await_release(trajectory_id, false)
     }
 
-    /// Like [`release`](Self::release), but does not wait for it to be done.
+    /// Like [`release`](Self::release), but does not wait for it to be done. Blocks only while
+    /// thousands of such orders are on their way to the executor's thread.
     pub fn submit_release(&self, trajectory_id: &str) {
         self.send_release(trajectory_id, true, None);
     }
@@ -240,11 +248,13 @@ impl ToolExecutor {
         self.send_release(trajectory_id, false, None);
     }
 
-    /// Cancels everything of a trajectory that has not ended, see [`Pending::cancel`]. Does not
-    /// block; every call still gets its result.
+    /// Cancels everything of a trajectory that has not ended, see [`Pending::cancel`]. Every call
+    /// still gets its result. Blocks only while thousands of such orders are on their way to the
+    /// executor's thread.
     pub fn cancel_trajectory(&self, trajectory_id: &str) {
+        let (trajectory_id, place) = (trajectory_id.into(), self.orders.enter());
         // Refused only when the batcher has ended, and then nothing runs.
-        let _ = self.events.send(Event::CancelTrajectory(trajectory_id.into()));
+        let _ = self.events.send(Event::CancelTrajectory { trajectory_id, place });
     }
 
     /// The slot that a trajectory holds now, if any. Blocks for a moment.
@@ -395,9 +405,9 @@ impl ToolExecutor {
         reset_workspace: bool,
         reply: Option<Sender<Result<(), ReleaseError>>>,
     ) {
-        let trajectory_id = trajectory_id.into();
+        let (trajectory_id, place) = (trajectory_id.into(), self.orders.enter());
         // Refused only when the batcher has ended: closing releases everything.
-        let _ = self.events.send(Event::Release { trajectory_id, reset_workspace, reply });
+        let _ = self.events.send(Event::Release { trajectory_id, reset_workspace, reply, place });
     }
 }
 

@@ -64,6 +64,8 @@ pub(crate) struct CallState {
     progress: Mutex<Progress>,
     done: Condvar,
     cancelled: AtomicBool,
+    /// Whether the batcher was asked for the call's end: once is enough.
+    cancel_requested: AtomicBool,
     batcher: Arc<dyn Notify>,
 }
 
@@ -85,7 +87,9 @@ impl CallState {
 
     /// Asks the batcher for the call's end.
     fn request_cancel(&self) {
-        self.batcher.cancel(self.id);
+        if !self.cancel_requested.swap(true, Ordering::Relaxed) {
+            self.batcher.cancel(self.id);
+        }
     }
 
     /// Answers the call for the batcher itself: gives the result's timing if this answer was the
@@ -184,6 +188,7 @@ impl Promise {
             progress: Mutex::new(Progress { state: State::Open(destination), sent: None }),
             done: Condvar::new(),
             cancelled: AtomicBool::new(false),
+            cancel_requested: AtomicBool::new(false),
             batcher,
         }))
     }

@@ -16,6 +16,7 @@ use super::event::Event;
 use super::external::External;
 use super::gate::Gate;
 use super::lane::BatchLimits;
+use super::orders::Orders;
 use super::stats::Rejections;
 use super::{CLOSE_MARGIN, Threads, ToolExecutor};
 use crate::backend::{Backend, Watcher};
@@ -139,6 +140,7 @@ impl ToolExecutor {
             notify: Arc::new(events.clone()),
             events,
             gate,
+            orders: Orders::new(),
             rejections,
             registry,
             policy: config.policy,

@@ -12,7 +12,7 @@ use crate::artifact::ArtifactError;
 use crate::backend::ExecutionId;
 use crate::error::ReleaseError;
 use crate::executor::external::External;
-use crate::executor::lease::LeaseReply;
+use crate::executor::lease::{LeaseId, LeaseReply};
 use crate::executor::promise::Promise;
 use crate::pool::SlotIx;
 use crate::tool::{Outcome, Timing, ToolResult, Work};
@@ -51,25 +51,25 @@ pub(super) struct Call {
     pub(super) timer: Instant,
 }
 
-/// Where the word goes that a release is done, if anybody waits for it.
-pub(super) type ReleaseReply = Option<Sender<Result<(), ReleaseError>>>;
+/// Where the word goes that a release is done: to each caller that waits for it.
+pub(super) type ReleaseReplies = Vec<Sender<Result<(), ReleaseError>>>;
 
 /// What a trajectory has still to do, in order.
 pub(super) enum Item {
     Call(ExecutionId),
     Release {
         reset_workspace: bool,
-        reply: ReleaseReply,
+        replies: ReleaseReplies,
     },
     /// A reader wants the use of the slot.
-    Lease(LeaseReply),
+    Lease(LeaseId, LeaseReply),
 }
 
 /// What a trajectory has under way.
 pub(super) enum Current {
     Nothing,
     Call(ExecutionId),
-    Releasing(ReleaseReply),
+    Releasing(ReleaseReplies),
     /// Its slot is lent to a reader of artifacts, who learns here that it was lost meanwhile.
     Leased(Arc<AtomicBool>),
 }
@@ -145,11 +145,11 @@ impl Call {
     }
 }
 
-/// Tells the caller that waits for a release how it went.
-pub(super) fn answer(reply: ReleaseReply, outcome: Result<(), ReleaseError>) {
-    if let Some(reply) = reply {
+/// Tells the callers that wait for a release how it went.
+pub(super) fn answer(replies: ReleaseReplies, outcome: Result<(), ReleaseError>) {
+    for reply in replies {
         // Refused only when the caller is gone.
-        let _ = reply.send(outcome);
+        let _ = reply.send(outcome.clone());
     }
 }
 

@@ -198,7 +198,7 @@ impl Dispatch {
         let behind: Vec<_> = queued
             .filter_map(|item| match item {
                 Item::Call(id) => Some(*id).filter(|id| self.calls.get(id).is_some_and(needs_slot)),
-                Item::Release { .. } | Item::Lease(_) => None,
+                Item::Release { .. } | Item::Lease(..) => None,
             })
             .collect();
         for id in std::iter::once(id).chain(behind) {
@@ -239,7 +239,7 @@ impl Dispatch {
             .rev()
             .filter_map(|item| match item {
                 Item::Call(id) => Some(*id),
-                Item::Release { .. } | Item::Lease(_) => None,
+                Item::Release { .. } | Item::Lease(..) => None,
             })
             .collect();
         if let Current::Call(id) = trajectory.current {

@@ -27,20 +27,22 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use self::call::{Call, Current, Item, Lost, Stage, Trajectory, answer, closed_before_start};
+use self::call::{
+    Call, Current, Item, Lost, ReleaseReplies, Stage, Trajectory, answer, closed_before_start,
+};
 use self::idle::{EndReport, IdleHolders, StallWatch};
 use super::event::{Accepted, Event};
 use super::external::{External, HandlerCall, ToolServerCall};
 use super::gate::Gate;
 use super::lane::{BatchLimits, Lane};
-use super::lease::LeaseReply;
+use super::lease::{LeaseId, LeaseReply};
 use super::stats::{Recorder, Rejections};
 use crate::artifact::ArtifactError;
 use crate::backend::{Container, Execution, ExecutionId, SlotRef};
 use crate::config::LostWorkspace;
 use crate::pool::{Pool, SlotIx};
 use crate::tool::{Outcome, ToolResult, Work};
-use crate::wait_queue::WaitQueue;
+use crate::wait_queue::{Position, WaitQueue};
 
 /// The limits that dispatch keeps to.
 #[derive(Debug, Clone, Copy)]
@@ -105,6 +107,8 @@ pub(crate) struct Dispatch {
     lanes: Vec<Lane<ExecutionId>>,
     external: [ExternalLane; 2],
     trajectories: HashMap<Arc<str>, Trajectory>,
+    /// Where the requests for a lease are that wait for their turn.
+    lease_requests: HashMap<LeaseId, (Arc<str>, Position)>,
     calls: HashMap<ExecutionId, Call>,
     running: usize,
     /// How many of them in each container.
@@ -159,6 +163,7 @@ impl Dispatch {
                 unanswered: 0,
             }),
             trajectories: HashMap::new(),
+            lease_requests: HashMap::new(),
             calls: HashMap::new(),
             running: 0,
             sent_to: vec![0; containers.len()],
@@ -204,23 +209,21 @@ impl Dispatch {
                 self.container_changed(container, change, now)
             }
             Event::Cancel(id) => self.cancel(id, now),
-            Event::CancelTrajectory(trajectory_id) => {
+            Event::CancelTrajectory { trajectory_id, place } => {
+                drop(place);
                 for id in self.calls_of(&trajectory_id) {
                     self.cancel(id, now);
                 }
             }
-            Event::Release { trajectory_id, reset_workspace, reply } => {
-                match self.trajectories.get_mut(&trajectory_id) {
-                    Some(trajectory) => {
-                        trajectory.queue.push(Item::Release { reset_workspace, reply });
-                        self.advance(&trajectory_id, now);
-                    }
-                    None => answer(reply, Ok(())),
-                }
+            Event::Release { trajectory_id, reset_workspace, reply, place } => {
+                drop(place);
+                self.release(&trajectory_id, reset_workspace, reply.into_iter().collect(), now);
             }
-            Event::AcquireLease { trajectory_id, reply } => {
-                self.acquire_lease(&trajectory_id, reply, now)
+            Event::AcquireLease { id, trajectory_id, reply, place } => {
+                drop(place);
+                self.acquire_lease(id, &trajectory_id, reply, now);
             }
+            Event::AbandonLease(id) => self.abandon_lease(id),
             Event::LeaseReturned { trajectory_id } => {
                 if let Some(trajectory) = self.trajectories.get_mut(&trajectory_id)
                     && matches!(trajectory.current, Current::Leased(_))
@@ -340,19 +343,55 @@ impl Dispatch {
         }
     }
 
+    /// A trajectory is to give up its slot.
+    fn release(
+        &mut self,
+        trajectory_id: &Arc<str>,
+        reset_workspace: bool,
+        replies: ReleaseReplies,
+        now: Instant,
+    ) {
+        let Some(trajectory) = self.trajectories.get_mut(trajectory_id) else {
+            return answer(replies, Ok(()));
+        };
+        match trajectory.queue.last_mut() {
+            // There would be nothing left for the second: however many come, one is kept.
+            Some(Item::Release { replies: earlier, .. }) => earlier.extend(replies),
+            _ => {
+                trajectory.queue.push(Item::Release { reset_workspace, replies });
+                self.advance(trajectory_id, now);
+            }
+        }
+    }
+
     /// A reader wants the use of a trajectory's slot.
-    fn acquire_lease(&mut self, trajectory_id: &Arc<str>, reply: LeaseReply, now: Instant) {
+    fn acquire_lease(
+        &mut self,
+        id: LeaseId,
+        trajectory_id: &Arc<str>,
+        reply: LeaseReply,
+        now: Instant,
+    ) {
         let refusal = match self.trajectories.get_mut(trajectory_id) {
             _ if self.closing.is_some() => ArtifactError::Closed,
             Some(trajectory) => {
-                trajectory.queue.push(Item::Lease(reply));
+                let position = trajectory.queue.push(Item::Lease(id, reply));
+                self.lease_requests.insert(id, (trajectory_id.clone(), position));
                 self.advance(trajectory_id, now);
                 return;
             }
             None => ArtifactError::NoSlot,
         };
-        // Refused only when the reader has given up.
-        let _ = reply.try_send(Err(refusal));
+        reply(Err(refusal));
+    }
+
+    /// A reader has given up. If its turn has come already, it gives back what it gets.
+    fn abandon_lease(&mut self, id: LeaseId) {
+        if let Some((trajectory_id, position)) = self.lease_requests.remove(&id)
+            && let Some(trajectory) = self.trajectories.get_mut(&trajectory_id)
+        {
+            trajectory.queue.remove(position);
+        }
     }
 
     /// Begins what is next for a trajectory that has nothing under way.
@@ -378,11 +417,11 @@ impl Dispatch {
                         self.finish_with(id, *refusal, now);
                     }
                 }
-                Some(Item::Release { reset_workspace, reply }) => {
+                Some(Item::Release { reset_workspace, replies }) => {
                     trajectory.lost = None;
                     match trajectory.slot.take() {
                         Some(slot) if reset_workspace => {
-                            trajectory.current = Current::Releasing(reply);
+                            trajectory.current = Current::Releasing(replies);
                             self.pool.release_with_reset(slot, now);
                             self.start_reset(slot);
                         }
@@ -390,11 +429,12 @@ impl Dispatch {
                             if let Some(slot) = slot {
                                 self.pool.release_as_is(slot);
                             }
-                            answer(reply, Ok(()));
+                            answer(replies, Ok(()));
                         }
                     }
                 }
-                Some(Item::Lease(reply)) => {
+                Some(Item::Lease(id, reply)) => {
+                    self.lease_requests.remove(&id);
                     let refusal = match trajectory.slot {
                         // The backend is about to be closed.
                         _ if self.aborted.is_some() => ArtifactError::Closed,
@@ -413,8 +453,7 @@ impl Dispatch {
                         }
                         None => trajectory.lost.map_or(ArtifactError::NoSlot, Lost::artifact_error),
                     };
-                    // Refused only when the reader has given up.
-                    let _ = reply.try_send(Err(refusal));
+                    reply(Err(refusal));
                 }
                 None => {
                     // While closing, no caller will release it.

@@ -52,10 +52,10 @@ impl Dispatch {
             ResetFor::Granted(trajectory_id, slot) => self.granted(&trajectory_id, slot, now),
             ResetFor::Released(trajectory_id, outcome) => {
                 let Some(trajectory) = self.trajectories.get_mut(&trajectory_id) else { return };
-                if let Current::Releasing(reply) =
+                if let Current::Releasing(replies) =
                     std::mem::replace(&mut trajectory.current, Current::Nothing)
                 {
-                    answer(reply, outcome.map_err(ReleaseError::ResetFailed));
+                    answer(replies, outcome.map_err(ReleaseError::ResetFailed));
                 }
                 self.advance(&trajectory_id, now);
             }

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::validate::{ArchiveRequest, ListRequest, ReadRequest};
 use crate::artifact::{ArchiveSummary, Artifact, ArtifactError, ArtifactList};
-use crate::executor::{Stats, ToolExecutor};
+use crate::executor::{Lease, Stats, ToolExecutor};
 use crate::tool::{JsonObject, ToolResult};
 use crate::wire::OutcomeFields;
 
@@ -92,9 +92,13 @@ struct ReadAnswer<'a> {
     sha256: Option<&'a str>,
 }
 
+/// The use of a slot whose artifacts are asked for, or why there is none.
+pub(super) type Lent = Result<Lease, ArtifactError>;
+
 /// Reads an artifact and gives the answer to `/artifacts/read`. Blocks.
-pub(super) fn read(executor: &ToolExecutor, request: &ReadRequest) -> Vec<u8> {
-    read_answer(executor.read_artifact(&request.trajectory_id, &request.what), request.base64)
+pub(super) fn read(executor: &ToolExecutor, lent: Lent, request: &ReadRequest) -> Vec<u8> {
+    let artifact = lent.and_then(|lease| executor.read_leased(&lease, &request.what));
+    read_answer(artifact, request.base64)
 }
 
 fn read_answer(artifact: Result<Artifact, ArtifactError>, base64: bool) -> Vec<u8> {
@@ -151,8 +155,8 @@ struct Entry<'a> {
 }
 
 /// Lists artifacts and gives the answer to `/artifacts/list`. Blocks.
-pub(super) fn list(executor: &ToolExecutor, request: &ListRequest) -> Vec<u8> {
-    list_answer(executor.list_artifacts(&request.trajectory_id, &request.what))
+pub(super) fn list(executor: &ToolExecutor, lent: Lent, request: &ListRequest) -> Vec<u8> {
+    list_answer(lent.and_then(|lease| executor.list_leased(&lease, &request.what)))
 }
 
 fn list_answer(list: Result<ArtifactList, ArtifactError>) -> Vec<u8> {
@@ -192,8 +196,8 @@ struct ArchiveAnswer<'a> {
 }
 
 /// Archives artifacts and gives the answer to `/artifacts/archive`. Blocks.
-pub(super) fn archive(executor: &ToolExecutor, request: &ArchiveRequest) -> Vec<u8> {
-    archive_answer(executor.archive_artifacts(&request.trajectory_id, &request.what))
+pub(super) fn archive(executor: &ToolExecutor, lent: Lent, request: &ArchiveRequest) -> Vec<u8> {
+    archive_answer(lent.and_then(|lease| executor.archive_leased(&lease, &request.what)))
 }
 
 fn archive_answer(archive: Result<(Vec<u8>, ArchiveSummary), ArtifactError>) -> Vec<u8> {

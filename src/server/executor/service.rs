@@ -12,11 +12,12 @@ use hyper::header::{ALLOW, HeaderName, HeaderValue, LOCATION};
 use serde_json::{Value, json};
 use tokio::sync::{Semaphore, oneshot};
 
-use super::answer::{self, ResultAnswer, to_json};
+use super::answer::{self, Lent, ResultAnswer, to_json};
 use super::calls::{Calls, lost};
 use super::validate::{self, CallRequest, Problems, Rejection};
 use super::{batch, metrics};
-use crate::executor::ToolExecutor;
+use crate::artifact::ArtifactError;
+use crate::executor::{ToolExecutor, no_turn};
 use crate::server::auth::{self, Refusal, Token};
 use crate::server::http::{BodyError, HttpLimits, Method, Request, Response, StatusCode, response};
 use crate::tool::ToolResult;
@@ -159,15 +160,23 @@ impl Service {
             }
             Route::ReadArtifact => {
                 let read = self.body(request, None, validate::read_artifact).await?;
-                self.artifacts(move |executor| answer::read(executor, &read)).await?
+                let lent = self.lease(&read.trajectory_id).await;
+                self.artifacts(lent, move |executor, lent| answer::read(executor, lent, &read))
+                    .await?
             }
             Route::ListArtifacts => {
                 let list = self.body(request, None, validate::list_artifacts).await?;
-                self.artifacts(move |executor| answer::list(executor, &list)).await?
+                let lent = self.lease(&list.trajectory_id).await;
+                self.artifacts(lent, move |executor, lent| answer::list(executor, lent, &list))
+                    .await?
             }
             Route::ArchiveArtifacts => {
                 let archive = self.body(request, None, validate::archive_artifacts).await?;
-                self.artifacts(move |executor| answer::archive(executor, &archive)).await?
+                let lent = self.lease(&archive.trajectory_id).await;
+                self.artifacts(lent, move |executor, lent| {
+                    answer::archive(executor, lent, &archive)
+                })
+                .await?
             }
         })
     }
@@ -257,12 +266,30 @@ impl Service {
         let _ = released.await;
     }
 
+    /// Waits for a trajectory's turn and the use of its slot. That takes no place of those who
+    /// read, and ends, out of line, with the client that waits.
+    async fn lease(&self, trajectory_id: &str) -> Lent {
+        let (give, lent) = oneshot::channel();
+        // What comes when the client has gone is dropped, and thereby given back.
+        let reply = move |answer| drop(give.send(answer));
+        let request = self.executor.request_lease(trajectory_id, Box::new(reply));
+        match tokio::time::timeout(self.executor.queue_timeout(), lent).await {
+            Ok(answer) => {
+                request.answered();
+                answer.unwrap_or(Err(ArtifactError::Closed))
+            }
+            Err(_) => Err(no_turn()),
+        }
+    }
+
+    /// Answers a reader of artifacts whose turn it is.
     async fn artifacts(
         &self,
-        answer: impl FnOnce(&ToolExecutor) -> Vec<u8> + Send + 'static,
+        lent: Lent,
+        answer: impl FnOnce(&ToolExecutor, Lent) -> Vec<u8> + Send + 'static,
     ) -> Result<Response, Response> {
         let executor = self.executor.clone();
-        let answer = blocking(&self.artifacts, move || answer(&executor)).await?;
+        let answer = blocking(&self.artifacts, move || answer(&executor, lent)).await?;
         Ok(json_response(answer))
     }
 }

@@ -38,8 +38,10 @@ impl World {
         let dispatch = &self.dispatch;
         let mut placed = HashSet::new();
         let mut slots = HashSet::new();
+        let mut requests = 0;
         for trajectory in dispatch.trajectories.values() {
             for item in trajectory.queue.iter() {
+                requests += usize::from(matches!(item, Item::Lease(..)));
                 let Item::Call(id) = item else { continue };
                 let queued = matches!(dispatch.calls[id].stage, Stage::Queued { .. });
                 prop_assert!(queued);
@@ -70,6 +72,7 @@ impl World {
                 prop_assert!(slots.insert(slot), "two trajectories hold {:?}", slot);
             }
         }
+        prop_assert_eq!(dispatch.lease_requests.len(), requests);
         for container in &self.down {
             prop_assert!(dispatch.pool.held_in(*container).is_empty(), "held in a dead container");
         }

@@ -17,7 +17,8 @@ use super::*;
 use crate::backend::{ContainerChange, Reply};
 use crate::config::BatchPolicy;
 use crate::error::ReleaseError;
-use crate::executor::lease::Lease;
+use crate::executor::lease::{Lease, LeaseId};
+use crate::executor::orders::OrderPlace;
 use crate::executor::promise::{Pending, Promise, ReplyTo};
 use crate::tool::{Policy, Prepared, ToolCall, ToolRegistry, ToolSchema, prepare};
 
@@ -103,6 +104,8 @@ enum Step {
     AcceptBatch(u8),
     ResetEnds(u8, bool),
     Lend(u8),
+    /// A reader gives up.
+    Abandon(u8),
     Return(u8),
     Container(u8, ContainerChange),
     Deliver(u8),
@@ -130,6 +133,7 @@ fn step() -> impl Strategy<Value = Step> {
         4 => any::<u8>().prop_map(Step::AcceptBatch),
         4 => (any::<u8>(), any::<bool>()).prop_map(|(index, ok)| Step::ResetEnds(index, ok)),
         3 => (0..TRAJECTORIES).prop_map(Step::Lend),
+        1 => any::<u8>().prop_map(Step::Abandon),
         3 => any::<u8>().prop_map(Step::Return),
         2 => (any::<u8>(), proptest::sample::select(changes))
             .prop_map(|(index, change)| Step::Container(index, change)),
@@ -237,13 +241,15 @@ impl World {
                 }
             }
             Step::CancelTrajectory(trajectory) => {
-                self.send(Event::CancelTrajectory(name(trajectory)));
+                let (trajectory_id, place) = (name(trajectory), OrderPlace::none());
+                self.send(Event::CancelTrajectory { trajectory_id, place });
             }
             Step::Release(trajectory, reset_workspace) => {
                 let (reply, answer) = unbounded();
                 self.releases.push(answer);
                 let trajectory_id = name(trajectory);
-                self.send(Event::Release { trajectory_id, reset_workspace, reply: Some(reply) });
+                let (reply, place) = (Some(reply), OrderPlace::none());
+                self.send(Event::Release { trajectory_id, reset_workspace, reply, place });
             }
             Step::Answer(index, outcome) => {
                 if let Some(index) = pick(&self.running, index) {
@@ -277,9 +283,17 @@ impl World {
                 }
             }
             Step::Lend(trajectory) => {
-                let (reply, answer) = crossbeam_channel::bounded(1);
+                let (give, answer) = crossbeam_channel::bounded(1);
+                let reply = Box::new(move |lent| drop(give.try_send(lent)));
+                let id = LeaseId(self.lends.len() as u64);
                 self.lends.push(answer);
-                self.send(Event::AcquireLease { trajectory_id: name(trajectory), reply });
+                let (trajectory_id, place) = (name(trajectory), OrderPlace::none());
+                self.send(Event::AcquireLease { id, trajectory_id, reply, place });
+            }
+            Step::Abandon(index) => {
+                if let Some(index) = pick(&self.lends, index) {
+                    self.send(Event::AbandonLease(LeaseId(index as u64)));
+                }
             }
             Step::Return(index) => {
                 if let Some(index) = pick(&self.lent, index) {

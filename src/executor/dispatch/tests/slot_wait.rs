@@ -91,3 +91,38 @@ fn a_call_that_is_cancelled_while_it_waits_takes_nothing_along() {
     assert_eq!(is_done(&world), [false, true, false]);
     world.end().unwrap();
 }
+
+#[test]
+fn releases_that_follow_each_other_are_one() {
+    let mut world = World::new(&[1], short(), false);
+    world.submit(0, true);
+    settle(&mut world);
+    for _ in 0..1000 {
+        world.step(Step::Release(0, true));
+        settle(&mut world);
+    }
+    assert_eq!(world.dispatch.trajectories[&name(0)].queue.len(), 1);
+    // A call between them makes them two.
+    world.submit(0, false);
+    world.step(Step::Release(0, true));
+    settle(&mut world);
+    assert_eq!(world.dispatch.trajectories[&name(0)].queue.len(), 3);
+    world.step(Step::Answer(0, Outcome::Ok));
+    settle(&mut world);
+    world.step(Step::ResetEnds(0, true));
+    settle(&mut world);
+    assert!(world.releases[..1000].iter().all(|release| release.try_recv() == Ok(Ok(()))));
+}
+
+#[test]
+fn a_reader_that_gives_up_is_out_of_line() {
+    let mut world = World::new(&[1], short(), false);
+    world.submit(0, true);
+    settle(&mut world);
+    for index in 0..100 {
+        world.step(Step::Lend(0));
+        world.step(Step::Abandon(index));
+        settle(&mut world);
+    }
+    assert_eq!(world.dispatch.trajectories[&name(0)].queue.len(), 0);
+}
