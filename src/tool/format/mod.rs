@@ -78,7 +78,6 @@ use super::{ToolCall, ToolRegistry, builtin};
 
 pub use self::kind::{Format, UnknownName};
 pub use self::messages::{MessageError, MessageForm, is_model_message};
-pub(crate) use self::origin::unreadable_error;
 pub use self::origin::{CallForm, CallOrigin, Place, Repair, UnreadableCall};
 pub(crate) use self::typing::give_types;
 

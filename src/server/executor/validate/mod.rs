@@ -13,6 +13,7 @@ mod fields;
 
 use std::time::Duration;
 
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use self::fields::{
@@ -22,6 +23,7 @@ use self::fields::{
 use crate::artifact::{
     ArchiveArtifacts, ListArtifacts, MAX_ARTIFACT_BYTES, MAX_ARTIFACT_ENTRIES, ReadArtifact,
 };
+use crate::tool::format::{CallOrigin, Format, MessageForm, UnknownName};
 use crate::tool::{ToolCall, clamped_timeout, python_json};
 
 /// The most calls in one `/execute_batch`. It bounds what the results of a client that does not
@@ -46,6 +48,30 @@ pub(super) struct CallRequest {
     pub(super) trajectory_id: String,
     /// Its time limit is held between the bounds already.
     pub(super) call: ToolCall,
+    /// How its result is to be answered besides.
+    pub(super) reply: Option<ReplyForm>,
+}
+
+/// The form of a `call` that was given as a model's API has it; the answer has a message of it.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct ReplyForm {
+    pub(super) form: MessageForm,
+    /// The tool's name, which the message of a `function_call` has in place of an id.
+    pub(super) name: String,
+}
+
+/// The body of `/parse`.
+#[derive(Debug, PartialEq)]
+pub(super) struct ParseRequest {
+    pub(super) what: Written,
+    pub(super) format: Format,
+}
+
+/// What a model wrote.
+#[derive(Debug, PartialEq)]
+pub(super) enum Written {
+    Text(String),
+    Message(Value),
 }
 
 /// The body of `/release`.
@@ -259,20 +285,48 @@ fn clamped_entries(entries: i64) -> usize {
 /// well.
 struct CallHead {
     trajectory_id: String,
-    name: String,
-    uniq_id: String,
+    what: Head,
     timeout: Option<Duration>,
+}
+
+enum Head {
+    /// `tool`, as the reference has it, and how it was read (`origin`), which `/parse` says.
+    Tool { name: String, uniq_id: String, origin: Option<Box<CallOrigin>> },
+    /// `call`, in any form.
+    Call(Box<ToolCall>, Option<ReplyForm>),
 }
 
 impl CallHead {
     fn with_arguments_of(self, body: &mut Value) -> CallRequest {
-        let arguments = body.get_mut("tool").and_then(|tool| tool.get_mut("arguments"));
-        let arguments = arguments.map_or_else(|| json!({}), Value::take);
-        let Self { trajectory_id, name, uniq_id, timeout } = self;
-        let mut call = ToolCall::new(name, arguments).with_uniq_id(uniq_id);
-        call.timeout = timeout;
-        CallRequest { trajectory_id, call }
+        let Self { trajectory_id, what, timeout } = self;
+        match what {
+            Head::Tool { name, uniq_id, origin } => {
+                let arguments = body.get_mut("tool").and_then(|tool| tool.get_mut("arguments"));
+                let arguments = arguments.map_or_else(|| json!({}), Value::take);
+                let mut call = ToolCall::new(name, arguments).with_uniq_id(uniq_id);
+                (call.timeout, call.origin) = (timeout, origin);
+                CallRequest { trajectory_id, call, reply: None }
+            }
+            Head::Call(mut call, reply) => {
+                call.timeout = timeout.or(call.timeout);
+                CallRequest { trajectory_id, call: *call, reply }
+            }
+        }
     }
+}
+
+/// The call in any of the forms of [`ToolCall::from_json`], and how to answer it.
+fn any_call(call: &Value) -> Result<Head, Flaw> {
+    let read =
+        ToolCall::from_json(call).map_err(|error| Flaw::new("value_error", error.to_string()))?;
+    let form = MessageForm::of_call(call).filter(|_| call.get("origin").is_none());
+    let reply = form.map(|form| ReplyForm { form, name: read.name.clone() });
+    Ok(Head::Call(Box::new(read), reply))
+}
+
+/// How a call was read, as `/parse` says it.
+fn origin(value: &Value) -> Result<Option<Box<CallOrigin>>, Flaw> {
+    Option::deserialize(value).map_err(|error| Flaw::new("value_error", error.to_string()))
 }
 
 fn call_head(body: &Value, place: Vec<Value>, problems: &mut Problems) -> Option<CallHead> {
@@ -280,16 +334,54 @@ fn call_head(body: &Value, place: Vec<Value>, problems: &mut Problems) -> Option
     let trajectory_id = fields.required("trajectory_id", string);
     let mut place = place;
     place.push(json!("tool"));
-    let tool = fields.required("tool", Ok).and_then(|tool| {
-        let mut fields = Fields::of(tool, place, fields.problems)?;
-        let name = fields.required("name", string);
-        fields.or("arguments", (), dictionary);
-        let uniq_id = fields.required("uniq_id", string);
-        Some((name?, uniq_id?))
-    });
+    let has = |key: &str| body.get(key).is_some_and(|value| !value.is_null());
+    let what = match (has("tool"), has("call")) {
+        (false, true) => fields.required("call", any_call),
+        (true, true) => fields.required("call", |_| {
+            Err(Flaw::new("value_error", "there is a `tool` too: give one of the two"))
+        }),
+        _ => fields.required("tool", Ok).and_then(|tool| {
+            let mut fields = Fields::of(tool, place, fields.problems)?;
+            let name = fields.required("name", string);
+            fields.or("arguments", (), dictionary);
+            let uniq_id = fields.required("uniq_id", string);
+            let origin = fields.or("origin", None, origin);
+            Some(Head::Tool { name: name?, uniq_id: uniq_id?, origin })
+        }),
+    };
     let timeout = fields.or("timeout_s", None, nullable(float)).map(clamped_timeout);
-    let (name, uniq_id) = tool?;
-    Some(CallHead { trajectory_id: trajectory_id?, name, uniq_id, timeout })
+    Some(CallHead { trajectory_id: trajectory_id?, what: what?, timeout })
+}
+
+/// The body of `/parse`.
+///
+/// # Errors
+/// All that is wrong with it.
+pub(super) fn parse(mut body: Value) -> Result<ParseRequest, Problems> {
+    let (format, text) = read(&body, |fields| {
+        let format = fields.or("format", Format::Auto, |name| {
+            let name = string(name)?;
+            name.parse().map_err(|error: UnknownName| Flaw::new("value_error", error.to_string()))
+        });
+        let message =
+            fields.or("message", None, nullable(|message| dictionary(message).map(|()| message)));
+        let text = match message {
+            None => Some(fields.required("text", string)?),
+            Some(_) => fields.or(
+                "text",
+                None,
+                nullable(|_| {
+                    Err(Flaw::new("value_error", "there is a `message` too: give one of the two"))
+                }),
+            ),
+        };
+        Some((format, text))
+    })?;
+    let what = match text {
+        Some(text) => Written::Text(text),
+        None => Written::Message(body.get_mut("message").map_or(Value::Null, Value::take)),
+    };
+    Ok(ParseRequest { what, format })
 }
 
 /// Reads a flat body.
