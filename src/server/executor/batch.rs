@@ -5,9 +5,9 @@
 //! client that goes away cancels what has not ended.
 //!
 //! # Bounds
-//! A batch holds [`MAX_BATCH_CALLS`](super::validate::MAX_BATCH_CALLS) calls at most, so that is
-//! what can wait for a client that reads slowly. One that does not read at all is cut off by the
-//! server's limit for writing.
+//! A batch holds `MAX_BATCH_CALLS` (`validate`) calls at most, so that is what can wait for a
+//! client that reads slowly. One that does not read at all is cut off by the server's limit for
+//! writing.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -11,8 +11,8 @@ use crate::tool::format::{CallForm, CallOrigin, UnreadableCall};
 use crate::tool::{ToolCall, schema};
 
 impl MessageForm {
-    /// The form of a call that is a JSON object, by its keys; `None` for one of our own, or for what
-    /// is no call.
+    /// The form of a call that is a JSON object, by its keys; `None` for one of our own, or for
+    /// what is no call.
     pub fn of_call(call: &Value) -> Option<MessageForm> {
         let is = |key: &str| call.get(key).is_some_and(|value| !value.is_null());
         Some(match call.get("type").and_then(Value::as_str) {
