@@ -64,6 +64,9 @@ fn what_a_model_wrote_is_read_run_and_answered_in_its_form() {
     let message = json!({"role": "assistant", "content": null, "tool_calls": [openai]});
     let parsed = program.post("/parse", &json!({"message": message, "format": "hermes"}));
     assert_eq!((&parsed["calls"][0]["uniq_id"], &parsed["problems"]), (&json!("c1"), &json!([])));
+    // What was read of a message remembers its form.
+    let request = json!({"trajectory_id": "t", "call": parsed["calls"][0]});
+    assert_eq!(program.post("/execute", &request)["message"], expected[0].1);
 
     for (path, body, words) in [
         ("/parse", json!({}), "Field required"),

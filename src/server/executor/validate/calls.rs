@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::fields::{Fields, Flaw, dictionary, float, nullable, string};
 use super::{Problems, read};
-use crate::tool::format::{CallOrigin, Format, MessageForm, UnknownName};
+use crate::tool::format::{CallForm, CallOrigin, Format, MessageForm, UnknownName};
 use crate::tool::{ToolCall, clamped_timeout};
 
 /// The most calls in one `/execute_batch`. It bounds what the results of a client that does not
@@ -119,8 +119,10 @@ impl CallHead {
 fn any_call(call: &Value) -> Result<Head, Flaw> {
     let read =
         ToolCall::from_json(call).map_err(|error| Flaw::new("value_error", error.to_string()))?;
-    let form = MessageForm::of_call(call).filter(|_| call.get("origin").is_none());
-    let reply = form.map(|form| ReplyForm { form, name: read.name.clone() });
+    let reply = match read.origin.as_ref().map(|origin| origin.form) {
+        Some(CallForm::Message(form)) => Some(ReplyForm { form, name: read.name.clone() }),
+        _ => None,
+    };
     Ok(Head::Call(Box::new(read), reply))
 }
 
