@@ -753,6 +753,19 @@ te_status te_result_json(const struct te_result *result, const char **json, size
 te_status te_result_xml(const struct te_result *result, const char **xml, size_t *xml_len);
 
 /**
+ * The result as the message that answers its call, a JSON object with the call's id, in `form`:
+ * "openai" ({"role": "tool", "tool_call_id", "content"}), "openai-responses" ({"type":
+ * "function_call_output", "call_id", "output"}), "anthropic" ({"role": "user", "content":
+ * [{"type": "tool_result", "tool_use_id", "content"}]}), "openai-function-call" ({"role":
+ * "function", "content"}, to which the caller adds the tool's "name") or "sharegpt" ({"from":
+ * "tool", "value"}). The message is the caller's, to be freed by te_buffer_free().
+ */
+te_status te_result_message(const struct te_result *result,
+                            const char *form,
+                            size_t form_len,
+                            struct te_buffer *message);
+
+/**
  * Frees a result and all that it points to. NULL does nothing.
  */
 void te_result_free(struct te_result *result);
@@ -764,7 +777,12 @@ void te_result_free(struct te_result *result);
  * "timeout_s": 30}. Only "name" is needed. "uniq_id" is the caller's id of the call, which the
  * result carries; a fresh one unless given. "timeout_s", from 1 to 600, limits the run; else a
  * number "timeout" in the arguments does, else the sandbox's 30 seconds. Other keys are refused,
- * but for "raw_text", which te_parse_calls() gives and nothing looks at.
+ * but for "raw_text" and "origin", which the te_parse functions give.
+ *
+ * A call of OpenAI's (chat, Responses) or Anthropic's is taken as it is, with its id:
+ * {"id", "type": "function", "function": {"name", "arguments": "{...}"}}, {"type":
+ * "function_call", "call_id", "name", "arguments": "{...}"}, {"type": "tool_use", "id", "name",
+ * "input": {...}}. te_result_message() gives its result in the same form.
  *
  * A trajectory's calls run one after the other, in the order in which they were submitted, in one
  * workspace, which it keeps until te_release(). Its id has 1 to 512 bytes.
@@ -845,12 +863,53 @@ te_status te_submit_release(const struct te_executor *executor,
 
 /**
  * The tool calls in what a model wrote: a JSON array of {"name", "arguments", "uniq_id",
- * "raw_text"}, each of which te_execute() and te_submit() take as it is. Hermes and GLM formats;
- * text without calls gives [].
+ * "raw_text"}, each of which te_execute() and te_submit() take as it is. Hermes and GLM formats
+ * only, as the reference finds them: what cannot be read is left out. te_parse_text() reads all
+ * formats.
  *
  * On success `*calls` is the caller's, to be freed by te_buffer_free().
  */
 te_status te_parse_calls(const char *model_text, size_t model_text_len, struct te_buffer *calls);
+
+/**
+ * The tool calls in a text that a model wrote, in their order: a JSON array of {"name",
+ * "arguments", "uniq_id", "raw_text", "origin"}, each of which te_execute() and te_submit() take
+ * as it is. The text has to be whole: half a call is one that cannot be read.
+ *
+ * `format` is "auto", which reads every format that has marks of its own, or one of "hermes",
+ * "qwen3-coder", "glm", "llama-3", "llama-4", "mistral", "deepseek-v3", "deepseek-v3-1",
+ * "deepseek-v3-2", "kimi-k2", "minimax-m1", "minimax-m2", "anthropic-xml", "harmony", "granite",
+ * "gemma", "fenced-bash"; empty is "auto". The executor's tools say what a text without marks
+ * calls, and which types arguments have.
+ *
+ * What is a call by its marks and cannot be read is among the calls, and its result is
+ * TE_OUTCOME_INVALID_CALL, with the place and the reason: its "origin" has "unreadable". Small
+ * damage that leaves one reading is mended; "origin" has "repairs" then, and the result the
+ * metadata "call_repairs".
+ *
+ * On success `*calls` is the caller's, to be freed by te_buffer_free().
+ */
+te_status te_parse_text(const struct te_executor *executor,
+                        const char *model_text,
+                        size_t model_text_len,
+                        const char *format,
+                        size_t format_len,
+                        struct te_buffer *calls);
+
+/**
+ * The tool calls in a message that a model wrote, as te_parse_text() gives them. `message` is a
+ * JSON object: an assistant's message of OpenAI's chat ("tool_calls", "function_call") or of
+ * Anthropic's ("tool_use" in its content), an item of OpenAI's Responses, a turn of ShareGPT. A
+ * message without such calls has those of its text, in `format`. One that no model wrote has none.
+ *
+ * On success `*calls` is the caller's, to be freed by te_buffer_free().
+ */
+te_status te_parse_message(const struct te_executor *executor,
+                           const char *message,
+                           size_t message_len,
+                           const char *format,
+                           size_t format_len,
+                           struct te_buffer *calls);
 
 /**
  * Makes a completion queue. `capacity`, from 1 to 16,777,216, bounds the calls that were

@@ -10,6 +10,7 @@
 #![cfg_attr(not(target_os = "linux"), doc = "```ignore")]
 //! use std::time::Duration;
 //! use tool_executor::config::{ExecutorConfig, LocalConfig, Policy};
+//! use tool_executor::format::Format;
 //! use tool_executor::{ToolCall, ToolExecutor};
 //!
 //! // Ten slots in this process: nothing to install but bubblewrap, nothing to start.
@@ -25,7 +26,7 @@
 //!
 //! // What a model wrote, and what the model gets back.
 //! let text = r#"<tool_call>{"name": "bash", "arguments": {"command": "ls"}}</tool_call>"#;
-//! for call in ToolCall::parse_from_text(text) {
+//! for call in ToolCall::parse(text, Format::Auto) {
 //!     let result = executor.execute("agent-1", call.with_timeout(Duration::from_secs(5)));
 //!     println!("{}", result.to_xml());
 //! }

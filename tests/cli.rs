@@ -22,6 +22,8 @@ use crate::program::{DEADLINE, make_directory, program, signal, wait_until, wait
 mod caller;
 #[path = "cli/flags.rs"]
 mod flags;
+#[path = "cli/formats.rs"]
+mod formats;
 #[path = "it/http.rs"]
 #[allow(dead_code, reason = "what the other tests need of it")]
 mod http;
@@ -156,7 +158,10 @@ fn malformed_lines_are_told_with_their_numbers_and_the_others_run() {
     let run = setup.replay(&[]);
     assert_eq!(run.code, Some(3));
     assert!(run.stderr.contains("error: line 2: not JSON: "), "{}", run.stderr);
-    assert!(run.stderr.contains("error: line 3: neither \"calls\" nor \"messages\"\n"));
+    assert!(
+        run.stderr
+            .contains("error: line 3: none of \"calls\", \"messages\" and \"conversations\"\n")
+    );
     assert!(run.stdout.contains("2 malformed lines"));
     let mut ids: Vec<_> = setup.results().iter().map(|r| r["trajectory_id"].to_string()).collect();
     ids.sort();

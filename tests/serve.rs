@@ -25,6 +25,8 @@ mod fakes {
 
 #[path = "it/caller.rs"]
 mod caller;
+#[path = "serve/formats.rs"]
+mod formats;
 #[path = "it/http.rs"]
 #[allow(dead_code, reason = "what the other tests need of it")]
 mod http;

@@ -9,7 +9,7 @@ import sys
 import threading
 from typing import Dict, Optional
 
-from tool_executor import Error, Reply, ToolCall, ToolExecutor, parse_calls
+from tool_executor import Error, Reply, ToolCall, ToolExecutor
 
 TRAJECTORIES, STEPS = 100, 3
 
@@ -38,20 +38,28 @@ def policy(step: int, seen: str) -> str:
 
 def main() -> int:
     tools = {"reward": reward, "fails": fails}
-    with ToolExecutor({"local": {"slots": 8}}, tools) as executor:
+    with ToolExecutor({"local": {"slots": 8}}, tools, message_form="openai") as executor:
         assert executor.execute("x", "fails").error == "ValueError: on purpose"
         assert executor.execute("x", "nonsense").outcome == "unknown_tool"
+        function = {"name": "fails", "arguments": "{}"}
+        message = {"role": "assistant", "tool_calls": [{"id": "c1", "type": "function", "function": function}]}
+        for call in [*message["tool_calls"], *executor.parse_message(message)]:
+            answer = executor.execute_call("x", call).message
+            error = "Error: ValueError: on purpose"
+            assert answer == {"role": "tool", "tool_call_id": "c1", "content": error}, answer
+        (broken,) = executor.parse("<tool_call>{nonsense}</tool_call>")
+        assert executor.execute_call("x", broken).outcome == "invalid_call"
         steps: Dict[int, int] = {}
         rewards = 0.0
         for tag in range(TRAJECTORIES):
             steps[tag] = 0
-            executor.submit_call(f"agent-{tag}", parse_calls(policy(0, ""))[0], tag)
+            executor.submit_call(f"agent-{tag}", executor.parse(policy(0, ""))[0], tag)
         assert select.select([executor], [], [], 60)[0], "a completion makes it readable"
         for result in executor.completions(timeout_s=120):
             assert result.model_attributable, result
             steps[result.tag] += 1
             if result.success and steps[result.tag] < STEPS:
-                call = parse_calls(policy(steps[result.tag], result.output))[0]
+                call = executor.parse(policy(steps[result.tag], result.output))[0]
                 executor.submit_call(result.trajectory_id, call, result.tag)
                 continue
             rewards += float(result.output or 0)
@@ -60,7 +68,7 @@ def main() -> int:
             executor.release(result.trajectory_id, wait=False)
         print(f"{TRAJECTORIES} trajectories, mean reward {rewards / TRAJECTORIES:.2f}")
         calls = executor.stats()["total_requests"]
-        assert calls == TRAJECTORIES * STEPS + 2, calls
+        assert calls == TRAJECTORIES * STEPS + 5, calls
     try:
         executor.submit("x", "bash", {"command": "true"})
     except Error as error:

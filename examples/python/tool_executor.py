@@ -84,6 +84,8 @@ _FUNCTIONS: Dict[str, Tuple[Any, List[Any]]] = {
     "te_release": (c_int32, [c_void_p, *_TEXT, c_int32]),
     "te_submit_release": (c_int32, [c_void_p, *_TEXT, c_int32]),
     "te_parse_calls": (c_int32, [*_TEXT, POINTER(_Buffer)]),
+    "te_parse_text": (c_int32, [c_void_p, *_TEXT, *_TEXT, POINTER(_Buffer)]),
+    "te_parse_message": (c_int32, [c_void_p, *_TEXT, *_TEXT, POINTER(_Buffer)]),
     "te_queue_new": (c_int32, [c_void_p, c_size_t, POINTER(c_void_p)]),
     "te_queue_next": (c_int32, [c_void_p, c_double, POINTER(_RESULT)]),
     "te_queue_fd": (c_int32, [c_void_p, POINTER(c_int)]),
@@ -91,6 +93,7 @@ _FUNCTIONS: Dict[str, Tuple[Any, List[Any]]] = {
     "te_queue_free": (None, [c_void_p]),
     "te_result_metadata": (c_int32, [_RESULT, POINTER(c_void_p), POINTER(c_size_t)]),
     "te_result_xml": (c_int32, [_RESULT, POINTER(c_void_p), POINTER(c_size_t)]),
+    "te_result_message": (c_int32, [_RESULT, *_TEXT, POINTER(_Buffer)]),
     "te_result_free": (None, [_RESULT]),
     "te_artifact_read": (c_int32, [c_void_p, *_TEXT, *_TEXT, POINTER(_Buffer), POINTER(_Buffer)]),
     "te_artifact_list": (c_int32, [c_void_p, *_TEXT, *_TEXT, POINTER(_Buffer)]),
@@ -147,7 +150,7 @@ def version() -> str:
 
 
 def parse_calls(model_text: str) -> List[Dict[str, Any]]:
-    """The tool calls in what a model wrote; each may be given to `submit_call`."""
+    """The Hermes and GLM calls in what a model wrote; `ToolExecutor.parse` reads all formats."""
     buffer = _Buffer()
     _check(_lib.te_parse_calls(*_text(model_text), byref(buffer)))
     return json.loads(_take(buffer))
@@ -170,15 +173,21 @@ class Result(NamedTuple):
     slot_s: float
     exec_s: float
     xml: str
+    message: Optional[Dict[str, Any]] = None
 
 
-def _result(pointer: Any) -> Result:
+def _result(pointer: Any, form: Optional[str]) -> Result:
     try:
         r = pointer.contents
         text, size = c_void_p(), c_size_t()
         _check(_lib.te_result_metadata(pointer, byref(text), byref(size)))
         metadata = json.loads(ctypes.string_at(text, size.value))
         _check(_lib.te_result_xml(pointer, byref(text), byref(size)))
+        message = None
+        if form is not None:
+            buffer = _Buffer()
+            _check(_lib.te_result_message(pointer, *_text(form), byref(buffer)))
+            message = json.loads(_take(buffer))
         return Result(
             tag=r.tag,
             trajectory_id=ctypes.string_at(r.trajectory, r.trajectory_len).decode(),
@@ -194,6 +203,7 @@ def _result(pointer: Any) -> Result:
             slot_s=r.slot_s,
             exec_s=r.exec_s,
             xml=ctypes.string_at(text, size.value).decode(),
+            message=message,
         )
     finally:
         _lib.te_result_free(pointer)
@@ -280,7 +290,8 @@ class ToolExecutor:
 
     `config` is that of te_executor_new. `tools` maps a tool's name, or its schema as JSON, to a function,
     which returns its output, or None to answer later by its `Reply`. `capacity` bounds the calls that were
-    submitted and not fetched.
+    submitted and not fetched. With a `message_form` – "openai", "openai-responses", "anthropic",
+    "openai-function-call", "sharegpt" – each result has its `message` in that form, with the call's id.
     """
 
     def __init__(
@@ -288,7 +299,9 @@ class ToolExecutor:
         config: Mapping[str, Any],
         tools: Optional[Mapping[str, Tool]] = None,
         capacity: int = 65536,
+        message_form: Optional[str] = None,
     ) -> None:
+        self._message_form = message_form
         self._executor, self._queue = c_void_p(), c_void_p()
         self._functions: List[Any] = []  # as long as the executor may call them
         handle = c_void_p()
@@ -332,10 +345,30 @@ class ToolExecutor:
         self, trajectory_id: str, name: str, arguments: Any = None, timeout_s: Optional[float] = None
     ) -> Result:
         """Runs a call and waits for its result. A tool that fails is a result."""
-        call = self._call(name, arguments, timeout_s)
+        return self.execute_call(trajectory_id, self._call(name, arguments, timeout_s))
+
+    def execute_call(self, trajectory_id: str, call: Mapping[str, Any]) -> Result:
+        """The same with a call as `parse` or `parse_message` gives it, or OpenAI's or Anthropic's API."""
         result = _RESULT()
         _check(_lib.te_execute(self._executor, *_text(trajectory_id), *_json(call), byref(result)))
-        return _result(result)
+        return _result(result, self._message_form)
+
+    def parse(self, model_text: str, format: str = "auto") -> List[Dict[str, Any]]:
+        """The tool calls in a whole text that a model wrote, in their order.
+
+        Each may be given to `execute_call` and `submit_call`; one that cannot be read is answered
+        "invalid_call", with the place and the reason. te_parse_text names the formats.
+        """
+        return self._parse(_lib.te_parse_text, _text(model_text), format)
+
+    def parse_message(self, message: Mapping[str, Any], format: str = "auto") -> List[Dict[str, Any]]:
+        """The same of a message of OpenAI's (chat, Responses), Anthropic's or ShareGPT's."""
+        return self._parse(_lib.te_parse_message, _json(message), format)
+
+    def _parse(self, function: Any, what: Tuple[bytes, int], format: str) -> List[Dict[str, Any]]:
+        buffer = _Buffer()
+        _check(function(self._executor, *what, *_text(format), byref(buffer)))
+        return json.loads(_take(buffer))
 
     def submit(
         self,
@@ -349,7 +382,7 @@ class ToolExecutor:
         self.submit_call(trajectory_id, self._call(name, arguments, timeout_s), tag)
 
     def submit_call(self, trajectory_id: str, call: Mapping[str, Any], tag: int = 0) -> None:
-        """The same with a call as `parse_calls` gives it."""
+        """The same with a call as `parse` gives it, or OpenAI's or Anthropic's API."""
         _check(_lib.te_submit(self._queue, *_text(trajectory_id), *_json(call), tag, None))
 
     def next(self, timeout_s: float = _FOREVER) -> Optional[Result]:
@@ -359,7 +392,7 @@ class ToolExecutor:
         if status in (TIMEOUT, CLOSED):
             return None
         _check(status)
-        return _result(result)
+        return _result(result, self._message_form)
 
     def completions(self, timeout_s: float = _FOREVER) -> Iterator[Result]:
         """Completions until nothing is outstanding; TimeoutError if none comes for `timeout_s`."""

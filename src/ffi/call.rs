@@ -6,10 +6,13 @@ use super::queue::te_queue;
 use super::result::{into_result, te_result};
 use super::status::te_status::{TE_CLOSED, TE_INVALID_ARGUMENT, TE_INVALID_JSON};
 use super::status::{Fault, guard, te_status};
-use super::text::{Out, object, on_a_stack, te_buffer, text};
+use super::text::{Out, object, on_a_stack, on_a_stack_for_text, te_buffer, text};
 use crate::executor::CallHandle;
+use crate::tool::format::{CallParser, Format, MessageForm, UnknownName};
 use crate::tool::{MAX_TIMEOUT, MIN_TIMEOUT, ToolCall};
+use serde_json::Value;
 use std::ffi::c_char;
+use std::fmt::Display;
 use std::sync::Arc;
 
 /// A submitted call, to cancel it. Made by te_submit() for those who ask for it, freed by
@@ -26,10 +29,24 @@ impl Opaque for te_call {
 }
 
 /// # Errors
-/// It is not the JSON of a [`ToolCall`], or its time limit is none.
+/// It is not the JSON of a [`ToolCall`], nor a call of OpenAI's or Anthropic's, or its time limit
+/// is none.
 fn parse(json: &str) -> Result<ToolCall, Fault> {
-    let call: ToolCall =
-        object(json).map_err(|error| Fault::new(TE_INVALID_JSON, format!("the call: {error}")))?;
+    let wrong = |error: &dyn Display| Fault::new(TE_INVALID_JSON, format!("the call: {error}"));
+    let call = match object::<ToolCall>(json) {
+        // Text is how OpenAI's `function_call` has its arguments.
+        Ok(call) if call.arguments.is_string() => {
+            let value = serde_json::to_value(&call).map_err(|error| wrong(&error))?;
+            ToolCall::from_json(&value).map_err(|error| wrong(&error))?
+        }
+        Ok(call) => call,
+        Err(error) => match serde_json::from_str::<Value>(json) {
+            Ok(value) if MessageForm::of_call(&value).is_some() => {
+                ToolCall::from_json(&value).map_err(|error| wrong(&error))?
+            }
+            _ => return Err(wrong(&error)),
+        },
+    };
     match call.timeout {
         Some(timeout) if !(MIN_TIMEOUT..=MAX_TIMEOUT).contains(&timeout) => {
             let (least, most) = (MIN_TIMEOUT.as_secs(), MAX_TIMEOUT.as_secs());
@@ -48,7 +65,12 @@ fn parse(json: &str) -> Result<ToolCall, Fault> {
 /// "timeout_s": 30}. Only "name" is needed. "uniq_id" is the caller's id of the call, which the
 /// result carries; a fresh one unless given. "timeout_s", from 1 to 600, limits the run; else a
 /// number "timeout" in the arguments does, else the sandbox's 30 seconds. Other keys are refused,
-/// but for "raw_text", which te_parse_calls() gives and nothing looks at.
+/// but for "raw_text" and "origin", which the te_parse functions give.
+///
+/// A call of OpenAI's (chat, Responses) or Anthropic's is taken as it is, with its id:
+/// {"id", "type": "function", "function": {"name", "arguments": "{...}"}}, {"type":
+/// "function_call", "call_id", "name", "arguments": "{...}"}, {"type": "tool_use", "id", "name",
+/// "input": {...}}. te_result_message() gives its result in the same form.
 ///
 /// A trajectory's calls run one after the other, in the order in which they were submitted, in one
 /// workspace, which it keeps until te_release(). Its id has 1 to 512 bytes.
@@ -200,8 +222,9 @@ pub unsafe extern "C" fn te_submit_release(
 }
 
 /// The tool calls in what a model wrote: a JSON array of {"name", "arguments", "uniq_id",
-/// "raw_text"}, each of which te_execute() and te_submit() take as it is. Hermes and GLM formats;
-/// text without calls gives [].
+/// "raw_text"}, each of which te_execute() and te_submit() take as it is. Hermes and GLM formats
+/// only, as the reference finds them: what cannot be read is left out. te_parse_text() reads all
+/// formats.
 ///
 /// On success `*calls` is the caller's, to be freed by te_buffer_free().
 #[unsafe(no_mangle)]
@@ -213,11 +236,95 @@ pub unsafe extern "C" fn te_parse_calls(
     guard(|| {
         let out = Out::buffer(calls, "calls")?;
         let model_text = text(model_text, model_text_len, "model_text")?;
-        let found = on_a_stack(model_text, || {
-            serde_json::to_string(&ToolCall::parse_from_text(model_text))
-                .map_err(|error| Fault::of(TE_INVALID_JSON, &error))
+        let found =
+            on_a_stack_for_text(model_text, || written(&ToolCall::parse_from_text(model_text)))?;
+        out.put(te_buffer::of(found.into_bytes()));
+        Ok(())
+    })
+}
+
+/// The tool calls in a text that a model wrote, in their order: a JSON array of {"name",
+/// "arguments", "uniq_id", "raw_text", "origin"}, each of which te_execute() and te_submit() take
+/// as it is. The text has to be whole: half a call is one that cannot be read.
+///
+/// `format` is "auto", which reads every format that has marks of its own, or one of "hermes",
+/// "qwen3-coder", "glm", "llama-3", "llama-4", "mistral", "deepseek-v3", "deepseek-v3-1",
+/// "deepseek-v3-2", "kimi-k2", "minimax-m1", "minimax-m2", "anthropic-xml", "harmony", "granite",
+/// "gemma", "fenced-bash"; empty is "auto". The executor's tools say what a text without marks
+/// calls, and which types arguments have.
+///
+/// What is a call by its marks and cannot be read is among the calls, and its result is
+/// TE_OUTCOME_INVALID_CALL, with the place and the reason: its "origin" has "unreadable". Small
+/// damage that leaves one reading is mended; "origin" has "repairs" then, and the result the
+/// metadata "call_repairs".
+///
+/// On success `*calls` is the caller's, to be freed by te_buffer_free().
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn te_parse_text(
+    executor: *const te_executor,
+    model_text: *const c_char,
+    model_text_len: usize,
+    format: *const c_char,
+    format_len: usize,
+    calls: *mut te_buffer,
+) -> te_status {
+    guard(|| {
+        let out = Out::buffer(calls, "calls")?;
+        let model_text = text(model_text, model_text_len, "model_text")?;
+        let format = format_of(format, format_len)?;
+        let executor = hold(executor)?;
+        let found = on_a_stack_for_text(model_text, || {
+            let parser = CallParser::new(format).registry(executor.executor.registry());
+            let parsed = parser.parse(model_text);
+            let parsed = parsed.map_err(|error| Fault::new(TE_INVALID_JSON, error.to_string()))?;
+            written(&parsed.calls)
         })?;
         out.put(te_buffer::of(found.into_bytes()));
         Ok(())
     })
+}
+
+/// The tool calls in a message that a model wrote, as te_parse_text() gives them. `message` is a
+/// JSON object: an assistant's message of OpenAI's chat ("tool_calls", "function_call") or of
+/// Anthropic's ("tool_use" in its content), an item of OpenAI's Responses, a turn of ShareGPT. A
+/// message without such calls has those of its text, in `format`. One that no model wrote has none.
+///
+/// On success `*calls` is the caller's, to be freed by te_buffer_free().
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn te_parse_message(
+    executor: *const te_executor,
+    message: *const c_char,
+    message_len: usize,
+    format: *const c_char,
+    format_len: usize,
+    calls: *mut te_buffer,
+) -> te_status {
+    guard(|| {
+        let out = Out::buffer(calls, "calls")?;
+        let message = text(message, message_len, "message")?;
+        let format = format_of(format, format_len)?;
+        let executor = hold(executor)?;
+        let found = on_a_stack_for_text(message, || {
+            let wrong =
+                |error: &dyn Display| Fault::new(TE_INVALID_JSON, format!("the message: {error}"));
+            let message: Value = object(message).map_err(|error| wrong(&error))?;
+            let parser = CallParser::new(format).registry(executor.executor.registry());
+            written(&parser.parse_message(&message).map_err(|error| wrong(&error))?.calls)
+        })?;
+        out.put(te_buffer::of(found.into_bytes()));
+        Ok(())
+    })
+}
+
+fn format_of(format: *const c_char, format_len: usize) -> Result<Format, Fault> {
+    match text(format, format_len, "format")? {
+        "" => Ok(Format::Auto),
+        name => name
+            .parse()
+            .map_err(|error: UnknownName| Fault::new(TE_INVALID_ARGUMENT, error.to_string())),
+    }
+}
+
+fn written(calls: &[ToolCall]) -> Result<String, Fault> {
+    serde_json::to_string(calls).map_err(|error| Fault::of(TE_INVALID_JSON, &error))
 }

@@ -40,7 +40,7 @@ pub use self::artifact::{
 };
 pub use self::call::{
     te_call, te_call_cancel, te_call_free, te_cancel_trajectory, te_execute, te_parse_calls,
-    te_release, te_submit, te_submit_release,
+    te_parse_message, te_parse_text, te_release, te_submit, te_submit_release,
 };
 pub use self::executor::{
     te_describe, te_executor, te_executor_close, te_executor_free, te_executor_new, te_stats,
@@ -51,8 +51,8 @@ pub use self::queue::{
     te_queue_outstanding,
 };
 pub use self::result::{
-    te_outcome, te_outcome_name, te_result, te_result_free, te_result_json, te_result_metadata,
-    te_result_xml,
+    te_outcome, te_outcome_name, te_result, te_result_free, te_result_json, te_result_message,
+    te_result_metadata, te_result_xml,
 };
 pub use self::status::{te_last_error, te_status, te_status_name};
 pub use self::text::{te_buffer, te_buffer_free};

@@ -5,9 +5,10 @@ use std::sync::{Arc, OnceLock};
 
 use serde_json::json;
 
-use super::status::te_status::{TE_INVALID_HANDLE, TE_NULL};
+use super::status::te_status::{TE_INVALID_ARGUMENT, TE_INVALID_HANDLE, TE_NULL};
 use super::status::{Fault, guard, te_status};
-use super::text::Out;
+use super::text::{Out, te_buffer, text};
+use crate::tool::format::{MessageForm, UnknownName};
 use crate::tool::{Outcome, ToolResult};
 
 /// How a call ended. Numbers never change; new ones may be added.
@@ -282,6 +283,32 @@ pub unsafe extern "C" fn te_result_xml(
     xml_len: *mut usize,
 ) -> te_status {
     give(result, xml, xml_len, |full| full.xml.get_or_init(|| full.result.to_xml()))
+}
+
+/// The result as the message that answers its call, a JSON object with the call's id, in `form`:
+/// "openai" ({"role": "tool", "tool_call_id", "content"}), "openai-responses" ({"type":
+/// "function_call_output", "call_id", "output"}), "anthropic" ({"role": "user", "content":
+/// [{"type": "tool_result", "tool_use_id", "content"}]}), "openai-function-call" ({"role":
+/// "function", "content"}, to which the caller adds the tool's "name") or "sharegpt" ({"from":
+/// "tool", "value"}). The message is the caller's, to be freed by te_buffer_free().
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn te_result_message(
+    result: *const te_result,
+    form: *const c_char,
+    form_len: usize,
+    message: *mut te_buffer,
+) -> te_status {
+    guard(|| {
+        let out = Out::buffer(message, "message")?;
+        let form: MessageForm = text(form, form_len, "form")?
+            .parse()
+            .map_err(|error: UnknownName| Fault::new(TE_INVALID_ARGUMENT, error.to_string()))?;
+        let full = check(result)?;
+        // SAFETY: checked above; nothing but the cells is ever changed.
+        let full = unsafe { &*full };
+        out.json(&full.result.to_message(form));
+        Ok(())
+    })
 }
 
 /// Frees a result and all that it points to. NULL does nothing.

@@ -12,7 +12,7 @@ use super::*;
 const ROUNDS: u32 = 512;
 
 /// What users write, to be spoilt.
-const GOOD: [&str; 12] = [
+const GOOD: [&str; 14] = [
     r#"{"name": "echo", "arguments": {"x": [1, "é", null]}, "uniq_id": "u", "timeout_s": 2.5}"#,
     r#"{"name": "bash", "arguments": {"command": "ls"}, "raw_text": "x"}"#,
     r#"{"path": "a/b", "offset": 3, "max_bytes": 10, "sha256": true, "file_sha256": false}"#,
@@ -24,6 +24,8 @@ const GOOD: [&str; 12] = [
     r#"{"fleet": {"urls": [], "token": "t", "ca_pem": "x"}, "max_batch_size": 0}"#,
     r#"{"tool_server": {"url": "http://", "token": "t", "concurrency": 0}}"#,
     r#"<tool_call>{"name": "bash", "arguments": {"command": "ls"}}</tool_call>"#,
+    r#"{"id": "c", "type": "function", "function": {"name": "echo", "arguments": "{\"x\": 1}"}}"#,
+    r#"{"role": "assistant", "content": [{"type": "tool_use", "id": "c", "name": "echo", "input": {}}]}"#,
     r#"x <tool_call>bash<arg_key>command</arg_key><arg_value>ls</arg_value></tool_call> y"#,
 ];
 
@@ -124,8 +126,15 @@ impl Bench {
             prop_assert!(matches!(status, TE_OK | TE_INVALID_UTF8));
             prop_assert_eq!(status == TE_OK, !buffer.data.is_null());
             te_buffer_free(&mut buffer);
-
             let executor = self.executor;
+            let status = te_parse_text(executor, data, len, null(), 0, &mut buffer);
+            prop_assert!(matches!(status, TE_OK | TE_INVALID_UTF8));
+            prop_assert_eq!(status == TE_OK, !buffer.data.is_null());
+            te_buffer_free(&mut buffer);
+            let status = te_parse_message(executor, data, len, null(), 0, &mut buffer);
+            prop_assert_ne!(status, TE_PANIC);
+            te_buffer_free(&mut buffer);
+
             for status in [
                 te_artifact_read(executor, t, 1, data, len, &mut buffer, &mut info),
                 te_artifact_list(executor, t, 1, data, len, &mut buffer),

@@ -125,9 +125,20 @@ pub(super) fn on_a_stack<T: Send>(
     json: &str,
     read: impl FnOnce() -> Result<T, Fault> + Send,
 ) -> Result<T, Fault> {
-    if nesting(json) <= SHALLOW {
-        return read();
-    }
+    if nesting(json) <= SHALLOW { read() } else { on_our_stack(read) }
+}
+
+/// The same for what a model wrote, in which quotation marks say nothing of where a string is: its
+/// opening brackets bound how deeply it is nested.
+pub(super) fn on_a_stack_for_text<T: Send>(
+    text: &str,
+    read: impl FnOnce() -> Result<T, Fault> + Send,
+) -> Result<T, Fault> {
+    let brackets = text.bytes().filter(|byte| matches!(byte, b'[' | b'{' | b'('));
+    if brackets.take(SHALLOW + 1).count() <= SHALLOW { read() } else { on_our_stack(read) }
+}
+
+fn on_our_stack<T: Send>(read: impl FnOnce() -> Result<T, Fault> + Send) -> Result<T, Fault> {
     thread::scope(|scope| {
         #[expect(clippy::disallowed_methods, reason = "it lives in this scope")]
         let deep = thread::Builder::new().name("tool-parse".to_owned());

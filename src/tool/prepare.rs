@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::format::{give_types, unreadable_error};
+use super::format::give_types;
 use super::schema::not_an_object;
 use super::suggest::suggest;
 use super::{
@@ -106,9 +106,7 @@ pub(crate) fn prepare(
 /// The answer to a call that could not be read from the model's text: why, and where in the text.
 fn answer_to_unreadable(call: &ToolCall) -> Option<ToolResult> {
     let origin = call.origin.as_ref()?;
-    let reason = origin.unreadable.as_ref()?;
-    let error = unreadable_error(origin.form, origin.place, reason);
-    let mut result = ToolResult::failure(Outcome::InvalidCall, error);
+    let mut result = ToolResult::failure(Outcome::InvalidCall, origin.error()?);
     result.uniq_id = Some(call.uniq_id.clone());
     let mut facts = JsonObject::new();
     facts.insert("form".to_owned(), origin.form.as_str().into());

@@ -71,6 +71,37 @@ int main(void) {
     OK(te_parse_calls(NULL, 0, &buffer));
     CHECK(is_text(buffer.data, buffer.len, "[]"));
     te_buffer_free(&buffer);
+    /* Every format; what cannot be read is a call too, and is answered. */
+    OK(te_parse_text(executor, TE_STR("<tool_call>{nonsense}</tool_call>[TOOL_CALLS]echo[ARGS]{}"),
+                     TE_STR("auto"), &buffer));
+    CHECK(has_text(buffer.data, buffer.len, "\"unreadable\":"));
+    CHECK(has_text(buffer.data, buffer.len, "\"form\":\"mistral\""));
+    te_buffer_free(&buffer);
+    OK(te_execute(executor, TE_STR("t"),
+                  TE_STR("{\"name\": \"\", \"origin\": {\"form\": \"hermes\","
+                         " \"unreadable\": \"it is nonsense\"}}"), &result));
+    CHECK(result->outcome == TE_OUTCOME_INVALID_CALL && result->model_attributable == 1);
+    te_result_free(result);
+    OK(te_parse_message(executor,
+                        TE_STR("{\"role\": \"assistant\", \"content\": [{\"type\": \"tool_use\","
+                               " \"id\": \"toolu_1\", \"name\": \"echo\", \"input\": {}}]}"),
+                        NULL, 0, &buffer));
+    CHECK(has_text(buffer.data, buffer.len, "\"uniq_id\":\"toolu_1\""));
+    te_buffer_free(&buffer);
+    GIVES(TE_INVALID_ARGUMENT, te_parse_text(executor, TE_STR("x"), TE_STR("yaml"), &buffer));
+    GIVES(TE_INVALID_JSON, te_parse_message(executor, TE_STR("[]"), NULL, 0, &buffer));
+    GIVES(TE_NULL, te_parse_text(NULL, TE_STR("x"), NULL, 0, &buffer));
+    /* A call of OpenAI's as it is, and its result in the same form. */
+    OK(te_execute(executor, TE_STR("t"),
+                  TE_STR("{\"id\": \"call_1\", \"type\": \"function\", \"function\":"
+                         " {\"name\": \"echo\", \"arguments\": \"{\\\"x\\\": 1}\"}}"), &result));
+    CHECK(result->outcome == TE_OUTCOME_OK && is_text(result->uniq_id, result->uniq_id_len, "call_1"));
+    OK(te_result_message(result, TE_STR("openai"), &buffer));
+    CHECK(has_text(buffer.data, buffer.len, "\"tool_call_id\":\"call_1\""));
+    te_buffer_free(&buffer);
+    GIVES(TE_INVALID_ARGUMENT, te_result_message(result, TE_STR("yaml"), &buffer));
+    CHECK(buffer.data == NULL && buffer.len == 0);
+    te_result_free(result);
     OK(te_release(executor, TE_STR("t"), 1));
     OK(te_submit_release(executor, TE_STR("t"), 0));
     OK(te_cancel_trajectory(executor, TE_STR("t")));

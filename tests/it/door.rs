@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde_json::json;
 use tool_executor::backend::{Backend, Capabilities, Container, Execution, ResetReply, SlotRef};
 use tool_executor::config::{ExecutorConfig, Policy};
+use tool_executor::format::{Format, MessageForm};
 use tool_executor::{
     BackendError, Interrupt, Outcome, StartError, SubmitError, ToolCall, ToolExecutor, ToolResult,
 };
@@ -178,4 +179,30 @@ fn a_backend_without_a_time_limit_of_its_own_may_say_for_ever() {
     }
     let executor = ToolExecutor::builder().backend(TakesForEver).start().unwrap();
     assert_eq!(executor.execute("t", bash("x")).output, "x");
+}
+
+#[test]
+fn what_a_model_wrote_runs_in_its_order_and_what_cannot_be_read_is_answered_in_its_turn() {
+    let executor = ToolExecutor::builder().backend(Echoes(1)).start().unwrap();
+    let text = "<tool_call>{\"name\": \"bash\", \"arguments\": {\"command\": \"a\",}}</tool_call>\
+        <tool_call>{nonsense}</tool_call>\
+        <tool_call><function=bash><parameter=command>7</parameter><parameter=timeout>5</parameter>\
+        </function></tool_call>[TOOL_CALLS]bash[CALL_ID]abc123def[ARGS]{\"command\": \"d\"}";
+    let calls = ToolCall::parse(text, Format::Auto).calls;
+    let results: Vec<_> = calls.into_iter().map(|call| executor.execute("t", call)).collect();
+    let outcomes: Vec<_> = results.iter().map(|result| result.outcome).collect();
+    assert_eq!(outcomes, [Outcome::Ok, Outcome::InvalidCall, Outcome::Ok, Outcome::Ok]);
+    let outputs: Vec<_> = results.iter().map(|result| result.output.as_str()).collect();
+    assert_eq!(outputs, ["a", "", "7", "d"]);
+
+    assert_eq!(results[0].metadata["call_repairs"], json!(["trailing_comma"]));
+    assert!(results[2..].iter().all(|result| !result.metadata.contains_key("call_repairs")));
+    let unreadable = &results[1];
+    assert!(unreadable.model_attributable() && !unreadable.may_have_executed);
+    assert!(unreadable.error.starts_with("The tool call at line 1, column 72 could not be read: "));
+    let facts = &unreadable.metadata["unreadable_call"];
+    assert_eq!((&facts["form"], &facts["start"]), (&json!("hermes"), &json!(71)), "{facts}");
+
+    let message = results[3].to_message(MessageForm::OpenAi);
+    assert_eq!(message, json!({"role": "tool", "tool_call_id": "abc123def", "content": "d"}));
 }

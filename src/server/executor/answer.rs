@@ -7,10 +7,11 @@ use base64::engine::general_purpose::STANDARD;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use super::validate::{ArchiveRequest, ListRequest, ReadRequest};
+use super::validate::{ArchiveRequest, ListRequest, ParseRequest, ReadRequest, ReplyForm, Written};
 use crate::artifact::{ArchiveSummary, Artifact, ArtifactError, ArtifactList};
 use crate::executor::{Lease, Stats, ToolExecutor};
-use crate::tool::{JsonObject, ToolResult};
+use crate::tool::format::{CallParser, MessageForm};
+use crate::tool::{JsonObject, ToolRegistry, ToolResult};
 use crate::wire::OutcomeFields;
 
 /// The JSON text of an answer.
@@ -29,15 +30,57 @@ pub(super) struct ResultAnswer<'a> {
     uniq_id: Option<&'a str>,
     #[serde(flatten)]
     outcome: OutcomeFields,
+    /// The same in the form of the call.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    message: Option<Value>,
 }
 
 impl<'a> ResultAnswer<'a> {
-    /// The answer for this result.
-    pub(super) fn of(result: &'a ToolResult) -> Self {
+    /// The answer for this result, with a message of the form that its call had.
+    pub(super) fn of(result: &'a ToolResult, reply: Option<&ReplyForm>) -> Self {
         let ToolResult { success, output, error, metadata, uniq_id, .. } = result;
         let (success, uniq_id, outcome) = (*success, uniq_id.as_deref(), result.into());
-        Self { success, output, error, metadata, uniq_id, outcome }
+        let message = reply.map(|ReplyForm { form, name }| {
+            let mut message = result.to_message(*form);
+            if *form == MessageForm::OpenAiFunctionCall {
+                message["name"] = name.as_str().into();
+            }
+            message
+        });
+        Self { success, output, error, metadata, uniq_id, outcome, message }
     }
+}
+
+/// Reads what a model wrote and gives the answer to `/parse`: all calls in their order, which
+/// `/execute` takes as they are, and which of them cannot be read or were mended.
+///
+/// # Errors
+/// What is wrong with the message, as one that `/parse` refuses.
+pub(super) fn parse(registry: &ToolRegistry, request: &ParseRequest) -> Result<Vec<u8>, String> {
+    let parser = CallParser::new(request.format).registry(registry);
+    let parsed = match &request.what {
+        Written::Text(text) => parser.parse(text).map_err(|error| error.to_string())?,
+        Written::Message(message) => {
+            parser.parse_message(message).map_err(|error| error.to_string())?
+        }
+    };
+    let (mut problems, mut repairs) = (Vec::new(), Vec::new());
+    for (index, call) in parsed.calls.iter().enumerate() {
+        let Some(origin) = &call.origin else { continue };
+        if let Some(error) = origin.error() {
+            problems.push(json!({"index": index, "uniq_id": call.uniq_id, "error": error}));
+        }
+        if !origin.repairs.is_empty() {
+            let names = &origin.repairs;
+            repairs.push(json!({"index": index, "uniq_id": call.uniq_id, "repairs": names}));
+        }
+    }
+    Ok(to_json(&json!({
+        "calls": parsed.calls,
+        "problems": problems,
+        "repairs": repairs,
+        "unclosed_thinking": parsed.unclosed_thinking,
+    })))
 }
 
 /// The answer to `/status`. The names of trajectories are for those who may use the server.

@@ -5,9 +5,9 @@
 //! client that goes away cancels what has not ended.
 //!
 //! # Bounds
-//! A batch holds [`MAX_BATCH_CALLS`](super::validate::MAX_BATCH_CALLS) calls at most, so that is
-//! what can wait for a client that reads slowly. One that does not read at all is cut off by the
-//! server's limit for writing.
+//! A batch holds `MAX_BATCH_CALLS` (`validate`) calls at most, so that is what can wait for a
+//! client that reads slowly. One that does not read at all is cut off by the server's limit for
+//! writing.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 
 use super::answer::ResultAnswer;
 use super::calls::{Calls, InFlight, lost};
-use super::validate::CallRequest;
+use super::validate::{CallRequest, ReplyForm};
 use crate::server::http::{Response, StatusCode, streaming};
 use crate::tool::ToolResult;
 use crate::wire::OutcomeFields;
@@ -50,6 +50,7 @@ async fn feed(
     for (index, request) in requests.into_iter().enumerate() {
         let trajectory_id: Arc<str> = request.trajectory_id.as_str().into();
         let uniq_id = request.call.uniq_id.clone();
+        let reply = request.reply.clone();
         let tell = tell_done.clone();
         // Refused only when the client has gone, and `feed` with it.
         let submitted = calls.submit(request, move |done| drop(tell.send((index, done.result))));
@@ -60,7 +61,7 @@ async fn feed(
                 None
             }
         };
-        under_way.insert(index, Item { trajectory_id, uniq_id, in_flight });
+        under_way.insert(index, Item { trajectory_id, uniq_id, reply, in_flight });
     }
     // So that `done` ends, should a callback ever be dropped uncalled.
     drop(tell_done);
@@ -80,7 +81,7 @@ async fn feed(
         if let Some(in_flight) = item.in_flight {
             in_flight.ended();
         }
-        let line = line(index, &item.trajectory_id, &result);
+        let line = line(index, &item.trajectory_id, &result, item.reply.as_ref());
         let sent = tokio::time::timeout(patience, lines.send(line)).await;
         if !matches!(sent, Ok(Ok(()))) {
             return;
@@ -92,6 +93,7 @@ async fn feed(
 struct Item {
     trajectory_id: Arc<str>,
     uniq_id: String,
+    reply: Option<ReplyForm>,
     in_flight: Option<InFlight>,
 }
 
@@ -112,13 +114,18 @@ struct TimingMs {
     exec: f64,
 }
 
-fn line(index: usize, trajectory_id: &str, result: &ToolResult) -> Bytes {
+fn line(
+    index: usize,
+    trajectory_id: &str,
+    result: &ToolResult,
+    reply: Option<&ReplyForm>,
+) -> Bytes {
     let ms = |duration: Duration| duration.as_secs_f64() * 1000.0;
     let timing = &result.timing;
     let line = Line {
         index,
         trajectory_id,
-        result: ResultAnswer::of(result),
+        result: ResultAnswer::of(result, reply),
         outcome: result.into(),
         timing_ms: TimingMs {
             queue: ms(timing.queue),

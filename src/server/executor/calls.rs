@@ -52,7 +52,7 @@ impl Calls {
         request: CallRequest,
         on_done: impl FnOnce(Completion) + Send + 'static,
     ) -> Result<InFlight, Box<ToolResult>> {
-        let CallRequest { trajectory_id, call } = request;
+        let CallRequest { trajectory_id, call, .. } = request;
         let uniq_id = call.uniq_id.clone();
         let destination = Destination::callback(on_done);
         let submitted = self.executor.try_submit_to(&trajectory_id, call, destination);

@@ -10,15 +10,17 @@
 //! |---|---|---|
 //! | `GET /`, `/health`, `/status` | no | that it is there, that it is well, its queue and slots; idle holders of slots, by name for those with the token |
 //! | `POST /execute` | yes | `{"trajectory_id", "tool": {"name", "arguments", "uniq_id"}, "timeout_s"}`, answered with the tool's result |
+//! | | | or `{"trajectory_id", "call": {…}, "timeout_s"}` with a call of OpenAI's (chat, Responses) or Anthropic's as it is, or one of `/parse`; a result has it once more as `message` in the form of the call |
+//! | `POST /parse` | yes | `{"text" or "message", "format"}`, what a model wrote, as a whole; answered with its `calls` in their order, the `problems` of those that cannot be read, and the `repairs` |
 //! | `POST /release` | yes | `{"trajectory_id", "reset_workspace"}` |
 //! | `POST /artifacts/read`, `/list`, `/archive` | yes | the files of a trajectory's workspace |
 //! | `POST /execute_batch` | yes | `{"calls": […]}`, at most 1,024, each as for `/execute`; answered with NDJSON, a line for each call the moment it ends |
 //! | `POST /cancel` | yes | `{"trajectory_id", "uniq_id"}`; `null` is all of the trajectory |
 //! | `GET /metrics` | yes | Prometheus text |
 //!
-//! The last three are not the reference's. Neither are the headers of an answer to `/execute` that
-//! say how the call ended, for programs: `x-tool-outcome` is the [`Outcome`](crate::Outcome)'s
-//! name, `x-tool-may-have-executed` and `x-tool-model-attributable` are `true` or `false`. The
+//! `/parse`, `call` and the last three are not the reference's. Neither are the headers of an
+//! answer to `/execute` that say how the call ended, for programs: `x-tool-outcome` is the
+//! [`Outcome`](crate::Outcome)'s name, `x-tool-may-have-executed` and `x-tool-model-attributable` are `true` or `false`. The
 //! same is in every body that carries a tool's result, after the reference's keys: `outcome`,
 //! `may_have_executed`, `model_attributable`.
 //!

@@ -14,7 +14,7 @@ use tokio::sync::{Semaphore, oneshot};
 
 use super::answer::{self, Lent, ResultAnswer, to_json};
 use super::calls::{Calls, lost};
-use super::validate::{self, CallRequest, Problems, Rejection};
+use super::validate::{self, CallRequest, Problems, Rejection, ReplyForm, Written};
 use super::{batch, metrics};
 use crate::artifact::ArtifactError;
 use crate::executor::{ToolExecutor, no_turn};
@@ -52,6 +52,7 @@ enum Route {
     Metrics,
     Execute,
     ExecuteBatch,
+    Parse,
     Cancel,
     Release,
     ReadArtifact,
@@ -68,6 +69,7 @@ impl Route {
             "/metrics" => Self::Metrics,
             "/execute" => Self::Execute,
             "/execute_batch" => Self::ExecuteBatch,
+            "/parse" => Self::Parse,
             "/cancel" => Self::Cancel,
             "/release" => Self::Release,
             "/artifacts/read" => Self::ReadArtifact,
@@ -148,6 +150,21 @@ impl Service {
                 let calls = self.body(request, None, validate::calls).await?;
                 batch::run(self.calls.clone(), calls, self.patience)
             }
+            Route::Parse => {
+                let parse = self.body(request, None, validate::parse).await?;
+                let executor = self.executor.clone();
+                let size = match &parse.what {
+                    Written::Text(text) => text.len(),
+                    // How large it is only a walk would tell.
+                    Written::Message(_) => usize::MAX,
+                };
+                let parse = move || answer::parse(executor.registry(), &parse);
+                let parsed = match size <= SMALL_BODY {
+                    true => parse(),
+                    false => blocking(&self.parsing, parse).await?,
+                };
+                parsed.map_or_else(wrong_message, json_response)
+            }
             Route::Cancel => {
                 let meant = self.body(request, None, validate::cancel).await?;
                 let cancelled = self.calls.cancel(&meant.trajectory_id, meant.uniq_id.as_deref());
@@ -227,15 +244,17 @@ impl Service {
     async fn execute(&self, request: CallRequest) -> Response {
         let (tell_done, done) = oneshot::channel();
         let uniq_id = request.call.uniq_id.clone();
+        let reply = request.reply.clone();
         // Refused only when the client has gone.
         let on_done = move |completion: crate::Completion| drop(tell_done.send(completion.result));
         let in_flight = match self.calls.submit(request, on_done) {
             Ok(in_flight) => in_flight,
-            Err(refusal) => return result_response(&refusal),
+            Err(refusal) => return result_response(&refusal, reply.as_ref()),
         };
         let result = done.await;
         in_flight.ended();
-        result_response(&result.unwrap_or_else(|_| ToolResult { uniq_id: Some(uniq_id), ..lost() }))
+        let result = result.unwrap_or_else(|_| ToolResult { uniq_id: Some(uniq_id), ..lost() });
+        result_response(&result, reply.as_ref())
     }
 
     /// Releases a trajectory and waits for that to be done – unless very many wait already: then it
@@ -336,8 +355,8 @@ fn json_response(body: impl Into<Bytes>) -> Response {
 }
 
 /// A tool's result. How the call ended is in headers, too.
-fn result_response(result: &ToolResult) -> Response {
-    let mut answer = json_response(to_json(&ResultAnswer::of(result)));
+fn result_response(result: &ToolResult, reply: Option<&ReplyForm>) -> Response {
+    let mut answer = json_response(to_json(&ResultAnswer::of(result, reply)));
     let may_have = if result.may_have_executed { "true" } else { "false" };
     let outcome = HeaderName::from_static("x-tool-outcome");
     answer.headers_mut().insert(outcome, HeaderValue::from_static(result.outcome.as_str()));
@@ -347,6 +366,13 @@ fn result_response(result: &ToolResult) -> Response {
     let attributable = HeaderName::from_static("x-tool-model-attributable");
     answer.headers_mut().insert(attributable, HeaderValue::from_static(models));
     answer
+}
+
+/// The 422 for a message in which no calls can be looked for.
+fn wrong_message(error: String) -> Response {
+    let problem = json!({"type": "value_error", "loc": ["body", "message"], "msg": error});
+    let body = to_json(&json!({"detail": [problem]}));
+    response(StatusCode::UNPROCESSABLE_ENTITY, JSON, body)
 }
 
 fn detail(status: StatusCode, detail: &str) -> Response {

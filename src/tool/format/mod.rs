@@ -77,8 +77,7 @@ use self::reading::{Broken, Found, Item, Reading};
 use super::{ToolCall, ToolRegistry, builtin};
 
 pub use self::kind::{Format, UnknownName};
-pub use self::messages::{MessageError, MessageForm};
-pub(crate) use self::origin::unreadable_error;
+pub use self::messages::{MessageError, MessageForm, is_model_message};
 pub use self::origin::{CallForm, CallOrigin, Place, Repair, UnreadableCall};
 pub(crate) use self::typing::give_types;
 

@@ -123,6 +123,13 @@ impl CallOrigin {
     pub(super) fn new(form: CallForm, place: Option<Place>) -> Self {
         Self { form, place, repairs: Vec::new(), untyped: Vec::new(), unreadable: None }
     }
+
+    /// What the executor answers to a call that cannot be read: where it is, what is wrong, and
+    /// what would be right. `None` for a call that was read.
+    pub fn error(&self) -> Option<String> {
+        let reason = self.unreadable.as_ref()?;
+        Some(unreadable_error(self.form, self.place, reason))
+    }
 }
 
 /// A call that cannot be read, where the policy is to refuse the whole text.
@@ -141,7 +148,7 @@ pub struct UnreadableCall {
 }
 
 /// The answer to a call that cannot be read: where it is, what is wrong, what would be right.
-pub(crate) fn unreadable_error(form: CallForm, place: Option<Place>, reason: &str) -> String {
+fn unreadable_error(form: CallForm, place: Option<Place>, reason: &str) -> String {
     let place = place.map(|Place { line, column, .. }| format!("at line {line}, column {column} "));
     let right = match form {
         CallForm::Text(format) => format!(". A call looks like this: {}", format.example()),

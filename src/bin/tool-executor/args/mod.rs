@@ -17,6 +17,7 @@ use std::time::Duration;
 use clap::builder::Resettable;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use tool_executor::config::Secret;
+use tool_executor::format::{Format, UnreadableCalls};
 
 use crate::exit_code;
 
@@ -157,10 +158,29 @@ pub(crate) struct ReplayArgs {
     /// Trajectories as JSON Lines, plain or compressed with gzip or zstd; `-` reads standard input
     ///
     /// A line is {"trajectory_id", "setup"?, "calls": [{"name", "arguments", "recorded_output"?,
-    /// "recorded_exit_code"?}]} or {"trajectory_id"?, "messages": [...]}, whose assistant messages
-    /// hold Hermes <tool_call> text or OpenAI tool_calls. Other keys are ignored. A line without an
-    /// id is named line-N; one whose id another line has got runs as ID~2, ID~3, and so on.
+    /// "recorded_exit_code"?}]} or {"trajectory_id"?, "messages": [...]} with messages of OpenAI
+    /// (chat, Responses) or Anthropic, or with "conversations" of ShareGPT; calls may be structured
+    /// or stand in the text. Other keys are ignored. A line without an id is named line-N; one
+    /// whose id another line has got runs as ID~2, ID~3, and so on.
     pub(crate) file: PathBuf,
+
+    /// The form of tool calls in a model's text
+    ///
+    /// `auto` reads every form that has marks of its own, and bare JSON or [f(x=1)] that is a whole
+    /// message and names a tool; a file may mix them. The others read one form only: hermes,
+    /// qwen3-coder, glm, llama-3, llama-4, mistral, deepseek-v3, deepseek-v3-1, deepseek-v3-2,
+    /// kimi-k2, minimax-m1, minimax-m2, anthropic-xml, harmony, granite, gemma, fenced-bash.
+    #[arg(long, value_name = "FORMAT", default_value = "auto")]
+    #[arg(value_parser = named(values::format))]
+    pub(crate) format: Format,
+
+    /// What becomes of a call that cannot be read: answer, skip or error
+    ///
+    /// `answer` answers it as invalid in its turn, with the reason; `skip` leaves it out; `error`
+    /// takes its whole line for malformed.
+    #[arg(long, value_name = "WHAT", default_value = "answer")]
+    #[arg(value_parser = named(values::unreadable_calls))]
+    pub(crate) unreadable_calls: UnreadableCalls,
 
     /// Trajectories at a time; may be more than there are slots [default: as many as slots, those
     /// of all sandbox servers together]
@@ -228,9 +248,9 @@ fn replay_help() -> String {
 const RESULTS_HELP: &str = "\
 Results:
   --out FILE gets one JSON object a line and call: trajectory_id, task_id,
-  repetition, setup, index, name, arguments, uniq_id, success, outcome,
-  model_attributable, may_have_executed, output, error, metadata, latency_ms,
-  timing_ms, and with --compare, compared. A trainer leaves out what is not
+  repetition, setup, index, name, arguments, uniq_id, form, repairs, success,
+  outcome, model_attributable, may_have_executed, output, error, metadata,
+  latency_ms, timing_ms, and with --compare, compared. A trainer leaves out what is not
   model_attributable. The file never ends in half a line.
   --summary-json FILE gets the summary as one JSON object.
   docs/results.md describes each field.";

@@ -13,7 +13,7 @@ const COMMANDS: [&str; 3] = ["replay", "serve", "sandbox"];
 /// `replay` has no `--acquire-timeout-s`, because more trajectories than slots is what
 /// `--concurrency` asks for, and no `--idle-limit-s`, because it releases what it is done with.
 /// `sandbox` has none of the flags about calls: its clients say these.
-const TABLE: [(&str, &str, &str); 40] = [
+const TABLE: [(&str, &str, &str); 42] = [
     ("acquire-timeout-s", "TOOL_EXECUTOR_ACQUIRE_TIMEOUT_S", "s"),
     ("allow-network", "TOOL_EXECUTOR_ALLOW_NETWORK", "rs"),
     ("allow-unisolated", "TOOL_EXECUTOR_ALLOW_UNISOLATED", "rsx"),
@@ -21,6 +21,7 @@ const TABLE: [(&str, &str, &str); 40] = [
     ("compare", "", "r"),
     ("concurrency", "", "r"),
     ("data-dir", "TOOL_EXECUTOR_DATA_DIR", "rsx"),
+    ("format", "", "r"),
     ("grace-s", "TOOL_EXECUTOR_GRACE_S", "rsx"),
     ("host", "TOOL_EXECUTOR_LISTEN_HOST", "sx"),
     ("idle-limit-s", "TOOL_EXECUTOR_IDLE_LIMIT_S", "s"),
@@ -54,6 +55,7 @@ const TABLE: [(&str, &str, &str); 40] = [
     ("tool-server-ca", "TOOL_EXECUTOR_TOOL_SERVER_CA", "rs"),
     ("tool-server-token", "TOOL_EXECUTOR_TOOL_SERVER_TOKEN", "rs"),
     ("tool-server-url", "TOOL_EXECUTOR_TOOL_SERVER_URL", "rs"),
+    ("unreadable-calls", "", "r"),
 ];
 
 /// The definition as it is where no variable is set.
@@ -167,6 +169,7 @@ fn defaults() {
     let args = replay("").unwrap();
     assert!(args.slots.count() >= 10);
     assert_eq!((args.concurrency, args.repeat), (None, 1));
+    assert_eq!((args.format, args.unreadable_calls), (Format::Auto, UnreadableCalls::Answer));
     // What the command line does not say is as it is in the library.
     assert_eq!(args.calls.config(), ExecutorConfig::default());
     assert_eq!(args.run.grace_s, Duration::from_secs(10));
@@ -196,6 +199,8 @@ fn flags_are_read() {
         .with_batch_window(Duration::ZERO)
         .with_max_batch_size(7);
     assert_eq!(config.calls.config(), expected);
+    let args = replay("--format Qwen3-Coder --unreadable-calls skip").unwrap();
+    assert_eq!((args.format, args.unreadable_calls), (Format::Qwen3Coder, UnreadableCalls::Skip));
     let args = replay("--sandbox-url http://a,http://b --sandbox-url http://c").unwrap();
     assert_eq!(args.fleet.sandbox_url, ["http://a", "http://b", "http://c"]);
     for flag in ["--token", "--sandbox-token"] {
@@ -226,6 +231,8 @@ fn values_outside_their_limits_are_refused_with_the_flags_name() {
         ("--sandbox-url", "a:8080"),
         ("--grace-s", "3601"),
         ("--log", "loud"),
+        ("--format", "yaml"),
+        ("--unreadable-calls", "ignore"),
     ] {
         let error = replay(&format!("{flag} {value}")).expect_err(flag);
         let said = format!("invalid value '{value}' for '{flag} ");
@@ -306,6 +313,17 @@ fn variables_that_no_command_has_are_told_and_those_of_others_are_not() {
         let parsed = parse_from(without_variables(), line, &network).unwrap();
         let of_network = |text: &&String| text.contains("has no effect: the executors that use");
         assert_eq!(parsed.warnings.iter().filter(of_network).count(), warnings, "{command}");
+    }
+}
+
+#[test]
+fn the_help_of_replay_names_every_format() {
+    let formats = flags(&without_variables(), "replay");
+    let format = formats.into_iter().find(|arg| arg.get_id() == "format").unwrap();
+    let help = format.get_long_help().unwrap().to_string();
+    for format in Format::ALL {
+        let words = help.split(|c: char| !c.is_alphanumeric() && c != '-');
+        assert!(words.into_iter().any(|word| word == format.as_str()), "{format}: {help}");
     }
 }
 

@@ -11,10 +11,21 @@ use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{Arg, Command};
 use tool_executor::config::Secret;
+use tool_executor::format::{Format, UnreadableCalls};
 
 /// A limit, or that there is none.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Limit<T>(pub(crate) Option<T>);
+
+/// A format of tool calls.
+pub(super) fn format(text: &str) -> Result<Format, String> {
+    text.parse().map_err(|_| format!("one of {}", Format::ALL.map(Format::as_str).join(", ")))
+}
+
+/// What becomes of a call that cannot be read.
+pub(super) fn unreadable_calls(text: &str) -> Result<UnreadableCalls, String> {
+    text.parse().map_err(|_| "one of answer, skip, error".to_owned())
+}
 
 /// A parser of values whose errors name the flag or the variable.
 ///

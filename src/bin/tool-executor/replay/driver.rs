@@ -10,7 +10,8 @@ use std::time::Duration;
 use tool_executor::artifact::ArchiveArtifacts;
 use tool_executor::backend::local::LocalBackend;
 use tool_executor::{
-    Completion, CompletionQueue, Interrupt, Outcome, ToolCall, ToolExecutor, ToolResult,
+    Completion, CompletionQueue, Interrupt, Outcome, ToolCall, ToolExecutor, ToolRegistry,
+    ToolResult,
 };
 
 use crate::args::ReplayArgs;
@@ -73,6 +74,11 @@ impl Driver {
         let queue = executor.completion_queue(concurrency);
         check_isolation(&executor, args.calls.allow_network(), &args.fleet)?;
         Ok(Self { executor, queue, embedded, concurrency })
+    }
+
+    /// The tools there are.
+    pub(crate) fn registry(&self) -> &ToolRegistry {
+        self.executor.registry()
     }
 
     /// How many trajectories are to run at a time.

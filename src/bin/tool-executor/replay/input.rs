@@ -15,6 +15,7 @@ use std::thread;
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::decompress::{self, MAGIC_LENGTH, Packing};
+use super::reading::CallReading;
 use super::trajectory::{self, Trajectory};
 
 /// The longest line, in bytes. A longer one is malformed and is skipped without being held.
@@ -106,6 +107,7 @@ pub(crate) fn count_lines(path: &Path) -> Option<u64> {
 pub(crate) fn read_in_background(
     reader: Box<dyn BufRead + Send>,
     selection: Selection,
+    reading: CallReading,
 ) -> io::Result<Receiver<Item>> {
     let (sender, receiver) = bounded(READ_AHEAD);
     #[expect(
@@ -115,7 +117,7 @@ pub(crate) fn read_in_background(
     thread::Builder::new().name("replay-input".to_owned()).spawn(move || {
         // Only a receiver that is gone ends the reading early, and it needs no answer.
         let _ = match decompress::unpacked(reader) {
-            Ok(reader) => read(Lines::new(reader, MAX_LINE_BYTES), selection, &sender),
+            Ok(reader) => read(Lines::new(reader, MAX_LINE_BYTES), selection, &reading, &sender),
             Err(error) => sender.send(Item::Failed(error)).map_err(|_| ReceiverGone),
         };
     })?;
@@ -128,6 +130,7 @@ struct ReceiverGone;
 fn read<R: BufRead>(
     mut lines: Lines<R>,
     selection: Selection,
+    reading: &CallReading,
     sender: &Sender<Item>,
 ) -> Result<(), ReceiverGone> {
     let send = |item| sender.send(item).map_err(|_| ReceiverGone);
@@ -141,7 +144,7 @@ fn read<R: BufRead>(
         };
         let recording = text.and_then(|text| match text.trim() {
             "" => Ok(None),
-            text => trajectory::parse_line(text).map(Some),
+            text => trajectory::parse_line(text, reading).map(Some),
         });
         match recording {
             Ok(None) => {}
@@ -152,6 +155,7 @@ fn read<R: BufRead>(
                 let renamed = name != task_id;
                 let task_id: Arc<str> = task_id.into();
                 let steps: Arc<[_]> = recording.steps.into();
+                let seen = Arc::new(recording.seen);
                 for repetition in 1..=selection.repeat {
                     let id = match repetition {
                         1 => name.clone(),
@@ -164,6 +168,7 @@ fn read<R: BufRead>(
                         renamed,
                         repetition,
                         steps: Arc::clone(&steps),
+                        seen: Arc::clone(&seen),
                     }))?;
                 }
             }
@@ -247,7 +252,7 @@ mod tests {
     /// What a text gives: ids, or `line: problem`.
     fn items(text: impl AsRef<[u8]>, selection: Selection) -> Vec<String> {
         let reader = Box::new(Cursor::new(text.as_ref().to_vec()));
-        read_in_background(reader, selection)
+        read_in_background(reader, selection, CallReading::default())
             .unwrap()
             .into_iter()
             .map(|item| match item {
@@ -322,7 +327,8 @@ mod tests {
     fn an_id_that_is_taken_is_marked_and_the_id_of_the_input_is_kept() {
         let text = "{\"id\":\"a\",\"calls\":[]}\n".repeat(2) + "{\"calls\":[]}";
         let reader = Box::new(Cursor::new(text));
-        let read = read_in_background(reader, Selection { limit: None, repeat: 2 }).unwrap();
+        let selection = Selection { limit: None, repeat: 2 };
+        let read = read_in_background(reader, selection, CallReading::default()).unwrap();
         let found: Vec<_> = read
             .into_iter()
             .map(|item| match item {
@@ -351,7 +357,8 @@ mod tests {
                 Err(io::Error::other("the disk is gone"))
             }
         }
-        let receiver = read_in_background(Box::new(BufReader::new(Fails)), ALL).unwrap();
+        let reader = Box::new(BufReader::new(Fails));
+        let receiver = read_in_background(reader, ALL, CallReading::default()).unwrap();
         let items: Vec<_> = receiver.into_iter().collect();
         assert!(
             matches!(&items[..], [Item::Failed(error)] if error.to_string() == "the disk is gone")

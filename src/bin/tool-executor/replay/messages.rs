@@ -1,51 +1,76 @@
-//! Trajectories kept as a chat: the `messages` form.
+//! Trajectories kept as a chat: the `messages` and `conversations` forms.
 //!
-//! Assistant messages hold the calls, as Hermes `<tool_call>` text in `content` or as OpenAI
-//! `tool_calls`; what follows them until the next assistant message holds the answers, as `tool`
-//! messages or as Hermes `<tool_response>` text of any role. An answer belongs to the call whose
-//! id it names, else to the next call of that turn that has none. Pure, like its caller
-//! [`super::trajectory`].
+//! What a model wrote holds the calls: OpenAI chat messages (`tool_calls`, `function_call`), the
+//! items of OpenAI's Responses, Anthropic's content blocks, ShareGPT's turns, or text in any of the
+//! forms of [`tool_executor::format`]. What follows until the model writes again holds the answers.
+//! An answer belongs to the call whose id it names, else to the next call of that turn that has
+//! none. Pure, like its caller [`super::trajectory`].
 
 use serde_json::{Map, Value};
 use tool_executor::ToolCall;
+use tool_executor::format::is_model_message;
 
+use super::reading::{CallReading, Seen};
 use super::step::{Recorded, Step, kind};
 
-/// All calls of a chat, in order.
+/// All calls of a chat, in order. `name` is the chat's key; `seen` is told of its messages.
 ///
-/// # Errors One phrase that says what is wrong. A `<tool_call>` block that does not parse is no
-/// error: it was no call when it was recorded either.
-pub(super) fn parse(messages: Value) -> Result<Vec<Step>, String> {
+/// # Errors
+/// One phrase that says what is wrong. A call that cannot be read is no error, unless the policy
+/// says so: it is a step like the others, which the executor answers.
+pub(super) fn parse(
+    messages: Value,
+    name: &str,
+    reading: &CallReading,
+    seen: &mut Seen,
+) -> Result<Vec<Step>, String> {
     let Value::Array(messages) = messages else {
-        return Err(format!("\"messages\" is {}, not an array", kind(&messages)));
+        return Err(format!("\"{name}\" is {}, not an array", kind(&messages)));
     };
     let mut steps = Vec::new();
     let mut turn = Turn::default();
-    for (number, message) in messages.into_iter().enumerate() {
-        let Value::Object(message) = message else {
-            return Err(format!(
-                "messages[{number}]: expected an object, found {}",
-                kind(&message)
-            ));
+    for (number, message) in messages.iter().enumerate() {
+        let problem = |problem: String| format!("{name}[{number}]: {problem}");
+        let Value::Object(fields) = message else {
+            return Err(problem(format!("expected an object, found {}", kind(message))));
         };
-        let Some(role) = message.get("role").and_then(Value::as_str) else {
-            return Err(format!("messages[{number}]: \"role\" is missing"));
-        };
-        if role == "assistant" {
-            turn.finish(&mut steps);
-            turn.calls = calls_of(&message).map_err(|e| format!("messages[{number}]: {e}"))?;
-        } else if !turn.calls.is_empty() {
-            turn.answers.extend(answers_of(&message, role == "tool"));
+        if !["role", "from", "type"]
+            .iter()
+            .any(|key| fields.get(*key).is_some_and(Value::is_string))
+        {
+            return Err(problem("\"role\" is missing".to_owned()));
         }
+        if !is_model_message(message) {
+            if !turn.calls.is_empty() {
+                turn.answers.extend(answers_of(fields));
+            }
+            continue;
+        }
+        let calls = reading.calls(message, &text_of(fields), seen);
+        let calls = calls.map_err(|error| problem(error.to_string()))?;
+        // Calls of OpenAI's Responses are items of their own, and their answers come behind them
+        // all.
+        let goes_on = is_call_item(fields) && turn.of_items && turn.answers.is_empty();
+        if !goes_on {
+            turn.finish(&mut steps);
+        }
+        turn.of_items = is_call_item(fields);
+        turn.calls.extend(calls);
     }
     turn.finish(&mut steps);
     Ok(steps)
 }
 
-/// An assistant message's calls and the answers they got.
+fn is_call_item(message: &Map<String, Value>) -> bool {
+    string(message, "type").as_deref() == Some("function_call")
+}
+
+/// A model's calls and the answers they got.
 #[derive(Default)]
 struct Turn {
     calls: Vec<ToolCall>,
+    /// Its calls are items of OpenAI's Responses.
+    of_items: bool,
     answers: Vec<Answer>,
 }
 
@@ -87,43 +112,53 @@ impl Turn {
     }
 }
 
-/// A message with `tool_calls` has no others: Hermes text beside them is the same calls once more.
-fn calls_of(message: &Map<String, Value>) -> Result<Vec<ToolCall>, String> {
-    let list = match message.get("tool_calls") {
-        None | Some(Value::Null) => &Vec::new(),
-        Some(Value::Array(list)) => list,
-        Some(other) => return Err(format!("\"tool_calls\" is {}, not an array", kind(other))),
-    };
-    if list.is_empty() {
-        return Ok(ToolCall::parse_from_text(&text_of(message)));
+/// The answers in a message that no model wrote.
+fn answers_of(message: &Map<String, Value>) -> Vec<Answer> {
+    let role = string(message, "role").or_else(|| string(message, "from")).unwrap_or_default();
+    if string(message, "type").as_deref() == Some("function_call_output") {
+        let call_id = string(message, "call_id");
+        return vec![Answer { call_id, ..answer_of(&text_in(message.get("output"))) }];
     }
-    let calls = list.iter().enumerate().map(|(index, call)| {
-        ToolCall::from_openai(call).map_err(|error| format!("tool_calls[{index}]: {error}"))
-    });
-    calls.collect()
-}
-
-/// A `tool` message is one answer, unless it holds `<tool_response>` elements; a message of
-/// another role holds as many answers as elements.
-fn answers_of(message: &Map<String, Value>, is_tool: bool) -> Vec<Answer> {
+    let results: Vec<_> = content(message)
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_object)
+        .filter(|block| string(block, "type").as_deref() == Some("tool_result"))
+        .map(|block| {
+            let call_id = string(block, "tool_use_id");
+            Answer { call_id, ..answer_of(&text_in(block.get("content"))) }
+        })
+        .collect();
+    if !results.is_empty() {
+        return results;
+    }
     let text = text_of(message);
     let mut answers: Vec<Answer> = tool_responses(&text).map(answer_of).collect();
-    if is_tool {
+    if matches!(role.as_str(), "tool" | "function" | "observation" | "ipython") {
         if answers.is_empty() {
             answers.push(answer_of(&text));
         }
-        if let ([answer], Some(id)) =
-            (&mut answers[..], message.get("tool_call_id").and_then(Value::as_str))
-        {
-            answer.call_id = Some(id.to_owned());
+        if let ([answer], Some(id)) = (&mut answers[..], string(message, "tool_call_id")) {
+            answer.call_id = Some(id);
         }
     }
     answers
 }
 
-/// `content` as text: a string, or the texts of an array of parts.
+/// A message's `content`, or a turn's `value`.
+fn content(message: &Map<String, Value>) -> Option<&Value> {
+    message.get("content").or_else(|| message.get("value"))
+}
+
+/// The content of a message as text.
 fn text_of(message: &Map<String, Value>) -> String {
-    match message.get("content") {
+    text_in(content(message))
+}
+
+/// A string, or the texts of an array of parts.
+fn text_in(content: Option<&Value>) -> String {
+    match content {
         Some(Value::String(text)) => text.clone(),
         Some(Value::Array(parts)) => {
             parts.iter().filter_map(|part| part.get("text").and_then(Value::as_str)).collect()
@@ -188,8 +223,13 @@ fn string(object: &Map<String, Value>, key: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use serde_json::json;
+    use tool_executor::format::{Format, UnreadableCalls};
 
     use super::*;
+
+    fn parse(messages: Value) -> Result<Vec<Step>, String> {
+        super::parse(messages, "messages", &CallReading::default(), &mut Seen::default())
+    }
 
     /// Command and recorded output of each step.
     fn steps(messages: Value) -> Vec<(String, Option<String>, Option<i64>)> {
@@ -281,13 +321,85 @@ mod tests {
     }
 
     #[test]
-    fn answers_that_cannot_be_told_apart_are_given_to_no_call() {
+    fn a_call_that_cannot_be_read_has_its_answer_and_leaves_the_others_theirs() {
         let chat = json!([
             {"role": "assistant", "content": format!("<tool_call>broken</tool_call>{}", hermes("b"))},
             {"role": "tool", "content": "your first call is not JSON"},
             {"role": "tool", "content": "B"},
         ]);
+        assert_eq!(
+            steps(chat),
+            [step("?", Some("your first call is not JSON"), None), step("b", Some("B"), None)]
+        );
+    }
+
+    #[test]
+    fn answers_that_cannot_be_told_apart_are_given_to_no_call() {
+        let chat = json!([
+            {"role": "assistant", "content": hermes("b")},
+            {"role": "tool", "content": "A"},
+            {"role": "tool", "content": "B"},
+        ]);
         assert_eq!(steps(chat), [step("b", None, None)]);
+    }
+
+    #[test]
+    fn messages_of_other_forms_are_read_with_their_answers() {
+        let call = json!({"name": "bash", "arguments": "{\"command\": \"a\"}"});
+        for chat in [
+            json!([
+                {"role": "assistant", "content": null, "function_call": call},
+                {"role": "function", "name": "bash", "content": "A"},
+                {"role": "assistant", "content": hermes("b")},
+                {"role": "user", "content": "<tool_response>B</tool_response>"},
+            ]),
+            json!([
+                {"type": "message", "role": "user", "content": "hi"},
+                {"type": "function_call", "call_id": "1", "name": "bash",
+                 "arguments": "{\"command\": \"a\"}"},
+                {"type": "function_call", "call_id": "2", "name": "bash",
+                 "arguments": "{\"command\": \"b\"}"},
+                {"type": "function_call_output", "call_id": "2", "output": "B"},
+                {"type": "function_call_output", "call_id": "1", "output": "A"},
+            ]),
+            json!([
+                {"role": "assistant", "content": [
+                    {"type": "text", "text": "I look."},
+                    {"type": "tool_use", "id": "1", "name": "bash", "input": {"command": "a"}},
+                    {"type": "tool_use", "id": "2", "name": "bash", "input": {"command": "b"}},
+                ]},
+                {"role": "user", "content": [
+                    {"type": "tool_result", "tool_use_id": "2", "content": "B"},
+                    {"type": "tool_result", "tool_use_id": "1",
+                     "content": [{"type": "text", "text": "A"}]},
+                ]},
+            ]),
+            json!([
+                {"from": "human", "value": "hi"},
+                {"from": "function_call",
+                 "value": "{\"name\": \"bash\", \"arguments\": {\"command\": \"a\"}}"},
+                {"from": "observation", "value": "A"},
+                {"from": "gpt", "value": hermes("b")},
+                {"from": "tool", "value": "<tool_response>B</tool_response>"},
+            ]),
+        ] {
+            let expected = [step("a", Some("A"), None), step("b", Some("B"), None)];
+            assert_eq!(steps(chat.clone()), expected, "{chat}");
+        }
+    }
+
+    #[test]
+    fn a_chat_without_a_call_says_what_its_messages_look_like() {
+        let chat = json!([
+            {"role": "assistant", "content": "```bash\nls\n```"},
+            {"role": "assistant", "content": "<think>hm"},
+            {"role": "assistant", "content": "Done."},
+        ]);
+        let mut seen = Seen::default();
+        let steps = super::parse(chat, "messages", &CallReading::default(), &mut seen).unwrap();
+        assert_eq!(steps, []);
+        assert_eq!((seen.model_messages, seen.unclosed_thinking), (3, 1));
+        assert_eq!(seen.looks_like, [(Format::FencedBash, 1)].into());
     }
 
     #[test]
@@ -313,6 +425,10 @@ mod tests {
             assert_eq!(parse(chat).unwrap_err(), problem);
         }
         let no_call = json!([{"role": "assistant", "tool_calls": [{}]}]);
-        assert!(parse(no_call).unwrap_err().starts_with("messages[0]: tool_calls[0]: "));
+        assert!(parse(no_call.clone()).unwrap()[0].call.is_unreadable());
+        let refusing = CallReading { unreadable: UnreadableCalls::Error, ..CallReading::default() };
+        let error = super::parse(no_call, "messages", &refusing, &mut Seen::default());
+        let expected = "messages[0]: The tool call could not be read: it has no \"name\"";
+        assert_eq!(error.unwrap_err(), expected);
     }
 }

@@ -27,17 +27,16 @@ mod line_file;
 mod messages;
 mod output;
 mod progress;
+mod reading;
 mod report;
 mod run;
 mod step;
 mod summary;
 mod trajectory;
 
-use std::io;
+use std::io::{self, BufRead};
 use std::path::Path;
 use std::time::Instant;
-
-use crossbeam_channel::Receiver;
 
 use crate::args::ReplayArgs;
 use crate::console::{fail, init_log, warn_line};
@@ -46,9 +45,10 @@ use crate::signals::Signals;
 use crate::starting::start;
 
 use self::driver::Driver;
-use self::input::{Item, Selection};
+use self::input::Selection;
 use self::line_file::LineFile;
 use self::progress::Progress;
+use self::reading::CallReading;
 use self::report::{Files, Named, Report};
 use self::run::Run;
 
@@ -59,7 +59,7 @@ pub(crate) fn run(args: ReplayArgs, warnings: &[String]) -> ExitCode {
     init_log(args.run.log.as_deref(), progress.writer());
     warnings.iter().for_each(|warning| log::warn!("{warning}"));
 
-    let (input, files) = match open_files(&args) {
+    let (reader, files) = match open_files(&args) {
         Ok(files) => files,
         Err(problem) => return fail(ExitCode::Io, &problem),
     };
@@ -76,6 +76,20 @@ pub(crate) fn run(args: ReplayArgs, warnings: &[String]) -> ExitCode {
             Err(code) => return code,
         };
 
+    // The tools are known now, also those of the ToolServer: they decide what a call is.
+    let reading = CallReading {
+        format: args.format,
+        unreadable: args.unreadable_calls,
+        registry: driver.registry().clone(),
+    };
+    let selection = Selection { limit: args.limit, repeat: args.repeat };
+    let input = match input::read_in_background(reader, selection, reading) {
+        Ok(input) => input,
+        Err(error) => {
+            driver.close();
+            return fail(ExitCode::Io, &format!("could not start a thread: {error}"));
+        }
+    };
     let total = progress.is_shown().then(|| input::count_lines(&args.file)).flatten();
     let report = Report::new(progress, files, &args, total);
     let mut run = Run::new(&args, &driver, &signals, input, report);
@@ -94,7 +108,7 @@ pub(crate) fn run(args: ReplayArgs, warnings: &[String]) -> ExitCode {
 ///
 /// # Errors
 /// What is wrong with one of them, as one line.
-fn open_files(args: &ReplayArgs) -> Result<(Receiver<Item>, Files), String> {
+fn open_files(args: &ReplayArgs) -> Result<(Box<dyn BufRead + Send>, Files), String> {
     let named = |path: &Path, error: io::Error| format!("{}: {error}", path.display());
     let reader = input::open(&args.file).map_err(|error| named(&args.file, error))?;
     if let Some(directory) = &args.keep_workspaces {
@@ -118,10 +132,7 @@ fn open_files(args: &ReplayArgs) -> Result<(Receiver<Item>, Files), String> {
     }
     let summary = args.summary_json.as_deref();
     let summary = summary.map(|path| create("--summary-json", path)).transpose()?;
-    let selection = Selection { limit: args.limit, repeat: args.repeat };
-    let input = input::read_in_background(reader, selection)
-        .map_err(|error| format!("could not start a thread: {error}"))?;
-    Ok((input, Files { results, summary }))
+    Ok((reader, Files { results, summary }))
 }
 
 fn is_same_file(a: &Path, b: &Path) -> bool {

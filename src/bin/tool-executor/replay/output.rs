@@ -37,6 +37,8 @@ pub(super) struct Line<'a> {
     name: &'a str,
     arguments: &'a Value,
     uniq_id: &'a str,
+    form: Option<&'static str>,
+    repairs: Vec<&'static str>,
     success: bool,
     outcome: &'static str,
     model_attributable: bool,
@@ -74,6 +76,8 @@ impl<'a> Line<'a> {
     /// The line of a call.
     pub(super) fn new(call: &Finished<'a>, compared: Option<Match>) -> Self {
         let Finished { trajectory, step, uniq_id, result, .. } = *call;
+        let origin = step.call.origin.as_deref();
+        let repairs = origin.map_or(&[][..], |origin| &origin.repairs);
         Self {
             trajectory_id: &trajectory.id,
             task_id: &trajectory.task_id,
@@ -83,6 +87,8 @@ impl<'a> Line<'a> {
             name: &step.call.name,
             arguments: &step.call.arguments,
             uniq_id,
+            form: origin.map(|origin| origin.form.as_str()),
+            repairs: repairs.iter().map(|repair| repair.as_str()).collect(),
             success: result.success,
             outcome: result.outcome.as_str(),
             model_attributable: result.model_attributable(),

@@ -93,6 +93,7 @@ impl Report {
 
     /// Tells of a trajectory that comes from the input.
     pub(crate) fn taken(&mut self, trajectory: &Trajectory) {
+        self.summary.taken(trajectory);
         if trajectory.renamed && trajectory.repetition == 1 {
             self.summary.renamed += 1;
             self.first_renamed.get_or_insert_with(|| {
@@ -222,6 +223,14 @@ impl Report {
         let no_call = problem.is_none() && !interrupted && self.summary.calls() == 0;
         if no_call {
             warn_line(&format!("error: {}", printable(&self.no_call())));
+        } else if self.summary.seen.is_suspicious() {
+            let Summary { without_call, seen, .. } = &self.summary;
+            let have = match without_call {
+                1 => "1 trajectory has".to_owned(),
+                _ => format!("{without_call} trajectories have"),
+            };
+            let told = format!("warning: {have} no call in {seen}");
+            warn_line(&printable(&told));
         }
         let printed = print(&self.summary.text(wall, interrupted));
         let mut verdict = Verdict {
@@ -253,6 +262,9 @@ impl Report {
         match (trajectories, malformed_lines) {
             (0, 0) => format!("{}: no trajectory is in it: it is empty", self.input),
             (0, _) => format!("{}: no line of it is a trajectory", self.input),
+            _ if self.summary.seen.model_messages > 0 => {
+                format!("{}: no call is in its {}", self.input, self.summary.seen)
+            }
             (trajectories, _) => {
                 format!("{}: no call is in its {trajectories} trajectories", self.input)
             }

@@ -1,5 +1,6 @@
 //! The numbers of a run and how they are shown at its end. Knows no clock and no files.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
@@ -10,6 +11,8 @@ use tool_executor::{Outcome, Timing};
 
 use super::compare::Agreement;
 use super::output::Finished;
+use super::reading::Seen;
+use super::trajectory::Trajectory;
 
 /// What has happened so far.
 #[derive(Debug)]
@@ -26,6 +29,18 @@ pub(crate) struct Summary {
     pub(crate) malformed_lines: u64,
     /// Calls that the executor answered, setup included.
     pub(crate) answered: u64,
+    /// How many calls were read from each form.
+    forms: BTreeMap<&'static str, u64>,
+    /// Calls in which something was mended when they were read.
+    repaired: u64,
+    /// Calls that could not be read.
+    unreadable: u64,
+    /// Calls that could not be read and were left out.
+    skipped: u64,
+    /// Lines of the input with a chat in which no call was found.
+    pub(crate) without_call: u64,
+    /// What models wrote in those.
+    pub(crate) seen: Seen,
     setup_calls: u64,
     outcomes: [u64; Outcome::ALL.len()],
     latencies: Latencies,
@@ -43,6 +58,12 @@ impl Summary {
             renamed: 0,
             malformed_lines: 0,
             answered: 0,
+            forms: BTreeMap::new(),
+            repaired: 0,
+            unreadable: 0,
+            skipped: 0,
+            without_call: 0,
+            seen: Seen::default(),
             setup_calls: 0,
             outcomes: [0; Outcome::ALL.len()],
             latencies: Latencies::new(),
@@ -50,10 +71,26 @@ impl Summary {
         }
     }
 
+    /// Counts what was read of a trajectory that comes from the input.
+    pub(crate) fn taken(&mut self, trajectory: &Trajectory) {
+        let Trajectory { seen, steps, repetition, .. } = trajectory;
+        self.skipped += seen.skipped;
+        let has_call = steps.iter().any(|step| !step.setup);
+        if *repetition == 1 && !has_call && seen.model_messages > 0 {
+            self.without_call += 1;
+            self.seen.add(seen);
+        }
+    }
+
     /// Counts one call.
     pub(crate) fn add(&mut self, call: &Finished<'_>) {
         self.outcomes[call.result.outcome as usize] += 1;
         self.setup_calls += u64::from(call.step.setup);
+        if let Some(origin) = &call.step.call.origin {
+            *self.forms.entry(origin.form.as_str()).or_default() += 1;
+            self.repaired += u64::from(!origin.repairs.is_empty());
+            self.unreadable += u64::from(origin.unreadable.is_some());
+        }
         if call.submitted {
             self.answered += 1;
             self.latencies.add(call.result.timing);
@@ -101,7 +138,11 @@ impl Summary {
                 failed: self.failed(),
                 model_attributable: self.calls() - self.without_result(),
                 without_result: self.without_result(),
+                repaired: self.repaired,
+                unreadable: self.unreadable,
+                skipped: self.skipped,
             },
+            forms: &self.forms,
             outcomes: outcomes.collect(),
             latency_ms: LatencyMs {
                 queue: QuantilesMs::of(&self.latencies.queue),
@@ -154,6 +195,22 @@ impl Summary {
         let outcomes = Outcome::ALL.iter().zip(self.outcomes).filter(|(_, count)| *count > 0);
         let outcomes: Vec<_> = outcomes.map(|(name, count)| format!("{name} {count}")).collect();
         writeln!(f)?;
+        if !self.forms.is_empty() || self.skipped > 0 {
+            let forms: Vec<_> =
+                self.forms.iter().map(|(form, count)| format!("{form} {count}")).collect();
+            let forms = if forms.is_empty() { "none".to_owned() } else { forms.join(" · ") };
+            write!(f, "read from     {forms}")?;
+            for (count, what) in [
+                (self.repaired, "repaired"),
+                (self.unreadable, "not readable, answered as invalid"),
+                (self.skipped, "not readable, skipped"),
+            ] {
+                if count > 0 {
+                    write!(f, "; {count} {what}")?;
+                }
+            }
+            writeln!(f)?;
+        }
         if !outcomes.is_empty() {
             writeln!(f, "outcomes      {}", outcomes.join(" · "))?;
         }
@@ -196,6 +253,7 @@ pub(crate) struct Described<'a> {
     trajectories: Trajectories,
     malformed_lines: u64,
     calls: Calls,
+    forms: &'a BTreeMap<&'static str, u64>,
     outcomes: Map<String, Value>,
     latency_ms: LatencyMs,
     agreement: Option<&'a Agreement>,
@@ -217,6 +275,9 @@ struct Calls {
     failed: u64,
     model_attributable: u64,
     without_result: u64,
+    repaired: u64,
+    unreadable: u64,
+    skipped: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -290,13 +351,13 @@ impl fmt::Display for Latencies {
 
 #[cfg(test)]
 mod tests {
+    use tool_executor::format::Format;
     use tool_executor::{ToolCall, ToolResult};
 
     use super::*;
     use crate::replay::compare::{ExitMatch, Match, OutputMatch};
     use crate::replay::documented;
     use crate::replay::step::{Recorded, Step};
-    use crate::replay::trajectory::Trajectory;
 
     fn add(summary: &mut Summary, setup: bool, submitted: bool, result: &ToolResult) {
         let call = ToolCall::bash("true");
@@ -361,6 +422,28 @@ mod tests {
         );
         let expected = serde_json::json!([{"trajectory_id": "t", "index": 0, "what": "output"}]);
         assert_eq!(described["agreement"]["differing"], expected);
+    }
+
+    #[test]
+    fn the_summary_says_what_was_read_from_which_form() {
+        let mut summary = Summary::new(false);
+        let text = "<tool_call>{\"name\": \"bash\", \"arguments\": {\"command\": \"ls\",}}</tool_call>\
+            <tool_call>{bash}</tool_call>[TOOL_CALLS]bash[ARGS]{}";
+        for call in ToolCall::parse(text, Format::Auto) {
+            let step = Step { call, index: 0, setup: false, recorded: Recorded::default() };
+            let (trajectory, result) = (Trajectory::for_test("t"), ToolResult::ok(""));
+            summary.add(&Finished {
+                trajectory: &trajectory,
+                step: &step,
+                uniq_id: "u",
+                result: &result,
+                submitted: true,
+            });
+        }
+        let text = summary.text(Duration::from_secs(1), false);
+        let told =
+            "read from     hermes 2 · mistral 1; 1 repaired; 1 not readable, answered as invalid\n";
+        assert!(text.contains(told), "{text}");
     }
 
     #[test]

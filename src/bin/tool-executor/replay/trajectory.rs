@@ -11,6 +11,7 @@ use tool_executor::ToolCall;
 use tool_executor::python_json::{self, ParseError};
 
 use super::messages;
+use super::reading::{CallReading, Seen};
 use super::step::{Recorded, Step, kind};
 
 /// The longest id in the input, in bytes: what the executor takes, less room for the suffixes that
@@ -32,6 +33,8 @@ pub(crate) struct Trajectory {
     pub(crate) repetition: u32,
     /// Its calls in order, those that set up the workspace first. Shared by all repetitions.
     pub(crate) steps: Arc<[Step]>,
+    /// What its models wrote beside its calls. Shared by all repetitions.
+    pub(crate) seen: Arc<Seen>,
 }
 
 #[cfg(test)]
@@ -46,6 +49,7 @@ impl Trajectory {
             renamed: false,
             repetition: 1,
             steps: Arc::new([]),
+            seen: Arc::default(),
         }
     }
 }
@@ -57,13 +61,15 @@ pub(crate) struct Recording {
     pub(crate) id: Option<String>,
     /// All steps in order, setup first.
     pub(crate) steps: Vec<Step>,
+    /// What models wrote beside calls.
+    pub(crate) seen: Seen,
 }
 
 /// Reads one line.
 ///
 /// # Errors
 /// One phrase that says what is wrong with the line.
-pub(crate) fn parse_line(line: &str) -> Result<Recording, String> {
+pub(crate) fn parse_line(line: &str, reading: &CallReading) -> Result<Recording, String> {
     // Recordings are written by Python as a rule, in its dialect.
     let not_json =
         |error: ParseError| format!("not JSON: {} (byte {})", error.message(), error.offset() + 1);
@@ -78,14 +84,17 @@ pub(crate) fn parse_line(line: &str) -> Result<Recording, String> {
     };
     // Datasets with a fixed set of columns have null in those that a line does not use.
     let mut take = |key| object.shift_remove(key).filter(|value| !value.is_null());
+    let mut seen = Seen::default();
     if let Some(calls) = take("calls") {
         steps.extend(parse_calls(calls, "calls", false)?);
-    } else if let Some(chat) = take("messages") {
-        steps.extend(messages::parse(chat)?);
-    } else {
-        return Err("neither \"calls\" nor \"messages\"".to_owned());
+        return Ok(Recording { id, steps, seen });
     }
-    Ok(Recording { id, steps })
+    let chat = ["messages", "conversations"].into_iter().find_map(|key| Some((key, take(key)?)));
+    let Some((key, chat)) = chat else {
+        return Err("none of \"calls\", \"messages\" and \"conversations\"".to_owned());
+    };
+    steps.extend(messages::parse(chat, key, reading, &mut seen)?);
+    Ok(Recording { id, steps, seen })
 }
 
 fn take_id(object: &mut Map<String, Value>) -> Result<Option<String>, String> {
@@ -153,6 +162,10 @@ fn parse_call(value: Value) -> Result<(ToolCall, Recorded), String> {
 mod tests {
     use super::*;
 
+    fn parse_line(line: &str) -> Result<Recording, String> {
+        super::parse_line(line, &CallReading::default())
+    }
+
     #[test]
     fn a_line_with_setup_and_calls() {
         let recording = parse_line(
@@ -192,8 +205,11 @@ mod tests {
         for (line, problem) in [
             ("{\"calls\": [}", "not JSON: Expecting value (byte 12)"),
             ("[]", "expected an object, found an array"),
-            ("{}", "neither \"calls\" nor \"messages\""),
-            (r#"{"calls": null, "messages": null}"#, "neither \"calls\" nor \"messages\""),
+            ("{}", "none of \"calls\", \"messages\" and \"conversations\""),
+            (
+                r#"{"calls": null, "messages": null}"#,
+                "none of \"calls\", \"messages\" and \"conversations\"",
+            ),
             (r#"{"calls": null, "messages": 1}"#, "\"messages\" is a number, not an array"),
             (r#"{"id": [], "calls": []}"#, "\"id\" is an array, not a string"),
             (r#"{"calls": {}}"#, "\"calls\" is an object, not an array"),

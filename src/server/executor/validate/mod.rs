@@ -2,31 +2,24 @@
 //!
 //! Pure functions from JSON to what a route needs, or to the list of problems that goes into
 //! `{"detail": […]}`: one entry for each, in the order of the fields. Unknown fields are ignored.
-//! Nothing here knows of HTTP but for the `Content-Type`. `fields` has the checks, this file the
-//! requests that are made of them.
+//! Nothing here knows of HTTP but for the `Content-Type`. `fields` has the checks, `calls` and
+//! this file the requests that are made of them.
 //!
 //! # Lax mode
 //! Strings are strict. A number may be a boolean or text (`"2"`), an integer also a number without
 //! a fraction (`4.0`), a boolean also 0, 1 and the usual words (`"yes"`, `"off"`, …).
 
+mod calls;
 mod fields;
-
-use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use self::fields::{
-    Fields, Flaw, boolean, dictionary, float, integer, literal, missing, not_a_model, nullable,
-    string,
-};
+pub(super) use self::calls::{CallRequest, ParseRequest, ReplyForm, Written, call, calls, parse};
+use self::fields::{Fields, boolean, integer, literal, missing, not_a_model, nullable, string};
 use crate::artifact::{
     ArchiveArtifacts, ListArtifacts, MAX_ARTIFACT_BYTES, MAX_ARTIFACT_ENTRIES, ReadArtifact,
 };
-use crate::tool::{ToolCall, clamped_timeout, python_json};
-
-/// The most calls in one `/execute_batch`. It bounds what the results of a client that does not
-/// read them can occupy.
-pub(super) const MAX_BATCH_CALLS: usize = 1_024;
+use crate::tool::python_json;
 
 /// The entries of a 422's `detail`.
 pub(super) type Problems = Vec<Value>;
@@ -38,14 +31,6 @@ pub(super) enum Rejection {
     Problems(Problems),
     /// It is not UTF-8: answered with 400, as by the reference.
     NotText,
-}
-
-/// The body of `/execute`, and an item of `/execute_batch`.
-#[derive(Debug, PartialEq)]
-pub(super) struct CallRequest {
-    pub(super) trajectory_id: String,
-    /// Its time limit is held between the bounds already.
-    pub(super) call: ToolCall,
 }
 
 /// The body of `/release`.
@@ -129,41 +114,6 @@ pub(super) fn query(query: Option<&str>) -> Option<Value> {
     let value = Value::String(named.next_back()?);
     let flaw = integer(&value).err()?;
     Some(flaw.at(&[json!("query"), json!("status_code")], &value))
-}
-
-/// A call, from the body of `/execute`.
-///
-/// # Errors
-/// All that is wrong with it.
-pub(super) fn call(mut body: Value) -> Result<CallRequest, Problems> {
-    let mut problems = Vec::new();
-    let head = call_head(&body, vec![json!("body")], &mut problems);
-    match (head, problems.is_empty()) {
-        (Some(head), true) => Ok(head.with_arguments_of(&mut body)),
-        _ => Err(problems),
-    }
-}
-
-/// The calls in the body of `/execute_batch`.
-///
-/// # Errors
-/// All that is wrong with it: one call that is, and none of them runs.
-pub(super) fn calls(mut body: Value) -> Result<Vec<CallRequest>, Problems> {
-    let mut problems = Vec::new();
-    let Some(mut fields) = Fields::of(&body, vec![json!("body")], &mut problems) else {
-        return Err(problems);
-    };
-    let Some(items) = fields.required("calls", list) else { return Err(problems) };
-    let mut heads = Vec::with_capacity(items.len());
-    for (index, item) in items.iter().enumerate() {
-        let place = vec![json!("body"), json!("calls"), json!(index)];
-        heads.extend(call_head(item, place, &mut problems));
-    }
-    if !problems.is_empty() {
-        return Err(problems);
-    }
-    let items = body.get_mut("calls").and_then(Value::as_array_mut).into_iter().flatten();
-    Ok(heads.into_iter().zip(items).map(|(head, item)| head.with_arguments_of(item)).collect())
 }
 
 /// The body of `/release`.
@@ -255,43 +205,6 @@ fn clamped_entries(entries: i64) -> usize {
     usize::try_from(entries.max(0)).unwrap_or(usize::MAX).clamp(1, MAX_ARTIFACT_ENTRIES)
 }
 
-/// All of a call but its arguments, which may be large and are moved, not copied, when all is
-/// well.
-struct CallHead {
-    trajectory_id: String,
-    name: String,
-    uniq_id: String,
-    timeout: Option<Duration>,
-}
-
-impl CallHead {
-    fn with_arguments_of(self, body: &mut Value) -> CallRequest {
-        let arguments = body.get_mut("tool").and_then(|tool| tool.get_mut("arguments"));
-        let arguments = arguments.map_or_else(|| json!({}), Value::take);
-        let Self { trajectory_id, name, uniq_id, timeout } = self;
-        let mut call = ToolCall::new(name, arguments).with_uniq_id(uniq_id);
-        call.timeout = timeout;
-        CallRequest { trajectory_id, call }
-    }
-}
-
-fn call_head(body: &Value, place: Vec<Value>, problems: &mut Problems) -> Option<CallHead> {
-    let mut fields = Fields::of(body, place.clone(), problems)?;
-    let trajectory_id = fields.required("trajectory_id", string);
-    let mut place = place;
-    place.push(json!("tool"));
-    let tool = fields.required("tool", Ok).and_then(|tool| {
-        let mut fields = Fields::of(tool, place, fields.problems)?;
-        let name = fields.required("name", string);
-        fields.or("arguments", (), dictionary);
-        let uniq_id = fields.required("uniq_id", string);
-        Some((name?, uniq_id?))
-    });
-    let timeout = fields.or("timeout_s", None, nullable(float)).map(clamped_timeout);
-    let (name, uniq_id) = tool?;
-    Some(CallHead { trajectory_id: trajectory_id?, name, uniq_id, timeout })
-}
-
 /// Reads a flat body.
 fn read<T>(
     body: &Value,
@@ -308,21 +221,6 @@ fn read<T>(
 
 fn missing_body() -> Value {
     missing().at(&[json!("body")], &Value::Null)
-}
-
-fn list(value: &Value) -> Result<&Vec<Value>, Flaw> {
-    let items =
-        value.as_array().ok_or_else(|| Flaw::new("list_type", "Input should be a valid list"))?;
-    if items.len() > MAX_BATCH_CALLS {
-        return Err(Flaw::new(
-            "too_long",
-            format!(
-                "List should have at most {MAX_BATCH_CALLS} items after validation, not {}",
-                items.len()
-            ),
-        ));
-    }
-    Ok(items)
 }
 
 /// Whether a `Content-Type` says JSON: `application/json` or `application/…+json`.
@@ -361,6 +259,9 @@ fn decoded(piece: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use super::calls::MAX_BATCH_CALLS;
     use super::*;
 
     fn kinds(problems: &Problems) -> Vec<(String, Value)> {

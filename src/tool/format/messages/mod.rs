@@ -122,7 +122,9 @@ pub enum MessageError {
 }
 
 /// Whether a model wrote a message: an assistant's message, a model's item or turn.
-pub(super) fn is_models(message: &Map<String, Value>) -> bool {
+///
+/// [`CallParser::parse_message`] finds calls in such messages only.
+pub fn is_model_message(message: &Value) -> bool {
     let says = |key| message.get(key).and_then(Value::as_str);
     if let Some(role) = says("role").or_else(|| says("from")) {
         return matches!(role, "assistant" | "model" | "gpt" | "chatgpt" | "function_call");
@@ -140,10 +142,11 @@ impl CallParser<'_> {
     /// # Errors
     /// The message is not one, or a call cannot be read and the policy is to refuse it.
     pub fn parse_message(&self, message: &Value) -> Result<Parsed, MessageError> {
+        let is_models = is_model_message(message);
         let Value::Object(message) = message else {
             return Err(wrong_kind("the message", "an object", message));
         };
-        if !is_models(message) {
+        if !is_models {
             return Ok(Parsed::default());
         }
         let mut parsed = Parsed::default();

@@ -4,6 +4,7 @@
 //! The vectors after the makers' templates are in `tests/formats.rs`.
 
 mod hostile;
+mod messages;
 mod round_trip;
 mod write;
 
