@@ -1,7 +1,7 @@
 //! `tool-executor sandbox` and `tool-executor serve`: start, one line, wait for a signal, end.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use tool_executor::{Interrupt, ToolExecutor};
 use crate::args::{ListenArgs, RunArgs, SandboxArgs, ServeArgs};
 use crate::console::{fail, init_log, print};
 use crate::exit_code::ExitCode;
-use crate::setup::{chain, check_isolation, fleet, local, tool_server};
+use crate::setup::{certificates, chain, check_isolation, fleet, local, tool_server};
 use crate::signals::Signals;
 use crate::starting::start;
 
@@ -28,15 +28,15 @@ pub(crate) fn sandbox(args: SandboxArgs, warnings: &[String]) -> ExitCode {
     let grace = args.run.grace_s;
     let slots = args.slots.count();
     let started = start(signals.arrivals(), move |interrupt| {
+        let config = server_config(&args.listen, token)?;
         let backend = local(&args.slots, &args.limits, &args.isolation, interrupt)?;
-        let config = server_config(&args.listen, token);
         SandboxServer::start(config, backend).map_err(|error| chain(&error))
     });
     let server = match started {
         Ok(server) => server,
         Err(code) => return code,
     };
-    listening("sandbox", server.addr(), &format!("{slots} slots"));
+    listening("sandbox", server.url(), &format!("{slots} slots"));
     let _ = signals.arrivals().recv();
     let abort = server.abort_handle();
     close(signals.arrivals(), || server.close(grace), || abort.abort());
@@ -59,7 +59,7 @@ pub(crate) fn serve(args: ServeArgs, warnings: &[String]) -> ExitCode {
             Ok(started) => started,
             Err(code) => return code,
         };
-    listening("executor", server.addr(), &what);
+    listening("executor", server.url(), &what);
     let _ = signals.arrivals().recv();
     let end = || {
         server.close(grace);
@@ -78,9 +78,12 @@ fn start_serving(
     args: &ServeArgs,
     interrupt: &Interrupt,
 ) -> Result<(ExecutorServer, Arc<ToolExecutor>), String> {
+    let server = server_config(&args.listen, args.token.clone())?;
     let is_local = args.fleet.sandbox_url.is_empty();
-    let reachable = is_local && args.token.is_none() && !args.listen.no_auth;
-    if reachable && args.calls.allow_network() {
+    // Also in front of sandbox servers: they may be on this machine, whose loopback address their
+    // commands share.
+    let is_open = args.token.is_none() && !args.listen.no_auth;
+    if is_open && args.calls.allow_network() {
         log::warn!(
             "commands get no network: without a token they could reach this server, and with it \
              other trajectories; give a token, or --no-auth if that is no matter"
@@ -91,7 +94,7 @@ fn start_serving(
         .config()
         .with_acquire_timeout(args.acquire_timeout_s)
         .with_idle_limit(args.idle_limit_s);
-    let allow_network = args.calls.allow_network() && !reachable;
+    let allow_network = args.calls.allow_network() && !is_open;
     config.policy.allow_network = allow_network;
     config.policy.require_sandbox = args.isolation.require_sandbox;
     config.tool_server = tool_server(&args.tool_server)?;
@@ -103,16 +106,23 @@ fn start_serving(
     };
     let executor = Arc::new(builder.start().map_err(|error| chain(&error))?);
     check_isolation(&executor, allow_network, &args.fleet)?;
-    let config = server_config(&args.listen, args.token.clone());
-    let server = ExecutorServer::start(config, executor.clone());
+    let server = ExecutorServer::start(server, executor.clone());
     Ok((server.map_err(|error| chain(&error))?, executor))
 }
 
-fn server_config(listen: &ListenArgs, token: Option<Secret>) -> ServerConfig {
+/// How a server serves.
+///
+/// # Errors
+/// The certificate or its key cannot be read.
+fn server_config(listen: &ListenArgs, token: Option<Secret>) -> Result<ServerConfig, String> {
     let mut config = ServerConfig::new((listen.host, listen.port));
     config.token = token;
     config.no_auth = listen.no_auth;
-    config
+    config.tls_cert_pem = listen.tls_cert.as_deref().map(certificates).transpose()?;
+    config.tls_key_pem = listen.tls_key.as_deref().map(certificates).transpose()?.map(Secret::from);
+    config.advertise.clone_from(&listen.advertise);
+    config.check().map_err(|error| error.to_string())?;
+    Ok(config)
 }
 
 /// What both servers do first: the log, the warnings, the signals, and whether they may listen
@@ -159,8 +169,8 @@ fn close(signals: &Receiver<()>, close: impl FnOnce() + Send, hurry: impl FnOnce
 }
 
 /// The one line on standard output. Without it the server is of use all the same.
-fn listening(what: &str, addr: SocketAddr, of: &str) {
-    let line = format!("tool-executor: {what} listening on http://{addr} ({of})");
+fn listening(what: &str, url: &str, of: &str) {
+    let line = format!("tool-executor: {what} listening on {url} ({of})");
     if let Err(error) = print(&format!("{line}\n")) {
         log::warn!("{line}; standard output: {error}");
     }

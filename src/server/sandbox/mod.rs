@@ -11,7 +11,7 @@ mod plain;
 mod slots;
 
 use std::fmt;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,9 +19,9 @@ use hyper::header::{ALLOW, HeaderValue};
 
 use self::native::Native;
 use self::slots::Slots;
-use super::auth::{self, Token};
 use super::error::ServeError;
-use super::http::{self, HttpLimits, HttpServer, Method, Request, Response, StatusCode, response};
+use super::front::Front;
+use super::http::{self, HttpServer, Method, Request, Response, StatusCode, response};
 use crate::backend::Backend;
 use crate::config::ServerConfig;
 
@@ -52,10 +52,11 @@ impl fmt::Debug for AbortHandle {
 /// What the server is made of, shared by all its requests.
 struct Service {
     slots: Arc<Slots>,
-    token: Option<Token>,
     max_body: usize,
     /// Names this run of the server.
     instance: String,
+    /// How others reach it.
+    url: String,
     plain: plain::Plain,
     native: Arc<Native>,
 }
@@ -69,11 +70,8 @@ impl SandboxServer {
     /// –, the address cannot be listened on, or the backend does not start. The backend is closed
     /// then.
     pub fn start(config: ServerConfig, backend: impl Backend) -> Result<Self, ServeError> {
-        config.check()?;
-        let token = config.token.as_ref().map(Token::new).transpose()?;
-        let refused = |error| ServeError::Listen(config.addr, error);
-        let listener = TcpListener::bind(config.addr).map_err(refused)?;
-        let cut_network = token.is_none() && !config.no_auth;
+        let Front { listener, serving, url } = Front::open(&config)?;
+        let cut_network = config.token.is_none() && !config.no_auth;
         if cut_network {
             log::warn!(
                 "without a token commands get no network, so that they cannot reach this server; \
@@ -83,18 +81,18 @@ impl SandboxServer {
         let slots = Slots::start(Arc::new(backend), cut_network).map_err(ServeError::Backend)?;
         let instance = uuid::Uuid::new_v4().to_string();
         let service = Arc::new(Service {
-            native: Native::new(slots.clone(), instance.clone(), HttpLimits::from(&config)),
+            native: Native::new(slots.clone(), instance.clone(), serving.limits),
             slots: slots.clone(),
-            token,
             max_body: config.max_body,
             instance,
+            url,
             plain: plain::Plain::default(),
         });
         let serve = {
             let service = service.clone();
             move |request| service.clone().serve(request)
         };
-        match HttpServer::start(listener, HttpLimits::from(&config), serve) {
+        match HttpServer::start(listener, serving, serve) {
             Ok(http) => Ok(Self { http, service }),
             Err(error) => {
                 slots.close(Instant::now());
@@ -106,6 +104,12 @@ impl SandboxServer {
     /// Where it listens.
     pub fn addr(&self) -> SocketAddr {
         self.http.addr()
+    }
+
+    /// How others reach it: `http` or `https`, and what it advertises
+    /// ([`ServerConfig::advertise`]).
+    pub fn url(&self) -> &str {
+        &self.service.url
     }
 
     /// How many connections it has now, idle ones among them.
@@ -151,9 +155,12 @@ impl Service {
     async fn serve(self: Arc<Self>, request: Request) -> Response {
         let is_health = request.path() == plain::HEALTH;
         let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
-        if !(is_health && is_read)
-            && let Err(refusal) = auth::check(self.token.as_ref(), request.authorization())
-        {
+        let verdict = request.verdict();
+        let admitted = match is_health && is_read {
+            true => verdict.admitted_without_token(),
+            false => verdict.admitted(),
+        };
+        if let Err(refusal) = admitted {
             let status = StatusCode::from_u16(refusal.status).unwrap_or(StatusCode::FORBIDDEN);
             return plain::refused(status, refusal.detail);
         }

@@ -13,8 +13,9 @@ const COMMANDS: [&str; 3] = ["replay", "serve", "sandbox"];
 /// `replay` has no `--acquire-timeout-s`, because more trajectories than slots is what
 /// `--concurrency` asks for, and no `--idle-limit-s`, because it releases what it is done with.
 /// `sandbox` has none of the flags about calls: its clients say these.
-const TABLE: [(&str, &str, &str); 40] = [
+const TABLE: [(&str, &str, &str); 43] = [
     ("acquire-timeout-s", "TOOL_EXECUTOR_ACQUIRE_TIMEOUT_S", "s"),
+    ("advertise", "TOOL_EXECUTOR_ADVERTISE", "sx"),
     ("allow-network", "TOOL_EXECUTOR_ALLOW_NETWORK", "rs"),
     ("allow-unisolated", "TOOL_EXECUTOR_ALLOW_UNISOLATED", "rsx"),
     ("batch-window-ms", "TOOL_EXECUTOR_BATCH_WINDOW_MS", "rs"),
@@ -50,6 +51,8 @@ const TABLE: [(&str, &str, &str); 40] = [
     ("slots", "TOOL_EXECUTOR_SLOTS", "rsx"),
     ("summary-json", "", "r"),
     ("timeout-s", "TOOL_EXECUTOR_TIMEOUT_S", "rs"),
+    ("tls-cert", "TOOL_EXECUTOR_TLS_CERT", "sx"),
+    ("tls-key", "TOOL_EXECUTOR_TLS_KEY", "sx"),
     ("token", "TOOL_EXECUTOR_TOKEN", "s"),
     ("tool-server-ca", "TOOL_EXECUTOR_TOOL_SERVER_CA", "rs"),
     ("tool-server-token", "TOOL_EXECUTOR_TOOL_SERVER_TOKEN", "rs"),
