@@ -2,12 +2,12 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Output;
+use std::process::{Output, Stdio};
 
 use rcgen::{CertificateParams, KeyPair};
 use serde_json::{Value, json};
 
-use super::{Program, call};
+use super::{Program, call, errors_of, line_with};
 use crate::caller;
 use crate::program::program;
 
@@ -62,11 +62,12 @@ fn a_command_cannot_drive_the_server_before_its_sandbox_server() {
         let port = program.addr.port();
         program.bash("attacker", &format!("exec 3<>/dev/tcp/127.0.0.1/{port} && echo reached"))
     };
-    let open = Program::open(&["serve", "--sandbox-url", &url], &env);
+    let mut open = Program::open(&["serve", "--sandbox-url", &url], &env);
     let result = reach(&open);
     assert_eq!(result["metadata"]["network_isolated"], true, "{result}");
     assert!(!result["output"].as_str().unwrap().contains("reached"), "{result}");
-    drop(open);
+    open.terminate();
+    open.ends();
     // It is the network that keeps it away: with the wish for that it is reached.
     let open = Program::open(&["serve", "--no-auth", "--sandbox-url", &url], &env);
     let result = reach(&open);
@@ -194,4 +195,34 @@ fn a_server_on_every_address_calls_itself_by_the_hosts_name_or_what_it_is_told()
     let errors = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(2), "{errors}");
     assert!(errors.contains("HOST or HOST:PORT"), "{errors}");
+}
+
+#[test]
+fn a_sandbox_server_that_may_be_unused_for_a_while_ends_after_it_and_not_while_it_is_used() {
+    let start = || {
+        let mut command = program();
+        command.stderr(Stdio::piped());
+        let arguments = ["sandbox", "--slots", "1", "--exit-when-unused", "3"];
+        Program::start_as(command, &arguments, ("TOOL_EXECUTOR_SANDBOX_TOKEN", "s3cret"), &[])
+    };
+    let mut used = start();
+    let lines = errors_of(&mut used.child);
+    // An executor that makes no call uses the server too.
+    let env = [("TOOL_EXECUTOR_SANDBOX_TOKEN", "s3cret")];
+    let mut executor = Program::serve(&["--sandbox-url", &used.url()], &env);
+    // Questions about the health are no use; and its end comes later than the other's would have.
+    let mut unused = start();
+    let mut ended = unused.send("GET", "/health", &Value::Null);
+    assert_eq!(ended.receive().status, 200);
+    unused.ends();
+    assert_eq!(executor.bash("t", "echo on")["output"], "on");
+    executor.terminate();
+    executor.ends();
+    // A command that outlasts the time keeps it, too.
+    let call =
+        json!({"slot_id": "slot_0", "tool": "bash", "args": {"command": "sleep 4; echo on"}});
+    assert_eq!(used.post("/execute", &call)["output"], "on");
+    let line = line_with(&lines, "unused for 3 s: the server ends");
+    assert!(line.contains("WARN"), "{line}");
+    used.ends();
 }

@@ -4,9 +4,9 @@ use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, bounded, select};
+use crossbeam_channel::{Receiver, RecvTimeoutError, bounded, select};
 use tool_executor::config::{Secret, ServerConfig};
 use tool_executor::server::{ExecutorServer, SandboxServer};
 use tool_executor::{Interrupt, ToolExecutor};
@@ -26,6 +26,7 @@ pub(crate) fn sandbox(args: SandboxArgs, warnings: &[String]) -> ExitCode {
         Err(code) => return code,
     };
     let grace = args.run.grace_s;
+    let unused_limit = args.exit_when_unused;
     let slots = args.slots.count();
     let started = start(signals.arrivals(), move |interrupt| {
         let config = server_config(&args.listen, token)?;
@@ -37,10 +38,46 @@ pub(crate) fn sandbox(args: SandboxArgs, warnings: &[String]) -> ExitCode {
         Err(code) => return code,
     };
     listening("sandbox", server.url(), &format!("{slots} slots"));
-    let _ = signals.arrivals().recv();
+    wait_for_end(signals.arrivals(), &server, unused_limit);
     let abort = server.abort_handle();
     close(signals.arrivals(), || server.close(grace), || abort.abort());
     ExitCode::Ok
+}
+
+/// Comes back at a signal, or when the server has been unused for as long as it may be.
+fn wait_for_end(signals: &Receiver<()>, server: &SandboxServer, limit: Option<Duration>) {
+    let Some(limit) = limit else {
+        let _ = signals.recv();
+        return;
+    };
+    loop {
+        match next_look(server.unused_since(), limit, Instant::now()) {
+            Look::At(next) => match signals.recv_deadline(next) {
+                Err(RecvTimeoutError::Timeout) => {}
+                Ok(()) | Err(RecvTimeoutError::Disconnected) => return,
+            },
+            Look::Over => {
+                // A warning, to be seen without asking for more: it is why the server is gone.
+                log::warn!("unused for {} s: the server ends", limit.as_secs_f64());
+                return;
+            }
+        }
+    }
+}
+
+/// When to look next whether a server is unused.
+#[derive(Debug, PartialEq, Eq)]
+enum Look {
+    At(Instant),
+    /// It has been for long enough.
+    Over,
+}
+
+/// Whether a server that has been unused since then – `None`: it is used – is so for long enough,
+/// or when it can be at the earliest.
+fn next_look(unused_since: Option<Instant>, limit: Duration, now: Instant) -> Look {
+    let end = unused_since.unwrap_or(now) + limit;
+    if end <= now { Look::Over } else { Look::At(end) }
 }
 
 /// Runs an executor server until a signal ends it.
@@ -189,4 +226,28 @@ fn may_listen(listen: &ListenArgs, has_token: bool) -> Result<(), String> {
          --no-auth if they all may use it",
         listen.host
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_ends_when_it_was_unused_for_so_long_and_is_looked_at_no_sooner_than_that() {
+        let began = Instant::now();
+        let at = |seconds| began + Duration::from_secs(seconds);
+        let limit = Duration::from_secs(30);
+        for (unused_since, now, expected) in [
+            (Some(0), 0, Look::At(at(30))),
+            (Some(0), 29, Look::At(at(30))),
+            (Some(0), 30, Look::Over),
+            (Some(0), 31, Look::Over),
+            // It is used: at the earliest so long from now.
+            (None, 30, Look::At(at(60))),
+            // It was used meanwhile.
+            (Some(20), 30, Look::At(at(50))),
+        ] {
+            assert_eq!(next_look(unused_since.map(at), limit, at(now)), expected);
+        }
+    }
 }

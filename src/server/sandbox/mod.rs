@@ -6,6 +6,7 @@
 //! `model_attributable` after the reference's keys; `native` speaks the protocol of our own
 //! executors.
 
+mod activity;
 mod native;
 mod plain;
 mod slots;
@@ -17,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use hyper::header::{ALLOW, HeaderValue};
 
+use self::activity::Activity;
 use self::native::Native;
 use self::slots::Slots;
 use super::error::ServeError;
@@ -57,6 +59,7 @@ struct Service {
     instance: String,
     /// How others reach it.
     url: String,
+    activity: Arc<Activity>,
     plain: plain::Plain,
     native: Arc<Native>,
 }
@@ -80,8 +83,10 @@ impl SandboxServer {
         }
         let slots = Slots::start(Arc::new(backend), cut_network).map_err(ServeError::Backend)?;
         let instance = uuid::Uuid::new_v4().to_string();
+        let activity = Activity::new(Instant::now());
         let service = Arc::new(Service {
-            native: Native::new(slots.clone(), instance.clone(), serving.limits),
+            native: Native::new(slots.clone(), instance.clone(), serving.limits, activity.clone()),
+            activity,
             slots: slots.clone(),
             max_body: config.max_body,
             instance,
@@ -115,6 +120,16 @@ impl SandboxServer {
     /// How many connections it has now, idle ones among them.
     pub fn connections(&self) -> usize {
         self.http.connections()
+    }
+
+    /// Since when no executor has a session with it and no call, reset or request for files is under
+    /// way; `None` while one is. A server that has not been used yet is unused since its start.
+    /// Questions about its health and its slots are no use.
+    pub fn unused_since(&self) -> Option<Instant> {
+        let slots = &self.service.slots;
+        // A client that went away leaves its call behind, without a request.
+        let executes = (0..slots.len()).any(|slot| slots.is_executing(slot));
+        self.service.activity.unused_since().filter(|_| !executes)
     }
 
     /// What ends a [`close`](Self::close) that is under way on another thread.
@@ -164,6 +179,7 @@ impl Service {
             let status = StatusCode::from_u16(refusal.status).unwrap_or(StatusCode::FORBIDDEN);
             return plain::refused(status, refusal.detail);
         }
+        let _in_use = (!is_read).then(|| self.activity.begin());
         if request.path().starts_with("/v1/") {
             return self.native.serve(request).await.unwrap_or_else(not_found);
         }

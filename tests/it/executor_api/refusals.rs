@@ -11,8 +11,8 @@ fn problem(kind: &str, place: Value, message: &str, input: Value) -> Value {
 }
 
 #[test]
-fn what_is_wrong_with_a_body_is_told_before_anything_else() {
-    let served = Served::with_token(Echoes(1));
+fn all_that_is_wrong_with_a_body_is_told() {
+    let served = Served::open(Echoes(1));
     let tool = json!({"name": "n", "arguments": {}, "uniq_id": "u"});
     let read = |field: &str, value: Value| {
         let mut body = json!({"trajectory_id": "t", "path": "p"});

@@ -299,7 +299,7 @@ fn what_the_server_tells_of_itself() {
     let expected = json!({
         "status": "ok", "slots": 2, "available": 2, "executing": 0, "data_dir": "",
         "bwrap_available": false, "stateful_dir": "", "server": version, "features": ["native-1"],
-        "instance": idle["instance"],
+        "instance": idle["instance"], "url": format!("http://{}", server.addr()),
     });
     assert_eq!(idle, expected);
     assert!(health.text().starts_with(r#"{"status": "ok", "slots": 2, "#));

@@ -90,6 +90,12 @@ pub(crate) struct SandboxArgs {
     #[command(flatten)]
     pub(crate) listen: ListenArgs,
 
+    /// End when for so long no executor was connected and no request came, in seconds; questions
+    /// about its health are none [default: never]
+    #[arg(long, value_name = "S", env = "TOOL_EXECUTOR_EXIT_WHEN_UNUSED")]
+    #[arg(value_parser = named(values::unused_seconds), help_heading = "Running")]
+    pub(crate) exit_when_unused: Option<Duration>,
+
     #[command(flatten)]
     pub(crate) token: SandboxTokenArgs,
 

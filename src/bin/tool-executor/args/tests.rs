@@ -13,7 +13,7 @@ const COMMANDS: [&str; 3] = ["replay", "serve", "sandbox"];
 /// `replay` has no `--acquire-timeout-s`, because more trajectories than slots is what
 /// `--concurrency` asks for, and no `--idle-limit-s`, because it releases what it is done with.
 /// `sandbox` has none of the flags about calls: its clients say these.
-const TABLE: [(&str, &str, &str); 43] = [
+const TABLE: [(&str, &str, &str); 44] = [
     ("acquire-timeout-s", "TOOL_EXECUTOR_ACQUIRE_TIMEOUT_S", "s"),
     ("advertise", "TOOL_EXECUTOR_ADVERTISE", "sx"),
     ("allow-network", "TOOL_EXECUTOR_ALLOW_NETWORK", "rs"),
@@ -22,6 +22,7 @@ const TABLE: [(&str, &str, &str); 43] = [
     ("compare", "", "r"),
     ("concurrency", "", "r"),
     ("data-dir", "TOOL_EXECUTOR_DATA_DIR", "rsx"),
+    ("exit-when-unused", "TOOL_EXECUTOR_EXIT_WHEN_UNUSED", "x"),
     ("grace-s", "TOOL_EXECUTOR_GRACE_S", "rsx"),
     ("host", "TOOL_EXECUTOR_LISTEN_HOST", "sx"),
     ("idle-limit-s", "TOOL_EXECUTOR_IDLE_LIMIT_S", "s"),

@@ -153,6 +153,11 @@ pub(super) fn wait_seconds(text: &str) -> Result<Duration, String> {
     seconds(text, 0.0, 31_536_000.0)
 }
 
+/// Seconds without use: long enough for a client to come back.
+pub(super) fn unused_seconds(text: &str) -> Result<Duration, String> {
+    seconds(text, 0.1, 31_536_000.0)
+}
+
 /// Seconds of grace: up to an hour.
 pub(super) fn grace_seconds(text: &str) -> Result<Duration, String> {
     seconds(text, 0.0, 3600.0)
