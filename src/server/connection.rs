@@ -438,6 +438,27 @@ mod tests {
     }
 
     #[test]
+    fn a_handshake_that_does_not_end_is_given_up_and_holds_up_no_other() {
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let (cert, key) = (made.cert.pem(), made.signing_key.serialize_pem());
+        let mut serving = serving(8, Duration::from_millis(300));
+        let now = std::time::SystemTime::now();
+        serving.tls = Some(tls::acceptor(&cert, &key.into(), now).unwrap());
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let server = HttpServer::start(listener, serving, answer).unwrap();
+        let silent = connect(server.addr());
+        let mut slow = connect(server.addr());
+        slow.write_all(&[0x16, 3, 1]).unwrap();
+        // Accepted after these two, and answered before they are given up.
+        let mut plain = connect(server.addr());
+        plain.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+        let mut text = String::new();
+        plain.read_to_string(&mut text).unwrap();
+        assert!(text.starts_with("HTTP/1.1 400") && text.contains("https"), "{text}");
+        assert!(is_closed(&silent) && is_closed(&slow));
+    }
+
+    #[test]
     fn strangers_do_not_hold_up_a_close() {
         let (mut server, addr) = server(8, PATIENCE);
         let silent = connect(addr);

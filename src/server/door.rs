@@ -69,8 +69,8 @@ const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 const FOREIGN_HOST: Refusal = Refusal {
     status: 403,
-    detail: "This server has no token, so it does not answer under any name: the Host must be a \
-             loopback name (localhost, 127.0.0.1, [::1]), the name that it advertises, or, where \
+    detail: "This server has no token, so it answers under names of its own only: the Host must be \
+             a loopback name (localhost, 127.0.0.1, [::1]), the name that it advertises, or, where \
              other machines can reach it, an IP address or the host's name. Advertise the name, or \
              use a token",
 };
@@ -204,6 +204,8 @@ mod tests {
     /// The status without a token on the loopback address, on all addresses, and with a token that
     /// the request does not show; 200 is in.
     type Statuses = (u16, u16, u16);
+    /// Who asks, by which method, and with which headers.
+    type Row<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)], Statuses);
 
     const JSON: (&str, &str) = ("Content-Type", "application/json");
     const EVIL: (&str, &str) = ("Origin", "https://evil.example");
@@ -212,7 +214,7 @@ mod tests {
     fn programs_are_let_in_and_pages_are_not() {
         let local = ("Host", "127.0.0.1:9001");
         #[rustfmt::skip]
-        let table: &[(&str, &str, &[(&str, &str)], Statuses)] = &[
+        let table: &[Row<'_>] = &[
             // What programs send.
             ("reference client", "POST", &[("Host", "localhost:9001"), JSON, ("Accept", "*/*")], (200, 200, 401)),
             ("native client", "POST", &[local, JSON], (200, 200, 401)),

@@ -9,9 +9,9 @@
 //! Connections, the size of a request's body, the time that a request may take to arrive, and the
 //! time that the client may leave a response unread. A connection that is idle for
 //! [`HttpLimits::read_timeout`] is closed; before its first request was admitted it has less, and so
-//! has everything else that it can take (`strangers`). A client whose machine is gone without a word is found
-//! out by the kernel, in about the time that it may leave a response unread: also one that waits
-//! for an answer.
+//! has everything else that it can take (`strangers`). A client whose machine is gone without a
+//! word is found out by the kernel, in about the time that it may leave a response unread: also one
+//! that waits for an answer.
 
 use std::convert::Infallible;
 use std::future::Future;

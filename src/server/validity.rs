@@ -102,7 +102,9 @@ impl Moment {
     fn of(time: SystemTime) -> Self {
         let since = time.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs();
         let (mut days, seconds) = (since / 86_400, (since % 86_400) as u32);
-        let is_leap = |year: u32| year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+        let is_leap = |year: u32| {
+            year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400))
+        };
         let mut year = 1970;
         loop {
             let length = if is_leap(year) { 366 } else { 365 };

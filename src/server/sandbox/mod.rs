@@ -122,9 +122,9 @@ impl SandboxServer {
         self.http.connections()
     }
 
-    /// Since when no executor has a session with it and no call, reset or request for files is under
-    /// way; `None` while one is. A server that has not been used yet is unused since its start.
-    /// Questions about its health and its slots are no use.
+    /// Since when no executor has a session with it and no call, reset or request for files is
+    /// under way; `None` while one is. A server that has not been used yet is unused since its
+    /// start. Questions about its health and its slots are no use.
     pub fn unused_since(&self) -> Option<Instant> {
         let slots = &self.service.slots;
         // A client that went away leaves its call behind, without a request.

@@ -62,9 +62,9 @@ pub(crate) enum Command {
     /// Serve an executor over HTTP: the reference's clients use it unchanged
     ///
     /// Its calls run in slots of this machine, or of sandbox servers. Prints one line when it
-    /// listens. Without a token commands get no network, since they could reach this server and with
-    /// it other trajectories. SIGTERM and Ctrl-C end it: what runs may
-    /// go on for the grace time; a second signal ends it at once.
+    /// listens. Without a token commands get no network, since they could reach this server and
+    /// with it other trajectories. SIGTERM and Ctrl-C end it: what runs may go on for the grace
+    /// time; a second signal ends it at once.
     #[command(after_help = exit_code::SERVER_HELP)]
     Serve(ServeArgs),
 
