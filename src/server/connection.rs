@@ -392,7 +392,7 @@ mod tests {
 
     #[test]
     fn a_silent_stranger_is_closed_after_a_few_seconds_and_an_admitted_client_is_not() {
-        let (server, addr) = server(8, Duration::from_millis(200));
+        let (server, addr) = server(8, Duration::from_secs(1));
         let known = connect(addr);
         assert!(ask(&known, "x").starts_with("HTTP/1.1 200"));
         let silent = connect(addr);
@@ -418,16 +418,22 @@ mod tests {
         let flood: Vec<_> = (0..3 * MOST)
             .map(|number| {
                 let mut socket = connect(addr);
-                if number % 2 == 0 {
-                    let head = b"POST / HTTP/1.1\r\nContent-Length: 100000000\r\nX: ";
-                    socket.write_all(head).unwrap();
+                let head = "POST / HTTP/1.1\r\nContent-Length: 100000000\r\n";
+                match number % 3 {
+                    0 => {}
+                    1 => socket.write_all(head.as_bytes()).unwrap(),
+                    _ => {
+                        let body = "x".repeat(8 * 1024);
+                        socket.write_all(format!("{head}\r\n{body}").as_bytes()).unwrap();
+                    }
                 }
                 socket
             })
             .collect();
         for _ in 0..100 {
             assert!(ask(&known, "meanwhile").starts_with("HTTP/1.1 200"));
-            assert!(server.connections() <= 1 + MOST, "{}", server.connections());
+            // One that gives way is counted until it has ended.
+            assert!(server.connections() <= 1 + 2 * MOST, "{}", server.connections());
         }
         // Behind all of them, and in all the same.
         let newcomer = connect(addr);
@@ -441,7 +447,7 @@ mod tests {
     fn a_handshake_that_does_not_end_is_given_up_and_holds_up_no_other() {
         let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
         let (cert, key) = (made.cert.pem(), made.signing_key.serialize_pem());
-        let mut serving = serving(8, Duration::from_millis(300));
+        let mut serving = serving(8, Duration::from_secs(1));
         let now = std::time::SystemTime::now();
         serving.tls = Some(tls::acceptor(&cert, &key.into(), now).unwrap());
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

@@ -237,7 +237,50 @@ impl Drop for Visit {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        /// Whatever comes and goes: never too many, only the oldest gives way, only after its
+        /// grace, and no new one waits for longer than that.
+        #[test]
+        fn places_are_held_by_the_latest(
+            most in 1usize..5,
+            steps in proptest::collection::vec((0u64..700, proptest::option::of(0u64..20)), 0..60),
+        ) {
+            let mut now = Instant::now();
+            let mut places = Places::new(most);
+            // In the order of their entry.
+            let mut inside: Vec<(u64, Instant)> = Vec::new();
+            for (pause, leaves) in steps {
+                now += Duration::from_millis(pause);
+                if let Some(number) = leaves {
+                    places.leave(number);
+                    inside.retain(|(own, _)| *own != number);
+                    continue;
+                }
+                let oldest = inside.first().copied();
+                match places.enter(now, || now) {
+                    Entry::Entered(number, evicted) => {
+                        prop_assert_eq!(evicted.is_some(), inside.len() == most);
+                        if evicted.is_some() {
+                            let (_, since) = inside.remove(0);
+                            prop_assert_eq!(evicted, Some(since));
+                            prop_assert!(now >= since + GRACE);
+                        }
+                        inside.push((number, now));
+                    }
+                    Entry::Full(until) => {
+                        prop_assert_eq!(inside.len(), most);
+                        prop_assert_eq!(Some(until), oldest.map(|(_, since)| since + GRACE));
+                        prop_assert!(now < until);
+                    }
+                }
+                prop_assert_eq!(places.held.len(), inside.len());
+            }
+        }
+    }
 
     #[test]
     fn strangers_are_at_most_half_of_what_there_is() {
