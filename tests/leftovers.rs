@@ -49,7 +49,7 @@ impl Server {
         let length = body.len();
         write!(
             stream,
-            "POST /execute HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n{body}"
+            "POST /execute HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
         )
         .unwrap();
         stream

@@ -25,6 +25,8 @@ mod fakes {
 
 #[path = "it/caller.rs"]
 mod caller;
+#[path = "serve/door.rs"]
+mod door;
 #[path = "serve/formats.rs"]
 mod formats;
 #[path = "it/http.rs"]
@@ -70,8 +72,11 @@ impl Program {
             .unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let url = line.split_whitespace().find_map(|word| word.strip_prefix("http://"));
-        let addr = url.unwrap_or_else(|| panic!("{line:?}")).parse().unwrap();
+        let url = line.split_whitespace().find(|word| word.starts_with("http"));
+        let url = url.unwrap_or_else(|| panic!("{line:?}"));
+        // Not where it says that others reach it, but where it listens.
+        let port = url.rsplit(':').next().unwrap().parse().unwrap();
+        let addr = SocketAddr::from(([127, 0, 0, 1], port));
         let headers = vec![("Authorization", format!("Bearer {}", token.1))];
         Self { child, addr, headers, tmp, line }
     }

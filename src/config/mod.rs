@@ -23,6 +23,7 @@
 //! # Ok::<(), serde_json::Error>(())
 //! ```
 
+mod advertise;
 mod executor;
 mod fleet;
 mod limits;
@@ -31,6 +32,8 @@ mod secret;
 mod server;
 mod tool_server;
 
+#[cfg(feature = "server")]
+pub(crate) use advertise::Advertise;
 pub(crate) use executor::MOST_THREADS;
 pub use executor::{BatchPolicy, ExecutorConfig, LostWorkspace, ToolsConfig};
 pub use fleet::FleetConfig;

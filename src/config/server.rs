@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::Secret;
+use super::advertise::Advertise;
 use crate::error::ConfigError;
 use crate::seconds::{self, LONGEST};
 
@@ -16,10 +17,11 @@ use crate::seconds::{self, LONGEST};
 pub struct ServerConfig {
     /// Where to listen; port 0 is any that is free.
     pub addr: SocketAddr,
-    /// What clients have to send as `Authorization: Bearer …`. Defaults to none: everybody may –
-    /// and then the commands of a sandbox server have no network, unless [`no_auth`](Self::no_auth)
-    /// is set: a command could use the server itself, to get into other slots. Never logged or
-    /// serialised.
+    /// What clients have to send as `Authorization: Bearer …`. Defaults to none: every program that
+    /// can connect may use the server – pages in a browser may not –, and the commands of a sandbox
+    /// server have no network, unless [`no_auth`](Self::no_auth) is set: a command could use the
+    /// server itself, to get into other slots. Of an executor server's commands the executor's
+    /// policy decides: let it forbid the network. Never logged or serialised.
     #[serde(default, skip_serializing)]
     pub token: Option<Secret>,
     /// Whether to do without a token all the same: on an address that others can reach, and with
@@ -43,6 +45,20 @@ pub struct ServerConfig {
     /// least 1 ms, at most a year.
     #[serde(rename = "write_timeout_s", with = "seconds", default = "write_timeout")]
     pub write_timeout: Duration,
+    /// The server's certificate, and those that lead from it to an authority, as PEM: with it the
+    /// server speaks `https` only. Needs [`tls_key_pem`](Self::tls_key_pem). Defaults to none: it
+    /// speaks `http`.
+    #[serde(default)]
+    pub tls_cert_pem: Option<String>,
+    /// The private key of [`tls_cert_pem`](Self::tls_cert_pem), as PEM, without a password. Never
+    /// logged or serialised.
+    #[serde(default, skip_serializing)]
+    pub tls_key_pem: Option<Secret>,
+    /// How others reach the server: `host` or `host:port`. It is what the server calls itself, and
+    /// without a token a name that it answers under. Defaults to the address that it listens on,
+    /// and to the host's name where that is every address.
+    #[serde(default)]
+    pub advertise: Option<String>,
 }
 
 fn max_body() -> usize {
@@ -69,6 +85,9 @@ setters! {
         with_max_connections: max_connections = usize,
         with_read_timeout: read_timeout = Duration,
         with_write_timeout: write_timeout = Duration,
+        with_tls_cert_pem: tls_cert_pem = some String,
+        with_tls_key_pem: tls_key_pem = some Secret,
+        with_advertise: advertise = some String,
     }
 }
 
@@ -83,6 +102,9 @@ impl ServerConfig {
             max_connections: max_connections(),
             read_timeout: read_timeout(),
             write_timeout: write_timeout(),
+            tls_cert_pem: None,
+            tls_key_pem: None,
+            advertise: None,
         }
     }
 
@@ -105,6 +127,16 @@ impl ServerConfig {
             if !(Duration::from_millis(1)..=LONGEST).contains(&time) {
                 return wrong(format!("{name} is {time:?}; it must be from 1 ms to a year"));
             }
+        }
+        match (&self.tls_cert_pem, &self.tls_key_pem) {
+            (Some(_), None) => return wrong("tls_cert_pem needs tls_key_pem, its key".to_owned()),
+            (None, Some(_)) => {
+                return wrong("tls_key_pem needs tls_cert_pem, its certificate".to_owned());
+            }
+            (Some(_), Some(_)) | (None, None) => {}
+        }
+        if let Some(advertise) = &self.advertise {
+            advertise.parse::<Advertise>().map_err(ConfigError::new)?;
         }
         let ip = self.addr.ip();
         if self.token.is_none() && !self.no_auth && !ip.is_loopback() {

@@ -285,6 +285,12 @@ impl ToolExecutor {
         guarded(|| self.backend.capabilities()).unwrap_or_default()
     }
 
+    /// Whether commands may use the network.
+    #[cfg(feature = "server")]
+    pub(crate) fn allows_network(&self) -> bool {
+        self.policy.allow_network
+    }
+
     /// The tools there are.
     pub fn registry(&self) -> &ToolRegistry {
         &self.registry

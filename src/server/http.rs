@@ -8,9 +8,10 @@
 //! # Bounds
 //! Connections, the size of a request's body, the time that a request may take to arrive, and the
 //! time that the client may leave a response unread. A connection that is idle for
-//! [`HttpLimits::read_timeout`] is closed. A client whose machine is gone without a word is found
-//! out by the kernel, in about the time that it may leave a response unread: also one that waits
-//! for an answer.
+//! [`HttpLimits::read_timeout`] is closed; before its first request was admitted it has less, and so
+//! has everything else that it can take (`strangers`). A client whose machine is gone without a
+//! word is found out by the kernel, in about the time that it may leave a response unread: also one
+//! that waits for an answer.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -24,14 +25,14 @@ use bytes::Bytes;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::{Body, Frame, Incoming};
-use hyper::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
+use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
 use tokio::runtime::Runtime;
-use tokio::sync::{Semaphore, mpsc, oneshot};
-use tokio_io_timeout::TimeoutStream;
+use tokio::sync::{mpsc, oneshot};
+use tokio_rustls::TlsAcceptor;
 
+use super::connection;
+use super::door::{Door, Verdict};
+use super::strangers::{descriptor_limit, most_strangers};
 use crate::config::ServerConfig;
 use crate::seconds::LONGEST;
 
@@ -51,7 +52,15 @@ pub(crate) struct HttpLimits {
     pub(crate) write_timeout: Duration,
     /// How many connections at once; further ones wait to be accepted.
     pub(crate) max_connections: usize,
+    /// How long a connection may be silent before a request of it was admitted.
+    pub(crate) stranger_timeout: Duration,
+    /// How many connections of which no request was admitted yet.
+    pub(crate) max_strangers: usize,
 }
+
+/// How long a connection may be silent before a request of it was admitted. Longer than clients of
+/// ours keep an idle connection.
+const STRANGER_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl From<&ServerConfig> for HttpLimits {
     fn from(config: &ServerConfig) -> Self {
@@ -60,8 +69,21 @@ impl From<&ServerConfig> for HttpLimits {
             read_timeout: config.read_timeout,
             write_timeout: config.write_timeout,
             max_connections: config.max_connections,
+            stranger_timeout: config.read_timeout.min(STRANGER_TIMEOUT),
+            max_strangers: most_strangers(config.max_connections, descriptor_limit()),
         }
     }
+}
+
+/// How a server serves.
+#[derive(Clone)]
+pub(crate) struct Serving {
+    /// What it puts up with.
+    pub(crate) limits: HttpLimits,
+    /// Who is let in.
+    pub(crate) door: Arc<Door>,
+    /// What does its handshakes, if it speaks TLS.
+    pub(crate) tls: Option<TlsAcceptor>,
 }
 
 /// The deadline of a grace, which may be endless.
@@ -71,10 +93,11 @@ pub(crate) fn deadline(grace: Duration) -> Instant {
 
 /// A request whose body has not been read yet.
 pub(crate) struct Request {
-    parts: hyper::http::request::Parts,
-    body: Incoming,
-    limits: HttpLimits,
-    connections: Arc<AtomicUsize>,
+    pub(super) parts: hyper::http::request::Parts,
+    pub(super) body: Incoming,
+    pub(super) limits: HttpLimits,
+    pub(super) connections: Arc<AtomicUsize>,
+    pub(super) verdict: Verdict,
 }
 
 /// Why a request's body could not be had.
@@ -104,9 +127,9 @@ impl Request {
         self.parts.uri.query()
     }
 
-    /// The `Authorization` header.
-    pub(crate) fn authorization(&self) -> Option<&[u8]> {
-        self.parts.headers.get(AUTHORIZATION).map(HeaderValue::as_bytes)
+    /// Whether it is let in. To be heeded before the body is read.
+    pub(crate) fn verdict(&self) -> Verdict {
+        self.verdict
     }
 
     /// The `Content-Type` header, if it is text.
@@ -218,7 +241,7 @@ impl HttpServer {
     /// The operating system's, when it refuses threads or the listener.
     pub(crate) fn start<H, F>(
         listener: TcpListener,
-        limits: HttpLimits,
+        serving: Serving,
         handler: H,
     ) -> io::Result<Self>
     where
@@ -246,7 +269,7 @@ impl HttpServer {
         let (stop, stopped) = oneshot::channel();
         let (tell_ended, ended) = oneshot::channel();
         let handler = Arc::new(handler);
-        let accept = accept(listener, limits, handler, connections.clone(), stopped);
+        let accept = connection::accept(listener, serving, handler, connections.clone(), stopped);
         runtime.spawn(async move {
             accept.await;
             let _ = tell_ended.send(());
@@ -283,112 +306,6 @@ impl Drop for HttpServer {
     fn drop(&mut self) {
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
-        }
-    }
-}
-
-/// Has the kernel end a connection whose other end has not been heard of for about so long.
-#[cfg(target_os = "linux")]
-fn find_out(stream: impl std::os::fd::AsFd, patience: Duration) -> rustix::io::Result<()> {
-    use rustix::net::sockopt;
-    // The kernel counts in seconds. Four times without an answer is the end.
-    let every = Duration::from_secs((patience / 4).as_secs().clamp(1, 30 * 60));
-    sockopt::set_socket_keepalive(&stream, true)?;
-    sockopt::set_tcp_keepidle(&stream, every)?;
-    sockopt::set_tcp_keepintvl(&stream, every)?;
-    let patience = u32::try_from((4 * every).as_millis()).unwrap_or(u32::MAX);
-    sockopt::set_tcp_user_timeout(&stream, patience)
-}
-
-async fn accept<H, F>(
-    listener: tokio::net::TcpListener,
-    limits: HttpLimits,
-    handler: Arc<H>,
-    connections: Arc<AtomicUsize>,
-    mut stopped: oneshot::Receiver<()>,
-) where
-    H: Fn(Request) -> F + Send + Sync + 'static,
-    F: Future<Output = Response> + Send + 'static,
-{
-    let places = Arc::new(Semaphore::new(limits.max_connections));
-    let graceful = GracefulShutdown::new();
-    loop {
-        let next = async {
-            let place = places.clone().acquire_owned().await;
-            (place, listener.accept().await)
-        };
-        let (place, stream) = tokio::select! {
-            _ = &mut stopped => break,
-            (place, accepted) = next => match accepted {
-                Ok((stream, _)) => (place, stream),
-                Err(error) => {
-                    // Out of file descriptors, most likely: some connection has to end first.
-                    log::warn!("cannot accept a connection: {error}");
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                    continue;
-                }
-            },
-        };
-        // Refused only on a socket that is gone already.
-        let _ = stream.set_nodelay(true);
-        #[cfg(target_os = "linux")]
-        let _ = find_out(&stream, limits.write_timeout);
-        let mut stream = TimeoutStream::new(stream);
-        stream.set_write_timeout(Some(limits.write_timeout));
-        let (handler, count) = (handler.clone(), connections.clone());
-        let service = service_fn(move |request: hyper::Request<Incoming>| {
-            let (parts, body) = request.into_parts();
-            let response = handler(Request { parts, body, limits, connections: count.clone() });
-            async move { Ok::<_, Infallible>(response.await) }
-        });
-        let connection = hyper::server::conn::http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(limits.read_timeout)
-            .serve_connection(TokioIo::new(Box::pin(stream)), service);
-        let connection = graceful.watch(connection);
-        let counted = Counted::new(connections.clone());
-        tokio::spawn(async move {
-            // How a connection ends is the client's business.
-            if let Err(error) = connection.await {
-                log::debug!("a connection ended: {error}");
-            }
-            drop((counted, place));
-        });
-    }
-    drop(listener);
-    graceful.shutdown().await;
-}
-
-struct Counted(Arc<AtomicUsize>);
-
-impl Counted {
-    fn new(count: Arc<AtomicUsize>) -> Self {
-        count.fetch_add(1, Ordering::Relaxed);
-        Self(count)
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-#[cfg(all(test, target_os = "linux"))]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_machine_that_is_gone_is_found_out_in_the_time_for_writing() {
-        use rustix::net::sockopt;
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let stream = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        for (patience, every) in [(30_000, 7), (1, 1), (40_000_000_000, 1800)] {
-            find_out(&stream, Duration::from_millis(patience)).unwrap();
-            let idle = sockopt::tcp_keepidle(&stream).unwrap();
-            assert_eq!((idle.as_secs(), sockopt::socket_keepalive(&stream)), (every, Ok(true)));
-            assert_eq!(sockopt::tcp_keepintvl(&stream).unwrap(), idle);
-            assert_eq!(u64::from(sockopt::tcp_user_timeout(&stream).unwrap()), every * 4000);
         }
     }
 }

@@ -42,7 +42,14 @@ impl Client {
         headers: &[(&str, &str)],
         body: &[u8],
     ) {
-        let mut head = format!("{method} {target} HTTP/1.1\r\nHost: x\r\n");
+        let mut head = format!("{method} {target} HTTP/1.1\r\n");
+        let is_given = |header| headers.iter().any(|(name, _)| *name == header);
+        if !is_given("Host") {
+            head.push_str("Host: localhost\r\n");
+        }
+        if !body.is_empty() && !is_given("Content-Type") {
+            head.push_str("Content-Type: application/json\r\n");
+        }
         for (name, value) in headers {
             head.push_str(&format!("{name}: {value}\r\n"));
         }

@@ -46,7 +46,7 @@ Where several apply, the first of 4, 130, 3, 1 is used.";
 /// The text of `--help` about the codes of the servers.
 pub(crate) const SERVER_HELP: &str = "\
 Exit codes:
-  0    a signal ended it
+  0    a signal ended it, or it was unused for as long as --exit-when-unused says
   2    the command line is wrong
   5    it could not start
   130  a signal came before it listened";

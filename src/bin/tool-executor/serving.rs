@@ -1,12 +1,12 @@
 //! `tool-executor sandbox` and `tool-executor serve`: start, one line, wait for a signal, end.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, bounded, select};
+use crossbeam_channel::{Receiver, RecvTimeoutError, bounded, select};
 use tool_executor::config::{Secret, ServerConfig};
 use tool_executor::server::{ExecutorServer, SandboxServer};
 use tool_executor::{Interrupt, ToolExecutor};
@@ -14,7 +14,7 @@ use tool_executor::{Interrupt, ToolExecutor};
 use crate::args::{ListenArgs, RunArgs, SandboxArgs, ServeArgs};
 use crate::console::{fail, init_log, print};
 use crate::exit_code::ExitCode;
-use crate::setup::{chain, check_isolation, fleet, local, tool_server};
+use crate::setup::{certificates, chain, check_isolation, fleet, local, tool_server};
 use crate::signals::Signals;
 use crate::starting::start;
 
@@ -26,21 +26,58 @@ pub(crate) fn sandbox(args: SandboxArgs, warnings: &[String]) -> ExitCode {
         Err(code) => return code,
     };
     let grace = args.run.grace_s;
+    let unused_limit = args.exit_when_unused;
     let slots = args.slots.count();
     let started = start(signals.arrivals(), move |interrupt| {
+        let config = server_config(&args.listen, token)?;
         let backend = local(&args.slots, &args.limits, &args.isolation, interrupt)?;
-        let config = server_config(&args.listen, token);
         SandboxServer::start(config, backend).map_err(|error| chain(&error))
     });
     let server = match started {
         Ok(server) => server,
         Err(code) => return code,
     };
-    listening("sandbox", server.addr(), &format!("{slots} slots"));
-    let _ = signals.arrivals().recv();
+    listening("sandbox", server.url(), &format!("{slots} slots"));
+    wait_for_end(signals.arrivals(), &server, unused_limit);
     let abort = server.abort_handle();
     close(signals.arrivals(), || server.close(grace), || abort.abort());
     ExitCode::Ok
+}
+
+/// Comes back at a signal, or when the server has been unused for as long as it may be.
+fn wait_for_end(signals: &Receiver<()>, server: &SandboxServer, limit: Option<Duration>) {
+    let Some(limit) = limit else {
+        let _ = signals.recv();
+        return;
+    };
+    loop {
+        match next_look(server.unused_since(), limit, Instant::now()) {
+            Look::At(next) => match signals.recv_deadline(next) {
+                Err(RecvTimeoutError::Timeout) => {}
+                Ok(()) | Err(RecvTimeoutError::Disconnected) => return,
+            },
+            Look::Over => {
+                // A warning, to be seen without asking for more: it is why the server is gone.
+                log::warn!("unused for {} s: the server ends", limit.as_secs_f64());
+                return;
+            }
+        }
+    }
+}
+
+/// When to look next whether a server is unused.
+#[derive(Debug, PartialEq, Eq)]
+enum Look {
+    At(Instant),
+    /// It has been for long enough.
+    Over,
+}
+
+/// Whether a server that has been unused since then – `None`: it is used – is so for long enough,
+/// or when it can be at the earliest.
+fn next_look(unused_since: Option<Instant>, limit: Duration, now: Instant) -> Look {
+    let end = unused_since.unwrap_or(now) + limit;
+    if end <= now { Look::Over } else { Look::At(end) }
 }
 
 /// Runs an executor server until a signal ends it.
@@ -59,7 +96,7 @@ pub(crate) fn serve(args: ServeArgs, warnings: &[String]) -> ExitCode {
             Ok(started) => started,
             Err(code) => return code,
         };
-    listening("executor", server.addr(), &what);
+    listening("executor", server.url(), &what);
     let _ = signals.arrivals().recv();
     let end = || {
         server.close(grace);
@@ -78,9 +115,12 @@ fn start_serving(
     args: &ServeArgs,
     interrupt: &Interrupt,
 ) -> Result<(ExecutorServer, Arc<ToolExecutor>), String> {
+    let server = server_config(&args.listen, args.token.clone())?;
     let is_local = args.fleet.sandbox_url.is_empty();
-    let reachable = is_local && args.token.is_none() && !args.listen.no_auth;
-    if reachable && args.calls.allow_network() {
+    // Also in front of sandbox servers: they may be on this machine, whose loopback address their
+    // commands share.
+    let is_open = args.token.is_none() && !args.listen.no_auth;
+    if is_open && args.calls.allow_network() {
         log::warn!(
             "commands get no network: without a token they could reach this server, and with it \
              other trajectories; give a token, or --no-auth if that is no matter"
@@ -91,7 +131,7 @@ fn start_serving(
         .config()
         .with_acquire_timeout(args.acquire_timeout_s)
         .with_idle_limit(args.idle_limit_s);
-    let allow_network = args.calls.allow_network() && !reachable;
+    let allow_network = args.calls.allow_network() && !is_open;
     config.policy.allow_network = allow_network;
     config.policy.require_sandbox = args.isolation.require_sandbox;
     config.tool_server = tool_server(&args.tool_server)?;
@@ -103,16 +143,23 @@ fn start_serving(
     };
     let executor = Arc::new(builder.start().map_err(|error| chain(&error))?);
     check_isolation(&executor, allow_network, &args.fleet)?;
-    let config = server_config(&args.listen, args.token.clone());
-    let server = ExecutorServer::start(config, executor.clone());
+    let server = ExecutorServer::start(server, executor.clone());
     Ok((server.map_err(|error| chain(&error))?, executor))
 }
 
-fn server_config(listen: &ListenArgs, token: Option<Secret>) -> ServerConfig {
+/// How a server serves.
+///
+/// # Errors
+/// The certificate or its key cannot be read.
+fn server_config(listen: &ListenArgs, token: Option<Secret>) -> Result<ServerConfig, String> {
     let mut config = ServerConfig::new((listen.host, listen.port));
     config.token = token;
     config.no_auth = listen.no_auth;
-    config
+    config.tls_cert_pem = listen.tls_cert.as_deref().map(certificates).transpose()?;
+    config.tls_key_pem = listen.tls_key.as_deref().map(certificates).transpose()?.map(Secret::from);
+    config.advertise.clone_from(&listen.advertise);
+    config.check().map_err(|error| error.to_string())?;
+    Ok(config)
 }
 
 /// What both servers do first: the log, the warnings, the signals, and whether they may listen
@@ -159,8 +206,8 @@ fn close(signals: &Receiver<()>, close: impl FnOnce() + Send, hurry: impl FnOnce
 }
 
 /// The one line on standard output. Without it the server is of use all the same.
-fn listening(what: &str, addr: SocketAddr, of: &str) {
-    let line = format!("tool-executor: {what} listening on http://{addr} ({of})");
+fn listening(what: &str, url: &str, of: &str) {
+    let line = format!("tool-executor: {what} listening on {url} ({of})");
     if let Err(error) = print(&format!("{line}\n")) {
         log::warn!("{line}; standard output: {error}");
     }
@@ -179,4 +226,28 @@ fn may_listen(listen: &ListenArgs, has_token: bool) -> Result<(), String> {
          --no-auth if they all may use it",
         listen.host
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_ends_when_it_was_unused_for_so_long_and_is_looked_at_no_sooner_than_that() {
+        let began = Instant::now();
+        let at = |seconds| began + Duration::from_secs(seconds);
+        let limit = Duration::from_secs(30);
+        for (unused_since, now, expected) in [
+            (Some(0), 0, Look::At(at(30))),
+            (Some(0), 29, Look::At(at(30))),
+            (Some(0), 30, Look::Over),
+            (Some(0), 31, Look::Over),
+            // It is used: at the earliest so long from now.
+            (None, 30, Look::At(at(60))),
+            // It was used meanwhile.
+            (Some(20), 30, Look::At(at(50))),
+        ] {
+            assert_eq!(next_look(unused_since.map(at), limit, at(now)), expected);
+        }
+    }
 }

@@ -105,7 +105,11 @@ pub(crate) fn tool_server(args: &ToolServerArgs) -> Result<Option<ToolServerConf
     Ok(Some(config))
 }
 
-fn certificates(path: &Path) -> Result<String, String> {
+/// The text of a PEM file.
+///
+/// # Errors
+/// It cannot be read; which, and why.
+pub(crate) fn certificates(path: &Path) -> Result<String, String> {
     std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))
 }
 

@@ -38,20 +38,21 @@ mod service;
 mod validate;
 
 use std::fmt;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use self::service::Service;
-use super::auth::Token;
 use super::error::ServeError;
-use super::http::{self, HttpLimits, HttpServer};
+use super::front::Front;
+use super::http::{self, HttpServer};
 use crate::config::ServerConfig;
 use crate::executor::ToolExecutor;
 
 /// A running server. Dropped, it ends at once, and cancels the calls that it has under way.
 pub struct ExecutorServer {
     http: HttpServer,
+    url: String,
 }
 
 impl ExecutorServer {
@@ -62,20 +63,28 @@ impl ExecutorServer {
     /// The configuration makes no sense – no token where others can reach the server, most likely –
     /// or the address cannot be listened on.
     pub fn start(config: ServerConfig, executor: Arc<ToolExecutor>) -> Result<Self, ServeError> {
-        config.check()?;
-        let token = config.token.as_ref().map(Token::new).transpose()?;
-        let refused = |error| ServeError::Listen(config.addr, error);
-        let listener = TcpListener::bind(config.addr).map_err(refused)?;
-        let limits = HttpLimits::from(&config);
-        let service = Arc::new(Service::new(executor, token, limits));
+        let Front { listener, serving, url } = Front::open(&config)?;
+        if config.token.is_none() && !config.no_auth && executor.allows_network() {
+            log::warn!(
+                "without a token commands that have the network may reach this server, and with it \
+                 other trajectories; give it a token or no_auth, or let the policy forbid the network"
+            );
+        }
+        let service = Arc::new(Service::new(executor, serving.limits));
         let serve = move |request| service.clone().serve(request);
-        let http = HttpServer::start(listener, limits, serve).map_err(ServeError::Thread)?;
-        Ok(Self { http })
+        let http = HttpServer::start(listener, serving, serve).map_err(ServeError::Thread)?;
+        Ok(Self { http, url })
     }
 
     /// Where it listens.
     pub fn addr(&self) -> SocketAddr {
         self.http.addr()
+    }
+
+    /// How others reach it: `http` or `https`, and what it advertises
+    /// ([`ServerConfig::advertise`]).
+    pub fn url(&self) -> &str {
+        &self.url
     }
 
     /// How many connections it has now, idle ones among them.

@@ -18,12 +18,10 @@ use super::validate::{self, CallRequest, Problems, Rejection, ReplyForm, Written
 use super::{batch, metrics};
 use crate::artifact::ArtifactError;
 use crate::executor::{ToolExecutor, no_turn};
-use crate::server::auth::{self, Refusal, Token};
+use crate::server::auth::Refusal;
 use crate::server::http::{BodyError, HttpLimits, Method, Request, Response, StatusCode, response};
 use crate::tool::ToolResult;
 
-/// How much of a body is read of a client that may not use the server, to tell it what is wrong.
-const STRANGERS_BODY: usize = 1024 * 1024;
 /// A body up to this size is parsed where it is read: handing it to a thread would take longer.
 const SMALL_BODY: usize = 64 * 1024;
 
@@ -33,7 +31,6 @@ const JSON: &str = "application/json";
 pub(super) struct Service {
     executor: Arc<ToolExecutor>,
     calls: Arc<Calls>,
-    token: Option<Token>,
     max_body: usize,
     /// How long a client may leave unread what it is sent.
     patience: Duration,
@@ -89,16 +86,11 @@ impl Route {
 
 impl Service {
     /// The routes before `executor`.
-    pub(super) fn new(
-        executor: Arc<ToolExecutor>,
-        token: Option<Token>,
-        limits: HttpLimits,
-    ) -> Self {
+    pub(super) fn new(executor: Arc<ToolExecutor>, limits: HttpLimits) -> Self {
         let places = |number| Arc::new(Semaphore::new(number));
         Self {
             calls: Calls::new(executor.clone()),
             executor,
-            token,
             max_body: limits.max_body,
             patience: limits.write_timeout,
             // Together below the 512 threads that the runtime has for blocking.
@@ -111,6 +103,9 @@ impl Service {
 
     /// Answers a request. Dropped before it has, it cancels the calls of the request.
     pub(super) async fn serve(self: Arc<Self>, request: Request) -> Response {
+        if let Err(refusal) = request.verdict().admitted_without_token() {
+            return refused(refusal);
+        }
         let Some(route) = Route::of(request.path()) else { return elsewhere(&request) };
         if *request.method() != route.method() {
             let mut refusal = detail(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed");
@@ -129,13 +124,13 @@ impl Service {
             Route::Root => json_response(r#"{"message":"Atropos-Agent Tool Executor"}"#),
             Route::Health => json_response(r#"{"status":"ok"}"#),
             Route::Status => {
-                let names = auth::check(self.token.as_ref(), request.authorization()).is_ok();
+                let names = request.verdict().admitted().is_ok();
                 let executor = self.executor.clone();
                 let status = move || answer::status(&executor.stats(), names);
                 json_response(blocking(&self.statistics, status).await?)
             }
             Route::Metrics => {
-                auth::check(self.token.as_ref(), request.authorization()).map_err(refused)?;
+                request.verdict().admitted().map_err(refused)?;
                 let (executor, connections) = (self.executor.clone(), request.connections());
                 let text = move || metrics::text(&executor.stats(), connections);
                 let text = blocking(&self.statistics, text).await?;
@@ -201,22 +196,17 @@ impl Service {
     /// The request's body as `read` reads it, from a client that may use the server; `wrong` is
     /// what is wrong with the request besides.
     ///
-    /// What is wrong is told before the client is refused, as by the reference; but a stranger
-    /// cannot make the server read much.
+    /// The reference tells what is wrong before it refuses a client. Here nothing is read of a body
+    /// before the client has shown the token.
     async fn body<T: Send + 'static>(
         &self,
         request: Request,
         wrong: Option<Value>,
         read: fn(Value) -> Result<T, Problems>,
     ) -> Result<T, Response> {
-        let allowed = auth::check(self.token.as_ref(), request.authorization());
-        let most = if allowed.is_ok() { self.max_body } else { STRANGERS_BODY };
+        request.verdict().admitted().map_err(refused)?;
         let content_type = request.content_type().map(str::to_owned);
-        let bytes = match (request.read_body(most).await, allowed) {
-            (Ok(bytes), _) => bytes,
-            (Err(_), Err(refusal)) => return Err(refused(refusal)),
-            (Err(error), Ok(())) => return Err(unreadable(error)),
-        };
+        let bytes = request.read_body(self.max_body).await.map_err(unreadable)?;
         let small = bytes.len() <= SMALL_BODY;
         let parse = move || {
             let body = validate::body(&bytes, content_type.as_deref())?;
@@ -230,7 +220,7 @@ impl Service {
         };
         let read = if small { parse() } else { blocking(&self.parsing, parse).await? };
         match read {
-            Ok(read) => allowed.map(|()| read).map_err(refused),
+            Ok(read) => Ok(read),
             Err(Rejection::Problems(problems)) => {
                 let body = to_json(&json!({"detail": problems}));
                 Err(response(StatusCode::UNPROCESSABLE_ENTITY, JSON, body))

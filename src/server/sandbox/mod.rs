@@ -6,22 +6,24 @@
 //! `model_attributable` after the reference's keys; `native` speaks the protocol of our own
 //! executors.
 
+mod activity;
 mod native;
 mod plain;
 mod slots;
 
 use std::fmt;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hyper::header::{ALLOW, HeaderValue};
 
+use self::activity::Activity;
 use self::native::Native;
 use self::slots::Slots;
-use super::auth::{self, Token};
 use super::error::ServeError;
-use super::http::{self, HttpLimits, HttpServer, Method, Request, Response, StatusCode, response};
+use super::front::Front;
+use super::http::{self, HttpServer, Method, Request, Response, StatusCode, response};
 use crate::backend::Backend;
 use crate::config::ServerConfig;
 
@@ -52,10 +54,12 @@ impl fmt::Debug for AbortHandle {
 /// What the server is made of, shared by all its requests.
 struct Service {
     slots: Arc<Slots>,
-    token: Option<Token>,
     max_body: usize,
     /// Names this run of the server.
     instance: String,
+    /// How others reach it.
+    url: String,
+    activity: Arc<Activity>,
     plain: plain::Plain,
     native: Arc<Native>,
 }
@@ -69,11 +73,8 @@ impl SandboxServer {
     /// –, the address cannot be listened on, or the backend does not start. The backend is closed
     /// then.
     pub fn start(config: ServerConfig, backend: impl Backend) -> Result<Self, ServeError> {
-        config.check()?;
-        let token = config.token.as_ref().map(Token::new).transpose()?;
-        let refused = |error| ServeError::Listen(config.addr, error);
-        let listener = TcpListener::bind(config.addr).map_err(refused)?;
-        let cut_network = token.is_none() && !config.no_auth;
+        let Front { listener, serving, url } = Front::open(&config)?;
+        let cut_network = config.token.is_none() && !config.no_auth;
         if cut_network {
             log::warn!(
                 "without a token commands get no network, so that they cannot reach this server; \
@@ -82,19 +83,21 @@ impl SandboxServer {
         }
         let slots = Slots::start(Arc::new(backend), cut_network).map_err(ServeError::Backend)?;
         let instance = uuid::Uuid::new_v4().to_string();
+        let activity = Activity::new(Instant::now());
         let service = Arc::new(Service {
-            native: Native::new(slots.clone(), instance.clone(), HttpLimits::from(&config)),
+            native: Native::new(slots.clone(), instance.clone(), serving.limits, activity.clone()),
+            activity,
             slots: slots.clone(),
-            token,
             max_body: config.max_body,
             instance,
+            url,
             plain: plain::Plain::default(),
         });
         let serve = {
             let service = service.clone();
             move |request| service.clone().serve(request)
         };
-        match HttpServer::start(listener, HttpLimits::from(&config), serve) {
+        match HttpServer::start(listener, serving, serve) {
             Ok(http) => Ok(Self { http, service }),
             Err(error) => {
                 slots.close(Instant::now());
@@ -108,9 +111,25 @@ impl SandboxServer {
         self.http.addr()
     }
 
+    /// How others reach it: `http` or `https`, and what it advertises
+    /// ([`ServerConfig::advertise`]).
+    pub fn url(&self) -> &str {
+        &self.service.url
+    }
+
     /// How many connections it has now, idle ones among them.
     pub fn connections(&self) -> usize {
         self.http.connections()
+    }
+
+    /// Since when no executor has a session with it and no call, reset or request for files is
+    /// under way; `None` while one is. A server that has not been used yet is unused since its
+    /// start. Questions about its health and its slots are no use.
+    pub fn unused_since(&self) -> Option<Instant> {
+        let slots = &self.service.slots;
+        // A client that went away leaves its call behind, without a request.
+        let executes = (0..slots.len()).any(|slot| slots.is_executing(slot));
+        self.service.activity.unused_since().filter(|_| !executes)
     }
 
     /// What ends a [`close`](Self::close) that is under way on another thread.
@@ -151,12 +170,16 @@ impl Service {
     async fn serve(self: Arc<Self>, request: Request) -> Response {
         let is_health = request.path() == plain::HEALTH;
         let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
-        if !(is_health && is_read)
-            && let Err(refusal) = auth::check(self.token.as_ref(), request.authorization())
-        {
+        let verdict = request.verdict();
+        let admitted = match is_health && is_read {
+            true => verdict.admitted_without_token(),
+            false => verdict.admitted(),
+        };
+        if let Err(refusal) = admitted {
             let status = StatusCode::from_u16(refusal.status).unwrap_or(StatusCode::FORBIDDEN);
             return plain::refused(status, refusal.detail);
         }
+        let _in_use = (!is_read).then(|| self.activity.begin());
         if request.path().starts_with("/v1/") {
             return self.native.serve(request).await.unwrap_or_else(not_found);
         }

@@ -152,6 +152,7 @@ impl Service {
             isolated: capabilities.isolation.not_isolated_because().is_none(),
             features: &[crate::wire::native::FEATURE],
             instance: &self.instance,
+            url: &self.url,
             limits: capabilities.limits,
             warm_slots: capabilities.warm_slots,
         };

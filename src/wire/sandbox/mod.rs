@@ -278,6 +278,8 @@ pub(crate) struct Health<'a> {
     pub(crate) features: &'a [&'a str],
     /// Names this run of the server.
     pub(crate) instance: &'a str,
+    /// How others reach the server.
+    pub(crate) url: &'a str,
     /// Which limits hold for commands, where that is known.
     pub(crate) limits: Option<EnforcedLimits>,
     /// Whether slots keep their sandboxes from call to call, where that is known.
@@ -298,6 +300,7 @@ impl Health<'_> {
             "server": concat!("tool-executor/", env!("CARGO_PKG_VERSION")),
             "features": self.features,
             "instance": self.instance,
+            "url": self.url,
         });
         if let Some(limits) = self.limits {
             answer["limits"] = json!(limits);

@@ -95,7 +95,7 @@ fn each_line_of_the_protocol() {
     // All on one connection: none of these ends it.
     let mut client = Client::connect(server.addr());
     for (path, body, status, text) in texts {
-        let answer = client.ask("POST", path, &[("Content-Type", "text/html")], body);
+        let answer = client.ask("POST", path, &[], body);
         let what = format!("{path} {}", String::from_utf8_lossy(body));
         assert_eq!((answer.status, answer.text()), (status, &*text), "{what}");
         let kind = if text.starts_with('{') || text.starts_with('[') {
@@ -299,7 +299,7 @@ fn what_the_server_tells_of_itself() {
     let expected = json!({
         "status": "ok", "slots": 2, "available": 2, "executing": 0, "data_dir": "",
         "bwrap_available": false, "stateful_dir": "", "server": version, "features": ["native-1"],
-        "instance": idle["instance"],
+        "instance": idle["instance"], "url": format!("http://{}", server.addr()),
     });
     assert_eq!(idle, expected);
     assert!(health.text().starts_with(r#"{"status": "ok", "slots": 2, "#));

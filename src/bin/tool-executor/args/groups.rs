@@ -223,10 +223,26 @@ pub(crate) struct ListenArgs {
     #[arg(value_parser = named(values::port))]
     pub(crate) port: u16,
 
-    /// Do without a token: every client that can reach the port may use it, and so may commands
+    /// Do without a token: every program that can reach the port may use it, and so may commands
     /// that have a network
     #[arg(long, env = "TOOL_EXECUTOR_NO_AUTH", value_parser = named(values::boolean))]
     pub(crate) no_auth: bool,
+
+    /// Speak https with this certificate, a PEM file; those that lead from it to its authority come
+    /// after it. Needs --tls-key
+    #[arg(long, value_name = "FILE", env = "TOOL_EXECUTOR_TLS_CERT", requires = "tls_key")]
+    pub(crate) tls_cert: Option<PathBuf>,
+
+    /// The certificate's private key, a PEM file without a password
+    #[arg(long, value_name = "FILE", env = "TOOL_EXECUTOR_TLS_KEY", requires = "tls_cert")]
+    pub(crate) tls_key: Option<PathBuf>,
+
+    /// How others reach this server, as HOST or HOST:PORT: what it prints, and without a token a
+    /// name that it answers under [default: the address to listen on, or the host's name if that is
+    /// every address]
+    #[arg(long, value_name = "ADDR", env = "TOOL_EXECUTOR_ADVERTISE")]
+    #[arg(value_parser = named(values::advertised))]
+    pub(crate) advertise: Option<String>,
 }
 
 /// How the program runs and ends.

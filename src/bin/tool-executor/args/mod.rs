@@ -63,9 +63,9 @@ pub(crate) enum Command {
     /// Serve an executor over HTTP: the reference's clients use it unchanged
     ///
     /// Its calls run in slots of this machine, or of sandbox servers. Prints one line when it
-    /// listens. Without a token commands of this machine's slots get no network, since they could
-    /// reach this server and with it other trajectories. SIGTERM and Ctrl-C end it: what runs may
-    /// go on for the grace time; a second signal ends it at once.
+    /// listens. Without a token commands get no network, since they could reach this server and
+    /// with it other trajectories. SIGTERM and Ctrl-C end it: what runs may go on for the grace
+    /// time; a second signal ends it at once.
     #[command(after_help = exit_code::SERVER_HELP)]
     Serve(ServeArgs),
 
@@ -90,6 +90,12 @@ pub(crate) enum Command {
 pub(crate) struct SandboxArgs {
     #[command(flatten)]
     pub(crate) listen: ListenArgs,
+
+    /// End when for so long no executor was connected and no request came, in seconds; questions
+    /// about its health are none [default: never]
+    #[arg(long, value_name = "S", env = "TOOL_EXECUTOR_EXIT_WHEN_UNUSED")]
+    #[arg(value_parser = named(values::unused_seconds), help_heading = "Running")]
+    pub(crate) exit_when_unused: Option<Duration>,
 
     #[command(flatten)]
     pub(crate) token: SandboxTokenArgs,

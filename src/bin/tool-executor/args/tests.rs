@@ -13,14 +13,16 @@ const COMMANDS: [&str; 3] = ["replay", "serve", "sandbox"];
 /// `replay` has no `--acquire-timeout-s`, because more trajectories than slots is what
 /// `--concurrency` asks for, and no `--idle-limit-s`, because it releases what it is done with.
 /// `sandbox` has none of the flags about calls: its clients say these.
-const TABLE: [(&str, &str, &str); 42] = [
+const TABLE: [(&str, &str, &str); 46] = [
     ("acquire-timeout-s", "TOOL_EXECUTOR_ACQUIRE_TIMEOUT_S", "s"),
+    ("advertise", "TOOL_EXECUTOR_ADVERTISE", "sx"),
     ("allow-network", "TOOL_EXECUTOR_ALLOW_NETWORK", "rs"),
     ("allow-unisolated", "TOOL_EXECUTOR_ALLOW_UNISOLATED", "rsx"),
     ("batch-window-ms", "TOOL_EXECUTOR_BATCH_WINDOW_MS", "rs"),
     ("compare", "", "r"),
     ("concurrency", "", "r"),
     ("data-dir", "TOOL_EXECUTOR_DATA_DIR", "rsx"),
+    ("exit-when-unused", "TOOL_EXECUTOR_EXIT_WHEN_UNUSED", "x"),
     ("format", "", "r"),
     ("grace-s", "TOOL_EXECUTOR_GRACE_S", "rsx"),
     ("host", "TOOL_EXECUTOR_LISTEN_HOST", "sx"),
@@ -51,6 +53,8 @@ const TABLE: [(&str, &str, &str); 42] = [
     ("slots", "TOOL_EXECUTOR_SLOTS", "rsx"),
     ("summary-json", "", "r"),
     ("timeout-s", "TOOL_EXECUTOR_TIMEOUT_S", "rs"),
+    ("tls-cert", "TOOL_EXECUTOR_TLS_CERT", "sx"),
+    ("tls-key", "TOOL_EXECUTOR_TLS_KEY", "sx"),
     ("token", "TOOL_EXECUTOR_TOKEN", "s"),
     ("tool-server-ca", "TOOL_EXECUTOR_TOOL_SERVER_CA", "rs"),
     ("tool-server-token", "TOOL_EXECUTOR_TOOL_SERVER_TOKEN", "rs"),

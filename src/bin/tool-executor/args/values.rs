@@ -10,7 +10,7 @@ use clap::builder::{PathBufValueParser, TypedValueParser};
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{Arg, Command};
-use tool_executor::config::Secret;
+use tool_executor::config::{Secret, ServerConfig};
 use tool_executor::format::{Format, UnreadableCalls};
 
 /// A limit, or that there is none.
@@ -122,6 +122,13 @@ pub(super) fn address(text: &str) -> Result<std::net::IpAddr, String> {
     text.parse().map_err(|_| "an IP address, as 127.0.0.1, 0.0.0.0 or ::1".to_owned())
 }
 
+/// A host, and perhaps a port. The library reads it and says what is wrong with it.
+pub(super) fn advertised(text: &str) -> Result<String, String> {
+    let config = ServerConfig::new(([127, 0, 0, 1], 0)).with_advertise(text);
+    let right = "HOST or HOST:PORT, as boxes.example, 10.0.0.7:8080 or [::1]:8080";
+    config.check().map(|()| text.to_owned()).map_err(|_| right.to_owned())
+}
+
 /// The base URL of a server.
 pub(super) fn url(text: &str) -> Result<String, String> {
     let authority = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://"));
@@ -155,6 +162,11 @@ pub(super) fn boolean(text: &str) -> Result<bool, String> {
 /// Seconds of a wait: up to a year.
 pub(super) fn wait_seconds(text: &str) -> Result<Duration, String> {
     seconds(text, 0.0, 31_536_000.0)
+}
+
+/// Seconds without use: long enough for a client to come back.
+pub(super) fn unused_seconds(text: &str) -> Result<Duration, String> {
+    seconds(text, 0.1, 31_536_000.0)
 }
 
 /// Seconds of grace: up to an hour.

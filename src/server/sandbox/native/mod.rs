@@ -26,6 +26,7 @@ use serde_json::json;
 use tokio::sync::Notify;
 
 use self::session::{Session, SlotOps, What};
+use super::activity::Activity;
 use super::slots::Slots;
 use crate::server::http::{self, BodyError, HttpLimits, Request, Response, StatusCode};
 use crate::wire::native::{ARCHIVE, CALLS, RESULTS, SESSION, SessionRequest, SessionResponse};
@@ -41,6 +42,8 @@ pub(super) struct Native {
     max_body: usize,
     /// How long a client may leave unread what it is sent.
     patience: Duration,
+    /// A session is a use of the server.
+    activity: Arc<Activity>,
     session: Mutex<Option<Session>>,
     /// Held while operations are noted and enter their slots, so that they enter in the order in
     /// which they were noted, and none enters after its session. Taken before `session`.
@@ -57,12 +60,18 @@ type Refusal = Box<Response>;
 
 impl Native {
     /// The native side of the server that is called `instance`.
-    pub(super) fn new(slots: Arc<Slots>, instance: String, limits: HttpLimits) -> Arc<Self> {
+    pub(super) fn new(
+        slots: Arc<Slots>,
+        instance: String,
+        limits: HttpLimits,
+        activity: Arc<Activity>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             slots,
             instance,
             max_body: limits.max_body,
             patience: limits.write_timeout,
+            activity,
             session: Mutex::new(None),
             entering: Mutex::new(()),
             news: Notify::new(),
@@ -135,6 +144,7 @@ impl Native {
             heard: now,
             stream: 0,
             streaming: false,
+            _in_use: Some(self.activity.begin()),
         });
         drop(current);
         self.watch_lease();

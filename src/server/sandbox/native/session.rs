@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use serde::Serialize;
 
+use super::super::activity::InUse;
 use super::LEASE;
 use crate::backend::ExecutionId;
 use crate::wire::native::{CallsResponse, Key, NativeResult, OpOutcome, OpResult};
@@ -21,6 +22,8 @@ pub(super) struct Session {
     /// Counts the streams of results; only the latest one lives.
     pub(super) stream: u64,
     pub(super) streaming: bool,
+    /// Says that the server is used while the session lives.
+    pub(super) _in_use: Option<InUse>,
 }
 
 /// What a session has done in a slot: its latest operation.
@@ -159,6 +162,7 @@ mod tests {
             untold: VecDeque::new(),
             heard: Instant::now(),
             stream: 0,
+            _in_use: None,
             streaming: false,
         };
         for seq in 1..=100 {
@@ -190,6 +194,7 @@ mod tests {
             untold: VecDeque::new(),
             heard: Instant::now(),
             stream: 0,
+            _in_use: None,
             streaming: true,
         };
         assert!(session.done().is_empty(), "a beat does not name what is not told yet");
