@@ -37,6 +37,8 @@ mod http;
 mod http_client;
 #[allow(dead_code, reason = "shared with the tests of the other commands")]
 mod program;
+#[path = "serve/readers.rs"]
+mod readers;
 
 /// The program that serves, with a directory of its own for temporary files.
 struct Program {
