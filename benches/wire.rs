@@ -10,11 +10,17 @@
 //! | `trajectories/N` | `direct` | N calls by 32 threads, a `POST /execute` each |
 //! | | `executor` | N calls of N trajectories through a completion queue |
 //!
+//! | `stock/N` | `direct` | N calls by 32 threads to servers that know only the reference's routes, a connection each |
+//! | | `executor` | N calls of N trajectories over such servers, of 1,000 slots together |
+//!
 //! Time is per call. Also printed once, not timed: the threads that were started during a thousand
-//! calls.
+//! calls, and those that the process has while a thousand stock slots are used.
 
 mod common;
 
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -115,6 +121,97 @@ fn trajectories(criterion: &mut Criterion) {
     }
 }
 
+/// A server that knows only the reference's routes and answers at once; its URL. Serves until the
+/// process ends.
+fn stock_server(slots: usize) -> String {
+    let listener = Arc::new(TcpListener::bind("127.0.0.1:0").unwrap());
+    let names: Vec<_> = (0..slots).map(|n| format!("{{\"slot_id\":\"slot_{n}\"}}")).collect();
+    let slots = Arc::new(format!("{{\"slots\":[{}]}}", names.join(",")));
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    for _ in 0..4 {
+        let (listener, slots) = (listener.clone(), slots.clone());
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                // A client that left is no matter.
+                let _ = answer(&stream.unwrap(), &slots);
+            }
+        });
+    }
+    url
+}
+
+/// Answers one request, and closes its connection.
+fn answer(mut stream: &TcpStream, slots: &str) -> std::io::Result<()> {
+    let mut reader = BufReader::new(stream);
+    let (mut line, mut first, mut length) = (String::new(), String::new(), 0);
+    while line != "\r\n" {
+        line.clear();
+        if reader.read_line(&mut line)? == 0 {
+            return Ok(());
+        }
+        if first.is_empty() {
+            first.clone_from(&line);
+        }
+        if let Some(given) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+            length = given.trim().parse().unwrap();
+        }
+    }
+    reader.read_exact(&mut vec![0; length])?;
+    let body = match first.split(' ').nth(1) {
+        Some("/slots") => slots,
+        Some("/health") => "{\"status\":\"ok\"}",
+        _ => "{\"success\":true,\"output\":\"\",\"error\":\"\"}",
+    };
+    let length = body.len();
+    let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n");
+    stream.write_all((head + body).as_bytes())
+}
+
+#[allow(clippy::print_stdout, reason = "a figure for the reader")]
+fn stock(criterion: &mut Criterion) {
+    let urls: Vec<_> = (0..SERVERS).map(|_| stock_server(1_000 / SERVERS)).collect();
+    let config = ureq::Agent::config_builder().max_idle_connections(0);
+    let agent: ureq::Agent = config.build().into();
+    for trajectories in [10, 1_000] {
+        let mut group = criterion.benchmark_group(format!("stock/{trajectories}"));
+        group.throughput(Throughput::Elements(1));
+        group.bench_function("direct", |bencher| {
+            bencher.iter_custom(|calls| {
+                let next = AtomicUsize::new(0);
+                let started = Instant::now();
+                thread::scope(|scope| {
+                    for _ in 0..DIRECT.min(trajectories) {
+                        scope.spawn(|| {
+                            loop {
+                                let call = next.fetch_add(1, Ordering::Relaxed);
+                                if call >= calls as usize {
+                                    return;
+                                }
+                                post(&agent, &format!("{}/execute", urls[call % SERVERS]), 0);
+                            }
+                        });
+                    }
+                });
+                started.elapsed()
+            });
+        });
+        let backend = FleetBackend::new(FleetConfig::new(&urls)).unwrap();
+        let executor = ToolExecutor::builder().backend(backend).start().unwrap();
+        let ids: Vec<_> = (0..trajectories).map(|n| format!("t{n}")).collect();
+        drive(&executor, &ids, trajectories as u64);
+        println!("threads of this process, 16 of them the servers': {}", threads_here());
+        group.bench_function("executor", |bencher| {
+            bencher.iter_custom(|calls| drive(&executor, &ids, calls));
+        });
+        group.finish();
+    }
+}
+
+/// How many threads this process has.
+fn threads_here() -> usize {
+    std::fs::read_dir("/proc/self/task").map_or(0, Iterator::count)
+}
+
 /// Makes so many calls, one at a time for each trajectory.
 fn drive(executor: &ToolExecutor, ids: &[String], calls: u64) -> Duration {
     let queue = executor.completion_queue(ids.len());
@@ -150,6 +247,6 @@ criterion_group! {
         .warm_up_time(Duration::from_secs(1))
         .measurement_time(Duration::from_secs(3))
         .sample_size(20);
-    targets = lone, trajectories
+    targets = lone, trajectories, stock
 }
 criterion_main!(benches);

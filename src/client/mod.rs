@@ -1,6 +1,8 @@
 //! What the HTTP clients – of ToolServers and of sandbox servers – have in common: agents,
 //! addresses, tokens, and what became of a request.
 
+mod exchange;
+mod exchanges;
 mod failure;
 mod names;
 mod scheme;
@@ -11,14 +13,18 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rustls::pki_types::CertificateDer;
+use rustls::{ClientConfig, RootCertStore};
 use serde::de::DeserializeOwned;
 use ureq::Agent;
 use ureq::config::Config;
 use ureq::http::Uri;
-use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
+use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
 
+pub(crate) use self::exchange::Answered;
+pub(crate) use self::exchanges::{Exchanges, Post};
 pub(crate) use self::failure::Failure;
 use self::names::NameError;
 pub(crate) use self::names::Names;
@@ -107,22 +113,51 @@ pub(crate) fn agent(config: AgentConfig<'_>) -> Result<Agent, String> {
         .max_idle_connections_per_host(config.idle_connections)
         .max_idle_age(MAX_IDLE);
     if let Some(pem) = config.ca_pem {
-        let mut roots = Vec::new();
-        for item in parse_pem(pem.as_bytes()) {
-            match item {
-                Ok(PemItem::Certificate(certificate)) => roots.push(certificate),
-                Ok(_) => {}
-                Err(error) => return Err(format!("the CA certificates cannot be read: {error}")),
-            }
-        }
-        if roots.is_empty() {
-            return Err("there is no CA certificate in what was given".to_owned());
-        }
-        let roots = RootCerts::from(roots);
+        let roots = RootCerts::from(authorities(pem)?);
         builder = builder.tls_config(TlsConfig::builder().root_certs(roots).build());
     }
     let resolver = NamesResolver(config.names.clone());
     Ok(Agent::with_parts(builder.build(), DefaultConnector::default(), resolver))
+}
+
+/// The certificate authorities in a PEM text.
+fn authorities(pem: &str) -> Result<Vec<Certificate<'static>>, String> {
+    let mut roots = Vec::new();
+    for item in parse_pem(pem.as_bytes()) {
+        match item {
+            Ok(PemItem::Certificate(certificate)) => roots.push(certificate),
+            Ok(_) => {}
+            Err(error) => return Err(format!("the CA certificates cannot be read: {error}")),
+        }
+    }
+    if roots.is_empty() {
+        return Err("there is no CA certificate in what was given".to_owned());
+    }
+    Ok(roots)
+}
+
+/// How [`Exchanges`] speak TLS: as an [`agent`] with the same authorities does.
+///
+/// # Errors
+/// The certificates are none.
+pub(crate) fn tls_config(ca_pem: Option<&str>) -> Result<Arc<ClientConfig>, String> {
+    let mut roots = RootCertStore::empty();
+    match ca_pem {
+        None => roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned()),
+        Some(pem) => {
+            for authority in authorities(pem)? {
+                let der = CertificateDer::from(authority.der().to_vec());
+                roots
+                    .add(der)
+                    .map_err(|error| format!("a CA certificate cannot be used: {error}"))?;
+            }
+        }
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| error.to_string())?;
+    Ok(Arc::new(builder.with_root_certificates(roots).with_no_client_auth()))
 }
 
 /// Reads an answer: a bounded body of Python's JSON under a status of success.
@@ -145,9 +180,17 @@ pub(crate) fn read_json_up_to<T: DeserializeOwned>(
 ) -> Result<T, Failure> {
     let status = response.status();
     let body = response.body_mut().with_config().limit(max).read_to_vec()?;
-    let text = String::from_utf8_lossy(&body);
-    if !status.is_success() {
-        return Err(Failure::Refused(status.as_u16(), wire::error_text(&text)));
+    json_answer(&Answered { status: status.as_u16(), body })
+}
+
+/// The same, of an answer that is there.
+///
+/// # Errors
+/// See [`Failure`].
+pub(crate) fn json_answer<T: DeserializeOwned>(answered: &Answered) -> Result<T, Failure> {
+    let text = String::from_utf8_lossy(&answered.body);
+    if !(200..300).contains(&answered.status) {
+        return Err(Failure::Refused(answered.status, wire::error_text(&text)));
     }
     let value = python_json::parse(&text)
         .map_err(|error| Failure::Broken(format!("the answer is not JSON: {error}")))?;

@@ -15,13 +15,15 @@ use super::*;
 
 static AUTHORITIES: AtomicUsize = AtomicUsize::new(0);
 
-const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}";
+pub(super) const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}";
 /// Longer than anything takes here but what is never answered.
 const TIME: Duration = Duration::from_secs(2);
 
 /// A server that does this with each connection, for as long as the test's process lives; its
 /// port.
-fn server(serve: impl Fn(TcpStream) -> std::io::Result<()> + Send + Sync + 'static) -> u16 {
+pub(super) fn server(
+    serve: impl Fn(TcpStream) -> std::io::Result<()> + Send + Sync + 'static,
+) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     let serve = Arc::new(serve);
@@ -36,7 +38,7 @@ fn server(serve: impl Fn(TcpStream) -> std::io::Result<()> + Send + Sync + 'stat
 }
 
 /// Reads a request's head; whether it is one.
-fn read_head(stream: &mut impl Read) -> std::io::Result<bool> {
+pub(super) fn read_head(stream: &mut impl Read) -> std::io::Result<bool> {
     let mut lines = BufReader::new(stream);
     let mut line = Vec::new();
     lines.read_until(b'\n', &mut line)?;
@@ -53,7 +55,7 @@ fn read_head(stream: &mut impl Read) -> std::io::Result<bool> {
 }
 
 /// Answers every request so, and what is none with `otherwise`; `None` is silence.
-fn plain(answer: &'static str, otherwise: Option<&'static str>) -> u16 {
+pub(super) fn plain(answer: &'static str, otherwise: Option<&'static str>) -> u16 {
     server(move |mut stream| {
         let is_request = read_head(&mut stream)?;
         match (is_request, otherwise) {
@@ -64,15 +66,15 @@ fn plain(answer: &'static str, otherwise: Option<&'static str>) -> u16 {
     })
 }
 
-struct Tls {
-    port: u16,
+pub(super) struct Tls {
+    pub(super) port: u16,
     /// Its certificate, which it has signed itself.
-    pem: String,
+    pub(super) pem: String,
 }
 
 /// What a TLS server does with what is not TLS.
 #[derive(Clone, Copy)]
-enum Plain {
+pub(super) enum Plain {
     /// As rustls does.
     Alert,
     Close,
@@ -80,7 +82,7 @@ enum Plain {
 }
 
 /// A TLS server with a certificate for this name, valid until this year.
-fn tls(name: &str, until: i32, plain: Plain) -> Tls {
+pub(super) fn tls(name: &str, until: i32, plain: Plain) -> Tls {
     let mut params = CertificateParams::new([name.to_owned()]).unwrap();
     // Else all of them are of one authority's name.
     let authority = format!("{name} {until} {}", AUTHORITIES.fetch_add(1, Ordering::Relaxed));

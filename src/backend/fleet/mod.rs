@@ -44,7 +44,7 @@ use ureq::Agent;
 use ureq::http::Uri;
 
 use self::native::{Direct, NativeServer};
-use self::reference::ReferenceServer;
+use self::reference::{ReferenceServer, StockRequests};
 use super::{
     Artifacts, Backend, Capabilities, Container, Execution, ExecutionId, Isolation, ResetReply,
     SlotRef, Watcher,
@@ -87,6 +87,7 @@ pub struct FleetBackend {
     config: FleetConfig,
     connections: Vec<Connection>,
     direct: Arc<Direct>,
+    requests: Arc<StockRequests>,
     servers: Mutex<Vec<Server>>,
 }
 
@@ -110,7 +111,10 @@ impl FleetBackend {
         let connect = |url: &String| Connection::new(url, authorization.clone(), &config, &names);
         let connections = config.urls.iter().map(connect).collect::<Result<_, _>>();
         let connections = connections.map_err(BackendError::new)?;
-        Ok(Self { config, connections, direct: Arc::default(), servers: Mutex::default() })
+        let tls = client::tls_config(config.ca_pem.as_deref()).map_err(BackendError::new)?;
+        let requests = Arc::new(StockRequests::new(names, tls));
+        let (direct, servers) = (Arc::default(), Mutex::default());
+        Ok(Self { config, connections, direct, requests, servers })
     }
 
     fn server(&self, container: usize) -> Option<Server> {
@@ -199,6 +203,7 @@ impl Backend for FleetBackend {
 
     fn close(&self, deadline: Instant) {
         let servers = std::mem::take(&mut *self.servers.lock());
+        self.requests.close(deadline);
         close_all(&servers, deadline);
     }
 }

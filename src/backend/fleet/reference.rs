@@ -1,11 +1,12 @@
 //! A sandbox server that knows only the plain routes: the reference's, or another's.
 //!
 //! It answers a request only when its call is done, and a batch only when its slowest call is. So
-//! each call is a request of its own, on a thread of its own for as long as it runs: a slow call
-//! delays no other. There are never more of them than slots.
+//! each call is a request of its own, and a slow call delays no other. The requests of all such
+//! servers share one thread ([`StockRequests`]); there are never more of them than slots.
 //!
 //! It has no way to tell a repeated request from a new one, so none is repeated that may have
 //! arrived, and none is sent on a connection that was idle: the server may be just closing that.
+//! One that has not arrived waits here for its next try, which the server's thread begins.
 //!
 //! Nor does it say when it has begun anew. A connection that is refused, to a call or to the
 //! thread that asks whether it is there, is taken for that: its process was gone, whatever its
@@ -14,17 +15,16 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, unbounded};
 use parking_lot::{Condvar, Mutex};
+use rustls::ClientConfig;
 use serde_json::json;
 
 use super::{Connection, PAUSE_MOST, warn_given_up};
 use crate::backend::{ContainerChange, Execution, ResetReply, SlotRef, Watcher};
-use crate::client::{self, Failure};
+use crate::client::{self, Exchanges, Failure, Names, Post};
 use crate::thread::OwnedThread;
 use crate::tool::{Outcome, ToolResult};
 use crate::wire::reference::{Answer, ExecuteRequest, Slots};
-use crate::workers::guarded;
 
 /// How much longer than its call a request may take.
 const MARGIN: Duration = Duration::from_secs(10);
@@ -32,18 +32,50 @@ const MARGIN: Duration = Duration::from_secs(10);
 const RESET_TIME: Duration = Duration::from_secs(60);
 /// How often the server is asked whether it is there.
 const ASK_EVERY: Duration = Duration::from_secs(2);
+/// How long after a request did not arrive it is tried again.
+const TRY_AGAIN: Duration = PAUSE_MOST.checked_div(4).unwrap();
 /// The largest body that a reference server takes: 1 MiB.
 const MAX_BODY: usize = 1024 * 1024;
+
+/// The requests to all servers of this kind in a fleet. Their thread starts with the first server.
+pub(super) struct StockRequests {
+    names: Names,
+    tls: Arc<ClientConfig>,
+    started: Mutex<Option<Arc<Exchanges>>>,
+}
+
+impl StockRequests {
+    /// No thread yet.
+    pub(super) fn new(names: Names, tls: Arc<ClientConfig>) -> Self {
+        Self { names, tls, started: Mutex::default() }
+    }
+
+    fn started(&self) -> std::io::Result<Arc<Exchanges>> {
+        let mut started = self.started.lock();
+        if let Some(requests) = &*started {
+            return Ok(requests.clone());
+        }
+        let requests = Arc::new(Exchanges::start(self.names.clone(), self.tls.clone())?);
+        *started = Some(requests.clone());
+        Ok(requests)
+    }
+
+    /// Ends all requests and the thread, by `deadline`.
+    pub(super) fn close(&self, deadline: Instant) {
+        if let Some(requests) = self.started.lock().take() {
+            requests.close(deadline);
+        }
+    }
+}
 
 /// A sandbox server that speaks the reference's plain routes.
 pub(super) struct ReferenceServer {
     number: usize,
     connection: Connection,
+    requests: Arc<Exchanges>,
     bound: Duration,
-    slots: usize,
     state: Mutex<State>,
     wake: Condvar,
-    waiting: Receiver<Job>,
 }
 
 struct State {
@@ -52,13 +84,9 @@ struct State {
     refused: bool,
     /// How often its workspaces were lost: a call from before is not to run after.
     losses: u64,
-    /// Where jobs are put in. Bounded by the slots, each of which has one at most. Taken when
-    /// closing.
-    jobs: Option<Sender<Job>>,
-    /// How many jobs were handed over and have not ended.
-    outstanding: usize,
-    /// The threads that run jobs.
-    workers: Vec<OwnedThread>,
+    /// What did not arrive. Bounded by the slots, each of which has one at most.
+    waiting: Vec<Waiting>,
+    is_closed: bool,
     keeper: Option<OwnedThread>,
 }
 
@@ -75,35 +103,83 @@ enum Job {
     Reset(SlotRef, ResetReply),
 }
 
+/// A job that did not arrive.
+struct Waiting {
+    job: Job,
+    /// Why.
+    failure: Failure,
+    /// When it is tried again; at news of the server only, if it was refused.
+    again: Option<Instant>,
+    /// When it is given up.
+    deadline: Instant,
+}
+
+/// What is to become of what waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Turn {
+    Wait,
+    TryAgain,
+    GiveUp,
+}
+
+impl Waiting {
+    fn turn(&self, phase: Phase, refused: bool, now: Instant) -> Turn {
+        let is_time = match self.again {
+            Some(again) => again <= now,
+            None => !refused,
+        };
+        match phase {
+            Phase::Down => Turn::GiveUp,
+            _ if self.deadline <= now => Turn::GiveUp,
+            _ if is_time => Turn::TryAgain,
+            _ => Turn::Wait,
+        }
+    }
+
+    /// When its turn comes, if there is no news of the server.
+    fn next(&self) -> Instant {
+        self.again.map_or(self.deadline, |again| again.min(self.deadline))
+    }
+}
+
+impl State {
+    /// Takes what waits no longer.
+    fn take_due(&mut self, now: Instant) -> Vec<(Waiting, Turn)> {
+        let mut due = Vec::new();
+        for waiting in std::mem::take(&mut self.waiting) {
+            match waiting.turn(self.phase, self.refused, now) {
+                Turn::Wait => self.waiting.push(waiting),
+                turn => due.push((waiting, turn)),
+            }
+        }
+        due
+    }
+}
+
 impl ReferenceServer {
     /// Asks for its slots.
     pub(super) fn connect(
         number: usize,
         connection: Connection,
         bound: Duration,
+        requests: &StockRequests,
     ) -> Result<(Arc<Self>, Vec<String>), Failure> {
         let slots: Slots = connection.get("/slots")?;
         let names: Vec<_> = slots.slots.into_iter().map(|slot| slot.slot_id).collect();
-        #[expect(clippy::disallowed_methods, reason = "one job for a slot at most")]
-        let (jobs, waiting) = unbounded();
+        let requests = requests.started();
+        let requests = requests.map_err(|error| {
+            Failure::NotSent(format!("no thread for requests to it can be started: {error}"))
+        })?;
         let state = State {
             phase: Phase::Up,
             refused: false,
             losses: 0,
-            jobs: Some(jobs),
-            outstanding: 0,
-            workers: Vec::new(),
+            waiting: Vec::new(),
+            is_closed: false,
             keeper: None,
         };
-        let server = Self {
-            number,
-            connection,
-            bound,
-            slots: names.len(),
-            state: Mutex::new(state),
-            wake: Condvar::new(),
-            waiting,
-        };
+        let (state, wake) = (Mutex::new(state), Condvar::new());
+        let server = Self { number, connection, requests, bound, state, wake };
         Ok((Arc::new(server), names))
     }
 
@@ -111,7 +187,7 @@ impl ReferenceServer {
     pub(super) fn watch(self: &Arc<Self>, watcher: Watcher) -> std::io::Result<()> {
         let server = self.clone();
         let name = format!("tool-fleet-{}", self.number);
-        let thread = OwnedThread::spawn(name, move || server.result_stream(&watcher))?;
+        let thread = OwnedThread::spawn(name, move || server.keep_up(&watcher))?;
         self.state.lock().keeper = Some(thread);
         Ok(())
     }
@@ -119,226 +195,241 @@ impl ReferenceServer {
     /// Hands calls over. Does not block.
     pub(super) fn execute(self: &Arc<Self>, batch: Vec<Execution>) {
         let losses = self.state.lock().losses;
-        batch.into_iter().for_each(|execution| self.hand_over(Job::Call(execution, losses)));
+        let deadline = Instant::now() + self.bound;
+        batch.into_iter().for_each(|execution| self.send(Job::Call(execution, losses), deadline));
     }
 
     /// Hands a reset over. Does not block.
     pub(super) fn reset(self: &Arc<Self>, slot: &SlotRef, reply: ResetReply) {
-        self.hand_over(Job::Reset(slot.clone(), reply));
+        self.send(Job::Reset(slot.clone(), reply), Instant::now() + self.bound);
     }
 
-    /// Ends the threads, by `deadline`. What is in flight is answered.
+    /// Ends the thread, by `deadline`. What waits is dropped unanswered, which says so.
     pub(super) fn close(&self, deadline: Instant) {
-        let (jobs, workers, keeper) = {
+        let (waiting, keeper) = {
             let mut state = self.state.lock();
-            (state.jobs.take(), std::mem::take(&mut state.workers), state.keeper.take())
+            state.is_closed = true;
+            (std::mem::take(&mut state.waiting), state.keeper.take())
         };
-        // A call that no thread has begun is dropped unanswered, which says so.
-        drop(jobs);
-        drop(self.waiting.try_iter().collect::<Vec<_>>());
+        drop(waiting);
         self.wake.notify_all();
         self.connection.interrupt();
-        workers.into_iter().chain(keeper).for_each(|thread| thread.join_or_leave(deadline));
+        if let Some(thread) = keeper {
+            thread.join_or_leave(deadline);
+        }
     }
 
-    fn hand_over(self: &Arc<Self>, job: Job) {
-        let mut state = self.state.lock();
-        // Refused only while closing; the job is dropped then.
-        if state.jobs.as_ref().is_none_or(|jobs| jobs.send(job).is_err()) {
-            return;
-        }
-        state.outstanding += 1;
-        if state.outstanding > state.workers.len() && state.workers.len() < self.slots {
-            let server = self.clone();
-            let name = format!("tool-ref-{}", self.number);
-            match OwnedThread::spawn(name, move || server.work()) {
-                Ok(thread) => state.workers.push(thread),
-                Err(error) => {
-                    log::error!("no thread for a call, it waits for another's end: {error}");
+    /// Sends a job's request.
+    fn send(self: &Arc<Self>, job: Job, deadline: Instant) {
+        let (path, body, timeout) = match &job {
+            Job::Call(execution, losses) => {
+                if *losses != self.state.lock().losses {
+                    return answer(job, Err(Failure::NotSent("it began anew".to_owned())));
                 }
+                let body = serde_json::to_vec(&ExecuteRequest {
+                    slot_id: &execution.slot.name,
+                    tool: execution.tool,
+                    args: &execution.arguments,
+                    execution_id: &name(execution),
+                    timeout: execution.timeout.as_secs_f64(),
+                });
+                // Its keys are strings; a job that is dropped says that it has no result.
+                let Ok(body) = body else { return };
+                ("/execute", body, execution.timeout + MARGIN)
             }
-        }
-    }
-
-    fn work(&self) {
-        for job in self.waiting.iter() {
-            let run = || match job {
-                Job::Call(execution, losses) => self.call(execution, losses),
-                Job::Reset(slot, reply) => self.run_reset(&slot, reply),
-            };
-            if let Err(panic) = guarded(run) {
-                log::error!("a request to a sandbox server panicked: {panic}");
+            Job::Reset(slot, _) => {
+                let body = json!({"slot_id": &*slot.name}).to_string();
+                ("/reset", body.into_bytes(), RESET_TIME)
             }
-            self.state.lock().outstanding -= 1;
-        }
-    }
-
-    fn call(&self, execution: Execution, losses: u64) {
-        let Execution { id, slot, tool, arguments, timeout, reply, .. } = execution;
-        // Only its own name has to differ: an answer to another call must not pass for this one's.
-        let name = format!("{id}-{}", slot.generation);
-        let body = serde_json::to_vec(&ExecuteRequest {
-            slot_id: &slot.name,
-            tool,
-            args: &arguments,
-            execution_id: &name,
-            timeout: timeout.as_secs_f64(),
-        });
-        let Ok(body) = body else { return };
+        };
         if body.len() > MAX_BODY {
-            let error = format!(
-                "the call takes {} bytes on the wire; this sandbox server takes {MAX_BODY} at most",
-                body.len()
-            );
-            let mut result = ToolResult::failure(Outcome::InvalidCall, error);
-            result.may_have_executed = false;
-            return reply.send(result);
+            return too_large(job, body.len());
         }
-        let post = || {
-            self.connection.post(&self.connection.fresh, "/execute", &body, Some(timeout + MARGIN))
+        let uri = match self.connection.uri(path) {
+            Ok(uri) => uri,
+            Err(failure) => return answer(job, Err(failure)),
         };
-        let answer = self.until_sent(Some(losses), || client::read_json::<Answer>(post()?));
-        let result = match answer {
-            Ok(answer) if answer.execution_id.as_str().is_some_and(|given| given != name) => {
-                let error = "the sandbox server answered another call";
-                ToolResult::failure(Outcome::BackendFailed, error)
-            }
-            Ok(answer) => answer.into_tool_result(),
-            Err(Failure::Refused(status, text)) => {
-                let error = format!("the sandbox server refused the call: HTTP {status}: {text}");
-                let mut result = ToolResult::failure(Outcome::BackendFailed, error);
-                result.may_have_executed = status >= 500;
-                result
-            }
-            Err(failure) => {
-                let may_have_executed = failure.may_have_executed();
-                let error = format!("the sandbox server is lost: {}", failure.text());
-                let mut result = ToolResult::failure(Outcome::SandboxLost, error);
-                result.may_have_executed = may_have_executed;
-                result
-            }
+        let post = Post {
+            uri: &uri,
+            authorization: self.connection.authorization.as_ref(),
+            body: &body,
+            connect_timeout: self.connection.prompt,
+            timeout,
         };
-        reply.send(result);
-    }
-
-    fn run_reset(&self, slot: &SlotRef, reply: ResetReply) {
-        let body = json!({"slot_id": &*slot.name}).to_string();
-        let post = || {
-            self.connection.post(
-                &self.connection.fresh,
-                "/reset",
-                body.as_bytes(),
-                Some(RESET_TIME),
-            )
-        };
-        reply.send(match self.until_sent(None, || client::read_json::<Answer>(post()?)) {
-            Ok(answer) if answer.success => Ok(()),
-            Ok(answer) => Err(answer.error),
-            Err(failure) => Err(failure.text()),
-        });
-    }
-
-    /// Tries a request until it has reached the server, or the server is given up; not any more
-    /// when the workspaces were lost since there were `losses`.
-    fn until_sent<T>(
-        &self,
-        losses: Option<u64>,
-        send: impl Fn() -> Result<T, Failure>,
-    ) -> Result<T, Failure> {
-        let deadline = Instant::now() + self.bound;
-        loop {
-            if losses.is_some_and(|losses| losses != self.state.lock().losses) {
-                return Err(Failure::NotSent("it began anew".to_owned()));
-            }
-            match send() {
+        let server = self.clone();
+        let done = move |answered: Result<_, _>| {
+            let answered = answered.and_then(|answered| client::json_answer::<Answer>(&answered));
+            match answered {
                 Err(failure @ (Failure::NotSent(_) | Failure::NoListener)) => {
-                    let mut state = self.state.lock();
-                    let mut until = (Instant::now() + PAUSE_MOST / 4).min(deadline);
-                    if matches!(failure, Failure::NoListener) {
-                        // Not again before it is known what became of the workspaces: it may be
-                        // back already.
-                        (state.refused, until) = (true, deadline);
-                        self.wake.notify_all();
-                    }
-                    loop {
-                        if state.phase == Phase::Down
-                            || state.jobs.is_none()
-                            || Instant::now() >= deadline
-                        {
-                            return Err(failure);
-                        }
-                        let is_over = self.wake.wait_until(&mut state, until).timed_out();
-                        if (is_over && until < deadline) || !state.refused {
-                            break;
-                        }
-                    }
+                    server.not_arrived(job, failure, deadline);
                 }
-                reached => return reached,
+                answered => answer(job, answered),
             }
-        }
+        };
+        self.requests.post(&post, Box::new(done));
     }
 
-    /// The server's thread: asks it whether it is there.
-    fn result_stream(&self, watcher: &Watcher) {
+    /// Has a job wait that did not reach the server, unless the server is given up.
+    fn not_arrived(&self, job: Job, failure: Failure, deadline: Instant) {
+        let now = Instant::now();
+        let mut state = self.state.lock();
+        // Not again before it is known what became of the workspaces: it may be back already.
+        let is_refused = matches!(failure, Failure::NoListener);
+        state.refused |= is_refused;
+        let again = (!is_refused).then(|| now + TRY_AGAIN);
+        let waiting = Waiting { job, failure, again, deadline };
+        let is_over = matches!(waiting.turn(state.phase, state.refused, now), Turn::GiveUp);
+        if is_over || state.is_closed {
+            drop(state);
+            return answer(waiting.job, Err(waiting.failure));
+        }
+        state.waiting.push(waiting);
+        self.wake.notify_all();
+    }
+
+    /// The server's thread: asks it whether it is there, and sends again what did not arrive.
+    fn keep_up(self: &Arc<Self>, watcher: &Watcher) {
         loop {
             let asked = self.connection.health();
             let why = asked.as_ref().err().map(Failure::text).unwrap_or_default();
-            let mut state = self.state.lock();
-            let was_down = state.phase == Phase::Down;
-            match (asked, state.phase) {
-                (Ok(_), Phase::Up) if !state.refused => {}
-                (Ok(_), phase) => {
-                    let anew = state.refused || phase == Phase::Down;
-                    self.connection.patient.take_back();
-                    state.phase = Phase::Up;
-                    state.refused = false;
-                    state.losses += u64::from(anew);
-                    let change =
-                        if anew { ContainerChange::Restarted } else { ContainerChange::Recovered };
-                    watcher.notify(self.number, change);
-                    self.wake.notify_all();
-                }
-                (Err(failure), phase) => {
-                    state.refused |= matches!(failure, Failure::NoListener);
-                    match phase {
-                        Phase::Up => {
-                            state.phase = Phase::Unknown { since: Instant::now() };
-                            watcher.notify(self.number, ContainerChange::Unreachable);
-                        }
-                        Phase::Unknown { since } if since.elapsed() >= self.bound => {
-                            state.phase = Phase::Down;
-                            state.losses += 1;
-                            watcher.notify(self.number, ContainerChange::Lost);
-                            self.wake.notify_all();
-                            // What reads there holds up its trajectory.
-                            self.connection.patient.give_up();
-                        }
-                        Phase::Unknown { .. } | Phase::Down => {}
-                    }
-                }
-            }
-            let is_up = state.phase == Phase::Up;
-            let is_down = state.phase == Phase::Down;
+            let (was_down, is_down) = self.take_note(asked, watcher);
             if is_down != was_down {
                 // Not under the lock: the log may block.
-                drop(state);
                 let url = &self.connection.url;
                 if is_down {
                     warn_given_up(url, &why);
                 } else {
                     log::warn!("the sandbox server {url} is there again");
                 }
-                state = self.state.lock();
             }
-            let until = Instant::now() + if is_up { ASK_EVERY } else { PAUSE_MOST / 4 };
-            // A call that was refused has it asked at once.
-            while state.jobs.is_some()
-                && !(is_up && state.refused)
-                && !self.wake.wait_until(&mut state, until).timed_out()
-            {}
-            if state.jobs.is_none() {
-                return;
+            let asked_at = Instant::now();
+            loop {
+                let mut state = self.state.lock();
+                if state.is_closed {
+                    return;
+                }
+                let now = Instant::now();
+                let due = state.take_due(now);
+                if !due.is_empty() {
+                    drop(state);
+                    due.into_iter().for_each(|(waiting, turn)| self.go_on(waiting, turn));
+                    continue;
+                }
+                let is_up = state.phase == Phase::Up;
+                let ask = asked_at + if is_up { ASK_EVERY } else { TRY_AGAIN };
+                // A call that was refused has it asked at once.
+                if (is_up && state.refused) || ask <= now {
+                    break;
+                }
+                let next = state.waiting.iter().map(Waiting::next).min();
+                self.wake.wait_until(&mut state, next.map_or(ask, |next| next.min(ask)));
             }
+        }
+    }
+
+    fn go_on(self: &Arc<Self>, waiting: Waiting, turn: Turn) {
+        match turn {
+            Turn::TryAgain => self.send(waiting.job, waiting.deadline),
+            Turn::GiveUp | Turn::Wait => answer(waiting.job, Err(waiting.failure)),
+        }
+    }
+
+    /// Takes note of what the server said, or that it said nothing; whether it was given up, and is
+    /// so now.
+    fn take_note(&self, asked: Result<Vec<String>, Failure>, watcher: &Watcher) -> (bool, bool) {
+        let mut state = self.state.lock();
+        let was_down = state.phase == Phase::Down;
+        match (asked, state.phase) {
+            (Ok(_), Phase::Up) if !state.refused => {}
+            (Ok(_), phase) => {
+                let anew = state.refused || phase == Phase::Down;
+                self.connection.patient.take_back();
+                state.phase = Phase::Up;
+                state.refused = false;
+                state.losses += u64::from(anew);
+                let change =
+                    if anew { ContainerChange::Restarted } else { ContainerChange::Recovered };
+                watcher.notify(self.number, change);
+            }
+            (Err(failure), phase) => {
+                state.refused |= matches!(failure, Failure::NoListener);
+                match phase {
+                    Phase::Up => {
+                        state.phase = Phase::Unknown { since: Instant::now() };
+                        watcher.notify(self.number, ContainerChange::Unreachable);
+                    }
+                    Phase::Unknown { since } if since.elapsed() >= self.bound => {
+                        state.phase = Phase::Down;
+                        state.losses += 1;
+                        watcher.notify(self.number, ContainerChange::Lost);
+                        // What reads there holds up its trajectory.
+                        self.connection.patient.give_up();
+                    }
+                    Phase::Unknown { .. } | Phase::Down => {}
+                }
+            }
+        }
+        (was_down, state.phase == Phase::Down)
+    }
+}
+
+/// The name that a call has on the wire. Only its own name has to differ: an answer to another call
+/// must not pass for this one's.
+fn name(execution: &Execution) -> String {
+    format!("{}-{}", execution.id, execution.slot.generation)
+}
+
+/// Refuses a job that the server would refuse.
+fn too_large(job: Job, bytes: usize) {
+    let error = format!(
+        "the call takes {bytes} bytes on the wire; this sandbox server takes {MAX_BODY} at most"
+    );
+    match job {
+        Job::Call(execution, _) => {
+            let mut result = ToolResult::failure(Outcome::InvalidCall, error);
+            result.may_have_executed = false;
+            execution.reply.send(result);
+        }
+        Job::Reset(_, reply) => reply.send(Err(error)),
+    }
+}
+
+/// Tells a job's caller how it went.
+fn answer(job: Job, answered: Result<Answer, Failure>) {
+    match job {
+        Job::Call(execution, _) => {
+            let result = result_of(&execution, answered);
+            execution.reply.send(result);
+        }
+        Job::Reset(_, reply) => reply.send(match answered {
+            Ok(answer) if answer.success => Ok(()),
+            Ok(answer) => Err(answer.error),
+            Err(failure) => Err(failure.text()),
+        }),
+    }
+}
+
+fn result_of(execution: &Execution, answered: Result<Answer, Failure>) -> ToolResult {
+    match answered {
+        Ok(answer)
+            if answer.execution_id.as_str().is_some_and(|given| given != name(execution)) =>
+        {
+            let error = "the sandbox server answered another call";
+            ToolResult::failure(Outcome::BackendFailed, error)
+        }
+        Ok(answer) => answer.into_tool_result(),
+        Err(Failure::Refused(status, text)) => {
+            let error = format!("the sandbox server refused the call: HTTP {status}: {text}");
+            let mut result = ToolResult::failure(Outcome::BackendFailed, error);
+            result.may_have_executed = status >= 500;
+            result
+        }
+        Err(failure) => {
+            let may_have_executed = failure.may_have_executed();
+            let error = format!("the sandbox server is lost: {}", failure.text());
+            let mut result = ToolResult::failure(Outcome::SandboxLost, error);
+            result.may_have_executed = may_have_executed;
+            result
         }
     }
 }
@@ -349,64 +440,123 @@ mod tests {
     use std::net::TcpListener;
     use std::thread;
 
-    use crossbeam_channel::Receiver;
+    use crossbeam_channel::{Receiver, bounded, unbounded};
 
     use super::*;
     use crate::backend::fleet::FleetConfig;
-    use crate::client::Names;
+    use crate::backend::{ExecutionId, Reply};
 
-    /// A server that is there whenever it is asked, and what is told of it.
-    fn met() -> (Arc<ReferenceServer>, Receiver<ContainerChange>) {
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    /// A server that is there whenever it is asked, what is told of it, and which calls and resets
+    /// have reached it.
+    fn met() -> (Arc<ReferenceServer>, Receiver<ContainerChange>, Receiver<String>) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
+        let (tell_request, requests) = unbounded();
         thread::spawn(move || {
             for stream in listener.incoming() {
                 let mut stream = stream.unwrap();
                 let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
+                let first = lines.next().unwrap().unwrap();
                 while lines.next().is_some_and(|line| !line.unwrap().is_empty()) {}
-                let body = r#"{"status": "ok", "slots": [{"slot_id": "slot_0"}]}"#;
+                if first.starts_with("POST") {
+                    tell_request.send(first).unwrap();
+                }
+                let body = r#"{"status": "ok", "slots": [{"slot_id": "slot_0"}], "success": true}"#;
                 let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n", body.len());
                 write!(stream, "{head}Connection: close\r\n\r\n{body}").unwrap();
             }
         });
-        let bound = Duration::from_secs(60);
         let config = FleetConfig::new([&url]);
-        let connection = Connection::new(&url, None, &config, &Names::new()).unwrap();
-        let (server, _) = ReferenceServer::connect(0, connection, bound).unwrap();
+        let names = Names::new();
+        let connection = Connection::new(&url, None, &config, &names).unwrap();
+        let requests_of_all = StockRequests::new(names, client::tls_config(None).unwrap());
+        let met = ReferenceServer::connect(0, connection, PATIENCE, &requests_of_all);
+        let (server, _) = met.unwrap();
         let (tell, told) = unbounded();
         server.watch(Watcher::from_fn(move |_, change| tell.send(change).unwrap())).unwrap();
-        (server, told)
+        (server, told, requests)
+    }
+
+    fn call() -> (Execution, Receiver<ToolResult>) {
+        let (tell, told) = bounded(1);
+        let execution = Execution {
+            id: ExecutionId(1),
+            trajectory_id: "t".into(),
+            slot: SlotRef::new(0, "box", 0, "slot_0", 1),
+            tool: "bash",
+            arguments: crate::tool::JsonObject::new(),
+            timeout: Duration::from_secs(5),
+            reply: Reply::from_fn(move |result| tell.send(result).unwrap()),
+        };
+        (execution, told)
     }
 
     #[test]
     fn a_call_that_was_refused_is_not_sent_to_the_server_that_came_after() {
-        let (server, told) = met();
+        let (server, told, requests) = met();
+        let deadline = Instant::now() + PATIENCE;
         // It was gone for as short as can be, and answers again.
-        let sent = Mutex::new(0);
-        let answer = server.until_sent(Some(0), || {
-            *sent.lock() += 1;
-            Err::<(), _>(Failure::NoListener)
-        });
-        assert!(
-            matches!(&answer, Err(Failure::NotSent(text)) if text.contains("anew")),
-            "{answer:?}"
-        );
-        assert_eq!(*sent.lock(), 1);
-        assert_eq!(told.recv().unwrap(), ContainerChange::Restarted);
+        let (execution, result) = call();
+        server.not_arrived(Job::Call(execution, 0), Failure::NoListener, deadline);
+        let result = result.recv_timeout(PATIENCE).unwrap();
+        assert!(result.error.contains("anew"), "{}", result.error);
+        assert_eq!((result.outcome, result.may_have_executed), (Outcome::SandboxLost, false));
+        assert_eq!(told.recv_timeout(PATIENCE).unwrap(), ContainerChange::Restarted);
+        assert!(requests.is_empty());
         // A reset has no workspace to lose: it is sent again.
-        let tries = Mutex::new(0);
-        let reset = server.until_sent(None, || {
-            *tries.lock() += 1;
-            if *tries.lock() == 1 { Err(Failure::NoListener) } else { Ok(()) }
-        });
-        assert!(reset.is_ok());
+        let (tell, reset) = bounded(1);
+        let reply = ResetReply::from_fn(move |outcome| tell.send(outcome).unwrap());
+        let job = Job::Reset(SlotRef::new(0, "box", 0, "slot_0", 1), reply);
+        server.not_arrived(job, Failure::NoListener, deadline);
+        assert_eq!(reset.recv_timeout(PATIENCE).unwrap(), Ok(()));
+        assert!(requests.recv_timeout(PATIENCE).unwrap().starts_with("POST /reset "));
         // One whose server could not be reached at all is sent again: nothing is known to be lost.
-        let tries = Mutex::new(0);
-        let call = server.until_sent(Some(2), || {
-            *tries.lock() += 1;
-            if *tries.lock() == 1 { Err(Failure::NotSent("no route".to_owned())) } else { Ok(()) }
-        });
-        assert!(call.is_ok());
-        server.close(Instant::now() + Duration::from_secs(10));
+        let (execution, result) = call();
+        let losses = server.state.lock().losses;
+        let no_route = Failure::NotSent("no route".to_owned());
+        server.not_arrived(Job::Call(execution, losses), no_route, deadline);
+        assert!(result.recv_timeout(PATIENCE).unwrap().success);
+        assert!(requests.recv_timeout(PATIENCE).unwrap().starts_with("POST /execute "));
+        server.close(Instant::now() + PATIENCE);
+    }
+
+    #[test]
+    fn what_did_not_arrive_waits_for_its_time_or_for_news() {
+        let now = Instant::now();
+        let later = now + Duration::from_secs(1);
+        let waiting = |again| {
+            let job =
+                Job::Reset(SlotRef::new(0, "box", 0, "slot_0", 1), ResetReply::from_fn(|_| ()));
+            Waiting { job, failure: Failure::NoListener, again, deadline: later }
+        };
+        let unknown = Phase::Unknown { since: now };
+        for (again, phase, refused, at, turn) in [
+            (Some(now), Phase::Up, false, now, Turn::TryAgain),
+            (Some(now), unknown, true, now, Turn::TryAgain),
+            (Some(later), Phase::Up, false, now, Turn::Wait),
+            (None, Phase::Up, true, now, Turn::Wait),
+            (None, unknown, true, now, Turn::Wait),
+            (None, Phase::Up, false, now, Turn::TryAgain),
+            (None, Phase::Down, true, now, Turn::GiveUp),
+            (Some(now), Phase::Down, false, now, Turn::GiveUp),
+            (Some(now), Phase::Up, false, later, Turn::GiveUp),
+        ] {
+            assert_eq!(waiting(again).turn(phase, refused, at), turn, "{again:?} {phase:?}");
+        }
+        assert_eq!(waiting(None).next(), later);
+        assert_eq!(waiting(Some(now)).next(), now);
+    }
+
+    #[test]
+    fn what_waits_when_the_server_is_closed_says_so() {
+        let (server, _told, _requests) = met();
+        server.close(Instant::now() + PATIENCE);
+        let (execution, result) = call();
+        let failure = Failure::NotSent("no route".to_owned());
+        server.not_arrived(Job::Call(execution, 0), failure, Instant::now() + PATIENCE);
+        let result = result.recv_timeout(PATIENCE).unwrap();
+        assert_eq!((result.outcome, result.may_have_executed), (Outcome::SandboxLost, false));
     }
 }

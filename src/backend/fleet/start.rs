@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{at, bounded, never, select};
 
 use super::native::{self, Direct, NativeServer};
-use super::reference::ReferenceServer;
+use super::reference::{ReferenceServer, StockRequests};
 use super::waiting::WaitReport;
 use super::{Connection, FleetBackend, PAUSE_FIRST, PAUSE_MOST, Server, close_all};
 use crate::backend::Container;
@@ -36,6 +36,7 @@ struct Meeting {
     number: usize,
     connection: Connection,
     direct: Arc<Direct>,
+    requests: Arc<StockRequests>,
     /// See [`FleetConfig::unreachable_timeout`](crate::config::FleetConfig::unreachable_timeout).
     bound: Duration,
     deadline: Instant,
@@ -65,8 +66,9 @@ impl Meeting {
                         NativeServer::connect(*number, connection, *bound, direct, &session)?;
                     Ok((Server::Native(server), slots))
                 } else {
+                    let (connection, requests) = (connection.clone(), &self.requests);
                     let (server, slots) =
-                        ReferenceServer::connect(*number, connection.clone(), *bound)?;
+                        ReferenceServer::connect(*number, connection, *bound, requests)?;
                     Ok((Server::Reference(server), slots))
                 }
             });
@@ -210,6 +212,7 @@ impl FleetBackend {
                 number,
                 connection: connection.clone(),
                 direct: self.direct.clone(),
+                requests: self.requests.clone(),
                 bound: self.config.unreachable_timeout,
                 deadline,
                 interrupt: stop.clone(),
