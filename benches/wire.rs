@@ -55,7 +55,14 @@ fn post(agent: &ureq::Agent, url: &str, slot: usize) {
         "{{\"slot_id\":\"slot_{slot}\",\"tool\":\"bash\",\"args\":{{\"command\":\"true\"}},\
          \"execution_id\":\"e\",\"timeout\":30.0}}"
     );
-    let answer = agent.post(url).send(body).unwrap().body_mut().read_to_string().unwrap();
+    let answer = agent
+        .post(url)
+        .content_type("application/json")
+        .send(body)
+        .unwrap()
+        .body_mut()
+        .read_to_string()
+        .unwrap();
     assert!(answer.contains("true"));
 }
 

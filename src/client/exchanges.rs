@@ -208,7 +208,10 @@ impl Reactor {
                 .timers
                 .first()
                 .map_or(HEARTBEAT, |(due, _)| due.saturating_duration_since(now).min(HEARTBEAT));
-            self.wait(&mut events, due);
+            if let Err(error) = self.wait(&mut events, due) {
+                log::error!("sandbox servers' answers cannot be waited for any more: {error}");
+                return self.close();
+            }
             let is_due = |timers: &BTreeSet<(Instant, usize)>| {
                 timers.first().is_some_and(|(due, _)| *due <= Instant::now())
             };
@@ -216,7 +219,8 @@ impl Reactor {
                 // However long this thread did not run: what has come is looked at first, each
                 // socket once.
                 for _ in 0..=self.connections.len() / EVENTS {
-                    self.wait(&mut events, Duration::ZERO);
+                    // An error is met again above.
+                    let _ = self.wait(&mut events, Duration::ZERO);
                 }
                 self.expire(Instant::now());
             }
@@ -231,18 +235,19 @@ impl Reactor {
     }
 
     /// Waits for sockets, for so long at most, and does what can be done with them.
-    fn wait(&mut self, events: &mut Events, time: Duration) {
-        if let Err(error) = self.poll.poll(events, Some(time)) {
-            events.clear();
-            if error.kind() != ErrorKind::Interrupted {
-                log::error!("waiting for sandbox servers' answers failed: {error}");
-            }
-            return;
+    ///
+    /// # Errors
+    /// The system's; none that another try would mend.
+    fn wait(&mut self, events: &mut Events, time: Duration) -> io::Result<()> {
+        match self.poll.poll(events, Some(time)) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => return Ok(()),
+            polled => polled?,
         }
         let ready: Vec<_> = events.iter().map(|event| event.token()).collect();
         for Token(number) in ready.into_iter().filter(|token| *token != WAKE) {
             self.go_on(number);
         }
+        Ok(())
     }
 
     fn begin(&mut self, order: Order) {

@@ -7,8 +7,8 @@
 //! While the fleet starts one per server, `tool-connect-N`, which asks what it is.
 //! One per server, `tool-fleet-N`, which keeps up the connection: for a native server it reads the
 //! stream of results, and another, `tool-send-N`, sends what the threads that hand over do not. A
-//! reference server answers a request only when its call is done, so each of its running calls
-//! takes a thread, `tool-ref-N`; never more than the server has slots.
+//! reference server answers a request only when its call is done; the requests to all of them share
+//! one thread, `tool-requests`, which waits for their sockets.
 //!
 //! # While the fleet starts
 //! Servers that are not there yet are waited for, and warnings say which and why. What waiting
