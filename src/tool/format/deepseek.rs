@@ -86,8 +86,8 @@ pub(super) fn read(reading: &Reading<'_>, start: usize, after: usize) -> Block {
             end = fence + FENCE.len();
         }
     }
-    let (arguments, repair) = arguments_of(value);
-    repairs.extend(repair);
+    let (arguments, of_arguments) = arguments_of(value);
+    repairs.extend(of_arguments);
     let end = match reading.closing(end, &[END]) {
         Closing::Closed(end) => end,
         Closing::Text(at) if !scan.is_at(at, SECTION_END) => {

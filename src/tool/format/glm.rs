@@ -75,10 +75,10 @@ fn read_call(reading: &Reading<'_>, at: usize) -> Result<Found, Unread> {
     if scan.byte(at) == Some(b'{') {
         let (value, end, mends) = read_value(reading, at, &[CLOSE])
             .map_err(|(_, reason)| (Some(name.clone()), reason, at))?;
-        let (arguments, repair) = arguments_of(value);
+        let (arguments, of_arguments) = arguments_of(value);
         call.arguments = arguments;
         call.repairs = repairs_of(mends);
-        call.repairs.extend(repair);
+        call.repairs.extend(of_arguments);
         at = end;
     } else {
         let mut arguments = JsonObject::new();

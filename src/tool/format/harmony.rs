@@ -82,8 +82,8 @@ fn read_call(reading: &Reading<'_>, start: usize, content: usize, recipient: &st
             Err((_, reason)) => return fail(reason, at),
         },
     };
-    let (arguments, repair) = arguments_of(value);
-    repairs.extend(repair);
+    let (arguments, of_arguments) = arguments_of(value);
+    repairs.extend(of_arguments);
     let after = scan.skip_space(end);
     let end = match ended(after) {
         Some(mark) if ENDS.contains(&mark) => after + mark.len(),

@@ -171,9 +171,9 @@ pub(super) fn read_value(
 /// A call, or what is wrong with the value that should be one.
 fn item_of(value: Value, mends: Mends, format: Format, span: (usize, usize)) -> Item {
     match parts_of(value) {
-        Ok((parts, repair)) => {
+        Ok((parts, of_arguments)) => {
             let mut repairs = repairs_of(mends);
-            repairs.extend(repair);
+            repairs.extend(of_arguments);
             let Parts { name, arguments, id } = parts;
             Item::Call(Found { format, name, arguments, untyped: Vec::new(), id, repairs, span })
         }
@@ -196,14 +196,14 @@ pub(crate) struct Parts {
 
 type NamedReason = (Option<String>, String);
 
-/// Name, arguments and id of a call that is a JSON object, and whether the arguments were text.
+/// Name, arguments and id of a call that is a JSON object, and what was mended in the arguments.
 ///
 /// The object is `{"name", "arguments" or "parameters" or "input", "id"}`, or has these in a
 /// `function`, as OpenAI's. Arguments that are missing or `null` are none.
 ///
 /// # Errors
 /// The name, where there is one, and what is wrong.
-pub(crate) fn parts_of(value: Value) -> Result<(Parts, Option<Repair>), NamedReason> {
+pub(crate) fn parts_of(value: Value) -> Result<(Parts, Vec<Repair>), NamedReason> {
     let Value::Object(mut call) = value else {
         return Err((
             None,
@@ -234,23 +234,31 @@ pub(crate) fn parts_of(value: Value) -> Result<(Parts, Option<Repair>), NamedRea
         return Err((Some(name), format!("it has both {first:?} and {second:?}")));
     }
     let arguments = arguments.map_or(Value::Null, |(_, value)| value);
-    let (arguments, repair) = arguments_of(arguments);
-    Ok((Parts { name, arguments, id }, repair))
+    let (arguments, repairs) = arguments_of(arguments);
+    Ok((Parts { name, arguments, id }, repairs))
 }
 
-/// Arguments as they should be: an object, or what the executor answers as none.
-pub(crate) fn arguments_of(arguments: Value) -> (Value, Option<Repair>) {
+/// Arguments as they should be: an object, or what the executor answers as none. Text may have the
+/// same damage as a call itself.
+pub(crate) fn arguments_of(arguments: Value) -> (Value, Vec<Repair>) {
     match arguments {
-        Value::Null => (Value::Object(JsonObject::new()), None),
+        Value::Null => (Value::Object(JsonObject::new()), Vec::new()),
         Value::String(text) if text.trim().is_empty() => {
-            (Value::Object(JsonObject::new()), Some(Repair::ArgumentsAsText))
+            (Value::Object(JsonObject::new()), vec![Repair::ArgumentsAsText])
         }
-        Value::String(text) => match python_json::parse(&text) {
-            Ok(object @ Value::Object(_)) => (object, Some(Repair::ArgumentsAsText)),
-            // The executor says what is wrong with it.
-            _ => (Value::String(text), None),
-        },
-        other => (other, None),
+        Value::String(text) => {
+            let begin = text.len() - text.trim_start().len();
+            match python_json::parse_prefix(&text, begin) {
+                Ok((object @ Value::Object(_), end, mends)) if text[end..].trim().is_empty() => {
+                    let mut repairs = vec![Repair::ArgumentsAsText];
+                    repairs.extend(repairs_of(mends));
+                    (object, repairs)
+                }
+                // The executor says what is wrong with it.
+                _ => (Value::String(text), Vec::new()),
+            }
+        }
+        other => (other, Vec::new()),
     }
 }
 

@@ -53,8 +53,8 @@ pub(super) fn read(reading: &Reading<'_>, start: usize, after: usize) -> Block {
             Err((_, reason)) => return fail(Some(name.to_owned()), reason, at),
         }
     };
-    let (arguments, repair) = arguments_of(value);
-    repairs.extend(repair);
+    let (arguments, of_arguments) = arguments_of(value);
+    repairs.extend(of_arguments);
     let end = match reading.closing(end, &[END]) {
         Closing::Closed(end) => end,
         Closing::Text(at) if !scan.is_at(at, SECTION_END) => {

@@ -160,9 +160,9 @@ pub(super) fn read_function(reading: &Reading<'_>, start: usize, at: usize) -> O
         Ok(read) => read,
         Err((_, reason)) => return fail(reason, json_at),
     };
-    let (arguments, repair) = arguments_of(value);
+    let (arguments, of_arguments) = arguments_of(value);
     let mut repairs = repairs_of(mends);
-    repairs.extend(repair);
+    repairs.extend(of_arguments);
     let end = match reading.closing(end, &[FUNCTION.1, "<function>"]) {
         Closing::Closed(end) => end,
         Closing::Missing(end) => {

@@ -89,9 +89,9 @@ fn read_named(
             .map_err(|(_, reason)| (Some(name.to_owned()), reason, arguments_at))?,
     };
     let value: Value = value;
-    let (arguments, repair) = arguments_of(value);
+    let (arguments, of_arguments) = arguments_of(value);
     let mut repairs = repairs_of(mends);
-    repairs.extend(repair);
+    repairs.extend(of_arguments);
     // A brace too many makes it unclear where the arguments end.
     if matches!(reading.scan.byte(end), Some(b'}' | b']')) {
         let reason = format!("something follows the arguments {}", reading.at(end));

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::MessageForm;
 use crate::tool::format::json::parts_of;
-use crate::tool::format::{CallForm, CallOrigin, UnreadableCall};
+use crate::tool::format::{CallForm, CallOrigin, Repair, UnreadableCall};
 use crate::tool::{ToolCall, schema};
 
 impl MessageForm {
@@ -95,13 +95,14 @@ pub(super) fn of_form(call: Value, form: MessageForm) -> Result<ToolCall, Unread
         let reason = format!("a call must be a JSON object, got {}", schema::kind_of(&call));
         return Err(unreadable(None, reason));
     }
-    let (parts, repair) = parts_of(call).map_err(|(name, reason)| unreadable(name, reason))?;
+    let (parts, repairs) = parts_of(call).map_err(|(name, reason)| unreadable(name, reason))?;
     let mut call = ToolCall::new(parts.name, parts.arguments);
     if let Some(id) = parts.id {
         call.uniq_id = id;
     }
     let mut origin = CallOrigin::new(CallForm::Message(form), None);
-    origin.repairs = repair.filter(|_| !text_is_usual).into_iter().collect();
+    let is_usual = |repair: &Repair| text_is_usual && *repair == Repair::ArgumentsAsText;
+    origin.repairs = repairs.into_iter().filter(|repair| !is_usual(repair)).collect();
     call.origin = Some(Box::new(origin));
     Ok(call)
 }

@@ -227,3 +227,26 @@ fn a_result_is_answered_in_every_form_with_the_id_of_its_call() {
     assert_eq!(fine.to_text(), "");
     assert_eq!(ToolResult::failure(Outcome::ToolError, "no").to_text(), "Error: no");
 }
+
+#[test]
+fn arguments_as_text_have_small_damage_repaired_as_calls_have() {
+    let call = |arguments: &str| {
+        let call = json!({"id": "c1", "type": "function",
+            "function": {"name": "bash", "arguments": arguments}});
+        let call = ToolCall::from_json(&call).unwrap();
+        (call.arguments, call.origin.unwrap().repairs)
+    };
+    let ls = json!({"command": "ls"});
+    assert_eq!(call(" {\"command\": \"ls\",}\n"), (ls, vec![Repair::TrailingComma]));
+    let two_lines = json!({"command": "ls\npwd"});
+    assert_eq!(call("{\"command\": \"ls\npwd\"}"), (two_lines, vec![Repair::RawControlCharacter]));
+    // What is no object, and what goes on behind it, is the executor's to refuse.
+    for text in ["{\"command\": \"ls\"} and more", "{\"command\"", "[1]"] {
+        assert_eq!(call(text), (json!(text), vec![]));
+    }
+    // In a block of text the string itself is unusual, and said, too.
+    let text = "<tool_call>{\"name\": \"bash\", \"arguments\": \"{\\\"command\\\": \\\"ls\\\",}\"}</tool_call>";
+    let call = ToolCall::parse(text, Format::Hermes).calls.pop().unwrap();
+    assert_eq!(call.arguments, json!({"command": "ls"}));
+    assert_eq!(call.origin.unwrap().repairs, [Repair::ArgumentsAsText, Repair::TrailingComma]);
+}
