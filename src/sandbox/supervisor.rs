@@ -17,11 +17,13 @@
 //! keeps the others waiting.
 //!
 //! # When the host process is killed
-//! A running command dies with it, and one whose sandbox is still being set up never starts.
-//! bubblewrap has one moment of some microseconds, between arming its own death signal and letting
-//! its first process go on, in which that process then stays behind: asleep for ever, with nothing
-//! of the command in it. [`Supervisor::close`] and cancelling wait for this moment to pass;
-//! SIGKILL does not.
+//! A running command dies with it, and one whose sandbox is still being set up never starts – but
+//! for two moments, in which bubblewrap (0.8) has not armed its death signals yet. Between arming
+//! its own and letting its first process go on, that process stays behind, asleep for ever, with
+//! nothing of the command in it. And its first process arms its signal only after it has forked the
+//! command: a host that is killed in between, which under load are milliseconds, leaves a command
+//! that runs on. [`Supervisor::close`] and cancelling wait for these moments to pass; SIGKILL does
+//! not.
 //!
 //! # The host process
 //! Nothing is asked of the host's signal handling: it may ignore SIGCHLD, wait for any child, have
