@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use super::json::{arguments_of, read_value, repairs_of};
 use super::reading::{Block, Closing, Found, Reading};
+use super::tags::{Tag, value_end};
 use super::{Format, Repair};
 use crate::tool::JsonObject;
 
@@ -129,41 +130,29 @@ fn read_pair(reading: &Reading<'_>, at: usize) -> Result<(String, String, usize)
         return Err((reason, value_at));
     }
     let from = value_at + VALUE.0.len();
-    let (end, after) = value_end(reading, from).map_err(|at| {
-        (format!("the argument {key:?} has no {} ({})", VALUE.1, reading.at(from)), at)
-    })?;
+    let (end, after) = value_end(reading, from, |at, outermost| tag_at(reading, at, outermost))
+        .map_err(|at| {
+            (format!("the argument {key:?} has no {} ({})", VALUE.1, reading.at(from)), at)
+        })?;
     Ok((key, reading.text()[from..end].to_owned(), after))
 }
 
-/// Where a value ends, by the same rules as in [`super::tags`].
-fn value_end(reading: &Reading<'_>, from: usize) -> Result<(usize, usize), usize> {
+/// What stands at a `<` in a value.
+fn tag_at(reading: &Reading<'_>, at: usize, is_outermost: bool) -> Tag {
     let scan = &reading.scan;
-    let mut at = from;
-    let mut depth = 0_usize;
-    loop {
-        let Some(next) = scan.rest(at).find('<') else {
-            scan.walked(scan.end.saturating_sub(at));
-            return Err(from);
-        };
-        scan.walked(next + 1);
-        at += next;
-        if scan.is_at(at, VALUE.1) {
-            let after = at + VALUE.1.len();
-            let next = scan.skip_space(after);
-            let ends = next >= scan.end || scan.is_at(next, KEY.0) || scan.is_at(next, CLOSE);
-            if depth == 0 && ends {
-                return Ok((at, after));
-            }
-        } else if scan.is_at(at, CLOSE) {
-            let next = scan.skip_space(at + CLOSE.len());
-            if depth == 0 && (next >= scan.end || opens_a_call(reading, next)) {
-                return Err(at);
-            }
-            depth = depth.saturating_sub(1);
-        } else if opens_a_call(reading, at) {
-            depth += 1;
-        }
-        at += 1;
+    if scan.is_at(at, VALUE.1) {
+        let after = at + VALUE.1.len();
+        let next = scan.skip_space(after);
+        let ends = next >= scan.end || scan.is_at(next, KEY.0) || scan.is_at(next, CLOSE);
+        if is_outermost && ends { Tag::EndOfValue(after) } else { Tag::Other }
+    } else if scan.is_at(at, CLOSE) {
+        let next = scan.skip_space(at + CLOSE.len());
+        let ends = is_outermost && (next >= scan.end || opens_a_call(reading, next));
+        if ends { Tag::EndOfBlock } else { Tag::EndOfQuoted }
+    } else if opens_a_call(reading, at) {
+        Tag::BeginOfQuoted
+    } else {
+        Tag::Other
     }
 }
 

@@ -153,32 +153,25 @@ impl Tags {
     /// It is not closed; the end of its call is to be looked for at the place given.
     fn value(&self, reading: &Reading<'_>, from: usize) -> Result<(usize, usize), usize> {
         let scan = &reading.scan;
-        let mut at = from;
-        // Whole blocks that the value quotes.
-        let mut depth = 0_usize;
-        loop {
-            let Some(next) = scan.rest(at).find('<') else {
-                scan.walked(scan.end.saturating_sub(at));
-                return Err(from);
-            };
-            scan.walked(next + 1);
-            at += next;
+        value_end(reading, from, |at, is_outermost| {
             if scan.is_at(at, self.argument.1) {
                 let after = at + self.argument.1.len();
-                if depth == 0 && self.ends_a_value(reading, after) {
-                    return Ok((at, after));
-                }
+                let ends = is_outermost && self.ends_a_value(reading, after);
+                if ends { Tag::EndOfValue(after) } else { Tag::Other }
             } else if scan.is_at(at, self.call.1) || scan.is_at(at, self.block.1) {
-                let closes_block = scan.is_at(at, self.block.1);
-                if depth == 0 && self.ends_a_block(reading, at) {
-                    return Err(at);
+                if is_outermost && self.ends_a_block(reading, at) {
+                    Tag::EndOfBlock
+                } else if scan.is_at(at, self.block.1) {
+                    Tag::EndOfQuoted
+                } else {
+                    Tag::Other
                 }
-                depth -= usize::from(closes_block && depth > 0);
             } else if self.opens_a_block(reading, at) {
-                depth += 1;
+                Tag::BeginOfQuoted
+            } else {
+                Tag::Other
             }
-            at += 1;
-        }
+        })
     }
 
     /// Whether what stands at `at` can follow a value's closing tag.
@@ -215,6 +208,50 @@ impl Tags {
         let value =
             value.strip_prefix("\r\n").or_else(|| value.strip_prefix('\n')).unwrap_or(value);
         value.strip_suffix("\r\n").or_else(|| value.strip_suffix('\n')).unwrap_or(value)
+    }
+}
+
+/// What a tag in a value is.
+pub(super) enum Tag {
+    /// It closes the value; behind it goes on what comes then.
+    EndOfValue(usize),
+    /// It closes the block that the value is in: the value is not closed.
+    EndOfBlock,
+    /// It closes a whole block that the value quotes.
+    EndOfQuoted,
+    /// It opens such a block.
+    BeginOfQuoted,
+    /// It is text.
+    Other,
+}
+
+/// Where the value that begins at `from` ends, and the place behind its closing tag. `tag` says
+/// what stands at a `<`, and is told whether that is in no quoted block.
+///
+/// # Errors
+/// It is not closed; the end of its call is to be looked for at the place given.
+pub(super) fn value_end(
+    reading: &Reading<'_>,
+    from: usize,
+    tag: impl Fn(usize, bool) -> Tag,
+) -> Result<(usize, usize), usize> {
+    let scan = &reading.scan;
+    let (mut at, mut depth) = (from, 0_usize);
+    loop {
+        let Some(next) = scan.rest(at).find('<') else {
+            scan.walked(scan.end.saturating_sub(at));
+            return Err(from);
+        };
+        scan.walked(next + 1);
+        at += next;
+        match tag(at, depth == 0) {
+            Tag::EndOfValue(after) => return Ok((at, after)),
+            Tag::EndOfBlock => return Err(at),
+            Tag::EndOfQuoted => depth = depth.saturating_sub(1),
+            Tag::BeginOfQuoted => depth += 1,
+            Tag::Other => {}
+        }
+        at += 1;
     }
 }
 
