@@ -39,7 +39,7 @@ impl Server {
         Self { process, addr }
     }
 
-    /// Starts a command in a slot; its answer is for nobody.
+    /// Starts a command in a slot; its answer is not read.
     fn run(&self, slot: &str, command: &str) -> TcpStream {
         let call = json!({
             "slot_id": slot, "tool": "bash", "args": {"command": command}, "timeout": 600.0,

@@ -479,7 +479,7 @@ fn line_with(lines: &crossbeam_channel::Receiver<String>, text: &str) -> String 
 
 #[test]
 fn what_the_start_waits_for_is_said_soon_and_a_wrong_scheme_ends_it() {
-    // A port that nobody else gets, and at which nobody listens.
+    // A port that no other program gets, and at which none listens.
     let socket = rustix::net::socket(
         rustix::net::AddressFamily::INET,
         rustix::net::SocketType::STREAM,

@@ -74,7 +74,7 @@ impl Entered {
             room: 0,
             entry: Some(Entry { argv, writers, script, alarm }),
             timeout: spec.timeout.min(LONGEST_TIMEOUT),
-            // The sandbox has a deadline of its own; this is for what nobody has thought of.
+            // The sandbox has a deadline of its own; this is for the unforeseen.
             deadline: Instant::now() + SETUP_LIMIT + KILL_MARGIN,
             run: None,
             released: None,

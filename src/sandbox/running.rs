@@ -6,7 +6,7 @@
 //! 1. *Set-up* (only with bubblewrap). bubblewrap makes the namespaces and reports the number of
 //!    the sandbox's first process, *init*, which waits. Init is taken hold of by a pidfd, the gate
 //!    is opened, and the call's clock starts.
-//! 2. *Running*, until the main process ends, the time is up, or somebody cancels.
+//! 2. *Running*, until the main process ends, the time is up, or it is cancelled.
 //! 3. *Ending*. Everything is killed, whatever the reason, and the end of the last process is
 //!    awaited: the pidfd of a pid namespace's init becomes readable only when no process of the
 //!    namespace is left; without bubblewrap the reaper says so.

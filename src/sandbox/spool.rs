@@ -203,7 +203,7 @@ struct Shared {
 struct State {
     /// A piece is on its way.
     busy: bool,
-    /// Nobody waits any more.
+    /// No call waits any more.
     given_up: bool,
     /// With the threads while they are busy.
     file: Option<OutputFile>,

@@ -231,7 +231,7 @@ impl Stream {
                 return false;
             }
             if self.drained {
-                // Nobody reads what somebody may still write.
+                // What may still be written is not read.
                 watch.remove_and_close(&mut self.pipe);
                 return self.recording.settle(keep, watch);
             }

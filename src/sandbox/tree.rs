@@ -212,7 +212,7 @@ fn mount_of(fd: BorrowedFd<'_>) -> Result<u64, Errno> {
     number.ok_or(Errno::NOSYS)
 }
 
-/// Names that nobody else chose.
+/// Names of our own choice.
 struct Hoisted {
     prefix: uuid::Uuid,
     count: u64,

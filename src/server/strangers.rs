@@ -1,7 +1,7 @@
 //! Connections that have not been admitted to anything yet: how many there are, for how long, and
 //! which of them gives way to a new one.
 //!
-//! Whoever can reach the port can be a stranger, so strangers get little: a number of places, a
+//! Every program that can reach the port can be a stranger, so strangers get little: some places, a
 //! few seconds to send the head of a request, and no more memory than that head. A connection
 //! whose request is admitted (`door`) is none any more, and leaves its place.
 //!
@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-/// How long a stranger keeps its place, whoever else wants one.
+/// How long a stranger keeps its place, even if another connection wants one.
 const GRACE: Duration = Duration::from_secs(1);
 
 /// The most strangers at once: with the largest head that is read, 64 MiB.

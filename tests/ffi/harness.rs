@@ -105,7 +105,7 @@ pub(crate) fn exported() -> Vec<String> {
     text.lines().map(|line| line.split(' ').next().unwrap().to_owned()).collect()
 }
 
-/// Says that something could not be run; where nobody reads that, it is an error.
+/// Says that something could not be run; in CI, where that is not read, it is an error.
 pub(crate) fn not_run(what: &str) {
     assert!(std::env::var_os("CI").is_none(), "NOT RUN: {what}");
     eprintln!("NOT RUN: {what}");
@@ -276,7 +276,7 @@ pub(crate) fn run(mut command: Command, dir: &Path, name: &OsStr) -> String {
         "{}: {command:?}: {ended}\n--- stdout\n{out}\n--- stderr\n{err}",
         name.display()
     );
-    // Also of a child's, whose exit code nobody sees.
+    // Also of a child's, whose exit code is not seen.
     for error in ["== Invalid", "uninitialised", "AddressSanitizer"] {
         assert!(!err.contains(error), "{}: {err}", name.display());
     }

@@ -142,7 +142,7 @@ fn a_reader_waits_for_the_call_before_it_and_gives_up_after_the_queue_time() {
     assert_eq!(cause.kind(), std::io::ErrorKind::TimedOut);
     execution.reply.send(ToolResult::ok(""));
     assert!(call.wait_timeout(PATIENCE).unwrap().success);
-    // The slot that nobody wanted any more came back.
+    // The slot that was not wanted any more came back.
     let after = executor.submit("t", bash("y")).unwrap();
     next(&told).execution().reply.send(ToolResult::ok(""));
     assert!(after.wait_timeout(PATIENCE).unwrap().success);

@@ -15,7 +15,7 @@ fn closing_finishes_what_was_accepted_and_then_refuses_clearly() {
         (0..3).map(|t| executor.submit(&format!("t{t}"), bash("x")).unwrap()).collect();
     std::thread::scope(|scope| {
         let closing = scope.spawn(|| executor.close());
-        // One slot for three trajectories: nobody releases any more, so closing does.
+        // One slot for three trajectories: no caller releases any more, so closing does.
         let mut calls = 0;
         while calls < 3 {
             match next(&told) {

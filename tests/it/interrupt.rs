@@ -49,7 +49,7 @@ fn is_interrupted(error: &StartError) -> bool {
     matches!(error, StartError::Interrupted)
 }
 
-/// A URL where nobody listens.
+/// A URL where no server listens.
 fn nobody() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     format!("http://{}", listener.local_addr().unwrap())

@@ -93,7 +93,7 @@ fn a_memory_hog_is_out_of_memory() {
             "perl -e '$x = \"x\" x 65536; $x .= $x while 1'",
             "x=x; while :; do x=$x$x; done",
             "for i in $(seq 60); do perl -e '$x = \"x\" x (4 << 20); sleep 60' & done; wait",
-            // Nobody has mapped it.
+            // No process has mapped it.
             &format!(
                 "perl -e 'open(F, \">&=\", syscall({}, $n = \"m\", 0)); $x = \"x\" x 65536; \
                  syswrite(F, $x) while 1'",
@@ -150,7 +150,7 @@ fn a_disk_filler_ends_and_the_slot_has_to_be_cleaned_up() {
 fn a_full_slot_can_remove_files_and_is_as_new_after_a_reset() {
     for warm in [true, false] {
         let (_dir, executor) = executor_of(warm, |limits| limits.workspace_bytes = Some(8 * MIB));
-        // So short that nobody looks while it runs, unless the machine is slow.
+        // So short that no watch looks while it runs, unless the machine is slow.
         let filled = run(&executor, "head -c 12M /dev/zero > big");
         assert!([Outcome::Ok, Outcome::DiskFull].contains(&filled.outcome), "{filled:?}");
         let patience = Instant::now() + PATIENCE;
@@ -235,7 +235,7 @@ fn sessions_have_limits_of_their_own_also_between_calls() {
         );
         assert_eq!(stateful("echo new $v; rm -f /tmp/big").output, "new");
     }
-    // While nobody has a call of it.
+    // While no call of it runs.
     let started = stateful("(sleep 0.2; x=x; while :; do x=$x$x; done) & echo $!");
     assert_eq!(started.outcome, Outcome::Ok, "{started:?}");
     let patience = Instant::now() + PATIENCE;

@@ -334,7 +334,7 @@ fn the_usual_limit_of_open_files_does_not_limit_the_slots() {
     assert!(output.status.success() && text.contains("1 passed"), "{text}");
 }
 
-/// Whether this test runs as root, and so commands as somebody else.
+/// Whether this test runs as root, and so commands as another user.
 pub(crate) fn is_root() -> bool {
     fs::metadata("/proc/self").unwrap().uid() == 0
 }
@@ -391,7 +391,7 @@ fn a_command_knows_who_it_is() {
     };
     assert_eq!(output("[ \"$(id -un)\" = \"$USER\" ] && [ -O . ] && [ -w ~ ] && echo so"), "so");
     assert_eq!(output("echo x > /dev/stdout; echo y > /dev/stderr"), "x\n\n[stderr]\ny");
-    // It refuses a repository of somebody else.
+    // It refuses a repository of another user.
     let git = "command -v git > /dev/null || exit 0; git init -q && \
                git -c user.name=a -c user.email=a@b commit -q --allow-empty -m x && git status -s";
     assert_eq!(output(git), "");
@@ -504,7 +504,7 @@ fn resets_have_threads_of_their_own_and_a_second_one_joins_the_first() {
     }
     assert_eq!(fs::read_dir(&workspace).unwrap().count(), 0);
     backend.close(Instant::now() + PATIENCE);
-    // Afterwards there is nobody who could.
+    // Afterwards no process is left that could.
     let reply = ResetReply::from_fn(move |outcome| tell.send((outcome, String::new())).unwrap());
     backend.reset(&slot(1), reply);
     assert!(told.recv_timeout(PATIENCE).unwrap().0.is_err());
@@ -609,7 +609,7 @@ fn a_stateful_terminal_ends_with_its_trajectory() {
     let second = run("second", "echo \"[$x]\"; jobs; ls -A");
     assert_eq!((&*second.output, &second.metadata["session"]), ("[]", &json!("started")));
     assert!(!is_running(&marker));
-    // A release without a reset leaves files to the same trajectory, and processes to nobody else.
+    // A release without a reset leaves files to the same trajectory, and processes to no other.
     run("second", &format!("{marker} & echo kept >file"));
     executor.release_keeping_files("second").unwrap();
     assert_eq!(run("third", "ls -A; jobs; cat file 2>/dev/null").output, "");

@@ -1,4 +1,4 @@
-//! Slots: nobody starves, nobody deadlocks, nothing of one trajectory reaches another.
+//! Slots: no trajectory starves or deadlocks, and nothing of one reaches another.
 
 use std::collections::HashMap;
 use std::time::Duration;

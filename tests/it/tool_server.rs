@@ -208,7 +208,7 @@ fn what_makes_no_sense_or_is_not_there_is_an_error_of_start() {
     let token = ToolServerConfig::new("http://127.0.0.1:1").with_token("two\r\nlines");
     let error = format!("{:?}", start(token));
     assert!(error.contains("the token is empty or") && !error.contains("lines"), "{error}");
-    // Nobody listens there.
+    // No server listens there.
     let error = start(ToolServerConfig::new("http://127.0.0.1:1"));
     assert!(format!("{error:?}").contains("does not say what it offers"), "{error:?}");
 }

@@ -137,7 +137,7 @@ fn number(text: &str, name: &str) -> u64 {
     value.and_then(|value| value.parse().ok()).unwrap_or(0)
 }
 
-/// What is in files that have no name, and live as long as somebody holds them open.
+/// What is in files that have no name, and live as long as a process holds them open.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Nameless {
     /// Memory (`memfd_create(2)`).

@@ -49,7 +49,7 @@ const DISK_PACE: Pace =
     Pace { least: INTERVAL, most: Duration::from_secs(1), bytes_per_second: 8 << 30 };
 /// Of its time the thread spends one part in so many looking.
 const COST_SHARE: u32 = 10;
-/// No pause is longer than this, so that nobody is out of sight for long.
+/// No pause is longer than this, so that no slot is out of sight for long.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// Counting one sandbox's memory exactly may take so long.
 const EXACT_LIMIT: Duration = Duration::from_secs(1);

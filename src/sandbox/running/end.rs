@@ -15,7 +15,7 @@ use crate::sandbox::supervisor::End;
 pub(in crate::sandbox) enum Reason {
     /// Its time was up.
     TimedOut,
-    /// Somebody asked for it.
+    /// It was asked for.
     Cancelled,
     /// A limit of its slot was exceeded.
     Exceeded(Exceeded),

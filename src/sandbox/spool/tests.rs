@@ -488,7 +488,7 @@ fn what_is_left_in_the_pipe_at_the_end_is_written_too() {
     rustix::pipe::fcntl_setpipe_size(&writer, 1 << 20).unwrap();
     let content = sequence(100_000);
     writer.write_all(content.as_bytes()).unwrap();
-    // Somebody still holds the pipe.
+    // A process still holds the pipe.
     the_loop.settle_all();
     let captured = the_loop.finish();
     drop(writer);

@@ -368,7 +368,7 @@ impl Program for Shell {
             // What it says now is not asked for any more.
             cx.watch.remove(self.directory.status.as_fd());
         }
-        // Nobody waits for what is printed between two calls.
+        // No call waits for what is printed between two calls.
         self.current.is_none() || self.streams.drain(&cx.watch, cx.buffer, cx.now)
     }
 
@@ -399,7 +399,7 @@ impl Program for Shell {
             network_isolated: self.network_isolated,
             all_dead: cx.kept.all_dead(),
         };
-        // Before the answer: whoever gets it may look.
+        // Before the answer: its caller may look.
         drop(self.directory);
         // Before its first word bash only complains of the missing terminal.
         let printed = if began { [stdout, stderr] } else { Default::default() };

@@ -316,7 +316,7 @@ impl Stream {
             self.hand_over_if_full(watch, keep.as_deref_mut());
             self.drained += count as u64;
             if count == 0 || self.drained >= DRAIN_LIMIT {
-                // Nobody reads what somebody may still write.
+                // What may still be written is not read.
                 watch.remove_and_close(&mut self.pipe);
             }
         }
@@ -561,7 +561,7 @@ mod tests {
         let held = hold(&shell.spool);
         let lines = "0123456\n".repeat(8 << 20);
         let mut taken = 0;
-        // The end is that nobody reads.
+        // The end is that it is not read any more.
         loop {
             match shell.writers[0].write(&lines.as_bytes()[taken..]) {
                 Ok(count) => taken += count,

@@ -89,7 +89,7 @@ impl Host {
     fn new() -> Self {
         // Where its path has no character that a shell would mind: the scripts are not to quote it.
         let dir = tempfile::tempdir_in("/tmp").or_else(|_| tempfile::tempdir()).unwrap();
-        // Whoever gets here may read and write everything in it.
+        // A program that gets here may read and write everything in it.
         fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o777)).unwrap();
         let secret = format!("secret-{}", uuid::Uuid::new_v4().simple());
         let file = dir.path().join("secret");
@@ -133,7 +133,7 @@ impl Host {
             .args(["-c", script])
             .current_dir(&directory)
             .env("HOME", directory.path())
-            // What scripts look for that is not there: here it is, whoever runs the tests.
+            // What scripts look for that is not there: here it is, whichever user runs the tests.
             .env("CARGO_ESCAPED", "1")
             .env_remove("SHELLOPTS")
             .stdin(Stdio::null())

@@ -1,4 +1,4 @@
-//! What a model may do to its terminal for whoever has the slot next.
+//! What a model may do to its terminal for the trajectory that has the slot next.
 
 use serde_json::json;
 

@@ -219,7 +219,7 @@ fn whatever_a_server_says_a_call_has_its_outcome_within_a_bound() {
 fn silence(after: &[u8]) -> Reply {
     let (sender, pieces) = unbounded();
     sender.send(after.to_vec()).unwrap();
-    // For ever: nobody would end it.
+    // For ever: no limit would end it.
     std::mem::forget(sender);
     Reply::Stream(pieces)
 }
@@ -253,7 +253,7 @@ fn servers_that_hang_take_no_threads_of_others() {
     for _ in 0..20 {
         assert_eq!(executor.execute(&id, bash("y")).output, "y");
     }
-    // Nobody has given up a request yet: the good one's callers did not wait for that.
+    // No request was given up yet: the good one's callers did not wait for that.
     for server in &hanging {
         let calls = server.requests.try_iter().filter(|request| request.body.contains("bash"));
         assert!(calls.count() <= 1);

@@ -318,7 +318,7 @@ fn much_output_is_counted_exactly_in_bounded_memory() {
         assert_eq!(finished.stdout.bytes, 200_000_000);
         assert_eq!(finished.stderr.bytes, 4);
         assert!(finished.stdout.text.len() < 400_000);
-        // Other tests run meanwhile; whoever keeps the output exceeds this by far.
+        // Other tests run meanwhile; an engine that keeps the output exceeds this by far.
         assert!(resident_mib() < before + 100);
     });
 }

@@ -629,7 +629,7 @@ impl Driver {
     pub(super) fn gone(mut self, end: Gone) -> Option<ToolResult> {
         let work = self.work.take()?;
         let (outcome, why) = match (self.over, end) {
-            // Somebody wanted the slot to be empty.
+            // A reset wanted the slot to be empty.
             (_, Gone::Killed) => (Outcome::Cancelled, "tmux session was ended".to_owned()),
             (Some(why), Gone::Ended) => (Outcome::ToolError, why),
             (None, Gone::Ended) => (Outcome::ToolError, "tmux session ended".to_owned()),
