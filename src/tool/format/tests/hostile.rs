@@ -131,12 +131,14 @@ fn is_in(call: &ToolCall, span: &str) -> Result<(), TestCaseError> {
         return Ok(());
     }
     prop_assert!(span.contains(&call.name) || call.name == "bash", "{} in {}", call.name, span);
+    let joined = without_seams(span);
     let mut rest = vec![&call.arguments];
     while let Some(value) = rest.pop() {
         match value {
             Value::String(string) => {
                 for word in string.split(|c: char| !c.is_alphanumeric()) {
-                    prop_assert!(span.contains(word), "{:?} in {}", word, span);
+                    let stands = span.contains(word) || joined.contains(word);
+                    prop_assert!(stands, "{:?} in {}", word, span);
                 }
             }
             Value::Array(items) => rest.extend(items),
@@ -145,6 +147,43 @@ fn is_in(call: &ToolCall, span: &str) -> Result<(), TestCaseError> {
         }
     }
     Ok(())
+}
+
+/// The text without what stands between string literals that follow each other: in Python they are
+/// one string.
+fn without_seams(text: &str) -> String {
+    let quotes = |text: &str| text.len() - text.trim_start_matches(['"', '\'']).len();
+    let (mut joined, mut rest) = (String::new(), text);
+    while let Some(at) = rest.find(['"', '\'']) {
+        joined.push_str(&rest[..at]);
+        rest = &rest[at..];
+        let run = quotes(rest);
+        let next = rest[run..].trim_start();
+        let next = next.strip_prefix(['r', 'R', 'b', 'B', 'u', 'U']).unwrap_or(next);
+        match quotes(next) {
+            0 if run == 1 => {
+                joined.push_str(&rest[..1]);
+                rest = &rest[1..];
+            }
+            0 => rest = &rest[run..],
+            more => rest = &next[more..],
+        }
+    }
+    joined + rest
+}
+
+#[test]
+fn string_literals_that_follow_each_other_are_one_string() {
+    for text in [
+        r#"[bash(command="ls""ls")]"#,
+        r#"[bash(command="ls" 'ls')]"#,
+        r#"[bash(command="ls" r"ls")]"#,
+        r#"[bash(command="""ls""" "ls")]"#,
+    ] {
+        check(text, Format::Auto).unwrap();
+        let (calls, _) = read(Format::Auto, text);
+        assert_eq!(calls[0].arguments, serde_json::json!({"command": "lsls"}), "{text}");
+    }
 }
 
 fn any_format() -> impl Strategy<Value = Format> {
