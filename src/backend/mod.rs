@@ -35,7 +35,7 @@ use serde::{Deserialize, Serialize};
 
 pub use capabilities::{Capabilities, DEFAULT_TIMEOUT, Isolation};
 pub use reply::{Answer, Cancellation, Reply, ResetReply};
-pub use watch::{ContainerChange, Watcher};
+pub use watch::{ContainerChange, LeasedSlots, Watcher};
 
 use crate::artifact::{
     ArchiveArtifacts, ArchiveSummary, Artifact, ArtifactError, ArtifactList, ListArtifacts,
@@ -86,6 +86,13 @@ pub trait Backend: Send + Sync + 'static {
     /// Defaults to doing nothing: the call runs to its end or its time limit.
     fn cancel(&self, id: ExecutionId) {
         let _ = id;
+    }
+
+    /// Takes a slot back that the executor has under this grant and uses no more, because it has more
+    /// than it may have ([`ContainerChange::Resized`]). Called on an I/O thread. Defaults to doing
+    /// nothing.
+    fn give_back(&self, slot: &SlotRef, grant: u64) {
+        let _ = (slot, grant);
     }
 
     /// What reads the files of its slots. Defaults to none: readers are answered

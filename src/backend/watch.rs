@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 /// What became of a container.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ContainerChange {
     /// It does not answer, and it is not known whether it still runs what it was given. Its
@@ -17,6 +17,32 @@ pub enum ContainerChange {
     Restarted,
     /// It is given up until it answers again: the workspaces that trajectories held there are lost.
     Lost,
+    /// Other slots of it are the executor's now, or it has more or fewer. Trajectories keep the
+    /// slots that stay under the same grant; of the others the workspaces are lost.
+    Resized(LeasedSlots),
+}
+
+/// The slots of a container that the executor may use, where it shares the container with others
+/// ([`ContainerChange::Resized`]). It is told whole each time.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LeasedSlots {
+    /// The names of all slots of the container. Distinct.
+    pub names: Vec<String>,
+    /// The slots that the executor has: the index of each in `names`, and the number of its grant,
+    /// which is larger than that of any earlier grant of the slot. The first is larger than 0.
+    pub held: Vec<(usize, u64)>,
+    /// How many it may have. What is more it gives back
+    /// ([`Backend::give_back`](super::Backend::give_back)): free slots at once, others when their
+    /// trajectories are released.
+    pub limit: usize,
+}
+
+impl LeasedSlots {
+    /// These slots of a container whose slots have these names.
+    pub fn new(names: Vec<String>, held: Vec<(usize, u64)>, limit: usize) -> Self {
+        Self { names, held, limit }
+    }
 }
 
 /// Tells the executor what became of a container. Clones tell the same executor.

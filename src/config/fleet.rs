@@ -18,13 +18,20 @@ pub struct FleetConfig {
     /// The bearer token, the same for all. Defaults to none. Never logged or serialised.
     #[serde(default, skip_serializing)]
     pub token: Option<Secret>,
+    /// How many slots are asked for: as many of each server, as far as they have them. Others may
+    /// use the servers, too, and get their share; so there may be fewer, and more later. At least
+    /// 1. Defaults to all there are.
+    #[serde(default)]
+    pub slots: Option<usize>,
     /// How long a server may be out of reach, since it was last heard of, before its calls end as
     /// `sandbox_lost`. One that says nothing is noticed after 3 s at the earliest. Defaults to 30
-    /// s.
+    /// s. A server that does not hear of the executor for its lease
+    /// ([`ServerConfig::lease`](super::ServerConfig::lease), 15 s) gives the slots to others before
+    /// that: what was in them is lost then.
     #[serde(rename = "unreachable_timeout_s", with = "seconds", default = "unreachable_timeout")]
     pub unreachable_timeout: Duration,
-    /// How long the start waits for servers that do not answer yet, or still belong to an executor
-    /// that was killed (for 45 s). Defaults to 60 s.
+    /// How long the start waits for servers that do not answer yet, and for a slot where other
+    /// executors have them all. Defaults to 60 s.
     #[serde(rename = "start_timeout_s", with = "seconds", default = "start_timeout")]
     pub start_timeout: Duration,
     /// Whether servers may be used that say that they run commands without isolation. Defaults to
@@ -50,6 +57,7 @@ fn start_timeout() -> Duration {
 setters! {
     FleetConfig {
         with_token: token = some Secret,
+        with_slots: slots = some usize,
         with_unreachable_timeout: unreachable_timeout = Duration,
         with_start_timeout: start_timeout = Duration,
         with_allow_unisolated: allow_unisolated = bool,
@@ -63,6 +71,7 @@ impl FleetConfig {
         Self {
             urls: urls.into_iter().map(Into::into).collect(),
             token: None,
+            slots: None,
             unreachable_timeout: unreachable_timeout(),
             start_timeout: start_timeout(),
             allow_unisolated: false,
@@ -79,6 +88,9 @@ impl FleetConfig {
         if self.urls.is_empty() {
             let text = "a fleet needs the URL of at least one sandbox server";
             return Err(ConfigError::new(text));
+        }
+        if self.slots == Some(0) {
+            return Err(ConfigError::new("slots is 0; it must be at least 1"));
         }
         let mut urls: Vec<&str> = self.urls.iter().map(|url| url.trim_end_matches('/')).collect();
         urls.sort_unstable();

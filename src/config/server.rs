@@ -59,6 +59,19 @@ pub struct ServerConfig {
     /// and to the host's name where that is every address.
     #[serde(default)]
     pub advertise: Option<String>,
+    /// How long a `SandboxServer` keeps the slots of an executor that it does not hear of: one that
+    /// was killed, or stopped. Then they are emptied and go to others. Defaults to 15 s; at least 1
+    /// s, at most an hour. Means nothing to an `ExecutorServer`.
+    #[serde(rename = "lease_s", with = "seconds", default = "lease")]
+    pub lease: Duration,
+}
+
+/// The bounds of a lease: beats must fit in, and a slot should come back on the same day.
+const LEASES: std::ops::RangeInclusive<Duration> =
+    Duration::from_secs(1)..=Duration::from_secs(3600);
+
+fn lease() -> Duration {
+    Duration::from_secs(15)
 }
 
 fn max_body() -> usize {
@@ -88,6 +101,7 @@ setters! {
         with_tls_cert_pem: tls_cert_pem = some String,
         with_tls_key_pem: tls_key_pem = some Secret,
         with_advertise: advertise = some String,
+        with_lease: lease = Duration,
     }
 }
 
@@ -105,6 +119,7 @@ impl ServerConfig {
             tls_cert_pem: None,
             tls_key_pem: None,
             advertise: None,
+            lease: lease(),
         }
     }
 
@@ -137,6 +152,9 @@ impl ServerConfig {
         }
         if let Some(advertise) = &self.advertise {
             advertise.parse::<Advertise>().map_err(ConfigError::new)?;
+        }
+        if !LEASES.contains(&self.lease) {
+            return wrong(format!("lease is {:?}; it must be from 1 s to an hour", self.lease));
         }
         let ip = self.addr.ip();
         if self.token.is_none() && !self.no_auth && !ip.is_loopback() {

@@ -138,6 +138,11 @@ impl Performer {
                     log::error!("the sandbox backend panicked in reset: {panic}");
                 }
             }),
+            Action::GiveBack { slot, grant } => io.spawn(move || {
+                if let Err(panic) = guarded(|| backend.give_back(&slot, grant)) {
+                    log::error!("the sandbox backend panicked in give_back: {panic}");
+                }
+            }),
             Action::GrantLease { slot, trajectory_id, lost, reply } => {
                 // Where the reader has given up the lease is dropped, which gives the slot back.
                 reply(Ok(Lease::new(slot, lost, move || {

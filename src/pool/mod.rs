@@ -13,6 +13,10 @@
 //!
 //! Containers come and go ([`Pool::container_changed`]). No slot of one that does not answer is
 //! given out; who holds one keeps it, unless the workspaces there were lost.
+//!
+//! A container may be shared with other executors. Then the pool has those of its slots that were
+//! granted ([`Pool::resized`]); the others are *absent*. [`Pool::take_excess`] gives back what is
+//! more than it may have.
 
 mod slot;
 #[cfg(test)]
@@ -26,7 +30,7 @@ pub(crate) use self::slot::SlotIx;
 pub use self::slot::{ContainerCounts, SlotCounts};
 
 use self::slot::{ContainerState, PoolContainer, Purpose, Slot, State};
-use crate::backend::{Container, ContainerChange, SlotRef};
+use crate::backend::{Container, ContainerChange, LeasedSlots, SlotRef};
 use crate::wait_queue::{Position, WaitQueue};
 
 /// What [`Pool::assign`] decided for the trajectory at the head of the waiting room.
@@ -79,24 +83,21 @@ impl Pool {
             .enumerate()
             .map(|(number, container)| {
                 let first = slots.len();
-                slots.extend(container.slots.iter().enumerate().map(|(index, name)| Slot {
-                    container: number,
-                    index,
-                    name: name.as_str().into(),
-                    generation: 0,
-                    state: State::Clean,
-                    failed_resets: 0,
-                    unanswered: false,
-                    stale: false,
-                }));
+                let named = container.slots.iter().enumerate();
+                slots.extend(
+                    named.map(|(index, name)| Slot::new(number, index, name, State::Clean)),
+                );
+                let here = first..slots.len();
                 PoolContainer {
                     addr: container.addr.as_str().into(),
                     // Taken from the end, so that slot_0 comes first.
-                    clean: (first..slots.len()).rev().map(SlotIx).collect(),
+                    clean: here.clone().rev().map(SlotIx).collect(),
                     dirty: VecDeque::new(),
                     load: 0,
                     held: 0,
-                    total: container.slots.len(),
+                    total: here.len(),
+                    slots: here.map(SlotIx).collect(),
+                    limit: usize::MAX,
                     state: ContainerState::Up,
                 }
             })
@@ -211,7 +212,7 @@ impl Pool {
             if std::mem::take(&mut entry.stale) { State::Dirty(None) } else { State::Clean };
         if std::mem::take(&mut entry.unanswered) {
             // Given up meanwhile. Late, but it says that the slot is empty.
-            if outcome.is_ok() {
+            if outcome.is_ok() && !matches!(entry.state, State::Absent) {
                 entry.failed_resets = 0;
                 self.set(slot, emptied);
             }
@@ -222,19 +223,25 @@ impl Pool {
         if outcome.is_ok() {
             entry.failed_resets = 0;
         }
-        let broken = |entry: &mut Slot| {
+        let is_leaving = std::mem::take(&mut entry.is_leaving);
+        let emptied = if is_leaving { State::Absent } else { emptied };
+        let broken = |entry: &mut Slot, error: &str| {
+            if is_leaving {
+                return State::Absent;
+            }
+            log::warn!("slot {} is kept back: its reset failed: {error}", entry.name);
             let pause = RETRY_FIRST.saturating_mul(1 << entry.failed_resets.min(10));
             entry.failed_resets += 1;
             State::Broken { retry_at: now + pause.min(RETRY_MOST) }
         };
         match (purpose, outcome) {
+            // No reset of a slot that leaves is for a trajectory.
             (Purpose::Grant(_, trajectory), Ok(())) => {
                 self.set(slot, State::Held(trajectory.clone()));
                 Some(ResetFor::Granted(trajectory, slot))
             }
             (Purpose::Grant(position, trajectory), Err(error)) => {
-                log::warn!("slot {} is kept back: its reset failed: {error}", entry.name);
-                let state = broken(entry);
+                let state = broken(entry, &error);
                 self.set(slot, state);
                 // Back to where it was, before all who came later.
                 self.wait_again(position, trajectory);
@@ -243,10 +250,7 @@ impl Pool {
             (Purpose::Release(trajectory), outcome) => {
                 let state = match &outcome {
                     Ok(()) => emptied,
-                    Err(error) => {
-                        log::warn!("slot {} is kept back: its reset failed: {error}", entry.name);
-                        broken(entry)
-                    }
+                    Err(error) => broken(entry, error),
                 };
                 self.set(slot, state);
                 Some(ResetFor::Released(trajectory, outcome))
@@ -254,10 +258,7 @@ impl Pool {
             (Purpose::Nobody, outcome) => {
                 let state = match outcome {
                     Ok(()) => emptied,
-                    Err(error) => {
-                        log::warn!("slot {} is kept back: its reset failed: {error}", entry.name);
-                        broken(entry)
-                    }
+                    Err(error) => broken(entry, &error),
                 };
                 self.set(slot, state);
                 None
@@ -308,22 +309,20 @@ impl Pool {
         }
     }
 
-    /// Takes in what became of a container. Where its workspaces were lost, the caller first frees
-    /// the slots that are held there, by [`Pool::release_unknown`].
-    pub(crate) fn container_changed(&mut self, container: usize, change: ContainerChange) {
+    /// Takes in what became of a container. The caller first frees the slots that
+    /// [`Pool::lost_by`] gives, by [`Pool::release_unknown`].
+    pub(crate) fn container_changed(&mut self, container: usize, change: &ContainerChange) {
         let (state, workspaces_lost) = match change {
             ContainerChange::Unreachable => (ContainerState::Unknown, false),
             ContainerChange::Recovered => (ContainerState::Up, false),
             ContainerChange::Restarted => (ContainerState::Up, true),
             ContainerChange::Lost => (ContainerState::Down, true),
+            ContainerChange::Resized(slots) => return self.resized(container, slots),
         };
         let Some(entry) = self.containers.get_mut(container) else { return };
         entry.state = state;
-        for slot in (0..self.slots.len()).map(SlotIx) {
+        for slot in entry.slots.clone() {
             let entry = &mut self.slots[slot.0];
-            if entry.container != container {
-                continue;
-            }
             if workspaces_lost {
                 // Only what a reset that is still to be answered says.
                 entry.stale |= entry.unanswered || matches!(entry.state, State::Resetting { .. });
@@ -333,29 +332,145 @@ impl Pool {
                     self.set(slot, State::Dirty(None));
                 }
                 // The trajectory that waits for this reset need not wait for this container.
-                State::Resetting { purpose, .. }
-                    if matches!(purpose, Purpose::Grant(..))
-                        && change != ContainerChange::Recovered =>
-                {
-                    if let Purpose::Grant(position, trajectory) =
-                        std::mem::replace(purpose, Purpose::Nobody)
-                    {
-                        self.wait_again(position, trajectory);
-                    }
+                State::Resetting { .. } if *change != ContainerChange::Recovered => {
+                    self.reset_for_nobody(slot);
                 }
                 _ => {}
             }
         }
     }
 
-    /// The slots of a container that are held, and by whom.
-    pub(crate) fn held_in(&self, container: usize) -> Vec<(Arc<str>, SlotIx)> {
-        let here = self.slots.iter().enumerate().filter(|(_, slot)| slot.container == container);
-        here.filter_map(|(index, slot)| match &slot.state {
-            State::Held(trajectory) => Some((trajectory.clone(), SlotIx(index))),
-            _ => None,
-        })
-        .collect()
+    /// Other slots of the container are the executor's now.
+    fn resized(&mut self, container: usize, leased: &LeasedSlots) {
+        let Some(entry) = self.containers.get_mut(container) else { return };
+        entry.limit = leased.limit;
+        for (index, name) in leased.names.iter().enumerate() {
+            match entry.slots.get(index) {
+                Some(slot) if *self.slots[slot.0].name != **name => {
+                    self.slots[slot.0].name = name.as_str().into();
+                }
+                Some(_) => {}
+                None => {
+                    entry.slots.push(SlotIx(self.slots.len()));
+                    self.slots.push(Slot::new(container, index, name, State::Absent));
+                    self.counts.elsewhere += 1;
+                }
+            }
+        }
+        let mut granted = vec![None; entry.slots.len()];
+        for &(index, grant) in &leased.held {
+            if let Some(granted) = granted.get_mut(index) {
+                *granted = Some(grant);
+            }
+        }
+        for (slot, granted) in entry.slots.clone().into_iter().zip(granted) {
+            let entry = &mut self.slots[slot.0];
+            match granted {
+                Some(grant) if grant > entry.grant => self.enter(slot, grant),
+                // One that was given back may still be told as held for a while.
+                Some(grant) if grant == entry.grant => {}
+                _ => self.leave(slot),
+            }
+        }
+    }
+
+    /// The slot is the executor's, under a new grant; what is in it is not known.
+    fn enter(&mut self, slot: SlotIx, grant: u64) {
+        self.reset_for_nobody(slot);
+        let entry = &mut self.slots[slot.0];
+        (entry.grant, entry.failed_resets, entry.is_leaving) = (grant, 0, false);
+        if let State::Resetting { .. } = entry.state {
+            // It speaks of the slot under its former grant.
+            entry.stale = true;
+        } else {
+            // What is still to be said of it is not believed any more.
+            entry.unanswered = false;
+            entry.stale = false;
+            self.set(slot, State::Dirty(None));
+        }
+    }
+
+    /// The slot is the executor's no more.
+    fn leave(&mut self, slot: SlotIx) {
+        self.reset_for_nobody(slot);
+        let entry = &mut self.slots[slot.0];
+        match entry.state {
+            State::Absent => {}
+            State::Resetting { .. } => entry.is_leaving = true,
+            _ => self.set(slot, State::Absent),
+        }
+    }
+
+    /// The trajectory that waits for the reset of this slot, if there is one, waits for any slot
+    /// again.
+    fn reset_for_nobody(&mut self, slot: SlotIx) {
+        if let State::Resetting { purpose, .. } = &mut self.slots[slot.0].state
+            && matches!(purpose, Purpose::Grant(..))
+            && let Purpose::Grant(position, trajectory) =
+                std::mem::replace(purpose, Purpose::Nobody)
+        {
+            self.wait_again(position, trajectory);
+        }
+    }
+
+    /// Takes away a free slot of a container that has more than it may have: the slot, and its
+    /// grant, to be given back. To be called until it gives `None`, before [`Pool::assign`].
+    pub(crate) fn take_excess(&mut self) -> Option<(SlotIx, u64)> {
+        let is_over = |container: &PoolContainer| {
+            container.total > container.limit && container.state == ContainerState::Up
+        };
+        let containers = self.containers.iter().filter(|container| is_over(container));
+        let slot = containers.filter_map(|container| self.least_wanted(container)).next()?;
+        self.set(slot, State::Absent);
+        Some((slot, self.slots[slot.0].grant))
+    }
+
+    /// The free slot of a container that is missed least.
+    fn least_wanted(&self, container: &PoolContainer) -> Option<SlotIx> {
+        let value = |slot: &SlotIx| {
+            let entry = &self.slots[slot.0];
+            match &entry.state {
+                // One whose reset failed helps nobody; but it must not come back while that reset
+                // may still be at work.
+                State::Broken { .. } if !entry.unanswered => Some(0),
+                State::Dirty(None) => Some(1),
+                State::Clean => Some(2),
+                State::Dirty(Some(_)) => Some(3),
+                State::Broken { .. } | State::Held(_) | State::Resetting { .. } | State::Absent => {
+                    None
+                }
+            }
+        };
+        let free = container.slots.iter().filter_map(|slot| Some((value(slot)?, *slot)));
+        free.min().map(|(_, slot)| slot)
+    }
+
+    /// The slots whose workspaces are lost by what became of their container, and who holds them.
+    pub(crate) fn lost_by(
+        &self,
+        container: usize,
+        change: &ContainerChange,
+    ) -> Vec<(Arc<str>, SlotIx)> {
+        let kept = match change {
+            ContainerChange::Unreachable | ContainerChange::Recovered => return Vec::new(),
+            ContainerChange::Restarted | ContainerChange::Lost => &[][..],
+            ContainerChange::Resized(slots) => &slots.held,
+        };
+        let kept: HashMap<_, _> = kept.iter().copied().collect();
+        let slots = self.containers.get(container).map_or(&[][..], |entry| &entry.slots);
+        slots
+            .iter()
+            .filter_map(|slot| {
+                let Slot { index, grant, state, .. } = &self.slots[slot.0];
+                let State::Held(trajectory) = state else { return None };
+                (kept.get(index) != Some(grant)).then(|| (trajectory.clone(), *slot))
+            })
+            .collect()
+    }
+
+    /// Whether no container has a slot, not even one that others use.
+    pub(crate) fn has_no_slots(&self) -> bool {
+        self.slots.is_empty()
     }
 
     fn is_up(&self, container: usize) -> bool {
@@ -485,6 +600,11 @@ impl Pool {
                 self.timers.remove(&(retry_at, slot));
                 self.counts.broken -= 1;
             }
+            State::Absent => {
+                container.total += 1;
+                self.counts.total += 1;
+                self.counts.elsewhere -= 1;
+            }
         }
         match &entry.state {
             State::Clean => {
@@ -513,6 +633,11 @@ impl Pool {
             State::Broken { retry_at } => {
                 self.timers.insert((*retry_at, slot));
                 self.counts.broken += 1;
+            }
+            State::Absent => {
+                container.total -= 1;
+                self.counts.total -= 1;
+                self.counts.elsewhere += 1;
             }
         }
     }

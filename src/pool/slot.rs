@@ -28,7 +28,7 @@ impl SlotIx {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct SlotCounts {
-    /// All slots.
+    /// All slots that the executor may use now.
     pub total: usize,
     /// Free and empty.
     pub clean: usize,
@@ -41,6 +41,9 @@ pub struct SlotCounts {
     pub resetting: usize,
     /// Kept back because the last reset failed; it is tried again, less and less often.
     pub broken: usize,
+    /// Slots of the containers that the executor may not use now, since others have them. They are
+    /// not in `total`.
+    pub elsewhere: usize,
 }
 
 /// How many containers answer.
@@ -69,6 +72,8 @@ pub(super) enum State {
     Broken {
         retry_at: Instant,
     },
+    /// Not the executor's: another one has it, or the container has it no more.
+    Absent,
 }
 
 #[derive(Debug)]
@@ -94,11 +99,35 @@ pub(super) struct Slot {
     /// The container went down or began anew after the last reset was started: what that says
     /// of the slot is no longer true.
     pub(super) stale: bool,
+    /// The grant under which the executor has it, or had it last; 0 where slots are not granted.
+    pub(super) grant: u64,
+    /// The grant is over, and a reset of the slot is still to be answered: it is absent then.
+    pub(super) is_leaving: bool,
+}
+
+impl Slot {
+    /// The slot at `index` of a container, not granted.
+    pub(super) fn new(container: usize, index: usize, name: &str, state: State) -> Self {
+        Self {
+            container,
+            index,
+            name: name.into(),
+            generation: 0,
+            state,
+            failed_resets: 0,
+            unanswered: false,
+            stale: false,
+            grant: 0,
+            is_leaving: false,
+        }
+    }
 }
 
 #[derive(Debug)]
 pub(super) struct PoolContainer {
     pub(super) addr: Arc<str>,
+    /// Its slots by their indices, absent ones too.
+    pub(super) slots: Vec<SlotIx>,
     pub(super) clean: Vec<SlotIx>,
     /// In order of release: the one that was left longest ago is taken first.
     pub(super) dirty: VecDeque<SlotIx>,
@@ -106,8 +135,10 @@ pub(super) struct PoolContainer {
     pub(super) load: usize,
     /// Slots that are held.
     pub(super) held: usize,
-    /// All its slots.
+    /// The slots that are not absent.
     pub(super) total: usize,
+    /// How many of them there may be: what is more is given back.
+    pub(super) limit: usize,
     pub(super) state: ContainerState,
 }
 

@@ -161,13 +161,13 @@ fn slots_of_a_container_that_does_not_answer_are_not_given_out() {
     pool.wait(id("a"));
     let left = granted(&mut pool, now);
     pool.release_as_is(left);
-    pool.container_changed(pool.container(left), ContainerChange::Unreachable);
+    pool.container_changed(pool.container(left), &ContainerChange::Unreachable);
     pool.wait(id("a"));
     let other = granted(&mut pool, now);
     assert_ne!(other, left);
     pool.wait(id("b"));
     assert_eq!(pool.assign(now), None);
-    pool.container_changed(pool.container(left), ContainerChange::Recovered);
+    pool.container_changed(pool.container(left), &ContainerChange::Recovered);
     assert_eq!(pool.assign(now), Some(Assignment::Reset(left)), "a's files are in there");
     assert_eq!(pool.container_counts().up, 2);
 }
@@ -181,7 +181,7 @@ fn a_reset_from_before_its_container_began_anew_says_nothing_of_what_is_in_the_s
         let slot = granted(&mut pool, now);
         pool.release_with_reset(slot, now);
         let generation = pool.slot_ref(slot).generation;
-        pool.container_changed(0, ContainerChange::Restarted);
+        pool.container_changed(0, &ContainerChange::Restarted);
         if given_up {
             pool.expire(now + Duration::from_secs(60)).unwrap().unwrap();
         }
@@ -199,11 +199,72 @@ fn whoever_waits_for_a_reset_in_a_container_that_stops_answering_looks_elsewhere
     pool.wait(id("a"));
     let Some(Assignment::Reset(slot)) = pool.assign(now) else { panic!("nothing is clean") };
     let generation = pool.slot_ref(slot).generation;
-    pool.container_changed(pool.container(slot), ContainerChange::Unreachable);
+    pool.container_changed(pool.container(slot), &ContainerChange::Unreachable);
     let Some(Assignment::Reset(other)) = pool.assign(now) else { panic!("the other one is free") };
     assert_ne!(other, slot);
     assert_eq!(pool.reset_done(slot, generation, Ok(()), now), None);
     assert_eq!((pool.counts().clean, pool.counts().resetting), (1, 1));
+}
+
+fn leased(held: &[(usize, u64)], limit: usize) -> ContainerChange {
+    let names = (0..3).map(|slot| format!("slot_{slot}")).collect();
+    ContainerChange::Resized(LeasedSlots::new(names, held.to_vec(), limit))
+}
+
+#[test]
+fn slots_are_used_while_they_are_granted_and_what_is_too_many_is_given_back() {
+    let mut pool = pool(&[2]);
+    pool.begin_dirty();
+    let now = Instant::now();
+    pool.container_changed(0, &leased(&[(0, 1), (2, 2)], 3));
+    assert_eq!((pool.counts().total, pool.counts().elsewhere), (2, 1));
+    let mut slots = Vec::new();
+    for name in ["a", "b"] {
+        pool.wait(id(name));
+        let Some(Assignment::Reset(slot)) = pool.assign(now) else { panic!("not without a reset") };
+        let generation = pool.slot_ref(slot).generation;
+        pool.reset_done(slot, generation, Ok(()), now);
+        slots.push(slot);
+    }
+    pool.wait(id("c"));
+    assert_eq!(pool.assign(now), None);
+    // Others miss one: the one that is held is kept until its release.
+    pool.container_changed(0, &leased(&[(0, 1), (2, 2)], 1));
+    assert_eq!(pool.take_excess(), None);
+    pool.release_as_is(slots[0]);
+    let grant = pool.slots[slots[0].0].grant;
+    assert_eq!(pool.take_excess(), Some((slots[0], grant)));
+    assert_eq!((pool.take_excess(), pool.assign(now)), (None, None));
+    // The server had not heard of that yet; then it grants the slot again.
+    pool.container_changed(0, &leased(&[(0, 1), (2, 2)], 3));
+    assert_eq!(pool.assign(now), None);
+    let index = pool.slot_ref(slots[0]).index;
+    let (kept, other) = if index == 0 { ((2, 2), (0, 3)) } else { ((0, 1), (2, 3)) };
+    pool.container_changed(0, &leased(&[kept, other], 3));
+    assert_eq!(pool.assign(now), Some(Assignment::Reset(slots[0])));
+}
+
+#[test]
+fn a_slot_that_goes_while_it_is_reset_is_not_given_out_and_ends_the_release() {
+    let mut pool = pool(&[1]);
+    let now = Instant::now();
+    pool.container_changed(0, &leased(&[(0, 1)], 3));
+    pool.wait(id("a"));
+    let Some(Assignment::Reset(slot)) = pool.assign(now) else { panic!("not without a reset") };
+    pool.container_changed(0, &leased(&[], 3));
+    let generation = pool.slot_ref(slot).generation;
+    assert_eq!(pool.reset_done(slot, generation, Ok(()), now), None);
+    assert_eq!((pool.counts().total, pool.assign(now)), (0, None), "a waits on");
+    pool.container_changed(0, &leased(&[(0, 2)], 3));
+    let Some(Assignment::Reset(slot)) = pool.assign(now) else { panic!("it is granted again") };
+    let generation = pool.slot_ref(slot).generation;
+    assert!(pool.reset_done(slot, generation, Ok(()), now).is_some());
+    pool.release_with_reset(slot, now);
+    pool.container_changed(0, &leased(&[], 3));
+    let generation = pool.slot_ref(slot).generation;
+    let released = pool.reset_done(slot, generation, Err("lost".to_owned()), now);
+    assert_eq!(released, Some(ResetFor::Released(id("a"), Err("lost".to_owned()))));
+    assert_eq!((pool.counts().total, pool.next_deadline()), (0, None));
 }
 
 #[derive(Debug, Clone)]
@@ -217,6 +278,10 @@ enum Step {
     ResetDone(u8, bool),
     Pass(u16),
     Container(u8, ContainerChange),
+    /// Each bit is a slot that the executor has, each of the second number one that is granted
+    /// anew; and so many it may have.
+    Resize(u8, u8, u8, u8),
+    GiveBack,
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -236,6 +301,9 @@ fn step() -> impl Strategy<Value = Step> {
         (0..6u8, any::<bool>()).prop_map(|(slot, ok)| Step::ResetDone(slot, ok)),
         (0..2000u16).prop_map(Step::Pass),
         (0..3u8, proptest::sample::select(changes)).prop_map(|(c, how)| Step::Container(c, how)),
+        (0..3u8, 0..16u8, 0..16u8, 0..5u8)
+            .prop_map(|(c, has, anew, most)| Step::Resize(c, has, anew, most)),
+        Just(Step::GiveBack),
     ]
 }
 
@@ -258,6 +326,8 @@ proptest! {
         let mut waiting: Vec<u8> = Vec::new();
         let mut files = vec![Files::None; 6];
         let mut up = [true; 3];
+        let mut grants = [[0; 4]; 3];
+        let mut last_grant = 0;
         let number = |trajectory: &str| trajectory.parse::<u8>().unwrap();
         for step in steps {
             match step {
@@ -277,10 +347,62 @@ proptest! {
                         prop_assert!(!held.values().any(|other| *other == slot));
                         let left = &files[slot.0];
                         prop_assert!(*left == Files::None || *left == Files::Of(t));
-                        prop_assert!(up[pool.container(slot)]);
+                        let (container, index) =
+                            (pool.container(slot), pool.slot_ref(slot).index);
+                        prop_assert!(up[container]);
+                        prop_assert_eq!(
+                            grants[container][index],
+                            pool.slots[slot.0].grant,
+                            "not the executor's"
+                        );
                         waiting.retain(|other| *other != t);
                         held.insert(t, slot);
                         files[slot.0] = Files::Of(t);
+                    }
+                }
+                Step::GiveBack => {
+                    while let Some((slot, grant)) = pool.take_excess() {
+                        prop_assert!(!held.values().any(|other| *other == slot));
+                        let (container, index) =
+                            (pool.container(slot), pool.slot_ref(slot).index);
+                        prop_assert_eq!(std::mem::take(&mut grants[container][index]), grant);
+                    }
+                    for container in pool.containers.iter().filter(|c| {
+                        c.state == ContainerState::Up && c.limit < usize::MAX
+                    }) {
+                        let free = container.clean.len() + container.dirty.len();
+                        prop_assert!(free == 0 || container.total <= container.limit);
+                    }
+                }
+                Step::Resize(container, has, anew, most) => {
+                    let container = usize::from(container);
+                    let mut now_held = Vec::new();
+                    for (index, grant) in grants[container].iter_mut().enumerate() {
+                        let is_set = |bits: u8| bits & (1 << index) != 0;
+                        if !is_set(has) {
+                            *grant = 0;
+                        } else if *grant == 0 || is_set(anew) {
+                            last_grant += 1;
+                            *grant = last_grant;
+                        }
+                        if *grant > 0 {
+                            now_held.push((index, *grant));
+                        }
+                    }
+                    let names = (0..4).map(|slot| format!("slot_{slot}")).collect();
+                    let leased = LeasedSlots::new(names, now_held, most.into());
+                    let change = ContainerChange::Resized(leased);
+                    for (t, slot) in pool.lost_by(container, &change) {
+                        prop_assert_eq!(held.remove(&number(&t)), Some(slot));
+                        pool.release_unknown(slot);
+                    }
+                    let before: Vec<_> = pool.slots.iter().map(|slot| slot.grant).collect();
+                    pool.container_changed(container, &change);
+                    files.resize(pool.slots.len(), Files::Unknown);
+                    for (index, before) in before.into_iter().enumerate() {
+                        if pool.slots[index].grant != before {
+                            files[index] = Files::Unknown;
+                        }
                     }
                 }
                 Step::ReleaseAsIs(t) => {
@@ -323,7 +445,7 @@ proptest! {
                     up[container] =
                         matches!(change, ContainerChange::Recovered | ContainerChange::Restarted);
                     if matches!(change, ContainerChange::Restarted | ContainerChange::Lost) {
-                        for (t, slot) in pool.held_in(container) {
+                        for (t, slot) in pool.lost_by(container, &change) {
                             prop_assert_eq!(held.remove(&number(&t)), Some(slot));
                             pool.release_unknown(slot);
                         }
@@ -333,7 +455,7 @@ proptest! {
                             }
                         }
                     }
-                    pool.container_changed(container, change);
+                    pool.container_changed(container, &change);
                 }
                 Step::Pass(ms) => {
                     now += Duration::from_millis(ms.into());
@@ -345,6 +467,7 @@ proptest! {
                 counts.clean + counts.dirty + counts.held + counts.resetting + counts.broken,
                 counts.total
             );
+            prop_assert_eq!(counts.total + counts.elsewhere, pool.slots.len());
             prop_assert_eq!(counts.held, held.len());
             prop_assert_eq!(pool.holders().count(), held.len());
         }

@@ -1,14 +1,15 @@
-//! The native protocol between our executor and our sandbox server, version 1.
+//! The native protocol between our executor and our sandbox server, version 2.
 //!
-//! A *session* is one executor's use of one server; it has all slots of it. What it wants done in
-//! a slot is a row of numbered *operations* – calls and resets – with numbers that only grow.
+//! A *session* is one executor's use of one server. Any number of them share its slots: each wants
+//! a number, and has a [`Lease`] of those that it was given. What it wants done in a slot is a row
+//! of numbered *operations* – calls and resets – with numbers that only grow.
 //!
 //! | route | what |
 //! |---|---|
-//! | `POST /v1/session` | begins, resumes or ends a session |
-//! | `POST /v1/calls` | hands operations over; answered at once, with the results that are there already |
-//! | `POST /v1/results` | an endless stream of lines: a result as soon as it is there, a beat every few seconds |
-//! | `POST /v1/archive` | a workspace's archive, as lines |
+//! | `POST /v2/session` | begins, resumes or ends a session; resuming is the client's heartbeat |
+//! | `POST /v2/calls` | hands operations over; answered at once, with the results that are there already |
+//! | `POST /v2/results` | an endless stream of lines: a result as soon as it is there, a beat every few seconds |
+//! | `POST /v2/archive` | a workspace's archive, as lines |
 //!
 //! **Exactly once**: an operation is named by slot and number. One that is sent again joins the
 //! first one or gets its result; a number below the slot's latest is *stale* and runs nothing. The
@@ -18,28 +19,63 @@
 //! after any loss: with the list of what the client still waits for, the server repeats the
 //! results it has, and says which operations it never got.
 
+//!
+//! **Fencing**: each lease of a slot has an epoch that only grows, and an operation names it. One
+//! under another epoch than the slot's present one is *fenced*: it runs nothing. So a client that
+//! was stopped, and wakes when its slots belong to others, harms none of them.
+//!
+//! **The lease** is told whole whenever it changes, under a version that grows: in the answer to
+//! [`SESSION`] and by a line of the stream. It names the slots that the session holds, and how many
+//! it may hold: a client gives back what is more, idle slots at once, others at their release.
+//!
+//! **Version 1** knew one session a server. A client of it is refused by name on `/v1/`, which is
+//! why its feature is still advertised: without it that client would take the server for one that
+//! knows only the plain routes, and drive it by them.
+
 use serde::{Deserialize, Serialize};
 
 use super::null_as_default;
 use crate::tool::{JsonObject, Outcome, ToolResult};
 
 /// The feature's name in `/health`.
-pub(crate) const FEATURE: &str = "native-1";
+pub(crate) const FEATURE: &str = "native-2";
+/// How the features of all versions begin.
+pub(crate) const FEATURES: &str = "native-";
+/// The feature of clients that are refused.
+pub(crate) const FEATURE_1: &str = "native-1";
+/// How their routes begin.
+pub(crate) const ROUTES_1: &str = "/v1/";
 
 /// The routes.
-pub(crate) const SESSION: &str = "/v1/session";
+pub(crate) const SESSION: &str = "/v2/session";
 /// See [`SESSION`].
-pub(crate) const CALLS: &str = "/v1/calls";
+pub(crate) const CALLS: &str = "/v2/calls";
 /// See [`SESSION`].
-pub(crate) const RESULTS: &str = "/v1/results";
+pub(crate) const RESULTS: &str = "/v2/results";
 /// See [`SESSION`].
-pub(crate) const ARCHIVE: &str = "/v1/archive";
+pub(crate) const ARCHIVE: &str = "/v2/archive";
 
 /// The longest line of results, in bytes. A result that takes more is told as a failure.
 pub(crate) const MAX_LINE: usize = 16 * 1024 * 1024;
 
 /// An operation's name: the slot's index, and the operation's number there.
 pub(crate) type Key = (usize, u64);
+
+/// A lease's name: the slot's index, and the epoch.
+pub(crate) type LeaseKey = (usize, u64);
+
+/// What a session has and may have.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Lease {
+    /// Grows with each change.
+    pub(crate) version: u64,
+    /// The slots that it holds.
+    pub(crate) held: Vec<LeaseKey>,
+    /// How many it may hold.
+    pub(crate) limit: usize,
+    /// How many sessions share the server, this one too.
+    pub(crate) sessions: usize,
+}
 
 /// Begins, resumes or ends a session.
 #[derive(Debug, Serialize, Deserialize)]
@@ -55,6 +91,9 @@ pub(crate) struct SessionRequest {
     /// Whether it is to end: everything that runs is cancelled.
     #[serde(default)]
     pub(crate) end: bool,
+    /// How many slots it wants; without a number, all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) want: Option<usize>,
 }
 
 /// The answer to [`SessionRequest`].
@@ -64,8 +103,12 @@ pub(crate) struct SessionResponse {
     pub(crate) instance: String,
     /// Whether the session was there already.
     pub(crate) resumed: bool,
-    /// The names of the slots.
+    /// The names of all slots of the server.
     pub(crate) slots: Vec<String>,
+    /// Which of them are the session's.
+    pub(crate) lease: Lease,
+    /// How long the session lives without being heard of, in seconds.
+    pub(crate) lease_s: f64,
     /// The largest body of a request, in bytes.
     pub(crate) max_body: usize,
 }
@@ -80,6 +123,9 @@ pub(crate) struct CallsRequest {
     /// Operations whose end is wanted.
     #[serde(default)]
     pub(crate) cancel: Vec<Key>,
+    /// Slots that the session gives back.
+    #[serde(default)]
+    pub(crate) give_back: Vec<LeaseKey>,
 }
 
 /// One operation: a call, or with `reset` a reset.
@@ -87,6 +133,8 @@ pub(crate) struct CallsRequest {
 pub(crate) struct Op {
     pub(crate) slot: usize,
     pub(crate) seq: u64,
+    /// Of the slot's lease.
+    pub(crate) epoch: u64,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) reset: bool,
     /// For people who look into the server.
@@ -122,6 +170,8 @@ pub(crate) struct ResultsRequest {
 pub(crate) enum ResultLine {
     /// Something became of an operation.
     Op(OpResult),
+    /// The lease has changed, or the stream begins.
+    Lease { lease: Lease },
     /// The server is there. By `told` it names the operations whose results it has told already, in
     /// this stream or in an answer: a client that has none of one asks again, by another stream.
     Beat {
@@ -150,6 +200,8 @@ pub(crate) enum OpOutcome {
     Unknown(bool),
     /// A later operation of the slot came first; this one runs no more.
     Stale(bool),
+    /// The slot is not the session's under the operation's epoch; it never ran.
+    Fenced(bool),
 }
 
 /// A call's result, with all that programs want to know. For a reset, `error` says why it failed.
@@ -211,6 +263,7 @@ pub(crate) fn calls_body<'a>(
     session: &str,
     ops: impl Iterator<Item = &'a str>,
     cancel: &[Key],
+    give_back: &[LeaseKey],
 ) -> String {
     let mut body = format!("{{\"session\":\"{session}\",\"ops\":[");
     for (number, op) in ops.enumerate() {
@@ -219,10 +272,12 @@ pub(crate) fn calls_body<'a>(
         }
         body.push_str(op);
     }
-    body.push_str("],\"cancel\":[");
-    for (number, (slot, seq)) in cancel.iter().enumerate() {
-        let comma = if number > 0 { "," } else { "" };
-        body.push_str(&format!("{comma}[{slot},{seq}]"));
+    for (name, pairs) in [("cancel", cancel), ("give_back", give_back)] {
+        body.push_str(&format!("],\"{name}\":["));
+        for (number, (slot, other)) in pairs.iter().enumerate() {
+            let comma = if number > 0 { "," } else { "" };
+            body.push_str(&format!("{comma}[{slot},{other}]"));
+        }
     }
     body.push_str("]}");
     body
@@ -231,6 +286,8 @@ pub(crate) fn calls_body<'a>(
 /// What to archive.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct ArchiveRequest {
+    pub(crate) session: String,
+    pub(crate) epoch: u64,
     pub(crate) slot: usize,
     pub(crate) path: String,
     pub(crate) max_bytes: u64,
@@ -259,6 +316,7 @@ mod tests {
         let op = Op {
             slot: 3,
             seq: 7,
+            epoch: 4,
             reset: false,
             trajectory_id: "t".to_owned(),
             tool: "bash".to_owned(),
@@ -268,12 +326,13 @@ mod tests {
         let op = serde_json::to_string(&op).unwrap();
         let body = calls_body(
             "s",
-            [&*op, r#"{"slot":0,"seq":1,"reset":true}"#].into_iter(),
+            [&*op, r#"{"slot":0,"seq":1,"epoch":1,"reset":true}"#].into_iter(),
             &[(3, 7), (0, 1)],
+            &[(2, 9)],
         );
         let read: CallsRequest = serde_json::from_str(&body).unwrap();
         assert_eq!((read.session.as_str(), read.ops.len()), ("s", 2));
-        assert_eq!(read.cancel, [(3, 7), (0, 1)]);
+        assert_eq!((&*read.cancel, &*read.give_back), (&[(3, 7), (0, 1)][..], &[(2, 9)][..]));
         assert!(read.ops[1].reset && read.ops[0].args["command"] == "x");
     }
 

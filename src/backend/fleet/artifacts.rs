@@ -1,5 +1,5 @@
 //! Artifacts of a sandbox server: reading and listing by the plain routes, which every server has;
-//! archives by the native stream where there is one.
+//! archives by the native stream where there is one. A native server is told under which lease.
 //!
 //! All of it only reads, so it may be asked for again.
 
@@ -26,6 +26,12 @@ pub(super) const TIME: Duration = Duration::from_secs(120);
 const TRIES: usize = 3;
 /// The longest line of an archive that is read.
 const MAX_LINE: u64 = 4 * 1024 * 1024;
+
+/// The lease under which a native server's slot is read.
+pub(super) struct SlotLease {
+    pub(super) session: String,
+    pub(super) epoch: u64,
+}
 
 #[derive(Deserialize)]
 struct ReadAnswer {
@@ -67,12 +73,14 @@ impl Connection {
     pub(super) fn read_artifact(
         &self,
         slot: &str,
+        lease: Option<SlotLease>,
         request: &ReadArtifact,
     ) -> Result<Artifact, ArtifactError> {
         let max_bytes = request.max_bytes.clamp(1, MAX_ARTIFACT_BYTES);
         let body = json!({"slot_id": slot, "path": request.path, "encoding": "base64",
             "offset": request.offset, "max_bytes": max_bytes, "include_sha256": request.sha256,
             "include_file_sha256": request.file_sha256});
+        let body = under(lease, body);
         let answer: ReadAnswer = self.ask("/artifacts/read", &body, &request.path)?;
         if answer.offset != request.offset {
             return Err(garbage("this sandbox server reads files from their beginning only"));
@@ -95,11 +103,13 @@ impl Connection {
     pub(super) fn list_artifacts(
         &self,
         slot: &str,
+        lease: Option<SlotLease>,
         request: &ListArtifacts,
     ) -> Result<ArtifactList, ArtifactError> {
         let max_entries = request.max_entries.clamp(1, MAX_ARTIFACT_ENTRIES);
         let body = json!({"slot_id": slot, "path": request.path, "recursive": request.recursive,
             "max_entries": max_entries});
+        let body = under(lease, body);
         let answer: ListAnswer = self.ask("/artifacts/list", &body, &request.path)?;
         let entry =
             |Entry { path, is_dir, size, mtime }| ArtifactEntry { path, is_dir, size, mtime };
@@ -107,17 +117,13 @@ impl Connection {
         Ok(ArtifactList { entries, truncated: answer.truncated })
     }
 
-    /// Writes an archive.
+    /// Writes an archive of a reference server.
     pub(super) fn archive_artifacts(
         &self,
         slot: &str,
-        index: Option<usize>,
         request: &ArchiveArtifacts,
         into: &mut dyn Write,
     ) -> Result<ArchiveSummary, ArtifactError> {
-        if let Some(slot) = index {
-            return self.stream_archive(slot, request, into);
-        }
         let body = json!({"slot_id": slot, "path": request.path, "format": "tar.gz",
             "max_bytes": request.max_bytes.clamp(1, MAX_ARTIFACT_BYTES),
             "max_entries": request.max_entries.clamp(1, MAX_ARTIFACT_ENTRIES)});
@@ -128,14 +134,17 @@ impl Connection {
         Ok(ArchiveSummary { bytes, entry_count: answer.entry_count, truncated: false })
     }
 
-    fn stream_archive(
+    /// Writes an archive of a native server, as it comes.
+    pub(super) fn stream_archive(
         &self,
         slot: usize,
+        lease: SlotLease,
         request: &ArchiveArtifacts,
         into: &mut dyn Write,
     ) -> Result<ArchiveSummary, ArtifactError> {
         let ArchiveArtifacts { path, max_bytes, max_entries } = request.clone();
-        let asked = ArchiveRequest { slot, path, max_bytes, max_entries };
+        let SlotLease { session, epoch } = lease;
+        let asked = ArchiveRequest { session, epoch, slot, path, max_bytes, max_entries };
         let body = serde_json::to_vec(&asked).map_err(|error| garbage(&error.to_string()))?;
         let response = self.post_patiently(ARCHIVE, &body, None).map_err(gone)?;
         if !response.status().is_success() {
@@ -217,6 +226,15 @@ impl Connection {
         }
         Err(gone(last))
     }
+}
+
+/// A request's body that says under which lease it asks.
+fn under(lease: Option<SlotLease>, mut body: serde_json::Value) -> serde_json::Value {
+    if let Some(SlotLease { session, epoch }) = lease {
+        body["session"] = session.into();
+        body["epoch"] = epoch.into();
+    }
+    body
 }
 
 /// The error that a code of [`ArchiveLine::Failed`] means.

@@ -1,13 +1,20 @@
 //! A fleet: the executor over any number of sandbox servers, each a container behind a URL.
 //!
 //! What a server is it says itself, in `/health`: one of ours is spoken to in the native protocol
-//! (`native`), any other in the reference's plain one (`reference`).
+//! (`native`), any other in the reference's plain one (`reference`). One that speaks another version
+//! of the native protocol is refused by name.
+//!
+//! # Sharing
+//! Any number of executors share a server of ours: each has those of its slots that were leased to
+//! it, and gives some back when others miss theirs. `shares` decides how many are asked of which
+//! server where the executor wants a number of them ([`FleetConfig::slots`]). A reference server
+//! belongs to one executor.
 //!
 //! # Threads
 //! While the fleet starts one per server, `tool-connect-N`, which asks what it is.
 //! One per server, `tool-fleet-N`, which keeps up the connection: for a native server it reads the
-//! stream of results, and another, `tool-send-N`, sends what the threads that hand over do not. A
-//! reference server answers a request only when its call is done; the requests to all of them share
+//! stream of results, and another, `tool-send-N`, sends what the threads that hand over do not, and
+//! from the beginning of the session on that the executor is there. A reference server answers a request only when its call is done; the requests to all of them share
 //! one thread, `tool-requests`, which waits for their sockets.
 //!
 //! # While the fleet starts
@@ -29,6 +36,7 @@
 mod artifacts;
 mod native;
 mod reference;
+mod shares;
 mod start;
 mod waiting;
 
@@ -43,8 +51,10 @@ use serde::Deserialize;
 use ureq::Agent;
 use ureq::http::Uri;
 
+use self::artifacts::SlotLease;
 use self::native::{Direct, NativeServer};
 use self::reference::{ReferenceServer, StockRequests};
+use self::shares::Shares;
 use super::{
     Artifacts, Backend, Capabilities, Container, Execution, ExecutionId, Isolation, ResetReply,
     SlotRef, Watcher,
@@ -87,6 +97,7 @@ pub struct FleetBackend {
     config: FleetConfig,
     connections: Vec<Connection>,
     direct: Arc<Direct>,
+    shares: Arc<Shares>,
     requests: Arc<StockRequests>,
     servers: Mutex<Vec<Server>>,
 }
@@ -113,8 +124,10 @@ impl FleetBackend {
         let connections = connections.map_err(BackendError::new)?;
         let tls = client::tls_config(config.ca_pem.as_deref()).map_err(BackendError::new)?;
         let requests = Arc::new(StockRequests::new(names, tls));
+        let offset = uuid::Uuid::new_v4().as_u128() as usize;
+        let shares = Arc::new(Shares::new(config.slots, config.urls.len(), offset));
         let (direct, servers) = (Arc::default(), Mutex::default());
-        Ok(Self { config, connections, direct, requests, servers })
+        Ok(Self { config, connections, direct, shares, requests, servers })
     }
 
     fn server(&self, container: usize) -> Option<Server> {
@@ -188,6 +201,12 @@ impl Backend for FleetBackend {
         }
     }
 
+    fn give_back(&self, slot: &SlotRef, grant: u64) {
+        if let Some(Server::Native(server)) = self.server(slot.container) {
+            server.give_back(slot.index, grant);
+        }
+    }
+
     fn cancel(&self, id: ExecutionId) {
         // Which server has it, only that one knows.
         // Not under the lock: it sends.
@@ -210,11 +229,11 @@ impl Backend for FleetBackend {
 
 impl Artifacts for FleetBackend {
     fn read(&self, slot: &SlotRef, request: &ReadArtifact) -> Result<Artifact, ArtifactError> {
-        self.connection(slot)?.read_artifact(&slot.name, request)
+        self.connection(slot)?.read_artifact(&slot.name, self.lease_of(slot)?, request)
     }
 
     fn list(&self, slot: &SlotRef, request: &ListArtifacts) -> Result<ArtifactList, ArtifactError> {
-        self.connection(slot)?.list_artifacts(&slot.name, request)
+        self.connection(slot)?.list_artifacts(&slot.name, self.lease_of(slot)?, request)
     }
 
     fn archive(
@@ -223,9 +242,11 @@ impl Artifacts for FleetBackend {
         request: &ArchiveArtifacts,
         into: &mut (dyn Write + Send),
     ) -> Result<ArchiveSummary, ArtifactError> {
-        let is_native = matches!(self.server(slot.container), Some(Server::Native(_)));
-        let index = is_native.then_some(slot.index);
-        self.connection(slot)?.archive_artifacts(&slot.name, index, request, into)
+        let connection = self.connection(slot)?;
+        match self.lease_of(slot)? {
+            Some(lease) => connection.stream_archive(slot.index, lease, request, into),
+            None => connection.archive_artifacts(&slot.name, request, into),
+        }
     }
 }
 
@@ -266,6 +287,14 @@ impl FleetBackend {
     fn connection(&self, slot: &SlotRef) -> Result<&Connection, ArtifactError> {
         let missing = || ArtifactError::SandboxLost("there is no such server".to_owned());
         self.connections.get(slot.container).ok_or_else(missing)
+    }
+
+    /// Under which lease the slot is read, where it is a native server's.
+    fn lease_of(&self, slot: &SlotRef) -> Result<Option<SlotLease>, ArtifactError> {
+        let Some(Server::Native(server)) = self.server(slot.container) else { return Ok(None) };
+        let lost = || ArtifactError::SandboxLost("the slot is the executor's no more".to_owned());
+        let (session, epoch) = server.lease_of(slot.index).ok_or_else(lost)?;
+        Ok(Some(SlotLease { session, epoch }))
     }
 }
 

@@ -1,7 +1,8 @@
 //! The start of a fleet: asks every server what it is, and waits for those that are not there yet.
 //!
 //! What waiting cannot mend – a wrong token, scheme or certificate – ends it at once. What it
-//! waits for is said by warnings (`waiting`), and it can be interrupted.
+//! waits for is said by warnings (`waiting`), and it can be interrupted. Servers whose slots are all
+//! with other executors are waited for, too, until one slot at least is there.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,13 +11,14 @@ use crossbeam_channel::{at, bounded, never, select};
 
 use super::native::{self, Direct, NativeServer};
 use super::reference::{ReferenceServer, StockRequests};
+use super::shares::Shares;
 use super::waiting::WaitReport;
 use super::{Connection, FleetBackend, PAUSE_FIRST, PAUSE_MOST, Server, close_all};
 use crate::backend::Container;
 use crate::error::{BackendError, BackendErrorKind, IsolationError};
 use crate::interrupt::Interrupt;
 use crate::thread::OwnedThread;
-use crate::wire::native::FEATURE;
+use crate::wire::native::{FEATURE, FEATURES};
 use crate::workers::guarded;
 
 /// How long what is under way may take to end when a start is given up.
@@ -27,6 +29,8 @@ const ASKED_AT_ONCE: usize = 32;
 const REASONS: usize = 256;
 /// How long after a server was asked by the other scheme it is not asked so again.
 const BETWEEN_SCHEMES: Duration = Duration::from_secs(5);
+/// How often it is looked whether a slot is there.
+const LOOK_FOR_SLOTS: Duration = Duration::from_millis(50);
 
 /// A server and its slots.
 type Met = (Server, Container);
@@ -36,6 +40,7 @@ struct Meeting {
     number: usize,
     connection: Connection,
     direct: Arc<Direct>,
+    shares: Arc<Shares>,
     requests: Arc<StockRequests>,
     /// See [`FleetConfig::unreachable_timeout`](crate::config::FleetConfig::unreachable_timeout).
     bound: Duration,
@@ -59,16 +64,26 @@ impl Meeting {
         let mut told = String::new();
         let mut other_scheme_at = Instant::now();
         loop {
-            let met = connection.health().and_then(|features| {
+            let features = connection.health();
+            if let Ok(features) = &features
+                && let Some(why) = other_version(features)
+            {
+                return Err(unusable(why));
+            }
+            let met = features.and_then(|features| {
                 if features.iter().any(|feature| feature == FEATURE) {
                     let (connection, direct) = (connection.clone(), self.direct.clone());
-                    let (server, slots) =
-                        NativeServer::connect(*number, connection, *bound, direct, &session)?;
+                    let shares = self.shares.clone();
+                    let (server, slots) = NativeServer::connect(
+                        *number, connection, *bound, direct, shares, &session,
+                    )?;
                     Ok((Server::Native(server), slots))
                 } else {
                     let (connection, requests) = (connection.clone(), &self.requests);
                     let (server, slots) =
                         ReferenceServer::connect(*number, connection, *bound, requests)?;
+                    // All of them, as far as is known.
+                    self.shares.met(*number, slots.len(), slots.len());
                     Ok((Server::Reference(server), slots))
                 }
             });
@@ -110,6 +125,20 @@ impl Meeting {
     }
 }
 
+/// Why a server with these features cannot be spoken to, if it speaks another version of the native
+/// protocol.
+fn other_version(features: &[String]) -> Option<String> {
+    let mut native = features.iter().filter(|feature| feature.starts_with(FEATURES));
+    if native.clone().any(|feature| feature == FEATURE) {
+        return None;
+    }
+    let other = native.next()?;
+    Some(format!(
+        "it speaks {other}, and this executor speaks {FEATURE}: use the same version of \
+         tool-executor on both sides"
+    ))
+}
+
 /// Meets these servers side by side, in their order. The first that cannot be used ends it for
 /// all, and so does `interrupt`; the sessions that were begun are ended then. Warns of those that
 /// are waited for.
@@ -133,8 +162,12 @@ fn meet_all(
         let (tell, tell_why) = (tell.clone(), tell_why.clone());
         let ask = move || {
             let met = guarded(|| meeting.connect(|why| tell_why.try_send((place, why)).is_ok()));
-            // Refused only after the start was given up.
-            drop(tell.send((place, met)));
+            // Refused only after the start was given up: then its session ends here.
+            if let Err(refused) = tell.send((place, met))
+                && let (_, Ok(Ok((server, _)))) = refused.into_inner()
+            {
+                server.close(Instant::now() + GIVE_UP);
+            }
         };
         match OwnedThread::spawn(format!("tool-connect-{place}"), ask) {
             Ok(thread) => threads.push(thread),
@@ -212,6 +245,7 @@ impl FleetBackend {
                 number,
                 connection: connection.clone(),
                 direct: self.direct.clone(),
+                shares: self.shares.clone(),
                 requests: self.requests.clone(),
                 bound: self.config.unreachable_timeout,
                 deadline,
@@ -234,6 +268,10 @@ impl FleetBackend {
                 }
             }
         }
+        if let Err(error) = self.wait_for_a_slot(&servers, deadline, interrupt, &mut report) {
+            close_all(&servers, Instant::now() + GIVE_UP);
+            return Err(error);
+        }
         for connection in &self.connections {
             if connection.advertised.lock().isolates.is_none() {
                 let url = &connection.url;
@@ -244,5 +282,61 @@ impl FleetBackend {
         }
         *self.servers.lock() = servers;
         Ok(containers)
+    }
+
+    /// Waits until one slot at least is the executor's, while the servers' sessions live.
+    ///
+    /// # Errors
+    /// There is none until the deadline, or the interrupt.
+    fn wait_for_a_slot(
+        &self,
+        servers: &[Server],
+        deadline: Instant,
+        interrupt: &Interrupt,
+        report: &mut WaitReport,
+    ) -> Result<(), BackendError> {
+        loop {
+            let now = Instant::now();
+            let mut others = None;
+            for (place, (server, connection)) in servers.iter().zip(&self.connections).enumerate() {
+                let Server::Native(server) = server else { return Ok(()) };
+                let (slots, held, executors) = server.share();
+                if held > 0 || slots == 0 {
+                    return Ok(());
+                }
+                let why = format!("all {slots} slots are with {executors} other executors");
+                others.get_or_insert_with(|| format!("{}: {why}", connection.url));
+                report.waits(place, &connection.url, why, now);
+            }
+            let Some(others) = others else { return Ok(()) };
+            if now >= deadline {
+                return Err(BackendError::new(format!(
+                    "no sandbox server has a slot for this executor ({others})"
+                )));
+            }
+            if let Some(text) = report.take(now) {
+                log::warn!("{text}");
+            }
+            if interrupt.wait_timeout(LOOK_FOR_SLOTS) {
+                return Err(BackendError::interrupted());
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_of_another_version_is_refused_by_name() {
+        let version = |features: &[&str]| {
+            other_version(&features.iter().map(|&feature| feature.to_owned()).collect::<Vec<_>>())
+        };
+        assert_eq!(version(&[]), None, "the reference's");
+        assert_eq!(version(&["native-1", FEATURE]), None);
+        let why = version(&["slots", "native-1"]).unwrap();
+        assert!(why.contains("native-1") && why.contains(FEATURE), "{why}");
+        assert!(version(&["native-3"]).unwrap().contains("native-3"));
     }
 }

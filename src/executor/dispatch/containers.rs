@@ -18,14 +18,11 @@ impl Dispatch {
         change: ContainerChange,
         now: Instant,
     ) {
-        let lost = match change {
-            ContainerChange::Restarted | ContainerChange::Lost => self.pool.held_in(container),
-            ContainerChange::Unreachable | ContainerChange::Recovered => Vec::new(),
-        };
+        let lost = self.pool.lost_by(container, &change);
         for (trajectory_id, slot) in &lost {
             self.lose_slot(trajectory_id, *slot);
         }
-        self.pool.container_changed(container, change);
+        self.pool.container_changed(container, &change);
         // Not before the pool knows: what follows may want a slot.
         for (trajectory_id, _) in &lost {
             self.end_in_lane(trajectory_id, now);

@@ -24,6 +24,10 @@ impl Dispatch {
                 text.push_str(&format!(" and {} more", counts.held - SHOWN));
             }
         }
+        if counts.elsewhere > 0 {
+            let (elsewhere, all) = (counts.elsewhere, counts.total + counts.elsewhere);
+            text.push_str(&format!("; {elsewhere} of {all} are with other executors"));
+        }
         if counts.broken > 0 {
             text.push_str(&format!("; {} kept back because a reset failed", counts.broken));
         }

@@ -79,6 +79,8 @@ pub(crate) enum Action {
     AskToolServer(ToolServerCall),
     /// Reset a slot, then report [`Event::ResetDone`].
     Reset { slot: SlotIx, slot_ref: SlotRef },
+    /// Give a slot back to its container, which other executors use too.
+    GiveBack { slot: SlotRef, grant: u64 },
     /// Hand over the use of a slot, then report [`Event::LeaseReturned`] when it is given back, or
     /// was wanted no more.
     GrantLease { slot: SlotRef, trajectory_id: Arc<str>, lost: Arc<AtomicBool>, reply: LeaseReply },
@@ -168,7 +170,7 @@ impl Dispatch {
             running: 0,
             sent_to: vec![0; containers.len()],
             waiting_for_slot: 0,
-            idle: IdleHolders::new(containers.iter().map(|c| c.slots.len()).sum()),
+            idle: IdleHolders::new(),
             stall: StallWatch::new(),
             ended: EndReport::default(),
             remembered: WaitQueue::new(),
@@ -500,7 +502,7 @@ impl Dispatch {
                     self.join_lane(id, slot, now);
                     Ok(())
                 }
-                None if self.pool.counts().total == 0 => {
+                None if self.pool.has_no_slots() => {
                     let error = "Failed to acquire slot: this executor has no sandbox backend";
                     Err(Box::new(ToolResult::failure(Outcome::NeverRan, error)))
                 }

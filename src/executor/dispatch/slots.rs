@@ -9,7 +9,11 @@ use crate::error::ReleaseError;
 use crate::pool::{Assignment, ResetFor, SlotIx};
 
 impl Dispatch {
+    /// Gives back what is more than other executors leave to this one, and gives out the rest.
     pub(super) fn assign_slots(&mut self, now: Instant) {
+        while let Some((slot, grant)) = self.pool.take_excess() {
+            self.actions.push(Action::GiveBack { slot: self.pool.slot_ref(slot), grant });
+        }
         while let Some(assignment) = self.pool.assign(now) {
             match assignment {
                 Assignment::Slot(trajectory_id, slot) => self.granted(&trajectory_id, slot, now),

@@ -4,9 +4,10 @@
 //! sees to it that everybody is answered; `plain` speaks the protocol of the reference's sandbox
 //! server, whose clients need not change: its results have `outcome`, `may_have_executed` and
 //! `model_attributable` after the reference's keys; `native` speaks the protocol of our own
-//! executors.
+//! executors, and `leases` decides which of them has which slot.
 
 mod activity;
+mod leases;
 mod native;
 mod plain;
 mod slots;
@@ -85,7 +86,13 @@ impl SandboxServer {
         let instance = uuid::Uuid::new_v4().to_string();
         let activity = Activity::new(Instant::now());
         let service = Arc::new(Service {
-            native: Native::new(slots.clone(), instance.clone(), serving.limits, activity.clone()),
+            native: Native::new(
+                slots.clone(),
+                instance.clone(),
+                serving.limits,
+                config.lease,
+                activity.clone(),
+            ),
             activity,
             slots: slots.clone(),
             max_body: config.max_body,
@@ -180,7 +187,7 @@ impl Service {
             return plain::refused(status, refusal.detail);
         }
         let _in_use = (!is_read).then(|| self.activity.begin());
-        if request.path().starts_with("/v1/") {
+        if request.path().starts_with("/v1/") || request.path().starts_with("/v2/") {
             return self.native.serve(request).await.unwrap_or_else(not_found);
         }
         plain::serve(&self, request).await

@@ -13,7 +13,8 @@ use bytes::Bytes;
 use serde_json::Value;
 use tokio::sync::{Semaphore, oneshot};
 
-use super::slots::{SlotCall, TOOLS};
+use super::native::PlainUse;
+use super::slots::{SlotCall, SlotJob, TOOLS};
 use super::{
     Method, Request, Response, Service, StatusCode, TEXT, not_found, response, wrong_method,
 };
@@ -21,6 +22,7 @@ use crate::artifact::ArtifactError;
 use crate::backend::{Backend, SlotRef};
 use crate::server::http::BodyError;
 use crate::tool::{JsonObject, Outcome, ToolResult};
+use crate::wire::native::{FEATURE, FEATURE_1};
 use crate::wire::sandbox::{
     self as wire, ArchiveRequest, CallRequest, Limit, ListRequest, Raised, ReadRequest, Refused,
     Unfit, Unreadable,
@@ -150,7 +152,7 @@ impl Service {
             slots,
             executing: (0..slots).filter(|slot| self.slots.is_executing(*slot)).count(),
             isolated: capabilities.isolation.not_isolated_because().is_none(),
-            features: &[crate::wire::native::FEATURE],
+            features: &[FEATURE, FEATURE_1],
             instance: &self.instance,
             url: &self.url,
             limits: capabilities.limits,
@@ -204,6 +206,9 @@ impl Service {
 
     async fn execute(&self, body: Value) -> Result<Response, Raised> {
         let item = self.item(wire::object(body)?)?;
+        if let Item::Taken(why, _) = item {
+            return Ok(refused(StatusCode::CONFLICT, why));
+        }
         let mut waiting = self.start(vec![item]);
         let done = match waiting.pop() {
             Some(waiting) => waiting.done().await,
@@ -247,7 +252,10 @@ impl Service {
             return Ok(Item::Answered(wire::result(result, execution_id)));
         };
         match wire::call(request, &TOOLS) {
-            Ok(call) => Ok(Item::Call(slot, call)),
+            Ok(call) => Ok(match self.native.use_plainly(slot) {
+                Ok(used) => Item::Call(slot, call, used),
+                Err(why) => Item::Taken(why, call.execution_id),
+            }),
             Err(Unfit::Raised(raised)) => Err(raised),
             Err(Unfit::InTool(why, execution_id)) => {
                 let result = wire::not_started(&why, self.slots.isolates());
@@ -261,7 +269,12 @@ impl Service {
         let mut calls = Vec::new();
         let waiting = items.into_iter().map(|item| match item {
             Item::Answered(answer) => Waiting::Answered(answer),
-            Item::Call(slot, CallRequest { tool, arguments, execution_id, limit }) => {
+            Item::Taken(why, execution_id) => {
+                let mut result = ToolResult::failure(Outcome::BackendFailed, why);
+                result.may_have_executed = false;
+                Waiting::Answered(wire::result(result, execution_id))
+            }
+            Item::Call(slot, CallRequest { tool, arguments, execution_id, limit }, used) => {
                 let (tell, done) = oneshot::channel();
                 let id = match &execution_id {
                     Value::Null => String::new(),
@@ -274,7 +287,10 @@ impl Service {
                     arguments,
                     timeout: limit.timeout,
                     // Refused only when the client has gone.
-                    on_done: Box::new(move |result| drop(tell.send(result))),
+                    on_done: Box::new(move |result| {
+                        drop(used);
+                        drop(tell.send(result));
+                    }),
                 });
                 Waiting::Running { done, limit, execution_id }
             }
@@ -291,8 +307,16 @@ impl Service {
         let result = match self.slots.find(&name) {
             None => ToolResult::failure(Outcome::ToolError, format!("Unknown slot: {name}")),
             Some(slot) => {
+                let used = match self.native.use_plainly(slot) {
+                    Ok(used) => used,
+                    Err(why) => return Ok(refused(StatusCode::CONFLICT, why)),
+                };
                 let (tell, done) = oneshot::channel();
-                self.slots.reset(slot, Box::new(move |reset| drop(tell.send(reset))));
+                let on_done = move |reset| {
+                    drop(used);
+                    drop(tell.send(reset));
+                };
+                self.slots.reset(slot, Box::new(on_done));
                 match done.await.unwrap_or_else(|_| Err("the server closes".to_owned())) {
                     Ok(()) => ToolResult::ok(format!("Reset workspace for {name}")),
                     Err(why) => {
@@ -342,12 +366,27 @@ impl Service {
             }
         };
         let (tell, done) = oneshot::channel();
-        self.slots.with_slot(
-            slot,
-            // Refused only when the client has gone. The text is written there, too: it may be
-            // long.
-            Box::new(move |backend, slot| drop(tell.send(artifact(work(backend, slot))))),
-        );
+        // Refused only when the client has gone. The text is written there, too: it may be long.
+        let job = move |backend: &dyn Backend, slot: &SlotRef| {
+            drop(tell.send(artifact(work(backend, slot))));
+        };
+        // An executor that has the slot reads by this route, too, and says by which lease.
+        let entered = match wire::lease(&request) {
+            Some((session, epoch)) => {
+                let entered = self.native.with_leased_slot(session, (slot, epoch), Box::new(job));
+                entered.map_err(|_| "the slot is not leased to this session under this epoch")
+            }
+            None => self.native.use_plainly(slot).map(|used| {
+                let job: SlotJob = Box::new(move |backend, slot| {
+                    job(backend, slot);
+                    drop(used);
+                });
+                self.slots.with_slot(slot, job);
+            }),
+        };
+        if let Err(why) = entered {
+            return Ok(refused(StatusCode::CONFLICT, why));
+        }
         Ok(done.await.unwrap_or_else(|_| artifact(Err(Refused::not_done()))))
     }
 }
@@ -357,7 +396,9 @@ enum Item {
     /// It runs nothing.
     Answered(Value),
     /// A call for the slot of this index.
-    Call(usize, CallRequest),
+    Call(usize, CallRequest, PlainUse),
+    /// Its slot cannot be used now: why, and its execution id.
+    Taken(&'static str, Value),
 }
 
 /// An item's answer to be.

@@ -112,6 +112,12 @@ pub(crate) fn slot_id(request: &JsonObject) -> Result<String, Raised> {
     }
 }
 
+/// The lease under which an executor of ours asks: its session, and the epoch of the slot's lease.
+/// A plain client names none.
+pub(crate) fn lease(request: &JsonObject) -> Option<(&str, u64)> {
+    Some((request.get("session")?.as_str()?, request.get("epoch")?.as_u64()?))
+}
+
 /// A call: an execution object, but for its slot.
 #[derive(Debug, PartialEq)]
 pub(crate) struct CallRequest {

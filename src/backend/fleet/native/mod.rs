@@ -7,25 +7,29 @@
 //! that thread sends again, until the server takes it or is given up.
 //!
 //! The thread `tool-fleet-N` (`result_stream`) reads the results, notices that the server is gone,
-//! and finds out what became of its operations when it is back. `state` is what is in flight.
+//! and finds out what became of its operations when it is back. `state` is what is in flight,
+//! `leased` which slots of the server are ours: others may use it, too. That the session lives
+//! `tool-send-N` tells the server some times within the lease, from its beginning on.
 
+mod leased;
 mod result_stream;
 mod state;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use self::state::{Ended, InFlight, Phase, State, Waiter, lost};
 use super::Connection;
-use crate::backend::{Execution, ExecutionId, ResetReply, SlotRef, Watcher};
+use super::shares::Shares;
+use crate::backend::{ContainerChange, Execution, ExecutionId, ResetReply, SlotRef, Watcher};
 use crate::client::{self, Failure};
 use crate::thread::OwnedThread;
 use crate::tool::{Outcome, ToolResult};
 use crate::wire::native::{
-    CALLS, CallsResponse, MAX_LINE, Op, SESSION, SessionRequest, SessionResponse,
+    CALLS, CallsResponse, Lease, MAX_LINE, Op, SESSION, SessionRequest, SessionResponse,
 };
 
 /// How many threads may send to one server at a time: one keeps it busy, one more hides the way.
@@ -34,6 +38,8 @@ const SENDERS: usize = 2;
 const ENVELOPE: usize = 4 * 1024;
 /// How long the end of a session may take to tell, although there is no time left.
 const LAST_WORD: Duration = Duration::from_millis(100);
+/// How soon after one that failed the server is told again that the session lives.
+const BEAT_AGAIN: Duration = Duration::from_millis(500);
 
 /// How many of the threads that hand over are sending, in a whole fleet.
 #[derive(Default)]
@@ -65,6 +71,9 @@ pub(super) struct NativeServer {
     /// How long it may be out of reach.
     bound: Duration,
     direct: Arc<Direct>,
+    shares: Arc<Shares>,
+    /// Who is told what becomes of the server, as soon as there is one.
+    watcher: OnceLock<Watcher>,
     state: Mutex<State>,
     /// Told when the thread that reads results has something to do besides waiting.
     wake: Condvar,
@@ -74,39 +83,90 @@ pub(super) struct NativeServer {
 }
 
 impl NativeServer {
-    /// Begins a session; gives the names of the slots, too.
+    /// Begins a session, and keeps it alive from now on, until it is [closed](Self::close). Gives
+    /// the names of the server's slots, too.
     pub(super) fn connect(
         number: usize,
         connection: Connection,
         bound: Duration,
         direct: Arc<Direct>,
+        shares: Arc<Shares>,
         session: &str,
     ) -> Result<(Arc<Self>, Vec<String>), Failure> {
-        let answer = begin(&connection, session, false, None)?;
+        // One that wants nothing of a server begins with a slot of it, and gives it back.
+        let want = shares.wanted(number).map(|want| want.max(1));
+        let answer = begin(&connection, session, false, None, want)?;
         let slots = answer.slots.clone();
-        let server = Self {
+        let server = Arc::new(Self {
             number,
             connection,
             bound,
             direct,
+            shares,
+            watcher: OnceLock::new(),
             state: Mutex::new(State::new(session.to_owned(), answer)),
             wake: Condvar::new(),
             outgoing: Condvar::new(),
             threads: Mutex::default(),
+        });
+        server.note_share(&server.state.lock());
+        let sends = {
+            let server = server.clone();
+            move || server.keep_sending()
         };
-        Ok((Arc::new(server), slots))
+        let thread = OwnedThread::spawn(format!("tool-send-{number}"), sends).map_err(|error| {
+            server.close(Instant::now());
+            Failure::NotSent(format!("cannot start a thread: {error}"))
+        })?;
+        server.threads.lock().push(thread);
+        Ok((server, slots))
     }
 
-    /// Starts the server's threads, which tell `watcher` what becomes of the server.
+    /// Tells `watcher` from now on what becomes of the server; which slots it gives, at once.
     pub(super) fn watch(self: &Arc<Self>, watcher: Watcher) -> std::io::Result<()> {
-        let mut threads = self.threads.lock();
+        {
+            let state = self.state.lock();
+            // Called once.
+            let _ = self.watcher.set(watcher);
+            self.notify(ContainerChange::Resized(state.leased.slots()));
+        }
         let server = self.clone();
-        let sends = move || server.keep_sending();
-        threads.push(OwnedThread::spawn(format!("tool-send-{}", self.number), sends)?);
-        let server = self.clone();
-        let reads = move || server.result_stream(&watcher);
-        threads.push(OwnedThread::spawn(format!("tool-fleet-{}", self.number), reads)?);
+        let reads = move || server.result_stream();
+        let thread = OwnedThread::spawn(format!("tool-fleet-{}", self.number), reads)?;
+        self.threads.lock().push(thread);
         Ok(())
+    }
+
+    /// Under the lock of `state`, so that what is said comes in its order.
+    fn notify(&self, change: ContainerChange) {
+        if let Some(watcher) = self.watcher.get() {
+            watcher.notify(self.number, change);
+        }
+    }
+
+    /// Takes in what the server says of the session's slots.
+    fn lease_is(&self, state: &mut State, lease: &Lease) {
+        if state.apply_lease(lease) {
+            self.note_share(state);
+            self.notify(ContainerChange::Resized(state.leased.slots()));
+        }
+    }
+
+    fn note_share(&self, state: &State) {
+        self.shares.met(self.number, state.leased.of_server(), state.leased.held());
+    }
+
+    /// How many slots the server has, how many of them are ours, and how many other executors
+    /// share it.
+    pub(super) fn share(&self) -> (usize, usize, usize) {
+        let state = self.state.lock();
+        (state.leased.of_server(), state.leased.held(), state.leased.others())
+    }
+
+    /// The session, and the epoch of its lease of this slot, if it has it.
+    pub(super) fn lease_of(&self, slot: usize) -> Option<(String, u64)> {
+        let state = self.state.lock();
+        Some((state.session.clone(), state.leased.epoch(slot)?))
     }
 
     /// Hands calls over. May block while it sends.
@@ -119,14 +179,18 @@ impl NativeServer {
             let Execution { id, trajectory_id, slot, tool, arguments, timeout, reply } = execution;
             let reset = state.reset.get(slot.index).copied().flatten();
             let is_ready = reset.is_some_and(|reset| reset <= slot.generation);
-            if state.phase == Phase::Down || state.closing || !is_ready {
+            let epoch = state.leased.epoch(slot.index);
+            let Some(epoch) =
+                epoch.filter(|_| is_ready && state.phase != Phase::Down && !state.closing)
+            else {
                 refused.push((reply, lost(false)));
                 continue;
-            }
+            };
             let seq = state.next(slot.index);
             let op = Op {
                 slot: slot.index,
                 seq,
+                epoch,
                 reset: false,
                 trajectory_id: trajectory_id.as_ref().to_owned(),
                 tool: tool.to_owned(),
@@ -170,11 +234,25 @@ impl NativeServer {
             drop(state);
             return reply.send(Err("its sandbox server does not answer".to_owned()));
         }
+        let Some(epoch) = state.leased.epoch(slot.index) else {
+            drop(state);
+            return reply.send(Err("the slot is the executor's no more".to_owned()));
+        };
         let seq = state.next(slot.index);
-        let op = format!("{{\"slot\":{},\"seq\":{seq},\"reset\":true}}", slot.index);
+        let op =
+            format!("{{\"slot\":{},\"seq\":{seq},\"epoch\":{epoch},\"reset\":true}}", slot.index);
         let left = state.enqueue((slot.index, seq), op, Waiter::Reset(slot.generation, reply));
         self.have_sent(state);
         left.into_iter().for_each(InFlight::lose);
+    }
+
+    /// Gives a slot back that the session has under this grant. May block while it sends.
+    pub(super) fn give_back(&self, slot: usize, grant: u64) {
+        let mut state = self.state.lock();
+        if state.give_back(slot, grant) {
+            self.note_share(&state);
+            self.have_sent(state);
+        }
     }
 
     /// Asks for a call's end, if it is here. May block while it sends.
@@ -196,7 +274,8 @@ impl NativeServer {
         self.wake.notify_all();
         self.outgoing.notify_all();
         if let Some(session) = session {
-            let request = SessionRequest { session, replaces: None, resume: false, end: true };
+            let request =
+                SessionRequest { session, replaces: None, resume: false, end: true, want: None };
             // The threads have to end, too.
             let time = deadline.saturating_duration_since(Instant::now()) / 2;
             let time = time.clamp(LAST_WORD, self.connection.prompt);
@@ -228,16 +307,56 @@ impl NativeServer {
         }
     }
 
-    /// The thread that sends: what no other thread sends, and what could not be sent, again.
+    /// The thread that sends: what no other thread sends, what could not be sent, again, and that
+    /// the session lives.
     fn keep_sending(&self) {
         let mut state = self.state.lock();
+        let mut beat_at = Instant::now() + state.leased.beat();
         while !state.closing {
+            let now = Instant::now();
+            // It may hold less than it did, and ask more often.
+            beat_at = beat_at.min(now + state.leased.beat());
+            if beat_at <= now {
+                let told;
+                (state, told) = self.beat(state);
+                let pause = state.leased.beat();
+                beat_at = Instant::now() + if told { pause } else { pause.min(BEAT_AGAIN) };
+                continue;
+            }
             let is_due = state.may_send() && state.senders < SENDERS && state.owes_server();
-            let pause = state.retry_at.filter(|at| *at > Instant::now());
+            let pause = state.retry_at.filter(|at| *at > now);
             match (is_due, pause) {
                 (true, None) => state = self.send_outbox(state),
-                (true, Some(at)) => drop(self.outgoing.wait_until(&mut state, at)),
-                (false, _) => self.outgoing.wait(&mut state),
+                (is_due, pause) => {
+                    let until = pause.filter(|_| is_due).map_or(beat_at, |at| at.min(beat_at));
+                    self.outgoing.wait_until(&mut state, until);
+                }
+            }
+        }
+    }
+
+    /// Tells the server that the session lives, and how many slots it wants; takes in which it has.
+    /// A server that is out of reach is looked for by the thread that reads. Says whether the
+    /// server has answered.
+    fn beat<'a>(&'a self, state: MutexGuard<'a, State>) -> (MutexGuard<'a, State>, bool) {
+        if state.phase != Phase::Up {
+            return (state, true);
+        }
+        let session = state.session.clone();
+        drop(state);
+        let want = self.shares.wanted(self.number);
+        let told = begin(&self.connection, &session, true, None, want);
+        let mut state = self.state.lock();
+        match told {
+            Ok(answer) => {
+                if answer.instance == state.instance && session == state.session {
+                    self.lease_is(&mut state, &answer.lease);
+                }
+                (state, true)
+            }
+            Err(failure) => {
+                log::debug!("{}: {}", self.connection.url, failure.text());
+                (state, false)
             }
         }
     }
@@ -246,7 +365,7 @@ impl NativeServer {
     fn send_outbox<'a>(&'a self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
         state.senders += 1;
         while state.may_send() {
-            let Some((keys, cancel, body)) = state.next_request() else {
+            let Some(request) = state.next_request() else {
                 if state.senders == 1 {
                     // Nothing is owed to the server.
                     state.no_trouble();
@@ -254,16 +373,16 @@ impl NativeServer {
                 break;
             };
             drop(state);
-            let sent = self.send(&body);
+            let sent = self.send(&request.body);
             state = self.state.lock();
             let ended = match sent {
                 Ok(response) => {
-                    state.arrived(&keys);
+                    state.arrived(&request.keys);
                     state.complete(response.results)
                 }
                 Err(failure) => {
                     log::debug!("{}: {}", self.connection.url, failure.text());
-                    let refused = state.not_arrived(keys, cancel, failure, Instant::now());
+                    let refused = state.not_arrived(request, failure, Instant::now());
                     // Goes on with them, after a pause.
                     self.outgoing.notify_one();
                     refused
@@ -305,14 +424,16 @@ pub(super) fn new_session() -> String {
     uuid::Uuid::new_v4().simple().to_string()
 }
 
-/// Begins a session, or with `resume` goes on with it.
+/// Begins a session, or with `resume` goes on with it; it wants so many slots, or all.
 fn begin(
     connection: &Connection,
     session: &str,
     resume: bool,
     replaces: Option<String>,
+    want: Option<usize>,
 ) -> Result<SessionResponse, Failure> {
-    let request = SessionRequest { session: session.to_owned(), replaces, resume, end: false };
+    let session = session.to_owned();
+    let request = SessionRequest { session, replaces, resume, end: false, want };
     let body = serde_json::to_vec(&request).map_err(|error| Failure::NotSent(error.to_string()))?;
     let time = Some(connection.prompt);
     client::read_json(connection.post(&connection.pooled, SESSION, &body, time)?)

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use super::state::{Ended, InFlight, Phase};
 use super::{NativeServer, begin, new_session};
+use crate::backend::ContainerChange;
 use crate::backend::fleet::{PAUSE_FIRST, PAUSE_MOST, warn_given_up};
-use crate::backend::{ContainerChange, Watcher};
 use crate::client::{self, Failure};
 use crate::wire::native::{MAX_LINE, RESULTS, ResultLine, ResultsRequest};
 
@@ -30,12 +30,12 @@ enum Left {
 
 impl NativeServer {
     /// The server's thread: reads results for as long as the server is there, and finds it again.
-    pub(super) fn result_stream(&self, watcher: &Watcher) {
+    pub(super) fn result_stream(&self) {
         let mut pause = PAUSE_FIRST;
         let mut next = new_session();
         loop {
             let began = Instant::now();
-            let failure = match self.read_results(watcher) {
+            let failure = match self.read_results() {
                 Left::Lost(failure) => failure,
                 Left::ToAsk => continue,
                 Left::Closing => return,
@@ -47,9 +47,9 @@ impl NativeServer {
             if began.elapsed() > PAUSE_MOST {
                 pause = PAUSE_FIRST;
             }
-            self.now_unknown(watcher);
+            self.now_unknown();
             // At once, if it was of no use for long enough.
-            self.give_up_in_time(watcher, &failure.text());
+            self.give_up_in_time(&failure.text());
             loop {
                 {
                     let mut state = self.state.lock();
@@ -61,15 +61,15 @@ impl NativeServer {
                     }
                 }
                 pause = (pause * 2).min(PAUSE_MOST);
-                let Err(why) = self.find_again(watcher, &mut next) else { break };
+                let Err(why) = self.find_again(&mut next) else { break };
                 log::debug!("{}: {why}", self.connection.url);
-                self.give_up_in_time(watcher, &why);
+                self.give_up_in_time(&why);
             }
         }
     }
 
     /// Reads the stream of results until it ends.
-    fn read_results(&self, watcher: &Watcher) -> Left {
+    fn read_results(&self) -> Left {
         let opened = Instant::now();
         let request = {
             let mut state = self.state.lock();
@@ -105,7 +105,7 @@ impl NativeServer {
             state.heard = Instant::now();
             if state.phase != Phase::Up {
                 state.phase = Phase::Up;
-                watcher.notify(self.number, ContainerChange::Recovered);
+                self.notify(ContainerChange::Recovered);
                 self.outgoing.notify_one();
             }
             if state.trouble_since.is_some_and(|since| since.elapsed() > self.bound) {
@@ -123,6 +123,7 @@ impl NativeServer {
                         self.outgoing.notify_one();
                     }
                 }
+                ResultLine::Lease { lease } => self.lease_is(&mut state, &lease),
                 ResultLine::Beat { told, .. } => {
                     if opened.elapsed() > ASK_EVERY && state.misses_any(&told) {
                         return Left::ToAsk;
@@ -132,12 +133,12 @@ impl NativeServer {
         }
     }
 
-    fn now_unknown(&self, watcher: &Watcher) {
+    fn now_unknown(&self) {
         let mut state = self.state.lock();
         if state.phase == Phase::Up {
             let since = state.trouble_since.map_or(state.heard, |since| since.min(state.heard));
             state.phase = Phase::Unknown { since };
-            watcher.notify(self.number, ContainerChange::Unreachable);
+            self.notify(ContainerChange::Unreachable);
         }
     }
 
@@ -146,7 +147,7 @@ impl NativeServer {
     ///
     /// # Errors
     /// Why the server is of no use yet.
-    fn find_again(&self, watcher: &Watcher, next: &mut String) -> Result<(), String> {
+    fn find_again(&self, next: &mut String) -> Result<(), String> {
         let (session, instance, was_down) = {
             let state = self.state.lock();
             (state.session.clone(), state.instance.clone(), state.phase == Phase::Down)
@@ -154,14 +155,15 @@ impl NativeServer {
         let resumed = if was_down {
             Err(Failure::Refused(GONE, String::new()))
         } else {
-            begin(&self.connection, &session, true, None)
+            begin(&self.connection, &session, true, None, self.shares.wanted(self.number))
         };
         let is_resumed = resumed.is_ok();
         let answer = match resumed {
             // It knows the session no more: it began anew, or it gave us up. One name for all
             // tries: an answer that was lost began it all the same.
             Err(Failure::Refused(GONE, _)) => {
-                begin(&self.connection, next, false, Some(session.clone()))
+                let want = self.shares.wanted(self.number).map(|want| want.max(1));
+                begin(&self.connection, next, false, Some(session.clone()), want)
             }
             resumed => resumed,
         };
@@ -175,21 +177,26 @@ impl NativeServer {
             log::debug!("{}: {}", self.connection.url, failure.text());
         }
         let mut state = self.state.lock();
-        let (slots, had) = (answer.slots.len(), state.latest.len());
-        if slots != had {
-            return Err(format!("it has {slots} slots now and had {had}; start the executor anew"));
-        }
         if goes_on {
             // Up as soon as the stream of results says something.
+            self.lease_is(&mut state, &answer.lease);
             return Ok(());
         }
+        let (had, slots) = (state.leased.of_server(), answer.slots.len());
         let new = if is_resumed { session } else { std::mem::replace(next, new_session()) };
         self.connection.patient.take_back();
         let lost = state.begin_anew(new, answer);
-        watcher.notify(self.number, ContainerChange::Restarted);
+        self.note_share(&state);
+        // First which slots there are: as soon as it is up, they are given out.
+        self.notify(ContainerChange::Resized(state.leased.slots()));
+        self.notify(ContainerChange::Restarted);
         drop(state);
         self.outgoing.notify_one();
         lost.into_iter().for_each(InFlight::lose);
+        if slots != had {
+            let url = &self.connection.url;
+            log::warn!("the sandbox server {url} has {slots} slots now, and had {had}");
+        }
         if was_down {
             log::warn!("the sandbox server {} is there again, all empty", self.connection.url);
         }
@@ -197,7 +204,7 @@ impl NativeServer {
     }
 
     /// Gives the server up if it has been out of reach for too long.
-    fn give_up_in_time(&self, watcher: &Watcher, why: &str) {
+    fn give_up_in_time(&self, why: &str) {
         let mut state = self.state.lock();
         let Phase::Unknown { since } = state.phase else { return };
         if since.elapsed() < self.bound {
@@ -205,7 +212,8 @@ impl NativeServer {
         }
         state.phase = Phase::Down;
         let lost = state.clear();
-        watcher.notify(self.number, ContainerChange::Lost);
+        self.shares.lost(self.number);
+        self.notify(ContainerChange::Lost);
         drop(state);
         // What reads there holds up its trajectory.
         self.connection.patient.give_up();

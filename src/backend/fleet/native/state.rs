@@ -8,23 +8,26 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
+use super::leased::Leased;
 use super::{ENVELOPE, never_ran};
 use crate::backend::fleet::{PAUSE_FIRST, PAUSE_MOST};
 use crate::backend::{ExecutionId, Reply, ResetReply};
 use crate::client::Failure;
 use crate::tool::{Outcome, ToolResult};
-use crate::wire::native::{Key, OpOutcome, OpResult, SessionResponse, calls_body};
+use crate::wire::native::{Key, Lease, LeaseKey, OpOutcome, OpResult, SessionResponse, calls_body};
 
-/// How many operations, and how many cancellations, go into one request.
+/// How many operations, cancellations, and slots that are given back, go into one request.
 const MOST_OPS: usize = 1_000;
-/// The bytes that a cancellation takes at most.
-const CANCEL_BYTES: usize = 44;
+/// The bytes that a cancellation, or a slot that is given back, takes at most.
+const PAIR_BYTES: usize = 44;
 
 pub(super) struct State {
     pub(super) phase: Phase,
     pub(super) session: String,
     pub(super) instance: String,
     pub(super) max_body: usize,
+    /// Which slots are the session's.
+    pub(super) leased: Leased,
     /// The latest operation's number, by slot.
     pub(super) latest: Vec<u64>,
     /// Under which generation each slot was last reset in this session. A call of an older one, or
@@ -39,6 +42,8 @@ pub(super) struct State {
     alone: usize,
     /// Operations whose end is wanted, to be told with the next request.
     pub(super) cancel: Vec<Key>,
+    /// Slots that are given back, likewise.
+    pub(super) give_back: Vec<LeaseKey>,
     pub(super) senders: usize,
     /// Since when requests fail although the stream of results lives.
     pub(super) trouble_since: Option<Instant>,
@@ -77,24 +82,33 @@ pub(super) enum Waiter {
     Reset(u64, ResetReply),
 }
 
-/// What goes into a request: operations, cancellations, and the body that has them.
-type Request = (Vec<Key>, Vec<Key>, String);
+/// What goes into a request, and the body that has it.
+pub(super) struct Request {
+    pub(super) keys: Vec<Key>,
+    cancel: Vec<Key>,
+    give_back: Vec<LeaseKey>,
+    pub(super) body: String,
+}
 
 impl State {
     /// The state of a session that has just begun.
     pub(super) fn new(session: String, answer: SessionResponse) -> Self {
+        let (instance, max_body, slots) =
+            (answer.instance.clone(), answer.max_body, answer.slots.len());
         Self {
             phase: Phase::Up,
             session,
-            instance: answer.instance,
-            max_body: answer.max_body,
-            latest: vec![0; answer.slots.len()],
-            reset: vec![None; answer.slots.len()],
+            instance,
+            max_body,
+            leased: Leased::new(answer),
+            latest: vec![0; slots],
+            reset: vec![None; slots],
             flights: HashMap::new(),
             calls: HashMap::new(),
             outbox: VecDeque::new(),
             alone: 0,
             cancel: Vec::new(),
+            give_back: Vec::new(),
             senders: 0,
             trouble_since: None,
             retry_at: None,
@@ -102,6 +116,33 @@ impl State {
             heard: Instant::now(),
             closing: false,
         }
+    }
+
+    /// Takes in what the server says of the session's slots. `false` if nothing has changed.
+    pub(super) fn apply_lease(&mut self, lease: &Lease) -> bool {
+        let slots = self.reset.len();
+        let epochs =
+            |leased: &Leased| (0..slots).map(|slot| leased.epoch(slot)).collect::<Vec<_>>();
+        let before = epochs(&self.leased);
+        if !self.leased.apply(lease) {
+            return false;
+        }
+        for (slot, (before, now)) in before.iter().zip(epochs(&self.leased)).enumerate() {
+            if *before != now {
+                self.reset[slot] = None;
+            }
+        }
+        true
+    }
+
+    /// Gives a slot up that the session has under this grant. `false` if it has not.
+    pub(super) fn give_back(&mut self, slot: usize, grant: u64) -> bool {
+        let Some(returned) = self.leased.give_back(slot, grant) else { return false };
+        if let Some(reset) = self.reset.get_mut(slot) {
+            *reset = None;
+        }
+        self.give_back.push(returned);
+        true
     }
 
     /// The number of a slot's next operation.
@@ -142,14 +183,16 @@ impl State {
 
     /// Whether something is to be sent.
     pub(super) fn owes_server(&self) -> bool {
-        !self.outbox.is_empty() || !self.cancel.is_empty()
+        !self.outbox.is_empty() || !self.cancel.is_empty() || !self.give_back.is_empty()
     }
 
     /// Takes as much out of the outbox as fits into one request.
     pub(super) fn next_request(&mut self) -> Option<Request> {
         let most = self.cancel.len().min(MOST_OPS);
         let cancel: Vec<Key> = self.cancel.drain(..most).collect();
-        let mut bytes = ENVELOPE + cancel.len() * CANCEL_BYTES;
+        let most = self.give_back.len().min(MOST_OPS);
+        let give_back: Vec<LeaseKey> = self.give_back.drain(..most).collect();
+        let mut bytes = ENVELOPE + (cancel.len() + give_back.len()) * PAIR_BYTES;
         let most = if self.alone > 0 { 1 } else { MOST_OPS };
         let mut keys = Vec::new();
         while keys.len() < most
@@ -170,12 +213,12 @@ impl State {
             }
             self.alone = self.alone.saturating_sub(1);
         }
-        if keys.is_empty() && cancel.is_empty() {
+        if keys.is_empty() && cancel.is_empty() && give_back.is_empty() {
             return None;
         }
         let ops = keys.iter().filter_map(|key| self.flights.get(key)).map(|flight| &*flight.op);
-        let body = calls_body(&self.session, ops, &cancel);
-        Some((keys, cancel, body))
+        let body = calls_body(&self.session, ops, &cancel, &give_back);
+        Some(Request { keys, cancel, give_back, body })
     }
 
     /// A request got through: the server has these.
@@ -192,17 +235,18 @@ impl State {
     /// A request failed. What it had is sent again, unless the server will not have it.
     pub(super) fn not_arrived(
         &mut self,
-        keys: Vec<Key>,
-        cancel: Vec<Key>,
+        request: Request,
         failure: Failure,
         now: Instant,
     ) -> Vec<Ended> {
+        let Request { keys, cancel, give_back, .. } = request;
         for key in &keys {
             if let Some(flight) = self.flights.get_mut(key) {
                 flight.sending = false;
             }
         }
         self.cancel.extend(cancel);
+        self.give_back.extend(give_back);
         let mut refused = Vec::new();
         match failure {
             // It understood the request, and did nothing of it.
@@ -281,6 +325,7 @@ impl State {
                     continue;
                 }
                 OpOutcome::Unknown(_) | OpOutcome::Stale(_) => lost(true),
+                OpOutcome::Fenced(_) => lost(false),
             };
             let Some(flight) = self.remove(key) else { continue };
             if let Waiter::Reset(generation, _) = &flight.owed
@@ -299,17 +344,20 @@ impl State {
         self.outbox.clear();
         self.alone = 0;
         self.cancel.clear();
+        self.give_back.clear();
         self.calls.clear();
         self.no_trouble();
         self.flights.drain().map(|(_, flight)| flight).collect()
     }
 
+    /// Another session has begun; gives what was in flight in the one before.
     pub(super) fn begin_anew(&mut self, session: String, answer: SessionResponse) -> Vec<InFlight> {
         self.session = session;
-        self.instance = answer.instance;
+        self.instance.clone_from(&answer.instance);
         self.max_body = answer.max_body;
         // The numbers only grow: nothing that was said of the old ones means a new one.
         self.reset.fill(None);
+        self.leased.begin_anew(answer);
         self.phase = Phase::Up;
         self.heard = Instant::now();
         self.clear()

@@ -25,16 +25,19 @@ struct Link {
 }
 
 impl IdleHolders {
-    /// An empty list, for a pool of so many slots.
-    pub(in crate::executor::dispatch) fn new(slots: usize) -> Self {
-        Self { links: vec![None; slots], first: None, last: None, len: 0 }
+    /// An empty list.
+    pub(in crate::executor::dispatch) fn new() -> Self {
+        Self { links: Vec::new(), first: None, last: None, len: 0 }
     }
 
     /// The holder of this slot has had nothing to do since `since`, which is no earlier than what
     /// was said of any other.
     pub(in crate::executor::dispatch) fn insert(&mut self, slot: SlotIx, since: Instant) {
         let before = self.last;
-        let Some(link) = self.links.get_mut(slot.index()) else { return };
+        if self.links.len() <= slot.index() {
+            self.links.resize(slot.index() + 1, None);
+        }
+        let link = &mut self.links[slot.index()];
         if link.is_some() {
             return;
         }
@@ -110,7 +113,7 @@ mod tests {
         fn it_is_like_a_list_that_is_searched(
             steps in proptest::collection::vec((0..SLOTS, any::<bool>()), 0..100),
         ) {
-            let mut holders = IdleHolders::new(SLOTS);
+            let mut holders = IdleHolders::new();
             let mut naive: Vec<(SlotIx, Instant)> = Vec::new();
             let mut now = Instant::now();
             for (index, is_idle) in steps {

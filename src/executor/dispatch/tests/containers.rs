@@ -66,7 +66,8 @@ fn a_call_that_was_not_sent_when_its_container_went_down_ends_at_once_and_had_no
     world.submit(0, true);
     settle(&mut world);
     assert!(world.running.is_empty(), "it waits for company");
-    let (_, slot) = (0..2).flat_map(|c| world.dispatch.pool.held_in(c)).next().unwrap();
+    let (_, slot) =
+        (0..2).flat_map(|c| world.dispatch.pool.lost_by(c, &ContainerChange::Lost)).next().unwrap();
     let dead = world.dispatch.pool.container(slot);
     tell(&mut world, dead, ContainerChange::Restarted);
     let result = world.submitted.remove(0).try_wait().unwrap();

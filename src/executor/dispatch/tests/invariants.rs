@@ -74,7 +74,8 @@ impl World {
         }
         prop_assert_eq!(dispatch.lease_requests.len(), requests);
         for container in &self.down {
-            prop_assert!(dispatch.pool.held_in(*container).is_empty(), "held in a dead container");
+            let held = dispatch.pool.lost_by(*container, &ContainerChange::Lost);
+            prop_assert!(held.is_empty(), "held in a dead container");
         }
         let idle: Vec<_> = dispatch.idle.iter().collect();
         prop_assert!(idle.is_sorted_by_key(|(_, since)| *since));

@@ -14,7 +14,7 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
-use crate::backend::{ContainerChange, Reply};
+use crate::backend::{ContainerChange, LeasedSlots, Reply};
 use crate::config::BatchPolicy;
 use crate::error::ReleaseError;
 use crate::executor::lease::{Lease, LeaseId};
@@ -87,6 +87,9 @@ struct World {
     lent: Vec<((usize, usize), Arc<AtomicBool>, Lease)>,
     /// The containers that are down, as far as the dispatch was told.
     down: HashSet<usize>,
+    /// The slots that the executor was told it has, and their grants, where containers are shared.
+    granted: HashMap<(usize, usize), u64>,
+    next_grant: u64,
     /// What the user was told.
     warned: Vec<String>,
     closed: bool,
@@ -108,6 +111,9 @@ enum Step {
     Abandon(u8),
     Return(u8),
     Container(u8, ContainerChange),
+    /// The container has other slots for the executor: each bit is one that it has, each of the
+    /// second number one that is granted anew; and so many it may have.
+    Resize(u8, u8, u8, u8),
     Deliver(u8),
     Pass(u16),
     Close(u16),
@@ -137,6 +143,8 @@ fn step() -> impl Strategy<Value = Step> {
         3 => any::<u8>().prop_map(Step::Return),
         2 => (any::<u8>(), proptest::sample::select(changes))
             .prop_map(|(index, change)| Step::Container(index, change)),
+        2 => (any::<u8>(), 0..16u8, any::<u8>(), 0..5u8)
+            .prop_map(|(index, has, anew, limit)| Step::Resize(index, has, anew, limit)),
         12 => (1..6u8).prop_map(Step::Deliver),
         6 => (0..4000u16).prop_map(Step::Pass),
         1 => (0..20_000u16).prop_map(Step::Close),
@@ -180,6 +188,8 @@ impl World {
             lends: Vec::new(),
             lent: Vec::new(),
             down: HashSet::new(),
+            granted: HashMap::new(),
+            next_grant: 1,
             warned: Vec::new(),
             closed: false,
         }
@@ -212,13 +222,16 @@ impl World {
     fn deliver(&mut self, count: usize) {
         for event in self.events.clone().try_iter().take(count) {
             if let Event::Container { container, change } = &event {
-                self.told_of(*container, *change);
+                self.told_of(*container, change.clone());
             }
             self.dispatch.handle(event, self.now);
         }
     }
 
     fn told_of(&mut self, container: usize, change: ContainerChange) {
+        if let ContainerChange::Resized(slots) = change {
+            return self.resized(container, &slots);
+        }
         if change == ContainerChange::Lost {
             self.down.insert(container);
         } else if change != ContainerChange::Unreachable {
@@ -230,6 +243,47 @@ impl World {
                 running.slot = running.slot.filter(|slot| slot.0 != container);
             }
         }
+    }
+
+    /// What runs in a slot that is the executor's no more runs no more, and a reset of it has failed.
+    fn resized(&mut self, container: usize, slots: &LeasedSlots) {
+        let now: HashMap<_, _> = slots.held.iter().copied().collect();
+        let before = self.granted.clone();
+        let is_lost = |slot: (usize, usize)| {
+            let now = now.get(&slot.1);
+            slot.0 == container && (now.is_none() || before.get(&slot) != now)
+        };
+        for running in &mut self.running {
+            running.slot = running.slot.filter(|slot| !is_lost(*slot));
+        }
+        let (lost, resets) = std::mem::take(&mut self.resets)
+            .into_iter()
+            .partition(|(_, reset)| is_lost((reset.container, reset.index)));
+        self.resets = resets;
+        let lost: Vec<(SlotIx, SlotRef)> = lost;
+        for (slot, SlotRef { generation, .. }) in lost {
+            let outcome = Err("the slot is gone".to_owned());
+            self.send(Event::ResetDone { slot, generation, outcome });
+        }
+        self.granted.retain(|slot, _| slot.0 != container);
+        self.granted.extend(now.into_iter().map(|(index, grant)| ((container, index), grant)));
+    }
+
+    /// The next grants of a container's slots.
+    fn resize(&mut self, container: usize, has: u8, anew: u8, limit: u8) {
+        let names = (0..4).map(|slot| format!("slot_{slot}")).collect();
+        let is_set = |bits: u8, slot: &usize| bits & (1 << slot) != 0;
+        let mut held = Vec::new();
+        for slot in (0..4).filter(|slot| is_set(has, slot)) {
+            let kept = self.granted.get(&(container, slot)).copied();
+            let grant = kept.filter(|_| !is_set(anew, &slot)).unwrap_or_else(|| {
+                self.next_grant += 1;
+                self.next_grant
+            });
+            held.push((slot, grant));
+        }
+        let change = ContainerChange::Resized(LeasedSlots::new(names, held, limit.into()));
+        self.send(Event::Container { container, change });
     }
 
     fn step(&mut self, step: Step) {
@@ -305,6 +359,11 @@ impl World {
                     self.send(Event::Container { container, change });
                 }
             }
+            Step::Resize(index, has, anew, limit) => {
+                if let Some(container) = pick(&self.dispatch.lanes, index) {
+                    self.resize(container, has, anew, limit);
+                }
+            }
             Step::Deliver(count) => self.deliver(count.into()),
             Step::Pass(ms) => self.now += Duration::from_millis(ms.into()),
             Step::Close(ms) => {
@@ -356,6 +415,14 @@ impl World {
                     let at_work = self.resets.iter().any(|(other, _)| *other == slot);
                     prop_assert!(!at_work, "two resets at once of {:?}", slot);
                     self.resets.push((slot, slot_ref));
+                }
+                Action::GiveBack { slot, grant } => {
+                    let key = (slot.container, slot.index);
+                    self.nothing_runs_in(key)?;
+                    let of_slot = |reset: &SlotRef| (reset.container, reset.index) == key;
+                    let resetting = self.resets.iter().any(|(_, reset)| of_slot(reset));
+                    prop_assert!(!resetting, "a slot is given back while it is being reset");
+                    prop_assert_eq!(self.granted.remove(&key), Some(grant));
                 }
                 Action::GrantLease { slot, trajectory_id, lost, reply: _ } => {
                     let key = (slot.container, slot.index);

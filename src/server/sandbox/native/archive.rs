@@ -7,7 +7,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
-use super::{Native, Refusal, detail, write_line};
+use super::{FENCED, Native, Refusal, detail, write_line};
 use crate::artifact::{ArchiveArtifacts, ArtifactError};
 use crate::server::http::{self, Response, StatusCode};
 use crate::wire::native::{ArchiveLine, ArchiveRequest};
@@ -17,13 +17,14 @@ const PIECE: usize = 192 * 1024;
 
 impl Native {
     pub(super) fn archive(self: &Arc<Self>, request: ArchiveRequest) -> Result<Response, Refusal> {
-        let ArchiveRequest { slot, path, max_bytes, max_entries } = request;
+        let ArchiveRequest { session, epoch, slot, path, max_bytes, max_entries } = request;
         if slot >= self.slots.len() {
             return Err(Box::new(detail(StatusCode::NOT_FOUND, "there is no such slot")));
         }
         let (lines, pieces) = mpsc::channel(4);
-        self.slots.with_slot(
-            slot,
+        let entered = self.with_leased_slot(
+            &session,
+            (slot, epoch),
             Box::new(move |backend, slot| {
                 let request = ArchiveArtifacts::new(path)
                     .with_max_bytes(max_bytes)
@@ -51,6 +52,9 @@ impl Native {
                 let _ = writer.lines.blocking_send(text.into());
             }),
         );
+        if entered.is_err() {
+            return Err(Box::new(detail(StatusCode::CONFLICT, FENCED)));
+        }
         let pieces = http::taken_within(self.patience, pieces);
         Ok(http::streaming(StatusCode::OK, "application/x-ndjson", pieces))
     }

@@ -1,15 +1,15 @@
 //! Operations: noted, begun, ended.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use super::session::{Results, What};
-use super::{Native, Refusal, detail, json, unknown_session};
+use super::session::{Results, Tell, TellResult, What};
+use super::{Native, Refusal, State, detail, json, unknown_session};
 use crate::server::http::{self, Response, StatusCode};
 use crate::server::sandbox::slots::SlotCall;
-use crate::wire::native::{CallsRequest, Key, MAX_LINE, NativeResult, Op};
+use crate::wire::native::{CallsRequest, Key, LeaseKey, MAX_LINE, NativeResult, Op};
 
 /// How long the answer to calls waits for their hand-over, which should be immediate.
 const HAND_OVER: Duration = Duration::from_secs(1);
@@ -28,11 +28,11 @@ struct Answering<'a> {
 
 impl Drop for Answering<'_> {
     fn drop(&mut self) {
-        let mut current = self.native.session.lock();
-        let session = current.as_mut().filter(|session| session.id == self.session);
-        if session.is_some_and(|session| session.leave_to_stream(self.keys)) {
-            drop(current);
-            self.native.news.notify_waiters();
+        let mut state = self.native.state.lock();
+        if let Some(session) = state.sessions.get_mut(self.session)
+            && session.leave_to_stream(self.keys)
+        {
+            session.news.notify_waiters();
         }
     }
 }
@@ -42,59 +42,71 @@ impl Native {
         self: &Arc<Self>,
         request: CallsRequest,
     ) -> Result<Response, Refusal> {
-        let CallsRequest { session: id, ops, cancel } = request;
+        let CallsRequest { session: id, ops, cancel, give_back } = request;
         let asked: Vec<Key> = ops.iter().map(|op| (op.slot, op.seq)).collect();
         // Before the operations are: the client may go away at any await.
         let answering = Answering { native: self, session: &id, keys: &asked };
-        let mut handed_over = self.take_in(&id, ops, &cancel)?;
+        let (mut handed_over, fenced) = self.take_in(&id, ops, &cancel, &give_back)?;
         if tokio::time::timeout(AT_ONCE, &mut handed_over).await.is_err() {
             drop(answering);
             // Late, it still happens; the results come by the stream.
             let _ = tokio::time::timeout(HAND_OVER, handed_over).await;
         }
-        let mut current = self.session.lock();
-        let session = current.as_mut().filter(|session| session.id == id);
-        let Some(session) = session else { return Err(unknown_session()) };
+        let mut state = self.state.lock();
+        let Some(session) = state.sessions.get_mut(&id) else { return Err(unknown_session()) };
         session.leave_to_stream(&asked);
         session.untold.retain(|key| !asked.contains(key));
-        let results: Vec<_> = asked.iter().filter_map(|&key| session.look_up(key)).collect();
-        drop(current);
+        let results = asked.iter().filter(|key| !fenced.contains(key));
+        let results = results.filter_map(|&key| session.look_up(key));
+        let fenced = fenced.iter().map(|&(slot, seq)| {
+            let what = Tell::Fenced(true);
+            TellResult { slot, seq, what }
+        });
+        let results: Vec<_> = results.chain(fenced).collect();
+        drop(state);
         let answer = serde_json::to_vec(&Results { results }).unwrap_or_default();
         if (1..=MAX_LINE).contains(&answer.len()) {
             return Ok(http::response(StatusCode::OK, "application/json", answer));
         }
         // By the stream, one by one.
-        if let Some(session) = self.session.lock().as_mut().filter(|session| session.id == id) {
+        if let Some(session) = self.state.lock().sessions.get_mut(&id) {
             session.untold.extend(asked.iter().copied());
+            session.news.notify_waiters();
         }
-        self.news.notify_waiters();
         Ok(json(&Results { results: Vec::new() }))
     }
 
-    /// Notes operations and begins the new ones. Tells when those that could begin have begun.
+    /// Notes operations and begins the new ones. Tells when those that could begin have begun, and
+    /// which were refused because their slots are not the session's under their epochs.
     fn take_in(
         self: &Arc<Self>,
         id: &str,
         ops: Vec<Op>,
         cancel: &[Key],
-    ) -> Result<oneshot::Receiver<()>, Refusal> {
+        give_back: &[LeaseKey],
+    ) -> Result<(oneshot::Receiver<()>, Vec<Key>), Refusal> {
         let (tell, handed_over) = oneshot::channel();
         let _in_order = self.entering.lock();
-        let mut current = self.session.lock();
-        let Some(session) = current.as_mut().filter(|session| session.id == id) else {
+        let mut state = self.state.lock();
+        if state.heard(id).is_none() {
             return Err(unknown_session());
-        };
-        session.heard = Instant::now();
+        }
         if ops.iter().any(|op| op.slot >= self.slots.len() || op.seq == 0) {
             return Err(Box::new(detail(StatusCode::BAD_REQUEST, "there is no such slot")));
         }
-        let mut ended = Vec::new();
+        let (mut ended, mut fenced) = (Vec::new(), Vec::new());
+        let State { leases, sessions } = &mut *state;
+        let Some(session) = sessions.get_mut(id) else { return Err(unknown_session()) };
         let (mut calls, mut names, mut resets) = (Vec::new(), Vec::new(), Vec::new());
         for op in ops {
             let key = (op.slot, op.seq);
             let slot = &mut session.ops[op.slot];
             if op.seq <= slot.seq {
                 // Known, or stale.
+                continue;
+            }
+            if leases.check(session.number, op.slot, op.epoch).is_err() {
+                fenced.push(key);
                 continue;
             }
             if let What::Running(Some(earlier)) = slot.what {
@@ -135,9 +147,17 @@ impl Native {
                 _ => slot.cancelled = slot.cancelled.max(seq),
             }
         }
-        drop(current);
+        for &(slot, epoch) in give_back {
+            // One that is the session's no more was given back before.
+            if leases.give_back(session.number, slot, epoch).is_ok() {
+                ended.extend(session.forget_slot(slot));
+            }
+        }
+        let resets_between = state.settle();
+        drop(state);
         // Before anything new enters their slots.
         ended.into_iter().for_each(|id| self.slots.cancel(id));
+        self.begin_resets(resets_between);
         let tell_handed_over = move || {
             // Refused only when the client has gone.
             let _ = tell.send(());
@@ -153,7 +173,7 @@ impl Native {
             self.slots.reset(slot, Box::new(on_done));
         }
         let mut ended = Vec::new();
-        if let Some(session) = self.session.lock().as_mut().filter(|session| session.id == id) {
+        if let Some(session) = self.state.lock().sessions.get_mut(id) {
             for ((key, cancelled), id) in names.into_iter().zip(ids) {
                 let slot = &mut session.ops[key.0];
                 // It may be over already.
@@ -168,21 +188,20 @@ impl Native {
             }
         }
         ended.into_iter().for_each(|id| self.slots.cancel(id));
-        Ok(handed_over)
+        Ok((handed_over, fenced))
     }
 
     fn done(&self, id: &str, (slot, seq): Key, result: NativeResult) {
-        let mut current = self.session.lock();
-        let Some(session) = current.as_mut().filter(|session| session.id == id) else { return };
+        let mut state = self.state.lock();
+        let Some(session) = state.sessions.get_mut(id) else { return };
         let ops = &mut session.ops[slot];
-        if ops.seq == seq {
+        if ops.seq == seq && matches!(ops.what, What::Running(_)) {
             ops.what = What::Done(Arc::new(result));
             if ops.answering {
                 return;
             }
             session.owe((slot, seq));
-            drop(current);
-            self.news.notify_waiters();
+            session.news.notify_waiters();
         }
     }
 }

@@ -1,20 +1,29 @@
 //! The native protocol's side of a sandbox server: sessions, operations, the stream of results.
 //! What is said is in `wire::native`.
 //!
-//! A server has one session at a time. It lives while its stream of results is open, and for
-//! [`LEASE`] after it was last heard of; then what runs of it is cancelled. Meanwhile no other
-//! client gets one.
+//! Any number of sessions share the slots; who has which is decided by the table of leases
+//! ([`Leases`](super::leases)), which is owned here. A session lives while it is heard of: by
+//! requests of its own, since the connection of a client that was stopped stays open. One that was
+//! not heard of for the lease ([`ServerConfig::lease`](crate::config::ServerConfig::lease)) is
+//! over: what runs of it is cancelled, and its slots are reset before others get them.
+//!
+//! Plain requests ask here too whether a slot is theirs to use ([`Native::use_plainly`]).
+//!
+//! # Locks
+//! `entering` before `state`. What enters a slot – operations, readers, the reset after a lease –
+//! enters under `entering`, after a look at the table: so nothing enters a slot after the reset that
+//! ended its lease.
 //!
 //! # Bounds
-//! One operation and one result per slot; what a stream has still to send is looked up there, so
-//! that a client that does not read costs nothing but its connection.
+//! [`MOST_SESSIONS`]. One operation and one result per session and slot; what a stream has still to
+//! send is looked up there, so that a client that does not read costs nothing but its connection.
 
 mod archive;
 mod calls;
 mod results;
 mod session;
 
-use std::collections::VecDeque;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -23,17 +32,26 @@ use parking_lot::Mutex;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
-use tokio::sync::Notify;
 
-use self::session::{Session, SlotOps, What};
+use self::session::{Session, What};
 use super::activity::Activity;
-use super::slots::Slots;
+use super::leases::{Leases, Refused};
+use super::slots::{SlotJob, Slots};
+use crate::backend::ExecutionId;
 use crate::server::http::{self, BodyError, HttpLimits, Request, Response, StatusCode};
-use crate::wire::native::{ARCHIVE, CALLS, RESULTS, SESSION, SessionRequest, SessionResponse};
+use crate::wire::native::{
+    ARCHIVE, CALLS, FEATURE, FEATURE_1, LeaseKey, RESULTS, ROUTES_1, SESSION, SessionRequest,
+    SessionResponse,
+};
 
-/// How long a session lives without being heard of: longer than its client tries to find the
-/// server again, shorter than the next client waits at its start.
-const LEASE: Duration = Duration::from_secs(45);
+/// How many sessions there may be at once.
+const MOST_SESSIONS: usize = 1_024;
+/// How often leases are looked at, at most; more often where they are short.
+const TICK: Duration = Duration::from_millis(500);
+/// How late such a look may be before this process is taken to have been stopped itself.
+const STOPPED: Duration = Duration::from_secs(2);
+/// The answer to what is asked of a slot under a lease that is over.
+const FENCED: &str = "the slot is not leased to this session under this epoch";
 
 /// The native side of a server.
 pub(super) struct Native {
@@ -42,17 +60,69 @@ pub(super) struct Native {
     max_body: usize,
     /// How long a client may leave unread what it is sent.
     patience: Duration,
+    lease: Duration,
     /// A session is a use of the server.
     activity: Arc<Activity>,
-    session: Mutex<Option<Session>>,
+    state: Mutex<State>,
     /// Held while operations are noted and enter their slots, so that they enter in the order in
-    /// which they were noted, and none enters after its session. Taken before `session`.
+    /// which they were noted, and none enters after its lease. Taken before `state`.
     entering: Mutex<()>,
-    /// Told when a result is there, and when a session ends.
-    news: Notify,
     lease_watched: AtomicBool,
     /// Streams of results end as soon as nothing runs.
     closing: AtomicBool,
+}
+
+/// The sessions, and what they hold.
+struct State {
+    leases: Leases,
+    /// By their names.
+    sessions: HashMap<String, Session>,
+}
+
+/// A plain request's use of a slot; dropped, it is over.
+pub(super) struct PlainUse {
+    native: Arc<Native>,
+    slot: usize,
+}
+
+impl Drop for PlainUse {
+    fn drop(&mut self) {
+        let mut state = self.native.state.lock();
+        state.leases.end_plain(self.slot);
+        // It ends no lease, so there is nothing to reset.
+        state.settle();
+    }
+}
+
+impl State {
+    /// The session, which was just heard of.
+    fn heard(&mut self, id: &str) -> Option<&mut Session> {
+        let session = self.sessions.get_mut(id)?;
+        self.leases.heard(session.number, Instant::now());
+        Some(session)
+    }
+
+    /// Tells the sessions whose leases have changed. Gives the slots to be reset now.
+    fn settle(&mut self) -> Vec<usize> {
+        for session in self.sessions.values_mut() {
+            if session.lease_is(self.leases.view(session.number)) {
+                session.news.notify_waiters();
+            }
+        }
+        self.leases.take_resets()
+    }
+
+    /// Ends a session; gives what runs of it.
+    fn end(&mut self, id: &str) -> Vec<ExecutionId> {
+        let Some(session) = self.sessions.remove(id) else { return Vec::new() };
+        self.leases.leave(session.number);
+        session.news.notify_waiters();
+        let running = session.ops.iter().filter_map(|ops| match ops.what {
+            What::Running(id) => id,
+            What::Nothing | What::Done(_) => None,
+        });
+        running.collect()
+    }
 }
 
 /// An answer to be given at once.
@@ -64,17 +134,21 @@ impl Native {
         slots: Arc<Slots>,
         instance: String,
         limits: HttpLimits,
+        lease: Duration,
         activity: Arc<Activity>,
     ) -> Arc<Self> {
         Arc::new(Self {
+            lease,
+            state: Mutex::new(State {
+                leases: Leases::new(slots.len(), lease),
+                sessions: HashMap::new(),
+            }),
             slots,
             instance,
             max_body: limits.max_body,
             patience: limits.write_timeout,
             activity,
-            session: Mutex::new(None),
             entering: Mutex::new(()),
-            news: Notify::new(),
             lease_watched: AtomicBool::new(false),
             closing: AtomicBool::new(false),
         })
@@ -83,12 +157,46 @@ impl Native {
     /// Ends the stream of results when nothing runs any more.
     pub(super) fn close(&self) {
         self.closing.store(true, Ordering::Release);
-        self.news.notify_waiters();
+        let state = self.state.lock();
+        state.sessions.values().for_each(|session| session.news.notify_waiters());
+    }
+
+    /// What lets a plain request use a slot.
+    pub(super) fn use_plainly(self: &Arc<Self>, slot: usize) -> Result<PlainUse, &'static str> {
+        match self.state.lock().leases.begin_plain(slot) {
+            Ok(()) => Ok(PlainUse { native: self.clone(), slot }),
+            Err(Refused::Resetting) => Err("the slot is being emptied after an executor used it"),
+            Err(Refused::Leased | Refused::Fenced) => Err("an executor has the slot"),
+        }
+    }
+
+    /// Runs a job in a slot for the session that has it under this epoch.
+    pub(super) fn with_leased_slot(
+        &self,
+        session: &str,
+        (slot, epoch): LeaseKey,
+        job: SlotJob,
+    ) -> Result<(), Refused> {
+        let _in_order = self.entering.lock();
+        let mut state = self.state.lock();
+        let number = state.heard(session).map(|session| session.number);
+        state.leases.check(number.ok_or(Refused::Fenced)?, slot, epoch)?;
+        drop(state);
+        self.slots.with_slot(slot, job);
+        Ok(())
     }
 
     /// Answers a request to one of the native routes; `None` if there is no such route.
     pub(super) async fn serve(self: &Arc<Self>, request: Request) -> Option<Response> {
         let path = request.path().to_owned();
+        if path.starts_with(ROUTES_1) {
+            let text = format!(
+                "this sandbox server speaks {FEATURE}, and the client speaks {FEATURE_1}: use the \
+                 same version of tool-executor on both sides"
+            );
+            // A status that its clients do not try again.
+            return Some(detail(StatusCode::NOT_FOUND, &text));
+        }
         if ![SESSION, CALLS, RESULTS, ARCHIVE].contains(&path.as_str()) {
             return None;
         }
@@ -112,79 +220,116 @@ impl Native {
     }
 
     fn session(self: &Arc<Self>, request: SessionRequest) -> Result<Response, Refusal> {
+        let SessionRequest { session: id, replaces, resume, end, want } = request;
+        if want == Some(0) {
+            let text = "a session of 0 slots is of no use; at least 1";
+            return Err(Box::new(detail(StatusCode::BAD_REQUEST, text)));
+        }
         let _in_order = self.entering.lock();
-        let mut current = self.session.lock();
-        let now = Instant::now();
-        if request.resume && current.as_ref().is_none_or(|session| session.id != request.session) {
+        let mut state = self.state.lock();
+        let mut ended = Vec::new();
+        let resumed = state.heard(&id).is_some();
+        if resume && !resumed {
             return Err(unknown_session());
         }
-        if let Some(session) = current.as_mut() {
-            let is_his = session.id == request.session;
-            let replaced = request.replaces.as_ref() == Some(&session.id);
-            if is_his && !request.end {
-                session.heard = now;
-            } else if is_his || replaced || session.is_over(now) {
-                let ended = current.take();
-                self.end(ended);
-            } else {
-                return Err(Box::new(detail(
-                    StatusCode::CONFLICT,
-                    "another executor uses this sandbox server",
-                )));
+        if let Some(replaced) = replaces.filter(|replaced| *replaced != id) {
+            ended.extend(state.end(&replaced));
+        }
+        if end {
+            ended.extend(state.end(&id));
+        } else if !resumed {
+            if state.sessions.len() >= MOST_SESSIONS {
+                let text = format!("{MOST_SESSIONS} executors use this sandbox server already");
+                return Err(Box::new(detail(StatusCode::SERVICE_UNAVAILABLE, &text)));
             }
+            let number = state.leases.join(want.unwrap_or(usize::MAX), Instant::now());
+            let in_use = Some(self.activity.begin());
+            let session = Session::new(id.clone(), number, self.slots.len(), in_use);
+            state.sessions.insert(id.clone(), session);
+        } else if let Some(session) = state.sessions.get(&id) {
+            let number = session.number;
+            state.leases.wants(number, want.unwrap_or(usize::MAX));
         }
-        if request.end {
-            return Ok(json(&json!({"status": "ok"})));
-        }
-        let resumed = current.is_some();
-        current.get_or_insert_with(|| Session {
-            id: request.session,
-            ops: (0..self.slots.len()).map(|_| SlotOps::default()).collect(),
-            untold: VecDeque::new(),
-            heard: now,
-            stream: 0,
-            streaming: false,
-            _in_use: Some(self.activity.begin()),
-        });
-        drop(current);
-        self.watch_lease();
+        let resets = state.settle();
+        let lease = state.sessions.get(&id).map(|session| session.lease.clone());
+        drop(state);
+        ended.into_iter().for_each(|id| self.slots.cancel(id));
+        self.begin_resets(resets);
+        let Some(lease) = lease else { return Ok(json(&json!({"status": "ok"}))) };
+        self.watch_leases();
         Ok(json(&SessionResponse {
             instance: self.instance.clone(),
             resumed,
             slots: (0..self.slots.len()).map(|slot| self.slots.name(slot).to_owned()).collect(),
+            lease,
+            lease_s: self.lease.as_secs_f64(),
             max_body: self.max_body,
         }))
     }
 
-    /// Ends sessions that are not heard of any more.
-    fn watch_lease(self: &Arc<Self>) {
+    /// Resets slots after their leases. Under `entering`.
+    fn begin_resets(self: &Arc<Self>, slots: Vec<usize>) {
+        for slot in slots {
+            let native = Arc::downgrade(self);
+            let on_done = move |reset: Result<(), String>| {
+                let Some(native) = native.upgrade() else { return };
+                if let Err(why) = &reset {
+                    let name = native.slots.name(slot);
+                    log::warn!("slot {name} is kept back: its reset failed: {why}");
+                }
+                let mut state = native.state.lock();
+                state.leases.reset_done(slot, reset.is_ok(), Instant::now());
+                // It ends no lease, so there is nothing more to reset.
+                state.settle();
+            };
+            self.slots.reset(slot, Box::new(on_done));
+        }
+    }
+
+    /// Ends sessions that are not heard of any more, from now on.
+    fn watch_leases(self: &Arc<Self>) {
         if self.lease_watched.swap(true, Ordering::AcqRel) {
             return;
         }
+        let pause = (self.lease / 10).min(TICK);
         let native = Arc::downgrade(self);
         // Ends with the server's runtime, or the server.
         tokio::spawn(async move {
             loop {
-                tokio::time::sleep(LEASE / 10).await;
+                let due = Instant::now() + pause;
+                tokio::time::sleep_until(due.into()).await;
                 let Some(native) = native.upgrade() else { return };
-                let _in_order = native.entering.lock();
-                let mut current = native.session.lock();
-                if current.as_ref().is_some_and(|session| session.is_over(Instant::now())) {
-                    log::warn!("an executor is not heard of any more; its calls are cancelled");
-                    let ended = current.take();
-                    native.end(ended);
-                }
+                let now = Instant::now();
+                native.end_expired(now, now.saturating_duration_since(due) > STOPPED);
             }
         });
     }
 
-    fn end(&self, session: Option<Session>) {
-        for ops in session.into_iter().flat_map(|session| session.ops) {
-            if let What::Running(Some(id)) = ops.what {
-                self.slots.cancel(id);
-            }
+    /// Ends the sessions that are over; none if this process `was_stopped` itself and could not
+    /// hear of them.
+    fn end_expired(self: &Arc<Self>, now: Instant, was_stopped: bool) {
+        let _in_order = self.entering.lock();
+        let mut state = self.state.lock();
+        if was_stopped {
+            let State { leases, sessions } = &mut *state;
+            sessions.values().for_each(|session| leases.heard(session.number, now));
         }
-        self.news.notify_waiters();
+        let over = state.leases.expire(now);
+        let over = state.sessions.values().filter(|session| over.contains(&session.number));
+        let over: Vec<_> = over.map(|session| session.id.clone()).collect();
+        let ended: Vec<_> = over.iter().flat_map(|id| state.end(id)).collect();
+        let resets = state.settle();
+        drop(state);
+        if !over.is_empty() {
+            log::warn!(
+                "{} executor(s) were not heard of for {:?}; their calls are cancelled and their \
+                 slots emptied",
+                over.len(),
+                self.lease
+            );
+        }
+        ended.into_iter().for_each(|id| self.slots.cancel(id));
+        self.begin_resets(resets);
     }
 }
 

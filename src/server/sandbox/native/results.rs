@@ -24,13 +24,9 @@ impl Native {
         let ResultsRequest { session: id, waiting } = request;
         let (lines, pieces) = mpsc::channel(16);
         let (number, first) = {
-            let mut current = self.session.lock();
-            let Some(session) = current.as_mut().filter(|session| session.id == id) else {
-                return Err(unknown_session());
-            };
+            let mut state = self.state.lock();
+            let Some(session) = state.heard(&id) else { return Err(unknown_session()) };
             session.stream += 1;
-            session.streaming = true;
-            session.heard = Instant::now();
             let told = waiting.iter().filter_map(|&key| match session.look_up(key) {
                 None if session.is_running(key) => None,
                 None => {
@@ -41,20 +37,13 @@ impl Native {
             });
             let told: Vec<_> = told.collect();
             session.untold.retain(|key| !waiting.contains(key));
+            // The stream before this one ends.
+            session.news.notify_waiters();
             (session.stream, told)
         };
-        // The stream before this one ends.
-        self.news.notify_waiters();
         let native = self.clone();
         tokio::spawn(async move {
             native.tell_results(&id, number, first, &lines).await;
-            if let Some(session) = native.session.lock().as_mut()
-                && session.id == id
-                && session.stream == number
-            {
-                session.streaming = false;
-                session.heard = Instant::now();
-            }
         });
         Ok(http::streaming(StatusCode::OK, "application/x-ndjson", pieces))
     }
@@ -70,17 +59,27 @@ impl Native {
         let mut beat = 0;
         let mut next_beat = Instant::now();
         let mut results = VecDeque::from(first);
+        let mut told_lease = 0;
+        let Some(news) = self.state.lock().sessions.get(id).map(|session| session.news.clone())
+        else {
+            return;
+        };
         loop {
             // Registered before the look: what comes in between wakes it.
-            let news = self.news.notified();
+            let news = news.notified();
             tokio::pin!(news);
             news.as_mut().enable();
+            let mut text = Vec::new();
             let done = {
-                let mut current = self.session.lock();
-                let session = current.as_mut().filter(|session| session.id == id);
+                let mut state = self.state.lock();
+                let session = state.sessions.get_mut(id);
                 let Some(session) = session.filter(|session| session.stream == number) else {
                     return;
                 };
+                if session.lease.version > told_lease {
+                    told_lease = session.lease.version;
+                    write_line(&mut text, &ResultLine::Lease { lease: session.lease.clone() });
+                }
                 let mut size: usize = results.iter().map(TellResult::size).sum();
                 while size < PIECE
                     && let Some(key) = session.untold.pop_front()
@@ -92,13 +91,12 @@ impl Native {
                 // All of these have been told when what is here is.
                 session.untold.is_empty().then(|| session.done())
             };
-            let mut text = Vec::new();
             while text.len() < PIECE
                 && let Some(result) = results.pop_front()
             {
                 write_result(&mut text, &result);
             }
-            if text.is_empty() && self.closing.load(Ordering::Acquire) && self.is_idle() {
+            if text.is_empty() && self.closing.load(Ordering::Acquire) && self.is_idle(id) {
                 return;
             }
             let done = done.filter(|_| results.is_empty());
@@ -129,9 +127,9 @@ impl Native {
     }
 
     /// Whether nothing of the session runs.
-    fn is_idle(&self) -> bool {
-        let current = self.session.lock();
-        let mut ops = current.iter().flat_map(|session| &session.ops);
+    fn is_idle(&self, id: &str) -> bool {
+        let state = self.state.lock();
+        let mut ops = state.sessions.get(id).into_iter().flat_map(|session| &session.ops);
         !ops.any(|ops| matches!(ops.what, What::Running(_)))
     }
 }

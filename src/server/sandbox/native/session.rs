@@ -3,14 +3,14 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Instant;
 
 use serde::Serialize;
+use tokio::sync::Notify;
 
 use super::super::activity::InUse;
-use super::LEASE;
 use crate::backend::ExecutionId;
-use crate::wire::native::{CallsResponse, Key, NativeResult, OpOutcome, OpResult};
+use crate::server::sandbox::leases::{LeaseView, SessionNumber};
+use crate::wire::native::{CallsResponse, Key, Lease, NativeResult, OpOutcome, OpResult};
 
 pub(super) struct Session {
     pub(super) id: String,
@@ -18,10 +18,13 @@ pub(super) struct Session {
     pub(super) ops: Vec<SlotOps>,
     /// The results that neither the stream nor an answer has carried yet.
     pub(super) untold: VecDeque<Key>,
-    pub(super) heard: Instant,
     /// Counts the streams of results; only the latest one lives.
     pub(super) stream: u64,
-    pub(super) streaming: bool,
+    /// What it is called in the table of leases.
+    pub(super) number: SessionNumber,
+    pub(super) lease: Lease,
+    /// Told when a result is there, when the lease has changed, and when the session ends.
+    pub(super) news: Arc<Notify>,
     /// Says that the server is used while the session lives.
     pub(super) _in_use: Option<InUse>,
 }
@@ -53,6 +56,47 @@ impl SlotOps {
 }
 
 impl Session {
+    /// A new session over so many slots.
+    pub(super) fn new(
+        id: String,
+        number: SessionNumber,
+        slots: usize,
+        in_use: Option<InUse>,
+    ) -> Self {
+        Self {
+            id,
+            ops: (0..slots).map(|_| SlotOps::default()).collect(),
+            untold: VecDeque::new(),
+            stream: 0,
+            number,
+            lease: Lease::default(),
+            news: Arc::default(),
+            _in_use: in_use,
+        }
+    }
+
+    /// Takes in what the table of leases says of the session. Tells whether it has changed.
+    pub(super) fn lease_is(&mut self, view: LeaseView) -> bool {
+        let LeaseView { held, limit, sessions } = view;
+        let version = self.lease.version;
+        let lease = Lease { version, held, limit, sessions };
+        let changed = lease != self.lease;
+        if changed {
+            self.lease = Lease { version: version + 1, ..lease };
+        }
+        changed
+    }
+
+    /// The slot is the session's no more; gives what runs in it.
+    pub(super) fn forget_slot(&mut self, slot: usize) -> Option<ExecutionId> {
+        let ops = self.ops.get_mut(slot)?;
+        self.untold.retain(|key| key.0 != slot);
+        match std::mem::take(&mut ops.what) {
+            What::Running(id) => id,
+            What::Nothing | What::Done(_) => None,
+        }
+    }
+
     /// Notes that an operation is done, to be told.
     pub(super) fn owe(&mut self, key: Key) {
         // Without a stream nothing is taken out: what a later operation has come after goes.
@@ -62,11 +106,6 @@ impl Session {
                 .retain(|&(slot, seq)| latest[slot].take_if(|latest| *latest == seq).is_some());
         }
         self.untold.push_back(key);
-    }
-
-    /// Whether it is not heard of any more.
-    pub(super) fn is_over(&self, now: Instant) -> bool {
-        !self.streaming && now.duration_since(self.heard) > LEASE
     }
 
     pub(super) fn is_running(&self, (slot, seq): Key) -> bool {
@@ -121,7 +160,7 @@ impl TellResult {
     pub(super) fn size(&self) -> usize {
         match &self.what {
             Tell::Done(result) => result.output.len() + result.error.len(),
-            Tell::Unknown(_) | Tell::Stale(_) => 0,
+            Tell::Unknown(_) | Tell::Stale(_) | Tell::Fenced(_) => 0,
         }
     }
 }
@@ -134,6 +173,7 @@ pub(super) enum Tell {
     Done(Arc<NativeResult>),
     Unknown(bool),
     Stale(bool),
+    Fenced(bool),
 }
 
 fn shared<S: serde::Serializer>(result: &NativeResult, serializer: S) -> Result<S::Ok, S::Error> {
@@ -156,15 +196,7 @@ mod tests {
 
     #[test]
     fn what_is_to_be_told_is_bounded_by_the_slots() {
-        let mut session = Session {
-            id: "s".to_owned(),
-            ops: (0..3).map(|_| SlotOps::default()).collect(),
-            untold: VecDeque::new(),
-            heard: Instant::now(),
-            stream: 0,
-            _in_use: None,
-            streaming: false,
-        };
+        let mut session = Session::new("s".to_owned(), 1, 3, None);
         for seq in 1..=100 {
             for slot in 0..3 {
                 let what = What::Done(Arc::new(ToolResult::ok("").into()));
@@ -181,7 +213,6 @@ mod tests {
     fn a_result_that_an_answer_was_to_carry_is_owed_once_when_it_does_not() {
         let done = What::Done(Arc::new(ToolResult::ok("").into()));
         let mut session = Session {
-            id: "s".to_owned(),
             ops: vec![
                 SlotOps { seq: 1, what: done, answering: true, ..SlotOps::default() },
                 SlotOps {
@@ -191,11 +222,7 @@ mod tests {
                     ..SlotOps::default()
                 },
             ],
-            untold: VecDeque::new(),
-            heard: Instant::now(),
-            stream: 0,
-            _in_use: None,
-            streaming: true,
+            ..Session::new("s".to_owned(), 1, 0, None)
         };
         assert!(session.done().is_empty(), "a beat does not name what is not told yet");
         // One that is done, one that runs, one that a later operation has come after, and no slot.
