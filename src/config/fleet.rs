@@ -57,7 +57,7 @@ fn start_timeout() -> Duration {
 setters! {
     FleetConfig {
         with_token: token = some Secret,
-        with_slots: slots = some usize,
+        with_slots: slots = Option<usize>,
         with_unreachable_timeout: unreachable_timeout = Duration,
         with_start_timeout: start_timeout = Duration,
         with_allow_unisolated: allow_unisolated = bool,

@@ -66,7 +66,8 @@ pub struct ServerConfig {
     pub lease: Duration,
 }
 
-/// The bounds of a lease: beats must fit in, and a slot should come back on the same day.
+/// The bounds of a lease: an executor has to be heard of some times within it, and the slots of one
+/// that was killed should come back soon.
 const LEASES: std::ops::RangeInclusive<Duration> =
     Duration::from_secs(1)..=Duration::from_secs(3600);
 

@@ -94,6 +94,9 @@ pub(crate) struct SessionRequest {
     /// How many slots it wants; without a number, all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) want: Option<usize>,
+    /// How many slots it has on other servers.
+    #[serde(default)]
+    pub(crate) elsewhere: usize,
 }
 
 /// The answer to [`SessionRequest`].

@@ -83,26 +83,27 @@ fn a_client_that_does_not_read_its_results_is_cut_off_and_gets_them_later() {
     const SLOTS: usize = 300;
     let server = SandboxServer::start(impatient(), Lengthy(SLOTS, 100_000)).unwrap();
     let session = json!({"session": "s"});
-    let op = |slot: usize| json!({"slot": slot, "seq": 1, "tool": "bash", "timeout": 1.0});
+    let op =
+        |slot: usize| json!({"slot": slot, "seq": 1, "epoch": 1, "tool": "bash", "timeout": 1.0});
     let mut client = Client::connect(server.addr());
-    client.post("/v1/session", &session);
+    client.post("/v2/session", &session);
     assert_eq!(client.receive().status, 200);
     let ops: Vec<_> = (0..SLOTS).map(op).collect();
-    client.post("/v1/calls", &json!({"session": "s", "ops": ops}));
+    client.post("/v2/calls", &json!({"session": "s", "ops": ops}));
     // They are too many for one answer.
     assert_eq!(client.receive().json(), json!({"results": []}));
     let waiting: Vec<_> = (0..SLOTS).map(|slot| json!([slot, 1])).collect();
     let results = json!({"session": "s", "waiting": waiting});
     let mut deaf = Client::connect(server.addr());
-    deaf.post("/v1/results", &results);
+    deaf.post("/v2/results", &results);
     // The plain routes are served meanwhile.
     let mut another = Client::connect(server.addr());
     another.post("/execute", &json!({"slot_id": "slot_0", "tool": "bash", "args": {}}));
-    assert_eq!(another.receive().json()["success"], true);
+    assert_eq!(another.receive().status, 409, "a session has all slots");
     drop((client, another));
     until(|| server.connections() == 0);
     let mut client = Client::connect(server.addr());
-    client.post("/v1/results", &results);
+    client.post("/v2/results", &results);
     assert_eq!(client.head().status, 200);
     let mut told = 0;
     while told < SLOTS {
@@ -117,14 +118,17 @@ fn a_client_that_does_not_read_its_results_is_cut_off_and_gets_them_later() {
 fn a_beat_names_the_results_that_were_told_in_an_answer() {
     let server = SandboxServer::start(impatient(), Lengthy(2, 1)).unwrap();
     let mut client = Client::connect(server.addr());
-    client.post("/v1/session", &json!({"session": "s"}));
+    client.post("/v2/session", &json!({"session": "s"}));
     client.receive();
-    let op = json!({"slot": 1, "seq": 7, "tool": "bash", "timeout": 1.0});
-    client.post("/v1/calls", &json!({"session": "s", "ops": [op]}));
+    let op = json!({"slot": 1, "seq": 7, "epoch": 1, "tool": "bash", "timeout": 1.0});
+    client.post("/v2/calls", &json!({"session": "s", "ops": [op]}));
     assert_eq!(client.receive().json()["results"][0]["done"]["output"], "x");
-    client.post("/v1/results", &json!({"session": "s"}));
+    client.post("/v2/results", &json!({"session": "s"}));
     client.head();
-    assert_eq!(client.line().unwrap(), json!({"beat": 0, "told": [[1, 7]]}));
+    let first = String::from_utf8(client.chunk().unwrap()).unwrap();
+    let lines: Vec<Value> = first.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines[0]["lease"]["held"], json!([[0, 1], [1, 1]]));
+    assert_eq!(lines[1..], [json!({"beat": 0, "told": [[1, 7]]})]);
 }
 
 #[test]
@@ -136,7 +140,7 @@ fn a_client_that_sends_a_byte_at_a_time_is_cut_off() {
         (executor_server.addr(), "/execute"),
         (executor_server.addr(), "/execute_batch"),
         (sandbox_server.addr(), "/execute"),
-        (sandbox_server.addr(), "/v1/calls"),
+        (sandbox_server.addr(), "/v2/calls"),
     ] {
         // A head that never ends, and a body that does not.
         let head = format!(

@@ -15,6 +15,15 @@ pub(super) struct Shares {
     servers: Mutex<Vec<Share>>,
 }
 
+/// What a server is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Asked {
+    /// How many slots; without a number, all.
+    pub(super) want: Option<usize>,
+    /// How many slots the others give.
+    pub(super) elsewhere: usize,
+}
+
 /// What is known of a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Share {
@@ -48,10 +57,17 @@ impl Shares {
         }
     }
 
-    /// How many slots this server is asked for; without a number, all.
-    pub(super) fn wanted(&self, server: usize) -> Option<usize> {
+    /// What this server is asked for.
+    pub(super) fn asked(&self, server: usize) -> Asked {
         let servers = self.servers.lock();
-        wanted(self.total?, &servers, self.offset).get(server).copied()
+        let want =
+            self.total.and_then(|total| wanted(total, &servers, self.offset).get(server).copied());
+        let others = servers.iter().enumerate().filter(|(number, _)| *number != server);
+        let held = others.map(|(_, share)| match share {
+            Share::Met { held, .. } => *held,
+            Share::Unmet | Share::Lost => 0,
+        });
+        Asked { want, elsewhere: held.sum() }
     }
 }
 
@@ -125,16 +141,14 @@ mod tests {
 
     #[test]
     fn without_a_number_all_are_wanted() {
-        assert_eq!(Shares::new(None, 2, 0).wanted(0), None);
+        assert_eq!(Shares::new(None, 2, 0).asked(0), Asked { want: None, elsewhere: 0 });
         let shares = Shares::new(Some(5), 2, 1);
+        let asked = |server| (shares.asked(server).want, shares.asked(server).elsewhere);
         shares.met(0, 2, 2);
-        assert_eq!(
-            (shares.wanted(0), shares.wanted(1), shares.wanted(2)),
-            (Some(2), Some(3), None)
-        );
+        assert_eq!((asked(0), asked(1), asked(2)), ((Some(2), 0), (Some(3), 2), (None, 2)));
         shares.lost(0);
         shares.met(1, 9, 3);
-        assert_eq!((shares.wanted(0), shares.wanted(1)), (Some(0), Some(5)));
+        assert_eq!((asked(0), asked(1)), ((Some(0), 3), (Some(5), 0)));
     }
 
     proptest! {

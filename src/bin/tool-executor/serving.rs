@@ -29,7 +29,8 @@ pub(crate) fn sandbox(args: SandboxArgs, warnings: &[String]) -> ExitCode {
     let unused_limit = args.exit_when_unused;
     let slots = args.slots.count();
     let started = start(signals.arrivals(), move |interrupt| {
-        let config = server_config(&args.listen, token)?;
+        let mut config = server_config(&args.listen, token)?;
+        config.lease = args.lease_s;
         let backend = local(&args.slots, &args.limits, &args.isolation, interrupt)?;
         SandboxServer::start(config, backend).map_err(|error| chain(&error))
     });

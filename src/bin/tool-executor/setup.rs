@@ -63,6 +63,7 @@ pub(crate) fn fleet(args: &FleetArgs, isolation: &IsolationArgs) -> Result<Fleet
     let mut config = FleetConfig::new(&args.sandbox_url);
     config.allow_unisolated = isolation.allow_unisolated();
     config.token.clone_from(&args.token.sandbox_token);
+    config.slots = args.sandbox_slots;
     config.start_timeout = args.sandbox_start_timeout_s;
     config.unreachable_timeout = args.sandbox_unreachable_timeout_s;
     config.ca_pem = args.sandbox_ca.as_deref().map(certificates).transpose()?;

@@ -18,14 +18,21 @@
 //! usable slots would run out: the n-th part of them, rounded down, or more where others want less.
 //! While a session has less than it is due, those that have more are asked by their
 //! [`limit`](LeaseView::limit) to give slots back; which ones, and when, they decide: idle ones at
-//! once, others at their release. What is free goes to the session that has the fewest and wants
-//! more.
+//! once, others at their release.
+//!
+//! What is beyond that goes to the session that has the fewest of all, those on other servers
+//! counted, and wants more; and a session that has at least two more than another is asked for one.
+//! So several servers with a few slots each are shared fairly, too. Where there are fewer slots than
+//! sessions they take turns: one that has had none for a [`TURN`] gets the next one that was another's
+//! for as long.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 /// How long a slot whose reset failed is kept back.
 const RETRY: Duration = Duration::from_secs(1);
+/// How long a session keeps a slot, and another waits without any, before the slot moves.
+const TURN: Duration = Duration::from_secs(5);
 
 /// A session's number, never used again.
 pub(super) type SessionNumber = u64;
@@ -64,6 +71,8 @@ enum Use {
 struct Slot {
     epoch: u64,
     used: Use,
+    /// When it was leased last.
+    leased_at: Instant,
 }
 
 #[derive(Debug)]
@@ -71,6 +80,10 @@ struct Member {
     want: usize,
     limit: usize,
     heard: Instant,
+    /// How many slots it has on other servers.
+    elsewhere: usize,
+    /// Since when it wants slots and has none, here or elsewhere.
+    waits_since: Option<Instant>,
 }
 
 /// The leases of a server's slots.
@@ -84,29 +97,37 @@ pub(super) struct Leases {
 
 impl Leases {
     /// All slots free. A session that is not heard of for `lease` is over.
-    pub(super) fn new(slots: usize, lease: Duration) -> Self {
-        let slot = |_| Slot { epoch: 0, used: Use::Free { plain: 0 } };
+    pub(super) fn new(slots: usize, lease: Duration, now: Instant) -> Self {
+        let slot = |_| Slot { epoch: 0, used: Use::Free { plain: 0 }, leased_at: now };
         Self { lease, slots: (0..slots).map(slot).collect(), sessions: BTreeMap::new(), next: 1 }
     }
 
-    /// A new session, which wants so many slots.
-    pub(super) fn join(&mut self, want: usize, now: Instant) -> SessionNumber {
+    /// A new session, which wants so many slots and has some on other servers.
+    pub(super) fn join(&mut self, want: usize, elsewhere: usize, now: Instant) -> SessionNumber {
         let number = self.next;
         self.next += 1;
         let want = want.min(self.slots.len());
-        self.sessions.insert(number, Member { want, limit: want, heard: now });
-        self.share();
+        let (limit, waits_since) = (want, None);
+        let member = Member { want, limit, heard: now, elsewhere, waits_since };
+        self.sessions.insert(number, member);
+        self.share(now);
         number
     }
 
-    /// A session wants so many slots from now on.
-    pub(super) fn wants(&mut self, session: SessionNumber, want: usize) {
+    /// A session wants so many slots from now on, and has so many on other servers.
+    pub(super) fn wants(
+        &mut self,
+        session: SessionNumber,
+        want: usize,
+        elsewhere: usize,
+        now: Instant,
+    ) {
         let want = want.min(self.slots.len());
         if let Some(member) = self.sessions.get_mut(&session)
-            && member.want != want
+            && (member.want, member.elsewhere) != (want, elsewhere)
         {
-            member.want = want;
-            self.share();
+            (member.want, member.elsewhere) = (want, elsewhere);
+            self.share(now);
         }
     }
 
@@ -118,7 +139,7 @@ impl Leases {
     }
 
     /// Ends a session; its slots are to be reset.
-    pub(super) fn leave(&mut self, session: SessionNumber) {
+    pub(super) fn leave(&mut self, session: SessionNumber, now: Instant) {
         if self.sessions.remove(&session).is_none() {
             return;
         }
@@ -127,7 +148,7 @@ impl Leases {
                 slot.used = Use::Resetting { begun: false };
             }
         }
-        self.share();
+        self.share(now);
     }
 
     /// The sessions that were not heard of for too long. They are still to [`leave`](Self::leave).
@@ -137,6 +158,8 @@ impl Leases {
                 slot.used = Use::Resetting { begun: false };
             }
         }
+        // It may be somebody's turn.
+        self.share(now);
         let over = |member: &Member| now.saturating_duration_since(member.heard) > self.lease;
         self.sessions.iter().filter(|(_, member)| over(member)).map(|(number, _)| *number).collect()
     }
@@ -159,10 +182,11 @@ impl Leases {
         session: SessionNumber,
         slot: usize,
         epoch: u64,
+        now: Instant,
     ) -> Result<(), Refused> {
         self.check(session, slot, epoch)?;
         self.slots[slot].used = Use::Resetting { begun: false };
-        self.share();
+        self.share(now);
         Ok(())
     }
 
@@ -179,11 +203,11 @@ impl Leases {
     }
 
     /// A plain request has done what it did in the slot.
-    pub(super) fn end_plain(&mut self, slot: usize) {
+    pub(super) fn end_plain(&mut self, slot: usize, now: Instant) {
         if let Use::Free { plain } = &mut self.slots[slot].used {
             *plain = plain.saturating_sub(1);
         }
-        self.share();
+        self.share(now);
     }
 
     /// The resets that are to be started now.
@@ -208,7 +232,7 @@ impl Leases {
                 false => Use::KeptBack { retry_at: now + RETRY },
             };
         }
-        self.share();
+        self.share(now);
     }
 
     /// What a session has and may have.
@@ -249,10 +273,11 @@ impl Leases {
     }
 
     /// Gives out what is free, and decides who is to give back how much.
-    fn share(&mut self) {
+    fn share(&mut self, now: Instant) {
         if self.sessions.is_empty() {
             return;
         }
+        let due = self.due();
         let mut held: BTreeMap<_, _> =
             self.sessions.keys().map(|number| (*number, self.held(*number))).collect();
         for slot in &mut self.slots {
@@ -260,15 +285,17 @@ impl Leases {
                 continue;
             }
             let wanting = self.sessions.iter().filter(|(number, who)| held[number] < who.want);
-            let Some(least) = wanting.map(|(number, _)| *number).min_by_key(|n| (held[n], *n))
-            else {
-                break;
+            let need = |&(number, who): &(&SessionNumber, &Member)| {
+                let waits_since = who.waits_since.unwrap_or(now);
+                let all = held[number] + who.elsewhere;
+                (held[number] >= due[number], all, waits_since, *number)
             };
+            let Some(least) = wanting.min_by_key(need).map(|(number, _)| *number) else { break };
             slot.epoch += 1;
             slot.used = Use::Leased(least);
+            slot.leased_at = now;
             held.entry(least).and_modify(|held| *held += 1);
         }
-        let due = self.due();
         let missing: usize = due.iter().map(|(n, due)| due.saturating_sub(held[n])).sum();
         let coming = |slot: &&Slot| matches!(slot.used, Use::Resetting { .. });
         let coming = self.slots.iter().filter(coming).count();
@@ -283,9 +310,50 @@ impl Leases {
             limits.entry(most).and_modify(|limit| *limit -= 1);
         }
         for (number, member) in &mut self.sessions {
-            let asked_back = limits[number] < held[number];
-            member.limit = if asked_back { limits[number] } else { member.want };
+            let waits = member.want > 0 && held[number] + member.elsewhere == 0;
+            member.waits_since = waits.then(|| member.waits_since.unwrap_or(now));
         }
+        if missing.max(coming) == 0
+            && let Some(most) = self.has_too_many(&held, &due, now)
+        {
+            limits.entry(most).and_modify(|limit| *limit -= 1);
+        }
+        for (number, member) in &mut self.sessions {
+            let asked_back = limits[number] < held[number];
+            member.limit = if asked_back { limits[number].min(member.want) } else { member.want };
+        }
+    }
+
+    /// The session that is asked for a slot beyond what it is due, for another that has fewer.
+    fn has_too_many(
+        &self,
+        held: &BTreeMap<SessionNumber, usize>,
+        due: &BTreeMap<SessionNumber, usize>,
+        now: Instant,
+    ) -> Option<SessionNumber> {
+        let all = |number: &SessionNumber| held[number] + self.sessions[number].elsewhere;
+        let sessions = || self.sessions.iter();
+        let needy = sessions().filter(|(number, member)| held[number] < member.want);
+        let needy =
+            needy.map(|(number, who)| (all(number), who.waits_since.unwrap_or(now), number));
+        let (_, waits_since, least) = needy.min()?;
+        let has_more = sessions().map(|(number, _)| *number).filter(|n| held[n] > due[n]);
+        let most = has_more.clone().filter(|n| all(n) >= all(least) + 2);
+        if let Some(most) = most.max_by_key(|number| (all(number), *number)) {
+            return Some(most);
+        }
+        let is_over = |since: Instant| now.saturating_duration_since(since) >= TURN;
+        if all(least) > 0 || !is_over(waits_since) {
+            return None;
+        }
+        let leased = self.slots.iter().filter(|slot| is_over(slot.leased_at));
+        let longest = leased.filter_map(|slot| match slot.used {
+            Use::Leased(session) if held[&session] > due[&session] => {
+                Some((slot.leased_at, session))
+            }
+            _ => None,
+        });
+        longest.min().map(|(_, session)| session)
     }
 }
 
@@ -305,7 +373,7 @@ mod tests {
             for session in leases.sessions.keys().copied().collect::<Vec<_>>() {
                 let LeaseView { held, limit, .. } = leases.view(session);
                 for (slot, epoch) in held.into_iter().skip(limit) {
-                    leases.give_back(session, slot, epoch).unwrap();
+                    leases.give_back(session, slot, epoch, now).unwrap();
                     moved = true;
                 }
             }
@@ -322,14 +390,14 @@ mod tests {
     #[test]
     fn a_new_session_gets_its_share_and_the_rest_when_the_other_leaves() {
         let now = Instant::now();
-        let mut leases = Leases::new(5, LEASE);
-        let first = leases.join(100, now);
+        let mut leases = Leases::new(5, LEASE, now);
+        let first = leases.join(100, 0, now);
         assert_eq!(leases.view(first).limit, 5, "a million is as many as there are");
-        let second = leases.join(100, now);
+        let second = leases.join(100, 0, now);
         assert_eq!((leases.view(first).limit, leases.view(second).held.len()), (3, 0));
         settle(&mut leases, now);
         assert_eq!(counts(&leases), [3, 2]);
-        leases.leave(first);
+        leases.leave(first, now);
         settle(&mut leases, now);
         assert_eq!(counts(&leases), [5]);
     }
@@ -337,25 +405,64 @@ mod tests {
     #[test]
     fn who_wants_less_leaves_more_to_the_others() {
         let now = Instant::now();
-        let mut leases = Leases::new(8, LEASE);
-        [8, 1, 8].into_iter().for_each(|want| drop(leases.join(want, now)));
+        let mut leases = Leases::new(8, LEASE, now);
+        for want in [8, 1, 8] {
+            leases.join(want, 0, now);
+        }
         settle(&mut leases, now);
         let counts = counts(&leases);
         assert!(counts[1] == 1 && counts[0] >= 3 && counts[2] >= 3, "{counts:?}");
     }
 
     #[test]
+    fn what_sessions_have_on_other_servers_counts() {
+        let now = Instant::now();
+        let mut leases = Leases::new(4, LEASE, now);
+        // Each has its one of what is due to it; of the other two the second gets both.
+        let rich = leases.join(4, 5, now);
+        let poor = leases.join(4, 0, now);
+        settle(&mut leases, now);
+        assert_eq!(counts(&leases), [2, 2], "what is due is due");
+        let third = leases.join(4, 0, now);
+        settle(&mut leases, now);
+        assert_eq!(counts(&leases), [1, 2, 1]);
+        leases.wants(poor, 4, 9, now);
+        settle(&mut leases, now);
+        assert_eq!(counts(&leases), [1, 1, 2]);
+        let _ = (rich, third);
+    }
+
+    #[test]
+    fn where_there_are_fewer_slots_than_sessions_they_take_turns() {
+        let start = Instant::now();
+        let mut leases = Leases::new(1, LEASE, start);
+        let sessions = [0; 3].map(|_| leases.join(1, 0, start));
+        let mut had = Vec::new();
+        for second in 0..18 {
+            let now = start + Duration::from_secs(second);
+            sessions.iter().for_each(|session| leases.heard(*session, now));
+            assert!(leases.expire(now).is_empty());
+            settle(&mut leases, now);
+            had.push(counts(&leases).iter().position(|held| *held == 1).unwrap());
+        }
+        assert_eq!(
+            had,
+            [[0; 5], [1; 5], [2; 5]].concat().into_iter().chain([0; 3]).collect::<Vec<_>>()
+        );
+    }
+
+    #[test]
     fn a_session_that_was_not_heard_of_is_over_and_its_epoch_is_refused() {
         let now = Instant::now();
-        let mut leases = Leases::new(1, LEASE);
-        let stopped = leases.join(1, now);
+        let mut leases = Leases::new(1, LEASE, now);
+        let stopped = leases.join(1, 0, now);
         let (slot, epoch) = leases.view(stopped).held[0];
-        let waits = leases.join(1, now);
+        let waits = leases.join(1, 0, now);
         leases.heard(waits, now + LEASE);
         assert!(leases.expire(now + LEASE).is_empty());
         let late = now + LEASE + Duration::from_nanos(1);
         assert_eq!(leases.expire(late), [stopped]);
-        leases.leave(stopped);
+        leases.leave(stopped, late);
         assert_eq!(leases.view(waits).held, [], "not before it was reset");
         assert_eq!(leases.take_resets(), [slot]);
         leases.reset_done(slot, false, late);
@@ -372,14 +479,14 @@ mod tests {
     #[test]
     fn plain_requests_and_sessions_exclude_each_other() {
         let now = Instant::now();
-        let mut leases = Leases::new(1, LEASE);
+        let mut leases = Leases::new(1, LEASE, now);
         assert_eq!(leases.begin_plain(0), Ok(()));
-        let session = leases.join(1, now);
+        let session = leases.join(1, 0, now);
         assert_eq!(leases.view(session).held, []);
-        leases.end_plain(0);
+        leases.end_plain(0, now);
         assert_eq!(leases.view(session).held, [(0, 1)]);
         assert_eq!(leases.begin_plain(0), Err(Refused::Leased));
-        leases.leave(session);
+        leases.leave(session, now);
         assert_eq!(leases.begin_plain(0), Err(Refused::Resetting));
         leases.take_resets();
         leases.reset_done(0, true, now);
@@ -393,7 +500,7 @@ mod tests {
             steps in prop::collection::vec((0..8u8, 0..12usize, any::<bool>()), 1..80),
         ) {
             let mut now = Instant::now();
-            let mut leases = Leases::new(slots, LEASE);
+            let mut leases = Leases::new(slots, LEASE, now);
             let mut live: Vec<SessionNumber> = Vec::new();
             let mut plain: Vec<usize> = Vec::new();
             let mut epochs = vec![0; slots];
@@ -401,17 +508,17 @@ mod tests {
             for (step, n, flag) in steps {
                 let before: Vec<_> = leases.slots.iter().map(|slot| slot.used).collect();
                 match step {
-                    0 | 1 => live.push(leases.join(n + 1, now)),
-                    2 if !live.is_empty() => leases.leave(live.swap_remove(n % live.len())),
+                    0 | 1 => live.push(leases.join(n + 1, n % 3, now)),
+                    2 if !live.is_empty() => leases.leave(live.swap_remove(n % live.len()), now),
                     3 if !live.is_empty() => {
                         let session = live[n % live.len()];
                         if let Some((slot, epoch)) = leases.view(session).held.first().copied() {
                             prop_assert_eq!(
-                                leases.give_back(session, slot, epoch - 1),
+                                leases.give_back(session, slot, epoch - 1, now),
                                 Err(Refused::Fenced)
                             );
-                            leases.give_back(session, slot, epoch).unwrap();
-                            prop_assert!(leases.give_back(session, slot, epoch).is_err());
+                            leases.give_back(session, slot, epoch, now).unwrap();
+                            prop_assert!(leases.give_back(session, slot, epoch, now).is_err());
                         }
                     }
                     4 => {
@@ -420,7 +527,7 @@ mod tests {
                         }
                     }
                     5 if !plain.is_empty() => {
-                        leases.end_plain(plain.swap_remove(n % plain.len()));
+                        leases.end_plain(plain.swap_remove(n % plain.len()), now);
                     }
                     6 => {
                         if let Some(slot) = resetting.pop() {
@@ -430,14 +537,14 @@ mod tests {
                     _ => {
                         now += Duration::from_secs(n as u64);
                         if flag && let Some(session) = live.first() {
-                            leases.wants(*session, n);
+                            leases.wants(*session, n, n % 4, now);
                         }
                         if flag {
                             live.iter().for_each(|session| leases.heard(*session, now));
                         }
                         for session in leases.expire(now) {
                             live.retain(|other| *other != session);
-                            leases.leave(session);
+                            leases.leave(session, now);
                         }
                     }
                 }
@@ -459,7 +566,7 @@ mod tests {
                 }
             }
             // When everything is idle each has what it is due, and nothing wanted lies idle.
-            plain.into_iter().for_each(|slot| leases.end_plain(slot));
+            plain.into_iter().for_each(|slot| leases.end_plain(slot, now));
             resetting.into_iter().for_each(|slot| leases.reset_done(slot, true, now));
             now += RETRY;
             live.iter().for_each(|session| leases.heard(*session, now));

@@ -13,15 +13,21 @@ use crate::program::program;
 use crate::sandbox::{is_running, unique_sleep};
 
 /// A sandbox server in a process of its own.
-struct Process {
-    child: Child,
-    url: String,
+pub(super) struct Process {
+    pub(super) child: Child,
+    pub(super) url: String,
 }
 
 impl Process {
-    fn start(port: u16, slots: usize) -> Self {
+    pub(super) fn start(port: u16, slots: usize) -> Self {
+        Self::start_leasing(port, slots, "15")
+    }
+
+    /// With a lease of so many seconds.
+    pub(super) fn start_leasing(port: u16, slots: usize, lease: &str) -> Self {
         let mut child = program()
             .args(["sandbox", "--port", &port.to_string(), "--slots", &slots.to_string()])
+            .args(["--lease-s", lease])
             .env("TOOL_EXECUTOR_SANDBOX_TOKEN", TOKEN)
             .stdout(Stdio::piped())
             .spawn()
@@ -33,11 +39,11 @@ impl Process {
         Self { url: url.unwrap_or_else(|| panic!("{line:?}")).to_owned(), child }
     }
 
-    fn port(&self) -> u16 {
+    pub(super) fn port(&self) -> u16 {
         self.url.rsplit(':').next().unwrap().parse().unwrap()
     }
 
-    fn kill(&mut self) {
+    pub(super) fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }

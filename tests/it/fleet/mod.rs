@@ -4,7 +4,10 @@
 mod cuts;
 mod loss;
 mod misbehaving;
+mod partition;
 mod reference;
+mod sharing;
+mod soak;
 mod starts;
 
 use std::sync::Arc;
@@ -21,7 +24,7 @@ use tool_executor::config::{
 };
 use tool_executor::server::{ExecutorServer, SandboxServer};
 use tool_executor::stats::Enforcement;
-use tool_executor::{Interrupt, Outcome, StartError, ToolCall, ToolExecutor};
+use tool_executor::{Interrupt, Outcome, StartError, ToolCall, ToolExecutor, ToolResult};
 
 use crate::alone::is_alone;
 use crate::fakes::{HandsOver, PATIENCE, Told, bash, result};
@@ -202,20 +205,6 @@ fn a_command_cannot_use_the_servers_port_and_the_token_is_not_printed() {
         .unwrap_err();
     let StartError::Backend(error) = error else { panic!("{error:?}") };
     assert!(error.to_string().contains("403") && !error.to_string().contains("wr0ng"), "{error}");
-}
-
-#[test]
-fn a_server_belongs_to_one_executor_at_a_time() {
-    let server = server(1);
-    let first = executor(fleet([url(&server)]));
-    let mut config = fleet([url(&server)]);
-    config.start_timeout = Duration::from_millis(200);
-    let backend = FleetBackend::new(config).unwrap();
-    let error = ToolExecutor::builder().backend(backend).start().unwrap_err();
-    let StartError::Backend(error) = error else { panic!("{error:?}") };
-    assert!(error.to_string().contains("another executor"), "{error}");
-    first.close();
-    executor(fleet([url(&server)]));
 }
 
 #[test]

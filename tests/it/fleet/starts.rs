@@ -5,7 +5,7 @@ use std::net::TcpListener;
 use super::*;
 
 /// The error of a start that has hours to wait, and must not.
-fn refused(config: FleetConfig) -> String {
+pub(super) fn refused(config: FleetConfig) -> String {
     let config = config.with_start_timeout(PATIENCE * 100);
     let began = Instant::now();
     let started = ToolExecutor::builder().backend(FleetBackend::new(config).unwrap()).start();

@@ -298,7 +298,7 @@ fn what_the_server_tells_of_itself() {
     let version = concat!("tool-executor/", env!("CARGO_PKG_VERSION"));
     let expected = json!({
         "status": "ok", "slots": 2, "available": 2, "executing": 0, "data_dir": "",
-        "bwrap_available": false, "stateful_dir": "", "server": version, "features": ["native-1"],
+        "bwrap_available": false, "stateful_dir": "", "server": version, "features": ["native-2", "native-1"],
         "instance": idle["instance"], "url": format!("http://{}", server.addr()),
     });
     assert_eq!(idle, expected);

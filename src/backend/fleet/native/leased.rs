@@ -12,6 +12,8 @@ use crate::wire::native::{Lease, LeaseKey, SessionResponse};
 const BEATS: u32 = 5;
 /// The pause between two questions of a session that holds nothing yet.
 const BEAT_WITHOUT_SLOTS: Duration = Duration::from_millis(500);
+/// The same where others share the server: it is to know soon how many slots it has elsewhere.
+const BEAT_AMONG_OTHERS: Duration = Duration::from_secs(1);
 /// A beat is no more frequent than this, whatever lease the server names.
 const BEAT_LEAST: Duration = Duration::from_millis(100);
 
@@ -120,7 +122,11 @@ impl Leased {
 
     /// The pause between two beats.
     pub(super) fn beat(&self) -> Duration {
-        let most = if self.held() == 0 { BEAT_WITHOUT_SLOTS } else { Duration::MAX };
+        let most = match (self.held(), self.others()) {
+            (0, _) => BEAT_WITHOUT_SLOTS,
+            (_, 0) => Duration::MAX,
+            _ => BEAT_AMONG_OTHERS,
+        };
         (self.lives / BEATS).min(most).max(BEAT_LEAST)
     }
 }
@@ -141,7 +147,7 @@ mod tests {
     }
 
     fn lease(version: u64, held: &[LeaseKey]) -> Lease {
-        Lease { version, held: held.to_vec(), limit: 3, sessions: 2 }
+        Lease { version, held: held.to_vec(), limit: 3, sessions: version as usize }
     }
 
     #[test]
@@ -174,7 +180,9 @@ mod tests {
     fn a_session_is_heard_of_several_times_within_its_lease() {
         let mut leased = Leased::new(answer(1, &[(0, 1)]));
         assert_eq!(leased.beat(), Duration::from_secs(3));
-        assert!(leased.apply(&lease(2, &[])));
+        assert!(leased.apply(&lease(2, &[(0, 1)])));
+        assert_eq!(leased.beat(), BEAT_AMONG_OTHERS);
+        assert!(leased.apply(&lease(3, &[])));
         assert_eq!(leased.beat(), BEAT_WITHOUT_SLOTS);
         for lease_s in [f64::NAN, -1.0, 0.0, 1e-9] {
             let nonsense = SessionResponse { lease_s, ..answer(1, &[(0, 1)]) };

@@ -23,7 +23,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use self::state::{Ended, InFlight, Phase, State, Waiter, lost};
 use super::Connection;
-use super::shares::Shares;
+use super::shares::{Asked, Shares};
 use crate::backend::{ContainerChange, Execution, ExecutionId, ResetReply, SlotRef, Watcher};
 use crate::client::{self, Failure};
 use crate::thread::OwnedThread;
@@ -38,6 +38,8 @@ const SENDERS: usize = 2;
 const ENVELOPE: usize = 4 * 1024;
 /// How long the end of a session may take to tell, although there is no time left.
 const LAST_WORD: Duration = Duration::from_millis(100);
+/// The status that says that there is no such session.
+const GONE: u16 = 410;
 /// How soon after one that failed the server is told again that the session lives.
 const BEAT_AGAIN: Duration = Duration::from_millis(500);
 
@@ -93,9 +95,7 @@ impl NativeServer {
         shares: Arc<Shares>,
         session: &str,
     ) -> Result<(Arc<Self>, Vec<String>), Failure> {
-        // One that wants nothing of a server begins with a slot of it, and gives it back.
-        let want = shares.wanted(number).map(|want| want.max(1));
-        let answer = begin(&connection, session, false, None, want)?;
+        let answer = begin(&connection, session, None, shares.asked(number))?;
         let slots = answer.slots.clone();
         let server = Arc::new(Self {
             number,
@@ -274,8 +274,14 @@ impl NativeServer {
         self.wake.notify_all();
         self.outgoing.notify_all();
         if let Some(session) = session {
-            let request =
-                SessionRequest { session, replaces: None, resume: false, end: true, want: None };
+            let request = SessionRequest {
+                session,
+                replaces: None,
+                resume: false,
+                end: true,
+                want: None,
+                elsewhere: 0,
+            };
             // The threads have to end, too.
             let time = deadline.saturating_duration_since(Instant::now()) / 2;
             let time = time.clamp(LAST_WORD, self.connection.prompt);
@@ -344,8 +350,7 @@ impl NativeServer {
         }
         let session = state.session.clone();
         drop(state);
-        let want = self.shares.wanted(self.number);
-        let told = begin(&self.connection, &session, true, None, want);
+        let told = resume(&self.connection, &session, self.shares.asked(self.number));
         let mut state = self.state.lock();
         match told {
             Ok(answer) => {
@@ -356,6 +361,14 @@ impl NativeServer {
             }
             Err(failure) => {
                 log::debug!("{}: {}", self.connection.url, failure.text());
+                let is_over = matches!(failure, Failure::Refused(GONE, _));
+                if is_over && self.watcher.get().is_none() {
+                    // No thread reads yet, which would find it out: this process was stopped, or the
+                    // server began anew, while the start waits for others.
+                    drop(state);
+                    let begun = self.find_again(&mut new_session());
+                    return (self.state.lock(), begun.is_ok());
+                }
                 (state, false)
             }
         }
@@ -424,17 +437,32 @@ pub(super) fn new_session() -> String {
     uuid::Uuid::new_v4().simple().to_string()
 }
 
-/// Begins a session, or with `resume` goes on with it; it wants so many slots, or all.
+/// Begins a session, which asks for slots, perhaps in the place of another.
 fn begin(
     connection: &Connection,
     session: &str,
-    resume: bool,
     replaces: Option<String>,
-    want: Option<usize>,
+    Asked { want, elsewhere }: Asked,
 ) -> Result<SessionResponse, Failure> {
     let session = session.to_owned();
-    let request = SessionRequest { session, replaces, resume, end: false, want };
-    let body = serde_json::to_vec(&request).map_err(|error| Failure::NotSent(error.to_string()))?;
+    // One that wants nothing of a server begins with a slot of it, and gives it back.
+    let want = want.map(|want| want.max(1));
+    let (resume, end) = (false, false);
+    ask(connection, &SessionRequest { session, replaces, resume, end, want, elsewhere })
+}
+
+/// Goes on with a session, which asks for slots.
+fn resume(
+    connection: &Connection,
+    session: &str,
+    Asked { want, elsewhere }: Asked,
+) -> Result<SessionResponse, Failure> {
+    let (session, replaces, resume, end) = (session.to_owned(), None, true, false);
+    ask(connection, &SessionRequest { session, replaces, resume, end, want, elsewhere })
+}
+
+fn ask(connection: &Connection, request: &SessionRequest) -> Result<SessionResponse, Failure> {
+    let body = serde_json::to_vec(request).map_err(|error| Failure::NotSent(error.to_string()))?;
     let time = Some(connection.prompt);
     client::read_json(connection.post(&connection.pooled, SESSION, &body, time)?)
 }

@@ -5,14 +5,12 @@ use std::io::{BufRead, BufReader};
 use std::time::{Duration, Instant};
 
 use super::state::{Ended, InFlight, Phase};
-use super::{NativeServer, begin, new_session};
+use super::{GONE, NativeServer, begin, new_session, resume};
 use crate::backend::ContainerChange;
 use crate::backend::fleet::{PAUSE_FIRST, PAUSE_MOST, warn_given_up};
 use crate::client::{self, Failure};
 use crate::wire::native::{MAX_LINE, RESULTS, ResultLine, ResultsRequest};
 
-/// The status that says that there is no such session.
-const GONE: u16 = 410;
 /// How often the stream may be opened again only to ask once more.
 const ASK_EVERY: Duration = Duration::from_secs(1);
 /// The bytes of a line's buffer that are kept for the next line.
@@ -147,7 +145,7 @@ impl NativeServer {
     ///
     /// # Errors
     /// Why the server is of no use yet.
-    fn find_again(&self, next: &mut String) -> Result<(), String> {
+    pub(super) fn find_again(&self, next: &mut String) -> Result<(), String> {
         let (session, instance, was_down) = {
             let state = self.state.lock();
             (state.session.clone(), state.instance.clone(), state.phase == Phase::Down)
@@ -155,15 +153,15 @@ impl NativeServer {
         let resumed = if was_down {
             Err(Failure::Refused(GONE, String::new()))
         } else {
-            begin(&self.connection, &session, true, None, self.shares.wanted(self.number))
+            resume(&self.connection, &session, self.shares.asked(self.number))
         };
         let is_resumed = resumed.is_ok();
         let answer = match resumed {
             // It knows the session no more: it began anew, or it gave us up. One name for all
             // tries: an answer that was lost began it all the same.
             Err(Failure::Refused(GONE, _)) => {
-                let want = self.shares.wanted(self.number).map(|want| want.max(1));
-                begin(&self.connection, next, false, Some(session.clone()), want)
+                let asked = self.shares.asked(self.number);
+                begin(&self.connection, next, Some(session.clone()), asked)
             }
             resumed => resumed,
         };

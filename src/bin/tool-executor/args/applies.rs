@@ -32,8 +32,13 @@ const OF_THIS_MACHINE: [&str; 9] = [
 ];
 
 /// Flags about sandbox servers.
-const OF_SANDBOX_SERVERS: [&str; 4] =
-    ["sandbox_token", "sandbox_ca", "sandbox_start_timeout_s", "sandbox_unreachable_timeout_s"];
+const OF_SANDBOX_SERVERS: [&str; 5] = [
+    "sandbox_token",
+    "sandbox_ca",
+    "sandbox_slots",
+    "sandbox_start_timeout_s",
+    "sandbox_unreachable_timeout_s",
+];
 
 /// Flags about the ToolServer.
 const OF_TOOL_SERVER: [&str; 2] = ["tool_server_token", "tool_server_ca"];

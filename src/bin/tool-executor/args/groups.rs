@@ -131,7 +131,14 @@ pub(crate) struct FleetArgs {
     #[arg(long, value_name = "FILE", env = "TOOL_EXECUTOR_SANDBOX_CA")]
     pub(crate) sandbox_ca: Option<PathBuf>,
 
-    /// How long the start waits for sandbox servers that do not answer yet, in seconds
+    /// Ask the sandbox servers for so many slots, as many of each; other executors may use them, too,
+    /// and get their share [default: all there are; with replay, as many as --concurrency]
+    #[arg(long, value_name = "N", env = "TOOL_EXECUTOR_SANDBOX_SLOTS")]
+    #[arg(value_parser = named(values::at_least_one))]
+    pub(crate) sandbox_slots: Option<usize>,
+
+    /// How long the start waits for sandbox servers that do not answer yet, or whose slots are all
+    /// with other executors, in seconds
     #[arg(long, value_name = "S", env = "TOOL_EXECUTOR_SANDBOX_START_TIMEOUT_S")]
     #[arg(default_value = "60", value_parser = named(values::wait_seconds))]
     pub(crate) sandbox_start_timeout_s: Duration,

@@ -97,6 +97,12 @@ pub(crate) struct SandboxArgs {
     #[arg(value_parser = named(values::unused_seconds), help_heading = "Running")]
     pub(crate) exit_when_unused: Option<Duration>,
 
+    /// How long an executor that is not heard of keeps its slots, in seconds: one that was killed or
+    /// stopped, or that cannot reach this server. Then they are emptied and go to others
+    #[arg(long, value_name = "S", env = "TOOL_EXECUTOR_LEASE_S", default_value = "15")]
+    #[arg(value_parser = named(values::lease_seconds), help_heading = "Running")]
+    pub(crate) lease_s: Duration,
+
     #[command(flatten)]
     pub(crate) token: SandboxTokenArgs,
 
@@ -189,7 +195,7 @@ pub(crate) struct ReplayArgs {
     pub(crate) unreadable_calls: UnreadableCalls,
 
     /// Trajectories at a time; may be more than there are slots [default: as many as slots, those
-    /// of all sandbox servers together]
+    /// of all sandbox servers together]. So many slots are asked of sandbox servers
     #[arg(long, value_name = "N", value_parser = named(values::at_least_one))]
     pub(crate) concurrency: Option<usize>,
 

@@ -13,7 +13,7 @@ const COMMANDS: [&str; 3] = ["replay", "serve", "sandbox"];
 /// `replay` has no `--acquire-timeout-s`, because more trajectories than slots is what
 /// `--concurrency` asks for, and no `--idle-limit-s`, because it releases what it is done with.
 /// `sandbox` has none of the flags about calls: its clients say these.
-const TABLE: [(&str, &str, &str); 46] = [
+const TABLE: [(&str, &str, &str); 48] = [
     ("acquire-timeout-s", "TOOL_EXECUTOR_ACQUIRE_TIMEOUT_S", "s"),
     ("advertise", "TOOL_EXECUTOR_ADVERTISE", "sx"),
     ("allow-network", "TOOL_EXECUTOR_ALLOW_NETWORK", "rs"),
@@ -28,6 +28,7 @@ const TABLE: [(&str, &str, &str); 46] = [
     ("host", "TOOL_EXECUTOR_LISTEN_HOST", "sx"),
     ("idle-limit-s", "TOOL_EXECUTOR_IDLE_LIMIT_S", "s"),
     ("keep-workspaces", "", "r"),
+    ("lease-s", "TOOL_EXECUTOR_LEASE_S", "x"),
     ("limit", "", "r"),
     ("limit-cpu", "TOOL_EXECUTOR_LIMIT_CPU", "rsx"),
     ("limit-file-size", "TOOL_EXECUTOR_LIMIT_FILE_SIZE", "rsx"),
@@ -46,6 +47,7 @@ const TABLE: [(&str, &str, &str); 46] = [
     ("repeat", "", "r"),
     ("require-sandbox", "", "rsx"),
     ("sandbox-ca", "TOOL_EXECUTOR_SANDBOX_CA", "rs"),
+    ("sandbox-slots", "TOOL_EXECUTOR_SANDBOX_SLOTS", "rs"),
     ("sandbox-start-timeout-s", "TOOL_EXECUTOR_SANDBOX_START_TIMEOUT_S", "rs"),
     ("sandbox-token", "TOOL_EXECUTOR_SANDBOX_TOKEN", "rsx"),
     ("sandbox-unreachable-timeout-s", "TOOL_EXECUTOR_SANDBOX_UNREACHABLE_TIMEOUT_S", "rs"),

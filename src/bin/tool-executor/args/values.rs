@@ -169,6 +169,11 @@ pub(super) fn unused_seconds(text: &str) -> Result<Duration, String> {
     seconds(text, 0.1, 31_536_000.0)
 }
 
+/// The lease of an executor's slots.
+pub(super) fn lease_seconds(text: &str) -> Result<Duration, String> {
+    seconds(text, 1.0, 3600.0)
+}
+
 /// Seconds of grace: up to an hour.
 pub(super) fn grace_seconds(text: &str) -> Result<Duration, String> {
     seconds(text, 0.0, 3600.0)

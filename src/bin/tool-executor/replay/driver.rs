@@ -52,7 +52,9 @@ impl Driver {
             builder = builder.backend(backend.clone());
             Some(backend)
         } else {
-            builder = builder.backend(fleet(&args.fleet, &args.isolation)?);
+            let mut fleet_args = args.fleet.clone();
+            fleet_args.sandbox_slots = fleet_args.sandbox_slots.or(args.concurrency);
+            builder = builder.backend(fleet(&fleet_args, &args.isolation)?);
             None
         };
         // How many slots the servers have they say when the executor starts.
@@ -69,7 +71,10 @@ impl Driver {
         config.policy.require_sandbox = args.isolation.require_sandbox;
         config.tool_server = tool_server(&args.tool_server)?;
         let executor = builder.config(config).start().map_err(|error| chain(&error))?;
-        let slots = executor.stats().slots.total;
+        // Other executors may have some of them, now or later; a trajectory waits for its slot.
+        let slots = executor.stats().slots;
+        let slots = slots.total + slots.elsewhere;
+        let slots = args.fleet.sandbox_slots.map_or(slots, |asked| slots.min(asked));
         let concurrency = args.concurrency.unwrap_or(slots.clamp(1, most));
         let queue = executor.completion_queue(concurrency);
         check_isolation(&executor, args.calls.allow_network(), &args.fleet)?;

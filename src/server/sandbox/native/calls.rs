@@ -1,7 +1,7 @@
 //! Operations: noted, begun, ended.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
@@ -149,7 +149,7 @@ impl Native {
         }
         for &(slot, epoch) in give_back {
             // One that is the session's no more was given back before.
-            if leases.give_back(session.number, slot, epoch).is_ok() {
+            if leases.give_back(session.number, slot, epoch, Instant::now()).is_ok() {
                 ended.extend(session.forget_slot(slot));
             }
         }

@@ -88,7 +88,7 @@ pub(super) struct PlainUse {
 impl Drop for PlainUse {
     fn drop(&mut self) {
         let mut state = self.native.state.lock();
-        state.leases.end_plain(self.slot);
+        state.leases.end_plain(self.slot, Instant::now());
         // It ends no lease, so there is nothing to reset.
         state.settle();
     }
@@ -115,7 +115,7 @@ impl State {
     /// Ends a session; gives what runs of it.
     fn end(&mut self, id: &str) -> Vec<ExecutionId> {
         let Some(session) = self.sessions.remove(id) else { return Vec::new() };
-        self.leases.leave(session.number);
+        self.leases.leave(session.number, Instant::now());
         session.news.notify_waiters();
         let running = session.ops.iter().filter_map(|ops| match ops.what {
             What::Running(id) => id,
@@ -140,7 +140,7 @@ impl Native {
         Arc::new(Self {
             lease,
             state: Mutex::new(State {
-                leases: Leases::new(slots.len(), lease),
+                leases: Leases::new(slots.len(), lease, Instant::now()),
                 sessions: HashMap::new(),
             }),
             slots,
@@ -220,8 +220,9 @@ impl Native {
     }
 
     fn session(self: &Arc<Self>, request: SessionRequest) -> Result<Response, Refusal> {
-        let SessionRequest { session: id, replaces, resume, end, want } = request;
-        if want == Some(0) {
+        let SessionRequest { session: id, replaces, resume, end, want, elsewhere } = request;
+        let now = Instant::now();
+        if want == Some(0) && !resume {
             let text = "a session of 0 slots is of no use; at least 1";
             return Err(Box::new(detail(StatusCode::BAD_REQUEST, text)));
         }
@@ -242,13 +243,13 @@ impl Native {
                 let text = format!("{MOST_SESSIONS} executors use this sandbox server already");
                 return Err(Box::new(detail(StatusCode::SERVICE_UNAVAILABLE, &text)));
             }
-            let number = state.leases.join(want.unwrap_or(usize::MAX), Instant::now());
+            let number = state.leases.join(want.unwrap_or(usize::MAX), elsewhere, now);
             let in_use = Some(self.activity.begin());
             let session = Session::new(id.clone(), number, self.slots.len(), in_use);
             state.sessions.insert(id.clone(), session);
         } else if let Some(session) = state.sessions.get(&id) {
             let number = session.number;
-            state.leases.wants(number, want.unwrap_or(usize::MAX));
+            state.leases.wants(number, want.unwrap_or(usize::MAX), elsewhere, now);
         }
         let resets = state.settle();
         let lease = state.sessions.get(&id).map(|session| session.lease.clone());
