@@ -643,6 +643,7 @@ void te_tool_reply_free(struct te_tool_reply *reply);
  *                           "workspace_bytes": 8589934592}}      (null: no limit)
  *     "fleet":  {"urls": ["http://host:8080", ...], "token": "...", "unreachable_timeout_s": 30,
  *                "start_timeout_s": 60, "allow_unisolated": false,
+ *                "slots": null,                              (null: all there are)
  *                "ca_pem": "-----BEGIN CERTIFICATE-----..."}
  *     "tool_server": {"url": "http://host:port", "token": "...", "concurrency": 16,
  *                     "ca_pem": "..."}
