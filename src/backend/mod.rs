@@ -88,9 +88,9 @@ pub trait Backend: Send + Sync + 'static {
         let _ = id;
     }
 
-    /// Takes a slot back that the executor has under this grant and uses no more, because it has more
-    /// than it may have ([`ContainerChange::Resized`]). Called on an I/O thread. Defaults to doing
-    /// nothing.
+    /// Takes a slot back that the executor has under this grant and uses no more, because it has
+    /// more than it may have ([`ContainerChange::Resized`]). Called on an I/O thread. Defaults to
+    /// doing nothing.
     fn give_back(&self, slot: &SlotRef, grant: u64) {
         let _ = (slot, grant);
     }

@@ -42,8 +42,10 @@ pub(crate) const FEATURE: &str = "native-2";
 /// How the features of all versions begin.
 pub(crate) const FEATURES: &str = "native-";
 /// The feature of clients that are refused.
+#[cfg(feature = "server")]
 pub(crate) const FEATURE_1: &str = "native-1";
 /// How their routes begin.
+#[cfg(feature = "server")]
 pub(crate) const ROUTES_1: &str = "/v1/";
 
 /// The routes.

@@ -1,8 +1,8 @@
 //! A fleet: the executor over any number of sandbox servers, each a container behind a URL.
 //!
 //! What a server is it says itself, in `/health`: one of ours is spoken to in the native protocol
-//! (`native`), any other in the reference's plain one (`reference`). One that speaks another version
-//! of the native protocol is refused by name.
+//! (`native`), any other in the reference's plain one (`reference`). One that speaks another
+//! version of the native protocol is refused by name.
 //!
 //! # Sharing
 //! Any number of executors share a server of ours: each has those of its slots that were leased to
@@ -14,8 +14,9 @@
 //! While the fleet starts one per server, `tool-connect-N`, which asks what it is.
 //! One per server, `tool-fleet-N`, which keeps up the connection: for a native server it reads the
 //! stream of results, and another, `tool-send-N`, sends what the threads that hand over do not, and
-//! from the beginning of the session on that the executor is there. A reference server answers a request only when its call is done; the requests to all of them share
-//! one thread, `tool-requests`, which waits for their sockets.
+//! from the beginning of the session on that the executor is there. A reference server answers a
+//! request only when its call is done; the requests to all of them share one thread,
+//! `tool-requests`, which waits for their sockets.
 //!
 //! # While the fleet starts
 //! Servers that are not there yet are waited for, and warnings say which and why. What waiting

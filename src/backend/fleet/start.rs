@@ -1,8 +1,8 @@
 //! The start of a fleet: asks every server what it is, and waits for those that are not there yet.
 //!
 //! What waiting cannot mend – a wrong token, scheme or certificate – ends it at once. What it
-//! waits for is said by warnings (`waiting`), and it can be interrupted. Servers whose slots are all
-//! with other executors are waited for, too, until one slot at least is there.
+//! waits for is said by warnings (`waiting`), and it can be interrupted. Servers whose slots are
+//! all with other executors are waited for, too, until one slot at least is there.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

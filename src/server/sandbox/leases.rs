@@ -10,8 +10,8 @@
 //! one is at work there ([`Leases::begin_plain`]) the slot is leased to no session.
 //!
 //! # Fencing
-//! Each lease of a slot has an *epoch*, a number that only grows in its slot. What is done in a slot
-//! names the epoch, and [`Leases::check`] refuses every other than the present one.
+//! Each lease of a slot has an *epoch*, a number that only grows in its slot. What is done in a
+//! slot names the epoch, and [`Leases::check`] refuses every other than the present one.
 //!
 //! # Fair shares
 //! A session wants a number of slots. Each is *due* the smaller of that and the level at which the
@@ -22,9 +22,9 @@
 //!
 //! What is beyond that goes to the session that has the fewest of all, those on other servers
 //! counted, and wants more; and a session that has at least two more than another is asked for one.
-//! So several servers with a few slots each are shared fairly, too. Where there are fewer slots than
-//! sessions they take turns: one that has had none for a [`TURN`] gets the next one that was another's
-//! for as long.
+//! So several servers with a few slots each are shared fairly, too. Where there are fewer slots
+//! than sessions they take turns: one that has had none for a [`TURN`] gets the next one that was
+//! another's for as long.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};

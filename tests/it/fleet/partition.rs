@@ -103,7 +103,7 @@ fn a_network_that_is_cut_for_less_than_the_lease_costs_no_call() {
     const NAME: &str =
         "fleet::partition::a_network_that_is_cut_for_less_than_the_lease_costs_no_call";
     if !rustix::process::geteuid().is_root() {
-        eprintln!("skipped: only root makes network namespaces");
+        // Only root makes network namespaces.
         return;
     }
     if alone::case().is_none() {

@@ -2,6 +2,8 @@
 //! for a while, at any time. The others notice nothing but capacity: every call of theirs is
 //! answered once, and no slot has two holders.
 
+#![expect(clippy::print_stderr, reason = "the one who started it reads what it says")]
+
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -363,8 +363,8 @@ impl NativeServer {
                 log::debug!("{}: {}", self.connection.url, failure.text());
                 let is_over = matches!(failure, Failure::Refused(GONE, _));
                 if is_over && self.watcher.get().is_none() {
-                    // No thread reads yet, which would find it out: this process was stopped, or the
-                    // server began anew, while the start waits for others.
+                    // No thread reads yet, which would find it out: this process was stopped, or
+                    // the server began anew, while the start waits for others.
                     drop(state);
                     let begun = self.find_again(&mut new_session());
                     return (self.state.lock(), begun.is_ok());

@@ -131,8 +131,8 @@ pub(crate) struct FleetArgs {
     #[arg(long, value_name = "FILE", env = "TOOL_EXECUTOR_SANDBOX_CA")]
     pub(crate) sandbox_ca: Option<PathBuf>,
 
-    /// Ask the sandbox servers for so many slots, as many of each; other executors may use them, too,
-    /// and get their share [default: all there are; with replay, as many as --concurrency]
+    /// Ask the sandbox servers for so many slots, as many of each; other executors may use them,
+    /// too, and get their share [default: all there are; with replay, as many as --concurrency]
     #[arg(long, value_name = "N", env = "TOOL_EXECUTOR_SANDBOX_SLOTS")]
     #[arg(value_parser = named(values::at_least_one))]
     pub(crate) sandbox_slots: Option<usize>,

@@ -97,8 +97,8 @@ pub(crate) struct SandboxArgs {
     #[arg(value_parser = named(values::unused_seconds), help_heading = "Running")]
     pub(crate) exit_when_unused: Option<Duration>,
 
-    /// How long an executor that is not heard of keeps its slots, in seconds: one that was killed or
-    /// stopped, or that cannot reach this server. Then they are emptied and go to others
+    /// How long an executor that is not heard of keeps its slots, in seconds: one that was killed
+    /// or stopped, or that cannot reach this server. Then they are emptied and go to others
     #[arg(long, value_name = "S", env = "TOOL_EXECUTOR_LEASE_S", default_value = "15")]
     #[arg(value_parser = named(values::lease_seconds), help_heading = "Running")]
     pub(crate) lease_s: Duration,

@@ -245,7 +245,8 @@ impl World {
         }
     }
 
-    /// What runs in a slot that is the executor's no more runs no more, and a reset of it has failed.
+    /// What runs in a slot that is the executor's no more runs no more, and a reset of it has
+    /// failed.
     fn resized(&mut self, container: usize, slots: &LeasedSlots) {
         let now: HashMap<_, _> = slots.held.iter().copied().collect();
         let before = self.granted.clone();

@@ -11,8 +11,8 @@
 //!
 //! # Locks
 //! `entering` before `state`. What enters a slot – operations, readers, the reset after a lease –
-//! enters under `entering`, after a look at the table: so nothing enters a slot after the reset that
-//! ended its lease.
+//! enters under `entering`, after a look at the table: so nothing enters a slot after the reset
+//! that ended its lease.
 //!
 //! # Bounds
 //! [`MOST_SESSIONS`]. One operation and one result per session and slot; what a stream has still to
