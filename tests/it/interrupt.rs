@@ -8,7 +8,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::bounded;
-use tool_executor::backend::fleet::FleetBackend;
 use tool_executor::backend::local::LocalBackend;
 use tool_executor::backend::{Backend, Container, Execution, ResetReply, SlotRef};
 use tool_executor::config::{
@@ -152,19 +151,12 @@ fn server() -> (SandboxServer, String) {
 #[test]
 fn the_sessions_that_an_interrupted_start_has_begun_are_ended() {
     let (server, url) = server();
-    let is_taken = || {
-        let mut config = FleetConfig::new([&url]);
-        config.start_timeout = Duration::ZERO;
-        let backend = FleetBackend::new(config).unwrap();
-        let started = backend.start(&Interrupt::new());
-        backend.close(Instant::now() + SOON);
-        started.is_err_and(|error| error.to_string().contains("another executor"))
-    };
-    assert!(!is_taken());
-    let error = interrupted(with_fleet([url.clone(), nobody()]), || until(is_taken));
+    let has_session = || server.unused_since().is_none();
+    assert!(!has_session());
+    let error = interrupted(with_fleet([url, nobody()]), || until(has_session));
     assert!(is_interrupted(&error), "{error:?}");
-    // Else it would be for 45 s.
-    assert!(!is_taken(), "its session was left behind");
+    // Else it would be there for the lease.
+    assert!(!has_session(), "its session was left behind");
     drop(server);
 }
 
