@@ -6,6 +6,8 @@ mod alone;
 mod artifacts;
 #[cfg(target_os = "linux")]
 mod caller;
+#[cfg(all(target_os = "linux", feature = "server"))]
+mod calls;
 mod close;
 mod completion;
 #[cfg(target_os = "linux")]

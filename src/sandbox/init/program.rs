@@ -165,7 +165,7 @@ struct MsgHdr {
     flags: i32,
 }
 
-/// Room for a control message with three descriptors, aligned as one.
+/// Room for a control message with four descriptors, aligned as one.
 #[repr(C, align(8))]
 struct Control {
     length: usize,
@@ -282,17 +282,21 @@ fn serve(kept: &Kept, shell: *const u8, environment: *const *const u8) {
     let Some(header) = Header::parse(message).filter(|header| header.kind == RUN) else {
         return close_all();
     };
+    let [stdin, stdout, stderr, script] = match header.flag & STDIN {
+        0 => [kept.null, fds[0], fds[1], fds[2]],
+        _ => fds,
+    };
     let mut command = Command {
         shell,
         arguments: [null(); MOST_ARGUMENTS + 1],
         environment,
-        stdio: [kept.null, fds[0], fds[1]],
-        script: fds[2],
+        stdio: [stdin, stdout, stderr],
+        script,
         errno: 0,
     };
     let strings = &message[HEADER..];
     let wanted = header.numbers[0] as usize;
-    let whole = wanted > 0 && wanted <= MOST_ARGUMENTS && fds[1] != NO_FD;
+    let whole = wanted > 0 && wanted <= MOST_ARGUMENTS && stderr != NO_FD;
     if !whole || !split(strings, &mut command.arguments[..wanted]) {
         close_all();
         return say(DONE, 0, header.run, [0, 22 /* EINVAL */]);
@@ -474,7 +478,7 @@ fn is_empty(dir: i32) -> bool {
 }
 
 /// The next message: its length, and its descriptors. `None` when the engine is gone.
-fn receive() -> Option<(usize, [i32; 3])> {
+fn receive() -> Option<(usize, [i32; 4])> {
     loop {
         let mut control = Control { length: 0, level: 0, kind: 0, fds: [NO_FD; 4] };
         let mut iov = IoVec { base: addr_of_mut!(MESSAGE).cast(), length: LONGEST };
@@ -495,10 +499,10 @@ fn receive() -> Option<(usize, [i32; 3])> {
             ..=0 => return None,
             _ => {}
         }
-        let mut fds = [NO_FD; 3];
+        let mut fds = [NO_FD; 4];
         if header.control_length >= 16 && control.level == 1 && control.kind == 1 {
             let count = (control.length - 16) / 4;
-            for (fd, received) in fds.iter_mut().zip(&control.fds[..count.min(3)]) {
+            for (fd, received) in fds.iter_mut().zip(&control.fds[..count.min(4)]) {
                 *fd = *received;
             }
         }

@@ -45,7 +45,7 @@ use rustix::event::{EventfdFlags, epoll, eventfd};
 pub(crate) use seat::Place;
 use seat::{Common, Notice, Program, Seats};
 use shell::ShellCall;
-pub(crate) use shell::ShellEnded;
+pub(crate) use shell::{ShellCommand, ShellEnded};
 pub(crate) use tmux::Tmux;
 use tmux::{Terminal, TmuxCall, TmuxEnded};
 use watch::{Key, Kind, WAKE, decode};
@@ -164,7 +164,7 @@ impl Terminals {
     pub(crate) fn bash(
         &self,
         place: Place,
-        command: String,
+        command: ShellCommand,
         timeout: Duration,
         on_end: Box<dyn FnOnce(ShellEnded) + Send>,
     ) -> TerminalCall {

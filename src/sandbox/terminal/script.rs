@@ -33,6 +33,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 
+use crate::tool::OutputOrder;
+
 /// Where a session's directory is shown in its sandbox.
 pub(super) const SHOWN_AT: &str = "/run/terminal";
 
@@ -162,7 +164,12 @@ pub(super) fn first_line(shown: &Path, word: &str, open_files: Option<u64>) -> S
 
 /// The line that has bash run the file `command` after an earlier command has ended with `last`.
 /// Short enough to be written to a pipe in one piece, with the [second one](second_line).
-pub(super) fn first_line_of_call(shown: &Path, word: &str, last: i32) -> String {
+pub(super) fn first_line_of_call(
+    shown: &Path,
+    word: &str,
+    last: i32,
+    order: OutputOrder,
+) -> String {
     let file = |name| quoted(&shown.join(name));
     let (command, end) = (file("command"), end_call(shown, word, "\"$?\""));
     // As the left part of `&&` its failure is no reason for anything.
@@ -173,7 +180,11 @@ pub(super) fn first_line_of_call(shown: &Path, word: &str, last: i32) -> String 
     // PS2 tells the second line how far the first one got: to its end, or begun, or not at all.
     // bash may take an interrupt that is over for another one, and drop a line that it has just
     // read.
-    format!("PS2=x; {code}\\builtin . {command} </dev/null; {{ {end}; }} 2>/dev/null\n")
+    let streams = match order {
+        OutputOrder::Separate => "</dev/null",
+        OutputOrder::Interleaved => "</dev/null 2>&1",
+    };
+    format!("PS2=x; {code}\\builtin . {command} {streams}; {{ {end}; }} 2>/dev/null\n")
 }
 
 /// The line that has bash tell the end of a call whose first line it has abandoned.
@@ -331,7 +342,8 @@ mod tests {
     #[test]
     fn the_lines_of_a_call_are_short_and_nothing_of_the_command_is_in_them() {
         let (shown, word) = (Path::new(SHOWN_AT), new_word());
-        let lines = first_line_of_call(shown, &word, 255) + &second_line(shown, &word);
+        let order = OutputOrder::Interleaved;
+        let lines = first_line_of_call(shown, &word, 255, order) + &second_line(shown, &word);
         assert!(lines.len() < 1024, "{} bytes", lines.len());
         assert_eq!(lines.matches('\n').count(), 2);
         let file = command_file("echo a", "himxBHs");

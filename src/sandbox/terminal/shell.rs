@@ -28,6 +28,7 @@ use crate::sandbox::spawn;
 use crate::sandbox::spool::Keep;
 use crate::sandbox::supervisor::{End, Finished};
 use crate::sandbox::workspace::Workspace;
+use crate::tool::OutputOrder;
 
 /// How long a shell may take from its start to its first word.
 const START_LIMIT: Duration = Duration::from_secs(20);
@@ -71,10 +72,18 @@ pub(crate) struct ShellEnded {
     pub(crate) background: [Captured; 2],
 }
 
+/// What a call has the shell run.
+#[derive(Debug, Default)]
+pub(crate) struct ShellCommand {
+    pub(crate) text: String,
+    /// Whether what it writes as errors goes where its output goes.
+    pub(crate) order: OutputOrder,
+}
+
 /// One call.
 pub(super) struct ShellCall {
     number: u64,
-    command: String,
+    command: ShellCommand,
     timeout: Duration,
     answer: Answer,
 }
@@ -83,7 +92,7 @@ impl ShellCall {
     /// A call whose end `on_end` is told.
     pub(super) fn new(
         number: u64,
-        command: String,
+        command: ShellCommand,
         timeout: Duration,
         on_end: Box<dyn FnOnce(ShellEnded) + Send>,
     ) -> Self {
@@ -442,10 +451,10 @@ impl Shell {
         self.status_bytes = self.status_bytes.saturating_sub(STATUS_OF_A_CALL);
         let Some(current) = &mut self.current else { return };
         let (last, flags) = &self.last;
-        let text = script::command_file(&current.call.command, flags);
-        let line = script::first_line_of_call(&self.shown, &current.word, *last);
-        // Not needed any more.
-        current.call.command = String::new();
+        // Not needed any more afterwards.
+        let ShellCommand { text, order } = std::mem::take(&mut current.call.command);
+        let text = script::command_file(&text, flags);
+        let line = script::first_line_of_call(&self.shown, &current.word, *last, order);
         if !current.first {
             current.background = background;
         }
@@ -601,7 +610,8 @@ impl Shell {
         current.word = script::new_word();
         current.deadline = Some(cx.now + GRACE);
         current.second_line = Some(cx.now);
-        let line = script::first_line_of_call(&self.shown, &current.word, SYNTAX_ERROR);
+        let order = OutputOrder::Separate;
+        let line = script::first_line_of_call(&self.shown, &current.word, SYNTAX_ERROR, order);
         self.current = Some(current);
         match self.directory.put_command(b"\n") {
             Ok(()) => {
@@ -683,7 +693,7 @@ mod tests {
     fn a_call_that_is_dropped_is_answered_as_lost() {
         let (sender, receiver) = std::sync::mpsc::channel();
         let on_end = Box::new(move |ended| sender.send(ended).unwrap());
-        drop(ShellCall::new(0, String::new(), Duration::MAX, on_end));
+        drop(ShellCall::new(0, ShellCommand::default(), Duration::MAX, on_end));
         let ended: ShellEnded = receiver.recv().unwrap();
         assert!(matches!(ended.finished.end, End::Lost(_)) && !ended.finished.all_dead);
     }

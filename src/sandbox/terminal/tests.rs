@@ -99,7 +99,8 @@ impl Bench {
     ) -> (TerminalCall, Receiver<ShellEnded>) {
         let (sender, receiver) = channel();
         let on_end = Box::new(move |ended| sender.send(ended).unwrap());
-        (self.terminals.bash(place, command.to_owned(), timeout, on_end), receiver)
+        let command = ShellCommand { text: command.to_owned(), ..ShellCommand::default() };
+        (self.terminals.bash(place, command, timeout, on_end), receiver)
     }
 
     fn start(&self, command: &str) -> (TerminalCall, Receiver<ShellEnded>) {

@@ -102,6 +102,8 @@ impl Bench {
             timeout: LONG,
             output_limit_chars: 50_000,
             output_file_bytes: 0,
+            stdin: String::new(),
+            output_order: Default::default(),
         }
     }
 
