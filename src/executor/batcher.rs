@@ -3,7 +3,7 @@
 //! the one thing that it does itself is to hand over calls that its backend says it takes at once.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 
@@ -21,6 +21,13 @@ use crate::workers::{Workers, guarded};
 /// How many events are taken in before what follows from them is done: large enough that batches
 /// form under load, small enough that no call waits long.
 const DRAIN: usize = 512;
+/// Who wakes up so much too late was not merely waiting for a processor.
+const LATE: Duration = Duration::from_secs(1);
+/// How long the other threads then get at most to say what has happened meanwhile.
+const CATCH_UP: Duration = Duration::from_secs(1);
+/// They have said it when nothing was heard for so long.
+const QUIET: Duration = Duration::from_millis(200);
+
 /// What the batcher works with.
 pub(crate) struct Batcher {
     pub(crate) dispatch: Dispatch,
@@ -68,11 +75,16 @@ impl Batcher {
             // Nothing else depends on waking; it bounds the wait.
             let latest = now + HEARTBEAT;
             let until = self.dispatch.next_deadline().map_or(latest, |at| at.min(latest));
-            match self.events.recv_deadline(until) {
+            let received = self.events.recv_deadline(until);
+            let is_late = Instant::now() > until + LATE;
+            match received {
                 Ok(event) => self.take_in(event),
                 Err(RecvTimeoutError::Timeout) => {}
                 // We hold a sender ourselves.
                 Err(RecvTimeoutError::Disconnected) => break,
+            }
+            if is_late {
+                self.catch_up();
             }
         }
         Ended {
@@ -87,6 +99,25 @@ impl Batcher {
         self.dispatch.handle(first, now);
         for event in self.events.try_iter().take(DRAIN) {
             self.dispatch.handle(event, now);
+        }
+    }
+}
+
+impl Batcher {
+    /// This thread woke up late: the process was stopped, or its machine was. So were the threads
+    /// that know how calls have ended, and they get a moment to say so, before calls are ended
+    /// because nothing was heard of them.
+    fn catch_up(&mut self) {
+        let give_up = Instant::now() + CATCH_UP;
+        loop {
+            let now = Instant::now();
+            if now >= give_up {
+                return;
+            }
+            match self.events.recv_deadline(give_up.min(now + QUIET)) {
+                Ok(event) => self.take_in(event),
+                Err(_) => return,
+            }
         }
     }
 }

@@ -49,6 +49,8 @@ mod seccomp;
 mod slots;
 #[cfg(all(target_os = "linux", feature = "server"))]
 mod slow;
+#[cfg(target_os = "linux")]
+mod stopped;
 #[cfg(all(target_os = "linux", feature = "server"))]
 mod threads;
 mod tls;

@@ -215,6 +215,11 @@ impl<P: Program> Seats<P> {
         self.seats.is_empty()
     }
 
+    /// How many there are.
+    pub(super) fn len(&self) -> usize {
+        self.seats.len()
+    }
+
     /// Runs a call in its slot's sandbox, which is started if there is none that will do.
     pub(super) fn call(&mut self, place: Place, call: P::Call, common: &mut Common) {
         let Some(serial) = self.slots.get(&place.slot).copied() else {

@@ -10,6 +10,7 @@ use crate::sandbox::limits::Filter;
 use crate::sandbox::supervisor::End;
 use crate::sandbox::workspace::{DataDir, Workspace};
 
+mod late;
 mod oracle;
 mod outputs;
 mod sessions;

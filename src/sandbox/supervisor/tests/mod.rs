@@ -2,6 +2,7 @@
 
 mod ends;
 mod hosts;
+mod late;
 mod walls;
 
 use std::collections::{BTreeSet, HashSet};
