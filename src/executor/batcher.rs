@@ -23,10 +23,6 @@ use crate::workers::{Workers, guarded};
 const DRAIN: usize = 512;
 /// Who wakes up so much too late was not merely waiting for a processor.
 const LATE: Duration = Duration::from_secs(1);
-/// How long the other threads then get at most to say what has happened meanwhile.
-const CATCH_UP: Duration = Duration::from_secs(1);
-/// They have said it when nothing was heard for so long.
-const QUIET: Duration = Duration::from_millis(200);
 
 /// What the batcher works with.
 pub(crate) struct Batcher {
@@ -84,7 +80,7 @@ impl Batcher {
                 Err(RecvTimeoutError::Disconnected) => break,
             }
             if is_late {
-                self.catch_up();
+                self.dispatch.was_stopped(Instant::now());
             }
         }
         Ended {
@@ -99,25 +95,6 @@ impl Batcher {
         self.dispatch.handle(first, now);
         for event in self.events.try_iter().take(DRAIN) {
             self.dispatch.handle(event, now);
-        }
-    }
-}
-
-impl Batcher {
-    /// This thread woke up late: the process was stopped, or its machine was. So were the threads
-    /// that know how calls have ended, and they get a moment to say so, before calls are ended
-    /// because nothing was heard of them.
-    fn catch_up(&mut self) {
-        let give_up = Instant::now() + CATCH_UP;
-        loop {
-            let now = Instant::now();
-            if now >= give_up {
-                return;
-            }
-            match self.events.recv_deadline(give_up.min(now + QUIET)) {
-                Ok(event) => self.take_in(event),
-                Err(_) => return,
-            }
         }
     }
 }
