@@ -195,7 +195,9 @@ impl Supervisor {
             sandboxed: self.isolation.is_sandboxed(),
             network_isolated: self.isolation.is_sandboxed() && !spec.network,
         };
-        if let Err(Request::Run(_, _, answer)) = self.shared.send(Request::Run(id, spec, answer)) {
+        if let Err(Request::Run(_, _, answer)) =
+            self.shared.send(Request::Run(id, Box::new(spec), answer))
+        {
             answer.without_running(closed());
         }
         CommandId(id)
@@ -258,7 +260,7 @@ struct Queue {
 }
 
 enum Request {
-    Run(u64, CommandSpec, Answer),
+    Run(u64, Box<CommandSpec>, Answer),
     Cancel(u64),
     Leave(usize, OnGone),
     Exceeded(u64, Exceeded),

@@ -21,6 +21,7 @@ const APPEND: &str = "append";
 pub(crate) const OUTPUT_ORDER: &str = "output_order";
 
 /// The arguments of built-in tools that the reference's sandbox server ignores.
+#[cfg(feature = "http")]
 const NOT_OF_THE_REFERENCE: [&str; 6] = [ARGV, WORKDIR, STDIN, ENV, APPEND, OUTPUT_ORDER];
 
 /// Variables that bash itself sets and lets no one change.
@@ -128,6 +129,7 @@ pub(crate) fn appends(arguments: &JsonObject) -> Result<bool, String> {
 }
 
 /// The argument of a call that the reference's sandbox server would ignore, if there is one.
+#[cfg(feature = "http")]
 pub(crate) fn not_of_the_reference(arguments: &JsonObject) -> Option<&'static str> {
     let has_effect = |name: &str, value: &Value| match name {
         APPEND => *value != Value::Bool(false),
@@ -345,6 +347,7 @@ mod tests {
         }
     }
 
+    #[cfg(feature = "http")]
     #[test]
     fn only_arguments_that_would_have_an_effect_are_not_of_the_reference() {
         for (arguments, found) in [

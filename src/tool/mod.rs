@@ -20,9 +20,9 @@ mod schema;
 mod suggest;
 mod text;
 
-pub(crate) use arguments::{
-    BashArguments, OUTPUT_ORDER, Run, appends, not_of_the_reference, output_order,
-};
+#[cfg(feature = "http")]
+pub(crate) use arguments::not_of_the_reference;
+pub(crate) use arguments::{BashArguments, OUTPUT_ORDER, Run, appends, output_order};
 pub use call::ToolCall;
 pub use handler::{Handler, ToolContext, ToolReply};
 pub use openai::OpenAiCallError;
