@@ -216,7 +216,8 @@ impl Entered {
             return;
         };
         self.ended = Some(now);
-        if link.kill(*run).is_err() {
+        // A program whose time is up may want to clean up, as git its lock.
+        if link.kill(*run, reason == Reason::TimedOut).is_err() {
             self.wants_room_ended = true;
         }
     }

@@ -181,6 +181,8 @@ pub(super) fn environment(
         ("SHELL", OsStr::new(shell.path())),
         ("LANG", OsStr::new("C.UTF-8")),
         ("TERM", OsStr::new("dumb")),
+        // What a killed one has printed is there.
+        ("PYTHONUNBUFFERED", OsStr::new("1")),
     ]
     .into_iter()
     .chain(prelude)

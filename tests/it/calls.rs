@@ -231,6 +231,44 @@ fn a_limit_of_time_is_what_was_asked_for_or_the_result_says_both() {
 }
 
 #[test]
+fn programs_get_a_moment_to_clean_up_when_their_time_is_up() {
+    for front in fronts(Policy::default()).into_iter().filter(|front| front.name != "cold") {
+        let run = |command: &str| front.run("bash", json!({"command": command, "timeout": 1}));
+        // Also those that are not the main process, and those that are stopped.
+        let cleans = "clean() { echo $1 cleaned; exit; }
+            (trap 'clean child' TERM; sleep 1000 & wait) &
+            (trap 'clean stopped' TERM; kill -STOP $BASHPID; sleep 1000 & wait) &
+            trap 'clean main' TERM; sleep 1000 & wait";
+        let result = run(cleans);
+        assert_eq!(result.outcome, Outcome::Timeout, "{result:?}");
+        let mut lines: Vec<_> = result.output.lines().collect();
+        lines.sort_unstable();
+        assert_eq!(lines, ["child cleaned", "main cleaned", "stopped cleaned"], "{result:?}");
+
+        // What does not want to end is ended, and nothing of it is left.
+        let stays = run("trap '' TERM; sleep 1000 & while :; do sleep 0.01; done");
+        assert_eq!((stays.outcome, stays.metadata.get("processes_left")), (Outcome::Timeout, None));
+        assert!(stays.timing.exec < Duration::from_secs(5), "{stays:?}");
+        assert_eq!(run("pgrep -c sleep").output, "0");
+
+        let python = run("python3 -c 'import time; print(1); time.sleep(1000)'");
+        assert_eq!((python.outcome, &*python.output), (Outcome::Timeout, "1"));
+    }
+}
+
+#[test]
+fn what_a_command_leaves_running_gets_a_shorter_moment() {
+    for front in fronts(Policy::default()).into_iter().filter(|front| front.name != "cold") {
+        let run = |command: &str| front.run("bash", json!({"command": command}));
+        let leaves = "(trap 'echo cleaned >late; exit' TERM; : >up; sleep 1000 & wait) &
+            (trap '' TERM; : >up2; sleep 1000) & until [ -e up -a -e up2 ]; do :; done; echo main";
+        let result = run(leaves);
+        assert_eq!((result.outcome, &*result.output), (Outcome::Ok, "main"));
+        assert_eq!(run("cat late; pgrep -c sleep").output, "cleaned\n0");
+    }
+}
+
+#[test]
 fn an_argument_that_there_is_not_runs_nothing_unless_it_is_to_be_ignored() {
     let calls = [
         ("bash", json!({"command": "touch ran", "cwd": "sub"}), "'workdir'"),

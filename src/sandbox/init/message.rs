@@ -15,7 +15,8 @@ pub(crate) const LONGEST: usize = 32 * 1024;
 /// standard input, if the flag says so, standard output, standard error, and what becomes
 /// descriptor 5.
 pub(crate) const RUN: u8 = b'r';
-/// To the program: kill what runs under this number.
+/// To the program: kill what runs under this number; at once, or after a SIGTERM and a moment, if
+/// the flag says so.
 pub(crate) const KILL: u8 = b'k';
 
 /// From the program: it is ready for its first run.
@@ -29,6 +30,9 @@ pub(crate) const DONE: u8 = b'd';
 
 /// The flag of an order to run with which a standard input comes.
 pub(crate) const STDIN: u8 = 1;
+
+/// The flag of an order to kill that asks with SIGTERM first.
+pub(crate) const ASK_FIRST: u8 = 1;
 
 /// The flag of a run that left traces.
 pub(crate) const TRACES: u8 = 1;

@@ -18,7 +18,7 @@ use rustix::net::{
 };
 
 use super::spawn;
-use message::{DONE, ENDED, HEADER, Header, KILL, LONGEST, READY, RUN, STDIN, TRACES};
+use message::{ASK_FIRST, DONE, ENDED, HEADER, Header, KILL, LONGEST, READY, RUN, STDIN, TRACES};
 
 pub(super) use message::SOCKET_FD;
 
@@ -123,12 +123,14 @@ impl Link {
         Ok(())
     }
 
-    /// Has it kill what runs under this number. Nothing happens if that has ended.
+    /// Has it kill what runs under this number: with `ask_first`, after a SIGTERM and half a second.
+    /// Nothing happens if that has ended.
     ///
     /// # Errors
     /// A process that is gone, or takes no orders.
-    pub(super) fn kill(&self, run: u32) -> io::Result<()> {
-        let bytes = Header { kind: KILL, flag: 0, run, numbers: [0; 2] }.to_bytes();
+    pub(super) fn kill(&self, run: u32, ask_first: bool) -> io::Result<()> {
+        let flag = if ask_first { ASK_FIRST } else { 0 };
+        let bytes = Header { kind: KILL, flag, run, numbers: [0; 2] }.to_bytes();
         rustix::net::send(&self.0, &bytes, SendFlags::NOSIGNAL)?;
         Ok(())
     }
