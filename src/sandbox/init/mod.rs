@@ -123,8 +123,8 @@ impl Link {
         Ok(())
     }
 
-    /// Has it kill what runs under this number: with `ask_first`, after a SIGTERM and half a second.
-    /// Nothing happens if that has ended.
+    /// Has it kill what runs under this number: with `ask_first`, after a SIGTERM and half a
+    /// second. Nothing happens if that has ended.
     ///
     /// # Errors
     /// A process that is gone, or takes no orders.

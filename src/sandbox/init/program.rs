@@ -2,9 +2,9 @@
 //!
 //! `build.rs` compiles it to a static executable of a few kilobytes, which `mod.rs` carries and
 //! which bubblewrap puts inside the sandbox. It runs one command at a time, as it is told by the
-//! socket that it has inherited; when the command's main process ends it ends every other process of
-//! the sandbox – by SIGTERM, and by SIGKILL after a moment –, waits until the last of them is gone,
-//! looks for what else was left behind, and says so.
+//! socket that it has inherited; when the command's main process ends it ends every other process
+//! of the sandbox – by SIGTERM, and by SIGKILL after a moment –, waits until the last of them is
+//! gone, looks for what else was left behind, and says so.
 //!
 //! It runs as the same user as the commands, which are its children and try to get at it:
 //! - It is the init of its pid namespace: the kernel keeps signals from inside away from it.
