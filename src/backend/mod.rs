@@ -221,7 +221,9 @@ pub struct Execution {
     pub slot: SlotRef,
     /// The tool's name on the wire: `bash`, `bash_stateful`, `read_file`, `write_file`, `tmux`.
     pub tool: &'static str,
-    /// Its arguments, valid by the tool's schema, with the policy's fields added.
+    /// Its arguments, valid by the tool's schema, with the policy's fields added: `allow_network`,
+    /// `require_sandbox` or `require_stateful_sandbox`, and `output_order` where that is not the
+    /// usual one.
     pub arguments: JsonObject,
     /// Its time limit.
     pub timeout: Duration,

@@ -43,7 +43,7 @@ pub use secret::Secret;
 pub use server::ServerConfig;
 pub use tool_server::ToolServerConfig;
 
-pub use crate::tool::Policy;
+pub use crate::tool::{OutputOrder, Policy, UnknownArguments, UnknownSetting};
 
 use crate::tool::JsonObject;
 

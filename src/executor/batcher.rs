@@ -3,7 +3,7 @@
 //! the one thing that it does itself is to hand over calls that its backend says it takes at once.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 
@@ -21,6 +21,9 @@ use crate::workers::{Workers, guarded};
 /// How many events are taken in before what follows from them is done: large enough that batches
 /// form under load, small enough that no call waits long.
 const DRAIN: usize = 512;
+/// Who wakes up so much too late was not merely waiting for a processor.
+const LATE: Duration = Duration::from_secs(1);
+
 /// What the batcher works with.
 pub(crate) struct Batcher {
     pub(crate) dispatch: Dispatch,
@@ -68,11 +71,16 @@ impl Batcher {
             // Nothing else depends on waking; it bounds the wait.
             let latest = now + HEARTBEAT;
             let until = self.dispatch.next_deadline().map_or(latest, |at| at.min(latest));
-            match self.events.recv_deadline(until) {
+            let received = self.events.recv_deadline(until);
+            let is_late = Instant::now() > until + LATE;
+            match received {
                 Ok(event) => self.take_in(event),
                 Err(RecvTimeoutError::Timeout) => {}
                 // We hold a sender ourselves.
                 Err(RecvTimeoutError::Disconnected) => break,
+            }
+            if is_late {
+                self.dispatch.was_stopped(Instant::now());
             }
         }
         Ended {

@@ -37,6 +37,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use parking_lot::{Mutex, RwLock};
+use serde_json::Value;
 
 #[cfg(feature = "server")]
 pub(crate) use self::artifacts::no_turn;
@@ -62,7 +63,10 @@ use crate::backend::{Backend, Capabilities, ExecutionId, SlotRef};
 use crate::config::ExecutorConfig;
 use crate::error::{ReleaseError, SubmitError};
 use crate::thread::OwnedThread;
-use crate::tool::{Outcome, Policy, Prepared, ToolCall, ToolRegistry, ToolResult, prepare};
+use crate::tool::format::Repair;
+use crate::tool::{
+    JsonObject, Outcome, Policy, Prepared, ToolCall, ToolRegistry, ToolResult, prepare,
+};
 use crate::workers::guarded;
 
 /// The longest trajectory id, in bytes.
@@ -342,14 +346,17 @@ impl ToolExecutor {
         let mut call = call;
         let repairs = call.origin.as_mut().map(|origin| std::mem::take(&mut origin.repairs));
         let tool = self.registry.get(&call.name).map(|_| call.name.clone());
-        let (uniq_id, prepared) = match self.check(trajectory_id, call) {
-            Ok(mut prepared) => (std::mem::take(&mut prepared.uniq_id), Ok(prepared)),
-            Err(mut refusal) => (refusal.uniq_id.take().unwrap_or_default(), Err(refusal)),
+        let (uniq_id, notes, prepared) = match self.check(trajectory_id, call) {
+            Ok(mut prepared) => {
+                (std::mem::take(&mut prepared.uniq_id), prepared.notes.take(), Ok(prepared))
+            }
+            Err(mut refusal) => (refusal.uniq_id.take().unwrap_or_default(), None, Err(refusal)),
         };
+        let notes = with_repairs(notes, &repairs.unwrap_or_default());
         let id = ExecutionId(self.next_id.fetch_add(1, Ordering::Relaxed));
         let promise =
             Promise::new(id, trajectory_id.into(), uniq_id, destination, self.notify.clone())
-                .with_repairs(repairs.unwrap_or_default());
+                .with_notes(notes);
         let call_state = promise.call_state().clone();
         match prepared {
             Ok(prepared) => {
@@ -415,6 +422,17 @@ impl ToolExecutor {
         // Refused only when the batcher has ended: closing releases everything.
         let _ = self.events.send(Event::Release { trajectory_id, reset_workspace, reply, place });
     }
+}
+
+/// A call's notes, with what was mended in it when it was read.
+fn with_repairs(notes: Option<Box<JsonObject>>, repairs: &[Repair]) -> Option<Box<JsonObject>> {
+    if repairs.is_empty() {
+        return notes;
+    }
+    let mut notes = notes.unwrap_or_default();
+    let repairs = repairs.iter().map(|repair| repair.as_str().into()).collect();
+    notes.insert("call_repairs".to_owned(), Value::Array(repairs));
+    Some(notes)
 }
 
 impl fmt::Debug for ToolExecutor {

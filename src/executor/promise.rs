@@ -13,13 +13,11 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
 use parking_lot::{Condvar, Mutex};
-use serde_json::Value;
 
 use super::callback::{Callback, CallbackJob};
 use super::completion::{Completion, Place, QueueSender};
 use crate::backend::{Answer, ExecutionId};
-use crate::tool::format::Repair;
-use crate::tool::{Outcome, Timing, ToolResult};
+use crate::tool::{JsonObject, Outcome, Timing, ToolResult};
 
 /// Hears of what becomes of calls: the batcher. Does not block.
 pub(crate) trait Notify: Send + Sync {
@@ -59,8 +57,8 @@ pub(crate) struct CallState {
     pub(crate) id: ExecutionId,
     pub(crate) trajectory_id: Arc<str>,
     uniq_id: String,
-    /// What was mended in the call when it was read, which its result says.
-    repairs: Box<[Repair]>,
+    /// What the result's metadata say of the call itself.
+    notes: Option<Box<JsonObject>>,
     progress: Mutex<Progress>,
     done: Condvar,
     cancelled: AtomicBool,
@@ -123,9 +121,8 @@ impl CallState {
             return None;
         };
         result.uniq_id = Some(self.uniq_id.clone());
-        if !self.repairs.is_empty() {
-            let repairs = self.repairs.iter().map(|repair| repair.as_str().into()).collect();
-            result.metadata.insert("call_repairs".to_owned(), Value::Array(repairs));
+        if let Some(notes) = &self.notes {
+            result.metadata.extend((**notes).clone());
         }
         announce(outcome, timing);
         match destination {
@@ -184,7 +181,7 @@ impl Promise {
             id,
             trajectory_id,
             uniq_id,
-            repairs: Box::default(),
+            notes: None,
             progress: Mutex::new(Progress { state: State::Open(destination), sent: None }),
             done: Condvar::new(),
             cancelled: AtomicBool::new(false),
@@ -193,11 +190,11 @@ impl Promise {
         }))
     }
 
-    /// The same promise, whose result says what was mended in the call.
-    pub(crate) fn with_repairs(mut self, repairs: Vec<Repair>) -> Self {
+    /// The same promise, whose result's metadata say this, too.
+    pub(crate) fn with_notes(mut self, notes: Option<Box<JsonObject>>) -> Self {
         // No one else has a clone yet.
         if let Some(call_state) = Arc::get_mut(&mut self.0) {
-            call_state.repairs = repairs.into();
+            call_state.notes = notes;
         }
         self
     }

@@ -11,7 +11,7 @@ use super::limits::Exceeded;
 use super::spool::Kept;
 use super::supervisor::{End, Finished};
 use crate::tool::python_json::{float_text, is_truthy};
-use crate::tool::{JsonObject, Outcome, ToolResult};
+use crate::tool::{JsonObject, OUTPUT_ORDER, Outcome, OutputOrder, ToolResult};
 
 /// What a call demands of its sandbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,6 +102,15 @@ pub(crate) fn bash_result(finished: Finished, timeout_s: f64) -> ToolResult {
     }
     let output = merge_output(&finished.stdout.text, &finished.stderr.text);
     ToolResult { output, metadata, ..result }
+}
+
+/// The result of a command whose streams were shown in this order, which it says unless that is
+/// the usual one.
+pub(crate) fn in_order(order: OutputOrder, mut result: ToolResult) -> ToolResult {
+    if order != OutputOrder::default() {
+        put(&mut result.metadata, OUTPUT_ORDER, order.as_str());
+    }
+    result
 }
 
 /// What became of the file with a whole stream: `<key>` is its path from the workspace,

@@ -13,9 +13,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::host::Host;
-use super::init::{self, Link, Said};
+use super::init::{self, Link, Said, Stdio};
 use super::limits::{Alarm, Exceeded};
-use super::outputs::Outputs;
+use super::outputs::{Outputs, stdin_of};
 use super::room::Room;
 use super::running::{Ending, KILL_MARGIN, LONGEST_TIMEOUT, Reason, SETUP_LIMIT, TOO_SLOW};
 use super::shell::{self, ShellCall};
@@ -46,6 +46,7 @@ pub(super) struct Entered {
 /// What is needed to enter.
 struct Entry {
     argv: Vec<OsString>,
+    stdin: Option<OwnedFd>,
     writers: [OwnedFd; 2],
     script: Option<OwnedFd>,
     /// Called when it exceeds a limit of its slot.
@@ -72,7 +73,7 @@ impl Entered {
         Ok(Self {
             outputs,
             room: 0,
-            entry: Some(Entry { argv, writers, script, alarm }),
+            entry: Some(Entry { argv, stdin: stdin_of(spec)?, writers, script, alarm }),
             timeout: spec.timeout.min(LONGEST_TIMEOUT),
             // The sandbox has a deadline of its own; this is for the unforeseen.
             deadline: Instant::now() + SETUP_LIMIT + KILL_MARGIN,
@@ -112,10 +113,14 @@ impl Entered {
 
     /// The sandbox is open: the command is let go.
     pub(super) fn enter(&mut self, room: &mut Room, now: Instant) {
-        let Some(Entry { argv, writers, script, alarm }) = self.entry.take() else { return };
-        let [stdout, stderr] = &writers;
+        let Some(Entry { argv, stdin, writers, script, alarm }) = self.entry.take() else { return };
+        let stdio = Stdio {
+            stdin: stdin.as_ref().map(AsFd::as_fd),
+            stdout: writers[0].as_fd(),
+            stderr: writers[1].as_fd(),
+        };
         let script = script.as_ref().map(AsFd::as_fd);
-        match room.enter(&argv, [stdout.as_fd(), stderr.as_fd()], script, alarm) {
+        match room.enter(&argv, stdio, script, alarm) {
             Ok(run) => {
                 self.run = Some(run);
                 self.released = Some(now);
@@ -211,7 +216,8 @@ impl Entered {
             return;
         };
         self.ended = Some(now);
-        if link.kill(*run).is_err() {
+        // A program whose time is up may want to clean up, as git its lock.
+        if link.kill(*run, reason == Reason::TimedOut).is_err() {
             self.wants_room_ended = true;
         }
     }

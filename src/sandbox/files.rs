@@ -20,7 +20,7 @@ use serde_json::Value;
 use super::paths::{PathError, Resolved, file_type};
 use super::user::{Entered, Purpose};
 use super::workspace::{GONE, Workspace};
-use crate::tool::{JsonObject, Outcome, ToolResult};
+use crate::tool::{JsonObject, Outcome, ToolResult, appends};
 
 /// How often a path is resolved again because what it led to had changed before it was opened.
 pub(super) const RACE_TRIES: usize = 32;
@@ -92,12 +92,13 @@ pub(crate) fn read_file(
 }
 
 /// Writes a text of at most `max_bytes` bytes to a file, made with its directories if it does not
-/// exist, else replaced in place: its mode and its other names stay. Does not wait for anything
-/// but the disk.
+/// exist, else replaced in place, or added to: its mode and its other names stay. Does not wait for
+/// anything but the disk.
 ///
-/// `{"path": string = "", "content": string = ""}`; the metadata are those of [`read_file`].
-/// Failures are [`Outcome::ToolError`], arguments that are no strings [`Outcome::InvalidCall`]. A
-/// file is left as it was by every failure that can be known beforehand, a full disk included.
+/// `{"path": string = "", "content": string = "", "append": boolean = false}`; the metadata are
+/// those of [`read_file`], and of a file that was added to `appended_bytes`. Failures are
+/// [`Outcome::ToolError`], arguments of other types [`Outcome::InvalidCall`]. A file is left as it
+/// was by every failure that can be known beforehand, a full disk included.
 pub(crate) fn write_file(
     workspace: &Workspace,
     arguments: &JsonObject,
@@ -105,8 +106,9 @@ pub(crate) fn write_file(
 ) -> ToolResult {
     let strings = string_argument(arguments, "path")
         .and_then(|given| Ok((given, string_argument(arguments, "content")?)));
-    let (given, content) = match strings {
-        Ok(strings) => strings,
+    let wanted = strings.and_then(|strings| Ok((strings, appends(arguments)?)));
+    let ((given, content), append) = match wanted {
+        Ok(wanted) => wanted,
         Err(error) => return ToolResult::failure(Outcome::InvalidCall, error),
     };
     let size = content.len() as u64;
@@ -114,8 +116,14 @@ pub(crate) fn write_file(
         let error = format!("Content too large: {size} bytes (max {max_bytes})");
         return ToolResult::failure(Outcome::ToolError, error);
     }
-    match write(workspace, given, content.as_bytes()) {
-        Ok(path) => {
+    match write(workspace, given, content.as_bytes(), append) {
+        Ok((path, total)) if append => {
+            let mut metadata = metadata(path, total);
+            metadata.insert("appended_bytes".to_owned(), size.into());
+            let output = format!("Successfully appended {size} bytes to {given}");
+            ToolResult { metadata, ..ToolResult::ok(output) }
+        }
+        Ok((path, _)) => {
             let output = format!("Successfully wrote {size} bytes to {given}");
             ToolResult { metadata: metadata(path, size), ..ToolResult::ok(output) }
         }
@@ -168,8 +176,15 @@ fn read_bounded(source: impl Read, max: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Puts `content` into the file at `given`; its path in the sandbox.
-fn write(workspace: &Workspace, given: &str, content: &[u8]) -> Result<String, Failure> {
+/// Puts `content` into the file at `given`, or at its end; its path in the sandbox, and its size.
+fn write(
+    workspace: &Workspace,
+    given: &str,
+    content: &[u8],
+    append: bool,
+) -> Result<(String, u64), Failure> {
+    let size = content.len() as u64;
+    let access = if append { OFlags::WRONLY | OFlags::APPEND } else { OFlags::WRONLY };
     let _entered = enter(workspace, given)?;
     let mut last = Errno::AGAIN;
     for _ in 0..RACE_TRIES {
@@ -177,8 +192,9 @@ fn write(workspace: &Workspace, given: &str, content: &[u8]) -> Result<String, F
         let path = place.sandbox_path();
         let written = match (place.rest().len(), place.found()) {
             (0, _) => Err(Errno::ISDIR),
-            (1, Some(FileType::RegularFile)) => match open_leaf(&place, OFlags::WRONLY) {
-                Ok(Some(file)) => overwrite(file, content),
+            (1, Some(FileType::RegularFile)) => match open_leaf(&place, access) {
+                Ok(Some(file)) if append => add(file, content),
+                Ok(Some(file)) => overwrite(file, content).map(|()| size),
                 Ok(None) => return Err(not_regular(&path)),
                 Err(errno) => Err(errno),
             },
@@ -186,10 +202,11 @@ fn write(workspace: &Workspace, given: &str, content: &[u8]) -> Result<String, F
             // A file where a directory should be made.
             (_, Some(_)) => return Err(Failure::os(Errno::EXIST, &path)),
             (_, None) => create(&place)
-                .and_then(|mut file| file.write_all(content).map_err(|error| errno_of(&error))),
+                .and_then(|mut file| file.write_all(content).map_err(|error| errno_of(&error)))
+                .map(|()| size),
         };
         match written {
-            Ok(()) => return Ok(path),
+            Ok(size) => return Ok((path, size)),
             Err(errno) if raced(errno) => last = errno,
             Err(errno) => return Err(Failure::os(errno, &path)),
         }
@@ -249,16 +266,31 @@ fn create(place: &Resolved) -> Result<File, Errno> {
 /// disk does not cost the model what was in it.
 fn overwrite(mut file: File, content: &[u8]) -> Result<(), Errno> {
     let size = content.len() as u64;
-    if size > 0 {
-        let reserved = rustix::io::retry_on_intr(|| {
-            rustix::fs::fallocate(&file, FallocateFlags::KEEP_SIZE, 0, size)
-        });
-        match reserved {
-            Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => {}
-            Err(errno) => return Err(errno),
-        }
-    }
+    reserve(&file, 0, size)?;
     file.write_all(content).and_then(|()| file.set_len(size)).map_err(|error| errno_of(&error))
+}
+
+/// Adds to the end of a file that was opened for that, and gives its size. Its space is reserved
+/// first, so that a full disk does not leave a part of `content` in it.
+fn add(mut file: File, content: &[u8]) -> Result<u64, Errno> {
+    let size = |file: &File| file.metadata().map(|now| now.len()).map_err(|error| errno_of(&error));
+    reserve(&file, size(&file)?, content.len() as u64)?;
+    file.write_all(content).map_err(|error| errno_of(&error))?;
+    size(&file)
+}
+
+/// Reserves space for `size` bytes at `offset`, where the file system can.
+fn reserve(file: &File, offset: u64, size: u64) -> Result<(), Errno> {
+    if size == 0 {
+        return Ok(());
+    }
+    let reserved = rustix::io::retry_on_intr(|| {
+        rustix::fs::fallocate(file, FallocateFlags::KEEP_SIZE, offset, size)
+    });
+    match reserved {
+        Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
+        Err(errno) => Err(errno),
+    }
 }
 
 /// The tools act as the user that commands run as: what they make is that user's, and they reach

@@ -11,7 +11,7 @@
 //!   of itself. `outputs` is what a command prints: `stream` its pipes, `recording` what becomes
 //!   of each, `output` what is shown of it, `spool` the files that have all of it.
 //! - `terminal` keeps programs running between a slot's calls, with one thread for all of them:
-//!   the shell of `bash_stateful`, and the terminals of `tmux`.
+//!   the shell of `bash_stateful`, and the terminals of `tmux`. Both threads wait by `events`.
 //! - `shell` is how a command reaches its shell, `isolation` what it may see (bubblewrap), `etc`
 //!   what of `/etc`, `reaper` how all its processes are found where there is no bubblewrap,
 //!   `spawn` the start of a process, `user` whom all of this runs as where the host is root.
@@ -29,6 +29,7 @@ mod command;
 pub(crate) mod descriptors;
 mod entered;
 pub(crate) mod etc;
+mod events;
 pub(crate) mod files;
 mod host;
 mod init;

@@ -10,10 +10,12 @@ use std::time::Instant;
 
 use super::host::Host;
 use super::output::Captured;
+use super::spawn::sealed_memory_file;
 use super::spool::{Keep, Output, SETTLE_LIMIT, log_given_up};
 use super::stream::{Source, Stream, Watch};
 use super::supervisor::CommandSpec;
 use super::workspace::GONE;
+use crate::tool::OutputOrder;
 
 /// The outputs of one command.
 pub(super) struct Outputs {
@@ -22,6 +24,15 @@ pub(super) struct Outputs {
     /// Where the whole output is kept.
     keep: Option<Keep>,
     settling: Settling,
+}
+
+/// What a command is to read from its standard input; `None` for nothing.
+///
+/// # Errors
+/// Whatever the system refuses.
+pub(super) fn stdin_of(spec: &CommandSpec) -> io::Result<Option<OwnedFd>> {
+    let text = Some(spec.stdin.as_bytes()).filter(|text| !text.is_empty());
+    text.map(|text| sealed_memory_file(c"tool-stdin", text)).transpose()
 }
 
 /// How far the output is, once the processes have ended.
@@ -53,7 +64,12 @@ impl Outputs {
         }
         let limit = spec.output_limit_chars;
         let (stdout, stdout_writer) = Stream::new(Output::Stdout, limit)?;
-        let (stderr, stderr_writer) = Stream::new(Output::Stderr, limit)?;
+        let (stderr, stderr_writer) = match spec.output_order {
+            OutputOrder::Separate => Stream::new(Output::Stderr, limit)?,
+            OutputOrder::Interleaved => {
+                (Stream::without_pipe(Output::Stderr, limit), stdout_writer.try_clone()?)
+            }
+        };
         let spool = host.spool.clone().filter(|_| spec.output_file_bytes > 0);
         let keep =
             spool.map(|spool| Keep::new(spool, spec.workspace.clone(), spec.output_file_bytes));

@@ -25,7 +25,7 @@ use rustix::event::epoll;
 use rustix::process::Pid;
 
 use super::host::{Host, environment};
-use super::init::{self, Link, Said};
+use super::init::{self, Link, Said, Stdio};
 use super::isolation::{
     self, Bubblewrap, Budget, Failure, Handshake, PROGRAM_FD, SECCOMP_FD, Sandbox, StatusReport,
 };
@@ -209,7 +209,7 @@ impl Room {
     pub(super) fn enter(
         &mut self,
         argv: &[OsString],
-        stdio: [BorrowedFd<'_>; 2],
+        stdio: Stdio<'_>,
         script: Option<BorrowedFd<'_>>,
         alarm: Alarm,
     ) -> io::Result<(u32, Arc<Link>)> {
@@ -442,9 +442,10 @@ pub(super) fn try_out(
                 let done = match news {
                     News::Opened => {
                         let null = host.null.as_fd();
+                        let stdio = Stdio { stdin: None, stdout: null, stderr: null };
                         let argv = ["sh", "-c", "true"].map(OsString::from);
                         let alarm = Arc::new(|_| {});
-                        let entered = room.enter(&argv, [null, null], None, alarm);
+                        let entered = room.enter(&argv, stdio, None, alarm);
                         entered.err().map(|error| Err(failed(error)))
                     }
                     News::Said(Said::Done { end: Ok(0), traces: false, .. }) => Some(Ok(())),

@@ -96,4 +96,9 @@ impl Rooms {
     pub(super) fn is_empty(&self) -> bool {
         self.by_number.is_empty()
     }
+
+    /// How many there are.
+    pub(super) fn len(&self) -> usize {
+        self.by_number.len()
+    }
 }

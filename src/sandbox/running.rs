@@ -33,7 +33,7 @@ use start::{start_bare, start_sandboxed};
 use super::host::Host;
 use super::isolation::{Isolation, StatusReport};
 use super::limits::{Alarm, Confined, Exceeded, Limits};
-use super::outputs::Outputs;
+use super::outputs::{Outputs, stdin_of};
 use super::reaper::Report;
 use super::reports::Reports;
 use super::spawn::{self, Child, Reaped};
@@ -122,7 +122,9 @@ impl Running {
         alarm: Alarm,
     ) -> io::Result<Self> {
         let (outputs, writers) = Outputs::new(spec, host, watch)?;
-        let stdio = [host.null.as_fd(), writers[0].as_fd(), writers[1].as_fd()];
+        let stdin = stdin_of(spec)?;
+        let stdin = stdin.as_ref().unwrap_or(&host.null);
+        let stdio = [stdin.as_fd(), writers[0].as_fd(), writers[1].as_fd()];
         let timeout = spec.timeout.min(LONGEST_TIMEOUT);
         let now = Instant::now();
         let (child, reports, container) = match &host.isolation {
@@ -379,8 +381,9 @@ impl Running {
                     Some(init) => watch.remove(init.as_fd()),
                     None => {}
                 }
-                let end =
-                    namespace_end(self.killed, report.exit_code, released, child_end, &stderr.text);
+                // Where nothing of the command ran, one of them has bubblewrap's message.
+                let said = [stdout.text.as_str(), &stderr.text].concat();
+                let end = namespace_end(self.killed, report.exit_code, released, child_end, &said);
                 (end, *init_gone || (!released && self.child_end.is_some()))
             }
             Container::Reaper { report, .. } => {

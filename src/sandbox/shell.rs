@@ -5,6 +5,8 @@
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
 
+use crate::tool::{BashArguments, Run};
+
 /// The number under which the shell gets its [`ShellCall::script`]; closed before the command
 /// runs.
 pub(super) const SCRIPT_FD: i32 = 5;
@@ -20,7 +22,7 @@ pub(crate) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin
 
 /// The shell that runs commands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Shell {
+pub(crate) enum Shell {
     /// `/bin/bash`.
     Bash,
     /// `/bin/sh`, where there is no bash.
@@ -29,7 +31,7 @@ pub(super) enum Shell {
 
 impl Shell {
     /// bash where `/bin/bash` exists.
-    pub(super) fn detect() -> Self {
+    pub(crate) fn detect() -> Self {
         match Path::new("/bin/bash").exists() {
             true => Self::Bash,
             false => Self::Sh,
@@ -51,6 +53,57 @@ impl Shell {
             Self::Sh => "sh",
         }
     }
+}
+
+/// A script that does in `shell` what a call of `bash` asks for: its directory, its variables, its
+/// command or program. Its standard input and its outputs are no part of that.
+///
+/// A command that has none of the rest is the script. Else it runs in a shell of its own, which the
+/// first one becomes: so its line numbers, its messages and its variables are what they would be.
+pub(crate) fn script_of(arguments: &BashArguments<'_>, shell: Shell) -> String {
+    let mut script = String::new();
+    if let Some(workdir) = arguments.workdir {
+        script.push_str(&format!("cd -- {} || exit; ", quoted(&as_seen_from_workspace(workdir))));
+    }
+    if !arguments.env.is_empty() {
+        let variable = |(name, value): &(&str, &str)| format!(" {name}={}", quoted(value));
+        let variables: String = arguments.env.iter().map(variable).collect();
+        script.push_str(&format!("export{variables}; "));
+    }
+    let (dashes, as_shell) = match shell {
+        Shell::Bash => ("-- ", "-a bash "),
+        Shell::Sh => ("", ""),
+    };
+    match &arguments.run {
+        Run::Program(words) => {
+            let words: Vec<_> = words.iter().map(|word| quoted(word)).collect();
+            script.push_str(&format!("exec {dashes}{}", words.join(" ")));
+        }
+        Run::Command(command) if script.is_empty() => script.push_str(command),
+        Run::Command(command) if command.len() < INLINE_COMMAND_LIMIT => {
+            let (path, command) = (shell.path(), quoted(command));
+            script.push_str(&format!("exec {as_shell}{path} -c -- {command}"));
+        }
+        // Too long for an argument.
+        Run::Command(command) => script.push_str(command),
+    }
+    script
+}
+
+/// A directory as a shell that starts in the workspace finds it, in a sandbox or without one.
+fn as_seen_from_workspace(directory: &str) -> String {
+    match directory.strip_prefix("/workspace") {
+        Some("") => "./".to_owned(),
+        Some(rest) if rest.starts_with('/') => format!(".{rest}"),
+        _ if directory.starts_with('/') => directory.to_owned(),
+        // So that nothing is taken for an option, or for the directory before.
+        _ => format!("./{directory}"),
+    }
+}
+
+/// `text` as one word of a shell.
+fn quoted(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "'\\''"))
 }
 
 /// How a command reaches its shell.
@@ -128,6 +181,8 @@ pub(super) fn environment(
         ("SHELL", OsStr::new(shell.path())),
         ("LANG", OsStr::new("C.UTF-8")),
         ("TERM", OsStr::new("dumb")),
+        // What a killed one has printed is there.
+        ("PYTHONUNBUFFERED", OsStr::new("1")),
     ]
     .into_iter()
     .chain(prelude)
@@ -143,6 +198,38 @@ pub(super) fn environment(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_call_asks_for_becomes_a_script() {
+        let command = |command| BashArguments { run: Run::Command(command), ..Default::default() };
+        let bash = |arguments: &BashArguments<'_>| script_of(arguments, Shell::Bash);
+        assert_eq!(bash(&command("echo 'a'\n")), "echo 'a'\n");
+        let all = BashArguments {
+            workdir: Some("-"),
+            env: vec![("A", "it's"), ("B", "")],
+            stdin: Some("x"),
+            ..command("echo 'a'")
+        };
+        let prefix = r"cd -- './-' || exit; export A='it'\''s' B=''; ";
+        let inner = r"-c -- 'echo '\''a'\'''";
+        assert_eq!(bash(&all), format!("{prefix}exec -a bash /bin/bash {inner}"));
+        assert_eq!(script_of(&all, Shell::Sh), format!("{prefix}exec /bin/sh {inner}"));
+        let words = vec!["-x", "$HOME", "a b"];
+        let program = BashArguments { run: Run::Program(words), ..Default::default() };
+        assert_eq!(bash(&program), "exec -- '-x' '$HOME' 'a b'");
+        let long = "y".repeat(INLINE_COMMAND_LIMIT);
+        let long = BashArguments { workdir: Some("d"), ..command(&long) };
+        assert!(bash(&long).starts_with("cd -- './d' || exit; yyy"));
+        for (directory, seen) in [
+            ("/workspace", "./"),
+            ("/workspace/a", "./a"),
+            ("/workspaces", "/workspaces"),
+            ("/tmp/x", "/tmp/x"),
+            ("a/../b", "./a/../b"),
+        ] {
+            assert_eq!(as_seen_from_workspace(directory), seen);
+        }
+    }
 
     fn line(argv: &[OsString]) -> String {
         let words: Vec<_> = argv.iter().map(|word| word.to_string_lossy()).collect();

@@ -372,6 +372,17 @@ pub(super) fn memory_file(name: &CStr, content: &[u8]) -> io::Result<OwnedFd> {
     Ok(file)
 }
 
+/// A file in memory whose content no one can change any more, to be read from its beginning.
+pub(super) fn sealed_memory_file(name: &CStr, content: &[u8]) -> io::Result<OwnedFd> {
+    use rustix::fs::{MemfdFlags, SealFlags};
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let file = rustix::fs::memfd_create(name, flags)?;
+    write_at_start(file.as_fd(), content)?;
+    let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
+    rustix::fs::fcntl_add_seals(&file, seals)?;
+    Ok(file)
+}
+
 /// Writes `content` to the beginning of `file`, without moving its offset.
 pub(super) fn write_at_start(file: BorrowedFd<'_>, content: &[u8]) -> io::Result<()> {
     let mut written = 0;

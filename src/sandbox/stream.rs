@@ -136,8 +136,13 @@ impl Stream {
     pub(super) fn new(output: Output, limit_chars: usize) -> io::Result<(Self, OwnedFd)> {
         let (pipe, writer) = spawn::pipe()?;
         rustix::io::ioctl_fionbio(&pipe, true)?;
-        let stream = Self {
-            pipe: Some(pipe),
+        Ok((Self { pipe: Some(pipe), ..Self::without_pipe(output, limit_chars) }, writer))
+    }
+
+    /// A stream to which nothing is ever written.
+    pub(super) fn without_pipe(output: Output, limit_chars: usize) -> Self {
+        Self {
+            pipe: None,
             source: match output {
                 Output::Stdout => Source::Stdout,
                 Output::Stderr => Source::Stderr,
@@ -146,8 +151,7 @@ impl Stream {
             paused: false,
             drained: false,
             drained_bytes: 0,
-        };
-        Ok((stream, writer))
+        }
     }
 
     /// Reads a bounded part of what is there. Once much of it is to be kept, that is handed over,

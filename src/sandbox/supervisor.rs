@@ -53,6 +53,7 @@ use super::rooms::OnGone;
 use super::spool::Spool;
 use super::user::CommandUser;
 use super::workspace::Workspace;
+use crate::tool::OutputOrder;
 use turn::Turn;
 
 /// The event data of the wake-up, which no command's event has.
@@ -75,6 +76,10 @@ pub(crate) struct CommandSpec {
     /// How many bytes of output are kept in files in the workspace, where the texts do not show all
     /// of it; 0 for no such files. See [`spool`](super::spool).
     pub(crate) output_file_bytes: u64,
+    /// What the command reads from its standard input; nothing if it is empty.
+    pub(crate) stdin: String,
+    /// Whether the two output streams are one pipe, of which all is the standard output.
+    pub(crate) output_order: OutputOrder,
 }
 
 /// How a command ended.
@@ -190,7 +195,9 @@ impl Supervisor {
             sandboxed: self.isolation.is_sandboxed(),
             network_isolated: self.isolation.is_sandboxed() && !spec.network,
         };
-        if let Err(Request::Run(_, _, answer)) = self.shared.send(Request::Run(id, spec, answer)) {
+        if let Err(Request::Run(_, _, answer)) =
+            self.shared.send(Request::Run(id, Box::new(spec), answer))
+        {
             answer.without_running(closed());
         }
         CommandId(id)
@@ -253,7 +260,7 @@ struct Queue {
 }
 
 enum Request {
-    Run(u64, CommandSpec, Answer),
+    Run(u64, Box<CommandSpec>, Answer),
     Cancel(u64),
     Leave(usize, OnGone),
     Exceeded(u64, Exceeded),

@@ -4,9 +4,9 @@
 //! sandboxing) and what a sandbox does not support (`terminal`'s background processes) is not
 //! offered; a call that asks for it is dealt with at the executor's door.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::ToolSchema;
+use super::{OutputOrder, ToolSchema};
 
 /// A tool's schema, and the name that it has in the sandbox.
 pub(super) type Builtin = (ToolSchema, &'static str);
@@ -42,15 +42,48 @@ fn command_tool(name: &str) -> ToolSchema {
          answer prompts (such as -y), and commands that do not page. Very long output loses its \
          middle.",
     )
-    .with_required("command", "string", "The command line or script, as for bash -c.")
+    .with_optional(
+        "command",
+        "string",
+        "The command line or script, as for bash -c. Give this or argv.",
+    )
     .with_optional("timeout", "number", TIMEOUT)
+    .with_parameter(
+        "argv",
+        json!({
+            "type": "array",
+            "items": {"type": "string"},
+            "description": "In place of command: a program and its arguments, which no shell reads.",
+        }),
+    )
+    .with_optional("workdir", "string", "Where to run it, /workspace unless given.")
+    .with_optional("stdin", "string", "What it reads from its standard input, nothing unless given.")
+    .with_parameter(
+        "env",
+        json!({
+            "type": "object",
+            "additionalProperties": {"type": "string"},
+            "description": "Environment variables for it, beside the usual ones.",
+        }),
+    )
+    .with_parameter("output_order", output_order())
+}
+
+fn output_order() -> Value {
+    let names: Vec<_> = OutputOrder::ALL.iter().map(|order| order.as_str()).collect();
+    json!({
+        "type": "string",
+        "enum": names,
+        "description": "separate: standard error after standard output; interleaved: both as they \
+            were written.",
+    })
 }
 
 fn read_file() -> ToolSchema {
     ToolSchema::new(
         "read_file",
-        "Read a text file of the workspace, up to 100000 bytes. For a part of a larger file use a \
-         shell command such as sed -n '100,200p'.",
+        "Read a text file of the workspace. A large one is refused, with the limit; for a part of \
+         it use a shell command such as sed -n '100,200p'.",
     )
     .with_required("path", "string", PATH)
 }
@@ -58,11 +91,12 @@ fn read_file() -> ToolSchema {
 fn write_file() -> ToolSchema {
     ToolSchema::new(
         "write_file",
-        "Write a text file in the workspace, up to 100000 bytes. Missing parent directories are \
-         made; a file that is there is replaced.",
+        "Write a text file in the workspace. Missing parent directories are made; a file that is \
+         there is replaced, or added to.",
     )
     .with_required("path", "string", PATH)
-    .with_required("content", "string", "The whole new content of the file.")
+    .with_required("content", "string", "The whole new content of the file, or what is added.")
+    .with_optional("append", "boolean", "Add the content to the end of a file that is there.")
 }
 
 const PATH: &str = "The file's path, relative to /workspace or beginning with it.";
@@ -76,6 +110,7 @@ fn terminal_stateful() -> ToolSchema {
     )
     .with_required("command", "string", "The command line or script, typed into the open shell.")
     .with_optional("timeout", "number", TIMEOUT)
+    .with_parameter("output_order", output_order())
 }
 
 fn tmux() -> ToolSchema {

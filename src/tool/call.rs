@@ -33,8 +33,9 @@ pub struct ToolCall {
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub raw_text: String,
     /// How long it may run, in place of what its argument `timeout` says. Clamped to
-    /// [`MIN_TIMEOUT`](super::MIN_TIMEOUT)…[`MAX_TIMEOUT`](super::MAX_TIMEOUT), 1…600 s. Defaults
-    /// to none. In JSON `timeout_s`, in seconds.
+    /// [`MIN_TIMEOUT`](super::MIN_TIMEOUT)…[`MAX_TIMEOUT`](super::MAX_TIMEOUT), 1…600 s; the
+    /// result's metadata have `timeout_s` and `timeout_asked` where another limit was in force than
+    /// the call asked for. Defaults to none. In JSON `timeout_s`, in seconds.
     #[serde(rename = "timeout_s", with = "crate::seconds::option", default)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timeout: Option<Duration>,

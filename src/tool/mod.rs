@@ -4,6 +4,7 @@
 //!
 //! Knows nothing of slots, queues or HTTP. Everything here is pure data and pure functions.
 
+mod arguments;
 mod builtin;
 mod call;
 pub mod format;
@@ -19,13 +20,14 @@ mod schema;
 mod suggest;
 mod text;
 
+#[cfg(feature = "http")]
+pub(crate) use arguments::not_of_the_reference;
+pub(crate) use arguments::{BashArguments, OUTPUT_ORDER, Run, appends, output_order};
 pub use call::ToolCall;
 pub use handler::{Handler, ToolContext, ToolReply};
 pub use openai::OpenAiCallError;
 pub use outcome::{Outcome, UnknownOutcome};
-pub use policy::Policy;
-#[cfg(feature = "server")]
-pub(crate) use prepare::clamped_timeout;
+pub use policy::{OutputOrder, Policy, UnknownArguments, UnknownSetting};
 pub use prepare::{MAX_TIMEOUT, MIN_TIMEOUT};
 pub(crate) use prepare::{Prepared, Work, prepare};
 pub use registry::{RegisterError, RegisteredTool, ToolKind, ToolRegistry};

@@ -28,8 +28,8 @@ pub enum Outcome {
     DiskFull,
     /// It was cancelled.
     Cancelled,
-    /// The call itself is wrong: its arguments are not an object or lack what the tool's schema
-    /// requires. It was never queued.
+    /// The call itself is wrong: its arguments are not an object, lack what the tool's schema
+    /// requires, or are others than a built-in tool has. It was never queued.
     InvalidCall,
     /// No tool has this name. It was never queued.
     UnknownTool,

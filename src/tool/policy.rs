@@ -1,6 +1,9 @@
 //! What the configuration demands of every sandbox call.
 
+use std::str::FromStr;
+
 use serde::{Deserialize, Serialize};
+use thiserror::Error;
 
 /// What the configuration demands of every sandbox call, whatever the model asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -13,11 +16,23 @@ pub struct Policy {
     pub require_sandbox: bool,
     /// The same for the shells and terminals that stay open between calls. Defaults to `false`.
     pub require_stateful_sandbox: bool,
+    /// What becomes of a call of a built-in tool that has an argument which the tool does not have.
+    /// Defaults to [`UnknownArguments::Refuse`].
+    pub unknown_arguments: UnknownArguments,
+    /// How a command's two output streams are shown, where its call has no argument `output_order`.
+    /// Defaults to [`OutputOrder::Separate`].
+    pub output_order: OutputOrder,
 }
 
 impl Default for Policy {
     fn default() -> Self {
-        Self { allow_network: true, require_sandbox: false, require_stateful_sandbox: false }
+        Self {
+            allow_network: true,
+            require_sandbox: false,
+            require_stateful_sandbox: false,
+            unknown_arguments: UnknownArguments::default(),
+            output_order: OutputOrder::default(),
+        }
     }
 }
 
@@ -26,5 +41,93 @@ setters! {
         with_allow_network: allow_network = bool,
         with_require_sandbox: require_sandbox = bool,
         with_require_stateful_sandbox: require_stateful_sandbox = bool,
+        with_unknown_arguments: unknown_arguments = UnknownArguments,
+        with_output_order: output_order = OutputOrder,
+    }
+}
+
+/// What becomes of a call of a built-in tool that has an argument which the tool does not have.
+///
+/// The arguments of other tools are not looked at by name: those of an external tool go to its
+/// ToolServer, those of an in-process tool to its closure, as they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum UnknownArguments {
+    /// It is answered [`InvalidCall`](crate::Outcome::InvalidCall), with the names of the arguments
+    /// that there are, and does not run: it would not do what was asked for.
+    #[default]
+    Refuse,
+    /// It runs as if the argument were not there: for recordings that were made so.
+    Ignore,
+}
+
+/// How a command's two output streams are shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum OutputOrder {
+    /// Standard output, and after it, under the line `[stderr]`, standard error.
+    #[default]
+    Separate,
+    /// Both in the order in which they were written, as on a terminal: the command has one pipe for
+    /// both.
+    Interleaved,
+}
+
+/// No setting has this value.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("{given:?} is none of {possible}")]
+pub struct UnknownSetting {
+    given: String,
+    possible: String,
+}
+
+/// Gives a setting the names of its values.
+macro_rules! named_values {
+    ($type:ident: $($value:ident = $name:literal),+) => {
+        impl $type {
+            /// Every value, the default first.
+            pub const ALL: &[Self] = &[$(Self::$value),+];
+
+            /// Its name, as in JSON.
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$value => $name),+ }
+            }
+        }
+
+        impl FromStr for $type {
+            type Err = UnknownSetting;
+
+            fn from_str(name: &str) -> Result<Self, UnknownSetting> {
+                let found = Self::ALL.iter().copied().find(|value| value.as_str() == name);
+                found.ok_or_else(|| UnknownSetting {
+                    given: name.to_owned(),
+                    possible: Self::ALL.iter().map(|value| value.as_str()).collect::<Vec<_>>().join(", "),
+                })
+            }
+        }
+    };
+}
+
+named_values!(UnknownArguments: Refuse = "refuse", Ignore = "ignore");
+named_values!(OutputOrder: Separate = "separate", Interleaved = "interleaved");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_setting_is_read_by_the_name_that_it_is_written_with() {
+        for &value in UnknownArguments::ALL {
+            assert_eq!(value.as_str().parse(), Ok(value));
+            assert_eq!(serde_json::to_value(value).unwrap(), value.as_str());
+        }
+        for &value in OutputOrder::ALL {
+            assert_eq!(value.as_str().parse(), Ok(value));
+            assert_eq!(serde_json::to_value(value).unwrap(), value.as_str());
+        }
+        let error = "mixed".parse::<OutputOrder>().unwrap_err().to_string();
+        assert_eq!(error, "\"mixed\" is none of separate, interleaved");
     }
 }

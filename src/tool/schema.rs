@@ -132,7 +132,8 @@ impl ToolSchema {
     /// They must be an object that holds each required parameter; and a parameter whose schema has
     /// a plain `type`, or a list of them, must be of that type. An integer may be written `4.0`; an
     /// optional parameter may be `null`, which models write for "not given"; a parameter that the
-    /// schema does not name may be anything.
+    /// schema does not name may be anything. (Of the built-in tools an executor refuses those, see
+    /// [`UnknownArguments`](crate::config::UnknownArguments).)
     ///
     /// # Errors
     /// One line for the model, that says what is wrong and what would be right:
@@ -166,6 +167,22 @@ impl ToolSchema {
             }
         }
         Ok(())
+    }
+
+    /// The names of the parameters with their types: `command (string, required), free`.
+    pub(super) fn argument_list(&self) -> String {
+        let argument = |(name, schema): (&String, &Value)| {
+            let types = Types::of(Some(schema)).map(|types| types.names());
+            let need = self.required.contains(name).then(|| "required".to_owned());
+            match types.into_iter().chain(need).collect::<Vec<_>>() {
+                known if known.is_empty() => name.clone(),
+                known => format!("{name} ({})", known.join(", ")),
+            }
+        };
+        match self.parameters.iter().map(argument).collect::<Vec<_>>() {
+            all if all.is_empty() => "none".to_owned(),
+            all => all.join(", "),
+        }
     }
 
     /// The parameters as one JSON Schema of an object.

@@ -1,8 +1,9 @@
-//! Which tool a model may have meant by a name that no tool has.
+//! Which tool a model may have meant by a name that no tool has, and which argument by one that the
+//! tool does not have.
 //!
 //! A model that was trained with other tools calls them by those names: so the common names of
-//! shells and file tools are known here. Other names are compared with those there are. The cost
-//! is bounded whatever the name is, since the model chooses it.
+//! shells, file tools and their arguments are known here. Other names are compared with those there
+//! are. The cost is bounded whatever the name is, since the model chooses it.
 
 /// How many names are suggested at most.
 const MOST: usize = 3;
@@ -10,7 +11,7 @@ const MOST: usize = 3;
 const LONGEST: usize = 64;
 
 /// Names that other agents' tools have, and which of ours do the same, the likeliest first.
-const COMMON: &[(&[&str], &[&str])] = &[
+const TOOLS: Common<'_> = &[
     (
         &[
             "cmd",
@@ -72,6 +73,38 @@ const COMMON: &[(&[&str], &[&str])] = &[
     ),
 ];
 
+/// Names that arguments of other agents' tools have, and which of ours mean the same.
+const ARGUMENTS: Common<'_> = &[
+    (
+        &["bash_command", "cmd", "code", "command_line", "commandline", "script", "shell_command"],
+        &["command"],
+    ),
+    (&["args", "arguments", "command_args"], &["argv"]),
+    (&["cwd", "dir", "directory", "work_dir", "working_dir", "working_directory"], &["workdir"]),
+    (&["input", "std_in", "stdin_text"], &["stdin"]),
+    (&["env_vars", "environment", "environment_variables", "envs", "variables"], &["env"]),
+    (
+        &["max_time", "time_limit", "timeout_s", "timeout_sec", "timeout_secs", "timeout_seconds"],
+        &["timeout"],
+    ),
+    (&["file", "file_name", "file_path", "filename", "filepath", "target_file"], &["path"]),
+    (&["body", "contents", "data", "file_text", "new_content", "text"], &["content"]),
+    (&["key", "keystrokes"], &["keys"]),
+];
+
+/// Names that are common elsewhere, each with those that mean the same here.
+type Common<'a> = &'a [(&'a [&'a str], &'a [&'a str])];
+
+/// Those of the tools `names` that may have been meant by `name`, see [`suggest_from`].
+pub(super) fn suggest<'a>(name: &str, names: &[&'a str]) -> Vec<&'a str> {
+    suggest_from(TOOLS, name, names)
+}
+
+/// Those of a tool's arguments `names` that may have been meant by `name`, see [`suggest_from`].
+pub(super) fn suggest_argument<'a>(name: &str, names: &[&'a str]) -> Vec<&'a str> {
+    suggest_from(ARGUMENTS, name, names)
+}
+
 /// Those of `names` that may have been meant by `name`: at most three, the likeliest first. They
 /// are
 ///
@@ -83,7 +116,7 @@ const COMMON: &[(&[&str], &[&str])] = &[
 ///
 /// Case does not matter, and `-`, ` ` and `.` are the same as `_`. A name of more than 64
 /// characters is like no other.
-pub(super) fn suggest<'a>(name: &str, names: &[&'a str]) -> Vec<&'a str> {
+fn suggest_from<'a>(common: Common<'_>, name: &str, names: &[&'a str]) -> Vec<&'a str> {
     let mut found: Vec<&str> = Vec::new();
     if name.chars().nth(LONGEST).is_some() {
         return found;
@@ -97,9 +130,9 @@ pub(super) fn suggest<'a>(name: &str, names: &[&'a str]) -> Vec<&'a str> {
     let bare = name.rsplit(['.', ':', '/']).next().unwrap_or(name);
     find(bare).into_iter().for_each(&mut add);
     let (whole, bare) = (folded(name), folded(bare));
-    for (common, ours) in COMMON {
+    for (elsewhere, ours) in common {
         let is_it =
-            |called: &Vec<char>| common.iter().any(|one| called.iter().copied().eq(one.chars()));
+            |called: &Vec<char>| elsewhere.iter().any(|one| called.iter().copied().eq(one.chars()));
         if is_it(&whole) || is_it(&bare) {
             ours.iter().filter_map(|our| find(our)).for_each(&mut add);
         }

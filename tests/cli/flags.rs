@@ -149,3 +149,35 @@ fn the_manual_has_every_command_and_no_value_of_a_variable() {
     assert!(serve.contains("TOOL_EXECUTOR_TOKEN"), "{serve}");
     assert!(!serve.contains("s3cret") && !serve.contains("127.9.9.9"));
 }
+
+#[test]
+fn flags_say_what_becomes_of_unknown_arguments_and_of_the_order_of_outputs() {
+    let call = |arguments: Value| json!({"name": "terminal", "arguments": arguments});
+    let line = json!({"trajectory_id": "t", "calls": [
+        call(json!({"command": "echo o1; echo e >&2; echo o2", "colour": "red"})),
+        {"name": "write_file", "arguments": {"path": "f", "content": "x".repeat(200_000)}},
+    ]});
+    let setup = Setup::new(&[line.to_string()]);
+    for (flags, outcomes, output) in [
+        (&[][..], ["invalid_call", "tool_error"], ""),
+        (&["--unknown-arguments", "ignore"], ["ok", "tool_error"], "o1\no2\n\n[stderr]\ne"),
+        (
+            &[
+                "--unknown-arguments",
+                "ignore",
+                "--output-order",
+                "interleaved",
+                "--max-file-size",
+                "1M",
+            ],
+            ["ok", "ok"],
+            "o1\ne\no2",
+        ),
+    ] {
+        let run = setup.replay(flags);
+        assert_eq!(run.code, Some(0), "{run:?}");
+        let results = setup.results();
+        let found = [0, 1].map(|index: usize| results[index]["outcome"].as_str().unwrap());
+        assert_eq!((found, &results[0]["output"]), (outcomes, &json!(output)), "{flags:?}");
+    }
+}

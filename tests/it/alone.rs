@@ -1,7 +1,7 @@
 //! Tests that need a process of their own: for another environment, other limits, fewer rights, or
 //! because they count what the whole process has.
 
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 
 const VARIABLE: &str = "TOOL_EXECUTOR_TEST_ALONE";
 
@@ -22,9 +22,21 @@ pub(crate) fn run(test: &str, case: &str, wrapper: &[&str], configure: impl FnOn
             command
         }
     };
-    command.args([test, "--exact", "--nocapture"]).env(VARIABLE, case);
     configure(&mut command);
-    let output = command.output().unwrap();
+    finish(command, test, case, |_| {});
+}
+
+/// Runs `test` once more, in a process of its own that is told the `case`, and tells which process
+/// that is.
+pub(crate) fn run_with(test: &str, case: &str, on_start: impl FnOnce(&Child)) {
+    finish(Command::new(std::env::current_exe().unwrap()), test, case, on_start);
+}
+
+fn finish(mut command: Command, test: &str, case: &str, on_start: impl FnOnce(&Child)) {
+    command.args([test, "--exact", "--nocapture"]).env(VARIABLE, case);
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    on_start(&child);
+    let output = child.wait_with_output().unwrap();
     let (out, err) =
         (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success() && out.contains("1 passed"), "{case}: {out}{err}");

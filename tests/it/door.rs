@@ -67,14 +67,14 @@ fn the_model_cannot_change_the_policy_and_aliases_arrive_under_their_wire_names(
         .start()
         .unwrap();
     let arguments = json!({"command": "x", "allow_network": true, "require_sandbox": false,
-        "timeout": 7.5, "kept": 1});
+        "timeout": 7.5, "workdir": "kept"});
     let pending = executor.submit("t", ToolCall::new("terminal", arguments)).unwrap();
     let execution = next(&told).execution();
     assert_eq!(execution.tool, "bash");
     assert_eq!(execution.timeout, Duration::from_millis(7500));
     assert_eq!(
         serde_json::Value::Object(execution.arguments.clone()),
-        json!({"command": "x", "kept": 1, "allow_network": false, "require_sandbox": false})
+        json!({"command": "x", "workdir": "kept", "allow_network": false, "require_sandbox": false})
     );
     execution.reply.send(ToolResult::ok(""));
     pending.wait_timeout(PATIENCE).unwrap();

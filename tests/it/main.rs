@@ -6,6 +6,8 @@ mod alone;
 mod artifacts;
 #[cfg(target_os = "linux")]
 mod caller;
+#[cfg(all(target_os = "linux", feature = "server"))]
+mod calls;
 mod close;
 mod completion;
 #[cfg(target_os = "linux")]
@@ -47,6 +49,8 @@ mod seccomp;
 mod slots;
 #[cfg(all(target_os = "linux", feature = "server"))]
 mod slow;
+#[cfg(target_os = "linux")]
+mod stopped;
 #[cfg(all(target_os = "linux", feature = "server"))]
 mod threads;
 mod tls;

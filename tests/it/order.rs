@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use tool_executor::backend::{Backend, Capabilities, Container, Execution, ResetReply, SlotRef};
-use tool_executor::config::ExecutorConfig;
+use tool_executor::config::{ExecutorConfig, Policy, UnknownArguments};
 use tool_executor::{BackendError, Interrupt, Outcome, ToolCall, ToolExecutor, ToolResult};
 
 use crate::fakes::{Echoes, HandsOver, PATIENCE, bash, command, next, one_container};
@@ -192,7 +192,10 @@ fn calls_that_a_backend_takes_at_once_are_handed_over_by_the_batcher_itself() {
             Echoes(2).reset(slot, reply);
         }
     }
-    let executor = ToolExecutor::builder().backend(TellsItsThread).start().unwrap();
+    // `read_file` has no argument `command`; the test's backend has.
+    let policy = Policy::default().with_unknown_arguments(UnknownArguments::Ignore);
+    let config = ExecutorConfig::default().with_policy(policy);
+    let executor = ToolExecutor::builder().config(config).backend(TellsItsThread).start().unwrap();
     let read = ToolCall::new("read_file", serde_json::json!({"path": "x", "command": ""}));
     for _ in 0..3 {
         assert_eq!(executor.execute("t", bash("")).output, "tool-batcher");

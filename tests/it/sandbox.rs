@@ -556,10 +556,29 @@ fn a_stateful_terminal_keeps_its_state_and_says_what_became_of_it() {
     assert_eq!(run("f").output, "f1");
 
     let ended = run("echo bye; exit 7");
-    assert_eq!((&*ended.output, &*ended.error), ("bye", "Exit code: 7"));
+    assert_eq!(ended.error, "Exit code: 7");
+    let said = "bye\n[The shell of this session has exited with code 7, as by exit, ";
+    assert!(ended.output.starts_with(said), "{ended:?}");
     assert_eq!(ended.metadata["session"], "ended");
     let again = run("echo \"[$x]\"; pwd");
     assert_eq!((&*again.output, &again.metadata["session"]), ("[]\n/workspace", &json!("started")));
+}
+
+#[test]
+fn a_strict_shell_that_a_failing_command_ends_says_what_is_lost() {
+    let (_dir, executor) = executor(1);
+    let run = |command: &str| executor.execute("t", stateful(command));
+    assert_eq!(run("set -euo pipefail; export X=1; cd /tmp").output, "");
+    assert_eq!(run("echo $X; pwd").output, "1\n/tmp");
+    let failed = run("echo before; grep no-such-text /etc/passwd; echo after");
+    assert_eq!((failed.outcome, &failed.metadata["exit_code"]), (Outcome::NonZeroExit, &json!(1)));
+    assert!(
+        failed.output.starts_with("before\n[The shell of this session has exited"),
+        "{failed:?}"
+    );
+    assert!(failed.output.contains("a command that fails while set -e is on"), "{failed:?}");
+    assert!(failed.output.contains("working directory, variables"), "{failed:?}");
+    assert_eq!(run("echo ${X-gone}; pwd").output, "gone\n/workspace");
 }
 
 #[test]

@@ -23,7 +23,7 @@ use super::{Connection, PAUSE_MOST, warn_given_up};
 use crate::backend::{ContainerChange, Execution, ResetReply, SlotRef, Watcher};
 use crate::client::{self, Exchanges, Failure, Names, Post};
 use crate::thread::OwnedThread;
-use crate::tool::{Outcome, ToolResult};
+use crate::tool::{Outcome, ToolResult, not_of_the_reference};
 use crate::wire::reference::{Answer, ExecuteRequest, Slots};
 
 /// How much longer than its call a request may take.
@@ -226,6 +226,9 @@ impl ReferenceServer {
                 if *losses != self.state.lock().losses {
                     return answer(job, Err(Failure::NotSent("it began anew".to_owned())));
                 }
+                if let Some(name) = not_of_the_reference(&execution.arguments) {
+                    return not_known_there(job, name);
+                }
                 let body = serde_json::to_vec(&ExecuteRequest {
                     slot_id: &execution.slot.name,
                     tool: execution.tool,
@@ -391,6 +394,19 @@ fn too_large(job: Job, bytes: usize) {
             execution.reply.send(result);
         }
         Job::Reset(_, reply) => reply.send(Err(error)),
+    }
+}
+
+/// Refuses a call of which the server would leave out an argument.
+fn not_known_there(job: Job, argument: &str) {
+    if let Job::Call(execution, _) = job {
+        let error = format!(
+            "the sandbox server has no argument '{argument}' of {}: it has the reference's only",
+            execution.tool
+        );
+        let mut result = ToolResult::failure(Outcome::BackendFailed, error);
+        result.may_have_executed = false;
+        execution.reply.send(result);
     }
 }
 

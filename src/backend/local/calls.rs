@@ -5,12 +5,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::{LocalBackend, Slot};
 use crate::backend::{Cancellation, Execution, ExecutionId};
-use crate::sandbox::bash::{IsolationPolicy, bash_result, not_started};
+use crate::sandbox::bash::{IsolationPolicy, bash_result, in_order, not_started};
 use crate::sandbox::files;
+use crate::sandbox::shell::{self, Shell};
 use crate::sandbox::supervisor::{CommandId, CommandSpec, Finished};
 use crate::sandbox::terminal::result::{self as stateful, stateful_result};
-use crate::sandbox::terminal::{Place, ShellEnded, TerminalCall, tmux};
-use crate::tool::Outcome;
+use crate::sandbox::terminal::{Place, ShellCommand, ShellEnded, TerminalCall, tmux};
+use crate::tool::{BashArguments, Outcome, output_order};
 
 /// A call's command that was started and has not ended yet.
 pub(super) struct Running {
@@ -35,18 +36,17 @@ impl LocalBackend {
             return reply.send(refusal);
         }
         let Some(place) = self.0.slots.get(slot.index) else { return };
-        let command = match arguments.get("command") {
-            None => String::new(),
-            Some(serde_json::Value::String(command)) if !command.contains('\0') => command.clone(),
-            Some(_) => {
-                // The model's doing, unlike what the engine itself may fail at.
-                return reply
-                    .send(not_started("'command' must be a string without NULs", sandboxed));
-            }
+        let wanted = match BashArguments::parse(&arguments) {
+            Ok(wanted) => wanted,
+            // The model's doing, unlike what the engine itself may fail at.
+            Err(why) => return reply.send(not_started(&why, sandboxed)),
         };
+        let order = wanted.output_order;
         let spec = CommandSpec {
             workspace: place.workspace.clone(),
-            command,
+            command: shell::script_of(&wanted, Shell::detect()),
+            stdin: wanted.stdin.unwrap_or_default().to_owned(),
+            output_order: order,
             network: policy.allow_network,
             timeout,
             output_limit_chars: self.0.max_output_chars,
@@ -56,7 +56,7 @@ impl LocalBackend {
         let (note_end, ended) = self.note_end(id, place);
         let on_end = move |finished: Finished| {
             note_end(finished.all_dead);
-            reply.send(bash_result(finished, timeout.as_secs_f64()));
+            reply.send(in_order(order, bash_result(finished, timeout.as_secs_f64())));
         };
         let command = Command::Plain(self.0.supervisor.run(spec, Box::new(on_end)));
         self.note_start(id, Running { command, slot: slot.index }, &ended, &cancellation);
@@ -75,17 +75,22 @@ impl LocalBackend {
             Ok(command) => command.to_owned(),
             Err(refusal) => return reply.send(*refusal),
         };
+        let order = match output_order(&arguments) {
+            Ok(order) => order,
+            Err(why) => return reply.send(not_started(&why, sandboxed)),
+        };
         let cancellation = reply.cancellation();
         let (note_end, ended) = self.note_end(id, place);
         let on_end = move |ended: ShellEnded| {
             note_end(ended.finished.all_dead);
-            reply.send(stateful_result(ended, timeout.as_secs_f64()));
+            reply.send(in_order(order, stateful_result(ended, timeout.as_secs_f64())));
         };
         let place = Place {
             slot: slot.index,
             workspace: place.workspace.clone(),
             network: policy.allow_network,
         };
+        let command = ShellCommand { text: command, order };
         let call = self.0.terminals.bash(place, command, timeout, Box::new(on_end));
         let running = Running { command: Command::Terminal(call), slot: slot.index };
         self.note_start(id, running, &ended, &cancellation);

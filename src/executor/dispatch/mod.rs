@@ -69,6 +69,9 @@ pub(crate) struct Limits {
 /// The longest that its owner leaves a dispatch without a tick.
 pub(crate) const HEARTBEAT: Duration = Duration::from_secs(60);
 
+/// How long nothing is ended for having taken too long, after the process was stopped.
+const CATCH_UP: Duration = Duration::from_secs(5);
+
 /// Something to be done in the world.
 pub(crate) enum Action {
     /// Hand a batch to the backend, then report [`Event::BatchAccepted`].
@@ -129,6 +132,8 @@ pub(crate) struct Dispatch {
     /// After a pause of the whole process: when slots may be taken back again.
     no_idle_end_before: Option<Instant>,
     timers: BTreeSet<(Instant, ExecutionId)>,
+    /// After a pause of the whole process: nothing is ended before for having taken too long.
+    spared_until: Option<Instant>,
     /// When a lane is due, as of the last tick.
     lanes_due: Option<Instant>,
     closing: Option<Instant>,
@@ -178,6 +183,7 @@ impl Dispatch {
             last_tick: None,
             no_idle_end_before: None,
             timers: BTreeSet::new(),
+            spared_until: None,
             lanes_due: None,
             closing: None,
             aborted: None,
@@ -256,16 +262,8 @@ impl Dispatch {
 
     /// Lets time pass up to `now` and gives what is to be done.
     pub(crate) fn tick(&mut self, now: Instant) -> std::vec::Drain<'_, Action> {
-        while let Some(&(when, id)) = self.timers.first()
-            && when <= now
-        {
-            self.timers.pop_first();
-            self.time_is_up(id, now);
-        }
-        while let Some(ended) = self.pool.expire(now) {
-            if let Some(whose) = ended {
-                self.reset_ended(whose, now);
-            }
+        if self.spared_until.is_none_or(|until| until <= now) {
+            self.end_overdue(now);
         }
         self.end_idle(now);
         if self.closing.is_some_and(|deadline| deadline <= now) && self.aborted.is_none() {
@@ -279,11 +277,33 @@ impl Dispatch {
         self.actions.drain(..)
     }
 
+    /// Ends what has taken too long.
+    fn end_overdue(&mut self, now: Instant) {
+        while let Some(&(when, id)) = self.timers.first()
+            && when <= now
+        {
+            self.timers.pop_first();
+            self.time_is_up(id, now);
+        }
+        while let Some(ended) = self.pool.expire(now) {
+            if let Some(whose) = ended {
+                self.reset_ended(whose, now);
+            }
+        }
+    }
+
+    /// The process was stopped until `now`, or its machine was: so were the threads that know how
+    /// calls have ended, and they get a moment to say so.
+    pub(crate) fn was_stopped(&mut self, now: Instant) {
+        self.spared_until = Some(now + CATCH_UP);
+    }
+
     /// When [`Dispatch::tick`] has something to do next even if nothing happens.
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
+        let overdue =
+            self.timers.first().map(|&(when, _)| when).into_iter().chain(self.pool.next_deadline());
         [
-            self.timers.first().map(|&(when, _)| when),
-            self.pool.next_deadline(),
+            overdue.min().map(|when| self.spared_until.map_or(when, |until| when.max(until))),
             self.lanes_due,
             self.idle_end(),
             self.idle_say_due(),

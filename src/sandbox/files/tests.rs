@@ -55,6 +55,33 @@ impl Fixture {
     }
 }
 
+#[test]
+fn a_file_that_is_added_to_keeps_what_it_had_whatever_happens() {
+    let fixture = fixture();
+    let add = |path: &str, content: &str| {
+        fixture.write_with(json!({"path": path, "content": content, "append": true}), 10)
+    };
+    fs::write(fixture.at("f"), "0123456789").unwrap();
+    fs::set_permissions(fixture.at("f"), PermissionsExt::from_mode(0o754)).unwrap();
+    // The limit is of what one call writes.
+    let added = add("f", "abc");
+    assert_eq!((added.outcome, &added.metadata["size"]), (Outcome::Ok, &json!(13)));
+    assert_eq!(fs::read(fixture.at("f")).unwrap(), b"0123456789abc");
+    assert_eq!(fs::metadata(fixture.at("f")).unwrap().permissions().mode() & 0o777, 0o754);
+    assert_fails(&add("f", "01234567890"), "Content too large: 11 bytes (max 10)");
+    assert_eq!(add("f", "").metadata["size"], 13);
+    for (path, target) in [("inside", "f"), ("outside", "/etc/hostname")] {
+        symlink(target, fixture.at(path)).unwrap();
+    }
+    assert_eq!(add("inside", "d").metadata["path"], "/workspace/f");
+    assert_fails(&add("outside", "d"), "Access denied: path outside workspace");
+    assert_eq!(add("new/g", "x").metadata["size"], 1);
+    let wrong = fixture.write_with(json!({"path": "f", "content": "", "append": "yes"}), 10);
+    let error = "'append' must be a boolean, got a string";
+    assert_eq!((wrong.outcome, &*wrong.error), (Outcome::InvalidCall, error));
+    assert_eq!(fs::read(fixture.at("f")).unwrap(), b"0123456789abcd");
+}
+
 #[track_caller]
 fn assert_fails(result: &ToolResult, error: &str) {
     assert_eq!(result.error, error);

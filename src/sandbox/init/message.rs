@@ -11,10 +11,12 @@ pub(crate) const HEADER: usize = 16;
 pub(crate) const LONGEST: usize = 32 * 1024;
 
 /// To the program: run this. The header's first number says how many strings follow, each with a
-/// NUL at its end: the arguments, the `$0` first. With it come two or three file descriptors:
-/// standard output, standard error, and what becomes descriptor 5.
+/// NUL at its end: the arguments, the `$0` first. With it come two to four file descriptors:
+/// standard input, if the flag says so, standard output, standard error, and what becomes
+/// descriptor 5.
 pub(crate) const RUN: u8 = b'r';
-/// To the program: kill what runs under this number.
+/// To the program: kill what runs under this number; at once, or after a SIGTERM and a moment, if
+/// the flag says so.
 pub(crate) const KILL: u8 = b'k';
 
 /// From the program: it is ready for its first run.
@@ -25,6 +27,12 @@ pub(crate) const ENDED: u8 = b'e';
 /// status, and the error number where there never was one. The flag says that something else was
 /// left behind that the next run would find.
 pub(crate) const DONE: u8 = b'd';
+
+/// The flag of an order to run with which a standard input comes.
+pub(crate) const STDIN: u8 = 1;
+
+/// The flag of an order to kill that asks with SIGTERM first.
+pub(crate) const ASK_FIRST: u8 = 1;
 
 /// The flag of a run that left traces.
 pub(crate) const TRACES: u8 = 1;

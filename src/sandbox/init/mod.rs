@@ -18,7 +18,7 @@ use rustix::net::{
 };
 
 use super::spawn;
-use message::{DONE, ENDED, HEADER, Header, KILL, LONGEST, READY, RUN, TRACES};
+use message::{ASK_FIRST, DONE, ENDED, HEADER, Header, KILL, LONGEST, READY, RUN, STDIN, TRACES};
 
 pub(super) use message::SOCKET_FD;
 
@@ -64,6 +64,14 @@ pub(super) enum Said {
     },
 }
 
+/// The standard streams of a command. Without a standard input it reads nothing.
+#[derive(Clone, Copy)]
+pub(super) struct Stdio<'a> {
+    pub(super) stdin: Option<BorrowedFd<'a>>,
+    pub(super) stdout: BorrowedFd<'a>,
+    pub(super) stderr: BorrowedFd<'a>,
+}
+
 /// The engine's end of the socket. Closing it ends the process, and the sandbox with it.
 pub(super) struct Link(OwnedFd);
 
@@ -80,7 +88,7 @@ impl Link {
         Ok((Self(ours), its))
     }
 
-    /// Has the shell run, with these arguments, output pipes and script.
+    /// Has the shell run, with these arguments, streams and script.
     ///
     /// # Errors
     /// Arguments that do not fit into a message or have a NUL in them; a process that is gone.
@@ -88,10 +96,11 @@ impl Link {
         &self,
         run: u32,
         argv: &[OsString],
-        [stdout, stderr]: [BorrowedFd<'_>; 2],
+        Stdio { stdin, stdout, stderr }: Stdio<'_>,
         script: Option<BorrowedFd<'_>>,
     ) -> io::Result<()> {
-        let header = Header { kind: RUN, flag: 0, run, numbers: [argv.len() as i32, 0] };
+        let flag = if stdin.is_some() { STDIN } else { 0 };
+        let header = Header { kind: RUN, flag, run, numbers: [argv.len() as i32, 0] };
         let mut message = header.to_bytes().to_vec();
         for argument in argv {
             let argument = CString::new(argument.as_bytes()).map_err(|_| spawn::embedded_nul())?;
@@ -100,9 +109,9 @@ impl Link {
         if message.len() > LONGEST {
             return Err(Errno::TOOBIG.into());
         }
-        let fds = [Some(stdout), Some(stderr), script];
+        let fds = [stdin, Some(stdout), Some(stderr), script];
         let fds: Vec<_> = fds.into_iter().flatten().collect();
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         control.push(SendAncillaryMessage::ScmRights(&fds));
         rustix::net::sendmsg(
@@ -114,12 +123,14 @@ impl Link {
         Ok(())
     }
 
-    /// Has it kill what runs under this number. Nothing happens if that has ended.
+    /// Has it kill what runs under this number: with `ask_first`, after a SIGTERM and half a
+    /// second. Nothing happens if that has ended.
     ///
     /// # Errors
     /// A process that is gone, or takes no orders.
-    pub(super) fn kill(&self, run: u32) -> io::Result<()> {
-        let bytes = Header { kind: KILL, flag: 0, run, numbers: [0; 2] }.to_bytes();
+    pub(super) fn kill(&self, run: u32, ask_first: bool) -> io::Result<()> {
+        let flag = if ask_first { ASK_FIRST } else { 0 };
+        let bytes = Header { kind: KILL, flag, run, numbers: [0; 2] }.to_bytes();
         rustix::net::send(&self.0, &bytes, SendFlags::NOSIGNAL)?;
         Ok(())
     }

@@ -2,9 +2,9 @@
 //!
 //! `build.rs` compiles it to a static executable of a few kilobytes, which `mod.rs` carries and
 //! which bubblewrap puts inside the sandbox. It runs one command at a time, as it is told by the
-//! socket that it has inherited; when the command's main process ends it kills every other process
-//! of the sandbox, waits until the last of them is gone, looks for what else was left behind, and
-//! says so.
+//! socket that it has inherited; when the command's main process ends it ends every other process
+//! of the sandbox – by SIGTERM, and by SIGKILL after a moment –, waits until the last of them is
+//! gone, looks for what else was left behind, and says so.
 //!
 //! It runs as the same user as the commands, which are its children and try to get at it:
 //! - It is the init of its pid namespace: the kernel keeps signals from inside away from it.
@@ -33,6 +33,8 @@ const EINTR: isize = -4;
 const EAGAIN: isize = -11;
 
 const SIGKILL: i32 = 9;
+const SIGTERM: i32 = 15;
+const SIGCONT: i32 = 18;
 const SIGCHLD: usize = 17;
 const CHILD_SET: u64 = 1 << (SIGCHLD - 1);
 
@@ -165,7 +167,7 @@ struct MsgHdr {
     flags: i32,
 }
 
-/// Room for a control message with three descriptors, aligned as one.
+/// Room for a control message with four descriptors, aligned as one.
 #[repr(C, align(8))]
 struct Control {
     length: usize,
@@ -282,17 +284,21 @@ fn serve(kept: &Kept, shell: *const u8, environment: *const *const u8) {
     let Some(header) = Header::parse(message).filter(|header| header.kind == RUN) else {
         return close_all();
     };
+    let [stdin, stdout, stderr, script] = match header.flag & STDIN {
+        0 => [kept.null, fds[0], fds[1], fds[2]],
+        _ => fds,
+    };
     let mut command = Command {
         shell,
         arguments: [null(); MOST_ARGUMENTS + 1],
         environment,
-        stdio: [kept.null, fds[0], fds[1]],
-        script: fds[2],
+        stdio: [stdin, stdout, stderr],
+        script,
         errno: 0,
     };
     let strings = &message[HEADER..];
     let wanted = header.numbers[0] as usize;
-    let whole = wanted > 0 && wanted <= MOST_ARGUMENTS && fds[1] != NO_FD;
+    let whole = wanted > 0 && wanted <= MOST_ARGUMENTS && stderr != NO_FD;
     if !whole || !split(strings, &mut command.arguments[..wanted]) {
         close_all();
         return say(DONE, 0, header.run, [0, 22 /* EINVAL */]);
@@ -340,13 +346,42 @@ unsafe extern "C" fn become_shell(command: *mut Command) -> ! {
     exit(127)
 }
 
-/// Waits for the main process, and for every other one after killing them; gives the wait status.
+/// How long processes may take to end after SIGTERM, in milliseconds: those of a run whose time is
+/// up, and what a run leaves behind.
+const PATIENCE: i64 = 500;
+const PATIENCE_WITH_REST: i64 = 50;
+
+/// Waits for the main process, and for every other one after ending them; gives the wait status.
 fn wait_for_end(kept: &Kept, main_process: i32, run: u32) -> i32 {
     let mut status = None;
-    while status.is_none() {
+    // Once everything is to end: when it is killed, unless it was.
+    let mut ending = false;
+    let mut kill_at = None;
+    let mut told = false;
+    loop {
+        // Orphans become children of this process: they are reaped as they end.
+        let (last, ended) = reap(main_process);
+        status = status.or(ended);
+        if last {
+            // Without a child there is no process left, since this one inherits them all.
+            return status.unwrap_or(0);
+        }
+        if let (Some(status), false) = (status, told) {
+            say(ENDED, 0, run, [status, 0]);
+            told = true;
+            if !ending {
+                (ending, kill_at) = (true, Some(ask_all_to_end(PATIENCE_WITH_REST)));
+            }
+        }
+        let left = kill_at.map_or(-1, |at| if at > now() { at - now() } else { 0 });
+        if left == 0 {
+            kill_all();
+            kill_at = None;
+            continue;
+        }
         let poll = |fd| PollFd { fd, events: 1, revents: 0 };
         let mut fds = [poll(SOCKET_FD), poll(kept.signals)];
-        call!(SYS_POLL, fds.as_mut_ptr(), 2, -1isize);
+        call!(SYS_POLL, fds.as_mut_ptr(), 2, left);
         if fds[0].revents != 0 {
             let Some((length, received)) = receive() else { exit(0) };
             for fd in received {
@@ -356,43 +391,60 @@ fn wait_for_end(kept: &Kept, main_process: i32, run: u32) -> i32 {
             }
             // SAFETY: one thread, and no child shares this memory any more.
             let message = unsafe { &(&*addr_of_mut!(MESSAGE))[..length] };
-            if let Some(header) = Header::parse(message)
-                && header.kind == KILL
-                && header.run == run
-            {
-                kill_all();
+            match Header::parse(message).filter(|header| header.kind == KILL && header.run == run) {
+                Some(header) if header.flag & ASK_FIRST != 0 => {
+                    if !ending {
+                        (ending, kill_at) = (true, Some(ask_all_to_end(PATIENCE)));
+                    }
+                }
+                Some(_) => {
+                    kill_all();
+                    (ending, kill_at) = (true, None);
+                }
+                None => {}
             }
         }
         if fds[1].revents != 0 {
             let mut info = MaybeUninit::<[u8; 1024]>::uninit();
             call!(SYS_READ, kept.signals, info.as_mut_ptr(), 1024);
         }
-        // Orphans become children of this process: they are reaped as they end.
-        loop {
-            let (pid, ended) = wait(1 /* WNOHANG */);
-            if pid <= 0 {
-                break;
-            }
-            // A child that asks to be traced makes this process its tracer, which is told of its
-            // stops.
-            let stopped = ended & 0xff == 0x7f;
-            if pid == main_process as isize && !stopped {
-                status = Some(ended);
-            }
-        }
     }
-    kill_all();
-    if wait(1).0 == 0 {
-        say(ENDED, 0, run, [status.unwrap_or(0), 0]);
-    }
-    // Until there is no child left: then there is no process left, since this one inherits them
-    // all.
+}
+
+/// Removes the zombies. Whether no child is left, and the main process's status if it was among
+/// them.
+fn reap(main_process: i32) -> (bool, Option<i32>) {
+    let mut main_status = None;
     loop {
-        let (pid, _) = wait(0);
-        if pid <= 0 && pid != EINTR {
-            return status.unwrap_or(0);
+        match wait(1 /* WNOHANG */) {
+            (0, _) => return (false, main_status),
+            (EINTR, _) => {}
+            (..0, _) => return (true, main_status),
+            (pid, status) => {
+                // A child that asks to be traced makes this process its tracer, which is told of
+                // its stops.
+                let stopped = status & 0xff == 0x7f;
+                if pid == main_process as isize && !stopped {
+                    main_status = Some(status);
+                }
+            }
         }
     }
+}
+
+/// SIGTERM to every process of the sandbox but this one, also to those that are stopped, and when
+/// they are to be killed: after so many milliseconds.
+fn ask_all_to_end(patience: i64) -> i64 {
+    call!(SYS_KILL, -1isize, SIGTERM);
+    call!(SYS_KILL, -1isize, SIGCONT);
+    now() + patience
+}
+
+/// The time, in milliseconds.
+fn now() -> i64 {
+    let mut time: Time = [0, 0];
+    call!(SYS_CLOCK_GETTIME, 1 /* CLOCK_MONOTONIC */, time.as_mut_ptr());
+    time[0] * 1000 + time[1] / 1_000_000
 }
 
 fn wait(flags: usize) -> (isize, i32) {
@@ -474,7 +526,7 @@ fn is_empty(dir: i32) -> bool {
 }
 
 /// The next message: its length, and its descriptors. `None` when the engine is gone.
-fn receive() -> Option<(usize, [i32; 3])> {
+fn receive() -> Option<(usize, [i32; 4])> {
     loop {
         let mut control = Control { length: 0, level: 0, kind: 0, fds: [NO_FD; 4] };
         let mut iov = IoVec { base: addr_of_mut!(MESSAGE).cast(), length: LONGEST };
@@ -495,10 +547,10 @@ fn receive() -> Option<(usize, [i32; 3])> {
             ..=0 => return None,
             _ => {}
         }
-        let mut fds = [NO_FD; 3];
+        let mut fds = [NO_FD; 4];
         if header.control_length >= 16 && control.level == 1 && control.kind == 1 {
             let count = (control.length - 16) / 4;
-            for (fd, received) in fds.iter_mut().zip(&control.fds[..count.min(3)]) {
+            for (fd, received) in fds.iter_mut().zip(&control.fds[..count.min(4)]) {
                 *fd = *received;
             }
         }

@@ -73,6 +73,8 @@ impl Fixture {
             timeout: LONG,
             output_limit_chars: 1_000,
             output_file_bytes: 16 << 20,
+            stdin: String::new(),
+            output_order: Default::default(),
         }
     }
 }

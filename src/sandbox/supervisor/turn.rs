@@ -13,6 +13,7 @@ use rustix::event::epoll;
 
 use super::super::command::Command;
 use super::super::entered::Entered;
+use super::super::events::{self, EVENTS_PER_TURN};
 use super::super::host::Host;
 use super::super::init::Said;
 use super::super::isolation::Isolation;
@@ -26,8 +27,6 @@ use super::{Answer, CommandSpec, End, Finished, Request, Shared, call_back, clos
 
 /// How many commands are started before events and deadlines are looked at again.
 const STARTS_PER_TURN: usize = 8;
-/// How many events are taken at a time.
-const EVENTS_PER_TURN: usize = 128;
 
 /// The thread's own state.
 pub(super) struct Turn {
@@ -71,35 +70,52 @@ impl Turn {
                 return;
             }
             self.wait(&mut events);
-            for event in events.drain(..) {
-                match Watch::decode(event.data.u64()) {
-                    Some((number, source)) if Rooms::is_room(number) => {
-                        self.change_room(number, |room, watch, now| {
-                            room.on_event(source, watch, now)
-                        });
-                    }
-                    Some((id, source)) => self.change(id, |command, watch, buffer, now| {
-                        command.on_event(source, watch, buffer, now);
-                    }),
-                    None => {
-                        let _ = rustix::io::read(&shared.wake, &mut [0; 8]);
-                    }
-                }
-            }
-            let now = Instant::now();
-            while let Some(&(due, id)) = self.deadlines.first()
-                && due <= now
-            {
-                if Rooms::is_room(id) {
-                    self.change_room(id, |room, watch, now| {
-                        room.on_deadline(watch, now);
-                        Vec::new()
-                    });
-                } else {
-                    self.change(id, |command, _, _, now| command.on_deadline(now));
-                }
-            }
+            self.deal_with(&mut events, shared);
+            self.keep_deadlines(&mut events, shared);
             self.leftovers.retain(|child| child.reap() == Reaped::Running);
+        }
+    }
+
+    fn deal_with(&mut self, events: &mut Vec<epoll::Event>, shared: &Shared) {
+        for event in events.drain(..) {
+            match Watch::decode(event.data.u64()) {
+                Some((number, source)) if Rooms::is_room(number) => {
+                    self.change_room(number, |room, watch, now| room.on_event(source, watch, now));
+                }
+                Some((id, source)) => self.change(id, |command, watch, buffer, now| {
+                    command.on_event(source, watch, buffer, now);
+                }),
+                None => {
+                    let _ = rustix::io::read(&shared.wake, &mut [0; 8]);
+                }
+            }
+        }
+    }
+
+    /// Deals with the deadlines that are over, and before them with all that has happened by now.
+    fn keep_deadlines(&mut self, events: &mut Vec<epoll::Event>, shared: &Shared) {
+        let now = Instant::now();
+        if self.deadlines.first().is_none_or(|&(due, _)| now < due) {
+            return;
+        }
+        for _ in 0..events::most_rounds(self.running.len() + self.rooms.len()) {
+            let is_all = events::take_waiting(&self.epoll, events);
+            self.deal_with(events, shared);
+            if is_all {
+                break;
+            }
+        }
+        while let Some(&(due, id)) = self.deadlines.first()
+            && due <= now
+        {
+            if Rooms::is_room(id) {
+                self.change_room(id, |room, watch, now| {
+                    room.on_deadline(watch, now);
+                    Vec::new()
+                });
+            } else {
+                self.change(id, |command, _, _, now| command.on_deadline(now));
+            }
         }
     }
 
@@ -409,31 +425,12 @@ impl Turn {
 
     /// Waits for events, until the next deadline at the latest.
     fn wait(&self, events: &mut Vec<epoll::Event>) {
-        let now = Instant::now();
         let longest = match (self.waiting.is_empty(), self.leftovers.is_empty()) {
             (false, _) => Some(Duration::ZERO),
             (true, false) => Some(Duration::from_secs(1)),
             (true, true) => None,
         };
-        let next = self.deadlines.first().map(|(due, _)| {
-            // Up to the next whole millisecond: epoll counts in those, and waking up before the
-            // deadline is of no use.
-            let left = due.saturating_duration_since(now);
-            Duration::from_millis((left.as_nanos().div_ceil(1_000_000)) as u64)
-        });
-        let timeout = longest.into_iter().chain(next).min();
-        let timeout = timeout.and_then(|timeout| timeout.try_into().ok());
-        match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(events), timeout.as_ref()) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(error) => {
-                // Not possible with valid arguments; if it happens, deadlines must still be kept.
-                log::error!("cannot wait for events: {error}");
-                #[expect(
-                    clippy::disallowed_methods,
-                    reason = "it must not spin where it cannot wait for events"
-                )]
-                std::thread::sleep(Duration::from_millis(10));
-            }
-        }
+        let next = self.deadlines.first().map(|(due, _)| *due);
+        events::wait(&self.epoll, events, longest, next);
     }
 }

@@ -45,11 +45,12 @@ use rustix::event::{EventfdFlags, epoll, eventfd};
 pub(crate) use seat::Place;
 use seat::{Common, Notice, Program, Seats};
 use shell::ShellCall;
-pub(crate) use shell::ShellEnded;
+pub(crate) use shell::{ShellCommand, ShellEnded};
 pub(crate) use tmux::Tmux;
 use tmux::{Terminal, TmuxCall, TmuxEnded};
 use watch::{Key, Kind, WAKE, decode};
 
+use super::events::{self, EVENTS_PER_TURN};
 use super::host::Host;
 use super::isolation::Isolation;
 use super::limits::{Exceeded, Limits};
@@ -61,8 +62,6 @@ use super::user::CommandUser;
 
 /// How many calls are begun before events and deadlines are looked at again.
 const STARTS_PER_TURN: usize = 8;
-/// How many events are taken at a time.
-const EVENTS_PER_TURN: usize = 128;
 
 /// Names one call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -164,7 +163,7 @@ impl Terminals {
     pub(crate) fn bash(
         &self,
         place: Place,
-        command: String,
+        command: ShellCommand,
         timeout: Duration,
         on_end: Box<dyn FnOnce(ShellEnded) + Send>,
     ) -> TerminalCall {
@@ -340,29 +339,48 @@ impl Turn {
                 return;
             }
             self.wait(&mut events);
-            for event in events.drain(..) {
-                match decode(event.data.u64()) {
-                    Some((Key { kind: Kind::Shell, serial }, source)) => {
-                        self.shells.on_event(serial, source, &mut self.common);
-                    }
-                    Some((Key { kind: Kind::Tmux, serial }, source)) => {
-                        self.terminals.on_event(serial, source, &mut self.common);
-                    }
-                    None => {
-                        let _ = rustix::io::read(&shared.wake, &mut [0; 8]);
-                    }
-                }
-            }
-            let now = Instant::now();
-            while let Some(&(due, key)) = self.common.deadlines.first()
-                && due <= now
-            {
-                match key.kind {
-                    Kind::Shell => self.shells.on_deadline(key.serial, &mut self.common),
-                    Kind::Tmux => self.terminals.on_deadline(key.serial, &mut self.common),
-                }
-            }
+            self.deal_with(&mut events, shared);
+            self.keep_deadlines(&mut events, shared);
             self.common.leftovers.retain(|child| child.reap() == Reaped::Running);
+        }
+    }
+
+    fn deal_with(&mut self, events: &mut Vec<epoll::Event>, shared: &Shared) {
+        for event in events.drain(..) {
+            match decode(event.data.u64()) {
+                Some((Key { kind: Kind::Shell, serial }, source)) => {
+                    self.shells.on_event(serial, source, &mut self.common);
+                }
+                Some((Key { kind: Kind::Tmux, serial }, source)) => {
+                    self.terminals.on_event(serial, source, &mut self.common);
+                }
+                None => {
+                    let _ = rustix::io::read(&shared.wake, &mut [0; 8]);
+                }
+            }
+        }
+    }
+
+    /// Deals with the deadlines that are over, and before them with all that has happened by now.
+    fn keep_deadlines(&mut self, events: &mut Vec<epoll::Event>, shared: &Shared) {
+        let now = Instant::now();
+        if self.common.deadlines.first().is_none_or(|&(due, _)| now < due) {
+            return;
+        }
+        for _ in 0..events::most_rounds(self.shells.len() + self.terminals.len()) {
+            let is_all = events::take_waiting(&self.common.epoll, events);
+            self.deal_with(events, shared);
+            if is_all {
+                break;
+            }
+        }
+        while let Some(&(due, key)) = self.common.deadlines.first()
+            && due <= now
+        {
+            match key.kind {
+                Kind::Shell => self.shells.on_deadline(key.serial, &mut self.common),
+                Kind::Tmux => self.terminals.on_deadline(key.serial, &mut self.common),
+            }
         }
     }
 
@@ -427,32 +445,13 @@ impl Turn {
 
     /// Waits for events, until the next deadline at the latest.
     fn wait(&self, events: &mut Vec<epoll::Event>) {
-        let now = Instant::now();
         let longest = match (self.waiting.is_empty(), self.common.leftovers.is_empty()) {
             (false, _) => Some(Duration::ZERO),
             (true, false) => Some(Duration::from_secs(1)),
             (true, true) => None,
         };
-        let next = self.common.deadlines.first().map(|(due, _)| {
-            // Up to the next whole millisecond: epoll counts in those.
-            let left = due.saturating_duration_since(now);
-            Duration::from_millis(left.as_nanos().div_ceil(1_000_000) as u64)
-        });
-        let timeout = longest.into_iter().chain(next).min();
-        let timeout = timeout.and_then(|timeout| timeout.try_into().ok());
-        let room = rustix::buffer::spare_capacity(events);
-        match epoll::wait(&self.common.epoll, room, timeout.as_ref()) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(error) => {
-                // Not possible with valid arguments; if it happens, deadlines must still be kept.
-                log::error!("cannot wait for events: {error}");
-                #[expect(
-                    clippy::disallowed_methods,
-                    reason = "it must not spin where it cannot wait for events"
-                )]
-                std::thread::sleep(Duration::from_millis(10));
-            }
-        }
+        let next = self.common.deadlines.first().map(|(due, _)| *due);
+        events::wait(&self.common.epoll, events, longest, next);
     }
 }
 

@@ -1,14 +1,15 @@
 //! What the model sees of a `bash_stateful` call: texts, metadata and outcomes. Pure.
 //!
 //! As of `bash` (see [`bash`]), with more metadata: `stateful`; `session`, which is
-//! `started`, `kept` or `ended`; and `background_output`, what was printed between the session's
-//! latest call and this one, of which nothing is kept in a file, and `background_bytes`, its
-//! length.
+//! `started`, `kept` or `ended`; `session_lost`, where it was started in place of one that had
+//! ended between two calls; and `background_output`, what was printed between the session's latest
+//! call and this one, of which nothing is kept in a file, and `background_bytes`, its length.
 
 use serde_json::Value;
 
 use super::shell::{Session, ShellEnded};
 use crate::sandbox::bash::{self, IsolationPolicy, bash_result, merge_output};
+use crate::sandbox::limits::Exceeded;
 use crate::sandbox::supervisor::End;
 use crate::tool::python_json::is_truthy;
 use crate::tool::{JsonObject, Outcome, ToolResult};
@@ -50,11 +51,23 @@ pub(crate) fn lacking(
 
 /// The result of a call that is over. `timeout_s` is the limit it ran under.
 pub(crate) fn stateful_result(ended: ShellEnded, timeout_s: f64) -> ToolResult {
-    let ShellEnded { finished, session, background } = ended;
+    let ShellEnded { finished, session, replaces_a_lost_one, background } = ended;
     if let End::SetupFailed(why) = &finished.end {
         return not_started(Outcome::BackendFailed, why, false);
     }
+    let end = (session == Session::Ended).then(|| how_it_ended(&finished.end));
     let mut result = bash_result(finished, timeout_s);
+    // For the model: it would look for what is gone.
+    if replaces_a_lost_one {
+        let note = format!("[{BEGAN_ANEW}: {GONE}; files remain.]\n");
+        result.output.insert_str(0, &note);
+        put(&mut result.metadata, "session_lost", true);
+    }
+    if let Some(end) = end {
+        let line = if result.output.is_empty() { "" } else { "\n" };
+        let note = format!("{line}[{end} {NEXT}: {GONE}; files remain.]");
+        result.output.push_str(&note);
+    }
     let session = match session {
         Session::Started => "started",
         Session::Kept => "kept",
@@ -69,6 +82,28 @@ pub(crate) fn stateful_result(ended: ShellEnded, timeout_s: f64) -> ToolResult {
         put(&mut result.metadata, "background_bytes", stdout.bytes + stderr.bytes);
     }
     result
+}
+
+const BEGAN_ANEW: &str =
+    "The shell of this session had ended since the last call; this is a new one in /workspace";
+const NEXT: &str = "The next call begins a new session in /workspace";
+const GONE: &str = "the working directory, variables, functions and background jobs are gone";
+
+/// What ended the session, as a sentence for the model.
+fn how_it_ended(end: &End) -> String {
+    let how = match end {
+        End::Exited(0) => "has exited, as by exit".to_owned(),
+        End::Exited(code) => format!(
+            "has exited with code {code}, as by exit, or by a command that fails while set -e is on"
+        ),
+        End::Signaled(signal) => format!("was ended by signal {signal}"),
+        End::TimedOut => "did not stop when its time was up, and was killed".to_owned(),
+        End::Cancelled => "did not stop when it was cancelled, and was killed".to_owned(),
+        End::Exceeded(Exceeded::Memory) => "was killed for want of memory".to_owned(),
+        End::Exceeded(Exceeded::Workspace) => "was killed with a full workspace".to_owned(),
+        End::SetupFailed(_) | End::Lost(_) => "was lost".to_owned(),
+    };
+    format!("The shell of this session {how}.")
 }
 
 /// The command of a call.
@@ -100,4 +135,61 @@ fn not_started(outcome: Outcome, why: &str, requires_bwrap: bool) -> ToolResult 
 
 fn put(metadata: &mut JsonObject, key: &str, value: impl Into<Value>) {
     metadata.insert(key.to_owned(), value.into());
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::sandbox::output::Captured;
+    use crate::sandbox::supervisor::Finished;
+
+    fn ended(end: End, session: Session, printed: &str, replaces_a_lost_one: bool) -> ToolResult {
+        let stdout = Captured { text: printed.to_owned(), ..Captured::default() };
+        let finished = Finished {
+            end,
+            stdout,
+            stderr: Captured::default(),
+            wall: Duration::ZERO,
+            sandboxed: true,
+            network_isolated: false,
+            all_dead: true,
+        };
+        let background = Default::default();
+        stateful_result(ShellEnded { finished, session, replaces_a_lost_one, background }, 1.0)
+    }
+
+    #[test]
+    fn a_session_that_ends_says_so_to_the_model_and_one_that_goes_on_does_not() {
+        let kept = ended(End::Exited(1), Session::Kept, "out\n", false);
+        assert_eq!(kept.output, "out");
+        for (end, how) in [
+            (End::Exited(0), "has exited, as by exit."),
+            (End::Exited(1), "by a command that fails while set -e is on."),
+            (End::Signaled(9), "was ended by signal 9."),
+            (End::TimedOut, "did not stop when its time was up, and was killed."),
+            (End::Cancelled, "did not stop when it was cancelled, and was killed."),
+            (End::Exceeded(Exceeded::Memory), "was killed for want of memory."),
+            (End::Lost("x".to_owned()), "was lost."),
+        ] {
+            for (printed, begin) in [("out\n", "out\n[The shell of"), ("", "[The shell of")] {
+                let result = ended(end.clone(), Session::Ended, printed, false);
+                assert!(result.output.starts_with(begin), "{result:?}");
+                assert!(result.output.contains(how), "{result:?}");
+                let lost = "begins a new session in /workspace: the working directory, variables, \
+                            functions and background jobs are gone; files remain.]";
+                assert!(result.output.ends_with(lost), "{result:?}");
+                assert_eq!(result.metadata["session"], "ended");
+            }
+        }
+        let began = ended(End::Exited(0), Session::Started, "out\n", true);
+        assert!(
+            began.output.starts_with("[The shell of this session had ended since the last call")
+        );
+        assert!(began.output.ends_with("files remain.]\nout"), "{began:?}");
+        assert_eq!((&began.metadata["session_lost"], began.success), (&Value::Bool(true), true));
+        let nothing = ended(End::SetupFailed("x".to_owned()), Session::Ended, "", true);
+        assert!(nothing.output.is_empty(), "{nothing:?}");
+    }
 }

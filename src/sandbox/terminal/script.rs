@@ -33,6 +33,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 
+use crate::tool::OutputOrder;
+
 /// Where a session's directory is shown in its sandbox.
 pub(super) const SHOWN_AT: &str = "/run/terminal";
 
@@ -41,6 +43,9 @@ const WORD_LENGTH: usize = 32;
 
 /// What is kept of an unfinished line of `status`: more than bash says.
 const LONGEST_STATUS: usize = 256;
+
+/// The longest action of a trap that is kept from call to call.
+const LONGEST_TRAP: usize = 16 * 1024;
 
 /// The exit code of a shell that was interrupted.
 pub(super) const INTERRUPTED: i32 = 128 + 2;
@@ -162,55 +167,87 @@ pub(super) fn first_line(shown: &Path, word: &str, open_files: Option<u64>) -> S
 
 /// The line that has bash run the file `command` after an earlier command has ended with `last`.
 /// Short enough to be written to a pipe in one piece, with the [second one](second_line).
-pub(super) fn first_line_of_call(shown: &Path, word: &str, last: i32) -> String {
+pub(super) fn first_line_of_call(
+    shown: &Path,
+    word: &str,
+    last: i32,
+    order: OutputOrder,
+) -> String {
     let file = |name| quoted(&shown.join(name));
-    let (command, end) = (file("command"), end_call(shown, word, "\"$?\""));
+    let (command, end) = (file("command"), end_call(shown, word));
     // As the left part of `&&` its failure is no reason for anything.
     let code = match last {
         0 => String::new(),
         code => format!("\\builtin . {} {code} && :; ", file("code")),
     };
-    // PS2 tells the second line how far the first one got: to its end, or begun, or not at all.
-    // bash may take an interrupt that is over for another one, and drop a line that it has just
-    // read.
-    format!("PS2=x; {code}\\builtin . {command} </dev/null; {{ {end}; }} 2>/dev/null\n")
+    // PS2 tells the second line how far the first one got: to its end, to the command's, begun, or
+    // not at all. bash may take an interrupt that is over for another one, and drop a line that it
+    // has just read.
+    let streams = match order {
+        OutputOrder::Separate => "</dev/null",
+        OutputOrder::Interleaved => "</dev/null 2>&1",
+    };
+    format!("PS2=x; {code}\\builtin . {command} {streams}; {{ PS2=x:$?; {end}; }} {SILENT}\n")
 }
 
 /// The line that has bash tell the end of a call whose first line it has abandoned.
 pub(super) fn second_line(shown: &Path, word: &str) -> String {
-    let end = end_call(shown, word, "\"$?\"");
-    let interrupted = end_call(shown, word, &INTERRUPTED.to_string());
-    format!("{{ case $PS2 in ({word}) ;; (x) {end};; (*) {interrupted};; esac; }} 2>/dev/null\n")
+    let end = end_call(shown, word);
+    format!(
+        "{{ case $PS2 in ({word}) ;; (x) PS2=x:$?;; (x:*) ;; (*) PS2=x:{INTERRUPTED};; esac; \
+         case $PS2 in ({word}) ;; (*) {end};; esac; }} {SILENT}\n"
+    )
 }
 
-fn end_call(shown: &Path, word: &str, code: &str) -> String {
-    format!("\\builtin . {} {word} {code}", quoted(&shown.join("end")))
+/// Where what the engine's own words print goes: a trap on DEBUG sees them, too.
+const SILENT: &str = ">/dev/null 2>&1";
+
+/// Words that have bash tell the end of a call, whose exit code is in PS2.
+///
+/// bash gives a sourced file no trap on DEBUG that was there before, and restores it after the
+/// file, whatever that has done: so one of a command would never go away, and not be there for the
+/// next one. Instead it is told and taken away here, and the next command begins with it.
+fn end_call(shown: &Path, word: &str) -> String {
+    let file = |name| quoted(&shown.join(name));
+    format!(
+        "\\builtin trap -p DEBUG >{}; \\builtin trap - DEBUG; \\builtin . {} {word} \"${{PS2#x:}}\"",
+        file("status"),
+        file("end")
+    )
 }
 
 /// Lines that have bash tell the end of a call that was interrupted, unless it has: an interrupt
 /// may make it drop those of the call.
 pub(super) fn interrupt_lines(shown: &Path, word: &str) -> String {
-    let end = quoted(&shown.join("end"));
-    let line = format!(
-        "{{ case $PS2 in ({word}) ;; (*) \\builtin . {end} {word} {INTERRUPTED};; esac; }} 2>/dev/null\n"
-    );
+    let end = end_call(shown, word);
+    let line =
+        format!("{{ case $PS2 in ({word}) ;; (*) PS2=x:{INTERRUPTED}; {end};; esac; }} {SILENT}\n");
     line.repeat(2)
 }
 
 /// Lines that have bash say a word, even if it drops some of them.
 pub(super) fn ping_lines(shown: &Path, word: &str) -> String {
     let end = quoted(&shown.join("end"));
-    format!("{{ \\builtin . {end} {word} 0; }} 2>/dev/null\n").repeat(3)
+    format!("{{ \\builtin . {end} {word} 0; }} {SILENT}\n").repeat(3)
 }
 
-/// The content of the file `command`, where bash had these flags (`$-`) after the last one.
-pub(super) fn command_file(command: &str, flags: &str) -> Vec<u8> {
+/// The content of the file `command`, after a command with this end.
+pub(super) fn command_file(command: &str, last: &Status) -> Vec<u8> {
+    let Status { code, flags, debug_trap, .. } = last;
     let traced: String = flags.chars().filter(|flag| matches!(flag, 'x' | 'v')).collect();
     // On the command's own first line, so that line numbers in messages are right.
-    let prefix = match traced.as_str() {
+    let mut prefix = match traced.as_str() {
         "" => String::new(),
         flags => format!("\\builtin set -{flags}; "),
     };
+    if let Some(action) = debug_trap {
+        // As the left part of `&&` the code is no reason for anything.
+        let code = match code {
+            0 => String::new(),
+            code => format!(" (\\builtin exit {code}) && :;"),
+        };
+        prefix.push_str(&format!("{{ \\builtin trap -- {action} DEBUG;{code} }} 2>/dev/null; "));
+    }
     [prefix.as_bytes(), command.as_bytes(), b"\n"].concat()
 }
 
@@ -231,7 +268,7 @@ pub(super) fn is_speakable(path: &Path) -> bool {
 }
 
 /// The end of a call, as bash has told it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Status {
     /// The call's word.
     pub(super) word: String,
@@ -239,6 +276,8 @@ pub(super) struct Status {
     pub(super) code: i32,
     /// The shell's flags, `$-`.
     pub(super) flags: String,
+    /// The action of its trap on DEBUG, as one word of a shell.
+    pub(super) debug_trap: Option<String>,
 }
 
 /// Reads `status`. Whatever a command has written there of its own is skipped, also where that has
@@ -247,11 +286,14 @@ pub(super) struct Status {
 pub(super) struct StatusReader {
     /// The end of an unfinished line.
     line: Vec<u8>,
+    /// What came before it since the last end of a call, or the end of that: a trap, perhaps.
+    before: Vec<u8>,
 }
 
 impl StatusReader {
-    /// Takes what was read, and gives what is at the ends of the lines that are whole.
-    pub(super) fn push(&mut self, bytes: &[u8]) -> Vec<Status> {
+    /// Takes what was read, and gives what is at the ends of the lines that are whole, if the word
+    /// there is one that is waited for.
+    pub(super) fn push(&mut self, bytes: &[u8], is_word: impl Fn(&str) -> bool) -> Vec<Status> {
         let mut found = Vec::new();
         for part in bytes.split_inclusive(|&byte| byte == b'\n') {
             let (text, whole) = match part.split_last() {
@@ -262,13 +304,66 @@ impl StatusReader {
             let surplus = (self.line.len() + text.len()).saturating_sub(LONGEST_STATUS);
             self.line.drain(..surplus);
             self.line.extend_from_slice(text);
+            match parse_status(&self.line).filter(|status| whole && is_word(&status.word)) {
+                Some(status) => {
+                    // Without what came of this line before.
+                    let lines = self.before.iter().rposition(|&byte| byte == b'\n');
+                    let debug_trap = debug_trap(&self.before[..lines.map_or(0, |at| at + 1)]);
+                    found.push(Status { debug_trap, ..status });
+                    self.before = Vec::new();
+                }
+                None => self.remember(part),
+            }
             if whole {
-                found.extend(parse_status(&self.line));
                 self.line.clear();
             }
         }
         found
     }
+}
+
+impl StatusReader {
+    fn remember(&mut self, bytes: &[u8]) {
+        let bytes = &bytes[bytes.len().saturating_sub(LONGEST_TRAP)..];
+        self.before.extend_from_slice(bytes);
+        // Not each time: a line may be one byte.
+        if self.before.len() > 2 * LONGEST_TRAP {
+            self.before.drain(..self.before.len() - LONGEST_TRAP);
+        }
+    }
+}
+
+/// The action that `trap -p DEBUG` has printed at the end of this, as one word of a shell. What is
+/// anything else is nothing that bash prints.
+fn debug_trap(bytes: &[u8]) -> Option<String> {
+    const BEGIN: &[u8] = b"trap -- ";
+    let text = bytes.strip_suffix(b" DEBUG\n")?;
+    // The first: an action may look like the end of another one.
+    let is_start =
+        |&at: &usize| (at == 0 || text[at - 1] == b'\n') && text[at..].starts_with(BEGIN);
+    let mut starts = (0..text.len()).filter(is_start);
+    starts.find_map(|at| {
+        let action = &text[at + BEGIN.len()..];
+        is_quoted(action).then(|| std::str::from_utf8(action).ok().map(str::to_owned))?
+    })
+}
+
+/// Whether this is one word of a shell, of parts in single quotes and single quotes that are
+/// escaped.
+fn is_quoted(mut word: &[u8]) -> bool {
+    let mut parts = 0;
+    while !word.is_empty() {
+        let rest = match word.strip_prefix(b"\\'") {
+            Some(rest) => Some(rest),
+            None => word.strip_prefix(b"'").and_then(|rest| {
+                let end = rest.iter().position(|&byte| byte == b'\'')?;
+                Some(&rest[end + 1..])
+            }),
+        };
+        let Some(rest) = rest else { return false };
+        (word, parts) = (rest, parts + 1);
+    }
+    parts > 0
 }
 
 fn parse_status(line: &[u8]) -> Option<Status> {
@@ -281,6 +376,7 @@ fn parse_status(line: &[u8]) -> Option<Status> {
         word: text(word)?.to_owned(),
         code: i32::from(code),
         flags: text(flags)?.to_owned(),
+        debug_trap: None,
     })
 }
 
@@ -289,7 +385,7 @@ mod tests {
     use super::*;
 
     fn status(word: &str, code: i32, flags: &str) -> Status {
-        Status { word: word.to_owned(), code, flags: flags.to_owned() }
+        Status { word: word.to_owned(), code, flags: flags.to_owned(), debug_trap: None }
     }
 
     #[test]
@@ -298,8 +394,45 @@ mod tests {
         let expected = [status("abc", 3, "hB"), status("def", 0, "himBHs")];
         for size in 1..text.len() {
             let mut reader = StatusReader::default();
-            let found: Vec<_> = text.chunks(size).flat_map(|part| reader.push(part)).collect();
+            let found: Vec<_> =
+                text.chunks(size).flat_map(|part| reader.push(part, |_| true)).collect();
             assert_eq!(found, expected, "in pieces of {size}");
+        }
+    }
+
+    #[test]
+    fn a_trap_that_stands_before_the_end_of_a_call_is_told_with_it() {
+        let word = new_word();
+        for (action, printed) in [
+            (Some("'x'"), "trap -- 'x' DEBUG\n"),
+            (Some("''"), "trap -- '' DEBUG\n"),
+            (Some("'it'\\''s'"), "trap -- 'it'\\''s' DEBUG\n"),
+            (Some("\\''a'"), "junk\ntrap -- \\''a' DEBUG\n"),
+            (
+                Some("'a\n1 2 3\ntrap -- '\\''x'\\'' DEBUG\n'"),
+                "trap -- 'a\n1 2 3\ntrap -- '\\''x'\\'' DEBUG\n' DEBUG\n",
+            ),
+            (None, ""),
+            (None, "trap -- x DEBUG\n"),
+            (None, "trap -- 'x'; kill -9 $$; : 'y' DEBUG\n"),
+            (None, "trap -- 'x' DEBUG\n\n"),
+            (None, "trap -- 'x' USR1\n"),
+            (None, "trap --  DEBUG\n"),
+        ] {
+            let text = format!("{printed}{word} 3 himBHs\n");
+            for size in [1, 7, 4096] {
+                let mut reader = StatusReader::default();
+                let pieces = text.as_bytes().chunks(size);
+                let found: Vec<_> =
+                    pieces.flat_map(|part| reader.push(part, |found| found == word)).collect();
+                assert_eq!(found.len(), 1, "{text}");
+                assert_eq!(found[0].debug_trap.as_deref(), action, "{text} in pieces of {size}");
+                // It is that of one call.
+                let next = reader.push(text.as_bytes(), |found| found == word);
+                assert_eq!(next[0].debug_trap.as_deref(), action);
+                let next = reader.push(format!("{word} 0 h\n").as_bytes(), |_| true);
+                assert_eq!(next[0].debug_trap, None);
+            }
         }
     }
 
@@ -307,10 +440,11 @@ mod tests {
     fn an_endless_line_is_not_kept() {
         let mut reader = StatusReader::default();
         for _ in 0..1000 {
-            assert_eq!(reader.push(&[b'x'; 4096]), []);
+            assert_eq!(reader.push(&[b'x'; 4096], |_| true), []);
         }
         assert!(reader.line.capacity() <= 2 * LONGEST_STATUS);
-        assert_eq!(reader.push(b" 1 h\nok 1 h\n")[1..], [status("ok", 1, "h")]);
+        assert!(reader.before.capacity() <= 4 * LONGEST_TRAP);
+        assert_eq!(reader.push(b" 1 h\nok 1 h\n", |_| true)[1..], [status("ok", 1, "h")]);
     }
 
     #[test]
@@ -322,7 +456,9 @@ mod tests {
             let text = [before, format!("{word} 7 himBHs\n").as_bytes()].concat();
             for size in [1, 2, 100, LONGEST_STATUS, 4096] {
                 let mut reader = StatusReader::default();
-                let found: Vec<_> = text.chunks(size).flat_map(|part| reader.push(part)).collect();
+                let pieces = text.chunks(size);
+                let found: Vec<_> =
+                    pieces.flat_map(|part| reader.push(part, |found| found == word)).collect();
                 assert_eq!(found, expected, "{before:?} in pieces of {size}");
             }
         }
@@ -331,12 +467,21 @@ mod tests {
     #[test]
     fn the_lines_of_a_call_are_short_and_nothing_of_the_command_is_in_them() {
         let (shown, word) = (Path::new(SHOWN_AT), new_word());
-        let lines = first_line_of_call(shown, &word, 255) + &second_line(shown, &word);
+        let order = OutputOrder::Interleaved;
+        let lines = first_line_of_call(shown, &word, 255, order) + &second_line(shown, &word);
         assert!(lines.len() < 1024, "{} bytes", lines.len());
         assert_eq!(lines.matches('\n').count(), 2);
-        let file = command_file("echo a", "himxBHs");
-        assert_eq!(file, b"\\builtin set -x; echo a\n");
-        assert_eq!(command_file("echo a", "himBHs"), b"echo a\n");
+        let file = |code, flags, trap: Option<&str>| {
+            let last = Status { debug_trap: trap.map(str::to_owned), ..status("w", code, flags) };
+            String::from_utf8(command_file("echo a", &last)).unwrap()
+        };
+        assert_eq!(file(3, "himxBHs", None), "\\builtin set -x; echo a\n");
+        assert_eq!(file(3, "himBHs", None), "echo a\n");
+        let trap = "{ \\builtin trap -- 'x' DEBUG; } 2>/dev/null; echo a\n";
+        assert_eq!(file(0, "himBHs", Some("'x'")), trap);
+        let trap =
+            "{ \\builtin trap -- 'x' DEBUG; (\\builtin exit 3) && :; } 2>/dev/null; echo a\n";
+        assert_eq!(file(3, "himBHs", Some("'x'")), trap);
     }
 
     #[test]

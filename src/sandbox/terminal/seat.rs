@@ -71,6 +71,9 @@ pub(super) trait Program: Sized {
     /// The number of the call that it has.
     fn current(&self) -> Option<u64>;
 
+    /// Its slot had another one before, whose end no call was told.
+    fn replaces_a_lost_one(&mut self) {}
+
     /// The call that it has is to end early.
     fn cancel(&mut self, cx: &mut Context<'_>);
 
@@ -202,17 +205,29 @@ pub(super) struct Seats<P: Program> {
     slots: HashMap<usize, u64>,
     /// Slots with a sandbox whose end nobody has seen: what is left of it may touch their files.
     haunted: HashSet<usize>,
+    /// Slots whose sandbox has ended between two calls.
+    lost: HashSet<usize>,
 }
 
 impl<P: Program> Seats<P> {
     /// None.
     pub(super) fn new() -> Self {
-        Self { seats: HashMap::new(), slots: HashMap::new(), haunted: HashSet::new() }
+        Self {
+            seats: HashMap::new(),
+            slots: HashMap::new(),
+            haunted: HashSet::new(),
+            lost: HashSet::new(),
+        }
     }
 
     /// Whether no sandbox is left.
     pub(super) fn is_empty(&self) -> bool {
         self.seats.is_empty()
+    }
+
+    /// How many there are.
+    pub(super) fn len(&self) -> usize {
+        self.seats.len()
     }
 
     /// Runs a call in its slot's sandbox, which is started if there is none that will do.
@@ -254,7 +269,11 @@ impl<P: Program> Seats<P> {
         };
         self.seats.insert(serial, seat);
         self.slots.insert(slot, serial);
+        let replaces = self.lost.remove(&slot);
         self.change(serial, common, |program, cx| {
+            if replaces {
+                program.replaces_a_lost_one();
+            }
             program.take(call, cx);
             if released {
                 program.on_released(cx);
@@ -283,6 +302,7 @@ impl<P: Program> Seats<P> {
         if self.haunted.contains(&slot) {
             notice.all_dead.store(false, Ordering::Release);
         }
+        self.lost.remove(&slot);
         let Some(serial) = self.slots.get(&slot).copied() else { return };
         if let Some(seat) = self.seats.get_mut(&serial) {
             seat.notices.push(notice);
@@ -404,6 +424,10 @@ impl<P: Program> Seats<P> {
         let all_dead = seat.kept.all_dead();
         if !all_dead {
             self.haunted.insert(seat.slot);
+        }
+        // Whoever ends the slot wants none of it.
+        if seat.program.current().is_none() && seat.notices.is_empty() {
+            self.lost.insert(seat.slot);
         }
         if !seat.panicked {
             let program = seat.program;

@@ -28,6 +28,7 @@ use crate::sandbox::spawn;
 use crate::sandbox::spool::Keep;
 use crate::sandbox::supervisor::{End, Finished};
 use crate::sandbox::workspace::Workspace;
+use crate::tool::OutputOrder;
 
 /// How long a shell may take from its start to its first word.
 const START_LIMIT: Duration = Duration::from_secs(20);
@@ -67,14 +68,24 @@ pub(crate) struct ShellEnded {
     pub(crate) finished: Finished,
     /// What became of the session.
     pub(crate) session: Session,
+    /// Whether the call began the session in place of another one, whose end no call was told.
+    pub(crate) replaces_a_lost_one: bool,
     /// What was printed between the session's latest call and this one.
     pub(crate) background: [Captured; 2],
+}
+
+/// What a call has the shell run.
+#[derive(Debug, Default)]
+pub(crate) struct ShellCommand {
+    pub(crate) text: String,
+    /// Whether what it writes as errors goes where its output goes.
+    pub(crate) order: OutputOrder,
 }
 
 /// One call.
 pub(super) struct ShellCall {
     number: u64,
-    command: String,
+    command: ShellCommand,
     timeout: Duration,
     answer: Answer,
 }
@@ -83,7 +94,7 @@ impl ShellCall {
     /// A call whose end `on_end` is told.
     pub(super) fn new(
         number: u64,
-        command: String,
+        command: ShellCommand,
         timeout: Duration,
         on_end: Box<dyn FnOnce(ShellEnded) + Send>,
     ) -> Self {
@@ -128,7 +139,12 @@ fn nothing_ran(end: End) -> ShellEnded {
         network_isolated: false,
         all_dead: true,
     };
-    ShellEnded { finished, session: Session::Ended, background: Default::default() }
+    ShellEnded {
+        finished,
+        session: Session::Ended,
+        replaces_a_lost_one: false,
+        background: Default::default(),
+    }
 }
 
 /// Why a call is to end before its command has ended.
@@ -152,6 +168,8 @@ struct Current {
     call: ShellCall,
     /// Whether the session was begun for it.
     first: bool,
+    /// In place of another one that was lost.
+    replaces_a_lost_one: bool,
     /// When the shell was told of it.
     began: Option<Instant>,
     word: String,
@@ -188,10 +206,12 @@ pub(super) struct Shell {
     /// What it says when it is ready, until it has.
     first_word: Option<String>,
     start_deadline: Option<Instant>,
-    /// The exit code of the latest command, and the shell's flags after it.
-    last: (i32, String),
+    /// The end of the latest command.
+    last: Status,
     current: Option<Current>,
     calls: u64,
+    /// The slot had another one before, whose end no call was told.
+    replaces_a_lost_one: bool,
     /// Since when nothing of the sandbox is left.
     gone_since: Option<Instant>,
 }
@@ -256,9 +276,10 @@ impl Program for Shell {
             status_bytes: 0,
             first_word: Some(script::new_word()),
             start_deadline: None,
-            last: (0, String::new()),
+            last: Status::default(),
             current: None,
             calls: 0,
+            replaces_a_lost_one: false,
             gone_since: None,
         };
         Ok((shell, kept))
@@ -276,6 +297,7 @@ impl Program for Shell {
         self.current = Some(Current {
             call,
             first: self.calls == 0,
+            replaces_a_lost_one: std::mem::take(&mut self.replaces_a_lost_one),
             began: None,
             word: script::new_word(),
             second_line: None,
@@ -294,6 +316,10 @@ impl Program for Shell {
 
     fn current(&self) -> Option<u64> {
         self.current.as_ref().map(|current| current.call.number)
+    }
+
+    fn replaces_a_lost_one(&mut self) {
+        self.replaces_a_lost_one = true;
     }
 
     fn cancel(&mut self, cx: &mut Context<'_>) {
@@ -425,10 +451,11 @@ impl Current {
     }
 
     fn answer(self, finished: Finished, printed: [Captured; 2], session: Session) {
-        let background = self.background;
+        let Self { background, replaces_a_lost_one, .. } = self;
         let [stdout, stderr] = printed;
         let finished = Finished { stdout, stderr, ..finished };
-        self.call.answer.give(ShellEnded { finished, session, background });
+        let ended = ShellEnded { finished, session, replaces_a_lost_one, background };
+        self.call.answer.give(ended);
     }
 }
 
@@ -441,11 +468,10 @@ impl Shell {
         let background = self.streams.begin_call(keep, &cx.watch, cx.buffer);
         self.status_bytes = self.status_bytes.saturating_sub(STATUS_OF_A_CALL);
         let Some(current) = &mut self.current else { return };
-        let (last, flags) = &self.last;
-        let text = script::command_file(&current.call.command, flags);
-        let line = script::first_line_of_call(&self.shown, &current.word, *last);
-        // Not needed any more.
-        current.call.command = String::new();
+        // Not needed any more afterwards.
+        let ShellCommand { text, order } = std::mem::take(&mut current.call.command);
+        let text = script::command_file(&text, &self.last);
+        let line = script::first_line_of_call(&self.shown, &current.word, self.last.code, order);
         if !current.first {
             current.background = background;
         }
@@ -506,7 +532,11 @@ impl Shell {
         let mut bytes = [0; 4096];
         let count = self.directory.read_status(&mut bytes);
         self.status_bytes += count;
-        for status in self.status.push(&bytes[..count]) {
+        let (first, current) = (&self.first_word, &self.current);
+        let is_word = |word: &str| {
+            first.as_deref() == Some(word) || current.as_ref().is_some_and(|call| call.word == word)
+        };
+        for status in self.status.push(&bytes[..count], is_word) {
             self.on_status(status, cx);
         }
         if self.status_bytes > STATUS_LIMIT {
@@ -552,8 +582,9 @@ impl Shell {
             network_isolated: self.network_isolated,
             all_dead: true,
         });
-        self.last = (status.code, status.flags);
-        if status.code == SYNTAX_ERROR || current.interrupted.is_some() {
+        let code = status.code;
+        self.last = status;
+        if code == SYNTAX_ERROR || current.interrupted.is_some() {
             return self.look_after(current, cx);
         }
         self.answer_when_settled(current, cx);
@@ -601,7 +632,8 @@ impl Shell {
         current.word = script::new_word();
         current.deadline = Some(cx.now + GRACE);
         current.second_line = Some(cx.now);
-        let line = script::first_line_of_call(&self.shown, &current.word, SYNTAX_ERROR);
+        let order = OutputOrder::Separate;
+        let line = script::first_line_of_call(&self.shown, &current.word, SYNTAX_ERROR, order);
         self.current = Some(current);
         match self.directory.put_command(b"\n") {
             Ok(()) => {
@@ -683,7 +715,7 @@ mod tests {
     fn a_call_that_is_dropped_is_answered_as_lost() {
         let (sender, receiver) = std::sync::mpsc::channel();
         let on_end = Box::new(move |ended| sender.send(ended).unwrap());
-        drop(ShellCall::new(0, String::new(), Duration::MAX, on_end));
+        drop(ShellCall::new(0, ShellCommand::default(), Duration::MAX, on_end));
         let ended: ShellEnded = receiver.recv().unwrap();
         assert!(matches!(ended.finished.end, End::Lost(_)) && !ended.finished.all_dead);
     }

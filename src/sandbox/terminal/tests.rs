@@ -10,6 +10,7 @@ use crate::sandbox::limits::Filter;
 use crate::sandbox::supervisor::End;
 use crate::sandbox::workspace::{DataDir, Workspace};
 
+mod late;
 mod oracle;
 mod outputs;
 mod sessions;
@@ -99,7 +100,8 @@ impl Bench {
     ) -> (TerminalCall, Receiver<ShellEnded>) {
         let (sender, receiver) = channel();
         let on_end = Box::new(move |ended| sender.send(ended).unwrap());
-        (self.terminals.bash(place, command.to_owned(), timeout, on_end), receiver)
+        let command = ShellCommand { text: command.to_owned(), ..ShellCommand::default() };
+        (self.terminals.bash(place, command, timeout, on_end), receiver)
     }
 
     fn start(&self, command: &str) -> (TerminalCall, Receiver<ShellEnded>) {

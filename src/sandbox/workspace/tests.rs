@@ -288,6 +288,8 @@ fn a_reset_removes_whatever_the_user_of_commands_left() {
         timeout: Duration::from_secs(60),
         output_limit_chars: 1_000,
         output_file_bytes: 0,
+        stdin: String::new(),
+        output_order: Default::default(),
     };
     supervisor.run(spec, Box::new(move |finished| sender.send(finished.stdout.text).unwrap()));
     assert_eq!(receiver.recv_timeout(Duration::from_secs(60)).unwrap(), "done\n");
@@ -354,6 +356,8 @@ fn a_command_in_a_workspace_that_was_replaced_does_not_run() {
             timeout: Duration::from_secs(60),
             output_limit_chars: 1_000,
             output_file_bytes: 0,
+            stdin: String::new(),
+            output_order: Default::default(),
         };
         let (sender, receiver) = std::sync::mpsc::channel();
         supervisor.run(spec, Box::new(move |finished| sender.send(finished.end).unwrap()));

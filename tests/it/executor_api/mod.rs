@@ -186,7 +186,7 @@ fn aliases_policy_and_time_limits_as_the_sandbox_sees_them() {
         ),
         ("bash", json!({"command": "x", "timeout": 7.5}), json!(null), "bash", &policy, 7.5),
         ("bash", json!({"command": "x", "timeout": 7.5}), json!("2"), "bash", &policy, 2.0),
-        ("bash", json!({"command": "x", "timeout": "9"}), json!(null), "bash", &policy, 30.0),
+        ("bash", json!({"command": "x", "timeout": "9"}), json!(null), "bash", &policy, 9.0),
         ("bash", json!({"command": "x"}), json!(true), "bash", &policy, 1.0),
         ("bash", json!({"command": "x"}), json!(0.1), "bash", &policy, 1.0),
         ("bash", json!({"command": "x"}), json!(1e9), "bash", &policy, 600.0),

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tool_executor::artifact::{ArchiveArtifacts, ArtifactError};
 use tool_executor::backend::fleet::FleetBackend;
 use tool_executor::config::FleetConfig;
-use tool_executor::{Outcome, StartError, ToolExecutor};
+use tool_executor::{Outcome, StartError, ToolCall, ToolExecutor};
 
 use super::{executor, fleet};
 use crate::fakes::bash;
@@ -51,6 +51,26 @@ fn a_stock_servers_slow_call_delays_no_other() {
     assert_eq!((result.outcome, result.may_have_executed), (Outcome::SandboxLost, true));
     let again = executor.execute("slow", bash("x"));
     assert_eq!((again.outcome, again.may_have_executed), (Outcome::SandboxLost, false));
+}
+
+#[test]
+fn an_argument_that_a_stock_server_would_leave_out_is_not_sent_to_it() {
+    let server = reference(answer);
+    let executor = executor(fleet([server.url.clone()]));
+    for (tool, arguments, name) in [
+        ("bash", json!({"command": "x", "workdir": "sub"}), "workdir"),
+        ("bash", json!({"argv": ["x"]}), "argv"),
+        ("terminal", json!({"command": "x", "output_order": "interleaved"}), "output_order"),
+        ("write_file", json!({"path": "x", "content": "", "append": true}), "append"),
+    ] {
+        let result = executor.execute("t", ToolCall::new(tool, arguments));
+        let facts = (result.outcome, result.may_have_executed);
+        assert_eq!(facts, (Outcome::BackendFailed, false), "{result:?}");
+        let said = format!("the sandbox server has no argument '{name}'");
+        assert!(result.error.starts_with(&said), "{result:?}");
+    }
+    let fine = json!({"command": "x", "workdir": null, "output_order": null});
+    assert_eq!(executor.execute("t", ToolCall::new("bash", fine)).output, "x");
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{ArgAction, Args};
-use tool_executor::config::{ExecutorConfig, Policy, Secret};
+use tool_executor::config::{ExecutorConfig, OutputOrder, Policy, Secret, UnknownArguments};
 
 use super::values::{self, Limit, named};
 
@@ -26,6 +26,11 @@ pub(crate) struct SlotArgs {
     /// Where the workspaces are made [default: tool-executor-<uid> in the temporary directory]
     #[arg(long, value_name = "DIR", env = "TOOL_EXECUTOR_DATA_DIR")]
     pub(crate) data_dir: Option<PathBuf>,
+
+    /// The largest file that read_file reads and write_file writes, as 1M [default: 100000 bytes]
+    #[arg(long, value_name = "SIZE", env = "TOOL_EXECUTOR_MAX_FILE_SIZE")]
+    #[arg(value_parser = named(values::tool_file_size))]
+    pub(crate) max_file_size: Option<u64>,
 }
 
 impl SlotArgs {
@@ -189,6 +194,18 @@ pub(crate) struct CallArgs {
     #[arg(value_parser = named(values::at_least_one))]
     max_batch_size: usize,
 
+    /// What becomes of a call that has an argument which its built-in tool does not have: refuse
+    /// answers it as invalid, ignore runs it without
+    #[arg(long, value_name = "WHAT", default_value = "refuse")]
+    #[arg(env = "TOOL_EXECUTOR_UNKNOWN_ARGUMENTS", value_parser = named(values::unknown_arguments))]
+    unknown_arguments: UnknownArguments,
+
+    /// How a command's standard error is shown, unless its call says: separate puts it after the
+    /// standard output, interleaved has both in the order of writing
+    #[arg(long, value_name = "ORDER", default_value = "separate")]
+    #[arg(env = "TOOL_EXECUTOR_OUTPUT_ORDER", value_parser = named(values::output_order))]
+    output_order: OutputOrder,
+
     /// Whether commands may use the network
     #[arg(long, value_name = "BOOL", default_value = "true", env = "TOOL_EXECUTOR_ALLOW_NETWORK")]
     #[arg(value_parser = named(values::boolean), action = ArgAction::Set)]
@@ -202,8 +219,12 @@ pub(crate) struct CallArgs {
 impl CallArgs {
     /// The executor's settings that these flags are about, the others at their defaults.
     pub(crate) fn config(&self) -> ExecutorConfig {
+        let policy = Policy::default()
+            .with_allow_network(self.allow_network())
+            .with_unknown_arguments(self.unknown_arguments)
+            .with_output_order(self.output_order);
         let mut config = ExecutorConfig::default()
-            .with_policy(Policy::default().with_allow_network(self.allow_network()))
+            .with_policy(policy)
             .with_batch_window(self.batch_window_ms)
             .with_max_batch_size(self.max_batch_size);
         config.default_timeout = self.timeout_s;

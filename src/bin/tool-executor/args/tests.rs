@@ -2,7 +2,7 @@
 //! the process that runs the tests; `tests/cli.rs` and `tests/serve.rs` set some for the program.
 
 use clap::{Arg, Command as Definition};
-use tool_executor::config::ExecutorConfig;
+use tool_executor::config::{ExecutorConfig, OutputOrder, Policy, UnknownArguments};
 
 use super::*;
 
@@ -13,7 +13,7 @@ const COMMANDS: [&str; 3] = ["replay", "serve", "sandbox"];
 /// `replay` has no `--acquire-timeout-s`, because more trajectories than slots is what
 /// `--concurrency` asks for, and no `--idle-limit-s`, because it releases what it is done with.
 /// `sandbox` has none of the flags about calls: its clients say these.
-const TABLE: [(&str, &str, &str); 48] = [
+const TABLE: [(&str, &str, &str); 51] = [
     ("acquire-timeout-s", "TOOL_EXECUTOR_ACQUIRE_TIMEOUT_S", "s"),
     ("advertise", "TOOL_EXECUTOR_ADVERTISE", "sx"),
     ("allow-network", "TOOL_EXECUTOR_ALLOW_NETWORK", "rs"),
@@ -38,10 +38,12 @@ const TABLE: [(&str, &str, &str); 48] = [
     ("limit-workspace", "TOOL_EXECUTOR_LIMIT_WORKSPACE", "rsx"),
     ("log", "TOOL_EXECUTOR_LOG", "rsx"),
     ("max-batch-size", "TOOL_EXECUTOR_MAX_BATCH_SIZE", "rs"),
+    ("max-file-size", "TOOL_EXECUTOR_MAX_FILE_SIZE", "rsx"),
     ("no-auth", "TOOL_EXECUTOR_NO_AUTH", "sx"),
     ("no-network", "", "rs"),
     ("no-seccomp", "TOOL_EXECUTOR_NO_SECCOMP", "rsx"),
     ("out", "", "r"),
+    ("output-order", "TOOL_EXECUTOR_OUTPUT_ORDER", "rs"),
     ("port", "TOOL_EXECUTOR_LISTEN_PORT", "sx"),
     ("quiet", "", "r"),
     ("repeat", "", "r"),
@@ -61,6 +63,7 @@ const TABLE: [(&str, &str, &str); 48] = [
     ("tool-server-ca", "TOOL_EXECUTOR_TOOL_SERVER_CA", "rs"),
     ("tool-server-token", "TOOL_EXECUTOR_TOOL_SERVER_TOKEN", "rs"),
     ("tool-server-url", "TOOL_EXECUTOR_TOOL_SERVER_URL", "rs"),
+    ("unknown-arguments", "TOOL_EXECUTOR_UNKNOWN_ARGUMENTS", "rs"),
     ("unreadable-calls", "", "r"),
 ];
 
@@ -205,6 +208,12 @@ fn flags_are_read() {
         .with_batch_window(Duration::ZERO)
         .with_max_batch_size(7);
     assert_eq!(config.calls.config(), expected);
+    let args = replay("--unknown-arguments ignore --output-order interleaved").unwrap();
+    let policy = Policy::default()
+        .with_unknown_arguments(UnknownArguments::Ignore)
+        .with_output_order(OutputOrder::Interleaved);
+    assert_eq!(args.calls.config().policy, policy);
+    assert_eq!(replay("--max-file-size 2M").unwrap().slots.max_file_size, Some(2 << 20));
     let args = replay("--format Qwen3-Coder --unreadable-calls skip").unwrap();
     assert_eq!((args.format, args.unreadable_calls), (Format::Qwen3Coder, UnreadableCalls::Skip));
     let args = replay("--sandbox-url http://a,http://b --sandbox-url http://c").unwrap();
@@ -239,6 +248,10 @@ fn values_outside_their_limits_are_refused_with_the_flags_name() {
         ("--log", "loud"),
         ("--format", "yaml"),
         ("--unreadable-calls", "ignore"),
+        ("--unknown-arguments", "answer"),
+        ("--output-order", "mixed"),
+        ("--max-file-size", "0"),
+        ("--max-file-size", "none"),
     ] {
         let error = replay(&format!("{flag} {value}")).expect_err(flag);
         let said = format!("invalid value '{value}' for '{flag} ");
@@ -255,6 +268,7 @@ fn a_flag_that_cannot_apply_is_refused_with_the_reason() {
     for flag in [
         "--slots 2",
         "--data-dir /x",
+        "--max-file-size 1M",
         "--limit-memory 1G",
         "--limit-processes none",
         "--limit-cpu 1",

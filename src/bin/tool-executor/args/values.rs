@@ -10,7 +10,7 @@ use clap::builder::{PathBufValueParser, TypedValueParser};
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{Arg, Command};
-use tool_executor::config::{Secret, ServerConfig};
+use tool_executor::config::{OutputOrder, Secret, ServerConfig, UnknownArguments};
 use tool_executor::format::{Format, UnreadableCalls};
 
 /// A limit, or that there is none.
@@ -25,6 +25,16 @@ pub(super) fn format(text: &str) -> Result<Format, String> {
 /// What becomes of a call that cannot be read.
 pub(super) fn unreadable_calls(text: &str) -> Result<UnreadableCalls, String> {
     text.parse().map_err(|_| "one of answer, skip, error".to_owned())
+}
+
+/// What becomes of an argument that a tool does not have.
+pub(super) fn unknown_arguments(text: &str) -> Result<UnknownArguments, String> {
+    text.parse().map_err(|_| "refuse or ignore".to_owned())
+}
+
+/// How a command's streams are shown.
+pub(super) fn output_order(text: &str) -> Result<OutputOrder, String> {
+    text.parse().map_err(|_| "separate or interleaved".to_owned())
 }
 
 /// A parser of values whose errors name the flag or the variable.
@@ -218,6 +228,15 @@ pub(super) fn memory(text: &str) -> Result<Limit<u64>, String> {
 /// The size of a file.
 pub(super) fn file_size(text: &str) -> Result<Limit<u64>, String> {
     size(text, 4 << 10)
+}
+
+/// The size of a file that file tools read and write. There is always a limit: it is held in
+/// memory.
+pub(super) fn tool_file_size(text: &str) -> Result<u64, String> {
+    match size(text, 1) {
+        Ok(Limit(Some(bytes))) => Ok(bytes),
+        _ => Err("a number of at least 1, as 100000, 512K or 1M".to_owned()),
+    }
 }
 
 /// The size of a workspace.

@@ -6,6 +6,7 @@ mod containers;
 mod idle;
 mod invariants;
 mod slot_wait;
+mod stopped;
 
 use std::collections::HashSet;
 

@@ -2,6 +2,7 @@
 
 mod ends;
 mod hosts;
+mod late;
 mod walls;
 
 use std::collections::{BTreeSet, HashSet};
@@ -102,6 +103,8 @@ impl Bench {
             timeout: LONG,
             output_limit_chars: 50_000,
             output_file_bytes: 0,
+            stdin: String::new(),
+            output_order: Default::default(),
         }
     }
 
@@ -263,7 +266,8 @@ fn a_command_has_bash_its_workspace_and_an_empty_input() {
 fn the_environment_is_fixed_and_nothing_of_the_hosts() {
     in_all_modes(|bench| {
         let printed = bench.output("env -0 | tr '\\0' '\\n' | cut -d= -f1 | sort | tr '\\n' ' '");
-        let expected = "HOME LANG LOGNAME PATH PWD SHELL SHLVL TERM TMPDIR USER _ ";
+        let expected =
+            "HOME LANG LOGNAME PATH PWD PYTHONUNBUFFERED SHELL SHLVL TERM TMPDIR USER _ ";
         assert_eq!(printed, expected);
         let printed =
             bench.output("echo $SHELL $LANG $TERM $PATH; [[ $HOME = $PWD && -w $TMPDIR ]]");

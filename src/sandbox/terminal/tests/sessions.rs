@@ -662,3 +662,60 @@ fn fifty_sessions_live_at_once_and_cost_no_thread() {
     // Other tests of this process have such threads of their own, and come and go.
     assert!(named() <= before + 8, "{} of {before}", named());
 }
+
+/// As in a script, of which the calls are the parts.
+#[test]
+fn a_trap_on_debug_is_there_for_the_next_call_and_can_be_taken_away() {
+    let bench = Bench::sandboxed();
+    for (command, printed) in [
+        ("trap 'echo \"it'\\''s $BASH_COMMAND\"' DEBUG; echo one", "it's echo one\none\n"),
+        ("echo two; false", "it's echo two\ntwo\nit's false\n"),
+        ("echo $?", "it's echo $?\n1\n"),
+        ("f() { echo in f; }; f", "it's f\nin f\n"),
+        ("return 4; echo never", "it's return 4\n"),
+        ("x=$((1/0))", "it's x=$((1/0))\n"),
+        ("trap -p DEBUG", "it's trap -p DEBUG\ntrap -- 'echo \"it'\\''s $BASH_COMMAND\"' DEBUG\n"),
+        ("trap - DEBUG; echo three", "it's trap - DEBUG\nthree\n"),
+        ("echo four; trap -p DEBUG", "four\n"),
+        ("trap '' DEBUG; echo five", "five\n"),
+        ("trap - DEBUG; echo six", "six\n"),
+        ("trap 'echo a\necho b' DEBUG", ""),
+        ("echo seven", "a\nb\nseven\n"),
+    ] {
+        let ended = bench.run(command);
+        assert_eq!(ended.finished.stdout.text, printed, "{command}: {ended:?}");
+        assert!(matches!(ended.session, Session::Started | Session::Kept), "{command}: {ended:?}");
+    }
+    // Also after a call that was interrupted.
+    bench.output("trap 'echo dbg' DEBUG");
+    let ended = bench.run_for(300, "sleep 1000");
+    assert_eq!((ended.finished.end, ended.session), (End::TimedOut, Session::Kept));
+    assert_eq!(ended.finished.stdout.text, "dbg\n");
+    assert_eq!(bench.output("echo on"), "dbg\non\n");
+    assert_eq!(bench.output("trap - DEBUG"), "dbg\n");
+    assert_eq!(bench.output("echo off"), "off\n");
+}
+
+#[test]
+fn a_session_that_ends_between_two_calls_is_told_to_the_next_one() {
+    let bench = Bench::sandboxed();
+    assert!(!bench.run("x=1").replaces_a_lost_one);
+    bench.output("(until [ -e go ]; do sleep 0.01; done; kill -9 $$) >/dev/null 2>&1 &");
+    std::fs::write(bench.workspaces[0].path().join("go"), "").unwrap();
+    let mut told = 0;
+    wait_until(|| {
+        let ended = bench.run("echo ${x-gone}");
+        let is_new = ended.session == Session::Started;
+        assert_eq!(ended.replaces_a_lost_one, is_new, "{ended:?}");
+        told += usize::from(is_new);
+        // A call that was there when it ended is told so itself.
+        is_new || ended.session == Session::Ended
+    });
+    let next = bench.run("echo ${x-gone}");
+    assert!(!next.replaces_a_lost_one && next.finished.stdout.text == "gone\n", "{next:?}, {told}");
+    // One that its call has ended, and one that is ended with its slot, is lost to no one.
+    assert_eq!(bench.run("exit 3").session, Session::Ended);
+    assert!(!bench.run("true").replaces_a_lost_one);
+    bench.end_slot(0);
+    assert!(!bench.run("true").replaces_a_lost_one);
+}

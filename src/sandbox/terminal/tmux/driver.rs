@@ -16,6 +16,10 @@
 //! copy, in which it takes the keys for itself; one that something in the terminal has entered is
 //! left first.
 //!
+//! # The first prompt
+//! The first call of a terminal waits, as below, until its shell reads, for a moment: keys that
+//! come before are shown twice.
+//!
 //! # Waiting for a command's end
 //! A call with `block` first waits until tmux has passed on all keys, and then until two looks,
 //! some time apart, show the shell waiting for a command, that it has run since the last of the
@@ -60,6 +64,9 @@ const DRAIN_LIMIT: Duration = Duration::from_millis(200);
 /// busy machine does not run tmux in it, and what the terminal has got to must not be lost for
 /// that.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a new terminal's shell may take until it reads, before it is used all the same: what it
+/// runs at its start may wait for the keyboard.
+const PROMPT_LIMIT: Duration = Duration::from_secs(2);
 /// How long tmux may take to pass on the key that interrupts a cancelled call.
 const INTERRUPT_LIMIT: Duration = Duration::from_secs(1);
 /// How much is kept of a reply that should be a word or two.
@@ -94,6 +101,8 @@ pub(super) struct Driver {
     pane: Option<Pane>,
     /// Whether the pane has printed something since this was last asked.
     printed: bool,
+    /// Whether the shell has been waited for until it reads.
+    prompted: bool,
     over: Option<String>,
     calls: u64,
     work: Option<Work>,
@@ -151,6 +160,9 @@ struct Work {
 enum Stage {
     /// The terminal is in the making.
     Waking(Action),
+    /// The new terminal's shell does not read yet. What is typed now would be shown twice: by the
+    /// terminal, and by the shell with its prompt.
+    Prompting { action: Action, began: Instant, since: Instant, last: Option<Look> },
     /// Some keys are not typed yet.
     Typing { typing: Typing, total: usize, pace: Pace, rest: Rest },
     /// All keys are given to tmux, which may still have to pass them on.
@@ -192,6 +204,8 @@ impl Driver {
     /// A terminal whose tmux is not there yet.
     pub(super) fn new(settings: Settings, now: Instant) -> Self {
         let recording = Recording::new(settings.size, settings.shell, settings.term, now);
+        // Another shell than bash reads lines, and does not show when.
+        let prompted = !settings.shell.ends_with("/bash");
         Self {
             settings,
             parser: Parser::default(),
@@ -201,6 +215,7 @@ impl Driver {
             reply: Reply::default(),
             pane: None,
             printed: false,
+            prompted,
             over: None,
             calls: 0,
             work: None,
@@ -403,6 +418,27 @@ impl Driver {
                 self.wake(now);
                 true
             }
+            Stage::Prompting { began, since, last, .. } => {
+                let seen = look(pane).filter(|look| look.waits_for_command(pane));
+                let unmoved = seen.is_some() && *last == seen;
+                let limit = PROMPT_LIMIT.min(work.timeout / 2);
+                if (unmoved && now.saturating_duration_since(*since) >= IDLE_LOOKS.0)
+                    || now.saturating_duration_since(*began) >= limit
+                {
+                    self.prompted = true;
+                    self.wake(now);
+                    return true;
+                }
+                if !unmoved {
+                    *since = now;
+                }
+                let waited = now.saturating_duration_since(*began);
+                let pause =
+                    if seen.is_some() { IDLE_LOOKS.0 } else { waited.clamp(LOOKS.0, IDLE_LOOKS.1) };
+                *last = seen;
+                work.due = Some((now + pause).min(*began + limit));
+                false
+            }
             Stage::Typing { pace: Pace { asked: true, .. }, .. } => false,
             Stage::Typing { typing, pace, rest, .. } => {
                 if typing.left() == 0 {
@@ -498,7 +534,15 @@ impl Driver {
     /// The terminal is there: the call begins.
     fn wake(&mut self, now: Instant) {
         let Some(Work { stage, .. }) = &mut self.work else { return };
-        let Stage::Waking(action) = stage else { return };
+        let action = match stage {
+            Stage::Waking(action) if !self.prompted => {
+                let action = action.clone();
+                *stage = Stage::Prompting { action, began: now, since: now, last: None };
+                return;
+            }
+            Stage::Waking(action) | Stage::Prompting { action, .. } => action,
+            _ => return,
+        };
         match action {
             Action::Start => {
                 self.recording.rewind();
@@ -608,7 +652,7 @@ impl Driver {
     pub(super) fn cancel(&mut self, now: Instant) {
         let Some(work) = &mut self.work else { return };
         match work.stage {
-            Stage::Waking(_) | Stage::Capturing { .. } => {
+            Stage::Waking(_) | Stage::Prompting { .. } | Stage::Capturing { .. } => {
                 self.finish(cancelled());
             }
             Stage::Interrupting => {}
@@ -658,8 +702,11 @@ impl Driver {
             (Stage::Waking(_), _) => ToolResult::failure(outcome, format!("{ENSURE}: {why}")),
             _ => ToolResult::failure(outcome, why),
         };
-        if matches!(work.stage, Stage::Waking(_)) {
+        if matches!(work.stage, Stage::Waking(_) | Stage::Prompting { .. }) {
             result.may_have_executed = false;
+        }
+        if work.first && matches!(work.stage, Stage::Prompting { .. }) {
+            result.metadata.insert("session_started".to_owned(), true.into());
         }
         result.metadata.insert("session_ended".to_owned(), true.into());
         Some(result)

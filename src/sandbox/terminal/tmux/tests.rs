@@ -219,7 +219,7 @@ fn a_terminal_is_clean_and_of_its_size() {
         "80",
         "/workspace",
         "tmux-256color",
-        "HISTFILE HOME LANG LOGNAME PATH PWD SHELL SHLVL TERM TERM_PROGRAM",
+        "HISTFILE HOME LANG LOGNAME PATH PWD PYTHONUNBUFFERED SHELL SHLVL TERM",
     ] {
         assert!(screen.lines().any(|shown| shown.starts_with(line)), "{line}:\n{screen}");
     }

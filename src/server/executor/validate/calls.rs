@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 
 use super::fields::{Fields, Flaw, dictionary, float, nullable, string};
 use super::{Problems, read};
+use crate::tool::ToolCall;
 use crate::tool::format::{CallForm, CallOrigin, Format, MessageForm, UnknownName};
-use crate::tool::{ToolCall, clamped_timeout};
 
 /// The most calls in one `/execute_batch`. It bounds what the results of a client that does not
 /// read them can occupy.
@@ -18,7 +18,6 @@ pub(in crate::server::executor) const MAX_BATCH_CALLS: usize = 1_024;
 #[derive(Debug, PartialEq)]
 pub(in crate::server::executor) struct CallRequest {
     pub(in crate::server::executor) trajectory_id: String,
-    /// Its time limit is held between the bounds already.
     pub(in crate::server::executor) call: ToolCall,
     /// How its result is to be answered besides.
     pub(in crate::server::executor) reply: Option<ReplyForm>,
@@ -151,8 +150,15 @@ fn call_head(body: &Value, place: Vec<Value>, problems: &mut Problems) -> Option
             Some(Head::Tool { name: name?, uniq_id: uniq_id?, origin })
         }),
     };
-    let timeout = fields.or("timeout_s", None, nullable(float)).map(clamped_timeout);
+    let timeout = fields.or("timeout_s", None, nullable(float)).map(duration);
     Some(CallHead { trajectory_id: trajectory_id?, what: what?, timeout })
+}
+
+/// So many seconds, as near as a duration comes; zero where it is no number. The executor says what
+/// is too short or too long.
+fn duration(seconds: f64) -> Duration {
+    // `max` gives zero for NaN.
+    Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(Duration::MAX)
 }
 
 /// The body of `/parse`.

@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn a_call_is_read_with_its_defaults_and_its_time_held_between_the_bounds() {
+    fn a_call_is_read_with_its_defaults_and_its_time_as_it_was_given() {
         let body = |timeout: Value| {
             json!({"trajectory_id": "t", "tool": {"name": "n", "uniq_id": "u", "x": 1},
                 "timeout_s": timeout, "unknown": []})
@@ -297,13 +297,15 @@ mod tests {
             (json!("2"), 2.0),
             (json!(" 2.5 "), 2.5),
             (json!(true), 1.0),
-            (json!(-7), 1.0),
-            (json!("nan"), 1.0),
-            (json!("inf"), 600.0),
-            (json!(1e300), 600.0),
+            (json!(3600), 3600.0),
+            (json!(-7), 0.0),
+            (json!("nan"), 0.0),
         ] {
             let timeout = call(body(given.clone())).unwrap().call.timeout;
             assert_eq!(timeout, Some(Duration::from_secs_f64(seconds)), "{given}");
+        }
+        for endless in [json!("inf"), json!(1e300)] {
+            assert_eq!(call(body(endless)).unwrap().call.timeout, Some(Duration::MAX));
         }
     }
 

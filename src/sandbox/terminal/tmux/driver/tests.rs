@@ -36,6 +36,7 @@ impl Bench {
         bench.driver.released(bench.now);
         assert_eq!(bench.commands().len(), 1);
         bench.say(b"%begin 1 1 0\n%end 1 1 0\n%session-changed $0 s\n");
+        bench.driver.prompted = true;
         bench.reply("5 /dev/pts/0\n");
         bench
     }
@@ -155,6 +156,9 @@ fn a_start_waits_for_tmux_and_tells_what_the_terminal_is() {
     bench.say(b"%begin 1 1 0\n%end 1 1 0\n%session-changed $0 s\n%output %0 $ \n");
     bench.no_answer();
     bench.reply("5 /dev/pts/0\n");
+    while bench.driver.answer.is_none() {
+        bench.pass();
+    }
     let answer = bench.answer();
     assert_eq!((answer.output.as_str(), answer.success), ("started", true));
     assert_eq!(
@@ -163,6 +167,65 @@ fn a_start_waits_for_tmux_and_tells_what_the_terminal_is() {
                "session": "s", "recording": ".asciinema.cast"})
     );
     assert_eq!(bench.driver.due(), None, "an idle terminal costs no time");
+}
+
+#[test]
+fn the_first_call_waits_until_the_shell_reads_for_a_moment() {
+    for arguments in [json!({"action": "start"}), json!({"action": "send_keys", "keys": "x"})] {
+        let begin = || {
+            let mut bench = Bench::awake();
+            bench.driver.prompted = false;
+            bench.look.replace(Some(busy(0)));
+            bench.call(arguments.clone());
+            bench
+        };
+        let has_begun = |bench: &mut Bench| {
+            bench.driver.take_answer().is_some() || !bench.commands().is_empty()
+        };
+        let mut bench = begin();
+        for _ in 0..10 {
+            bench.pass();
+            assert!(!has_begun(&mut bench), "the shell does not read yet");
+        }
+        // Two looks show that it waits, some time apart; it has not run between them.
+        for switches in [1, 2, 3] {
+            bench.look.replace(Some(idle(switches)));
+            bench.pass();
+            assert!(!has_begun(&mut bench));
+        }
+        assert!(bench.pass() >= IDLE_LOOKS.0);
+        assert!(has_begun(&mut bench));
+
+        // A shell that never reads, and one that cannot be looked at, are used all the same.
+        for look in [Some(busy(0)), None] {
+            let mut bench = begin();
+            bench.look.replace(look);
+            let began = bench.now;
+            while !has_begun(&mut bench) {
+                bench.pass();
+            }
+            assert_eq!(bench.now - began, PROMPT_LIMIT);
+        }
+        let mut bench = begin();
+        bench.driver.cancel(bench.now);
+        assert_eq!(bench.answer().outcome, Outcome::Cancelled);
+    }
+    // A call with little time keeps the half of it.
+    let mut bench = Bench::awake();
+    bench.driver.prompted = false;
+    bench.look.replace(None);
+    let began = bench.now;
+    bench.call_for(Duration::from_secs(1), json!({"action": "start"}));
+    while bench.driver.answer.is_none() {
+        bench.pass();
+    }
+    assert_eq!(
+        (&*bench.answer().output, bench.now - began),
+        ("started", Duration::from_millis(500))
+    );
+    // Only the first call waits.
+    bench.call(json!({"action": "start"}));
+    assert_eq!(bench.answer().output, "started");
 }
 
 #[test]
