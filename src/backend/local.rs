@@ -172,7 +172,7 @@ impl Backend for LocalBackend {
     fn capabilities(&self) -> Capabilities {
         let isolation = self.0.supervisor.isolation();
         let (isolated, not_filtered_because) = match isolation {
-            Engine::Bubblewrap(bubblewrap) => (None, bubblewrap.not_filtered_because()),
+            Engine::Jailed(jails) => (None, jails.not_filtered_because()),
             Engine::None { reason } => (Some(reason), Some("commands are not isolated")),
         };
         let limits = match isolated {

@@ -1,23 +1,21 @@
-//! One command in a warm sandbox: its pipes, its deadline, and how it ends.
+//! One command in its slot's jail: its pipes, its deadline, and how it ends.
 //!
-//! A state machine without a thread, as `running` is for a command with a sandbox of its own. Its
-//! phases: *waiting* for the sandbox (`room`) to open; *running*; and *ending*, until the
-//! sandbox's first process says that no process of the command is left. If it does not say so in
-//! time the whole sandbox is ended, which the supervisor does when it [is asked
-//! to](Entered::wants_room_ended).
+//! A state machine without a thread, as `running` is for a command without a jail. Its phases:
+//! *waiting* for the jail to open; *running*; and *ending*, until the jail's first process says
+//! that no process of the command is left. If it does not say so in time the whole jail is ended,
+//! which the supervisor does when it [is asked to](Entered::wants_jail_ended).
 
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::host::Host;
-use super::init::{self, Link, Said};
+use super::init::{self, Run, RunEvent};
+use super::jail::{Jail, KILL_MARGIN, RunHandle, SETUP_LIMIT, TOO_SLOW};
 use super::limits::{Alarm, Exceeded};
 use super::outputs::Outputs;
-use super::room::Room;
-use super::running::{Ending, KILL_MARGIN, LONGEST_TIMEOUT, Reason, SETUP_LIMIT, TOO_SLOW};
+use super::running::{Ending, LONGEST_TIMEOUT, Reason};
 use super::shell::{self, ShellCall};
 use super::spawn;
 use super::stream::{Source, Watch};
@@ -26,19 +24,19 @@ use super::supervisor::{CommandSpec, End};
 /// A command that waits for its warm sandbox, or runs in it.
 pub(super) struct Entered {
     outputs: Outputs,
-    /// The sandbox's number.
-    room: u64,
+    /// The jail's number.
+    jail: u64,
     /// Taken when it enters.
     entry: Option<Entry>,
     timeout: Duration,
     deadline: Instant,
-    /// The number of its run, and who takes the order to kill it.
-    run: Option<(u32, Arc<Link>)>,
+    /// Who takes the order to kill it.
+    run: Option<RunHandle>,
     released: Option<Instant>,
     /// When its main process ended, or was killed.
     ended: Option<Instant>,
     killed: Option<Reason>,
-    wants_room_ended: bool,
+    wants_jail_ended: bool,
     /// How it ended, and whether the end of every process was seen. Then it is over.
     end: Option<(End, bool)>,
 }
@@ -65,13 +63,12 @@ impl Entered {
     ) -> io::Result<Self> {
         let (outputs, writers) = Outputs::new(spec, host, watch)?;
         let limit = init::INLINE_COMMAND_LIMIT;
-        let ShellCall { argv, script, .. } =
-            shell::shell_call(host.shell, &spec.command, false, None, limit);
+        let ShellCall { argv, script } = shell::shell_call(host.shell, &spec.command, limit);
         let script =
             script.map(|script| spawn::memory_file(c"tool-command", &script)).transpose()?;
         Ok(Self {
             outputs,
-            room: 0,
+            jail: 0,
             entry: Some(Entry { argv, writers, script, alarm }),
             timeout: spec.timeout.min(LONGEST_TIMEOUT),
             // The sandbox has a deadline of its own; this is for the unforeseen.
@@ -80,19 +77,19 @@ impl Entered {
             released: None,
             ended: None,
             killed: None,
-            wants_room_ended: false,
+            wants_jail_ended: false,
             end: None,
         })
     }
 
     /// It is to enter the sandbox with this number.
-    pub(super) fn wait_for(&mut self, room: u64) {
-        self.room = room;
+    pub(super) fn wait_for(&mut self, jail: u64) {
+        self.jail = jail;
     }
 
     /// The number of its sandbox.
-    pub(super) fn room(&self) -> u64 {
-        self.room
+    pub(super) fn jail(&self) -> u64 {
+        self.jail
     }
 
     /// When [`on_deadline`](Self::on_deadline) is due.
@@ -106,16 +103,24 @@ impl Entered {
     }
 
     /// Whether it cannot be ended but with its sandbox.
-    pub(super) fn wants_room_ended(&self) -> bool {
-        self.wants_room_ended
+    pub(super) fn wants_jail_ended(&self) -> bool {
+        self.wants_jail_ended
     }
 
-    /// The sandbox is open: the command is let go.
-    pub(super) fn enter(&mut self, room: &mut Room, now: Instant) {
-        let Some(Entry { argv, writers, script, alarm }) = self.entry.take() else { return };
-        let [stdout, stderr] = &writers;
-        let script = script.as_ref().map(AsFd::as_fd);
-        match room.enter(&argv, [stdout.as_fd(), stderr.as_fd()], script, alarm) {
+    /// The jail is open: the command is let go.
+    pub(super) fn enter(&mut self, jail: &mut Jail, now: Instant) {
+        let Some(Entry { argv, writers: [stdout, stderr], script, alarm }) = self.entry.take()
+        else {
+            return;
+        };
+        let run = Run {
+            argv: &argv,
+            stdin: None,
+            stdout: stdout.as_fd(),
+            stderr: stderr.as_fd(),
+            script: script.as_ref().map(AsFd::as_fd),
+        };
+        match jail.run(&run, alarm) {
             Ok(run) => {
                 self.run = Some(run);
                 self.released = Some(now);
@@ -125,12 +130,12 @@ impl Entered {
         }
     }
 
-    /// The sandbox's first process says something.
-    pub(super) fn on_said(&mut self, said: Said, now: Instant) {
-        let own = self.run.as_ref().map(|(run, _)| *run);
-        match said {
-            Said::Ended { run } if own == Some(run) => self.main_ended(now),
-            Said::Done { run, end, .. } if own == Some(run) => {
+    /// The jail's first process says something.
+    pub(super) fn on_run_event(&mut self, event: RunEvent, now: Instant) {
+        let own = self.run.as_ref().map(RunHandle::number);
+        match event {
+            RunEvent::Ended { run, .. } if own == Some(run) => self.main_ended(now),
+            RunEvent::Done { run, end, .. } if own == Some(run) => {
                 self.ended.get_or_insert(now);
                 let end = match (self.killed, end) {
                     (Some(reason), Ok(_)) => reason.end(),
@@ -142,7 +147,7 @@ impl Entered {
                 };
                 self.end = Some((end, true));
             }
-            Said::Ready | Said::Ended { .. } | Said::Done { .. } => {}
+            RunEvent::Ended { .. } | RunEvent::Done { .. } => {}
         }
     }
 
@@ -155,7 +160,7 @@ impl Entered {
     }
 
     /// The sandbox is gone. `failure` says why if it never was open.
-    pub(super) fn on_room_gone(&mut self, all_dead: bool, failure: &str, now: Instant) {
+    pub(super) fn on_jail_gone(&mut self, all_dead: bool, failure: &str, now: Instant) {
         let end = match (self.killed, self.released) {
             (Some(reason), _) => reason.end(),
             (None, Some(_)) => End::Lost("the slot's sandbox was destroyed".to_owned()),
@@ -189,13 +194,13 @@ impl Entered {
             self.kill(Reason::NotStarted(TOO_SLOW), now);
         } else if self.killed.is_none() && self.ended.is_none() {
             self.kill(Reason::TimedOut, now);
-        } else if !self.wants_room_ended {
+        } else if !self.wants_jail_ended {
             log::warn!("a killed command's processes do not end; ending their sandbox");
-            self.wants_room_ended = true;
+            self.wants_jail_ended = true;
             // The sandbox has the same margin, and tells.
             self.deadline = now + KILL_MARGIN * 2;
         } else {
-            self.on_room_gone(false, "", now);
+            self.on_jail_gone(false, "", now);
         }
     }
 
@@ -206,13 +211,13 @@ impl Entered {
         }
         self.killed = Some(reason);
         self.deadline = now + KILL_MARGIN;
-        let Some((run, link)) = &self.run else {
+        let Some(run) = &self.run else {
             self.end = Some((reason.end(), true));
             return;
         };
         self.ended = Some(now);
-        if link.kill(*run).is_err() {
-            self.wants_room_ended = true;
+        if run.kill().is_err() {
+            self.wants_jail_ended = true;
         }
     }
 
@@ -237,9 +242,8 @@ impl Entered {
     }
 }
 
-/// The exit code that a shell would give for this wait status, as bubblewrap does: 128 + n for
-/// signal n.
-fn exit_code(status: i32) -> i32 {
+/// The exit code that a shell would give for this wait status: 128 + n for signal n.
+pub(super) fn exit_code(status: i32) -> i32 {
     match libc::WIFSIGNALED(status) {
         true => 128 + libc::WTERMSIG(status),
         false => libc::WEXITSTATUS(status),

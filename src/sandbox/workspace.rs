@@ -10,8 +10,7 @@
 //! ```
 //!
 //! The engine makes one [`DataDir`] when it starts, takes its [`Workspace`]s, and closes it at its
-//! end. What engines left behind that died without doing so is removed by the next one, the
-//! processes among it (`leftovers`).
+//! end. What engines left behind that died without doing so is removed by the next one.
 //!
 //! **Who owns a run directory**: whoever holds the flock of its `lock` may do with it what they
 //! like. An engine that is just starting has made the directory and does not hold the lock yet, so
@@ -22,8 +21,6 @@
 //!
 //! Nothing here knows what runs in a slot: its processes must be gone before its workspace is
 //! reset. If they are not, the reset stays safe, and ends, but may not succeed.
-
-mod leftovers;
 
 use std::ffi::CStr;
 use std::fmt;
@@ -376,7 +373,7 @@ impl RunDir {
     }
 }
 
-/// Removes the run directories of dead engines, and ends their processes, until it is interrupted.
+/// Removes the run directories of dead engines, until it is interrupted.
 /// A failure is logged: it must not keep us from starting.
 fn sweep(base_path: &Path, base: &OwnedFd, interrupt: &Interrupt) {
     let entries = match Dir::read_from(base) {
@@ -393,10 +390,6 @@ fn sweep(base_path: &Path, base: &OwnedFd, interrupt: &Interrupt) {
         };
         let swept = match RunDir::lock(base_path, base, name, OFlags::empty()) {
             Ok(Some(dead)) => {
-                match leftovers::end(&dead.path, interrupt) {
-                    0 => {}
-                    count => log::info!("ended {count} processes, left by a dead engine"),
-                }
                 let until = Until::interrupted(Instant::now() + EMPTY_LIMIT, interrupt);
                 dead.remove(base, until).map(|()| true)
             }

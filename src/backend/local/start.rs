@@ -1,8 +1,8 @@
 //! The start of the embedded sandbox: what must hold before a slot is promised to anybody.
 //!
 //! In this order: the configuration makes sense; there are descriptors for all slots; this process
-//! may do what it has to for the user of commands; the workspaces are there; bubblewrap works, or
-//! isolation is not required; the threads run. Whatever fails, or is interrupted, nothing is left
+//! may do what it has to for the user of commands; the workspaces are there; a sandbox can be
+//! made, or isolation is not required; the threads run. Whatever fails, or is interrupted, nothing is left
 //! of the start.
 
 use std::io;
@@ -18,7 +18,8 @@ use crate::sandbox::user::WeakRoot;
 use crate::sandbox::workspace::WorkspaceError;
 
 /// Finds out how commands of a user are isolated.
-pub(super) type Probe = fn(Option<CommandUser>, &Workspace, &Budget) -> Result<Engine, Failure>;
+pub(super) type Probe =
+    fn(Option<CommandUser>, &Arc<Workspace>, &Budget) -> Result<Engine, Failure>;
 
 /// What a root has to be, that may not be another user.
 const STRONG_ROOT: &str = "run it as an ordinary user, or as root with the capabilities CHOWN, \
@@ -184,12 +185,9 @@ fn isolate(
             isolation = isolation.with_filter(Filter::new(), user, workspace, budget)?;
         }
         if let Some(bytes) = config.limits.memory_bytes {
-            isolation = isolation.with_shared_memory(bytes / 2, user, workspace, budget)?;
+            isolation = isolation.with_shared_memory(bytes / 2);
         }
-        if config.warm_slots {
-            isolation = isolation.try_warm(user, workspace, budget)?;
-        }
-        Ok(isolation)
+        Ok(isolation.with_warm_slots(config.warm_slots))
     };
     match found() {
         Err(Failure::Interrupted) => Err(BackendError::interrupted()),

@@ -24,6 +24,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use self::cgroup::{Cgroups, Engine, Group};
+pub(super) use self::rlimits::kernel_version;
 use self::rlimits::{Machine, Plan, Setter};
 pub(crate) use self::seccomp::Filter;
 pub(crate) use self::watch::Alarm;

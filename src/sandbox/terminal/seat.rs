@@ -305,14 +305,16 @@ impl<P: Program> Seats<P> {
     /// A sandbox has exceeded a limit of its slot: it is ended, with the call that it has.
     pub(super) fn exceeded(&mut self, serial: u64, exceeded: Exceeded, common: &mut Common) {
         if let Some(seat) = self.seats.get_mut(&serial) {
-            seat.kept.exceed(exceeded, Instant::now());
+            let cx = context::<P>(&mut seat.kept, serial, common);
+            cx.kept.exceed(exceeded, &cx.watch, cx.now);
         }
         self.settle(serial, common);
     }
 
     fn end(&mut self, serial: u64, common: &mut Common) {
         if let Some(seat) = self.seats.get_mut(&serial) {
-            seat.kept.kill(Instant::now());
+            let cx = context::<P>(&mut seat.kept, serial, common);
+            cx.kept.kill(&cx.watch, cx.now);
         }
         self.settle(serial, common);
     }
@@ -360,7 +362,7 @@ impl<P: Program> Seats<P> {
             let program = &mut seat.program;
             if catch_unwind(AssertUnwindSafe(|| action(program, &mut cx))).is_err() {
                 log::error!("a session has panicked; it is ended");
-                cx.kept.kill(cx.now);
+                cx.kept.kill(&cx.watch, cx.now);
                 seat.panicked = true;
             }
         }

@@ -272,7 +272,7 @@ fn a_reset_removes_whatever_the_user_of_commands_left() {
     let data = DataDir::create(Some(outer.path()), 1, user).unwrap();
     let workspace = &data.workspaces()[0];
     let isolation = Isolation::probe(user, workspace);
-    assert!(isolation.is_sandboxed(), "install bubblewrap: {isolation:?}");
+    assert!(isolation.is_sandboxed(), "{isolation:?}");
     let supervisor =
         Supervisor::start(isolation, user, Arc::new(Limits::none()), Spool::start().unwrap())
             .unwrap();

@@ -292,7 +292,7 @@ impl Program for Terminal {
         let mut errors = [0; 4096];
         let count = rustix::io::read(&self.errors, &mut errors).unwrap_or(0);
         let errors = String::from_utf8_lossy(&errors[..count]);
-        let gone = match cx.kept.end(&errors) {
+        let gone = match cx.kept.end() {
             KeptEnd::Killed if self.ended => Gone::Ended,
             KeptEnd::Killed => Gone::Killed,
             KeptEnd::Exceeded(exceeded) => Gone::Exceeded(exceeded),
@@ -337,8 +337,7 @@ impl Terminal {
     /// Lets the driver go on, and does what it wants.
     fn go_on(&mut self, cx: &mut Context<'_>) {
         if self.root.is_none() && self.driver.is_ready() {
-            // Not before: a sandbox in the making still has the host's root.
-            let root = cx.kept.root(cx.host).inspect_err(|error| {
+            let root = cx.kept.root().inspect_err(|error| {
                 // Then tmux gets all keys at once, and calls with `block` wait for as long as they
                 // may.
                 log::warn!("a terminal cannot be looked at from outside: {error}");
@@ -358,7 +357,7 @@ impl Terminal {
         }
         if self.driver.over() && cx.kept.phase() < Phase::Ending {
             self.ended = true;
-            cx.kept.kill(cx.now);
+            cx.kept.kill(&cx.watch, cx.now);
         }
     }
 
