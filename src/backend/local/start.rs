@@ -39,7 +39,7 @@ pub(super) fn start(
     interrupt: &Interrupt,
 ) -> Result<LocalBackend, BackendError> {
     config.check()?;
-    let need = Need::new(config.slots, config.warm_slots, descriptors::open_now());
+    let need = Need::new(config.slots, descriptors::open_now());
     let open_files = descriptors::raise_limit(need.total());
     need.check(descriptors::limit()).map_err(|too_few| {
         BackendError::new(too_few.to_string()).with_kind(BackendErrorKind::Shortage)
