@@ -23,12 +23,11 @@ const ENDING_JAIL: u64 = 2;
 /// the two files; before it runs the two write ends and its script instead.
 const OUTPUT: u64 = 7;
 /// A session of `bash_stateful` (`terminal::shell`): its command file, its status, its lines, its
-/// two outputs; and before it runs copies of the three files that it gets, the socket and the first
-/// process of its jail, which then are three.
-const SESSION: u64 = 10;
-/// A terminal of `tmux`: its input, output and errors; and before it runs three copies, the socket
-/// and the first process of its jail, which then has a root twice.
-const TERMINAL: u64 = 8;
+/// two outputs; and its jail. Before it runs it holds two more, while there is no command.
+const SESSION: u64 = 5 + JAIL;
+/// A terminal of `tmux`: its input, output and errors, its root; and its jail. Before it runs it
+/// holds one more, while there is no command.
+const TERMINAL: u64 = 4 + JAIL;
 
 /// What the engine holds itself: two epolls, two events, two `/dev/null`, the data directory's
 /// three, the program of first processes.
@@ -171,7 +170,7 @@ mod tests {
 
     #[test]
     fn a_start_needs_what_its_slots_need_and_a_reserve() {
-        assert_eq!(PER_SLOT, 32);
+        assert_eq!(PER_SLOT, 29);
         let need = Need::new(usize::MAX, 7);
         assert_eq!(need.total(), u64::MAX);
         assert_eq!(need.reserve, RESERVE + 7);

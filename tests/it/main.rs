@@ -9,6 +9,7 @@ mod caller;
 mod close;
 mod completion;
 #[cfg(target_os = "linux")]
+mod deaths;
 mod descriptors;
 mod door;
 #[cfg(target_os = "linux")]
@@ -27,6 +28,7 @@ mod interrupt;
 #[cfg(target_os = "linux")]
 mod isolation;
 #[cfg(target_os = "linux")]
+mod kernel;
 mod kills;
 #[cfg(target_os = "linux")]
 mod limits;

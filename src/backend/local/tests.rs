@@ -30,6 +30,36 @@ fn without_tmux_its_calls_say_so_and_ran_nothing() {
     assert_eq!(executor.execute("t", ToolCall::bash("echo fine")).output, "fine");
 }
 
+#[test]
+fn where_only_root_can_make_sandboxes_root_makes_them() {
+    if !rustix::process::geteuid().is_root() {
+        return; // The case is root's.
+    }
+    let dir = tempfile::tempdir().unwrap();
+    rustix::fs::chmod(dir.path(), 0o711.into()).unwrap();
+    let mut config = LocalConfig::new(1);
+    config.data_dir = Some(dir.path().to_owned());
+    let refused: Probe = |user, workspace, budget| match user {
+        Some(_) => Err(Failure::Refused("not you".to_owned())),
+        None => Engine::find(user, workspace, budget),
+    };
+    let backend = start::start(&config, None, refused, &Interrupt::new()).unwrap();
+    assert_eq!(backend.capabilities().isolation, Isolation::Isolated);
+    let executor = ToolExecutor::builder().backend(backend).start().unwrap();
+    let result = executor.execute("t", ToolCall::bash("id -u; touch mine; ls /root"));
+    assert_eq!(result.metadata["sandboxed"], true);
+    assert!(result.output.starts_with("0\n"), "{result:?}");
+    executor.close();
+
+    // A shortage says nothing of whom the machine trusts.
+    let short: Probe = |user, workspace, budget| match user {
+        Some(_) => Err(Failure::Shortage("not now".to_owned())),
+        None => Engine::find(user, workspace, budget),
+    };
+    let error = start::start(&config, None, short, &Interrupt::new()).unwrap_err();
+    assert_eq!(error.kind(), crate::BackendErrorKind::Shortage, "{error}");
+}
+
 /// No caller had to be told: the session had no call, and the slot has had another session since,
 /// which ended as it should.
 #[test]

@@ -189,6 +189,10 @@ fn serve(kept: &Kept, program: *const u8, environment: *const *const u8) {
         close_all(fds);
         return tell(DONE, 0, header.run, [0, 22 /* EINVAL */]);
     }
+    // Nothing starts any more, even if it was ordered.
+    if is_alone() {
+        exit(0);
+    }
     const FLAGS: usize = 0x100 /* CLONE_VM */ | 0x4000 /* CLONE_VFORK */ | SIGCHLD;
     // SAFETY: the stack is the child's alone while it lives in this memory: this process does not
     // go on before the child has executed the program or is gone. The command outlives that.

@@ -92,6 +92,15 @@ pub(crate) fn poll(fds: &mut [PollFd]) {
     call!(arch::PPOLL, fds.as_mut_ptr(), fds.len(), 0, 0, 8);
 }
 
+/// Whether the engine is gone, whatever it has said before.
+pub(crate) fn is_alone() -> bool {
+    const POLLHUP: i16 = 0x10;
+    let mut socket = PollFd { fd: SOCKET_FD, events: 0, revents: 0 };
+    let at_once = [0i64; 2];
+    call!(arch::PPOLL, &raw mut socket, 1, at_once.as_ptr(), 0, 8);
+    socket.revents & POLLHUP != 0
+}
+
 /// The next message, and its descriptors. `None` when the engine is gone.
 pub(crate) fn receive() -> Option<(&'static [u8], [i32; MOST_FDS])> {
     loop {

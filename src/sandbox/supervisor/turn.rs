@@ -29,6 +29,8 @@ use super::{Answer, CommandSpec, End, Finished, Request, Shared, call_back, clos
 const STARTS_PER_TURN: usize = 8;
 /// How many events are taken at a time.
 const EVENTS_PER_TURN: usize = 128;
+/// How often events are taken before a deadline that has come is kept. A flood must not hold it up.
+const CATCH_UP_TURNS: usize = 32;
 
 /// The thread's own state.
 pub(super) struct Turn {
@@ -71,25 +73,23 @@ impl Turn {
             if closing && self.running.is_empty() && self.jails.is_empty() {
                 return;
             }
-            self.wait(&mut events);
-            for event in events.drain(..) {
-                match Watch::decode(event.data.u64()) {
-                    Some((number, source)) if Jails::is_jail(number) => {
-                        if let Some(source) = source.of_jail() {
-                            self.change_jail(number, |jail, watch, now| {
-                                jail.on_event(source, watch, now)
-                            });
-                        }
-                    }
-                    Some((id, source)) => self.change(id, |command, watch, buffer, now| {
-                        command.on_event(source, watch, buffer, now);
-                    }),
-                    None => {
-                        let _ = rustix::io::read(&shared.wake, &mut [0; 8]);
-                    }
+            let timeout = self.timeout();
+            self.wait(&mut events, timeout);
+            self.deal_with(&mut events, shared);
+            let now = Instant::now();
+            // This process may have been stopped: what has happened before a deadline comes first,
+            // however late it is seen.
+            for _ in 0..CATCH_UP_TURNS {
+                if self.deadlines.first().is_none_or(|(due, _)| *due > now) {
+                    break;
+                }
+                self.wait(&mut events, Some(Duration::ZERO));
+                let all = events.len() < EVENTS_PER_TURN;
+                self.deal_with(&mut events, shared);
+                if all {
+                    break;
                 }
             }
-            let now = Instant::now();
             while let Some(&(due, id)) = self.deadlines.first()
                 && due <= now
             {
@@ -103,6 +103,27 @@ impl Turn {
                 }
             }
             self.leftovers.retain(|child| child.reap() == Reaped::Running);
+        }
+    }
+
+    /// Hands on what has happened.
+    fn deal_with(&mut self, events: &mut Vec<epoll::Event>, shared: &Shared) {
+        for event in events.drain(..) {
+            match Watch::decode(event.data.u64()) {
+                Some((number, source)) if Jails::is_jail(number) => {
+                    if let Some(source) = source.of_jail() {
+                        self.change_jail(number, |jail, watch, now| {
+                            jail.on_event(source, watch, now)
+                        });
+                    }
+                }
+                Some((id, source)) => self.change(id, |command, watch, buffer, now| {
+                    command.on_event(source, watch, buffer, now);
+                }),
+                None => {
+                    let _ = rustix::io::read(&shared.wake, &mut [0; 8]);
+                }
+            }
         }
     }
 
@@ -433,8 +454,8 @@ impl Turn {
         });
     }
 
-    /// Waits for events, until the next deadline at the latest.
-    fn wait(&self, events: &mut Vec<epoll::Event>) {
+    /// How long events are waited for: until the next deadline at the latest.
+    fn timeout(&self) -> Option<Duration> {
         let now = Instant::now();
         let longest = match (self.waiting.is_empty(), self.leftovers.is_empty()) {
             (false, _) => Some(Duration::ZERO),
@@ -447,7 +468,11 @@ impl Turn {
             let left = due.saturating_duration_since(now);
             Duration::from_millis((left.as_nanos().div_ceil(1_000_000)) as u64)
         });
-        let timeout = longest.into_iter().chain(next).min();
+        longest.into_iter().chain(next).min()
+    }
+
+    /// Waits for events.
+    fn wait(&self, events: &mut Vec<epoll::Event>, timeout: Option<Duration>) {
         let timeout = timeout.and_then(|timeout| timeout.try_into().ok());
         match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(events), timeout.as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}

@@ -63,6 +63,8 @@ use super::user::CommandUser;
 const STARTS_PER_TURN: usize = 8;
 /// How many events are taken at a time.
 const EVENTS_PER_TURN: usize = 128;
+/// How often events are taken before a deadline that has come is kept. A flood must not hold it up.
+const CATCH_UP_TURNS: usize = 32;
 
 /// Names one call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -339,21 +341,23 @@ impl Turn {
             if closing && self.shells.is_empty() && self.terminals.is_empty() {
                 return;
             }
-            self.wait(&mut events);
-            for event in events.drain(..) {
-                match decode(event.data.u64()) {
-                    Some((Key { kind: Kind::Shell, serial }, source)) => {
-                        self.shells.on_event(serial, source, &mut self.common);
-                    }
-                    Some((Key { kind: Kind::Tmux, serial }, source)) => {
-                        self.terminals.on_event(serial, source, &mut self.common);
-                    }
-                    None => {
-                        let _ = rustix::io::read(&shared.wake, &mut [0; 8]);
-                    }
+            let timeout = self.timeout();
+            self.wait(&mut events, timeout);
+            self.deal_with(&mut events, shared);
+            let now = Instant::now();
+            // This process may have been stopped: what has happened before a deadline comes first,
+            // however late it is seen.
+            for _ in 0..CATCH_UP_TURNS {
+                if self.common.deadlines.first().is_none_or(|(due, _)| *due > now) {
+                    break;
+                }
+                self.wait(&mut events, Some(Duration::ZERO));
+                let all = events.len() < EVENTS_PER_TURN;
+                self.deal_with(&mut events, shared);
+                if all {
+                    break;
                 }
             }
-            let now = Instant::now();
             while let Some(&(due, key)) = self.common.deadlines.first()
                 && due <= now
             {
@@ -363,6 +367,23 @@ impl Turn {
                 }
             }
             self.common.leftovers.retain(|child| child.reap() == Reaped::Running);
+        }
+    }
+
+    /// Hands on what has happened.
+    fn deal_with(&mut self, events: &mut Vec<epoll::Event>, shared: &Shared) {
+        for event in events.drain(..) {
+            match decode(event.data.u64()) {
+                Some((Key { kind: Kind::Shell, serial }, source)) => {
+                    self.shells.on_event(serial, source, &mut self.common);
+                }
+                Some((Key { kind: Kind::Tmux, serial }, source)) => {
+                    self.terminals.on_event(serial, source, &mut self.common);
+                }
+                None => {
+                    let _ = rustix::io::read(&shared.wake, &mut [0; 8]);
+                }
+            }
         }
     }
 
@@ -425,8 +446,8 @@ impl Turn {
         self.terminals.end_slot(slot, notice, &mut self.common);
     }
 
-    /// Waits for events, until the next deadline at the latest.
-    fn wait(&self, events: &mut Vec<epoll::Event>) {
+    /// How long events are waited for: until the next deadline at the latest.
+    fn timeout(&self) -> Option<Duration> {
         let now = Instant::now();
         let longest = match (self.waiting.is_empty(), self.common.leftovers.is_empty()) {
             (false, _) => Some(Duration::ZERO),
@@ -438,7 +459,11 @@ impl Turn {
             let left = due.saturating_duration_since(now);
             Duration::from_millis(left.as_nanos().div_ceil(1_000_000) as u64)
         });
-        let timeout = longest.into_iter().chain(next).min();
+        longest.into_iter().chain(next).min()
+    }
+
+    /// Waits for events.
+    fn wait(&self, events: &mut Vec<epoll::Event>, timeout: Option<Duration>) {
         let timeout = timeout.and_then(|timeout| timeout.try_into().ok());
         let room = rustix::buffer::spare_capacity(events);
         match epoll::wait(&self.common.epoll, room, timeout.as_ref()) {
