@@ -142,6 +142,8 @@ impl Plan {
             return Err(spawn::embedded_nul());
         }
         let mut steps = Steps::default();
+        // Where the machine runs out of memory, sandboxes are what it should end.
+        steps.write("/proc/self/oom_score_adj", "1000", "be ended first for want of memory");
         // The kernel wants the first before an ordinary user may map a group.
         steps.write("/proc/self/setgroups", "deny", "map groups");
         for (file, id) in [("/proc/self/uid_map", self.uid), ("/proc/self/gid_map", self.gid)] {
@@ -374,6 +376,7 @@ mod tests {
         let steps = plan().steps().unwrap();
         let devices = ["null", "zero", "full", "random", "urandom", "tty"];
         let mut expected: Vec<String> = [
+            "w0 0 /proc/self/oom_score_adj 1000",
             "w0 0 /proc/self/setgroups deny",
             "w0 0 /proc/self/uid_map 7 7 1",
             "w0 0 /proc/self/gid_map 8 8 1",

@@ -177,9 +177,6 @@ impl Limits {
         {
             log::warn!("the limits of processes cannot be set for sandboxes: {error}");
         }
-        // Where the machine runs out of memory, sandboxes are what it should end. Refused where it
-        // is somebody else's decision.
-        let _ = std::fs::write(format!("/proc/{pid}/oom_score_adj"), "1000");
         let ticket = self.watcher.as_ref().map(|watch| watch.add(pid, workspace.clone()));
         Ok(Confined { group, ticket, full })
     }

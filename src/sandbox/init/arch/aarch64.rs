@@ -12,6 +12,7 @@ pub(crate) const UMOUNT2: usize = 39;
 pub(crate) const MOUNT: usize = 40;
 pub(crate) const PIVOT_ROOT: usize = 41;
 pub(crate) const CHDIR: usize = 49;
+pub(crate) const FCHMODAT: usize = 53;
 pub(crate) const OPENAT: usize = 56;
 pub(crate) const CLOSE: usize = 57;
 pub(crate) const GETDENTS64: usize = 61;
