@@ -21,6 +21,7 @@ use std::time::Instant;
 use parking_lot::Mutex;
 
 use calls::Running;
+use resets::Resets;
 
 use super::{
     Artifacts, Backend, Capabilities, Container, Execution, ExecutionId, Isolation, ResetReply,
@@ -45,14 +46,11 @@ use crate::sandbox::terminal::{self, Terminals, Tmux};
 use crate::sandbox::user::CommandUser;
 use crate::sandbox::workspace::{DataDir, Workspace};
 use crate::tool::{Outcome, ToolResult};
-use crate::workers::Workers;
 
 /// The container's name: there is only one.
 const ADDR: &str = "local";
 /// The tools whose calls only have to be handed to the threads that run them.
 const INLINE_TOOLS: &[&str] = &["bash", "bash_stateful", "tmux"];
-/// How many slots are emptied at a time.
-const RESET_THREADS: usize = 4;
 
 /// The embedded sandbox. Clones share it.
 ///
@@ -85,15 +83,22 @@ struct Inner {
     /// Taken when closing.
     data_dir: Mutex<Option<DataDir>>,
     /// Taken when closing.
-    resets: Mutex<Option<Workers>>,
+    resets: Mutex<Option<Resets>>,
 }
 
 struct Slot {
-    workspace: Arc<Workspace>,
+    /// The present one; each reset puts another in its place.
+    workspace: Mutex<Arc<Workspace>>,
     /// A command could not be killed: what is left of it may touch the workspace for ever.
     haunted: Arc<AtomicBool>,
     /// Who waits for the reset that is under way, or waits for its thread; empty if there is none.
     resets: Arc<Mutex<Vec<ResetReply>>>,
+}
+
+impl Slot {
+    fn workspace(&self) -> Arc<Workspace> {
+        self.workspace.lock().clone()
+    }
 }
 
 impl LocalBackend {
@@ -147,14 +152,14 @@ impl LocalBackend {
     /// The first entry that could not be copied; the others are.
     pub fn save_workspace(&self, slot: &SlotRef, dest: &Path) -> std::io::Result<()> {
         match self.0.slots.get(slot.index) {
-            Some(slot) => slot.workspace.save_to(dest),
+            Some(slot) => slot.workspace().save_to(dest),
             None => Err(std::io::Error::other(format!("there is no slot {}", slot.name))),
         }
     }
 
-    fn workspace(&self, slot: &SlotRef) -> Result<&Workspace, ArtifactError> {
+    fn workspace(&self, slot: &SlotRef) -> Result<Arc<Workspace>, ArtifactError> {
         match self.0.slots.get(slot.index) {
-            Some(slot) => Ok(&slot.workspace),
+            Some(slot) => Ok(slot.workspace()),
             None => {
                 let text = format!("there is no slot {}", slot.name);
                 Err(ArtifactError::Io(text.clone(), std::io::Error::other(text)))
@@ -271,11 +276,11 @@ impl Backend for LocalBackend {
 
 impl Artifacts for LocalBackend {
     fn read(&self, slot: &SlotRef, request: &ReadArtifact) -> Result<Artifact, ArtifactError> {
-        artifacts::read(self.workspace(slot)?, request)
+        artifacts::read(&*self.workspace(slot)?, request)
     }
 
     fn list(&self, slot: &SlotRef, request: &ListArtifacts) -> Result<ArtifactList, ArtifactError> {
-        artifacts::list(self.workspace(slot)?, request)
+        artifacts::list(&*self.workspace(slot)?, request)
     }
 
     fn archive(
@@ -284,7 +289,7 @@ impl Artifacts for LocalBackend {
         request: &ArchiveArtifacts,
         into: &mut (dyn Write + Send),
     ) -> Result<ArchiveSummary, ArtifactError> {
-        artifacts::archive(self.workspace(slot)?, request, into)
+        artifacts::archive(&*self.workspace(slot)?, request, into)
     }
 }
 

@@ -45,7 +45,7 @@ impl LocalBackend {
             }
         };
         let spec = CommandSpec {
-            workspace: place.workspace.clone(),
+            workspace: place.workspace(),
             command,
             network: policy.allow_network,
             timeout,
@@ -81,11 +81,8 @@ impl LocalBackend {
             note_end(ended.finished.all_dead);
             reply.send(stateful_result(ended, timeout.as_secs_f64()));
         };
-        let place = Place {
-            slot: slot.index,
-            workspace: place.workspace.clone(),
-            network: policy.allow_network,
-        };
+        let place =
+            Place { slot: slot.index, workspace: place.workspace(), network: policy.allow_network };
         let call = self.0.terminals.bash(place, command, timeout, Box::new(on_end));
         let running = Running { command: Command::Terminal(call), slot: slot.index };
         self.note_start(id, running, &ended, &cancellation);
@@ -127,11 +124,8 @@ impl LocalBackend {
             note_end(ended.all_dead);
             reply.send(ended.result);
         };
-        let place = Place {
-            slot: slot.index,
-            workspace: place.workspace.clone(),
-            network: policy.allow_network,
-        };
+        let place =
+            Place { slot: slot.index, workspace: place.workspace(), network: policy.allow_network };
         let call = self.0.terminals.tmux(place, act, timeout, Box::new(on_end));
         let running = Running { command: Command::Terminal(call), slot: slot.index };
         self.note_start(id, running, &ended, &cancellation);
@@ -191,7 +185,7 @@ impl LocalBackend {
     pub(super) fn file(&self, execution: Execution) {
         let Some(slot) = self.0.slots.get(execution.slot.index) else { return };
         let run = if execution.tool == "read_file" { files::read_file } else { files::write_file };
-        let result = run(&slot.workspace, &execution.arguments, self.0.max_file_bytes);
+        let result = run(&slot.workspace(), &execution.arguments, self.0.max_file_bytes);
         execution.reply.send(result);
     }
 }

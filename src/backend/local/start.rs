@@ -2,8 +2,8 @@
 //!
 //! In this order: the configuration makes sense; there are descriptors for all slots; this process
 //! may do what it has to for the user of commands; the workspaces are there; a sandbox can be
-//! made, or isolation is not required; the threads run. Whatever fails, or is interrupted, nothing is left
-//! of the start.
+//! made, or isolation is not required; the threads run. Whatever fails, or is interrupted, nothing
+//! is left of the start.
 
 use std::io;
 
@@ -48,7 +48,7 @@ pub(super) fn start(
         rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
             .map_err(|error| BackendError::with_source("cannot adopt orphans", error))?;
     }
-    let Place { user, data_dir, isolation } = find_place(config, probe, interrupt)?;
+    let Place { user, mut data_dir, isolation } = find_place(config, probe, interrupt)?;
     let thread = |error| system("cannot start threads", error);
     let limits = Limits::detect(&config.limits, user, open_files)
         .map(Arc::new)
@@ -71,12 +71,12 @@ pub(super) fn start(
         .map_err(|error| system("cannot start the terminals", error))?;
     let supervisor = Supervisor::start(isolation, user, limits.clone(), spool)
         .map_err(|error| system("cannot start the supervisor", error))?;
-    let resets = Workers::start("tool-reset", RESET_THREADS).map_err(thread)?;
+    let resets = Resets::start(data_dir.workspaces().len()).map_err(thread)?;
     let slots = data_dir
-        .workspaces()
-        .iter()
+        .take_workspaces()
+        .into_iter()
         .map(|workspace| Slot {
-            workspace: workspace.clone(),
+            workspace: Mutex::new(workspace),
             haunted: Arc::new(AtomicBool::new(false)),
             resets: Arc::default(),
         })
