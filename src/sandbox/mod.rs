@@ -6,9 +6,9 @@
 //! - `bash` shapes what a command gave into the tool's result; `files` is the tools `read_file`
 //!   and `write_file`; `artifacts` reads, lists and archives a workspace for those outside.
 //! - `supervisor` runs any number of commands with one thread. A `command` has `entered` the jail
-//!   of its slot (`jails`), or is `running` without one under a `reaper`, which `reports`; `host` is
-//!   what every start needs. `outputs` is what a command prints: `stream` its pipes, `recording` what becomes
-//!   of each, `output` what is shown of it, `spool` the files that have all of it.
+//!   of its slot (`jails`), or is `running` without one under a `reaper`, which `reports`; `host`
+//!   is what every start needs. `outputs` is what a command prints: `stream` its pipes, `recording`
+//!   what becomes of each, `output` what is shown of it, `spool` the files that have all of it.
 //! - `terminal` keeps programs running between a slot's calls, with one thread for all of them:
 //!   the shell of `bash_stateful`, and the terminals of `tmux`.
 //! - `jail` is a set of namespaces from birth to death, whose first process is ours (`init`).

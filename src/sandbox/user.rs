@@ -3,9 +3,9 @@
 //! To the kernel, root without any capability is still the *owner* of what belongs to root, inside
 //! a user namespace too: it may `chmod` the host's `/dev/null`, which every sandbox shares. So
 //! wherever the engine runs as root, what a model controls acts as an unprivileged user: commands,
-//! the first process of a jail and the reaper, and the file tools. The backend asks once, by [`CommandUser::find`];
-//! where that gives nothing, no credentials are ever touched. What root will have to do for that
-//! user is tried before anything depends on it ([`trial`]).
+//! the first process of a jail and the reaper, and the file tools. The backend asks once, by
+//! [`CommandUser::find`]; where that gives nothing, no credentials are ever touched. What root will
+//! have to do for that user is tried before anything depends on it ([`trial`]).
 //!
 //! Credentials belong to threads. A thread of the engine [enters](CommandUser::enter) the user for
 //! as long as it does one thing and is then root again; the reaper

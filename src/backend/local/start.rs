@@ -2,8 +2,8 @@
 //!
 //! In this order: the configuration makes sense; there are descriptors for all slots; this process
 //! may do what it has to for the user of commands; the workspaces are there; a sandbox can be
-//! made, or isolation is not required; the threads run. Whatever fails, or is interrupted, nothing is left
-//! of the start.
+//! made, or isolation is not required; the threads run. Whatever fails, or is interrupted, nothing
+//! is left of the start.
 
 use std::io;
 

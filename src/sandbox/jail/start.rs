@@ -123,8 +123,8 @@ pub(super) fn start(birth: &Birth<'_>) -> Result<Child, (Stage, io::Error)> {
     // A handler of the host's must not run in the child, on this process's memory.
     let blocked = BlockedSignals::new();
     // SAFETY: the child runs `become_first_process` on a stack of its own, while this thread waits;
-    // `shared`, the stack and what they point to outlive that. It makes system calls only, and never
-    // returns. `pidfd` is a valid place.
+    // `shared`, the stack and what they point to outlive that. It makes system calls only, and
+    // never returns. `pidfd` is a valid place.
     let pid = unsafe {
         libc::clone(
             become_first_process,

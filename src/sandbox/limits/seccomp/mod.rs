@@ -2,8 +2,8 @@
 //!
 //! A filter takes away what no tool needs and an attacker could use: against the kernel, against
 //! the sandbox's first process, which has the same user, and against the host's terminal. `rules`
-//! says what that is; here the finished program is kept, for the sandbox's first process to load. It
-//! holds for everything that runs in the sandbox, for ever, that process included.
+//! says what that is; here the finished program is kept, for the sandbox's first process to load.
+//! It holds for everything that runs in the sandbox, for ever, that process included.
 //!
 //! The filter is no wall of its own: what a sandbox may see is decided by its namespaces.
 
