@@ -1,7 +1,7 @@
 //! The embedded sandbox: slots on this machine, in this process, with nothing to start.
 //!
 //! One container, `local`, over the sandbox engine: workspaces in a data directory of its own,
-//! `bash` under bubblewrap, files beneath the workspace. A running command needs no thread of
+//! `bash` in a jail, files beneath the workspace. A running command needs no thread of
 //! ours; file calls are short and run on the I/O thread that brings them, after the batch's
 //! commands were started. A reset may take minutes, where a trajectory has left a million files:
 //! resets have threads of their own, `tool-reset-N`, so that they delay no calls.
@@ -102,14 +102,14 @@ impl Slot {
 }
 
 impl LocalBackend {
-    /// Looks for bubblewrap, removes what dead processes have left behind, makes the workspaces and
+    /// Removes what dead processes have left behind, makes the workspaces, tries a sandbox and
     /// starts the supervisor thread. Blocks for some milliseconds as a rule; for up to 15 s where
-    /// bubblewrap hangs, and for as long as it takes to remove what is left of the dead.
+    /// that sandbox hangs, and for as long as it takes to remove what is left of the dead.
     ///
     /// # Errors
     /// - [`BackendErrorKind::NotIsolated`]: commands would run without isolation, or as a root that
     ///   cannot be another user, and [`LocalConfig::allow_unisolated`] is not set.
-    /// - [`BackendErrorKind::Shortage`]: the machine lacks something, or bubblewrap hangs, so that
+    /// - [`BackendErrorKind::Shortage`]: the machine lacks something, or a sandbox hangs, so that
     ///   nothing is known; or the slots need more descriptors than this process may have.
     /// - [`BackendErrorKind::Other`]: a configuration that makes no sense, a data directory that
     ///   cannot be made, belongs to another user or cannot be reached by the user that commands run

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::jail::{Jail, Phase};
 
-/// Jails and commands are numbered apart: this bit is set in the numbers of jails.
+/// SlotJails and commands are numbered apart: this bit is set in the numbers of jails.
 const JAIL: u64 = 1 << 60;
 
 /// Called when a slot's sandboxes are gone; with `false` where somebody gave up waiting for that.
@@ -36,7 +36,7 @@ impl Tenancy {
 
 /// All of them. A slot has one that commands may enter, and perhaps others that are ending.
 #[derive(Default)]
-pub(super) struct Jails {
+pub(super) struct SlotJails {
     by_number: HashMap<u64, Tenancy>,
     of_slot: HashMap<usize, u64>,
     /// Slots with a sandbox whose end nobody has seen: what is left of it may touch their files.
@@ -44,7 +44,7 @@ pub(super) struct Jails {
     made: u64,
 }
 
-impl Jails {
+impl SlotJails {
     /// Whether a number is that of a sandbox.
     pub(super) fn is_jail(number: u64) -> bool {
         number & JAIL != 0

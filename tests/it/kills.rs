@@ -78,7 +78,7 @@ fn executor(by: By) -> (tempfile::TempDir, ToolExecutor) {
     config.data_dir = Some(dir.path().to_owned());
     config.warm_slots = by != By::PerCall;
     let backend = LocalBackend::start(config).unwrap();
-    assert_eq!(backend.not_isolated_because(), None, "install bubblewrap");
+    assert_eq!(backend.not_isolated_because(), None, "these tests need sandboxes");
     (dir, ToolExecutor::builder().backend(backend).start().unwrap())
 }
 

@@ -1,5 +1,5 @@
 //! The executor as a user of the library sees it, over backends that do what a test needs.
-//! `sandbox` and some others run real processes in the embedded sandbox, and need bubblewrap.
+//! `sandbox` and some others run real processes in the embedded sandbox.
 
 #[cfg(target_os = "linux")]
 mod alone;

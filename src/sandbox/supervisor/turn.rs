@@ -18,7 +18,7 @@ use super::super::host::{Host, environment};
 use super::super::init::RunEvent;
 use super::super::isolation::{Contents, Isolation};
 use super::super::jail::{Bounds, Jail, News, Phase};
-use super::super::jails::{Jails, OnGone};
+use super::super::jails::{OnGone, SlotJails};
 use super::super::limits::Alarm;
 use super::super::running::{Reason, Running};
 use super::super::spawn::{Child, Reaped};
@@ -35,7 +35,7 @@ const CATCH_UP_TURNS: usize = 32;
 /// The thread's own state.
 pub(super) struct Turn {
     running: HashMap<u64, (Command, Answer)>,
-    jails: Jails,
+    jails: SlotJails,
     /// One entry for each running command, and for each jail that is not just running.
     deadlines: BTreeSet<(Instant, u64)>,
     /// Taken from the queue and not dealt with yet.
@@ -54,7 +54,7 @@ impl Turn {
     pub(super) fn new(epoll: OwnedFd, host: Host, shared: Arc<Shared>) -> Self {
         Self {
             running: HashMap::new(),
-            jails: Jails::default(),
+            jails: SlotJails::default(),
             deadlines: BTreeSet::new(),
             waiting: VecDeque::new(),
             leftovers: Vec::new(),
@@ -93,7 +93,7 @@ impl Turn {
             while let Some(&(due, id)) = self.deadlines.first()
                 && due <= now
             {
-                if Jails::is_jail(id) {
+                if SlotJails::is_jail(id) {
                     self.change_jail(id, |jail, watch, now| {
                         jail.on_deadline(watch, now);
                         Vec::new()
@@ -110,7 +110,7 @@ impl Turn {
     fn deal_with(&mut self, events: &mut Vec<epoll::Event>, shared: &Shared) {
         for event in events.drain(..) {
             match Watch::decode(event.data.u64()) {
-                Some((number, source)) if Jails::is_jail(number) => {
+                Some((number, source)) if SlotJails::is_jail(number) => {
                     if let Some(source) = source.of_jail() {
                         self.change_jail(number, |jail, watch, now| {
                             jail.on_event(source, watch, now)

@@ -79,7 +79,7 @@ pub(super) struct Kept {
 
 /// What holds the processes together.
 enum Hold {
-    Jailed(Jailed),
+    Jailed(Box<Jailed>),
     Reaped(UnderReaper),
 }
 
@@ -132,7 +132,7 @@ impl Kept {
     ) -> io::Result<Self> {
         let hold = match &host.isolation {
             Isolation::Jailed(jails) => {
-                Hold::Jailed(Jailed::start(plan, host, jails, watch, alarm)?)
+                Hold::Jailed(Box::new(Jailed::start(plan, host, jails, watch, alarm)?))
             }
             Isolation::None { .. } => Hold::Reaped(UnderReaper::start(plan, host, watch)?),
         };
@@ -275,10 +275,10 @@ impl Kept {
             return false;
         }
         [Signal::INT, Signal::CONT].into_iter().all(|signal| match &self.hold {
-            Hold::Jailed(Jailed { run: Some(run), end: None, .. }) => {
-                run.signal(signal.as_raw()).is_ok()
+            Hold::Jailed(jailed) => {
+                let run = jailed.run.as_ref().filter(|_| jailed.end.is_none());
+                run.is_some_and(|run| run.signal(signal.as_raw()).is_ok())
             }
-            Hold::Jailed(_) => false,
             Hold::Reaped(reaped) => {
                 let main = reaped.main.as_ref();
                 main.is_some_and(|(pid, pidfd)| signal_group(*pid, pidfd.as_fd(), signal))
