@@ -195,6 +195,7 @@ impl Backend for LocalBackend {
             },
             limits: Some(limits),
             warm_slots: Some(isolation.is_warm()),
+            retired_sandboxes: self.0.limits.retired().count(),
             not_filtered_because: not_filtered_because.map(str::to_owned),
             ..Capabilities::default()
         }

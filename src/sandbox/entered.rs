@@ -35,6 +35,8 @@ pub(super) struct Entered {
     released: Option<Instant>,
     /// When its main process ended, or was killed.
     ended: Option<Instant>,
+    /// The exit code of a main process that ended by itself.
+    exit_code: Option<i32>,
     killed: Option<Reason>,
     wants_jail_ended: bool,
     /// How it ended, and whether the end of every process was seen. Then it is over.
@@ -76,6 +78,7 @@ impl Entered {
             run: None,
             released: None,
             ended: None,
+            exit_code: None,
             killed: None,
             wants_jail_ended: false,
             end: None,
@@ -134,7 +137,9 @@ impl Entered {
     pub(super) fn on_run_event(&mut self, event: RunEvent, now: Instant) {
         let own = self.run.as_ref().map(RunHandle::number);
         match event {
-            RunEvent::Ended { run, .. } if own == Some(run) => self.main_ended(now),
+            RunEvent::Ended { run, status } if own == Some(run) => {
+                self.main_ended(exit_code(status), now);
+            }
             RunEvent::Done { run, end, .. } if own == Some(run) => {
                 self.ended.get_or_insert(now);
                 let end = match (self.killed, end) {
@@ -159,10 +164,12 @@ impl Entered {
         }
     }
 
-    /// The sandbox is gone. `failure` says why if it never was open.
+    /// The sandbox is gone, or retired. `failure` says why if it never was open.
     pub(super) fn on_jail_gone(&mut self, all_dead: bool, failure: &str, now: Instant) {
         let end = match (self.killed, self.released) {
             (Some(reason), _) => reason.end(),
+            // What it left behind has destroyed the sandbox, or is slow to die.
+            (None, Some(_)) if let Some(code) = self.exit_code => End::Exited(code),
             (None, Some(_)) => End::Lost("the slot's sandbox was destroyed".to_owned()),
             (None, None) => End::SetupFailed(failure.to_owned()),
         };
@@ -222,9 +229,10 @@ impl Entered {
     }
 
     /// The main process ended by itself; what it left behind is being killed.
-    fn main_ended(&mut self, now: Instant) {
+    fn main_ended(&mut self, exit_code: i32, now: Instant) {
         if self.ended.is_none() {
             self.ended = Some(now);
+            self.exit_code = Some(exit_code);
             self.deadline = now + KILL_MARGIN;
         }
     }

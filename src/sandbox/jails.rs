@@ -1,13 +1,13 @@
 //! The jails of all slots, and what runs in them. Owned by the supervisor's thread.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use super::jail::{Jail, Phase};
 
 /// SlotJails and commands are numbered apart: this bit is set in the numbers of jails.
 const JAIL: u64 = 1 << 60;
 
-/// Called when a slot's sandboxes are gone; with `false` where somebody gave up waiting for that.
+/// Called when a slot's jails are gone, or retired; with `false` where what is left may still run.
 pub(super) type OnGone = Box<dyn FnOnce(bool) + Send>;
 
 /// A jail with its circumstances.
@@ -39,8 +39,6 @@ impl Tenancy {
 pub(super) struct SlotJails {
     by_number: HashMap<u64, Tenancy>,
     of_slot: HashMap<usize, u64>,
-    /// Slots with a sandbox whose end nobody has seen: what is left of it may touch their files.
-    haunted: HashSet<usize>,
     made: u64,
 }
 
@@ -87,16 +85,6 @@ impl SlotJails {
             self.of_slot.remove(&tenancy.slot);
         }
         Some(tenancy)
-    }
-
-    /// Waiting for the end of a sandbox of this slot was given up.
-    pub(super) fn haunt(&mut self, slot: usize) {
-        self.haunted.insert(slot);
-    }
-
-    /// Whether something may be left of a sandbox of this slot that is forgotten.
-    pub(super) fn is_haunted(&self, slot: usize) -> bool {
-        self.haunted.contains(&slot)
     }
 
     /// The numbers of all sandboxes.

@@ -55,7 +55,8 @@ impl LocalBackend {
         let cancellation = reply.cancellation();
         let (note_end, ended) = self.note_end(id, place);
         let on_end = move |finished: Finished| {
-            note_end(finished.all_dead);
+            // What is left of a jail runs nothing, and the slot gets another one.
+            note_end(finished.all_dead || finished.sandboxed);
             reply.send(bash_result(finished, timeout.as_secs_f64()));
         };
         let command = Command::Plain(self.0.supervisor.run(spec, Box::new(on_end)));

@@ -50,7 +50,7 @@ pub(super) fn start(
     }
     let Place { user, mut data_dir, isolation } = find_place(config, probe, interrupt)?;
     let thread = |error| system("cannot start threads", error);
-    let limits = Limits::detect(&config.limits, user, open_files)
+    let limits = Limits::detect(config.slots, &config.limits, user, open_files)
         .map(Arc::new)
         .map_err(|error| system("cannot watch the limits", error))?;
     let spool = Spool::start().map_err(thread)?;

@@ -12,7 +12,8 @@
 //!    stay.
 //! 3. *Ending*, for good. The first process is killed, the kernel kills the others, and the end of
 //!    the last of them is awaited: that is when the pidfd tells of the end.
-//! 4. *Gone*: nothing is left, or waiting for that was given up.
+//! 4. *Gone*: nothing is left; or the jail is *retired*, since its end takes too long: then what is
+//!    left of it, which runs nothing more, is watched by its owner as a [`Leftover`].
 //!
 //! One socket to the first process is gate, order channel and death signal: while it is not told to
 //! run something, nothing runs; when the engine's end is closed, which no death of this process can
@@ -37,7 +38,7 @@ pub(super) use plan::{Access, Entry, Plan};
 use self::plan::{Step, encode};
 use self::start::{Birth, Stage};
 use super::init::{InitEvent, InitSocket, Run, RunEvent};
-use super::limits::{Alarm, Confined, Limits};
+use super::limits::{Alarm, Confined, Leftover, Limits};
 use super::spawn::{CStringArray, Child, Reaped};
 use super::user::CommandUser;
 use super::workspace::Workspace;
@@ -45,7 +46,7 @@ use super::workspace::Workspace;
 /// How long a jail may take to be ready. A few milliseconds are usual; a thousand at once on a
 /// small machine take seconds.
 pub(super) const SETUP_LIMIT: Duration = Duration::from_secs(30);
-/// How long the end of killed processes is awaited before that is given up.
+/// How long the end of killed processes is awaited before a jail is retired.
 pub(super) const KILL_MARGIN: Duration = Duration::from_secs(5);
 /// Why a command was not started whose jail took longer than [`SETUP_LIMIT`].
 pub(super) const TOO_SLOW: &str = "the sandbox was not ready in time";
@@ -79,7 +80,7 @@ pub(super) enum Phase {
     Running,
     /// It is being ended, or has ended by itself; not everything is known to be dead.
     Ending,
-    /// Nothing is left, or that was given up on.
+    /// Nothing is left, or it is retired.
     Gone,
 }
 
@@ -131,7 +132,7 @@ pub(super) struct Jail {
     confined: Option<Confined>,
     runs: u32,
     failed: Option<SetupError>,
-    given_up: bool,
+    is_retired: bool,
 }
 
 /// Who may be told to kill a run, or to signal it.
@@ -162,6 +163,11 @@ impl Jail {
         events: &impl Events,
     ) -> Result<Self, SetupError> {
         let prepare = |source| SetupError::new("prepare a sandbox", source);
+        let retired = bounds.limits.retired();
+        if retired.is_full() {
+            let text = format!("{} that were killed have not ended yet", retired.count());
+            return Err(SetupError::new("make another sandbox", io::Error::other(text)));
+        }
         let steps = plan.steps().map_err(prepare)?;
         let encoded = encode(&steps).map_err(prepare)?;
         let open_files = plan.open_files.unwrap_or(0).to_string();
@@ -199,7 +205,7 @@ impl Jail {
             confined: None,
             runs: 0,
             failed: None,
-            given_up: false,
+            is_retired: false,
         };
         if let Err(error) = jail.watch(events) {
             // It has done nothing that lasts, and dies at once.
@@ -231,9 +237,10 @@ impl Jail {
         self.deadline
     }
 
-    /// Whether the end of its last process was seen. Only of use in [`Phase::Gone`].
+    /// Whether the end of its last process was seen, and it is not retired. Only of use in
+    /// [`Phase::Gone`].
     pub(super) fn all_dead(&self) -> bool {
-        !self.given_up
+        !self.is_retired
     }
 
     /// Whether its slot was full when it was put under its limits, so that nothing can be written
@@ -353,11 +360,11 @@ impl Jail {
             }
             Phase::Running | Phase::Gone => self.deadline = None,
             Phase::Ending => {
-                log::error!(
-                    "a sandbox did not end within {} s; giving up on it",
+                log::warn!(
+                    "a sandbox that was killed did not end within {} s; its slot gets another one",
                     KILL_MARGIN.as_secs()
                 );
-                self.given_up = true;
+                self.is_retired = true;
                 (self.phase, self.deadline) = (Phase::Gone, None);
             }
         }
@@ -393,8 +400,8 @@ impl Jail {
         }
     }
 
-    /// Stops watching it. Gives what is still to be reaped, where waiting was given up.
-    pub(super) fn finish(self, events: &impl Events) -> Option<Child> {
+    /// Stops watching it. Gives what is left of one that is retired.
+    pub(super) fn finish(self, events: &impl Events) -> Option<Leftover> {
         if let Some(socket) = &self.socket {
             events.remove(socket.as_fd());
         }
@@ -402,7 +409,7 @@ impl Jail {
             return None;
         }
         events.remove(self.child.as_fd());
-        Some(self.child)
+        Some(Leftover::retire(self.child, self.bounds.limits.retired()))
     }
 }
 

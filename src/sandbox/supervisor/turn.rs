@@ -19,9 +19,8 @@ use super::super::init::RunEvent;
 use super::super::isolation::{Contents, Isolation};
 use super::super::jail::{Bounds, Jail, News, Phase};
 use super::super::jails::{OnGone, SlotJails};
-use super::super::limits::Alarm;
+use super::super::limits::{Alarm, Leftover};
 use super::super::running::{Reason, Running};
-use super::super::spawn::{Child, Reaped};
 use super::super::stream::{READ_BUFFER, Watch};
 use super::{Answer, CommandSpec, End, Finished, Request, Shared, call_back, closed};
 
@@ -40,8 +39,10 @@ pub(super) struct Turn {
     deadlines: BTreeSet<(Instant, u64)>,
     /// Taken from the queue and not dealt with yet.
     waiting: VecDeque<Request>,
-    /// Processes that were given up on and may become zombies.
-    leftovers: Vec<Child>,
+    /// What is still to be reaped.
+    leftovers: Vec<Leftover>,
+    /// Those who wait for the slots of retired jails, until there are fewer of these.
+    wait_for_fewer: Vec<OnGone>,
     buffer: Vec<u8>,
     epoll: OwnedFd,
     host: Host,
@@ -58,6 +59,7 @@ impl Turn {
             deadlines: BTreeSet::new(),
             waiting: VecDeque::new(),
             leftovers: Vec::new(),
+            wait_for_fewer: Vec::new(),
             buffer: vec![0; READ_BUFFER],
             epoll,
             host,
@@ -102,7 +104,12 @@ impl Turn {
                     self.change(id, |command, _, _, now| command.on_deadline(now));
                 }
             }
-            self.leftovers.retain(|child| child.reap() == Reaped::Running);
+            self.leftovers.retain(|leftover| !leftover.is_gone());
+            if !self.host.limits.retired().is_full() {
+                for on_gone in std::mem::take(&mut self.wait_for_fewer) {
+                    call_back(on_gone, true);
+                }
+            }
         }
     }
 
@@ -228,9 +235,6 @@ impl Turn {
     /// The number of the sandbox that a command is to enter.
     fn jail_for(&mut self, spec: &CommandSpec) -> io::Result<u64> {
         let slot = spec.workspace.slot();
-        if self.jails.is_haunted(slot) {
-            return Err(io::Error::other("a process of an earlier call could not be killed"));
-        }
         if let Some((number, tenancy)) = self.jails.of_slot(slot) {
             if tenancy.occupant.is_some() {
                 return Err(io::Error::other("another command runs in this slot"));
@@ -289,7 +293,7 @@ impl Turn {
     fn leave(&mut self, slot: usize, on_gone: OnGone) {
         let numbers = self.jails.all_of_slot(slot);
         let Some(last) = numbers.last() else {
-            return call_back(on_gone, !self.jails.is_haunted(slot));
+            return self.slot_is_left(on_gone);
         };
         // Any of them may be the last to go, so each hands on what it has.
         if let Some(tenancy) = self.jails.get(*last) {
@@ -297,6 +301,14 @@ impl Turn {
         }
         for number in numbers {
             self.end_jail(number);
+        }
+    }
+
+    /// Nothing of a slot's jails is left that could run.
+    fn slot_is_left(&mut self, on_gone: OnGone) {
+        match self.host.limits.retired().is_full() {
+            true => self.wait_for_fewer.push(on_gone),
+            false => call_back(on_gone, true),
         }
     }
 
@@ -359,9 +371,6 @@ impl Turn {
             self.deadlines.remove(&(due, number));
         }
         let all_dead = tenancy.jail.all_dead();
-        if !all_dead {
-            self.jails.haunt(tenancy.slot);
-        }
         let failure = tenancy.jail.failure().to_string();
         let out_of_memory = tenancy.jail.ran_out_of_memory();
         let watch = Watch { epoll: &self.epoll, id: number };
@@ -380,7 +389,7 @@ impl Turn {
         for on_gone in tenancy.on_gone {
             match next.and_then(|next| self.jails.get(next)) {
                 Some(other) => other.on_gone.push(on_gone),
-                None => call_back(on_gone, !self.jails.is_haunted(tenancy.slot)),
+                None => self.slot_is_left(on_gone),
             }
         }
     }
@@ -441,7 +450,7 @@ impl Turn {
         let Some((command, answer)) = self.running.remove(&id) else { return };
         let watch = Watch { epoll: &self.epoll, id };
         let ending = command.finish(&watch);
-        self.leftovers.extend(ending.leftover);
+        self.leftovers.extend(ending.leftover.map(Leftover::of));
         let (sandboxed, network_isolated) = (answer.sandboxed, answer.network_isolated);
         answer.give(Finished {
             end: ending.end,
@@ -457,10 +466,11 @@ impl Turn {
     /// How long events are waited for: until the next deadline at the latest.
     fn timeout(&self) -> Option<Duration> {
         let now = Instant::now();
-        let longest = match (self.waiting.is_empty(), self.leftovers.is_empty()) {
+        let watched = !self.leftovers.is_empty() || !self.wait_for_fewer.is_empty();
+        let longest = match (self.waiting.is_empty(), watched) {
             (false, _) => Some(Duration::ZERO),
-            (true, false) => Some(Duration::from_secs(1)),
-            (true, true) => None,
+            (true, true) => Some(Duration::from_secs(1)),
+            (true, false) => None,
         };
         let next = self.deadlines.first().map(|(due, _)| {
             // Up to the next whole millisecond: epoll counts in those, and waking up before the

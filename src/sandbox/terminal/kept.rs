@@ -25,7 +25,7 @@ use crate::sandbox::init::{Run, RunEvent};
 use crate::sandbox::isolation::{Contents, Isolation, Jails};
 pub(super) use crate::sandbox::jail::Phase;
 use crate::sandbox::jail::{self, Bounds, Jail, KILL_MARGIN, News, RunHandle};
-use crate::sandbox::limits::{Alarm, Exceeded};
+use crate::sandbox::limits::{Alarm, Exceeded, Leftover};
 use crate::sandbox::reaper::{self, Report, Step};
 use crate::sandbox::running::open_child_of;
 use crate::sandbox::spawn::{self, CStringArray, Child, Reaped};
@@ -155,10 +155,11 @@ impl Kept {
         }
     }
 
-    /// Whether the end of every process was seen. Only of use in [`Phase::Gone`].
+    /// Whether nothing of it can run any more: the end of every process was seen, or its jail is
+    /// retired. Only of use in [`Phase::Gone`].
     pub(super) fn all_dead(&self) -> bool {
         match &self.hold {
-            Hold::Jailed(jailed) => jailed.jail.all_dead(),
+            Hold::Jailed(_) => true,
             Hold::Reaped(reaped) => reaped.report.all_dead,
         }
     }
@@ -181,13 +182,13 @@ impl Kept {
     }
 
     /// What is still to be reaped, where waiting was given up.
-    pub(super) fn into_leftover(self, watch: &Watch<'_>) -> Option<Child> {
+    pub(super) fn into_leftover(self, watch: &Watch<'_>) -> Option<Leftover> {
         match self.hold {
             Hold::Jailed(jailed) => jailed.jail.finish(watch),
             Hold::Reaped(reaped) if reaped.child_end.is_some() => None,
             Hold::Reaped(reaped) => {
                 watch.remove(reaped.child.as_fd());
-                Some(reaped.child)
+                Some(Leftover::of(reaped.child))
             }
         }
     }

@@ -53,7 +53,6 @@ use watch::{Key, Kind, WAKE, decode};
 use super::host::Host;
 use super::isolation::Isolation;
 use super::limits::{Exceeded, Limits};
-use super::spawn::Reaped;
 use super::spool::Spool;
 use super::stream::READ_BUFFER;
 use super::supervisor::{block_sigpipe, leave_session_keyring, leave_umask};
@@ -366,7 +365,7 @@ impl Turn {
                     Kind::Tmux => self.terminals.on_deadline(key.serial, &mut self.common),
                 }
             }
-            self.common.leftovers.retain(|child| child.reap() == Reaped::Running);
+            self.common.leftovers.retain(|leftover| !leftover.is_gone());
         }
     }
 

@@ -22,8 +22,8 @@ use super::kept::{Kept, Phase};
 use super::tmux::Tmux;
 use super::watch::{Key, Kind, Source, Watch};
 use crate::sandbox::host::Host;
+use crate::sandbox::limits::Leftover;
 use crate::sandbox::limits::{Alarm, Exceeded};
-use crate::sandbox::spawn::{Child, Reaped};
 use crate::sandbox::workspace::Workspace;
 
 /// Where a call runs.
@@ -133,7 +133,7 @@ pub(super) struct Common {
     /// One entry at most for each sandbox.
     pub(super) deadlines: BTreeSet<(Instant, Key)>,
     /// Processes that were given up on and may become zombies.
-    pub(super) leftovers: Vec<Child>,
+    pub(super) leftovers: Vec<Leftover>,
     /// The number of the next sandbox.
     pub(super) next_serial: u64,
 }
@@ -416,7 +416,7 @@ impl<P: Program> Seats<P> {
         }
         let watch = Watch { epoll: &common.epoll, key: key::<P>(serial) };
         let leftover = seat.kept.into_leftover(&watch);
-        common.leftovers.extend(leftover.filter(|child| child.reap() == Reaped::Running));
+        common.leftovers.extend(leftover.filter(|leftover| !leftover.is_gone()));
         for notice in &seat.notices {
             notice.all_dead.fetch_and(all_dead, Ordering::AcqRel);
         }
