@@ -1,15 +1,17 @@
-//! Compiles the first process of warm sandboxes (`src/sandbox/init/program.rs`) to a static
-//! program, which the library carries: whoever has this crate and bubblewrap has all that is
-//! needed.
+//! Compiles the first process of sandboxes (`src/sandbox/init/program.rs`) to a static program,
+//! which the library carries: whoever has this crate has all that is needed.
 //!
 //! Where that cannot be done (another system or processor, no linker that makes static programs)
-//! the file is empty, and each command gets a sandbox of its own, which is slower.
+//! the file is empty, and there are no sandboxes.
 
 use std::path::Path;
 use std::process::Command;
 use std::{env, fs};
 
 const SOURCE: &str = "src/sandbox/init/program.rs";
+
+/// The processors that it has an `arch` for.
+const PROCESSORS: [&str; 2] = ["x86_64", "aarch64"];
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
@@ -31,12 +33,9 @@ fn main() {
             println!("cargo::rustc-cdylib-link-arg=-Wl,-soname,{soname}");
         }
     }
-    let possible = (system.0.as_str(), system.1.as_str()) == ("linux", "x86_64");
+    let possible = system.0 == "linux" && PROCESSORS.contains(&system.1.as_str());
     if possible && compile(&program).is_none() {
-        println!(
-            "cargo::warning=cannot make a static program: sandboxes will not be kept warm, and each \
-             command costs some milliseconds more"
-        );
+        println!("cargo::warning=cannot make a static program: commands cannot be isolated");
     }
     if !program.exists() {
         fs::write(&program, "").expect("OUT_DIR can be written to");

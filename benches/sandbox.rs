@@ -42,7 +42,7 @@ fn backend(slots: usize, warm: bool) -> LocalBackend {
     let mut config = LocalConfig::new(slots);
     config.warm_slots = warm;
     let backend = LocalBackend::start(config).unwrap();
-    assert_eq!(backend.not_isolated_because(), None, "this bench needs bubblewrap");
+    assert_eq!(backend.not_isolated_because(), None, "this bench needs sandboxes");
     assert_eq!(backend.capabilities().warm_slots, Some(warm));
     backend
 }

@@ -1,7 +1,7 @@
 //! The order to give up what is still starting.
 //!
 //! A start may have to wait: for a sandbox server that is not there yet, for a ToolServer that
-//! does not answer, for bubblewrap on a machine that is out of memory, for the files that a killed
+//! does not answer, for a sandbox on a machine that is out of memory, for the files that a killed
 //! program has left behind. Each of these waits looks at an [`Interrupt`], which another thread
 //! may trigger at any time.
 

@@ -13,7 +13,7 @@
 //! use tool_executor::format::Format;
 //! use tool_executor::{ToolCall, ToolExecutor};
 //!
-//! // Ten slots in this process: nothing to install but bubblewrap, nothing to start.
+//! // Ten slots in this process: nothing to install, nothing to start.
 //! let executor = ToolExecutor::start(
 //!     ExecutorConfig::default()
 //!         .with_local(LocalConfig::new(10))

@@ -1,6 +1,6 @@
 //! `tool-executor serve` and `tool-executor sandbox` as the built program, over real sockets.
 //!
-//! Runs real commands in the embedded sandbox; needs bubblewrap.
+//! Runs real commands in the embedded sandbox.
 #![cfg(target_os = "linux")]
 
 use std::collections::BTreeMap;

@@ -34,6 +34,9 @@ pub struct Capabilities {
     /// Whether a slot keeps its sandbox from call to call. Where it does not each command pays for
     /// a sandbox of its own. Defaults to `None`: not known.
     pub warm_slots: Option<bool>,
+    /// How many sandboxes were killed, have not ended in time, and are watched until they do: their
+    /// slots have others. Defaults to 0.
+    pub retired_sandboxes: usize,
     /// Why commands run without a filter of system calls, as one line. Defaults to `None`: they
     /// have one, or it is not known.
     pub not_filtered_because: Option<String>,
@@ -71,6 +74,7 @@ impl Default for Capabilities {
             isolation: Isolation::Unknown,
             limits: None,
             warm_slots: None,
+            retired_sandboxes: 0,
             not_filtered_because: None,
         }
     }
@@ -84,6 +88,7 @@ setters! {
         with_isolation: isolation = Isolation,
         with_limits: limits = some EnforcedLimits,
         with_warm_slots: warm_slots = some bool,
+        with_retired_sandboxes: retired_sandboxes = usize,
         with_not_filtered_because: not_filtered_because = some String,
     }
 }

@@ -1,7 +1,7 @@
 //! The embedded sandbox: slots on this machine, in this process, with nothing to start.
 //!
 //! One container, `local`, over the sandbox engine: workspaces in a data directory of its own,
-//! `bash` under bubblewrap, files beneath the workspace. A running command needs no thread of
+//! `bash` in a jail, files beneath the workspace. A running command needs no thread of
 //! ours; file calls are short and run on the I/O thread that brings them, after the batch's
 //! commands were started. A reset may take minutes, where a trajectory has left a million files:
 //! resets have threads of their own, `tool-reset-N`, so that they delay no calls.
@@ -21,6 +21,7 @@ use std::time::Instant;
 use parking_lot::Mutex;
 
 use calls::Running;
+use resets::Resets;
 
 use super::{
     Artifacts, Backend, Capabilities, Container, Execution, ExecutionId, Isolation, ResetReply,
@@ -45,14 +46,11 @@ use crate::sandbox::terminal::{self, Terminals, Tmux};
 use crate::sandbox::user::CommandUser;
 use crate::sandbox::workspace::{DataDir, Workspace};
 use crate::tool::{Outcome, ToolResult};
-use crate::workers::Workers;
 
 /// The container's name: there is only one.
 const ADDR: &str = "local";
 /// The tools whose calls only have to be handed to the threads that run them.
 const INLINE_TOOLS: &[&str] = &["bash", "bash_stateful", "tmux"];
-/// How many slots are emptied at a time.
-const RESET_THREADS: usize = 4;
 
 /// The embedded sandbox. Clones share it.
 ///
@@ -85,26 +83,33 @@ struct Inner {
     /// Taken when closing.
     data_dir: Mutex<Option<DataDir>>,
     /// Taken when closing.
-    resets: Mutex<Option<Workers>>,
+    resets: Mutex<Option<Resets>>,
 }
 
 struct Slot {
-    workspace: Arc<Workspace>,
+    /// The present one; each reset puts another in its place.
+    workspace: Mutex<Arc<Workspace>>,
     /// A command could not be killed: what is left of it may touch the workspace for ever.
     haunted: Arc<AtomicBool>,
     /// Who waits for the reset that is under way, or waits for its thread; empty if there is none.
     resets: Arc<Mutex<Vec<ResetReply>>>,
 }
 
+impl Slot {
+    fn workspace(&self) -> Arc<Workspace> {
+        self.workspace.lock().clone()
+    }
+}
+
 impl LocalBackend {
-    /// Looks for bubblewrap, removes what dead processes have left behind, makes the workspaces and
+    /// Removes what dead processes have left behind, makes the workspaces, tries a sandbox and
     /// starts the supervisor thread. Blocks for some milliseconds as a rule; for up to 15 s where
-    /// bubblewrap hangs, and for as long as it takes to remove what is left of the dead.
+    /// that sandbox hangs, and for as long as it takes to remove what is left of the dead.
     ///
     /// # Errors
     /// - [`BackendErrorKind::NotIsolated`]: commands would run without isolation, or as a root that
     ///   cannot be another user, and [`LocalConfig::allow_unisolated`] is not set.
-    /// - [`BackendErrorKind::Shortage`]: the machine lacks something, or bubblewrap hangs, so that
+    /// - [`BackendErrorKind::Shortage`]: the machine lacks something, or a sandbox hangs, so that
     ///   nothing is known; or the slots need more descriptors than this process may have.
     /// - [`BackendErrorKind::Other`]: a configuration that makes no sense, a data directory that
     ///   cannot be made, belongs to another user or cannot be reached by the user that commands run
@@ -147,14 +152,14 @@ impl LocalBackend {
     /// The first entry that could not be copied; the others are.
     pub fn save_workspace(&self, slot: &SlotRef, dest: &Path) -> std::io::Result<()> {
         match self.0.slots.get(slot.index) {
-            Some(slot) => slot.workspace.save_to(dest),
+            Some(slot) => slot.workspace().save_to(dest),
             None => Err(std::io::Error::other(format!("there is no slot {}", slot.name))),
         }
     }
 
-    fn workspace(&self, slot: &SlotRef) -> Result<&Workspace, ArtifactError> {
+    fn workspace(&self, slot: &SlotRef) -> Result<Arc<Workspace>, ArtifactError> {
         match self.0.slots.get(slot.index) {
-            Some(slot) => Ok(&slot.workspace),
+            Some(slot) => Ok(slot.workspace()),
             None => {
                 let text = format!("there is no slot {}", slot.name);
                 Err(ArtifactError::Io(text.clone(), std::io::Error::other(text)))
@@ -172,7 +177,7 @@ impl Backend for LocalBackend {
     fn capabilities(&self) -> Capabilities {
         let isolation = self.0.supervisor.isolation();
         let (isolated, not_filtered_because) = match isolation {
-            Engine::Bubblewrap(bubblewrap) => (None, bubblewrap.not_filtered_because()),
+            Engine::Jailed(jails) => (None, jails.not_filtered_because()),
             Engine::None { reason } => (Some(reason), Some("commands are not isolated")),
         };
         let limits = match isolated {
@@ -190,6 +195,7 @@ impl Backend for LocalBackend {
             },
             limits: Some(limits),
             warm_slots: Some(isolation.is_warm()),
+            retired_sandboxes: self.0.limits.retired().count(),
             not_filtered_because: not_filtered_because.map(str::to_owned),
             ..Capabilities::default()
         }
@@ -271,11 +277,11 @@ impl Backend for LocalBackend {
 
 impl Artifacts for LocalBackend {
     fn read(&self, slot: &SlotRef, request: &ReadArtifact) -> Result<Artifact, ArtifactError> {
-        artifacts::read(self.workspace(slot)?, request)
+        artifacts::read(&*self.workspace(slot)?, request)
     }
 
     fn list(&self, slot: &SlotRef, request: &ListArtifacts) -> Result<ArtifactList, ArtifactError> {
-        artifacts::list(self.workspace(slot)?, request)
+        artifacts::list(&*self.workspace(slot)?, request)
     }
 
     fn archive(
@@ -284,7 +290,7 @@ impl Artifacts for LocalBackend {
         request: &ArchiveArtifacts,
         into: &mut (dyn Write + Send),
     ) -> Result<ArchiveSummary, ArtifactError> {
-        artifacts::archive(self.workspace(slot)?, request, into)
+        artifacts::archive(&*self.workspace(slot)?, request, into)
     }
 }
 

@@ -26,19 +26,18 @@ pub struct LocalConfig {
     /// `…-stderr.txt`, named by the metadata `output_file` and `stderr_file`. Of both streams
     /// together; the rest is left out. 0 for no such files. Defaults to 16 MiB.
     pub max_output_file_bytes: u64,
-    /// Makes this process a child subreaper (`prctl(2)`), so that ended sandboxes leave no zombies
-    /// where the system's first process removes none, as in many containers. Not needed where this
-    /// process is itself the first. It concerns the whole process: every orphan among its
-    /// descendants becomes its child, and those that are not ours are for it to wait for. Defaults
-    /// to `false`.
+    /// Makes this process a child subreaper (`prctl(2)`), so that ended commands leave no zombies
+    /// where the system's first process removes none, as in many containers. Only commands without
+    /// a sandbox can leave one. Not needed where this process is itself the first. It concerns the
+    /// whole process: every orphan among its descendants becomes its child, and those that are not
+    /// ours are for it to wait for. Defaults to `false`.
     pub adopt_orphans: bool,
     /// The size in bytes up to which files are read and written. Defaults to 100,000.
     pub max_file_bytes: u64,
     /// Whether a slot keeps its sandbox from call to call, which saves each command some
     /// milliseconds. What a command leaves behind is found and removed all the same: of one call
-    /// the next finds the files in `/workspace` and `/tmp`, and nothing else. Defaults to `true`;
-    /// where it is not possible each command gets a sandbox of its own, and
-    /// [`Capabilities::warm_slots`](crate::backend::Capabilities::warm_slots) says so.
+    /// the next finds the files in `/workspace` and `/tmp`, and nothing else. Without it each
+    /// command gets a sandbox of its own. Defaults to `true`.
     pub warm_slots: bool,
     /// Whether sandboxes get a filter of system calls (seccomp), which takes away what no tool
     /// needs: nested namespaces, mounts, keys, bpf, io_uring, …; 32-bit programs do not run.
@@ -46,7 +45,7 @@ pub struct LocalConfig {
     /// [`Capabilities::not_filtered_because`](crate::backend::Capabilities::not_filtered_because)
     /// says whether it holds.
     pub seccomp: bool,
-    /// Whether commands may run without isolation where bubblewrap is missing or does not work:
+    /// Whether commands may run without isolation where no sandbox can be made:
     /// with all rights of this process's user, or of an unprivileged one if that is root. Then it
     /// starts all the same and logs a warning;
     /// [`Capabilities::isolation`](crate::backend::Capabilities::isolation) says why. It also

@@ -281,6 +281,7 @@ impl ToolExecutor {
         let capabilities = self.capabilities();
         stats.limits = capabilities.limits;
         stats.warm_slots = capabilities.warm_slots;
+        stats.retired_sandboxes = capabilities.retired_sandboxes;
         stats
     }
 

@@ -61,6 +61,8 @@ pub struct Stats {
     /// Whether the backend's slots keep their sandboxes from call to call, where it tells. Where
     /// they do not each command pays for a sandbox of its own.
     pub warm_slots: Option<bool>,
+    /// How many sandboxes of the backend were killed and have not ended in time, where it tells.
+    pub retired_sandboxes: usize,
 }
 
 /// A trajectory that holds a slot and does nothing with it.

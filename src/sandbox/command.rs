@@ -1,4 +1,4 @@
-//! A command that the supervisor runs, in a sandbox of its own or in its slot's warm one.
+//! A command that the supervisor runs, in its slot's jail or without one.
 
 use std::time::Instant;
 
@@ -8,9 +8,9 @@ use super::stream::{Source, Watch};
 
 /// One of the two.
 pub(super) enum Command {
-    /// In a sandbox of its own, or in none.
+    /// Without a sandbox.
     Alone(Running),
-    /// In its slot's warm sandbox.
+    /// In its slot's jail.
     Entered(Entered),
 }
 

@@ -15,26 +15,22 @@ const USUAL: u64 = 65_536;
 
 /// The descriptors of a slot's two held directories: its workspace and its `/tmp`.
 const DIRECTORIES: u64 = 2;
-/// A sandbox that a slot keeps (`room`): bubblewrap, what it reports, what it says when it fails,
-/// the socket to its first process, and that process.
-const KEPT_SANDBOX: u64 = 5;
+/// The jail of its commands: the socket to its first process, that process, its root.
+const JAIL: u64 = 3;
 /// One that is ending meanwhile: the same, but for the socket.
-const ENDING_SANDBOX: u64 = 4;
-/// What only a command with a sandbox of its own has (`running`): bubblewrap, what it reports, and
-/// its first process, or before that the two of its gate.
-const OWN_SANDBOX: u64 = 4;
+const ENDING_JAIL: u64 = 2;
 /// A command's output (`outputs`, `spool`): two pipes, the event of its files, and two for each of
 /// the two files; before it runs the two write ends and its script instead.
 const OUTPUT: u64 = 7;
 /// A session of `bash_stateful` (`terminal::shell`): its command file, its status, its lines, its
-/// two outputs; bubblewrap, what it reports, and its first process.
-const SESSION: u64 = 8;
-/// A terminal of `tmux`: its input, output and errors, its root; bubblewrap, what it reports, and
-/// its first process.
-const TERMINAL: u64 = 7;
+/// two outputs; and its jail. Before it runs it holds two more, while there is no command.
+const SESSION: u64 = 5 + JAIL;
+/// A terminal of `tmux`: its input, output and errors, its root; and its jail. Before it runs it
+/// holds one more, while there is no command.
+const TERMINAL: u64 = 4 + JAIL;
 
 /// What the engine holds itself: two epolls, two events, two `/dev/null`, the data directory's
-/// three, the filter of system calls.
+/// three, the program of first processes.
 const ENGINE: u64 = 10;
 /// What is held while a process is started, for the supervisor and the terminals: both ends of its
 /// pipes, its program, script and filter, a place for its pidfd, and duplicates of those with low
@@ -51,11 +47,8 @@ const FILES: u64 = 50;
 pub(crate) const RESERVE: u64 = ENGINE + STARTS + RESETS + COUNTING + FILES;
 
 /// What one slot may hold at its fullest. It has one call at a time, which is a command or a
-/// session's; a session and a terminal stay. `warm` says whether it keeps its sandbox.
-pub(crate) const fn per_slot(warm: bool) -> u64 {
-    let sandboxes = if warm { KEPT_SANDBOX + ENDING_SANDBOX } else { OWN_SANDBOX };
-    DIRECTORIES + sandboxes + OUTPUT + SESSION + TERMINAL
-}
+/// session's; a session and a terminal stay.
+pub(crate) const PER_SLOT: u64 = DIRECTORIES + JAIL + ENDING_JAIL + OUTPUT + SESSION + TERMINAL;
 
 /// What a start needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,8 +70,8 @@ pub(crate) struct TooFew {
 
 impl Need {
     /// What `slots` slots need in a process that has `open` descriptors open.
-    pub(crate) fn new(slots: usize, warm: bool, open: u64) -> Self {
-        Self { slots: slots as u64, per_slot: per_slot(warm), reserve: open + RESERVE }
+    pub(crate) fn new(slots: usize, open: u64) -> Self {
+        Self { slots: slots as u64, per_slot: PER_SLOT, reserve: open + RESERVE }
     }
 
     /// All of it.
@@ -176,9 +169,9 @@ mod tests {
     }
 
     #[test]
-    fn a_slot_that_keeps_its_sandbox_needs_more() {
-        assert_eq!((per_slot(true), per_slot(false)), (33, 28));
-        let need = Need::new(usize::MAX, true, 7);
+    fn a_start_needs_what_its_slots_need_and_a_reserve() {
+        assert_eq!(PER_SLOT, 29);
+        let need = Need::new(usize::MAX, 7);
         assert_eq!(need.total(), u64::MAX);
         assert_eq!(need.reserve, RESERVE + 7);
         assert!(open_now() >= 3);

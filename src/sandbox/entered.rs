@@ -1,23 +1,21 @@
-//! One command in a warm sandbox: its pipes, its deadline, and how it ends.
+//! One command in its slot's jail: its pipes, its deadline, and how it ends.
 //!
-//! A state machine without a thread, as `running` is for a command with a sandbox of its own. Its
-//! phases: *waiting* for the sandbox (`room`) to open; *running*; and *ending*, until the
-//! sandbox's first process says that no process of the command is left. If it does not say so in
-//! time the whole sandbox is ended, which the supervisor does when it [is asked
-//! to](Entered::wants_room_ended).
+//! A state machine without a thread, as `running` is for a command without a jail. Its phases:
+//! *waiting* for the jail to open; *running*; and *ending*, until the jail's first process says
+//! that no process of the command is left. If it does not say so in time the whole jail is ended,
+//! which the supervisor does when it [is asked to](Entered::wants_jail_ended).
 
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::host::Host;
-use super::init::{self, Link, Said, Stdio};
+use super::init::{self, Run, RunEvent};
+use super::jail::{Jail, KILL_MARGIN, RunHandle, SETUP_LIMIT, TOO_SLOW};
 use super::limits::{Alarm, Exceeded};
 use super::outputs::{Outputs, stdin_of};
-use super::room::Room;
-use super::running::{Ending, KILL_MARGIN, LONGEST_TIMEOUT, Reason, SETUP_LIMIT, TOO_SLOW};
+use super::running::{Ending, LONGEST_TIMEOUT, Reason};
 use super::shell::{self, ShellCall};
 use super::spawn;
 use super::stream::{Source, Watch};
@@ -26,19 +24,21 @@ use super::supervisor::{CommandSpec, End};
 /// A command that waits for its warm sandbox, or runs in it.
 pub(super) struct Entered {
     outputs: Outputs,
-    /// The sandbox's number.
-    room: u64,
+    /// The jail's number.
+    jail: u64,
     /// Taken when it enters.
     entry: Option<Entry>,
     timeout: Duration,
     deadline: Instant,
-    /// The number of its run, and who takes the order to kill it.
-    run: Option<(u32, Arc<Link>)>,
+    /// Who takes the order to kill it.
+    run: Option<RunHandle>,
     released: Option<Instant>,
     /// When its main process ended, or was killed.
     ended: Option<Instant>,
+    /// The exit code of a main process that ended by itself.
+    exit_code: Option<i32>,
     killed: Option<Reason>,
-    wants_room_ended: bool,
+    wants_jail_ended: bool,
     /// How it ended, and whether the end of every process was seen. Then it is over.
     end: Option<(End, bool)>,
 }
@@ -66,13 +66,12 @@ impl Entered {
     ) -> io::Result<Self> {
         let (outputs, writers) = Outputs::new(spec, host, watch)?;
         let limit = init::INLINE_COMMAND_LIMIT;
-        let ShellCall { argv, script, .. } =
-            shell::shell_call(host.shell, &spec.command, false, None, limit);
+        let ShellCall { argv, script } = shell::shell_call(host.shell, &spec.command, limit);
         let script =
             script.map(|script| spawn::memory_file(c"tool-command", &script)).transpose()?;
         Ok(Self {
             outputs,
-            room: 0,
+            jail: 0,
             entry: Some(Entry { argv, stdin: stdin_of(spec)?, writers, script, alarm }),
             timeout: spec.timeout.min(LONGEST_TIMEOUT),
             // The sandbox has a deadline of its own; this is for the unforeseen.
@@ -80,20 +79,21 @@ impl Entered {
             run: None,
             released: None,
             ended: None,
+            exit_code: None,
             killed: None,
-            wants_room_ended: false,
+            wants_jail_ended: false,
             end: None,
         })
     }
 
     /// It is to enter the sandbox with this number.
-    pub(super) fn wait_for(&mut self, room: u64) {
-        self.room = room;
+    pub(super) fn wait_for(&mut self, jail: u64) {
+        self.jail = jail;
     }
 
     /// The number of its sandbox.
-    pub(super) fn room(&self) -> u64 {
-        self.room
+    pub(super) fn jail(&self) -> u64 {
+        self.jail
     }
 
     /// When [`on_deadline`](Self::on_deadline) is due.
@@ -107,20 +107,25 @@ impl Entered {
     }
 
     /// Whether it cannot be ended but with its sandbox.
-    pub(super) fn wants_room_ended(&self) -> bool {
-        self.wants_room_ended
+    pub(super) fn wants_jail_ended(&self) -> bool {
+        self.wants_jail_ended
     }
 
-    /// The sandbox is open: the command is let go.
-    pub(super) fn enter(&mut self, room: &mut Room, now: Instant) {
-        let Some(Entry { argv, stdin, writers, script, alarm }) = self.entry.take() else { return };
-        let stdio = Stdio {
-            stdin: stdin.as_ref().map(AsFd::as_fd),
-            stdout: writers[0].as_fd(),
-            stderr: writers[1].as_fd(),
+    /// The jail is open: the command is let go.
+    pub(super) fn enter(&mut self, jail: &mut Jail, now: Instant) {
+        let Some(Entry { argv, stdin, writers: [stdout, stderr], script, alarm }) =
+            self.entry.take()
+        else {
+            return;
         };
-        let script = script.as_ref().map(AsFd::as_fd);
-        match room.enter(&argv, stdio, script, alarm) {
+        let run = Run {
+            argv: &argv,
+            stdin: stdin.as_ref().map(AsFd::as_fd),
+            stdout: stdout.as_fd(),
+            stderr: stderr.as_fd(),
+            script: script.as_ref().map(AsFd::as_fd),
+        };
+        match jail.run(&run, alarm) {
             Ok(run) => {
                 self.run = Some(run);
                 self.released = Some(now);
@@ -130,12 +135,14 @@ impl Entered {
         }
     }
 
-    /// The sandbox's first process says something.
-    pub(super) fn on_said(&mut self, said: Said, now: Instant) {
-        let own = self.run.as_ref().map(|(run, _)| *run);
-        match said {
-            Said::Ended { run } if own == Some(run) => self.main_ended(now),
-            Said::Done { run, end, .. } if own == Some(run) => {
+    /// The jail's first process says something.
+    pub(super) fn on_run_event(&mut self, event: RunEvent, now: Instant) {
+        let own = self.run.as_ref().map(RunHandle::number);
+        match event {
+            RunEvent::Ended { run, status } if own == Some(run) => {
+                self.main_ended(exit_code(status), now);
+            }
+            RunEvent::Done { run, end, .. } if own == Some(run) => {
                 self.ended.get_or_insert(now);
                 let end = match (self.killed, end) {
                     (Some(reason), Ok(_)) => reason.end(),
@@ -147,7 +154,7 @@ impl Entered {
                 };
                 self.end = Some((end, true));
             }
-            Said::Ready | Said::Ended { .. } | Said::Done { .. } => {}
+            RunEvent::Ended { .. } | RunEvent::Done { .. } => {}
         }
     }
 
@@ -159,10 +166,12 @@ impl Entered {
         }
     }
 
-    /// The sandbox is gone. `failure` says why if it never was open.
-    pub(super) fn on_room_gone(&mut self, all_dead: bool, failure: &str, now: Instant) {
+    /// The sandbox is gone, or retired. `failure` says why if it never was open.
+    pub(super) fn on_jail_gone(&mut self, all_dead: bool, failure: &str, now: Instant) {
         let end = match (self.killed, self.released) {
             (Some(reason), _) => reason.end(),
+            // What it left behind has destroyed the sandbox, or is slow to die.
+            (None, Some(_)) if let Some(code) = self.exit_code => End::Exited(code),
             (None, Some(_)) => End::Lost("the slot's sandbox was destroyed".to_owned()),
             (None, None) => End::SetupFailed(failure.to_owned()),
         };
@@ -194,13 +203,13 @@ impl Entered {
             self.kill(Reason::NotStarted(TOO_SLOW), now);
         } else if self.killed.is_none() && self.ended.is_none() {
             self.kill(Reason::TimedOut, now);
-        } else if !self.wants_room_ended {
+        } else if !self.wants_jail_ended {
             log::warn!("a killed command's processes do not end; ending their sandbox");
-            self.wants_room_ended = true;
+            self.wants_jail_ended = true;
             // The sandbox has the same margin, and tells.
             self.deadline = now + KILL_MARGIN * 2;
         } else {
-            self.on_room_gone(false, "", now);
+            self.on_jail_gone(false, "", now);
         }
     }
 
@@ -211,21 +220,26 @@ impl Entered {
         }
         self.killed = Some(reason);
         self.deadline = now + KILL_MARGIN;
-        let Some((run, link)) = &self.run else {
+        let Some(run) = &self.run else {
             self.end = Some((reason.end(), true));
             return;
         };
         self.ended = Some(now);
         // A program whose time is up may want to clean up, as git its lock.
-        if link.kill(*run, reason == Reason::TimedOut).is_err() {
-            self.wants_room_ended = true;
+        let killed = match reason {
+            Reason::TimedOut => run.terminate(),
+            _ => run.kill(),
+        };
+        if killed.is_err() {
+            self.wants_jail_ended = true;
         }
     }
 
     /// The main process ended by itself; what it left behind is being killed.
-    fn main_ended(&mut self, now: Instant) {
+    fn main_ended(&mut self, exit_code: i32, now: Instant) {
         if self.ended.is_none() {
             self.ended = Some(now);
+            self.exit_code = Some(exit_code);
             self.deadline = now + KILL_MARGIN;
         }
     }
@@ -243,9 +257,8 @@ impl Entered {
     }
 }
 
-/// The exit code that a shell would give for this wait status, as bubblewrap does: 128 + n for
-/// signal n.
-fn exit_code(status: i32) -> i32 {
+/// The exit code that a shell would give for this wait status: 128 + n for signal n.
+pub(super) fn exit_code(status: i32) -> i32 {
     match libc::WIFSIGNALED(status) {
         true => 128 + libc::WTERMSIG(status),
         false => libc::WEXITSTATUS(status),

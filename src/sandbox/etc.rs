@@ -1,7 +1,7 @@
 //! What a sandbox shows as `/etc`: a copy of the entries that tools need and that hold no secrets.
 //!
 //! A copy, made once per engine, because binding the entries one by one costs as much as all the
-//! rest of a sandbox: bubblewrap pays for each mount. The copy lives in the engine's data
+//! rest of a sandbox: each mount costs. The copy lives in the engine's data
 //! directory and goes with it. The name servers are the exception, since they may change while an
 //! engine runs for days, and two directories of hundreds of symlinks, which some file systems make
 //! slowly: `isolation` binds the host's own over the copy.

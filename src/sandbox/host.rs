@@ -1,6 +1,7 @@
 //! What every start of a command or of a warm sandbox needs to know of this machine. Found out
 //! once.
 
+use std::ffi::OsString;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -9,8 +10,7 @@ use std::sync::Arc;
 use super::descriptors;
 use super::isolation::{self, HostLayout, Isolation};
 use super::limits::Limits;
-use super::shell::{self, Shell, ShellCall};
-use super::spawn::CStringArray;
+use super::shell::{self, Shell};
 use super::spool::Spool;
 use super::user::CommandUser;
 
@@ -22,7 +22,7 @@ pub(super) struct Host {
     pub(super) null: OwnedFd,
     /// The soft limit of open files that commands get, where this process has raised its own.
     pub(super) open_files: Option<u64>,
-    /// The shell and the user's name, for commands without a sandbox.
+    /// The shell that runs commands.
     pub(super) shell: Shell,
     /// The name of the user that commands run as.
     pub(super) user: String,
@@ -47,7 +47,10 @@ impl Host {
         user: Option<CommandUser>,
         limits: Arc<Limits>,
     ) -> io::Result<Self> {
-        let layout = HostLayout::detect(user);
+        let layout = match &isolation {
+            Isolation::Jailed(jails) => jails.layout.clone(),
+            Isolation::None { .. } => HostLayout::detect(user),
+        };
         Ok(Self {
             warm: isolation.is_warm(),
             spool: None,
@@ -74,7 +77,6 @@ pub(super) fn environment(
     temporary: &Path,
     shell: Shell,
     host: &Host,
-    call: Option<&ShellCall>,
-) -> io::Result<CStringArray> {
-    CStringArray::new(shell::environment(home, temporary, shell, &host.user, call))
+) -> Vec<OsString> {
+    shell::environment(home, temporary, shell, &host.user)
 }

@@ -1,52 +1,43 @@
 //! How commands are isolated: found out once, at start, and never revisited because of what a
 //! command printed.
 //!
-//! [`Isolation::find`] runs the real bubblewrap with the flags of production ([`probe`]). Why that
-//! brought no sandbox is a [`Failure`], and what to do about it in [`remedy`]. Which arguments
-//! bubblewrap gets is in [`argv`], what it reports in [`report`], what of the host it shows in
-//! [`layout`]. `shell` knows how the command reaches its shell; the supervisor starts the
-//! processes.
+//! [`Isolation::find`] makes a real jail, as production has it, and runs `true` in it ([`probe`]).
+//! Why that does not work is a [`Failure`], and what to do about it in [`remedy`]. What of the host
+//! a jail shows is in [`layout`]; `jail` makes it. `shell` knows how a command reaches its shell.
 //!
-//! What a command sees under bubblewrap: a read-only `/usr`, of `/etc` what the module `etc` has
-//! copied, its workspace as `/workspace` and its slot's `/tmp` (the only host directories that it
-//! can write to), a private `/dev`, a read-only `/proc` of its own processes, its own user, pid,
-//! ipc, uts and cgroup namespaces, a network only where it is allowed, no capabilities and no
-//! further user namespaces; and no system calls but those that `limits::seccomp` leaves it.
+//! What a command sees in a jail: a read-only `/usr`, of `/etc` what the module `etc` has copied,
+//! its workspace as `/workspace` and its slot's `/tmp` (the only host directories that it can write
+//! to), a private `/dev`, a read-only `/proc` of its own processes, its own user, pid, ipc, uts and
+//! cgroup namespaces, a network only where it is allowed, no capabilities and no further user
+//! namespaces; and no system calls but those that `limits::seccomp` leaves it.
 
-mod argv;
 mod failure;
 mod layout;
 mod probe;
 mod remedy;
-mod report;
 
+use std::ffi::OsString;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-pub(super) use argv::{
-    BLOCK_FD, Handshake, PROGRAM_FD, SECCOMP_FD, STATUS_FD, Sandbox, bwrap_argv,
-};
 pub(crate) use failure::{Failure, is_shortage};
 pub(super) use layout::HostLayout;
 pub(crate) use probe::Budget;
-pub(super) use probe::{await_end, end};
 pub(crate) use remedy::{Facts, advice};
-pub(super) use report::{StatusReport, one_line};
 
-use super::host::Host;
-use super::limits::{Filter, Limits};
-use super::room;
-use super::shell;
-use super::user::{self, CommandUser};
+use super::init;
+use super::jail::{Origin, Plan};
+use super::limits::Filter;
+use super::user::CommandUser;
 use super::workspace::Workspace;
 
-/// How the commands of this process are isolated.
+/// How commands of this process are isolated.
 #[derive(Debug, Clone)]
 pub(crate) enum Isolation {
-    /// Each command runs in namespaces of its own.
-    Bubblewrap(Bubblewrap),
+    /// Commands run in jails.
+    Jailed(Jails),
     /// Commands run as ordinary processes, in their workspace and with a clean environment; nothing
     /// keeps them from anything that their user may do.
     None {
@@ -55,27 +46,41 @@ pub(crate) enum Isolation {
     },
 }
 
-/// A bubblewrap that was seen to work here.
+/// Jails that were seen to work here.
 #[derive(Debug, Clone)]
-pub(crate) struct Bubblewrap {
-    /// Absolute path of the program.
-    pub(crate) program: PathBuf,
-    /// Whether it can forbid further user namespaces inside (`--disable-userns`, since 0.8 and not
-    /// where it is installed setuid).
-    pub(crate) disable_userns: bool,
-    /// Whether it can take the network away; some containers do not allow it.
+pub(crate) struct Jails {
+    /// The program of their first process.
+    program: Arc<OwnedFd>,
+    /// Whether they can be without network; some containers do not allow that.
     pub(crate) can_cut_network: bool,
     /// What of the host is shared.
     pub(super) layout: HostLayout,
     /// The directory that is shown as `/etc`.
     etc: Option<PathBuf>,
-    /// Whether slots keep their sandboxes; else why not, as one line.
-    warm: Result<(), String>,
+    /// Whether a slot keeps its jail for the next command.
+    warm: bool,
     /// How large `/dev/shm` may become. `None` leaves it to the kernel, which gives half of the
     /// memory.
     shared_memory: Option<u64>,
     /// The filter of system calls; or why there is none, as one line.
     seccomp: Result<Arc<Filter>, String>,
+}
+
+/// What a jail of a slot shows and runs.
+pub(super) struct Contents<'a> {
+    /// The slot's files.
+    pub(super) workspace: &'a Workspace,
+    /// More host directories to show, read-only, each at a place that is nobody else's: on the
+    /// host, and inside.
+    pub(super) shown: &'a [(&'a Path, &'a Path)],
+    /// Whether it has the host's network, or none.
+    pub(super) network: bool,
+    /// What runs in it.
+    pub(super) program: &'a Path,
+    /// The environment of what runs in it.
+    pub(super) environment: Vec<OsString>,
+    /// The soft limit of open files of what runs in it, where it is not this process's own.
+    pub(super) open_files: Option<u64>,
 }
 
 impl Isolation {
@@ -87,65 +92,56 @@ impl Isolation {
     /// [`Failure::is_inconclusive`].
     pub(crate) fn find(
         user: Option<CommandUser>,
-        workspace: &Workspace,
+        workspace: &Arc<Workspace>,
         budget: &Budget,
     ) -> Result<Self, Failure> {
-        let found = user::as_on_own_thread(user, || Bubblewrap::find(user, workspace, budget));
-        found.unwrap_or_else(|error| Err(Failure::of_error(&error))).map(Self::Bubblewrap)
+        Jails::find(user, workspace, budget).map(Self::Jailed)
     }
 
     /// As [`find`](Self::find), with all the time that it may take; without a sandbox if there is
     /// none.
     #[cfg(test)]
-    pub(crate) fn probe(user: Option<CommandUser>, workspace: &Workspace) -> Self {
+    pub(crate) fn probe(user: Option<CommandUser>, workspace: &Arc<Workspace>) -> Self {
         Self::find(user, workspace, &Budget::default()).unwrap_or_else(|failure| {
             assert!(!failure.is_inconclusive(), "{failure}");
             Self::None { reason: failure.to_string() }
         })
     }
 
+    fn jails(&mut self) -> Option<&mut Jails> {
+        match self {
+            Self::Jailed(jails) => Some(jails),
+            Self::None { .. } => None,
+        }
+    }
+
     /// Shows commands this directory as `/etc`; without one it is empty.
     pub(crate) fn with_etc(mut self, etc: PathBuf) -> Self {
-        if let Self::Bubblewrap(bubblewrap) = &mut self {
-            bubblewrap.etc = Some(etc);
+        if let Some(jails) = self.jails() {
+            jails.etc = Some(etc);
         }
         self
     }
 
-    /// Finds out whether sandboxes can be kept, for commands of `user` in `workspace`, and has them
-    /// kept then. Blocks: some milliseconds as a rule, as long as `budget` allows at most. Without
-    /// a sandbox there is none to keep.
-    ///
-    /// Logs a warning where it does not work.
-    ///
-    /// # Errors
-    /// It could not be found out.
-    pub(crate) fn try_warm(
-        mut self,
-        user: Option<CommandUser>,
-        workspace: &Arc<Workspace>,
-        budget: &Budget,
-    ) -> Result<Self, Failure> {
-        let tried = match &self {
-            Self::None { .. } => return Ok(self),
-            Self::Bubblewrap(bubblewrap) => user::on_own_thread(|| {
-                let host = Host::new(self.clone(), user, Arc::new(Limits::none()))?;
-                Ok(room::try_out(bubblewrap, workspace, &host, budget))
-            }),
-        };
-        let tried = tried.unwrap_or_else(|error| Err(Failure::of_error(&error)));
-        let warm = conclusive(tried)?;
-        if let Err(reason) = &warm {
-            log::warn!("each command gets a sandbox of its own, which is slower: {reason}");
+    /// Whether a slot keeps its jail for the next command; without that each command gets one of
+    /// its own.
+    pub(crate) fn with_warm_slots(mut self, warm: bool) -> Self {
+        if let Some(jails) = self.jails() {
+            jails.warm = warm;
         }
-        if let Self::Bubblewrap(bubblewrap) = &mut self {
-            bubblewrap.warm = warm;
+        self
+    }
+
+    /// Gives sandboxes a `/dev/shm` of at most this size.
+    pub(crate) fn with_shared_memory(mut self, bytes: u64) -> Self {
+        if let Some(jails) = self.jails() {
+            jails.shared_memory = Some(bytes);
         }
-        Ok(self)
+        self
     }
 
     /// Loads this filter of system calls into every sandbox, if that works here for commands of
-    /// `user` in `workspace`. Blocks for one run of bubblewrap.
+    /// `user` in `workspace`. Blocks for the making of one.
     ///
     /// Logs a warning where it does not work.
     ///
@@ -155,18 +151,18 @@ impl Isolation {
         mut self,
         filter: Result<Filter, String>,
         user: Option<CommandUser>,
-        workspace: &Workspace,
+        workspace: &Arc<Workspace>,
         budget: &Budget,
     ) -> Result<Self, Failure> {
-        if let Self::Bubblewrap(bubblewrap) = &mut self {
-            bubblewrap.seccomp = filter.map(Arc::new);
-            let tried = match &bubblewrap.seccomp {
+        if let Some(jails) = self.jails() {
+            jails.seccomp = filter.map(Arc::new);
+            let tried = match &jails.seccomp {
                 Err(reason) => Err(reason.clone()),
-                Ok(_) => conclusive(bubblewrap.try_out_as(workspace, user, budget))?,
+                Ok(_) => conclusive(jails.try_out(workspace, user, budget))?,
             };
             if let Err(reason) = tried {
                 log::warn!("commands run without a filter of system calls: {reason}");
-                bubblewrap.seccomp = Err(reason);
+                jails.seccomp = Err(reason);
             }
         }
         Ok(self)
@@ -174,41 +170,17 @@ impl Isolation {
 
     /// Whether slots keep their sandboxes.
     pub(crate) fn is_warm(&self) -> bool {
-        matches!(self, Self::Bubblewrap(bubblewrap) if bubblewrap.warm.is_ok())
-    }
-
-    /// Gives sandboxes a `/dev/shm` of at most this size, if bubblewrap can do that (since 0.7).
-    /// Blocks for one run of bubblewrap.
-    ///
-    /// Logs a warning where it does not work.
-    ///
-    /// # Errors
-    /// It could not be found out.
-    pub(crate) fn with_shared_memory(
-        mut self,
-        bytes: u64,
-        user: Option<CommandUser>,
-        workspace: &Workspace,
-        budget: &Budget,
-    ) -> Result<Self, Failure> {
-        if let Self::Bubblewrap(bubblewrap) = &mut self {
-            bubblewrap.shared_memory = Some(bytes);
-            if let Err(reason) = conclusive(bubblewrap.try_out_as(workspace, user, budget))? {
-                log::warn!("the size of /dev/shm is not limited: {reason}");
-                bubblewrap.shared_memory = None;
-            }
-        }
-        Ok(self)
+        matches!(self, Self::Jailed(jails) if jails.warm)
     }
 
     /// Whether commands run in a sandbox.
     pub(crate) fn is_sandboxed(&self) -> bool {
-        matches!(self, Self::Bubblewrap(_))
+        matches!(self, Self::Jailed(_))
     }
 
     /// Whether a command can be run without network.
     pub(crate) fn can_cut_network(&self) -> bool {
-        matches!(self, Self::Bubblewrap(bubblewrap) if bubblewrap.can_cut_network)
+        matches!(self, Self::Jailed(jails) if jails.can_cut_network)
     }
 }
 
@@ -220,47 +192,62 @@ fn conclusive(tried: Result<(), Failure>) -> Result<Result<(), String>, Failure>
     }
 }
 
-impl Bubblewrap {
-    /// Tries the production flags from the strictest to the most lenient that is acceptable. What
-    /// is not conclusive ends it: a laxer sandbox is only for machines that refuse the stricter
-    /// one.
+impl Jails {
+    /// Tries jails from the strictest to the most lenient that is acceptable. What is not
+    /// conclusive ends it: a laxer sandbox is only for machines that refuse the stricter one.
     fn find(
         user: Option<CommandUser>,
-        workspace: &Workspace,
+        workspace: &Arc<Workspace>,
         budget: &Budget,
     ) -> Result<Self, Failure> {
-        let program = find_program("bwrap").ok_or(Failure::Missing)?;
-        let layout = HostLayout::detect(user);
-        let mut first_failure = None;
-        for (can_cut_network, disable_userns) in
-            [(true, true), (true, false), (false, true), (false, false)]
-        {
-            let candidate = Self {
-                program: program.clone(),
-                disable_userns,
-                can_cut_network,
-                layout: layout.clone(),
-                etc: None,
-                warm: Err("not wanted".to_owned()),
-                shared_memory: None,
-                seccomp: Err("switched off".to_owned()),
-            };
-            match candidate.try_out(workspace, user, budget) {
-                Ok(()) => return Ok(candidate),
-                Err(failure) if failure.is_inconclusive() => return Err(failure),
-                Err(failure) => first_failure.get_or_insert(failure),
-            };
+        let program = init::program().map_err(|error| match error.kind() {
+            io::ErrorKind::Unsupported => Failure::Missing,
+            _ => Failure::of_error(&error),
+        })?;
+        let strict = Self {
+            program: Arc::new(program),
+            can_cut_network: true,
+            layout: HostLayout::detect(user),
+            etc: None,
+            warm: true,
+            shared_memory: None,
+            seccomp: Err("switched off".to_owned()),
+        };
+        let Err(refusal) = strict.try_out(workspace, user, budget) else { return Ok(strict) };
+        if refusal.is_inconclusive() {
+            return Err(refusal);
         }
-        Err(first_failure.unwrap_or(Failure::Missing))
+        let lax = Self { can_cut_network: false, ..strict };
+        match lax.try_out(workspace, user, budget) {
+            Ok(()) => Ok(lax),
+            Err(failure) if failure.is_inconclusive() => Err(failure),
+            Err(_) => Err(refusal),
+        }
     }
 
-    /// The filter of system calls for one start of bubblewrap, which is then given its number as
-    /// [`Sandbox::seccomp`].
-    ///
-    /// # Errors
-    /// Those of opening a file. No command may start without the filter then.
-    pub(super) fn open_filter(&self) -> io::Result<Option<OwnedFd>> {
-        self.seccomp.as_ref().ok().map(|filter| filter.open()).transpose()
+    /// The plan of a jail for a slot whose commands are of `user`, or of this process.
+    pub(super) fn plan(&self, contents: Contents<'_>, user: Option<CommandUser>) -> Plan {
+        let of_process = || (rustix::process::geteuid(), rustix::process::getegid());
+        let (uid, gid) = user.map_or_else(of_process, |user| (user.uid(), user.gid()));
+        Plan {
+            uid: uid.as_raw(),
+            gid: gid.as_raw(),
+            host_name: "sandbox",
+            network: contents.network,
+            root: layout::root(&self.layout, self.etc.as_deref(), &contents),
+            shared_memory: self.shared_memory,
+            filter: self.seccomp.as_ref().ok().map(|filter| filter.program().to_vec()),
+            directory: layout::WORKSPACE,
+            program: contents.program.to_owned(),
+            environment: contents.environment,
+            open_files: contents.open_files,
+        }
+    }
+
+    /// What its jails are born with.
+    pub(super) fn origin<'a>(&'a self, null: &'a OwnedFd, user: Option<CommandUser>) -> Origin<'a> {
+        use std::os::fd::AsFd;
+        Origin { program: self.program.as_fd(), null: null.as_fd(), user }
     }
 
     /// Why there is no filter of system calls, as one line; `None` where there is one.
@@ -273,40 +260,4 @@ impl Bubblewrap {
 pub(super) fn open_null() -> io::Result<OwnedFd> {
     use rustix::fs::{Mode, OFlags};
     Ok(rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?)
-}
-
-/// The absolute path of a program, from the host's `PATH`; from the usual directories where there
-/// is none.
-fn find_program(name: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").filter(|path| !path.is_empty());
-    std::env::split_paths(&path.unwrap_or_else(|| shell::PATH.into()))
-        .filter(|directory| directory.is_absolute())
-        .map(|directory| directory.join(name))
-        .find(|candidate| {
-            rustix::fs::access(candidate, rustix::fs::Access::EXEC_OK).is_ok()
-                && candidate.is_file()
-        })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::sandbox::shell::Shell;
-
-    pub(super) fn bubblewrap() -> Bubblewrap {
-        Bubblewrap {
-            program: "/usr/bin/bwrap".into(),
-            disable_userns: true,
-            can_cut_network: true,
-            layout: HostLayout {
-                root: vec![("/bin".into(), Some("usr/bin".into())), ("/lib".into(), None)],
-                shell: Shell::Bash,
-                user: "someone".to_owned(),
-            },
-            etc: Some("/run/etc".into()),
-            warm: Ok(()),
-            shared_memory: Some(4096),
-            seccomp: Err("a test".to_owned()),
-        }
-    }
 }

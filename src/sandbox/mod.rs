@@ -5,16 +5,16 @@
 //!
 //! - `bash` shapes what a command gave into the tool's result; `files` is the tools `read_file`
 //!   and `write_file`; `artifacts` reads, lists and archives a workspace for those outside.
-//! - `supervisor` runs any number of commands with one thread. A `command` has a sandbox of its
-//!   own (`running`), or has `entered` the warm one of its slot (`room`, `rooms`), whose first
-//!   process is ours (`init`); `host` is what every start needs, `reports` what the sandbox tells
-//!   of itself. `outputs` is what a command prints: `stream` its pipes, `recording` what becomes
-//!   of each, `output` what is shown of it, `spool` the files that have all of it.
+//! - `supervisor` runs any number of commands with one thread. A `command` has `entered` the jail
+//!   of its slot (`jails`), or is `running` without one under a `reaper`, which `reports`; `host`
+//!   is what every start needs. `outputs` is what a command prints: `stream` its pipes, `recording`
+//!   what becomes of each, `output` what is shown of it, `spool` the files that have all of it.
 //! - `terminal` keeps programs running between a slot's calls, with one thread for all of them:
 //!   the shell of `bash_stateful`, and the terminals of `tmux`. Both threads wait by `events`.
-//! - `shell` is how a command reaches its shell, `isolation` what it may see (bubblewrap), `etc`
-//!   what of `/etc`, `reaper` how all its processes are found where there is no bubblewrap,
-//!   `spawn` the start of a process, `user` whom all of this runs as where the host is root.
+//! - `jail` is a set of namespaces from birth to death, whose first process is ours (`init`).
+//! - `shell` is how a command reaches its shell, `isolation` what it may see, `etc` what of `/etc`,
+//!   `reaper` how all its processes are found where there is no jail, `spawn` the start of a
+//!   process, `user` whom all of this runs as where the host is root.
 //! - `limits` is what of the machine and of the kernel a slot may use, `descriptors` how many of
 //!   this process's own all slots need.
 //! - `workspace` owns the directories, `paths` finds places beneath them, `tree` empties and
@@ -34,6 +34,8 @@ pub(crate) mod files;
 mod host;
 mod init;
 pub(crate) mod isolation;
+mod jail;
+mod jails;
 pub(crate) mod limits;
 mod output;
 mod outputs;
@@ -41,8 +43,6 @@ mod paths;
 mod reaper;
 mod recording;
 mod reports;
-mod room;
-mod rooms;
 mod running;
 pub(crate) mod shell;
 mod spawn;

@@ -100,7 +100,7 @@ impl Outputs {
                 self.stdout.resume(watch);
                 self.stderr.resume(watch);
             }
-            Source::Reports | Source::Child | Source::Init | Source::Link => {}
+            Source::Reports | Source::Child | Source::JailEnd | Source::JailSocket => {}
         }
     }
 

@@ -10,7 +10,7 @@
 //! # Cost
 //! The reaper is a fork of the host: some 0.2 ms for a small process, tens of milliseconds for one
 //! with gigabytes of heap, since the page tables are copied. This path is the fallback for
-//! machines without bubblewrap.
+//! machines without sandboxes.
 //!
 //! # Limits
 //! A command has the rights of the user that runs the host, or of an unprivileged one if that is

@@ -1,4 +1,4 @@
-//! The pipe by which bubblewrap or the reaper tells what happens to its sandbox.
+//! The pipe by which the reaper tells what happens to its command.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};

@@ -1,6 +1,6 @@
 //! How a command reaches its shell, and what environment it finds there. Pure.
 //!
-//! `isolation` puts bubblewrap in front of it, `running` starts the whole.
+//! `isolation` says what it sees, `running` and `entered` start it.
 
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
@@ -111,53 +111,24 @@ fn quoted(text: &str) -> String {
 pub(super) struct ShellCall {
     /// The shell's arguments, its `$0` first.
     pub(super) argv: Vec<OsString>,
-    /// What the shell must find in [`SCRIPT_FD`] once the command may start.
+    /// What the shell must find in [`SCRIPT_FD`].
     pub(super) script: Option<Vec<u8>>,
-    /// Whether `BASH_ENV` makes bash read the script before it runs its `-c` argument.
-    script_is_prelude: bool,
 }
-
-/// What stands in for [`ShellCall::script`] until the command may start. A shell that reads this
-/// was let go by nobody: the supervisor is gone.
-pub(super) const CLOSED_GATE: &[u8] = b"exit 125\n";
 
 /// How `shell` is made to run `command`.
 ///
 /// A command of ordinary length is the argument of `bash -c`, so that it behaves in all respects
-/// as such (`$0`, messages, no needless fork). A longer one is sourced from the script.
-///
-/// With `gated`, the shell reads the script in any case: a sandbox whose supervisor dies while it
-/// is being set up is released by the end of file of bubblewrap's `--block-fd`, and must then find
-/// that its gate was never opened. `open_files` is the soft limit of open files to set. A command
-/// of `inline_limit` bytes, which is at most [`INLINE_COMMAND_LIMIT`], counts as a longer one.
-pub(super) fn shell_call(
-    shell: Shell,
-    command: &str,
-    gated: bool,
-    open_files: Option<u64>,
-    inline_limit: usize,
-) -> ShellCall {
-    let limit = open_files.map_or_else(String::new, |limit| format!("ulimit -S -n {limit}; "));
-    let close = format!("{limit}exec {SCRIPT_FD}<&-");
+/// as such (`$0`, messages, no needless fork). One of `inline_limit` bytes, which is at most
+/// [`INLINE_COMMAND_LIMIT`], is sourced from the script.
+pub(super) fn shell_call(shell: Shell, command: &str, inline_limit: usize) -> ShellCall {
     // A command that begins with a dash (a pasted list, a diff) is one all the same.
     let argv = |command: &str| [shell.name(), "-c", "--", command].map(OsString::from).to_vec();
-    let inline = command.len() < inline_limit;
-    match shell {
-        Shell::Bash if inline && gated => ShellCall {
-            argv: argv(command),
-            script: Some(format!("unset BASH_ENV; {close}\n").into_bytes()),
-            script_is_prelude: true,
-        },
-        _ if inline && !gated => {
-            ShellCall { argv: argv(command), script: None, script_is_prelude: false }
-        }
-        // On the command's own first line, so that line numbers in messages are right.
-        _ => ShellCall {
-            argv: argv(&format!(". {SCRIPT_PATH}")),
-            script: Some(format!("{close}; {command}\n").into_bytes()),
-            script_is_prelude: false,
-        },
+    if command.len() < inline_limit {
+        return ShellCall { argv: argv(command), script: None };
     }
+    // On the command's own first line, so that line numbers in messages are right.
+    let script = format!("exec {SCRIPT_FD}<&-; {command}\n").into_bytes();
+    ShellCall { argv: argv(&format!(". {SCRIPT_PATH}")), script: Some(script) }
 }
 
 /// The whole environment of a command, as `NAME=value`. Nothing of the host's own is in it.
@@ -166,11 +137,7 @@ pub(super) fn environment(
     temporary: &Path,
     shell: Shell,
     user: &str,
-    call: Option<&ShellCall>,
 ) -> Vec<OsString> {
-    let prelude = call
-        .is_some_and(|call| call.script_is_prelude)
-        .then_some(("BASH_ENV", OsStr::new(SCRIPT_PATH)));
     [
         ("PATH", OsStr::new(PATH)),
         ("HOME", home.as_os_str()),
@@ -185,7 +152,6 @@ pub(super) fn environment(
         ("PYTHONUNBUFFERED", OsStr::new("1")),
     ]
     .into_iter()
-    .chain(prelude)
     .map(|(name, value)| {
         let mut entry = OsString::from(name);
         entry.push("=");
@@ -238,20 +204,11 @@ mod tests {
 
     #[test]
     fn short_commands_are_arguments_and_long_ones_are_sourced() {
-        let short = shell_call(Shell::Bash, "true", false, None, INLINE_COMMAND_LIMIT);
+        let short = shell_call(Shell::Bash, "true", INLINE_COMMAND_LIMIT);
         assert_eq!((line(&short.argv), short.script), ("bash -c -- true".to_owned(), None));
-        let gated = shell_call(Shell::Bash, "true", true, Some(1024), INLINE_COMMAND_LIMIT);
-        assert_eq!(line(&gated.argv), "bash -c -- true");
-        assert_eq!(
-            gated.script.as_deref(),
-            Some(&b"unset BASH_ENV; ulimit -S -n 1024; exec 5<&-\n"[..])
-        );
         let long = "x".repeat(INLINE_COMMAND_LIMIT);
-        let long = shell_call(Shell::Bash, &long, true, None, INLINE_COMMAND_LIMIT);
-        assert_eq!(line(&long.argv), "bash -c -- . /proc/self/fd/5");
+        let long = shell_call(Shell::Sh, &long, INLINE_COMMAND_LIMIT);
+        assert_eq!(line(&long.argv), "sh -c -- . /proc/self/fd/5");
         assert!(long.script.unwrap().starts_with(b"exec 5<&-; xxx"));
-        // A plain sh reads no file before a `-c` argument.
-        let gated = shell_call(Shell::Sh, "true", true, None, INLINE_COMMAND_LIMIT);
-        assert_eq!(line(&gated.argv), "sh -c -- . /proc/self/fd/5");
     }
 }

@@ -1,7 +1,7 @@
 //! A small safe wrapper over `posix_spawn`: a new process with exactly the arguments, environment
 //! and file descriptors that are given, and a pidfd to hold it by.
 //!
-//! Used by the supervisor (to start bubblewrap) and by the isolation probe.
+//! Used for what is tried at the start.
 //! `std::process::Command` is not used because it has no file descriptor map, and because what it
 //! lacks can only be added by its `pre_exec`, which makes it fork: a host with gigabytes of heap
 //! would pay tens of milliseconds of page table copying for each command. `posix_spawn` shares the
@@ -16,6 +16,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::ptr;
 use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
@@ -92,6 +93,26 @@ impl Child {
     pub(super) fn open(pid: Pid) -> io::Result<Self> {
         let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty())?;
         Ok(Self { pid, pidfd })
+    }
+
+    /// A child that this pidfd holds already.
+    pub(super) fn held(pid: Pid, pidfd: OwnedFd) -> Self {
+        Self { pid, pidfd }
+    }
+
+    /// Waits until it has ended, for `time` at most, and reaps it; `false` if it still runs.
+    pub(super) fn await_end(&self, time: Duration) -> bool {
+        use rustix::event::{PollFd, PollFlags, poll};
+        let deadline = Instant::now() + time;
+        while self.reap() == Reaped::Running {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            // An interrupted wait is taken up again.
+            let _ = poll(&mut [PollFd::new(self, PollFlags::IN)], left.try_into().ok().as_ref());
+        }
+        true
     }
 
     /// Its process id.
@@ -184,17 +205,6 @@ impl AsRawFd for HighFd<'_> {
     }
 }
 
-/// Removes the zombie of a process whose parent has ended, if that made it a child of ours: where
-/// this process is the first of its pid namespace, as in many containers, or a child subreaper.
-/// Elsewhere it is somebody else's to remove, and this does nothing. Does not block.
-pub(super) fn reap_if_ours(pidfd: BorrowedFd<'_>) {
-    // Refused where it is not ours.
-    let _ = rustix::process::waitid(
-        WaitId::PidFd(pidfd),
-        WaitIdOptions::EXITED | WaitIdOptions::NOHANG,
-    );
-}
-
 /// Starts `program` in a new session, with default signal dispositions and nothing blocked, and
 /// with exactly `fds`: `fds[n]` becomes its file descriptor `n`, and it has no others, whatever
 /// the host process forgot to mark close-on-exec. It runs as `user`, if there is one.
@@ -222,8 +232,7 @@ pub(super) fn spawn(
     }
     actions.close_from(fds.len() as c_int)?;
     let attributes = Attributes::new()?;
-    // A place for the pidfd: a process that cannot be held must be killed, and bubblewrap killed at
-    // the wrong moment leaves its first process waiting for ever.
+    // A place for the pidfd: a process that cannot be held must be killed.
     let place = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC)?;
 
     let entered = user.map(|user| user.enter(Purpose::Exec)).transpose()?;

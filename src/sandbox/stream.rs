@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::event::epoll;
 use rustix::io::Errno;
 
+use super::jail;
 use super::output::Captured;
 use super::recording::Recording;
 use super::spawn;
@@ -31,14 +32,14 @@ pub(super) enum Source {
     Stdout,
     /// The command's standard error.
     Stderr,
-    /// The pipe that bubblewrap or the reaper reports to.
+    /// The pipe that the reaper reports to.
     Reports,
-    /// The end of bubblewrap or of the reaper.
+    /// The end of the reaper.
     Child,
-    /// The end of the sandbox's last process.
-    Init,
-    /// The socket to a warm sandbox's first process.
-    Link,
+    /// The end of a jail's last process.
+    JailEnd,
+    /// The socket to a jail's first process.
+    JailSocket,
     /// A part of the output was written to its file.
     Written,
 }
@@ -49,8 +50,8 @@ impl Source {
         Self::Stderr,
         Self::Reports,
         Self::Child,
-        Self::Init,
-        Self::Link,
+        Self::JailEnd,
+        Self::JailSocket,
         Self::Written,
     ];
 }
@@ -61,6 +62,31 @@ pub(super) struct Watch<'a> {
     pub(super) epoll: &'a OwnedFd,
     /// The command's number.
     pub(super) id: u64,
+}
+
+impl Source {
+    /// What it is to a jail, if it is of one.
+    pub(super) fn of_jail(self) -> Option<jail::Source> {
+        match self {
+            Self::JailSocket => Some(jail::Source::Socket),
+            Self::JailEnd => Some(jail::Source::End),
+            _ => None,
+        }
+    }
+}
+
+impl jail::Events for Watch<'_> {
+    fn add(&self, fd: BorrowedFd<'_>, source: jail::Source) -> io::Result<()> {
+        let source = match source {
+            jail::Source::Socket => Source::JailSocket,
+            jail::Source::End => Source::JailEnd,
+        };
+        Watch::add(self, fd, source)
+    }
+
+    fn remove(&self, fd: BorrowedFd<'_>) {
+        Watch::remove(self, fd);
+    }
 }
 
 impl Watch<'_> {

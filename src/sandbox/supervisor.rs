@@ -2,8 +2,8 @@
 //!
 //! The thread `tool-supervisor` waits in one epoll for the pipes and the process ends of all
 //! running commands, for their deadlines, and for requests. It starts the processes itself, too:
-//! the kernel ties "die with your parent" to the thread that made a process, so that a command
-//! never outlives its supervisor, not even when the host process is killed.
+//! the kernel ties "die with your parent" to the thread that made a process, which is the second
+//! thing that keeps a command from outliving its supervisor.
 //!
 //! The engine's `bash` tool calls [`Supervisor::run`] and is called back with [`Finished`]. What a
 //! command may see is decided in `isolation`, what happens to one command is in `running`; which
@@ -17,13 +17,8 @@
 //! keeps the others waiting.
 //!
 //! # When the host process is killed
-//! A running command dies with it, and one whose sandbox is still being set up never starts – but
-//! for two moments, in which bubblewrap (0.8) has not armed its death signals yet. Between arming
-//! its own and letting its first process go on, that process stays behind, asleep for ever, with
-//! nothing of the command in it. And its first process arms its signal only after it has forked the
-//! command: a host that is killed in between, which under load are milliseconds, leaves a command
-//! that runs on. [`Supervisor::close`] and cancelling wait for these moments to pass; SIGKILL does
-//! not.
+//! Whatever is just under way, a jail and all that runs in it die with the host, and nothing that
+//! had not started starts: see `jail`.
 //!
 //! # The host process
 //! Nothing is asked of the host's signal handling: it may ignore SIGCHLD, wait for any child, have
@@ -47,9 +42,9 @@ use rustix::fs::Mode;
 
 use super::host::Host;
 use super::isolation::Isolation;
+use super::jails::OnGone;
 use super::limits::{Exceeded, Limits};
 use super::output::{Capture, Captured};
-use super::rooms::OnGone;
 use super::spool::Spool;
 use super::user::CommandUser;
 use super::workspace::Workspace;
@@ -210,7 +205,7 @@ impl Supervisor {
         let _ = self.shared.send(Request::Cancel(id.0));
     }
 
-    /// Ends a slot's warm sandbox, with whatever runs in it. Does not block.
+    /// Ends a slot's jail, with whatever runs in it. Does not block.
     ///
     /// `on_gone` is called once, as `on_end` of [`run`](Self::run), when no process of it is left;
     /// with `false` where waiting for that was given up, now or for an earlier sandbox of the slot.

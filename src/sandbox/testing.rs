@@ -2,7 +2,7 @@
 //! system that is soon full.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitStatus};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
@@ -100,14 +100,26 @@ pub(super) fn while_swapping(a: &Path, b: &Path, times: usize, work: impl FnMut(
 /// Has the test of this name run once more, in a process that sees a file system of `bytes` bytes.
 pub(super) fn with_small_file_system(bytes: u64, test: &str) {
     let outer = tempfile::tempdir().unwrap();
-    let status = Command::new("bwrap")
-        .args(["--dev-bind", "/", "/", "--size", &bytes.to_string(), "--tmpfs"])
-        .arg(outer.path())
+    let mount = format!("mount -t tmpfs -o size={bytes},mode=0755 tmpfs \"$0\"");
+    let status = with_mounts(&mount, outer.path(), test, SMALL_VARIABLE);
+    assert!(status.success());
+}
+
+/// Runs the test of this name once more, in a process with mounts of its own, which this script
+/// makes: it finds `outer` as its `$0`, and the process in this variable.
+pub(super) fn with_mounts(script: &str, outer: &Path, test: &str, variable: &str) -> ExitStatus {
+    let mut command = Command::new("unshare");
+    command.arg("--mount");
+    if !rustix::process::geteuid().is_root() {
+        command.args(["--user", "--map-current-user", "--keep-caps"]);
+    }
+    command
+        .args(["sh", "-c", &format!("{script} && exec \"$@\"")])
+        .arg(outer)
         .arg(std::env::current_exe().unwrap())
         .args(["--exact", test])
-        .env(SMALL_VARIABLE, outer.path())
-        .status();
-    assert!(status.expect("bubblewrap is installed").success());
+        .env(variable, outer);
+    command.status().expect("util-linux is installed")
 }
 
 /// Where the small file system is, in the process that sees one.

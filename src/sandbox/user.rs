@@ -3,15 +3,15 @@
 //! To the kernel, root without any capability is still the *owner* of what belongs to root, inside
 //! a user namespace too: it may `chmod` the host's `/dev/null`, which every sandbox shares. So
 //! wherever the engine runs as root, what a model controls acts as an unprivileged user: commands,
-//! bubblewrap and the reaper, and the file tools. The backend asks once, by [`CommandUser::find`];
-//! where that gives nothing, no credentials are ever touched. What root will have to do for that
-//! user is tried before anything depends on it ([`trial`]).
+//! the first process of a jail and the reaper, and the file tools. The backend asks once, by
+//! [`CommandUser::find`]; where that gives nothing, no credentials are ever touched. What root will
+//! have to do for that user is tried before anything depends on it ([`trial`]).
 //!
 //! Credentials belong to threads. A thread of the engine [enters](CommandUser::enter) the user for
 //! as long as it does one thing and is then root again; the reaper
 //! [becomes](CommandUser::become_in_child) it for ever. The thread's saved user remains root
 //! meanwhile, so that no process of the user may trace it; nor may one signal it while it works
-//! with files. A start of bubblewrap is different for some microseconds, because exec keeps the
+//! with files. The start of a jail is different for some microseconds, because exec keeps the
 //! real user, but what it starts sees no host process.
 //!
 //! # Side effects
@@ -183,18 +183,6 @@ impl Drop for Entered {
             // Nothing is lost but core dumps.
             let _ = set_dumpable_behavior(DumpableBehavior::Dumpable);
         }
-    }
-}
-
-/// Does something that may [enter](CommandUser::enter) the user, if there is one, on a thread of
-/// its own: a thread of the host must not be touched.
-pub(super) fn as_on_own_thread<T: Send>(
-    user: Option<CommandUser>,
-    work: impl FnOnce() -> T + Send,
-) -> io::Result<T> {
-    match user {
-        Some(_) => on_own_thread(|| Ok(work())),
-        None => Ok(work()),
     }
 }
 

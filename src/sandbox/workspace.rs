@@ -6,12 +6,12 @@
 //!     lock                       held by flock for as long as the engine lives
 //!     slot_0/ … slot_<n-1>/      the workspaces, each bound at /workspace in its sandbox
 //!     tmp_0/ … tmp_<n-1>/        beside each the /tmp of its sandbox
+//!     slot_0-1/, tmp_0-1/        the same after the slot's first reset, and so on
 //!     etc/                       what all sandboxes see as /etc
 //! ```
 //!
 //! The engine makes one [`DataDir`] when it starts, takes its [`Workspace`]s, and closes it at its
-//! end. What engines left behind that died without doing so is removed by the next one, the
-//! processes among it (`leftovers`).
+//! end. What engines left behind that died without doing so is removed by the next one.
 //!
 //! **Who owns a run directory**: whoever holds the flock of its `lock` may do with it what they
 //! like. An engine that is just starting has made the directory and does not hold the lock yet, so
@@ -20,10 +20,13 @@
 //! `lock` is removed only if it is empty, which the kernel checks. A lock dies with its process,
 //! so a left-over can never look alive.
 //!
+//! **A reset is a new workspace** ([`Workspace::renew`]): nothing is cleaned in place, so no access
+//! list, attribute, flag, mode or lock of the old one reaches the next trajectory, and it takes no
+//! longer where more was written. The old directories are removed behind it
+//! ([`Workspace::remains`]).
+//!
 //! Nothing here knows what runs in a slot: its processes must be gone before its workspace is
-//! reset. If they are not, the reset stays safe, and ends, but may not succeed.
-
-mod leftovers;
+//! removed. If they are not, the removal stays safe, and ends, but may not succeed.
 
 use std::ffi::CStr;
 use std::fmt;
@@ -76,11 +79,6 @@ pub(crate) enum WorkspaceError {
         /// What is wrong with it.
         why: &'static str,
     },
-    /// A workspace was removed or replaced behind our back.
-    Gone {
-        /// Where it was.
-        path: PathBuf,
-    },
     /// The user that commands run as cannot get to the workspaces.
     Barred {
         /// The first directory that it may not pass through.
@@ -131,7 +129,6 @@ impl fmt::Display for WorkspaceError {
             }
             Self::WeakRoot(weak) => weak.fmt(f),
             Self::Interrupted => f.write_str("the start was interrupted"),
-            Self::Gone { path } => write!(f, "the workspace {} is gone", path.display()),
             Self::Io { doing, path, source } => {
                 write!(f, "cannot {doing} {}: {source}", path.display())
             }
@@ -145,7 +142,6 @@ impl std::error::Error for WorkspaceError {
             Self::Io { source, .. } => Some(source),
             Self::UntrustedBase { .. }
             | Self::Barred { .. }
-            | Self::Gone { .. }
             | Self::WeakRoot(_)
             | Self::Interrupted => None,
         }
@@ -231,8 +227,7 @@ impl DataDir {
             if interrupt.is_interrupted() {
                 return Err(WorkspaceError::Interrupted);
             }
-            let place = |kind: &str| data.run.path.join(format!("{kind}_{slot}"));
-            let workspace = Workspace::create(slot, place("slot"), place("tmp"), user)?;
+            let workspace = Workspace::create(&data.run.path, slot, 0, user)?;
             data.workspaces.push(Arc::new(workspace));
         }
         if let (Some(user), Some(workspace)) = (user, data.workspaces.first()) {
@@ -284,9 +279,14 @@ impl DataDir {
         &self.run.path
     }
 
-    /// The workspaces, by slot number.
+    /// The workspaces, by slot number, until they are taken.
     pub(crate) fn workspaces(&self) -> &[Arc<Workspace>] {
         &self.workspaces
+    }
+
+    /// Takes the workspaces out, for their slots to have and to renew.
+    pub(crate) fn take_workspaces(&mut self) -> Vec<Arc<Workspace>> {
+        std::mem::take(&mut self.workspaces)
     }
 
     /// Removes the directory and everything in it. Blocks for as long as the file system needs,
@@ -376,7 +376,7 @@ impl RunDir {
     }
 }
 
-/// Removes the run directories of dead engines, and ends their processes, until it is interrupted.
+/// Removes the run directories of dead engines, until it is interrupted.
 /// A failure is logged: it must not keep us from starting.
 fn sweep(base_path: &Path, base: &OwnedFd, interrupt: &Interrupt) {
     let entries = match Dir::read_from(base) {
@@ -393,10 +393,6 @@ fn sweep(base_path: &Path, base: &OwnedFd, interrupt: &Interrupt) {
         };
         let swept = match RunDir::lock(base_path, base, name, OFlags::empty()) {
             Ok(Some(dead)) => {
-                match leftovers::end(&dead.path, interrupt) {
-                    0 => {}
-                    count => log::info!("ended {count} processes, left by a dead engine"),
-                }
                 let until = Until::interrupted(Instant::now() + EMPTY_LIMIT, interrupt);
                 dead.remove(base, until).map(|()| true)
             }
@@ -498,28 +494,51 @@ fn open_private_base(
 #[derive(Debug)]
 pub(crate) struct Workspace {
     slot: usize,
+    /// How many its slot had before.
+    life: u64,
     path: PathBuf,
     root: Root,
     temporary: PathBuf,
     temporary_root: Root,
     owner: Option<CommandUser>,
-    /// How many calls have had their output kept in a file since the last reset.
+    /// How many calls have had their output kept in a file.
     outputs: AtomicU64,
 }
 
 impl Workspace {
-    /// Makes an empty workspace at `path` and its `/tmp` at `temporary`, which must not exist, for
-    /// `owner`, or for ourselves.
+    /// Makes an empty workspace in a run directory, and its `/tmp`, for `owner`, or for ourselves.
     fn create(
+        run: &Path,
         slot: usize,
-        path: PathBuf,
-        temporary: PathBuf,
+        life: u64,
         owner: Option<CommandUser>,
     ) -> Result<Self, WorkspaceError> {
+        let place = |kind: &str| match life {
+            0 => run.join(format!("{kind}_{slot}")),
+            life => run.join(format!("{kind}_{slot}-{life}")),
+        };
+        let (path, temporary) = (place("slot"), place("tmp"));
         let root = make_private_dir(&path, owner)?;
-        let temporary_root = make_private_dir(&temporary, owner)?;
+        let temporary_root = make_private_dir(&temporary, owner).inspect_err(|_| {
+            // Nothing is in it.
+            let _ = std::fs::remove_dir(&path);
+        })?;
         let outputs = AtomicU64::new(0);
-        Ok(Self { slot, path, root, temporary, temporary_root, owner, outputs })
+        Ok(Self { slot, life, path, root, temporary, temporary_root, owner, outputs })
+    }
+
+    /// A new, empty workspace for its slot. Blocks for the making of two directories.
+    ///
+    /// # Errors
+    /// As of making it: the disk may be full of what is in this one ([`clear`](Self::clear)).
+    pub(crate) fn renew(&self) -> Result<Self, WorkspaceError> {
+        let run = self.path.parent().unwrap_or(Path::new("/"));
+        Self::create(run, self.slot, self.life + 1, self.owner)
+    }
+
+    /// What is to be removed of it once its slot has another. Holds no descriptors.
+    pub(crate) fn remains(&self) -> Remains {
+        Remains { directories: [self.path.clone(), self.temporary.clone()] }
     }
 
     /// The same files, as if they were another slot's too.
@@ -528,6 +547,7 @@ impl Workspace {
         let open = |path: &Path| Root::open(path).unwrap();
         Self {
             slot,
+            life: self.life,
             path: self.path.clone(),
             root: open(&self.path),
             temporary: self.temporary.clone(),
@@ -568,21 +588,17 @@ impl Workspace {
         is_at(&self.path, &self.root).unwrap_or(false)
     }
 
-    /// The number of the next call whose output is kept in a file; they begin with 1 after each
-    /// reset.
+    /// The number of the next call whose output is kept in a file; they begin with 1.
     pub(super) fn next_output(&self) -> u64 {
         self.outputs.fetch_add(1, Ordering::Relaxed) + 1
     }
 
-    /// Removes everything in it and in its `/tmp`. The directories themselves stay the same ones,
-    /// with mode 0700. Blocks for as long as the file system needs, five minutes at most for each.
+    /// Removes everything in it and in its `/tmp`. Blocks for as long as the file system needs,
+    /// five minutes at most for each.
     ///
     /// # Errors
-    /// [`WorkspaceError::Io`] for the first entry that resisted (everything else is removed),
-    /// [`WorkspaceError::Gone`] if a directory was removed or replaced. After either the slot must
-    /// not be given to anybody.
-    pub(crate) fn reset(&self) -> Result<(), WorkspaceError> {
-        self.outputs.store(0, Ordering::Relaxed);
+    /// [`WorkspaceError::Io`] for the first entry that resisted; everything else is removed.
+    pub(crate) fn clear(&self) -> Result<(), WorkspaceError> {
         let workspace = empty(&self.path, &self.root);
         workspace.and(empty(&self.temporary, &self.temporary_root))
     }
@@ -619,19 +635,43 @@ fn make_private_dir(path: &Path, owner: Option<CommandUser>) -> Result<Root, Wor
     Ok(root)
 }
 
-/// Empties the directory `root`, which must still be the one at `path`.
+/// What is left of a workspace whose slot has another.
+#[derive(Debug)]
+pub(crate) struct Remains {
+    directories: [PathBuf; 2],
+}
+
+impl Remains {
+    /// Removes it. Blocks for as long as the file system needs, five minutes at most for each of
+    /// its two directories.
+    ///
+    /// # Errors
+    /// The first entry that resisted; everything else is removed, and the engine's end, or the next
+    /// engine, tries once more.
+    pub(crate) fn remove(self) -> Result<(), WorkspaceError> {
+        let [workspace, temporary] = &self.directories;
+        remove(workspace).and(remove(temporary))
+    }
+}
+
+/// Removes a directory of ours; one that is gone is no failure.
+fn remove(path: &Path) -> Result<(), WorkspaceError> {
+    let root = match Root::open(path) {
+        Ok(root) => root,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(WorkspaceError::io("open", path, error)),
+    };
+    empty(path, &root)?;
+    match rustix::fs::rmdir(path) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(errno) => Err(WorkspaceError::io("remove", path, errno)),
+    }
+}
+
+/// Empties the directory `root`, which was made at `path`.
 fn empty(path: &Path, root: &Root) -> Result<(), WorkspaceError> {
     tree::empty(root.dir(), None, Instant::now() + EMPTY_LIMIT)
-        .map_err(|error| WorkspaceError::tree("empty", path, error))?;
-    // A command may have let others in.
-    rustix::fs::openat(root.dir(), c".", OPEN_DIR, Mode::empty())
-        .and_then(|dir| rustix::fs::fchmod(dir, Mode::RWXU))
-        .map_err(|errno| WorkspaceError::io("close", path, errno))?;
-    match is_at(path, root) {
-        Ok(true) => Ok(()),
-        Ok(false) => Err(WorkspaceError::Gone { path: path.to_owned() }),
-        Err(errno) => Err(WorkspaceError::io("look at", path, errno)),
-    }
+        .map_err(|error| WorkspaceError::tree("empty", path, error))
 }
 
 /// Whether `path` is the directory `root`.

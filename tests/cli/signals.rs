@@ -77,24 +77,29 @@ fn a_signal_while_the_sandbox_is_made_leaves_nothing_behind() {
 /// How long after a signal a start may end on a busy machine. A second is what is promised.
 const SOON: Duration = Duration::from_secs(5);
 
-/// A command that does not end, and is no other test run's.
-fn hanging() -> String {
-    format!("sleep 7541.{}", std::process::id())
+/// Has it start in a kernel in which the making of a sandbox does not end.
+fn hanging_in_sandbox(command: &mut Command) {
+    let hang = || {
+        let Some(listener) = Filter::of(libc::SYS_sethostname, Answer::Never).load()? else {
+            return Err(std::io::ErrorKind::Other.into());
+        };
+        // It stays open in the program.
+        rustix::io::dup(&listener).map(std::mem::forget)?;
+        Ok(())
+    };
+    // SAFETY: between fork and exec it only makes system calls.
+    unsafe { command.pre_exec(hang) };
 }
 
-/// A directory with a `bwrap` that never ends, to be the first of the PATH.
-fn hanging_bubblewrap(setup: &Setup, sleep: &str) -> String {
-    let bin = setup.path("bin");
-    make_directory(&bin);
-    fs::write(bin.join("bwrap"), format!("#!/bin/sh\nexec {sleep}\n")).unwrap();
-    fs::set_permissions(bin.join("bwrap"), fs::Permissions::from_mode(0o755)).unwrap();
-    format!("{}:{}", bin.display(), std::env::var("PATH").unwrap())
-}
-
-/// Whether a process runs whose command line has this in it.
-fn runs(text: &str) -> bool {
-    let found = Command::new("pgrep").args(["-f", text]).output().unwrap();
-    !found.stdout.is_empty()
+/// Whether a process makes a sandbox.
+fn makes_sandbox(id: u32) -> bool {
+    let tasks = fs::read_dir(format!("/proc/{id}/task")).into_iter().flatten().flatten();
+    let children = tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
+    let mut children = children
+        .flat_map(|list| list.split_ascii_whitespace().map(str::to_owned).collect::<Vec<_>>());
+    children.any(|pid| {
+        fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm == "tool-init\n")
+    })
 }
 
 /// Whether a process catches a signal, or ignores it.
@@ -106,10 +111,9 @@ fn has_signal(id: u32, mask: &str, signal: Signal) -> bool {
 }
 
 /// The commands, each in a start that does not end by itself: of servers that say nothing or are
-/// not there, or of a sandbox whose bubblewrap hangs.
+/// not there, or of a sandbox that hangs.
 fn starts_without_end(setup: &Setup, silent: &TcpListener) -> Vec<Command> {
     let silent = format!("http://{}", silent.local_addr().unwrap());
-    let path = hanging_bubblewrap(setup, &hanging());
     let input = setup.path("in.jsonl");
     let input = input.to_str().unwrap();
     let lines: [&[&str]; 7] = [
@@ -125,7 +129,7 @@ fn starts_without_end(setup: &Setup, silent: &TcpListener) -> Vec<Command> {
         let mut command = program();
         command.args(line).env("TMPDIR", setup.path("tmp"));
         if !line.contains(&"--sandbox-url") {
-            command.env("PATH", &path);
+            hanging_in_sandbox(&mut command);
         }
         command
     };
@@ -145,7 +149,7 @@ fn a_signal_ends_a_start_that_does_not_end() {
         let is_local = !said.contains("--sandbox-url");
         wait_until(&mut child, || has_signal(id, "SigCgt:", which));
         if is_local {
-            wait_until(&mut child, || runs(&hanging()));
+            wait_until(&mut child, || makes_sandbox(id));
         }
         let began = Instant::now();
         signal(&child, which);
@@ -156,17 +160,16 @@ fn a_signal_ends_a_start_that_does_not_end() {
         assert_eq!(run.stdout, "", "{said}");
         assert_eq!(runs_in(&setup.path("tmp")), Vec::<PathBuf>::new(), "{said}");
     }
-    assert!(!runs(&hanging()));
 }
 
 #[test]
 fn what_a_second_signal_leaves_of_a_start_the_next_start_removes() {
     let setup = Setup::new(&[trajectory("t", &["true"])]);
-    let path = hanging_bubblewrap(&setup, "sleep 7542");
     let tmp = setup.path("tmp");
     make_directory(&tmp);
     let mut command = setup.command(&[]);
-    command.env("PATH", path).env("TMPDIR", &tmp);
+    command.env("TMPDIR", &tmp);
+    hanging_in_sandbox(&mut command);
     let mut child = spawn(command);
     wait_until(&mut child, || !runs_in(&tmp).is_empty());
     signal(&child, Signal::INT);
@@ -216,7 +219,7 @@ fn a_signal_that_was_blocked_when_it_was_started_is_heeded() {
         Ok(())
     };
     // SAFETY: between fork and exec it only calls functions that may be called there.
-    unsafe { std::os::unix::process::CommandExt::pre_exec(&mut command, block_all) };
+    unsafe { command.pre_exec(block_all) };
     command.args(["replay", "-", "--quiet", "--out"]).arg(&out).stdin(Stdio::piped());
     let mut child = spawn(command);
     let mut stdin = child.stdin.take().unwrap();

@@ -17,43 +17,11 @@ use tool_executor::{
 
 use crate::alone;
 use crate::fakes::{bash, until};
+use crate::kernel::{self, Answer, Filter};
 
 /// Whether this test runs as root, and so commands as another user.
 fn is_root() -> bool {
     fs::metadata("/proc/self").unwrap().uid() == 0
-}
-
-/// A directory for bubblewraps that are none, which comes first in the `PATH` of the cases'
-/// processes.
-struct Fake(TempDir);
-
-impl Fake {
-    fn new() -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        Self(directory)
-    }
-
-    fn path(&self) -> &Path {
-        self.0.path()
-    }
-
-    /// The real one is the next in the `PATH`.
-    fn path_variable(&self) -> String {
-        format!("{}:{}", self.path().display(), std::env::var("PATH").unwrap())
-    }
-}
-
-/// Makes `bwrap`, in the directory that comes first in this process's `PATH`, a shell script.
-fn bwrap_is(script: &str) {
-    let path = std::env::var("PATH").unwrap();
-    let directory = Path::new(path.split(':').next().unwrap());
-    assert!(directory.starts_with(std::env::temp_dir()), "a case has its own directory");
-    // Another file, so that no process that was forked meanwhile can hold it open for writing.
-    let (new, place) = (directory.join("new"), directory.join("bwrap"));
-    fs::write(&new, format!("#!/bin/sh\n{script}\n")).unwrap();
-    fs::set_permissions(&new, fs::Permissions::from_mode(0o755)).unwrap();
-    fs::rename(&new, &place).unwrap();
 }
 
 /// A base for data directories, and a configuration with one slot in it.
@@ -93,108 +61,85 @@ fn allowed(command: &str) -> (Isolation, String) {
 }
 
 #[test]
-fn without_bubblewrap_nothing_starts_unless_that_is_allowed() {
-    if alone::case().is_none() {
-        let name = "isolation::without_bubblewrap_nothing_starts_unless_that_is_allowed";
-        return alone::run(name, "missing", &[], |command| {
-            command.env("PATH", "/nonexistent");
-        });
-    }
-    let error = failure(false);
-    let cause = not_isolated(&error);
-    assert_eq!(cause.reason(), "there is no bubblewrap (bwrap) in PATH");
-    assert!(cause.remedy().contains("apt-get install bubblewrap"), "{cause}");
-    assert!(cause.to_string().ends_with(": allow_unisolated"), "{cause}");
-    let line = cause.line("--switch");
-    assert!(line.ends_with(": --switch") && !line.contains('\n'), "{line}");
+fn where_namespaces_are_forbidden_nothing_starts_unless_that_is_allowed() {
+    kernel::with(Filter::of_namespaces(Answer::Error(libc::EPERM)), || {
+        let error = failure(false);
+        let cause = not_isolated(&error);
+        assert!(cause.reason().starts_with("this machine allows no sandboxes: "), "{cause}");
+        assert!(cause.reason().contains("cannot make namespaces: Operation not permitted"));
+        assert!(!cause.remedy().is_empty(), "{cause}");
+        assert!(cause.to_string().ends_with(": allow_unisolated"), "{cause}");
+        let line = cause.line("--switch");
+        assert!(line.ends_with(": --switch") && !line.contains('\n'), "{line}");
 
-    // The same by the executor's own configuration.
-    let (_base, local) = one_slot();
-    let config = ExecutorConfig::default().with_local(local);
-    let error = ToolExecutor::start(config).unwrap_err();
-    let StartError::Backend(error) = error else { panic!("{error:?}") };
-    not_isolated(&error);
+        // The same by the executor's own configuration.
+        let (_base, local) = one_slot();
+        let config = ExecutorConfig::default().with_local(local);
+        let error = ToolExecutor::start(config).unwrap_err();
+        let StartError::Backend(error) = error else { panic!("{error:?}") };
+        not_isolated(&error);
 
-    let (isolation, output) = allowed("echo fine");
-    assert!(isolation.not_isolated_because().unwrap().contains("in PATH"), "{isolation:?}");
-    assert_eq!(output, "fine");
+        let (isolation, output) = allowed("echo fine");
+        let why = isolation.not_isolated_because().unwrap();
+        assert!(why.contains("cannot make namespaces"), "{isolation:?}");
+        assert_eq!(output, "fine");
+    });
+}
+
+/// What a step of the making of a sandbox may fail with, and the words for it.
+fn steps() -> [(libc::c_long, &'static str); 5] {
+    [
+        (libc::SYS_open_tree, "cannot show /usr"),
+        (libc::SYS_pivot_root, "cannot make a root directory"),
+        (libc::SYS_move_mount, "cannot show /usr"),
+        (libc::SYS_sethostname, "cannot set the host name"),
+        (libc::SYS_capset, "capabilities"),
+    ]
 }
 
 #[test]
 fn a_refusal_is_told_from_a_shortage_and_only_it_can_be_allowed() {
-    if alone::case().is_none() {
-        let fake = Fake::new();
-        let name = "isolation::a_refusal_is_told_from_a_shortage_and_only_it_can_be_allowed";
-        return alone::run(name, "fakes", &[], |command| {
-            command.env("PATH", fake.path_variable());
+    let refusals = [libc::EPERM, libc::EACCES, libc::ENOSYS];
+    let shortages =
+        [libc::EAGAIN, libc::ENOMEM, libc::ENOSPC, libc::EMFILE, libc::ENFILE, libc::EDQUOT];
+    let of_namespaces = |errno| Filter::of_namespaces(Answer::Error(errno));
+    let of = |call, errno| Filter::of(call, Answer::Error(errno));
+    let mut refused = vec![
+        (of_namespaces(libc::EPERM), "cannot make namespaces"),
+        (of_namespaces(libc::EINVAL), "cannot make namespaces"),
+        (of(libc::SYS_execveat, libc::EPERM), "cannot execute the first process"),
+        (Filter::of(libc::SYS_mount, Answer::Kills), "signal 31"),
+        // Nothing of permissions, but it works never.
+        (of(libc::SYS_umount2, libc::EIO), "do not work here: cannot let go of"),
+    ];
+    let mut short: Vec<_> =
+        shortages.map(|errno| (of_namespaces(errno), "cannot make namespaces")).to_vec();
+    // One error for each step, each in its turn.
+    for (number, (call, words)) in steps().into_iter().enumerate() {
+        refused.push((of(call, refusals[number % refusals.len()]), words));
+        short.push((of(call, shortages[number % shortages.len()]), words));
+    }
+    for (filter, words) in refused {
+        kernel::with(filter, || {
+            let error = failure(false);
+            let cause = not_isolated(&error);
+            assert!(cause.reason().contains(words), "{filter:?}: {cause}");
+            assert!(!cause.remedy().is_empty());
+            let (isolation, output) = allowed("echo fine");
+            assert!(isolation.not_isolated_because().unwrap().contains(words), "{isolation:?}");
+            assert_eq!(output, "fine");
         });
     }
-    let says = |text: &str| format!("echo \"bwrap: {text}\" >&2; exit 1");
-    for (script, words) in [
-        (says("No permissions to create new namespace"), "No permissions"),
-        (says("setting up uid map: Permission denied"), "uid map"),
-        (
-            says(
-                "Creating new namespace failed: nesting depth or \
-               /proc/sys/user/max_*_namespaces exceeded (ENOSPC)",
-            ),
-            "max_*_namespaces",
-        ),
-        (says("Unknown option --json-status-fd"), "Unknown option"),
-        ("exit 0".to_owned(), "does not work here"),
-    ] {
-        bwrap_is(&script);
-        let error = failure(false);
-        let cause = not_isolated(&error);
-        assert!(cause.reason().contains(words), "{cause}");
-        assert!(!cause.remedy().is_empty());
-        let (isolation, output) = allowed("echo fine");
-        assert!(isolation.not_isolated_because().unwrap().contains(words), "{isolation:?}");
-        assert_eq!(output, "fine");
-    }
-    for (script, words) in [
-        (says("Creating new namespace failed: Resource temporarily unavailable"), "temporarily"),
-        (says("Creating new namespace failed: Cannot allocate memory"), "memory"),
-        (says("Can't open /proc: Too many open files in system"), "Too many open files"),
-        (says("Can't mkdir /newroot: No space left on device"), "No space"),
-        ("kill -9 $$".to_owned(), "signal 9"),
-    ] {
-        bwrap_is(&script);
+    for (filter, words) in short {
         // That less isolation is allowed does not make it known that there is less.
-        for allow in [false, true] {
-            let error = failure(allow);
-            assert_eq!(error.kind(), BackendErrorKind::Shortage, "{error}");
-            assert!(error.to_string().contains(words), "{error}");
-        }
-    }
-}
-
-/// A `bwrap` that says this to everybody but root, for whom it is the real one.
-fn but_for_root(text: &str) -> String {
-    format!(
-        "[ \"$(id -u)\" = 0 ] || {{ echo 'bwrap: {text}' >&2; exit 1; }}\n\
-         PATH=${{PATH#*:}} exec bwrap \"$@\""
-    )
-}
-
-#[test]
-fn a_shortage_for_the_user_of_commands_does_not_make_them_run_as_root() {
-    if !is_root() {
-        return; // The case is root's.
-    }
-    if alone::case().is_none() {
-        let fake = Fake::new();
-        let name = "isolation::a_shortage_for_the_user_of_commands_does_not_make_them_run_as_root";
-        return alone::run(name, "fakes", &[], |command| {
-            command.env("PATH", fake.path_variable());
+        kernel::with(filter, || {
+            for allow in [false, true] {
+                let error = failure(allow);
+                assert_eq!(error.kind(), BackendErrorKind::Shortage, "{filter:?}: {error}");
+                assert!(error.to_string().contains(words), "{filter:?}: {error}");
+            }
         });
     }
-    bwrap_is(&but_for_root("Creating new namespace failed: Resource temporarily unavailable"));
-    assert_eq!(failure(false).kind(), BackendErrorKind::Shortage);
-    // But a refusal does.
-    bwrap_is(&but_for_root("No permissions to create new namespace"));
-    let (isolation, output) = allowed("id -u");
-    assert_eq!((isolation, &*output), (Isolation::Isolated, "0"));
 }
 
 #[test]
@@ -321,43 +266,40 @@ fn the_root_of_a_users_own_namespace_is_as_good_as_that_user() {
     );
 }
 
+/// The first processes of sandboxes that are children of this process.
+fn first_processes() -> usize {
+    let tasks = fs::read_dir("/proc/self/task").unwrap().flatten();
+    let children = tasks.map(|task| fs::read_to_string(task.path().join("children")));
+    let children = children.map(|list| {
+        let is_first = |pid: &&str| {
+            fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm == "tool-init\n")
+        };
+        list.unwrap_or_default().split_ascii_whitespace().filter(is_first).count()
+    });
+    children.sum()
+}
+
 #[test]
-fn a_start_that_hangs_in_bubblewrap_is_interrupted() {
-    if alone::case().is_none() {
-        let fake = Fake::new();
-        let name = "isolation::a_start_that_hangs_in_bubblewrap_is_interrupted";
-        return alone::run(name, "fakes", &[], |command| {
-            command.env("PATH", fake.path_variable());
-        });
+fn a_start_that_hangs_in_a_sandbox_is_interrupted() {
+    if !alone::is_alone("isolation::a_start_that_hangs_in_a_sandbox_is_interrupted") {
+        return;
     }
-    let path = std::env::var("PATH").unwrap();
-    let started = Path::new(path.split(':').next().unwrap()).join("started");
-    fs::write(&started, "").unwrap();
-    fs::set_permissions(&started, fs::Permissions::from_mode(0o666)).unwrap();
-    // The first probe, and the one of a sandbox that is kept, which is the last.
-    let hang = format!("echo $$ > {}; exec sleep 1000", started.display());
-    let real = "PATH=${PATH#*:} exec bwrap \"$@\"";
-    for script in [
-        hang.clone(),
-        format!("for word; do [ \"$word\" = --as-pid-1 ] && {{ {hang}; }}; done; {real}"),
-    ] {
-        bwrap_is(&script);
-        fs::write(&started, "").unwrap();
-        let (base, config) = one_slot();
-        let interrupt = Interrupt::new();
-        let error = std::thread::scope(|scope| {
-            let start = scope.spawn(|| LocalBackend::start_interruptible(config, &interrupt));
-            until(|| !fs::read_to_string(&started).unwrap().is_empty());
-            let interrupted = std::time::Instant::now();
-            interrupt.interrupt();
-            let error = start.join().unwrap().unwrap_err();
-            assert!(interrupted.elapsed().as_secs() < 5, "{:?}", interrupted.elapsed());
-            error
+    let (base, config) = one_slot();
+    let interrupt = Interrupt::new();
+    let error = std::thread::scope(|scope| {
+        let start = scope.spawn(|| {
+            kernel::with(Filter::of(libc::SYS_sethostname, Answer::Never), || {
+                LocalBackend::start_interruptible(config, &interrupt)
+            })
         });
-        assert_eq!(error.kind(), BackendErrorKind::Interrupted, "{error}");
-        assert_eq!(fs::read_dir(base.path()).unwrap().count(), 0);
-        let hanging = fs::read_to_string(&started).unwrap();
-        let gone = || !Path::new("/proc").join(hanging.trim()).exists();
-        assert!(gone(), "the bubblewrap that hangs is left");
-    }
+        until(|| first_processes() == 1);
+        let interrupted = std::time::Instant::now();
+        interrupt.interrupt();
+        let error = start.join().unwrap().unwrap_err();
+        assert!(interrupted.elapsed().as_secs() < 5, "{:?}", interrupted.elapsed());
+        error
+    });
+    assert_eq!(error.kind(), BackendErrorKind::Interrupted, "{error}");
+    assert_eq!(fs::read_dir(base.path()).unwrap().count(), 0);
+    assert_eq!(first_processes(), 0, "the sandbox that hangs is left");
 }

@@ -78,7 +78,7 @@ fn executor(by: By) -> (tempfile::TempDir, ToolExecutor) {
     config.data_dir = Some(dir.path().to_owned());
     config.warm_slots = by != By::PerCall;
     let backend = LocalBackend::start(config).unwrap();
-    assert_eq!(backend.not_isolated_because(), None, "install bubblewrap");
+    assert_eq!(backend.not_isolated_because(), None, "these tests need sandboxes");
     (dir, ToolExecutor::builder().backend(backend).start().unwrap())
 }
 
@@ -181,4 +181,48 @@ fn nothing_of_a_terminal_outlives_its_trajectory() {
         assert!(began.elapsed() < MARGIN, "{name}: {:?}", began.elapsed());
         assert!(!is_running(&sleep), "{name} outlived its trajectory");
     });
+}
+
+/// Takes locks of a file that every one of its processes has open very often: at its end the kernel
+/// walks all of them for each of these, which takes a process seconds.
+const SLOW_TO_DIE: &str = r#"
+import fcntl, os, struct, time
+file = os.open("locked", os.O_CREAT | os.O_RDWR, 0o600)
+os.dup2(file, 4000)
+os.close(file)
+for place in range(20_000):
+    lock = struct.pack("hhqqi", fcntl.F_RDLCK, 0, place * 2, 1, 0)
+    fcntl.fcntl(4000, fcntl.F_OFD_SETLK, lock)
+ready, done = os.pipe()
+for process in range(10):
+    if os.fork() == 0:
+        for _ in range(3_900):
+            os.open("locked", os.O_RDWR)
+        os.write(done, b".")
+        time.sleep(1000)
+for process in range(10):
+    os.read(ready, 1)
+print("ready", flush=True)
+os._exit(3)
+"#;
+
+#[test]
+fn what_is_slow_to_die_costs_no_slot_and_the_call_ends_as_its_main_process_did() {
+    let directory = directory();
+    let mut config = LocalConfig::new(1);
+    config.data_dir = Some(directory.path().to_owned());
+    let backend = LocalBackend::start(config).unwrap();
+    let executor = ToolExecutor::builder().backend(backend).start().unwrap();
+    let call = ToolCall::new("write_file", json!({"path": "slow.py", "content": SLOW_TO_DIE}));
+    assert!(executor.execute("t", call).success);
+    let result = executor.execute("t", ToolCall::bash("exec python3 slow.py"));
+    assert_eq!((result.outcome, &*result.output), (Outcome::NonZeroExit, "ready"), "{result:?}");
+    assert_eq!(result.metadata["exit_code"], 3);
+    assert_eq!(executor.stats().retired_sandboxes, 1, "it died in time: {result:?}");
+    // The same slot, with the same files and with none.
+    assert_eq!(executor.execute("t", ToolCall::bash("ls")).output, "locked\nslow.py");
+    executor.release("t").unwrap();
+    assert_eq!(executor.execute("u", ToolCall::bash("ls")).output, "");
+    until(|| executor.stats().retired_sandboxes == 0);
+    assert!(executor.close().all_threads_ended);
 }

@@ -1,5 +1,5 @@
 //! The executor as a user of the library sees it, over backends that do what a test needs.
-//! `sandbox` and some others run real processes in the embedded sandbox, and need bubblewrap.
+//! `sandbox` and some others run real processes in the embedded sandbox.
 
 #[cfg(target_os = "linux")]
 mod alone;
@@ -11,6 +11,7 @@ mod calls;
 mod close;
 mod completion;
 #[cfg(target_os = "linux")]
+mod deaths;
 mod descriptors;
 mod door;
 #[cfg(target_os = "linux")]
@@ -29,6 +30,7 @@ mod interrupt;
 #[cfg(target_os = "linux")]
 mod isolation;
 #[cfg(target_os = "linux")]
+mod kernel;
 mod kills;
 #[cfg(target_os = "linux")]
 mod limits;

@@ -1,4 +1,4 @@
-//! The embedded sandbox behind the executor: real processes, real files, real bubblewrap.
+//! The embedded sandbox behind the executor: real processes, real files, real namespaces.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -20,11 +20,7 @@ fn executor_in(data_dir: &Path, slots: usize) -> (ToolExecutor, LocalBackend) {
     let mut config = LocalConfig::new(slots);
     config.data_dir = Some(data_dir.to_owned());
     let backend = LocalBackend::start(config).unwrap();
-    assert_eq!(
-        backend.not_isolated_because(),
-        None,
-        "these tests need bubblewrap: apt-get install bubblewrap"
-    );
+    assert_eq!(backend.not_isolated_because(), None, "these tests need sandboxes");
     (ToolExecutor::builder().backend(backend.clone()).start().unwrap(), backend)
 }
 

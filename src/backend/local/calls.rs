@@ -43,7 +43,7 @@ impl LocalBackend {
         };
         let order = wanted.output_order;
         let spec = CommandSpec {
-            workspace: place.workspace.clone(),
+            workspace: place.workspace(),
             command: shell::script_of(&wanted, Shell::detect()),
             stdin: wanted.stdin.unwrap_or_default().to_owned(),
             output_order: order,
@@ -55,7 +55,8 @@ impl LocalBackend {
         let cancellation = reply.cancellation();
         let (note_end, ended) = self.note_end(id, place);
         let on_end = move |finished: Finished| {
-            note_end(finished.all_dead);
+            // What is left of a jail runs nothing, and the slot gets another one.
+            note_end(finished.all_dead || finished.sandboxed);
             reply.send(in_order(order, bash_result(finished, timeout.as_secs_f64())));
         };
         let command = Command::Plain(self.0.supervisor.run(spec, Box::new(on_end)));
@@ -85,11 +86,8 @@ impl LocalBackend {
             note_end(ended.finished.all_dead);
             reply.send(in_order(order, stateful_result(ended, timeout.as_secs_f64())));
         };
-        let place = Place {
-            slot: slot.index,
-            workspace: place.workspace.clone(),
-            network: policy.allow_network,
-        };
+        let place =
+            Place { slot: slot.index, workspace: place.workspace(), network: policy.allow_network };
         let command = ShellCommand { text: command, order };
         let call = self.0.terminals.bash(place, command, timeout, Box::new(on_end));
         let running = Running { command: Command::Terminal(call), slot: slot.index };
@@ -132,11 +130,8 @@ impl LocalBackend {
             note_end(ended.all_dead);
             reply.send(ended.result);
         };
-        let place = Place {
-            slot: slot.index,
-            workspace: place.workspace.clone(),
-            network: policy.allow_network,
-        };
+        let place =
+            Place { slot: slot.index, workspace: place.workspace(), network: policy.allow_network };
         let call = self.0.terminals.tmux(place, act, timeout, Box::new(on_end));
         let running = Running { command: Command::Terminal(call), slot: slot.index };
         self.note_start(id, running, &ended, &cancellation);
@@ -196,7 +191,7 @@ impl LocalBackend {
     pub(super) fn file(&self, execution: Execution) {
         let Some(slot) = self.0.slots.get(execution.slot.index) else { return };
         let run = if execution.tool == "read_file" { files::read_file } else { files::write_file };
-        let result = run(&slot.workspace, &execution.arguments, self.0.max_file_bytes);
+        let result = run(&slot.workspace(), &execution.arguments, self.0.max_file_bytes);
         execution.reply.send(result);
     }
 }

@@ -1,9 +1,9 @@
 //! The start of the embedded sandbox: what must hold before a slot is promised to anybody.
 //!
 //! In this order: the configuration makes sense; there are descriptors for all slots; this process
-//! may do what it has to for the user of commands; the workspaces are there; bubblewrap works, or
-//! isolation is not required; the threads run. Whatever fails, or is interrupted, nothing is left
-//! of the start.
+//! may do what it has to for the user of commands; the workspaces are there; a sandbox can be
+//! made, or isolation is not required; the threads run. Whatever fails, or is interrupted, nothing
+//! is left of the start.
 
 use std::io;
 
@@ -18,7 +18,8 @@ use crate::sandbox::user::WeakRoot;
 use crate::sandbox::workspace::WorkspaceError;
 
 /// Finds out how commands of a user are isolated.
-pub(super) type Probe = fn(Option<CommandUser>, &Workspace, &Budget) -> Result<Engine, Failure>;
+pub(super) type Probe =
+    fn(Option<CommandUser>, &Arc<Workspace>, &Budget) -> Result<Engine, Failure>;
 
 /// What a root has to be, that may not be another user.
 const STRONG_ROOT: &str = "run it as an ordinary user, or as root with the capabilities CHOWN, \
@@ -38,7 +39,7 @@ pub(super) fn start(
     interrupt: &Interrupt,
 ) -> Result<LocalBackend, BackendError> {
     config.check()?;
-    let need = Need::new(config.slots, config.warm_slots, descriptors::open_now());
+    let need = Need::new(config.slots, descriptors::open_now());
     let open_files = descriptors::raise_limit(need.total());
     need.check(descriptors::limit()).map_err(|too_few| {
         BackendError::new(too_few.to_string()).with_kind(BackendErrorKind::Shortage)
@@ -47,9 +48,9 @@ pub(super) fn start(
         rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
             .map_err(|error| BackendError::with_source("cannot adopt orphans", error))?;
     }
-    let Place { user, data_dir, isolation } = find_place(config, probe, interrupt)?;
+    let Place { user, mut data_dir, isolation } = find_place(config, probe, interrupt)?;
     let thread = |error| system("cannot start threads", error);
-    let limits = Limits::detect(&config.limits, user, open_files)
+    let limits = Limits::detect(config.slots, &config.limits, user, open_files)
         .map(Arc::new)
         .map_err(|error| system("cannot watch the limits", error))?;
     let spool = Spool::start().map_err(thread)?;
@@ -70,12 +71,12 @@ pub(super) fn start(
         .map_err(|error| system("cannot start the terminals", error))?;
     let supervisor = Supervisor::start(isolation, user, limits.clone(), spool)
         .map_err(|error| system("cannot start the supervisor", error))?;
-    let resets = Workers::start("tool-reset", RESET_THREADS).map_err(thread)?;
+    let resets = Resets::start(data_dir.workspaces().len()).map_err(thread)?;
     let slots = data_dir
-        .workspaces()
-        .iter()
+        .take_workspaces()
+        .into_iter()
         .map(|workspace| Slot {
-            workspace: workspace.clone(),
+            workspace: Mutex::new(workspace),
             haunted: Arc::new(AtomicBool::new(false)),
             resets: Arc::default(),
         })
@@ -184,12 +185,9 @@ fn isolate(
             isolation = isolation.with_filter(Filter::new(), user, workspace, budget)?;
         }
         if let Some(bytes) = config.limits.memory_bytes {
-            isolation = isolation.with_shared_memory(bytes / 2, user, workspace, budget)?;
+            isolation = isolation.with_shared_memory(bytes / 2);
         }
-        if config.warm_slots {
-            isolation = isolation.try_warm(user, workspace, budget)?;
-        }
-        Ok(isolation)
+        Ok(isolation.with_warm_slots(config.warm_slots))
     };
     match found() {
         Err(Failure::Interrupted) => Err(BackendError::interrupted()),

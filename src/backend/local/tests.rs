@@ -30,6 +30,82 @@ fn without_tmux_its_calls_say_so_and_ran_nothing() {
     assert_eq!(executor.execute("t", ToolCall::bash("echo fine")).output, "fine");
 }
 
+#[test]
+fn where_only_root_can_make_sandboxes_root_makes_them() {
+    if !rustix::process::geteuid().is_root() {
+        return; // The case is root's.
+    }
+    let dir = tempfile::tempdir().unwrap();
+    rustix::fs::chmod(dir.path(), 0o711.into()).unwrap();
+    let mut config = LocalConfig::new(1);
+    config.data_dir = Some(dir.path().to_owned());
+    let refused: Probe = |user, workspace, budget| match user {
+        Some(_) => Err(Failure::Refused("not you".to_owned())),
+        None => Engine::find(user, workspace, budget),
+    };
+    let backend = start::start(&config, None, refused, &Interrupt::new()).unwrap();
+    assert_eq!(backend.capabilities().isolation, Isolation::Isolated);
+    let executor = ToolExecutor::builder().backend(backend).start().unwrap();
+    let result = executor.execute("t", ToolCall::bash("id -u; touch mine; ls /root"));
+    assert_eq!(result.metadata["sandboxed"], true);
+    assert!(result.output.starts_with("0\n"), "{result:?}");
+    executor.close();
+
+    // A shortage says nothing of whom the machine trusts.
+    let short: Probe = |user, workspace, budget| match user {
+        Some(_) => Err(Failure::Shortage("not now".to_owned())),
+        None => Engine::find(user, workspace, budget),
+    };
+    let error = start::start(&config, None, short, &Interrupt::new()).unwrap_err();
+    assert_eq!(error.kind(), crate::BackendErrorKind::Shortage, "{error}");
+}
+
+#[test]
+fn a_slot_that_is_reset_has_nothing_of_its_former_trajectory() {
+    let dir = tempfile::tempdir().unwrap();
+    rustix::fs::chmod(dir.path(), 0o711.into()).unwrap();
+    let mut config = LocalConfig::new(1);
+    config.data_dir = Some(dir.path().to_owned());
+    let backend = start::start(&config, None, Engine::find, &Interrupt::new()).unwrap();
+    let executor = ToolExecutor::builder().backend(backend.clone()).start().unwrap();
+    let place = || {
+        let workspace = backend.0.slots[0].workspace();
+        [workspace.path().to_owned(), workspace.temporary().to_owned()]
+    };
+    let attributes = |path: &Path| {
+        let mut names = [0_u8; 256];
+        rustix::fs::listxattr(path, &mut names).unwrap_or_default()
+    };
+    let before = place();
+    let left = executor.execute(
+        "t",
+        ToolCall::bash("mkdir deep; touch deep/file; chmod 000 deep; chmod 1777 . /tmp; umask"),
+    );
+    assert!(left.success, "{left:?}");
+    for path in &before {
+        // As a default access list is one, which a file system may lack.
+        let flags = rustix::fs::XattrFlags::empty();
+        let _ = rustix::fs::setxattr(path, c"user.left", b"behind", flags);
+    }
+    executor.release("t").unwrap();
+    let after = place();
+    for (before, after) in before.iter().zip(&after) {
+        assert_ne!(before, after);
+        assert_eq!(attributes(after), 0);
+        let mode = std::os::unix::fs::PermissionsExt::mode(
+            &std::fs::metadata(after).unwrap().permissions(),
+        );
+        assert_eq!(mode & 0o7777, 0o700);
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while before.exists() {
+            assert!(Instant::now() < deadline, "{} is never removed", before.display());
+            std::thread::yield_now();
+        }
+    }
+    let next = executor.execute("u", ToolCall::bash("ls -A . /tmp; mkdir deep; touch deep/file"));
+    assert_eq!((next.success, &*next.output), (true, ".:\n\n/tmp:"), "{next:?}");
+}
+
 /// No caller had to be told: the session had no call, and the slot has had another session since,
 /// which ended as it should.
 #[test]
@@ -58,7 +134,7 @@ fn has_lost_a_session_without_a_call() -> bool {
     let pids: Vec<i32> = begun.output.split(' ').flat_map(str::parse).collect();
     let &[escaped, reaper] = &*pids else { panic!("{begun:?}") };
     let slot = executor.slot_of("t").expect("a slot");
-    let workspace = backend.0.slots[slot.index].workspace.path().to_owned();
+    let workspace = backend.0.slots[slot.index].workspace().path().to_owned();
     std::fs::write(workspace.join("go"), "now\n").unwrap();
     let give_up = Instant::now() + Duration::from_secs(60);
     // Until it is reaped, which is when its end is known.

@@ -147,9 +147,9 @@ mod tests {
         let text = "the sandbox backend did not start: cannot make the slots: no space";
         assert_eq!(chain(&error), text);
 
-        let cause = IsolationError::new("there is no bubblewrap", "install it");
+        let cause = IsolationError::new("there is no sandbox", "allow it");
         let error = chain(&tool_executor::BackendError::not_isolated(cause));
-        assert!(error.contains("there is no bubblewrap; install it; or "), "{error}");
+        assert!(error.contains("there is no sandbox; allow it; or "), "{error}");
         assert!(error.ends_with("--allow-unisolated"), "{error}");
     }
 }

@@ -36,6 +36,7 @@ impl Dispatch {
             lanes: self.lane_stats(),
             limits: None,
             warm_slots: None,
+            retired_sandboxes: 0,
         }
     }
 

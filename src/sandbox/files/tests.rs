@@ -298,7 +298,7 @@ fn a_file_swapped_for_something_else_never_leads_out_and_never_blocks() {
             fixture.write("a", "inside");
         });
         assert_eq!(fs::read(&secret).unwrap(), b"secret");
-        fixture.data.workspaces()[0].reset().unwrap();
+        fixture.data.workspaces()[0].clear().unwrap();
     }
 }
 

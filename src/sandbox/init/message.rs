@@ -1,4 +1,4 @@
-//! The messages between the engine and the first process of a warm sandbox, as bytes. Part of both
+//! The messages between the engine and the first process of a jail, as bytes. Part of both
 //! programs, so it is plain `core`.
 
 /// Where the program finds its socket, a `SOCK_SEQPACKET`.
@@ -10,17 +10,27 @@ pub(crate) const HEADER: usize = 16;
 /// The longest message. A shell call that does not fit goes by a script.
 pub(crate) const LONGEST: usize = 32 * 1024;
 
+/// To the program, once and first: set the jail up by these steps. The header's first number says
+/// how many they are.
+pub(crate) const SET_UP: u8 = b's';
 /// To the program: run this. The header's first number says how many strings follow, each with a
-/// NUL at its end: the arguments, the `$0` first. With it come two to four file descriptors:
-/// standard input, if the flag says so, standard output, standard error, and what becomes
-/// descriptor 5.
+/// NUL at its end: the arguments, the `$0` first. With it come file descriptors: standard input if
+/// the flag has [`WITH_INPUT`], standard output, standard error, and what becomes descriptor 5 if
+/// the flag has [`WITH_SCRIPT`].
 pub(crate) const RUN: u8 = b'r';
-/// To the program: kill what runs under this number; at once, or after a SIGTERM and a moment, if
-/// the flag says so.
+/// To the program: kill what runs under this number; at once, or with [`ASK_FIRST`] after a SIGTERM
+/// and a moment.
 pub(crate) const KILL: u8 = b'k';
+/// To the program: send the first number as a signal to the process group of the main process that
+/// runs under this number.
+pub(crate) const SIGNAL: u8 = b'i';
 
-/// From the program: it is ready for its first run.
+/// From the program: the jail is complete, and waits for its first run. With it comes its root
+/// directory, to look beneath.
 pub(crate) const READY: u8 = b'R';
+/// From the program: the step with this number (in the run's place) failed with the error that is
+/// the first number. The program ends.
+pub(crate) const FAILED: u8 = b'F';
 /// From the program: the main process has ended, and what it left behind is being killed.
 pub(crate) const ENDED: u8 = b'e';
 /// From the program: no process of the run is left. The numbers are the main process's wait
@@ -28,14 +38,14 @@ pub(crate) const ENDED: u8 = b'e';
 /// left behind that the next run would find.
 pub(crate) const DONE: u8 = b'd';
 
-/// The flag of an order to run with which a standard input comes.
-pub(crate) const STDIN: u8 = 1;
-
 /// The flag of an order to kill that asks with SIGTERM first.
 pub(crate) const ASK_FIRST: u8 = 1;
-
 /// The flag of a run that left traces.
 pub(crate) const TRACES: u8 = 1;
+/// The flag of a run with a standard input of its own.
+pub(crate) const WITH_INPUT: u8 = 1;
+/// The flag of a run with a script.
+pub(crate) const WITH_SCRIPT: u8 = 2;
 
 /// The header of every message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,5 +79,87 @@ impl Header {
             run: u32::from_ne_bytes(word(4)?),
             numbers: [i32::from_ne_bytes(word(8)?), i32::from_ne_bytes(word(12)?)],
         })
+    }
+}
+
+/// What a step does. Each has a number and a text, which holds strings with a NUL at the end of
+/// each.
+pub(crate) mod step {
+    /// What a step begins with: its kind, its flag, the text's length and the number.
+    pub(crate) const HEADER: usize = 16;
+
+    /// Writes the second string to the file that the first names.
+    pub(crate) const WRITE: u8 = b'w';
+    /// Takes all mounts out of the host's propagation.
+    pub(crate) const MAKE_PRIVATE: u8 = b'p';
+    /// Takes hold of the tree at a path of the host, with these mount attributes: the source with
+    /// the next number. With [`OPTIONAL`] it may be missing.
+    pub(crate) const SOURCE: u8 = b's';
+    /// Mounts a tmpfs with the options of the second string at the first, which any directory will
+    /// do for, and makes it the root. The old one stays mounted above it.
+    pub(crate) const ROOT: u8 = b'r';
+    /// Makes a directory with this mode.
+    pub(crate) const DIRECTORY: u8 = b'd';
+    /// Makes an empty file with this mode.
+    pub(crate) const FILE: u8 = b'f';
+    /// Makes a symbolic link: its target, its place.
+    pub(crate) const LINK: u8 = b'l';
+    /// Mounts the source of this number at a path.
+    pub(crate) const ATTACH: u8 = b'a';
+    /// Mounts a file system: its type, its place, its options; with these flags of `mount(2)`.
+    pub(crate) const MOUNT: u8 = b'm';
+    /// Sets attributes of the mount at a path.
+    pub(crate) const ATTRIBUTES: u8 = b'o';
+    /// Sets the host name.
+    pub(crate) const HOST_NAME: u8 = b'h';
+    /// Brings the loopback interface up.
+    pub(crate) const LOOPBACK: u8 = b'n';
+    /// Lets go of the old root.
+    pub(crate) const FORGET_HOST: u8 = b'x';
+    /// Enters a directory.
+    pub(crate) const ENTER: u8 = b'c';
+    /// Gives up all capabilities, and all ways to new ones.
+    pub(crate) const DROP_RIGHTS: u8 = b'k';
+    /// Loads the filter of system calls that is the text.
+    pub(crate) const FILTER: u8 = b'b';
+
+    /// The flag of a source that may be missing.
+    pub(crate) const OPTIONAL: u8 = 1;
+
+    /// The most sources that a jail may have.
+    pub(crate) const MOST_SOURCES: usize = 64;
+
+    /// A step as it is in a message.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub(crate) struct Head {
+        pub(crate) kind: u8,
+        pub(crate) flag: u8,
+        pub(crate) length: u16,
+        pub(crate) number: u64,
+    }
+
+    impl Head {
+        #[allow(dead_code, reason = "the first process only reads steps")]
+        pub(crate) fn to_bytes(self) -> [u8; HEADER] {
+            let mut bytes = [0; HEADER];
+            bytes[0] = self.kind;
+            bytes[1] = self.flag;
+            bytes[2..4].copy_from_slice(&self.length.to_ne_bytes());
+            bytes[8..16].copy_from_slice(&self.number.to_ne_bytes());
+            bytes
+        }
+
+        /// The first step of `bytes`, its text, and the rest. `None` if it is not whole.
+        #[allow(dead_code, reason = "the engine only writes steps")]
+        pub(crate) fn split_first(bytes: &[u8]) -> Option<(Self, &[u8], &[u8])> {
+            let head: &[u8; HEADER] = bytes.get(..HEADER)?.try_into().ok()?;
+            let [kind, flag, low, high, ..] = *head;
+            let number: [u8; 8] = head[8..].try_into().ok()?;
+            let length = u16::from_ne_bytes([low, high]);
+            let number = u64::from_ne_bytes(number);
+            let text = bytes.get(HEADER..HEADER + usize::from(length))?;
+            let rest = &bytes[HEADER + usize::from(length)..];
+            Some((Self { kind, flag, length, number }, text, rest))
+        }
     }
 }

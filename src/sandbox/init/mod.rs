@@ -1,9 +1,9 @@
-//! The first process of a warm sandbox, seen from the engine: its program, and the socket to it.
+//! The first process of a jail, seen from the engine: its program, and the socket to it.
 //!
-//! `program.rs` tells what it does; `message` is what both sides say. A `room` has one for each
-//! warm sandbox, and never waits for it: the socket does not block.
+//! `program.rs` tells what it does; `message` is what both sides say. A `jail` has one, and never
+//! waits for it: the socket does not block.
 
-mod message;
+pub(super) mod message;
 
 use std::ffi::{CString, OsString};
 use std::io::{self, IoSlice, IoSliceMut};
@@ -11,47 +11,72 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
+use rustix::fs::{MemfdFlags, Mode, SealFlags};
 use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags,
-    SocketType,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
 };
 
 use super::spawn;
-use message::{ASK_FIRST, DONE, ENDED, HEADER, Header, KILL, LONGEST, READY, RUN, STDIN, TRACES};
+use message::{
+    ASK_FIRST, DONE, ENDED, FAILED, HEADER, Header, KILL, LONGEST, READY, RUN, SET_UP, SIGNAL,
+    TRACES, WITH_INPUT, WITH_SCRIPT,
+};
 
 pub(super) use message::SOCKET_FD;
 
 /// The executable; empty where it could not be built (see `build.rs`).
 const PROGRAM: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/tool-init"));
 
-/// Where the program is inside a sandbox.
-pub(super) const PROGRAM_PATH: &str = "/run/tool-init";
-
 /// A command that is no longer than this can be an argument in a message.
 pub(super) const INLINE_COMMAND_LIMIT: usize = LONGEST - 1024;
 
-/// The program, for bubblewrap to read from its beginning.
+/// The program, in a file that exists in memory only, to be executed by its descriptor. It may be
+/// executed and not read, so that the kernel keeps processes of the same user from looking into
+/// one that runs it, from its first moment.
 ///
 /// # Errors
 /// Of the system, and [`io::ErrorKind::Unsupported`] where this library was built without it.
 pub(super) fn program() -> io::Result<OwnedFd> {
     if PROGRAM.is_empty() {
-        let text = "this library was built without the program that keeps sandboxes warm";
+        let text = "this library was built without the first process of its sandboxes";
         return Err(io::Error::new(io::ErrorKind::Unsupported, text));
     }
-    spawn::memory_file(c"tool-init", PROGRAM)
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let file = match rustix::fs::memfd_create(c"tool-init", flags | MemfdFlags::EXEC) {
+        // Linux before 6.3, where each may be executed.
+        Err(Errno::INVAL) => rustix::fs::memfd_create(c"tool-init", flags)?,
+        made => made?,
+    };
+    spawn::write_at_start(file.as_fd(), PROGRAM)?;
+    rustix::fs::fchmod(&file, Mode::XUSR | Mode::XGRP | Mode::XOTH)?;
+    let seals = SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL;
+    rustix::fs::fcntl_add_seals(&file, seals)?;
+    Ok(file)
 }
 
 /// What the process says.
+#[derive(Debug)]
+pub(super) enum InitEvent {
+    /// The jail is complete, and waits for its first run. This is its root directory, to look
+    /// beneath.
+    Ready(Option<OwnedFd>),
+    /// The step with this number failed; the process ends.
+    Failed(usize, Errno),
+    /// What is said of a run.
+    Run(RunEvent),
+}
+
+/// What the process says of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Said {
-    /// It waits for its first run.
-    Ready,
+pub(super) enum RunEvent {
     /// The main process of this run has ended. What it left behind still dies.
     Ended {
         /// The run.
         run: u32,
+        /// The main process's wait status.
+        status: i32,
     },
     /// No process of this run is left.
     Done {
@@ -64,19 +89,25 @@ pub(super) enum Said {
     },
 }
 
-/// The standard streams of a command. Without a standard input it reads nothing.
-#[derive(Clone, Copy)]
-pub(super) struct Stdio<'a> {
+/// A program to run: the jail's own, with these arguments and files.
+pub(super) struct Run<'a> {
+    /// Its `$0` and its arguments.
+    pub(super) argv: &'a [OsString],
+    /// Its standard input; `/dev/null` if there is none.
     pub(super) stdin: Option<BorrowedFd<'a>>,
+    /// Its standard output.
     pub(super) stdout: BorrowedFd<'a>,
+    /// Its standard error.
     pub(super) stderr: BorrowedFd<'a>,
+    /// What it gets as descriptor 5.
+    pub(super) script: Option<BorrowedFd<'a>>,
 }
 
-/// The engine's end of the socket. Closing it ends the process, and the sandbox with it.
-pub(super) struct Link(OwnedFd);
+/// The engine's end of the socket. Closing it ends the process, and the jail with it.
+pub(super) struct InitSocket(OwnedFd);
 
-impl Link {
-    /// A link, and the process's end, which is to be its [`SOCKET_FD`].
+impl InitSocket {
+    /// The engine's end, and the process's, which is to be its [`SOCKET_FD`].
     pub(super) fn pair() -> io::Result<(Self, OwnedFd)> {
         let (ours, its) = rustix::net::socketpair(
             AddressFamily::UNIX,
@@ -88,28 +119,38 @@ impl Link {
         Ok((Self(ours), its))
     }
 
-    /// Has the shell run, with these arguments, streams and script.
+    /// Has it set the jail up. `steps` are as many as `count`, as [`message::step`] has them.
+    ///
+    /// # Errors
+    /// More than fits into a message; a process that is gone.
+    pub(super) fn set_up(&self, steps: &[u8], count: usize) -> io::Result<()> {
+        let header = Header { kind: SET_UP, flag: 0, run: 0, numbers: [count as i32, 0] };
+        let message = [&header.to_bytes(), steps].concat();
+        if message.len() > LONGEST {
+            let text = "the paths that the sandbox shows are too long";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+        }
+        rustix::net::send(&self.0, &message, SendFlags::NOSIGNAL)?;
+        Ok(())
+    }
+
+    /// Has it run something under this number.
     ///
     /// # Errors
     /// Arguments that do not fit into a message or have a NUL in them; a process that is gone.
-    pub(super) fn run(
-        &self,
-        run: u32,
-        argv: &[OsString],
-        Stdio { stdin, stdout, stderr }: Stdio<'_>,
-        script: Option<BorrowedFd<'_>>,
-    ) -> io::Result<()> {
-        let flag = if stdin.is_some() { STDIN } else { 0 };
-        let header = Header { kind: RUN, flag, run, numbers: [argv.len() as i32, 0] };
-        let mut message = header.to_bytes().to_vec();
-        for argument in argv {
+    pub(super) fn run(&self, number: u32, run: &Run<'_>) -> io::Result<()> {
+        let with = |given: bool, flag| if given { flag } else { 0 };
+        let flag = with(run.stdin.is_some(), WITH_INPUT) | with(run.script.is_some(), WITH_SCRIPT);
+        let numbers = [run.argv.len() as i32, 0];
+        let mut message = Header { kind: RUN, flag, run: number, numbers }.to_bytes().to_vec();
+        for argument in run.argv {
             let argument = CString::new(argument.as_bytes()).map_err(|_| spawn::embedded_nul())?;
             message.extend_from_slice(argument.as_bytes_with_nul());
         }
         if message.len() > LONGEST {
             return Err(Errno::TOOBIG.into());
         }
-        let fds = [stdin, Some(stdout), Some(stderr), script];
+        let fds = [run.stdin, Some(run.stdout), Some(run.stderr), run.script];
         let fds: Vec<_> = fds.into_iter().flatten().collect();
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
         let mut control = SendAncillaryBuffer::new(&mut space);
@@ -130,8 +171,20 @@ impl Link {
     /// A process that is gone, or takes no orders.
     pub(super) fn kill(&self, run: u32, ask_first: bool) -> io::Result<()> {
         let flag = if ask_first { ASK_FIRST } else { 0 };
-        let bytes = Header { kind: KILL, flag, run, numbers: [0; 2] }.to_bytes();
-        rustix::net::send(&self.0, &bytes, SendFlags::NOSIGNAL)?;
+        self.order(Header { kind: KILL, flag, run, numbers: [0; 2] })
+    }
+
+    /// Has it send a signal to the process group of the main process of a run. Nothing happens if
+    /// that has ended.
+    ///
+    /// # Errors
+    /// A process that is gone, or takes no orders.
+    pub(super) fn signal(&self, run: u32, signal: i32) -> io::Result<()> {
+        self.order(Header { kind: SIGNAL, flag: 0, run, numbers: [signal, 0] })
+    }
+
+    fn order(&self, header: Header) -> io::Result<()> {
+        rustix::net::send(&self.0, &header.to_bytes(), SendFlags::NOSIGNAL)?;
         Ok(())
     }
 
@@ -139,14 +192,16 @@ impl Link {
     ///
     /// # Errors
     /// A process that is gone ([`io::ErrorKind::UnexpectedEof`]).
-    pub(super) fn receive(&self) -> io::Result<Option<Said>> {
+    pub(super) fn receive(&self) -> io::Result<Option<InitEvent>> {
         let mut bytes = [0; HEADER];
         loop {
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut control = RecvAncillaryBuffer::new(&mut space);
             let received = rustix::net::recvmsg(
                 &self.0,
                 &mut [IoSliceMut::new(&mut bytes)],
-                &mut Default::default(),
-                RecvFlags::empty(),
+                &mut control,
+                RecvFlags::CMSG_CLOEXEC,
             );
             let length = match received {
                 Ok(message) => message.bytes,
@@ -154,25 +209,32 @@ impl Link {
                 Err(Errno::AGAIN) => return Ok(None),
                 Err(errno) => return Err(errno.into()),
             };
+            let mut root = None;
+            for message in control.drain() {
+                if let RecvAncillaryMessage::ScmRights(fds) = message {
+                    root = fds.last().or(root);
+                }
+            }
             let Some(header) = Header::parse(&bytes[..length]) else {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             };
-            let Header { kind, flag, run, numbers: [status, errno] } = header;
+            let Header { kind, flag, run, numbers: [first, errno] } = header;
             return Ok(Some(match kind {
-                READY => Said::Ready,
-                ENDED => Said::Ended { run },
-                DONE => Said::Done {
+                READY => InitEvent::Ready(root),
+                FAILED => InitEvent::Failed(run as usize, Errno::from_raw_os_error(first)),
+                ENDED => InitEvent::Run(RunEvent::Ended { run, status: first }),
+                DONE => InitEvent::Run(RunEvent::Done {
                     run,
-                    end: if errno == 0 { Ok(status) } else { Err(errno) },
+                    end: if errno == 0 { Ok(first) } else { Err(errno) },
                     traces: flag & TRACES != 0,
-                },
+                }),
                 _ => continue,
             }));
         }
     }
 }
 
-impl AsFd for Link {
+impl AsFd for InitSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }

@@ -10,16 +10,18 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 
+use crate::sandbox::jail::{SETUP_LIMIT, SetupError};
+
 /// Why a probe brought no sandbox.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Failure {
-    /// There is no bubblewrap.
+    /// This library has no program for the first process of a sandbox.
     Missing,
-    /// The kernel or a security policy does not allow it to this user: what was said, as one line.
+    /// The kernel or a security policy does not allow it to this user: what, as one line.
     Refused(String),
-    /// Bubblewrap does not work here, and says nothing of permissions: what it said, as one line.
+    /// Sandboxes do not work here, for another reason than permissions: which, as one line.
     Broken(String),
-    /// The machine lacks something just now: what was said, as one line.
+    /// The machine lacks something just now: what, as one line.
     Shortage(String),
     /// The probes together took longer than they may.
     TimedOut(Duration),
@@ -41,30 +43,33 @@ impl Failure {
         let text = error.to_string();
         match Errno::from_io_error(error) {
             Some(errno) if is_shortage(errno) => Self::Shortage(text),
-            // EACCES is of the program's file, which says nothing of sandboxes.
             Some(Errno::PERM | Errno::NOSYS) => Self::Refused(text),
             _ => Self::Broken(text),
         }
     }
 
-    /// What the text means that bubblewrap, or what it started, wrote to its standard error.
-    /// Programs get an environment in which the C library speaks English.
-    pub(in crate::sandbox) fn of_text(text: &str) -> Self {
-        let says = |words: &[&str]| words.iter().any(|word| text.contains(word));
-        let line = super::one_line(text);
-        // ENOSPC for a namespace is a limit that an administrator has set, mostly to 0.
-        if says(&["namespace"]) && says(&["ENOSPC", "No space left", "Too many users"]) {
-            Self::Refused(line)
-        } else if says(&SHORTAGES) {
-            Self::Shortage(line)
-        } else if says(&REFUSALS) {
-            Self::Refused(line)
-        } else {
-            Self::Broken(line)
+    /// What it means that a jail could not be made. `are_forbidden` says whether this machine's
+    /// limit of some kind of namespace is 0.
+    pub(in crate::sandbox) fn of_setup(error: &SetupError, are_forbidden: bool) -> Self {
+        if let Some(signal) = error.signal {
+            return Self::of_signal(signal);
+        }
+        let text = error.to_string();
+        if error.source.kind() == io::ErrorKind::TimedOut {
+            return Self::TimedOut(SETUP_LIMIT);
+        }
+        match Errno::from_io_error(&error.source) {
+            // The limit of namespaces is used up, or an administrator has set it to 0.
+            Some(Errno::NOSPC) if error.of_namespaces && are_forbidden => Self::Refused(text),
+            Some(errno) if is_shortage(errno) => Self::Shortage(text),
+            Some(Errno::PERM | Errno::ACCESS | Errno::NOSYS) => Self::Refused(text),
+            // The kernel has no such namespaces, or not in one more.
+            Some(Errno::INVAL | Errno::USERS) if error.of_namespaces => Self::Refused(text),
+            _ => Self::Broken(text),
         }
     }
 
-    /// What it means that a signal ended bubblewrap.
+    /// What it means that a signal ended what was tried.
     pub(in crate::sandbox) fn of_signal(signal: i32) -> Self {
         let text = format!("signal {signal} ended it");
         match signal {
@@ -90,38 +95,17 @@ pub(crate) fn is_shortage(errno: Errno) -> bool {
     )
 }
 
-/// The C library's words for the errors of [`is_shortage`], and bubblewrap's own.
-const SHORTAGES: [&str; 7] = [
-    "Resource temporarily unavailable",
-    "Too many open files",
-    "Cannot allocate memory",
-    "Out of memory",
-    "No buffer space available",
-    "No space left on device",
-    "Disk quota exceeded",
-];
-
-/// What bubblewrap says where something is not allowed.
-const REFUSALS: [&str; 6] = [
-    "Operation not permitted",
-    "Permission denied",
-    "No permissions",
-    "Function not implemented",
-    "does not support user namespaces",
-    "max_*_namespaces",
-];
-
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Missing => f.write_str("there is no bubblewrap (bwrap) in PATH"),
-            Self::Refused(text) => write!(f, "bubblewrap may not make sandboxes here: {text}"),
-            Self::Broken(text) => write!(f, "bubblewrap does not work here: {text}"),
+            Self::Missing => f.write_str("this program was built without support for sandboxes"),
+            Self::Refused(text) => write!(f, "this machine allows no sandboxes: {text}"),
+            Self::Broken(text) => write!(f, "sandboxes do not work here: {text}"),
             Self::Shortage(text) => {
-                write!(f, "bubblewrap could not be tried, for want of something: {text}")
+                write!(f, "no sandbox could be tried, for want of something: {text}")
             }
             Self::TimedOut(limit) => {
-                write!(f, "bubblewrap did not end within {} s", limit.as_secs_f64())
+                write!(f, "a sandbox was not ready within {} s", limit.as_secs_f64())
             }
             Self::Interrupted => f.write_str("the start was interrupted"),
         }
@@ -132,42 +116,46 @@ impl fmt::Display for Failure {
 mod tests {
     use super::*;
 
+    fn of_setup(errno: i32, of_namespaces: bool, are_forbidden: bool) -> Failure {
+        let error = SetupError::of_test(io::Error::from_raw_os_error(errno), of_namespaces);
+        let failure = Failure::of_setup(&error, are_forbidden);
+        let text = failure.to_string();
+        assert!(text.contains(&error.to_string()), "{text}");
+        failure
+    }
+
     #[test]
-    fn what_bubblewrap_says_is_told_apart() {
-        let refused = [
-            // Of bubblewrap 0.8, and what older ones and kernels say.
-            "bwrap: No permissions to create new namespace, likely because the kernel does not allow \
-             non-privileged user namespaces. On e.g. debian this can be enabled with 'sysctl \
-             kernel.unprivileged_userns_clone=1'.",
-            "bwrap: Creating new namespace failed, likely because the kernel does not support user \
-             namespaces.  bwrap must be installed setuid on such systems.",
-            "bwrap: Creating new namespace failed: nesting depth or \
-             /proc/sys/user/max_*_namespaces exceeded (ENOSPC)",
-            "bwrap: Creating new namespace failed: No space left on device",
-            "bwrap: Creating new namespace failed: Operation not permitted",
-            "bwrap: setting up uid map: Permission denied",
-            "bwrap: Can't mount proc on /newroot/proc: Operation not permitted",
-            "bwrap: pivot_root: Operation not permitted",
-        ];
-        for text in refused {
-            assert_eq!(Failure::of_text(text), Failure::Refused(text.to_owned()));
+    fn a_shortage_is_never_taken_for_a_refusal() {
+        let shortages =
+            [libc::EAGAIN, libc::EMFILE, libc::ENFILE, libc::ENOMEM, libc::ENOSPC, libc::EDQUOT];
+        for errno in shortages {
+            for of_namespaces in [false, true] {
+                let failure = of_setup(errno, of_namespaces, false);
+                assert!(matches!(failure, Failure::Shortage(_)), "{failure:?}");
+                assert!(failure.is_inconclusive());
+            }
+            let failure = Failure::of_error(&io::Error::from_raw_os_error(errno));
+            assert!(matches!(failure, Failure::Shortage(_)), "{failure:?}");
         }
-        let shortage = [
-            "bwrap: Creating new namespace failed: Resource temporarily unavailable",
-            "bwrap: Creating new namespace failed: Cannot allocate memory",
-            "bwrap: Can't open /proc/self/ns: Too many open files",
-            "bwrap: Can't fork for child: Resource temporarily unavailable",
-            "bwrap: Can't mkdir /tmp/x: No space left on device",
-            "bwrap: Out of memory",
-            "bash: fork: retry: Resource temporarily unavailable",
-        ];
-        for text in shortage {
-            assert_eq!(Failure::of_text(text), Failure::Shortage(text.to_owned()));
+        // An administrator who allows none of them means it.
+        assert!(matches!(of_setup(libc::ENOSPC, true, true), Failure::Refused(_)));
+        assert!(matches!(of_setup(libc::ENOSPC, false, true), Failure::Shortage(_)));
+        assert!(matches!(of_setup(libc::EAGAIN, true, true), Failure::Shortage(_)));
+    }
+
+    #[test]
+    fn what_is_refused_is_told_from_what_is_broken() {
+        for errno in [libc::EPERM, libc::EACCES, libc::ENOSYS] {
+            for of_namespaces in [false, true] {
+                let failure = of_setup(errno, of_namespaces, false);
+                assert!(matches!(failure, Failure::Refused(_)), "{failure:?}");
+                assert!(!failure.is_inconclusive());
+            }
         }
-        for text in ["bwrap: Unknown option --disable-userns", "bwrap: execvp bash: No such file"] {
-            assert_eq!(Failure::of_text(text), Failure::Broken(text.to_owned()));
+        assert!(matches!(of_setup(libc::EINVAL, true, false), Failure::Refused(_)));
+        for errno in [libc::EINVAL, libc::ENOENT, libc::ENOTDIR] {
+            assert!(matches!(of_setup(errno, false, false), Failure::Broken(_)));
         }
-        assert_eq!(Failure::of_text(" \n"), Failure::Broken("no reason given".to_owned()));
     }
 
     #[test]
@@ -175,13 +163,6 @@ mod tests {
         let text = || "x".to_owned();
         for failure in [Failure::Missing, Failure::Refused(text()), Failure::Broken(text())] {
             assert!(!failure.is_inconclusive(), "{failure:?}");
-        }
-        let errors =
-            [libc::EAGAIN, libc::EMFILE, libc::ENFILE, libc::ENOMEM, libc::ENOSPC, libc::EDQUOT];
-        for error in errors.map(io::Error::from_raw_os_error) {
-            let failure = Failure::of_error(&error);
-            assert!(matches!(failure, Failure::Shortage(_)), "{failure:?}");
-            assert!(failure.is_inconclusive());
         }
         for signal in [libc::SIGKILL, libc::SIGTERM] {
             assert!(Failure::of_signal(signal).is_inconclusive());

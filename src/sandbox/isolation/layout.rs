@@ -1,7 +1,10 @@
-//! What of the host a sandbox shares, and whose it is.
+//! What of the host a sandbox shares, where, and whose it is.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use super::Contents;
+use crate::sandbox::etc::{self, RESOLV_CONF};
+use crate::sandbox::jail::{Access, Entry};
 use crate::sandbox::shell::Shell;
 use crate::sandbox::user::CommandUser;
 
@@ -40,6 +43,45 @@ impl HostLayout {
             ),
         }
     }
+}
+
+/// Where a slot's files are inside.
+pub(super) const WORKSPACE: &str = "/workspace";
+
+/// The root directory of a jail. Pure.
+///
+/// What can be written to: the workspace and `/tmp`, which are the slot's, and the directories
+/// that are the jail's own and go with it, `/dev/shm` and the root directory among them.
+pub(super) fn root(layout: &HostLayout, etc: Option<&Path>, contents: &Contents<'_>) -> Vec<Entry> {
+    let shown = |host: &Path, place: &Path, access| Entry::Shown {
+        host: host.to_owned(),
+        place: place.to_owned(),
+        access,
+    };
+    let read_only = |path: &Path| shown(path, path, Access::ReadOnly);
+    let mut root = vec![read_only(Path::new("/usr"))];
+    root.extend(layout.root.iter().map(|(path, target)| match target {
+        Some(target) => Entry::Link { target: target.clone(), place: path.clone() },
+        None => read_only(path),
+    }));
+    match etc {
+        Some(etc) => {
+            root.push(shown(etc, Path::new("/etc"), Access::ReadOnly));
+            // Not every host has them.
+            let names = Some(RESOLV_CONF).filter(|_| contents.network);
+            let over = etc::BOUND.into_iter().chain(names);
+            root.extend(over.map(|place| Entry::Over { place: place.into() }));
+        }
+        None => root.push(Entry::Directory { place: "/etc".into() }),
+    }
+    root.push(Entry::Directory { place: "/run".into() });
+    let writable = |host: &Path, place| shown(host, Path::new(place), Access::Writable);
+    root.push(writable(contents.workspace.temporary(), "/tmp"));
+    root.push(Entry::Link { target: "/tmp".into(), place: "/var/tmp".into() });
+    root.push(writable(contents.workspace.path(), WORKSPACE));
+    let more = contents.shown.iter();
+    root.extend(more.map(|(host, place)| shown(host, place, Access::ReadOnly)));
+    root
 }
 
 /// The name of user `uid` in a file like `/etc/passwd`; `user` where it has none.

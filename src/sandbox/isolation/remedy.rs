@@ -5,15 +5,21 @@
 use rustix::thread::CapabilitySet;
 
 use super::Failure;
+use crate::sandbox::limits;
+
+/// The release that can change the attributes of a whole tree of mounts.
+const OLDEST_KERNEL: (u32, u32) = (5, 12);
 
 /// What is known of this machine that tells why it refuses user namespaces.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Facts {
+    /// The kernel is older than what sandboxes need.
+    kernel_is_old: bool,
     /// `kernel.unprivileged_userns_clone` of Debian's kernels is 0.
     debian_switch_is_off: bool,
     /// `kernel.apparmor_restrict_unprivileged_userns` of Ubuntu's kernels is 1.
     apparmor_restricts: bool,
-    /// `user.max_user_namespaces` is 0.
+    /// `user.max_user_namespaces`, or that of another kind, is 0.
     no_user_namespaces: bool,
     /// The root directory is not that of a mount: a chroot, in which the kernel makes no
     /// namespaces.
@@ -37,11 +43,13 @@ impl Facts {
                 sets.effective.contains(CapabilitySet::SETUID | CapabilitySet::SETGID)
             })
         };
+        let release = rustix::system::uname().release().to_string_lossy().into_owned();
         Self {
+            kernel_is_old: limits::kernel_version(&release) < OLDEST_KERNEL,
             debian_switch_is_off: number("/proc/sys/kernel/unprivileged_userns_clone") == Some(0),
             apparmor_restricts: number("/proc/sys/kernel/apparmor_restrict_unprivileged_userns")
                 == Some(1),
-            no_user_namespaces: number("/proc/sys/user/max_user_namespaces") == Some(0),
+            no_user_namespaces: are_namespaces_forbidden(),
             in_chroot: !has_root_mount(&text("/proc/self/mountinfo")),
             in_container: exists("/.dockerenv")
                 || exists("/run/.containerenv")
@@ -49,6 +57,15 @@ impl Facts {
             is_weak_root: rustix::process::geteuid().is_root() && !may_change_users(),
         }
     }
+}
+
+/// Whether this machine's limit of some kind of namespace that a sandbox has is 0. Blocks on a few
+/// file system calls.
+pub(super) fn are_namespaces_forbidden() -> bool {
+    ["user", "pid", "mnt", "ipc", "uts", "net", "cgroup"].iter().any(|kind| {
+        let path = format!("/proc/sys/user/max_{kind}_namespaces");
+        std::fs::read_to_string(path).is_ok_and(|text| text.trim() == "0")
+    })
 }
 
 /// Whether the root directory is that of a mount. Where that cannot be read it is taken to be one.
@@ -60,7 +77,10 @@ fn has_root_mount(mountinfo: &str) -> bool {
 /// What to do about a failure, as a clause; where there is no sandbox for a reason that lasts.
 pub(crate) fn advice(failure: &Failure, facts: &Facts) -> &'static str {
     match failure {
-        Failure::Missing => "install it (on Debian and Ubuntu: apt-get install bubblewrap)",
+        Failure::Missing => {
+            "build it for x86-64 or 64-bit Arm, with a linker that makes static programs"
+        }
+        Failure::Refused(_) if facts.kernel_is_old => "use Linux 5.12 or later",
         Failure::Refused(_) if facts.is_weak_root => {
             "run this program as an ordinary user, or as root with all capabilities"
         }
@@ -74,8 +94,8 @@ pub(crate) fn advice(failure: &Failure, facts: &Facts) -> &'static str {
             "allow user namespaces: sysctl user.max_user_namespaces=15000"
         }
         Failure::Refused(_) if facts.apparmor_restricts => {
-            "allow user namespaces to bwrap by an AppArmor profile with `userns`, or to all programs: \
-             sysctl kernel.apparmor_restrict_unprivileged_userns=0"
+            "allow user namespaces to this program by an AppArmor profile with `userns`, or to all \
+             programs: sysctl kernel.apparmor_restrict_unprivileged_userns=0"
         }
         Failure::Refused(_) if facts.in_container => {
             "let the container make namespaces: --security-opt seccomp=unconfined with \
@@ -85,9 +105,7 @@ pub(crate) fn advice(failure: &Failure, facts: &Facts) -> &'static str {
             "allow user namespaces to this user (sysctl user.max_user_namespaces, the seccomp filter \
              and the security module decide)"
         }
-        Failure::Broken(_) => {
-            "install one that works (on Debian and Ubuntu: apt-get install bubblewrap)"
-        }
+        Failure::Broken(_) => "see what is missing, or use Linux 5.12 or later",
         Failure::Shortage(_) => "free memory, processes or descriptors and start again",
         Failure::TimedOut(_) => "find out what stops it, and start again",
         Failure::Interrupted => "start again",
@@ -102,10 +120,11 @@ mod tests {
     fn the_advice_fits_the_refusal() {
         let refused = Failure::Refused("no".to_owned());
         let none = Facts::default();
-        assert!(advice(&Failure::Missing, &none).contains("apt-get install bubblewrap"));
-        assert!(advice(&Failure::Broken(String::new()), &none).contains("bubblewrap"));
+        assert!(advice(&Failure::Missing, &none).contains("static programs"));
+        assert!(advice(&Failure::Broken(String::new()), &none).contains("Linux 5.12"));
         assert!(advice(&refused, &none).contains("max_user_namespaces"));
         let cases = [
+            (Facts { kernel_is_old: true, in_container: true, ..none.clone() }, "Linux 5.12"),
             (Facts { debian_switch_is_off: true, ..none.clone() }, "unprivileged_userns_clone=1"),
             (Facts { apparmor_restricts: true, ..none.clone() }, "AppArmor profile"),
             (Facts { no_user_namespaces: true, ..none.clone() }, "user.max_user_namespaces="),

@@ -13,6 +13,7 @@
 
 mod cgroup;
 mod disk;
+mod retired;
 mod rlimits;
 mod sample;
 mod seccomp;
@@ -24,6 +25,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use self::cgroup::{Cgroups, Engine, Group};
+pub(super) use self::retired::Leftover;
+use self::retired::Retired;
+pub(super) use self::rlimits::kernel_version;
 use self::rlimits::{Machine, Plan, Setter};
 pub(crate) use self::seccomp::Filter;
 pub(crate) use self::watch::Alarm;
@@ -53,6 +57,7 @@ pub(crate) struct Limits {
     held: EnforcedLimits,
     /// The limits of processes were refused.
     refused: AtomicBool,
+    retired: Retired,
 }
 
 impl Limits {
@@ -66,17 +71,20 @@ impl Limits {
             watcher: None,
             held: EnforcedLimits::NOTHING,
             refused: AtomicBool::new(false),
+            retired: Retired::new(1),
         }
     }
 
-    /// Finds out what keeps these limits for sandboxes of `user`, or of this process if there is
-    /// none, and starts the watch if it is needed. Blocks on a few file system calls.
+    /// Finds out what keeps these limits of so many slots for sandboxes of `user`, or of this
+    /// process if there is none, and starts the watch if it is needed. Blocks on a few file system
+    /// calls.
     ///
     /// `open_files` is the soft limit of open files that this process had before it raised it.
     ///
     /// # Errors
     /// The system gives no thread.
     pub(crate) fn detect(
+        slots: usize,
         limits: &SlotLimits,
         user: Option<CommandUser>,
         open_files: Option<u64>,
@@ -121,7 +129,13 @@ impl Limits {
             watcher: if watches { Some(Watcher::start(watched)?) } else { None },
             held,
             refused: AtomicBool::new(false),
+            retired: Retired::new(slots),
         })
+    }
+
+    /// The jails that were killed and have not ended in time: as many as there are slots at most.
+    pub(crate) fn retired(&self) -> &Retired {
+        &self.retired
     }
 
     /// Which limits hold, and by what; the filter of system calls is not known here.
@@ -176,9 +190,6 @@ impl Limits {
         {
             log::warn!("the limits of processes cannot be set for sandboxes: {error}");
         }
-        // Where the machine runs out of memory, sandboxes are what it should end. Refused where it
-        // is somebody else's decision.
-        let _ = std::fs::write(format!("/proc/{pid}/oom_score_adj"), "1000");
         let ticket = self.watcher.as_ref().map(|watch| watch.add(pid, workspace.clone()));
         Ok(Confined { group, ticket, full })
     }
@@ -260,9 +271,9 @@ mod tests {
 
     #[test]
     fn what_is_refused_does_not_hold() {
-        let limits = Limits::detect(&SlotLimits::none(), None, None).unwrap();
+        let limits = Limits::detect(1, &SlotLimits::none(), None, None).unwrap();
         assert_eq!(limits.held(), EnforcedLimits::NOTHING);
-        let limits = Limits::detect(&SlotLimits::default(), None, None).unwrap();
+        let limits = Limits::detect(1, &SlotLimits::default(), None, None).unwrap();
         assert_eq!(limits.held().open_files, Enforcement::Rlimit);
         limits.refused.store(true, Ordering::Relaxed);
         assert_eq!(limits.held().open_files, Enforcement::None);

@@ -73,9 +73,13 @@ pub(super) fn lesser(one: Option<u64>, other: Option<u64>) -> Option<u64> {
 
 /// Whether a kernel of this release counts processes by user namespace.
 pub(super) fn counts_by_namespace(release: &str) -> bool {
+    kernel_version(release) >= COUNTS_BY_NAMESPACE
+}
+
+/// The first two numbers of a kernel's release; 0 where there is none.
+pub(in crate::sandbox) fn kernel_version(release: &str) -> (u32, u32) {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|n| n.parse().ok());
-    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
-    version >= COUNTS_BY_NAMESPACE
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
 }
 
 /// Sets limits of other processes.

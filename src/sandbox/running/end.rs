@@ -1,9 +1,8 @@
-//! How a command ended: by what was asked and by what bubblewrap or the reaper reported. Pure.
+//! How a command ended: by what was asked and by what the reaper reported. Pure.
 
 use std::io;
 use std::time::Duration;
 
-use crate::sandbox::isolation;
 use crate::sandbox::limits::Exceeded;
 use crate::sandbox::output::Captured;
 use crate::sandbox::reaper::{Report, Step};
@@ -51,31 +50,6 @@ impl Reason {
     }
 }
 
-/// How a command in a sandbox ended. Decided by what was asked and by what bubblewrap reported,
-/// never by what the command printed: `stderr` is bubblewrap's own where the command did not
-/// start.
-pub(super) fn namespace_end(
-    killed: Option<Reason>,
-    exit_code: Option<i32>,
-    released: bool,
-    bubblewrap: Reaped,
-    stderr: &str,
-) -> End {
-    match (killed, exit_code, bubblewrap) {
-        (Some(reason), ..) => reason.end(),
-        (None, Some(code), _) if released => End::Exited(code),
-        (None, Some(_), _) => End::SetupFailed("the sandbox could not be taken hold of".to_owned()),
-        // It exits by itself without a report only if the command was never executed.
-        (None, None, Reaped::Exited(_)) => End::SetupFailed(isolation::one_line(stderr)),
-        (None, None, Reaped::Signaled(signal)) => {
-            lost(released, format!("bubblewrap was killed by signal {signal}"))
-        }
-        (None, None, Reaped::Unknown | Reaped::Running) => {
-            lost(released, "bubblewrap ended without a report".to_owned())
-        }
-    }
-}
-
 /// How a command under a reaper ended.
 pub(super) fn reaper_end(killed: Option<Reason>, report: Report, reaper: Reaped) -> End {
     if let Some((step, errno)) = report.failed {
@@ -95,32 +69,19 @@ pub(super) fn reaper_end(killed: Option<Reason>, report: Report, reaper: Reaped)
     }
 }
 
-fn lost(released: bool, text: String) -> End {
-    if released { End::Lost(text) } else { End::SetupFailed(text) }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn only_a_report_of_bubblewrap_makes_an_exit_code() {
-        let end = |killed, code, released, child| {
-            namespace_end(killed, code, released, child, "bwrap: no permissions\nreally\n")
-        };
-        assert_eq!(end(None, Some(1), true, Reaped::Exited(1)), End::Exited(1));
-        assert_eq!(end(None, Some(137), true, Reaped::Unknown), End::Exited(137));
-        assert_eq!(
-            end(None, None, true, Reaped::Exited(1)),
-            End::SetupFailed("bwrap: no permissions; really".to_owned())
-        );
-        assert!(matches!(end(None, Some(125), false, Reaped::Exited(125)), End::SetupFailed(_)));
-        assert!(matches!(end(None, None, true, Reaped::Signaled(9)), End::Lost(_)));
-        assert!(matches!(end(None, None, false, Reaped::Signaled(9)), End::SetupFailed(_)));
-        assert!(matches!(end(None, None, true, Reaped::Unknown), End::Lost(_)));
-        let timed_out = end(Some(Reason::TimedOut), Some(137), true, Reaped::Signaled(9));
-        assert_eq!(timed_out, End::TimedOut);
-        let not_started = end(Some(Reason::NotStarted("why")), None, false, Reaped::Signaled(9));
-        assert_eq!(not_started, End::SetupFailed("why".to_owned()));
+    fn a_command_under_a_reaper_ends_as_it_was_reported() {
+        let report = |failed, ended| Report { failed, ended, all_dead: true };
+        let end = |killed, report| reaper_end(killed, report, Reaped::Exited(0));
+        assert_eq!(end(None, report(None, Some(256))), End::Exited(1));
+        assert_eq!(end(None, report(None, Some(9))), End::Signaled(9));
+        assert_eq!(end(Some(Reason::TimedOut), report(None, Some(9))), End::TimedOut);
+        assert!(matches!(end(None, report(None, None)), End::Lost(_)));
+        let failed = end(None, report(Some((Step::Execute, libc::ENOENT)), None));
+        assert!(matches!(failed, End::SetupFailed(text) if text.contains("No such file")));
     }
 }

@@ -1,11 +1,12 @@
 //! The supervisor's thread: what runs, what waits, and whose turn it is.
 //!
-//! Knows the commands (`command`) and the warm sandboxes (`rooms`), hands them their events and
+//! Knows the commands (`command`) and the jails of slots (`jails`), hands them their events and
 //! deadlines, and answers those that are over. What happens to one of them is their own matter.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::io;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,30 +15,30 @@ use rustix::event::epoll;
 use super::super::command::Command;
 use super::super::entered::Entered;
 use super::super::events::{self, EVENTS_PER_TURN};
-use super::super::host::Host;
-use super::super::init::Said;
-use super::super::isolation::Isolation;
-use super::super::limits::Alarm;
-use super::super::room::{News, Room};
-use super::super::rooms::{OnGone, Rooms};
+use super::super::host::{Host, environment};
+use super::super::init::RunEvent;
+use super::super::isolation::{Contents, Isolation};
+use super::super::jail::{Bounds, Jail, News, Phase};
+use super::super::jails::{OnGone, SlotJails};
+use super::super::limits::{Alarm, Leftover};
 use super::super::running::{Reason, Running};
-use super::super::spawn::{Child, Reaped};
 use super::super::stream::{READ_BUFFER, Watch};
 use super::{Answer, CommandSpec, End, Finished, Request, Shared, call_back, closed};
 
 /// How many commands are started before events and deadlines are looked at again.
 const STARTS_PER_TURN: usize = 8;
-
 /// The thread's own state.
 pub(super) struct Turn {
     running: HashMap<u64, (Command, Answer)>,
-    rooms: Rooms,
-    /// One entry for each running command, and for each warm sandbox that is not just open.
+    jails: SlotJails,
+    /// One entry for each running command, and for each jail that is not just running.
     deadlines: BTreeSet<(Instant, u64)>,
     /// Taken from the queue and not dealt with yet.
     waiting: VecDeque<Request>,
-    /// Processes that were given up on and may become zombies.
-    leftovers: Vec<Child>,
+    /// What is still to be reaped.
+    leftovers: Vec<Leftover>,
+    /// Those who wait for the slots of retired jails, until there are fewer of these.
+    wait_for_fewer: Vec<OnGone>,
     buffer: Vec<u8>,
     epoll: OwnedFd,
     host: Host,
@@ -50,10 +51,11 @@ impl Turn {
     pub(super) fn new(epoll: OwnedFd, host: Host, shared: Arc<Shared>) -> Self {
         Self {
             running: HashMap::new(),
-            rooms: Rooms::default(),
+            jails: SlotJails::default(),
             deadlines: BTreeSet::new(),
             waiting: VecDeque::new(),
             leftovers: Vec::new(),
+            wait_for_fewer: Vec::new(),
             buffer: vec![0; READ_BUFFER],
             epoll,
             host,
@@ -66,21 +68,31 @@ impl Turn {
         let mut events = Vec::with_capacity(EVENTS_PER_TURN);
         loop {
             let closing = self.take_requests(shared);
-            if closing && self.running.is_empty() && self.rooms.is_empty() {
+            if closing && self.running.is_empty() && self.jails.is_empty() {
                 return;
             }
             self.wait(&mut events);
             self.deal_with(&mut events, shared);
             self.keep_deadlines(&mut events, shared);
-            self.leftovers.retain(|child| child.reap() == Reaped::Running);
+            self.leftovers.retain(|leftover| !leftover.is_gone());
+            if !self.host.limits.retired().is_full() {
+                for on_gone in std::mem::take(&mut self.wait_for_fewer) {
+                    call_back(on_gone, true);
+                }
+            }
         }
     }
 
+    /// Hands on what has happened.
     fn deal_with(&mut self, events: &mut Vec<epoll::Event>, shared: &Shared) {
         for event in events.drain(..) {
             match Watch::decode(event.data.u64()) {
-                Some((number, source)) if Rooms::is_room(number) => {
-                    self.change_room(number, |room, watch, now| room.on_event(source, watch, now));
+                Some((number, source)) if SlotJails::is_jail(number) => {
+                    if let Some(source) = source.of_jail() {
+                        self.change_jail(number, |jail, watch, now| {
+                            jail.on_event(source, watch, now)
+                        });
+                    }
                 }
                 Some((id, source)) => self.change(id, |command, watch, buffer, now| {
                     command.on_event(source, watch, buffer, now);
@@ -98,7 +110,7 @@ impl Turn {
         if self.deadlines.first().is_none_or(|&(due, _)| now < due) {
             return;
         }
-        for _ in 0..events::most_rounds(self.running.len() + self.rooms.len()) {
+        for _ in 0..events::most_rounds(self.running.len() + self.jails.len()) {
             let is_all = events::take_waiting(&self.epoll, events);
             self.deal_with(events, shared);
             if is_all {
@@ -108,9 +120,9 @@ impl Turn {
         while let Some(&(due, id)) = self.deadlines.first()
             && due <= now
         {
-            if Rooms::is_room(id) {
-                self.change_room(id, |room, watch, now| {
-                    room.on_deadline(watch, now);
+            if SlotJails::is_jail(id) {
+                self.change_jail(id, |jail, watch, now| {
+                    jail.on_deadline(watch, now);
                     Vec::new()
                 });
             } else {
@@ -139,8 +151,8 @@ impl Turn {
                 self.cancel(id);
             }
             if self.running.is_empty() {
-                for number in self.rooms.numbers() {
-                    self.end_room(number);
+                for number in self.jails.numbers() {
+                    self.end_jail(number);
                 }
             }
             return true;
@@ -168,18 +180,18 @@ impl Turn {
     fn start(&mut self, id: u64, spec: &CommandSpec, answer: Answer) {
         if !spec.network && self.host.isolation.is_sandboxed() {
             if !self.host.isolation.can_cut_network() {
-                let text = "bubblewrap cannot take the network away on this machine";
+                let text = "the network cannot be taken away on this machine";
                 return answer.without_running(End::SetupFailed(text.to_owned()));
             }
         } else if !spec.network {
-            let text = "without bubblewrap the network cannot be taken away";
+            let text = "without a sandbox the network cannot be taken away";
             return answer.without_running(End::SetupFailed(text.to_owned()));
         }
-        if self.host.warm {
-            return self.start_in_room(id, spec, answer);
+        if self.host.isolation.is_sandboxed() {
+            return self.start_in_jail(id, spec, answer);
         }
         let watch = Watch { epoll: &self.epoll, id };
-        match Running::start(spec, &self.host, &watch, self.alarm(id)) {
+        match Running::start(spec, &self.host, &watch) {
             Ok(running) => self.insert(id, Command::Alone(running), answer),
             Err(error) => answer.without_running(End::SetupFailed(error.to_string())),
         }
@@ -199,97 +211,123 @@ impl Turn {
         self.running.insert(id, (command, answer));
     }
 
-    /// Starts a command in its slot's warm sandbox, which is made if there is none that fits.
-    fn start_in_room(&mut self, id: u64, spec: &CommandSpec, answer: Answer) {
+    /// Starts a command in its slot's jail, which is made if there is none that fits.
+    fn start_in_jail(&mut self, id: u64, spec: &CommandSpec, answer: Answer) {
         let watch = Watch { epoll: &self.epoll, id };
         // First what may be wrong with the command, so that no sandbox is made for nothing.
         let entered = Entered::new(spec, &self.host, &watch, self.alarm(id))
-            .and_then(|entered| Ok((self.room_for(spec)?, entered)));
+            .and_then(|entered| Ok((self.jail_for(spec)?, entered)));
         let (number, mut entered) = match entered {
             Ok(entered) => entered,
             Err(error) => return answer.without_running(End::SetupFailed(error.to_string())),
         };
         entered.wait_for(number);
         self.insert(id, Command::Entered(entered), answer);
-        if let Some(tenancy) = self.rooms.get(number) {
+        if let Some(tenancy) = self.jails.get(number) {
             tenancy.occupant = Some(id);
         }
         self.let_enter(number);
     }
 
     /// The number of the sandbox that a command is to enter.
-    fn room_for(&mut self, spec: &CommandSpec) -> io::Result<u64> {
+    fn jail_for(&mut self, spec: &CommandSpec) -> io::Result<u64> {
         let slot = spec.workspace.slot();
-        if self.rooms.is_haunted(slot) {
-            return Err(io::Error::other("a process of an earlier call could not be killed"));
-        }
-        if let Some((number, tenancy)) = self.rooms.of_slot(slot) {
+        if let Some((number, tenancy)) = self.jails.of_slot(slot) {
             if tenancy.occupant.is_some() {
                 return Err(io::Error::other("another command runs in this slot"));
             }
             // Whether files may be written to is decided when a sandbox is made.
             let is_full = self.host.limits.is_full(&spec.workspace);
-            if tenancy.room.takes(spec.network, is_full) {
+            if tenancy.takes(spec.network, is_full) {
                 return Ok(number);
             }
-            self.end_room(number);
+            self.end_jail(number);
         }
-        let Isolation::Bubblewrap(bubblewrap) = &self.host.isolation else {
+        let number = self.jails.next_number();
+        let jail = self.make_jail(number, spec)?;
+        self.deadlines.extend(jail.deadline().map(|due| (due, number)));
+        self.jails.insert(number, slot, spec.network, jail);
+        Ok(number)
+    }
+
+    /// Begins to make a jail for the commands of a slot.
+    fn make_jail(&self, number: u64, spec: &CommandSpec) -> io::Result<Jail> {
+        let host = &self.host;
+        let Isolation::Jailed(jails) = &host.isolation else {
             return Err(io::ErrorKind::Unsupported.into());
         };
-        let number = self.rooms.next_number();
+        let shell = host.shell;
+        let (home, temporary) = (Path::new("/workspace"), Path::new("/tmp"));
+        let contents = Contents {
+            workspace: &spec.workspace,
+            shown: &[],
+            network: spec.network,
+            program: Path::new(shell.path()),
+            environment: environment(home, temporary, shell, host),
+            open_files: host.open_files,
+        };
+        let plan = jails.plan(contents, host.command_user);
+        let origin = jails.origin(&host.null, host.command_user);
+        let (limits, workspace) = (host.limits.clone(), spec.workspace.clone());
+        let bounds = Bounds { limits, workspace, is_session: false };
         let watch = Watch { epoll: &self.epoll, id: number };
-        let room = Room::start(&spec.workspace, spec.network, bubblewrap, &self.host, &watch)?;
-        self.deadlines.extend(room.deadline().map(|due| (due, number)));
-        self.rooms.insert(number, slot, room);
-        Ok(number)
+        Jail::start(&plan, &origin, bounds, &watch).map_err(io::Error::other)
     }
 
     /// Lets the command that waits for a sandbox enter it, if it is open.
     fn let_enter(&mut self, number: u64) {
-        let Some(tenancy) = self.rooms.get(number) else { return };
-        let Some(id) = tenancy.occupant.filter(|_| tenancy.room.is_open()) else { return };
+        let Some(tenancy) = self.jails.get(number) else { return };
+        let is_open = tenancy.jail.phase() == Phase::Running;
+        let Some(id) = tenancy.occupant.filter(|_| is_open) else { return };
         if let Some((Command::Entered(entered), _)) = self.running.get_mut(&id) {
             let before = entered.deadline();
-            entered.enter(&mut tenancy.room, Instant::now());
+            entered.enter(&mut tenancy.jail, Instant::now());
             self.after_change(id, before);
         }
     }
 
-    /// Ends a slot's warm sandboxes, whatever runs in them.
+    /// Ends a slot's jails, whatever runs in them.
     fn leave(&mut self, slot: usize, on_gone: OnGone) {
-        let numbers = self.rooms.all_of_slot(slot);
+        let numbers = self.jails.all_of_slot(slot);
         let Some(last) = numbers.last() else {
-            return call_back(on_gone, !self.rooms.is_haunted(slot));
+            return self.slot_is_left(on_gone);
         };
         // Any of them may be the last to go, so each hands on what it has.
-        if let Some(tenancy) = self.rooms.get(*last) {
+        if let Some(tenancy) = self.jails.get(*last) {
             tenancy.on_gone.push(on_gone);
         }
         for number in numbers {
-            self.end_room(number);
+            self.end_jail(number);
         }
     }
 
-    fn end_room(&mut self, number: u64) {
-        self.change_room(number, |room, watch, now| {
-            room.end(watch, now);
+    /// Nothing of a slot's jails is left that could run.
+    fn slot_is_left(&mut self, on_gone: OnGone) {
+        match self.host.limits.retired().is_full() {
+            true => self.wait_for_fewer.push(on_gone),
+            false => call_back(on_gone, true),
+        }
+    }
+
+    fn end_jail(&mut self, number: u64) {
+        self.change_jail(number, |jail, watch, now| {
+            jail.end(watch, now);
             Vec::new()
         });
     }
 
-    /// Lets something happen to a warm sandbox, if it is still there, and tells those concerned.
-    fn change_room(
+    /// Lets something happen to a jail, if it is still there, and tells those concerned.
+    fn change_jail(
         &mut self,
         number: u64,
-        action: impl FnOnce(&mut Room, &Watch<'_>, Instant) -> Vec<News>,
+        action: impl FnOnce(&mut Jail, &Watch<'_>, Instant) -> Vec<News>,
     ) {
         let now = Instant::now();
         let watch = Watch { epoll: &self.epoll, id: number };
-        let Some(tenancy) = self.rooms.get(number) else { return };
-        let before = tenancy.room.deadline();
-        let news = action(&mut tenancy.room, &watch, now);
-        let after = tenancy.room.deadline();
+        let Some(tenancy) = self.jails.get(number) else { return };
+        let before = tenancy.jail.deadline();
+        let news = action(&mut tenancy.jail, &watch, now);
+        let after = tenancy.jail.deadline();
         if after != before {
             if let Some(before) = before {
                 self.deadlines.remove(&(before, number));
@@ -299,57 +337,56 @@ impl Turn {
         for news in news {
             match news {
                 News::Opened => self.let_enter(number),
-                News::Said(said) => self.hear(number, said, now),
+                News::Run(event) => self.on_run_event(number, event, now),
             }
         }
-        if self.rooms.get(number).is_some_and(|tenancy| tenancy.room.is_gone()) {
-            self.room_gone(number, now);
+        if self.jails.get(number).is_some_and(|tenancy| tenancy.jail.phase() == Phase::Gone) {
+            self.jail_gone(number, now);
         }
     }
 
-    /// A sandbox's first process has said something of its command.
-    fn hear(&mut self, number: u64, said: Said, now: Instant) {
-        let Some(id) = self.rooms.get(number).and_then(|tenancy| tenancy.occupant) else { return };
+    /// A jail's first process has said something of its command.
+    fn on_run_event(&mut self, number: u64, event: RunEvent, now: Instant) {
+        let Some(id) = self.jails.get(number).and_then(|tenancy| tenancy.occupant) else { return };
         self.change(id, |command, _, _, _| {
             if let Command::Entered(entered) = command {
-                entered.on_said(said, now);
+                entered.on_run_event(event, now);
             }
         });
-        // One that cannot start a shell is not used again either.
-        if let Said::Done { traces: true, .. } | Said::Done { end: Err(_), .. } = said {
-            self.end_room(number);
+        if let RunEvent::Done { end, traces, .. } = event {
+            // One that cannot start a shell is not used again either.
+            if traces || end.is_err() || !self.host.warm {
+                self.end_jail(number);
+            }
         }
     }
 
     /// A sandbox is gone: so is what ran in it.
-    fn room_gone(&mut self, number: u64, now: Instant) {
-        let Some(tenancy) = self.rooms.remove(number) else { return };
-        if let Some(due) = tenancy.room.deadline() {
+    fn jail_gone(&mut self, number: u64, now: Instant) {
+        let Some(tenancy) = self.jails.remove(number) else { return };
+        if let Some(due) = tenancy.jail.deadline() {
             self.deadlines.remove(&(due, number));
         }
-        let all_dead = tenancy.room.all_dead();
-        if !all_dead {
-            self.rooms.haunt(tenancy.slot);
-        }
-        let failure = tenancy.room.failure();
-        let out_of_memory = tenancy.room.ran_out_of_memory();
+        let all_dead = tenancy.jail.all_dead();
+        let failure = tenancy.jail.failure().to_string();
+        let out_of_memory = tenancy.jail.ran_out_of_memory();
         let watch = Watch { epoll: &self.epoll, id: number };
-        self.leftovers.extend(tenancy.room.finish(&watch));
+        self.leftovers.extend(tenancy.jail.finish(&watch));
         if let Some(id) = tenancy.occupant {
             self.change(id, |command, _, _, _| {
                 if let Command::Entered(entered) = command {
                     if out_of_memory {
                         entered.ran_out_of_memory(now);
                     }
-                    entered.on_room_gone(all_dead, &failure, now);
+                    entered.on_jail_gone(all_dead, &failure, now);
                 }
             });
         }
-        let next = self.rooms.all_of_slot(tenancy.slot).first().copied();
+        let next = self.jails.all_of_slot(tenancy.slot).first().copied();
         for on_gone in tenancy.on_gone {
-            match next.and_then(|next| self.rooms.get(next)) {
+            match next.and_then(|next| self.jails.get(next)) {
                 Some(other) => other.on_gone.push(on_gone),
-                None => call_back(on_gone, !self.rooms.is_haunted(tenancy.slot)),
+                None => self.slot_is_left(on_gone),
             }
         }
     }
@@ -379,8 +416,8 @@ impl Turn {
         let watch = Watch { epoll: &self.epoll, id };
         command.settle(&watch, &mut self.buffer, Instant::now());
         let (after, over) = (command.deadline(), command.is_over());
-        let room = match command {
-            Command::Entered(entered) => Some((entered.room(), entered.wants_room_ended())),
+        let jail = match command {
+            Command::Entered(entered) => Some((entered.jail(), entered.wants_jail_ended())),
             Command::Alone(_) => None,
         };
         if over || after != before {
@@ -391,16 +428,16 @@ impl Turn {
         } else if after != before {
             self.deadlines.insert((after, id));
         }
-        if let Some((number, wants_room_ended)) = room {
+        if let Some((number, wants_jail_ended)) = jail {
             if over
-                && let Some(tenancy) = self.rooms.get(number)
+                && let Some(tenancy) = self.jails.get(number)
                 && tenancy.occupant == Some(id)
             {
                 tenancy.occupant = None;
-                tenancy.room.left();
+                tenancy.jail.left();
             }
-            if wants_room_ended {
-                self.end_room(number);
+            if wants_jail_ended {
+                self.end_jail(number);
             }
         }
     }
@@ -410,7 +447,7 @@ impl Turn {
         let Some((command, answer)) = self.running.remove(&id) else { return };
         let watch = Watch { epoll: &self.epoll, id };
         let ending = command.finish(&watch);
-        self.leftovers.extend(ending.leftover);
+        self.leftovers.extend(ending.leftover.map(Leftover::of));
         let (sandboxed, network_isolated) = (answer.sandboxed, answer.network_isolated);
         answer.give(Finished {
             end: ending.end,
@@ -425,10 +462,11 @@ impl Turn {
 
     /// Waits for events, until the next deadline at the latest.
     fn wait(&self, events: &mut Vec<epoll::Event>) {
-        let longest = match (self.waiting.is_empty(), self.leftovers.is_empty()) {
+        let watched = !self.leftovers.is_empty() || !self.wait_for_fewer.is_empty();
+        let longest = match (self.waiting.is_empty(), watched) {
             (false, _) => Some(Duration::ZERO),
-            (true, false) => Some(Duration::from_secs(1)),
-            (true, true) => None,
+            (true, true) => Some(Duration::from_secs(1)),
+            (true, false) => None,
         };
         let next = self.deadlines.first().map(|(due, _)| *due);
         events::wait(&self.epoll, events, longest, next);

@@ -4,14 +4,8 @@
 //! anything in it runs, and killing it kills exactly what is in it and is confirmed. What the
 //! program says, and what is said to it, is the business of a [`Program`](super::seat::Program).
 //!
-//! The handshake is that of [`running`](super::super::running): bubblewrap reports the sandbox's
-//! first process, *init*, and waits; init is held by a pidfd; then the program is let go. Where
-//! there is no bubblewrap the program runs under a [`reaper`].
-//!
-//! # If this process dies
-//! Then the program dies with it, whenever that is, except in one phase: a sandbox that waits for
-//! its start is let go by that death. So a program must do nothing before it has read something
-//! from one of its pipes: an end of file there means that nobody has let it go.
+//! It is a [`Jail`] of its own, in which the program is the one thing that is run; where there is
+//! none, the program runs under a [`reaper`].
 
 use std::ffi::{CString, OsString};
 use std::io;
@@ -25,20 +19,20 @@ use rustix::io::Errno;
 use rustix::process::{Pid, Signal};
 
 use super::watch::{Source, Watch};
-use crate::sandbox::host::Host;
-use crate::sandbox::isolation::{self, Bubblewrap, Handshake, Isolation, Sandbox, StatusReport};
-use crate::sandbox::limits::{Alarm, Confined, Exceeded, Limits};
+use crate::sandbox::entered::exit_code;
+use crate::sandbox::host::{Host, environment};
+use crate::sandbox::init::{Run, RunEvent};
+use crate::sandbox::isolation::{Contents, Isolation, Jails};
+pub(super) use crate::sandbox::jail::Phase;
+use crate::sandbox::jail::{self, Bounds, Jail, KILL_MARGIN, News, RunHandle};
+use crate::sandbox::limits::{Alarm, Exceeded, Leftover};
 use crate::sandbox::reaper::{self, Report, Step};
-use crate::sandbox::running::{KILL_MARGIN, SETUP_LIMIT, open_child_of};
-use crate::sandbox::shell;
+use crate::sandbox::running::open_child_of;
 use crate::sandbox::spawn::{self, CStringArray, Child, Reaped};
-use crate::sandbox::user::Purpose;
 use crate::sandbox::workspace::{GONE, Workspace};
 
-/// No more than this is kept of what bubblewrap or the reaper reports: some 300 bytes are usual.
+/// No more than this is kept of what the reaper reports: some 30 bytes are usual.
 const REPORTS_LIMIT: usize = 16 * 1024;
-/// The number under which bubblewrap gets the filter of system calls.
-const FILTER_FD: i32 = isolation::BLOCK_FD + 1;
 
 /// What to run, and what it sees.
 pub(super) struct Plan<'a> {
@@ -49,27 +43,14 @@ pub(super) struct Plan<'a> {
     pub(super) shown: &'a [(&'a Path, &'a Path)],
     /// Whether it has the host's network. Ignored without a sandbox.
     pub(super) network: bool,
-    /// The program's absolute path, for where there is no sandbox.
+    /// The program's absolute path.
     pub(super) program: &'a Path,
-    /// The program, or its `$0`, and its arguments.
+    /// Its `$0` and its arguments.
     pub(super) argv: &'a [OsString],
     /// What is set in its environment besides what every command finds there.
     pub(super) variables: &'a [(&'a str, &'a str)],
-    /// Its standard input, output and error. The last gets bubblewrap's own complaints, too.
+    /// Its standard input, output and error.
     pub(super) stdio: [BorrowedFd<'a>; 3],
-}
-
-/// Where a kept sandbox is in its life. It only moves downwards.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Phase {
-    /// It is being set up; nothing of the program runs.
-    SettingUp,
-    /// The program was let go.
-    Running,
-    /// The program has ended or is being killed; not everything is known to be dead.
-    Ending,
-    /// It is over: nothing is left, or that was given up on.
-    Gone,
 }
 
 /// How a kept sandbox ended.
@@ -91,6 +72,38 @@ pub(super) enum KeptEnd {
 
 /// A sandbox with one program in it.
 pub(super) struct Kept {
+    hold: Hold,
+    killed: bool,
+    exceeded: Option<Exceeded>,
+}
+
+/// What holds the processes together.
+enum Hold {
+    Jailed(Box<Jailed>),
+    Reaped(UnderReaper),
+}
+
+/// A jail in which the program is run.
+struct Jailed {
+    jail: Jail,
+    /// Taken when it runs.
+    entry: Option<Entry>,
+    run: Option<RunHandle>,
+    /// How the program has ended: its wait status, or why there never was one.
+    end: Option<Result<i32, i32>>,
+    /// Why it could not be run.
+    failed: Option<String>,
+}
+
+/// What is needed to run the program.
+struct Entry {
+    argv: Vec<OsString>,
+    stdio: [OwnedFd; 3],
+    alarm: Alarm,
+}
+
+/// A reaper, under which the program runs.
+struct UnderReaper {
     phase: Phase,
     deadline: Option<Instant>,
     child: Child,
@@ -98,44 +111,11 @@ pub(super) struct Kept {
     child_end: Option<Reaped>,
     reports: Option<OwnedFd>,
     reported: Vec<u8>,
-    hold: Hold,
-    released: bool,
-    killed: bool,
-    exceeded: Option<Exceeded>,
-    /// Why it was not let go.
-    failed: Option<String>,
-    given_up: bool,
-    /// Taken when it is confined.
-    limits: Option<Unconfined>,
-    /// It, under its slot's limits.
-    confined: Option<Confined>,
-    /// The program's process, once it was looked for. Not in a namespace.
+    report: Report,
+    /// Closing it is the order to kill.
+    control: Option<OwnedFd>,
+    /// The program's process, once it was looked for.
     main: Option<(Pid, OwnedFd)>,
-}
-
-/// What is needed to put a sandbox under its slot's limits.
-struct Unconfined {
-    limits: Arc<Limits>,
-    workspace: Arc<Workspace>,
-    alarm: Alarm,
-}
-
-/// What holds the processes together.
-enum Hold {
-    /// A pid namespace, made by bubblewrap.
-    Namespace {
-        /// bubblewrap waits for the end of this pipe.
-        gate: Option<OwnedFd>,
-        init: Option<OwnedFd>,
-        init_gone: bool,
-        report: StatusReport,
-    },
-    /// A reaper.
-    Reaper {
-        /// Closing it is the order to kill.
-        control: Option<OwnedFd>,
-        report: Report,
-    },
 }
 
 impl Kept {
@@ -150,42 +130,291 @@ impl Kept {
         watch: &Watch<'_>,
         alarm: Alarm,
     ) -> io::Result<Self> {
-        let (child, reports, hold) = match &host.isolation {
-            Isolation::Bubblewrap(bubblewrap) => start_sandboxed(plan, host, bubblewrap)?,
-            Isolation::None { .. } => start_bare(plan, host)?,
+        let hold = match &host.isolation {
+            Isolation::Jailed(jails) => {
+                Hold::Jailed(Box::new(Jailed::start(plan, host, jails, watch, alarm)?))
+            }
+            Isolation::None { .. } => Hold::Reaped(UnderReaper::start(plan, host, watch)?),
         };
-        let released = matches!(hold, Hold::Reaper { .. });
-        let mut kept = Self {
-            phase: if released { Phase::Running } else { Phase::SettingUp },
-            deadline: (!released).then(|| Instant::now() + SETUP_LIMIT),
-            child,
+        Ok(Self { hold, killed: false, exceeded: None })
+    }
+
+    /// Where it is in its life. While it is being set up nothing of the program runs.
+    pub(super) fn phase(&self) -> Phase {
+        match &self.hold {
+            Hold::Jailed(jailed) => jailed.jail.phase(),
+            Hold::Reaped(reaped) => reaped.phase,
+        }
+    }
+
+    /// When [`on_deadline`](Self::on_deadline) is due: never while the program runs.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        match &self.hold {
+            Hold::Jailed(jailed) => jailed.jail.deadline(),
+            Hold::Reaped(reaped) => reaped.deadline,
+        }
+    }
+
+    /// Whether nothing of it can run any more: the end of every process was seen, or its jail is
+    /// retired. Only of use in [`Phase::Gone`].
+    pub(super) fn all_dead(&self) -> bool {
+        match &self.hold {
+            Hold::Jailed(_) => true,
+            Hold::Reaped(reaped) => reaped.report.all_dead,
+        }
+    }
+
+    /// How it ended. Only of use in [`Phase::Gone`].
+    pub(super) fn end(&self) -> KeptEnd {
+        let out_of_memory = match &self.hold {
+            Hold::Jailed(jailed) => jailed.jail.ran_out_of_memory(),
+            Hold::Reaped(_) => false,
+        };
+        match (self.exceeded, self.killed) {
+            (Some(exceeded), _) => KeptEnd::Exceeded(exceeded),
+            (None, true) => KeptEnd::Killed,
+            (None, false) if out_of_memory => KeptEnd::Exceeded(Exceeded::Memory),
+            (None, false) => match &self.hold {
+                Hold::Jailed(jailed) => jailed.end(),
+                Hold::Reaped(reaped) => reaper_end(reaped.report),
+            },
+        }
+    }
+
+    /// What is still to be reaped, where waiting was given up.
+    pub(super) fn into_leftover(self, watch: &Watch<'_>) -> Option<Leftover> {
+        match self.hold {
+            Hold::Jailed(jailed) => jailed.jail.finish(watch),
+            Hold::Reaped(reaped) if reaped.child_end.is_some() => None,
+            Hold::Reaped(reaped) => {
+                watch.remove(reaped.child.as_fd());
+                Some(Leftover::of(reaped.child))
+            }
+        }
+    }
+
+    /// Deals with one event of its own.
+    pub(super) fn on_event(&mut self, source: Source, watch: &Watch<'_>, now: Instant) {
+        match (&mut self.hold, source) {
+            (Hold::Jailed(jailed), Source::JailSocket) => {
+                jailed.on_event(jail::Source::Socket, watch, now);
+            }
+            (Hold::Jailed(jailed), Source::JailEnd) => {
+                jailed.on_event(jail::Source::End, watch, now);
+            }
+            (Hold::Reaped(reaped), Source::Reports | Source::Child) => {
+                reaped.on_event(source, watch, now);
+            }
+            _ => {}
+        }
+    }
+
+    /// The time for setting up, or for dying, is over.
+    pub(super) fn on_deadline(&mut self, watch: &Watch<'_>, now: Instant) {
+        match &mut self.hold {
+            Hold::Jailed(jailed) => jailed.jail.on_deadline(watch, now),
+            Hold::Reaped(reaped) => reaped.on_deadline(watch),
+        }
+    }
+
+    /// Kills everything in it, unless it is ending anyway.
+    pub(super) fn kill(&mut self, watch: &Watch<'_>, now: Instant) {
+        if self.phase() < Phase::Ending {
+            self.killed = true;
+            match &mut self.hold {
+                Hold::Jailed(jailed) => jailed.jail.end(watch, now),
+                Hold::Reaped(reaped) => reaped.begin_end(now),
+            }
+        }
+    }
+
+    /// It has exceeded a limit of its slot: everything in it is killed, unless it is ending anyway.
+    pub(super) fn exceed(&mut self, exceeded: Exceeded, watch: &Watch<'_>, now: Instant) {
+        if self.phase() < Phase::Ending {
+            self.exceeded = Some(exceeded);
+            self.kill(watch, now);
+        }
+    }
+
+    /// The root directory that the program sees, only to look beneath.
+    ///
+    /// # Errors
+    /// It is not there yet, or cannot be had.
+    pub(super) fn root(&self) -> io::Result<OwnedFd> {
+        use rustix::fs::{Mode, OFlags};
+        match &self.hold {
+            Hold::Jailed(jailed) => {
+                let root = jailed.jail.root().ok_or(io::ErrorKind::NotFound)?;
+                root.try_clone_to_owned()
+            }
+            Hold::Reaped(_) => {
+                let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+                Ok(rustix::fs::open("/", flags, Mode::empty())?)
+            }
+        }
+    }
+
+    /// To be called as soon as the program has given a sign of life. Where there is no sandbox,
+    /// [`interrupt`](Self::interrupt) needs to know the program's own process, which may have
+    /// brothers later.
+    pub(super) fn find_main(&mut self) {
+        if let Hold::Reaped(reaped) = &mut self.hold
+            && reaped.phase == Phase::Running
+        {
+            let parent = reaped.child.pid();
+            reaped.main = first_child(parent)
+                .and_then(|raw| Some((Pid::from_raw(raw)?, open_child_of(parent, raw).ok()?)));
+        }
+    }
+
+    /// SIGINT to the program's process group, as a terminal's Ctrl-C, and SIGCONT in case it is
+    /// stopped. `false` where that is not possible.
+    ///
+    /// The group is the one that the program was started in: it does not reach what has left it.
+    pub(super) fn interrupt(&self) -> bool {
+        if self.phase() != Phase::Running {
+            return false;
+        }
+        [Signal::INT, Signal::CONT].into_iter().all(|signal| match &self.hold {
+            Hold::Jailed(jailed) => {
+                let run = jailed.run.as_ref().filter(|_| jailed.end.is_none());
+                run.is_some_and(|run| run.signal(signal.as_raw()).is_ok())
+            }
+            Hold::Reaped(reaped) => {
+                let main = reaped.main.as_ref();
+                main.is_some_and(|(pid, pidfd)| signal_group(*pid, pidfd.as_fd(), signal))
+            }
+        })
+    }
+}
+
+impl Jailed {
+    fn start(
+        plan: &Plan<'_>,
+        host: &Host,
+        jails: &Jails,
+        watch: &Watch<'_>,
+        alarm: Alarm,
+    ) -> io::Result<Self> {
+        if !plan.workspace.is_there() {
+            return Err(io::Error::new(io::ErrorKind::NotFound, GONE));
+        }
+        let contents = Contents {
+            workspace: plan.workspace,
+            shown: plan.shown,
+            network: plan.network,
+            program: plan.program,
+            environment: variables(plan, Path::new("/workspace"), Path::new("/tmp"), host),
+            open_files: None,
+        };
+        let [stdin, stdout, stderr] = plan.stdio;
+        let entry = Entry {
+            argv: plan.argv.to_vec(),
+            stdio: [
+                stdin.try_clone_to_owned()?,
+                stdout.try_clone_to_owned()?,
+                stderr.try_clone_to_owned()?,
+            ],
+            alarm,
+        };
+        let bounds = Bounds {
+            limits: host.limits.clone(),
+            workspace: plan.workspace.clone(),
+            is_session: true,
+        };
+        let origin = jails.origin(&host.null, host.command_user);
+        let jail = Jail::start(&jails.plan(contents, host.command_user), &origin, bounds, watch);
+        let jail = jail.map_err(io::Error::other)?;
+        Ok(Self { jail, entry: Some(entry), run: None, end: None, failed: None })
+    }
+
+    fn on_event(&mut self, source: jail::Source, watch: &Watch<'_>, now: Instant) {
+        for news in self.jail.on_event(source, watch, now) {
+            match news {
+                News::Opened => self.run(watch, now),
+                News::Run(RunEvent::Ended { status, .. }) => {
+                    self.end.get_or_insert(Ok(status));
+                    self.jail.end(watch, now);
+                }
+                News::Run(RunEvent::Done { end, .. }) => {
+                    self.end.get_or_insert(end);
+                    self.jail.end(watch, now);
+                }
+            }
+        }
+    }
+
+    /// The jail is open: the program is let go.
+    fn run(&mut self, watch: &Watch<'_>, now: Instant) {
+        let Some(Entry { argv, stdio: [stdin, stdout, stderr], alarm }) = self.entry.take() else {
+            return;
+        };
+        let run = Run {
+            argv: &argv,
+            stdin: Some(stdin.as_fd()),
+            stdout: stdout.as_fd(),
+            stderr: stderr.as_fd(),
+            script: None,
+        };
+        match self.jail.run(&run, alarm) {
+            Ok(run) => self.run = Some(run),
+            Err(error) => {
+                self.failed = Some(error.to_string());
+                self.jail.end(watch, now);
+            }
+        }
+    }
+
+    fn end(&self) -> KeptEnd {
+        match (self.end, &self.failed) {
+            (Some(Ok(status)), _) => KeptEnd::Exited(exit_code(status)),
+            (Some(Err(errno)), _) => {
+                let error = io::Error::from_raw_os_error(errno);
+                KeptEnd::SetupFailed(format!("cannot execute the program: {error}"))
+            }
+            (None, Some(failed)) => KeptEnd::SetupFailed(failed.clone()),
+            (None, None) if self.run.is_some() => {
+                KeptEnd::Lost("its sandbox was destroyed".to_owned())
+            }
+            (None, None) => KeptEnd::SetupFailed(self.jail.failure().to_string()),
+        }
+    }
+}
+
+impl UnderReaper {
+    fn start(plan: &Plan<'_>, host: &Host, watch: &Watch<'_>) -> io::Result<Self> {
+        let (home, temporary) = (plan.workspace.path(), plan.workspace.temporary());
+        let reaper = reaper::start(&reaper::Command {
+            program: &CString::new(plan.program.as_os_str().as_bytes())?,
+            arguments: &CStringArray::new(plan.argv.iter().cloned())?,
+            environment: &CStringArray::new(variables(plan, home, temporary, host))?,
+            directory: home,
+            stdio: plan.stdio,
+            script: None,
+            open_files: host.open_files,
+            user: host.command_user,
+        })?;
+        let mut reaped = Self {
+            phase: Phase::Running,
+            deadline: None,
+            child: reaper.child,
             child_end: None,
-            reports: Some(reports),
+            reports: Some(reaper.report),
             reported: Vec::new(),
-            hold,
-            released,
-            killed: false,
-            exceeded: None,
-            failed: None,
-            given_up: false,
-            limits: Some(Unconfined {
-                limits: host.limits.clone(),
-                workspace: plan.workspace.clone(),
-                alarm,
-            }),
-            confined: None,
+            report: Report::default(),
+            control: Some(reaper.control),
             main: None,
         };
-        if let Err(error) = kept.watch_all(watch) {
-            // Without its gate or its control pipe it ends by itself.
-            kept.let_go();
+        if let Err(error) = reaped.watch_all(watch) {
+            // Without its control pipe it ends by itself.
+            reaped.control = None;
             let _ = rustix::process::waitid(
-                rustix::process::WaitId::PidFd(kept.child.as_fd()),
+                rustix::process::WaitId::PidFd(reaped.child.as_fd()),
                 rustix::process::WaitIdOptions::EXITED,
             );
             return Err(error);
         }
-        Ok(kept)
+        Ok(reaped)
     }
 
     fn watch_all(&self, watch: &Watch<'_>) -> io::Result<()> {
@@ -196,179 +425,49 @@ impl Kept {
         watch.add(self.child.as_fd(), Source::Child)
     }
 
-    /// Gives up what keeps everything from ending by itself.
-    fn let_go(&mut self) {
-        match &mut self.hold {
-            Hold::Namespace { gate, .. } => drop(gate.take()),
-            Hold::Reaper { control, .. } => drop(control.take()),
-        }
-    }
-
-    /// Where it is in its life.
-    pub(super) fn phase(&self) -> Phase {
-        self.phase
-    }
-
-    /// When [`on_deadline`](Self::on_deadline) is due: never while the program runs.
-    pub(super) fn deadline(&self) -> Option<Instant> {
-        self.deadline
-    }
-
-    /// Whether the end of every process was seen. Only of use in [`Phase::Gone`].
-    pub(super) fn all_dead(&self) -> bool {
-        match &self.hold {
-            Hold::Namespace { init_gone, .. } => {
-                *init_gone || (!self.released && self.child_end.is_some())
-            }
-            Hold::Reaper { report, .. } => report.all_dead,
-        }
-    }
-
-    /// How it ended. Only of use in [`Phase::Gone`]. `errors` is what was written to its standard
-    /// error, where bubblewrap says why it could not start.
-    pub(super) fn end(&self, errors: &str) -> KeptEnd {
-        let out_of_memory = self.confined.as_ref().is_some_and(Confined::ran_out_of_memory);
-        match (self.exceeded, &self.failed) {
-            (Some(exceeded), _) => return KeptEnd::Exceeded(exceeded),
-            (None, _) if out_of_memory && !self.killed => {
-                return KeptEnd::Exceeded(Exceeded::Memory);
-            }
-            (None, Some(failed)) if !self.killed => return KeptEnd::SetupFailed(failed.clone()),
-            _ => {}
-        }
-        match &self.hold {
-            Hold::Namespace { report, .. } => namespace_end(
-                self.killed,
-                report.exit_code,
-                self.released,
-                self.child_end.unwrap_or(Reaped::Running),
-                errors,
-            ),
-            Hold::Reaper { report, .. } => reaper_end(self.killed, *report),
-        }
-    }
-
-    /// What is still to be reaped, where waiting was given up.
-    pub(super) fn into_leftover(self, watch: &Watch<'_>) -> Option<Child> {
-        if self.child_end.is_some() {
-            return None;
-        }
-        watch.remove(self.child.as_fd());
-        Some(self.child)
-    }
-
-    /// Deals with one event of its own.
-    pub(super) fn on_event(&mut self, source: Source, watch: &Watch<'_>, now: Instant) {
-        match source {
-            Source::File(_) => {}
-            Source::Reports => self.read_reports(watch, now),
-            Source::Child => {
-                // What it reported last tells how it ended.
-                self.read_reports(watch, now);
-                self.child_end = match self.child.reap() {
-                    Reaped::Running => return,
-                    end => Some(end),
-                };
-                watch.remove(self.child.as_fd());
-                self.begin_end(now);
-            }
-            Source::Init => {
-                if let Hold::Namespace { init: Some(init), init_gone, .. } = &mut self.hold {
-                    watch.remove(init.as_fd());
-                    *init_gone = true;
-                    // Its parent, bubblewrap, ends before it or without waiting for it.
-                    spawn::reap_if_ours(init.as_fd());
-                }
-                self.begin_end(now);
-            }
-        }
-        self.see_whether_gone(watch);
-    }
-
-    /// The time for setting up, or for dying, is over.
-    pub(super) fn on_deadline(&mut self, watch: &Watch<'_>, now: Instant) {
-        match self.phase {
-            Phase::SettingUp => {
-                self.failed = Some("the sandbox was not ready in time".to_owned());
-                self.begin_end(now);
-            }
-            Phase::Running | Phase::Gone => self.deadline = None,
-            Phase::Ending => {
-                log::error!(
-                    "a kept sandbox's processes did not end within {} s; giving up on them",
-                    KILL_MARGIN.as_secs()
-                );
-                self.child.kill();
-                self.given_up = true;
-            }
-        }
-        self.see_whether_gone(watch);
-    }
-
-    /// Kills everything in it, unless it is ending anyway.
-    pub(super) fn kill(&mut self, now: Instant) {
-        if self.phase < Phase::Ending {
-            self.killed = true;
+    fn on_event(&mut self, source: Source, watch: &Watch<'_>, now: Instant) {
+        // What it reported last tells how it ended.
+        self.read_reports(watch, now);
+        if source == Source::Child {
+            self.child_end = match self.child.reap() {
+                Reaped::Running => return,
+                end => Some(end),
+            };
+            watch.remove(self.child.as_fd());
             self.begin_end(now);
+            self.gone(watch);
         }
     }
 
-    /// It has exceeded a limit of its slot: everything in it is killed, unless it is ending anyway.
-    pub(super) fn exceed(&mut self, exceeded: Exceeded, now: Instant) {
-        if self.phase < Phase::Ending {
-            self.exceeded = Some(exceeded);
-            self.kill(now);
+    fn on_deadline(&mut self, watch: &Watch<'_>) {
+        self.deadline = None;
+        if self.phase == Phase::Ending {
+            log::error!(
+                "a kept program's processes did not end within {} s; giving up on them",
+                KILL_MARGIN.as_secs()
+            );
+            self.child.kill();
+            self.gone(watch);
         }
+    }
+
+    fn gone(&mut self, watch: &Watch<'_>) {
+        (self.phase, self.deadline) = (Phase::Gone, None);
+        watch.remove_and_close(&mut self.reports);
     }
 
     /// The program has ended, or is to: nothing of it may be left.
     fn begin_end(&mut self, now: Instant) {
         if self.phase < Phase::Ending {
-            self.phase = Phase::Ending;
-            self.deadline = Some(now + KILL_MARGIN);
+            (self.phase, self.deadline) = (Phase::Ending, Some(now + KILL_MARGIN));
             self.main = None;
-        }
-        self.kill_processes();
-    }
-
-    /// Kills what is held, as far as that is possible in this phase.
-    fn kill_processes(&mut self) {
-        let by_itself = !self.killed && self.failed.is_none();
-        match &mut self.hold {
-            Hold::Namespace { init: Some(init), .. } => {
-                spawn::kill(init.as_fd());
-                // Once the program has ended by itself, bubblewrap still has to report how.
-                if !by_itself {
-                    self.child.kill();
-                }
-            }
-            // While init is not known bubblewrap must live: init would wait for it for ever. Its
-            // report comes soon; then this is called again.
-            Hold::Namespace { init: None, .. } => {}
-            Hold::Reaper { control, .. } => {
-                drop(control.take());
-                // It kills nothing while it is stopped, and the program has the right to stop it.
-                self.child.resume();
-            }
+            self.control = None;
+            // It kills nothing while it is stopped, and the program has the right to stop it.
+            self.child.resume();
         }
     }
 
-    fn see_whether_gone(&mut self, watch: &Watch<'_>) {
-        let held_is_gone = match &self.hold {
-            Hold::Namespace { init, init_gone, .. } => init.is_none() || *init_gone,
-            Hold::Reaper { .. } => true,
-        };
-        if self.given_up || (self.child_end.is_some() && held_is_gone) {
-            self.phase = Phase::Gone;
-            self.deadline = None;
-            watch.remove_and_close(&mut self.reports);
-            if let Hold::Namespace { init: Some(init), init_gone: false, .. } = &self.hold {
-                watch.remove(init.as_fd());
-            }
-        }
-    }
-
-    /// Reads what bubblewrap or the reaper has to say, and acts on it.
+    /// Reads what the reaper has to say, and acts on it.
     fn read_reports(&mut self, watch: &Watch<'_>, now: Instant) {
         let mut buffer = [0; 1024];
         while let Some(pipe) = &self.reports {
@@ -381,132 +480,10 @@ impl Kept {
                 _ => watch.remove_and_close(&mut self.reports),
             }
         }
-        let ended = match &mut self.hold {
-            Hold::Namespace { init, report, .. } => {
-                *report = StatusReport::parse(&self.reported);
-                let (pid, ended) = (report.child_pid, report.exit_code.is_some());
-                if let (None, Some(pid)) = (init.as_ref(), pid) {
-                    self.hold_init(pid, watch, now);
-                }
-                ended
-            }
-            Hold::Reaper { report, .. } => {
-                *report = Report::parse(&self.reported);
-                report.ended.is_some() || report.failed.is_some()
-            }
-        };
-        if ended {
+        self.report = Report::parse(&self.reported);
+        if self.report.ended.is_some() || self.report.failed.is_some() {
             self.begin_end(now);
         }
-    }
-
-    /// Takes hold of the sandbox's init, and lets the program go (or kills it, if that was wanted
-    /// meanwhile).
-    fn hold_init(&mut self, pid: i32, watch: &Watch<'_>, now: Instant) {
-        let Hold::Namespace { gate, init, .. } = &mut self.hold else { return };
-        let Some(gate) = gate.take() else { return };
-        let held = open_child_of(self.child.pid(), pid).and_then(|pidfd| {
-            watch.add(pidfd.as_fd(), Source::Init)?;
-            Ok(pidfd)
-        });
-        match held {
-            Ok(pidfd) => *init = Some(pidfd),
-            // It failed already, and bubblewrap says why. If not, nobody writes to the program's
-            // pipes and that ends it.
-            Err(error) => {
-                log::debug!("cannot take hold of a sandbox's first process: {error}");
-                return;
-            }
-        }
-        if self.phase == Phase::SettingUp {
-            if let Err(error) = self.confine(pid) {
-                log::error!("cannot put a sandbox under its limits: {error}");
-                self.failed = Some(format!("the sandbox could not be limited: {error}"));
-                return self.begin_end(now);
-            }
-            self.phase = Phase::Running;
-            self.released = true;
-            self.deadline = None;
-            drop(gate);
-        } else {
-            self.kill_processes();
-        }
-    }
-
-    /// Puts it under its slot's limits. Its first process is held, and nothing of the program runs.
-    fn confine(&mut self, init: i32) -> io::Result<()> {
-        let (Some(init), Some(Unconfined { limits, workspace, alarm })) =
-            (Pid::from_raw(init), self.limits.take())
-        else {
-            return Err(io::ErrorKind::InvalidInput.into());
-        };
-        let confined = limits.confine_session(init, &workspace)?;
-        // It may do something at any time, also between calls.
-        confined.occupied(alarm);
-        self.confined = Some(confined);
-        Ok(())
-    }
-
-    /// The root directory that the program sees, only to look beneath. Of use once the program has
-    /// given a sign of life: before, the sandbox is not complete.
-    ///
-    /// # Errors
-    /// It is gone, or this process may not look.
-    pub(super) fn root(&self, host: &Host) -> io::Result<OwnedFd> {
-        use rustix::fs::{Mode, OFlags};
-        let open = |path: &str| {
-            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            rustix::fs::open(path, flags, Mode::empty())
-        };
-        let Hold::Namespace { init: Some(init), report, .. } = &self.hold else {
-            return Ok(open("/")?);
-        };
-        let path = format!("/proc/{}/root", report.child_pid.unwrap_or_default());
-        let root = match (open(&path), host.command_user) {
-            // A root without all capabilities: whom the processes belong to may.
-            (Err(Errno::ACCESS | Errno::PERM), Some(user)) => {
-                let _entered = user.enter(Purpose::Files)?;
-                open(&path)?
-            }
-            (root, _) => root?,
-        };
-        let identity = |root: &OwnedFd| rustix::fs::fstat(root).map(|s| (s.st_dev, s.st_ino));
-        // If it has ended, then the number may have been somebody else's.
-        if spawn::has_ended(init.as_fd()) || identity(&root)? == identity(&open("/")?)? {
-            return Err(io::ErrorKind::NotFound.into());
-        }
-        Ok(root)
-    }
-
-    /// To be called as soon as the program has given a sign of life. Where there is no sandbox,
-    /// [`interrupt`](Self::interrupt) needs to know the program's own process, which may have
-    /// brothers later.
-    pub(super) fn find_main(&mut self) {
-        if self.phase == Phase::Running && matches!(self.hold, Hold::Reaper { .. }) {
-            let parent = self.child.pid();
-            self.main = first_child(parent)
-                .and_then(|raw| Some((Pid::from_raw(raw)?, open_child_of(parent, raw).ok()?)));
-        }
-    }
-
-    /// SIGINT to the program's process group, as a terminal's Ctrl-C, and SIGCONT in case it is
-    /// stopped. `false` where that is not possible.
-    ///
-    /// The group is the one that the program was started in: it does not reach what has left it.
-    pub(super) fn interrupt(&self) -> bool {
-        // Init is the group's leader, and minds no such signal itself.
-        let leader = match &self.hold {
-            Hold::Namespace { init: Some(init), report, .. } => {
-                report.child_pid.and_then(Pid::from_raw).map(|pid| (pid, init))
-            }
-            Hold::Namespace { init: None, .. } => None,
-            Hold::Reaper { .. } => self.main.as_ref().map(|(pid, pidfd)| (*pid, pidfd)),
-        };
-        let Some((pid, pidfd)) = leader.filter(|_| self.phase == Phase::Running) else {
-            return false;
-        };
-        signal_group(pid, pidfd.as_fd(), Signal::INT)
-            && signal_group(pid, pidfd.as_fd(), Signal::CONT)
     }
 }
 
@@ -541,39 +518,8 @@ fn signal_group(leader: Pid, pidfd: BorrowedFd<'_>, signal: Signal) -> bool {
     !spawn::has_ended(pidfd) && rustix::process::kill_process_group(leader, signal).is_ok()
 }
 
-/// How a program in a sandbox ended; see `namespace_end` of `running`.
-fn namespace_end(
-    killed: bool,
-    exit_code: Option<i32>,
-    released: bool,
-    bubblewrap: Reaped,
-    errors: &str,
-) -> KeptEnd {
-    if killed {
-        return KeptEnd::Killed;
-    }
-    let lost = |text: String| {
-        if released { KeptEnd::Lost(text) } else { KeptEnd::SetupFailed(text) }
-    };
-    match (exit_code, bubblewrap) {
-        (Some(code), _) if released => KeptEnd::Exited(code),
-        (Some(_), _) => KeptEnd::SetupFailed("the sandbox could not be taken hold of".to_owned()),
-        (None, Reaped::Exited(_)) if !released => KeptEnd::SetupFailed(isolation::one_line(errors)),
-        (None, Reaped::Exited(code)) => lost(format!("bubblewrap ended with code {code}")),
-        (None, Reaped::Signaled(signal)) => {
-            lost(format!("bubblewrap was killed by signal {signal}"))
-        }
-        (None, Reaped::Unknown | Reaped::Running) => {
-            lost("bubblewrap ended without a report".to_owned())
-        }
-    }
-}
-
 /// How a program under a reaper ended.
-fn reaper_end(killed: bool, report: Report) -> KeptEnd {
-    if killed {
-        return KeptEnd::Killed;
-    }
+fn reaper_end(report: Report) -> KeptEnd {
     if let Some((step, errno)) = report.failed {
         let error = io::Error::from_raw_os_error(errno);
         return KeptEnd::SetupFailed(match step {
@@ -590,68 +536,9 @@ fn reaper_end(killed: bool, report: Report) -> KeptEnd {
     }
 }
 
-/// Starts bubblewrap, which waits with the program for the gate.
-fn start_sandboxed(
-    plan: &Plan<'_>,
-    host: &Host,
-    bubblewrap: &Bubblewrap,
-) -> io::Result<(Child, OwnedFd, Hold)> {
-    if !plan.workspace.is_there() {
-        return Err(io::Error::new(io::ErrorKind::NotFound, GONE));
-    }
-    let filter = bubblewrap.open_filter()?;
-    let sandbox = Sandbox {
-        workspace: plan.workspace.path(),
-        temporary: plan.workspace.temporary(),
-        shown: plan.shown,
-        network: plan.network,
-        handshake: Handshake::Block,
-        seccomp: filter.is_some().then_some(FILTER_FD),
-        argv: plan.argv,
-    };
-    let arguments = CStringArray::new(isolation::bwrap_argv(bubblewrap, &sandbox))?;
-    let environment = environment(plan, Path::new("/workspace"), Path::new("/tmp"), host)?;
-    let (reports, reports_writer) = spawn::pipe()?;
-    let (block_reader, gate) = spawn::pipe()?;
-    let [stdin, stdout, stderr] = plan.stdio;
-    const { assert!(isolation::STATUS_FD == 3 && isolation::BLOCK_FD == 4 && FILTER_FD == 5) };
-    let mut fds = vec![stdin, stdout, stderr, reports_writer.as_fd(), block_reader.as_fd()];
-    fds.extend(filter.as_ref().map(AsFd::as_fd));
-    let child = spawn::spawn(
-        &CString::new(bubblewrap.program.as_os_str().as_bytes())?,
-        &arguments,
-        &environment,
-        &fds,
-        host.command_user,
-    )?;
-    let report = StatusReport::default();
-    Ok((child, reports, Hold::Namespace { gate: Some(gate), init: None, init_gone: false, report }))
-}
-
-/// Starts the program under a reaper.
-fn start_bare(plan: &Plan<'_>, host: &Host) -> io::Result<(Child, OwnedFd, Hold)> {
-    let reaper = reaper::start(&reaper::Command {
-        program: &CString::new(plan.program.as_os_str().as_bytes())?,
-        arguments: &CStringArray::new(plan.argv.iter().cloned())?,
-        environment: &environment(plan, plan.workspace.path(), plan.workspace.temporary(), host)?,
-        directory: plan.workspace.path(),
-        stdio: plan.stdio,
-        script: None,
-        open_files: host.open_files,
-        user: host.command_user,
-    })?;
-    let hold = Hold::Reaper { control: Some(reaper.control), report: Report::default() };
-    Ok((reaper.child, reaper.report, hold))
-}
-
 /// The program's environment: that of every command, and the plan's own variables.
-fn environment(
-    plan: &Plan<'_>,
-    home: &Path,
-    temporary: &Path,
-    host: &Host,
-) -> io::Result<CStringArray> {
-    let common = shell::environment(home, temporary, host.shell, &host.user, None);
+fn variables(plan: &Plan<'_>, home: &Path, temporary: &Path, host: &Host) -> Vec<OsString> {
+    let common = environment(home, temporary, host.shell, host);
     let named = |entry: &OsString, name: &str| {
         entry.as_bytes().strip_prefix(name.as_bytes()).is_some_and(|rest| rest.starts_with(b"="))
     };
@@ -659,7 +546,7 @@ fn environment(
         .into_iter()
         .filter(|entry| !plan.variables.iter().any(|(name, _)| named(entry, name)));
     let own = plan.variables.iter().map(|(name, value)| OsString::from(format!("{name}={value}")));
-    CStringArray::new(common.chain(own))
+    common.chain(own).collect()
 }
 
 #[cfg(test)]
@@ -667,32 +554,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_report_of_bubblewrap_makes_an_exit_code() {
-        let end = |killed, code, released, child| {
-            namespace_end(killed, code, released, child, "bwrap: no\nreally\n")
-        };
-        assert_eq!(end(false, Some(1), true, Reaped::Exited(1)), KeptEnd::Exited(1));
-        assert_eq!(end(true, Some(1), true, Reaped::Exited(1)), KeptEnd::Killed);
-        assert_eq!(
-            end(false, None, false, Reaped::Exited(1)),
-            KeptEnd::SetupFailed("bwrap: no; really".to_owned())
-        );
-        // What the program printed is no reason for anything.
-        assert!(
-            matches!(end(false, None, true, Reaped::Exited(1)), KeptEnd::Lost(text) if !text.contains("really"))
-        );
-        assert!(matches!(end(false, None, true, Reaped::Signaled(9)), KeptEnd::Lost(_)));
-        assert!(matches!(end(false, Some(1), false, Reaped::Exited(1)), KeptEnd::SetupFailed(_)));
-    }
-
-    #[test]
     fn a_program_under_a_reaper_ends_as_it_was_reported() {
         let report = |failed, ended| Report { failed, ended, all_dead: true };
-        assert_eq!(reaper_end(false, report(None, Some(256))), KeptEnd::Exited(1));
-        assert_eq!(reaper_end(false, report(None, Some(9))), KeptEnd::Signaled(9));
-        assert_eq!(reaper_end(true, report(None, Some(9))), KeptEnd::Killed);
-        assert!(matches!(reaper_end(false, report(None, None)), KeptEnd::Lost(_)));
-        let failed = reaper_end(false, report(Some((Step::Execute, libc::ENOENT)), None));
+        assert_eq!(reaper_end(report(None, Some(256))), KeptEnd::Exited(1));
+        assert_eq!(reaper_end(report(None, Some(9))), KeptEnd::Signaled(9));
+        assert!(matches!(reaper_end(report(None, None)), KeptEnd::Lost(_)));
+        let failed = reaper_end(report(Some((Step::Execute, libc::ENOENT)), None));
         assert!(matches!(failed, KeptEnd::SetupFailed(text) if text.contains("No such file")));
     }
 }

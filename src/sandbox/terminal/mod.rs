@@ -54,7 +54,6 @@ use super::events::{self, EVENTS_PER_TURN};
 use super::host::Host;
 use super::isolation::Isolation;
 use super::limits::{Exceeded, Limits};
-use super::spawn::Reaped;
 use super::spool::Spool;
 use super::stream::READ_BUFFER;
 use super::supervisor::{block_sigpipe, leave_session_keyring, leave_umask};
@@ -341,7 +340,7 @@ impl Turn {
             self.wait(&mut events);
             self.deal_with(&mut events, shared);
             self.keep_deadlines(&mut events, shared);
-            self.common.leftovers.retain(|child| child.reap() == Reaped::Running);
+            self.common.leftovers.retain(|leftover| !leftover.is_gone());
         }
     }
 

@@ -22,8 +22,8 @@ use super::kept::{Kept, Phase};
 use super::tmux::Tmux;
 use super::watch::{Key, Kind, Source, Watch};
 use crate::sandbox::host::Host;
+use crate::sandbox::limits::Leftover;
 use crate::sandbox::limits::{Alarm, Exceeded};
-use crate::sandbox::spawn::{Child, Reaped};
 use crate::sandbox::workspace::Workspace;
 
 /// Where a call runs.
@@ -136,7 +136,7 @@ pub(super) struct Common {
     /// One entry at most for each sandbox.
     pub(super) deadlines: BTreeSet<(Instant, Key)>,
     /// Processes that were given up on and may become zombies.
-    pub(super) leftovers: Vec<Child>,
+    pub(super) leftovers: Vec<Leftover>,
     /// The number of the next sandbox.
     pub(super) next_serial: u64,
 }
@@ -325,14 +325,16 @@ impl<P: Program> Seats<P> {
     /// A sandbox has exceeded a limit of its slot: it is ended, with the call that it has.
     pub(super) fn exceeded(&mut self, serial: u64, exceeded: Exceeded, common: &mut Common) {
         if let Some(seat) = self.seats.get_mut(&serial) {
-            seat.kept.exceed(exceeded, Instant::now());
+            let cx = context::<P>(&mut seat.kept, serial, common);
+            cx.kept.exceed(exceeded, &cx.watch, cx.now);
         }
         self.settle(serial, common);
     }
 
     fn end(&mut self, serial: u64, common: &mut Common) {
         if let Some(seat) = self.seats.get_mut(&serial) {
-            seat.kept.kill(Instant::now());
+            let cx = context::<P>(&mut seat.kept, serial, common);
+            cx.kept.kill(&cx.watch, cx.now);
         }
         self.settle(serial, common);
     }
@@ -380,7 +382,7 @@ impl<P: Program> Seats<P> {
             let program = &mut seat.program;
             if catch_unwind(AssertUnwindSafe(|| action(program, &mut cx))).is_err() {
                 log::error!("a session has panicked; it is ended");
-                cx.kept.kill(cx.now);
+                cx.kept.kill(&cx.watch, cx.now);
                 seat.panicked = true;
             }
         }
@@ -438,7 +440,7 @@ impl<P: Program> Seats<P> {
         }
         let watch = Watch { epoll: &common.epoll, key: key::<P>(serial) };
         let leftover = seat.kept.into_leftover(&watch);
-        common.leftovers.extend(leftover.filter(|child| child.reap() == Reaped::Running));
+        common.leftovers.extend(leftover.filter(|leftover| !leftover.is_gone()));
         for notice in &seat.notices {
             notice.all_dead.fetch_and(all_dead, Ordering::AcqRel);
         }

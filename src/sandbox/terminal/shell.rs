@@ -330,7 +330,7 @@ impl Program for Shell {
             self.interrupt(Reason::Cancelled, cx);
         } else {
             current.given_up = Some(End::Cancelled);
-            cx.kept.kill(cx.now);
+            cx.kept.kill(&cx.watch, cx.now);
         }
     }
 
@@ -378,7 +378,7 @@ impl Program for Shell {
                 let text = "the shell was not ready in time".to_owned();
                 current.given_up = Some(End::SetupFailed(text));
             }
-            return cx.kept.kill(cx.now);
+            return cx.kept.kill(&cx.watch, cx.now);
         }
         let deadline = self.current.as_ref().and_then(|current| current.deadline);
         if deadline.is_some_and(|due| due <= cx.now) {
@@ -401,7 +401,7 @@ impl Program for Shell {
     fn gone(mut self, cx: &mut Context<'_>) {
         let [stdout, stderr] = self.streams.close(&cx.watch);
         let Some(mut current) = self.current.take() else { return };
-        let kept_end = cx.kept.end(&stderr.text);
+        let kept_end = cx.kept.end();
         if let Some(finished) = current.ended.take() {
             drop(self.directory);
             let finished = Finished { all_dead: cx.kept.all_dead(), ..finished };
@@ -477,7 +477,7 @@ impl Shell {
         }
         if let Err(error) = self.directory.put_command(&text) {
             current.given_up = Some(End::SetupFailed(format!("cannot hand it over: {error}")));
-            return cx.kept.kill(cx.now);
+            return cx.kept.kill(&cx.watch, cx.now);
         }
         let now = Instant::now();
         current.began = Some(now);
@@ -524,7 +524,7 @@ impl Shell {
                 None => End::SetupFailed("the shell was tampered with".to_owned()),
             });
         }
-        cx.kept.kill(cx.now);
+        cx.kept.kill(&cx.watch, cx.now);
     }
 
     /// Reads what the shell says of its calls.
@@ -640,7 +640,7 @@ impl Shell {
                 self.say(&line, cx);
                 self.say_second_line(cx);
             }
-            Err(_) => cx.kept.kill(cx.now),
+            Err(_) => cx.kept.kill(&cx.watch, cx.now),
         }
     }
 
@@ -669,7 +669,7 @@ impl Shell {
         };
         if cx.now >= give_up || !cx.kept.interrupt() {
             current.deadline = None;
-            return cx.kept.kill(cx.now);
+            return cx.kept.kill(&cx.watch, cx.now);
         }
         if ended {
             return self.ping(cx);

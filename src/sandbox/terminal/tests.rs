@@ -59,7 +59,7 @@ impl Bench {
         crate::sandbox::etc::copy_to(etc.path()).unwrap();
         let isolation = if sandboxed {
             let isolation = Isolation::probe(user, &data.workspaces()[0]);
-            assert!(isolation.is_sandboxed(), "install bubblewrap: {isolation:?}");
+            assert!(isolation.is_sandboxed(), "{isolation:?}");
             let isolation = isolation.with_etc(etc.path().to_owned());
             isolation
                 .with_filter(Filter::new(), user, &data.workspaces()[0], &Budget::default())

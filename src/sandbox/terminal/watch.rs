@@ -5,17 +5,21 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 
 use rustix::event::epoll::{self, EventFlags};
 
+use crate::sandbox::jail;
+
 /// What an event is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Source {
     /// A file of the program, by the number that the program has given it: 0 to 7.
     File(u8),
-    /// The pipe that bubblewrap or the reaper reports to.
+    /// The pipe that the reaper reports to.
     Reports,
-    /// The end of bubblewrap or of the reaper.
+    /// The end of the reaper.
     Child,
-    /// The end of the sandbox's last process.
-    Init,
+    /// The end of a jail's last process.
+    JailEnd,
+    /// The socket to a jail's first process.
+    JailSocket,
 }
 
 /// The kinds of kept sandboxes. A slot has one of each at most.
@@ -46,7 +50,8 @@ impl Source {
             Self::File(number) => u64::from(number & 7),
             Self::Reports => 8,
             Self::Child => 9,
-            Self::Init => 10,
+            Self::JailEnd => 10,
+            Self::JailSocket => 11,
         }
     }
 
@@ -55,7 +60,8 @@ impl Source {
             0..=7 => Some(Self::File(code as u8)),
             8 => Some(Self::Reports),
             9 => Some(Self::Child),
-            10 => Some(Self::Init),
+            10 => Some(Self::JailEnd),
+            11 => Some(Self::JailSocket),
             _ => None,
         }
     }
@@ -77,6 +83,20 @@ pub(super) struct Watch<'a> {
     pub(super) epoll: &'a OwnedFd,
     /// The sandbox.
     pub(super) key: Key,
+}
+
+impl jail::Events for Watch<'_> {
+    fn add(&self, fd: BorrowedFd<'_>, source: jail::Source) -> io::Result<()> {
+        let source = match source {
+            jail::Source::Socket => Source::JailSocket,
+            jail::Source::End => Source::JailEnd,
+        };
+        Watch::add(self, fd, source)
+    }
+
+    fn remove(&self, fd: BorrowedFd<'_>) {
+        Watch::remove(self, fd);
+    }
 }
 
 impl Watch<'_> {
@@ -133,8 +153,9 @@ mod tests {
     #[test]
     fn event_data_is_decoded_to_what_it_was_made_of() {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
-        let sources =
-            (0..8).map(Source::File).chain([Source::Reports, Source::Child, Source::Init]);
+        let of_jail = [Source::JailEnd, Source::JailSocket];
+        let sources = (0..8).map(Source::File).chain([Source::Reports, Source::Child]);
+        let sources = sources.chain(of_jail);
         for source in sources {
             let key = Key { kind: Kind::Shell, serial: 77 };
             let data = Watch { epoll: &epoll, key }.data(source);

@@ -10,7 +10,7 @@ use rustix::fs::{CWD, RenameFlags};
 use rustix::thread::CapabilitySet;
 
 use super::*;
-use crate::sandbox::testing::SetOnDrop;
+use crate::sandbox::testing::{self, SetOnDrop};
 
 fn open(path: &Path) -> OwnedFd {
     rustix::fs::open(path, OPEN_DIR, Mode::empty()).unwrap()
@@ -185,18 +185,15 @@ fn what_is_mounted_in_a_tree_is_not_entered() {
     fs::write(outside.join("f"), "kept").unwrap();
     fs::write(top.join("file"), "").unwrap();
     // The same file system, so that device numbers tell nothing.
-    let status = std::process::Command::new("bwrap")
-        .args(["--dev-bind", "/", "/", "--bind"])
-        .args([&outside, &top.join("mount")])
-        .arg("--bind")
-        .args([&outside, &top.join("a/b/mount")])
-        .arg("--bind")
-        .args([&outside.join("f"), &top.join("file")])
-        .arg(std::env::current_exe().unwrap())
-        .args(["--exact", "sandbox::tree::tests::with_mounts"])
-        .env(MOUNTS_VARIABLE, &top)
-        .status();
-    assert!(status.expect("bubblewrap is installed").success());
+    let outside_of = |name: &str| outside.join(name).display().to_string();
+    let script = format!(
+        "mount --bind '{outside}' \"$0/mount\" && mount --bind '{outside}' \"$0/a/b/mount\" && \
+         mount --bind '{}' \"$0/file\"",
+        outside_of("f"),
+        outside = outside.display(),
+    );
+    let test = "sandbox::tree::tests::with_mounts";
+    assert!(testing::with_mounts(&script, &top, test, MOUNTS_VARIABLE).success());
     assert_eq!(names(&outside), ["f", "kept"]);
     assert_eq!(names(&outside.join("kept")), ["d", "f"]);
     assert_eq!(fs::read(outside.join("f")).unwrap(), b"kept");

@@ -174,7 +174,7 @@ fn signal_process(user: CommandUser) -> Result<(), (Step, io::Error)> {
     };
     let allowed = rustix::process::kill_process(child.pid(), rustix::process::Signal::CONT);
     drop(lives);
-    isolation::await_end(&child, END_LIMIT);
+    child.await_end(END_LIMIT);
     allowed.map_err(|errno| (Step::Signal, errno.into()))
 }
 

@@ -98,7 +98,7 @@ fn close_and_drop_leave_nothing_behind() {
             drop(data);
         }
         assert_eq!(runs(base.path()), 0);
-        assert!(matches!(kept.reset(), Err(WorkspaceError::Gone { .. })));
+        assert!(matches!(kept.renew(), Err(WorkspaceError::Io { .. })));
     }
 }
 
@@ -165,7 +165,8 @@ fn engines_that_start_at_once_never_take_each_others_directory() {
                     let data = DataDir::create(Some(base.path()), 2, None).unwrap();
                     for workspace in data.workspaces() {
                         fs::write(workspace.path().join("file"), "x").unwrap();
-                        workspace.reset().unwrap();
+                        workspace.renew().unwrap();
+                        workspace.remains().remove().unwrap();
                     }
                     data.close(far()).unwrap();
                 }
@@ -233,35 +234,44 @@ fn another_user_may_pass_through_what_is_above_its_workspaces_and_no_more() {
 }
 
 #[test]
-fn reset_empties_the_same_directory() {
+fn a_new_workspace_has_nothing_of_the_old_one_which_is_removed() {
     let base = tempfile::tempdir().unwrap();
     let data = DataDir::create(Some(base.path()), 2, None).unwrap();
-    let workspace = &data.workspaces()[0];
-    let before = fs::metadata(workspace.path()).unwrap().ino();
-    fs::create_dir_all(workspace.path().join("a/b")).unwrap();
+    let old = &data.workspaces()[0];
+    fs::create_dir_all(old.path().join("a/b")).unwrap();
+    fs::write(old.temporary().join("file"), "x").unwrap();
     fs::write(data.workspaces()[1].path().join("file"), "kept").unwrap();
-    symlink(data.workspaces()[1].path(), workspace.path().join("neighbour")).unwrap();
-    fs::set_permissions(workspace.path(), fs::Permissions::from_mode(0o000)).unwrap();
-
-    workspace.reset().unwrap();
-    let after = fs::metadata(workspace.path()).unwrap();
-    assert_eq!((after.ino(), after.mode() & 0o777), (before, 0o700));
-    assert_eq!(fs::read_dir(workspace.path()).unwrap().count(), 0);
+    symlink(data.workspaces()[1].path(), old.path().join("neighbour")).unwrap();
+    fs::set_permissions(old.path(), fs::Permissions::from_mode(0o000)).unwrap();
+    let mut renewed = old.renew().unwrap();
+    old.remains().remove().unwrap();
+    assert!(!old.path().exists() && !old.temporary().exists());
     assert!(data.workspaces()[1].path().join("file").exists());
-
-    fs::set_permissions(workspace.path(), fs::Permissions::from_mode(0o777)).unwrap();
-    workspace.reset().unwrap();
-    assert_eq!(fs::metadata(workspace.path()).unwrap().mode() & 0o777, 0o700);
+    for life in 1..=3 {
+        assert_eq!(renewed.path(), data.path().join(format!("slot_0-{life}")));
+        for path in [renewed.path(), renewed.temporary()] {
+            assert_eq!(fs::metadata(path).unwrap().mode() & 0o777, 0o700);
+            assert_eq!(fs::read_dir(path).unwrap().count(), 0);
+        }
+        assert!(renewed.is_there());
+        assert_eq!((renewed.next_output(), renewed.next_output()), (1, 2), "counted anew");
+        let next = renewed.renew().unwrap();
+        renewed.remains().remove().unwrap();
+        renewed = next;
+    }
 }
 
 #[test]
-fn a_workspace_that_was_replaced_is_gone() {
+fn what_took_the_place_of_a_workspace_is_left_alone() {
     let base = tempfile::tempdir().unwrap();
     let data = DataDir::create(Some(base.path()), 1, None).unwrap();
     let workspace = &data.workspaces()[0];
     fs::rename(workspace.path(), data.path().join("moved")).unwrap();
+    fs::write(data.path().join("moved/file"), "kept").unwrap();
     symlink("moved", workspace.path()).unwrap();
-    assert!(matches!(workspace.reset(), Err(WorkspaceError::Gone { .. })));
+    assert!(workspace.renew().unwrap().is_there());
+    assert!(matches!(workspace.remains().remove(), Err(WorkspaceError::Io { .. })));
+    assert!(data.path().join("moved/file").exists());
 }
 
 #[test]
@@ -272,7 +282,7 @@ fn a_reset_removes_whatever_the_user_of_commands_left() {
     let data = DataDir::create(Some(outer.path()), 1, user).unwrap();
     let workspace = &data.workspaces()[0];
     let isolation = Isolation::probe(user, workspace);
-    assert!(isolation.is_sandboxed(), "install bubblewrap: {isolation:?}");
+    assert!(isolation.is_sandboxed(), "{isolation:?}");
     let supervisor =
         Supervisor::start(isolation, user, Arc::new(Limits::none()), Spool::start().unwrap())
             .unwrap();
@@ -293,11 +303,8 @@ fn a_reset_removes_whatever_the_user_of_commands_left() {
     };
     supervisor.run(spec, Box::new(move |finished| sender.send(finished.stdout.text).unwrap()));
     assert_eq!(receiver.recv_timeout(Duration::from_secs(60)).unwrap(), "done\n");
-    workspace.reset().unwrap();
-    for path in [workspace.path(), workspace.temporary()] {
-        assert_eq!(fs::read_dir(path).unwrap().count(), 0);
-        assert_eq!(fs::metadata(path).unwrap().mode() & 0o777, 0o700);
-    }
+    workspace.remains().remove().unwrap();
+    assert!(!workspace.path().exists() && !workspace.temporary().exists());
     assert!(Path::new("/etc/passwd").exists());
 }
 
@@ -307,8 +314,8 @@ fn fifty_thousand_files_are_reset() {
     let data = DataDir::create(Some(base.path()), 1, None).unwrap();
     let workspace = &data.workspaces()[0];
     many_files(workspace.path(), 50_000);
-    workspace.reset().unwrap();
-    assert_eq!(fs::read_dir(workspace.path()).unwrap().count(), 0);
+    workspace.remains().remove().unwrap();
+    assert!(!workspace.path().exists());
 }
 
 /// Measured by hand: `cargo test --release --lib -- --ignored --nocapture a_million_files`.
@@ -320,7 +327,7 @@ fn a_million_files_are_reset() {
     let workspace = &data.workspaces()[0];
     many_files(workspace.path(), 1_000_000);
     let begin = Instant::now();
-    workspace.reset().unwrap();
+    workspace.remains().remove().unwrap();
     writeln!(io::stdout(), "a million files in {:?}", begin.elapsed()).unwrap();
 }
 

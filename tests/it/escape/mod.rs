@@ -162,7 +162,7 @@ fn executor(kind: Kind, slots: usize, network: bool) -> (tempfile::TempDir, Tool
     config.data_dir = Some(dir.path().to_owned());
     config.warm_slots = kind != Kind::PerCall;
     let backend = LocalBackend::start(config).unwrap();
-    assert_eq!(backend.not_isolated_because(), None, "install bubblewrap");
+    assert_eq!(backend.not_isolated_because(), None, "these tests need sandboxes");
     assert_eq!(backend.capabilities().warm_slots, Some(kind != Kind::PerCall));
     let policy = Policy::default().with_allow_network(network).with_require_sandbox(true);
     let executor = ToolExecutor::builder()

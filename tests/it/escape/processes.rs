@@ -38,8 +38,8 @@ const ATTACKS: &[Attack] = &[
     },
     Attack {
         name: "look into the first process",
-        // Where each call has a sandbox it is bubblewrap's own, which holds nothing.
-        script: "[ \"$(cat /proc/1/comm)\" = tool-init ] || exit
+        script: "[ \"$(cat /proc/1/comm)\" = tool-init ] || echo ESCAPED
+            tr '\\0' ' ' </proc/1/cmdline | grep -Ev '^tool-init /bin/(ba)?sh [0-9]+ $' && echo ESCAPED
             for f in environ maps mem fd/ root/ cwd/ exe syscall stack auxv io; do
             (ls /proc/1/$f/. || head -c 1 /proc/1/$f) >/dev/null 2>&1 && echo ESCAPED $f; done; true",
         outside: NotRun("works as root only"),
@@ -83,16 +83,16 @@ const ATTACKS: &[Attack] = &[
         outside: NotRun("works as root only"),
     },
     Attack {
-        name: "replace the first process's program",
-        // In other sandboxes it would be a file of their own.
-        script: "[ -e /run/tool-init ] || exit 0; echo x > /run/tool-init && echo ESCAPED; mv /run/tool-init /tmp/ && echo ESCAPED;
-            rm -f /run/tool-init; [ -e /run/tool-init ] || [ ! -e /run ] || ls /run | grep -q . && echo fine",
-        outside: NotRun("there is no such program"),
+        name: "have or regain a capability of the jail's set-up",
+        script: "grep -E '^Cap(Inh|Prm|Eff|Bnd|Amb)' /proc/self/status /proc/1/status | grep -v 0000000000000000 && echo ESCAPED
+            grep -q '^NoNewPrivs:.1' /proc/self/status || echo ESCAPED",
+        outside: NotRun("an ordinary process has a bounding set"),
     },
     Attack {
-        name: "be the first process",
-        script: "exec 4<>/dev/null; /run/tool-init /bin/bash 0; /run/tool-init; /run/tool-init /bin/bash 0 4>&1; true",
-        outside: NotRun("there is no such program"),
+        name: "find the root that the jail has left",
+        script: "for d in / /.. /../.. /proc/self/root/.. /proc/1/cwd/..; do for e in boot root home sys; do
+            [ -e $d/$e ] && echo ESCAPED $d/$e; done; done; true",
+        outside: Escapes,
     },
     Attack {
         name: "speak the first process's protocol",

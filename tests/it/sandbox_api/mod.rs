@@ -31,7 +31,7 @@ fn server(slots: usize) -> (tempfile::TempDir, SandboxServer) {
     let mut local = LocalConfig::new(slots);
     local.data_dir = Some(dir.path().to_owned());
     let backend = LocalBackend::start(local).unwrap();
-    assert_eq!(backend.not_isolated_because(), None, "these tests need bubblewrap");
+    assert_eq!(backend.not_isolated_because(), None, "these tests need sandboxes");
     let mut config = config();
     config.no_auth = true;
     (dir, SandboxServer::start(config, backend).unwrap())

@@ -52,8 +52,8 @@ pub(super) fn default_slots(processors: usize) -> usize {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Isolation")]
 pub(crate) struct IsolationArgs {
-    /// Run commands even where they cannot be isolated: no working bubblewrap, here or on a sandbox
-    /// server
+    /// Run commands even where they cannot be isolated: no sandbox can be made, here or on a
+    /// sandbox server
     #[arg(long, env = "TOOL_EXECUTOR_ALLOW_UNISOLATED")]
     #[arg(value_parser = named(values::boolean))]
     allow_unisolated: bool,

@@ -115,7 +115,7 @@ fn ten_thousand_levels_are_listed_and_archived_as_far_as_they_may_be() {
     let save = fixture.outer.path().join("saved");
     assert!(fixture.workspace().save_to(&save).is_err(), "too deep to be saved as a whole");
     assert!(save.join("d/d/d").is_dir());
-    fixture.workspace().reset().unwrap();
+    fixture.workspace().clear().unwrap();
 }
 
 #[test]

@@ -146,12 +146,12 @@ fn a_workspace_is_reset_while_it_is_raced_and_nothing_outside_is_touched() {
         });
         let _end = SetOnDrop(&over);
         for _ in 0..2_000 {
-            let _ = fixture.workspace().reset();
+            let _ = fixture.workspace().clear();
         }
     });
     assert_eq!(fs::read(outside.join("d/f")).unwrap(), b"kept");
     assert_eq!(fs::read_dir(&outside).unwrap().count(), 1);
-    fixture.workspace().reset().unwrap();
+    fixture.workspace().clear().unwrap();
     assert_eq!(fs::read_dir(fixture.at("")).unwrap().count(), 0);
 }
 

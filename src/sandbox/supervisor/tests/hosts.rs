@@ -178,7 +178,7 @@ fn a_host_that_adopts_orphans_keeps_no_zombies() {
         use rustix::process::{WaitId, WaitIdOptions, getpid, set_child_subreaper, waitid};
         set_child_subreaper(Some(getpid())).unwrap();
         in_all_modes(|bench| {
-            // What tried bubblewrap out is not a command.
+            // What tried a sandbox out is not a command.
             let is_zombie = WaitIdOptions::EXITED;
             while let Ok(Some(_)) = waitid(WaitId::All, is_zombie) {}
             run_many(bench, 50);

@@ -1,7 +1,7 @@
 //! A supervisor that is late: its thread is held, as that of a host is which was stopped.
 
 use super::*;
-use crate::sandbox::running::KILL_MARGIN;
+use crate::sandbox::jail::KILL_MARGIN;
 
 /// So many commands have more events at their end than are taken at a time.
 const COMMANDS: usize = 60;

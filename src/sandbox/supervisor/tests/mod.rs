@@ -13,7 +13,6 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::Instant;
 
 use super::*;
-use crate::sandbox::isolation::Budget;
 use crate::sandbox::workspace::DataDir;
 
 /// Long enough for anything that is expected to happen at all.
@@ -77,8 +76,8 @@ impl Bench {
     fn sandboxed() -> Self {
         let etc = tempfile::tempdir().unwrap();
         crate::sandbox::etc::copy_to(etc.path()).unwrap();
-        let isolation = probe().with_etc(etc.path().to_owned());
-        assert!(isolation.is_sandboxed(), "install bubblewrap: {isolation:?}");
+        let isolation = probe().with_etc(etc.path().to_owned()).with_warm_slots(false);
+        assert!(isolation.is_sandboxed(), "{isolation:?}");
         Self { _etc: Some(etc), ..Self::new(isolation) }
     }
 
@@ -87,10 +86,6 @@ impl Bench {
         let etc = tempfile::tempdir().unwrap();
         crate::sandbox::etc::copy_to(etc.path()).unwrap();
         let isolation = probe().with_etc(etc.path().to_owned());
-        let (data, _base) = slot_files();
-        let isolation = isolation
-            .try_warm(CommandUser::detect(), &data.workspaces()[0], &Budget::default())
-            .unwrap();
         assert!(isolation.is_warm(), "{isolation:?}");
         Self { _etc: Some(etc), ..Self::new(isolation) }
     }
@@ -368,7 +363,7 @@ fn a_command_that_cannot_start_says_why() {
         let (data, _base) = slot_files();
         let gone = data.workspaces()[0].clone();
         if bench.supervisor.isolation().is_sandboxed() {
-            // In bubblewrap's words.
+            // In the words of the jail's first process.
             std::fs::remove_dir(gone.temporary()).unwrap();
             let workspace = gone.clone();
             bench.settle();

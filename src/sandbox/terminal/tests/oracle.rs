@@ -218,7 +218,7 @@ fn a_session_is_like_a_plain_bash() {
             let expected = oracle(&commands, root.path(), aux.path());
             let found = session(&bench, &commands);
             bench.end_slot(0);
-            bench.workspaces[0].reset().unwrap();
+            bench.workspaces[0].clear().unwrap();
             for ((command, found), expected) in commands.iter().zip(&found).zip(&expected) {
                 prop_assert_eq!(found, expected, "{}", command);
             }

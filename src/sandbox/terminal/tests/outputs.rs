@@ -257,7 +257,7 @@ fn a_disk_that_does_not_answer_holds_up_only_who_prints_much() {
     assert_eq!(kept(&ended.finished.stdout).path, None);
     assert_eq!(bench.output("echo $x"), "kept\n");
     bench.end_slot(0);
-    bench.workspaces[0].reset().unwrap();
+    bench.workspaces[0].clear().unwrap();
     drop(held);
     bench.terminals.close();
     // Whatever the threads still had to do is done when the last handle is gone.
@@ -275,7 +275,7 @@ fn a_slot_that_is_left_while_its_output_is_written_gets_no_file_later() {
     bench.end_slot(0);
     let ended = receiver.try_recv().expect("the call has ended before its slot was left");
     assert_eq!(ended.finished.end, End::Cancelled);
-    bench.workspaces[0].reset().unwrap();
+    bench.workspaces[0].clear().unwrap();
     drop(held);
     drop(hold(&bench.spool));
     assert!(!bench.at(".tool-output").exists());

@@ -443,7 +443,7 @@ fn what_a_model_does_to_its_own_shell_harms_nobody_else() {
             assert!(next.finished.stdout.text.contains("next\n"), "{attack}: {next:?}");
         }
         bench.end_slot(0);
-        bench.workspaces[0].reset().unwrap();
+        bench.workspaces[0].clear().unwrap();
         assert_eq!(bench.output("echo ours"), "ours\n", "{attack}");
     }
     assert_eq!(bench.run_in(1, "echo $x").finished.stdout.text, "neighbour\n");

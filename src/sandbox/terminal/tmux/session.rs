@@ -41,9 +41,6 @@ const LAST_WORDS: usize = 1 << 20;
 const HISTORY: &str = "20000";
 /// Where tmux listens in its sandbox: a place that no other sandbox of the slot sees.
 const SOCKET: &str = "/dev/shm/tmux.sock";
-/// Nothing begins before the host has said so: it may have died while the sandbox was set up.
-const SCRIPT: &str = "IFS= read -r go && [ \"$go\" = go ] && exec \"$0\" \"$@\"";
-const GO: &[u8] = b"go\n";
 
 const OUTPUT: Source = Source::File(0);
 
@@ -193,12 +190,12 @@ impl Program for Terminal {
         for ours in [&input, &output, &errors] {
             rustix::io::ioctl_fionbio(ours, true)?;
         }
-        let argv = arguments(&tmux.program, &socket, &settings);
+        let argv = arguments(&socket, &settings);
         let plan = Plan {
             workspace: &place.workspace,
             shown: &[],
             network: place.network,
-            program: Path::new("/bin/sh"),
+            program: &tmux.program,
             argv: &argv,
             // No history in the workspace, where only the model's own files should appear.
             variables: &[("HISTFILE", "")],
@@ -244,7 +241,6 @@ impl Program for Terminal {
     }
 
     fn on_released(&mut self, cx: &mut Context<'_>) {
-        self.write(GO);
         self.driver.released(cx.now);
         self.go_on(cx);
     }
@@ -292,7 +288,7 @@ impl Program for Terminal {
         let mut errors = [0; 4096];
         let count = rustix::io::read(&self.errors, &mut errors).unwrap_or(0);
         let errors = String::from_utf8_lossy(&errors[..count]);
-        let gone = match cx.kept.end(&errors) {
+        let gone = match cx.kept.end() {
             KeptEnd::Killed if self.ended => Gone::Ended,
             KeptEnd::Killed => Gone::Killed,
             KeptEnd::Exceeded(exceeded) => Gone::Exceeded(exceeded),
@@ -337,8 +333,7 @@ impl Terminal {
     /// Lets the driver go on, and does what it wants.
     fn go_on(&mut self, cx: &mut Context<'_>) {
         if self.root.is_none() && self.driver.is_ready() {
-            // Not before: a sandbox in the making still has the host's root.
-            let root = cx.kept.root(cx.host).inspect_err(|error| {
+            let root = cx.kept.root().inspect_err(|error| {
                 // Then tmux gets all keys at once, and calls with `block` wait for as long as they
                 // may.
                 log::warn!("a terminal cannot be looked at from outside: {error}");
@@ -358,7 +353,7 @@ impl Terminal {
         }
         if self.driver.over() && cx.kept.phase() < Phase::Ending {
             self.ended = true;
-            cx.kept.kill(cx.now);
+            cx.kept.kill(&cx.watch, cx.now);
         }
     }
 
@@ -383,12 +378,9 @@ pub(crate) fn not_ensured(outcome: Outcome, why: &str, requires_bwrap: bool) -> 
 }
 
 /// How the sandbox's program is started.
-fn arguments(tmux: &Path, socket: &Path, settings: &Settings) -> Vec<OsString> {
+fn arguments(socket: &Path, settings: &Settings) -> Vec<OsString> {
     let Size { width, height } = settings.size;
-    let mut arguments: Vec<OsString> = ["sh", "-c", SCRIPT].map(OsString::from).to_vec();
-    arguments.extend(
-        [tmux.as_os_str(), "-u".as_ref(), "-C".as_ref(), "-S".as_ref()].map(OsString::from),
-    );
+    let mut arguments: Vec<OsString> = ["tmux", "-u", "-C", "-S"].map(OsString::from).to_vec();
     arguments.extend([socket.as_os_str(), "-f".as_ref(), "/dev/null".as_ref()].map(OsString::from));
     let mut add = |command: &[&str]| arguments.extend(command.iter().map(OsString::from));
     add(&["start-server"]);

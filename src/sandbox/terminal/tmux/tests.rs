@@ -46,7 +46,7 @@ impl Bench {
         let isolation = if sandboxed {
             crate::sandbox::etc::copy_to(etc.path()).unwrap();
             let isolation = Isolation::probe(user, &workspaces[0]).with_etc(etc.path().to_owned());
-            assert!(isolation.is_sandboxed(), "install bubblewrap: {isolation:?}");
+            assert!(isolation.is_sandboxed(), "{isolation:?}");
             match filtered {
                 true => isolation
                     .with_filter(Filter::new(), user, &workspaces[0], &Budget::default())

@@ -1,19 +1,21 @@
-//! The warm sandboxes of all slots, and who is in them. Owned by the supervisor's thread.
+//! The jails of all slots, and what runs in them. Owned by the supervisor's thread.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
-use super::room::Room;
+use super::jail::{Jail, Phase};
 
-/// Warm sandboxes and commands are numbered apart: this bit is set in the numbers of sandboxes.
-const ROOM: u64 = 1 << 60;
+/// SlotJails and commands are numbered apart: this bit is set in the numbers of jails.
+const JAIL: u64 = 1 << 60;
 
-/// Called when a slot's sandboxes are gone; with `false` where somebody gave up waiting for that.
+/// Called when a slot's jails are gone, or retired; with `false` where what is left may still run.
 pub(super) type OnGone = Box<dyn FnOnce(bool) + Send>;
 
-/// A warm sandbox with its circumstances.
+/// A jail with its circumstances.
 pub(super) struct Tenancy {
-    /// The sandbox.
-    pub(super) room: Room,
+    /// The jail.
+    pub(super) jail: Jail,
+    /// Whether it has the host's network.
+    pub(super) network: bool,
     /// The slot that it belongs to.
     pub(super) slot: usize,
     /// The command that waits for it or runs in it.
@@ -22,31 +24,39 @@ pub(super) struct Tenancy {
     pub(super) on_gone: Vec<OnGone>,
 }
 
+impl Tenancy {
+    /// Whether a command with this network policy may enter, now or when it is open. `is_full` says
+    /// whether the slot has used up its bytes: then nothing may be written in its jail.
+    pub(super) fn takes(&self, network: bool, is_full: bool) -> bool {
+        self.jail.phase() < Phase::Ending
+            && self.network == network
+            && self.jail.was_full().is_none_or(|was_full| was_full == is_full)
+    }
+}
+
 /// All of them. A slot has one that commands may enter, and perhaps others that are ending.
 #[derive(Default)]
-pub(super) struct Rooms {
+pub(super) struct SlotJails {
     by_number: HashMap<u64, Tenancy>,
     of_slot: HashMap<usize, u64>,
-    /// Slots with a sandbox whose end nobody has seen: what is left of it may touch their files.
-    haunted: HashSet<usize>,
     made: u64,
 }
 
-impl Rooms {
+impl SlotJails {
     /// Whether a number is that of a sandbox.
-    pub(super) fn is_room(number: u64) -> bool {
-        number & ROOM != 0
+    pub(super) fn is_jail(number: u64) -> bool {
+        number & JAIL != 0
     }
 
     /// A number that no sandbox has had.
     pub(super) fn next_number(&mut self) -> u64 {
         self.made += 1;
-        ROOM | self.made
+        JAIL | self.made
     }
 
     /// Makes a sandbox its slot's present one.
-    pub(super) fn insert(&mut self, number: u64, slot: usize, room: Room) {
-        let tenancy = Tenancy { room, slot, occupant: None, on_gone: Vec::new() };
+    pub(super) fn insert(&mut self, number: u64, slot: usize, network: bool, jail: Jail) {
+        let tenancy = Tenancy { jail, network, slot, occupant: None, on_gone: Vec::new() };
         self.by_number.insert(number, tenancy);
         self.of_slot.insert(slot, number);
     }
@@ -75,16 +85,6 @@ impl Rooms {
             self.of_slot.remove(&tenancy.slot);
         }
         Some(tenancy)
-    }
-
-    /// Waiting for the end of a sandbox of this slot was given up.
-    pub(super) fn haunt(&mut self, slot: usize) {
-        self.haunted.insert(slot);
-    }
-
-    /// Whether something may be left of a sandbox of this slot that is forgotten.
-    pub(super) fn is_haunted(&self, slot: usize) -> bool {
-        self.haunted.contains(&slot)
     }
 
     /// The numbers of all sandboxes.

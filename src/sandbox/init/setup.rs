@@ -1,0 +1,216 @@
+//! Makes the jail out of the namespaces that this process was born in, step by step as the engine
+//! has planned it. Nothing else runs in them yet.
+//!
+//! The process has the capabilities that its steps need, in its own namespaces, until
+//! [`DROP_RIGHTS`](step::DROP_RIGHTS). A step that fails ends it: the engine is told which, and
+//! why.
+
+use crate::arch;
+use crate::message::step::{self, Head};
+use crate::system::*;
+
+const EINVAL: i32 = 22;
+const ENOENT: isize = -2;
+
+const MS_REC: usize = 0x4000;
+const MS_PRIVATE: usize = 0x4_0000;
+const MS_NOSUID: usize = 2;
+const MS_NODEV: usize = 4;
+const MNT_DETACH: usize = 2;
+
+const OPEN_TREE_CLONE: usize = 1;
+const AT_RECURSIVE: usize = 0x8000;
+const AT_EMPTY_PATH: usize = 0x1000;
+const MOVE_MOUNT_F_EMPTY_PATH: usize = 4;
+
+const PR_CAPBSET_DROP: usize = 24;
+const PR_SET_SECCOMP: usize = 22;
+const SECCOMP_MODE_FILTER: usize = 2;
+const PR_SET_NO_NEW_PRIVS: usize = 38;
+const PR_CAP_AMBIENT: usize = 47;
+const PR_CAP_AMBIENT_CLEAR_ALL: usize = 4;
+
+/// The kernel's `struct mount_attr`.
+#[repr(C)]
+struct MountAttributes {
+    set: u64,
+    clear: u64,
+    propagation: u64,
+    user_namespace: u64,
+}
+
+/// The trees that were taken hold of.
+struct Sources {
+    fds: [i32; step::MOST_SOURCES],
+    count: usize,
+}
+
+/// Carries all steps out.
+///
+/// # Errors
+/// The first step that failed, and the error's number.
+pub(crate) fn set_up(steps: &[u8], count: usize) -> Result<(), (u32, i32)> {
+    let mut sources = Sources { fds: [NO_FD; step::MOST_SOURCES], count: 0 };
+    let mut rest = steps;
+    for number in 0..count {
+        let failed = |errno: i32| (number as u32, errno);
+        let (head, text, more) = Head::split_first(rest).ok_or(failed(EINVAL))?;
+        rest = more;
+        carry_out(head, text, &mut sources).map_err(failed)?;
+    }
+    Ok(())
+}
+
+/// # Errors
+/// The number of the error.
+fn carry_out(head: Head, text: &[u8], sources: &mut Sources) -> Result<(), i32> {
+    let number = head.number as usize;
+    match head.kind {
+        step::WRITE => {
+            let [path, value] = strings(text)?;
+            let file = done(call!(arch::OPENAT, AT_FDCWD, path, O_WRONLY | O_CLOEXEC))?;
+            // SAFETY: a string of the message, with its NUL.
+            let length = unsafe { core::ffi::CStr::from_ptr(value.cast()) }.to_bytes().len();
+            let written = done(call!(arch::WRITE, file, value, length));
+            call!(arch::CLOSE, file);
+            written.map(|_| ())
+        }
+        step::MAKE_PRIVATE => {
+            let root = c"/".as_ptr();
+            check(call!(arch::MOUNT, 0, root, 0, MS_REC | MS_PRIVATE, 0))
+        }
+        step::SOURCE => {
+            let [path] = strings(text)?;
+            sources.take(path, head.number, head.flag & step::OPTIONAL != 0)
+        }
+        step::ROOT => {
+            let [place, options] = strings(text)?;
+            let kind = c"tmpfs".as_ptr();
+            check(call!(arch::MOUNT, kind, place, kind, MS_NOSUID | MS_NODEV, options))?;
+            check(call!(arch::CHDIR, place))?;
+            let here = c".".as_ptr();
+            check(call!(arch::PIVOT_ROOT, here, here))
+        }
+        step::DIRECTORY => {
+            let [path] = strings(text)?;
+            check(call!(arch::MKDIRAT, AT_FDCWD, path, number))
+        }
+        step::FILE => {
+            let [path] = strings(text)?;
+            let flags = O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC;
+            let file = done(call!(arch::OPENAT, AT_FDCWD, path, flags, number))?;
+            call!(arch::CLOSE, file);
+            Ok(())
+        }
+        step::LINK => {
+            let [target, place] = strings(text)?;
+            check(call!(arch::SYMLINKAT, target, AT_FDCWD, place))
+        }
+        step::ATTACH => {
+            let [path] = strings(text)?;
+            let tree = *sources.fds.get(number).ok_or(EINVAL)?;
+            if tree == NO_FD {
+                return Ok(());
+            }
+            let nothing = c"".as_ptr();
+            let moved =
+                call!(MOVE_MOUNT, tree, nothing, AT_FDCWD, path, MOVE_MOUNT_F_EMPTY_PATH);
+            call!(arch::CLOSE, tree);
+            check(moved)
+        }
+        step::MOUNT => {
+            let [kind, place, options] = strings(text)?;
+            check(call!(arch::MOUNT, kind, place, kind, number, options))
+        }
+        step::ATTRIBUTES => {
+            let [path] = strings(text)?;
+            set_attributes(AT_FDCWD, path, 0, head.number)
+        }
+        step::HOST_NAME => {
+            check(call!(arch::SETHOSTNAME, text.as_ptr(), text.len().saturating_sub(1)))
+        }
+        step::LOOPBACK => bring_loopback_up(),
+        step::FORGET_HOST => check(call!(arch::UMOUNT2, c".".as_ptr(), MNT_DETACH)),
+        step::ENTER => {
+            let [path] = strings(text)?;
+            check(call!(arch::CHDIR, path))
+        }
+        step::DROP_RIGHTS => drop_rights(),
+        step::FILTER => {
+            // The kernel's `struct sock_fprog`: how many instructions of 8 bytes, and where.
+            let program = [text.len() / 8, text.as_ptr() as usize];
+            check(call!(arch::PRCTL, PR_SET_SECCOMP, SECCOMP_MODE_FILTER, program.as_ptr()))
+        }
+        _ => Err(EINVAL),
+    }
+}
+
+impl Sources {
+    /// A copy of the tree at `path`, which is nowhere yet. Symbolic links are followed, as the host
+    /// sees them.
+    fn take(&mut self, path: *const u8, attributes: u64, is_optional: bool) -> Result<(), i32> {
+        let place = self.fds.get_mut(self.count).ok_or(EINVAL)?;
+        self.count += 1;
+        let flags = OPEN_TREE_CLONE | O_CLOEXEC | AT_RECURSIVE;
+        let tree = call!(OPEN_TREE, AT_FDCWD, path, flags);
+        if tree == ENOENT && is_optional {
+            return Ok(());
+        }
+        *place = done(tree)? as i32;
+        let nothing = c"".as_ptr().cast();
+        set_attributes(*place as isize, nothing, AT_EMPTY_PATH | AT_RECURSIVE, attributes)
+    }
+}
+
+fn set_attributes(dir: isize, path: *const u8, flags: usize, set: u64) -> Result<(), i32> {
+    let attributes = MountAttributes { set, clear: 0, propagation: 0, user_namespace: 0 };
+    let size = size_of::<MountAttributes>();
+    check(call!(MOUNT_SETATTR, dir, path, flags, &raw const attributes, size))
+}
+
+/// An interface that comes up gets its addresses from the kernel.
+fn bring_loopback_up() -> Result<(), i32> {
+    const SIOCGIFFLAGS: usize = 0x8913;
+    const SIOCSIFFLAGS: usize = 0x8914;
+    const IFF_UP: u8 = 1;
+    // AF_INET, SOCK_DGRAM
+    let socket = done(call!(arch::SOCKET, 2, 2 | O_CLOEXEC, 0))?;
+    // The kernel's `struct ifreq`: a name of 16 bytes, then the flags.
+    let mut request = [0u8; 40];
+    request[..2].copy_from_slice(b"lo");
+    let set = check(call!(arch::IOCTL, socket, SIOCGIFFLAGS, request.as_mut_ptr())).and_then(|()| {
+        request[16] |= IFF_UP;
+        check(call!(arch::IOCTL, socket, SIOCSIFFLAGS, request.as_ptr()))
+    });
+    call!(arch::CLOSE, socket);
+    set
+}
+
+fn drop_rights() -> Result<(), i32> {
+    for capability in 0..64 {
+        // There are no more.
+        if call!(arch::PRCTL, PR_CAPBSET_DROP, capability) == -(EINVAL as isize) {
+            break;
+        }
+    }
+    check(call!(arch::PRCTL, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL))?;
+    // The kernel's header of version 3 for this process, and no capability of any kind.
+    let header = [0x2008_0522u32, 0];
+    let none = [0u32; 6];
+    check(call!(arch::CAPSET, header.as_ptr(), none.as_ptr()))?;
+    check(call!(arch::PRCTL, PR_SET_NO_NEW_PRIVS, 1))
+}
+
+/// As many strings as are asked for.
+fn strings<const COUNT: usize>(text: &[u8]) -> Result<[*const u8; COUNT], i32> {
+    let mut strings = [core::ptr::null(); COUNT];
+    if split(text, &mut strings) { Ok(strings) } else { Err(EINVAL) }
+}
+
+fn done(result: isize) -> Result<isize, i32> {
+    if result < 0 { Err(-result as i32) } else { Ok(result) }
+}
+
+fn check(result: isize) -> Result<(), i32> {
+    done(result).map(|_| ())
+}

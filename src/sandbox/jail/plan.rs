@@ -1,0 +1,475 @@
+//! What a jail is to be: plain data, and the steps by which its first process makes it. Pure.
+
+use std::collections::HashSet;
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use super::super::init::message::step;
+use super::super::spawn;
+
+/// A jail to be made.
+#[derive(Debug, Clone)]
+pub(in crate::sandbox) struct Plan {
+    /// The user that its processes are, inside and outside.
+    pub(in crate::sandbox) uid: u32,
+    /// Their group, inside and outside.
+    pub(in crate::sandbox) gid: u32,
+    /// Its host name.
+    pub(in crate::sandbox) host_name: &'static str,
+    /// Whether it has the host's network, or a loopback interface only.
+    pub(in crate::sandbox) network: bool,
+    /// Its root directory, beside `/proc` and `/dev`, in the order in which it is made.
+    pub(in crate::sandbox) root: Vec<Entry>,
+    /// How large its `/dev/shm` may become. `None` leaves it to the kernel, which gives half of the
+    /// memory.
+    pub(in crate::sandbox) shared_memory: Option<u64>,
+    /// The filter of system calls, as the kernel takes it.
+    pub(in crate::sandbox) filter: Option<Vec<u8>>,
+    /// The directory that what runs in it begins in.
+    pub(in crate::sandbox) directory: &'static str,
+    /// What runs in it: an absolute path, inside.
+    pub(in crate::sandbox) program: PathBuf,
+    /// The environment of what runs in it.
+    pub(in crate::sandbox) environment: Vec<OsString>,
+    /// The soft limit of open files of what runs in it, where it is not this process's own.
+    pub(in crate::sandbox) open_files: Option<u64>,
+}
+
+/// An entry of a jail's root directory. What is above it is made, too.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::sandbox) enum Entry {
+    /// An empty directory that is the jail's own.
+    Directory {
+        /// Where it is inside.
+        place: PathBuf,
+    },
+    /// A symbolic link.
+    Link {
+        /// What it says.
+        target: PathBuf,
+        /// Where it is inside.
+        place: PathBuf,
+    },
+    /// A directory of the host.
+    Shown {
+        /// Where it is on the host.
+        host: PathBuf,
+        /// Where it is inside.
+        place: PathBuf,
+        /// What may be done with it.
+        access: Access,
+    },
+    /// A file or directory of the host over one that another entry shows. The host may lack it.
+    Over {
+        /// Where it is on the host, and inside.
+        place: PathBuf,
+    },
+}
+
+/// What may be done with something of the host's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::sandbox) enum Access {
+    /// It may be read.
+    ReadOnly,
+    /// It may be written to.
+    Writable,
+    /// It is a device.
+    Device,
+}
+
+// Attributes of mounts, and flags of `mount(2)`.
+const READ_ONLY: u64 = 1;
+const NO_SET_USER_ID: u64 = 2;
+const NO_DEVICES: u64 = 4;
+const NO_PROGRAMS: u64 = 8;
+
+/// Any directory that every host has, for the moment in which the new root has no other place. What
+/// is beneath it is not hidden when it matters.
+const FIRST_PLACE: &str = "/usr";
+
+const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
+const DEVICE_LINKS: [(&str, &str); 6] = [
+    ("/proc/self/fd", "/dev/fd"),
+    ("/proc/self/fd/0", "/dev/stdin"),
+    ("/proc/self/fd/1", "/dev/stdout"),
+    ("/proc/self/fd/2", "/dev/stderr"),
+    ("/proc/kcore", "/dev/core"),
+    ("pts/ptmx", "/dev/ptmx"),
+];
+
+impl Access {
+    fn attributes(self) -> u64 {
+        match self {
+            Self::ReadOnly => READ_ONLY | NO_SET_USER_ID | NO_DEVICES,
+            Self::Writable => NO_SET_USER_ID | NO_DEVICES,
+            Self::Device => NO_SET_USER_ID,
+        }
+    }
+}
+
+/// One step of the first process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Step {
+    kind: u8,
+    flag: u8,
+    number: u64,
+    text: Vec<u8>,
+    /// What it does, as a verb and its object; with paths of the inside only.
+    pub(super) what: String,
+}
+
+/// Steps, and what of the root they have made.
+#[derive(Default)]
+struct Steps {
+    list: Vec<Step>,
+    made: HashSet<PathBuf>,
+    sources: u64,
+}
+
+impl Plan {
+    /// The steps that make the jail.
+    ///
+    /// # Errors
+    /// A path with a NUL in it; too many of them.
+    pub(super) fn steps(&self) -> io::Result<Vec<Step>> {
+        let strings = [&self.program]
+            .into_iter()
+            .chain(self.root.iter().flat_map(Entry::paths))
+            .any(|path| path.as_os_str().as_bytes().contains(&0));
+        if strings {
+            return Err(spawn::embedded_nul());
+        }
+        let mut steps = Steps::default();
+        // Where the machine runs out of memory, sandboxes are what it should end.
+        steps.write("/proc/self/oom_score_adj", "1000", "be ended first for want of memory");
+        // The kernel wants the first before an ordinary user may map a group.
+        steps.write("/proc/self/setgroups", "deny", "map groups");
+        for (file, id) in [("/proc/self/uid_map", self.uid), ("/proc/self/gid_map", self.gid)] {
+            steps.write(file, &format!("{id} {id} 1"), "map users and groups");
+        }
+        steps.act(step::MAKE_PRIVATE, "keep mounts to itself");
+        // While the host is still to be seen.
+        for entry in &self.root {
+            match entry {
+                Entry::Shown { host, place, access } => steps.source(host, place, *access, 0),
+                Entry::Over { place } => {
+                    steps.source(place, place, Access::ReadOnly, step::OPTIONAL);
+                }
+                Entry::Directory { .. } | Entry::Link { .. } => {}
+            }
+        }
+        for name in DEVICES {
+            let device = Path::new("/dev").join(name);
+            steps.source(&device, &device, Access::Device, 0);
+        }
+        steps.add(step::ROOT, 0, 0, &[FIRST_PLACE, "mode=0755"], "make a root directory");
+        let mut source = 0;
+        for entry in &self.root {
+            match entry {
+                Entry::Directory { place } => steps.directory(place),
+                Entry::Link { target, place } => steps.link(target, place),
+                Entry::Shown { place, .. } => {
+                    steps.directory(place);
+                    steps.attach(&mut source, place);
+                }
+                // The directory that it is in is shown, and has something to be covered.
+                Entry::Over { place } => steps.attach(&mut source, place),
+            }
+        }
+        self.proc(&mut steps);
+        self.dev(&mut source, &mut steps);
+        steps.act(step::FORGET_HOST, "let go of the host's files");
+        steps.add(step::HOST_NAME, 0, 0, &[self.host_name], "set the host name");
+        if !self.network {
+            steps.act(step::LOOPBACK, "bring the loopback interface up");
+        }
+        steps.add(step::ENTER, 0, 0, &[self.directory], &format!("enter {}", self.directory));
+        steps.act(step::DROP_RIGHTS, "give up its capabilities");
+        if let Some(filter) = &self.filter {
+            let what = "load the filter of system calls".to_owned();
+            let text = filter.clone();
+            steps.list.push(Step { kind: step::FILTER, flag: 0, number: 0, text, what });
+        }
+        if steps.sources > step::MOST_SOURCES as u64 {
+            return Err(rustix::io::Errno::TOOBIG.into());
+        }
+        Ok(steps.list)
+    }
+
+    /// Read-only: to the kernel, root is root without any capability, and could write `/proc/sys`
+    /// (whose core_pattern names a program that the host runs) and chmod what all jails share of
+    /// `/proc`.
+    fn proc(&self, steps: &mut Steps) {
+        let (place, no_more) = (Path::new("/proc"), "/proc/sys/user/max_user_namespaces");
+        steps.directory(place);
+        steps.mount("proc", place, NO_SET_USER_ID | NO_DEVICES | NO_PROGRAMS, "");
+        // In these user namespaces. Nothing in them will have the right to change it.
+        steps.write(no_more, "0", "forbid further user namespaces");
+        steps.attributes(place, READ_ONLY);
+    }
+
+    fn dev(&self, source: &mut u64, steps: &mut Steps) {
+        let dev = Path::new("/dev");
+        steps.directory(dev);
+        steps.mount("tmpfs", dev, NO_SET_USER_ID, "mode=0755");
+        for name in DEVICES {
+            let place = dev.join(name);
+            steps.add(step::FILE, 0, 0o644, &[&place], &format!("make {}", place.display()));
+            steps.attach(source, &place);
+        }
+        for (target, place) in DEVICE_LINKS {
+            steps.link(Path::new(target), Path::new(place));
+        }
+        let flags = NO_SET_USER_ID | NO_PROGRAMS;
+        for (kind, name, flags, options) in [
+            ("devpts", "pts", flags, "newinstance,ptmxmode=0666,mode=620".to_owned()),
+            ("tmpfs", "shm", NO_SET_USER_ID | NO_DEVICES, self.shared_memory_options()),
+            // For the first process to see what is left in it.
+            ("mqueue", "mqueue", flags | NO_DEVICES, String::new()),
+        ] {
+            let place = dev.join(name);
+            steps.directory(&place);
+            steps.mount(kind, &place, flags, &options);
+        }
+        steps.attributes(dev, READ_ONLY);
+    }
+
+    fn shared_memory_options(&self) -> String {
+        let size = self.shared_memory.map(|bytes| format!(",size={bytes}"));
+        format!("mode=0755{}", size.unwrap_or_default())
+    }
+}
+
+impl Entry {
+    fn paths(&self) -> impl Iterator<Item = &PathBuf> {
+        let (one, other) = match self {
+            Self::Directory { place } | Self::Over { place } => (None, place),
+            Self::Link { target, place } => (Some(target), place),
+            Self::Shown { host, place, .. } => (Some(host), place),
+        };
+        one.into_iter().chain([other])
+    }
+}
+
+impl Steps {
+    fn add<S: AsRef<OsStr>>(&mut self, kind: u8, flag: u8, number: u64, strings: &[S], what: &str) {
+        let mut text = Vec::new();
+        for string in strings {
+            text.extend_from_slice(string.as_ref().as_bytes());
+            text.push(0);
+        }
+        self.list.push(Step { kind, flag, number, text, what: what.to_owned() });
+    }
+
+    /// A step that needs nothing.
+    fn act(&mut self, kind: u8, what: &str) {
+        self.add::<&str>(kind, 0, 0, &[], what);
+    }
+
+    fn write(&mut self, file: &str, value: &str, what: &str) {
+        self.add(step::WRITE, 0, 0, &[file, value], what);
+    }
+
+    fn source(&mut self, host: &Path, place: &Path, access: Access, flag: u8) {
+        self.sources += 1;
+        let what = format!("show {}", place.display());
+        self.add(step::SOURCE, flag, access.attributes(), &[host], &what);
+    }
+
+    fn attach(&mut self, source: &mut u64, place: &Path) {
+        self.add(step::ATTACH, 0, *source, &[place], &format!("show {}", place.display()));
+        *source += 1;
+    }
+
+    fn attributes(&mut self, place: &Path, attributes: u64) {
+        let what = format!("protect {}", place.display());
+        self.add(step::ATTRIBUTES, 0, attributes, &[place], &what);
+    }
+
+    fn mount(&mut self, kind: &str, place: &Path, flags: u64, options: &str) {
+        let what = format!("mount {kind} at {}", place.display());
+        let strings = [kind.as_ref(), place.as_os_str(), options.as_ref()];
+        self.add(step::MOUNT, 0, flags, &strings, &what);
+    }
+
+    /// A directory and those above it, each once.
+    fn directory(&mut self, place: &Path) {
+        let mut way: Vec<_> = place.ancestors().filter(|above| above.parent().is_some()).collect();
+        way.reverse();
+        for directory in way {
+            if self.made.insert(directory.to_owned()) {
+                let what = format!("make {}", directory.display());
+                self.add(step::DIRECTORY, 0, 0o755, &[directory], &what);
+            }
+        }
+    }
+
+    fn link(&mut self, target: &Path, place: &Path) {
+        if let Some(above) = place.parent() {
+            self.directory(above);
+        }
+        let what = format!("make {}", place.display());
+        self.add(step::LINK, 0, 0, &[target, place], &what);
+    }
+}
+
+/// The steps as the first process takes them.
+///
+/// # Errors
+/// More than fits into a message.
+pub(super) fn encode(steps: &[Step]) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(4096);
+    for Step { kind, flag, number, text, .. } in steps {
+        let length = u16::try_from(text.len()).map_err(|_| rustix::io::Errno::TOOBIG)?;
+        let head = step::Head { kind: *kind, flag: *flag, length, number: *number };
+        bytes.extend_from_slice(&head.to_bytes());
+        bytes.extend_from_slice(text);
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan() -> Plan {
+        let shown = |host: &str, place: &str, access| Entry::Shown {
+            host: host.into(),
+            place: place.into(),
+            access,
+        };
+        Plan {
+            uid: 7,
+            gid: 8,
+            host_name: "sandbox",
+            network: false,
+            root: vec![
+                shown("/usr", "/usr", Access::ReadOnly),
+                Entry::Link { target: "usr/bin".into(), place: "/bin".into() },
+                shown("/data/etc", "/etc", Access::ReadOnly),
+                Entry::Over { place: "/etc/resolv.conf".into() },
+                shown("/data/w", "/a/b", Access::Writable),
+                Entry::Directory { place: "/run".into() },
+            ],
+            shared_memory: Some(4096),
+            filter: Some(vec![1; 16]),
+            directory: "/a/b",
+            program: "/bin/sh".into(),
+            environment: Vec::new(),
+            open_files: None,
+        }
+    }
+
+    /// Each step as a line: its kind, flag, number and strings.
+    fn lines(steps: &[Step]) -> Vec<String> {
+        let line = |step: &Step| {
+            let text = String::from_utf8_lossy(&step.text).replace('\0', " ");
+            format!("{}{} {} {}", char::from(step.kind), step.flag, step.number, text.trim_end())
+        };
+        steps.iter().map(line).collect()
+    }
+
+    #[test]
+    fn the_steps_of_a_plan_are_exactly_these() {
+        let steps = plan().steps().unwrap();
+        let devices = ["null", "zero", "full", "random", "urandom", "tty"];
+        let mut expected: Vec<String> = [
+            "w0 0 /proc/self/oom_score_adj 1000",
+            "w0 0 /proc/self/setgroups deny",
+            "w0 0 /proc/self/uid_map 7 7 1",
+            "w0 0 /proc/self/gid_map 8 8 1",
+            "p0 0 ",
+            "s0 7 /usr",
+            "s0 7 /data/etc",
+            "s1 7 /etc/resolv.conf",
+            "s0 6 /data/w",
+        ]
+        .map(str::to_owned)
+        .to_vec();
+        expected.extend(devices.map(|name| format!("s0 2 /dev/{name}")));
+        expected.extend(
+            [
+                "r0 0 /usr mode=0755",
+                "d0 493 /usr",
+                "a0 0 /usr",
+                "l0 0 usr/bin /bin",
+                "d0 493 /etc",
+                "a0 1 /etc",
+                "a0 2 /etc/resolv.conf",
+                "d0 493 /a",
+                "d0 493 /a/b",
+                "a0 3 /a/b",
+                "d0 493 /run",
+                "d0 493 /proc",
+                "m0 14 proc /proc",
+                "w0 0 /proc/sys/user/max_user_namespaces 0",
+                "o0 1 /proc",
+                "d0 493 /dev",
+                "m0 2 tmpfs /dev mode=0755",
+            ]
+            .map(str::to_owned),
+        );
+        for (number, name) in (4..).zip(devices) {
+            expected.push(format!("f0 420 /dev/{name}"));
+            expected.push(format!("a0 {number} /dev/{name}"));
+        }
+        expected.extend(
+            [
+                "l0 0 /proc/self/fd /dev/fd",
+                "l0 0 /proc/self/fd/0 /dev/stdin",
+                "l0 0 /proc/self/fd/1 /dev/stdout",
+                "l0 0 /proc/self/fd/2 /dev/stderr",
+                "l0 0 /proc/kcore /dev/core",
+                "l0 0 pts/ptmx /dev/ptmx",
+                "d0 493 /dev/pts",
+                "m0 10 devpts /dev/pts newinstance,ptmxmode=0666,mode=620",
+                "d0 493 /dev/shm",
+                "m0 6 tmpfs /dev/shm mode=0755,size=4096",
+                "d0 493 /dev/mqueue",
+                "m0 14 mqueue /dev/mqueue",
+                "o0 1 /dev",
+                "x0 0 ",
+                "h0 0 sandbox",
+                "n0 0 ",
+                "c0 0 /a/b",
+                "k0 0 ",
+            ]
+            .map(str::to_owned),
+        );
+        let found = lines(&steps);
+        assert_eq!(found[..found.len() - 1], expected);
+        assert_eq!(steps.last().unwrap().text, [1; 16]);
+        // What is said of a failure names no path of the host.
+        assert!(steps.iter().all(|step| !step.what.contains("/data")), "{steps:?}");
+        let with_network = Plan { network: true, filter: None, ..plan() }.steps().unwrap();
+        assert!(lines(&with_network).iter().all(|line| !line.starts_with('n')));
+        assert!(lines(&with_network).last().unwrap().starts_with('k'));
+    }
+
+    #[test]
+    fn steps_are_read_as_they_were_written() {
+        let steps = plan().steps().unwrap();
+        let bytes = encode(&steps).unwrap();
+        let mut rest = &bytes[..];
+        for step in &steps {
+            let (head, text, more) = step::Head::split_first(rest).unwrap();
+            assert_eq!(
+                (head.kind, head.flag, head.number, text),
+                (step.kind, step.flag, step.number, &step.text[..])
+            );
+            rest = more;
+        }
+        assert!(rest.is_empty());
+        for length in [0, 1, step::HEADER - 1, step::HEADER + 3] {
+            assert_eq!(step::Head::split_first(&bytes[..length]), None, "{length}");
+        }
+    }
+
+    #[test]
+    fn a_path_with_a_nul_is_refused() {
+        let root = vec![Entry::Directory { place: "/a\0b".into() }];
+        assert!(Plan { root, ..plan() }.steps().is_err());
+    }
+}

@@ -1,0 +1,238 @@
+//! The birth of a jail's first process: a clone into new namespaces that executes its program at
+//! once.
+//!
+//! As `posix_spawn` does it, the child borrows this process's memory until it executes, and this
+//! thread waits for that: a host with gigabytes of heap pays nothing for them. There is no process
+//! between the two, so that the first process is this one's own child, held by a pidfd from its
+//! first moment.
+//!
+//! An ordinary user gets all capabilities in a new user namespace and loses them when it executes a
+//! program. Those that set-up needs are kept over that as ambient ones; the first process gives
+//! them up.
+
+use std::ffi::{CStr, CString, c_int, c_long, c_void};
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use rustix::process::{Pid, WaitId, WaitIdOptions};
+
+use super::super::init::SOCKET_FD;
+use super::super::spawn::{self, CStringArray, Child, HighFd};
+use super::super::user::{CommandUser, Purpose};
+
+/// What the first process is born with.
+pub(super) struct Birth<'a> {
+    /// Its program.
+    pub(super) program: BorrowedFd<'a>,
+    /// Its `$0` and its arguments.
+    pub(super) arguments: &'a CStringArray,
+    /// Its environment.
+    pub(super) environment: &'a CStringArray,
+    /// Its end of the socket.
+    pub(super) socket: BorrowedFd<'a>,
+    /// `/dev/null`.
+    pub(super) null: BorrowedFd<'a>,
+    /// Whether it stays in the host's network.
+    pub(super) network: bool,
+    /// Whom it runs as, if not as the host.
+    pub(super) user: Option<CommandUser>,
+}
+
+/// What failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// To prepare it.
+    Prepare,
+    /// To become the user of commands.
+    ChangeUser,
+    /// To make the namespaces with the first process in them.
+    Namespaces,
+    /// To keep its capabilities.
+    Capabilities,
+    /// To execute its program.
+    Execute,
+}
+
+const NAMESPACES: c_int = libc::CLONE_NEWUSER
+    | libc::CLONE_NEWPID
+    | libc::CLONE_NEWNS
+    | libc::CLONE_NEWIPC
+    | libc::CLONE_NEWUTS
+    | libc::CLONE_NEWCGROUP;
+
+// The capabilities that set-up needs, by their numbers.
+const SETPCAP: u32 = 8;
+const NET_ADMIN: u32 = 12;
+const SYS_ADMIN: u32 = 21;
+const SYS_RESOURCE: u32 = 24;
+const NEEDED: [u32; 4] = [SETPCAP, NET_ADMIN, SYS_ADMIN, SYS_RESOURCE];
+
+const PR_CAP_AMBIENT: c_int = 47;
+const PR_CAP_AMBIENT_RAISE: c_long = 2;
+const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
+
+/// What the child calls needs: a few system calls and what the C library does around them.
+const STACK: usize = 64 * 1024;
+
+/// What the child works with, in this process's memory.
+struct Shared {
+    program: c_int,
+    /// The same by name, for where a descriptor cannot be executed.
+    program_path: CString,
+    arguments: *const *mut libc::c_char,
+    environment: *const *mut libc::c_char,
+    socket: c_int,
+    null: c_int,
+    /// Written by the child.
+    failed: Option<(Stage, c_int)>,
+}
+
+/// Starts it. Blocks until it executes its program, well below a millisecond. Then it waits for
+/// what the socket says.
+///
+/// # Errors
+/// What failed, and why. Nothing of it is left then.
+pub(super) fn start(birth: &Birth<'_>) -> Result<Child, (Stage, io::Error)> {
+    let prepare = |error| (Stage::Prepare, error);
+    let high = |fd| spawn::above_targets(fd).map_err(prepare);
+    let (program, socket, null): (HighFd<'_>, HighFd<'_>, HighFd<'_>) =
+        (high(birth.program)?, high(birth.socket)?, high(birth.null)?);
+    let program_path = CString::new(format!("/proc/self/fd/{}", program.as_raw_fd()))
+        .map_err(|_| prepare(spawn::embedded_nul()))?;
+    let mut shared = Shared {
+        program: program.as_raw_fd(),
+        program_path,
+        arguments: birth.arguments.as_ptr(),
+        environment: birth.environment.as_ptr(),
+        socket: socket.as_raw_fd(),
+        null: null.as_raw_fd(),
+        failed: None,
+    };
+    let mut stack = vec![0u128; STACK / size_of::<u128>()];
+    let network = if birth.network { 0 } else { libc::CLONE_NEWNET };
+    let flags = NAMESPACES
+        | network
+        | libc::CLONE_VM
+        | libc::CLONE_VFORK
+        | libc::CLONE_PIDFD
+        | libc::SIGCHLD;
+    let mut pidfd: c_int = -1;
+
+    let entered = birth.user.map(|user| user.enter(Purpose::Exec)).transpose();
+    let entered = entered.map_err(|error| (Stage::ChangeUser, error))?;
+    // A handler of the host's must not run in the child, on this process's memory.
+    let blocked = BlockedSignals::new();
+    // SAFETY: the child runs `become_first_process` on a stack of its own, while this thread waits;
+    // `shared`, the stack and what they point to outlive that. It makes system calls only, and
+    // never returns. `pidfd` is a valid place.
+    let pid = unsafe {
+        libc::clone(
+            become_first_process,
+            stack.as_mut_ptr_range().end.cast::<c_void>(),
+            flags,
+            (&raw mut shared).cast::<c_void>(),
+            &raw mut pidfd,
+        )
+    };
+    let cloned = if pid < 0 { Err(io::Error::last_os_error()) } else { Ok(pid) };
+    drop(blocked);
+    drop(entered);
+    let pid = cloned.map_err(|error| (Stage::Namespaces, error))?;
+    // SAFETY: the kernel has made this descriptor for us.
+    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+    if let Some((stage, errno)) = shared.failed {
+        // It has ended, or is about to.
+        let _ = rustix::process::waitid(
+            WaitId::PidFd(std::os::fd::AsFd::as_fd(&pidfd)),
+            WaitIdOptions::EXITED,
+        );
+        return Err((stage, io::Error::from_raw_os_error(errno)));
+    }
+    let pid = Pid::from_raw(pid).ok_or_else(|| prepare(io::ErrorKind::Other.into()))?;
+    Ok(Child::held(pid, pidfd))
+}
+
+/// The child's life until its program.
+extern "C" fn become_first_process(shared: *mut c_void) -> c_int {
+    // SAFETY: lives in the parent's thread, which waits. What follows are system calls on numbers
+    // and on that memory.
+    unsafe {
+        let shared = &mut *shared.cast::<Shared>();
+        if let Err(errno) = keep_capabilities() {
+            shared.failed = Some((Stage::Capabilities, errno));
+            libc::_exit(1);
+        }
+        for target in 0..3 {
+            libc::dup2(shared.null, target);
+        }
+        libc::dup2(shared.socket, SOCKET_FD);
+        let nothing: &CStr = c"";
+        libc::syscall(
+            libc::SYS_execveat,
+            shared.program,
+            nothing.as_ptr(),
+            shared.arguments,
+            shared.environment,
+            libc::AT_EMPTY_PATH,
+        );
+        let errno = *libc::__errno_location();
+        if matches!(errno, libc::ENOENT | libc::ENOSYS) {
+            libc::execve(
+                shared.program_path.as_ptr(),
+                shared.arguments.cast(),
+                shared.environment.cast(),
+            );
+        }
+        shared.failed = Some((Stage::Execute, errno));
+        libc::_exit(1)
+    }
+}
+
+/// Makes the needed capabilities ambient.
+///
+/// # Errors
+/// The number of the error.
+fn keep_capabilities() -> Result<(), c_int> {
+    let needed = NEEDED.iter().fold(0u32, |set, capability| set | 1 << capability);
+    let header = [CAPABILITY_VERSION_3, 0];
+    // Effective, permitted, inheritable: the lower halves, then the upper ones.
+    let sets = [needed, needed, needed, 0, 0, 0];
+    // SAFETY: the kernel reads these two arrays of the sizes that the version has; the others are
+    // numbers.
+    unsafe {
+        if libc::syscall(libc::SYS_capset, header.as_ptr(), sets.as_ptr()) != 0 {
+            return Err(*libc::__errno_location());
+        }
+        for capability in NEEDED {
+            let (capability, none) = (c_long::from(capability), 0 as c_long);
+            let raise = PR_CAP_AMBIENT_RAISE;
+            if libc::prctl(PR_CAP_AMBIENT, raise, capability, none, none) != 0 {
+                return Err(*libc::__errno_location());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// All signals of this thread are blocked until it is dropped.
+struct BlockedSignals(libc::sigset_t);
+
+impl BlockedSignals {
+    fn new() -> Self {
+        // SAFETY: initialises two signal sets, and changes the mask of this thread.
+        unsafe {
+            let mut all = std::mem::zeroed();
+            let mut before = std::mem::zeroed();
+            libc::sigfillset(&mut all);
+            libc::pthread_sigmask(libc::SIG_SETMASK, &all, &mut before);
+            Self(before)
+        }
+    }
+}
+
+impl Drop for BlockedSignals {
+    fn drop(&mut self) {
+        // SAFETY: gives this thread the mask back that it had.
+        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &self.0, std::ptr::null_mut()) };
+    }
+}
