@@ -200,9 +200,12 @@ impl Jails {
         workspace: &Arc<Workspace>,
         budget: &Budget,
     ) -> Result<Self, Failure> {
-        let program = init::program().map_err(|error| match error.kind() {
-            io::ErrorKind::Unsupported => Failure::Missing,
-            _ => Failure::of_error(&error),
+        let program = init::program().map_err(|error| match Failure::of_error(&error) {
+            _ if error.kind() == io::ErrorKind::Unsupported => Failure::Missing,
+            Failure::Broken(text) | Failure::Refused(text) => Failure::Refused(format!(
+                "no program may be executed from memory (sysctl vm.memfd_noexec): {text}"
+            )),
+            failure => failure,
         })?;
         let strict = Self {
             program: Arc::new(program),

@@ -19,6 +19,8 @@ pub(crate) struct Facts {
     debian_switch_is_off: bool,
     /// `kernel.apparmor_restrict_unprivileged_userns` of Ubuntu's kernels is 1.
     apparmor_restricts: bool,
+    /// `vm.memfd_noexec` is 2: no program can be executed from memory.
+    forbids_programs_in_memory: bool,
     /// `user.max_user_namespaces`, or that of another kind, is 0.
     no_user_namespaces: bool,
     /// The root directory is not that of a mount: a chroot, in which the kernel makes no
@@ -49,6 +51,7 @@ impl Facts {
             debian_switch_is_off: number("/proc/sys/kernel/unprivileged_userns_clone") == Some(0),
             apparmor_restricts: number("/proc/sys/kernel/apparmor_restrict_unprivileged_userns")
                 == Some(1),
+            forbids_programs_in_memory: number("/proc/sys/vm/memfd_noexec") == Some(2),
             no_user_namespaces: are_namespaces_forbidden(),
             in_chroot: !has_root_mount(&text("/proc/self/mountinfo")),
             in_container: exists("/.dockerenv")
@@ -81,6 +84,9 @@ pub(crate) fn advice(failure: &Failure, facts: &Facts) -> &'static str {
             "build it for x86-64 or 64-bit Arm, with a linker that makes static programs"
         }
         Failure::Refused(_) if facts.kernel_is_old => "use Linux 5.12 or later",
+        Failure::Refused(_) if facts.forbids_programs_in_memory => {
+            "allow programs in memory: sysctl vm.memfd_noexec=1"
+        }
         Failure::Refused(_) if facts.is_weak_root => {
             "run this program as an ordinary user, or as root with all capabilities"
         }
@@ -125,6 +131,7 @@ mod tests {
         assert!(advice(&refused, &none).contains("max_user_namespaces"));
         let cases = [
             (Facts { kernel_is_old: true, in_container: true, ..none.clone() }, "Linux 5.12"),
+            (Facts { forbids_programs_in_memory: true, ..none.clone() }, "vm.memfd_noexec=1"),
             (Facts { debian_switch_is_off: true, ..none.clone() }, "unprivileged_userns_clone=1"),
             (Facts { apparmor_restricts: true, ..none.clone() }, "AppArmor profile"),
             (Facts { no_user_namespaces: true, ..none.clone() }, "user.max_user_namespaces="),
