@@ -664,7 +664,8 @@ void te_tool_reply_free(struct te_tool_reply *reply);
  * must be able to pass through every directory on the way to "data_dir".
  *
  * Where commands would run without isolation – this machine makes no sandboxes, or sandbox servers
- * say so – it is TE_START_FAILED unless "allow_unisolated" is true; te_last_error() says what to do.
+ * say so – it is TE_START_FAILED unless "allow_unisolated" is true; te_last_error() says what to
+ * do.
  *
  * `tools` are tools of the host's own; NULL for none. They stay the caller's, who may free them
  * at once, or start further executors with them.
