@@ -61,6 +61,7 @@ impl Meeting {
         let mut pause = PAUSE_FIRST;
         // One name for all tries: an answer that was lost began it all the same.
         let session = native::new_session();
+        let mut may_have_begun = false;
         let mut told = String::new();
         let mut other_scheme_at = Instant::now();
         loop {
@@ -72,6 +73,7 @@ impl Meeting {
             }
             let met = features.and_then(|features| {
                 if features.iter().any(|feature| feature == FEATURE) {
+                    may_have_begun = true;
                     let (connection, direct) = (connection.clone(), self.direct.clone());
                     let shares = self.shares.clone();
                     let (server, slots) = NativeServer::connect(
@@ -93,6 +95,10 @@ impl Meeting {
                 }
                 // What failed may have failed because of it.
                 Err(_) if self.interrupt.is_interrupted() => {
+                    // Its answer may be on its way only.
+                    if may_have_begun {
+                        native::end_session_anew(connection, &session);
+                    }
                     return Err(BackendError::interrupted());
                 }
                 Err(_) if connection.is_barred() => {

@@ -20,12 +20,13 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
+use ureq::Agent;
 
 use self::state::{Ended, InFlight, Phase, State, Waiter, lost};
 use super::Connection;
 use super::shares::{Asked, Shares};
 use crate::backend::{ContainerChange, Execution, ExecutionId, ResetReply, SlotRef, Watcher};
-use crate::client::{self, Failure};
+use crate::client::{self, AgentConfig, Failure, Names};
 use crate::thread::OwnedThread;
 use crate::tool::{Outcome, ToolResult};
 use crate::wire::native::{
@@ -274,20 +275,13 @@ impl NativeServer {
         self.wake.notify_all();
         self.outgoing.notify_all();
         if let Some(session) = session {
-            let request = SessionRequest {
-                session,
-                replaces: None,
-                resume: false,
-                end: true,
-                want: None,
-                elsewhere: 0,
-            };
             // The threads have to end, too.
             let time = deadline.saturating_duration_since(Instant::now()) / 2;
             let time = time.clamp(LAST_WORD, self.connection.prompt);
-            // Refused or not: its lease ends by itself.
-            if let Ok(body) = serde_json::to_vec(&request) {
-                let _ = self.connection.post(&self.connection.pooled, SESSION, &body, Some(time));
+            let pooled = &self.connection.pooled;
+            if end_session(&self.connection, pooled, &session, time).is_err() {
+                // It may have been interrupted while another server was still being connected to.
+                end_session_anew(&self.connection, &session);
             }
         }
         self.connection.interrupt();
@@ -449,6 +443,34 @@ fn begin(
     let want = want.map(|want| want.max(1));
     let (resume, end) = (false, false);
     ask(connection, &SessionRequest { session, replaces, resume, end, want, elsewhere })
+}
+
+/// Ends a session. Refused or not: its lease ends by itself.
+fn end_session(
+    connection: &Connection,
+    agent: &Agent,
+    session: &str,
+    time: Duration,
+) -> Result<(), Failure> {
+    let session = session.to_owned();
+    let (replaces, resume, end, want, elsewhere) = (None, false, true, None, 0);
+    let request = SessionRequest { session, replaces, resume, end, want, elsewhere };
+    let body = serde_json::to_vec(&request).map_err(|error| Failure::NotSent(error.to_string()))?;
+    connection.post(agent, SESSION, &body, Some(time)).map(drop)
+}
+
+/// The same, though requests on the connection were interrupted. Blocks for a moment.
+pub(super) fn end_session_anew(connection: &Connection, session: &str) {
+    let names = Names::new();
+    let agent = client::agent(AgentConfig {
+        idle_connections: 0,
+        read_timeout: Some(LAST_WORD),
+        ca_pem: connection.patient.ca_pem.as_deref(),
+        names: &names,
+    });
+    if let Ok(agent) = agent {
+        let _ = end_session(connection, &agent, session, LAST_WORD);
+    }
 }
 
 /// Goes on with a session, which asks for slots.

@@ -9,7 +9,7 @@ use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use super::leased::Leased;
-use super::{ENVELOPE, never_ran};
+use super::{ENVELOPE, GONE, never_ran};
 use crate::backend::fleet::{PAUSE_FIRST, PAUSE_MOST};
 use crate::backend::{ExecutionId, Reply, ResetReply};
 use crate::client::Failure;
@@ -68,6 +68,8 @@ pub(super) struct InFlight {
     op: String,
     /// Whether it may have reached the server.
     sent: bool,
+    /// How many requests had it.
+    attempts: u32,
     /// Whether a request with it is on its way now.
     sending: bool,
     /// Whether the server was asked what became of it, and it was not sent since.
@@ -163,7 +165,10 @@ impl State {
         if let Waiter::Call(id, _) = &owed {
             self.calls.insert(*id, key);
         }
-        self.flights.insert(key, InFlight { op, sent: false, sending: false, asked: false, owed });
+        self.flights.insert(
+            key,
+            InFlight { op, sent: false, attempts: 0, sending: false, asked: false, owed },
+        );
         self.outbox.push_back(key);
         before
     }
@@ -207,6 +212,7 @@ impl State {
                         break;
                     }
                     (flight.sent, flight.sending, flight.asked) = (true, true, false);
+                    flight.attempts += 1;
                     keys.push(*key);
                     self.outbox.pop_front();
                 }
@@ -243,6 +249,10 @@ impl State {
         for key in &keys {
             if let Some(flight) = self.flights.get_mut(key) {
                 flight.sending = false;
+                // A server that does not know the session has done nothing of the request.
+                if matches!(failure, Failure::Refused(GONE, _)) && flight.attempts == 1 {
+                    (flight.sent, flight.attempts) = (false, 0);
+                }
             }
         }
         self.cancel.extend(cancel);
