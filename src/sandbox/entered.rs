@@ -168,12 +168,12 @@ impl Entered {
 
     /// The sandbox is gone, or retired. `failure` says why if it never was open.
     pub(super) fn on_jail_gone(&mut self, all_dead: bool, failure: &str, now: Instant) {
-        let end = match (self.killed, self.released) {
-            (Some(reason), _) => reason.end(),
+        let end = match (self.killed, self.released, self.exit_code) {
+            (Some(reason), ..) => reason.end(),
             // What it left behind has destroyed the sandbox, or is slow to die.
-            (None, Some(_)) if let Some(code) = self.exit_code => End::Exited(code),
-            (None, Some(_)) => End::Lost("the slot's sandbox was destroyed".to_owned()),
-            (None, None) => End::SetupFailed(failure.to_owned()),
+            (None, Some(_), Some(code)) => End::Exited(code),
+            (None, Some(_), None) => End::Lost("the slot's sandbox was destroyed".to_owned()),
+            (None, None, _) => End::SetupFailed(failure.to_owned()),
         };
         self.ended = self.ended.or(self.released.map(|_| now));
         self.end.get_or_insert((end, all_dead));
