@@ -255,8 +255,10 @@ unsafe extern "C" fn become_program(command: *mut Command) -> ! {
 /// How long what a run leaves behind has to end by itself, in milliseconds. What only finishes its
 /// work needs a few: the reader of a process substitution, a `git gc --auto` that finds nothing to
 /// do. It is neither stopped in the middle nor reported. The end of a call with a server that stays
-/// comes so much later.
+/// comes so much later. Where one of them is about to run, as on a machine that is busy, all have as
+/// long again, up to so many times: what sleeps waits for something that will not come.
 const PATIENCE_WITH_STRAGGLERS: i64 = 20;
+const MOST_LOOKS: u8 = 5;
 /// How long processes may take to end after SIGTERM, in milliseconds: those of a run whose time is
 /// up, and what a run leaves behind.
 const PATIENCE: i64 = 500;
@@ -266,8 +268,8 @@ const PATIENCE_WITH_REST: i64 = 50;
 enum Stage {
     /// Its main process runs.
     Running,
-    /// That has ended; until then the others may end by themselves.
-    Lingering(i64),
+    /// That has ended; until then the others may end by themselves. How often was looked at them.
+    Lingering(i64, u8),
     /// All were asked to end; what is left then is killed.
     Asked(i64),
     /// All were killed.
@@ -288,7 +290,7 @@ fn wait_for_end(kept: &Kept, main_process: i32, run: u32) -> i32 {
                 tell(ENDED, 0, run, [ended, 0]);
             }
             if let Stage::Running = stage {
-                stage = Stage::Lingering(now() + PATIENCE_WITH_STRAGGLERS);
+                stage = Stage::Lingering(now() + PATIENCE_WITH_STRAGGLERS, 0);
             }
         }
         if last && let Some(status) = status {
@@ -296,14 +298,19 @@ fn wait_for_end(kept: &Kept, main_process: i32, run: u32) -> i32 {
             return status;
         }
         let due = match stage {
-            Stage::Lingering(until) | Stage::Asked(until) => Some(until - now()),
+            Stage::Lingering(until, _) | Stage::Asked(until) => Some(until - now()),
             Stage::Running | Stage::Killed => None,
         };
         if due.is_some_and(|left| left <= 0) {
             stage = match stage {
-                Stage::Lingering(_) => {
-                    tell_rest(kept, run);
-                    ask_all_to_end(PATIENCE_WITH_REST)
+                Stage::Lingering(_, looks) => {
+                    let rest = Rest::of(kept.proc);
+                    if rest.is_busy && looks + 1 < MOST_LOOKS {
+                        Stage::Lingering(now() + PATIENCE_WITH_STRAGGLERS, looks + 1)
+                    } else {
+                        tell_rest(&rest, run);
+                        ask_all_to_end(PATIENCE_WITH_REST)
+                    }
                 }
                 _ => kill_all(),
             };
@@ -317,7 +324,7 @@ fn wait_for_end(kept: &Kept, main_process: i32, run: u32) -> i32 {
             close_all(received);
             match Header::parse(message).filter(|header| header.run == run) {
                 Some(Header { kind: KILL, flag, .. }) if flag & ASK_FIRST != 0 => {
-                    if let Stage::Running | Stage::Lingering(_) = stage {
+                    if let Stage::Running | Stage::Lingering(..) = stage {
                         stage = ask_all_to_end(PATIENCE);
                     }
                 }
@@ -336,8 +343,7 @@ fn wait_for_end(kept: &Kept, main_process: i32, run: u32) -> i32 {
 }
 
 /// Says what a run has left running, just before it is asked to end.
-fn tell_rest(kept: &Kept, run: u32) {
-    let rest = Rest::of(kept.proc);
+fn tell_rest(rest: &Rest, run: u32) {
     if rest.count > 0 {
         let numbers = [rest.count as i32, 0];
         say(Header { kind: REST, flag: 0, run, numbers }, rest.names(), None);

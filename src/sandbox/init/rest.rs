@@ -15,6 +15,8 @@ use crate::system::*;
 pub(crate) struct Rest {
     /// How many; [`MOST_COUNTED`] stands for that many or more.
     pub(crate) count: usize,
+    /// Whether one of them runs or is about to, or waits for a disk.
+    pub(crate) is_busy: bool,
     /// Their names, each once and with a NUL at its end, so far as they fit.
     names: [u8; MOST_NAMES * (NAME_LENGTH + 1)],
     length: usize,
@@ -24,8 +26,8 @@ pub(crate) struct Rest {
 impl Rest {
     /// Looks at all processes of the jail but this one. Zombies do not run.
     pub(crate) fn of(proc: i32) -> Self {
-        let mut rest =
-            Self { count: 0, names: [0; MOST_NAMES * (NAME_LENGTH + 1)], length: 0, kinds: 0 };
+        let names = [0; MOST_NAMES * (NAME_LENGTH + 1)];
+        let mut rest = Self { count: 0, is_busy: false, names, length: 0, kinds: 0 };
         call!(arch::LSEEK, proc, 0, 0);
         let mut entries = [0u8; 4096];
         loop {
@@ -72,10 +74,12 @@ impl Rest {
         let start = text.iter().position(|byte| *byte == b'(');
         let end = text.iter().rposition(|byte| *byte == b')');
         let (Some(start), Some(end)) = (start, end) else { return };
-        if start >= end || matches!(text.get(end + 2), None | Some(b'Z' | b'X')) {
+        let state = text.get(end + 2);
+        if start >= end || matches!(state, None | Some(b'Z' | b'X')) {
             return;
         }
         self.count += 1;
+        self.is_busy |= matches!(state, Some(b'R' | b'D'));
         let name = &text[start + 1..end];
         let name = if name.len() > NAME_LENGTH { &name[..NAME_LENGTH] } else { name };
         if self.kinds < MOST_NAMES && !self.has(name) {
