@@ -1,5 +1,5 @@
-//! The processes that a command left running and that were ended with it, as a result tells of them.
-//! Pure.
+//! The processes that a command left running and that were ended with it, as a result tells of
+//! them. Pure.
 //!
 //! Their names are chosen by the command: here they become short printable text, so that they
 //! neither break the line that the model reads nor change how a terminal shows it.

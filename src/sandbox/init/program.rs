@@ -255,8 +255,8 @@ unsafe extern "C" fn become_program(command: *mut Command) -> ! {
 /// How long what a run leaves behind has to end by itself, in milliseconds. What only finishes its
 /// work needs a few: the reader of a process substitution, a `git gc --auto` that finds nothing to
 /// do. It is neither stopped in the middle nor reported. The end of a call with a server that stays
-/// comes so much later. Where one of them is about to run, as on a machine that is busy, all have as
-/// long again, up to so many times: what sleeps waits for something that will not come.
+/// comes so much later. Where one of them is about to run, as on a machine that is busy, all have
+/// as long again, up to so many times: what sleeps waits for something that will not come.
 const PATIENCE_WITH_STRAGGLERS: i64 = 20;
 const MOST_LOOKS: u8 = 5;
 /// How long processes may take to end after SIGTERM, in milliseconds: those of a run whose time is
