@@ -100,7 +100,13 @@ pub(crate) fn bash_result(finished: Finished, timeout_s: f64) -> ToolResult {
     if !finished.all_dead {
         put(&mut metadata, "processes_left", true);
     }
-    let output = merge_output(&finished.stdout.text, &finished.stderr.text);
+    let mut output = merge_output(&finished.stdout.text, &finished.stderr.text);
+    if let Some(ended) = &finished.ended_processes {
+        put(&mut metadata, "ended_processes", ended.to_json());
+        // After what it printed was cut to size, so that the model always reads it.
+        output.push_str(if output.is_empty() { "" } else { "\n" });
+        output.push_str(&ended.note());
+    }
     ToolResult { output, metadata, ..result }
 }
 
@@ -174,6 +180,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::sandbox::ended::EndedProcesses;
     use crate::sandbox::output::Captured;
 
     fn stream(text: &str, bytes: u64, omitted_bytes: u64) -> Captured {
@@ -189,6 +196,7 @@ mod tests {
             sandboxed: true,
             network_isolated: false,
             all_dead: true,
+            ended_processes: None,
         }
     }
 
@@ -312,6 +320,26 @@ mod tests {
         let text = metadata(&bash_result(failed, 30.0));
         let expected = r#""output_file_truncated":true,"output_file_error":"no disk"}"#;
         assert!(text.ends_with(expected) && !text.contains(r#""output_file":"#), "{text}");
+    }
+
+    #[test]
+    fn what_was_ended_with_a_command_is_told_to_the_model_and_to_programs() {
+        let ended = EndedProcesses::new(2, b"python3\0");
+        let note = ended.note();
+        let left = |stdout| Finished {
+            stdout,
+            stderr: Captured::default(),
+            ended_processes: Some(ended.clone()),
+            ..finished(End::Exited(0))
+        };
+        let result = bash_result(left(stream("begun\n", 6, 0)), 30.0);
+        assert_eq!((result.outcome, result.output), (Outcome::Ok, format!("begun\n{note}")));
+        let expected = r#""ended_processes":{"count":2,"names":["python3"]}}"#;
+        assert!(metadata(&bash_result(left(Captured::default()), 30.0)).ends_with(expected));
+        assert_eq!(bash_result(left(Captured::default()), 30.0).output, note);
+        // However much it printed.
+        let cut = bash_result(left(stream("head\n... (output truncated)\ntail", 99_999, 9)), 30.0);
+        assert!(cut.output.ends_with(&format!("tail\n{note}")));
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use super::ended::EndedProcesses;
 use super::host::Host;
 use super::init::{self, Run, RunEvent};
 use super::jail::{Jail, KILL_MARGIN, RunHandle, SETUP_LIMIT, TOO_SLOW};
@@ -38,6 +39,7 @@ pub(super) struct Entered {
     /// The exit code of a main process that ended by itself.
     exit_code: Option<i32>,
     killed: Option<Reason>,
+    ended_processes: Option<EndedProcesses>,
     wants_jail_ended: bool,
     /// How it ended, and whether the end of every process was seen. Then it is over.
     end: Option<(End, bool)>,
@@ -81,6 +83,7 @@ impl Entered {
             ended: None,
             exit_code: None,
             killed: None,
+            ended_processes: None,
             wants_jail_ended: false,
             end: None,
         })
@@ -154,7 +157,10 @@ impl Entered {
                 };
                 self.end = Some((end, true));
             }
-            RunEvent::Ended { .. } | RunEvent::Done { .. } => {}
+            RunEvent::Rest { run, count, names } if own == Some(run) => {
+                self.ended_processes = Some(EndedProcesses::new(count, &names));
+            }
+            RunEvent::Ended { .. } | RunEvent::Rest { .. } | RunEvent::Done { .. } => {}
         }
     }
 
@@ -253,7 +259,8 @@ impl Entered {
             _ => Duration::ZERO,
         };
         let [stdout, stderr] = self.outputs.finish(watch);
-        Ending { end, stdout, stderr, wall, all_dead, leftover: None }
+        let ended_processes = self.ended_processes;
+        Ending { end, stdout, stderr, wall, all_dead, ended_processes, leftover: None }
     }
 }
 

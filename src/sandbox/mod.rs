@@ -3,8 +3,9 @@
 //! Each slot has a *workspace*, a directory that commands see as `/workspace`. What the engine is
 //! made of, from the tools down to the kernel:
 //!
-//! - `bash` shapes what a command gave into the tool's result; `files` is the tools `read_file`
-//!   and `write_file`; `artifacts` reads, lists and archives a workspace for those outside.
+//! - `bash` shapes what a command gave into the tool's result, `ended` what it left running;
+//!   `files` is the tools `read_file` and `write_file`; `artifacts` reads, lists and archives a
+//!   workspace for those outside.
 //! - `supervisor` runs any number of commands with one thread. A `command` has `entered` the jail
 //!   of its slot (`jails`), or is `running` without one under a `reaper`, which `reports`; `host`
 //!   is what every start needs. `outputs` is what a command prints: `stream` its pipes, `recording`
@@ -27,6 +28,7 @@ pub(crate) mod artifacts;
 pub(crate) mod bash;
 mod command;
 pub(crate) mod descriptors;
+mod ended;
 mod entered;
 pub(crate) mod etc;
 mod events;

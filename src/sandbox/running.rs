@@ -217,7 +217,8 @@ impl Running {
             None
         };
         let wall = ended.saturating_duration_since(self.started);
-        Ending { end, stdout, stderr, wall, all_dead: self.report.all_dead, leftover }
+        let all_dead = self.report.all_dead;
+        Ending { end, stdout, stderr, wall, all_dead, ended_processes: None, leftover }
     }
 }
 

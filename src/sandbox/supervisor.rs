@@ -40,6 +40,7 @@ use parking_lot::Mutex;
 use rustix::event::{EventfdFlags, epoll, eventfd};
 use rustix::fs::Mode;
 
+use super::ended::EndedProcesses;
 use super::host::Host;
 use super::isolation::Isolation;
 use super::jails::OnGone;
@@ -116,6 +117,9 @@ pub(crate) struct Finished {
     /// Whether the end of every process of the command was seen. `false` where that took longer
     /// than the margin of 5 s (a process that hangs in the kernel), or where nobody can tell.
     pub(crate) all_dead: bool,
+    /// What it left running, and was ended with it; `None` where that was nothing, and where nobody
+    /// looked: without a sandbox, and in the shell of a session.
+    pub(crate) ended_processes: Option<EndedProcesses>,
 }
 
 /// Names one run of one supervisor.
@@ -320,6 +324,7 @@ impl Answer {
             sandboxed: self.sandboxed,
             network_isolated: self.network_isolated,
             all_dead: true,
+            ended_processes: None,
         }
     }
 

@@ -56,6 +56,21 @@ fn a_result_says_which_task_it_belongs_to_and_what_a_trainer_masks() {
 }
 
 #[test]
+fn a_result_says_what_its_call_left_running() {
+    let leaves = "sleep 99 & until grep -qx sleep /proc/$!/comm; do :; done; echo begun";
+    let setup = Setup::new(&[trajectory("t", &[leaves, "echo alone"])]);
+    let run = setup.replay(&[]);
+    assert_eq!(run.code, Some(0), "{run:?}");
+    let results = setup.results();
+    let expected = json!({"count": 1, "names": ["sleep"]});
+    assert_eq!(results[0]["metadata"]["ended_processes"], expected);
+    let output = results[0]["output"].as_str().unwrap();
+    assert!(output.starts_with("begun\n[1 background process was ended with"), "{output}");
+    assert_eq!(results[1]["output"], "alone");
+    assert_eq!(results[1]["metadata"].get("ended_processes"), None);
+}
+
+#[test]
 fn the_summary_for_programs_tells_how_the_run_ended() {
     let lines = ["nonsense".to_owned(), trajectory("t", &["true"])];
     let setup = Setup::new(&lines);

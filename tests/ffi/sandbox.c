@@ -78,10 +78,18 @@ static void work(te_executor *executor) {
     te_queue *queue;
     te_result *result;
     te_call *call;
+    const char *text;
+    size_t len;
     char name[16];
     run(executor, "t", "echo hello > f; cat f", TE_OUTCOME_OK, "hello");
     run(executor, "t", "cat f; exit 3", TE_OUTCOME_NON_ZERO_EXIT, "hello");
     run(executor, "t", "kill -9 $$", TE_OUTCOME_NON_ZERO_EXIT, "");
+    OK(te_execute(executor, TE_STR("t"),
+                  TE_STR("{\"name\": \"bash\", \"arguments\": {\"command\": \"sleep 500 & "
+                         "until grep -qx sleep /proc/$!/comm; do :; done\"}}"), &result));
+    OK(te_result_metadata(result, &text, &len));
+    CHECK(has_text(text, len, "\"ended_processes\":{\"count\":1,\"names\":[\"sleep\"]}"));
+    te_result_free(result);
     artifacts(executor);
     OK(te_queue_new(executor, 64, &queue));
     for (int i = 0; i < 16; i++) {

@@ -232,7 +232,7 @@ fn a_limit_of_time_is_what_was_asked_for_or_the_result_says_both() {
 
 #[test]
 fn programs_get_a_moment_to_clean_up_when_their_time_is_up() {
-    for front in fronts(Policy::default()).into_iter().filter(|front| front.name != "cold") {
+    for front in fronts(Policy::default()) {
         let run = |command: &str| front.run("bash", json!({"command": command, "timeout": 1}));
         // Also those that are not the main process, and those that are stopped.
         let cleans = "clean() { echo $1 cleaned; exit; }
@@ -258,12 +258,17 @@ fn programs_get_a_moment_to_clean_up_when_their_time_is_up() {
 
 #[test]
 fn what_a_command_leaves_running_gets_a_shorter_moment() {
-    for front in fronts(Policy::default()).into_iter().filter(|front| front.name != "cold") {
+    for front in fronts(Policy::default()) {
         let run = |command: &str| front.run("bash", json!({"command": command}));
         let leaves = "(trap 'echo cleaned >late; exit' TERM; : >up; sleep 1000 & wait) &
-            (trap '' TERM; : >up2; sleep 1000) & until [ -e up -a -e up2 ]; do :; done; echo main";
+            (trap '' TERM; : >up2; sleep 1000; :) & until [ -e up -a -e up2 ]; do :; done; echo main";
         let result = run(leaves);
-        assert_eq!((result.outcome, &*result.output), (Outcome::Ok, "main"));
+        assert_eq!(result.outcome, Outcome::Ok, "{result:?}");
+        // The shells, and their sleeps so far as they have begun.
+        assert!(result.output.starts_with("main\n["), "{result:?}");
+        let told = &result.metadata["ended_processes"];
+        assert!((2..=4).contains(&told["count"].as_u64().unwrap()), "{told}");
+        assert_eq!(told["names"][0], "bash", "{told}");
         assert_eq!(run("cat late; pgrep -c sleep").output, "cleaned\n0");
     }
 }

@@ -216,7 +216,8 @@ fn what_is_slow_to_die_costs_no_slot_and_the_call_ends_as_its_main_process_did()
     let call = ToolCall::new("write_file", json!({"path": "slow.py", "content": SLOW_TO_DIE}));
     assert!(executor.execute("t", call).success);
     let result = executor.execute("t", ToolCall::bash("exec python3 slow.py"));
-    assert_eq!((result.outcome, &*result.output), (Outcome::NonZeroExit, "ready"), "{result:?}");
+    assert_eq!(result.outcome, Outcome::NonZeroExit, "{result:?}");
+    assert!(result.output.starts_with("ready\n[10 background processes were"), "{result:?}");
     assert_eq!(result.metadata["exit_code"], 3);
     assert_eq!(executor.stats().retired_sandboxes, 1, "it died in time: {result:?}");
     // The same slot, with the same files and with none.

@@ -175,8 +175,14 @@ fn a_timeout_keeps_what_was_printed_and_leaves_the_slot_usable() {
 fn a_background_child_does_not_hold_the_call_up() {
     let (_dir, executor) = executor(1);
     let marker = unique_sleep();
-    let result = executor.execute("t", bash(&format!("{marker} & echo done")));
-    assert_eq!((result.outcome, &*result.output), (Outcome::Ok, "done"));
+    let wait = "until grep -qx sleep /proc/$!/comm; do :; done";
+    let result = executor.execute("t", bash(&format!("{marker} & {wait}; echo done")));
+    let told = "done\n[1 background process was ended with this call: sleep; use \
+        terminal_stateful to keep a process running between calls]";
+    assert_eq!((result.outcome, &*result.output), (Outcome::Ok, told));
+    let expected = json!({"count": 1, "names": ["sleep"]});
+    assert_eq!(result.metadata["ended_processes"], expected);
+    assert_eq!(result.metadata.keys().next_back().unwrap(), "ended_processes");
     assert!(!is_running(&marker), "and does not outlive it");
 }
 

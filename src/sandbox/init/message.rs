@@ -33,6 +33,10 @@ pub(crate) const READY: u8 = b'R';
 pub(crate) const FAILED: u8 = b'F';
 /// From the program: the main process has ended, and what it left behind is being killed.
 pub(crate) const ENDED: u8 = b'e';
+/// From the program: what a run has left running a moment after its main process ended, and is
+/// asked to end now. The header's first number says how many processes that are. There follow their
+/// names, each once and with a NUL at its end: [`MOST_NAMES`] at most.
+pub(crate) const REST: u8 = b'l';
 /// From the program: no process of the run is left. The numbers are the main process's wait
 /// status, and the error number where there never was one. The flag says that something else was
 /// left behind that the next run would find.
@@ -46,6 +50,13 @@ pub(crate) const TRACES: u8 = 1;
 pub(crate) const WITH_INPUT: u8 = 1;
 /// The flag of a run with a script.
 pub(crate) const WITH_SCRIPT: u8 = 2;
+
+/// The most processes that are counted; this stands for as many or more.
+pub(crate) const MOST_COUNTED: usize = 1000;
+/// The most names of processes in a message.
+pub(crate) const MOST_NAMES: usize = 10;
+/// The longest name of a process, in bytes: the kernel's.
+pub(crate) const NAME_LENGTH: usize = 15;
 
 /// The header of every message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

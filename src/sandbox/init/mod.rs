@@ -20,8 +20,8 @@ use rustix::net::{
 
 use super::spawn;
 use message::{
-    ASK_FIRST, DONE, ENDED, FAILED, HEADER, Header, KILL, LONGEST, READY, RUN, SET_UP, SIGNAL,
-    TRACES, WITH_INPUT, WITH_SCRIPT,
+    ASK_FIRST, DONE, ENDED, FAILED, HEADER, Header, KILL, LONGEST, MOST_NAMES, NAME_LENGTH, READY,
+    REST, RUN, SET_UP, SIGNAL, TRACES, WITH_INPUT, WITH_SCRIPT,
 };
 
 pub(super) use message::SOCKET_FD;
@@ -69,7 +69,7 @@ pub(super) enum InitEvent {
 }
 
 /// What the process says of a run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum RunEvent {
     /// The main process of this run has ended. What it left behind still dies.
     Ended {
@@ -77,6 +77,15 @@ pub(super) enum RunEvent {
         run: u32,
         /// The main process's wait status.
         status: i32,
+    },
+    /// What it left behind did not end by itself, and is asked to.
+    Rest {
+        /// The run.
+        run: u32,
+        /// How many processes, at most [`message::MOST_COUNTED`].
+        count: u32,
+        /// Their names, as [`message::REST`] has them.
+        names: Vec<u8>,
     },
     /// No process of this run is left.
     Done {
@@ -193,7 +202,7 @@ impl InitSocket {
     /// # Errors
     /// A process that is gone ([`io::ErrorKind::UnexpectedEof`]).
     pub(super) fn receive(&self) -> io::Result<Option<InitEvent>> {
-        let mut bytes = [0; HEADER];
+        let mut bytes = [0; HEADER + MOST_NAMES * (NAME_LENGTH + 1)];
         loop {
             let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
             let mut control = RecvAncillaryBuffer::new(&mut space);
@@ -223,6 +232,10 @@ impl InitSocket {
                 READY => InitEvent::Ready(root),
                 FAILED => InitEvent::Failed(run as usize, Errno::from_raw_os_error(first)),
                 ENDED => InitEvent::Run(RunEvent::Ended { run, status: first }),
+                REST => {
+                    let names = bytes[HEADER..length].to_vec();
+                    InitEvent::Run(RunEvent::Rest { run, count: first.unsigned_abs(), names })
+                }
                 DONE => InitEvent::Run(RunEvent::Done {
                     run,
                     end: if errno == 0 { Ok(first) } else { Err(errno) },

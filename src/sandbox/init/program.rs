@@ -3,9 +3,9 @@
 //! `build.rs` compiles it to a static executable of a few kilobytes, which `mod.rs` carries and
 //! which the engine starts in new namespaces. It sets the jail up (`setup`), as it is told by the
 //! socket that it has inherited. Then it runs one command at a time; when the command's main
-//! process ends it ends every other process of the jail – by SIGTERM, and by SIGKILL after a
-//! moment –, waits until the last of them is gone, looks for what else was left behind, and says
-//! so.
+//! process ends the others have a moment to end by themselves; it says which ones do not (`rest`),
+//! and ends every other process of the jail – by SIGTERM, and by SIGKILL after a moment –, waits
+//! until the last of them is gone, looks for what else was left behind, and says so.
 //!
 //! It runs as the same user as the commands, which are its children and try to get at it:
 //! - It is the init of its pid namespace: the kernel keeps signals from inside away from it.
@@ -29,6 +29,7 @@
 #[cfg_attr(target_arch = "x86_64", path = "arch/x86_64.rs")]
 mod arch;
 mod message;
+mod rest;
 mod setup;
 mod system;
 
@@ -36,6 +37,7 @@ use core::mem::MaybeUninit;
 use core::ptr::{addr_of_mut, null};
 
 use message::*;
+use rest::{Entries, Rest};
 use system::*;
 
 const SIGKILL: i32 = 9;
@@ -85,6 +87,8 @@ struct Kept {
     /// `/dev/null`.
     null: i32,
     signals: i32,
+    /// The jail's own `/proc`.
+    proc: i32,
     /// `/dev/shm` and `/dev/mqueue`.
     shared: [i32; 2],
     /// The directories of the jail's own root file system, and when each was changed last.
@@ -126,7 +130,7 @@ unsafe extern "C" fn main(stack: *const usize) -> ! {
     close_all(fds);
     let Some(header) = Header::parse(plan).filter(|header| header.kind == SET_UP) else { exit(2) };
     if let Err((step, errno)) = setup::set_up(&plan[HEADER..], header.numbers[0] as usize) {
-        say(Header { kind: FAILED, flag: 0, run: step, numbers: [errno, 0] }, None);
+        say(Header { kind: FAILED, flag: 0, run: step, numbers: [errno, 0] }, &[], None);
         exit(1);
     }
     call!(arch::PRCTL, PR_SET_DUMPABLE, 0);
@@ -143,7 +147,8 @@ unsafe extern "C" fn main(stack: *const usize) -> ! {
         call!(arch::SIGNALFD4, -1isize, &raw const mask, 8, O_CLOEXEC | O_NONBLOCK) as i32;
     let shared = [b"/dev/shm\0".as_slice(), b"/dev/mqueue\0".as_slice()]
         .map(|path| open(path, arch::O_DIRECTORY));
-    if first != 0 || signals < 0 || shared[0] < 0 {
+    let proc = open(b"/proc\0", arch::O_DIRECTORY);
+    if first != 0 || signals < 0 || shared[0] < 0 || proc < 0 {
         exit(3);
     }
     if limit > 0 {
@@ -159,15 +164,15 @@ unsafe extern "C" fn main(stack: *const usize) -> ! {
     if !tells_apart {
         own.iter().for_each(|(_, since)| wait_until_after(since));
     }
-    let kept = Kept { null, signals, shared, own };
-    say(Header { kind: READY, flag: 0, run: 0, numbers: [0; 2] }, Some(kept.own[0].0));
+    let kept = Kept { null, signals, proc, shared, own };
+    say(Header { kind: READY, flag: 0, run: 0, numbers: [0; 2] }, &[], Some(kept.own[0].0));
     loop {
         serve(&kept, program, environment);
     }
 }
 
 fn tell(kind: u8, flag: u8, run: u32, numbers: [i32; 2]) {
-    say(Header { kind, flag, run, numbers }, None);
+    say(Header { kind, flag, run, numbers }, &[], None);
 }
 
 /// Receives one order and carries it out.
@@ -247,18 +252,35 @@ unsafe extern "C" fn become_program(command: *mut Command) -> ! {
     exit(127)
 }
 
+/// How long what a run leaves behind has to end by itself, in milliseconds. What only finishes its
+/// work needs a few: the reader of a process substitution, a `git gc --auto` that finds nothing to
+/// do. It is neither stopped in the middle nor reported. The end of a call with a server that stays
+/// comes so much later. Where one of them is about to run, as on a machine that is busy, all have
+/// as long again, up to so many times: what sleeps waits for something that will not come.
+const PATIENCE_WITH_STRAGGLERS: i64 = 20;
+const MOST_LOOKS: u8 = 5;
 /// How long processes may take to end after SIGTERM, in milliseconds: those of a run whose time is
 /// up, and what a run leaves behind.
 const PATIENCE: i64 = 500;
 const PATIENCE_WITH_REST: i64 = 50;
 
+/// How far a run is. It only moves downwards. Times are those of [`now`].
+enum Stage {
+    /// Its main process runs.
+    Running,
+    /// That has ended; until then the others may end by themselves. How often was looked at them.
+    Lingering(i64, u8),
+    /// All were asked to end; what is left then is killed.
+    Asked(i64),
+    /// All were killed.
+    Killed,
+}
+
 /// Waits for the main process, and for every other one after ending them; gives the wait status.
 /// The engine's end of the socket is watched all the time.
 fn wait_for_end(kept: &Kept, main_process: i32, run: u32) -> i32 {
     let mut status = None;
-    // Once everything is to end: when it is killed, unless it was.
-    let mut ending = false;
-    let mut kill_at = None;
+    let mut stage = Stage::Running;
     loop {
         // Orphans become children of this process: they are reaped as they end.
         let (last, ended) = reap(main_process);
@@ -267,36 +289,46 @@ fn wait_for_end(kept: &Kept, main_process: i32, run: u32) -> i32 {
             if !last {
                 tell(ENDED, 0, run, [ended, 0]);
             }
-            if !ending {
-                (ending, kill_at) = (true, Some(ask_all_to_end(PATIENCE_WITH_REST)));
+            if let Stage::Running = stage {
+                stage = Stage::Lingering(now() + PATIENCE_WITH_STRAGGLERS, 0);
             }
         }
         if last && let Some(status) = status {
             // Without a child there is no process left, since this one inherits them all.
             return status;
         }
-        let left = kill_at.map_or(i64::MAX, |at| at - now());
-        if left <= 0 {
-            kill_all();
-            kill_at = None;
+        let due = match stage {
+            Stage::Lingering(until, _) | Stage::Asked(until) => Some(until - now()),
+            Stage::Running | Stage::Killed => None,
+        };
+        if due.is_some_and(|left| left <= 0) {
+            stage = match stage {
+                Stage::Lingering(_, looks) => {
+                    let rest = Rest::of(kept.proc);
+                    if rest.is_busy && looks + 1 < MOST_LOOKS {
+                        Stage::Lingering(now() + PATIENCE_WITH_STRAGGLERS, looks + 1)
+                    } else {
+                        tell_rest(&rest, run);
+                        ask_all_to_end(PATIENCE_WITH_REST)
+                    }
+                }
+                _ => kill_all(),
+            };
             continue;
         }
         let watch = |fd| PollFd { fd, events: 1, revents: 0 };
         let mut fds = [watch(SOCKET_FD), watch(kept.signals)];
-        poll(&mut fds, kill_at.map(|_| left));
+        poll(&mut fds, due);
         if fds[0].revents != 0 {
             let Some((message, received)) = receive() else { exit(0) };
             close_all(received);
             match Header::parse(message).filter(|header| header.run == run) {
                 Some(Header { kind: KILL, flag, .. }) if flag & ASK_FIRST != 0 => {
-                    if !ending {
-                        (ending, kill_at) = (true, Some(ask_all_to_end(PATIENCE)));
+                    if let Stage::Running | Stage::Lingering(..) = stage {
+                        stage = ask_all_to_end(PATIENCE);
                     }
                 }
-                Some(Header { kind: KILL, .. }) => {
-                    kill_all();
-                    (ending, kill_at) = (true, None);
-                }
+                Some(Header { kind: KILL, .. }) => stage = kill_all(),
                 Some(Header { kind: SIGNAL, numbers: [signal, _], .. }) if status.is_none() => {
                     call!(arch::KILL, -(main_process as isize), signal);
                 }
@@ -310,12 +342,20 @@ fn wait_for_end(kept: &Kept, main_process: i32, run: u32) -> i32 {
     }
 }
 
+/// Says what a run has left running, just before it is asked to end.
+fn tell_rest(rest: &Rest, run: u32) {
+    if rest.count > 0 {
+        let numbers = [rest.count as i32, 0];
+        say(Header { kind: REST, flag: 0, run, numbers }, rest.names(), None);
+    }
+}
+
 /// SIGTERM to every process of the jail but this one, also to those that are stopped, and when they
 /// are to be killed: after so many milliseconds.
-fn ask_all_to_end(patience: i64) -> i64 {
+fn ask_all_to_end(patience: i64) -> Stage {
     call!(arch::KILL, -1isize, SIGTERM);
     call!(arch::KILL, -1isize, SIGCONT);
-    now() + patience
+    Stage::Asked(now() + patience)
 }
 
 /// The time, in milliseconds.
@@ -348,8 +388,9 @@ fn reap(main_process: i32) -> (bool, Option<i32>) {
 }
 
 /// SIGKILL to every process of the jail but this one, none of which can fork away from it.
-fn kill_all() {
+fn kill_all() -> Stage {
     call!(arch::KILL, -1isize, SIGKILL);
+    Stage::Killed
 }
 
 /// Whether there is something that outlives processes: System V objects, shared memory, queues.
@@ -423,23 +464,14 @@ fn is_empty(dir: i32) -> bool {
     if dir < 0 {
         return true;
     }
-    let mut entries = [0u8; 256];
+    // Room for the two dots and the longest name, which else would not be among them.
+    let mut entries = [0u8; 512];
     call!(arch::LSEEK, dir, 0, 0);
     let length = call!(arch::GETDENTS64, dir, entries.as_mut_ptr(), entries.len());
     if length < 0 {
         return false;
     }
-    // Each: inode, offset, length (2 bytes at 16), type, name.
-    let mut at = 0;
-    while at + 19 < length as usize {
-        let name = &entries[at + 19..];
-        let dots = name[0] == b'.' && (name[1] == 0 || (name[1] == b'.' && name[2] == 0));
-        if !dots {
-            return false;
-        }
-        at += u16::from_ne_bytes([entries[at + 16], entries[at + 17]]) as usize;
-    }
-    true
+    Entries(&entries[..length as usize]).all(|name| matches!(name, b"." | b".."))
 }
 
 /// The number in a string of digits.

@@ -152,10 +152,13 @@ pub(crate) fn close_all(fds: [i32; MOST_FDS]) {
     }
 }
 
-/// Sends one message, with a descriptor if there is one.
-pub(crate) fn say(header: Header, fd: Option<i32>) {
+/// Sends one message, with what follows its header and a descriptor, if there are any.
+pub(crate) fn say(header: Header, body: &[u8], fd: Option<i32>) {
     let mut bytes = header.to_bytes();
-    let mut iov = IoVec { base: bytes.as_mut_ptr(), length: HEADER };
+    let mut iov = [
+        IoVec { base: bytes.as_mut_ptr(), length: HEADER },
+        IoVec { base: body.as_ptr().cast_mut(), length: body.len() },
+    ];
     let mut control =
         Control { length: 20, level: SOL_SOCKET, kind: SCM_RIGHTS, fds: [fd.unwrap_or(NO_FD); 4] };
     let (control, control_length) = match fd {
@@ -165,8 +168,8 @@ pub(crate) fn say(header: Header, fd: Option<i32>) {
     let header = MsgHdr {
         name: core::ptr::null_mut(),
         name_length: 0,
-        iov: &raw mut iov,
-        iov_length: 1,
+        iov: iov.as_mut_ptr(),
+        iov_length: iov.len(),
         control,
         control_length,
         flags: 0,

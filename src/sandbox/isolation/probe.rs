@@ -140,7 +140,7 @@ impl Jails {
                             Run { argv: &argv, stdin, stdout: null, stderr: null, script: None };
                         jail.run(&run, Arc::new(|_| {})).err().map(|error| Err(failed(error)))
                     }
-                    News::Run(RunEvent::Ended { .. }) => None,
+                    News::Run(RunEvent::Ended { .. } | RunEvent::Rest { .. }) => None,
                     News::Run(RunEvent::Done { end, traces, .. }) => Some(outcome(end, traces)),
                 };
                 if let Some(done) = done {

@@ -143,7 +143,7 @@ pub(super) struct RunHandle {
 }
 
 /// What an event means to the owner.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum News {
     /// It is running: programs may be run.
     Opened,

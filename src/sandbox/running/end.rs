@@ -3,6 +3,7 @@
 use std::io;
 use std::time::Duration;
 
+use crate::sandbox::ended::EndedProcesses;
 use crate::sandbox::limits::Exceeded;
 use crate::sandbox::output::Captured;
 use crate::sandbox::reaper::{Report, Step};
@@ -34,6 +35,8 @@ pub(in crate::sandbox) struct Ending {
     pub(in crate::sandbox) wall: Duration,
     /// Whether the end of every process was seen.
     pub(in crate::sandbox) all_dead: bool,
+    /// What it left running, and was ended with it.
+    pub(in crate::sandbox) ended_processes: Option<EndedProcesses>,
     /// What is still to be reaped, where waiting was given up.
     pub(in crate::sandbox) leftover: Option<Child>,
 }

@@ -348,16 +348,18 @@ impl Turn {
     /// A jail's first process has said something of its command.
     fn on_run_event(&mut self, number: u64, event: RunEvent, now: Instant) {
         let Some(id) = self.jails.get(number).and_then(|tenancy| tenancy.occupant) else { return };
+        let ends_jail = match &event {
+            // One that cannot start a shell is not used again either.
+            RunEvent::Done { end, traces, .. } => *traces || end.is_err() || !self.host.warm,
+            RunEvent::Ended { .. } | RunEvent::Rest { .. } => false,
+        };
         self.change(id, |command, _, _, _| {
             if let Command::Entered(entered) = command {
                 entered.on_run_event(event, now);
             }
         });
-        if let RunEvent::Done { end, traces, .. } = event {
-            // One that cannot start a shell is not used again either.
-            if traces || end.is_err() || !self.host.warm {
-                self.end_jail(number);
-            }
+        if ends_jail {
+            self.end_jail(number);
         }
     }
 
@@ -457,6 +459,7 @@ impl Turn {
             sandboxed,
             network_isolated,
             all_dead: ending.all_dead,
+            ended_processes: ending.ended_processes,
         });
     }
 

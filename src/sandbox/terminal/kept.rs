@@ -336,6 +336,7 @@ impl Jailed {
                     self.end.get_or_insert(Ok(status));
                     self.jail.end(watch, now);
                 }
+                News::Run(RunEvent::Rest { .. }) => {}
                 News::Run(RunEvent::Done { end, .. }) => {
                     self.end.get_or_insert(end);
                     self.jail.end(watch, now);

@@ -138,6 +138,7 @@ fn nothing_ran(end: End) -> ShellEnded {
         sandboxed: false,
         network_isolated: false,
         all_dead: true,
+        ended_processes: None,
     };
     ShellEnded {
         finished,
@@ -424,6 +425,7 @@ impl Program for Shell {
             sandboxed: self.sandboxed,
             network_isolated: self.network_isolated,
             all_dead: cx.kept.all_dead(),
+            ended_processes: None,
         };
         // Before the answer: its caller may look.
         drop(self.directory);
@@ -581,6 +583,7 @@ impl Shell {
             sandboxed: self.sandboxed,
             network_isolated: self.network_isolated,
             all_dead: true,
+            ended_processes: None,
         });
         let code = status.code;
         self.last = status;

@@ -39,6 +39,11 @@ const TRACES: &[(&str, &str, &str)] = &[
     ("a limit", "ulimit -n 5", "[ $(ulimit -n) -le 5 ]"),
     ("a file mode mask", "umask 0", "[ $(umask) = 0000 ]"),
     ("shared memory in files", "echo trace > /dev/shm/trace", "ls -A /dev/shm | grep ."),
+    (
+        "shared memory in a file of the longest name",
+        "echo trace > /dev/shm/$(printf %0255d 0)",
+        "ls -A /dev/shm | grep .",
+    ),
     ("System V shared memory", "ipcmk -M 1000", "ipcs -m | grep 0x"),
     ("System V semaphores", "ipcmk -S 2", "ipcs -s | grep 0x"),
     ("System V queues", "ipcmk -Q", "ipcs -q | grep 0x"),

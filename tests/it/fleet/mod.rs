@@ -81,6 +81,18 @@ fn calls_run_on_all_servers_and_a_released_slot_is_empty() {
 }
 
 #[test]
+fn what_a_call_leaves_running_is_told_across_the_fleet() {
+    let server = server(1);
+    let executor = executor(fleet([url(&server)]));
+    let command = "sleep 99 & until grep -qx sleep /proc/$!/comm; do :; done";
+    let result = executor.execute("t", bash(command));
+    assert_eq!(result.outcome, Outcome::Ok, "{}", result.error);
+    assert!(result.output.starts_with("[1 background process was ended with this call: sleep;"));
+    let expected = json!({"count": 1, "names": ["sleep"]});
+    assert_eq!(result.metadata["ended_processes"], expected);
+}
+
+#[test]
 fn a_running_call_is_cancelled_down_to_its_last_process() {
     let server = server(1);
     let executor = executor(fleet([url(&server)]));

@@ -255,6 +255,20 @@ fn a_batch_runs_at_once_in_its_order_and_each_item_fails_alone() {
     assert!((0..3).all(|slot| results[slot]["output"].as_str().unwrap().len() == 39_999));
 }
 
+#[test]
+fn what_a_call_leaves_running_is_told_after_the_metadata_of_the_protocol() {
+    let (_dir, server) = server(1);
+    let mut client = Client::connect(server.addr());
+    let command = "sleep 99 & until grep -qx sleep /proc/$!/comm; do :; done; echo begun";
+    let call = json!({"slot_id": "slot_0", "tool": "bash", "args": {"command": command}});
+    let answer = client.ask("POST", "/execute", &[], call.to_string().as_bytes()).json();
+    let output = answer["output"].as_str().unwrap();
+    assert!(output.starts_with("begun\n[1 background process was ended with"), "{answer}");
+    let metadata = answer["metadata"].as_object().unwrap();
+    let expected = json!({"count": 1, "names": ["sleep"]});
+    assert_eq!(metadata.iter().next_back().unwrap(), (&"ended_processes".to_owned(), &expected));
+}
+
 /// Calls that run until the test lets them end.
 struct Waits(usize, Sender<Execution>);
 

@@ -89,7 +89,7 @@ pub(crate) fn compare(name: &str, recorded: &Recorded, result: &ToolResult) -> M
     }
     let output = match &recorded.output {
         None => OutputMatch::Na,
-        Some(text) => match compare_output(text, recorded.truncated, &result.output) {
+        Some(text) => match compare_result(text, recorded.truncated, result) {
             OutputMatch::Exact => OutputMatch::Exact,
             _ if name == "write_file" && result.success => OutputMatch::Na,
             other => other,
@@ -108,6 +108,19 @@ fn compare_exit(recorded: Option<i64>, result: &ToolResult) -> ExitMatch {
         None => (recorded == 0) == result.success,
     };
     if agree { ExitMatch::Agree } else { ExitMatch::Differ }
+}
+
+/// A recording by another harness has no line about the processes that were ended with a call.
+fn compare_result(recorded: &str, truncated: bool, result: &ToolResult) -> OutputMatch {
+    let whole = compare_output(recorded, truncated, &result.output);
+    if whole == OutputMatch::Exact || !result.metadata.contains_key("ended_processes") {
+        return whole;
+    }
+    let printed = result.output.rsplit_once('\n').map_or("", |(printed, _note)| printed);
+    match compare_output(recorded, truncated, printed) {
+        OutputMatch::Differ => whole,
+        found => found,
+    }
 }
 
 fn compare_output(recorded: &str, truncated: bool, ours: &str) -> OutputMatch {
@@ -267,6 +280,30 @@ mod tests {
             let found = compare("bash", &recorded(theirs), &ToolResult::ok(ours));
             assert_eq!(found.output, category, "{theirs:?} {ours:?}");
         }
+    }
+
+    #[test]
+    fn the_line_about_ended_processes_is_no_difference() {
+        let note = "[1 background process was ended with this call: sleep]";
+        let result = |output: &str| {
+            let mut result = ToolResult::ok(output);
+            let ended = serde_json::json!({"count": 1, "names": ["sleep"]});
+            result.metadata.insert("ended_processes".to_owned(), ended);
+            result
+        };
+        let with_note = format!("a\nb\n{note}");
+        for (theirs, ours, category) in [
+            ("a\nb", &*with_note, OutputMatch::Exact),
+            (&*with_note, &*with_note, OutputMatch::Exact),
+            ("a\nb\n", &*with_note, OutputMatch::Trimmed),
+            ("", note, OutputMatch::Exact),
+            ("a", &*with_note, OutputMatch::Differ),
+        ] {
+            let found = compare("bash", &recorded(theirs), &result(ours)).output;
+            assert_eq!(found, category, "{theirs:?} {ours:?}");
+        }
+        let printed = ToolResult::ok(&*with_note);
+        assert_eq!(compare("bash", &recorded("a\nb"), &printed).output, OutputMatch::Differ);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 mod ends;
 mod hosts;
 mod late;
+mod rest;
 mod walls;
 
 use std::collections::{BTreeSet, HashSet};
