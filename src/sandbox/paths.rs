@@ -30,6 +30,9 @@ use rustix::io::Errno;
 /// Where a command in the sandbox sees its workspace.
 pub(crate) const MOUNT_POINT: &str = "/workspace";
 
+/// Where a command in the sandbox sees its temporary files.
+pub(crate) const TEMPORARY: &str = "/tmp";
+
 /// Symlinks followed for one path, as many as the kernel does.
 const MAX_LINKS: usize = 40;
 

@@ -71,12 +71,11 @@ impl Running {
         let script = call.script.as_deref();
         let script =
             script.map(|script| spawn::memory_file(c"tool-command", script)).transpose()?;
-        let (home, temporary) = (spec.workspace.path(), spec.workspace.temporary());
         let reaper = reaper::start(&reaper::Command {
             program: &CString::new(host.shell.path())?,
-            environment: &CStringArray::new(environment(home, temporary, host.shell, host))?,
+            environment: &CStringArray::new(environment(&spec.workspace.on_host(), host))?,
             arguments: &CStringArray::new(call.argv)?,
-            directory: home,
+            directory: spec.workspace.path(),
             stdio: [stdin.as_ref().unwrap_or(&host.null).as_fd(), stdout.as_fd(), stderr.as_fd()],
             script: script.as_ref().map(AsFd::as_fd),
             open_files: host.open_files,

@@ -131,18 +131,24 @@ pub(super) fn shell_call(shell: Shell, command: &str, inline_limit: usize) -> Sh
     ShellCall { argv: argv(&format!(". {SCRIPT_PATH}")), script: Some(script) }
 }
 
+/// Where a slot's directories are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Places<'a> {
+    /// The workspace, in which commands begin.
+    pub(crate) workspace: &'a Path,
+    /// What they have as `/tmp`.
+    pub(crate) temporary: &'a Path,
+    /// Their home directory.
+    pub(crate) home: &'a Path,
+}
+
 /// The whole environment of a command, as `NAME=value`. Nothing of the host's own is in it.
-pub(super) fn environment(
-    home: &Path,
-    temporary: &Path,
-    shell: Shell,
-    user: &str,
-) -> Vec<OsString> {
+pub(super) fn environment(places: &Places<'_>, shell: Shell, user: &str) -> Vec<OsString> {
     [
         ("PATH", OsStr::new(PATH)),
-        ("HOME", home.as_os_str()),
-        ("PWD", home.as_os_str()),
-        ("TMPDIR", temporary.as_os_str()),
+        ("HOME", places.home.as_os_str()),
+        ("PWD", places.workspace.as_os_str()),
+        ("TMPDIR", places.temporary.as_os_str()),
         ("USER", OsStr::new(user)),
         ("LOGNAME", OsStr::new(user)),
         ("SHELL", OsStr::new(shell.path())),

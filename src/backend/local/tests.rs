@@ -70,7 +70,7 @@ fn a_slot_that_is_reset_has_nothing_of_its_former_trajectory() {
     let executor = ToolExecutor::builder().backend(backend.clone()).start().unwrap();
     let place = || {
         let workspace = backend.0.slots[0].workspace();
-        [workspace.path().to_owned(), workspace.temporary().to_owned()]
+        workspace.directories().map(Path::to_owned)
     };
     let attributes = |path: &Path| {
         let mut names = [0_u8; 256];

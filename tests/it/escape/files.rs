@@ -84,7 +84,7 @@ const ATTACKS: &[Attack] = &[
         name: "write anywhere but to the slot's and the sandbox's own directories",
         script:
             "own=$(stat -c %d /); find / -maxdepth 4 -path /proc -prune -o -path /workspace -prune \
-                -o -path /tmp -prune -o -path /dev/shm -prune -o -path /dev/mqueue -prune \
+                -o -path /tmp -prune -o -path $HOME -prune -o -path /dev/shm -prune -o -path /dev/mqueue -prune \
                 -o -type d -writable -print 2>/dev/null | while read d; do
             [ $(stat -c %d \"$d\") = $own ] || { echo x > \"$d/attack\" && echo ESCAPED $d; }; done",
         outside: NotRun("changes the host"),
