@@ -44,7 +44,7 @@ use rustix::fs::{AtFlags, Dir, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::identity::Identity;
-use super::paths::{MOUNT_POINT, Root, TEMPORARY};
+use super::paths::{MOUNT_POINT, Mount, Root, TEMPORARY, View};
 use super::shell::Places;
 use super::tree::{self, TreeError, Until};
 use super::user::{self, CommandUser, WeakRoot};
@@ -587,6 +587,18 @@ impl Workspace {
         }
     }
 
+    /// The host path of a path as commands may write it: from the workspace, or from their home.
+    #[cfg(test)]
+    pub(crate) fn at(&self, path: &str) -> PathBuf {
+        let given = Path::new(path);
+        let from_home = given.strip_prefix("~").or_else(|_| given.strip_prefix(self.inside().home));
+        match from_home {
+            Ok(path) => self.home().join(path),
+            // Unless it is absolute.
+            Err(_) => self.path().join(path),
+        }
+    }
+
     /// The number of its slot.
     pub(crate) fn slot(&self) -> usize {
         self.slot
@@ -634,9 +646,24 @@ impl Workspace {
         self.owner
     }
 
-    /// The directory that the model's paths are resolved beneath.
-    pub(crate) fn root(&self) -> &Root {
+    /// The workspace itself.
+    fn root(&self) -> &Root {
         &self.workspace.root
+    }
+
+    /// Its user's home directory, held.
+    pub(super) fn home_root(&self) -> &Root {
+        &self.home.root
+    }
+
+    /// What the model's paths mean.
+    pub(crate) fn view(&self) -> View<'_> {
+        let Places { workspace, temporary, home } = self.inside();
+        View::new([
+            Mount { place: workspace, alias: None, root: &self.workspace.root },
+            Mount { place: temporary, alias: None, root: &self.temporary.root },
+            Mount { place: home, alias: Some(self.home()), root: &self.home.root },
+        ])
     }
 
     /// Whether its directory is still where it was made: somebody outside may have removed or

@@ -2,6 +2,7 @@
 //! what the model made.
 
 use serde_json::json;
+use tool_executor::artifact::{ArchiveArtifacts, ListArtifacts, ReadArtifact};
 use tool_executor::backend::local::LocalBackend;
 use tool_executor::config::LocalConfig;
 use tool_executor::{ToolCall, ToolExecutor};
@@ -71,4 +72,52 @@ fn what_tools_keep_at_home_lasts_as_long_as_the_trajectory_and_is_not_in_the_wor
     assert_eq!(executor.execute("t", shell).output, "kept\n.gitconfig\nfile");
     executor.release("t").unwrap();
     assert_eq!(executor.execute("u", bash("find ~ -mindepth 1")).output, "");
+}
+
+#[test]
+fn the_complete_output_is_where_every_tool_reaches_it_and_not_in_the_workspace() {
+    let (_dir, executor) = executor();
+    let whole: String = (1..=15_000).map(|n| format!("{n}\n")).collect();
+    let commands = [
+        bash("git init -q --bare /tmp/b.git; seq 15000"),
+        ToolCall::new("terminal_stateful", json!({"command": "seq 15000"})),
+    ];
+    for call in commands {
+        let result = executor.execute("t", call);
+        let path = result.metadata["output_file"].as_str().unwrap();
+        assert!(path.starts_with('/') && !path.starts_with("/workspace"), "{path}");
+        assert_eq!(executor.execute("t", bash(&format!("tail -n1 {path}"))).output, "15000");
+        let read = executor.execute("t", ToolCall::new("read_file", json!({"path": path})));
+        assert!(read.output == whole && read.metadata["path"] == path, "{:?}", read.metadata);
+        let artifact = executor.read_artifact("t", &ReadArtifact::new(path)).unwrap();
+        assert!(artifact.content == whole.as_bytes() && artifact.path == path, "{}", artifact.path);
+        assert_eq!(executor.execute("t", bash("ls -A; grep -r 15000 .; true")).output, "");
+    }
+    let clone = "git clone -q /tmp/b.git . 2>/dev/null; echo $?; git add -A; git status -s";
+    assert_eq!(executor.execute("t", bash(clone)).output, "0");
+}
+
+#[test]
+fn file_tools_and_artifacts_reach_tmp_and_the_home() {
+    let (_dir, executor) = executor();
+    let home = executor.execute("t", bash("echo report > /tmp/report; echo ~")).output;
+    let call = |tool: &str, arguments| executor.execute("t", ToolCall::new(tool, arguments));
+    let read = call("read_file", json!({"path": "/tmp/report"}));
+    assert_eq!((&*read.output, &read.metadata["path"]), ("report\n", &json!("/tmp/report")));
+    let file = format!("{home}/new/file");
+    let written = call("write_file", json!({"path": file, "content": "x"}));
+    assert_eq!(written.metadata["path"], file, "{written:?}");
+    assert!(call("write_file", json!({"path": "../tmp/in", "content": "y"})).success);
+    assert_eq!(executor.execute("t", bash("cat ~/new/file /tmp/in")).output, "xy");
+    for outside in ["/etc/passwd", "/home/other/x", "/var/x", "/root/../etc/passwd", "/"] {
+        let refused = call("write_file", json!({"path": outside, "content": "x"}));
+        assert_eq!(refused.error, "Access denied: path outside workspace", "{outside}");
+    }
+    let list = ListArtifacts::new("/tmp");
+    let list = executor.list_artifacts("t", &list).unwrap();
+    let paths: Vec<_> = list.entries.iter().map(|entry| &*entry.path).collect();
+    assert_eq!(paths, ["/tmp/in", "/tmp/report"]);
+    let archive = ArchiveArtifacts::new("/tmp");
+    let (_, summary) = executor.archive_artifacts("t", &archive).unwrap();
+    assert_eq!(summary.entry_count, 3, "the directory and two files");
 }

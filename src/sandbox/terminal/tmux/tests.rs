@@ -165,7 +165,7 @@ impl Bench {
     }
 
     fn file(&self, name: &str) -> std::path::PathBuf {
-        self.workspaces[0].path().join(name)
+        self.workspaces[0].at(name)
     }
 
     fn content(&self, name: &str) -> Vec<u8> {
