@@ -121,3 +121,19 @@ fn file_tools_and_artifacts_reach_tmp_and_the_home() {
     let (_, summary) = executor.archive_artifacts("t", &archive).unwrap();
     assert_eq!(summary.entry_count, 3, "the directory and two files");
 }
+
+#[test]
+fn the_text_of_a_command_is_in_no_processs_arguments() {
+    let (_dir, executor) = executor();
+    // The pattern does not match itself.
+    let command =
+        "grep -al 'sought[-]text' /proc/[0-9]*/cmdline; pkill -f 'sought[-]text'; : sought-text
+        echo went on";
+    let calls = of_each_tool(command).into_iter().chain([ToolCall::new(
+        "bash",
+        json!({"command": command, "workdir": "/tmp", "env": {"A": "sought-text"}, "stdin": "x"}),
+    )]);
+    for call in calls {
+        assert_eq!(executor.execute("t", call).output, "went on");
+    }
+}
