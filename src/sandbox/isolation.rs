@@ -7,9 +7,9 @@
 //!
 //! What a command sees in a jail: a read-only `/usr`, of `/etc` what the module `etc` has copied,
 //! its workspace as `/workspace`, its slot's `/tmp` and home directory (the only host directories
-//! that it can write to), a private `/dev`, a read-only `/proc` of its own processes, its own user, pid, ipc, uts and
-//! cgroup namespaces, a network only where it is allowed, no capabilities and no further user
-//! namespaces; and no system calls but those that `limits::seccomp` leaves it.
+//! that it can write to), a private `/dev`, a read-only `/proc` of its own processes, its own user,
+//! pid, ipc, uts and cgroup namespaces, a network only where it is allowed, no capabilities and no
+//! further user namespaces; and no system calls but those that `limits::seccomp` leaves it.
 
 mod failure;
 mod layout;

@@ -2,8 +2,8 @@
 //!
 //! The file tools and the artifacts resolve every path here. A path means what it means to a
 //! command in the sandbox: a [`View`] says where a slot's directories are there, `x` is
-//! `/workspace/x`, and `/tmp/x` is the slot's. Everything else, and every `..` or symlink that leads
-//! there, is [`PathError::Outside`].
+//! `/workspace/x`, and `/tmp/x` is the slot's. Everything else, and every `..` or symlink that
+//! leads there, is [`PathError::Outside`].
 //!
 //! The model can race us: a command of its own may swap directories for symlinks while we look. So
 //! no path of more than one component is ever given to the kernel. [`View::resolve`] walks: each

@@ -137,3 +137,23 @@ fn the_text_of_a_command_is_in_no_processs_arguments() {
         assert_eq!(executor.execute("t", call).output, "went on");
     }
 }
+
+#[test]
+fn core_files_are_to_be_had_where_the_host_hands_them_to_no_program() {
+    let (_dir, executor) = executor();
+    let pattern = std::fs::read_to_string("/proc/sys/kernel/core_pattern").unwrap();
+    let expected = match pattern.starts_with(['|', '@']) {
+        true => "1 1 1",
+        false => "0 unlimited unlimited",
+    };
+    let command = "echo $(ulimit -Sc) $(ulimit -Hc) $(ulimit -c unlimited; ulimit -c)";
+    for call in of_each_tool(command) {
+        let result = executor.execute("t", call);
+        assert_eq!(result.output.lines().next(), Some(expected), "{result:?}");
+    }
+    // A relative name is a file in the working directory.
+    if expected.starts_with('0') && !pattern.contains('/') {
+        let crash = "ulimit -c unlimited; { sh -c 'kill -SEGV $$'; } 2>/dev/null; ls | wc -l";
+        assert_eq!(executor.execute("t", bash(crash)).output, "1");
+    }
+}

@@ -4,7 +4,8 @@
 //! which the engine starts in new namespaces. It sets the jail up (`setup`), as it is told by the
 //! socket that it has inherited. Then it runs one command at a time; when the command's main
 //! process ends it ends every other process of the jail – by SIGTERM, and by SIGKILL after a
-//! moment –, waits until the last of them is gone, looks for what else was left behind, and says so.
+//! moment –, waits until the last of them is gone, looks for what else was left behind, and says
+//! so.
 //!
 //! It runs as the same user as the commands, which are its children and try to get at it:
 //! - It is the init of its pid namespace: the kernel keeps signals from inside away from it.

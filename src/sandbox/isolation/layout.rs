@@ -42,7 +42,8 @@ impl HostLayout {
 /// The root directory of a jail. Pure.
 ///
 /// What can be written to: the workspace, `/tmp` and the home directory, which are the slot's, and
-/// the directories that are the jail's own and go with it, `/dev/shm` and the root directory among them.
+/// the directories that are the jail's own and go with it, `/dev/shm` and the root directory among
+/// them.
 pub(super) fn root(layout: &HostLayout, etc: Option<&Path>, contents: &Contents<'_>) -> Vec<Entry> {
     let shown = |host: &Path, place: &Path, access| Entry::Shown {
         host: host.to_owned(),

@@ -17,8 +17,8 @@ use super::Output;
 use crate::sandbox::tree::OPEN_DIR;
 use crate::sandbox::workspace::Workspace;
 
-/// The directory of these files, in the home directory of each slot: outside of the workspace, where
-/// they would be part of what the model makes.
+/// The directory of these files, in the home directory of each slot: outside of the workspace,
+/// where they would be part of what the model makes.
 pub(crate) const DIRECTORY: &str = ".tool-output";
 
 /// How often a name is tried that the model could have guessed.
