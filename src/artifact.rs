@@ -4,8 +4,8 @@
 //! side is `sandbox::artifacts`, the wire's is `wire::sandbox`, and users call
 //! [`ToolExecutor::read_artifact`](crate::ToolExecutor::read_artifact) and its kin.
 //!
-//! Paths are relative to the workspace, or begin with `/workspace`; symlinks are followed as long
-//! as they stay in it.
+//! Paths mean what they mean to commands: they are relative to the workspace, or begin with
+//! `/workspace`, `/tmp` or the home directory; symlinks are followed as long as they stay in these.
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;

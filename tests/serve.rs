@@ -16,7 +16,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::http_client::{Answer, Client};
-use crate::program::{program, program_ignoring, signal};
+use crate::program::{program, program_ignoring, signal, wait_until};
 
 mod fakes {
     /// Longer than anything here takes on a busy machine.
@@ -364,8 +364,8 @@ fn a_signal_leaves_no_process_and_no_directory() {
     ] {
         body[timeout] = json!(600);
         let _client = program.send("POST", "/execute", &body);
-        program.until_there_is("began");
-        assert!(runs(sleep) && !runs_in(program.tmp.path()).is_empty());
+        wait_until(&mut program.child, || runs(sleep));
+        assert!(!runs_in(program.tmp.path()).is_empty());
         program.terminate();
         // It has taken the first one in when it listens no more. The second one ends the grace.
         while std::net::TcpStream::connect(program.addr).is_ok() {

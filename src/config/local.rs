@@ -22,9 +22,10 @@ pub struct LocalConfig {
     /// How many characters are kept of each of a command's two output streams. Defaults to 50,000.
     pub max_output_chars: usize,
     /// How many bytes of a call's output, of `bash` or `terminal_stateful`, are kept in files in
-    /// its workspace, where the result does not show all of it: `.tool-output/<n>-stdout.txt` and
-    /// `…-stderr.txt`, named by the metadata `output_file` and `stderr_file`. Of both streams
-    /// together; the rest is left out. 0 for no such files. Defaults to 16 MiB.
+    /// its home directory, where the result does not show all of it:
+    /// `~/.tool-output/<n>-stdout.txt` and `…-stderr.txt`, named by the metadata `output_file` and
+    /// `stderr_file`. Of both streams together; the rest is left out. 0 for no such files. Defaults
+    /// to 16 MiB.
     pub max_output_file_bytes: u64,
     /// Makes this process a child subreaper (`prctl(2)`), so that ended commands leave no zombies
     /// where the system's first process removes none, as in many containers. Only commands without

@@ -119,7 +119,7 @@ pub(crate) fn in_order(order: OutputOrder, mut result: ToolResult) -> ToolResult
     result
 }
 
-/// What became of the file with a whole stream: `<key>` is its path from the workspace,
+/// What became of the file with a whole stream: `<key>` is its path as commands see it,
 /// `<key>_bytes` how many bytes of the stream it has, `<key>_truncated` says that these are not
 /// all, and `<key>_error` why something is missing, unless that is the limit's doing.
 fn put_kept(metadata: &mut JsonObject, key: &str, kept: Option<Kept>) {

@@ -13,8 +13,8 @@ use rustix::process::{Resource, Rlimit};
 /// do besides.
 const USUAL: u64 = 65_536;
 
-/// The descriptors of a slot's two held directories: its workspace and its `/tmp`.
-const DIRECTORIES: u64 = 2;
+/// The descriptors of a slot's held directories: its workspace, its `/tmp` and its home.
+const DIRECTORIES: u64 = 3;
 /// The jail of its commands: the socket to its first process, that process, its root.
 const JAIL: u64 = 3;
 /// One that is ending meanwhile: the same, but for the socket.
@@ -170,7 +170,7 @@ mod tests {
 
     #[test]
     fn a_start_needs_what_its_slots_need_and_a_reserve() {
-        assert_eq!(PER_SLOT, 29);
+        assert_eq!(PER_SLOT, 30);
         let need = Need::new(usize::MAX, 7);
         assert_eq!(need.total(), u64::MAX);
         assert_eq!(need.reserve, RESERVE + 7);

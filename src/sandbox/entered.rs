@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use super::ended::EndedProcesses;
 use super::host::Host;
-use super::init::{self, Run, RunEvent};
+use super::init::{Run, RunEvent};
 use super::jail::{Jail, KILL_MARGIN, RunHandle, SETUP_LIMIT, TOO_SLOW};
 use super::limits::{Alarm, Exceeded};
 use super::outputs::{Outputs, stdin_of};
@@ -50,7 +50,7 @@ struct Entry {
     argv: Vec<OsString>,
     stdin: Option<OwnedFd>,
     writers: [OwnedFd; 2],
-    script: Option<OwnedFd>,
+    script: OwnedFd,
     /// Called when it exceeds a limit of its slot.
     alarm: Alarm,
 }
@@ -67,10 +67,8 @@ impl Entered {
         alarm: Alarm,
     ) -> io::Result<Self> {
         let (outputs, writers) = Outputs::new(spec, host, watch)?;
-        let limit = init::INLINE_COMMAND_LIMIT;
-        let ShellCall { argv, script } = shell::shell_call(host.shell, &spec.command, limit);
-        let script =
-            script.map(|script| spawn::memory_file(c"tool-command", &script)).transpose()?;
+        let ShellCall { argv, script } = shell::shell_call(host.shell, &spec.command);
+        let script = spawn::memory_file(c"tool-command", &script)?;
         Ok(Self {
             outputs,
             jail: 0,
@@ -126,7 +124,7 @@ impl Entered {
             stdin: stdin.as_ref().map(AsFd::as_fd),
             stdout: stdout.as_fd(),
             stderr: stderr.as_fd(),
-            script: script.as_ref().map(AsFd::as_fd),
+            script: Some(script.as_fd()),
         };
         match jail.run(&run, alarm) {
             Ok(run) => {

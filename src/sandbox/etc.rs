@@ -1,4 +1,5 @@
 //! What a sandbox shows as `/etc`: a copy of the entries that tools need and that hold no secrets.
+//! What says who and where a command is comes from its `identity`.
 //!
 //! A copy, made once per engine, because binding the entries one by one costs as much as all the
 //! rest of a sandbox: each mount costs. The copy lives in the engine's data
@@ -16,12 +17,14 @@ use std::path::Path;
 
 use rustix::fs::{Mode, OFlags};
 
+use super::identity::{self, Identity};
+use super::shell::Shell;
 use super::tree;
 
 /// Entries of `/etc` that tools need and that hold no secrets. A `*` at the end is a prefix match.
 ///
 /// Not the whole directory: it holds password hashes, host keys, private TLS keys, tokens.
-const ENTRIES: [&str; 44] = [
+const ENTRIES: [&str; 41] = [
     "bash.bashrc",
     "ca-certificates*",
     "crypto-policies",
@@ -30,9 +33,7 @@ const ENTRIES: [&str; 44] = [
     "emacs",
     "ethertypes",
     "fonts",
-    "group",
     "host.conf",
-    "hosts",
     "inputrc",
     "java*",
     "ld.so.cache",
@@ -50,7 +51,6 @@ const ENTRIES: [&str; 44] = [
     "nsswitch.conf",
     "os-release",
     "papersize",
-    "passwd",
     "perl",
     "pki/ca-trust",
     "pki/tls/certs",
@@ -73,14 +73,14 @@ pub(super) const BOUND: [&str; 2] = ["/etc/alternatives", "/etc/ssl/certs"];
 /// The file that the host's own is bound over.
 pub(super) const RESOLV_CONF: &str = "/etc/resolv.conf";
 
-/// Fills the empty directory `dest` with what sandboxes see as `/etc`. Blocks for some
-/// milliseconds.
+/// Fills the empty directory `dest` with what sandboxes see as `/etc`, in which commands are
+/// `identity`. Blocks for some milliseconds.
 ///
 /// An entry that cannot be read is left out: tools do without it, as they do on another machine.
 ///
 /// # Errors
 /// Where `dest` cannot be written.
-pub(crate) fn copy_to(dest: &Path) -> io::Result<()> {
+pub(crate) fn copy_to(dest: &Path, identity: &Identity) -> io::Result<()> {
     let etc = Path::new("/etc");
     let names: Vec<_> = fs::read_dir(etc)
         .into_iter()
@@ -99,6 +99,15 @@ pub(crate) fn copy_to(dest: &Path) -> io::Result<()> {
             None => copy_entry(etc, dest, OsStr::new(pattern))?,
         }
     }
+    let hosts = |name| fs::read_to_string(etc.join(name)).unwrap_or_default();
+    let shell = Shell::detect().path();
+    put(dest, "passwd", &identity.passwd(&hosts("passwd"), shell))?;
+    put(dest, "group", &identity.group(&hosts("group")))?;
+    put(dest, "hosts", &identity::hosts(&hosts("hosts")))?;
+    if !dest.join("nsswitch.conf").exists() {
+        // Some C libraries ask name servers alone.
+        put(dest, "nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n")?;
+    }
     // Something for the host's own to be bound over.
     for bound in BOUND {
         let place = dest.join(bound.trim_start_matches("/etc/"));
@@ -107,9 +116,7 @@ pub(crate) fn copy_to(dest: &Path) -> io::Result<()> {
             set_mode(made, 0o755)?;
         }
     }
-    let resolv_conf = dest.join("resolv.conf");
-    fs::write(&resolv_conf, "")?;
-    set_mode(&resolv_conf, 0o644)?;
+    put(dest, "resolv.conf", "")?;
     set_mode(dest, 0o755)
 }
 
@@ -141,6 +148,13 @@ fn copy_entry(etc: &Path, dest: &Path, name: &OsStr) -> io::Result<()> {
     Ok(())
 }
 
+/// Makes a file of this content.
+fn put(dest: &Path, name: &str, content: &str) -> io::Result<()> {
+    let path = dest.join(name);
+    fs::write(&path, content)?;
+    set_mode(&path, 0o644)
+}
+
 /// Whatever the host's umask took away: a command may run as another user.
 fn set_mode(path: &Path, mode: u32) -> io::Result<()> {
     fs::set_permissions(path, fs::Permissions::from_mode(mode))
@@ -153,8 +167,8 @@ mod tests {
     #[test]
     fn what_tools_need_is_there_and_no_known_secret_is() {
         let dir = tempfile::tempdir().unwrap();
-        copy_to(dir.path()).unwrap();
-        for needed in ["passwd", "group", "resolv.conf"] {
+        copy_to(dir.path(), &Identity::detect(None)).unwrap();
+        for needed in ["passwd", "group", "hosts", "nsswitch.conf", "resolv.conf"] {
             assert!(dir.path().join(needed).is_file(), "{needed}");
         }
         let secrets =

@@ -1,8 +1,8 @@
 //! The tools `read_file` and `write_file`.
 //!
 //! The engine calls them on its own I/O threads with a call's arguments. They do file system work
-//! beneath the workspace only (see [`paths`](super::paths)), and never wait for anybody: what is
-//! not a regular file is refused before it is opened and again after, and every open is
+//! beneath the slot's directories only (see [`paths`](super::paths)), and never wait for anybody:
+//! what is not a regular file is refused before it is opened and again after, and every open is
 //! `O_NONBLOCK`, so that no FIFO, device or lease of the model's making can hold a thread.
 //!
 //! Sizes are bytes. Text is read as UTF-8 with U+FFFD for what is not, and written as it is: no
@@ -304,7 +304,7 @@ fn enter(workspace: &Workspace, given: &str) -> Result<Option<Entered>, Failure>
 }
 
 fn resolve(workspace: &Workspace, given: &str) -> Result<Resolved, Failure> {
-    workspace.root().resolve(given).map_err(|error| match error {
+    workspace.view().resolve(given).map_err(|error| match error {
         PathError::Outside => Failure::Outside,
         PathError::Os(errno) => Failure::os(errno, &workspace_path(given)),
     })

@@ -4,13 +4,13 @@
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::Path;
 use std::sync::Arc;
 
 use super::descriptors;
-use super::isolation::{self, HostLayout, Isolation};
+use super::identity::Identity;
+use super::isolation::{self, Isolation};
 use super::limits::Limits;
-use super::shell::{self, Shell};
+use super::shell::{self, Places, Shell};
 use super::spool::Spool;
 use super::user::CommandUser;
 
@@ -47,9 +47,9 @@ impl Host {
         user: Option<CommandUser>,
         limits: Arc<Limits>,
     ) -> io::Result<Self> {
-        let layout = match &isolation {
-            Isolation::Jailed(jails) => jails.layout.clone(),
-            Isolation::None { .. } => HostLayout::detect(user),
+        let (shell, identity) = match &isolation {
+            Isolation::Jailed(jails) => (jails.layout.shell, jails.layout.identity.clone()),
+            Isolation::None { .. } => (Shell::detect(), Arc::new(Identity::detect(user))),
         };
         Ok(Self {
             warm: isolation.is_warm(),
@@ -58,8 +58,8 @@ impl Host {
             null: isolation::open_null()?,
             // Never above the hard limit that sandboxes get.
             open_files: limits.lower_open_files(descriptors::raise_limit(0)),
-            shell: layout.shell,
-            user: layout.user,
+            shell,
+            user: identity.name().to_owned(),
             command_user: user,
             limits,
         })
@@ -71,12 +71,7 @@ impl Host {
     }
 }
 
-/// The environment of a command.
-pub(super) fn environment(
-    home: &Path,
-    temporary: &Path,
-    shell: Shell,
-    host: &Host,
-) -> Vec<OsString> {
-    shell::environment(home, temporary, shell, &host.user)
+/// The environment of a command whose slot's directories are at these places.
+pub(super) fn environment(places: &Places<'_>, host: &Host) -> Vec<OsString> {
+    shell::environment(places, host.shell, &host.user)
 }

@@ -6,10 +6,10 @@
 //! a jail shows is in [`layout`]; `jail` makes it. `shell` knows how a command reaches its shell.
 //!
 //! What a command sees in a jail: a read-only `/usr`, of `/etc` what the module `etc` has copied,
-//! its workspace as `/workspace` and its slot's `/tmp` (the only host directories that it can write
-//! to), a private `/dev`, a read-only `/proc` of its own processes, its own user, pid, ipc, uts and
-//! cgroup namespaces, a network only where it is allowed, no capabilities and no further user
-//! namespaces; and no system calls but those that `limits::seccomp` leaves it.
+//! its workspace as `/workspace`, its slot's `/tmp` and home directory (the only host directories
+//! that it can write to), a private `/dev`, a read-only `/proc` of its own processes, its own user,
+//! pid, ipc, uts and cgroup namespaces, a network only where it is allowed, no capabilities and no
+//! further user namespaces; and no system calls but those that `limits::seccomp` leaves it.
 
 mod failure;
 mod layout;
@@ -27,9 +27,11 @@ pub(super) use layout::HostLayout;
 pub(crate) use probe::Budget;
 pub(crate) use remedy::{Facts, advice};
 
+use super::identity::HOST_NAME;
 use super::init;
 use super::jail::{Origin, Plan};
 use super::limits::Filter;
+use super::paths::MOUNT_POINT;
 use super::user::CommandUser;
 use super::workspace::Workspace;
 
@@ -210,7 +212,7 @@ impl Jails {
         let strict = Self {
             program: Arc::new(program),
             can_cut_network: true,
-            layout: HostLayout::detect(user),
+            layout: HostLayout::detect(workspace.identity().clone()),
             etc: None,
             warm: true,
             shared_memory: None,
@@ -235,12 +237,12 @@ impl Jails {
         Plan {
             uid: uid.as_raw(),
             gid: gid.as_raw(),
-            host_name: "sandbox",
+            host_name: HOST_NAME,
             network: contents.network,
             root: layout::root(&self.layout, self.etc.as_deref(), &contents),
             shared_memory: self.shared_memory,
             filter: self.seccomp.as_ref().ok().map(|filter| filter.program().to_vec()),
-            directory: layout::WORKSPACE,
+            directory: MOUNT_POINT,
             program: contents.program.to_owned(),
             environment: contents.environment,
             open_files: contents.open_files,

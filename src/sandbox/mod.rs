@@ -13,9 +13,9 @@
 //! - `terminal` keeps programs running between a slot's calls, with one thread for all of them:
 //!   the shell of `bash_stateful`, and the terminals of `tmux`. Both threads wait by `events`.
 //! - `jail` is a set of namespaces from birth to death, whose first process is ours (`init`).
-//! - `shell` is how a command reaches its shell, `isolation` what it may see, `etc` what of `/etc`,
-//!   `reaper` how all its processes are found where there is no jail, `spawn` the start of a
-//!   process, `user` whom all of this runs as where the host is root.
+//! - `shell` is how a command reaches its shell, `identity` who it is there, `isolation` what it
+//!   may see, `etc` what of `/etc`, `reaper` how all its processes are found where there is no
+//!   jail, `spawn` the start of a process, `user` whom all of this runs as where the host is root.
 //! - `limits` is what of the machine and of the kernel a slot may use, `descriptors` how many of
 //!   this process's own all slots need.
 //! - `workspace` owns the directories, `paths` finds places beneath them, `tree` empties and
@@ -34,6 +34,7 @@ pub(crate) mod etc;
 mod events;
 pub(crate) mod files;
 mod host;
+mod identity;
 mod init;
 pub(crate) mod isolation;
 mod jail;

@@ -71,8 +71,8 @@ impl Outputs {
             }
         };
         let spool = host.spool.clone().filter(|_| spec.output_file_bytes > 0);
-        let keep =
-            spool.map(|spool| Keep::new(spool, spec.workspace.clone(), spec.output_file_bytes));
+        let (bytes, sandboxed) = (spec.output_file_bytes, host.isolation.is_sandboxed());
+        let keep = spool.map(|spool| Keep::new(spool, spec.workspace.clone(), bytes, sandboxed));
         let writers = [stdout_writer, stderr_writer];
         if let Some(user) = host.command_user {
             // Of a pipe, `/dev/stderr` can be opened by its owner only.

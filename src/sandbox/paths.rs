@@ -1,15 +1,17 @@
-//! From a path that a model wrote to a file beneath its workspace.
+//! From a path that a model wrote to a file in its slot's directories.
 //!
-//! The file tools and the artifacts resolve every path here. `/workspace`,
-//! `/workspace/x` and `x` mean what they mean to a command in the sandbox; everything else that is
-//! absolute, and every `..` or symlink that leads out, is [`PathError::Outside`].
+//! The file tools and the artifacts resolve every path here. A path means what it means to a
+//! command in the sandbox: a [`View`] says where a slot's directories are there, `x` is
+//! `/workspace/x`, and `/tmp/x` is the slot's. Everything else, and every `..` or symlink that
+//! leads there, is [`PathError::Outside`].
 //!
 //! The model can race us: a command of its own may swap directories for symlinks while we look. So
-//! no path of more than one component is ever given to the kernel. [`Root::resolve`] walks: each
+//! no path of more than one component is ever given to the kernel. [`View::resolve`] walks: each
 //! component is opened with `O_PATH | O_NOFOLLOW` in the directory held before it, symlinks are
 //! read from the held descriptor and followed by hand, and `..` never asks the kernel for a parent
-//! (a directory that was moved meanwhile has another one) but walks again from the workspace.
-//! Every descriptor is therefore beneath the workspace by construction, whatever moves.
+//! (a directory that was moved meanwhile has another one) but walks again from the slot's directory
+//! that it is in. Every descriptor is therefore beneath one of these by construction, whatever
+//! moves. What is above them (`/`, `/home`) is but a path, of which no descriptor is held.
 //!
 //! Why not `openat2(RESOLVE_BENEATH)`: it refuses the absolute symlinks to `/workspace/...` that
 //! are right inside the sandbox, it cannot say which directories of a path are missing, and it
@@ -30,6 +32,9 @@ use rustix::io::Errno;
 /// Where a command in the sandbox sees its workspace.
 pub(crate) const MOUNT_POINT: &str = "/workspace";
 
+/// Where a command in the sandbox sees its temporary files.
+pub(crate) const TEMPORARY: &str = "/tmp";
+
 /// Symlinks followed for one path, as many as the kernel does.
 const MAX_LINKS: usize = 40;
 
@@ -40,27 +45,64 @@ const MAX_PATH_BYTES: usize = 4095;
 /// ends it after some 20 ms.
 const MAX_STEPS: usize = 16_384;
 
-/// Why a path leads to no place in the workspace.
+/// Why a path leads to no place in a slot's directories.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum PathError {
-    /// It leads out of the workspace, or into a circle of symlinks, or holds a NUL.
+    /// It leads out of them, or into a circle of symlinks, or holds a NUL.
     Outside,
     /// The system refused to look.
     Os(Errno),
 }
 
-/// The directory that paths are resolved beneath, held open so that it cannot be swapped.
+/// A directory that paths are resolved beneath, held open so that it cannot be swapped.
 #[derive(Debug)]
 pub(crate) struct Root {
     dir: OwnedFd,
 }
 
-/// A place in the workspace. It need not exist, and nothing says that it still is what it was.
+/// A slot's directory as paths name it.
+#[derive(Debug)]
+pub(crate) struct Mount<'a> {
+    /// Where it is in the sandbox: an absolute path without symlinks.
+    pub(crate) place: &'a Path,
+    /// Another absolute path by which it may be named as a whole: where commands that are not in a
+    /// sandbox find it.
+    pub(crate) alias: Option<&'a Path>,
+    /// The directory.
+    pub(crate) root: &'a Root,
+}
+
+/// What paths mean to the commands of a slot.
+#[derive(Debug)]
+pub(crate) struct View<'a> {
+    mounts: [Mount<'a>; MOUNTS],
+}
+
+/// How many directories a slot has.
+const MOUNTS: usize = 3;
+
+/// The mount that relative paths begin in.
+const WORKSPACE: usize = 0;
+
+/// How far a walk has come.
+enum At {
+    /// A directory above the mounts, which holds nothing but the way to them.
+    Above(PathBuf),
+    /// In a mount.
+    In(Resolved),
+}
+
+/// A place in a slot's directories. It need not exist, and nothing says that it still is what it
+/// was.
 #[derive(Debug)]
 pub(crate) struct Resolved {
+    /// Which mount it is in.
+    mount: usize,
+    /// Where that is in the sandbox.
+    mounted_at: PathBuf,
     /// The last directory on the way that exists.
     dir: OwnedFd,
-    /// The path of `dir` from the workspace, without symlinks.
+    /// The path of `dir` from the mount, without symlinks.
     dir_path: PathBuf,
     /// What is left of the path below `dir`. Empty if the place is the directory itself.
     rest: Vec<OsString>,
@@ -83,10 +125,16 @@ impl Root {
     pub(crate) fn dir(&self) -> BorrowedFd<'_> {
         self.dir.as_fd()
     }
+}
 
-    /// Finds the place that `given` names, following symlinks as long as they stay in the
-    /// workspace. Does not block, and holds a few
-    /// descriptors at most, however deep the path.
+impl<'a> View<'a> {
+    /// A view of these directories, none in another, the workspace first.
+    pub(crate) fn new(mounts: [Mount<'a>; MOUNTS]) -> Self {
+        Self { mounts }
+    }
+
+    /// Finds the place that `given` names, following symlinks as long as they stay in the slot's
+    /// directories. Does not block, and holds a few descriptors at most, however deep the path.
     ///
     /// Components below one that is missing (or is no directory) are taken literally:
     /// `missing/../x` is `x`.
@@ -97,28 +145,50 @@ impl Root {
         if given.contains('\0') {
             return Err(PathError::Outside);
         }
-        let mut todo: VecDeque<OsString> = VecDeque::new();
+        let mut todo = VecDeque::new();
+        for (mount, Mount { alias, .. }) in self.mounts.iter().enumerate() {
+            let below = alias.and_then(|alias| Path::new(given).strip_prefix(alias).ok());
+            if let Some(below) = below {
+                prepend(&mut todo, below.as_os_str().as_bytes())?;
+                return self.walk(At::In(self.start(mount)?), todo);
+            }
+        }
         prepend(&mut todo, given.as_bytes())?;
-        self.walk(todo)
+        self.walk(self.origin(given.starts_with('/'))?, todo)
     }
 
     /// The place that the entry `name` of the directory `dir` names, as [`resolve`](Self::resolve).
-    /// `dir` is relative to the workspace, of any length and any bytes.
+    /// `dir` is a [path](Resolved::path) of any length and any bytes.
     ///
     /// # Errors
     /// See [`PathError`].
     pub(super) fn resolve_in(&self, dir: &Path, name: &OsStr) -> Result<Resolved, PathError> {
-        self.walk(dir.iter().chain([name]).map(OsStr::to_owned).collect())
+        let names = dir.iter().chain([name]).filter(|name| *name != "/");
+        self.walk(self.origin(dir.is_absolute())?, names.map(OsStr::to_owned).collect())
     }
 
-    /// Follows the components `todo` from the workspace.
-    fn walk(&self, mut todo: VecDeque<OsString>) -> Result<Resolved, PathError> {
-        let mut place = self.start()?;
+    /// Follows the components `todo`.
+    fn walk(&self, mut at: At, mut todo: VecDeque<OsString>) -> Result<Resolved, PathError> {
         let mut links = 0;
 
         for _ in 0..MAX_STEPS {
             let Some(name) = todo.pop_front() else {
-                return Ok(place);
+                return match at {
+                    At::In(place) => Ok(place),
+                    At::Above(_) => Err(PathError::Outside),
+                };
+            };
+            let place = match &mut at {
+                At::In(place) => place,
+                At::Above(path) => {
+                    // Above the root directory there is itself.
+                    if name == ".." {
+                        path.pop();
+                    } else {
+                        at = self.enter(path.join(name))?;
+                    }
+                    continue;
+                }
             };
             if name == ".." {
                 if place.rest.pop().is_some() {
@@ -127,9 +197,10 @@ impl Root {
                     }
                 } else if place.dir_path.pop() {
                     place.dir_path.iter().rev().for_each(|dir| todo.push_front(dir.to_owned()));
-                    place = self.start()?;
+                    *place = self.start(place.mount)?;
                 } else {
-                    return Err(PathError::Outside);
+                    place.mounted_at.pop();
+                    at = At::Above(std::mem::take(&mut place.mounted_at));
                 }
                 continue;
             }
@@ -160,7 +231,7 @@ impl Root {
                         rustix::fs::readlinkat(&next, c"", Vec::new()).map_err(PathError::Os)?;
                     prepend(&mut todo, target.as_bytes())?;
                     if target.as_bytes().starts_with(b"/") {
-                        place = self.start()?;
+                        at = self.origin(true)?;
                     }
                 }
                 other => {
@@ -172,10 +243,31 @@ impl Root {
         Err(PathError::Outside)
     }
 
-    /// The workspace itself.
-    fn start(&self) -> Result<Resolved, PathError> {
-        let dir = rustix::io::fcntl_dupfd_cloexec(&self.dir, 0).map_err(PathError::Os)?;
-        Ok(Resolved { dir, dir_path: PathBuf::new(), rest: Vec::new(), found: None })
+    /// Where a path begins.
+    fn origin(&self, absolute: bool) -> Result<At, PathError> {
+        match absolute {
+            true => Ok(At::Above(PathBuf::from("/"))),
+            false => Ok(At::In(self.start(WORKSPACE)?)),
+        }
+    }
+
+    /// What is at a path from the root directory.
+    fn enter(&self, path: PathBuf) -> Result<At, PathError> {
+        if let Some(mount) = self.mounts.iter().position(|mount| mount.place == path) {
+            return Ok(At::In(self.start(mount)?));
+        }
+        match self.mounts.iter().any(|mount| mount.place.starts_with(&path)) {
+            true => Ok(At::Above(path)),
+            false => Err(PathError::Outside),
+        }
+    }
+
+    /// A mount itself.
+    fn start(&self, mount: usize) -> Result<Resolved, PathError> {
+        let Mount { place, root, .. } = self.mounts[mount];
+        let dir = rustix::io::fcntl_dupfd_cloexec(&root.dir, 0).map_err(PathError::Os)?;
+        let (mounted_at, dir_path) = (place.to_owned(), PathBuf::new());
+        Ok(Resolved { mount, mounted_at, dir, dir_path, rest: Vec::new(), found: None })
     }
 }
 
@@ -197,9 +289,14 @@ impl Resolved {
         self.found
     }
 
-    /// The place from the workspace, without symlinks; empty if it is the workspace itself.
+    /// The place without symlinks: from the workspace, and empty if it is the workspace itself;
+    /// elsewhere as a command in the sandbox sees it.
     pub(super) fn path(&self) -> PathBuf {
-        let mut path = self.dir_path.clone();
+        let mut path = match self.mount {
+            WORKSPACE => PathBuf::new(),
+            _ => self.mounted_at.clone(),
+        };
+        path.extend(&self.dir_path);
         path.extend(&self.rest);
         path
     }
@@ -207,7 +304,7 @@ impl Resolved {
     /// The place as a command in the sandbox sees it, without symlinks: `/workspace/a/b`. Never a
     /// path of the host. Bytes that are no UTF-8 are replaced.
     pub(crate) fn sandbox_path(&self) -> String {
-        let mut path = PathBuf::from(MOUNT_POINT);
+        let mut path = self.mounted_at.clone();
         path.extend(&self.dir_path);
         path.extend(&self.rest);
         path.to_string_lossy().into_owned()
@@ -219,18 +316,12 @@ pub(crate) fn file_type(fd: impl AsFd) -> Result<FileType, Errno> {
     Ok(FileType::from_raw_mode(rustix::fs::fstat(fd)?.st_mode))
 }
 
-/// Puts the components of `path` in front of `todo`. Those of an absolute path are relative to the
-/// workspace then.
+/// Puts the components of `path` in front of `todo`.
 fn prepend(todo: &mut VecDeque<OsString>, path: &[u8]) -> Result<(), PathError> {
     if path.len() > MAX_PATH_BYTES {
         return Err(PathError::Os(Errno::NAMETOOLONG));
     }
-    let mut components = path.split(|&byte| byte == b'/').filter(|c| !matches!(*c, b"" | b"."));
-    if path.starts_with(b"/")
-        && components.next().map(OsStr::from_bytes) != Path::new(MOUNT_POINT).file_name()
-    {
-        return Err(PathError::Outside);
-    }
+    let components = path.split(|&byte| byte == b'/').filter(|c| !matches!(*c, b"" | b"."));
     components.rev().for_each(|c| todo.push_front(OsString::from_vec(c.to_vec())));
     Ok(())
 }
@@ -244,18 +335,23 @@ mod tests {
 
     struct Fixture {
         outer: tempfile::TempDir,
-        root: Root,
+        roots: [Root; 3],
     }
 
-    /// A workspace `ws` beside a directory `secret` that nothing in it may reach.
+    /// A workspace `ws`, and its `tmp` and `home`, beside a directory `secret` that nothing in them
+    /// may reach.
     fn fixture() -> Fixture {
         let outer = tempfile::tempdir().unwrap();
         fs::create_dir_all(outer.path().join("ws/a/b")).unwrap();
         fs::write(outer.path().join("ws/a/f"), "inside").unwrap();
         fs::create_dir(outer.path().join("secret")).unwrap();
         fs::write(outer.path().join("secret/f"), "secret").unwrap();
-        let root = Root::open(&outer.path().join("ws")).unwrap();
-        Fixture { outer, root }
+        for name in ["tmp", "home"] {
+            fs::create_dir(outer.path().join(name)).unwrap();
+            fs::write(outer.path().join(name).join("f"), name).unwrap();
+        }
+        let roots = ["ws", "tmp", "home"].map(|name| Root::open(&outer.path().join(name)).unwrap());
+        Fixture { outer, roots }
     }
 
     impl Fixture {
@@ -265,7 +361,13 @@ mod tests {
 
         /// Where `given` leads, and whether something is there.
         fn path(&self, given: &str) -> Result<(String, bool), PathError> {
-            let place = self.root.resolve(given)?;
+            let [workspace, temporary, home] = &self.roots;
+            let alias = self.outer.path().join("home");
+            let mount = |place, root| Mount { place: Path::new(place), alias: None, root };
+            let home = Mount { alias: Some(&alias), ..mount("/home/me", home) };
+            let view =
+                View::new([mount(MOUNT_POINT, workspace), mount(TEMPORARY, temporary), home]);
+            let place = view.resolve(given)?;
             let there = place.rest().is_empty() || place.rest().len() == 1 && place.found.is_some();
             Ok((place.sandbox_path(), there))
         }
@@ -294,9 +396,36 @@ mod tests {
     }
 
     #[test]
+    fn a_slots_other_directories_are_where_the_sandbox_has_them() {
+        let fixture = fixture();
+        fixture.link("/tmp", "link");
+        fixture.link("/", "slash");
+        symlink("/workspace/a", fixture.outer.path().join("tmp/back")).unwrap();
+        for (given, leads, there) in [
+            ("/tmp/f", "/tmp/f", true),
+            ("/tmp/new/f", "/tmp/new/f", false),
+            ("../tmp/f", "/tmp/f", true),
+            ("a/../../tmp/./f", "/tmp/f", true),
+            ("/../../tmp/f", "/tmp/f", true),
+            ("link/f", "/tmp/f", true),
+            ("link/back/f", "/workspace/a/f", true),
+            ("link/back/../../tmp/f", "/tmp/f", true),
+            ("slash/workspace/a/f", "/workspace/a/f", true),
+            ("/home/me", "/home/me", true),
+            ("/home/me/f", "/home/me/f", true),
+            ("/home/../tmp/../home/me/f", "/home/me/f", true),
+        ] {
+            assert_eq!(fixture.path(given), Ok((leads.into(), there)), "{given}");
+        }
+        // As commands find it that are not in a sandbox.
+        let host = fixture.outer.path().join("home/f");
+        let found = fixture.path(host.to_str().unwrap());
+        assert_eq!(found, Ok(("/home/me/f".into(), true)));
+    }
+
+    #[test]
     fn paths_that_lead_out_are_refused() {
         let fixture = fixture();
-        let host = fixture.outer.path().join("ws/a/f");
         for given in [
             "..",
             "../secret/f",
@@ -305,12 +434,15 @@ mod tests {
             "/etc/passwd",
             "/workspace/../secret/f",
             "/workspaces/a",
+            "/home",
+            "/home/you/f",
+            "/home/me/../you",
+            "/tmp/..",
             "/workspace\0",
             "a\0b",
             "nope/../../secret/f",
             "/..",
             "a/f/../../../x",
-            host.to_str().unwrap(),
         ] {
             assert_eq!(fixture.path(given), Err(PathError::Outside), "{given}");
         }
@@ -332,10 +464,10 @@ mod tests {
         fixture.link("/etc/passwd", "etc");
         fixture.link("../secret", "up");
         fixture.link("../../secret/f", "a/up");
-        fixture.link(fixture.outer.path().join("ws/a"), "host");
         fixture.link("loop", "loop");
         fixture.link("/", "slash");
-        for given in ["etc", "up/f", "a/up", "host/f", "loop", "loop/x", "slash/workspace/a/f"] {
+        fixture.link("../home/you", "home");
+        for given in ["etc", "up/f", "a/up", "loop", "loop/x", "slash", "slash/etc", "home/f"] {
             assert_eq!(fixture.path(given), Err(PathError::Outside), "{given}");
         }
     }

@@ -28,7 +28,7 @@ use super::jail::KILL_MARGIN;
 use super::outputs::{Outputs, stdin_of};
 use super::reaper::{self, Report};
 use super::reports::Reports;
-use super::shell::{self, INLINE_COMMAND_LIMIT};
+use super::shell;
 use super::spawn::{self, CStringArray, Child, Reaped};
 use super::stream::{Source, Watch};
 use super::supervisor::CommandSpec;
@@ -67,18 +67,15 @@ impl Running {
         let stdin = stdin_of(spec)?;
         let timeout = spec.timeout.min(LONGEST_TIMEOUT);
         let now = Instant::now();
-        let call = shell::shell_call(host.shell, &spec.command, INLINE_COMMAND_LIMIT);
-        let script = call.script.as_deref();
-        let script =
-            script.map(|script| spawn::memory_file(c"tool-command", script)).transpose()?;
-        let (home, temporary) = (spec.workspace.path(), spec.workspace.temporary());
+        let call = shell::shell_call(host.shell, &spec.command);
+        let script = spawn::memory_file(c"tool-command", &call.script)?;
         let reaper = reaper::start(&reaper::Command {
             program: &CString::new(host.shell.path())?,
-            environment: &CStringArray::new(environment(home, temporary, host.shell, host))?,
+            environment: &CStringArray::new(environment(&spec.workspace.on_host(), host))?,
             arguments: &CStringArray::new(call.argv)?,
-            directory: home,
+            directory: spec.workspace.path(),
             stdio: [stdin.as_ref().unwrap_or(&host.null).as_fd(), stdout.as_fd(), stderr.as_fd()],
-            script: script.as_ref().map(AsFd::as_fd),
+            script: Some(script.as_fd()),
             open_files: host.open_files,
             user: host.command_user,
         })?;

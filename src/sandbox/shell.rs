@@ -10,12 +10,6 @@ use crate::tool::{BashArguments, Run};
 /// The number under which the shell gets its [`ShellCall::script`]; closed before the command
 /// runs.
 pub(super) const SCRIPT_FD: i32 = 5;
-/// Where the shell finds its script.
-const SCRIPT_PATH: &str = "/proc/self/fd/5";
-
-/// Longer commands do not fit into one argument (the kernel's limit is 128 KiB with the NUL) and
-/// go by the script instead.
-pub(super) const INLINE_COMMAND_LIMIT: usize = 127 * 1024;
 
 /// Where programs are looked for inside a sandbox.
 pub(crate) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -55,11 +49,10 @@ impl Shell {
     }
 }
 
-/// A script that does in `shell` what a call of `bash` asks for: its directory, its variables, its
+/// A script that does in a shell what a call of `bash` asks for: its directory, its variables, its
 /// command or program. Its standard input and its outputs are no part of that.
 ///
-/// A command that has none of the rest is the script. Else it runs in a shell of its own, which the
-/// first one becomes: so its line numbers, its messages and its variables are what they would be.
+/// All is on the command's own first line, so that line numbers are what they would be.
 pub(crate) fn script_of(arguments: &BashArguments<'_>, shell: Shell) -> String {
     let mut script = String::new();
     if let Some(workdir) = arguments.workdir {
@@ -70,21 +63,15 @@ pub(crate) fn script_of(arguments: &BashArguments<'_>, shell: Shell) -> String {
         let variables: String = arguments.env.iter().map(variable).collect();
         script.push_str(&format!("export{variables}; "));
     }
-    let (dashes, as_shell) = match shell {
-        Shell::Bash => ("-- ", "-a bash "),
-        Shell::Sh => ("", ""),
-    };
     match &arguments.run {
         Run::Program(words) => {
+            let dashes = match shell {
+                Shell::Bash => "-- ",
+                Shell::Sh => "",
+            };
             let words: Vec<_> = words.iter().map(|word| quoted(word)).collect();
             script.push_str(&format!("exec {dashes}{}", words.join(" ")));
         }
-        Run::Command(command) if script.is_empty() => script.push_str(command),
-        Run::Command(command) if command.len() < INLINE_COMMAND_LIMIT => {
-            let (path, command) = (shell.path(), quoted(command));
-            script.push_str(&format!("exec {as_shell}{path} -c -- {command}"));
-        }
-        // Too long for an argument.
         Run::Command(command) => script.push_str(command),
     }
     script
@@ -112,37 +99,44 @@ pub(super) struct ShellCall {
     /// The shell's arguments, its `$0` first.
     pub(super) argv: Vec<OsString>,
     /// What the shell must find in [`SCRIPT_FD`].
-    pub(super) script: Option<Vec<u8>>,
+    pub(super) script: Vec<u8>,
 }
 
 /// How `shell` is made to run `command`.
 ///
-/// A command of ordinary length is the argument of `bash -c`, so that it behaves in all respects
-/// as such (`$0`, messages, no needless fork). One of `inline_limit` bytes, which is at most
-/// [`INLINE_COMMAND_LIMIT`], is sourced from the script.
-pub(super) fn shell_call(shell: Shell, command: &str, inline_limit: usize) -> ShellCall {
-    // A command that begins with a dash (a pasted list, a diff) is one all the same.
-    let argv = |command: &str| [shell.name(), "-c", "--", command].map(OsString::from).to_vec();
-    if command.len() < inline_limit {
-        return ShellCall { argv: argv(command), script: None };
-    }
+/// Not as an argument, which all processes see: `pkill -f` would find the command's own text in its
+/// shell, and end that. bash has the text evaluated, and not sourced, so that its messages begin as
+/// those of `bash -c` do, by `bash: line 1`.
+pub(super) fn shell_call(shell: Shell, command: &str) -> ShellCall {
+    let (begin, forget) = match shell {
+        // Up to a NUL, of which a command has none.
+        Shell::Bash => (format!("read -rd '' -u{SCRIPT_FD}; eval \"$REPLY\""), "unset REPLY; "),
+        Shell::Sh => (format!(". /proc/self/fd/{SCRIPT_FD}"), ""),
+    };
+    let argv = [shell.name(), "-c", "--", &begin].map(OsString::from).to_vec();
     // On the command's own first line, so that line numbers in messages are right.
-    let script = format!("exec {SCRIPT_FD}<&-; {command}\n").into_bytes();
-    ShellCall { argv: argv(&format!(". {SCRIPT_PATH}")), script: Some(script) }
+    let script = format!("{forget}exec {SCRIPT_FD}<&-; {command}\n").into_bytes();
+    ShellCall { argv, script }
+}
+
+/// Where a slot's directories are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Places<'a> {
+    /// The workspace, in which commands begin.
+    pub(crate) workspace: &'a Path,
+    /// What they have as `/tmp`.
+    pub(crate) temporary: &'a Path,
+    /// Their home directory.
+    pub(crate) home: &'a Path,
 }
 
 /// The whole environment of a command, as `NAME=value`. Nothing of the host's own is in it.
-pub(super) fn environment(
-    home: &Path,
-    temporary: &Path,
-    shell: Shell,
-    user: &str,
-) -> Vec<OsString> {
+pub(super) fn environment(places: &Places<'_>, shell: Shell, user: &str) -> Vec<OsString> {
     [
         ("PATH", OsStr::new(PATH)),
-        ("HOME", home.as_os_str()),
-        ("PWD", home.as_os_str()),
-        ("TMPDIR", temporary.as_os_str()),
+        ("HOME", places.home.as_os_str()),
+        ("PWD", places.workspace.as_os_str()),
+        ("TMPDIR", places.temporary.as_os_str()),
         ("USER", OsStr::new(user)),
         ("LOGNAME", OsStr::new(user)),
         ("SHELL", OsStr::new(shell.path())),
@@ -177,15 +171,11 @@ mod tests {
             ..command("echo 'a'")
         };
         let prefix = r"cd -- './-' || exit; export A='it'\''s' B=''; ";
-        let inner = r"-c -- 'echo '\''a'\'''";
-        assert_eq!(bash(&all), format!("{prefix}exec -a bash /bin/bash {inner}"));
-        assert_eq!(script_of(&all, Shell::Sh), format!("{prefix}exec /bin/sh {inner}"));
+        assert_eq!(bash(&all), format!("{prefix}echo 'a'"));
         let words = vec!["-x", "$HOME", "a b"];
         let program = BashArguments { run: Run::Program(words), ..Default::default() };
         assert_eq!(bash(&program), "exec -- '-x' '$HOME' 'a b'");
-        let long = "y".repeat(INLINE_COMMAND_LIMIT);
-        let long = BashArguments { workdir: Some("d"), ..command(&long) };
-        assert!(bash(&long).starts_with("cd -- './d' || exit; yyy"));
+        assert_eq!(script_of(&program, Shell::Sh), "exec '-x' '$HOME' 'a b'");
         for (directory, seen) in [
             ("/workspace", "./"),
             ("/workspace/a", "./a"),
@@ -197,18 +187,14 @@ mod tests {
         }
     }
 
-    fn line(argv: &[OsString]) -> String {
-        let words: Vec<_> = argv.iter().map(|word| word.to_string_lossy()).collect();
-        words.join(" ")
-    }
-
     #[test]
-    fn short_commands_are_arguments_and_long_ones_are_sourced() {
-        let short = shell_call(Shell::Bash, "true", INLINE_COMMAND_LIMIT);
-        assert_eq!((line(&short.argv), short.script), ("bash -c -- true".to_owned(), None));
-        let long = "x".repeat(INLINE_COMMAND_LIMIT);
-        let long = shell_call(Shell::Sh, &long, INLINE_COMMAND_LIMIT);
-        assert_eq!(line(&long.argv), "sh -c -- . /proc/self/fd/5");
-        assert!(long.script.unwrap().starts_with(b"exec 5<&-; xxx"));
+    fn no_shell_has_its_command_as_an_argument() {
+        for (shell, begins) in
+            [(Shell::Bash, "unset REPLY; exec 5<&-; "), (Shell::Sh, "exec 5<&-; ")]
+        {
+            let call = shell_call(shell, "xyz 1");
+            assert!(call.argv.iter().all(|word| !word.to_string_lossy().contains("xyz")));
+            assert_eq!(String::from_utf8(call.script).unwrap(), format!("{begins}xyz 1\n"));
+        }
     }
 }

@@ -1,8 +1,8 @@
-//! The complete output of a command, kept as files in its workspace.
+//! The complete output of a command, kept as files in its home directory.
 //!
 //! A result shows the beginning and the end of a long output. Where that leaves something out, the
-//! whole stream is in a file: `.tool-output/<n>-stdout.txt`, or `…-stderr.txt`, beneath the
-//! workspace, for the model's own commands and for `read_artifact`. Each stream has a file of its
+//! whole stream is in a file: `~/.tool-output/<n>-stdout.txt`, or `…-stderr.txt`, for the model's
+//! own commands, for `read_file` and for `read_artifact`. Each stream has a file of its
 //! own: in what order two pipes were written to nobody knows, and so each file is exact, byte by
 //! byte. A stream that is shown as a whole has none, so that a usual call costs nothing. The files
 //! stay until the model or a reset removes them; they count as what else is in the workspace does.
@@ -31,6 +31,7 @@ mod file;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -103,7 +104,7 @@ impl Output {
 /// What became of the file of one stream.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Kept {
-    /// Its path from the workspace; `None` if there is no file, or not at its place any more.
+    /// Its path, as commands see it; `None` if there is no file, or not at its place any more.
     pub(crate) path: Option<String>,
     /// How many bytes of the stream were written to it: the first ones.
     pub(crate) bytes: u64,
@@ -133,6 +134,8 @@ pub(super) fn log_given_up() {
 pub(crate) struct Keep {
     spool: Spool,
     workspace: Arc<Workspace>,
+    /// Where commands see their home directory.
+    home: Arc<Path>,
     /// How many bytes may still be handed over.
     left: u64,
     /// The number in the names of the files, once one was made.
@@ -142,12 +145,19 @@ pub(crate) struct Keep {
 }
 
 impl Keep {
-    /// Keeps at most `limit` bytes of a call in `workspace`.
-    pub(crate) fn new(spool: Spool, workspace: Arc<Workspace>, limit: u64) -> Self {
+    /// Keeps at most `limit` bytes of a call that has `workspace`, and is in a sandbox or not.
+    pub(crate) fn new(
+        spool: Spool,
+        workspace: Arc<Workspace>,
+        limit: u64,
+        sandboxed: bool,
+    ) -> Self {
+        let places = if sandboxed { workspace.inside() } else { workspace.on_host() };
+        let home = Arc::from(places.home);
         // A process that writes beyond this is killed by the kernel.
         let allowed = rustix::process::getrlimit(Resource::Fsize).current;
         let left = limit.min(allowed.unwrap_or(u64::MAX));
-        Self { spool, workspace, left, number: Arc::default(), written: None }
+        Self { spool, workspace, home, left, number: Arc::default(), written: None }
     }
 
     /// Takes note of what its [`Listener`] heard. Does not block.
@@ -194,6 +204,7 @@ pub(crate) struct Tape {
 struct Shared {
     state: Mutex<State>,
     workspace: Arc<Workspace>,
+    home: Arc<Path>,
     number: Arc<Mutex<Option<u64>>>,
     output: Output,
     written: Arc<OwnedFd>,
@@ -255,6 +266,7 @@ impl Tape {
                     let shared = Arc::new(Shared {
                         state: Mutex::default(),
                         workspace: keep.workspace.clone(),
+                        home: keep.home.clone(),
                         number: keep.number.clone(),
                         output: self.output,
                         written,
@@ -348,7 +360,7 @@ impl Piece {
             state.kept.path = None;
             state.kept.error.get_or_insert_with(|| "the file was moved or removed".to_owned());
         } else if let Some(file) = &file {
-            state.kept.path = Some(file.path());
+            state.kept.path = Some(file.path(&shared.home));
         }
         state.file = file.filter(|_| !last);
     }

@@ -6,7 +6,8 @@
 //!     lock                       held by flock for as long as the engine lives
 //!     slot_0/ … slot_<n-1>/      the workspaces, each bound at /workspace in its sandbox
 //!     tmp_0/ … tmp_<n-1>/        beside each the /tmp of its sandbox
-//!     slot_0-1/, tmp_0-1/        the same after the slot's first reset, and so on
+//!     home_0/ … home_<n-1>/      and the home directory of its user
+//!     slot_0-1/, tmp_0-1/, …     the same after the slot's first reset, and so on
 //!     etc/                       what all sandboxes see as /etc
 //! ```
 //!
@@ -42,7 +43,9 @@ use std::time::{Duration, Instant};
 use rustix::fs::{AtFlags, Dir, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::paths::Root;
+use super::identity::Identity;
+use super::paths::{MOUNT_POINT, Mount, Root, TEMPORARY, View};
+use super::shell::Places;
 use super::tree::{self, TreeError, Until};
 use super::user::{self, CommandUser, WeakRoot};
 use crate::interrupt::Interrupt;
@@ -155,6 +158,7 @@ pub(crate) struct DataDir {
     run: RunDir,
     base: OwnedFd,
     workspaces: Vec<Arc<Workspace>>,
+    identity: Arc<Identity>,
     removed: bool,
 }
 
@@ -206,7 +210,9 @@ impl DataDir {
         }
         let run = RunDir::create(&path, &base)?;
         // From here on a failure removes what was made.
-        let mut data = Self { run, base, workspaces: Vec::with_capacity(slots), removed: false };
+        let identity = Arc::new(Identity::detect(user));
+        let workspaces = Vec::with_capacity(slots);
+        let mut data = Self { run, base, workspaces, identity, removed: false };
         if user.is_some() {
             let opened = rustix::fs::openat(&data.run.dir, c".", OPEN_DIR, Mode::empty());
             opened
@@ -227,7 +233,8 @@ impl DataDir {
             if interrupt.is_interrupted() {
                 return Err(WorkspaceError::Interrupted);
             }
-            let workspace = Workspace::create(&data.run.path, slot, 0, user)?;
+            let identity = data.identity.clone();
+            let workspace = Workspace::create(&data.run.path, slot, 0, user, identity)?;
             data.workspaces.push(Arc::new(workspace));
         }
         if let (Some(user), Some(workspace)) = (user, data.workspaces.first()) {
@@ -277,6 +284,11 @@ impl DataDir {
     #[cfg(test)]
     pub(crate) fn path(&self) -> &Path {
         &self.run.path
+    }
+
+    /// Who commands in the workspaces are.
+    pub(crate) fn identity(&self) -> &Arc<Identity> {
+        &self.identity
     }
 
     /// The workspaces, by slot number, until they are taken.
@@ -489,71 +501,101 @@ fn open_private_base(
     Err(WorkspaceError::UntrustedBase { path, why })
 }
 
-/// The files of one slot: its workspace, and its sandbox's `/tmp`. What is in them was made by a
-/// model.
+/// The files of one slot: its workspace, its sandbox's `/tmp`, and the home directory of its user.
+/// What is in them was made by a model.
 #[derive(Debug)]
 pub(crate) struct Workspace {
     slot: usize,
     /// How many its slot had before.
     life: u64,
-    path: PathBuf,
-    root: Root,
-    temporary: PathBuf,
-    temporary_root: Root,
+    workspace: Directory,
+    temporary: Directory,
+    home: Directory,
+    identity: Arc<Identity>,
     owner: Option<CommandUser>,
     /// How many calls have had their output kept in a file.
     outputs: AtomicU64,
 }
 
+/// A directory that was made at `path`, held.
+#[derive(Debug)]
+struct Directory {
+    path: PathBuf,
+    root: Root,
+}
+
 impl Workspace {
-    /// Makes an empty workspace in a run directory, and its `/tmp`, for `owner`, or for ourselves.
+    /// Makes an empty workspace in a run directory, with what belongs to it, for `owner`, or for
+    /// ourselves.
     fn create(
         run: &Path,
         slot: usize,
         life: u64,
         owner: Option<CommandUser>,
+        identity: Arc<Identity>,
     ) -> Result<Self, WorkspaceError> {
         let place = |kind: &str| match life {
             0 => run.join(format!("{kind}_{slot}")),
             life => run.join(format!("{kind}_{slot}-{life}")),
         };
-        let (path, temporary) = (place("slot"), place("tmp"));
-        let root = make_private_dir(&path, owner)?;
-        let temporary_root = make_private_dir(&temporary, owner).inspect_err(|_| {
-            // Nothing is in it.
-            let _ = std::fs::remove_dir(&path);
+        let make = || {
+            let workspace = make_private_dir(place("slot"), owner)?;
+            let temporary = make_private_dir(place("tmp"), owner)?;
+            let home = make_private_dir(place("home"), owner)?;
+            Ok((workspace, temporary, home))
+        };
+        let (workspace, temporary, home) = make().inspect_err(|_| {
+            // Nothing is in those that were made.
+            for kind in ["slot", "tmp", "home"] {
+                let _ = std::fs::remove_dir(place(kind));
+            }
         })?;
         let outputs = AtomicU64::new(0);
-        Ok(Self { slot, life, path, root, temporary, temporary_root, owner, outputs })
+        Ok(Self { slot, life, workspace, temporary, home, identity, owner, outputs })
     }
 
-    /// A new, empty workspace for its slot. Blocks for the making of two directories.
+    /// A new, empty workspace for its slot. Blocks for the making of three directories.
     ///
     /// # Errors
     /// As of making it: the disk may be full of what is in this one ([`clear`](Self::clear)).
     pub(crate) fn renew(&self) -> Result<Self, WorkspaceError> {
-        let run = self.path.parent().unwrap_or(Path::new("/"));
-        Self::create(run, self.slot, self.life + 1, self.owner)
+        let run = self.path().parent().unwrap_or(Path::new("/"));
+        Self::create(run, self.slot, self.life + 1, self.owner, self.identity.clone())
     }
 
     /// What is to be removed of it once its slot has another. Holds no descriptors.
     pub(crate) fn remains(&self) -> Remains {
-        Remains { directories: [self.path.clone(), self.temporary.clone()] }
+        Remains { directories: self.directories().map(Path::to_owned) }
     }
 
     /// The same files, as if they were another slot's too.
     #[cfg(test)]
     pub(crate) fn in_slot(&self, slot: usize) -> Self {
-        let open = |path: &Path| Root::open(path).unwrap();
+        let open = |one: &Directory| Directory {
+            path: one.path.clone(),
+            root: Root::open(&one.path).unwrap(),
+        };
         Self {
             slot,
             life: self.life,
-            path: self.path.clone(),
-            root: open(&self.path),
-            temporary: self.temporary.clone(),
-            temporary_root: open(&self.temporary),
+            workspace: open(&self.workspace),
+            temporary: open(&self.temporary),
+            home: open(&self.home),
+            identity: self.identity.clone(),
             owner: self.owner,
             outputs: AtomicU64::new(0),
+        }
+    }
+
+    /// The host path of a path as commands may write it: from the workspace, or from their home.
+    #[cfg(test)]
+    pub(crate) fn at(&self, path: &str) -> PathBuf {
+        let given = Path::new(path);
+        let from_home = given.strip_prefix("~").or_else(|_| given.strip_prefix(self.inside().home));
+        match from_home {
+            Ok(path) => self.home().join(path),
+            // Unless it is absolute.
+            Err(_) => self.path().join(path),
         }
     }
 
@@ -564,12 +606,39 @@ impl Workspace {
 
     /// Its host path, to be bound at `/workspace`. Not for the model's eyes.
     pub(crate) fn path(&self) -> &Path {
-        &self.path
+        &self.workspace.path
     }
 
     /// The host path of its `/tmp`.
     pub(crate) fn temporary(&self) -> &Path {
-        &self.temporary
+        &self.temporary.path
+    }
+
+    /// The host path of its user's home directory.
+    pub(crate) fn home(&self) -> &Path {
+        &self.home.path
+    }
+
+    /// The host paths of its directories, the workspace first.
+    pub(crate) fn directories(&self) -> [&Path; 3] {
+        [self.path(), self.temporary(), self.home()]
+    }
+
+    /// Where its directories are on the host.
+    pub(super) fn on_host(&self) -> Places<'_> {
+        let [workspace, temporary, home] = self.directories();
+        Places { workspace, temporary, home }
+    }
+
+    /// Where its directories are inside a sandbox.
+    pub(super) fn inside(&self) -> Places<'_> {
+        let home = self.identity.home();
+        Places { workspace: Path::new(MOUNT_POINT), temporary: Path::new(TEMPORARY), home }
+    }
+
+    /// Who its commands are.
+    pub(super) fn identity(&self) -> &Arc<Identity> {
+        &self.identity
     }
 
     /// Whose it is, if not ours.
@@ -577,15 +646,30 @@ impl Workspace {
         self.owner
     }
 
-    /// The directory that the model's paths are resolved beneath.
-    pub(crate) fn root(&self) -> &Root {
-        &self.root
+    /// The workspace itself.
+    fn root(&self) -> &Root {
+        &self.workspace.root
+    }
+
+    /// Its user's home directory, held.
+    pub(super) fn home_root(&self) -> &Root {
+        &self.home.root
+    }
+
+    /// What the model's paths mean.
+    pub(crate) fn view(&self) -> View<'_> {
+        let Places { workspace, temporary, home } = self.inside();
+        View::new([
+            Mount { place: workspace, alias: None, root: &self.workspace.root },
+            Mount { place: temporary, alias: None, root: &self.temporary.root },
+            Mount { place: home, alias: Some(self.home()), root: &self.home.root },
+        ])
     }
 
     /// Whether its directory is still where it was made: somebody outside may have removed or
     /// replaced it. Two system calls.
     pub(crate) fn is_there(&self) -> bool {
-        is_at(&self.path, &self.root).unwrap_or(false)
+        is_at(self.path(), self.root()).unwrap_or(false)
     }
 
     /// The number of the next call whose output is kept in a file; they begin with 1.
@@ -593,14 +677,15 @@ impl Workspace {
         self.outputs.fetch_add(1, Ordering::Relaxed) + 1
     }
 
-    /// Removes everything in it and in its `/tmp`. Blocks for as long as the file system needs,
+    /// Removes everything in its directories. Blocks for as long as the file system needs,
     /// five minutes at most for each.
     ///
     /// # Errors
     /// [`WorkspaceError::Io`] for the first entry that resisted; everything else is removed.
     pub(crate) fn clear(&self) -> Result<(), WorkspaceError> {
-        let workspace = empty(&self.path, &self.root);
-        workspace.and(empty(&self.temporary, &self.temporary_root))
+        let [workspace, temporary, home] = [&self.workspace, &self.temporary, &self.home]
+            .map(|directory| empty(&directory.path, &directory.root));
+        workspace.and(temporary).and(home)
     }
 
     /// Copies its files, directories and symlinks into `dest`, which is made if it does not exist.
@@ -615,42 +700,45 @@ impl Workspace {
         std::fs::create_dir_all(dest)?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let to = rustix::fs::open(dest, flags, Mode::empty())?;
-        tree::copy(self.root.dir(), to.as_fd()).map_err(|error| {
+        tree::copy(self.root().dir(), to.as_fd()).map_err(|error| {
             let kind = error.source.kind();
-            io::Error::new(kind, WorkspaceError::tree("save", &self.path, error))
+            io::Error::new(kind, WorkspaceError::tree("save", self.path(), error))
         })
     }
 }
 
 /// Makes the directory `path`, which must not exist, for `owner`, or for ourselves.
-fn make_private_dir(path: &Path, owner: Option<CommandUser>) -> Result<Root, WorkspaceError> {
-    rustix::fs::mkdir(path, Mode::RWXU)
-        .map_err(|errno| WorkspaceError::io("create", path, errno))?;
-    let root = Root::open(path).map_err(|error| WorkspaceError::io("open", path, error))?;
+fn make_private_dir(
+    path: PathBuf,
+    owner: Option<CommandUser>,
+) -> Result<Directory, WorkspaceError> {
+    rustix::fs::mkdir(&path, Mode::RWXU)
+        .map_err(|errno| WorkspaceError::io("create", &path, errno))?;
+    let root = Root::open(&path).map_err(|error| WorkspaceError::io("open", &path, error))?;
     if let Some(user) = owner {
         let (uid, gid) = (Some(user.uid()), Some(user.gid()));
         rustix::fs::chownat(root.dir(), c"", uid, gid, AtFlags::EMPTY_PATH)
-            .map_err(|errno| WorkspaceError::io("give away", path, errno))?;
+            .map_err(|errno| WorkspaceError::io("give away", &path, errno))?;
     }
-    Ok(root)
+    Ok(Directory { path, root })
 }
 
 /// What is left of a workspace whose slot has another.
 #[derive(Debug)]
 pub(crate) struct Remains {
-    directories: [PathBuf; 2],
+    directories: [PathBuf; 3],
 }
 
 impl Remains {
     /// Removes it. Blocks for as long as the file system needs, five minutes at most for each of
-    /// its two directories.
+    /// its directories.
     ///
     /// # Errors
     /// The first entry that resisted; everything else is removed, and the engine's end, or the next
     /// engine, tries once more.
     pub(crate) fn remove(self) -> Result<(), WorkspaceError> {
-        let [workspace, temporary] = &self.directories;
-        remove(workspace).and(remove(temporary))
+        let [workspace, temporary, home] = self.directories.map(|path| remove(&path));
+        workspace.and(temporary).and(home)
     }
 }
 

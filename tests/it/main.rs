@@ -25,6 +25,8 @@ mod handlers;
 mod http;
 #[cfg(feature = "server")]
 mod http_client;
+#[cfg(target_os = "linux")]
+mod identity;
 #[cfg(all(target_os = "linux", feature = "server"))]
 mod interrupt;
 #[cfg(target_os = "linux")]

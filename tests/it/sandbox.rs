@@ -258,8 +258,9 @@ fn a_workspace_can_be_saved_before_its_release() {
 }
 
 #[test]
-fn every_file_attack_through_the_tools_stays_in_the_workspace() {
-    let outside = tempfile::tempdir().unwrap();
+fn every_file_attack_through_the_tools_stays_in_the_slots_directories() {
+    // Not beneath /tmp, which is the slot's own to the tools.
+    let outside = tempfile::tempdir_in("/var/tmp").unwrap();
     let secret = outside.path().join("secret");
     fs::write(&secret, "secret").unwrap();
     let (_dir, executor) = executor(1);

@@ -1,9 +1,10 @@
 //! A `.tar.gz` of a workspace, or of a part of it, written as it is made.
 //!
-//! It has regular files, directories and symlinks, under their paths from the workspace, with
-//! modes (without set-user-id and its kin) and modification times. They belong to root, by number,
-//! and to nobody by name: who the sandbox ran as concerns nobody. FIFOs, sockets and devices are
-//! left out, and so is what the sandbox's user may not read. Hard links become files of their own.
+//! It has regular files, directories and symlinks, under their paths from the workspace, or from
+//! the root directory, with modes (without set-user-id and its kin) and modification times. They
+//! belong to root, by number, and to nobody by name: who the sandbox ran as concerns nobody. FIFOs,
+//! sockets and devices are left out, and so is what the sandbox's user may not read. Hard links
+//! become files of their own.
 
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
@@ -60,9 +61,10 @@ pub(super) fn archive_within(
         let given = request.path.as_str();
         let start = at_place(workspace, given, |place| {
             let dir = || rustix::io::fcntl_dupfd_cloexec(place.dir(), 0);
+            let path = in_archive(place.path());
             match found(place) {
-                Found::Directory => Ok(Start::Directory(dir()?, place.path())),
-                Found::Regular(name) => Ok(Start::File(dir()?, name.to_owned(), place.path())),
+                Found::Directory => Ok(Start::Directory(dir()?, path)),
+                Found::Regular(name) => Ok(Start::File(dir()?, name.to_owned(), path)),
                 Found::Other => Ok(Start::Other),
                 Found::Nothing => Err(ArtifactError::NotFound(given.to_owned()).into()),
             }
@@ -81,6 +83,11 @@ pub(super) fn archive_within(
             }
         }
     })
+}
+
+/// The name of a place: nothing in an archive begins with `/`.
+fn in_archive(path: PathBuf) -> PathBuf {
+    path.strip_prefix("/").map_or_else(|_| path.clone(), Path::to_owned)
 }
 
 /// Writes the archive: how many entries it has, and whether there are more.

@@ -15,7 +15,7 @@ use super::{
 use crate::artifact::{
     ArtifactEntry, ArtifactError, ArtifactList, ListArtifacts, MAX_ARTIFACT_ENTRIES,
 };
-use crate::sandbox::paths::{Resolved, Root};
+use crate::sandbox::paths::{Resolved, View};
 use crate::sandbox::tree::OPEN_DIR;
 use crate::sandbox::workspace::Workspace;
 
@@ -54,10 +54,10 @@ pub(crate) fn list(
             Start::File(entry) => Ok(ArtifactList { entries: vec![entry], truncated: false }),
             Start::Directory(level) => {
                 let deadline = Instant::now() + LIST_TIME;
-                let root = workspace.root();
+                let view = workspace.view();
                 let recursive = request.recursive;
                 let list = ArtifactList::default();
-                let mut listing = Listing { root, recursive, most, deadline, list };
+                let mut listing = Listing { view, recursive, most, deadline, list };
                 listing.walk(level).map_err(|errno| failed(given, errno))?;
                 Ok(listing.list)
             }
@@ -86,7 +86,7 @@ impl Level {
 
 /// The state of one listing.
 struct Listing<'a> {
-    root: &'a Root,
+    view: View<'a>,
     recursive: bool,
     most: usize,
     deadline: Instant,
@@ -127,10 +127,10 @@ impl Listing<'_> {
     /// that there are more.
     fn directory(&mut self, level: &mut Level) -> Result<(), Errno> {
         let room = self.most.saturating_add(1).saturating_sub(self.list.entries.len());
-        let (root, recursive, path) = (self.root, self.recursive, &level.path);
+        let (view, recursive, path) = (&self.view, self.recursive, &level.path);
         let dir = level.dir.as_fd();
         let first = first_entries(dir, room, self.deadline, |name, stat| {
-            let (entry, descend) = look(root, path, name, stat)?;
+            let (entry, descend) = look(view, path, name, stat)?;
             Some((recursive && !entry.is_dir, (entry, recursive && descend)))
         })?;
         self.list.truncated |= first.late;
@@ -147,10 +147,10 @@ impl Listing<'_> {
 
 /// The entry `name` of the directory `path`, and whether it is a directory itself. `None` for a
 /// symlink that leads nowhere.
-fn look(root: &Root, path: &Path, name: &OsStr, stat: &Stat) -> Option<(ArtifactEntry, bool)> {
+fn look(view: &View<'_>, path: &Path, name: &OsStr, stat: &Stat) -> Option<(ArtifactEntry, bool)> {
     match FileType::from_raw_mode(stat.st_mode) {
         FileType::Symlink => {
-            let place = root.resolve_in(path, name).ok()?;
+            let place = view.resolve_in(path, name).ok()?;
             Some((target(&place).ok()?, false))
         }
         kind => Some((entry(&path.join(name), stat), kind == FileType::Directory)),

@@ -2,7 +2,7 @@
 //!
 //! The functions here work on what a model has made and may still be changing. As everywhere in
 //! the engine, every place is reached from a held directory, one component at a time (see
-//! [`paths`](super::paths)), so nothing outside the workspace is ever seen; only regular files are
+//! [`paths`](super::paths)), so nothing outside the slot's directories is ever seen; only regular files are
 //! opened for reading, and never in a way that could block. What one request costs is bounded: in
 //! memory by its own limits, in time by a deadline, in descriptors by [`MAX_DEPTH`].
 //!
@@ -72,7 +72,7 @@ fn at_place<T>(
 ) -> Result<T, ArtifactError> {
     let mut last = Errno::AGAIN;
     for _ in 0..RACE_TRIES {
-        let place = workspace.root().resolve(given).map_err(|error| match error {
+        let place = workspace.view().resolve(given).map_err(|error| match error {
             PathError::Outside => ArtifactError::Outside,
             PathError::Os(errno) => failed(given, errno),
         })?;
@@ -128,7 +128,7 @@ fn found(place: &Resolved) -> Found<'_> {
     }
 }
 
-/// How a path from the workspace is shown: the workspace itself is `.`.
+/// How a [path](Resolved::path) is shown: the workspace itself is `.`.
 fn shown(path: &Path) -> String {
     if path.as_os_str().is_empty() { ".".to_owned() } else { path.to_string_lossy().into_owned() }
 }

@@ -21,7 +21,8 @@ struct Fixture {
 }
 
 fn fixture() -> Fixture {
-    let outer = tempfile::tempdir().unwrap();
+    // Not beneath /tmp, which is the slot's own to the tools.
+    let outer = tempfile::tempdir_in("/var/tmp").unwrap();
     let data = DataDir::create(Some(&outer.path().join("base")), 1, None).unwrap();
     Fixture { outer, data }
 }

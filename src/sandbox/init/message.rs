@@ -7,7 +7,7 @@ pub(crate) const SOCKET_FD: i32 = 4;
 /// What a message begins with: a kind, a flag, two zeros, the run's number and two more numbers.
 pub(crate) const HEADER: usize = 16;
 
-/// The longest message. A shell call that does not fit goes by a script.
+/// The longest message. Commands are none of it: they go by a script.
 pub(crate) const LONGEST: usize = 32 * 1024;
 
 /// To the program, once and first: set the jail up by these steps. The header's first number says

@@ -29,9 +29,6 @@ pub(super) use message::SOCKET_FD;
 /// The executable; empty where it could not be built (see `build.rs`).
 const PROGRAM: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/tool-init"));
 
-/// A command that is no longer than this can be an argument in a message.
-pub(super) const INLINE_COMMAND_LIMIT: usize = LONGEST - 1024;
-
 /// The program, in a file that exists in memory only, to be executed by its descriptor. It may be
 /// executed and not read, so that the kernel keeps processes of the same user from looking into
 /// one that runs it, from its first moment.

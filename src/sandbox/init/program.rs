@@ -92,7 +92,7 @@ struct Kept {
     /// `/dev/shm` and `/dev/mqueue`.
     shared: [i32; 2],
     /// The directories of the jail's own root file system, and when each was changed last.
-    own: [(i32, Time); 4],
+    own: [(i32, Time); 5],
 }
 
 /// Seconds and nanoseconds, as the kernel gives them.
@@ -158,7 +158,8 @@ unsafe extern "C" fn main(stack: *const usize) -> ! {
         call!(arch::PRLIMIT64, 0, RLIMIT_NOFILE, limits.as_ptr(), 0);
     }
     let tells_apart = tells_changes_apart();
-    let own = [b"/\0".as_slice(), b"/run\0".as_slice(), b"/var\0".as_slice(), b"/etc\0".as_slice()]
+    let own: [&[u8]; 5] = [b"/\0", b"/run\0", b"/var\0", b"/etc\0", b"/home\0"];
+    let own = own
         .map(|path| open(path, O_PATH | arch::O_DIRECTORY))
         .map(|dir| (dir, changed(dir)));
     if !tells_apart {

@@ -94,13 +94,16 @@ impl Jails {
     ) -> Result<(), Failure> {
         let failed = |error: std::io::Error| Failure::of_error(&error);
         let shell = self.layout.shell;
-        let (home, temporary) = (Path::new("/workspace"), Path::new("/tmp"));
         let contents = Contents {
             workspace,
             shown: &[],
             network: !self.can_cut_network,
             program: Path::new(shell.path()),
-            environment: shell::environment(home, temporary, shell, &self.layout.user),
+            environment: shell::environment(
+                &workspace.inside(),
+                shell,
+                self.layout.identity.name(),
+            ),
             open_files: None,
         };
         let null = open_null().map_err(failed)?;

@@ -96,7 +96,9 @@ impl Limits {
         let uname = rustix::system::uname();
         let release = uname.release().to_string_lossy();
         let counts_processes = rlimits::counts_by_namespace(&release) && !of_root;
-        let machine = Machine { counts_processes, open_files };
+        let core_pattern = std::fs::read_to_string("/proc/sys/kernel/core_pattern").ok();
+        let pipes_cores = rlimits::pipes_cores(core_pattern.as_deref());
+        let machine = Machine { counts_processes, open_files, pipes_cores };
         let watched = Watched {
             memory: limits.memory_bytes.filter(|_| cgroups.is_none() && sample::is_possible()),
             workspace: limits.workspace_bytes,

@@ -12,8 +12,10 @@
 //!   used: programs with AddressSanitizer (15 TiB of shadow), language runtimes and threads with
 //!   large stacks would fail, while a hundred small processes would pass. The watch counts what is
 //!   used.
-//! - Always: no core files, which would be written to the workspace or handed to a program of the
-//!   host, and no priority above the host's own.
+//! - *Core files* are left to the command, which may raise the limit from 0. Where the host hands
+//!   them to a program of its own the limit is 1, by which the kernel calls that program for none;
+//!   with 0 it does.
+//! - Always: no priority above the host's own.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -36,6 +38,8 @@ pub(super) struct Machine {
     pub(super) counts_processes: bool,
     /// The soft limit of open files that this process had before it raised its own.
     pub(super) open_files: Option<u64>,
+    /// Whether core dumps are handed to a program of the host's.
+    pub(super) pipes_cores: bool,
 }
 
 /// The limits to set, none above this process's `own`: it might not be allowed to raise them.
@@ -60,15 +64,25 @@ pub(super) fn plan(
     if limits.file_bytes.is_some() {
         add(Resource::Fsize, limits.file_bytes, limits.file_bytes);
     }
-    for resource in [Resource::Core, Resource::Rtprio, Resource::Nice] {
+    for resource in [Resource::Rtprio, Resource::Nice] {
         add(resource, Some(0), Some(0));
     }
+    // The host's own soft limit, which is 0 as a rule, says nothing here.
+    let maximum = lesser(machine.pipes_cores.then_some(1), own(Resource::Core).maximum);
+    let soft = if machine.pipes_cores { 1 } else { 0 };
+    plan.push((Resource::Core, Rlimit { current: lesser(Some(soft), maximum), maximum }));
     plan
 }
 
 /// The smaller one; `None` is no limit.
 pub(super) fn lesser(one: Option<u64>, other: Option<u64>) -> Option<u64> {
     one.into_iter().chain(other).min()
+}
+
+/// Whether a kernel with this `core_pattern` hands core dumps to a program, or to a socket, of the
+/// host's. One that could not be read may do so.
+pub(super) fn pipes_cores(core_pattern: Option<&str>) -> bool {
+    core_pattern.is_none_or(|pattern| pattern.starts_with(['|', '@']))
 }
 
 /// Whether a kernel of this release counts processes by user namespace.
@@ -142,7 +156,7 @@ mod tests {
             file_bytes: Some(1 << 30),
             ..SlotLimits::none()
         };
-        let machine = Machine { counts_processes: true, open_files: Some(1024) };
+        let machine = Machine { counts_processes: true, open_files: Some(1024), pipes_cores: true };
         let plan = plan(&limits, &machine, |resource| match resource {
             Resource::Nproc => both(50),
             Resource::Nofile => Rlimit { current: Some(65_536), maximum: None },
@@ -152,17 +166,38 @@ mod tests {
         let files = Rlimit { current: Some(1024), maximum: Some(4096) };
         assert_eq!(find(&plan, Resource::Nofile), Some(files));
         assert_eq!(find(&plan, Resource::Fsize), Some(both(1 << 30)));
-        assert_eq!(find(&plan, Resource::Core), Some(both(0)));
+        assert_eq!(find(&plan, Resource::Core), Some(both(1)));
     }
 
     #[test]
     fn without_limits_only_what_nobody_needs_is_taken() {
-        let machine = Machine { counts_processes: false, open_files: None };
+        let machine = Machine { counts_processes: false, open_files: None, pipes_cores: false };
         let some = SlotLimits { processes: Some(5), ..SlotLimits::none() };
         for limits in [SlotLimits::none(), some] {
             let plan = plan(&limits, &machine, |_| UNLIMITED);
             let resources: Vec<_> = plan.iter().map(|(resource, _)| *resource).collect();
-            assert_eq!(resources, [Resource::Core, Resource::Rtprio, Resource::Nice]);
+            assert_eq!(resources, [Resource::Rtprio, Resource::Nice, Resource::Core]);
+        }
+    }
+
+    #[test]
+    fn core_files_are_had_where_they_are_files_and_no_program_of_the_host_is_called() {
+        let core = |pipes_cores, own| {
+            let machine = Machine { counts_processes: false, open_files: None, pipes_cores };
+            find(&plan(&SlotLimits::none(), &machine, |_| own), Resource::Core).unwrap()
+        };
+        let soft_zero = |maximum| Rlimit { current: Some(0), maximum };
+        for own in [UNLIMITED, soft_zero(None)] {
+            assert_eq!((core(false, own), core(true, own)), (soft_zero(None), both(1)));
+        }
+        assert_eq!((core(false, both(7)), core(true, both(7))), (soft_zero(Some(7)), both(1)));
+        // Which may not be raised.
+        assert_eq!((core(false, both(0)), core(true, both(0))), (both(0), both(0)));
+        let patterns =
+            [(Some("core"), false), (Some("/var/core.%p"), false), (Some("|/usr/bin/x %p"), true)];
+        for (pattern, pipes) in patterns.into_iter().chain([(Some("@/run/x"), true), (None, true)])
+        {
+            assert_eq!(pipes_cores(pattern), pipes, "{pattern:?}");
         }
     }
 

@@ -428,7 +428,7 @@ impl Thread {
             return false;
         }
         let begun = Instant::now();
-        let size = disk::size([path, workspace.temporary()]);
+        let size = disk::size(workspace.directories());
         let free_at_first = before.map_or(free, |before| before.free_at_first);
         let size = used(size, nameless, free_at_first.saturating_sub(free));
         let known = Disk { size, counted: begun, cost: begun.elapsed(), free, free_at_first };

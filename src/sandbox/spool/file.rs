@@ -1,12 +1,13 @@
-//! One file with a command's output, in a workspace whose owner may be an adversary.
+//! One file with a command's output, in a home directory whose owner may be an adversary.
 //!
-//! It is made new, in a directory `.tool-output` that is reached from the held workspace without
+//! It is made new, in a directory `.tool-output` that is reached from the held home without
 //! following a symlink. If the model put something else there, there is no file, and it is told
 //! why.
 
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 
 use parking_lot::Mutex;
 use rustix::fs::{AtFlags, Mode, OFlags};
@@ -16,7 +17,8 @@ use super::Output;
 use crate::sandbox::tree::OPEN_DIR;
 use crate::sandbox::workspace::Workspace;
 
-/// The directory of these files, in each workspace.
+/// The directory of these files, in the home directory of each slot: outside of the workspace,
+/// where they would be part of what the model makes.
 pub(crate) const DIRECTORY: &str = ".tool-output";
 
 /// How often a name is tried that the model could have guessed.
@@ -64,9 +66,9 @@ impl OutputFile {
         }
     }
 
-    /// Its path from the workspace.
-    pub(super) fn path(&self) -> String {
-        format!("{DIRECTORY}/{}", self.name)
+    /// Its path, of which commands see the home directory at `home`.
+    pub(super) fn path(&self, home: &Path) -> String {
+        home.join(DIRECTORY).join(&self.name).to_string_lossy().into_owned()
     }
 
     /// Writes at its end. How much was written, also before an error.
@@ -89,8 +91,9 @@ impl OutputFile {
 
     /// Whether its path leads to it.
     pub(super) fn is_at_its_place(&self, workspace: &Workspace) -> bool {
-        let there = rustix::fs::openat(workspace.root().dir(), DIRECTORY, OPEN_DIR, Mode::empty())
-            .and_then(|dir| rustix::fs::statat(&dir, &*self.name, AtFlags::SYMLINK_NOFOLLOW));
+        let there =
+            rustix::fs::openat(workspace.home_root().dir(), DIRECTORY, OPEN_DIR, Mode::empty())
+                .and_then(|dir| rustix::fs::statat(&dir, &*self.name, AtFlags::SYMLINK_NOFOLLOW));
         match (there, rustix::fs::fstat(&self.file)) {
             (Ok(there), Ok(ours)) => (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino),
             _ => false,
@@ -103,29 +106,21 @@ impl OutputFile {
     }
 }
 
-/// The directory, made if it is missing, as an `O_PATH` descriptor. A new one has a `.gitignore`,
-/// so that nobody who commits or compares all that is in a repository of the workspace's has
-/// outputs in it.
+/// The directory, made if it is missing, as an `O_PATH` descriptor.
 fn open_directory(workspace: &Workspace) -> Result<OwnedFd, Errno> {
-    let root = workspace.root().dir();
+    let root = workspace.home_root().dir();
     let mode = Mode::RWXU | Mode::RGRP | Mode::XGRP | Mode::ROTH | Mode::XOTH;
     let mut tries = 0;
     loop {
         tries += 1;
-        let made = match rustix::fs::mkdirat(root, DIRECTORY, mode) {
-            Ok(()) => true,
-            Err(Errno::EXIST) => false,
+        match rustix::fs::mkdirat(root, DIRECTORY, mode) {
+            Ok(()) | Err(Errno::EXIST) => {}
             Err(errno) => return Err(errno),
-        };
-        let dir = match rustix::fs::openat(root, DIRECTORY, OPEN_DIR, Mode::empty()) {
-            Err(Errno::NOENT) if tries < DIRECTORY_TRIES => continue,
-            opened => opened?,
-        };
-        if made && let Ok(file) = create_new(&dir, ".gitignore") {
-            // If there is no room for it there is none for the output.
-            let _ = rustix::io::write(&file, b"*\n");
         }
-        return Ok(dir);
+        match rustix::fs::openat(root, DIRECTORY, OPEN_DIR, Mode::empty()) {
+            Err(Errno::NOENT) if tries < DIRECTORY_TRIES => {}
+            opened => return opened,
+        }
     }
 }
 

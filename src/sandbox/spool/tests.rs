@@ -49,7 +49,7 @@ impl Fixture {
     }
 
     fn at(&self, path: &str) -> PathBuf {
-        self.workspace().path().join(path)
+        self.workspace().at(path)
     }
 
     fn outside(&self) -> PathBuf {
@@ -118,13 +118,16 @@ fn sequence(last: usize) -> String {
 fn a_long_output_is_in_a_file_byte_by_byte_and_each_stream_has_its_own() {
     let fixture = fixture();
     for (supervisor, number, files) in [(bare(), 1, 2), (sandboxed(&fixture), 3, 5)] {
+        // As the model's next command finds it, and its file tools.
+        let home = run(&supervisor, fixture.spec("echo $HOME")).stdout.text;
+        let home = home.trim_end();
         let command = "seq 1 300000 & seq 1 200000 >&2; wait";
         let finished = run(&supervisor, fixture.spec(command));
         assert_eq!(finished.end, End::Exited(0));
         for (captured, name, last) in
             [(&finished.stdout, "stdout", 300_000), (&finished.stderr, "stderr", 200_000)]
         {
-            let path = format!(".tool-output/{number}-{name}.txt");
+            let path = format!("{home}/.tool-output/{number}-{name}.txt");
             let expected = sequence(last);
             let bytes = expected.len() as u64;
             let whole = Kept { path: Some(path.clone()), bytes, complete: true, error: None };
@@ -137,21 +140,21 @@ fn a_long_output_is_in_a_file_byte_by_byte_and_each_stream_has_its_own() {
             assert_eq!(artifact.content, format!("{last}\n").as_bytes());
             assert_eq!((artifact.file_size, artifact.mime.as_str()), (bytes, "text/plain"));
             let owner = CommandUser::detect().map_or(rustix::process::geteuid(), CommandUser::uid);
-            for path in [path.as_str(), ".tool-output"] {
+            for path in [path.as_str(), "~/.tool-output"] {
                 assert_eq!(fs::metadata(fixture.at(path)).unwrap().uid(), owner.as_raw());
             }
         }
         // The model's next command has it, and its own output needs no file.
-        let look = format!("tail -n1 .tool-output/{number}-stdout.txt; ls .tool-output | wc -l");
+        let look =
+            format!("tail -n1 ~/.tool-output/{number}-stdout.txt; ls ~/.tool-output | wc -l");
         let next = run(&supervisor, fixture.spec(&look));
         assert_eq!(next.stdout.text, format!("300000\n{files}\n"));
         assert_eq!((next.stdout.kept, next.stderr.kept), (None, None));
-        assert_eq!(fs::read(fixture.at(".tool-output/.gitignore")).unwrap(), b"*\n");
         // A call counts, not a stream; here a call without one counts not at all.
         let only_stderr = run(&supervisor, fixture.spec("seq 1 1000 >&2"));
         assert_eq!(only_stderr.stdout.kept, None);
         let path = kept(&only_stderr.stderr).path.unwrap();
-        assert_eq!(path, format!(".tool-output/{}-stderr.txt", number + 1));
+        assert_eq!(path, format!("{home}/.tool-output/{}-stderr.txt", number + 1));
     }
 }
 
@@ -161,7 +164,7 @@ fn an_output_that_is_shown_as_a_whole_leaves_no_trace() {
     let supervisor = bare();
     let finished = run(&supervisor, fixture.spec("printf %1000s x; printf %1000s y >&2"));
     assert_eq!((finished.stdout.omitted_bytes, finished.stdout.kept), (0, None));
-    assert!(!fixture.at(".tool-output").exists());
+    assert!(!fixture.at("~/.tool-output").exists());
     // One code point more, in far fewer bytes than the supervisor would have to forget.
     let finished = run(&supervisor, fixture.spec("printf %1001s x"));
     let path = kept(&finished.stdout).path.unwrap();
@@ -184,7 +187,7 @@ fn without_a_limit_of_bytes_there_are_no_files() {
     let finished = run(&bare(), off);
     assert!(finished.stdout.omitted_bytes > 0);
     assert_eq!(finished.stdout.kept, None);
-    assert!(!fixture.at(".tool-output").exists());
+    assert!(!fixture.at("~/.tool-output").exists());
 }
 
 #[test]
@@ -218,7 +221,7 @@ fn a_flood_that_is_killed_is_kept_up_to_its_end() {
     let (sender, receiver) = channel();
     let id = supervisor.run(spec, Box::new(move |finished| sender.send(finished).unwrap()));
     let give_up = Instant::now() + LONG;
-    let flooding = fixture.at(".tool-output/1-stderr.txt");
+    let flooding = fixture.at("~/.tool-output/1-stderr.txt");
     while !flooding.metadata().is_ok_and(|metadata| metadata.len() > 1_000_000) {
         assert!(Instant::now() < give_up);
         std::thread::sleep(Duration::from_millis(1));
@@ -241,16 +244,16 @@ fn what_the_model_put_in_the_place_of_the_directory_gets_no_file() {
     let fixture = fixture();
     let outside = fixture.outside();
     let not_a_directory = ".tool-output: Not a directory";
-    let symlink_to_outside = format!("ln -s '{}' .tool-output", outside.display());
+    let symlink_to_outside = format!("ln -s '{}' ~/.tool-output", outside.display());
     for (prepare, error) in [
         (symlink_to_outside.as_str(), not_a_directory),
-        ("ln -s . .tool-output", not_a_directory),
-        ("ln -s nowhere .tool-output", not_a_directory),
-        ("echo mine > .tool-output", not_a_directory),
-        ("mkfifo .tool-output", not_a_directory),
-        ("mkdir .tool-output; chmod 555 .tool-output", ".tool-output: Permission denied"),
-        ("chmod 555 .", ".tool-output: Permission denied"),
-        ("chmod 0 .", ".tool-output: Permission denied"),
+        ("ln -s . ~/.tool-output", not_a_directory),
+        ("ln -s nowhere ~/.tool-output", not_a_directory),
+        ("echo mine > ~/.tool-output", not_a_directory),
+        ("mkfifo ~/.tool-output", not_a_directory),
+        ("mkdir ~/.tool-output; chmod 555 ~/.tool-output", ".tool-output: Permission denied"),
+        ("chmod 555 ~", ".tool-output: Permission denied"),
+        ("chmod 0 ~", ".tool-output: Permission denied"),
     ] {
         if error.ends_with("denied") && CommandUser::detect().is_none() && is_root() {
             continue;
@@ -277,16 +280,19 @@ fn names_that_the_model_took_are_left_alone() {
     let fixture = fixture();
     let supervisor = bare();
     let take = format!(
-        "mkdir .tool-output; cd .tool-output; ln -s '{}/1-stdout.txt' 1-stdout.txt; mkfifo 2-stdout.txt; \
-         echo mine > 3-stdout.txt; mkdir 4-stdout.txt; cd ..; seq 1 200000",
+        "mkdir ~/.tool-output; cd ~/.tool-output; ln -s '{}/1-stdout.txt' 1-stdout.txt; mkfifo 2-stdout.txt; \
+         echo mine > 3-stdout.txt; mkdir 4-stdout.txt; cd; seq 1 200000",
         fixture.outside().display()
     );
     let finished = run(&supervisor, fixture.spec(&take));
-    assert_eq!(kept(&finished.stdout).path.as_deref(), Some(".tool-output/5-stdout.txt"));
-    assert_eq!(fs::read(fixture.at(".tool-output/3-stdout.txt")).unwrap(), b"mine\n");
+    assert_eq!(
+        kept(&finished.stdout).path.as_deref(),
+        Some(fixture.at("~/.tool-output/5-stdout.txt").to_str().unwrap())
+    );
+    assert_eq!(fs::read(fixture.at("~/.tool-output/3-stdout.txt")).unwrap(), b"mine\n");
     fixture.assert_outside_untouched();
     // All names that can be guessed.
-    let take = "cd .tool-output; touch {1..1000}-stdout.txt; cd ..; seq 1 200000";
+    let take = "cd ~/.tool-output; touch {1..1000}-stdout.txt; cd; seq 1 200000";
     let kept = kept(&run(&supervisor, fixture.spec(take)).stdout);
     let path = kept.path.unwrap();
     assert!(kept.complete && path.len() > 40, "{path}");
@@ -297,15 +303,16 @@ fn names_that_the_model_took_are_left_alone() {
 fn a_file_that_was_taken_away_meanwhile_is_not_promised() {
     let fixture = fixture();
     let supervisor = bare();
-    let wait = "until [ -e .tool-output/*-stdout.txt ]; do :; done";
-    for take in ["rm -r .tool-output", "mv .tool-output x", "mv .tool-output/* x"] {
+    let wait = "until [ -e ~/.tool-output/*-stdout.txt ]; do :; done";
+    for take in ["rm -r ~/.tool-output", "mv ~/.tool-output ~/x", "mv ~/.tool-output/* x"] {
         let command = format!("seq 1 200000; {wait}; {take}; seq 1 200000");
         let kept = kept(&run(&supervisor, fixture.spec(&command)).stdout);
         assert_eq!((kept.path, kept.complete), (None, false), "{take}");
         assert_eq!(kept.error.as_deref(), Some("the file was moved or removed"));
         fixture.workspace().clear().unwrap();
     }
-    let lead = format!("seq 1 200000; {wait}; mv .tool-output x; ln -s x .tool-output; seq 1 9");
+    let lead =
+        format!("seq 1 200000; {wait}; mv ~/.tool-output ~/x; ln -s x ~/.tool-output; seq 1 9");
     let kept = kept(&run(&supervisor, fixture.spec(&lead)).stdout);
     assert_eq!(kept.path, None, "a symlink is no place");
 }
@@ -314,7 +321,7 @@ fn a_file_that_was_taken_away_meanwhile_is_not_promised() {
 fn a_directory_swapped_for_a_symlink_never_leads_out() {
     let fixture = fixture();
     let supervisor = bare();
-    let (there, link) = (fixture.at(".tool-output"), fixture.at("link"));
+    let (there, link) = (fixture.at("~/.tool-output"), fixture.at("link"));
     symlink(fixture.outside(), &link).unwrap();
     let over = AtomicBool::new(false);
     let (mut made, mut refused) = (0, 0);
@@ -354,7 +361,7 @@ impl Loop {
     fn new(workspace: &Arc<Workspace>, limit: u64) -> (Self, fs::File) {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
         let (stream, writer) = Stream::new(Output::Stdout, 1_000).unwrap();
-        let keep = Some(Keep::new(Spool::start().unwrap(), workspace.clone(), limit));
+        let keep = Some(Keep::new(Spool::start().unwrap(), workspace.clone(), limit, true));
         let this = Self { epoll, stream: Some(stream), keep, buffer: vec![0; READ_BUFFER] };
         let watch = Watch { epoll: &this.epoll, id: 1 };
         let pipe = this.stream.as_ref().and_then(|stream| stream.pipe.as_ref()).unwrap();
@@ -511,7 +518,7 @@ fn a_file_that_was_given_up_never_appears_for_whoever_is_next() {
     drop(held);
     // Waits for the threads.
     drop(the_loop);
-    assert!(!fixture.at(".tool-output").exists());
+    assert!(!fixture.at("~/.tool-output").exists());
 }
 
 #[test]
@@ -539,21 +546,21 @@ fn on_a_small_file_system() {
     let kept = kept(&captured);
     assert_eq!(kept.error.as_deref(), Some("No space left on device"));
     assert!(!kept.complete && kept.bytes > 500_000, "{kept:?}");
-    let file = fs::read_to_string(workspace.path().join(kept.path.unwrap())).unwrap();
+    let file = fs::read_to_string(workspace.at(&kept.path.unwrap())).unwrap();
     assert!(file == content[..kept.bytes as usize]);
 }
 
 #[test]
 fn the_file_is_made_new_even_where_a_fifo_waits() {
     let fixture = fixture();
-    fs::create_dir(fixture.at(".tool-output")).unwrap();
+    fs::create_dir(fixture.at("~/.tool-output")).unwrap();
     if let Some(user) = CommandUser::detect() {
         let (uid, gid) = (Some(user.uid().as_raw()), Some(user.gid().as_raw()));
-        std::os::unix::fs::chown(fixture.at(".tool-output"), uid, gid).unwrap();
+        std::os::unix::fs::chown(fixture.at("~/.tool-output"), uid, gid).unwrap();
     }
     let mode = Mode::RWXU | Mode::RWXG | Mode::RWXO;
     for n in 1..=8 {
-        let path = fixture.at(&format!(".tool-output/{n}-stdout.txt"));
+        let path = fixture.at(&format!("~/.tool-output/{n}-stdout.txt"));
         rustix::fs::mknodat(CWD, path, FileType::Fifo, mode, 0).unwrap();
     }
     let kept = kept(&run(&bare(), fixture.spec("seq 1 10000")).stdout);

@@ -257,13 +257,12 @@ impl Turn {
             return Err(io::ErrorKind::Unsupported.into());
         };
         let shell = host.shell;
-        let (home, temporary) = (Path::new("/workspace"), Path::new("/tmp"));
         let contents = Contents {
             workspace: &spec.workspace,
             shown: &[],
             network: spec.network,
             program: Path::new(shell.path()),
-            environment: environment(home, temporary, shell, host),
+            environment: environment(&spec.workspace.inside(), host),
             open_files: host.open_files,
         };
         let plan = jails.plan(contents, host.command_user);

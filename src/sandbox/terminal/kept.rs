@@ -28,6 +28,7 @@ use crate::sandbox::jail::{self, Bounds, Jail, KILL_MARGIN, News, RunHandle};
 use crate::sandbox::limits::{Alarm, Exceeded, Leftover};
 use crate::sandbox::reaper::{self, Report, Step};
 use crate::sandbox::running::open_child_of;
+use crate::sandbox::shell::Places;
 use crate::sandbox::spawn::{self, CStringArray, Child, Reaped};
 use crate::sandbox::workspace::{GONE, Workspace};
 
@@ -304,7 +305,7 @@ impl Jailed {
             shown: plan.shown,
             network: plan.network,
             program: plan.program,
-            environment: variables(plan, Path::new("/workspace"), Path::new("/tmp"), host),
+            environment: variables(plan, &plan.workspace.inside(), host),
             open_files: None,
         };
         let [stdin, stdout, stderr] = plan.stdio;
@@ -384,12 +385,11 @@ impl Jailed {
 
 impl UnderReaper {
     fn start(plan: &Plan<'_>, host: &Host, watch: &Watch<'_>) -> io::Result<Self> {
-        let (home, temporary) = (plan.workspace.path(), plan.workspace.temporary());
         let reaper = reaper::start(&reaper::Command {
             program: &CString::new(plan.program.as_os_str().as_bytes())?,
             arguments: &CStringArray::new(plan.argv.iter().cloned())?,
-            environment: &CStringArray::new(variables(plan, home, temporary, host))?,
-            directory: home,
+            environment: &CStringArray::new(variables(plan, &plan.workspace.on_host(), host))?,
+            directory: plan.workspace.path(),
             stdio: plan.stdio,
             script: None,
             open_files: host.open_files,
@@ -538,8 +538,8 @@ fn reaper_end(report: Report) -> KeptEnd {
 }
 
 /// The program's environment: that of every command, and the plan's own variables.
-fn variables(plan: &Plan<'_>, home: &Path, temporary: &Path, host: &Host) -> Vec<OsString> {
-    let common = environment(home, temporary, host.shell, host);
+fn variables(plan: &Plan<'_>, places: &Places<'_>, host: &Host) -> Vec<OsString> {
+    let common = environment(places, host);
     let named = |entry: &OsString, name: &str| {
         entry.as_bytes().strip_prefix(name.as_bytes()).is_some_and(|rest| rest.starts_with(b"="))
     };

@@ -465,8 +465,8 @@ impl Shell {
     /// Tells the ready shell of its call.
     fn begin(&mut self, cx: &mut Context<'_>) {
         let spool = cx.host.spool.clone().filter(|_| self.output_file_bytes > 0);
-        let keep =
-            spool.map(|spool| Keep::new(spool, self.workspace.clone(), self.output_file_bytes));
+        let (bytes, sandboxed) = (self.output_file_bytes, cx.host.isolation.is_sandboxed());
+        let keep = spool.map(|spool| Keep::new(spool, self.workspace.clone(), bytes, sandboxed));
         let background = self.streams.begin_call(keep, &cx.watch, cx.buffer);
         self.status_bytes = self.status_bytes.saturating_sub(STATUS_OF_A_CALL);
         let Some(current) = &mut self.current else { return };

@@ -430,7 +430,7 @@ mod tests {
         }
 
         fn begin(&mut self, limit: u64) -> [Captured; 2] {
-            let keep = Keep::new(self.spool.clone(), self.workspace().clone(), limit);
+            let keep = Keep::new(self.spool.clone(), self.workspace().clone(), limit, true);
             self.streams.begin_call(Some(keep), &watch(&self.epoll), &mut self.buffer)
         }
 
@@ -469,7 +469,7 @@ mod tests {
 
         fn content(&self, kept: &Kept) -> Vec<u8> {
             match &kept.path {
-                Some(path) => std::fs::read(self.workspace().path().join(path)).unwrap(),
+                Some(path) => std::fs::read(self.workspace().at(path)).unwrap(),
                 None => Vec::new(),
             }
         }
@@ -598,7 +598,7 @@ mod tests {
         assert_eq!((stdout.bytes, stderr.bytes), (0, lines.len() as u64));
         let kept = stderr.kept.unwrap();
         assert!(kept.complete);
-        let path = data.workspaces()[0].path().join(kept.path.unwrap());
+        let path = data.workspaces()[0].at(&kept.path.unwrap());
         assert!(std::fs::read_to_string(path).unwrap() == lines);
         // A process that another test starts just now has the other end, too, until it executes.
         let mut closed = [PollFd::new(&writers[1], PollFlags::empty())];

@@ -56,7 +56,7 @@ impl Bench {
         std::fs::set_permissions(&base, PermissionsExt::from_mode(0o711)).unwrap();
         let data = DataDir::create(Some(&base), slots, user).unwrap();
         let etc = tempfile::tempdir().unwrap();
-        crate::sandbox::etc::copy_to(etc.path()).unwrap();
+        crate::sandbox::etc::copy_to(etc.path(), data.identity()).unwrap();
         let isolation = if sandboxed {
             let isolation = Isolation::probe(user, &data.workspaces()[0]);
             assert!(isolation.is_sandboxed(), "{isolation:?}");

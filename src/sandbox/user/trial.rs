@@ -15,7 +15,8 @@ use rustix::io::Errno;
 use rustix::thread::CapabilitySet;
 
 use super::{CommandUser, Purpose, on_own_thread};
-use crate::sandbox::isolation::{self, HostLayout, is_shortage};
+use crate::sandbox::isolation::{self, is_shortage};
+use crate::sandbox::shell::Shell;
 use crate::sandbox::spawn::{self, CStringArray};
 use crate::sandbox::tree;
 
@@ -153,7 +154,7 @@ fn signal_process(user: CommandUser) -> Result<(), (Step, io::Error)> {
     // It lives until the pipe is closed: a host that ignores SIGCHLD, or reaps every child, would
     // have one that ends at once gone before it was looked at.
     let start = || -> io::Result<_> {
-        let shell = HostLayout::detect(Some(user)).shell;
+        let shell = Shell::detect();
         let null = isolation::open_null()?;
         let (reads, writes) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
         let words = |words: &[&str]| CStringArray::new(words.iter().map(|&word| word.into()));

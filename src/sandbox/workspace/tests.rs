@@ -240,16 +240,17 @@ fn a_new_workspace_has_nothing_of_the_old_one_which_is_removed() {
     let old = &data.workspaces()[0];
     fs::create_dir_all(old.path().join("a/b")).unwrap();
     fs::write(old.temporary().join("file"), "x").unwrap();
+    fs::write(old.home().join("file"), "x").unwrap();
     fs::write(data.workspaces()[1].path().join("file"), "kept").unwrap();
     symlink(data.workspaces()[1].path(), old.path().join("neighbour")).unwrap();
     fs::set_permissions(old.path(), fs::Permissions::from_mode(0o000)).unwrap();
     let mut renewed = old.renew().unwrap();
     old.remains().remove().unwrap();
-    assert!(!old.path().exists() && !old.temporary().exists());
+    assert!(old.directories().iter().all(|path| !path.exists()));
     assert!(data.workspaces()[1].path().join("file").exists());
     for life in 1..=3 {
         assert_eq!(renewed.path(), data.path().join(format!("slot_0-{life}")));
-        for path in [renewed.path(), renewed.temporary()] {
+        for path in renewed.directories() {
             assert_eq!(fs::metadata(path).unwrap().mode() & 0o777, 0o700);
             assert_eq!(fs::read_dir(path).unwrap().count(), 0);
         }
@@ -289,7 +290,7 @@ fn a_reset_removes_whatever_the_user_of_commands_left() {
     let command = "mkdir -p a/b/c x/y; echo f > a/b/c/f; ln -s /etc etc; ln -s a dir; ln -s . self; \
         mkfifo fifo; chmod 4755 a/b/c/f; chmod 0 a/b/c a/b a/b/c/f 2>/dev/null; chmod 555 a; \
         python3 -c 'import socket; socket.socket(socket.AF_UNIX).bind(\"s\")' 2>/dev/null; \
-        touch $'\\xff\\n' -- -rf; chmod 0 .; echo x > /tmp/f; chmod 555 /tmp; echo done";
+        touch $'\\xff\\n' -- -rf; chmod 0 .; echo x > /tmp/f; chmod 555 /tmp; mkdir -p ~/a/b; chmod 0 ~/a ~; echo done";
     let (sender, receiver) = std::sync::mpsc::channel();
     let spec = CommandSpec {
         workspace: workspace.clone(),
@@ -304,7 +305,7 @@ fn a_reset_removes_whatever_the_user_of_commands_left() {
     supervisor.run(spec, Box::new(move |finished| sender.send(finished.stdout.text).unwrap()));
     assert_eq!(receiver.recv_timeout(Duration::from_secs(60)).unwrap(), "done\n");
     workspace.remains().remove().unwrap();
-    assert!(!workspace.path().exists() && !workspace.temporary().exists());
+    assert!(workspace.directories().iter().all(|path| !path.exists()));
     assert!(Path::new("/etc/passwd").exists());
 }
 

@@ -84,7 +84,7 @@ const ATTACKS: &[Attack] = &[
         name: "write anywhere but to the slot's and the sandbox's own directories",
         script:
             "own=$(stat -c %d /); find / -maxdepth 4 -path /proc -prune -o -path /workspace -prune \
-                -o -path /tmp -prune -o -path /dev/shm -prune -o -path /dev/mqueue -prune \
+                -o -path /tmp -prune -o -path $HOME -prune -o -path /dev/shm -prune -o -path /dev/mqueue -prune \
                 -o -type d -writable -print 2>/dev/null | while read d; do
             [ $(stat -c %d \"$d\") = $own ] || { echo x > \"$d/attack\" && echo ESCAPED $d; }; done",
         outside: NotRun("changes the host"),
@@ -177,8 +177,14 @@ fn no_script_reaches_another_slots_files() {
     }
 }
 
+/// What the host has beneath its `/tmp` is named by paths that mean the slot's own there.
+fn is_refused_or_of_the_slot(result: &ToolResult) -> bool {
+    !result.success
+        || result.metadata["path"].as_str().is_some_and(|path| path.starts_with("/tmp/"))
+}
+
 #[test]
-fn the_file_tools_go_nowhere_but_to_the_workspace() {
+fn the_file_tools_go_nowhere_but_to_the_slots_directories() {
     let host = Host::new();
     let (dir, executor) = executor(Kind::Warm, 1, true);
     let secret = host.secret_file();
@@ -215,13 +221,14 @@ fn the_file_tools_go_nowhere_but_to_the_workspace() {
     ];
     for path in paths {
         let read = executor.execute("t", call("read_file", json!({"path": path})));
-        assert!(!read.success && !read.output.contains(&host.secret), "{path:?}: {read:?}");
+        assert!(!read.output.contains(&host.secret), "{path:?}: {read:?}");
+        assert!(is_refused_or_of_the_slot(&read), "{path:?}: {read:?}");
         let write = json!({"path": path, "content": "overwritten"});
         let written = executor.execute("t", call("write_file", write));
-        assert!(!written.success, "{path:?}: {written:?}");
+        assert!(is_refused_or_of_the_slot(&written), "{path:?}: {written:?}");
         assert!(host.is_untouched(), "{path:?}");
     }
     let written = json!({"path": "dir/new", "content": "x"});
-    assert!(!executor.execute("t", call("write_file", written)).success);
+    assert!(is_refused_or_of_the_slot(&executor.execute("t", call("write_file", written))));
     assert!(host.is_untouched());
 }

@@ -16,7 +16,7 @@ const TRACES: &[(&str, &str, &str)] = &[
     ),
     (
         "a stopped process",
-        "sleep 7656 & kill -STOP $!",
+        "sleep 7656 & sleep 0.1; kill -STOP $!",
         "cat /proc/[0-9]*/cmdline | tr '\\0' ' ' | grep 'sleep 765[6]'",
     ),
     (

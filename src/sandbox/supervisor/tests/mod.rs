@@ -14,6 +14,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::Instant;
 
 use super::*;
+use crate::sandbox::identity::Identity;
 use crate::sandbox::workspace::DataDir;
 
 /// Long enough for anything that is expected to happen at all.
@@ -76,7 +77,7 @@ impl Bench {
 
     fn sandboxed() -> Self {
         let etc = tempfile::tempdir().unwrap();
-        crate::sandbox::etc::copy_to(etc.path()).unwrap();
+        crate::sandbox::etc::copy_to(etc.path(), &Identity::detect(CommandUser::detect())).unwrap();
         let isolation = probe().with_etc(etc.path().to_owned()).with_warm_slots(false);
         assert!(isolation.is_sandboxed(), "{isolation:?}");
         Self { _etc: Some(etc), ..Self::new(isolation) }
@@ -85,7 +86,7 @@ impl Bench {
     /// With a sandbox that is kept.
     fn warm() -> Self {
         let etc = tempfile::tempdir().unwrap();
-        crate::sandbox::etc::copy_to(etc.path()).unwrap();
+        crate::sandbox::etc::copy_to(etc.path(), &Identity::detect(CommandUser::detect())).unwrap();
         let isolation = probe().with_etc(etc.path().to_owned());
         assert!(isolation.is_warm(), "{isolation:?}");
         Self { _etc: Some(etc), ..Self::new(isolation) }
@@ -265,8 +266,8 @@ fn the_environment_is_fixed_and_nothing_of_the_hosts() {
         let expected =
             "HOME LANG LOGNAME PATH PWD PYTHONUNBUFFERED SHELL SHLVL TERM TMPDIR USER _ ";
         assert_eq!(printed, expected);
-        let printed =
-            bench.output("echo $SHELL $LANG $TERM $PATH; [[ $HOME = $PWD && -w $TMPDIR ]]");
+        let printed = bench
+            .output("echo $SHELL $LANG $TERM $PATH; [[ $HOME != $PWD && -w $HOME && -w $TMPDIR ]]");
         assert_eq!(
             printed,
             "/bin/bash C.UTF-8 dumb \

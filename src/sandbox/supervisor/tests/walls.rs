@@ -19,10 +19,15 @@ fn what_a_command_prints_is_never_taken_for_a_failure_of_the_sandbox() {
 fn a_sandbox_shows_no_secrets_and_gives_no_privileges() {
     in_sandboxes(|bench| {
         for path in
-            ["/etc/shadow", "/root", "/home", "/etc/ssh", "/etc/ssl/private", "/var/lib", "/boot"]
+            ["/etc/shadow", "/srv", "/opt", "/etc/ssh", "/etc/ssl/private", "/var/lib", "/boot"]
         {
             assert_ne!(bench.run(&format!("ls -d {path}")).end, End::Exited(0), "{path}");
         }
+        // A home there is, the slot's own.
+        assert_eq!(
+            bench.output("ls -A ~; ls -d /home/* /root 2>/dev/null; true"),
+            bench.output("echo ~")
+        );
         assert_eq!(bench.output("hostname"), "sandbox\n");
         assert_eq!(bench.output("grep CapEff /proc/self/status"), "CapEff:\t0000000000000000\n");
         assert_ne!(bench.run("touch /usr/x").end, End::Exited(0));
@@ -30,7 +35,7 @@ fn a_sandbox_shows_no_secrets_and_gives_no_privileges() {
         // No process of the host is visible: the first one, the shell, `ls` and `grep`.
         let visible = bench.output("ls /proc | grep -c '^[0-9]'");
         assert!(visible.trim().parse::<u32>().unwrap() <= 6, "{visible}");
-        // What one call may leave to the next: the workspace and /tmp.
+        // What one call may leave to the next: the workspace, /tmp and the home.
         bench.output(
             "touch /tmp/left /var/tmp/left /dev/shm/left; touch /left /dev/left /etc/left; true",
         );

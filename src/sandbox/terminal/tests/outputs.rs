@@ -23,7 +23,7 @@ fn kept(captured: &Captured) -> Kept {
 
 impl Bench {
     fn at(&self, path: &str) -> PathBuf {
-        self.workspaces[0].path().join(path)
+        self.workspaces[0].at(path)
     }
 
     /// What is in the file of a stream that must be complete.
@@ -50,13 +50,14 @@ impl Bench {
 fn a_long_output_is_in_a_file_byte_by_byte() {
     for sandboxed in [false, true] {
         let bench = Bench::keeping(sandboxed, [SHOWN, 16 << 20]);
+        let home = bench.output("echo ~").trim_end().to_owned();
         for number in 1..=3 {
             let ended = bench.run("seq 1 300000 & seq 1 200000 >&2; wait; x=$x.");
             assert_eq!(ended.finished.end, End::Exited(0));
             assert!(bench.whole(&ended.finished.stdout) == sequence(300_000));
             assert!(bench.whole(&ended.finished.stderr) == sequence(200_000));
             let path = kept(&ended.finished.stdout).path.unwrap();
-            assert_eq!(path, format!(".tool-output/{number}-stdout.txt"));
+            assert_eq!(path, format!("{home}/.tool-output/{number}-stdout.txt"));
             // The model has it, and what it is shown as a whole has none.
             let tail = bench.run(&format!("tail -n1 {path}; echo $x"));
             assert_eq!(tail.finished.stdout.text, format!("300000\n{}\n", ".".repeat(number)));
@@ -64,7 +65,7 @@ fn a_long_output_is_in_a_file_byte_by_byte() {
             let result = stateful_result(ended, 30.0);
             assert_eq!(result.metadata["output_file"], path);
             assert_eq!(result.metadata["output_file_bytes"], sequence(300_000).len());
-            let stderr_file = format!(".tool-output/{number}-stderr.txt");
+            let stderr_file = format!("{home}/.tool-output/{number}-stderr.txt");
             assert_eq!(result.metadata["stderr_file"], stderr_file);
             assert!(!result.metadata.contains_key("output_file_truncated"));
         }
@@ -125,7 +126,7 @@ fn beyond_the_limit_the_files_are_beginnings() {
     let bench = Bench::keeping(false, [SHOWN, 0]);
     let ended = bench.run("seq 1 300000");
     assert!(ended.finished.stdout.omitted_bytes > 0 && ended.finished.stdout.kept.is_none());
-    assert!(!bench.at(".tool-output").exists());
+    assert!(!bench.at("~/.tool-output").exists());
 }
 
 #[test]
@@ -191,25 +192,27 @@ fn what_the_model_put_in_the_place_of_the_directory_gets_no_file() {
     let outside = bench.base.join("outside");
     std::fs::create_dir(&outside).unwrap();
     std::fs::set_permissions(&outside, PermissionsExt::from_mode(0o777)).unwrap();
-    let link = format!("ln -s '{}' .tool-output", outside.display());
+    let link = format!("ln -s '{}' ~/.tool-output", outside.display());
     for prepare in
-        [&*link, "ln -s . .tool-output", "echo mine >.tool-output", "mkfifo .tool-output"]
+        [&*link, "ln -s . ~/.tool-output", "echo mine >~/.tool-output", "mkfifo ~/.tool-output"]
     {
         let ended = bench.run(&format!("{prepare}; seq 1 300000"));
         assert_eq!(ended.finished.end, End::Exited(0), "{prepare}");
         let kept = kept(&ended.finished.stdout);
         assert_eq!((kept.path, kept.bytes, kept.complete), (None, 0, false), "{prepare}");
         assert_eq!(kept.error.as_deref(), Some(".tool-output: Not a directory"), "{prepare}");
-        bench.output("rm .tool-output; echo");
+        bench.output("rm ~/.tool-output; echo");
     }
-    symlink(&outside, bench.at(".tool-output")).unwrap();
+    symlink(&outside, bench.at("~/.tool-output")).unwrap();
     assert_eq!(kept(&bench.run("seq 1 300000").finished.stdout).path, None);
-    bench.output("rm .tool-output");
+    bench.output("rm ~/.tool-output");
     // Taken away meanwhile, or moved.
-    let wait = "until [ -e .tool-output/*-stdout.txt ]; do :; done";
-    for take in
-        ["rm -r .tool-output", "mv .tool-output x", "mv .tool-output y; ln -s y .tool-output"]
-    {
+    let wait = "until [ -e ~/.tool-output/*-stdout.txt ]; do :; done";
+    for take in [
+        "rm -r ~/.tool-output",
+        "mv ~/.tool-output ~/x",
+        "mv ~/.tool-output ~/y; ln -s y ~/.tool-output",
+    ] {
         let command = format!("seq 1 200000; {wait}; {take}; seq 1 200000");
         let kept = kept(&bench.run(&command).finished.stdout);
         assert_eq!((kept.path, kept.complete), (None, false), "{take}");
@@ -265,7 +268,7 @@ fn a_disk_that_does_not_answer_holds_up_only_who_prints_much() {
     // Whatever the threads still had to do is done when the last handle is gone.
     let Bench { terminals, spool, workspaces, .. } = &bench;
     let _ = (terminals, hold(spool));
-    assert!(!workspaces[0].path().join(".tool-output").exists());
+    assert!(!workspaces[0].at("~/.tool-output").exists());
 }
 
 #[test]
@@ -280,7 +283,7 @@ fn a_slot_that_is_left_while_its_output_is_written_gets_no_file_later() {
     bench.workspaces[0].clear().unwrap();
     drop(held);
     drop(hold(&bench.spool));
-    assert!(!bench.at(".tool-output").exists());
+    assert!(!bench.at("~/.tool-output").exists());
 }
 
 #[test]
@@ -315,7 +318,7 @@ fn what_escaped_and_still_writes_delays_no_answer() {
     let flood =
         format!("setsid bash -c ': {mark}; while :; do echo {mark}; done; :' 2>/dev/null &");
     let ended = bench.run(&format!(
-        "{flood} until [ -e .tool-output ]; do :; done; kill -9 $PPID; exec sleep {mark}"
+        "{flood} until [ -e ~/.tool-output ]; do :; done; kill -9 $PPID; exec sleep {mark}"
     ));
     assert!(matches!(ended.finished.end, End::Lost(_)), "{:?}", ended.finished.end);
     assert!(!ended.finished.all_dead && ended.session == Session::Ended);

@@ -44,7 +44,7 @@ impl Bench {
         let data = DataDir::create(Some(base.path()), 2, user).unwrap();
         let workspaces = data.workspaces().to_vec();
         let isolation = if sandboxed {
-            crate::sandbox::etc::copy_to(etc.path()).unwrap();
+            crate::sandbox::etc::copy_to(etc.path(), data.identity()).unwrap();
             let isolation = Isolation::probe(user, &workspaces[0]).with_etc(etc.path().to_owned());
             assert!(isolation.is_sandboxed(), "{isolation:?}");
             match filtered {
@@ -165,7 +165,7 @@ impl Bench {
     }
 
     fn file(&self, name: &str) -> std::path::PathBuf {
-        self.workspaces[0].path().join(name)
+        self.workspaces[0].at(name)
     }
 
     fn content(&self, name: &str) -> Vec<u8> {

@@ -150,13 +150,13 @@ fn stopping_the_server() {
 #[test]
 fn a_shell_that_never_starts() {
     let bench = Bench::sandboxed();
-    bench.put(".bashrc", "exit 1\n");
+    bench.put("~/.bashrc", "exit 1\n");
     let result = bench.call(json!({"action": "send_keys", "keys": "x", "min_wait_s": 60}));
     assert!(!result.success || result.metadata["session_ended"] == true, "{result:?}");
-    bench.put(".bashrc", "tmux kill-server\n");
+    bench.put("~/.bashrc", "tmux kill-server\n");
     let result = bench.call(json!({"action": "send_keys", "keys": "x", "min_wait_s": 60}));
     assert!(!result.success || result.metadata["session_ended"] == true, "{result:?}");
-    std::fs::remove_file(bench.file(".bashrc")).unwrap();
+    std::fs::remove_file(bench.file("~/.bashrc")).unwrap();
     bench.is_fresh();
 }
 
