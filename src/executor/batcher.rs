@@ -23,6 +23,9 @@ use crate::workers::{Workers, guarded};
 const DRAIN: usize = 512;
 /// Who wakes up so much too late was not merely waiting for a processor.
 const LATE: Duration = Duration::from_secs(1);
+/// How often it wakes up while something has a deadline, only to see whether it is late: a stop that
+/// ends shortly after a deadline would not show otherwise.
+const PULSE: Duration = Duration::from_millis(500);
 
 /// What the batcher works with.
 pub(crate) struct Batcher {
@@ -68,9 +71,11 @@ impl Batcher {
             if self.dispatch.is_done() {
                 break;
             }
-            // Nothing else depends on waking; it bounds the wait.
-            let latest = now + HEARTBEAT;
-            let until = self.dispatch.next_deadline().map_or(latest, |at| at.min(latest));
+            let until = match self.dispatch.next_deadline() {
+                Some(at) => at.min(now + PULSE),
+                // Nothing depends on waking; it bounds the wait.
+                None => now + HEARTBEAT,
+            };
             let received = self.events.recv_deadline(until);
             let is_late = Instant::now() > until + LATE;
             match received {

@@ -53,7 +53,7 @@ fn is_stopped(pid: Pid) -> bool {
 fn host(directory: &Path) {
     let config = LocalConfig::new(TOOLS.len()).with_data_dir(directory);
     let backend = LocalBackend::start(config).unwrap();
-    assert_eq!(backend.not_isolated_because(), None, "these tests need bubblewrap");
+    assert_eq!(backend.not_isolated_because(), None, "these tests need user namespaces");
     // As good as none: what is not heard in time is lost.
     let config = ExecutorConfig::default().with_answer_grace(Duration::from_millis(100));
     let executor = ToolExecutor::builder().config(config).backend(backend).start().unwrap();
