@@ -23,8 +23,8 @@ use crate::workers::{Workers, guarded};
 const DRAIN: usize = 512;
 /// Who wakes up so much too late was not merely waiting for a processor.
 const LATE: Duration = Duration::from_secs(1);
-/// How often it wakes up while something has a deadline, only to see whether it is late: a stop that
-/// ends shortly after a deadline would not show otherwise.
+/// How often it wakes up while something has a deadline, only to see whether it is late: a stop
+/// that ends shortly after a deadline would not show otherwise.
 const PULSE: Duration = Duration::from_millis(500);
 
 /// What the batcher works with.

@@ -157,7 +157,7 @@ impl Backend for FleetBackend {
             starts_dirty: true,
             isolation: match unisolated {
                 Some((connection, _)) => Isolation::NotIsolated(format!(
-                    "the sandbox server {} says that it has no bubblewrap",
+                    "the sandbox server {} says that it does not isolate commands",
                     connection.url
                 )),
                 None if all_isolate => Isolation::Isolated,

@@ -104,8 +104,8 @@ impl Meeting {
                 Err(_) if connection.is_barred() => {
                     let reason =
                         format!("the sandbox server {url} runs commands without isolation");
-                    let remedy = "make bubblewrap work there (apt-get install bubblewrap) and start it \
-                                  again";
+                    let remedy = "the log of its start says what isolation needs there; mend that and \
+                                  start it again";
                     return Err(BackendError::not_isolated(IsolationError::new(reason, remedy)));
                 }
                 Err(failure) => {
