@@ -59,7 +59,7 @@ fn a_long_output_is_in_a_file_byte_by_byte() {
             let path = kept(&ended.finished.stdout).path.unwrap();
             assert_eq!(path, format!("{home}/.tool-output/{number}-stdout.txt"));
             // The model has it, and what it is shown as a whole has none.
-            let tail = bench.run(&format!("tail -n1 {path}; echo $x"));
+            let tail = bench.run(&format!("tail -n1 '{path}'; echo $x"));
             assert_eq!(tail.finished.stdout.text, format!("300000\n{}\n", ".".repeat(number)));
             assert_eq!((&tail.finished.stdout.kept, &tail.finished.stderr.kept), (&None, &None));
             let result = stateful_result(ended, 30.0);
