@@ -96,7 +96,10 @@ fn each_trace_is_there_while_its_call_runs() {
     let (_dir, executor) = executor(Kind::Warm, 1, true);
     let quiet = ["a start-up file", "a file of /dev", "a kernel key", "a POSIX queue"];
     for (name, leave, find) in TRACES.iter().filter(|(name, ..)| !quiet.contains(name)) {
-        let found = run(&executor, "t", &format!("{leave}\n{find}\n[ $? -eq 0 ] && echo FOUND"));
+        // A program may not have been executed yet.
+        let look = format!("{find}\n[ $? -eq 0 ] && echo FOUND && break; sleep 0.02");
+        let found =
+            run(&executor, "t", &format!("{leave}\nfor try in {{1..500}}; do {look}; done"));
         assert!(found.output.contains("FOUND"), "{name} proves nothing: {found:?}");
     }
 }
