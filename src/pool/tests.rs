@@ -1,6 +1,7 @@
 //! The pool's rules one by one, and its invariants over random histories.
 
 use super::*;
+use crate::backend::{ContainerChange, LeasedSlots};
 use proptest::prelude::*;
 
 fn containers(sizes: &[usize]) -> Vec<Container> {

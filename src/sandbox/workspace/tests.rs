@@ -1,11 +1,12 @@
 //! Engines that live, die and meet. Other engines are other processes: this test program, running
 //! one test that does nothing unless told to.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::process::{Child, Command, Stdio};
 
+use super::data_dir::open_private_base;
 use super::*;
 use crate::sandbox::isolation::Isolation;
 use crate::sandbox::limits::Limits;

@@ -71,7 +71,8 @@ const ATTACKS: &[Attack] = &[
     },
     Attack {
         name: "read root's home",
-        script: "ls /root/* /home/* 2>/dev/null && echo ESCAPED",
+        script: "{ [ \"$HOME\" = /root ] || ls -A /root; ls -A /home | grep -vx \"${HOME##*/}\"; } 2>/dev/null | grep -q . \
+            && echo ESCAPED",
         outside: NotRun("may be empty"),
     },
     Attack {
