@@ -1,5 +1,5 @@
-//! Containers that come and go, and slots that are granted and taken back: what becomes of the slots
-//! and of who holds or waits for one.
+//! Containers that come and go, and slots that are granted and taken back: what becomes of the
+//! slots and of who holds or waits for one.
 
 use std::collections::HashMap;
 use std::sync::Arc;
