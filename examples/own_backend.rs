@@ -13,9 +13,14 @@ use serde_json::json;
 use tool_executor::backend::{Backend, Container, Execution, ExecutionId, ResetReply, SlotRef};
 use tool_executor::{BackendError, Interrupt, Outcome, ToolCall, ToolExecutor, ToolResult};
 
+/// A container's address, and the index of a slot in it.
+type SlotKey = (Arc<str>, usize);
+/// By name.
+type Files = HashMap<String, String>;
+
 /// Two containers of two slots each; a slot's files live in a map.
 struct InMemory {
-    files: Mutex<HashMap<(Arc<str>, usize), HashMap<String, String>>>,
+    files: Mutex<HashMap<SlotKey, Files>>,
     running: &'static Mutex<HashSet<ExecutionId>>,
 }
 

@@ -62,9 +62,12 @@ impl LeasedSlots {
     }
 }
 
+/// Gets the address of a container, and what became of it.
+type Tell = dyn Fn(&str, ContainerChange) + Send + Sync;
+
 /// Tells the executor what became of a container. Clones tell the same executor.
 #[derive(Clone)]
-pub struct Watcher(Arc<dyn Fn(&str, ContainerChange) + Send + Sync>);
+pub struct Watcher(Arc<Tell>);
 
 impl Watcher {
     /// A watcher that hands what it is told to a closure, which must not block.

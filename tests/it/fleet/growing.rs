@@ -29,7 +29,7 @@ fn a_server_that_is_added_is_used_and_one_that_is_not_wanted_goes_when_its_traje
     executor.use_containers(&[first_url.clone(), second_url.clone()]).unwrap();
     assert_eq!(container(&waits.wait()), second_url);
     // The first is to go: who is there finishes, and nobody else is put there.
-    executor.use_containers(&[second_url.clone()]).unwrap();
+    executor.use_containers(std::slice::from_ref(&second_url)).unwrap();
     until(|| lanes(&executor)[0] == (first_url.clone(), "draining", 1));
     assert_eq!(executor.execute("a", count()).output, "2");
     assert_eq!(container(&executor.execute("c", count())), second_url);
