@@ -14,7 +14,7 @@ use crate::config::UserIds;
 use crate::error::{BackendErrorKind, IsolationError};
 use crate::interrupt::Interrupt;
 use crate::sandbox::descriptors::{self, Need};
-use crate::sandbox::isolation::{self, Budget, Facts, Failure};
+use crate::sandbox::isolation::{self, Budget, Facts, Failure, NotProvided};
 use crate::sandbox::user::{NoIds, SlotUsers, WeakRoot};
 use crate::sandbox::workspace::WorkspaceError;
 
@@ -139,11 +139,14 @@ fn find_place(
         return Err(BackendError::not_isolated(cause));
     }
     log::warn!("commands run without isolation, as was allowed: {first}");
+    let provided = Provided::without_sandbox(config).map(Arc::new);
+    let provided = provided.map_err(|error| not_provided(error.into()))?;
     // The users of slots have a name in their sandboxes only.
     let user = users.of_slot(0).and(user);
     drop(data_dir);
     let data_dir = make_data_dir(config, &user.into(), interrupt).map_err(workspaces)?;
-    Ok(Place { user, data_dir, isolation: Engine::None { reason: first.to_string() } })
+    let isolation = Engine::None { reason: first.to_string(), provided };
+    Ok(Place { user, data_dir, isolation })
 }
 
 /// The user of all slots where that is this process's own.
@@ -209,9 +212,13 @@ fn isolate(
         .and_then(|path| etc::copy_to(&path, data_dir.identity()).map(|()| path))
         .map_err(|error| system("cannot copy /etc for sandboxes", error))?;
     let workspace = &data_dir.workspaces()[0];
+    let isolation = probe(workspace, budget).map(|isolation| isolation.with_etc(etc));
+    let isolation = match isolation {
+        Ok(found) => Ok(found.with_provided(config, data_dir, budget).map_err(not_provided)?),
+        Err(failure) => Err(failure),
+    };
     let found = || {
-        let mut isolation =
-            probe(workspace, budget)?.with_etc(etc).with_terminals_for(config.slots);
+        let mut isolation = isolation?.with_terminals_for(config.slots);
         if config.seccomp {
             isolation = isolation.with_filter(Filter::new(), workspace, budget)?;
         }
@@ -228,6 +235,18 @@ fn isolate(
             Err(BackendError::new(text).with_kind(BackendErrorKind::Shortage))
         }
         found => Ok(found),
+    }
+}
+
+/// What the operator wants commands to have and they cannot.
+fn not_provided(error: NotProvided) -> BackendError {
+    match &error {
+        NotProvided::Jail(Failure::Interrupted) => BackendError::interrupted(),
+        NotProvided::Jail(failure) if failure.is_inconclusive() => {
+            let text = "cannot find out whether sandboxes can have what commands are to be given";
+            BackendError::with_source(text, error).with_kind(BackendErrorKind::Shortage)
+        }
+        _ => BackendError::with_source("commands cannot have what they are to be given", error),
     }
 }
 

@@ -63,7 +63,7 @@ impl Bench {
             let isolation = isolation.with_etc(etc.path().to_owned());
             isolation.with_filter(Filter::new(), &data.workspaces()[0], &Budget::default()).unwrap()
         } else {
-            Isolation::None { reason: "a test".to_owned() }
+            Isolation::none("a test")
         };
         let directory = data.make_passable_dir("terminals").unwrap();
         let spool = Spool::start().unwrap();

@@ -19,7 +19,7 @@ const OF_NOMAD: [&str; 7] = [
 ];
 
 /// Flags of this machine's slots.
-const OF_THIS_MACHINE: [&str; 11] = [
+const OF_THIS_MACHINE: [&str; 17] = [
     "slots",
     "data_dir",
     "user_ids",
@@ -31,6 +31,12 @@ const OF_THIS_MACHINE: [&str; 11] = [
     "limit_file_size",
     "limit_workspace",
     "no_seccomp",
+    "bind",
+    "bind_rw",
+    "env",
+    "env_file",
+    "path_prepend",
+    "device",
 ];
 
 /// Flags about sandbox servers.
