@@ -19,9 +19,10 @@ const OF_NOMAD: [&str; 7] = [
 ];
 
 /// Flags of this machine's slots.
-const OF_THIS_MACHINE: [&str; 16] = [
+const OF_THIS_MACHINE: [&str; 17] = [
     "slots",
     "data_dir",
+    "user_ids",
     "max_file_size",
     "limit_memory",
     "limit_processes",

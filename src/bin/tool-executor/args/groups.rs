@@ -9,7 +9,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{ArgAction, Args};
-use tool_executor::config::{Bind, ExecutorConfig, OutputOrder, Policy, Secret, UnknownArguments};
+use tool_executor::config::{
+    Bind, ExecutorConfig, OutputOrder, Policy, Secret, UnknownArguments, UserIds,
+};
 
 use super::values::{self, Limit, Lines, Several, Variable, named};
 
@@ -26,6 +28,12 @@ pub(crate) struct SlotArgs {
     /// Where the workspaces are made [default: tool-executor-<uid> in the temporary directory]
     #[arg(long, value_name = "DIR", env = "TOOL_EXECUTOR_DATA_DIR")]
     pub(crate) data_dir: Option<PathBuf>,
+
+    /// User ids for the slots, where it runs as root: auto (each slot has a range of its own),
+    /// shared (all are the user 65534), or FIRST:COUNT, as 2000000000:655360 [default: auto]
+    #[arg(long, value_name = "IDS", env = "TOOL_EXECUTOR_USER_IDS")]
+    #[arg(value_parser = named(values::user_ids))]
+    pub(crate) user_ids: Option<UserIds>,
 
     /// The largest file that read_file reads and write_file writes, as 1M [default: 100000 bytes]
     #[arg(long, value_name = "SIZE", env = "TOOL_EXECUTOR_MAX_FILE_SIZE")]
