@@ -24,6 +24,7 @@
 //! ```
 
 mod advertise;
+mod bind;
 mod executor;
 mod fleet;
 mod limits;
@@ -31,9 +32,11 @@ mod local;
 mod secret;
 mod server;
 mod tool_server;
+mod user_ids;
 
 #[cfg(feature = "server")]
 pub(crate) use advertise::Advertise;
+pub use bind::Bind;
 pub(crate) use executor::MOST_THREADS;
 pub use executor::{BatchPolicy, ExecutorConfig, LostWorkspace, ToolsConfig};
 pub use fleet::FleetConfig;
@@ -42,6 +45,7 @@ pub use local::LocalConfig;
 pub use secret::Secret;
 pub use server::ServerConfig;
 pub use tool_server::ToolServerConfig;
+pub use user_ids::UserIds;
 
 pub use crate::tool::{OutputOrder, Policy, UnknownArguments, UnknownSetting};
 

@@ -82,12 +82,15 @@ pub(super) fn is_forked_process() -> bool {
 /// only. Times are in seconds.
 ///
 /// ```text
-///     "local":  {"slots": 10, "data_dir": "...", "max_output_chars": 50000,
+///     "local":  {"slots": 10, "data_dir": "...", "user_ids": "auto", "max_output_chars": 50000,
 ///                "max_output_file_bytes": 16777216, "max_file_bytes": 100000, "warm_slots": true,
 ///                "seccomp": true, "adopt_orphans": false, "allow_unisolated": false,
 ///                "limits": {"processes": 1024, "memory_bytes": 4294967296, "cpu": null,
 ///                           "open_files": 4096, "file_bytes": 8589934592,
-///                           "workspace_bytes": 8589934592}}      (null: no limit)
+///                           "workspace_bytes": 8589934592},      (null: no limit)
+///                "binds": [{"source": "/srv/data", "place": "/data", "writable": false}, ...],
+///                "env": {"NAME": "value", "HTTPS_PROXY": null},  (null: this process's value)
+///                "path_prepend": ["/data/bin"], "devices": ["/dev/kvm"]}
 ///     "fleet":  {"urls": ["http://host:8080", ...], "token": "...", "unreachable_timeout_s": 30,
 ///                "start_timeout_s": 60, "allow_unisolated": false,
 ///                "slots": null,                              (null: all there are)
@@ -107,7 +110,7 @@ pub(super) fn is_forked_process() -> bool {
 /// ```
 ///
 /// What they mean is in the Rust documentation, under the same names: module `config`,
-/// `ExecutorConfig` and its parts. Where this process is root, commands run as nobody, who
+/// `ExecutorConfig` and its parts. Where this process is root, commands run as other users, who
 /// must be able to pass through every directory on the way to "data_dir".
 ///
 /// Where commands would run without isolation – this machine makes no sandboxes, or sandbox servers

@@ -10,6 +10,7 @@ use super::descriptors;
 use super::identity::Identity;
 use super::isolation::{self, Isolation};
 use super::limits::Limits;
+use super::provided::Provided;
 use super::shell::{self, Places, Shell};
 use super::spool::Spool;
 use super::user::CommandUser;
@@ -26,8 +27,8 @@ pub(super) struct Host {
     pub(super) shell: Shell,
     /// The name of the user that commands run as.
     pub(super) user: String,
-    /// That user, if it is not the host's own.
-    pub(super) command_user: Option<CommandUser>,
+    /// What the operator gives to commands.
+    pub(super) provided: Arc<Provided>,
     /// Whether slots keep their sandboxes.
     pub(super) warm: bool,
     /// The limits of slots.
@@ -37,8 +38,8 @@ pub(super) struct Host {
 }
 
 impl Host {
-    /// What starts need where commands are isolated so, and run as `user`, or as this process;
-    /// those in a sandbox under these limits.
+    /// What starts need where commands are isolated so, those in a sandbox under these limits.
+    /// Without a sandbox they have the name of `user`, or that of this process's user.
     ///
     /// # Errors
     /// Where there is no `/dev/null` to be had.
@@ -54,13 +55,13 @@ impl Host {
         Ok(Self {
             warm: isolation.is_warm(),
             spool: None,
+            provided: isolation.provided().clone(),
             isolation,
             null: isolation::open_null()?,
             // Never above the hard limit that sandboxes get.
             open_files: limits.lower_open_files(descriptors::raise_limit(0)),
             shell,
             user: identity.name().to_owned(),
-            command_user: user,
             limits,
         })
     }
@@ -73,5 +74,5 @@ impl Host {
 
 /// The environment of a command whose slot's directories are at these places.
 pub(super) fn environment(places: &Places<'_>, host: &Host) -> Vec<OsString> {
-    shell::environment(places, host.shell, &host.user)
+    host.provided.added_to(shell::environment(places, host.shell, &host.user))
 }

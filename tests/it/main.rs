@@ -42,6 +42,8 @@ mod order;
 #[path = "../program/mod.rs"]
 #[allow(dead_code, reason = "what the other tests need of it")]
 mod program;
+#[cfg(target_os = "linux")]
+mod provided;
 #[cfg(all(target_os = "linux", feature = "server"))]
 mod proxy;
 #[cfg(target_os = "linux")]
@@ -59,3 +61,5 @@ mod stopped;
 mod threads;
 mod tls;
 mod tool_server;
+#[cfg(target_os = "linux")]
+mod users;

@@ -14,7 +14,7 @@ use tool_executor::{Interrupt, ToolExecutor};
 use crate::args::{ListenArgs, RunArgs, SandboxArgs, ServeArgs};
 use crate::console::{fail, init_log, print};
 use crate::exit_code::ExitCode;
-use crate::setup::{certificates, chain, check_isolation, fleet, local, tool_server};
+use crate::setup::{chain, check_isolation, fleet, local, text_of, tool_server};
 use crate::signals::Signals;
 use crate::starting::start;
 
@@ -88,9 +88,9 @@ pub(crate) fn serve(args: ServeArgs, warnings: &[String]) -> ExitCode {
         Err(code) => return code,
     };
     let grace = args.run.grace_s;
-    let what = match args.fleet.sandbox_url.len() {
-        0 => format!("{} slots", args.slots.count()),
-        servers => format!("{servers} sandbox servers"),
+    let what = match args.fleet.is_given() {
+        false => format!("{} slots", args.slots.count()),
+        true => args.fleet.what(),
     };
     let (server, executor) =
         match start(signals.arrivals(), move |interrupt| start_serving(&args, interrupt)) {
@@ -117,7 +117,7 @@ fn start_serving(
     interrupt: &Interrupt,
 ) -> Result<(ExecutorServer, Arc<ToolExecutor>), String> {
     let server = server_config(&args.listen, args.token.clone())?;
-    let is_local = args.fleet.sandbox_url.is_empty();
+    let is_local = !args.fleet.is_given();
     // Also in front of sandbox servers: they may be on this machine, whose loopback address their
     // commands share.
     let is_open = args.token.is_none() && !args.listen.no_auth;
@@ -156,8 +156,8 @@ fn server_config(listen: &ListenArgs, token: Option<Secret>) -> Result<ServerCon
     let mut config = ServerConfig::new((listen.host, listen.port));
     config.token = token;
     config.no_auth = listen.no_auth;
-    config.tls_cert_pem = listen.tls_cert.as_deref().map(certificates).transpose()?;
-    config.tls_key_pem = listen.tls_key.as_deref().map(certificates).transpose()?.map(Secret::from);
+    config.tls_cert_pem = listen.tls_cert.as_deref().map(text_of).transpose()?;
+    config.tls_key_pem = listen.tls_key.as_deref().map(text_of).transpose()?.map(Secret::from);
     config.advertise.clone_from(&listen.advertise);
     config.check().map_err(|error| error.to_string())?;
     Ok(config)

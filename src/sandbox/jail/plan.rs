@@ -8,14 +8,16 @@ use std::path::{Path, PathBuf};
 
 use super::super::init::message::step;
 use super::super::spawn;
+use super::super::user::IdMap;
 
 /// A jail to be made.
 #[derive(Debug, Clone)]
 pub(in crate::sandbox) struct Plan {
-    /// The user that its processes are, inside and outside.
-    pub(in crate::sandbox) uid: u32,
-    /// Their group, inside and outside.
-    pub(in crate::sandbox) gid: u32,
+    /// The users of its processes. Where they are many the engine maps them, else the first process
+    /// does.
+    pub(in crate::sandbox) users: IdMap,
+    /// Their groups: as many.
+    pub(in crate::sandbox) groups: IdMap,
     /// Its host name.
     pub(in crate::sandbox) host_name: &'static str,
     /// Whether it has the host's network, or a loopback interface only.
@@ -25,6 +27,10 @@ pub(in crate::sandbox) struct Plan {
     /// How large its `/dev/shm` may become. `None` leaves it to the kernel, which gives half of the
     /// memory.
     pub(in crate::sandbox) shared_memory: Option<u64>,
+    /// How many pseudo-terminals it may have: the machine has one number of them for all users.
+    pub(in crate::sandbox) terminals: u32,
+    /// Devices beside those of every jail, by their paths.
+    pub(in crate::sandbox) devices: Vec<PathBuf>,
     /// The filter of system calls, as the kernel takes it.
     pub(in crate::sandbox) filter: Option<Vec<u8>>,
     /// The directory that what runs in it begins in.
@@ -61,10 +67,21 @@ pub(in crate::sandbox) enum Entry {
         /// What may be done with it.
         access: Access,
     },
-    /// A file or directory of the host over one that another entry shows. The host may lack it.
-    Over {
-        /// Where it is on the host, and inside.
+    /// An empty file that is the jail's own.
+    File {
+        /// Where it is inside.
         place: PathBuf,
+    },
+    /// A file or directory of the host over one that another entry has made or shows.
+    Over {
+        /// Where it is on the host.
+        host: PathBuf,
+        /// Where it is inside.
+        place: PathBuf,
+        /// What may be done with it.
+        access: Access,
+        /// Whether the host may lack it.
+        is_optional: bool,
     },
 }
 
@@ -120,6 +137,13 @@ pub(super) struct Step {
     pub(super) what: String,
 }
 
+/// Whether every jail has this device, or has something of its own in its place.
+pub(in crate::sandbox) fn has_device(path: &Path) -> bool {
+    let is_common = |name: &str| Path::new("/dev").join(name) == path;
+    let is_link = DEVICE_LINKS.iter().any(|(_, place)| Path::new(place) == path);
+    is_link || DEVICES.into_iter().any(is_common) || path.starts_with("/dev/pts")
+}
+
 /// Steps, and what of the root they have made.
 #[derive(Default)]
 struct Steps {
@@ -137,6 +161,7 @@ impl Plan {
         let strings = [&self.program]
             .into_iter()
             .chain(self.root.iter().flat_map(Entry::paths))
+            .chain(&self.devices)
             .any(|path| path.as_os_str().as_bytes().contains(&0));
         if strings {
             return Err(spawn::embedded_nul());
@@ -144,24 +169,28 @@ impl Plan {
         let mut steps = Steps::default();
         // Where the machine runs out of memory, sandboxes are what it should end.
         steps.write("/proc/self/oom_score_adj", "1000", "be ended first for want of memory");
-        // The kernel wants the first before an ordinary user may map a group.
-        steps.write("/proc/self/setgroups", "deny", "map groups");
-        for (file, id) in [("/proc/self/uid_map", self.uid), ("/proc/self/gid_map", self.gid)] {
-            steps.write(file, &format!("{id} {id} 1"), "map users and groups");
+        if self.users.is_single() {
+            // The kernel wants the first before an ordinary user may map a group.
+            steps.write("/proc/self/setgroups", "deny", "map groups");
+            for (file, map) in
+                [("/proc/self/uid_map", self.users), ("/proc/self/gid_map", self.groups)]
+            {
+                steps.write(file, &map.to_string(), "map users and groups");
+            }
         }
         steps.act(step::MAKE_PRIVATE, "keep mounts to itself");
         // While the host is still to be seen.
         for entry in &self.root {
             match entry {
                 Entry::Shown { host, place, access } => steps.source(host, place, *access, 0),
-                Entry::Over { place } => {
-                    steps.source(place, place, Access::ReadOnly, step::OPTIONAL);
+                Entry::Over { host, place, access, is_optional } => {
+                    let flag = if *is_optional { step::OPTIONAL } else { 0 };
+                    steps.source(host, place, *access, flag);
                 }
-                Entry::Directory { .. } | Entry::Link { .. } => {}
+                Entry::Directory { .. } | Entry::File { .. } | Entry::Link { .. } => {}
             }
         }
-        for name in DEVICES {
-            let device = Path::new("/dev").join(name);
+        for device in self.all_devices() {
             steps.source(&device, &device, Access::Device, 0);
         }
         steps.add(step::ROOT, 0, 0, &[FIRST_PLACE, "mode=0755"], "make a root directory");
@@ -169,13 +198,14 @@ impl Plan {
         for entry in &self.root {
             match entry {
                 Entry::Directory { place } => steps.directory(place),
+                Entry::File { place } => steps.file(place),
                 Entry::Link { target, place } => steps.link(target, place),
                 Entry::Shown { place, .. } => {
                     steps.directory(place);
                     steps.attach(&mut source, place);
                 }
                 // The directory that it is in is shown, and has something to be covered.
-                Entry::Over { place } => steps.attach(&mut source, place),
+                Entry::Over { place, .. } => steps.attach(&mut source, place),
             }
         }
         self.proc(&mut steps);
@@ -198,6 +228,11 @@ impl Plan {
         Ok(steps.list)
     }
 
+    fn all_devices(&self) -> impl Iterator<Item = PathBuf> {
+        let common = DEVICES.map(|name| Path::new("/dev").join(name));
+        common.into_iter().chain(self.devices.iter().cloned())
+    }
+
     /// Read-only: to the kernel, root is root without any capability, and could write `/proc/sys`
     /// (whose core_pattern names a program that the host runs) and chmod what all jails share of
     /// `/proc`.
@@ -214,17 +249,17 @@ impl Plan {
         let dev = Path::new("/dev");
         steps.directory(dev);
         steps.mount("tmpfs", dev, NO_SET_USER_ID, "mode=0755");
-        for name in DEVICES {
-            let place = dev.join(name);
-            steps.add(step::FILE, 0, 0o644, &[&place], &format!("make {}", place.display()));
+        for place in self.all_devices() {
+            steps.file(&place);
             steps.attach(source, &place);
         }
         for (target, place) in DEVICE_LINKS {
             steps.link(Path::new(target), Path::new(place));
         }
         let flags = NO_SET_USER_ID | NO_PROGRAMS;
+        let terminals = format!("newinstance,ptmxmode=0666,mode=620,max={}", self.terminals);
         for (kind, name, flags, options) in [
-            ("devpts", "pts", flags, "newinstance,ptmxmode=0666,mode=620".to_owned()),
+            ("devpts", "pts", flags, terminals),
             ("tmpfs", "shm", NO_SET_USER_ID | NO_DEVICES, self.shared_memory_options()),
             // For the first process to see what is left in it.
             ("mqueue", "mqueue", flags | NO_DEVICES, String::new()),
@@ -245,9 +280,9 @@ impl Plan {
 impl Entry {
     fn paths(&self) -> impl Iterator<Item = &PathBuf> {
         let (one, other) = match self {
-            Self::Directory { place } | Self::Over { place } => (None, place),
+            Self::Directory { place } | Self::File { place } => (None, place),
             Self::Link { target, place } => (Some(target), place),
-            Self::Shown { host, place, .. } => (Some(host), place),
+            Self::Shown { host, place, .. } | Self::Over { host, place, .. } => (Some(host), place),
         };
         one.into_iter().chain([other])
     }
@@ -306,6 +341,13 @@ impl Steps {
         }
     }
 
+    fn file(&mut self, place: &Path) {
+        if let Some(above) = place.parent() {
+            self.directory(above);
+        }
+        self.add(step::FILE, 0, 0o644, &[place], &format!("make {}", place.display()));
+    }
+
     fn link(&mut self, target: &Path, place: &Path) {
         if let Some(above) = place.parent() {
             self.directory(above);
@@ -340,20 +382,30 @@ mod tests {
             place: place.into(),
             access,
         };
+        let over = |host: &str, place: &str, is_optional| Entry::Over {
+            host: host.into(),
+            place: place.into(),
+            access: Access::ReadOnly,
+            is_optional,
+        };
         Plan {
-            uid: 7,
-            gid: 8,
+            users: IdMap::single(7, 70),
+            groups: IdMap::single(8, 80),
             host_name: "sandbox",
             network: false,
             root: vec![
                 shown("/usr", "/usr", Access::ReadOnly),
                 Entry::Link { target: "usr/bin".into(), place: "/bin".into() },
                 shown("/data/etc", "/etc", Access::ReadOnly),
-                Entry::Over { place: "/etc/resolv.conf".into() },
+                over("/etc/resolv.conf", "/etc/resolv.conf", true),
                 shown("/data/w", "/a/b", Access::Writable),
                 Entry::Directory { place: "/run".into() },
+                Entry::File { place: "/run/x/socket".into() },
+                over("/data/socket", "/run/x/socket", false),
             ],
             shared_memory: Some(4096),
+            terminals: 9,
+            devices: vec!["/dev/dri/card0".into()],
             filter: Some(vec![1; 16]),
             directory: "/a/b",
             program: "/bin/sh".into(),
@@ -374,17 +426,18 @@ mod tests {
     #[test]
     fn the_steps_of_a_plan_are_exactly_these() {
         let steps = plan().steps().unwrap();
-        let devices = ["null", "zero", "full", "random", "urandom", "tty"];
+        let devices = ["null", "zero", "full", "random", "urandom", "tty", "dri/card0"];
         let mut expected: Vec<String> = [
             "w0 0 /proc/self/oom_score_adj 1000",
             "w0 0 /proc/self/setgroups deny",
-            "w0 0 /proc/self/uid_map 7 7 1",
-            "w0 0 /proc/self/gid_map 8 8 1",
+            "w0 0 /proc/self/uid_map 7 70 1",
+            "w0 0 /proc/self/gid_map 8 80 1",
             "p0 0 ",
             "s0 7 /usr",
             "s0 7 /data/etc",
             "s1 7 /etc/resolv.conf",
             "s0 6 /data/w",
+            "s0 7 /data/socket",
         ]
         .map(str::to_owned)
         .to_vec();
@@ -402,6 +455,9 @@ mod tests {
                 "d0 493 /a/b",
                 "a0 3 /a/b",
                 "d0 493 /run",
+                "d0 493 /run/x",
+                "f0 420 /run/x/socket",
+                "a0 4 /run/x/socket",
                 "d0 493 /proc",
                 "m0 14 proc /proc",
                 "w0 0 /proc/sys/user/max_user_namespaces 0",
@@ -411,7 +467,10 @@ mod tests {
             ]
             .map(str::to_owned),
         );
-        for (number, name) in (4..).zip(devices) {
+        for (number, name) in (5..).zip(devices) {
+            if name.contains('/') {
+                expected.push("d0 493 /dev/dri".to_owned());
+            }
             expected.push(format!("f0 420 /dev/{name}"));
             expected.push(format!("a0 {number} /dev/{name}"));
         }
@@ -424,7 +483,7 @@ mod tests {
                 "l0 0 /proc/kcore /dev/core",
                 "l0 0 pts/ptmx /dev/ptmx",
                 "d0 493 /dev/pts",
-                "m0 10 devpts /dev/pts newinstance,ptmxmode=0666,mode=620",
+                "m0 10 devpts /dev/pts newinstance,ptmxmode=0666,mode=620,max=9",
                 "d0 493 /dev/shm",
                 "m0 6 tmpfs /dev/shm mode=0755,size=4096",
                 "d0 493 /dev/mqueue",
@@ -446,6 +505,10 @@ mod tests {
         let with_network = Plan { network: true, filter: None, ..plan() }.steps().unwrap();
         assert!(lines(&with_network).iter().all(|line| !line.starts_with('n')));
         assert!(lines(&with_network).last().unwrap().starts_with('k'));
+        let many = IdMap { inside: 0, outside: 1000, count: 9 };
+        let mapped_outside = Plan { users: many, groups: many, ..plan() }.steps().unwrap();
+        assert_eq!(lines(&mapped_outside)[0], found[0]);
+        assert_eq!(lines(&mapped_outside)[1..], found[4..]);
     }
 
     #[test]

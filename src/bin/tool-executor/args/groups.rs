@@ -9,9 +9,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{ArgAction, Args};
-use tool_executor::config::{ExecutorConfig, OutputOrder, Policy, Secret, UnknownArguments};
+use tool_executor::config::{
+    Bind, ExecutorConfig, OutputOrder, Policy, Secret, UnknownArguments, UserIds,
+};
 
-use super::values::{self, Limit, named};
+use super::values::{self, Limit, Lines, Several, Variable, named};
 
 /// The slots of this machine.
 #[derive(Debug, Clone, Args)]
@@ -27,10 +29,19 @@ pub(crate) struct SlotArgs {
     #[arg(long, value_name = "DIR", env = "TOOL_EXECUTOR_DATA_DIR")]
     pub(crate) data_dir: Option<PathBuf>,
 
+    /// User ids for the slots, where it runs as root: auto (each slot has a range of its own),
+    /// shared (all are the user 65534), or FIRST:COUNT, as 2000000000:655360 [default: auto]
+    #[arg(long, value_name = "IDS", env = "TOOL_EXECUTOR_USER_IDS")]
+    #[arg(value_parser = named(values::user_ids))]
+    pub(crate) user_ids: Option<UserIds>,
+
     /// The largest file that read_file reads and write_file writes, as 1M [default: 100000 bytes]
     #[arg(long, value_name = "SIZE", env = "TOOL_EXECUTOR_MAX_FILE_SIZE")]
     #[arg(value_parser = named(values::tool_file_size))]
     pub(crate) max_file_size: Option<u64>,
+
+    #[command(flatten)]
+    pub(crate) provided: ProvidedArgs,
 }
 
 impl SlotArgs {
@@ -68,6 +79,44 @@ impl IsolationArgs {
     pub(crate) fn allow_unisolated(&self) -> bool {
         self.allow_unisolated && !self.require_sandbox
     }
+}
+
+/// What commands in slots of this machine have of it, beside what they always have.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "What commands have of this machine")]
+pub(crate) struct ProvidedArgs {
+    /// Show commands a directory or file of this machine, read-only, at its own path or at DST;
+    /// may be given several times, or as a list with commas. All slots share it
+    #[arg(long, value_name = "SRC[:DST]", env = "TOOL_EXECUTOR_BIND", value_delimiter = ',')]
+    #[arg(value_parser = named(values::bind))]
+    pub(crate) bind: Vec<Bind>,
+
+    /// As --bind, and let commands write there, as far as the user that they run as may. It counts
+    /// towards no limit, and is not emptied between trajectories
+    #[arg(long, value_name = "SRC[:DST]", env = "TOOL_EXECUTOR_BIND_RW", value_delimiter = ',')]
+    #[arg(value_parser = named(values::bind))]
+    pub(crate) bind_rw: Vec<Bind>,
+
+    /// Give commands a variable; without a value the one that this program has. May be given
+    /// several times; TOOL_EXECUTOR_ENV has one a line
+    #[arg(long, value_name = "NAME[=VALUE]", env = "TOOL_EXECUTOR_ENV", hide_env_values = true)]
+    #[arg(value_parser = Lines(values::variable), action = ArgAction::Append)]
+    pub(crate) env: Vec<Several<Variable>>,
+
+    /// Give commands the variables of a file, one a line as NAME=VALUE or NAME; empty lines and
+    /// those that begin with # are none. --env wins over it
+    #[arg(long, value_name = "FILE", env = "TOOL_EXECUTOR_ENV_FILE")]
+    pub(crate) env_file: Option<PathBuf>,
+
+    /// Put a directory before those in the PATH of commands, as they see it; may be given several
+    /// times, or as a list with colons
+    #[arg(long, value_name = "DIR", env = "TOOL_EXECUTOR_PATH_PREPEND", value_delimiter = ':')]
+    pub(crate) path_prepend: Vec<PathBuf>,
+
+    /// Let commands use a device of this machine, as /dev/kvm, as far as the user that they run as
+    /// may; may be given several times, or as a list with commas
+    #[arg(long, value_name = "DEVICE", env = "TOOL_EXECUTOR_DEVICE", value_delimiter = ',')]
+    pub(crate) device: Vec<PathBuf>,
 }
 
 /// What a slot of this machine may use.
@@ -129,6 +178,17 @@ pub(crate) struct FleetArgs {
     #[arg(value_parser = named(values::url))]
     pub(crate) sandbox_url: Vec<String>,
 
+    /// Run calls on the sandbox servers whose URLs are the lines of this file, which is read again
+    /// when it changes: new servers are used as soon as they answer; where one is gone from it the
+    /// trajectories that are there finish
+    #[arg(long, value_name = "FILE", env = "TOOL_EXECUTOR_SANDBOX_FILE")]
+    pub(crate) sandbox_file: Option<PathBuf>,
+
+    /// Run calls on the sandbox servers at all addresses of this name, which is looked up again
+    /// every 5 s, with the same effect; by http
+    #[arg(long, value_name = "NAME:PORT", env = "TOOL_EXECUTOR_SANDBOX_NAME")]
+    pub(crate) sandbox_name: Option<String>,
+
     #[command(flatten)]
     pub(crate) token: SandboxTokenArgs,
 
@@ -153,6 +213,22 @@ pub(crate) struct FleetArgs {
     #[arg(long, value_name = "S", env = "TOOL_EXECUTOR_SANDBOX_UNREACHABLE_TIMEOUT_S")]
     #[arg(default_value = "30", value_parser = named(values::wait_seconds))]
     pub(crate) sandbox_unreachable_timeout_s: Duration,
+}
+
+impl FleetArgs {
+    /// Whether there are sandbox servers.
+    pub(crate) fn is_given(&self) -> bool {
+        !self.sandbox_url.is_empty() || self.sandbox_file.is_some() || self.sandbox_name.is_some()
+    }
+
+    /// The servers, in a few words.
+    pub(crate) fn what(&self) -> String {
+        match (&self.sandbox_file, &self.sandbox_name) {
+            (Some(file), _) => format!("the sandbox servers of {}", file.display()),
+            (None, Some(name)) => format!("the sandbox servers at {name}"),
+            (None, None) => format!("{} sandbox servers", self.sandbox_url.len()),
+        }
+    }
 }
 
 /// The ToolServer.
