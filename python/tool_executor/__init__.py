@@ -12,6 +12,7 @@ Every exception is a `ToolExecutorError`; a tool that fails is a `ToolResult`.
 
 from ._asyncio import AsyncToolExecutor, AsyncTrajectory
 from ._config import (
+    Bind,
     Config,
     FleetConfig,
     LocalConfig,
@@ -66,6 +67,7 @@ __all__ = [
     "ArtifactNotFoundError",
     "AsyncToolExecutor",
     "AsyncTrajectory",
+    "Bind",
     "CloseReport",
     "ClosedError",
     "Config",

@@ -7,6 +7,7 @@ import os
 from typing import Any, List, Mapping, Optional, TypedDict, Union
 
 __all__ = [
+    "Bind",
     "Config",
     "FleetConfig",
     "LocalConfig",
@@ -29,12 +30,24 @@ class SlotLimits(TypedDict, total=False):
     workspace_bytes: Optional[int]
 
 
+_Path = Union[str, "os.PathLike[str]"]
+
+
+class Bind(TypedDict, total=False):
+    """A directory or file of the host's that commands have. `source` must be given."""
+
+    source: _Path
+    place: Optional[_Path]
+    writable: Optional[bool]
+
+
 class LocalConfig(TypedDict, total=False):
     """The embedded sandbox."""
 
     slots: Optional[int]
     """How many trajectories have a workspace at the same time; 10 unless given."""
-    data_dir: "Optional[Union[str, os.PathLike[str]]]"
+    data_dir: Optional[_Path]
+    user_ids: Optional[str]
     max_output_chars: Optional[int]
     max_output_file_bytes: Optional[int]
     max_file_bytes: Optional[int]
@@ -43,12 +56,18 @@ class LocalConfig(TypedDict, total=False):
     adopt_orphans: Optional[bool]
     allow_unisolated: Optional[bool]
     limits: Optional[SlotLimits]
+    binds: Optional[List[Bind]]
+    env: Optional[Mapping[str, Optional[str]]]
+    path_prepend: Optional[List[_Path]]
+    devices: Optional[List[_Path]]
 
 
 class FleetConfig(TypedDict, total=False):
     """Sandbox servers on other machines."""
 
-    urls: List[str]
+    urls: Optional[List[str]]
+    servers_file: Optional[_Path]
+    servers_name: Optional[str]
     token: Optional[str]
     unreachable_timeout_s: Optional[float]
     start_timeout_s: Optional[float]

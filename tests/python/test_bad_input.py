@@ -7,6 +7,7 @@ import pytest
 
 import tool_executor
 from tool_executor import (
+    Bind,
     Config,
     ConfigError,
     FleetConfig,
@@ -182,6 +183,7 @@ def test_a_typo_in_the_configuration_is_told_with_the_keys_that_there_are() -> N
 SECTIONS: List[Tuple[Any, Callable[[Any], Any]]] = [
     (Config, lambda wrong: wrong),
     (LocalConfig, lambda wrong: {"local": wrong}),
+    (Bind, lambda wrong: {"local": {"binds": [{"source": "/usr", **wrong}]}}),
     (SlotLimits, lambda wrong: {"local": {"limits": wrong}}),
     (FleetConfig, lambda wrong: {"fleet": {"urls": ["http://x"], **wrong}}),
     (ToolServerConfig, lambda wrong: {"tool_server": {"url": "http://x", **wrong}}),
