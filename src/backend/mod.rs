@@ -199,8 +199,20 @@ pub struct Demand {
     pub waiting: usize,
     /// How many slots are free, in containers that are up and not draining.
     pub free: usize,
-    /// How many slots of which container trajectories hold, where they hold any.
-    pub held_by: Vec<(Arc<str>, usize)>,
+    /// The containers that are up and not draining.
+    pub containers: Vec<ContainerUse>,
+}
+
+/// What of a container is in use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ContainerUse {
+    /// Its address.
+    pub addr: Arc<str>,
+    /// The slots of it that the executor may use.
+    pub slots: usize,
+    /// How many of them trajectories hold.
+    pub held: usize,
 }
 
 /// A slot, for as long as one trajectory holds it.

@@ -32,6 +32,9 @@ pub struct SlurmConfig {
     pub slots_per_server: Option<usize>,
     /// More arguments of `tool-executor sandbox`, such as `--limit-memory 2G`. Defaults to none.
     pub server_arguments: Vec<String>,
+    /// Whether servers may run commands without isolation, where a node gives none. Defaults to
+    /// `false`: they end at once there, and say why.
+    pub allow_unisolated: bool,
     /// How long a server may take from its start on a node until it listens, and how long the start
     /// of the executor waits for the first one. Defaults to 60 s.
     #[serde(rename = "start_timeout_s", with = "seconds")]
@@ -78,6 +81,7 @@ impl Default for SlurmConfig {
             max_servers: None,
             slots_per_server: None,
             server_arguments: Vec::new(),
+            allow_unisolated: false,
             start_timeout: Duration::from_secs(60),
             idle_timeout: Duration::from_secs(300),
             drain_before: Duration::from_secs(180),
@@ -95,6 +99,7 @@ setters! {
         with_max_servers: max_servers = some usize,
         with_slots_per_server: slots_per_server = some usize,
         with_server_arguments: server_arguments = Vec<String>,
+        with_allow_unisolated: allow_unisolated = bool,
         with_start_timeout: start_timeout = Duration,
         with_idle_timeout: idle_timeout = Duration,
         with_drain_before: drain_before = Duration,

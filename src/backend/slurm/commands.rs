@@ -78,6 +78,7 @@ pub(super) fn srun(config: &SlurmConfig, node: Option<&str>, comment: &str) -> V
     if let Some(slots) = config.slots_per_server {
         argv.extend([OsString::from("--slots"), slots.to_string().into()]);
     }
+    argv.extend(config.allow_unisolated.then(|| OsString::from("--allow-unisolated")));
     argv.extend(config.server_arguments.iter().map(OsString::from));
     argv
 }

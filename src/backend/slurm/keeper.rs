@@ -193,7 +193,7 @@ impl Run {
             let steps = if is_stopping {
                 stops_since.get_or_insert(now);
                 let mut steps = self.servers.stop_all(now);
-                steps.extend(self.kill_late(now));
+                steps.extend(self.servers.late(now));
                 steps
             } else {
                 let fleet = &self.shared.fleet;
@@ -216,12 +216,6 @@ impl Run {
             self.wait();
             self.read_all();
         }
-    }
-
-    /// While everything ends nothing else asks what is late.
-    fn kill_late(&mut self, now: Instant) -> Vec<Step> {
-        let steps = self.servers.steps(&Demand::default(), |_| true, now);
-        steps.into_iter().filter(|step| matches!(step, Step::Kill(_))).collect()
     }
 
     fn carry_out(&mut self, step: Step, now: Instant) {

@@ -85,6 +85,7 @@ impl SlurmBackend {
         let mut fleet = FleetConfig::new([""; 0]).with_token(token.clone());
         fleet.unreachable_timeout = config.unreachable_timeout;
         fleet.start_timeout = config.start_timeout;
+        fleet.allow_unisolated = config.allow_unisolated;
         let fleet = Arc::new(FleetBackend::growing(fleet)?);
         let keeper = Keeper::new(config.clone(), fleet.clone());
         Ok(Self { config, fleet, keeper })
@@ -182,8 +183,8 @@ impl Backend for SlurmBackend {
 
     /// The sessions first, so that what runs is told to end by those who know it; then the servers.
     fn close(&self, deadline: Instant) {
-        self.keeper.stop();
         self.fleet.close(deadline);
+        self.keeper.stop();
         self.keeper.join(deadline);
     }
 }

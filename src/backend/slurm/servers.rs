@@ -212,7 +212,7 @@ impl Servers {
         if self.scaler.is_some() {
             self.scale(demand, now, &mut steps);
         } else {
-            self.fill_nodes(now, &mut steps);
+            self.fill_nodes(&mut steps);
         }
         for (number, server) in &mut self.list {
             let is_late = server.deadline.is_some_and(|deadline| deadline <= now);
@@ -230,14 +230,23 @@ impl Servers {
                 State::Draining { url } if !is_used(url) => {
                     stop(*number, &mut server.state, now, &mut steps);
                 }
-                State::Stopping { until, is_killed: is_killed @ false } if *until <= now => {
-                    *is_killed = true;
-                    steps.push(Step::Kill(*number));
-                }
                 _ => {}
             }
         }
+        steps.extend(self.late(now));
         steps
+    }
+
+    /// Servers that were told to end and have had their time.
+    pub(super) fn late(&mut self, now: Instant) -> Vec<Step> {
+        let late = self.list.iter_mut().filter_map(|(number, server)| match &mut server.state {
+            State::Stopping { until, is_killed: is_killed @ false } if *until <= now => {
+                *is_killed = true;
+                Some(Step::Kill(*number))
+            }
+            _ => None,
+        });
+        late.collect()
     }
 
     /// Tells every server to end.
@@ -264,7 +273,7 @@ impl Servers {
     }
 
     /// Inside an allocation: a server on each node, as many as there may be.
-    fn fill_nodes(&mut self, now: Instant, steps: &mut Vec<Step>) {
+    fn fill_nodes(&mut self, steps: &mut Vec<Step>) {
         let mut room = self.most.saturating_sub(self.lasting().count());
         for (node, place) in &self.places {
             let is_here = |server: &Server| {
@@ -290,28 +299,28 @@ impl Servers {
     /// As many jobs as the demand asks for.
     fn scale(&mut self, demand: &Demand, now: Instant, steps: &mut Vec<Step>) {
         let held = |url: &str| {
-            let held = demand.held_by.iter().find(|(addr, _)| &**addr == url);
-            held.map_or(0, |(_, held)| *held)
+            let told = demand.containers.iter().find(|container| &*container.addr == url);
+            told.filter(|container| container.slots > 0).map(|container| container.held)
         };
-        let ups: Vec<(u64, usize)> = self
-            .list
-            .iter()
-            .filter_map(|(number, server)| match &server.state {
-                State::Up { url, .. } => Some((*number, held(url))),
-                _ => None,
-            })
-            .collect();
-        let starting: Vec<u64> = self
-            .list
-            .iter()
-            .filter(|(_, server)| server.state == State::Starting)
-            .map(|(number, _)| *number)
-            .collect();
+        let mut starting = Vec::new();
+        let mut ups = Vec::new();
+        let mut coming = 0;
+        for (number, server) in &self.list {
+            match &server.state {
+                State::Starting => starting.push(*number),
+                State::Up { url, .. } => {
+                    // One of which the executor has no slots yet is counted as coming.
+                    coming += usize::from(held(url).is_none());
+                    ups.push((*number, held(url).unwrap_or(0)));
+                }
+                State::Draining { .. } | State::Stopping { .. } => {}
+            }
+        }
         let view = View {
             waiting: demand.waiting,
             free: demand.free,
-            up: ups.len(),
-            starting: starting.len(),
+            up: ups.len() - coming,
+            starting: starting.len() + coming,
             slots_each: self.slots_each,
         };
         let Some(scaler) = &mut self.scaler else { return };
@@ -333,7 +342,6 @@ impl Servers {
                 stop(number, &mut server.state, now, steps);
             }
         }
-        let mut ups = ups;
         ups.sort_by_key(|(number, held)| (*held, std::cmp::Reverse(*number)));
         for (number, _) in ups.into_iter().take(over) {
             self.drain(number);
@@ -362,6 +370,7 @@ fn stop(number: u64, state: &mut State, now: Instant, steps: &mut Vec<Step>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::ContainerUse;
     use proptest::prelude::*;
 
     const TIMEOUT: Duration = Duration::from_secs(60);
@@ -424,7 +433,12 @@ mod tests {
             servers.listens(number, format!("http://{number}"), 10, now);
         }
         let mut used = demand(0, 22);
-        used.held_by = vec![("http://1".into(), 1), ("http://2".into(), 5), ("http://3".into(), 2)];
+        let container = |(number, held)| ContainerUse {
+            addr: format!("http://{number}").into(),
+            slots: 10,
+            held,
+        };
+        used.containers = [(1, 1), (2, 5), (3, 2)].map(container).into();
         assert!(servers.steps(&used, |_| true, now).is_empty());
         now += idle;
         // 22 were never needed: two servers go, those that have least.

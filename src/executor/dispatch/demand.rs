@@ -4,7 +4,8 @@
 use std::time::{Duration, Instant};
 
 use super::{Action, Dispatch};
-use crate::backend::Demand;
+use crate::backend::{ContainerUse, Demand};
+use crate::pool::Occupancy;
 
 /// No more often than this.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -52,9 +53,13 @@ impl Dispatch {
 
     fn wanted(&self) -> Demand {
         let open = self.pool.occupancy().filter(|container| container.state == "up");
-        let free = open.map(|container| container.slots - container.held).sum();
-        let held_by = self.pool.occupancy().filter(|container| container.held > 0);
-        let held_by = held_by.map(|container| (container.addr.clone(), container.held));
-        Demand { waiting: self.waiting_for_slot, free, held_by: held_by.collect() }
+        let containers = open.map(|Occupancy { addr, slots, held, .. }| ContainerUse {
+            addr: addr.clone(),
+            slots,
+            held,
+        });
+        let containers: Vec<_> = containers.collect();
+        let free = containers.iter().map(|container| container.slots - container.held).sum();
+        Demand { waiting: self.waiting_for_slot, free, containers }
     }
 }
