@@ -7,6 +7,7 @@
 //!     slot_0/ … slot_<n-1>/      the workspaces, each bound at /workspace in its sandbox
 //!     tmp_0/ … tmp_<n-1>/        beside each the /tmp of its sandbox
 //!     home_0/ … home_<n-1>/      and the home directory of its user
+//!     sessions_0/ …              what the engine and the slot's shells say to each other
 //!     slot_0-1/, tmp_0-1/, …     the same after the slot's first reset, and so on
 //!     etc/                       what all sandboxes see as /etc
 //! ```
@@ -53,6 +54,9 @@ const OPEN_DIR: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::C
 /// How long one workspace may take to be emptied. Generous: only something that keeps making files
 /// gets there.
 const EMPTY_LIMIT: Duration = Duration::from_secs(300);
+
+/// Where the directory of its slot's sessions is inside a sandbox.
+pub(super) const SESSIONS: &str = "/run/terminal";
 
 /// What callers are told of a workspace that somebody outside has removed or replaced.
 pub(crate) const GONE: &str = "the workspace was removed or replaced from outside";
@@ -147,6 +151,8 @@ pub(crate) struct Workspace {
     workspace: Directory,
     temporary: Directory,
     home: Directory,
+    /// The same in all its slot's lives: nothing of a model's is in it.
+    sessions: PathBuf,
     identity: Arc<Identity>,
     owner: Option<CommandUser>,
     /// How many calls have had their output kept in a file.
@@ -174,6 +180,11 @@ impl Workspace {
             0 => run.join(format!("{kind}_{slot}")),
             life => run.join(format!("{kind}_{slot}-{life}")),
         };
+        let sessions = run.join(format!("sessions_{slot}"));
+        if life == 0 {
+            make_passable_dir(&sessions)
+                .map_err(|error| WorkspaceError::io("create", &sessions, error))?;
+        }
         let make = || {
             let workspace = make_private_dir(place("slot"), owner)?;
             let temporary = make_private_dir(place("tmp"), owner)?;
@@ -187,7 +198,7 @@ impl Workspace {
             }
         })?;
         let outputs = AtomicU64::new(0);
-        Ok(Self { slot, life, workspace, temporary, home, identity, owner, outputs })
+        Ok(Self { slot, life, workspace, temporary, home, sessions, identity, owner, outputs })
     }
 
     /// A new, empty workspace for its slot. Blocks for the making of three directories.
@@ -217,6 +228,7 @@ impl Workspace {
             workspace: open(&self.workspace),
             temporary: open(&self.temporary),
             home: open(&self.home),
+            sessions: self.sessions.clone(),
             identity: self.identity.clone(),
             owner: self.owner,
             outputs: AtomicU64::new(0),
@@ -253,6 +265,12 @@ impl Workspace {
     /// The host path of its user's home directory.
     pub(crate) fn home(&self) -> &Path {
         &self.home.path
+    }
+
+    /// The host path of the directory in which its slot's sessions make their own. Commands may only
+    /// pass through.
+    pub(super) fn sessions(&self) -> &Path {
+        &self.sessions
     }
 
     /// The host paths of its directories, the workspace first.
@@ -341,6 +359,13 @@ impl Workspace {
             io::Error::new(kind, WorkspaceError::tree("save", self.path(), error))
         })
     }
+}
+
+/// Makes a directory of ours that commands' user may pass through, and not look around in.
+fn make_passable_dir(path: &Path) -> io::Result<()> {
+    std::fs::create_dir(path)?;
+    // Whatever the umask says.
+    Ok(rustix::fs::chmod(path, PASSABLE)?)
 }
 
 /// Makes the directory `path`, which must not exist, for `owner`, or for ourselves.
