@@ -27,13 +27,16 @@ pub(super) use layout::HostLayout;
 pub(crate) use probe::Budget;
 pub(crate) use remedy::{Facts, advice};
 
+use super::etc;
 use super::identity::HOST_NAME;
 use super::init;
 use super::jail::{Origin, Plan};
 use super::limits::Filter;
 use super::paths::MOUNT_POINT;
+use super::provided::{Provided, ProvidedError};
 use super::user::CommandUser;
-use super::workspace::Workspace;
+use super::workspace::{DataDir, Workspace};
+use crate::config::LocalConfig;
 
 /// How commands of this process are isolated.
 #[derive(Debug, Clone)]
@@ -45,6 +48,8 @@ pub(crate) enum Isolation {
     None {
         /// Why, as one line for people.
         reason: String,
+        /// What the operator gives to commands.
+        provided: Arc<Provided>,
     },
 }
 
@@ -57,6 +62,8 @@ pub(crate) struct Jails {
     pub(crate) can_cut_network: bool,
     /// What of the host is shared.
     pub(super) layout: HostLayout,
+    /// What the operator gives to commands.
+    provided: Arc<Provided>,
     /// The directory that is shown as `/etc`.
     etc: Option<PathBuf>,
     /// Whether a slot keeps its jail for the next command.
@@ -66,6 +73,26 @@ pub(crate) struct Jails {
     shared_memory: Option<u64>,
     /// The filter of system calls; or why there is none, as one line.
     seccomp: Result<Arc<Filter>, String>,
+}
+
+/// Why commands cannot have what the operator wants them to have.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NotProvided {
+    /// Something of it cannot be had.
+    #[error(transparent)]
+    Setting(#[from] ProvidedError),
+    /// Its places in `/etc` cannot be made.
+    #[error("cannot make the places of binds in /etc")]
+    Place(#[from] io::Error),
+    /// No sandbox can be made with it.
+    #[error("sandboxes cannot be made with these binds and devices: {0}")]
+    Jail(Failure),
+}
+
+impl From<Failure> for NotProvided {
+    fn from(failure: Failure) -> Self {
+        Self::Jail(failure)
+    }
 }
 
 /// What a jail of a slot shows and runs.
@@ -103,8 +130,14 @@ impl Isolation {
     pub(crate) fn probe(user: Option<CommandUser>, workspace: &Arc<Workspace>) -> Self {
         Self::find(user, workspace, &Budget::default()).unwrap_or_else(|failure| {
             assert!(!failure.is_inconclusive(), "{failure}");
-            Self::None { reason: failure.to_string() }
+            Self::none(failure.to_string())
         })
+    }
+
+    /// No isolation, as no operator gives commands anything.
+    #[cfg(test)]
+    pub(crate) fn none(reason: impl Into<String>) -> Self {
+        Self::None { reason: reason.into(), provided: Arc::default() }
     }
 
     fn jails(&mut self) -> Option<&mut Jails> {
@@ -120,6 +153,43 @@ impl Isolation {
             jails.etc = Some(etc);
         }
         self
+    }
+
+    /// Gives commands of `user`, or of this process, what the operator wants them to have, if
+    /// sandboxes with all of that can be made. Blocks for the making of one, where they have to
+    /// show something.
+    ///
+    /// # Errors
+    /// Something cannot be given; or no sandbox can be made with it, or that could not be found
+    /// out.
+    pub(crate) fn with_provided(
+        mut self,
+        config: &LocalConfig,
+        user: Option<CommandUser>,
+        data_dir: &DataDir,
+        budget: &Budget,
+    ) -> Result<Self, NotProvided> {
+        let Some(jails) = self.jails() else { return Ok(self) };
+        let workspace = &data_dir.workspaces()[0];
+        let provided = jails.layout.shown(workspace.inside(), |shown| {
+            Provided::find(config, shown, user, data_dir.base_path())
+        })?;
+        if let Some(etc) = &jails.etc {
+            etc::make_places(etc, provided.places_beneath(Path::new("/etc")))?;
+        }
+        jails.provided = Arc::new(provided);
+        if jails.provided.shows_something() {
+            jails.try_out(workspace, user, budget)?;
+        }
+        Ok(self)
+    }
+
+    /// What the operator gives to commands.
+    pub(super) fn provided(&self) -> &Arc<Provided> {
+        match self {
+            Self::Jailed(jails) => &jails.provided,
+            Self::None { provided, .. } => provided,
+        }
     }
 
     /// Whether a slot keeps its jail for the next command; without that each command gets one of
@@ -210,6 +280,7 @@ impl Jails {
             program: Arc::new(program),
             can_cut_network: true,
             layout: HostLayout::detect(workspace.identity().clone()),
+            provided: Arc::default(),
             etc: None,
             warm: true,
             shared_memory: None,
@@ -236,8 +307,9 @@ impl Jails {
             gid: gid.as_raw(),
             host_name: HOST_NAME,
             network: contents.network,
-            root: layout::root(&self.layout, self.etc.as_deref(), &contents),
+            root: layout::root(&self.layout, &self.provided, self.etc.as_deref(), &contents),
             shared_memory: self.shared_memory,
+            devices: self.provided.devices().to_vec(),
             filter: self.seccomp.as_ref().ok().map(|filter| filter.program().to_vec()),
             directory: MOUNT_POINT,
             program: contents.program.to_owned(),

@@ -15,8 +15,9 @@
 //! - `jail` is a program's processes from birth to death, the first of which is ours (`init`), and
 //!   the machine that they are in, of which a slot has one for all its tools (`machines`).
 //! - `shell` is how a command reaches its shell, `identity` who it is there, `isolation` what it
-//!   may see, `etc` what of `/etc`, `reaper` how all its processes are found where there is no
-//!   jail, `spawn` the start of a process, `user` whom all of this runs as where the host is root.
+//!   may see, `etc` what of `/etc`, `provided` what the operator adds, `reaper` how all its
+//!   processes are found where there is no jail, `spawn` the start of a process, `user` whom all of
+//!   this runs as where the host is root.
 //! - `limits` is what of the machine and of the kernel a slot may use, `descriptors` how many of
 //!   this process's own all slots need.
 //! - `workspace` owns the directories, `paths` finds places beneath them, `tree` empties and
@@ -45,6 +46,7 @@ mod machines;
 mod output;
 mod outputs;
 mod paths;
+pub(crate) mod provided;
 mod reaper;
 mod recording;
 mod reports;

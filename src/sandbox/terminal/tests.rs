@@ -66,7 +66,7 @@ impl Bench {
                 .with_filter(Filter::new(), user, &data.workspaces()[0], &Budget::default())
                 .unwrap()
         } else {
-            Isolation::None { reason: "a test".to_owned() }
+            Isolation::none("a test")
         };
         let spool = Spool::start().unwrap();
         let limits = Arc::new(Limits::none());

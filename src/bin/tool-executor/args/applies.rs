@@ -19,7 +19,7 @@ const OF_NOMAD: [&str; 7] = [
 ];
 
 /// Flags of this machine's slots.
-const OF_THIS_MACHINE: [&str; 10] = [
+const OF_THIS_MACHINE: [&str; 16] = [
     "slots",
     "data_dir",
     "max_file_size",
@@ -30,6 +30,12 @@ const OF_THIS_MACHINE: [&str; 10] = [
     "limit_file_size",
     "limit_workspace",
     "no_seccomp",
+    "bind",
+    "bind_rw",
+    "env",
+    "env_file",
+    "path_prepend",
+    "device",
 ];
 
 /// Flags about sandbox servers.

@@ -55,7 +55,7 @@ impl Bench {
                 false => isolation,
             }
         } else {
-            Isolation::None { reason: "a test".to_owned() }
+            Isolation::none("a test")
         };
         let tmux = Tmux::detect(shell::PATH);
         assert!(tmux.is_some(), "install tmux");
