@@ -267,8 +267,8 @@ impl Workspace {
         &self.home.path
     }
 
-    /// The host path of the directory in which its slot's sessions make their own. Commands may only
-    /// pass through.
+    /// The host path of the directory in which its slot's sessions make their own. Commands may
+    /// only pass through.
     pub(super) fn sessions(&self) -> &Path {
         &self.sessions
     }

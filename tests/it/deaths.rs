@@ -222,8 +222,8 @@ fn nothing_starts_after_the_death_of_its_host() {
                 "{kind}: no first process could be stopped in time"
             );
             let mut host = Host::start(kind, 1);
-            // The first one to be seen is stopped: somewhere in the making of its sandbox. A shell's
-            // is the second: it joins the machine that the one for commands has founded.
+            // The first one to be seen is stopped: somewhere in the making of its sandbox. A
+            // shell's is the second: it joins the machine that the one for commands has founded.
             let earlier = usize::from(kind.ends_with("shell"));
             let first = loop {
                 let children = children_of(host.process.id()).into_iter();

@@ -62,8 +62,8 @@ impl HostLayout {
 /// The root directory of a jail. Pure.
 ///
 /// What can be written to: the workspace, `/tmp` and the home directory, which are the slot's, and
-/// the directories that are the machine's own and go with it, `/dev/shm` and the root directory among
-/// them.
+/// the directories that are the machine's own and go with it, `/dev/shm` and the root directory
+/// among them.
 pub(super) fn root(
     layout: &HostLayout,
     provided: &Provided,

@@ -1,5 +1,5 @@
-//! Making jails once, to see whether that works here: bounded in time, interruptible, and leaving no
-//! process behind.
+//! Making jails once, to see whether that works here: bounded in time, interruptible, and leaving
+//! no process behind.
 
 use std::ffi::OsString;
 use std::os::fd::AsFd;
@@ -69,10 +69,10 @@ impl Default for Budget {
 }
 
 impl Jails {
-    /// Makes a jail that founds a machine, has `true` run in it and ends it again, and does the same
-    /// with one that joins the machine; on a thread of its own: a jail dies with the thread that has
-    /// made it. Blocks until that is done, or `budget` is used up, or the
-    /// start is interrupted.
+    /// Makes a jail that founds a machine, has `true` run in it and ends it again, and does the
+    /// same with one that joins the machine; on a thread of its own: a jail dies with the thread
+    /// that has made it. Blocks until that is done, or `budget` is used up, or the start is
+    /// interrupted.
     ///
     /// # Errors
     /// What failed.

@@ -55,9 +55,9 @@ pub(super) fn join(
     let mut usher =
         Usher { namespaces, count, stack: stack.top(), shared, pid: -1, pidfd: -1, failed: None };
     let mut usher_pidfd: c_int = -1;
-    // SAFETY: the usher runs `bring_in` on a stack of its own, while this thread waits; `usher`, the
-    // stacks and what they point to outlive that, and the first process's time in this memory: see
-    // below. It makes system calls only, and never returns. `usher_pidfd` is a valid place.
+    // SAFETY: the usher runs `bring_in` on a stack of its own, while this thread waits; `usher`,
+    // the stacks and what they point to outlive that, and the first process's time in this memory:
+    // see below. It makes system calls only, and never returns. `usher_pidfd` is a valid place.
     let cloned = unsafe {
         libc::clone(
             bring_in,

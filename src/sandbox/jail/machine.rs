@@ -40,8 +40,8 @@ pub(in crate::sandbox) struct Machine {
 }
 
 impl Machine {
-    /// What a founder is to hand over, so that others can join it. One that is in the host's network
-    /// has none of its own.
+    /// What a founder is to hand over, so that others can join it. One that is in the host's
+    /// network has none of its own.
     pub(super) fn wanted(host_network: bool) -> i32 {
         let own = |which: &i32| !(host_network && *which == handle::NETWORK);
         JOINED.map(|(which, _)| which).iter().copied().filter(own).sum()

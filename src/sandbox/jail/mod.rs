@@ -164,8 +164,8 @@ pub(super) enum News {
 }
 
 impl Jail {
-    /// Begins to make a jail, in this machine, or in one that it founds. Blocks for the start of one
-    /// process.
+    /// Begins to make a jail, in this machine, or in one that it founds. Blocks for the start of
+    /// one process.
     ///
     /// # Errors
     /// Whatever the system refuses. Nothing runs then.

@@ -152,7 +152,8 @@ impl Common {
         Arc::new(move |limit| exceeded(key, limit))
     }
 
-    /// Asks for the machine of a workspace's slot, for the sandbox of this key, which is told later.
+    /// Asks for the machine of a workspace's slot, for the sandbox of this key, which is told
+    /// later.
     pub(super) fn ask_for_machine(&self, workspace: &Arc<Workspace>, network: bool, key: Key) {
         let machine = self.machine.clone();
         let take = Box::new(move |made| machine(key, made));
