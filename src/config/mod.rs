@@ -32,6 +32,7 @@ mod local;
 mod secret;
 mod server;
 mod tool_server;
+mod user_ids;
 
 #[cfg(feature = "server")]
 pub(crate) use advertise::Advertise;
@@ -44,6 +45,7 @@ pub use local::LocalConfig;
 pub use secret::Secret;
 pub use server::ServerConfig;
 pub use tool_server::ToolServerConfig;
+pub use user_ids::UserIds;
 
 pub use crate::tool::{OutputOrder, Policy, UnknownArguments, UnknownSetting};
 

@@ -137,7 +137,7 @@ impl Host {
             entries.map(|entry| entry.path()).collect::<Vec<_>>()
         };
         let mut slots = entries(self.directory.path()).into_iter().flat_map(|run| entries(&run));
-        slots.any(|slot| slot.join("started").exists())
+        slots.any(|slot| slot.join("workspace/started").exists())
     }
 }
 

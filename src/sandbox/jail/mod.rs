@@ -47,7 +47,7 @@ use self::start::{Birth, Stage};
 use super::init::message::handle;
 use super::init::{Handles, InitEvent, InitSocket, Run, RunEvent};
 use super::limits::{Alarm, Confined, Leftover, Limits};
-use super::spawn::{CStringArray, Child, Reaped};
+use super::spawn::{CStringArray, Child, Reaped, has_ended};
 use super::user::CommandUser;
 use super::workspace::Workspace;
 
@@ -194,9 +194,6 @@ impl Jail {
         let arguments = CStringArray::new(arguments).map_err(prepare)?;
         let environment = CStringArray::new(plan.environment.iter().cloned()).map_err(prepare)?;
         let (socket, its_end) = InitSocket::pair().map_err(prepare)?;
-        // First, so that the process finds its orders, and ends where it is left alone with them.
-        let wanted = handle::ROOT | founds.map_or(0, Machine::wanted);
-        socket.set_up(&encoded, steps.len(), wanted).map_err(prepare)?;
         let birth = Birth {
             program: origin.program,
             arguments: &arguments,
@@ -213,6 +210,20 @@ impl Jail {
             signal: None,
             source,
         })?;
+        // It waits for its orders, and ends where it is left alone. Its end of the socket is open
+        // here, too, so that what is sent to one that has ended is not refused.
+        let maps = origin.user.filter(|user| founds.is_some() && !user.map().is_single());
+        let wanted = handle::ROOT | founds.map_or(0, Machine::wanted);
+        let ordered = match maps {
+            Some(user) => map_ids(user, &child),
+            None => Ok(()),
+        }
+        .and_then(|()| socket.set_up(&encoded, steps.len(), wanted).map_err(prepare));
+        drop(its_end);
+        if let Err(error) = ordered {
+            abandon(&child);
+            return Err(error);
+        }
         let mut jail = Self {
             phase: Phase::SettingUp,
             deadline: Some(Instant::now() + SETUP_LIMIT),
@@ -230,13 +241,8 @@ impl Jail {
             is_retired: false,
         };
         if let Err(error) = jail.watch(events) {
-            // It has done nothing that lasts, and dies at once.
             jail.socket = None;
-            jail.child.kill();
-            let _ = rustix::process::waitid(
-                rustix::process::WaitId::PidFd(jail.child.as_fd()),
-                rustix::process::WaitIdOptions::EXITED,
-            );
+            abandon(&jail.child);
             return Err(prepare(error));
         }
         Ok(jail)
@@ -469,6 +475,24 @@ impl Jail {
         events.remove(self.child.as_fd());
         Some(Leftover::retire(self.child, self.bounds.limits.retired()))
     }
+}
+
+/// Maps the ids of a user in the namespace of a first process. One that has ended already is no
+/// failure of this.
+fn map_ids(user: CommandUser, child: &Child) -> Result<(), SetupError> {
+    match user.map_ids(child.pid()) {
+        Err(error) if !has_ended(child.as_fd()) => {
+            Err(SetupError::new("map users and groups", error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Ends a first process that has done nothing that lasts, and so dies at once.
+fn abandon(child: &Child) {
+    child.kill();
+    let end = rustix::process::WaitIdOptions::EXITED;
+    let _ = rustix::process::waitid(rustix::process::WaitId::PidFd(child.as_fd()), end);
 }
 
 impl RunHandle {

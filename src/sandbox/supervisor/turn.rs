@@ -303,8 +303,8 @@ impl Turn {
             environment: environment(&workspace.inside(), host),
             open_files: host.open_files,
         };
-        let plan = jails.plan(contents, host.command_user);
-        let origin = jails.origin(&host.null, host.command_user);
+        let plan = jails.plan(contents);
+        let origin = jails.origin(&host.null, workspace);
         let machine = self.machines.get(workspace.slot(), network);
         let (limits, workspace) = (host.limits.clone(), workspace.clone());
         let bounds = Bounds { limits, workspace, is_session: false };

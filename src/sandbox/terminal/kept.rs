@@ -345,7 +345,7 @@ impl Jailed {
             alarm,
         };
         let waiting = Waiting {
-            plan: jails.plan(contents, host.command_user),
+            plan: jails.plan(contents),
             workspace: plan.workspace.clone(),
             // The founding of a machine has a deadline of its own; this is for the unforeseen.
             deadline: Instant::now() + SETUP_LIMIT + KILL_MARGIN,
@@ -392,9 +392,13 @@ impl Jailed {
             let Isolation::Jailed(jails) = &host.isolation else {
                 return Err("commands are not isolated".to_owned());
             };
-            let origin = jails.origin(&host.null, host.command_user);
             let Waiting { plan, workspace, .. } = *waiting;
-            let bounds = Bounds { limits: host.limits.clone(), workspace, is_session: true };
+            let origin = jails.origin(&host.null, &workspace);
+            let bounds = Bounds {
+                limits: host.limits.clone(),
+                workspace: workspace.clone(),
+                is_session: true,
+            };
             Jail::start(&plan, Some(machine), &origin, bounds, watch)
                 .map_err(|error| error.to_string())
         });
@@ -495,7 +499,7 @@ impl UnderReaper {
             stdio: plan.stdio,
             script: None,
             open_files: host.open_files,
-            user: host.command_user,
+            user: plan.workspace.owner(),
         })?;
         let mut reaped = Self {
             phase: Phase::Running,

@@ -19,9 +19,10 @@ const OF_NOMAD: [&str; 7] = [
 ];
 
 /// Flags of this machine's slots.
-const OF_THIS_MACHINE: [&str; 16] = [
+const OF_THIS_MACHINE: [&str; 17] = [
     "slots",
     "data_dir",
+    "user_ids",
     "max_file_size",
     "limit_memory",
     "limit_processes",
@@ -37,6 +38,9 @@ const OF_THIS_MACHINE: [&str; 16] = [
     "path_prepend",
     "device",
 ];
+
+/// Flags that name sandbox servers.
+const NAMES_SERVERS: [&str; 3] = ["sandbox_url", "sandbox_file", "sandbox_name"];
 
 /// Flags about sandbox servers.
 const OF_SANDBOX_SERVERS: [&str; 5] = [
@@ -60,8 +64,9 @@ pub(super) fn check(
 ) -> Result<Vec<String>, clap::Error> {
     let given = Given { command, matches };
     let mut idle = Vec::new();
-    if let Some(url) = given.name("sandbox_url") {
-        let why = format!("{url} names sandbox servers, which have slots and limits of their own");
+    let named = NAMES_SERVERS.iter().find_map(|id| given.name(id));
+    if let Some(name) = named {
+        let why = format!("{name} names sandbox servers, which have slots and limits of their own");
         idle.extend(given.each(&OF_THIS_MACHINE, &why));
     } else if given.knows("sandbox_url") {
         idle.extend(given.each(&OF_SANDBOX_SERVERS, "no --sandbox-url names a sandbox server"));

@@ -10,7 +10,7 @@ use clap::builder::{PathBufValueParser, TypedValueParser};
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{Arg, Command};
-use tool_executor::config::{Bind, OutputOrder, Secret, ServerConfig, UnknownArguments};
+use tool_executor::config::{Bind, OutputOrder, Secret, ServerConfig, UnknownArguments, UserIds};
 use tool_executor::format::{Format, UnreadableCalls};
 
 /// A limit, or that there is none.
@@ -108,6 +108,11 @@ pub(super) fn unknown_arguments(text: &str) -> Result<UnknownArguments, String> 
 /// How a command's streams are shown.
 pub(super) fn output_order(text: &str) -> Result<OutputOrder, String> {
     text.parse().map_err(|_| "separate or interleaved".to_owned())
+}
+
+/// User ids for the slots.
+pub(super) fn user_ids(text: &str) -> Result<UserIds, String> {
+    text.parse().map_err(|_| "auto, shared, or FIRST:COUNT, as 2000000000:655360".to_owned())
 }
 
 /// A parser of values whose errors name the flag or the variable.
