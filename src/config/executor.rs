@@ -11,8 +11,8 @@ use crate::tool::{MAX_TIMEOUT, MIN_TIMEOUT, Policy, ToolRegistry, ToolSchema};
 
 /// How a [`ToolExecutor`](crate::ToolExecutor) is set up. Every setting has a default.
 ///
-/// Its sandbox is `local`, `fleet` or `slurm`, or one that a [`Builder`](crate::Builder) is given; with
-/// none of them there are in-process tools and the ToolServer's only.
+/// Its sandbox is `local`, `fleet` or `slurm`, or one that a [`Builder`](crate::Builder) is given;
+/// with none of them there are in-process tools and the ToolServer's only.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]

@@ -6,8 +6,8 @@
 //! and no port is fixed, and Slurm ends the server when it ends. From that line on the server is
 //! one of a [fleet](super::fleet), which speaks with it as with any other.
 //!
-//! - `commands` is what Slurm is asked and what it prints; `servers` is what there is and what is to
-//!   be done; `scaling` is how many there should be: all pure.
+//! - `commands` is what Slurm is asked and what it prints; `servers` is what there is and what is
+//!   to be done; `scaling` is how many there should be: all pure.
 //! - `keeper` is the thread, `tool-slurm`, that starts and ends the programs and reads what they
 //!   say.
 //!
@@ -16,8 +16,8 @@
 //!   fleet says, and another is started, after a pause that grows with each failure in a row.
 //! - One whose job ends soon ([`SlurmConfig::drain_before`]) is drained – its trajectories finish –
 //!   and another is started at once.
-//! - A controller that does not answer: what runs runs on; what is to be started waits, and is tried
-//!   again.
+//! - A controller that does not answer: what runs runs on; what is to be started waits, and is
+//!   tried again.
 //! - Where this process dies the servers end by themselves after two minutes at most.
 //!
 //! # What servers are given
