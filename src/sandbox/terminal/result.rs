@@ -1,9 +1,10 @@
 //! What the model sees of a `bash_stateful` call: texts, metadata and outcomes. Pure.
 //!
 //! As of `bash` (see [`bash`]), with more metadata: `stateful`; `session_name`, of one that is not
-//! the default; `session`, which is `started`, `kept` or `ended`; `session_lost`, where it was started in place of one that had
-//! ended between two calls; and `background_output`, what was printed between the session's latest
-//! call and this one, of which nothing is kept in a file, and `background_bytes`, its length.
+//! the default; `session`, which is `started`, `kept` or `ended`; `session_lost`, where it was
+//! started in place of one that had ended between two calls; and `background_output`, what was
+//! printed between the session's latest call and this one, of which nothing is kept in a file, and
+//! `background_bytes`, its length.
 
 use serde_json::Value;
 

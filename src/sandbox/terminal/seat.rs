@@ -5,8 +5,8 @@
 //! on to the [`Program`]s, end what is to be ended, and forget what is gone. What a program is to
 //! be told, and what its words mean, only the program knows.
 //!
-//! A slot has one of each kind as a rule, for which the descriptors are set aside; it may have more of
-//! some kinds, as long as there are descriptors.
+//! A slot has one of each kind as a rule, for which the descriptors are set aside; it may have more
+//! of some kinds, as long as there are descriptors.
 //!
 //! A panic of a program ends its sandbox, and its call with it, and nothing else.
 
