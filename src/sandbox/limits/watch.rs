@@ -9,9 +9,9 @@
 //!
 //! # What is counted
 //! - *Memory*: that of all processes of the sandbox, shared memory and page tables included, and
-//!   memory files (`memfd`) that they hold open, and what is in the sandbox's file systems in memory
-//!   (`/dev/shm`, its root). Pages which several share count once; to see that
-//!   is slow, and is done only where the sum without it is above the limit.
+//!   memory files (`memfd`) that they hold open, and what is in the sandbox's file systems in
+//!   memory (`/dev/shm`, its root). Pages which several share count once; to see that is slow, and
+//!   is done only where the sum without it is above the limit.
 //! - *Workspace*: what the slot's directories take up, how many files they are, and removed files
 //!   that are still open. They are counted when the file system has lost half of what the slot has
 //!   left, and every two
