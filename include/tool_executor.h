@@ -649,7 +649,7 @@ void te_tool_reply_free(struct te_tool_reply *reply);
  *                "seccomp": true, "adopt_orphans": false, "allow_unisolated": false,
  *                "limits": {"processes": 1024, "memory_bytes": 4294967296, "cpu": null,
  *                           "open_files": 4096, "file_bytes": 8589934592,
- *                           "workspace_bytes": 8589934592},      (null: no limit)
+ *                           "workspace_bytes": 8589934592, "files": 1048576}, (null: no limit)
  *                "binds": [{"source": "/srv/data", "place": "/data", "writable": false}, ...],
  *                "env": {"NAME": "value", "HTTPS_PROXY": null},  (null: this process's value)
  *                "path_prepend": ["/data/bin"], "devices": ["/dev/kvm"]}

@@ -87,7 +87,7 @@ pub(super) fn is_forked_process() -> bool {
 ///                "seccomp": true, "adopt_orphans": false, "allow_unisolated": false,
 ///                "limits": {"processes": 1024, "memory_bytes": 4294967296, "cpu": null,
 ///                           "open_files": 4096, "file_bytes": 8589934592,
-///                           "workspace_bytes": 8589934592},      (null: no limit)
+///                           "workspace_bytes": 8589934592, "files": 1048576}, (null: no limit)
 ///                "binds": [{"source": "/srv/data", "place": "/data", "writable": false}, ...],
 ///                "env": {"NAME": "value", "HTTPS_PROXY": null},  (null: this process's value)
 ///                "path_prepend": ["/data/bin"], "devices": ["/dev/kvm"]}

@@ -79,6 +79,7 @@ fn limit(config: &mut LocalConfig, args: &LimitArgs) {
         (args.limit_open_files, &mut limits.open_files),
         (args.limit_file_size, &mut limits.file_bytes),
         (args.limit_workspace, &mut limits.workspace_bytes),
+        (args.limit_files, &mut limits.files),
     ] {
         if let Some(Limit(given)) = given {
             *limit = given;

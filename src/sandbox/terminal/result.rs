@@ -112,7 +112,9 @@ fn how_it_ended(end: &End) -> String {
         End::TimedOut => "did not stop when its time was up, and was killed".to_owned(),
         End::Cancelled => "did not stop when it was cancelled, and was killed".to_owned(),
         End::Exceeded(Exceeded::Memory) => "was killed for want of memory".to_owned(),
-        End::Exceeded(Exceeded::Workspace) => "was killed with a full workspace".to_owned(),
+        End::Exceeded(Exceeded::Workspace | Exceeded::Files) => {
+            "was killed with a full workspace".to_owned()
+        }
         End::SetupFailed(_) | End::Refused(_) | End::Lost(_) => "was lost".to_owned(),
     };
     format!("The shell of this session {how}.")

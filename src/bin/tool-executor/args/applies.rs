@@ -19,7 +19,7 @@ const OF_NOMAD: [&str; 7] = [
 ];
 
 /// Flags of this machine's slots.
-const OF_THIS_MACHINE: [&str; 17] = [
+const OF_THIS_MACHINE: [&str; 18] = [
     "slots",
     "data_dir",
     "user_ids",
@@ -30,6 +30,7 @@ const OF_THIS_MACHINE: [&str; 17] = [
     "limit_open_files",
     "limit_file_size",
     "limit_workspace",
+    "limit_files",
     "no_seccomp",
     "bind",
     "bind_rw",

@@ -153,6 +153,11 @@ pub(crate) struct LimitArgs {
     #[arg(value_parser = named(values::workspace_size))]
     pub(crate) limit_workspace: Option<Limit<u64>>,
 
+    /// Files, directories and links of a slot; `none` is no limit [default: 1048576]
+    #[arg(long, value_name = "N", env = "TOOL_EXECUTOR_LIMIT_FILES")]
+    #[arg(value_parser = named(values::files))]
+    pub(crate) limit_files: Option<Limit<u64>>,
+
     /// Let commands make any system call: no seccomp filter
     #[arg(long, env = "TOOL_EXECUTOR_NO_SECCOMP", value_parser = named(values::boolean))]
     pub(crate) no_seccomp: bool,
