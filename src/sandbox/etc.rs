@@ -148,6 +148,19 @@ fn copy_entry(etc: &Path, dest: &Path, name: &OsStr) -> io::Result<()> {
     Ok(())
 }
 
+/// Puts a file into what sandboxes see as `/etc`. Its directories are made.
+///
+/// # Errors
+/// Where `dest` cannot be written.
+pub(crate) fn add_to(dest: &Path, name: &str, content: &str) -> io::Result<()> {
+    let path = dest.join(name);
+    for made in path.ancestors().skip(1).take_while(|made| *made != dest) {
+        fs::create_dir_all(made)?;
+        set_mode(made, 0o755)?;
+    }
+    put(dest, name, content)
+}
+
 /// Makes a file of this content.
 fn put(dest: &Path, name: &str, content: &str) -> io::Result<()> {
     let path = dest.join(name);

@@ -8,12 +8,13 @@
 //! What a command sees in a jail: a read-only `/usr`, of `/etc` what the module `etc` has copied,
 //! its workspace as `/workspace`, its slot's `/tmp` and home directory (the only host directories
 //! that it can write to), a private `/dev`, a read-only `/proc` of its own processes, its own user,
-//! pid, ipc, uts and cgroup namespaces, a network only where it is allowed, no capabilities and no
+//! pid, ipc, uts, cgroup and network namespaces (the host's network where that is wished), no capabilities and no
 //! further user namespaces; and no system calls but those that `limits::seccomp` leaves it.
 
 mod failure;
 mod layout;
 mod probe;
+pub(crate) mod proxy;
 mod remedy;
 
 use std::ffi::OsString;
@@ -29,11 +30,13 @@ pub(crate) use remedy::{Facts, advice};
 
 use super::identity::HOST_NAME;
 use super::init;
-use super::jail::{Origin, Plan};
+use super::jail::{Network, Origin, Plan};
 use super::limits::Filter;
 use super::paths::MOUNT_POINT;
 use super::user::CommandUser;
 use super::workspace::Workspace;
+use crate::config::NetworkMode;
+use crate::egress::Egress;
 
 /// How commands of this process are isolated.
 #[derive(Debug, Clone)]
@@ -66,6 +69,12 @@ pub(crate) struct Jails {
     shared_memory: Option<u64>,
     /// The filter of system calls; or why there is none, as one line.
     seccomp: Result<Arc<Filter>, String>,
+    /// What those get whose commands may use the network.
+    network: NetworkMode,
+    /// What serves their proxies.
+    egress: Option<Arc<Egress>>,
+    /// More variables of all that runs in them.
+    variables: Vec<OsString>,
 }
 
 /// What a jail of a slot shows and runs.
@@ -75,7 +84,7 @@ pub(super) struct Contents<'a> {
     /// More host directories to show, read-only, each at a place that is nobody else's: on the
     /// host, and inside.
     pub(super) shown: &'a [(&'a Path, &'a Path)],
-    /// Whether it has the host's network, or none.
+    /// Whether what runs in it may use the network.
     pub(super) network: bool,
     /// What runs in it.
     pub(super) program: &'a Path,
@@ -130,6 +139,23 @@ impl Isolation {
     pub(crate) fn with_warm_slots(mut self, warm: bool) -> Self {
         if let Some(jails) = self.jails() {
             jails.warm = warm;
+        }
+        self
+    }
+
+    /// Gives sandboxes whose commands may use the network this one. `egress` serves those that have
+    /// a proxy.
+    pub(crate) fn with_network(mut self, mode: NetworkMode, egress: Option<Arc<Egress>>) -> Self {
+        if let Some(jails) = self.jails() {
+            (jails.network, jails.egress) = (mode, egress);
+        }
+        self
+    }
+
+    /// Sets more variables in the environment of all that runs in sandboxes.
+    pub(crate) fn with_variables(mut self, variables: Vec<OsString>) -> Self {
+        if let Some(jails) = self.jails() {
+            jails.variables.extend(variables);
         }
         self
     }
@@ -217,6 +243,9 @@ impl Jails {
             warm: true,
             shared_memory: None,
             seccomp: Err("switched off".to_owned()),
+            network: NetworkMode::Host,
+            egress: None,
+            variables: Vec::new(),
         };
         let Err(refusal) = strict.try_out(workspace, user, budget) else { return Ok(strict) };
         if refusal.is_inconclusive() {
@@ -232,13 +261,19 @@ impl Jails {
 
     /// The plan of a jail for a slot whose commands are of `user`, or of this process.
     pub(super) fn plan(&self, contents: Contents<'_>, user: Option<CommandUser>) -> Plan {
+        let network = self.network(contents.network);
+        let mut contents = Contents { network: network == Network::Host, ..contents };
+        contents.environment.extend(self.variables.iter().cloned());
+        if let Network::Proxy(port) = network {
+            contents.environment.extend(proxy::variables(port));
+        }
         let of_process = || (rustix::process::geteuid(), rustix::process::getegid());
         let (uid, gid) = user.map_or_else(of_process, |user| (user.uid(), user.gid()));
         Plan {
             uid: uid.as_raw(),
             gid: gid.as_raw(),
             host_name: HOST_NAME,
-            network: contents.network,
+            network,
             root: layout::root(&self.layout, self.etc.as_deref(), &contents),
             shared_memory: self.shared_memory,
             filter: self.seccomp.as_ref().ok().map(|filter| filter.program().to_vec()),
@@ -249,10 +284,24 @@ impl Jails {
         }
     }
 
+    /// The network of a jail whose commands may use one, or may not.
+    fn network(&self, is_allowed: bool) -> Network {
+        match self.network {
+            NetworkMode::Host if is_allowed => Network::Host,
+            NetworkMode::Proxy if is_allowed => Network::Proxy(proxy::PORT),
+            _ => Network::Own,
+        }
+    }
+
     /// What its jails are born with.
     pub(super) fn origin<'a>(&'a self, null: &'a OwnedFd, user: Option<CommandUser>) -> Origin<'a> {
         use std::os::fd::AsFd;
-        Origin { program: self.program.as_fd(), null: null.as_fd(), user }
+        Origin {
+            program: self.program.as_fd(),
+            null: null.as_fd(),
+            user,
+            egress: self.egress.as_ref(),
+        }
     }
 
     /// Why there is no filter of system calls, as one line; `None` where there is one.

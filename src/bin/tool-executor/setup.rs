@@ -6,10 +6,12 @@ use std::path::Path;
 
 use tool_executor::backend::fleet::FleetBackend;
 use tool_executor::backend::local::LocalBackend;
-use tool_executor::config::{FleetConfig, LocalConfig, ToolServerConfig};
+use tool_executor::config::{FleetConfig, LocalConfig, NetworkMode, ToolServerConfig};
 use tool_executor::{Interrupt, IsolationError, ToolExecutor};
 
-use crate::args::{FleetArgs, IsolationArgs, Limit, LimitArgs, SlotArgs, ToolServerArgs};
+use crate::args::{
+    FleetArgs, IsolationArgs, Limit, LimitArgs, NetworkArgs, SlotArgs, ToolServerArgs,
+};
 
 /// This machine's slots as the flags want them, started.
 ///
@@ -18,10 +20,18 @@ use crate::args::{FleetArgs, IsolationArgs, Limit, LimitArgs, SlotArgs, ToolServ
 pub(crate) fn local(
     slots: &SlotArgs,
     limits: &LimitArgs,
+    network: &NetworkArgs,
     isolation: &IsolationArgs,
     interrupt: &Interrupt,
 ) -> Result<LocalBackend, String> {
-    let config = local_config(slots, limits, isolation);
+    let mut config = local_config(slots, limits, isolation);
+    config.network = network.network.unwrap_or_default();
+    if config.network == NetworkMode::Proxy {
+        // Variables that have no effect were told.
+        config.allow_hosts.clone_from(&network.allow_host);
+        config.log_egress = network.log_egress;
+    }
+    config.ca_pem = network.ca_bundle.as_deref().map(certificates).transpose()?;
     LocalBackend::start_interruptible(config, interrupt).map_err(|error| chain(&error))
 }
 

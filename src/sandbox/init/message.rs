@@ -25,8 +25,9 @@ pub(crate) const KILL: u8 = b'k';
 /// runs under this number.
 pub(crate) const SIGNAL: u8 = b'i';
 
-/// From the program: the jail is complete, and waits for its first run. With it comes its root
-/// directory, to look beneath.
+/// From the program: the jail is complete, and waits for its first run. With it come descriptors,
+/// in this order: its root directory, to look beneath; and the listening socket of its proxy, if the
+/// flag has [`WITH_PROXY`].
 pub(crate) const READY: u8 = b'R';
 /// From the program: the step with this number (in the run's place) failed with the error that is
 /// the first number. The program ends.
@@ -50,6 +51,10 @@ pub(crate) const TRACES: u8 = 1;
 pub(crate) const WITH_INPUT: u8 = 1;
 /// The flag of a run with a script.
 pub(crate) const WITH_SCRIPT: u8 = 2;
+/// The flag of a jail with a proxy.
+pub(crate) const WITH_PROXY: u8 = 1;
+/// The most descriptors that come with a message.
+pub(crate) const MOST_FDS: usize = 4;
 
 /// The most processes that are counted; this stands for as many or more.
 pub(crate) const MOST_COUNTED: usize = 1000;
@@ -125,6 +130,9 @@ pub(crate) mod step {
     pub(crate) const HOST_NAME: u8 = b'h';
     /// Brings the loopback interface up.
     pub(crate) const LOOPBACK: u8 = b'n';
+    /// Makes the socket that the proxy's clients connect to, at this port of the loopback
+    /// interface.
+    pub(crate) const LISTEN: u8 = b't';
     /// Lets go of the old root.
     pub(crate) const FORGET_HOST: u8 = b'x';
     /// Enters a directory.

@@ -20,8 +20,8 @@ use rustix::net::{
 
 use super::spawn;
 use message::{
-    ASK_FIRST, DONE, ENDED, FAILED, HEADER, Header, KILL, LONGEST, MOST_NAMES, NAME_LENGTH, READY,
-    REST, RUN, SET_UP, SIGNAL, TRACES, WITH_INPUT, WITH_SCRIPT,
+    ASK_FIRST, DONE, ENDED, FAILED, HEADER, Header, KILL, LONGEST, MOST_FDS, MOST_NAMES,
+    NAME_LENGTH, READY, REST, RUN, SET_UP, SIGNAL, TRACES, WITH_INPUT, WITH_PROXY, WITH_SCRIPT,
 };
 
 pub(super) use message::SOCKET_FD;
@@ -56,13 +56,21 @@ pub(super) fn program() -> io::Result<OwnedFd> {
 /// What the process says.
 #[derive(Debug)]
 pub(super) enum InitEvent {
-    /// The jail is complete, and waits for its first run. This is its root directory, to look
-    /// beneath.
-    Ready(Option<OwnedFd>),
+    /// The jail is complete, and waits for its first run.
+    Ready(Ready),
     /// The step with this number failed; the process ends.
     Failed(usize, Errno),
     /// What is said of a run.
     Run(RunEvent),
+}
+
+/// What comes with the word that a jail is complete.
+#[derive(Debug, Default)]
+pub(super) struct Ready {
+    /// Its root directory, to look beneath.
+    pub(super) root: Option<OwnedFd>,
+    /// The listening socket of its proxy, if it has one.
+    pub(super) proxy: Option<OwnedFd>,
 }
 
 /// What the process says of a run.
@@ -158,7 +166,7 @@ impl InitSocket {
         }
         let fds = [run.stdin, Some(run.stdout), Some(run.stderr), run.script];
         let fds: Vec<_> = fds.into_iter().flatten().collect();
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_FDS))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         control.push(SendAncillaryMessage::ScmRights(&fds));
         rustix::net::sendmsg(
@@ -201,7 +209,7 @@ impl InitSocket {
     pub(super) fn receive(&self) -> io::Result<Option<InitEvent>> {
         let mut bytes = [0; HEADER + MOST_NAMES * (NAME_LENGTH + 1)];
         loop {
-            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_FDS))];
             let mut control = RecvAncillaryBuffer::new(&mut space);
             let received = rustix::net::recvmsg(
                 &self.0,
@@ -215,10 +223,10 @@ impl InitSocket {
                 Err(Errno::AGAIN) => return Ok(None),
                 Err(errno) => return Err(errno.into()),
             };
-            let mut root = None;
+            let mut fds = Vec::new();
             for message in control.drain() {
-                if let RecvAncillaryMessage::ScmRights(fds) = message {
-                    root = fds.last().or(root);
+                if let RecvAncillaryMessage::ScmRights(received) = message {
+                    fds.extend(received);
                 }
             }
             let Some(header) = Header::parse(&bytes[..length]) else {
@@ -226,7 +234,12 @@ impl InitSocket {
             };
             let Header { kind, flag, run, numbers: [first, errno] } = header;
             return Ok(Some(match kind {
-                READY => InitEvent::Ready(root),
+                READY => {
+                    let mut fds = fds.into_iter();
+                    let root = fds.next();
+                    let proxy = if flag & WITH_PROXY != 0 { fds.next() } else { None };
+                    InitEvent::Ready(Ready { root, proxy })
+                }
                 FAILED => InitEvent::Failed(run as usize, Errno::from_raw_os_error(first)),
                 ENDED => InitEvent::Run(RunEvent::Ended { run, status: first }),
                 REST => {

@@ -129,10 +129,13 @@ unsafe extern "C" fn main(stack: *const usize) -> ! {
     let Some((plan, fds)) = receive() else { exit(0) };
     close_all(fds);
     let Some(header) = Header::parse(plan).filter(|header| header.kind == SET_UP) else { exit(2) };
-    if let Err((step, errno)) = setup::set_up(&plan[HEADER..], header.numbers[0] as usize) {
-        say(Header { kind: FAILED, flag: 0, run: step, numbers: [errno, 0] }, &[], None);
-        exit(1);
-    }
+    let proxy = match setup::set_up(&plan[HEADER..], header.numbers[0] as usize) {
+        Ok(proxy) => proxy,
+        Err((step, errno)) => {
+            say(Header { kind: FAILED, flag: 0, run: step, numbers: [errno, 0] }, &[], &[]);
+            exit(1);
+        }
+    };
     call!(arch::PRCTL, PR_SET_DUMPABLE, 0);
 
     // The numbers that a program's descriptors get are kept taken, so that none that is received is
@@ -166,14 +169,20 @@ unsafe extern "C" fn main(stack: *const usize) -> ! {
         own.iter().for_each(|(_, since)| wait_until_after(since));
     }
     let kept = Kept { null, signals, proc, shared, own };
-    say(Header { kind: READY, flag: 0, run: 0, numbers: [0; 2] }, &[], Some(kept.own[0].0));
+    let fds = [kept.own[0].0, proxy];
+    let (flag, count) = if proxy == NO_FD { (0, 1) } else { (WITH_PROXY, 2) };
+    say(Header { kind: READY, flag, run: 0, numbers: [0; 2] }, &[], &fds[..count]);
+    if proxy != NO_FD {
+        // It is the engine's alone: nothing in here has a hold of it.
+        call!(arch::CLOSE, proxy);
+    }
     loop {
         serve(&kept, program, environment);
     }
 }
 
 fn tell(kind: u8, flag: u8, run: u32, numbers: [i32; 2]) {
-    say(Header { kind, flag, run, numbers }, &[], None);
+    say(Header { kind, flag, run, numbers }, &[], &[]);
 }
 
 /// Receives one order and carries it out.
@@ -347,7 +356,7 @@ fn wait_for_end(kept: &Kept, main_process: i32, run: u32) -> i32 {
 fn tell_rest(rest: &Rest, run: u32) {
     if rest.count > 0 {
         let numbers = [rest.count as i32, 0];
-        say(Header { kind: REST, flag: 0, run, numbers }, rest.names(), None);
+        say(Header { kind: REST, flag: 0, run, numbers }, rest.names(), &[]);
     }
 }
 

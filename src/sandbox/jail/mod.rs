@@ -21,7 +21,7 @@
 //!
 //! # Limits
 //! Only setting up and ending have deadlines: a jail costs nothing while it waits. It holds three
-//! descriptors. It never blocks, but for the clone and the executing of the first process.
+//! descriptors, and one of its proxy. It never blocks, but for the clone and the executing of the first process.
 
 mod plan;
 mod start;
@@ -33,15 +33,16 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-pub(super) use plan::{Access, Entry, Plan};
+pub(super) use plan::{Access, Entry, Network, Plan};
 
 use self::plan::{Step, encode};
 use self::start::{Birth, Stage};
-use super::init::{InitEvent, InitSocket, Run, RunEvent};
+use super::init::{InitEvent, InitSocket, Ready, Run, RunEvent};
 use super::limits::{Alarm, Confined, Leftover, Limits};
 use super::spawn::{CStringArray, Child, Reaped};
 use super::user::CommandUser;
 use super::workspace::Workspace;
+use crate::egress::{Attachment, Egress};
 
 /// How long a jail may take to be ready. A few milliseconds are usual; a thousand at once on a
 /// small machine take seconds.
@@ -92,6 +93,8 @@ pub(super) struct Origin<'a> {
     pub(super) null: BorrowedFd<'a>,
     /// Whom it runs as, if not as the host.
     pub(super) user: Option<CommandUser>,
+    /// What serves the proxies of those that have one.
+    pub(super) egress: Option<&'a Arc<Egress>>,
 }
 
 /// What a jail is put under before anything runs in it.
@@ -128,6 +131,9 @@ pub(super) struct Jail {
     socket: Option<Arc<InitSocket>>,
     steps: Vec<Step>,
     root: Option<OwnedFd>,
+    egress: Option<Arc<Egress>>,
+    /// Its way out, while it has one.
+    way_out: Option<Attachment>,
     bounds: Bounds,
     confined: Option<Confined>,
     runs: u32,
@@ -184,7 +190,7 @@ impl Jail {
             environment: &environment,
             socket: its_end.as_fd(),
             null: origin.null,
-            network: plan.network,
+            is_in_hosts_network: plan.network == Network::Host,
             user: origin.user,
         };
         let child = start::start(&birth).map_err(|(stage, source)| SetupError {
@@ -201,6 +207,8 @@ impl Jail {
             socket: Some(Arc::new(socket)),
             steps,
             root: None,
+            egress: origin.egress.cloned(),
+            way_out: None,
             bounds,
             confined: None,
             runs: 0,
@@ -307,8 +315,12 @@ impl Jail {
         while let Some(socket) = &self.socket {
             match socket.receive() {
                 Ok(None) => return,
-                Ok(Some(InitEvent::Ready(root))) => {
+                Ok(Some(InitEvent::Ready(Ready { root, proxy }))) => {
                     self.root = root;
+                    if let (Some(egress), Some(proxy)) = (&self.egress, proxy) {
+                        let slot = self.bounds.workspace.slot();
+                        self.way_out = Some(egress.attach(slot, proxy));
+                    }
                     self.open(events, now, news);
                 }
                 Ok(Some(InitEvent::Failed(step, errno))) => {
@@ -376,6 +388,7 @@ impl Jail {
             return;
         }
         (self.phase, self.deadline) = (Phase::Ending, Some(now + KILL_MARGIN));
+        self.way_out = None;
         // One that runs a command may hold a handle a little longer; nobody listens to it any more.
         if let Some(socket) = self.socket.take() {
             events.remove(socket.as_fd());

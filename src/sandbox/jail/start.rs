@@ -33,7 +33,7 @@ pub(super) struct Birth<'a> {
     /// `/dev/null`.
     pub(super) null: BorrowedFd<'a>,
     /// Whether it stays in the host's network.
-    pub(super) network: bool,
+    pub(super) is_in_hosts_network: bool,
     /// Whom it runs as, if not as the host.
     pub(super) user: Option<CommandUser>,
 }
@@ -109,7 +109,7 @@ pub(super) fn start(birth: &Birth<'_>) -> Result<Child, (Stage, io::Error)> {
         failed: None,
     };
     let mut stack = vec![0u128; STACK / size_of::<u128>()];
-    let network = if birth.network { 0 } else { libc::CLONE_NEWNET };
+    let network = if birth.is_in_hosts_network { 0 } else { libc::CLONE_NEWNET };
     let flags = NAMESPACES
         | network
         | libc::CLONE_VM

@@ -22,8 +22,8 @@ use tool_executor::format::{Format, UnreadableCalls};
 use crate::exit_code;
 
 pub(crate) use self::groups::{
-    CallArgs, FleetArgs, IsolationArgs, LimitArgs, ListenArgs, RunArgs, SandboxTokenArgs, SlotArgs,
-    ToolServerArgs,
+    CallArgs, FleetArgs, IsolationArgs, LimitArgs, ListenArgs, NetworkArgs, RunArgs,
+    SandboxTokenArgs, SlotArgs, ToolServerArgs,
 };
 pub(crate) use self::values::Limit;
 use self::values::named;
@@ -113,6 +113,9 @@ pub(crate) struct SandboxArgs {
     pub(crate) slots: SlotArgs,
 
     #[command(flatten)]
+    pub(crate) network: NetworkArgs,
+
+    #[command(flatten)]
     pub(crate) limits: LimitArgs,
 
     #[command(flatten)]
@@ -137,6 +140,9 @@ pub(crate) struct ServeArgs {
 
     #[command(flatten)]
     pub(crate) slots: SlotArgs,
+
+    #[command(flatten)]
+    pub(crate) network: NetworkArgs,
 
     #[command(flatten)]
     pub(crate) limits: LimitArgs,
@@ -235,6 +241,9 @@ pub(crate) struct ReplayArgs {
 
     #[command(flatten)]
     pub(crate) slots: SlotArgs,
+
+    #[command(flatten)]
+    pub(crate) network: NetworkArgs,
 
     #[command(flatten)]
     pub(crate) limits: LimitArgs,
