@@ -36,6 +36,8 @@ mod kernel;
 mod kills;
 #[cfg(target_os = "linux")]
 mod limits;
+#[cfg(target_os = "linux")]
+mod network;
 mod once;
 mod order;
 #[cfg(all(target_os = "linux", feature = "server"))]

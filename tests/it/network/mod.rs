@@ -11,9 +11,8 @@ use tool_executor::backend::local::LocalBackend;
 use tool_executor::config::{ExecutorConfig, LocalConfig, NetworkMode, Policy};
 use tool_executor::{BackendErrorKind, ToolCall, ToolExecutor, ToolResult};
 
-use self::servers::{Files, Log};
+use self::servers::Files;
 use crate::caller::directory;
-use crate::fakes::bash;
 
 /// An executor over slots of this machine.
 struct Machine {
@@ -262,7 +261,5 @@ time.sleep(60)\"";
     hostile.cancel();
     hostile.wait();
     // Those that were held are gone with the command.
-    let log = Log::default();
-    assert_eq!(bash(&machine.executor, "hostile", &fetch).output, "hello".repeat(5));
-    drop(log);
+    assert_eq!(machine.run("hostile", &fetch).output, "hello".repeat(5));
 }
