@@ -640,7 +640,10 @@ void te_tool_reply_free(struct te_tool_reply *reply);
  *                "seccomp": true, "adopt_orphans": false, "allow_unisolated": false,
  *                "limits": {"processes": 1024, "memory_bytes": 4294967296, "cpu": null,
  *                           "open_files": 4096, "file_bytes": 8589934592,
- *                           "workspace_bytes": 8589934592}}      (null: no limit)
+ *                           "workspace_bytes": 8589934592},      (null: no limit)
+ *                "binds": [{"source": "/srv/data", "place": "/data", "writable": false}, ...],
+ *                "env": {"NAME": "value", "HTTPS_PROXY": null},  (null: this process's value)
+ *                "path_prepend": ["/data/bin"], "devices": ["/dev/kvm"]}
  *     "fleet":  {"urls": ["http://host:8080", ...], "token": "...", "unreachable_timeout_s": 30,
  *                "start_timeout_s": 60, "allow_unisolated": false,
  *                "slots": null,                              (null: all there are)

@@ -41,6 +41,7 @@ use crate::sandbox::artifacts;
 use crate::sandbox::etc;
 use crate::sandbox::isolation::Isolation as Engine;
 use crate::sandbox::limits::{Filter, Limits};
+use crate::sandbox::provided::Provided;
 use crate::sandbox::shell;
 use crate::sandbox::spool::Spool;
 use crate::sandbox::supervisor::Supervisor;
@@ -145,7 +146,7 @@ impl LocalBackend {
     /// Why commands run without isolation, as one line; `None` if they are isolated.
     pub fn not_isolated_because(&self) -> Option<&str> {
         match self.0.supervisor.isolation() {
-            Engine::None { reason } => Some(reason),
+            Engine::None { reason, .. } => Some(reason),
             _ => None,
         }
     }
@@ -184,7 +185,7 @@ impl Backend for LocalBackend {
         let isolation = self.0.supervisor.isolation();
         let (isolated, not_filtered_because) = match isolation {
             Engine::Jailed(jails) => (None, jails.not_filtered_because()),
-            Engine::None { reason } => (Some(reason), Some("commands are not isolated")),
+            Engine::None { reason, .. } => (Some(reason), Some("commands are not isolated")),
         };
         let limits = match isolated {
             // Without a sandbox none holds.

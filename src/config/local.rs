@@ -1,10 +1,12 @@
 //! How the embedded sandbox is set up.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{HostPattern, NetworkMode, SlotLimits};
+use super::bind::is_plain;
+use super::{Bind, HostPattern, NetworkMode, SlotLimits};
 use crate::error::ConfigError;
 
 /// How the embedded sandbox, `LocalBackend`, is set up. Needs Linux.
@@ -70,6 +72,20 @@ pub struct LocalConfig {
     /// What each slot may use of the machine; which limits hold is said by
     /// [`Capabilities::limits`](crate::backend::Capabilities::limits).
     pub limits: SlotLimits,
+    /// Directories and files of the host that sandboxes show beside what they always have: at most
+    /// 32. Defaults to none.
+    pub binds: Vec<Bind>,
+    /// Variables that commands have beside those they always have, or in place of them: name and
+    /// value. `None`, in JSON `null`, is the value that this process has when the sandbox starts;
+    /// the start fails where it has none. `HOME`, `USER`, `LOGNAME`, `PWD`, `SHELL` and `PATH` are
+    /// not to be had: they say what is so. Defaults to none.
+    pub env: BTreeMap<String, Option<String>>,
+    /// Directories that come first in the `PATH` of commands: absolute paths as sandboxes have
+    /// them. Defaults to none.
+    pub path_prepend: Vec<PathBuf>,
+    /// Devices of the host that sandboxes have, as `/dev/kvm`: at most 32. The user that commands
+    /// run as needs its own permission to open them. Defaults to none.
+    pub devices: Vec<PathBuf>,
 }
 
 impl Default for LocalConfig {
@@ -89,6 +105,10 @@ impl Default for LocalConfig {
             log_egress: false,
             ca_pem: None,
             limits: SlotLimits::default(),
+            binds: Vec::new(),
+            env: BTreeMap::new(),
+            path_prepend: Vec::new(),
+            devices: Vec::new(),
         }
     }
 }
@@ -109,11 +129,19 @@ setters! {
         with_log_egress: log_egress = bool,
         with_ca_pem: ca_pem = some String,
         with_limits: limits = SlotLimits,
+        with_binds: binds = Vec<Bind>,
+        with_env: env = BTreeMap<String, Option<String>>,
+        with_path_prepend: path_prepend = Vec<PathBuf>,
+        with_devices: devices = Vec<PathBuf>,
     }
 }
 
 /// More slots than this in one process are a mistake.
 const MOST_SLOTS: usize = 65_536;
+/// A sandbox is made by one message of bounded length, and each mount costs time.
+const MOST_MOUNTS: usize = 32;
+/// What says who and where a command is has one answer, which the engine gives.
+const OURS: [&str; 5] = ["HOME", "USER", "LOGNAME", "PWD", "SHELL"];
 
 impl LocalConfig {
     /// So many slots, and every other setting at its default.
@@ -141,6 +169,106 @@ impl LocalConfig {
         if self.ca_pem.as_ref().is_some_and(|pem| !pem.contains("-----BEGIN CERTIFICATE-----")) {
             return Err(ConfigError::new("ca_pem holds no certificate; it must be PEM"));
         }
-        self.limits.problem().map_or(Ok(()), |problem| Err(ConfigError::new(problem)))
+        if let Some(problem) = self.limits.problem() {
+            return Err(ConfigError::new(problem));
+        }
+        self.binds.iter().try_for_each(Bind::check)?;
+        self.check_mounts().map_or(Ok(()), |problem| Err(ConfigError::new(problem)))?;
+        self.check_variables().map_or(Ok(()), |problem| Err(ConfigError::new(problem)))
+    }
+
+    /// What is wrong with the binds, devices and directories of programs, if something is.
+    fn check_mounts(&self) -> Option<String> {
+        for (name, count) in [("binds", self.binds.len()), ("devices", self.devices.len())] {
+            if count > MOST_MOUNTS {
+                return Some(format!("there are {count} {name}; at most {MOST_MOUNTS}"));
+            }
+        }
+        let is_no_device = |path: &&PathBuf| !is_plain(path) || !path.starts_with("/dev");
+        if let Some(path) = self.devices.iter().find(is_no_device) {
+            let path = path.display();
+            return Some(format!("{path} is no device; it must be a path as /dev/kvm"));
+        }
+        let is_wrong = |path: &&PathBuf| {
+            !is_plain(path) || path.to_str().is_none_or(|path| path.contains([':', '\0']))
+        };
+        self.path_prepend.iter().find(is_wrong).map(|path| {
+            let path = path.display();
+            format!("{path} cannot be in the PATH; it must be an absolute path without `:` or `..`")
+        })
+    }
+
+    /// What is wrong with the variables, if something is.
+    fn check_variables(&self) -> Option<String> {
+        for (name, value) in &self.env {
+            let is_part = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+            let is_name = name.bytes().all(is_part)
+                && name.bytes().next().is_some_and(|first| !first.is_ascii_digit());
+            if !is_name {
+                return Some(format!(
+                    "{name:?} is no name of a variable; it must be letters, digits and `_`, and \
+                     begin with no digit"
+                ));
+            }
+            if OURS.contains(&name.as_str()) {
+                return Some(format!(
+                    "the variable {name} cannot be set: it says who and where a command is"
+                ));
+            }
+            if name == "PATH" {
+                return Some(
+                    "the variable PATH cannot be set; give the directories that are to \
+                             come first in it as path_prepend (--path-prepend)"
+                        .to_owned(),
+                );
+            }
+            if value.as_ref().is_some_and(|value| value.contains('\0')) {
+                return Some(format!("the value of {name} has a NUL, which no variable can have"));
+            }
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_commands_cannot_be_given_is_refused_with_what_is_right() {
+        let env = |name: &str, value: &str| {
+            let env = [(name.to_owned(), Some(value.to_owned()))].into();
+            LocalConfig::default().with_env(env)
+        };
+        let path = |path: &str| LocalConfig::default().with_path_prepend(vec![path.into()]);
+        let device = |path: &str| LocalConfig::default().with_devices(vec![path.into()]);
+        let bind = |bind| LocalConfig::default().with_binds(vec![bind]);
+        for (config, words) in [
+            (env("A-B", ""), "\"A-B\" is no name of a variable"),
+            (env("1A", ""), "no name"),
+            (env("", ""), "no name"),
+            (env("HOME", "/x"), "HOME cannot be set"),
+            (env("PATH", "/x"), "path_prepend"),
+            (env("A", "a\0b"), "NUL"),
+            (path("bin"), "bin cannot be in the PATH"),
+            (path("/a:/b"), "cannot be in the PATH"),
+            (device("kvm"), "kvm is no device"),
+            (device("/dev/../etc/shadow"), "is no device"),
+            (bind(Bind::read_only("")), "empty source"),
+            (bind(Bind::read_only("/a").with_place("b")), "the bind /a:b has the place b"),
+            (
+                LocalConfig::default().with_binds(vec![Bind::read_only("/a"); 33]),
+                "there are 33 binds; at most 32",
+            ),
+        ] {
+            let error = config.check().unwrap_err().to_string();
+            assert!(error.contains(words), "{error}");
+        }
+        let fine = LocalConfig::default()
+            .with_env([("_A1".to_owned(), None)].into())
+            .with_path_prepend(vec!["/extra/bin".into()])
+            .with_devices(vec!["/dev/dri/card0".into()])
+            .with_binds(vec![Bind::writable("relative")]);
+        assert_eq!(fine.check(), Ok(()));
     }
 }

@@ -24,6 +24,7 @@
 //! ```
 
 mod advertise;
+mod bind;
 mod executor;
 mod fleet;
 mod limits;
@@ -35,6 +36,7 @@ mod tool_server;
 
 #[cfg(feature = "server")]
 pub(crate) use advertise::Advertise;
+pub use bind::Bind;
 pub(crate) use executor::MOST_THREADS;
 pub use executor::{BatchPolicy, ExecutorConfig, LostWorkspace, ToolsConfig};
 pub use fleet::FleetConfig;

@@ -161,6 +161,41 @@ pub(crate) fn add_to(dest: &Path, name: &str, content: &str) -> io::Result<()> {
     put(dest, name, content)
 }
 
+/// Makes places to bind something at in `dest`, which [`copy_to`] has filled: each an empty
+/// directory, or an empty file, unless there is something already.
+///
+/// # Errors
+/// Where `dest` cannot be written, or there is something of another kind.
+pub(super) fn make_places<'a>(
+    dest: &Path,
+    places: impl Iterator<Item = (&'a Path, bool)>,
+) -> io::Result<()> {
+    for (place, is_directory) in places {
+        let path = dest.join(place);
+        match path.metadata() {
+            Ok(metadata) if metadata.is_dir() == is_directory => continue,
+            Ok(_) => {
+                let kind = if is_directory { "no directory" } else { "a directory" };
+                let text = format!("/etc/{} is {kind}", place.display());
+                return Err(io::Error::new(io::ErrorKind::AlreadyExists, text));
+            }
+            Err(_) => {}
+        }
+        let made = if is_directory { Some(&*path) } else { path.parent() };
+        for directory in made.into_iter().chain(path.ancestors().skip(1)) {
+            if directory != dest && directory.starts_with(dest) {
+                fs::create_dir_all(directory)?;
+                set_mode(directory, 0o755)?;
+            }
+        }
+        if !is_directory {
+            fs::write(&path, "")?;
+            set_mode(&path, 0o644)?;
+        }
+    }
+    Ok(())
+}
+
 /// Makes a file of this content.
 fn put(dest: &Path, name: &str, content: &str) -> io::Result<()> {
     let path = dest.join(name);

@@ -10,6 +10,7 @@ use super::descriptors;
 use super::identity::Identity;
 use super::isolation::{self, Isolation};
 use super::limits::Limits;
+use super::provided::Provided;
 use super::shell::{self, Places, Shell};
 use super::spool::Spool;
 use super::user::CommandUser;
@@ -26,6 +27,8 @@ pub(super) struct Host {
     pub(super) shell: Shell,
     /// The name of the user that commands run as.
     pub(super) user: String,
+    /// What the operator gives to commands.
+    pub(super) provided: Arc<Provided>,
     /// That user, if it is not the host's own.
     pub(super) command_user: Option<CommandUser>,
     /// Whether slots keep their sandboxes.
@@ -54,6 +57,7 @@ impl Host {
         Ok(Self {
             warm: isolation.is_warm(),
             spool: None,
+            provided: isolation.provided().clone(),
             isolation,
             null: isolation::open_null()?,
             // Never above the hard limit that sandboxes get.
@@ -73,5 +77,5 @@ impl Host {
 
 /// The environment of a command whose slot's directories are at these places.
 pub(super) fn environment(places: &Places<'_>, host: &Host) -> Vec<OsString> {
-    shell::environment(places, host.shell, &host.user)
+    host.provided.added_to(shell::environment(places, host.shell, &host.user))
 }

@@ -17,9 +17,10 @@ mod probe;
 pub(crate) mod proxy;
 mod remedy;
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -28,14 +29,16 @@ pub(super) use layout::HostLayout;
 pub(crate) use probe::Budget;
 pub(crate) use remedy::{Facts, advice};
 
+use super::etc;
 use super::identity::HOST_NAME;
 use super::init;
 use super::jail::{Network, Origin, Plan};
 use super::limits::Filter;
 use super::paths::MOUNT_POINT;
+use super::provided::{Provided, ProvidedError};
 use super::user::CommandUser;
-use super::workspace::Workspace;
-use crate::config::NetworkMode;
+use super::workspace::{DataDir, Workspace};
+use crate::config::{LocalConfig, NetworkMode};
 use crate::egress::Egress;
 
 /// How commands of this process are isolated.
@@ -48,6 +51,8 @@ pub(crate) enum Isolation {
     None {
         /// Why, as one line for people.
         reason: String,
+        /// What the operator gives to commands.
+        provided: Arc<Provided>,
     },
 }
 
@@ -60,6 +65,8 @@ pub(crate) struct Jails {
     pub(crate) can_cut_network: bool,
     /// What of the host is shared.
     pub(super) layout: HostLayout,
+    /// What the operator gives to commands.
+    provided: Arc<Provided>,
     /// The directory that is shown as `/etc`.
     etc: Option<PathBuf>,
     /// Whether a slot keeps its jail for the next command.
@@ -75,6 +82,26 @@ pub(crate) struct Jails {
     egress: Option<Arc<Egress>>,
     /// More variables of all that runs in them.
     variables: Vec<OsString>,
+}
+
+/// Why commands cannot have what the operator wants them to have.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NotProvided {
+    /// Something of it cannot be had.
+    #[error(transparent)]
+    Setting(#[from] ProvidedError),
+    /// Its places in `/etc` cannot be made.
+    #[error("cannot make the places of binds in /etc")]
+    Place(#[from] io::Error),
+    /// No sandbox can be made with it.
+    #[error("sandboxes cannot be made with these binds and devices: {0}")]
+    Jail(Failure),
+}
+
+impl From<Failure> for NotProvided {
+    fn from(failure: Failure) -> Self {
+        Self::Jail(failure)
+    }
 }
 
 /// What a jail of a slot shows and runs.
@@ -115,8 +142,14 @@ impl Isolation {
     pub(crate) fn probe(user: Option<CommandUser>, workspace: &Arc<Workspace>) -> Self {
         Self::find(user, workspace, &Budget::default()).unwrap_or_else(|failure| {
             assert!(!failure.is_inconclusive(), "{failure}");
-            Self::None { reason: failure.to_string() }
+            Self::none(failure.to_string())
         })
+    }
+
+    /// No isolation, as no operator gives commands anything.
+    #[cfg(test)]
+    pub(crate) fn none(reason: impl Into<String>) -> Self {
+        Self::None { reason: reason.into(), provided: Arc::default() }
     }
 
     fn jails(&mut self) -> Option<&mut Jails> {
@@ -132,6 +165,43 @@ impl Isolation {
             jails.etc = Some(etc);
         }
         self
+    }
+
+    /// Gives commands of `user`, or of this process, what the operator wants them to have, if
+    /// sandboxes with all of that can be made. Blocks for the making of one, where they have to
+    /// show something.
+    ///
+    /// # Errors
+    /// Something cannot be given; or no sandbox can be made with it, or that could not be found
+    /// out.
+    pub(crate) fn with_provided(
+        mut self,
+        config: &LocalConfig,
+        user: Option<CommandUser>,
+        data_dir: &DataDir,
+        budget: &Budget,
+    ) -> Result<Self, NotProvided> {
+        let Some(jails) = self.jails() else { return Ok(self) };
+        let workspace = &data_dir.workspaces()[0];
+        let provided = jails.layout.shown(workspace.inside(), |shown| {
+            Provided::find(config, shown, user, data_dir.base_path())
+        })?;
+        if let Some(etc) = &jails.etc {
+            etc::make_places(etc, provided.places_beneath(Path::new("/etc")))?;
+        }
+        jails.provided = Arc::new(provided);
+        if jails.provided.shows_something() {
+            jails.try_out(workspace, user, budget)?;
+        }
+        Ok(self)
+    }
+
+    /// What the operator gives to commands.
+    pub(super) fn provided(&self) -> &Arc<Provided> {
+        match self {
+            Self::Jailed(jails) => &jails.provided,
+            Self::None { provided, .. } => provided,
+        }
     }
 
     /// Whether a slot keeps its jail for the next command; without that each command gets one of
@@ -239,6 +309,7 @@ impl Jails {
             program: Arc::new(program),
             can_cut_network: true,
             layout: HostLayout::detect(workspace.identity().clone()),
+            provided: Arc::default(),
             etc: None,
             warm: true,
             shared_memory: None,
@@ -263,10 +334,13 @@ impl Jails {
     pub(super) fn plan(&self, contents: Contents<'_>, user: Option<CommandUser>) -> Plan {
         let network = self.network(contents.network);
         let mut contents = Contents { network: network == Network::Host, ..contents };
-        contents.environment.extend(self.variables.iter().cloned());
+        let mut variables = self.variables.clone();
         if let Network::Proxy(port) = network {
-            contents.environment.extend(proxy::variables(port));
+            variables.extend(proxy::variables(port));
         }
+        // What the operator sets wins.
+        variables.retain(|variable| !is_set(variable, &contents.environment));
+        contents.environment.extend(variables);
         let of_process = || (rustix::process::geteuid(), rustix::process::getegid());
         let (uid, gid) = user.map_or_else(of_process, |user| (user.uid(), user.gid()));
         Plan {
@@ -274,8 +348,9 @@ impl Jails {
             gid: gid.as_raw(),
             host_name: HOST_NAME,
             network,
-            root: layout::root(&self.layout, self.etc.as_deref(), &contents),
+            root: layout::root(&self.layout, &self.provided, self.etc.as_deref(), &contents),
             shared_memory: self.shared_memory,
+            devices: self.provided.devices().to_vec(),
             filter: self.seccomp.as_ref().ok().map(|filter| filter.program().to_vec()),
             directory: MOUNT_POINT,
             program: contents.program.to_owned(),
@@ -308,6 +383,13 @@ impl Jails {
     pub(crate) fn not_filtered_because(&self) -> Option<&str> {
         self.seccomp.as_ref().err().map(String::as_str)
     }
+}
+
+/// Whether the name of a variable is among those of an environment.
+fn is_set(variable: &OsStr, environment: &[OsString]) -> bool {
+    let name =
+        |entry: &OsStr| entry.as_bytes().split(|byte| *byte == b'=').next().map(<[u8]>::to_vec);
+    environment.iter().any(|entry| name(entry) == name(variable))
 }
 
 /// `/dev/null`, for reading and writing.

@@ -14,8 +14,9 @@
 //!   the shell of `bash_stateful`, and the terminals of `tmux`. Both threads wait by `events`.
 //! - `jail` is a set of namespaces from birth to death, whose first process is ours (`init`).
 //! - `shell` is how a command reaches its shell, `identity` who it is there, `isolation` what it
-//!   may see, `etc` what of `/etc`, `reaper` how all its processes are found where there is no
-//!   jail, `spawn` the start of a process, `user` whom all of this runs as where the host is root.
+//!   may see, `etc` what of `/etc`, `provided` what the operator adds, `reaper` how all its
+//!   processes are found where there is no jail, `spawn` the start of a process, `user` whom all of
+//!   this runs as where the host is root.
 //! - `limits` is what of the machine and of the kernel a slot may use, `descriptors` how many of
 //!   this process's own all slots need.
 //! - `workspace` owns the directories, `paths` finds places beneath them, `tree` empties and
@@ -43,6 +44,7 @@ pub(crate) mod limits;
 mod output;
 mod outputs;
 mod paths;
+pub(crate) mod provided;
 mod reaper;
 mod recording;
 mod reports;

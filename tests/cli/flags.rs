@@ -181,3 +181,32 @@ fn flags_say_what_becomes_of_unknown_arguments_and_of_the_order_of_outputs() {
         assert_eq!((found, &results[0]["output"]), (outcomes, &json!(output)), "{flags:?}");
     }
 }
+
+#[test]
+fn variables_for_commands_come_from_flags_a_file_and_a_variable_with_lines() {
+    let command = "echo \"$A|$B|$C|$D\"";
+    let setup = Setup::new(&[trajectory("t", &[command])]);
+    let file = setup.path("commands.env");
+    fs::write(&file, "# those of all\n\nA=of the file\nB=of the file\n").unwrap();
+    let file = file.to_str().unwrap();
+    let variables = [("TOOL_EXECUTOR_ENV", "B=of a line, with a comma\nC"), ("C", "passed on")];
+    let flags = ["--slots", "1", "--env-file", file];
+    let run = Run::of(setup.command(&flags).envs(variables).output().unwrap());
+    assert_eq!(run.code, Some(0), "{run:?}");
+    let output = &setup.results()[0]["output"];
+    assert_eq!(output, "of the file|of a line, with a comma|passed on|");
+
+    for (flags, said) in [
+        (&["--env", "NO_SUCH_VARIABLE"][..], "NO_SUCH_VARIABLE is to be passed on, and is not set"),
+        (&["--env", "HOME=/x"], "the variable HOME cannot be set"),
+        (&["--bind", "/no/such:/x"], "cannot give commands /no/such"),
+        (&["--env-file", "/no/such"], "/no/such: No such file"),
+    ] {
+        let run = Run::of(setup.command(flags).output().unwrap());
+        assert!(run.code != Some(0) && run.stderr.contains(said), "{run:?}");
+    }
+    fs::write(setup.path("commands.env"), "A=b\nnot a variable=s3cret\n").unwrap();
+    let run = Run::of(setup.command(&["--env-file", file]).output().unwrap());
+    assert!(run.stderr.contains("commands.env: line 2 must be NAME"), "{run:?}");
+    assert!(!run.stderr.contains("s3cret"), "{run:?}");
+}

@@ -44,6 +44,8 @@ mod order;
 #[path = "../program/mod.rs"]
 #[allow(dead_code, reason = "what the other tests need of it")]
 mod program;
+#[cfg(target_os = "linux")]
+mod provided;
 #[cfg(all(target_os = "linux", feature = "server"))]
 mod proxy;
 #[cfg(target_os = "linux")]

@@ -13,7 +13,7 @@ use super::{network, *};
 use crate::error::{BackendErrorKind, IsolationError};
 use crate::interrupt::Interrupt;
 use crate::sandbox::descriptors::{self, Need};
-use crate::sandbox::isolation::{self, Budget, Facts, Failure};
+use crate::sandbox::isolation::{self, Budget, Facts, Failure, NotProvided};
 use crate::sandbox::user::WeakRoot;
 use crate::sandbox::workspace::WorkspaceError;
 
@@ -139,7 +139,10 @@ fn find_place(
         return Err(BackendError::not_isolated(cause));
     }
     log::warn!("commands run without isolation, as was allowed: {first}");
-    Ok(Place { user, data_dir, isolation: Engine::None { reason: first.to_string() } })
+    let provided = Provided::without_sandbox(config).map(Arc::new);
+    let provided = provided.map_err(|error| not_provided(error.into()))?;
+    let isolation = Engine::None { reason: first.to_string(), provided };
+    Ok(Place { user, data_dir, isolation })
 }
 
 /// Whom commands run as where this process is a root that may not do what it must for another
@@ -187,8 +190,15 @@ fn isolate(
         })
         .map_err(|error| system("cannot copy /etc for sandboxes", error))?;
     let workspace = &data_dir.workspaces()[0];
+    let isolation = probe(user, workspace, budget).map(|isolation| isolation.with_etc(etc));
+    let isolation = match isolation {
+        Ok(found) => {
+            Ok(found.with_provided(config, user, data_dir, budget).map_err(not_provided)?)
+        }
+        Err(failure) => Err(failure),
+    };
     let found = || {
-        let mut isolation = probe(user, workspace, budget)?.with_etc(etc);
+        let mut isolation = isolation?;
         if config.seccomp {
             isolation = isolation.with_filter(Filter::new(), user, workspace, budget)?;
         }
@@ -205,6 +215,18 @@ fn isolate(
             Err(BackendError::new(text).with_kind(BackendErrorKind::Shortage))
         }
         found => Ok(found),
+    }
+}
+
+/// What the operator wants commands to have and they cannot.
+fn not_provided(error: NotProvided) -> BackendError {
+    match &error {
+        NotProvided::Jail(Failure::Interrupted) => BackendError::interrupted(),
+        NotProvided::Jail(failure) if failure.is_inconclusive() => {
+            let text = "cannot find out whether sandboxes can have what commands are to be given";
+            BackendError::with_source(text, error).with_kind(BackendErrorKind::Shortage)
+        }
+        _ => BackendError::with_source("commands cannot have what they are to be given", error),
     }
 }
 

@@ -15,7 +15,7 @@ use tool_executor::{Interrupt, ToolExecutor};
 use crate::args::{ListenArgs, NetworkArgs, RunArgs, SandboxArgs, ServeArgs};
 use crate::console::{fail, init_log, print};
 use crate::exit_code::ExitCode;
-use crate::setup::{certificates, chain, check_isolation, fleet, local, tool_server};
+use crate::setup::{chain, check_isolation, fleet, local, text_of, tool_server};
 use crate::signals::Signals;
 use crate::starting::start;
 
@@ -162,8 +162,8 @@ fn server_config(listen: &ListenArgs, token: Option<Secret>) -> Result<ServerCon
     let mut config = ServerConfig::new((listen.host, listen.port));
     config.token = token;
     config.no_auth = listen.no_auth;
-    config.tls_cert_pem = listen.tls_cert.as_deref().map(certificates).transpose()?;
-    config.tls_key_pem = listen.tls_key.as_deref().map(certificates).transpose()?.map(Secret::from);
+    config.tls_cert_pem = listen.tls_cert.as_deref().map(text_of).transpose()?;
+    config.tls_key_pem = listen.tls_key.as_deref().map(text_of).transpose()?.map(Secret::from);
     config.advertise.clone_from(&listen.advertise);
     config.check().map_err(|error| error.to_string())?;
     Ok(config)

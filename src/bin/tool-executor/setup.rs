@@ -10,7 +10,8 @@ use tool_executor::config::{FleetConfig, LocalConfig, NetworkMode, ToolServerCon
 use tool_executor::{Interrupt, IsolationError, ToolExecutor};
 
 use crate::args::{
-    FleetArgs, IsolationArgs, Limit, LimitArgs, NetworkArgs, SlotArgs, ToolServerArgs,
+    FleetArgs, IsolationArgs, Limit, LimitArgs, NetworkArgs, ProvidedArgs, Several, SlotArgs,
+    ToolServerArgs, variable,
 };
 
 /// This machine's slots as the flags want them, started.
@@ -31,7 +32,8 @@ pub(crate) fn local(
         config.allow_hosts.clone_from(&network.allow_host);
         config.log_egress = network.log_egress;
     }
-    config.ca_pem = network.ca_bundle.as_deref().map(certificates).transpose()?;
+    config.ca_pem = network.ca_bundle.as_deref().map(text_of).transpose()?;
+    provide(&mut config, &slots.provided)?;
     LocalBackend::start_interruptible(config, interrupt).map_err(|error| chain(&error))
 }
 
@@ -44,6 +46,32 @@ fn local_config(slots: &SlotArgs, limits: &LimitArgs, isolation: &IsolationArgs)
     config.adopt_orphans = true;
     limit(&mut config, limits);
     config
+}
+
+/// Puts in what commands are to have of this machine.
+///
+/// # Errors
+/// The file of variables cannot be read, or has a line that is none.
+fn provide(config: &mut LocalConfig, args: &ProvidedArgs) -> Result<(), String> {
+    if let Some(file) = &args.env_file {
+        let text = text_of(file)?;
+        let lines = text.lines().enumerate().map(|(index, line)| (index + 1, line.trim_start()));
+        for (number, line) in lines.filter(|(_, line)| !line.is_empty() && !line.starts_with('#')) {
+            // The line may hold a secret, and is not repeated.
+            let wrong = |right| format!("{}: line {number} must be {right}", file.display());
+            config.env.extend([variable(line).map_err(wrong)?]);
+        }
+    }
+    config.env.extend(args.env.iter().flat_map(|Several(variables)| variables.clone()));
+    config.path_prepend.clone_from(&args.path_prepend);
+    config.devices.clone_from(&args.device);
+    config.binds.clone_from(&args.bind);
+    let writable = args.bind_rw.iter().cloned();
+    config.binds.extend(writable.map(|mut bind| {
+        bind.writable = true;
+        bind
+    }));
+    Ok(())
 }
 
 /// Puts the limits of the flags in place of the defaults.
@@ -77,7 +105,7 @@ pub(crate) fn fleet(args: &FleetArgs, isolation: &IsolationArgs) -> Result<Fleet
     config.slots = args.sandbox_slots;
     config.start_timeout = args.sandbox_start_timeout_s;
     config.unreachable_timeout = args.sandbox_unreachable_timeout_s;
-    config.ca_pem = args.sandbox_ca.as_deref().map(certificates).transpose()?;
+    config.ca_pem = args.sandbox_ca.as_deref().map(text_of).transpose()?;
     FleetBackend::new(config).map_err(|error| chain(&error))
 }
 
@@ -108,20 +136,20 @@ pub(crate) fn check_isolation(
 /// The ToolServer that the flags name, if they do.
 ///
 /// # Errors
-/// The certificates cannot be read.
+/// The text_of cannot be read.
 pub(crate) fn tool_server(args: &ToolServerArgs) -> Result<Option<ToolServerConfig>, String> {
     let Some(url) = &args.tool_server_url else { return Ok(None) };
     let mut config = ToolServerConfig::new(url);
     config.token.clone_from(&args.tool_server_token);
-    config.ca_pem = args.tool_server_ca.as_deref().map(certificates).transpose()?;
+    config.ca_pem = args.tool_server_ca.as_deref().map(text_of).transpose()?;
     Ok(Some(config))
 }
 
-/// The text of a PEM file.
+/// The text of a file.
 ///
 /// # Errors
 /// It cannot be read; which, and why.
-pub(crate) fn certificates(path: &Path) -> Result<String, String> {
+pub(crate) fn text_of(path: &Path) -> Result<String, String> {
     std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))
 }
 

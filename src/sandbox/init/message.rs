@@ -146,7 +146,7 @@ pub(crate) mod step {
     pub(crate) const OPTIONAL: u8 = 1;
 
     /// The most sources that a jail may have.
-    pub(crate) const MOST_SOURCES: usize = 64;
+    pub(crate) const MOST_SOURCES: usize = 128;
 
     /// A step as it is in a message.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]

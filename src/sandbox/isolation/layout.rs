@@ -7,7 +7,8 @@ use super::Contents;
 use crate::sandbox::etc::{self, RESOLV_CONF};
 use crate::sandbox::identity::Identity;
 use crate::sandbox::jail::{Access, Entry};
-use crate::sandbox::shell::Shell;
+use crate::sandbox::provided::{Provided, Shown};
+use crate::sandbox::shell::{Places, Shell};
 
 /// Entries of the root directory that are shared read-only where the host has them.
 const ROOT_ENTRIES: [&str; 6] = ["/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32"];
@@ -37,6 +38,24 @@ impl HostLayout {
             .collect();
         Self { root, shell: Shell::detect(), identity }
     }
+
+    /// What binds have to know of it, in sandboxes whose slot's directories are there.
+    pub(super) fn shown<T>(&self, own: Places<'_>, look: impl FnOnce(&Shown<'_>) -> T) -> T {
+        let own_path = |path: &Path| (path.to_owned(), path.to_owned());
+        let mut directories: Vec<_> = ["/usr", "/etc"]
+            .into_iter()
+            .chain(etc::BOUND)
+            .map(|path| own_path(Path::new(path)))
+            .collect();
+        let mut links = Vec::new();
+        for (place, target) in &self.root {
+            match target {
+                Some(target) => links.push((place.clone(), target.clone())),
+                None => directories.push(own_path(place)),
+            }
+        }
+        look(&Shown { directories, links: &links, own })
+    }
 }
 
 /// The root directory of a jail. Pure.
@@ -44,7 +63,12 @@ impl HostLayout {
 /// What can be written to: the workspace, `/tmp` and the home directory, which are the slot's, and
 /// the directories that are the jail's own and go with it, `/dev/shm` and the root directory among
 /// them.
-pub(super) fn root(layout: &HostLayout, etc: Option<&Path>, contents: &Contents<'_>) -> Vec<Entry> {
+pub(super) fn root(
+    layout: &HostLayout,
+    provided: &Provided,
+    etc: Option<&Path>,
+    contents: &Contents<'_>,
+) -> Vec<Entry> {
     let shown = |host: &Path, place: &Path, access| Entry::Shown {
         host: host.to_owned(),
         place: place.to_owned(),
@@ -62,7 +86,12 @@ pub(super) fn root(layout: &HostLayout, etc: Option<&Path>, contents: &Contents<
             // Not every host has them.
             let names = Some(RESOLV_CONF).filter(|_| contents.network);
             let over = etc::BOUND.into_iter().chain(names);
-            root.extend(over.map(|place| Entry::Over { place: place.into() }));
+            root.extend(over.map(|place| Entry::Over {
+                host: place.into(),
+                place: place.into(),
+                access: Access::ReadOnly,
+                is_optional: true,
+            }));
         }
         None => root.push(Entry::Directory { place: "/etc".into() }),
     }
@@ -75,5 +104,6 @@ pub(super) fn root(layout: &HostLayout, etc: Option<&Path>, contents: &Contents<
     root.push(writable(hosts.workspace, inside.workspace));
     let more = contents.shown.iter();
     root.extend(more.map(|(host, place)| shown(host, place, Access::ReadOnly)));
+    root.extend(provided.entries());
     root
 }

@@ -99,11 +99,11 @@ impl Jails {
             shown: &[],
             network: !self.can_cut_network,
             program: Path::new(shell.path()),
-            environment: shell::environment(
+            environment: self.provided.added_to(shell::environment(
                 &workspace.inside(),
                 shell,
                 self.layout.identity.name(),
-            ),
+            )),
             open_files: None,
         };
         let null = open_null().map_err(failed)?;

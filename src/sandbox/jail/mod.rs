@@ -33,7 +33,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-pub(super) use plan::{Access, Entry, Network, Plan};
+pub(super) use plan::{Access, Entry, Network, Plan, has_device};
 
 use self::plan::{Step, encode};
 use self::start::{Birth, Stage};

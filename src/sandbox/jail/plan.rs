@@ -25,6 +25,8 @@ pub(in crate::sandbox) struct Plan {
     /// How large its `/dev/shm` may become. `None` leaves it to the kernel, which gives half of the
     /// memory.
     pub(in crate::sandbox) shared_memory: Option<u64>,
+    /// Devices beside those of every jail, by their paths.
+    pub(in crate::sandbox) devices: Vec<PathBuf>,
     /// The filter of system calls, as the kernel takes it.
     pub(in crate::sandbox) filter: Option<Vec<u8>>,
     /// The directory that what runs in it begins in.
@@ -72,10 +74,21 @@ pub(in crate::sandbox) enum Entry {
         /// What may be done with it.
         access: Access,
     },
-    /// A file or directory of the host over one that another entry shows. The host may lack it.
-    Over {
-        /// Where it is on the host, and inside.
+    /// An empty file that is the jail's own.
+    File {
+        /// Where it is inside.
         place: PathBuf,
+    },
+    /// A file or directory of the host over one that another entry has made or shows.
+    Over {
+        /// Where it is on the host.
+        host: PathBuf,
+        /// Where it is inside.
+        place: PathBuf,
+        /// What may be done with it.
+        access: Access,
+        /// Whether the host may lack it.
+        is_optional: bool,
     },
 }
 
@@ -131,6 +144,13 @@ pub(super) struct Step {
     pub(super) what: String,
 }
 
+/// Whether every jail has this device, or has something of its own in its place.
+pub(in crate::sandbox) fn has_device(path: &Path) -> bool {
+    let is_common = |name: &str| Path::new("/dev").join(name) == path;
+    let is_link = DEVICE_LINKS.iter().any(|(_, place)| Path::new(place) == path);
+    is_link || DEVICES.into_iter().any(is_common) || path.starts_with("/dev/pts")
+}
+
 /// Steps, and what of the root they have made.
 #[derive(Default)]
 struct Steps {
@@ -148,6 +168,7 @@ impl Plan {
         let strings = [&self.program]
             .into_iter()
             .chain(self.root.iter().flat_map(Entry::paths))
+            .chain(&self.devices)
             .any(|path| path.as_os_str().as_bytes().contains(&0));
         if strings {
             return Err(spawn::embedded_nul());
@@ -165,14 +186,14 @@ impl Plan {
         for entry in &self.root {
             match entry {
                 Entry::Shown { host, place, access } => steps.source(host, place, *access, 0),
-                Entry::Over { place } => {
-                    steps.source(place, place, Access::ReadOnly, step::OPTIONAL);
+                Entry::Over { host, place, access, is_optional } => {
+                    let flag = if *is_optional { step::OPTIONAL } else { 0 };
+                    steps.source(host, place, *access, flag);
                 }
-                Entry::Directory { .. } | Entry::Link { .. } => {}
+                Entry::Directory { .. } | Entry::File { .. } | Entry::Link { .. } => {}
             }
         }
-        for name in DEVICES {
-            let device = Path::new("/dev").join(name);
+        for device in self.all_devices() {
             steps.source(&device, &device, Access::Device, 0);
         }
         steps.add(step::ROOT, 0, 0, &[FIRST_PLACE, "mode=0755"], "make a root directory");
@@ -180,13 +201,14 @@ impl Plan {
         for entry in &self.root {
             match entry {
                 Entry::Directory { place } => steps.directory(place),
+                Entry::File { place } => steps.file(place),
                 Entry::Link { target, place } => steps.link(target, place),
                 Entry::Shown { place, .. } => {
                     steps.directory(place);
                     steps.attach(&mut source, place);
                 }
                 // The directory that it is in is shown, and has something to be covered.
-                Entry::Over { place } => steps.attach(&mut source, place),
+                Entry::Over { place, .. } => steps.attach(&mut source, place),
             }
         }
         self.proc(&mut steps);
@@ -213,6 +235,11 @@ impl Plan {
         Ok(steps.list)
     }
 
+    fn all_devices(&self) -> impl Iterator<Item = PathBuf> {
+        let common = DEVICES.map(|name| Path::new("/dev").join(name));
+        common.into_iter().chain(self.devices.iter().cloned())
+    }
+
     /// Read-only: to the kernel, root is root without any capability, and could write `/proc/sys`
     /// (whose core_pattern names a program that the host runs) and chmod what all jails share of
     /// `/proc`.
@@ -229,9 +256,8 @@ impl Plan {
         let dev = Path::new("/dev");
         steps.directory(dev);
         steps.mount("tmpfs", dev, NO_SET_USER_ID, "mode=0755");
-        for name in DEVICES {
-            let place = dev.join(name);
-            steps.add(step::FILE, 0, 0o644, &[&place], &format!("make {}", place.display()));
+        for place in self.all_devices() {
+            steps.file(&place);
             steps.attach(source, &place);
         }
         for (target, place) in DEVICE_LINKS {
@@ -260,9 +286,9 @@ impl Plan {
 impl Entry {
     fn paths(&self) -> impl Iterator<Item = &PathBuf> {
         let (one, other) = match self {
-            Self::Directory { place } | Self::Over { place } => (None, place),
+            Self::Directory { place } | Self::File { place } => (None, place),
             Self::Link { target, place } => (Some(target), place),
-            Self::Shown { host, place, .. } => (Some(host), place),
+            Self::Shown { host, place, .. } | Self::Over { host, place, .. } => (Some(host), place),
         };
         one.into_iter().chain([other])
     }
@@ -321,6 +347,13 @@ impl Steps {
         }
     }
 
+    fn file(&mut self, place: &Path) {
+        if let Some(above) = place.parent() {
+            self.directory(above);
+        }
+        self.add(step::FILE, 0, 0o644, &[place], &format!("make {}", place.display()));
+    }
+
     fn link(&mut self, target: &Path, place: &Path) {
         if let Some(above) = place.parent() {
             self.directory(above);
@@ -355,6 +388,12 @@ mod tests {
             place: place.into(),
             access,
         };
+        let over = |host: &str, place: &str, is_optional| Entry::Over {
+            host: host.into(),
+            place: place.into(),
+            access: Access::ReadOnly,
+            is_optional,
+        };
         Plan {
             uid: 7,
             gid: 8,
@@ -364,11 +403,14 @@ mod tests {
                 shown("/usr", "/usr", Access::ReadOnly),
                 Entry::Link { target: "usr/bin".into(), place: "/bin".into() },
                 shown("/data/etc", "/etc", Access::ReadOnly),
-                Entry::Over { place: "/etc/resolv.conf".into() },
+                over("/etc/resolv.conf", "/etc/resolv.conf", true),
                 shown("/data/w", "/a/b", Access::Writable),
                 Entry::Directory { place: "/run".into() },
+                Entry::File { place: "/run/x/socket".into() },
+                over("/data/socket", "/run/x/socket", false),
             ],
             shared_memory: Some(4096),
+            devices: vec!["/dev/dri/card0".into()],
             filter: Some(vec![1; 16]),
             directory: "/a/b",
             program: "/bin/sh".into(),
@@ -389,7 +431,7 @@ mod tests {
     #[test]
     fn the_steps_of_a_plan_are_exactly_these() {
         let steps = plan().steps().unwrap();
-        let devices = ["null", "zero", "full", "random", "urandom", "tty"];
+        let devices = ["null", "zero", "full", "random", "urandom", "tty", "dri/card0"];
         let mut expected: Vec<String> = [
             "w0 0 /proc/self/oom_score_adj 1000",
             "w0 0 /proc/self/setgroups deny",
@@ -400,6 +442,7 @@ mod tests {
             "s0 7 /data/etc",
             "s1 7 /etc/resolv.conf",
             "s0 6 /data/w",
+            "s0 7 /data/socket",
         ]
         .map(str::to_owned)
         .to_vec();
@@ -417,6 +460,9 @@ mod tests {
                 "d0 493 /a/b",
                 "a0 3 /a/b",
                 "d0 493 /run",
+                "d0 493 /run/x",
+                "f0 420 /run/x/socket",
+                "a0 4 /run/x/socket",
                 "d0 493 /proc",
                 "m0 14 proc /proc",
                 "w0 0 /proc/sys/user/max_user_namespaces 0",
@@ -426,7 +472,10 @@ mod tests {
             ]
             .map(str::to_owned),
         );
-        for (number, name) in (4..).zip(devices) {
+        for (number, name) in (5..).zip(devices) {
+            if name.contains('/') {
+                expected.push("d0 493 /dev/dri".to_owned());
+            }
             expected.push(format!("f0 420 /dev/{name}"));
             expected.push(format!("a0 {number} /dev/{name}"));
         }

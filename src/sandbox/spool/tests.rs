@@ -80,7 +80,7 @@ impl Fixture {
 }
 
 fn bare() -> Supervisor {
-    let isolation = Isolation::None { reason: "a test".to_owned() };
+    let isolation = Isolation::none("a test");
     Supervisor::start(
         isolation,
         CommandUser::detect(),

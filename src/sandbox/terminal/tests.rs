@@ -65,7 +65,7 @@ impl Bench {
                 .with_filter(Filter::new(), user, &data.workspaces()[0], &Budget::default())
                 .unwrap()
         } else {
-            Isolation::None { reason: "a test".to_owned() }
+            Isolation::none("a test")
         };
         let directory = data.make_passable_dir("terminals").unwrap();
         let spool = Spool::start().unwrap();

@@ -161,6 +161,11 @@ impl DataDir {
         Ok(path)
     }
 
+    /// The host path of the directory in which it and those of other engines are.
+    pub(crate) fn base_path(&self) -> &Path {
+        self.run.path.parent().unwrap_or(&self.run.path)
+    }
+
     /// The host path of this data directory.
     #[cfg(test)]
     pub(crate) fn path(&self) -> &Path {

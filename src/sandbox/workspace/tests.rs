@@ -348,7 +348,7 @@ fn a_command_in_a_workspace_that_was_replaced_does_not_run() {
     let base = tempfile::tempdir().unwrap();
     let data = DataDir::create(Some(base.path()), 1, None).unwrap();
     let workspace = &data.workspaces()[0];
-    let isolation = Isolation::None { reason: "a test".to_owned() };
+    let isolation = Isolation::none("a test");
     let supervisor =
         Supervisor::start(isolation, None, Arc::new(Limits::none()), Spool::start().unwrap())
             .unwrap();

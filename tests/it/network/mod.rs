@@ -176,10 +176,8 @@ for address in '127.0.0.1', '0.0.0.0':
 #[test]
 fn none_is_none_whatever_a_call_says_and_host_is_this_machines() {
     let server = Files::start("127.0.0.1", &[("/x", "hello")]);
-    let none = Machine::start(
-        LocalConfig::new(1).with_network(NetworkMode::None),
-        Policy::default(),
-    );
+    let none =
+        Machine::start(LocalConfig::new(1).with_network(NetworkMode::None), Policy::default());
     assert_eq!(none.backend.capabilities().network, Some(NetworkMode::None));
     let proxy = Machine::start(LocalConfig::new(1), Policy::default().with_allow_network(false));
     assert_eq!(proxy.backend.capabilities().network, Some(NetworkMode::Proxy));
@@ -188,13 +186,14 @@ fn none_is_none_whatever_a_call_says_and_host_is_this_machines() {
             let command = "env | grep -ci proxy; cat /proc/net/tcp | wc -l";
             let arguments = json!({"command": command, "allow_network": true});
             let result = machine.executor.execute("t", ToolCall::new(tool, arguments));
-            assert_eq!((&*result.output, &result.metadata["network_isolated"]), ("0\n1", &json!(true)));
+            assert_eq!(
+                (&*result.output, &result.metadata["network_isolated"]),
+                ("0\n1", &json!(true))
+            );
         }
     }
-    let host = Machine::start(
-        LocalConfig::new(1).with_network(NetworkMode::Host),
-        Policy::default(),
-    );
+    let host =
+        Machine::start(LocalConfig::new(1).with_network(NetworkMode::Host), Policy::default());
     let result = host.run("t", &format!("curl -s http://127.0.0.1:{}/x", server.port));
     assert_eq!((&*result.output, &result.metadata["network_isolated"]), ("hello", &json!(false)));
     assert_eq!(host.backend.capabilities().network, Some(NetworkMode::Host));

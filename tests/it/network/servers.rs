@@ -48,7 +48,9 @@ impl Files {
     /// Of one that sends everyone elsewhere.
     pub(super) fn redirecting(address: &str, to: &str) -> Self {
         let to = to.to_owned();
-        Self::answering(address, None, move |_, _| (format!("302 Found\r\nLocation: {to}"), Vec::new()))
+        Self::answering(address, None, move |_, _| {
+            (format!("302 Found\r\nLocation: {to}"), Vec::new())
+        })
     }
 
     /// `answer` gets the server's URL and the path, and gives a status line, perhaps with headers

@@ -20,7 +20,7 @@ const OF_NOMAD: [&str; 7] = [
 ];
 
 /// Flags of this machine's slots.
-const OF_THIS_MACHINE: [&str; 13] = [
+const OF_THIS_MACHINE: [&str; 19] = [
     "slots",
     "data_dir",
     "max_file_size",
@@ -34,6 +34,12 @@ const OF_THIS_MACHINE: [&str; 13] = [
     "allow_host",
     "ca_bundle",
     "log_egress",
+    "bind",
+    "bind_rw",
+    "env",
+    "env_file",
+    "path_prepend",
+    "device",
 ];
 
 /// Flags about sandbox servers.

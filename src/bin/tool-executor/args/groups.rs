@@ -10,10 +10,10 @@ use std::time::Duration;
 
 use clap::{ArgAction, Args};
 use tool_executor::config::{
-    ExecutorConfig, HostPattern, NetworkMode, OutputOrder, Policy, Secret, UnknownArguments,
+    Bind, ExecutorConfig, HostPattern, NetworkMode, OutputOrder, Policy, Secret, UnknownArguments,
 };
 
-use super::values::{self, Limit, named};
+use super::values::{self, Limit, Lines, Several, Variable, named};
 
 /// The slots of this machine.
 #[derive(Debug, Clone, Args)]
@@ -33,6 +33,9 @@ pub(crate) struct SlotArgs {
     #[arg(long, value_name = "SIZE", env = "TOOL_EXECUTOR_MAX_FILE_SIZE")]
     #[arg(value_parser = named(values::tool_file_size))]
     pub(crate) max_file_size: Option<u64>,
+
+    #[command(flatten)]
+    pub(crate) provided: ProvidedArgs,
 }
 
 impl SlotArgs {
@@ -105,6 +108,44 @@ impl NetworkArgs {
     pub(crate) fn allows(&self) -> bool {
         self.network != Some(NetworkMode::None)
     }
+}
+
+/// What commands in slots of this machine have of it, beside what they always have.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "What commands have of this machine")]
+pub(crate) struct ProvidedArgs {
+    /// Show commands a directory or file of this machine, read-only, at its own path or at DST;
+    /// may be given several times, or as a list with commas. All slots share it
+    #[arg(long, value_name = "SRC[:DST]", env = "TOOL_EXECUTOR_BIND", value_delimiter = ',')]
+    #[arg(value_parser = named(values::bind))]
+    pub(crate) bind: Vec<Bind>,
+
+    /// As --bind, and let commands write there, as far as the user that they run as may. It counts
+    /// towards no limit, and is not emptied between trajectories
+    #[arg(long, value_name = "SRC[:DST]", env = "TOOL_EXECUTOR_BIND_RW", value_delimiter = ',')]
+    #[arg(value_parser = named(values::bind))]
+    pub(crate) bind_rw: Vec<Bind>,
+
+    /// Give commands a variable; without a value the one that this program has. May be given
+    /// several times; TOOL_EXECUTOR_ENV has one a line
+    #[arg(long, value_name = "NAME[=VALUE]", env = "TOOL_EXECUTOR_ENV", hide_env_values = true)]
+    #[arg(value_parser = Lines(values::variable), action = ArgAction::Append)]
+    pub(crate) env: Vec<Several<Variable>>,
+
+    /// Give commands the variables of a file, one a line as NAME=VALUE or NAME; empty lines and
+    /// those that begin with # are none. --env wins over it
+    #[arg(long, value_name = "FILE", env = "TOOL_EXECUTOR_ENV_FILE")]
+    pub(crate) env_file: Option<PathBuf>,
+
+    /// Put a directory before those in the PATH of commands, as they see it; may be given several
+    /// times, or as a list with colons
+    #[arg(long, value_name = "DIR", env = "TOOL_EXECUTOR_PATH_PREPEND", value_delimiter = ':')]
+    pub(crate) path_prepend: Vec<PathBuf>,
+
+    /// Let commands use a device of this machine, as /dev/kvm, as far as the user that they run as
+    /// may; may be given several times, or as a list with commas
+    #[arg(long, value_name = "DEVICE", env = "TOOL_EXECUTOR_DEVICE", value_delimiter = ',')]
+    pub(crate) device: Vec<PathBuf>,
 }
 
 /// What a slot of this machine may use.

@@ -22,11 +22,11 @@ use tool_executor::format::{Format, UnreadableCalls};
 use crate::exit_code;
 
 pub(crate) use self::groups::{
-    CallArgs, FleetArgs, IsolationArgs, LimitArgs, ListenArgs, NetworkArgs, RunArgs,
+    CallArgs, FleetArgs, IsolationArgs, LimitArgs, ListenArgs, NetworkArgs, ProvidedArgs, RunArgs,
     SandboxTokenArgs, SlotArgs, ToolServerArgs,
 };
-pub(crate) use self::values::Limit;
 use self::values::named;
+pub(crate) use self::values::{Limit, Several, variable};
 
 /// Executes the tool calls of many concurrent LLM agents.
 ///

@@ -2,7 +2,7 @@
 //! the process that runs the tests; `tests/cli.rs` and `tests/serve.rs` set some for the program.
 
 use clap::{Arg, Command as Definition};
-use tool_executor::config::{ExecutorConfig, OutputOrder, Policy, UnknownArguments};
+use tool_executor::config::{Bind, ExecutorConfig, OutputOrder, Policy, UnknownArguments};
 
 use super::*;
 
@@ -13,17 +13,22 @@ const COMMANDS: [&str; 3] = ["replay", "serve", "sandbox"];
 /// `replay` has no `--acquire-timeout-s`, because more trajectories than slots is what
 /// `--concurrency` asks for, and no `--idle-limit-s`, because it releases what it is done with.
 /// `sandbox` has none of the flags about calls: its clients say these.
-const TABLE: [(&str, &str, &str); 55] = [
+const TABLE: [(&str, &str, &str); 61] = [
     ("acquire-timeout-s", "TOOL_EXECUTOR_ACQUIRE_TIMEOUT_S", "s"),
     ("advertise", "TOOL_EXECUTOR_ADVERTISE", "sx"),
     ("allow-host", "TOOL_EXECUTOR_ALLOW_HOST", "rsx"),
     ("allow-network", "TOOL_EXECUTOR_ALLOW_NETWORK", "rs"),
     ("allow-unisolated", "TOOL_EXECUTOR_ALLOW_UNISOLATED", "rsx"),
     ("batch-window-ms", "TOOL_EXECUTOR_BATCH_WINDOW_MS", "rs"),
+    ("bind", "TOOL_EXECUTOR_BIND", "rsx"),
+    ("bind-rw", "TOOL_EXECUTOR_BIND_RW", "rsx"),
     ("ca-bundle", "TOOL_EXECUTOR_CA_BUNDLE", "rsx"),
     ("compare", "", "r"),
     ("concurrency", "", "r"),
     ("data-dir", "TOOL_EXECUTOR_DATA_DIR", "rsx"),
+    ("device", "TOOL_EXECUTOR_DEVICE", "rsx"),
+    ("env", "TOOL_EXECUTOR_ENV", "rsx"),
+    ("env-file", "TOOL_EXECUTOR_ENV_FILE", "rsx"),
     ("exit-when-unused", "TOOL_EXECUTOR_EXIT_WHEN_UNUSED", "x"),
     ("format", "", "r"),
     ("grace-s", "TOOL_EXECUTOR_GRACE_S", "rsx"),
@@ -48,6 +53,7 @@ const TABLE: [(&str, &str, &str); 55] = [
     ("no-seccomp", "TOOL_EXECUTOR_NO_SECCOMP", "rsx"),
     ("out", "", "r"),
     ("output-order", "TOOL_EXECUTOR_OUTPUT_ORDER", "rs"),
+    ("path-prepend", "TOOL_EXECUTOR_PATH_PREPEND", "rsx"),
     ("port", "TOOL_EXECUTOR_LISTEN_PORT", "sx"),
     ("quiet", "", "r"),
     ("repeat", "", "r"),
@@ -171,8 +177,9 @@ fn a_secret_is_not_shown_by_the_help() {
     let program = Cli::command();
     for command in COMMANDS {
         for arg in flags(&program, command) {
-            let is_secret = arg.get_long().is_some_and(|name| name.ends_with("token"));
-            assert_eq!(arg.is_hide_env_values_set(), is_secret, "{arg}");
+            let name = arg.get_long().unwrap_or_default();
+            let is_secret = name.ends_with("token") || name == "env";
+            assert_eq!(arg.is_hide_env_values_set(), is_secret, "{name}");
         }
     }
 }
@@ -218,6 +225,17 @@ fn flags_are_read() {
         .with_batch_window(Duration::ZERO)
         .with_max_batch_size(7);
     assert_eq!(config.calls.config(&config.network), expected);
+    let args =
+        replay("--bind /a,/b:/c --bind-rw d --path-prepend /x:/y --device /dev/kvm").unwrap();
+    let provided = args.slots.provided;
+    let binds = [Bind::read_only("/a"), Bind::read_only("/b").with_place("/c")];
+    assert_eq!(provided.bind, binds);
+    assert_eq!(provided.bind_rw, [Bind::read_only("d")]);
+    assert_eq!(provided.path_prepend, [PathBuf::from("/x"), "/y".into()]);
+    assert_eq!(provided.device, [PathBuf::from("/dev/kvm")]);
+    let args = replay("--env A=b=c,d --env B").unwrap();
+    let env: Vec<_> = args.slots.provided.env.into_iter().flat_map(|Several(env)| env).collect();
+    assert_eq!(env, [("A".to_owned(), Some("b=c,d".to_owned())), ("B".to_owned(), None)]);
     let args = replay("--unknown-arguments ignore --output-order interleaved").unwrap();
     let policy = Policy::default()
         .with_unknown_arguments(UnknownArguments::Ignore)
@@ -255,6 +273,8 @@ fn values_outside_their_limits_are_refused_with_the_flags_name() {
         ("--allow-host", "http://a"),
         ("--limit-memory", "1K"),
         ("--limit-cpu", "0"),
+        ("--bind", "/a:b"),
+        ("--bind-rw", "/a:/b:ro"),
         ("--sandbox-url", "a:8080"),
         ("--grace-s", "3601"),
         ("--log", "loud"),
@@ -268,6 +288,11 @@ fn values_outside_their_limits_are_refused_with_the_flags_name() {
         let error = replay(&format!("{flag} {value}")).expect_err(flag);
         let said = format!("invalid value '{value}' for '{flag} ");
         assert!(error.contains(&said) && error.contains("must be"), "{error}");
+    }
+    for value in ["A-B=s3cret", "=s3cret", "1A=s3cret"] {
+        let error = replay(&format!("--env {value}")).expect_err(value);
+        let said = "invalid value for '--env <NAME[=VALUE]>': it must be NAME or NAME=VALUE";
+        assert!(error.contains(said) && !error.contains("s3cret"), "{error}");
     }
     assert!(parse_line("serve --port 65536").unwrap_err().contains("a port from 0 to 65535"));
     assert!(parse_line("serve --host example.org").unwrap_err().contains("an IP address"));
@@ -291,6 +316,12 @@ fn a_flag_that_cannot_apply_is_refused_with_the_reason() {
         "--allow-host a.b",
         "--ca-bundle f",
         "--log-egress",
+        "--bind /opt",
+        "--bind-rw /opt",
+        "--env A=b",
+        "--env-file /x",
+        "--path-prepend /x",
+        "--device /dev/kvm",
     ] {
         let name = flag.split(' ').next().unwrap();
         let why =

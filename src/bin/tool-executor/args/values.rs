@@ -11,13 +11,86 @@ use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{Arg, Command};
 use tool_executor::config::{
-    HostPattern, NetworkMode, OutputOrder, Secret, ServerConfig, UnknownArguments,
+    Bind, HostPattern, NetworkMode, OutputOrder, Secret, ServerConfig, UnknownArguments,
 };
 use tool_executor::format::{Format, UnreadableCalls};
 
 /// A limit, or that there is none.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Limit<T>(pub(crate) Option<T>);
+
+/// A variable: its name, and its value if it is not this program's own.
+pub(crate) type Variable = (String, Option<String>);
+
+/// The values of one argument.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Several<T>(pub(crate) Vec<T>);
+
+/// A bind for reading.
+pub(super) fn bind(text: &str) -> Result<Bind, String> {
+    text.parse().map_err(|_| "SOURCE or SOURCE:PLACE, as /opt/tools or /srv/data:/data".to_owned())
+}
+
+/// One variable.
+pub(crate) fn variable(text: &str) -> Result<Variable, String> {
+    let (name, value) = match text.split_once('=') {
+        Some((name, value)) => (name, Some(value.to_owned())),
+        None => (text, None),
+    };
+    let is_part = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    if name.is_empty() || !name.chars().all(is_part) || name.starts_with(|c: char| c.is_numeric()) {
+        return Err(
+            "NAME or NAME=VALUE, where NAME has letters, digits and `_` and begins with no \
+                    digit"
+                .to_owned(),
+        );
+    }
+    Ok((name.to_owned(), value))
+}
+
+/// A parser of values of which a variable has one a line, and a flag one alone.
+#[derive(Debug)]
+pub(super) struct Lines<T>(pub(super) fn(&str) -> Result<T, String>);
+
+impl<T> Clone for Lines<T> {
+    fn clone(&self) -> Self {
+        Self(self.0)
+    }
+}
+
+impl<T: Clone + Send + Sync + 'static> TypedValueParser for Lines<T> {
+    type Value = Several<T>;
+
+    fn parse_ref(
+        &self,
+        command: &Command,
+        arg: Option<&Arg>,
+        value: &OsStr,
+    ) -> Result<Several<T>, clap::Error> {
+        self.parse_ref_(command, arg, value, ValueSource::CommandLine)
+    }
+
+    fn parse_ref_(
+        &self,
+        command: &Command,
+        arg: Option<&Arg>,
+        value: &OsStr,
+        source: ValueSource,
+    ) -> Result<Several<T>, clap::Error> {
+        let wrong = |right: String| {
+            let text = problem(arg, value, source, &right);
+            clap::Error::raw(ErrorKind::ValueValidation, text).with_cmd(command)
+        };
+        let text = value.to_str().ok_or_else(|| wrong("UTF-8".to_owned()))?;
+        let values: Result<Vec<_>, _> = match source {
+            ValueSource::EnvVariable => {
+                text.lines().filter(|line| !line.trim().is_empty()).map(self.0).collect()
+            }
+            _ => (self.0)(text).map(|value| vec![value]),
+        };
+        values.map(Several).map_err(wrong)
+    }
+}
 
 /// A format of tool calls.
 pub(super) fn format(text: &str) -> Result<Format, String> {

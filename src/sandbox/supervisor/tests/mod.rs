@@ -72,7 +72,7 @@ impl Bench {
     }
 
     fn bare() -> Self {
-        Self::new(Isolation::None { reason: "a test".to_owned() })
+        Self::new(Isolation::none("a test"))
     }
 
     fn sandboxed() -> Self {

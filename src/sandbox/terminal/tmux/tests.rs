@@ -54,7 +54,7 @@ impl Bench {
                 false => isolation,
             }
         } else {
-            Isolation::None { reason: "a test".to_owned() }
+            Isolation::none("a test")
         };
         let directory = data.make_passable_dir("terminals").unwrap();
         let tmux = Tmux::detect(shell::PATH);
