@@ -38,7 +38,9 @@ impl Files {
             match files.get(path) {
                 Some(bytes) => {
                     let text = std::str::from_utf8(bytes).map(|text| text.replace("URL", url));
-                    ("200 OK".to_owned(), text.map_or_else(|_| bytes.clone(), Into::into))
+                    let kind = if path.ends_with('/') { "text/html" } else { "text/plain" };
+                    let status = format!("200 OK\r\nContent-Type: {kind}");
+                    (status, text.map_or_else(|_| bytes.clone(), Into::into))
                 }
                 None => ("404 Not Found".to_owned(), b"not found\n".to_vec()),
             }

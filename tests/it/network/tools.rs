@@ -100,7 +100,7 @@ fn has(tool: &str) -> bool {
 fn fetch_all(machine: &Machine, server: &Files, with_cargo: bool) {
     let url = server.url("");
     for (tool, command, expected) in [
-        ("curl", "curl -sS URL/hello-npm | head -c 9", "{\"name\": "),
+        ("curl", "curl -sS URL/hello-npm | head -c 8", "{\"name\":"),
         ("pip", PIP, "installed"),
         ("git", GIT, "cloned"),
         ("npm", NPM, "installed"),
@@ -160,9 +160,9 @@ fn tools_trust_the_operators_certificates() {
     let trusting = Machine::start(config.clone().with_ca_pem(pem), Policy::default());
     fetch_all(&trusting, &server, with_cargo);
     let command = "python3 -c 'import sys, urllib.request as u; \
-        print(u.urlopen(sys.argv[1]).read(9))' URL/hello-npm";
+        print(u.urlopen(sys.argv[1]).read(8))' URL/hello-npm";
     let command = command.replace("URL", &server.url(""));
-    assert_eq!(trusting.run("t", &command).output, "b'{\"name\": '");
+    assert_eq!(trusting.run("t", &command).output, "b'{\"name\":'");
     // Of this machine's authorities none is lost.
     let count = "grep -c BEGIN $SSL_CERT_FILE; grep -c BEGIN /etc/ssl/certs/ca-certificates.crt";
     let counts = trusting.run("t", count).output;
