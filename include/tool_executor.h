@@ -635,7 +635,7 @@ void te_tool_reply_free(struct te_tool_reply *reply);
  * only. Times are in seconds.
  *
  * ```text
- *     "local":  {"slots": 10, "data_dir": "...", "max_output_chars": 50000,
+ *     "local":  {"slots": 10, "data_dir": "...", "user_ids": "auto", "max_output_chars": 50000,
  *                "max_output_file_bytes": 16777216, "max_file_bytes": 100000, "warm_slots": true,
  *                "seccomp": true, "adopt_orphans": false, "allow_unisolated": false,
  *                "limits": {"processes": 1024, "memory_bytes": 4294967296, "cpu": null,
@@ -665,7 +665,7 @@ void te_tool_reply_free(struct te_tool_reply *reply);
  * ```
  *
  * What they mean is in the Rust documentation, under the same names: module `config`,
- * `ExecutorConfig` and its parts. Where this process is root, commands run as nobody, who
+ * `ExecutorConfig` and its parts. Where this process is root, commands run as other users, who
  * must be able to pass through every directory on the way to "data_dir".
  *
  * Where commands would run without isolation – this machine makes no sandboxes, or sandbox servers

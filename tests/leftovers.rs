@@ -120,7 +120,11 @@ fn what_a_killed_server_left_is_gone_with_the_next_one_and_a_live_ones_is_not() 
         dead.run("slot_1", &format!("touch started; while :; do date +%N-{of_dead} > f; done")),
         live.run("slot_0", &stubborn(&of_live)),
     ];
-    for started in [dead_run.join("slot_0"), dead_run.join("slot_1"), live_run.join("slot_0")] {
+    for started in [
+        dead_run.join("slot_0/workspace"),
+        dead_run.join("slot_1/workspace"),
+        live_run.join("slot_0/workspace"),
+    ] {
         wait_until("the commands run", || started.join("started").exists());
     }
     assert!(processes_with(&of_dead) >= 4 && processes_with(&of_live) >= 4);
@@ -132,7 +136,7 @@ fn what_a_killed_server_left_is_gone_with_the_next_one_and_a_live_ones_is_not() 
         processes_with(&of_dead) == 0 && processes_with(dead_run.to_str().unwrap()) == 0
     });
     assert!(processes_with(&of_live) >= 4);
-    assert!(live_run.join("slot_0/a/b/f").exists());
+    assert!(live_run.join("slot_0/workspace/a/b/f").exists());
     assert_eq!(runs(&data_dir).len(), 2);
 
     // Many of them, killed at any moment of their start and of their commands' start.
@@ -143,7 +147,7 @@ fn what_a_killed_server_left_is_gone_with_the_next_one_and_a_live_ones_is_not() 
         // Some before a command was started, some after.
         let run = runs(&data_dir).into_iter().find(|run| *run != live_run).unwrap();
         if n % 3 == 0 {
-            wait_until("a command runs", || run.join("slot_1/a").exists());
+            wait_until("a command runs", || run.join("slot_1/workspace/a").exists());
         }
         server.die();
     }

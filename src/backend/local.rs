@@ -210,7 +210,7 @@ impl Backend for LocalBackend {
         }
     }
 
-    fn execute(&self, _container: usize, batch: Vec<Execution>) {
+    fn execute(&self, _addr: &str, batch: Vec<Execution>) {
         // They only have to be started, so no file keeps them waiting.
         let (commands, others): (Vec<_>, Vec<_>) =
             batch.into_iter().partition(|execution| INLINE_TOOLS.contains(&execution.tool));

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::bind::is_plain;
-use super::{Bind, HostPattern, NetworkMode, SlotLimits};
+use super::{Bind, HostPattern, NetworkMode, SlotLimits, UserIds};
 use crate::error::ConfigError;
 
 /// How the embedded sandbox, `LocalBackend`, is set up. Needs Linux.
@@ -18,9 +18,12 @@ pub struct LocalConfig {
     pub slots: usize,
     /// Where the workspaces are made, in a directory of their own. Defaults to
     /// `tool-executor-<uid>` in the system's directory for temporary files. Where this process is
-    /// root, commands run as the user 65534, who must be able to pass through every directory on
-    /// the way there.
+    /// root, commands run as other users ([`user_ids`](Self::user_ids)), who must be able to pass
+    /// through every directory on the way there.
     pub data_dir: Option<PathBuf>,
+    /// Which user ids of this machine the slots have, where this process is root. Inside a sandbox
+    /// commands are always the user 65,534. Defaults to [`UserIds::Auto`].
+    pub user_ids: UserIds,
     /// How many characters are kept of each of a command's two output streams. Defaults to 50,000.
     pub max_output_chars: usize,
     /// How many bytes of a call's output, of `bash` or `terminal_stateful`, are kept in files in
@@ -93,6 +96,7 @@ impl Default for LocalConfig {
         Self {
             slots: 10,
             data_dir: None,
+            user_ids: UserIds::Auto,
             max_output_chars: 50_000,
             max_output_file_bytes: 16 << 20,
             adopt_orphans: false,
@@ -117,6 +121,7 @@ setters! {
     LocalConfig {
         with_slots: slots = usize,
         with_data_dir: data_dir = some PathBuf,
+        with_user_ids: user_ids = UserIds,
         with_max_output_chars: max_output_chars = usize,
         with_max_output_file_bytes: max_output_file_bytes = u64,
         with_adopt_orphans: adopt_orphans = bool,

@@ -33,6 +33,7 @@ mod network;
 mod secret;
 mod server;
 mod tool_server;
+mod user_ids;
 
 #[cfg(feature = "server")]
 pub(crate) use advertise::Advertise;
@@ -46,6 +47,7 @@ pub use network::{HostPattern, NetworkMode};
 pub use secret::Secret;
 pub use server::ServerConfig;
 pub use tool_server::ToolServerConfig;
+pub use user_ids::UserIds;
 
 pub use crate::tool::{OutputOrder, Policy, UnknownArguments, UnknownSetting};
 

@@ -29,8 +29,6 @@ pub(super) struct Host {
     pub(super) user: String,
     /// What the operator gives to commands.
     pub(super) provided: Arc<Provided>,
-    /// That user, if it is not the host's own.
-    pub(super) command_user: Option<CommandUser>,
     /// Whether slots keep their sandboxes.
     pub(super) warm: bool,
     /// The limits of slots.
@@ -40,8 +38,8 @@ pub(super) struct Host {
 }
 
 impl Host {
-    /// What starts need where commands are isolated so, and run as `user`, or as this process;
-    /// those in a sandbox under these limits.
+    /// What starts need where commands are isolated so, those in a sandbox under these limits.
+    /// Without a sandbox they have the name of `user`, or that of this process's user.
     ///
     /// # Errors
     /// Where there is no `/dev/null` to be had.
@@ -64,7 +62,6 @@ impl Host {
             open_files: limits.lower_open_files(descriptors::raise_limit(0)),
             shell,
             user: identity.name().to_owned(),
-            command_user: user,
             limits,
         })
     }

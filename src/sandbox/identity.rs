@@ -25,10 +25,11 @@ impl Identity {
     /// That of commands that run as `user`, or as this process. Blocks for the reading of
     /// `/etc/passwd`.
     pub(crate) fn detect(user: Option<CommandUser>) -> Self {
-        let of_process = || (rustix::process::geteuid(), rustix::process::getegid());
-        let (uid, gid) = user.map_or_else(of_process, |user| (user.uid(), user.gid()));
+        let of_process =
+            || (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+        let (uid, gid) = user.map_or_else(of_process, |user| (user.inside(), user.inside()));
         let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
-        Self::new(&passwd, uid.as_raw(), gid.as_raw())
+        Self::new(&passwd, uid, gid)
     }
 
     /// That of this user and group, which has its name from a file like `/etc/passwd`: `user` where

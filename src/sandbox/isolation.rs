@@ -36,7 +36,7 @@ use super::jail::{Network, Origin, Plan};
 use super::limits::Filter;
 use super::paths::MOUNT_POINT;
 use super::provided::{Provided, ProvidedError};
-use super::user::CommandUser;
+use super::user::IdMap;
 use super::workspace::{DataDir, Workspace};
 use crate::config::{LocalConfig, NetworkMode};
 use crate::egress::Egress;
@@ -74,6 +74,8 @@ pub(crate) struct Jails {
     /// How large `/dev/shm` may become. `None` leaves it to the kernel, which gives half of the
     /// memory.
     shared_memory: Option<u64>,
+    /// How many pseudo-terminals a sandbox may have.
+    terminals: u32,
     /// The filter of system calls; or why there is none, as one line.
     seccomp: Result<Arc<Filter>, String>,
     /// What those get whose commands may use the network.
@@ -122,25 +124,21 @@ pub(super) struct Contents<'a> {
 }
 
 impl Isolation {
-    /// Finds out what works here for commands of `user`, or of this process if there is none, in
-    /// `workspace`. Blocks: some milliseconds as a rule, as long as `budget` allows at most.
+    /// Finds out what works here for commands in `workspace`, of its user. Blocks: some
+    /// milliseconds as a rule, as long as `budget` allows at most.
     ///
     /// # Errors
     /// There is no sandbox to be had, or it could not be found out; see
     /// [`Failure::is_inconclusive`].
-    pub(crate) fn find(
-        user: Option<CommandUser>,
-        workspace: &Arc<Workspace>,
-        budget: &Budget,
-    ) -> Result<Self, Failure> {
-        Jails::find(user, workspace, budget).map(Self::Jailed)
+    pub(crate) fn find(workspace: &Arc<Workspace>, budget: &Budget) -> Result<Self, Failure> {
+        Jails::find(workspace, budget).map(Self::Jailed)
     }
 
     /// As [`find`](Self::find), with all the time that it may take; without a sandbox if there is
     /// none.
     #[cfg(test)]
-    pub(crate) fn probe(user: Option<CommandUser>, workspace: &Arc<Workspace>) -> Self {
-        Self::find(user, workspace, &Budget::default()).unwrap_or_else(|failure| {
+    pub(crate) fn probe(workspace: &Arc<Workspace>) -> Self {
+        Self::find(workspace, &Budget::default()).unwrap_or_else(|failure| {
             assert!(!failure.is_inconclusive(), "{failure}");
             Self::none(failure.to_string())
         })
@@ -177,21 +175,20 @@ impl Isolation {
     pub(crate) fn with_provided(
         mut self,
         config: &LocalConfig,
-        user: Option<CommandUser>,
         data_dir: &DataDir,
         budget: &Budget,
     ) -> Result<Self, NotProvided> {
         let Some(jails) = self.jails() else { return Ok(self) };
         let workspace = &data_dir.workspaces()[0];
         let provided = jails.layout.shown(workspace.inside(), |shown| {
-            Provided::find(config, shown, user, data_dir.base_path())
+            Provided::find(config, shown, workspace.owner(), data_dir.base_path())
         })?;
         if let Some(etc) = &jails.etc {
             etc::make_places(etc, provided.places_beneath(Path::new("/etc")))?;
         }
         jails.provided = Arc::new(provided);
         if jails.provided.shows_something() {
-            jails.try_out(workspace, user, budget)?;
+            jails.try_out(workspace, budget)?;
         }
         Ok(self)
     }
@@ -238,8 +235,23 @@ impl Isolation {
         self
     }
 
-    /// Loads this filter of system calls into every sandbox, if that works here for commands of
-    /// `user` in `workspace`. Blocks for the making of one.
+    /// Shares the machine's pseudo-terminals among so many slots. Blocks on two file system calls.
+    pub(crate) fn with_terminals_for(mut self, slots: usize) -> Self {
+        let number = |file: &str| {
+            let text =
+                std::fs::read_to_string(Path::new("/proc/sys/kernel/pty").join(file)).ok()?;
+            text.trim().parse().ok()
+        };
+        if let (Some(jails), Some(all), Some(reserve)) =
+            (self.jails(), number("max"), number("reserve"))
+        {
+            jails.terminals = terminals_of_each(slots, all, reserve);
+        }
+        self
+    }
+
+    /// Loads this filter of system calls into every sandbox, if that works here for commands in
+    /// `workspace`, of its user. Blocks for the making of one.
     ///
     /// Logs a warning where it does not work.
     ///
@@ -248,7 +260,6 @@ impl Isolation {
     pub(crate) fn with_filter(
         mut self,
         filter: Result<Filter, String>,
-        user: Option<CommandUser>,
         workspace: &Arc<Workspace>,
         budget: &Budget,
     ) -> Result<Self, Failure> {
@@ -256,7 +267,7 @@ impl Isolation {
             jails.seccomp = filter.map(Arc::new);
             let tried = match &jails.seccomp {
                 Err(reason) => Err(reason.clone()),
-                Ok(_) => conclusive(jails.try_out(workspace, user, budget))?,
+                Ok(_) => conclusive(jails.try_out(workspace, budget))?,
             };
             if let Err(reason) = tried {
                 log::warn!("commands run without a filter of system calls: {reason}");
@@ -282,6 +293,18 @@ impl Isolation {
     }
 }
 
+/// The most pseudo-terminals of a sandbox: more than a build or a test opens.
+const MOST_TERMINALS: u32 = 256;
+/// The fewest: enough for a terminal with some windows.
+const FEWEST_TERMINALS: u32 = 16;
+
+/// How many pseudo-terminals each of so many slots may have, so that none has them all. Of `all`
+/// that the machine has, `reserve` are for those outside.
+fn terminals_of_each(slots: usize, all: u32, reserve: u32) -> u32 {
+    let slots = u32::try_from(slots).unwrap_or(u32::MAX).max(1);
+    (all.saturating_sub(reserve) / slots).clamp(FEWEST_TERMINALS, MOST_TERMINALS)
+}
+
 /// Whether something works, and why not, as one line; unless that could not be found out.
 fn conclusive(tried: Result<(), Failure>) -> Result<Result<(), String>, Failure> {
     match tried {
@@ -293,11 +316,7 @@ fn conclusive(tried: Result<(), Failure>) -> Result<Result<(), String>, Failure>
 impl Jails {
     /// Tries jails from the strictest to the most lenient that is acceptable. What is not
     /// conclusive ends it: a laxer sandbox is only for machines that refuse the stricter one.
-    fn find(
-        user: Option<CommandUser>,
-        workspace: &Arc<Workspace>,
-        budget: &Budget,
-    ) -> Result<Self, Failure> {
+    fn find(workspace: &Arc<Workspace>, budget: &Budget) -> Result<Self, Failure> {
         let program = init::program().map_err(|error| match Failure::of_error(&error) {
             _ if error.kind() == io::ErrorKind::Unsupported => Failure::Missing,
             Failure::Broken(text) | Failure::Refused(text) => Failure::Refused(format!(
@@ -313,25 +332,26 @@ impl Jails {
             etc: None,
             warm: true,
             shared_memory: None,
+            terminals: MOST_TERMINALS,
             seccomp: Err("switched off".to_owned()),
             network: NetworkMode::Host,
             egress: None,
             variables: Vec::new(),
         };
-        let Err(refusal) = strict.try_out(workspace, user, budget) else { return Ok(strict) };
+        let Err(refusal) = strict.try_out(workspace, budget) else { return Ok(strict) };
         if refusal.is_inconclusive() {
             return Err(refusal);
         }
         let lax = Self { can_cut_network: false, ..strict };
-        match lax.try_out(workspace, user, budget) {
+        match lax.try_out(workspace, budget) {
             Ok(()) => Ok(lax),
             Err(failure) if failure.is_inconclusive() => Err(failure),
             Err(_) => Err(refusal),
         }
     }
 
-    /// The plan of a jail for a slot whose commands are of `user`, or of this process.
-    pub(super) fn plan(&self, contents: Contents<'_>, user: Option<CommandUser>) -> Plan {
+    /// The plan of a jail for a slot, whose commands are of the user of its files.
+    pub(super) fn plan(&self, contents: Contents<'_>) -> Plan {
         let network = self.network(contents.network);
         let mut contents = Contents { network: network == Network::Host, ..contents };
         let mut variables = self.variables.clone();
@@ -341,15 +361,20 @@ impl Jails {
         // What the operator sets wins.
         variables.retain(|variable| !is_set(variable, &contents.environment));
         contents.environment.extend(variables);
-        let of_process = || (rustix::process::geteuid(), rustix::process::getegid());
-        let (uid, gid) = user.map_or_else(of_process, |user| (user.uid(), user.gid()));
+        let of_process = || {
+            let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
+            (IdMap::single(uid.as_raw(), uid.as_raw()), IdMap::single(gid.as_raw(), gid.as_raw()))
+        };
+        let owner = contents.workspace.owner();
+        let (users, groups) = owner.map_or_else(of_process, |user| (user.map(), user.map()));
         Plan {
-            uid: uid.as_raw(),
-            gid: gid.as_raw(),
+            users,
+            groups,
             host_name: HOST_NAME,
             network,
             root: layout::root(&self.layout, &self.provided, self.etc.as_deref(), &contents),
             shared_memory: self.shared_memory,
+            terminals: self.terminals,
             devices: self.provided.devices().to_vec(),
             filter: self.seccomp.as_ref().ok().map(|filter| filter.program().to_vec()),
             directory: MOUNT_POINT,
@@ -368,13 +393,13 @@ impl Jails {
         }
     }
 
-    /// What its jails are born with.
-    pub(super) fn origin<'a>(&'a self, null: &'a OwnedFd, user: Option<CommandUser>) -> Origin<'a> {
+    /// What the jails of a slot with these files are born with.
+    pub(super) fn origin<'a>(&'a self, null: &'a OwnedFd, workspace: &Workspace) -> Origin<'a> {
         use std::os::fd::AsFd;
         Origin {
             program: self.program.as_fd(),
             null: null.as_fd(),
-            user,
+            user: workspace.owner(),
             egress: self.egress.as_ref(),
         }
     }
@@ -396,4 +421,17 @@ fn is_set(variable: &OsStr, environment: &[OsString]) -> bool {
 pub(super) fn open_null() -> io::Result<OwnedFd> {
     use rustix::fs::{Mode, OFlags};
     Ok(rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_slot_can_have_all_pseudo_terminals() {
+        for (slots, each) in [(1, 256), (12, 256), (32, 96), (192, 16), (5000, 16)] {
+            assert_eq!(terminals_of_each(slots, 4096, 1024), each, "{slots}");
+        }
+        assert_eq!(terminals_of_each(0, 4096, 5000), 16);
+    }
 }

@@ -74,7 +74,7 @@ impl Outputs {
         let (bytes, sandboxed) = (spec.output_file_bytes, host.isolation.is_sandboxed());
         let keep = spool.map(|spool| Keep::new(spool, spec.workspace.clone(), bytes, sandboxed));
         let writers = [stdout_writer, stderr_writer];
-        if let Some(user) = host.command_user {
+        if let Some(user) = spec.workspace.owner() {
             // Of a pipe, `/dev/stderr` can be opened by its owner only.
             for pipe in &writers {
                 rustix::fs::fchown(pipe, Some(user.uid()), Some(user.gid()))?;

@@ -77,7 +77,7 @@ impl Running {
             stdio: [stdin.as_ref().unwrap_or(&host.null).as_fd(), stdout.as_fd(), stderr.as_fd()],
             script: Some(script.as_fd()),
             open_files: host.open_files,
-            user: host.command_user,
+            user: spec.workspace.owner(),
         })?;
         let mut running = Self {
             outputs,

@@ -7,6 +7,10 @@
 //! [`CommandUser::find`]; where that gives nothing, no credentials are ever touched. What root will
 //! have to do for that user is tried before anything depends on it ([`trial`]).
 //!
+//! The kernel counts much by user: the pages of pipes, descriptors in flight, inotify instances,
+//! queued signals. So each slot has a user of its own ([`SlotUsers`]) where there are ids for it
+//! ([`ids`]) that no other engine has ([`leases`]). Inside a sandbox all of them are `nobody`.
+//!
 //! Credentials belong to threads. A thread of the engine [enters](CommandUser::enter) the user for
 //! as long as it does one thing and is then root again; the reaper
 //! [becomes](CommandUser::become_in_child) it for ever. The thread's saved user remains root
@@ -21,20 +25,29 @@
 //!
 //! Not here: which files belong to the user (`workspace`).
 
+mod ids;
+mod leases;
+mod slots;
 mod trial;
 
 use std::io;
 use std::path::{Path, PathBuf};
 
+pub(crate) use ids::{IdMap, IdSpan, WHOLE};
+pub(crate) use slots::{NoIds, SlotUsers};
 pub(crate) use trial::WeakRoot;
 pub(super) use trial::of_files as trial_of_files;
 
 use rustix::io::Errno;
+use rustix::process::Pid;
 use rustix::process::{
     DumpableBehavior, Gid, Uid, dumpable_behavior, getegid, geteuid, getgid, getgroups, getuid,
     set_dumpable_behavior,
 };
-use rustix::thread::{set_no_new_privs, set_thread_groups, set_thread_res_gid, set_thread_res_uid};
+use rustix::thread::{
+    CapabilitySet, capabilities, set_capabilities, set_no_new_privs, set_thread_groups,
+    set_thread_res_gid, set_thread_res_uid,
+};
 
 /// `nobody` and `nogroup`: every system has them, nothing should belong to them, and tools find a
 /// name for them in `/etc/passwd`. The kernel uses the number for "no user" itself.
@@ -45,6 +58,8 @@ const NOBODY: u32 = 65_534;
 pub(crate) struct CommandUser {
     uid: Uid,
     gid: Gid,
+    /// What its ids, and those of others of its slot, are inside a sandbox. The same for groups.
+    map: IdMap,
     /// What the process is to be again after a change of credentials.
     dumpable: bool,
 }
@@ -73,6 +88,7 @@ impl CommandUser {
         let user = Self {
             uid: Uid::from_raw(NOBODY),
             gid: Gid::from_raw(NOBODY),
+            map: IdMap::single(NOBODY, NOBODY),
             dumpable: dumpable_behavior() == Ok(DumpableBehavior::Dumpable),
         };
         match trial::change_and_kill(user) {
@@ -91,14 +107,55 @@ impl CommandUser {
         Self::find().expect("the tests' root has all capabilities")
     }
 
-    /// Its number.
+    /// The same as one of these ids: as `nobody` of a whole range, or as the only one.
+    fn with_ids(self, ids: IdSpan) -> Self {
+        let map = match ids.count {
+            ..WHOLE => IdMap::single(NOBODY, ids.first),
+            WHOLE.. => IdMap { inside: 0, outside: ids.first, count: WHOLE },
+        };
+        let id = map.outside + (NOBODY - map.inside);
+        Self { uid: Uid::from_raw(id), gid: Gid::from_raw(id), map, ..self }
+    }
+
+    /// Its number on this machine.
     pub(crate) fn uid(self) -> Uid {
         self.uid
     }
 
-    /// The number of its group.
+    /// The number of its group on this machine.
     pub(crate) fn gid(self) -> Gid {
         self.gid
+    }
+
+    /// Its number, and that of its group, inside a sandbox.
+    pub(super) fn inside(self) -> u32 {
+        NOBODY
+    }
+
+    /// What ids are inside its sandboxes, and on this machine: users and groups alike.
+    pub(super) fn map(self) -> IdMap {
+        self.map
+    }
+
+    /// Gives the user namespace of a process, which this user has made, the ids of its map. Only
+    /// for threads of the engine. Does not block.
+    ///
+    /// # Errors
+    /// The kernel refuses it.
+    pub(super) fn map_ids(self, process: Pid) -> io::Result<()> {
+        // The user owns the namespace, which gives it every right there; root may have few. Root's
+        // right to use any id is taken along.
+        let _entered = self.enter(Purpose::Files)?;
+        let mut sets = capabilities(None)?;
+        let needed = CapabilitySet::SETUID | CapabilitySet::SETGID | CapabilitySet::DAC_OVERRIDE;
+        sets.effective = sets.permitted & needed;
+        set_capabilities(None, sets)?;
+        let pid = process.as_raw_nonzero();
+        for file in ["uid_map", "gid_map"] {
+            // The kernel takes a map that comes in one piece.
+            std::fs::write(format!("/proc/{pid}/{file}"), self.map.to_string())?;
+        }
+        Ok(())
     }
 
     /// Makes this thread act as the user until the result is dropped. Only for threads of the
@@ -217,6 +274,20 @@ mod tests {
         if !geteuid().is_root() {
             assert_eq!(CommandUser::detect(), None);
         }
+    }
+
+    #[test]
+    fn a_slots_user_is_nobody_of_its_ids() {
+        let Some(user) = CommandUser::detect() else { return };
+        let of = |first, count| {
+            let user = user.with_ids(IdSpan::new(first, count));
+            (user.uid().as_raw(), user.gid().as_raw(), user.map().to_string())
+        };
+        assert_eq!(
+            of(2_000_000_000, WHOLE),
+            (2_000_065_534, 2_000_065_534, "0 2000000000 65536".into())
+        );
+        assert_eq!(of(30_000, 1), (30_000, 30_000, "65534 30000 1".into()));
     }
 
     #[test]

@@ -4,12 +4,17 @@
 //! /tmp/tool-executor-1000/       the base: one a user, mode 0700 (root's: 0711)
 //!   run-<uuid>/                  a data directory: one an engine
 //!     lock                       held by flock for as long as the engine lives
-//!     slot_0/ … slot_<n-1>/      the workspaces, each bound at /workspace in its sandbox
-//!     tmp_0/ … tmp_<n-1>/        beside each the /tmp of its sandbox
-//!     home_0/ … home_<n-1>/      and the home directory of its user
-//!     slot_0-1/, tmp_0-1/, …     the same after the slot's first reset, and so on
+//!     slot_0/ … slot_<n-1>/      what belongs to a slot; only its user may pass through:
+//!       workspace/                 bound at /workspace in its sandbox
+//!       tmp/                       its sandbox's /tmp
+//!       home/                      the home directory of its user
+//!       workspace-1/, tmp-1/, …    the same after the slot's first reset, and so on
 //!     etc/                       what all sandboxes see as /etc
 //! ```
+//!
+//! Directories above a slot's own can be passed through by every user of the machine where slots
+//! have other users than the engine. A slot's own cannot: what a command allows to all users – a
+//! directory of mode 0777, a set-user-id program – is out of their reach.
 //!
 //! The engine makes one [`DataDir`] when it starts, takes its [`Workspace`]s, and closes it at its
 //! end. What engines left behind that died without doing so is removed by the next one.
@@ -44,9 +49,11 @@ use super::shell::Places;
 use super::tree::{self, TreeError};
 use super::user::{CommandUser, WeakRoot};
 
-/// The mode of what is above a workspace whose user is not ours: it may go through, and not look
-/// around.
+/// The mode of what is above the slots where their users are not ours: these may go through, and
+/// not look around.
 const PASSABLE: Mode = Mode::RWXU.union(Mode::XGRP).union(Mode::XOTH);
+/// The same of a slot's own directory, whose group is that of its user.
+const PASSABLE_BY_GROUP: Mode = Mode::RWXU.union(Mode::XGRP);
 
 const OPEN_DIR: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
@@ -161,28 +168,46 @@ struct Directory {
 }
 
 impl Workspace {
-    /// Makes an empty workspace in a run directory, with what belongs to it, for `owner`, or for
-    /// ourselves.
+    /// Makes the directory of a slot in a run directory, with an empty workspace and what belongs
+    /// to it, for `owner`, or for ourselves.
     fn create(
         run: &Path,
+        slot: usize,
+        owner: Option<CommandUser>,
+        identity: Arc<Identity>,
+    ) -> Result<Self, WorkspaceError> {
+        let path = run.join(format!("slot_{slot}"));
+        rustix::fs::mkdir(&path, Mode::RWXU)
+            .map_err(|errno| WorkspaceError::io("create", &path, errno))?;
+        if let Some(user) = owner {
+            rustix::fs::chown(&path, None, Some(user.gid()))
+                .and_then(|()| rustix::fs::chmod(&path, PASSABLE_BY_GROUP))
+                .map_err(|errno| WorkspaceError::io("open up", &path, errno))?;
+        }
+        Self::create_in(&path, slot, 0, owner, identity)
+    }
+
+    /// Makes an empty workspace in the directory of its slot.
+    fn create_in(
+        of_slot: &Path,
         slot: usize,
         life: u64,
         owner: Option<CommandUser>,
         identity: Arc<Identity>,
     ) -> Result<Self, WorkspaceError> {
         let place = |kind: &str| match life {
-            0 => run.join(format!("{kind}_{slot}")),
-            life => run.join(format!("{kind}_{slot}-{life}")),
+            0 => of_slot.join(kind),
+            life => of_slot.join(format!("{kind}-{life}")),
         };
         let make = || {
-            let workspace = make_private_dir(place("slot"), owner)?;
+            let workspace = make_private_dir(place("workspace"), owner)?;
             let temporary = make_private_dir(place("tmp"), owner)?;
             let home = make_private_dir(place("home"), owner)?;
             Ok((workspace, temporary, home))
         };
         let (workspace, temporary, home) = make().inspect_err(|_| {
             // Nothing is in those that were made.
-            for kind in ["slot", "tmp", "home"] {
+            for kind in ["workspace", "tmp", "home"] {
                 let _ = std::fs::remove_dir(place(kind));
             }
         })?;
@@ -195,8 +220,8 @@ impl Workspace {
     /// # Errors
     /// As of making it: the disk may be full of what is in this one ([`clear`](Self::clear)).
     pub(crate) fn renew(&self) -> Result<Self, WorkspaceError> {
-        let run = self.path().parent().unwrap_or(Path::new("/"));
-        Self::create(run, self.slot, self.life + 1, self.owner, self.identity.clone())
+        let of_slot = self.path().parent().unwrap_or(Path::new("/"));
+        Self::create_in(of_slot, self.slot, self.life + 1, self.owner, self.identity.clone())
     }
 
     /// What is to be removed of it once its slot has another. Holds no descriptors.

@@ -68,7 +68,8 @@ fn files_of(base: &Path) -> Vec<PathBuf> {
         entries.map(|entry| entry.path()).collect::<Vec<_>>()
     };
     let slots = entries(base).into_iter().flat_map(|run| entries(&run));
-    let files = slots.flat_map(|slot| entries(&slot.join(".tool-output")));
+    let homes = slots.flat_map(|slot| entries(&slot));
+    let files = homes.flat_map(|home| entries(&home.join(".tool-output")));
     files.filter(|file| file.extension().is_some_and(|end| end == "txt")).collect()
 }
 

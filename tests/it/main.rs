@@ -63,3 +63,5 @@ mod stopped;
 mod threads;
 mod tls;
 mod tool_server;
+#[cfg(target_os = "linux")]
+mod users;

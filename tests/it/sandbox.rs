@@ -454,7 +454,7 @@ fn a_slot_whose_files_cannot_be_removed_is_given_out_without_them() {
     let (executor, _) = executor_in(dir.path(), 1);
     assert!(executor.execute("t", bash("mkdir d; echo mine > d/secret")).success);
     let run = fs::read_dir(dir.path()).unwrap().next().unwrap().unwrap().path();
-    let secret = fs::File::open(run.join("slot_0/d/secret")).unwrap();
+    let secret = fs::File::open(run.join("slot_0/workspace/d/secret")).unwrap();
     let Ok(flags) = rustix::fs::ioctl_getflags(&secret) else { return };
     let immutable = flags | rustix::fs::IFlags::IMMUTABLE;
     if rustix::fs::ioctl_setflags(&secret, immutable).is_err() {
@@ -477,9 +477,9 @@ fn resets_have_threads_of_their_own_and_all_who_ask_are_answered() {
     let mut config = LocalConfig::new(2);
     config.data_dir = Some(dir.path().to_owned());
     let backend = LocalBackend::start(config).unwrap();
-    let slot = |index: usize| SlotRef::new(0, "local", index, format!("slot_{index}"), 1);
+    let slot = |index: usize| SlotRef::new("local", index, format!("slot_{index}"), 1);
     let run = fs::read_dir(dir.path()).unwrap().next().unwrap().unwrap().path();
-    let workspace = run.join("slot_0");
+    let workspace = run.join("slot_0/workspace");
     for n in 0..2_000 {
         fs::write(workspace.join(n.to_string()), "").unwrap();
     }

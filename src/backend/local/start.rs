@@ -10,16 +10,16 @@ use std::io;
 use rustix::io::Errno;
 
 use super::{network, *};
+use crate::config::UserIds;
 use crate::error::{BackendErrorKind, IsolationError};
 use crate::interrupt::Interrupt;
 use crate::sandbox::descriptors::{self, Need};
 use crate::sandbox::isolation::{self, Budget, Facts, Failure, NotProvided};
-use crate::sandbox::user::WeakRoot;
+use crate::sandbox::user::{NoIds, SlotUsers, WeakRoot};
 use crate::sandbox::workspace::WorkspaceError;
 
-/// Finds out how commands of a user are isolated.
-pub(super) type Probe =
-    fn(Option<CommandUser>, &Arc<Workspace>, &Budget) -> Result<Engine, Failure>;
+/// Finds out how commands in a workspace are isolated.
+pub(super) type Probe = fn(&Arc<Workspace>, &Budget) -> Result<Engine, Failure>;
 
 /// What a root has to be, that may not be another user.
 const STRONG_ROOT: &str = "run it as an ordinary user, or as root with the capabilities CHOWN, \
@@ -27,6 +27,7 @@ const STRONG_ROOT: &str = "run it as an ordinary user, or as root with the capab
 
 /// The directories, and how commands are isolated in them.
 struct Place {
+    /// That of the first slot.
     user: Option<CommandUser>,
     data_dir: DataDir,
     isolation: Engine,
@@ -105,30 +106,33 @@ fn find_place(
     probe: Probe,
     interrupt: &Interrupt,
 ) -> Result<Place, BackendError> {
-    let weak = |weak: WeakRoot| weak_root(config, weak);
-    let mut user = match CommandUser::find() {
+    let user = match CommandUser::find() {
         Ok(user) => user,
-        Err(found) => weak(found)?,
+        Err(found) => weak_root(config, found)?,
     };
-    let data_dir = match make_data_dir(config, user, interrupt) {
+    let mut users = match user {
+        Some(user) => SlotUsers::find(config.user_ids, config.slots, user).map_err(no_ids)?,
+        None => own_user(config)?,
+    };
+    let data_dir = match make_data_dir(config, &users, interrupt) {
         Err(WorkspaceError::WeakRoot(found)) => {
-            user = weak(found)?;
-            make_data_dir(config, user, interrupt)
+            users = weak_root(config, found)?.into();
+            make_data_dir(config, &users, interrupt)
         }
         made => made,
     };
     let data_dir = data_dir.map_err(workspaces)?;
     // The one time of all probes, which begins after what may have taken minutes.
     let budget = Budget::new(interrupt);
-    let first = match isolate(config, user, &data_dir, probe, &budget)? {
-        Ok(isolation) => return Ok(Place { user, data_dir, isolation }),
+    let first = match isolate(config, &data_dir, probe, &budget)? {
+        Ok(isolation) => return Ok(Place { user: users.of_slot(0), data_dir, isolation }),
         Err(failure) => failure,
     };
     // Some systems let only root make sandboxes, and one of root's is better than none. Only a
     // refusal says so: a shortage says nothing of whom the machine trusts.
-    if user.is_some() && matches!(first, Failure::Refused(_)) {
-        let of_root = make_data_dir(config, None, interrupt).map_err(workspaces)?;
-        if let Ok(isolation) = isolate(config, None, &of_root, probe, &budget)? {
+    if users.of_slot(0).is_some() && matches!(first, Failure::Refused(_)) {
+        let of_root = make_data_dir(config, &SlotUsers::Own, interrupt).map_err(workspaces)?;
+        if let Ok(isolation) = isolate(config, &of_root, probe, &budget)? {
             log::warn!("only root can make sandboxes here: commands run in them as root");
             return Ok(Place { user: None, data_dir: of_root, isolation });
         }
@@ -141,8 +145,36 @@ fn find_place(
     log::warn!("commands run without isolation, as was allowed: {first}");
     let provided = Provided::without_sandbox(config).map(Arc::new);
     let provided = provided.map_err(|error| not_provided(error.into()))?;
+    // The users of slots have a name in their sandboxes only.
+    let user = users.of_slot(0).and(user);
+    drop(data_dir);
+    let data_dir = make_data_dir(config, &user.into(), interrupt).map_err(workspaces)?;
     let isolation = Engine::None { reason: first.to_string(), provided };
     Ok(Place { user, data_dir, isolation })
+}
+
+/// The user of all slots where that is this process's own.
+///
+/// # Errors
+/// Others were asked for.
+fn own_user(config: &LocalConfig) -> Result<SlotUsers, BackendError> {
+    match config.user_ids {
+        UserIds::Auto | UserIds::Shared => Ok(SlotUsers::Own),
+        UserIds::Span { .. } => {
+            let text = "only root can give the slots user ids (user_ids); let it be `auto`, or run \
+                        it as root with the capabilities SETUID and SETGID";
+            Err(BackendError::new(text))
+        }
+    }
+}
+
+/// The user ids that were asked for cannot be had.
+fn no_ids(error: NoIds) -> BackendError {
+    let kind = match &error {
+        NoIds::Refused(_) => BackendErrorKind::Other,
+        NoIds::System(error) => kind_of(error),
+    };
+    BackendError::with_source("cannot give the slots users of their own", error).with_kind(kind)
 }
 
 /// Whom commands run as where this process is a root that may not do what it must for another
@@ -166,17 +198,15 @@ fn weak_root(config: &LocalConfig, weak: WeakRoot) -> Result<Option<CommandUser>
 
 fn make_data_dir(
     config: &LocalConfig,
-    user: Option<CommandUser>,
+    users: &SlotUsers,
     interrupt: &Interrupt,
 ) -> Result<DataDir, WorkspaceError> {
-    DataDir::create_unless(interrupt, config.data_dir.as_deref(), config.slots, user)
+    DataDir::create_unless(interrupt, config.data_dir.as_deref(), config.slots, users.clone())
 }
 
-/// How commands of `user` are isolated in these workspaces; or why they are not, where that is
-/// certain.
+/// How commands are isolated in these workspaces; or why they are not, where that is certain.
 fn isolate(
     config: &LocalConfig,
-    user: Option<CommandUser>,
     data_dir: &DataDir,
     probe: Probe,
     budget: &Budget,
@@ -190,17 +220,15 @@ fn isolate(
         })
         .map_err(|error| system("cannot copy /etc for sandboxes", error))?;
     let workspace = &data_dir.workspaces()[0];
-    let isolation = probe(user, workspace, budget).map(|isolation| isolation.with_etc(etc));
+    let isolation = probe(workspace, budget).map(|isolation| isolation.with_etc(etc));
     let isolation = match isolation {
-        Ok(found) => {
-            Ok(found.with_provided(config, user, data_dir, budget).map_err(not_provided)?)
-        }
+        Ok(found) => Ok(found.with_provided(config, data_dir, budget).map_err(not_provided)?),
         Err(failure) => Err(failure),
     };
     let found = || {
-        let mut isolation = isolation?;
+        let mut isolation = isolation?.with_terminals_for(config.slots);
         if config.seccomp {
-            isolation = isolation.with_filter(Filter::new(), user, workspace, budget)?;
+            isolation = isolation.with_filter(Filter::new(), workspace, budget)?;
         }
         if let Some(bytes) = config.limits.memory_bytes {
             isolation = isolation.with_shared_memory(bytes / 2);

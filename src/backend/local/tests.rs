@@ -39,9 +39,9 @@ fn where_only_root_can_make_sandboxes_root_makes_them() {
     rustix::fs::chmod(dir.path(), 0o711.into()).unwrap();
     let mut config = LocalConfig::new(1);
     config.data_dir = Some(dir.path().to_owned());
-    let refused: Probe = |user, workspace, budget| match user {
+    let refused: Probe = |workspace, budget| match workspace.owner() {
         Some(_) => Err(Failure::Refused("not you".to_owned())),
-        None => Engine::find(user, workspace, budget),
+        None => Engine::find(workspace, budget),
     };
     let backend = start::start(&config, None, refused, &Interrupt::new()).unwrap();
     assert_eq!(backend.capabilities().isolation, Isolation::Isolated);
@@ -53,9 +53,9 @@ fn where_only_root_can_make_sandboxes_root_makes_them() {
     executor.close();
 
     // A shortage says nothing of whom the machine trusts.
-    let short: Probe = |user, workspace, budget| match user {
+    let short: Probe = |workspace, budget| match workspace.owner() {
         Some(_) => Err(Failure::Shortage("not now".to_owned())),
-        None => Engine::find(user, workspace, budget),
+        None => Engine::find(workspace, budget),
     };
     let error = start::start(&config, None, short, &Interrupt::new()).unwrap_err();
     assert_eq!(error.kind(), crate::BackendErrorKind::Shortage, "{error}");
@@ -122,7 +122,7 @@ fn has_lost_a_session_without_a_call() -> bool {
     config.data_dir = Some(dir.path().to_owned());
     // In a sandbox no end is missed.
     config.allow_unisolated = true;
-    let bare: Probe = |_, _, _| Err(Failure::Missing);
+    let bare: Probe = |_, _| Err(Failure::Missing);
     let backend = start::start(&config, None, bare, &Interrupt::new()).unwrap();
     let executor = ToolExecutor::builder().backend(backend.clone()).start().unwrap();
     let run = |trajectory: &str, command: &str| {

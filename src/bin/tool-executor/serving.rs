@@ -90,9 +90,9 @@ pub(crate) fn serve(args: ServeArgs, warnings: &[String]) -> ExitCode {
             Err(code) => return code,
         };
     let grace = args.run.grace_s;
-    let what = match args.fleet.sandbox_url.len() {
-        0 => format!("{} slots", args.slots.count()),
-        servers => format!("{servers} sandbox servers"),
+    let what = match args.fleet.is_given() {
+        false => format!("{} slots", args.slots.count()),
+        true => args.fleet.what(),
     };
     let (server, executor) =
         match start(signals.arrivals(), move |interrupt| start_serving(&args, interrupt)) {
@@ -119,9 +119,9 @@ fn start_serving(
     interrupt: &Interrupt,
 ) -> Result<(ExecutorServer, Arc<ToolExecutor>), String> {
     let server = server_config(&args.listen, args.token.clone())?;
-    let local = match args.fleet.sandbox_url.is_empty() {
-        true => Some(local(&args.slots, &args.limits, &args.network, &args.isolation, interrupt)?),
-        false => None,
+    let local = match args.fleet.is_given() {
+        true => None,
+        false => Some(local(&args.slots, &args.limits, &args.network, &args.isolation, interrupt)?),
     };
     // Also in front of sandbox servers: they may be on this machine, and have its network.
     let network = local.as_ref().and_then(|backend| backend.capabilities().network);

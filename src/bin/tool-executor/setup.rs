@@ -41,6 +41,7 @@ fn local_config(slots: &SlotArgs, limits: &LimitArgs, isolation: &IsolationArgs)
     let mut config = LocalConfig::new(slots.count());
     config.allow_unisolated = isolation.allow_unisolated();
     config.data_dir.clone_from(&slots.data_dir);
+    config.user_ids = slots.user_ids.unwrap_or_default();
     config.max_file_bytes = slots.max_file_size.unwrap_or(config.max_file_bytes);
     // This process has no children but the sandbox's.
     config.adopt_orphans = true;
@@ -100,6 +101,8 @@ fn limit(config: &mut LocalConfig, args: &LimitArgs) {
 /// What is wrong with them, as one line.
 pub(crate) fn fleet(args: &FleetArgs, isolation: &IsolationArgs) -> Result<FleetBackend, String> {
     let mut config = FleetConfig::new(&args.sandbox_url);
+    config.servers_file.clone_from(&args.sandbox_file);
+    config.servers_name.clone_from(&args.sandbox_name);
     config.allow_unisolated = isolation.allow_unisolated();
     config.token.clone_from(&args.token.sandbox_token);
     config.slots = args.sandbox_slots;
@@ -127,7 +130,7 @@ pub(crate) fn check_isolation(
         ));
     }
     // Of this machine's slots it is told when they start.
-    if !args.sandbox_url.is_empty() {
+    if args.is_given() {
         log::warn!("commands run without isolation, as was allowed: {why}");
     }
     Ok(())

@@ -17,7 +17,7 @@ use crate::sandbox::jail::{Bounds, Jail, News, Phase, SetupError};
 use crate::sandbox::limits::Limits;
 use crate::sandbox::shell;
 use crate::sandbox::stream::Watch;
-use crate::sandbox::user::{self, CommandUser};
+use crate::sandbox::user;
 use crate::sandbox::workspace::Workspace;
 
 /// How long all probes of one start may take together: the usual ones take some 50 milliseconds.
@@ -78,20 +78,14 @@ impl Jails {
     pub(super) fn try_out(
         &self,
         workspace: &Arc<Workspace>,
-        user: Option<CommandUser>,
         budget: &Budget,
     ) -> Result<(), Failure> {
         budget.check()?;
-        user::on_own_thread(|| Ok(self.try_here(workspace, user, budget)))
+        user::on_own_thread(|| Ok(self.try_here(workspace, budget)))
             .unwrap_or_else(|error| Err(Failure::of_error(&error)))
     }
 
-    fn try_here(
-        &self,
-        workspace: &Arc<Workspace>,
-        user: Option<CommandUser>,
-        budget: &Budget,
-    ) -> Result<(), Failure> {
+    fn try_here(&self, workspace: &Arc<Workspace>, budget: &Budget) -> Result<(), Failure> {
         let failed = |error: std::io::Error| Failure::of_error(&error);
         let shell = self.layout.shell;
         let contents = Contents {
@@ -113,8 +107,8 @@ impl Jails {
         let limits = Arc::new(Limits::none());
         let bounds = Bounds { limits, workspace: workspace.clone(), is_session: false };
         let not_made = |error: &SetupError| Failure::of_setup(error, are_namespaces_forbidden());
-        let origin = self.origin(&null, user);
-        let mut jail = Jail::start(&self.plan(contents, user), &origin, bounds, &watch)
+        let origin = self.origin(&null, workspace);
+        let mut jail = Jail::start(&self.plan(contents), &origin, bounds, &watch)
             .map_err(|error| not_made(&error))?;
         let mut tried = None;
         // When it is given up on, because it should have ended by then.
@@ -184,6 +178,7 @@ mod tests {
     use std::os::fd::OwnedFd;
 
     use super::*;
+    use crate::sandbox::user::CommandUser;
     use crate::sandbox::workspace::DataDir;
 
     struct Fake {
@@ -200,14 +195,14 @@ mod tests {
             .unwrap();
         let data = DataDir::create(Some(&base.path().join("data")), 1, user).unwrap();
         let workspace = &data.workspaces()[0];
-        let mut jails = Jails::find(user, workspace, &Budget::default()).unwrap();
+        let mut jails = Jails::find(workspace, &Budget::default()).unwrap();
         jails.program = Arc::new(OwnedFd::from(std::fs::File::open(program).unwrap()));
         Fake { _base: base, data, jails }
     }
 
     impl Fake {
         fn try_out(&self, budget: &Budget) -> Result<(), Failure> {
-            self.jails.try_out(&self.data.workspaces()[0], CommandUser::detect(), budget)
+            self.jails.try_out(&self.data.workspaces()[0], budget)
         }
     }
 

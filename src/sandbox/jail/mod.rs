@@ -39,7 +39,7 @@ use self::plan::{Step, encode};
 use self::start::{Birth, Stage};
 use super::init::{InitEvent, InitSocket, Ready, Run, RunEvent};
 use super::limits::{Alarm, Confined, Leftover, Limits};
-use super::spawn::{CStringArray, Child, Reaped};
+use super::spawn::{CStringArray, Child, Reaped, has_ended};
 use super::user::CommandUser;
 use super::workspace::Workspace;
 use crate::egress::{Attachment, Egress};
@@ -182,8 +182,6 @@ impl Jail {
         let arguments = CStringArray::new(arguments).map_err(prepare)?;
         let environment = CStringArray::new(plan.environment.iter().cloned()).map_err(prepare)?;
         let (socket, its_end) = InitSocket::pair().map_err(prepare)?;
-        // First, so that the process finds its orders, and ends where it is left alone with them.
-        socket.set_up(&encoded, steps.len()).map_err(prepare)?;
         let birth = Birth {
             program: origin.program,
             arguments: &arguments,
@@ -199,6 +197,18 @@ impl Jail {
             signal: None,
             source,
         })?;
+        // It waits for its orders, and ends where it is left alone. Its end of the socket is open
+        // here, too, so that what is sent to one that has ended is not refused.
+        let ordered = match origin.user.filter(|user| !user.map().is_single()) {
+            Some(user) => map_ids(user, &child),
+            None => Ok(()),
+        }
+        .and_then(|()| socket.set_up(&encoded, steps.len()).map_err(prepare));
+        drop(its_end);
+        if let Err(error) = ordered {
+            abandon(&child);
+            return Err(error);
+        }
         let mut jail = Self {
             phase: Phase::SettingUp,
             deadline: Some(Instant::now() + SETUP_LIMIT),
@@ -216,13 +226,8 @@ impl Jail {
             is_retired: false,
         };
         if let Err(error) = jail.watch(events) {
-            // It has done nothing that lasts, and dies at once.
             jail.socket = None;
-            jail.child.kill();
-            let _ = rustix::process::waitid(
-                rustix::process::WaitId::PidFd(jail.child.as_fd()),
-                rustix::process::WaitIdOptions::EXITED,
-            );
+            abandon(&jail.child);
             return Err(prepare(error));
         }
         Ok(jail)
@@ -424,6 +429,24 @@ impl Jail {
         events.remove(self.child.as_fd());
         Some(Leftover::retire(self.child, self.bounds.limits.retired()))
     }
+}
+
+/// Maps the ids of a user in the namespace of a first process. One that has ended already is no
+/// failure of this.
+fn map_ids(user: CommandUser, child: &Child) -> Result<(), SetupError> {
+    match user.map_ids(child.pid()) {
+        Err(error) if !has_ended(child.as_fd()) => {
+            Err(SetupError::new("map users and groups", error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Ends a first process that has done nothing that lasts, and so dies at once.
+fn abandon(child: &Child) {
+    child.kill();
+    let end = rustix::process::WaitIdOptions::EXITED;
+    let _ = rustix::process::waitid(rustix::process::WaitId::PidFd(child.as_fd()), end);
 }
 
 impl RunHandle {

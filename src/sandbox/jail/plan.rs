@@ -8,14 +8,16 @@ use std::path::{Path, PathBuf};
 
 use super::super::init::message::step;
 use super::super::spawn;
+use super::super::user::IdMap;
 
 /// A jail to be made.
 #[derive(Debug, Clone)]
 pub(in crate::sandbox) struct Plan {
-    /// The user that its processes are, inside and outside.
-    pub(in crate::sandbox) uid: u32,
-    /// Their group, inside and outside.
-    pub(in crate::sandbox) gid: u32,
+    /// The users of its processes. Where they are many the engine maps them, else the first process
+    /// does.
+    pub(in crate::sandbox) users: IdMap,
+    /// Their groups: as many.
+    pub(in crate::sandbox) groups: IdMap,
     /// Its host name.
     pub(in crate::sandbox) host_name: &'static str,
     /// What network it has.
@@ -25,6 +27,8 @@ pub(in crate::sandbox) struct Plan {
     /// How large its `/dev/shm` may become. `None` leaves it to the kernel, which gives half of the
     /// memory.
     pub(in crate::sandbox) shared_memory: Option<u64>,
+    /// How many pseudo-terminals it may have: the machine has one number of them for all users.
+    pub(in crate::sandbox) terminals: u32,
     /// Devices beside those of every jail, by their paths.
     pub(in crate::sandbox) devices: Vec<PathBuf>,
     /// The filter of system calls, as the kernel takes it.
@@ -176,10 +180,14 @@ impl Plan {
         let mut steps = Steps::default();
         // Where the machine runs out of memory, sandboxes are what it should end.
         steps.write("/proc/self/oom_score_adj", "1000", "be ended first for want of memory");
-        // The kernel wants the first before an ordinary user may map a group.
-        steps.write("/proc/self/setgroups", "deny", "map groups");
-        for (file, id) in [("/proc/self/uid_map", self.uid), ("/proc/self/gid_map", self.gid)] {
-            steps.write(file, &format!("{id} {id} 1"), "map users and groups");
+        if self.users.is_single() {
+            // The kernel wants the first before an ordinary user may map a group.
+            steps.write("/proc/self/setgroups", "deny", "map groups");
+            for (file, map) in
+                [("/proc/self/uid_map", self.users), ("/proc/self/gid_map", self.groups)]
+            {
+                steps.write(file, &map.to_string(), "map users and groups");
+            }
         }
         steps.act(step::MAKE_PRIVATE, "keep mounts to itself");
         // While the host is still to be seen.
@@ -264,8 +272,9 @@ impl Plan {
             steps.link(Path::new(target), Path::new(place));
         }
         let flags = NO_SET_USER_ID | NO_PROGRAMS;
+        let terminals = format!("newinstance,ptmxmode=0666,mode=620,max={}", self.terminals);
         for (kind, name, flags, options) in [
-            ("devpts", "pts", flags, "newinstance,ptmxmode=0666,mode=620".to_owned()),
+            ("devpts", "pts", flags, terminals),
             ("tmpfs", "shm", NO_SET_USER_ID | NO_DEVICES, self.shared_memory_options()),
             // For the first process to see what is left in it.
             ("mqueue", "mqueue", flags | NO_DEVICES, String::new()),
@@ -395,8 +404,8 @@ mod tests {
             is_optional,
         };
         Plan {
-            uid: 7,
-            gid: 8,
+            users: IdMap::single(7, 70),
+            groups: IdMap::single(8, 80),
             host_name: "sandbox",
             network: Network::Own,
             root: vec![
@@ -410,6 +419,7 @@ mod tests {
                 over("/data/socket", "/run/x/socket", false),
             ],
             shared_memory: Some(4096),
+            terminals: 9,
             devices: vec!["/dev/dri/card0".into()],
             filter: Some(vec![1; 16]),
             directory: "/a/b",
@@ -435,8 +445,8 @@ mod tests {
         let mut expected: Vec<String> = [
             "w0 0 /proc/self/oom_score_adj 1000",
             "w0 0 /proc/self/setgroups deny",
-            "w0 0 /proc/self/uid_map 7 7 1",
-            "w0 0 /proc/self/gid_map 8 8 1",
+            "w0 0 /proc/self/uid_map 7 70 1",
+            "w0 0 /proc/self/gid_map 8 80 1",
             "p0 0 ",
             "s0 7 /usr",
             "s0 7 /data/etc",
@@ -488,7 +498,7 @@ mod tests {
                 "l0 0 /proc/kcore /dev/core",
                 "l0 0 pts/ptmx /dev/ptmx",
                 "d0 493 /dev/pts",
-                "m0 10 devpts /dev/pts newinstance,ptmxmode=0666,mode=620",
+                "m0 10 devpts /dev/pts newinstance,ptmxmode=0666,mode=620,max=9",
                 "d0 493 /dev/shm",
                 "m0 6 tmpfs /dev/shm mode=0755,size=4096",
                 "d0 493 /dev/mqueue",
@@ -510,6 +520,10 @@ mod tests {
         let with_network = Plan { network: Network::Host, filter: None, ..plan() }.steps().unwrap();
         assert!(lines(&with_network).iter().all(|line| !line.starts_with('n')));
         assert!(lines(&with_network).last().unwrap().starts_with('k'));
+        let many = IdMap { inside: 0, outside: 1000, count: 9 };
+        let mapped_outside = Plan { users: many, groups: many, ..plan() }.steps().unwrap();
+        assert_eq!(lines(&mapped_outside)[0], found[0]);
+        assert_eq!(lines(&mapped_outside)[1..], found[4..]);
     }
 
     #[test]

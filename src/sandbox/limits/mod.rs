@@ -51,7 +51,6 @@ pub(crate) enum Exceeded {
 pub(crate) struct Limits {
     plan: Plan,
     setter: Setter,
-    user: Option<CommandUser>,
     cgroups: Option<Cgroups>,
     watcher: Option<Watcher>,
     held: EnforcedLimits,
@@ -66,7 +65,6 @@ impl Limits {
         Self {
             plan: Plan::new(),
             setter: Setter::default(),
-            user: None,
             cgroups: None,
             watcher: None,
             held: EnforcedLimits::NOTHING,
@@ -126,7 +124,6 @@ impl Limits {
         Ok(Self {
             plan: rlimits::plan(limits, &machine, getrlimit),
             setter: Setter::default(),
-            user,
             cgroups,
             watcher: if watches { Some(Watcher::start(watched)?) } else { None },
             held,
@@ -182,9 +179,10 @@ impl Limits {
         if let Some(group) = &group {
             group.enter(pid)?;
         }
-        let set = self.setter.set(init, &self.plan, self.user);
+        let owner = workspace.owner();
+        let set = self.setter.set(init, &self.plan, owner);
         let set = set.and_then(|()| match full {
-            true => self.setter.set(init, &[(Resource::Fsize, NO_WRITING)], self.user),
+            true => self.setter.set(init, &[(Resource::Fsize, NO_WRITING)], owner),
             false => Ok(()),
         });
         if let Err(error) = set

@@ -92,7 +92,7 @@ fn bare() -> Supervisor {
 
 fn sandboxed(fixture: &Fixture) -> Supervisor {
     let user = CommandUser::detect();
-    let isolation = Isolation::probe(user, fixture.workspace());
+    let isolation = Isolation::probe(fixture.workspace());
     assert!(isolation.is_sandboxed(), "{isolation:?}");
     Supervisor::start(isolation, user, Arc::new(Limits::none()), Spool::start().unwrap()).unwrap()
 }

@@ -265,8 +265,8 @@ impl Turn {
             environment: environment(&spec.workspace.inside(), host),
             open_files: host.open_files,
         };
-        let plan = jails.plan(contents, host.command_user);
-        let origin = jails.origin(&host.null, host.command_user);
+        let plan = jails.plan(contents);
+        let origin = jails.origin(&host.null, &spec.workspace);
         let (limits, workspace) = (host.limits.clone(), spec.workspace.clone());
         let bounds = Bounds { limits, workspace, is_session: false };
         let watch = Watch { epoll: &self.epoll, id: number };

@@ -323,8 +323,8 @@ impl Jailed {
             workspace: plan.workspace.clone(),
             is_session: true,
         };
-        let origin = jails.origin(&host.null, host.command_user);
-        let jail = Jail::start(&jails.plan(contents, host.command_user), &origin, bounds, watch);
+        let origin = jails.origin(&host.null, plan.workspace);
+        let jail = Jail::start(&jails.plan(contents), &origin, bounds, watch);
         let jail = jail.map_err(io::Error::other)?;
         Ok(Self { jail, entry: Some(entry), run: None, end: None, failed: None })
     }
@@ -393,7 +393,7 @@ impl UnderReaper {
             stdio: plan.stdio,
             script: None,
             open_files: host.open_files,
-            user: host.command_user,
+            user: plan.workspace.owner(),
         })?;
         let mut reaped = Self {
             phase: Phase::Running,

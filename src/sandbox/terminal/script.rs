@@ -33,6 +33,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 
+use super::super::user::CommandUser;
 use crate::tool::OutputOrder;
 
 /// Where a session's directory is shown in its sandbox.
@@ -69,18 +70,23 @@ pub(super) struct Directory {
 }
 
 impl Directory {
-    /// Makes it. `shown` is where commands find it. Blocks on some file system calls.
+    /// Makes it. `shown` is where commands find it; they are of `user`, or of this process. No
+    /// other user gets at what is in it. Blocks on some file system calls.
     ///
     /// # Errors
     /// Those of the file system.
-    pub(super) fn create(path: PathBuf, shown: &Path) -> io::Result<Self> {
+    pub(super) fn create(
+        path: PathBuf,
+        shown: &Path,
+        user: Option<CommandUser>,
+    ) -> io::Result<Self> {
         std::fs::DirBuilder::new().mode(0o700).create(&path)?;
-        Self::fill(path.clone(), shown).inspect_err(|_| {
+        Self::fill(path.clone(), shown, user).inspect_err(|_| {
             let _ = std::fs::remove_dir_all(&path);
         })
     }
 
-    fn fill(path: PathBuf, shown: &Path) -> io::Result<Self> {
+    fn fill(path: PathBuf, shown: &Path, user: Option<CommandUser>) -> io::Result<Self> {
         let status = path.join("status");
         rustix::fs::mknodat(CWD, &status, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)?;
         let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOFOLLOW;
@@ -98,7 +104,10 @@ impl Directory {
         new_file("end")?.write_all_at(end_file(shown).as_bytes(), 0)?;
         new_file("code")?.write_all_at(CODE_FILE.as_bytes(), 0)?;
         let command = new_file("command")?;
-        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o711))?;
+        if let Some(user) = user {
+            std::os::unix::fs::chown(&path, None, Some(user.gid().as_raw()))?;
+            std::fs::set_permissions(&path, PermissionsExt::from_mode(0o710))?;
+        }
         Ok(Self { path, command, status: reader })
     }
 
@@ -496,13 +505,13 @@ mod tests {
     fn a_sessions_directory_is_removed_with_it() {
         let base = tempfile::tempdir().unwrap();
         let path = base.path().join("0");
-        let directory = Directory::create(path.clone(), Path::new(SHOWN_AT)).unwrap();
+        let directory = Directory::create(path.clone(), Path::new(SHOWN_AT), None).unwrap();
         directory.put_command(b"a long command").unwrap();
         directory.put_command(b"short").unwrap();
         assert_eq!(std::fs::read(path.join("command")).unwrap(), b"short");
         std::fs::OpenOptions::new().write(true).open(path.join("status")).unwrap();
         assert_eq!(directory.read_status(&mut [0; 10]), 0);
-        assert!(Directory::create(path.clone(), Path::new(SHOWN_AT)).is_err());
+        assert!(Directory::create(path.clone(), Path::new(SHOWN_AT), None).is_err());
         drop(directory);
         assert!(!path.exists());
     }

@@ -240,12 +240,12 @@ impl Program for Shell {
         if !script::is_speakable(&shown) {
             return Err(io::Error::other("the data directory's path cannot be used by a shell"));
         }
-        let directory = Directory::create(path, &shown)?;
+        let directory = Directory::create(path, &shown, place.workspace.owner())?;
         let (lines_reader, lines) = spawn::pipe()?;
         rustix::io::ioctl_fionbio(&lines, true)?;
         let (streams, [stdout_writer, stderr_writer]) =
             Streams::new(common.output_limit_chars, watch)?;
-        if let Some(user) = host.command_user {
+        if let Some(user) = place.workspace.owner() {
             // Of a pipe, `/dev/stderr` can be opened by its owner only.
             for pipe in [&stdout_writer, &stderr_writer] {
                 rustix::fs::fchown(pipe, Some(user.uid()), Some(user.gid()))?;

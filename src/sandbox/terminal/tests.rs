@@ -58,12 +58,10 @@ impl Bench {
         let etc = tempfile::tempdir().unwrap();
         crate::sandbox::etc::copy_to(etc.path(), data.identity()).unwrap();
         let isolation = if sandboxed {
-            let isolation = Isolation::probe(user, &data.workspaces()[0]);
+            let isolation = Isolation::probe(&data.workspaces()[0]);
             assert!(isolation.is_sandboxed(), "{isolation:?}");
             let isolation = isolation.with_etc(etc.path().to_owned());
-            isolation
-                .with_filter(Filter::new(), user, &data.workspaces()[0], &Budget::default())
-                .unwrap()
+            isolation.with_filter(Filter::new(), &data.workspaces()[0], &Budget::default()).unwrap()
         } else {
             Isolation::none("a test")
         };

@@ -22,7 +22,7 @@ use super::{EMPTY_LIMIT, OPEN_DIR, PASSABLE, Workspace, WorkspaceError};
 use crate::interrupt::Interrupt;
 use crate::sandbox::identity::Identity;
 use crate::sandbox::tree::{self, Until};
-use crate::sandbox::user::{self, CommandUser};
+use crate::sandbox::user::{self, CommandUser, SlotUsers};
 
 /// The name of every run directory begins so; nothing else in a base is ever touched.
 const RUN_PREFIX: &str = "run-";
@@ -40,6 +40,8 @@ pub(crate) struct DataDir {
     base: OwnedFd,
     workspaces: Vec<Arc<Workspace>>,
     identity: Arc<Identity>,
+    /// Whose the workspaces are: their ids are theirs for as long as there are files of them.
+    _users: SlotUsers,
     removed: bool,
 }
 
@@ -61,22 +63,23 @@ impl DataDir {
     /// Defaults to `tool-executor-<uid>` in the system's temporary directory, which must then be
     /// ours alone: a directory, no symlink, of our own, with mode 0700.
     ///
-    /// With a `user` the workspaces belong to that one, and what is above them has mode 0711; only
-    /// a given base that exists is left as it is.
+    /// The workspaces belong to these `users`. Where they are not this process's own, what is above
+    /// the slots has mode 0711; only a given base that exists is left as it is.
     ///
     /// The removal may take minutes, where a dead engine has left a million files; `interrupt` ends
     /// it, and nothing of the new directory is left then.
     ///
     /// # Errors
     /// [`WorkspaceError::UntrustedBase`] for the default base, [`WorkspaceError::Barred`] for a
-    /// place that `user` cannot get to, [`WorkspaceError::WeakRoot`] where this process cannot do
-    /// for `user` what it has to, [`WorkspaceError::Interrupted`], [`WorkspaceError::Io`].
+    /// place that a user cannot get to, [`WorkspaceError::WeakRoot`] where this process cannot do
+    /// for a user what it has to, [`WorkspaceError::Interrupted`], [`WorkspaceError::Io`].
     pub(crate) fn create_unless(
         interrupt: &Interrupt,
         base: Option<&Path>,
         slots: usize,
-        user: Option<CommandUser>,
+        users: SlotUsers,
     ) -> Result<Self, WorkspaceError> {
+        let user = users.of_slot(0);
         let (path, base) = match base {
             Some(path) => open_given_base(path, user)?,
             None => {
@@ -93,7 +96,8 @@ impl DataDir {
         // From here on a failure removes what was made.
         let identity = Arc::new(Identity::detect(user));
         let workspaces = Vec::with_capacity(slots);
-        let mut data = Self { run, base, workspaces, identity, removed: false };
+        let mut data =
+            Self { run, base, workspaces, identity, _users: users.clone(), removed: false };
         if user.is_some() {
             let opened = rustix::fs::openat(&data.run.dir, c".", OPEN_DIR, Mode::empty());
             opened
@@ -115,7 +119,8 @@ impl DataDir {
                 return Err(WorkspaceError::Interrupted);
             }
             let identity = data.identity.clone();
-            let workspace = Workspace::create(&data.run.path, slot, 0, user, identity)?;
+            let owner = users.of_slot(slot);
+            let workspace = Workspace::create(&data.run.path, slot, owner, identity)?;
             data.workspaces.push(Arc::new(workspace));
         }
         if let (Some(user), Some(workspace)) = (user, data.workspaces.first()) {
@@ -134,9 +139,9 @@ impl DataDir {
     pub(crate) fn create(
         base: Option<&Path>,
         slots: usize,
-        user: Option<CommandUser>,
+        users: impl Into<SlotUsers>,
     ) -> Result<Self, WorkspaceError> {
-        Self::create_unless(&Interrupt::new(), base, slots, user)
+        Self::create_unless(&Interrupt::new(), base, slots, users.into())
     }
 
     /// Makes a directory of this name beside the workspaces.

@@ -77,7 +77,7 @@ fn workspaces_are_private_empty_and_numbered() {
     let base = tempfile::tempdir().unwrap();
     let data = DataDir::create(Some(base.path()), 3, None).unwrap();
     for (slot, workspace) in data.workspaces().iter().enumerate() {
-        assert_eq!(workspace.path(), data.path().join(format!("slot_{slot}")));
+        assert_eq!(workspace.path(), data.path().join(format!("slot_{slot}/workspace")));
         assert_eq!(fs::metadata(workspace.path()).unwrap().mode() & 0o777, 0o700);
         assert_eq!(fs::read_dir(workspace.path()).unwrap().count(), 0);
     }
@@ -133,10 +133,10 @@ fn what_a_dead_engine_left_is_removed_and_a_live_one_is_not_touched() {
     let base = tempfile::tempdir().unwrap();
     let (dead, live) = (Engine::start(base.path()), Engine::start(base.path()));
     let dead_path = dead.path.clone();
-    fs::create_dir_all(dead_path.join("slot_1/a/b")).unwrap();
-    fs::write(dead_path.join("slot_1/a/b/file"), "x").unwrap();
-    symlink(live.path.join("slot_0"), dead_path.join("slot_1/a/link")).unwrap();
-    fs::write(live.path.join("slot_0/file"), "kept").unwrap();
+    fs::create_dir_all(dead_path.join("slot_1/workspace/a/b")).unwrap();
+    fs::write(dead_path.join("slot_1/workspace/a/b/file"), "x").unwrap();
+    symlink(live.path.join("slot_0/workspace"), dead_path.join("slot_1/workspace/a/link")).unwrap();
+    fs::write(live.path.join("slot_0/workspace/file"), "kept").unwrap();
     let mut others = File::create(base.path().join("somebody's")).unwrap();
     others.write_all(b"kept").unwrap();
     fs::create_dir(base.path().join("run-empty")).unwrap();
@@ -147,9 +147,9 @@ fn what_a_dead_engine_left_is_removed_and_a_live_one_is_not_touched() {
     let data = DataDir::create(Some(base.path()), 1, None).unwrap();
     assert!(!dead_path.exists());
     assert!(!base.path().join("run-empty").exists());
-    assert_eq!(fs::read(live.path.join("slot_0/file")).unwrap(), b"kept");
+    assert_eq!(fs::read(live.path.join("slot_0/workspace/file")).unwrap(), b"kept");
     data.close(far()).unwrap();
-    assert_eq!(fs::read(live.path.join("slot_0/file")).unwrap(), b"kept");
+    assert_eq!(fs::read(live.path.join("slot_0/workspace/file")).unwrap(), b"kept");
     let live_path = live.path.clone();
     live.end();
     assert!(!live_path.exists());
@@ -231,6 +231,10 @@ fn another_user_may_pass_through_what_is_above_its_workspaces_and_no_more() {
     let owner = (metadata.uid(), metadata.gid());
     assert_eq!(owner, (user.uid().as_raw(), user.gid().as_raw()));
     assert_eq!((mode_of(workspace), mode_of(data.path())), (0o700, 0o711));
+    // Only the user itself passes through what is its slot's.
+    let of_slot = fs::metadata(data.path().join("slot_0")).unwrap();
+    assert_eq!((of_slot.uid(), of_slot.gid()), (0, user.gid().as_raw()));
+    assert_eq!(of_slot.mode() & 0o777, 0o710);
     assert_eq!(fs::metadata(data.path().join("lock")).unwrap().uid(), 0);
 }
 
@@ -250,7 +254,7 @@ fn a_new_workspace_has_nothing_of_the_old_one_which_is_removed() {
     assert!(old.directories().iter().all(|path| !path.exists()));
     assert!(data.workspaces()[1].path().join("file").exists());
     for life in 1..=3 {
-        assert_eq!(renewed.path(), data.path().join(format!("slot_0-{life}")));
+        assert_eq!(renewed.path(), data.path().join(format!("slot_0/workspace-{life}")));
         for path in renewed.directories() {
             assert_eq!(fs::metadata(path).unwrap().mode() & 0o777, 0o700);
             assert_eq!(fs::read_dir(path).unwrap().count(), 0);
@@ -268,12 +272,13 @@ fn what_took_the_place_of_a_workspace_is_left_alone() {
     let base = tempfile::tempdir().unwrap();
     let data = DataDir::create(Some(base.path()), 1, None).unwrap();
     let workspace = &data.workspaces()[0];
-    fs::rename(workspace.path(), data.path().join("moved")).unwrap();
-    fs::write(data.path().join("moved/file"), "kept").unwrap();
+    let moved = data.path().join("slot_0/moved");
+    fs::rename(workspace.path(), &moved).unwrap();
+    fs::write(moved.join("file"), "kept").unwrap();
     symlink("moved", workspace.path()).unwrap();
     assert!(workspace.renew().unwrap().is_there());
     assert!(matches!(workspace.remains().remove(), Err(WorkspaceError::Io { .. })));
-    assert!(data.path().join("moved/file").exists());
+    assert!(moved.join("file").exists());
 }
 
 #[test]
@@ -283,7 +288,7 @@ fn a_reset_removes_whatever_the_user_of_commands_left() {
     let user = CommandUser::detect();
     let data = DataDir::create(Some(outer.path()), 1, user).unwrap();
     let workspace = &data.workspaces()[0];
-    let isolation = Isolation::probe(user, workspace);
+    let isolation = Isolation::probe(workspace);
     assert!(isolation.is_sandboxed(), "{isolation:?}");
     let supervisor =
         Supervisor::start(isolation, user, Arc::new(Limits::none()), Spool::start().unwrap())

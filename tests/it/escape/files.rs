@@ -60,7 +60,7 @@ const ATTACKS: &[Attack] = &[
     },
     Attack {
         name: "see the data directory",
-        script: "cat /proc/self/mountinfo | grep -q . && cd /workspace/../ && ls -d slot_* tmp_* etc/../lock \
+        script: "cat /proc/self/mountinfo | grep -q . && cd /workspace/../ && ls -d slot_* ../lock etc/../lock \
             && echo ESCAPED",
         outside: NotRun("needs the engine's directories"),
     },
@@ -198,7 +198,7 @@ fn the_file_tools_go_nowhere_but_to_the_slots_directories() {
     assert!(run(&executor, "t", &links).success);
     // One that the host itself made is followed no further.
     let workspace =
-        fs::read_dir(dir.path()).unwrap().next().unwrap().unwrap().path().join("slot_0");
+        fs::read_dir(dir.path()).unwrap().next().unwrap().unwrap().path().join("slot_0/workspace");
     symlink(secret, workspace.join("made-by-host")).unwrap();
     let up = format!("up{secret}");
     let root = format!("root{secret}");

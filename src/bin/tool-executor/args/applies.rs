@@ -20,9 +20,10 @@ const OF_NOMAD: [&str; 7] = [
 ];
 
 /// Flags of this machine's slots.
-const OF_THIS_MACHINE: [&str; 19] = [
+const OF_THIS_MACHINE: [&str; 20] = [
     "slots",
     "data_dir",
+    "user_ids",
     "max_file_size",
     "limit_memory",
     "limit_processes",
@@ -41,6 +42,9 @@ const OF_THIS_MACHINE: [&str; 19] = [
     "path_prepend",
     "device",
 ];
+
+/// Flags that name sandbox servers.
+const NAMES_SERVERS: [&str; 3] = ["sandbox_url", "sandbox_file", "sandbox_name"];
 
 /// Flags about sandbox servers.
 const OF_SANDBOX_SERVERS: [&str; 5] = [
@@ -64,11 +68,12 @@ pub(super) fn check(
 ) -> Result<Vec<String>, clap::Error> {
     let given = Given { command, matches };
     let mut idle = Vec::new();
-    if let Some(url) = given.name("sandbox_url") {
-        let why = format!("{url} names sandbox servers, which have slots and limits of their own");
+    let named = NAMES_SERVERS.iter().find_map(|id| given.name(id));
+    if let Some(name) = named {
+        let why = format!("{name} names sandbox servers, which have slots and limits of their own");
         idle.extend(given.each(&OF_THIS_MACHINE, &why));
         if given.network().is_some_and(|mode| mode != NetworkMode::None) {
-            let why = format!("{url} names sandbox servers, which say what network there is");
+            let why = format!("{name} names sandbox servers, which say what network there is");
             idle.extend(given.each(&["network"], &why));
         }
     } else if given.knows("sandbox_url") {

@@ -11,6 +11,7 @@ use std::time::Duration;
 use clap::{ArgAction, Args};
 use tool_executor::config::{
     Bind, ExecutorConfig, HostPattern, NetworkMode, OutputOrder, Policy, Secret, UnknownArguments,
+    UserIds,
 };
 
 use super::values::{self, Limit, Lines, Several, Variable, named};
@@ -28,6 +29,12 @@ pub(crate) struct SlotArgs {
     /// Where the workspaces are made [default: tool-executor-<uid> in the temporary directory]
     #[arg(long, value_name = "DIR", env = "TOOL_EXECUTOR_DATA_DIR")]
     pub(crate) data_dir: Option<PathBuf>,
+
+    /// User ids for the slots, where it runs as root: auto (each slot has a range of its own),
+    /// shared (all are the user 65534), or FIRST:COUNT, as 2000000000:655360 [default: auto]
+    #[arg(long, value_name = "IDS", env = "TOOL_EXECUTOR_USER_IDS")]
+    #[arg(value_parser = named(values::user_ids))]
+    pub(crate) user_ids: Option<UserIds>,
 
     /// The largest file that read_file reads and write_file writes, as 1M [default: 100000 bytes]
     #[arg(long, value_name = "SIZE", env = "TOOL_EXECUTOR_MAX_FILE_SIZE")]
@@ -207,6 +214,17 @@ pub(crate) struct FleetArgs {
     #[arg(value_parser = named(values::url))]
     pub(crate) sandbox_url: Vec<String>,
 
+    /// Run calls on the sandbox servers whose URLs are the lines of this file, which is read again
+    /// when it changes: new servers are used as soon as they answer; where one is gone from it the
+    /// trajectories that are there finish
+    #[arg(long, value_name = "FILE", env = "TOOL_EXECUTOR_SANDBOX_FILE")]
+    pub(crate) sandbox_file: Option<PathBuf>,
+
+    /// Run calls on the sandbox servers at all addresses of this name, which is looked up again
+    /// every 5 s, with the same effect; by http
+    #[arg(long, value_name = "NAME:PORT", env = "TOOL_EXECUTOR_SANDBOX_NAME")]
+    pub(crate) sandbox_name: Option<String>,
+
     #[command(flatten)]
     pub(crate) token: SandboxTokenArgs,
 
@@ -231,6 +249,22 @@ pub(crate) struct FleetArgs {
     #[arg(long, value_name = "S", env = "TOOL_EXECUTOR_SANDBOX_UNREACHABLE_TIMEOUT_S")]
     #[arg(default_value = "30", value_parser = named(values::wait_seconds))]
     pub(crate) sandbox_unreachable_timeout_s: Duration,
+}
+
+impl FleetArgs {
+    /// Whether there are sandbox servers.
+    pub(crate) fn is_given(&self) -> bool {
+        !self.sandbox_url.is_empty() || self.sandbox_file.is_some() || self.sandbox_name.is_some()
+    }
+
+    /// The servers, in a few words.
+    pub(crate) fn what(&self) -> String {
+        match (&self.sandbox_file, &self.sandbox_name) {
+            (Some(file), _) => format!("the sandbox servers of {}", file.display()),
+            (None, Some(name)) => format!("the sandbox servers at {name}"),
+            (None, None) => format!("{} sandbox servers", self.sandbox_url.len()),
+        }
+    }
 }
 
 /// The ToolServer.

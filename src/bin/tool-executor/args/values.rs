@@ -11,7 +11,7 @@ use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{Arg, Command};
 use tool_executor::config::{
-    Bind, HostPattern, NetworkMode, OutputOrder, Secret, ServerConfig, UnknownArguments,
+    Bind, HostPattern, NetworkMode, OutputOrder, Secret, ServerConfig, UnknownArguments, UserIds,
 };
 use tool_executor::format::{Format, UnreadableCalls};
 
@@ -120,6 +120,11 @@ pub(super) fn network(text: &str) -> Result<NetworkMode, String> {
 /// Hosts that commands may reach.
 pub(super) fn host_pattern(text: &str) -> Result<HostPattern, String> {
     text.parse().map_err(|error| format!("a pattern of hosts: {error}"))
+}
+
+/// User ids for the slots.
+pub(super) fn user_ids(text: &str) -> Result<UserIds, String> {
+    text.parse().map_err(|_| "auto, shared, or FIRST:COUNT, as 2000000000:655360".to_owned())
 }
 
 /// A parser of values whose errors name the flag or the variable.

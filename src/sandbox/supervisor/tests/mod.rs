@@ -45,7 +45,7 @@ fn slot_files() -> (DataDir, tempfile::TempDir) {
 
 fn probe() -> Isolation {
     let (data, _base) = slot_files();
-    Isolation::probe(CommandUser::detect(), &data.workspaces()[0])
+    Isolation::probe(&data.workspaces()[0])
 }
 
 impl Bench {

@@ -45,11 +45,11 @@ impl Bench {
         let workspaces = data.workspaces().to_vec();
         let isolation = if sandboxed {
             crate::sandbox::etc::copy_to(etc.path(), data.identity()).unwrap();
-            let isolation = Isolation::probe(user, &workspaces[0]).with_etc(etc.path().to_owned());
+            let isolation = Isolation::probe(&workspaces[0]).with_etc(etc.path().to_owned());
             assert!(isolation.is_sandboxed(), "{isolation:?}");
             match filtered {
                 true => isolation
-                    .with_filter(Filter::new(), user, &workspaces[0], &Budget::default())
+                    .with_filter(Filter::new(), &workspaces[0], &Budget::default())
                     .unwrap(),
                 false => isolation,
             }

@@ -1,0 +1,166 @@
+//! Whom the commands of each slot run as.
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+
+use super::CommandUser;
+use super::ids::{self, IdSpan};
+use super::leases::Leases;
+use crate::config::UserIds;
+
+/// Whom the commands of each slot run as.
+#[derive(Debug, Clone)]
+pub(crate) enum SlotUsers {
+    /// All as this process.
+    Own,
+    /// All as one other user.
+    Shared(CommandUser),
+    /// Each as a user of its own.
+    Apart(Arc<Apart>),
+}
+
+/// Users of which each slot has one.
+#[derive(Debug)]
+pub(crate) struct Apart {
+    user: CommandUser,
+    of_slots: Vec<IdSpan>,
+    /// Held for as long as a process or a file of theirs may be there.
+    _leases: Leases,
+}
+
+/// There are no ids for the slots.
+#[derive(Debug)]
+pub(crate) enum NoIds {
+    /// Those that were asked for cannot be had: why, as one line.
+    Refused(String),
+    /// The system gave none: why.
+    System(io::Error),
+}
+
+impl SlotUsers {
+    /// Ids for so many slots of a root that may be another user, `user`; that user for all, where
+    /// there are not enough, unless others were asked for. Blocks on a few file system calls.
+    ///
+    /// # Errors
+    /// What was asked for cannot be had.
+    pub(crate) fn find(wish: UserIds, slots: usize, user: CommandUser) -> Result<Self, NoIds> {
+        let text = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+        let space = ids::in_both(
+            &ids::mapped(&text("/proc/self/uid_map")),
+            &ids::mapped(&text("/proc/self/gid_map")),
+        );
+        let zones = ids::zones(wish, slots, &space).map_err(NoIds::Refused)?;
+        if zones.is_empty() {
+            return Ok(Self::Shared(user));
+        }
+        let mut avoid = Vec::new();
+        if wish == UserIds::Auto {
+            for file in ["/etc/subuid", "/etc/subgid"] {
+                avoid.extend(ids::delegated(&text(file)));
+            }
+            for file in ["/etc/passwd", "/etc/group"] {
+                avoid.extend(ids::named(&text(file)));
+            }
+        }
+        let start = uuid::Uuid::new_v4().as_u64_pair().0 as u32;
+        let take = || -> io::Result<Option<Self>> {
+            for zone in zones {
+                // Those of the last one are let go of.
+                let leases = Leases::open()?;
+                let take = |ids| leases.take(ids);
+                if let Some(of_slots) = ids::choose(zone, slots, start, &avoid, take)? {
+                    return Ok(Some(Self::Apart(Arc::new(Apart {
+                        user,
+                        of_slots,
+                        _leases: leases,
+                    }))));
+                }
+            }
+            Ok(None)
+        };
+        match take() {
+            Ok(Some(apart)) => Ok(apart),
+            Ok(None) if wish == UserIds::Auto => {
+                log::warn!("all slots have one user: other programs have the user ids for more");
+                Ok(Self::Shared(user))
+            }
+            Ok(None) => {
+                Err(NoIds::Refused(format!("other engines use the user ids {wish} just now")))
+            }
+            Err(error) if wish == UserIds::Auto => {
+                log::warn!("all slots have one user: user ids cannot be locked: {error}");
+                Ok(Self::Shared(user))
+            }
+            Err(error) => Err(NoIds::System(error)),
+        }
+    }
+
+    /// Whom the commands of a slot run as; `None` is this process's own user.
+    pub(crate) fn of_slot(&self, slot: usize) -> Option<CommandUser> {
+        match self {
+            Self::Own => None,
+            Self::Shared(user) => Some(*user),
+            // A slot that there is not has the user of none.
+            Self::Apart(apart) => {
+                let ids = apart.of_slots.get(slot);
+                Some(ids.map_or(apart.user, |ids| apart.user.with_ids(*ids)))
+            }
+        }
+    }
+}
+
+impl From<Option<CommandUser>> for SlotUsers {
+    fn from(user: Option<CommandUser>) -> Self {
+        user.map_or(Self::Own, Self::Shared)
+    }
+}
+
+impl fmt::Display for NoIds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Refused(why) => f.write_str(why),
+            Self::System(error) => write!(f, "user ids cannot be locked: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for NoIds {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        // Its text is in this one's.
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::ids::WHOLE;
+    use super::*;
+
+    #[test]
+    fn slots_and_engines_have_users_apart() {
+        let Some(user) = CommandUser::detect() else { return };
+        let find = |wish, slots| SlotUsers::find(wish, slots, user);
+        let (one, other) = (find(UserIds::Auto, 3).unwrap(), find(UserIds::Auto, 3).unwrap());
+        let mut first: Vec<_> = [&one, &other]
+            .iter()
+            .flat_map(|users| (0..3).map(|slot| users.of_slot(slot).unwrap()))
+            .inspect(|user| assert_eq!(user.map().count, WHOLE, "{user:?}"))
+            .map(|user| user.map().outside)
+            .collect();
+        first.sort_unstable();
+        assert!(first.windows(2).all(|pair| pair[0] + WHOLE <= pair[1]), "{first:?}");
+
+        assert_eq!(find(UserIds::Shared, 3).unwrap().of_slot(2), Some(user));
+        let few = UserIds::Span { first: 1_999_000_000, count: 4 };
+        let one = find(few, 3).unwrap();
+        assert_eq!(one.of_slot(0).unwrap().map().count, 1);
+        let taken = find(few, 3).unwrap_err();
+        assert!(
+            taken.to_string().contains("other engines use the user ids 1999000000:4"),
+            "{taken}"
+        );
+        drop(one);
+        find(few, 3).unwrap();
+    }
+}
