@@ -16,12 +16,14 @@ pub(crate) const CA_BUNDLE: &str = "ssl/sandbox-ca-bundle.pem";
 pub(crate) const APT_FILE: &str = "apt/apt.conf.d/90sandbox-proxy";
 
 /// The variables by which programs find a bundle of certificate authorities: OpenSSL's, those of
-/// Python's requests and pip, curl's, Node's, git's and cargo's.
-const CA_VARIABLES: [&str; 7] = [
+/// Python's requests and pip, curl's, Node's and npm's (whose file of settings may name another),
+/// git's and cargo's.
+const CA_VARIABLES: [&str; 8] = [
     "SSL_CERT_FILE",
     "REQUESTS_CA_BUNDLE",
     "CURL_CA_BUNDLE",
     "NODE_EXTRA_CA_CERTS",
+    "NPM_CONFIG_CAFILE",
     "PIP_CERT",
     "GIT_SSL_CAINFO",
     "CARGO_HTTP_CAINFO",
