@@ -38,7 +38,7 @@ use crate::error::BackendError;
 use crate::interrupt::Interrupt;
 use crate::limits::EnforcedLimits;
 use crate::sandbox::artifacts;
-use crate::sandbox::etc;
+use crate::sandbox::etc::EtcCopy;
 use crate::sandbox::isolation::Isolation as Engine;
 use crate::sandbox::limits::{Filter, Limits};
 use crate::sandbox::provided::Provided;

@@ -21,15 +21,16 @@ use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 pub(crate) use failure::{Failure, is_shortage};
 pub(super) use layout::HostLayout;
+use layout::Sys;
 pub(crate) use probe::Budget;
 pub(crate) use remedy::{Facts, advice};
 
-use super::etc;
+use super::etc::EtcCopy;
 use super::identity::HOST_NAME;
 use super::init;
 use super::jail::{Network, Origin, Plan};
@@ -67,8 +68,8 @@ pub(crate) struct Jails {
     pub(super) layout: HostLayout,
     /// What the operator gives to commands.
     provided: Arc<Provided>,
-    /// The directory that is shown as `/etc`.
-    etc: Option<PathBuf>,
+    /// What is shown as `/etc`.
+    etc: Option<EtcCopy>,
     /// Whether a slot keeps its jail for the next command.
     warm: bool,
     /// How large `/dev/shm` may become. `None` leaves it to the kernel, which gives half of the
@@ -157,8 +158,8 @@ impl Isolation {
         }
     }
 
-    /// Shows commands this directory as `/etc`; without one it is empty.
-    pub(crate) fn with_etc(mut self, etc: PathBuf) -> Self {
+    /// Shows commands this copy as `/etc`; without one it is empty.
+    pub(crate) fn with_etc(mut self, etc: EtcCopy) -> Self {
         if let Some(jails) = self.jails() {
             jails.etc = Some(etc);
         }
@@ -184,7 +185,7 @@ impl Isolation {
             Provided::find(config, shown, workspace.owner(), data_dir.base_path())
         })?;
         if let Some(etc) = &jails.etc {
-            etc::make_places(etc, provided.places_beneath(Path::new("/etc")))?;
+            etc.make_places(provided.places_beneath(Path::new("/etc")))?;
         }
         jails.provided = Arc::new(provided);
         if jails.provided.shows_something() {
@@ -327,7 +328,7 @@ impl Jails {
         let strict = Self {
             program: Arc::new(program),
             can_cut_network: true,
-            layout: HostLayout::detect(workspace.identity().clone()),
+            layout: HostLayout::detect(workspace),
             provided: Arc::default(),
             etc: None,
             warm: true,
@@ -338,16 +339,24 @@ impl Jails {
             egress: None,
             variables: Vec::new(),
         };
-        let Err(refusal) = strict.try_out(workspace, budget) else { return Ok(strict) };
-        if refusal.is_inconclusive() {
-            return Err(refusal);
+        let lax = Self { can_cut_network: false, ..strict.clone() };
+        let mut refusal = None;
+        for with_sys in [strict, lax] {
+            // `/sys` is the least to do without; why it cannot be had is not what is told.
+            let which = [with_sys.layout.sys, Sys::Host, Sys::None];
+            let from = if with_sys.can_cut_network { 0 } else { 1 };
+            for sys in which.into_iter().skip(from) {
+                let layout = with_sys.layout.clone().with_sys(sys);
+                let jails = Self { layout, ..with_sys.clone() };
+                match jails.try_out(workspace, budget) {
+                    Ok(()) => return Ok(jails),
+                    Err(failure) if failure.is_inconclusive() => return Err(failure),
+                    Err(failure) if jails.can_cut_network => refusal = Some(failure),
+                    Err(_) => {}
+                }
+            }
         }
-        let lax = Self { can_cut_network: false, ..strict };
-        match lax.try_out(workspace, budget) {
-            Ok(()) => Ok(lax),
-            Err(failure) if failure.is_inconclusive() => Err(failure),
-            Err(_) => Err(refusal),
-        }
+        Err(refusal.unwrap_or(Failure::Missing))
     }
 
     /// The plan of a jail for a slot, whose commands are of the user of its files.
@@ -372,7 +381,7 @@ impl Jails {
             groups,
             host_name: HOST_NAME,
             network,
-            root: layout::root(&self.layout, &self.provided, self.etc.as_deref(), &contents),
+            root: layout::root(&self.layout, &self.provided, self.etc.as_ref(), &contents),
             shared_memory: self.shared_memory,
             terminals: self.terminals,
             devices: self.provided.devices().to_vec(),

@@ -1,7 +1,5 @@
 //! What network the slots have: found out at the start, by what was wished and what is possible.
 
-use std::path::Path;
-
 use serde_json::Value;
 
 use super::start::system;
@@ -63,14 +61,17 @@ pub(super) fn connect(
 ///
 /// # Errors
 /// It cannot be written.
-pub(super) fn add_files(config: &LocalConfig, etc: &Path) -> std::io::Result<()> {
+pub(super) fn add_files(config: &LocalConfig, etc: &EtcCopy) -> std::io::Result<()> {
     if config.network == NetworkMode::Proxy {
-        etc::add_to(etc, proxy::APT_FILE, &proxy::apt_file())?;
+        // Only apt is the poorer for it.
+        if let Err(error) = etc.add(proxy::APT_FILE, &proxy::apt_file()) {
+            log::warn!("apt in sandboxes does not know the proxy: {error}");
+        }
     }
     let Some(pem) = &config.ca_pem else { return Ok(()) };
     let hosts = HOST_BUNDLES.iter().find_map(|path| std::fs::read_to_string(path).ok());
     let bundle = format!("{}\n{pem}\n", hosts.unwrap_or_default().trim_end());
-    etc::add_to(etc, proxy::CA_BUNDLE, &bundle)
+    etc.add(proxy::CA_BUNDLE, &bundle)
 }
 
 impl LocalBackend {

@@ -213,11 +213,8 @@ fn isolate(
 ) -> Result<Result<Engine, Failure>, BackendError> {
     let etc = data_dir
         .make_dir("etc")
-        .and_then(|path| {
-            etc::copy_to(&path, data_dir.identity())?;
-            network::add_files(config, &path)?;
-            Ok(path)
-        })
+        .and_then(|path| EtcCopy::make(&path, data_dir.identity()))
+        .and_then(|etc| network::add_files(config, &etc).map(|()| etc))
         .map_err(|error| system("cannot copy /etc for sandboxes", error))?;
     let workspace = &data_dir.workspaces()[0];
     let isolation = probe(workspace, budget).map(|isolation| isolation.with_etc(etc));

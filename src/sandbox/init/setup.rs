@@ -173,8 +173,11 @@ fn set_attributes(dir: isize, path: *const u8, flags: usize, set: u64) -> Result
     check(call!(MOUNT_SETATTR, dir, path, flags, &raw const attributes, size))
 }
 
-/// An interface that comes up gets its addresses from the kernel.
+/// An interface that comes up gets its addresses from the kernel. It is given another one besides:
+/// the C library takes a machine whose only address is 127.0.0.1 for one without IPv4, and then
+/// finds no `localhost` for who asks for usable addresses alone (`AI_ADDRCONFIG`).
 fn bring_loopback_up() -> Result<(), i32> {
+    const SIOCSIFADDR: usize = 0x8916;
     const SIOCGIFFLAGS: usize = 0x8913;
     const SIOCSIFFLAGS: usize = 0x8914;
     const IFF_UP: u8 = 1;
@@ -186,6 +189,14 @@ fn bring_loopback_up() -> Result<(), i32> {
     let set = check(call!(arch::IOCTL, socket, SIOCGIFFLAGS, request.as_mut_ptr())).and_then(|()| {
         request[16] |= IFF_UP;
         check(call!(arch::IOCTL, socket, SIOCSIFFLAGS, request.as_ptr()))
+    });
+    let set = set.and_then(|()| {
+        let mut request = [0u8; 40];
+        request[..4].copy_from_slice(b"lo:1");
+        // The kernel's `struct sockaddr_in`.
+        request[16..18].copy_from_slice(&2u16.to_ne_bytes());
+        request[20..24].copy_from_slice(&[127, 0, 1, 1]);
+        check(call!(arch::IOCTL, socket, SIOCSIFADDR, request.as_ptr()))
     });
     call!(arch::CLOSE, socket);
     set

@@ -11,7 +11,7 @@ use crate::sandbox::identity::HOST_NAME;
 pub(super) const PORT: u16 = 13128;
 
 /// Where the bundle of certificate authorities is, below `/etc`.
-pub(crate) const CA_BUNDLE: &str = "ssl/sandbox-ca-bundle.pem";
+pub(crate) const CA_BUNDLE: &str = "tool-executor/ca-bundle.pem";
 /// Where apt finds its proxy, below `/etc`.
 pub(crate) const APT_FILE: &str = "apt/apt.conf.d/90sandbox-proxy";
 
