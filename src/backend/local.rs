@@ -75,7 +75,7 @@ const INLINE_TOOLS: &[&str] = &["bash", "bash_stateful", "tmux"];
 pub struct LocalBackend(Arc<Inner>);
 
 struct Inner {
-    supervisor: Supervisor,
+    supervisor: Arc<Supervisor>,
     limits: Arc<Limits>,
     terminals: Terminals,
     slots: Vec<Slot>,

@@ -39,6 +39,8 @@ mod kills;
 #[cfg(target_os = "linux")]
 mod limits;
 #[cfg(target_os = "linux")]
+mod machine;
+#[cfg(target_os = "linux")]
 mod network;
 mod once;
 mod order;

@@ -166,6 +166,12 @@ impl std::fmt::Debug for Egress {
     }
 }
 
+impl std::fmt::Debug for Attachment {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Attachment").field("machine", &self.machine).finish_non_exhaustive()
+    }
+}
+
 impl Drop for Attachment {
     fn drop(&mut self) {
         self.shared.send(Order::Detach { machine: self.machine });

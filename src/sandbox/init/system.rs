@@ -4,7 +4,7 @@
 use core::ptr::addr_of_mut;
 
 use crate::arch;
-use crate::message::{HEADER, Header, LONGEST, MOST_FDS, SOCKET_FD};
+use crate::message::{HEADER, Header, LONGEST, SOCKET_FD, handle};
 
 pub(crate) const EINTR: isize = -4;
 pub(crate) const EAGAIN: isize = -11;
@@ -53,6 +53,9 @@ struct MsgHdr {
     control_length: usize,
     flags: i32,
 }
+
+/// The most descriptors that go with a message.
+pub(crate) const MOST_FDS: usize = handle::MOST;
 
 /// Room for a control message with descriptors, aligned as one.
 #[repr(C, align(8))]
@@ -149,23 +152,21 @@ pub(crate) fn close_all(fds: [i32; MOST_FDS]) {
     }
 }
 
-/// Sends one message, with what follows its header and descriptors, if there are any: at most
-/// [`MOST_FDS`].
+/// Sends one message, with what follows its header, and so many descriptors, if there are any.
 pub(crate) fn say(header: Header, body: &[u8], fds: &[i32]) {
     let mut bytes = header.to_bytes();
     let mut iov = [
         IoVec { base: bytes.as_mut_ptr(), length: HEADER },
         IoVec { base: body.as_ptr().cast_mut(), length: body.len() },
     ];
-    let mut control =
-        Control { length: 0, level: SOL_SOCKET, kind: SCM_RIGHTS, fds: [NO_FD; MOST_FDS] };
-    let count = fds.len().min(MOST_FDS);
-    control.fds[..count].copy_from_slice(&fds[..count]);
-    control.length = 16 + 4 * count;
-    let (control, control_length) = match count {
-        0 => (core::ptr::null_mut(), 0),
-        // As the kernel rounds it up.
-        _ => ((&raw mut control).cast(), control.length.next_multiple_of(8)),
+    let length = 16 + fds.len() * 4;
+    let mut control = Control { length, level: SOL_SOCKET, kind: SCM_RIGHTS, fds: [NO_FD; MOST_FDS] };
+    for (place, fd) in control.fds.iter_mut().zip(fds) {
+        *place = *fd;
+    }
+    let (control, control_length) = match fds {
+        [] => (core::ptr::null_mut(), 0),
+        _ => ((&raw mut control).cast(), length.next_multiple_of(8)),
     };
     let header = MsgHdr {
         name: core::ptr::null_mut(),
