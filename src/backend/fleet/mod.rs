@@ -76,7 +76,7 @@ use crate::artifact::{
     ReadArtifact,
 };
 use crate::client::{self, AgentConfig, Authorization, Failure, Names};
-use crate::config::FleetConfig;
+use crate::config::{FleetConfig, NetworkMode};
 use crate::error::BackendError;
 use crate::interrupt::Interrupt;
 use crate::limits::EnforcedLimits;
@@ -237,6 +237,11 @@ impl Backend for FleetBackend {
             },
             limits: limits.reduce(|a, b| Some(a?.weaker(b?))).flatten(),
             warm_slots: warm_slots.reduce(|a, b| Some(a? && b?)).flatten(),
+            network: told
+                .iter()
+                .map(|told| told.network)
+                .reduce(|a, b| Some(a?.wider(b?)))
+                .flatten(),
             ..Capabilities::default()
         }
     }
@@ -453,6 +458,9 @@ struct Health {
     limits: serde_json::Value,
     #[serde(default)]
     warm_slots: Option<bool>,
+    /// Of a later version it may be one that is not known here.
+    #[serde(default)]
+    network: serde_json::Value,
 }
 
 /// What a server says of its slots.
@@ -462,6 +470,7 @@ struct Advertised {
     isolates: Option<bool>,
     limits: Option<EnforcedLimits>,
     warm_slots: Option<bool>,
+    network: Option<NetworkMode>,
 }
 
 impl Patient {
@@ -518,6 +527,7 @@ impl Connection {
                 isolates: None,
                 limits: None,
                 warm_slots: None,
+                network: None,
             })),
             allow_unisolated: config.allow_unisolated,
         })
@@ -551,6 +561,7 @@ impl Connection {
             isolates: health.bwrap_available,
             limits: serde_json::from_value(health.limits).ok(),
             warm_slots: health.warm_slots,
+            network: serde_json::from_value(health.network).ok(),
         };
         if self.is_barred() {
             return Err(Failure::Broken("it runs commands without isolation".to_owned()));
