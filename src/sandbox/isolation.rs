@@ -8,8 +8,9 @@
 //! What a command sees in a jail: a read-only `/usr`, of `/etc` what the module `etc` has copied,
 //! its workspace as `/workspace`, its slot's `/tmp` and home directory (the only host directories
 //! that it can write to), a private `/dev`, a read-only `/proc` of its own processes, its own user,
-//! pid, ipc, uts, cgroup and network namespaces (the host's network where that is wished), no capabilities and no
-//! further user namespaces; and no system calls but those that `limits::seccomp` leaves it.
+//! pid, ipc, uts, cgroup and network namespaces (the host's network where that is wished), no
+//! capabilities and no further user namespaces; and no system calls but those that
+//! `limits::seccomp` leaves it.
 
 mod failure;
 mod layout;
@@ -44,6 +45,7 @@ use crate::egress::Egress;
 
 /// How commands of this process are isolated.
 #[derive(Debug, Clone)]
+#[expect(clippy::large_enum_variant, reason = "an engine has one")]
 pub(crate) enum Isolation {
     /// Commands run in jails.
     Jailed(Jails),
