@@ -97,6 +97,7 @@ mod executor;
 #[cfg(feature = "capi")]
 pub mod ffi;
 mod interrupt;
+mod level;
 mod limits;
 mod pool;
 #[cfg(target_os = "linux")]
@@ -132,6 +133,7 @@ pub use tool::format;
 /// What an executor counts and measures, and what holds in its slots.
 pub mod stats {
     pub use crate::executor::{Bucket, IdleHolder, LaneStats, OutcomeCounts, Stats, Summary};
+    pub use crate::level::IsolationLevel;
     pub use crate::limits::{EnforcedLimits, Enforcement};
     pub use crate::pool::{ContainerCounts, SlotCounts};
 }

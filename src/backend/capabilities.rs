@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::level::IsolationLevel;
 use crate::limits::EnforcedLimits;
 
 /// The time limit of a call that names none, unless a backend has its own: 30 s.
@@ -29,6 +30,10 @@ pub struct Capabilities {
     /// Whether commands run isolated from the machine and from other slots. Defaults to
     /// [`Isolation::Unknown`].
     pub isolation: Isolation,
+    /// How far they are isolated. Defaults to `None`: not known.
+    pub isolation_level: Option<IsolationLevel>,
+    /// Why they are not isolated further, a line each. Defaults to none.
+    pub weakened_because: Vec<String>,
     /// Which limits hold for the commands of a slot, and by what. Defaults to `None`: not known.
     pub limits: Option<EnforcedLimits>,
     /// Whether a slot keeps its sandbox from call to call. Where it does not each command pays for
@@ -72,6 +77,8 @@ impl Default for Capabilities {
             inline_tools: &[],
             starts_dirty: false,
             isolation: Isolation::Unknown,
+            isolation_level: None,
+            weakened_because: Vec::new(),
             limits: None,
             warm_slots: None,
             retired_sandboxes: 0,
@@ -86,6 +93,8 @@ setters! {
         with_inline_tools: inline_tools = &'static [&'static str],
         with_starts_dirty: starts_dirty = bool,
         with_isolation: isolation = Isolation,
+        with_isolation_level: isolation_level = some IsolationLevel,
+        with_weakened_because: weakened_because = Vec<String>,
         with_limits: limits = some EnforcedLimits,
         with_warm_slots: warm_slots = some bool,
         with_retired_sandboxes: retired_sandboxes = usize,

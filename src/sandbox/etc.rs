@@ -184,6 +184,20 @@ pub(super) fn make_places<'a>(
 }
 
 /// Makes a file of this content.
+/// Has a name of this machine be that of the loopback interface in the copy at `etc`. Blocks on two
+/// file system calls.
+///
+/// # Errors
+/// The copy cannot be read or written.
+pub(super) fn add_host(etc: &Path, name: &str) -> io::Result<()> {
+    let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if name.is_empty() || !name.chars().all(is_name) {
+        return Ok(());
+    }
+    let hosts = fs::read_to_string(etc.join("hosts"))?;
+    put(etc, "hosts", &identity::with_host(&hosts, name))
+}
+
 fn put(dest: &Path, name: &str, content: &str) -> io::Result<()> {
     let path = dest.join(name);
     fs::write(&path, content)?;

@@ -34,6 +34,8 @@ mod isolation;
 #[cfg(target_os = "linux")]
 mod kernel;
 mod kills;
+#[cfg(all(target_os = "linux", feature = "server"))]
+mod level;
 #[cfg(target_os = "linux")]
 mod limits;
 mod once;

@@ -68,6 +68,7 @@ use crate::client::{self, AgentConfig, Authorization, Failure, Names};
 use crate::config::FleetConfig;
 use crate::error::BackendError;
 use crate::interrupt::Interrupt;
+use crate::level::IsolationLevel;
 use crate::limits::EnforcedLimits;
 use crate::wire::null_as_default;
 use crate::workers::guarded;
@@ -153,6 +154,13 @@ impl Backend for FleetBackend {
         let all_isolate = told.iter().all(|told| told.isolates == Some(true));
         let limits = told.iter().map(|told| told.limits);
         let warm_slots = told.iter().map(|told| told.warm_slots);
+        let levels = told.iter().map(|told| told.level);
+        let mut weakened_because: Vec<String> = Vec::new();
+        for reason in told.iter().flat_map(|told| &told.weakened_because) {
+            if weakened_because.len() < MOST_REASONS && !weakened_because.contains(reason) {
+                weakened_because.push(reason.clone());
+            }
+        }
         Capabilities {
             starts_dirty: true,
             isolation: match unisolated {
@@ -163,6 +171,8 @@ impl Backend for FleetBackend {
                 None if all_isolate => Isolation::Isolated,
                 None => Isolation::Unknown,
             },
+            isolation_level: levels.reduce(|a, b| Some(a?.max(b?))).flatten(),
+            weakened_because,
             limits: limits.reduce(|a, b| Some(a?.weaker(b?))).flatten(),
             warm_slots: warm_slots.reduce(|a, b| Some(a? && b?)).flatten(),
             ..Capabilities::default()
@@ -356,6 +366,23 @@ struct Health {
     limits: serde_json::Value,
     #[serde(default)]
     warm_slots: Option<bool>,
+    #[serde(default)]
+    isolation_level: Option<IsolationLevel>,
+    /// Anybody's, in whatever form.
+    #[serde(default)]
+    weakened_because: serde_json::Value,
+}
+
+/// The most reasons why slots are not isolated further, and their longest.
+const MOST_REASONS: usize = 8;
+const LONGEST_REASON: usize = 300;
+
+/// Why a server's slots are not isolated further, as far as it says so in words that one can show.
+fn reasons(told: serde_json::Value) -> Vec<String> {
+    let told: Vec<String> = serde_json::from_value(told).unwrap_or_default();
+    let is_plain =
+        |text: &String| text.len() <= LONGEST_REASON && !text.chars().any(char::is_control);
+    told.into_iter().filter(is_plain).take(MOST_REASONS).collect()
 }
 
 /// What a server says of its slots.
@@ -365,6 +392,9 @@ struct Advertised {
     isolates: Option<bool>,
     limits: Option<EnforcedLimits>,
     warm_slots: Option<bool>,
+    level: Option<IsolationLevel>,
+    /// Of a length that a server's words may have.
+    weakened_because: Vec<String>,
 }
 
 impl Patient {
@@ -421,6 +451,8 @@ impl Connection {
                 isolates: None,
                 limits: None,
                 warm_slots: None,
+                level: None,
+                weakened_because: Vec::new(),
             })),
             allow_unisolated: config.allow_unisolated,
         })
@@ -454,6 +486,8 @@ impl Connection {
             isolates: health.bwrap_available,
             limits: serde_json::from_value(health.limits).ok(),
             warm_slots: health.warm_slots,
+            level: health.isolation_level,
+            weakened_because: reasons(health.weakened_because),
         };
         if self.is_barred() {
             return Err(Failure::Broken("it runs commands without isolation".to_owned()));

@@ -87,7 +87,7 @@ struct Kept {
     /// `/dev/null`.
     null: i32,
     signals: i32,
-    /// The jail's own `/proc`.
+    /// The jail's own `/proc`, if it has one.
     proc: i32,
     /// `/dev/shm` and `/dev/mqueue`.
     shared: [i32; 2],
@@ -147,8 +147,9 @@ unsafe extern "C" fn main(stack: *const usize) -> ! {
         call!(arch::SIGNALFD4, -1isize, &raw const mask, 8, O_CLOEXEC | O_NONBLOCK) as i32;
     let shared = [b"/dev/shm\0".as_slice(), b"/dev/mqueue\0".as_slice()]
         .map(|path| open(path, arch::O_DIRECTORY));
-    let proc = open(b"/proc\0", arch::O_DIRECTORY);
-    if first != 0 || signals < 0 || shared[0] < 0 || proc < 0 {
+    // Another's has other processes, under other numbers.
+    let proc = if owns_proc() { open(b"/proc\0", arch::O_DIRECTORY) } else { NO_FD };
+    if first != 0 || signals < 0 || shared[0] < 0 {
         exit(3);
     }
     if limit > 0 {
@@ -440,6 +441,15 @@ fn tells_changes_apart() -> bool {
     }
     call!(arch::CLOSE, root);
     tells
+}
+
+/// Whether `/proc` shows this process under the number that it has here.
+fn owns_proc() -> bool {
+    let stat = open(b"/proc/self/stat\0", 0);
+    let mut text = [0u8; 3];
+    let length = call!(arch::READ, stat, text.as_mut_ptr(), text.len());
+    call!(arch::CLOSE, stat);
+    length == 3 && text == *b"1 ("
 }
 
 fn coarse_clock() -> Time {

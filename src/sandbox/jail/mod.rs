@@ -33,7 +33,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-pub(super) use plan::{Access, Entry, Plan, has_device};
+pub(super) use plan::{Access, Entry, Plan, Proc, has_device};
 
 use self::plan::{Step, encode};
 use self::start::{Birth, Stage};
