@@ -5,7 +5,7 @@
 #![allow(clippy::print_stdout, reason = "an example shows what it does")]
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
@@ -13,9 +13,14 @@ use serde_json::json;
 use tool_executor::backend::{Backend, Container, Execution, ExecutionId, ResetReply, SlotRef};
 use tool_executor::{BackendError, Interrupt, Outcome, ToolCall, ToolExecutor, ToolResult};
 
+/// A container's address, and the index of a slot in it.
+type SlotKey = (Arc<str>, usize);
+/// By name.
+type Files = HashMap<String, String>;
+
 /// Two containers of two slots each; a slot's files live in a map.
 struct InMemory {
-    files: Mutex<HashMap<(usize, usize), HashMap<String, String>>>,
+    files: Mutex<HashMap<SlotKey, Files>>,
     running: &'static Mutex<HashSet<ExecutionId>>,
 }
 
@@ -24,7 +29,7 @@ impl Backend for InMemory {
         Ok(vec![Container::numbered("memory-a", 2), Container::numbered("memory-b", 2)])
     }
 
-    fn execute(&self, _container: usize, batch: Vec<Execution>) {
+    fn execute(&self, _addr: &str, batch: Vec<Execution>) {
         for execution in batch {
             match execution.tool {
                 // What is slow must not be waited for here: answer it from somewhere else, later.
@@ -39,7 +44,7 @@ impl Backend for InMemory {
     }
 
     fn reset(&self, slot: &SlotRef, reply: ResetReply) {
-        self.files.lock().unwrap().remove(&(slot.container, slot.index));
+        self.files.lock().unwrap().remove(&(slot.addr.clone(), slot.index));
         reply.send(Ok(()));
     }
 
@@ -52,7 +57,7 @@ impl InMemory {
     fn file(&self, execution: &Execution) -> ToolResult {
         let text = |key: &str| execution.arguments[key].as_str().unwrap_or_default().to_owned();
         let mut files = self.files.lock().unwrap();
-        let slot = files.entry((execution.slot.container, execution.slot.index)).or_default();
+        let slot = files.entry((execution.slot.addr.clone(), execution.slot.index)).or_default();
         match execution.tool {
             "write_file" => {
                 slot.insert(text("path"), text("content"));

@@ -18,8 +18,8 @@ pub enum IsolationLevel {
     /// process.
     OneUser,
     /// Commands see the processes of the machine, or of the container, by its `/proc`: their names
-    /// and command lines. They cannot signal or trace them. What holds of [`OneUser`](Self::OneUser)
-    /// may hold here, too.
+    /// and command lines. They cannot signal or trace them. What holds of
+    /// [`OneUser`](Self::OneUser) may hold here, too.
     SharedProc,
     /// They are not isolated. Read also for what a later version says.
     #[serde(other)]

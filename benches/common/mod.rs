@@ -14,7 +14,7 @@ impl Backend for Null {
         Ok(vec![Container::numbered("null", self.0)])
     }
 
-    fn execute(&self, _container: usize, batch: Vec<Execution>) {
+    fn execute(&self, _addr: &str, batch: Vec<Execution>) {
         for execution in batch {
             execution.reply.send(ToolResult::ok(""));
         }

@@ -27,6 +27,9 @@ pub struct Capabilities {
     /// is reset before it is given out for the first time. Heeded at the start only. Defaults to
     /// `false`.
     pub starts_dirty: bool,
+    /// Whether containers may be [added](super::ContainerChange::Added) while it runs: then calls
+    /// wait for a slot where there is none. Heeded at the start only. Defaults to `false`.
+    pub may_grow: bool,
     /// Whether commands run isolated from the machine and from other slots. Defaults to
     /// [`Isolation::Unknown`].
     pub isolation: Isolation,
@@ -76,6 +79,7 @@ impl Default for Capabilities {
             default_timeout: DEFAULT_TIMEOUT,
             inline_tools: &[],
             starts_dirty: false,
+            may_grow: false,
             isolation: Isolation::Unknown,
             isolation_level: None,
             weakened_because: Vec::new(),
@@ -92,6 +96,7 @@ setters! {
         with_default_timeout: default_timeout = Duration,
         with_inline_tools: inline_tools = &'static [&'static str],
         with_starts_dirty: starts_dirty = bool,
+        with_may_grow: may_grow = bool,
         with_isolation: isolation = Isolation,
         with_isolation_level: isolation_level = some IsolationLevel,
         with_weakened_because: weakened_because = Vec<String>,

@@ -37,7 +37,7 @@ use crate::interrupt::Interrupt;
 use crate::level::IsolationLevel;
 use crate::limits::EnforcedLimits;
 use crate::sandbox::artifacts;
-use crate::sandbox::etc;
+use crate::sandbox::etc::EtcCopy;
 use crate::sandbox::isolation::Isolation as Engine;
 use crate::sandbox::limits::{Filter, Limits};
 use crate::sandbox::provided::Provided;
@@ -223,7 +223,7 @@ impl Backend for LocalBackend {
         }
     }
 
-    fn execute(&self, _container: usize, batch: Vec<Execution>) {
+    fn execute(&self, _addr: &str, batch: Vec<Execution>) {
         // They only have to be started, so no file keeps them waiting.
         let (commands, others): (Vec<_>, Vec<_>) =
             batch.into_iter().partition(|execution| INLINE_TOOLS.contains(&execution.tool));

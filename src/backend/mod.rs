@@ -6,7 +6,8 @@
 //!
 //! # Bringing your own
 //! Implement [`Backend`] and hand it to the builder. The contract, in full:
-//! - [`Backend::start`] is called once and says which containers and slots there are.
+//! - [`Backend::start`] is called once and says which containers and slots there are. A container
+//!   is known by its address. More may come later, and each may go ([`Backend::watch`]).
 //! - [`Backend::execute`] gets a batch of calls of one container. Each carries a [`Reply`], which
 //!   must be given a result once – now, or later from any thread. Whatever happens to a reply, its
 //!   caller gets an answer: a reply that is dropped (by a panic, too) says so.
@@ -62,8 +63,7 @@ pub trait Backend: Send + Sync + 'static {
         Capabilities::default()
     }
 
-    /// Runs a batch of calls, all in the container at index `container` of what
-    /// [`start`](Self::start) returned.
+    /// Runs a batch of calls, all in the container at `addr`.
     ///
     /// A call that was cancelled while its batch waited for an I/O thread is not among them.
     ///
@@ -71,7 +71,7 @@ pub trait Backend: Send + Sync + 'static {
     /// inline](Capabilities::inline_tools). It may block for as long as it takes to *hand over* the
     /// calls; while it waits for their *results* it holds up an I/O thread, so a backend with slow
     /// calls should return early and answer the replies later.
-    fn execute(&self, container: usize, batch: Vec<Execution>);
+    fn execute(&self, addr: &str, batch: Vec<Execution>);
 
     /// Empties a slot: no file and no process of an earlier call is left in it when `reply` is
     /// given `Ok`. It may be that an earlier call of the slot still runs, if its answer came too
@@ -88,9 +88,10 @@ pub trait Backend: Send + Sync + 'static {
         let _ = id;
     }
 
-    /// Takes a slot back that the executor has under this grant and uses no more, because it has
-    /// more than it may have ([`ContainerChange::Resized`]). Called on an I/O thread. Defaults to
-    /// doing nothing.
+    /// Takes a slot back that the executor has under this grant (0 for one that
+    /// [`start`](Self::start) told of) and uses no more, because it has more than it may have
+    /// ([`ContainerChange::Resized`]) or the container is [draining](ContainerChange::Draining).
+    /// Called on an I/O thread. Defaults to doing nothing.
     fn give_back(&self, slot: &SlotRef, grant: u64) {
         let _ = (slot, grant);
     }
@@ -105,6 +106,18 @@ pub trait Backend: Send + Sync + 'static {
     /// [`start`](Self::start). Defaults to ignoring it: the containers are always there.
     fn watch(&self, watcher: Watcher) {
         let _ = watcher;
+    }
+
+    /// Has it use these containers from now on, by their addresses: it adds those that it does not
+    /// have, and drains those that are not named. Must not block for longer than a moment: what it
+    /// takes to find a new one happens behind.
+    ///
+    /// # Errors
+    /// An address makes no sense, or the backend has the containers that it has: nothing has
+    /// changed then. That is the default.
+    fn use_containers(&self, addrs: &[String]) -> Result<(), BackendError> {
+        let _ = addrs;
+        Err(BackendError::new("the containers of this backend cannot be changed while it runs"))
     }
 
     /// Ends everything that is left and cleans up; nothing is called after it. What was called
@@ -170,11 +183,9 @@ impl Container {
 }
 
 /// A slot, for as long as one trajectory holds it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct SlotRef {
-    /// The container's index in what [`Backend::start`] returned.
-    pub container: usize,
     /// The container's address.
     pub addr: Arc<str>,
     /// The slot's index in its container's list.
@@ -189,13 +200,12 @@ pub struct SlotRef {
 impl SlotRef {
     /// The slot at `index` of a container. The executor makes it; a test of a backend can, too.
     pub fn new(
-        container: usize,
         addr: impl Into<Arc<str>>,
         index: usize,
         name: impl Into<Arc<str>>,
         generation: u64,
     ) -> Self {
-        Self { container, addr: addr.into(), index, name: name.into(), generation }
+        Self { addr: addr.into(), index, name: name.into(), generation }
     }
 }
 

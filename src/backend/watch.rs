@@ -20,10 +20,20 @@ pub enum ContainerChange {
     /// Other slots of it are the executor's now, or it has more or fewer. Trajectories keep the
     /// slots that stay under the same grant; of the others the workspaces are lost.
     Resized(LeasedSlots),
+    /// It is there, with these slots, each of which is reset before a trajectory gets it: a new
+    /// container, one that was gone, or one that was draining and is to be used on. Of one that the
+    /// executor knows it says what [`Resized`](Self::Resized) says, too.
+    Added(LeasedSlots),
+    /// No trajectory is newly put there; those that are there finish. Each of its slots is given
+    /// back ([`Backend::give_back`](super::Backend::give_back)) as soon as it is free.
+    Draining,
+    /// It is there no more, and is forgotten: the workspaces that trajectories still held there are
+    /// lost.
+    Gone,
 }
 
-/// The slots of a container that the executor may use, where it shares the container with others
-/// ([`ContainerChange::Resized`]). It is told whole each time.
+/// The slots of a container that the executor may use: all of them, or some where it shares the
+/// container with others. It is told whole each time.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LeasedSlots {
@@ -43,25 +53,37 @@ impl LeasedSlots {
     pub fn new(names: Vec<String>, held: Vec<(usize, u64)>, limit: usize) -> Self {
         Self { names, held, limit }
     }
+
+    /// All slots of a container, which have these names, under one grant.
+    pub fn all(names: impl IntoIterator<Item = impl Into<String>>, grant: u64) -> Self {
+        let names: Vec<_> = names.into_iter().map(Into::into).collect();
+        let held = (0..names.len()).map(|index| (index, grant)).collect();
+        Self { names, held, limit: usize::MAX }
+    }
 }
+
+/// Gets the address of a container, and what became of it.
+type Tell = dyn Fn(&str, ContainerChange) + Send + Sync;
 
 /// Tells the executor what became of a container. Clones tell the same executor.
 #[derive(Clone)]
-pub struct Watcher(Arc<dyn Fn(usize, ContainerChange) + Send + Sync>);
+pub struct Watcher(Arc<Tell>);
 
 impl Watcher {
     /// A watcher that hands what it is told to a closure, which must not block.
-    pub fn from_fn(tell: impl Fn(usize, ContainerChange) + Send + Sync + 'static) -> Self {
+    pub fn from_fn(tell: impl Fn(&str, ContainerChange) + Send + Sync + 'static) -> Self {
         Self(Arc::new(tell))
     }
 
-    /// Says what became of the container at index `container` of what
-    /// [`Backend::start`](super::Backend::start) returned. Does not block.
+    /// Says what became of the container at `addr`: one that
+    /// [`Backend::start`](super::Backend::start) returned, or that was
+    /// [added](ContainerChange::Added) since. Of any other one nothing but that it is added is taken
+    /// in. Does not block.
     ///
     /// To be called *before* the replies of calls that were lost with it are answered, so that the
     /// executor is up to date when their callers go on.
-    pub fn notify(&self, container: usize, change: ContainerChange) {
-        (self.0)(container, change);
+    pub fn notify(&self, addr: &str, change: ContainerChange) {
+        (self.0)(addr, change);
     }
 }
 

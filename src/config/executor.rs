@@ -293,7 +293,8 @@ mod tests {
         assert_eq!(default, ExecutorConfig::default());
         default.check().unwrap();
         let all = json!({
-            "fleet": {"urls": ["http://localhost:1"], "slots": 7, "unreachable_timeout_s": 3.0,
+            "fleet": {"urls": ["http://localhost:1"], "servers_file": null, "servers_name": null,
+                "slots": 7, "unreachable_timeout_s": 3.0,
                 "start_timeout_s": 0.5, "allow_unisolated": true, "ca_pem": "c"},
             "tool_server": {"url": "http://localhost:2", "concurrency": 3, "ca_pem": null},
             "tools": {"builtin": false, "external": [{"name": "search", "description": "d",

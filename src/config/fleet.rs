@@ -1,5 +1,6 @@
 //! Which sandbox servers there are, and how to speak with them.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -13,8 +14,22 @@ use crate::seconds;
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct FleetConfig {
-    /// Their base URLs: `http://host:port` or `https://…`. At least one, all different.
+    /// Their base URLs: `http://host:port` or `https://…`. All different. At least one, unless the
+    /// servers are listed elsewhere ([`servers_file`](Self::servers_file),
+    /// [`servers_name`](Self::servers_name)).
+    #[serde(default)]
     pub urls: Vec<String>,
+    /// A file with their base URLs, one in each line; empty lines, and what follows a `#`, are left
+    /// out. It is read again twice a second: servers that are new in it are used as soon as they
+    /// answer, those that are gone from it are drained, which means that trajectories finish there
+    /// and no other is put there. At most 1 MiB and 10,000 servers. Defaults to none.
+    #[serde(default)]
+    pub servers_file: Option<PathBuf>,
+    /// A name and a port, `name:port`: every address of the name is a server, spoken to by `http`.
+    /// It is looked up again every 5 s, with the same effect as a file that changes. Defaults to
+    /// none.
+    #[serde(default)]
+    pub servers_name: Option<String>,
     /// The bearer token, the same for all. Defaults to none. Never logged or serialised.
     #[serde(default, skip_serializing)]
     pub token: Option<Secret>,
@@ -56,6 +71,8 @@ fn start_timeout() -> Duration {
 
 setters! {
     FleetConfig {
+        with_servers_file: servers_file = some PathBuf,
+        with_servers_name: servers_name = some String,
         with_token: token = some Secret,
         with_slots: slots = Option<usize>,
         with_unreachable_timeout: unreachable_timeout = Duration,
@@ -70,6 +87,8 @@ impl FleetConfig {
     pub fn new(urls: impl IntoIterator<Item = impl Into<String>>) -> Self {
         Self {
             urls: urls.into_iter().map(Into::into).collect(),
+            servers_file: None,
+            servers_name: None,
             token: None,
             slots: None,
             unreachable_timeout: unreachable_timeout(),
@@ -85,9 +104,27 @@ impl FleetConfig {
     /// # Errors
     /// What is wrong, with what would be right.
     pub fn check(&self) -> Result<(), ConfigError> {
-        if self.urls.is_empty() {
-            let text = "a fleet needs the URL of at least one sandbox server";
-            return Err(ConfigError::new(text));
+        let sources =
+            [!self.urls.is_empty(), self.servers_file.is_some(), self.servers_name.is_some()];
+        match sources.into_iter().filter(|given| *given).count() {
+            0 => {
+                let text = "a fleet needs the URL of at least one sandbox server, in urls, or \
+                            servers_file or servers_name";
+                return Err(ConfigError::new(text));
+            }
+            1 => {}
+            _ => {
+                let text = "a fleet takes one of urls, servers_file and servers_name";
+                return Err(ConfigError::new(text));
+            }
+        }
+        if let Some(name) = &self.servers_name {
+            let port = name.rsplit_once(':').filter(|(name, _)| !name.is_empty());
+            if port.and_then(|(_, port)| port.parse::<u16>().ok()).is_none() {
+                let text =
+                    format!("servers_name is {name:?}; it must be a name and a port, name:port");
+                return Err(ConfigError::new(text));
+            }
         }
         if self.slots == Some(0) {
             return Err(ConfigError::new("slots is 0; it must be at least 1"));

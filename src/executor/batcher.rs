@@ -111,17 +111,17 @@ impl Performer {
         let report = self.report.clone();
         let backend = self.backend.clone();
         match action {
-            Action::Send { container, batch } => {
+            Action::Send { container, addr, batch } => {
                 // A change of threads costs a lone call more than handing it over does.
                 let is_inline = |execution: &Execution| self.inline_tools.contains(&execution.tool);
                 let (inline, others): (Vec<_>, Vec<_>) = batch.into_iter().partition(is_inline);
-                hand_over(&*backend, container, inline);
+                hand_over(&*backend, &addr, inline);
                 if others.is_empty() {
                     let _ = report.send(Event::BatchAccepted { container });
                     return;
                 }
                 io.spawn(move || {
-                    hand_over(&*backend, container, still_wanted(others));
+                    hand_over(&*backend, &addr, still_wanted(others));
                     let _ = report.send(Event::BatchAccepted { container });
                 });
             }
@@ -172,10 +172,10 @@ impl Performer {
     }
 }
 
-fn hand_over(backend: &dyn Backend, container: usize, batch: Vec<Execution>) {
+fn hand_over(backend: &dyn Backend, addr: &str, batch: Vec<Execution>) {
     // A panic drops the batch's replies, which answers them.
     if !batch.is_empty()
-        && let Err(panic) = guarded(|| backend.execute(container, batch))
+        && let Err(panic) = guarded(|| backend.execute(addr, batch))
     {
         log::error!("the sandbox backend panicked in execute: {panic}");
     }

@@ -79,7 +79,7 @@ impl Backend for NoBackend {
         Ok(Vec::new())
     }
 
-    fn execute(&self, _container: usize, _batch: Vec<Execution>) {}
+    fn execute(&self, _addr: &str, _batch: Vec<Execution>) {}
 
     fn reset(&self, _slot: &SlotRef, _reply: ResetReply) {}
 }

@@ -42,7 +42,7 @@ pub(crate) enum Event {
     /// A reset has ended.
     ResetDone { slot: SlotIx, generation: u64, outcome: Result<(), String> },
     /// Something became of the container with this index.
-    Container { container: usize, change: ContainerChange },
+    Container { addr: Arc<str>, change: ContainerChange },
     /// A caller wants this call to end.
     Cancel(ExecutionId),
     /// A caller wants all calls of this trajectory to end.

@@ -61,7 +61,7 @@ use self::stats::Rejections;
 use crate::backend::{Backend, Capabilities, ExecutionId, SlotRef};
 #[cfg(doc)]
 use crate::config::ExecutorConfig;
-use crate::error::{ReleaseError, SubmitError};
+use crate::error::{BackendError, ReleaseError, SubmitError};
 use crate::thread::OwnedThread;
 use crate::tool::format::Repair;
 use crate::tool::{
@@ -296,6 +296,21 @@ impl ToolExecutor {
     #[cfg(feature = "server")]
     pub(crate) fn allows_network(&self) -> bool {
         self.policy.allow_network
+    }
+
+    /// Has the backend use these containers from now on, by their addresses: for a fleet, the URLs
+    /// of its sandbox servers. New ones are used as soon as they answer; where one is not named any
+    /// more the trajectories that are there finish, and no other is put there. Blocks for a moment
+    /// at most. [`Stats::lanes`] tells what has come of it.
+    ///
+    /// # Errors
+    /// An address makes no sense, or the backend has the containers that it has (as the embedded
+    /// sandbox, or a fleet whose servers are listed in a file): nothing has changed then.
+    pub fn use_containers(&self, addrs: &[String]) -> Result<(), BackendError> {
+        let used = guarded(|| self.backend.use_containers(addrs));
+        used.unwrap_or_else(|panic| {
+            Err(BackendError::new(format!("the backend panicked: {panic}")))
+        })
     }
 
     /// The tools there are.

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
 use parking_lot::{Condvar, Mutex};
+use serde_json::Value;
 
 use super::callback::{Callback, CallbackJob};
 use super::completion::{Completion, Place, QueueSender};
@@ -50,6 +51,8 @@ struct Progress {
     state: State,
     /// Set when the call is handed to its backend: when, and how long it had waited.
     sent: Option<(Instant, Timing)>,
+    /// The container that it was sent to, where results tell of it.
+    container: Option<Arc<str>>,
 }
 
 /// The shared part of a promise.
@@ -76,6 +79,11 @@ impl CallState {
     /// Marks the call as handed to its backend now, after having waited as told.
     pub(crate) fn sent(&self, now: Instant, waited: Timing) {
         self.progress.lock().sent = Some((now, waited));
+    }
+
+    /// Has the result's metadata say in which container it ran.
+    pub(crate) fn tell_container(&self, addr: Arc<str>) {
+        self.progress.lock().container = Some(addr);
     }
 
     /// Notes that the call's end is wanted, for its backend to see.
@@ -123,6 +131,9 @@ impl CallState {
         result.uniq_id = Some(self.uniq_id.clone());
         if let Some(notes) = &self.notes {
             result.metadata.extend((**notes).clone());
+        }
+        if let Some(container) = &progress.container {
+            result.metadata.insert("container".to_owned(), Value::from(&**container));
         }
         announce(outcome, timing);
         match destination {
@@ -182,7 +193,11 @@ impl Promise {
             trajectory_id,
             uniq_id,
             notes: None,
-            progress: Mutex::new(Progress { state: State::Open(destination), sent: None }),
+            progress: Mutex::new(Progress {
+                state: State::Open(destination),
+                sent: None,
+                container: None,
+            }),
             done: Condvar::new(),
             cancelled: AtomicBool::new(false),
             cancel_requested: AtomicBool::new(false),

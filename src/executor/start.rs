@@ -1,5 +1,6 @@
 //! The start of an executor: its backend, its threads. The one place that names concrete backends.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Instant;
@@ -19,7 +20,7 @@ use super::lane::BatchLimits;
 use super::orders::Orders;
 use super::stats::Rejections;
 use super::{CLOSE_MARGIN, Threads, ToolExecutor};
-use crate::backend::{Backend, Watcher};
+use crate::backend::{Backend, Container, Watcher};
 use crate::config::{ExecutorConfig, FleetConfig, LocalConfig, MOST_THREADS, ToolServerConfig};
 use crate::error::{BackendError, BackendErrorKind, ConfigError, StartError};
 use crate::interrupt::Interrupt;
@@ -51,7 +52,7 @@ impl ToolExecutor {
             Some(registry) => registry,
             None => config.tools.registry()?,
         };
-        let limits = limits(&config);
+        let mut limits = limits(&config);
         // Before the backend, which may be slow to start: whether it is there is soon known.
         let tool_server = match &config.tool_server {
             Some(server) => Some(connect(server, &mut registry, &interrupt)?),
@@ -65,7 +66,13 @@ impl ToolExecutor {
             (None, None, None) => Arc::new(NoBackend),
         };
         let containers = backend.start(&interrupt).map_err(backend_failed)?;
+        if let Some(addr) = told_twice(&containers) {
+            backend.close(Instant::now() + CLOSE_MARGIN);
+            let text = format!("the backend has two containers at the address {addr:?}");
+            return Err(StartError::Backend(BackendError::new(text)));
+        }
         let capabilities = backend.capabilities();
+        limits.may_grow = capabilities.may_grow;
         // A backend without a limit of its own may well say `Duration::MAX`.
         let default_timeout =
             config.default_timeout.unwrap_or(capabilities.default_timeout).min(LONGEST);
@@ -77,9 +84,9 @@ impl ToolExecutor {
         )]
         let (events, receiver) = unbounded();
         let told = events.clone();
-        backend.watch(Watcher::from_fn(move |container, change| {
+        backend.watch(Watcher::from_fn(move |addr, change| {
             // Refused only when the batcher has ended.
-            let _ = told.send(Event::Container { container, change });
+            let _ = told.send(Event::Container { addr: addr.into(), change });
         }));
         let launch = || -> std::io::Result<_> {
             let io = Workers::start("tool-io", config.io_threads)?;
@@ -158,6 +165,12 @@ impl ToolExecutor {
     }
 }
 
+/// The address of two of the containers.
+fn told_twice(containers: &[Container]) -> Option<&str> {
+    let mut seen = HashSet::new();
+    containers.iter().map(|container| &*container.addr).find(|addr| !seen.insert(*addr))
+}
+
 /// The backend did not start, or was told not to.
 fn backend_failed(error: BackendError) -> StartError {
     match error.kind() {
@@ -180,6 +193,7 @@ fn limits(config: &ExecutorConfig) -> Limits {
         reset_timeout: config.reset_timeout,
         on_lost: config.on_lost_workspace,
         idle_limit: config.idle_limit.filter(|limit| !limit.is_zero()),
+        may_grow: false,
         unanswered: config.queue_capacity.max(MOST_THREADS),
         external: [
             config.handler_threads,

@@ -55,7 +55,7 @@ pub struct Stats {
     pub tools: BTreeMap<String, OutcomeCounts>,
     /// Containers by whether they answer, now.
     pub containers: ContainerCounts,
-    /// What is on its way to each container, now, in the order in which the backend named them.
+    /// What is on its way to each container that is there, now.
     pub lanes: Vec<LaneStats>,
     /// How far commands are isolated in the backend's slots, where it tells.
     pub isolation_level: Option<IsolationLevel>,
@@ -86,6 +86,9 @@ pub struct IdleHolder {
 pub struct LaneStats {
     /// Where the container is.
     pub addr: String,
+    /// `up`, `draining` (no trajectory is newly put there), `unknown` (it does not answer) or
+    /// `down` (it is given up until it answers again).
+    pub state: &'static str,
     /// Calls that have a slot there and were not sent yet.
     pub waiting: usize,
     /// Batches that were sent and not yet accepted.

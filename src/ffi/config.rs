@@ -84,7 +84,7 @@ mod tests {
                 TE_INVALID_CONFIG,
                 "in \"local\": invalid type",
             ),
-            (r#"{"fleet": {}}"#, TE_INVALID_CONFIG, "in \"fleet\": missing field `urls`"),
+            (r#"{"fleet": {}}"#, TE_INVALID_CONFIG, "in \"fleet\": a fleet needs the URL"),
             (r#"{"fleet": {"urls": []}}"#, TE_INVALID_CONFIG, "at least one"),
             (r#"{"fleet": {"urls": ["x"]}, "local": {}}"#, TE_INVALID_CONFIG, "not both"),
             (r#"{"batch_window_s": -1}"#, TE_INVALID_CONFIG, "from 0 to"),

@@ -18,6 +18,15 @@ impl Pool {
             ContainerChange::Restarted => (ContainerState::Up, true),
             ContainerChange::Lost => (ContainerState::Down, true),
             ContainerChange::Resized(slots) => return self.resized(container, slots),
+            ContainerChange::Added(slots) => return self.added(container, slots),
+            ContainerChange::Draining => {
+                if let Some(entry) = self.containers.get_mut(container) {
+                    entry.is_draining = true;
+                    self.wait_elsewhere(container);
+                }
+                return;
+            }
+            ContainerChange::Gone => (ContainerState::Gone, true),
         };
         let Some(entry) = self.containers.get_mut(container) else { return };
         entry.state = state;
@@ -38,6 +47,71 @@ impl Pool {
                 _ => {}
             }
         }
+        if *change == ContainerChange::Gone {
+            for slot in self.containers[container].slots.clone() {
+                self.leave(slot);
+            }
+        }
+    }
+
+    /// The number of the container at this address, if it is there.
+    pub(crate) fn container_at(&self, addr: &str) -> Option<usize> {
+        let number = *self.by_addr.get(addr)?;
+        (self.containers[number].state != ContainerState::Gone).then_some(number)
+    }
+
+    /// The number of a container that is there from now on. It may be that of one that is gone and
+    /// of which nothing is left: `is_idle` says so of what the pool does not know.
+    pub(crate) fn admit(&mut self, addr: &Arc<str>, is_idle: impl Fn(usize) -> bool) -> usize {
+        if let Some(number) = self.by_addr.get(addr) {
+            return *number;
+        }
+        let is_left = |slot: &SlotIx| {
+            let Slot { state, unanswered, .. } = &self.slots[slot.0];
+            matches!(state, State::Absent) && !unanswered
+        };
+        let is_free = |(number, container): &(usize, &PoolContainer)| {
+            container.state == ContainerState::Gone
+                && container.slots.iter().all(is_left)
+                && is_idle(*number)
+        };
+        let free = self.containers.iter().enumerate().find(is_free).map(|(number, _)| number);
+        let number = free.unwrap_or(self.containers.len());
+        match free {
+            Some(number) => {
+                let entry = &mut self.containers[number];
+                self.by_addr.remove(&entry.addr);
+                entry.addr = addr.clone();
+            }
+            None => {
+                let mut entry = PoolContainer::new(addr.clone());
+                entry.state = ContainerState::Gone;
+                self.containers.push(entry);
+            }
+        }
+        self.by_addr.insert(addr.clone(), number);
+        number
+    }
+
+    /// The container is there, with these slots.
+    fn added(&mut self, container: usize, leased: &LeasedSlots) {
+        let Some(entry) = self.containers.get_mut(container) else { return };
+        entry.is_draining = false;
+        if entry.state == ContainerState::Gone {
+            entry.state = ContainerState::Up;
+            // Whoever is there now counts its grants from 1 again.
+            for slot in &entry.slots {
+                self.slots[slot.0].grant = 0;
+            }
+        }
+        self.resized(container, leased);
+    }
+
+    /// Whoever waits for the reset of a slot of this container waits for any slot again.
+    fn wait_elsewhere(&mut self, container: usize) {
+        for slot in self.containers[container].slots.clone() {
+            self.reset_for_nobody(slot);
+        }
     }
 
     /// Other slots of the container are the executor's now.
@@ -53,7 +127,6 @@ impl Pool {
                 None => {
                     entry.slots.push(SlotIx(self.slots.len()));
                     self.slots.push(Slot::new(container, index, name, State::Absent));
-                    self.counts.elsewhere += 1;
                 }
             }
         }
@@ -116,10 +189,7 @@ impl Pool {
     /// Takes away a free slot of a container that has more than it may have: the slot, and its
     /// grant, to be given back. To be called until it gives `None`, before [`Pool::assign`].
     pub(crate) fn take_excess(&mut self) -> Option<(SlotIx, u64)> {
-        let is_over = |container: &PoolContainer| {
-            container.total > container.limit && container.state == ContainerState::Up
-        };
-        let containers = self.containers.iter().filter(|container| is_over(container));
+        let containers = self.containers.iter().filter(|container| container.has_excess());
         let slot = containers.filter_map(|container| self.least_wanted(container)).next()?;
         self.set(slot, State::Absent);
         Some((slot, self.slots[slot.0].grant))
@@ -152,9 +222,11 @@ impl Pool {
         change: &ContainerChange,
     ) -> Vec<(Arc<str>, SlotIx)> {
         let kept = match change {
-            ContainerChange::Unreachable | ContainerChange::Recovered => return Vec::new(),
-            ContainerChange::Restarted | ContainerChange::Lost => &[][..],
-            ContainerChange::Resized(slots) => &slots.held,
+            ContainerChange::Unreachable
+            | ContainerChange::Recovered
+            | ContainerChange::Draining => return Vec::new(),
+            ContainerChange::Restarted | ContainerChange::Lost | ContainerChange::Gone => &[][..],
+            ContainerChange::Resized(slots) | ContainerChange::Added(slots) => &slots.held,
         };
         let kept: HashMap<_, _> = kept.iter().copied().collect();
         let slots = self.containers.get(container).map_or(&[][..], |entry| &entry.slots);

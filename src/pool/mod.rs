@@ -23,12 +23,12 @@ mod slot;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-pub(crate) use self::slot::SlotIx;
 pub use self::slot::{ContainerCounts, SlotCounts};
+pub(crate) use self::slot::{Occupancy, SlotIx};
 
 use self::slot::{ContainerState, PoolContainer, Purpose, Slot, State};
 use crate::backend::{Container, SlotRef};
@@ -61,6 +61,8 @@ const RETRY_MOST: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(crate) struct Pool {
     containers: Vec<PoolContainer>,
+    /// The number of each container that is there, and of some that are gone.
+    by_addr: HashMap<Arc<str>, usize>,
     slots: Vec<Slot>,
     /// The waiting room, by order of arrival.
     waiting: WaitQueue<Arc<str>>,
@@ -90,22 +92,20 @@ impl Pool {
                 );
                 let here = first..slots.len();
                 PoolContainer {
-                    addr: container.addr.as_str().into(),
                     // Taken from the end, so that slot_0 comes first.
                     clean: here.clone().rev().map(SlotIx).collect(),
-                    dirty: VecDeque::new(),
-                    load: 0,
-                    held: 0,
                     total: here.len(),
                     slots: here.map(SlotIx).collect(),
-                    limit: usize::MAX,
-                    state: ContainerState::Up,
+                    ..PoolContainer::new(container.addr.as_str().into())
                 }
             })
-            .collect();
+            .collect::<Vec<_>>();
+        let by_addr = containers.iter().enumerate();
+        let by_addr = by_addr.map(|(number, container)| (container.addr.clone(), number)).collect();
         let counts = SlotCounts { total: slots.len(), clean: slots.len(), ..SlotCounts::default() };
         Self {
             containers,
+            by_addr,
             slots,
             waiting: WaitQueue::new(),
             positions: HashMap::new(),
@@ -145,14 +145,14 @@ impl Pool {
         let trajectory = trajectory.clone();
         let left = self.left_by.get(&trajectory).copied();
         let slot = left
-            .filter(|slot| self.is_up(self.slots[slot.0].container))
+            .filter(|slot| self.containers[self.slots[slot.0].container].is_open())
             .or_else(|| self.clean_slot())
             .or_else(|| self.dirty_slot())?;
         self.waiting.pop();
         self.positions.remove(&trajectory);
         if let Some(left) = left.filter(|left| *left != slot) {
-            // Its container does not answer; what it left there it will not have back, since from
-            // now on its files are elsewhere.
+            // Its container does not answer, or is draining; what it left there it will not have
+            // back, since from now on its files are elsewhere.
             self.set(left, State::Dirty(None));
         }
         let needs_reset = match &self.slots[slot.0].state {
@@ -315,15 +315,10 @@ impl Pool {
         self.slots.is_empty()
     }
 
-    fn is_up(&self, container: usize) -> bool {
-        self.containers[container].state == ContainerState::Up
-    }
-
     /// The slot as backends know it.
     pub(crate) fn slot_ref(&self, slot: SlotIx) -> SlotRef {
         let entry = &self.slots[slot.0];
         SlotRef {
-            container: entry.container,
             addr: self.containers[entry.container].addr.clone(),
             index: entry.index,
             name: entry.name.clone(),
@@ -338,7 +333,8 @@ impl Pool {
 
     /// How many slots are in which state.
     pub(crate) fn counts(&self) -> SlotCounts {
-        self.counts
+        let elsewhere = self.containers.iter().map(PoolContainer::elsewhere).sum();
+        SlotCounts { elsewhere, ..self.counts }
     }
 
     /// How many containers answer.
@@ -346,17 +342,35 @@ impl Pool {
         let mut counts = ContainerCounts::default();
         for container in &self.containers {
             match container.state {
+                ContainerState::Up if container.is_draining => counts.draining += 1,
                 ContainerState::Up => counts.up += 1,
                 ContainerState::Unknown => counts.unknown += 1,
                 ContainerState::Down => counts.down += 1,
+                ContainerState::Gone => {}
             }
         }
         counts
     }
 
-    /// Of each container its address, how many slots it has, and how many are held.
-    pub(crate) fn occupancy(&self) -> impl Iterator<Item = (&str, usize, usize)> {
-        self.containers.iter().map(|container| (&*container.addr, container.total, container.held))
+    /// What is to be told of each container, by its number.
+    pub(crate) fn occupancy(&self) -> impl Iterator<Item = Occupancy<'_>> {
+        self.containers.iter().map(|container| Occupancy {
+            addr: &container.addr,
+            state: match container.state {
+                ContainerState::Up if container.is_draining => "draining",
+                ContainerState::Up => "up",
+                ContainerState::Unknown => "unknown",
+                ContainerState::Down => "down",
+                ContainerState::Gone => "gone",
+            },
+            slots: container.total,
+            held: container.held,
+        })
+    }
+
+    /// The address of a container.
+    pub(crate) fn addr(&self, container: usize) -> Arc<str> {
+        self.containers[container].addr.clone()
     }
 
     /// The trajectory that holds this slot.
@@ -392,7 +406,7 @@ impl Pool {
     fn least_loaded(&self, free: impl Fn(&PoolContainer) -> Option<&SlotIx>) -> Option<SlotIx> {
         self.containers
             .iter()
-            .filter(|container| container.state == ContainerState::Up)
+            .filter(|container| container.is_open())
             .filter_map(|container| free(container).map(|slot| (container.load, *slot)))
             .min()
             .map(|(_, slot)| slot)
@@ -445,7 +459,6 @@ impl Pool {
             State::Absent => {
                 container.total += 1;
                 self.counts.total += 1;
-                self.counts.elsewhere -= 1;
             }
         }
         match &entry.state {
@@ -479,7 +492,6 @@ impl Pool {
             State::Absent => {
                 container.total -= 1;
                 self.counts.total -= 1;
-                self.counts.elsewhere += 1;
             }
         }
     }

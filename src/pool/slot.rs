@@ -56,6 +56,8 @@ pub struct ContainerCounts {
     pub unknown: usize,
     /// They are given up until they answer again.
     pub down: usize,
+    /// They answer, and no trajectory is newly put there.
+    pub draining: usize,
 }
 
 #[derive(Debug)]
@@ -140,6 +142,56 @@ pub(super) struct PoolContainer {
     /// How many of them there may be: what is more is given back.
     pub(super) limit: usize,
     pub(super) state: ContainerState,
+    /// No trajectory is newly put there, and every slot that is free is given back.
+    pub(super) is_draining: bool,
+}
+
+impl PoolContainer {
+    /// One without slots that answers.
+    pub(super) fn new(addr: Arc<str>) -> Self {
+        Self {
+            addr,
+            slots: Vec::new(),
+            clean: Vec::new(),
+            dirty: VecDeque::new(),
+            load: 0,
+            held: 0,
+            total: 0,
+            limit: usize::MAX,
+            state: ContainerState::Up,
+            is_draining: false,
+        }
+    }
+
+    /// Whether a trajectory may be put there.
+    pub(super) fn is_open(&self) -> bool {
+        self.state == ContainerState::Up && !self.is_draining
+    }
+
+    /// Whether it has more slots than it may have, and can be given some back.
+    pub(super) fn has_excess(&self) -> bool {
+        let limit = if self.is_draining { 0 } else { self.limit };
+        self.state == ContainerState::Up && self.total > limit
+    }
+
+    /// How many of its slots others have.
+    pub(super) fn elsewhere(&self) -> usize {
+        let is_there = self.state != ContainerState::Gone && !self.is_draining;
+        if is_there { self.slots.len() - self.total } else { 0 }
+    }
+}
+
+/// A container as it is told of.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Occupancy<'a> {
+    /// Where it is.
+    pub(crate) addr: &'a Arc<str>,
+    /// One word.
+    pub(crate) state: &'static str,
+    /// The slots of it that the executor may use.
+    pub(crate) slots: usize,
+    /// Those of them that are held.
+    pub(crate) held: usize,
 }
 
 /// Whether a container answers.
@@ -148,4 +200,6 @@ pub(super) enum ContainerState {
     Up,
     Unknown,
     Down,
+    /// It is there no more. Its number may be another's one day.
+    Gone,
 }

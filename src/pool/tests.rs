@@ -37,7 +37,7 @@ fn slots_are_spread_over_the_least_loaded_containers() {
     for name in ["a", "b", "c", "d", "e", "f"] {
         pool.wait(id(name));
         let slot = granted(&mut pool, Instant::now());
-        order.push(pool.slot_ref(slot).container);
+        order.push(pool.container(slot));
     }
     assert_eq!(order, [0, 1, 2, 0, 1, 2]);
 }
@@ -245,6 +245,67 @@ fn slots_are_used_while_they_are_granted_and_what_is_too_many_is_given_back() {
     assert_eq!(pool.assign(now), Some(Assignment::Reset(slots[0])));
 }
 
+fn added(names: &[&str], grant: u64) -> ContainerChange {
+    ContainerChange::Added(LeasedSlots::all(names.iter().copied(), grant))
+}
+
+#[test]
+fn a_container_that_drains_takes_no_trajectory_and_gives_its_slots_back() {
+    let mut pool = pool(&[2]);
+    let now = Instant::now();
+    pool.wait(id("a"));
+    let slot = granted(&mut pool, now);
+    pool.container_changed(0, &ContainerChange::Draining);
+    assert_eq!((pool.container_counts().up, pool.container_counts().draining), (0, 1));
+    pool.wait(id("b"));
+    let (other, grant) = pool.take_excess().unwrap();
+    assert_ne!((other, grant), (slot, 1));
+    assert_eq!((pool.take_excess(), pool.assign(now)), (None, None));
+    assert_eq!((pool.counts().total, pool.counts().elsewhere), (1, 0));
+    // Not even who left files there comes back to it.
+    pool.release_as_is(slot);
+    assert_eq!(pool.take_excess(), Some((slot, 0)));
+    pool.wait(id("a"));
+    assert_eq!(pool.assign(now), None);
+    // It is used on.
+    pool.container_changed(0, &added(&["slot_0", "slot_1"], 1));
+    let Some(Assignment::Reset(slot)) = pool.assign(now) else { panic!("not without a reset") };
+    assert_eq!(pool.slot_ref(slot).index, 0);
+    // A trajectory that waits for a reset there waits for any slot.
+    pool.container_changed(0, &ContainerChange::Draining);
+    let generation = pool.slot_ref(slot).generation;
+    assert_eq!(pool.reset_done(slot, generation, Ok(()), now), None);
+    assert_eq!(pool.assign(now), None);
+}
+
+#[test]
+fn the_number_of_a_container_is_used_again_only_when_nothing_is_left_of_it() {
+    let mut pool = pool(&[1, 1]);
+    let now = Instant::now();
+    pool.wait(id("a"));
+    let slot = granted(&mut pool, now);
+    pool.release_with_reset(slot, now);
+    pool.container_changed(0, &ContainerChange::Gone);
+    assert_eq!(pool.container_at("container-0"), None);
+    assert_eq!(pool.container_counts(), ContainerCounts { up: 1, ..ContainerCounts::default() });
+    let new: Arc<str> = "new".into();
+    assert_eq!(pool.admit(&new, |_| true), 2, "a reset is still to be answered");
+    assert_eq!(pool.admit(&new, |_| true), 2);
+    pool.container_changed(2, &added(&["x"], 1));
+    pool.container_changed(2, &ContainerChange::Gone);
+    let generation = pool.slot_ref(slot).generation;
+    let released = pool.reset_done(slot, generation, Err("gone".to_owned()), now);
+    assert_eq!(released, Some(ResetFor::Released(id("a"), Err("gone".to_owned()))));
+    let is_idle = |number| number != 0;
+    assert_eq!(pool.admit(&"third".into(), is_idle), 2, "a call is on its way to the first");
+    pool.container_changed(2, &added(&["x"], 1));
+    assert_eq!(pool.admit(&"fourth".into(), |_| true), 0);
+    pool.container_changed(0, &added(&["y", "z"], 1));
+    assert_eq!((&*pool.addr(0), pool.counts().total, pool.counts().clean), ("fourth", 4, 1));
+    let occupancy: Vec<_> = pool.occupancy().map(|one| (&**one.addr, one.state)).collect();
+    assert_eq!(occupancy, [("fourth", "up"), ("container-1", "up"), ("third", "up")]);
+}
+
 #[test]
 fn a_slot_that_goes_while_it_is_reset_is_not_given_out_and_ends_the_release() {
     let mut pool = pool(&[1]);
@@ -291,6 +352,8 @@ fn step() -> impl Strategy<Value = Step> {
         ContainerChange::Recovered,
         ContainerChange::Restarted,
         ContainerChange::Lost,
+        ContainerChange::Draining,
+        ContainerChange::Gone,
     ];
     prop_oneof![
         (0..12u8).prop_map(Step::Wait),
@@ -327,6 +390,8 @@ proptest! {
         let mut waiting: Vec<u8> = Vec::new();
         let mut files = vec![Files::None; 6];
         let mut up = [true; 3];
+        let mut draining = [false; 3];
+        let mut gone = [false; 3];
         let mut grants = [[0; 4]; 3];
         let mut last_grant = 0;
         let number = |trajectory: &str| trajectory.parse::<u8>().unwrap();
@@ -350,7 +415,7 @@ proptest! {
                         prop_assert!(*left == Files::None || *left == Files::Of(t));
                         let (container, index) =
                             (pool.container(slot), pool.slot_ref(slot).index);
-                        prop_assert!(up[container]);
+                        prop_assert!(up[container] && !draining[container]);
                         prop_assert_eq!(
                             grants[container][index],
                             pool.slots[slot.0].grant,
@@ -368,11 +433,11 @@ proptest! {
                             (pool.container(slot), pool.slot_ref(slot).index);
                         prop_assert_eq!(std::mem::take(&mut grants[container][index]), grant);
                     }
-                    for container in pool.containers.iter().filter(|c| {
-                        c.state == ContainerState::Up && c.limit < usize::MAX
-                    }) {
+                    let is_up = |c: &&PoolContainer| c.state == ContainerState::Up;
+                    for container in pool.containers.iter().filter(is_up) {
                         let free = container.clean.len() + container.dirty.len();
-                        prop_assert!(free == 0 || container.total <= container.limit);
+                        let limit = if container.is_draining { 0 } else { container.limit };
+                        prop_assert!(free == 0 || container.total <= limit);
                     }
                 }
                 Step::Resize(container, has, anew, most) => {
@@ -392,7 +457,17 @@ proptest! {
                     }
                     let names = (0..4).map(|slot| format!("slot_{slot}")).collect();
                     let leased = LeasedSlots::new(names, now_held, most.into());
-                    let change = ContainerChange::Resized(leased);
+                    let is_added = gone[container] || (draining[container] && most == 4);
+                    let change = if is_added {
+                        draining[container] = false;
+                        up[container] |= std::mem::take(&mut gone[container]);
+                        let addr = format!("container-{container}").into();
+                        let number = pool.admit(&addr, |_| unreachable!("it is known"));
+                        prop_assert_eq!(number, container);
+                        ContainerChange::Added(leased)
+                    } else {
+                        ContainerChange::Resized(leased)
+                    };
                     for (t, slot) in pool.lost_by(container, &change) {
                         prop_assert_eq!(held.remove(&number(&t)), Some(slot));
                         pool.release_unknown(slot);
@@ -443,9 +518,27 @@ proptest! {
                 }
                 Step::Container(container, change) => {
                     let container = usize::from(container);
-                    up[container] =
-                        matches!(change, ContainerChange::Recovered | ContainerChange::Restarted);
-                    if matches!(change, ContainerChange::Restarted | ContainerChange::Lost) {
+                    // Who is gone has nothing more to say.
+                    let known = pool.container_at(&format!("container-{container}"));
+                    prop_assert_eq!(known.is_none(), gone[container]);
+                    if gone[container] {
+                        continue;
+                    }
+                    match change {
+                        ContainerChange::Draining => draining[container] = true,
+                        ContainerChange::Recovered | ContainerChange::Restarted => {
+                            up[container] = true;
+                        }
+                        _ => up[container] = false,
+                    }
+                    if change == ContainerChange::Gone {
+                        gone[container] = true;
+                        grants[container] = [0; 4];
+                    }
+                    if matches!(
+                        change,
+                        ContainerChange::Restarted | ContainerChange::Lost | ContainerChange::Gone
+                    ) {
                         for (t, slot) in pool.lost_by(container, &change) {
                             prop_assert_eq!(held.remove(&number(&t)), Some(slot));
                             pool.release_unknown(slot);
@@ -468,7 +561,10 @@ proptest! {
                 counts.clean + counts.dirty + counts.held + counts.resetting + counts.broken,
                 counts.total
             );
-            prop_assert_eq!(counts.total + counts.elsewhere, pool.slots.len());
+            let absent = |slot: &&Slot| matches!(slot.state, State::Absent);
+            let absent = pool.slots.iter().filter(absent).count();
+            prop_assert_eq!(counts.total + absent, pool.slots.len());
+            prop_assert!(counts.elsewhere <= absent);
             prop_assert_eq!(counts.held, held.len());
             prop_assert_eq!(pool.holders().count(), held.len());
         }

@@ -19,15 +19,16 @@ mod remedy;
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 pub(crate) use failure::{Failure, is_shortage};
 pub(super) use layout::HostLayout;
+use layout::Sys;
 pub(crate) use probe::Budget;
 pub(crate) use remedy::{Facts, advice};
 
-use super::etc;
+use super::etc::EtcCopy;
 use super::identity::HOST_NAME;
 use super::init;
 use super::jail::{Origin, Plan, Proc};
@@ -69,8 +70,8 @@ pub(crate) struct Jails {
     pub(super) layout: HostLayout,
     /// What the operator gives to commands.
     provided: Arc<Provided>,
-    /// The directory that is shown as `/etc`.
-    etc: Option<PathBuf>,
+    /// What is shown as `/etc`.
+    etc: Option<EtcCopy>,
     /// Whether a slot keeps its jail for the next command.
     warm: bool,
     /// How large `/dev/shm` may become. `None` leaves it to the kernel, which gives half of the
@@ -156,8 +157,8 @@ impl Isolation {
         }
     }
 
-    /// Shows commands this directory as `/etc`; without one it is empty.
-    pub(crate) fn with_etc(mut self, etc: PathBuf) -> Self {
+    /// Shows commands this copy as `/etc`; without one it is empty.
+    pub(crate) fn with_etc(mut self, etc: EtcCopy) -> Self {
         if let Some(jails) = self.jails() {
             jails.etc = Some(etc);
         }
@@ -183,7 +184,7 @@ impl Isolation {
             Provided::find(config, shown, workspace.owner(), data_dir.base_path())
         })?;
         if let Some(etc) = &jails.etc {
-            etc::make_places(etc, provided.places_beneath(Path::new("/etc")))?;
+            etc.make_places(provided.places_beneath(Path::new("/etc")))?;
         }
         jails.provided = Arc::new(provided);
         if jails.provided.shows_something() {
@@ -284,7 +285,7 @@ impl Isolation {
     pub(crate) fn with_name_of_machine(self) -> io::Result<Self> {
         if let Self::Jailed(Jails { has_host_name: false, etc: Some(etc), .. }) = &self {
             let uname = rustix::system::uname();
-            etc::add_host(etc, &uname.nodename().to_string_lossy())?;
+            etc.add_host(&uname.nodename().to_string_lossy())?;
         }
         Ok(self)
     }
@@ -354,7 +355,7 @@ impl Jails {
             proc: Proc::Own,
             has_host_name: true,
             can_cut_network: true,
-            layout: HostLayout::detect(workspace.identity().clone()),
+            layout: HostLayout::detect(workspace),
             provided: Arc::default(),
             etc: None,
             warm: true,
@@ -364,13 +365,32 @@ impl Jails {
             seccomp: Err("switched off".to_owned()),
         };
         let mut refusal = None;
-        for (can_cut_network, proc, has_host_name) in LAXER {
-            let jails = Self { can_cut_network, proc, has_host_name, ..strict.clone() };
-            match jails.try_out(workspace, budget) {
-                Ok(()) => return Ok(jails),
-                Err(failure) if failure.is_inconclusive() => return Err(failure),
-                // The strictest one says best what is in the way.
-                Err(failure) => refusal = refusal.or(Some(failure)),
+        for (place, (can_cut_network, proc, has_host_name)) in LAXER.into_iter().enumerate() {
+            // Where not even the laxest can be made, nothing between the two can.
+            if place == 1 {
+                let layout = strict.layout.clone().with_sys(Sys::None);
+                let [.., (can_cut_network, proc, has_host_name)] = LAXER;
+                let laxest =
+                    Self { layout, can_cut_network, proc, has_host_name, ..strict.clone() };
+                match laxest.try_out(workspace, budget) {
+                    Ok(()) => {}
+                    Err(failure) if failure.is_inconclusive() => return Err(failure),
+                    Err(_) => break,
+                }
+            }
+            // `/sys` is the least to do without; why it cannot be had is not what is told.
+            let which = [strict.layout.sys, Sys::Host, Sys::None];
+            let from = if can_cut_network { 0 } else { 1 };
+            for sys in which.into_iter().skip(from) {
+                let layout = strict.layout.clone().with_sys(sys);
+                let jails = Self { layout, can_cut_network, proc, has_host_name, ..strict.clone() };
+                match jails.try_out(workspace, budget) {
+                    Ok(()) => return Ok(jails),
+                    Err(failure) if failure.is_inconclusive() => return Err(failure),
+                    // The strictest one says best what is in the way.
+                    Err(failure) if place == 0 => refusal = Some(failure),
+                    Err(_) => {}
+                }
             }
         }
         Err(refusal.unwrap_or(Failure::Missing))
@@ -408,7 +428,7 @@ impl Jails {
             groups,
             host_name: self.has_host_name.then_some(HOST_NAME),
             network: contents.network,
-            root: layout::root(&self.layout, &self.provided, self.etc.as_deref(), &contents),
+            root: layout::root(&self.layout, &self.provided, self.etc.as_ref(), &contents),
             shared_memory: self.shared_memory,
             terminals: self.terminals,
             inotify: self.inotify,

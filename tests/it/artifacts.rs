@@ -45,8 +45,8 @@ impl Backend for Files {
         Ok(one_container(1))
     }
 
-    fn execute(&self, container: usize, batch: Vec<Execution>) {
-        Echoes(1).execute(container, batch);
+    fn execute(&self, addr: &str, batch: Vec<Execution>) {
+        Echoes(1).execute(addr, batch);
     }
 
     fn reset(&self, _slot: &SlotRef, reply: ResetReply) {
@@ -226,7 +226,7 @@ fn what_is_read_while_its_container_begins_anew_is_thrown_away() {
     std::thread::scope(|scope| {
         let reader = scope.spawn(|| executor.read_artifact("t", &ReadArtifact::new("held")));
         let go_on = told.recv_timeout(PATIENCE).unwrap();
-        watcher.notify(0, ContainerChange::Restarted);
+        watcher.notify("fake", ContainerChange::Restarted);
         assert!(executor.slot_of("t").is_none());
         go_on.send(()).unwrap();
         let error = reader.join().unwrap().unwrap_err();
@@ -244,9 +244,9 @@ fn by_default_a_trajectory_whose_workspace_was_lost_is_refused_until_it_is_relea
     let executor = ToolExecutor::builder().shared_backend(backend.clone()).start().unwrap();
     executor.execute("t", bash("x"));
     let watcher = backend.watcher.lock().clone().unwrap();
-    watcher.notify(0, ContainerChange::Restarted);
+    watcher.notify("fake", ContainerChange::Restarted);
     // A container that there is not is nobody's.
-    watcher.notify(7, ContainerChange::Lost);
+    watcher.notify("elsewhere", ContainerChange::Lost);
     let refused = executor.execute("t", bash("x"));
     assert_eq!((refused.outcome, refused.may_have_executed), (Outcome::SandboxLost, false));
     executor.release_keeping_files("t").unwrap();

@@ -170,8 +170,8 @@ fn a_backend_without_a_time_limit_of_its_own_may_say_for_ever() {
         fn capabilities(&self) -> Capabilities {
             Capabilities::default().with_default_timeout(Duration::MAX)
         }
-        fn execute(&self, container: usize, batch: Vec<Execution>) {
-            Echoes(1).execute(container, batch);
+        fn execute(&self, addr: &str, batch: Vec<Execution>) {
+            Echoes(1).execute(addr, batch);
         }
         fn reset(&self, slot: &SlotRef, reply: ResetReply) {
             Echoes(1).reset(slot, reply);

@@ -44,7 +44,7 @@ impl Backend for Echoes {
         Ok(one_container(self.0))
     }
 
-    fn execute(&self, _container: usize, batch: Vec<Execution>) {
+    fn execute(&self, _addr: &str, batch: Vec<Execution>) {
         for execution in batch {
             let output = command(&execution).to_owned();
             execution.reply.send(ToolResult::ok(output));
@@ -65,7 +65,7 @@ impl Backend for Counts {
         Ok(one_container(1))
     }
 
-    fn execute(&self, _container: usize, batch: Vec<Execution>) {
+    fn execute(&self, _addr: &str, batch: Vec<Execution>) {
         for execution in batch {
             let count = {
                 let mut counts = self.0.lock();
@@ -130,7 +130,7 @@ impl Backend for HandsOver {
         Ok(self.containers.clone())
     }
 
-    fn execute(&self, _container: usize, batch: Vec<Execution>) {
+    fn execute(&self, _addr: &str, batch: Vec<Execution>) {
         for execution in batch {
             let _ = self.told.send(Told::Execute(execution));
         }
@@ -158,7 +158,7 @@ impl Backend for Panics {
         Ok(one_container(2))
     }
 
-    fn execute(&self, _container: usize, _batch: Vec<Execution>) {
+    fn execute(&self, _addr: &str, _batch: Vec<Execution>) {
         panic!("expected by this test");
     }
 
@@ -175,7 +175,7 @@ impl Backend for FailsToStart {
         Err(BackendError::with_source("no containers", std::io::Error::other("the cause")))
     }
 
-    fn execute(&self, _container: usize, _batch: Vec<Execution>) {}
+    fn execute(&self, _addr: &str, _batch: Vec<Execution>) {}
 
     fn reset(&self, _slot: &SlotRef, _reply: ResetReply) {}
 }

@@ -245,7 +245,7 @@ impl Backend for WaitsToBeInterrupted {
         }
     }
 
-    fn execute(&self, _container: usize, _batch: Vec<Execution>) {}
+    fn execute(&self, _addr: &str, _batch: Vec<Execution>) {}
 
     fn reset(&self, _slot: &SlotRef, _reply: ResetReply) {}
 

@@ -22,6 +22,8 @@ mod fakes;
 #[cfg(all(target_os = "linux", feature = "server"))]
 mod fleet;
 mod handlers;
+#[cfg(target_os = "linux")]
+mod host;
 mod http;
 #[cfg(feature = "server")]
 mod http_client;

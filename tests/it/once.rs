@@ -41,7 +41,7 @@ impl Backend for Misbehaves {
         Ok(one_container(self.slots))
     }
 
-    fn execute(&self, _container: usize, batch: Vec<Execution>) {
+    fn execute(&self, _addr: &str, batch: Vec<Execution>) {
         let must_panic = batch.iter().any(|execution| command(execution) == "panic");
         for execution in &batch {
             if !self.busy.lock().insert(execution.slot.index) {

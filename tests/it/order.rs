@@ -74,7 +74,7 @@ fn a_release_takes_place_after_the_calls_before_it_and_before_those_after_it() {
     assert!(told.try_recv().is_err(), "a release waits for the running call");
     execution.reply.send(ToolResult::ok(""));
     let (slot, reply) = next(&told).reset();
-    assert_eq!((slot.container, slot.index), (first_slot.container, first_slot.index));
+    assert_eq!((&slot.addr, slot.index), (&first_slot.addr, first_slot.index));
     assert!(told.try_recv().is_err(), "what follows a release waits for the reset");
     reply.send(Ok(()));
     let execution = next(&told).execution();
@@ -135,12 +135,12 @@ fn a_call_that_is_cancelled_while_its_batch_waits_for_a_thread_never_reaches_the
         fn start(&self, _interrupt: &Interrupt) -> Result<Vec<Container>, BackendError> {
             Ok(one_container(2))
         }
-        fn execute(&self, container: usize, batch: Vec<Execution>) {
+        fn execute(&self, addr: &str, batch: Vec<Execution>) {
             for execution in &batch {
                 self.0.send(command(execution).to_owned()).unwrap();
             }
             let _ = self.1.recv();
-            Echoes(2).execute(container, batch);
+            Echoes(2).execute(addr, batch);
         }
         fn reset(&self, slot: &SlotRef, reply: ResetReply) {
             Echoes(2).reset(slot, reply);
@@ -181,7 +181,7 @@ fn calls_that_a_backend_takes_at_once_are_handed_over_by_the_batcher_itself() {
         fn capabilities(&self) -> Capabilities {
             Capabilities::default().with_inline_tools(&["bash"])
         }
-        fn execute(&self, _container: usize, batch: Vec<Execution>) {
+        fn execute(&self, _addr: &str, batch: Vec<Execution>) {
             for execution in batch {
                 assert_ne!(command(&execution), "panic", "expected by this test");
                 let thread = std::thread::current().name().unwrap_or_default().to_owned();

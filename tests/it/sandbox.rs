@@ -477,7 +477,7 @@ fn resets_have_threads_of_their_own_and_all_who_ask_are_answered() {
     let mut config = LocalConfig::new(2);
     config.data_dir = Some(dir.path().to_owned());
     let backend = LocalBackend::start(config).unwrap();
-    let slot = |index: usize| SlotRef::new(0, "local", index, format!("slot_{index}"), 1);
+    let slot = |index: usize| SlotRef::new("local", index, format!("slot_{index}"), 1);
     let run = fs::read_dir(dir.path()).unwrap().next().unwrap().unwrap().path();
     let workspace = run.join("slot_0/workspace");
     for n in 0..2_000 {

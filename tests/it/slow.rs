@@ -29,7 +29,7 @@ impl Backend for Lengthy {
         Ok(one_container(self.0))
     }
 
-    fn execute(&self, _container: usize, batch: Vec<Execution>) {
+    fn execute(&self, _addr: &str, batch: Vec<Execution>) {
         for execution in batch {
             execution.reply.send(ToolResult::ok("x".repeat(self.1)));
         }

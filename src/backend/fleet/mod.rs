@@ -23,6 +23,11 @@
 //! cannot mend ends the start at once: a wrong token, `http` to a server that speaks `https` or
 //! the other way round, a certificate that is not right.
 //!
+//! # Servers that come and go
+//! The servers may be others later: [`Backend::use_containers`] says which, or a list that is read
+//! again and again ([`FleetConfig::servers_file`], [`FleetConfig::servers_name`]). `members` brings
+//! the fleet to it.
+//!
 //! # When a server does not answer
 //! It is *unknown*: its calls wait, no trajectory is newly put there, and the connection is tried
 //! again. If it is back within [`FleetConfig::unreachable_timeout`] nothing was lost, unless it
@@ -35,6 +40,8 @@
 //! and whenever one begins anew: of each the weakest, nothing where one of them does not say.
 
 mod artifacts;
+mod list;
+mod members;
 mod native;
 mod reference;
 mod shares;
@@ -48,14 +55,18 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use rustls::ClientConfig;
 use serde::Deserialize;
 use ureq::Agent;
 use ureq::http::Uri;
 
 use self::artifacts::SlotLease;
+use self::list::ServerList;
+use self::members::{Member, Members};
 use self::native::{Direct, NativeServer};
 use self::reference::{ReferenceServer, StockRequests};
 use self::shares::Shares;
+use self::start::GIVE_UP;
 use super::{
     Artifacts, Backend, Capabilities, Container, Execution, ExecutionId, Isolation, ResetReply,
     SlotRef, Watcher,
@@ -96,12 +107,21 @@ const PAUSE_MOST: Duration = Duration::from_secs(1);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct FleetBackend {
-    config: FleetConfig,
+    making: Arc<Making>,
+    /// To the servers that it is started with.
     connections: Vec<Connection>,
+    list: Option<ServerList>,
+    members: Members,
+}
+
+/// What it takes to make a server of the fleet.
+struct Making {
+    config: FleetConfig,
+    authorization: Option<Authorization>,
+    names: Names,
     direct: Arc<Direct>,
     shares: Arc<Shares>,
     requests: Arc<StockRequests>,
-    servers: Mutex<Vec<Server>>,
 }
 
 #[derive(Clone)]
@@ -120,38 +140,71 @@ impl FleetBackend {
         let authorization =
             config.token.as_ref().map(|token| Authorization::bearer(token.expose())).transpose();
         let authorization = authorization.map_err(BackendError::new)?;
-        let names = Names::new();
-        let connect = |url: &String| Connection::new(url, authorization.clone(), &config, &names);
-        let connections = config.urls.iter().map(connect).collect::<Result<_, _>>();
-        let connections = connections.map_err(BackendError::new)?;
         let tls = client::tls_config(config.ca_pem.as_deref()).map_err(BackendError::new)?;
-        let requests = Arc::new(StockRequests::new(names, tls));
-        let offset = uuid::Uuid::new_v4().as_u128() as usize;
-        let shares = Arc::new(Shares::new(config.slots, config.urls.len(), offset));
-        let (direct, servers) = (Arc::default(), Mutex::default());
-        Ok(Self { config, connections, direct, shares, requests, servers })
+        let making = Arc::new(Making::new(config, authorization, tls));
+        let connect = |url: &String| making.connection(url);
+        let connections = making.config.urls.iter().map(connect).collect::<Result<_, _>>();
+        let connections = connections.map_err(BackendError::new)?;
+        let (file, name) = (&making.config.servers_file, &making.config.servers_name);
+        let list = file.clone().map(ServerList::File);
+        let list = list.or_else(|| name.clone().map(ServerList::Name));
+        let members = Members::new(making.clone(), list.clone());
+        Ok(Self { making, connections, list, members })
     }
 
-    fn server(&self, container: usize) -> Option<Server> {
-        self.servers.lock().get(container).cloned()
+    fn server(&self, addr: &str) -> Option<Server> {
+        self.members.get(addr).map(|member| member.server)
+    }
+}
+
+impl Making {
+    fn new(
+        config: FleetConfig,
+        authorization: Option<Authorization>,
+        tls: Arc<ClientConfig>,
+    ) -> Self {
+        let names = Names::new();
+        let offset = uuid::Uuid::new_v4().as_u128() as usize;
+        Self {
+            direct: Arc::default(),
+            shares: Arc::new(Shares::new(config.slots, config.urls.len(), offset)),
+            requests: Arc::new(StockRequests::new(names.clone(), tls)),
+            config,
+            authorization,
+            names,
+        }
+    }
+
+    /// How the server at this URL is reached; it is not connected to yet.
+    ///
+    /// # Errors
+    /// The URL makes no sense, as one line that names it.
+    fn connection(&self, url: &str) -> Result<Connection, String> {
+        Connection::new(url, self.authorization.clone(), &self.config, &self.names)
     }
 }
 
 impl Backend for FleetBackend {
     fn start(&self, interrupt: &Interrupt) -> Result<Vec<Container>, BackendError> {
-        self.meet_servers(interrupt)
+        match &self.list {
+            None => self.meet_servers(interrupt),
+            Some(list) => {
+                let deadline = Instant::now() + self.making.config.start_timeout;
+                let met = self.members.await_first(list, deadline, interrupt);
+                // The others are added as they come.
+                met.map(|()| Vec::new()).inspect_err(|_| self.close(Instant::now() + GIVE_UP))
+            }
+        }
     }
 
     fn capabilities(&self) -> Capabilities {
         // Of each the weakest; nothing where one of them does not say.
-        let told: Vec<_> = self
-            .connections
-            .iter()
-            .map(|connection| connection.advertised.lock().clone())
-            .collect();
-        let mut with_told = self.connections.iter().zip(&told);
+        let members = self.members.all();
+        let told: Vec<_> =
+            members.iter().map(|member| member.connection.advertised.lock().clone()).collect();
+        let mut with_told = members.iter().zip(&told);
         let unisolated = with_told.find(|(_, told)| told.isolates == Some(false));
-        let all_isolate = told.iter().all(|told| told.isolates == Some(true));
+        let all_isolate = !told.is_empty() && told.iter().all(|told| told.isolates == Some(true));
         let limits = told.iter().map(|told| told.limits);
         let warm_slots = told.iter().map(|told| told.warm_slots);
         let levels = told.iter().map(|told| told.level);
@@ -163,10 +216,11 @@ impl Backend for FleetBackend {
         }
         Capabilities {
             starts_dirty: true,
+            may_grow: true,
             isolation: match unisolated {
-                Some((connection, _)) => Isolation::NotIsolated(format!(
+                Some((member, _)) => Isolation::NotIsolated(format!(
                     "the sandbox server {} says that it does not isolate commands",
-                    connection.url
+                    member.connection.url
                 )),
                 None if all_isolate => Isolation::Isolated,
                 None => Isolation::Unknown,
@@ -184,20 +238,20 @@ impl Backend for FleetBackend {
     }
 
     fn watch(&self, watcher: Watcher) {
-        for server in self.servers.lock().iter() {
-            let started = match server {
-                Server::Native(server) => server.watch(watcher.clone()),
-                Server::Reference(server) => server.watch(watcher.clone()),
-            };
-            if let Err(error) = started {
-                log::error!("no thread for a sandbox server, its calls will be lost: {error}");
-            }
-        }
+        self.members.watch(watcher);
     }
 
-    fn execute(&self, container: usize, batch: Vec<Execution>) {
+    fn use_containers(&self, addrs: &[String]) -> Result<(), BackendError> {
+        if let Some(list) = &self.list {
+            let text = format!("the sandbox servers are those of {}: change that", list.what());
+            return Err(BackendError::new(text));
+        }
+        self.members.want(addrs)
+    }
+
+    fn execute(&self, addr: &str, batch: Vec<Execution>) {
         // A batch that is dropped answers that it has no result.
-        match self.server(container) {
+        match self.server(addr) {
             Some(Server::Native(server)) => server.execute(batch),
             Some(Server::Reference(server)) => server.execute(batch),
             None => {}
@@ -205,7 +259,7 @@ impl Backend for FleetBackend {
     }
 
     fn reset(&self, slot: &SlotRef, reply: ResetReply) {
-        match self.server(slot.container) {
+        match self.server(&slot.addr) {
             Some(Server::Native(server)) => server.reset(slot, reply),
             Some(Server::Reference(server)) => server.reset(slot, reply),
             None => {}
@@ -213,17 +267,18 @@ impl Backend for FleetBackend {
     }
 
     fn give_back(&self, slot: &SlotRef, grant: u64) {
-        if let Some(Server::Native(server)) = self.server(slot.container) {
-            server.give_back(slot.index, grant);
+        match self.server(&slot.addr) {
+            Some(Server::Native(server)) => server.give_back(slot.index, grant),
+            Some(Server::Reference(server)) => server.give_back(slot.index, grant),
+            None => {}
         }
+        self.members.given_back();
     }
 
     fn cancel(&self, id: ExecutionId) {
         // Which server has it, only that one knows.
-        // Not under the lock: it sends.
-        let servers = self.servers.lock().clone();
-        for server in &servers {
-            if let Server::Native(server) = server
+        for member in self.members.all() {
+            if let Server::Native(server) = member.server
                 && server.cancel(id)
             {
                 return;
@@ -232,19 +287,19 @@ impl Backend for FleetBackend {
     }
 
     fn close(&self, deadline: Instant) {
-        let servers = std::mem::take(&mut *self.servers.lock());
-        self.requests.close(deadline);
+        let servers = self.members.close(deadline);
+        self.making.requests.close(deadline);
         close_all(&servers, deadline);
     }
 }
 
 impl Artifacts for FleetBackend {
     fn read(&self, slot: &SlotRef, request: &ReadArtifact) -> Result<Artifact, ArtifactError> {
-        self.connection(slot)?.read_artifact(&slot.name, self.lease_of(slot)?, request)
+        self.member(slot)?.connection.read_artifact(&slot.name, self.lease_of(slot)?, request)
     }
 
     fn list(&self, slot: &SlotRef, request: &ListArtifacts) -> Result<ArtifactList, ArtifactError> {
-        self.connection(slot)?.list_artifacts(&slot.name, self.lease_of(slot)?, request)
+        self.member(slot)?.connection.list_artifacts(&slot.name, self.lease_of(slot)?, request)
     }
 
     fn archive(
@@ -253,7 +308,7 @@ impl Artifacts for FleetBackend {
         request: &ArchiveArtifacts,
         into: &mut (dyn Write + Send),
     ) -> Result<ArchiveSummary, ArtifactError> {
-        let connection = self.connection(slot)?;
+        let connection = self.member(slot)?.connection;
         match self.lease_of(slot)? {
             Some(lease) => connection.stream_archive(slot.index, lease, request, into),
             None => connection.archive_artifacts(&slot.name, request, into),
@@ -295,14 +350,14 @@ fn close_all(servers: &[Server], deadline: Instant) {
 }
 
 impl FleetBackend {
-    fn connection(&self, slot: &SlotRef) -> Result<&Connection, ArtifactError> {
+    fn member(&self, slot: &SlotRef) -> Result<Member, ArtifactError> {
         let missing = || ArtifactError::SandboxLost("there is no such server".to_owned());
-        self.connections.get(slot.container).ok_or_else(missing)
+        self.members.get(&slot.addr).ok_or_else(missing)
     }
 
     /// Under which lease the slot is read, where it is a native server's.
     fn lease_of(&self, slot: &SlotRef) -> Result<Option<SlotLease>, ArtifactError> {
-        let Some(Server::Native(server)) = self.server(slot.container) else { return Ok(None) };
+        let Some(Server::Native(server)) = self.server(&slot.addr) else { return Ok(None) };
         let lost = || ArtifactError::SandboxLost("the slot is the executor's no more".to_owned());
         let (session, epoch) = server.lease_of(slot.index).ok_or_else(lost)?;
         Ok(Some(SlotLease { session, epoch }))
@@ -310,6 +365,30 @@ impl FleetBackend {
 }
 
 impl Server {
+    /// Tells `watcher` from now on what becomes of it, and now which slots it gives.
+    fn watch(&self, watcher: Watcher) -> std::io::Result<()> {
+        match self {
+            Self::Native(server) => server.watch(watcher),
+            Self::Reference(server) => server.watch(watcher),
+        }
+    }
+
+    /// Tells which slots it gives, after some were given back.
+    fn tell_slots(&self) {
+        match self {
+            Self::Native(server) => server.tell_slots(),
+            Self::Reference(server) => server.tell_slots(),
+        }
+    }
+
+    /// Whether no slot of it is in use, or it is given up.
+    fn is_unused(&self) -> bool {
+        match self {
+            Self::Native(server) => server.is_unused(),
+            Self::Reference(server) => server.is_unused(),
+        }
+    }
+
     fn close(&self, deadline: Instant) {
         match self {
             Server::Native(server) => server.close(deadline),
@@ -320,7 +399,7 @@ impl Server {
 
 impl fmt::Debug for FleetBackend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("FleetBackend").field("config", &self.config).finish_non_exhaustive()
+        f.debug_struct("FleetBackend").field("config", &self.making.config).finish_non_exhaustive()
     }
 }
 

@@ -20,7 +20,7 @@ use rustls::ClientConfig;
 use serde_json::json;
 
 use super::{Connection, PAUSE_MOST, warn_given_up};
-use crate::backend::{ContainerChange, Execution, ResetReply, SlotRef, Watcher};
+use crate::backend::{ContainerChange, Execution, LeasedSlots, ResetReply, SlotRef, Watcher};
 use crate::client::{self, Exchanges, Failure, Names, Post};
 use crate::thread::OwnedThread;
 use crate::tool::{Outcome, ToolResult, not_of_the_reference};
@@ -72,6 +72,8 @@ impl StockRequests {
 pub(super) struct ReferenceServer {
     number: usize,
     connection: Connection,
+    /// The names of its slots.
+    slots: Vec<String>,
     requests: Arc<Exchanges>,
     bound: Duration,
     state: Mutex<State>,
@@ -79,6 +81,11 @@ pub(super) struct ReferenceServer {
 }
 
 struct State {
+    /// Who is told what becomes of the server, as soon as there is one.
+    watcher: Option<Watcher>,
+    /// By slot: under which grant the executor has it, and whether it gave it back. Nobody else
+    /// uses the server: they count only that.
+    grants: Vec<(u64, bool)>,
     phase: Phase,
     /// Whether a connection was refused since it was last known to be up.
     refused: bool,
@@ -171,6 +178,8 @@ impl ReferenceServer {
             Failure::NotSent(format!("no thread for requests to it can be started: {error}"))
         })?;
         let state = State {
+            watcher: None,
+            grants: vec![(0, false); names.len()],
             phase: Phase::Up,
             refused: false,
             losses: 0,
@@ -179,17 +188,50 @@ impl ReferenceServer {
             keeper: None,
         };
         let (state, wake) = (Mutex::new(state), Condvar::new());
-        let server = Self { number, connection, requests, bound, state, wake };
+        let slots = names.clone();
+        let server = Self { number, connection, slots, requests, bound, state, wake };
         Ok((Arc::new(server), names))
     }
 
     /// Starts the server's thread, which tells `watcher` what becomes of the server.
     pub(super) fn watch(self: &Arc<Self>, watcher: Watcher) -> std::io::Result<()> {
+        self.state.lock().watcher = Some(watcher.clone());
+        self.tell_slots();
         let server = self.clone();
         let name = format!("tool-fleet-{}", self.number);
         let thread = OwnedThread::spawn(name, move || server.keep_up(&watcher))?;
         self.state.lock().keeper = Some(thread);
         Ok(())
+    }
+
+    /// Tells which slots it gives: all, under grants that are new where one was given back.
+    pub(super) fn tell_slots(&self) {
+        let mut state = self.state.lock();
+        for (grant, is_back) in &mut state.grants {
+            if std::mem::take(is_back) || *grant == 0 {
+                *grant += 1;
+            }
+        }
+        let held = state.grants.iter().map(|(grant, _)| *grant).enumerate().collect();
+        let slots = LeasedSlots::new(self.slots.clone(), held, usize::MAX);
+        if let Some(watcher) = &state.watcher {
+            watcher.notify(&self.connection.url, ContainerChange::Added(slots));
+        }
+    }
+
+    /// Takes a slot back that the executor has under this grant, and uses no more.
+    pub(super) fn give_back(&self, slot: usize, grant: u64) {
+        if let Some((given, is_back)) = self.state.lock().grants.get_mut(slot)
+            && *given == grant
+        {
+            *is_back = true;
+        }
+    }
+
+    /// Whether all slots of it were given back, or it is given up.
+    pub(super) fn is_unused(&self) -> bool {
+        let state = self.state.lock();
+        state.grants.iter().all(|(_, is_back)| *is_back) || state.phase == Phase::Down
     }
 
     /// Hands calls over. Does not block.
@@ -352,19 +394,19 @@ impl ReferenceServer {
                 state.losses += u64::from(anew);
                 let change =
                     if anew { ContainerChange::Restarted } else { ContainerChange::Recovered };
-                watcher.notify(self.number, change);
+                watcher.notify(&self.connection.url, change);
             }
             (Err(failure), phase) => {
                 state.refused |= matches!(failure, Failure::NoListener);
                 match phase {
                     Phase::Up => {
                         state.phase = Phase::Unknown { since: Instant::now() };
-                        watcher.notify(self.number, ContainerChange::Unreachable);
+                        watcher.notify(&self.connection.url, ContainerChange::Unreachable);
                     }
                     Phase::Unknown { since } if since.elapsed() >= self.bound => {
                         state.phase = Phase::Down;
                         state.losses += 1;
-                        watcher.notify(self.number, ContainerChange::Lost);
+                        watcher.notify(&self.connection.url, ContainerChange::Lost);
                         // What reads there holds up its trajectory.
                         self.connection.patient.give_up();
                     }

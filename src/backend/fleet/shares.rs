@@ -4,6 +4,8 @@
 //! others use it or because it is out of reach, the rest are asked for too, until it gives it
 //! again.
 
+use std::collections::BTreeMap;
+
 use parking_lot::Mutex;
 
 /// What is asked of the servers of a fleet.
@@ -12,7 +14,8 @@ pub(super) struct Shares {
     total: Option<usize>,
     /// Where what cannot be divided begins, so that not all executors choose the same servers.
     offset: usize,
-    servers: Mutex<Vec<Share>>,
+    /// By their numbers, which are not used again.
+    servers: Mutex<BTreeMap<usize, Share>>,
 }
 
 /// What a server is asked for.
@@ -33,41 +36,78 @@ enum Share {
     Met { slots: usize, held: usize },
     /// It gives nothing.
     Lost,
+    /// It is to go, with the slots of it that are still ours.
+    Draining { slots: usize, held: usize },
 }
 
 impl Shares {
-    /// What an executor asks of so many servers that wants `total` slots, or all.
+    /// What an executor asks that wants `total` slots, or all, of servers numbered from 0 to below
+    /// `servers`, and of those that are expected later.
     pub(super) fn new(total: Option<usize>, servers: usize, offset: usize) -> Self {
-        Self { total, offset, servers: Mutex::new(vec![Share::Unmet; servers]) }
+        let unmet = (0..servers).map(|server| (server, Share::Unmet)).collect();
+        Self { total, offset, servers: Mutex::new(unmet) }
+    }
+
+    /// Another server is about to be met.
+    pub(super) fn expect(&self, server: usize) {
+        self.servers.lock().insert(server, Share::Unmet);
     }
 
     /// A server has so many slots, `held` of them ours.
     pub(super) fn met(&self, server: usize, slots: usize, held: usize) {
-        self.set(server, Share::Met { slots, held });
+        self.set(server, |known| match known {
+            Share::Draining { .. } => Share::Draining { slots, held },
+            _ => Share::Met { slots, held },
+        });
     }
 
     /// A server is given up.
     pub(super) fn lost(&self, server: usize) {
-        self.set(server, Share::Lost);
+        self.set(server, |known| match known {
+            Share::Draining { slots, .. } => Share::Draining { slots, held: 0 },
+            _ => Share::Lost,
+        });
     }
 
-    fn set(&self, server: usize, share: Share) {
-        if let Some(known) = self.servers.lock().get_mut(server) {
-            *known = share;
+    /// A server is to go, or to stay after all.
+    pub(super) fn drain(&self, server: usize, drains: bool) {
+        self.set(server, |known| match (drains, known) {
+            (true, Share::Met { slots, held }) => Share::Draining { slots, held },
+            (true, Share::Unmet | Share::Lost) => Share::Draining { slots: 0, held: 0 },
+            (false, Share::Draining { slots, held }) => Share::Met { slots, held },
+            (_, known) => known,
+        });
+    }
+
+    /// A server is there no more.
+    pub(super) fn forget(&self, server: usize) {
+        self.servers.lock().remove(&server);
+    }
+
+    fn set(&self, server: usize, change: impl FnOnce(Share) -> Share) {
+        if let Some(known) = self.servers.lock().get_mut(&server) {
+            *known = change(*known);
         }
     }
 
     /// What this server is asked for.
     pub(super) fn asked(&self, server: usize) -> Asked {
         let servers = self.servers.lock();
-        let want =
-            self.total.and_then(|total| wanted(total, &servers, self.offset).get(server).copied());
-        let others = servers.iter().enumerate().filter(|(number, _)| *number != server);
+        let others = servers.iter().filter(|(number, _)| **number != server);
         let held = others.map(|(_, share)| match share {
-            Share::Met { held, .. } => *held,
+            Share::Met { held, .. } | Share::Draining { held, .. } => *held,
             Share::Unmet | Share::Lost => 0,
         });
-        Asked { want, elsewhere: held.sum() }
+        let elsewhere = held.sum();
+        if let Some(Share::Draining { .. }) = servers.get(&server) {
+            return Asked { want: Some(0), elsewhere };
+        }
+        let want = self.total.and_then(|total| {
+            let place = servers.keys().position(|number| *number == server)?;
+            let shares: Vec<_> = servers.values().copied().collect();
+            wanted(total, &shares, self.offset).get(place).copied()
+        });
+        Asked { want, elsewhere }
     }
 }
 
@@ -78,7 +118,7 @@ fn wanted(total: usize, servers: &[Share], offset: usize) -> Vec<usize> {
         .map(|share| match *share {
             Share::Unmet => usize::MAX,
             Share::Met { slots, .. } => slots,
-            Share::Lost => 0,
+            Share::Lost | Share::Draining { .. } => 0,
         })
         .collect();
     let even = spread(total, &slots, offset);
@@ -92,7 +132,7 @@ fn wanted(total: usize, servers: &[Share], offset: usize) -> Vec<usize> {
                 missing += even - held;
                 0
             }
-            Share::Unmet | Share::Lost => 0,
+            Share::Unmet | Share::Lost | Share::Draining { .. } => 0,
         })
         .collect();
     let more = spread(missing, &more, offset);
@@ -149,6 +189,27 @@ mod tests {
         shares.lost(0);
         shares.met(1, 9, 3);
         assert_eq!((asked(0), asked(1)), ((Some(0), 3), (Some(5), 0)));
+    }
+
+    #[test]
+    fn a_server_that_is_to_go_is_asked_for_nothing_and_the_others_for_its_share() {
+        let shares = Shares::new(Some(6), 2, 0);
+        let asked = |server| (shares.asked(server).want, shares.asked(server).elsewhere);
+        shares.met(0, 4, 3);
+        shares.met(1, 4, 3);
+        shares.expect(5);
+        shares.met(5, 8, 0);
+        assert_eq!(asked(5), (Some(2), 6));
+        shares.drain(0, true);
+        shares.met(0, 4, 2);
+        assert_eq!((asked(0).0, asked(1), asked(5)), (Some(0), (Some(4), 2), (Some(3), 5)));
+        shares.drain(0, false);
+        assert_eq!(asked(0), (Some(3), 3), "what the last one does not give yet, too");
+        shares.forget(0);
+        assert_eq!((asked(1).0, asked(5).0, asked(0).0), (Some(4), Some(3), None));
+        let all = Shares::new(None, 1, 0);
+        all.drain(0, true);
+        assert_eq!(all.asked(0).want, Some(0));
     }
 
     proptest! {

@@ -9,11 +9,10 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{at, bounded, never, select};
 
-use super::native::{self, Direct, NativeServer};
-use super::reference::{ReferenceServer, StockRequests};
-use super::shares::Shares;
+use super::native::{self, NativeServer};
+use super::reference::ReferenceServer;
 use super::waiting::WaitReport;
-use super::{Connection, FleetBackend, PAUSE_FIRST, PAUSE_MOST, Server, close_all};
+use super::{Connection, FleetBackend, Making, PAUSE_FIRST, PAUSE_MOST, Server, close_all};
 use crate::backend::Container;
 use crate::error::{BackendError, BackendErrorKind, IsolationError};
 use crate::interrupt::Interrupt;
@@ -22,9 +21,9 @@ use crate::wire::native::{FEATURE, FEATURES};
 use crate::workers::guarded;
 
 /// How long what is under way may take to end when a start is given up.
-const GIVE_UP: Duration = Duration::from_millis(400);
+pub(super) const GIVE_UP: Duration = Duration::from_millis(400);
 /// How many servers are asked at a time.
-const ASKED_AT_ONCE: usize = 32;
+pub(super) const ASKED_AT_ONCE: usize = 32;
 /// How many reasons to wait may be on their way.
 const REASONS: usize = 256;
 /// How long after a server was asked by the other scheme it is not asked so again.
@@ -33,27 +32,24 @@ const BETWEEN_SCHEMES: Duration = Duration::from_secs(5);
 const LOOK_FOR_SLOTS: Duration = Duration::from_millis(50);
 
 /// A server and its slots.
-type Met = (Server, Container);
+pub(super) type Met = (Server, Container);
 
 /// What it takes to ask a server what it is, on a thread of its own.
-struct Meeting {
-    number: usize,
-    connection: Connection,
-    direct: Arc<Direct>,
-    shares: Arc<Shares>,
-    requests: Arc<StockRequests>,
-    /// See [`FleetConfig::unreachable_timeout`](crate::config::FleetConfig::unreachable_timeout).
-    bound: Duration,
-    deadline: Instant,
-    /// Of this start: when it is interrupted, or another server cannot be used.
-    interrupt: Interrupt,
+pub(super) struct Meeting {
+    pub(super) number: usize,
+    pub(super) connection: Connection,
+    pub(super) making: Arc<Making>,
+    pub(super) deadline: Instant,
+    /// Of a start: when that is interrupted, or another server cannot be used.
+    pub(super) interrupt: Interrupt,
 }
 
 impl Meeting {
     /// Asks until the server answers, the deadline, or the interrupt; `tell` gets each new reason
     /// to wait, and says whether it took it.
-    fn connect(&self, tell: impl Fn(String) -> bool) -> Result<Met, BackendError> {
-        let Self { number, connection, bound, deadline, .. } = self;
+    pub(super) fn connect(&self, tell: impl Fn(String) -> bool) -> Result<Met, BackendError> {
+        let Self { number, connection, making, deadline, .. } = self;
+        let bound = making.config.unreachable_timeout;
         let url = &connection.url;
         let unusable = |why: String| {
             BackendError::new(format!("the sandbox server {url} cannot be used: {why}"))
@@ -74,18 +70,18 @@ impl Meeting {
             let met = features.and_then(|features| {
                 if features.iter().any(|feature| feature == FEATURE) {
                     may_have_begun = true;
-                    let (connection, direct) = (connection.clone(), self.direct.clone());
-                    let shares = self.shares.clone();
+                    let (connection, direct) = (connection.clone(), making.direct.clone());
+                    let shares = making.shares.clone();
                     let (server, slots) = NativeServer::connect(
-                        *number, connection, *bound, direct, shares, &session,
+                        *number, connection, bound, direct, shares, &session,
                     )?;
                     Ok((Server::Native(server), slots))
                 } else {
-                    let (connection, requests) = (connection.clone(), &self.requests);
+                    let (connection, requests) = (connection.clone(), &making.requests);
                     let (server, slots) =
-                        ReferenceServer::connect(*number, connection, *bound, requests)?;
+                        ReferenceServer::connect(*number, connection, bound, requests)?;
                     // All of them, as far as is known.
-                    self.shares.met(*number, slots.len(), slots.len());
+                    making.shares.met(*number, slots.len(), slots.len());
                     Ok((Server::Reference(server), slots))
                 }
             });
@@ -240,8 +236,9 @@ impl FleetBackend {
         interrupt: &Interrupt,
     ) -> Result<Vec<Container>, BackendError> {
         let began = Instant::now();
-        let deadline = began + self.config.start_timeout;
-        let mut report = WaitReport::new(began, self.config.start_timeout);
+        let limit = self.making.config.start_timeout;
+        let deadline = began + limit;
+        let mut report = WaitReport::new(began, limit);
         let stop = Interrupt::new();
         let mut meetings: Vec<_> = self
             .connections
@@ -250,10 +247,7 @@ impl FleetBackend {
             .map(|(number, connection)| Meeting {
                 number,
                 connection: connection.clone(),
-                direct: self.direct.clone(),
-                shares: self.shares.clone(),
-                requests: self.requests.clone(),
-                bound: self.config.unreachable_timeout,
+                making: self.making.clone(),
                 deadline,
                 interrupt: stop.clone(),
             })
@@ -286,7 +280,7 @@ impl FleetBackend {
                 );
             }
         }
-        *self.servers.lock() = servers;
+        self.members.begin_with(self.connections.iter().cloned().zip(servers).collect());
         Ok(containers)
     }
 

@@ -221,7 +221,7 @@ fn isolate(
 ) -> Result<Result<Engine, Failure>, BackendError> {
     let etc = data_dir
         .make_dir("etc")
-        .and_then(|path| etc::copy_to(&path, data_dir.identity()).map(|()| path))
+        .and_then(|path| EtcCopy::make(&path, data_dir.identity()))
         .map_err(|error| system("cannot copy /etc for sandboxes", error))?;
     let workspace = &data_dir.workspaces()[0];
     let isolation = probe(workspace, budget).map(|isolation| isolation.with_etc(etc));

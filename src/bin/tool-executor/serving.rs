@@ -92,9 +92,9 @@ pub(crate) fn serve(args: ServeArgs, warnings: &[String]) -> ExitCode {
         Err(code) => return code,
     };
     let grace = args.run.grace_s;
-    let what = match args.fleet.sandbox_url.len() {
-        0 => format!("{} slots", args.slots.count()),
-        servers => format!("{servers} sandbox servers"),
+    let what = match args.fleet.is_given() {
+        false => format!("{} slots", args.slots.count()),
+        true => args.fleet.what(),
     };
     let (server, executor) =
         match start(signals.arrivals(), move |interrupt| start_serving(&args, interrupt)) {
@@ -122,7 +122,7 @@ fn start_serving(
     interrupt: &Interrupt,
 ) -> Result<(ExecutorServer, Arc<ToolExecutor>), String> {
     let server = server_config(&args.listen, args.token.clone())?;
-    let is_local = args.fleet.sandbox_url.is_empty();
+    let is_local = !args.fleet.is_given();
     // Also in front of sandbox servers: they may be on this machine, whose loopback address their
     // commands share.
     let is_open = args.token.is_none() && !args.listen.no_auth;

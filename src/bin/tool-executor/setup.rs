@@ -93,6 +93,8 @@ fn limit(config: &mut LocalConfig, args: &LimitArgs) {
 /// What is wrong with them, as one line.
 pub(crate) fn fleet(args: &FleetArgs, isolation: &IsolationArgs) -> Result<FleetBackend, String> {
     let mut config = FleetConfig::new(&args.sandbox_url);
+    config.servers_file.clone_from(&args.sandbox_file);
+    config.servers_name.clone_from(&args.sandbox_name);
     config.allow_unisolated = isolation.allow_unisolated();
     config.token.clone_from(&args.token.sandbox_token);
     config.slots = args.sandbox_slots;
@@ -120,7 +122,7 @@ pub(crate) fn check_isolation(
         ));
     }
     // Of this machine's slots it is told when they start.
-    if !args.sandbox_url.is_empty() {
+    if args.is_given() {
         log::warn!("commands run without isolation, as was allowed: {why}");
     }
     Ok(())

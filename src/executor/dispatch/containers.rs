@@ -7,6 +7,7 @@ use std::time::Instant;
 use super::Dispatch;
 use super::call::{Current, Lost, Stage};
 use crate::backend::ContainerChange;
+use crate::executor::lane::Lane;
 use crate::pool::SlotIx;
 use crate::tool::{Outcome, ToolResult};
 
@@ -14,10 +15,15 @@ impl Dispatch {
     /// Takes in what became of a container.
     pub(super) fn container_changed(
         &mut self,
-        container: usize,
+        addr: &Arc<str>,
         change: ContainerChange,
         now: Instant,
     ) {
+        let known = match &change {
+            ContainerChange::Added(_) => Some(self.admit(addr)),
+            _ => self.pool.container_at(addr),
+        };
+        let Some(container) = known else { return };
         let lost = self.pool.lost_by(container, &change);
         for (trajectory_id, slot) in &lost {
             self.lose_slot(trajectory_id, *slot);
@@ -27,6 +33,21 @@ impl Dispatch {
         for (trajectory_id, _) in &lost {
             self.end_in_lane(trajectory_id, now);
         }
+    }
+
+    /// The number of a container that is there from now on.
+    fn admit(&mut self, addr: &Arc<str>) -> usize {
+        // A number is not used again while something of the container that had it is on its way.
+        let (lanes, sent_to) = (&self.lanes, &self.sent_to);
+        let is_idle = |container: usize| {
+            lanes[container].len() + lanes[container].unacknowledged() + sent_to[container] == 0
+        };
+        let container = self.pool.admit(addr, is_idle);
+        if container == self.lanes.len() {
+            self.lanes.push(Lane::new());
+            self.sent_to.push(0);
+        }
+        container
     }
 
     /// A trajectory's workspace is gone. What runs there is its backend's to answer, or its timer's

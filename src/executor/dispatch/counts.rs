@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use super::Dispatch;
 use crate::executor::stats::{LaneStats, Stats};
+use crate::pool::Occupancy;
 use crate::tool::Outcome;
 
 impl Dispatch {
@@ -45,8 +46,10 @@ impl Dispatch {
     fn lane_stats(&self) -> Vec<LaneStats> {
         let lanes = self.lanes.iter().zip(self.pool.occupancy()).zip(&self.sent_to);
         lanes
-            .map(|((lane, (addr, slots, held)), &running)| LaneStats {
-                addr: addr.to_owned(),
+            .filter(|((_, container), _)| container.state != "gone")
+            .map(|((lane, Occupancy { addr, state, slots, held }), &running)| LaneStats {
+                addr: addr.to_string(),
+                state,
                 waiting: lane.len(),
                 unacknowledged: lane.unacknowledged(),
                 running,

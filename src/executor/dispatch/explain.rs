@@ -34,7 +34,7 @@ impl Dispatch {
         let containers = self.pool.container_counts();
         let silent = containers.unknown + containers.down;
         if silent > 0 {
-            let all = silent + containers.up;
+            let all = silent + containers.up + containers.draining;
             text.push_str(&format!("; {silent} of {all} containers do not answer"));
         }
         if counts.resetting > 0 {

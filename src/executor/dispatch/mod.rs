@@ -64,6 +64,8 @@ pub(crate) struct Limits {
     pub(crate) on_lost: LostWorkspace,
     /// How long a trajectory may hold a slot without a call.
     pub(crate) idle_limit: Option<Duration>,
+    /// Whether there may be slots later where there are none.
+    pub(crate) may_grow: bool,
 }
 
 /// The longest that its owner leaves a dispatch without a tick.
@@ -75,7 +77,7 @@ const CATCH_UP: Duration = Duration::from_secs(5);
 /// Something to be done in the world.
 pub(crate) enum Action {
     /// Hand a batch to the backend, then report [`Event::BatchAccepted`].
-    Send { container: usize, batch: Vec<Execution> },
+    Send { container: usize, addr: Arc<str>, batch: Vec<Execution> },
     /// Run an in-process tool, then report [`Event::ExternalReturned`].
     Handle(HandlerCall),
     /// Have the ToolServer run a tool, then report [`Event::ExternalReturned`].
@@ -213,9 +215,7 @@ impl Dispatch {
                     self.reset_ended(whose, now);
                 }
             }
-            Event::Container { container, change } => {
-                self.container_changed(container, change, now)
-            }
+            Event::Container { addr, change } => self.container_changed(&addr, change, now),
             Event::Cancel(id) => self.cancel(id, now),
             Event::CancelTrajectory { trajectory_id, place } => {
                 drop(place);
@@ -522,7 +522,7 @@ impl Dispatch {
                     self.join_lane(id, slot, now);
                     Ok(())
                 }
-                None if self.pool.has_no_slots() => {
+                None if self.pool.has_no_slots() && !self.limits.may_grow => {
                     let error = "Failed to acquire slot: this executor has no sandbox backend";
                     Err(Box::new(ToolResult::failure(Outcome::NeverRan, error)))
                 }

@@ -27,7 +27,8 @@ impl Dispatch {
                 self.gate.leave(ids.len());
                 self.running += ids.len();
                 let batch = ids.into_iter().filter_map(|id| self.execution(id, now)).collect();
-                self.actions.push(Action::Send { container, batch });
+                let addr = self.pool.addr(container);
+                self.actions.push(Action::Send { container, addr, batch });
             }
         }
     }
@@ -44,11 +45,15 @@ impl Dispatch {
         let timeout = call.timeout;
         let call_state = call.promise.call_state().clone();
         call_state.sent(now, call.waited(now));
+        let slot = self.pool.slot_ref(slot);
+        if self.limits.may_grow {
+            call_state.tell_container(slot.addr.clone());
+        }
         self.set_timer(id, now + timeout + grace);
         Some(Execution {
             id,
             trajectory_id: call_state.trajectory_id.clone(),
-            slot: self.pool.slot_ref(slot),
+            slot,
             tool,
             arguments,
             timeout,

@@ -288,7 +288,6 @@ fn the_backend_serves_the_slots_that_it_has() {
     let config = LocalConfig::new(1).with_data_dir(outer.path().join("base"));
     let backend = Arc::new(LocalBackend::start(config).unwrap());
     let slot = |index: usize| SlotRef {
-        container: 0,
         addr: "local".into(),
         index,
         name: format!("slot_{index}").into(),

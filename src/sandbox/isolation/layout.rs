@@ -4,20 +4,81 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::Contents;
-use crate::sandbox::etc::{self, RESOLV_CONF};
+use crate::sandbox::etc::{self, EtcCopy, RESOLV_CONF};
 use crate::sandbox::identity::Identity;
 use crate::sandbox::jail::{Access, Entry};
 use crate::sandbox::provided::{Provided, Shown};
 use crate::sandbox::shell::{Places, Shell};
+use crate::sandbox::workspace::Workspace;
 
 /// Entries of the root directory that are shared read-only where the host has them.
 const ROOT_ENTRIES: [&str; 6] = ["/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32"];
+
+/// Directories that are shared read-only where the host has them: what is installed beside `/usr`,
+/// and what of `/var` packaged tools read. Not all of `/var/lib`: services keep secrets there.
+const READABLE: [&str; 16] = [
+    "/opt",
+    "/var/lib/alternatives",
+    "/var/lib/apt",
+    "/var/lib/aspell",
+    "/var/lib/dictionaries-common",
+    "/var/lib/dpkg",
+    "/var/lib/emacsen-common",
+    "/var/lib/gems",
+    "/var/lib/ghc",
+    "/var/lib/pacman",
+    "/var/lib/python",
+    "/var/lib/rpm",
+    "/var/lib/sgml-base",
+    "/var/lib/texmf",
+    "/var/lib/xml-core",
+    "/var/cache/fontconfig",
+];
+
+/// Directories that programs expect, and that are the jail's own.
+const OWN_DIRECTORIES: [&str; 9] = [
+    "/run/lock",
+    "/var/cache",
+    "/var/lib",
+    "/var/log",
+    "/var/mail",
+    "/var/spool",
+    "/mnt",
+    "/media",
+    "/srv",
+];
+
+/// Links that programs expect.
+const OWN_LINKS: [(&str, &str); 2] = [("/run", "/var/run"), ("/run/lock", "/var/lock")];
+
+/// What of `/sys` is about the machine and no program's business, as container engines have it.
+const MASKED: [&str; 2] = ["/sys/firmware", "/sys/devices/virtual/powercap"];
+/// What else is there where `/sys` is the host's, with what the host has mounted in it.
+const MASKED_OF_HOST: [&str; 4] =
+    ["/sys/fs/bpf", "/sys/fs/cgroup", "/sys/kernel/debug", "/sys/kernel/tracing"];
+
+/// Where a sandbox has its `/sys` from. None can be written to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::sandbox) enum Sys {
+    /// One of its own, which shows its own network; or the host's, where that is its network.
+    Own,
+    /// The host's.
+    Host,
+    /// It has none.
+    None,
+}
 
 /// What of the host's file system a sandbox shares, and who runs in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::sandbox) struct HostLayout {
     /// Entries of the root directory; the target where the entry is a symbolic link.
     pub(super) root: Vec<(PathBuf, Option<PathBuf>)>,
+    /// Further directories.
+    readable: Vec<PathBuf>,
+    /// Where `/sys` is from.
+    pub(super) sys: Sys,
+    /// Directories of `/sys` that are not shown, and those that are not shown of the host's.
+    masked: [Vec<PathBuf>; 2],
     /// The shell that runs commands.
     pub(in crate::sandbox) shell: Shell,
     /// Who commands are.
@@ -25,8 +86,9 @@ pub(in crate::sandbox) struct HostLayout {
 }
 
 impl HostLayout {
-    /// Looks at the host. Blocks on a few file system calls.
-    pub(in crate::sandbox) fn detect(identity: Arc<Identity>) -> Self {
+    /// Looks at the host. What holds the workspaces, as this one, is not shared. Blocks on a few
+    /// file system calls.
+    pub(in crate::sandbox) fn detect(workspace: &Workspace) -> Self {
         let root = ROOT_ENTRIES
             .iter()
             .map(PathBuf::from)
@@ -36,17 +98,36 @@ impl HostLayout {
                 Some((path, target))
             })
             .collect();
-        Self { root, shell: Shell::detect(), identity }
+        let files = workspace.path().canonicalize().unwrap_or_else(|_| workspace.path().into());
+        let is_shared = |path: &PathBuf| {
+            let Ok(there) = path.canonicalize() else { return false };
+            there.is_dir() && !files.starts_with(there)
+        };
+        let existing = |paths: &[&str], is_wanted: &dyn Fn(&PathBuf) -> bool| {
+            paths.iter().map(PathBuf::from).filter(is_wanted).collect()
+        };
+        let is_dir = |path: &PathBuf| path.is_dir();
+        Self {
+            root,
+            readable: existing(&READABLE, &is_shared),
+            sys: if Path::new("/sys/devices").is_dir() { Sys::Own } else { Sys::None },
+            masked: [existing(&MASKED, &is_dir), existing(&MASKED_OF_HOST, &is_dir)],
+            shell: Shell::detect(),
+            identity: workspace.identity().clone(),
+        }
+    }
+
+    /// With its `/sys` from there.
+    pub(super) fn with_sys(self, sys: Sys) -> Self {
+        Self { sys, ..self }
     }
 
     /// What binds have to know of it, in sandboxes whose slot's directories are there.
     pub(super) fn shown<T>(&self, own: Places<'_>, look: impl FnOnce(&Shown<'_>) -> T) -> T {
         let own_path = |path: &Path| (path.to_owned(), path.to_owned());
-        let mut directories: Vec<_> = ["/usr", "/etc"]
-            .into_iter()
-            .chain(etc::BOUND)
-            .map(|path| own_path(Path::new(path)))
-            .collect();
+        let system = ["/usr", "/etc"].into_iter().chain(etc::BOUND).map(Path::new);
+        let readable = self.readable.iter().map(PathBuf::as_path);
+        let mut directories: Vec<_> = system.chain(readable).map(own_path).collect();
         let mut links = Vec::new();
         for (place, target) in &self.root {
             match target {
@@ -54,9 +135,38 @@ impl HostLayout {
                 None => directories.push(own_path(place)),
             }
         }
+        links.extend(OWN_LINKS.map(|(target, place)| (place.into(), target.into())));
         look(&Shown { directories, links: &links, own })
     }
+
+    /// The entries of `/sys`, for a sandbox with the host's network or without.
+    fn sys(&self, network: bool) -> Vec<Entry> {
+        let place = PathBuf::from("/sys");
+        let [always, of_host] = &self.masked;
+        let (mut entries, masked) = match self.sys {
+            Sys::None => return Vec::new(),
+            // To mount one takes rights over the network that it shows.
+            Sys::Own if !network => {
+                let made = Entry::Directory { place: place.clone() };
+                (vec![made, Entry::Mounted { kind: "sysfs", place, options: "" }], [always, &NONE])
+            }
+            Sys::Own | Sys::Host => {
+                let (host, access) = (place.clone(), Access::ReadOnly);
+                (vec![Entry::Shown { host, place, access }], [always, of_host])
+            }
+        };
+        let empty = |place: &PathBuf| Entry::Mounted {
+            kind: "tmpfs",
+            place: place.clone(),
+            options: "mode=0555,size=4096",
+        };
+        entries.extend(masked.into_iter().flatten().map(empty));
+        entries
+    }
 }
+
+/// No directories.
+const NONE: Vec<PathBuf> = Vec::new();
 
 /// The root directory of a jail. Pure.
 ///
@@ -66,7 +176,7 @@ impl HostLayout {
 pub(super) fn root(
     layout: &HostLayout,
     provided: &Provided,
-    etc: Option<&Path>,
+    etc: Option<&EtcCopy>,
     contents: &Contents<'_>,
 ) -> Vec<Entry> {
     let shown = |host: &Path, place: &Path, access| Entry::Shown {
@@ -82,7 +192,7 @@ pub(super) fn root(
     }));
     match etc {
         Some(etc) => {
-            root.push(shown(etc, Path::new("/etc"), Access::ReadOnly));
+            root.push(shown(etc.path(), Path::new("/etc"), Access::ReadOnly));
             // Not every host has them.
             let names = Some(RESOLV_CONF).filter(|_| contents.network);
             let over = etc::BOUND.into_iter().chain(names);
@@ -95,7 +205,20 @@ pub(super) fn root(
         }
         None => root.push(Entry::Directory { place: "/etc".into() }),
     }
-    root.push(Entry::Directory { place: "/run".into() });
+    if let Some(local_etc) = etc.and_then(EtcCopy::local) {
+        root.push(Entry::Over {
+            host: local_etc.to_owned(),
+            place: etc::LOCAL.into(),
+            access: Access::ReadOnly,
+            is_optional: false,
+        });
+    }
+    root.extend(layout.sys(contents.network));
+    root.extend(OWN_DIRECTORIES.map(|place| Entry::Directory { place: place.into() }));
+    root.extend(
+        OWN_LINKS.map(|(target, place)| Entry::Link { target: target.into(), place: place.into() }),
+    );
+    root.extend(layout.readable.iter().map(|path| read_only(path)));
     let (hosts, inside) = (contents.workspace.on_host(), contents.workspace.inside());
     let writable = |host: &Path, place: &Path| shown(host, place, Access::Writable);
     root.push(writable(hosts.temporary, inside.temporary));

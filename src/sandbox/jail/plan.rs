@@ -86,6 +86,16 @@ pub(in crate::sandbox) enum Entry {
         /// Where it is inside.
         place: PathBuf,
     },
+    /// A file system of the jail's own, without devices or programs to execute and not to be
+    /// written to, at a directory that another entry has made or shows.
+    Mounted {
+        /// Its type.
+        kind: &'static str,
+        /// Where it is inside.
+        place: PathBuf,
+        /// Its options.
+        options: &'static str,
+    },
     /// A file or directory of the host over one that another entry has made or shows.
     Over {
         /// Where it is on the host.
@@ -202,7 +212,10 @@ impl Plan {
                     let flag = if *is_optional { step::OPTIONAL } else { 0 };
                     steps.source(host, place, *access, flag);
                 }
-                Entry::Directory { .. } | Entry::File { .. } | Entry::Link { .. } => {}
+                Entry::Directory { .. }
+                | Entry::File { .. }
+                | Entry::Link { .. }
+                | Entry::Mounted { .. } => {}
             }
         }
         if self.proc == Proc::Shared {
@@ -219,6 +232,10 @@ impl Plan {
             match entry {
                 Entry::Directory { place } => steps.directory(place),
                 Entry::File { place } => steps.file(place),
+                Entry::Mounted { kind, place, options } => {
+                    let flags = READ_ONLY | NO_SET_USER_ID | NO_DEVICES | NO_PROGRAMS;
+                    steps.mount(kind, place, flags, options);
+                }
                 Entry::Link { target, place } => steps.link(target, place),
                 Entry::Shown { place, .. } => {
                     steps.directory(place);
@@ -315,7 +332,9 @@ impl Plan {
 impl Entry {
     fn paths(&self) -> impl Iterator<Item = &PathBuf> {
         let (one, other) = match self {
-            Self::Directory { place } | Self::File { place } => (None, place),
+            Self::Directory { place } | Self::File { place } | Self::Mounted { place, .. } => {
+                (None, place)
+            }
             Self::Link { target, place } => (Some(target), place),
             Self::Shown { host, place, .. } | Self::Over { host, place, .. } => (Some(host), place),
         };
@@ -435,6 +454,7 @@ mod tests {
                 over("/etc/resolv.conf", "/etc/resolv.conf", true),
                 shown("/data/w", "/a/b", Access::Writable),
                 Entry::Directory { place: "/run".into() },
+                Entry::Mounted { kind: "sysfs", place: "/run".into(), options: "" },
                 Entry::File { place: "/run/x/socket".into() },
                 over("/data/socket", "/run/x/socket", false),
             ],
@@ -492,6 +512,7 @@ mod tests {
                 "d0 493 /a/b",
                 "a0 3 /a/b",
                 "d0 493 /run",
+                "m0 15 sysfs /run",
                 "d0 493 /run/x",
                 "f0 420 /run/x/socket",
                 "a0 4 /run/x/socket",

@@ -5,6 +5,7 @@ use std::sync::mpsc::{Receiver, channel};
 
 use super::shell::Session;
 use super::*;
+use crate::sandbox::etc::EtcCopy;
 use crate::sandbox::isolation::Budget;
 use crate::sandbox::limits::Filter;
 use crate::sandbox::supervisor::End;
@@ -56,11 +57,11 @@ impl Bench {
         std::fs::set_permissions(&base, PermissionsExt::from_mode(0o711)).unwrap();
         let data = DataDir::create(Some(&base), slots, user).unwrap();
         let etc = tempfile::tempdir().unwrap();
-        crate::sandbox::etc::copy_to(etc.path(), data.identity()).unwrap();
+        let copy = EtcCopy::make(etc.path(), data.identity()).unwrap();
         let isolation = if sandboxed {
             let isolation = Isolation::probe(&data.workspaces()[0]);
             assert!(isolation.is_sandboxed(), "{isolation:?}");
-            let isolation = isolation.with_etc(etc.path().to_owned());
+            let isolation = isolation.with_etc(copy);
             isolation.with_filter(Filter::new(), &data.workspaces()[0], &Budget::default()).unwrap()
         } else {
             Isolation::none("a test")

@@ -110,7 +110,7 @@ pub(super) fn status(stats: &Stats, names: bool) -> Vec<u8> {
             "total_slots": slots.total,
             "available_slots": available,
             "acquired_slots": slots.held,
-            "containers": stats.containers.up + stats.containers.unknown,
+            "containers": stats.containers.up + stats.containers.draining + stats.containers.unknown,
             "slots_by_state": by_state,
             "started": true,
         },
@@ -119,6 +119,20 @@ pub(super) fn status(stats: &Stats, names: bool) -> Vec<u8> {
         "idle_holders": idle_holders.collect::<Vec<_>>(),
         "stalled_s": stats.stalled_s,
     }))
+}
+
+/// The answer to `GET /sandboxes`.
+pub(super) fn sandboxes(stats: &Stats) -> Vec<u8> {
+    let sandboxes = stats.lanes.iter().map(|lane| {
+        json!({
+            "url": lane.addr,
+            "state": lane.state,
+            "slots": lane.slots,
+            "slots_held": lane.held,
+            "running": lane.running,
+        })
+    });
+    to_json(&json!({"sandboxes": sandboxes.collect::<Vec<_>>()}))
 }
 
 #[derive(Serialize)]

@@ -13,13 +13,16 @@
 //! | | | or `{"trajectory_id", "call": {…}, "timeout_s"}` with a call of OpenAI's (chat, Responses) or Anthropic's as it is, or one of `/parse`; a result has it once more as `message` in the form of the call |
 //! | `POST /parse` | yes | `{"text" or "message", "format"}`, what a model wrote, as a whole; answered with its `calls` in their order, the `problems` of those that cannot be read, and the `repairs` |
 //! | `POST /release` | yes | `{"trajectory_id", "reset_workspace"}` |
+//! | `GET /sandboxes` | yes | the sandbox servers, each with its `state` (`up`, `draining`, `unknown`, `down`), its slots and how many are held |
+//! | `POST /sandboxes` | yes | `{"urls"}`, all sandbox servers that are to be used from now on: new ones are met behind, on those that are not named trajectories finish; 409 where the servers cannot be changed |
 //! | `POST /artifacts/read`, `/list`, `/archive` | yes | the files of a trajectory's workspace |
 //! | `POST /execute_batch` | yes | `{"calls": […]}`, at most 1,024, each as for `/execute`; answered with NDJSON, a line for each call the moment it ends |
 //! | `POST /cancel` | yes | `{"trajectory_id", "uniq_id"}`; `null` is all of the trajectory |
 //! | `GET /metrics` | yes | Prometheus text |
 //!
-//! `/parse`, `call` and the last three are not the reference's. Neither are the headers of an
-//! answer to `/execute` that say how the call ended, for programs: `x-tool-outcome` is the
+//! `/parse`, `call`, `/sandboxes` and the last three are not the reference's. Neither are the
+//! headers of an answer to `/execute` that say how the call ended, for programs: `x-tool-outcome`
+//! is the
 //! [`Outcome`](crate::Outcome)'s name, `x-tool-may-have-executed` and `x-tool-model-attributable` are `true` or `false`. The
 //! same is in every body that carries a tool's result, after the reference's keys: `outcome`,
 //! `may_have_executed`, `model_attributable`.

@@ -52,6 +52,7 @@ enum Route {
     Parse,
     Cancel,
     Release,
+    Sandboxes,
     ReadArtifact,
     ListArtifacts,
     ArchiveArtifacts,
@@ -69,6 +70,7 @@ impl Route {
             "/parse" => Self::Parse,
             "/cancel" => Self::Cancel,
             "/release" => Self::Release,
+            "/sandboxes" => Self::Sandboxes,
             "/artifacts/read" => Self::ReadArtifact,
             "/artifacts/list" => Self::ListArtifacts,
             "/artifacts/archive" => Self::ArchiveArtifacts,
@@ -107,7 +109,8 @@ impl Service {
             return refused(refusal);
         }
         let Some(route) = Route::of(request.path()) else { return elsewhere(&request) };
-        if *request.method() != route.method() {
+        let tells_sandboxes = route == Route::Sandboxes && *request.method() == Method::GET;
+        if *request.method() != route.method() && !tells_sandboxes {
             let mut refusal = detail(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed");
             let allow = if route.method() == Method::GET { "GET" } else { "POST" };
             refusal.headers_mut().insert(ALLOW, HeaderValue::from_static(allow));
@@ -169,6 +172,21 @@ impl Service {
                 let release = self.body(request, None, validate::release).await?;
                 self.release(release.trajectory_id, release.reset_workspace).await;
                 json_response(r#"{"status":"ok"}"#)
+            }
+            Route::Sandboxes if *request.method() == Method::GET => {
+                request.verdict().admitted().map_err(refused)?;
+                let executor = self.executor.clone();
+                let told = move || answer::sandboxes(&executor.stats());
+                json_response(blocking(&self.statistics, told).await?)
+            }
+            Route::Sandboxes => {
+                let urls = self.body(request, None, validate::sandboxes).await?;
+                let executor = self.executor.clone();
+                let used = move || executor.use_containers(&urls);
+                match blocking(&self.statistics, used).await? {
+                    Ok(()) => json_response(r#"{"status":"ok"}"#),
+                    Err(error) => detail(StatusCode::CONFLICT, &error.to_string()),
+                }
             }
             Route::ReadArtifact => {
                 let read = self.body(request, None, validate::read_artifact).await?;

@@ -293,7 +293,7 @@ impl Slots {
         let executions = ready.into_iter().filter_map(|ready| self.execution(ready));
         let batch: Vec<Execution> = executions.collect();
         if !batch.is_empty() {
-            self.backend.execute(0, batch);
+            self.backend.execute(&self.addr, batch);
         }
     }
 
@@ -472,7 +472,6 @@ impl Slots {
     fn slot_ref(&self, index: usize) -> SlotRef {
         let slot = &self.slots[index];
         SlotRef {
-            container: 0,
             addr: self.addr.clone(),
             index,
             name: slot.name.clone(),

@@ -90,7 +90,7 @@ const ATTACKS: &[Attack] = &[
     },
     Attack {
         name: "find the root that the jail has left",
-        script: "for d in / /.. /../.. /proc/self/root/.. /proc/1/cwd/..; do for e in boot srv mnt sys; do
+        script: "for d in / /.. /../.. /proc/self/root/.. /proc/1/cwd/..; do for e in boot lost+found var/backups; do
             [ -e $d/$e ] && echo ESCAPED $d/$e; done; done; true",
         outside: Escapes,
     },

@@ -465,3 +465,46 @@ fn a_configuration_that_makes_no_sense_is_refused_with_what_would_be_right() {
     let error = start(&|config| config.addr = taken.local_addr().unwrap()).unwrap_err();
     assert!(matches!(error, ServeError::Listen(..)) && error.source().is_some());
 }
+
+#[test]
+fn the_sandbox_servers_are_told_and_changed_by_those_with_the_token() {
+    use tool_executor::backend::fleet::FleetBackend;
+    use tool_executor::backend::local::LocalBackend;
+    use tool_executor::config::{FleetConfig, LocalConfig};
+    use tool_executor::server::SandboxServer;
+
+    let sandbox = || {
+        let local = LocalBackend::start(LocalConfig::new(1)).unwrap();
+        SandboxServer::start(ServerConfig::new(([127, 0, 0, 1], 0)), local).unwrap()
+    };
+    let (first, second) = (sandbox(), sandbox());
+    let url = |server: &SandboxServer| format!("http://{}", server.addr());
+    let served = Served::with_token(FleetBackend::new(FleetConfig::new([url(&first)])).unwrap());
+    let token = [("Authorization", "Bearer s3cret")];
+    let get = || served.client().ask("GET", "/sandboxes", &token, b"");
+    let post = |body: Value| {
+        let body = body.to_string();
+        served.client().ask("POST", "/sandboxes", &token, body.as_bytes())
+    };
+    assert_eq!(served.get("/sandboxes").status, 401);
+    assert_eq!(served.post("/sandboxes", &json!({"urls": []})).status, 401);
+    let told = get().json();
+    let expected = json!({"sandboxes": [{"url": url(&first), "state": "up", "slots": 1,
+        "slots_held": 0, "running": 0}]});
+    assert_eq!(told, expected);
+    assert_eq!(post(json!({"urls": [url(&first), url(&second)]})).json(), json!({"status": "ok"}));
+    until(|| get().json()["sandboxes"].as_array().unwrap().len() == 2);
+    assert_eq!(post(json!({"urls": "x"})).status, 422);
+    assert_eq!(post(json!({"urls": [7]})).status, 422);
+    let refused = post(json!({"urls": ["nonsense"]}));
+    assert_eq!(refused.status, 409);
+    assert!(refused.json()["detail"].as_str().unwrap().contains("nonsense"));
+    assert_eq!(post(json!({"urls": [url(&second)]})).status, 200);
+    until(|| {
+        let told = get().json();
+        told["sandboxes"].as_array().unwrap().len() == 1
+            && told["sandboxes"][0]["url"] == url(&second)
+    });
+    let status = served.get("/status").json();
+    assert_eq!(status["pool"]["containers"], 1);
+}

@@ -2,6 +2,7 @@
 //! ones.
 
 mod cuts;
+mod growing;
 mod loss;
 mod misbehaving;
 mod partition;

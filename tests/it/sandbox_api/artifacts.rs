@@ -23,7 +23,7 @@ impl Backend for Shelf {
         Ok(one_container(1))
     }
 
-    fn execute(&self, _container: usize, _batch: Vec<Execution>) {}
+    fn execute(&self, _addr: &str, _batch: Vec<Execution>) {}
 
     fn reset(&self, _slot: &SlotRef, reply: ResetReply) {
         reply.send(Ok(()));

@@ -277,7 +277,7 @@ impl Backend for Waits {
         Ok(one_container(self.0))
     }
 
-    fn execute(&self, _container: usize, batch: Vec<Execution>) {
+    fn execute(&self, _addr: &str, batch: Vec<Execution>) {
         for execution in batch {
             self.1.send(execution).unwrap();
         }

@@ -129,7 +129,7 @@ impl NativeServer {
             let state = self.state.lock();
             // Called once.
             let _ = self.watcher.set(watcher);
-            self.notify(ContainerChange::Resized(state.leased.slots()));
+            self.notify(ContainerChange::Added(state.leased.slots()));
         }
         let server = self.clone();
         let reads = move || server.result_stream();
@@ -138,10 +138,21 @@ impl NativeServer {
         Ok(())
     }
 
+    /// Tells which slots it gives, after some were given back.
+    pub(super) fn tell_slots(&self) {
+        self.notify(ContainerChange::Added(self.state.lock().leased.slots()));
+    }
+
+    /// Whether no slot of it is the executor's, or it is given up.
+    pub(super) fn is_unused(&self) -> bool {
+        let state = self.state.lock();
+        state.leased.held() == 0 || state.phase == Phase::Down
+    }
+
     /// Under the lock of `state`, so that what is said comes in its order.
     fn notify(&self, change: ContainerChange) {
         if let Some(watcher) = self.watcher.get() {
-            watcher.notify(self.number, change);
+            watcher.notify(&self.connection.url, change);
         }
     }
 

@@ -48,7 +48,7 @@ fn call() -> (Execution, Receiver<ToolResult>) {
     let execution = Execution {
         id: ExecutionId(1),
         trajectory_id: "t".into(),
-        slot: SlotRef::new(0, "box", 0, "slot_0", 1),
+        slot: SlotRef::new("box", 0, "slot_0", 1),
         tool: "bash",
         arguments: crate::tool::JsonObject::new(),
         timeout: Duration::from_secs(5),
@@ -67,12 +67,14 @@ fn a_call_that_was_refused_is_not_sent_to_the_server_that_came_after() {
     let result = result.recv_timeout(PATIENCE).unwrap();
     assert!(result.error.contains("anew"), "{}", result.error);
     assert_eq!((result.outcome, result.may_have_executed), (Outcome::SandboxLost, false));
+    let slots = LeasedSlots::all(["slot_0"], 1);
+    assert_eq!(told.recv_timeout(PATIENCE).unwrap(), ContainerChange::Added(slots));
     assert_eq!(told.recv_timeout(PATIENCE).unwrap(), ContainerChange::Restarted);
     assert!(requests.is_empty());
     // A reset has no workspace to lose: it is sent again.
     let (tell, reset) = bounded(1);
     let reply = ResetReply::from_fn(move |outcome| tell.send(outcome).unwrap());
-    let job = Job::Reset(SlotRef::new(0, "box", 0, "slot_0", 1), reply);
+    let job = Job::Reset(SlotRef::new("box", 0, "slot_0", 1), reply);
     server.not_arrived(job, Failure::NoListener, deadline);
     assert_eq!(reset.recv_timeout(PATIENCE).unwrap(), Ok(()));
     assert!(requests.recv_timeout(PATIENCE).unwrap().starts_with("POST /reset "));
@@ -91,7 +93,7 @@ fn what_did_not_arrive_waits_for_its_time_or_for_news() {
     let now = Instant::now();
     let later = now + Duration::from_secs(1);
     let waiting = |again| {
-        let job = Job::Reset(SlotRef::new(0, "box", 0, "slot_0", 1), ResetReply::from_fn(|_| ()));
+        let job = Job::Reset(SlotRef::new("box", 0, "slot_0", 1), ResetReply::from_fn(|_| ()));
         Waiting { job, failure: Failure::NoListener, again, deadline: later }
     };
     let unknown = Phase::Unknown { since: now };

@@ -39,6 +39,9 @@ const OF_THIS_MACHINE: [&str; 17] = [
     "device",
 ];
 
+/// Flags that name sandbox servers.
+const NAMES_SERVERS: [&str; 3] = ["sandbox_url", "sandbox_file", "sandbox_name"];
+
 /// Flags about sandbox servers.
 const OF_SANDBOX_SERVERS: [&str; 5] = [
     "sandbox_token",
@@ -61,8 +64,9 @@ pub(super) fn check(
 ) -> Result<Vec<String>, clap::Error> {
     let given = Given { command, matches };
     let mut idle = Vec::new();
-    if let Some(url) = given.name("sandbox_url") {
-        let why = format!("{url} names sandbox servers, which have slots and limits of their own");
+    let named = NAMES_SERVERS.iter().find_map(|id| given.name(id));
+    if let Some(name) = named {
+        let why = format!("{name} names sandbox servers, which have slots and limits of their own");
         idle.extend(given.each(&OF_THIS_MACHINE, &why));
     } else if given.knows("sandbox_url") {
         idle.extend(given.each(&OF_SANDBOX_SERVERS, "no --sandbox-url names a sandbox server"));

@@ -178,6 +178,17 @@ pub(crate) struct FleetArgs {
     #[arg(value_parser = named(values::url))]
     pub(crate) sandbox_url: Vec<String>,
 
+    /// Run calls on the sandbox servers whose URLs are the lines of this file, which is read again
+    /// when it changes: new servers are used as soon as they answer; where one is gone from it the
+    /// trajectories that are there finish
+    #[arg(long, value_name = "FILE", env = "TOOL_EXECUTOR_SANDBOX_FILE")]
+    pub(crate) sandbox_file: Option<PathBuf>,
+
+    /// Run calls on the sandbox servers at all addresses of this name, which is looked up again
+    /// every 5 s, with the same effect; by http
+    #[arg(long, value_name = "NAME:PORT", env = "TOOL_EXECUTOR_SANDBOX_NAME")]
+    pub(crate) sandbox_name: Option<String>,
+
     #[command(flatten)]
     pub(crate) token: SandboxTokenArgs,
 
@@ -202,6 +213,22 @@ pub(crate) struct FleetArgs {
     #[arg(long, value_name = "S", env = "TOOL_EXECUTOR_SANDBOX_UNREACHABLE_TIMEOUT_S")]
     #[arg(default_value = "30", value_parser = named(values::wait_seconds))]
     pub(crate) sandbox_unreachable_timeout_s: Duration,
+}
+
+impl FleetArgs {
+    /// Whether there are sandbox servers.
+    pub(crate) fn is_given(&self) -> bool {
+        !self.sandbox_url.is_empty() || self.sandbox_file.is_some() || self.sandbox_name.is_some()
+    }
+
+    /// The servers, in a few words.
+    pub(crate) fn what(&self) -> String {
+        match (&self.sandbox_file, &self.sandbox_name) {
+            (Some(file), _) => format!("the sandbox servers of {}", file.display()),
+            (None, Some(name)) => format!("the sandbox servers at {name}"),
+            (None, None) => format!("{} sandbox servers", self.sandbox_url.len()),
+        }
+    }
 }
 
 /// The ToolServer.

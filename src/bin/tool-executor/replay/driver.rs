@@ -47,7 +47,7 @@ impl Driver {
     /// What kept them from starting, causes included, as one line.
     pub(crate) fn start(args: &ReplayArgs, interrupt: &Interrupt) -> Result<Self, String> {
         let mut builder = ToolExecutor::builder().interrupt(interrupt.clone());
-        let embedded = if args.fleet.sandbox_url.is_empty() {
+        let embedded = if !args.fleet.is_given() {
             let backend = local(&args.slots, &args.limits, &args.isolation, interrupt)?;
             builder = builder.backend(backend.clone());
             Some(backend)

@@ -19,7 +19,7 @@ fn container_of(world: &World, index: usize) -> usize {
 }
 
 fn tell(world: &mut World, container: usize, change: ContainerChange) {
-    world.send(Event::Container { container, change });
+    world.send(Event::Container { addr: addr(container), change });
     settle(world);
 }
 

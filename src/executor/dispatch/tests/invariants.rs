@@ -33,6 +33,28 @@ impl World {
         Ok(())
     }
 
+    /// Who has which slot, under which generation.
+    pub(super) fn held(&self) -> HashSet<(Arc<str>, SlotRef)> {
+        let trajectories = self.dispatch.trajectories.iter();
+        let slots =
+            trajectories.filter_map(|(id, trajectory)| Some((id.clone(), trajectory.slot?)));
+        slots.map(|(id, slot)| (id, self.dispatch.pool.slot_ref(slot))).collect()
+    }
+
+    /// Nobody who had not been there `before` is in a container that takes no trajectory.
+    pub(super) fn only_open_containers_since(
+        &self,
+        before: &HashSet<(Arc<str>, SlotRef)>,
+    ) -> Result<(), TestCaseError> {
+        for (id, slot) in self.held().difference(before) {
+            let container = number(&slot.addr);
+            let closed = &self.closed_to_new;
+            prop_assert!(!closed.contains(&container), "{} is put where one drains", id);
+            prop_assert!(!self.down.contains(&container), "{} is put where nothing is", id);
+        }
+        Ok(())
+    }
+
     /// The invariants of the module's header.
     pub(super) fn check(&self) -> Result<(), TestCaseError> {
         let dispatch = &self.dispatch;
@@ -74,8 +96,9 @@ impl World {
         }
         prop_assert_eq!(dispatch.lease_requests.len(), requests);
         for container in &self.down {
-            let held = dispatch.pool.lost_by(*container, &ContainerChange::Lost);
-            prop_assert!(held.is_empty(), "held in a dead container");
+            let number = dispatch.pool.container_at(&addr(*container));
+            let held = number.map(|number| dispatch.pool.lost_by(number, &ContainerChange::Lost));
+            prop_assert!(held.unwrap_or_default().is_empty(), "held in a dead container");
         }
         let idle: Vec<_> = dispatch.idle.iter().collect();
         prop_assert!(idle.is_sorted_by_key(|(_, since)| *since));

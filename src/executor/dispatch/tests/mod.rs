@@ -42,12 +42,25 @@ fn limits() -> Limits {
         unanswered: 1000,
         on_lost: LostWorkspace::Refuse,
         idle_limit: None,
+        may_grow: false,
     }
 }
 
 fn containers(sizes: &[usize]) -> Vec<Container> {
     let slots = |size: usize| (0..size).map(|slot| format!("slot_{slot}")).collect();
-    sizes.iter().map(|&size| Container { addr: "fake".to_owned(), slots: slots(size) }).collect()
+    let container =
+        |(number, &size)| Container { addr: addr(number).to_string(), slots: slots(size) };
+    sizes.iter().enumerate().map(container).collect()
+}
+
+/// The address of a container in these tests.
+fn addr(number: usize) -> Arc<str> {
+    format!("container-{number}").into()
+}
+
+/// The number of the container at this address.
+fn number(addr: &str) -> usize {
+    addr.trim_start_matches("container-").parse().unwrap()
 }
 
 fn registry() -> ToolRegistry {
@@ -86,8 +99,10 @@ struct World {
     lends: Vec<Receiver<Result<Lease, ArtifactError>>>,
     /// Leases that are out: of which slot, and whether it was lost.
     lent: Vec<((usize, usize), Arc<AtomicBool>, Lease)>,
-    /// The containers that are down, as far as the dispatch was told.
+    /// The containers that are down or gone, as far as the dispatch was told.
     down: HashSet<usize>,
+    /// Those where no trajectory is to be put newly, likewise.
+    closed_to_new: HashSet<usize>,
     /// The slots that the executor was told it has, and their grants, where containers are shared.
     granted: HashMap<(usize, usize), u64>,
     next_grant: u64,
@@ -112,6 +127,9 @@ enum Step {
     Abandon(u8),
     Return(u8),
     Container(u8, ContainerChange),
+    /// A container comes, perhaps one that was there before: each bit is a slot that the executor
+    /// has there.
+    Add(u8, u8),
     /// The container has other slots for the executor: each bit is one that it has, each of the
     /// second number one that is granted anew; and so many it may have.
     Resize(u8, u8, u8, u8),
@@ -127,6 +145,8 @@ fn step() -> impl Strategy<Value = Step> {
         ContainerChange::Recovered,
         ContainerChange::Restarted,
         ContainerChange::Lost,
+        ContainerChange::Draining,
+        ContainerChange::Gone,
     ];
     prop_oneof![
         8 => (0..TRAJECTORIES, any::<bool>()).prop_map(|(t, sandbox)| Step::Submit(t, sandbox)),
@@ -146,6 +166,7 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(index, change)| Step::Container(index, change)),
         2 => (any::<u8>(), 0..16u8, any::<u8>(), 0..5u8)
             .prop_map(|(index, has, anew, limit)| Step::Resize(index, has, anew, limit)),
+        2 => (0..4u8, 0..16u8).prop_map(|(number, has)| Step::Add(number, has)),
         12 => (1..6u8).prop_map(Step::Deliver),
         6 => (0..4000u16).prop_map(Step::Pass),
         1 => (0..20_000u16).prop_map(Step::Close),
@@ -189,6 +210,7 @@ impl World {
             lends: Vec::new(),
             lent: Vec::new(),
             down: HashSet::new(),
+            closed_to_new: HashSet::new(),
             granted: HashMap::new(),
             next_grant: 1,
             warned: Vec::new(),
@@ -222,23 +244,40 @@ impl World {
 
     fn deliver(&mut self, count: usize) {
         for event in self.events.clone().try_iter().take(count) {
-            if let Event::Container { container, change } = &event {
-                self.told_of(*container, change.clone());
+            if let Event::Container { addr, change } = &event {
+                self.told_of(number(addr), change.clone());
             }
+            let before = self.held();
             self.dispatch.handle(event, self.now);
+            self.only_open_containers_since(&before).unwrap();
         }
     }
 
     fn told_of(&mut self, container: usize, change: ContainerChange) {
-        if let ContainerChange::Resized(slots) = change {
-            return self.resized(container, &slots);
+        let is_there = self.dispatch.pool.container_at(&addr(container)).is_some();
+        match &change {
+            ContainerChange::Added(slots) => {
+                if !is_there {
+                    self.down.remove(&container);
+                }
+                self.closed_to_new.remove(&container);
+                return self.resized(container, slots);
+            }
+            _ if !is_there => return,
+            ContainerChange::Resized(slots) => return self.resized(container, slots),
+            ContainerChange::Draining => drop(self.closed_to_new.insert(container)),
+            ContainerChange::Gone => self.resized(container, &LeasedSlots::default()),
+            _ => {}
         }
-        if change == ContainerChange::Lost {
+        if matches!(change, ContainerChange::Lost | ContainerChange::Gone) {
             self.down.insert(container);
-        } else if change != ContainerChange::Unreachable {
+        } else if matches!(change, ContainerChange::Recovered | ContainerChange::Restarted) {
             self.down.remove(&container);
         }
-        if matches!(change, ContainerChange::Lost | ContainerChange::Restarted) {
+        if matches!(
+            change,
+            ContainerChange::Lost | ContainerChange::Restarted | ContainerChange::Gone
+        ) {
             // What ran there runs no more, whether or not it was answered.
             for running in &mut self.running {
                 running.slot = running.slot.filter(|slot| slot.0 != container);
@@ -260,7 +299,7 @@ impl World {
         }
         let (lost, resets) = std::mem::take(&mut self.resets)
             .into_iter()
-            .partition(|(_, reset)| is_lost((reset.container, reset.index)));
+            .partition(|(_, reset)| is_lost((number(&reset.addr), reset.index)));
         self.resets = resets;
         let lost: Vec<(SlotIx, SlotRef)> = lost;
         for (slot, SlotRef { generation, .. }) in lost {
@@ -273,6 +312,12 @@ impl World {
 
     /// The next grants of a container's slots.
     fn resize(&mut self, container: usize, has: u8, anew: u8, limit: u8) {
+        let slots = self.grants(container, has, anew, limit);
+        let (addr, change) = (addr(container), ContainerChange::Resized(slots));
+        self.send(Event::Container { addr, change });
+    }
+
+    fn grants(&mut self, container: usize, has: u8, anew: u8, limit: u8) -> LeasedSlots {
         let names = (0..4).map(|slot| format!("slot_{slot}")).collect();
         let is_set = |bits: u8, slot: &usize| bits & (1 << slot) != 0;
         let mut held = Vec::new();
@@ -284,8 +329,7 @@ impl World {
             });
             held.push((slot, grant));
         }
-        let change = ContainerChange::Resized(LeasedSlots::new(names, held, limit.into()));
-        self.send(Event::Container { container, change });
+        LeasedSlots::new(names, held, limit.into())
     }
 
     fn step(&mut self, step: Step) {
@@ -358,8 +402,14 @@ impl World {
             }
             Step::Container(index, change) => {
                 if let Some(container) = pick(&self.dispatch.lanes, index) {
-                    self.send(Event::Container { container, change });
+                    self.send(Event::Container { addr: addr(container), change });
                 }
+            }
+            Step::Add(container, has) => {
+                let container = container.into();
+                let slots = self.grants(container, has, 0, 4);
+                let (addr, change) = (addr(container), ContainerChange::Added(slots));
+                self.send(Event::Container { addr, change });
             }
             Step::Resize(index, has, anew, limit) => {
                 if let Some(container) = pick(&self.dispatch.lanes, index) {
@@ -379,22 +429,25 @@ impl World {
 
     /// Lets the dispatch act, and checks what it asks for against what was asked before.
     fn tick(&mut self) -> Result<(), TestCaseError> {
+        let before = self.held();
         let actions: Vec<_> = self.dispatch.tick(self.now).collect();
+        self.only_open_containers_since(&before)?;
         for action in actions {
             match action {
                 Action::Warn(text) => self.warned.push(text),
-                Action::Send { container, batch } => {
+                Action::Send { container: lane, addr, batch } => {
                     prop_assert!((1..=MAX_BATCH).contains(&batch.len()));
-                    self.batches.push(container);
+                    let container = number(&addr);
+                    self.batches.push(lane);
                     for execution in batch {
-                        prop_assert_eq!(execution.slot.container, container);
+                        prop_assert_eq!(&execution.slot.addr, &addr);
                         let id = execution.id;
                         let lost = self.dispatch.trajectories[&execution.trajectory_id].lost;
                         prop_assert!(lost.is_none(), "{} runs in another workspace", id);
                         self.started(&execution.trajectory_id, id)?;
                         let slot = (container, execution.slot.index);
                         self.nothing_runs_in(slot)?;
-                        let of_slot = |reset: &SlotRef| (reset.container, reset.index) == slot;
+                        let of_slot = |reset: &SlotRef| (number(&reset.addr), reset.index) == slot;
                         let emptied = self.resets.iter().any(|(_, reset)| of_slot(reset));
                         prop_assert!(!emptied, "{} begins in a slot that is being reset", id);
                         let Execution { reply, .. } = execution;
@@ -413,21 +466,22 @@ impl World {
                     prop_assert!(false, "there is no ToolServer for {}", call.name);
                 }
                 Action::Reset { slot, slot_ref } => {
-                    self.nothing_runs_in((slot_ref.container, slot_ref.index))?;
+                    self.nothing_runs_in((number(&slot_ref.addr), slot_ref.index))?;
                     let at_work = self.resets.iter().any(|(other, _)| *other == slot);
                     prop_assert!(!at_work, "two resets at once of {:?}", slot);
                     self.resets.push((slot, slot_ref));
                 }
                 Action::GiveBack { slot, grant } => {
-                    let key = (slot.container, slot.index);
+                    let key = (number(&slot.addr), slot.index);
                     self.nothing_runs_in(key)?;
-                    let of_slot = |reset: &SlotRef| (reset.container, reset.index) == key;
+                    let of_slot = |reset: &SlotRef| (number(&reset.addr), reset.index) == key;
                     let resetting = self.resets.iter().any(|(_, reset)| of_slot(reset));
                     prop_assert!(!resetting, "a slot is given back while it is being reset");
-                    prop_assert_eq!(self.granted.remove(&key), Some(grant));
+                    // One that it has from the start has no grant.
+                    prop_assert_eq!(self.granted.remove(&key).unwrap_or(0), grant);
                 }
                 Action::GrantLease { slot, trajectory_id, lost, reply: _ } => {
-                    let key = (slot.container, slot.index);
+                    let key = (number(&slot.addr), slot.index);
                     self.nothing_runs_in(key)?;
                     let sender = self.sender.clone();
                     let lease = Lease::new(slot, lost.clone(), move || {

@@ -14,6 +14,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::Instant;
 
 use super::*;
+use crate::sandbox::etc::EtcCopy;
 use crate::sandbox::identity::Identity;
 use crate::sandbox::workspace::DataDir;
 
@@ -77,8 +78,8 @@ impl Bench {
 
     fn sandboxed() -> Self {
         let etc = tempfile::tempdir().unwrap();
-        crate::sandbox::etc::copy_to(etc.path(), &Identity::detect(CommandUser::detect())).unwrap();
-        let isolation = probe().with_etc(etc.path().to_owned()).with_warm_slots(false);
+        let copy = EtcCopy::make(etc.path(), &Identity::detect(CommandUser::detect())).unwrap();
+        let isolation = probe().with_etc(copy).with_warm_slots(false);
         assert!(isolation.is_sandboxed(), "{isolation:?}");
         Self { _etc: Some(etc), ..Self::new(isolation) }
     }
@@ -86,8 +87,8 @@ impl Bench {
     /// With a sandbox that is kept.
     fn warm() -> Self {
         let etc = tempfile::tempdir().unwrap();
-        crate::sandbox::etc::copy_to(etc.path(), &Identity::detect(CommandUser::detect())).unwrap();
-        let isolation = probe().with_etc(etc.path().to_owned());
+        let copy = EtcCopy::make(etc.path(), &Identity::detect(CommandUser::detect())).unwrap();
+        let isolation = probe().with_etc(copy);
         assert!(isolation.is_warm(), "{isolation:?}");
         Self { _etc: Some(etc), ..Self::new(isolation) }
     }

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use super::asciicast::{LIMIT, replay};
 use super::*;
+use crate::sandbox::etc::EtcCopy;
 use crate::sandbox::isolation::{Budget, Isolation};
 use crate::sandbox::limits::{Filter, Limits};
 use crate::sandbox::shell;
@@ -44,8 +45,8 @@ impl Bench {
         let data = DataDir::create(Some(base.path()), 2, user).unwrap();
         let workspaces = data.workspaces().to_vec();
         let isolation = if sandboxed {
-            crate::sandbox::etc::copy_to(etc.path(), data.identity()).unwrap();
-            let isolation = Isolation::probe(&workspaces[0]).with_etc(etc.path().to_owned());
+            let copy = EtcCopy::make(etc.path(), data.identity()).unwrap();
+            let isolation = Isolation::probe(&workspaces[0]).with_etc(copy);
             assert!(isolation.is_sandboxed(), "{isolation:?}");
             match filtered {
                 true => isolation

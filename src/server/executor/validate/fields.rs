@@ -106,6 +106,13 @@ pub(super) fn string(value: &Value) -> Result<String, Flaw> {
     value.as_str().map(str::to_owned).ok_or_else(flaw)
 }
 
+/// A list of texts.
+pub(super) fn strings(value: &Value) -> Result<Vec<String>, Flaw> {
+    let list = value.as_array();
+    let list = list.ok_or_else(|| Flaw::new("list_type", "Input should be a valid list"))?;
+    list.iter().map(string).collect()
+}
+
 /// Whether it is an object.
 pub(super) fn dictionary(value: &Value) -> Result<(), Flaw> {
     let flaw = || Flaw::new("dict_type", "Input should be a valid dictionary");

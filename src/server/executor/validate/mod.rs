@@ -15,7 +15,9 @@ mod fields;
 use serde_json::{Value, json};
 
 pub(super) use self::calls::{CallRequest, ParseRequest, ReplyForm, Written, call, calls, parse};
-use self::fields::{Fields, boolean, integer, literal, missing, not_a_model, nullable, string};
+use self::fields::{
+    Fields, boolean, integer, literal, missing, not_a_model, nullable, string, strings,
+};
 use crate::artifact::{
     ArchiveArtifacts, ListArtifacts, MAX_ARTIFACT_BYTES, MAX_ARTIFACT_ENTRIES, ReadArtifact,
 };
@@ -126,6 +128,14 @@ pub(super) fn release(body: Value) -> Result<ReleaseRequest, Problems> {
         let reset_workspace = fields.or("reset_workspace", false, boolean);
         Some(ReleaseRequest { trajectory_id: trajectory_id?, reset_workspace })
     })
+}
+
+/// The body of `/sandboxes`: the URLs of all servers that are to be used.
+///
+/// # Errors
+/// All that is wrong with it.
+pub(super) fn sandboxes(body: Value) -> Result<Vec<String>, Problems> {
+    read(&body, |fields| fields.required("urls", strings))
 }
 
 /// The body of `/cancel`.

@@ -33,8 +33,8 @@ impl Backend for HandsOver {
         Ok(self.containers.iter().map(container).collect())
     }
 
-    fn execute(&self, container: usize, batch: Vec<Execution>) {
-        assert_eq!(container, 0);
+    fn execute(&self, addr: &str, batch: Vec<Execution>) {
+        assert!(batch.iter().all(|execution| &*execution.slot.addr == addr));
         if batch.iter().any(|execution| execution.arguments.contains_key("panic")) {
             panic!("expected by this test");
         }
