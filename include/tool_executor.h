@@ -417,9 +417,9 @@ typedef struct te_tool_call {
 
 /**
  * A tool of the host's. `reply` is the function's from now on: it, or what it passes it to,
- * answers by te_tool_reply_ok() or te_tool_reply_error() once, and frees it by
- * te_tool_reply_free() – before it returns, or later on any thread. It must not block for what it
- * can wait for elsewhere: there are "handler_threads" threads for all tools.
+ * answers by te_tool_reply_ok(), te_tool_reply_error() or te_tool_reply_fail() once, and frees it
+ * by te_tool_reply_free() – before it returns, or later on any thread. It must not block for what
+ * it can wait for elsewhere: there are "handler_threads" threads for all tools.
  *
  * Called on threads of the library ("tool-fn-N", with a stack of 2 MiB and all signals blocked),
  * for several trajectories at the same time. It may submit calls, but must not wait for a call of
@@ -615,6 +615,15 @@ te_status te_tool_reply_error(const struct te_tool_reply *reply,
                               size_t error_len);
 
 /**
+ * Answers a call with TE_OUTCOME_EXTERNAL_FAILED: the tool itself is broken, or cannot reach what
+ * it needs, which is not the model's doing and not to be trained on. Else as
+ * te_tool_reply_error(), for what the tool has against the call.
+ */
+te_status te_tool_reply_fail(const struct te_tool_reply *reply,
+                             const char *error,
+                             size_t error_len);
+
+/**
  * Whether anybody still waits for the answer: `*wanted` is 0 once the call was answered or
  * cancelled, or its time is up. A tool that takes long looks now and then.
  */
@@ -751,6 +760,17 @@ te_status te_result_metadata(const struct te_result *result,
  * "exec_s". Made when it is first asked for; the text is the result's.
  */
 te_status te_result_json(const struct te_result *result, const char **json, size_t *json_len);
+
+/**
+ * The result of which this is the JSON, as te_result_json() and te_queue_next_json() give it: for
+ * hosts that keep results as JSON, and want one as text or a message after all. "tag",
+ * "uniq_id", "success", "model_attributable" and the times may be left out; "success" and
+ * "model_attributable" are what the outcome says.
+ *
+ * On success `*result` is the caller's, to be freed by te_result_free(); after an error it is
+ * NULL.
+ */
+te_status te_result_read(const char *json, size_t json_len, struct te_result **result);
 
 /**
  * The result as a model is shown it: <tool_response> text. Made when it is first asked for; the
@@ -949,6 +969,17 @@ te_status te_queue_next_many(const struct te_queue *queue,
                              double timeout_s,
                              struct te_result **results,
                              size_t *count);
+
+/**
+ * Up to `max` completions, at least 1, as te_queue_next_many() takes them: a JSON array of what
+ * te_result_json() gives. For hosts to which one text costs less than many fields.
+ *
+ * On success `*results` is the caller's, to be freed by te_buffer_free(); otherwise it is empty.
+ */
+te_status te_queue_next_json(const struct te_queue *queue,
+                             size_t max,
+                             double timeout_s,
+                             struct te_buffer *results);
 
 /**
  * A file descriptor for poll(), select() or epoll, in a loop that waits for other things too:

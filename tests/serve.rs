@@ -391,6 +391,21 @@ fn a_signal_lets_what_runs_end() {
 }
 
 #[test]
+fn one_signal_ends_a_server_before_a_container_engine_would_kill_it() {
+    let mut program = Program::sandbox(&["--slots", "1"]);
+    let command = "trap '' TERM; touch began; sleep 7535; sleep 7535";
+    let mut body = json!({"slot_id": "slot_0", "tool": "bash", "args": {"command": command}});
+    body["timeout"] = json!(600);
+    let _client = program.send("POST", "/execute", &body);
+    wait_until(&mut program.child, || runs("sleep 7535"));
+    let begun = Instant::now();
+    program.terminate();
+    program.ends();
+    assert!(begun.elapsed().as_secs_f64() <= 8.0, "{:?}", begun.elapsed());
+    assert!(!runs("sleep 7535"));
+}
+
+#[test]
 fn a_server_that_was_started_by_nohup_goes_on_when_its_terminal_goes() {
     let token = ("TOOL_EXECUTOR_TOKEN", "s3cret-of-serve");
     let command = program_ignoring(&[Signal::HUP]);

@@ -1,87 +1,90 @@
-"""Rollouts from Python: trajectories that take turns, and a tool that answers later from a thread.
+"""Rollouts for a trainer with groups, as in GRPO: each problem is tried several times, the reward is
+compared within its group, and what the infrastructure ended is masked.
 
-    cargo build --release
-    TOOL_EXECUTOR_LIBRARY=target/release/libtool_executor.so python3 examples/python/rollout.py
+    pip install .
+    python examples/python/rollout.py
+
+One thread drives all trajectories by the completion queue.
 """
 
-import select
+import random
+import statistics
 import sys
-import threading
-from typing import Dict, Optional
+from dataclasses import dataclass, field
+from typing import Dict, List
 
-from tool_executor import Error, Reply, ToolCall, ToolExecutor
+from tool_executor import ToolExecutor, ToolResult
 
-TRAJECTORIES, STEPS = 100, 3
-
-
-def reward(call: ToolCall, reply: Reply) -> Optional[str]:
-    """Scores an answer, on a thread of ours: no thread of the executor's waits for it."""
-    score = "1.0" if call.arguments.get("answer") == "42" else "0.0"
-    threading.Timer(0.01, reply.ok, [score]).start()
-    return None
+PROBLEMS = [(17, 25), (41, 59), (123, 456), (7, 8)]
+GROUP, MOST_STEPS = 8, 3
 
 
-def fails(_call: ToolCall, _reply: Reply) -> Optional[str]:
-    raise ValueError("on purpose")
+@dataclass
+class Rollout:
+    """One try at a problem."""
+
+    problem: int
+    number: int
+    results: List[ToolResult] = field(default_factory=lambda: [])
+    reward: float = 0.0
+
+    @property
+    def id(self) -> str:
+        return f"problem-{self.problem}/{self.number}"
+
+    @property
+    def is_masked(self) -> bool:
+        """Whether it says nothing of the model: it is left out, not punished."""
+        return not all(result.model_attributable for result in self.results)
 
 
-def policy(step: int, seen: str) -> str:
-    """What a model would write."""
-    if step == 0:
-        arguments = '{"command": "echo 41 > n; cat n"}'
-        return f'<tool_call>{{"name": "bash", "arguments": {arguments}}}</tool_call>'
-    if step == 1:
-        arguments = f'{{"command": "echo $(({seen} + 1))"}}'
-        return f'<tool_call>{{"name": "bash", "arguments": {arguments}}}</tool_call>'
-    return f'<tool_call>{{"name": "reward", "arguments": {{"answer": "{seen}"}}}}</tool_call>'
+def policy(rollout: Rollout) -> str:
+    """What a model would write. This one errs at times."""
+    a, b = PROBLEMS[rollout.problem]
+    rng = random.Random(rollout.id)
+    if not rollout.results:
+        command = f"echo $(({a} + {b + rng.choice([0, 0, 1])})) > answer"
+    elif len(rollout.results) == 1:
+        command = "cat answer"
+    else:
+        return "I am done."
+    return f'<tool_call>{{"name": "bash", "arguments": {{"command": "{command}"}}}}</tool_call>'
+
+
+def step(executor: ToolExecutor, rollout: Rollout) -> bool:
+    """Has the policy write, and submits its call; False if the rollout is over."""
+    calls = executor.parse(policy(rollout))
+    if not calls or len(rollout.results) >= MOST_STEPS:
+        return False
+    executor.submit_call(rollout.id, calls[0], tag=rollout)
+    return True
 
 
 def main() -> int:
-    tools = {"reward": reward, "fails": fails}
-    with ToolExecutor({"local": {"slots": 8}}, tools, message_form="openai") as executor:
-        assert executor.execute("x", "fails").error == "ValueError: on purpose"
-        assert executor.execute("x", "nonsense").outcome == "unknown_tool"
-        function = {"name": "fails", "arguments": "{}"}
-        message = {"role": "assistant", "tool_calls": [{"id": "c1", "type": "function", "function": function}]}
-        for call in [*message["tool_calls"], *executor.parse_message(message)]:
-            answer = executor.execute_call("x", call).message
-            error = "Error: ValueError: on purpose"
-            assert answer == {"role": "tool", "tool_call_id": "c1", "content": error}, answer
-        (broken,) = executor.parse("<tool_call>{nonsense}</tool_call>")
-        assert executor.execute_call("x", broken).outcome == "invalid_call"
-        steps: Dict[int, int] = {}
-        rewards = 0.0
-        for tag in range(TRAJECTORIES):
-            steps[tag] = 0
-            executor.submit_call(f"agent-{tag}", executor.parse(policy(0, ""))[0], tag)
-        assert select.select([executor], [], [], 60)[0], "a completion makes it readable"
-        for result in executor.completions(timeout_s=120):
-            assert result.model_attributable, result
-            steps[result.tag] += 1
-            if result.success and steps[result.tag] < STEPS:
-                call = executor.parse(policy(steps[result.tag], result.output))[0]
-                executor.submit_call(result.trajectory_id, call, result.tag)
+    rollouts = [Rollout(problem, number) for problem in range(len(PROBLEMS)) for number in range(GROUP)]
+    with ToolExecutor(local={"slots": 8}) as executor:
+        for rollout in rollouts:
+            step(executor, rollout)
+        for result in executor.completions(timeout=120):
+            of: Rollout = result.tag
+            of.results.append(result)
+            if result.model_attributable and step(executor, of):
                 continue
-            rewards += float(result.output or 0)
-            if result.tag == 0:
-                assert executor.read(result.trajectory_id, "n") == b"41\n"
-            executor.release(result.trajectory_id, wait=False)
-        print(f"{TRAJECTORIES} trajectories, mean reward {rewards / TRAJECTORIES:.2f}")
-        calls = executor.stats()["total_requests"]
-        assert calls == TRAJECTORIES * STEPS + 5, calls
-    try:
-        executor.submit("x", "bash", {"command": "true"})
-    except Error as error:
-        assert error.name == "TE_CLOSED", error
-    else:
-        raise AssertionError("it is closed")
-    try:
-        ToolExecutor({"nonsense": 1})
-    except Error as error:
-        assert "nonsense" in str(error), error
-    else:
-        raise AssertionError("an unknown key")
-    return 0 if rewards == TRAJECTORIES else 1
+            executor.release(of.id, wait=False)
+            of.reward = float(result.output.strip() == str(sum(PROBLEMS[of.problem])))
+        groups: Dict[int, List[Rollout]] = {}
+        for rollout in rollouts:
+            if not rollout.is_masked:
+                groups.setdefault(rollout.problem, []).append(rollout)
+        for problem, group in sorted(groups.items()):
+            rewards = [rollout.reward for rollout in group]
+            spread = statistics.pstdev(rewards) or 1.0
+            advantages = [(reward - statistics.mean(rewards)) / spread for reward in rewards]
+            print(f"problem {problem}: {len(group)} of {GROUP} count, mean reward "
+                  f"{statistics.mean(rewards):.2f}, advantages {min(advantages):+.2f} to {max(advantages):+.2f}")
+        masked = sum(rollout.is_masked for rollout in rollouts)
+        print(f"{len(rollouts)} rollouts, {masked} masked")
+    return 0 if len(groups) == len(PROBLEMS) and masked == 0 else 1
 
 
 if __name__ == "__main__":

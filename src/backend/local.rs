@@ -76,7 +76,7 @@ pub struct LocalBackend(Arc<Inner>);
 struct Inner {
     /// Why all slots are one user, if they are.
     one_user: Option<String>,
-    supervisor: Supervisor,
+    supervisor: Arc<Supervisor>,
     limits: Arc<Limits>,
     terminals: Terminals,
     slots: Vec<Slot>,

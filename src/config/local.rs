@@ -40,10 +40,10 @@ pub struct LocalConfig {
     pub adopt_orphans: bool,
     /// The size in bytes up to which files are read and written. Defaults to 100,000.
     pub max_file_bytes: u64,
-    /// Whether a slot keeps its sandbox from call to call, which saves each command some
-    /// milliseconds. What a command leaves behind is found and removed all the same: of one call
-    /// the next finds the files in `/workspace` and `/tmp`, and nothing else. Without it each
-    /// command gets a sandbox of its own. Defaults to `true`.
+    /// Whether a slot keeps the sandbox of its commands from call to call, which saves each command
+    /// half a millisecond. Without it each command gets one of its own. The machine in which they
+    /// are, with its files and its network, is the trajectory's in both cases, and processes that a
+    /// command leaves behind are ended with it. Defaults to `true`.
     pub warm_slots: bool,
     /// Whether sandboxes get a filter of system calls (seccomp), which takes away what no tool
     /// needs: nested namespaces, mounts, keys, bpf, io_uring, …; 32-bit programs do not run.

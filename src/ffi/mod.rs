@@ -47,17 +47,18 @@ pub use self::executor::{
 };
 pub use self::log::{te_log_fn, te_log_level, te_log_set};
 pub use self::queue::{
-    te_queue, te_queue_fd, te_queue_free, te_queue_new, te_queue_next, te_queue_next_many,
-    te_queue_outstanding,
+    te_queue, te_queue_fd, te_queue_free, te_queue_new, te_queue_next, te_queue_next_json,
+    te_queue_next_many, te_queue_outstanding,
 };
 pub use self::result::{
     te_outcome, te_outcome_name, te_result, te_result_free, te_result_json, te_result_message,
-    te_result_metadata, te_result_xml,
+    te_result_metadata, te_result_read, te_result_xml,
 };
 pub use self::status::{te_last_error, te_status, te_status_name};
 pub use self::text::{te_buffer, te_buffer_free};
 pub use self::tool::{
-    te_free_fn, te_tool_call, te_tool_fn, te_tool_reply, te_tool_reply_error, te_tool_reply_free,
-    te_tool_reply_ok, te_tool_reply_wanted, te_tools, te_tools_add, te_tools_free, te_tools_new,
+    te_free_fn, te_tool_call, te_tool_fn, te_tool_reply, te_tool_reply_error, te_tool_reply_fail,
+    te_tool_reply_free, te_tool_reply_ok, te_tool_reply_wanted, te_tools, te_tools_add,
+    te_tools_free, te_tools_new,
 };
 pub use self::version::{TE_ABI_VERSION, te_abi_version, te_version};

@@ -1,15 +1,19 @@
 //! Results: a struct that C reads, and behind it what it points to.
 
+use std::borrow::Cow;
 use std::ffi::c_char;
+use std::ptr;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::status::te_status::{TE_INVALID_ARGUMENT, TE_INVALID_HANDLE, TE_NULL};
+use super::status::te_status::{TE_INVALID_ARGUMENT, TE_INVALID_HANDLE, TE_INVALID_JSON, TE_NULL};
 use super::status::{Fault, guard, te_status};
-use super::text::{Out, te_buffer, text};
+use super::text::{Out, object, on_a_stack, te_buffer, text};
 use crate::tool::format::{MessageForm, UnknownName};
-use crate::tool::{Outcome, ToolResult};
+use crate::tool::{JsonObject, Outcome, ToolResult};
 
 /// How a call ended. Numbers never change; new ones may be added.
 #[repr(i32)]
@@ -162,13 +166,13 @@ pub(super) fn into_result(tag: u64, trajectory: Arc<str>, result: ToolResult) ->
             success: result.success.into(),
             may_have_executed: result.may_have_executed.into(),
             model_attributable: result.model_attributable().into(),
-            trajectory: std::ptr::null(),
+            trajectory: ptr::null(),
             trajectory_len: 0,
-            uniq_id: std::ptr::null(),
+            uniq_id: ptr::null(),
             uniq_id_len: 0,
-            output: std::ptr::null(),
+            output: ptr::null(),
             output_len: 0,
-            error: std::ptr::null(),
+            error: ptr::null(),
             error_len: 0,
             queue_s: timing.queue.as_secs_f64(),
             slot_s: timing.slot.as_secs_f64(),
@@ -195,6 +199,73 @@ fn parts(text: &str) -> (*const c_char, usize) {
         0 => (c"".as_ptr(), 0),
         len => (text.as_ptr().cast(), len),
     }
+}
+
+/// A result in JSON: what `te_result_json` documents.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Written<'a> {
+    #[serde(default)]
+    tag: u64,
+    trajectory_id: Cow<'a, str>,
+    #[serde(default)]
+    uniq_id: Option<Cow<'a, str>>,
+    #[serde(default)]
+    success: bool,
+    outcome: Outcome,
+    output: Cow<'a, str>,
+    error: Cow<'a, str>,
+    metadata: Cow<'a, JsonObject>,
+    may_have_executed: bool,
+    #[serde(default)]
+    model_attributable: bool,
+    #[serde(default)]
+    queue_s: f64,
+    #[serde(default)]
+    slot_s: f64,
+    #[serde(default)]
+    exec_s: f64,
+}
+
+/// Appends a result in JSON.
+pub(super) fn write_json(tag: u64, trajectory: &str, result: &ToolResult, into: &mut Vec<u8>) {
+    let written = Written {
+        tag,
+        trajectory_id: trajectory.into(),
+        uniq_id: result.uniq_id.as_deref().map(Cow::Borrowed),
+        success: result.success,
+        outcome: result.outcome,
+        output: result.output.as_str().into(),
+        error: result.error.as_str().into(),
+        metadata: Cow::Borrowed(&result.metadata),
+        may_have_executed: result.may_have_executed,
+        model_attributable: result.model_attributable(),
+        queue_s: result.timing.queue.as_secs_f64(),
+        slot_s: result.timing.slot.as_secs_f64(),
+        exec_s: result.timing.exec.as_secs_f64(),
+    };
+    // Cannot fail: memory takes what is written, and all keys are text.
+    let _ = serde_json::to_writer(into, &written);
+}
+
+fn read_json(json: &str) -> Result<(u64, Arc<str>, ToolResult), Fault> {
+    let written: Written<'_> = object(json)
+        .map_err(|error| Fault::new(TE_INVALID_JSON, format!("the result: {error}")))?;
+    let time = |seconds: f64, name: &str| {
+        Duration::try_from_secs_f64(seconds).map_err(|error| {
+            let text = format!("the result: {name} is {seconds}: {error}");
+            Fault::new(TE_INVALID_ARGUMENT, text)
+        })
+    };
+    let mut result = ToolResult::failure(written.outcome, written.error);
+    result.output = written.output.into_owned();
+    result.metadata = written.metadata.into_owned();
+    result.uniq_id = written.uniq_id.map(Cow::into_owned);
+    result.may_have_executed = written.may_have_executed;
+    result.timing.queue = time(written.queue_s, "queue_s")?;
+    result.timing.slot = time(written.slot_s, "slot_s")?;
+    result.timing.exec = time(written.exec_s, "exec_s")?;
+    Ok((written.tag, (&*written.trajectory_id).into(), result))
 }
 
 fn check(result: *const te_result) -> Result<*const Full, Fault> {
@@ -253,24 +324,33 @@ pub unsafe extern "C" fn te_result_json(
 ) -> te_status {
     give(result, json, json_len, |full| {
         full.json.get_or_init(|| {
-            let result = &full.result;
-            json!({
-                "tag": full.seen.tag,
-                "trajectory_id": &*full.trajectory,
-                "uniq_id": result.uniq_id,
-                "success": result.success,
-                "outcome": result.outcome,
-                "output": result.output,
-                "error": result.error,
-                "metadata": result.metadata,
-                "may_have_executed": result.may_have_executed,
-                "model_attributable": result.model_attributable(),
-                "queue_s": full.seen.queue_s,
-                "slot_s": full.seen.slot_s,
-                "exec_s": full.seen.exec_s,
-            })
-            .to_string()
+            let mut json = Vec::new();
+            write_json(full.seen.tag, &full.trajectory, &full.result, &mut json);
+            // Always UTF-8: it was written as JSON.
+            String::from_utf8(json).unwrap_or_default()
         })
+    })
+}
+
+/// The result of which this is the JSON, as te_result_json() and te_queue_next_json() give it: for
+/// hosts that keep results as JSON, and want one as text or a message after all. "tag",
+/// "uniq_id", "success", "model_attributable" and the times may be left out; "success" and
+/// "model_attributable" are what the outcome says.
+///
+/// On success `*result` is the caller's, to be freed by te_result_free(); after an error it is
+/// NULL.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn te_result_read(
+    json: *const c_char,
+    json_len: usize,
+    result: *mut *mut te_result,
+) -> te_status {
+    guard(|| {
+        let out = Out::new(result, "result", ptr::null_mut())?;
+        let json = text(json, json_len, "json")?;
+        let (tag, trajectory, result) = on_a_stack(json, || read_json(json))?;
+        out.put(into_result(tag, trajectory, result));
+        Ok(())
     })
 }
 

@@ -12,7 +12,7 @@ use super::*;
 const ROUNDS: u32 = 512;
 
 /// What users write, to be spoilt.
-const GOOD: [&str; 14] = [
+const GOOD: [&str; 15] = [
     r#"{"name": "echo", "arguments": {"x": [1, "é", null]}, "uniq_id": "u", "timeout_s": 2.5}"#,
     r#"{"name": "bash", "arguments": {"command": "ls"}, "raw_text": "x"}"#,
     r#"{"path": "a/b", "offset": 3, "max_bytes": 10, "sha256": true, "file_sha256": false}"#,
@@ -26,6 +26,7 @@ const GOOD: [&str; 14] = [
     r#"<tool_call>{"name": "bash", "arguments": {"command": "ls"}}</tool_call>"#,
     r#"{"id": "c", "type": "function", "function": {"name": "echo", "arguments": "{\"x\": 1}"}}"#,
     r#"{"role": "assistant", "content": [{"type": "tool_use", "id": "c", "name": "echo", "input": {}}]}"#,
+    r#"{"trajectory_id": "t", "outcome": "ok", "output": "o", "error": "", "metadata": {}, "may_have_executed": true, "exec_s": 1}"#,
     r#"x <tool_call>bash<arg_key>command</arg_key><arg_value>ls</arg_value></tool_call> y"#,
 ];
 
@@ -111,6 +112,11 @@ impl Bench {
                     prop_assert_eq!(get(result, &mut text, &mut text_len), TE_OK);
                 }
             }
+            te_result_free(result);
+
+            let status = te_result_read(data, len, &mut result);
+            prop_assert_ne!(status, TE_PANIC);
+            prop_assert_eq!(status == TE_OK, !result.is_null());
             te_result_free(result);
 
             let status = te_submit(self.queue, data, len, data, len, 3, &mut call);

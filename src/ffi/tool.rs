@@ -68,9 +68,9 @@ pub struct te_tool_call {
 }
 
 /// A tool of the host's. `reply` is the function's from now on: it, or what it passes it to,
-/// answers by te_tool_reply_ok() or te_tool_reply_error() once, and frees it by
-/// te_tool_reply_free() – before it returns, or later on any thread. It must not block for what it
-/// can wait for elsewhere: there are "handler_threads" threads for all tools.
+/// answers by te_tool_reply_ok(), te_tool_reply_error() or te_tool_reply_fail() once, and frees it
+/// by te_tool_reply_free() – before it returns, or later on any thread. It must not block for what
+/// it can wait for elsewhere: there are "handler_threads" threads for all tools.
 ///
 /// Called on threads of the library ("tool-fn-N", with a stack of 2 MiB and all signals blocked),
 /// for several trajectories at the same time. It may submit calls, but must not wait for a call of
@@ -224,16 +224,24 @@ pub unsafe extern "C" fn te_tools_free(tools: *mut te_tools) {
     free(tools, |_| ());
 }
 
-/// Takes what a call waits for, to answer it.
-fn answer(reply: *const te_tool_reply, with: Result<String, String>) -> Result<(), Fault> {
+/// Takes what a call waits for, and has it answered.
+fn answer(reply: *const te_tool_reply, send: impl FnOnce(ToolReply)) -> Result<(), Fault> {
     let held = hold(reply)?;
     // Not under the lock: the answer goes a long way.
     let unanswered = held.0.lock().take();
     let Some(unanswered) = unanswered else {
         return Err(Fault::new(TE_ALREADY_ANSWERED, "this call was answered before"));
     };
-    unanswered.send(with);
+    send(unanswered);
     Ok(())
+}
+
+/// The line that says why a tool failed.
+fn reason(error: *const c_char, error_len: usize) -> Result<String, Fault> {
+    match text(error, error_len, "error")? {
+        "" => Err(Fault::new(TE_INVALID_ARGUMENT, "the error is empty: it must say why")),
+        error => Ok(error.to_owned()),
+    }
 }
 
 /// Answers a call with the output of a success. Does not block. A second answer is
@@ -245,7 +253,10 @@ pub unsafe extern "C" fn te_tool_reply_ok(
     output: *const c_char,
     output_len: usize,
 ) -> te_status {
-    guard(|| answer(reply, Ok(text(output, output_len, "output")?.to_owned())))
+    guard(|| {
+        let output = text(output, output_len, "output")?.to_owned();
+        answer(reply, |reply| reply.send(Ok(output)))
+    })
 }
 
 /// Answers a call with an error, TE_OUTCOME_TOOL_ERROR: one line that says why the tool failed,
@@ -257,11 +268,23 @@ pub unsafe extern "C" fn te_tool_reply_error(
     error_len: usize,
 ) -> te_status {
     guard(|| {
-        let error = text(error, error_len, "error")?;
-        if error.is_empty() {
-            return Err(Fault::new(TE_INVALID_ARGUMENT, "the error is empty: it must say why"));
-        }
-        answer(reply, Err(error.to_owned()))
+        let error = reason(error, error_len)?;
+        answer(reply, |reply| reply.send(Err(error)))
+    })
+}
+
+/// Answers a call with TE_OUTCOME_EXTERNAL_FAILED: the tool itself is broken, or cannot reach what
+/// it needs, which is not the model's doing and not to be trained on. Else as
+/// te_tool_reply_error(), for what the tool has against the call.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn te_tool_reply_fail(
+    reply: *const te_tool_reply,
+    error: *const c_char,
+    error_len: usize,
+) -> te_status {
+    guard(|| {
+        let failure = ToolResult::failure(Outcome::ExternalFailed, reason(error, error_len)?);
+        answer(reply, |reply| reply.send_result(failure))
     })
 }
 

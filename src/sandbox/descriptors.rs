@@ -17,6 +17,8 @@ const USUAL: u64 = 65_536;
 const DIRECTORIES: u64 = 3;
 /// The jail of its commands: the socket to its first process, that process, its root.
 const JAIL: u64 = 3;
+/// The namespaces of a slot's two machines: with the host's network, and without it.
+const MACHINES: u64 = 2 * 5;
 /// One that is ending meanwhile: the same, but for the socket.
 const ENDING_JAIL: u64 = 2;
 /// A command's output (`outputs`, `spool`): two pipes, the event of its files, and two for each of
@@ -48,7 +50,8 @@ pub(crate) const RESERVE: u64 = ENGINE + STARTS + RESETS + COUNTING + FILES;
 
 /// What one slot may hold at its fullest. It has one call at a time, which is a command or a
 /// session's; a session and a terminal stay.
-pub(crate) const PER_SLOT: u64 = DIRECTORIES + JAIL + ENDING_JAIL + OUTPUT + SESSION + TERMINAL;
+pub(crate) const PER_SLOT: u64 =
+    DIRECTORIES + MACHINES + JAIL + ENDING_JAIL + OUTPUT + SESSION + TERMINAL;
 
 /// What a start needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -170,7 +173,7 @@ mod tests {
 
     #[test]
     fn a_start_needs_what_its_slots_need_and_a_reserve() {
-        assert_eq!(PER_SLOT, 30);
+        assert_eq!(PER_SLOT, 40);
         let need = Need::new(usize::MAX, 7);
         assert_eq!(need.total(), u64::MAX);
         assert_eq!(need.reserve, RESERVE + 7);

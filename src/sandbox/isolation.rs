@@ -1,7 +1,7 @@
 //! How commands are isolated: found out once, at start, and never revisited because of what a
 //! command printed.
 //!
-//! [`Isolation::find`] makes a real jail, as production has it, and runs `true` in it ([`probe`]).
+//! [`Isolation::find`] makes real jails, as production has them, and runs `true` in them ([`probe`]).
 //! Why that does not work is a [`Failure`], and what to do about it in [`remedy`]. What of the host
 //! a jail shows is in [`layout`]; `jail` makes it. `shell` knows how a command reaches its shell.
 //!
@@ -40,6 +40,7 @@ use super::workspace::{DataDir, Workspace};
 use crate::config::LocalConfig;
 
 /// How commands of this process are isolated.
+#[expect(clippy::large_enum_variant, reason = "an engine has a handful of them")]
 #[derive(Debug, Clone)]
 pub(crate) enum Isolation {
     /// Commands run in jails.
@@ -74,8 +75,8 @@ pub(crate) struct Jails {
     etc: Option<EtcCopy>,
     /// Whether a slot keeps its jail for the next command.
     warm: bool,
-    /// How large `/dev/shm` may become. `None` leaves it to the kernel, which gives half of the
-    /// memory.
+    /// How large `/dev/shm` may become, and the root file system. `None` leaves it to the kernel,
+    /// which gives each half of the memory.
     shared_memory: Option<u64>,
     /// How many pseudo-terminals a sandbox may have.
     terminals: u32,
@@ -110,9 +111,6 @@ impl From<Failure> for NotProvided {
 pub(super) struct Contents<'a> {
     /// The slot's files.
     pub(super) workspace: &'a Workspace,
-    /// More host directories to show, read-only, each at a place that is nobody else's: on the
-    /// host, and inside.
-    pub(super) shown: &'a [(&'a Path, &'a Path)],
     /// Whether it has the host's network, or none.
     pub(super) network: bool,
     /// What runs in it.
@@ -210,7 +208,7 @@ impl Isolation {
         self
     }
 
-    /// Gives sandboxes a `/dev/shm` of at most this size.
+    /// Gives sandboxes a `/dev/shm` and a root file system of at most this size.
     pub(crate) fn with_shared_memory(mut self, bytes: u64) -> Self {
         if let Some(jails) = self.jails() {
             jails.shared_memory = Some(bytes);

@@ -182,6 +182,17 @@ static void rest(te_executor *executor) {
     GIVES(TE_NULL, te_result_xml(result, &text, NULL));
     te_result_free(NULL);
     te_buffer_free(NULL);
+    GIVES(TE_NULL, te_result_read(TE_STR("{}"), NULL));
+    GIVES(TE_INVALID_JSON, te_result_read(TE_STR("{\"outcome\": \"ok\"}"), &result));
+    CHECK(result == NULL);
+    GIVES(TE_INVALID_ARGUMENT,
+          te_result_read(TE_STR("{\"trajectory_id\": \"t\", \"outcome\": \"ok\", \"output\": \"\", "
+                                "\"error\": \"\", \"metadata\": {}, \"may_have_executed\": true, "
+                                "\"exec_s\": -1}"),
+                         &result));
+    GIVES(TE_INVALID_JSON,
+          te_result_read(TE_STR("{\"trajectory_id\": \"t\", \"outcome\": \"nonsense\"}"), &result));
+    CHECK(strstr(te_last_error(), "nonsense"));
     GIVES(TE_NULL, te_release(NULL, TE_STR("t"), 1));
     GIVES(TE_NULL, te_executor_close(NULL, 1, NULL, NULL));
     GIVES(TE_INVALID_ARGUMENT, te_executor_close(executor, strtod("nan", NULL), NULL, NULL));

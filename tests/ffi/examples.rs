@@ -30,7 +30,7 @@ fn the_python_example_runs() {
     let mut python = Command::new("python3");
     python.env("TOOL_EXECUTOR_LIBRARY", libraries().join("libtool_executor.so"));
     python.env("PYTHONDONTWRITEBYTECODE", "1").args(["-X", "dev"]);
-    python.arg(root().join("examples/python/rollout.py"));
+    python.arg(root().join("examples/python-one-file/rollout.py"));
     let said = harness::run(python, dir.path(), "rollout.py".as_ref());
     assert_eq!(said, "100 trajectories, mean reward 1.00\n");
 }

@@ -77,6 +77,26 @@ int main(void) {
     te_tool_reply_free(reply);
     te_call_free(call);
 
+    /* As JSON, and from JSON. */
+    te_buffer json = {(char *)"x", 1};
+    GIVES(TE_TIMEOUT, te_queue_next_json(queue, 5, 0, &json));
+    CHECK(json.data == NULL && json.len == 0);
+    for (int i = 0; i < 3; i++) OK(te_submit(queue, TE_STR("j"), ECHO_CALL, 40 + (uint64_t)i, NULL));
+    for (got = 0; got < 3;) {
+        OK(te_queue_next_json(queue, 2, 60, &json));
+        CHECK(json.data[0] == '[' && json.data[json.len - 1] == ']');
+        for (int i = 0; i < 3; i++) {
+            char begins[32];
+            snprintf(begins, sizeof begins, "{\"tag\":4%d,", i);
+            got += has_text(json.data, json.len, begins);
+        }
+        CHECK(has_text(json.data, json.len, "\"output\":\"{\\\"x\\\":1}\""));
+        te_buffer_free(&json);
+    }
+    CHECK(!is_readable(fd, 0));
+    GIVES(TE_INVALID_ARGUMENT, te_queue_next_json(queue, 0, 0, &json));
+    GIVES(TE_NULL, te_queue_next_json(queue, 1, 0, NULL));
+
     /* Closing ends a wait in which nothing would come. */
     CHECK(pthread_create(&thread, NULL, next_for_long, queue) == 0);
     OK(te_executor_close(executor, 10, NULL, NULL));

@@ -40,6 +40,19 @@ int main(void) {
     CHECK(is_text(text, len, "{}"));
     OK(te_result_json(result, &text, &len));
     CHECK(has_text(text, len, "\"outcome\":\"ok\""));
+    /* From JSON it is the same again. */
+    te_result *read;
+    const char *again;
+    size_t again_len;
+    OK(te_result_read(text, len, &read));
+    CHECK(read->outcome == TE_OUTCOME_OK && read->success && read->model_attributable);
+    CHECK(read->exec_s == result->exec_s && read->tag == result->tag);
+    OK(te_result_json(read, &again, &again_len));
+    CHECK(len == again_len && memcmp(text, again, len) == 0);
+    OK(te_result_message(read, TE_STR("openai"), &buffer));
+    CHECK(has_text(buffer.data, buffer.len, "\"tool_call_id\":\"u\""));
+    te_buffer_free(&buffer);
+    te_result_free(read);
     OK(te_result_xml(result, &text, &len));
     CHECK(has_text(text, len, "<tool_response>"));
     te_result_free(result);

@@ -13,6 +13,16 @@ static int32_t fails_and_keeps(void *user, const te_tool_call *call, te_tool_rep
     return 7;
 }
 
+/* Says itself that it is broken. */
+static int32_t broken(void *user, const te_tool_call *call, te_tool_reply *reply) {
+    (void)user, (void)call;
+    GIVES(TE_INVALID_ARGUMENT, te_tool_reply_fail(reply, NULL, 0));
+    OK(te_tool_reply_fail(reply, TE_STR("no database")));
+    GIVES(TE_ALREADY_ANSWERED, te_tool_reply_fail(reply, TE_STR("again")));
+    te_tool_reply_free(reply);
+    return 0;
+}
+
 static int32_t checks(void *user, const te_tool_call *call, te_tool_reply *reply) {
     (void)user;
     CHECK(is_text(call->name, call->name_len, "checks"));
@@ -74,6 +84,7 @@ int main(void) {
     OK(te_tools_new(&tools));
     OK(te_tools_add(tools, TE_STR("{\"name\": \"echo\"}"), echo_tool, NULL, NULL));
     OK(te_tools_add(tools, TE_STR("{\"name\": \"fails\"}"), fails, NULL, NULL));
+    OK(te_tools_add(tools, TE_STR("{\"name\": \"broken\"}"), broken, NULL, NULL));
     OK(te_tools_add(tools, TE_STR("{\"name\": \"keeps\"}"), fails_and_keeps, &kept, NULL));
     OK(te_tools_add(tools, TE_STR("{\"name\": \"nests\"}"), nests, &executor, NULL));
     OK(te_tools_add(tools, TE_STR("{\"name\": \"later\"}"), shelf_tool, &s, shelf_free));
@@ -92,6 +103,10 @@ int main(void) {
     te_result_free(result);
     CHECK(outcome(executor, "{\"name\": \"checks\"}") == TE_OUTCOME_INVALID_CALL);
     CHECK(outcome(executor, "{\"name\": \"fails\"}") == TE_OUTCOME_EXTERNAL_FAILED);
+    OK(te_execute(executor, TE_STR("t"), TE_STR("{\"name\": \"broken\"}"), &result));
+    CHECK(result->outcome == TE_OUTCOME_EXTERNAL_FAILED && !result->model_attributable);
+    CHECK(is_text(result->error, result->error_len, "no database"));
+    te_result_free(result);
     CHECK(outcome(executor, "{\"name\": \"keeps\"}") == TE_OUTCOME_EXTERNAL_FAILED);
     GIVES(TE_ALREADY_ANSWERED, te_tool_reply_ok(kept, TE_STR("x")));
     te_tool_reply_free(kept);

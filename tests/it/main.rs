@@ -40,6 +40,8 @@ mod kills;
 mod level;
 #[cfg(target_os = "linux")]
 mod limits;
+#[cfg(target_os = "linux")]
+mod machine;
 mod once;
 mod order;
 #[cfg(all(target_os = "linux", feature = "server"))]

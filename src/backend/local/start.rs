@@ -57,23 +57,20 @@ pub(super) fn start(
         .map(Arc::new)
         .map_err(no_limits)?;
     let spool = Spool::start().map_err(thread)?;
-    let terminals = data_dir
-        .make_passable_dir("terminals")
-        .and_then(|directory| {
-            Terminals::start(terminal::Setup {
-                isolation: isolation.clone(),
-                user,
-                limits: limits.clone(),
-                directory,
-                output_limit_chars: config.max_output_chars,
-                output_file_bytes: config.max_output_file_bytes,
-                spool: spool.clone(),
-                tmux,
-            })
-        })
-        .map_err(|error| system("cannot start the terminals", error))?;
-    let supervisor = Supervisor::start(isolation, user, limits.clone(), spool)
+    let supervisor = Supervisor::start(isolation.clone(), user, limits.clone(), spool.clone())
+        .map(Arc::new)
         .map_err(|error| system("cannot start the supervisor", error))?;
+    let terminals = Terminals::start(terminal::Setup {
+        isolation,
+        user,
+        limits: limits.clone(),
+        supervisor: supervisor.clone(),
+        output_limit_chars: config.max_output_chars,
+        output_file_bytes: config.max_output_file_bytes,
+        spool,
+        tmux,
+    })
+    .map_err(|error| system("cannot start the terminals", error))?;
     let resets = Resets::start(data_dir.workspaces().len()).map_err(thread)?;
     let slots = data_dir
         .take_workspaces()

@@ -11,7 +11,6 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -22,8 +21,9 @@ use super::kept::{Kept, Phase};
 use super::tmux::Tmux;
 use super::watch::{Key, Kind, Source, Watch};
 use crate::sandbox::host::Host;
-use crate::sandbox::limits::Leftover;
-use crate::sandbox::limits::{Alarm, Exceeded};
+use crate::sandbox::jail::Machine;
+use crate::sandbox::limits::{Alarm, Exceeded, Leftover};
+use crate::sandbox::supervisor::Supervisor;
 use crate::sandbox::workspace::Workspace;
 
 /// Where a call runs.
@@ -114,6 +114,9 @@ pub(super) struct Context<'a> {
     pub(super) now: Instant,
 }
 
+/// Gets the machine in which the sandbox of a key is to be made, or why there is none.
+pub(super) type TakeMachine = dyn Fn(Key, Result<Arc<Machine>, String>) + Send + Sync;
+
 /// What all kinds of one thread share.
 pub(super) struct Common {
     /// What the thread waits in.
@@ -122,9 +125,10 @@ pub(super) struct Common {
     pub(super) host: Host,
     /// Called when a sandbox exceeds a limit of its slot, on a thread of the watch.
     pub(super) exceeded: Arc<dyn Fn(Key, Exceeded) + Send + Sync>,
-    /// Where programs may make a directory of their own, named after their [`Key`]: commands may
-    /// pass through, and not look around.
-    pub(super) directory: PathBuf,
+    /// Has the machines of slots.
+    pub(super) supervisor: Arc<Supervisor>,
+    /// Called when the supervisor has a machine for a sandbox, or none, on its thread.
+    pub(super) machine: Arc<TakeMachine>,
     /// The tmux of this machine, if it has one.
     pub(super) tmux: Option<Tmux>,
     /// How much is shown of an output stream, in characters.
@@ -146,6 +150,14 @@ impl Common {
     pub(super) fn alarm(&self, key: Key) -> Alarm {
         let exceeded = self.exceeded.clone();
         Arc::new(move |limit| exceeded(key, limit))
+    }
+
+    /// Asks for the machine of a workspace's slot, for the sandbox of this key, which is told
+    /// later.
+    pub(super) fn ask_for_machine(&self, workspace: &Arc<Workspace>, network: bool, key: Key) {
+        let machine = self.machine.clone();
+        let take = Box::new(move |made| machine(key, made));
+        self.supervisor.machine(workspace.clone(), network, take);
     }
 }
 
@@ -328,6 +340,20 @@ impl<P: Program> Seats<P> {
             let cx = context::<P>(&mut seat.kept, serial, common);
             cx.kept.exceed(exceeded, &cx.watch, cx.now);
         }
+        self.settle(serial, common);
+    }
+
+    /// The machine of a sandbox is there, or cannot be had.
+    pub(super) fn on_machine(
+        &mut self,
+        serial: u64,
+        machine: Result<Arc<Machine>, String>,
+        common: &mut Common,
+    ) {
+        // One that was ended meanwhile needs none.
+        let Some(seat) = self.seats.get_mut(&serial) else { return };
+        let cx = context::<P>(&mut seat.kept, serial, common);
+        cx.kept.on_machine(machine, cx.host, &cx.watch);
         self.settle(serial, common);
     }
 

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 
 use super::kept::{Kept, KeptEnd, Plan};
-use super::script::{self, Directory, KILLED, SHOWN_AT, SYNTAX_ERROR, Status, StatusReader};
+use super::script::{self, Directory, KILLED, SYNTAX_ERROR, Status, StatusReader};
 use super::seat::{Common, Context, Place, Program};
 use super::streams::{STDERR, STDOUT, Streams, WRITTEN};
 use super::watch::{Kind, Source, Watch};
@@ -27,7 +27,7 @@ use crate::sandbox::shell::Shell as ShellProgram;
 use crate::sandbox::spawn;
 use crate::sandbox::spool::Keep;
 use crate::sandbox::supervisor::{End, Finished};
-use crate::sandbox::workspace::Workspace;
+use crate::sandbox::workspace::{SESSIONS, Workspace};
 use crate::tool::OutputOrder;
 
 /// How long a shell may take from its start to its first word.
@@ -47,6 +47,9 @@ const LONGEST_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
 /// usual.
 const STATUS_LIMIT: usize = 1 << 20;
 const STATUS_OF_A_CALL: usize = 4096;
+
+/// The name of a slot's session.
+const SESSION: &str = "default";
 
 const STATUS: Source = Source::File(3);
 
@@ -235,8 +238,8 @@ impl Program for Shell {
         if !place.network && !host.isolation.can_cut_network() {
             return Err(io::Error::other("the network cannot be taken away on this machine"));
         }
-        let path = common.directory.join(format!("shell_{}", watch.key.serial));
-        let shown = if sandboxed { PathBuf::from(SHOWN_AT) } else { path.clone() };
+        let path = place.workspace.sessions().join(SESSION);
+        let shown = if sandboxed { Path::new(SESSIONS).join(SESSION) } else { path.clone() };
         if !script::is_speakable(&shown) {
             return Err(io::Error::other("the data directory's path cannot be used by a shell"));
         }
@@ -252,10 +255,8 @@ impl Program for Shell {
             }
         }
         let argv = script::ARGV.map(OsString::from);
-        let shown_directories = [(directory.path(), Path::new(SHOWN_AT))];
         let plan = Plan {
             workspace: &place.workspace,
-            shown: &shown_directories,
             network: place.network,
             program: Path::new(ShellProgram::Bash.path()),
             argv: &argv,
@@ -263,7 +264,7 @@ impl Program for Shell {
             stdio: [lines_reader.as_fd(), stdout_writer.as_fd(), stderr_writer.as_fd()],
         };
         watch.add(directory.status.as_fd(), STATUS)?;
-        let kept = Kept::start(&plan, host, watch, common.alarm(watch.key))?;
+        let kept = Kept::start(&plan, common, watch)?;
         let shell = Self {
             sandboxed,
             network_isolated: sandboxed && !place.network,

@@ -1,6 +1,7 @@
 //! Real shells, in a sandbox and without one.
 
 use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, channel};
 
 use super::shell::Session;
@@ -66,13 +67,15 @@ impl Bench {
         } else {
             Isolation::none("a test")
         };
-        let directory = data.make_passable_dir("terminals").unwrap();
         let spool = Spool::start().unwrap();
+        let limits = Arc::new(Limits::none());
+        let supervisor =
+            Supervisor::start(isolation.clone(), user, limits.clone(), spool.clone()).unwrap();
         let terminals = Terminals::start(Setup {
             isolation,
             user,
-            limits: Arc::new(Limits::none()),
-            directory,
+            limits,
+            supervisor: Arc::new(supervisor),
             output_limit_chars,
             output_file_bytes: output_file_bytes as u64,
             spool: spool.clone(),

@@ -1,5 +1,8 @@
 """tool-executor for Python: the C ABI by ctypes, in one file, for Python 3.8 and later.
 
+For those who cannot install the package `tool_executor` (docs/python.md), which has types, asyncio,
+tools of plain functions, and waits that Ctrl-C ends.
+
     with ToolExecutor({"local": {"slots": 8}}) as executor:
         print(executor.execute("agent-1", "bash", {"command": "echo hello"}).output)
 
@@ -102,7 +105,15 @@ _FUNCTIONS: Dict[str, Tuple[Any, List[Any]]] = {
 
 
 def _load() -> ctypes.CDLL:
-    library = ctypes.CDLL(os.environ.get("TOOL_EXECUTOR_LIBRARY", "libtool_executor.so"))
+    name = os.environ.get("TOOL_EXECUTOR_LIBRARY") or "libtool_executor.so"
+    try:
+        library = ctypes.CDLL(name)
+    except OSError as error:
+        raise ImportError(
+            f"the library of tool-executor cannot be loaded: {error}. Set TOOL_EXECUTOR_LIBRARY to "
+            "libtool_executor.so, which `cargo build --release` leaves in target/release, or install "
+            "it by packaging/install-c"
+        ) from error
     for name, (result, arguments) in _FUNCTIONS.items():
         function = getattr(library, name)
         function.restype, function.argtypes = result, arguments

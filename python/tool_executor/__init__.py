@@ -1,0 +1,104 @@
+"""Executes the tool calls of many concurrent LLM agents, in sandboxes of their own.
+
+    from tool_executor import ToolExecutor
+
+    with ToolExecutor(local={"slots": 8}) as executor:
+        result = executor.execute("agent-1", "bash", {"command": "echo hello"})
+        print(result.output, result.outcome, result.model_attributable)
+
+`ToolExecutor` is for threads, `AsyncToolExecutor` for asyncio. `tool` makes a tool of a function.
+Every exception is a `ToolExecutorError`; a tool that fails is a `ToolResult`.
+"""
+
+from ._asyncio import AsyncToolExecutor, AsyncTrajectory
+from ._config import (
+    Bind,
+    Config,
+    FleetConfig,
+    LocalConfig,
+    PolicyConfig,
+    Settings,
+    SlotLimits,
+    ToolsConfig,
+    ToolServerConfig,
+)
+from ._errors import (
+    ArtifactError,
+    ArtifactNotFoundError,
+    ClosedError,
+    ConfigError,
+    ForkedError,
+    InternalError,
+    InvalidArgumentError,
+    InvalidArgumentTypeError,
+    InvalidToolError,
+    LibraryError,
+    QueueFullError,
+    ReleaseError,
+    StartError,
+    ToolExecutorError,
+    ToolServerError,
+    WaitTimeoutError,
+)
+from ._executor import PendingCall, ToolExecutor, Trajectory
+from ._native import version as _version
+from ._tools import Tool, ToolContext, ToolError, tool
+from ._types import (
+    Archive,
+    ArchiveInfo,
+    Artifact,
+    ArtifactEntry,
+    ArtifactList,
+    CloseReport,
+    Outcome,
+    ToolCall,
+    ToolResult,
+)
+
+__version__ = _version()
+
+__all__ = [
+    "Archive",
+    "ArchiveInfo",
+    "Artifact",
+    "ArtifactEntry",
+    "ArtifactError",
+    "ArtifactList",
+    "ArtifactNotFoundError",
+    "AsyncToolExecutor",
+    "AsyncTrajectory",
+    "Bind",
+    "CloseReport",
+    "ClosedError",
+    "Config",
+    "ConfigError",
+    "FleetConfig",
+    "ForkedError",
+    "InternalError",
+    "InvalidArgumentError",
+    "InvalidArgumentTypeError",
+    "InvalidToolError",
+    "LibraryError",
+    "LocalConfig",
+    "Outcome",
+    "PendingCall",
+    "PolicyConfig",
+    "QueueFullError",
+    "ReleaseError",
+    "Settings",
+    "SlotLimits",
+    "StartError",
+    "Tool",
+    "ToolCall",
+    "ToolContext",
+    "ToolError",
+    "ToolExecutor",
+    "ToolExecutorError",
+    "ToolResult",
+    "ToolServerConfig",
+    "ToolServerError",
+    "ToolsConfig",
+    "Trajectory",
+    "WaitTimeoutError",
+    "tool",
+]

@@ -1,0 +1,398 @@
+"""The executor for asyncio.
+
+Completions come by one descriptor for each event loop, to which the loop listens: no thread waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import threading
+import time
+import uuid
+import weakref
+from ctypes import byref, c_void_p
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Optional, Type, TypeVar, Union
+
+from . import _native
+from ._config import Config, Settings
+from ._core import PLACES, Core, merged, request_of, trajectory_of
+from ._errors import ClosedError, InvalidArgumentError
+from ._native import check, quick
+from ._types import (
+    Archive,
+    Artifact,
+    ArtifactList,
+    CallLike,
+    CloseReport,
+    ToolCall,
+    ToolResult,
+    call_json,
+    new_call_json,
+    result_of,
+)
+from ._workers import Job, start
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from typing_extensions import Self, Unpack
+
+    from ._tools import ToolsLike
+
+__all__ = ["AsyncToolExecutor", "AsyncTrajectory"]
+
+T = TypeVar("T")
+
+_FULL = (_native.QUEUE_FULL, _native.COMPLETIONS_FULL)
+
+
+class _LoopQueue:
+    """The completions of the calls that one event loop waits for. Used on its thread alone."""
+
+    def __init__(self, core: Core, loop: asyncio.AbstractEventLoop) -> None:
+        self._queue = core.queue(PLACES[1])
+        self._ids = itertools.count(1)
+        # Those who wait for room.
+        self.line = asyncio.Lock()
+        self.waiting: Dict[int, "asyncio.Future[Dict[str, Any]]"] = {}
+        self._closing = False
+        # The loop holds this by its reader; not the other way round.
+        self._loop = weakref.ref(loop)
+        loop.add_reader(self._queue.fd, self._readable)
+
+    def submit(self, trajectory: bytes, call: bytes, handle: c_void_p) -> "tuple[int, int]":
+        """Submits a call; its status and its number."""
+        number = next(self._ids)
+        return self._queue.submit(trajectory, call, number, byref(handle)), number
+
+    def _readable(self) -> None:
+        if self._queue.fetch():
+            results = _native.json_in(self._queue.buffer)
+            quick.te_buffer_free(self._queue.into)
+            for data in results:
+                future = self.waiting.pop(data["tag"], None)
+                if future is not None and not future.done():
+                    future.set_result(data)
+        if self._closing:
+            self.close()
+
+    def close(self) -> None:
+        """Ends it, once nothing is waited for."""
+        self._closing = True
+        loop = self._loop()
+        if loop is not None and not self.waiting and not loop.is_closed():
+            loop.remove_reader(self._queue.fd)
+
+
+class AsyncToolExecutor:
+    """Executes tool calls of many trajectories, for programs with asyncio.
+
+        async with AsyncToolExecutor(local={"slots": 8}) as executor:
+            result = await executor.execute("agent-1", "bash", {"command": "echo hello"})
+
+    The settings are those of `ToolExecutor`. `async with`, or `await executor.start()`, starts it.
+    Any number of event loops, each on its thread, may use it; `async def` tools run on the one that
+    started it. A task that is cancelled cancels its call, and ends when the call's processes have
+    ended; cancelled once more it does not wait for that.
+    """
+
+    def __init__(
+        self,
+        config: Optional[Union[Config, Mapping[str, Any]]] = None,
+        *,
+        tools: Optional[ToolsLike] = None,
+        **settings: Unpack[Settings],
+    ) -> None:
+        self._core = Core(merged(config, settings), tools)
+        self._started = False
+        self._lock = threading.Lock()
+        self._loops: "weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _LoopQueue]" = (
+            weakref.WeakKeyDictionary()
+        )
+
+    async def start(self) -> None:
+        """Starts it: some milliseconds for the embedded sandbox. A second time does nothing.
+
+        Raises `ConfigError`, `InvalidToolError`, `StartError`, `ForkedError`, `ClosedError`.
+        """
+        if self._core.is_closed:
+            raise ClosedError("the executor is closed")
+        with self._lock:
+            if self._started:
+                return
+            self._started = True
+        self._core.toolbox.run_async_tools_on(asyncio.get_running_loop())
+        try:
+            await _off_loop(self._core.start)
+        except BaseException:
+            self._core.close(0.0)
+            raise
+
+    async def execute(
+        self,
+        trajectory_id: str,
+        name: str,
+        arguments: Optional[Mapping[str, Any]] = None,
+        timeout: Optional[float] = None,
+        *,
+        uniq_id: Optional[str] = None,
+    ) -> ToolResult:
+        """Runs a call and waits for its result, see `ToolExecutor.execute`.
+
+        The calls of a trajectory run in the order in which their tasks have come here.
+        """
+        return await self._run(trajectory_id, new_call_json(name, arguments, timeout, uniq_id))
+
+    async def execute_call(self, trajectory_id: str, call: CallLike) -> ToolResult:
+        """The same with a call as `parse` or `parse_message` gives it, or OpenAI's or Anthropic's API."""
+        return await self._run(trajectory_id, call_json(call))
+
+    async def _run(self, trajectory_id: str, call: bytes) -> ToolResult:
+        trajectory = trajectory_of(trajectory_id)
+        loop = asyncio.get_running_loop()
+        queue = self._queue_of(loop)
+        handle = c_void_p()
+        number = 0
+        try:
+            status = _native.QUEUE_FULL
+            if not queue.line.locked():
+                status, number = queue.submit(trajectory, call, handle)
+            if status in _FULL:
+                # In the order in which they have come.
+                async with queue.line:
+                    since = time.monotonic()
+                    while status in _FULL:
+                        status, number = queue.submit(trajectory, call, handle)
+                        if status in _FULL:
+                            await asyncio.sleep(self._core.wait_for_room(since))
+            check(status)
+            future = queue.waiting[number] = loop.create_future()
+            data = await future
+        except BaseException as error:
+            if handle:
+                quick.te_call_cancel(handle)
+                if isinstance(error, asyncio.CancelledError):
+                    await _end_of(queue, number, loop)
+            queue.waiting.pop(number, None)
+            raise
+        finally:
+            quick.te_call_free(handle)
+        return result_of(data)
+
+    def _queue_of(self, loop: asyncio.AbstractEventLoop) -> _LoopQueue:
+        self._core.handle  # noqa: B018 -- says what is wrong in a forked process
+        try:
+            return self._loops[loop]
+        except KeyError:
+            pass
+        with self._lock:
+            for closed in [one for one in self._loops if one.is_closed()]:
+                del self._loops[closed]
+            queue = self._loops[loop] = _LoopQueue(self._core, loop)
+        return queue
+
+    def parse(self, text: str, format: str = "auto") -> List[ToolCall]:
+        """See `ToolExecutor.parse`. Does not wait."""
+        return self._core.parse(text, format)
+
+    def parse_message(self, message: Any, format: str = "auto") -> List[ToolCall]:
+        """See `ToolExecutor.parse_message`. Does not wait."""
+        return self._core.parse_message(message, format)
+
+    def trajectory(
+        self, trajectory_id: Optional[str] = None, *, reset: bool = True
+    ) -> AsyncTrajectory:
+        """A trajectory, to be released at the end of an `async with`. Without an id it gets a
+        fresh one."""
+        return AsyncTrajectory(self, trajectory_id or str(uuid.uuid4()), reset)
+
+    def cancel(self, trajectory_id: str) -> None:
+        """Cancels everything of a trajectory that has not ended. Does not wait."""
+        self._core.cancel(trajectory_id)
+
+    async def release(self, trajectory_id: str, *, reset: bool = True, wait: bool = True) -> None:
+        """See `ToolExecutor.release`."""
+        if wait:
+            await _off_loop(self._core.release(trajectory_id, reset))
+        else:
+            self._core.submit_release(trajectory_id, reset)
+
+    async def read_artifact(
+        self,
+        trajectory_id: str,
+        path: str,
+        *,
+        offset: Optional[int] = None,
+        max_bytes: Optional[int] = None,
+        sha256: Optional[bool] = None,
+        file_sha256: Optional[bool] = None,
+    ) -> Artifact:
+        """See `ToolExecutor.read_artifact`."""
+        request = request_of(
+            offset=offset, max_bytes=max_bytes, sha256=sha256, file_sha256=file_sha256
+        )
+        return await _off_loop(self._core.read_artifact(trajectory_id, path, request))
+
+    async def list_artifacts(
+        self,
+        trajectory_id: str,
+        path: str = ".",
+        *,
+        recursive: bool = False,
+        max_entries: Optional[int] = None,
+    ) -> ArtifactList:
+        """See `ToolExecutor.list_artifacts`."""
+        request = request_of(path=path, recursive=recursive, max_entries=max_entries)
+        return await _off_loop(self._core.list_artifacts(trajectory_id, request))
+
+    async def archive_artifacts(
+        self,
+        trajectory_id: str,
+        path: str = ".",
+        *,
+        max_bytes: Optional[int] = None,
+        max_entries: Optional[int] = None,
+    ) -> Archive:
+        """See `ToolExecutor.archive_artifacts`."""
+        request = request_of(path=path, max_bytes=max_bytes, max_entries=max_entries)
+        return await _off_loop(self._core.archive_artifacts(trajectory_id, request))
+
+    async def copy_artifact(
+        self, trajectory_id: str, path: str, to: Union[str, os.PathLike[str]]
+    ) -> int:
+        """See `ToolExecutor.copy_artifact`."""
+        return await _off_loop(self._core.copy_artifact(trajectory_id, path, to))
+
+    async def stats(self) -> Dict[str, Any]:
+        """See `ToolExecutor.stats`."""
+        return await _off_loop(self._core.stats)
+
+    async def describe(self) -> Dict[str, Any]:
+        """See `ToolExecutor.describe`."""
+        return await _off_loop(self._core.describe)
+
+    async def close(self, timeout: Optional[float] = None) -> CloseReport:
+        """See `ToolExecutor.close`. Calls that are waited for get their results."""
+        if timeout is not None:
+            timeout = _native.seconds_of(timeout, "timeout")
+            if timeout < 0:
+                raise InvalidArgumentError(f"timeout is {timeout}; it must be a number from 0")
+        try:
+            return await _off_loop(lambda: self._core.close(timeout))
+        finally:
+            for loop, queue in list(self._loops.items()):
+                try:
+                    loop.call_soon_threadsafe(queue.close)
+                except RuntimeError:
+                    pass  # that loop is closed, and listens to nothing
+
+    @property
+    def closed(self) -> bool:
+        """Whether it is closed, or closing."""
+        return self._core.is_closed
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: Optional[Type[BaseException]],
+        error: Optional[BaseException],
+        traceback: Optional[TracebackType],
+    ) -> None:
+        # What failed is not waited for.
+        await self.close(None if kind is None else 0.0)
+
+    def __reduce__(self) -> Any:
+        raise TypeError("an executor cannot be pickled: make one in each process")
+
+
+class AsyncTrajectory:
+    """A trajectory of an executor: the same functions without its id. Released by `async with`."""
+
+    def __init__(self, executor: AsyncToolExecutor, id: str, reset: bool) -> None:
+        trajectory_of(id)
+        self.id = id
+        self._executor = executor
+        self._reset = reset
+
+    async def execute(
+        self,
+        name: str,
+        arguments: Optional[Mapping[str, Any]] = None,
+        timeout: Optional[float] = None,
+        *,
+        uniq_id: Optional[str] = None,
+    ) -> ToolResult:
+        """`AsyncToolExecutor.execute` of this trajectory."""
+        return await self._executor.execute(self.id, name, arguments, timeout, uniq_id=uniq_id)
+
+    async def execute_call(self, call: CallLike) -> ToolResult:
+        """`AsyncToolExecutor.execute_call` of this trajectory."""
+        return await self._executor.execute_call(self.id, call)
+
+    async def read_artifact(self, path: str) -> bytes:
+        """The content of a file of the workspace, 5,000,000 bytes at most."""
+        return (await self._executor.read_artifact(self.id, path)).content
+
+    async def list_artifacts(self, path: str = ".", *, recursive: bool = False) -> ArtifactList:
+        """`AsyncToolExecutor.list_artifacts` of this trajectory."""
+        return await self._executor.list_artifacts(self.id, path, recursive=recursive)
+
+    def cancel(self) -> None:
+        """`AsyncToolExecutor.cancel` of this trajectory."""
+        self._executor.cancel(self.id)
+
+    async def release(self) -> None:
+        """Releases it now, and waits for that."""
+        await self._executor.release(self.id, reset=self._reset)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: Optional[Type[BaseException]],
+        error: Optional[BaseException],
+        traceback: Optional[TracebackType],
+    ) -> None:
+        try:
+            if kind is not None:
+                self._executor.cancel(self.id)
+            await self._executor.release(self.id, reset=self._reset, wait=False)
+        except ClosedError:
+            pass  # closing has released it
+
+
+async def _end_of(queue: _LoopQueue, number: int, loop: asyncio.AbstractEventLoop) -> None:
+    """Waits until a call that was cancelled has ended: its waiter was cancelled, not it."""
+    if number in queue.waiting:
+        ended: "asyncio.Future[Dict[str, Any]]" = loop.create_future()
+        queue.waiting[number] = ended
+        await ended
+
+
+async def _off_loop(function: Callable[[], T]) -> T:
+    """Calls a function that waits, on a thread that may. A task that is cancelled does not wait for
+    it; what it gives is thrown away then."""
+    loop = asyncio.get_running_loop()
+    done = asyncio.Event()
+    job: Job[T] = Job(function, None)
+
+    def tell() -> None:
+        try:
+            loop.call_soon_threadsafe(done.set)
+        except RuntimeError:
+            pass  # the loop is closed: nothing waits
+
+    job.call_when_done(tell)
+    start(job)
+    try:
+        await done.wait()
+    except BaseException:
+        job.abandon()
+        raise
+    return job.result()

@@ -1,0 +1,132 @@
+"""The settings, as type checkers see them. What is not known here is refused by the library, which
+names the keys that it knows. Times are in seconds; None is the same as a key that is left out."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, List, Mapping, Optional, TypedDict, Union
+
+__all__ = [
+    "Bind",
+    "Config",
+    "FleetConfig",
+    "LocalConfig",
+    "PolicyConfig",
+    "Settings",
+    "SlotLimits",
+    "ToolServerConfig",
+    "ToolsConfig",
+]
+
+
+class SlotLimits(TypedDict, total=False):
+    """What one slot may use; None is no limit."""
+
+    processes: Optional[int]
+    memory_bytes: Optional[int]
+    cpu: Optional[float]
+    open_files: Optional[int]
+    file_bytes: Optional[int]
+    workspace_bytes: Optional[int]
+
+
+_Path = Union[str, "os.PathLike[str]"]
+
+
+class Bind(TypedDict, total=False):
+    """A directory or file of the host's that commands have. `source` must be given."""
+
+    source: _Path
+    place: Optional[_Path]
+    writable: Optional[bool]
+
+
+class LocalConfig(TypedDict, total=False):
+    """The embedded sandbox."""
+
+    slots: Optional[int]
+    """How many trajectories have a workspace at the same time; 10 unless given."""
+    data_dir: Optional[_Path]
+    user_ids: Optional[str]
+    max_output_chars: Optional[int]
+    max_output_file_bytes: Optional[int]
+    max_file_bytes: Optional[int]
+    warm_slots: Optional[bool]
+    seccomp: Optional[bool]
+    adopt_orphans: Optional[bool]
+    allow_unisolated: Optional[bool]
+    limits: Optional[SlotLimits]
+    binds: Optional[List[Bind]]
+    env: Optional[Mapping[str, Optional[str]]]
+    path_prepend: Optional[List[_Path]]
+    devices: Optional[List[_Path]]
+
+
+class FleetConfig(TypedDict, total=False):
+    """Sandbox servers on other machines."""
+
+    urls: Optional[List[str]]
+    servers_file: Optional[_Path]
+    servers_name: Optional[str]
+    token: Optional[str]
+    unreachable_timeout_s: Optional[float]
+    start_timeout_s: Optional[float]
+    allow_unisolated: Optional[bool]
+    slots: Optional[int]
+    ca_pem: Optional[str]
+
+
+class ToolServerConfig(TypedDict, total=False):
+    """The server that runs external tools."""
+
+    url: str
+    token: Optional[str]
+    concurrency: Optional[int]
+    ca_pem: Optional[str]
+
+
+class PolicyConfig(TypedDict, total=False):
+    """What calls may do."""
+
+    allow_network: Optional[bool]
+    require_sandbox: Optional[bool]
+    require_stateful_sandbox: Optional[bool]
+    unknown_arguments: Optional[str]
+    output_order: Optional[str]
+
+
+class ToolsConfig(TypedDict, total=False):
+    """Which tools there are, beside those that are functions."""
+
+    builtin: Optional[bool]
+    external: Optional[List[Mapping[str, Any]]]
+
+
+class Settings(TypedDict, total=False):
+    """The settings of an executor that may be keyword arguments."""
+
+    local: Optional[LocalConfig]
+    fleet: Optional[FleetConfig]
+    tool_server: Optional[ToolServerConfig]
+    policy: Optional[PolicyConfig]
+    batch_policy: Optional[str]
+    batch_window_s: Optional[float]
+    max_batch_size: Optional[int]
+    queue_capacity: Optional[int]
+    queue_timeout_s: Optional[float]
+    acquire_timeout_s: Optional[float]
+    default_timeout_s: Optional[float]
+    answer_grace_s: Optional[float]
+    reset_timeout_s: Optional[float]
+    close_timeout_s: Optional[float]
+    on_lost_workspace: Optional[str]
+    io_threads: Optional[int]
+    handler_threads: Optional[int]
+    idle_limit_s: Optional[float]
+
+
+class Config(Settings, total=False):
+    """The settings of an executor. `{"local": {}}` is the embedded sandbox with all its defaults;
+    with neither `local` nor `fleet` there are functions of the program's and external tools only."""
+
+    tools: Optional[ToolsConfig]

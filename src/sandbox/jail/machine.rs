@@ -1,0 +1,93 @@
+//! The machine of a slot: the namespaces that all jails of a trajectory share, whichever tool they
+//! are of.
+//!
+//! A slot's first jail *founds* it: its first process is born into new namespaces, sets them up,
+//! and hands their descriptors over when it is ready. Every further one *joins*: it is born into
+//! the same namespaces of users, network, System V objects and host name, with a copy of the same
+//! mounts, and into a namespace of processes of its own. So all tools have one `localhost`, one set
+//! of files, one `/dev/shm`; and each jail can still be ended alone, exactly and at once, by the
+//! end of its first process: in a namespace of processes that several share, the processes of one
+//! could not be told from those of another, and what forks faster than it is found would escape.
+//!
+//! A machine lives as long as its descriptors are held here or a jail lives in it, whichever is
+//! longer. It has nothing to be ended.
+
+use std::ffi::c_int;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::super::init::Handles;
+use super::super::init::message::handle;
+
+/// Its namespaces, held. They are joined in this order: with the first come the rights to join the
+/// others, and with the last one the files of the host go out of sight.
+const JOINED: [(i32, c_int); 5] = [
+    (handle::USER, libc::CLONE_NEWUSER),
+    (handle::NETWORK, libc::CLONE_NEWNET),
+    (handle::IPC, libc::CLONE_NEWIPC),
+    (handle::HOST_NAME, libc::CLONE_NEWUTS),
+    (handle::MOUNTS, libc::CLONE_NEWNS),
+];
+
+/// The most namespaces that a machine has.
+pub(super) const MOST_NAMESPACES: usize = JOINED.len();
+
+/// A slot's machine.
+#[derive(Debug)]
+pub(in crate::sandbox) struct Machine {
+    namespaces: Vec<(c_int, OwnedFd)>,
+    is_broken: AtomicBool,
+}
+
+impl Machine {
+    /// What a founder is to hand over, so that others can join it. One that is in the host's
+    /// network has none of its own.
+    pub(super) fn wanted(host_network: bool) -> i32 {
+        let own = |which: &i32| !(host_network && *which == handle::NETWORK);
+        JOINED.map(|(which, _)| which).iter().copied().filter(own).sum()
+    }
+
+    /// The machine that a founder has handed over; `None` where something is missing.
+    pub(super) fn new(handles: &mut Handles, host_network: bool) -> Option<Self> {
+        let wanted = Self::wanted(host_network);
+        let namespaces = JOINED
+            .into_iter()
+            .filter(|(which, _)| wanted & which != 0)
+            .map(|(which, kind)| Some((kind, handles.take(which)?)))
+            .collect::<Option<_>>()?;
+        Some(Self { namespaces, is_broken: AtomicBool::new(false) })
+    }
+
+    /// Its namespaces, in the order in which they are joined: each one's descriptor and kind.
+    pub(super) fn namespaces(&self) -> impl Iterator<Item = (c_int, c_int)> {
+        self.namespaces.iter().map(|(kind, fd)| (fd.as_raw_fd(), *kind))
+    }
+
+    /// Nothing can be run in it any more: a command has removed what that takes, its shell say.
+    pub(super) fn is_found_broken(&self) {
+        if !self.is_broken.swap(true, Ordering::AcqRel) {
+            log::info!(
+                "nothing can be run in a slot's sandbox any more: the slot gets another one"
+            );
+        }
+    }
+
+    /// Whether its slot needs another one.
+    pub(in crate::sandbox) fn is_broken(&self) -> bool {
+        self.is_broken.load(Ordering::Acquire)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_in_the_hosts_network_has_all_other_namespaces() {
+        let all = Machine::wanted(false);
+        assert_eq!(Machine::wanted(true), all & !handle::NETWORK);
+        assert_eq!(all.count_ones() as usize, MOST_NAMESPACES);
+        assert_eq!(all & handle::ROOT, 0);
+        assert!(Machine::new(&mut Handles::default(), false).is_none());
+    }
+}
