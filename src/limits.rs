@@ -40,8 +40,14 @@ pub struct EnforcedLimits {
     pub file_bytes: Enforcement,
     /// [`SlotLimits::workspace_bytes`](crate::config::SlotLimits::workspace_bytes).
     pub workspace: Enforcement,
+    /// [`SlotLimits::files`](crate::config::SlotLimits::files).
+    pub files: Enforcement,
     /// Whether there is a filter of system calls.
     pub seccomp: bool,
+    /// Whether a limit of memory, processes or processors that was asked for holds without cgroups,
+    /// by what processes inherit and by watching, or not at all: a command that means to can go
+    /// beyond it for a moment, or by ways that are not counted.
+    pub advisory: bool,
 }
 
 impl Default for EnforcedLimits {
@@ -62,7 +68,9 @@ impl EnforcedLimits {
             open_files: weaker(self.open_files, other.open_files),
             file_bytes: weaker(self.file_bytes, other.file_bytes),
             workspace: weaker(self.workspace, other.workspace),
+            files: weaker(self.files, other.files),
             seccomp: self.seccomp && other.seccomp,
+            advisory: self.advisory || other.advisory,
         }
     }
 
@@ -74,7 +82,9 @@ impl EnforcedLimits {
         open_files: Enforcement::None,
         file_bytes: Enforcement::None,
         workspace: Enforcement::None,
+        files: Enforcement::None,
         seccomp: false,
+        advisory: false,
     };
 }
 
@@ -85,7 +95,7 @@ mod tests {
     #[test]
     fn what_holds_is_told_by_name() {
         let held = EnforcedLimits { memory: Enforcement::Watch, ..EnforcedLimits::NOTHING };
-        let text = r#"{"processes":"none","memory":"watch","cpu":"none","open_files":"none","file_bytes":"none","workspace":"none","seccomp":false}"#;
+        let text = r#"{"processes":"none","memory":"watch","cpu":"none","open_files":"none","file_bytes":"none","workspace":"none","files":"none","seccomp":false,"advisory":false}"#;
         assert_eq!(serde_json::to_string(&held).unwrap(), text);
         assert_eq!(serde_json::from_str::<EnforcedLimits>(text).unwrap(), held);
         let later = r#"{"memory":"watch","processes":"magic","new":1}"#;
@@ -101,7 +111,9 @@ mod tests {
             open_files: Enforcement::Rlimit,
             file_bytes: Enforcement::Rlimit,
             workspace: Enforcement::Watch,
+            files: Enforcement::Watch,
             seccomp: true,
+            advisory: false,
         };
         let some = EnforcedLimits { memory: Enforcement::Watch, cpu: Enforcement::None, ..all };
         assert_eq!(all.weaker(all), all);
@@ -109,5 +121,7 @@ mod tests {
         let unfiltered = EnforcedLimits { seccomp: false, ..all };
         assert!(!all.weaker(unfiltered).seccomp && !unfiltered.weaker(all).seccomp);
         assert_eq!(some.weaker(EnforcedLimits::NOTHING), EnforcedLimits::NOTHING);
+        let advisory = EnforcedLimits { advisory: true, ..all };
+        assert!(all.weaker(advisory).advisory && advisory.weaker(all).advisory);
     }
 }

@@ -28,6 +28,7 @@ class SlotLimits(TypedDict, total=False):
     open_files: Optional[int]
     file_bytes: Optional[int]
     workspace_bytes: Optional[int]
+    files: Optional[int]
 
 
 _Path = Union[str, "os.PathLike[str]"]

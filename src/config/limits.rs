@@ -35,6 +35,10 @@ pub struct SlotLimits {
     /// command that goes beyond is ended as [`DiskFull`](crate::Outcome::DiskFull); until there is
     /// room again the slot's commands can remove files and not write to any. Defaults to 8 GiB.
     pub workspace_bytes: Option<u64>,
+    /// Files, directories and links in the workspace, `/tmp` and the home directory. A command that
+    /// makes more is ended as [`DiskFull`](crate::Outcome::DiskFull). Defaults to 1,048,576: a
+    /// large repository with what it has installed has some hundred thousands.
+    pub files: Option<u64>,
 }
 
 impl Default for SlotLimits {
@@ -46,6 +50,7 @@ impl Default for SlotLimits {
             open_files: Some(4096),
             file_bytes: Some(8 << 30),
             workspace_bytes: Some(8 << 30),
+            files: Some(1 << 20),
         }
     }
 }
@@ -58,6 +63,7 @@ setters! {
         with_open_files: open_files = Option<u64>,
         with_file_bytes: file_bytes = Option<u64>,
         with_workspace_bytes: workspace_bytes = Option<u64>,
+        with_files: files = Option<u64>,
     }
 }
 
@@ -71,6 +77,7 @@ impl SlotLimits {
             open_files: None,
             file_bytes: None,
             workspace_bytes: None,
+            files: None,
         }
     }
 
@@ -83,6 +90,7 @@ impl SlotLimits {
             ("open_files", self.open_files, 16),
             ("file_bytes", self.file_bytes, 4096),
             ("workspace_bytes", self.workspace_bytes, 64 << 10),
+            ("files", self.files, 64),
         ];
         for (name, limit, least) in least {
             if let Some(limit) = limit.filter(|limit| *limit < least) {

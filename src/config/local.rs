@@ -46,7 +46,7 @@ pub struct LocalConfig {
     /// command leaves behind are ended with it. Defaults to `true`.
     pub warm_slots: bool,
     /// Whether sandboxes get a filter of system calls (seccomp), which takes away what no tool
-    /// needs: nested namespaces, mounts, keys, bpf, io_uring, …; 32-bit programs do not run.
+    /// needs: nested namespaces, mounts, keys, bpf, io_uring, further filters, set-user-ID bits, …
     /// Defaults to `true`;
     /// [`Capabilities::not_filtered_because`](crate::backend::Capabilities::not_filtered_because)
     /// says whether it holds.

@@ -31,6 +31,7 @@ mod limits;
 mod local;
 mod secret;
 mod server;
+mod slurm;
 mod tool_server;
 mod user_ids;
 
@@ -44,6 +45,7 @@ pub use limits::SlotLimits;
 pub use local::LocalConfig;
 pub use secret::Secret;
 pub use server::ServerConfig;
+pub use slurm::{SlurmConfig, SlurmJobs};
 pub use tool_server::ToolServerConfig;
 pub use user_ids::UserIds;
 

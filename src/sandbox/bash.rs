@@ -7,7 +7,6 @@
 
 use serde_json::Value;
 
-use super::limits::Exceeded;
 use super::spool::Kept;
 use super::supervisor::{End, Finished};
 use crate::tool::python_json::{float_text, is_truthy};
@@ -63,17 +62,16 @@ pub(crate) fn bash_result(finished: Finished, timeout_s: f64) -> ToolResult {
             (ToolResult::failure(Outcome::Timeout, error), -1)
         }
         End::Cancelled => (ToolResult::failure(Outcome::Cancelled, "Command was cancelled"), -1),
-        End::Exceeded(Exceeded::Memory) => {
-            (ToolResult::failure(Outcome::OutOfMemory, "Command ran out of memory"), -1)
-        }
-        End::Exceeded(Exceeded::Workspace) => {
-            (ToolResult::failure(Outcome::DiskFull, "Command filled the workspace"), -1)
+        End::Exceeded(exceeded) => {
+            let error = format!("Command {}", exceeded.what());
+            (ToolResult::failure(exceeded.outcome(), error), -1)
         }
         End::Lost(text) => {
             let error = format!("Command was lost: {text}");
             (ToolResult::failure(Outcome::BackendFailed, error), -1)
         }
         End::SetupFailed(text) => return setup_failure(text, sandboxed),
+        End::Refused(why) => return not_started(why, sandboxed),
     };
 
     let mut metadata = JsonObject::new();
@@ -82,9 +80,8 @@ pub(crate) fn bash_result(finished: Finished, timeout_s: f64) -> ToolResult {
         End::Signaled(signal) => put(&mut metadata, "signal", signal),
         End::TimedOut => put(&mut metadata, "timeout", true),
         End::Cancelled => put(&mut metadata, "cancelled", true),
-        End::Exceeded(Exceeded::Memory) => put(&mut metadata, "limit", "memory"),
-        End::Exceeded(Exceeded::Workspace) => put(&mut metadata, "limit", "workspace"),
-        End::Exited(_) | End::Lost(_) | End::SetupFailed(_) => {}
+        End::Exceeded(exceeded) => put(&mut metadata, "limit", exceeded.name()),
+        End::Exited(_) | End::Lost(_) | End::SetupFailed(_) | End::Refused(_) => {}
     }
     put(&mut metadata, "sandboxed", sandboxed);
     put(&mut metadata, "network_isolated", finished.network_isolated);
@@ -181,6 +178,7 @@ mod tests {
 
     use super::*;
     use crate::sandbox::ended::EndedProcesses;
+    use crate::sandbox::limits::Exceeded;
     use crate::sandbox::output::Captured;
 
     fn stream(text: &str, bytes: u64, omitted_bytes: u64) -> Captured {
@@ -281,6 +279,7 @@ mod tests {
         for (exceeded, outcome, limit) in [
             (Exceeded::Memory, Outcome::OutOfMemory, "memory"),
             (Exceeded::Workspace, Outcome::DiskFull, "workspace"),
+            (Exceeded::Files, Outcome::DiskFull, "files"),
         ] {
             let result = bash_result(finished(End::Exceeded(exceeded)), 1.0);
             assert_eq!((result.outcome, result.success), (outcome, false));

@@ -49,7 +49,7 @@ const FILES: u64 = 50;
 pub(crate) const RESERVE: u64 = ENGINE + STARTS + RESETS + COUNTING + FILES;
 
 /// What one slot may hold at its fullest. It has one call at a time, which is a command or a
-/// session's; a session and a terminal stay.
+/// session's; a session and a terminal stay. Further sessions have what is left then.
 pub(crate) const PER_SLOT: u64 =
     DIRECTORIES + MACHINES + JAIL + ENDING_JAIL + OUTPUT + SESSION + TERMINAL;
 
@@ -125,6 +125,12 @@ pub(crate) fn open_now() -> u64 {
     std::fs::read_dir("/proc/self/fd").map_or(0, |entries| entries.count() as u64)
 }
 
+/// How many sessions there may be beyond one a slot, where a start needs so much.
+pub(crate) fn more_sessions(need: Need, limit: Option<u64>) -> usize {
+    let left = limit.map_or(u64::MAX, |limit| limit.saturating_sub(need.total()));
+    usize::try_from(left / SESSION).unwrap_or(usize::MAX)
+}
+
 /// This process's soft limit of open files; `None` where there is none.
 pub(crate) fn limit() -> Option<u64> {
     rustix::process::getrlimit(Resource::Nofile).current
@@ -178,5 +184,10 @@ mod tests {
         assert_eq!(need.total(), u64::MAX);
         assert_eq!(need.reserve, RESERVE + 7);
         assert!(open_now() >= 3);
+        let need = Need { slots: 10, per_slot: 33, reserve: 400 };
+        for (limit, more) in [(Some(0), 0), (Some(737), 0), (Some(738), 1), (Some(1530), 100)] {
+            assert_eq!(more_sessions(need, limit), more, "{limit:?}");
+        }
+        assert!(more_sessions(need, None) > 1_000_000);
     }
 }

@@ -94,6 +94,8 @@ pub(crate) enum End {
     Exceeded(Exceeded),
     /// Nothing of the command ran: why, as one line.
     SetupFailed(String),
+    /// Nothing of the command ran, since its call asks for what it cannot have: why, as one line.
+    Refused(String),
     /// The command may have run, to whatever extent: what held it was destroyed from outside. Why,
     /// as one line.
     Lost(String),

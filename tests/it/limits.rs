@@ -148,6 +148,38 @@ fn a_disk_filler_ends_and_the_slot_has_to_be_cleaned_up() {
 }
 
 #[test]
+fn what_makes_files_without_end_is_ended_and_its_slot_has_to_be_cleaned_up() {
+    let (_dir, executor) = executor(|limits| limits.files = Some(2000));
+    let held = executor.stats().limits.unwrap();
+    assert_eq!((held.files, held.workspace), (Enforcement::Watch, Enforcement::None));
+    for place in ["/workspace", "/tmp", "~"] {
+        let fill = r#"perl -e 'for ($i = 0; ; $i++) { mkdir "d$i"; symlink("x", "d$i/l") }'"#;
+        let filler = format!("cd {place}; {fill}");
+        let result = beside_a_neighbour(&executor, &filler, 120);
+        assert_eq!(result.outcome, Outcome::DiskFull, "{place}: {result:?}");
+        assert_eq!(result.metadata["limit"], "files");
+        assert_eq!(output(&executor, &format!("rm -rf {place}/d*; echo clean")), "clean");
+        let patience = Instant::now() + PATIENCE;
+        while run(&executor, "echo text > file").outcome != Outcome::Ok {
+            assert!(Instant::now() < patience, "it never may write again: {place}");
+        }
+    }
+}
+
+#[test]
+fn what_is_in_memory_without_a_process_counts_as_memory() {
+    let (_dir, executor) = executor(|limits| limits.memory_bytes = Some(128 * MIB));
+    if executor.stats().limits.unwrap().memory != Enforcement::Watch || !is_root() {
+        return;
+    }
+    // Each below the limit, both together above it.
+    let hog = "head -c 60M /dev/zero > /dev/shm/x; \
+               perl -e '$x = \"x\" x (90 << 20); sleep 30; print \"done\"'";
+    let result = run(&executor, hog);
+    assert_eq!(result.outcome, Outcome::OutOfMemory, "{result:?}");
+}
+
+#[test]
 fn a_full_slot_can_remove_files_and_is_as_new_after_a_reset() {
     for warm in [true, false] {
         let (_dir, executor) = executor_of(warm, |limits| limits.workspace_bytes = Some(8 * MIB));
@@ -262,7 +294,10 @@ fn limits_without_sense_are_refused_and_what_holds_is_told() {
     let (_dir, executor) = executor(|limits| *limits = SlotLimits::default());
     let held = executor.stats().limits.unwrap();
     assert!(held.seccomp);
-    for by in [held.processes, held.memory, held.open_files, held.file_bytes, held.workspace] {
+    let all =
+        [held.processes, held.memory, held.open_files, held.file_bytes, held.workspace, held.files];
+    assert_eq!(held.advisory, held.memory != Enforcement::Cgroup, "{held:?}");
+    for by in all {
         assert_ne!(by, Enforcement::None, "{held:?}");
     }
     assert_eq!(held.cpu, Enforcement::None, "no limit");

@@ -165,6 +165,29 @@ fn whatever_ends_one_program_the_others_go_on() {
     assert_eq!(run(&executor, "shell", "echo new$x"), "new");
 }
 
+#[test]
+fn a_call_names_its_shell() {
+    let (_dir, executor) = start(1, false, true);
+    let call = |session: &str, command: &str| {
+        let arguments = json!({"command": command, "session": session});
+        executor.execute("t", ToolCall::new("terminal_stateful", arguments))
+    };
+    assert!(call("build", "x=built").success);
+    let built = call("build", "echo $x");
+    assert_eq!((&*built.output, &built.metadata["session_name"]), ("built", &json!("build")));
+    let default = executor.execute("t", in_shell("echo ${x:-none}"));
+    assert_eq!((&*default.output, default.metadata.get("session_name")), ("none", None));
+    for number in 0..6 {
+        assert!(call(&number.to_string(), "true").success);
+    }
+    let refused = call("more", "true");
+    assert_eq!((refused.outcome, refused.may_have_executed), (Outcome::InvalidCall, false));
+    assert!(refused.error.contains("there are 8 sessions"), "{refused:?}");
+    assert_eq!(call("a b", "true").outcome, Outcome::InvalidCall);
+    executor.release("t").unwrap();
+    assert_eq!(call("build", "echo new$x").output, "new");
+}
+
 /// What a call needs of the machine is the trajectory's to destroy; it costs that call, and not the
 /// slot.
 #[test]
@@ -214,6 +237,7 @@ fn held(base: &std::path::Path) -> BTreeMap<&'static str, usize> {
 enum Step {
     Bash(&'static str),
     Shell(&'static str),
+    Named(u8, &'static str),
     Terminal(&'static str),
     StopTerminal,
     TimedOut(bool),
@@ -235,7 +259,8 @@ fn step() -> impl Strategy<Value = Step> {
     let terminal = prop::sample::select(vec!["true", "sleep 1000 &", "exit", "kill -9 $PPID"]);
     prop_oneof![
         3 => bash.prop_map(Step::Bash),
-        2 => shell.prop_map(Step::Shell),
+        2 => shell.clone().prop_map(Step::Shell),
+        1 => (0..3u8, shell).prop_map(|(name, command)| Step::Named(name, command)),
         2 => terminal.prop_map(Step::Terminal),
         1 => Just(Step::StopTerminal),
         1 => any::<bool>().prop_map(Step::TimedOut),
@@ -252,6 +277,10 @@ fn take(executor: &ToolExecutor, trajectory: &str, step: &Step) {
     let result = match step {
         Step::Bash(command) => executor.execute(trajectory, bash(command)),
         Step::Shell(command) => executor.execute(trajectory, in_shell(command)),
+        Step::Named(name, command) => {
+            let arguments = json!({"command": command, "session": name.to_string()});
+            executor.execute(trajectory, ToolCall::new("terminal_stateful", arguments))
+        }
         Step::Terminal(command) => {
             let keys = json!({"action": "send_keys", "keys": [command, "Enter"], "block": false});
             executor.execute(trajectory, ToolCall::new("tmux", keys))

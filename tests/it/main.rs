@@ -61,6 +61,8 @@ mod seccomp;
 mod slots;
 #[cfg(all(target_os = "linux", feature = "server"))]
 mod slow;
+#[cfg(all(target_os = "linux", feature = "server"))]
+mod slurm;
 #[cfg(target_os = "linux")]
 mod stopped;
 #[cfg(all(target_os = "linux", feature = "server"))]

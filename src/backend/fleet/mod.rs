@@ -137,6 +137,14 @@ impl FleetBackend {
     /// A URL, the token or a certificate makes no sense, or a URL is there twice.
     pub fn new(config: FleetConfig) -> Result<Self, BackendError> {
         config.check()?;
+        Self::growing(config)
+    }
+
+    /// A fleet that may begin without servers.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub(super) fn growing(config: FleetConfig) -> Result<Self, BackendError> {
         let authorization =
             config.token.as_ref().map(|token| Authorization::bearer(token.expose())).transpose();
         let authorization = authorization.map_err(BackendError::new)?;
@@ -150,6 +158,16 @@ impl FleetBackend {
         let list = list.or_else(|| name.clone().map(ServerList::Name));
         let members = Members::new(making.clone(), list.clone());
         Ok(Self { making, connections, list, members })
+    }
+
+    /// Whether there is a server that was met.
+    pub(super) fn has_servers(&self) -> bool {
+        !self.members.all().is_empty()
+    }
+
+    /// Whether there is one at this address, perhaps one that is to go and still in use.
+    pub(super) fn has_server(&self, addr: &str) -> bool {
+        self.members.get(addr).is_some()
     }
 
     fn server(&self, addr: &str) -> Option<Server> {

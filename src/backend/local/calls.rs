@@ -11,7 +11,7 @@ use crate::sandbox::shell::{self, Shell};
 use crate::sandbox::supervisor::{CommandId, CommandSpec, Finished};
 use crate::sandbox::terminal::result::{self as stateful, stateful_result};
 use crate::sandbox::terminal::{Place, ShellCommand, ShellEnded, TerminalCall, tmux};
-use crate::tool::{BashArguments, Outcome, output_order};
+use crate::tool::{BashArguments, DEFAULT_SESSION, Outcome, output_order, session};
 
 /// A call's command that was started and has not ended yet.
 pub(super) struct Running {
@@ -80,14 +80,20 @@ impl LocalBackend {
             Ok(order) => order,
             Err(why) => return reply.send(not_started(&why, sandboxed)),
         };
+        let session: Arc<str> = match session(&arguments) {
+            Ok(name) => name.into(),
+            Err(why) => return reply.send(not_started(&why, sandboxed)),
+        };
         let cancellation = reply.cancellation();
         let (note_end, ended) = self.note_end(id, place);
+        let name = session.clone();
         let on_end = move |ended: ShellEnded| {
             note_end(ended.finished.all_dead);
-            reply.send(in_order(order, stateful_result(ended, timeout.as_secs_f64())));
+            let result = stateful::of_session(stateful_result(ended, timeout.as_secs_f64()), &name);
+            reply.send(in_order(order, result));
         };
-        let place =
-            Place { slot: slot.index, workspace: place.workspace(), network: policy.allow_network };
+        let (workspace, network) = (place.workspace(), policy.allow_network);
+        let place = Place { slot: slot.index, workspace, network, session };
         let command = ShellCommand { text: command, order };
         let call = self.0.terminals.bash(place, command, timeout, Box::new(on_end));
         let running = Running { command: Command::Terminal(call), slot: slot.index };
@@ -130,8 +136,9 @@ impl LocalBackend {
             note_end(ended.all_dead);
             reply.send(ended.result);
         };
-        let place =
-            Place { slot: slot.index, workspace: place.workspace(), network: policy.allow_network };
+        let (workspace, network) = (place.workspace(), policy.allow_network);
+        let session = DEFAULT_SESSION.into();
+        let place = Place { slot: slot.index, workspace, network, session };
         let call = self.0.terminals.tmux(place, act, timeout, Box::new(on_end));
         let running = Running { command: Command::Terminal(call), slot: slot.index };
         self.note_start(id, running, &ended, &cancellation);

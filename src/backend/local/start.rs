@@ -46,6 +46,7 @@ pub(super) fn start(
     need.check(descriptors::limit()).map_err(|too_few| {
         BackendError::new(too_few.to_string()).with_kind(BackendErrorKind::Shortage)
     })?;
+    let more_sessions = descriptors::more_sessions(need, descriptors::limit());
     if config.adopt_orphans {
         rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
             .map_err(|error| BackendError::with_source("cannot adopt orphans", error))?;
@@ -64,6 +65,7 @@ pub(super) fn start(
         isolation,
         user,
         limits: limits.clone(),
+        more_sessions,
         supervisor: supervisor.clone(),
         output_limit_chars: config.max_output_chars,
         output_file_bytes: config.max_output_file_bytes,

@@ -16,7 +16,7 @@ use tool_executor::{Interrupt, ToolExecutor};
 use crate::args::{ListenArgs, RunArgs, SandboxArgs, ServeArgs};
 use crate::console::{fail, init_log, print};
 use crate::exit_code::ExitCode;
-use crate::setup::{chain, check_isolation, fleet, local, text_of, tool_server};
+use crate::setup::{chain, check_isolation, local, servers, text_of, tool_server};
 use crate::signals::Signals;
 use crate::starting::start;
 
@@ -145,7 +145,7 @@ fn start_serving(
     let builder = if is_local {
         builder.backend(local(&args.slots, &args.limits, &args.isolation, interrupt)?)
     } else {
-        builder.backend(fleet(&args.fleet, &args.isolation)?)
+        builder.shared_backend(servers(&args.fleet, &args.isolation)?)
     };
     let executor = Arc::new(builder.start().map_err(|error| chain(&error))?);
     check_isolation(&executor, allow_network, &args.fleet)?;

@@ -26,11 +26,52 @@ const OPEN_DIR: OFlags = OFlags::RDONLY
     .union(OFlags::NONBLOCK)
     .union(OFlags::CLOEXEC);
 
+/// What files take up, and how many they are; or how much there may be of both.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Usage {
+    /// Bytes of the file system.
+    pub(super) bytes: u64,
+    /// Files, directories and links.
+    pub(super) files: u64,
+}
+
+impl Usage {
+    /// Whether there is more of something than there may be.
+    pub(super) fn exceeds(self, limit: Self) -> bool {
+        self.bytes > limit.bytes || self.files > limit.files
+    }
+
+    /// Whether there is more of something that there may not be more of than it has, than there was
+    /// before.
+    pub(super) fn exceeds_more(self, limit: Self, before: Self) -> bool {
+        (self.bytes > limit.bytes && self.bytes > before.bytes)
+            || (self.files > limit.files && self.files > before.files)
+    }
+
+    /// What is left when this is taken away; nothing where it is more.
+    pub(super) fn minus(self, other: Self) -> Self {
+        Self {
+            bytes: self.bytes.saturating_sub(other.bytes),
+            files: self.files.saturating_sub(other.files),
+        }
+    }
+
+    /// The larger of each.
+    fn max(self, other: Self) -> Self {
+        Self { bytes: self.bytes.max(other.bytes), files: self.files.max(other.files) }
+    }
+
+    /// With so many bytes more.
+    pub(super) fn with_bytes(self, more: u64) -> Self {
+        Self { bytes: self.bytes.saturating_add(more), ..self }
+    }
+}
+
 /// What a look found.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Size {
-    /// Bytes of the file system.
-    pub(super) bytes: u64,
+    /// What was counted.
+    pub(super) usage: Usage,
     /// Whether not everything could be looked at.
     pub(super) incomplete: bool,
 }
@@ -52,11 +93,36 @@ pub(super) fn size<'a>(directories: impl IntoIterator<Item = &'a Path>) -> Size 
     count.size
 }
 
-/// Bytes that the file system of this path has left.
-pub(super) fn free_bytes(path: &Path) -> Option<u64> {
-    let system = rustix::fs::statvfs(path).ok()?;
-    Some(system.f_bfree.saturating_mul(system.f_frsize))
+impl Size {
+    /// What is taken to be used, besides so many bytes without a name. Who makes a tree that cannot
+    /// be counted is taken to have used what the file system has lost.
+    pub(super) fn used(self, nameless: u64, lost: Usage) -> Usage {
+        let counted = self.usage.with_bytes(nameless);
+        if self.incomplete { counted.max(lost) } else { counted }
+    }
 }
+
+/// What the file system of this path has left. Some have no number of files.
+pub(super) fn free(path: &Path) -> Option<Usage> {
+    let system = rustix::fs::statvfs(path).ok()?;
+    let bytes = system.f_bfree.saturating_mul(system.f_frsize);
+    Some(Usage { bytes, files: system.f_ffree })
+}
+
+/// What the file systems in memory take up that this sandbox has of its own: its root and
+/// `/dev/shm`. Nothing where that may not be looked at.
+pub(super) fn bytes_in_memory(init: i32) -> u64 {
+    let used = |place: &str| {
+        let system = rustix::fs::statfs(format!("/proc/{init}/root{place}")).ok()?;
+        let blocks = (system.f_blocks as u64).saturating_sub(system.f_bfree as u64);
+        let is_in_memory = system.f_type as i64 == TMPFS;
+        is_in_memory.then(|| blocks.saturating_mul(system.f_bsize as u64))
+    };
+    ["/", "/dev/shm"].into_iter().filter_map(used).sum()
+}
+
+/// The kernel's number of this kind of file system.
+const TMPFS: i64 = 0x0102_1994;
 
 struct Count {
     size: Size,
@@ -106,7 +172,8 @@ impl Count {
                 continue;
             }
             let blocks = u64::try_from(stat.st_blocks).unwrap_or(0);
-            self.size.bytes += blocks.saturating_mul(512).max(LEAST);
+            self.size.usage.bytes += blocks.saturating_mul(512).max(LEAST);
+            self.size.usage.files += 1;
             if !is_directory {
                 continue;
             }
@@ -146,7 +213,17 @@ mod tests {
         sparse.set_len(1 << 40).unwrap();
         let size = size([dir.path()]);
         assert!(!size.incomplete);
-        assert!((1 << 20..2 << 20).contains(&size.bytes), "{size:?}");
+        assert!((1 << 20..2 << 20).contains(&size.usage.bytes), "{size:?}");
+        assert_eq!(size.usage.files, 5, "two directories, two files, a link");
+    }
+
+    #[test]
+    fn what_cannot_be_counted_is_estimated() {
+        let usage = |bytes, files| Usage { bytes, files };
+        let size = |incomplete| Size { usage: usage(10, 3), incomplete };
+        assert_eq!(size(false).used(5, usage(100, 9)), usage(15, 3));
+        assert_eq!(size(true).used(5, usage(100, 9)), usage(100, 9));
+        assert_eq!(size(true).used(200, usage(100, 1)), usage(210, 3));
     }
 
     #[test]
@@ -155,11 +232,12 @@ mod tests {
         for n in 0..256 {
             fs::write(dir.path().join(n.to_string()), "").unwrap();
         }
-        assert!(size([dir.path()]).bytes >= 256 * LEAST);
+        let found = size([dir.path()]).usage;
+        assert!(found.bytes >= 256 * LEAST && found.files == 256, "{found:?}");
         let deep = dir.path().join("d/".repeat(DEEPEST + 5));
         fs::create_dir_all(deep).unwrap();
         assert!(size([dir.path()]).incomplete);
         assert!(size([Path::new("/nonexistent")]).incomplete);
-        assert!(free_bytes(dir.path()).is_some());
+        assert!(free(dir.path()).is_some());
     }
 }

@@ -27,6 +27,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use self::cgroup::{Cgroups, Engine, Group};
+use self::disk::Usage;
 pub(super) use self::retired::Leftover;
 use self::retired::Retired;
 pub(super) use self::rlimits::kernel_version;
@@ -40,6 +41,7 @@ use super::user::CommandUser;
 use super::workspace::Workspace;
 use crate::config::SlotLimits;
 use crate::limits::{EnforcedLimits, Enforcement};
+use crate::tool::Outcome;
 use rustix::process::{Pid, Resource, Rlimit, getrlimit};
 
 /// A limit for which a command is killed.
@@ -49,6 +51,36 @@ pub(crate) enum Exceeded {
     Memory,
     /// That of the workspace.
     Workspace,
+    /// That of files.
+    Files,
+}
+
+impl Exceeded {
+    /// The limit's name.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Memory => "memory",
+            Self::Workspace => "workspace",
+            Self::Files => "files",
+        }
+    }
+
+    /// How a call ends for which its command was killed.
+    pub(crate) fn outcome(self) -> Outcome {
+        match self {
+            Self::Memory => Outcome::OutOfMemory,
+            Self::Workspace | Self::Files => Outcome::DiskFull,
+        }
+    }
+
+    /// What the command, or a session, did.
+    pub(crate) fn what(self) -> &'static str {
+        match self {
+            Self::Memory => "ran out of memory",
+            Self::Workspace => "filled the workspace",
+            Self::Files => "made more files than it may have",
+        }
+    }
 }
 
 /// The limits of an engine's slots, and what keeps them.
@@ -119,7 +151,12 @@ impl Limits {
         let machine = Machine { counts_processes, open_files, pipes_cores, sharers };
         let watched = Watched {
             memory: limits.memory_bytes.filter(|_| cgroups.is_none() && sample::is_possible()),
-            workspace: limits.workspace_bytes,
+            workspace: (limits.workspace_bytes.is_some() || limits.files.is_some()).then_some(
+                Usage {
+                    bytes: limits.workspace_bytes.unwrap_or(u64::MAX),
+                    files: limits.files.unwrap_or(u64::MAX),
+                },
+            ),
         };
         let by = |limit: bool, what| if limit { what } else { Enforcement::None };
         let held = EnforcedLimits {
@@ -137,8 +174,11 @@ impl Limits {
             ),
             open_files: by(limits.open_files.is_some(), Enforcement::Rlimit),
             file_bytes: by(limits.file_bytes.is_some(), Enforcement::Rlimit),
-            workspace: by(watched.workspace.is_some(), Enforcement::Watch),
+            workspace: by(limits.workspace_bytes.is_some(), Enforcement::Watch),
+            files: by(limits.files.is_some(), Enforcement::Watch),
             seccomp: false,
+            advisory: wants_cgroups
+                && !cgroups.as_ref().is_some_and(|groups| groups.cpu || limits.cpu.is_none()),
         };
         let watches = watched.memory.is_some() || watched.workspace.is_some();
         Ok(Self {

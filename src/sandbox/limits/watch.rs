@@ -9,10 +9,12 @@
 //!
 //! # What is counted
 //! - *Memory*: that of all processes of the sandbox, shared memory and page tables included, and
-//!   memory files (`memfd`) that they hold open. Pages which several share count once; to see that
-//!   is slow, and is done only where the sum without it is above the limit.
-//! - *Workspace*: what the slot's two directories take up, and removed files that are still open.
-//!   They are counted when the file system has lost half of what the slot has left, and every two
+//!   memory files (`memfd`) that they hold open, and what is in the sandbox's file systems in
+//!   memory (`/dev/shm`, its root). Pages which several share count once; to see that is slow, and
+//!   is done only where the sum without it is above the limit.
+//! - *Workspace*: what the slot's directories take up, how many files they are, and removed files
+//!   that are still open. They are counted when the file system has lost half of what the slot has
+//!   left, and every two
 //!   seconds otherwise; also once after a command, since many short ones can fill a disk, too.
 //!
 //! # What is not
@@ -31,7 +33,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use super::Exceeded;
-use super::disk::{self, Size};
+use super::disk::{self, Usage};
 use super::sample::{self, Nameless};
 use crate::sandbox::workspace::Workspace;
 
@@ -86,7 +88,7 @@ pub(crate) type Alarm = Arc<dyn Fn(Exceeded) + Send + Sync>;
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Watched {
     pub(super) memory: Option<u64>,
-    pub(super) workspace: Option<u64>,
+    pub(super) workspace: Option<Usage>,
 }
 
 /// The handle of the threads. Dropping it is [`close`](Self::close).
@@ -256,7 +258,7 @@ impl State {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Role {
     Memory(u64),
-    Disk(u64),
+    Disk(Usage),
 }
 
 /// A thread's own state.
@@ -278,12 +280,12 @@ struct Known {
 /// What is known of a workspace.
 #[derive(Debug, Clone, Copy)]
 struct Disk {
-    size: u64,
+    size: Usage,
     counted: Instant,
     cost: Duration,
     /// What the file system had left then, and at the first time.
-    free: u64,
-    free_at_first: u64,
+    free: Usage,
+    free_at_first: Usage,
 }
 
 impl Thread {
@@ -376,6 +378,7 @@ impl Thread {
             if now >= known.files_due {
                 let device = entry.workspace.path().metadata().map_or(0, |data| data.dev());
                 known.nameless = sample::nameless_files(&found.pids, device);
+                known.nameless.memory += disk::bytes_in_memory(entry.init);
                 known.files_due = now + FILES_INTERVAL.max(now.elapsed() * 2 * COST_SHARE);
             }
             let nameless = known.nameless;
@@ -389,66 +392,71 @@ impl Thread {
                 }
                 Role::Disk(limit) => {
                     let reason = Reason::Command { began: *began };
-                    if self.is_disk_full(shared, limit, &entry.workspace, nameless.disk, reason) {
-                        alarm(Exceeded::Workspace);
+                    let exceeded =
+                        self.exceeded(shared, limit, &entry.workspace, nameless.disk, reason);
+                    if let Some(exceeded) = exceeded {
+                        alarm(exceeded);
                     }
                     let known = self.disks.get(entry.workspace.path());
-                    let used = known.map_or(0, |known| known.size);
-                    left = left.min(limit.saturating_sub(used.saturating_add(nameless.disk)));
+                    let used = known.map_or_else(Usage::default, |known| known.size);
+                    let rest = limit.minus(used.with_bytes(nameless.disk));
+                    left = left.min(bytes_until_full(rest));
                 }
             }
         }
         if let Role::Disk(limit) = self.role {
             for workspace in dirty {
-                self.is_disk_full(shared, limit, &workspace, 0, Reason::Afterwards);
+                self.exceeded(shared, limit, &workspace, 0, Reason::Afterwards);
             }
         }
         match self.role {
             // One that has just begun is looked at soon, and may fill all of it.
             Role::Memory(limit) => MEMORY_PACE.pause(left.min(limit)),
-            Role::Disk(limit) => DISK_PACE.pause(left.min(limit)),
+            Role::Disk(limit) => DISK_PACE.pause(left.min(bytes_until_full(limit))),
         }
     }
 
-    /// Counts the workspace if that is due, and tells whether what runs in it has to end.
-    fn is_disk_full(
+    /// Counts the workspace if that is due, and tells for what what runs in it has to end.
+    fn exceeded(
         &mut self,
         shared: &Shared,
-        limit: u64,
+        limit: Usage,
         workspace: &Workspace,
         nameless: u64,
         reason: Reason,
-    ) -> bool {
+    ) -> Option<Exceeded> {
         let path = workspace.path();
-        let Some(free) = disk::free_bytes(path) else { return false };
+        let free = disk::free(path)?;
         let before = self.disks.get(path).copied();
         if matches!(reason, Reason::Command { .. })
             && before.is_some_and(|before| !is_due(&before, limit, free, nameless))
         {
-            return false;
+            return None;
         }
         let begun = Instant::now();
         let size = disk::size(workspace.directories());
         let free_at_first = before.map_or(free, |before| before.free_at_first);
-        let size = used(size, nameless, free_at_first.saturating_sub(free));
+        let size = size.used(nameless, free_at_first.minus(free));
         let known = Disk { size, counted: begun, cost: begun.elapsed(), free, free_at_first };
         {
             // Unless it was emptied meanwhile.
             let mut state = shared.state.lock();
             if state.emptied.contains(path) {
-                return false;
+                return None;
             }
-            if size > limit {
+            if size.exceeds(limit) {
                 state.full.insert(path.to_owned());
             } else {
                 state.full.remove(path);
             }
         }
         self.disks.insert(path.to_owned(), known);
-        let Reason::Command { began } = reason else { return false };
+        let Reason::Command { began } = reason else { return None };
         let before =
             before.map(|before| Before { size: before.size, by_itself: before.counted >= began });
-        is_exceeded(limit, before, size)
+        let is_bytes = size.bytes > limit.bytes;
+        let what = if is_bytes { Exceeded::Workspace } else { Exceeded::Files };
+        is_exceeded(limit, before, size).then_some(what)
     }
 }
 
@@ -467,19 +475,21 @@ impl Known {
 }
 
 /// Whether a workspace should be counted again.
-fn is_due(before: &Disk, limit: u64, free: u64, nameless: u64) -> bool {
+fn is_due(before: &Disk, limit: Usage, free: Usage, nameless: u64) -> bool {
     let since = before.counted.elapsed();
-    let rest = limit.saturating_sub(before.size.saturating_add(nameless));
-    let lost = before.free.saturating_sub(free);
-    let is_near = lost >= rest / 2 && since >= before.cost * 3;
+    let rest = limit.minus(before.size.with_bytes(nameless));
+    let lost = before.free.minus(free);
+    let is_near =
+        (lost.bytes >= rest.bytes / 2 || lost.files > rest.files / 2) && since >= before.cost * 3;
     is_near || since >= DISK_INTERVAL.max(before.cost * 2 * COST_SHARE)
 }
 
-/// What a slot takes up. Whoever makes a tree that cannot be counted is taken to have used what
-/// the file system has lost.
-fn used(size: Size, nameless: u64, lost: u64) -> u64 {
-    let counted = size.bytes.saturating_add(nameless);
-    if size.incomplete { counted.max(lost) } else { counted }
+/// How many bytes could be written until a slot that has so much left is full, where files are made
+/// as fast as they can be.
+fn bytes_until_full(rest: Usage) -> u64 {
+    /// In the time that making a file takes so many bytes can be written.
+    const PER_FILE: u64 = 16 << 10;
+    rest.bytes.min(rest.files.saturating_mul(PER_FILE))
 }
 
 /// Why a workspace is counted.
@@ -494,7 +504,7 @@ enum Reason {
 /// What was counted the last time.
 #[derive(Debug, Clone, Copy)]
 struct Before {
-    size: u64,
+    size: Usage,
     /// Whether the command was there already: what came since then it has written itself.
     by_itself: bool,
 }
@@ -503,10 +513,12 @@ struct Before {
 /// probably cleaning up. What the commands before it have written after they were counted is not
 /// its doing: of a slot that was full the first count that a command sees is only what it is
 /// measured by.
-fn is_exceeded(limit: u64, before: Option<Before>, now: u64) -> bool {
-    now > limit
-        && before
-            .is_none_or(|before| before.size <= limit || (before.by_itself && now > before.size))
+fn is_exceeded(limit: Usage, before: Option<Before>, now: Usage) -> bool {
+    now.exceeds(limit)
+        && before.is_none_or(|before| {
+            let more = now.exceeds_more(limit, before.size);
+            !before.size.exceeds(limit) || (before.by_itself && more)
+        })
 }
 
 #[cfg(test)]

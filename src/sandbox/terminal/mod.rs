@@ -78,6 +78,8 @@ pub(crate) struct Setup {
     pub(crate) user: Option<CommandUser>,
     /// Those of a sandbox.
     pub(crate) limits: Arc<Limits>,
+    /// How many sessions slots may have beyond one each, all together.
+    pub(crate) more_sessions: usize,
     /// Has the machines of slots, in which programs live.
     pub(crate) supervisor: Arc<Supervisor>,
     /// How many characters are shown of each output stream of a call.
@@ -134,6 +136,7 @@ impl Terminals {
                 output_file_bytes: setup.output_file_bytes,
                 buffer: vec![0; READ_BUFFER],
                 deadlines: BTreeSet::new(),
+                more_sessions: setup.more_sessions,
                 leftovers: Vec::new(),
                 next_serial: 0,
             },

@@ -48,9 +48,6 @@ const LONGEST_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
 const STATUS_LIMIT: usize = 1 << 20;
 const STATUS_OF_A_CALL: usize = 4096;
 
-/// The name of a slot's session.
-const SESSION: &str = "default";
-
 const STATUS: Source = Source::File(3);
 
 /// What became of the session in a call.
@@ -223,6 +220,7 @@ pub(super) struct Shell {
 impl Program for Shell {
     type Call = ShellCall;
     const KIND: Kind = Kind::Shell;
+    const MOST: usize = 8;
 
     fn start(
         place: &Place,
@@ -238,8 +236,11 @@ impl Program for Shell {
         if !place.network && !host.isolation.can_cut_network() {
             return Err(io::Error::other("the network cannot be taken away on this machine"));
         }
-        let path = place.workspace.sessions().join(SESSION);
-        let shown = if sandboxed { Path::new(SESSIONS).join(SESSION) } else { path.clone() };
+        let path = place.workspace.sessions().join(&*place.session);
+        let shown = match sandboxed {
+            true => Path::new(SESSIONS).join(&*place.session),
+            false => path.clone(),
+        };
         if !script::is_speakable(&shown) {
             return Err(io::Error::other("the data directory's path cannot be used by a shell"));
         }
@@ -293,6 +294,16 @@ impl Program for Shell {
 
     fn refuse(call: ShellCall, why: &str) {
         call.answer.give(nothing_ran(End::SetupFailed(why.to_owned())));
+    }
+
+    fn refuse_one_more(call: ShellCall, names: &[&str]) {
+        let why = format!(
+            "there are {} sessions, which is as many as there may be: {}; use one of them, or end one \
+             by running exit in it",
+            names.len(),
+            names.join(", ")
+        );
+        call.answer.give(nothing_ran(End::Refused(why)));
     }
 
     fn take(&mut self, call: ShellCall, cx: &mut Context<'_>) {

@@ -75,6 +75,12 @@ const ATTACKS: &[Attack] = &[
         outside: NotRun("changes the host"),
     },
     Attack {
+        name: "a file that runs as its owner",
+        script: "cp /bin/true /tmp/t && chmod 4755 /tmp/t; perl -e 'syscall(257, -100, \"/tmp/u\", 0101, 04755)'; \
+            find /tmp -perm /4000 2>/dev/null | grep -q . && echo ESCAPED; rm -f /tmp/t /tmp/u; true",
+        outside: Escapes,
+    },
+    Attack {
         name: "System V memory of the host",
         script: "ipcs -m | grep -q 0x70010001 && echo ESCAPED; ipcmk -M 100 >/dev/null; ipcs -m | grep -c 0x | grep -qvx 1 && echo ESCAPED; true",
         outside: NotRun("leaves an object on the host"),

@@ -229,7 +229,8 @@ fn of_what_the_servers_say_of_their_limits_the_weakest_is_told() {
         })
     };
     let limits = json!({"processes": "cgroup", "memory": "cgroup", "cpu": "cgroup",
-        "open_files": "rlimit", "file_bytes": "rlimit", "workspace": "watch", "seccomp": true});
+        "open_files": "rlimit", "file_bytes": "rlimit", "workspace": "watch",
+        "files": "none", "seccomp": true, "advisory": false});
     let strong = says(json!({"status": "ok", "bwrap_available": true, "limits": limits,
         "warm_slots": true, "isolation_level": "full", "weakened_because": []}));
     let mut limits = limits.clone();

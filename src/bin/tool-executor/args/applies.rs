@@ -19,7 +19,7 @@ const OF_NOMAD: [&str; 7] = [
 ];
 
 /// Flags of this machine's slots.
-const OF_THIS_MACHINE: [&str; 17] = [
+const OF_THIS_MACHINE: [&str; 18] = [
     "slots",
     "data_dir",
     "user_ids",
@@ -30,6 +30,7 @@ const OF_THIS_MACHINE: [&str; 17] = [
     "limit_open_files",
     "limit_file_size",
     "limit_workspace",
+    "limit_files",
     "no_seccomp",
     "bind",
     "bind_rw",
@@ -40,7 +41,14 @@ const OF_THIS_MACHINE: [&str; 17] = [
 ];
 
 /// Flags that name sandbox servers.
-const NAMES_SERVERS: [&str; 3] = ["sandbox_url", "sandbox_file", "sandbox_name"];
+const NAMES_SERVERS: [&str; 5] =
+    ["sandbox_url", "sandbox_file", "sandbox_name", "slurm", "slurm_submit"];
+
+/// Flags about sandbox servers that Slurm starts.
+const OF_SLURM: [&str; 2] = ["slurm_slots", "slurm_argument"];
+
+/// Flags about sandbox servers that others have started.
+const OF_STARTED_SERVERS: [&str; 2] = ["sandbox_ca", "sandbox_slots"];
 
 /// Flags about sandbox servers.
 const OF_SANDBOX_SERVERS: [&str; 5] = [
@@ -68,6 +76,19 @@ pub(super) fn check(
     if let Some(name) = named {
         let why = format!("{name} names sandbox servers, which have slots and limits of their own");
         idle.extend(given.each(&OF_THIS_MACHINE, &why));
+        let slurm = given.name("slurm").or_else(|| given.name("slurm_submit"));
+        match slurm {
+            Some(slurm) => {
+                let why = format!("{slurm} has Slurm start the sandbox servers");
+                idle.extend(given.each(&NAMES_SERVERS[..3], &why));
+                idle.extend(given.each(&OF_STARTED_SERVERS, &why));
+                if given.name("slurm").is_some() {
+                    let why = "--slurm uses the allocation that is there";
+                    idle.extend(given.each(&["slurm_submit", "slurm_argument"], why));
+                }
+            }
+            None => idle.extend(given.each(&OF_SLURM, "Slurm starts no sandbox server")),
+        }
     } else if given.knows("sandbox_url") {
         idle.extend(given.each(&OF_SANDBOX_SERVERS, "no --sandbox-url names a sandbox server"));
     }

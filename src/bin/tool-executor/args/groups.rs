@@ -153,6 +153,11 @@ pub(crate) struct LimitArgs {
     #[arg(value_parser = named(values::workspace_size))]
     pub(crate) limit_workspace: Option<Limit<u64>>,
 
+    /// Files, directories and links of a slot; `none` is no limit [default: 1048576]
+    #[arg(long, value_name = "N", env = "TOOL_EXECUTOR_LIMIT_FILES")]
+    #[arg(value_parser = named(values::files))]
+    pub(crate) limit_files: Option<Limit<u64>>,
+
     /// Let commands make any system call: no seccomp filter
     #[arg(long, env = "TOOL_EXECUTOR_NO_SECCOMP", value_parser = named(values::boolean))]
     pub(crate) no_seccomp: bool,
@@ -189,6 +194,26 @@ pub(crate) struct FleetArgs {
     #[arg(long, value_name = "NAME:PORT", env = "TOOL_EXECUTOR_SANDBOX_NAME")]
     pub(crate) sandbox_name: Option<String>,
 
+    /// Run calls on the nodes of the Slurm allocation that this is in: a sandbox server on each,
+    /// which Slurm starts and ends
+    #[arg(long, env = "TOOL_EXECUTOR_SLURM", value_parser = named(values::boolean))]
+    pub(crate) slurm: bool,
+
+    /// Run calls on sandbox servers in Slurm jobs of their own, as many as trajectories need:
+    /// `partition=…,account=…,time=…,nodes=MIN-MAX`, each of them optional
+    #[arg(long, value_name = "JOBS", env = "TOOL_EXECUTOR_SLURM_SUBMIT")]
+    pub(crate) slurm_submit: Option<String>,
+
+    /// How many slots each of Slurm's sandbox servers has [default: two for each processor, 10 at
+    /// least]
+    #[arg(long, value_name = "N", env = "TOOL_EXECUTOR_SLURM_SLOTS")]
+    #[arg(value_parser = named(values::at_least_one))]
+    pub(crate) slurm_slots: Option<usize>,
+
+    /// One more argument of the `srun` of each job; give it once for each
+    #[arg(long, value_name = "ARGUMENT", allow_hyphen_values = true)]
+    pub(crate) slurm_argument: Vec<String>,
+
     #[command(flatten)]
     pub(crate) token: SandboxTokenArgs,
 
@@ -218,11 +243,22 @@ pub(crate) struct FleetArgs {
 impl FleetArgs {
     /// Whether there are sandbox servers.
     pub(crate) fn is_given(&self) -> bool {
-        !self.sandbox_url.is_empty() || self.sandbox_file.is_some() || self.sandbox_name.is_some()
+        !self.sandbox_url.is_empty()
+            || self.sandbox_file.is_some()
+            || self.sandbox_name.is_some()
+            || self.is_slurm()
+    }
+
+    /// Whether Slurm starts them.
+    pub(crate) fn is_slurm(&self) -> bool {
+        self.slurm || self.slurm_submit.is_some()
     }
 
     /// The servers, in a few words.
     pub(crate) fn what(&self) -> String {
+        if self.is_slurm() {
+            return "sandbox servers of Slurm's".to_owned();
+        }
         match (&self.sandbox_file, &self.sandbox_name) {
             (Some(file), _) => format!("the sandbox servers of {}", file.display()),
             (None, Some(name)) => format!("the sandbox servers at {name}"),

@@ -13,7 +13,7 @@ const COMMANDS: [&str; 3] = ["replay", "serve", "sandbox"];
 /// `replay` has no `--acquire-timeout-s`, because more trajectories than slots is what
 /// `--concurrency` asks for, and no `--idle-limit-s`, because it releases what it is done with.
 /// `sandbox` has none of the flags about calls: its clients say these.
-const TABLE: [(&str, &str, &str); 57] = [
+const TABLE: [(&str, &str, &str); 58] = [
     ("acquire-timeout-s", "TOOL_EXECUTOR_ACQUIRE_TIMEOUT_S", "s"),
     ("advertise", "TOOL_EXECUTOR_ADVERTISE", "sx"),
     ("allow-network", "TOOL_EXECUTOR_ALLOW_NETWORK", "rs"),
@@ -37,6 +37,7 @@ const TABLE: [(&str, &str, &str); 57] = [
     ("limit", "", "r"),
     ("limit-cpu", "TOOL_EXECUTOR_LIMIT_CPU", "rsx"),
     ("limit-file-size", "TOOL_EXECUTOR_LIMIT_FILE_SIZE", "rsx"),
+    ("limit-files", "TOOL_EXECUTOR_LIMIT_FILES", "rsx"),
     ("limit-memory", "TOOL_EXECUTOR_LIMIT_MEMORY", "rsx"),
     ("limit-open-files", "TOOL_EXECUTOR_LIMIT_OPEN_FILES", "rsx"),
     ("limit-processes", "TOOL_EXECUTOR_LIMIT_PROCESSES", "rsx"),
@@ -300,6 +301,7 @@ fn a_flag_that_cannot_apply_is_refused_with_the_reason() {
         "--limit-open-files 100",
         "--limit-file-size 1G",
         "--limit-workspace 1G",
+        "--limit-files 1000",
         "--no-seccomp",
         "--bind /opt",
         "--bind-rw /opt",

@@ -293,6 +293,11 @@ pub(super) fn processes(text: &str) -> Result<Limit<u64>, String> {
     size(text, 8)
 }
 
+/// Files of a slot: with fewer than this it is full from the beginning.
+pub(super) fn files(text: &str) -> Result<Limit<u64>, String> {
+    size(text, 64)
+}
+
 /// Open files of a process: with fewer than this no shell starts.
 pub(super) fn open_files(text: &str) -> Result<Limit<u64>, String> {
     size(text, 16)

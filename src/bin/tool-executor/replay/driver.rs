@@ -15,7 +15,7 @@ use tool_executor::{
 };
 
 use crate::args::ReplayArgs;
-use crate::setup::{chain, check_isolation, fleet, local, tool_server};
+use crate::setup::{chain, check_isolation, local, servers, tool_server};
 
 /// How long a call may wait for its slot, and in the executor's queue. With more trajectories than
 /// slots a long wait is what was asked for, so only a run that got stuck should ever meet it.
@@ -54,7 +54,7 @@ impl Driver {
         } else {
             let mut fleet_args = args.fleet.clone();
             fleet_args.sandbox_slots = fleet_args.sandbox_slots.or(args.concurrency);
-            builder = builder.backend(fleet(&fleet_args, &args.isolation)?);
+            builder = builder.shared_backend(servers(&fleet_args, &args.isolation)?);
             None
         };
         // How many slots the servers have they say when the executor starts.

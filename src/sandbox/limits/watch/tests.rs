@@ -19,14 +19,19 @@ fn it_is_looked_the_more_often_the_nearer_the_limit_is() {
 
 #[test]
 fn a_command_that_cleans_up_is_left_alone() {
-    let of = |size, by_itself| Some(Before { size, by_itself });
-    assert!(!is_exceeded(100, None, 100));
-    assert!(is_exceeded(100, None, 101));
-    for by_itself in [true, false] {
-        assert!(is_exceeded(100, of(50, by_itself), 101));
-        assert_eq!(is_exceeded(100, of(150, by_itself), 151), by_itself);
-        assert!(!is_exceeded(100, of(150, by_itself), 149));
-        assert!(!is_exceeded(100, of(150, by_itself), 150));
+    let bytes = |bytes| Usage { bytes, files: 1 };
+    let files = |files| Usage { bytes: 1, files };
+    for usage in [&bytes as &dyn Fn(u64) -> Usage, &files] {
+        let limit = Usage { bytes: 100, files: 100 };
+        let of = |size, by_itself| Some(Before { size: usage(size), by_itself });
+        assert!(!is_exceeded(limit, None, usage(100)));
+        assert!(is_exceeded(limit, None, usage(101)));
+        for by_itself in [true, false] {
+            assert!(is_exceeded(limit, of(50, by_itself), usage(101)));
+            assert_eq!(is_exceeded(limit, of(150, by_itself), usage(151)), by_itself);
+            assert!(!is_exceeded(limit, of(150, by_itself), usage(149)));
+            assert!(!is_exceeded(limit, of(150, by_itself), usage(150)));
+        }
     }
 }
 
@@ -37,7 +42,7 @@ fn a_command_in_a_full_slot_answers_only_for_what_it_has_written_itself() {
     let data = DataDir::create(Some(base.path()), 1, None).unwrap();
     let workspace = data.workspaces()[0].clone();
     let shared = Shared::default();
-    let role = Role::Disk(LIMIT);
+    let role = Role::Disk(Usage { bytes: LIMIT, files: u64::MAX });
     let mut thread = Thread { role, known: HashMap::new(), disks: HashMap::new() };
     let write = |name: &str, bytes: u64| {
         std::fs::write(workspace.path().join(name), vec![1; bytes as usize]).unwrap();
@@ -74,29 +79,26 @@ fn a_command_in_a_full_slot_answers_only_for_what_it_has_written_itself() {
 }
 
 #[test]
-fn what_cannot_be_counted_is_estimated() {
-    let size = |incomplete| Size { bytes: 10, incomplete };
-    assert_eq!(used(size(false), 5, 100), 15);
-    assert_eq!(used(size(true), 5, 100), 100);
-    assert_eq!(used(size(true), 200, 100), 210);
-}
-
-#[test]
 fn a_workspace_is_counted_when_the_file_system_loses_bytes_or_time_has_passed() {
+    let bytes = |bytes| Usage { bytes, files: 0 };
+    let left = |bytes| Usage { bytes, files: 50 };
+    let limit = Usage { bytes: 100, files: 40 };
     let disk = |age: Duration, cost| Disk {
-        size: 60,
+        size: bytes(60),
         counted: Instant::now().checked_sub(age).unwrap(),
         cost,
-        free: 1000,
-        free_at_first: 1000,
+        free: Usage { bytes: 1000, files: 50 },
+        free_at_first: Usage { bytes: 1000, files: 50 },
     };
     let just = Duration::ZERO;
-    assert!(!is_due(&disk(just, just), 100, 990, 0), "less than half of the rest is lost");
-    assert!(is_due(&disk(just, just), 100, 980, 0));
-    assert!(is_due(&disk(just, just), 100, 999, 39), "removed files take from the rest");
-    assert!(!is_due(&disk(just, just), 100, 2000, 0));
+    assert!(!is_due(&disk(just, just), limit, left(990), 0), "less than half of the rest is lost");
+    assert!(is_due(&disk(just, just), limit, left(980), 0));
+    assert!(is_due(&disk(just, just), limit, left(999), 39), "removed files take from the rest");
+    assert!(!is_due(&disk(just, just), limit, left(2000), 0));
+    let few = Usage { bytes: 1000, files: 29 };
+    assert!(is_due(&disk(just, just), limit, few, 0), "many files were made");
     let second = Duration::from_secs(1);
-    assert!(!is_due(&disk(second, second), 100, 0, 0), "it would do nothing else");
-    assert!(is_due(&disk(2 * second, just), 100, 1000, 0));
-    assert!(!is_due(&disk(2 * second, second / 4), 100, 1000, 0));
+    assert!(!is_due(&disk(second, second), limit, left(0), 0), "it would do nothing else");
+    assert!(is_due(&disk(2 * second, just), limit, left(1000), 0));
+    assert!(!is_due(&disk(2 * second, second / 4), limit, left(1000), 0));
 }

@@ -677,11 +677,8 @@ impl Driver {
             (_, Gone::Killed) => (Outcome::Cancelled, "tmux session was ended".to_owned()),
             (Some(why), Gone::Ended) => (Outcome::ToolError, why),
             (None, Gone::Ended) => (Outcome::ToolError, "tmux session ended".to_owned()),
-            (_, Gone::Exceeded(Exceeded::Memory)) => {
-                (Outcome::OutOfMemory, "tmux session ran out of memory".to_owned())
-            }
-            (_, Gone::Exceeded(Exceeded::Workspace)) => {
-                (Outcome::DiskFull, "tmux session filled the workspace".to_owned())
+            (_, Gone::Exceeded(exceeded)) => {
+                (exceeded.outcome(), format!("tmux session {}", exceeded.what()))
             }
             (_, Gone::NeverBegan(why)) => (Outcome::BackendFailed, why),
         };

@@ -162,6 +162,7 @@ struct Slice {
 impl Program for Terminal {
     type Call = TmuxCall;
     const KIND: Kind = Kind::Tmux;
+    const MOST: usize = 1;
 
     fn start(
         place: &Place,
@@ -219,6 +220,10 @@ impl Program for Terminal {
 
     fn refuse(call: TmuxCall, why: &str) {
         call.answer.give(not_ensured(Outcome::BackendFailed, why, false), true);
+    }
+
+    fn refuse_one_more(call: TmuxCall, _names: &[&str]) {
+        Self::refuse(call, "a slot has one terminal");
     }
 
     fn number(call: &TmuxCall) -> u64 {

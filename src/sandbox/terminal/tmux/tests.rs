@@ -67,6 +67,7 @@ impl Bench {
             isolation,
             user,
             limits,
+            more_sessions: 0,
             supervisor: Arc::new(supervisor),
             output_limit_chars: 50_000,
             output_file_bytes: 16 << 20,
@@ -93,7 +94,8 @@ impl Bench {
             Request::Act(act) => {
                 let network = arguments.get("allow_network") != Some(&json!(false));
                 let workspace = self.workspaces[slot].clone();
-                let place = Place { slot, workspace, network };
+                let session = crate::tool::DEFAULT_SESSION.into();
+                let place = Place { slot, workspace, network, session };
                 let on_end = Box::new(move |ended| sender.send(ended).unwrap());
                 (Some(self.terminals.tmux(place, act, timeout, on_end)), receiver)
             }
