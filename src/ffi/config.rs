@@ -87,7 +87,7 @@ mod tests {
             ),
             (r#"{"fleet": {}}"#, TE_INVALID_CONFIG, "in \"fleet\": a fleet needs the URL"),
             (r#"{"fleet": {"urls": []}}"#, TE_INVALID_CONFIG, "at least one"),
-            (r#"{"fleet": {"urls": ["x"]}, "local": {}}"#, TE_INVALID_CONFIG, "not both"),
+            (r#"{"fleet": {"urls": ["x"]}, "local": {}}"#, TE_INVALID_CONFIG, "give one of"),
             (r#"{"batch_window_s": -1}"#, TE_INVALID_CONFIG, "from 0 to"),
             (r#"{"batch_window_s": 1e9}"#, TE_INVALID_CONFIG, "from 0 to"),
             (r#"{"batch_window_s": "1"}"#, TE_INVALID_CONFIG, "a number of seconds"),
