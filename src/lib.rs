@@ -92,11 +92,13 @@ pub mod backend;
 #[cfg(feature = "http")]
 mod client;
 pub mod config;
+mod egress;
 mod error;
 mod executor;
 #[cfg(feature = "capi")]
 pub mod ffi;
 mod interrupt;
+mod level;
 mod limits;
 mod pool;
 #[cfg(target_os = "linux")]
@@ -131,7 +133,9 @@ pub use tool::format;
 
 /// What an executor counts and measures, and what holds in its slots.
 pub mod stats {
+    pub use crate::egress::NetworkTotals;
     pub use crate::executor::{Bucket, IdleHolder, LaneStats, OutcomeCounts, Stats, Summary};
+    pub use crate::level::IsolationLevel;
     pub use crate::limits::{EnforcedLimits, Enforcement};
     pub use crate::pool::{ContainerCounts, SlotCounts};
 }

@@ -4,6 +4,9 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::config::NetworkMode;
+use crate::egress::NetworkTotals;
+use crate::level::IsolationLevel;
 use crate::limits::EnforcedLimits;
 
 /// The time limit of a call that names none, unless a backend has its own: 30 s.
@@ -32,6 +35,10 @@ pub struct Capabilities {
     /// Whether commands run isolated from the machine and from other slots. Defaults to
     /// [`Isolation::Unknown`].
     pub isolation: Isolation,
+    /// How far they are isolated. Defaults to `None`: not known.
+    pub isolation_level: Option<IsolationLevel>,
+    /// Why they are not isolated further, a line each. Defaults to none.
+    pub weakened_because: Vec<String>,
     /// Which limits hold for the commands of a slot, and by what. Defaults to `None`: not known.
     pub limits: Option<EnforcedLimits>,
     /// Whether a slot keeps its sandbox from call to call. Where it does not each command pays for
@@ -40,6 +47,10 @@ pub struct Capabilities {
     /// How many sandboxes were killed, have not ended in time, and are watched until they do: their
     /// slots have others. Defaults to 0.
     pub retired_sandboxes: usize,
+    /// What network commands have whose calls may use one. Defaults to `None`: not known.
+    pub network: Option<NetworkMode>,
+    /// What commands have asked of the network so far. Defaults to `None`: nothing counts it.
+    pub network_totals: Option<NetworkTotals>,
     /// Why commands run without a filter of system calls, as one line. Defaults to `None`: they
     /// have one, or it is not known.
     pub not_filtered_because: Option<String>,
@@ -76,9 +87,13 @@ impl Default for Capabilities {
             starts_dirty: false,
             may_grow: false,
             isolation: Isolation::Unknown,
+            isolation_level: None,
+            weakened_because: Vec::new(),
             limits: None,
             warm_slots: None,
             retired_sandboxes: 0,
+            network: None,
+            network_totals: None,
             not_filtered_because: None,
         }
     }
@@ -91,9 +106,13 @@ setters! {
         with_starts_dirty: starts_dirty = bool,
         with_may_grow: may_grow = bool,
         with_isolation: isolation = Isolation,
+        with_isolation_level: isolation_level = some IsolationLevel,
+        with_weakened_because: weakened_because = Vec<String>,
         with_limits: limits = some EnforcedLimits,
         with_warm_slots: warm_slots = some bool,
         with_retired_sandboxes: retired_sandboxes = usize,
+        with_network: network = some NetworkMode,
+        with_network_totals: network_totals = some NetworkTotals,
         with_not_filtered_because: not_filtered_because = some String,
     }
 }

@@ -7,6 +7,7 @@
 //! resets have threads of their own, `tool-reset-N`, so that they delay no calls.
 
 mod calls;
+mod network;
 mod resets;
 mod start;
 
@@ -31,9 +32,11 @@ use crate::artifact::{
     ArchiveArtifacts, ArchiveSummary, Artifact, ArtifactError, ArtifactList, ListArtifacts,
     ReadArtifact,
 };
-use crate::config::LocalConfig;
+use crate::config::{LocalConfig, NetworkMode};
+use crate::egress::Egress;
 use crate::error::BackendError;
 use crate::interrupt::Interrupt;
+use crate::level::IsolationLevel;
 use crate::limits::EnforcedLimits;
 use crate::sandbox::artifacts;
 use crate::sandbox::etc::EtcCopy;
@@ -73,11 +76,17 @@ const INLINE_TOOLS: &[&str] = &["bash", "bash_stateful", "tmux"];
 pub struct LocalBackend(Arc<Inner>);
 
 struct Inner {
+    /// Why all slots are one user, if they are.
+    one_user: Option<String>,
     supervisor: Arc<Supervisor>,
     limits: Arc<Limits>,
     terminals: Terminals,
     slots: Vec<Slot>,
     running: Mutex<HashMap<ExecutionId, Running>>,
+    /// What commands have that may use the network.
+    network: NetworkMode,
+    /// Serves the proxies of sandboxes, where they have one.
+    egress: Option<Arc<Egress>>,
     max_output_chars: usize,
     max_output_file_bytes: u64,
     max_file_bytes: u64,
@@ -158,6 +167,21 @@ impl LocalBackend {
         }
     }
 
+    /// How far commands are isolated, and why not further.
+    fn level(&self) -> (IsolationLevel, Vec<String>) {
+        let jails = match self.0.supervisor.isolation() {
+            Engine::Jailed(jails) => jails,
+            Engine::None { reason, .. } => return (IsolationLevel::None, vec![reason.clone()]),
+        };
+        let level = match &self.0.one_user {
+            _ if jails.shares_proc() => IsolationLevel::SharedProc,
+            Some(_) => IsolationLevel::OneUser,
+            None => IsolationLevel::Full,
+        };
+        let weakened_because = jails.weaknesses().into_iter().chain(self.0.one_user.clone());
+        (level, weakened_because.collect())
+    }
+
     fn workspace(&self, slot: &SlotRef) -> Result<Arc<Workspace>, ArtifactError> {
         match self.0.slots.get(slot.index) {
             Some(slot) => Ok(slot.workspace()),
@@ -188,7 +212,10 @@ impl Backend for LocalBackend {
                 EnforcedLimits { seccomp: not_filtered_because.is_none(), ..self.0.limits.held() }
             }
         };
+        let (isolation_level, weakened_because) = self.level();
         Capabilities {
+            isolation_level: Some(isolation_level),
+            weakened_because,
             inline_tools: INLINE_TOOLS,
             isolation: match isolated {
                 Some(reason) => Isolation::NotIsolated(reason.to_owned()),
@@ -197,6 +224,8 @@ impl Backend for LocalBackend {
             limits: Some(limits),
             warm_slots: Some(isolation.is_warm()),
             retired_sandboxes: self.0.limits.retired().count(),
+            network: Some(self.0.network),
+            network_totals: self.0.egress.as_ref().map(|egress| egress.totals()),
             not_filtered_because: not_filtered_because.map(str::to_owned),
             ..Capabilities::default()
         }
@@ -263,6 +292,9 @@ impl Backend for LocalBackend {
         // Bounded by itself: it kills, and does not wait long for what cannot be killed.
         self.0.supervisor.close();
         self.0.terminals.close();
+        if let Some(egress) = &self.0.egress {
+            egress.close();
+        }
         if let Some(resets) = resets {
             resets.close(deadline);
         }

@@ -8,6 +8,9 @@ use hdrhistogram::Histogram;
 use parking_lot::Mutex;
 use serde::{Serialize, Serializer};
 
+use crate::config::NetworkMode;
+use crate::egress::NetworkTotals;
+use crate::level::IsolationLevel;
 use crate::limits::EnforcedLimits;
 use crate::pool::{ContainerCounts, SlotCounts};
 use crate::tool::{Outcome, Timing};
@@ -56,6 +59,10 @@ pub struct Stats {
     pub containers: ContainerCounts,
     /// What is on its way to each container that is there, now.
     pub lanes: Vec<LaneStats>,
+    /// How far commands are isolated in the backend's slots, where it tells.
+    pub isolation_level: Option<IsolationLevel>,
+    /// Why they are not isolated further, a line each.
+    pub weakened_because: Vec<String>,
     /// Which limits hold for the commands of the backend's slots, where it tells.
     pub limits: Option<EnforcedLimits>,
     /// Whether the backend's slots keep their sandboxes from call to call, where it tells. Where
@@ -63,6 +70,10 @@ pub struct Stats {
     pub warm_slots: Option<bool>,
     /// How many sandboxes of the backend were killed and have not ended in time, where it tells.
     pub retired_sandboxes: usize,
+    /// What network commands have whose calls may use one, where the backend tells.
+    pub network: Option<NetworkMode>,
+    /// What commands have asked of the network so far, where the backend counts it.
+    pub network_totals: Option<NetworkTotals>,
 }
 
 /// A trajectory that holds a slot and does nothing with it.

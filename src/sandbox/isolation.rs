@@ -8,17 +8,20 @@
 //! What a command sees in a jail: a read-only `/usr`, of `/etc` what the module `etc` has copied,
 //! its workspace as `/workspace`, its slot's `/tmp` and home directory (the only host directories
 //! that it can write to), a private `/dev`, a read-only `/proc` of its own processes, its own user,
-//! pid, ipc, uts and cgroup namespaces, a network only where it is allowed, no capabilities and no
-//! further user namespaces; and no system calls but those that `limits::seccomp` leaves it.
+//! pid, ipc, uts, cgroup and network namespaces (the host's network where that is wished), no
+//! capabilities and no further user namespaces; and no system calls but those that
+//! `limits::seccomp` leaves it.
 
 mod failure;
 mod layout;
 mod probe;
+pub(crate) mod proxy;
 mod remedy;
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -31,15 +34,17 @@ pub(crate) use remedy::{Facts, advice};
 use super::etc::EtcCopy;
 use super::identity::HOST_NAME;
 use super::init;
-use super::jail::{Origin, Plan};
-use super::limits::Filter;
+use super::jail::{Network, Origin, Plan, Proc};
+use super::limits::{self, Filter};
 use super::paths::MOUNT_POINT;
 use super::provided::{Provided, ProvidedError};
 use super::user::IdMap;
 use super::workspace::{DataDir, Workspace};
-use crate::config::LocalConfig;
+use crate::config::{LocalConfig, NetworkMode};
+use crate::egress::Egress;
 
 /// How commands of this process are isolated.
+#[expect(clippy::large_enum_variant, reason = "an engine has a handful of them")]
 #[derive(Debug, Clone)]
 pub(crate) enum Isolation {
     /// Commands run in jails.
@@ -59,6 +64,11 @@ pub(crate) enum Isolation {
 pub(crate) struct Jails {
     /// The program of their first process.
     program: Arc<OwnedFd>,
+    /// Whose `/proc` they show: some containers have mounts over theirs, and then there may be no
+    /// other.
+    proc: Proc,
+    /// Whether they have a host name of their own; some containers do not allow that.
+    has_host_name: bool,
     /// Whether they can be without network; some containers do not allow that.
     pub(crate) can_cut_network: bool,
     /// What of the host is shared.
@@ -74,8 +84,17 @@ pub(crate) struct Jails {
     shared_memory: Option<u64>,
     /// How many pseudo-terminals a sandbox may have.
     terminals: u32,
+    /// How many inotify instances and watches a sandbox may have, where that is not what its user
+    /// may have.
+    inotify: Option<[u64; 2]>,
     /// The filter of system calls; or why there is none, as one line.
     seccomp: Result<Arc<Filter>, String>,
+    /// What those get whose commands may use the network.
+    network: NetworkMode,
+    /// What serves their proxies.
+    egress: Option<Arc<Egress>>,
+    /// More variables of all that runs in them.
+    variables: Vec<OsString>,
 }
 
 /// Why commands cannot have what the operator wants them to have.
@@ -102,7 +121,7 @@ impl From<Failure> for NotProvided {
 pub(super) struct Contents<'a> {
     /// The slot's files.
     pub(super) workspace: &'a Workspace,
-    /// Whether it has the host's network, or none.
+    /// Whether what runs in it may use the network.
     pub(super) network: bool,
     /// What runs in it.
     pub(super) program: &'a Path,
@@ -199,6 +218,23 @@ impl Isolation {
         self
     }
 
+    /// Gives sandboxes whose commands may use the network this one. `egress` serves those that have
+    /// a proxy.
+    pub(crate) fn with_network(mut self, mode: NetworkMode, egress: Option<Arc<Egress>>) -> Self {
+        if let Some(jails) = self.jails() {
+            (jails.network, jails.egress) = (mode, egress);
+        }
+        self
+    }
+
+    /// Sets more variables in the environment of all that runs in sandboxes.
+    pub(crate) fn with_variables(mut self, variables: Vec<OsString>) -> Self {
+        if let Some(jails) = self.jails() {
+            jails.variables.extend(variables);
+        }
+        self
+    }
+
     /// Gives sandboxes a `/dev/shm` and a root file system of at most this size.
     pub(crate) fn with_shared_memory(mut self, bytes: u64) -> Self {
         if let Some(jails) = self.jails() {
@@ -218,6 +254,23 @@ impl Isolation {
             (self.jails(), number("max"), number("reserve"))
         {
             jails.terminals = terminals_of_each(slots, all, reserve);
+        }
+        self
+    }
+
+    /// Shares what its user may have of inotify among so many slots, which are all that user. A
+    /// quarter is left for what else it runs. Blocks on two file system calls.
+    pub(crate) fn with_inotify_for(mut self, slots: usize) -> Self {
+        let share = |file: &str| {
+            let text =
+                std::fs::read_to_string(Path::new("/proc/sys/fs/inotify").join(file)).ok()?;
+            let all: u64 = text.trim().parse().ok()?;
+            Some(limits::of_each(all / 4 * 3, slots as u64))
+        };
+        if let (Some(jails), Some(instances), Some(watches)) =
+            (self.jails(), share("max_user_instances"), share("max_user_watches"))
+        {
+            jails.inotify = Some([instances, watches]);
         }
         self
     }
@@ -249,6 +302,19 @@ impl Isolation {
         Ok(self)
     }
 
+    /// Has the name that sandboxes have from the machine, where they can have none of their own, be
+    /// that of the loopback interface, too. Blocks on a few file system calls.
+    ///
+    /// # Errors
+    /// The copy of `/etc` cannot be written.
+    pub(crate) fn with_name_of_machine(self) -> io::Result<Self> {
+        if let Self::Jailed(Jails { has_host_name: false, etc: Some(etc), .. }) = &self {
+            let uname = rustix::system::uname();
+            etc.add_host(&uname.nodename().to_string_lossy())?;
+        }
+        Ok(self)
+    }
+
     /// Whether slots keep their sandboxes.
     pub(crate) fn is_warm(&self) -> bool {
         matches!(self, Self::Jailed(jails) if jails.warm)
@@ -264,6 +330,19 @@ impl Isolation {
         matches!(self, Self::Jailed(jails) if jails.can_cut_network)
     }
 }
+
+/// What jails can do without where a machine does not allow it, the strictest first: whether they
+/// can be without network, whose `/proc` they show, whether they have a host name of their own.
+const LAXER: [(bool, Proc, bool); 8] = [
+    (true, Proc::Own, true),
+    (true, Proc::Own, false),
+    (true, Proc::Shared, true),
+    (true, Proc::Shared, false),
+    (false, Proc::Own, true),
+    (false, Proc::Own, false),
+    (false, Proc::Shared, true),
+    (false, Proc::Shared, false),
+];
 
 /// The most pseudo-terminals of a sandbox: more than a build or a test opens.
 const MOST_TERMINALS: u32 = 256;
@@ -298,6 +377,8 @@ impl Jails {
         })?;
         let strict = Self {
             program: Arc::new(program),
+            proc: Proc::Own,
+            has_host_name: true,
             can_cut_network: true,
             layout: HostLayout::detect(workspace),
             provided: Arc::default(),
@@ -305,21 +386,37 @@ impl Jails {
             warm: true,
             shared_memory: None,
             terminals: MOST_TERMINALS,
+            inotify: None,
             seccomp: Err("switched off".to_owned()),
+            network: NetworkMode::Host,
+            egress: None,
+            variables: Vec::new(),
         };
-        let lax = Self { can_cut_network: false, ..strict.clone() };
         let mut refusal = None;
-        for with_sys in [strict, lax] {
+        for (place, (can_cut_network, proc, has_host_name)) in LAXER.into_iter().enumerate() {
+            // Where not even the laxest can be made, nothing between the two can.
+            if place == 1 {
+                let layout = strict.layout.clone().with_sys(Sys::None);
+                let [.., (can_cut_network, proc, has_host_name)] = LAXER;
+                let laxest =
+                    Self { layout, can_cut_network, proc, has_host_name, ..strict.clone() };
+                match laxest.try_out(workspace, budget) {
+                    Ok(()) => {}
+                    Err(failure) if failure.is_inconclusive() => return Err(failure),
+                    Err(_) => break,
+                }
+            }
             // `/sys` is the least to do without; why it cannot be had is not what is told.
-            let which = [with_sys.layout.sys, Sys::Host, Sys::None];
-            let from = if with_sys.can_cut_network { 0 } else { 1 };
+            let which = [strict.layout.sys, Sys::Host, Sys::None];
+            let from = if can_cut_network { 0 } else { 1 };
             for sys in which.into_iter().skip(from) {
-                let layout = with_sys.layout.clone().with_sys(sys);
-                let jails = Self { layout, ..with_sys.clone() };
+                let layout = strict.layout.clone().with_sys(sys);
+                let jails = Self { layout, can_cut_network, proc, has_host_name, ..strict.clone() };
                 match jails.try_out(workspace, budget) {
                     Ok(()) => return Ok(jails),
                     Err(failure) if failure.is_inconclusive() => return Err(failure),
-                    Err(failure) if jails.can_cut_network => refusal = Some(failure),
+                    // The strictest one says best what is in the way.
+                    Err(failure) if place == 0 => refusal = Some(failure),
                     Err(_) => {}
                 }
             }
@@ -327,8 +424,36 @@ impl Jails {
         Err(refusal.unwrap_or(Failure::Missing))
     }
 
+    /// Why slots can see more of the machine than they might, a line each.
+    pub(crate) fn weaknesses(&self) -> Vec<String> {
+        let mut found = Vec::new();
+        if self.proc == Proc::Shared {
+            found.push(
+                "something is mounted over /proc, so that commands see the processes around them: \
+                 unmask it (podman --security-opt unmask=ALL, Docker --security-opt \
+                 systempaths=unconfined, Kubernetes procMount: Unmasked)"
+                    .to_owned(),
+            );
+        }
+        found
+    }
+
+    /// Whether commands see the processes around their sandboxes.
+    pub(crate) fn shares_proc(&self) -> bool {
+        self.proc == Proc::Shared
+    }
+
     /// The plan of a jail for a slot, whose commands are of the user of its files.
     pub(super) fn plan(&self, contents: Contents<'_>) -> Plan {
+        let network = self.network(contents.network);
+        let mut contents = Contents { network: network == Network::Host, ..contents };
+        let mut variables = self.variables.clone();
+        if let Network::Proxy(port) = network {
+            variables.extend(proxy::variables(port));
+        }
+        // What the operator sets wins.
+        variables.retain(|variable| !is_set(variable, &contents.environment));
+        contents.environment.extend(variables);
         let of_process = || {
             let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
             (IdMap::single(uid.as_raw(), uid.as_raw()), IdMap::single(gid.as_raw(), gid.as_raw()))
@@ -338,11 +463,13 @@ impl Jails {
         Plan {
             users,
             groups,
-            host_name: HOST_NAME,
-            network: contents.network,
+            host_name: self.has_host_name.then_some(HOST_NAME),
+            network,
             root: layout::root(&self.layout, &self.provided, self.etc.as_ref(), &contents),
             shared_memory: self.shared_memory,
             terminals: self.terminals,
+            inotify: self.inotify,
+            proc: self.proc,
             devices: self.provided.devices().to_vec(),
             filter: self.seccomp.as_ref().ok().map(|filter| filter.program().to_vec()),
             directory: MOUNT_POINT,
@@ -352,16 +479,37 @@ impl Jails {
         }
     }
 
+    /// The network of a jail whose commands may use one, or may not.
+    fn network(&self, is_allowed: bool) -> Network {
+        match self.network {
+            NetworkMode::Host if is_allowed => Network::Host,
+            NetworkMode::Proxy if is_allowed => Network::Proxy(proxy::PORT),
+            _ => Network::Own,
+        }
+    }
+
     /// What the jails of a slot with these files are born with.
     pub(super) fn origin<'a>(&'a self, null: &'a OwnedFd, workspace: &Workspace) -> Origin<'a> {
         use std::os::fd::AsFd;
-        Origin { program: self.program.as_fd(), null: null.as_fd(), user: workspace.owner() }
+        Origin {
+            program: self.program.as_fd(),
+            null: null.as_fd(),
+            user: workspace.owner(),
+            egress: self.egress.as_ref(),
+        }
     }
 
     /// Why there is no filter of system calls, as one line; `None` where there is one.
     pub(crate) fn not_filtered_because(&self) -> Option<&str> {
         self.seccomp.as_ref().err().map(String::as_str)
     }
+}
+
+/// Whether the name of a variable is among those of an environment.
+fn is_set(variable: &OsStr, environment: &[OsString]) -> bool {
+    let name =
+        |entry: &OsStr| entry.as_bytes().split(|byte| *byte == b'=').next().map(<[u8]>::to_vec);
+    environment.iter().any(|entry| name(entry) == name(variable))
 }
 
 /// `/dev/null`, for reading and writing.

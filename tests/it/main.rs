@@ -36,10 +36,14 @@ mod isolation;
 #[cfg(target_os = "linux")]
 mod kernel;
 mod kills;
+#[cfg(all(target_os = "linux", feature = "server"))]
+mod level;
 #[cfg(target_os = "linux")]
 mod limits;
 #[cfg(target_os = "linux")]
 mod machine;
+#[cfg(target_os = "linux")]
+mod network;
 mod once;
 mod order;
 #[cfg(all(target_os = "linux", feature = "server"))]

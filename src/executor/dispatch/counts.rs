@@ -35,8 +35,12 @@ impl Dispatch {
             tools,
             containers: self.pool.container_counts(),
             lanes: self.lane_stats(),
+            isolation_level: None,
+            weakened_because: Vec::new(),
             limits: None,
             warm_slots: None,
+            network: None,
+            network_totals: None,
             retired_sandboxes: 0,
         }
     }

@@ -17,6 +17,8 @@ pub(crate) use self::python::shown;
 
 use self::python::{no_attribute, type_name};
 use super::OutcomeFields;
+use crate::config::NetworkMode;
+use crate::level::IsolationLevel;
 use crate::limits::EnforcedLimits;
 use crate::tool::python_json::{self, NonAscii};
 use crate::tool::{JsonObject, Outcome, ToolResult};
@@ -286,10 +288,16 @@ pub(crate) struct Health<'a> {
     pub(crate) instance: &'a str,
     /// How others reach the server.
     pub(crate) url: &'a str,
+    /// How far commands are isolated, where that is known, and why not further.
+    pub(crate) level: Option<IsolationLevel>,
+    /// Why not further.
+    pub(crate) weakened_because: &'a [String],
     /// Which limits hold for commands, where that is known.
     pub(crate) limits: Option<EnforcedLimits>,
     /// Whether slots keep their sandboxes from call to call, where that is known.
     pub(crate) warm_slots: Option<bool>,
+    /// What network commands have whose calls may use one, where that is known.
+    pub(crate) network: Option<NetworkMode>,
 }
 
 impl Health<'_> {
@@ -308,11 +316,18 @@ impl Health<'_> {
             "instance": self.instance,
             "url": self.url,
         });
+        if let Some(level) = self.level {
+            answer["isolation_level"] = json!(level);
+            answer["weakened_because"] = json!(self.weakened_because);
+        }
         if let Some(limits) = self.limits {
             answer["limits"] = json!(limits);
         }
         if let Some(warm) = self.warm_slots {
             answer["warm_slots"] = json!(warm);
+        }
+        if let Some(network) = self.network {
+            answer["network"] = json!(network);
         }
         answer
     }
