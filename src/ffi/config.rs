@@ -51,6 +51,7 @@ pub(super) fn facts(capabilities: &Capabilities) -> JsonObject {
         ("isolation_level".to_owned(), json!(capabilities.isolation_level)),
         ("weakened_because".to_owned(), json!(capabilities.weakened_because)),
         ("keeps_sandboxes".to_owned(), capabilities.warm_slots.into()),
+        ("network".to_owned(), json!(capabilities.network)),
         ("not_filtered_because".to_owned(), capabilities.not_filtered_because.as_deref().into()),
         ("limits".to_owned(), json!(capabilities.limits)),
     ])

@@ -9,6 +9,8 @@ use std::fmt;
 use parking_lot::Mutex;
 use rustix::process::{Resource, Rlimit};
 
+use crate::egress;
+
 /// What this process raises its soft limit to, unless it needs more: enough for what usual hosts
 /// do besides.
 const USUAL: u64 = 65_536;
@@ -30,6 +32,9 @@ const SESSION: u64 = 5 + JAIL;
 /// A terminal of `tmux`: its input, output and errors, its root; and its jail. Before it runs it
 /// holds one more, while there is no command.
 const TERMINAL: u64 = 4 + JAIL;
+
+/// The listening socket of a slot's machine that has a proxy, and that of one that is ending.
+const PROXIES: u64 = 2;
 
 /// What the engine holds itself: two epolls, two events, two `/dev/null`, the data directory's
 /// three, the program of first processes.
@@ -75,6 +80,16 @@ impl Need {
     /// What `slots` slots need in a process that has `open` descriptors open.
     pub(crate) fn new(slots: usize, open: u64) -> Self {
         Self { slots: slots as u64, per_slot: PER_SLOT, reserve: open + RESERVE }
+    }
+
+    /// The same, where each sandbox has a proxy: its listening socket, and what all proxies hold.
+    pub(crate) fn with_proxies(self) -> Self {
+        let slots = usize::try_from(self.slots).unwrap_or(usize::MAX);
+        Self {
+            per_slot: self.per_slot + PROXIES,
+            reserve: self.reserve.saturating_add(egress::descriptors(slots)),
+            ..self
+        }
     }
 
     /// All of it.

@@ -8,17 +8,20 @@
 //! What a command sees in a jail: a read-only `/usr`, of `/etc` what the module `etc` has copied,
 //! its workspace as `/workspace`, its slot's `/tmp` and home directory (the only host directories
 //! that it can write to), a private `/dev`, a read-only `/proc` of its own processes, its own user,
-//! pid, ipc, uts and cgroup namespaces, a network only where it is allowed, no capabilities and no
-//! further user namespaces; and no system calls but those that `limits::seccomp` leaves it.
+//! pid, ipc, uts, cgroup and network namespaces (the host's network where that is wished), no
+//! capabilities and no further user namespaces; and no system calls but those that
+//! `limits::seccomp` leaves it.
 
 mod failure;
 mod layout;
 mod probe;
+pub(crate) mod proxy;
 mod remedy;
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -31,13 +34,14 @@ pub(crate) use remedy::{Facts, advice};
 use super::etc::EtcCopy;
 use super::identity::HOST_NAME;
 use super::init;
-use super::jail::{Origin, Plan, Proc};
+use super::jail::{Network, Origin, Plan, Proc};
 use super::limits::{self, Filter};
 use super::paths::MOUNT_POINT;
 use super::provided::{Provided, ProvidedError};
 use super::user::IdMap;
 use super::workspace::{DataDir, Workspace};
-use crate::config::LocalConfig;
+use crate::config::{LocalConfig, NetworkMode};
+use crate::egress::Egress;
 
 /// How commands of this process are isolated.
 #[expect(clippy::large_enum_variant, reason = "an engine has a handful of them")]
@@ -85,6 +89,12 @@ pub(crate) struct Jails {
     inotify: Option<[u64; 2]>,
     /// The filter of system calls; or why there is none, as one line.
     seccomp: Result<Arc<Filter>, String>,
+    /// What those get whose commands may use the network.
+    network: NetworkMode,
+    /// What serves their proxies.
+    egress: Option<Arc<Egress>>,
+    /// More variables of all that runs in them.
+    variables: Vec<OsString>,
 }
 
 /// Why commands cannot have what the operator wants them to have.
@@ -111,7 +121,7 @@ impl From<Failure> for NotProvided {
 pub(super) struct Contents<'a> {
     /// The slot's files.
     pub(super) workspace: &'a Workspace,
-    /// Whether it has the host's network, or none.
+    /// Whether what runs in it may use the network.
     pub(super) network: bool,
     /// What runs in it.
     pub(super) program: &'a Path,
@@ -204,6 +214,23 @@ impl Isolation {
     pub(crate) fn with_warm_slots(mut self, warm: bool) -> Self {
         if let Some(jails) = self.jails() {
             jails.warm = warm;
+        }
+        self
+    }
+
+    /// Gives sandboxes whose commands may use the network this one. `egress` serves those that have
+    /// a proxy.
+    pub(crate) fn with_network(mut self, mode: NetworkMode, egress: Option<Arc<Egress>>) -> Self {
+        if let Some(jails) = self.jails() {
+            (jails.network, jails.egress) = (mode, egress);
+        }
+        self
+    }
+
+    /// Sets more variables in the environment of all that runs in sandboxes.
+    pub(crate) fn with_variables(mut self, variables: Vec<OsString>) -> Self {
+        if let Some(jails) = self.jails() {
+            jails.variables.extend(variables);
         }
         self
     }
@@ -361,6 +388,9 @@ impl Jails {
             terminals: MOST_TERMINALS,
             inotify: None,
             seccomp: Err("switched off".to_owned()),
+            network: NetworkMode::Host,
+            egress: None,
+            variables: Vec::new(),
         };
         let mut refusal = None;
         for (place, (can_cut_network, proc, has_host_name)) in LAXER.into_iter().enumerate() {
@@ -415,6 +445,15 @@ impl Jails {
 
     /// The plan of a jail for a slot, whose commands are of the user of its files.
     pub(super) fn plan(&self, contents: Contents<'_>) -> Plan {
+        let network = self.network(contents.network);
+        let mut contents = Contents { network: network == Network::Host, ..contents };
+        let mut variables = self.variables.clone();
+        if let Network::Proxy(port) = network {
+            variables.extend(proxy::variables(port));
+        }
+        // What the operator sets wins.
+        variables.retain(|variable| !is_set(variable, &contents.environment));
+        contents.environment.extend(variables);
         let of_process = || {
             let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
             (IdMap::single(uid.as_raw(), uid.as_raw()), IdMap::single(gid.as_raw(), gid.as_raw()))
@@ -425,7 +464,7 @@ impl Jails {
             users,
             groups,
             host_name: self.has_host_name.then_some(HOST_NAME),
-            network: contents.network,
+            network,
             root: layout::root(&self.layout, &self.provided, self.etc.as_ref(), &contents),
             shared_memory: self.shared_memory,
             terminals: self.terminals,
@@ -440,16 +479,37 @@ impl Jails {
         }
     }
 
+    /// The network of a jail whose commands may use one, or may not.
+    fn network(&self, is_allowed: bool) -> Network {
+        match self.network {
+            NetworkMode::Host if is_allowed => Network::Host,
+            NetworkMode::Proxy if is_allowed => Network::Proxy(proxy::PORT),
+            _ => Network::Own,
+        }
+    }
+
     /// What the jails of a slot with these files are born with.
     pub(super) fn origin<'a>(&'a self, null: &'a OwnedFd, workspace: &Workspace) -> Origin<'a> {
         use std::os::fd::AsFd;
-        Origin { program: self.program.as_fd(), null: null.as_fd(), user: workspace.owner() }
+        Origin {
+            program: self.program.as_fd(),
+            null: null.as_fd(),
+            user: workspace.owner(),
+            egress: self.egress.as_ref(),
+        }
     }
 
     /// Why there is no filter of system calls, as one line; `None` where there is one.
     pub(crate) fn not_filtered_because(&self) -> Option<&str> {
         self.seccomp.as_ref().err().map(String::as_str)
     }
+}
+
+/// Whether the name of a variable is among those of an environment.
+fn is_set(variable: &OsStr, environment: &[OsString]) -> bool {
+    let name =
+        |entry: &OsStr| entry.as_bytes().split(|byte| *byte == b'=').next().map(<[u8]>::to_vec);
+    environment.iter().any(|entry| name(entry) == name(variable))
 }
 
 /// `/dev/null`, for reading and writing.

@@ -42,6 +42,8 @@ mod level;
 mod limits;
 #[cfg(target_os = "linux")]
 mod machine;
+#[cfg(target_os = "linux")]
+mod network;
 mod once;
 mod order;
 #[cfg(all(target_os = "linux", feature = "server"))]

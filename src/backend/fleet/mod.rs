@@ -76,7 +76,7 @@ use crate::artifact::{
     ReadArtifact,
 };
 use crate::client::{self, AgentConfig, Authorization, Failure, Names};
-use crate::config::FleetConfig;
+use crate::config::{FleetConfig, NetworkMode};
 use crate::error::BackendError;
 use crate::interrupt::Interrupt;
 use crate::level::IsolationLevel;
@@ -247,6 +247,11 @@ impl Backend for FleetBackend {
             weakened_because,
             limits: limits.reduce(|a, b| Some(a?.weaker(b?))).flatten(),
             warm_slots: warm_slots.reduce(|a, b| Some(a? && b?)).flatten(),
+            network: told
+                .iter()
+                .map(|told| told.network)
+                .reduce(|a, b| Some(a?.wider(b?)))
+                .flatten(),
             ..Capabilities::default()
         }
     }
@@ -463,6 +468,9 @@ struct Health {
     limits: serde_json::Value,
     #[serde(default)]
     warm_slots: Option<bool>,
+    /// Of a later version it may be one that is not known here.
+    #[serde(default)]
+    network: serde_json::Value,
     #[serde(default)]
     isolation_level: Option<IsolationLevel>,
     /// Anybody's, in whatever form.
@@ -489,6 +497,7 @@ struct Advertised {
     isolates: Option<bool>,
     limits: Option<EnforcedLimits>,
     warm_slots: Option<bool>,
+    network: Option<NetworkMode>,
     level: Option<IsolationLevel>,
     /// Of a length that a server's words may have.
     weakened_because: Vec<String>,
@@ -548,6 +557,7 @@ impl Connection {
                 isolates: None,
                 limits: None,
                 warm_slots: None,
+                network: None,
                 level: None,
                 weakened_because: Vec::new(),
             })),
@@ -583,6 +593,7 @@ impl Connection {
             isolates: health.bwrap_available,
             limits: serde_json::from_value(health.limits).ok(),
             warm_slots: health.warm_slots,
+            network: serde_json::from_value(health.network).ok(),
             level: health.isolation_level,
             weakened_because: reasons(health.weakened_because),
         };

@@ -9,7 +9,7 @@ use std::io;
 
 use rustix::io::Errno;
 
-use super::*;
+use super::{network, *};
 use crate::config::UserIds;
 use crate::error::{BackendErrorKind, IsolationError};
 use crate::interrupt::Interrupt;
@@ -42,6 +42,7 @@ pub(super) fn start(
 ) -> Result<LocalBackend, BackendError> {
     config.check()?;
     let need = Need::new(config.slots, descriptors::open_now());
+    let need = if config.network == NetworkMode::Proxy { need.with_proxies() } else { need };
     let open_files = descriptors::raise_limit(need.total());
     need.check(descriptors::limit()).map_err(|too_few| {
         BackendError::new(too_few.to_string()).with_kind(BackendErrorKind::Shortage)
@@ -52,6 +53,7 @@ pub(super) fn start(
             .map_err(|error| BackendError::with_source("cannot adopt orphans", error))?;
     }
     let Place { user, mut data_dir, isolation } = find_place(config, probe, interrupt)?;
+    let (isolation, network, egress) = network::connect(config, isolation)?;
     let one_user = data_dir.users().one_user_because();
     let thread = |error| system("cannot start threads", error);
     let limits = Limits::detect(config.slots, &config.limits, user, one_user.is_some(), open_files)
@@ -90,6 +92,8 @@ pub(super) fn start(
         terminals,
         slots,
         running: Mutex::new(HashMap::new()),
+        network,
+        egress,
         max_output_chars: config.max_output_chars,
         max_output_file_bytes: config.max_output_file_bytes,
         max_file_bytes: config.max_file_bytes,
@@ -221,6 +225,7 @@ fn isolate(
     let etc = data_dir
         .make_dir("etc")
         .and_then(|path| EtcCopy::make(&path, data_dir.identity()))
+        .and_then(|etc| network::add_files(config, &etc).map(|()| etc))
         .map_err(|error| system("cannot copy /etc for sandboxes", error))?;
     let workspace = &data_dir.workspaces()[0];
     let isolation = probe(workspace, budget).map(|isolation| isolation.with_etc(etc));
@@ -289,7 +294,7 @@ fn no_limits(error: io::Error) -> BackendError {
 }
 
 /// What the system refused.
-fn system(what: &str, error: io::Error) -> BackendError {
+pub(super) fn system(what: &str, error: io::Error) -> BackendError {
     let kind = kind_of(&error);
     BackendError::with_source(what, error).with_kind(kind)
 }

@@ -9,12 +9,14 @@ use tool_executor::backend::Backend;
 use tool_executor::backend::fleet::FleetBackend;
 use tool_executor::backend::local::LocalBackend;
 use tool_executor::backend::slurm::SlurmBackend;
-use tool_executor::config::{FleetConfig, LocalConfig, SlurmConfig, SlurmJobs, ToolServerConfig};
+use tool_executor::config::{
+    FleetConfig, LocalConfig, NetworkMode, SlurmConfig, SlurmJobs, ToolServerConfig,
+};
 use tool_executor::{Interrupt, IsolationError, ToolExecutor};
 
 use crate::args::{
-    FleetArgs, IsolationArgs, Limit, LimitArgs, ProvidedArgs, Several, SlotArgs, ToolServerArgs,
-    variable,
+    FleetArgs, IsolationArgs, Limit, LimitArgs, NetworkArgs, ProvidedArgs, Several, SlotArgs,
+    ToolServerArgs, variable,
 };
 
 /// This machine's slots as the flags want them, started.
@@ -24,10 +26,18 @@ use crate::args::{
 pub(crate) fn local(
     slots: &SlotArgs,
     limits: &LimitArgs,
+    network: &NetworkArgs,
     isolation: &IsolationArgs,
     interrupt: &Interrupt,
 ) -> Result<LocalBackend, String> {
     let mut config = local_config(slots, limits, isolation);
+    config.network = network.network.unwrap_or_default();
+    if config.network == NetworkMode::Proxy {
+        // Variables that have no effect were told.
+        config.allow_hosts.clone_from(&network.allow_host);
+        config.log_egress = network.log_egress;
+    }
+    config.ca_pem = network.ca_bundle.as_deref().map(text_of).transpose()?;
     provide(&mut config, &slots.provided)?;
     LocalBackend::start_interruptible(config, interrupt).map_err(|error| chain(&error))
 }

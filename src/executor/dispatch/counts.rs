@@ -39,6 +39,8 @@ impl Dispatch {
             weakened_because: Vec::new(),
             limits: None,
             warm_slots: None,
+            network: None,
+            network_totals: None,
             retired_sandboxes: 0,
         }
     }

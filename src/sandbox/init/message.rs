@@ -69,6 +69,8 @@ pub(crate) mod handle {
     pub(crate) const HOST_NAME: i32 = 1 << 4;
     /// That of its mounts.
     pub(crate) const MOUNTS: i32 = 1 << 5;
+    /// The listening socket of its proxy.
+    pub(crate) const PROXY: i32 = 1 << 6;
 
     /// The most that there are.
     pub(crate) const MOST: usize = 8;
@@ -141,6 +143,9 @@ pub(crate) mod step {
     pub(crate) const HOST_NAME: u8 = b'h';
     /// Brings the loopback interface up.
     pub(crate) const LOOPBACK: u8 = b'n';
+    /// Makes the socket that the proxy's clients connect to, at this port of the loopback
+    /// interface.
+    pub(crate) const LISTEN: u8 = b't';
     /// Lets go of the old root.
     pub(crate) const FORGET_HOST: u8 = b'x';
     /// Enters a directory.

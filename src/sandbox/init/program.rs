@@ -122,10 +122,13 @@ unsafe extern "C" fn main(stack: *const usize) -> ! {
     let Some((plan, fds)) = receive() else { exit(0) };
     close_all(fds);
     let Some(header) = Header::parse(plan).filter(|header| header.kind == SET_UP) else { exit(2) };
-    if let Err((step, errno)) = setup::set_up(&plan[HEADER..], header.numbers[0] as usize) {
-        say(Header { kind: FAILED, flag: 0, run: step, numbers: [errno, 0] }, &[], &[]);
-        exit(1);
-    }
+    let proxy = match setup::set_up(&plan[HEADER..], header.numbers[0] as usize) {
+        Ok(proxy) => proxy,
+        Err((step, errno)) => {
+            say(Header { kind: FAILED, flag: 0, run: step, numbers: [errno, 0] }, &[], &[]);
+            exit(1);
+        }
+    };
     call!(arch::PRCTL, PR_SET_DUMPABLE, 0);
 
     // The numbers that a program's descriptors get are kept taken, so that none that is received is
@@ -149,14 +152,14 @@ unsafe extern "C" fn main(stack: *const usize) -> ! {
         limits[0] = if limit < limits[1] { limit } else { limits[1] };
         call!(arch::PRLIMIT64, 0, RLIMIT_NOFILE, limits.as_ptr(), 0);
     }
-    hand_over(header.numbers[1]);
+    hand_over(header.numbers[1], proxy);
     let kept = Kept { null, signals, proc };
     loop {
         serve(&kept, program, environment);
     }
 }
 
-/// What can be handed over, in the order of the handles.
+/// What can be handed over and is opened for that, in the order of the handles.
 const HANDLES: [(i32, &[u8]); 6] = [
     (handle::ROOT, b"/\0"),
     (handle::USER, b"/proc/self/ns/user\0"),
@@ -168,7 +171,7 @@ const HANDLES: [(i32, &[u8]); 6] = [
 
 /// Says that the jail is ready, with what is wanted of it. Only this process can open its
 /// namespaces: no other may look into it.
-fn hand_over(wanted: i32) {
+fn hand_over(wanted: i32, proxy: i32) {
     let mut fds = [NO_FD; MOST_FDS];
     let mut count = 0;
     for (handle, path) in HANDLES {
@@ -183,6 +186,11 @@ fn hand_over(wanted: i32) {
             say(Header { kind: FAILED, flag: 0, run: u32::MAX, numbers }, &[], &[]);
             exit(1);
         }
+        count += 1;
+    }
+    if wanted & handle::PROXY != 0 {
+        // It is the engine's alone from now on: nothing in here has a hold of it.
+        fds[count] = proxy;
         count += 1;
     }
     say(Header { kind: READY, flag: 0, run: 0, numbers: [wanted, 0] }, &[], &fds[..count]);

@@ -18,6 +18,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::super::init::Handles;
 use super::super::init::message::handle;
+use super::plan::Network;
+use crate::egress::Attachment;
 
 /// Its namespaces, held. They are joined in this order: with the first come the rights to join the
 /// others, and with the last one the files of the host go out of sight.
@@ -36,26 +38,39 @@ pub(super) const MOST_NAMESPACES: usize = JOINED.len();
 #[derive(Debug)]
 pub(in crate::sandbox) struct Machine {
     namespaces: Vec<(c_int, OwnedFd)>,
+    /// What serves its proxy, if it has one, until it is dropped.
+    _way_out: Option<Attachment>,
     is_broken: AtomicBool,
 }
 
 impl Machine {
     /// What a founder is to hand over, so that others can join it. One that is in the host's
     /// network has none of its own.
-    pub(super) fn wanted(host_network: bool) -> i32 {
-        let own = |which: &i32| !(host_network && *which == handle::NETWORK);
-        JOINED.map(|(which, _)| which).iter().copied().filter(own).sum()
+    pub(super) fn wanted(network: Network) -> i32 {
+        let own = |which: &i32| !(network == Network::Host && *which == handle::NETWORK);
+        let namespaces: i32 = JOINED.map(|(which, _)| which).iter().copied().filter(own).sum();
+        let proxy = if matches!(network, Network::Proxy(_)) { handle::PROXY } else { 0 };
+        namespaces | proxy
     }
 
-    /// The machine that a founder has handed over; `None` where something is missing.
-    pub(super) fn new(handles: &mut Handles, host_network: bool) -> Option<Self> {
-        let wanted = Self::wanted(host_network);
+    /// The machine that a founder has handed over; `None` where something is missing. `attach` has
+    /// the listening socket of its proxy served.
+    pub(super) fn new(
+        handles: &mut Handles,
+        network: Network,
+        attach: impl FnOnce(OwnedFd) -> Option<Attachment>,
+    ) -> Option<Self> {
+        let wanted = Self::wanted(network);
         let namespaces = JOINED
             .into_iter()
             .filter(|(which, _)| wanted & which != 0)
             .map(|(which, kind)| Some((kind, handles.take(which)?)))
             .collect::<Option<_>>()?;
-        Some(Self { namespaces, is_broken: AtomicBool::new(false) })
+        let way_out = match wanted & handle::PROXY {
+            0 => None,
+            _ => attach(handles.take(handle::PROXY)?),
+        };
+        Some(Self { namespaces, _way_out: way_out, is_broken: AtomicBool::new(false) })
     }
 
     /// Its namespaces, in the order in which they are joined: each one's descriptor and kind.
@@ -84,10 +99,11 @@ mod tests {
 
     #[test]
     fn a_machine_in_the_hosts_network_has_all_other_namespaces() {
-        let all = Machine::wanted(false);
-        assert_eq!(Machine::wanted(true), all & !handle::NETWORK);
+        let all = Machine::wanted(Network::Own);
+        assert_eq!(Machine::wanted(Network::Host), all & !handle::NETWORK);
+        assert_eq!(Machine::wanted(Network::Proxy(1)), all | handle::PROXY);
         assert_eq!(all.count_ones() as usize, MOST_NAMESPACES);
         assert_eq!(all & handle::ROOT, 0);
-        assert!(Machine::new(&mut Handles::default(), false).is_none());
+        assert!(Machine::new(&mut Handles::default(), Network::Own, |_| None).is_none());
     }
 }

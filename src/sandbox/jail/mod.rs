@@ -24,7 +24,7 @@
 //!
 //! # Limits
 //! Only setting up and ending have deadlines: a jail costs nothing while it waits. It holds three
-//! descriptors, its machine up to five. It never blocks, but for the clone and the executing of the
+//! descriptors, its machine up to six. It never blocks, but for the clone and the executing of the
 //! first process.
 
 mod join;
@@ -40,7 +40,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub(super) use machine::Machine;
-pub(super) use plan::{Access, Entry, Plan, Proc, has_device};
+pub(super) use plan::{Access, Entry, Network, Plan, Proc, has_device};
 
 use self::plan::{Step, encode};
 use self::start::{Birth, Stage};
@@ -50,6 +50,7 @@ use super::limits::{Alarm, Confined, Leftover, Limits};
 use super::spawn::{CStringArray, Child, Reaped, has_ended};
 use super::user::CommandUser;
 use super::workspace::Workspace;
+use crate::egress::Egress;
 
 /// How long a jail may take to be ready. A few milliseconds are usual; a thousand at once on a
 /// small machine take seconds.
@@ -100,6 +101,8 @@ pub(super) struct Origin<'a> {
     pub(super) null: BorrowedFd<'a>,
     /// Whom it runs as, if not as the host.
     pub(super) user: Option<CommandUser>,
+    /// What serves the proxies of machines that have one.
+    pub(super) egress: Option<&'a Arc<Egress>>,
 }
 
 /// What a jail is put under before anything runs in it.
@@ -138,8 +141,10 @@ pub(super) struct Jail {
     root: Option<OwnedFd>,
     /// Its machine; none while a founder is set up.
     machine: Option<Arc<Machine>>,
-    /// Whether it founds one, in the host's network or without it.
-    founds: Option<bool>,
+    /// The network of the machine that it founds, if it does.
+    founds: Option<Network>,
+    /// What serves the proxy of that, where it has one.
+    egress: Option<Arc<Egress>>,
     bounds: Bounds,
     confined: Option<Confined>,
     runs: u32,
@@ -201,7 +206,7 @@ impl Jail {
             socket: its_end.as_fd(),
             null: origin.null,
             machine: machine.as_deref(),
-            network: plan.network,
+            is_in_hosts_network: plan.network == Network::Host,
             user: origin.user,
         };
         let child = start::start(&birth).map_err(|(stage, source)| SetupError {
@@ -234,6 +239,7 @@ impl Jail {
             root: None,
             machine,
             founds,
+            egress: origin.egress.filter(|_| founds.is_some()).cloned(),
             bounds,
             confined: None,
             runs: 0,
@@ -374,8 +380,10 @@ impl Jail {
         news: &mut Vec<News>,
     ) {
         self.root = handles.take(handle::ROOT);
-        if let Some(host_network) = self.founds {
-            self.machine = Machine::new(&mut handles, host_network).map(Arc::new);
+        if let Some(network) = self.founds {
+            let (egress, slot) = (self.egress.take(), self.bounds.workspace.slot());
+            let attach = |listener| egress.map(|egress| egress.attach(slot, listener));
+            self.machine = Machine::new(&mut handles, network, attach).map(Arc::new);
         }
         if self.machine.is_none() {
             // As where there are too few descriptors for them: the kernel leaves out the rest.

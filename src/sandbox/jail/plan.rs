@@ -20,8 +20,8 @@ pub(in crate::sandbox) struct Plan {
     pub(in crate::sandbox) groups: IdMap,
     /// Its host name, if it is to have one of its own.
     pub(in crate::sandbox) host_name: Option<&'static str>,
-    /// Whether it has the host's network, or a loopback interface only.
-    pub(in crate::sandbox) network: bool,
+    /// What network it has.
+    pub(in crate::sandbox) network: Network,
     /// Its root directory, beside `/proc` and `/dev`, in the order in which it is made.
     pub(in crate::sandbox) root: Vec<Entry>,
     /// How large its `/dev/shm` may become, and its root file system. `None` leaves it to the
@@ -46,6 +46,17 @@ pub(in crate::sandbox) struct Plan {
     pub(in crate::sandbox) environment: Vec<OsString>,
     /// The soft limit of open files of what runs in it, where it is not this process's own.
     pub(in crate::sandbox) open_files: Option<u64>,
+}
+
+/// What network a jail has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::sandbox) enum Network {
+    /// A loopback interface of its own.
+    Own,
+    /// The same, and at this port of it a listening socket, which the engine gets.
+    Proxy(u16),
+    /// The host's.
+    Host,
 }
 
 /// What is at the `/proc` of a jail.
@@ -253,8 +264,12 @@ impl Plan {
         if let Some(name) = self.host_name {
             steps.add(step::HOST_NAME, 0, 0, &[name], "set the host name");
         }
-        if !self.network {
+        if self.network != Network::Host {
             steps.act(step::LOOPBACK, "bring the loopback interface up");
+        }
+        if let Network::Proxy(port) = self.network {
+            let what = "make the proxy's socket";
+            steps.add::<&str>(step::LISTEN, 0, u64::from(port), &[], what);
         }
         self.give_up_rights(&mut steps);
         if steps.sources > step::MOST_SOURCES as u64 {
@@ -473,7 +488,7 @@ mod tests {
             users: IdMap::single(7, 70),
             groups: IdMap::single(8, 80),
             host_name: Some("sandbox"),
-            network: false,
+            network: Network::Own,
             root: vec![
                 shown("/usr", "/usr", Access::ReadOnly),
                 Entry::Link { target: "usr/bin".into(), place: "/bin".into() },
@@ -590,7 +605,7 @@ mod tests {
         // What is said of a failure names no path of the host.
         assert!(steps.iter().all(|step| !step.what.contains("/data")), "{steps:?}");
         let with_network =
-            Plan { network: true, filter: None, ..plan() }.steps_of_founder().unwrap();
+            Plan { network: Network::Host, filter: None, ..plan() }.steps_of_founder().unwrap();
         assert!(lines(&with_network).iter().all(|line| !line.starts_with('n')));
         assert!(lines(&with_network).last().unwrap().starts_with('k'));
         let shared = Plan { proc: Proc::Shared, host_name: None, ..plan() };

@@ -37,7 +37,7 @@ pub(super) struct Birth<'a> {
     /// The machine that it joins. Without one it founds one.
     pub(super) machine: Option<&'a Machine>,
     /// Whether the machine that it founds stays in the host's network.
-    pub(super) network: bool,
+    pub(super) is_in_hosts_network: bool,
     /// Whom it runs as, if not as the host.
     pub(super) user: Option<CommandUser>,
 }
@@ -138,7 +138,8 @@ pub(super) fn start(birth: &Birth<'_>) -> Result<Child, (Stage, io::Error)> {
     // A handler of the host's must not run in the child, on this process's memory.
     let blocked = BlockedSignals::new();
     let born = match birth.machine {
-        None => found(&mut shared, birth.network).map_err(|error| (Stage::Namespaces, error)),
+        None => found(&mut shared, birth.is_in_hosts_network)
+            .map_err(|error| (Stage::Namespaces, error)),
         Some(machine) => join::join(&mut shared, machine),
     };
     drop(blocked);

@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use clap::{ArgAction, Args};
 use tool_executor::config::{
-    Bind, ExecutorConfig, OutputOrder, Policy, Secret, UnknownArguments, UserIds,
+    Bind, ExecutorConfig, HostPattern, NetworkMode, OutputOrder, Policy, Secret, UnknownArguments,
+    UserIds,
 };
 
 use super::values::{self, Limit, Lines, Several, Variable, named};
@@ -78,6 +79,41 @@ impl IsolationArgs {
     /// Whether commands may run without isolation.
     pub(crate) fn allow_unisolated(&self) -> bool {
         self.allow_unisolated && !self.require_sandbox
+    }
+}
+
+/// What network commands have, and whom they reach by it.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Network")]
+pub(crate) struct NetworkArgs {
+    /// The network that commands have: none; proxy, by which they reach public hosts and nothing
+    /// else; or host, this machine's own with all that listens on its loopback interface. With
+    /// sandbox servers only none can be given: the servers say what the others have [default:
+    /// proxy]
+    #[arg(long, value_name = "MODE", env = "TOOL_EXECUTOR_NETWORK")]
+    #[arg(value_parser = named(values::network))]
+    pub(crate) network: Option<NetworkMode>,
+
+    /// Let commands reach these hosts only, and by an address private ones: NAME, *.NAME, * (all
+    /// public ones), ADDRESS or ADDRESS/BITS, and perhaps :PORT. Give it once for each, or a list
+    /// with commas [default: all public ones]
+    #[arg(long, value_name = "PATTERN", env = "TOOL_EXECUTOR_ALLOW_HOST", value_delimiter = ',')]
+    #[arg(value_parser = named(values::host_pattern))]
+    pub(crate) allow_host: Vec<HostPattern>,
+
+    /// Certificate authorities that tools in a sandbox trust besides this machine's, as a PEM file
+    #[arg(long, value_name = "FILE", env = "TOOL_EXECUTOR_CA_BUNDLE")]
+    pub(crate) ca_bundle: Option<PathBuf>,
+
+    /// Log each request of commands through the proxy
+    #[arg(long, env = "TOOL_EXECUTOR_LOG_EGRESS", value_parser = named(values::boolean))]
+    pub(crate) log_egress: bool,
+}
+
+impl NetworkArgs {
+    /// Whether commands may have a network.
+    pub(crate) fn allows(&self) -> bool {
+        self.network != Some(NetworkMode::None)
     }
 }
 
@@ -318,21 +354,21 @@ pub(crate) struct CallArgs {
     #[arg(env = "TOOL_EXECUTOR_OUTPUT_ORDER", value_parser = named(values::output_order))]
     output_order: OutputOrder,
 
-    /// Whether commands may use the network
+    /// Whether commands may use the network; false is the same as --network none
     #[arg(long, value_name = "BOOL", default_value = "true", env = "TOOL_EXECUTOR_ALLOW_NETWORK")]
     #[arg(value_parser = named(values::boolean), action = ArgAction::Set)]
     allow_network: bool,
 
-    /// Commands get no network: the same as --allow-network=false
+    /// Commands get no network: the same as --network none
     #[arg(long)]
     no_network: bool,
 }
 
 impl CallArgs {
     /// The executor's settings that these flags are about, the others at their defaults.
-    pub(crate) fn config(&self) -> ExecutorConfig {
+    pub(crate) fn config(&self, network: &NetworkArgs) -> ExecutorConfig {
         let policy = Policy::default()
-            .with_allow_network(self.allow_network())
+            .with_allow_network(self.allow_network(network))
             .with_unknown_arguments(self.unknown_arguments)
             .with_output_order(self.output_order);
         let mut config = ExecutorConfig::default()
@@ -344,8 +380,8 @@ impl CallArgs {
     }
 
     /// Whether commands may use the network.
-    pub(crate) fn allow_network(&self) -> bool {
-        self.allow_network && !self.no_network
+    pub(crate) fn allow_network(&self, network: &NetworkArgs) -> bool {
+        self.allow_network && !self.no_network && network.allows()
     }
 }
 
