@@ -26,8 +26,8 @@ pub struct ServerConfig {
     #[serde(default, skip_serializing)]
     pub token: Option<Secret>,
     /// Whether to do without a token all the same: on an address that others can reach, and with
-    /// the host's network for commands, if that is what they have. Every client that can connect can then run commands. Defaults to
-    /// `false`.
+    /// the host's network for commands, if that is what they have. Every client that can connect
+    /// can then run commands. Defaults to `false`.
     #[serde(default)]
     pub no_auth: bool,
     /// The largest body of a request, in bytes. Defaults to 64 MiB; at least 1 KiB.

@@ -4,11 +4,10 @@
 //! the root directory, with modes (without set-user-id and its kin) and modification times. They
 //! belong to root, by number, and to nobody by name: who the sandbox ran as concerns nobody. FIFOs,
 //! sockets and devices are left out, and so is what the sandbox's user may not read. Hard links
-//! become files of their own.
+//! become files of their own. Holes in files stay holes (`sparse`).
 
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
-use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -19,6 +18,7 @@ use flate2::{Compression, GzBuilder};
 use rustix::fs::{FileType, Mode, OFlags, Stat};
 use tar::{EntryType, Header};
 
+use super::sparse::{self, Pieces};
 use super::{Found, MAX_DEPTH, as_owner, at_place, first_entries, found, has_entries};
 use crate::artifact::{ArchiveArtifacts, ArchiveSummary, ArtifactError};
 use crate::sandbox::files::open_regular;
@@ -27,6 +27,15 @@ use crate::sandbox::workspace::Workspace;
 
 /// How long one archive may take.
 const ARCHIVE_TIME: Duration = Duration::from_secs(300);
+
+/// How many bytes of files an archive of at most so many bytes may have: what is compressed better
+/// than that is made to keep its reader busy.
+fn most_uncompressed(max_bytes: u64) -> u64 {
+    /// A small archive, too, may have as much.
+    const LEAST: u64 = 1 << 30;
+    const RATIO: u64 = 32;
+    max_bytes.saturating_mul(RATIO).max(LEAST)
+}
 
 /// Bytes of a symlink's target that a header has room for.
 const LINK_NAME_BYTES: usize = 100;
@@ -72,8 +81,13 @@ pub(super) fn archive_within(
         let deadline = Instant::now() + time;
         let max = request.max_bytes;
         let mut limited = Limited { into, bytes: 0, max, too_large: None, broken: false };
-        let written = write(start, request.max_entries, deadline, &mut limited);
+        let (mut uncompressed, most) = (0, most_uncompressed(max));
+        let counted = (&mut uncompressed, most);
+        let written = write(start, request.max_entries, deadline, counted, &mut limited);
         match (written, limited.too_large) {
+            (Err(_), None) if uncompressed > most => {
+                Err(ArtifactError::TooLarge { bytes: uncompressed, max: most })
+            }
             (Ok((count, truncated)), _) => {
                 Ok(ArchiveSummary { bytes: limited.bytes, entry_count: count as u64, truncated })
             }
@@ -90,17 +104,30 @@ fn in_archive(path: PathBuf) -> PathBuf {
     path.strip_prefix("/").map_or_else(|_| path.clone(), Path::to_owned)
 }
 
-/// Writes the archive: how many entries it has, and whether there are more.
+/// Writes the archive: how many entries it has, and whether there are more. `uncompressed` is how
+/// many bytes of files it had, and how many it may have.
 fn write(
     start: Start,
     most: usize,
     deadline: Instant,
+    uncompressed: (&mut u64, u64),
     into: &mut Limited<'_>,
 ) -> io::Result<(usize, bool)> {
+    let (bytes, most_uncompressed) = uncompressed;
     let gzip = GzBuilder::new().mtime(0).write(into, Compression::default());
     let tar = tar::Builder::new(gzip);
-    let mut archiving = Archiving { tar, most, deadline, count: 0, truncated: false };
-    archiving.start(start)?;
+    let mut archiving = Archiving {
+        tar,
+        most,
+        deadline,
+        count: 0,
+        truncated: false,
+        uncompressed: 0,
+        most_uncompressed,
+    };
+    let written = archiving.start(start);
+    *bytes = archiving.uncompressed;
+    written?;
     let Archiving { tar, count, truncated, .. } = archiving;
     tar.into_inner()?.finish()?.flush()?;
     Ok((count, truncated))
@@ -128,6 +155,9 @@ struct Archiving<W: Write> {
     deadline: Instant,
     count: usize,
     truncated: bool,
+    /// Bytes of files so far, and how many there may be.
+    uncompressed: u64,
+    most_uncompressed: u64,
 }
 
 impl<W: Write> Archiving<W> {
@@ -259,10 +289,21 @@ impl<W: Write> Archiving<W> {
         }
         let mut header = header(EntryType::Regular, &stat);
         let size = u64::try_from(stat.st_size).unwrap_or(0);
-        header.set_size(size);
+        let pieces = sparse::pieces(&file, size, self.deadline)?;
+        let length = sparse::length(&pieces);
+        self.uncompressed = self.uncompressed.saturating_add(length);
+        if self.uncompressed > self.most_uncompressed {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        let before = if length < size {
+            sparse::describe(&mut header, &pieces, size)
+        } else {
+            header.set_size(size);
+            Vec::new()
+        };
         // Exactly as long as its header says, also if it grows or shrinks meanwhile.
-        let data = Timed { file: &file, deadline: self.deadline }.chain(io::repeat(0)).take(size);
-        self.tar.append_data(&mut header, path, data)
+        let data = Pieces::new(&file, pieces, self.deadline);
+        self.tar.append_data(&mut header, path, before.as_slice().chain(data))
     }
 }
 
@@ -293,21 +334,8 @@ fn header(kind: EntryType, stat: &Stat) -> Header {
     header
 }
 
-fn check(deadline: Instant) -> io::Result<()> {
+pub(super) fn check(deadline: Instant) -> io::Result<()> {
     if Instant::now() < deadline { Ok(()) } else { Err(io::ErrorKind::TimedOut.into()) }
-}
-
-/// A file that is read until a deadline.
-struct Timed<'a> {
-    file: &'a File,
-    deadline: Instant,
-}
-
-impl Read for Timed<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        check(self.deadline)?;
-        self.file.read(buffer)
-    }
 }
 
 /// Counts what is written, and stops at a limit.

@@ -15,6 +15,7 @@
 mod archive;
 mod list;
 mod read;
+mod sparse;
 
 use std::collections::BinaryHeap;
 use std::ffi::{OsStr, OsString};

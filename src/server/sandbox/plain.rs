@@ -14,7 +14,7 @@ use serde_json::Value;
 use tokio::sync::{Semaphore, oneshot};
 
 use super::native::PlainUse;
-use super::slots::{SlotCall, SlotJob, TOOLS};
+use super::slots::{FileWork, SlotCall, SlotJob, TOOLS};
 use super::{
     Method, Request, Response, Service, StatusCode, TEXT, not_found, response, wrong_method,
 };
@@ -155,6 +155,8 @@ impl Service {
             features: &[FEATURE, FEATURE_1],
             instance: &self.instance,
             url: &self.url,
+            level: capabilities.isolation_level,
+            weakened_because: &capabilities.weakened_because,
             limits: capabilities.limits,
             warm_slots: capabilities.warm_slots,
             network: capabilities.network,
@@ -366,6 +368,10 @@ impl Service {
                 })
             }
         };
+        let threads = match route {
+            Route::ArchiveArtifacts => FileWork::Archive,
+            _ => FileWork::Read,
+        };
         let (tell, done) = oneshot::channel();
         // Refused only when the client has gone. The text is written there, too: it may be long.
         let job = move |backend: &dyn Backend, slot: &SlotRef| {
@@ -374,7 +380,8 @@ impl Service {
         // An executor that has the slot reads by this route, too, and says by which lease.
         let entered = match wire::lease(&request) {
             Some((session, epoch)) => {
-                let entered = self.native.with_leased_slot(session, (slot, epoch), Box::new(job));
+                let entered =
+                    self.native.with_leased_slot(session, (slot, epoch), threads, Box::new(job));
                 entered.map_err(|_| "the slot is not leased to this session under this epoch")
             }
             None => self.native.use_plainly(slot).map(|used| {
@@ -382,7 +389,7 @@ impl Service {
                     job(backend, slot);
                     drop(used);
                 });
-                self.slots.with_slot(slot, job);
+                self.slots.with_slot(slot, threads, job);
             }),
         };
         if let Err(why) = entered {

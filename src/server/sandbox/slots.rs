@@ -6,7 +6,7 @@
 //!
 //! # Threads
 //! Nothing here blocks its caller. What talks to the backend runs on the threads `tool-slots-N`,
-//! what reads workspaces on `tool-files-N`. A turn itself only queues a job: however many wait
+//! what reads workspaces on `tool-files-N`, what makes archives of them on `tool-archives-N`. A turn itself only queues a job: however many wait
 //! before a slot, none of them works on top of another's stack.
 //!
 //! # Exactly one answer
@@ -34,6 +34,8 @@ use crate::workers::{Workers, guarded};
 const IO_THREADS: usize = 8;
 /// The threads that read workspaces.
 const FILE_THREADS: usize = 4;
+/// The threads that make archives, which take long and wait for their readers.
+const ARCHIVE_THREADS: usize = 2;
 /// How long the backend may take to empty a slot at the start.
 const FIRST_RESET: Duration = Duration::from_secs(60);
 /// How long the backend may take to end what is left, after the grace.
@@ -47,6 +49,15 @@ pub(crate) type OnDone = Box<dyn FnOnce(ToolResult) + Send>;
 /// Work with a slot's workspace. May block.
 pub(crate) type SlotJob = Box<dyn FnOnce(&dyn Backend, &SlotRef) + Send>;
 type Job = Box<dyn FnOnce() + Send>;
+
+/// What is done with a slot's workspace, by which threads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum FileWork {
+    /// A file is read, or files are listed.
+    Read,
+    /// An archive is made.
+    Archive,
+}
 
 /// A call for a slot.
 pub(crate) struct SlotCall {
@@ -81,6 +92,7 @@ pub(crate) struct Slots {
     /// Taken when closing.
     io: Mutex<Option<Workers>>,
     files: Mutex<Option<Workers>>,
+    archives: Mutex<Option<Workers>>,
     refused: Mutex<Refused>,
 }
 
@@ -173,6 +185,7 @@ impl Slots {
             closing: AtomicBool::new(false),
             io: workers("tool-slots", IO_THREADS)?,
             files: workers("tool-files", FILE_THREADS)?,
+            archives: workers("tool-archives", ARCHIVE_THREADS)?,
             refused: Mutex::default(),
             inline_tools: capabilities.inline_tools,
             backend,
@@ -373,10 +386,14 @@ impl Slots {
     /// Runs a job that may block, when the slot's turn comes, while nothing else happens in the
     /// slot. Does not block. When the server closes first, or too many wait already, the job is
     /// dropped.
-    pub(crate) fn with_slot(self: &Arc<Self>, slot: usize, job: SlotJob) {
+    pub(crate) fn with_slot(self: &Arc<Self>, slot: usize, work: FileWork, job: SlotJob) {
         self.enter(slot, move |slots, inside| {
             let this = slots.clone();
-            slots.spawn(&slots.files, move || {
+            let workers = match work {
+                FileWork::Read => &slots.files,
+                FileWork::Archive => &slots.archives,
+            };
+            slots.spawn(workers, move || {
                 let _inside = inside;
                 job(&*this.backend, &this.slot_ref(slot));
             });
@@ -396,7 +413,7 @@ impl Slots {
                 }
             }
         }
-        let workers: Vec<Workers> = [&self.io, &self.files]
+        let workers: Vec<Workers> = [&self.io, &self.files, &self.archives]
             .into_iter()
             .filter_map(|workers| workers.lock().take())
             .collect();

@@ -1,5 +1,5 @@
-//! What is used to fetch things, by plain HTTP and by HTTPS: curl, pip, git, npm, cargo. A tool that
-//! this machine does not have is left out, and that is said.
+//! What is used to fetch things, by plain HTTP and by HTTPS: curl, pip, git, npm, cargo. A tool
+//! that this machine does not have is left out, and that is said.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -88,6 +88,7 @@ fn files(directory: &Path) -> HashMap<String, Vec<u8>> {
     found
 }
 
+#[expect(clippy::print_stderr, reason = "who runs the tests is to know")]
 fn has(tool: &str) -> bool {
     let has = ["/usr/bin", "/usr/local/bin"].iter().any(|dir| Path::new(dir).join(tool).exists());
     if !has {

@@ -55,8 +55,8 @@ pub(crate) enum Command {
     /// Serve this machine's sandbox over HTTP, for executors elsewhere
     ///
     /// Prints one line when it listens. Without a token commands do not get the host's network
-    /// (--network host): they could reach this server and with it other slots. SIGTERM and Ctrl-C end it: what runs may go on
-    /// for the grace time; a second signal ends it at once.
+    /// (--network host): they could reach this server and with it other slots. SIGTERM and Ctrl-C
+    /// end it: what runs may go on for the grace time; a second signal ends it at once.
     #[command(after_help = exit_code::SERVER_HELP)]
     Sandbox(SandboxArgs),
 
@@ -64,8 +64,8 @@ pub(crate) enum Command {
     ///
     /// Its calls run in slots of this machine, or of sandbox servers. Prints one line when it
     /// listens. Without a token commands do not get the host's network, nor any on sandbox servers:
-    /// they could reach this server and with it other trajectories. SIGTERM and Ctrl-C end it: what runs may go on for the grace
-    /// time; a second signal ends it at once.
+    /// they could reach this server and with it other trajectories. SIGTERM and Ctrl-C end it: what
+    /// runs may go on for the grace time; a second signal ends it at once.
     #[command(after_help = exit_code::SERVER_HELP)]
     Serve(ServeArgs),
 

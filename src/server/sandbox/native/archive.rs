@@ -7,6 +7,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
+use super::super::slots::FileWork;
 use super::{FENCED, Native, Refusal, detail, write_line};
 use crate::artifact::{ArchiveArtifacts, ArtifactError};
 use crate::server::http::{self, Response, StatusCode};
@@ -25,6 +26,7 @@ impl Native {
         let entered = self.with_leased_slot(
             &session,
             (slot, epoch),
+            FileWork::Archive,
             Box::new(move |backend, slot| {
                 let request = ArchiveArtifacts::new(path)
                     .with_max_bytes(max_bytes)

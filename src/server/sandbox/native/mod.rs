@@ -36,7 +36,7 @@ use serde_json::json;
 use self::session::{Session, What};
 use super::activity::Activity;
 use super::leases::{Leases, Refused};
-use super::slots::{SlotJob, Slots};
+use super::slots::{FileWork, SlotJob, Slots};
 use crate::backend::ExecutionId;
 use crate::server::http::{self, BodyError, HttpLimits, Request, Response, StatusCode};
 use crate::wire::native::{
@@ -175,6 +175,7 @@ impl Native {
         &self,
         session: &str,
         (slot, epoch): LeaseKey,
+        work: FileWork,
         job: SlotJob,
     ) -> Result<(), Refused> {
         let _in_order = self.entering.lock();
@@ -182,7 +183,7 @@ impl Native {
         let number = state.heard(session).map(|session| session.number);
         state.leases.check(number.ok_or(Refused::Fenced)?, slot, epoch)?;
         drop(state);
-        self.slots.with_slot(slot, job);
+        self.slots.with_slot(slot, work, job);
         Ok(())
     }
 

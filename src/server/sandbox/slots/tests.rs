@@ -189,6 +189,7 @@ fn a_slot_does_one_thing_at_a_time_in_order_of_arrival() {
     let (go_on, wait) = bounded::<()>(0);
     slots.with_slot(
         0,
+        FileWork::Read,
         Box::new(move |_, slot| {
             tell.send(slot.clone()).unwrap();
             let _ = wait.recv();
@@ -323,7 +324,7 @@ fn a_crowd_is_turned_away_and_the_others_end_when_the_server_closes() {
     slots.reset(0, Box::new(move |reset| tell.send(reset).unwrap()));
     assert!(resets.try_recv().unwrap().is_err());
     let (tell, dropped) = bounded::<()>(0);
-    slots.with_slot(0, Box::new(move |_, _| drop(tell)));
+    slots.with_slot(0, FileWork::Read, Box::new(move |_, _| drop(tell)));
     assert!(dropped.recv_timeout(PATIENCE).is_err());
     assert!(results.none() && told.is_empty());
 }
