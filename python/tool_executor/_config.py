@@ -31,7 +31,6 @@ class SlotLimits(TypedDict, total=False):
     file_bytes: Optional[int]
     workspace_bytes: Optional[int]
     files: Optional[int]
-    files: Optional[int]
 
 
 _Path = Union[str, "os.PathLike[str]"]
