@@ -20,7 +20,7 @@ pub struct ExecutorConfig {
     /// The embedded sandbox: slots of this machine, in this process. Defaults to none.
     #[serde(deserialize_with = "local", skip_serializing_if = "Option::is_none")]
     pub local: Option<LocalConfig>,
-    /// Sandbox servers. Defaults to none; not both this and `local`.
+    /// Sandbox servers. Defaults to none; not both this and another.
     #[serde(deserialize_with = "fleet", skip_serializing_if = "Option::is_none")]
     pub fleet: Option<FleetConfig>,
     /// Sandbox servers that Slurm starts. Defaults to none; not both this and another. Linux only.

@@ -21,7 +21,7 @@ static void configurations(void) {
         {"{\"local\": {\"slotz\": 1}}", TE_INVALID_CONFIG, "slotz"},
         {"{\"local\": {\"slots\": 0}}", TE_INVALID_CONFIG, "slots is 0"},
         {"{\"local\": {\"slots\": -1}}", TE_INVALID_CONFIG, "-1"},
-        {"{\"local\": {}, \"fleet\": {\"urls\": [\"http://localhost:1\"]}}", TE_INVALID_CONFIG, "both"},
+        {"{\"local\": {}, \"fleet\": {\"urls\": [\"http://localhost:1\"]}}", TE_INVALID_CONFIG, "give one of"},
         {"{\"fleet\": {\"urls\": [\"ftp://x\"]}}", TE_INVALID_CONFIG, "ftp"},
         {"{\"tool_server\": {\"url\": \"http://127.0.0.1:1\"}}", TE_TOOL_SERVER_FAILED, "ToolServer"},
         {"{\"queue_capacity\": 0}", TE_INVALID_CONFIG, "queue_capacity"},

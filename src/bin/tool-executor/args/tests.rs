@@ -13,7 +13,7 @@ const COMMANDS: [&str; 3] = ["replay", "serve", "sandbox"];
 /// `replay` has no `--acquire-timeout-s`, because more trajectories than slots is what
 /// `--concurrency` asks for, and no `--idle-limit-s`, because it releases what it is done with.
 /// `sandbox` has none of the flags about calls: its clients say these.
-const TABLE: [(&str, &str, &str); 68] = [
+const TABLE: [(&str, &str, &str); 69] = [
     ("acquire-timeout-s", "TOOL_EXECUTOR_ACQUIRE_TIMEOUT_S", "s"),
     ("advertise", "TOOL_EXECUTOR_ADVERTISE", "sx"),
     ("allow-host", "TOOL_EXECUTOR_ALLOW_HOST", "rsx"),
@@ -82,6 +82,7 @@ const TABLE: [(&str, &str, &str); 68] = [
     ("tool-server-url", "TOOL_EXECUTOR_TOOL_SERVER_URL", "rs"),
     ("unknown-arguments", "TOOL_EXECUTOR_UNKNOWN_ARGUMENTS", "rs"),
     ("unreadable-calls", "", "r"),
+    ("user-ids", "TOOL_EXECUTOR_USER_IDS", "rsx"),
 ];
 
 /// The definition as it is where no variable is set.
