@@ -92,6 +92,7 @@ pub mod backend;
 #[cfg(feature = "http")]
 mod client;
 pub mod config;
+mod egress;
 mod error;
 mod executor;
 #[cfg(feature = "capi")]
@@ -131,6 +132,7 @@ pub use tool::format;
 
 /// What an executor counts and measures, and what holds in its slots.
 pub mod stats {
+    pub use crate::egress::NetworkTotals;
     pub use crate::executor::{Bucket, IdleHolder, LaneStats, OutcomeCounts, Stats, Summary};
     pub use crate::limits::{EnforcedLimits, Enforcement};
     pub use crate::pool::{ContainerCounts, SlotCounts};

@@ -6,6 +6,7 @@ Completions come by one descriptor for each event loop, to which the loop listen
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import itertools
 import os
 import threading
@@ -106,29 +107,34 @@ class AsyncToolExecutor:
         **settings: Unpack[Settings],
     ) -> None:
         self._core = Core(merged(config, settings), tools)
-        self._started = False
+        self._started: "Optional[concurrent.futures.Future[None]]" = None
         self._lock = threading.Lock()
         self._loops: "weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _LoopQueue]" = (
             weakref.WeakKeyDictionary()
         )
 
     async def start(self) -> None:
-        """Starts it: some milliseconds for the embedded sandbox. A second time does nothing.
+        """Starts it: some milliseconds for the embedded sandbox. A second time only waits for that.
 
         Raises `ConfigError`, `InvalidToolError`, `StartError`, `ForkedError`, `ClosedError`.
         """
         if self._core.is_closed:
             raise ClosedError("the executor is closed")
         with self._lock:
-            if self._started:
-                return
-            self._started = True
+            under_way = self._started
+            started = self._started = under_way or concurrent.futures.Future()
+        if under_way is not None:
+            await asyncio.shield(asyncio.wrap_future(under_way))
+            return
         self._core.toolbox.run_async_tools_on(asyncio.get_running_loop())
         try:
             await _off_loop(self._core.start)
-        except BaseException:
+        except BaseException as error:
             self._core.close(0.0)
+            why = ClosedError(f"the executor was not started: {type(error).__name__}: {error}")
+            started.set_exception(why)
             raise
+        started.set_result(None)
 
     async def execute(
         self,

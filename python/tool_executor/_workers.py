@@ -10,6 +10,8 @@ import threading
 from collections import deque
 from typing import Any, Callable, Deque, Generic, List, Optional, TypeVar
 
+from ._errors import StartError
+
 T = TypeVar("T")
 
 _IDLE_S = 10.0
@@ -28,7 +30,10 @@ class Workers:
         self._number = 0
 
     def submit(self, job: Callable[[], None]) -> None:
-        """Has `job` run by a thread, in its turn. It must not raise."""
+        """Has `job` run by a thread, in its turn. It must not raise.
+
+        Raises `StartError` where the machine has no thread for it.
+        """
         with self._changed:
             self._jobs.append(job)
             if self._idle >= len(self._jobs):
@@ -41,13 +46,13 @@ class Workers:
             name = f"{self._name}-{self._number}"
         try:
             threading.Thread(target=self._run, name=name, daemon=True).start()
-        except RuntimeError:
+        except RuntimeError as error:
             with self._changed:
                 self._count -= 1
                 if self._count > 0:
                     return  # another one takes it
                 self._jobs.remove(job)
-            raise
+            raise StartError(f"no thread: {error}") from error
 
     def _run(self) -> None:
         while True:

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::config::NetworkMode;
+use crate::egress::NetworkTotals;
 use crate::limits::EnforcedLimits;
 
 /// The time limit of a call that names none, unless a backend has its own: 30 s.
@@ -40,6 +42,10 @@ pub struct Capabilities {
     /// How many sandboxes were killed, have not ended in time, and are watched until they do: their
     /// slots have others. Defaults to 0.
     pub retired_sandboxes: usize,
+    /// What network commands have whose calls may use one. Defaults to `None`: not known.
+    pub network: Option<NetworkMode>,
+    /// What commands have asked of the network so far. Defaults to `None`: nothing counts it.
+    pub network_totals: Option<NetworkTotals>,
     /// Why commands run without a filter of system calls, as one line. Defaults to `None`: they
     /// have one, or it is not known.
     pub not_filtered_because: Option<String>,
@@ -79,6 +85,8 @@ impl Default for Capabilities {
             limits: None,
             warm_slots: None,
             retired_sandboxes: 0,
+            network: None,
+            network_totals: None,
             not_filtered_because: None,
         }
     }
@@ -94,6 +102,8 @@ setters! {
         with_limits: limits = some EnforcedLimits,
         with_warm_slots: warm_slots = some bool,
         with_retired_sandboxes: retired_sandboxes = usize,
+        with_network: network = some NetworkMode,
+        with_network_totals: network_totals = some NetworkTotals,
         with_not_filtered_because: not_filtered_because = some String,
     }
 }

@@ -7,6 +7,7 @@
 //! resets have threads of their own, `tool-reset-N`, so that they delay no calls.
 
 mod calls;
+mod network;
 mod resets;
 mod start;
 
@@ -31,7 +32,8 @@ use crate::artifact::{
     ArchiveArtifacts, ArchiveSummary, Artifact, ArtifactError, ArtifactList, ListArtifacts,
     ReadArtifact,
 };
-use crate::config::LocalConfig;
+use crate::config::{LocalConfig, NetworkMode};
+use crate::egress::Egress;
 use crate::error::BackendError;
 use crate::interrupt::Interrupt;
 use crate::limits::EnforcedLimits;
@@ -73,11 +75,15 @@ const INLINE_TOOLS: &[&str] = &["bash", "bash_stateful", "tmux"];
 pub struct LocalBackend(Arc<Inner>);
 
 struct Inner {
-    supervisor: Supervisor,
+    supervisor: Arc<Supervisor>,
     limits: Arc<Limits>,
     terminals: Terminals,
     slots: Vec<Slot>,
     running: Mutex<HashMap<ExecutionId, Running>>,
+    /// What commands have that may use the network.
+    network: NetworkMode,
+    /// Serves the proxies of sandboxes, where they have one.
+    egress: Option<Arc<Egress>>,
     max_output_chars: usize,
     max_output_file_bytes: u64,
     max_file_bytes: u64,
@@ -197,6 +203,8 @@ impl Backend for LocalBackend {
             limits: Some(limits),
             warm_slots: Some(isolation.is_warm()),
             retired_sandboxes: self.0.limits.retired().count(),
+            network: Some(self.0.network),
+            network_totals: self.0.egress.as_ref().map(|egress| egress.totals()),
             not_filtered_because: not_filtered_because.map(str::to_owned),
             ..Capabilities::default()
         }
@@ -263,6 +271,9 @@ impl Backend for LocalBackend {
         // Bounded by itself: it kills, and does not wait long for what cannot be killed.
         self.0.supervisor.close();
         self.0.terminals.close();
+        if let Some(egress) = &self.0.egress {
+            egress.close();
+        }
         if let Some(resets) = resets {
             resets.close(deadline);
         }

@@ -25,6 +25,8 @@ pub mod fleet;
 #[cfg(target_os = "linux")]
 pub mod local;
 mod reply;
+#[cfg(all(feature = "http", target_os = "linux"))]
+pub mod slurm;
 mod watch;
 
 use std::fmt;
@@ -61,6 +63,13 @@ pub trait Backend: Send + Sync + 'static {
     /// to [`Capabilities::default`].
     fn capabilities(&self) -> Capabilities {
         Capabilities::default()
+    }
+
+    /// Gets how many slots are wanted, whenever that has changed, but no more than ten times a
+    /// second; only where containers [may be added](Capabilities::may_grow). Called on the
+    /// executor's own thread: it must not block. Defaults to doing nothing.
+    fn demand(&self, demand: &Demand) {
+        let _ = demand;
     }
 
     /// Runs a batch of calls, all in the container at `addr`.
@@ -180,6 +189,30 @@ impl Container {
     pub fn numbered(addr: impl Into<String>, slots: usize) -> Self {
         Self::new(addr, (0..slots).map(|slot| format!("slot_{slot}")))
     }
+}
+
+/// How many slots are wanted, and what of those that there are is in use.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Demand {
+    /// How many trajectories wait for a slot.
+    pub waiting: usize,
+    /// How many slots are free, in containers that are up and not draining.
+    pub free: usize,
+    /// The containers that are up and not draining.
+    pub containers: Vec<ContainerUse>,
+}
+
+/// What of a container is in use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ContainerUse {
+    /// Its address.
+    pub addr: Arc<str>,
+    /// The slots of it that the executor may use.
+    pub slots: usize,
+    /// How many of them trajectories hold.
+    pub held: usize,
 }
 
 /// A slot, for as long as one trajectory holds it.

@@ -4,15 +4,15 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{FleetConfig, LocalConfig, ToolServerConfig, named_part};
+use super::{FleetConfig, LocalConfig, SlurmConfig, ToolServerConfig, named_part};
 use crate::error::ConfigError;
 use crate::seconds::{self, LONGEST};
 use crate::tool::{MAX_TIMEOUT, MIN_TIMEOUT, Policy, ToolRegistry, ToolSchema};
 
 /// How a [`ToolExecutor`](crate::ToolExecutor) is set up. Every setting has a default.
 ///
-/// Its sandbox is `local` or `fleet`, or one that a [`Builder`](crate::Builder) is given; with
-/// none of them there are in-process tools and the ToolServer's only.
+/// Its sandbox is `local`, `fleet` or `slurm`, or one that a [`Builder`](crate::Builder) is given;
+/// with none of them there are in-process tools and the ToolServer's only.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
@@ -23,6 +23,9 @@ pub struct ExecutorConfig {
     /// Sandbox servers. Defaults to none; not both this and `local`.
     #[serde(deserialize_with = "fleet", skip_serializing_if = "Option::is_none")]
     pub fleet: Option<FleetConfig>,
+    /// Sandbox servers that Slurm starts. Defaults to none; not both this and another. Linux only.
+    #[serde(deserialize_with = "slurm", skip_serializing_if = "Option::is_none")]
+    pub slurm: Option<SlurmConfig>,
     /// The ToolServer that runs external tools. What it offers is asked for at the start and added
     /// to the registry, except for names that are taken. Defaults to none: external tools are then
     /// answered [`ExternalFailed`](crate::Outcome::ExternalFailed).
@@ -93,6 +96,7 @@ pub struct ExecutorConfig {
 
 named_part!(local, "local");
 named_part!(fleet, "fleet");
+named_part!(slurm, "slurm");
 named_part!(tool_server, "tool_server");
 named_part!(policy, "policy");
 named_part!(tools, "tools");
@@ -102,6 +106,7 @@ impl Default for ExecutorConfig {
         Self {
             local: None,
             fleet: None,
+            slurm: None,
             tool_server: None,
             tools: ToolsConfig::default(),
             policy: Policy::default(),
@@ -127,6 +132,7 @@ setters! {
     ExecutorConfig {
         with_local: local = some LocalConfig,
         with_fleet: fleet = some FleetConfig,
+        with_slurm: slurm = some SlurmConfig,
         with_tool_server: tool_server = some ToolServerConfig,
         with_tools: tools = ToolsConfig,
         with_policy: policy = Policy,
@@ -157,8 +163,9 @@ impl ExecutorConfig {
     /// The first that does not, with what would be right.
     pub fn check(&self) -> Result<(), ConfigError> {
         let wrong = |text: String| Err(ConfigError::new(text));
-        if self.local.is_some() && self.fleet.is_some() {
-            return wrong("give \"local\" or \"fleet\", not both".to_owned());
+        let sandboxes = [self.local.is_some(), self.fleet.is_some(), self.slurm.is_some()];
+        if sandboxes.into_iter().filter(|given| *given).count() > 1 {
+            return wrong("give one of \"local\", \"fleet\" and \"slurm\"".to_owned());
         }
         let at_least_one =
             [("max_batch_size", self.max_batch_size), ("queue_capacity", self.queue_capacity)];
@@ -194,6 +201,7 @@ impl ExecutorConfig {
         let parts = [
             ("local", self.local.as_ref().map(LocalConfig::check)),
             ("fleet", self.fleet.as_ref().map(FleetConfig::check)),
+            ("slurm", self.slurm.as_ref().map(SlurmConfig::check)),
             ("tool_server", self.tool_server.as_ref().map(ToolServerConfig::check)),
         ];
         for (name, checked) in parts {

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::bind::is_plain;
-use super::{Bind, SlotLimits, UserIds};
+use super::{Bind, HostPattern, NetworkMode, SlotLimits, UserIds};
 use crate::error::ConfigError;
 
 /// How the embedded sandbox, `LocalBackend`, is set up. Needs Linux.
@@ -40,10 +40,10 @@ pub struct LocalConfig {
     pub adopt_orphans: bool,
     /// The size in bytes up to which files are read and written. Defaults to 100,000.
     pub max_file_bytes: u64,
-    /// Whether a slot keeps its sandbox from call to call, which saves each command some
-    /// milliseconds. What a command leaves behind is found and removed all the same: of one call
-    /// the next finds the files in `/workspace` and `/tmp`, and nothing else. Without it each
-    /// command gets a sandbox of its own. Defaults to `true`.
+    /// Whether a slot keeps the sandbox of its commands from call to call, which saves each command
+    /// half a millisecond. Without it each command gets one of its own. The machine in which they
+    /// are, with its files and its network, is the trajectory's in both cases, and processes that a
+    /// command leaves behind are ended with it. Defaults to `true`.
     pub warm_slots: bool,
     /// Whether sandboxes get a filter of system calls (seccomp), which takes away what no tool
     /// needs: nested namespaces, mounts, keys, bpf, io_uring, further filters, set-user-ID bits, …
@@ -58,6 +58,20 @@ pub struct LocalConfig {
     /// allows a root that may not change users to run commands as root. Defaults to `false`: the
     /// start fails.
     pub allow_unisolated: bool,
+    /// What network commands have whose calls may use one
+    /// ([`Policy::allow_network`](super::Policy::allow_network)). Defaults to
+    /// [`NetworkMode::Proxy`], which needs sandboxes with a network of their own: where none can be
+    /// made the start fails.
+    pub network: NetworkMode,
+    /// The hosts that commands may reach through the proxy. Defaults to none, which means every
+    /// host with a public address.
+    pub allow_hosts: Vec<HostPattern>,
+    /// Whether each request through the proxy is logged, at level `info` under the target
+    /// `tool_executor::egress`. Defaults to `false`.
+    pub log_egress: bool,
+    /// Certificate authorities, as PEM, that tools in a sandbox trust besides those of this
+    /// machine. They find them by `SSL_CERT_FILE` and its kin. Defaults to none.
+    pub ca_pem: Option<String>,
     /// What each slot may use of the machine; which limits hold is said by
     /// [`Capabilities::limits`](crate::backend::Capabilities::limits).
     pub limits: SlotLimits,
@@ -90,6 +104,10 @@ impl Default for LocalConfig {
             warm_slots: true,
             seccomp: true,
             allow_unisolated: false,
+            network: NetworkMode::default(),
+            allow_hosts: Vec::new(),
+            log_egress: false,
+            ca_pem: None,
             limits: SlotLimits::default(),
             binds: Vec::new(),
             env: BTreeMap::new(),
@@ -111,6 +129,10 @@ setters! {
         with_warm_slots: warm_slots = bool,
         with_seccomp: seccomp = bool,
         with_allow_unisolated: allow_unisolated = bool,
+        with_network: network = NetworkMode,
+        with_allow_hosts: allow_hosts = Vec<HostPattern>,
+        with_log_egress: log_egress = bool,
+        with_ca_pem: ca_pem = some String,
         with_limits: limits = SlotLimits,
         with_binds: binds = Vec<Bind>,
         with_env: env = BTreeMap<String, Option<String>>,
@@ -141,6 +163,16 @@ impl LocalConfig {
             let slots = self.slots;
             let text = format!("slots is {slots}; it must be from 1 to {MOST_SLOTS}");
             return Err(ConfigError::new(text));
+        }
+        if !self.allow_hosts.is_empty() && self.network != NetworkMode::Proxy {
+            let text = format!(
+                "allow_hosts is given, and network is {}; only the proxy knows hosts",
+                self.network
+            );
+            return Err(ConfigError::new(text));
+        }
+        if self.ca_pem.as_ref().is_some_and(|pem| !pem.contains("-----BEGIN CERTIFICATE-----")) {
+            return Err(ConfigError::new("ca_pem holds no certificate; it must be PEM"));
         }
         if let Some(problem) = self.limits.problem() {
             return Err(ConfigError::new(problem));

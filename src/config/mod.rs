@@ -29,8 +29,10 @@ mod executor;
 mod fleet;
 mod limits;
 mod local;
+mod network;
 mod secret;
 mod server;
+mod slurm;
 mod tool_server;
 mod user_ids;
 
@@ -42,8 +44,10 @@ pub use executor::{BatchPolicy, ExecutorConfig, LostWorkspace, ToolsConfig};
 pub use fleet::FleetConfig;
 pub use limits::SlotLimits;
 pub use local::LocalConfig;
+pub use network::{HostPattern, NetworkMode};
 pub use secret::Secret;
 pub use server::ServerConfig;
+pub use slurm::{SlurmConfig, SlurmJobs};
 pub use tool_server::ToolServerConfig;
 pub use user_ids::UserIds;
 

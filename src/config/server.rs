@@ -19,14 +19,15 @@ pub struct ServerConfig {
     pub addr: SocketAddr,
     /// What clients have to send as `Authorization: Bearer …`. Defaults to none: every program that
     /// can connect may use the server – pages in a browser may not –, and the commands of a sandbox
-    /// server have no network, unless [`no_auth`](Self::no_auth) is set: a command could use the
-    /// server itself, to get into other slots. Of an executor server's commands the executor's
-    /// policy decides: let it forbid the network. Never logged or serialised.
+    /// server do not have the host's network, unless [`no_auth`](Self::no_auth) is set: a command
+    /// could use the server itself, to get into other slots. Of an executor server's commands the
+    /// executor's policy decides: let it forbid the network where that is the host's. Never logged
+    /// or serialised.
     #[serde(default, skip_serializing)]
     pub token: Option<Secret>,
     /// Whether to do without a token all the same: on an address that others can reach, and with
-    /// network for commands. Every client that can connect can then run commands. Defaults to
-    /// `false`.
+    /// the host's network for commands, if that is what they have. Every client that can connect
+    /// can then run commands. Defaults to `false`.
     #[serde(default)]
     pub no_auth: bool,
     /// The largest body of a request, in bytes. Defaults to 64 MiB; at least 1 KiB.

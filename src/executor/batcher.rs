@@ -162,6 +162,11 @@ impl Performer {
                     let _ = report.send(Event::LeaseReturned { trajectory_id });
                 })));
             }
+            Action::TellDemand(demand) => {
+                if let Err(panic) = guarded(|| backend.demand(&demand)) {
+                    log::error!("the sandbox backend panicked in demand: {panic}");
+                }
+            }
             Action::Warn(text) => self.notices.warn(text, io),
             Action::Cancel(id) => io.spawn(move || {
                 if let Err(panic) = guarded(|| backend.cancel(id)) {

@@ -61,6 +61,8 @@ use self::stats::Rejections;
 use crate::backend::{Backend, Capabilities, ExecutionId, SlotRef};
 #[cfg(doc)]
 use crate::config::ExecutorConfig;
+#[cfg(feature = "server")]
+use crate::config::NetworkMode;
 use crate::error::{BackendError, ReleaseError, SubmitError};
 use crate::thread::OwnedThread;
 use crate::tool::format::Repair;
@@ -282,6 +284,8 @@ impl ToolExecutor {
         stats.limits = capabilities.limits;
         stats.warm_slots = capabilities.warm_slots;
         stats.retired_sandboxes = capabilities.retired_sandboxes;
+        stats.network = capabilities.network;
+        stats.network_totals = capabilities.network_totals;
         stats
     }
 
@@ -290,10 +294,11 @@ impl ToolExecutor {
         guarded(|| self.backend.capabilities()).unwrap_or_default()
     }
 
-    /// Whether commands may use the network.
+    /// Whether commands may have the network of a machine, so that they reach what listens there.
     #[cfg(feature = "server")]
-    pub(crate) fn allows_network(&self) -> bool {
-        self.policy.allow_network
+    pub(crate) fn shares_network(&self) -> bool {
+        let own = [Some(NetworkMode::None), Some(NetworkMode::Proxy)];
+        self.policy.allow_network && !own.contains(&self.capabilities().network)
     }
 
     /// Has the backend use these containers from now on, by their addresses: for a fleet, the URLs

@@ -21,7 +21,9 @@ use super::orders::Orders;
 use super::stats::Rejections;
 use super::{CLOSE_MARGIN, Threads, ToolExecutor};
 use crate::backend::{Backend, Container, Watcher};
-use crate::config::{ExecutorConfig, FleetConfig, LocalConfig, MOST_THREADS, ToolServerConfig};
+use crate::config::{
+    ExecutorConfig, FleetConfig, LocalConfig, MOST_THREADS, SlurmConfig, ToolServerConfig,
+};
 use crate::error::{BackendError, BackendErrorKind, ConfigError, StartError};
 use crate::interrupt::Interrupt;
 use crate::seconds::LONGEST;
@@ -43,9 +45,11 @@ impl ToolExecutor {
     pub(super) fn launch(builder: Builder) -> Result<Self, StartError> {
         let Builder { config, backend, registry, interrupt } = builder;
         config.check()?;
-        if backend.is_some() && (config.local.is_some() || config.fleet.is_some()) {
-            let text = "the builder has a backend, and the configuration \"local\" or \"fleet\": \
-                        give one of them";
+        let is_configured =
+            config.local.is_some() || config.fleet.is_some() || config.slurm.is_some();
+        if backend.is_some() && is_configured {
+            let text = "the builder has a backend, and the configuration \"local\", \"fleet\" or \
+                        \"slurm\": give one of them";
             return Err(ConfigError::new(text).into());
         }
         let mut registry = match registry {
@@ -59,11 +63,12 @@ impl ToolExecutor {
             None => None,
         };
         let has_tool_server = tool_server.is_some();
-        let backend = match (backend, config.local, config.fleet) {
+        let backend = match (backend, config.local, config.fleet, config.slurm) {
             (Some(backend), ..) => backend,
-            (None, Some(local), _) => start_local(local, &interrupt)?,
-            (None, None, Some(fleet)) => new_fleet(fleet)?,
-            (None, None, None) => Arc::new(NoBackend),
+            (None, Some(local), ..) => start_local(local, &interrupt)?,
+            (None, None, Some(fleet), _) => new_fleet(fleet)?,
+            (None, None, None, Some(slurm)) => new_slurm(slurm)?,
+            (None, None, None, None) => Arc::new(NoBackend),
         };
         let containers = backend.start(&interrupt).map_err(backend_failed)?;
         if let Some(addr) = told_twice(&containers) {
@@ -225,6 +230,18 @@ fn new_fleet(config: FleetConfig) -> Result<Arc<dyn Backend>, StartError> {
 #[cfg(not(feature = "http"))]
 fn new_fleet(_config: FleetConfig) -> Result<Arc<dyn Backend>, StartError> {
     let text = "\"fleet\" needs the feature `http`, which this build of the library lacks";
+    Err(StartError::Unsupported(text.to_owned()))
+}
+
+#[cfg(all(feature = "http", target_os = "linux"))]
+fn new_slurm(config: SlurmConfig) -> Result<Arc<dyn Backend>, StartError> {
+    let slurm = crate::backend::slurm::SlurmBackend::new(config);
+    Ok(Arc::new(slurm.map_err(|error| ConfigError::new(format!("in \"slurm\": {error}")))?))
+}
+
+#[cfg(not(all(feature = "http", target_os = "linux")))]
+fn new_slurm(_config: SlurmConfig) -> Result<Arc<dyn Backend>, StartError> {
+    let text = "\"slurm\" needs Linux and the feature `http`, one of which is not there";
     Err(StartError::Unsupported(text.to_owned()))
 }
 

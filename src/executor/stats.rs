@@ -8,6 +8,8 @@ use hdrhistogram::Histogram;
 use parking_lot::Mutex;
 use serde::{Serialize, Serializer};
 
+use crate::config::NetworkMode;
+use crate::egress::NetworkTotals;
 use crate::limits::EnforcedLimits;
 use crate::pool::{ContainerCounts, SlotCounts};
 use crate::tool::{Outcome, Timing};
@@ -63,6 +65,10 @@ pub struct Stats {
     pub warm_slots: Option<bool>,
     /// How many sandboxes of the backend were killed and have not ended in time, where it tells.
     pub retired_sandboxes: usize,
+    /// What network commands have whose calls may use one, where the backend tells.
+    pub network: Option<NetworkMode>,
+    /// What commands have asked of the network so far, where the backend counts it.
+    pub network_totals: Option<NetworkTotals>,
 }
 
 /// A trajectory that holds a slot and does nothing with it.

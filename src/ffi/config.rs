@@ -49,6 +49,7 @@ pub(super) fn facts(capabilities: &Capabilities) -> JsonObject {
         ("isolated".to_owned(), not_isolated_because.is_none().into()),
         ("not_isolated_because".to_owned(), not_isolated_because.into()),
         ("keeps_sandboxes".to_owned(), capabilities.warm_slots.into()),
+        ("network".to_owned(), json!(capabilities.network)),
         ("not_filtered_because".to_owned(), capabilities.not_filtered_because.as_deref().into()),
         ("limits".to_owned(), json!(capabilities.limits)),
     ])

@@ -89,12 +89,21 @@ pub(super) fn is_forked_process() -> bool {
 ///                           "open_files": 4096, "file_bytes": 8589934592,
 ///                           "workspace_bytes": 8589934592, "files": 1048576}, (null: no limit)
 ///                "binds": [{"source": "/srv/data", "place": "/data", "writable": false}, ...],
-///                "env": {"NAME": "value", "HTTPS_PROXY": null},  (null: this process's value)
-///                "path_prepend": ["/data/bin"], "devices": ["/dev/kvm"]}
+///                "env": {"NAME": "value", "LICENSE_KEY": null},  (null: this process's value)
+///                "path_prepend": ["/data/bin"], "devices": ["/dev/kvm"],
+///                "network": "none", "proxy" or "host", "allow_hosts": ["*.pypi.org:443", ...],
+///                "ca_pem": "-----BEGIN CERTIFICATE-----...", "log_egress": false}
 ///     "fleet":  {"urls": ["http://host:8080", ...], "token": "...", "unreachable_timeout_s": 30,
 ///                "start_timeout_s": 60, "allow_unisolated": false,
 ///                "slots": null,                              (null: all there are)
+///                "servers_file": "...", "servers_name": "name:port",   (in place of urls)
 ///                "ca_pem": "-----BEGIN CERTIFICATE-----..."}
+///     "slurm":  {"program": "tool-executor", "min_servers": 1, "max_servers": null,
+///                "jobs": {"partition": "...", "account": "...", "time": "4:00:00",
+///                         "arguments": []},                 (null: inside an allocation)
+///                "slots_per_server": null, "server_arguments": [], "allow_unisolated": false,
+///                "start_timeout_s": 60, "idle_timeout_s": 300, "drain_before_s": 180,
+///                "unreachable_timeout_s": 30, "token": null}
 ///     "tool_server": {"url": "http://host:port", "token": "...", "concurrency": 16,
 ///                     "ca_pem": "..."}
 ///     "policy": {"allow_network": true, "require_sandbox": false,

@@ -71,6 +71,7 @@ pub(crate) fn bash_result(finished: Finished, timeout_s: f64) -> ToolResult {
             (ToolResult::failure(Outcome::BackendFailed, error), -1)
         }
         End::SetupFailed(text) => return setup_failure(text, sandboxed),
+        End::Refused(why) => return not_started(why, sandboxed),
     };
 
     let mut metadata = JsonObject::new();
@@ -80,7 +81,7 @@ pub(crate) fn bash_result(finished: Finished, timeout_s: f64) -> ToolResult {
         End::TimedOut => put(&mut metadata, "timeout", true),
         End::Cancelled => put(&mut metadata, "cancelled", true),
         End::Exceeded(exceeded) => put(&mut metadata, "limit", exceeded.name()),
-        End::Exited(_) | End::Lost(_) | End::SetupFailed(_) => {}
+        End::Exited(_) | End::Lost(_) | End::SetupFailed(_) | End::Refused(_) => {}
     }
     put(&mut metadata, "sandboxed", sandboxed);
     put(&mut metadata, "network_isolated", finished.network_isolated);

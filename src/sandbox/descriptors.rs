@@ -9,6 +9,8 @@ use std::fmt;
 use parking_lot::Mutex;
 use rustix::process::{Resource, Rlimit};
 
+use crate::egress;
+
 /// What this process raises its soft limit to, unless it needs more: enough for what usual hosts
 /// do besides.
 const USUAL: u64 = 65_536;
@@ -17,6 +19,8 @@ const USUAL: u64 = 65_536;
 const DIRECTORIES: u64 = 3;
 /// The jail of its commands: the socket to its first process, that process, its root.
 const JAIL: u64 = 3;
+/// The namespaces of a slot's two machines: with the host's network, and without it.
+const MACHINES: u64 = 2 * 5;
 /// One that is ending meanwhile: the same, but for the socket.
 const ENDING_JAIL: u64 = 2;
 /// A command's output (`outputs`, `spool`): two pipes, the event of its files, and two for each of
@@ -28,6 +32,9 @@ const SESSION: u64 = 5 + JAIL;
 /// A terminal of `tmux`: its input, output and errors, its root; and its jail. Before it runs it
 /// holds one more, while there is no command.
 const TERMINAL: u64 = 4 + JAIL;
+
+/// The listening socket of a slot's machine that has a proxy, and that of one that is ending.
+const PROXIES: u64 = 2;
 
 /// What the engine holds itself: two epolls, two events, two `/dev/null`, the data directory's
 /// three, the program of first processes.
@@ -47,8 +54,9 @@ const FILES: u64 = 50;
 pub(crate) const RESERVE: u64 = ENGINE + STARTS + RESETS + COUNTING + FILES;
 
 /// What one slot may hold at its fullest. It has one call at a time, which is a command or a
-/// session's; a session and a terminal stay.
-pub(crate) const PER_SLOT: u64 = DIRECTORIES + JAIL + ENDING_JAIL + OUTPUT + SESSION + TERMINAL;
+/// session's; a session and a terminal stay. Further sessions have what is left then.
+pub(crate) const PER_SLOT: u64 =
+    DIRECTORIES + MACHINES + JAIL + ENDING_JAIL + OUTPUT + SESSION + TERMINAL;
 
 /// What a start needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,6 +80,16 @@ impl Need {
     /// What `slots` slots need in a process that has `open` descriptors open.
     pub(crate) fn new(slots: usize, open: u64) -> Self {
         Self { slots: slots as u64, per_slot: PER_SLOT, reserve: open + RESERVE }
+    }
+
+    /// The same, where each sandbox has a proxy: its listening socket, and what all proxies hold.
+    pub(crate) fn with_proxies(self) -> Self {
+        let slots = usize::try_from(self.slots).unwrap_or(usize::MAX);
+        Self {
+            per_slot: self.per_slot + PROXIES,
+            reserve: self.reserve.saturating_add(egress::descriptors(slots)),
+            ..self
+        }
     }
 
     /// All of it.
@@ -122,6 +140,12 @@ pub(crate) fn open_now() -> u64 {
     std::fs::read_dir("/proc/self/fd").map_or(0, |entries| entries.count() as u64)
 }
 
+/// How many sessions there may be beyond one a slot, where a start needs so much.
+pub(crate) fn more_sessions(need: Need, limit: Option<u64>) -> usize {
+    let left = limit.map_or(u64::MAX, |limit| limit.saturating_sub(need.total()));
+    usize::try_from(left / SESSION).unwrap_or(usize::MAX)
+}
+
 /// This process's soft limit of open files; `None` where there is none.
 pub(crate) fn limit() -> Option<u64> {
     rustix::process::getrlimit(Resource::Nofile).current
@@ -170,10 +194,15 @@ mod tests {
 
     #[test]
     fn a_start_needs_what_its_slots_need_and_a_reserve() {
-        assert_eq!(PER_SLOT, 30);
+        assert_eq!(PER_SLOT, 40);
         let need = Need::new(usize::MAX, 7);
         assert_eq!(need.total(), u64::MAX);
         assert_eq!(need.reserve, RESERVE + 7);
         assert!(open_now() >= 3);
+        let need = Need { slots: 10, per_slot: 33, reserve: 400 };
+        for (limit, more) in [(Some(0), 0), (Some(737), 0), (Some(738), 1), (Some(1530), 100)] {
+            assert_eq!(more_sessions(need, limit), more, "{limit:?}");
+        }
+        assert!(more_sessions(need, None) > 1_000_000);
     }
 }

@@ -1,24 +1,27 @@
 //! How commands are isolated: found out once, at start, and never revisited because of what a
 //! command printed.
 //!
-//! [`Isolation::find`] makes a real jail, as production has it, and runs `true` in it ([`probe`]).
+//! [`Isolation::find`] makes real jails, as production has them, and runs `true` in them ([`probe`]).
 //! Why that does not work is a [`Failure`], and what to do about it in [`remedy`]. What of the host
 //! a jail shows is in [`layout`]; `jail` makes it. `shell` knows how a command reaches its shell.
 //!
 //! What a command sees in a jail: a read-only `/usr`, of `/etc` what the module `etc` has copied,
 //! its workspace as `/workspace`, its slot's `/tmp` and home directory (the only host directories
 //! that it can write to), a private `/dev`, a read-only `/proc` of its own processes, its own user,
-//! pid, ipc, uts and cgroup namespaces, a network only where it is allowed, no capabilities and no
-//! further user namespaces; and no system calls but those that `limits::seccomp` leaves it.
+//! pid, ipc, uts, cgroup and network namespaces (the host's network where that is wished), no
+//! capabilities and no further user namespaces; and no system calls but those that
+//! `limits::seccomp` leaves it.
 
 mod failure;
 mod layout;
 mod probe;
+pub(crate) mod proxy;
 mod remedy;
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -31,16 +34,18 @@ pub(crate) use remedy::{Facts, advice};
 use super::etc::EtcCopy;
 use super::identity::HOST_NAME;
 use super::init;
-use super::jail::{Origin, Plan};
+use super::jail::{Network, Origin, Plan};
 use super::limits::Filter;
 use super::paths::MOUNT_POINT;
 use super::provided::{Provided, ProvidedError};
 use super::user::IdMap;
 use super::workspace::{DataDir, Workspace};
-use crate::config::LocalConfig;
+use crate::config::{LocalConfig, NetworkMode};
+use crate::egress::Egress;
 
 /// How commands of this process are isolated.
 #[derive(Debug, Clone)]
+#[expect(clippy::large_enum_variant, reason = "an engine has a handful of them")]
 pub(crate) enum Isolation {
     /// Commands run in jails.
     Jailed(Jails),
@@ -69,13 +74,19 @@ pub(crate) struct Jails {
     etc: Option<EtcCopy>,
     /// Whether a slot keeps its jail for the next command.
     warm: bool,
-    /// How large `/dev/shm` may become. `None` leaves it to the kernel, which gives half of the
-    /// memory.
+    /// How large `/dev/shm` may become, and the root file system. `None` leaves it to the kernel,
+    /// which gives each half of the memory.
     shared_memory: Option<u64>,
     /// How many pseudo-terminals a sandbox may have.
     terminals: u32,
     /// The filter of system calls; or why there is none, as one line.
     seccomp: Result<Arc<Filter>, String>,
+    /// What those get whose commands may use the network.
+    network: NetworkMode,
+    /// What serves their proxies.
+    egress: Option<Arc<Egress>>,
+    /// More variables of all that runs in them.
+    variables: Vec<OsString>,
 }
 
 /// Why commands cannot have what the operator wants them to have.
@@ -102,10 +113,7 @@ impl From<Failure> for NotProvided {
 pub(super) struct Contents<'a> {
     /// The slot's files.
     pub(super) workspace: &'a Workspace,
-    /// More host directories to show, read-only, each at a place that is nobody else's: on the
-    /// host, and inside.
-    pub(super) shown: &'a [(&'a Path, &'a Path)],
-    /// Whether it has the host's network, or none.
+    /// Whether what runs in it may use the network.
     pub(super) network: bool,
     /// What runs in it.
     pub(super) program: &'a Path,
@@ -202,7 +210,24 @@ impl Isolation {
         self
     }
 
-    /// Gives sandboxes a `/dev/shm` of at most this size.
+    /// Gives sandboxes whose commands may use the network this one. `egress` serves those that have
+    /// a proxy.
+    pub(crate) fn with_network(mut self, mode: NetworkMode, egress: Option<Arc<Egress>>) -> Self {
+        if let Some(jails) = self.jails() {
+            (jails.network, jails.egress) = (mode, egress);
+        }
+        self
+    }
+
+    /// Sets more variables in the environment of all that runs in sandboxes.
+    pub(crate) fn with_variables(mut self, variables: Vec<OsString>) -> Self {
+        if let Some(jails) = self.jails() {
+            jails.variables.extend(variables);
+        }
+        self
+    }
+
+    /// Gives sandboxes a `/dev/shm` and a root file system of at most this size.
     pub(crate) fn with_shared_memory(mut self, bytes: u64) -> Self {
         if let Some(jails) = self.jails() {
             jails.shared_memory = Some(bytes);
@@ -309,6 +334,9 @@ impl Jails {
             shared_memory: None,
             terminals: MOST_TERMINALS,
             seccomp: Err("switched off".to_owned()),
+            network: NetworkMode::Host,
+            egress: None,
+            variables: Vec::new(),
         };
         let lax = Self { can_cut_network: false, ..strict.clone() };
         let mut refusal = None;
@@ -332,6 +360,15 @@ impl Jails {
 
     /// The plan of a jail for a slot, whose commands are of the user of its files.
     pub(super) fn plan(&self, contents: Contents<'_>) -> Plan {
+        let network = self.network(contents.network);
+        let mut contents = Contents { network: network == Network::Host, ..contents };
+        let mut variables = self.variables.clone();
+        if let Network::Proxy(port) = network {
+            variables.extend(proxy::variables(port));
+        }
+        // What the operator sets wins.
+        variables.retain(|variable| !is_set(variable, &contents.environment));
+        contents.environment.extend(variables);
         let of_process = || {
             let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
             (IdMap::single(uid.as_raw(), uid.as_raw()), IdMap::single(gid.as_raw(), gid.as_raw()))
@@ -342,7 +379,7 @@ impl Jails {
             users,
             groups,
             host_name: HOST_NAME,
-            network: contents.network,
+            network,
             root: layout::root(&self.layout, &self.provided, self.etc.as_ref(), &contents),
             shared_memory: self.shared_memory,
             terminals: self.terminals,
@@ -355,16 +392,37 @@ impl Jails {
         }
     }
 
+    /// The network of a jail whose commands may use one, or may not.
+    fn network(&self, is_allowed: bool) -> Network {
+        match self.network {
+            NetworkMode::Host if is_allowed => Network::Host,
+            NetworkMode::Proxy if is_allowed => Network::Proxy(proxy::PORT),
+            _ => Network::Own,
+        }
+    }
+
     /// What the jails of a slot with these files are born with.
     pub(super) fn origin<'a>(&'a self, null: &'a OwnedFd, workspace: &Workspace) -> Origin<'a> {
         use std::os::fd::AsFd;
-        Origin { program: self.program.as_fd(), null: null.as_fd(), user: workspace.owner() }
+        Origin {
+            program: self.program.as_fd(),
+            null: null.as_fd(),
+            user: workspace.owner(),
+            egress: self.egress.as_ref(),
+        }
     }
 
     /// Why there is no filter of system calls, as one line; `None` where there is one.
     pub(crate) fn not_filtered_because(&self) -> Option<&str> {
         self.seccomp.as_ref().err().map(String::as_str)
     }
+}
+
+/// Whether the name of a variable is among those of an environment.
+fn is_set(variable: &OsStr, environment: &[OsString]) -> bool {
+    let name =
+        |entry: &OsStr| entry.as_bytes().split(|byte| *byte == b'=').next().map(<[u8]>::to_vec);
+    environment.iter().any(|entry| name(entry) == name(variable))
 }
 
 /// `/dev/null`, for reading and writing.

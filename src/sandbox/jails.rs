@@ -3,8 +3,9 @@
 use std::collections::HashMap;
 
 use super::jail::{Jail, Phase};
+use super::machines::MachineReply;
 
-/// SlotJails and commands are numbered apart: this bit is set in the numbers of jails.
+/// Jails and commands are numbered apart: this bit is set in the numbers of jails.
 const JAIL: u64 = 1 << 60;
 
 /// Called when a slot's jails are gone, or retired; with `false` where what is left may still run.
@@ -20,6 +21,8 @@ pub(super) struct Tenancy {
     pub(super) slot: usize,
     /// The command that waits for it or runs in it.
     pub(super) occupant: Option<u64>,
+    /// Who waits for the machine that it founds.
+    pub(super) machine_wanted: Vec<MachineReply>,
     /// Who waits for its end.
     pub(super) on_gone: Vec<OnGone>,
 }
@@ -30,6 +33,7 @@ impl Tenancy {
     pub(super) fn takes(&self, network: bool, is_full: bool) -> bool {
         self.jail.phase() < Phase::Ending
             && self.network == network
+            && self.jail.machine().is_none_or(|machine| !machine.is_broken())
             && self.jail.was_full().is_none_or(|was_full| was_full == is_full)
     }
 }
@@ -56,7 +60,8 @@ impl SlotJails {
 
     /// Makes a sandbox its slot's present one.
     pub(super) fn insert(&mut self, number: u64, slot: usize, network: bool, jail: Jail) {
-        let tenancy = Tenancy { jail, network, slot, occupant: None, on_gone: Vec::new() };
+        let (machine_wanted, on_gone) = (Vec::new(), Vec::new());
+        let tenancy = Tenancy { jail, network, slot, occupant: None, machine_wanted, on_gone };
         self.by_number.insert(number, tenancy);
         self.of_slot.insert(slot, number);
     }

@@ -12,7 +12,8 @@
 //!   what becomes of each, `output` what is shown of it, `spool` the files that have all of it.
 //! - `terminal` keeps programs running between a slot's calls, with one thread for all of them:
 //!   the shell of `bash_stateful`, and the terminals of `tmux`. Both threads wait by `events`.
-//! - `jail` is a set of namespaces from birth to death, whose first process is ours (`init`).
+//! - `jail` is a program's processes from birth to death, the first of which is ours (`init`), and
+//!   the machine that they are in, of which a slot has one for all its tools (`machines`).
 //! - `shell` is how a command reaches its shell, `identity` who it is there, `isolation` what it
 //!   may see, `etc` what of `/etc`, `provided` what the operator adds, `reaper` how all its
 //!   processes are found where there is no jail, `spawn` the start of a process, `user` whom all of
@@ -41,6 +42,7 @@ pub(crate) mod isolation;
 mod jail;
 mod jails;
 pub(crate) mod limits;
+mod machines;
 mod output;
 mod outputs;
 mod paths;

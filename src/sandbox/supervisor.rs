@@ -45,6 +45,7 @@ use super::host::Host;
 use super::isolation::Isolation;
 use super::jails::OnGone;
 use super::limits::{Exceeded, Limits};
+use super::machines::{MachineReply, MachineRequest, TakeMachine};
 use super::output::{Capture, Captured};
 use super::spool::Spool;
 use super::user::CommandUser;
@@ -93,6 +94,8 @@ pub(crate) enum End {
     Exceeded(Exceeded),
     /// Nothing of the command ran: why, as one line.
     SetupFailed(String),
+    /// Nothing of the command ran, since its call asks for what it cannot have: why, as one line.
+    Refused(String),
     /// The command may have run, to whatever extent: what held it was destroyed from outside. Why,
     /// as one line.
     Lost(String),
@@ -209,7 +212,18 @@ impl Supervisor {
         let _ = self.shared.send(Request::Cancel(id.0));
     }
 
-    /// Ends a slot's jail, with whatever runs in it. Does not block.
+    /// Gives `take` the machine of the workspace's slot, with the host's network or without it. The
+    /// jail of the slot's commands founds it, if there is none. Does not block.
+    ///
+    /// `take` is called as `on_end` of [`run`](Self::run): when the machine is ready, or cannot be
+    /// had.
+    pub(super) fn machine(&self, workspace: Arc<Workspace>, network: bool, take: TakeMachine) {
+        let request = MachineRequest { workspace, network, reply: MachineReply::new(take) };
+        // After the close it is dropped, and says so.
+        drop(self.shared.send(Request::Machine(request)));
+    }
+
+    /// Ends a slot's jail, with whatever runs in it, and gives up its machines. Does not block.
     ///
     /// `on_gone` is called once, as `on_end` of [`run`](Self::run), when no process of it is left;
     /// with `false` where waiting for that was given up, now or for an earlier sandbox of the slot.
@@ -261,6 +275,7 @@ struct Queue {
 enum Request {
     Run(u64, Box<CommandSpec>, Answer),
     Cancel(u64),
+    Machine(MachineRequest),
     Leave(usize, OnGone),
     Exceeded(u64, Exceeded),
 }

@@ -8,6 +8,7 @@
 //!       workspace/                 bound at /workspace in its sandbox
 //!       tmp/                       its sandbox's /tmp
 //!       home/                      the home directory of its user
+//!       sessions/                  what the engine and the slot's shells say to each other
 //!       workspace-1/, tmp-1/, …    the same after the slot's first reset, and so on
 //!     etc/                       what all sandboxes see as /etc
 //! ```
@@ -60,6 +61,11 @@ const OPEN_DIR: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::C
 /// How long one workspace may take to be emptied. Generous: only something that keeps making files
 /// gets there.
 const EMPTY_LIMIT: Duration = Duration::from_secs(300);
+
+/// The directory of a slot's sessions, in that of the slot.
+const SESSIONS_NAME: &str = "sessions";
+/// Where that is inside a sandbox.
+pub(super) const SESSIONS: &str = "/run/terminal";
 
 /// What callers are told of a workspace that somebody outside has removed or replaced.
 pub(crate) const GONE: &str = "the workspace was removed or replaced from outside";
@@ -154,6 +160,8 @@ pub(crate) struct Workspace {
     workspace: Directory,
     temporary: Directory,
     home: Directory,
+    /// The same in all its slot's lives: nothing of a model's is in it.
+    sessions: PathBuf,
     identity: Arc<Identity>,
     owner: Option<CommandUser>,
     /// How many calls have had their output kept in a file.
@@ -184,6 +192,9 @@ impl Workspace {
                 .and_then(|()| rustix::fs::chmod(&path, PASSABLE_BY_GROUP))
                 .map_err(|errno| WorkspaceError::io("open up", &path, errno))?;
         }
+        let sessions = path.join(SESSIONS_NAME);
+        make_passable_dir(&sessions)
+            .map_err(|error| WorkspaceError::io("create", &sessions, error))?;
         Self::create_in(&path, slot, 0, owner, identity)
     }
 
@@ -211,8 +222,8 @@ impl Workspace {
                 let _ = std::fs::remove_dir(place(kind));
             }
         })?;
-        let outputs = AtomicU64::new(0);
-        Ok(Self { slot, life, workspace, temporary, home, identity, owner, outputs })
+        let (outputs, sessions) = (AtomicU64::new(0), of_slot.join(SESSIONS_NAME));
+        Ok(Self { slot, life, workspace, temporary, home, sessions, identity, owner, outputs })
     }
 
     /// A new, empty workspace for its slot. Blocks for the making of three directories.
@@ -242,6 +253,7 @@ impl Workspace {
             workspace: open(&self.workspace),
             temporary: open(&self.temporary),
             home: open(&self.home),
+            sessions: self.sessions.clone(),
             identity: self.identity.clone(),
             owner: self.owner,
             outputs: AtomicU64::new(0),
@@ -278,6 +290,12 @@ impl Workspace {
     /// The host path of its user's home directory.
     pub(crate) fn home(&self) -> &Path {
         &self.home.path
+    }
+
+    /// The host path of the directory in which its slot's sessions make their own. Commands may
+    /// only pass through.
+    pub(super) fn sessions(&self) -> &Path {
+        &self.sessions
     }
 
     /// The host paths of its directories, the workspace first.
@@ -366,6 +384,13 @@ impl Workspace {
             io::Error::new(kind, WorkspaceError::tree("save", self.path(), error))
         })
     }
+}
+
+/// Makes a directory of ours that commands' user may pass through, and not look around in.
+fn make_passable_dir(path: &Path) -> io::Result<()> {
+    std::fs::create_dir(path)?;
+    // Whatever the umask says.
+    Ok(rustix::fs::chmod(path, PASSABLE)?)
 }
 
 /// Makes the directory `path`, which must not exist, for `owner`, or for ourselves.

@@ -17,12 +17,18 @@ const WORKDIR: &str = "workdir";
 const STDIN: &str = "stdin";
 const ENV: &str = "env";
 const APPEND: &str = "append";
+const SESSION: &str = "session";
 /// The argument for what [`OutputOrder`] says.
 pub(crate) const OUTPUT_ORDER: &str = "output_order";
 
 /// The arguments of built-in tools that the reference's sandbox server ignores.
 #[cfg(feature = "http")]
-const NOT_OF_THE_REFERENCE: [&str; 6] = [ARGV, WORKDIR, STDIN, ENV, APPEND, OUTPUT_ORDER];
+const NOT_OF_THE_REFERENCE: [&str; 7] = [ARGV, WORKDIR, STDIN, ENV, APPEND, OUTPUT_ORDER, SESSION];
+
+/// The session of a call that names none.
+pub(crate) const DEFAULT_SESSION: &str = "default";
+/// The longest name of a session.
+const LONGEST_SESSION: usize = 32;
 
 /// Variables that bash itself sets and lets no one change.
 const READ_ONLY: [&str; 6] = ["BASHOPTS", "BASH_VERSINFO", "EUID", "PPID", "SHELLOPTS", "UID"];
@@ -99,7 +105,7 @@ pub(super) fn check(sent_as: &str, arguments: &JsonObject) -> Result<(), String>
             }
             BashArguments::parse(arguments).map(|_| ())
         }
-        "bash_stateful" => output_order(arguments).map(|_| ()),
+        "bash_stateful" => output_order(arguments).and(session(arguments)).map(|_| ()),
         _ => Ok(()),
     }
 }
@@ -114,6 +120,21 @@ pub(crate) fn output_order(arguments: &JsonObject) -> Result<OutputOrder, String
         let names: Vec<_> = OutputOrder::ALL.iter().map(|order| order.as_str()).collect();
         format!("'{OUTPUT_ORDER}' must be {}, got {name:?}", names.join(" or "))
     })
+}
+
+/// The name of the session that a call of `bash_stateful` is for: one that a file can have.
+///
+/// # Errors
+/// As of [`BashArguments::parse`].
+pub(crate) fn session(arguments: &JsonObject) -> Result<&str, String> {
+    let Some(name) = string(arguments, SESSION)? else { return Ok(DEFAULT_SESSION) };
+    let is_part = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
+    match name.bytes().all(is_part) && !name.is_empty() && name.len() <= LONGEST_SESSION {
+        true => Ok(name),
+        false => Err(format!(
+            "'{SESSION}' must be a name of 1 to {LONGEST_SESSION} letters, digits, '_' and '-'"
+        )),
+    }
 }
 
 /// Whether a call of `write_file` adds to its file.
@@ -134,6 +155,7 @@ pub(crate) fn not_of_the_reference(arguments: &JsonObject) -> Option<&'static st
     let has_effect = |name: &str, value: &Value| match name {
         APPEND => *value != Value::Bool(false),
         OUTPUT_ORDER => *value != OutputOrder::default().as_str(),
+        SESSION => *value != DEFAULT_SESSION,
         _ => true,
     };
     let is_given =
@@ -347,6 +369,23 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_session_has_a_name_that_a_file_can_have() {
+        let long = "x".repeat(LONGEST_SESSION);
+        for name in ["a", "build-2", "_", &long] {
+            assert_eq!(session(&object(json!({"session": name}))), Ok(name));
+        }
+        assert_eq!(session(&object(json!({"session": null}))), Ok(DEFAULT_SESSION));
+        let names = "'session' must be a name of 1 to 32 letters, digits, '_' and '-'";
+        let longer = "x".repeat(LONGEST_SESSION + 1);
+        for name in ["", "a b", "..", "a/b", "ä", "a\0", "a\n", "$x", &longer] {
+            let arguments = object(json!({"command": "ls", "session": name}));
+            assert_eq!(check("bash_stateful", &arguments), Err(names.to_owned()), "{name:?}");
+        }
+        let number = check("bash_stateful", &object(json!({"session": 1})));
+        assert_eq!(number, Err("'session' must be a string, got a number".to_owned()));
+    }
+
     #[cfg(feature = "http")]
     #[test]
     fn only_arguments_that_would_have_an_effect_are_not_of_the_reference() {
@@ -355,6 +394,8 @@ mod tests {
             (json!({"path": "a", "append": false, "workdir": null}), None),
             (json!({"command": "a", "output_order": "separate"}), None),
             (json!({"path": "a", "append": true}), Some("append")),
+            (json!({"command": "a", "session": "default"}), None),
+            (json!({"command": "a", "session": "b"}), Some("session")),
             (json!({"command": "a", "env": {}}), Some("env")),
             (json!({"command": "a", "output_order": "interleaved"}), Some("output_order")),
         ] {

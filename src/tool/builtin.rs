@@ -111,6 +111,12 @@ fn terminal_stateful() -> ToolSchema {
     .with_required("command", "string", "The command line or script, typed into the open shell.")
     .with_optional("timeout", "number", TIMEOUT)
     .with_parameter("output_order", output_order())
+    .with_optional(
+        "session",
+        "string",
+        "The name of the shell, of letters, digits, _ and -, if there is to be more than one: each \
+         name is a shell of its own, up to 8. Running exit ends one.",
+    )
 }
 
 fn tmux() -> ToolSchema {

@@ -22,7 +22,9 @@ mod text;
 
 #[cfg(feature = "http")]
 pub(crate) use arguments::not_of_the_reference;
-pub(crate) use arguments::{BashArguments, OUTPUT_ORDER, Run, appends, output_order};
+pub(crate) use arguments::{
+    BashArguments, DEFAULT_SESSION, OUTPUT_ORDER, Run, appends, output_order, session,
+};
 pub use call::ToolCall;
 pub use handler::{Handler, ToolContext, ToolReply};
 pub use openai::OpenAiCallError;

@@ -10,7 +10,8 @@ use thiserror::Error;
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct Policy {
-    /// Whether commands may use the network. Defaults to `true`.
+    /// Whether commands may use a network: which one is the sandbox's to say, here
+    /// [`LocalConfig::network`](crate::config::LocalConfig::network). Defaults to `true`.
     pub allow_network: bool,
     /// Whether commands must run isolated, or not at all. Defaults to `false`.
     pub require_sandbox: bool,

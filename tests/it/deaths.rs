@@ -27,8 +27,10 @@ const DIRECTORY: &str = "TOOL_EXECUTOR_TEST_HOST_DIRECTORY";
 const SLOTS: &str = "TOOL_EXECUTOR_TEST_HOST_SLOTS";
 
 /// What a host starts: a command in a sandbox that is kept, in one of its own, in a shell, and a
-/// terminal.
-const KINDS: [&str; 4] = ["warm", "cold", "shell", "terminal"];
+/// terminal; and the same in machines that are there already, which their jails join.
+const KINDS: [&str; 7] =
+    ["warm", "cold", "shell", "terminal", "joining cold", "joining shell", "joining terminal"];
+const JOINING: &str = "joining ";
 /// What has many short commands, each in a sandbox that is new: of `bash`, and of a shell.
 const SHORT: [&str; 2] = ["short", "short in a shell"];
 
@@ -38,8 +40,20 @@ fn a_host() {
         return;
     };
     let slots = std::env::var(SLOTS).unwrap().parse().unwrap();
-    let local = LocalConfig::new(slots).with_data_dir(directory).with_warm_slots(kind != "cold");
+    let local =
+        LocalConfig::new(slots).with_data_dir(directory).with_warm_slots(!kind.ends_with("cold"));
     let executor = ToolExecutor::start(ExecutorConfig::default().with_local(local)).unwrap();
+    if kind.starts_with(JOINING) {
+        for slot in 0..slots {
+            assert!(executor.execute(&slot.to_string(), ToolCall::bash("true")).success);
+        }
+        // Of those that are not kept nothing is left, which would be taken for what comes.
+        let deadline = Instant::now() + DEADLINE;
+        while kind.ends_with("cold") && !children_of(std::process::id()).is_empty() {
+            assert!(Instant::now() < deadline, "a sandbox does not end");
+            std::thread::yield_now();
+        }
+    }
     // Past the name of the test, which the harness has begun a line with.
     let mut stdout = std::io::stdout();
     stdout.write_all(b"\ngo\n").and_then(|()| stdout.flush()).unwrap();
@@ -56,7 +70,7 @@ fn a_host() {
     let command = json!({"command": "echo >> started; exec sleep 98765"});
     let calls: Vec<_> = (0..slots)
         .map(|slot| {
-            let call = match &*kind {
+            let call = match kind.trim_start_matches(JOINING) {
                 "shell" => ToolCall::new("terminal_stateful", command.clone()),
                 "terminal" => ToolCall::new("tmux", json!({"action": "start"})),
                 _ => ToolCall::new("bash", command.clone()),
@@ -123,7 +137,7 @@ impl Host {
             entries.map(|entry| entry.path()).collect::<Vec<_>>()
         };
         let mut slots = entries(self.directory.path()).into_iter().flat_map(|run| entries(&run));
-        slots.any(|slot| slot.join("started").exists())
+        slots.any(|slot| slot.join("workspace/started").exists())
     }
 }
 
@@ -154,13 +168,18 @@ fn inherit_orphans() {
     rustix::process::set_child_subreaper(Some(rustix::process::getpid())).unwrap();
 }
 
-/// Kills so many hosts of each kind, 1 to 50 ms after they have begun to start something.
+/// Kills so many hosts of each kind, 1 to 50 ms after they have begun to start something; earlier
+/// where only a jail has to join a machine.
 fn kill_hosts(rounds: u64) {
     inherit_orphans();
     for kind in KINDS {
         for round in 0..rounds {
             // Of each moment the same number, in an odd order.
-            let micros = 1_000 + (round * 7919 % rounds) * 49_000 / rounds;
+            let (first, span) = match kind.starts_with(JOINING) {
+                false => (1_000, 49_000),
+                true => (0, 8_000),
+            };
+            let micros = first + (round * 7919 % rounds) * span / rounds;
             let mut host = Host::start(kind, 4);
             host.let_run(Duration::from_micros(micros));
             host.die();
@@ -194,7 +213,7 @@ fn nothing_starts_after_the_death_of_its_host() {
         return;
     }
     inherit_orphans();
-    for kind in ["warm", "cold", "shell"] {
+    for kind in ["warm", "cold", "shell", "joining cold", "joining shell"] {
         let began = Instant::now();
         let mut stopped = 0;
         while stopped < 3 {
@@ -203,11 +222,13 @@ fn nothing_starts_after_the_death_of_its_host() {
                 "{kind}: no first process could be stopped in time"
             );
             let mut host = Host::start(kind, 1);
-            // The first one to be seen is stopped: somewhere in the making of its sandbox.
+            // The first one to be seen is stopped: somewhere in the making of its sandbox. A
+            // shell's is the second: it joins the machine that the one for commands has founded.
+            let earlier = usize::from(kind.ends_with("shell"));
             let first = loop {
-                let children = children_of(host.process.id());
-                if let Some((first, _)) = children.into_iter().find(|(_, name)| name == "tool-init")
-                {
+                let children = children_of(host.process.id()).into_iter();
+                let mut inits = children.filter(|(_, name)| name == "tool-init");
+                if let Some((first, _)) = inits.nth(earlier) {
                     break first;
                 }
                 assert!(began.elapsed() < DEADLINE);

@@ -39,7 +39,7 @@ fn too_few_descriptors_are_refused_at_the_start_with_the_sum_and_as_many_as_advi
     let Some(case) = case() else {
         let says = tempfile::NamedTempFile::new().unwrap();
         let text = with(40, "refused", says.path());
-        for words in ["3 slots need 90 descriptors", "the limit is 40", "the reserve"] {
+        for words in ["3 slots need 126 descriptors", "the limit is 40", "the reserve"] {
             assert!(text.contains(words), "{text}");
         }
         let (_, advice) = text.split_once("ulimit -n ").unwrap();
@@ -108,7 +108,7 @@ fn fill(local: LocalConfig) {
 #[test]
 fn a_slot_holds_no_more_descriptors_than_are_counted_for_it() {
     // As the message of a refused start says, which the other test reads.
-    const PER_SLOT: usize = 30;
+    const PER_SLOT: usize = 42;
     if !is_alone("descriptors::a_slot_holds_no_more_descriptors_than_are_counted_for_it") {
         return;
     }
@@ -117,18 +117,23 @@ fn a_slot_holds_no_more_descriptors_than_are_counted_for_it() {
         let local = LocalConfig::new(1).with_data_dir(base.path()).with_warm_slots(warm);
         let backend = LocalBackend::start(local).unwrap();
         let executor = ToolExecutor::builder().backend(backend).start().unwrap();
+        let (jail, machine, output) = (3, 6, 7);
         let before = open_now();
+        // It founds the machine, which has a proxy.
+        assert_eq!(executor.execute("t", bash("echo x")).output, "x");
+        until(|| open_now() - before == machine + if warm { jail } else { 0 });
+        let before = before + machine;
+        let of_commands = open_now() - before;
         let shell = ToolCall::new("terminal_stateful", json!({"command": "echo x"}));
         assert_eq!(executor.execute("t", shell).output, "x");
-        let session = open_now() - before;
+        let session = open_now() - before - of_commands;
         let terminal = executor.execute("t", ToolCall::new("tmux", json!({"action": "start"})));
         assert!(terminal.success, "{terminal:?}");
-        let terminal = open_now() - before - session;
+        let terminal = open_now() - before - of_commands - session;
         // Longer than what is shown of each: both have a file.
         let long = "seq 100000; seq 100000 >&2; sleep 1000";
         let call = executor.submit("t", bash(long)).unwrap();
         until(|| files_of(base.path()).len() == 2);
-        let (jail, output) = (3, 7);
         let sum = session + terminal + jail + output;
         // Until the files are held again, after what was just written.
         until(|| open_now() - before == sum);
@@ -138,7 +143,9 @@ fn a_slot_holds_no_more_descriptors_than_are_counted_for_it() {
         let left = if warm { jail } else { 0 };
         until(|| open_now() - before == session + terminal + left);
         assert_eq!((session, terminal), (8, 7), "warm {warm}");
-        // Three directories, and another jail that ends meanwhile.
-        assert_eq!(sum + 3 + 2, PER_SLOT, "warm {warm}");
+        // Three directories, a machine without a proxy beside the other, another jail that ends
+        // meanwhile, and the socket of a proxy that does.
+        let sum = sum + 3 + machine + (machine - 1) + 2 + 1;
+        assert_eq!(sum, PER_SLOT, "warm {warm}");
     }
 }

@@ -38,6 +38,10 @@ mod kernel;
 mod kills;
 #[cfg(target_os = "linux")]
 mod limits;
+#[cfg(target_os = "linux")]
+mod machine;
+#[cfg(target_os = "linux")]
+mod network;
 mod once;
 mod order;
 #[cfg(all(target_os = "linux", feature = "server"))]
@@ -57,6 +61,8 @@ mod seccomp;
 mod slots;
 #[cfg(all(target_os = "linux", feature = "server"))]
 mod slow;
+#[cfg(all(target_os = "linux", feature = "server"))]
+mod slurm;
 #[cfg(target_os = "linux")]
 mod stopped;
 #[cfg(all(target_os = "linux", feature = "server"))]

@@ -15,6 +15,7 @@ from tool_executor import (
     ArtifactNotFoundError,
     AsyncToolExecutor,
     ClosedError,
+    ConfigError,
     Outcome,
     ToolCall,
     ToolContext,
@@ -199,7 +200,7 @@ def test_closing_ends_what_is_waited_for(gate: Gate) -> None:
         executor = AsyncToolExecutor(tools=[gate.wait])
         with pytest.raises(ClosedError, match="not started"):
             await executor.execute("t", "wait")
-        await executor.start()
+        await asyncio.gather(*(executor.start() for _ in range(5)))
         await executor.start()
         tasks = [asyncio.ensure_future(executor.execute("t", "wait")) for _ in range(3)]
         await asyncio.get_running_loop().run_in_executor(None, gate.has_started)
@@ -212,6 +213,20 @@ def test_closing_ends_what_is_waited_for(gate: Gate) -> None:
         with pytest.raises(ClosedError):
             await executor.start()
         assert await executor.close() == report
+
+    run(main)
+
+
+def test_a_start_that_fails_says_why_to_all_who_wait_for_it() -> None:
+    async def main() -> None:
+        executor = AsyncToolExecutor(local={"slots": 0})
+        first, second = await asyncio.gather(
+            executor.start(), executor.start(), return_exceptions=True
+        )
+        assert isinstance(first, ConfigError) and "slots" in str(first)
+        assert isinstance(second, ClosedError) and "slots" in str(second)
+        with pytest.raises(ClosedError):
+            await executor.execute("t", "echo")
 
     run(main)
 

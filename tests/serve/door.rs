@@ -55,13 +55,9 @@ fn pages_in_a_browser_cannot_drive_a_server_without_a_token() {
 
 #[test]
 fn a_command_cannot_drive_the_server_before_its_sandbox_server() {
-    let sandbox = Program::sandbox(&["--slots", "2"]);
+    let sandbox = Program::sandbox(&["--slots", "2", "--network", "host"]);
     let url = sandbox.url();
     let env = [("TOOL_EXECUTOR_SANDBOX_TOKEN", "s3cret-of-sandbox")];
-    let reach = |program: &Program| {
-        let port = program.addr.port();
-        program.bash("attacker", &format!("exec 3<>/dev/tcp/127.0.0.1/{port} && echo reached"))
-    };
     let mut open = Program::open(&["serve", "--sandbox-url", &url], &env);
     let result = reach(&open);
     assert_eq!(result["metadata"]["network_isolated"], true, "{result}");
@@ -72,6 +68,59 @@ fn a_command_cannot_drive_the_server_before_its_sandbox_server() {
     let open = Program::open(&["serve", "--no-auth", "--sandbox-url", &url], &env);
     let result = reach(&open);
     assert!(result["output"].as_str().unwrap().contains("reached"), "{result}");
+}
+
+/// A call that tries to reach the program's own port, directly and by the proxy.
+fn reach(program: &Program) -> Value {
+    let port = program.addr.port();
+    let command = format!(
+        "exec 3<>/dev/tcp/127.0.0.1/{port} && echo reached; \
+         curl -s --noproxy '' http://127.0.0.1:{port}/health | grep -o '\"status\"' && echo reached"
+    );
+    program.bash("attacker", &command)
+}
+
+#[test]
+fn without_a_token_commands_have_the_proxy_and_never_the_hosts_network() {
+    for (flags, is_isolated) in [
+        (&["serve", "--slots", "1"][..], false),
+        (&["serve", "--slots", "1", "--no-network"], true),
+        (&["serve", "--slots", "1", "--network", "host"], true),
+        (&["serve", "--slots", "1", "--no-auth"], false),
+    ] {
+        let program = Program::open(flags, &[]);
+        let result = reach(&program);
+        assert_eq!(result["metadata"]["network_isolated"], is_isolated, "{flags:?} {result}");
+        assert!(!result["output"].as_str().unwrap().contains("reached"), "{flags:?} {result}");
+    }
+    // With a list that names the server itself there would be a way.
+    let mut command = program();
+    command.args(["serve", "--port", "9", "--allow-host", "127.0.0.0/8"]);
+    let refused = command.output().unwrap();
+    let text = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(
+        !refused.status.success() && text.contains("lets commands reach this server"),
+        "{text}"
+    );
+}
+
+#[test]
+fn what_network_there_is_and_what_it_was_used_for_is_told() {
+    let sandbox = Program::sandbox(&["--slots", "1"]);
+    let health = sandbox.ask("GET", "/health", &Value::Null).json();
+    assert_eq!(health["network"], "proxy", "{health}");
+    let program = Program::serve(&["--slots", "1"], &[]);
+    let result = program.bash("t", "curl -s http://10.0.0.1/; curl -s https://169.254.169.254/");
+    assert_eq!(result["metadata"]["network"]["refused"], 2, "{result}");
+    let answer = program.ask("GET", "/metrics", &Value::Null);
+    let metrics = answer.text();
+    for line in [
+        "tool_executor_network_requests_total{end=\"refused\"} 2",
+        "tool_executor_network_requests_total{end=\"passed\"} 0",
+        "tool_executor_network_bytes_total{way=\"sent\"} 0",
+    ] {
+        assert!(metrics.lines().any(|one| one == line), "{line}: {metrics}");
+    }
 }
 
 /// A certificate for `localhost` and its key, as files in `directory`.

@@ -199,15 +199,15 @@ impl Members {
         self.shared.wake();
     }
 
-    /// Ends the thread, and gives all servers, to be closed.
+    /// Ends the thread, and gives all servers, to be closed. What they said of themselves is still
+    /// told.
     pub(super) fn close(&self, deadline: Instant) -> Vec<Server> {
         self.shared.stop.interrupt();
         let thread = self.thread.lock().take();
         if let Some(thread) = thread {
             thread.join_or_leave(deadline);
         }
-        let table = std::mem::take(&mut *self.shared.table.write());
-        table.into_values().map(|member| member.server).collect()
+        self.all().into_iter().map(|member| member.server).collect()
     }
 
     /// Starts the thread, or wakes it.

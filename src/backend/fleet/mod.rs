@@ -76,7 +76,7 @@ use crate::artifact::{
     ReadArtifact,
 };
 use crate::client::{self, AgentConfig, Authorization, Failure, Names};
-use crate::config::FleetConfig;
+use crate::config::{FleetConfig, NetworkMode};
 use crate::error::BackendError;
 use crate::interrupt::Interrupt;
 use crate::limits::EnforcedLimits;
@@ -136,6 +136,14 @@ impl FleetBackend {
     /// A URL, the token or a certificate makes no sense, or a URL is there twice.
     pub fn new(config: FleetConfig) -> Result<Self, BackendError> {
         config.check()?;
+        Self::growing(config)
+    }
+
+    /// A fleet that may begin without servers.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub(super) fn growing(config: FleetConfig) -> Result<Self, BackendError> {
         let authorization =
             config.token.as_ref().map(|token| Authorization::bearer(token.expose())).transpose();
         let authorization = authorization.map_err(BackendError::new)?;
@@ -149,6 +157,16 @@ impl FleetBackend {
         let list = list.or_else(|| name.clone().map(ServerList::Name));
         let members = Members::new(making.clone(), list.clone());
         Ok(Self { making, connections, list, members })
+    }
+
+    /// Whether there is a server that was met.
+    pub(super) fn has_servers(&self) -> bool {
+        !self.members.all().is_empty()
+    }
+
+    /// Whether there is one at this address, perhaps one that is to go and still in use.
+    pub(super) fn has_server(&self, addr: &str) -> bool {
+        self.members.get(addr).is_some()
     }
 
     fn server(&self, addr: &str) -> Option<Server> {
@@ -219,6 +237,11 @@ impl Backend for FleetBackend {
             },
             limits: limits.reduce(|a, b| Some(a?.weaker(b?))).flatten(),
             warm_slots: warm_slots.reduce(|a, b| Some(a? && b?)).flatten(),
+            network: told
+                .iter()
+                .map(|told| told.network)
+                .reduce(|a, b| Some(a?.wider(b?)))
+                .flatten(),
             ..Capabilities::default()
         }
     }
@@ -435,6 +458,9 @@ struct Health {
     limits: serde_json::Value,
     #[serde(default)]
     warm_slots: Option<bool>,
+    /// Of a later version it may be one that is not known here.
+    #[serde(default)]
+    network: serde_json::Value,
 }
 
 /// What a server says of its slots.
@@ -444,6 +470,7 @@ struct Advertised {
     isolates: Option<bool>,
     limits: Option<EnforcedLimits>,
     warm_slots: Option<bool>,
+    network: Option<NetworkMode>,
 }
 
 impl Patient {
@@ -500,6 +527,7 @@ impl Connection {
                 isolates: None,
                 limits: None,
                 warm_slots: None,
+                network: None,
             })),
             allow_unisolated: config.allow_unisolated,
         })
@@ -533,6 +561,7 @@ impl Connection {
             isolates: health.bwrap_available,
             limits: serde_json::from_value(health.limits).ok(),
             warm_slots: health.warm_slots,
+            network: serde_json::from_value(health.network).ok(),
         };
         if self.is_barred() {
             return Err(Failure::Broken("it runs commands without isolation".to_owned()));

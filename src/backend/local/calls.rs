@@ -11,7 +11,7 @@ use crate::sandbox::shell::{self, Shell};
 use crate::sandbox::supervisor::{CommandId, CommandSpec, Finished};
 use crate::sandbox::terminal::result::{self as stateful, stateful_result};
 use crate::sandbox::terminal::{Place, ShellCommand, ShellEnded, TerminalCall, tmux};
-use crate::tool::{BashArguments, Outcome, output_order};
+use crate::tool::{BashArguments, DEFAULT_SESSION, Outcome, output_order, session};
 
 /// A call's command that was started and has not ended yet.
 pub(super) struct Running {
@@ -29,7 +29,7 @@ pub(super) enum Command {
 impl LocalBackend {
     pub(super) fn bash(&self, execution: Execution) {
         let Execution { id, slot, arguments, timeout, reply, .. } = execution;
-        let policy = IsolationPolicy::from_arguments(&arguments);
+        let policy = self.bounded(IsolationPolicy::from_arguments(&arguments));
         let isolation = self.0.supervisor.isolation();
         let (sandboxed, can_cut_network) = (isolation.is_sandboxed(), isolation.can_cut_network());
         if let Some(refusal) = policy.refusal(sandboxed, can_cut_network) {
@@ -54,10 +54,13 @@ impl LocalBackend {
         };
         let cancellation = reply.cancellation();
         let (note_end, ended) = self.note_end(id, place);
+        let (egress, index) = (self.0.egress.clone(), slot.index);
         let on_end = move |finished: Finished| {
             // What is left of a jail runs nothing, and the slot gets another one.
             note_end(finished.all_dead || finished.sandboxed);
-            reply.send(in_order(order, bash_result(finished, timeout.as_secs_f64())));
+            let mut result = in_order(order, bash_result(finished, timeout.as_secs_f64()));
+            Self::tell_usage(egress.as_deref(), index, &mut result);
+            reply.send(result);
         };
         let command = Command::Plain(self.0.supervisor.run(spec, Box::new(on_end)));
         self.note_start(id, Running { command, slot: slot.index }, &ended, &cancellation);
@@ -65,7 +68,7 @@ impl LocalBackend {
 
     pub(super) fn bash_stateful(&self, execution: Execution) {
         let Execution { id, slot, arguments, timeout, reply, .. } = execution;
-        let policy = stateful::policy(&arguments);
+        let policy = self.bounded(stateful::policy(&arguments));
         let isolation = self.0.supervisor.isolation();
         let (sandboxed, can_cut_network) = (isolation.is_sandboxed(), isolation.can_cut_network());
         if let Some(refusal) = stateful::refusal(policy, sandboxed, can_cut_network) {
@@ -80,14 +83,23 @@ impl LocalBackend {
             Ok(order) => order,
             Err(why) => return reply.send(not_started(&why, sandboxed)),
         };
+        let session: Arc<str> = match session(&arguments) {
+            Ok(name) => name.into(),
+            Err(why) => return reply.send(not_started(&why, sandboxed)),
+        };
         let cancellation = reply.cancellation();
         let (note_end, ended) = self.note_end(id, place);
+        let name = session.clone();
+        let (egress, index) = (self.0.egress.clone(), slot.index);
         let on_end = move |ended: ShellEnded| {
             note_end(ended.finished.all_dead);
-            reply.send(in_order(order, stateful_result(ended, timeout.as_secs_f64())));
+            let result = stateful::of_session(stateful_result(ended, timeout.as_secs_f64()), &name);
+            let mut result = in_order(order, result);
+            Self::tell_usage(egress.as_deref(), index, &mut result);
+            reply.send(result);
         };
-        let place =
-            Place { slot: slot.index, workspace: place.workspace(), network: policy.allow_network };
+        let (workspace, network) = (place.workspace(), policy.allow_network);
+        let place = Place { slot: slot.index, workspace, network, session };
         let command = ShellCommand { text: command, order };
         let call = self.0.terminals.bash(place, command, timeout, Box::new(on_end));
         let running = Running { command: Command::Terminal(call), slot: slot.index };
@@ -111,7 +123,7 @@ impl LocalBackend {
             }
             Err(refusal) => return reply.send(*refusal),
         };
-        let policy = stateful::policy(&arguments);
+        let policy = self.bounded(stateful::policy(&arguments));
         let isolation = self.0.supervisor.isolation();
         let (sandboxed, can_cut_network) = (isolation.is_sandboxed(), isolation.can_cut_network());
         if let Some(why) = stateful::lacking(policy, sandboxed, can_cut_network) {
@@ -126,12 +138,16 @@ impl LocalBackend {
         }
         let cancellation = reply.cancellation();
         let (note_end, ended) = self.note_end(id, place);
+        let (egress, index) = (self.0.egress.clone(), slot.index);
         let on_end = move |ended: tmux::TmuxEnded| {
             note_end(ended.all_dead);
-            reply.send(ended.result);
+            let mut result = ended.result;
+            Self::tell_usage(egress.as_deref(), index, &mut result);
+            reply.send(result);
         };
-        let place =
-            Place { slot: slot.index, workspace: place.workspace(), network: policy.allow_network };
+        let (workspace, network) = (place.workspace(), policy.allow_network);
+        let session = DEFAULT_SESSION.into();
+        let place = Place { slot: slot.index, workspace, network, session };
         let call = self.0.terminals.tmux(place, act, timeout, Box::new(on_end));
         let running = Running { command: Command::Terminal(call), slot: slot.index };
         self.note_start(id, running, &ended, &cancellation);

@@ -142,6 +142,9 @@ pub(super) fn reset(inner: &Arc<Inner>, index: usize, place: &Slot, reply: Reset
 /// Gives a slot a new workspace in the place of the old one, which is removed afterwards.
 fn renew(inner: &Inner, index: usize, answer: AnswerAll) {
     let Some(slot) = inner.slots.get(index) else { return };
+    if let Some(egress) = &inner.egress {
+        egress.renew(index);
+    }
     let old = slot.workspace();
     let renewed = old.renew().or_else(|error| {
         // There may be no room for another until this one is empty.

@@ -9,7 +9,7 @@ use std::io;
 
 use rustix::io::Errno;
 
-use super::*;
+use super::{network, *};
 use crate::config::UserIds;
 use crate::error::{BackendErrorKind, IsolationError};
 use crate::interrupt::Interrupt;
@@ -41,37 +41,38 @@ pub(super) fn start(
 ) -> Result<LocalBackend, BackendError> {
     config.check()?;
     let need = Need::new(config.slots, descriptors::open_now());
+    let need = if config.network == NetworkMode::Proxy { need.with_proxies() } else { need };
     let open_files = descriptors::raise_limit(need.total());
     need.check(descriptors::limit()).map_err(|too_few| {
         BackendError::new(too_few.to_string()).with_kind(BackendErrorKind::Shortage)
     })?;
+    let more_sessions = descriptors::more_sessions(need, descriptors::limit());
     if config.adopt_orphans {
         rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
             .map_err(|error| BackendError::with_source("cannot adopt orphans", error))?;
     }
     let Place { user, mut data_dir, isolation } = find_place(config, probe, interrupt)?;
+    let (isolation, network, egress) = network::connect(config, isolation)?;
     let thread = |error| system("cannot start threads", error);
     let limits = Limits::detect(config.slots, &config.limits, user, open_files)
         .map(Arc::new)
         .map_err(|error| system("cannot watch the limits", error))?;
     let spool = Spool::start().map_err(thread)?;
-    let terminals = data_dir
-        .make_passable_dir("terminals")
-        .and_then(|directory| {
-            Terminals::start(terminal::Setup {
-                isolation: isolation.clone(),
-                user,
-                limits: limits.clone(),
-                directory,
-                output_limit_chars: config.max_output_chars,
-                output_file_bytes: config.max_output_file_bytes,
-                spool: spool.clone(),
-                tmux,
-            })
-        })
-        .map_err(|error| system("cannot start the terminals", error))?;
-    let supervisor = Supervisor::start(isolation, user, limits.clone(), spool)
+    let supervisor = Supervisor::start(isolation.clone(), user, limits.clone(), spool.clone())
+        .map(Arc::new)
         .map_err(|error| system("cannot start the supervisor", error))?;
+    let terminals = Terminals::start(terminal::Setup {
+        isolation,
+        user,
+        limits: limits.clone(),
+        more_sessions,
+        supervisor: supervisor.clone(),
+        output_limit_chars: config.max_output_chars,
+        output_file_bytes: config.max_output_file_bytes,
+        spool,
+        tmux,
+    })
+    .map_err(|error| system("cannot start the terminals", error))?;
     let resets = Resets::start(data_dir.workspaces().len()).map_err(thread)?;
     let slots = data_dir
         .take_workspaces()
@@ -88,6 +89,8 @@ pub(super) fn start(
         terminals,
         slots,
         running: Mutex::new(HashMap::new()),
+        network,
+        egress,
         max_output_chars: config.max_output_chars,
         max_output_file_bytes: config.max_output_file_bytes,
         max_file_bytes: config.max_file_bytes,
@@ -210,6 +213,7 @@ fn isolate(
     let etc = data_dir
         .make_dir("etc")
         .and_then(|path| EtcCopy::make(&path, data_dir.identity()))
+        .and_then(|etc| network::add_files(config, &etc).map(|()| etc))
         .map_err(|error| system("cannot copy /etc for sandboxes", error))?;
     let workspace = &data_dir.workspaces()[0];
     let isolation = probe(workspace, budget).map(|isolation| isolation.with_etc(etc));
@@ -261,7 +265,7 @@ fn workspaces(error: WorkspaceError) -> BackendError {
 }
 
 /// What the system refused.
-fn system(what: &str, error: io::Error) -> BackendError {
+pub(super) fn system(what: &str, error: io::Error) -> BackendError {
     let kind = kind_of(&error);
     BackendError::with_source(what, error).with_kind(kind)
 }

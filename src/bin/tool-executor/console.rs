@@ -47,7 +47,11 @@ pub(crate) fn fail(code: ExitCode, problem: &str) -> ExitCode {
 }
 
 /// Logs to `target`: by `filter`, else by `RUST_LOG`, else warnings.
-pub(crate) fn init_log(filter: Option<&str>, target: impl Write + Send + 'static) {
+pub(crate) fn init_log(
+    filter: Option<&str>,
+    log_egress: bool,
+    target: impl Write + Send + 'static,
+) {
     let mut builder = match filter {
         Some(filter) => {
             let mut builder = env_logger::Builder::new();
@@ -59,6 +63,9 @@ pub(crate) fn init_log(filter: Option<&str>, target: impl Write + Send + 'static
             env_logger::Builder::from_env(environment)
         }
     };
+    if log_egress {
+        builder.filter_module("tool_executor::egress", log::LevelFilter::Info);
+    }
     // Fails only where a logger is installed already, which is as good.
     let _ = builder.target(env_logger::Target::Pipe(Box::new(target))).try_init();
 }

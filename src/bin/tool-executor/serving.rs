@@ -7,21 +7,22 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded, select};
-use tool_executor::config::{Secret, ServerConfig};
+use tool_executor::backend::Backend as _;
+use tool_executor::config::{HostPattern, NetworkMode, Secret, ServerConfig};
 use tool_executor::server::{ExecutorServer, SandboxServer};
 use tool_executor::{Interrupt, ToolExecutor};
 
-use crate::args::{ListenArgs, RunArgs, SandboxArgs, ServeArgs};
+use crate::args::{ListenArgs, NetworkArgs, RunArgs, SandboxArgs, ServeArgs};
 use crate::console::{fail, init_log, print};
 use crate::exit_code::ExitCode;
-use crate::setup::{chain, check_isolation, fleet, local, text_of, tool_server};
+use crate::setup::{chain, check_isolation, local, servers, text_of, tool_server};
 use crate::signals::Signals;
 use crate::starting::start;
 
 /// Runs a sandbox server until a signal ends it.
 pub(crate) fn sandbox(args: SandboxArgs, warnings: &[String]) -> ExitCode {
     let token = args.token.sandbox_token.clone();
-    let signals = match begin(&args.run, &args.listen, token.is_some(), warnings) {
+    let signals = match begin(&args.run, &args.listen, &args.network, token.is_some(), warnings) {
         Ok(signals) => signals,
         Err(code) => return code,
     };
@@ -31,7 +32,7 @@ pub(crate) fn sandbox(args: SandboxArgs, warnings: &[String]) -> ExitCode {
     let started = start(signals.arrivals(), move |interrupt| {
         let mut config = server_config(&args.listen, token)?;
         config.lease = args.lease_s;
-        let backend = local(&args.slots, &args.limits, &args.isolation, interrupt)?;
+        let backend = local(&args.slots, &args.limits, &args.network, &args.isolation, interrupt)?;
         SandboxServer::start(config, backend).map_err(|error| chain(&error))
     });
     let server = match started {
@@ -83,10 +84,11 @@ fn next_look(unused_since: Option<Instant>, limit: Duration, now: Instant) -> Lo
 
 /// Runs an executor server until a signal ends it.
 pub(crate) fn serve(args: ServeArgs, warnings: &[String]) -> ExitCode {
-    let signals = match begin(&args.run, &args.listen, args.token.is_some(), warnings) {
-        Ok(signals) => signals,
-        Err(code) => return code,
-    };
+    let signals =
+        match begin(&args.run, &args.listen, &args.network, args.token.is_some(), warnings) {
+            Ok(signals) => signals,
+            Err(code) => return code,
+        };
     let grace = args.run.grace_s;
     let what = match args.fleet.is_given() {
         false => format!("{} slots", args.slots.count()),
@@ -117,11 +119,16 @@ fn start_serving(
     interrupt: &Interrupt,
 ) -> Result<(ExecutorServer, Arc<ToolExecutor>), String> {
     let server = server_config(&args.listen, args.token.clone())?;
-    let is_local = !args.fleet.is_given();
-    // Also in front of sandbox servers: they may be on this machine, whose loopback address their
-    // commands share.
-    let is_open = args.token.is_none() && !args.listen.no_auth;
-    if is_open && args.calls.allow_network() {
+    let local = match args.fleet.is_given() {
+        true => None,
+        false => Some(local(&args.slots, &args.limits, &args.network, &args.isolation, interrupt)?),
+    };
+    // Also in front of sandbox servers: they may be on this machine, and have its network.
+    let network = local.as_ref().and_then(|backend| backend.capabilities().network);
+    let is_reached = !matches!(network, Some(NetworkMode::None | NetworkMode::Proxy));
+    let is_open = args.token.is_none() && !args.listen.no_auth && is_reached;
+    let wants_network = args.calls.allow_network(&args.network);
+    if is_open && wants_network {
         log::warn!(
             "commands get no network: without a token they could reach this server, and with it \
              other trajectories; give a token, or --no-auth if that is no matter"
@@ -129,18 +136,17 @@ fn start_serving(
     }
     let mut config = args
         .calls
-        .config()
+        .config(&args.network)
         .with_acquire_timeout(args.acquire_timeout_s)
         .with_idle_limit(args.idle_limit_s);
-    let allow_network = args.calls.allow_network() && !is_open;
+    let allow_network = wants_network && !is_open;
     config.policy.allow_network = allow_network;
     config.policy.require_sandbox = args.isolation.require_sandbox;
     config.tool_server = tool_server(&args.tool_server)?;
     let builder = ToolExecutor::builder().config(config).interrupt(interrupt.clone());
-    let builder = if is_local {
-        builder.backend(local(&args.slots, &args.limits, &args.isolation, interrupt)?)
-    } else {
-        builder.backend(fleet(&args.fleet, &args.isolation)?)
+    let builder = match local {
+        Some(backend) => builder.backend(backend),
+        None => builder.shared_backend(servers(&args.fleet, &args.isolation)?),
     };
     let executor = Arc::new(builder.start().map_err(|error| chain(&error))?);
     check_isolation(&executor, allow_network, &args.fleet)?;
@@ -171,12 +177,15 @@ fn server_config(listen: &ListenArgs, token: Option<Secret>) -> Result<ServerCon
 fn begin(
     run: &RunArgs,
     listen: &ListenArgs,
+    network: &NetworkArgs,
     has_token: bool,
     warnings: &[String],
 ) -> Result<Signals, ExitCode> {
-    init_log(run.log.as_deref(), io::stderr());
+    init_log(run.log.as_deref(), network.log_egress, io::stderr());
     warnings.iter().for_each(|warning| log::warn!("{warning}"));
-    may_listen(listen, has_token).map_err(|problem| fail(ExitCode::Usage, &problem))?;
+    may_listen(listen, has_token)
+        .and_then(|()| may_allow(listen, has_token, &network.allow_host))
+        .map_err(|problem| fail(ExitCode::Usage, &problem))?;
     Signals::install()
         .map_err(|error| fail(ExitCode::NotStarted, &format!("no signal handler: {error}")))
 }
@@ -227,6 +236,20 @@ fn may_listen(listen: &ListenArgs, has_token: bool) -> Result<(), String> {
          --no-auth if they all may use it",
         listen.host
     ))
+}
+
+/// Whether commands may reach these hosts through the proxy: not a server that lets everyone in.
+fn may_allow(listen: &ListenArgs, has_token: bool, hosts: &[HostPattern]) -> Result<(), String> {
+    if has_token || listen.no_auth {
+        return Ok(());
+    }
+    match hosts.iter().find(|pattern| pattern.names(listen.host, listen.port)) {
+        Some(pattern) => Err(format!(
+            "--allow-host {pattern} lets commands reach this server, which has no token, and with \
+             it other trajectories: give a token, or --no-auth if that is no matter"
+        )),
+        None => Ok(()),
+    }
 }
 
 #[cfg(test)]

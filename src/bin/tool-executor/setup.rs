@@ -3,15 +3,20 @@
 use std::error::Error;
 use std::fmt::Write as _;
 use std::path::Path;
+use std::sync::Arc;
 
+use tool_executor::backend::Backend;
 use tool_executor::backend::fleet::FleetBackend;
 use tool_executor::backend::local::LocalBackend;
-use tool_executor::config::{FleetConfig, LocalConfig, ToolServerConfig};
+use tool_executor::backend::slurm::SlurmBackend;
+use tool_executor::config::{
+    FleetConfig, LocalConfig, NetworkMode, SlurmConfig, SlurmJobs, ToolServerConfig,
+};
 use tool_executor::{Interrupt, IsolationError, ToolExecutor};
 
 use crate::args::{
-    FleetArgs, IsolationArgs, Limit, LimitArgs, ProvidedArgs, Several, SlotArgs, ToolServerArgs,
-    variable,
+    FleetArgs, IsolationArgs, Limit, LimitArgs, NetworkArgs, ProvidedArgs, Several, SlotArgs,
+    ToolServerArgs, variable,
 };
 
 /// This machine's slots as the flags want them, started.
@@ -21,10 +26,18 @@ use crate::args::{
 pub(crate) fn local(
     slots: &SlotArgs,
     limits: &LimitArgs,
+    network: &NetworkArgs,
     isolation: &IsolationArgs,
     interrupt: &Interrupt,
 ) -> Result<LocalBackend, String> {
     let mut config = local_config(slots, limits, isolation);
+    config.network = network.network.unwrap_or_default();
+    if config.network == NetworkMode::Proxy {
+        // Variables that have no effect were told.
+        config.allow_hosts.clone_from(&network.allow_host);
+        config.log_egress = network.log_egress;
+    }
+    config.ca_pem = network.ca_bundle.as_deref().map(text_of).transpose()?;
     provide(&mut config, &slots.provided)?;
     LocalBackend::start_interruptible(config, interrupt).map_err(|error| chain(&error))
 }
@@ -92,7 +105,7 @@ fn limit(config: &mut LocalConfig, args: &LimitArgs) {
 ///
 /// # Errors
 /// What is wrong with them, as one line.
-pub(crate) fn fleet(args: &FleetArgs, isolation: &IsolationArgs) -> Result<FleetBackend, String> {
+fn fleet(args: &FleetArgs, isolation: &IsolationArgs) -> Result<FleetBackend, String> {
     let mut config = FleetConfig::new(&args.sandbox_url);
     config.servers_file.clone_from(&args.sandbox_file);
     config.servers_name.clone_from(&args.sandbox_name);
@@ -103,6 +116,36 @@ pub(crate) fn fleet(args: &FleetArgs, isolation: &IsolationArgs) -> Result<Fleet
     config.unreachable_timeout = args.sandbox_unreachable_timeout_s;
     config.ca_pem = args.sandbox_ca.as_deref().map(text_of).transpose()?;
     FleetBackend::new(config).map_err(|error| chain(&error))
+}
+
+/// The sandbox servers that the flags name.
+///
+/// # Errors
+/// What is wrong with them, as one line.
+pub(crate) fn servers(
+    args: &FleetArgs,
+    isolation: &IsolationArgs,
+) -> Result<Arc<dyn Backend>, String> {
+    if !args.is_slurm() {
+        return Ok(Arc::new(fleet(args, isolation)?));
+    }
+    let mut config = SlurmConfig::default();
+    config.program = std::env::current_exe().map_err(|error| chain(&error))?;
+    if let Some(text) = &args.slurm_submit {
+        let (mut jobs, nodes) =
+            SlurmJobs::parse(text).map_err(|error| format!("--slurm-submit: {}", chain(&error)))?;
+        jobs.arguments.clone_from(&args.slurm_argument);
+        config.jobs = Some(jobs);
+        if let Some((least, most)) = nodes {
+            (config.min_servers, config.max_servers) = (least, Some(most));
+        }
+    }
+    config.slots_per_server = args.slurm_slots;
+    config.allow_unisolated = isolation.allow_unisolated();
+    config.token.clone_from(&args.token.sandbox_token);
+    config.start_timeout = args.sandbox_start_timeout_s;
+    config.unreachable_timeout = args.sandbox_unreachable_timeout_s;
+    Ok(Arc::new(SlurmBackend::new(config).map_err(|error| chain(&error))?))
 }
 
 /// Checks that commands can be kept from the network, if they are to be.

@@ -37,6 +37,8 @@ impl Dispatch {
             lanes: self.lane_stats(),
             limits: None,
             warm_slots: None,
+            network: None,
+            network_totals: None,
             retired_sandboxes: 0,
         }
     }

@@ -14,6 +14,7 @@
 mod call;
 mod containers;
 mod counts;
+mod demand;
 mod ending;
 mod explain;
 mod idle;
@@ -30,6 +31,7 @@ use std::time::{Duration, Instant};
 use self::call::{
     Call, Current, Item, Lost, ReleaseReplies, Stage, Trajectory, answer, closed_before_start,
 };
+use self::demand::DemandWatch;
 use self::idle::{EndReport, IdleHolders, StallWatch};
 use super::event::{Accepted, Event};
 use super::external::{External, HandlerCall, ToolServerCall};
@@ -38,7 +40,7 @@ use super::lane::{BatchLimits, Lane};
 use super::lease::{LeaseId, LeaseReply};
 use super::stats::{Recorder, Rejections};
 use crate::artifact::ArtifactError;
-use crate::backend::{Container, Execution, ExecutionId, SlotRef};
+use crate::backend::{Container, Demand, Execution, ExecutionId, SlotRef};
 use crate::config::LostWorkspace;
 use crate::pool::{Pool, SlotIx};
 use crate::tool::{Outcome, ToolResult, Work};
@@ -91,6 +93,8 @@ pub(crate) enum Action {
     GrantLease { slot: SlotRef, trajectory_id: Arc<str>, lost: Arc<AtomicBool>, reply: LeaseReply },
     /// Ask the backend to end a running call.
     Cancel(ExecutionId),
+    /// Tell the backend how many slots are wanted.
+    TellDemand(Demand),
     /// Tell the user, by the log.
     Warn(String),
 }
@@ -142,6 +146,7 @@ pub(crate) struct Dispatch {
     /// Set when the closing time was up, and everything that was left has been ended or cancelled:
     /// how many calls that were.
     aborted: Option<usize>,
+    demand: DemandWatch,
     recorder: Recorder,
     gate: Arc<Gate>,
     rejections: Arc<Rejections>,
@@ -189,6 +194,7 @@ impl Dispatch {
             lanes_due: None,
             closing: None,
             aborted: None,
+            demand: DemandWatch::new(Instant::now()),
             recorder: Recorder::new(limits.batch.max_size),
             gate,
             rejections,
@@ -198,6 +204,7 @@ impl Dispatch {
 
     /// Takes in one event. What follows from it is seen to by the next [`Dispatch::tick`].
     pub(crate) fn handle(&mut self, event: Event, now: Instant) {
+        self.demand.note();
         match event {
             Event::Submit(accepted) => self.submit(*accepted, now),
             Event::Finished { id, outcome, timing } => self.on_finished(id, outcome, timing, now),
@@ -274,6 +281,7 @@ impl Dispatch {
         self.send_external(External::ToolServer, now);
         self.send_batches(now);
         self.watch_idle(now);
+        self.tell_demand(now);
         self.actions.drain(..)
     }
 
@@ -307,6 +315,7 @@ impl Dispatch {
             self.lanes_due,
             self.idle_end(),
             self.idle_say_due(),
+            self.demand_due(),
             self.closing.filter(|_| self.aborted.is_none()),
         ]
         .into_iter()

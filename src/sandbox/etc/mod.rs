@@ -62,6 +62,21 @@ impl EtcCopy {
         Ok(Self { path, local })
     }
 
+    /// Puts a file of this content in.
+    ///
+    /// # Errors
+    /// The copy cannot be written; or a link of the host's is in the way, which may lead out of it.
+    pub(crate) fn add(&self, name: &str, content: &str) -> io::Result<()> {
+        let way = Path::new(name).ancestors().filter(|part| !part.as_os_str().is_empty());
+        for part in way {
+            if self.path.join(part).is_symlink() {
+                let text = format!("/etc/{} is a symbolic link", part.display());
+                return Err(io::Error::new(io::ErrorKind::AlreadyExists, text));
+            }
+        }
+        put(&self.path, Path::new(name), content)
+    }
+
     /// What is shown as `/etc`.
     pub(super) fn path(&self) -> &Path {
         &self.path
@@ -159,6 +174,19 @@ fn set_mode(path: &Path, mode: u32) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_is_put_in_and_never_through_a_link() {
+        let (dir, outside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let copy = EtcCopy::make(dir.path(), &Identity::detect(None)).unwrap();
+        copy.add("of-a-test/deep/file", "text").unwrap();
+        let text = fs::read_to_string(copy.path().join("of-a-test/deep/file")).unwrap();
+        assert_eq!(text, "text");
+        std::os::unix::fs::symlink(outside.path(), copy.path().join("link")).unwrap();
+        let error = copy.add("link/file", "text").unwrap_err();
+        assert_eq!(error.to_string(), "/etc/link is a symbolic link");
+        assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 0);
+    }
 
     #[test]
     fn what_tools_need_is_there_and_no_known_secret_is() {

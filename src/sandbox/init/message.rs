@@ -11,7 +11,7 @@ pub(crate) const HEADER: usize = 16;
 pub(crate) const LONGEST: usize = 32 * 1024;
 
 /// To the program, once and first: set the jail up by these steps. The header's first number says
-/// how many they are.
+/// how many they are, the second which [`handle`]s it is to hand over with [`READY`].
 pub(crate) const SET_UP: u8 = b's';
 /// To the program: run this. The header's first number says how many strings follow, each with a
 /// NUL at its end: the arguments, the `$0` first. With it come file descriptors: standard input if
@@ -25,8 +25,8 @@ pub(crate) const KILL: u8 = b'k';
 /// runs under this number.
 pub(crate) const SIGNAL: u8 = b'i';
 
-/// From the program: the jail is complete, and waits for its first run. With it comes its root
-/// directory, to look beneath.
+/// From the program: the jail is complete, and waits for its first run. With it come descriptors,
+/// in the order of their [`handle`]s, whose sum is the header's first number.
 pub(crate) const READY: u8 = b'R';
 /// From the program: the step with this number (in the run's place) failed with the error that is
 /// the first number. The program ends.
@@ -38,14 +38,11 @@ pub(crate) const ENDED: u8 = b'e';
 /// names, each once and with a NUL at its end: [`MOST_NAMES`] at most.
 pub(crate) const REST: u8 = b'l';
 /// From the program: no process of the run is left. The numbers are the main process's wait
-/// status, and the error number where there never was one. The flag says that something else was
-/// left behind that the next run would find.
+/// status, and the error number where there never was one.
 pub(crate) const DONE: u8 = b'd';
 
 /// The flag of an order to kill that asks with SIGTERM first.
 pub(crate) const ASK_FIRST: u8 = 1;
-/// The flag of a run that left traces.
-pub(crate) const TRACES: u8 = 1;
 /// The flag of a run with a standard input of its own.
 pub(crate) const WITH_INPUT: u8 = 1;
 /// The flag of a run with a script.
@@ -57,6 +54,27 @@ pub(crate) const MOST_COUNTED: usize = 1000;
 pub(crate) const MOST_NAMES: usize = 10;
 /// The longest name of a process, in bytes: the kernel's.
 pub(crate) const NAME_LENGTH: usize = 15;
+
+/// What a first process hands over when it is ready: descriptors, each a bit of a number.
+pub(crate) mod handle {
+    /// The root directory that its programs see, to look beneath.
+    pub(crate) const ROOT: i32 = 1;
+    /// Its user namespace.
+    pub(crate) const USER: i32 = 1 << 1;
+    /// Its network namespace.
+    pub(crate) const NETWORK: i32 = 1 << 2;
+    /// Its namespace of System V objects and queues.
+    pub(crate) const IPC: i32 = 1 << 3;
+    /// That of its host name.
+    pub(crate) const HOST_NAME: i32 = 1 << 4;
+    /// That of its mounts.
+    pub(crate) const MOUNTS: i32 = 1 << 5;
+    /// The listening socket of its proxy.
+    pub(crate) const PROXY: i32 = 1 << 6;
+
+    /// The most that there are.
+    pub(crate) const MOST: usize = 8;
+}
 
 /// The header of every message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,6 +143,9 @@ pub(crate) mod step {
     pub(crate) const HOST_NAME: u8 = b'h';
     /// Brings the loopback interface up.
     pub(crate) const LOOPBACK: u8 = b'n';
+    /// Makes the socket that the proxy's clients connect to, at this port of the loopback
+    /// interface.
+    pub(crate) const LISTEN: u8 = b't';
     /// Lets go of the old root.
     pub(crate) const FORGET_HOST: u8 = b'x';
     /// Enters a directory.

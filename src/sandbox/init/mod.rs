@@ -21,7 +21,7 @@ use rustix::net::{
 use super::spawn;
 use message::{
     ASK_FIRST, DONE, ENDED, FAILED, HEADER, Header, KILL, LONGEST, MOST_NAMES, NAME_LENGTH, READY,
-    REST, RUN, SET_UP, SIGNAL, TRACES, WITH_INPUT, WITH_SCRIPT,
+    REST, RUN, SET_UP, SIGNAL, WITH_INPUT, WITH_SCRIPT, handle,
 };
 
 pub(super) use message::SOCKET_FD;
@@ -56,9 +56,8 @@ pub(super) fn program() -> io::Result<OwnedFd> {
 /// What the process says.
 #[derive(Debug)]
 pub(super) enum InitEvent {
-    /// The jail is complete, and waits for its first run. This is its root directory, to look
-    /// beneath.
-    Ready(Option<OwnedFd>),
+    /// The jail is complete, and waits for its first run. It has handed over what was wanted.
+    Ready(Handles),
     /// The step with this number failed; the process ends.
     Failed(usize, Errno),
     /// What is said of a run.
@@ -90,9 +89,25 @@ pub(super) enum RunEvent {
         run: u32,
         /// How the main process ended: its wait status, or why there never was one.
         end: Result<i32, i32>,
-        /// Whether it left something that the next run would find.
-        traces: bool,
     },
+}
+
+/// Descriptors that a first process has handed over, each with its [`handle`].
+#[derive(Debug, Default)]
+pub(super) struct Handles(Vec<(i32, OwnedFd)>);
+
+impl Handles {
+    /// What came with the sum of its handles: one descriptor for each, in their order.
+    fn new(sum: i32, fds: impl Iterator<Item = OwnedFd>) -> Self {
+        let handles = (0..handle::MOST).map(|bit| 1 << bit).filter(|handle| sum & handle != 0);
+        Self(handles.zip(fds).collect())
+    }
+
+    /// Takes one out, if it is there.
+    pub(super) fn take(&mut self, handle: i32) -> Option<OwnedFd> {
+        let index = self.0.iter().position(|(which, _)| *which == handle)?;
+        Some(self.0.swap_remove(index).1)
+    }
 }
 
 /// A program to run: the jail's own, with these arguments and files.
@@ -125,12 +140,13 @@ impl InitSocket {
         Ok((Self(ours), its))
     }
 
-    /// Has it set the jail up. `steps` are as many as `count`, as [`message::step`] has them.
+    /// Has it set the jail up, and hand over what is `wanted`, a sum of [`handle`]s. `steps` are as
+    /// many as `count`, as [`message::step`] has them.
     ///
     /// # Errors
     /// More than fits into a message; a process that is gone.
-    pub(super) fn set_up(&self, steps: &[u8], count: usize) -> io::Result<()> {
-        let header = Header { kind: SET_UP, flag: 0, run: 0, numbers: [count as i32, 0] };
+    pub(super) fn set_up(&self, steps: &[u8], count: usize, wanted: i32) -> io::Result<()> {
+        let header = Header { kind: SET_UP, flag: 0, run: 0, numbers: [count as i32, wanted] };
         let message = [&header.to_bytes(), steps].concat();
         if message.len() > LONGEST {
             let text = "the paths that the sandbox shows are too long";
@@ -201,7 +217,7 @@ impl InitSocket {
     pub(super) fn receive(&self) -> io::Result<Option<InitEvent>> {
         let mut bytes = [0; HEADER + MOST_NAMES * (NAME_LENGTH + 1)];
         loop {
-            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(handle::MOST))];
             let mut control = RecvAncillaryBuffer::new(&mut space);
             let received = rustix::net::recvmsg(
                 &self.0,
@@ -215,18 +231,18 @@ impl InitSocket {
                 Err(Errno::AGAIN) => return Ok(None),
                 Err(errno) => return Err(errno.into()),
             };
-            let mut root = None;
+            let mut received = Vec::new();
             for message in control.drain() {
                 if let RecvAncillaryMessage::ScmRights(fds) = message {
-                    root = fds.last().or(root);
+                    received.extend(fds);
                 }
             }
             let Some(header) = Header::parse(&bytes[..length]) else {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             };
-            let Header { kind, flag, run, numbers: [first, errno] } = header;
+            let Header { kind, run, numbers: [first, errno], .. } = header;
             return Ok(Some(match kind {
-                READY => InitEvent::Ready(root),
+                READY => InitEvent::Ready(Handles::new(first, received.into_iter())),
                 FAILED => InitEvent::Failed(run as usize, Errno::from_raw_os_error(first)),
                 ENDED => InitEvent::Run(RunEvent::Ended { run, status: first }),
                 REST => {
@@ -236,7 +252,6 @@ impl InitSocket {
                 DONE => InitEvent::Run(RunEvent::Done {
                     run,
                     end: if errno == 0 { Ok(first) } else { Err(errno) },
-                    traces: flag & TRACES != 0,
                 }),
                 _ => continue,
             }));

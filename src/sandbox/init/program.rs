@@ -5,7 +5,7 @@
 //! socket that it has inherited. Then it runs one command at a time; when the command's main
 //! process ends the others have a moment to end by themselves; it says which ones do not (`rest`),
 //! and ends every other process of the jail – by SIGTERM, and by SIGKILL after a moment –, waits
-//! until the last of them is gone, looks for what else was left behind, and says so.
+//! until the last of them is gone, and says so.
 //!
 //! It runs as the same user as the commands, which are its children and try to get at it:
 //! - It is the init of its pid namespace: the kernel keeps signals from inside away from it.
@@ -37,7 +37,7 @@ use core::mem::MaybeUninit;
 use core::ptr::{addr_of_mut, null};
 
 use message::*;
-use rest::{Entries, Rest};
+use rest::Rest;
 use system::*;
 
 const SIGKILL: i32 = 9;
@@ -89,14 +89,7 @@ struct Kept {
     signals: i32,
     /// The jail's own `/proc`.
     proc: i32,
-    /// `/dev/shm` and `/dev/mqueue`.
-    shared: [i32; 2],
-    /// The directories of the jail's own root file system, and when each was changed last.
-    own: [(i32, Time); 5],
 }
-
-/// Seconds and nanoseconds, as the kernel gives them.
-type Time = [i64; 2];
 
 /// `stack` is as the kernel leaves it: the number of arguments, the arguments, NULL, the
 /// environment. The arguments are `$0`, the program to run and the soft limit of open files (0:
@@ -129,10 +122,13 @@ unsafe extern "C" fn main(stack: *const usize) -> ! {
     let Some((plan, fds)) = receive() else { exit(0) };
     close_all(fds);
     let Some(header) = Header::parse(plan).filter(|header| header.kind == SET_UP) else { exit(2) };
-    if let Err((step, errno)) = setup::set_up(&plan[HEADER..], header.numbers[0] as usize) {
-        say(Header { kind: FAILED, flag: 0, run: step, numbers: [errno, 0] }, &[], None);
-        exit(1);
-    }
+    let proxy = match setup::set_up(&plan[HEADER..], header.numbers[0] as usize) {
+        Ok(proxy) => proxy,
+        Err((step, errno)) => {
+            say(Header { kind: FAILED, flag: 0, run: step, numbers: [errno, 0] }, &[], &[]);
+            exit(1);
+        }
+    };
     call!(arch::PRCTL, PR_SET_DUMPABLE, 0);
 
     // The numbers that a program's descriptors get are kept taken, so that none that is received is
@@ -145,10 +141,8 @@ unsafe extern "C" fn main(stack: *const usize) -> ! {
     let null = 1;
     let signals =
         call!(arch::SIGNALFD4, -1isize, &raw const mask, 8, O_CLOEXEC | O_NONBLOCK) as i32;
-    let shared = [b"/dev/shm\0".as_slice(), b"/dev/mqueue\0".as_slice()]
-        .map(|path| open(path, arch::O_DIRECTORY));
     let proc = open(b"/proc\0", arch::O_DIRECTORY);
-    if first != 0 || signals < 0 || shared[0] < 0 || proc < 0 {
+    if first != 0 || signals < 0 || proc < 0 {
         exit(3);
     }
     if limit > 0 {
@@ -157,23 +151,53 @@ unsafe extern "C" fn main(stack: *const usize) -> ! {
         limits[0] = if limit < limits[1] { limit } else { limits[1] };
         call!(arch::PRLIMIT64, 0, RLIMIT_NOFILE, limits.as_ptr(), 0);
     }
-    let tells_apart = tells_changes_apart();
-    let own: [&[u8]; 5] = [b"/\0", b"/run\0", b"/var\0", b"/etc\0", b"/home\0"];
-    let own = own
-        .map(|path| open(path, O_PATH | arch::O_DIRECTORY))
-        .map(|dir| (dir, changed(dir)));
-    if !tells_apart {
-        own.iter().for_each(|(_, since)| wait_until_after(since));
-    }
-    let kept = Kept { null, signals, proc, shared, own };
-    say(Header { kind: READY, flag: 0, run: 0, numbers: [0; 2] }, &[], Some(kept.own[0].0));
+    hand_over(header.numbers[1], proxy);
+    let kept = Kept { null, signals, proc };
     loop {
         serve(&kept, program, environment);
     }
 }
 
-fn tell(kind: u8, flag: u8, run: u32, numbers: [i32; 2]) {
-    say(Header { kind, flag, run, numbers }, &[], None);
+/// What can be handed over and is opened for that, in the order of the handles.
+const HANDLES: [(i32, &[u8]); 6] = [
+    (handle::ROOT, b"/\0"),
+    (handle::USER, b"/proc/self/ns/user\0"),
+    (handle::NETWORK, b"/proc/self/ns/net\0"),
+    (handle::IPC, b"/proc/self/ns/ipc\0"),
+    (handle::HOST_NAME, b"/proc/self/ns/uts\0"),
+    (handle::MOUNTS, b"/proc/self/ns/mnt\0"),
+];
+
+/// Says that the jail is ready, with what is wanted of it. Only this process can open its
+/// namespaces: no other may look into it.
+fn hand_over(wanted: i32, proxy: i32) {
+    let mut fds = [NO_FD; MOST_FDS];
+    let mut count = 0;
+    for (handle, path) in HANDLES {
+        if wanted & handle == 0 {
+            continue;
+        }
+        let flags = if handle == handle::ROOT { O_PATH | arch::O_DIRECTORY } else { 0 };
+        fds[count] = open(path, flags);
+        if fds[count] < 0 {
+            // No step has this number.
+            let numbers = [-fds[count], 0];
+            say(Header { kind: FAILED, flag: 0, run: u32::MAX, numbers }, &[], &[]);
+            exit(1);
+        }
+        count += 1;
+    }
+    if wanted & handle::PROXY != 0 {
+        // It is the engine's alone from now on: nothing in here has a hold of it.
+        fds[count] = proxy;
+        count += 1;
+    }
+    say(Header { kind: READY, flag: 0, run: 0, numbers: [wanted, 0] }, &[], &fds[..count]);
+    close_all(fds);
+}
+
+fn tell(kind: u8, run: u32, numbers: [i32; 2]) {
+    say(Header { kind, flag: 0, run, numbers }, &[], &[]);
 }
 
 /// Receives one order and carries it out.
@@ -199,7 +223,7 @@ fn serve(kept: &Kept, program: *const u8, environment: *const *const u8) {
     let whole = wanted > 0 && wanted <= MOST_ARGUMENTS && given == input + 2 + script;
     if !whole || !split(strings, &mut command.arguments[..wanted]) {
         close_all(fds);
-        return tell(DONE, 0, header.run, [0, 22 /* EINVAL */]);
+        return tell(DONE, header.run, [0, 22 /* EINVAL */]);
     }
     // Nothing starts any more, even if it was ordered.
     if is_alone() {
@@ -214,14 +238,13 @@ fn serve(kept: &Kept, program: *const u8, environment: *const *const u8) {
     };
     close_all(fds);
     if main_process < 0 {
-        return tell(DONE, 0, header.run, [0, -main_process as i32]);
+        return tell(DONE, header.run, [0, -main_process as i32]);
     }
     let status = wait_for_end(kept, main_process as i32, header.run);
     if command.errno != 0 {
-        return tell(DONE, 0, header.run, [0, command.errno]);
+        return tell(DONE, header.run, [0, command.errno]);
     }
-    let traces = if leaves_traces(kept) { TRACES } else { 0 };
-    tell(DONE, traces, header.run, [status, 0]);
+    tell(DONE, header.run, [status, 0]);
 }
 
 /// The child's life until the program.
@@ -288,7 +311,7 @@ fn wait_for_end(kept: &Kept, main_process: i32, run: u32) -> i32 {
         if let (None, Some(ended)) = (status, ended) {
             status = Some(ended);
             if !last {
-                tell(ENDED, 0, run, [ended, 0]);
+                tell(ENDED, run, [ended, 0]);
             }
             if let Stage::Running = stage {
                 stage = Stage::Lingering(now() + PATIENCE_WITH_STRAGGLERS, 0);
@@ -347,7 +370,7 @@ fn wait_for_end(kept: &Kept, main_process: i32, run: u32) -> i32 {
 fn tell_rest(rest: &Rest, run: u32) {
     if rest.count > 0 {
         let numbers = [rest.count as i32, 0];
-        say(Header { kind: REST, flag: 0, run, numbers }, rest.names(), None);
+        say(Header { kind: REST, flag: 0, run, numbers }, rest.names(), &[]);
     }
 }
 
@@ -361,7 +384,8 @@ fn ask_all_to_end(patience: i64) -> Stage {
 
 /// The time, in milliseconds.
 fn now() -> i64 {
-    let mut time: Time = [0, 0];
+    // Seconds and nanoseconds.
+    let mut time = [0i64; 2];
     call!(arch::CLOCK_GETTIME, 1 /* CLOCK_MONOTONIC */, time.as_mut_ptr());
     time[0] * 1000 + time[1] / 1_000_000
 }
@@ -392,87 +416,6 @@ fn reap(main_process: i32) -> (bool, Option<i32>) {
 fn kill_all() -> Stage {
     call!(arch::KILL, -1isize, SIGKILL);
     Stage::Killed
-}
-
-/// Whether there is something that outlives processes: System V objects, shared memory, queues.
-fn leaves_traces(kept: &Kept) -> bool {
-    let mut info = [0i32; 32];
-    call!(arch::SHMCTL, 0, 14 /* SHM_INFO */, info.as_mut_ptr());
-    let segments = info[0];
-    info = [0; 32];
-    call!(arch::SEMCTL, 0, 0, 19 /* SEM_INFO */, info.as_mut_ptr());
-    let sets = info[7];
-    info = [0; 32];
-    call!(arch::MSGCTL, 0, 12 /* MSG_INFO */, info.as_mut_ptr());
-    let queues = info[0];
-    segments != 0
-        || sets != 0
-        || queues != 0
-        || kept.shared.iter().any(|dir| !is_empty(*dir))
-        || kept.own.iter().any(|(dir, since)| changed(*dir) != *since)
-}
-
-/// When a directory was changed last: its entries, its mode, its attributes. Nobody can set this
-/// time. Always the same for one that could not be opened.
-fn changed(dir: i32) -> Time {
-    // `struct stat`, in which `st_ctim` is at byte 104.
-    let mut status = [0i64; 18];
-    if dir < 0 || call!(arch::FSTAT, dir, status.as_mut_ptr()) != 0 {
-        return [0, 0];
-    }
-    [status[13], status[14]]
-}
-
-/// Whether a directory of the jail's own that is changed after it was looked at always gets another
-/// time, as since Linux 6.13. Changes one, in nothing that matters.
-fn tells_changes_apart() -> bool {
-    let root = open(b"/\0", O_PATH | arch::O_DIRECTORY);
-    let mut tells = false;
-    // Unless the clock moves on just then, which shows nothing.
-    for _ in 0..3 {
-        let (clock, before) = (coarse_clock(), changed(root));
-        call!(arch::FCHMODAT, AT_FDCWD, b"/\0".as_ptr(), 0o755);
-        let after = changed(root);
-        if coarse_clock() == clock {
-            tells = before != after;
-            break;
-        }
-    }
-    call!(arch::CLOSE, root);
-    tells
-}
-
-fn coarse_clock() -> Time {
-    let mut now: Time = [0, 0];
-    call!(arch::CLOCK_GETTIME, 5 /* CLOCK_REALTIME_COARSE */, now.as_mut_ptr());
-    now
-}
-
-/// The clock of the file systems moves on by some milliseconds at a time: a change before it does
-/// so would not be seen.
-fn wait_until_after(time: &Time) {
-    loop {
-        if coarse_clock() > *time {
-            return;
-        }
-        let millisecond: Time = [0, 1_000_000];
-        call!(arch::NANOSLEEP, millisecond.as_ptr(), 0);
-    }
-}
-
-/// Whether a directory holds nothing. One that could not be opened does not count.
-fn is_empty(dir: i32) -> bool {
-    if dir < 0 {
-        return true;
-    }
-    // Room for the two dots and the longest name, which else would not be among them.
-    let mut entries = [0u8; 512];
-    call!(arch::LSEEK, dir, 0, 0);
-    let length = call!(arch::GETDENTS64, dir, entries.as_mut_ptr(), entries.len());
-    if length < 0 {
-        return false;
-    }
-    Entries(&entries[..length as usize]).all(|name| matches!(name, b"." | b".."))
 }
 
 /// The number in a string of digits.

@@ -98,7 +98,7 @@ impl Rest {
 
 /// The names in what `getdents64` has written. Each entry: inode, offset, length (2 bytes at 16),
 /// type, name with a NUL.
-pub(crate) struct Entries<'a>(pub(crate) &'a [u8]);
+struct Entries<'a>(&'a [u8]);
 
 impl<'a> Iterator for Entries<'a> {
     type Item = &'a [u8];

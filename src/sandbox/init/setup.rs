@@ -6,6 +6,7 @@
 //! why.
 
 use crate::arch;
+use crate::message::SOCKET_FD;
 use crate::message::step::{self, Head};
 use crate::system::*;
 
@@ -45,20 +46,24 @@ struct Sources {
     count: usize,
 }
 
-/// Carries all steps out.
+/// Carries all steps out. Gives the listening socket of the proxy, if there is to be one.
 ///
 /// # Errors
 /// The first step that failed, and the error's number.
-pub(crate) fn set_up(steps: &[u8], count: usize) -> Result<(), (u32, i32)> {
+pub(crate) fn set_up(steps: &[u8], count: usize) -> Result<i32, (u32, i32)> {
     let mut sources = Sources { fds: [NO_FD; step::MOST_SOURCES], count: 0 };
+    let mut proxy = NO_FD;
     let mut rest = steps;
     for number in 0..count {
         let failed = |errno: i32| (number as u32, errno);
         let (head, text, more) = Head::split_first(rest).ok_or(failed(EINVAL))?;
         rest = more;
-        carry_out(head, text, &mut sources).map_err(failed)?;
+        match head.kind {
+            step::LISTEN => proxy = listen(head.number as u16).map_err(failed)?,
+            _ => carry_out(head, text, &mut sources).map_err(failed)?,
+        }
     }
-    Ok(())
+    Ok(proxy)
 }
 
 /// # Errors
@@ -168,8 +173,11 @@ fn set_attributes(dir: isize, path: *const u8, flags: usize, set: u64) -> Result
     check(call!(MOUNT_SETATTR, dir, path, flags, &raw const attributes, size))
 }
 
-/// An interface that comes up gets its addresses from the kernel.
+/// An interface that comes up gets its addresses from the kernel. It is given another one besides:
+/// the C library takes a machine whose only address is 127.0.0.1 for one without IPv4, and then
+/// finds no `localhost` for who asks for usable addresses alone (`AI_ADDRCONFIG`).
 fn bring_loopback_up() -> Result<(), i32> {
+    const SIOCSIFADDR: usize = 0x8916;
     const SIOCGIFFLAGS: usize = 0x8913;
     const SIOCSIFFLAGS: usize = 0x8914;
     const IFF_UP: u8 = 1;
@@ -182,8 +190,35 @@ fn bring_loopback_up() -> Result<(), i32> {
         request[16] |= IFF_UP;
         check(call!(arch::IOCTL, socket, SIOCSIFFLAGS, request.as_ptr()))
     });
+    let set = set.and_then(|()| {
+        let mut request = [0u8; 40];
+        request[..4].copy_from_slice(b"lo:1");
+        // The kernel's `struct sockaddr_in`.
+        request[16..18].copy_from_slice(&2u16.to_ne_bytes());
+        request[20..24].copy_from_slice(&[127, 0, 1, 1]);
+        check(call!(arch::IOCTL, socket, SIOCSIFADDR, request.as_ptr()))
+    });
     call!(arch::CLOSE, socket);
     set
+}
+
+/// A socket that listens at a port of the loopback interface, which is up. No other can share its
+/// port: for that both would have to ask.
+fn listen(port: u16) -> Result<i32, i32> {
+    const F_DUPFD_CLOEXEC: usize = 1030;
+    // AF_INET, SOCK_STREAM
+    let socket = done(call!(arch::SOCKET, 2, 1 | O_CLOEXEC, 0))?;
+    // The kernel's `struct sockaddr_in`, of 16 bytes.
+    let mut address = [0u8; 16];
+    address[..2].copy_from_slice(&2u16.to_ne_bytes());
+    address[2..4].copy_from_slice(&port.to_be_bytes());
+    address[4..8].copy_from_slice(&[127, 0, 0, 1]);
+    let listening = check(call!(arch::BIND, socket, address.as_ptr(), address.len()))
+        .and_then(|()| check(call!(arch::LISTEN, socket, 1024)))
+        // Low numbers are closed later on.
+        .and_then(|()| done(call!(arch::FCNTL, socket, F_DUPFD_CLOEXEC, SOCKET_FD + 1)));
+    call!(arch::CLOSE, socket);
+    listening.map(|socket| socket as i32)
 }
 
 fn drop_rights() -> Result<(), i32> {

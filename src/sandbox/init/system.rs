@@ -4,7 +4,7 @@
 use core::ptr::addr_of_mut;
 
 use crate::arch;
-use crate::message::{HEADER, Header, LONGEST, SOCKET_FD};
+use crate::message::{HEADER, Header, LONGEST, SOCKET_FD, handle};
 
 pub(crate) const EINTR: isize = -4;
 pub(crate) const EAGAIN: isize = -11;
@@ -54,8 +54,8 @@ struct MsgHdr {
     flags: i32,
 }
 
-/// The most descriptors that come with a message.
-pub(crate) const MOST_FDS: usize = 4;
+/// The most descriptors that go with a message.
+pub(crate) const MOST_FDS: usize = handle::MOST;
 
 /// Room for a control message with descriptors, aligned as one.
 #[repr(C, align(8))]
@@ -152,18 +152,21 @@ pub(crate) fn close_all(fds: [i32; MOST_FDS]) {
     }
 }
 
-/// Sends one message, with what follows its header and a descriptor, if there are any.
-pub(crate) fn say(header: Header, body: &[u8], fd: Option<i32>) {
+/// Sends one message, with what follows its header, and so many descriptors, if there are any.
+pub(crate) fn say(header: Header, body: &[u8], fds: &[i32]) {
     let mut bytes = header.to_bytes();
     let mut iov = [
         IoVec { base: bytes.as_mut_ptr(), length: HEADER },
         IoVec { base: body.as_ptr().cast_mut(), length: body.len() },
     ];
-    let mut control =
-        Control { length: 20, level: SOL_SOCKET, kind: SCM_RIGHTS, fds: [fd.unwrap_or(NO_FD); 4] };
-    let (control, control_length) = match fd {
-        Some(_) => ((&raw mut control).cast(), 24),
-        None => (core::ptr::null_mut(), 0),
+    let length = 16 + fds.len() * 4;
+    let mut control = Control { length, level: SOL_SOCKET, kind: SCM_RIGHTS, fds: [NO_FD; MOST_FDS] };
+    for (place, fd) in control.fds.iter_mut().zip(fds) {
+        *place = *fd;
+    }
+    let (control, control_length) = match fds {
+        [] => (core::ptr::null_mut(), 0),
+        _ => ((&raw mut control).cast(), length.next_multiple_of(8)),
     };
     let header = MsgHdr {
         name: core::ptr::null_mut(),

@@ -9,7 +9,7 @@ use crate::sandbox::identity::Identity;
 use crate::sandbox::jail::{Access, Entry};
 use crate::sandbox::provided::{Provided, Shown};
 use crate::sandbox::shell::{Places, Shell};
-use crate::sandbox::workspace::Workspace;
+use crate::sandbox::workspace::{SESSIONS, Workspace};
 
 /// Entries of the root directory that are shared read-only where the host has them.
 const ROOT_ENTRIES: [&str; 6] = ["/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32"];
@@ -171,8 +171,8 @@ const NONE: Vec<PathBuf> = Vec::new();
 /// The root directory of a jail. Pure.
 ///
 /// What can be written to: the workspace, `/tmp` and the home directory, which are the slot's, and
-/// the directories that are the jail's own and go with it, `/dev/shm` and the root directory among
-/// them.
+/// the directories that are the machine's own and go with it, `/dev/shm` and the root directory
+/// among them.
 pub(super) fn root(
     layout: &HostLayout,
     provided: &Provided,
@@ -225,8 +225,8 @@ pub(super) fn root(
     root.push(Entry::Link { target: inside.temporary.to_owned(), place: "/var/tmp".into() });
     root.push(writable(hosts.home, inside.home));
     root.push(writable(hosts.workspace, inside.workspace));
-    let more = contents.shown.iter();
-    root.extend(more.map(|(host, place)| shown(host, place, Access::ReadOnly)));
+    let sessions = contents.workspace.sessions();
+    root.push(shown(sessions, Path::new(SESSIONS), Access::ReadOnly));
     root.extend(provided.entries());
     root
 }

@@ -1,5 +1,5 @@
-//! Making a jail once, to see whether it works here: bounded in time, interruptible, and leaving no
-//! process behind.
+//! Making jails once, to see whether that works here: bounded in time, interruptible, and leaving
+//! no process behind.
 
 use std::ffi::OsString;
 use std::os::fd::AsFd;
@@ -13,7 +13,7 @@ use super::remedy::are_namespaces_forbidden;
 use super::{Contents, Failure, Jails, open_null};
 use crate::interrupt::Interrupt;
 use crate::sandbox::init::{Run, RunEvent};
-use crate::sandbox::jail::{Bounds, Jail, News, Phase, SetupError};
+use crate::sandbox::jail::{Bounds, Jail, Machine, News, Phase, SetupError};
 use crate::sandbox::limits::Limits;
 use crate::sandbox::shell;
 use crate::sandbox::stream::Watch;
@@ -69,9 +69,10 @@ impl Default for Budget {
 }
 
 impl Jails {
-    /// Makes a jail, has `true` run in it and ends it again, on a thread of its own: the jail dies
-    /// with the thread that has made it. Blocks until that is done, or `budget` is used up, or the
-    /// start is interrupted.
+    /// Makes a jail that founds a machine, has `true` run in it and ends it again, and does the
+    /// same with one that joins the machine; on a thread of its own: a jail dies with the thread
+    /// that has made it. Blocks until that is done, or `budget` is used up, or the start is
+    /// interrupted.
     ///
     /// # Errors
     /// What failed.
@@ -86,11 +87,21 @@ impl Jails {
     }
 
     fn try_here(&self, workspace: &Arc<Workspace>, budget: &Budget) -> Result<(), Failure> {
+        let machine = self.try_jail(None, workspace, budget)?;
+        self.try_jail(machine, workspace, budget).map(|_| ())
+    }
+
+    /// Gives the jail's machine.
+    fn try_jail(
+        &self,
+        machine: Option<Arc<Machine>>,
+        workspace: &Arc<Workspace>,
+        budget: &Budget,
+    ) -> Result<Option<Arc<Machine>>, Failure> {
         let failed = |error: std::io::Error| Failure::of_error(&error);
         let shell = self.layout.shell;
         let contents = Contents {
             workspace,
-            shown: &[],
             network: !self.can_cut_network,
             program: Path::new(shell.path()),
             environment: self.provided.added_to(shell::environment(
@@ -108,9 +119,9 @@ impl Jails {
         let bounds = Bounds { limits, workspace: workspace.clone(), is_session: false };
         let not_made = |error: &SetupError| Failure::of_setup(error, are_namespaces_forbidden());
         let origin = self.origin(&null, workspace);
-        let mut jail = Jail::start(&self.plan(contents), &origin, bounds, &watch)
+        let mut jail = Jail::start(&self.plan(contents), machine, &origin, bounds, &watch)
             .map_err(|error| not_made(&error))?;
-        let mut tried = None;
+        let (mut tried, mut machine) = (None, None);
         // When it is given up on, because it should have ended by then.
         let mut end_by = None;
         while jail.phase() != Phase::Gone {
@@ -131,6 +142,7 @@ impl Jails {
             for news in wait(&epoll, &mut jail, &watch) {
                 let done = match news {
                     News::Opened => {
+                        machine = jail.machine().cloned();
                         let argv = ["sh", "-c", "true"].map(OsString::from);
                         let (stdin, null) = (None, null.as_fd());
                         let run =
@@ -138,7 +150,7 @@ impl Jails {
                         jail.run(&run, Arc::new(|_| {})).err().map(|error| Err(failed(error)))
                     }
                     News::Run(RunEvent::Ended { .. } | RunEvent::Rest { .. }) => None,
-                    News::Run(RunEvent::Done { end, traces, .. }) => Some(outcome(end, traces)),
+                    News::Run(RunEvent::Done { end, .. }) => Some(outcome(end)),
                 };
                 if let Some(done) = done {
                     tried.get_or_insert(done);
@@ -146,7 +158,7 @@ impl Jails {
                 }
             }
         }
-        tried.unwrap_or_else(|| Err(not_made(&jail.failure())))
+        tried.unwrap_or_else(|| Err(not_made(&jail.failure()))).map(|()| machine)
     }
 }
 
@@ -161,14 +173,11 @@ fn wait(epoll: &std::os::fd::OwnedFd, jail: &mut Jail, watch: &Watch<'_>) -> Vec
 }
 
 /// What it means how `true` ended.
-fn outcome(end: Result<i32, i32>, traces: bool) -> Result<(), Failure> {
+fn outcome(end: Result<i32, i32>) -> Result<(), Failure> {
     match end {
-        Ok(0) if !traces => Ok(()),
+        Ok(0) => Ok(()),
         Ok(status) if libc::WIFSIGNALED(status) => Err(Failure::of_signal(libc::WTERMSIG(status))),
-        Ok(status) => {
-            let text = format!("`true` ended with status {status}, and left traces: {traces}");
-            Err(Failure::Broken(text))
-        }
+        Ok(status) => Err(Failure::Broken(format!("`true` ended with status {status}"))),
         Err(errno) => Err(Failure::of_error(&std::io::Error::from_raw_os_error(errno))),
     }
 }

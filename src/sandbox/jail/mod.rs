@@ -1,12 +1,15 @@
-//! A jail: namespaces with our own first process in them (`init`), which sets them up and then
-//! starts one program at a time in a few dozen microseconds.
+//! A jail: our own first process (`init`) and all that it starts, one program at a time in a few
+//! dozen microseconds, in the namespaces of a [`Machine`].
+//!
+//! The first jail of a slot founds its machine, further ones join it: they differ in nothing but
+//! how they are made.
 //!
 //! Made from a [`Plan`], which is data, by the supervisor for a slot's commands and by the
 //! terminals for their sessions. A state machine without a thread, fed by its owner with the events
 //! of two descriptors ([`Source`]):
 //!
 //! 1. *Setting up*. The first process is born into the namespaces, held by a pidfd, and makes the
-//!    rest as it is told. Nothing else runs.
+//!    rest as it is told: all of a machine, or what is a jail's own. Nothing else runs.
 //! 2. *Running*. It is complete, and under its slot's limits: programs [run](Jail::run) in it. What
 //!    they leave behind is killed after each of them by the first process; namespaces and mounts
 //!    stay.
@@ -21,8 +24,11 @@
 //!
 //! # Limits
 //! Only setting up and ending have deadlines: a jail costs nothing while it waits. It holds three
-//! descriptors. It never blocks, but for the clone and the executing of the first process.
+//! descriptors, its machine up to six. It never blocks, but for the clone and the executing of the
+//! first process.
 
+mod join;
+mod machine;
 mod plan;
 mod start;
 
@@ -33,15 +39,18 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-pub(super) use plan::{Access, Entry, Plan, has_device};
+pub(super) use machine::Machine;
+pub(super) use plan::{Access, Entry, Network, Plan, has_device};
 
 use self::plan::{Step, encode};
 use self::start::{Birth, Stage};
-use super::init::{InitEvent, InitSocket, Run, RunEvent};
+use super::init::message::handle;
+use super::init::{Handles, InitEvent, InitSocket, Run, RunEvent};
 use super::limits::{Alarm, Confined, Leftover, Limits};
 use super::spawn::{CStringArray, Child, Reaped, has_ended};
 use super::user::CommandUser;
 use super::workspace::Workspace;
+use crate::egress::Egress;
 
 /// How long a jail may take to be ready. A few milliseconds are usual; a thousand at once on a
 /// small machine take seconds.
@@ -92,6 +101,8 @@ pub(super) struct Origin<'a> {
     pub(super) null: BorrowedFd<'a>,
     /// Whom it runs as, if not as the host.
     pub(super) user: Option<CommandUser>,
+    /// What serves the proxies of machines that have one.
+    pub(super) egress: Option<&'a Arc<Egress>>,
 }
 
 /// What a jail is put under before anything runs in it.
@@ -128,6 +139,12 @@ pub(super) struct Jail {
     socket: Option<Arc<InitSocket>>,
     steps: Vec<Step>,
     root: Option<OwnedFd>,
+    /// Its machine; none while a founder is set up.
+    machine: Option<Arc<Machine>>,
+    /// The network of the machine that it founds, if it does.
+    founds: Option<Network>,
+    /// What serves the proxy of that, where it has one.
+    egress: Option<Arc<Egress>>,
     bounds: Bounds,
     confined: Option<Confined>,
     runs: u32,
@@ -152,12 +169,14 @@ pub(super) enum News {
 }
 
 impl Jail {
-    /// Begins to make a jail. Blocks for the start of one process.
+    /// Begins to make a jail, in this machine, or in one that it founds. Blocks for the start of
+    /// one process.
     ///
     /// # Errors
     /// Whatever the system refuses. Nothing runs then.
     pub(super) fn start(
         plan: &Plan,
+        machine: Option<Arc<Machine>>,
         origin: &Origin<'_>,
         bounds: Bounds,
         events: &impl Events,
@@ -168,7 +187,11 @@ impl Jail {
             let text = format!("{} that were killed have not ended yet", retired.count());
             return Err(SetupError::new("make another sandbox", io::Error::other(text)));
         }
-        let steps = plan.steps().map_err(prepare)?;
+        let founds = machine.is_none().then_some(plan.network);
+        let steps = match founds {
+            Some(_) => plan.steps_of_founder().map_err(prepare)?,
+            None => plan.steps_of_joiner(),
+        };
         let encoded = encode(&steps).map_err(prepare)?;
         let open_files = plan.open_files.unwrap_or(0).to_string();
         let arguments: [OsString; 3] =
@@ -182,7 +205,8 @@ impl Jail {
             environment: &environment,
             socket: its_end.as_fd(),
             null: origin.null,
-            network: plan.network,
+            machine: machine.as_deref(),
+            is_in_hosts_network: plan.network == Network::Host,
             user: origin.user,
         };
         let child = start::start(&birth).map_err(|(stage, source)| SetupError {
@@ -193,11 +217,13 @@ impl Jail {
         })?;
         // It waits for its orders, and ends where it is left alone. Its end of the socket is open
         // here, too, so that what is sent to one that has ended is not refused.
-        let ordered = match origin.user.filter(|user| !user.map().is_single()) {
+        let maps = origin.user.filter(|user| founds.is_some() && !user.map().is_single());
+        let wanted = handle::ROOT | founds.map_or(0, Machine::wanted);
+        let ordered = match maps {
             Some(user) => map_ids(user, &child),
             None => Ok(()),
         }
-        .and_then(|()| socket.set_up(&encoded, steps.len()).map_err(prepare));
+        .and_then(|()| socket.set_up(&encoded, steps.len(), wanted).map_err(prepare));
         drop(its_end);
         if let Err(error) = ordered {
             abandon(&child);
@@ -211,6 +237,9 @@ impl Jail {
             socket: Some(Arc::new(socket)),
             steps,
             root: None,
+            machine,
+            founds,
+            egress: origin.egress.filter(|_| founds.is_some()).cloned(),
             bounds,
             confined: None,
             runs: 0,
@@ -264,6 +293,11 @@ impl Jail {
         self.root.as_ref().map(AsFd::as_fd)
     }
 
+    /// Its machine. `None` while a founder is set up.
+    pub(super) fn machine(&self) -> Option<&Arc<Machine>> {
+        self.machine.as_ref()
+    }
+
     /// Has a program run. `alarm` is called when the jail exceeds a limit, until the run has
     /// [left](Self::left).
     ///
@@ -312,19 +346,52 @@ impl Jail {
         while let Some(socket) = &self.socket {
             match socket.receive() {
                 Ok(None) => return,
-                Ok(Some(InitEvent::Ready(root))) => {
-                    self.root = root;
-                    self.open(events, now, news);
-                }
+                Ok(Some(InitEvent::Ready(handles))) => self.ready(handles, events, now, news),
                 Ok(Some(InitEvent::Failed(step, errno))) => {
+                    self.cannot_be_used();
                     let what = self.steps.get(step).map_or("set the sandbox up", |step| &step.what);
                     self.failed = Some(SetupError::new(what, errno.into()));
                     self.end(events, now);
                 }
-                Ok(Some(InitEvent::Run(event))) => news.push(News::Run(event)),
+                Ok(Some(InitEvent::Run(event))) => {
+                    if let RunEvent::Done { end: Err(_), .. } = &event {
+                        self.cannot_be_used();
+                    }
+                    news.push(News::Run(event));
+                }
                 Err(_) => self.end(events, now),
             }
         }
+    }
+
+    /// Something that does not fail in a machine that is whole has failed in it.
+    fn cannot_be_used(&self) {
+        if let Some(machine) = &self.machine {
+            machine.is_found_broken();
+        }
+    }
+
+    /// The first process has made it, and hands over what was asked for.
+    fn ready(
+        &mut self,
+        mut handles: Handles,
+        events: &impl Events,
+        now: Instant,
+        news: &mut Vec<News>,
+    ) {
+        self.root = handles.take(handle::ROOT);
+        if let Some(network) = self.founds {
+            let (egress, slot) = (self.egress.take(), self.bounds.workspace.slot());
+            let attach = |listener| egress.map(|egress| egress.attach(slot, listener));
+            self.machine = Machine::new(&mut handles, network, attach).map(Arc::new);
+        }
+        if self.machine.is_none() {
+            // As where there are too few descriptors for them: the kernel leaves out the rest.
+            let error = io::Error::from(rustix::io::Errno::MFILE);
+            self.failed = Some(SetupError::new("take hold of the namespaces", error));
+            return self.end(events, now);
+        }
+        self.open(events, now, news);
     }
 
     /// Puts it under its slot's limits, now that its files are made and before anything runs in
@@ -474,6 +541,7 @@ impl Stage {
             Self::Prepare => "prepare a sandbox",
             Self::ChangeUser => "become the user of commands",
             Self::Namespaces => "make namespaces",
+            Self::Join => "enter the namespaces of a sandbox",
             Self::Capabilities => "use the capabilities of a user namespace",
             Self::Execute => "execute the first process of a sandbox",
         }

@@ -10,7 +10,7 @@ use super::super::init::message::step;
 use super::super::spawn;
 use super::super::user::IdMap;
 
-/// A jail to be made.
+/// A jail to be made: with namespaces of its own, or in those of a machine.
 #[derive(Debug, Clone)]
 pub(in crate::sandbox) struct Plan {
     /// The users of its processes. Where they are many the engine maps them, else the first process
@@ -20,12 +20,12 @@ pub(in crate::sandbox) struct Plan {
     pub(in crate::sandbox) groups: IdMap,
     /// Its host name.
     pub(in crate::sandbox) host_name: &'static str,
-    /// Whether it has the host's network, or a loopback interface only.
-    pub(in crate::sandbox) network: bool,
+    /// What network it has.
+    pub(in crate::sandbox) network: Network,
     /// Its root directory, beside `/proc` and `/dev`, in the order in which it is made.
     pub(in crate::sandbox) root: Vec<Entry>,
-    /// How large its `/dev/shm` may become. `None` leaves it to the kernel, which gives half of the
-    /// memory.
+    /// How large its `/dev/shm` may become, and its root file system. `None` leaves it to the
+    /// kernel, which gives each half of the memory.
     pub(in crate::sandbox) shared_memory: Option<u64>,
     /// How many pseudo-terminals it may have: the machine has one number of them for all users.
     pub(in crate::sandbox) terminals: u32,
@@ -41,6 +41,17 @@ pub(in crate::sandbox) struct Plan {
     pub(in crate::sandbox) environment: Vec<OsString>,
     /// The soft limit of open files of what runs in it, where it is not this process's own.
     pub(in crate::sandbox) open_files: Option<u64>,
+}
+
+/// What network a jail has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::sandbox) enum Network {
+    /// A loopback interface of its own.
+    Own,
+    /// The same, and at this port of it a listening socket, which the engine gets.
+    Proxy(u16),
+    /// The host's.
+    Host,
 }
 
 /// An entry of a jail's root directory. What is above it is made, too.
@@ -112,6 +123,9 @@ const NO_SET_USER_ID: u64 = 2;
 const NO_DEVICES: u64 = 4;
 const NO_PROGRAMS: u64 = 8;
 
+const PROC: &str = "/proc";
+const PROC_FLAGS: u64 = NO_SET_USER_ID | NO_DEVICES | NO_PROGRAMS;
+
 /// Any directory that every host has, for the moment in which the new root has no other place. What
 /// is beneath it is not hidden when it matters.
 const FIRST_PLACE: &str = "/usr";
@@ -163,11 +177,11 @@ struct Steps {
 }
 
 impl Plan {
-    /// The steps that make the jail.
+    /// The steps that make the jail, in namespaces that are new with it.
     ///
     /// # Errors
     /// A path with a NUL in it; too many of them.
-    pub(super) fn steps(&self) -> io::Result<Vec<Step>> {
+    pub(super) fn steps_of_founder(&self) -> io::Result<Vec<Step>> {
         let strings = [&self.program]
             .into_iter()
             .chain(self.root.iter().flat_map(Entry::paths))
@@ -177,8 +191,7 @@ impl Plan {
             return Err(spawn::embedded_nul());
         }
         let mut steps = Steps::default();
-        // Where the machine runs out of memory, sandboxes are what it should end.
-        steps.write("/proc/self/oom_score_adj", "1000", "be ended first for want of memory");
+        steps.be_ended_first();
         if self.users.is_single() {
             // The kernel wants the first before an ordinary user may map a group.
             steps.write("/proc/self/setgroups", "deny", "map groups");
@@ -206,7 +219,8 @@ impl Plan {
         for device in self.all_devices() {
             steps.source(&device, &device, Access::Device, 0);
         }
-        steps.add(step::ROOT, 0, 0, &[FIRST_PLACE, "mode=0755"], "make a root directory");
+        let options = self.memory_options();
+        steps.add(step::ROOT, 0, 0, &[FIRST_PLACE, &options], "make a root directory");
         let mut source = 0;
         for entry in &self.root {
             match entry {
@@ -229,9 +243,33 @@ impl Plan {
         self.dev(&mut source, &mut steps);
         steps.act(step::FORGET_HOST, "let go of the host's files");
         steps.add(step::HOST_NAME, 0, 0, &[self.host_name], "set the host name");
-        if !self.network {
+        if self.network != Network::Host {
             steps.act(step::LOOPBACK, "bring the loopback interface up");
         }
+        if let Network::Proxy(port) = self.network {
+            let what = "make the proxy's socket";
+            steps.add::<&str>(step::LISTEN, 0, u64::from(port), &[], what);
+        }
+        self.give_up_rights(&mut steps);
+        if steps.sources > step::MOST_SOURCES as u64 {
+            return Err(rustix::io::Errno::TOOBIG.into());
+        }
+        Ok(steps.list)
+    }
+
+    /// The steps that make the jail in a machine that another one has made by this plan: all that
+    /// it lacks is a view of its own processes.
+    pub(super) fn steps_of_joiner(&self) -> Vec<Step> {
+        let (mut steps, place) = (Steps::default(), Path::new(PROC));
+        // Over the one of the machine's first jail, which shows that one's processes.
+        steps.mount("proc", place, PROC_FLAGS, "");
+        steps.be_ended_first();
+        steps.attributes(place, READ_ONLY);
+        self.give_up_rights(&mut steps);
+        steps.list
+    }
+
+    fn give_up_rights(&self, steps: &mut Steps) {
         steps.add(step::ENTER, 0, 0, &[self.directory], &format!("enter {}", self.directory));
         steps.act(step::DROP_RIGHTS, "give up its capabilities");
         if let Some(filter) = &self.filter {
@@ -239,10 +277,6 @@ impl Plan {
             let text = filter.clone();
             steps.list.push(Step { kind: step::FILTER, flag: 0, number: 0, text, what });
         }
-        if steps.sources > step::MOST_SOURCES as u64 {
-            return Err(rustix::io::Errno::TOOBIG.into());
-        }
-        Ok(steps.list)
     }
 
     fn all_devices(&self) -> impl Iterator<Item = PathBuf> {
@@ -254,9 +288,9 @@ impl Plan {
     /// (whose core_pattern names a program that the host runs) and chmod what all jails share of
     /// `/proc`.
     fn proc(&self, steps: &mut Steps) {
-        let (place, no_more) = (Path::new("/proc"), "/proc/sys/user/max_user_namespaces");
+        let (place, no_more) = (Path::new(PROC), "/proc/sys/user/max_user_namespaces");
         steps.directory(place);
-        steps.mount("proc", place, NO_SET_USER_ID | NO_DEVICES | NO_PROGRAMS, "");
+        steps.mount("proc", place, PROC_FLAGS, "");
         // In these user namespaces. Nothing in them will have the right to change it.
         steps.write(no_more, "0", "forbid further user namespaces");
         steps.attributes(place, READ_ONLY);
@@ -277,8 +311,7 @@ impl Plan {
         let terminals = format!("newinstance,ptmxmode=0666,mode=620,max={}", self.terminals);
         for (kind, name, flags, options) in [
             ("devpts", "pts", flags, terminals),
-            ("tmpfs", "shm", NO_SET_USER_ID | NO_DEVICES, self.shared_memory_options()),
-            // For the first process to see what is left in it.
+            ("tmpfs", "shm", NO_SET_USER_ID | NO_DEVICES, self.memory_options()),
             ("mqueue", "mqueue", flags | NO_DEVICES, String::new()),
         ] {
             let place = dev.join(name);
@@ -288,7 +321,8 @@ impl Plan {
         steps.attributes(dev, READ_ONLY);
     }
 
-    fn shared_memory_options(&self) -> String {
+    /// Those of a file system in memory.
+    fn memory_options(&self) -> String {
         let size = self.shared_memory.map(|bytes| format!(",size={bytes}"));
         format!("mode=0755{}", size.unwrap_or_default())
     }
@@ -320,6 +354,11 @@ impl Steps {
     /// A step that needs nothing.
     fn act(&mut self, kind: u8, what: &str) {
         self.add::<&str>(kind, 0, 0, &[], what);
+    }
+
+    /// Where the host runs out of memory, sandboxes are what it should end.
+    fn be_ended_first(&mut self) {
+        self.write("/proc/self/oom_score_adj", "1000", "be ended first for want of memory");
     }
 
     fn write(&mut self, file: &str, value: &str, what: &str) {
@@ -411,7 +450,7 @@ mod tests {
             users: IdMap::single(7, 70),
             groups: IdMap::single(8, 80),
             host_name: "sandbox",
-            network: false,
+            network: Network::Own,
             root: vec![
                 shown("/usr", "/usr", Access::ReadOnly),
                 Entry::Link { target: "usr/bin".into(), place: "/bin".into() },
@@ -445,7 +484,7 @@ mod tests {
 
     #[test]
     fn the_steps_of_a_plan_are_exactly_these() {
-        let steps = plan().steps().unwrap();
+        let steps = plan().steps_of_founder().unwrap();
         let devices = ["null", "zero", "full", "random", "urandom", "tty", "dri/card0"];
         let mut expected: Vec<String> = [
             "w0 0 /proc/self/oom_score_adj 1000",
@@ -464,7 +503,7 @@ mod tests {
         expected.extend(devices.map(|name| format!("s0 2 /dev/{name}")));
         expected.extend(
             [
-                "r0 0 /usr mode=0755",
+                "r0 0 /usr mode=0755,size=4096",
                 "d0 493 /usr",
                 "a0 0 /usr",
                 "l0 0 usr/bin /bin",
@@ -523,18 +562,34 @@ mod tests {
         assert_eq!(steps.last().unwrap().text, [1; 16]);
         // What is said of a failure names no path of the host.
         assert!(steps.iter().all(|step| !step.what.contains("/data")), "{steps:?}");
-        let with_network = Plan { network: true, filter: None, ..plan() }.steps().unwrap();
+        let with_network =
+            Plan { network: Network::Host, filter: None, ..plan() }.steps_of_founder().unwrap();
         assert!(lines(&with_network).iter().all(|line| !line.starts_with('n')));
         assert!(lines(&with_network).last().unwrap().starts_with('k'));
         let many = IdMap { inside: 0, outside: 1000, count: 9 };
-        let mapped_outside = Plan { users: many, groups: many, ..plan() }.steps().unwrap();
+        let mapped_outside =
+            Plan { users: many, groups: many, ..plan() }.steps_of_founder().unwrap();
         assert_eq!(lines(&mapped_outside)[0], found[0]);
         assert_eq!(lines(&mapped_outside)[1..], found[4..]);
     }
 
     #[test]
+    fn a_jail_in_a_machine_mounts_its_processes_and_nothing_else() {
+        let expected = [
+            "m0 14 proc /proc",
+            "w0 0 /proc/self/oom_score_adj 1000",
+            "o0 1 /proc",
+            "c0 0 /a/b",
+            "k0 0 ",
+        ];
+        let steps = plan().steps_of_joiner();
+        assert_eq!(lines(&steps[..steps.len() - 1]), expected);
+        assert_eq!(steps.last().unwrap().text, [1; 16]);
+    }
+
+    #[test]
     fn steps_are_read_as_they_were_written() {
-        let steps = plan().steps().unwrap();
+        let steps = plan().steps_of_founder().unwrap();
         let bytes = encode(&steps).unwrap();
         let mut rest = &bytes[..];
         for step in &steps {
@@ -554,6 +609,6 @@ mod tests {
     #[test]
     fn a_path_with_a_nul_is_refused() {
         let root = vec![Entry::Directory { place: "/a\0b".into() }];
-        assert!(Plan { root, ..plan() }.steps().is_err());
+        assert!(Plan { root, ..plan() }.steps_of_founder().is_err());
     }
 }

@@ -1,5 +1,5 @@
-//! The birth of a jail's first process: a clone into new namespaces that executes its program at
-//! once.
+//! The birth of a jail's first process: a clone into namespaces, new ones or those of a machine
+//! (`join`), that executes its program at once.
 //!
 //! As `posix_spawn` does it, the child borrows this process's memory until it executes, and this
 //! thread waits for that: a host with gigabytes of heap pays nothing for them. There is no process
@@ -19,6 +19,8 @@ use rustix::process::{Pid, WaitId, WaitIdOptions};
 use super::super::init::SOCKET_FD;
 use super::super::spawn::{self, CStringArray, Child, HighFd};
 use super::super::user::{CommandUser, Purpose};
+use super::join;
+use super::machine::Machine;
 
 /// What the first process is born with.
 pub(super) struct Birth<'a> {
@@ -32,8 +34,10 @@ pub(super) struct Birth<'a> {
     pub(super) socket: BorrowedFd<'a>,
     /// `/dev/null`.
     pub(super) null: BorrowedFd<'a>,
-    /// Whether it stays in the host's network.
-    pub(super) network: bool,
+    /// The machine that it joins. Without one it founds one.
+    pub(super) machine: Option<&'a Machine>,
+    /// Whether the machine that it founds stays in the host's network.
+    pub(super) is_in_hosts_network: bool,
     /// Whom it runs as, if not as the host.
     pub(super) user: Option<CommandUser>,
 }
@@ -47,6 +51,8 @@ pub(super) enum Stage {
     ChangeUser,
     /// To make the namespaces with the first process in them.
     Namespaces,
+    /// To enter the namespaces of a machine.
+    Join,
     /// To keep its capabilities.
     Capabilities,
     /// To execute its program.
@@ -60,6 +66,11 @@ const NAMESPACES: c_int = libc::CLONE_NEWUSER
     | libc::CLONE_NEWUTS
     | libc::CLONE_NEWCGROUP;
 
+/// A child that shares this process's memory, while the thread that makes it waits until it has
+/// executed its program or is gone; held by a pidfd.
+pub(super) const BORROWS_MEMORY: c_int =
+    libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD | libc::SIGCHLD;
+
 // The capabilities that set-up needs, by their numbers.
 const SETPCAP: u32 = 8;
 const NET_ADMIN: u32 = 12;
@@ -71,11 +82,25 @@ const PR_CAP_AMBIENT: c_int = 47;
 const PR_CAP_AMBIENT_RAISE: c_long = 2;
 const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
 
-/// What the child calls needs: a few system calls and what the C library does around them.
+/// What a child calls needs: a few system calls and what the C library does around them.
 const STACK: usize = 64 * 1024;
 
+/// A stack for a child that shares this process's memory.
+pub(super) struct Stack(Vec<u128>);
+
+impl Stack {
+    pub(super) fn new() -> Self {
+        Self(vec![0u128; STACK / size_of::<u128>()])
+    }
+
+    /// Where it begins: it grows downwards.
+    pub(super) fn top(&mut self) -> *mut c_void {
+        self.0.as_mut_ptr_range().end.cast()
+    }
+}
+
 /// What the child works with, in this process's memory.
-struct Shared {
+pub(super) struct Shared {
     program: c_int,
     /// The same by name, for where a descriptor cannot be executed.
     program_path: CString,
@@ -84,7 +109,7 @@ struct Shared {
     socket: c_int,
     null: c_int,
     /// Written by the child.
-    failed: Option<(Stage, c_int)>,
+    pub(super) failed: Option<(Stage, c_int)>,
 }
 
 /// Starts it. Blocks until it executes its program, well below a millisecond. Then it waits for
@@ -108,52 +133,59 @@ pub(super) fn start(birth: &Birth<'_>) -> Result<Child, (Stage, io::Error)> {
         null: null.as_raw_fd(),
         failed: None,
     };
-    let mut stack = vec![0u128; STACK / size_of::<u128>()];
-    let network = if birth.network { 0 } else { libc::CLONE_NEWNET };
-    let flags = NAMESPACES
-        | network
-        | libc::CLONE_VM
-        | libc::CLONE_VFORK
-        | libc::CLONE_PIDFD
-        | libc::SIGCHLD;
-    let mut pidfd: c_int = -1;
-
     let entered = birth.user.map(|user| user.enter(Purpose::Exec)).transpose();
     let entered = entered.map_err(|error| (Stage::ChangeUser, error))?;
     // A handler of the host's must not run in the child, on this process's memory.
     let blocked = BlockedSignals::new();
-    // SAFETY: the child runs `become_first_process` on a stack of its own, while this thread waits;
-    // `shared`, the stack and what they point to outlive that. It makes system calls only, and
-    // never returns. `pidfd` is a valid place.
-    let pid = unsafe {
-        libc::clone(
-            become_first_process,
-            stack.as_mut_ptr_range().end.cast::<c_void>(),
-            flags,
-            (&raw mut shared).cast::<c_void>(),
-            &raw mut pidfd,
-        )
+    let born = match birth.machine {
+        None => found(&mut shared, birth.is_in_hosts_network)
+            .map_err(|error| (Stage::Namespaces, error)),
+        Some(machine) => join::join(&mut shared, machine),
     };
-    let cloned = if pid < 0 { Err(io::Error::last_os_error()) } else { Ok(pid) };
     drop(blocked);
     drop(entered);
-    let pid = cloned.map_err(|error| (Stage::Namespaces, error))?;
-    // SAFETY: the kernel has made this descriptor for us.
-    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+    let (pid, pidfd) = born?;
     if let Some((stage, errno)) = shared.failed {
         // It has ended, or is about to.
-        let _ = rustix::process::waitid(
-            WaitId::PidFd(std::os::fd::AsFd::as_fd(&pidfd)),
-            WaitIdOptions::EXITED,
-        );
+        await_end(&pidfd);
         return Err((stage, io::Error::from_raw_os_error(errno)));
     }
     let pid = Pid::from_raw(pid).ok_or_else(|| prepare(io::ErrorKind::Other.into()))?;
     Ok(Child::held(pid, pidfd))
 }
 
+/// Clones it into new namespaces.
+fn found(shared: &mut Shared, host_network: bool) -> io::Result<(c_int, OwnedFd)> {
+    let mut stack = Stack::new();
+    let network = if host_network { 0 } else { libc::CLONE_NEWNET };
+    let mut pidfd: c_int = -1;
+    // SAFETY: the child runs `become_first_process` on a stack of its own, while this thread waits;
+    // `shared`, the stack and what they point to outlive that. It makes system calls only, and
+    // never returns. `pidfd` is a valid place.
+    let pid = unsafe {
+        libc::clone(
+            become_first_process,
+            stack.top(),
+            NAMESPACES | network | BORROWS_MEMORY,
+            std::ptr::from_mut(shared).cast::<c_void>(),
+            &raw mut pidfd,
+        )
+    };
+    if pid < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has made this descriptor for us.
+    Ok((pid, unsafe { OwnedFd::from_raw_fd(pidfd) }))
+}
+
+/// Waits for the end of a child that ends, and reaps it.
+pub(super) fn await_end(pidfd: &OwnedFd) {
+    use std::os::fd::AsFd;
+    let _ = rustix::process::waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED);
+}
+
 /// The child's life until its program.
-extern "C" fn become_first_process(shared: *mut c_void) -> c_int {
+pub(super) extern "C" fn become_first_process(shared: *mut c_void) -> c_int {
     // SAFETY: lives in the parent's thread, which waits. What follows are system calls on numbers
     // and on that memory.
     unsafe {

@@ -21,8 +21,10 @@ use super::super::isolation::{Contents, Isolation};
 use super::super::jail::{Bounds, Jail, News, Phase};
 use super::super::jails::{OnGone, SlotJails};
 use super::super::limits::{Alarm, Leftover};
+use super::super::machines::{MachineRequest, Machines};
 use super::super::running::{Reason, Running};
 use super::super::stream::{READ_BUFFER, Watch};
+use super::super::workspace::Workspace;
 use super::{Answer, CommandSpec, End, Finished, Request, Shared, call_back, closed};
 
 /// How many commands are started before events and deadlines are looked at again.
@@ -31,6 +33,7 @@ const STARTS_PER_TURN: usize = 8;
 pub(super) struct Turn {
     running: HashMap<u64, (Command, Answer)>,
     jails: SlotJails,
+    machines: Machines,
     /// One entry for each running command, and for each jail that is not just running.
     deadlines: BTreeSet<(Instant, u64)>,
     /// Taken from the queue and not dealt with yet.
@@ -52,6 +55,7 @@ impl Turn {
         Self {
             running: HashMap::new(),
             jails: SlotJails::default(),
+            machines: Machines::default(),
             deadlines: BTreeSet::new(),
             waiting: VecDeque::new(),
             leftovers: Vec::new(),
@@ -143,7 +147,8 @@ impl Turn {
                 match request {
                     Request::Run(_, _, answer) => answer.without_running(closed()),
                     Request::Leave(slot, on_gone) => self.leave(slot, on_gone),
-                    Request::Cancel(_) | Request::Exceeded(..) => {}
+                    // A wish for a machine answers itself.
+                    Request::Cancel(_) | Request::Machine(_) | Request::Exceeded(..) => {}
                 }
             }
             let ids: Vec<u64> = self.running.keys().copied().collect();
@@ -165,6 +170,10 @@ impl Turn {
                     self.start(id, &spec, answer);
                 }
                 Some(Request::Cancel(id)) => self.cancel(id),
+                Some(Request::Machine(request)) => {
+                    starts += 1;
+                    self.give_machine(request);
+                }
                 Some(Request::Leave(slot, on_gone)) => self.leave(slot, on_gone),
                 Some(Request::Exceeded(id, exceeded)) => {
                     self.change(id, |command, _, _, now| {
@@ -216,7 +225,7 @@ impl Turn {
         let watch = Watch { epoll: &self.epoll, id };
         // First what may be wrong with the command, so that no sandbox is made for nothing.
         let entered = Entered::new(spec, &self.host, &watch, self.alarm(id))
-            .and_then(|entered| Ok((self.jail_for(spec)?, entered)));
+            .and_then(|entered| Ok((self.jail_for(&spec.workspace, spec.network)?, entered)));
         let (number, mut entered) = match entered {
             Ok(entered) => entered,
             Err(error) => return answer.without_running(End::SetupFailed(error.to_string())),
@@ -229,48 +238,78 @@ impl Turn {
         self.let_enter(number);
     }
 
-    /// The number of the sandbox that a command is to enter.
-    fn jail_for(&mut self, spec: &CommandSpec) -> io::Result<u64> {
-        let slot = spec.workspace.slot();
+    /// Hands a slot's machine over. Where there is none yet, the jail of the slot's commands founds
+    /// it.
+    fn give_machine(&mut self, MachineRequest { workspace, network, reply }: MachineRequest) {
+        if let Some(machine) = self.machines.get(workspace.slot(), network) {
+            return reply.give(Ok(machine));
+        }
+        let number = match self.jail_for(&workspace, network) {
+            Ok(number) => number,
+            Err(error) => return reply.give(Err(error.to_string())),
+        };
+        if let Some(tenancy) = self.jails.get(number) {
+            tenancy.machine_wanted.push(reply);
+        }
+        self.machine_is_made(number);
+    }
+
+    /// Notes the machine of a jail that is open, and hands it to those who wait for it.
+    fn machine_is_made(&mut self, number: u64) {
+        let Some(tenancy) = self.jails.get(number) else { return };
+        let Some(machine) = tenancy.jail.machine().cloned() else { return };
+        let waiting = std::mem::take(&mut tenancy.machine_wanted);
+        self.machines.insert(tenancy.slot, tenancy.network, machine.clone());
+        waiting.into_iter().for_each(|reply| reply.give(Ok(machine.clone())));
+    }
+
+    /// The number of the jail that a command with these files is to enter.
+    fn jail_for(&mut self, workspace: &Arc<Workspace>, network: bool) -> io::Result<u64> {
+        let slot = workspace.slot();
         if let Some((number, tenancy)) = self.jails.of_slot(slot) {
             if tenancy.occupant.is_some() {
                 return Err(io::Error::other("another command runs in this slot"));
             }
             // Whether files may be written to is decided when a sandbox is made.
-            let is_full = self.host.limits.is_full(&spec.workspace);
-            if tenancy.takes(spec.network, is_full) {
+            let is_full = self.host.limits.is_full(workspace);
+            if tenancy.takes(network, is_full) {
                 return Ok(number);
             }
             self.end_jail(number);
         }
         let number = self.jails.next_number();
-        let jail = self.make_jail(number, spec)?;
+        let jail = self.make_jail(number, workspace, network)?;
         self.deadlines.extend(jail.deadline().map(|due| (due, number)));
-        self.jails.insert(number, slot, spec.network, jail);
+        self.jails.insert(number, slot, network, jail);
         Ok(number)
     }
 
-    /// Begins to make a jail for the commands of a slot.
-    fn make_jail(&self, number: u64, spec: &CommandSpec) -> io::Result<Jail> {
+    /// Begins to make a jail for the commands of a slot, in the slot's machine if there is one.
+    fn make_jail(
+        &self,
+        number: u64,
+        workspace: &Arc<Workspace>,
+        network: bool,
+    ) -> io::Result<Jail> {
         let host = &self.host;
         let Isolation::Jailed(jails) = &host.isolation else {
             return Err(io::ErrorKind::Unsupported.into());
         };
         let shell = host.shell;
         let contents = Contents {
-            workspace: &spec.workspace,
-            shown: &[],
-            network: spec.network,
+            workspace,
+            network,
             program: Path::new(shell.path()),
-            environment: environment(&spec.workspace.inside(), host),
+            environment: environment(&workspace.inside(), host),
             open_files: host.open_files,
         };
         let plan = jails.plan(contents);
-        let origin = jails.origin(&host.null, &spec.workspace);
-        let (limits, workspace) = (host.limits.clone(), spec.workspace.clone());
+        let origin = jails.origin(&host.null, workspace);
+        let machine = self.machines.get(workspace.slot(), network);
+        let (limits, workspace) = (host.limits.clone(), workspace.clone());
         let bounds = Bounds { limits, workspace, is_session: false };
         let watch = Watch { epoll: &self.epoll, id: number };
-        Jail::start(&plan, &origin, bounds, &watch).map_err(io::Error::other)
+        Jail::start(&plan, machine, &origin, bounds, &watch).map_err(io::Error::other)
     }
 
     /// Lets the command that waits for a sandbox enter it, if it is open.
@@ -287,6 +326,7 @@ impl Turn {
 
     /// Ends a slot's jails, whatever runs in them.
     fn leave(&mut self, slot: usize, on_gone: OnGone) {
+        self.machines.forget(slot);
         let numbers = self.jails.all_of_slot(slot);
         let Some(last) = numbers.last() else {
             return self.slot_is_left(on_gone);
@@ -335,7 +375,10 @@ impl Turn {
         }
         for news in news {
             match news {
-                News::Opened => self.let_enter(number),
+                News::Opened => {
+                    self.machine_is_made(number);
+                    self.let_enter(number);
+                }
                 News::Run(event) => self.on_run_event(number, event, now),
             }
         }
@@ -349,7 +392,7 @@ impl Turn {
         let Some(id) = self.jails.get(number).and_then(|tenancy| tenancy.occupant) else { return };
         let ends_jail = match &event {
             // One that cannot start a shell is not used again either.
-            RunEvent::Done { end, traces, .. } => *traces || end.is_err() || !self.host.warm,
+            RunEvent::Done { end, .. } => end.is_err() || !self.host.warm,
             RunEvent::Ended { .. } | RunEvent::Rest { .. } => false,
         };
         self.change(id, |command, _, _, _| {
@@ -373,6 +416,9 @@ impl Turn {
         let out_of_memory = tenancy.jail.ran_out_of_memory();
         let watch = Watch { epoll: &self.epoll, id: number };
         self.leftovers.extend(tenancy.jail.finish(&watch));
+        for reply in tenancy.machine_wanted {
+            reply.give(Err(failure.clone()));
+        }
         if let Some(id) = tenancy.occupant {
             self.change(id, |command, _, _, _| {
                 if let Command::Entered(entered) = command {

@@ -1,13 +1,16 @@
-//! A sandbox that is kept: one program that lives on between calls, in a sandbox of its own.
+//! A sandbox that is kept: one program that lives on between calls, with a jail of its own in its
+//! slot's machine.
 //!
 //! What holds the program's processes together, and nothing else: it is taken hold of before
 //! anything in it runs, and killing it kills exactly what is in it and is confirmed. What the
 //! program says, and what is said to it, is the business of a [`Program`](super::seat::Program).
 //!
-//! It is a [`Jail`] of its own, in which the program is the one thing that is run; where there is
-//! none, the program runs under a [`reaper`].
+//! It is a [`Jail`], in which the program is the one thing that is run; where there is none, the
+//! program runs under a [`reaper`]. Before there is a jail the supervisor is asked for the slot's
+//! machine, and has it made if need be.
 
 use std::ffi::{CString, OsString};
+use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -18,13 +21,16 @@ use std::time::Instant;
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal};
 
+use super::seat::Common;
 use super::watch::{Source, Watch};
 use crate::sandbox::entered::exit_code;
 use crate::sandbox::host::{Host, environment};
 use crate::sandbox::init::{Run, RunEvent};
 use crate::sandbox::isolation::{Contents, Isolation, Jails};
 pub(super) use crate::sandbox::jail::Phase;
-use crate::sandbox::jail::{self, Bounds, Jail, KILL_MARGIN, News, RunHandle};
+use crate::sandbox::jail::{
+    self, Bounds, Jail, KILL_MARGIN, Machine, News, RunHandle, SETUP_LIMIT, TOO_SLOW,
+};
 use crate::sandbox::limits::{Alarm, Exceeded, Leftover};
 use crate::sandbox::reaper::{self, Report, Step};
 use crate::sandbox::running::open_child_of;
@@ -39,9 +45,6 @@ const REPORTS_LIMIT: usize = 16 * 1024;
 pub(super) struct Plan<'a> {
     /// The slot's files.
     pub(super) workspace: &'a Arc<Workspace>,
-    /// More host directories, shown read-only: `(host, inside)`. Without a sandbox there is no
-    /// inside.
-    pub(super) shown: &'a [(&'a Path, &'a Path)],
     /// Whether it has the host's network. Ignored without a sandbox.
     pub(super) network: bool,
     /// The program's absolute path.
@@ -80,13 +83,13 @@ pub(super) struct Kept {
 
 /// What holds the processes together.
 enum Hold {
-    Jailed(Box<Jailed>),
+    Jailed(Jailed),
     Reaped(UnderReaper),
 }
 
 /// A jail in which the program is run.
 struct Jailed {
-    jail: Jail,
+    stage: Stage,
     /// Taken when it runs.
     entry: Option<Entry>,
     run: Option<RunHandle>,
@@ -94,6 +97,23 @@ struct Jailed {
     end: Option<Result<i32, i32>>,
     /// Why it could not be run.
     failed: Option<String>,
+}
+
+/// How far the jail is.
+enum Stage {
+    /// It is to be made when there is a machine for it.
+    Waiting(Box<Waiting>),
+    /// It is there, or was.
+    Made(Box<Jail>),
+    /// It was never made.
+    Never,
+}
+
+/// What a jail is made of, and until when its machine is waited for.
+struct Waiting {
+    plan: jail::Plan,
+    workspace: Arc<Workspace>,
+    deadline: Instant,
 }
 
 /// What is needed to run the program.
@@ -120,20 +140,18 @@ struct UnderReaper {
 }
 
 impl Kept {
-    /// Starts the sandbox. Blocks for the start of one process. `alarm` is called when it exceeds a
-    /// limit of its slot.
+    /// Starts the sandbox, or asks for the machine in which it is to be made. Blocks for the start
+    /// of one process at most.
     ///
     /// # Errors
     /// Whatever the system refuses. Nothing runs then.
-    pub(super) fn start(
-        plan: &Plan<'_>,
-        host: &Host,
-        watch: &Watch<'_>,
-        alarm: Alarm,
-    ) -> io::Result<Self> {
+    pub(super) fn start(plan: &Plan<'_>, common: &Common, watch: &Watch<'_>) -> io::Result<Self> {
+        let host = &common.host;
         let hold = match &host.isolation {
             Isolation::Jailed(jails) => {
-                Hold::Jailed(Box::new(Jailed::start(plan, host, jails, watch, alarm)?))
+                let jailed = Jailed::prepare(plan, host, jails, common.alarm(watch.key))?;
+                common.ask_for_machine(plan.workspace, plan.network, watch.key);
+                Hold::Jailed(jailed)
             }
             Isolation::None { .. } => Hold::Reaped(UnderReaper::start(plan, host, watch)?),
         };
@@ -143,7 +161,7 @@ impl Kept {
     /// Where it is in its life. While it is being set up nothing of the program runs.
     pub(super) fn phase(&self) -> Phase {
         match &self.hold {
-            Hold::Jailed(jailed) => jailed.jail.phase(),
+            Hold::Jailed(jailed) => jailed.phase(),
             Hold::Reaped(reaped) => reaped.phase,
         }
     }
@@ -151,7 +169,7 @@ impl Kept {
     /// When [`on_deadline`](Self::on_deadline) is due: never while the program runs.
     pub(super) fn deadline(&self) -> Option<Instant> {
         match &self.hold {
-            Hold::Jailed(jailed) => jailed.jail.deadline(),
+            Hold::Jailed(jailed) => jailed.deadline(),
             Hold::Reaped(reaped) => reaped.deadline,
         }
     }
@@ -168,7 +186,7 @@ impl Kept {
     /// How it ended. Only of use in [`Phase::Gone`].
     pub(super) fn end(&self) -> KeptEnd {
         let out_of_memory = match &self.hold {
-            Hold::Jailed(jailed) => jailed.jail.ran_out_of_memory(),
+            Hold::Jailed(jailed) => jailed.jail().is_some_and(Jail::ran_out_of_memory),
             Hold::Reaped(_) => false,
         };
         match (self.exceeded, self.killed) {
@@ -185,12 +203,26 @@ impl Kept {
     /// What is still to be reaped, where waiting was given up.
     pub(super) fn into_leftover(self, watch: &Watch<'_>) -> Option<Leftover> {
         match self.hold {
-            Hold::Jailed(jailed) => jailed.jail.finish(watch),
+            Hold::Jailed(Jailed { stage: Stage::Made(jail), .. }) => jail.finish(watch),
+            Hold::Jailed(_) => None,
             Hold::Reaped(reaped) if reaped.child_end.is_some() => None,
             Hold::Reaped(reaped) => {
                 watch.remove(reaped.child.as_fd());
                 Some(Leftover::of(reaped.child))
             }
+        }
+    }
+
+    /// The machine is there in which its jail is to be made, or cannot be had. Blocks for the start
+    /// of one process.
+    pub(super) fn on_machine(
+        &mut self,
+        machine: Result<Arc<Machine>, String>,
+        host: &Host,
+        watch: &Watch<'_>,
+    ) {
+        if let Hold::Jailed(jailed) = &mut self.hold {
+            jailed.on_machine(machine, host, watch);
         }
     }
 
@@ -213,7 +245,7 @@ impl Kept {
     /// The time for setting up, or for dying, is over.
     pub(super) fn on_deadline(&mut self, watch: &Watch<'_>, now: Instant) {
         match &mut self.hold {
-            Hold::Jailed(jailed) => jailed.jail.on_deadline(watch, now),
+            Hold::Jailed(jailed) => jailed.on_deadline(watch, now),
             Hold::Reaped(reaped) => reaped.on_deadline(watch),
         }
     }
@@ -223,7 +255,7 @@ impl Kept {
         if self.phase() < Phase::Ending {
             self.killed = true;
             match &mut self.hold {
-                Hold::Jailed(jailed) => jailed.jail.end(watch, now),
+                Hold::Jailed(jailed) => jailed.end_jail(watch, now),
                 Hold::Reaped(reaped) => reaped.begin_end(now),
             }
         }
@@ -245,7 +277,7 @@ impl Kept {
         use rustix::fs::{Mode, OFlags};
         match &self.hold {
             Hold::Jailed(jailed) => {
-                let root = jailed.jail.root().ok_or(io::ErrorKind::NotFound)?;
+                let root = jailed.jail().and_then(Jail::root).ok_or(io::ErrorKind::NotFound)?;
                 root.try_clone_to_owned()
             }
             Hold::Reaped(_) => {
@@ -290,19 +322,13 @@ impl Kept {
 }
 
 impl Jailed {
-    fn start(
-        plan: &Plan<'_>,
-        host: &Host,
-        jails: &Jails,
-        watch: &Watch<'_>,
-        alarm: Alarm,
-    ) -> io::Result<Self> {
+    /// Prepares what is to be made when there is a machine.
+    fn prepare(plan: &Plan<'_>, host: &Host, jails: &Jails, alarm: Alarm) -> io::Result<Self> {
         if !plan.workspace.is_there() {
             return Err(io::Error::new(io::ErrorKind::NotFound, GONE));
         }
         let contents = Contents {
             workspace: plan.workspace,
-            shown: plan.shown,
             network: plan.network,
             program: plan.program,
             environment: variables(plan, &plan.workspace.inside(), host),
@@ -318,29 +344,105 @@ impl Jailed {
             ],
             alarm,
         };
-        let bounds = Bounds {
-            limits: host.limits.clone(),
+        let waiting = Waiting {
+            plan: jails.plan(contents),
             workspace: plan.workspace.clone(),
-            is_session: true,
+            // The founding of a machine has a deadline of its own; this is for the unforeseen.
+            deadline: Instant::now() + SETUP_LIMIT + KILL_MARGIN,
         };
-        let origin = jails.origin(&host.null, plan.workspace);
-        let jail = Jail::start(&jails.plan(contents), &origin, bounds, watch);
-        let jail = jail.map_err(io::Error::other)?;
-        Ok(Self { jail, entry: Some(entry), run: None, end: None, failed: None })
+        let stage = Stage::Waiting(Box::new(waiting));
+        Ok(Self { stage, entry: Some(entry), run: None, end: None, failed: None })
+    }
+
+    fn phase(&self) -> Phase {
+        match &self.stage {
+            Stage::Waiting(_) => Phase::SettingUp,
+            Stage::Made(jail) => jail.phase(),
+            Stage::Never => Phase::Gone,
+        }
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        match &self.stage {
+            Stage::Waiting(waiting) => Some(waiting.deadline),
+            Stage::Made(jail) => jail.deadline(),
+            Stage::Never => None,
+        }
+    }
+
+    fn jail(&self) -> Option<&Jail> {
+        match &self.stage {
+            Stage::Made(jail) => Some(jail),
+            Stage::Waiting(_) | Stage::Never => None,
+        }
+    }
+
+    fn on_machine(
+        &mut self,
+        machine: Result<Arc<Machine>, String>,
+        host: &Host,
+        watch: &Watch<'_>,
+    ) {
+        let waiting = match std::mem::replace(&mut self.stage, Stage::Never) {
+            Stage::Waiting(waiting) => waiting,
+            // It was ended meanwhile.
+            stage => return self.stage = stage,
+        };
+        let made = machine.and_then(|machine| {
+            let Isolation::Jailed(jails) = &host.isolation else {
+                return Err("commands are not isolated".to_owned());
+            };
+            let Waiting { plan, workspace, .. } = *waiting;
+            let origin = jails.origin(&host.null, &workspace);
+            let bounds = Bounds {
+                limits: host.limits.clone(),
+                workspace: workspace.clone(),
+                is_session: true,
+            };
+            Jail::start(&plan, Some(machine), &origin, bounds, watch)
+                .map_err(|error| error.to_string())
+        });
+        match made {
+            Ok(jail) => self.stage = Stage::Made(Box::new(jail)),
+            Err(why) => self.never(&why),
+        }
+    }
+
+    /// Nothing of it will ever run.
+    fn never(&mut self, why: &dyn fmt::Display) {
+        self.failed.get_or_insert(why.to_string());
+        (self.stage, self.entry) = (Stage::Never, None);
+    }
+
+    fn on_deadline(&mut self, watch: &Watch<'_>, now: Instant) {
+        match &mut self.stage {
+            Stage::Waiting(_) => self.never(&TOO_SLOW),
+            Stage::Made(jail) => jail.on_deadline(watch, now),
+            Stage::Never => {}
+        }
+    }
+
+    fn end_jail(&mut self, watch: &Watch<'_>, now: Instant) {
+        match &mut self.stage {
+            Stage::Waiting(_) => self.never(&"it was ended before it began"),
+            Stage::Made(jail) => jail.end(watch, now),
+            Stage::Never => {}
+        }
     }
 
     fn on_event(&mut self, source: jail::Source, watch: &Watch<'_>, now: Instant) {
-        for news in self.jail.on_event(source, watch, now) {
+        let Stage::Made(jail) = &mut self.stage else { return };
+        for news in jail.on_event(source, watch, now) {
             match news {
                 News::Opened => self.run(watch, now),
                 News::Run(RunEvent::Ended { status, .. }) => {
                     self.end.get_or_insert(Ok(status));
-                    self.jail.end(watch, now);
+                    self.end_jail(watch, now);
                 }
                 News::Run(RunEvent::Rest { .. }) => {}
                 News::Run(RunEvent::Done { end, .. }) => {
                     self.end.get_or_insert(end);
-                    self.jail.end(watch, now);
+                    self.end_jail(watch, now);
                 }
             }
         }
@@ -348,6 +450,7 @@ impl Jailed {
 
     /// The jail is open: the program is let go.
     fn run(&mut self, watch: &Watch<'_>, now: Instant) {
+        let Stage::Made(jail) = &mut self.stage else { return };
         let Some(Entry { argv, stdio: [stdin, stdout, stderr], alarm }) = self.entry.take() else {
             return;
         };
@@ -358,11 +461,11 @@ impl Jailed {
             stderr: stderr.as_fd(),
             script: None,
         };
-        match self.jail.run(&run, alarm) {
+        match jail.run(&run, alarm) {
             Ok(run) => self.run = Some(run),
             Err(error) => {
                 self.failed = Some(error.to_string());
-                self.jail.end(watch, now);
+                jail.end(watch, now);
             }
         }
     }
@@ -378,7 +481,10 @@ impl Jailed {
             (None, None) if self.run.is_some() => {
                 KeptEnd::Lost("its sandbox was destroyed".to_owned())
             }
-            (None, None) => KeptEnd::SetupFailed(self.jail.failure().to_string()),
+            (None, None) => KeptEnd::SetupFailed(match self.jail() {
+                Some(jail) => jail.failure().to_string(),
+                None => "its sandbox was never made".to_owned(),
+            }),
         }
     }
 }

@@ -1,8 +1,8 @@
 //! Programs that live on between a slot's calls: the shell of `bash_stateful`, and terminals.
 //!
-//! Each lives in a sandbox of its own that is *kept*: it shares the slot's files with the
-//! sandboxes of ordinary commands, and nothing else. So each can be ended by itself, with
-//! everything in it, and that end is confirmed.
+//! Each lives in a sandbox that is *kept*: a jail of its own in the slot's machine, which it shares
+//! with ordinary commands. So each can be ended by itself, with everything in it, and that end is
+//! confirmed; and yet all have one localhost and one set of files.
 //!
 //! - [`kept`] is such a sandbox: how it is taken hold of, how it ends.
 //! - [`seat`] says which slot has which, starts and ends them, and hands events on; a [`Program`]
@@ -33,7 +33,6 @@ use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -53,10 +52,11 @@ use watch::{Key, Kind, WAKE, decode};
 use super::events::{self, EVENTS_PER_TURN};
 use super::host::Host;
 use super::isolation::Isolation;
+use super::jail::Machine;
 use super::limits::{Exceeded, Limits};
 use super::spool::Spool;
 use super::stream::READ_BUFFER;
-use super::supervisor::{block_sigpipe, leave_session_keyring, leave_umask};
+use super::supervisor::{Supervisor, block_sigpipe, leave_session_keyring, leave_umask};
 use super::user::CommandUser;
 
 /// How many calls are begun before events and deadlines are looked at again.
@@ -78,8 +78,10 @@ pub(crate) struct Setup {
     pub(crate) user: Option<CommandUser>,
     /// Those of a sandbox.
     pub(crate) limits: Arc<Limits>,
-    /// Where programs make directories of their own.
-    pub(crate) directory: PathBuf,
+    /// How many sessions slots may have beyond one each, all together.
+    pub(crate) more_sessions: usize,
+    /// Has the machines of slots, in which programs live.
+    pub(crate) supervisor: Arc<Supervisor>,
     /// How many characters are shown of each output stream of a call.
     pub(crate) output_limit_chars: usize,
     /// How many bytes of a call's complete output are kept in files.
@@ -113,7 +115,7 @@ impl Terminals {
         let data = epoll::EventData::new_u64(WAKE);
         epoll::add(&epoll, &shared.wake, data, epoll::EventFlags::IN)?;
         let has_tmux = tmux.is_some();
-        let alarmed = shared.clone();
+        let (alarmed, served) = (shared.clone(), shared.clone());
         let mut turn = Turn {
             shells: Seats::new(),
             terminals: Seats::new(),
@@ -125,12 +127,16 @@ impl Terminals {
                 exceeded: Arc::new(move |key, exceeded| {
                     let _ = alarmed.send(Request::Exceeded(key, exceeded));
                 }),
-                directory: setup.directory,
+                supervisor: setup.supervisor,
+                machine: Arc::new(move |key, machine| {
+                    let _ = served.send(Request::Machine(key, machine));
+                }),
                 tmux,
                 output_limit_chars: setup.output_limit_chars,
                 output_file_bytes: setup.output_file_bytes,
                 buffer: vec![0; READ_BUFFER],
                 deadlines: BTreeSet::new(),
+                more_sessions: setup.more_sessions,
                 leftovers: Vec::new(),
                 next_serial: 0,
             },
@@ -280,6 +286,7 @@ enum Request {
     Tmux(Place, Box<TmuxCall>),
     StopTmux(usize, Arc<Notice>),
     Cancel(TerminalCall),
+    Machine(Key, Result<Arc<Machine>, String>),
     Exceeded(Key, Exceeded),
     End(usize, Arc<Notice>),
 }
@@ -398,7 +405,7 @@ impl Turn {
                     Request::StopTmux(slot, notice) => {
                         self.terminals.end_slot(slot, notice, &mut self.common);
                     }
-                    Request::Cancel(_) | Request::Exceeded(..) => {}
+                    Request::Cancel(_) | Request::Machine(..) | Request::Exceeded(..) => {}
                     // Told when the slot's sandbox is gone.
                     Request::End(slot, notice) => self.end_slot(slot, notice),
                 }
@@ -425,6 +432,13 @@ impl Turn {
                     Kind::Shell => self.shells.cancel(slot, number, &mut self.common),
                     Kind::Tmux => self.terminals.cancel(slot, number, &mut self.common),
                 },
+                Some(Request::Machine(Key { kind, serial }, machine)) => {
+                    calls += 1;
+                    match kind {
+                        Kind::Shell => self.shells.on_machine(serial, machine, &mut self.common),
+                        Kind::Tmux => self.terminals.on_machine(serial, machine, &mut self.common),
+                    }
+                }
                 Some(Request::Exceeded(Key { kind, serial }, exceeded)) => match kind {
                     Kind::Shell => self.shells.exceeded(serial, exceeded, &mut self.common),
                     Kind::Tmux => self.terminals.exceeded(serial, exceeded, &mut self.common),

@@ -1,9 +1,10 @@
 //! What the model sees of a `bash_stateful` call: texts, metadata and outcomes. Pure.
 //!
-//! As of `bash` (see [`bash`]), with more metadata: `stateful`; `session`, which is
-//! `started`, `kept` or `ended`; `session_lost`, where it was started in place of one that had
-//! ended between two calls; and `background_output`, what was printed between the session's latest
-//! call and this one, of which nothing is kept in a file, and `background_bytes`, its length.
+//! As of `bash` (see [`bash`]), with more metadata: `stateful`; `session_name`, of one that is not
+//! the default; `session`, which is `started`, `kept` or `ended`; `session_lost`, where it was
+//! started in place of one that had ended between two calls; and `background_output`, what was
+//! printed between the session's latest call and this one, of which nothing is kept in a file, and
+//! `background_bytes`, its length.
 
 use serde_json::Value;
 
@@ -12,7 +13,7 @@ use crate::sandbox::bash::{self, IsolationPolicy, bash_result, merge_output};
 use crate::sandbox::limits::Exceeded;
 use crate::sandbox::supervisor::End;
 use crate::tool::python_json::is_truthy;
-use crate::tool::{JsonObject, Outcome, ToolResult};
+use crate::tool::{DEFAULT_SESSION, JsonObject, Outcome, ToolResult};
 
 /// The policy in a call's arguments: `allow_network`, and `require_stateful_sandbox` or else
 /// `require_sandbox`.
@@ -55,6 +56,9 @@ pub(crate) fn stateful_result(ended: ShellEnded, timeout_s: f64) -> ToolResult {
     if let End::SetupFailed(why) = &finished.end {
         return not_started(Outcome::BackendFailed, why, false);
     }
+    if let End::Refused(why) = &finished.end {
+        return not_started(Outcome::InvalidCall, why, false);
+    }
     let end = (session == Session::Ended).then(|| how_it_ended(&finished.end));
     let mut result = bash_result(finished, timeout_s);
     // For the model: it would look for what is gone.
@@ -84,6 +88,14 @@ pub(crate) fn stateful_result(ended: ShellEnded, timeout_s: f64) -> ToolResult {
     result
 }
 
+/// Says in a result of which session it is.
+pub(crate) fn of_session(mut result: ToolResult, name: &str) -> ToolResult {
+    if name != DEFAULT_SESSION {
+        put(&mut result.metadata, "session_name", name);
+    }
+    result
+}
+
 const BEGAN_ANEW: &str =
     "The shell of this session had ended since the last call; this is a new one in /workspace";
 const NEXT: &str = "The next call begins a new session in /workspace";
@@ -103,7 +115,7 @@ fn how_it_ended(end: &End) -> String {
         End::Exceeded(Exceeded::Workspace | Exceeded::Files) => {
             "was killed with a full workspace".to_owned()
         }
-        End::SetupFailed(_) | End::Lost(_) => "was lost".to_owned(),
+        End::SetupFailed(_) | End::Refused(_) | End::Lost(_) => "was lost".to_owned(),
     };
     format!("The shell of this session {how}.")
 }

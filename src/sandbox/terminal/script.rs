@@ -36,9 +36,6 @@ use rustix::fs::{CWD, FileType, Mode, OFlags};
 use super::super::user::CommandUser;
 use crate::tool::OutputOrder;
 
-/// Where a session's directory is shown in its sandbox.
-pub(super) const SHOWN_AT: &str = "/run/terminal";
-
 /// How long a call's word is.
 const WORD_LENGTH: usize = 32;
 
@@ -80,7 +77,15 @@ impl Directory {
         shown: &Path,
         user: Option<CommandUser>,
     ) -> io::Result<Self> {
-        std::fs::DirBuilder::new().mode(0o700).create(&path)?;
+        let make = || std::fs::DirBuilder::new().mode(0o700).create(&path);
+        match make() {
+            // That of an earlier session of the name, which could not be removed.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                std::fs::remove_dir_all(&path)?;
+                make()?;
+            }
+            made => made?,
+        }
         Self::fill(path.clone(), shown, user).inspect_err(|_| {
             let _ = std::fs::remove_dir_all(&path);
         })
@@ -109,11 +114,6 @@ impl Directory {
             std::fs::set_permissions(&path, PermissionsExt::from_mode(0o710))?;
         }
         Ok(Self { path, command, status: reader })
-    }
-
-    /// Its host path.
-    pub(super) fn path(&self) -> &Path {
-        &self.path
     }
 
     /// Puts the next command there. Blocks on some file system calls.
@@ -393,6 +393,8 @@ fn parse_status(line: &[u8]) -> Option<Status> {
 mod tests {
     use super::*;
 
+    const SHOWN: &str = "/run/terminal/default";
+
     fn status(word: &str, code: i32, flags: &str) -> Status {
         Status { word: word.to_owned(), code, flags: flags.to_owned(), debug_trap: None }
     }
@@ -475,7 +477,7 @@ mod tests {
 
     #[test]
     fn the_lines_of_a_call_are_short_and_nothing_of_the_command_is_in_them() {
-        let (shown, word) = (Path::new(SHOWN_AT), new_word());
+        let (shown, word) = (Path::new(SHOWN), new_word());
         let order = OutputOrder::Interleaved;
         let lines = first_line_of_call(shown, &word, 255, order) + &second_line(shown, &word);
         assert!(lines.len() < 1024, "{} bytes", lines.len());
@@ -505,13 +507,25 @@ mod tests {
     fn a_sessions_directory_is_removed_with_it() {
         let base = tempfile::tempdir().unwrap();
         let path = base.path().join("0");
-        let directory = Directory::create(path.clone(), Path::new(SHOWN_AT), None).unwrap();
+        let directory = Directory::create(path.clone(), Path::new(SHOWN), None).unwrap();
         directory.put_command(b"a long command").unwrap();
         directory.put_command(b"short").unwrap();
         assert_eq!(std::fs::read(path.join("command")).unwrap(), b"short");
         std::fs::OpenOptions::new().write(true).open(path.join("status")).unwrap();
         assert_eq!(directory.read_status(&mut [0; 10]), 0);
-        assert!(Directory::create(path.clone(), Path::new(SHOWN_AT), None).is_err());
+        drop(directory);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn what_is_left_of_an_earlier_session_of_a_name_is_in_no_ones_way() {
+        let base = tempfile::tempdir().unwrap();
+        let path = base.path().join("0");
+        let stale = Directory::create(path.clone(), Path::new(SHOWN), None).unwrap();
+        stale.put_command(b"old").unwrap();
+        std::mem::forget(stale);
+        let directory = Directory::create(path.clone(), Path::new(SHOWN), None).unwrap();
+        assert_eq!(std::fs::read(path.join("command")).unwrap(), b"");
         drop(directory);
         assert!(!path.exists());
     }

@@ -1,17 +1,19 @@
-//! Who sits in the slots: kept sandboxes of one kind, at most one a slot, each with the state
+//! Who sits in the slots: kept sandboxes of one kind, each with its name in its slot and the state
 //! machine of its program.
 //!
 //! The thread feeds [`Seats`] with calls, events and deadlines; they start sandboxes, hand events
 //! on to the [`Program`]s, end what is to be ended, and forget what is gone. What a program is to
 //! be told, and what its words mean, only the program knows.
 //!
+//! A slot has one of each kind as a rule, for which the descriptors are set aside; it may have more
+//! of some kinds, as long as there are descriptors.
+//!
 //! A panic of a program ends its sandbox, and its call with it, and nothing else.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -22,8 +24,9 @@ use super::kept::{Kept, Phase};
 use super::tmux::Tmux;
 use super::watch::{Key, Kind, Source, Watch};
 use crate::sandbox::host::Host;
-use crate::sandbox::limits::Leftover;
-use crate::sandbox::limits::{Alarm, Exceeded};
+use crate::sandbox::jail::Machine;
+use crate::sandbox::limits::{Alarm, Exceeded, Leftover};
+use crate::sandbox::supervisor::Supervisor;
 use crate::sandbox::workspace::Workspace;
 
 /// Where a call runs.
@@ -36,6 +39,8 @@ pub(crate) struct Place {
     /// Whether the network may be used. A kept sandbox that has it the other way is ended, and
     /// another one started.
     pub(crate) network: bool,
+    /// Which of the slot's kept sandboxes of its kind: a name that can be one of a file.
+    pub(crate) session: Arc<str>,
 }
 
 /// A program that lives in a kept sandbox: a state machine without a thread, which never blocks.
@@ -46,6 +51,8 @@ pub(super) trait Program: Sized {
     type Call;
     /// Its kind.
     const KIND: Kind;
+    /// How many a slot may have.
+    const MOST: usize;
 
     /// Makes the program's pipes and files, has them watched, and starts its sandbox, for this
     /// call, which it is to [`take`](Self::take) then.
@@ -64,6 +71,10 @@ pub(super) trait Program: Sized {
 
     /// Answers a call for which no sandbox can be started.
     fn refuse(call: Self::Call, why: &str);
+
+    /// Answers a call that would begin one more than a slot may have, which has those of these
+    /// names.
+    fn refuse_one_more(call: Self::Call, names: &[&str]);
 
     /// A call for it. It has none just now. The sandbox may still be in the making.
     fn take(&mut self, call: Self::Call, cx: &mut Context<'_>);
@@ -114,6 +125,9 @@ pub(super) struct Context<'a> {
     pub(super) now: Instant,
 }
 
+/// Gets the machine in which the sandbox of a key is to be made, or why there is none.
+pub(super) type TakeMachine = dyn Fn(Key, Result<Arc<Machine>, String>) + Send + Sync;
+
 /// What all kinds of one thread share.
 pub(super) struct Common {
     /// What the thread waits in.
@@ -122,9 +136,10 @@ pub(super) struct Common {
     pub(super) host: Host,
     /// Called when a sandbox exceeds a limit of its slot, on a thread of the watch.
     pub(super) exceeded: Arc<dyn Fn(Key, Exceeded) + Send + Sync>,
-    /// Where programs may make a directory of their own, named after their [`Key`]: commands may
-    /// pass through, and not look around.
-    pub(super) directory: PathBuf,
+    /// Has the machines of slots.
+    pub(super) supervisor: Arc<Supervisor>,
+    /// Called when the supervisor has a machine for a sandbox, or none, on its thread.
+    pub(super) machine: Arc<TakeMachine>,
     /// The tmux of this machine, if it has one.
     pub(super) tmux: Option<Tmux>,
     /// How much is shown of an output stream, in characters.
@@ -135,6 +150,8 @@ pub(super) struct Common {
     pub(super) buffer: Vec<u8>,
     /// One entry at most for each sandbox.
     pub(super) deadlines: BTreeSet<(Instant, Key)>,
+    /// How many sandboxes slots may have beyond one of each kind, all together.
+    pub(super) more_sessions: usize,
     /// Processes that were given up on and may become zombies.
     pub(super) leftovers: Vec<Leftover>,
     /// The number of the next sandbox.
@@ -146,6 +163,14 @@ impl Common {
     pub(super) fn alarm(&self, key: Key) -> Alarm {
         let exceeded = self.exceeded.clone();
         Arc::new(move |limit| exceeded(key, limit))
+    }
+
+    /// Asks for the machine of a workspace's slot, for the sandbox of this key, which is told
+    /// later.
+    pub(super) fn ask_for_machine(&self, workspace: &Arc<Workspace>, network: bool, key: Key) {
+        let machine = self.machine.clone();
+        let take = Box::new(move |made| machine(key, made));
+        self.supervisor.machine(workspace.clone(), network, take);
     }
 }
 
@@ -176,6 +201,7 @@ impl Drop for Notice {
 /// A sandbox and its program.
 struct Seat<P: Program> {
     slot: usize,
+    session: Arc<str>,
     network: bool,
     program: P,
     /// Then it is told nothing more, and its call answers itself when it is dropped.
@@ -202,22 +228,26 @@ impl<P: Program> Drop for Seats<P> {
 /// The kept sandboxes of one kind.
 pub(super) struct Seats<P: Program> {
     seats: HashMap<u64, Seat<P>>,
-    slots: HashMap<usize, u64>,
-    /// Slots with a sandbox whose end nobody has seen: what is left of it may touch their files.
-    haunted: HashSet<usize>,
-    /// Slots whose sandbox has ended between two calls.
-    lost: HashSet<usize>,
+    slots: HashMap<usize, Slot>,
+    /// How many there are beyond one in each slot.
+    more: usize,
+}
+
+/// What is known of a slot.
+#[derive(Default)]
+struct Slot {
+    /// Its sandboxes, by their names.
+    serials: BTreeMap<Arc<str>, u64>,
+    /// Those that have ended between two calls: as many as it may have.
+    lost: BTreeSet<Arc<str>>,
+    /// The end of one of them was not seen: what is left of it may touch its files.
+    is_haunted: bool,
 }
 
 impl<P: Program> Seats<P> {
     /// None.
     pub(super) fn new() -> Self {
-        Self {
-            seats: HashMap::new(),
-            slots: HashMap::new(),
-            haunted: HashSet::new(),
-            lost: HashSet::new(),
-        }
+        Self { seats: HashMap::new(), slots: HashMap::new(), more: 0 }
     }
 
     /// Whether no sandbox is left.
@@ -232,7 +262,8 @@ impl<P: Program> Seats<P> {
 
     /// Runs a call in its slot's sandbox, which is started if there is none that will do.
     pub(super) fn call(&mut self, place: Place, call: P::Call, common: &mut Common) {
-        let Some(serial) = self.slots.get(&place.slot).copied() else {
+        let slot = self.slots.get(&place.slot);
+        let Some(serial) = slot.and_then(|slot| slot.serials.get(&place.session)).copied() else {
             return self.start(place, call, common);
         };
         let Some(seat) = self.seats.get_mut(&serial) else { return };
@@ -247,17 +278,34 @@ impl<P: Program> Seats<P> {
     }
 
     fn start(&mut self, place: Place, call: P::Call, common: &mut Common) {
+        let slot = self.slots.entry(place.slot).or_default();
+        if slot.serials.len() >= P::MOST {
+            let names: Vec<&str> = slot.serials.keys().map(|name| &**name).collect();
+            return P::refuse_one_more(call, &names);
+        }
+        let is_one_more = !slot.serials.is_empty();
+        if is_one_more && self.more >= common.more_sessions {
+            return P::refuse(call, NO_DESCRIPTORS);
+        }
         let serial = common.next_serial;
         common.next_serial += 1;
         let watch = Watch { epoll: &common.epoll, key: Key { kind: P::KIND, serial } };
         let (program, kept) = match P::start(&place, &call, common, &watch) {
             Ok(started) => started,
-            Err(error) => return P::refuse(call, &error.to_string()),
+            Err(error) => {
+                self.tidy(place.slot);
+                return P::refuse(call, &error.to_string());
+            }
         };
         let released = kept.phase() == Phase::Running;
-        let (slot, network) = (place.slot, place.network);
+        let Place { slot, network, session, .. } = place;
+        let here = self.slots.entry(slot).or_default();
+        let replaces = here.lost.remove(&session);
+        here.serials.insert(session.clone(), serial);
+        self.more += usize::from(is_one_more);
         let seat = Seat {
             slot,
+            session,
             network,
             program,
             panicked: false,
@@ -268,8 +316,6 @@ impl<P: Program> Seats<P> {
             notices: Vec::new(),
         };
         self.seats.insert(serial, seat);
-        self.slots.insert(slot, serial);
-        let replaces = self.lost.remove(&slot);
         self.change(serial, common, |program, cx| {
             if replaces {
                 program.replaces_a_lost_one();
@@ -283,32 +329,49 @@ impl<P: Program> Seats<P> {
 
     /// Ends the call early, if the slot still has it.
     pub(super) fn cancel(&mut self, slot: usize, call: u64, common: &mut Common) {
-        let Some(serial) = self.slots.get(&slot).copied() else { return };
-        if let Some(seat) = self.seats.get_mut(&serial)
-            && seat.next.as_ref().is_some_and(|(_, next)| P::number(next) == call)
-        {
-            seat.cancel_next = true;
-            return;
-        }
-        self.change(serial, common, |program, cx| {
-            if program.current() == Some(call) {
-                program.cancel(cx);
+        for serial in self.of_slot(slot) {
+            let Some(seat) = self.seats.get_mut(&serial) else { continue };
+            if seat.next.as_ref().is_some_and(|(_, next)| P::number(next) == call) {
+                seat.cancel_next = true;
+                return;
             }
-        });
+            if seat.program.current() == Some(call) {
+                return self.change(serial, common, |program, cx| program.cancel(cx));
+            }
+        }
     }
 
-    /// Ends the slot's sandbox, and drops the notice when that is done: at once if it has none.
+    /// The sandboxes of a slot.
+    fn of_slot(&self, slot: usize) -> Vec<u64> {
+        let slot = self.slots.get(&slot);
+        slot.map(|slot| slot.serials.values().copied().collect()).unwrap_or_default()
+    }
+
+    /// Ends the slot's sandboxes, and drops the notice when that is done: at once if it has none.
     pub(super) fn end_slot(&mut self, slot: usize, notice: Arc<Notice>, common: &mut Common) {
-        if self.haunted.contains(&slot) {
-            notice.all_dead.store(false, Ordering::Release);
+        if let Some(slot) = self.slots.get_mut(&slot) {
+            if slot.is_haunted {
+                notice.all_dead.store(false, Ordering::Release);
+            }
+            slot.lost.clear();
         }
-        self.lost.remove(&slot);
-        let Some(serial) = self.slots.get(&slot).copied() else { return };
-        if let Some(seat) = self.seats.get_mut(&serial) {
-            seat.notices.push(notice);
-            seat.next = None;
+        for serial in self.of_slot(slot) {
+            if let Some(seat) = self.seats.get_mut(&serial) {
+                seat.notices.push(notice.clone());
+                seat.next = None;
+            }
+            self.end(serial, common);
         }
-        self.end(serial, common);
+        self.tidy(slot);
+    }
+
+    /// Forgets a slot of which there is nothing to be known.
+    fn tidy(&mut self, slot: usize) {
+        let is_empty =
+            |slot: &Slot| slot.serials.is_empty() && slot.lost.is_empty() && !slot.is_haunted;
+        if self.slots.get(&slot).is_some_and(is_empty) {
+            self.slots.remove(&slot);
+        }
     }
 
     /// Ends them all.
@@ -328,6 +391,20 @@ impl<P: Program> Seats<P> {
             let cx = context::<P>(&mut seat.kept, serial, common);
             cx.kept.exceed(exceeded, &cx.watch, cx.now);
         }
+        self.settle(serial, common);
+    }
+
+    /// The machine of a sandbox is there, or cannot be had.
+    pub(super) fn on_machine(
+        &mut self,
+        serial: u64,
+        machine: Result<Arc<Machine>, String>,
+        common: &mut Common,
+    ) {
+        // One that was ended meanwhile needs none.
+        let Some(seat) = self.seats.get_mut(&serial) else { return };
+        let cx = context::<P>(&mut seat.kept, serial, common);
+        cx.kept.on_machine(machine, cx.host, &cx.watch);
         self.settle(serial, common);
     }
 
@@ -422,15 +499,17 @@ impl<P: Program> Seats<P> {
 
     fn forget(&mut self, serial: u64, common: &mut Common) {
         let Some(mut seat) = self.seats.remove(&serial) else { return };
-        self.slots.remove(&seat.slot);
         let all_dead = seat.kept.all_dead();
-        if !all_dead {
-            self.haunted.insert(seat.slot);
-        }
+        let slot = self.slots.entry(seat.slot).or_default();
+        slot.serials.remove(&seat.session);
+        self.more -= usize::from(!slot.serials.is_empty());
+        slot.is_haunted |= !all_dead;
         // Whoever ends the slot wants none of it.
-        if seat.program.current().is_none() && seat.notices.is_empty() {
-            self.lost.insert(seat.slot);
+        let was_lost = seat.program.current().is_none() && seat.notices.is_empty();
+        if was_lost && slot.lost.len() < P::MOST {
+            slot.lost.insert(seat.session.clone());
         }
+        self.tidy(seat.slot);
         if !seat.panicked {
             let program = seat.program;
             let mut cx = context::<P>(&mut seat.kept, serial, common);
@@ -454,6 +533,10 @@ impl<P: Program> Seats<P> {
         }
     }
 }
+
+/// Why there is no further sandbox, where there may be one.
+const NO_DESCRIPTORS: &str = "all further sessions that this program has descriptors for are taken; \
+                              use one that there is, end one by exit, or allow more (ulimit -n)";
 
 fn key<P: Program>(serial: u64) -> Key {
     Key { kind: P::KIND, serial }

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 
 use super::kept::{Kept, KeptEnd, Plan};
-use super::script::{self, Directory, KILLED, SHOWN_AT, SYNTAX_ERROR, Status, StatusReader};
+use super::script::{self, Directory, KILLED, SYNTAX_ERROR, Status, StatusReader};
 use super::seat::{Common, Context, Place, Program};
 use super::streams::{STDERR, STDOUT, Streams, WRITTEN};
 use super::watch::{Kind, Source, Watch};
@@ -27,7 +27,7 @@ use crate::sandbox::shell::Shell as ShellProgram;
 use crate::sandbox::spawn;
 use crate::sandbox::spool::Keep;
 use crate::sandbox::supervisor::{End, Finished};
-use crate::sandbox::workspace::Workspace;
+use crate::sandbox::workspace::{SESSIONS, Workspace};
 use crate::tool::OutputOrder;
 
 /// How long a shell may take from its start to its first word.
@@ -220,6 +220,7 @@ pub(super) struct Shell {
 impl Program for Shell {
     type Call = ShellCall;
     const KIND: Kind = Kind::Shell;
+    const MOST: usize = 8;
 
     fn start(
         place: &Place,
@@ -235,8 +236,11 @@ impl Program for Shell {
         if !place.network && !host.isolation.can_cut_network() {
             return Err(io::Error::other("the network cannot be taken away on this machine"));
         }
-        let path = common.directory.join(format!("shell_{}", watch.key.serial));
-        let shown = if sandboxed { PathBuf::from(SHOWN_AT) } else { path.clone() };
+        let path = place.workspace.sessions().join(&*place.session);
+        let shown = match sandboxed {
+            true => Path::new(SESSIONS).join(&*place.session),
+            false => path.clone(),
+        };
         if !script::is_speakable(&shown) {
             return Err(io::Error::other("the data directory's path cannot be used by a shell"));
         }
@@ -252,10 +256,8 @@ impl Program for Shell {
             }
         }
         let argv = script::ARGV.map(OsString::from);
-        let shown_directories = [(directory.path(), Path::new(SHOWN_AT))];
         let plan = Plan {
             workspace: &place.workspace,
-            shown: &shown_directories,
             network: place.network,
             program: Path::new(ShellProgram::Bash.path()),
             argv: &argv,
@@ -263,7 +265,7 @@ impl Program for Shell {
             stdio: [lines_reader.as_fd(), stdout_writer.as_fd(), stderr_writer.as_fd()],
         };
         watch.add(directory.status.as_fd(), STATUS)?;
-        let kept = Kept::start(&plan, host, watch, common.alarm(watch.key))?;
+        let kept = Kept::start(&plan, common, watch)?;
         let shell = Self {
             sandboxed,
             network_isolated: sandboxed && !place.network,
@@ -292,6 +294,16 @@ impl Program for Shell {
 
     fn refuse(call: ShellCall, why: &str) {
         call.answer.give(nothing_ran(End::SetupFailed(why.to_owned())));
+    }
+
+    fn refuse_one_more(call: ShellCall, names: &[&str]) {
+        let why = format!(
+            "there are {} sessions, which is as many as there may be: {}; use one of them, or end one \
+             by running exit in it",
+            names.len(),
+            names.join(", ")
+        );
+        call.answer.give(nothing_ran(End::Refused(why)));
     }
 
     fn take(&mut self, call: ShellCall, cx: &mut Context<'_>) {

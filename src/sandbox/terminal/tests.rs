@@ -1,6 +1,7 @@
 //! Real shells, in a sandbox and without one.
 
 use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, channel};
 
 use super::shell::Session;
@@ -12,6 +13,7 @@ use crate::sandbox::supervisor::End;
 use crate::sandbox::workspace::{DataDir, Workspace};
 
 mod late;
+mod named;
 mod oracle;
 mod outputs;
 mod sessions;
@@ -51,7 +53,18 @@ impl Bench {
         slots: usize,
         base: PathBuf,
         outer: tempfile::TempDir,
+        limits: [usize; 2],
+    ) -> Self {
+        Self::with_sessions(sandboxed, slots, base, outer, limits, usize::MAX)
+    }
+
+    fn with_sessions(
+        sandboxed: bool,
+        slots: usize,
+        base: PathBuf,
+        outer: tempfile::TempDir,
         [output_limit_chars, output_file_bytes]: [usize; 2],
+        more_sessions: usize,
     ) -> Self {
         let user = CommandUser::detect();
         std::fs::set_permissions(&base, PermissionsExt::from_mode(0o711)).unwrap();
@@ -66,13 +79,16 @@ impl Bench {
         } else {
             Isolation::none("a test")
         };
-        let directory = data.make_passable_dir("terminals").unwrap();
         let spool = Spool::start().unwrap();
+        let limits = Arc::new(Limits::none());
+        let supervisor =
+            Supervisor::start(isolation.clone(), user, limits.clone(), spool.clone()).unwrap();
         let terminals = Terminals::start(Setup {
             isolation,
             user,
-            limits: Arc::new(Limits::none()),
-            directory,
+            limits,
+            more_sessions,
+            supervisor: Arc::new(supervisor),
             output_limit_chars,
             output_file_bytes: output_file_bytes as u64,
             spool: spool.clone(),
@@ -87,8 +103,15 @@ impl Bench {
         Self::new(true, 1)
     }
 
+    fn run_session(&self, slot: usize, session: &str, command: &str) -> ShellEnded {
+        let place = Place { session: session.into(), ..self.place(slot, true) };
+        let (_, receiver) = self.start_at(place, LONG, command);
+        receiver.recv_timeout(LONG).expect("an answer")
+    }
+
     fn place(&self, slot: usize, network: bool) -> Place {
-        Place { slot, workspace: self.workspaces[slot].clone(), network }
+        let session = crate::tool::DEFAULT_SESSION.into();
+        Place { slot, workspace: self.workspaces[slot].clone(), network, session }
     }
 
     fn start_at(

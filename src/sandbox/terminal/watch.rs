@@ -22,7 +22,7 @@ pub(super) enum Source {
     JailSocket,
 }
 
-/// The kinds of kept sandboxes. A slot has one of each at most.
+/// The kinds of kept sandboxes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) enum Kind {
     /// A shell.

@@ -154,18 +154,6 @@ impl DataDir {
         Ok(path)
     }
 
-    /// As [`make_dir`](Self::make_dir), one that commands' user may pass through and not look
-    /// around in.
-    ///
-    /// # Errors
-    /// As `mkdir(2)`.
-    pub(crate) fn make_passable_dir(&self, name: &str) -> io::Result<PathBuf> {
-        let path = self.make_dir(name)?;
-        // Whatever the umask says.
-        rustix::fs::chmod(&path, PASSABLE)?;
-        Ok(path)
-    }
-
     /// The host path of the directory in which it and those of other engines are.
     pub(crate) fn base_path(&self) -> &Path {
         self.run.path.parent().unwrap_or(&self.run.path)

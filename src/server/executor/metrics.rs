@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 
 use serde_json::Value;
 
+use crate::egress::NetworkTotals;
 use crate::executor::{Stats, Summary};
 
 /// The `Content-Type` of the text.
@@ -37,6 +38,10 @@ pub(super) fn text(stats: &Stats, connections: usize) -> String {
     let help = "How long trajectories have waited for slots while all holders were idle.";
     text.seconds("stalled_seconds", help, stats.stalled_s.unwrap_or(0.0));
     text.gauge("http_connections", "Connections to this server.", connections);
+
+    if let Some(totals) = &stats.network_totals {
+        text.network(totals);
+    }
 
     text.by_state("slots", "Slots by state.", serde_json::to_value(stats.slots));
     text.by_state("containers", "Containers by state.", serde_json::to_value(stats.containers));
@@ -105,6 +110,29 @@ impl Text {
                 c => self.0.push(c),
             }
         }
+    }
+
+    /// What commands have asked of the network.
+    fn network(&mut self, totals: &NetworkTotals) {
+        let name = "network_requests_total";
+        self.family(
+            name,
+            "counter",
+            "Requests of commands through the proxy, by what became of them.",
+        );
+        let passed = totals.requests.saturating_sub(totals.refused + totals.failed);
+        for (end, requests) in
+            [("passed", passed), ("refused", totals.refused), ("failed", totals.failed)]
+        {
+            self.sample(name, &[("end", end)], requests as f64);
+        }
+        let name = "network_bytes_total";
+        self.family(name, "counter", "Bytes of commands through the proxy.");
+        for (way, bytes) in [("sent", totals.bytes_sent), ("received", totals.bytes_received)] {
+            self.sample(name, &[("way", way)], bytes as f64);
+        }
+        let help = "Connections of commands to the proxy.";
+        self.gauge("network_connections", help, totals.connections);
     }
 
     fn gauge(&mut self, name: &str, help: &str, value: usize) {

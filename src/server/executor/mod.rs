@@ -67,7 +67,7 @@ impl ExecutorServer {
     /// or the address cannot be listened on.
     pub fn start(config: ServerConfig, executor: Arc<ToolExecutor>) -> Result<Self, ServeError> {
         let Front { listener, serving, url } = Front::open(&config)?;
-        if config.token.is_none() && !config.no_auth && executor.allows_network() {
+        if config.token.is_none() && !config.no_auth && executor.shares_network() {
             log::warn!(
                 "without a token commands that have the network may reach this server, and with it \
                  other trajectories; give it a token or no_auth, or let the policy forbid the network"

@@ -26,7 +26,7 @@ use super::error::ServeError;
 use super::front::Front;
 use super::http::{self, HttpServer, Method, Request, Response, StatusCode, response};
 use crate::backend::Backend;
-use crate::config::ServerConfig;
+use crate::config::{NetworkMode, ServerConfig};
 
 /// A running server, and the backend behind it. Dropped, both end at once.
 pub struct SandboxServer {
@@ -75,7 +75,10 @@ impl SandboxServer {
     /// then.
     pub fn start(config: ServerConfig, backend: impl Backend) -> Result<Self, ServeError> {
         let Front { listener, serving, url } = Front::open(&config)?;
-        let cut_network = config.token.is_none() && !config.no_auth;
+        // Through a proxy they do not reach it.
+        let is_reached =
+            !matches!(backend.capabilities().network, Some(NetworkMode::None | NetworkMode::Proxy));
+        let cut_network = config.token.is_none() && !config.no_auth && is_reached;
         if cut_network {
             log::warn!(
                 "without a token commands get no network, so that they cannot reach this server; \

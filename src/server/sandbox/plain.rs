@@ -157,6 +157,7 @@ impl Service {
             url: &self.url,
             limits: capabilities.limits,
             warm_slots: capabilities.warm_slots,
+            network: capabilities.network,
         };
         ok(&health.answer())
     }

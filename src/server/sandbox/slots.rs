@@ -6,8 +6,9 @@
 //!
 //! # Threads
 //! Nothing here blocks its caller. What talks to the backend runs on the threads `tool-slots-N`,
-//! what reads workspaces on `tool-files-N`, what makes archives of them on `tool-archives-N`. A turn itself only queues a job: however many wait
-//! before a slot, none of them works on top of another's stack.
+//! what reads workspaces on `tool-files-N`, what makes archives of them on `tool-archives-N`. A
+//! turn itself only queues a job: however many wait before a slot, none of them works on top of
+//! another's stack.
 //!
 //! # Exactly one answer
 //! A [`Call`] answers once: by the backend, or when the last that could have run it – a turn, a

@@ -17,6 +17,7 @@ pub(crate) use self::python::shown;
 
 use self::python::{no_attribute, type_name};
 use super::OutcomeFields;
+use crate::config::NetworkMode;
 use crate::limits::EnforcedLimits;
 use crate::tool::python_json::{self, NonAscii};
 use crate::tool::{JsonObject, Outcome, ToolResult};
@@ -290,6 +291,8 @@ pub(crate) struct Health<'a> {
     pub(crate) limits: Option<EnforcedLimits>,
     /// Whether slots keep their sandboxes from call to call, where that is known.
     pub(crate) warm_slots: Option<bool>,
+    /// What network commands have whose calls may use one, where that is known.
+    pub(crate) network: Option<NetworkMode>,
 }
 
 impl Health<'_> {
@@ -313,6 +316,9 @@ impl Health<'_> {
         }
         if let Some(warm) = self.warm_slots {
             answer["warm_slots"] = json!(warm);
+        }
+        if let Some(network) = self.network {
+            answer["network"] = json!(network);
         }
         answer
     }

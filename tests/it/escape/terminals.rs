@@ -22,7 +22,7 @@ const POISON: &[(&str, &str)] = &[
     ),
     (
         "another server in the socket's place",
-        "tmux -S /dev/shm/other new -d 'echo POISONED; sleep 5432'; mv /dev/shm/other /dev/shm/tmux.sock",
+        "tmux -S /run/other new -d 'echo POISONED; sleep 5432'; mv /run/other /run/tmux.sock",
     ),
     (
         "a socket in the slot's /tmp",

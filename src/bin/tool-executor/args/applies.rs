@@ -6,6 +6,7 @@ use std::ffi::OsString;
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Command};
+use tool_executor::config::NetworkMode;
 
 /// Variables of the reference that mean nothing here: there is no Nomad.
 const OF_NOMAD: [&str; 7] = [
@@ -19,7 +20,7 @@ const OF_NOMAD: [&str; 7] = [
 ];
 
 /// Flags of this machine's slots.
-const OF_THIS_MACHINE: [&str; 18] = [
+const OF_THIS_MACHINE: [&str; 21] = [
     "slots",
     "data_dir",
     "user_ids",
@@ -32,6 +33,9 @@ const OF_THIS_MACHINE: [&str; 18] = [
     "limit_workspace",
     "limit_files",
     "no_seccomp",
+    "allow_host",
+    "ca_bundle",
+    "log_egress",
     "bind",
     "bind_rw",
     "env",
@@ -41,7 +45,14 @@ const OF_THIS_MACHINE: [&str; 18] = [
 ];
 
 /// Flags that name sandbox servers.
-const NAMES_SERVERS: [&str; 3] = ["sandbox_url", "sandbox_file", "sandbox_name"];
+const NAMES_SERVERS: [&str; 5] =
+    ["sandbox_url", "sandbox_file", "sandbox_name", "slurm", "slurm_submit"];
+
+/// Flags about sandbox servers that Slurm starts.
+const OF_SLURM: [&str; 2] = ["slurm_slots", "slurm_argument"];
+
+/// Flags about sandbox servers that others have started.
+const OF_STARTED_SERVERS: [&str; 2] = ["sandbox_ca", "sandbox_slots"];
 
 /// Flags about sandbox servers.
 const OF_SANDBOX_SERVERS: [&str; 5] = [
@@ -69,6 +80,23 @@ pub(super) fn check(
     if let Some(name) = named {
         let why = format!("{name} names sandbox servers, which have slots and limits of their own");
         idle.extend(given.each(&OF_THIS_MACHINE, &why));
+        let slurm = given.name("slurm").or_else(|| given.name("slurm_submit"));
+        match slurm {
+            Some(slurm) => {
+                let why = format!("{slurm} has Slurm start the sandbox servers");
+                idle.extend(given.each(&NAMES_SERVERS[..3], &why));
+                idle.extend(given.each(&OF_STARTED_SERVERS, &why));
+                if given.name("slurm").is_some() {
+                    let why = "--slurm uses the allocation that is there";
+                    idle.extend(given.each(&["slurm_submit", "slurm_argument"], why));
+                }
+            }
+            None => idle.extend(given.each(&OF_SLURM, "Slurm starts no sandbox server")),
+        }
+        if given.network().is_some_and(|mode| mode != NetworkMode::None) {
+            let why = format!("{name} names sandbox servers, which say what network there is");
+            idle.extend(given.each(&["network"], &why));
+        }
     } else if given.knows("sandbox_url") {
         idle.extend(given.each(&OF_SANDBOX_SERVERS, "no --sandbox-url names a sandbox server"));
     }
@@ -85,6 +113,26 @@ pub(super) fn check(
             && given.is_true(other)
         {
             idle.extend(given.each(&[one], &format!("{text} says the opposite")));
+        }
+    }
+    if let Some((mode, name)) = given.network().zip(given.name("network")) {
+        let of_proxy = ["allow_host", "log_egress"];
+        if mode != NetworkMode::Proxy {
+            idle.extend(given.each(&of_proxy, &format!("{name} {mode} has no proxy")));
+        }
+        let says_none = ["no_network", "allow_network"]
+            .into_iter()
+            .find(|id| given.says_no_network(id))
+            .and_then(|id| given.name_of_value(id));
+        let says_some = given.name("allow_network").filter(|_| given.is_true("allow_network"));
+        match (mode, says_none, says_some) {
+            (NetworkMode::None, _, Some(other)) => {
+                idle.extend(given.each(&["network"], &format!("{other} says the opposite")));
+            }
+            (NetworkMode::Proxy | NetworkMode::Host, Some(other), _) => {
+                idle.extend(given.each(&["network"], &format!("{other} says the opposite")));
+            }
+            _ => {}
         }
     }
     let mut warnings = Vec::new();
@@ -105,7 +153,8 @@ pub(super) fn check(
 pub(super) fn not_for_sandbox(variables: &[OsString], command: &Command) -> Option<String> {
     const NETWORK: &str = "TOOL_EXECUTOR_ALLOW_NETWORK";
     let applies = command.get_name() == "sandbox" && variables.iter().any(|name| name == NETWORK);
-    let why = "the executors that use this server say whether their commands have a network";
+    let why = "the executors that use this server say whether their commands have a network; give \
+               --network none for none at all";
     applies.then(|| format!("{NETWORK} has no effect: {why}"))
 }
 
@@ -186,17 +235,34 @@ impl Given<'_> {
     /// What gave the argument `id` a value, if something did. A boolean variable that says no gives
     /// none.
     fn name(&self, id: &str) -> Option<Name> {
+        let name = self.name_of_value(id)?;
+        (name.origin == Origin::Flag || !self.is_false(id)).then_some(name)
+    }
+
+    /// The network that was asked for.
+    fn network(&self) -> Option<NetworkMode> {
+        self.matches.try_get_one("network").ok().flatten().copied()
+    }
+
+    /// Whether this argument says that there is to be no network.
+    fn says_no_network(&self, id: &str) -> bool {
+        if id == "no_network" { self.is_true(id) } else { self.is_false(id) }
+    }
+
+    /// What gave the argument `id` its value, also where that is no.
+    fn name_of_value(&self, id: &str) -> Option<Name> {
         let arg = self.command.get_arguments().find(|arg| arg.get_id() == id)?;
-        let flag = || format!("--{}", arg.get_long().unwrap_or(id));
-        match self.matches.value_source(id)? {
-            ValueSource::CommandLine => Some(Name { text: flag(), origin: Origin::Flag }),
-            ValueSource::EnvVariable if self.is_false(id) => None,
+        Some(match self.matches.value_source(id)? {
+            ValueSource::CommandLine => {
+                let text = format!("--{}", arg.get_long().unwrap_or(id));
+                Name { text, origin: Origin::Flag }
+            }
             ValueSource::EnvVariable => {
                 let text = arg.get_env()?.to_string_lossy().into_owned();
-                Some(Name { text, origin: Origin::Variable })
+                Name { text, origin: Origin::Variable }
             }
-            _ => None,
-        }
+            _ => return None,
+        })
     }
 
     fn is_false(&self, id: &str) -> bool {

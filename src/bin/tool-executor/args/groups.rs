@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use clap::{ArgAction, Args};
 use tool_executor::config::{
-    Bind, ExecutorConfig, OutputOrder, Policy, Secret, UnknownArguments, UserIds,
+    Bind, ExecutorConfig, HostPattern, NetworkMode, OutputOrder, Policy, Secret, UnknownArguments,
+    UserIds,
 };
 
 use super::values::{self, Limit, Lines, Several, Variable, named};
@@ -78,6 +79,41 @@ impl IsolationArgs {
     /// Whether commands may run without isolation.
     pub(crate) fn allow_unisolated(&self) -> bool {
         self.allow_unisolated && !self.require_sandbox
+    }
+}
+
+/// What network commands have, and whom they reach by it.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Network")]
+pub(crate) struct NetworkArgs {
+    /// The network that commands have: none; proxy, by which they reach public hosts and nothing
+    /// else; or host, this machine's own with all that listens on its loopback interface. With
+    /// sandbox servers only none can be given: the servers say what the others have [default:
+    /// proxy]
+    #[arg(long, value_name = "MODE", env = "TOOL_EXECUTOR_NETWORK")]
+    #[arg(value_parser = named(values::network))]
+    pub(crate) network: Option<NetworkMode>,
+
+    /// Let commands reach these hosts only, and by an address private ones: NAME, *.NAME, * (all
+    /// public ones), ADDRESS or ADDRESS/BITS, and perhaps :PORT. Give it once for each, or a list
+    /// with commas [default: all public ones]
+    #[arg(long, value_name = "PATTERN", env = "TOOL_EXECUTOR_ALLOW_HOST", value_delimiter = ',')]
+    #[arg(value_parser = named(values::host_pattern))]
+    pub(crate) allow_host: Vec<HostPattern>,
+
+    /// Certificate authorities that tools in a sandbox trust besides this machine's, as a PEM file
+    #[arg(long, value_name = "FILE", env = "TOOL_EXECUTOR_CA_BUNDLE")]
+    pub(crate) ca_bundle: Option<PathBuf>,
+
+    /// Log each request of commands through the proxy
+    #[arg(long, env = "TOOL_EXECUTOR_LOG_EGRESS", value_parser = named(values::boolean))]
+    pub(crate) log_egress: bool,
+}
+
+impl NetworkArgs {
+    /// Whether commands may have a network.
+    pub(crate) fn allows(&self) -> bool {
+        self.network != Some(NetworkMode::None)
     }
 }
 
@@ -194,6 +230,26 @@ pub(crate) struct FleetArgs {
     #[arg(long, value_name = "NAME:PORT", env = "TOOL_EXECUTOR_SANDBOX_NAME")]
     pub(crate) sandbox_name: Option<String>,
 
+    /// Run calls on the nodes of the Slurm allocation that this is in: a sandbox server on each,
+    /// which Slurm starts and ends
+    #[arg(long, env = "TOOL_EXECUTOR_SLURM", value_parser = named(values::boolean))]
+    pub(crate) slurm: bool,
+
+    /// Run calls on sandbox servers in Slurm jobs of their own, as many as trajectories need:
+    /// `partition=…,account=…,time=…,nodes=MIN-MAX`, each of them optional
+    #[arg(long, value_name = "JOBS", env = "TOOL_EXECUTOR_SLURM_SUBMIT")]
+    pub(crate) slurm_submit: Option<String>,
+
+    /// How many slots each of Slurm's sandbox servers has [default: two for each processor, 10 at
+    /// least]
+    #[arg(long, value_name = "N", env = "TOOL_EXECUTOR_SLURM_SLOTS")]
+    #[arg(value_parser = named(values::at_least_one))]
+    pub(crate) slurm_slots: Option<usize>,
+
+    /// One more argument of the `srun` of each job; give it once for each
+    #[arg(long, value_name = "ARGUMENT", allow_hyphen_values = true)]
+    pub(crate) slurm_argument: Vec<String>,
+
     #[command(flatten)]
     pub(crate) token: SandboxTokenArgs,
 
@@ -223,11 +279,22 @@ pub(crate) struct FleetArgs {
 impl FleetArgs {
     /// Whether there are sandbox servers.
     pub(crate) fn is_given(&self) -> bool {
-        !self.sandbox_url.is_empty() || self.sandbox_file.is_some() || self.sandbox_name.is_some()
+        !self.sandbox_url.is_empty()
+            || self.sandbox_file.is_some()
+            || self.sandbox_name.is_some()
+            || self.is_slurm()
+    }
+
+    /// Whether Slurm starts them.
+    pub(crate) fn is_slurm(&self) -> bool {
+        self.slurm || self.slurm_submit.is_some()
     }
 
     /// The servers, in a few words.
     pub(crate) fn what(&self) -> String {
+        if self.is_slurm() {
+            return "sandbox servers of Slurm's".to_owned();
+        }
         match (&self.sandbox_file, &self.sandbox_name) {
             (Some(file), _) => format!("the sandbox servers of {}", file.display()),
             (None, Some(name)) => format!("the sandbox servers at {name}"),
@@ -287,21 +354,21 @@ pub(crate) struct CallArgs {
     #[arg(env = "TOOL_EXECUTOR_OUTPUT_ORDER", value_parser = named(values::output_order))]
     output_order: OutputOrder,
 
-    /// Whether commands may use the network
+    /// Whether commands may use the network; false is the same as --network none
     #[arg(long, value_name = "BOOL", default_value = "true", env = "TOOL_EXECUTOR_ALLOW_NETWORK")]
     #[arg(value_parser = named(values::boolean), action = ArgAction::Set)]
     allow_network: bool,
 
-    /// Commands get no network: the same as --allow-network=false
+    /// Commands get no network: the same as --network none
     #[arg(long)]
     no_network: bool,
 }
 
 impl CallArgs {
     /// The executor's settings that these flags are about, the others at their defaults.
-    pub(crate) fn config(&self) -> ExecutorConfig {
+    pub(crate) fn config(&self, network: &NetworkArgs) -> ExecutorConfig {
         let policy = Policy::default()
-            .with_allow_network(self.allow_network())
+            .with_allow_network(self.allow_network(network))
             .with_unknown_arguments(self.unknown_arguments)
             .with_output_order(self.output_order);
         let mut config = ExecutorConfig::default()
@@ -313,8 +380,8 @@ impl CallArgs {
     }
 
     /// Whether commands may use the network.
-    pub(crate) fn allow_network(&self) -> bool {
-        self.allow_network && !self.no_network
+    pub(crate) fn allow_network(&self, network: &NetworkArgs) -> bool {
+        self.allow_network && !self.no_network && network.allows()
     }
 }
 

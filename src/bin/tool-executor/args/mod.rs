@@ -22,7 +22,7 @@ use tool_executor::format::{Format, UnreadableCalls};
 use crate::exit_code;
 
 pub(crate) use self::groups::{
-    CallArgs, FleetArgs, IsolationArgs, LimitArgs, ListenArgs, ProvidedArgs, RunArgs,
+    CallArgs, FleetArgs, IsolationArgs, LimitArgs, ListenArgs, NetworkArgs, ProvidedArgs, RunArgs,
     SandboxTokenArgs, SlotArgs, ToolServerArgs,
 };
 use self::values::named;
@@ -54,18 +54,18 @@ pub(crate) enum Command {
 
     /// Serve this machine's sandbox over HTTP, for executors elsewhere
     ///
-    /// Prints one line when it listens. Without a token commands get no network, since they could
-    /// reach this server and with it other slots. SIGTERM and Ctrl-C end it: what runs may go on
-    /// for the grace time; a second signal ends it at once.
+    /// Prints one line when it listens. Without a token commands do not get the host's network
+    /// (--network host): they could reach this server and with it other slots. SIGTERM and Ctrl-C
+    /// end it: what runs may go on for the grace time; a second signal ends it at once.
     #[command(after_help = exit_code::SERVER_HELP)]
     Sandbox(SandboxArgs),
 
     /// Serve an executor over HTTP: the reference's clients use it unchanged
     ///
     /// Its calls run in slots of this machine, or of sandbox servers. Prints one line when it
-    /// listens. Without a token commands get no network, since they could reach this server and
-    /// with it other trajectories. SIGTERM and Ctrl-C end it: what runs may go on for the grace
-    /// time; a second signal ends it at once.
+    /// listens. Without a token commands do not get the host's network, nor any on sandbox servers:
+    /// they could reach this server and with it other trajectories. SIGTERM and Ctrl-C end it: what
+    /// runs may go on for the grace time; a second signal ends it at once.
     #[command(after_help = exit_code::SERVER_HELP)]
     Serve(ServeArgs),
 
@@ -113,6 +113,9 @@ pub(crate) struct SandboxArgs {
     pub(crate) slots: SlotArgs,
 
     #[command(flatten)]
+    pub(crate) network: NetworkArgs,
+
+    #[command(flatten)]
     pub(crate) limits: LimitArgs,
 
     #[command(flatten)]
@@ -137,6 +140,9 @@ pub(crate) struct ServeArgs {
 
     #[command(flatten)]
     pub(crate) slots: SlotArgs,
+
+    #[command(flatten)]
+    pub(crate) network: NetworkArgs,
 
     #[command(flatten)]
     pub(crate) limits: LimitArgs,
@@ -235,6 +241,9 @@ pub(crate) struct ReplayArgs {
 
     #[command(flatten)]
     pub(crate) slots: SlotArgs,
+
+    #[command(flatten)]
+    pub(crate) network: NetworkArgs,
 
     #[command(flatten)]
     pub(crate) limits: LimitArgs,

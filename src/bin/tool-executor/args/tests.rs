@@ -13,14 +13,16 @@ const COMMANDS: [&str; 3] = ["replay", "serve", "sandbox"];
 /// `replay` has no `--acquire-timeout-s`, because more trajectories than slots is what
 /// `--concurrency` asks for, and no `--idle-limit-s`, because it releases what it is done with.
 /// `sandbox` has none of the flags about calls: its clients say these.
-const TABLE: [(&str, &str, &str); 58] = [
+const TABLE: [(&str, &str, &str); 68] = [
     ("acquire-timeout-s", "TOOL_EXECUTOR_ACQUIRE_TIMEOUT_S", "s"),
     ("advertise", "TOOL_EXECUTOR_ADVERTISE", "sx"),
+    ("allow-host", "TOOL_EXECUTOR_ALLOW_HOST", "rsx"),
     ("allow-network", "TOOL_EXECUTOR_ALLOW_NETWORK", "rs"),
     ("allow-unisolated", "TOOL_EXECUTOR_ALLOW_UNISOLATED", "rsx"),
     ("batch-window-ms", "TOOL_EXECUTOR_BATCH_WINDOW_MS", "rs"),
     ("bind", "TOOL_EXECUTOR_BIND", "rsx"),
     ("bind-rw", "TOOL_EXECUTOR_BIND_RW", "rsx"),
+    ("ca-bundle", "TOOL_EXECUTOR_CA_BUNDLE", "rsx"),
     ("compare", "", "r"),
     ("concurrency", "", "r"),
     ("data-dir", "TOOL_EXECUTOR_DATA_DIR", "rsx"),
@@ -43,8 +45,10 @@ const TABLE: [(&str, &str, &str); 58] = [
     ("limit-processes", "TOOL_EXECUTOR_LIMIT_PROCESSES", "rsx"),
     ("limit-workspace", "TOOL_EXECUTOR_LIMIT_WORKSPACE", "rsx"),
     ("log", "TOOL_EXECUTOR_LOG", "rsx"),
+    ("log-egress", "TOOL_EXECUTOR_LOG_EGRESS", "rsx"),
     ("max-batch-size", "TOOL_EXECUTOR_MAX_BATCH_SIZE", "rs"),
     ("max-file-size", "TOOL_EXECUTOR_MAX_FILE_SIZE", "rsx"),
+    ("network", "TOOL_EXECUTOR_NETWORK", "rsx"),
     ("no-auth", "TOOL_EXECUTOR_NO_AUTH", "sx"),
     ("no-network", "", "rs"),
     ("no-seccomp", "TOOL_EXECUTOR_NO_SECCOMP", "rsx"),
@@ -56,12 +60,18 @@ const TABLE: [(&str, &str, &str); 58] = [
     ("repeat", "", "r"),
     ("require-sandbox", "", "rsx"),
     ("sandbox-ca", "TOOL_EXECUTOR_SANDBOX_CA", "rs"),
+    ("sandbox-file", "TOOL_EXECUTOR_SANDBOX_FILE", "rs"),
+    ("sandbox-name", "TOOL_EXECUTOR_SANDBOX_NAME", "rs"),
     ("sandbox-slots", "TOOL_EXECUTOR_SANDBOX_SLOTS", "rs"),
     ("sandbox-start-timeout-s", "TOOL_EXECUTOR_SANDBOX_START_TIMEOUT_S", "rs"),
     ("sandbox-token", "TOOL_EXECUTOR_SANDBOX_TOKEN", "rsx"),
     ("sandbox-unreachable-timeout-s", "TOOL_EXECUTOR_SANDBOX_UNREACHABLE_TIMEOUT_S", "rs"),
     ("sandbox-url", "TOOL_EXECUTOR_SANDBOX_URL", "rs"),
     ("slots", "TOOL_EXECUTOR_SLOTS", "rsx"),
+    ("slurm", "TOOL_EXECUTOR_SLURM", "rs"),
+    ("slurm-argument", "", "rs"),
+    ("slurm-slots", "TOOL_EXECUTOR_SLURM_SLOTS", "rs"),
+    ("slurm-submit", "TOOL_EXECUTOR_SLURM_SUBMIT", "rs"),
     ("summary-json", "", "r"),
     ("timeout-s", "TOOL_EXECUTOR_TIMEOUT_S", "rs"),
     ("tls-cert", "TOOL_EXECUTOR_TLS_CERT", "sx"),
@@ -188,9 +198,10 @@ fn defaults() {
     assert_eq!((args.concurrency, args.repeat), (None, 1));
     assert_eq!((args.format, args.unreadable_calls), (Format::Auto, UnreadableCalls::Answer));
     // What the command line does not say is as it is in the library.
-    assert_eq!(args.calls.config(), ExecutorConfig::default());
+    assert_eq!(args.calls.config(&args.network), ExecutorConfig::default());
     assert_eq!(args.run.grace_s, Duration::from_secs(10));
-    assert!(args.calls.allow_network());
+    assert!(args.calls.allow_network(&args.network));
+    assert_eq!(args.network.network, None);
     assert_eq!((groups::default_slots(1), groups::default_slots(16)), (10, 32));
     let Command::Serve(args) = parse_line("serve").unwrap() else { panic!() };
     assert_eq!((args.listen.port, args.acquire_timeout_s), (9001, Duration::from_secs(600)));
@@ -207,15 +218,20 @@ fn flags_are_read() {
     assert_eq!(args.limits.limit_memory, Some(Limit(Some(1 << 30))));
     assert_eq!(args.limits.limit_workspace, Some(Limit(None)));
     assert_eq!(args.limits.limit_cpu, Some(Limit(Some(1.5))));
-    for no in ["--no-network", "--allow-network=false", "--allow-network no"] {
-        assert!(!replay(no).unwrap().calls.allow_network(), "{no}");
+    for no in ["--no-network", "--allow-network=false", "--allow-network no", "--network none"] {
+        let args = replay(no).unwrap();
+        assert!(!args.calls.allow_network(&args.network), "{no}");
     }
+    let args = replay("--network proxy --allow-host a.b,10.0.0.0/8:80 --allow-host *").unwrap();
+    let hosts: Vec<_> = args.network.allow_host.iter().map(ToString::to_string).collect();
+    assert_eq!(hosts, ["a.b", "10.0.0.0/8:80", "*"]);
+    assert!(args.calls.allow_network(&args.network));
     let config = replay("--timeout-s 1.5 --batch-window-ms 0 --max-batch-size 7").unwrap();
     let expected = ExecutorConfig::default()
         .with_default_timeout(Duration::from_millis(1500))
         .with_batch_window(Duration::ZERO)
         .with_max_batch_size(7);
-    assert_eq!(config.calls.config(), expected);
+    assert_eq!(config.calls.config(&config.network), expected);
     let args =
         replay("--bind /a,/b:/c --bind-rw d --path-prepend /x:/y --device /dev/kvm").unwrap();
     let provided = args.slots.provided;
@@ -231,7 +247,7 @@ fn flags_are_read() {
     let policy = Policy::default()
         .with_unknown_arguments(UnknownArguments::Ignore)
         .with_output_order(OutputOrder::Interleaved);
-    assert_eq!(args.calls.config().policy, policy);
+    assert_eq!(args.calls.config(&args.network).policy, policy);
     assert_eq!(replay("--max-file-size 2M").unwrap().slots.max_file_size, Some(2 << 20));
     let args = replay("--format Qwen3-Coder --unreadable-calls skip").unwrap();
     assert_eq!((args.format, args.unreadable_calls), (Format::Qwen3Coder, UnreadableCalls::Skip));
@@ -260,6 +276,8 @@ fn values_outside_their_limits_are_refused_with_the_flags_name() {
         ("--timeout-s", "601"),
         ("--timeout-s", "NaN"),
         ("--allow-network", "maybe"),
+        ("--network", "bridge"),
+        ("--allow-host", "http://a"),
         ("--limit-memory", "1K"),
         ("--limit-cpu", "0"),
         ("--bind", "/a:b"),
@@ -303,6 +321,9 @@ fn a_flag_that_cannot_apply_is_refused_with_the_reason() {
         "--limit-workspace 1G",
         "--limit-files 1000",
         "--no-seccomp",
+        "--allow-host a.b",
+        "--ca-bundle f",
+        "--log-egress",
         "--bind /opt",
         "--bind-rw /opt",
         "--env A=b",
@@ -324,6 +345,12 @@ fn a_flag_that_cannot_apply_is_refused_with_the_reason() {
         ("replay x --sandbox-ca f", "--sandbox-ca has no effect: no --sandbox-url"),
         ("serve --tool-server-token t", "--tool-server-token has no effect: no --tool-server-url"),
         ("replay x --tool-server-ca f", "--tool-server-ca has no effect: no --tool-server-url"),
+        ("serve --sandbox-url http://a --network host", "--network has no effect: --sandbox-url"),
+        ("replay x --network host --allow-host a", "--allow-host has no effect: --network host"),
+        ("sandbox --network none --log-egress", "--log-egress has no effect: --network none"),
+        ("replay x --network host --no-network", "--network has no effect: --no-network"),
+        ("serve --network proxy --allow-network no", "--network has no effect: --allow-network"),
+        ("serve --network none --allow-network yes", "--network has no effect: --allow-network"),
         ("serve --no-auth --token t", "--no-auth has no effect: --token gives a token"),
         ("sandbox --no-auth --token t", "--no-auth has no effect: --sandbox-token gives a token"),
         (
@@ -335,6 +362,8 @@ fn a_flag_that_cannot_apply_is_refused_with_the_reason() {
         let error = parse_line(line).unwrap_err();
         assert!(error.contains(why), "{line}: {error}");
     }
+    assert!(replay(&format!("{url} --network none")).is_ok());
+    assert!(replay("--network none --no-network").is_ok());
     assert!(replay(&format!("{url} --keep-workspaces /x --sandbox-token t")).is_ok());
 }
 

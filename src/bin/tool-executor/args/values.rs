@@ -10,7 +10,9 @@ use clap::builder::{PathBufValueParser, TypedValueParser};
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{Arg, Command};
-use tool_executor::config::{Bind, OutputOrder, Secret, ServerConfig, UnknownArguments, UserIds};
+use tool_executor::config::{
+    Bind, HostPattern, NetworkMode, OutputOrder, Secret, ServerConfig, UnknownArguments, UserIds,
+};
 use tool_executor::format::{Format, UnreadableCalls};
 
 /// A limit, or that there is none.
@@ -108,6 +110,16 @@ pub(super) fn unknown_arguments(text: &str) -> Result<UnknownArguments, String> 
 /// How a command's streams are shown.
 pub(super) fn output_order(text: &str) -> Result<OutputOrder, String> {
     text.parse().map_err(|_| "separate or interleaved".to_owned())
+}
+
+/// What network commands have.
+pub(super) fn network(text: &str) -> Result<NetworkMode, String> {
+    text.parse().map_err(|_| "none, proxy or host".to_owned())
+}
+
+/// Hosts that commands may reach.
+pub(super) fn host_pattern(text: &str) -> Result<HostPattern, String> {
+    text.parse().map_err(|error| format!("a pattern of hosts: {error}"))
 }
 
 /// User ids for the slots.

@@ -15,7 +15,7 @@ use tool_executor::{
 };
 
 use crate::args::ReplayArgs;
-use crate::setup::{chain, check_isolation, fleet, local, tool_server};
+use crate::setup::{chain, check_isolation, local, servers, tool_server};
 
 /// How long a call may wait for its slot, and in the executor's queue. With more trajectories than
 /// slots a long wait is what was asked for, so only a run that got stuck should ever meet it.
@@ -48,13 +48,14 @@ impl Driver {
     pub(crate) fn start(args: &ReplayArgs, interrupt: &Interrupt) -> Result<Self, String> {
         let mut builder = ToolExecutor::builder().interrupt(interrupt.clone());
         let embedded = if !args.fleet.is_given() {
-            let backend = local(&args.slots, &args.limits, &args.isolation, interrupt)?;
+            let backend =
+                local(&args.slots, &args.limits, &args.network, &args.isolation, interrupt)?;
             builder = builder.backend(backend.clone());
             Some(backend)
         } else {
             let mut fleet_args = args.fleet.clone();
             fleet_args.sandbox_slots = fleet_args.sandbox_slots.or(args.concurrency);
-            builder = builder.backend(fleet(&fleet_args, &args.isolation)?);
+            builder = builder.shared_backend(servers(&fleet_args, &args.isolation)?);
             None
         };
         // How many slots the servers have they say when the executor starts.
@@ -62,7 +63,7 @@ impl Driver {
         let most = args.concurrency.unwrap_or(slots);
         let mut config = args
             .calls
-            .config()
+            .config(&args.network)
             // One call per trajectory is under way, so a submit never meets a full queue.
             .with_queue_capacity(most)
             .with_queue_timeout(PATIENCE)
@@ -77,7 +78,7 @@ impl Driver {
         let slots = args.fleet.sandbox_slots.map_or(slots, |asked| slots.min(asked));
         let concurrency = args.concurrency.unwrap_or(slots.clamp(1, most));
         let queue = executor.completion_queue(concurrency);
-        check_isolation(&executor, args.calls.allow_network(), &args.fleet)?;
+        check_isolation(&executor, args.calls.allow_network(&args.network), &args.fleet)?;
         Ok(Self { executor, queue, embedded, concurrency })
     }
 

@@ -56,7 +56,7 @@ use self::run::Run;
 pub(crate) fn run(args: ReplayArgs, warnings: &[String]) -> ExitCode {
     let started = Instant::now();
     let progress = Progress::new(args.quiet, started);
-    init_log(args.run.log.as_deref(), progress.writer());
+    init_log(args.run.log.as_deref(), args.network.log_egress, progress.writer());
     warnings.iter().for_each(|warning| log::warn!("{warning}"));
 
     let (reader, files) = match open_files(&args) {

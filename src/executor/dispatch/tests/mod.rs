@@ -435,6 +435,9 @@ impl World {
         for action in actions {
             match action {
                 Action::Warn(text) => self.warned.push(text),
+                Action::TellDemand(demand) => {
+                    prop_assert_eq!(demand.waiting, self.dispatch.waiting_for_slot);
+                }
                 Action::Send { container: lane, addr, batch } => {
                     prop_assert!((1..=MAX_BATCH).contains(&batch.len()));
                     let container = number(&addr);

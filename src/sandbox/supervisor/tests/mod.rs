@@ -3,6 +3,7 @@
 mod ends;
 mod hosts;
 mod late;
+mod machines;
 mod rest;
 mod walls;
 

@@ -1,6 +1,7 @@
 //! The complete outputs of calls, as files in the workspace.
 
 use std::os::unix::fs::symlink;
+use std::path::PathBuf;
 
 use super::*;
 use crate::sandbox::output::Captured;

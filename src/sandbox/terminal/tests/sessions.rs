@@ -395,11 +395,11 @@ fn what_a_model_does_to_its_own_shell_harms_nobody_else() {
         "exec 0<&10; cat",
         "head -c 1 /proc/$$/fd/0",
         "exec >&- 2>&-",
-        "for i in {1..50}; do echo \"word 0 h\" >/run/terminal/status; done",
-        "yes 'x 0 h' >/run/terminal/status",
-        "cat /dev/zero >/run/terminal/status & sleep 1000",
-        "cat /run/terminal/status",
-        "rm -rf /run/terminal; chmod 777 /run/terminal/*; echo x >/run/terminal/command",
+        "for i in {1..50}; do echo \"word 0 h\" >/run/terminal/default/status; done",
+        "yes 'x 0 h' >/run/terminal/default/status",
+        "cat /dev/zero >/run/terminal/default/status & sleep 1000",
+        "cat /run/terminal/default/status",
+        "rm -rf /run/terminal; chmod 777 /run/terminal/*; echo x >/run/terminal/default/command",
         "kill -STOP $$",
         "(sleep 0.4; kill -STOP $$) & ",
         "(sleep 0.4; kill -9 $$) & ",
@@ -417,8 +417,8 @@ fn what_a_model_does_to_its_own_shell_harms_nobody_else() {
         "PS1='$(sleep 1000)'; readonly PS1",
         "set -o ignoreeof; set -o noglob -o noclobber -o noexec",
         "command_not_found_handle() { exit 4; }; PATH=/nonexistent; nothing",
-        "printf '%s' >/run/terminal/status junk",
-        "printf '\\0\\n\\0 0 h\\n' >/run/terminal/status",
+        "printf '%s' >/run/terminal/default/status junk",
+        "printf '\\0\\n\\0 0 h\\n' >/run/terminal/default/status",
         "head -c 1000000 /dev/zero; printf '\\e]0;%s\\a' $(seq 1 100000) >&2",
         "for i in {1..100}; do sleep 1000 & done; disown -a",
         "coproc cat; exec 0<&${COPROC[0]}",
@@ -452,9 +452,9 @@ fn what_a_model_does_to_its_own_shell_harms_nobody_else() {
 #[test]
 fn a_session_that_floods_its_status_is_killed() {
     let bench = Bench::sandboxed();
-    let ended = bench.run("cat /dev/zero >/run/terminal/status");
+    let ended = bench.run("cat /dev/zero >/run/terminal/default/status");
     assert_eq!((ended.finished.end, ended.session), (End::Exited(137), Session::Ended));
-    bench.output("yes 'x 0 h' >/run/terminal/status & ");
+    bench.output("yes 'x 0 h' >/run/terminal/default/status & ");
     wait_until(|| bench.run("true").session != Session::Kept);
 }
 
@@ -463,7 +463,7 @@ fn a_session_that_floods_its_status_is_killed() {
 fn a_job_that_leaves_unfinished_lines_keeps_no_end_from_being_seen() {
     let bench = Bench::sandboxed();
     bench.output(
-        "(while :; do printf 'x 0 '; : >said; sleep 0.001; done >/run/terminal/status 2>/dev/null) & \
+        "(while :; do printf 'x 0 '; : >said; sleep 0.001; done >/run/terminal/default/status 2>/dev/null) & \
          until [ -e said ]; do :; done; echo",
     );
     for number in 0..20 {
@@ -471,7 +471,7 @@ fn a_job_that_leaves_unfinished_lines_keeps_no_end_from_being_seen() {
         assert_eq!((code(&ended), ended.session), (number, Session::Kept));
     }
     // One that is longer than any.
-    bench.output("head -c 5000 /dev/zero | tr '\\0' x >/run/terminal/status");
+    bench.output("head -c 5000 /dev/zero | tr '\\0' x >/run/terminal/default/status");
     assert_eq!(code(&bench.run("(exit 3)")), 3);
 }
 
@@ -495,7 +495,7 @@ fn a_job_cannot_speak_for_a_later_call() {
     // It repeats what it could see of its own call's end, for ever.
     bench.output(
         "(while :; do for w in word $BASH_COMMAND 0 1; do echo \"$w 0 h\"; done; sleep 0.01; done \
-         >/run/terminal/status) & echo job",
+         >/run/terminal/default/status) & echo job",
     );
     for _ in 0..20 {
         assert_eq!(code(&bench.run("sleep 0.05; exit_with() { return 5; }; exit_with")), 5);

@@ -1,6 +1,6 @@
 //! The tool `tmux`: a terminal for programs that need a keyboard and a screen, kept between calls.
 //!
-//! Each slot that asks for one has a tmux server of its own in a sandbox of its own, and one
+//! Each slot that asks for one has a tmux server of its own in a jail of its own, and one
 //! client of it, in *control mode*: commands go in by its standard input, and replies and
 //! everything that the terminal's program prints come out of its standard output, as lines.
 //!

@@ -39,8 +39,9 @@ const LAST_WORDS: usize = 1 << 20;
 
 /// How many lines that have scrolled away are kept.
 const HISTORY: &str = "20000";
-/// Where tmux listens in its sandbox: a place that no other sandbox of the slot sees.
-const SOCKET: &str = "/dev/shm/tmux.sock";
+/// Where tmux listens in its sandbox: in the machine's own file system, which is not counted among
+/// the slot's files.
+const SOCKET: &str = "/run/tmux.sock";
 
 const OUTPUT: Source = Source::File(0);
 
@@ -161,6 +162,7 @@ struct Slice {
 impl Program for Terminal {
     type Call = TmuxCall;
     const KIND: Kind = Kind::Tmux;
+    const MOST: usize = 1;
 
     fn start(
         place: &Place,
@@ -193,7 +195,6 @@ impl Program for Terminal {
         let argv = arguments(&socket, &settings);
         let plan = Plan {
             workspace: &place.workspace,
-            shown: &[],
             network: place.network,
             program: &tmux.program,
             argv: &argv,
@@ -202,7 +203,7 @@ impl Program for Terminal {
             stdio: [input_reader.as_fd(), output_writer.as_fd(), errors_writer.as_fd()],
         };
         watch.add(output.as_fd(), OUTPUT)?;
-        let kept = Kept::start(&plan, host, watch, common.alarm(watch.key))?;
+        let kept = Kept::start(&plan, common, watch)?;
         let now = Instant::now();
         let terminal = Self {
             driver: Driver::new(settings, now),
@@ -219,6 +220,10 @@ impl Program for Terminal {
 
     fn refuse(call: TmuxCall, why: &str) {
         call.answer.give(not_ensured(Outcome::BackendFailed, why, false), true);
+    }
+
+    fn refuse_one_more(call: TmuxCall, _names: &[&str]) {
+        Self::refuse(call, "a slot has one terminal");
     }
 
     fn number(call: &TmuxCall) -> u64 {

@@ -17,6 +17,7 @@ use crate::sandbox::isolation::{Budget, Isolation};
 use crate::sandbox::limits::{Filter, Limits};
 use crate::sandbox::shell;
 use crate::sandbox::spool::Spool;
+use crate::sandbox::supervisor::Supervisor;
 use crate::sandbox::terminal::{Place, Setup, TerminalCall, Terminals};
 use crate::sandbox::testing;
 use crate::sandbox::user::CommandUser;
@@ -57,17 +58,20 @@ impl Bench {
         } else {
             Isolation::none("a test")
         };
-        let directory = data.make_passable_dir("terminals").unwrap();
         let tmux = Tmux::detect(shell::PATH);
         assert!(tmux.is_some(), "install tmux");
+        let (limits, spool) = (Arc::new(Limits::none()), Spool::start().unwrap());
+        let supervisor =
+            Supervisor::start(isolation.clone(), user, limits.clone(), spool.clone()).unwrap();
         let terminals = Terminals::start(Setup {
             isolation,
             user,
-            limits: Arc::new(Limits::none()),
-            directory,
+            limits,
+            more_sessions: 0,
+            supervisor: Arc::new(supervisor),
             output_limit_chars: 50_000,
             output_file_bytes: 16 << 20,
-            spool: Spool::start().unwrap(),
+            spool,
             tmux,
         })
         .unwrap();
@@ -90,7 +94,8 @@ impl Bench {
             Request::Act(act) => {
                 let network = arguments.get("allow_network") != Some(&json!(false));
                 let workspace = self.workspaces[slot].clone();
-                let place = Place { slot, workspace, network };
+                let session = crate::tool::DEFAULT_SESSION.into();
+                let place = Place { slot, workspace, network, session };
                 let on_end = Box::new(move |ended| sender.send(ended).unwrap());
                 (Some(self.terminals.tmux(place, act, timeout, on_end)), receiver)
             }
