@@ -98,6 +98,7 @@ mod executor;
 #[cfg(feature = "capi")]
 pub mod ffi;
 mod interrupt;
+mod level;
 mod limits;
 mod pool;
 #[cfg(target_os = "linux")]
@@ -134,6 +135,7 @@ pub use tool::format;
 pub mod stats {
     pub use crate::egress::NetworkTotals;
     pub use crate::executor::{Bucket, IdleHolder, LaneStats, OutcomeCounts, Stats, Summary};
+    pub use crate::level::IsolationLevel;
     pub use crate::limits::{EnforcedLimits, Enforcement};
     pub use crate::pool::{ContainerCounts, SlotCounts};
 }

@@ -223,7 +223,7 @@ const MAKE: &str = "mkdir d; printf 'h\u{e9}' > d/f.txt; echo g > g";
 #[test]
 fn a_served_executor_runs_calls_and_gives_their_files() {
     let program = Program::serve(&["--slots", "2"], &[]);
-    assert!(program.line.contains("(2 slots)") && !program.line.contains("s3cret"));
+    assert!(program.line.contains("(2 slots, isolation ") && !program.line.contains("s3cret"));
     let made = program.bash("t", MAKE);
     assert_eq!((&made["success"], &made["uniq_id"]), (&json!(true), &json!("u1")), "{made}");
     artifacts(&program, &json!({"trajectory_id": "t"}));
@@ -251,7 +251,7 @@ fn a_served_executor_over_sandbox_servers_gives_their_files() {
 #[test]
 fn a_sandbox_server_runs_calls_and_gives_their_files() {
     let program = Program::sandbox(&["--slots", "2"]);
-    assert!(program.line.contains("(2 slots)") && !program.line.contains("s3cret"));
+    assert!(program.line.contains("(2 slots, isolation ") && !program.line.contains("s3cret"));
     let execute = json!({"slot_id": "slot_1", "tool": "bash", "args": {"command": MAKE}});
     assert_eq!(program.post("/execute", &execute)["success"], true);
     artifacts(&program, &json!({"slot_id": "slot_1"}));
@@ -300,7 +300,7 @@ fn the_environment_variables_of_the_reference_are_honoured() {
             ("TOOL_EXECUTOR_TOOL_SERVER_TOKEN", "s3cret-of-tools"),
         ],
     );
-    assert!(program.line.contains("(3 slots)"), "{}", program.line);
+    assert!(program.line.contains("(3 slots, isolation "), "{}", program.line);
     let result = program.bash("t0", "true");
     assert_eq!(result["metadata"]["network_isolated"], true, "{result}");
     let mut search = call("t0", "x");
@@ -388,6 +388,21 @@ fn a_signal_lets_what_runs_end() {
     program.terminate();
     program.ends();
     assert_eq!(client.receive().json()["output"], "done");
+}
+
+#[test]
+fn one_signal_ends_a_server_before_a_container_engine_would_kill_it() {
+    let mut program = Program::sandbox(&["--slots", "1"]);
+    let command = "trap '' TERM; touch began; sleep 7535; sleep 7535";
+    let mut body = json!({"slot_id": "slot_0", "tool": "bash", "args": {"command": command}});
+    body["timeout"] = json!(600);
+    let _client = program.send("POST", "/execute", &body);
+    wait_until(&mut program.child, || runs("sleep 7535"));
+    let begun = Instant::now();
+    program.terminate();
+    program.ends();
+    assert!(begun.elapsed().as_secs_f64() <= 8.0, "{:?}", begun.elapsed());
+    assert!(!runs("sleep 7535"));
 }
 
 #[test]

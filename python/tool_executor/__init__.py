@@ -19,6 +19,8 @@ from ._config import (
     PolicyConfig,
     Settings,
     SlotLimits,
+    SlurmConfig,
+    SlurmJobs,
     ToolsConfig,
     ToolServerConfig,
 )
@@ -87,6 +89,8 @@ __all__ = [
     "ReleaseError",
     "Settings",
     "SlotLimits",
+    "SlurmConfig",
+    "SlurmJobs",
     "StartError",
     "Tool",
     "ToolCall",

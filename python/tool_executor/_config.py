@@ -14,6 +14,8 @@ __all__ = [
     "PolicyConfig",
     "Settings",
     "SlotLimits",
+    "SlurmConfig",
+    "SlurmJobs",
     "ToolServerConfig",
     "ToolsConfig",
 ]
@@ -56,6 +58,11 @@ class LocalConfig(TypedDict, total=False):
     seccomp: Optional[bool]
     adopt_orphans: Optional[bool]
     allow_unisolated: Optional[bool]
+    network: Optional[str]
+    """"none", "proxy" or "host"."""
+    allow_hosts: Optional[List[str]]
+    log_egress: Optional[bool]
+    ca_pem: Optional[str]
     limits: Optional[SlotLimits]
     binds: Optional[List[Bind]]
     env: Optional[Mapping[str, Optional[str]]]
@@ -75,6 +82,32 @@ class FleetConfig(TypedDict, total=False):
     allow_unisolated: Optional[bool]
     slots: Optional[int]
     ca_pem: Optional[str]
+
+
+class SlurmJobs(TypedDict, total=False):
+    """The jobs that sandbox servers run in, outside of an allocation."""
+
+    partition: Optional[str]
+    account: Optional[str]
+    time: Optional[str]
+    arguments: Optional[List[str]]
+
+
+class SlurmConfig(TypedDict, total=False):
+    """Sandbox servers that are started by Slurm, as many as trajectories need."""
+
+    program: Optional[_Path]
+    min_servers: Optional[int]
+    max_servers: Optional[int]
+    jobs: Optional[SlurmJobs]
+    slots_per_server: Optional[int]
+    server_arguments: Optional[List[str]]
+    allow_unisolated: Optional[bool]
+    start_timeout_s: Optional[float]
+    idle_timeout_s: Optional[float]
+    drain_before_s: Optional[float]
+    unreachable_timeout_s: Optional[float]
+    token: Optional[str]
 
 
 class ToolServerConfig(TypedDict, total=False):
@@ -108,6 +141,7 @@ class Settings(TypedDict, total=False):
 
     local: Optional[LocalConfig]
     fleet: Optional[FleetConfig]
+    slurm: Optional[SlurmConfig]
     tool_server: Optional[ToolServerConfig]
     policy: Optional[PolicyConfig]
     batch_policy: Optional[str]

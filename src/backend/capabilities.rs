@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use crate::config::NetworkMode;
 use crate::egress::NetworkTotals;
+use crate::level::IsolationLevel;
 use crate::limits::EnforcedLimits;
 
 /// The time limit of a call that names none, unless a backend has its own: 30 s.
@@ -34,6 +35,10 @@ pub struct Capabilities {
     /// Whether commands run isolated from the machine and from other slots. Defaults to
     /// [`Isolation::Unknown`].
     pub isolation: Isolation,
+    /// How far they are isolated. Defaults to `None`: not known.
+    pub isolation_level: Option<IsolationLevel>,
+    /// Why they are not isolated further, a line each. Defaults to none.
+    pub weakened_because: Vec<String>,
     /// Which limits hold for the commands of a slot, and by what. Defaults to `None`: not known.
     pub limits: Option<EnforcedLimits>,
     /// Whether a slot keeps its sandbox from call to call. Where it does not each command pays for
@@ -82,6 +87,8 @@ impl Default for Capabilities {
             starts_dirty: false,
             may_grow: false,
             isolation: Isolation::Unknown,
+            isolation_level: None,
+            weakened_because: Vec::new(),
             limits: None,
             warm_slots: None,
             retired_sandboxes: 0,
@@ -99,6 +106,8 @@ setters! {
         with_starts_dirty: starts_dirty = bool,
         with_may_grow: may_grow = bool,
         with_isolation: isolation = Isolation,
+        with_isolation_level: isolation_level = some IsolationLevel,
+        with_weakened_because: weakened_because = Vec<String>,
         with_limits: limits = some EnforcedLimits,
         with_warm_slots: warm_slots = some bool,
         with_retired_sandboxes: retired_sandboxes = usize,

@@ -36,6 +36,7 @@ use crate::config::{LocalConfig, NetworkMode};
 use crate::egress::Egress;
 use crate::error::BackendError;
 use crate::interrupt::Interrupt;
+use crate::level::IsolationLevel;
 use crate::limits::EnforcedLimits;
 use crate::sandbox::artifacts;
 use crate::sandbox::etc::EtcCopy;
@@ -75,6 +76,8 @@ const INLINE_TOOLS: &[&str] = &["bash", "bash_stateful", "tmux"];
 pub struct LocalBackend(Arc<Inner>);
 
 struct Inner {
+    /// Why all slots are one user, if they are.
+    one_user: Option<String>,
     supervisor: Arc<Supervisor>,
     limits: Arc<Limits>,
     terminals: Terminals,
@@ -164,6 +167,21 @@ impl LocalBackend {
         }
     }
 
+    /// How far commands are isolated, and why not further.
+    fn level(&self) -> (IsolationLevel, Vec<String>) {
+        let jails = match self.0.supervisor.isolation() {
+            Engine::Jailed(jails) => jails,
+            Engine::None { reason, .. } => return (IsolationLevel::None, vec![reason.clone()]),
+        };
+        let level = match &self.0.one_user {
+            _ if jails.shares_proc() => IsolationLevel::SharedProc,
+            Some(_) => IsolationLevel::OneUser,
+            None => IsolationLevel::Full,
+        };
+        let weakened_because = jails.weaknesses().into_iter().chain(self.0.one_user.clone());
+        (level, weakened_because.collect())
+    }
+
     fn workspace(&self, slot: &SlotRef) -> Result<Arc<Workspace>, ArtifactError> {
         match self.0.slots.get(slot.index) {
             Some(slot) => Ok(slot.workspace()),
@@ -194,7 +212,10 @@ impl Backend for LocalBackend {
                 EnforcedLimits { seccomp: not_filtered_because.is_none(), ..self.0.limits.held() }
             }
         };
+        let (isolation_level, weakened_because) = self.level();
         Capabilities {
+            isolation_level: Some(isolation_level),
+            weakened_because,
             inline_tools: INLINE_TOOLS,
             isolation: match isolated {
                 Some(reason) => Isolation::NotIsolated(reason.to_owned()),

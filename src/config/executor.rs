@@ -358,7 +358,7 @@ mod tests {
             ),
             (
                 config().with_local(LocalConfig::new(1)).with_fleet(FleetConfig::new(["a"])),
-                "not both",
+                "give one of",
             ),
         ] {
             let error = config.check().unwrap_err().to_string();

@@ -93,7 +93,7 @@ pub(super) fn parse(bytes: &[u8], seen: usize) -> Result<Option<(Request, usize)
 
 /// A head without the empty line that ends it.
 fn parse_head(head: &[u8]) -> Result<Request, BadRequest> {
-    if head.iter().any(|byte| *byte == 0) {
+    if head.contains(&0) {
         return bad("there is a NUL in the request's head");
     }
     let mut lines = Lines(Some(head));

@@ -281,6 +281,8 @@ impl ToolExecutor {
             None => self.closed.lock().as_ref().map(|(_, stats)| stats.clone()).unwrap_or_default(),
         };
         let capabilities = self.capabilities();
+        stats.isolation_level = capabilities.isolation_level;
+        stats.weakened_because = capabilities.weakened_because;
         stats.limits = capabilities.limits;
         stats.warm_slots = capabilities.warm_slots;
         stats.retired_sandboxes = capabilities.retired_sandboxes;

@@ -10,6 +10,7 @@ use serde::{Serialize, Serializer};
 
 use crate::config::NetworkMode;
 use crate::egress::NetworkTotals;
+use crate::level::IsolationLevel;
 use crate::limits::EnforcedLimits;
 use crate::pool::{ContainerCounts, SlotCounts};
 use crate::tool::{Outcome, Timing};
@@ -58,6 +59,10 @@ pub struct Stats {
     pub containers: ContainerCounts,
     /// What is on its way to each container that is there, now.
     pub lanes: Vec<LaneStats>,
+    /// How far commands are isolated in the backend's slots, where it tells.
+    pub isolation_level: Option<IsolationLevel>,
+    /// Why they are not isolated further, a line each.
+    pub weakened_because: Vec<String>,
     /// Which limits hold for the commands of the backend's slots, where it tells.
     pub limits: Option<EnforcedLimits>,
     /// Whether the backend's slots keep their sandboxes from call to call, where it tells. Where

@@ -48,6 +48,8 @@ pub(super) fn facts(capabilities: &Capabilities) -> JsonObject {
     JsonObject::from_iter([
         ("isolated".to_owned(), not_isolated_because.is_none().into()),
         ("not_isolated_because".to_owned(), not_isolated_because.into()),
+        ("isolation_level".to_owned(), json!(capabilities.isolation_level)),
+        ("weakened_because".to_owned(), json!(capabilities.weakened_because)),
         ("keeps_sandboxes".to_owned(), capabilities.warm_slots.into()),
         ("network".to_owned(), json!(capabilities.network)),
         ("not_filtered_because".to_owned(), capabilities.not_filtered_because.as_deref().into()),
@@ -85,7 +87,7 @@ mod tests {
             ),
             (r#"{"fleet": {}}"#, TE_INVALID_CONFIG, "in \"fleet\": a fleet needs the URL"),
             (r#"{"fleet": {"urls": []}}"#, TE_INVALID_CONFIG, "at least one"),
-            (r#"{"fleet": {"urls": ["x"]}, "local": {}}"#, TE_INVALID_CONFIG, "not both"),
+            (r#"{"fleet": {"urls": ["x"]}, "local": {}}"#, TE_INVALID_CONFIG, "give one of"),
             (r#"{"batch_window_s": -1}"#, TE_INVALID_CONFIG, "from 0 to"),
             (r#"{"batch_window_s": 1e9}"#, TE_INVALID_CONFIG, "from 0 to"),
             (r#"{"batch_window_s": "1"}"#, TE_INVALID_CONFIG, "a number of seconds"),

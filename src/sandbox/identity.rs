@@ -89,18 +89,27 @@ impl Identity {
 /// A sandbox's `/etc/hosts`: the host's, in which the sandbox's own name is that of its loopback
 /// interface.
 pub(super) fn hosts(hosts: &str) -> String {
-    let names = |line: &str, name: &str| {
-        let entry = line.split('#').next().unwrap_or_default();
-        entry.split_ascii_whitespace().skip(1).any(|one| one == name)
-    };
     let mut text = String::new();
-    if !hosts.lines().any(|line| names(line, "localhost")) {
+    if !hosts.lines().any(|line| names_host(line, "localhost")) {
         text.push_str("127.0.0.1\tlocalhost\n");
     }
-    push_lines(&mut text, hosts.lines().filter(|line| !names(line, HOST_NAME)));
-    // Not 127.0.1.1: what listens at the name is reached by `localhost`, too.
-    text.push_str(&format!("127.0.0.1\t{HOST_NAME}\n"));
+    text.push_str(&with_host(hosts, HOST_NAME));
     text
+}
+
+/// A file like `/etc/hosts`, in which this name is that of the loopback interface.
+pub(super) fn with_host(hosts: &str, name: &str) -> String {
+    let mut text = String::new();
+    push_lines(&mut text, hosts.lines().filter(|line| !names_host(line, name)));
+    // Not 127.0.1.1: what listens at the name is reached by `localhost`, too.
+    text.push_str(&format!("127.0.0.1\t{name}\n"));
+    text
+}
+
+/// Whether a line of `/etc/hosts` gives this name an address.
+fn names_host(line: &str, name: &str) -> bool {
+    let entry = line.split('#').next().unwrap_or_default();
+    entry.split_ascii_whitespace().skip(1).any(|one| one == name)
 }
 
 /// One field of a line of `/etc/passwd` or `/etc/group`.

@@ -34,8 +34,8 @@ pub(crate) use remedy::{Facts, advice};
 use super::etc::EtcCopy;
 use super::identity::HOST_NAME;
 use super::init;
-use super::jail::{Network, Origin, Plan};
-use super::limits::Filter;
+use super::jail::{Network, Origin, Plan, Proc};
+use super::limits::{self, Filter};
 use super::paths::MOUNT_POINT;
 use super::provided::{Provided, ProvidedError};
 use super::user::IdMap;
@@ -44,6 +44,7 @@ use crate::config::{LocalConfig, NetworkMode};
 use crate::egress::Egress;
 
 /// How commands of this process are isolated.
+#[expect(clippy::large_enum_variant, reason = "an engine has a handful of them")]
 #[derive(Debug, Clone)]
 #[expect(clippy::large_enum_variant, reason = "an engine has a handful of them")]
 pub(crate) enum Isolation {
@@ -64,6 +65,11 @@ pub(crate) enum Isolation {
 pub(crate) struct Jails {
     /// The program of their first process.
     program: Arc<OwnedFd>,
+    /// Whose `/proc` they show: some containers have mounts over theirs, and then there may be no
+    /// other.
+    proc: Proc,
+    /// Whether they have a host name of their own; some containers do not allow that.
+    has_host_name: bool,
     /// Whether they can be without network; some containers do not allow that.
     pub(crate) can_cut_network: bool,
     /// What of the host is shared.
@@ -79,6 +85,9 @@ pub(crate) struct Jails {
     shared_memory: Option<u64>,
     /// How many pseudo-terminals a sandbox may have.
     terminals: u32,
+    /// How many inotify instances and watches a sandbox may have, where that is not what its user
+    /// may have.
+    inotify: Option<[u64; 2]>,
     /// The filter of system calls; or why there is none, as one line.
     seccomp: Result<Arc<Filter>, String>,
     /// What those get whose commands may use the network.
@@ -250,6 +259,23 @@ impl Isolation {
         self
     }
 
+    /// Shares what its user may have of inotify among so many slots, which are all that user. A
+    /// quarter is left for what else it runs. Blocks on two file system calls.
+    pub(crate) fn with_inotify_for(mut self, slots: usize) -> Self {
+        let share = |file: &str| {
+            let text =
+                std::fs::read_to_string(Path::new("/proc/sys/fs/inotify").join(file)).ok()?;
+            let all: u64 = text.trim().parse().ok()?;
+            Some(limits::of_each(all / 4 * 3, slots as u64))
+        };
+        if let (Some(jails), Some(instances), Some(watches)) =
+            (self.jails(), share("max_user_instances"), share("max_user_watches"))
+        {
+            jails.inotify = Some([instances, watches]);
+        }
+        self
+    }
+
     /// Loads this filter of system calls into every sandbox, if that works here for commands in
     /// `workspace`, of its user. Blocks for the making of one.
     ///
@@ -277,6 +303,19 @@ impl Isolation {
         Ok(self)
     }
 
+    /// Has the name that sandboxes have from the machine, where they can have none of their own, be
+    /// that of the loopback interface, too. Blocks on a few file system calls.
+    ///
+    /// # Errors
+    /// The copy of `/etc` cannot be written.
+    pub(crate) fn with_name_of_machine(self) -> io::Result<Self> {
+        if let Self::Jailed(Jails { has_host_name: false, etc: Some(etc), .. }) = &self {
+            let uname = rustix::system::uname();
+            etc.add_host(&uname.nodename().to_string_lossy())?;
+        }
+        Ok(self)
+    }
+
     /// Whether slots keep their sandboxes.
     pub(crate) fn is_warm(&self) -> bool {
         matches!(self, Self::Jailed(jails) if jails.warm)
@@ -292,6 +331,19 @@ impl Isolation {
         matches!(self, Self::Jailed(jails) if jails.can_cut_network)
     }
 }
+
+/// What jails can do without where a machine does not allow it, the strictest first: whether they
+/// can be without network, whose `/proc` they show, whether they have a host name of their own.
+const LAXER: [(bool, Proc, bool); 8] = [
+    (true, Proc::Own, true),
+    (true, Proc::Own, false),
+    (true, Proc::Shared, true),
+    (true, Proc::Shared, false),
+    (false, Proc::Own, true),
+    (false, Proc::Own, false),
+    (false, Proc::Shared, true),
+    (false, Proc::Shared, false),
+];
 
 /// The most pseudo-terminals of a sandbox: more than a build or a test opens.
 const MOST_TERMINALS: u32 = 256;
@@ -326,6 +378,8 @@ impl Jails {
         })?;
         let strict = Self {
             program: Arc::new(program),
+            proc: Proc::Own,
+            has_host_name: true,
             can_cut_network: true,
             layout: HostLayout::detect(workspace),
             provided: Arc::default(),
@@ -333,29 +387,61 @@ impl Jails {
             warm: true,
             shared_memory: None,
             terminals: MOST_TERMINALS,
+            inotify: None,
             seccomp: Err("switched off".to_owned()),
             network: NetworkMode::Host,
             egress: None,
             variables: Vec::new(),
         };
-        let lax = Self { can_cut_network: false, ..strict.clone() };
         let mut refusal = None;
-        for with_sys in [strict, lax] {
+        for (place, (can_cut_network, proc, has_host_name)) in LAXER.into_iter().enumerate() {
+            // Where not even the laxest can be made, nothing between the two can.
+            if place == 1 {
+                let layout = strict.layout.clone().with_sys(Sys::None);
+                let [.., (can_cut_network, proc, has_host_name)] = LAXER;
+                let laxest =
+                    Self { layout, can_cut_network, proc, has_host_name, ..strict.clone() };
+                match laxest.try_out(workspace, budget) {
+                    Ok(()) => {}
+                    Err(failure) if failure.is_inconclusive() => return Err(failure),
+                    Err(_) => break,
+                }
+            }
             // `/sys` is the least to do without; why it cannot be had is not what is told.
-            let which = [with_sys.layout.sys, Sys::Host, Sys::None];
-            let from = if with_sys.can_cut_network { 0 } else { 1 };
+            let which = [strict.layout.sys, Sys::Host, Sys::None];
+            let from = if can_cut_network { 0 } else { 1 };
             for sys in which.into_iter().skip(from) {
-                let layout = with_sys.layout.clone().with_sys(sys);
-                let jails = Self { layout, ..with_sys.clone() };
+                let layout = strict.layout.clone().with_sys(sys);
+                let jails = Self { layout, can_cut_network, proc, has_host_name, ..strict.clone() };
                 match jails.try_out(workspace, budget) {
                     Ok(()) => return Ok(jails),
                     Err(failure) if failure.is_inconclusive() => return Err(failure),
-                    Err(failure) if jails.can_cut_network => refusal = Some(failure),
+                    // The strictest one says best what is in the way.
+                    Err(failure) if place == 0 => refusal = Some(failure),
                     Err(_) => {}
                 }
             }
         }
         Err(refusal.unwrap_or(Failure::Missing))
+    }
+
+    /// Why slots can see more of the machine than they might, a line each.
+    pub(crate) fn weaknesses(&self) -> Vec<String> {
+        let mut found = Vec::new();
+        if self.proc == Proc::Shared {
+            found.push(
+                "something is mounted over /proc, so that commands see the processes around them: \
+                 unmask it (podman --security-opt unmask=ALL, Docker --security-opt \
+                 systempaths=unconfined, Kubernetes procMount: Unmasked)"
+                    .to_owned(),
+            );
+        }
+        found
+    }
+
+    /// Whether commands see the processes around their sandboxes.
+    pub(crate) fn shares_proc(&self) -> bool {
+        self.proc == Proc::Shared
     }
 
     /// The plan of a jail for a slot, whose commands are of the user of its files.
@@ -378,11 +464,13 @@ impl Jails {
         Plan {
             users,
             groups,
-            host_name: HOST_NAME,
+            host_name: self.has_host_name.then_some(HOST_NAME),
             network,
             root: layout::root(&self.layout, &self.provided, self.etc.as_ref(), &contents),
             shared_memory: self.shared_memory,
             terminals: self.terminals,
+            inotify: self.inotify,
+            proc: self.proc,
             devices: self.provided.devices().to_vec(),
             filter: self.seccomp.as_ref().ok().map(|filter| filter.program().to_vec()),
             directory: MOUNT_POINT,

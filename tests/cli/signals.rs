@@ -20,7 +20,7 @@ fn the_first_signal_lets_running_calls_finish_and_starts_no_others() {
         assert_eq!((&result["index"], &result["outcome"]), (&json!(place), &json!("ok")));
         assert_eq!(result["trajectory_id"], "t");
     }
-    assert!(run.stderr.contains("interrupted: no new calls; 1 running calls have 10 s"));
+    assert!(run.stderr.contains("interrupted: no new calls; 1 running calls have 5 s"));
     assert!(run.stdout.contains("1 cut short") && run.stdout.contains("interrupted"));
 }
 

@@ -116,7 +116,10 @@ fn a_refusal_is_told_from_a_shortage_and_only_it_can_be_allowed() {
         shortages.map(|errno| (of_namespaces(errno), "cannot make namespaces")).to_vec();
     // One error for each step, each in its turn.
     for (number, (call, words)) in steps().into_iter().enumerate() {
-        refused.push((of(call, refusals[number % refusals.len()]), words));
+        // Without a host name of its own a sandbox is one all the same.
+        if call != libc::SYS_sethostname {
+            refused.push((of(call, refusals[number % refusals.len()]), words));
+        }
         short.push((of(call, shortages[number % shortages.len()]), words));
     }
     for (filter, words) in refused {

@@ -36,6 +36,8 @@ mod isolation;
 #[cfg(target_os = "linux")]
 mod kernel;
 mod kills;
+#[cfg(all(target_os = "linux", feature = "server"))]
+mod level;
 #[cfg(target_os = "linux")]
 mod limits;
 #[cfg(target_os = "linux")]

@@ -17,6 +17,8 @@ from tool_executor import (
     Outcome,
     PolicyConfig,
     SlotLimits,
+    SlurmConfig,
+    SlurmJobs,
     ToolCall,
     ToolExecutor,
     ToolExecutorError,
@@ -175,7 +177,7 @@ def test_a_typo_in_the_configuration_is_told_with_the_keys_that_there_are() -> N
     for local in [3, {"slots": math.nan}, {"slots": -1}, {"slots": 2**70}, {"slots": object()}]:
         assert refused(local=local)
     assert "given twice" in refused({"local": {}}, local={})
-    assert "not both" in refused(local={}, fleet={"urls": ["http://x"]})
+    assert "give one of" in refused(local={}, fleet={"urls": ["http://x"]})
     assert refused({1: 2})
     assert "hex escape" in refused({"\ud800": 2})
 
@@ -186,6 +188,8 @@ SECTIONS: List[Tuple[Any, Callable[[Any], Any]]] = [
     (Bind, lambda wrong: {"local": {"binds": [{"source": "/usr", **wrong}]}}),
     (SlotLimits, lambda wrong: {"local": {"limits": wrong}}),
     (FleetConfig, lambda wrong: {"fleet": {"urls": ["http://x"], **wrong}}),
+    (SlurmConfig, lambda wrong: {"slurm": wrong}),
+    (SlurmJobs, lambda wrong: {"slurm": {"jobs": wrong}}),
     (ToolServerConfig, lambda wrong: {"tool_server": {"url": "http://x", **wrong}}),
     (PolicyConfig, lambda wrong: {"policy": wrong}),
     (ToolsConfig, lambda wrong: {"tools": wrong}),

@@ -153,7 +153,11 @@ fn over_tls_a_sandbox_server_is_used_by_who_trusts_it_and_everyone_else_is_told_
         key_arg,
     ]);
     let url = format!("https://localhost:{}", sandbox.addr.port());
-    assert!(sandbox.line.contains(&format!("listening on {url} (1 slots)")), "{}", sandbox.line);
+    assert!(
+        sandbox.line.contains(&format!("listening on {url} (1 slots, isolation ")),
+        "{}",
+        sandbox.line
+    );
     let input = directory.path().join("in.jsonl");
     let calls = json!([{"name": "bash", "arguments": {"command": "echo over tls"}}]);
     fs::write(&input, json!({"id": "t", "calls": calls}).to_string()).unwrap();

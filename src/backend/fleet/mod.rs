@@ -79,6 +79,7 @@ use crate::client::{self, AgentConfig, Authorization, Failure, Names};
 use crate::config::{FleetConfig, NetworkMode};
 use crate::error::BackendError;
 use crate::interrupt::Interrupt;
+use crate::level::IsolationLevel;
 use crate::limits::EnforcedLimits;
 use crate::wire::null_as_default;
 use crate::workers::guarded;
@@ -224,6 +225,13 @@ impl Backend for FleetBackend {
         let all_isolate = !told.is_empty() && told.iter().all(|told| told.isolates == Some(true));
         let limits = told.iter().map(|told| told.limits);
         let warm_slots = told.iter().map(|told| told.warm_slots);
+        let levels = told.iter().map(|told| told.level);
+        let mut weakened_because: Vec<String> = Vec::new();
+        for reason in told.iter().flat_map(|told| &told.weakened_because) {
+            if weakened_because.len() < MOST_REASONS && !weakened_because.contains(reason) {
+                weakened_because.push(reason.clone());
+            }
+        }
         Capabilities {
             starts_dirty: true,
             may_grow: true,
@@ -235,6 +243,8 @@ impl Backend for FleetBackend {
                 None if all_isolate => Isolation::Isolated,
                 None => Isolation::Unknown,
             },
+            isolation_level: levels.reduce(|a, b| Some(a?.max(b?))).flatten(),
+            weakened_because,
             limits: limits.reduce(|a, b| Some(a?.weaker(b?))).flatten(),
             warm_slots: warm_slots.reduce(|a, b| Some(a? && b?)).flatten(),
             network: told
@@ -461,6 +471,23 @@ struct Health {
     /// Of a later version it may be one that is not known here.
     #[serde(default)]
     network: serde_json::Value,
+    #[serde(default)]
+    isolation_level: Option<IsolationLevel>,
+    /// Anybody's, in whatever form.
+    #[serde(default)]
+    weakened_because: serde_json::Value,
+}
+
+/// The most reasons why slots are not isolated further, and their longest.
+const MOST_REASONS: usize = 8;
+const LONGEST_REASON: usize = 300;
+
+/// Why a server's slots are not isolated further, as far as it says so in words that one can show.
+fn reasons(told: serde_json::Value) -> Vec<String> {
+    let told: Vec<String> = serde_json::from_value(told).unwrap_or_default();
+    let is_plain =
+        |text: &String| text.len() <= LONGEST_REASON && !text.chars().any(char::is_control);
+    told.into_iter().filter(is_plain).take(MOST_REASONS).collect()
 }
 
 /// What a server says of its slots.
@@ -471,6 +498,9 @@ struct Advertised {
     limits: Option<EnforcedLimits>,
     warm_slots: Option<bool>,
     network: Option<NetworkMode>,
+    level: Option<IsolationLevel>,
+    /// Of a length that a server's words may have.
+    weakened_because: Vec<String>,
 }
 
 impl Patient {
@@ -528,6 +558,8 @@ impl Connection {
                 limits: None,
                 warm_slots: None,
                 network: None,
+                level: None,
+                weakened_because: Vec::new(),
             })),
             allow_unisolated: config.allow_unisolated,
         })
@@ -562,6 +594,8 @@ impl Connection {
             limits: serde_json::from_value(health.limits).ok(),
             warm_slots: health.warm_slots,
             network: serde_json::from_value(health.network).ok(),
+            level: health.isolation_level,
+            weakened_because: reasons(health.weakened_because),
         };
         if self.is_barred() {
             return Err(Failure::Broken("it runs commands without isolation".to_owned()));

@@ -15,6 +15,7 @@ use crate::error::{BackendErrorKind, IsolationError};
 use crate::interrupt::Interrupt;
 use crate::sandbox::descriptors::{self, Need};
 use crate::sandbox::isolation::{self, Budget, Facts, Failure, NotProvided};
+use crate::sandbox::limits::TooFewProcesses;
 use crate::sandbox::user::{NoIds, SlotUsers, WeakRoot};
 use crate::sandbox::workspace::WorkspaceError;
 
@@ -53,10 +54,11 @@ pub(super) fn start(
     }
     let Place { user, mut data_dir, isolation } = find_place(config, probe, interrupt)?;
     let (isolation, network, egress) = network::connect(config, isolation)?;
+    let one_user = data_dir.users().one_user_because();
     let thread = |error| system("cannot start threads", error);
-    let limits = Limits::detect(config.slots, &config.limits, user, open_files)
+    let limits = Limits::detect(config.slots, &config.limits, user, one_user.is_some(), open_files)
         .map(Arc::new)
-        .map_err(|error| system("cannot watch the limits", error))?;
+        .map_err(no_limits)?;
     let spool = Spool::start().map_err(thread)?;
     let supervisor = Supervisor::start(isolation.clone(), user, limits.clone(), spool.clone())
         .map(Arc::new)
@@ -83,7 +85,8 @@ pub(super) fn start(
             resets: Arc::default(),
         })
         .collect();
-    Ok(LocalBackend(Arc::new(Inner {
+    let backend = LocalBackend(Arc::new(Inner {
+        one_user,
         supervisor,
         limits,
         terminals,
@@ -96,7 +99,16 @@ pub(super) fn start(
         max_file_bytes: config.max_file_bytes,
         data_dir: Mutex::new(Some(data_dir)),
         resets: Mutex::new(Some(resets)),
-    })))
+    }));
+    let (level, weakened_because) = backend.level();
+    let grade = match level {
+        IsolationLevel::Full | IsolationLevel::OneUser => log::Level::Info,
+        IsolationLevel::SharedProc => log::Level::Warn,
+        // That was said with the reason.
+        _ => log::Level::Debug,
+    };
+    log::log!(grade, "isolation {level}: {}", weakened_because.join("; "));
+    Ok(backend)
 }
 
 /// Makes the workspaces and finds out how commands are isolated there, and as whom they run.
@@ -221,8 +233,17 @@ fn isolate(
         Ok(found) => Ok(found.with_provided(config, data_dir, budget).map_err(not_provided)?),
         Err(failure) => Err(failure),
     };
+    let isolation = match isolation {
+        Ok(found) => Ok(found
+            .with_name_of_machine()
+            .map_err(|error| system("cannot copy /etc for sandboxes", error))?),
+        Err(failure) => Err(failure),
+    };
     let found = || {
         let mut isolation = isolation?.with_terminals_for(config.slots);
+        if data_dir.users().one_user_because().is_some() {
+            isolation = isolation.with_inotify_for(config.slots);
+        }
         if config.seccomp {
             isolation = isolation.with_filter(Filter::new(), workspace, budget)?;
         }
@@ -262,6 +283,14 @@ fn workspaces(error: WorkspaceError) -> BackendError {
         _ => BackendErrorKind::Other,
     };
     BackendError::with_source("cannot make the workspaces", error).with_kind(kind)
+}
+
+/// The slots cannot be put under limits.
+fn no_limits(error: io::Error) -> BackendError {
+    match error.get_ref().is_some_and(|cause| cause.is::<TooFewProcesses>()) {
+        true => BackendError::new(error.to_string()).with_kind(BackendErrorKind::Shortage),
+        false => system("cannot watch the limits", error),
+    }
 }
 
 /// What the system refused.

@@ -103,7 +103,6 @@ impl SlurmBackend {
                 idle: self.config.idle_timeout,
             }));
         }
-        #[expect(clippy::disallowed_methods, reason = "Slurm's own variable")]
         let list = std::env::var_os("SLURM_JOB_NODELIST").filter(|list| !list.is_empty());
         let Some(list) = list else {
             let text = "there is no allocation of Slurm here (SLURM_JOB_NODELIST is not set): start \

@@ -483,15 +483,13 @@ mod tests {
                 match what {
                     0 => servers.runs(number, "1.0".into(), now),
                     1 => servers.listens(number, format!("http://{number}"), 10, now),
-                    2 => {
-                        if alive.remove(&number) {
-                            servers.ended(number, "x".into(), now);
-                        }
+                    2 if alive.remove(&number) => {
+                        servers.ended(number, "x".into(), now);
                     }
                     3 => drop(servers.drain(number)),
                     _ => {}
                 }
-                let used = |url: &str| url.len() % 2 == 0;
+                let used = |url: &str| url.len().is_multiple_of(2);
                 for step in servers.steps(&demand(count, 60 - count), used, now) {
                     match step {
                         Step::Start(number, node) => {

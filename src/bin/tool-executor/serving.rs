@@ -10,6 +10,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, bounded, select};
 use tool_executor::backend::Backend as _;
 use tool_executor::config::{HostPattern, NetworkMode, Secret, ServerConfig};
 use tool_executor::server::{ExecutorServer, SandboxServer};
+use tool_executor::stats::IsolationLevel;
 use tool_executor::{Interrupt, ToolExecutor};
 
 use crate::args::{ListenArgs, NetworkArgs, RunArgs, SandboxArgs, ServeArgs};
@@ -33,13 +34,15 @@ pub(crate) fn sandbox(args: SandboxArgs, warnings: &[String]) -> ExitCode {
         let mut config = server_config(&args.listen, token)?;
         config.lease = args.lease_s;
         let backend = local(&args.slots, &args.limits, &args.network, &args.isolation, interrupt)?;
-        SandboxServer::start(config, backend).map_err(|error| chain(&error))
+        let level = backend.capabilities().isolation_level;
+        let server = SandboxServer::start(config, backend).map_err(|error| chain(&error))?;
+        Ok((server, level))
     });
-    let server = match started {
-        Ok(server) => server,
+    let (server, level) = match started {
+        Ok(started) => started,
         Err(code) => return code,
     };
-    listening("sandbox", server.url(), &format!("{slots} slots"));
+    listening("sandbox", server.url(), &format!("{slots} slots{}", isolation(level)));
     wait_for_end(signals.arrivals(), &server, unused_limit);
     let abort = server.abort_handle();
     close(signals.arrivals(), || server.close(grace), || abort.abort());
@@ -99,7 +102,8 @@ pub(crate) fn serve(args: ServeArgs, warnings: &[String]) -> ExitCode {
             Ok(started) => started,
             Err(code) => return code,
         };
-    listening("executor", server.url(), &what);
+    let level = executor.capabilities().isolation_level;
+    listening("executor", server.url(), &format!("{what}{}", isolation(level)));
     let _ = signals.arrivals().recv();
     let end = || {
         server.close(grace);
@@ -213,6 +217,11 @@ fn close(signals: &Receiver<()>, close: impl FnOnce() + Send, hurry: impl FnOnce
             recv(closed) -> _ => {}
         }
     });
+}
+
+/// How far commands are isolated, behind something else, where it is known.
+fn isolation(level: Option<IsolationLevel>) -> String {
+    level.map(|level| format!(", isolation {level}")).unwrap_or_default()
 }
 
 /// The one line on standard output. Without it the server is of use all the same.

@@ -35,6 +35,8 @@ impl Dispatch {
             tools,
             containers: self.pool.container_counts(),
             lanes: self.lane_stats(),
+            isolation_level: None,
+            weakened_because: Vec::new(),
             limits: None,
             warm_slots: None,
             network: None,

@@ -77,6 +77,20 @@ impl EtcCopy {
         put(&self.path, Path::new(name), content)
     }
 
+    /// Has a name of this machine be that of the loopback interface in the copy. Blocks on two file
+    /// system calls.
+    ///
+    /// # Errors
+    /// The copy cannot be read or written.
+    pub(super) fn add_host(&self, name: &str) -> io::Result<()> {
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+        if name.is_empty() || !name.chars().all(is_plain) {
+            return Ok(());
+        }
+        let hosts = fs::read_to_string(self.path.join("hosts"))?;
+        put(&self.path, Path::new("hosts"), &identity::with_host(&hosts, name))
+    }
+
     /// What is shown as `/etc`.
     pub(super) fn path(&self) -> &Path {
         &self.path

@@ -24,7 +24,8 @@ pub(crate) struct Rest {
 }
 
 impl Rest {
-    /// Looks at all processes of the jail but this one. Zombies do not run.
+    /// Looks at all processes of the jail but this one. Zombies do not run. Where the jail has no
+    /// `/proc` of its own it finds none.
     pub(crate) fn of(proc: i32) -> Self {
         let names = [0; MOST_NAMES * (NAME_LENGTH + 1)];
         let mut rest = Self { count: 0, is_busy: false, names, length: 0, kinds: 0 };

@@ -26,10 +26,42 @@ pub(crate) struct Facts {
     /// The root directory is not that of a mount: a chroot, in which the kernel makes no
     /// namespaces.
     in_chroot: bool,
-    /// This is a container.
-    in_container: bool,
+    /// The container that this is.
+    container: Option<Engine>,
     /// This process is root without what it takes to be another user.
     is_weak_root: bool,
+}
+
+/// What made a container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Engine {
+    Docker,
+    Podman,
+    Kubernetes,
+    /// Apptainer, or Singularity before it.
+    Apptainer,
+}
+
+impl Engine {
+    /// By the variables and files that they leave in it. `None` also for those that leave nothing,
+    /// as enroot.
+    fn detect(
+        has_variable: impl Fn(&str) -> bool,
+        has_file: impl Fn(&str) -> bool,
+    ) -> Option<Self> {
+        // Kubernetes has others make its containers, which leave their files.
+        if has_variable("KUBERNETES_SERVICE_HOST") {
+            Some(Self::Kubernetes)
+        } else if has_file("/run/.containerenv") {
+            Some(Self::Podman)
+        } else if has_file("/.dockerenv") {
+            Some(Self::Docker)
+        } else if has_variable("APPTAINER_CONTAINER") || has_variable("SINGULARITY_CONTAINER") {
+            Some(Self::Apptainer)
+        } else {
+            None
+        }
+    }
 }
 
 impl Facts {
@@ -39,7 +71,6 @@ impl Facts {
             std::fs::read_to_string(path).ok().and_then(|text| text.trim().parse::<u64>().ok())
         };
         let text = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-        let exists = |path: &str| std::fs::exists(path).unwrap_or(false);
         let may_change_users = || {
             rustix::thread::capabilities(None).is_ok_and(|sets| {
                 sets.effective.contains(CapabilitySet::SETUID | CapabilitySet::SETGID)
@@ -54,9 +85,10 @@ impl Facts {
             forbids_programs_in_memory: number("/proc/sys/vm/memfd_noexec") == Some(2),
             no_user_namespaces: are_namespaces_forbidden(),
             in_chroot: !has_root_mount(&text("/proc/self/mountinfo")),
-            in_container: exists("/.dockerenv")
-                || exists("/run/.containerenv")
-                || std::env::var_os("KUBERNETES_SERVICE_HOST").is_some(),
+            container: Engine::detect(
+                |variable| std::env::var_os(variable).is_some(),
+                |path| std::fs::exists(path).unwrap_or(false),
+            ),
             is_weak_root: rustix::process::geteuid().is_root() && !may_change_users(),
         }
     }
@@ -103,10 +135,26 @@ pub(crate) fn advice(failure: &Failure, facts: &Facts) -> &'static str {
             "allow user namespaces to this program by an AppArmor profile with `userns`, or to all \
              programs: sysctl kernel.apparmor_restrict_unprivileged_userns=0"
         }
-        Failure::Refused(_) if facts.in_container => {
-            "let the container make namespaces: --security-opt seccomp=unconfined with \
-             --security-opt systempaths=unconfined (Docker) or --security-opt unmask=ALL (podman)"
-        }
+        Failure::Refused(_) if facts.container.is_some() => match facts.container {
+            Some(Engine::Kubernetes) => {
+                "let the container make namespaces: securityContext.seccompProfile of type Localhost \
+                 with packaging/seccomp.json, and hostUsers: false with procMount: Unmasked \
+                 (docs/containers.md)"
+            }
+            Some(Engine::Podman) => {
+                "let the container make namespaces: --security-opt seccomp=packaging/seccomp.json, or \
+                 unconfined; its host may forbid user namespaces, too (docs/containers.md)"
+            }
+            Some(Engine::Apptainer) => {
+                "let the container make namespaces: its host must allow user namespaces (sysctl \
+                 user.max_user_namespaces), and no --security option may filter them \
+                 (docs/containers.md)"
+            }
+            Some(Engine::Docker) | None => {
+                "let the container make namespaces: --security-opt seccomp=packaging/seccomp.json, or \
+                 unconfined, and --security-opt systempaths=unconfined (docs/containers.md)"
+            }
+        },
         Failure::Refused(_) => {
             "allow user namespaces to this user (sysctl user.max_user_namespaces, the seccomp filter \
              and the security module decide)"
@@ -126,24 +174,41 @@ mod tests {
     fn the_advice_fits_the_refusal() {
         let refused = Failure::Refused("no".to_owned());
         let none = Facts::default();
+        let in_ = |engine, facts| Facts { container: Some(engine), ..facts };
         assert!(advice(&Failure::Missing, &none).contains("static programs"));
         assert!(advice(&Failure::Broken(String::new()), &none).contains("Linux 5.12"));
         assert!(advice(&refused, &none).contains("max_user_namespaces"));
         let cases = [
-            (Facts { kernel_is_old: true, in_container: true, ..none.clone() }, "Linux 5.12"),
+            (in_(Engine::Docker, Facts { kernel_is_old: true, ..none.clone() }), "Linux 5.12"),
             (Facts { forbids_programs_in_memory: true, ..none.clone() }, "vm.memfd_noexec=1"),
             (Facts { debian_switch_is_off: true, ..none.clone() }, "unprivileged_userns_clone=1"),
             (Facts { apparmor_restricts: true, ..none.clone() }, "AppArmor profile"),
             (Facts { no_user_namespaces: true, ..none.clone() }, "user.max_user_namespaces="),
             (Facts { in_chroot: true, ..none.clone() }, "chroot"),
-            (Facts { in_container: true, ..none.clone() }, "unmask=ALL"),
-            (Facts { is_weak_root: true, in_container: true, ..none.clone() }, "ordinary user"),
+            (in_(Engine::Docker, none.clone()), "systempaths=unconfined"),
+            (in_(Engine::Podman, none.clone()), "seccomp=packaging/seccomp.json"),
+            (in_(Engine::Kubernetes, none.clone()), "hostUsers: false"),
+            (in_(Engine::Apptainer, none.clone()), "user.max_user_namespaces"),
+            (in_(Engine::Podman, Facts { is_weak_root: true, ..none.clone() }), "ordinary user"),
         ];
         for (facts, words) in cases {
             assert!(advice(&refused, &facts).contains(words), "{facts:?}");
             // It says nothing of what was not refused.
             assert_eq!(advice(&Failure::Missing, &facts), advice(&Failure::Missing, &none));
         }
+    }
+
+    #[test]
+    fn container_engines_are_known_by_what_they_leave() {
+        let detect = |variables: &[&str], files: &[&str]| {
+            Engine::detect(|name| variables.contains(&name), |path| files.contains(&path))
+        };
+        assert_eq!(detect(&[], &[]), None);
+        assert_eq!(detect(&[], &["/.dockerenv"]), Some(Engine::Docker));
+        assert_eq!(detect(&[], &["/run/.containerenv"]), Some(Engine::Podman));
+        let in_pod = detect(&["KUBERNETES_SERVICE_HOST"], &["/.dockerenv"]);
+        assert_eq!(in_pod, Some(Engine::Kubernetes));
+        assert_eq!(detect(&["SINGULARITY_CONTAINER"], &[]), Some(Engine::Apptainer));
     }
 
     #[test]

@@ -40,7 +40,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub(super) use machine::Machine;
-pub(super) use plan::{Access, Entry, Network, Plan, has_device};
+pub(super) use plan::{Access, Entry, Network, Plan, Proc, has_device};
 
 use self::plan::{Step, encode};
 use self::start::{Birth, Stage};

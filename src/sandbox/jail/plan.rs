@@ -18,8 +18,8 @@ pub(in crate::sandbox) struct Plan {
     pub(in crate::sandbox) users: IdMap,
     /// Their groups: as many.
     pub(in crate::sandbox) groups: IdMap,
-    /// Its host name.
-    pub(in crate::sandbox) host_name: &'static str,
+    /// Its host name, if it is to have one of its own.
+    pub(in crate::sandbox) host_name: Option<&'static str>,
     /// What network it has.
     pub(in crate::sandbox) network: Network,
     /// Its root directory, beside `/proc` and `/dev`, in the order in which it is made.
@@ -31,6 +31,11 @@ pub(in crate::sandbox) struct Plan {
     pub(in crate::sandbox) terminals: u32,
     /// Devices beside those of every jail, by their paths.
     pub(in crate::sandbox) devices: Vec<PathBuf>,
+    /// What is at its `/proc`.
+    pub(in crate::sandbox) proc: Proc,
+    /// How many inotify instances and watches it may have, where that is not what its user may
+    /// have. Only with a `/proc` of its own.
+    pub(in crate::sandbox) inotify: Option<[u64; 2]>,
     /// The filter of system calls, as the kernel takes it.
     pub(in crate::sandbox) filter: Option<Vec<u8>>,
     /// The directory that what runs in it begins in.
@@ -52,6 +57,15 @@ pub(in crate::sandbox) enum Network {
     Proxy(u16),
     /// The host's.
     Host,
+}
+
+/// What is at the `/proc` of a jail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::sandbox) enum Proc {
+    /// One of its own, which shows its processes.
+    Own,
+    /// The host's, or the container's, with what is mounted over it.
+    Shared,
 }
 
 /// An entry of a jail's root directory. What is above it is made, too.
@@ -216,6 +230,11 @@ impl Plan {
                 | Entry::Mounted { .. } => {}
             }
         }
+        if self.proc == Proc::Shared {
+            let attributes = READ_ONLY | NO_SET_USER_ID | NO_DEVICES | NO_PROGRAMS;
+            steps.sources += 1;
+            steps.add(step::SOURCE, 0, attributes, &[PROC], "show the host's /proc");
+        }
         for device in self.all_devices() {
             steps.source(&device, &device, Access::Device, 0);
         }
@@ -239,10 +258,12 @@ impl Plan {
                 Entry::Over { place, .. } => steps.attach(&mut source, place),
             }
         }
-        self.proc(&mut steps);
+        self.proc(&mut source, &mut steps);
         self.dev(&mut source, &mut steps);
         steps.act(step::FORGET_HOST, "let go of the host's files");
-        steps.add(step::HOST_NAME, 0, 0, &[self.host_name], "set the host name");
+        if let Some(name) = self.host_name {
+            steps.add(step::HOST_NAME, 0, 0, &[name], "set the host name");
+        }
         if self.network != Network::Host {
             steps.act(step::LOOPBACK, "bring the loopback interface up");
         }
@@ -261,10 +282,14 @@ impl Plan {
     /// it lacks is a view of its own processes.
     pub(super) fn steps_of_joiner(&self) -> Vec<Step> {
         let (mut steps, place) = (Steps::default(), Path::new(PROC));
-        // Over the one of the machine's first jail, which shows that one's processes.
-        steps.mount("proc", place, PROC_FLAGS, "");
-        steps.be_ended_first();
-        steps.attributes(place, READ_ONLY);
+        // The host's shows the processes of all, and is read-only: where it is shown only what a
+        // machine's first jail runs is ended first for want of memory.
+        if self.proc == Proc::Own {
+            // Over the one of the machine's first jail, which shows that one's processes.
+            steps.mount("proc", place, PROC_FLAGS, "");
+            steps.be_ended_first();
+            steps.attributes(place, READ_ONLY);
+        }
         self.give_up_rights(&mut steps);
         steps.list
     }
@@ -287,12 +312,25 @@ impl Plan {
     /// Read-only: to the kernel, root is root without any capability, and could write `/proc/sys`
     /// (whose core_pattern names a program that the host runs) and chmod what all jails share of
     /// `/proc`.
-    fn proc(&self, steps: &mut Steps) {
+    ///
+    /// The host's forbids no further user namespaces: what it has of these is read-only in the
+    /// containers that mask it. The filter of system calls does it alone then.
+    fn proc(&self, source: &mut u64, steps: &mut Steps) {
         let (place, no_more) = (Path::new(PROC), "/proc/sys/user/max_user_namespaces");
         steps.directory(place);
+        if self.proc == Proc::Shared {
+            return steps.attach(source, place);
+        }
         steps.mount("proc", place, PROC_FLAGS, "");
         // In these user namespaces. Nothing in them will have the right to change it.
         steps.write(no_more, "0", "forbid further user namespaces");
+        if let Some([instances, watches]) = self.inotify {
+            let files = [("max_inotify_instances", instances), ("max_inotify_watches", watches)];
+            for (file, most) in files {
+                let file = format!("/proc/sys/user/{file}");
+                steps.write(&file, &most.to_string(), "limit what is watched of files");
+            }
+        }
         steps.attributes(place, READ_ONLY);
     }
 
@@ -449,7 +487,7 @@ mod tests {
         Plan {
             users: IdMap::single(7, 70),
             groups: IdMap::single(8, 80),
-            host_name: "sandbox",
+            host_name: Some("sandbox"),
             network: Network::Own,
             root: vec![
                 shown("/usr", "/usr", Access::ReadOnly),
@@ -464,6 +502,8 @@ mod tests {
             ],
             shared_memory: Some(4096),
             terminals: 9,
+            proc: Proc::Own,
+            inotify: Some([3, 40]),
             devices: vec!["/dev/dri/card0".into()],
             filter: Some(vec![1; 16]),
             directory: "/a/b",
@@ -521,6 +561,8 @@ mod tests {
                 "d0 493 /proc",
                 "m0 14 proc /proc",
                 "w0 0 /proc/sys/user/max_user_namespaces 0",
+                "w0 0 /proc/sys/user/max_inotify_instances 3",
+                "w0 0 /proc/sys/user/max_inotify_watches 40",
                 "o0 1 /proc",
                 "d0 493 /dev",
                 "m0 2 tmpfs /dev mode=0755",
@@ -566,6 +608,20 @@ mod tests {
             Plan { network: Network::Host, filter: None, ..plan() }.steps_of_founder().unwrap();
         assert!(lines(&with_network).iter().all(|line| !line.starts_with('n')));
         assert!(lines(&with_network).last().unwrap().starts_with('k'));
+        let shared = Plan { proc: Proc::Shared, host_name: None, ..plan() };
+        let joining = lines(&shared.steps_of_joiner());
+        assert!(!joining.iter().any(|line| line.contains("/proc ")), "{joining:?}");
+        let shared = shared.steps_of_founder().unwrap();
+        let shared = lines(&shared);
+        assert!(shared.contains(&"s0 15 /proc".to_owned()), "{shared:?}");
+        let at = shared.iter().position(|line| line == "d0 493 /proc").unwrap();
+        assert!(shared[at + 1].ends_with(" /proc") && shared[at + 1].starts_with("a0 "));
+        let of_its_own = |line: &String| {
+            ["m0 14 proc", "o0 1 /proc", "h0", "w0 0 /proc/sys"]
+                .iter()
+                .any(|own| line.starts_with(own))
+        };
+        assert!(!shared.iter().any(of_its_own), "{shared:?}");
         let many = IdMap { inside: 0, outside: 1000, count: 9 };
         let mapped_outside =
             Plan { users: many, groups: many, ..plan() }.steps_of_founder().unwrap();

@@ -3,6 +3,7 @@
 //! - `seccomp` is the filter of system calls.
 //! - `rlimits` are the limits of processes, which every system has: processes, open files, the
 //!   size of a file.
+//! - `share` is what each slot may have of what all have together.
 //! - `cgroup` limits memory, processes and cpu where this process may make cgroups.
 //! - `watch` are two threads that keep memory (without cgroups) and the workspace within their
 //!   limits; `sample` and `disk` count for them.
@@ -17,6 +18,7 @@ mod retired;
 mod rlimits;
 mod sample;
 mod seccomp;
+mod share;
 mod watch;
 
 use std::io;
@@ -31,6 +33,8 @@ use self::retired::Retired;
 pub(super) use self::rlimits::kernel_version;
 use self::rlimits::{Machine, Plan, Setter};
 pub(crate) use self::seccomp::Filter;
+pub(crate) use self::share::TooFewProcesses;
+pub(super) use self::share::of_each;
 pub(crate) use self::watch::Alarm;
 use self::watch::{Ticket, Watched, Watcher};
 use super::user::CommandUser;
@@ -110,25 +114,41 @@ impl Limits {
     /// calls.
     ///
     /// `open_files` is the soft limit of open files that this process had before it raised it.
+    /// Where `is_shared` the user is that of all slots: then each has its share of what the kernel
+    /// counts for a user.
     ///
     /// # Errors
-    /// The system gives no thread.
+    /// The system gives no thread; [`TooFewProcesses`], as the source of an
+    /// [`io::ErrorKind::QuotaExceeded`].
     pub(crate) fn detect(
         slots: usize,
         limits: &SlotLimits,
         user: Option<CommandUser>,
+        is_shared: bool,
         open_files: Option<u64>,
     ) -> io::Result<Self> {
+        let of_root = user.is_none() && rustix::process::getuid().is_root();
+        let shared = (is_shared && !of_root).then(|| share::Shared {
+            uid: user.map_or_else(rustix::process::getuid, CommandUser::uid).as_raw(),
+            limit: getrlimit(Resource::Nproc).current,
+        });
+        let processes = share::of_processes(slots, limits.processes, &share::ceilings(shared))
+            .map_err(|few| io::Error::new(io::ErrorKind::QuotaExceeded, few))?;
+        if processes != limits.processes {
+            let most = processes.unwrap_or_default();
+            log::info!("each slot may have {most} processes, so that all of them fit");
+        }
+        let limits = &SlotLimits { processes, ..limits.clone() };
         let wants_cgroups =
             limits.memory_bytes.is_some() || limits.cpu.is_some() || limits.processes.is_some();
         let cgroups = if wants_cgroups { cgroups(limits) } else { None };
-        let of_root = user.is_none() && rustix::process::getuid().is_root();
         let uname = rustix::system::uname();
         let release = uname.release().to_string_lossy();
         let counts_processes = rlimits::counts_by_namespace(&release) && !of_root;
         let core_pattern = std::fs::read_to_string("/proc/sys/kernel/core_pattern").ok();
         let pipes_cores = rlimits::pipes_cores(core_pattern.as_deref());
-        let machine = Machine { counts_processes, open_files, pipes_cores };
+        let sharers = if shared.is_some() { slots as u64 } else { 1 };
+        let machine = Machine { counts_processes, open_files, pipes_cores, sharers };
         let watched = Watched {
             memory: limits.memory_bytes.filter(|_| cgroups.is_none() && sample::is_possible()),
             workspace: (limits.workspace_bytes.is_some() || limits.files.is_some()).then_some(
@@ -311,9 +331,9 @@ mod tests {
 
     #[test]
     fn what_is_refused_does_not_hold() {
-        let limits = Limits::detect(1, &SlotLimits::none(), None, None).unwrap();
+        let limits = Limits::detect(1, &SlotLimits::none(), None, false, None).unwrap();
         assert_eq!(limits.held(), EnforcedLimits::NOTHING);
-        let limits = Limits::detect(1, &SlotLimits::default(), None, None).unwrap();
+        let limits = Limits::detect(1, &SlotLimits::default(), None, false, None).unwrap();
         assert_eq!(limits.held().open_files, Enforcement::Rlimit);
         limits.refused.store(true, Ordering::Relaxed);
         assert_eq!(limits.held().open_files, Enforcement::None);

@@ -12,6 +12,7 @@
 //!   used: programs with AddressSanitizer (15 TiB of shadow), language runtimes and threads with
 //!   large stacks would fail, while a hundred small processes would pass. The watch counts what is
 //!   used.
+//! - *Signals that wait, and message queues*: each slot's share, where all slots are one user.
 //! - *Core files* are left to the command, which may raise the limit from 0. Where the host hands
 //!   them to a program of its own the limit is 1, by which the kernel calls that program for none;
 //!   with 0 it does.
@@ -23,6 +24,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rustix::io::Errno;
 use rustix::process::{Pid, Resource, Rlimit};
 
+use super::share::of_each;
 use crate::config::SlotLimits;
 use crate::sandbox::user::{CommandUser, Purpose};
 
@@ -40,6 +42,8 @@ pub(super) struct Machine {
     pub(super) open_files: Option<u64>,
     /// Whether core dumps are handed to a program of the host's.
     pub(super) pipes_cores: bool,
+    /// How many slots share what the kernel counts for their user.
+    pub(super) sharers: u64,
 }
 
 /// The limits to set, none above this process's `own`: it might not be allowed to raise them.
@@ -63,6 +67,12 @@ pub(super) fn plan(
     }
     if limits.file_bytes.is_some() {
         add(Resource::Fsize, limits.file_bytes, limits.file_bytes);
+    }
+    if machine.sharers > 1 {
+        for resource in [Resource::Sigpending, Resource::Msgqueue] {
+            let share = own(resource).maximum.map(|all| of_each(all, machine.sharers));
+            add(resource, share, share);
+        }
     }
     for resource in [Resource::Rtprio, Resource::Nice] {
         add(resource, Some(0), Some(0));
@@ -156,9 +166,15 @@ mod tests {
             file_bytes: Some(1 << 30),
             ..SlotLimits::none()
         };
-        let machine = Machine { counts_processes: true, open_files: Some(1024), pipes_cores: true };
+        let machine = Machine {
+            counts_processes: true,
+            open_files: Some(1024),
+            pipes_cores: true,
+            sharers: 4,
+        };
         let plan = plan(&limits, &machine, |resource| match resource {
             Resource::Nproc => both(50),
+            Resource::Sigpending => both(1000),
             Resource::Nofile => Rlimit { current: Some(65_536), maximum: None },
             _ => UNLIMITED,
         });
@@ -167,11 +183,13 @@ mod tests {
         assert_eq!(find(&plan, Resource::Nofile), Some(files));
         assert_eq!(find(&plan, Resource::Fsize), Some(both(1 << 30)));
         assert_eq!(find(&plan, Resource::Core), Some(both(1)));
+        assert_eq!(find(&plan, Resource::Sigpending), Some(both(250)));
     }
 
     #[test]
     fn without_limits_only_what_nobody_needs_is_taken() {
-        let machine = Machine { counts_processes: false, open_files: None, pipes_cores: false };
+        let machine =
+            Machine { counts_processes: false, open_files: None, pipes_cores: false, sharers: 1 };
         let some = SlotLimits { processes: Some(5), ..SlotLimits::none() };
         for limits in [SlotLimits::none(), some] {
             let plan = plan(&limits, &machine, |_| UNLIMITED);
@@ -183,7 +201,8 @@ mod tests {
     #[test]
     fn core_files_are_had_where_they_are_files_and_no_program_of_the_host_is_called() {
         let core = |pipes_cores, own| {
-            let machine = Machine { counts_processes: false, open_files: None, pipes_cores };
+            let machine =
+                Machine { counts_processes: false, open_files: None, pipes_cores, sharers: 1 };
             find(&plan(&SlotLimits::none(), &machine, |_| own), Resource::Core).unwrap()
         };
         let soft_zero = |maximum| Rlimit { current: Some(0), maximum };

@@ -9,13 +9,15 @@ use super::ids::{self, IdSpan};
 use super::leases::Leases;
 use crate::config::UserIds;
 
+const SHARED_AS_ASKED: &str = "all slots are one user, as was asked for";
+
 /// Whom the commands of each slot run as.
 #[derive(Debug, Clone)]
 pub(crate) enum SlotUsers {
     /// All as this process.
     Own,
-    /// All as one other user.
-    Shared(CommandUser),
+    /// All as one other user; why, as one line.
+    Shared(CommandUser, &'static str),
     /// Each as a user of its own.
     Apart(Arc<Apart>),
 }
@@ -52,7 +54,11 @@ impl SlotUsers {
         );
         let zones = ids::zones(wish, slots, &space).map_err(NoIds::Refused)?;
         if zones.is_empty() {
-            return Ok(Self::Shared(user));
+            let because = match wish {
+                UserIds::Shared => SHARED_AS_ASKED,
+                _ => "all slots are one user, since this process can use too few user ids",
+            };
+            return Ok(Self::Shared(user, because));
         }
         let mut avoid = Vec::new();
         if wish == UserIds::Auto {
@@ -81,18 +87,32 @@ impl SlotUsers {
         };
         match take() {
             Ok(Some(apart)) => Ok(apart),
-            Ok(None) if wish == UserIds::Auto => {
-                log::warn!("all slots have one user: other programs have the user ids for more");
-                Ok(Self::Shared(user))
-            }
+            Ok(None) if wish == UserIds::Auto => Ok(Self::Shared(
+                user,
+                "all slots are one user, since others have the user ids for more",
+            )),
             Ok(None) => {
                 Err(NoIds::Refused(format!("other engines use the user ids {wish} just now")))
             }
             Err(error) if wish == UserIds::Auto => {
-                log::warn!("all slots have one user: user ids cannot be locked: {error}");
-                Ok(Self::Shared(user))
+                log::warn!("user ids cannot be locked: {error}");
+                let because = "all slots are one user, since user ids cannot be locked (neither in /run \
+                               nor in the temporary directory)";
+                Ok(Self::Shared(user, because))
             }
             Err(error) => Err(NoIds::System(error)),
+        }
+    }
+
+    /// Why all slots are one user, as one line; `None` where each has its own.
+    pub(crate) fn one_user_because(&self) -> Option<String> {
+        match self {
+            Self::Own => Some(
+                "all slots are one user, this process's own: only root can give each one of its own"
+                    .to_owned(),
+            ),
+            Self::Shared(_, because) => Some((*because).to_owned()),
+            Self::Apart(_) => None,
         }
     }
 
@@ -100,7 +120,7 @@ impl SlotUsers {
     pub(crate) fn of_slot(&self, slot: usize) -> Option<CommandUser> {
         match self {
             Self::Own => None,
-            Self::Shared(user) => Some(*user),
+            Self::Shared(user, _) => Some(*user),
             // A slot that there is not has the user of none.
             Self::Apart(apart) => {
                 let ids = apart.of_slots.get(slot);
@@ -112,7 +132,7 @@ impl SlotUsers {
 
 impl From<Option<CommandUser>> for SlotUsers {
     fn from(user: Option<CommandUser>) -> Self {
-        user.map_or(Self::Own, Self::Shared)
+        user.map_or(Self::Own, |user| Self::Shared(user, SHARED_AS_ASKED))
     }
 }
 

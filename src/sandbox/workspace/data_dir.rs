@@ -41,7 +41,7 @@ pub(crate) struct DataDir {
     workspaces: Vec<Arc<Workspace>>,
     identity: Arc<Identity>,
     /// Whose the workspaces are: their ids are theirs for as long as there are files of them.
-    _users: SlotUsers,
+    users: SlotUsers,
     removed: bool,
 }
 
@@ -97,7 +97,7 @@ impl DataDir {
         let identity = Arc::new(Identity::detect(user));
         let workspaces = Vec::with_capacity(slots);
         let mut data =
-            Self { run, base, workspaces, identity, _users: users.clone(), removed: false };
+            Self { run, base, workspaces, identity, users: users.clone(), removed: false };
         if user.is_some() {
             let opened = rustix::fs::openat(&data.run.dir, c".", OPEN_DIR, Mode::empty());
             opened
@@ -163,6 +163,11 @@ impl DataDir {
     #[cfg(test)]
     pub(crate) fn path(&self) -> &Path {
         &self.run.path
+    }
+
+    /// Whose the workspaces are.
+    pub(crate) fn users(&self) -> &SlotUsers {
+        &self.users
     }
 
     /// Who commands in the workspaces are.

@@ -155,6 +155,8 @@ impl Service {
             features: &[FEATURE, FEATURE_1],
             instance: &self.instance,
             url: &self.url,
+            level: capabilities.isolation_level,
+            weakened_because: &capabilities.weakened_because,
             limits: capabilities.limits,
             warm_slots: capabilities.warm_slots,
             network: capabilities.network,

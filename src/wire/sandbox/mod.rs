@@ -18,6 +18,7 @@ pub(crate) use self::python::shown;
 use self::python::{no_attribute, type_name};
 use super::OutcomeFields;
 use crate::config::NetworkMode;
+use crate::level::IsolationLevel;
 use crate::limits::EnforcedLimits;
 use crate::tool::python_json::{self, NonAscii};
 use crate::tool::{JsonObject, Outcome, ToolResult};
@@ -287,6 +288,10 @@ pub(crate) struct Health<'a> {
     pub(crate) instance: &'a str,
     /// How others reach the server.
     pub(crate) url: &'a str,
+    /// How far commands are isolated, where that is known, and why not further.
+    pub(crate) level: Option<IsolationLevel>,
+    /// Why not further.
+    pub(crate) weakened_because: &'a [String],
     /// Which limits hold for commands, where that is known.
     pub(crate) limits: Option<EnforcedLimits>,
     /// Whether slots keep their sandboxes from call to call, where that is known.
@@ -311,6 +316,10 @@ impl Health<'_> {
             "instance": self.instance,
             "url": self.url,
         });
+        if let Some(level) = self.level {
+            answer["isolation_level"] = json!(level);
+            answer["weakened_because"] = json!(self.weakened_because);
+        }
         if let Some(limits) = self.limits {
             answer["limits"] = json!(limits);
         }

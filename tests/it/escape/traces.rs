@@ -1,4 +1,5 @@
-//! What one call leaves to the next, and one trajectory to another.
+//! What one call leaves to the next, and one trajectory to another. Without network: in the host's,
+//! names of abstract sockets are those of all tests that run beside these.
 
 use super::*;
 
@@ -83,7 +84,7 @@ const OF_THE_MACHINE: &[(&str, &str, &str)] = &[
 #[test]
 fn nothing_of_a_call_survives_but_its_files_and_what_is_the_machines() {
     for kind in FORGETFUL {
-        let (_dir, executor) = executor(kind, 1, true);
+        let (_dir, executor) = executor(kind, 1, false);
         for (name, leave, find) in TRACES.iter().chain(OF_THE_MACHINE) {
             let survives = OF_THE_MACHINE.iter().any(|(machines, ..)| name == machines);
             run(&executor, "t", leave);
@@ -102,7 +103,7 @@ fn nothing_of_a_call_survives_but_its_files_and_what_is_the_machines() {
 /// The controls: within one call each of them is found.
 #[test]
 fn each_trace_is_there_while_its_call_runs() {
-    let (_dir, executor) = executor(Kind::Warm, 1, true);
+    let (_dir, executor) = executor(Kind::Warm, 1, false);
     let quiet = ["a start-up file", "a file of /dev", "a kernel key", "a POSIX queue"];
     let all = TRACES.iter().chain(OF_THE_MACHINE);
     for (name, leave, find) in all.filter(|(name, ..)| !quiet.contains(name)) {
@@ -117,7 +118,7 @@ fn each_trace_is_there_while_its_call_runs() {
 #[test]
 fn nothing_of_a_trajectory_reaches_the_next_one_in_its_slot() {
     for kind in KINDS {
-        let (_dir, executor) = executor(kind, 1, true);
+        let (_dir, executor) = executor(kind, 1, false);
         let leave = "for d in /workspace /tmp /var/tmp /dev/shm; do
                 mkdir -p $d/deep/er; echo trace > $d/trace; echo trace > $d/.trace; ln -s / $d/link; mkfifo $d/fifo
                 mkdir $d/locked; touch $d/locked/x; chmod 0 $d/locked; chmod 555 $d/deep
@@ -135,7 +136,7 @@ fn nothing_of_a_trajectory_reaches_the_next_one_in_its_slot() {
 /// What a shell that is kept carries from call to call ends with its trajectory.
 #[test]
 fn no_trace_of_a_kept_shell_reaches_the_next_trajectory() {
-    let (_dir, executor) = executor(Kind::Stateful, 1, true);
+    let (_dir, executor) = executor(Kind::Stateful, 1, false);
     for (name, leave, find) in TRACES.iter().chain(OF_THE_MACHINE) {
         run_in(Kind::Stateful, &executor, "first", leave);
         executor.release("first").unwrap();
@@ -150,7 +151,7 @@ fn no_trace_of_a_kept_shell_reaches_the_next_trajectory() {
 
 #[test]
 fn whatever_bytes_a_command_prints_the_next_call_is_normal() {
-    let (_dir, executor) = executor(Kind::Warm, 1, true);
+    let (_dir, executor) = executor(Kind::Warm, 1, false);
     for script in [
         "head -c 100000 /dev/urandom",
         r"printf '\e]0;title\a\e[2J\e[31m\e]52;c;ZWNobw==\a\e[6n\x9b\x00\xff\xfe\r\n\x1b'",

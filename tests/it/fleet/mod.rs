@@ -24,7 +24,7 @@ use tool_executor::config::{
     ExecutorConfig, FleetConfig, LocalConfig, Policy, ServerConfig, ToolServerConfig,
 };
 use tool_executor::server::{ExecutorServer, SandboxServer};
-use tool_executor::stats::Enforcement;
+use tool_executor::stats::{Enforcement, IsolationLevel};
 use tool_executor::{Interrupt, Outcome, StartError, ToolCall, ToolExecutor, ToolResult};
 
 use crate::alone::is_alone;
@@ -232,12 +232,15 @@ fn of_what_the_servers_say_of_their_limits_the_weakest_is_told() {
         "open_files": "rlimit", "file_bytes": "rlimit", "workspace": "watch",
         "files": "none", "seccomp": true, "advisory": false});
     let strong = says(json!({"status": "ok", "bwrap_available": true, "limits": limits,
-        "warm_slots": true}));
+        "warm_slots": true, "isolation_level": "full", "weakened_because": []}));
     let mut limits = limits.clone();
     (limits["memory"], limits["seccomp"]) = (json!("watch"), json!(false));
     let weak = says(json!({"status": "ok", "bwrap_available": false, "limits": limits,
-        "warm_slots": false}));
-    let silent = says(json!({"status": "ok", "limits": "none of your business"}));
+        "warm_slots": false, "isolation_level": "one_user",
+        "weakened_because": ["a reason", "a\nforged line"]}));
+    let silent = says(json!({"status": "ok", "limits": "none of your business",
+        "weakened_because": 7}));
+    let levels = std::cell::RefCell::new(Vec::new());
     let told = |servers: &[&Server]| {
         let urls: Vec<_> = servers.iter().map(|server| server.url.clone()).collect();
         let mut config = fleet(urls);
@@ -246,6 +249,7 @@ fn of_what_the_servers_say_of_their_limits_the_weakest_is_told() {
         backend.start(&Interrupt::new()).unwrap();
         backend.close(Instant::now());
         let held = backend.capabilities();
+        levels.borrow_mut().push((held.isolation_level, held.weakened_because));
         (held.limits, held.warm_slots, held.isolation.not_isolated_because().is_none())
     };
     let (limits, warm, isolates) = told(&[&strong]);
@@ -255,6 +259,9 @@ fn of_what_the_servers_say_of_their_limits_the_weakest_is_told() {
     assert_eq!((limits.processes, limits.memory), (Enforcement::Cgroup, Enforcement::Watch));
     assert_eq!((limits.seccomp, warm, isolates), (false, Some(false), false));
     assert_eq!(told(&[&strong, &silent]), (None, None, true));
+    let weak = (Some(IsolationLevel::OneUser), vec!["a reason".to_owned()]);
+    let strong = (Some(IsolationLevel::Full), Vec::new());
+    assert_eq!(levels.into_inner(), [strong, weak, (None, Vec::new())]);
 }
 
 #[test]
@@ -267,6 +274,9 @@ fn an_executor_tells_the_limits_of_its_servers_as_they_do_themselves() {
     let (stats, told) = (executor.stats(), executor.capabilities());
     assert_eq!((stats.limits, stats.warm_slots), (expected.limits, expected.warm_slots));
     assert_eq!((told.limits, told.isolation), (expected.limits, expected.isolation));
+    assert!(told.isolation_level.is_some());
+    assert_eq!(told.isolation_level, expected.isolation_level);
+    assert_eq!(told.weakened_because, expected.weakened_because);
 }
 
 /// How many threads this process has whose names begin so.

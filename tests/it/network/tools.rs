@@ -88,6 +88,7 @@ fn files(directory: &Path) -> HashMap<String, Vec<u8>> {
     found
 }
 
+#[expect(clippy::print_stderr, reason = "who runs the tests is to know")]
 fn has(tool: &str) -> bool {
     let has = ["/usr/bin", "/usr/local/bin"].iter().any(|dir| Path::new(dir).join(tool).exists());
     if !has {

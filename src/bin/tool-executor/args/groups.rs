@@ -427,7 +427,7 @@ pub(crate) struct ListenArgs {
 pub(crate) struct RunArgs {
     /// Seconds that what runs may take to end after the first SIGINT (Ctrl-C), SIGTERM or SIGHUP; a
     /// second one ends it at once
-    #[arg(long, value_name = "S", default_value = "10", env = "TOOL_EXECUTOR_GRACE_S")]
+    #[arg(long, value_name = "S", default_value = "5", env = "TOOL_EXECUTOR_GRACE_S")]
     #[arg(value_parser = named(values::grace_seconds))]
     pub(crate) grace_s: Duration,
 

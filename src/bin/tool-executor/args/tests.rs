@@ -199,7 +199,7 @@ fn defaults() {
     assert_eq!((args.format, args.unreadable_calls), (Format::Auto, UnreadableCalls::Answer));
     // What the command line does not say is as it is in the library.
     assert_eq!(args.calls.config(&args.network), ExecutorConfig::default());
-    assert_eq!(args.run.grace_s, Duration::from_secs(10));
+    assert_eq!(args.run.grace_s, Duration::from_secs(5));
     assert!(args.calls.allow_network(&args.network));
     assert_eq!(args.network.network, None);
     assert_eq!((groups::default_slots(1), groups::default_slots(16)), (10, 32));

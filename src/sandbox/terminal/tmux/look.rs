@@ -93,6 +93,10 @@ impl Root {
     /// # Errors
     /// Where it is gone, or this process may not look.
     pub(super) fn look(&self, pane: Pane) -> io::Result<Look> {
+        // A process from outside is in no sandbox's own `/proc`.
+        if rustix::fs::readlinkat(self.0.as_fd(), "proc/self", Vec::new()).is_ok() {
+            return Err(io::Error::new(io::ErrorKind::Unsupported, "it has no /proc of its own"));
+        }
         let (unread, gives_lines) = {
             let flags = OFlags::RDONLY | OFlags::NOCTTY | OFlags::NONBLOCK;
             let terminal = self.open(&format!("dev/pts/{}", pane.terminal), flags)?;
