@@ -229,9 +229,9 @@ impl Entered {
             return;
         };
         self.ended = Some(now);
-        // A program whose time is up may want to clean up, as git its lock.
+        // A program that is wanted no more may want to clean up, as git its lock.
         let killed = match reason {
-            Reason::TimedOut => run.terminate(),
+            Reason::TimedOut | Reason::Cancelled => run.terminate(),
             _ => run.kill(),
         };
         if killed.is_err() {

@@ -14,13 +14,14 @@ use tool_executor::server::SandboxServer;
 use tool_executor::{Outcome, ToolCall, ToolExecutor, ToolResult};
 
 use crate::caller::directory;
+use crate::fakes::{bash, until};
 
 /// An executor, and what it stands on.
 struct Front {
     name: &'static str,
     executor: ToolExecutor,
     _server: Option<SandboxServer>,
-    _directory: tempfile::TempDir,
+    directory: tempfile::TempDir,
 }
 
 impl Front {
@@ -56,7 +57,7 @@ fn fronts(policy: Policy) -> [Front; 3] {
         } else {
             (start(local, policy), None)
         };
-        Front { name, executor, _server: server, _directory: directory }
+        Front { name, executor, _server: server, directory: directory }
     })
 }
 
@@ -253,6 +254,26 @@ fn programs_get_a_moment_to_clean_up_when_their_time_is_up() {
 
         let python = run("python3 -c 'import time; print(1); time.sleep(1000)'");
         assert_eq!((python.outcome, &*python.output), (Outcome::Timeout, "1"));
+    }
+}
+
+#[test]
+fn programs_get_a_moment_to_clean_up_when_their_call_is_cancelled() {
+    for front in fronts(Policy::default()) {
+        let command = "trap 'echo cleaned >late; exit' TERM; : >up; sleep 1000 & wait";
+        let pending = front.executor.submit("t", bash(command)).unwrap();
+        let is_up = || {
+            let runs = std::fs::read_dir(front.directory.path()).unwrap().flatten();
+            runs.map(|run| run.path().join("slot_0/workspace/up")).any(|up| up.exists())
+        };
+        until(is_up);
+        pending.cancel();
+        let result = pending.wait();
+        assert_eq!(result.outcome, Outcome::Cancelled, "{result:?}");
+        assert_eq!(
+            front.output(json!({"command": "cat late; pgrep -c sleep; true"})),
+            "cleaned\n0"
+        );
     }
 }
 

@@ -140,6 +140,10 @@ const NO_PROGRAMS: u64 = 8;
 const PROC: &str = "/proc";
 const PROC_FLAGS: u64 = NO_SET_USER_ID | NO_DEVICES | NO_PROGRAMS;
 
+/// How many files a file system in memory may have, of whatever size: each takes memory that no
+/// limit of bytes counts.
+const MOST_INODES: u32 = 65_536;
+
 /// Any directory that every host has, for the moment in which the new root has no other place. What
 /// is beneath it is not hidden when it matters.
 const FIRST_PLACE: &str = "/usr";
@@ -362,7 +366,7 @@ impl Plan {
     /// Those of a file system in memory.
     fn memory_options(&self) -> String {
         let size = self.shared_memory.map(|bytes| format!(",size={bytes}"));
-        format!("mode=0755{}", size.unwrap_or_default())
+        format!("mode=0755,nr_inodes={MOST_INODES}{}", size.unwrap_or_default())
     }
 }
 
@@ -543,7 +547,7 @@ mod tests {
         expected.extend(devices.map(|name| format!("s0 2 /dev/{name}")));
         expected.extend(
             [
-                "r0 0 /usr mode=0755,size=4096",
+                "r0 0 /usr mode=0755,nr_inodes=65536,size=4096",
                 "d0 493 /usr",
                 "a0 0 /usr",
                 "l0 0 usr/bin /bin",
@@ -587,7 +591,7 @@ mod tests {
                 "d0 493 /dev/pts",
                 "m0 10 devpts /dev/pts newinstance,ptmxmode=0666,mode=620,max=9",
                 "d0 493 /dev/shm",
-                "m0 6 tmpfs /dev/shm mode=0755,size=4096",
+                "m0 6 tmpfs /dev/shm mode=0755,nr_inodes=65536,size=4096",
                 "d0 493 /dev/mqueue",
                 "m0 14 mqueue /dev/mqueue",
                 "o0 1 /dev",
