@@ -96,8 +96,8 @@ setters! {
         with_program: program = PathBuf,
         with_jobs: jobs = some SlurmJobs,
         with_min_servers: min_servers = usize,
-        with_max_servers: max_servers = some usize,
-        with_slots_per_server: slots_per_server = some usize,
+        with_max_servers: max_servers = Option<usize>,
+        with_slots_per_server: slots_per_server = Option<usize>,
         with_server_arguments: server_arguments = Vec<String>,
         with_allow_unisolated: allow_unisolated = bool,
         with_start_timeout: start_timeout = Duration,
@@ -222,14 +222,14 @@ mod tests {
         let jobs = SlurmJobs::default();
         SlurmConfig::default().check().unwrap();
         for (config, why) in [
-            (SlurmConfig::default().with_max_servers(0usize), "from 1 to"),
-            (SlurmConfig::default().with_max_servers(MOST_SERVERS + 1), "from 1 to"),
-            (SlurmConfig::default().with_slots_per_server(0usize), "at least 1"),
+            (SlurmConfig::default().with_max_servers(Some(0)), "from 1 to"),
+            (SlurmConfig::default().with_max_servers(Some(MOST_SERVERS + 1)), "from 1 to"),
+            (SlurmConfig::default().with_slots_per_server(Some(0)), "at least 1"),
             (
                 SlurmConfig::default()
                     .with_jobs(jobs.clone())
                     .with_min_servers(3)
-                    .with_max_servers(2usize),
+                    .with_max_servers(Some(2)),
                 "more than max_servers",
             ),
             (SlurmConfig::default().with_jobs(jobs.with_partition("a b")), "one word"),

@@ -46,7 +46,6 @@ use crate::egress::Egress;
 /// How commands of this process are isolated.
 #[expect(clippy::large_enum_variant, reason = "an engine has a handful of them")]
 #[derive(Debug, Clone)]
-#[expect(clippy::large_enum_variant, reason = "an engine has a handful of them")]
 pub(crate) enum Isolation {
     /// Commands run in jails.
     Jailed(Jails),

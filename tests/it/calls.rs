@@ -57,7 +57,7 @@ fn fronts(policy: Policy) -> [Front; 3] {
         } else {
             (start(local, policy), None)
         };
-        Front { name, executor, _server: server, directory: directory }
+        Front { name, executor, _server: server, directory }
     })
 }
 

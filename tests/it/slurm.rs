@@ -138,7 +138,7 @@ fn has_slurm(test: &str) -> bool {
 fn config() -> SlurmConfig {
     let mut config = SlurmConfig::default()
         .with_program(PROGRAM.into())
-        .with_slots_per_server(2usize)
+        .with_slots_per_server(Some(2))
         .with_start_timeout(PATIENCE)
         .with_unreachable_timeout(Duration::from_secs(3));
     config.server_arguments = vec!["--lease-s".to_owned(), "2".to_owned()];
@@ -170,7 +170,7 @@ fn jobs_come_as_trajectories_need_them_and_go_when_they_do_not() {
     }
     nodes_are_idle();
     let idle = Duration::from_secs(3);
-    let config = config().with_jobs(jobs()).with_min_servers(0usize).with_max_servers(3usize);
+    let config = config().with_jobs(jobs()).with_min_servers(0).with_max_servers(Some(3));
     let executor = start(config.with_idle_timeout(idle)).unwrap();
     assert_eq!(executor.stats().slots.total, 0, "none before it is needed");
     // More than one server's slots: a second one is started for them.
@@ -220,7 +220,7 @@ fn a_job_that_is_cancelled_costs_its_own_trajectories_only_and_is_replaced() {
         return;
     }
     nodes_are_idle();
-    let config = config().with_jobs(jobs()).with_min_servers(2usize).with_max_servers(2usize);
+    let config = config().with_jobs(jobs()).with_min_servers(2).with_max_servers(Some(2));
     let executor = start(config).unwrap();
     until(|| executor.stats().slots.total == 4);
     for id in ["a", "b"] {
@@ -255,7 +255,7 @@ fn a_job_that_ends_soon_is_drained_and_another_started_before_it_ends() {
     }
     nodes_are_idle();
     // Each has a minute at most: it is looked at as one that ends soon from the first look on.
-    let config = config().with_jobs(jobs().with_time("1")).with_max_servers(2usize);
+    let config = config().with_jobs(jobs().with_time("1")).with_max_servers(Some(2));
     let executor = start(config.with_drain_before(Duration::from_secs(120))).unwrap();
     assert_eq!(executor.execute("a", bash("echo mine > f")).outcome, Outcome::Ok);
     let before = executor.slot_of("a").unwrap().addr;

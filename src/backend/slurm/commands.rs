@@ -164,7 +164,7 @@ mod tests {
 
     #[test]
     fn a_server_is_started_on_a_node_or_as_a_job() {
-        let config = SlurmConfig::default().with_slots_per_server(4usize);
+        let config = SlurmConfig::default().with_slots_per_server(Some(4));
         let there = words(srun(&config, Some("n7"), "c"));
         assert!(there.contains("--overlap --nodelist=n7 sh -c"), "{there}");
         assert!(there.ends_with(

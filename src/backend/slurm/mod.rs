@@ -62,7 +62,7 @@ const LOOK: Duration = Duration::from_millis(50);
 /// use tool_executor::config::{SlurmConfig, SlurmJobs};
 ///
 /// let jobs = SlurmJobs::default().with_partition("cpu").with_time("4:00:00");
-/// let slurm = SlurmConfig::default().with_jobs(jobs).with_max_servers(32);
+/// let slurm = SlurmConfig::default().with_jobs(jobs).with_max_servers(Some(32));
 /// let executor = ToolExecutor::builder().backend(SlurmBackend::new(slurm)?).start()?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```

@@ -211,7 +211,7 @@ fn a_command_cannot_use_the_servers_port_and_the_token_is_not_printed() {
     let result = executor.execute("t", bash(&attack));
     // Its own loopback interface is not the server's.
     assert_eq!(result.outcome, Outcome::NonZeroExit, "{}", result.output);
-    assert!(result.error.contains("Connection refused"), "{}", result.error);
+    assert!(result.output.contains("Connection refused"), "{result:?}");
     let config = fleet([url(&server)]);
     assert!(!format!("{config:?}").contains(TOKEN));
     let error = ToolExecutor::builder()

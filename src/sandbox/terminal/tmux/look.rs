@@ -88,13 +88,21 @@ impl Root {
         Self(directory)
     }
 
+    /// Whether it is the root directory of this process.
+    fn is_of_this_process(&self) -> io::Result<bool> {
+        let (one, other) = (rustix::fs::fstat(&self.0)?, rustix::fs::stat("/")?);
+        Ok((one.st_dev, one.st_ino) == (other.st_dev, other.st_ino))
+    }
+
     /// Looks at a pane. Does not wait for anything.
     ///
     /// # Errors
     /// Where it is gone, or this process may not look.
     pub(super) fn look(&self, pane: Pane) -> io::Result<Look> {
-        // A process from outside is in no sandbox's own `/proc`.
-        if rustix::fs::readlinkat(self.0.as_fd(), "proc/self", Vec::new()).is_ok() {
+        // A process from outside is in no sandbox's own `/proc`; where there is no sandbox, all are
+        // in the machine's.
+        let is_in_there = rustix::fs::readlinkat(self.0.as_fd(), "proc/self", Vec::new()).is_ok();
+        if is_in_there && !self.is_of_this_process()? {
             return Err(io::Error::new(io::ErrorKind::Unsupported, "it has no /proc of its own"));
         }
         let (unread, gives_lines) = {
