@@ -1,6 +1,8 @@
 //! Calls do what their arguments ask for, on every front: the embedded sandbox, with slots that
 //! keep their sandboxes and without, and a sandbox server behind a fleet.
 
+use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -263,8 +265,11 @@ fn programs_get_a_moment_to_clean_up_when_their_call_is_cancelled() {
         let command = "trap 'echo cleaned >late; exit' TERM; : >up; sleep 1000 & wait";
         let pending = front.executor.submit("t", bash(command)).unwrap();
         let is_up = || {
-            let runs = std::fs::read_dir(front.directory.path()).unwrap().flatten();
-            runs.map(|run| run.path().join("slot_0/workspace/up")).any(|up| up.exists())
+            // A slot that was reset has another workspace.
+            let below = |path: &Path| fs::read_dir(path).into_iter().flatten().flatten();
+            let slots = below(front.directory.path()).map(|run| run.path().join("slot_0"));
+            let mut workspaces = slots.flat_map(|slot| below(&slot).collect::<Vec<_>>());
+            workspaces.any(|workspace| workspace.path().join("up").exists())
         };
         until(is_up);
         pending.cancel();
