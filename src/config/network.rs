@@ -72,8 +72,8 @@ impl FromStr for NetworkMode {
 /// | pattern | allows |
 /// |---|---|
 /// | `*` | every host with a public address |
-/// | `pypi.org` | the host of this name, at its public addresses |
-/// | `*.pypi.org` | every host below this name, at their public addresses |
+/// | `packages.example` | the host of this name, at its public addresses |
+/// | `*.packages.example` | every host below this name, at their public addresses |
 /// | `10.1.2.3`, `10.0.0.0/8`, `[fd00::1]` | these addresses, private and loopback ones too |
 ///
 /// A name allows no private address: whoever answers for the name could name any. Give the address
@@ -279,8 +279,8 @@ mod tests {
         for (text, written) in [
             ("*", "*"),
             ("*:443", "*:443"),
-            ("PyPI.org.", "pypi.org"),
-            ("*.pypi.org:443", "*.pypi.org:443"),
+            ("Packages.Example.", "packages.example"),
+            ("*.packages.example:443", "*.packages.example:443"),
             ("10.1.2.3/8", "10.0.0.0/8"),
             ("0.0.0.0/0:80", "0.0.0.0/0:80"),
             ("127.0.0.1:8080", "127.0.0.1:8080"),
@@ -301,17 +301,17 @@ mod tests {
     #[test]
     fn what_is_no_pattern_is_told_why() {
         for (text, why) in [
-            ("https://pypi.org", "a URL"),
+            ("https://packages.example", "a URL"),
             ("", "neither an address nor a name"),
             ("a b", "neither an address nor a name"),
             ("a*.b", "neither an address nor a name"),
             ("*.", "neither an address nor a name"),
             ("1.2.3", "does not end in a number"),
             ("10.0.0.0/33", "so many bits"),
-            ("pypi.org/simple", "before the slash is no address"),
-            ("pypi.org:0", "from 1 to 65535"),
-            ("pypi.org:http", "from 1 to 65535"),
-            ("pypi.org:", "from 1 to 65535"),
+            ("packages.example/simple", "before the slash is no address"),
+            ("packages.example:0", "from 1 to 65535"),
+            ("packages.example:http", "from 1 to 65535"),
+            ("packages.example:", "from 1 to 65535"),
             ("[::1", "bracket"),
             ("[::1]80", "bracket"),
         ] {
@@ -325,11 +325,11 @@ mod tests {
         for (text, name, port, expected) in [
             ("*", "a.b", 1, true),
             ("*:443", "a.b", 80, false),
-            ("pypi.org", "pypi.org", 1, true),
-            ("pypi.org", "x.pypi.org", 1, false),
-            ("*.pypi.org", "x.y.pypi.org", 1, true),
-            ("*.pypi.org", "pypi.org", 1, false),
-            ("*.pypi.org", "evilpypi.org", 1, false),
+            ("packages.example", "packages.example", 1, true),
+            ("packages.example", "x.packages.example", 1, false),
+            ("*.packages.example", "x.y.packages.example", 1, true),
+            ("*.packages.example", "packages.example", 1, false),
+            ("*.packages.example", "evilpackages.example", 1, false),
             ("10.0.0.1", "10.0.0.1", 1, false),
         ] {
             assert_eq!(pattern(text).allows_name(name, port), expected, "{text} {name}");

@@ -91,7 +91,7 @@ pub(super) fn is_forked_process() -> bool {
 ///                "binds": [{"source": "/srv/data", "place": "/data", "writable": false}, ...],
 ///                "env": {"NAME": "value", "LICENSE_KEY": null},  (null: this process's value)
 ///                "path_prepend": ["/data/bin"], "devices": ["/dev/kvm"],
-///                "network": "none", "proxy" or "host", "allow_hosts": ["*.pypi.org:443", ...],
+///                "network": "none", "proxy" or "host", "allow_hosts": ["*.packages.example:443", ...],
 ///                "ca_pem": "-----BEGIN CERTIFICATE-----...", "log_egress": false}
 ///     "fleet":  {"urls": ["http://host:8080", ...], "token": "...", "unreachable_timeout_s": 30,
 ///                "start_timeout_s": 60, "allow_unisolated": false,

@@ -18,8 +18,8 @@ fn sent_on(head: &str) -> (String, Framing) {
 #[test]
 fn a_tunnel_is_asked_for_by_host_and_port() {
     for (target, host, port) in [
-        ("PyPI.org:443", Host::Name("pypi.org".to_owned()), 443),
-        ("pypi.org.:1", Host::Name("pypi.org".to_owned()), 1),
+        ("Packages.Example:443", Host::Name("packages.example".to_owned()), 443),
+        ("packages.example.:1", Host::Name("packages.example".to_owned()), 1),
         ("1.2.3.4:80", Host::Address("1.2.3.4".parse().unwrap()), 80),
         ("[2606::1]:80", Host::Address("2606::1".parse().unwrap()), 80),
         ("[::ffff:10.0.0.1]:80", Host::Address("10.0.0.1".parse().unwrap()), 80),
