@@ -164,8 +164,10 @@ mod tests {
         put("closed/file", "a", 0o644);
         set_mode(&from.join("closed"), 0o750).unwrap();
         put("elsewhere/file", "b", 0o644);
-        fs::create_dir_all(dir.path().join("elsewhere")).unwrap();
-        fs::write(dir.path().join("elsewhere/file"), "c").unwrap();
+        let elsewhere = dir.path().join("elsewhere");
+        make_directory(&elsewhere).unwrap();
+        fs::write(elsewhere.join("file"), "c").unwrap();
+        set_mode(&elsewhere.join("file"), 0o644).unwrap();
         symlink(dir.path().join("elsewhere"), from.join("link")).unwrap();
         symlink("/usr/share/zoneinfo/UTC", from.join("localtime")).unwrap();
         symlink(&from, from.join("loop")).unwrap();
