@@ -13,6 +13,9 @@ from tool_executor import ToolContext, ToolExecutor
 
 LIMIT_S = 120
 
+# A caller may have it ignored, as a script does that runs this behind; Python then has no Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 @pytest.fixture(autouse=True)
 def no_test_hangs() -> Iterator[None]:
