@@ -2,8 +2,8 @@
 //! and those that are to go and still have trajectories.
 //!
 //! What is wanted is a list of URLs, told ([`Members::want`]) or read from where it is kept
-//! ([`ServerList`]), which is looked at again and again. The thread `tool-members` brings the fleet
-//! to it: it has a new server met by a thread of its own, `tool-connect-N`, again and again until
+//! ([`ServerList`]), which the thread `tool-list` looks at again and again: a name server or a file
+//! system that hangs holds up nothing else. The thread `tool-members` brings the fleet to it: it has a new server met by a thread of its own, `tool-connect-N`, again and again until
 //! it answers or is wanted no more; it has one that is wanted no more *drained*, and forgets it
 //! when the last of its slots was given back.
 //!
@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, bounded, select};
+use crossbeam_channel::{Receiver, Sender, at, bounded, select};
 use parking_lot::{Mutex, RwLock};
 
 use super::list::ServerList;
@@ -48,11 +48,12 @@ pub(super) struct Member {
 pub(super) struct Members {
     shared: Arc<Shared>,
     thread: Mutex<Option<OwnedThread>>,
+    /// The one that looks at the list.
+    list_thread: Mutex<Option<OwnedThread>>,
 }
 
 struct Shared {
     making: Arc<Making>,
-    list: Option<ServerList>,
     table: RwLock<BTreeMap<Arc<str>, Member>>,
     state: Mutex<State>,
     wake: Sender<()>,
@@ -109,18 +110,17 @@ impl Difference {
 
 impl Members {
     /// None yet.
-    pub(super) fn new(making: Arc<Making>, list: Option<ServerList>) -> Self {
+    pub(super) fn new(making: Arc<Making>) -> Self {
         let (wake, woken) = bounded(1);
         let shared = Shared {
             making,
-            list,
             table: RwLock::default(),
             state: Mutex::default(),
             wake,
             woken,
             stop: Interrupt::new(),
         };
-        Self { shared: Arc::new(shared), thread: Mutex::default() }
+        Self { shared: Arc::new(shared), thread: Mutex::default(), list_thread: Mutex::default() }
     }
 
     /// The fleet begins with these.
@@ -174,7 +174,19 @@ impl Members {
         deadline: Instant,
         interrupt: &Interrupt,
     ) -> Result<(), BackendError> {
-        let urls = list.read().map_err(BackendError::new)?;
+        let (tell, told) = bounded(1);
+        let (shared, watched) = (self.shared.clone(), list.clone());
+        let watch = move || shared.watch_list(watched, &tell);
+        let thread = OwnedThread::spawn("tool-list", watch);
+        let thread =
+            thread.map_err(|error| BackendError::with_source("cannot start a thread", error))?;
+        *self.list_thread.lock() = Some(thread);
+        let first = select! {
+            recv(told) -> first => first.unwrap_or_else(|_| Err("reading it panicked".to_owned())),
+            recv(interrupt.fired()) -> _ => return Err(BackendError::interrupted()),
+            recv(at(deadline)) -> _ => Err(format!("{} cannot be read in time", list.what())),
+        };
+        let urls = first.map_err(BackendError::new)?;
         if urls.is_empty() {
             log::warn!("{} is empty: calls wait until there is a server", list.what());
         }
@@ -203,10 +215,8 @@ impl Members {
     /// told.
     pub(super) fn close(&self, deadline: Instant) -> Vec<Server> {
         self.shared.stop.interrupt();
-        let thread = self.thread.lock().take();
-        if let Some(thread) = thread {
-            thread.join_or_leave(deadline);
-        }
+        let threads = [self.thread.lock().take(), self.list_thread.lock().take()];
+        threads.into_iter().flatten().for_each(|thread| thread.join_or_leave(deadline));
         self.all().into_iter().map(|member| member.server).collect()
     }
 
@@ -263,25 +273,35 @@ impl Shared {
         Ok(())
     }
 
+    /// The thread that looks at the list: until the fleet is closed. `tell` gets what it says first.
+    fn watch_list(&self, list: ServerList, tell: &Sender<Result<Vec<String>, String>>) {
+        let first = list.read();
+        let mut watch = ListWatch::new(list, first.clone().unwrap_or_default());
+        // Refused only when the start was given up.
+        if tell.send(first).is_err() {
+            return;
+        }
+        while !self.stop.wait_timeout(watch.list.pause()) {
+            let Some(urls) = watch.look() else { continue };
+            match self.want(&urls) {
+                Ok(()) => self.wake(),
+                Err(why) => log::warn!("the list of sandbox servers stays as it was: {why}"),
+            }
+        }
+    }
+
     /// The thread: until the fleet is closed.
     fn keep_up(self: Arc<Self>) {
         let (tell, told) = bounded(ASKED_AT_ONCE);
         let mut meetings =
             Meetings { under_way: BTreeMap::new(), paused: BTreeMap::new(), tell, told };
-        let mut list = self.list.as_ref().map(|list| ListWatch::new(list.clone()));
         while !self.stop.is_interrupted() {
-            if let Some(urls) = list.as_mut().and_then(|list| list.look(Instant::now()))
-                && let Err(why) = self.want(&urls)
-            {
-                log::warn!("the list of sandbox servers stays as it was: {why}");
-            }
             self.reconcile(&mut meetings);
             let drained = self.forget_drained();
-            let due = match (&list, drained, meetings.paused.is_empty()) {
-                (_, true, _) => LOOK,
-                (Some(list), ..) => list.list.pause(),
-                (None, false, false) => PAUSE,
-                (None, false, true) => Duration::from_secs(60),
+            let due = match (drained, meetings.paused.is_empty()) {
+                (true, _) => LOOK,
+                (false, false) => PAUSE,
+                (false, true) => Duration::from_secs(60),
             };
             select! {
                 recv(meetings.told) -> told => if let Ok((addr, number, met)) = told {
@@ -456,26 +476,20 @@ impl Shared {
 /// A list that is looked at again and again.
 struct ListWatch {
     list: ServerList,
-    look_at: Instant,
     /// What it said last, and what of it was taken in: a list that is just being written is not.
     said: Result<Vec<String>, String>,
     taken: Vec<String>,
 }
 
 impl ListWatch {
-    fn new(list: ServerList) -> Self {
-        let said = list.read();
-        let taken = said.clone().unwrap_or_default();
-        Self { look_at: Instant::now() + list.pause(), list, said, taken }
+    /// One of which this was taken in.
+    fn new(list: ServerList, taken: Vec<String>) -> Self {
+        Self { list, said: Ok(taken.clone()), taken }
     }
 
     /// What is to be taken in now: what was there at two looks. Blocks while it looks.
-    fn look(&mut self, now: Instant) -> Option<Vec<String>> {
-        if now < self.look_at {
-            return None;
-        }
+    fn look(&mut self) -> Option<Vec<String>> {
         let said = self.list.read();
-        self.look_at = Instant::now() + self.list.pause();
         if said != self.said {
             if let Err(why) = &said {
                 log::warn!("{why}; the sandbox servers stay as they are");
@@ -518,12 +532,13 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("list");
         std::fs::write(&path, "http://a:1\n").unwrap();
-        let mut watch = ListWatch::new(ServerList::File(path.clone()));
+        let taken = vec!["http://a:1".to_owned()];
+        let mut watch = ListWatch::new(ServerList::File(path.clone()), taken);
         let mut look = |text: Option<&str>| {
             if let Some(text) = text {
                 std::fs::write(&path, text).unwrap();
             }
-            watch.look(Instant::now() + Duration::from_secs(60))
+            watch.look()
         };
         assert_eq!(look(None), None);
         assert_eq!(look(Some("http://a:1\nhttp://b:1")), None, "it may be half of it");

@@ -156,7 +156,7 @@ impl FleetBackend {
         let (file, name) = (&making.config.servers_file, &making.config.servers_name);
         let list = file.clone().map(ServerList::File);
         let list = list.or_else(|| name.clone().map(ServerList::Name));
-        let members = Members::new(making.clone(), list.clone());
+        let members = Members::new(making.clone());
         Ok(Self { making, connections, list, members })
     }
 

@@ -27,12 +27,26 @@ use crate::error::BackendError;
 use crate::interrupt::Interrupt;
 use crate::thread::OwnedThread;
 
+/// Variables of `tool-executor` that are meant for this process, and would be wrong for servers
+/// elsewhere.
+const OF_THIS_PROCESS: [&str; 8] = [
+    "TOOL_EXECUTOR_ADVERTISE",
+    "TOOL_EXECUTOR_DATA_DIR",
+    "TOOL_EXECUTOR_NO_AUTH",
+    "TOOL_EXECUTOR_SLURM",
+    "TOOL_EXECUTOR_SLURM_SUBMIT",
+    "TOOL_EXECUTOR_TLS_CERT",
+    "TOOL_EXECUTOR_TLS_KEY",
+    "TOOL_EXECUTOR_TOKEN",
+];
 /// How often Slurm is asked about the jobs.
 const ASK_EVERY: Duration = Duration::from_secs(15);
 /// How long one of its short programs may take.
 const ANSWER_LIMIT: Duration = Duration::from_secs(20);
 /// How much of what a program says is kept.
 const KEPT: usize = 8 * 1024;
+/// How much is read of what a program prints: some 30 bytes for each of the most jobs.
+const MOST_PRINTED: usize = 1024 * 1024;
 /// The longest wait: how often it is looked whether a drained server may go.
 const LOOK: Duration = Duration::from_millis(500);
 
@@ -70,11 +84,13 @@ struct Told {
 
 impl Keeper {
     /// No thread yet.
-    pub(super) fn new(config: SlurmConfig, fleet: Arc<FleetBackend>) -> Self {
-        #[expect(clippy::expect_used, reason = "made with no flags that a kernel could lack")]
-        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).expect("an eventfd");
+    ///
+    /// # Errors
+    /// There is no descriptor to be had.
+    pub(super) fn new(config: SlurmConfig, fleet: Arc<FleetBackend>) -> io::Result<Self> {
+        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let shared = Shared { config, fleet, wake, told: Mutex::default() };
-        Self { shared: Arc::new(shared), thread: Mutex::default() }
+        Ok(Self { shared: Arc::new(shared), thread: Mutex::default() })
     }
 
     /// Starts the thread.
@@ -253,6 +269,10 @@ impl Run {
     fn start(&self, name: &str, argv: &[OsString]) -> io::Result<Program> {
         let mut command = new_command(name);
         command.args(argv);
+        // The others say what the servers' slots are to be.
+        for name in OF_THIS_PROCESS {
+            command.env_remove(name);
+        }
         if let Some(token) = &self.shared.config.token {
             command.env(TOKEN_VARIABLE, token.expose());
         }
@@ -447,7 +467,7 @@ impl Program {
 /// Reads what there is in a pipe; closes it at its end.
 fn read_into(pipe: &mut Option<OwnedFd>, into: &mut Vec<u8>) {
     let mut buffer = [0; 4096];
-    while let Some(open) = pipe.as_ref().filter(|_| into.len() <= KEPT * 4) {
+    while let Some(open) = pipe.as_ref().filter(|_| into.len() <= MOST_PRINTED) {
         match rustix::io::read(open, &mut buffer) {
             Ok(0) => *pipe = None,
             Ok(count) => into.extend_from_slice(&buffer[..count]),

@@ -88,6 +88,8 @@ impl SlurmBackend {
         fleet.allow_unisolated = config.allow_unisolated;
         let fleet = Arc::new(FleetBackend::growing(fleet)?);
         let keeper = Keeper::new(config.clone(), fleet.clone());
+        let keeper =
+            keeper.map_err(|error| BackendError::with_source("cannot make a descriptor", error))?;
         Ok(Self { config, fleet, keeper })
     }
 
