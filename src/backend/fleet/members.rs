@@ -3,9 +3,10 @@
 //!
 //! What is wanted is a list of URLs, told ([`Members::want`]) or read from where it is kept
 //! ([`ServerList`]), which the thread `tool-list` looks at again and again: a name server or a file
-//! system that hangs holds up nothing else. The thread `tool-members` brings the fleet to it: it has a new server met by a thread of its own, `tool-connect-N`, again and again until
-//! it answers or is wanted no more; it has one that is wanted no more *drained*, and forgets it
-//! when the last of its slots was given back.
+//! system that hangs holds up nothing else. The thread `tool-members` brings the fleet to it: it
+//! has a new server met by a thread of its own, `tool-connect-N`, again and again until it answers
+//! or is wanted no more; it has one that is wanted no more *drained*, and forgets it when the last
+//! of its slots was given back.
 //!
 //! # Bounds
 //! So many servers are met at a time as at a start. A server that is wanted no more and hangs is
@@ -273,7 +274,8 @@ impl Shared {
         Ok(())
     }
 
-    /// The thread that looks at the list: until the fleet is closed. `tell` gets what it says first.
+    /// The thread that looks at the list: until the fleet is closed. `tell` gets what it says
+    /// first.
     fn watch_list(&self, list: ServerList, tell: &Sender<Result<Vec<String>, String>>) {
         let first = list.read();
         let mut watch = ListWatch::new(list, first.clone().unwrap_or_default());
