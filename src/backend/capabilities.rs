@@ -54,6 +54,9 @@ pub struct Capabilities {
     /// Why commands run without a filter of system calls, as one line. Defaults to `None`: they
     /// have one, or it is not known.
     pub not_filtered_because: Option<String>,
+    /// Why slots cannot have the files of an image, as one line. Defaults to `None`: they can, or
+    /// it is not known.
+    pub no_images_because: Option<String>,
 }
 
 /// Whether commands run isolated from the machine and from other slots.
@@ -95,6 +98,7 @@ impl Default for Capabilities {
             network: None,
             network_totals: None,
             not_filtered_because: None,
+            no_images_because: None,
         }
     }
 }
@@ -114,5 +118,6 @@ setters! {
         with_network: network = some NetworkMode,
         with_network_totals: network_totals = some NetworkTotals,
         with_not_filtered_because: not_filtered_because = some String,
+        with_no_images_because: no_images_because = some String,
     }
 }
