@@ -8,6 +8,7 @@ use crate::config::NetworkMode;
 use crate::egress::NetworkTotals;
 use crate::level::IsolationLevel;
 use crate::limits::EnforcedLimits;
+use crate::spec::SpecField;
 
 /// The time limit of a call that names none, unless a backend has its own: 30 s.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -57,6 +58,9 @@ pub struct Capabilities {
     /// Why slots cannot have the files of an image, as one line. Defaults to `None`: they can, or
     /// it is not known.
     pub no_images_because: Option<String>,
+    /// What of a [`TrajectorySpec`](crate::TrajectorySpec) it can give. Defaults to nothing:
+    /// `max_wall` and `max_idle` are the executor's.
+    pub spec: Vec<SpecField>,
 }
 
 /// Whether commands run isolated from the machine and from other slots.
@@ -99,6 +103,7 @@ impl Default for Capabilities {
             network_totals: None,
             not_filtered_because: None,
             no_images_because: None,
+            spec: Vec::new(),
         }
     }
 }
@@ -119,5 +124,6 @@ setters! {
         with_network_totals: network_totals = some NetworkTotals,
         with_not_filtered_because: not_filtered_because = some String,
         with_no_images_because: no_images_because = some String,
+        with_spec: spec = Vec<SpecField>,
     }
 }
