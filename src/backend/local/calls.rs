@@ -42,9 +42,11 @@ impl LocalBackend {
             Err(why) => return reply.send(not_started(&why, sandboxed)),
         };
         let order = wanted.output_order;
+        let workspace = place.workspace();
+        let kind = workspace.shell_kind().unwrap_or_else(Shell::detect);
         let spec = CommandSpec {
-            workspace: place.workspace(),
-            command: shell::script_of(&wanted, Shell::detect()),
+            workspace: workspace.clone(),
+            command: shell::script_of(&wanted, kind, workspace.image().is_none()),
             stdin: wanted.stdin.unwrap_or_default().to_owned(),
             output_order: order,
             network: policy.allow_network,

@@ -245,7 +245,7 @@ fn isolate(
             isolation = isolation.with_inotify_for(config.slots);
         }
         if config.seccomp {
-            isolation = isolation.with_filter(Filter::new(), workspace, budget)?;
+            isolation = isolation.with_filter(Filter::all(), workspace, budget)?;
         }
         if let Some(bytes) = config.limits.memory_bytes {
             isolation = isolation.with_shared_memory(bytes / 2);

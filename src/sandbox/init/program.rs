@@ -71,6 +71,7 @@ struct Command {
     environment: *const *const u8,
     stdio: [i32; 3],
     script: i32,
+    user: *const setup::User,
     /// Written by the child: why the program could not be executed.
     errno: i32,
 }
@@ -89,6 +90,8 @@ struct Kept {
     signals: i32,
     /// The jail's own `/proc`, if it has one.
     proc: i32,
+    /// Whom programs are to be, if not what this process is.
+    user: Option<setup::User>,
 }
 
 /// `stack` is as the kernel leaves it: the number of arguments, the arguments, NULL, the
@@ -121,8 +124,8 @@ unsafe extern "C" fn main(stack: *const usize) -> ! {
     call!(arch::PRCTL, PR_SET_DUMPABLE, 1);
     let Some((plan, fds)) = receive() else { exit(0) };
     let Some(header) = Header::parse(plan).filter(|header| header.kind == SET_UP) else { exit(2) };
-    let proxy = match setup::set_up(&plan[HEADER..], header.numbers[0] as usize, &fds) {
-        Ok(proxy) => proxy,
+    let made = match setup::set_up(&plan[HEADER..], header.numbers[0] as usize, &fds) {
+        Ok(made) => made,
         Err((step, errno)) => {
             say(Header { kind: FAILED, flag: 0, run: step, numbers: [errno, 0] }, &[], &[]);
             exit(1);
@@ -151,8 +154,8 @@ unsafe extern "C" fn main(stack: *const usize) -> ! {
         limits[0] = if limit < limits[1] { limit } else { limits[1] };
         call!(arch::PRLIMIT64, 0, RLIMIT_NOFILE, limits.as_ptr(), 0);
     }
-    hand_over(header.numbers[1], proxy);
-    let kept = Kept { null, signals, proc };
+    hand_over(header.numbers[1], made.proxy);
+    let kept = Kept { null, signals, proc, user: made.user };
     loop {
         serve(&kept, program, environment);
     }
@@ -215,6 +218,7 @@ fn serve(kept: &Kept, program: *const u8, environment: *const *const u8) {
         environment,
         stdio: [if input == 1 { fds[0] } else { kept.null }, fds[input], fds[input + 1]],
         script: if script == 1 { fds[input + 2] } else { NO_FD },
+        user: kept.user.as_ref().map_or(null(), |user| user as *const setup::User),
         errno: 0,
     };
     let strings = &message[HEADER..];
@@ -269,6 +273,19 @@ unsafe extern "C" fn become_program(command: *mut Command) -> ! {
     }
     let none = 0u64;
     call!(arch::RT_SIGPROCMASK, 2, &raw const none, 0, 8);
+    // SAFETY: as above.
+    if let Some(user) = unsafe { command.user.as_ref() } {
+        let (uid, gid) = (user.uid, user.gid);
+        let changed = [
+            call!(arch::SETGROUPS, user.count, user.groups.as_ptr()),
+            call!(arch::SETRESGID, gid, gid, gid),
+            call!(arch::SETRESUID, uid, uid, uid),
+        ];
+        if let Some(failed) = changed.into_iter().find(|result| *result < 0) {
+            command.errno = -failed as i32;
+            call!(arch::EXIT, 127);
+        }
+    }
     let failed =
         call!(arch::EXECVE, command.program, command.arguments.as_ptr(), command.environment);
     command.errno = -failed as i32;
