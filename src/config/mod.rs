@@ -51,7 +51,7 @@ pub use slurm::{SlurmConfig, SlurmJobs};
 pub use tool_server::ToolServerConfig;
 pub use user_ids::UserIds;
 
-pub use crate::tool::{OutputOrder, Policy, UnknownArguments, UnknownSetting};
+pub use crate::tool::{Background, OutputOrder, Policy, UnknownArguments, UnknownSetting};
 
 use crate::tool::JsonObject;
 

@@ -5,6 +5,8 @@
 mod alone;
 mod artifacts;
 #[cfg(target_os = "linux")]
+mod background;
+#[cfg(target_os = "linux")]
 mod caller;
 #[cfg(all(target_os = "linux", feature = "server"))]
 mod calls;
