@@ -41,6 +41,13 @@ impl Tenancy {
             // What runs in it stays; the disk is watched all the same.
             && (self.has_background || self.jail.was_full().is_none_or(|was_full| was_full == is_full))
     }
+
+    /// Why what earlier commands have left running in it runs no more, once: as it was noted, or
+    /// else this. `None` where there is nothing to be told of.
+    pub(super) fn take_background(&mut self, why: &'static str) -> Option<&'static str> {
+        let was_there = std::mem::take(&mut self.has_background);
+        was_there.then(|| self.ends_because.unwrap_or(why))
+    }
 }
 
 /// All of them. A slot has one that commands may enter, and perhaps others that are ending.

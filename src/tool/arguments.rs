@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::schema::kind_of;
 use super::suggest::suggest_argument;
-use super::{Background, JsonObject, OutputOrder, ToolSchema};
+use super::{BackgroundProcesses, JsonObject, OutputOrder, ToolSchema};
 
 const ARGV: &str = "argv";
 const COMMAND: &str = "command";
@@ -20,7 +20,7 @@ const APPEND: &str = "append";
 const SESSION: &str = "session";
 /// The argument for what [`OutputOrder`] says.
 pub(crate) const OUTPUT_ORDER: &str = "output_order";
-/// The argument for what [`Background`] says. It is the policy's to set: models have another, which
+/// The argument for what [`BackgroundProcesses`] says. It is the policy's to set: models have another, which
 /// means something else.
 pub(crate) const BACKGROUND: &str = "background_processes";
 
@@ -49,7 +49,7 @@ pub(crate) struct BashArguments<'a> {
     /// values.
     pub(crate) env: Vec<(&'a str, &'a str)>,
     pub(crate) output_order: OutputOrder,
-    pub(crate) background: Background,
+    pub(crate) background: BackgroundProcesses,
 }
 
 impl Default for Run<'_> {
@@ -129,10 +129,12 @@ pub(crate) fn output_order(arguments: &JsonObject) -> Result<OutputOrder, String
 }
 
 /// What becomes of what a call of `bash` leaves running.
-fn background(arguments: &JsonObject) -> Result<Background, String> {
-    let Some(name) = string(arguments, BACKGROUND)? else { return Ok(Background::default()) };
+fn background(arguments: &JsonObject) -> Result<BackgroundProcesses, String> {
+    let Some(name) = string(arguments, BACKGROUND)? else {
+        return Ok(BackgroundProcesses::default());
+    };
     name.parse().map_err(|_| {
-        let names: Vec<_> = Background::ALL.iter().map(|value| value.as_str()).collect();
+        let names: Vec<_> = BackgroundProcesses::ALL.iter().map(|value| value.as_str()).collect();
         format!("'{BACKGROUND}' must be {}, got {name:?}", names.join(" or "))
     })
 }
@@ -171,7 +173,7 @@ pub(crate) fn not_of_the_reference(arguments: &JsonObject) -> Option<&'static st
         APPEND => *value != Value::Bool(false),
         OUTPUT_ORDER => *value != OutputOrder::default().as_str(),
         SESSION => *value != DEFAULT_SESSION,
-        BACKGROUND => *value != Background::default().as_str(),
+        BACKGROUND => *value != BackgroundProcesses::default().as_str(),
         _ => true,
     };
     let is_given =
@@ -319,7 +321,7 @@ mod tests {
             stdin: Some("a\0b"),
             env: vec![("A", "1"), ("_b2", "")],
             output_order: OutputOrder::Interleaved,
-            background: Background::End,
+            background: BackgroundProcesses::End,
         };
         assert_eq!(BashArguments::parse(&arguments), Ok(expected));
         assert_eq!(check("bash", &arguments), Ok(()));

@@ -24,8 +24,8 @@ pub struct Policy {
     /// Defaults to [`OutputOrder::Separate`].
     pub output_order: OutputOrder,
     /// What becomes of the processes that a command of `terminal` leaves running. Defaults to
-    /// [`Background::End`].
-    pub background: Background,
+    /// [`BackgroundProcesses::End`].
+    pub background: BackgroundProcesses,
 }
 
 impl Default for Policy {
@@ -36,7 +36,7 @@ impl Default for Policy {
             require_stateful_sandbox: false,
             unknown_arguments: UnknownArguments::default(),
             output_order: OutputOrder::default(),
-            background: Background::default(),
+            background: BackgroundProcesses::default(),
         }
     }
 }
@@ -48,7 +48,7 @@ setters! {
         with_require_stateful_sandbox: require_stateful_sandbox = bool,
         with_unknown_arguments: unknown_arguments = UnknownArguments,
         with_output_order: output_order = OutputOrder,
-        with_background: background = Background,
+        with_background: background = BackgroundProcesses,
     }
 }
 
@@ -88,7 +88,7 @@ pub enum OutputOrder {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
-pub enum Background {
+pub enum BackgroundProcesses {
     /// They are ended with the command: by SIGTERM, and by SIGKILL after a moment.
     #[default]
     End,
@@ -140,7 +140,14 @@ macro_rules! named_values {
 
 named_values!(UnknownArguments: Refuse = "refuse", Ignore = "ignore");
 named_values!(OutputOrder: Separate = "separate", Interleaved = "interleaved");
-named_values!(Background: End = "end", Keep = "keep");
+impl BackgroundProcesses {
+    /// Whether they are ended with their command.
+    pub(crate) fn is_end(&self) -> bool {
+        *self == Self::End
+    }
+}
+
+named_values!(BackgroundProcesses: End = "end", Keep = "keep");
 
 #[cfg(test)]
 mod tests {

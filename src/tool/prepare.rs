@@ -13,8 +13,8 @@ use super::format::give_types;
 use super::schema::{kind_of, not_an_object};
 use super::suggest::suggest;
 use super::{
-    Background, Handler, JsonObject, Outcome, OutputOrder, Policy, RegisteredTool, ToolCall,
-    ToolKind, ToolRegistry, ToolResult, UnknownArguments, python_json,
+    BackgroundProcesses, Handler, JsonObject, Outcome, OutputOrder, Policy, RegisteredTool,
+    ToolCall, ToolKind, ToolRegistry, ToolResult, UnknownArguments, python_json,
 };
 
 /// The shortest time that a call may be given.
@@ -263,7 +263,7 @@ fn apply_policy(sent_as: &str, policy: &Policy, arguments: &mut JsonObject) {
     if sent_as != "tmux" && is_open && policy.output_order != OutputOrder::default() {
         arguments.insert(OUTPUT_ORDER.to_owned(), policy.output_order.as_str().into());
     }
-    if sent_as == "bash" && policy.background != Background::default() {
+    if sent_as == "bash" && policy.background != BackgroundProcesses::default() {
         arguments.insert(BACKGROUND.to_owned(), policy.background.as_str().into());
     }
 }

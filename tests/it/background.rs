@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tool_executor::backend::local::LocalBackend;
-use tool_executor::config::{Background, ExecutorConfig, LocalConfig, Policy, SlotLimits};
+use tool_executor::config::{BackgroundProcesses, ExecutorConfig, LocalConfig, Policy, SlotLimits};
 use tool_executor::{Outcome, ToolExecutor, ToolResult};
 
 use crate::caller::directory;
@@ -15,7 +15,7 @@ fn start_with(local: LocalConfig) -> (tempfile::TempDir, ToolExecutor) {
     let dir = directory();
     let backend = LocalBackend::start(local.with_data_dir(dir.path())).unwrap();
     assert_eq!(backend.not_isolated_because(), None, "these tests need sandboxes");
-    let policy = Policy::default().with_background(Background::Keep);
+    let policy = Policy::default().with_background(BackgroundProcesses::Keep);
     let config = ExecutorConfig::default().with_policy(policy);
     (dir, ToolExecutor::builder().backend(backend).config(config).start().unwrap())
 }

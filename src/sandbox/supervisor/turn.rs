@@ -29,6 +29,8 @@ use super::{Answer, CommandSpec, End, Finished, Request, Shared, call_back, clos
 
 /// How many commands are started before events and deadlines are looked at again.
 const STARTS_PER_TURN: usize = 8;
+/// Why what was left running in a sandbox runs no more, where nothing better is known.
+const ENDED_WITH_SANDBOX: &str = "the sandbox that they ran in has ended";
 /// The thread's own state.
 pub(super) struct Turn {
     running: HashMap<u64, (Command, Answer)>,
@@ -281,10 +283,12 @@ impl Turn {
             if tenancy.takes(network, is_full) {
                 return Ok(number);
             }
-            if tenancy.has_background {
-                let why = "this call has another network";
-                tenancy.ends_because = Some(why);
-                tenancy.has_background = false;
+            // Told to this command, though the jail may take a while to end.
+            let why = match tenancy.jail.phase() {
+                Phase::Ending | Phase::Gone => ENDED_WITH_SANDBOX,
+                _ => "this call has another network",
+            };
+            if let Some(why) = tenancy.take_background(why) {
                 self.jails.background_lost(slot, why);
             }
             self.end_jail(number);
@@ -343,7 +347,7 @@ impl Turn {
             && tenancy.has_background
             && tenancy.occupant.is_none()
         {
-            tenancy.ends_because = Some(exceeded.why());
+            tenancy.ends_because.get_or_insert(exceeded.why());
             self.end_jail(number);
         }
     }
@@ -440,10 +444,11 @@ impl Turn {
 
     /// A sandbox is gone: so is what ran in it.
     fn jail_gone(&mut self, number: u64, now: Instant) {
-        let Some(tenancy) = self.jails.remove(number) else { return };
+        let Some(mut tenancy) = self.jails.remove(number) else { return };
         if let Some(due) = tenancy.jail.deadline() {
             self.deadlines.remove(&(due, number));
         }
+        let lost = tenancy.take_background(ENDED_WITH_SANDBOX);
         let all_dead = tenancy.jail.all_dead();
         let failure = tenancy.jail.failure().to_string();
         let out_of_memory = tenancy.jail.ran_out_of_memory();
@@ -452,9 +457,6 @@ impl Turn {
         for reply in tenancy.machine_wanted {
             reply.give(Err(failure.clone()));
         }
-        let lost = tenancy
-            .has_background
-            .then(|| tenancy.ends_because.unwrap_or("the sandbox that they ran in has ended"));
         if let (Some(why), None) = (lost, tenancy.occupant) {
             // Unless the slot is being left.
             if tenancy.on_gone.is_empty() {

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use clap::{ArgAction, Args};
 use tool_executor::config::{
-    Background, Bind, ExecutorConfig, HostPattern, NetworkMode, OutputOrder, Policy, Secret,
-    UnknownArguments, UserIds,
+    BackgroundProcesses, Bind, ExecutorConfig, HostPattern, NetworkMode, OutputOrder, Policy,
+    Secret, UnknownArguments, UserIds,
 };
 
 use super::values::{self, Limit, Lines, Several, Variable, named};
@@ -358,7 +358,7 @@ pub(crate) struct CallArgs {
     /// them run until the trajectory is released
     #[arg(long, value_name = "WHAT", default_value = "end")]
     #[arg(env = "TOOL_EXECUTOR_BACKGROUND", value_parser = named(values::background))]
-    background: Background,
+    background: BackgroundProcesses,
 
     /// Whether commands may use the network; false is the same as --network none
     #[arg(long, value_name = "BOOL", default_value = "true", env = "TOOL_EXECUTOR_ALLOW_NETWORK")]

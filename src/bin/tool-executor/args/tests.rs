@@ -3,7 +3,7 @@
 
 use clap::{Arg, Command as Definition};
 use tool_executor::config::{
-    Background, Bind, ExecutorConfig, OutputOrder, Policy, UnknownArguments,
+    BackgroundProcesses, Bind, ExecutorConfig, OutputOrder, Policy, UnknownArguments,
 };
 
 use super::*;
@@ -252,7 +252,7 @@ fn flags_are_read() {
     let policy = Policy::default()
         .with_unknown_arguments(UnknownArguments::Ignore)
         .with_output_order(OutputOrder::Interleaved)
-        .with_background(Background::Keep);
+        .with_background(BackgroundProcesses::Keep);
     assert_eq!(args.calls.config(&args.network).policy, policy);
     assert_eq!(replay("--max-file-size 2M").unwrap().slots.max_file_size, Some(2 << 20));
     let args = replay("--format Qwen3-Coder --unreadable-calls skip").unwrap();

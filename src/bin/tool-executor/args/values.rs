@@ -11,7 +11,7 @@ use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{Arg, Command};
 use tool_executor::config::{
-    Background, Bind, HostPattern, NetworkMode, OutputOrder, Secret, ServerConfig,
+    BackgroundProcesses, Bind, HostPattern, NetworkMode, OutputOrder, Secret, ServerConfig,
     UnknownArguments, UserIds,
 };
 use tool_executor::format::{Format, UnreadableCalls};
@@ -114,7 +114,7 @@ pub(super) fn output_order(text: &str) -> Result<OutputOrder, String> {
 }
 
 /// What becomes of what a command leaves running.
-pub(super) fn background(text: &str) -> Result<Background, String> {
+pub(super) fn background(text: &str) -> Result<BackgroundProcesses, String> {
     text.parse().map_err(|_| "end or keep".to_owned())
 }
 
