@@ -20,8 +20,8 @@ const APPEND: &str = "append";
 const SESSION: &str = "session";
 /// The argument for what [`OutputOrder`] says.
 pub(crate) const OUTPUT_ORDER: &str = "output_order";
-/// The argument for what [`BackgroundProcesses`] says. It is the policy's to set: models have another, which
-/// means something else.
+/// The argument for what [`BackgroundProcesses`] says. It is the policy's to set: models have
+/// another, which means something else.
 pub(crate) const BACKGROUND: &str = "background_processes";
 
 /// The arguments of built-in tools that the reference's sandbox server ignores.

@@ -97,9 +97,10 @@ pub enum BackgroundProcesses {
     /// ended when they exceed one; the next result says so. At most 16 commands of a trajectory may
     /// have left something whose output is still open; what a further one leaves is ended.
     ///
-    /// Only in sandboxes of this program with a `/proc` of their own; elsewhere they are ended. What
-    /// is a command's own when its time is up is told by its session (`setsid(2)`): where it forks
-    /// faster than that can be done for 0.2 s, those that earlier ones left are ended with it.
+    /// Only in sandboxes of this program with a `/proc` of their own; elsewhere they are ended.
+    /// What is a command's own when its time is up is told by its session (`setsid(2)`): where it
+    /// forks faster than that can be done for 0.2 s, those that earlier ones left are ended with
+    /// it.
     Keep,
 }
 

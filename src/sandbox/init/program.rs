@@ -6,8 +6,8 @@
 //! process ends the others have a moment to end by themselves; it says which ones do not (`rest`),
 //! and ends every other process of the jail – by SIGTERM, and by SIGKILL after a moment –, waits
 //! until the last of them is gone, and says so. Where a run may leave something running, that is
-//! spared from then on (`background`), as far as the end of later runs stays certain: what cannot be
-//! ended apart from it, since it forks faster than it is found, is ended with it.
+//! spared from then on (`background`), as far as the end of later runs stays certain: what cannot
+//! be ended apart from it, since it forks faster than it is found, is ended with it.
 //!
 //! It runs as the same user as the commands, which are its children and try to get at it:
 //! - It is the init of its pid namespace: the kernel keeps signals from inside away from it.
@@ -125,9 +125,8 @@ unsafe extern "C" fn main(stack: *const usize) -> ! {
     // Until it is, its own entries of /proc belong to the host's root. Nobody is here to look.
     call!(arch::PRCTL, PR_SET_DUMPABLE, 1);
     let Some((plan, fds)) = receive() else { exit(0) };
-    close_all(fds);
     let Some(header) = Header::parse(plan).filter(|header| header.kind == SET_UP) else { exit(2) };
-    let proxy = match setup::set_up(&plan[HEADER..], header.numbers[0] as usize) {
+    let proxy = match setup::set_up(&plan[HEADER..], header.numbers[0] as usize, &fds) {
         Ok(proxy) => proxy,
         Err((step, errno)) => {
             say(Header { kind: FAILED, flag: 0, run: step, numbers: [errno, 0] }, &[], &[]);
