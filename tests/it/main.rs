@@ -4,9 +4,9 @@
 #[cfg(target_os = "linux")]
 mod alone;
 mod artifacts;
-mod begin;
 #[cfg(target_os = "linux")]
 mod background;
+mod begin;
 #[cfg(target_os = "linux")]
 mod caller;
 #[cfg(all(target_os = "linux", feature = "server"))]
