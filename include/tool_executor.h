@@ -176,6 +176,10 @@ enum te_status
    */
   TE_IO = 38,
   /**
+   * There is no room for it in the slot.
+   */
+  TE_DISK_FULL = 39,
+  /**
    * The tool's call was answered before.
    */
   TE_ALREADY_ANSWERED = 40,
@@ -183,6 +187,14 @@ enum te_status
    * The process has a logger of its own: the host is a Rust program.
    */
   TE_LOGGER_TAKEN = 41,
+  /**
+   * What is at the path is the kernel's, and no file.
+   */
+  TE_REFUSED = 45,
+  /**
+   * The tar stream is none, or has what cannot be unpacked.
+   */
+  TE_BAD_ARCHIVE = 46,
   /**
    * This process is a fork of the one that made the handle. Its threads are not here: nothing
    * works but freeing.
@@ -691,7 +703,7 @@ void te_tool_reply_free(struct te_tool_reply *reply);
  *     "tools":  {"builtin": true, "external": [SCHEMA, ...]}     (see te_tools_add)
  *     "batch_policy": "adaptive" or "window", "batch_window_s": 0.02, "max_batch_size": 200,
  *     "queue_capacity": 65536, "queue_timeout_s": 3600, "acquire_timeout_s": 600,
- *     "default_timeout_s": null, "answer_grace_s": 60, "reset_timeout_s": 60,
+ *     "default_timeout_s": null, "answer_grace_s": 60, "reset_timeout_s": 60, "begin_timeout_s": 600,
  *     "close_timeout_s": 30,
  *     "on_lost_workspace": "refuse" or "start_empty", "io_threads": 8, "handler_threads": 16,
  *     "idle_limit_s": 0     (0: a trajectory may hold a slot without a call for ever)

@@ -127,6 +127,7 @@ class PolicyConfig(TypedDict, total=False):
     require_stateful_sandbox: Optional[bool]
     unknown_arguments: Optional[str]
     output_order: Optional[str]
+    background: Optional[str]
 
 
 class ToolsConfig(TypedDict, total=False):
@@ -153,6 +154,7 @@ class Settings(TypedDict, total=False):
     default_timeout_s: Optional[float]
     answer_grace_s: Optional[float]
     reset_timeout_s: Optional[float]
+    begin_timeout_s: Optional[float]
     close_timeout_s: Optional[float]
     on_lost_workspace: Optional[str]
     io_threads: Optional[int]

@@ -50,7 +50,7 @@ pub(crate) use image::{ImageFiles, MachineSpec, NoMachine};
 
 use super::identity::Identity;
 use super::jail::{Overlay, UPPER};
-use super::paths::{MOUNT_POINT, Mount, Root, TEMPORARY, View};
+use super::paths::{FindRoot, MOUNT_POINT, Mount, Root, TEMPORARY, View};
 use super::shell::{Places, Shell};
 use super::spool::DIRECTORY as OUTPUTS;
 use super::tree::{self, TreeError};
@@ -432,14 +432,19 @@ impl Workspace {
         &self.home.root
     }
 
-    /// What the model's paths mean.
-    pub(crate) fn view(&self) -> View<'_> {
+    /// What the model's paths mean, where `find_root` gives what is around its directories.
+    pub(super) fn view<'a>(&'a self, find_root: FindRoot<'a>) -> View<'a> {
         let Places { workspace, temporary, home } = self.inside();
-        View::new([
+        if self.image.is_some() {
+            // All that commands see is in their machine's root.
+            return View::new(Vec::new(), workspace, find_root);
+        }
+        let mounts = vec![
             Mount { place: workspace, alias: None, root: &self.workspace.root },
             Mount { place: temporary, alias: None, root: &self.temporary.root },
             Mount { place: home, alias: Some(self.home()), root: &self.home.root },
-        ])
+        ];
+        View::new(mounts, workspace, find_root)
     }
 
     /// Whether its directory is still where it was made: somebody outside may have removed or
