@@ -403,7 +403,7 @@ impl Workspace {
     }
 
     /// The user of its slot, whoever its commands are; `None` if that is us.
-    pub(super) fn user_of_slot(&self) -> Option<CommandUser> {
+    pub(crate) fn user_of_slot(&self) -> Option<CommandUser> {
         self.of_slot.1
     }
 

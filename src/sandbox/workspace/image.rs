@@ -260,7 +260,7 @@ impl ImageFiles {
     }
 
     /// Whether commands have one id, which stands for all of the image.
-    pub(in crate::sandbox) fn has_one_id(owner: Option<CommandUser>) -> bool {
+    pub(crate) fn has_one_id(owner: Option<CommandUser>) -> bool {
         owner.is_none_or(|user| user.map().is_single())
     }
 
