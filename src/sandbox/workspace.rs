@@ -20,10 +20,13 @@
 //! The engine makes one [`DataDir`] when it starts, takes its [`Workspace`]s, and closes it at its
 //! end. What engines left behind that died without doing so is removed by the next one.
 //!
-//! **A reset is a new workspace** ([`Workspace::renew`]): nothing is cleaned in place, so no access
+//! **A reset is a new workspace** ([`Workspace::renew_with`]): nothing is cleaned in place, so no access
 //! list, attribute, flag, mode or lock of the old one reaches the next trajectory, and it takes no
 //! longer where more was written. The old directories are removed behind it
 //! ([`Workspace::remains`]).
+//!
+//! **A machine with the files of an image** ([`ImageFiles`]) has all it changes in `workspace/`, as
+//! what is above the image's layers (`upper`); of `home/` it shows the complete outputs alone.
 //!
 //! Nothing here knows what runs in a slot: its processes must be gone before its workspace is
 //! removed. If they are not, the removal stays safe, and ends, but may not succeed.
@@ -234,8 +237,8 @@ impl Workspace {
             let temporary = make_private_dir(place("tmp"), owner)?;
             let home = make_private_dir(place("home"), owner)?;
             if let Some(image) = &image {
-                // The directory itself is the model's, and its group that of its slot's root.
-                make_shown_dir(place("workspace").join(UPPER), image.mode(), root)?;
+                let of_root = of_slot.1.map(|user| user.as_inside(0, 0));
+                make_shown_dir(place("workspace").join(UPPER), image.mode(), of_root)?;
                 make_shown_dir(place("home").join(OUTPUTS), 0o755, owner)?;
             }
             Ok((workspace, temporary, home))
@@ -267,18 +270,11 @@ impl Workspace {
         })
     }
 
-    /// A new, empty workspace for its slot. Blocks for the making of three directories.
+    /// A new, empty workspace for its slot, with the files of an image, or without one. Blocks for
+    /// the making of a few directories.
     ///
     /// # Errors
     /// As of making it: the disk may be full of what is in this one ([`clear`](Self::clear)).
-    pub(crate) fn renew(&self) -> Result<Self, WorkspaceError> {
-        self.renew_with(None)
-    }
-
-    /// The same with the files of an image, or without one.
-    ///
-    /// # Errors
-    /// As of [`renew`](Self::renew).
     pub(crate) fn renew_with(
         &self,
         image: Option<Arc<ImageFiles>>,
@@ -469,7 +465,7 @@ impl Workspace {
         workspace.and(temporary).and(home)
     }
 
-    /// Copies its files, directories and symlinks into `dest`, which is made if it does not exist.
+    /// Copies its files, directories and symlinks, or what its machine has changed of an image's, into `dest`, which is made if it does not exist.
     /// Nothing there is overwritten. FIFOs, sockets and devices are skipped, and set-user-id bits
     /// dropped. Blocks for as long as the file system needs. A command may run meanwhile: what it
     /// changes is copied as it was at some moment, or not at all.
@@ -481,7 +477,11 @@ impl Workspace {
         std::fs::create_dir_all(dest)?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let to = rustix::fs::open(dest, flags, Mode::empty())?;
-        tree::copy(self.root().dir(), to.as_fd()).map_err(|error| {
+        let from = match self.image {
+            Some(_) => rustix::fs::openat(self.root().dir(), UPPER, OPEN_DIR, Mode::empty())?,
+            None => self.root().dir().try_clone_to_owned()?,
+        };
+        tree::copy(from.as_fd(), to.as_fd()).map_err(|error| {
             let kind = error.source.kind();
             io::Error::new(kind, WorkspaceError::tree("save", self.path(), error))
         })

@@ -326,7 +326,7 @@ impl Plan {
         for device in self.all_devices() {
             steps.source(&device, &device, Access::Device, 0);
         }
-        let options = self.memory_options();
+        let options = self.memory_options("0755");
         steps.add(step::ROOT, 0, 0, &[FIRST_PLACE, &options], "make a root directory");
         let (mut source, mut given) = (handed_over as u64, 0);
         for entry in &self.root {
@@ -502,10 +502,12 @@ impl Plan {
             steps.link(Path::new(target), Path::new(place));
         }
         let flags = NO_SET_USER_ID | NO_PROGRAMS;
+        // Where there are several users all of them use it.
+        let shared = if self.rights.user.is_some() { "1777" } else { "0755" };
         let terminals = format!("newinstance,ptmxmode=0666,mode=620,max={}", self.terminals);
         for (kind, name, flags, options) in [
             ("devpts", "pts", flags, terminals),
-            ("tmpfs", "shm", NO_SET_USER_ID | NO_DEVICES, self.memory_options()),
+            ("tmpfs", "shm", NO_SET_USER_ID | NO_DEVICES, self.memory_options(shared)),
             ("mqueue", "mqueue", flags | NO_DEVICES, String::new()),
         ] {
             let place = dev.join(name);
@@ -516,9 +518,9 @@ impl Plan {
     }
 
     /// Those of a file system in memory.
-    fn memory_options(&self) -> String {
+    fn memory_options(&self, mode: &str) -> String {
         let size = self.shared_memory.map(|bytes| format!(",size={bytes}"));
-        format!("mode=0755,nr_inodes={MOST_INODES}{}", size.unwrap_or_default())
+        format!("mode={mode},nr_inodes={MOST_INODES}{}", size.unwrap_or_default())
     }
 }
 
