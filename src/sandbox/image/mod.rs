@@ -18,11 +18,13 @@
 
 #![allow(dead_code, reason = "machines, which are made of images, do not use it yet")]
 
+mod archive;
 mod config;
 mod digest;
 mod error;
 mod limits;
 mod source;
+mod unpack;
 
 use std::any::Any;
 use std::fmt;
