@@ -5,7 +5,7 @@
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ImageLimits {
-    /// Layers of an image: 500, as many as an overlay may have below it.
+    /// Layers of an image, without those that have nothing in them: 127, as elsewhere.
     pub layers: usize,
     /// Entries of a layer: 2,000,000.
     pub entries: u64,
@@ -25,7 +25,7 @@ pub struct ImageLimits {
 impl Default for ImageLimits {
     fn default() -> Self {
         Self {
-            layers: 500,
+            layers: 127,
             entries: 2_000_000,
             layer_bytes: 128 << 30,
             archive_bytes: 512 << 30,
