@@ -42,7 +42,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
-pub(crate) use data_dir::DataDir;
+pub(crate) use data_dir::{DataDir, open_base};
 
 use super::identity::Identity;
 use super::paths::{FindRoot, MOUNT_POINT, Mount, Root, TEMPORARY, View};
