@@ -48,7 +48,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
-pub(crate) use data_dir::DataDir;
+pub(crate) use data_dir::{DataDir, open_base};
 pub(crate) use image::{ImageFiles, MachineSpec, NoMachine};
 
 use super::identity::Identity;
