@@ -36,6 +36,7 @@ mod image;
 mod image_user;
 mod merged;
 
+use std::any::Any;
 use std::fmt;
 use std::io;
 use std::os::fd::AsFd;
@@ -52,6 +53,7 @@ pub(crate) use data_dir::{DataDir, open_base};
 pub(crate) use image::{ImageFiles, MachineSpec, NoMachine};
 
 use super::identity::Identity;
+use super::image::Layer;
 use super::jail::{Overlay, UPPER};
 use super::paths::{FindRoot, MOUNT_POINT, Mount, Root, TEMPORARY, View};
 use super::shell::{Places, Shell};
@@ -164,8 +166,8 @@ impl std::error::Error for WorkspaceError {
 #[derive(Debug)]
 pub(crate) struct Workspace {
     slot: usize,
-    /// How many its slot had before.
-    life: u64,
+    /// How many its slot has had, for names that were never used.
+    lives: Arc<AtomicU64>,
     workspace: Directory,
     temporary: Directory,
     home: Directory,
@@ -211,14 +213,14 @@ impl Workspace {
         let sessions = path.join(SESSIONS_NAME);
         make_passable_dir(&sessions)
             .map_err(|error| WorkspaceError::io("create", &sessions, error))?;
-        Self::create_in(&path, slot, 0, (identity, owner), None)
+        Self::create_in(&path, slot, Arc::default(), (identity, owner), None)
     }
 
     /// Makes an empty workspace in the directory of its slot.
     fn create_in(
         directory: &Path,
         slot: usize,
-        life: u64,
+        lives: Arc<AtomicU64>,
         of_slot: (Arc<Identity>, Option<CommandUser>),
         image: Option<Arc<ImageFiles>>,
     ) -> Result<Self, WorkspaceError> {
@@ -228,6 +230,7 @@ impl Workspace {
         };
         // What is changed of an image is changed by the first process.
         let root = image.as_ref().map_or(owner, |_| of_slot.1.map(CommandUser::as_root_inside));
+        let life = lives.fetch_add(1, Ordering::Relaxed);
         let place = |kind: &str| match life {
             0 => directory.join(kind),
             life => directory.join(format!("{kind}-{life}")),
@@ -256,7 +259,7 @@ impl Workspace {
         let founded = AtomicU64::new(0);
         Ok(Self {
             slot,
-            life,
+            lives,
             workspace,
             temporary,
             home,
@@ -280,7 +283,8 @@ impl Workspace {
         image: Option<Arc<ImageFiles>>,
     ) -> Result<Self, WorkspaceError> {
         let directory = self.path().parent().unwrap_or(Path::new("/"));
-        Self::create_in(directory, self.slot, self.life + 1, self.of_slot.clone(), image)
+        let lives = self.lives.clone();
+        Self::create_in(directory, self.slot, lives, self.of_slot.clone(), image)
     }
 
     /// What is to be removed of it once its slot has another. Holds no descriptors.
@@ -297,7 +301,7 @@ impl Workspace {
         };
         Self {
             slot,
-            life: self.life,
+            lives: self.lives.clone(),
             workspace: open(&self.workspace),
             temporary: open(&self.temporary),
             home: open(&self.home),
@@ -371,6 +375,25 @@ impl Workspace {
     /// The image whose files its machine has, and who its commands are there.
     pub(crate) fn image(&self) -> Option<&Arc<ImageFiles>> {
         self.image.as_ref()
+    }
+
+    /// The files of its machine as they are now, where that has an image's, for other machines.
+    /// Nothing may change them from then on, for as long as they are used; then `keeper` is dropped.
+    ///
+    /// # Errors
+    /// There are too many layers; they cannot be looked at.
+    #[allow(dead_code, reason = "snapshots of machines from images are made by it")]
+    pub(crate) fn freeze_image(
+        &self,
+        keeper: Option<Box<dyn Any + Send + Sync>>,
+    ) -> Result<Option<Arc<ImageFiles>>, NoMachine> {
+        let Some(image) = &self.image else { return Ok(None) };
+        let owner = match self.of_slot.1 {
+            Some(user) => user.map().outside,
+            None => rustix::process::geteuid().as_raw(),
+        };
+        let layer = Layer::new(self.path().join(UPPER), owner, keeper);
+        image.above(Arc::new(layer)).map(|files| Some(Arc::new(files)))
     }
 
     /// Which shell its commands are for, where that is an image's.

@@ -23,6 +23,9 @@ use crate::tool::OutputOrder;
 
 /// How long an image's shell may take to do nothing.
 const FIRST_COMMAND: Duration = Duration::from_secs(20);
+/// How long the end of its machine is awaited. Giving up has a deadline of its own; this is for the
+/// unforeseen.
+const END_LIMIT: Duration = Duration::from_secs(30);
 /// What is shown of what it says where it fails.
 const SHOWN_CHARS: usize = 500;
 
@@ -42,6 +45,11 @@ impl LocalBackend {
                 _ => BeginFailure::image_unavailable(text),
             }
         })
+    }
+
+    /// The image that slots have which are given nothing else.
+    pub(super) fn default_image(&self) -> Option<Arc<Image>> {
+        self.0.image.as_ref().map(|files| files.image().clone())
     }
 
     /// Gives a clean slot a machine with the files of an image, whose shell is seen to run. Blocks
@@ -64,7 +72,10 @@ impl LocalBackend {
         let tried = try_shell(inner, place, &bound);
         let left = match tried {
             Ok(()) => std::mem::replace(&mut *place.workspace.lock(), bound),
-            Err(_) => bound,
+            Err(_) => {
+                end_machine(inner, slot.index);
+                bound
+            }
         };
         if let Some(resets) = &*inner.resets.lock() {
             resets.remove(left.remains());
@@ -143,6 +154,21 @@ fn not_found(error: NoMachine) -> BeginFailure {
     }
 }
 
+/// Ends what was founded of a slot's machine.
+fn end_machine(inner: &Inner, slot: usize) {
+    let (give, gone) = bounded(1);
+    // There is room. What comes when it is not waited for any more is dropped.
+    inner.supervisor.leave(
+        slot,
+        Box::new(move |all_dead| {
+            let _ = give.try_send(all_dead);
+        }),
+    );
+    if gone.recv_timeout(END_LIMIT) != Ok(true) {
+        log::warn!("a sandbox that was tried has not ended");
+    }
+}
+
 /// Founds the machine and has its shell do nothing: an image may be of another processor, or have a
 /// shell that is none.
 fn try_shell(inner: &Inner, place: &Slot, workspace: &Arc<Workspace>) -> Result<(), BeginFailure> {
@@ -182,3 +208,6 @@ fn try_shell(inner: &Inner, place: &Slot, workspace: &Arc<Workspace>) -> Result<
         End::Refused(why) | End::Lost(why) => Err(BeginFailure::failed(why)),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -388,6 +388,10 @@ impl Plan {
     /// Moves what was mounted for it into the overlay that is to be the root, and makes it that.
     fn change_root(&self, steps: &mut Steps) {
         let mut moved: Vec<&Path> = Vec::new();
+        if self.rights.user.is_some() {
+            // What is missing in the image is made as root's, wholly.
+            steps.act(step::GROUP, "make files of root's group");
+        }
         // What a new jail of the machine finds by its path is not to be renamed: it is where it
         // seems to be.
         let own = [Path::new(PROC), Path::new(DEV)].map(|place| (place, step::NO_LINKS));
@@ -441,9 +445,6 @@ impl Plan {
     /// `flag` says what becomes of a directory that is the model's and cannot be entered.
     fn give_up_rights(&self, steps: &mut Steps, flag: u8) {
         let Rights { user, capabilities, any_directory } = &self.rights;
-        let flag = if *any_directory { flag } else { 0 };
-        let what = format!("enter {}", self.directory.display());
-        steps.add(step::ENTER, flag, 0, &[&self.directory], &what);
         if let Some(User { uid, gid, groups }) = user {
             let number = u64::from(*uid) | u64::from(*gid) << 32;
             let text = groups.iter().take(step::MOST_GROUPS).flat_map(|id| id.to_ne_bytes());
@@ -451,6 +452,9 @@ impl Plan {
             let text = text.collect();
             steps.list.push(Step { kind: step::USER, flag: 0, number, text, what });
         }
+        let flag = if *any_directory { flag } else { 0 };
+        let what = format!("enter {}", self.directory.display());
+        steps.add(step::ENTER, flag, 0, &[&self.directory], &what);
         let what = "give up its capabilities";
         steps.add::<&str>(step::DROP_RIGHTS, 0, u64::from(*capabilities), &[], what);
         if let Some(filter) = &self.filter {

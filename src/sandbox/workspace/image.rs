@@ -70,7 +70,7 @@ pub(crate) enum NoMachine {
 }
 
 /// The files of a machine from an image, and who its commands are.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct ImageFiles {
     image: Arc<Image>,
     frozen: Vec<Arc<Layer>>,
@@ -173,6 +173,25 @@ impl ImageFiles {
             working_dir,
             mode,
         })
+    }
+
+    /// The same files with one more layer above them.
+    ///
+    /// # Errors
+    /// There are as many as a machine can have; the layer cannot be looked at.
+    pub(super) fn above(&self, layer: Arc<Layer>) -> Result<Self, NoMachine> {
+        if self.layers().count() + 1 >= MOST_TREES {
+            let most = MOST_TREES - 1;
+            return Err(NoMachine::Unsupported(format!(
+                "its image and what was changed are {most} layers, and a machine has no more"
+            )));
+        }
+        let about = layer.path().metadata();
+        let about =
+            about.map_err(|error| NoMachine::Failed(format!("a layer is gone: {error}")))?;
+        let mut frozen = self.frozen.clone();
+        frozen.push(layer);
+        Ok(Self { frozen, mode: about.mode() & 0o7777, ..self.clone() })
     }
 
     /// The image.
