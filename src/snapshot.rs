@@ -1,0 +1,173 @@
+//! Snapshots: the files of a trajectory's machine at one moment, kept to begin others from.
+//!
+//! What is asked and what is answered, as plain types. Users call
+//! [`ToolExecutor::snapshot`](crate::ToolExecutor::snapshot) and its kin; a backend that has
+//! snapshots implements [`Snapshots`](crate::backend::Snapshots).
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::artifact::ArtifactError;
+
+/// The longest id of a snapshot, in bytes.
+pub const MAX_SNAPSHOT_ID: usize = 128;
+
+/// Names a snapshot, in all containers of all executors. Its text is made by the backend and means
+/// nothing to others.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct SnapshotId(Arc<str>);
+
+impl SnapshotId {
+    /// The id with this text.
+    pub fn new(text: impl Into<Arc<str>>) -> Self {
+        Self(text.into())
+    }
+
+    /// Its text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for SnapshotId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl From<&str> for SnapshotId {
+    fn from(text: &str) -> Self {
+        Self::new(text)
+    }
+}
+
+/// How a snapshot is made.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
+pub struct SnapshotOptions {
+    /// Whether the processes that the trajectory keeps between its calls – shells, terminals – are
+    /// ended for it. The trajectory's next call says so. Otherwise a trajectory that keeps some is
+    /// refused, with [`SnapshotError::KeepsProcesses`]. Defaults to `false`.
+    pub end_processes: bool,
+}
+
+setters! {
+    SnapshotOptions {
+        with_end_processes: end_processes = bool,
+    }
+}
+
+/// What is known of a snapshot.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct SnapshotInfo {
+    /// Its id.
+    pub id: SnapshotId,
+    /// The container that it is in: what begins from it gets a slot there.
+    pub container: Arc<str>,
+    /// The snapshot that its trajectory began from, or was made of last.
+    pub parent: Option<SnapshotId>,
+    /// How long ago it was made.
+    #[serde(rename = "age_s", with = "crate::seconds")]
+    pub age: Duration,
+    /// How many layers of files are beneath what begins from it.
+    pub layers: usize,
+    /// How many bytes its own layers take on the disk, without those of its parent and its image;
+    /// `None` where that is not known without walking through them.
+    pub bytes: Option<u64>,
+    /// What was ended for it, by name: only in the answer of
+    /// [`snapshot`](crate::ToolExecutor::snapshot).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ended_processes: Vec<String>,
+}
+
+impl SnapshotInfo {
+    /// A snapshot that was made just now, without a parent, of one layer.
+    pub fn new(id: SnapshotId, container: impl Into<Arc<str>>) -> Self {
+        Self {
+            id,
+            container: container.into(),
+            parent: None,
+            age: Duration::ZERO,
+            layers: 1,
+            bytes: None,
+            ended_processes: Vec::new(),
+        }
+    }
+}
+
+setters! {
+    SnapshotInfo {
+        with_parent: parent = some SnapshotId,
+        with_age: age = Duration,
+        with_layers: layers = usize,
+        with_bytes: bytes = some u64,
+        with_ended_processes: ended_processes = Vec<String>,
+    }
+}
+
+/// Why there is no snapshot, no fork, or no grade. The trajectory goes on as before, unless the
+/// text says otherwise.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum SnapshotError {
+    /// The trajectory holds no slot: it has run nothing in a sandbox, or was released.
+    #[error("the trajectory has no slot: it has run nothing in a sandbox, or was released")]
+    NoSlot,
+    /// The trajectory keeps processes between its calls, which would end with the snapshot: their
+    /// names.
+    #[error(
+        "the trajectory keeps processes that would end with a snapshot ({}); end them first, or ask for \
+         it with end_processes",
+        .0.join(", ")
+    )]
+    KeepsProcesses(Vec<String>),
+    /// The backend keeps as many snapshots as it may: how many.
+    #[error("{0} snapshots are kept, and that is the most; drop some")]
+    TooMany(usize),
+    /// There is no such snapshot: it was dropped, or went down with its container.
+    #[error("there is no snapshot {0}: it was dropped, or was lost with its container")]
+    NotFound(SnapshotId),
+    /// What is asked for makes no sense: why.
+    #[error("{0}")]
+    Invalid(String),
+    /// The sandbox that held the workspace is gone, or does not answer.
+    #[error("the sandbox was lost: {0}")]
+    SandboxLost(String),
+    /// The executor is closed.
+    #[error("the executor is closed")]
+    Closed,
+    /// The backend cannot do this: why.
+    #[error("{0}")]
+    Unsupported(String),
+    /// It failed: what was tried, and the cause.
+    #[error("{0}")]
+    Io(String, #[source] std::io::Error),
+}
+
+impl SnapshotError {
+    /// What a backend without snapshots says.
+    pub(crate) fn unsupported() -> Self {
+        Self::Unsupported("this sandbox backend has no snapshots".to_owned())
+    }
+}
+
+/// Why a trajectory's slot could not be had for it.
+impl From<ArtifactError> for SnapshotError {
+    fn from(error: ArtifactError) -> Self {
+        match error {
+            ArtifactError::NoSlot => Self::NoSlot,
+            ArtifactError::SandboxLost(text) => Self::SandboxLost(text),
+            ArtifactError::Closed => Self::Closed,
+            ArtifactError::Unsupported => Self::unsupported(),
+            ArtifactError::Io(text, source) => Self::Io(text, source),
+            other => Self::Io(other.to_string(), std::io::Error::other(other)),
+        }
+    }
+}
