@@ -10,6 +10,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::config::variable_problem;
+use crate::spec::{SpecFile, file_problem};
 use crate::tool::{MAX_TIMEOUT, MIN_TIMEOUT, ToolResult};
 
 /// The variable that tells a grader's command the number of the descriptor for its verdict.
@@ -18,8 +20,24 @@ pub const VERDICT_FD_VARIABLE: &str = "TOOL_EXECUTOR_VERDICT_FD";
 pub const GRADE_FILES_AT: &str = "/grade";
 /// The longest verdict, in bytes: what a pipe holds.
 pub const MAX_VERDICT: usize = 64 * 1024;
-/// How many bytes the files of a grader may have, their names counted too.
-pub const MAX_GRADE_FILES: usize = 16 * 1024 * 1024;
+
+/// What of the root directory a grader's files cannot cover.
+const TAKEN: [&str; 14] = [
+    "bin",
+    "boot",
+    "dev",
+    "etc",
+    "home",
+    "proc",
+    "root",
+    "run",
+    "sbin",
+    "sys",
+    "tmp",
+    "usr",
+    "var",
+    "workspace",
+];
 
 /// How a trajectory's files are judged.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -28,10 +46,10 @@ pub const MAX_GRADE_FILES: usize = 16 * 1024 * 1024;
 pub struct GradeSpec {
     /// A script for the shell. It begins in the directory of `files`.
     pub command: String,
-    /// Files that only the grader has, by their paths beneath `files_at`: a text each, or bytes as
-    /// `{"base64": "…"}`. They can be read and executed, and not written to. Defaults to none.
+    /// Files that only the grader has; their paths are relative to `files_at`. They can be read,
+    /// and executed where their mode says so, and not be written to. Defaults to none.
     #[serde(default)]
-    pub files: BTreeMap<String, GradeFile>,
+    pub files: Vec<SpecFile>,
     /// Where it finds them: a directory of its own. Defaults to [`GRADE_FILES_AT`].
     #[serde(default = "files_at")]
     pub files_at: String,
@@ -44,42 +62,6 @@ pub struct GradeSpec {
     /// How long it may run; clamped to 1…600 s. Defaults to 60 s.
     #[serde(default = "timeout", rename = "timeout_s", with = "crate::seconds")]
     pub timeout: Duration,
-}
-
-/// A file that only the grader has.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged)]
-pub enum GradeFile {
-    /// A text.
-    Text(String),
-    /// Bytes, as base64.
-    Bytes {
-        /// The bytes.
-        #[serde(with = "base64_text")]
-        base64: Vec<u8>,
-    },
-}
-
-impl GradeFile {
-    /// What is in it.
-    pub fn bytes(&self) -> &[u8] {
-        match self {
-            Self::Text(text) => text.as_bytes(),
-            Self::Bytes { base64 } => base64,
-        }
-    }
-}
-
-impl From<&str> for GradeFile {
-    fn from(text: &str) -> Self {
-        Self::Text(text.to_owned())
-    }
-}
-
-impl From<Vec<u8>> for GradeFile {
-    fn from(base64: Vec<u8>) -> Self {
-        Self::Bytes { base64 }
-    }
 }
 
 fn files_at() -> String {
@@ -95,19 +77,12 @@ impl GradeSpec {
     pub fn new(command: impl Into<String>) -> Self {
         Self {
             command: command.into(),
-            files: BTreeMap::new(),
+            files: Vec::new(),
             files_at: files_at(),
             env: BTreeMap::new(),
             user: None,
             timeout: timeout(),
         }
-    }
-
-    /// Gives it a file more.
-    #[must_use]
-    pub fn with_file(mut self, path: impl Into<String>, content: impl Into<GradeFile>) -> Self {
-        self.files.insert(path.into(), content.into());
-        self
     }
 
     /// How long it may run.
@@ -123,56 +98,35 @@ impl GradeSpec {
         if self.command.contains('\0') {
             return Err("the command has a NUL in it".to_owned());
         }
-        let is_plain = |path: &str| {
-            !path.is_empty()
-                && !path.contains('\0')
-                && path.split('/').all(|part| !matches!(part, "" | "." | ".."))
+        let at = &self.files_at;
+        let is_plain = |path: &str| !path.split('/').any(|part| matches!(part, "" | "." | ".."));
+        let Some(inside) = at.strip_prefix('/').filter(|inside| is_plain(inside)) else {
+            let text = "must be the absolute path of a directory, as \"/grade\"";
+            return Err(format!("files_at is {at:?}; it {text}"));
         };
-        let at = self.files_at.strip_prefix('/').filter(|at| is_plain(at));
-        let taken = ["dev", "proc", "sys", "usr", "etc", "run", "workspace", "tmp", "home"];
-        match at.and_then(|at| at.split('/').next()) {
-            None => {
-                let at = &self.files_at;
-                return Err(format!(
-                    "files_at: {at:?} is not the absolute path of a directory, as \"/grade\""
-                ));
-            }
-            Some(first) if taken.contains(&first) || first.starts_with("lib") => {
-                let text = "choose a place that nothing else has, as \"/grade\"";
-                return Err(format!("files_at: sandboxes have /{first} of their own; {text}"));
-            }
-            Some(_) => {}
+        let first = inside.split('/').next().unwrap_or(inside);
+        if TAKEN.contains(&first) || first.starts_with("lib") || at.contains('\0') {
+            let text = "choose one that nothing else has, as \"/grade\"";
+            return Err(format!("files_at is {at:?}, a place that sandboxes need; {text}"));
         }
-        if let Some(path) = self.files.keys().find(|path| !is_plain(path)) {
-            return Err(format!(
-                "files: {path:?} is not a path beneath files_at, as \"tests/test_it.py\""
-            ));
+        if let Some(file) = self.files.iter().find(|file| file.path.starts_with('/')) {
+            let text = "is relative to files_at, as \"tests/test_it.py\"";
+            return Err(format!("the file {:?} has an absolute path; it {text}", file.path));
         }
-        let bytes: usize =
-            self.files.iter().map(|(path, file)| path.len() + file.bytes().len()).sum();
-        if bytes > MAX_GRADE_FILES {
-            return Err(format!("files: they have {bytes} bytes; at most {MAX_GRADE_FILES} pass"));
+        if let Some(problem) = file_problem(&self.files) {
+            return Err(problem);
         }
-        for (name, value) in &self.env {
-            let is_name = !name.is_empty()
-                && !name.starts_with(|c: char| c.is_ascii_digit())
-                && name.chars().all(|c| c == '_' || c.is_ascii_alphanumeric());
-            if !is_name {
-                return Err(format!("env: {name:?} is no name of a variable"));
-            }
-            if value.contains('\0') {
-                return Err(format!("env: the value of {name} has a NUL in it"));
-            }
-            if name == VERDICT_FD_VARIABLE {
-                return Err(format!("env: {name} is set by the executor"));
-            }
+        if self.env.contains_key(VERDICT_FD_VARIABLE) {
+            return Err(format!("in env: {VERDICT_FD_VARIABLE} is set by the executor"));
         }
-        Ok(())
+        let problem = self.env.iter().find_map(|(name, value)| variable_problem(name, Some(value)));
+        problem.map_or(Ok(()), |problem| Err(format!("in env: {problem}")))
     }
 }
 
 setters! {
     GradeSpec {
+        with_files: files = Vec<SpecFile>,
         with_files_at: files_at = String,
         with_env: env = BTreeMap<String, String>,
         with_user: user = some String,
@@ -232,22 +186,6 @@ setters! {
     }
 }
 
-/// Bytes as the text of their base64.
-mod base64_text {
-    use base64::Engine as _;
-    use base64::engine::general_purpose::STANDARD;
-    use serde::de::{Deserialize, Deserializer, Error};
-    use serde::ser::Serializer;
-
-    pub(super) fn serialize<S: Serializer>(bytes: &[u8], to: S) -> Result<S::Ok, S::Error> {
-        to.serialize_str(&STANDARD.encode(bytes))
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u8>, D::Error> {
-        STANDARD.decode(String::deserialize(from)?).map_err(D::Error::custom)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -255,20 +193,25 @@ mod tests {
     #[test]
     fn what_makes_no_sense_of_a_grader_is_told_by_name() {
         let spec = || GradeSpec::new("true");
-        assert_eq!(spec().with_file("a/b.py", "x").check(), Ok(()));
+        let file = |path: &str| spec().with_files(vec![SpecFile::text(path, "x")]);
+        let at = |place: &str| spec().with_files_at(place.to_owned());
+        let set = |name: &str, value: &str| spec().with_env([(name.into(), value.into())].into());
+        for fine in [spec(), file("a/b.py"), at("/srv/grade"), set("A", "b")] {
+            assert_eq!(fine.check(), Ok(()));
+        }
         for (spec, words) in [
             (GradeSpec::new("a\0b"), "command"),
-            (spec().with_files_at("grade".to_owned()), "absolute path"),
-            (spec().with_files_at("/a/../b".to_owned()), "absolute path"),
-            (spec().with_files_at("/".to_owned()), "absolute path"),
-            (spec().with_files_at("/usr/x".to_owned()), "/usr of their own"),
-            (spec().with_files_at("/lib64".to_owned()), "/lib64 of their own"),
-            (spec().with_file("../x", ""), "\"../x\""),
-            (spec().with_file("/x", ""), "\"/x\""),
-            (spec().with_file("x", vec![0; MAX_GRADE_FILES]), "at most"),
-            (spec().with_env([("1A".to_owned(), String::new())].into()), "\"1A\""),
-            (spec().with_env([("A".to_owned(), "\0".to_owned())].into()), "value of A"),
-            (spec().with_env([(VERDICT_FD_VARIABLE.to_owned(), "1".into())].into()), "is set by"),
+            (at("grade"), "absolute path"),
+            (at("/a/../b"), "absolute path"),
+            (at("/"), "absolute path"),
+            (at("/usr/x"), "sandboxes need"),
+            (at("/lib64"), "sandboxes need"),
+            (file("../x"), "\"../x\""),
+            (file("/x"), "relative to files_at"),
+            (set("1A", ""), "\"1A\""),
+            (set("A", "\0"), "the value of A"),
+            (set("HOME", "/x"), "HOME"),
+            (set(VERDICT_FD_VARIABLE, "1"), "set by the executor"),
         ] {
             let error = spec.check().unwrap_err();
             assert!(error.contains(words), "{error}");
@@ -277,13 +220,13 @@ mod tests {
 
     #[test]
     fn a_grader_is_read_as_it_is_written_and_keys_that_it_does_not_have_are_refused() {
-        let text = r#"{"command": "x", "files": {"a": "text", "b": {"base64": "AAE="}}}"#;
+        let text = r#"{"command": "x", "files": [{"path": "a", "content": "text"}]}"#;
         let spec: GradeSpec = serde_json::from_str(text).unwrap();
-        assert_eq!((spec.files["a"].bytes(), spec.files["b"].bytes()), (&b"text"[..], &[0, 1][..]));
+        assert_eq!(spec.files[0].content.as_bytes(), b"text");
         assert_eq!((&*spec.files_at, spec.timeout), ("/grade", Duration::from_secs(60)));
         let written = serde_json::to_string(&spec).unwrap();
         assert_eq!(serde_json::from_str::<GradeSpec>(&written).unwrap(), spec);
-        let error = serde_json::from_str::<GradeSpec>(r#"{"command": "x", "file": {}}"#);
+        let error = serde_json::from_str::<GradeSpec>(r#"{"command": "x", "file": []}"#);
         assert!(error.unwrap_err().to_string().contains("`files`"));
     }
 }

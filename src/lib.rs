@@ -108,6 +108,7 @@ mod seconds;
 #[cfg(feature = "server")]
 pub mod server;
 pub mod snapshot;
+mod spec;
 mod thread;
 mod tool;
 mod toolserver;
@@ -117,14 +118,18 @@ mod wire;
 mod workers;
 
 pub use error::{
-    BackendError, BackendErrorKind, ConfigError, IsolationError, ReleaseError, StartError,
-    SubmitError, ToolServerError,
+    BackendError, BackendErrorKind, BeginError, BeginFailure, ConfigError, IsolationError,
+    ReleaseError, StartError, SubmitError, ToolServerError,
 };
 pub use executor::{
     Builder, CallHandle, CloseReport, Completion, CompletionQueue, Destination, MAX_TRAJECTORY_ID,
     Pending, ToolExecutor,
 };
 pub use interrupt::Interrupt;
+pub use spec::{
+    BackgroundProcesses, MAX_SPEC_FILES, MAX_SPEC_FILES_BYTES, SnapshotId, SpecField, SpecFile,
+    SpecFileContent, TrajectoryLimits, TrajectorySpec,
+};
 pub use tool::{
     Handler, JsonObject, MAX_TIMEOUT, MIN_TIMEOUT, OpenAiCallError, Outcome, RegisterError,
     RegisteredTool, Timing, ToolCall, ToolContext, ToolKind, ToolRegistry, ToolReply, ToolResult,

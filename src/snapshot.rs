@@ -4,7 +4,6 @@
 //! [`ToolExecutor::snapshot`](crate::ToolExecutor::snapshot) and its kin; a backend that has
 //! snapshots implements [`Snapshots`](crate::backend::Snapshots).
 
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,39 +11,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::artifact::ArtifactError;
-
-/// The longest id of a snapshot, in bytes.
-pub const MAX_SNAPSHOT_ID: usize = 128;
-
-/// Names a snapshot, in all containers of all executors. Its text is made by the backend and means
-/// nothing to others.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct SnapshotId(Arc<str>);
-
-impl SnapshotId {
-    /// The id with this text.
-    pub fn new(text: impl Into<Arc<str>>) -> Self {
-        Self(text.into())
-    }
-
-    /// Its text.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Display for SnapshotId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl From<&str> for SnapshotId {
-    fn from(text: &str) -> Self {
-        Self::new(text)
-    }
-}
+pub use crate::spec::SnapshotId;
 
 /// How a snapshot is made.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

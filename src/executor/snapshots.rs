@@ -12,7 +12,10 @@ use super::{ToolExecutor, guarded};
 use crate::artifact::ArtifactError;
 use crate::backend::Snapshots;
 use crate::grade::{GradeResult, GradeSpec};
-use crate::snapshot::{MAX_SNAPSHOT_ID, SnapshotError, SnapshotId, SnapshotInfo, SnapshotOptions};
+use crate::snapshot::{SnapshotError, SnapshotId, SnapshotInfo, SnapshotOptions};
+
+/// The longest id of a snapshot, in bytes.
+const MAX_SNAPSHOT_ID: usize = 128;
 
 /// Which container each snapshot is in that this executor has made: what begins from one needs a
 /// slot there. Bounded by what the backend keeps.
