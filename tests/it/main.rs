@@ -61,6 +61,7 @@ mod sandbox_api;
 #[cfg(target_os = "linux")]
 mod seccomp;
 mod slots;
+mod snapshots;
 #[cfg(all(target_os = "linux", feature = "server"))]
 mod slow;
 #[cfg(all(target_os = "linux", feature = "server"))]
