@@ -138,6 +138,14 @@ pub use tool::{
 
 pub use tool::format;
 
+/// Images on this machine: what may be named as one, and the store that keeps what was unpacked.
+#[cfg(target_os = "linux")]
+pub mod image {
+    pub use crate::sandbox::image::{
+        Digest, ImageConfig, ImageError, ImageErrorKind, ImageLimits, ImageSource, StoredIds,
+    };
+}
+
 /// What an executor counts and measures, and what holds in its slots.
 pub mod stats {
     pub use crate::egress::NetworkTotals;

@@ -19,8 +19,8 @@ const USUAL: u64 = 65_536;
 const DIRECTORIES: u64 = 3;
 /// The jail of its commands: the socket to its first process, that process, its root.
 const JAIL: u64 = 3;
-/// The namespaces of a slot's two machines: with the host's network, and without it.
-const MACHINES: u64 = 2 * 5;
+/// The namespaces and the root of a slot's two machines: with the host's network, and without it.
+const MACHINES: u64 = 2 * (5 + 1);
 /// One that is ending meanwhile: the same, but for the socket.
 const ENDING_JAIL: u64 = 2;
 /// A command's output (`outputs`, `spool`): two pipes, the event of its files, and two for each of

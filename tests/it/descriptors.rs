@@ -39,7 +39,7 @@ fn too_few_descriptors_are_refused_at_the_start_with_the_sum_and_as_many_as_advi
     let Some(case) = case() else {
         let says = tempfile::NamedTempFile::new().unwrap();
         let text = with(40, "refused", says.path());
-        for words in ["3 slots need 126 descriptors", "the limit is 40", "the reserve"] {
+        for words in ["3 slots need 132 descriptors", "the limit is 40", "the reserve"] {
             assert!(text.contains(words), "{text}");
         }
         let (_, advice) = text.split_once("ulimit -n ").unwrap();
@@ -108,7 +108,7 @@ fn fill(local: LocalConfig) {
 #[test]
 fn a_slot_holds_no_more_descriptors_than_are_counted_for_it() {
     // As the message of a refused start says, which the other test reads.
-    const PER_SLOT: usize = 42;
+    const PER_SLOT: usize = 44;
     if !is_alone("descriptors::a_slot_holds_no_more_descriptors_than_are_counted_for_it") {
         return;
     }
@@ -117,7 +117,7 @@ fn a_slot_holds_no_more_descriptors_than_are_counted_for_it() {
         let local = LocalConfig::new(1).with_data_dir(base.path()).with_warm_slots(warm);
         let backend = LocalBackend::start(local).unwrap();
         let executor = ToolExecutor::builder().backend(backend).start().unwrap();
-        let (jail, machine, output) = (3, 6, 7);
+        let (jail, machine, output) = (3, 7, 7);
         let before = open_now();
         // It founds the machine, which has a proxy.
         assert_eq!(executor.execute("t", bash("echo x")).output, "x");

@@ -13,7 +13,7 @@
 //! longer. It has nothing to be ended.
 
 use std::ffi::c_int;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::super::init::Handles;
@@ -38,6 +38,8 @@ pub(super) const MOST_NAMESPACES: usize = JOINED.len();
 #[derive(Debug)]
 pub(in crate::sandbox) struct Machine {
     namespaces: Vec<(c_int, OwnedFd)>,
+    /// The root directory that its programs see.
+    root: OwnedFd,
     /// What serves its proxy, if it has one, until it is dropped.
     _way_out: Option<Attachment>,
     is_broken: AtomicBool,
@@ -53,10 +55,11 @@ impl Machine {
         namespaces | proxy
     }
 
-    /// The machine that a founder has handed over; `None` where something is missing. `attach` has
-    /// the listening socket of its proxy served.
+    /// The machine that a founder has handed over, whose root directory is `root`; `None` where
+    /// something is missing. `attach` has the listening socket of its proxy served.
     pub(super) fn new(
         handles: &mut Handles,
+        root: OwnedFd,
         network: Network,
         attach: impl FnOnce(OwnedFd) -> Option<Attachment>,
     ) -> Option<Self> {
@@ -70,12 +73,18 @@ impl Machine {
             0 => None,
             _ => attach(handles.take(handle::PROXY)?),
         };
-        Some(Self { namespaces, _way_out: way_out, is_broken: AtomicBool::new(false) })
+        Some(Self { namespaces, root, _way_out: way_out, is_broken: AtomicBool::new(false) })
     }
 
     /// Its namespaces, in the order in which they are joined: each one's descriptor and kind.
     pub(super) fn namespaces(&self) -> impl Iterator<Item = (c_int, c_int)> {
         self.namespaces.iter().map(|(kind, fd)| (fd.as_raw_fd(), *kind))
+    }
+
+    /// The root directory that its programs see, as an `O_PATH` descriptor: only to look beneath.
+    #[expect(dead_code, reason = "what reaches files by it comes with the next change")]
+    pub(in crate::sandbox) fn root(&self) -> BorrowedFd<'_> {
+        self.root.as_fd()
     }
 
     /// Nothing can be run in it any more: a command has removed what that takes, its shell say.
@@ -104,6 +113,7 @@ mod tests {
         assert_eq!(Machine::wanted(Network::Proxy(1)), all | handle::PROXY);
         assert_eq!(all.count_ones() as usize, MOST_NAMESPACES);
         assert_eq!(all & handle::ROOT, 0);
-        assert!(Machine::new(&mut Handles::default(), Network::Own, |_| None).is_none());
+        let root = std::fs::File::open("/").unwrap().into();
+        assert!(Machine::new(&mut Handles::default(), root, Network::Own, |_| None).is_none());
     }
 }

@@ -24,7 +24,7 @@
 //!
 //! # Limits
 //! Only setting up and ending have deadlines: a jail costs nothing while it waits. It holds three
-//! descriptors, its machine up to six. It never blocks, but for the clone and the executing of the
+//! descriptors, its machine up to seven. It never blocks, but for the clone and the executing of the
 //! first process.
 
 mod join;
@@ -383,7 +383,10 @@ impl Jail {
         if let Some(network) = self.founds {
             let (egress, slot) = (self.egress.take(), self.bounds.workspace.slot());
             let attach = |listener| egress.map(|egress| egress.attach(slot, listener));
-            self.machine = Machine::new(&mut handles, network, attach).map(Arc::new);
+            let root = self.root.as_ref().and_then(|root| root.try_clone().ok());
+            self.machine = root
+                .and_then(|root| Machine::new(&mut handles, root, network, attach))
+                .map(Arc::new);
         }
         if self.machine.is_none() {
             // As where there are too few descriptors for them: the kernel leaves out the rest.
