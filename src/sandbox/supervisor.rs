@@ -77,6 +77,8 @@ pub(crate) struct CommandSpec {
     pub(crate) stdin: String,
     /// Whether the two output streams are one pipe, of which all is the standard output.
     pub(crate) output_order: OutputOrder,
+    /// What the command has as [`VERDICT_FD`](super::init::VERDICT_FD). Only in a sandbox.
+    pub(crate) verdict: Option<Arc<OwnedFd>>,
 }
 
 /// How a command ended.

@@ -61,11 +61,11 @@ mod sandbox_api;
 #[cfg(target_os = "linux")]
 mod seccomp;
 mod slots;
-mod snapshots;
 #[cfg(all(target_os = "linux", feature = "server"))]
 mod slow;
 #[cfg(all(target_os = "linux", feature = "server"))]
 mod slurm;
+mod snapshots;
 #[cfg(target_os = "linux")]
 mod stopped;
 #[cfg(all(target_os = "linux", feature = "server"))]

@@ -47,6 +47,7 @@ impl LocalBackend {
             command: shell::script_of(&wanted, Shell::detect()),
             stdin: wanted.stdin.unwrap_or_default().to_owned(),
             output_order: order,
+            verdict: None,
             network: policy.allow_network,
             timeout,
             output_limit_chars: self.0.max_output_chars,

@@ -15,8 +15,8 @@ pub(crate) const LONGEST: usize = 32 * 1024;
 pub(crate) const SET_UP: u8 = b's';
 /// To the program: run this. The header's first number says how many strings follow, each with a
 /// NUL at its end: the arguments, the `$0` first. With it come file descriptors: standard input if
-/// the flag has [`WITH_INPUT`], standard output, standard error, and what becomes descriptor 5 if
-/// the flag has [`WITH_SCRIPT`].
+/// the flag has [`WITH_INPUT`], standard output, standard error, what becomes descriptor 5 if the
+/// flag has [`WITH_SCRIPT`], and what becomes [`VERDICT_FD`] if it has [`WITH_VERDICT`].
 pub(crate) const RUN: u8 = b'r';
 /// To the program: kill what runs under this number; at once, or with [`ASK_FIRST`] after a SIGTERM
 /// and a moment.
@@ -47,6 +47,11 @@ pub(crate) const ASK_FIRST: u8 = 1;
 pub(crate) const WITH_INPUT: u8 = 1;
 /// The flag of a run with a script.
 pub(crate) const WITH_SCRIPT: u8 = 2;
+/// The flag of a run with a descriptor for a verdict.
+pub(crate) const WITH_VERDICT: u8 = 4;
+
+/// The number of that descriptor.
+pub(crate) const VERDICT_FD: i32 = 6;
 
 /// The most processes that are counted; this stands for as many or more.
 pub(crate) const MOST_COUNTED: usize = 1000;

@@ -21,10 +21,10 @@ use rustix::net::{
 use super::spawn;
 use message::{
     ASK_FIRST, DONE, ENDED, FAILED, HEADER, Header, KILL, LONGEST, MOST_NAMES, NAME_LENGTH, READY,
-    REST, RUN, SET_UP, SIGNAL, WITH_INPUT, WITH_SCRIPT, handle,
+    REST, RUN, SET_UP, SIGNAL, WITH_INPUT, WITH_SCRIPT, WITH_VERDICT, handle,
 };
 
-pub(super) use message::SOCKET_FD;
+pub(super) use message::{SOCKET_FD, VERDICT_FD};
 
 /// The executable; empty where it could not be built (see `build.rs`).
 const PROGRAM: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/tool-init"));
@@ -122,6 +122,8 @@ pub(super) struct Run<'a> {
     pub(super) stderr: BorrowedFd<'a>,
     /// What it gets as descriptor 5.
     pub(super) script: Option<BorrowedFd<'a>>,
+    /// What it gets as [`VERDICT_FD`].
+    pub(super) verdict: Option<BorrowedFd<'a>>,
 }
 
 /// The engine's end of the socket. Closing it ends the process, and the jail with it.
@@ -162,7 +164,9 @@ impl InitSocket {
     /// Arguments that do not fit into a message or have a NUL in them; a process that is gone.
     pub(super) fn run(&self, number: u32, run: &Run<'_>) -> io::Result<()> {
         let with = |given: bool, flag| if given { flag } else { 0 };
-        let flag = with(run.stdin.is_some(), WITH_INPUT) | with(run.script.is_some(), WITH_SCRIPT);
+        let flag = with(run.stdin.is_some(), WITH_INPUT)
+            | with(run.script.is_some(), WITH_SCRIPT)
+            | with(run.verdict.is_some(), WITH_VERDICT);
         let numbers = [run.argv.len() as i32, 0];
         let mut message = Header { kind: RUN, flag, run: number, numbers }.to_bytes().to_vec();
         for argument in run.argv {
@@ -172,9 +176,9 @@ impl InitSocket {
         if message.len() > LONGEST {
             return Err(Errno::TOOBIG.into());
         }
-        let fds = [run.stdin, Some(run.stdout), Some(run.stderr), run.script];
+        let fds = [run.stdin, Some(run.stdout), Some(run.stderr), run.script, run.verdict];
         let fds: Vec<_> = fds.into_iter().flatten().collect();
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(5))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         control.push(SendAncillaryMessage::ScmRights(&fds));
         rustix::net::sendmsg(

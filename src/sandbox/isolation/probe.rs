@@ -145,8 +145,14 @@ impl Jails {
                         machine = jail.machine().cloned();
                         let argv = ["sh", "-c", "true"].map(OsString::from);
                         let (stdin, null) = (None, null.as_fd());
-                        let run =
-                            Run { argv: &argv, stdin, stdout: null, stderr: null, script: None };
+                        let run = Run {
+                            argv: &argv,
+                            stdin,
+                            stdout: null,
+                            stderr: null,
+                            script: None,
+                            verdict: None,
+                        };
                         jail.run(&run, Arc::new(|_| {})).err().map(|error| Err(failed(error)))
                     }
                     News::Run(RunEvent::Ended { .. } | RunEvent::Rest { .. }) => None,
