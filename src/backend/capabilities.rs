@@ -58,6 +58,9 @@ pub struct Capabilities {
     /// What of a [`TrajectorySpec`](crate::TrajectorySpec) it can give. Defaults to nothing:
     /// `max_wall` and `max_idle` are the executor's.
     pub spec: Vec<SpecField>,
+    /// Why slots cannot have the files of an image, as one line. Defaults to `None`: they can, or
+    /// it is not known.
+    pub no_images_because: Option<String>,
 }
 
 /// Whether commands run isolated from the machine and from other slots.
@@ -100,6 +103,7 @@ impl Default for Capabilities {
             network_totals: None,
             not_filtered_because: None,
             spec: Vec::new(),
+            no_images_because: None,
         }
     }
 }
@@ -120,5 +124,6 @@ setters! {
         with_network_totals: network_totals = some NetworkTotals,
         with_not_filtered_because: not_filtered_because = some String,
         with_spec: spec = Vec<SpecField>,
+        with_no_images_because: no_images_because = some String,
     }
 }
