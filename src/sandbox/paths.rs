@@ -121,6 +121,17 @@ impl Root {
         Ok(Self { dir: rustix::fs::open(path, flags, Mode::empty())? })
     }
 
+    /// Holds the directory at `path` beneath another root directory, in which links lead nowhere
+    /// else.
+    ///
+    /// # Errors
+    /// As `openat2(2)`.
+    pub(crate) fn beneath(root: BorrowedFd<'_>, path: &Path) -> io::Result<Self> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        Ok(Self { dir: rustix::fs::openat2(root, path, flags, Mode::empty(), resolve)? })
+    }
+
     /// The directory itself, as an `O_PATH` descriptor.
     pub(crate) fn dir(&self) -> BorrowedFd<'_> {
         self.dir.as_fd()

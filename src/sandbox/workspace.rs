@@ -20,6 +20,10 @@
 //! The engine makes one [`DataDir`] when it starts, takes its [`Workspace`]s, and closes it at its
 //! end. What engines left behind that died without doing so is removed by the next one.
 //!
+//! **Layers.** The three directories of a slot that goes on above a snapshot, or begins from one,
+//! are file systems of layers (`layered`): what is on the host is only what was changed since, and
+//! the whole is seen through a sandbox that mounts them.
+//!
 //! **A reset is a new workspace** ([`Workspace::renew`]): nothing is cleaned in place, so no access
 //! list, attribute, flag, mode or lock of the old one reaches the next trajectory, and it takes no
 //! longer where more was written. The old directories are removed behind it
@@ -29,21 +33,24 @@
 //! removed. If they are not, the removal stays safe, and ends, but may not succeed.
 
 mod data_dir;
+mod layered;
 
 use std::fmt;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
 pub(crate) use data_dir::DataDir;
+pub(crate) use layered::{Base, Grading};
 
+use self::layered::{Beneath, Founded};
 use super::identity::Identity;
 use super::paths::{MOUNT_POINT, Mount, Root, TEMPORARY, View};
 use super::shell::Places;
@@ -155,11 +162,17 @@ impl std::error::Error for WorkspaceError {
 #[derive(Debug)]
 pub(crate) struct Workspace {
     slot: usize,
-    /// How many its slot had before.
-    life: u64,
+    /// How many its slot has had, for names that were never used.
+    lives: Arc<AtomicU64>,
     workspace: Directory,
     temporary: Directory,
     home: Directory,
+    /// What is beneath the three.
+    beneath: [Beneath; 3],
+    /// The three as commands see them, where something is beneath them.
+    founded: OnceLock<Box<Founded>>,
+    /// What else a grader finds, if it is one's.
+    grading: Option<Arc<Grading>>,
     /// The same in all its slot's lives: nothing of a model's is in it.
     sessions: PathBuf,
     identity: Arc<Identity>,
@@ -195,35 +208,53 @@ impl Workspace {
         let sessions = path.join(SESSIONS_NAME);
         make_passable_dir(&sessions)
             .map_err(|error| WorkspaceError::io("create", &sessions, error))?;
-        Self::create_in(&path, slot, 0, owner, identity)
+        Self::create_in(&path, slot, Arc::default(), owner, identity, &Base::default())
     }
 
-    /// Makes an empty workspace in the directory of its slot.
+    /// Makes a workspace in the directory of its slot, in which all is as in `base`.
     fn create_in(
         of_slot: &Path,
         slot: usize,
-        life: u64,
+        lives: Arc<AtomicU64>,
         owner: Option<CommandUser>,
         identity: Arc<Identity>,
+        base: &Base,
     ) -> Result<Self, WorkspaceError> {
+        let life = lives.fetch_add(1, Ordering::Relaxed);
         let place = |kind: &str| match life {
             0 => of_slot.join(kind),
             life => of_slot.join(format!("{kind}-{life}")),
         };
+        let beneath = base.trees.clone();
         let make = || {
-            let workspace = make_private_dir(place("workspace"), owner)?;
-            let temporary = make_private_dir(place("tmp"), owner)?;
-            let home = make_private_dir(place("home"), owner)?;
+            let [below_workspace, below_temporary, below_home] = &beneath;
+            let workspace = below_workspace.make(place("workspace"), owner)?;
+            let temporary = below_temporary.make(place("tmp"), owner)?;
+            let home = below_home.make(place("home"), owner)?;
             Ok((workspace, temporary, home))
         };
         let (workspace, temporary, home) = make().inspect_err(|_| {
             // Nothing is in those that were made.
             for kind in ["workspace", "tmp", "home"] {
-                let _ = std::fs::remove_dir(place(kind));
+                let _ = remove(&place(kind));
             }
         })?;
         let (outputs, sessions) = (AtomicU64::new(0), of_slot.join(SESSIONS_NAME));
-        Ok(Self { slot, life, workspace, temporary, home, sessions, identity, owner, outputs })
+        let (founded, grading) = (OnceLock::new(), None);
+        Ok(Self {
+            slot,
+            lives,
+            workspace,
+            temporary,
+            home,
+            beneath,
+            founded,
+            grading,
+            sessions,
+            identity,
+            owner,
+            outputs,
+        })
     }
 
     /// A new, empty workspace for its slot. Blocks for the making of three directories.
@@ -231,13 +262,27 @@ impl Workspace {
     /// # Errors
     /// As of making it: the disk may be full of what is in this one ([`clear`](Self::clear)).
     pub(crate) fn renew(&self) -> Result<Self, WorkspaceError> {
-        let of_slot = self.path().parent().unwrap_or(Path::new("/"));
-        Self::create_in(of_slot, self.slot, self.life + 1, self.owner, self.identity.clone())
+        self.renew_from(&Base::default())
+    }
+
+    /// A new workspace for its slot, in which all is as in `base`. Blocks for the making of a few
+    /// directories.
+    ///
+    /// # Errors
+    /// As of [`renew`](Self::renew).
+    pub(crate) fn renew_from(&self, base: &Base) -> Result<Self, WorkspaceError> {
+        let (lives, identity) = (self.lives.clone(), self.identity.clone());
+        Self::create_in(self.of_slot(), self.slot, lives, self.owner, identity, base)
+    }
+
+    /// The directory of its slot.
+    fn of_slot(&self) -> &Path {
+        self.sessions.parent().unwrap_or(Path::new("/"))
     }
 
     /// What is to be removed of it once its slot has another. Holds no descriptors.
     pub(crate) fn remains(&self) -> Remains {
-        Remains { directories: self.directories().map(Path::to_owned) }
+        Remains { directories: self.directories().map(Path::to_owned).to_vec() }
     }
 
     /// The same files, as if they were another slot's too.
@@ -249,10 +294,13 @@ impl Workspace {
         };
         Self {
             slot,
-            life: self.life,
+            lives: self.lives.clone(),
             workspace: open(&self.workspace),
             temporary: open(&self.temporary),
             home: open(&self.home),
+            beneath: self.beneath.clone(),
+            founded: OnceLock::new(),
+            grading: None,
             sessions: self.sessions.clone(),
             identity: self.identity.clone(),
             owner: self.owner,
@@ -325,30 +373,38 @@ impl Workspace {
         self.owner
     }
 
+    /// The three directories as commands see them, held.
+    fn roots(&self) -> [&Root; 3] {
+        match self.founded.get() {
+            Some(founded) => founded.latest(),
+            None => [&self.workspace.root, &self.temporary.root, &self.home.root],
+        }
+    }
+
     /// The workspace itself.
     fn root(&self) -> &Root {
-        &self.workspace.root
+        self.roots()[0]
     }
 
     /// Its user's home directory, held.
     pub(super) fn home_root(&self) -> &Root {
-        &self.home.root
+        self.roots()[2]
     }
 
     /// What the model's paths mean.
     pub(crate) fn view(&self) -> View<'_> {
-        let Places { workspace, temporary, home } = self.inside();
+        let (roots, Places { workspace, temporary, home }) = (self.roots(), self.inside());
         View::new([
-            Mount { place: workspace, alias: None, root: &self.workspace.root },
-            Mount { place: temporary, alias: None, root: &self.temporary.root },
-            Mount { place: home, alias: Some(self.home()), root: &self.home.root },
+            Mount { place: workspace, alias: None, root: roots[0] },
+            Mount { place: temporary, alias: None, root: roots[1] },
+            Mount { place: home, alias: Some(self.home()), root: roots[2] },
         ])
     }
 
     /// Whether its directory is still where it was made: somebody outside may have removed or
     /// replaced it. Two system calls.
     pub(crate) fn is_there(&self) -> bool {
-        is_at(self.path(), self.root()).unwrap_or(false)
+        is_at(self.path(), &self.workspace.root).unwrap_or(false)
     }
 
     /// The number of the next call whose output is kept in a file; they begin with 1.
@@ -412,10 +468,15 @@ fn make_private_dir(
 /// What is left of a workspace whose slot has another.
 #[derive(Debug)]
 pub(crate) struct Remains {
-    directories: [PathBuf; 3],
+    directories: Vec<PathBuf>,
 }
 
 impl Remains {
+    /// These directories of ours, and what is in them.
+    pub(super) fn of(directories: Vec<PathBuf>) -> Self {
+        Self { directories }
+    }
+
     /// Removes it. Blocks for as long as the file system needs, five minutes at most for each of
     /// its directories.
     ///
@@ -423,8 +484,8 @@ impl Remains {
     /// The first entry that resisted; everything else is removed, and the engine's end, or the next
     /// engine, tries once more.
     pub(crate) fn remove(self) -> Result<(), WorkspaceError> {
-        let [workspace, temporary, home] = self.directories.map(|path| remove(&path));
-        workspace.and(temporary).and(home)
+        let removed: Vec<_> = self.directories.iter().map(|path| remove(path)).collect();
+        removed.into_iter().collect()
     }
 }
 

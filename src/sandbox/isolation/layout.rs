@@ -6,9 +6,11 @@ use std::sync::Arc;
 use super::Contents;
 use crate::sandbox::etc::{self, EtcCopy, RESOLV_CONF};
 use crate::sandbox::identity::Identity;
-use crate::sandbox::jail::{Access, Entry};
+use crate::sandbox::image::Layer;
+use crate::sandbox::jail::{Access, Entry, Hold, Overlay, Tree};
 use crate::sandbox::provided::{Provided, Shown};
 use crate::sandbox::shell::{Places, Shell};
+use crate::sandbox::user::{CommandUser, IdMap};
 use crate::sandbox::workspace::{SESSIONS, Workspace};
 
 /// Entries of the root directory that are shared read-only where the host has them.
@@ -47,6 +49,9 @@ const OWN_DIRECTORIES: [&str; 9] = [
     "/media",
     "/srv",
 ];
+
+/// The home and temporary directory of a grader, in which nothing of those is that it judges.
+pub(in crate::sandbox) const GRADER: &str = "/run/grader";
 
 /// Links that programs expect.
 const OWN_LINKS: [(&str, &str); 2] = [("/run", "/var/run"), ("/run/lock", "/var/lock")];
@@ -220,13 +225,44 @@ pub(super) fn root(
     );
     root.extend(layout.readable.iter().map(|path| read_only(path)));
     let (hosts, inside) = (contents.workspace.on_host(), contents.workspace.inside());
-    let writable = |host: &Path, place: &Path| shown(host, place, Access::Writable);
-    root.push(writable(hosts.temporary, inside.temporary));
+    let [of_workspace, of_temporary, of_home] = contents.workspace.layers();
+    let owner = contents.workspace.owner();
+    let writable = |host: &Path, place: &Path, layers: &[Arc<Layer>]| match layers.is_empty() {
+        true => shown(host, place, Access::Writable),
+        false => Entry::Layered(overlay(host, place, layers, owner)),
+    };
+    root.push(writable(hosts.temporary, inside.temporary, of_temporary));
     root.push(Entry::Link { target: inside.temporary.to_owned(), place: "/var/tmp".into() });
-    root.push(writable(hosts.home, inside.home));
-    root.push(writable(hosts.workspace, inside.workspace));
+    root.push(writable(hosts.home, inside.home, of_home));
+    root.push(writable(hosts.workspace, inside.workspace, of_workspace));
+    if let Some(grading) = contents.workspace.grading() {
+        root.push(Entry::Directory { place: GRADER.into() });
+        root.push(shown(&grading.files, &grading.files_at, Access::ReadOnly));
+    }
     let sessions = contents.workspace.sessions();
     root.push(shown(sessions, Path::new(SESSIONS), Access::ReadOnly));
     root.extend(provided.entries());
     root
+}
+
+/// The overlay of a slot's directory above these layers, the lowest first.
+fn overlay(
+    writable: &Path,
+    place: &Path,
+    layers: &[Arc<Layer>],
+    owner: Option<CommandUser>,
+) -> Overlay {
+    let hold = |layer: &Layer| match owner.map(CommandUser::map) {
+        None => Hold::ByPath,
+        Some(map) if map.outside == layer.owner() => Hold::HandedOver(None),
+        // It is another slot's.
+        Some(map) => Hold::HandedOver(Some(IdMap { inside: layer.owner(), ..map })),
+    };
+    let own = if owner.is_some() { Hold::HandedOver(None) } else { Hold::ByPath };
+    let tree = |host: &Path, hold| Tree { host: host.to_owned(), hold };
+    Overlay {
+        place: place.to_owned(),
+        lower: layers.iter().map(|layer| tree(layer.path(), hold(layer))).collect(),
+        writable: tree(writable, own),
+    }
 }

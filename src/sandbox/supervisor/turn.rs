@@ -259,6 +259,12 @@ impl Turn {
         let Some(tenancy) = self.jails.get(number) else { return };
         let Some(machine) = tenancy.jail.machine().cloned() else { return };
         let waiting = std::mem::take(&mut tenancy.machine_wanted);
+        let known = self.machines.get(tenancy.slot, tenancy.network);
+        if known.is_none_or(|known| !Arc::ptr_eq(&known, &machine))
+            && let Err(error) = tenancy.jail.workspace().on_founded(machine.root())
+        {
+            log::error!("the files of a slot cannot be seen from outside: {error}");
+        }
         self.machines.insert(tenancy.slot, tenancy.network, machine.clone());
         waiting.into_iter().for_each(|reply| reply.give(Ok(machine.clone())));
     }
@@ -306,6 +312,9 @@ impl Turn {
         let plan = jails.plan(contents);
         let origin = jails.origin(&host.null, workspace);
         let machine = self.machines.get(workspace.slot(), network);
+        if machine.is_none() {
+            workspace.renew_work().map_err(io::Error::other)?;
+        }
         let (limits, workspace) = (host.limits.clone(), workspace.clone());
         let bounds = Bounds { limits, workspace, is_session: false };
         let watch = Watch { epoll: &self.epoll, id: number };
