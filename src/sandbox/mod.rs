@@ -20,8 +20,8 @@
 //!   this runs as where the host is root.
 //! - `limits` is what of the machine and of the kernel a slot may use, `descriptors` how many of
 //!   this process's own all slots need.
-//! - `workspace` owns the directories, `paths` finds places beneath them, `tree` empties and
-//!   copies them.
+//! - `workspace` owns the directories, `reach` adds the rest of the slot's machine, `paths` finds
+//!   places in both, `tree` empties and copies directories.
 //!
 //! It knows no trajectories, no queues and no HTTP: `backend::local` puts it behind the executor.
 //! It trusts nothing that a model controls: commands, paths, file contents, output, timing.
@@ -48,6 +48,7 @@ mod output;
 mod outputs;
 mod paths;
 pub(crate) mod provided;
+pub(crate) mod reach;
 mod reaper;
 mod recording;
 mod reports;

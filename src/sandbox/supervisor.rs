@@ -36,6 +36,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use crossbeam_channel::bounded;
 use parking_lot::Mutex;
 use rustix::event::{EventfdFlags, epoll, eventfd};
 use rustix::fs::Mode;
@@ -43,10 +44,12 @@ use rustix::fs::Mode;
 use super::ended::EndedProcesses;
 use super::host::Host;
 use super::isolation::Isolation;
+use super::jail::Machine;
 use super::jails::OnGone;
 use super::limits::{Exceeded, Limits};
 use super::machines::{MachineReply, MachineRequest, TakeMachine};
 use super::output::{Capture, Captured};
+use super::paths::Root;
 use super::spool::Spool;
 use super::user::CommandUser;
 use super::workspace::Workspace;
@@ -55,6 +58,10 @@ use turn::Turn;
 
 /// The event data of the wake-up, which no command's event has.
 const WAKE: u64 = u64::MAX;
+
+/// How long a machine is waited for. Its founding has a deadline of its own; this is for the
+/// unforeseen.
+const FOUNDING_LIMIT: Duration = Duration::from_secs(60);
 
 /// What to run, and where.
 #[derive(Debug, Clone)]
@@ -223,6 +230,31 @@ impl Supervisor {
         let request = MachineRequest { workspace, network, reply: MachineReply::new(take) };
         // After the close it is dropped, and says so.
         drop(self.shared.send(Request::Machine(request)));
+    }
+
+    /// The root directory of the machine of the workspace's slot, with the host's network or without
+    /// it; `None` where commands are in no sandbox. Blocks while the machine has to be founded.
+    ///
+    /// # Errors
+    /// Why it cannot be had, as one line.
+    pub(crate) fn root(
+        &self,
+        workspace: &Arc<Workspace>,
+        network: bool,
+    ) -> Result<Option<Root>, String> {
+        if !self.isolation.is_sandboxed() {
+            return Ok(None);
+        }
+        let (give, machine) = bounded(1);
+        // There is room. What comes when it is not waited for any more is dropped.
+        let take = Box::new(move |machine| drop(give.try_send(machine)));
+        self.machine(workspace.clone(), network, take);
+        let machine: Arc<Machine> = match machine.recv_timeout(FOUNDING_LIMIT) {
+            Ok(machine) => machine?,
+            Err(_) => return Err("the sandbox was not ready in time".to_owned()),
+        };
+        let root = machine.root().try_clone_to_owned();
+        root.map(|root| Some(Root::held(root))).map_err(|error| error.to_string())
     }
 
     /// Ends a slot's jail, with whatever runs in it, and gives up its machines. Does not block.

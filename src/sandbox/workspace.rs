@@ -52,7 +52,7 @@ pub(crate) use layered::{Base, Grading};
 
 use self::layered::{Beneath, Founded};
 use super::identity::Identity;
-use super::paths::{MOUNT_POINT, Mount, Root, TEMPORARY, View};
+use super::paths::{FindRoot, MOUNT_POINT, Mount, Root, TEMPORARY, View};
 use super::shell::Places;
 use super::tree::{self, TreeError};
 use super::user::{CommandUser, WeakRoot};
@@ -391,14 +391,15 @@ impl Workspace {
         self.roots()[2]
     }
 
-    /// What the model's paths mean.
-    pub(crate) fn view(&self) -> View<'_> {
+    /// What the model's paths mean, where `find_root` gives what is around its directories.
+    pub(super) fn view<'a>(&'a self, find_root: FindRoot<'a>) -> View<'a> {
         let (roots, Places { workspace, temporary, home }) = (self.roots(), self.inside());
-        View::new([
+        let mounts = vec![
             Mount { place: workspace, alias: None, root: roots[0] },
             Mount { place: temporary, alias: None, root: roots[1] },
             Mount { place: home, alias: Some(self.home()), root: roots[2] },
-        ])
+        ];
+        View::new(mounts, workspace, find_root)
     }
 
     /// Whether its directory is still where it was made: somebody outside may have removed or

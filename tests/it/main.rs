@@ -19,6 +19,8 @@ mod escape;
 #[cfg(feature = "server")]
 mod executor_api;
 mod fakes;
+#[cfg(target_os = "linux")]
+mod files;
 #[cfg(all(target_os = "linux", feature = "server"))]
 mod fleet;
 mod handlers;

@@ -41,6 +41,7 @@ impl LocalBackend {
             // The model's doing, unlike what the engine itself may fail at.
             Err(why) => return reply.send(not_started(&why, sandboxed)),
         };
+        place.has_network.store(policy.allow_network, Ordering::Release);
         let order = wanted.output_order;
         let spec = CommandSpec {
             workspace: place.workspace(),
@@ -99,6 +100,7 @@ impl LocalBackend {
             Self::tell_usage(egress.as_deref(), index, &mut result);
             reply.send(result);
         };
+        place.has_network.store(policy.allow_network, Ordering::Release);
         let (workspace, network) = (place.workspace(), policy.allow_network);
         let place = Place { slot: slot.index, workspace, network, session };
         let command = ShellCommand { text: command, order };
@@ -146,6 +148,7 @@ impl LocalBackend {
             Self::tell_usage(egress.as_deref(), index, &mut result);
             reply.send(result);
         };
+        place.has_network.store(policy.allow_network, Ordering::Release);
         let (workspace, network) = (place.workspace(), policy.allow_network);
         let session = DEFAULT_SESSION.into();
         let place = Place { slot: slot.index, workspace, network, session };
@@ -207,8 +210,13 @@ impl LocalBackend {
 
     pub(super) fn file(&self, execution: Execution) {
         let Some(slot) = self.0.slots.get(execution.slot.index) else { return };
-        let run = if execution.tool == "read_file" { files::read_file } else { files::write_file };
-        let result = run(&slot.workspace(), &execution.arguments, self.0.max_file_bytes);
+        let result = slot.with_files(&self.0.supervisor, |files| {
+            let (arguments, most) = (&execution.arguments, self.0.max_file_bytes);
+            match execution.tool {
+                "read_file" => files::read_file(files, arguments, most),
+                _ => files::write_file(files, arguments, most),
+            }
+        });
         execution.reply.send(result);
     }
 }

@@ -8,12 +8,12 @@
 
 use std::any::Any;
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-use rustix::fs::Mode;
+use rustix::fs::{Mode, OFlags, ResolveFlags};
 
 use super::super::image::Layer;
 use super::super::jail::{UPPER, WORK};
@@ -142,7 +142,7 @@ impl Workspace {
         {
             roots.push(match beneath.layers.is_empty() {
                 true => Root::open(path)?,
-                false => Root::beneath(root, place)?,
+                false => Root::held(beneath_root(root, place)?),
             });
         }
         let Ok(roots) = roots.try_into() else { return Ok(()) };
@@ -232,6 +232,13 @@ impl Workspace {
         made.grading = Some(Arc::new(Grading { files: own, files_at: files_at.to_owned() }));
         Ok((made, remains))
     }
+}
+
+/// The directory at `place` beneath another root directory, in which links lead nowhere else.
+fn beneath_root(root: BorrowedFd<'_>, place: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    Ok(rustix::fs::openat2(root, place, flags, Mode::empty(), resolve)?)
 }
 
 /// Writes files into a directory that is made for them, which no one else knows. All may read them.
