@@ -98,6 +98,12 @@ pub enum SnapshotError {
     /// The backend keeps as many snapshots as it may: how many.
     #[error("{0} snapshots are kept, and that is the most; drop some")]
     TooMany(usize),
+    /// The files of the trajectory are in as many layers as they may be, one for each snapshot since
+    /// it began: how many.
+    #[error(
+        "{0} snapshots were made of this trajectory, one above the other, and that is the most"
+    )]
+    TooDeep(usize),
     /// There is no such snapshot: it was dropped, or went down with its container.
     #[error("there is no snapshot {0}: it was dropped, or was lost with its container")]
     NotFound(SnapshotId),

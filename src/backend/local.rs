@@ -9,6 +9,7 @@
 mod calls;
 mod network;
 mod resets;
+mod snapshots;
 mod start;
 
 use std::collections::HashMap;
@@ -23,10 +24,11 @@ use parking_lot::Mutex;
 
 use calls::Running;
 use resets::Resets;
+use snapshots::{EndedBetween, KeptSnapshots};
 
 use super::{
     Artifacts, Backend, Capabilities, Container, Execution, ExecutionId, Isolation, ResetReply,
-    SlotRef,
+    SlotRef, Snapshots,
 };
 use crate::artifact::{
     ArchiveArtifacts, ArchiveSummary, Artifact, ArtifactError, ArtifactList, ListArtifacts,
@@ -50,6 +52,7 @@ use crate::sandbox::supervisor::Supervisor;
 use crate::sandbox::terminal::{self, Terminals, Tmux};
 use crate::sandbox::user::CommandUser;
 use crate::sandbox::workspace::{DataDir, Workspace};
+use crate::spec::SnapshotId;
 use crate::tool::{Outcome, ToolResult};
 
 /// The container's name: there is only one.
@@ -95,6 +98,7 @@ struct Inner {
     data_dir: Mutex<Option<DataDir>>,
     /// Taken when closing.
     resets: Mutex<Option<Resets>>,
+    snapshots: KeptSnapshots,
 }
 
 struct Slot {
@@ -102,6 +106,9 @@ struct Slot {
     workspace: Mutex<Arc<Workspace>>,
     /// Whether its latest command could use the network: that decides which machine it had.
     has_network: AtomicBool,
+    /// The snapshot that it began from, or that was made of it last.
+    began_from: Mutex<Option<SnapshotId>>,
+    ended: EndedBetween,
     /// A command could not be killed: what is left of it may touch the workspace for ever.
     haunted: Arc<AtomicBool>,
     /// Who waits for the reset that is under way, or waits for its thread; empty if there is none.
@@ -302,6 +309,10 @@ impl Backend for LocalBackend {
         Some(self)
     }
 
+    fn snapshots(&self) -> Option<&dyn Snapshots> {
+        Some(self)
+    }
+
     fn close(&self, deadline: Instant) {
         let resets = self.0.resets.lock().take();
         if let Some(resets) = &resets {
@@ -316,6 +327,7 @@ impl Backend for LocalBackend {
         if let Some(resets) = resets {
             resets.close(deadline);
         }
+        self.0.snapshots.clear();
         self.0.limits.close();
         let data_dir = self.0.data_dir.lock().take();
         if let Some(data_dir) = data_dir

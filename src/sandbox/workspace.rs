@@ -394,6 +394,10 @@ impl Workspace {
     /// What the model's paths mean, where `find_root` gives what is around its directories.
     pub(super) fn view<'a>(&'a self, find_root: FindRoot<'a>) -> View<'a> {
         let (roots, Places { workspace, temporary, home }) = (self.roots(), self.inside());
+        if self.needs_machine() {
+            // All of it is around them.
+            return View::new(Vec::new(), workspace, find_root);
+        }
         let mounts = vec![
             Mount { place: workspace, alias: None, root: roots[0] },
             Mount { place: temporary, alias: None, root: roots[1] },
@@ -474,7 +478,7 @@ pub(crate) struct Remains {
 
 impl Remains {
     /// These directories of ours, and what is in them.
-    pub(super) fn of(directories: Vec<PathBuf>) -> Self {
+    pub(crate) fn of(directories: Vec<PathBuf>) -> Self {
         Self { directories }
     }
 

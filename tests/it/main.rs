@@ -23,6 +23,8 @@ mod fakes;
 mod files;
 #[cfg(all(target_os = "linux", feature = "server"))]
 mod fleet;
+#[cfg(target_os = "linux")]
+mod forks;
 mod handlers;
 #[cfg(target_os = "linux")]
 mod host;

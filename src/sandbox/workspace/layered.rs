@@ -63,11 +63,6 @@ impl Base {
     pub(crate) fn layers(&self) -> usize {
         self.trees.iter().map(|beneath| beneath.layers.len()).sum()
     }
-
-    /// The most layers that one of the three has.
-    pub(crate) fn deepest(&self) -> usize {
-        self.trees.iter().map(|beneath| beneath.layers.len()).max().unwrap_or(0)
-    }
 }
 
 impl Beneath {
@@ -119,6 +114,11 @@ impl Workspace {
     /// Whether all of its files can be seen only when a machine was founded for it.
     pub(crate) fn needs_machine(&self) -> bool {
         self.is_layered() && self.founded.get().is_none()
+    }
+
+    /// The most layers that are beneath one of its directories.
+    pub(crate) fn depth(&self) -> usize {
+        self.layers().map(<[_]>::len).into_iter().max().unwrap_or(0)
     }
 
     fn is_layered(&self) -> bool {
