@@ -122,6 +122,13 @@ impl Pool {
         }
     }
 
+    /// A trajectory does not want the files back that it has left in a slot.
+    pub(crate) fn forget_left(&mut self, trajectory: &Arc<str>) {
+        if let Some(slot) = self.left_by.get(trajectory).copied() {
+            self.set(slot, State::Dirty(None));
+        }
+    }
+
     /// Puts a trajectory at the end of the waiting room. It must hold no slot and not wait yet.
     pub(crate) fn wait(&mut self, trajectory: Arc<str>) {
         self.wait_in(trajectory, None);
@@ -354,6 +361,11 @@ impl Pool {
             name: entry.name.clone(),
             generation: entry.generation,
         }
+    }
+
+    /// How often a slot was given out.
+    pub(crate) fn generation(&self, slot: SlotIx) -> u64 {
+        self.slots[slot.0].generation
     }
 
     /// The container of a slot.
