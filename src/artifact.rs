@@ -5,8 +5,8 @@
 //! [`ToolExecutor::read_artifact`](crate::ToolExecutor::read_artifact) and its kin.
 //!
 //! Paths mean what they mean to commands: they are relative to the workspace, or absolute, and
-//! symlinks are followed. What is in `/proc`, `/dev` and `/sys` is refused. Where commands are in no
-//! sandbox, only `/workspace`, `/tmp` and the home directory are reached.
+//! symlinks are followed. What is in `/proc`, `/dev` and `/sys` is refused. Where commands are in
+//! no sandbox, only `/workspace`, `/tmp` and the home directory are reached.
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;

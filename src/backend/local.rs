@@ -24,11 +24,11 @@ use parking_lot::Mutex;
 
 use calls::Running;
 use resets::Resets;
-use snapshots::{EndedBetween, KeptSnapshots};
+use snapshots::{EndedBetween, KeptSnapshots, begin_failure};
 
 use super::{
-    Artifacts, Backend, Capabilities, Container, Execution, ExecutionId, Isolation, ResetReply,
-    SlotRef, Snapshots,
+    Artifacts, Backend, BeginReply, Capabilities, Container, Execution, ExecutionId, Isolation,
+    ResetReply, SlotRef, Snapshots, gives,
 };
 use crate::artifact::{
     ArchiveArtifacts, ArchiveSummary, Artifact, ArtifactError, ArtifactList, ListArtifacts,
@@ -52,11 +52,13 @@ use crate::sandbox::supervisor::Supervisor;
 use crate::sandbox::terminal::{self, Terminals, Tmux};
 use crate::sandbox::user::CommandUser;
 use crate::sandbox::workspace::{DataDir, Workspace};
-use crate::spec::SnapshotId;
+use crate::spec::{SnapshotId, SpecField, TrajectorySpec};
 use crate::tool::{Outcome, ToolResult};
 
 /// The container's name: there is only one.
 const ADDR: &str = "local";
+/// What of a spec it gives.
+const GIVEN: &[SpecField] = &[SpecField::Snapshot];
 /// The tools whose calls only have to be handed to the threads that run them.
 const INLINE_TOOLS: &[&str] = &["bash", "bash_stateful", "tmux"];
 
@@ -252,6 +254,7 @@ impl Backend for LocalBackend {
                 Engine::Jailed(jails) => jails.no_layers_because().map(str::to_owned),
                 Engine::None { .. } => Some("commands are not isolated".to_owned()),
             },
+            spec: if self.can_have_layers().is_ok() { GIVEN.to_vec() } else { Vec::new() },
             ..Capabilities::default()
         }
     }
@@ -296,6 +299,19 @@ impl Backend for LocalBackend {
             return reply.send(Err("a process of an earlier call could not be killed".to_owned()));
         }
         resets::reset(&self.0, slot.index, place, reply);
+    }
+
+    fn begin(&self, slot: &SlotRef, spec: &Arc<TrajectorySpec>, reply: BeginReply) {
+        if let Err(failure) = gives(spec, GIVEN) {
+            return reply.send(Err(failure));
+        }
+        let Some(id) = spec.snapshot.clone() else { return reply.send(Ok(())) };
+        let (backend, slot) = (self.clone(), slot.clone());
+        let resets = self.0.resets.lock();
+        // Without them the backend is closing, and the dropped reply says so.
+        if let Some(resets) = &*resets {
+            resets.spawn(move || reply.send(backend.begin_from(&slot, &id).map_err(begin_failure)));
+        }
     }
 
     fn cancel(&self, id: ExecutionId) {

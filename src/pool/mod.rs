@@ -130,12 +130,13 @@ impl Pool {
     }
 
     /// Puts a trajectory at the end of the waiting room. It must hold no slot and not wait yet.
+    #[cfg(test)]
     pub(crate) fn wait(&mut self, trajectory: Arc<str>) {
         self.wait_in(trajectory, None);
     }
 
-    /// The same for a trajectory that needs a slot of the container at this address, because
-    /// something of it is there; it does not have back what it left in a slot. Where that container is gone, or takes no trajectory any more, any
+    /// Puts a trajectory at the end of the waiting room, which holds no slot and does not wait yet.
+    /// With an address it needs a slot of the container there, because something of it is there; it does not have back what it left in a slot. Where that container is gone, or takes no trajectory any more, any
     /// slot will do: whoever uses it finds out what is missing.
     pub(crate) fn wait_in(&mut self, trajectory: Arc<str>, addr: Option<&str>) {
         debug_assert!(!self.positions.contains_key(&trajectory));

@@ -36,12 +36,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crossbeam_channel::bounded;
+use crossbeam_channel::{Receiver, Sender, bounded};
 use parking_lot::Mutex;
 use rustix::event::{EventfdFlags, epoll, eventfd};
 use rustix::fs::Mode;
 
-use super::ended::EndedProcesses;
+use super::background::BackgroundReport;
 use super::host::Host;
 use super::isolation::Isolation;
 use super::jail::Machine;
@@ -86,6 +86,9 @@ pub(crate) struct CommandSpec {
     pub(crate) output_order: OutputOrder,
     /// What the command has as [`VERDICT_FD`](super::init::VERDICT_FD). Only in a sandbox.
     pub(crate) verdict: Option<Arc<OwnedFd>>,
+    /// Whether what it leaves running goes on, until the slot is left: only in a sandbox, and where
+    /// that has a `/proc` of its own.
+    pub(crate) keeps_background: bool,
 }
 
 /// How a command ended.
@@ -129,9 +132,8 @@ pub(crate) struct Finished {
     /// Whether the end of every process of the command was seen. `false` where that took longer
     /// than the margin of 5 s (a process that hangs in the kernel), or where nobody can tell.
     pub(crate) all_dead: bool,
-    /// What it left running, and was ended with it; `None` where that was nothing, and where nobody
-    /// looked: without a sandbox, and in the shell of a session.
-    pub(crate) ended_processes: Option<EndedProcesses>,
+    /// What became of processes in the background.
+    pub(crate) background: BackgroundReport,
 }
 
 /// Names one run of one supervisor.
@@ -232,8 +234,9 @@ impl Supervisor {
         drop(self.shared.send(Request::Machine(request)));
     }
 
-    /// The root directory of the machine of the workspace's slot, with the host's network or without
-    /// it; `None` where commands are in no sandbox. Blocks while the machine has to be founded.
+    /// The root directory of the machine of the workspace's slot, with the host's network or
+    /// without it; `None` where commands are in no sandbox. Blocks while the machine has to be
+    /// founded.
     ///
     /// # Errors
     /// Why it cannot be had, as one line.
@@ -255,6 +258,14 @@ impl Supervisor {
         };
         let root = machine.root().try_clone_to_owned();
         root.map(|root| Some(Root::held(root))).map_err(|error| error.to_string())
+    }
+
+    /// Whether earlier commands have left something running in a slot's jail, to be received once.
+    /// Disconnected after [`close`](Self::close). Does not block.
+    pub(crate) fn has_background(&self, slot: usize) -> Receiver<bool> {
+        let (reply, answer) = bounded(1);
+        drop(self.shared.send(Request::HasBackground(slot, reply)));
+        answer
     }
 
     /// Ends a slot's jail, with whatever runs in it, and gives up its machines. Does not block.
@@ -310,6 +321,7 @@ enum Request {
     Run(u64, Box<CommandSpec>, Answer),
     Cancel(u64),
     Machine(MachineRequest),
+    HasBackground(usize, Sender<bool>),
     Leave(usize, OnGone),
     Exceeded(u64, Exceeded),
 }
@@ -373,7 +385,7 @@ impl Answer {
             sandboxed: self.sandboxed,
             network_isolated: self.network_isolated,
             all_dead: true,
-            ended_processes: None,
+            background: BackgroundReport::default(),
         }
     }
 

@@ -28,6 +28,7 @@ use uuid::Uuid;
 
 use super::{ADDR, Engine, Inner, LocalBackend, Slot};
 use crate::backend::{SlotRef, Snapshots};
+use crate::error::BeginFailure;
 use crate::grade::{GradeResult, GradeSpec, MAX_VERDICT};
 use crate::sandbox::bash::bash_result;
 use crate::sandbox::grader;
@@ -170,7 +171,7 @@ impl LocalBackend {
     }
 
     /// Fails where machines cannot have layers.
-    fn can_have_layers(&self) -> Result<(), SnapshotError> {
+    pub(super) fn can_have_layers(&self) -> Result<(), SnapshotError> {
         let why = match self.0.supervisor.isolation() {
             Engine::Jailed(jails) => jails.no_layers_because(),
             Engine::None { .. } => Some("commands are not isolated"),
@@ -192,7 +193,16 @@ impl LocalBackend {
         if self.0.running.lock().values().any(|running| running.slot == index) {
             return Err(not_ended());
         }
-        let names = self.0.terminals.kept(index).recv_timeout(END_LIMIT).map_err(|_| closed())?;
+        let mut names = self
+            .0
+            .terminals
+            .kept(index)
+            .recv_timeout(END_LIMIT)
+            .map_err(|_| SnapshotError::Closed)?;
+        let has_background = self.0.supervisor.has_background(index);
+        if has_background.recv_timeout(END_LIMIT).map_err(|_| SnapshotError::Closed)? {
+            names.push("the background processes of earlier calls".to_owned());
+        }
         if !names.is_empty() && !is_allowed {
             return Err(SnapshotError::KeepsProcesses(names));
         }
@@ -265,6 +275,7 @@ impl LocalBackend {
             output_file_bytes: 0,
             stdin: String::new(),
             output_order: OutputOrder::default(),
+            keeps_background: false,
             verdict: Some(Arc::new(write)),
         };
         // There is room for one.
@@ -405,6 +416,12 @@ fn not_ended() -> SnapshotError {
     SnapshotError::Io(text.to_owned(), io::ErrorKind::TimedOut.into())
 }
 
-fn closed() -> SnapshotError {
-    SnapshotError::Closed
+/// Why a trajectory did not begin from a snapshot.
+pub(super) fn begin_failure(error: SnapshotError) -> BeginFailure {
+    match error {
+        SnapshotError::NotFound(_) => BeginFailure::image_unavailable(error.to_string()),
+        SnapshotError::Unsupported(why) => BeginFailure::unsupported(why),
+        SnapshotError::SandboxLost(why) => BeginFailure::lost(why),
+        other => BeginFailure::failed(other.to_string()),
+    }
 }

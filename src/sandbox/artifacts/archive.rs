@@ -1,10 +1,11 @@
 //! A `.tar.gz` of a workspace, or of a part of it, written as it is made.
 //!
 //! It has regular files, directories and symlinks, under their paths from the workspace, or from
-//! the root directory (without what is in `/proc`, `/dev` and `/sys`), with modes (without set-user-id and its kin) and modification times. They
-//! belong to root, by number, and to nobody by name: who the sandbox ran as concerns nobody. FIFOs,
-//! sockets and devices are left out, and so is what the sandbox's user may not read. Hard links
-//! become files of their own. Holes in files stay holes (`sparse`).
+//! the root directory (without what is in `/proc`, `/dev` and `/sys`), with modes (without
+//! set-user-id and its kin) and modification times. They belong to root, by number, and to nobody
+//! by name: who the sandbox ran as concerns nobody. FIFOs, sockets and devices are left out, and so
+//! is what the sandbox's user may not read. Hard links become files of their own. Holes in files
+//! stay holes (`sparse`).
 
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};

@@ -175,14 +175,15 @@ impl Jails {
                     News::Opened => {
                         machine = jail.machine().cloned();
                         let argv = ["sh", "-c", script].map(OsString::from);
-                        let (stdin, null) = (None, null.as_fd());
+                        let null = null.as_fd();
                         let run = Run {
                             argv: &argv,
-                            stdin,
+                            stdin: None,
                             stdout: null,
                             stderr: null,
                             script: None,
                             verdict: None,
+                            may_keep: false,
                         };
                         jail.run(&run, Arc::new(|_| {})).err().map(|error| Err(failed(error)))
                     }

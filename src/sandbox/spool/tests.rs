@@ -76,6 +76,7 @@ impl Fixture {
             stdin: String::new(),
             output_order: Default::default(),
             verdict: None,
+            keeps_background: false,
         }
     }
 }

@@ -461,6 +461,7 @@ impl Jailed {
             stderr: stderr.as_fd(),
             script: None,
             verdict: None,
+            may_keep: false,
         };
         match jail.run(&run, alarm) {
             Ok(run) => self.run = Some(run),

@@ -308,6 +308,7 @@ fn a_reset_removes_whatever_the_user_of_commands_left() {
         stdin: String::new(),
         output_order: Default::default(),
         verdict: None,
+        keeps_background: false,
     };
     supervisor.run(spec, Box::new(move |finished| sender.send(finished.stdout.text).unwrap()));
     assert_eq!(receiver.recv_timeout(Duration::from_secs(60)).unwrap(), "done\n");
@@ -374,6 +375,7 @@ fn a_command_in_a_workspace_that_was_replaced_does_not_run() {
             stdin: String::new(),
             output_order: Default::default(),
             verdict: None,
+            keeps_background: false,
         };
         let (sender, receiver) = std::sync::mpsc::channel();
         supervisor.run(spec, Box::new(move |finished| sender.send(finished.end).unwrap()));

@@ -105,6 +105,7 @@ impl Bench {
             stdin: String::new(),
             output_order: Default::default(),
             verdict: None,
+            keeps_background: false,
         }
     }
 
