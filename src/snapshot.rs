@@ -11,7 +11,9 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::artifact::ArtifactError;
+use crate::error::BeginError;
 pub use crate::spec::SnapshotId;
+use crate::spec::TrajectorySpec;
 
 /// How a snapshot is made.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,6 +29,42 @@ pub struct SnapshotOptions {
 setters! {
     SnapshotOptions {
         with_end_processes: end_processes = bool,
+    }
+}
+
+/// How a trajectory is forked.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
+pub struct ForkOptions {
+    /// Whether the processes that the trajectory keeps between its calls are ended for it, as
+    /// [`SnapshotOptions::end_processes`]. Defaults to `false`.
+    pub end_processes: bool,
+    /// What else each fork begins with; without an image or a snapshot. Defaults to nothing.
+    pub spec: TrajectorySpec,
+}
+
+setters! {
+    ForkOptions {
+        with_end_processes: end_processes = bool,
+        with_spec: spec = TrajectorySpec,
+    }
+}
+
+/// What became of one fork.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Fork {
+    /// The trajectory that was to begin.
+    pub trajectory_id: String,
+    /// Whether it has begun; else why not.
+    pub begun: Result<(), BeginError>,
+}
+
+impl Fork {
+    /// The fork of this name.
+    pub(crate) fn new(trajectory_id: &str, begun: Result<(), BeginError>) -> Self {
+        Self { trajectory_id: trajectory_id.to_owned(), begun }
     }
 }
 

@@ -7,12 +7,17 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
+use super::begin::begun;
 use super::lease::Lease;
+use super::promise::Pending;
 use super::{ToolExecutor, guarded};
 use crate::artifact::ArtifactError;
 use crate::backend::Snapshots;
 use crate::grade::{GradeResult, GradeSpec};
-use crate::snapshot::{SnapshotError, SnapshotId, SnapshotInfo, SnapshotOptions};
+use crate::snapshot::{
+    Fork, ForkOptions, SnapshotError, SnapshotId, SnapshotInfo, SnapshotOptions,
+};
+use crate::spec::TrajectorySpec;
 
 /// The longest id of a snapshot, in bytes.
 const MAX_SNAPSHOT_ID: usize = 128;
@@ -65,6 +70,36 @@ impl ToolExecutor {
         self.snapshot_leased(&self.lease(trajectory_id)?, options)
     }
 
+    /// Begins trajectories with the files that another has now, and blocks until each of them has
+    /// its slot, or cannot have one: they wait for slots of the same container as calls do. The
+    /// trajectory itself goes on meanwhile.
+    ///
+    /// It is a [`snapshot`](Self::snapshot), a [`begin`](Self::begin) of each, and the end of the
+    /// snapshot. Who has more to begin from the same files, or will not wait, does that step by
+    /// step.
+    ///
+    /// ```no_run
+    /// # use tool_executor::{ToolCall, ToolExecutor, snapshot::ForkOptions};
+    /// # fn attempts(executor: &ToolExecutor) -> Result<(), Box<dyn std::error::Error>> {
+    /// executor.execute("setup", ToolCall::bash("git clone … . && make"));
+    /// for fork in executor.fork("setup", &["try-1", "try-2"], &ForkOptions::default())? {
+    ///     fork.begun?; // its calls find the files of "setup"
+    /// }
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// See [`SnapshotError`]: nothing has begun then. Whether each has is in its [`Fork`].
+    pub fn fork(
+        &self,
+        from: &str,
+        to: &[&str],
+        options: &ForkOptions,
+    ) -> Result<Vec<Fork>, SnapshotError> {
+        check_fork(options)?;
+        self.fork_leased(self.lease(from)?, to, options)
+    }
+
     /// Runs a command that judges what a trajectory has left, and gives what it says.
     ///
     /// It runs in the trajectory's slot, in a machine of its own over the trajectory's files: what
@@ -114,6 +149,31 @@ impl ToolExecutor {
         Ok(made)
     }
 
+    /// What [`fork`](Self::fork) does in its turn, with options that make sense.
+    pub(crate) fn fork_leased(
+        &self,
+        lease: Lease,
+        to: &[&str],
+        options: &ForkOptions,
+    ) -> Result<Vec<Fork>, SnapshotError> {
+        let how = SnapshotOptions { end_processes: options.end_processes };
+        let made = self.snapshot_leased(&lease, &how)?;
+        // From here on it has its own calls again.
+        drop(lease);
+        let spec = TrajectorySpec { snapshot: Some(made.id.clone()), ..options.spec.clone() };
+        // First all of them, so that they wait together.
+        let begins: Vec<_> =
+            to.iter().map(|id| (*id, self.admit_begin(id, spec.clone()))).collect();
+        let forks = begins
+            .into_iter()
+            .map(|(id, begin)| Fork::new(id, begin.map(Pending::wait).and_then(begun)));
+        let forks = forks.collect();
+        if let Err(error) = self.drop_snapshot(&made.id) {
+            log::warn!("the snapshot of a fork is left: {error}");
+        }
+        Ok(forks)
+    }
+
     /// What [`grade`](Self::grade) does in its turn, with a spec that makes sense.
     pub(crate) fn grade_leased(
         &self,
@@ -150,6 +210,16 @@ impl ToolExecutor {
             Err(SnapshotError::Io(text, io::Error::other(panic)))
         })
     }
+}
+
+/// Refuses forks that make no sense.
+pub(crate) fn check_fork(options: &ForkOptions) -> Result<(), SnapshotError> {
+    let ForkOptions { spec, .. } = options;
+    if spec.image.is_some() || spec.snapshot.is_some() {
+        let text = "a fork has the files of its trajectory: leave image and snapshot out";
+        return Err(SnapshotError::Invalid(text.to_owned()));
+    }
+    spec.check().map_err(|error| SnapshotError::Invalid(error.to_string()))
 }
 
 /// Refuses what cannot be the id of a snapshot, whoever has made it up.

@@ -8,8 +8,10 @@ use serde_json::json;
 use tool_executor::backend::local::LocalBackend;
 use tool_executor::config::{ExecutorConfig, LocalConfig, Policy};
 use tool_executor::grade::{GradeResult, GradeSpec};
-use tool_executor::snapshot::{SnapshotError, SnapshotInfo, SnapshotOptions};
-use tool_executor::{Outcome, SpecFile, ToolCall, ToolExecutor};
+use tool_executor::snapshot::{
+    ForkOptions, SnapshotError, SnapshotId, SnapshotInfo, SnapshotOptions,
+};
+use tool_executor::{BeginError, Outcome, SpecFile, ToolCall, ToolExecutor, TrajectorySpec};
 
 use crate::caller::directory;
 use crate::fakes::{bash, until};
@@ -97,6 +99,74 @@ fn a_trajectory_goes_on_with_its_files_above_a_snapshot() {
     executor.drop_snapshot(&first.id).unwrap();
     executor.drop_snapshot(&second.id).unwrap();
     settled(dir.path(), 0, 4);
+}
+
+#[test]
+fn forks_begin_with_the_files_of_their_trajectory_and_each_has_its_own() {
+    let (dir, executor) = start(4);
+    run(&executor, "from", "echo base > f; mkdir d; echo x > d/x; echo t > /tmp/t; chmod 700 .");
+    let forks = executor.fork("from", &["a", "b", "c"], &ForkOptions::default()).unwrap();
+    for fork in &forks {
+        assert!(fork.begun.is_ok(), "{fork:?}");
+    }
+    // Ids of their own, and the same owner inside.
+    for id in ["a", "b", "c"] {
+        let seen = run(
+            &executor,
+            id,
+            &format!("cat f /tmp/t; test -O d/x; rm -r d; echo {id} >> f; cat f"),
+        );
+        assert_eq!(seen, format!("base\nt\nbase\n{id}"));
+    }
+    assert_eq!(run(&executor, "from", "cat f; ls d"), "base\nx");
+    assert_eq!(executor.snapshots().unwrap(), []);
+    // A fork of a fork, when its trajectory is gone.
+    executor.release("from").unwrap();
+    let again = executor.fork("b", &["e"], &ForkOptions::default()).unwrap();
+    assert!(again[0].begun.is_ok(), "{again:?}");
+    executor.release("b").unwrap();
+    assert_eq!(run(&executor, "e", "cat f /tmp/t; ls"), "base\nb\nt\nf");
+    // Files are removed when nothing is above them any more.
+    for id in ["a", "c", "e"] {
+        executor.release(id).unwrap();
+    }
+    for slot in 0..4 {
+        settled(dir.path(), slot, 4);
+    }
+}
+
+#[test]
+fn a_fork_waits_for_a_slot_and_one_that_gets_none_says_so() {
+    let dir = directory();
+    let local = LocalConfig::new(2).with_data_dir(dir.path());
+    let config = ExecutorConfig::default()
+        .with_local(local)
+        .with_policy(Policy::default().with_allow_network(false))
+        .with_acquire_timeout(Duration::from_secs(2));
+    let executor = ToolExecutor::start(config).unwrap();
+    run(&executor, "from", "echo base > f");
+    let forks = executor.fork("from", &["a", "b", "a"], &ForkOptions::default()).unwrap();
+    let [a, b, again] = &forks[..] else { panic!("{forks:?}") };
+    assert!(a.begun.is_ok(), "{a:?}");
+    assert!(matches!(&b.begun, Err(BeginError::Failed(why)) if why.outcome() == Outcome::NeverRan));
+    assert!(matches!(again.begun, Err(BeginError::AlreadyBegun)), "{again:?}");
+    assert_eq!(run(&executor, "a", "cat f"), "base");
+    let none = executor.fork("unknown", &["x"], &ForkOptions::default()).unwrap_err();
+    assert!(matches!(none, SnapshotError::NoSlot), "{none}");
+    let spec = TrajectorySpec::default().with_snapshot(SnapshotId::new("snapshot-of-none"));
+    let options = ForkOptions::default().with_spec(spec.clone());
+    let refused = executor.fork("from", &["x"], &options).unwrap_err();
+    assert!(matches!(refused, SnapshotError::Invalid(_)), "{refused}");
+    // What is not there is told, and the slot is another's then.
+    executor.release("a").unwrap();
+    let gone = executor.begin("x", spec).unwrap_err();
+    assert!(
+        matches!(&gone, BeginError::Failed(why) if why.outcome() == Outcome::ImageUnavailable),
+        "{gone:?}"
+    );
+    assert_eq!(executor.execute("x", bash("ls")).outcome, Outcome::ImageUnavailable);
+    executor.release("x").unwrap();
+    assert_eq!(run(&executor, "x", "ls"), "");
 }
 
 #[test]
