@@ -18,8 +18,10 @@ use crate::tool::{MAX_TIMEOUT, MIN_TIMEOUT, ToolResult};
 pub const VERDICT_FD_VARIABLE: &str = "TOOL_EXECUTOR_VERDICT_FD";
 /// Where a grader finds its files, unless it says otherwise.
 pub const GRADE_FILES_AT: &str = "/grade";
-/// The longest verdict, in bytes: what a pipe holds.
+/// The longest verdict, in bytes. What is beyond is left out.
 pub const MAX_VERDICT: usize = 64 * 1024;
+/// The longest standard input of a grader, in bytes.
+pub const MAX_GRADER_STDIN: usize = 8 << 20;
 
 /// What of the root directory a grader's files cannot cover.
 const TAKEN: [&str; 14] = [
@@ -50,7 +52,11 @@ pub struct GradeSpec {
     /// and executed where their mode says so, and not be written to. Defaults to none.
     #[serde(default)]
     pub files: Vec<SpecFile>,
-    /// Where it finds them: a directory of its own. Defaults to [`GRADE_FILES_AT`].
+    /// What it reads from its standard input: what no file may tell, since processes that the
+    /// grader starts can read its files. Defaults to nothing.
+    #[serde(default)]
+    pub stdin: String,
+    /// Where it finds its files: a directory of its own. Defaults to [`GRADE_FILES_AT`].
     #[serde(default = "files_at")]
     pub files_at: String,
     /// Variables of its environment, in which nothing is of the trajectory's. Defaults to none.
@@ -78,6 +84,7 @@ impl GradeSpec {
         Self {
             command: command.into(),
             files: Vec::new(),
+            stdin: String::new(),
             files_at: files_at(),
             env: BTreeMap::new(),
             user: None,
@@ -97,6 +104,10 @@ impl GradeSpec {
     pub(crate) fn check(&self) -> Result<(), String> {
         if self.command.contains('\0') {
             return Err("the command has a NUL in it".to_owned());
+        }
+        if self.stdin.len() > MAX_GRADER_STDIN {
+            let bytes = self.stdin.len();
+            return Err(format!("stdin has {bytes} bytes; at most {MAX_GRADER_STDIN}"));
         }
         let at = &self.files_at;
         let is_plain = |path: &str| !path.split('/').any(|part| matches!(part, "" | "." | ".."));
@@ -127,6 +138,7 @@ impl GradeSpec {
 setters! {
     GradeSpec {
         with_files: files = Vec<SpecFile>,
+        with_stdin: stdin = String,
         with_files_at: files_at = String,
         with_env: env = BTreeMap<String, String>,
         with_user: user = some String,
@@ -145,7 +157,8 @@ pub struct GradeResult {
     pub stdout: String,
     /// What it wrote to its standard error.
     pub stderr: String,
-    /// What it wrote to the descriptor for its verdict; `None` if that is nothing. At most
+    /// What it wrote to the descriptor for its verdict, which is a socket: no other process can open
+    /// it by a path. `None` if that is nothing. At most
     /// [`MAX_VERDICT`] bytes; what is no UTF-8 is U+FFFD.
     pub verdict: Option<String>,
     /// The processes of the trajectory that were ended for it, by name: shells and terminals that

@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::bounded;
 use parking_lot::Mutex;
-use rustix::pipe::PipeFlags;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 use uuid::Uuid;
 
 use super::{ADDR, Engine, Inner, LocalBackend, Slot};
@@ -263,8 +263,8 @@ impl LocalBackend {
         workspace: Arc<Workspace>,
         spec: &GradeSpec,
     ) -> Result<(Finished, Option<String>), SnapshotError> {
-        let (verdict, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)
-            .map_err(|errno| io_error("make a pipe for the verdict", errno.into()))?;
+        let (verdict, write) =
+            verdict_channel().map_err(|error| io_error("make a socket for the verdict", error))?;
         let (done, is_done) = bounded(1);
         let command = CommandSpec {
             workspace,
@@ -273,7 +273,7 @@ impl LocalBackend {
             timeout: spec.time_limit(),
             output_limit_chars: self.0.max_output_chars,
             output_file_bytes: 0,
-            stdin: String::new(),
+            stdin: spec.stdin.clone(),
             output_order: OutputOrder::default(),
             keeps_background: false,
             verdict: Some(Arc::new(write)),
@@ -387,12 +387,23 @@ impl Snapshots for LocalBackend {
     }
 }
 
-/// What a grader has written to its pipe, of which nothing holds the other end any more.
-fn read_verdict(pipe: &OwnedFd) -> Option<String> {
+/// Where a grader's verdict comes out, and where it goes in. Sockets, since a pipe of a process can
+/// be opened by its path in `/proc`, by all processes of its user. Nothing is written to the
+/// grader, and more than fits is refused: it cannot be held up.
+fn verdict_channel() -> io::Result<(OwnedFd, OwnedFd)> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let pair = rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    // Each write takes more of it than its bytes. The kernel gives what it allows.
+    sockopt::set_socket_send_buffer_size(&pair.1, 16 * MAX_VERDICT)?;
+    Ok(pair)
+}
+
+/// What a grader has written to its socket, of which nothing holds the other end any more.
+fn read_verdict(socket: &OwnedFd) -> Option<String> {
     let mut bytes = vec![0; MAX_VERDICT];
     let mut length = 0;
     while let Some(rest) = bytes.get_mut(length..).filter(|rest| !rest.is_empty()) {
-        match rustix::io::read(pipe, rest) {
+        match rustix::io::read(socket, rest) {
             Ok(0) | Err(rustix::io::Errno::AGAIN) => break,
             Ok(count) => length += count,
             Err(rustix::io::Errno::INTR) => {}

@@ -16,6 +16,7 @@ use tool_executor::{BeginError, Outcome, SpecFile, ToolCall, ToolExecutor, Traje
 use crate::caller::directory;
 use crate::fakes::{bash, until};
 
+mod attacks;
 mod grading;
 
 /// What is in a data directory: one of an engine.
