@@ -157,8 +157,8 @@ pub struct GradeResult {
     pub stdout: String,
     /// What it wrote to its standard error.
     pub stderr: String,
-    /// What it wrote to the descriptor for its verdict, which is a socket: no other process can open
-    /// it by a path. `None` if that is nothing. At most
+    /// What it wrote to the descriptor for its verdict, which is a socket: no other process can
+    /// open it by a path. `None` if that is nothing. At most
     /// [`MAX_VERDICT`] bytes; what is no UTF-8 is U+FFFD.
     pub verdict: Option<String>,
     /// The processes of the trajectory that were ended for it, by name: shells and terminals that

@@ -136,8 +136,8 @@ pub enum SnapshotError {
     /// The backend keeps as many snapshots as it may: how many.
     #[error("{0} snapshots are kept, and that is the most; drop some")]
     TooMany(usize),
-    /// The files of the trajectory are in as many layers as they may be, one for each snapshot since
-    /// it began: how many.
+    /// The files of the trajectory are in as many layers as they may be, one for each snapshot
+    /// since it began: how many.
     #[error(
         "{0} snapshots were made of this trajectory, one above the other, and that is the most"
     )]

@@ -11,7 +11,6 @@ use super::begin::begun;
 use super::lease::Lease;
 use super::promise::Pending;
 use super::{ToolExecutor, guarded};
-use crate::artifact::ArtifactError;
 use crate::backend::Snapshots;
 use crate::grade::{GradeResult, GradeSpec};
 use crate::snapshot::{
@@ -231,11 +230,4 @@ pub(crate) fn check_id(id: &SnapshotId) -> Result<(), SnapshotError> {
         return Err(SnapshotError::Invalid(format!("{shown:?} is not the id of a snapshot")));
     }
     Ok(())
-}
-
-/// Why a snapshot whose turn did not come in time is not made.
-#[cfg(feature = "server")]
-pub(crate) fn no_turn() -> SnapshotError {
-    let error: ArtifactError = super::artifacts::no_turn();
-    error.into()
 }

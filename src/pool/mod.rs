@@ -1,11 +1,11 @@
 //! Who has which slot: a pure data structure, without threads, clocks or I/O of its own.
 //!
 //! A trajectory that needs a slot joins the waiting room ([`Pool::wait`]); [`Pool::assign`] serves
-//! the waiting room in order of arrival; who wishes for a container ([`Pool::wait_in`]) waits for one
-//! of its slots, and holds up no one who does not. A slot is given out clean, or reset first: one that was
-//! released with another trajectory's files in it never reaches anybody unreset, and one whose
-//! reset failed is kept back until a later reset succeeds. The trajectory that left files in a
-//! slot gets that slot back as it was, if no other took it meanwhile.
+//! the waiting room in order of arrival; who wishes for a container ([`Pool::wait_in`]) waits for
+//! one of its slots, and holds up no one who does not. A slot is given out clean, or reset first:
+//! one that was released with another trajectory's files in it never reaches anybody unreset, and
+//! one whose reset failed is kept back until a later reset succeeds. The trajectory that left files
+//! in a slot gets that slot back as it was, if no other took it meanwhile.
 //!
 //! The owner (the batcher's [`Dispatch`](crate::executor)) carries out the resets that
 //! [`Pool::assign`] and [`Pool::release_with_reset`] ask for, and reports them by
@@ -136,8 +136,9 @@ impl Pool {
     }
 
     /// Puts a trajectory at the end of the waiting room, which holds no slot and does not wait yet.
-    /// With an address it needs a slot of the container there, because something of it is there; it does not have back what it left in a slot. Where that container is gone, or takes no trajectory any more, any
-    /// slot will do: whoever uses it finds out what is missing.
+    /// With an address it needs a slot of the container there, because something of it is there; it
+    /// does not have back what it left in a slot. Where that container is gone, or takes no
+    /// trajectory any more, any slot will do: whoever uses it finds out what is missing.
     pub(crate) fn wait_in(&mut self, trajectory: Arc<str>, addr: Option<&str>) {
         debug_assert!(!self.positions.contains_key(&trajectory));
         let position = self.waiting.push(trajectory.clone());

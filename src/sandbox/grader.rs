@@ -1,8 +1,8 @@
 //! What a grader's command finds: a directory of its own as its home and for temporary files, and
 //! variables that none of those has set whom it judges. Pure.
 //!
-//! Its files, and the directory, are in `isolation::layout`; the descriptor for its verdict is given
-//! to it by `init`.
+//! Its files, and the directory, are in `isolation::layout`; the descriptor for its verdict is
+//! given to it by `init`.
 
 use super::init::VERDICT_FD;
 use super::isolation::GRADER;

@@ -130,7 +130,7 @@ fn a_snapshot_is_kept_until_it_is_dropped_and_what_is_refused_is_told() {
     assert!(refused.to_string().contains("bash, tmux"), "{refused}");
     let made = executor.snapshot("t", &ends).unwrap();
     assert_eq!(&*made.container, "fake");
-    assert_eq!(executor.snapshots().unwrap(), [made.clone()]);
+    assert_eq!(executor.snapshots().unwrap(), std::slice::from_ref(&made));
     executor.drop_snapshot(&made.id).unwrap();
     let gone = executor.drop_snapshot(&made.id).unwrap_err();
     assert!(matches!(gone, SnapshotError::NotFound(id) if id == made.id));

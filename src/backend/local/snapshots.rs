@@ -146,8 +146,8 @@ impl LocalBackend {
         Ok((snapshot.base.clone(), snapshot.network))
     }
 
-    /// Has a slot begin with the files of a snapshot. It is clean, and nothing runs in it. Blocks for
-    /// the making of its machine.
+    /// Has a slot begin with the files of a snapshot. It is clean, and nothing runs in it. Blocks
+    /// for the making of its machine.
     ///
     /// # Errors
     /// See [`SnapshotError`]; the slot is clean then.

@@ -174,10 +174,10 @@ impl Workspace {
         Ok(())
     }
 
-    /// Its files as they are now, to be beneath others. Nothing may change them from then on, for as
-    /// long as that is used. `keeper` is asked for what is to be dropped with the layer whose files
-    /// are in this directory. Gives the directories, too, that are no layer since nothing is in
-    /// them: they can go when the slot has another workspace.
+    /// Its files as they are now, to be beneath others. Nothing may change them from then on, for
+    /// as long as that is used. `keeper` is asked for what is to be dropped with the layer whose
+    /// files are in this directory. Gives the directories, too, that are no layer since nothing is
+    /// in them: they can go when the slot has another workspace.
     pub(crate) fn as_base(
         &self,
         keeper: &mut dyn FnMut(&Path) -> Option<Keeper>,

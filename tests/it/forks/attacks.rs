@@ -35,6 +35,9 @@ def expected():
     return int(match.group(1)) if match else -1
 "#;
 
+/// Its name, the files that the agent writes, and what it does then.
+type Attack = (&'static str, Vec<(String, String)>, &'static str);
+
 fn grader() -> GradeSpec {
     GradeSpec::new("exec python3 -I grader.py")
         .with_files(vec![SpecFile::text("grader.py", GRADER)])
@@ -81,7 +84,7 @@ fn what_agents_do_to_a_grader_gives_them_nothing() {
         let more = more.iter().map(|(path, text)| ((*path).to_owned(), text.clone()));
         [wrong].into_iter().chain(more).collect()
     };
-    let attacks: Vec<(&str, Vec<(String, String)>, &str)> = vec![
+    let attacks: Vec<Attack> = vec![
         (
             "a conftest.py",
             here(&[("conftest.py", forge_at_start.clone()), ("pytest.py", forge_at_start.clone())]),
