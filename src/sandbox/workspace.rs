@@ -47,7 +47,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
-pub(crate) use data_dir::DataDir;
+pub(crate) use data_dir::{DataDir, open_base};
 pub(crate) use layered::{Base, Grading};
 
 use self::layered::{Beneath, Founded};
