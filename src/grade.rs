@@ -163,7 +163,7 @@ pub struct GradeResult {
     pub verdict: Option<String>,
     /// The processes of the trajectory that were ended for it, by name: shells and terminals that
     /// it kept between its calls. Its next call says so.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default)]
     pub ended_processes: Vec<String>,
 }
 

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::ser::{SerializeStruct, Serializer};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -51,7 +52,25 @@ setters! {
     }
 }
 
+/// What is asked of a fork by those who write it as JSON.
+#[cfg_attr(not(any(feature = "capi", feature = "server")), allow(dead_code))]
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ForkRequest {
+    /// The trajectories that are to begin.
+    pub(crate) to: Vec<String>,
+    /// As [`ForkOptions::end_processes`].
+    #[serde(default)]
+    pub(crate) end_processes: bool,
+    /// As [`ForkOptions::spec`].
+    #[serde(default)]
+    pub(crate) spec: TrajectorySpec,
+}
+
 /// What became of one fork.
+///
+/// In JSON `begun` is whether it has begun, `error` says why not, and `outcome` how its calls end
+/// then, if they do.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Fork {
@@ -59,6 +78,22 @@ pub struct Fork {
     pub trajectory_id: String,
     /// Whether it has begun; else why not.
     pub begun: Result<(), BeginError>,
+}
+
+impl Serialize for Fork {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let error = self.begun.as_ref().err();
+        let outcome = error.and_then(|error| match error {
+            BeginError::Failed(failure) => Some(failure.outcome()),
+            _ => None,
+        });
+        let mut fork = serializer.serialize_struct("Fork", 4)?;
+        fork.serialize_field("trajectory_id", &self.trajectory_id)?;
+        fork.serialize_field("begun", &error.is_none())?;
+        fork.serialize_field("outcome", &outcome)?;
+        fork.serialize_field("error", &error.map(BeginError::to_string))?;
+        fork.end()
+    }
 }
 
 impl Fork {
@@ -88,7 +123,7 @@ pub struct SnapshotInfo {
     pub bytes: Option<u64>,
     /// What was ended for it, by name: only in the answer of
     /// [`snapshot`](crate::ToolExecutor::snapshot).
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default)]
     pub ended_processes: Vec<String>,
 }
 
