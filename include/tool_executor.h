@@ -196,6 +196,14 @@ enum te_status
    */
   TE_BAD_ARCHIVE = 46,
   /**
+   * The trajectory keeps processes that would end with a snapshot.
+   */
+  TE_KEEPS_PROCESSES = 47,
+  /**
+   * As many snapshots are kept as may be, or were made of the trajectory.
+   */
+  TE_TOO_MANY_SNAPSHOTS = 48,
+  /**
    * This process is a fork of the one that made the handle. Its threads are not here: nothing
    * works but freeing.
    */
@@ -699,7 +707,8 @@ void te_tool_reply_free(struct te_tool_reply *reply);
  *                     "ca_pem": "..."}
  *     "policy": {"allow_network": true, "require_sandbox": false,
  *                "require_stateful_sandbox": false,
- *                "unknown_arguments": "refuse", "output_order": "separate"}
+ *                "unknown_arguments": "refuse", "output_order": "separate",
+ *                "background": "end"}
  *     "tools":  {"builtin": true, "external": [SCHEMA, ...]}     (see te_tools_add)
  *     "batch_policy": "adaptive" or "window", "batch_window_s": 0.02, "max_batch_size": 200,
  *     "queue_capacity": 65536, "queue_timeout_s": 3600, "acquire_timeout_s": 600,

@@ -22,17 +22,17 @@ fn put(out: &Out<te_buffer>, value: &impl Serialize) -> Result<(), Fault> {
 
 /// Keeps the files of a trajectory as they are, for others to begin from, after the trajectory's
 /// earlier calls and before its later ones. Blocks for its turn and some milliseconds. Nothing is
-/// copied, and the trajectory goes on with its files. What is in memory – /dev/shm, and in a machine
-/// on the host's files what is beside the workspace, /tmp and the home directory – is not kept, and
-/// gone.
+/// copied, and the trajectory goes on with its files. What is in memory – /dev/shm, and in a
+/// machine on the host's files what is beside the workspace, /tmp and the home directory – is not
+/// kept, and gone.
 ///
 /// `options` is a JSON object: {"end_processes": false}; it may be left out (a length of 0). A
 /// trajectory that keeps shells, terminals or background processes is TE_KEEPS_PROCESSES unless it
 /// is true.
 ///
-/// On success `*snapshot` is a JSON object {"id", "container", "parent", "age_s", "layers", "bytes",
-/// "ended_processes"}, the caller's, to be freed by te_buffer_free(). The snapshot is kept until
-/// te_snapshot_drop() or the executor's end.
+/// On success `*snapshot` is a JSON object {"id", "container", "parent", "age_s", "layers",
+/// "bytes", "ended_processes"}, the caller's, to be freed by te_buffer_free(). The snapshot is kept
+/// until te_snapshot_drop() or the executor's end.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn te_snapshot(
     executor: *const te_executor,
@@ -81,13 +81,13 @@ pub unsafe extern "C" fn te_snapshots(
 /// Begins trajectories with the files that another has now, and blocks until each of them has its
 /// slot or cannot have one; in order as te_snapshot().
 ///
-/// `request` is a JSON object: {"to": ["id", ...], "end_processes": false, "spec": {}}; only "to" is
-/// needed. "spec" is what else each begins with, without "image" and "snapshot".
+/// `request` is a JSON object: {"to": ["id", ...], "end_processes": false, "spec": {}}; only "to"
+/// is needed. "spec" is what else each begins with, without "image" and "snapshot".
 ///
 /// On success `*forks` is a JSON array with an object for each of "to", in their order:
-/// {"trajectory_id", "begun", "outcome", "error"}, where "begun" is whether it has begun, "error" says
-/// why not, and "outcome" how its calls end then, if they do. It is the caller's, to be freed by
-/// te_buffer_free(). Any other status: nothing has begun.
+/// {"trajectory_id", "begun", "outcome", "error"}, where "begun" is whether it has begun, "error"
+/// says why not, and "outcome" how its calls end then, if they do. It is the caller's, to be freed
+/// by te_buffer_free(). Any other status: nothing has begun.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn te_fork(
     executor: *const te_executor,
@@ -122,9 +122,10 @@ pub unsafe extern "C" fn te_fork(
 /// ```
 ///
 /// of which only "command" is needed. A command that fails is TE_OK too: on success `*grade` is a
-/// JSON object {"result", "stdout", "stderr", "verdict", "ended_processes"}, where "result" is that of
-/// a call (te_result_json()), and "verdict" the text that the command wrote to the descriptor whose
-/// number is in TOOL_EXECUTOR_VERDICT_FD, or null. It is the caller's, to be freed by te_buffer_free().
+/// JSON object {"result", "stdout", "stderr", "verdict", "ended_processes"}, where "result" is that
+/// of a call (te_result_json()), and "verdict" the text that the command wrote to the descriptor
+/// whose number is in TOOL_EXECUTOR_VERDICT_FD, or null. It is the caller's, to be freed by
+/// te_buffer_free().
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn te_grade(
     executor: *const te_executor,
