@@ -7,6 +7,7 @@
 //! resets have threads of their own, `tool-reset-N`, so that they delay no calls.
 
 mod calls;
+mod image;
 mod network;
 mod resets;
 mod snapshots;
@@ -51,7 +52,7 @@ use crate::sandbox::spool::Spool;
 use crate::sandbox::supervisor::Supervisor;
 use crate::sandbox::terminal::{self, Terminals, Tmux};
 use crate::sandbox::user::CommandUser;
-use crate::sandbox::workspace::{DataDir, Workspace};
+use crate::sandbox::workspace::{DataDir, ImageFiles, Workspace};
 use crate::spec::{SnapshotId, SpecField, TrajectorySpec};
 use crate::tool::{Outcome, ToolResult};
 
@@ -84,6 +85,8 @@ pub struct LocalBackend(Arc<Inner>);
 struct Inner {
     /// Why all slots are one user, if they are.
     one_user: Option<String>,
+    /// The image whose files slots have that are given nothing else.
+    image: Option<Arc<ImageFiles>>,
     supervisor: Arc<Supervisor>,
     limits: Arc<Limits>,
     terminals: Terminals,
@@ -182,7 +185,15 @@ impl LocalBackend {
     /// The first entry that could not be copied; the others are.
     pub fn save_workspace(&self, slot: &SlotRef, dest: &Path) -> std::io::Result<()> {
         match self.0.slots.get(slot.index) {
-            Some(slot) => slot.workspace().save_to(dest),
+            Some(slot) => {
+                let workspace = slot.workspace();
+                if workspace.needs_machine() {
+                    let network = slot.has_network.load(Ordering::Acquire);
+                    let founded = self.0.supervisor.root(&workspace, network);
+                    founded.map_err(std::io::Error::other)?;
+                }
+                workspace.save_to(dest)
+            }
             None => Err(std::io::Error::other(format!("there is no slot {}", slot.name))),
         }
     }

@@ -33,15 +33,15 @@ use crate::grade::{GradeResult, GradeSpec, MAX_VERDICT};
 use crate::sandbox::bash::bash_result;
 use crate::sandbox::grader;
 use crate::sandbox::supervisor::{CommandSpec, Finished};
-use crate::sandbox::workspace::{Base, Remains, Workspace, WorkspaceError};
+use crate::sandbox::workspace::{Base, NoGrading, Remains, Workspace, WorkspaceError};
 use crate::snapshot::{SnapshotError, SnapshotId, SnapshotInfo, SnapshotOptions};
 use crate::tool::{OutputOrder, ToolResult};
 
 /// How many snapshots are kept at most.
 const MOST_SNAPSHOTS: usize = 4096;
-/// How many layers may be beneath each of a slot's three directories: all of a machine's have to go
-/// with one message.
-const MOST_LAYERS: usize = 40;
+/// How many layers may be beneath a slot's files, those of its image too: all of a machine's have to
+/// go with one message, and each makes the looking up of files slower.
+const MOST_LAYERS: usize = 100;
 /// How long the end of what runs in a slot is awaited. The supervisor and the terminals give up
 /// before.
 const END_LIMIT: Duration = Duration::from_secs(30);
@@ -320,6 +320,7 @@ impl Snapshots for LocalBackend {
         let made = Arc::new(before.renew_from(&base).map_err(failed)?);
         self.replace(slot.index, place, &before, &made)?;
         counts.store(true, Ordering::Release);
+        made.take_outputs(&before);
         self.0.remove_behind(unused);
         let id = SnapshotId::new(format!("snapshot-{}", Uuid::new_v4().simple()));
         let parent = place.began_from.lock().replace(id.clone());
@@ -338,20 +339,24 @@ impl Snapshots for LocalBackend {
     fn grade(&self, slot: &SlotRef, spec: &GradeSpec) -> Result<GradeResult, SnapshotError> {
         let place = self.place(slot)?;
         self.can_have_layers()?;
-        if let Some(user) = &spec.user {
+        if !self.0.supervisor.isolation().can_cut_network() {
+            let text = "no grader here: the network cannot be taken away from it";
+            return Err(SnapshotError::Unsupported(text.to_owned()));
+        }
+        let before = place.workspace();
+        if let (Some(user), None) = (&spec.user, before.image()) {
             let text = format!(
                 "user is {user:?}; a machine on the host's files has one user: leave it out"
             );
             return Err(SnapshotError::Unsupported(text));
         }
-        if !self.0.supervisor.isolation().can_cut_network() {
-            let text = "no grader here: the network cannot be taken away from it";
-            return Err(SnapshotError::Unsupported(text.to_owned()));
-        }
         let ended_processes = self.end_processes(slot.index, place, true)?;
-        let before = place.workspace();
         let (files, at) = (&spec.files, Path::new(&spec.files_at));
-        let (made, remains) = before.for_grading(files, at).map_err(failed)?;
+        let (made, remains) =
+            before.for_grading(files, at, spec.user.as_deref()).map_err(|error| match error {
+                NoGrading::Workspace(error) => failed(error),
+                NoGrading::User(error) => SnapshotError::Unsupported(error.to_string()),
+            })?;
         let ran = self.run_grader(Arc::new(made), spec);
         // Before its files go, and before anything else runs above the same.
         let left = self.leave(slot.index);
