@@ -175,23 +175,27 @@ impl ImageFiles {
         })
     }
 
-    /// The same files with one more layer above them.
+    /// The same above one layer more, if there is one; its root directory has this mode.
+    pub(super) fn with_layer(&self, layer: Option<Arc<Layer>>, mode: u32) -> Self {
+        let mut above = self.clone();
+        above.frozen.extend(layer);
+        above.mode = mode;
+        above
+    }
+
+    /// The same for commands of another user, in slots whose ids are `owner`'s.
     ///
     /// # Errors
-    /// There are as many as a machine can have; the layer cannot be looked at.
-    pub(super) fn above(&self, layer: Arc<Layer>) -> Result<Self, NoMachine> {
-        if self.layers().count() + 1 >= MOST_TREES {
-            let most = MOST_TREES - 1;
-            return Err(NoMachine::Unsupported(format!(
-                "its image and what was changed are {most} layers, and a machine has no more"
-            )));
-        }
-        let about = layer.path().metadata();
-        let about =
-            about.map_err(|error| NoMachine::Failed(format!("a layer is gone: {error}")))?;
-        let mut frozen = self.frozen.clone();
-        frozen.push(layer);
-        Ok(Self { frozen, mode: about.mode() & 0o7777, ..self.clone() })
+    /// There is no such user.
+    pub(super) fn with_user(
+        &self,
+        user: &str,
+        owner: Option<CommandUser>,
+    ) -> Result<Self, NoMachine> {
+        let (image, frozen) = (self.image.clone(), self.frozen.clone());
+        let user = Some(user.to_owned());
+        let env = BTreeMap::new();
+        Self::find(MachineSpec { image, frozen, user, workdir: None, env }, owner)
     }
 
     /// The image.

@@ -141,8 +141,8 @@ fn what_a_machine_has_changed_can_be_beneath_another_one() {
     bench.output("a", "echo one > /one; rm -r /home; mkdir /home; touch /theirs; chown 7 /theirs");
     let inner = &bench.backend.0;
     let old = inner.slots[0].workspace();
-    let files = old.freeze_image(None).unwrap().unwrap();
-    let above = Arc::new(inner.slots[1].workspace().renew_with(Some(files.clone())).unwrap());
+    let (base, _) = old.as_base(&mut |_| None).unwrap();
+    let above = Arc::new(inner.slots[1].workspace().renew_from(&base).unwrap());
     *inner.slots[1].workspace.lock() = above;
     let seen =
         bench.output("b", "cat /one; ls /home; stat -c %u /one /theirs /bin; echo two > /one");
