@@ -211,6 +211,20 @@ fn a_machine_with_another_network_has_the_same_files() {
 }
 
 #[test]
+fn each_jail_of_a_machine_sees_the_image_and_nothing_of_how_it_was_made() {
+    let image = Image::new();
+    let bench = Bench::try_new(&image, LocalConfig::new(1).with_warm_slots(false)).unwrap();
+    let all = "app\nbin\ndev\netc\nhome\nproc\nroot\nrun\nsys\ntmp";
+    for round in 0..3 {
+        assert_eq!(bench.output("ls /; ls /dev/null"), format!("{all}\n/dev/null"), "{round}");
+        let mounts = bench.output("cat /proc/self/mountinfo");
+        let roots = mounts.lines().filter(|line| line.split(' ').nth(4) == Some("/"));
+        assert_eq!(roots.count(), 1, "{mounts}");
+        assert!(!mounts.contains("/.layers ") && !mounts.contains("/.root "), "{mounts}");
+    }
+}
+
+#[test]
 fn what_the_operator_gives_is_in_an_image_too() {
     let image = Image::new();
     let given = directory();
@@ -295,4 +309,50 @@ fn slots_with_one_id_have_an_image_too() {
         "0\n0\nof the image"
     );
     bench.output("rm -r /app /etc; mkdir /etc; echo x > /etc/passwd");
+}
+
+/// A directory of an image that is a link out of it, in the way of what is mounted there.
+#[test]
+fn directories_that_are_links_lead_nowhere_else() {
+    let outside = directory();
+    fs::create_dir(outside.path().join("empty")).unwrap();
+    let out = outside.path().display().to_string();
+    for (name, target) in [
+        ("etc", out.as_str()),
+        ("etc", "../../../../../../../../../../../../proc/self/root/etc"),
+        ("etc", "/proc/1/root"),
+        ("tmp", out.as_str()),
+        ("run", "/tmp"),
+        ("run", "/run"),
+        ("sys", out.as_str()),
+        ("root", "../.."),
+    ] {
+        let image = Image::new();
+        let _ = fs::remove_dir_all(image.at(name));
+        symlink(target, image.at(name)).unwrap();
+        // It may be refused, or run; the host is as it was.
+        if let Ok(bench) = Bench::try_new(&image, LocalConfig::new(1)) {
+            let seen = format!("ls {out}; touch {out}/made /run/made /tmp/made /root/made; ls /");
+            let result = bench.call("t", bash(&seen));
+            assert!(!result.output.contains("empty"), "{name} -> {target}: {result:?}");
+            let refused = result.outcome == Outcome::BackendFailed;
+            assert!(refused || result.output.contains("busybox") || result.output.contains("bin"));
+        }
+        assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 1, "{name} -> {target}");
+        assert!(!Path::new("/run/made").exists() && !Path::new("/root/made").exists());
+    }
+}
+
+/// What fills a slot's limit of bytes is counted wherever it is written in an image.
+#[test]
+fn what_is_written_in_an_image_counts_towards_the_slots_limits() {
+    let image = Image::new();
+    let mut config = LocalConfig::new(1);
+    config.limits.workspace_bytes = Some(4 << 20);
+    let bench = Bench::try_new(&image, config).unwrap();
+    let result =
+        bench.call("t", bash("while true; do dd if=/dev/zero bs=64k count=1 >> /opt; done"));
+    assert_eq!(result.outcome, Outcome::DiskFull, "{result:?}");
+    let size = bench.call("t", bash("stat -c %s /opt; rm /opt; echo removed"));
+    assert!(size.output.ends_with("removed"), "{size:?}");
 }
