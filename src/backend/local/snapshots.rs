@@ -251,6 +251,7 @@ impl LocalBackend {
         let Err(why) = self.0.supervisor.root(made, network) else { return Ok(()) };
         *place.workspace.lock() = before.clone();
         let left = self.leave(index);
+        before.take_outputs(made);
         self.0.remove_behind(made.remains());
         left?;
         let text = format!("cannot make a sandbox above the files that were kept: {why}");
@@ -318,9 +319,10 @@ impl Snapshots for LocalBackend {
         };
         let (base, unused) = before.as_base(&mut keeper).map_err(failed)?;
         let made = Arc::new(before.renew_from(&base).map_err(failed)?);
+        // Before its machine shows them.
+        made.take_outputs(&before);
         self.replace(slot.index, place, &before, &made)?;
         counts.store(true, Ordering::Release);
-        made.take_outputs(&before);
         self.0.remove_behind(unused);
         let id = SnapshotId::new(format!("snapshot-{}", Uuid::new_v4().simple()));
         let parent = place.began_from.lock().replace(id.clone());
