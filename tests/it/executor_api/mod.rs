@@ -3,6 +3,8 @@
 mod leaving;
 mod refusals;
 mod results;
+#[cfg(target_os = "linux")]
+mod snapshots;
 
 use std::error::Error;
 use std::net::{TcpListener, TcpStream};
