@@ -6,6 +6,7 @@
 //! commands were started. A reset may take minutes, where a trajectory has left a million files:
 //! resets have threads of their own, `tool-reset-N`, so that they delay no calls.
 
+mod begin;
 mod calls;
 mod network;
 mod resets;
@@ -25,8 +26,8 @@ use calls::Running;
 use resets::Resets;
 
 use super::{
-    Artifacts, Backend, Capabilities, Container, Execution, ExecutionId, Isolation, ResetReply,
-    SlotRef,
+    Artifacts, Backend, BeginReply, Capabilities, Container, Execution, ExecutionId, Isolation,
+    ResetReply, SlotRef,
 };
 use crate::artifact::{
     ArchiveArtifacts, ArchiveSummary, Artifact, ArtifactError, ArtifactList, ListArtifacts,
@@ -49,6 +50,7 @@ use crate::sandbox::supervisor::Supervisor;
 use crate::sandbox::terminal::{self, Terminals, Tmux};
 use crate::sandbox::user::CommandUser;
 use crate::sandbox::workspace::{DataDir, Workspace};
+use crate::spec::TrajectorySpec;
 use crate::tool::{Outcome, ToolResult};
 
 /// The container's name: there is only one.
@@ -227,6 +229,7 @@ impl Backend for LocalBackend {
             network: Some(self.0.network),
             network_totals: self.0.egress.as_ref().map(|egress| egress.totals()),
             not_filtered_because: not_filtered_because.map(str::to_owned),
+            spec: begin::given(self),
             no_images_because: match isolation {
                 Engine::Jailed(jails) => jails.no_layers_because().map(str::to_owned),
                 Engine::None { .. } => Some("commands are not isolated".to_owned()),
@@ -275,6 +278,10 @@ impl Backend for LocalBackend {
             return reply.send(Err("a process of an earlier call could not be killed".to_owned()));
         }
         resets::reset(&self.0, slot.index, place, reply);
+    }
+
+    fn begin(&self, slot: &SlotRef, spec: &Arc<TrajectorySpec>, reply: BeginReply) {
+        begin::begin(self, slot, spec, reply);
     }
 
     fn cancel(&self, id: ExecutionId) {

@@ -11,6 +11,7 @@ use super::identity::Identity;
 use super::isolation::{self, Isolation};
 use super::limits::Limits;
 use super::provided::Provided;
+use super::settings::Settings;
 use super::shell::{self, Places, Shell};
 use super::spool::Spool;
 use super::user::CommandUser;
@@ -72,7 +73,9 @@ impl Host {
     }
 }
 
-/// The environment of a command whose slot's directories are at these places.
-pub(super) fn environment(places: &Places<'_>, host: &Host) -> Vec<OsString> {
-    host.provided.added_to(shell::environment(places, host.shell, &host.user))
+/// The environment of a command whose slot's directories are at these places, and whose trajectory
+/// has these settings: what is its own wins.
+pub(super) fn environment(places: &Places<'_>, host: &Host, settings: &Settings) -> Vec<OsString> {
+    let common = shell::environment(places, host.shell, &host.user);
+    settings.added_to(host.provided.added_to(common))
 }

@@ -71,7 +71,11 @@ impl Running {
         let script = spawn::memory_file(c"tool-command", &call.script)?;
         let reaper = reaper::start(&reaper::Command {
             program: &CString::new(host.shell.path())?,
-            environment: &CStringArray::new(environment(&spec.workspace.on_host(), host))?,
+            environment: &CStringArray::new(environment(
+                &spec.workspace.on_host(),
+                host,
+                spec.workspace.settings(),
+            ))?,
             arguments: &CStringArray::new(call.argv)?,
             directory: spec.workspace.path(),
             stdio: [stdin.as_ref().unwrap_or(&host.null).as_fd(), stdout.as_fd(), stderr.as_fd()],

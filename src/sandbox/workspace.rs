@@ -35,8 +35,8 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, Mode, OFlags};
@@ -46,6 +46,7 @@ pub(crate) use data_dir::DataDir;
 
 use super::identity::Identity;
 use super::paths::{MOUNT_POINT, Mount, Root, TEMPORARY, View};
+use super::settings::{self, Settings};
 use super::shell::Places;
 use super::tree::{self, TreeError};
 use super::user::{CommandUser, WeakRoot};
@@ -166,6 +167,8 @@ pub(crate) struct Workspace {
     owner: Option<CommandUser>,
     /// How many calls have had their output kept in a file.
     outputs: AtomicU64,
+    /// What its trajectory's commands have beside what all have.
+    settings: OnceLock<Settings>,
 }
 
 /// A directory that was made at `path`, held.
@@ -223,7 +226,18 @@ impl Workspace {
             }
         })?;
         let (outputs, sessions) = (AtomicU64::new(0), of_slot.join(SESSIONS_NAME));
-        Ok(Self { slot, life, workspace, temporary, home, sessions, identity, owner, outputs })
+        Ok(Self {
+            slot,
+            life,
+            workspace,
+            temporary,
+            home,
+            sessions,
+            identity,
+            owner,
+            outputs,
+            settings: OnceLock::new(),
+        })
     }
 
     /// A new, empty workspace for its slot. Blocks for the making of three directories.
@@ -233,6 +247,22 @@ impl Workspace {
     pub(crate) fn renew(&self) -> Result<Self, WorkspaceError> {
         let of_slot = self.path().parent().unwrap_or(Path::new("/"));
         Self::create_in(of_slot, self.slot, self.life + 1, self.owner, self.identity.clone())
+    }
+
+    /// What its trajectory's commands have beside what all have.
+    pub(super) fn settings(&self) -> &Settings {
+        self.settings.get().unwrap_or(&settings::NOTHING)
+    }
+
+    /// Whether its trajectory's commands have no network, whatever their calls say.
+    pub(crate) fn cuts_network(&self) -> bool {
+        self.settings().cuts_network
+    }
+
+    /// Sets them, once: before anything runs in it.
+    pub(crate) fn set(&self, settings: Settings) {
+        let is_first = self.settings.set(settings).is_ok();
+        debug_assert!(is_first, "the settings of a workspace are set once");
     }
 
     /// What is to be removed of it once its slot has another. Holds no descriptors.
@@ -257,6 +287,7 @@ impl Workspace {
             identity: self.identity.clone(),
             owner: self.owner,
             outputs: AtomicU64::new(0),
+            settings: self.settings.clone(),
         }
     }
 

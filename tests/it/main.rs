@@ -67,6 +67,8 @@ mod slow;
 #[cfg(all(target_os = "linux", feature = "server"))]
 mod slurm;
 #[cfg(target_os = "linux")]
+mod specs;
+#[cfg(target_os = "linux")]
 mod stopped;
 #[cfg(all(target_os = "linux", feature = "server"))]
 mod threads;

@@ -29,7 +29,7 @@ pub(super) enum Command {
 impl LocalBackend {
     pub(super) fn bash(&self, execution: Execution) {
         let Execution { id, slot, arguments, timeout, reply, .. } = execution;
-        let policy = self.bounded(IsolationPolicy::from_arguments(&arguments));
+        let policy = self.bounded(slot.index, IsolationPolicy::from_arguments(&arguments));
         let isolation = self.0.supervisor.isolation();
         let (sandboxed, can_cut_network) = (isolation.is_sandboxed(), isolation.can_cut_network());
         if let Some(refusal) = policy.refusal(sandboxed, can_cut_network) {
@@ -68,7 +68,7 @@ impl LocalBackend {
 
     pub(super) fn bash_stateful(&self, execution: Execution) {
         let Execution { id, slot, arguments, timeout, reply, .. } = execution;
-        let policy = self.bounded(stateful::policy(&arguments));
+        let policy = self.bounded(slot.index, stateful::policy(&arguments));
         let isolation = self.0.supervisor.isolation();
         let (sandboxed, can_cut_network) = (isolation.is_sandboxed(), isolation.can_cut_network());
         if let Some(refusal) = stateful::refusal(policy, sandboxed, can_cut_network) {
@@ -123,7 +123,7 @@ impl LocalBackend {
             }
             Err(refusal) => return reply.send(*refusal),
         };
-        let policy = self.bounded(stateful::policy(&arguments));
+        let policy = self.bounded(slot.index, stateful::policy(&arguments));
         let isolation = self.0.supervisor.isolation();
         let (sandboxed, can_cut_network) = (isolation.is_sandboxed(), isolation.can_cut_network());
         if let Some(why) = stateful::lacking(policy, sandboxed, can_cut_network) {

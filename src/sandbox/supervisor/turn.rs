@@ -300,7 +300,7 @@ impl Turn {
             workspace,
             network,
             program: Path::new(shell.path()),
-            environment: environment(&workspace.inside(), host),
+            environment: environment(&workspace.inside(), host, workspace.settings()),
             open_files: host.open_files,
         };
         let plan = jails.plan(contents);

@@ -645,7 +645,7 @@ fn reaper_end(report: Report) -> KeptEnd {
 
 /// The program's environment: that of every command, and the plan's own variables.
 fn variables(plan: &Plan<'_>, places: &Places<'_>, host: &Host) -> Vec<OsString> {
-    let common = environment(places, host);
+    let common = environment(places, host, plan.workspace.settings());
     let named = |entry: &OsString, name: &str| {
         entry.as_bytes().strip_prefix(name.as_bytes()).is_some_and(|rest| rest.starts_with(b"="))
     };
