@@ -176,6 +176,10 @@ enum te_status
    */
   TE_IO = 38,
   /**
+   * There is no room for it in the slot.
+   */
+  TE_DISK_FULL = 39,
+  /**
    * The tool's call was answered before.
    */
   TE_ALREADY_ANSWERED = 40,
@@ -183,6 +187,14 @@ enum te_status
    * The process has a logger of its own: the host is a Rust program.
    */
   TE_LOGGER_TAKEN = 41,
+  /**
+   * What is at the path is the kernel's, and no file.
+   */
+  TE_REFUSED = 45,
+  /**
+   * The tar stream is none, or has what cannot be unpacked.
+   */
+  TE_BAD_ARCHIVE = 46,
   /**
    * This process is a fork of the one that made the handle. Its threads are not here: nothing
    * works but freeing.

@@ -1,11 +1,12 @@
-//! Artifacts: the files of a slot's workspace, read, listed and archived from outside.
+//! Artifacts: the files of a slot, read, listed, archived and put from outside.
 //!
 //! What is asked and what is answered, as plain types. The engine's
 //! side is `sandbox::artifacts`, the wire's is `wire::sandbox`, and users call
 //! [`ToolExecutor::read_artifact`](crate::ToolExecutor::read_artifact) and its kin.
 //!
-//! Paths mean what they mean to commands: they are relative to the workspace, or begin with
-//! `/workspace`, `/tmp` or the home directory; symlinks are followed as long as they stay in these.
+//! Paths mean what they mean to commands: they are relative to the workspace, or absolute, and
+//! symlinks are followed. What is in `/proc`, `/dev` and `/sys` is refused. Where commands are in
+//! no sandbox, only `/workspace`, `/tmp` and the home directory are reached.
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -244,9 +245,12 @@ pub enum ArtifactError {
     /// The trajectory holds no slot: it has run nothing in a sandbox, or was released.
     #[error("No active slot for trajectory (run a sandbox tool first)")]
     NoSlot,
-    /// The path leads out of the workspace.
+    /// The path leads out of the slot's directories, and there is no sandbox around them.
     #[error("Access denied: path outside workspace")]
     Outside,
+    /// What is at this path is not to be read or written from outside; why, in words.
+    #[error("{0}")]
+    Refused(String),
     /// Nothing is at this path.
     #[error("Not found: {0}")]
     NotFound(String),
@@ -263,6 +267,29 @@ pub enum ArtifactError {
         bytes: u64,
         /// How large it was allowed to be.
         max: u64,
+    },
+    /// What was asked for makes no sense, or not in this slot: why, and what would be right.
+    #[error("{0}")]
+    Invalid(String),
+    /// The tar stream that was to be unpacked is none, or has what cannot be unpacked.
+    #[error("the tar stream is of no use: {0}")]
+    BadArchive(String),
+    /// There is no room for it in the slot.
+    #[error("no room for '{path}' in the slot: {why}")]
+    DiskFull {
+        /// What could not be written whole. Nothing of it is left.
+        path: String,
+        /// Which limit is reached.
+        why: String,
+    },
+    /// A tree was put into a directory that was there before, and not all of it: what was put so
+    /// far stays.
+    #[error("{source}; {put} entries before that are in place")]
+    Partial {
+        /// How many entries of the tree are in place.
+        put: u64,
+        /// What went wrong with the next one.
+        source: Box<ArtifactError>,
     },
     /// The sandbox that held the workspace is gone, or does not answer.
     #[error("the sandbox was lost: {0}")]

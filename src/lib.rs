@@ -125,8 +125,8 @@ pub use executor::{
 };
 pub use interrupt::Interrupt;
 pub use spec::{
-    BackgroundProcesses, MAX_SPEC_FILES, MAX_SPEC_FILES_BYTES, SnapshotId, SpecField, SpecFile,
-    SpecFileContent, TrajectoryLimits, TrajectorySpec,
+    MAX_SPEC_FILES, MAX_SPEC_FILES_BYTES, SnapshotId, SpecField, SpecFile, SpecFileContent,
+    TrajectoryLimits, TrajectorySpec,
 };
 pub use tool::{
     Handler, JsonObject, MAX_TIMEOUT, MIN_TIMEOUT, OpenAiCallError, Outcome, RegisterError,
@@ -140,7 +140,8 @@ pub use tool::format;
 #[cfg(target_os = "linux")]
 pub mod image {
     pub use crate::sandbox::image::{
-        Digest, ImageConfig, ImageError, ImageErrorKind, ImageLimits, ImageSource, StoredIds,
+        Digest, ImageConfig, ImageError, ImageErrorKind, ImageLimits, ImageSource, ImageStore,
+        ImportStep, Pruned, StoredIds, StoredImage, StoredLayer,
     };
 }
 

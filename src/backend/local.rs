@@ -44,6 +44,7 @@ use crate::sandbox::etc::EtcCopy;
 use crate::sandbox::isolation::Isolation as Engine;
 use crate::sandbox::limits::{Filter, Limits};
 use crate::sandbox::provided::Provided;
+use crate::sandbox::reach::Reach;
 use crate::sandbox::shell;
 use crate::sandbox::spool::Spool;
 use crate::sandbox::supervisor::Supervisor;
@@ -101,6 +102,8 @@ struct Inner {
 struct Slot {
     /// The present one; each reset puts another in its place.
     workspace: Mutex<Arc<Workspace>>,
+    /// Whether its latest command could use the network: that decides which machine it had.
+    has_network: AtomicBool,
     /// A command could not be killed: what is left of it may touch the workspace for ever.
     haunted: Arc<AtomicBool>,
     /// Who waits for the reset that is under way, or waits for its thread; empty if there is none.
@@ -110,6 +113,14 @@ struct Slot {
 impl Slot {
     fn workspace(&self) -> Arc<Workspace> {
         self.workspace.lock().clone()
+    }
+
+    /// Does `work` with its files, and with what is around them in the machine that its latest
+    /// command had.
+    fn with_files<T>(&self, supervisor: &Supervisor, work: impl FnOnce(Reach<'_>) -> T) -> T {
+        let workspace = self.workspace();
+        let find_root = || supervisor.root(&workspace, self.has_network.load(Ordering::Acquire));
+        work(Reach::new(&workspace, &find_root))
     }
 }
 
@@ -184,14 +195,17 @@ impl LocalBackend {
         (level, weakened_because.collect())
     }
 
-    fn workspace(&self, slot: &SlotRef) -> Result<Arc<Workspace>, ArtifactError> {
-        match self.0.slots.get(slot.index) {
-            Some(slot) => Ok(slot.workspace()),
-            None => {
-                let text = format!("there is no slot {}", slot.name);
-                Err(ArtifactError::Io(text.clone(), std::io::Error::other(text)))
-            }
-        }
+    /// Does `work` with the files of a slot, as its latest command saw them.
+    fn with_files<T>(
+        &self,
+        slot: &SlotRef,
+        work: impl FnOnce(Reach<'_>) -> Result<T, ArtifactError>,
+    ) -> Result<T, ArtifactError> {
+        let Some(place) = self.0.slots.get(slot.index) else {
+            let text = format!("there is no slot {}", slot.name);
+            return Err(ArtifactError::Io(text.clone(), std::io::Error::other(text)));
+        };
+        place.with_files(&self.0.supervisor, work)
     }
 }
 
@@ -321,11 +335,11 @@ impl Backend for LocalBackend {
 
 impl Artifacts for LocalBackend {
     fn read(&self, slot: &SlotRef, request: &ReadArtifact) -> Result<Artifact, ArtifactError> {
-        artifacts::read(&*self.workspace(slot)?, request)
+        self.with_files(slot, |files| artifacts::read(files, request))
     }
 
     fn list(&self, slot: &SlotRef, request: &ListArtifacts) -> Result<ArtifactList, ArtifactError> {
-        artifacts::list(&*self.workspace(slot)?, request)
+        self.with_files(slot, |files| artifacts::list(files, request))
     }
 
     fn archive(
@@ -334,7 +348,7 @@ impl Artifacts for LocalBackend {
         request: &ArchiveArtifacts,
         into: &mut (dyn Write + Send),
     ) -> Result<ArchiveSummary, ArtifactError> {
-        artifacts::archive(&*self.workspace(slot)?, request, into)
+        self.with_files(slot, |files| artifacts::archive(files, request, into))
     }
 }
 

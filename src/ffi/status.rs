@@ -66,11 +66,18 @@ pub enum te_status {
     TE_UNSUPPORTED = 37,
     /// Reading or writing failed.
     TE_IO = 38,
+    /// There is no room for it in the slot.
+    TE_DISK_FULL = 39,
 
     /// The tool's call was answered before.
     TE_ALREADY_ANSWERED = 40,
     /// The process has a logger of its own: the host is a Rust program.
     TE_LOGGER_TAKEN = 41,
+
+    /// What is at the path is the kernel's, and no file.
+    TE_REFUSED = 45,
+    /// The tar stream is none, or has what cannot be unpacked.
+    TE_BAD_ARCHIVE = 46,
 
     /// This process is a fork of the one that made the handle. Its threads are not here: nothing
     /// works but freeing.
@@ -81,7 +88,7 @@ pub enum te_status {
 
 use te_status::*;
 
-const ALL: [te_status; 28] = [
+const ALL: [te_status; 31] = [
     TE_OK,
     TE_TIMEOUT,
     TE_CLOSED,
@@ -106,8 +113,11 @@ const ALL: [te_status; 28] = [
     TE_SANDBOX_LOST,
     TE_UNSUPPORTED,
     TE_IO,
+    TE_DISK_FULL,
     TE_ALREADY_ANSWERED,
     TE_LOGGER_TAKEN,
+    TE_REFUSED,
+    TE_BAD_ARCHIVE,
     TE_FORKED,
     TE_PANIC,
 ];
@@ -139,6 +149,9 @@ impl te_status {
             TE_SANDBOX_LOST => c"TE_SANDBOX_LOST",
             TE_UNSUPPORTED => c"TE_UNSUPPORTED",
             TE_IO => c"TE_IO",
+            TE_DISK_FULL => c"TE_DISK_FULL",
+            TE_REFUSED => c"TE_REFUSED",
+            TE_BAD_ARCHIVE => c"TE_BAD_ARCHIVE",
             TE_ALREADY_ANSWERED => c"TE_ALREADY_ANSWERED",
             TE_LOGGER_TAKEN => c"TE_LOGGER_TAKEN",
             TE_FORKED => c"TE_FORKED",
@@ -210,19 +223,27 @@ impl From<StartError> for Fault {
 
 impl From<ArtifactError> for Fault {
     fn from(error: ArtifactError) -> Self {
-        let status = match error {
-            ArtifactError::NoSlot => TE_NO_SLOT,
-            ArtifactError::Outside => TE_OUTSIDE_WORKSPACE,
-            ArtifactError::NotFound(_) => TE_NOT_FOUND,
-            ArtifactError::NotAFile(_) => TE_NOT_A_FILE,
-            ArtifactError::UnsupportedType(_) => TE_UNSUPPORTED_TYPE,
-            ArtifactError::TooLarge { .. } => TE_TOO_LARGE,
-            ArtifactError::SandboxLost(_) => TE_SANDBOX_LOST,
-            ArtifactError::Closed => TE_CLOSED,
-            ArtifactError::Unsupported => TE_UNSUPPORTED,
-            ArtifactError::Io(..) => TE_IO,
-        };
-        Self::of(status, &error)
+        Self::of(status_of(&error), &error)
+    }
+}
+
+fn status_of(error: &ArtifactError) -> te_status {
+    match error {
+        ArtifactError::NoSlot => TE_NO_SLOT,
+        ArtifactError::Outside => TE_OUTSIDE_WORKSPACE,
+        ArtifactError::NotFound(_) => TE_NOT_FOUND,
+        ArtifactError::NotAFile(_) => TE_NOT_A_FILE,
+        ArtifactError::UnsupportedType(_) => TE_UNSUPPORTED_TYPE,
+        ArtifactError::TooLarge { .. } => TE_TOO_LARGE,
+        ArtifactError::SandboxLost(_) => TE_SANDBOX_LOST,
+        ArtifactError::Closed => TE_CLOSED,
+        ArtifactError::Unsupported => TE_UNSUPPORTED,
+        ArtifactError::Refused(_) => TE_REFUSED,
+        ArtifactError::Invalid(_) => TE_INVALID_ARGUMENT,
+        ArtifactError::BadArchive(_) => TE_BAD_ARCHIVE,
+        ArtifactError::DiskFull { .. } => TE_DISK_FULL,
+        ArtifactError::Partial { source, .. } => status_of(source),
+        ArtifactError::Io(..) => TE_IO,
     }
 }
 

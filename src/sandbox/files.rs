@@ -1,7 +1,8 @@
 //! The tools `read_file` and `write_file`.
 //!
 //! The engine calls them on its own I/O threads with a call's arguments. They do file system work
-//! beneath the slot's directories only (see [`paths`](super::paths)), and never wait for anybody:
+//! in the slot's machine only (see [`paths`](super::paths)), and never wait for others, but for the
+//! machine where a path is outside of the slot's directories and nothing has run in it yet:
 //! what is not a regular file is refused before it is opened and again after, and every open is
 //! `O_NONBLOCK`, so that no FIFO, device or lease of the model's making can hold a thread.
 //!
@@ -17,9 +18,10 @@ use rustix::fs::{FallocateFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use serde_json::Value;
 
-use super::paths::{PathError, Resolved, file_type};
+use super::paths::{PathError, Resolved, View, file_type};
+use super::reach::Reach;
 use super::user::{Entered, Purpose};
-use super::workspace::{GONE, Workspace};
+use super::workspace::GONE;
 use crate::tool::{JsonObject, Outcome, ToolResult, appends};
 
 /// How often a path is resolved again because what it led to had changed before it was opened.
@@ -30,6 +32,10 @@ enum Failure {
     /// There is no workspace any more. Nothing was done.
     Gone,
     Outside,
+    /// In a directory whose files are the kernel's.
+    Kernel(&'static str),
+    /// The machine that the path leads into cannot be had. Nothing was done.
+    NoMachine(String),
     NotFound,
     NotAFile,
     /// A file of this many bytes.
@@ -54,6 +60,13 @@ impl Failure {
                 result.may_have_executed = false;
                 return result;
             }
+            Self::NoMachine(why) => {
+                let error = format!("cannot reach '{given}': {why}");
+                let mut result = ToolResult::failure(Outcome::BackendFailed, error);
+                result.may_have_executed = false;
+                return result;
+            }
+            Self::Kernel(directory) => kernels(directory),
             Self::Outside => "Access denied: path outside workspace".to_owned(),
             Self::NotFound => format!("File not found: {given}"),
             Self::NotAFile => format!("Not a file: {given}"),
@@ -69,8 +82,8 @@ impl Failure {
 /// `{"path": string = ""}`; the output is the whole text, the metadata `path` (in the sandbox,
 /// symlinks resolved) and `size` (bytes). Failures are [`Outcome::ToolError`], a path that is no
 /// string is [`Outcome::InvalidCall`].
-pub(crate) fn read_file(
-    workspace: &Workspace,
+pub(crate) fn read_file<'a>(
+    files: impl Into<Reach<'a>>,
     arguments: &JsonObject,
     max_bytes: u64,
 ) -> ToolResult {
@@ -78,7 +91,7 @@ pub(crate) fn read_file(
         Ok(given) => given,
         Err(error) => return ToolResult::failure(Outcome::InvalidCall, error),
     };
-    match read(workspace, given, max_bytes) {
+    match read(files.into(), given, max_bytes) {
         Ok((bytes, path)) => {
             let size = bytes.len() as u64;
             let text = match String::from_utf8(bytes) {
@@ -99,8 +112,8 @@ pub(crate) fn read_file(
 /// those of [`read_file`], and of a file that was added to `appended_bytes`. Failures are
 /// [`Outcome::ToolError`], arguments of other types [`Outcome::InvalidCall`]. A file is left as it
 /// was by every failure that can be known beforehand, a full disk included.
-pub(crate) fn write_file(
-    workspace: &Workspace,
+pub(crate) fn write_file<'a>(
+    files: impl Into<Reach<'a>>,
     arguments: &JsonObject,
     max_bytes: u64,
 ) -> ToolResult {
@@ -116,7 +129,7 @@ pub(crate) fn write_file(
         let error = format!("Content too large: {size} bytes (max {max_bytes})");
         return ToolResult::failure(Outcome::ToolError, error);
     }
-    match write(workspace, given, content.as_bytes(), append) {
+    match write(files.into(), given, content.as_bytes(), append) {
         Ok((path, total)) if append => {
             let mut metadata = metadata(path, total);
             metadata.insert("appended_bytes".to_owned(), size.into());
@@ -132,11 +145,12 @@ pub(crate) fn write_file(
 }
 
 /// The content of the file at `given`, and its path in the sandbox.
-fn read(workspace: &Workspace, given: &str, max: u64) -> Result<(Vec<u8>, String), Failure> {
-    let _entered = enter(workspace, given)?;
+fn read(files: Reach<'_>, given: &str, max: u64) -> Result<(Vec<u8>, String), Failure> {
+    let _entered = enter(files, given)?;
+    let view = files.view();
     let mut last = Errno::AGAIN;
     for _ in 0..RACE_TRIES {
-        let place = resolve(workspace, given)?;
+        let place = resolve(&view, given)?;
         let path = place.sandbox_path();
         match (place.rest().len(), place.found()) {
             (0, _) => return Err(Failure::NotAFile),
@@ -178,17 +192,18 @@ fn read_bounded(source: impl Read, max: u64) -> io::Result<Vec<u8>> {
 
 /// Puts `content` into the file at `given`, or at its end; its path in the sandbox, and its size.
 fn write(
-    workspace: &Workspace,
+    files: Reach<'_>,
     given: &str,
     content: &[u8],
     append: bool,
 ) -> Result<(String, u64), Failure> {
     let size = content.len() as u64;
     let access = if append { OFlags::WRONLY | OFlags::APPEND } else { OFlags::WRONLY };
-    let _entered = enter(workspace, given)?;
+    let _entered = enter(files, given)?;
+    let view = files.view();
     let mut last = Errno::AGAIN;
     for _ in 0..RACE_TRIES {
-        let place = resolve(workspace, given)?;
+        let place = resolve(&view, given)?;
         let path = place.sandbox_path();
         let written = match (place.rest().len(), place.found()) {
             (0, _) => Err(Errno::ISDIR),
@@ -212,6 +227,11 @@ fn write(
         }
     }
     Err(Failure::os(last, &workspace_path(given)))
+}
+
+/// Why nothing is read or written in a directory whose files are the kernel's.
+pub(super) fn kernels(directory: &str) -> String {
+    format!("Access denied: what is in /{directory} are no files: only commands can use it")
 }
 
 fn not_regular(path: &str) -> Failure {
@@ -295,7 +315,8 @@ fn reserve(file: &File, offset: u64, size: u64) -> Result<(), Errno> {
 
 /// The tools act as the user that commands run as: what they make is that user's, and they reach
 /// nothing that it could not. Refused where the workspace is gone.
-fn enter(workspace: &Workspace, given: &str) -> Result<Option<Entered>, Failure> {
+fn enter(files: Reach<'_>, given: &str) -> Result<Option<Entered>, Failure> {
+    let workspace = files.workspace();
     if !workspace.is_there() {
         return Err(Failure::Gone);
     }
@@ -303,9 +324,11 @@ fn enter(workspace: &Workspace, given: &str) -> Result<Option<Entered>, Failure>
     entered.map_err(|error| Failure::os(errno_of(&error), &workspace_path(given)))
 }
 
-fn resolve(workspace: &Workspace, given: &str) -> Result<Resolved, Failure> {
-    workspace.view().resolve(given).map_err(|error| match error {
+fn resolve(view: &View<'_>, given: &str) -> Result<Resolved, Failure> {
+    view.resolve(given).map_err(|error| match error {
         PathError::Outside => Failure::Outside,
+        PathError::Kernel(directory) => Failure::Kernel(directory),
+        PathError::NoMachine(why) => Failure::NoMachine(why),
         PathError::Os(errno) => Failure::os(errno, &workspace_path(given)),
     })
 }

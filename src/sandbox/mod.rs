@@ -3,7 +3,7 @@
 //! Each slot has a *workspace*, a directory that commands see as `/workspace`. What the engine is
 //! made of, from the tools down to the kernel:
 //!
-//! - `bash` shapes what a command gave into the tool's result, `ended` what it left running;
+//! - `bash` shapes what a command gave into the tool's result, `background` what it left running;
 //!   `files` is the tools `read_file` and `write_file`; `artifacts` reads, lists and archives a
 //!   workspace for those outside.
 //! - `supervisor` runs any number of commands with one thread. A `command` has `entered` the jail
@@ -20,17 +20,17 @@
 //!   this runs as where the host is root.
 //! - `limits` is what of the machine and of the kernel a slot may use, `descriptors` how many of
 //!   this process's own all slots need.
-//! - `workspace` owns the directories, `paths` finds places beneath them, `tree` empties and
-//!   copies them.
+//! - `workspace` owns the directories, `reach` adds the rest of the slot's machine, `paths` finds
+//!   places in both, `tree` empties and copies directories.
 //!
 //! It knows no trajectories, no queues and no HTTP: `backend::local` puts it behind the executor.
 //! It trusts nothing that a model controls: commands, paths, file contents, output, timing.
 
 pub(crate) mod artifacts;
+mod background;
 pub(crate) mod bash;
 mod command;
 pub(crate) mod descriptors;
-mod ended;
 mod entered;
 pub(crate) mod etc;
 mod events;
@@ -48,6 +48,7 @@ mod output;
 mod outputs;
 mod paths;
 pub(crate) mod provided;
+pub(crate) mod reach;
 mod reaper;
 mod recording;
 mod reports;
@@ -61,6 +62,8 @@ pub(crate) mod supervisor;
 pub(crate) mod terminal;
 #[cfg(test)]
 mod testing;
+#[allow(dead_code, reason = "wired in the next commit")]
+pub(crate) mod toolbox;
 mod tree;
 pub(crate) mod user;
 pub(crate) mod workspace;

@@ -36,17 +36,20 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use crossbeam_channel::bounded;
 use parking_lot::Mutex;
 use rustix::event::{EventfdFlags, epoll, eventfd};
 use rustix::fs::Mode;
 
-use super::ended::EndedProcesses;
+use super::background::BackgroundReport;
 use super::host::Host;
 use super::isolation::Isolation;
+use super::jail::Machine;
 use super::jails::OnGone;
 use super::limits::{Exceeded, Limits};
 use super::machines::{MachineReply, MachineRequest, TakeMachine};
 use super::output::{Capture, Captured};
+use super::paths::Root;
 use super::spool::Spool;
 use super::user::CommandUser;
 use super::workspace::Workspace;
@@ -55,6 +58,10 @@ use turn::Turn;
 
 /// The event data of the wake-up, which no command's event has.
 const WAKE: u64 = u64::MAX;
+
+/// How long a machine is waited for. Its founding has a deadline of its own; this is for the
+/// unforeseen.
+const FOUNDING_LIMIT: Duration = Duration::from_secs(60);
 
 /// What to run, and where.
 #[derive(Debug, Clone)]
@@ -77,6 +84,9 @@ pub(crate) struct CommandSpec {
     pub(crate) stdin: String,
     /// Whether the two output streams are one pipe, of which all is the standard output.
     pub(crate) output_order: OutputOrder,
+    /// Whether what it leaves running goes on, until the slot is left: only in a sandbox, and where
+    /// that has a `/proc` of its own.
+    pub(crate) keeps_background: bool,
 }
 
 /// How a command ended.
@@ -120,9 +130,8 @@ pub(crate) struct Finished {
     /// Whether the end of every process of the command was seen. `false` where that took longer
     /// than the margin of 5 s (a process that hangs in the kernel), or where nobody can tell.
     pub(crate) all_dead: bool,
-    /// What it left running, and was ended with it; `None` where that was nothing, and where nobody
-    /// looked: without a sandbox, and in the shell of a session.
-    pub(crate) ended_processes: Option<EndedProcesses>,
+    /// What became of processes in the background.
+    pub(crate) background: BackgroundReport,
 }
 
 /// Names one run of one supervisor.
@@ -221,6 +230,32 @@ impl Supervisor {
         let request = MachineRequest { workspace, network, reply: MachineReply::new(take) };
         // After the close it is dropped, and says so.
         drop(self.shared.send(Request::Machine(request)));
+    }
+
+    /// The root directory of the machine of the workspace's slot, with the host's network or
+    /// without it; `None` where commands are in no sandbox. Blocks while the machine has to be
+    /// founded.
+    ///
+    /// # Errors
+    /// Why it cannot be had, as one line.
+    pub(crate) fn root(
+        &self,
+        workspace: &Arc<Workspace>,
+        network: bool,
+    ) -> Result<Option<Root>, String> {
+        if !self.isolation.is_sandboxed() {
+            return Ok(None);
+        }
+        let (give, machine) = bounded(1);
+        // There is room. What comes when it is not waited for any more is dropped.
+        let take = Box::new(move |machine| drop(give.try_send(machine)));
+        self.machine(workspace.clone(), network, take);
+        let machine: Arc<Machine> = match machine.recv_timeout(FOUNDING_LIMIT) {
+            Ok(machine) => machine?,
+            Err(_) => return Err("the sandbox was not ready in time".to_owned()),
+        };
+        let root = machine.root().try_clone_to_owned();
+        root.map(|root| Some(Root::held(root))).map_err(|error| error.to_string())
     }
 
     /// Ends a slot's jail, with whatever runs in it, and gives up its machines. Does not block.
@@ -339,7 +374,7 @@ impl Answer {
             sandboxed: self.sandboxed,
             network_isolated: self.network_isolated,
             all_dead: true,
-            ended_processes: None,
+            background: BackgroundReport::default(),
         }
     }
 

@@ -42,10 +42,10 @@ use std::time::{Duration, Instant};
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
-pub(crate) use data_dir::DataDir;
+pub(crate) use data_dir::{DataDir, open_base};
 
 use super::identity::Identity;
-use super::paths::{MOUNT_POINT, Mount, Root, TEMPORARY, View};
+use super::paths::{FindRoot, MOUNT_POINT, Mount, Root, TEMPORARY, View};
 use super::settings::{self, Settings};
 use super::shell::Places;
 use super::tree::{self, TreeError};
@@ -366,14 +366,15 @@ impl Workspace {
         &self.home.root
     }
 
-    /// What the model's paths mean.
-    pub(crate) fn view(&self) -> View<'_> {
+    /// What the model's paths mean, where `find_root` gives what is around its directories.
+    pub(super) fn view<'a>(&'a self, find_root: FindRoot<'a>) -> View<'a> {
         let Places { workspace, temporary, home } = self.inside();
-        View::new([
+        let mounts = vec![
             Mount { place: workspace, alias: None, root: &self.workspace.root },
             Mount { place: temporary, alias: None, root: &self.temporary.root },
             Mount { place: home, alias: Some(self.home()), root: &self.home.root },
-        ])
+        ];
+        View::new(mounts, workspace, find_root)
     }
 
     /// Whether its directory is still where it was made: somebody outside may have removed or

@@ -4,6 +4,8 @@
 #[cfg(target_os = "linux")]
 mod alone;
 mod artifacts;
+#[cfg(target_os = "linux")]
+mod background;
 mod begin;
 #[cfg(target_os = "linux")]
 mod caller;
@@ -20,6 +22,8 @@ mod escape;
 #[cfg(feature = "server")]
 mod executor_api;
 mod fakes;
+#[cfg(target_os = "linux")]
+mod files;
 #[cfg(all(target_os = "linux", feature = "server"))]
 mod fleet;
 mod handlers;

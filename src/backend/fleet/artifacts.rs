@@ -207,7 +207,10 @@ impl Connection {
             let response = self.post_patiently(route, body.as_bytes(), Some(TIME));
             match response.and_then(client::read_json) {
                 Ok(answer) => return Ok(answer),
-                Err(Failure::Refused(403, _)) => return Err(ArtifactError::Outside),
+                Err(Failure::Refused(403, text)) if text.contains("outside workspace") => {
+                    return Err(ArtifactError::Outside);
+                }
+                Err(Failure::Refused(403, text)) => return Err(ArtifactError::Refused(text)),
                 Err(Failure::Refused(404, text)) if text.contains("Not found") => {
                     return Err(ArtifactError::NotFound(path.to_owned()));
                 }

@@ -11,7 +11,9 @@ use crate::sandbox::shell::{self, Shell};
 use crate::sandbox::supervisor::{CommandId, CommandSpec, Finished};
 use crate::sandbox::terminal::result::{self as stateful, stateful_result};
 use crate::sandbox::terminal::{Place, ShellCommand, ShellEnded, TerminalCall, tmux};
-use crate::tool::{BashArguments, DEFAULT_SESSION, Outcome, output_order, session};
+use crate::tool::{
+    BackgroundProcesses, BashArguments, DEFAULT_SESSION, Outcome, output_order, session,
+};
 
 /// A call's command that was started and has not ended yet.
 pub(super) struct Running {
@@ -41,12 +43,14 @@ impl LocalBackend {
             // The model's doing, unlike what the engine itself may fail at.
             Err(why) => return reply.send(not_started(&why, sandboxed)),
         };
+        place.has_network.store(policy.allow_network, Ordering::Release);
         let order = wanted.output_order;
         let spec = CommandSpec {
             workspace: place.workspace(),
             command: shell::script_of(&wanted, Shell::detect()),
             stdin: wanted.stdin.unwrap_or_default().to_owned(),
             output_order: order,
+            keeps_background: wanted.background == BackgroundProcesses::Keep,
             network: policy.allow_network,
             timeout,
             output_limit_chars: self.0.max_output_chars,
@@ -98,6 +102,7 @@ impl LocalBackend {
             Self::tell_usage(egress.as_deref(), index, &mut result);
             reply.send(result);
         };
+        place.has_network.store(policy.allow_network, Ordering::Release);
         let (workspace, network) = (place.workspace(), policy.allow_network);
         let place = Place { slot: slot.index, workspace, network, session };
         let command = ShellCommand { text: command, order };
@@ -145,6 +150,7 @@ impl LocalBackend {
             Self::tell_usage(egress.as_deref(), index, &mut result);
             reply.send(result);
         };
+        place.has_network.store(policy.allow_network, Ordering::Release);
         let (workspace, network) = (place.workspace(), policy.allow_network);
         let session = DEFAULT_SESSION.into();
         let place = Place { slot: slot.index, workspace, network, session };
@@ -206,8 +212,13 @@ impl LocalBackend {
 
     pub(super) fn file(&self, execution: Execution) {
         let Some(slot) = self.0.slots.get(execution.slot.index) else { return };
-        let run = if execution.tool == "read_file" { files::read_file } else { files::write_file };
-        let result = run(&slot.workspace(), &execution.arguments, self.0.max_file_bytes);
+        let result = slot.with_files(&self.0.supervisor, |files| {
+            let (arguments, most) = (&execution.arguments, self.0.max_file_bytes);
+            match execution.tool {
+                "read_file" => files::read_file(files, arguments, most),
+                _ => files::write_file(files, arguments, most),
+            }
+        });
         execution.reply.send(result);
     }
 }

@@ -155,6 +155,7 @@ fn renew(inner: &Inner, index: usize, answer: AnswerAll) {
     let renewed = renewed.map_err(|error: WorkspaceError| error.to_string());
     let remains = renewed.is_ok().then(|| old.remains());
     inner.limits.emptied(old.path());
+    slot.has_network.store(inner.network != super::NetworkMode::None, Ordering::Release);
     let outcome = renewed.map(|workspace| *slot.workspace.lock() = Arc::new(workspace));
     drop(old);
     answer.give(outcome);

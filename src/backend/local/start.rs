@@ -81,6 +81,7 @@ pub(super) fn start(
         .into_iter()
         .map(|workspace| Slot {
             workspace: Mutex::new(workspace),
+            has_network: AtomicBool::new(network != NetworkMode::None),
             haunted: Arc::new(AtomicBool::new(false)),
             resets: Arc::default(),
         })

@@ -1,10 +1,11 @@
 //! A `.tar.gz` of a workspace, or of a part of it, written as it is made.
 //!
 //! It has regular files, directories and symlinks, under their paths from the workspace, or from
-//! the root directory, with modes (without set-user-id and its kin) and modification times. They
-//! belong to root, by number, and to nobody by name: who the sandbox ran as concerns nobody. FIFOs,
-//! sockets and devices are left out, and so is what the sandbox's user may not read. Hard links
-//! become files of their own. Holes in files stay holes (`sparse`).
+//! the root directory (without what is in `/proc`, `/dev` and `/sys`), with modes (without
+//! set-user-id and its kin) and modification times. They belong to root, by number, and to nobody
+//! by name: who the sandbox ran as concerns nobody. FIFOs, sockets and devices are left out, and so
+//! is what the sandbox's user may not read. Hard links become files of their own. Holes in files
+//! stay holes (`sparse`).
 
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
@@ -22,8 +23,9 @@ use super::sparse::{self, Pieces};
 use super::{Found, MAX_DEPTH, as_owner, at_place, first_entries, found, has_entries};
 use crate::artifact::{ArchiveArtifacts, ArchiveSummary, ArtifactError};
 use crate::sandbox::files::open_regular;
+use crate::sandbox::paths::is_kernels;
+use crate::sandbox::reach::Reach;
 use crate::sandbox::tree::OPEN_DIR;
-use crate::sandbox::workspace::Workspace;
 
 /// How long one archive may take.
 const ARCHIVE_TIME: Duration = Duration::from_secs(300);
@@ -51,28 +53,28 @@ const LINK_NAME_BYTES: usize = 100;
 /// # Errors
 /// [`ArtifactError::Outside`], [`NotFound`](ArtifactError::NotFound),
 /// [`TooLarge`](ArtifactError::TooLarge) or [`Io`](ArtifactError::Io), also those of `into`.
-pub(crate) fn archive(
-    workspace: &Workspace,
+pub(crate) fn archive<'a>(
+    files: impl Into<Reach<'a>>,
     request: &ArchiveArtifacts,
     into: &mut (dyn Write + Send),
 ) -> Result<ArchiveSummary, ArtifactError> {
-    archive_within(workspace, request, into, ARCHIVE_TIME)
+    archive_within(files.into(), request, into, ARCHIVE_TIME)
 }
 
 /// [`archive`] with another time limit.
 pub(super) fn archive_within(
-    workspace: &Workspace,
+    files: Reach<'_>,
     request: &ArchiveArtifacts,
     into: &mut (dyn Write + Send),
     time: Duration,
 ) -> Result<ArchiveSummary, ArtifactError> {
-    as_owner(workspace, move || {
+    as_owner(files, move || {
         let given = request.path.as_str();
-        let start = at_place(workspace, given, |place| {
+        let start = at_place(&files.view(), given, |place| {
             let dir = || rustix::io::fcntl_dupfd_cloexec(place.dir(), 0);
             let path = in_archive(place.path());
             match found(place) {
-                Found::Directory => Ok(Start::Directory(dir()?, path)),
+                Found::Directory => Ok(Start::Directory(dir()?, path, place.is_in_root())),
                 Found::Regular(name) => Ok(Start::File(dir()?, name.to_owned(), path)),
                 Found::Other => Ok(Start::Other),
                 Found::Nothing => Err(ArtifactError::NotFound(given.to_owned()).into()),
@@ -135,7 +137,8 @@ fn write(
 
 /// What is to be archived.
 enum Start {
-    Directory(OwnedFd, PathBuf),
+    /// Its path, and whether it is in none of the slot's directories.
+    Directory(OwnedFd, PathBuf, bool),
     /// A file in a directory, and its path.
     File(OwnedFd, OsString, PathBuf),
     Other,
@@ -165,17 +168,17 @@ impl<W: Write> Archiving<W> {
         match start {
             Start::Other => Ok(()),
             Start::File(dir, name, path) => self.file(dir.as_fd(), &name, &path),
-            Start::Directory(dir, path) => {
+            Start::Directory(dir, path, in_root) => {
                 if !path.as_os_str().is_empty() && !self.add_directory(&dir, &path)? {
                     return Ok(());
                 }
-                self.tree(dir, path)
+                self.tree(dir, path, in_root)
             }
         }
     }
 
     /// What is below a directory.
-    fn tree(&mut self, dir: OwnedFd, path: PathBuf) -> io::Result<()> {
+    fn tree(&mut self, dir: OwnedFd, path: PathBuf, in_root: bool) -> io::Result<()> {
         let pending = self.entries(dir.as_fd())?;
         let mut stack = vec![Level { dir, path, pending }];
         while let Some(level) = stack.last_mut() {
@@ -193,6 +196,9 @@ impl<W: Write> Archiving<W> {
                     };
                     if !self.add_directory(&dir, &path)? {
                         break;
+                    }
+                    if in_root && is_kernels(&path) {
+                        continue;
                     }
                     if stack.len() > MAX_DEPTH {
                         self.truncated |= has_entries(dir.as_fd());

@@ -15,36 +15,39 @@ use super::{
 use crate::artifact::{
     ArtifactEntry, ArtifactError, ArtifactList, ListArtifacts, MAX_ARTIFACT_ENTRIES,
 };
-use crate::sandbox::paths::{Resolved, View};
+use crate::sandbox::paths::{Resolved, View, is_kernels};
+use crate::sandbox::reach::Reach;
 use crate::sandbox::tree::OPEN_DIR;
-use crate::sandbox::workspace::Workspace;
 
 /// How long a listing may take. What was not seen by then is left out.
 const LIST_TIME: Duration = Duration::from_secs(60);
 
-/// Lists a directory of the workspace, without itself, or a single file.
+/// Lists a directory, without itself, or a single file.
 ///
 /// A directory's entries come sorted by name. A recursive listing has of each directory first its
 /// directories and then its other entries, and descends into the directories, in this order, once
 /// all are listed. Symlinks are shown as what they lead to, but not descended; those that lead
-/// nowhere or out of the workspace are left out. What is more than [`MAX_DEPTH`] directories deep,
+/// nowhere are left out, and in a slot's directories those that lead out of them. The kernel's
+/// directories are not descended. What is more than [`MAX_DEPTH`] directories deep,
 /// and what a minute is too short for, is left out and counts as truncation; a directory that may
 /// not be read looks empty.
 ///
 /// # Errors
 /// [`ArtifactError::Outside`], [`NotFound`](ArtifactError::NotFound),
 /// [`UnsupportedType`](ArtifactError::UnsupportedType) or [`Io`](ArtifactError::Io).
-pub(crate) fn list(
-    workspace: &Workspace,
+pub(crate) fn list<'a>(
+    files: impl Into<Reach<'a>>,
     request: &ListArtifacts,
 ) -> Result<ArtifactList, ArtifactError> {
+    let files = files.into();
     let given = request.path.as_str();
     let most = request.max_entries.clamp(1, MAX_ARTIFACT_ENTRIES);
-    as_owner(workspace, || {
-        let start = at_place(workspace, given, |place| match found(place) {
+    as_owner(files, || {
+        let view = files.view();
+        let start = at_place(&view, given, |place| match found(place) {
             Found::Directory => {
                 let dir = rustix::io::fcntl_dupfd_cloexec(place.dir(), 0)?;
-                Ok(Start::Directory(Level::new(dir, place.path())))
+                Ok(Start::Directory(Level::new(dir, place.path()), place.is_in_root()))
             }
             Found::Regular(_) => Ok(Start::File(target(place)?)),
             Found::Other => Err(ArtifactError::UnsupportedType(given.to_owned()).into()),
@@ -52,12 +55,13 @@ pub(crate) fn list(
         })?;
         match start {
             Start::File(entry) => Ok(ArtifactList { entries: vec![entry], truncated: false }),
-            Start::Directory(level) => {
+            Start::Directory(level, in_root) => {
                 let deadline = Instant::now() + LIST_TIME;
-                let view = workspace.view();
+                // A link out of the slot's directories is of interest only to who looks outside.
+                let view = if in_root { view } else { files.view_of_directories() };
                 let recursive = request.recursive;
                 let list = ArtifactList::default();
-                let mut listing = Listing { view, recursive, most, deadline, list };
+                let mut listing = Listing { view, in_root, recursive, most, deadline, list };
                 listing.walk(level).map_err(|errno| failed(given, errno))?;
                 Ok(listing.list)
             }
@@ -68,7 +72,8 @@ pub(crate) fn list(
 /// What is to be listed.
 enum Start {
     File(ArtifactEntry),
-    Directory(Level),
+    /// And whether it is in none of the slot's directories.
+    Directory(Level, bool),
 }
 
 /// A directory whose entries are listed, and whose directories are still to be descended.
@@ -87,6 +92,7 @@ impl Level {
 /// The state of one listing.
 struct Listing<'a> {
     view: View<'a>,
+    in_root: bool,
     recursive: bool,
     most: usize,
     deadline: Instant,
@@ -127,11 +133,13 @@ impl Listing<'_> {
     /// that there are more.
     fn directory(&mut self, level: &mut Level) -> Result<(), Errno> {
         let room = self.most.saturating_add(1).saturating_sub(self.list.entries.len());
-        let (view, recursive, path) = (&self.view, self.recursive, &level.path);
+        let (view, in_root, recursive) = (&self.view, self.in_root, self.recursive);
+        let path = &level.path;
         let dir = level.dir.as_fd();
         let first = first_entries(dir, room, self.deadline, |name, stat| {
-            let (entry, descend) = look(view, path, name, stat)?;
-            Some((recursive && !entry.is_dir, (entry, recursive && descend)))
+            let (entry, is_directory) = look(view, path, name, stat)?;
+            let descend = recursive && is_directory && !(in_root && is_kernels(&path.join(name)));
+            Some((recursive && !entry.is_dir, (entry, descend)))
         })?;
         self.list.truncated |= first.late;
         for entry in first.entries {

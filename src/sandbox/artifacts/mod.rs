@@ -1,8 +1,8 @@
-//! Artifacts: a workspace read, listed and archived for those outside of the sandbox.
+//! Artifacts: a slot's files read, listed and archived for those outside of the sandbox.
 //!
 //! The functions here work on what a model has made and may still be changing. As everywhere in
 //! the engine, every place is reached from a held directory, one component at a time (see
-//! [`paths`](super::paths)), so nothing outside the slot's directories is ever seen; only regular files are
+//! [`paths`](super::paths)), so nothing outside the slot's machine is ever seen; only regular files are
 //! opened for reading, and never in a way that could block. What one request costs is bounded: in
 //! memory by its own limits, in time by a deadline, in descriptors by [`MAX_DEPTH`].
 //!
@@ -32,11 +32,12 @@ pub(crate) use archive::archive;
 pub(crate) use list::list;
 pub(crate) use read::read;
 
-use super::files::{RACE_TRIES, raced};
-use super::paths::{PathError, Resolved};
+use super::files::{RACE_TRIES, kernels, raced};
+use super::paths::{PathError, Resolved, View};
+use super::reach::Reach;
 use super::tree::{is_dot, read_dir};
 use super::user::{Purpose, on_own_thread};
-use super::workspace::{GONE, Workspace};
+use super::workspace::GONE;
 use crate::artifact::ArtifactError;
 
 /// Directories nested deeper than this below the one asked for are not descended: a walk holds a
@@ -46,9 +47,10 @@ const MAX_DEPTH: usize = 100;
 /// Does `work` as the workspace's owner, on a thread of its own; on this one if there is no owner.
 /// Refused where the workspace is gone.
 fn as_owner<T: Send>(
-    workspace: &Workspace,
+    files: Reach<'_>,
     work: impl FnOnce() -> Result<T, ArtifactError> + Send,
 ) -> Result<T, ArtifactError> {
+    let workspace = files.workspace();
     if !workspace.is_there() {
         return Err(ArtifactError::SandboxLost(GONE.to_owned()));
     }
@@ -67,16 +69,13 @@ fn as_owner<T: Send>(
 /// Resolves `given` and does `work` there, again if the place changed meanwhile, which `work` says
 /// by an error that [`raced`].
 fn at_place<T>(
-    workspace: &Workspace,
+    view: &View<'_>,
     given: &str,
     mut work: impl FnMut(&Resolved) -> Result<T, Failure>,
 ) -> Result<T, ArtifactError> {
     let mut last = Errno::AGAIN;
     for _ in 0..RACE_TRIES {
-        let place = workspace.view().resolve(given).map_err(|error| match error {
-            PathError::Outside => ArtifactError::Outside,
-            PathError::Os(errno) => failed(given, errno),
-        })?;
+        let place = view.resolve(given).map_err(|error| no_place(error, given))?;
         match work(&place) {
             Ok(done) => return Ok(done),
             Err(Failure::Os(errno)) if raced(errno) => last = errno,
@@ -85,6 +84,16 @@ fn at_place<T>(
         }
     }
     Err(failed(given, last))
+}
+
+/// Why a path leads nowhere.
+fn no_place(error: PathError, given: &str) -> ArtifactError {
+    match error {
+        PathError::Outside => ArtifactError::Outside,
+        PathError::Kernel(directory) => ArtifactError::Refused(kernels(directory)),
+        PathError::NoMachine(why) => ArtifactError::SandboxLost(why),
+        PathError::Os(errno) => failed(given, errno),
+    }
 }
 
 /// Why there is nothing at a place.

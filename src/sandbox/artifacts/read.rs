@@ -12,40 +12,40 @@ use sha2::{Digest, Sha256};
 use super::{Found, as_owner, at_place, failed, found, shown};
 use crate::artifact::{Artifact, ArtifactError, MAX_ARTIFACT_BYTES, ReadArtifact};
 use crate::sandbox::files::{errno_of, open_leaf};
-use crate::sandbox::workspace::Workspace;
+use crate::sandbox::reach::Reach;
 
 /// How long a whole file is hashed. A model can make one of eight exabytes in no time.
 const HASH_TIME: Duration = Duration::from_secs(60);
 
-/// Reads a part of a file of the workspace. Waits for nothing but the disk; a checksum of the
+/// Reads a part of a file. Waits for nothing but the disk; a checksum of the
 /// whole file that would take more than a minute is left out.
 ///
 /// # Errors
 /// [`ArtifactError::Outside`], [`NotFound`](ArtifactError::NotFound),
 /// [`NotAFile`](ArtifactError::NotAFile) or [`Io`](ArtifactError::Io).
-pub(crate) fn read(
-    workspace: &Workspace,
+pub(crate) fn read<'a>(
+    files: impl Into<Reach<'a>>,
     request: &ReadArtifact,
 ) -> Result<Artifact, ArtifactError> {
-    read_within(workspace, request, HASH_TIME)
+    read_within(files.into(), request, HASH_TIME)
 }
 
 /// [`read`] with another time limit for the checksum of the whole file.
 pub(super) fn read_within(
-    workspace: &Workspace,
+    files: Reach<'_>,
     request: &ReadArtifact,
     hash_time: Duration,
 ) -> Result<Artifact, ArtifactError> {
-    as_owner(workspace, || {
-        let (file, path) = open(workspace, &request.path)?;
+    as_owner(files, || {
+        let (file, path) = open(files, &request.path)?;
         part(&file, shown(&path), request, hash_time).map_err(|error| failed(&request.path, error))
     })
 }
 
 /// The file at `given`, and its path from the workspace.
-fn open(workspace: &Workspace, given: &str) -> Result<(File, PathBuf), ArtifactError> {
+fn open(files: Reach<'_>, given: &str) -> Result<(File, PathBuf), ArtifactError> {
     let not_a_file = || ArtifactError::NotAFile(given.to_owned());
-    at_place(workspace, given, |place| match found(place) {
+    at_place(&files.view(), given, |place| match found(place) {
         Found::Regular(_) => match open_leaf(place, OFlags::RDONLY)? {
             Some(file) => Ok((file, place.path())),
             None => Err(not_a_file().into()),

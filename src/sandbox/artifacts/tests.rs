@@ -17,7 +17,7 @@ use crate::artifact::{
     ReadArtifact,
 };
 use crate::sandbox::user::CommandUser;
-use crate::sandbox::workspace::DataDir;
+use crate::sandbox::workspace::{DataDir, Workspace};
 
 struct Fixture {
     outer: tempfile::TempDir,

@@ -82,7 +82,6 @@ impl Machine {
     }
 
     /// The root directory that its programs see, as an `O_PATH` descriptor: only to look beneath.
-    #[expect(dead_code, reason = "what reaches files by it comes with the next change")]
     pub(in crate::sandbox) fn root(&self) -> BorrowedFd<'_> {
         self.root.as_fd()
     }

@@ -181,12 +181,12 @@ fn engines_that_start_at_once_never_take_each_others_directory() {
 fn the_default_base_must_be_a_directory_of_ours_alone() {
     let outer = tempfile::tempdir().unwrap();
     let at = |name: &str| outer.path().join(name);
-    let refused = |name: &str| match open_private_base(at(name), None) {
+    let refused = |name: &str| match open_private_base(at(name), false) {
         Err(WorkspaceError::UntrustedBase { why, .. }) => why,
         other => panic!("{other:?}"),
     };
-    open_private_base(at("new"), None).unwrap();
-    open_private_base(at("new"), None).unwrap();
+    open_private_base(at("new"), false).unwrap();
+    open_private_base(at("new"), false).unwrap();
 
     symlink("new", at("link")).unwrap();
     assert_eq!(refused("link"), "it is not a directory");
@@ -211,15 +211,15 @@ fn another_user_may_pass_through_what_is_above_its_workspaces_and_no_more() {
     fs::create_dir(&base).unwrap();
     for fine in [0o700, 0o711] {
         fs::set_permissions(&base, fs::Permissions::from_mode(fine)).unwrap();
-        open_private_base(base.clone(), Some(user)).unwrap();
+        open_private_base(base.clone(), true).unwrap();
         assert_eq!(mode_of(&base), 0o711);
     }
     for wrong in [0o755, 0o731, 0o713] {
         fs::set_permissions(&base, fs::Permissions::from_mode(wrong)).unwrap();
-        assert!(open_private_base(base.clone(), Some(user)).is_err(), "{wrong:o}");
+        assert!(open_private_base(base.clone(), true).is_err(), "{wrong:o}");
     }
     symlink("base", outer.path().join("link")).unwrap();
-    assert!(open_private_base(outer.path().join("link"), Some(user)).is_err());
+    assert!(open_private_base(outer.path().join("link"), true).is_err());
 
     fs::set_permissions(outer.path(), fs::Permissions::from_mode(0o711)).unwrap();
     let given = outer.path().join("given/below");
@@ -307,6 +307,7 @@ fn a_reset_removes_whatever_the_user_of_commands_left() {
         output_file_bytes: 0,
         stdin: String::new(),
         output_order: Default::default(),
+        keeps_background: false,
     };
     supervisor.run(spec, Box::new(move |finished| sender.send(finished.stdout.text).unwrap()));
     assert_eq!(receiver.recv_timeout(Duration::from_secs(60)).unwrap(), "done\n");
@@ -372,6 +373,7 @@ fn a_command_in_a_workspace_that_was_replaced_does_not_run() {
             output_file_bytes: 0,
             stdin: String::new(),
             output_order: Default::default(),
+            keeps_background: false,
         };
         let (sender, receiver) = std::sync::mpsc::channel();
         supervisor.run(spec, Box::new(move |finished| sender.send(finished.end).unwrap()));

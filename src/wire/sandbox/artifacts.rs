@@ -36,17 +36,25 @@ impl Refused {
     }
 }
 
+/// The status of an answer without an artifact.
+pub(crate) fn status_of(error: &ArtifactError) -> u16 {
+    match error {
+        ArtifactError::Outside | ArtifactError::Refused(_) => 403,
+        ArtifactError::NotFound(_) | ArtifactError::NoSlot => 404,
+        ArtifactError::NotAFile(_) | ArtifactError::UnsupportedType(_) => 400,
+        ArtifactError::TooLarge { .. } => 413,
+        ArtifactError::Unsupported => 501,
+        ArtifactError::SandboxLost(_) | ArtifactError::Closed => 503,
+        ArtifactError::Invalid(_) | ArtifactError::BadArchive(_) => 400,
+        ArtifactError::DiskFull { .. } => 507,
+        ArtifactError::Partial { source, .. } => status_of(source),
+        ArtifactError::Io(..) => 500,
+    }
+}
+
 impl From<ArtifactError> for Refused {
     fn from(error: ArtifactError) -> Self {
-        let status = match error {
-            ArtifactError::Outside => 403,
-            ArtifactError::NotFound(_) | ArtifactError::NoSlot => 404,
-            ArtifactError::NotAFile(_) | ArtifactError::UnsupportedType(_) => 400,
-            ArtifactError::TooLarge { .. } => 413,
-            ArtifactError::Unsupported => 501,
-            ArtifactError::SandboxLost(_) | ArtifactError::Closed => 503,
-            ArtifactError::Io(..) => 500,
-        };
+        let status = status_of(&error);
         let mut text = error.to_string();
         let mut cause = std::error::Error::source(&error);
         while let Some(error) = cause {

@@ -186,7 +186,7 @@ fn each_line_of_the_protocol() {
         ),
         (
             json!({"tool": "read_file", "args": {"path": "../slot_1"}}),
-            fails("Access denied: path outside workspace"),
+            fails("File not found: ../slot_1"),
         ),
     ];
     for (mut request, expected) in calls {

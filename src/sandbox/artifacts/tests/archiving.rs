@@ -171,7 +171,8 @@ fn an_archive_stops_at_its_largest_size() {
     // No time at all.
     let request = ArchiveArtifacts { max_bytes: u64::MAX, ..ArchiveArtifacts::default() };
     let time = Duration::ZERO;
-    let result = archive::archive_within(fixture.workspace(), &request, &mut io::sink(), time);
+    let result =
+        archive::archive_within(fixture.workspace().into(), &request, &mut io::sink(), time);
     assert_error!(result, ArtifactError::Io(_, error) if error.kind() == io::ErrorKind::TimedOut);
 }
 

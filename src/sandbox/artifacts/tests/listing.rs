@@ -75,7 +75,7 @@ fn a_huge_directory_costs_what_was_asked_for() {
         assert_eq!(fixture.list("d", recursive, 10), (first.join(" "), true));
     }
     assert_eq!(fixture.names("d", 11), (format!("d/ {}", first.join(" ")), true));
-    let dir = fixture.workspace().view().resolve("d").unwrap();
+    let dir = Reach::from(fixture.workspace()).view().resolve("d").unwrap();
     let deadline = Instant::now() + Duration::from_secs(60);
     let mut looked = 0;
     let first = first_entries(dir.dir(), 3, deadline, |_, _| {

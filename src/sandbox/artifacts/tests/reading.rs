@@ -44,7 +44,8 @@ fn a_terabyte_of_nothing_is_read_in_parts_listed_and_hashed_no_longer_than_there
 
     let all =
         ReadArtifact { max_bytes: 1, sha256: true, file_sha256: true, ..ReadArtifact::new("f") };
-    let artifact = read::read_within(fixture.workspace(), &all, Duration::from_millis(20)).unwrap();
+    let artifact =
+        read::read_within(fixture.workspace().into(), &all, Duration::from_millis(20)).unwrap();
     assert!(artifact.sha256.is_some() && artifact.file_sha256.is_none());
 }
 
