@@ -6,8 +6,8 @@
 use std::path::Path;
 
 /// The modules, in the order in which a reader wants their functions.
-const MODULES: [&str; 9] =
-    ["version", "status", "text", "log", "tool", "executor", "result", "call", "queue"];
+const MODULES: [&str; 10] =
+    ["version", "status", "text", "log", "tool", "executor", "result", "begin", "call", "queue"];
 const LAST: &str = "artifact";
 
 fn generated(root: &Path) -> String {

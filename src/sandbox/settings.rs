@@ -11,10 +11,13 @@ pub(crate) struct Settings {
     pub(crate) variables: Vec<(String, OsString)>,
     /// They have no network, whatever their calls say.
     pub(crate) cuts_network: bool,
+    /// Whether processes that a command leaves running are kept; `None`: as its call says.
+    pub(crate) keeps_background: Option<bool>,
 }
 
 /// Of a trajectory that asked for nothing.
-pub(super) static NOTHING: Settings = Settings { variables: Vec::new(), cuts_network: false };
+pub(super) static NOTHING: Settings =
+    Settings { variables: Vec::new(), cuts_network: false, keeps_background: None };
 
 impl Settings {
     /// An environment with its variables in it.

@@ -259,6 +259,12 @@ impl Workspace {
         self.settings().cuts_network
     }
 
+    /// Whether processes that a command of its trajectory leaves running are kept, where the
+    /// trajectory says so.
+    pub(crate) fn keeps_background(&self) -> Option<bool> {
+        self.settings().keeps_background
+    }
+
     /// Sets them, once: before anything runs in it.
     pub(crate) fn set(&self, settings: Settings) {
         let is_first = self.settings.set(settings).is_ok();

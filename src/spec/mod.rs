@@ -96,9 +96,9 @@ pub struct TrajectorySpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub allow_hosts: Option<Vec<HostPattern>>,
     /// What becomes of processes that a command leaves running. Defaults to
-    /// [`BackgroundProcesses::End`].
-    #[serde(skip_serializing_if = "BackgroundProcesses::is_end")]
-    pub background: BackgroundProcesses,
+    /// the operator's, [`Policy::background`](crate::config::Policy::background).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub background: Option<BackgroundProcesses>,
     /// How long it may hold its slot, from the moment at which it has it. When that is over what
     /// runs of it is ended, its slot is taken back, and its calls end as
     /// [`TrajectoryExpired`](crate::Outcome::TrajectoryExpired) until it is released. Defaults to
@@ -126,7 +126,7 @@ setters! {
         with_limits: limits = TrajectoryLimits,
         with_network: network = some NetworkMode,
         with_allow_hosts: allow_hosts = some Vec<HostPattern>,
-        with_background: background = BackgroundProcesses,
+        with_background: background = some BackgroundProcesses,
         with_max_wall: max_wall = some Duration,
         with_max_idle: max_idle = some Duration,
         with_files: files = Vec<SpecFile>,
@@ -169,7 +169,7 @@ impl TrajectorySpec {
             SpecField::Limits => !self.limits.is_empty(),
             SpecField::Network => self.network.is_some(),
             SpecField::AllowHosts => self.allow_hosts.is_some(),
-            SpecField::Background => !self.background.is_end(),
+            SpecField::Background => self.background.is_some(),
             SpecField::Files => !self.files.is_empty(),
         })
     }

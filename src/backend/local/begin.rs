@@ -4,7 +4,7 @@ use std::ffi::OsString;
 
 use super::LocalBackend;
 use crate::backend::{BeginReply, SlotRef, gives};
-use crate::config::NetworkMode;
+use crate::config::{BackgroundProcesses, NetworkMode};
 use crate::error::BeginFailure;
 use crate::sandbox::settings::Settings;
 use crate::spec::{SpecField, TrajectorySpec};
@@ -16,6 +16,7 @@ pub(super) fn given(backend: &LocalBackend) -> Vec<SpecField> {
         .into_iter()
         .filter(|field| match field {
             SpecField::Env | SpecField::Network => true,
+            SpecField::Background => backend.0.supervisor.isolation().is_sandboxed(),
             SpecField::AllowHosts => has_proxy,
             _ => false,
         })
@@ -50,7 +51,9 @@ fn prepare(
         return Err(BeginFailure::unsupported(text));
     }
     let variables = spec.env.iter().map(|(name, value)| (name.clone(), OsString::from(value)));
-    place.workspace().set(Settings { variables: variables.collect(), cuts_network });
+    let keeps_background = spec.background.map(|wish| wish == BackgroundProcesses::Keep);
+    let variables = variables.collect();
+    place.workspace().set(Settings { variables, cuts_network, keeps_background });
     if let (Some(hosts), Some(egress)) = (&spec.allow_hosts, &backend.0.egress) {
         egress.narrow(slot.index, hosts);
     }

@@ -45,12 +45,15 @@ impl LocalBackend {
         };
         place.has_network.store(policy.allow_network, Ordering::Release);
         let order = wanted.output_order;
+        let workspace = place.workspace();
+        let keeps_background =
+            workspace.keeps_background().unwrap_or(wanted.background == BackgroundProcesses::Keep);
         let spec = CommandSpec {
-            workspace: place.workspace(),
+            workspace,
             command: shell::script_of(&wanted, Shell::detect()),
             stdin: wanted.stdin.unwrap_or_default().to_owned(),
             output_order: order,
-            keeps_background: wanted.background == BackgroundProcesses::Keep,
+            keeps_background,
             network: policy.allow_network,
             timeout,
             output_limit_chars: self.0.max_output_chars,
