@@ -8,6 +8,7 @@
 
 mod begin;
 mod calls;
+mod image;
 mod network;
 mod resets;
 mod start;
@@ -50,7 +51,7 @@ use crate::sandbox::spool::Spool;
 use crate::sandbox::supervisor::Supervisor;
 use crate::sandbox::terminal::{self, Terminals, Tmux};
 use crate::sandbox::user::CommandUser;
-use crate::sandbox::workspace::{DataDir, Workspace};
+use crate::sandbox::workspace::{DataDir, ImageFiles, Workspace};
 use crate::spec::TrajectorySpec;
 use crate::tool::{Outcome, ToolResult};
 
@@ -81,6 +82,8 @@ pub struct LocalBackend(Arc<Inner>);
 struct Inner {
     /// Why all slots are one user, if they are.
     one_user: Option<String>,
+    /// The image whose files slots have that are given nothing else.
+    image: Option<Arc<ImageFiles>>,
     supervisor: Arc<Supervisor>,
     limits: Arc<Limits>,
     terminals: Terminals,

@@ -4,6 +4,7 @@
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::sync::Arc;
 
 use super::descriptors;
@@ -11,10 +12,10 @@ use super::identity::Identity;
 use super::isolation::{self, Isolation};
 use super::limits::Limits;
 use super::provided::Provided;
-use super::settings::Settings;
 use super::shell::{self, Places, Shell};
 use super::spool::Spool;
 use super::user::CommandUser;
+use super::workspace::Workspace;
 
 /// What every start needs.
 pub(super) struct Host {
@@ -73,9 +74,24 @@ impl Host {
     }
 }
 
-/// The environment of a command whose slot's directories are at these places, and whose trajectory
-/// has these settings: what is its own wins.
-pub(super) fn environment(places: &Places<'_>, host: &Host, settings: &Settings) -> Vec<OsString> {
-    let common = shell::environment(places, host.shell, &host.user);
-    settings.added_to(host.provided.added_to(common))
+impl Host {
+    /// The shell of commands with these files, and where it is.
+    pub(super) fn shell_of<'a>(&self, workspace: &'a Workspace) -> (Shell, &'a Path) {
+        match workspace.image() {
+            Some(image) => (image.shell().kind, &image.shell().path),
+            None => (self.shell, Path::new(self.shell.path())),
+        }
+    }
+
+    /// The environment of a command with these files, whose slot's directories are at these places.
+    pub(super) fn environment(&self, workspace: &Workspace, places: &Places<'_>) -> Vec<OsString> {
+        let common = match workspace.image() {
+            Some(image) => image.with_spec(self.provided.added_to(image.environment())),
+            None => {
+                let shell = Path::new(self.shell.path());
+                self.provided.added_to(shell::environment(places, shell, &self.user))
+            }
+        };
+        workspace.settings().added_to(common)
+    }
 }

@@ -46,11 +46,12 @@ impl LocalBackend {
         place.has_network.store(policy.allow_network, Ordering::Release);
         let order = wanted.output_order;
         let workspace = place.workspace();
+        let kind = workspace.shell_kind().unwrap_or_else(Shell::detect);
         let keeps_background =
             workspace.keeps_background().unwrap_or(wanted.background == BackgroundProcesses::Keep);
         let spec = CommandSpec {
-            workspace,
-            command: shell::script_of(&wanted, Shell::detect()),
+            workspace: workspace.clone(),
+            command: shell::script_of(&wanted, kind, workspace.image().is_none()),
             stdin: wanted.stdin.unwrap_or_default().to_owned(),
             output_order: order,
             keeps_background,
