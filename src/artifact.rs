@@ -5,9 +5,12 @@
 //! [`ToolExecutor::read_artifact`](crate::ToolExecutor::read_artifact) and its kin.
 //!
 //! Paths mean what they mean to commands: they are relative to the workspace, or absolute, and
-//! symlinks are followed. What is in `/proc`, `/dev` and `/sys` is refused. Where commands are in no
-//! sandbox, only `/workspace`, `/tmp` and the home directory are reached.
+//! symlinks are followed. What is in `/proc`, `/dev` and `/sys` is refused. Where commands are in
+//! no sandbox, only `/workspace`, `/tmp` and the home directory are reached.
 
+mod put;
+
+pub use put::{PutFiles, PutKind, PutSummary};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 

@@ -230,8 +230,9 @@ impl Supervisor {
         drop(self.shared.send(Request::Machine(request)));
     }
 
-    /// The root directory of the machine of the workspace's slot, with the host's network or without
-    /// it; `None` where commands are in no sandbox. Blocks while the machine has to be founded.
+    /// The root directory of the machine of the workspace's slot, with the host's network or
+    /// without it; `None` where commands are in no sandbox. Blocks while the machine has to be
+    /// founded.
     ///
     /// # Errors
     /// Why it cannot be had, as one line.

@@ -1,10 +1,11 @@
 //! A `.tar.gz` of a workspace, or of a part of it, written as it is made.
 //!
 //! It has regular files, directories and symlinks, under their paths from the workspace, or from
-//! the root directory (without what is in `/proc`, `/dev` and `/sys`), with modes (without set-user-id and its kin) and modification times. They
-//! belong to root, by number, and to nobody by name: who the sandbox ran as concerns nobody. FIFOs,
-//! sockets and devices are left out, and so is what the sandbox's user may not read. Hard links
-//! become files of their own. Holes in files stay holes (`sparse`).
+//! the root directory (without what is in `/proc`, `/dev` and `/sys`), with modes (without
+//! set-user-id and its kin) and modification times. They belong to root, by number, and to nobody
+//! by name: who the sandbox ran as concerns nobody. FIFOs, sockets and devices are left out, and so
+//! is what the sandbox's user may not read. Hard links become files of their own. Holes in files
+//! stay holes (`sparse`).
 
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
@@ -19,7 +20,7 @@ use rustix::fs::{FileType, Mode, OFlags, Stat};
 use tar::{EntryType, Header};
 
 use super::sparse::{self, Pieces};
-use super::{Found, MAX_DEPTH, as_owner, at_place, first_entries, found, has_entries};
+use super::{Found, MAX_DEPTH, at_place, first_entries, found, has_entries, pump};
 use crate::artifact::{ArchiveArtifacts, ArchiveSummary, ArtifactError};
 use crate::sandbox::files::open_regular;
 use crate::sandbox::paths::is_kernels;
@@ -67,7 +68,7 @@ pub(super) fn archive_within(
     into: &mut (dyn Write + Send),
     time: Duration,
 ) -> Result<ArchiveSummary, ArtifactError> {
-    as_owner(files, move || {
+    pump::writing(files, into, move |into| {
         let given = request.path.as_str();
         let start = at_place(&files.view(), given, |place| {
             let dir = || rustix::io::fcntl_dupfd_cloexec(place.dir(), 0);

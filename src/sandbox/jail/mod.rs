@@ -24,8 +24,8 @@
 //!
 //! # Limits
 //! Only setting up and ending have deadlines: a jail costs nothing while it waits. It holds three
-//! descriptors, its machine up to seven. It never blocks, but for the clone and the executing of the
-//! first process.
+//! descriptors, its machine up to seven. It never blocks, but for the clone and the executing of
+//! the first process.
 
 mod join;
 mod machine;
