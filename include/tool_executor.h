@@ -278,6 +278,23 @@ enum te_outcome
    * The slot's limit of workspace bytes ended it.
    */
   TE_OUTCOME_DISK_FULL = 13,
+  /**
+   * The image that the trajectory asked for cannot be had. Nothing ran.
+   */
+  TE_OUTCOME_IMAGE_UNAVAILABLE = 14,
+  /**
+   * Commands cannot be run in the image that the trajectory asked for. Nothing ran.
+   */
+  TE_OUTCOME_IMAGE_UNUSABLE = 15,
+  /**
+   * The trajectory asked for what this sandbox cannot give, or its operator does not allow.
+   * Nothing ran.
+   */
+  TE_OUTCOME_SPEC_UNSUPPORTED = 16,
+  /**
+   * The time that the trajectory may hold its slot was up: max_wall_s or max_idle_s of its spec.
+   */
+  TE_OUTCOME_TRAJECTORY_EXPIRED = 17,
 };
 #ifndef __cplusplus
 #if __STDC_VERSION__ >= 202311L

@@ -6,7 +6,7 @@ use std::io;
 
 use thiserror::Error;
 
-use crate::tool::ToolCall;
+use crate::tool::{Outcome, ToolCall, ToolResult};
 
 /// A value of a configuration that makes no sense; the text names it and says what would be right.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -172,6 +172,82 @@ impl SubmitError {
             | SubmitError::QueueFull(call)
             | SubmitError::CompletionQueueFull(call) => *call,
         }
+    }
+}
+
+/// Why a trajectory did not begin as its spec asks. Nothing of it ran.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum BeginError {
+    /// A value of the spec makes no sense, or the trajectory's id cannot be one. Nothing has
+    /// changed.
+    #[error("invalid spec: {0}")]
+    Invalid(#[from] ConfigError),
+    /// The trajectory has begun, has failed to begin, or has made a call. Nothing has changed.
+    #[error("the trajectory has begun already; release it first")]
+    AlreadyBegun,
+    /// The executor is closed, or closing.
+    #[error("the executor is closed and begins no more trajectories")]
+    Closed,
+    /// As many calls as the queue's capacity were accepted and did not start yet. Nothing has
+    /// changed.
+    #[error("the executor's queue is full")]
+    QueueFull,
+    /// It cannot begin so. Its calls end like this, too, until it is released.
+    #[error("{0}")]
+    Failed(#[source] BeginFailure),
+}
+
+/// Why a slot could not be made what a trajectory's spec asks for: the outcome of the trajectory's
+/// calls, and one line for people.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("{message}")]
+pub struct BeginFailure {
+    outcome: Outcome,
+    message: String,
+}
+
+impl BeginFailure {
+    /// The sandbox cannot give what was asked for, or its operator does not allow it.
+    pub fn unsupported(message: impl Into<String>) -> Self {
+        Self::of(Outcome::SpecUnsupported, message)
+    }
+
+    /// The image cannot be had.
+    pub fn image_unavailable(message: impl Into<String>) -> Self {
+        Self::of(Outcome::ImageUnavailable, message)
+    }
+
+    /// The image is there, and commands cannot be run in it.
+    pub fn image_unusable(message: impl Into<String>) -> Self {
+        Self::of(Outcome::ImageUnusable, message)
+    }
+
+    /// The backend failed at what it could do otherwise.
+    pub fn failed(message: impl Into<String>) -> Self {
+        Self::of(Outcome::BackendFailed, message)
+    }
+
+    /// The sandbox is gone, or did not answer.
+    pub fn lost(message: impl Into<String>) -> Self {
+        Self::of(Outcome::SandboxLost, message)
+    }
+
+    pub(crate) fn of(outcome: Outcome, message: impl Into<String>) -> Self {
+        Self { outcome, message: message.into() }
+    }
+
+    /// How the trajectory's calls end.
+    pub fn outcome(&self) -> Outcome {
+        self.outcome
+    }
+
+    /// What a call of the trajectory ends with: nothing of it ran.
+    #[allow(dead_code, reason = "the dispatch's, with the next commit")]
+    pub(crate) fn result(&self) -> ToolResult {
+        let mut result = ToolResult::failure(self.outcome, self.message.clone());
+        result.may_have_executed = false;
+        result
     }
 }
 

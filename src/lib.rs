@@ -106,6 +106,7 @@ mod sandbox;
 mod seconds;
 #[cfg(feature = "server")]
 pub mod server;
+mod spec;
 mod thread;
 mod tool;
 mod toolserver;
@@ -115,14 +116,18 @@ mod wire;
 mod workers;
 
 pub use error::{
-    BackendError, BackendErrorKind, ConfigError, IsolationError, ReleaseError, StartError,
-    SubmitError, ToolServerError,
+    BackendError, BackendErrorKind, BeginError, BeginFailure, ConfigError, IsolationError,
+    ReleaseError, StartError, SubmitError, ToolServerError,
 };
 pub use executor::{
     Builder, CallHandle, CloseReport, Completion, CompletionQueue, Destination, MAX_TRAJECTORY_ID,
     Pending, ToolExecutor,
 };
 pub use interrupt::Interrupt;
+pub use spec::{
+    BackgroundProcesses, MAX_SPEC_FILES, MAX_SPEC_FILES_BYTES, SnapshotId, SpecField, SpecFile,
+    SpecFileContent, TrajectoryLimits, TrajectorySpec,
+};
 pub use tool::{
     Handler, JsonObject, MAX_TIMEOUT, MIN_TIMEOUT, OpenAiCallError, Outcome, RegisterError,
     RegisteredTool, Timing, ToolCall, ToolContext, ToolKind, ToolRegistry, ToolReply, ToolResult,
@@ -130,6 +135,14 @@ pub use tool::{
 };
 
 pub use tool::format;
+
+/// Images on this machine: what may be named as one, and the store that keeps what was unpacked.
+#[cfg(target_os = "linux")]
+pub mod image {
+    pub use crate::sandbox::image::{
+        Digest, ImageConfig, ImageError, ImageErrorKind, ImageLimits, ImageSource, StoredIds,
+    };
+}
 
 /// What an executor counts and measures, and what holds in its slots.
 pub mod stats {

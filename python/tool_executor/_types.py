@@ -54,6 +54,14 @@ class Outcome(str, Enum):
     """An external tool, or a function of this program, is broken or could not be run."""
     NEVER_RAN = "never_ran"
     """The call was accepted and never started: no slot in time, or the executor was closed."""
+    IMAGE_UNAVAILABLE = "image_unavailable"
+    """The image that the trajectory asked for cannot be had."""
+    IMAGE_UNUSABLE = "image_unusable"
+    """Commands cannot be run in the image that the trajectory asked for."""
+    SPEC_UNSUPPORTED = "spec_unsupported"
+    """The trajectory asked for what this sandbox cannot give, or its operator does not allow."""
+    TRAJECTORY_EXPIRED = "trajectory_expired"
+    """The time that the trajectory may hold its slot was up: `max_wall_s` or `max_idle_s`."""
 
     def __str__(self) -> str:
         return self.value

@@ -8,6 +8,7 @@ use crate::config::NetworkMode;
 use crate::egress::NetworkTotals;
 use crate::level::IsolationLevel;
 use crate::limits::EnforcedLimits;
+use crate::spec::SpecField;
 
 /// The time limit of a call that names none, unless a backend has its own: 30 s.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -54,6 +55,12 @@ pub struct Capabilities {
     /// Why commands run without a filter of system calls, as one line. Defaults to `None`: they
     /// have one, or it is not known.
     pub not_filtered_because: Option<String>,
+    /// What of a [`TrajectorySpec`](crate::TrajectorySpec) it can give. Defaults to nothing:
+    /// `max_wall` and `max_idle` are the executor's.
+    pub spec: Vec<SpecField>,
+    /// Why slots cannot have the files of an image, as one line. Defaults to `None`: they can, or
+    /// it is not known.
+    pub no_images_because: Option<String>,
 }
 
 /// Whether commands run isolated from the machine and from other slots.
@@ -95,6 +102,8 @@ impl Default for Capabilities {
             network: None,
             network_totals: None,
             not_filtered_because: None,
+            spec: Vec::new(),
+            no_images_because: None,
         }
     }
 }
@@ -114,5 +123,7 @@ setters! {
         with_network: network = some NetworkMode,
         with_network_totals: network_totals = some NetworkTotals,
         with_not_filtered_because: not_filtered_because = some String,
+        with_spec: spec = Vec<SpecField>,
+        with_no_images_because: no_images_because = some String,
     }
 }

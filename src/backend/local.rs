@@ -241,6 +241,10 @@ impl Backend for LocalBackend {
             network: Some(self.0.network),
             network_totals: self.0.egress.as_ref().map(|egress| egress.totals()),
             not_filtered_because: not_filtered_because.map(str::to_owned),
+            no_images_because: match isolation {
+                Engine::Jailed(jails) => jails.no_layers_because().map(str::to_owned),
+                Engine::None { .. } => Some("commands are not isolated".to_owned()),
+            },
             ..Capabilities::default()
         }
     }

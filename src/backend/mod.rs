@@ -37,15 +37,16 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 pub use capabilities::{Capabilities, DEFAULT_TIMEOUT, Isolation};
-pub use reply::{Answer, Cancellation, Reply, ResetReply};
+pub use reply::{Answer, BeginReply, Cancellation, Reply, ResetReply};
 pub use watch::{ContainerChange, LeasedSlots, Watcher};
 
 use crate::artifact::{
     ArchiveArtifacts, ArchiveSummary, Artifact, ArtifactError, ArtifactList, ListArtifacts,
     PutFiles, PutSummary, ReadArtifact,
 };
-use crate::error::BackendError;
+use crate::error::{BackendError, BeginFailure};
 use crate::interrupt::Interrupt;
+use crate::spec::{SpecField, TrajectorySpec};
 use crate::tool::JsonObject;
 
 /// Something that runs tool calls in slots. See the [module](self) for the contract.
@@ -86,6 +87,24 @@ pub trait Backend: Send + Sync + 'static {
     /// given `Ok`. It may be that an earlier call of the slot still runs, if its answer came too
     /// late; then the reset ends it first. Called on an I/O thread.
     fn reset(&self, slot: &SlotRef, reply: ResetReply);
+
+    /// Makes a slot what a trajectory's spec asks for: called once, on an I/O thread, for a slot that
+    /// was given to a trajectory with a spec and is clean, before its first call; not for a
+    /// trajectory without a spec. It must not block for longer than a moment: what takes longer –
+    /// an image that is unpacked – happens behind, and the reply is given then. No call of the slot
+    /// comes before `reply` was given `Ok`. After a failure nothing of the trajectory is in the
+    /// slot that a [`reset`](Self::reset) does not remove.
+    ///
+    /// The executor may give up waiting for the reply: then a reset of the slot comes, which is not
+    /// to succeed before what is under way has ended.
+    ///
+    /// What it can give is told by [`Capabilities::spec`]; a spec that asks for anything else is
+    /// refused by [`BeginFailure::unsupported`], with the field's name and what would be right.
+    /// Defaults to that for every spec that [asks for something](TrajectorySpec::asks_for).
+    fn begin(&self, slot: &SlotRef, spec: &Arc<TrajectorySpec>, reply: BeginReply) {
+        let _ = slot;
+        reply.send(gives(spec, &[]));
+    }
 
     /// Ends a running call early. Its reply is still to be answered, once the last of its processes
     /// is gone, with [`Outcome::Cancelled`](crate::Outcome::Cancelled) – or with its result, if it
@@ -135,6 +154,26 @@ pub trait Backend: Send + Sync + 'static {
     fn close(&self, deadline: Instant) {
         let _ = deadline;
     }
+}
+
+/// Whether a spec asks for nothing beyond these fields.
+///
+/// # Errors
+/// It does; the failure names what, and what there is.
+pub(crate) fn gives(spec: &TrajectorySpec, fields: &[SpecField]) -> Result<(), BeginFailure> {
+    let lacks: Vec<_> = spec.asks_for().filter(|field| !fields.contains(field)).collect();
+    if lacks.is_empty() {
+        return Ok(());
+    }
+    let names = |fields: &[SpecField]| {
+        fields.iter().map(|field| field.as_str()).collect::<Vec<_>>().join(", ")
+    };
+    let given = match fields {
+        [] => "max_wall_s and max_idle_s only".to_owned(),
+        some => format!("{}, max_wall_s and max_idle_s", names(some)),
+    };
+    let text = format!("this sandbox cannot give {}; it has {given}", names(&lacks));
+    Err(BeginFailure::unsupported(text))
 }
 
 /// Reads the files that a slot's calls have left, and puts others there. All of it blocks; it is

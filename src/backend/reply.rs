@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
+use crate::error::BeginFailure;
 use crate::tool::{Outcome, ToolResult};
 
 /// Where a result goes. Implemented by what hands out [`Reply`]s; takes the first answer and
@@ -134,6 +135,41 @@ impl fmt::Debug for ResetReply {
     }
 }
 
+type TakeBegin = Box<dyn FnOnce(Result<(), BeginFailure>) + Send>;
+
+/// Owes the executor one word: whether a slot is what a trajectory's spec asks for. Dropped without
+/// it, it is not.
+pub struct BeginReply(Option<TakeBegin>);
+
+impl BeginReply {
+    /// A reply that hands the outcome to a closure, which must not block.
+    pub fn from_fn(take: impl FnOnce(Result<(), BeginFailure>) + Send + 'static) -> Self {
+        Self(Some(Box::new(take)))
+    }
+
+    /// Says how it went. Does not block.
+    pub fn send(mut self, outcome: Result<(), BeginFailure>) {
+        if let Some(take) = self.0.take() {
+            take(outcome);
+        }
+    }
+}
+
+impl Drop for BeginReply {
+    fn drop(&mut self) {
+        if let Some(take) = self.0.take() {
+            let text = "the sandbox backend did not say whether the trajectory can begin";
+            take(Err(BeginFailure::failed(text)));
+        }
+    }
+}
+
+impl fmt::Debug for BeginReply {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("BeginReply")
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -164,5 +200,13 @@ mod tests {
         let (tx, rx) = unbounded();
         drop(ResetReply::from_fn(move |outcome| tx.send(outcome).unwrap()));
         assert!(rx.recv().unwrap().is_err());
+    }
+
+    #[test]
+    fn a_dropped_begin_reply_is_a_failure_of_the_backend() {
+        let (tx, rx) = unbounded();
+        drop(BeginReply::from_fn(move |outcome| tx.send(outcome).unwrap()));
+        assert_eq!(rx.recv().unwrap().unwrap_err().outcome(), Outcome::BackendFailed);
+        assert!(rx.recv().is_err(), "exactly one answer");
     }
 }

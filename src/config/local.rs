@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::bind::is_plain;
-use super::{Bind, HostPattern, NetworkMode, SlotLimits, UserIds};
+use super::{Bind, HostPattern, NetworkMode, SlotLimits, UserIds, variable_problem};
 use crate::error::ConfigError;
 
 /// How the embedded sandbox, `LocalBackend`, is set up. Needs Linux.
@@ -145,8 +145,6 @@ setters! {
 const MOST_SLOTS: usize = 65_536;
 /// A sandbox is made by one message of bounded length, and each mount costs time.
 const MOST_MOUNTS: usize = 32;
-/// What says who and where a command is has one answer, which the engine gives.
-const OURS: [&str; 5] = ["HOME", "USER", "LOGNAME", "PWD", "SHELL"];
 
 impl LocalConfig {
     /// So many slots, and every other setting at its default.
@@ -205,33 +203,14 @@ impl LocalConfig {
 
     /// What is wrong with the variables, if something is.
     fn check_variables(&self) -> Option<String> {
-        for (name, value) in &self.env {
-            let is_part = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
-            let is_name = name.bytes().all(is_part)
-                && name.bytes().next().is_some_and(|first| !first.is_ascii_digit());
-            if !is_name {
-                return Some(format!(
-                    "{name:?} is no name of a variable; it must be letters, digits and `_`, and \
-                     begin with no digit"
-                ));
-            }
-            if OURS.contains(&name.as_str()) {
-                return Some(format!(
-                    "the variable {name} cannot be set: it says who and where a command is"
-                ));
-            }
+        self.env.iter().find_map(|(name, value)| {
             if name == "PATH" {
-                return Some(
-                    "the variable PATH cannot be set; give the directories that are to \
-                             come first in it as path_prepend (--path-prepend)"
-                        .to_owned(),
-                );
+                let text = "the variable PATH cannot be set; give the directories that are to \
+                            come first in it as path_prepend (--path-prepend)";
+                return Some(text.to_owned());
             }
-            if value.as_ref().is_some_and(|value| value.contains('\0')) {
-                return Some(format!("the value of {name} has a NUL, which no variable can have"));
-            }
-        }
-        None
+            variable_problem(name, value.as_deref())
+        })
     }
 }
 

@@ -35,6 +35,7 @@ mod server;
 mod slurm;
 mod tool_server;
 mod user_ids;
+mod variables;
 
 #[cfg(feature = "server")]
 pub(crate) use advertise::Advertise;
@@ -50,6 +51,7 @@ pub use server::ServerConfig;
 pub use slurm::{SlurmConfig, SlurmJobs};
 pub use tool_server::ToolServerConfig;
 pub use user_ids::UserIds;
+pub(crate) use variables::variable_problem;
 
 pub use crate::tool::{OutputOrder, Policy, UnknownArguments, UnknownSetting};
 

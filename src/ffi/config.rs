@@ -53,6 +53,7 @@ pub(super) fn facts(capabilities: &Capabilities) -> JsonObject {
         ("keeps_sandboxes".to_owned(), capabilities.warm_slots.into()),
         ("network".to_owned(), json!(capabilities.network)),
         ("not_filtered_because".to_owned(), capabilities.not_filtered_because.as_deref().into()),
+        ("no_images_because".to_owned(), capabilities.no_images_because.as_deref().into()),
         ("limits".to_owned(), json!(capabilities.limits)),
     ])
 }

@@ -48,6 +48,15 @@ pub enum te_outcome {
     TE_OUTCOME_NEVER_RAN = 12,
     /// The slot's limit of workspace bytes ended it.
     TE_OUTCOME_DISK_FULL = 13,
+    /// The image that the trajectory asked for cannot be had. Nothing ran.
+    TE_OUTCOME_IMAGE_UNAVAILABLE = 14,
+    /// Commands cannot be run in the image that the trajectory asked for. Nothing ran.
+    TE_OUTCOME_IMAGE_UNUSABLE = 15,
+    /// The trajectory asked for what this sandbox cannot give, or its operator does not allow.
+    /// Nothing ran.
+    TE_OUTCOME_SPEC_UNSUPPORTED = 16,
+    /// The time that the trajectory may hold its slot was up: max_wall_s or max_idle_s of its spec.
+    TE_OUTCOME_TRAJECTORY_EXPIRED = 17,
 }
 
 impl From<Outcome> for te_outcome {
@@ -67,6 +76,10 @@ impl From<Outcome> for te_outcome {
             Outcome::BackendFailed => te_outcome::TE_OUTCOME_BACKEND_FAILED,
             Outcome::ExternalFailed => te_outcome::TE_OUTCOME_EXTERNAL_FAILED,
             Outcome::NeverRan => te_outcome::TE_OUTCOME_NEVER_RAN,
+            Outcome::ImageUnavailable => te_outcome::TE_OUTCOME_IMAGE_UNAVAILABLE,
+            Outcome::ImageUnusable => te_outcome::TE_OUTCOME_IMAGE_UNUSABLE,
+            Outcome::SpecUnsupported => te_outcome::TE_OUTCOME_SPEC_UNSUPPORTED,
+            Outcome::TrajectoryExpired => te_outcome::TE_OUTCOME_TRAJECTORY_EXPIRED,
         }
     }
 }
@@ -91,6 +104,10 @@ pub extern "C" fn te_outcome_name(outcome: i32) -> *const c_char {
         Some(Outcome::BackendFailed) => c"backend_failed",
         Some(Outcome::ExternalFailed) => c"external_failed",
         Some(Outcome::NeverRan) => c"never_ran",
+        Some(Outcome::ImageUnavailable) => c"image_unavailable",
+        Some(Outcome::ImageUnusable) => c"image_unusable",
+        Some(Outcome::SpecUnsupported) => c"spec_unsupported",
+        Some(Outcome::TrajectoryExpired) => c"trajectory_expired",
     };
     name.as_ptr()
 }

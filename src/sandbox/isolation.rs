@@ -34,7 +34,7 @@ pub(crate) use remedy::{Facts, advice};
 use super::etc::EtcCopy;
 use super::identity::HOST_NAME;
 use super::init;
-use super::jail::{Network, Origin, Plan, Proc};
+use super::jail::{IdMaps, Network, Origin, Plan, Proc};
 use super::limits::{self, Filter};
 use super::paths::MOUNT_POINT;
 use super::provided::{Provided, ProvidedError};
@@ -95,6 +95,10 @@ pub(crate) struct Jails {
     egress: Option<Arc<Egress>>,
     /// More variables of all that runs in them.
     variables: Vec<OsString>,
+    /// What maps the ids of layers.
+    id_maps: Arc<IdMaps>,
+    /// Whether they can have layers; or why not, as one line.
+    layers: Result<(), String>,
 }
 
 /// Why commands cannot have what the operator wants them to have.
@@ -302,6 +306,25 @@ impl Isolation {
         Ok(self)
     }
 
+    /// Finds out whether sandboxes can have file systems of layers in this directory. Blocks for
+    /// the making of one.
+    ///
+    /// # Errors
+    /// It could not be found out.
+    pub(crate) fn with_layers(
+        mut self,
+        data_dir: &DataDir,
+        budget: &Budget,
+    ) -> Result<Self, Failure> {
+        if let Some(jails) = self.jails() {
+            jails.layers = conclusive(jails.try_layers(data_dir, budget))?;
+            if let Err(reason) = &jails.layers {
+                log::info!("slots cannot have the files of images: {reason}");
+            }
+        }
+        Ok(self)
+    }
+
     /// Has the name that sandboxes have from the machine, where they can have none of their own, be
     /// that of the loopback interface, too. Blocks on a few file system calls.
     ///
@@ -391,6 +414,8 @@ impl Jails {
             network: NetworkMode::Host,
             egress: None,
             variables: Vec::new(),
+            id_maps: Arc::default(),
+            layers: Err("it was not tried".to_owned()),
         };
         let mut refusal = None;
         for (place, (can_cut_network, proc, has_host_name)) in LAXER.into_iter().enumerate() {
@@ -496,7 +521,13 @@ impl Jails {
             null: null.as_fd(),
             user: workspace.owner(),
             egress: self.egress.as_ref(),
+            id_maps: &self.id_maps,
         }
+    }
+
+    /// Why they cannot have file systems of layers, as one line; `None` where they can.
+    pub(crate) fn no_layers_because(&self) -> Option<&str> {
+        self.layers.as_ref().err().map(String::as_str)
     }
 
     /// Why there is no filter of system calls, as one line; `None` where there is one.

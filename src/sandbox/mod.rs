@@ -37,6 +37,7 @@ mod events;
 pub(crate) mod files;
 mod host;
 mod identity;
+pub(crate) mod image;
 mod init;
 pub(crate) mod isolation;
 mod jail;

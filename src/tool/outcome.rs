@@ -46,11 +46,25 @@ pub enum Outcome {
     /// The call was accepted and never started: no slot became free in time, its queue time was up,
     /// or the executor was closed.
     NeverRan,
+    /// The image that the trajectory asked for cannot be had: it is not there, its archive is
+    /// damaged, there is no room for it. Nothing ran.
+    ImageUnavailable,
+    /// The image that the trajectory asked for is there, and commands cannot be run in it: it has
+    /// no shell, or no such user. Nothing ran.
+    ImageUnusable,
+    /// The trajectory asked for what this sandbox cannot give, or what its operator does not allow.
+    /// Nothing ran.
+    SpecUnsupported,
+    /// The time that the trajectory may hold its slot was up, while the call ran or before it:
+    /// [`max_wall`](crate::TrajectorySpec::max_wall) or
+    /// [`max_idle`](crate::TrajectorySpec::max_idle) of its spec. Time spent outside of calls counts
+    /// as well, so that it says nothing of the model.
+    TrajectoryExpired,
 }
 
 impl Outcome {
     /// Every outcome, in declaration order: `ALL[outcome as usize] == outcome`.
-    pub const ALL: [Outcome; 14] = [
+    pub const ALL: [Outcome; 18] = [
         Outcome::Ok,
         Outcome::NonZeroExit,
         Outcome::ToolError,
@@ -65,6 +79,10 @@ impl Outcome {
         Outcome::BackendFailed,
         Outcome::ExternalFailed,
         Outcome::NeverRan,
+        Outcome::ImageUnavailable,
+        Outcome::ImageUnusable,
+        Outcome::SpecUnsupported,
+        Outcome::TrajectoryExpired,
     ];
 
     /// The outcome's snake-case name: `"ok"`, `"non_zero_exit"`, ….
@@ -84,6 +102,10 @@ impl Outcome {
             Outcome::BackendFailed => "backend_failed",
             Outcome::ExternalFailed => "external_failed",
             Outcome::NeverRan => "never_ran",
+            Outcome::ImageUnavailable => "image_unavailable",
+            Outcome::ImageUnusable => "image_unusable",
+            Outcome::SpecUnsupported => "spec_unsupported",
+            Outcome::TrajectoryExpired => "trajectory_expired",
         }
     }
 

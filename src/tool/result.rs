@@ -113,7 +113,8 @@ impl ToolResult {
     ///
     /// `may_have_executed` is `false` for the outcomes that say that nothing ran
     /// ([`Outcome::InvalidCall`], [`Outcome::UnknownTool`], [`Outcome::IsolationUnavailable`],
-    /// [`Outcome::NeverRan`]), else `true`; the field is there to be set where more is known.
+    /// [`Outcome::NeverRan`], [`Outcome::ImageUnavailable`], [`Outcome::ImageUnusable`],
+    /// [`Outcome::SpecUnsupported`]), else `true`; the field is there to be set where more is known.
     pub fn failure(outcome: Outcome, error: impl Into<String>) -> Self {
         Self {
             success: outcome == Outcome::Ok,
@@ -128,6 +129,9 @@ impl ToolResult {
                     | Outcome::UnknownTool
                     | Outcome::IsolationUnavailable
                     | Outcome::NeverRan
+                    | Outcome::ImageUnavailable
+                    | Outcome::ImageUnusable
+                    | Outcome::SpecUnsupported
             ),
             timing: Timing::default(),
         }

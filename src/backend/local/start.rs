@@ -251,7 +251,7 @@ fn isolate(
         if let Some(bytes) = config.limits.memory_bytes {
             isolation = isolation.with_shared_memory(bytes / 2);
         }
-        Ok(isolation.with_warm_slots(config.warm_slots))
+        Ok(isolation.with_layers(data_dir, budget)?.with_warm_slots(config.warm_slots))
     };
     match found() {
         Err(Failure::Interrupted) => Err(BackendError::interrupted()),

@@ -34,7 +34,8 @@ pub(crate) const HELP: &str = "\
 Exit codes:
   0    every call got a result (a tool that fails is a result)
   1    some call got no result of its tool: never_ran, cancelled, sandbox_lost,
-       backend_failed, external_failed, isolation_unavailable
+       backend_failed, external_failed, isolation_unavailable, image_unavailable,
+       image_unusable, spec_unsupported, trajectory_expired
   2    the command line is wrong
   3    some line of the input is malformed (the others ran), or no call is in it
   4    the input could not be read (a directory, a cut archive, ...), or the

@@ -11,7 +11,8 @@ pub(crate) const HEADER: usize = 16;
 pub(crate) const LONGEST: usize = 32 * 1024;
 
 /// To the program, once and first: set the jail up by these steps. The header's first number says
-/// how many they are, the second which [`handle`]s it is to hand over with [`READY`].
+/// how many they are, the second which [`handle`]s it is to hand over with [`READY`]. With it come
+/// file descriptors of mounts that are nowhere yet: the first sources.
 pub(crate) const SET_UP: u8 = b's';
 /// To the program: run this. The header's first number says how many strings follow, each with a
 /// NUL at its end: the arguments, the `$0` first. With it come file descriptors: standard input if
@@ -54,6 +55,9 @@ pub(crate) const MOST_COUNTED: usize = 1000;
 pub(crate) const MOST_NAMES: usize = 10;
 /// The longest name of a process, in bytes: the kernel's.
 pub(crate) const NAME_LENGTH: usize = 15;
+
+/// The most descriptors that come with a message: the kernel takes no more than 253 at once.
+pub(crate) const MOST_FDS: usize = 128;
 
 /// What a first process hands over when it is ready: descriptors, each a bit of a number.
 pub(crate) mod handle {
@@ -148,6 +152,14 @@ pub(crate) mod step {
     pub(crate) const LISTEN: u8 = b't';
     /// Lets go of the old root.
     pub(crate) const FORGET_HOST: u8 = b'x';
+    /// Lets go of all that is mounted at a directory, and removes that.
+    pub(crate) const CLEAR: u8 = b'u';
+    /// Moves what is mounted at the second string to the same place beneath the directory that the
+    /// first names, where links lead nowhere else; what is missing of the place is made. With
+    /// [`NO_LINKS`] there may be none on the way. With [`OPTIONAL`] nothing may be mounted there.
+    pub(crate) const MOVE: u8 = b'v';
+    /// Makes a directory at which something is mounted the root, and lets go of the old one.
+    pub(crate) const CHANGE_ROOT: u8 = b'g';
     /// Enters a directory.
     pub(crate) const ENTER: u8 = b'c';
     /// Gives up all capabilities, and all ways to new ones.
@@ -157,9 +169,11 @@ pub(crate) mod step {
 
     /// The flag of a source that may be missing.
     pub(crate) const OPTIONAL: u8 = 1;
+    /// The flag of a place to which no link may lead.
+    pub(crate) const NO_LINKS: u8 = 2;
 
-    /// The most sources that a jail may have.
-    pub(crate) const MOST_SOURCES: usize = 128;
+    /// The most sources that a jail may have, those of the engine among them.
+    pub(crate) const MOST_SOURCES: usize = 256;
 
     /// A step as it is in a message.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]

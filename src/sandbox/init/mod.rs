@@ -20,8 +20,8 @@ use rustix::net::{
 
 use super::spawn;
 use message::{
-    ASK_FIRST, DONE, ENDED, FAILED, HEADER, Header, KILL, LONGEST, MOST_NAMES, NAME_LENGTH, READY,
-    REST, RUN, SET_UP, SIGNAL, WITH_INPUT, WITH_SCRIPT, handle,
+    ASK_FIRST, DONE, ENDED, FAILED, HEADER, Header, KILL, LONGEST, MOST_FDS, MOST_NAMES,
+    NAME_LENGTH, READY, REST, RUN, SET_UP, SIGNAL, WITH_INPUT, WITH_SCRIPT, handle,
 };
 
 pub(super) use message::SOCKET_FD;
@@ -141,18 +141,31 @@ impl InitSocket {
     }
 
     /// Has it set the jail up, and hand over what is `wanted`, a sum of [`handle`]s. `steps` are as
-    /// many as `count`, as [`message::step`] has them.
+    /// many as `count`, as [`message::step`] has them. `mounts` are the first sources.
     ///
     /// # Errors
     /// More than fits into a message; a process that is gone.
-    pub(super) fn set_up(&self, steps: &[u8], count: usize, wanted: i32) -> io::Result<()> {
+    pub(super) fn set_up(
+        &self,
+        steps: &[u8],
+        count: usize,
+        wanted: i32,
+        mounts: &[OwnedFd],
+    ) -> io::Result<()> {
         let header = Header { kind: SET_UP, flag: 0, run: 0, numbers: [count as i32, wanted] };
         let message = [&header.to_bytes(), steps].concat();
         if message.len() > LONGEST {
             let text = "the paths that the sandbox shows are too long";
             return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
         }
-        rustix::net::send(&self.0, &message, SendFlags::NOSIGNAL)?;
+        let mounts: Vec<_> = mounts.iter().map(AsFd::as_fd).collect();
+        let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_FDS))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        if !mounts.is_empty() && !control.push(SendAncillaryMessage::ScmRights(&mounts)) {
+            return Err(Errno::TOOBIG.into());
+        }
+        let message = [IoSlice::new(&message)];
+        rustix::net::sendmsg(&self.0, &message, &mut control, SendFlags::NOSIGNAL)?;
         Ok(())
     }
 

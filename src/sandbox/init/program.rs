@@ -120,9 +120,8 @@ unsafe extern "C" fn main(stack: *const usize) -> ! {
     // Until it is, its own entries of /proc belong to the host's root. Nobody is here to look.
     call!(arch::PRCTL, PR_SET_DUMPABLE, 1);
     let Some((plan, fds)) = receive() else { exit(0) };
-    close_all(fds);
     let Some(header) = Header::parse(plan).filter(|header| header.kind == SET_UP) else { exit(2) };
-    let proxy = match setup::set_up(&plan[HEADER..], header.numbers[0] as usize) {
+    let proxy = match setup::set_up(&plan[HEADER..], header.numbers[0] as usize, &fds) {
         Ok(proxy) => proxy,
         Err((step, errno)) => {
             say(Header { kind: FAILED, flag: 0, run: step, numbers: [errno, 0] }, &[], &[]);

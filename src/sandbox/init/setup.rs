@@ -12,6 +12,7 @@ use crate::system::*;
 
 const EINVAL: i32 = 22;
 const ENOENT: isize = -2;
+const ELOOP: isize = -40;
 
 const MS_REC: usize = 0x4000;
 const MS_PRIVATE: usize = 0x4_0000;
@@ -22,7 +23,14 @@ const MNT_DETACH: usize = 2;
 const OPEN_TREE_CLONE: usize = 1;
 const AT_RECURSIVE: usize = 0x8000;
 const AT_EMPTY_PATH: usize = 0x1000;
+const AT_REMOVEDIR: usize = 0x200;
 const MOVE_MOUNT_F_EMPTY_PATH: usize = 4;
+const MOVE_MOUNT_T_EMPTY_PATH: usize = 0x40;
+
+const RESOLVE_NO_SYMLINKS: u64 = 4;
+const RESOLVE_IN_ROOT: u64 = 0x10;
+/// The longest path that is looked for beneath another root.
+const LONGEST_PLACE: usize = 1024;
 
 const PR_CAPBSET_DROP: usize = 24;
 const PR_SET_SECCOMP: usize = 22;
@@ -40,18 +48,33 @@ struct MountAttributes {
     user_namespace: u64,
 }
 
+/// The kernel's `struct open_how`.
+#[repr(C)]
+struct OpenHow {
+    flags: u64,
+    mode: u64,
+    resolve: u64,
+}
+
 /// The trees that were taken hold of.
 struct Sources {
     fds: [i32; step::MOST_SOURCES],
     count: usize,
 }
 
-/// Carries all steps out. Gives the listening socket of the proxy, if there is to be one.
+/// Carries all steps out. The first sources are those that the engine has `given`. Gives the
+/// listening socket of the proxy, if there is to be one.
 ///
 /// # Errors
 /// The first step that failed, and the error's number.
-pub(crate) fn set_up(steps: &[u8], count: usize) -> Result<i32, (u32, i32)> {
+pub(crate) fn set_up(
+    steps: &[u8],
+    count: usize,
+    given: &[i32; MOST_FDS],
+) -> Result<i32, (u32, i32)> {
     let mut sources = Sources { fds: [NO_FD; step::MOST_SOURCES], count: 0 };
+    sources.fds[..MOST_FDS].copy_from_slice(given);
+    sources.count = given.iter().filter(|fd| **fd != NO_FD).count();
     let mut proxy = NO_FD;
     let mut rest = steps;
     for number in 0..count {
@@ -136,6 +159,23 @@ fn carry_out(head: Head, text: &[u8], sources: &mut Sources) -> Result<(), i32> 
         }
         step::LOOPBACK => bring_loopback_up(),
         step::FORGET_HOST => check(call!(arch::UMOUNT2, c".".as_ptr(), MNT_DETACH)),
+        step::CLEAR => {
+            let [path] = strings(text)?;
+            check(call!(arch::UMOUNT2, path, MNT_DETACH))?;
+            check(call!(arch::UNLINKAT, AT_FDCWD, path, AT_REMOVEDIR))
+        }
+        step::MOVE => {
+            let [root, place] = strings(text)?;
+            move_beneath(root, place, head.flag)
+        }
+        step::CHANGE_ROOT => {
+            let [path] = strings(text)?;
+            check(call!(arch::CHDIR, path))?;
+            let here = c".".as_ptr();
+            check(call!(arch::PIVOT_ROOT, here, here))?;
+            check(call!(arch::UMOUNT2, here, MNT_DETACH))?;
+            check(call!(arch::CHDIR, c"/".as_ptr()))
+        }
         step::ENTER => {
             let [path] = strings(text)?;
             check(call!(arch::CHDIR, path))
@@ -165,6 +205,91 @@ impl Sources {
         let nothing = c"".as_ptr().cast();
         set_attributes(*place as isize, nothing, AT_EMPTY_PATH | AT_RECURSIVE, attributes)
     }
+}
+
+/// Moves what is mounted at `place` to the same place in what will be the root. What is there was
+/// made by others: links on the way lead to places in that root only.
+fn move_beneath(root: *const u8, place: *const u8, flag: u8) -> Result<(), i32> {
+    let directory = O_PATH | arch::O_DIRECTORY | O_CLOEXEC;
+    let source = call!(arch::OPENAT, AT_FDCWD, place, directory);
+    let is_directory = source >= 0;
+    if is_directory {
+        call!(arch::CLOSE, source);
+    }
+    let root = done(call!(arch::OPENAT, AT_FDCWD, root, directory))?;
+    let target = place_beneath(root, place, is_directory, flag & step::NO_LINKS != 0);
+    call!(arch::CLOSE, root);
+    let target = target?;
+    let nothing = c"".as_ptr();
+    let moved =
+        call!(MOVE_MOUNT, AT_FDCWD, place, target, nothing, MOVE_MOUNT_T_EMPTY_PATH);
+    call!(arch::CLOSE, target);
+    match moved == -(EINVAL as isize) && flag & step::OPTIONAL != 0 {
+        true => Ok(()),
+        false => check(moved),
+    }
+}
+
+/// Opens the absolute path `place` beneath `root`, and makes what is missing of it. In the place of
+/// a file a link that leads to none gives way.
+fn place_beneath(
+    root: isize,
+    place: *const u8,
+    is_directory: bool,
+    no_links: bool,
+) -> Result<isize, i32> {
+    // SAFETY: a string of the message, with its NUL.
+    let place = unsafe { core::ffi::CStr::from_ptr(place.cast()) }.to_bytes_with_nul();
+    let mut path = [0u8; LONGEST_PLACE];
+    let resolve = if no_links { RESOLVE_IN_ROOT | RESOLVE_NO_SYMLINKS } else { RESOLVE_IN_ROOT };
+    let open = |path: &[u8], flags: usize| {
+        let flags = (O_PATH | O_CLOEXEC | flags) as u64;
+        let how = OpenHow { flags, mode: 0, resolve };
+        call!(OPENAT2, root, path.as_ptr(), &raw const how, size_of::<OpenHow>())
+    };
+    // Behind the slash that it begins with; each slash after that, and the NUL, ends an entry's
+    // path.
+    let place = place.get(1..).filter(|place| place.len() < LONGEST_PLACE).ok_or(EINVAL)?;
+    let (mut above, mut start) = (NO_FD as isize, 0);
+    for (end, byte) in place.iter().enumerate() {
+        if *byte != b'/' && *byte != 0 {
+            continue;
+        }
+        path[..end].copy_from_slice(&place[..end]);
+        path[end] = 0;
+        let is_last = *byte == 0;
+        let as_directory = !is_last || is_directory;
+        let flags = if as_directory { arch::O_DIRECTORY } else { 0 };
+        let mut found = open(&path, flags);
+        if found == ENOENT || (!as_directory && found == ELOOP) {
+            let dir = if above == NO_FD as isize { root } else { above };
+            let mut name = [0u8; LONGEST_PLACE];
+            name[..end - start].copy_from_slice(&place[start..end]);
+            make(dir, name.as_ptr(), as_directory)?;
+            found = open(&path, flags);
+        }
+        if above != NO_FD as isize {
+            call!(arch::CLOSE, above);
+        }
+        above = done(found)?;
+        start = end + 1;
+    }
+    Ok(above)
+}
+
+/// Makes an empty directory or file. A link that leads nowhere gives way to a file.
+fn make(dir: isize, name: *const u8, is_directory: bool) -> Result<(), i32> {
+    if is_directory {
+        return check(call!(arch::MKDIRAT, dir, name, 0o755));
+    }
+    let removed = call!(arch::UNLINKAT, dir, name, 0);
+    if removed != ENOENT {
+        check(removed)?;
+    }
+    let flags = O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC;
+    let file = done(call!(arch::OPENAT, dir, name, flags, 0o644))?;
+    call!(arch::CLOSE, file);
+    Ok(())
 }
 
 fn set_attributes(dir: isize, path: *const u8, flags: usize, set: u64) -> Result<(), i32> {

@@ -4,7 +4,7 @@
 use core::ptr::addr_of_mut;
 
 use crate::arch;
-use crate::message::{HEADER, Header, LONGEST, SOCKET_FD, handle};
+use crate::message::{HEADER, Header, LONGEST, SOCKET_FD};
 
 pub(crate) const EINTR: isize = -4;
 pub(crate) const EAGAIN: isize = -11;
@@ -23,6 +23,7 @@ pub(crate) const AT_FDCWD: isize = -100;
 pub(crate) const OPEN_TREE: usize = 428;
 pub(crate) const MOVE_MOUNT: usize = 429;
 pub(crate) const CLOSE_RANGE: usize = 436;
+pub(crate) const OPENAT2: usize = 437;
 pub(crate) const MOUNT_SETATTR: usize = 442;
 
 macro_rules! call {
@@ -54,8 +55,7 @@ struct MsgHdr {
     flags: i32,
 }
 
-/// The most descriptors that go with a message.
-pub(crate) const MOST_FDS: usize = handle::MOST;
+pub(crate) use crate::message::MOST_FDS;
 
 /// Room for a control message with descriptors, aligned as one.
 #[repr(C, align(8))]

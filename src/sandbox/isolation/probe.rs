@@ -3,6 +3,7 @@
 
 use std::ffi::OsString;
 use std::os::fd::AsFd;
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,12 +14,14 @@ use super::remedy::are_namespaces_forbidden;
 use super::{Contents, Failure, Jails, open_null};
 use crate::interrupt::Interrupt;
 use crate::sandbox::init::{Run, RunEvent};
-use crate::sandbox::jail::{Bounds, Jail, Machine, News, Phase, SetupError};
+use crate::sandbox::jail::{
+    Bounds, Entry, Hold, Jail, Machine, News, Overlay, Phase, SetupError, Tree, UPPER, WORK,
+};
 use crate::sandbox::limits::Limits;
 use crate::sandbox::shell;
 use crate::sandbox::stream::Watch;
-use crate::sandbox::user;
-use crate::sandbox::workspace::Workspace;
+use crate::sandbox::user::{self, CommandUser, IdMap};
+use crate::sandbox::workspace::{DataDir, Workspace};
 
 /// How long all probes of one start may take together: the usual ones take some 50 milliseconds.
 const LIMIT: Duration = Duration::from_secs(15);
@@ -26,6 +29,12 @@ const LIMIT: Duration = Duration::from_secs(15);
 const SLICE: Duration = Duration::from_millis(20);
 /// How long the end of a killed jail is awaited.
 const KILL_LIMIT: Duration = Duration::from_millis(500);
+
+/// Where layers are tried: in the data directory, and inside.
+const LAYERS: &str = "layers";
+const LAYERS_PLACE: &str = "/mnt";
+/// What is done there. A directory that is made anew hides what was in the old one.
+const USE_LAYERS: &str = "cd /mnt && rm -r full && mkdir full && [ -z \"$(ls full)\" ]";
 
 /// The time that the probes of one start have, all together.
 #[derive(Debug, Clone)]
@@ -87,8 +96,26 @@ impl Jails {
     }
 
     fn try_here(&self, workspace: &Arc<Workspace>, budget: &Budget) -> Result<(), Failure> {
-        let machine = self.try_jail(None, workspace, budget)?;
-        self.try_jail(machine, workspace, budget).map(|_| ())
+        let machine = self.try_jail(None, workspace, None, budget)?;
+        self.try_jail(machine, workspace, None, budget).map(|_| ())
+    }
+
+    /// As [`try_out`](Self::try_out), with an overlay in which files are removed and made.
+    pub(super) fn try_layers(&self, data_dir: &DataDir, budget: &Budget) -> Result<(), Failure> {
+        let workspace = &data_dir.workspaces()[0];
+        let failed = |error: std::io::Error| Failure::of_error(&error);
+        let place = data_dir.make_dir(LAYERS).map_err(failed)?;
+        let overlay = make_overlay(&place, workspace.owner());
+        let tried = overlay.map_err(failed).and_then(|overlay| {
+            budget.check()?;
+            let try_it = || Ok(self.try_jail(None, workspace, Some(overlay), budget).map(|_| ()));
+            user::on_own_thread(try_it).unwrap_or_else(|error| Err(Failure::of_error(&error)))
+        });
+        // What resists goes with the data directory.
+        if let Err(error) = data_dir.remove_dir(LAYERS) {
+            log::debug!("cannot remove what was tried: {error}");
+        }
+        tried
     }
 
     /// Gives the jail's machine.
@@ -96,8 +123,10 @@ impl Jails {
         &self,
         machine: Option<Arc<Machine>>,
         workspace: &Arc<Workspace>,
+        overlay: Option<Overlay>,
         budget: &Budget,
     ) -> Result<Option<Arc<Machine>>, Failure> {
+        let script = if overlay.is_some() { USE_LAYERS } else { "true" };
         let failed = |error: std::io::Error| Failure::of_error(&error);
         let shell = self.layout.shell;
         let contents = Contents {
@@ -119,7 +148,9 @@ impl Jails {
         let bounds = Bounds { limits, workspace: workspace.clone(), is_session: false };
         let not_made = |error: &SetupError| Failure::of_setup(error, are_namespaces_forbidden());
         let origin = self.origin(&null, workspace);
-        let mut jail = Jail::start(&self.plan(contents), machine, &origin, bounds, &watch)
+        let mut plan = self.plan(contents);
+        plan.root.extend(overlay.map(Entry::Layered));
+        let mut jail = Jail::start(&plan, machine, &origin, bounds, &watch)
             .map_err(|error| not_made(&error))?;
         let (mut tried, mut machine) = (None, None);
         // When it is given up on, because it should have ended by then.
@@ -143,7 +174,7 @@ impl Jails {
                 let done = match news {
                     News::Opened => {
                         machine = jail.machine().cloned();
-                        let argv = ["sh", "-c", "true"].map(OsString::from);
+                        let argv = ["sh", "-c", script].map(OsString::from);
                         let (stdin, null) = (None, null.as_fd());
                         let run =
                             Run { argv: &argv, stdin, stdout: null, stderr: null, script: None };
@@ -162,6 +193,35 @@ impl Jails {
     }
 }
 
+/// The layers that are tried, in a directory of their own. Blocks for a few file system calls.
+fn make_overlay(place: &Path, owner: Option<CommandUser>) -> std::io::Result<Overlay> {
+    let [lower, writable] = ["lower", "writable"].map(|name| place.join(name));
+    let full = lower.join("full");
+    let own = [writable.clone(), writable.join(UPPER), writable.join(WORK)];
+    for directory in [&lower, &full].into_iter().chain(&own) {
+        std::fs::create_dir(directory)?;
+    }
+    let all = std::fs::Permissions::from_mode(0o777);
+    std::fs::set_permissions(&full, all)?;
+    std::fs::write(full.join("file"), "")?;
+    if let Some(user) = owner {
+        for directory in &own {
+            chown(directory, Some(user.uid().as_raw()), Some(user.gid().as_raw()))?;
+        }
+    }
+    // What root has made is another's in the sandbox.
+    let map = |user: CommandUser| Some(IdMap { inside: 0, ..user.map() });
+    let [below, above] = match owner {
+        Some(user) => [Hold::HandedOver(map(user)), Hold::HandedOver(None)],
+        None => [Hold::ByPath; 2],
+    };
+    Ok(Overlay {
+        place: LAYERS_PLACE.into(),
+        lower: vec![Tree { host: lower, hold: below }],
+        writable: Tree { host: writable, hold: above },
+    })
+}
+
 /// Waits for events of the jail, for a slice at most, and has it deal with them.
 fn wait(epoll: &std::os::fd::OwnedFd, jail: &mut Jail, watch: &Watch<'_>) -> Vec<News> {
     let mut events = Vec::with_capacity(8);
@@ -177,7 +237,10 @@ fn outcome(end: Result<i32, i32>) -> Result<(), Failure> {
     match end {
         Ok(0) => Ok(()),
         Ok(status) if libc::WIFSIGNALED(status) => Err(Failure::of_signal(libc::WTERMSIG(status))),
-        Ok(status) => Err(Failure::Broken(format!("`true` ended with status {status}"))),
+        Ok(status) => {
+            let code = libc::WEXITSTATUS(status);
+            Err(Failure::Broken(format!("what was tried ended with status {code}")))
+        }
         Err(errno) => Err(Failure::of_error(&std::io::Error::from_raw_os_error(errno))),
     }
 }
@@ -187,8 +250,6 @@ mod tests {
     use std::os::fd::OwnedFd;
 
     use super::*;
-    use crate::sandbox::user::CommandUser;
-    use crate::sandbox::workspace::DataDir;
 
     struct Fake {
         _base: tempfile::TempDir,
@@ -200,8 +261,7 @@ mod tests {
     fn fake(program: &str) -> Fake {
         let user = CommandUser::detect();
         let base = tempfile::tempdir().unwrap();
-        std::fs::set_permissions(base.path(), std::os::unix::fs::PermissionsExt::from_mode(0o711))
-            .unwrap();
+        std::fs::set_permissions(base.path(), PermissionsExt::from_mode(0o711)).unwrap();
         let data = DataDir::create(Some(&base.path().join("data")), 1, user).unwrap();
         let workspace = &data.workspaces()[0];
         let mut jails = Jails::find(workspace, &Budget::default()).unwrap();
@@ -226,6 +286,19 @@ mod tests {
             read("cmdline").starts_with(b"tool-init\0") && read("status").starts_with(b"Name:\tyes")
         };
         children.filter(is_yes).count()
+    }
+
+    #[test]
+    fn layers_are_tried_and_nothing_is_left_of_that() {
+        let fake = fake("/usr/bin/true");
+        let workspace = &fake.data.workspaces()[0];
+        let jails = Jails::find(workspace, &Budget::default()).unwrap();
+        assert_eq!(jails.try_layers(&fake.data, &Budget::default()), Ok(()));
+        assert!(!fake.data.path().join(LAYERS).exists());
+        // A first process that is none can mount nothing.
+        let failure = fake.jails.try_layers(&fake.data, &Budget::default()).unwrap_err();
+        assert!(matches!(failure, Failure::Broken(_)), "{failure}");
+        assert!(!fake.data.path().join(LAYERS).exists());
     }
 
     #[test]

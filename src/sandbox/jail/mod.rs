@@ -28,6 +28,7 @@
 //! the first process.
 
 mod join;
+mod layers;
 mod machine;
 mod plan;
 mod start;
@@ -39,8 +40,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+pub(super) use layers::IdMaps;
 pub(super) use machine::Machine;
-pub(super) use plan::{Access, Entry, Network, Plan, Proc, has_device};
+pub(super) use plan::{
+    Access, Entry, Hold, Network, Overlay, Plan, Proc, Tree, UPPER, WORK, has_device,
+};
 
 use self::plan::{Step, encode};
 use self::start::{Birth, Stage};
@@ -103,6 +107,8 @@ pub(super) struct Origin<'a> {
     pub(super) user: Option<CommandUser>,
     /// What serves the proxies of machines that have one.
     pub(super) egress: Option<&'a Arc<Egress>>,
+    /// What maps the ids of layers.
+    pub(super) id_maps: &'a IdMaps,
 }
 
 /// What a jail is put under before anything runs in it.
@@ -193,6 +199,10 @@ impl Jail {
             None => plan.steps_of_joiner(),
         };
         let encoded = encode(&steps).map_err(prepare)?;
+        let layers = match founds {
+            Some(_) => layers::detached(plan.handed_over(), origin.id_maps)?,
+            None => Vec::new(),
+        };
         let open_files = plan.open_files.unwrap_or(0).to_string();
         let arguments: [OsString; 3] =
             ["tool-init".into(), plan.program.clone().into(), open_files.into()];
@@ -208,6 +218,7 @@ impl Jail {
             machine: machine.as_deref(),
             is_in_hosts_network: plan.network == Network::Host,
             user: origin.user,
+            owns_all_files: founds.is_some() && plan.overlays().next().is_some(),
         };
         let child = start::start(&birth).map_err(|(stage, source)| SetupError {
             what: stage.what().to_owned(),
@@ -223,8 +234,8 @@ impl Jail {
             Some(user) => map_ids(user, &child),
             None => Ok(()),
         }
-        .and_then(|()| socket.set_up(&encoded, steps.len(), wanted).map_err(prepare));
-        drop(its_end);
+        .and_then(|()| socket.set_up(&encoded, steps.len(), wanted, &layers).map_err(prepare));
+        drop((its_end, layers));
         if let Err(error) = ordered {
             abandon(&child);
             return Err(error);

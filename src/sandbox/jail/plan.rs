@@ -6,7 +6,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use super::super::init::message::step;
+use super::super::init::message::{self, step};
 use super::super::spawn;
 use super::super::user::IdMap;
 
@@ -107,6 +107,8 @@ pub(in crate::sandbox) enum Entry {
         /// Its options.
         options: &'static str,
     },
+    /// A file system of layers.
+    Layered(Overlay),
     /// A file or directory of the host over one that another entry has made or shows.
     Over {
         /// Where it is on the host.
@@ -119,6 +121,44 @@ pub(in crate::sandbox) enum Entry {
         is_optional: bool,
     },
 }
+
+/// A file system of layers: what is changed in it goes to a directory of its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::sandbox) struct Overlay {
+    /// Where it is inside. At `/` it is the root, and what other entries mount is moved there; an
+    /// entry that mounts nothing is not to be seen.
+    pub(in crate::sandbox) place: PathBuf,
+    /// What is not changed, the lowest first.
+    pub(in crate::sandbox) lower: Vec<Tree>,
+    /// The directory with [`UPPER`] and [`WORK`] in it. Both are its alone.
+    pub(in crate::sandbox) writable: Tree,
+}
+
+/// A directory of the host that an overlay is made of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::sandbox) struct Tree {
+    /// Where it is on the host.
+    pub(in crate::sandbox) host: PathBuf,
+    /// How the jail gets it.
+    pub(in crate::sandbox) hold: Hold,
+}
+
+/// How a jail gets a tree.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::sandbox) enum Hold {
+    /// Its first process finds it by its path, as the user that it runs as.
+    ByPath,
+    /// The engine, which is root, hands it over, with other owners if a map is given: of the ids
+    /// that files have (`inside`), and those that they have in the jail as this machine knows them.
+    HandedOver(Option<IdMap>),
+}
+
+/// The name of the directory with what was changed.
+pub(in crate::sandbox) const UPPER: &str = "upper";
+/// The name of the directory that the kernel works in.
+pub(in crate::sandbox) const WORK: &str = "work";
+/// The most trees that all overlays of a jail have together.
+pub(in crate::sandbox) const MOST_TREES: usize = message::MOST_FDS;
 
 /// What may be done with something of the host's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -138,6 +178,7 @@ const NO_DEVICES: u64 = 4;
 const NO_PROGRAMS: u64 = 8;
 
 const PROC: &str = "/proc";
+const DEV: &str = "/dev";
 const PROC_FLAGS: u64 = NO_SET_USER_ID | NO_DEVICES | NO_PROGRAMS;
 
 /// How many files a file system in memory may have, of whatever size: each takes memory that no
@@ -147,6 +188,10 @@ const MOST_INODES: u32 = 65_536;
 /// Any directory that every host has, for the moment in which the new root has no other place. What
 /// is beneath it is not hidden when it matters.
 const FIRST_PLACE: &str = "/usr";
+
+/// Where an overlay's trees are while it is mounted, and where that is which becomes the root.
+const STAGE: &str = "/.stage";
+const NEW_ROOT: &str = "/.root";
 
 const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
 const DEVICE_LINKS: [(&str, &str); 6] = [
@@ -203,12 +248,18 @@ impl Plan {
         let strings = [&self.program]
             .into_iter()
             .chain(self.root.iter().flat_map(Entry::paths))
+            .chain(self.overlays().flat_map(|overlay| &overlay.lower).map(|tree| &tree.host))
             .chain(&self.devices)
             .any(|path| path.as_os_str().as_bytes().contains(&0));
         if strings {
             return Err(spawn::embedded_nul());
         }
-        let mut steps = Steps::default();
+        let handed_over = self.handed_over().count();
+        if self.overlays().map(Overlay::trees).map(Iterator::count).sum::<usize>() > MOST_TREES {
+            return Err(rustix::io::Errno::TOOBIG.into());
+        }
+        // They come first, and together.
+        let mut steps = Steps { sources: handed_over as u64, ..Steps::default() };
         steps.be_ended_first();
         if self.users.is_single() {
             // The kernel wants the first before an ordinary user may map a group.
@@ -228,6 +279,13 @@ impl Plan {
                     let flag = if *is_optional { step::OPTIONAL } else { 0 };
                     steps.source(host, place, *access, flag);
                 }
+                Entry::Layered(overlay) => {
+                    for tree in overlay.trees().filter(|tree| tree.hold == Hold::ByPath) {
+                        let is_own = *tree == overlay.writable;
+                        let access = if is_own { Access::Writable } else { Access::ReadOnly };
+                        steps.source(&tree.host, &overlay.place, access, 0);
+                    }
+                }
                 Entry::Directory { .. }
                 | Entry::File { .. }
                 | Entry::Link { .. }
@@ -244,7 +302,7 @@ impl Plan {
         }
         let options = self.memory_options();
         steps.add(step::ROOT, 0, 0, &[FIRST_PLACE, &options], "make a root directory");
-        let mut source = 0;
+        let (mut source, mut given) = (handed_over as u64, 0);
         for entry in &self.root {
             match entry {
                 Entry::Directory { place } => steps.directory(place),
@@ -260,11 +318,15 @@ impl Plan {
                 }
                 // The directory that it is in is shown, and has something to be covered.
                 Entry::Over { place, .. } => steps.attach(&mut source, place),
+                Entry::Layered(overlay) => steps.overlay(overlay, &mut source, &mut given),
             }
         }
         self.proc(&mut source, &mut steps);
         self.dev(&mut source, &mut steps);
         steps.act(step::FORGET_HOST, "let go of the host's files");
+        if self.overlays().any(Overlay::is_root) {
+            self.change_root(&mut steps);
+        }
         if let Some(name) = self.host_name {
             steps.add(step::HOST_NAME, 0, 0, &[name], "set the host name");
         }
@@ -280,6 +342,51 @@ impl Plan {
             return Err(rustix::io::Errno::TOOBIG.into());
         }
         Ok(steps.list)
+    }
+
+    /// The overlays that are to be made.
+    pub(super) fn overlays(&self) -> impl Iterator<Item = &Overlay> {
+        self.root.iter().filter_map(|entry| match entry {
+            Entry::Layered(overlay) => Some(overlay),
+            _ => None,
+        })
+    }
+
+    /// The trees that the engine is to hand over, in their order; how the ids of each one's files
+    /// are mapped, and whether it is written to.
+    pub(super) fn handed_over(&self) -> impl Iterator<Item = (&Tree, Option<IdMap>, bool)> {
+        let trees = self.overlays().flat_map(|overlay| {
+            let lower = overlay.lower.iter().map(|tree| (tree, false));
+            lower.chain([(&overlay.writable, true)])
+        });
+        trees.filter_map(|(tree, is_writable)| match tree.hold {
+            Hold::HandedOver(map) => Some((tree, map, is_writable)),
+            Hold::ByPath => None,
+        })
+    }
+
+    /// Moves what was mounted for it into the overlay that is to be the root, and makes it that.
+    fn change_root(&self, steps: &mut Steps) {
+        let mut moved: Vec<&Path> = Vec::new();
+        // What a new jail of the machine finds by its path is not to be renamed: it is where it
+        // seems to be.
+        let own = [Path::new(PROC), Path::new(DEV)].map(|place| (place, step::NO_LINKS));
+        let shown = self.root.iter().filter_map(|entry| match entry {
+            Entry::Shown { place, .. } | Entry::Mounted { place, .. } => Some((&**place, 0)),
+            Entry::Over { place, is_optional, .. } => {
+                Some((&**place, if *is_optional { step::OPTIONAL } else { 0 }))
+            }
+            _ => None,
+        });
+        for (place, flag) in shown.chain(own) {
+            // What is mounted in another goes with it.
+            if !moved.iter().any(|above| place.starts_with(above)) {
+                let what = format!("show {} in the image", place.display());
+                steps.add(step::MOVE, flag, 0, &[Path::new(NEW_ROOT), place], &what);
+                moved.push(place);
+            }
+        }
+        steps.add(step::CHANGE_ROOT, 0, 0, &[NEW_ROOT], "make the image the root directory");
     }
 
     /// The steps that make the jail in a machine that another one has made by this plan: all that
@@ -339,7 +446,7 @@ impl Plan {
     }
 
     fn dev(&self, source: &mut u64, steps: &mut Steps) {
-        let dev = Path::new("/dev");
+        let dev = Path::new(DEV);
         steps.directory(dev);
         steps.mount("tmpfs", dev, NO_SET_USER_ID, "mode=0755");
         for place in self.all_devices() {
@@ -370,9 +477,22 @@ impl Plan {
     }
 }
 
+impl Overlay {
+    /// Whether it is the root directory.
+    fn is_root(&self) -> bool {
+        self.place.parent().is_none()
+    }
+
+    /// What it is made of, the writable tree last.
+    fn trees(&self) -> impl Iterator<Item = &Tree> {
+        self.lower.iter().chain([&self.writable])
+    }
+}
+
 impl Entry {
     fn paths(&self) -> impl Iterator<Item = &PathBuf> {
         let (one, other) = match self {
+            Self::Layered(overlay) => (Some(&overlay.writable.host), &overlay.place),
             Self::Directory { place } | Self::File { place } | Self::Mounted { place, .. } => {
                 (None, place)
             }
@@ -416,6 +536,36 @@ impl Steps {
     fn attach(&mut self, source: &mut u64, place: &Path) {
         self.add(step::ATTACH, 0, *source, &[place], &format!("show {}", place.display()));
         *source += 1;
+    }
+
+    /// Mounts an overlay. Its trees are to be seen only while that is done. `source` and `given`
+    /// are the next of those by path and of those that are handed over.
+    fn overlay(&mut self, overlay: &Overlay, source: &mut u64, given: &mut u64) {
+        let stage = Path::new(STAGE);
+        self.add(step::DIRECTORY, 0, 0o700, &[stage], "make a place for layers");
+        self.mount("tmpfs", stage, NO_SET_USER_ID | NO_DEVICES, "mode=0700");
+        let writable = overlay.lower.len();
+        for (number, tree) in overlay.trees().enumerate() {
+            let place = stage.join(number.to_string());
+            let what = format!("use layer {number} of {}", overlay.place.display());
+            self.add(step::DIRECTORY, 0, 0o700, &[&place], &what);
+            let next = if tree.hold == Hold::ByPath { &mut *source } else { &mut *given };
+            self.add(step::ATTACH, 0, *next, &[&place], &what);
+            *next += 1;
+        }
+        // The topmost comes first.
+        let lower: Vec<_> = (0..writable).rev().map(|number| format!("{STAGE}/{number}")).collect();
+        let options = format!(
+            "lowerdir={},upperdir={STAGE}/{writable}/{UPPER},workdir={STAGE}/{writable}/{WORK},\
+             userxattr,volatile",
+            lower.join(":")
+        );
+        let place = if overlay.is_root() { Path::new(NEW_ROOT) } else { &overlay.place };
+        self.directory(place);
+        let what = format!("mount the layers of {}", overlay.place.display());
+        let strings = ["overlay".as_ref(), place.as_os_str(), options.as_ref()];
+        self.add(step::MOUNT, 0, NO_SET_USER_ID | NO_DEVICES, &strings, &what);
+        self.add(step::CLEAR, 0, 0, &[stage], "let go of the layers' places");
     }
 
     fn attributes(&mut self, place: &Path, attributes: u64) {

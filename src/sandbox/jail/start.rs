@@ -40,6 +40,9 @@ pub(super) struct Birth<'a> {
     pub(super) is_in_hosts_network: bool,
     /// Whom it runs as, if not as the host.
     pub(super) user: Option<CommandUser>,
+    /// Whether it is to have rights over the files of all users inside, beside those that every
+    /// set-up needs: an overlay changes its layers by the rights of the process that mounts it.
+    pub(super) owns_all_files: bool,
 }
 
 /// What failed.
@@ -76,7 +79,9 @@ const SETPCAP: u32 = 8;
 const NET_ADMIN: u32 = 12;
 const SYS_ADMIN: u32 = 21;
 const SYS_RESOURCE: u32 = 24;
-const NEEDED: [u32; 4] = [SETPCAP, NET_ADMIN, SYS_ADMIN, SYS_RESOURCE];
+const NEEDED: u32 = 1 << SETPCAP | 1 << NET_ADMIN | 1 << SYS_ADMIN | 1 << SYS_RESOURCE;
+// What it takes to make any change to any file: CHOWN, DAC_OVERRIDE, FOWNER, FSETID and SETFCAP.
+const OVER_FILES: u32 = 1 << 0 | 1 << 1 | 1 << 3 | 1 << 4 | 1 << 31;
 
 const PR_CAP_AMBIENT: c_int = 47;
 const PR_CAP_AMBIENT_RAISE: c_long = 2;
@@ -108,6 +113,8 @@ pub(super) struct Shared {
     environment: *const *mut libc::c_char,
     socket: c_int,
     null: c_int,
+    /// The capabilities that it keeps, a bit each.
+    capabilities: u32,
     /// Written by the child.
     pub(super) failed: Option<(Stage, c_int)>,
 }
@@ -131,6 +138,7 @@ pub(super) fn start(birth: &Birth<'_>) -> Result<Child, (Stage, io::Error)> {
         environment: birth.environment.as_ptr(),
         socket: socket.as_raw_fd(),
         null: null.as_raw_fd(),
+        capabilities: if birth.owns_all_files { NEEDED | OVER_FILES } else { NEEDED },
         failed: None,
     };
     let entered = birth.user.map(|user| user.enter(Purpose::Exec)).transpose();
@@ -190,7 +198,7 @@ pub(super) extern "C" fn become_first_process(shared: *mut c_void) -> c_int {
     // and on that memory.
     unsafe {
         let shared = &mut *shared.cast::<Shared>();
-        if let Err(errno) = keep_capabilities() {
+        if let Err(errno) = keep_capabilities(shared.capabilities) {
             shared.failed = Some((Stage::Capabilities, errno));
             libc::_exit(1);
         }
@@ -224,8 +232,7 @@ pub(super) extern "C" fn become_first_process(shared: *mut c_void) -> c_int {
 ///
 /// # Errors
 /// The number of the error.
-fn keep_capabilities() -> Result<(), c_int> {
-    let needed = NEEDED.iter().fold(0u32, |set, capability| set | 1 << capability);
+fn keep_capabilities(needed: u32) -> Result<(), c_int> {
     let header = [CAPABILITY_VERSION_3, 0];
     // Effective, permitted, inheritable: the lower halves, then the upper ones.
     let sets = [needed, needed, needed, 0, 0, 0];
@@ -235,7 +242,7 @@ fn keep_capabilities() -> Result<(), c_int> {
         if libc::syscall(libc::SYS_capset, header.as_ptr(), sets.as_ptr()) != 0 {
             return Err(*libc::__errno_location());
         }
-        for capability in NEEDED {
+        for capability in (0..u32::BITS).filter(|bit| needed & 1 << bit != 0) {
             let (capability, none) = (c_long::from(capability), 0 as c_long);
             let raise = PR_CAP_AMBIENT_RAISE;
             if libc::prctl(PR_CAP_AMBIENT, raise, capability, none, none) != 0 {
@@ -247,10 +254,10 @@ fn keep_capabilities() -> Result<(), c_int> {
 }
 
 /// All signals of this thread are blocked until it is dropped.
-struct BlockedSignals(libc::sigset_t);
+pub(super) struct BlockedSignals(libc::sigset_t);
 
 impl BlockedSignals {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         // SAFETY: initialises two signal sets, and changes the mask of this thread.
         unsafe {
             let mut all = std::mem::zeroed();

@@ -154,6 +154,15 @@ impl DataDir {
         Ok(path)
     }
 
+    /// Removes such a directory, with everything in it. Blocks for as long as the file system
+    /// needs.
+    ///
+    /// # Errors
+    /// The first entry that resisted; everything else is removed.
+    pub(crate) fn remove_dir(&self, name: &str) -> Result<(), WorkspaceError> {
+        super::remove(&self.run.path.join(name))
+    }
+
     /// The host path of the directory in which it and those of other engines are.
     pub(crate) fn base_path(&self) -> &Path {
         self.run.path.parent().unwrap_or(&self.run.path)

@@ -7,6 +7,7 @@ pub(crate) const DUP3: usize = 24;
 pub(crate) const FCNTL: usize = 25;
 pub(crate) const IOCTL: usize = 29;
 pub(crate) const MKDIRAT: usize = 34;
+pub(crate) const UNLINKAT: usize = 35;
 pub(crate) const SYMLINKAT: usize = 36;
 pub(crate) const UMOUNT2: usize = 39;
 pub(crate) const MOUNT: usize = 40;

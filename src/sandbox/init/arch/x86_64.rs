@@ -32,6 +32,7 @@ pub(crate) const CLOCK_GETTIME: usize = 228;
 pub(crate) const EXIT_GROUP: usize = 231;
 pub(crate) const OPENAT: usize = 257;
 pub(crate) const MKDIRAT: usize = 258;
+pub(crate) const UNLINKAT: usize = 263;
 pub(crate) const SYMLINKAT: usize = 266;
 pub(crate) const PPOLL: usize = 271;
 pub(crate) const SIGNALFD4: usize = 289;

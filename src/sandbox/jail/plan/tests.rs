@@ -170,6 +170,96 @@ fn a_jail_in_a_machine_mounts_its_processes_and_nothing_else() {
     assert_eq!(steps.last().unwrap().text, [1; 16]);
 }
 
+fn tree(host: &str, hold: Hold) -> Tree {
+    Tree { host: host.into(), hold }
+}
+
+fn overlay(place: &str, own: Hold) -> Entry {
+    let map = IdMap { inside: 0, outside: 9000, count: 100 };
+    Entry::Layered(Overlay {
+        place: place.into(),
+        lower: vec![
+            tree("/data/l0", Hold::HandedOver(Some(map))),
+            tree("/data/l1", Hold::ByPath),
+            tree("/data/l2", Hold::HandedOver(None)),
+        ],
+        writable: tree("/data/own", own),
+    })
+}
+
+#[test]
+fn an_overlay_is_mounted_over_its_layers_which_are_not_seen_then() {
+    let root = vec![overlay("/work", Hold::ByPath), overlay("/tmp", Hold::HandedOver(None))];
+    let plan = Plan { root, ..plan() };
+    let given: Vec<_> = plan.handed_over().map(|(tree, _, own)| (&tree.host, own)).collect();
+    let expected = [("/data/l0", false), ("/data/l2", false)];
+    let own = ("/data/own", true);
+    let expected = [expected[0], expected[1], expected[0], expected[1], own];
+    assert!(given.into_iter().map(|(path, own)| (path.to_str().unwrap(), own)).eq(expected));
+    let found = lines(&plan.steps_of_founder().unwrap());
+    // Numbered after the five that are handed over.
+    for line in ["s0 7 /data/l1", "s0 6 /data/own", "a0 5 /.stage/1", "a0 6 /.stage/3"] {
+        assert!(found.contains(&line.to_owned()), "{line}: {found:?}");
+    }
+    let first = found.iter().position(|line| line == "d0 448 /.stage").unwrap();
+    let expected = [
+        "d0 448 /.stage",
+        "m0 6 tmpfs /.stage mode=0700",
+        "d0 448 /.stage/0",
+        "a0 0 /.stage/0",
+        "d0 448 /.stage/1",
+        "a0 5 /.stage/1",
+        "d0 448 /.stage/2",
+        "a0 1 /.stage/2",
+        "d0 448 /.stage/3",
+        "a0 6 /.stage/3",
+        "d0 493 /work",
+        "m0 6 overlay /work lowerdir=/.stage/2:/.stage/1:/.stage/0,upperdir=/.stage/3/upper,\
+         workdir=/.stage/3/work,userxattr,volatile",
+        "u0 0 /.stage",
+    ];
+    assert_eq!(found[first..first + expected.len()], expected);
+    let second = &found[first + expected.len()..];
+    let attached: Vec<_> = second.iter().filter(|line| line.contains(" /.stage/")).collect();
+    assert!(attached.contains(&&"a0 2 /.stage/0".to_owned()), "{attached:?}");
+    assert!(attached.contains(&&"a0 7 /.stage/1".to_owned()), "{attached:?}");
+    assert!(attached.contains(&&"a0 4 /.stage/3".to_owned()), "{attached:?}");
+    assert!(!found.iter().any(|line| line.starts_with('g')), "{found:?}");
+    let steps = plan.steps_of_founder().unwrap();
+    assert!(steps.iter().all(|step| !step.what.contains("/data")), "{steps:?}");
+}
+
+#[test]
+fn an_overlay_at_the_root_gets_what_else_is_mounted() {
+    let mut root = vec![overlay("/", Hold::HandedOver(None))];
+    root.extend(plan().root);
+    let found = lines(&Plan { root, ..plan() }.steps_of_founder().unwrap());
+    let at = found.iter().position(|line| line == "x0 0 ").unwrap();
+    let expected = [
+        "v0 0 /.root /usr",
+        "v0 0 /.root /etc",
+        "v0 0 /.root /a/b",
+        "v0 0 /.root /run",
+        "v2 0 /.root /proc",
+        "v2 0 /.root /dev",
+        "g0 0 /.root",
+    ];
+    assert_eq!(found[at + 1..at + 1 + expected.len()], expected);
+}
+
+#[test]
+fn there_are_no_more_trees_than_can_be_handed_over() {
+    let Entry::Layered(mut overlay) = overlay("/", Hold::HandedOver(None)) else { panic!() };
+    let steps = |overlay: &Overlay| {
+        Plan { root: vec![Entry::Layered(overlay.clone())], ..plan() }.steps_of_founder()
+    };
+    overlay.lower = vec![tree("/data/layer", Hold::HandedOver(None)); MOST_TREES - 1];
+    let bytes = encode(&steps(&overlay).unwrap()).unwrap();
+    assert!(bytes.len() + message::HEADER < message::LONGEST / 2, "{}", bytes.len());
+    overlay.lower.push(tree("/data/layer", Hold::ByPath));
+    assert!(steps(&overlay).is_err());
+}
+
 #[test]
 fn steps_are_read_as_they_were_written() {
     let steps = plan().steps_of_founder().unwrap();
