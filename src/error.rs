@@ -243,7 +243,6 @@ impl BeginFailure {
     }
 
     /// What a call of the trajectory ends with: nothing of it ran.
-    #[allow(dead_code, reason = "the dispatch's, with the next commit")]
     pub(crate) fn result(&self) -> ToolResult {
         let mut result = ToolResult::failure(self.outcome, self.message.clone());
         result.may_have_executed = false;

@@ -54,6 +54,11 @@ impl<T> WaitQueue<T> {
         self.items.pop_first().map(|(_, item)| item)
     }
 
+    /// Takes the last item.
+    pub(crate) fn pop_last(&mut self) -> Option<T> {
+        self.items.pop_last().map(|(_, item)| item)
+    }
+
     /// Takes the item at this position; `None` if it has left.
     pub(crate) fn remove(&mut self, position: Position) -> Option<T> {
         self.items.remove(&position)

@@ -153,6 +153,7 @@ class Settings(TypedDict, total=False):
     default_timeout_s: Optional[float]
     answer_grace_s: Optional[float]
     reset_timeout_s: Optional[float]
+    begin_timeout_s: Optional[float]
     close_timeout_s: Optional[float]
     on_lost_workspace: Optional[str]
     io_threads: Optional[int]

@@ -88,8 +88,8 @@ pub trait Backend: Send + Sync + 'static {
     /// late; then the reset ends it first. Called on an I/O thread.
     fn reset(&self, slot: &SlotRef, reply: ResetReply);
 
-    /// Makes a slot what a trajectory's spec asks for: called once, on an I/O thread, for a slot that
-    /// was given to a trajectory with a spec and is clean, before its first call; not for a
+    /// Makes a slot what a trajectory's spec asks for: called once, on an I/O thread, for a slot
+    /// that was given to a trajectory with a spec and is clean, before its first call; not for a
     /// trajectory without a spec. It must not block for longer than a moment: what takes longer –
     /// an image that is unpacked – happens behind, and the reply is given then. No call of the slot
     /// comes before `reply` was given `Ok`. After a failure nothing of the trajectory is in the

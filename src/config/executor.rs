@@ -71,6 +71,10 @@ pub struct ExecutorConfig {
     /// How long a slot's reset may take before it counts as failed. Defaults to 60 s.
     #[serde(rename = "reset_timeout_s", with = "seconds")]
     pub reset_timeout: Duration,
+    /// How long it may take to make a slot what a trajectory's spec asks for, as to unpack an
+    /// image. Defaults to 600 s.
+    #[serde(rename = "begin_timeout_s", with = "seconds")]
+    pub begin_timeout: Duration,
     /// How long [`close`](crate::ToolExecutor::close) and dropping wait for accepted calls before
     /// they are cancelled. Defaults to 30 s.
     #[serde(rename = "close_timeout_s", with = "seconds")]
@@ -119,6 +123,7 @@ impl Default for ExecutorConfig {
             default_timeout: None,
             answer_grace: Duration::from_secs(60),
             reset_timeout: Duration::from_secs(60),
+            begin_timeout: Duration::from_secs(600),
             close_timeout: Duration::from_secs(30),
             on_lost_workspace: LostWorkspace::default(),
             idle_limit: None,
@@ -145,6 +150,7 @@ setters! {
         with_default_timeout: default_timeout = some Duration,
         with_answer_grace: answer_grace = Duration,
         with_reset_timeout: reset_timeout = Duration,
+        with_begin_timeout: begin_timeout = Duration,
         with_close_timeout: close_timeout = Duration,
         with_on_lost_workspace: on_lost_workspace = LostWorkspace,
         with_idle_limit: idle_limit = some Duration,
@@ -186,6 +192,7 @@ impl ExecutorConfig {
             ("acquire_timeout", self.acquire_timeout),
             ("answer_grace", self.answer_grace),
             ("reset_timeout", self.reset_timeout),
+            ("begin_timeout", self.begin_timeout),
             ("close_timeout", self.close_timeout),
             ("idle_limit", self.idle_limit.unwrap_or_default()),
         ];
@@ -312,7 +319,8 @@ mod tests {
                 "output_order": "interleaved"},
             "batch_policy": "window", "batch_window_s": 0.25, "max_batch_size": 3,
             "queue_capacity": 4, "queue_timeout_s": 5.0, "acquire_timeout_s": 6.0,
-            "default_timeout_s": 2.5, "answer_grace_s": 7.0, "reset_timeout_s": 8.0, "close_timeout_s": 9.0,
+            "default_timeout_s": 2.5, "answer_grace_s": 7.0, "reset_timeout_s": 8.0,
+            "begin_timeout_s": 8.5, "close_timeout_s": 9.0,
             "on_lost_workspace": "start_empty", "idle_limit_s": 1.5, "io_threads": 2, "handler_threads": 3,
         });
         let config: ExecutorConfig = serde_json::from_value(all.clone()).unwrap();

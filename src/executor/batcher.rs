@@ -13,7 +13,7 @@ use super::external::{External, HandlerCall, ToolServerCall};
 use super::lease::Lease;
 use super::notices::Notices;
 use super::stats::Stats;
-use crate::backend::{Backend, Execution, ResetReply};
+use crate::backend::{Backend, BeginReply, Execution, ResetReply};
 use crate::tool::{Outcome, ToolReply, ToolResult};
 use crate::toolserver::{ExternalCall, ToolServer};
 use crate::workers::{Workers, guarded};
@@ -149,6 +149,15 @@ impl Performer {
                 });
                 if let Err(panic) = guarded(|| backend.reset(&slot_ref, reply)) {
                     log::error!("the sandbox backend panicked in reset: {panic}");
+                }
+            }),
+            Action::Begin { slot, slot_ref, spec } => io.spawn(move || {
+                let generation = slot_ref.generation;
+                let reply = BeginReply::from_fn(move |outcome| {
+                    let _ = report.send(Event::BeginDone { slot, generation, outcome });
+                });
+                if let Err(panic) = guarded(|| backend.begin(&slot_ref, &spec, reply)) {
+                    log::error!("the sandbox backend panicked in begin: {panic}");
                 }
             }),
             Action::GiveBack { slot, grant } => io.spawn(move || {

@@ -2,9 +2,9 @@
 //!
 //! The channel of events has no bound of its own, so that no thread that has a result ever blocks
 //! on it. What is in it is bounded all the same: a submission holds one of the gate's places, a
-//! result belongs to a running call, a reset or a lease to a slot; a call is cancelled once, a
-//! release, the cancel of a trajectory and a request for a lease hold one of the orders' places,
-//! and a caller that asks or closes waits for the answer.
+//! result belongs to a running call, a reset, a begin or a lease to a slot; a call is cancelled
+//! once, a release, the cancel of a trajectory and a request for a lease hold one of the orders'
+//! places, and a caller that asks or closes waits for the answer.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -17,8 +17,9 @@ use super::orders::OrderPlace;
 use super::promise::{Notify, Promise};
 use super::stats::Stats;
 use crate::backend::{ContainerChange, ExecutionId, SlotRef};
-use crate::error::ReleaseError;
+use crate::error::{BeginError, BeginFailure, ReleaseError};
 use crate::pool::SlotIx;
+use crate::spec::TrajectorySpec;
 use crate::tool::{Outcome, Prepared, Timing};
 
 /// A call that was let in at the gate.
@@ -32,6 +33,15 @@ pub(crate) struct Accepted {
 pub(crate) enum Event {
     /// A call was accepted.
     Submit(Box<Accepted>),
+    /// A trajectory is to begin as a spec asks; `accepted` is told at once whether it may.
+    Begin {
+        promise: Promise,
+        spec: Arc<TrajectorySpec>,
+        at: Instant,
+        accepted: Sender<Result<(), BeginError>>,
+    },
+    /// A slot is what the spec of its trajectory asks for, or cannot be.
+    BeginDone { slot: SlotIx, generation: u64, outcome: Result<(), BeginFailure> },
     /// A call was answered by its backend or handler; its caller has the result.
     Finished { id: ExecutionId, outcome: Outcome, timing: Timing },
     /// A batch was accepted by the container with this index.

@@ -13,6 +13,7 @@
 
 mod artifacts;
 mod batcher;
+mod begin;
 mod builder;
 mod callback;
 mod closing;
@@ -234,7 +235,7 @@ impl ToolExecutor {
 
     /// Like [`release`](Self::release), but does not empty the slot: the files stay until another
     /// trajectory needs the slot, and are removed then; the same trajectory, coming back before,
-    /// finds them.
+    /// finds them. Of one that has [begun](Self::begin) with a spec nothing is kept.
     ///
     /// # Errors
     /// The executor is closed.
@@ -409,14 +410,10 @@ impl ToolExecutor {
 
     /// What is to run for a call, or the result of one that goes no further.
     fn check(&self, trajectory_id: &str, call: ToolCall) -> Result<Prepared, Box<ToolResult>> {
-        let problem = match trajectory_id.len() {
-            0 => "the trajectory id is empty".to_owned(),
-            1..=MAX_TRAJECTORY_ID => {
-                let (registry, policy) = (&self.registry, &self.policy);
-                let (server, default) = (self.has_tool_server, self.default_timeout);
-                return prepare(registry, policy, server, call, default);
-            }
-            bytes => format!("the trajectory id has {bytes} bytes; at most {MAX_TRAJECTORY_ID}"),
+        let Some(problem) = begin::id_problem(trajectory_id) else {
+            let (registry, policy) = (&self.registry, &self.policy);
+            let (server, default) = (self.has_tool_server, self.default_timeout);
+            return prepare(registry, policy, server, call, default);
         };
         let mut refusal = ToolResult::failure(Outcome::InvalidCall, problem);
         refusal.uniq_id = Some(call.uniq_id);

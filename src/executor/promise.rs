@@ -7,8 +7,8 @@
 //! result, so that whatever the caller does next finds the batcher up to date.
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
@@ -65,6 +65,8 @@ pub(crate) struct CallState {
     progress: Mutex<Progress>,
     done: Condvar,
     cancelled: AtomicBool,
+    /// Why its end was asked for, where that was no caller's wish: its result says so.
+    ended_because: OnceLock<(Outcome, String)>,
     /// Whether the batcher was asked for the call's end: once is enough.
     cancel_requested: AtomicBool,
     batcher: Arc<dyn Notify>,
@@ -89,6 +91,12 @@ impl CallState {
     /// Notes that the call's end is wanted, for its backend to see.
     pub(crate) fn cancel(&self) {
         self.cancelled.store(true, Ordering::Release);
+    }
+
+    /// Has a result that says that the call was cancelled say this instead.
+    pub(crate) fn end_because(&self, outcome: Outcome, error: String) {
+        // The first reason is the one for which it ends.
+        let _ = self.ended_because.set((outcome, error));
     }
 
     /// Asks the batcher for the call's end.
@@ -116,6 +124,11 @@ impl CallState {
         mut result: ToolResult,
         announce: impl FnOnce(Outcome, Timing),
     ) -> Option<Timing> {
+        if result.outcome == Outcome::Cancelled
+            && let Some((outcome, error)) = self.ended_because.get()
+        {
+            (result.outcome, result.error) = (*outcome, error.clone());
+        }
         result.success = result.outcome == Outcome::Ok;
         let mut progress = self.progress.lock();
         if !matches!(progress.state, State::Open(_)) {
@@ -200,6 +213,7 @@ impl Promise {
             }),
             done: Condvar::new(),
             cancelled: AtomicBool::new(false),
+            ended_because: OnceLock::new(),
             cancel_requested: AtomicBool::new(false),
             batcher,
         }))

@@ -196,6 +196,7 @@ fn limits(config: &ExecutorConfig) -> Limits {
         acquire_timeout: config.acquire_timeout,
         answer_grace: config.answer_grace,
         reset_timeout: config.reset_timeout,
+        begin_timeout: config.begin_timeout,
         on_lost: config.on_lost_workspace,
         idle_limit: config.idle_limit.filter(|limit| !limit.is_zero()),
         may_grow: false,

@@ -116,6 +116,13 @@ impl Pool {
         }
     }
 
+    /// A trajectory does not want the files back that it has left in a slot.
+    pub(crate) fn forget_left(&mut self, trajectory: &Arc<str>) {
+        if let Some(slot) = self.left_by.get(trajectory).copied() {
+            self.set(slot, State::Dirty(None));
+        }
+    }
+
     /// Puts a trajectory at the end of the waiting room. It must hold no slot and not wait yet.
     pub(crate) fn wait(&mut self, trajectory: Arc<str>) {
         debug_assert!(!self.positions.contains_key(&trajectory));
@@ -324,6 +331,11 @@ impl Pool {
             name: entry.name.clone(),
             generation: entry.generation,
         }
+    }
+
+    /// How often a slot was given out.
+    pub(crate) fn generation(&self, slot: SlotIx) -> u64 {
+        self.slots[slot.0].generation
     }
 
     /// The container of a slot.

@@ -25,6 +25,7 @@ fn closing_finishes_what_was_accepted_and_then_refuses_clearly() {
                 }
                 Told::Reset(_, reply) => reply.send(Ok(())),
                 Told::Cancel(_) => panic!("there is time enough"),
+                Told::Begin(..) => panic!("no trajectory begins"),
             }
         }
         let report = closing.join().unwrap();

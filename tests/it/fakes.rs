@@ -1,12 +1,15 @@
 //! Backends that do what a test needs, named by what they do.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use parking_lot::Mutex;
-use tool_executor::backend::{Backend, Container, Execution, ExecutionId, ResetReply, SlotRef};
-use tool_executor::{BackendError, Interrupt, Outcome, ToolCall, ToolResult};
+use tool_executor::backend::{
+    Backend, BeginReply, Container, Execution, ExecutionId, ResetReply, SlotRef,
+};
+use tool_executor::{BackendError, Interrupt, Outcome, ToolCall, ToolResult, TrajectorySpec};
 
 /// Long enough for anything that should happen, on a busy machine; a test that waits for it fails.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
@@ -86,6 +89,7 @@ impl Backend for Counts {
 /// What a [`HandsOver`] backend was told to do.
 pub(crate) enum Told {
     Execute(Execution),
+    Begin(SlotRef, Arc<TrajectorySpec>, BeginReply),
     Reset(SlotRef, ResetReply),
     Cancel(ExecutionId),
 }
@@ -96,6 +100,16 @@ impl Told {
             Told::Execute(execution) => execution,
             Told::Reset(slot, _) => panic!("expected a call, got a reset of {}", slot.name),
             Told::Cancel(id) => panic!("expected a call, got a cancel of {id}"),
+            Told::Begin(slot, ..) => panic!("expected a call, got a begin in {}", slot.name),
+        }
+    }
+
+    pub(crate) fn begin(self) -> (SlotRef, Arc<TrajectorySpec>, BeginReply) {
+        match self {
+            Told::Begin(slot, spec, reply) => (slot, spec, reply),
+            Told::Execute(execution) => panic!("expected a begin, got {}", command(&execution)),
+            Told::Reset(slot, _) => panic!("expected a begin, got a reset of {}", slot.name),
+            Told::Cancel(id) => panic!("expected a begin, got a cancel of {id}"),
         }
     }
 
@@ -104,6 +118,7 @@ impl Told {
             Told::Reset(slot, reply) => (slot, reply),
             Told::Execute(execution) => panic!("expected a reset, got {}", command(&execution)),
             Told::Cancel(id) => panic!("expected a reset, got a cancel of {id}"),
+            Told::Begin(slot, ..) => panic!("expected a reset, got a begin in {}", slot.name),
         }
     }
 }
@@ -140,6 +155,10 @@ impl Backend for HandsOver {
         let _ = self.told.send(Told::Reset(slot.clone(), reply));
     }
 
+    fn begin(&self, slot: &SlotRef, spec: &Arc<TrajectorySpec>, reply: BeginReply) {
+        let _ = self.told.send(Told::Begin(slot.clone(), spec.clone(), reply));
+    }
+
     fn cancel(&self, id: ExecutionId) {
         let _ = self.told.send(Told::Cancel(id));
     }
@@ -163,6 +182,10 @@ impl Backend for Panics {
     }
 
     fn reset(&self, _slot: &SlotRef, _reply: ResetReply) {
+        panic!("expected by this test");
+    }
+
+    fn begin(&self, _slot: &SlotRef, _spec: &Arc<TrajectorySpec>, _reply: BeginReply) {
         panic!("expected by this test");
     }
 }

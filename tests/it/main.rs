@@ -4,6 +4,7 @@
 #[cfg(target_os = "linux")]
 mod alone;
 mod artifacts;
+mod begin;
 #[cfg(target_os = "linux")]
 mod caller;
 #[cfg(all(target_os = "linux", feature = "server"))]

@@ -8,13 +8,16 @@ use crossbeam_channel::Sender;
 use serde_json::json;
 
 use super::ExternalLane;
+use super::begin::Begun;
+use super::expiry::Expiry;
 use crate::artifact::ArtifactError;
 use crate::backend::ExecutionId;
-use crate::error::ReleaseError;
+use crate::error::{BeginFailure, ReleaseError};
 use crate::executor::external::External;
 use crate::executor::lease::{LeaseId, LeaseReply};
 use crate::executor::promise::Promise;
 use crate::pool::SlotIx;
+use crate::spec::TrajectorySpec;
 use crate::tool::{Outcome, Timing, ToolResult, Work};
 use crate::wait_queue::{Position, WaitQueue};
 
@@ -24,6 +27,8 @@ pub(super) enum Stage {
     Queued { position: Position },
     /// First of its trajectory, which waits for a slot.
     WaitingForSlot { since: Instant },
+    /// Its trajectory's slot is being made what the trajectory's spec asks for.
+    Binding { slot: SlotIx },
     /// In its container's lane.
     InLane { slot: SlotIx },
     /// Waiting for a free thread that runs external tools.
@@ -39,8 +44,10 @@ pub(super) struct Call {
     pub(super) promise: Promise,
     /// The tool's name, as the model called it.
     pub(super) tool: String,
-    /// Taken when it is sent.
+    /// Taken when it is sent. A begin has none.
     pub(super) work: Option<Work>,
+    /// With what its trajectory is to begin, if that is what it is for.
+    pub(super) begins: Option<Arc<TrajectorySpec>>,
     /// How long it may run.
     pub(super) timeout: Duration,
     pub(super) accepted: Instant,
@@ -57,6 +64,9 @@ pub(super) type ReleaseReplies = Vec<Sender<Result<(), ReleaseError>>>;
 /// What a trajectory has still to do, in order.
 pub(super) enum Item {
     Call(ExecutionId),
+    /// The same for one that begins its trajectory. It stays here when it ends before its turn:
+    /// what follows it is not to run without it.
+    Begin(ExecutionId),
     Release {
         reset_workspace: bool,
         replies: ReleaseReplies,
@@ -79,24 +89,36 @@ pub(super) struct Trajectory {
     pub(super) queue: WaitQueue<Item>,
     pub(super) current: Current,
     pub(super) slot: Option<SlotIx>,
+    /// What it has begun with, if that was a spec.
+    pub(super) begun: Option<Box<Begun>>,
     /// Why it has lost its workspace; it is told so until it is released.
     pub(super) lost: Option<Lost>,
     /// Its position among those that are kept only to be told so.
     pub(super) remembered: Option<Position>,
 }
 
-/// Why a trajectory has lost its workspace.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Why a trajectory has no workspace any more, or never had the one that it asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Lost {
     /// Its sandbox went down, or did not answer.
     WithSandbox,
     /// It was idle for so long that its slot was taken back.
     Idle(Duration),
+    /// It did not begin as its spec asks.
+    NotBegun(BeginFailure),
+    /// The time that its spec gives it was up.
+    Expired(Expiry),
 }
 
 impl Lost {
+    /// Whether none of its calls is to run, whatever the policy and wherever they would run: it is
+    /// not the trajectory that was asked for.
+    pub(super) fn ends_every_call(&self) -> bool {
+        matches!(self, Lost::NotBegun(_) | Lost::Expired(_))
+    }
+
     /// What became of the workspace, as half a sentence.
-    fn text(self) -> String {
+    fn text(&self) -> String {
         match self {
             Lost::WithSandbox => {
                 "the workspace of this trajectory was lost with its sandbox".to_owned()
@@ -106,14 +128,22 @@ impl Lost {
                  workspace is gone",
                 lasted.as_secs_f64()
             ),
+            Lost::NotBegun(failure) => format!("this trajectory did not begin: {failure}"),
+            Lost::Expired(expiry) => expiry.text(),
         }
     }
 
     /// The result of a call that is not to run in another workspace.
-    pub(super) fn refusal(self) -> ToolResult {
+    pub(super) fn refusal(&self) -> ToolResult {
         let text = self.text();
-        let error = format!("{text}; release the trajectory to begin anew in an empty one");
-        let mut result = ToolResult::failure(Outcome::SandboxLost, error);
+        let (outcome, remedy) = match self {
+            Lost::WithSandbox | Lost::Idle(_) => {
+                (Outcome::SandboxLost, "release the trajectory to begin anew in an empty one")
+            }
+            Lost::NotBegun(failure) => (failure.outcome(), "release it to begin anew"),
+            Lost::Expired(_) => (Outcome::TrajectoryExpired, "release it to begin anew"),
+        };
+        let mut result = ToolResult::failure(outcome, format!("{text}; {remedy}"));
         result.may_have_executed = false;
         if let Lost::Idle(lasted) = self {
             result.metadata.insert("idle_s".to_owned(), json!(lasted.as_secs_f64()));
@@ -122,12 +152,31 @@ impl Lost {
     }
 
     /// Why there are no artifacts.
-    pub(super) fn artifact_error(self) -> ArtifactError {
+    pub(super) fn artifact_error(&self) -> ArtifactError {
         ArtifactError::SandboxLost(self.text())
     }
 }
 
+impl Trajectory {
+    /// One that has nothing.
+    pub(super) fn new() -> Self {
+        Self {
+            queue: WaitQueue::new(),
+            current: Current::Nothing,
+            slot: None,
+            begun: None,
+            lost: None,
+            remembered: None,
+        }
+    }
+}
+
 impl Call {
+    /// Whether it needs its trajectory's slot.
+    pub(super) fn needs_slot(&self) -> bool {
+        self.begins.is_some() || matches!(self.work, Some(Work::Sandbox { .. }))
+    }
+
     /// Joins those that wait for a thread of this kind.
     pub(super) fn wait_for_thread(&mut self, kind: External, lanes: &mut [ExternalLane; 2]) {
         let position = lanes[kind as usize].waiting.push(self.promise.call_state().id);

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use super::Dispatch;
-use super::call::{Current, Lost, Stage};
+use super::call::{Call, Current, Lost, Stage};
 use crate::backend::ContainerChange;
 use crate::executor::lane::Lane;
 use crate::pool::SlotIx;
@@ -54,7 +54,9 @@ impl Dispatch {
     /// to end; the slot is no longer its own, so neither touches it.
     pub(super) fn lose_slot(&mut self, trajectory_id: &Arc<str>, slot: SlotIx) {
         if let Some(trajectory) = self.trajectories.get_mut(trajectory_id) {
-            trajectory.lost = Some(Lost::WithSandbox);
+            if !trajectory.lost.as_ref().is_some_and(Lost::ends_every_call) {
+                trajectory.lost = Some(Lost::WithSandbox);
+            }
             trajectory.slot = None;
             if let Current::Leased(lost) = &trajectory.current {
                 // Before anybody else can have the slot: the reader throws away what it reads
@@ -73,7 +75,10 @@ impl Dispatch {
             self.advance(trajectory_id, now);
             return;
         };
-        if self.calls.get(&id).is_some_and(|call| matches!(call.stage, Stage::InLane { .. })) {
+        let is_waiting =
+            |call: &Call| matches!(call.stage, Stage::InLane { .. } | Stage::Binding { .. });
+        if self.calls.get(&id).is_some_and(is_waiting) {
+            // Not tried in another container: it may be what this one went down for.
             let error = "the sandbox was lost before this call could start in it";
             let mut result = ToolResult::failure(Outcome::SandboxLost, error);
             result.may_have_executed = false;

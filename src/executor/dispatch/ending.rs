@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 use super::call::{Call, Current, Item, Lost, Stage, Trajectory, closed_before_start};
 use super::{Action, Dispatch};
 use crate::backend::ExecutionId;
+use crate::error::BeginFailure;
 use crate::tool::python_json::float_text;
-use crate::tool::{Outcome, Timing, ToolResult, Work};
+use crate::tool::{Outcome, Timing, ToolResult};
 
 /// How long a running call may take to end after it was cancelled because the executor's closing
 /// time was up.
@@ -58,6 +59,8 @@ impl Dispatch {
         let call = self.calls.get(&id)?;
         let call_state = call.promise.call_state().clone();
         let outcome = result.outcome;
+        let is_binding = call.begins.is_some() || matches!(call.stage, Stage::Binding { .. });
+        let error = (is_binding && outcome != Outcome::Ok).then(|| result.error.clone());
         let (ran, lost) = match call.stage {
             // It is not known whether it still runs in its slot.
             Stage::InSlot { .. } => (true, true),
@@ -76,19 +79,26 @@ impl Dispatch {
         })?;
         let call = self.calls.remove(&id)?;
         self.timers.remove(&(call.timer, id));
-        self.recorder.finished(&call.tool, outcome, timing, ran);
+        if call.begins.is_none() {
+            self.recorder.finished(&call.tool, outcome, timing, ran);
+        }
         if ran {
             self.running -= 1;
         } else {
             self.gate.leave(1);
         }
         let trajectory_id = &call_state.trajectory_id;
+        if let Some(error) = error {
+            self.not_bound(&call, BeginFailure::of(outcome, error));
+        }
         match call.stage {
+            Stage::Queued { .. } if call.begins.is_some() => {}
             Stage::Queued { position } => {
                 if let Some(trajectory) = self.trajectories.get_mut(trajectory_id) {
                     trajectory.queue.remove(position);
                 }
             }
+            Stage::Binding { .. } => {}
             Stage::WaitingForSlot { .. } => {
                 self.waiting_for_slot -= 1;
                 self.pool.stop_waiting(trajectory_id);
@@ -121,7 +131,9 @@ impl Dispatch {
         }
         trajectory.current = Current::Nothing;
         if lost {
-            trajectory.lost = Some(Lost::WithSandbox);
+            if !trajectory.lost.as_ref().is_some_and(Lost::ends_every_call) {
+                trajectory.lost = Some(Lost::WithSandbox);
+            }
             if let Some(slot) = trajectory.slot.take() {
                 self.pool.release_unknown(slot);
             }
@@ -137,7 +149,10 @@ impl Dispatch {
                 self.end(id, ToolResult::failure(Outcome::Cancelled, error), now);
             }
             _ => {
-                let error = "Tool call was cancelled before it started";
+                let error = match call.begins {
+                    Some(_) => "the begin of this trajectory was cancelled",
+                    None => "Tool call was cancelled before it started",
+                };
                 let mut result = ToolResult::failure(Outcome::Cancelled, error);
                 result.may_have_executed = false;
                 self.end(id, result, now);
@@ -167,6 +182,13 @@ impl Dispatch {
                 )
             }
             Stage::WaitingForSlot { .. } => return self.slot_wait_failed(id, now),
+            Stage::Binding { .. } => {
+                let text = format!(
+                    "the sandbox was not made as was asked within {:.1} s",
+                    self.limits.begin_timeout.as_secs_f64()
+                );
+                BeginFailure::failed(text).result()
+            }
             Stage::InSlot { since, .. } => ToolResult::failure(
                 Outcome::SandboxLost,
                 format!(
@@ -193,12 +215,13 @@ impl Dispatch {
         let Some(call) = self.calls.get(&id) else { return };
         let trajectory_id = call.promise.call_state().trajectory_id.clone();
         let error = format!("Failed to acquire slot: {}", self.explain_slots(now));
-        let needs_slot = |call: &Call| matches!(call.work, Some(Work::Sandbox { .. }));
         let queued = self.trajectories.get(&trajectory_id).into_iter().flat_map(|t| t.queue.iter());
         let behind: Vec<_> = queued
             .filter_map(|item| match item {
-                Item::Call(id) => Some(*id).filter(|id| self.calls.get(id).is_some_and(needs_slot)),
-                Item::Release { .. } | Item::Lease(..) => None,
+                Item::Call(id) => {
+                    Some(*id).filter(|id| self.calls.get(id).is_some_and(Call::needs_slot))
+                }
+                Item::Begin(_) | Item::Release { .. } | Item::Lease(..) => None,
             })
             .collect();
         for id in std::iter::once(id).chain(behind) {
@@ -238,7 +261,7 @@ impl Dispatch {
             .iter()
             .rev()
             .filter_map(|item| match item {
-                Item::Call(id) => Some(*id),
+                Item::Call(id) | Item::Begin(id) => Some(*id),
                 Item::Release { .. } | Item::Lease(..) => None,
             })
             .collect();

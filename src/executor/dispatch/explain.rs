@@ -58,6 +58,9 @@ impl Dispatch {
             Some(Call { tool, stage: Stage::OnThread { since, .. }, .. }) => {
                 (format!("running {tool}"), *since)
             }
+            Some(Call { stage: Stage::Binding { .. }, accepted, .. }) => {
+                ("beginning".to_owned(), *accepted)
+            }
             Some(Call { tool, accepted, .. }) => (format!("about to run {tool}"), *accepted),
             None => match trajectory.slot.and_then(|slot| self.idle.since(slot)) {
                 Some(since) => ("idle".to_owned(), since),

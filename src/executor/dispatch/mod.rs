@@ -11,11 +11,13 @@
 //! - A call leaves the gate once: when it is sent, or when it ends without having been.
 //! - A call that is removed from `calls` was answered: its promise sees to it even on a panic.
 
+mod begin;
 mod call;
 mod containers;
 mod counts;
 mod demand;
 mod ending;
+mod expiry;
 mod explain;
 mod idle;
 mod sending;
@@ -43,6 +45,7 @@ use crate::artifact::ArtifactError;
 use crate::backend::{Container, Demand, Execution, ExecutionId, SlotRef};
 use crate::config::LostWorkspace;
 use crate::pool::{Pool, SlotIx};
+use crate::spec::TrajectorySpec;
 use crate::tool::{Outcome, ToolResult, Work};
 use crate::wait_queue::{Position, WaitQueue};
 
@@ -58,6 +61,8 @@ pub(crate) struct Limits {
     pub(crate) answer_grace: Duration,
     /// How long a reset may take.
     pub(crate) reset_timeout: Duration,
+    /// How long it may take to make a slot what its trajectory asks for.
+    pub(crate) begin_timeout: Duration,
     /// How many external tools of each kind may run at once, by [`External`].
     pub(crate) external: [usize; 2],
     /// How many of each kind may be without an answer, whether or not they have a thread.
@@ -86,6 +91,8 @@ pub(crate) enum Action {
     AskToolServer(ToolServerCall),
     /// Reset a slot, then report [`Event::ResetDone`].
     Reset { slot: SlotIx, slot_ref: SlotRef },
+    /// Make a slot what its trajectory's spec asks for, then report [`Event::BeginDone`].
+    Begin { slot: SlotIx, slot_ref: SlotRef, spec: Arc<TrajectorySpec> },
     /// Give a slot back to its container, which other executors use too.
     GiveBack { slot: SlotRef, grant: u64 },
     /// Hand over the use of a slot, then report [`Event::LeaseReturned`] when it is given back, or
@@ -138,6 +145,8 @@ pub(crate) struct Dispatch {
     /// After a pause of the whole process: when slots may be taken back again.
     no_idle_end_before: Option<Instant>,
     timers: BTreeSet<(Instant, ExecutionId)>,
+    /// When the time of trajectories is up whose specs limit it.
+    expiries: BTreeSet<(Instant, Arc<str>)>,
     /// After a pause of the whole process: nothing is ended before for having taken too long.
     spared_until: Option<Instant>,
     /// When a lane is due, as of the last tick.
@@ -190,6 +199,7 @@ impl Dispatch {
             last_tick: None,
             no_idle_end_before: None,
             timers: BTreeSet::new(),
+            expiries: BTreeSet::new(),
             spared_until: None,
             lanes_due: None,
             closing: None,
@@ -207,6 +217,12 @@ impl Dispatch {
         self.demand.note();
         match event {
             Event::Submit(accepted) => self.submit(*accepted, now),
+            Event::Begin { promise, spec, at, accepted } => {
+                self.submit_begin(promise, spec, at, &accepted, now);
+            }
+            Event::BeginDone { slot, generation, outcome } => {
+                self.begin_done(slot, generation, outcome, now);
+            }
             Event::Finished { id, outcome, timing } => self.on_finished(id, outcome, timing, now),
             Event::BatchAccepted { container } => {
                 if let Some(lane) = self.lanes.get_mut(container) {
@@ -298,6 +314,7 @@ impl Dispatch {
                 self.reset_ended(whose, now);
             }
         }
+        self.end_expired(now);
     }
 
     /// The process was stopped until `now`, or its machine was: so were the threads that know how
@@ -308,8 +325,8 @@ impl Dispatch {
 
     /// When [`Dispatch::tick`] has something to do next even if nothing happens.
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
-        let overdue =
-            self.timers.first().map(|&(when, _)| when).into_iter().chain(self.pool.next_deadline());
+        let timer = self.timers.first().map(|&(when, _)| when);
+        let overdue = [timer, self.pool.next_deadline(), self.next_expiry()].into_iter().flatten();
         [
             overdue.min().map(|when| self.spared_until.map_or(when, |until| when.max(until))),
             self.lanes_due,
@@ -345,18 +362,13 @@ impl Dispatch {
         let trajectory_id = promise.call_state().trajectory_id.clone();
         let timer = at + self.limits.queue_timeout;
         let trajectory =
-            self.trajectories.entry(trajectory_id.clone()).or_insert_with(|| Trajectory {
-                queue: WaitQueue::new(),
-                current: Current::Nothing,
-                slot: None,
-                lost: None,
-                remembered: None,
-            });
+            self.trajectories.entry(trajectory_id.clone()).or_insert_with(Trajectory::new);
         let position = trajectory.queue.push(Item::Call(id));
         let call = Call {
             promise,
             tool: prepared.name,
             work: Some(prepared.work),
+            begins: None,
             timeout: prepared.timeout,
             accepted: at,
             slot_wait: Duration::ZERO,
@@ -385,6 +397,12 @@ impl Dispatch {
         let Some(trajectory) = self.trajectories.get_mut(trajectory_id) else {
             return answer(replies, Ok(()));
         };
+        // Of begins that have ended before their turn nothing is left to be said.
+        while let Some(Item::Begin(id)) = trajectory.queue.last_mut()
+            && !self.calls.contains_key(id)
+        {
+            trajectory.queue.pop_last();
+        }
         match trajectory.queue.last_mut() {
             // There would be nothing left for the second: however many come, one is kept.
             Some(Item::Release { replies: earlier, .. }) => earlier.extend(replies),
@@ -432,6 +450,12 @@ impl Dispatch {
             if !matches!(trajectory.current, Current::Nothing) {
                 return;
             }
+            if matches!(trajectory.lost, Some(Lost::Expired(_)))
+                && let Some(slot) = trajectory.slot.take()
+            {
+                self.take_back_expired(slot, now);
+                continue;
+            }
             let next = trajectory.queue.pop();
             if next.is_some() {
                 if let Some(slot) = trajectory.slot {
@@ -442,27 +466,41 @@ impl Dispatch {
                 }
             }
             match next {
-                Some(Item::Call(id)) => {
+                Some(Item::Begin(id)) if !self.calls.contains_key(&id) => {
+                    self.take_up_begin(trajectory_id, id);
+                }
+                Some(item @ (Item::Call(id) | Item::Begin(id))) => {
                     trajectory.current = Current::Call(id);
-                    if let Err(refusal) = self.begin(id, now) {
+                    if matches!(item, Item::Begin(_)) {
+                        self.take_up_begin(trajectory_id, id);
+                    }
+                    let routed = self.route(id, now);
+                    self.watch_expiry(trajectory_id);
+                    if let Err(refusal) = routed {
                         self.finish_with(id, *refusal, now);
                     }
                 }
                 Some(Item::Release { reset_workspace, replies }) => {
                     trajectory.lost = None;
-                    match trajectory.slot.take() {
+                    let slot = trajectory.slot.take();
+                    let begun = trajectory.begun.take();
+                    match slot {
                         Some(slot) if reset_workspace => {
                             trajectory.current = Current::Releasing(replies);
                             self.pool.release_with_reset(slot, now);
                             self.start_reset(slot);
                         }
                         slot => {
-                            if let Some(slot) = slot {
-                                self.pool.release_as_is(slot);
+                            match slot {
+                                // Its files without what it began with would be another's.
+                                Some(slot) if begun.is_some() => self.pool.release_unknown(slot),
+                                Some(slot) => self.pool.release_as_is(slot),
+                                None => {}
                             }
                             answer(replies, Ok(()));
                         }
                     }
+                    self.forget_begun(trajectory_id, begun);
                 }
                 Some(Item::Lease(id, reply)) => {
                     self.lease_requests.remove(&id);
@@ -472,6 +510,7 @@ impl Dispatch {
                         Some(slot) => {
                             let lost = Arc::new(AtomicBool::new(false));
                             trajectory.current = Current::Leased(lost.clone());
+                            self.watch_expiry(trajectory_id);
                             let slot = self.pool.slot_ref(slot);
                             let trajectory_id = trajectory_id.clone();
                             self.actions.push(Action::GrantLease {
@@ -482,7 +521,10 @@ impl Dispatch {
                             });
                             continue;
                         }
-                        None => trajectory.lost.map_or(ArtifactError::NoSlot, Lost::artifact_error),
+                        None => {
+                            let lost = trajectory.lost.as_ref();
+                            lost.map_or(ArtifactError::NoSlot, Lost::artifact_error)
+                        }
                     };
                     reply(Err(refusal));
                 }
@@ -495,7 +537,10 @@ impl Dispatch {
                         self.pool.release_as_is(slot);
                     }
                     match trajectory.slot {
-                        Some(slot) => self.idle.insert(slot, now),
+                        Some(slot) => {
+                            self.idle.insert(slot, now);
+                            self.watch_expiry(trajectory_id);
+                        }
                         None if trajectory.lost.is_some() && self.closing.is_none() => {
                             self.remember(trajectory_id);
                         }
@@ -511,24 +556,24 @@ impl Dispatch {
     ///
     /// # Errors
     /// The result to end it with, if it cannot run.
-    fn begin(&mut self, id: ExecutionId, now: Instant) -> Result<(), Box<ToolResult>> {
+    fn route(&mut self, id: ExecutionId, now: Instant) -> Result<(), Box<ToolResult>> {
         let Some(call) = self.calls.get_mut(&id) else { return Ok(()) };
         let Some(trajectory) = self.trajectories.get_mut(&call.promise.call_state().trajectory_id)
         else {
             return Ok(());
         };
-        if matches!(call.work, Some(Work::Sandbox { .. }))
-            && let Some(lost) = trajectory.lost
+        if let Some(lost) = &trajectory.lost
+            && (call.needs_slot() || lost.ends_every_call())
         {
             match self.limits.on_lost {
-                LostWorkspace::Refuse => return Err(Box::new(lost.refusal())),
-                LostWorkspace::StartEmpty => trajectory.lost = None,
+                LostWorkspace::StartEmpty if !lost.ends_every_call() => trajectory.lost = None,
+                _ => return Err(Box::new(lost.refusal())),
             }
         }
         match call.work {
-            Some(Work::Sandbox { .. }) => match trajectory.slot {
+            _ if call.needs_slot() => match trajectory.slot {
                 Some(slot) => {
-                    self.join_lane(id, slot, now);
+                    self.use_slot(id, slot, now);
                     Ok(())
                 }
                 None if self.pool.has_no_slots() && !self.limits.may_grow => {
@@ -551,8 +596,8 @@ impl Dispatch {
                 call.wait_for_thread(External::ToolServer, &mut self.external);
                 Ok(())
             }
-            // Taken only when it is sent.
-            None => Ok(()),
+            // Taken only when it is sent, and what needs a slot was dealt with.
+            Some(Work::Sandbox { .. }) | None => Ok(()),
         }
     }
 

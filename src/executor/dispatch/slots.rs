@@ -43,7 +43,7 @@ impl Dispatch {
             self.waiting_for_slot -= 1;
         }
         self.set_timer(id, now + self.limits.queue_timeout);
-        self.join_lane(id, slot, now);
+        self.use_slot(id, slot, now);
     }
 
     pub(super) fn start_reset(&mut self, slot: SlotIx) {

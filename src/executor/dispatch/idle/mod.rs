@@ -136,10 +136,11 @@ impl Dispatch {
 
     /// Nothing is known of a trajectory any more.
     pub(super) fn forget(&mut self, trajectory_id: &Arc<str>) {
-        let forgotten = self.trajectories.remove(trajectory_id);
-        if let Some(position) = forgotten.and_then(|trajectory| trajectory.remembered) {
+        let Some(forgotten) = self.trajectories.remove(trajectory_id) else { return };
+        if let Some(position) = forgotten.remembered {
             self.remembered.remove(position);
         }
+        self.forget_begun(trajectory_id, forgotten.begun);
     }
 
     /// A trajectory without a slot and without work has to be told that it lost its workspace.
@@ -152,7 +153,7 @@ impl Dispatch {
         if self.remembered.len() > self.most_remembered
             && let Some(oldest) = self.remembered.pop()
         {
-            self.trajectories.remove(&oldest);
+            self.forget(&oldest);
         }
     }
 }

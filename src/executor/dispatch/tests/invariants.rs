@@ -23,7 +23,7 @@ impl World {
     /// No call whose caller still waits runs in this slot.
     pub(super) fn nothing_runs_in(&self, slot: (usize, usize)) -> Result<(), TestCaseError> {
         for other in self.running.iter().filter(|running| running.slot == Some(slot)) {
-            let ended = self.submitted[other.id.0 as usize].is_done();
+            let ended = self.is_answered(other.id);
             prop_assert!(ended, "{:?} is given away while {} runs there", slot, other.id);
         }
         for (_, lost, _) in self.lent.iter().filter(|(lent, ..)| *lent == slot) {
@@ -64,7 +64,11 @@ impl World {
         for trajectory in dispatch.trajectories.values() {
             for item in trajectory.queue.iter() {
                 requests += usize::from(matches!(item, Item::Lease(..)));
-                let Item::Call(id) = item else { continue };
+                let (Item::Call(id) | Item::Begin(id)) = item else { continue };
+                if matches!(item, Item::Begin(_)) && !dispatch.calls.contains_key(id) {
+                    // It ended before its turn.
+                    continue;
+                }
                 let queued = matches!(dispatch.calls[id].stage, Stage::Queued { .. });
                 prop_assert!(queued);
                 prop_assert!(placed.insert(*id));
@@ -95,6 +99,10 @@ impl World {
             }
         }
         prop_assert_eq!(dispatch.lease_requests.len(), requests);
+        for (when, id) in &dispatch.expiries {
+            let begun = dispatch.trajectories[id].begun.as_ref();
+            prop_assert_eq!(begun.and_then(|begun| begun.expires), Some(*when));
+        }
         for container in &self.down {
             let number = dispatch.pool.container_at(&addr(*container));
             let held = number.map(|number| dispatch.pool.lost_by(number, &ContainerChange::Lost));
@@ -116,8 +124,11 @@ impl World {
         let sent = |stage: &&Stage| matches!(stage, Stage::InSlot { .. } | Stage::OnThread { .. });
         let running = stages().filter(sent).count();
         prop_assert_eq!(dispatch.running, running);
+        let begins = dispatch.calls.values().filter(|call| call.begins.is_some()).count();
         let undelivered = self.submitted.len() as u64 - dispatch.recorder.outcomes.total();
-        let undelivered = undelivered as usize - dispatch.calls.len();
+        let undelivered = undelivered as usize - (dispatch.calls.len() - begins);
+        let undelivered =
+            undelivered + self.begins.iter().filter(|(_, accepted)| accepted.is_empty()).count();
         let unsent = dispatch.calls.len() - running;
         prop_assert_eq!(self.gate.inside(), unsent + undelivered, "the gate's count");
         let waiting = |stage: &&Stage| matches!(stage, Stage::WaitingForThread { .. });
@@ -133,8 +144,24 @@ impl World {
             prop_assert_eq!(dispatch.calls.get(&id).map(|call| call.timer), Some(when));
         }
         for (id, call) in &dispatch.calls {
-            let answered = self.submitted[id.0 as usize].is_done();
+            let answered = self.is_answered(*id);
             prop_assert!(answered || dispatch.timers.contains(&(call.timer, *id)), "no timer");
+        }
+        Ok(())
+    }
+
+    /// After a tick no trajectory goes on whose time is up.
+    pub(super) fn times_are_kept(&self) -> Result<(), TestCaseError> {
+        for (id, trajectory) in &self.dispatch.trajectories {
+            let (Some(begun), None) = (&trajectory.begun, &trajectory.lost) else { continue };
+            let wall = begun.since.zip(begun.spec.max_wall).map(|(since, limit)| since + limit);
+            let idle = trajectory.slot.and_then(|slot| self.dispatch.idle.since(slot));
+            let idle = idle.zip(begun.spec.max_idle).map(|(since, limit)| since + limit);
+            for end in wall.into_iter().chain(idle) {
+                prop_assert!(self.now < end, "{} goes on beyond its time", id);
+                let next = self.dispatch.next_deadline();
+                prop_assert!(next.is_some_and(|next| next <= end), "{} is not watched", id);
+            }
         }
         Ok(())
     }

@@ -2,6 +2,7 @@
 //! module states. Reports from the backend stay on their way for as long as the history likes, so
 //! timers, cancellations and answers cross each other in every order.
 
+mod begin;
 mod containers;
 mod idle;
 mod invariants;
@@ -17,7 +18,7 @@ use serde_json::json;
 use super::*;
 use crate::backend::{ContainerChange, LeasedSlots, Reply};
 use crate::config::BatchPolicy;
-use crate::error::ReleaseError;
+use crate::error::{BeginError, BeginFailure, ReleaseError};
 use crate::executor::lease::{Lease, LeaseId};
 use crate::executor::orders::OrderPlace;
 use crate::executor::promise::{Pending, Promise, ReplyTo};
@@ -26,6 +27,8 @@ use crate::tool::{Policy, Prepared, ToolCall, ToolRegistry, ToolSchema, prepare}
 const HANDLERS: usize = 2;
 const MAX_BATCH: usize = 3;
 const TRAJECTORIES: u8 = 6;
+/// The ids of calls are below it.
+const FIRST_BEGIN: u64 = 1 << 32;
 
 fn limits() -> Limits {
     Limits {
@@ -38,6 +41,7 @@ fn limits() -> Limits {
         acquire_timeout: Duration::from_secs(7),
         answer_grace: Duration::from_secs(3),
         reset_timeout: Duration::from_secs(2),
+        begin_timeout: Duration::from_secs(5),
         external: [HANDLERS, 0],
         unanswered: 1000,
         on_lost: LostWorkspace::Refuse,
@@ -86,6 +90,10 @@ struct World {
     /// What is on its way to the batcher.
     events: Receiver<Event>,
     submitted: Vec<Pending>,
+    /// The begins, and whether the dispatch has taken them in and may do so.
+    begins: Vec<(Pending, Receiver<Result<(), BeginError>>)>,
+    /// The slots that are being made what their trajectories ask for.
+    bindings: Vec<(SlotIx, SlotRef, Arc<TrajectorySpec>)>,
     /// In order of submission: the calls of each trajectory that are still to start.
     to_start: HashMap<Arc<str>, Vec<ExecutionId>>,
     running: Vec<Running>,
@@ -114,6 +122,10 @@ struct World {
 #[derive(Debug, Clone)]
 enum Step {
     Submit(u8, bool),
+    /// With a `max_wall` and a `max_idle` of so many milliseconds, where they are not 0.
+    Begin(u8, u16, u16),
+    BeginEnds(u8, bool),
+    CancelBegin(u8),
     Cancel(u8),
     CancelTrajectory(u8),
     Release(u8, bool),
@@ -150,6 +162,11 @@ fn step() -> impl Strategy<Value = Step> {
     ];
     prop_oneof![
         8 => (0..TRAJECTORIES, any::<bool>()).prop_map(|(t, sandbox)| Step::Submit(t, sandbox)),
+        4 => (0..TRAJECTORIES, 0..9_000u16, 0..5_000u16)
+            .prop_map(|(t, wall, idle)| Step::Begin(t, wall, idle)),
+        6 => (any::<u8>(), prop::bool::weighted(0.8))
+            .prop_map(|(index, ok)| Step::BeginEnds(index, ok)),
+        1 => any::<u8>().prop_map(Step::CancelBegin),
         3 => any::<u8>().prop_map(Step::Cancel),
         1 => (0..TRAJECTORIES).prop_map(Step::CancelTrajectory),
         3 => (0..TRAJECTORIES, any::<bool>()).prop_map(|(t, reset)| Step::Release(t, reset)),
@@ -201,6 +218,8 @@ impl World {
             sender,
             events,
             submitted: Vec::new(),
+            begins: Vec::new(),
+            bindings: Vec::new(),
             to_start: HashMap::new(),
             running: Vec::new(),
             resets: Vec::new(),
@@ -236,6 +255,26 @@ impl World {
         self.submitted.push(Pending::new(promise.call_state().clone()));
         self.to_start.entry(name(trajectory)).or_default().push(id);
         self.send(Event::Submit(Box::new(Accepted { promise, prepared, at: self.now })));
+    }
+
+    fn begin(&mut self, trajectory: u8, spec: TrajectorySpec) {
+        if self.gate.enter(None).is_err() {
+            return;
+        }
+        let id = ExecutionId(FIRST_BEGIN + self.begins.len() as u64);
+        let (events, destination) = (Arc::new(self.sender.clone()), ReplyTo::Pending);
+        let promise = Promise::new(id, name(trajectory), String::new(), destination, events);
+        let (accepted, answer) = unbounded();
+        self.begins.push((Pending::new(promise.call_state().clone()), answer));
+        self.send(Event::Begin { promise, spec: Arc::new(spec), at: self.now, accepted });
+    }
+
+    /// Whether the caller of this call, or begin, has its answer.
+    fn is_answered(&self, id: ExecutionId) -> bool {
+        match id.0.checked_sub(FIRST_BEGIN) {
+            Some(index) => self.begins[index as usize].0.is_done(),
+            None => self.submitted[id.0 as usize].is_done(),
+        }
     }
 
     fn send(&self, event: Event) {
@@ -335,6 +374,28 @@ impl World {
     fn step(&mut self, step: Step) {
         match step {
             Step::Submit(trajectory, sandbox) => self.submit(trajectory, sandbox),
+            Step::Begin(trajectory, wall, idle) => {
+                let limit = |ms: u16| Duration::from_millis(ms.into());
+                let spec = TrajectorySpec {
+                    max_wall: Some(limit(wall)).filter(|limit| !limit.is_zero()),
+                    max_idle: Some(limit(idle)).filter(|limit| !limit.is_zero()),
+                    ..TrajectorySpec::default()
+                };
+                self.begin(trajectory, spec);
+            }
+            Step::BeginEnds(index, ok) => {
+                if let Some(index) = pick(&self.bindings, index) {
+                    let (slot, slot_ref, _) = self.bindings.swap_remove(index);
+                    let outcome = if ok { Ok(()) } else { Err(BeginFailure::unsupported("no")) };
+                    let generation = slot_ref.generation;
+                    self.send(Event::BeginDone { slot, generation, outcome });
+                }
+            }
+            Step::CancelBegin(index) => {
+                if let Some(index) = pick(&self.begins, index) {
+                    self.begins[index].0.cancel();
+                }
+            }
             Step::Cancel(index) => {
                 if let Some(index) = pick(&self.submitted, index) {
                     self.submitted[index].cancel();
@@ -445,8 +506,12 @@ impl World {
                     for execution in batch {
                         prop_assert_eq!(&execution.slot.addr, &addr);
                         let id = execution.id;
-                        let lost = self.dispatch.trajectories[&execution.trajectory_id].lost;
-                        prop_assert!(lost.is_none(), "{} runs in another workspace", id);
+                        let trajectory = &self.dispatch.trajectories[&execution.trajectory_id];
+                        let is_lost = trajectory.lost.is_some();
+                        prop_assert!(!is_lost, "{} runs in another workspace", id);
+                        let unbound =
+                            self.dispatch.is_unbound(trajectory, trajectory.slot.unwrap());
+                        prop_assert!(!unbound, "{} runs where it was not to", id);
                         self.started(&execution.trajectory_id, id)?;
                         let slot = (container, execution.slot.index);
                         self.nothing_runs_in(slot)?;
@@ -473,6 +538,14 @@ impl World {
                     let at_work = self.resets.iter().any(|(other, _)| *other == slot);
                     prop_assert!(!at_work, "two resets at once of {:?}", slot);
                     self.resets.push((slot, slot_ref));
+                }
+                Action::Begin { slot, slot_ref, spec } => {
+                    let key = (number(&slot_ref.addr), slot_ref.index);
+                    self.nothing_runs_in(key)?;
+                    let of_slot = |reset: &SlotRef| (number(&reset.addr), reset.index) == key;
+                    let resetting = self.resets.iter().any(|(_, reset)| of_slot(reset));
+                    prop_assert!(!resetting, "a trajectory begins in a slot that is being reset");
+                    self.bindings.push((slot, slot_ref, spec));
                 }
                 Action::GiveBack { slot, grant } => {
                     let key = (number(&slot.addr), slot.index);
@@ -531,6 +604,15 @@ impl World {
             prop_assert!(result.is_ok(), "a call without an answer");
             outcomes.add(result.unwrap().outcome);
         }
+        for (pending, accepted) in self.begins {
+            let accepted = accepted.try_recv();
+            prop_assert!(accepted.is_ok(), "a begin that was neither accepted nor refused");
+            let result = pending.try_wait();
+            prop_assert!(result.is_ok(), "a begin without an answer");
+            let refused = result.unwrap().outcome == Outcome::InvalidCall;
+            prop_assert_eq!(refused, accepted.unwrap().is_err());
+        }
+        prop_assert!(self.dispatch.expiries.is_empty());
         prop_assert_eq!(stats.outcomes, outcomes, "what was counted is what callers got");
         prop_assert_eq!((stats.queue_size, stats.running), (0, 0));
         prop_assert_eq!((stats.waiting_for_slot, stats.slots.held), (0, 0));
@@ -568,6 +650,7 @@ proptest! {
             world.tick()?;
             world.check()?;
             world.idle_ends_are_in_time()?;
+            world.times_are_kept()?;
         }
         world.end()?;
     }

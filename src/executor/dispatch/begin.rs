@@ -1,0 +1,220 @@
+//! Trajectories that begin with a spec.
+//!
+//! A begin is a call without a tool: it waits in its trajectory's queue and for a slot as calls do,
+//! and ends once, as they do. When it has a slot, the backend makes that what the spec asks for;
+//! until then the trajectory's other calls wait behind it. A trajectory that loses its slot, and
+//! may go on in another (`LostWorkspace::StartEmpty`), has that made so, too, for the call that got
+//! it.
+//!
+//! A begin that fails leaves the trajectory [`Lost::NotBegun`]: none of its calls runs until it is
+//! released.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::Sender;
+
+use super::call::{Call, Current, Item, Lost, Stage, Trajectory, closed_before_start};
+use super::{Action, Dispatch};
+use crate::backend::ExecutionId;
+use crate::error::{BeginError, BeginFailure};
+use crate::executor::promise::Promise;
+use crate::pool::SlotIx;
+use crate::spec::TrajectorySpec;
+use crate::tool::{Outcome, ToolResult};
+
+/// What a trajectory has begun with.
+#[derive(Debug)]
+pub(super) struct Begun {
+    pub(super) spec: Arc<TrajectorySpec>,
+    /// The slot that is what the spec asks for, and its generation.
+    bound: Option<(SlotIx, u64)>,
+    /// When it had its slot for the first time.
+    pub(super) since: Option<Instant>,
+    /// When its time is up, as far as that is known now; so it is in the list of the dispatch.
+    pub(super) expires: Option<Instant>,
+}
+
+impl Begun {
+    fn new(spec: Arc<TrajectorySpec>) -> Self {
+        Self { spec, bound: None, since: None, expires: None }
+    }
+}
+
+impl Dispatch {
+    /// A trajectory is to begin as a spec asks.
+    pub(super) fn submit_begin(
+        &mut self,
+        promise: Promise,
+        spec: Arc<TrajectorySpec>,
+        at: Instant,
+        accepted: &Sender<Result<(), BeginError>>,
+        now: Instant,
+    ) {
+        let id = promise.call_state().id;
+        let trajectory_id = promise.call_state().trajectory_id.clone();
+        let may_begin = self.trajectories.get(&trajectory_id).is_none_or(is_new);
+        let answer = if may_begin { Ok(()) } else { Err(BeginError::AlreadyBegun) };
+        // Refused only when the caller is gone.
+        let _ = accepted.send(answer);
+        if !may_begin {
+            let error = BeginError::AlreadyBegun.to_string();
+            let result = ToolResult::failure(Outcome::InvalidCall, error);
+            promise.call_state().answer_here(result, || {});
+            self.gate.leave(1);
+            return;
+        }
+        let timer = at + self.limits.queue_timeout;
+        let trajectory =
+            self.trajectories.entry(trajectory_id.clone()).or_insert_with(Trajectory::new);
+        let position = trajectory.queue.push(Item::Begin(id));
+        let call = Call {
+            promise,
+            tool: String::new(),
+            work: None,
+            begins: Some(spec),
+            // That of its trajectory's slot is the dispatch's.
+            timeout: Duration::ZERO,
+            accepted: at,
+            slot_wait: Duration::ZERO,
+            stage: Stage::Queued { position },
+            timer,
+        };
+        self.calls.insert(id, call);
+        self.timers.insert((timer, id));
+        if let Some(aborted) = &mut self.aborted {
+            *aborted += 1;
+            self.end(id, closed_before_start(), now);
+        } else {
+            self.advance(&trajectory_id, now);
+        }
+    }
+
+    /// The turn of a begin has come.
+    pub(super) fn take_up_begin(&mut self, trajectory_id: &Arc<str>, id: ExecutionId) {
+        let Some(trajectory) = self.trajectories.get_mut(trajectory_id) else { return };
+        match self.calls.get(&id).and_then(|call| call.begins.clone()) {
+            Some(spec) => {
+                trajectory.begun = Some(Box::new(Begun::new(spec)));
+                // What it may have left behind was another trajectory's, under the same name.
+                self.pool.forget_left(trajectory_id);
+            }
+            None => {
+                let text = "its begin was cancelled, or its time was up, before its turn came";
+                let failure = BeginFailure::of(Outcome::NeverRan, text);
+                trajectory.lost = Some(Lost::NotBegun(failure));
+            }
+        }
+    }
+
+    /// Whether the trajectory's slot is still to be made what its spec asks for.
+    pub(super) fn is_unbound(&self, trajectory: &Trajectory, slot: SlotIx) -> bool {
+        let bound = (slot, self.pool.generation(slot));
+        trajectory.begun.as_ref().is_some_and(|begun| begun.bound != Some(bound))
+    }
+
+    /// Has a call use its trajectory's slot: as soon as that is what the trajectory asks for.
+    pub(super) fn use_slot(&mut self, id: ExecutionId, slot: SlotIx, now: Instant) {
+        let Some(call) = self.calls.get_mut(&id) else { return };
+        let trajectory = self.trajectories.get(&call.promise.call_state().trajectory_id);
+        let Some(trajectory) = trajectory else { return };
+        let Some(begun) = trajectory.begun.as_ref() else {
+            return self.join_lane(id, slot, now);
+        };
+        let spec = begun.spec.clone();
+        if !self.is_unbound(trajectory, slot) {
+            return self.join_lane(id, slot, now);
+        }
+        if let Some(call) = self.calls.get_mut(&id) {
+            call.stage = Stage::Binding { slot };
+        }
+        self.actions.push(Action::Begin { slot, slot_ref: self.pool.slot_ref(slot), spec });
+        self.set_timer(id, now + self.limits.begin_timeout);
+    }
+
+    /// The backend has said whether a slot is what its trajectory asks for.
+    pub(super) fn begin_done(
+        &mut self,
+        slot: SlotIx,
+        generation: u64,
+        outcome: Result<(), BeginFailure>,
+        now: Instant,
+    ) {
+        // An answer that comes too late is of a slot that was given up.
+        let Some(trajectory_id) = self.pool.holder(slot).cloned() else { return };
+        if self.pool.generation(slot) != generation {
+            return;
+        }
+        let Some(trajectory) = self.trajectories.get_mut(&trajectory_id) else { return };
+        let Current::Call(id) = trajectory.current else { return };
+        let Some(call) = self.calls.get(&id) else { return };
+        if !matches!(call.stage, Stage::Binding { slot: binding } if binding == slot) {
+            return;
+        }
+        let is_begin = call.begins.is_some();
+        match outcome {
+            Ok(()) => {
+                if let Some(begun) = &mut trajectory.begun {
+                    begun.bound = Some((slot, generation));
+                    begun.since.get_or_insert(now);
+                }
+                self.watch_expiry(&trajectory_id);
+                if is_begin {
+                    self.end(id, ToolResult::ok(""), now);
+                } else {
+                    self.set_timer(id, now + self.limits.queue_timeout);
+                    self.join_lane(id, slot, now);
+                }
+            }
+            Err(failure) => {
+                trajectory.slot = None;
+                trajectory.lost = Some(Lost::NotBegun(failure.clone()));
+                self.pool.take_back(slot, now);
+                self.start_reset(slot);
+                self.end(id, failure.result(), now);
+            }
+        }
+    }
+
+    /// A begin, or a call that waited for its slot to be made what its trajectory asks for, has
+    /// ended without that. No call is to run in what it leaves.
+    pub(super) fn not_bound(&mut self, call: &Call, failure: BeginFailure) {
+        let call_state = call.promise.call_state();
+        let Some(trajectory) = self.trajectories.get_mut(&call_state.trajectory_id) else { return };
+        if let Stage::Binding { slot } = call.stage
+            && trajectory.slot == Some(slot)
+        {
+            trajectory.slot = None;
+            // How far the backend is, is not known: it is reset before it is given out.
+            self.pool.release_unknown(slot);
+        }
+        // A begin that has not had its turn leaves its item in the queue, which says so in time.
+        let is_current = matches!(trajectory.current, Current::Call(id) if id == call_state.id);
+        if is_current && trajectory.lost.is_none() {
+            trajectory.lost = Some(match call.begins {
+                Some(_) => Lost::NotBegun(failure),
+                // It has begun; its next call may try again.
+                None => Lost::WithSandbox,
+            });
+        }
+    }
+}
+
+/// Whether a trajectory will be new when what is in its queue is done.
+fn is_new(trajectory: &Trajectory) -> bool {
+    for item in trajectory.queue.iter().rev() {
+        match item {
+            Item::Release { .. } => return true,
+            Item::Call(_) | Item::Begin(_) => return false,
+            // It changes nothing.
+            Item::Lease(..) => {}
+        }
+    }
+    match trajectory.current {
+        Current::Releasing(_) => true,
+        Current::Call(_) => false,
+        Current::Nothing | Current::Leased(_) => {
+            trajectory.slot.is_none() && trajectory.lost.is_none() && trajectory.begun.is_none()
+        }
+    }
+}
