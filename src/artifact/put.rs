@@ -20,7 +20,7 @@ pub enum PutKind {
 /// nothing; what was there before is replaced, and its other names (hard links) keep what they
 /// had. A *tar stream* is unpacked into a directory. One that does not exist is there when all of
 /// it is, or not at all; into one that exists its entries are merged, each whole.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct PutFiles {
@@ -38,9 +38,27 @@ pub struct PutFiles {
     pub owner: Option<String>,
     /// Whether a tar stream says by its numbers whose each entry is to be. Defaults to `false`.
     pub keep_owners: bool,
+    /// Whether the trajectory's commands may use the network: which of its machines is meant
+    /// depends on it, where nothing has run yet. The executor sets it by its policy. Defaults to
+    /// `true`.
+    pub allow_network: bool,
     /// How many bytes a file has, where that is known: one for which there is no room is refused
     /// before any is read.
     pub size: Option<u64>,
+}
+
+impl Default for PutFiles {
+    fn default() -> Self {
+        Self {
+            path: String::new(),
+            kind: PutKind::File,
+            mode: None,
+            owner: None,
+            keep_owners: false,
+            allow_network: true,
+            size: None,
+        }
+    }
 }
 
 impl PutFiles {

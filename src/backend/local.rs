@@ -359,6 +359,11 @@ impl Artifacts for LocalBackend {
         request: &PutFiles,
         from: &mut (dyn Read + Send),
     ) -> Result<PutSummary, ArtifactError> {
+        if let Some(place) = self.0.slots.get(slot.index)
+            && !request.allow_network
+        {
+            place.has_network.store(false, Ordering::Release);
+        }
         self.with_files(slot, |files| artifacts::put(files, &self.0.limits, request, from))
     }
 }

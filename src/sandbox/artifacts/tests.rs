@@ -175,6 +175,7 @@ macro_rules! assert_error {
 
 mod archiving;
 mod listing;
+mod putting;
 mod races;
 mod reading;
 
