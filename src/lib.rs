@@ -125,8 +125,8 @@ pub use executor::{
 };
 pub use interrupt::Interrupt;
 pub use spec::{
-    BackgroundProcesses, MAX_SPEC_FILES, MAX_SPEC_FILES_BYTES, SnapshotId, SpecField, SpecFile,
-    SpecFileContent, TrajectoryLimits, TrajectorySpec,
+    MAX_SPEC_FILES, MAX_SPEC_FILES_BYTES, SnapshotId, SpecField, SpecFile, SpecFileContent,
+    TrajectoryLimits, TrajectorySpec,
 };
 pub use tool::{
     Handler, JsonObject, MAX_TIMEOUT, MIN_TIMEOUT, OpenAiCallError, Outcome, RegisterError,

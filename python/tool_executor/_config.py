@@ -127,6 +127,7 @@ class PolicyConfig(TypedDict, total=False):
     require_stateful_sandbox: Optional[bool]
     unknown_arguments: Optional[str]
     output_order: Optional[str]
+    background: Optional[str]
 
 
 class ToolsConfig(TypedDict, total=False):

@@ -53,7 +53,7 @@ pub use tool_server::ToolServerConfig;
 pub use user_ids::UserIds;
 pub(crate) use variables::variable_problem;
 
-pub use crate::tool::{OutputOrder, Policy, UnknownArguments, UnknownSetting};
+pub use crate::tool::{BackgroundProcesses, OutputOrder, Policy, UnknownArguments, UnknownSetting};
 
 use crate::tool::JsonObject;
 

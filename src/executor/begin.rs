@@ -90,7 +90,8 @@ impl ToolExecutor {
             self.gate.leave(1);
             return Err(BeginError::Closed);
         }
-        // The batcher never waits, so this is a matter of moments; where it ends it drops the event.
+        // The batcher never waits, so this is a matter of moments; where it ends it drops the
+        // event.
         answer.recv().unwrap_or(Err(BeginError::Closed))?;
         Ok(pending)
     }

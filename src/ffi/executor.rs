@@ -108,7 +108,8 @@ pub(super) fn is_forked_process() -> bool {
 ///                     "ca_pem": "..."}
 ///     "policy": {"allow_network": true, "require_sandbox": false,
 ///                "require_stateful_sandbox": false,
-///                "unknown_arguments": "refuse", "output_order": "separate"}
+///                "unknown_arguments": "refuse", "output_order": "separate",
+///                "background": "end"}
 ///     "tools":  {"builtin": true, "external": [SCHEMA, ...]}     (see te_tools_add)
 ///     "batch_policy": "adaptive" or "window", "batch_window_s": 0.02, "max_batch_size": 200,
 ///     "queue_capacity": 65536, "queue_timeout_s": 3600, "acquire_timeout_s": 600,

@@ -98,11 +98,13 @@ pub(crate) fn bash_result(finished: Finished, timeout_s: f64) -> ToolResult {
         put(&mut metadata, "processes_left", true);
     }
     let mut output = merge_output(&finished.stdout.text, &finished.stderr.text);
-    if let Some(ended) = &finished.ended_processes {
-        put(&mut metadata, "ended_processes", ended.to_json());
-        // After what it printed was cut to size, so that the model always reads it.
+    for (key, value) in finished.background.metadata() {
+        put(&mut metadata, key, value);
+    }
+    // After what it printed was cut to size, so that the model always reads them.
+    for note in finished.background.notes() {
         output.push_str(if output.is_empty() { "" } else { "\n" });
-        output.push_str(&ended.note());
+        output.push_str(&note);
     }
     ToolResult { output, metadata, ..result }
 }
@@ -177,7 +179,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::sandbox::ended::EndedProcesses;
+    use crate::sandbox::background::{BackgroundReport, Processes};
     use crate::sandbox::limits::Exceeded;
     use crate::sandbox::output::Captured;
 
@@ -194,7 +196,7 @@ mod tests {
             sandboxed: true,
             network_isolated: false,
             all_dead: true,
-            ended_processes: None,
+            background: BackgroundReport::default(),
         }
     }
 
@@ -323,12 +325,13 @@ mod tests {
 
     #[test]
     fn what_was_ended_with_a_command_is_told_to_the_model_and_to_programs() {
-        let ended = EndedProcesses::new(2, b"python3\0");
-        let note = ended.note();
+        let ended = Some(Processes::new(2, b"python3\0"));
+        let background = BackgroundReport { ended, ..BackgroundReport::default() };
+        let note = background.notes().concat();
         let left = |stdout| Finished {
             stdout,
             stderr: Captured::default(),
-            ended_processes: Some(ended.clone()),
+            background: background.clone(),
             ..finished(End::Exited(0))
         };
         let result = bash_result(left(stream("begun\n", 6, 0)), 30.0);

@@ -194,7 +194,7 @@ mod tests {
 
     #[test]
     fn a_start_needs_what_its_slots_need_and_a_reserve() {
-        assert_eq!(PER_SLOT, 40);
+        assert_eq!(PER_SLOT, 42);
         let need = Need::new(usize::MAX, 7);
         assert_eq!(need.total(), u64::MAX);
         assert_eq!(need.reserve, RESERVE + 7);

@@ -10,7 +10,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use super::ended::EndedProcesses;
+use super::background::{BackgroundReport, Processes};
 use super::host::Host;
 use super::init::{Run, RunEvent};
 use super::jail::{Jail, KILL_MARGIN, RunHandle, SETUP_LIMIT, TOO_SLOW};
@@ -39,7 +39,8 @@ pub(super) struct Entered {
     /// The exit code of a main process that ended by itself.
     exit_code: Option<i32>,
     killed: Option<Reason>,
-    ended_processes: Option<EndedProcesses>,
+    background: BackgroundReport,
+    keeps_background: bool,
     wants_jail_ended: bool,
     /// How it ended, and whether the end of every process was seen. Then it is over.
     end: Option<(End, bool)>,
@@ -81,7 +82,8 @@ impl Entered {
             ended: None,
             exit_code: None,
             killed: None,
-            ended_processes: None,
+            background: BackgroundReport::default(),
+            keeps_background: spec.keeps_background,
             wants_jail_ended: false,
             end: None,
         })
@@ -125,6 +127,7 @@ impl Entered {
             stdout: stdout.as_fd(),
             stderr: stderr.as_fd(),
             script: Some(script.as_fd()),
+            may_keep: self.keeps_background,
         };
         match jail.run(&run, alarm) {
             Ok(run) => {
@@ -143,8 +146,14 @@ impl Entered {
             RunEvent::Ended { run, status } if own == Some(run) => {
                 self.main_ended(exit_code(status), now);
             }
-            RunEvent::Done { run, end, .. } if own == Some(run) => {
+            RunEvent::Done { run, end, earlier_ended } if own == Some(run) => {
                 self.ended.get_or_insert(now);
+                if earlier_ended {
+                    self.earlier_ended(match self.killed {
+                        Some(Reason::Exceeded(exceeded)) => exceeded.why(),
+                        _ => "they could not be told from those of this call",
+                    });
+                }
                 let end = match (self.killed, end) {
                     (Some(reason), Ok(_)) => reason.end(),
                     (_, Ok(status)) => End::Exited(exit_code(status)),
@@ -155,11 +164,23 @@ impl Entered {
                 };
                 self.end = Some((end, true));
             }
-            RunEvent::Rest { run, count, names } if own == Some(run) => {
-                self.ended_processes = Some(EndedProcesses::new(count, &names));
+            RunEvent::Rest { run, count, names, is_kept } if own == Some(run) => {
+                let BackgroundReport { ended, kept, .. } = &mut self.background;
+                let told = if is_kept { kept } else { ended };
+                *told = Some(Processes::new(count, &names));
             }
             RunEvent::Ended { .. } | RunEvent::Rest { .. } | RunEvent::Done { .. } => {}
         }
+    }
+
+    /// What earlier commands of its slot had left running was ended.
+    pub(super) fn earlier_ended(&mut self, why: &'static str) {
+        self.background.earlier_ended.get_or_insert(why);
+    }
+
+    /// Whether it has left something running that goes on.
+    fn has_kept_some(&self) -> bool {
+        self.background.kept.is_some()
     }
 
     /// The kernel has ended it, and its sandbox with it, for want of memory.
@@ -250,15 +271,23 @@ impl Entered {
 
     /// Tells how it ended. Does not block.
     pub(super) fn finish(self, watch: &Watch<'_>) -> Ending {
+        let kept_some = self.has_kept_some();
         let (end, all_dead) =
             self.end.unwrap_or((End::Lost("the supervisor has failed".to_owned()), false));
         let wall = match (self.released, self.ended) {
             (Some(released), Some(ended)) => ended.saturating_duration_since(released),
             _ => Duration::ZERO,
         };
+        if let (Some(run), true) = (&self.run, kept_some) {
+            let pipes = self.outputs.left();
+            // One that is gone has ended everything.
+            if !pipes.is_empty() && run.drain(&pipes).is_err() {
+                log::debug!("what processes in the background print is not read any more");
+            }
+        }
         let [stdout, stderr] = self.outputs.finish(watch);
-        let ended_processes = self.ended_processes;
-        Ending { end, stdout, stderr, wall, all_dead, ended_processes, leftover: None }
+        let background = self.background;
+        Ending { end, stdout, stderr, wall, all_dead, background, leftover: None }
     }
 }
 

@@ -21,6 +21,10 @@ pub(super) struct Tenancy {
     pub(super) slot: usize,
     /// The command that waits for it or runs in it.
     pub(super) occupant: Option<u64>,
+    /// Whether earlier commands have left something running in it.
+    pub(super) has_background: bool,
+    /// Why it is being ended, if that is to be told to those who have.
+    pub(super) ends_because: Option<&'static str>,
     /// Who waits for the machine that it founds.
     pub(super) machine_wanted: Vec<MachineReply>,
     /// Who waits for its end.
@@ -34,7 +38,15 @@ impl Tenancy {
         self.jail.phase() < Phase::Ending
             && self.network == network
             && self.jail.machine().is_none_or(|machine| !machine.is_broken())
-            && self.jail.was_full().is_none_or(|was_full| was_full == is_full)
+            // What runs in it stays; the disk is watched all the same.
+            && (self.has_background || self.jail.was_full().is_none_or(|was_full| was_full == is_full))
+    }
+
+    /// Why what earlier commands have left running in it runs no more, once: as it was noted, or
+    /// else this. `None` where there is nothing to be told of.
+    pub(super) fn take_background(&mut self, why: &'static str) -> Option<&'static str> {
+        let was_there = std::mem::take(&mut self.has_background);
+        was_there.then(|| self.ends_because.unwrap_or(why))
     }
 }
 
@@ -44,6 +56,8 @@ pub(super) struct SlotJails {
     by_number: HashMap<u64, Tenancy>,
     of_slot: HashMap<usize, u64>,
     made: u64,
+    /// Why what was left running in a slot was ended, until its next command has told.
+    lost: HashMap<usize, &'static str>,
 }
 
 impl SlotJails {
@@ -61,7 +75,16 @@ impl SlotJails {
     /// Makes a sandbox its slot's present one.
     pub(super) fn insert(&mut self, number: u64, slot: usize, network: bool, jail: Jail) {
         let (machine_wanted, on_gone) = (Vec::new(), Vec::new());
-        let tenancy = Tenancy { jail, network, slot, occupant: None, machine_wanted, on_gone };
+        let tenancy = Tenancy {
+            jail,
+            network,
+            slot,
+            occupant: None,
+            has_background: false,
+            ends_because: None,
+            machine_wanted,
+            on_gone,
+        };
         self.by_number.insert(number, tenancy);
         self.of_slot.insert(slot, number);
     }
@@ -90,6 +113,16 @@ impl SlotJails {
             self.of_slot.remove(&tenancy.slot);
         }
         Some(tenancy)
+    }
+
+    /// What was left running in a slot was ended.
+    pub(super) fn background_lost(&mut self, slot: usize, why: &'static str) {
+        self.lost.insert(slot, why);
+    }
+
+    /// Why what was left running in a slot was ended, once; also when the slot is left.
+    pub(super) fn take_background_lost(&mut self, slot: usize) -> Option<&'static str> {
+        self.lost.remove(&slot)
     }
 
     /// The numbers of all sandboxes.

@@ -3,7 +3,7 @@
 //! Each slot has a *workspace*, a directory that commands see as `/workspace`. What the engine is
 //! made of, from the tools down to the kernel:
 //!
-//! - `bash` shapes what a command gave into the tool's result, `ended` what it left running;
+//! - `bash` shapes what a command gave into the tool's result, `background` what it left running;
 //!   `files` is the tools `read_file` and `write_file`; `artifacts` reads, lists and archives a
 //!   workspace for those outside.
 //! - `supervisor` runs any number of commands with one thread. A `command` has `entered` the jail
@@ -27,10 +27,10 @@
 //! It trusts nothing that a model controls: commands, paths, file contents, output, timing.
 
 pub(crate) mod artifacts;
+mod background;
 pub(crate) mod bash;
 mod command;
 pub(crate) mod descriptors;
-mod ended;
 mod entered;
 pub(crate) mod etc;
 mod events;

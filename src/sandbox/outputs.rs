@@ -5,7 +5,7 @@
 //! nothing – and what of it goes to a file (`spool`) is written.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
 use super::host::Host;
@@ -140,6 +140,11 @@ impl Outputs {
     /// Whether all is read and written, or was given up.
     pub(super) fn are_settled(&self) -> bool {
         self.settling == Settling::Done
+    }
+
+    /// The pipes of a command that is over to which something may still write.
+    pub(super) fn left(&self) -> Vec<BorrowedFd<'_>> {
+        [&self.stdout, &self.stderr].into_iter().filter_map(Stream::left).collect()
     }
 
     /// What was captured of standard output and standard error. Does not block.

@@ -148,6 +148,8 @@ impl Listener for Watch<'_> {
 pub(super) struct Stream {
     /// The read end, non-blocking; `None` after its end.
     pub(super) pipe: Option<OwnedFd>,
+    /// The same when the command is over, if something holds the other end still.
+    left: Option<OwnedFd>,
     source: Source,
     recording: Recording,
     /// Not read, and not watched, until what was read is written.
@@ -169,6 +171,7 @@ impl Stream {
     pub(super) fn without_pipe(output: Output, limit_chars: usize) -> Self {
         Self {
             pipe: None,
+            left: None,
             source: match output {
                 Output::Stdout => Source::Stdout,
                 Output::Stderr => Source::Stderr,
@@ -262,7 +265,10 @@ impl Stream {
             }
             if self.drained {
                 // What may still be written is not read.
-                watch.remove_and_close(&mut self.pipe);
+                if let Some(pipe) = self.pipe.take() {
+                    watch.remove(pipe.as_fd());
+                    self.left = Some(pipe);
+                }
                 return self.recording.settle(keep, watch);
             }
             let count = self.read_once(watch, buffer, keep.as_deref_mut());
@@ -272,6 +278,11 @@ impl Stream {
                 self.recording.hand_over_if_full(keep, watch);
             }
         }
+    }
+
+    /// The pipe of a command that is over, if something may still write to it.
+    pub(super) fn left(&self) -> Option<BorrowedFd<'_>> {
+        self.left.as_ref().map(AsFd::as_fd)
     }
 
     /// Closes the pipe, whatever is in it, and tells what was captured. What is not written by now

@@ -41,7 +41,7 @@ use parking_lot::Mutex;
 use rustix::event::{EventfdFlags, epoll, eventfd};
 use rustix::fs::Mode;
 
-use super::ended::EndedProcesses;
+use super::background::BackgroundReport;
 use super::host::Host;
 use super::isolation::Isolation;
 use super::jail::Machine;
@@ -84,6 +84,9 @@ pub(crate) struct CommandSpec {
     pub(crate) stdin: String,
     /// Whether the two output streams are one pipe, of which all is the standard output.
     pub(crate) output_order: OutputOrder,
+    /// Whether what it leaves running goes on, until the slot is left: only in a sandbox, and where
+    /// that has a `/proc` of its own.
+    pub(crate) keeps_background: bool,
 }
 
 /// How a command ended.
@@ -127,9 +130,8 @@ pub(crate) struct Finished {
     /// Whether the end of every process of the command was seen. `false` where that took longer
     /// than the margin of 5 s (a process that hangs in the kernel), or where nobody can tell.
     pub(crate) all_dead: bool,
-    /// What it left running, and was ended with it; `None` where that was nothing, and where nobody
-    /// looked: without a sandbox, and in the shell of a session.
-    pub(crate) ended_processes: Option<EndedProcesses>,
+    /// What became of processes in the background.
+    pub(crate) background: BackgroundReport,
 }
 
 /// Names one run of one supervisor.
@@ -372,7 +374,7 @@ impl Answer {
             sandboxed: self.sandboxed,
             network_isolated: self.network_isolated,
             all_dead: true,
-            ended_processes: None,
+            background: BackgroundReport::default(),
         }
     }
 

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::{HostPattern, NetworkMode, variable_problem};
 use crate::error::ConfigError;
 use crate::seconds::{self, LONGEST};
+use crate::tool::BackgroundProcesses;
 
 pub use self::field::SpecField;
 pub use self::file::{SpecFile, SpecFileContent};
@@ -96,7 +97,7 @@ pub struct TrajectorySpec {
     pub allow_hosts: Option<Vec<HostPattern>>,
     /// What becomes of processes that a command leaves running. Defaults to
     /// [`BackgroundProcesses::End`].
-    #[serde(skip_serializing_if = "BackgroundProcesses::is_default")]
+    #[serde(skip_serializing_if = "BackgroundProcesses::is_end")]
     pub background: BackgroundProcesses,
     /// How long it may hold its slot, from the moment at which it has it. When that is over what
     /// runs of it is ended, its slot is taken back, and its calls end as
@@ -129,24 +130,6 @@ setters! {
         with_max_wall: max_wall = some Duration,
         with_max_idle: max_idle = some Duration,
         with_files: files = Vec<SpecFile>,
-    }
-}
-
-/// What becomes of processes that a command leaves running.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum BackgroundProcesses {
-    /// They are ended with it.
-    #[default]
-    End,
-    /// They are kept until the trajectory is released.
-    Keep,
-}
-
-impl BackgroundProcesses {
-    fn is_default(&self) -> bool {
-        *self == Self::default()
     }
 }
 
@@ -186,7 +169,7 @@ impl TrajectorySpec {
             SpecField::Limits => !self.limits.is_empty(),
             SpecField::Network => self.network.is_some(),
             SpecField::AllowHosts => self.allow_hosts.is_some(),
-            SpecField::Background => !self.background.is_default(),
+            SpecField::Background => !self.background.is_end(),
             SpecField::Files => !self.files.is_empty(),
         })
     }

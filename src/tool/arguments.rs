@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::schema::kind_of;
 use super::suggest::suggest_argument;
-use super::{JsonObject, OutputOrder, ToolSchema};
+use super::{BackgroundProcesses, JsonObject, OutputOrder, ToolSchema};
 
 const ARGV: &str = "argv";
 const COMMAND: &str = "command";
@@ -20,10 +20,14 @@ const APPEND: &str = "append";
 const SESSION: &str = "session";
 /// The argument for what [`OutputOrder`] says.
 pub(crate) const OUTPUT_ORDER: &str = "output_order";
+/// The argument for what [`BackgroundProcesses`] says. It is the policy's to set: models have
+/// another, which means something else.
+pub(crate) const BACKGROUND: &str = "background_processes";
 
 /// The arguments of built-in tools that the reference's sandbox server ignores.
 #[cfg(feature = "http")]
-const NOT_OF_THE_REFERENCE: [&str; 7] = [ARGV, WORKDIR, STDIN, ENV, APPEND, OUTPUT_ORDER, SESSION];
+const NOT_OF_THE_REFERENCE: [&str; 8] =
+    [ARGV, WORKDIR, STDIN, ENV, APPEND, OUTPUT_ORDER, SESSION, BACKGROUND];
 
 /// The session of a call that names none.
 pub(crate) const DEFAULT_SESSION: &str = "default";
@@ -45,6 +49,7 @@ pub(crate) struct BashArguments<'a> {
     /// values.
     pub(crate) env: Vec<(&'a str, &'a str)>,
     pub(crate) output_order: OutputOrder,
+    pub(crate) background: BackgroundProcesses,
 }
 
 impl Default for Run<'_> {
@@ -87,6 +92,7 @@ impl<'a> BashArguments<'a> {
             stdin: string(arguments, STDIN)?,
             env: variables(arguments)?,
             output_order: output_order(arguments)?,
+            background: background(arguments)?,
         })
     }
 }
@@ -119,6 +125,17 @@ pub(crate) fn output_order(arguments: &JsonObject) -> Result<OutputOrder, String
     name.parse().map_err(|_| {
         let names: Vec<_> = OutputOrder::ALL.iter().map(|order| order.as_str()).collect();
         format!("'{OUTPUT_ORDER}' must be {}, got {name:?}", names.join(" or "))
+    })
+}
+
+/// What becomes of what a call of `bash` leaves running.
+fn background(arguments: &JsonObject) -> Result<BackgroundProcesses, String> {
+    let Some(name) = string(arguments, BACKGROUND)? else {
+        return Ok(BackgroundProcesses::default());
+    };
+    name.parse().map_err(|_| {
+        let names: Vec<_> = BackgroundProcesses::ALL.iter().map(|value| value.as_str()).collect();
+        format!("'{BACKGROUND}' must be {}, got {name:?}", names.join(" or "))
     })
 }
 
@@ -156,6 +173,7 @@ pub(crate) fn not_of_the_reference(arguments: &JsonObject) -> Option<&'static st
         APPEND => *value != Value::Bool(false),
         OUTPUT_ORDER => *value != OutputOrder::default().as_str(),
         SESSION => *value != DEFAULT_SESSION,
+        BACKGROUND => *value != BackgroundProcesses::default().as_str(),
         _ => true,
     };
     let is_given =
@@ -303,6 +321,7 @@ mod tests {
             stdin: Some("a\0b"),
             env: vec![("A", "1"), ("_b2", "")],
             output_order: OutputOrder::Interleaved,
+            background: BackgroundProcesses::End,
         };
         assert_eq!(BashArguments::parse(&arguments), Ok(expected));
         assert_eq!(check("bash", &arguments), Ok(()));

@@ -29,7 +29,7 @@ pub use call::ToolCall;
 pub use handler::{Handler, ToolContext, ToolReply};
 pub use openai::OpenAiCallError;
 pub use outcome::{Outcome, UnknownOutcome};
-pub use policy::{OutputOrder, Policy, UnknownArguments, UnknownSetting};
+pub use policy::{BackgroundProcesses, OutputOrder, Policy, UnknownArguments, UnknownSetting};
 pub use prepare::{MAX_TIMEOUT, MIN_TIMEOUT};
 pub(crate) use prepare::{Prepared, Work, prepare};
 pub use registry::{RegisterError, RegisteredTool, ToolKind, ToolRegistry};

@@ -23,6 +23,9 @@ pub struct Policy {
     /// How a command's two output streams are shown, where its call has no argument `output_order`.
     /// Defaults to [`OutputOrder::Separate`].
     pub output_order: OutputOrder,
+    /// What becomes of the processes that a command of `terminal` leaves running. Defaults to
+    /// [`BackgroundProcesses::End`].
+    pub background: BackgroundProcesses,
 }
 
 impl Default for Policy {
@@ -33,6 +36,7 @@ impl Default for Policy {
             require_stateful_sandbox: false,
             unknown_arguments: UnknownArguments::default(),
             output_order: OutputOrder::default(),
+            background: BackgroundProcesses::default(),
         }
     }
 }
@@ -44,6 +48,7 @@ setters! {
         with_require_stateful_sandbox: require_stateful_sandbox = bool,
         with_unknown_arguments: unknown_arguments = UnknownArguments,
         with_output_order: output_order = OutputOrder,
+        with_background: background = BackgroundProcesses,
     }
 }
 
@@ -74,6 +79,29 @@ pub enum OutputOrder {
     /// Both in the order in which they were written, as on a terminal: the command has one pipe for
     /// both.
     Interleaved,
+}
+
+/// What becomes of the processes that a command of `terminal` leaves running. In both cases its
+/// result names them.
+///
+/// The shells and terminals that stay open between calls keep what they started whatever this says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum BackgroundProcesses {
+    /// They are ended with the command: by SIGTERM, and by SIGKILL after a moment.
+    #[default]
+    End,
+    /// They go on running until the trajectory is released: later commands reach and see them. What
+    /// they print after the command's end is not kept. They share the limits of the slot, and are
+    /// ended when they exceed one; the next result says so. At most 16 commands of a trajectory may
+    /// have left something whose output is still open; what a further one leaves is ended.
+    ///
+    /// Only in sandboxes of this program with a `/proc` of their own; elsewhere they are ended.
+    /// What is a command's own when its time is up is told by its session (`setsid(2)`): where it
+    /// forks faster than that can be done for 0.2 s, those that earlier ones left are ended with
+    /// it.
+    Keep,
 }
 
 /// No setting has this value.
@@ -113,6 +141,14 @@ macro_rules! named_values {
 
 named_values!(UnknownArguments: Refuse = "refuse", Ignore = "ignore");
 named_values!(OutputOrder: Separate = "separate", Interleaved = "interleaved");
+impl BackgroundProcesses {
+    /// Whether they are ended with their command.
+    pub(crate) fn is_end(&self) -> bool {
+        *self == Self::End
+    }
+}
+
+named_values!(BackgroundProcesses: End = "end", Keep = "keep");
 
 #[cfg(test)]
 mod tests {

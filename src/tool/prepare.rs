@@ -8,13 +8,13 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::arguments::{self, OUTPUT_ORDER};
+use super::arguments::{self, BACKGROUND, OUTPUT_ORDER};
 use super::format::give_types;
 use super::schema::{kind_of, not_an_object};
 use super::suggest::suggest;
 use super::{
-    Handler, JsonObject, Outcome, OutputOrder, Policy, RegisteredTool, ToolCall, ToolKind,
-    ToolRegistry, ToolResult, UnknownArguments, python_json,
+    BackgroundProcesses, Handler, JsonObject, Outcome, OutputOrder, Policy, RegisteredTool,
+    ToolCall, ToolKind, ToolRegistry, ToolResult, UnknownArguments, python_json,
 };
 
 /// The shortest time that a call may be given.
@@ -227,7 +227,7 @@ fn for_sandbox<'a>(
     // Before the checks: what is taken out need not fit any schema.
     apply_policy(sent_as, policy, &mut arguments);
     if refuses {
-        let also = [NETWORK, SANDBOX, STATEFUL];
+        let also = [NETWORK, SANDBOX, STATEFUL, BACKGROUND];
         arguments::check_names(&tool.schema, &also, &arguments).map_err(|unknown| Refusal {
             meant: unknown.meant,
             ..Refusal::invalid(name, &unknown.error)
@@ -247,7 +247,7 @@ fn apply_policy(sent_as: &str, policy: &Policy, arguments: &mut JsonObject) {
     let required = (SANDBOX, policy.require_sandbox);
     let stateful_required = (STATEFUL, policy.require_stateful_sandbox);
     let (removed, added): (&[&str], _) = match sent_as {
-        "bash" => (&["timeout", NETWORK, SANDBOX], required),
+        "bash" => (&["timeout", NETWORK, SANDBOX, BACKGROUND], required),
         "bash_stateful" => (&["timeout", NETWORK, SANDBOX, STATEFUL], stateful_required),
         "tmux" => (&[NETWORK, SANDBOX, STATEFUL], stateful_required),
         "read_file" | "write_file" => {
@@ -271,6 +271,9 @@ fn apply_policy(sent_as: &str, policy: &Policy, arguments: &mut JsonObject) {
     let is_open = arguments.get(OUTPUT_ORDER).is_none_or(Value::is_null);
     if sent_as != "tmux" && is_open && policy.output_order != OutputOrder::default() {
         arguments.insert(OUTPUT_ORDER.to_owned(), policy.output_order.as_str().into());
+    }
+    if sent_as == "bash" && policy.background != BackgroundProcesses::default() {
+        arguments.insert(BACKGROUND.to_owned(), policy.background.as_str().into());
     }
 }
 

@@ -15,8 +15,13 @@ use tool_executor::{BackendError, Interrupt, Outcome, ToolCall, ToolResult, Traj
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Comes back when this is so: what is waited for cannot be told by a channel.
-pub(crate) fn until(mut so: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
+pub(crate) fn until(so: impl FnMut() -> bool) {
+    until_within(PATIENCE, so);
+}
+
+/// The same of what takes long where the machine is busy.
+pub(crate) fn until_within(most: Duration, mut so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + most;
     while !so() {
         assert!(Instant::now() < deadline, "it never came to be");
         // Between two looks, not in the hope that it is so afterwards.

@@ -107,7 +107,8 @@ fn archive_of(names: &[&str]) -> Vec<u8> {
         let mut header = tar::Header::new_gnu();
         header.set_size(name.len() as u64);
         header.set_mode(0o644);
-        (header.set_uid(1234), header.set_gid(4321));
+        header.set_uid(1234);
+        header.set_gid(4321);
         tar.append_data(&mut header, name, name.as_bytes()).unwrap();
     }
     tar.into_inner().unwrap()

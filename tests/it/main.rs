@@ -4,6 +4,8 @@
 #[cfg(target_os = "linux")]
 mod alone;
 mod artifacts;
+#[cfg(target_os = "linux")]
+mod background;
 mod begin;
 #[cfg(target_os = "linux")]
 mod caller;

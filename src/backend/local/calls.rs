@@ -12,7 +12,9 @@ use crate::sandbox::supervisor::{CommandId, CommandSpec, Finished};
 use crate::sandbox::terminal::result::{self as stateful, stateful_result};
 use crate::sandbox::terminal::{Place, ShellCommand, ShellEnded, TerminalCall, tmux};
 use crate::tool::python_json::is_truthy;
-use crate::tool::{BashArguments, DEFAULT_SESSION, Outcome, output_order, session};
+use crate::tool::{
+    BackgroundProcesses, BashArguments, DEFAULT_SESSION, Outcome, output_order, session,
+};
 
 /// A call's command that was started and has not ended yet.
 pub(super) struct Running {
@@ -49,6 +51,7 @@ impl LocalBackend {
             command: shell::script_of(&wanted, Shell::detect()),
             stdin: wanted.stdin.unwrap_or_default().to_owned(),
             output_order: order,
+            keeps_background: wanted.background == BackgroundProcesses::Keep,
             network: policy.allow_network,
             timeout,
             output_limit_chars: self.0.max_output_chars,

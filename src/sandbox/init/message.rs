@@ -19,9 +19,13 @@ pub(crate) const SET_UP: u8 = b's';
 /// the flag has [`WITH_INPUT`], standard output, standard error, and what becomes descriptor 5 if
 /// the flag has [`WITH_SCRIPT`].
 pub(crate) const RUN: u8 = b'r';
-/// To the program: kill what runs under this number; at once, or with [`ASK_FIRST`] after a SIGTERM
-/// and a moment.
+/// To the program: kill what runs under this number. With [`ASK_FIRST`] after a SIGTERM and a
+/// moment, and what earlier runs have left is spared if that can be done; else at once, and with
+/// everything else in the jail.
 pub(crate) const KILL: u8 = b'k';
+/// To the program: read what comes from these descriptors, and forget it, for as long as one can
+/// write to them. They are the pipes of a run that has [`KEPT`] something.
+pub(crate) const DRAIN: u8 = b'd';
 /// To the program: send the first number as a signal to the process group of the main process that
 /// runs under this number.
 pub(crate) const SIGNAL: u8 = b'i';
@@ -38,8 +42,11 @@ pub(crate) const ENDED: u8 = b'e';
 /// asked to end now. The header's first number says how many processes that are. There follow their
 /// names, each once and with a NUL at its end: [`MOST_NAMES`] at most.
 pub(crate) const REST: u8 = b'l';
-/// From the program: no process of the run is left. The numbers are the main process's wait
-/// status, and the error number where there never was one.
+/// From the program: the same of what goes on running, as the run [may leave](MAY_KEEP) it.
+pub(crate) const KEPT: u8 = b'K';
+/// From the program: no process of the run is left but those that were [kept](KEPT). The numbers
+/// are the main process's wait status, and the error number where there never was one. The flag has
+/// [`EARLIER_ENDED`] if what earlier runs had left was ended, too.
 pub(crate) const DONE: u8 = b'd';
 
 /// The flag of an order to kill that asks with SIGTERM first.
@@ -48,6 +55,10 @@ pub(crate) const ASK_FIRST: u8 = 1;
 pub(crate) const WITH_INPUT: u8 = 1;
 /// The flag of a run with a script.
 pub(crate) const WITH_SCRIPT: u8 = 2;
+/// The flag of a run whose background processes go on running after its end.
+pub(crate) const MAY_KEEP: u8 = 4;
+/// The flag of a run that is done, and with it all that earlier ones had left.
+pub(crate) const EARLIER_ENDED: u8 = 1;
 
 /// The most processes that are counted; this stands for as many or more.
 pub(crate) const MOST_COUNTED: usize = 1000;

@@ -20,8 +20,9 @@ use rustix::net::{
 
 use super::spawn;
 use message::{
-    ASK_FIRST, DONE, ENDED, FAILED, HEADER, Header, KILL, LONGEST, MOST_FDS, MOST_NAMES,
-    NAME_LENGTH, READY, REST, RUN, SET_UP, SIGNAL, WITH_INPUT, WITH_SCRIPT, handle,
+    ASK_FIRST, DONE, DRAIN, EARLIER_ENDED, ENDED, FAILED, HEADER, Header, KEPT, KILL, LONGEST,
+    MAY_KEEP, MOST_FDS, MOST_NAMES, NAME_LENGTH, READY, REST, RUN, SET_UP, SIGNAL, WITH_INPUT,
+    WITH_SCRIPT, handle,
 };
 
 pub(super) use message::SOCKET_FD;
@@ -74,7 +75,7 @@ pub(super) enum RunEvent {
         /// The main process's wait status.
         status: i32,
     },
-    /// What it left behind did not end by itself, and is asked to.
+    /// What it left behind did not end by itself: it is asked to, or goes on running.
     Rest {
         /// The run.
         run: u32,
@@ -82,13 +83,17 @@ pub(super) enum RunEvent {
         count: u32,
         /// Their names, as [`message::REST`] has them.
         names: Vec<u8>,
+        /// Whether they go on running.
+        is_kept: bool,
     },
-    /// No process of this run is left.
+    /// No process of this run is left, but for those that go on running.
     Done {
         /// The run.
         run: u32,
         /// How the main process ended: its wait status, or why there never was one.
         end: Result<i32, i32>,
+        /// Whether what earlier runs had left running was ended with it.
+        earlier_ended: bool,
     },
 }
 
@@ -122,6 +127,8 @@ pub(super) struct Run<'a> {
     pub(super) stderr: BorrowedFd<'a>,
     /// What it gets as descriptor 5.
     pub(super) script: Option<BorrowedFd<'a>>,
+    /// Whether what it leaves running is to go on.
+    pub(super) may_keep: bool,
 }
 
 /// The engine's end of the socket. Closing it ends the process, and the jail with it.
@@ -175,7 +182,9 @@ impl InitSocket {
     /// Arguments that do not fit into a message or have a NUL in them; a process that is gone.
     pub(super) fn run(&self, number: u32, run: &Run<'_>) -> io::Result<()> {
         let with = |given: bool, flag| if given { flag } else { 0 };
-        let flag = with(run.stdin.is_some(), WITH_INPUT) | with(run.script.is_some(), WITH_SCRIPT);
+        let flag = with(run.stdin.is_some(), WITH_INPUT)
+            | with(run.script.is_some(), WITH_SCRIPT)
+            | with(run.may_keep, MAY_KEEP);
         let numbers = [run.argv.len() as i32, 0];
         let mut message = Header { kind: RUN, flag, run: number, numbers }.to_bytes().to_vec();
         for argument in run.argv {
@@ -187,20 +196,30 @@ impl InitSocket {
         }
         let fds = [run.stdin, Some(run.stdout), Some(run.stderr), run.script];
         let fds: Vec<_> = fds.into_iter().flatten().collect();
+        self.send(&message, &fds)
+    }
+
+    /// Has it read these pipes to their ends, and forget what comes.
+    ///
+    /// # Errors
+    /// A process that is gone, or takes no orders.
+    pub(super) fn drain(&self, pipes: &[BorrowedFd<'_>]) -> io::Result<()> {
+        self.send(&Header { kind: DRAIN, flag: 0, run: 0, numbers: [0; 2] }.to_bytes(), pipes)
+    }
+
+    /// Sends a message with at most four descriptors.
+    fn send(&self, message: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
         let mut control = SendAncillaryBuffer::new(&mut space);
-        control.push(SendAncillaryMessage::ScmRights(&fds));
-        rustix::net::sendmsg(
-            &self.0,
-            &[IoSlice::new(&message)],
-            &mut control,
-            SendFlags::NOSIGNAL,
-        )?;
+        control.push(SendAncillaryMessage::ScmRights(fds));
+        let message = [IoSlice::new(message)];
+        rustix::net::sendmsg(&self.0, &message, &mut control, SendFlags::NOSIGNAL)?;
         Ok(())
     }
 
     /// Has it kill what runs under this number: with `ask_first`, after a SIGTERM and half a
-    /// second. Nothing happens if that has ended.
+    /// second, and without what earlier runs have left, if that can be done; else with everything
+    /// in the jail. Nothing happens if that has ended.
     ///
     /// # Errors
     /// A process that is gone, or takes no orders.
@@ -253,18 +272,20 @@ impl InitSocket {
             let Some(header) = Header::parse(&bytes[..length]) else {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             };
-            let Header { kind, run, numbers: [first, errno], .. } = header;
+            let Header { kind, flag, run, numbers: [first, errno] } = header;
             return Ok(Some(match kind {
                 READY => InitEvent::Ready(Handles::new(first, received.into_iter())),
                 FAILED => InitEvent::Failed(run as usize, Errno::from_raw_os_error(first)),
                 ENDED => InitEvent::Run(RunEvent::Ended { run, status: first }),
-                REST => {
-                    let names = bytes[HEADER..length].to_vec();
-                    InitEvent::Run(RunEvent::Rest { run, count: first.unsigned_abs(), names })
+                REST | KEPT => {
+                    let (names, count) = (bytes[HEADER..length].to_vec(), first.unsigned_abs());
+                    let is_kept = kind == KEPT;
+                    InitEvent::Run(RunEvent::Rest { run, count, names, is_kept })
                 }
                 DONE => InitEvent::Run(RunEvent::Done {
                     run,
                     end: if errno == 0 { Ok(first) } else { Err(errno) },
+                    earlier_ended: flag & EARLIER_ENDED != 0,
                 }),
                 _ => continue,
             }));

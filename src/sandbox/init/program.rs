@@ -5,7 +5,9 @@
 //! socket that it has inherited. Then it runs one command at a time; when the command's main
 //! process ends the others have a moment to end by themselves; it says which ones do not (`rest`),
 //! and ends every other process of the jail – by SIGTERM, and by SIGKILL after a moment –, waits
-//! until the last of them is gone, and says so.
+//! until the last of them is gone, and says so. Where a run may leave something running, that is
+//! spared from then on (`background`), as far as the end of later runs stays certain: what cannot
+//! be ended apart from it, since it forks faster than it is found, is ended with it.
 //!
 //! It runs as the same user as the commands, which are its children and try to get at it:
 //! - It is the init of its pid namespace: the kernel keeps signals from inside away from it.
@@ -28,7 +30,9 @@
 #[cfg_attr(target_arch = "aarch64", path = "arch/aarch64.rs")]
 #[cfg_attr(target_arch = "x86_64", path = "arch/x86_64.rs")]
 mod arch;
+mod background;
 mod message;
+mod processes;
 mod rest;
 mod setup;
 mod system;
@@ -36,6 +40,7 @@ mod system;
 use core::mem::MaybeUninit;
 use core::ptr::{addr_of_mut, null};
 
+use background::{Background, MOST_PIPES};
 use message::*;
 use rest::Rest;
 use system::*;
@@ -82,8 +87,8 @@ struct Stack([u8; CHILD_STACK]);
 
 static mut STACK: Stack = Stack([0; CHILD_STACK]);
 
-/// The descriptors that are kept open, all close-on-exec.
-struct Kept {
+/// The descriptors that are always open, all close-on-exec.
+struct Descriptors {
     /// `/dev/null`.
     null: i32,
     signals: i32,
@@ -152,9 +157,14 @@ unsafe extern "C" fn main(stack: *const usize) -> ! {
         call!(arch::PRLIMIT64, 0, RLIMIT_NOFILE, limits.as_ptr(), 0);
     }
     hand_over(header.numbers[1], proxy);
-    let kept = Kept { null, signals, proc };
+    let descriptors = Descriptors { null, signals, proc };
+    let mut background = Background::new();
     loop {
-        serve(&kept, program, environment);
+        if wait(&descriptors, &mut background, None) {
+            serve(&descriptors, &mut background, program, environment);
+        } else if background.is_some() && reap(0).0 {
+            background.forget();
+        }
     }
 }
 
@@ -200,12 +210,39 @@ fn tell(kind: u8, run: u32, numbers: [i32; 2]) {
     say(Header { kind, flag: 0, run, numbers }, &[], &[]);
 }
 
+/// Waits until there is an order, a child has ended or changed, or so many milliseconds have
+/// passed; whether there is an order. What the background writes meanwhile is read.
+fn wait(descriptors: &Descriptors, background: &mut Background, most: Option<i64>) -> bool {
+    let watch = |fd| PollFd { fd, events: 1, revents: 0 };
+    let mut fds = [const { PollFd { fd: NO_FD, events: 1, revents: 0 } }; 2 + MOST_PIPES];
+    (fds[0], fds[1]) = (watch(SOCKET_FD), watch(descriptors.signals));
+    for (place, pipe) in fds[2..].iter_mut().zip(background.pipes()) {
+        place.fd = *pipe;
+    }
+    poll(&mut fds, most);
+    if fds[1].revents != 0 {
+        let mut info = MaybeUninit::<[u8; 1024]>::uninit();
+        call!(arch::READ, descriptors.signals, info.as_mut_ptr(), 1024);
+    }
+    for (place, _) in fds[2..].iter().enumerate().filter(|(_, pipe)| pipe.revents != 0) {
+        background.read(place);
+    }
+    fds[0].revents != 0
+}
+
 /// Receives one order and carries it out.
-fn serve(kept: &Kept, program: *const u8, environment: *const *const u8) {
+fn serve(
+    descriptors: &Descriptors,
+    background: &mut Background,
+    program: *const u8,
+    environment: *const *const u8,
+) {
     let Some((message, fds)) = receive() else { exit(0) };
-    // An order to kill that came too late.
-    let Some(header) = Header::parse(message).filter(|header| header.kind == RUN) else {
-        return close_all(fds);
+    let header = match Header::parse(message) {
+        Some(header) if header.kind == RUN => header,
+        Some(Header { kind: DRAIN, .. }) => return background.drain(fds),
+        // An order to kill that came too late.
+        _ => return close_all(fds),
     };
     let with = |flag| usize::from(header.flag & flag != 0);
     let (input, script) = (with(WITH_INPUT), with(WITH_SCRIPT));
@@ -213,7 +250,7 @@ fn serve(kept: &Kept, program: *const u8, environment: *const *const u8) {
         program,
         arguments: [null(); MOST_ARGUMENTS + 1],
         environment,
-        stdio: [if input == 1 { fds[0] } else { kept.null }, fds[input], fds[input + 1]],
+        stdio: [if input == 1 { fds[0] } else { descriptors.null }, fds[input], fds[input + 1]],
         script: if script == 1 { fds[input + 2] } else { NO_FD },
         errno: 0,
     };
@@ -229,6 +266,9 @@ fn serve(kept: &Kept, program: *const u8, environment: *const *const u8) {
     if is_alone() {
         exit(0);
     }
+    if background.is_some() {
+        background.refresh(descriptors.proc);
+    }
     const FLAGS: usize = 0x100 /* CLONE_VM */ | 0x4000 /* CLONE_VFORK */ | SIGCHLD;
     // SAFETY: the stack is the child's alone while it lives in this memory: this process does not
     // go on before the child has executed the program or is gone. The command outlives that.
@@ -240,11 +280,14 @@ fn serve(kept: &Kept, program: *const u8, environment: *const *const u8) {
     if main_process < 0 {
         return tell(DONE, header.run, [0, -main_process as i32]);
     }
-    let status = wait_for_end(kept, main_process as i32, header.run);
-    if command.errno != 0 {
-        return tell(DONE, header.run, [0, command.errno]);
-    }
-    tell(DONE, header.run, [status, 0]);
+    // Without a view of the processes nothing can be told apart.
+    let may_keep = header.flag & MAY_KEEP != 0 && descriptors.proc >= 0;
+    let mut running =
+        Running { main_process: main_process as i32, run: header.run, may_keep, earlier_ended: false };
+    let status = running.wait_for_end(descriptors, background);
+    let numbers = if command.errno != 0 { [0, command.errno] } else { [status, 0] };
+    let flag = if running.earlier_ended { EARLIER_ENDED } else { 0 };
+    say(Header { kind: DONE, flag, run: header.run, numbers }, &[], &[]);
 }
 
 /// The child's life until the program.
@@ -287,6 +330,10 @@ const MOST_LOOKS: u8 = 5;
 /// up, and what a run leaves behind.
 const PATIENCE: i64 = 500;
 const PATIENCE_WITH_REST: i64 = 50;
+/// How long the processes of a run are sought among those that earlier ones have left, in
+/// milliseconds, and how often. What is not found by then goes with all the others.
+const LONGEST_SWEEP: i64 = 200;
+const SWEEP_PAUSE: i64 = 5;
 
 /// How far a run is. It only moves downwards. Times are those of [`now`].
 enum Stage {
@@ -296,89 +343,145 @@ enum Stage {
     Lingering(i64, u8),
     /// All were asked to end; what is left then is killed.
     Asked(i64),
+    /// They are killed as they are found, until then.
+    Sweeping(i64),
     /// All were killed.
     Killed,
 }
 
-/// Waits for the main process, and for every other one after ending them; gives the wait status.
-/// The engine's end of the socket is watched all the time.
-fn wait_for_end(kept: &Kept, main_process: i32, run: u32) -> i32 {
-    let mut status = None;
-    let mut stage = Stage::Running;
-    loop {
-        // Orphans become children of this process: they are reaped as they end.
-        let (last, ended) = reap(main_process);
-        if let (None, Some(ended)) = (status, ended) {
-            status = Some(ended);
-            if !last {
-                tell(ENDED, run, [ended, 0]);
+/// What runs.
+struct Running {
+    main_process: i32,
+    run: u32,
+    /// Whether what it leaves is to go on running.
+    may_keep: bool,
+    /// Whether what earlier ones had left was ended with it.
+    earlier_ended: bool,
+}
+
+impl Running {
+    /// Waits for the main process, and for every other one after ending them, but for those that
+    /// are left in the background; gives the wait status. The engine's end of the socket is watched
+    /// all the time.
+    fn wait_for_end(&mut self, descriptors: &Descriptors, background: &mut Background) -> i32 {
+        let proc = descriptors.proc;
+        let mut status = None;
+        let mut stage = Stage::Running;
+        loop {
+            // Orphans become children of this process: they are reaped as they end.
+            let (last, ended) = reap(self.main_process);
+            if let (None, Some(ended)) = (status, ended) {
+                status = Some(ended);
+                if !last {
+                    tell(ENDED, self.run, [ended, 0]);
+                }
+                if let Stage::Running = stage {
+                    stage = Stage::Lingering(now() + PATIENCE_WITH_STRAGGLERS, 0);
+                }
             }
-            if let Stage::Running = stage {
-                stage = Stage::Lingering(now() + PATIENCE_WITH_STRAGGLERS, 0);
+            if last {
+                background.forget();
             }
-        }
-        if last && let Some(status) = status {
             // Without a child there is no process left, since this one inherits them all.
-            return status;
-        }
-        let due = match stage {
-            Stage::Lingering(until, _) | Stage::Asked(until) => Some(until - now()),
-            Stage::Running | Stage::Killed => None,
-        };
-        if due.is_some_and(|left| left <= 0) {
-            stage = match stage {
-                Stage::Lingering(_, looks) => {
-                    let rest = Rest::of(kept.proc);
-                    if rest.is_busy && looks + 1 < MOST_LOOKS {
-                        Stage::Lingering(now() + PATIENCE_WITH_STRAGGLERS, looks + 1)
-                    } else {
-                        tell_rest(&rest, run);
-                        ask_all_to_end(PATIENCE_WITH_REST)
-                    }
-                }
-                _ => kill_all(),
+            if let Some(status) = status
+                && (last || background.is_some() && background.is_alone(proc))
+            {
+                return status;
+            }
+            let due = match stage {
+                Stage::Lingering(until, _) | Stage::Asked(until) => Some(until - now()),
+                Stage::Sweeping(_) => Some(SWEEP_PAUSE),
+                Stage::Running | Stage::Killed => None,
             };
-            continue;
-        }
-        let watch = |fd| PollFd { fd, events: 1, revents: 0 };
-        let mut fds = [watch(SOCKET_FD), watch(kept.signals)];
-        poll(&mut fds, due);
-        if fds[0].revents != 0 {
-            let Some((message, received)) = receive() else { exit(0) };
-            close_all(received);
-            match Header::parse(message).filter(|header| header.run == run) {
-                Some(Header { kind: KILL, flag, .. }) if flag & ASK_FIRST != 0 => {
-                    if let Stage::Running | Stage::Lingering(..) = stage {
-                        stage = ask_all_to_end(PATIENCE);
+            if due.is_some_and(|left| left <= 0) {
+                stage = match stage {
+                    Stage::Lingering(_, looks) => {
+                        let rest = Rest::of(proc, background);
+                        if rest.is_busy && looks + 1 < MOST_LOOKS {
+                            Stage::Lingering(now() + PATIENCE_WITH_STRAGGLERS, looks + 1)
+                        } else if self.keeps(proc, background) {
+                            self.tell_rest(KEPT, &rest);
+                            return status.unwrap_or_default();
+                        } else {
+                            self.tell_rest(REST, &rest);
+                            ask_to_end(proc, background, PATIENCE_WITH_REST)
+                        }
                     }
+                    _ => self.kill(proc, background),
+                };
+                continue;
+            }
+            if wait(descriptors, background, due) {
+                let Some((message, received)) = receive() else { exit(0) };
+                close_all(received);
+                match Header::parse(message).filter(|header| header.run == self.run) {
+                    Some(Header { kind: KILL, flag, .. }) if flag & ASK_FIRST != 0 => {
+                        if let Stage::Running | Stage::Lingering(..) = stage {
+                            stage = ask_to_end(proc, background, PATIENCE);
+                        }
+                    }
+                    Some(Header { kind: KILL, .. }) => stage = self.kill_all(background),
+                    Some(Header { kind: SIGNAL, numbers: [signal, _], .. }) if status.is_none() => {
+                        call!(arch::KILL, -(self.main_process as isize), signal);
+                    }
+                    _ => {}
                 }
-                Some(Header { kind: KILL, .. }) => stage = kill_all(),
-                Some(Header { kind: SIGNAL, numbers: [signal, _], .. }) if status.is_none() => {
-                    call!(arch::KILL, -(main_process as isize), signal);
-                }
-                _ => {}
+            }
+            if let Stage::Sweeping(until) = stage {
+                stage = match now() < until {
+                    true => self.sweep(proc, background, until),
+                    false => self.kill_all(background),
+                };
             }
         }
-        if fds[1].revents != 0 {
-            let mut info = MaybeUninit::<[u8; 1024]>::uninit();
-            call!(arch::READ, kept.signals, info.as_mut_ptr(), 1024);
+    }
+
+    /// Leaves what still runs in the background, if it may.
+    fn keeps(&self, proc: i32, background: &mut Background) -> bool {
+        self.may_keep && background.has_room() && background.adopt(proc)
+    }
+
+    /// Says what it has left running.
+    fn tell_rest(&self, kind: u8, rest: &Rest) {
+        if rest.count > 0 {
+            let numbers = [rest.count as i32, 0];
+            say(Header { kind, flag: 0, run: self.run, numbers }, rest.names(), &[]);
         }
     }
-}
 
-/// Says what a run has left running, just before it is asked to end.
-fn tell_rest(rest: &Rest, run: u32) {
-    if rest.count > 0 {
-        let numbers = [rest.count as i32, 0];
-        say(Header { kind: REST, flag: 0, run, numbers }, rest.names(), &[]);
+    /// SIGKILL to every process of the run.
+    fn kill(&mut self, proc: i32, background: &mut Background) -> Stage {
+        match background.is_some() {
+            true => self.sweep(proc, background, now() + LONGEST_SWEEP),
+            false => self.kill_all(background),
+        }
+    }
+
+    fn sweep(&self, proc: i32, background: &Background, until: i64) -> Stage {
+        background.signal_others(proc, SIGKILL);
+        Stage::Sweeping(until)
+    }
+
+    /// SIGKILL to every process of the jail but this one, none of which can fork away from it.
+    fn kill_all(&mut self, background: &mut Background) -> Stage {
+        self.earlier_ended |= background.is_some();
+        background.forget();
+        call!(arch::KILL, -1isize, SIGKILL);
+        Stage::Killed
     }
 }
 
-/// SIGTERM to every process of the jail but this one, also to those that are stopped, and when they
-/// are to be killed: after so many milliseconds.
-fn ask_all_to_end(patience: i64) -> Stage {
-    call!(arch::KILL, -1isize, SIGTERM);
-    call!(arch::KILL, -1isize, SIGCONT);
+/// SIGTERM to every process of the jail but this one and the background, also to those that are
+/// stopped, and when they are to be killed: after so many milliseconds.
+fn ask_to_end(proc: i32, background: &Background, patience: i64) -> Stage {
+    for signal in [SIGTERM, SIGCONT] {
+        match background.is_some() {
+            true => background.signal_others(proc, signal),
+            false => {
+                call!(arch::KILL, -1isize, signal);
+            }
+        }
+    }
     Stage::Asked(now() + patience)
 }
 
@@ -410,12 +513,6 @@ fn reap(main_process: i32) -> (bool, Option<i32>) {
             }
         }
     }
-}
-
-/// SIGKILL to every process of the jail but this one, none of which can fork away from it.
-fn kill_all() -> Stage {
-    call!(arch::KILL, -1isize, SIGKILL);
-    Stage::Killed
 }
 
 /// Whether `/proc` shows this process under the number that it has here.

@@ -175,9 +175,15 @@ impl Jails {
                     News::Opened => {
                         machine = jail.machine().cloned();
                         let argv = ["sh", "-c", script].map(OsString::from);
-                        let (stdin, null) = (None, null.as_fd());
-                        let run =
-                            Run { argv: &argv, stdin, stdout: null, stderr: null, script: None };
+                        let null = null.as_fd();
+                        let run = Run {
+                            argv: &argv,
+                            stdin: None,
+                            stdout: null,
+                            stderr: null,
+                            script: None,
+                            may_keep: false,
+                        };
                         jail.run(&run, Arc::new(|_| {})).err().map(|error| Err(failed(error)))
                     }
                     News::Run(RunEvent::Ended { .. } | RunEvent::Rest { .. }) => None,

@@ -324,6 +324,14 @@ impl Jail {
         Ok(RunHandle { number: self.runs, socket: Arc::clone(socket) })
     }
 
+    /// What was run in it is over, and has left something running: `alarm` is called when that
+    /// exceeds a limit.
+    pub(super) fn left_running(&self, alarm: Alarm) {
+        if let Some(confined) = &self.confined {
+            confined.occupied(alarm);
+        }
+    }
+
     /// What was run in it is over.
     pub(super) fn left(&self) {
         if let Some(confined) = &self.confined {
@@ -538,6 +546,15 @@ impl RunHandle {
     /// As of [`kill`](Self::kill).
     pub(super) fn terminate(&self) -> io::Result<()> {
         self.socket.kill(self.number, true)
+    }
+
+    /// Has these pipes read to their ends, and what comes forgotten: they are those of a run that
+    /// has left something running.
+    ///
+    /// # Errors
+    /// As of [`kill`](Self::kill).
+    pub(super) fn drain(&self, pipes: &[BorrowedFd<'_>]) -> io::Result<()> {
+        self.socket.drain(pipes)
     }
 
     /// Sends a signal to the process group of its main process. Nothing happens if that has ended.

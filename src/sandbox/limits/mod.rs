@@ -67,6 +67,15 @@ impl Exceeded {
         }
     }
 
+    /// Why processes were ended that earlier calls had left running.
+    pub(crate) fn why(self) -> &'static str {
+        match self {
+            Self::Memory => "they ran out of memory",
+            Self::Workspace => "the workspace was full",
+            Self::Files => "there were more files than there may be",
+        }
+    }
+
     /// How a call ends for which its command was killed.
     pub(crate) fn outcome(self) -> Outcome {
         match self {

@@ -220,11 +220,13 @@ impl Shared {
 }
 
 impl Ticket {
-    /// A command runs in the sandbox from now on: it is looked at.
+    /// A command runs in the sandbox from now on: it is looked at. Or another one does, or what the
+    /// latest has left running: then it goes on being looked at, and this alarm is called.
     pub(super) fn occupied(&self, alarm: Alarm) {
         let mut state = self.shared.state.lock();
         let Some(entry) = state.entries.get_mut(&self.id) else { return };
-        entry.busy = Some((Instant::now(), alarm));
+        let since = entry.busy.as_ref().map_or_else(Instant::now, |(since, _)| *since);
+        entry.busy = Some((since, alarm));
         self.shared.wake(&mut state);
     }
 

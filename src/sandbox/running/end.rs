@@ -3,7 +3,7 @@
 use std::io;
 use std::time::Duration;
 
-use crate::sandbox::ended::EndedProcesses;
+use crate::sandbox::background::BackgroundReport;
 use crate::sandbox::limits::Exceeded;
 use crate::sandbox::output::Captured;
 use crate::sandbox::reaper::{Report, Step};
@@ -36,7 +36,7 @@ pub(in crate::sandbox) struct Ending {
     /// Whether the end of every process was seen.
     pub(in crate::sandbox) all_dead: bool,
     /// What it left running, and was ended with it.
-    pub(in crate::sandbox) ended_processes: Option<EndedProcesses>,
+    pub(in crate::sandbox) background: BackgroundReport,
     /// What is still to be reaped, where waiting was given up.
     pub(in crate::sandbox) leftover: Option<Child>,
 }

@@ -20,7 +20,7 @@ use super::super::init::RunEvent;
 use super::super::isolation::{Contents, Isolation};
 use super::super::jail::{Bounds, Jail, News, Phase};
 use super::super::jails::{OnGone, SlotJails};
-use super::super::limits::{Alarm, Leftover};
+use super::super::limits::{Alarm, Exceeded, Leftover};
 use super::super::machines::{MachineRequest, Machines};
 use super::super::running::{Reason, Running};
 use super::super::stream::{READ_BUFFER, Watch};
@@ -29,6 +29,8 @@ use super::{Answer, CommandSpec, End, Finished, Request, Shared, call_back, clos
 
 /// How many commands are started before events and deadlines are looked at again.
 const STARTS_PER_TURN: usize = 8;
+/// Why what was left running in a sandbox runs no more, where nothing better is known.
+const ENDED_WITH_SANDBOX: &str = "the sandbox that they ran in has ended";
 /// The thread's own state.
 pub(super) struct Turn {
     running: HashMap<u64, (Command, Answer)>,
@@ -175,6 +177,9 @@ impl Turn {
                     self.give_machine(request);
                 }
                 Some(Request::Leave(slot, on_gone)) => self.leave(slot, on_gone),
+                Some(Request::Exceeded(number, exceeded)) if SlotJails::is_jail(number) => {
+                    self.background_exceeds(number, exceeded);
+                }
                 Some(Request::Exceeded(id, exceeded)) => {
                     self.change(id, |command, _, _, now| {
                         command.kill(Reason::Exceeded(exceeded), now);
@@ -231,6 +236,9 @@ impl Turn {
             Err(error) => return answer.without_running(End::SetupFailed(error.to_string())),
         };
         entered.wait_for(number);
+        if let Some(why) = self.jails.take_background_lost(spec.workspace.slot()) {
+            entered.earlier_ended(why);
+        }
         self.insert(id, Command::Entered(entered), answer);
         if let Some(tenancy) = self.jails.get(number) {
             tenancy.occupant = Some(id);
@@ -274,6 +282,14 @@ impl Turn {
             let is_full = self.host.limits.is_full(workspace);
             if tenancy.takes(network, is_full) {
                 return Ok(number);
+            }
+            // Told to this command, though the jail may take a while to end.
+            let why = match tenancy.jail.phase() {
+                Phase::Ending | Phase::Gone => ENDED_WITH_SANDBOX,
+                _ => "this call has another network",
+            };
+            if let Some(why) = tenancy.take_background(why) {
+                self.jails.background_lost(slot, why);
             }
             self.end_jail(number);
         }
@@ -324,9 +340,22 @@ impl Turn {
         }
     }
 
+    /// What earlier commands have left running in a jail exceeds a limit of the slot.
+    fn background_exceeds(&mut self, number: u64, exceeded: Exceeded) {
+        // While a command runs in it that one's own alarm is heard.
+        if let Some(tenancy) = self.jails.get(number)
+            && tenancy.has_background
+            && tenancy.occupant.is_none()
+        {
+            tenancy.ends_because.get_or_insert(exceeded.why());
+            self.end_jail(number);
+        }
+    }
+
     /// Ends a slot's jails, whatever runs in them.
     fn leave(&mut self, slot: usize, on_gone: OnGone) {
         self.machines.forget(slot);
+        self.jails.take_background_lost(slot);
         let numbers = self.jails.all_of_slot(slot);
         let Some(last) = numbers.last() else {
             return self.slot_is_left(on_gone);
@@ -389,11 +418,19 @@ impl Turn {
 
     /// A jail's first process has said something of its command.
     fn on_run_event(&mut self, number: u64, event: RunEvent, now: Instant) {
-        let Some(id) = self.jails.get(number).and_then(|tenancy| tenancy.occupant) else { return };
+        let Some(tenancy) = self.jails.get(number) else { return };
+        let Some(id) = tenancy.occupant else { return };
         let ends_jail = match &event {
             // One that cannot start a shell is not used again either.
-            RunEvent::Done { end, .. } => end.is_err() || !self.host.warm,
-            RunEvent::Ended { .. } | RunEvent::Rest { .. } => false,
+            RunEvent::Done { end, earlier_ended, .. } => {
+                tenancy.has_background &= !earlier_ended;
+                end.is_err() || !self.host.warm && !tenancy.has_background
+            }
+            RunEvent::Rest { is_kept, .. } => {
+                tenancy.has_background |= is_kept;
+                false
+            }
+            RunEvent::Ended { .. } => false,
         };
         self.change(id, |command, _, _, _| {
             if let Command::Entered(entered) = command {
@@ -407,10 +444,11 @@ impl Turn {
 
     /// A sandbox is gone: so is what ran in it.
     fn jail_gone(&mut self, number: u64, now: Instant) {
-        let Some(tenancy) = self.jails.remove(number) else { return };
+        let Some(mut tenancy) = self.jails.remove(number) else { return };
         if let Some(due) = tenancy.jail.deadline() {
             self.deadlines.remove(&(due, number));
         }
+        let lost = tenancy.take_background(ENDED_WITH_SANDBOX);
         let all_dead = tenancy.jail.all_dead();
         let failure = tenancy.jail.failure().to_string();
         let out_of_memory = tenancy.jail.ran_out_of_memory();
@@ -419,9 +457,18 @@ impl Turn {
         for reply in tenancy.machine_wanted {
             reply.give(Err(failure.clone()));
         }
+        if let (Some(why), None) = (lost, tenancy.occupant) {
+            // Unless the slot is being left.
+            if tenancy.on_gone.is_empty() {
+                self.jails.background_lost(tenancy.slot, why);
+            }
+        }
         if let Some(id) = tenancy.occupant {
             self.change(id, |command, _, _, _| {
                 if let Command::Entered(entered) = command {
+                    if let Some(why) = lost {
+                        entered.earlier_ended(why);
+                    }
                     if out_of_memory {
                         entered.ran_out_of_memory(now);
                     }
@@ -476,12 +523,16 @@ impl Turn {
             self.deadlines.insert((after, id));
         }
         if let Some((number, wants_jail_ended)) = jail {
+            let left_running = over.then(|| self.alarm(number));
             if over
                 && let Some(tenancy) = self.jails.get(number)
                 && tenancy.occupant == Some(id)
             {
                 tenancy.occupant = None;
-                tenancy.jail.left();
+                match left_running {
+                    Some(alarm) if tenancy.has_background => tenancy.jail.left_running(alarm),
+                    _ => tenancy.jail.left(),
+                }
             }
             if wants_jail_ended {
                 self.end_jail(number);
@@ -504,7 +555,7 @@ impl Turn {
             sandboxed,
             network_isolated,
             all_dead: ending.all_dead,
-            ended_processes: ending.ended_processes,
+            background: ending.background,
         });
     }
 

@@ -169,7 +169,7 @@ mod tests {
             sandboxed: true,
             network_isolated: false,
             all_dead: true,
-            ended_processes: None,
+            background: Default::default(),
         };
         let background = Default::default();
         stateful_result(ShellEnded { finished, session, replaces_a_lost_one, background }, 1.0)

@@ -138,7 +138,7 @@ fn nothing_ran(end: End) -> ShellEnded {
         sandboxed: false,
         network_isolated: false,
         all_dead: true,
-        ended_processes: None,
+        background: Default::default(),
     };
     ShellEnded {
         finished,
@@ -437,7 +437,7 @@ impl Program for Shell {
             sandboxed: self.sandboxed,
             network_isolated: self.network_isolated,
             all_dead: cx.kept.all_dead(),
-            ended_processes: None,
+            background: Default::default(),
         };
         // Before the answer: its caller may look.
         drop(self.directory);
@@ -595,7 +595,7 @@ impl Shell {
             sandboxed: self.sandboxed,
             network_isolated: self.network_isolated,
             all_dead: true,
-            ended_processes: None,
+            background: Default::default(),
         });
         let code = status.code;
         self.last = status;

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use clap::{ArgAction, Args};
 use tool_executor::config::{
-    Bind, ExecutorConfig, HostPattern, NetworkMode, OutputOrder, Policy, Secret, UnknownArguments,
-    UserIds,
+    BackgroundProcesses, Bind, ExecutorConfig, HostPattern, NetworkMode, OutputOrder, Policy,
+    Secret, UnknownArguments, UserIds,
 };
 
 use super::values::{self, Limit, Lines, Several, Variable, named};
@@ -354,6 +354,12 @@ pub(crate) struct CallArgs {
     #[arg(env = "TOOL_EXECUTOR_OUTPUT_ORDER", value_parser = named(values::output_order))]
     output_order: OutputOrder,
 
+    /// What becomes of processes that a command leaves running: end ends them with it, keep lets
+    /// them run until the trajectory is released
+    #[arg(long, value_name = "WHAT", default_value = "end")]
+    #[arg(env = "TOOL_EXECUTOR_BACKGROUND", value_parser = named(values::background))]
+    background: BackgroundProcesses,
+
     /// Whether commands may use the network; false is the same as --network none
     #[arg(long, value_name = "BOOL", default_value = "true", env = "TOOL_EXECUTOR_ALLOW_NETWORK")]
     #[arg(value_parser = named(values::boolean), action = ArgAction::Set)]
@@ -370,7 +376,8 @@ impl CallArgs {
         let policy = Policy::default()
             .with_allow_network(self.allow_network(network))
             .with_unknown_arguments(self.unknown_arguments)
-            .with_output_order(self.output_order);
+            .with_output_order(self.output_order)
+            .with_background(self.background);
         let mut config = ExecutorConfig::default()
             .with_policy(policy)
             .with_batch_window(self.batch_window_ms)

@@ -2,7 +2,9 @@
 //! the process that runs the tests; `tests/cli.rs` and `tests/serve.rs` set some for the program.
 
 use clap::{Arg, Command as Definition};
-use tool_executor::config::{Bind, ExecutorConfig, OutputOrder, Policy, UnknownArguments};
+use tool_executor::config::{
+    BackgroundProcesses, Bind, ExecutorConfig, OutputOrder, Policy, UnknownArguments,
+};
 
 use super::*;
 
@@ -13,12 +15,13 @@ const COMMANDS: [&str; 3] = ["replay", "serve", "sandbox"];
 /// `replay` has no `--acquire-timeout-s`, because more trajectories than slots is what
 /// `--concurrency` asks for, and no `--idle-limit-s`, because it releases what it is done with.
 /// `sandbox` has none of the flags about calls: its clients say these.
-const TABLE: [(&str, &str, &str); 69] = [
+const TABLE: [(&str, &str, &str); 70] = [
     ("acquire-timeout-s", "TOOL_EXECUTOR_ACQUIRE_TIMEOUT_S", "s"),
     ("advertise", "TOOL_EXECUTOR_ADVERTISE", "sx"),
     ("allow-host", "TOOL_EXECUTOR_ALLOW_HOST", "rsx"),
     ("allow-network", "TOOL_EXECUTOR_ALLOW_NETWORK", "rs"),
     ("allow-unisolated", "TOOL_EXECUTOR_ALLOW_UNISOLATED", "rsx"),
+    ("background", "TOOL_EXECUTOR_BACKGROUND", "rs"),
     ("batch-window-ms", "TOOL_EXECUTOR_BATCH_WINDOW_MS", "rs"),
     ("bind", "TOOL_EXECUTOR_BIND", "rsx"),
     ("bind-rw", "TOOL_EXECUTOR_BIND_RW", "rsx"),
@@ -244,10 +247,12 @@ fn flags_are_read() {
     let args = replay("--env A=b=c,d --env B").unwrap();
     let env: Vec<_> = args.slots.provided.env.into_iter().flat_map(|Several(env)| env).collect();
     assert_eq!(env, [("A".to_owned(), Some("b=c,d".to_owned())), ("B".to_owned(), None)]);
-    let args = replay("--unknown-arguments ignore --output-order interleaved").unwrap();
+    let args =
+        replay("--unknown-arguments ignore --output-order interleaved --background keep").unwrap();
     let policy = Policy::default()
         .with_unknown_arguments(UnknownArguments::Ignore)
-        .with_output_order(OutputOrder::Interleaved);
+        .with_output_order(OutputOrder::Interleaved)
+        .with_background(BackgroundProcesses::Keep);
     assert_eq!(args.calls.config(&args.network).policy, policy);
     assert_eq!(replay("--max-file-size 2M").unwrap().slots.max_file_size, Some(2 << 20));
     let args = replay("--format Qwen3-Coder --unreadable-calls skip").unwrap();
@@ -290,6 +295,7 @@ fn values_outside_their_limits_are_refused_with_the_flags_name() {
         ("--unreadable-calls", "ignore"),
         ("--unknown-arguments", "answer"),
         ("--output-order", "mixed"),
+        ("--background", "forever"),
         ("--max-file-size", "0"),
         ("--max-file-size", "none"),
     ] {

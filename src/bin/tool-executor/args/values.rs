@@ -11,7 +11,8 @@ use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{Arg, Command};
 use tool_executor::config::{
-    Bind, HostPattern, NetworkMode, OutputOrder, Secret, ServerConfig, UnknownArguments, UserIds,
+    BackgroundProcesses, Bind, HostPattern, NetworkMode, OutputOrder, Secret, ServerConfig,
+    UnknownArguments, UserIds,
 };
 use tool_executor::format::{Format, UnreadableCalls};
 
@@ -110,6 +111,11 @@ pub(super) fn unknown_arguments(text: &str) -> Result<UnknownArguments, String> 
 /// How a command's streams are shown.
 pub(super) fn output_order(text: &str) -> Result<OutputOrder, String> {
     text.parse().map_err(|_| "separate or interleaved".to_owned())
+}
+
+/// What becomes of what a command leaves running.
+pub(super) fn background(text: &str) -> Result<BackgroundProcesses, String> {
+    text.parse().map_err(|_| "end or keep".to_owned())
 }
 
 /// What network commands have.

@@ -4,7 +4,7 @@ use super::*;
 
 /// What was said of the processes that were ended with a command: how many, and their names.
 fn ended(finished: &Finished) -> Option<(u64, Vec<String>)> {
-    let told = finished.ended_processes.as_ref()?.to_json();
+    let told = finished.background.ended.as_ref()?.to_json();
     let names = told["names"].as_array().unwrap().iter();
     let names = names.map(|name| name.as_str().unwrap().to_owned());
     Some((told["count"].as_u64().unwrap(), names.collect()))

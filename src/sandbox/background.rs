@@ -1,5 +1,4 @@
-//! The processes that a command left running and that were ended with it, as a result tells of
-//! them. Pure.
+//! What became of the processes that commands leave running, as a result tells of it. Pure.
 //!
 //! Their names are chosen by the command: here they become short printable text, so that they
 //! neither break the line that the model reads nor change how a terminal shows it.
@@ -8,16 +7,56 @@ use serde_json::{Value, json};
 
 use super::init::message::{MOST_COUNTED, MOST_NAMES, NAME_LENGTH};
 
+/// What a result tells of processes in the background.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct BackgroundReport {
+    /// Those that the command left, and that were ended with it. `None` where there were none, and
+    /// where nothing looked: without a sandbox, and in the shell of a session.
+    pub(super) ended: Option<Processes>,
+    /// Those that the command left, and that go on running.
+    pub(super) kept: Option<Processes>,
+    /// Why those that earlier commands had left run no more, if they were ended since the latest
+    /// result.
+    pub(super) earlier_ended: Option<&'static str>,
+}
+
+impl BackgroundReport {
+    /// The metadata, each with its key.
+    pub(super) fn metadata(&self) -> impl Iterator<Item = (&'static str, Value)> {
+        let json = |processes: &Option<Processes>| processes.as_ref().map(Processes::to_json);
+        [
+            ("ended_processes", json(&self.ended)),
+            ("kept_processes", json(&self.kept)),
+            ("earlier_processes_ended", self.earlier_ended.map(Value::from)),
+        ]
+        .into_iter()
+        .filter_map(|(key, value)| Some((key, value?)))
+    }
+
+    /// The lines for the model.
+    pub(super) fn notes(&self) -> Vec<String> {
+        let earlier = self
+            .earlier_ended
+            .map(|why| format!("[the background processes of earlier calls were ended: {why}]"));
+        let kept = self.kept.as_ref().map(|kept| {
+            let verb = if kept.count == 1 { "goes" } else { "go" };
+            format!("[{} {verb} on running: {}]", kept.what(), kept.names())
+        });
+        let ended = self.ended.as_ref().map(Processes::note_of_end);
+        [earlier, kept, ended].into_iter().flatten().collect()
+    }
+}
+
 /// The processes that a command left running.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct EndedProcesses {
+pub(crate) struct Processes {
     /// How many, at most [`MOST_COUNTED`].
     count: usize,
     /// Their names, each once, at most [`MOST_NAMES`].
     names: Vec<String>,
 }
 
-impl EndedProcesses {
+impl Processes {
     /// So many processes with these names, each of which has a NUL at its end.
     pub(super) fn new(count: u32, names: &[u8]) -> Self {
         let names = names.split_inclusive(|byte| *byte == 0).take(MOST_NAMES).map(printable);
@@ -25,24 +64,31 @@ impl EndedProcesses {
         Self { count, names: names.collect() }
     }
 
-    /// The metadata `ended_processes`.
     pub(super) fn to_json(&self) -> Value {
         json!({"count": self.count, "names": self.names})
     }
 
-    /// The line for the model.
-    pub(super) fn note(&self) -> String {
-        let Self { count, names } = self;
-        let what = match *count {
-            1 => "1 background process was".to_owned(),
-            MOST_COUNTED.. => format!("{MOST_COUNTED} or more background processes were"),
-            _ => format!("{count} background processes were"),
-        };
+    /// How many of what.
+    fn what(&self) -> String {
+        match self.count {
+            1 => "1 background process".to_owned(),
+            MOST_COUNTED.. => format!("{MOST_COUNTED} or more background processes"),
+            count => format!("{count} background processes"),
+        }
+    }
+
+    /// Their names, as one text.
+    fn names(&self) -> String {
         // There may be more where the list is full.
-        let more = if names.len() == MOST_NAMES && *count > MOST_NAMES { ", …" } else { "" };
-        let names = names.join(", ");
+        let is_cut = self.names.len() == MOST_NAMES && self.count > MOST_NAMES;
+        format!("{}{}", self.names.join(", "), if is_cut { ", …" } else { "" })
+    }
+
+    fn note_of_end(&self) -> String {
+        let (what, names) = (self.what(), self.names());
+        let verb = if self.count == 1 { "was" } else { "were" };
         format!(
-            "[{what} ended with this call: {names}{more}; use terminal_stateful to keep a process \
+            "[{what} {verb} ended with this call: {names}; use terminal_stateful to keep a process \
              running between calls]"
         )
     }
@@ -74,14 +120,14 @@ mod tests {
 
     const HINT: &str = "; use terminal_stateful to keep a process running between calls]";
 
-    fn of(count: u32, names: &[&str]) -> EndedProcesses {
+    fn of(count: u32, names: &[&str]) -> Processes {
         let names: String = names.iter().map(|name| format!("{name}\0")).collect();
-        EndedProcesses::new(count, names.as_bytes())
+        Processes::new(count, names.as_bytes())
     }
 
     #[test]
     fn the_line_has_the_count_and_each_name() {
-        let note = |count, names| of(count, names).note();
+        let note = |count, names| of(count, names).note_of_end();
         assert_eq!(
             note(1, &["sleep"]),
             format!("[1 background process was ended with this call: sleep{HINT}")
@@ -106,7 +152,7 @@ mod tests {
     fn a_name_cannot_break_the_line_or_turn_it_round() {
         let names = of(4, &["a\nb\x1b[2J", "\u{202e}evil", "", " \t"]).names;
         assert_eq!(names, ["a?b?[2J", "?evil", "?", "?"]);
-        let cut = EndedProcesses::new(1, b"\xff\xfe\xc3\0").names;
+        let cut = Processes::new(1, b"\xff\xfe\xc3\0").names;
         assert_eq!(cut, ["\u{fffd}\u{fffd}\u{fffd}"]);
     }
 
@@ -116,9 +162,9 @@ mod tests {
             count in any::<u32>(),
             names in proptest::collection::vec(any::<u8>(), 0..400),
         ) {
-            let ended = EndedProcesses::new(count, &names);
+            let ended = Processes::new(count, &names);
             prop_assert!(ended.names.len() <= MOST_NAMES);
-            let note = ended.note();
+            let note = ended.note_of_end();
             prop_assert!(note.chars().count() < 400 && !note.chars().any(is_invisible), "{}", note);
         }
     }
