@@ -15,7 +15,7 @@ mod start;
 
 use std::collections::HashMap;
 use std::fmt;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -32,7 +32,7 @@ use super::{
 };
 use crate::artifact::{
     ArchiveArtifacts, ArchiveSummary, Artifact, ArtifactError, ArtifactList, ListArtifacts,
-    ReadArtifact,
+    PutFiles, PutSummary, ReadArtifact,
 };
 use crate::config::{LocalConfig, NetworkMode};
 use crate::egress::Egress;
@@ -352,6 +352,29 @@ impl Artifacts for LocalBackend {
         into: &mut (dyn Write + Send),
     ) -> Result<ArchiveSummary, ArtifactError> {
         self.with_files(slot, |files| artifacts::archive(files, request, into))
+    }
+
+    fn copy(
+        &self,
+        slot: &SlotRef,
+        path: &str,
+        into: &mut (dyn Write + Send),
+    ) -> Result<u64, ArtifactError> {
+        self.with_files(slot, |files| artifacts::copy(files, path, into))
+    }
+
+    fn put(
+        &self,
+        slot: &SlotRef,
+        request: &PutFiles,
+        from: &mut (dyn Read + Send),
+    ) -> Result<PutSummary, ArtifactError> {
+        if let Some(place) = self.0.slots.get(slot.index)
+            && !request.allow_network
+        {
+            place.has_network.store(false, Ordering::Release);
+        }
+        self.with_files(slot, |files| artifacts::put(files, &self.0.limits, request, from))
     }
 }
 

@@ -11,6 +11,7 @@ use crate::sandbox::shell::{self, Shell};
 use crate::sandbox::supervisor::{CommandId, CommandSpec, Finished};
 use crate::sandbox::terminal::result::{self as stateful, stateful_result};
 use crate::sandbox::terminal::{Place, ShellCommand, ShellEnded, TerminalCall, tmux};
+use crate::tool::python_json::is_truthy;
 use crate::tool::{
     BackgroundProcesses, BashArguments, DEFAULT_SESSION, Outcome, output_order, session,
 };
@@ -216,6 +217,9 @@ impl LocalBackend {
 
     pub(super) fn file(&self, execution: Execution) {
         let Some(slot) = self.0.slots.get(execution.slot.index) else { return };
+        if execution.arguments.get("allow_network").is_some_and(|allow| !is_truthy(allow)) {
+            slot.has_network.store(false, Ordering::Release);
+        }
         let result = slot.with_files(&self.0.supervisor, |files| {
             let (arguments, most) = (&execution.arguments, self.0.max_file_bytes);
             match execution.tool {
