@@ -54,6 +54,7 @@ use crate::sandbox::user::CommandUser;
 use crate::sandbox::workspace::{DataDir, ImageFiles, Workspace};
 use crate::spec::TrajectorySpec;
 use crate::tool::{Outcome, ToolResult};
+use crate::workers::Workers;
 
 /// The container's name: there is only one.
 const ADDR: &str = "local";
@@ -100,6 +101,9 @@ struct Inner {
     data_dir: Mutex<Option<DataDir>>,
     /// Taken when closing.
     resets: Mutex<Option<Resets>>,
+    /// The threads on which trajectories begin: that may take long, as an image does that is
+    /// unpacked. Taken when closing.
+    begins: Mutex<Option<Workers>>,
 }
 
 struct Slot {
@@ -109,6 +113,8 @@ struct Slot {
     has_network: AtomicBool,
     /// A command could not be killed: what is left of it may touch the workspace for ever.
     haunted: Arc<AtomicBool>,
+    /// A trajectory begins in it.
+    begins: Arc<AtomicBool>,
     /// Who waits for the reset that is under way, or waits for its thread; empty if there is none.
     resets: Arc<Mutex<Vec<ResetReply>>>,
 }
@@ -294,11 +300,14 @@ impl Backend for LocalBackend {
         if place.haunted.load(Ordering::Acquire) {
             return reply.send(Err("a process of an earlier call could not be killed".to_owned()));
         }
+        if place.begins.load(Ordering::Acquire) {
+            return reply.send(Err("a trajectory still begins in it".to_owned()));
+        }
         resets::reset(&self.0, slot.index, place, reply);
     }
 
     fn begin(&self, slot: &SlotRef, spec: &Arc<TrajectorySpec>, reply: BeginReply) {
-        begin::begin(self, slot, spec, reply);
+        begin::begin(self, slot, spec.clone(), reply);
     }
 
     fn cancel(&self, id: ExecutionId) {
@@ -317,11 +326,18 @@ impl Backend for LocalBackend {
         if let Some(resets) = &resets {
             resets.stop();
         }
+        let begins = self.0.begins.lock().take();
+        if let Some(begins) = &begins {
+            begins.stop();
+        }
         // Bounded by itself: it kills, and does not wait long for what cannot be killed.
         self.0.supervisor.close();
         self.0.terminals.close();
         if let Some(egress) = &self.0.egress {
             egress.close();
+        }
+        if let Some(begins) = begins {
+            begins.close(deadline);
         }
         if let Some(resets) = resets {
             resets.close(deadline);

@@ -16,7 +16,7 @@ use super::promise::{CallState, Pending, Promise, ReplyTo};
 use super::{MAX_TRAJECTORY_ID, ToolExecutor};
 use crate::backend::ExecutionId;
 use crate::error::{BeginError, BeginFailure, ConfigError};
-use crate::spec::TrajectorySpec;
+use crate::spec::{SpecField, TrajectorySpec};
 use crate::tool::{Outcome, ToolResult};
 
 impl ToolExecutor {
@@ -96,6 +96,15 @@ impl ToolExecutor {
         reply_to: ReplyTo,
     ) -> Result<Arc<CallState>, BeginError> {
         spec.check()?;
+        // What a begin makes is to be in the machine that the calls will have.
+        let spec = match self.policy.allow_network {
+            true => spec,
+            false => {
+                let cut = spec.clone().without_network()?;
+                let can_cut = self.capabilities().spec.contains(&SpecField::Network);
+                if can_cut { cut } else { spec }
+            }
+        };
         if let Some(problem) = id_problem(trajectory_id) {
             return Err(ConfigError::new(problem).into());
         }

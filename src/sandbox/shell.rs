@@ -94,6 +94,11 @@ pub(crate) fn script_of(arguments: &BashArguments<'_>, shell: Shell, in_workspac
     script
 }
 
+/// A script that does the same in another directory of the machine.
+pub(crate) fn script_in(directory: &Path, script: &str) -> String {
+    format!("cd -- {} || exit; {script}", quoted(&directory.to_string_lossy()))
+}
+
 /// A directory as a shell that starts in the workspace finds it, in a sandbox or without one.
 fn as_seen_from_workspace(directory: &str) -> String {
     match directory.strip_prefix("/workspace") {

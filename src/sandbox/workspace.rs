@@ -303,6 +303,11 @@ impl Workspace {
         self.settings().keeps_background
     }
 
+    /// Where its trajectory's commands begin, if the trajectory says so.
+    pub(crate) fn begins_in(&self) -> Option<&Path> {
+        self.settings().directory.as_deref()
+    }
+
     /// Sets them, once: before anything runs in it.
     pub(crate) fn set(&self, settings: Settings) {
         let is_first = self.settings.set(settings).is_ok();
@@ -467,7 +472,7 @@ impl Workspace {
             Mount { place: temporary, alias: None, root: &self.temporary.root },
             Mount { place: home, alias: Some(self.home()), root: &self.home.root },
         ];
-        View::new(mounts, workspace, find_root)
+        View::new(mounts, self.begins_in().unwrap_or(workspace), find_root)
     }
 
     /// Whether its directory is still where it was made: somebody outside may have removed or

@@ -174,6 +174,26 @@ impl TrajectorySpec {
         })
     }
 
+    /// The same where no command may use the network. What asks for nothing of a sandbox does not
+    /// ask for that either.
+    ///
+    /// # Errors
+    /// It asks for a network.
+    pub(crate) fn without_network(self) -> Result<Self, ConfigError> {
+        match self.network {
+            Some(NetworkMode::None) => Ok(self),
+            Some(network) => Err(ConfigError::new(format!(
+                "network is {network}, and commands here have none; leave it out"
+            ))),
+            None if self.allow_hosts.is_some() => {
+                let text = "allow_hosts is given, and commands here have no network; leave it out";
+                Err(ConfigError::new(text))
+            }
+            None if self.asks_for().next().is_none() => Ok(self),
+            None => Ok(self.with_network(NetworkMode::None)),
+        }
+    }
+
     /// Whether every value makes sense by itself.
     ///
     /// # Errors

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tool_executor::backend::local::LocalBackend;
-use tool_executor::config::{LocalConfig, NetworkMode};
+use tool_executor::config::{ExecutorConfig, LocalConfig, NetworkMode, Policy};
 use tool_executor::{BeginError, Outcome, ToolCall, ToolExecutor, ToolResult, TrajectorySpec};
 
 use crate::caller::directory;
@@ -136,4 +136,102 @@ fn when_its_time_is_up_nothing_of_it_is_left() {
     // The slot has another holder before this one is released, and nothing of it is there.
     assert_eq!(machine.bash("u", "ls").output, "");
     machine.executor.release("t").unwrap();
+}
+
+#[test]
+fn its_commands_begin_in_its_directory_whatever_tool_runs_them() {
+    let machine = Machine::start(LocalConfig::new(2));
+    for workdir in ["/workspace/a/b", "/app/c", "/tmp/x y", "/usr/lib"] {
+        machine.begin("t", json!({"workdir": workdir})).unwrap();
+        assert_eq!(machine.bash("t", "pwd").output, workdir);
+        let shell = machine.call("t", "terminal_stateful", json!({"command": "pwd"}));
+        assert_eq!(shell.output, workdir, "{shell:?}");
+        let relative = machine.call("t", "bash", json!({"command": "pwd", "workdir": ".."}));
+        let parent = std::path::Path::new(workdir).parent().unwrap().to_str().unwrap();
+        assert_eq!(relative.output, parent, "{relative:?}");
+        machine.call("t", "tmux", json!({"action": "start"}));
+        machine.call("t", "tmux", json!({"action": "send_keys", "keys": "echo =$PWD=\n"}));
+        let screen = || machine.call("t", "tmux", json!({"action": "capture"})).output;
+        let expected = format!("={workdir}=");
+        until(|| screen().contains(&expected));
+        if workdir != "/usr/lib" {
+            let write = json!({"path": "f", "content": "text"});
+            let written = machine.call("t", "write_file", write);
+            assert!(written.success, "{written:?}");
+            assert_eq!(machine.bash("t", "cat f").output, "text");
+        }
+        machine.executor.release("t").unwrap();
+        assert_eq!(
+            machine.bash("t", "pwd; ls -A /app 2>&1").output.lines().next(),
+            Some("/workspace")
+        );
+        machine.executor.release("t").unwrap();
+    }
+    let refusal = machine.refusal("t", json!({"workdir": "/proc/self"}));
+    assert!(refusal.contains("workdir \"/proc/self\" cannot be made"), "{refusal}");
+    let refusal = machine.refusal("t", json!({"workdir": "/etc/passwd"}));
+    assert!(refusal.contains("/etc/passwd"), "{refusal}");
+}
+
+#[test]
+fn its_files_are_there_with_their_modes_before_its_first_call() {
+    let machine = Machine::start(LocalConfig::new(1));
+    let spec = json!({"workdir": "/app", "files": [
+        {"path": "/workspace/deep/run", "content": "#!/bin/sh\necho ran\n", "mode": "0755"},
+        {"path": "relative", "content": "é"},
+        {"path": "/elsewhere/bytes", "base64": "AP8="},
+        {"path": "relative", "content": "later wins"},
+    ]});
+    machine.begin("t", spec).unwrap();
+    let shown =
+        machine.bash("t", "/workspace/deep/run; cat relative; od -An -tx1 /elsewhere/bytes");
+    assert_eq!(shown.output, "ran\nlater wins 00 ff", "{shown:?}");
+    let mode =
+        machine.bash("t", "stat -c '%a %U' relative; id -un; touch relative /elsewhere/bytes");
+    let lines: Vec<_> = mode.output.lines().collect();
+    assert!(mode.success && lines[0] == format!("644 {}", lines[1]), "{mode:?}");
+    machine.executor.release("t").unwrap();
+    assert_eq!(machine.bash("u", "ls -A . /app 2>/dev/null").output, ".:");
+    machine.executor.release("u").unwrap();
+    let refusal = machine.refusal("t", json!({"files": [{"path": "/usr/x", "content": ""}]}));
+    assert!(refusal.contains("the file \"/usr/x\" cannot be made"), "{refusal}");
+    let small = Machine::start(LocalConfig::new(1).with_limits(
+        tool_executor::config::SlotLimits::default().with_workspace_bytes(Some(1 << 20)),
+    ));
+    let large = json!({"files": [{"path": "f", "content": "x".repeat(2 << 20)}]});
+    let refusal = small.refusal("t", large);
+    assert!(refusal.contains("\"f\" cannot be made"), "{refusal}");
+}
+
+#[test]
+fn without_a_network_by_policy_what_it_begins_with_is_where_its_calls_are() {
+    let dir = directory();
+    let backend = LocalBackend::start(LocalConfig::new(1).with_data_dir(dir.path())).unwrap();
+    let policy = Policy::default().with_allow_network(false);
+    let config = ExecutorConfig::default().with_policy(policy);
+    let executor = ToolExecutor::builder().config(config).backend(backend).start().unwrap();
+    let machine = Machine { executor, _dir: dir };
+    machine
+        .begin("t", json!({"workdir": "/app", "files": [{"path": "f", "content": "x"}]}))
+        .unwrap();
+    let result = machine.bash("t", "pwd; cat f");
+    assert_eq!(result.output, "/app\nx", "{result:?}");
+    assert_eq!(result.metadata["network_isolated"], true);
+    machine.executor.release("t").unwrap();
+    let Err(BeginError::Invalid(error)) = machine.begin("t", json!({"network": "proxy"})) else {
+        panic!("the policy allows no network");
+    };
+    assert!(error.to_string().contains("leave it out"), "{error}");
+}
+
+#[test]
+fn processes_that_its_commands_leave_are_kept_where_it_says_so() {
+    let machine = Machine::start(LocalConfig::new(2));
+    machine.begin("keeps", json!({"background": "keep"})).unwrap();
+    machine.begin("ends", json!({"background": "end"})).unwrap();
+    for (trajectory, expected) in [("keeps", "there"), ("ends", "gone")] {
+        machine.bash(trajectory, "sleep 1000 >/dev/null 2>&1 & echo $! > pid");
+        let look = "kill -0 $(cat pid) 2>/dev/null && echo there || echo gone";
+        assert_eq!(machine.bash(trajectory, look).output, expected, "{trajectory}");
+    }
 }

@@ -52,7 +52,13 @@ impl LocalBackend {
             workspace.keeps_background().unwrap_or(wanted.background == BackgroundProcesses::Keep);
         let spec = CommandSpec {
             workspace: workspace.clone(),
-            command: shell::script_of(&wanted, kind, workspace.image().is_none()),
+            command: match workspace.begins_in() {
+                // The jail in which the directory was made begins in another.
+                Some(directory) => {
+                    shell::script_in(directory, &shell::script_of(&wanted, kind, false))
+                }
+                None => shell::script_of(&wanted, kind, workspace.image().is_none()),
+            },
             stdin: wanted.stdin.unwrap_or_default().to_owned(),
             output_order: order,
             keeps_background,

@@ -23,6 +23,9 @@ use crate::sandbox::workspace::{MachineSpec, WorkspaceError};
 /// Finds out how commands in a workspace are isolated.
 pub(super) type Probe = fn(&Arc<Workspace>, &Budget) -> Result<Engine, Failure>;
 
+/// How many trajectories with specs begin at a time.
+const BEGIN_THREADS: usize = 4;
+
 /// What a root has to be, that may not be another user.
 const STRONG_ROOT: &str = "run it as an ordinary user, or as root with the capabilities CHOWN, \
                            DAC_OVERRIDE, FOWNER, KILL, SETGID and SETUID";
@@ -88,6 +91,7 @@ pub(super) fn start(
             workspace: Mutex::new(workspace),
             has_network: AtomicBool::new(network != NetworkMode::None),
             haunted: Arc::new(AtomicBool::new(false)),
+            begins: Arc::default(),
             resets: Arc::default(),
         })
         .collect();
@@ -106,6 +110,7 @@ pub(super) fn start(
         max_file_bytes: config.max_file_bytes,
         data_dir: Mutex::new(Some(data_dir)),
         resets: Mutex::new(Some(resets)),
+        begins: Mutex::new(Some(Workers::start("tool-begin", BEGIN_THREADS).map_err(thread)?)),
     }));
     let (level, weakened_because) = backend.level();
     let grade = match level {

@@ -396,10 +396,18 @@ impl Slots {
             let job = slots.clone();
             slots.spawn(&slots.io, move || {
                 let call = unstarted.into_started();
-                if let Err(problem) = spec.check() {
-                    // Its client does not look, or is of another version.
-                    return call.answer(BeginFailure::unsupported(problem.to_string()).result());
-                }
+                // Its client may not look, or be of another version.
+                let checked = spec.check().and_then(|()| match job.cut_network {
+                    true => Arc::unwrap_or_clone(spec).without_network().map(Arc::new),
+                    false => Ok(spec),
+                });
+                let spec = match checked {
+                    Ok(spec) => spec,
+                    Err(problem) => {
+                        return call
+                            .answer(BeginFailure::unsupported(problem.to_string()).result());
+                    }
+                };
                 let reply = BeginReply::from_fn(move |begun| {
                     call.answer(match begun {
                         Ok(()) => ToolResult::ok(""),
