@@ -198,11 +198,23 @@ enum te_status
   /**
    * The trajectory keeps processes that would end with a snapshot.
    */
-  TE_KEEPS_PROCESSES = 47,
+  TE_KEEPS_PROCESSES = 42,
   /**
    * As many snapshots are kept as may be, or were made of the trajectory.
    */
-  TE_TOO_MANY_SNAPSHOTS = 48,
+  TE_TOO_MANY_SNAPSHOTS = 43,
+  /**
+   * The trajectory has begun, has failed to begin, or has made a call: release it first.
+   */
+  TE_ALREADY_BEGUN = 47,
+  /**
+   * The trajectory did not begin as its spec asks; te_begin() gives the outcome.
+   */
+  TE_NOT_BEGUN = 48,
+  /**
+   * The spec makes no sense: an unknown key, a value of another type or out of its range.
+   */
+  TE_INVALID_SPEC = 49,
   /**
    * This process is a fork of the one that made the handle. Its threads are not here: nothing
    * works but freeing.
@@ -843,6 +855,44 @@ te_status te_result_message(const struct te_result *result,
  * Frees a result and all that it points to. NULL does nothing.
  */
 void te_result_free(struct te_result *result);
+
+/**
+ * Begins a trajectory with what it asks for beyond the executor's configuration, before its first
+ * call, and blocks until it has a slot that is so. The spec is a JSON object; all keys may be left
+ * out, others are TE_INVALID_SPEC, with the names of those that there are:
+ *
+ * ```text
+ *     "image": "...", "snapshot": "...",          (not both)
+ *     "user": "NAME or NUMBER, perhaps :GROUP", "workdir": "/...", "env": {"NAME": "value", ...},
+ *     "limits": {"processes": ..., "memory_bytes": ..., "cpu": ..., "open_files": ...,
+ *                "file_bytes": ..., "workspace_bytes": ..., "files": ...},
+ *     "network": "none", "proxy" or "host", "allow_hosts": ["*.packages.example:443", ...],
+ *     "background": "end" or "keep", "max_wall_s": ..., "max_idle_s": ...,
+ *     "files": [{"path": "...", "content": "..." (or "base64": "..."), "mode": "0644"}, ...]
+ * ```
+ *
+ * What they mean is in the Rust documentation, under the same names: `TrajectorySpec`. What the
+ * sandbox cannot give, or its operator does not allow, is TE_NOT_BEGUN, before anything ran;
+ * `*outcome` is then a te_outcome, as which the trajectory's calls end until it is released, else
+ * TE_OUTCOME_OK. It may be NULL. A trajectory that has begun already, or made a call, is
+ * TE_ALREADY_BEGUN, and has not changed.
+ */
+te_status te_begin(const struct te_executor *executor,
+                   const char *trajectory,
+                   size_t trajectory_len,
+                   const char *spec,
+                   size_t spec_len,
+                   int32_t *outcome);
+
+/**
+ * Like te_begin(), but does not wait for the slot, only for room in the queue. Where it fails
+ * later, the trajectory's calls end as te_begin()'s outcome would say.
+ */
+te_status te_submit_begin(const struct te_executor *executor,
+                          const char *trajectory,
+                          size_t trajectory_len,
+                          const char *spec,
+                          size_t spec_len);
 
 /**
  * Runs a call and blocks until its result is there.

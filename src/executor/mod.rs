@@ -23,6 +23,8 @@ mod dispatch;
 mod event;
 mod external;
 mod gate;
+#[cfg(target_os = "linux")]
+mod host_tree;
 mod lane;
 mod lease;
 mod notices;

@@ -522,7 +522,11 @@ impl Jails {
             proc: self.proc,
             devices: self.provided.devices().to_vec(),
             filter: self.seccomp.as_ref().ok().map(|all| all.of(kind).program().to_vec()),
-            directory: contents.workspace.inside().workspace.to_owned(),
+            directory: contents
+                .workspace
+                .begins_in()
+                .unwrap_or(contents.workspace.inside().workspace)
+                .to_owned(),
             rights: image.map(|image| image.rights(owner)).unwrap_or_default(),
             program: contents.program.to_owned(),
             environment: contents.environment,

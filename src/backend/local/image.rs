@@ -20,7 +20,6 @@ const FIRST_COMMAND: Duration = Duration::from_secs(20);
 /// What is shown of what it says where it fails.
 const SHOWN_CHARS: usize = 500;
 
-#[allow(dead_code, reason = "what begins trajectories with an image comes with it")]
 impl LocalBackend {
     /// Finds an image by its name. Blocks, where it has to be brought for as long as that takes.
     ///

@@ -16,6 +16,7 @@ mod cgroup;
 mod disk;
 mod retired;
 mod rlimits;
+mod room;
 mod sample;
 mod seccomp;
 mod share;
@@ -32,6 +33,7 @@ pub(super) use self::retired::Leftover;
 use self::retired::Retired;
 pub(super) use self::rlimits::kernel_version;
 use self::rlimits::{Machine, Plan, Setter};
+pub(super) use self::room::Room;
 pub(crate) use self::seccomp::{Filter, FilterKind, Filters};
 pub(crate) use self::share::TooFewProcesses;
 pub(super) use self::share::of_each;
@@ -98,6 +100,9 @@ pub(crate) struct Limits {
     setter: Setter,
     cgroups: Option<Cgroups>,
     watcher: Option<Watcher>,
+    /// What of the disk a slot may use, and how large a file may be.
+    disk: Option<Usage>,
+    file_bytes: Option<u64>,
     held: EnforcedLimits,
     /// The limits of processes were refused.
     refused: AtomicBool,
@@ -112,6 +117,8 @@ impl Limits {
             setter: Setter::default(),
             cgroups: None,
             watcher: None,
+            disk: None,
+            file_bytes: None,
             held: EnforcedLimits::NOTHING,
             refused: AtomicBool::new(false),
             retired: Retired::new(1),
@@ -194,6 +201,8 @@ impl Limits {
             plan: rlimits::plan(limits, &machine, getrlimit),
             setter: Setter::default(),
             cgroups,
+            disk: watched.workspace,
+            file_bytes: limits.file_bytes,
             watcher: if watches { Some(Watcher::start(watched)?) } else { None },
             held,
             refused: AtomicBool::new(false),

@@ -173,6 +173,13 @@ impl Watcher {
         self.shared.state.lock().full.contains(workspace)
     }
 
+    /// Something was put into the workspace from outside: it is counted soon.
+    pub(super) fn was_filled(&self, workspace: &Arc<Workspace>) {
+        let mut state = self.shared.state.lock();
+        state.mark_dirty(workspace.clone());
+        self.shared.wake(&mut state);
+    }
+
     /// Ends the threads and waits for that, which takes no longer than one look. Calling it again
     /// does nothing.
     pub(super) fn close(&self) {

@@ -15,13 +15,14 @@ use tokio::sync::{Semaphore, oneshot};
 use super::answer::{self, Lent, ResultAnswer, to_json};
 use super::calls::{Calls, lost};
 use super::snapshots::{self, Answered, ForkBody, GradeRequest, SnapshotRequest};
-use super::validate::{self, CallRequest, Problems, Rejection, ReplyForm, Written};
+use super::validate::{self, BeginRequest, CallRequest, Problems, Rejection, ReplyForm, Written};
 use super::{batch, metrics};
 use crate::artifact::ArtifactError;
-use crate::executor::{ToolExecutor, no_turn};
+use crate::error::BeginError;
+use crate::executor::{CallHandle, ToolExecutor, no_turn};
 use crate::server::auth::Refusal;
 use crate::server::http::{BodyError, HttpLimits, Method, Request, Response, StatusCode, response};
-use crate::tool::ToolResult;
+use crate::tool::{Outcome, ToolResult};
 
 /// A body up to this size is parsed where it is read: handing it to a thread would take longer.
 const SMALL_BODY: usize = 64 * 1024;
@@ -52,6 +53,7 @@ enum Route {
     Execute,
     ExecuteBatch,
     Parse,
+    Begin,
     Cancel,
     Release,
     Sandboxes,
@@ -75,6 +77,7 @@ impl Route {
             "/execute" => Self::Execute,
             "/execute_batch" => Self::ExecuteBatch,
             "/parse" => Self::Parse,
+            "/begin" => Self::Begin,
             "/cancel" => Self::Cancel,
             "/release" => Self::Release,
             "/sandboxes" => Self::Sandboxes,
@@ -177,6 +180,10 @@ impl Service {
                     false => blocking(&self.parsing, parse).await?,
                 };
                 parsed.map_or_else(wrong_message, json_response)
+            }
+            Route::Begin => {
+                let begin = self.body(request, None, validate::begin).await?;
+                self.begin(begin).await?
             }
             Route::Cancel => {
                 let meant = self.body(request, None, validate::cancel).await?;
@@ -305,6 +312,44 @@ impl Service {
         result_response(&result, reply.as_ref())
     }
 
+    /// Begins a trajectory with its spec, and answers when it has; with a result, as of a call, that
+    /// says so. A client that goes away cancels it.
+    async fn begin(&self, request: BeginRequest) -> Result<Response, Response> {
+        let BeginRequest { trajectory_id, spec } = request;
+        let (tell_done, done) = oneshot::channel();
+        let executor = self.executor.clone();
+        // It takes its turn with the executor's thread; so it is a matter of moments.
+        let submitted = blocking(&self.parsing, move || {
+            // Refused only when the client has gone.
+            let on_done = move |begun| drop(tell_done.send(begun));
+            executor.begin_then(&trajectory_id, spec, on_done)
+        });
+        let handle = match submitted.await? {
+            Ok(handle) => CancelOnDrop(Some(handle)),
+            Err(error @ (BeginError::Closed | BeginError::QueueFull)) => {
+                let result = ToolResult::failure(Outcome::NeverRan, error.to_string());
+                return Ok(result_response(&result, None));
+            }
+            Err(error @ BeginError::AlreadyBegun) => {
+                return Err(detail(StatusCode::CONFLICT, &error.to_string()));
+            }
+            Err(error) => {
+                let problem = validate::wrong_spec(&error.to_string());
+                let body = to_json(&json!({"detail": [problem]}));
+                return Err(response(StatusCode::UNPROCESSABLE_ENTITY, JSON, body));
+            }
+        };
+        let begun = done.await;
+        handle.ended();
+        let result = match begun {
+            Ok(Ok(())) => ToolResult::ok(""),
+            Ok(Err(BeginError::Failed(failure))) => failure.result(),
+            Ok(Err(error)) => ToolResult::failure(Outcome::NeverRan, error.to_string()),
+            Err(_) => lost(),
+        };
+        Ok(result_response(&result, None))
+    }
+
     /// Releases a trajectory and waits for that to be done – unless very many wait already: then it
     /// is only on its way. Happens also when the client does not wait for the answer.
     async fn release(&self, trajectory_id: String, reset_workspace: bool) {
@@ -424,6 +469,23 @@ fn result_response(result: &ToolResult, reply: Option<&ReplyForm>) -> Response {
     let attributable = HeaderName::from_static("x-tool-model-attributable");
     answer.headers_mut().insert(attributable, HeaderValue::from_static(models));
     answer
+}
+
+/// A begin under way. Dropped before it has ended, it cancels it: the client went away.
+struct CancelOnDrop(Option<CallHandle>);
+
+impl CancelOnDrop {
+    fn ended(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        if let Some(handle) = &self.0 {
+            handle.cancel();
+        }
+    }
 }
 
 /// The 422 for a message in which no calls can be looked for.

@@ -1,5 +1,6 @@
 //! The executor behind its port, over real sockets.
 
+mod begin;
 mod leaving;
 mod refusals;
 mod results;
