@@ -20,9 +20,9 @@
 //! The engine makes one [`DataDir`] when it starts, takes its [`Workspace`]s, and closes it at its
 //! end. What engines left behind that died without doing so is removed by the next one.
 //!
-//! **A reset is a new workspace** ([`Workspace::renew_with`]): nothing is cleaned in place, so no access
-//! list, attribute, flag, mode or lock of the old one reaches the next trajectory, and it takes no
-//! longer where more was written. The old directories are removed behind it
+//! **A reset is a new workspace** ([`Workspace::renew_with`]): nothing is cleaned in place, so no
+//! access list, attribute, flag, mode or lock of the old one reaches the next trajectory, and it
+//! takes no longer where more was written. The old directories are removed behind it
 //! ([`Workspace::remains`]).
 //!
 //! **Layers** (`layered`). The directories of a slot that goes on above a snapshot, or begins from
@@ -238,7 +238,6 @@ impl Workspace {
         of_slot: (Arc<Identity>, Option<CommandUser>),
         base: &Base,
     ) -> Result<Self, WorkspaceError> {
-        let life = lives.fetch_add(1, Ordering::Relaxed);
         let (image, beneath) = (base.image.clone(), base.trees.clone());
         let (identity, owner) = match &image {
             Some(image) => (image.identity().clone(), image.owner(of_slot.1)),
@@ -246,6 +245,7 @@ impl Workspace {
         };
         // What is changed of an image is changed by the first process.
         let root = image.as_ref().map_or(owner, |_| of_slot.1.map(CommandUser::as_root_inside));
+        let life = lives.fetch_add(1, Ordering::Relaxed);
         let place = |kind: &str| match life {
             0 => directory.join(kind),
             life => directory.join(format!("{kind}-{life}")),
@@ -549,10 +549,11 @@ impl Workspace {
         workspace.and(temporary).and(home)
     }
 
-    /// Copies its files, directories and symlinks, or what its machine has changed of an image's, into `dest`, which is made if it does not exist.
-    /// Nothing there is overwritten. FIFOs, sockets and devices are skipped, and set-user-id bits
-    /// dropped. Blocks for as long as the file system needs. A command may run meanwhile: what it
-    /// changes is copied as it was at some moment, or not at all.
+    /// Copies its files, directories and symlinks, or what its machine has changed of an image's,
+    /// into `dest`, which is made if it does not exist. Nothing there is overwritten. FIFOs,
+    /// sockets and devices are skipped, and set-user-id bits dropped. Blocks for as long as the
+    /// file system needs. A command may run meanwhile: what it changes is copied as it was at some
+    /// moment, or not at all.
     ///
     /// # Errors
     /// The first entry that could not be copied; everything else is. Directories nested deeper than

@@ -217,6 +217,7 @@ const FIRST_PLACE: &str = "/usr";
 
 /// Where an overlay's trees are while it is mounted, and where that is which becomes the root.
 const STAGE: &str = "/.stage";
+const STAGE_OF_ROOT: &str = "/.layers";
 const NEW_ROOT: &str = "/.root";
 
 const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
@@ -349,9 +350,9 @@ impl Plan {
         }
         self.proc(&mut source, &mut steps);
         self.dev(&mut source, &mut steps);
-        steps.act(step::FORGET_HOST, "let go of the host's files");
-        if self.overlays().any(Overlay::is_root) {
-            self.change_root(&mut steps);
+        match self.overlays().any(Overlay::is_root) {
+            true => self.change_root(&mut steps),
+            false => steps.act(step::FORGET_HOST, "let go of the host's files"),
         }
         if let Some(name) = self.host_name {
             steps.add(step::HOST_NAME, 0, 0, &[name], "set the host name");
@@ -385,9 +386,14 @@ impl Plan {
         })
     }
 
-    /// Moves what was mounted for it into the overlay that is to be the root, and makes it that.
+    /// Moves what was mounted for it into the overlay that is to be the root, in which links lead
+    /// nowhere else, and makes it that.
     fn change_root(&self, steps: &mut Steps) {
         let mut moved: Vec<&Path> = Vec::new();
+        if self.rights.user.is_some() {
+            // What is missing in the image is made as root's, wholly.
+            steps.act(step::GROUP, "make files of root's group");
+        }
         // What a new jail of the machine finds by its path is not to be renamed: it is where it
         // seems to be.
         let own = [Path::new(PROC), Path::new(DEV)].map(|place| (place, step::NO_LINKS));
@@ -406,6 +412,8 @@ impl Plan {
                 moved.push(place);
             }
         }
+        // With that the host's files go out of sight, and the layers' places. Each time that
+        // something is let go of the kernel waits for all processors, so it is done once.
         steps.add(step::CHANGE_ROOT, 0, 0, &[NEW_ROOT], "make the image the root directory");
     }
 
@@ -441,9 +449,6 @@ impl Plan {
     /// `flag` says what becomes of a directory that is the model's and cannot be entered.
     fn give_up_rights(&self, steps: &mut Steps, flag: u8) {
         let Rights { user, capabilities, any_directory } = &self.rights;
-        let flag = if *any_directory { flag } else { 0 };
-        let what = format!("enter {}", self.directory.display());
-        steps.add(step::ENTER, flag, 0, &[&self.directory], &what);
         if let Some(User { uid, gid, groups }) = user {
             let number = u64::from(*uid) | u64::from(*gid) << 32;
             let text = groups.iter().take(step::MOST_GROUPS).flat_map(|id| id.to_ne_bytes());
@@ -451,6 +456,9 @@ impl Plan {
             let text = text.collect();
             steps.list.push(Step { kind: step::USER, flag: 0, number, text, what });
         }
+        let flag = if *any_directory { flag } else { 0 };
+        let what = format!("enter {}", self.directory.display());
+        steps.add(step::ENTER, flag, 0, &[&self.directory], &what);
         let what = "give up its capabilities";
         steps.add::<&str>(step::DROP_RIGHTS, 0, u64::from(*capabilities), &[], what);
         if let Some(filter) = &self.filter {
@@ -588,7 +596,7 @@ impl Steps {
     /// Mounts an overlay. Its trees are to be seen only while that is done. `source` and `given`
     /// are the next of those by path and of those that are handed over.
     fn overlay(&mut self, overlay: &Overlay, source: &mut u64, given: &mut u64) {
-        let stage = Path::new(STAGE);
+        let stage = Path::new(if overlay.is_root() { STAGE_OF_ROOT } else { STAGE });
         self.add(step::DIRECTORY, 0, 0o700, &[stage], "make a place for layers");
         self.mount("tmpfs", stage, NO_SET_USER_ID | NO_DEVICES, "mode=0700");
         let writable = overlay.lower.len();
@@ -604,10 +612,10 @@ impl Steps {
         let what = format!("make a place to change {} in", overlay.place.display());
         self.add(step::DIRECTORY, 0, 0o700, &[&work], &what);
         // The topmost comes first.
-        let lower: Vec<_> = (0..writable).rev().map(|number| format!("{STAGE}/{number}")).collect();
+        let shown = stage.display();
+        let lower: Vec<_> = (0..writable).rev().map(|number| format!("{shown}/{number}")).collect();
         let options = format!(
-            "lowerdir={},upperdir={STAGE}/{writable}/{UPPER},workdir={},userxattr,\
-             volatile",
+            "lowerdir={},upperdir={shown}/{writable}/{UPPER},workdir={},userxattr,volatile",
             lower.join(":"),
             work.display(),
         );
@@ -616,7 +624,9 @@ impl Steps {
         let what = format!("mount the layers of {}", overlay.place.display());
         let strings = ["overlay".as_ref(), place.as_os_str(), options.as_ref()];
         self.add(step::MOUNT, 0, NO_SET_USER_ID | NO_DEVICES, &strings, &what);
-        self.add(step::CLEAR, 0, 0, &[stage], "let go of the layers' places");
+        if !overlay.is_root() {
+            self.add(step::CLEAR, 0, 0, &[stage], "let go of the layers' places");
+        }
     }
 
     fn attributes(&mut self, place: &Path, attributes: u64) {

@@ -236,9 +236,13 @@ fn an_overlay_is_mounted_over_its_layers_which_are_not_seen_then() {
 fn an_overlay_at_the_root_gets_what_else_is_mounted() {
     let mut root = vec![overlay("/", Hold::HandedOver(None))];
     root.extend(plan().root);
-    let found = lines(&Plan { root, ..plan() }.steps_of_founder().unwrap());
-    let at = found.iter().position(|line| line == "x0 0 ").unwrap();
+    let user = Some(User { uid: 0, gid: 0, groups: Vec::new() });
+    let rights = Rights { user, ..Rights::default() };
+    let found = lines(&Plan { root, rights, ..plan() }.steps_of_founder().unwrap());
+    assert!(!found.iter().any(|line| line.starts_with('x') || line.starts_with('u')), "{found:?}");
+    let at = found.iter().position(|line| line == "o0 1 /dev").unwrap();
     let expected = [
+        "y0 0 ",
         "v0 0 /.root /usr",
         "v0 0 /.root /etc",
         "v0 0 /.root /a/b",
@@ -269,12 +273,12 @@ fn a_jail_with_users_runs_programs_as_one_of_them_and_keeps_what_root_may_do() {
     let rights = Rights { user, capabilities: 0b101, any_directory: true };
     let plan = Plan { rights, filter: None, ..plan() };
     let founding = plan.steps_of_founder().unwrap();
-    let [enter, user, drop] = founding.last_chunk().unwrap();
+    let [user, enter, drop] = founding.last_chunk().unwrap();
     assert_eq!(lines(&[enter.clone(), drop.clone()]), ["c4 0 /a/b", "k0 5 "]);
     assert_eq!((user.kind, user.number), (step::USER, 9 << 32 | 7));
     assert_eq!(user.text, [1u32.to_ne_bytes(), 2u32.to_ne_bytes()].concat());
     let joining = plan.steps_of_joiner(false);
-    assert_eq!(lines(&joining[joining.len() - 3..][..1]), ["c8 0 /a/b"]);
+    assert_eq!(lines(&joining[joining.len() - 2..][..1]), ["c8 0 /a/b"]);
     // Beside a machine it has another network, and nothing else of its own.
     let beside = plan.steps_of_joiner(true);
     assert_eq!(beside.len(), joining.len() + 1);
