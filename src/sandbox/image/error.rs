@@ -45,7 +45,7 @@ pub enum ImageError {
     },
     /// The store has no image of this name.
     #[error(
-        "the store has no image {image:?}, and images are not pulled from registries; bring it \
+        "the store has no image \"{image}\", and images are not pulled from registries; bring it \
          (skopeo copy docker://{image} oci:DIR, or docker save or podman save to a FILE) and name \
          oci:/DIR or docker-archive:/FILE, or import that first: tool-executor image import"
     )]
