@@ -139,6 +139,7 @@ fn the_manual_has_every_command_and_no_value_of_a_variable() {
             "tool-executor-image-import.1",
             "tool-executor-image-list.1",
             "tool-executor-image-prune.1",
+            "tool-executor-image-pull.1",
             "tool-executor-image-remove.1",
             "tool-executor-image-show.1",
             "tool-executor-image.1",

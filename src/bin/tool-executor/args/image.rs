@@ -26,6 +26,14 @@ pub(crate) enum ImageCommand {
     #[command(after_help = exit_code::IMAGE_HELP)]
     Import(ImportArgs),
 
+    /// Pull images from registries and unpack them into the data directory
+    ///
+    /// This is done by skopeo, which has to be installed: registries, credentials, mirrors and
+    /// proxies are those of its settings (containers-registries.conf(5), containers-auth.json(5)).
+    /// An image that is there is pulled again; layers that are there are not unpacked again.
+    #[command(after_help = exit_code::IMAGE_HELP)]
+    Pull(PullArgs),
+
     /// List the images
     #[command(after_help = exit_code::IMAGE_HELP)]
     List {
@@ -50,8 +58,8 @@ pub(crate) enum ImageCommand {
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ImportArgs {
     /// Where an image comes from: oci:DIR[:TAG] (an OCI layout), docker-archive:FILE[:NAME] (what
-    /// docker save or podman save wrote, or a tar of an OCI layout; plain, gzip or zstd), or the
-    /// path of one of these
+    /// docker save or podman save wrote, or a tar of an OCI layout; plain, gzip or zstd), the path
+    /// of one of these, or docker://NAME
     #[arg(required = true, value_name = "SOURCE")]
     pub(crate) sources: Vec<String>,
 
@@ -59,6 +67,21 @@ pub(crate) struct ImportArgs {
     /// digest of an image that is there
     #[arg(long, value_name = "NAME")]
     pub(crate) name: Option<String>,
+
+    /// No progress
+    #[arg(long, short)]
+    pub(crate) quiet: bool,
+
+    #[command(flatten)]
+    pub(crate) store: StoreArgs,
+}
+
+/// The flags of `image pull`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct PullArgs {
+    /// Names of images, as python:3.12, quay.io/podman/hello or NAME@sha256:...
+    #[arg(required = true, value_name = "NAME")]
+    pub(crate) names: Vec<String>,
 
     /// No progress
     #[arg(long, short)]

@@ -69,7 +69,16 @@ fn perform(command: &ImageCommand, interrupt: &Interrupt) -> Result<Report, Fail
     match command {
         ImageCommand::Import(args) => {
             let store = open(&args.store, interrupt)?;
-            import(&store, args, interrupt)
+            let here = std::env::current_dir().unwrap_or_else(|_| Path::new("/").to_owned());
+            let parse = |given: &str| ImageSource::parse_in(given, &here);
+            let names = args.name.as_slice();
+            import(&store, &args.sources, parse, names, (args.quiet, &args.store), interrupt)
+        }
+        ImageCommand::Pull(args) => {
+            let store = open(&args.store, interrupt)?;
+            let plain = |name: &str| name.strip_prefix("docker://").unwrap_or(name).to_owned();
+            let parse = |name: &str| ImageSource::parse(&format!("docker://{}", plain(name)));
+            import(&store, &args.names, parse, &[], (args.quiet, &args.store), interrupt)
         }
         ImageCommand::List { store: args } => {
             let images = open(args, interrupt)?.list(interrupt)?;
@@ -103,21 +112,27 @@ fn open(args: &StoreArgs, interrupt: &Interrupt) -> Result<ImageStore, ImageErro
     ImageStore::open(args.data_dir.as_deref(), ids, interrupt)
 }
 
-fn import(store: &ImageStore, args: &ImportArgs, interrupt: &Interrupt) -> Result<Report, Failure> {
-    let here = std::env::current_dir().unwrap_or_else(|_| Path::new("/").to_owned());
-    let names: Vec<_> = args.name.iter().cloned().collect();
+/// Brings images into the store, and says which they are.
+fn import(
+    store: &ImageStore,
+    all: &[String],
+    parse: impl Fn(&str) -> Result<ImageSource, ImageError>,
+    names: &[String],
+    (quiet, args): (bool, &StoreArgs),
+    interrupt: &Interrupt,
+) -> Result<Report, Failure> {
     let mut images: Vec<StoredImage> = Vec::new();
-    let code = each(&args.sources, |given| {
-        let source = ImageSource::parse_in(given, &here)?;
+    let code = each(all, |given| {
+        let source = parse(given)?;
         let mut on_step = |step: &ImportStep| {
-            if let Some(line) = text::step(step).filter(|_| !args.quiet) {
+            if let Some(line) = text::step(step).filter(|_| !quiet) {
                 warn_line(&format!("{}: {line}", given.escape_debug()));
             }
         };
-        images.push(store.import(&source, &names, interrupt, &mut on_step)?);
+        images.push(store.import(&source, names, interrupt, &mut on_step)?);
         Ok(())
     });
-    Ok(Report { code, ..report(&args.store, &images, |images| text::imported(images)) })
+    Ok(Report { code, ..report(args, &images, |images| text::imported(images)) })
 }
 
 /// Tries each of several, and says what went wrong: the code of the first that did.

@@ -12,7 +12,7 @@ const SHORT: usize = 12;
 /// A line about what an import is doing.
 pub(super) fn step(step: &ImportStep) -> Option<String> {
     match step {
-        ImportStep::Reading => None,
+        ImportStep::Pulling => Some("pulling".to_owned()),
         ImportStep::Layer { number, of, diff_id, packed_bytes } => {
             let (digest, size) = (short(diff_id), size(*packed_bytes));
             Some(format!("layer {number} of {of}, {digest}, {size}"))

@@ -7,6 +7,7 @@
 //!       tree/                          its files
 //!       layer.json                     what is known of it
 //!     images/<digest>/image.json     an image: its configuration, and which layers
+//!     pulls/                         what is being pulled; nothing is kept here
 //!     names/<digest of the name>     which image has a name
 //!     sources/<digest of the source> which image an archive had
 //! ```
@@ -23,6 +24,7 @@
 
 mod import;
 mod list;
+mod pull;
 mod record;
 mod remove;
 mod shelf;
@@ -72,6 +74,7 @@ struct Inner {
     path: PathBuf,
     layers: Shelf,
     images: Shelf,
+    pulls: Shelf,
     names: OwnedFd,
     sources: OwnedFd,
     ids: StoredIds,
@@ -140,23 +143,15 @@ impl ImageStore {
         open_own(&path)?;
         let (layers, images) = (Shelf::open(&path, "layers")?, Shelf::open(&path, "images")?);
         let (names, sources) = (open_own(&path.join("names"))?, open_own(&path.join("sources"))?);
-        layers.sweep(interrupt);
-        images.sweep(interrupt);
+        let pulls = Shelf::open(&path, "pulls")?;
+        [&layers, &images, &pulls].into_iter().for_each(|shelf| shelf.sweep(interrupt));
         for records in [&names, &sources] {
             record::sweep(records.as_fd());
         }
         let (durable, open) = (cfg!(not(test)), Mutex::new(HashMap::new()));
-        Ok(Self(Arc::new(Inner {
-            path,
-            layers,
-            images,
-            names,
-            sources,
-            ids,
-            limits,
-            durable,
-            open,
-        })))
+        let inner =
+            Inner { path, layers, images, pulls, names, sources, ids, limits, durable, open };
+        Ok(Self(Arc::new(inner)))
     }
 
     /// Where it is.
@@ -169,11 +164,12 @@ impl ImageStore {
         self.0.ids
     }
 
-    /// An image to use: imported if the store does not have it yet, whoever else wants it, too. A
-    /// directory is used in place. Blocks for as long as that takes.
+    /// An image to use: imported if the store does not have it yet, whoever else wants it, too. One
+    /// of a registry is pulled if the store has none of its name. A directory is used in place. Blocks for as long as that takes.
     ///
     /// # Errors
     /// [`ImageError`].
+    #[allow(dead_code, reason = "what gives images to machines comes with it")]
     pub(crate) fn get(
         &self,
         source: &ImageSource,
@@ -187,14 +183,16 @@ impl ImageStore {
                     digest.map(|digest| self.image(&digest, name, interrupt)).transpose()?;
                 opened.flatten().ok_or_else(|| ImageError::NotStored { image: shown(name) })
             }
+            ImageSource::Registry(name) => self.pulled(name, false, interrupt, &mut |_| {}),
             ImageSource::OciLayout { .. } | ImageSource::Archive { .. } => {
-                self.imported(source, &[], interrupt, &mut |_| {})
+                self.imported(source, &source.to_string(), &[], interrupt, &mut |_| {})
             }
         }
     }
 
-    /// Imports an image, if the store does not have it yet, and gives it more names. `on_step` is
-    /// told what is being done. Blocks for as long as that takes.
+    /// Imports an image, if the store does not have it yet, and gives it more names. One of a
+    /// registry is pulled, whichever is known by its name here: it may have another one by now.
+    /// `on_step` is told what is being done. Blocks for as long as that takes.
     ///
     /// # Errors
     /// [`ImageError`]; [`ImageError::BadSource`] for a directory, which needs no import, and for
@@ -220,7 +218,14 @@ impl ImageStore {
                 Some(_) => return self.show(name, interrupt),
                 None => return Err(ImageError::NotStored { image: shown(name) }),
             },
-            _ => self.imported(source, names, interrupt, on_step)?,
+            ImageSource::Registry(name) => {
+                let image = self.pulled(name, true, interrupt, on_step)?;
+                if let Some(digest) = image.digest() {
+                    names.iter().try_for_each(|name| self.call(name, *digest))?;
+                }
+                image
+            }
+            _ => self.imported(source, &source.to_string(), names, interrupt, on_step)?,
         };
         let digest = image.digest().copied();
         drop(image);

@@ -434,7 +434,7 @@ fn many_that_want_an_image_at_once_unpack_it_once() {
     let import = |store: &ImageStore| {
         let mut unpacked = 0;
         start.wait();
-        let image = store.imported(&source, &[], &fixture.interrupt, &mut |step| {
+        let image = store.imported(&source, "a", &[], &fixture.interrupt, &mut |step| {
             unpacked += usize::from(matches!(step, ImportStep::Unpacked { was_there: false, .. }));
         });
         (image.unwrap(), unpacked)
