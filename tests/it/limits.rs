@@ -68,11 +68,8 @@ fn output(executor: &ToolExecutor, command: &str) -> String {
 fn a_fork_bomb_ends_in_its_own_slot() {
     for warm in [true, false] {
         let (_dir, executor) = executor_of(warm, |limits| limits.processes = Some(64));
-        assert_eq!(
-            executor.stats().limits.unwrap().processes,
-            Enforcement::Rlimit,
-            "needs Linux 5.14"
-        );
+        let by = executor.stats().limits.unwrap().processes;
+        assert!(matches!(by, Enforcement::Rlimit | Enforcement::Cgroup), "needs Linux 5.14");
         let count =
             "perl -e '$n = 0; while (defined($p = fork())) { sleep 60 if !$p; $n++ } print $n'";
         // Before the line about those that were ended with it.

@@ -33,7 +33,7 @@ pub(super) use self::retired::Leftover;
 use self::retired::Retired;
 pub(super) use self::rlimits::kernel_version;
 use self::rlimits::{Machine, Plan, Setter};
-pub(crate) use self::seccomp::Filter;
+pub(crate) use self::seccomp::{Filter, FilterKind, Filters};
 pub(crate) use self::share::TooFewProcesses;
 pub(super) use self::share::of_each;
 pub(crate) use self::watch::Alarm;
@@ -43,6 +43,7 @@ use super::workspace::Workspace;
 use crate::config::SlotLimits;
 use crate::limits::{EnforcedLimits, Enforcement};
 use crate::tool::Outcome;
+use parking_lot::Mutex;
 use rustix::process::{Pid, Resource, Rlimit, getrlimit};
 
 /// A limit for which a command is killed.
@@ -161,6 +162,7 @@ impl Limits {
         let machine = Machine { counts_processes, open_files, pipes_cores, sharers };
         let watched = Watched {
             memory: limits.memory_bytes.filter(|_| cgroups.is_none() && sample::is_possible()),
+            kills: cgroups.as_ref().is_some_and(|cgroups| !cgroups.kills_as_a_whole()),
             workspace: (limits.workspace_bytes.is_some() || limits.files.is_some()).then_some(
                 Usage {
                     bytes: limits.workspace_bytes.unwrap_or(u64::MAX),
@@ -190,7 +192,7 @@ impl Limits {
             advisory: wants_cgroups
                 && !cgroups.as_ref().is_some_and(|groups| groups.cpu || limits.cpu.is_none()),
         };
-        let watches = watched.memory.is_some() || watched.workspace.is_some();
+        let watches = watched.memory.is_some() || watched.kills || watched.workspace.is_some();
         Ok(Self {
             plan: rlimits::plan(limits, &machine, getrlimit),
             setter: Setter::default(),
@@ -275,7 +277,7 @@ impl Limits {
         full: bool,
     ) -> Confined {
         let pid = init.as_raw_nonzero().get();
-        let owner = workspace.owner();
+        let owner = workspace.founder();
         let set = self.setter.set(init, &self.plan, owner);
         let set = set.and_then(|()| match full {
             true => self.setter.set(init, &[(Resource::Fsize, NO_WRITING)], owner),
@@ -286,7 +288,8 @@ impl Limits {
         {
             log::warn!("the limits of processes cannot be set for sandboxes: {error}");
         }
-        let ticket = self.watcher.as_ref().map(|watch| watch.add(pid, workspace.clone()));
+        let kills = group.as_ref().map(Group::kill_count);
+        let ticket = self.watcher.as_ref().map(|watch| watch.add(pid, workspace.clone(), kills));
         let before = group.as_ref().map(Group::refusals).unwrap_or_default();
         Confined { group, ticket, full, before: Mutex::new(before) }
     }
@@ -375,8 +378,7 @@ impl Confined {
 
     /// Whether the kernel has ended it for want of memory.
     pub(crate) fn ran_out_of_memory(&self) -> bool {
-        let Some(group) = &self.group else { return false };
-        group.ran_out_of_memory().unwrap_or_else(|| self.refusals().kills > 0)
+        self.refusals().kills > 0
     }
 }
 

@@ -99,7 +99,7 @@ fn close_and_drop_leave_nothing_behind() {
             drop(data);
         }
         assert_eq!(runs(base.path()), 0);
-        assert!(matches!(kept.renew(), Err(WorkspaceError::Io { .. })));
+        assert!(matches!(kept.renew_with(None), Err(WorkspaceError::Io { .. })));
     }
 }
 
@@ -166,7 +166,7 @@ fn engines_that_start_at_once_never_take_each_others_directory() {
                     let data = DataDir::create(Some(base.path()), 2, None).unwrap();
                     for workspace in data.workspaces() {
                         fs::write(workspace.path().join("file"), "x").unwrap();
-                        workspace.renew().unwrap();
+                        workspace.renew_with(None).unwrap();
                         workspace.remains().remove().unwrap();
                     }
                     data.close(far()).unwrap();
@@ -249,7 +249,7 @@ fn a_new_workspace_has_nothing_of_the_old_one_which_is_removed() {
     fs::write(data.workspaces()[1].path().join("file"), "kept").unwrap();
     symlink(data.workspaces()[1].path(), old.path().join("neighbour")).unwrap();
     fs::set_permissions(old.path(), fs::Permissions::from_mode(0o000)).unwrap();
-    let mut renewed = old.renew().unwrap();
+    let mut renewed = old.renew_with(None).unwrap();
     old.remains().remove().unwrap();
     assert!(old.directories().iter().all(|path| !path.exists()));
     assert!(data.workspaces()[1].path().join("file").exists());
@@ -261,7 +261,7 @@ fn a_new_workspace_has_nothing_of_the_old_one_which_is_removed() {
         }
         assert!(renewed.is_there());
         assert_eq!((renewed.next_output(), renewed.next_output()), (1, 2), "counted anew");
-        let next = renewed.renew().unwrap();
+        let next = renewed.renew_with(None).unwrap();
         renewed.remains().remove().unwrap();
         renewed = next;
     }
@@ -276,7 +276,7 @@ fn what_took_the_place_of_a_workspace_is_left_alone() {
     fs::rename(workspace.path(), &moved).unwrap();
     fs::write(moved.join("file"), "kept").unwrap();
     symlink("moved", workspace.path()).unwrap();
-    assert!(workspace.renew().unwrap().is_there());
+    assert!(workspace.renew_with(None).unwrap().is_there());
     assert!(matches!(workspace.remains().remove(), Err(WorkspaceError::Io { .. })));
     assert!(moved.join("file").exists());
 }

@@ -36,7 +36,8 @@ fn plan() -> Plan {
         inotify: Some([3, 40]),
         devices: vec!["/dev/dri/card0".into()],
         filter: Some(vec![1; 16]),
-        directory: "/a/b",
+        directory: "/a/b".into(),
+        rights: Rights::default(),
         program: "/bin/sh".into(),
         environment: Vec::new(),
         open_files: None,
@@ -61,6 +62,7 @@ fn the_steps_of_a_plan_are_exactly_these() {
         "w0 0 /proc/self/setgroups deny",
         "w0 0 /proc/self/uid_map 7 70 1",
         "w0 0 /proc/self/gid_map 8 80 1",
+        "y0 0 ",
         "p0 0 ",
         "s0 7 /usr",
         "s0 7 /data/etc",
@@ -139,7 +141,7 @@ fn the_steps_of_a_plan_are_exactly_these() {
     assert!(lines(&with_network).iter().all(|line| !line.starts_with('n')));
     assert!(lines(&with_network).last().unwrap().starts_with('k'));
     let shared = Plan { proc: Proc::Shared, host_name: None, ..plan() };
-    let joining = lines(&shared.steps_of_joiner());
+    let joining = lines(&shared.steps_of_joiner(false));
     assert!(!joining.iter().any(|line| line.contains("/proc ")), "{joining:?}");
     let shared = shared.steps_of_founder().unwrap();
     let shared = lines(&shared);
@@ -159,15 +161,43 @@ fn the_steps_of_a_plan_are_exactly_these() {
 #[test]
 fn a_jail_in_a_machine_mounts_its_processes_and_nothing_else() {
     let expected = [
+        "y0 0 ",
         "m0 14 proc /proc",
         "w0 0 /proc/self/oom_score_adj 1000",
         "o0 1 /proc",
         "c0 0 /a/b",
         "k0 0 ",
     ];
-    let steps = plan().steps_of_joiner();
+    let steps = plan().steps_of_joiner(false);
     assert_eq!(lines(&steps[..steps.len() - 1]), expected);
     assert_eq!(steps.last().unwrap().text, [1; 16]);
+}
+
+#[test]
+fn cgroups_are_shown_over_one_directory_or_each_in_its_own() {
+    let of = |shown: &[(&str, &str)]| {
+        let shown = shown.iter().map(|(host, place)| (host.into(), place.into())).collect();
+        let root = vec![Entry::Groups { place: "/c".into(), shown }];
+        let found = lines(&Plan { root, ..plan() }.steps_of_founder().unwrap());
+        let from = found.iter().position(|line| line.starts_with('r')).unwrap();
+        let until = found.iter().position(|line| line.ends_with(" /proc")).unwrap();
+        (
+            found.iter().filter(|line| line.starts_with("s0 7")).cloned().collect::<Vec<_>>(),
+            found[from + 1..until].to_vec(),
+        )
+    };
+    assert_eq!(of(&[("/h", "/c")]), (vec!["s0 7 /h".to_owned()], vec!["a0 0 /c".to_owned()]));
+    let (sources, made) = of(&[("/h/m", "/c/memory"), ("/h/p", "/c/pids")]);
+    assert_eq!(sources, ["s0 7 /h/m", "s0 7 /h/p"]);
+    let expected = [
+        "m0 14 tmpfs /c mode=0755,size=4096",
+        "d0 493 /c/memory",
+        "a0 0 /c/memory",
+        "d0 493 /c/pids",
+        "a0 1 /c/pids",
+        "o0 1 /c",
+    ];
+    assert_eq!(made, expected);
 }
 
 fn tree(host: &str, hold: Hold) -> Tree {
@@ -184,6 +214,7 @@ fn overlay(place: &str, own: Hold) -> Entry {
             tree("/data/l2", Hold::HandedOver(None)),
         ],
         writable: tree("/data/own", own),
+        work: "work-3".to_owned(),
     })
 }
 
@@ -213,9 +244,10 @@ fn an_overlay_is_mounted_over_its_layers_which_are_not_seen_then() {
         "a0 1 /.stage/2",
         "d0 448 /.stage/3",
         "a0 6 /.stage/3",
+        "d0 448 /.stage/3/work-3",
         "d0 493 /work",
         "m0 6 overlay /work lowerdir=/.stage/2:/.stage/1:/.stage/0,upperdir=/.stage/3/upper,\
-         workdir=/.stage/3/work,userxattr,volatile",
+         workdir=/.stage/3/work-3,userxattr,volatile",
         "u0 0 /.stage",
     ];
     assert_eq!(found[first..first + expected.len()], expected);
@@ -258,6 +290,24 @@ fn there_are_no_more_trees_than_can_be_handed_over() {
     assert!(bytes.len() + message::HEADER < message::LONGEST / 2, "{}", bytes.len());
     overlay.lower.push(tree("/data/layer", Hold::ByPath));
     assert!(steps(&overlay).is_err());
+}
+
+#[test]
+fn a_jail_with_users_runs_programs_as_one_of_them_and_keeps_what_root_may_do() {
+    let user = Some(User { uid: 7, gid: 9, groups: vec![1, 2] });
+    let rights = Rights { user, capabilities: 0b101, any_directory: true };
+    let plan = Plan { rights, filter: None, ..plan() };
+    let founding = plan.steps_of_founder().unwrap();
+    let [enter, user, drop] = founding.last_chunk().unwrap();
+    assert_eq!(lines(&[enter.clone(), drop.clone()]), ["c4 0 /a/b", "k0 5 "]);
+    assert_eq!((user.kind, user.number), (step::USER, 9 << 32 | 7));
+    assert_eq!(user.text, [1u32.to_ne_bytes(), 2u32.to_ne_bytes()].concat());
+    let joining = plan.steps_of_joiner(false);
+    assert_eq!(lines(&joining[joining.len() - 3..][..1]), ["c8 0 /a/b"]);
+    // Beside a machine it has another network, and nothing else of its own.
+    let beside = plan.steps_of_joiner(true);
+    assert_eq!(beside.len(), joining.len() + 1);
+    assert!(lines(&beside).contains(&"n0 0 ".to_owned()));
 }
 
 #[test]

@@ -62,7 +62,8 @@ fn of_mount(line: &str, own: &str) -> Option<Hierarchy> {
         is_this.then_some(group)
     })?;
     // A container sees its own group as the root, and may be told of it by its path outside.
-    let below = Path::new(group).strip_prefix(&root).or_else(|_| Path::new(group).strip_prefix("/"));
+    let below =
+        Path::new(group).strip_prefix(&root).or_else(|_| Path::new(group).strip_prefix("/"));
     let own = below.ok().filter(|below| !below.starts_with(".."))?;
     let mount = PathBuf::from(place);
     Some(Hierarchy { version, controllers, own: mount.join(own), mount })
@@ -108,10 +109,10 @@ mod tests {
 
     #[test]
     fn a_container_is_in_what_it_sees_of_the_tree() {
-        let mount = |root: &str| format!("30 29 0:26 {root} /sys/fs/cgroup ro - cgroup2 cgroup rw\n");
-        let own = |root: &str, own: &str| {
-            mounted(&mount(root), own).pop().map(|hierarchy| hierarchy.own)
-        };
+        let mount =
+            |root: &str| format!("30 29 0:26 {root} /sys/fs/cgroup ro - cgroup2 cgroup rw\n");
+        let own =
+            |root: &str, own: &str| mounted(&mount(root), own).pop().map(|hierarchy| hierarchy.own);
         assert_eq!(own("/docker/x", "0::/docker/x\n"), Some("/sys/fs/cgroup".into()));
         assert_eq!(own("/docker/x", "0::/docker/x/init\n"), Some("/sys/fs/cgroup/init".into()));
         assert_eq!(own("/", "0::/user.slice/a b\n"), Some("/sys/fs/cgroup/user.slice/a b".into()));

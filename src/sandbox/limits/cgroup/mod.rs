@@ -4,7 +4,7 @@
 //! <ours, or of version 2 its parent>/
 //!   tool-executor-<pid>-<start>-<uuid>/   one an engine
 //!     slot-<n>/                           one a slot: memory.max, pids.max, cpu.max, …
-//!       sandbox-<n>/                      of version 2: one a sandbox
+//!       sandbox-<n>/                      one a sandbox, where memory is counted
 //! ```
 //!
 //! The limits are the slot's: all that its tools run has them together. A slot keeps its group for
@@ -101,16 +101,20 @@ pub(in crate::sandbox) struct SlotGroup {
 pub(in crate::sandbox) struct Group {
     inner: Arc<Inner>,
     slot: Arc<SlotGroup>,
-    /// Its own, of version 2.
-    own: Option<PathBuf>,
+    /// Its own, where memory is counted.
+    own: PathBuf,
 }
 
-/// How often the kernel had to keep a slot within its limits.
+/// How many processes the kernel has killed in a group for want of memory.
+#[derive(Debug, Clone)]
+pub(super) struct KillCount(PathBuf);
+
+/// How often the kernel had to keep a sandbox and its slot within the slot's limits.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(in crate::sandbox) struct Refusals {
-    /// How many processes it has killed for want of memory.
+    /// How many processes of the sandbox it has killed for want of memory.
     pub(in crate::sandbox) kills: u64,
-    /// How many it has refused to make.
+    /// How many it has refused to make in the slot.
     pub(in crate::sandbox) processes: u64,
 }
 
@@ -181,7 +185,8 @@ impl Cgroups {
                 continue;
             };
             // Those that are mounted together have one tree, which the first has made.
-            if CONTROLLERS.iter().take_while(|name| **name != controller).any(|name| one.has(name)) {
+            if CONTROLLERS.iter().take_while(|name| **name != controller).any(|name| one.has(name))
+            {
                 continue;
             }
             let here: Vec<_> = CONTROLLERS.into_iter().filter(|name| one.has(name)).collect();
@@ -242,20 +247,22 @@ impl Cgroups {
     pub(super) fn sandbox(&self, slot: usize) -> io::Result<Group> {
         let slot = self.slot(slot)?;
         self.inner.remains.lock().retain(|path| fs::remove_dir(path).is_err());
-        let own = match self.inner.version {
-            Version::One => None,
-            Version::Two => {
-                let number = self.inner.next.fetch_add(1, Ordering::Relaxed);
-                let path = slot.memory.join(format!("sandbox-{number}"));
-                fs::create_dir(&path)?;
-                // All of it at once: half a command is of no use, and the first process goes along.
-                if let Err(error) = write(&path.join("memory.oom.group"), "1") {
-                    log::debug!("a sandbox cannot be killed as a whole for want of memory: {error}");
-                }
-                Some(path)
-            }
-        };
+        let number = self.inner.next.fetch_add(1, Ordering::Relaxed);
+        let own = slot.memory.join(format!("sandbox-{number}"));
+        fs::create_dir(&own)?;
+        // All of it at once: half a command is of no use, and the first process goes along.
+        if self.kills_as_a_whole()
+            && let Err(error) = write(&own.join("memory.oom.group"), "1")
+        {
+            log::debug!("a sandbox cannot be killed as a whole for want of memory: {error}");
+        }
         Ok(Group { inner: self.inner.clone(), slot, own })
+    }
+
+    /// Whether the kernel can end a sandbox as a whole for want of memory. Of version 1 it kills one
+    /// process after the other.
+    pub(super) fn kills_as_a_whole(&self) -> bool {
+        self.inner.version == Version::Two
     }
 }
 
@@ -332,20 +339,12 @@ impl SlotGroup {
     pub(in crate::sandbox) fn shown(&self) -> &[Shown] {
         &self.shown
     }
+}
 
-    /// How often the kernel had to keep the slot within its limits, since the engine began.
-    fn refusals(&self) -> Refusals {
-        let memory = match self.version {
-            Version::Two => "memory.events",
-            Version::One => "memory.oom_control",
-        };
-        let number = |path: &Path, key| {
-            number(&fs::read_to_string(path).unwrap_or_default(), key)
-        };
-        Refusals {
-            kills: number(&self.memory.join(memory), "oom_kill"),
-            processes: number(&self.processes.join("pids.events"), "max"),
-        }
+impl KillCount {
+    /// What it is now; 0 where the group is gone.
+    pub(super) fn read(&self) -> u64 {
+        number(&fs::read_to_string(&self.0).unwrap_or_default(), "oom_kill")
     }
 }
 
@@ -355,35 +354,31 @@ impl Group {
     /// # Errors
     /// Those of the file system.
     pub(super) fn enter(&self, pid: i32) -> io::Result<()> {
-        let pid = pid.to_string();
-        match &self.own {
-            Some(own) => write(&own.join("cgroup.procs"), &pid),
-            None => {
-                self.slot.paths.iter().try_for_each(|path| write(&path.join("cgroup.procs"), &pid))
-            }
-        }
+        let others = self.slot.paths.iter().filter(|path| **path != self.slot.memory);
+        let mut all = others.chain([&self.own]);
+        all.try_for_each(|path| write(&path.join("cgroup.procs"), &pid.to_string()))
     }
 
-    /// Whether the kernel has killed processes of this very group for want of memory; `None` where
-    /// it counts only those of the slot.
-    pub(super) fn ran_out_of_memory(&self) -> Option<bool> {
-        let own = self.own.as_ref()?;
-        let events = fs::read_to_string(own.join("memory.events")).unwrap_or_default();
-        Some(number(&events, "oom_kill") > 0)
+    /// How many of its processes were killed for want of memory.
+    pub(super) fn kill_count(&self) -> KillCount {
+        KillCount(self.own.join(match self.slot.version {
+            Version::Two => "memory.events",
+            Version::One => "memory.oom_control",
+        }))
     }
 
-    /// As of its slot's group.
+    /// What was refused it since it was made, and its slot since the engine began.
     pub(super) fn refusals(&self) -> Refusals {
-        self.slot.refusals()
+        let events = fs::read_to_string(self.slot.processes.join("pids.events"));
+        let processes = number(&events.unwrap_or_default(), "max");
+        Refusals { kills: self.kill_count().read(), processes }
     }
 }
 
 impl Drop for Group {
     fn drop(&mut self) {
-        if let Some(own) = self.own.take()
-            && fs::remove_dir(&own).is_err()
-        {
-            self.inner.remains.lock().push(own);
+        if fs::remove_dir(&self.own).is_err() {
+            self.inner.remains.lock().push(std::mem::take(&mut self.own));
         }
     }
 }
