@@ -196,6 +196,14 @@ enum te_status
    */
   TE_BAD_ARCHIVE = 46,
   /**
+   * The trajectory keeps processes that would end with a snapshot.
+   */
+  TE_KEEPS_PROCESSES = 47,
+  /**
+   * As many snapshots are kept as may be, or were made of the trajectory.
+   */
+  TE_TOO_MANY_SNAPSHOTS = 48,
+  /**
    * This process is a fork of the one that made the handle. Its threads are not here: nothing
    * works but freeing.
    */

@@ -37,6 +37,7 @@ from ._errors import (
     LibraryError,
     QueueFullError,
     ReleaseError,
+    SnapshotError,
     StartError,
     ToolExecutorError,
     ToolServerError,
@@ -44,6 +45,7 @@ from ._errors import (
 )
 from ._executor import PendingCall, ToolExecutor, Trajectory
 from ._native import version as _version
+from ._snapshots import Fork, Grade, Snapshot
 from ._tools import Tool, ToolContext, ToolError, tool
 from ._types import (
     Archive,
@@ -75,7 +77,9 @@ __all__ = [
     "Config",
     "ConfigError",
     "FleetConfig",
+    "Fork",
     "ForkedError",
+    "Grade",
     "InternalError",
     "InvalidArgumentError",
     "InvalidArgumentTypeError",
@@ -91,6 +95,8 @@ __all__ = [
     "SlotLimits",
     "SlurmConfig",
     "SlurmJobs",
+    "Snapshot",
+    "SnapshotError",
     "StartError",
     "Tool",
     "ToolCall",

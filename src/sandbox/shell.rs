@@ -105,6 +105,18 @@ fn as_seen_from_workspace(directory: &str) -> String {
     }
 }
 
+/// A script that runs a command in a directory, with these variables beside what it has.
+pub(super) fn script_in<'a>(
+    directory: &str,
+    variables: impl Iterator<Item = (&'a str, &'a str)>,
+    command: &str,
+) -> String {
+    let variables: String =
+        variables.map(|(name, value)| format!(" {name}={}", quoted(value))).collect();
+    // On the command's own first line, so that line numbers are what they would be.
+    format!("cd -- {} || exit; export{variables}; {command}", quoted(directory))
+}
+
 /// `text` as one word of a shell.
 fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', "'\\''"))

@@ -47,6 +47,11 @@ impl Resets {
         })
     }
 
+    /// Has a slot prepared as a reset does it: in its turn with them.
+    pub(super) fn spawn(&self, job: impl FnOnce() + Send + 'static) {
+        self.renewing.spawn(job);
+    }
+
     /// From now on no reset begins, and no removal.
     pub(super) fn stop(&self) {
         self.renewing.stop();
@@ -57,6 +62,11 @@ impl Resets {
     pub(super) fn close(self, deadline: Instant) {
         self.renewing.close(deadline);
         self.removing.close(deadline);
+    }
+
+    /// Has old directories removed, however many wait for that. Does not block.
+    pub(super) fn remove_later(&self, remains: Remains) {
+        self.removing.spawn(move || removed(remains));
     }
 
     /// Has an old workspace removed. Blocks for it where too many wait for that.
@@ -155,6 +165,8 @@ fn renew(inner: &Inner, index: usize, answer: AnswerAll) {
     let renewed = renewed.map_err(|error: WorkspaceError| error.to_string());
     let remains = renewed.is_ok().then(|| old.remains());
     inner.limits.emptied(old.path());
+    slot.began_from.lock().take();
+    slot.ended.forget();
     slot.has_network.store(inner.network != super::NetworkMode::None, Ordering::Release);
     let outcome = renewed.map(|workspace| *slot.workspace.lock() = Arc::new(workspace));
     drop(old);

@@ -87,6 +87,8 @@ pub(super) fn start(
         .map(|workspace| Slot {
             workspace: Mutex::new(workspace),
             has_network: AtomicBool::new(network != NetworkMode::None),
+            began_from: Mutex::default(),
+            ended: EndedBetween::default(),
             haunted: Arc::new(AtomicBool::new(false)),
             resets: Arc::default(),
         })
@@ -106,6 +108,7 @@ pub(super) fn start(
         max_file_bytes: config.max_file_bytes,
         data_dir: Mutex::new(Some(data_dir)),
         resets: Mutex::new(Some(resets)),
+        snapshots: KeptSnapshots::default(),
     }));
     let (level, weakened_because) = backend.level();
     let grade = match level {

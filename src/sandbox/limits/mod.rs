@@ -288,6 +288,12 @@ impl Limits {
         {
             log::warn!("the limits of processes cannot be set for sandboxes: {error}");
         }
+        if let Some(group) = &group
+            && let Err(error) = group.settle(pid)
+        {
+            // The limits are the slot's, in whose group it is already.
+            log::debug!("a sandbox has no cgroup of its own: {error}");
+        }
         let kills = group.as_ref().map(Group::kill_count);
         let ticket = self.watcher.as_ref().map(|watch| watch.add(pid, workspace.clone(), kills));
         let before = group.as_ref().map(Group::refusals).unwrap_or_default();

@@ -11,8 +11,8 @@
 //! the engine's life; nothing of a trajectory's is left in it. Of version 1 there is such a tree for
 //! each controller.
 //!
-//! A sandbox's first process is moved into its group before it does anything; what it starts stays
-//! there. The host process itself is never moved: of version 2 its group must allow children already
+//! A sandbox's first process is moved into its slot's group before it does anything, and into its
+//! own before it starts something, which stays there. The host process itself is never moved: of version 2 its group must allow children already
 //! (it is the root of a cgroup namespace, or somebody prepared it), or the one above it must.
 //!
 //! Commands see their slot's group where cgroups are mounted ([`SlotGroup::shown`]), since runtimes
@@ -349,14 +349,30 @@ impl KillCount {
 }
 
 impl Group {
-    /// Moves a process, and what it will start, into the group.
+    /// Moves a process, and what it will start, into the slot's group. Where it is then it is to see
+    /// as the root of all groups; [`settle`](Self::settle) is due afterwards.
     ///
     /// # Errors
     /// Those of the file system.
     pub(super) fn enter(&self, pid: i32) -> io::Result<()> {
-        let others = self.slot.paths.iter().filter(|path| **path != self.slot.memory);
-        let mut all = others.chain([&self.own]);
-        all.try_for_each(|path| write(&path.join("cgroup.procs"), &pid.to_string()))
+        let pid = pid.to_string();
+        let enter = |path: &PathBuf| write(&path.join("cgroup.procs"), &pid);
+        match self.slot.version {
+            // In what has children with limits no process may be.
+            Version::Two => enter(&self.own),
+            Version::One => self.slot.paths.iter().try_for_each(enter),
+        }
+    }
+
+    /// Moves a process that has [entered](Self::enter) into the sandbox's own group.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub(super) fn settle(&self, pid: i32) -> io::Result<()> {
+        match self.slot.version {
+            Version::Two => Ok(()),
+            Version::One => write(&self.own.join("cgroup.procs"), &pid.to_string()),
+        }
     }
 
     /// How many of its processes were killed for want of memory.

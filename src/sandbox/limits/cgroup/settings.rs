@@ -5,8 +5,6 @@ use crate::config::SlotLimits;
 
 /// Time is counted in periods of so many microseconds.
 const PERIOD_US: u64 = 100_000;
-/// How many processes of ours a slot may have among its own: the first ones of its jails.
-const FIRST_PROCESSES: u64 = 16;
 
 /// A file of a group, and what is written to it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,7 +38,8 @@ pub(super) fn of(version: Version, controller: &str, limits: &SlotLimits) -> Vec
             ]
         }
         (_, "pids") => {
-            let processes = limits.processes.map(|most| most.saturating_add(FIRST_PROCESSES));
+            // Below the limit of each process, at which nothing would be counted.
+            let processes = limits.processes.map(|most| most.saturating_sub(1).max(1));
             vec![setting("pids.max", most(processes, "max"), true)]
         }
         (version, "cpu") => {
@@ -84,14 +83,14 @@ mod tests {
         };
         assert_eq!(
             all(Version::Two, &limits),
-            ["memory.max=1073741824", "memory.swap.max=0", "pids.max=80", "cpu.max=150000 100000"]
+            ["memory.max=1073741824", "memory.swap.max=0", "pids.max=63", "cpu.max=150000 100000"]
         );
         assert_eq!(
             all(Version::One, &limits),
             [
                 "memory.limit_in_bytes=1073741824",
                 "memory.memsw.limit_in_bytes=1073741824",
-                "pids.max=80",
+                "pids.max=63",
                 "cpu.cfs_period_us=100000",
                 "cpu.cfs_quota_us=150000",
             ]
