@@ -56,6 +56,7 @@ mod reaper;
 mod recording;
 mod reports;
 mod running;
+pub(crate) mod settings;
 pub(crate) mod shell;
 mod spawn;
 pub(crate) mod spool;

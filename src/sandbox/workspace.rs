@@ -61,6 +61,7 @@ use self::layered::{Beneath, Seen};
 use super::identity::Identity;
 use super::jail::{Overlay, UPPER};
 use super::paths::{FindRoot, MOUNT_POINT, Mount, Root, TEMPORARY, View};
+use super::settings::{self, Settings};
 use super::shell::{Places, Shell};
 use super::spool::DIRECTORY as OUTPUTS;
 use super::tree::{self, TreeError};
@@ -195,6 +196,8 @@ pub(crate) struct Workspace {
     founded: AtomicU64,
     /// How many calls have had their output kept in a file.
     outputs: AtomicU64,
+    /// What its trajectory's commands have beside what all have.
+    settings: OnceLock<Settings>,
 }
 
 /// A directory that was made at `path`, held.
@@ -286,6 +289,7 @@ impl Workspace {
             image,
             founded,
             outputs,
+            settings: OnceLock::new(),
         })
     }
 
@@ -316,6 +320,40 @@ impl Workspace {
         self.sessions.parent().unwrap_or(Path::new("/"))
     }
 
+    /// What its trajectory's commands have beside what all have.
+    pub(super) fn settings(&self) -> &Settings {
+        self.settings.get().unwrap_or(&settings::NOTHING)
+    }
+
+    /// Whether its trajectory's commands have no network, whatever their calls say.
+    pub(crate) fn cuts_network(&self) -> bool {
+        self.settings().cuts_network
+    }
+
+    /// Whether processes that a command of its trajectory leaves running are kept, where the
+    /// trajectory says so.
+    pub(crate) fn keeps_background(&self) -> Option<bool> {
+        self.settings().keeps_background
+    }
+
+    /// Where its trajectory's commands begin, if the trajectory says so.
+    pub(crate) fn begins_in(&self) -> Option<&Path> {
+        self.settings().directory.as_deref()
+    }
+
+    /// Sets them, once: before anything runs in it.
+    pub(crate) fn set_as(&self, other: &Self) {
+        if let Some(settings) = other.settings.get() {
+            self.set(settings.clone());
+        }
+    }
+
+    /// Sets them, once.
+    pub(crate) fn set(&self, settings: Settings) {
+        let is_first = self.settings.set(settings).is_ok();
+        debug_assert!(is_first, "the settings of a workspace are set once");
+    }
+
     /// What is to be removed of it once its slot has another. Holds no descriptors.
     pub(crate) fn remains(&self) -> Remains {
         Remains { directories: self.directories().map(Path::to_owned).to_vec() }
@@ -344,6 +382,7 @@ impl Workspace {
             image: self.image.clone(),
             founded: AtomicU64::new(0),
             outputs: AtomicU64::new(0),
+            settings: self.settings.clone(),
         }
     }
 
@@ -485,7 +524,7 @@ impl Workspace {
             Mount { place: temporary, alias: None, root: roots[1] },
             Mount { place: home, alias: Some(self.home()), root: roots[2] },
         ];
-        View::new(mounts, workspace, find_root)
+        View::new(mounts, self.begins_in().unwrap_or(workspace), find_root)
     }
 
     /// Whether its directory is still where it was made: somebody outside may have removed or

@@ -29,7 +29,6 @@ const END_LIMIT: Duration = Duration::from_secs(30);
 /// What is shown of what it says where it fails.
 const SHOWN_CHARS: usize = 500;
 
-#[allow(dead_code, reason = "what begins trajectories with an image comes with it")]
 impl LocalBackend {
     /// Finds an image by its name. Blocks, where it has to be brought for as long as that takes.
     ///

@@ -24,6 +24,9 @@ use crate::sandbox::workspace::{MachineSpec, WorkspaceError};
 /// Finds out how commands in a workspace are isolated.
 pub(super) type Probe = fn(&Arc<Workspace>, &Budget) -> Result<Engine, Failure>;
 
+/// How many trajectories with specs begin at a time.
+const BEGIN_THREADS: usize = 4;
+
 /// What a root has to be, that may not be another user.
 const STRONG_ROOT: &str = "run it as an ordinary user, or as root with the capabilities CHOWN, \
                            DAC_OVERRIDE, FOWNER, KILL, SETGID and SETUID";
@@ -92,6 +95,7 @@ pub(super) fn start(
             began_from: Mutex::default(),
             ended: EndedBetween::default(),
             haunted: Arc::new(AtomicBool::new(false)),
+            begins: Arc::default(),
             resets: Arc::default(),
         })
         .collect();
@@ -112,6 +116,7 @@ pub(super) fn start(
         data_dir: Mutex::new(Some(data_dir)),
         resets: Mutex::new(Some(resets)),
         snapshots: KeptSnapshots::default(),
+        begins: Mutex::new(Some(Workers::start("tool-begin", BEGIN_THREADS).map_err(thread)?)),
     }));
     let (level, weakened_because) = backend.level();
     let grade = match level {

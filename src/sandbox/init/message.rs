@@ -139,6 +139,8 @@ pub(crate) mod step {
 
     /// Writes the second string to the file that the first names.
     pub(crate) const WRITE: u8 = b'w';
+    /// Sees no cgroup above its own any more.
+    pub(crate) const OWN_CGROUPS: u8 = b'y';
     /// Takes all mounts out of the host's propagation.
     pub(crate) const MAKE_PRIVATE: u8 = b'p';
     /// Takes hold of the tree at a path of the host, with these mount attributes: the source with

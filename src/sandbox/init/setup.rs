@@ -14,6 +14,7 @@ const EINVAL: i32 = 22;
 const ENOENT: isize = -2;
 const ELOOP: isize = -40;
 
+const CLONE_NEWCGROUP: usize = 0x0200_0000;
 const MS_REC: usize = 0x4000;
 const MS_PRIVATE: usize = 0x4_0000;
 const MS_NOSUID: usize = 2;
@@ -130,6 +131,7 @@ fn carry_out(head: Head, text: &[u8], sources: &mut Sources) -> Result<(), i32> 
             call!(arch::CLOSE, file);
             written.map(|_| ())
         }
+        step::OWN_CGROUPS => check(call!(arch::UNSHARE, CLONE_NEWCGROUP)),
         step::MAKE_PRIVATE => {
             let root = c"/".as_ptr();
             check(call!(arch::MOUNT, 0, root, 0, MS_REC | MS_PRIVATE, 0))

@@ -132,6 +132,14 @@ pub(in crate::sandbox) enum Entry {
         /// Its options.
         options: &'static str,
     },
+    /// Cgroups of the host, to be read, at a directory that another entry shows: one over it, or
+    /// each under its own name in it.
+    Groups {
+        /// That directory.
+        place: PathBuf,
+        /// Each one's place on the host and inside.
+        shown: Vec<(PathBuf, PathBuf)>,
+    },
     /// A file system of layers.
     Layered(Overlay),
     /// A file or directory of the host over one that another entry has made or shows.
@@ -202,6 +210,9 @@ const READ_ONLY: u64 = 1;
 const NO_SET_USER_ID: u64 = 2;
 const NO_DEVICES: u64 = 4;
 const NO_PROGRAMS: u64 = 8;
+
+/// What it is to see no cgroup above its own.
+const OWN_CGROUPS: &str = "have a cgroup namespace of its own";
 
 const PROC: &str = "/proc";
 const DEV: &str = "/dev";
@@ -297,6 +308,7 @@ impl Plan {
                 steps.write(file, &map.to_string(), "map users and groups");
             }
         }
+        steps.act(step::OWN_CGROUPS, OWN_CGROUPS);
         steps.act(step::MAKE_PRIVATE, "keep mounts to itself");
         // While the host is still to be seen.
         for entry in &self.root {
@@ -305,6 +317,11 @@ impl Plan {
                 Entry::Over { host, place, access, is_optional } => {
                     let flag = if *is_optional { step::OPTIONAL } else { 0 };
                     steps.source(host, place, *access, flag);
+                }
+                Entry::Groups { shown, .. } => {
+                    for (host, place) in shown {
+                        steps.source(host, place, Access::ReadOnly, 0);
+                    }
                 }
                 Entry::Layered(overlay) => {
                     for tree in overlay.trees().filter(|tree| tree.hold == Hold::ByPath) {
@@ -345,6 +362,7 @@ impl Plan {
                 }
                 // The directory that it is in is shown, and has something to be covered.
                 Entry::Over { place, .. } => steps.attach(&mut source, place),
+                Entry::Groups { place, shown } => steps.groups(place, shown, &mut source),
                 Entry::Layered(overlay) => steps.overlay(overlay, &mut source, &mut given),
             }
         }
@@ -431,6 +449,7 @@ impl Plan {
     /// it lacks is a view of its own processes; and its network, where it is `beside` that machine.
     pub(super) fn steps_of_joiner(&self, beside: bool) -> Vec<Step> {
         let (mut steps, place) = (Steps::default(), Path::new(PROC));
+        steps.act(step::OWN_CGROUPS, OWN_CGROUPS);
         // The host's shows the processes of all, and is read-only: where it is shown only what a
         // machine's first jail runs is ended first for want of memory.
         if self.proc == Proc::Own {
@@ -548,9 +567,10 @@ impl Entry {
     fn paths(&self) -> impl Iterator<Item = &PathBuf> {
         let (one, other) = match self {
             Self::Layered(overlay) => (Some(&overlay.writable.host), &overlay.place),
-            Self::Directory { place } | Self::File { place } | Self::Mounted { place, .. } => {
-                (None, place)
-            }
+            Self::Directory { place }
+            | Self::File { place }
+            | Self::Groups { place, .. }
+            | Self::Mounted { place, .. } => (None, place),
             Self::Link { target, place } => (Some(target), place),
             Self::Shown { host, place, .. } | Self::Over { host, place, .. } => (Some(host), place),
         };
@@ -638,6 +658,24 @@ impl Steps {
         let what = format!("mount {kind} at {}", place.display());
         let strings = [kind.as_ref(), place.as_os_str(), options.as_ref()];
         self.add(step::MOUNT, 0, flags, &strings, &what);
+    }
+
+    /// What is to be seen of cgroups.
+    fn groups(&mut self, place: &Path, shown: &[(PathBuf, PathBuf)], source: &mut u64) {
+        let is_one = shown.iter().all(|(_, own)| own == place);
+        if !is_one {
+            self.mount("tmpfs", place, PROC_FLAGS, "mode=0755,size=4096");
+        }
+        for (_, own) in shown {
+            if !is_one {
+                let what = format!("make {}", own.display());
+                self.add(step::DIRECTORY, 0, 0o755, &[own], &what);
+            }
+            self.attach(source, own);
+        }
+        if !is_one {
+            self.attributes(place, READ_ONLY);
+        }
     }
 
     /// A directory and those above it, each once.

@@ -12,6 +12,7 @@ pub(crate) const UNLINKAT: usize = 35;
 pub(crate) const SYMLINKAT: usize = 36;
 pub(crate) const UMOUNT2: usize = 39;
 pub(crate) const MOUNT: usize = 40;
+pub(crate) const UNSHARE: usize = 97;
 pub(crate) const PIVOT_ROOT: usize = 41;
 pub(crate) const CHDIR: usize = 49;
 pub(crate) const FCHDIR: usize = 50;

@@ -27,6 +27,7 @@ pub(crate) const SETRESUID: usize = 117;
 pub(crate) const SETRESGID: usize = 119;
 pub(crate) const SETFSGID: usize = 123;
 pub(crate) const CAPSET: usize = 126;
+pub(crate) const UNSHARE: usize = 272;
 pub(crate) const PIVOT_ROOT: usize = 155;
 pub(crate) const PRCTL: usize = 157;
 pub(crate) const MOUNT: usize = 165;

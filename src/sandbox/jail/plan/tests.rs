@@ -62,6 +62,7 @@ fn the_steps_of_a_plan_are_exactly_these() {
         "w0 0 /proc/self/setgroups deny",
         "w0 0 /proc/self/uid_map 7 70 1",
         "w0 0 /proc/self/gid_map 8 80 1",
+        "y0 0 ",
         "p0 0 ",
         "s0 7 /usr",
         "s0 7 /data/etc",
@@ -160,6 +161,7 @@ fn the_steps_of_a_plan_are_exactly_these() {
 #[test]
 fn a_jail_in_a_machine_mounts_its_processes_and_nothing_else() {
     let expected = [
+        "y0 0 ",
         "m0 14 proc /proc",
         "w0 0 /proc/self/oom_score_adj 1000",
         "o0 1 /proc",
@@ -169,6 +171,33 @@ fn a_jail_in_a_machine_mounts_its_processes_and_nothing_else() {
     let steps = plan().steps_of_joiner(false);
     assert_eq!(lines(&steps[..steps.len() - 1]), expected);
     assert_eq!(steps.last().unwrap().text, [1; 16]);
+}
+
+#[test]
+fn cgroups_are_shown_over_one_directory_or_each_in_its_own() {
+    let of = |shown: &[(&str, &str)]| {
+        let shown = shown.iter().map(|(host, place)| (host.into(), place.into())).collect();
+        let root = vec![Entry::Groups { place: "/c".into(), shown }];
+        let found = lines(&Plan { root, ..plan() }.steps_of_founder().unwrap());
+        let from = found.iter().position(|line| line.starts_with('r')).unwrap();
+        let until = found.iter().position(|line| line.ends_with(" /proc")).unwrap();
+        (
+            found.iter().filter(|line| line.starts_with("s0 7")).cloned().collect::<Vec<_>>(),
+            found[from + 1..until].to_vec(),
+        )
+    };
+    assert_eq!(of(&[("/h", "/c")]), (vec!["s0 7 /h".to_owned()], vec!["a0 0 /c".to_owned()]));
+    let (sources, made) = of(&[("/h/m", "/c/memory"), ("/h/p", "/c/pids")]);
+    assert_eq!(sources, ["s0 7 /h/m", "s0 7 /h/p"]);
+    let expected = [
+        "m0 14 tmpfs /c mode=0755,size=4096",
+        "d0 493 /c/memory",
+        "a0 0 /c/memory",
+        "d0 493 /c/pids",
+        "a0 1 /c/pids",
+        "o0 1 /c",
+    ];
+    assert_eq!(made, expected);
 }
 
 fn tree(host: &str, hold: Hold) -> Tree {
