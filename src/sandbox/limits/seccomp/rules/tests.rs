@@ -58,7 +58,7 @@ fn errno(number: i32) -> u32 {
 fn answer(number: c_long, arguments: &[u64]) -> u32 {
     let mut all = [0; 6];
     all[..arguments.len()].copy_from_slice(arguments);
-    let program = program(FilterKind::OfHost).unwrap();
+    let program = program(FilterKind::Host).unwrap();
     run(&program, &Call { arch: ARCH, number: number as u32, arguments: all })
 }
 
@@ -266,8 +266,7 @@ fn no_file_gets_the_set_user_id_bit() {
     assert_eq!(answer(libc::SYS_openat2, &[]), errno(libc::ENOSYS));
 }
 
-const KINDS: [FilterKind; 3] =
-    [FilterKind::OfHost, FilterKind::OfImage, FilterKind::OfImageWithOneId];
+const KINDS: [FilterKind; 3] = [FilterKind::Host, FilterKind::Image, FilterKind::ImageWithOneId];
 
 #[test]
 fn an_images_root_can_install_programs_and_with_one_id_seems_to_give_them_away() {
@@ -278,9 +277,9 @@ fn an_images_root_can_install_programs_and_with_one_id_seems_to_give_them_away()
     let device = [0, 0, u64::from(libc::S_IFBLK) | 0o600, 0, 0, 0];
     let fifo = [0, 0, u64::from(libc::S_IFIFO) | 0o600, 0, 0, 0];
     for (kind, gives_away, makes_device, sets_bit) in [
-        (FilterKind::OfHost, ALLOW, ALLOW, errno(libc::EPERM)),
-        (FilterKind::OfImage, ALLOW, ALLOW, ALLOW),
-        (FilterKind::OfImageWithOneId, errno(0), errno(0), ALLOW),
+        (FilterKind::Host, ALLOW, ALLOW, errno(libc::EPERM)),
+        (FilterKind::Image, ALLOW, ALLOW, ALLOW),
+        (FilterKind::ImageWithOneId, errno(0), errno(0), ALLOW),
     ] {
         assert_eq!(answer(kind, libc::SYS_fchmodat, of_owner), sets_bit, "{kind:?}");
         for &call in OF_OTHER_USERS {
@@ -296,7 +295,7 @@ fn an_images_root_can_install_programs_and_with_one_id_seems_to_give_them_away()
 
 #[test]
 fn other_abis_are_no_way_around() {
-    let program = program(FilterKind::OfHost).unwrap();
+    let program = program(FilterKind::Host).unwrap();
     let run = |arch, number| run(&program, &Call { arch, number, arguments: [0; 6] });
     let arm = 0x4000_0028;
     let mut others = vec![arm];
@@ -319,7 +318,7 @@ fn other_abis_are_no_way_around() {
 fn answer_of_i386(number: u32, arguments: &[u64]) -> u32 {
     let mut all = [0; 6];
     all[..arguments.len()].copy_from_slice(arguments);
-    run(&program(FilterKind::OfHost).unwrap(), &Call { arch: 0x4000_0003, number, arguments: all })
+    run(&program(FilterKind::Host).unwrap(), &Call { arch: 0x4000_0003, number, arguments: all })
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -386,5 +385,5 @@ fn a_32_bit_program_has_the_usual_calls_and_none_that_hides_its_arguments() {
 
 #[test]
 fn the_program_is_no_longer_than_the_kernel_takes() {
-    assert!(program(FilterKind::OfHost).unwrap().len() < 4096);
+    assert!(program(FilterKind::Host).unwrap().len() < 4096);
 }
