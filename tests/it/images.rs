@@ -217,6 +217,7 @@ fn each_jail_of_a_machine_sees_the_image_and_nothing_of_how_it_was_made() {
     let all = "app\nbin\ndev\netc\nhome\nproc\nroot\nrun\nsys\ntmp";
     for round in 0..3 {
         assert_eq!(bench.output("ls /; ls /dev/null"), format!("{all}\n/dev/null"), "{round}");
+        assert_eq!(bench.output("ls /..; ls /proc/self/root/.."), format!("{all}\n{all}"));
         let mounts = bench.output("cat /proc/self/mountinfo");
         let roots = mounts.lines().filter(|line| line.split(' ').nth(4) == Some("/"));
         assert_eq!(roots.count(), 1, "{mounts}");
