@@ -300,8 +300,9 @@ pub enum ArtifactError {
     /// The executor is closed.
     #[error("the executor is closed")]
     Closed,
-    /// This backend has no artifacts.
-    #[error("this sandbox backend has no artifacts")]
+    /// This backend has no artifacts, or takes no files: a sandbox server with the reference's
+    /// routes has `write_file` only.
+    #[error("this sandbox backend has no artifacts, or takes no files")]
     Unsupported,
     /// Reading or writing failed: what was tried, and the cause.
     #[error("{0}")]

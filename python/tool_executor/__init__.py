@@ -53,6 +53,7 @@ from ._types import (
     ArtifactList,
     CloseReport,
     Outcome,
+    PutSummary,
     ToolCall,
     ToolResult,
 )
@@ -85,6 +86,7 @@ __all__ = [
     "Outcome",
     "PendingCall",
     "PolicyConfig",
+    "PutSummary",
     "QueueFullError",
     "ReleaseError",
     "Settings",

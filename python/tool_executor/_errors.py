@@ -120,6 +120,9 @@ _TYPES: Dict[str, Type[ToolExecutorError]] = {
     "TE_SANDBOX_LOST": ArtifactError,
     "TE_UNSUPPORTED": ArtifactError,
     "TE_IO": ArtifactError,
+    "TE_DISK_FULL": ArtifactError,
+    "TE_REFUSED": ArtifactError,
+    "TE_BAD_ARCHIVE": ArtifactError,
     "TE_FORKED": ForkedError,
 }
 

@@ -75,7 +75,8 @@ impl ToolExecutor {
         self.archive_leased(&self.lease(trajectory_id)?, request)
     }
 
-    /// Copies a whole file of a trajectory's machine to `into`, and says how many bytes that were. After an error `into` has some part of it.
+    /// Copies a whole file of a trajectory's machine to `into`, and says how many bytes that were.
+    /// After an error `into` has some part of it.
     ///
     /// # Errors
     /// See [`ArtifactError`].
@@ -85,9 +86,18 @@ impl ToolExecutor {
         path: &str,
         into: &mut (dyn Write + Send),
     ) -> Result<u64, ArtifactError> {
-        let lease = self.lease(trajectory_id)?;
-        let mut into = WhileHeld { lease: &lease, into };
-        self.with(&lease, |artifacts| artifacts.copy(lease.slot(), path, &mut into))
+        self.copy_leased(&self.lease(trajectory_id)?, path, into)
+    }
+
+    /// What [`copy_artifact`](Self::copy_artifact) does in its turn.
+    pub(crate) fn copy_leased(
+        &self,
+        lease: &Lease,
+        path: &str,
+        into: &mut (dyn Write + Send),
+    ) -> Result<u64, ArtifactError> {
+        let mut into = WhileHeld { lease, into };
+        self.with(lease, |artifacts| artifacts.copy(lease.slot(), path, &mut into))
     }
 
     /// Copies a whole file of a trajectory's machine to a file of this host, which is replaced; and

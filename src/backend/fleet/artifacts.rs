@@ -183,15 +183,20 @@ impl Connection {
     }
 
     /// Posts, for as long as the server is not given up.
-    fn post_patiently(
+    pub(super) fn post_patiently(
         &self,
         route: &str,
         body: &[u8],
         timeout: Option<Duration>,
     ) -> Result<ureq::http::Response<ureq::Body>, Failure> {
+        self.post(&self.patient_agent()?, route, body, timeout)
+    }
+
+    /// What sends for as long as the server is not given up.
+    pub(super) fn patient_agent(&self) -> Result<ureq::Agent, Failure> {
         let agent = self.patient.agent.lock().clone();
         let given_up = || Failure::NotSent("its sandbox server does not answer".to_owned());
-        self.post(&agent.ok_or_else(given_up)?, route, body, timeout)
+        agent.ok_or_else(given_up)
     }
 
     /// Asks a plain route; its refusals become errors.
@@ -267,11 +272,11 @@ fn write(into: &mut dyn Write, bytes: &[u8]) -> Result<(), ArtifactError> {
     into.write_all(bytes).map_err(failed)
 }
 
-fn gone(failure: Failure) -> ArtifactError {
+pub(super) fn gone(failure: Failure) -> ArtifactError {
     ArtifactError::SandboxLost(failure.text())
 }
 
-fn garbage(text: &str) -> ArtifactError {
+pub(super) fn garbage(text: &str) -> ArtifactError {
     let error = std::io::Error::other(text.to_owned());
     ArtifactError::Io(format!("the sandbox server's answer is of no use: {text}"), error)
 }

@@ -16,11 +16,13 @@
 //! | `GET /sandboxes` | yes | the sandbox servers, each with its `state` (`up`, `draining`, `unknown`, `down`), its slots and how many are held |
 //! | `POST /sandboxes` | yes | `{"urls"}`, all sandbox servers that are to be used from now on: new ones are met behind, on those that are not named trajectories finish; 409 where the servers cannot be changed |
 //! | `POST /artifacts/read`, `/list`, `/archive` | yes | the files of a trajectory's workspace |
+//! | `POST /artifacts/put` | yes | a line with `{"trajectory_id", "path", "kind", "mode", …}` and then the bytes, of any size; see [`PutFiles`](crate::artifact::PutFiles) |
+//! | `POST /artifacts/copy` | yes | `{"trajectory_id", "path"}`, answered with all of the file, as long as `Content-Length` says |
 //! | `POST /execute_batch` | yes | `{"calls": […]}`, at most 1,024, each as for `/execute`; answered with NDJSON, a line for each call the moment it ends |
 //! | `POST /cancel` | yes | `{"trajectory_id", "uniq_id"}`; `null` is all of the trajectory |
 //! | `GET /metrics` | yes | Prometheus text |
 //!
-//! `/parse`, `call`, `/sandboxes` and the last three are not the reference's. Neither are the
+//! `/parse`, `call`, `/sandboxes` and the last five are not the reference's. Neither are the
 //! headers of an answer to `/execute` that say how the call ended, for programs: `x-tool-outcome`
 //! is the
 //! [`Outcome`](crate::Outcome)'s name, `x-tool-may-have-executed` and `x-tool-model-attributable` are `true` or `false`. The
@@ -36,6 +38,7 @@
 mod answer;
 mod batch;
 mod calls;
+mod files;
 mod metrics;
 mod service;
 mod validate;
