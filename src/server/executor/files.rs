@@ -124,7 +124,7 @@ impl Service {
                 let mut sink = Sink { pieces, left: size, buffer: Vec::with_capacity(PIECE) };
                 let copied = executor.copy_leased(&lease, &path, &mut sink);
                 // What is not whole breaks off: its client sees that by the length.
-                if let Err(error) = copied.and_then(|_| Ok(sink.send().map_err(gone)?)) {
+                if let Err(error) = copied.and_then(|_| sink.send().map_err(gone)) {
                     log::debug!("a copy was not sent: {}", told(&error));
                 }
             });
