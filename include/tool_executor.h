@@ -197,6 +197,14 @@ enum te_status
    */
   TE_BAD_ARCHIVE = 46,
   /**
+   * The trajectory keeps processes that would end with a snapshot.
+   */
+  TE_KEEPS_PROCESSES = 47,
+  /**
+   * As many snapshots are kept as may be, or were made of the trajectory.
+   */
+  TE_TOO_MANY_SNAPSHOTS = 48,
+  /**
    * This process is a fork of the one that made the handle. Its threads are not here: nothing
    * works but freeing.
    */
@@ -688,9 +696,10 @@ void te_tool_reply_free(struct te_tool_reply *reply);
  * only. Times are in seconds.
  *
  * ```text
- *     "local":  {"slots": 10, "data_dir": "...", "user_ids": "auto", "max_output_chars": 50000,
- *                "max_output_file_bytes": 16777216, "max_file_bytes": 100000, "warm_slots": true,
- *                "seccomp": true, "adopt_orphans": false, "allow_unisolated": false,
+ *     "local":  {"slots": 10, "data_dir": "...", "image": "dir:/path", "user_ids": "auto",
+ *                "max_output_chars": 50000, "max_output_file_bytes": 16777216,
+ *                "max_file_bytes": 100000, "warm_slots": true, "seccomp": true,
+ *                "adopt_orphans": false, "allow_unisolated": false,
  *                "limits": {"processes": 1024, "memory_bytes": 4294967296, "cpu": null,
  *                           "open_files": 4096, "file_bytes": 8589934592,
  *                           "workspace_bytes": 8589934592, "files": 1048576}, (null: no limit)

@@ -37,6 +37,7 @@ from ._errors import (
     LibraryError,
     QueueFullError,
     ReleaseError,
+    SnapshotError,
     StartError,
     ToolExecutorError,
     ToolServerError,
@@ -44,6 +45,7 @@ from ._errors import (
 )
 from ._executor import PendingCall, ToolExecutor, Trajectory
 from ._native import version as _version
+from ._snapshots import Fork, Grade, Snapshot
 from ._tools import Tool, ToolContext, ToolError, tool
 from ._types import (
     Archive,
@@ -76,7 +78,9 @@ __all__ = [
     "Config",
     "ConfigError",
     "FleetConfig",
+    "Fork",
     "ForkedError",
+    "Grade",
     "InternalError",
     "InvalidArgumentError",
     "InvalidArgumentTypeError",
@@ -93,6 +97,8 @@ __all__ = [
     "SlotLimits",
     "SlurmConfig",
     "SlurmJobs",
+    "Snapshot",
+    "SnapshotError",
     "StartError",
     "Tool",
     "ToolCall",

@@ -14,14 +14,27 @@ import time
 import uuid
 import weakref
 from ctypes import byref, c_void_p
-from typing import TYPE_CHECKING, Any, BinaryIO, Callable, Dict, List, Mapping, Optional, Type
-from typing import TypeVar, Union
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    BinaryIO,
+    Callable,
+    Dict,
+    List,
+    Mapping,
+    Optional,
+    Sequence,
+    Type,
+    TypeVar,
+    Union,
+)
 
 from . import _native
 from ._config import Config, Settings
 from ._core import PLACES, Content, Core, merged, request_of, trajectory_of
 from ._errors import ClosedError, InvalidArgumentError
 from ._native import check, quick
+from ._snapshots import Fork, Grade, Snapshot, Snapshots
 from ._types import (
     Archive,
     Artifact,
@@ -313,6 +326,46 @@ class AsyncToolExecutor:
             return await self.copy_artifact(trajectory_id, path, to)
         return await _off_loop(self._core.get(trajectory_id, path, to))
 
+    async def snapshot(self, trajectory_id: str, *, end_processes: bool = False) -> Snapshot:
+        """See `ToolExecutor.snapshot`."""
+        return await _off_loop(Snapshots(self._core).snapshot(trajectory_id, end_processes))
+
+    async def drop_snapshot(self, snapshot: Union[Snapshot, str]) -> None:
+        """Gives a snapshot up. What began from it goes on."""
+        await _off_loop(Snapshots(self._core).drop(snapshot))
+
+    async def snapshots(self) -> List[Snapshot]:
+        """The snapshots that are kept, the oldest first."""
+        return await _off_loop(Snapshots(self._core).all())
+
+    async def fork(
+        self,
+        trajectory_id: str,
+        to: Sequence[str],
+        *,
+        end_processes: bool = False,
+        spec: Optional[Mapping[str, Any]] = None,
+    ) -> List[Fork]:
+        """See `ToolExecutor.fork`."""
+        return await _off_loop(Snapshots(self._core).fork(trajectory_id, to, end_processes, spec))
+
+    async def grade(
+        self,
+        trajectory_id: str,
+        command: str,
+        *,
+        files: Optional[Mapping[str, Union[str, bytes]]] = None,
+        stdin: str = "",
+        env: Optional[Mapping[str, str]] = None,
+        timeout: Optional[float] = None,
+        files_at: Optional[str] = None,
+    ) -> Grade:
+        """See `ToolExecutor.grade`."""
+        grade = Snapshots(self._core).grade
+        return await _off_loop(
+            grade(trajectory_id, command, files, stdin, env, timeout, files_at)
+        )
+
     async def stats(self) -> Dict[str, Any]:
         """See `ToolExecutor.stats`."""
         return await _off_loop(self._core.stats)
@@ -401,6 +454,27 @@ class AsyncTrajectory:
     async def list_artifacts(self, path: str = ".", *, recursive: bool = False) -> ArtifactList:
         """`AsyncToolExecutor.list_artifacts` of this trajectory."""
         return await self._executor.list_artifacts(self.id, path, recursive=recursive)
+
+    async def snapshot(self, *, end_processes: bool = False) -> Snapshot:
+        """`AsyncToolExecutor.snapshot` of this trajectory."""
+        return await self._executor.snapshot(self.id, end_processes=end_processes)
+
+    async def fork(self, to: Sequence[str], *, end_processes: bool = False) -> List[Fork]:
+        """`AsyncToolExecutor.fork` of this trajectory."""
+        return await self._executor.fork(self.id, to, end_processes=end_processes)
+
+    async def grade(
+        self,
+        command: str,
+        *,
+        files: Optional[Mapping[str, Union[str, bytes]]] = None,
+        stdin: str = "",
+        timeout: Optional[float] = None,
+    ) -> Grade:
+        """`AsyncToolExecutor.grade` of this trajectory."""
+        return await self._executor.grade(
+            self.id, command, files=files, stdin=stdin, timeout=timeout
+        )
 
     def cancel(self) -> None:
         """`AsyncToolExecutor.cancel` of this trajectory."""

@@ -72,7 +72,7 @@ def _opener(content: Any) -> Callable[[], Any]:
         whole = bytes(content)  # pyright: ignore[reportUnknownArgumentType]
         return lambda: io.BytesIO(whole)
     if isinstance(content, os.PathLike):
-        path: Any = content
+        path: Any = content  # pyright: ignore[reportUnknownVariableType]
 
         def opened() -> IO[bytes]:
             return open(path, "rb")

@@ -17,6 +17,7 @@ __all__ = [
     "LibraryError",
     "QueueFullError",
     "ReleaseError",
+    "SnapshotError",
     "StartError",
     "ToolExecutorError",
     "ToolServerError",
@@ -86,6 +87,10 @@ class ArtifactNotFoundError(ArtifactError):
     """Nothing is at this path."""
 
 
+class SnapshotError(ToolExecutorError):
+    """There is no snapshot, fork or grade; `status` says why, such as `"TE_KEEPS_PROCESSES"`."""
+
+
 class ForkedError(ToolExecutorError):
     """This process was forked from the one that made the executor, and has none of its threads.
 
@@ -123,6 +128,8 @@ _TYPES: Dict[str, Type[ToolExecutorError]] = {
     "TE_DISK_FULL": ArtifactError,
     "TE_REFUSED": ArtifactError,
     "TE_BAD_ARCHIVE": ArtifactError,
+    "TE_KEEPS_PROCESSES": SnapshotError,
+    "TE_TOO_MANY_SNAPSHOTS": SnapshotError,
     "TE_FORKED": ForkedError,
 }
 

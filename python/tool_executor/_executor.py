@@ -9,8 +9,19 @@ import threading
 import time
 import uuid
 from ctypes import byref, c_void_p
-from typing import TYPE_CHECKING, Any, BinaryIO, Dict, Iterator, List, Mapping, Optional, Type
-from typing import Union
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    BinaryIO,
+    Dict,
+    Iterator,
+    List,
+    Mapping,
+    Optional,
+    Sequence,
+    Type,
+    Union,
+)
 
 from . import _native
 from ._config import Config, Settings
@@ -18,6 +29,7 @@ from ._core import BATCH, PLACES, CallHandle, Content, Core, Queue, merged, requ
 from ._core import trajectory_of, whole_number
 from ._errors import ClosedError, InvalidArgumentError, WaitTimeoutError
 from ._native import check, quick
+from ._snapshots import Fork, Grade, Snapshot, Snapshots
 from ._types import (
     Archive,
     Artifact,
@@ -345,6 +357,53 @@ class ToolExecutor:
             return self.copy_artifact(trajectory_id, path, to)
         return interruptibly(self._core.get(trajectory_id, path, to))
 
+    def snapshot(self, trajectory_id: str, *, end_processes: bool = False) -> Snapshot:
+        """Keeps the files of a trajectory as they are, for others to begin from, in its turn. Nothing
+        is copied, and it goes on with them.
+
+        A trajectory that keeps shells, terminals or background processes is refused unless they
+        may be ended."""
+        return interruptibly(Snapshots(self._core).snapshot(trajectory_id, end_processes))
+
+    def drop_snapshot(self, snapshot: Union[Snapshot, str]) -> None:
+        """Gives a snapshot up. What began from it goes on."""
+        interruptibly(Snapshots(self._core).drop(snapshot))
+
+    def snapshots(self) -> List[Snapshot]:
+        """The snapshots that are kept, the oldest first."""
+        return interruptibly(Snapshots(self._core).all())
+
+    def fork(
+        self,
+        trajectory_id: str,
+        to: Sequence[str],
+        *,
+        end_processes: bool = False,
+        spec: Optional[Mapping[str, Any]] = None,
+    ) -> List[Fork]:
+        """Begins trajectories with the files that another has now; waits until each has its slot,
+        or cannot have one. `spec` is what else they begin with."""
+        return interruptibly(Snapshots(self._core).fork(trajectory_id, to, end_processes, spec))
+
+    def grade(
+        self,
+        trajectory_id: str,
+        command: str,
+        *,
+        files: Optional[Mapping[str, Union[str, bytes]]] = None,
+        stdin: str = "",
+        env: Optional[Mapping[str, str]] = None,
+        timeout: Optional[float] = None,
+        files_at: Optional[str] = None,
+    ) -> Grade:
+        """Runs a command that judges what a trajectory has left, in a machine in which nothing of
+        the trajectory runs. It begins in `files_at`, `/grade`, where its `files` are; its verdict is
+        what it writes to the descriptor `$TOOL_EXECUTOR_VERDICT_FD`. See docs/grading.md."""
+        grade = Snapshots(self._core).grade
+        return interruptibly(
+            grade(trajectory_id, command, files, stdin, env, timeout, files_at)
+        )
+
     def stats(self) -> Dict[str, Any]:
         """Counters and measurements up to now, or up to its end."""
         return self._core.stats()
@@ -433,6 +492,27 @@ class Trajectory:
     def get(self, path: str, to: Union[str, os.PathLike[str], BinaryIO]) -> int:
         """`ToolExecutor.get` of this trajectory."""
         return self._executor.get(self.id, path, to)
+
+    def snapshot(self, *, end_processes: bool = False) -> Snapshot:
+        """`ToolExecutor.snapshot` of this trajectory."""
+        return self._executor.snapshot(self.id, end_processes=end_processes)
+
+    def fork(self, to: Sequence[str], *, end_processes: bool = False) -> List[Fork]:
+        """`ToolExecutor.fork` of this trajectory."""
+        return self._executor.fork(self.id, to, end_processes=end_processes)
+
+    def grade(
+        self,
+        command: str,
+        *,
+        files: Optional[Mapping[str, Union[str, bytes]]] = None,
+        stdin: str = "",
+        timeout: Optional[float] = None,
+    ) -> Grade:
+        """`ToolExecutor.grade` of this trajectory."""
+        return self._executor.grade(
+            self.id, command, files=files, stdin=stdin, timeout=timeout
+        )
 
     def cancel(self) -> None:
         """`ToolExecutor.cancel` of this trajectory."""

@@ -7,8 +7,10 @@
 //! resets have threads of their own, `tool-reset-N`, so that they delay no calls.
 
 mod calls;
+mod image;
 mod network;
 mod resets;
+mod snapshots;
 mod start;
 
 use std::collections::HashMap;
@@ -23,10 +25,11 @@ use parking_lot::Mutex;
 
 use calls::Running;
 use resets::Resets;
+use snapshots::{EndedBetween, KeptSnapshots, begin_failure};
 
 use super::{
-    Artifacts, Backend, Capabilities, Container, Execution, ExecutionId, Isolation, ResetReply,
-    SlotRef,
+    Artifacts, Backend, BeginReply, Capabilities, Container, Execution, ExecutionId, Isolation,
+    ResetReply, SlotRef, Snapshots, gives,
 };
 use crate::artifact::{
     ArchiveArtifacts, ArchiveSummary, Artifact, ArtifactError, ArtifactList, ListArtifacts,
@@ -49,11 +52,14 @@ use crate::sandbox::spool::Spool;
 use crate::sandbox::supervisor::Supervisor;
 use crate::sandbox::terminal::{self, Terminals, Tmux};
 use crate::sandbox::user::CommandUser;
-use crate::sandbox::workspace::{DataDir, Workspace};
+use crate::sandbox::workspace::{DataDir, ImageFiles, Workspace};
+use crate::spec::{SnapshotId, SpecField, TrajectorySpec};
 use crate::tool::{Outcome, ToolResult};
 
 /// The container's name: there is only one.
 const ADDR: &str = "local";
+/// What of a spec it gives.
+const GIVEN: &[SpecField] = &[SpecField::Snapshot];
 /// The tools whose calls only have to be handed to the threads that run them.
 const INLINE_TOOLS: &[&str] = &["bash", "bash_stateful", "tmux"];
 
@@ -79,6 +85,8 @@ pub struct LocalBackend(Arc<Inner>);
 struct Inner {
     /// Why all slots are one user, if they are.
     one_user: Option<String>,
+    /// The image whose files slots have that are given nothing else.
+    image: Option<Arc<ImageFiles>>,
     supervisor: Arc<Supervisor>,
     limits: Arc<Limits>,
     terminals: Terminals,
@@ -95,6 +103,7 @@ struct Inner {
     data_dir: Mutex<Option<DataDir>>,
     /// Taken when closing.
     resets: Mutex<Option<Resets>>,
+    snapshots: KeptSnapshots,
 }
 
 struct Slot {
@@ -102,6 +111,9 @@ struct Slot {
     workspace: Mutex<Arc<Workspace>>,
     /// Whether its latest command could use the network: that decides which machine it had.
     has_network: AtomicBool,
+    /// The snapshot that it began from, or that was made of it last.
+    began_from: Mutex<Option<SnapshotId>>,
+    ended: EndedBetween,
     /// A command could not be killed: what is left of it may touch the workspace for ever.
     haunted: Arc<AtomicBool>,
     /// Who waits for the reset that is under way, or waits for its thread; empty if there is none.
@@ -173,7 +185,15 @@ impl LocalBackend {
     /// The first entry that could not be copied; the others are.
     pub fn save_workspace(&self, slot: &SlotRef, dest: &Path) -> std::io::Result<()> {
         match self.0.slots.get(slot.index) {
-            Some(slot) => slot.workspace().save_to(dest),
+            Some(slot) => {
+                let workspace = slot.workspace();
+                if workspace.needs_machine() {
+                    let network = slot.has_network.load(Ordering::Acquire);
+                    let founded = self.0.supervisor.root(&workspace, network);
+                    founded.map_err(std::io::Error::other)?;
+                }
+                workspace.save_to(dest)
+            }
             None => Err(std::io::Error::other(format!("there is no slot {}", slot.name))),
         }
     }
@@ -245,6 +265,7 @@ impl Backend for LocalBackend {
                 Engine::Jailed(jails) => jails.no_layers_because().map(str::to_owned),
                 Engine::None { .. } => Some("commands are not isolated".to_owned()),
             },
+            spec: if self.can_have_layers().is_ok() { GIVEN.to_vec() } else { Vec::new() },
             ..Capabilities::default()
         }
     }
@@ -291,6 +312,19 @@ impl Backend for LocalBackend {
         resets::reset(&self.0, slot.index, place, reply);
     }
 
+    fn begin(&self, slot: &SlotRef, spec: &Arc<TrajectorySpec>, reply: BeginReply) {
+        if let Err(failure) = gives(spec, GIVEN) {
+            return reply.send(Err(failure));
+        }
+        let Some(id) = spec.snapshot.clone() else { return reply.send(Ok(())) };
+        let (backend, slot) = (self.clone(), slot.clone());
+        let resets = self.0.resets.lock();
+        // Without them the backend is closing, and the dropped reply says so.
+        if let Some(resets) = &*resets {
+            resets.spawn(move || reply.send(backend.begin_from(&slot, &id).map_err(begin_failure)));
+        }
+    }
+
     fn cancel(&self, id: ExecutionId) {
         let command = self.0.running.lock().get(&id).map(|running| running.command);
         if let Some(command) = command {
@@ -299,6 +333,10 @@ impl Backend for LocalBackend {
     }
 
     fn artifacts(&self) -> Option<&dyn Artifacts> {
+        Some(self)
+    }
+
+    fn snapshots(&self) -> Option<&dyn Snapshots> {
         Some(self)
     }
 
@@ -316,6 +354,7 @@ impl Backend for LocalBackend {
         if let Some(resets) = resets {
             resets.close(deadline);
         }
+        self.0.snapshots.clear();
         self.0.limits.close();
         let data_dir = self.0.data_dir.lock().take();
         if let Some(data_dir) = data_dir

@@ -227,7 +227,7 @@ impl ToolExecutor {
     }
 
     /// Waits for the trajectory's turn and its slot.
-    fn lease(&self, trajectory_id: &str) -> Result<Lease, ArtifactError> {
+    pub(super) fn lease(&self, trajectory_id: &str) -> Result<Lease, ArtifactError> {
         let until = Instant::now() + self.queue_timeout;
         let (give, answer) = bounded(1);
         // There is room. What comes after all, when nothing waits for it, is dropped, and thereby

@@ -84,7 +84,8 @@ impl ToolExecutor {
         let promise = Promise::new(id, trajectory_id, String::new(), ReplyTo::Pending, notify);
         let pending = Pending::new(promise.call_state().clone());
         let (accepted, answer) = bounded(1);
-        let begin = Event::Begin { promise, spec: Arc::new(spec), at, accepted };
+        let near = spec.snapshot.as_ref().and_then(|id| self.snapshot_places.container(id));
+        let begin = Event::Begin { promise, spec: Arc::new(spec), near, at, accepted };
         if self.events.send(begin).is_err() {
             // The batcher has died.
             self.gate.leave(1);

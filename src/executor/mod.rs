@@ -30,6 +30,7 @@ mod lease;
 mod notices;
 mod orders;
 mod promise;
+mod snapshots;
 mod start;
 mod stats;
 
@@ -60,6 +61,7 @@ use self::event::{Accepted, Event};
 use self::gate::{Gate, Refused};
 use self::orders::Orders;
 use self::promise::{CallState, Notify, Promise, ReplyTo};
+use self::snapshots::SnapshotPlaces;
 use self::stats::Rejections;
 use crate::backend::{Backend, Capabilities, ExecutionId, SlotRef};
 #[cfg(doc)]
@@ -117,6 +119,7 @@ pub struct ToolExecutor {
     callbacks: RwLock<Option<Sender<CallbackJob>>>,
     callback_places: Arc<Places>,
     backend: Arc<dyn Backend>,
+    snapshot_places: SnapshotPlaces,
     threads: Mutex<Option<Threads>>,
     /// What [`close`](Self::close) found, and the last statistics.
     closed: Mutex<Option<(CloseReport, Stats)>>,

@@ -35,6 +35,7 @@ mod entered;
 pub(crate) mod etc;
 mod events;
 pub(crate) mod files;
+pub(crate) mod grader;
 mod host;
 mod identity;
 pub(crate) mod image;
@@ -61,6 +62,8 @@ pub(crate) mod supervisor;
 pub(crate) mod terminal;
 #[cfg(test)]
 mod testing;
+#[allow(dead_code, reason = "wired in the next commit")]
+pub(crate) mod toolbox;
 mod tree;
 pub(crate) mod user;
 pub(crate) mod workspace;

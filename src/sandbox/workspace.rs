@@ -20,33 +20,49 @@
 //! The engine makes one [`DataDir`] when it starts, takes its [`Workspace`]s, and closes it at its
 //! end. What engines left behind that died without doing so is removed by the next one.
 //!
-//! **A reset is a new workspace** ([`Workspace::renew`]): nothing is cleaned in place, so no access
+//! **A reset is a new workspace** ([`Workspace::renew_with`]): nothing is cleaned in place, so no access
 //! list, attribute, flag, mode or lock of the old one reaches the next trajectory, and it takes no
 //! longer where more was written. The old directories are removed behind it
 //! ([`Workspace::remains`]).
+//!
+//! **Layers** (`layered`). The directories of a slot that goes on above a snapshot, or begins from
+//! one, are file systems of layers: what is on the host is only what was changed since, and the
+//! whole is seen through a sandbox that mounts them.
+//!
+//! **A machine with the files of an image** ([`ImageFiles`]) has all it changes in `workspace/`, as
+//! what is above the image's layers (`upper`); of `home/` it shows the complete outputs alone.
 //!
 //! Nothing here knows what runs in a slot: its processes must be gone before its workspace is
 //! removed. If they are not, the removal stays safe, and ends, but may not succeed.
 
 mod data_dir;
+mod image;
+mod image_user;
+mod layered;
+mod merged;
 
 use std::fmt;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
-pub(crate) use data_dir::DataDir;
+pub(crate) use data_dir::{DataDir, open_base};
+pub(crate) use image::{ImageFiles, MachineSpec, NoMachine};
+pub(crate) use layered::{Base, Grading, NoGrading};
 
+use self::layered::{Beneath, Seen};
 use super::identity::Identity;
+use super::jail::{Overlay, UPPER};
 use super::paths::{FindRoot, MOUNT_POINT, Mount, Root, TEMPORARY, View};
-use super::shell::Places;
+use super::shell::{Places, Shell};
+use super::spool::DIRECTORY as OUTPUTS;
 use super::tree::{self, TreeError};
 use super::user::{CommandUser, WeakRoot};
 
@@ -155,15 +171,28 @@ impl std::error::Error for WorkspaceError {
 #[derive(Debug)]
 pub(crate) struct Workspace {
     slot: usize,
-    /// How many its slot had before.
-    life: u64,
+    /// How many its slot has had, for names that were never used.
+    lives: Arc<AtomicU64>,
     workspace: Directory,
     temporary: Directory,
     home: Directory,
+    /// What is beneath the three; nothing where it has an image's files.
+    beneath: [Beneath; 3],
+    /// The three as commands see them, where something is beneath them.
+    seen: OnceLock<Box<Seen>>,
+    /// What else a grader finds, if it is one's.
+    grading: Option<Arc<Grading>>,
     /// The same in all its slot's lives: nothing of a model's is in it.
     sessions: PathBuf,
     identity: Arc<Identity>,
     owner: Option<CommandUser>,
+    /// What its slot has where it has no image's files: who its commands are, and as whom.
+    of_slot: (Arc<Identity>, Option<CommandUser>),
+    /// The image whose files its machine has. Then its first directory has what was changed of
+    /// them, and its home directory just the complete outputs.
+    image: Option<Arc<ImageFiles>>,
+    /// How many machines were founded in it.
+    founded: AtomicU64,
     /// How many calls have had their output kept in a file.
     outputs: AtomicU64,
 }
@@ -195,49 +224,101 @@ impl Workspace {
         let sessions = path.join(SESSIONS_NAME);
         make_passable_dir(&sessions)
             .map_err(|error| WorkspaceError::io("create", &sessions, error))?;
-        Self::create_in(&path, slot, 0, owner, identity)
+        Self::create_in(&path, slot, Arc::default(), (identity, owner), &Base::default())
     }
 
-    /// Makes an empty workspace in the directory of its slot.
+    /// Makes a workspace in the directory of its slot, in which all is as in `base`.
     fn create_in(
-        of_slot: &Path,
+        directory: &Path,
         slot: usize,
-        life: u64,
-        owner: Option<CommandUser>,
-        identity: Arc<Identity>,
+        lives: Arc<AtomicU64>,
+        of_slot: (Arc<Identity>, Option<CommandUser>),
+        base: &Base,
     ) -> Result<Self, WorkspaceError> {
+        let life = lives.fetch_add(1, Ordering::Relaxed);
+        let (image, beneath) = (base.image.clone(), base.trees.clone());
+        let (identity, owner) = match &image {
+            Some(image) => (image.identity().clone(), image.owner(of_slot.1)),
+            None => of_slot.clone(),
+        };
+        // What is changed of an image is changed by the first process.
+        let root = image.as_ref().map_or(owner, |_| of_slot.1.map(CommandUser::as_root_inside));
         let place = |kind: &str| match life {
-            0 => of_slot.join(kind),
-            life => of_slot.join(format!("{kind}-{life}")),
+            0 => directory.join(kind),
+            life => directory.join(format!("{kind}-{life}")),
         };
         let make = || {
-            let workspace = make_private_dir(place("workspace"), owner)?;
-            let temporary = make_private_dir(place("tmp"), owner)?;
-            let home = make_private_dir(place("home"), owner)?;
+            let [of_workspace, of_temporary, of_home] = &beneath;
+            let workspace = of_workspace.make(place("workspace"), root)?;
+            let temporary = of_temporary.make(place("tmp"), owner)?;
+            let home = of_home.make(place("home"), owner)?;
+            if let Some(image) = &image {
+                let of_root = of_slot.1.map(|user| user.as_inside(0, 0));
+                make_shown_dir(place("workspace").join(UPPER), image.mode(), of_root)?;
+                make_shown_dir(place("home").join(OUTPUTS), 0o755, owner)?;
+            }
             Ok((workspace, temporary, home))
         };
         let (workspace, temporary, home) = make().inspect_err(|_| {
-            // Nothing is in those that were made.
+            // Nothing but empty directories is in those that were made.
             for kind in ["workspace", "tmp", "home"] {
+                for inner in [UPPER, OUTPUTS] {
+                    let _ = std::fs::remove_dir(place(kind).join(inner));
+                }
                 let _ = std::fs::remove_dir(place(kind));
             }
         })?;
-        let (outputs, sessions) = (AtomicU64::new(0), of_slot.join(SESSIONS_NAME));
-        Ok(Self { slot, life, workspace, temporary, home, sessions, identity, owner, outputs })
+        let (outputs, sessions) = (AtomicU64::new(0), directory.join(SESSIONS_NAME));
+        let (founded, seen) = (AtomicU64::new(0), OnceLock::new());
+        Ok(Self {
+            slot,
+            lives,
+            workspace,
+            temporary,
+            home,
+            beneath,
+            seen,
+            grading: None,
+            sessions,
+            identity,
+            owner,
+            of_slot,
+            image,
+            founded,
+            outputs,
+        })
     }
 
-    /// A new, empty workspace for its slot. Blocks for the making of three directories.
+    /// A new, empty workspace for its slot, with the files of an image, or without one. Blocks for
+    /// the making of a few directories.
     ///
     /// # Errors
     /// As of making it: the disk may be full of what is in this one ([`clear`](Self::clear)).
-    pub(crate) fn renew(&self) -> Result<Self, WorkspaceError> {
-        let of_slot = self.path().parent().unwrap_or(Path::new("/"));
-        Self::create_in(of_slot, self.slot, self.life + 1, self.owner, self.identity.clone())
+    pub(crate) fn renew_with(
+        &self,
+        image: Option<Arc<ImageFiles>>,
+    ) -> Result<Self, WorkspaceError> {
+        self.renew_from(&Base { image, ..Base::default() })
+    }
+
+    /// A new workspace for its slot, in which all is as in `base`. Blocks for the making of a few
+    /// directories.
+    ///
+    /// # Errors
+    /// As of [`renew_with`](Self::renew_with).
+    pub(crate) fn renew_from(&self, base: &Base) -> Result<Self, WorkspaceError> {
+        let lives = self.lives.clone();
+        Self::create_in(self.directory(), self.slot, lives, self.of_slot.clone(), base)
+    }
+
+    /// The directory of its slot.
+    fn directory(&self) -> &Path {
+        self.sessions.parent().unwrap_or(Path::new("/"))
     }
 
     /// What is to be removed of it once its slot has another. Holds no descriptors.
     pub(crate) fn remains(&self) -> Remains {
-        Remains { directories: self.directories().map(Path::to_owned) }
+        Remains { directories: self.directories().map(Path::to_owned).to_vec() }
     }
 
     /// The same files, as if they were another slot's too.
@@ -249,13 +330,19 @@ impl Workspace {
         };
         Self {
             slot,
-            life: self.life,
+            lives: self.lives.clone(),
             workspace: open(&self.workspace),
             temporary: open(&self.temporary),
             home: open(&self.home),
+            beneath: self.beneath.clone(),
+            seen: OnceLock::new(),
+            grading: None,
             sessions: self.sessions.clone(),
             identity: self.identity.clone(),
             owner: self.owner,
+            of_slot: self.of_slot.clone(),
+            image: self.image.clone(),
+            founded: AtomicU64::new(0),
             outputs: AtomicU64::new(0),
         }
     }
@@ -312,7 +399,54 @@ impl Workspace {
     /// Where its directories are inside a sandbox.
     pub(super) fn inside(&self) -> Places<'_> {
         let home = self.identity.home();
-        Places { workspace: Path::new(MOUNT_POINT), temporary: Path::new(TEMPORARY), home }
+        let workspace = self.image.as_ref().map(|image| image.working_dir());
+        let workspace = workspace.unwrap_or(Path::new(MOUNT_POINT));
+        Places { workspace, temporary: Path::new(TEMPORARY), home }
+    }
+
+    /// The image whose files its machine has, and who its commands are there.
+    pub(crate) fn image(&self) -> Option<&Arc<ImageFiles>> {
+        self.image.as_ref()
+    }
+
+    /// Which shell its commands are for, where that is an image's.
+    pub(crate) fn shell_kind(&self) -> Option<Shell> {
+        self.image.as_ref().map(|image| image.shell_kind())
+    }
+
+    /// Whether its machine has layers, so that no second machine may have them at the same time.
+    pub(super) fn is_layered(&self) -> bool {
+        self.image.is_some() || self.has_layers()
+    }
+
+    /// The name of the directory that the kernel works in for the overlays of the next machine.
+    pub(super) fn next_work(&self) -> String {
+        format!("work-{}", self.founded.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// The root directory of its machine, where that is an image's. Each time it is another one
+    /// above the same files.
+    pub(super) fn root_overlay(&self) -> Option<Overlay> {
+        let of_slot = self.of_slot.1;
+        self.image.as_ref().map(|image| image.overlay(self.path(), self.next_work(), of_slot))
+    }
+
+    /// Whom the first processes of its jails run as, if not as us.
+    pub(super) fn founder(&self) -> Option<CommandUser> {
+        match self.image {
+            Some(_) => self.of_slot.1.map(CommandUser::as_root_inside),
+            None => self.owner,
+        }
+    }
+
+    /// The user of its slot, whoever its commands are; `None` if that is us.
+    pub(crate) fn user_of_slot(&self) -> Option<CommandUser> {
+        self.of_slot.1
+    }
+
+    /// The host path of the complete outputs of its calls, in its home directory.
+    pub(super) fn outputs_directory(&self) -> PathBuf {
+        self.home().join(OUTPUTS)
     }
 
     /// Who its commands are.
@@ -325,23 +459,31 @@ impl Workspace {
         self.owner
     }
 
-    /// The workspace itself.
-    fn root(&self) -> &Root {
-        &self.workspace.root
+    /// The three directories as commands see them, held.
+    fn roots(&self) -> [&Root; 3] {
+        match self.seen.get() {
+            Some(seen) => seen.latest(),
+            None => [&self.workspace.root, &self.temporary.root, &self.home.root],
+        }
     }
 
     /// Its user's home directory, held.
     pub(super) fn home_root(&self) -> &Root {
-        &self.home.root
+        self.roots()[2]
     }
 
     /// What the model's paths mean, where `find_root` gives what is around its directories.
     pub(super) fn view<'a>(&'a self, find_root: FindRoot<'a>) -> View<'a> {
         let Places { workspace, temporary, home } = self.inside();
+        if self.image.is_some() || self.needs_machine() {
+            // All that commands see is in their machine's root.
+            return View::new(Vec::new(), workspace, find_root);
+        }
+        let roots = self.roots();
         let mounts = vec![
-            Mount { place: workspace, alias: None, root: &self.workspace.root },
-            Mount { place: temporary, alias: None, root: &self.temporary.root },
-            Mount { place: home, alias: Some(self.home()), root: &self.home.root },
+            Mount { place: workspace, alias: None, root: roots[0] },
+            Mount { place: temporary, alias: None, root: roots[1] },
+            Mount { place: home, alias: Some(self.home()), root: roots[2] },
         ];
         View::new(mounts, workspace, find_root)
     }
@@ -349,7 +491,7 @@ impl Workspace {
     /// Whether its directory is still where it was made: somebody outside may have removed or
     /// replaced it. Two system calls.
     pub(crate) fn is_there(&self) -> bool {
-        is_at(self.path(), self.root()).unwrap_or(false)
+        is_at(self.path(), &self.workspace.root).unwrap_or(false)
     }
 
     /// The number of the next call whose output is kept in a file; they begin with 1.
@@ -368,7 +510,7 @@ impl Workspace {
         workspace.and(temporary).and(home)
     }
 
-    /// Copies its files, directories and symlinks into `dest`, which is made if it does not exist.
+    /// Copies its files, directories and symlinks, or what its machine has changed of an image's, into `dest`, which is made if it does not exist.
     /// Nothing there is overwritten. FIFOs, sockets and devices are skipped, and set-user-id bits
     /// dropped. Blocks for as long as the file system needs. A command may run meanwhile: what it
     /// changes is copied as it was at some moment, or not at all.
@@ -380,7 +522,18 @@ impl Workspace {
         std::fs::create_dir_all(dest)?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let to = rustix::fs::open(dest, flags, Mode::empty())?;
-        tree::copy(self.root().dir(), to.as_fd()).map_err(|error| {
+        let from = match self.image {
+            Some(_) => {
+                let all = self.workspace.root.dir();
+                rustix::fs::openat(all, UPPER, OPEN_DIR, Mode::empty())?
+            }
+            None if self.needs_machine() => {
+                let text = "no machine shows the layers of this workspace";
+                return Err(io::Error::other(text));
+            }
+            None => self.roots()[0].dir().try_clone_to_owned()?,
+        };
+        tree::copy(from.as_fd(), to.as_fd()).map_err(|error| {
             let kind = error.source.kind();
             io::Error::new(kind, WorkspaceError::tree("save", self.path(), error))
         })
@@ -410,13 +563,34 @@ fn make_private_dir(
     Ok(Directory { path, root })
 }
 
+/// Makes a directory in one of ours that commands see: with this mode, for `owner` or for
+/// ourselves.
+fn make_shown_dir(
+    path: PathBuf,
+    mode: u32,
+    owner: Option<CommandUser>,
+) -> Result<(), WorkspaceError> {
+    let failed = |errno| WorkspaceError::io("create", &path, errno);
+    rustix::fs::mkdir(&path, Mode::RWXU).map_err(failed)?;
+    if let Some(user) = owner {
+        let ids = (Some(user.uid()), Some(user.gid()));
+        rustix::fs::chown(&path, ids.0, ids.1).map_err(failed)?;
+    }
+    rustix::fs::chmod(&path, Mode::from_raw_mode(mode)).map_err(failed)
+}
+
 /// What is left of a workspace whose slot has another.
 #[derive(Debug)]
 pub(crate) struct Remains {
-    directories: [PathBuf; 3],
+    directories: Vec<PathBuf>,
 }
 
 impl Remains {
+    /// These directories of ours, and what is in them.
+    pub(crate) fn of(directories: Vec<PathBuf>) -> Self {
+        Self { directories }
+    }
+
     /// Removes it. Blocks for as long as the file system needs, five minutes at most for each of
     /// its directories.
     ///
@@ -424,8 +598,8 @@ impl Remains {
     /// The first entry that resisted; everything else is removed, and the engine's end, or the next
     /// engine, tries once more.
     pub(crate) fn remove(self) -> Result<(), WorkspaceError> {
-        let [workspace, temporary, home] = self.directories.map(|path| remove(&path));
-        workspace.and(temporary).and(home)
+        let removed: Vec<_> = self.directories.iter().map(|path| remove(path)).collect();
+        removed.into_iter().collect()
     }
 }
 

@@ -26,6 +26,8 @@ mod fakes;
 mod files;
 #[cfg(all(target_os = "linux", feature = "server"))]
 mod fleet;
+#[cfg(target_os = "linux")]
+mod forks;
 mod handlers;
 #[cfg(target_os = "linux")]
 mod host;
@@ -34,6 +36,8 @@ mod http;
 mod http_client;
 #[cfg(target_os = "linux")]
 mod identity;
+#[cfg(target_os = "linux")]
+mod images;
 #[cfg(all(target_os = "linux", feature = "server"))]
 mod interrupt;
 #[cfg(target_os = "linux")]
@@ -70,6 +74,7 @@ mod slots;
 mod slow;
 #[cfg(all(target_os = "linux", feature = "server"))]
 mod slurm;
+mod snapshots;
 #[cfg(target_os = "linux")]
 mod stopped;
 #[cfg(all(target_os = "linux", feature = "server"))]

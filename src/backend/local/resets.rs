@@ -47,6 +47,11 @@ impl Resets {
         })
     }
 
+    /// Has a slot prepared as a reset does it: in its turn with them.
+    pub(super) fn spawn(&self, job: impl FnOnce() + Send + 'static) {
+        self.renewing.spawn(job);
+    }
+
     /// From now on no reset begins, and no removal.
     pub(super) fn stop(&self) {
         self.renewing.stop();
@@ -59,8 +64,13 @@ impl Resets {
         self.removing.close(deadline);
     }
 
+    /// Has old directories removed, however many wait for that. Does not block.
+    pub(super) fn remove_later(&self, remains: Remains) {
+        self.removing.spawn(move || removed(remains));
+    }
+
     /// Has an old workspace removed. Blocks for it where too many wait for that.
-    fn remove(&self, remains: Remains) {
+    pub(super) fn remove(&self, remains: Remains) {
         if self.behind.fetch_add(1, Ordering::Relaxed) >= self.most_behind {
             self.behind.fetch_sub(1, Ordering::Relaxed);
             return removed(remains);
@@ -146,15 +156,17 @@ fn renew(inner: &Inner, index: usize, answer: AnswerAll) {
         egress.renew(index);
     }
     let old = slot.workspace();
-    let renewed = old.renew().or_else(|error| {
+    let renewed = old.renew_with(inner.image.clone()).or_else(|error| {
         // There may be no room for another until this one is empty.
         log::debug!("{error}");
         old.clear()?;
-        old.renew()
+        old.renew_with(inner.image.clone())
     });
     let renewed = renewed.map_err(|error: WorkspaceError| error.to_string());
     let remains = renewed.is_ok().then(|| old.remains());
     inner.limits.emptied(old.path());
+    slot.began_from.lock().take();
+    slot.ended.forget();
     slot.has_network.store(inner.network != super::NetworkMode::None, Ordering::Release);
     let outcome = renewed.map(|workspace| *slot.workspace.lock() = Arc::new(workspace));
     drop(old);

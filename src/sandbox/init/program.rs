@@ -76,6 +76,8 @@ struct Command {
     environment: *const *const u8,
     stdio: [i32; 3],
     script: i32,
+    verdict: i32,
+    user: *const setup::User,
     /// Written by the child: why the program could not be executed.
     errno: i32,
 }
@@ -126,8 +128,8 @@ unsafe extern "C" fn main(stack: *const usize) -> ! {
     call!(arch::PRCTL, PR_SET_DUMPABLE, 1);
     let Some((plan, fds)) = receive() else { exit(0) };
     let Some(header) = Header::parse(plan).filter(|header| header.kind == SET_UP) else { exit(2) };
-    let proxy = match setup::set_up(&plan[HEADER..], header.numbers[0] as usize, &fds) {
-        Ok(proxy) => proxy,
+    let made = match setup::set_up(&plan[HEADER..], header.numbers[0] as usize, &fds) {
+        Ok(made) => made,
         Err((step, errno)) => {
             say(Header { kind: FAILED, flag: 0, run: step, numbers: [errno, 0] }, &[], &[]);
             exit(1);
@@ -156,12 +158,12 @@ unsafe extern "C" fn main(stack: *const usize) -> ! {
         limits[0] = if limit < limits[1] { limit } else { limits[1] };
         call!(arch::PRLIMIT64, 0, RLIMIT_NOFILE, limits.as_ptr(), 0);
     }
-    hand_over(header.numbers[1], proxy);
+    hand_over(header.numbers[1], made.proxy);
     let descriptors = Descriptors { null, signals, proc };
     let mut background = Background::new();
     loop {
         if wait(&descriptors, &mut background, None) {
-            serve(&descriptors, &mut background, program, environment);
+            serve(&descriptors, &mut background, program, environment, made.user.as_ref());
         } else if background.is_some() && reap(0).0 {
             background.forget();
         }
@@ -236,6 +238,7 @@ fn serve(
     background: &mut Background,
     program: *const u8,
     environment: *const *const u8,
+    user: Option<&setup::User>,
 ) {
     let Some((message, fds)) = receive() else { exit(0) };
     let header = match Header::parse(message) {
@@ -245,19 +248,21 @@ fn serve(
         _ => return close_all(fds),
     };
     let with = |flag| usize::from(header.flag & flag != 0);
-    let (input, script) = (with(WITH_INPUT), with(WITH_SCRIPT));
+    let (input, script, verdict) = (with(WITH_INPUT), with(WITH_SCRIPT), with(WITH_VERDICT));
     let mut command = Command {
         program,
         arguments: [null(); MOST_ARGUMENTS + 1],
         environment,
         stdio: [if input == 1 { fds[0] } else { descriptors.null }, fds[input], fds[input + 1]],
         script: if script == 1 { fds[input + 2] } else { NO_FD },
+        verdict: if verdict == 1 { fds[input + 2 + script] } else { NO_FD },
+        user: user.map_or(null(), |user| user as *const setup::User),
         errno: 0,
     };
     let strings = &message[HEADER..];
     let wanted = header.numbers[0] as usize;
     let given = fds.iter().filter(|fd| **fd != NO_FD).count();
-    let whole = wanted > 0 && wanted <= MOST_ARGUMENTS && given == input + 2 + script;
+    let whole = wanted > 0 && wanted <= MOST_ARGUMENTS && given == input + 2 + script + verdict;
     if !whole || !split(strings, &mut command.arguments[..wanted]) {
         close_all(fds);
         return tell(DONE, header.run, [0, 22 /* EINVAL */]);
@@ -298,8 +303,13 @@ unsafe extern "C" fn become_program(command: *mut Command) -> ! {
     for (target, source) in command.stdio.iter().enumerate() {
         call!(arch::DUP3, *source, target, 0);
     }
+    // Each has a number of its own, which the other's descriptor may have now.
+    let verdict = match command.verdict {
+        NO_FD => NO_FD,
+        fd => call!(arch::FCNTL, fd, 0 /* F_DUPFD */, VERDICT_FD + 1) as i32,
+    };
     if command.script == NO_FD {
-        close_range(3, u32::MAX);
+        close_range(3, VERDICT_FD as u32 - 1);
     } else {
         // It may be that number already.
         if command.script == 5 {
@@ -308,10 +318,28 @@ unsafe extern "C" fn become_program(command: *mut Command) -> ! {
             call!(arch::DUP3, command.script, 5, 0);
         }
         close_range(3, 4);
-        close_range(6, u32::MAX);
+    }
+    if verdict == NO_FD {
+        close_range(VERDICT_FD, u32::MAX);
+    } else {
+        call!(arch::DUP3, verdict, VERDICT_FD, 0);
+        close_range(VERDICT_FD + 1, u32::MAX);
     }
     let none = 0u64;
     call!(arch::RT_SIGPROCMASK, 2, &raw const none, 0, 8);
+    // SAFETY: as above.
+    if let Some(user) = unsafe { command.user.as_ref() } {
+        let (uid, gid) = (user.uid, user.gid);
+        let changed = [
+            call!(arch::SETGROUPS, user.count, user.groups.as_ptr()),
+            call!(arch::SETRESGID, gid, gid, gid),
+            call!(arch::SETRESUID, uid, uid, uid),
+        ];
+        if let Some(failed) = changed.into_iter().find(|result| *result < 0) {
+            command.errno = -failed as i32;
+            call!(arch::EXIT, 127);
+        }
+    }
     let failed =
         call!(arch::EXECVE, command.program, command.arguments.as_ptr(), command.environment);
     command.errno = -failed as i32;

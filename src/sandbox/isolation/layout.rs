@@ -3,13 +3,16 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::Contents;
+use super::{Contents, proxy};
 use crate::sandbox::etc::{self, EtcCopy, RESOLV_CONF};
 use crate::sandbox::identity::Identity;
-use crate::sandbox::jail::{Access, Entry};
+use crate::sandbox::image::Layer;
+use crate::sandbox::jail::{Access, Entry, Hold, Overlay, Tree};
 use crate::sandbox::provided::{Provided, Shown};
 use crate::sandbox::shell::{Places, Shell};
-use crate::sandbox::workspace::{SESSIONS, Workspace};
+use crate::sandbox::spool;
+use crate::sandbox::user::{CommandUser, IdMap};
+use crate::sandbox::workspace::{Grading, ImageFiles, SESSIONS, Workspace};
 
 /// Entries of the root directory that are shared read-only where the host has them.
 const ROOT_ENTRIES: [&str; 6] = ["/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32"];
@@ -47,6 +50,9 @@ const OWN_DIRECTORIES: [&str; 9] = [
     "/media",
     "/srv",
 ];
+
+/// The home and temporary directory of a grader, in which nothing of those is that it judges.
+pub(in crate::sandbox) const GRADER: &str = "/run/grader";
 
 /// Links that programs expect.
 const OWN_LINKS: [(&str, &str); 2] = [("/run", "/var/run"), ("/run/lock", "/var/lock")];
@@ -168,6 +174,51 @@ impl HostLayout {
 /// No directories.
 const NONE: Vec<PathBuf> = Vec::new();
 
+/// Files of the copy of `/etc` that machines with an image's files show, too, where it has them.
+pub(super) const ETC_OF_IMAGES: [&str; 5] =
+    ["hosts", "hostname", proxy::CA_BUNDLE, proxy::APT_FILE, proxy::APT_USER];
+/// Those of them that only apt reads, and where it does.
+const OF_APT: [(&str, &str); 2] =
+    [(proxy::APT_FILE, proxy::APT_FILE), (proxy::APT_USER, proxy::APT_USER_PLACE)];
+
+/// What a jail shows in the files of an image: it mounts the image, and in it what the machine
+/// makes. Of what the image has at such a place nothing is followed out of it.
+pub(super) fn root_of_image(
+    layout: &HostLayout,
+    provided: &Provided,
+    etc: Option<(&EtcCopy, &[&str])>,
+    contents: &Contents<'_>,
+    image: &ImageFiles,
+) -> Vec<Entry> {
+    let workspace = contents.workspace;
+    let mut root: Vec<_> = workspace.root_overlay().map(Entry::Layered).into_iter().collect();
+    root.extend(layout.sys(contents.network));
+    let file = |host: PathBuf, place: PathBuf, is_optional| {
+        let over =
+            Entry::Over { host, place: place.clone(), access: Access::ReadOnly, is_optional };
+        [Entry::File { place }, over]
+    };
+    for name in etc.iter().flat_map(|(_, names)| names.iter()) {
+        let of_apt = OF_APT.iter().find(|(of_apt, _)| of_apt == name);
+        let place = of_apt.map_or(*name, |(_, place)| place);
+        if let Some((etc, _)) = etc
+            && (of_apt.is_none() || image.has_apt())
+        {
+            root.extend(file(etc.path().join(name), Path::new("/etc").join(place), false));
+        }
+    }
+    if contents.network {
+        root.extend(file(RESOLV_CONF.into(), RESOLV_CONF.into(), true));
+    }
+    let shown = |host: PathBuf, place: PathBuf, access| Entry::Shown { host, place, access };
+    root.push(shown(workspace.sessions().into(), SESSIONS.into(), Access::ReadOnly));
+    let outputs = workspace.inside().home.join(spool::DIRECTORY);
+    root.push(shown(workspace.outputs_directory(), outputs, Access::Writable));
+    root.extend(of_grader(workspace));
+    root.extend(provided.entries_of_image());
+    root
+}
+
 /// The root directory of a jail. Pure.
 ///
 /// What can be written to: the workspace, `/tmp` and the home directory, which are the slot's, and
@@ -220,13 +271,54 @@ pub(super) fn root(
     );
     root.extend(layout.readable.iter().map(|path| read_only(path)));
     let (hosts, inside) = (contents.workspace.on_host(), contents.workspace.inside());
-    let writable = |host: &Path, place: &Path| shown(host, place, Access::Writable);
-    root.push(writable(hosts.temporary, inside.temporary));
+    let [of_workspace, of_temporary, of_home] = contents.workspace.layers();
+    let (owner, work) = (contents.workspace.user_of_slot(), contents.workspace.next_work());
+    let writable = |host: &Path, place: &Path, layers: &[Arc<Layer>]| match layers.is_empty() {
+        true => shown(host, place, Access::Writable),
+        false => Entry::Layered(overlay(host, place, layers, owner, work.clone())),
+    };
+    root.push(writable(hosts.temporary, inside.temporary, of_temporary));
     root.push(Entry::Link { target: inside.temporary.to_owned(), place: "/var/tmp".into() });
-    root.push(writable(hosts.home, inside.home));
-    root.push(writable(hosts.workspace, inside.workspace));
+    root.push(writable(hosts.home, inside.home, of_home));
+    root.push(writable(hosts.workspace, inside.workspace, of_workspace));
+    root.extend(of_grader(contents.workspace));
     let sessions = contents.workspace.sessions();
     root.push(shown(sessions, Path::new(SESSIONS), Access::ReadOnly));
     root.extend(provided.entries());
     root
+}
+
+/// The overlay of a slot's directory above these layers, the lowest first.
+fn overlay(
+    writable: &Path,
+    place: &Path,
+    layers: &[Arc<Layer>],
+    owner: Option<CommandUser>,
+    work: String,
+) -> Overlay {
+    let hold = |layer: &Layer| match owner.map(CommandUser::map) {
+        None => Hold::ByPath,
+        Some(map) if map.outside == layer.owner() => Hold::HandedOver(None),
+        // It is another slot's.
+        Some(map) => Hold::HandedOver(Some(IdMap { inside: layer.owner(), ..map })),
+    };
+    let own = if owner.is_some() { Hold::HandedOver(None) } else { Hold::ByPath };
+    let tree = |host: &Path, hold| Tree { host: host.to_owned(), hold };
+    Overlay {
+        place: place.to_owned(),
+        lower: layers.iter().map(|layer| tree(layer.path(), hold(layer))).collect(),
+        writable: tree(writable, own),
+        work,
+    }
+}
+
+/// What a grader finds beside the files that it judges, if the workspace is one's.
+fn of_grader(workspace: &Workspace) -> Vec<Entry> {
+    let Some(Grading { files, home, files_at }) = workspace.grading() else { return Vec::new() };
+    let shown = |host: &Path, place: &Path, access| Entry::Shown {
+        host: host.to_owned(),
+        place: place.to_owned(),
+        access,
+    };
+    vec![shown(home, Path::new(GRADER), Access::Writable), shown(files, files_at, Access::ReadOnly)]
 }

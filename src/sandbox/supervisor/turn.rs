@@ -6,7 +6,6 @@
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,11 +14,11 @@ use rustix::event::epoll;
 use super::super::command::Command;
 use super::super::entered::Entered;
 use super::super::events::{self, EVENTS_PER_TURN};
-use super::super::host::{Host, environment};
+use super::super::host::Host;
 use super::super::init::RunEvent;
 use super::super::isolation::{Contents, Isolation};
 use super::super::jail::{Bounds, Jail, News, Phase};
-use super::super::jails::{OnGone, SlotJails};
+use super::super::jails::{OnGone, SlotJails, Tenancy};
 use super::super::limits::{Alarm, Exceeded, Leftover};
 use super::super::machines::{MachineRequest, Machines};
 use super::super::running::{Reason, Running};
@@ -150,7 +149,10 @@ impl Turn {
                     Request::Run(_, _, answer) => answer.without_running(closed()),
                     Request::Leave(slot, on_gone) => self.leave(slot, on_gone),
                     // A wish for a machine answers itself.
-                    Request::Cancel(_) | Request::Machine(_) | Request::Exceeded(..) => {}
+                    Request::Cancel(_)
+                    | Request::Machine(_)
+                    | Request::HasBackground(..)
+                    | Request::Exceeded(..) => {}
                 }
             }
             let ids: Vec<u64> = self.running.keys().copied().collect();
@@ -175,6 +177,11 @@ impl Turn {
                 Some(Request::Machine(request)) => {
                     starts += 1;
                     self.give_machine(request);
+                }
+                Some(Request::HasBackground(slot, reply)) => {
+                    let has_some = |(_, tenancy): (u64, &mut Tenancy)| tenancy.has_background;
+                    // Refused only when the asker has given up.
+                    let _ = reply.try_send(self.jails.of_slot(slot).is_some_and(has_some));
                 }
                 Some(Request::Leave(slot, on_gone)) => self.leave(slot, on_gone),
                 Some(Request::Exceeded(number, exceeded)) if SlotJails::is_jail(number) => {
@@ -267,6 +274,12 @@ impl Turn {
         let Some(tenancy) = self.jails.get(number) else { return };
         let Some(machine) = tenancy.jail.machine().cloned() else { return };
         let waiting = std::mem::take(&mut tenancy.machine_wanted);
+        let known = self.machines.get(tenancy.slot, tenancy.network);
+        if known.is_none_or(|known| !Arc::ptr_eq(&known, &machine))
+            && let Err(error) = tenancy.jail.workspace().on_founded(machine.root())
+        {
+            log::error!("the files of a slot cannot be seen from outside: {error}");
+        }
         self.machines.insert(tenancy.slot, tenancy.network, machine.clone());
         waiting.into_iter().for_each(|reply| reply.give(Ok(machine.clone())));
     }
@@ -311,17 +324,21 @@ impl Turn {
         let Isolation::Jailed(jails) = &host.isolation else {
             return Err(io::ErrorKind::Unsupported.into());
         };
-        let shell = host.shell;
+        let (_, shell) = host.shell_of(workspace);
         let contents = Contents {
             workspace,
             network,
-            program: Path::new(shell.path()),
-            environment: environment(&workspace.inside(), host),
+            program: shell,
+            environment: host.environment(workspace, &workspace.inside()),
             open_files: host.open_files,
         };
         let plan = jails.plan(contents);
         let origin = jails.origin(&host.null, workspace);
-        let machine = self.machines.get(workspace.slot(), network);
+        let slot = workspace.slot();
+        let machine = self.machines.get(slot, network).or_else(|| {
+            // What is above layers is mounted once; only the network is another.
+            self.machines.get(slot, !network).filter(|_| workspace.is_layered())
+        });
         let (limits, workspace) = (host.limits.clone(), workspace.clone());
         let bounds = Bounds { limits, workspace, is_session: false };
         let watch = Watch { epoll: &self.epoll, id: number };

@@ -266,7 +266,8 @@ impl World {
         let promise = Promise::new(id, name(trajectory), String::new(), destination, events);
         let (accepted, answer) = unbounded();
         self.begins.push((Pending::new(promise.call_state().clone()), answer));
-        self.send(Event::Begin { promise, spec: Arc::new(spec), at: self.now, accepted });
+        let near = spec.snapshot.as_ref().map(|id| id.as_str().into());
+        self.send(Event::Begin { promise, spec: Arc::new(spec), near, at: self.now, accepted });
     }
 
     /// Whether the caller of this call, or begin, has its answer.
