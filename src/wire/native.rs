@@ -39,6 +39,7 @@ pub(crate) mod files;
 use serde::{Deserialize, Serialize};
 
 use super::null_as_default;
+use crate::artifact::ArchiveFormat;
 use crate::tool::{JsonObject, Outcome, ToolResult};
 
 /// The feature's name in `/health`.
@@ -301,6 +302,8 @@ pub(crate) struct ArchiveRequest {
     pub(crate) path: String,
     pub(crate) max_bytes: u64,
     pub(crate) max_entries: usize,
+    #[serde(default)]
+    pub(crate) format: ArchiveFormat,
 }
 
 /// A line of an archive: pieces, then its end.
