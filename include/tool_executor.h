@@ -36,8 +36,8 @@
  * Threads    The library's own have names that begin with "tool-" and all signals blocked. They
  *            call code of the host's only if it was asked for: tools, the log, and what frees a
  *            tool's data. What reads and writes files (te_read_fn, te_write_fn) is called on the
- *            thread that asks for it. A thread that calls in needs 128 KiB of stack, and what the host's own
- *            log function needs.
+ *            thread that asks for it. A thread that calls in needs 128 KiB of stack, and what the
+ *            host's own log function needs.
  * Signals    No handlers are installed and no dispositions are changed. SIGCHLD and SIGPIPE may be
  *            ignored, and children reaped by waitpid(-1).
  * fork       The child has none of the threads: functions with a handle from before the fork give
@@ -199,11 +199,23 @@ enum te_status
   /**
    * The trajectory keeps processes that would end with a snapshot.
    */
-  TE_KEEPS_PROCESSES = 47,
+  TE_KEEPS_PROCESSES = 42,
   /**
    * As many snapshots are kept as may be, or were made of the trajectory.
    */
-  TE_TOO_MANY_SNAPSHOTS = 48,
+  TE_TOO_MANY_SNAPSHOTS = 43,
+  /**
+   * The trajectory has begun, has failed to begin, or has made a call: release it first.
+   */
+  TE_ALREADY_BEGUN = 47,
+  /**
+   * The trajectory did not begin as its spec asks; te_begin() gives the outcome.
+   */
+  TE_NOT_BEGUN = 48,
+  /**
+   * The spec makes no sense: an unknown key, a value of another type or out of its range.
+   */
+  TE_INVALID_SPEC = 49,
   /**
    * This process is a fork of the one that made the handle. Its threads are not here: nothing
    * works but freeing.
@@ -696,7 +708,7 @@ void te_tool_reply_free(struct te_tool_reply *reply);
  * only. Times are in seconds.
  *
  * ```text
- *     "local":  {"slots": 10, "data_dir": "...", "image": "dir:/path", "user_ids": "auto",
+ *     "local":  {"slots": 10, "data_dir": "...", "image": null, "user_ids": "auto",
  *                "max_output_chars": 50000, "max_output_file_bytes": 16777216,
  *                "max_file_bytes": 100000, "warm_slots": true, "seccomp": true,
  *                "adopt_orphans": false, "allow_unisolated": false,
@@ -858,6 +870,44 @@ te_status te_result_message(const struct te_result *result,
  * Frees a result and all that it points to. NULL does nothing.
  */
 void te_result_free(struct te_result *result);
+
+/**
+ * Begins a trajectory with what it asks for beyond the executor's configuration, before its first
+ * call, and blocks until it has a slot that is so. The spec is a JSON object; all keys may be left
+ * out, others are TE_INVALID_SPEC, with the names of those that there are:
+ *
+ * ```text
+ *     "image": "...", "snapshot": "...",          (not both)
+ *     "user": "NAME or NUMBER, perhaps :GROUP", "workdir": "/...", "env": {"NAME": "value", ...},
+ *     "limits": {"processes": ..., "memory_bytes": ..., "cpu": ..., "open_files": ...,
+ *                "file_bytes": ..., "workspace_bytes": ..., "files": ...},
+ *     "network": "none", "proxy" or "host", "allow_hosts": ["*.packages.example:443", ...],
+ *     "background": "end" or "keep", "max_wall_s": ..., "max_idle_s": ...,
+ *     "files": [{"path": "...", "content": "..." (or "base64": "..."), "mode": "0644"}, ...]
+ * ```
+ *
+ * What they mean is in the Rust documentation, under the same names: `TrajectorySpec`. What the
+ * sandbox cannot give, or its operator does not allow, is TE_NOT_BEGUN, before anything ran;
+ * `*outcome` is then a te_outcome, as which the trajectory's calls end until it is released, else
+ * TE_OUTCOME_OK. It may be NULL. A trajectory that has begun already, or made a call, is
+ * TE_ALREADY_BEGUN, and has not changed.
+ */
+te_status te_begin(const struct te_executor *executor,
+                   const char *trajectory,
+                   size_t trajectory_len,
+                   const char *spec,
+                   size_t spec_len,
+                   int32_t *outcome);
+
+/**
+ * Like te_begin(), but does not wait for the slot, only for room in the queue. Where it fails
+ * later, the trajectory's calls end as te_begin()'s outcome would say.
+ */
+te_status te_submit_begin(const struct te_executor *executor,
+                          const char *trajectory,
+                          size_t trajectory_len,
+                          const char *spec,
+                          size_t spec_len);
 
 /**
  * Runs a call and blocks until its result is there.
@@ -1069,6 +1119,86 @@ te_status te_queue_outstanding(const struct te_queue *queue, size_t *outstanding
 void te_queue_free(struct te_queue *queue);
 
 /**
+ * Keeps the files of a trajectory as they are, for others to begin from, after the trajectory's
+ * earlier calls and before its later ones. Blocks for its turn and some milliseconds. Nothing is
+ * copied, and the trajectory goes on with its files. What is in memory – /dev/shm, and in a
+ * machine on the host's files what is beside the workspace, /tmp and the home directory – is not
+ * kept, and gone.
+ *
+ * `options` is a JSON object: {"end_processes": false}; it may be left out (a length of 0). A
+ * trajectory that keeps shells, terminals or background processes is TE_KEEPS_PROCESSES unless it
+ * is true.
+ *
+ * On success `*snapshot` is a JSON object {"id", "container", "parent", "age_s", "layers",
+ * "bytes", "ended_processes"}, the caller's, to be freed by te_buffer_free(). The snapshot is kept
+ * until te_snapshot_drop() or the executor's end.
+ */
+te_status te_snapshot(const struct te_executor *executor,
+                      const char *trajectory,
+                      size_t trajectory_len,
+                      const char *options,
+                      size_t options_len,
+                      struct te_buffer *snapshot);
+
+/**
+ * Gives a snapshot up, by its "id". What began from it goes on. TE_NOT_FOUND if there is none.
+ */
+te_status te_snapshot_drop(const struct te_executor *executor, const char *id, size_t id_len);
+
+/**
+ * The snapshots that are kept, the oldest first: a JSON array of what te_snapshot() gives.
+ *
+ * On success `*snapshots` is the caller's, to be freed by te_buffer_free().
+ */
+te_status te_snapshots(const struct te_executor *executor, struct te_buffer *snapshots);
+
+/**
+ * Begins trajectories with the files that another has now, and blocks until each of them has its
+ * slot or cannot have one; in order as te_snapshot().
+ *
+ * `request` is a JSON object: {"to": ["id", ...], "end_processes": false, "spec": {}}; only "to"
+ * is needed. "spec" is what else each begins with, without "image" and "snapshot".
+ *
+ * On success `*forks` is a JSON array with an object for each of "to", in their order:
+ * {"trajectory_id", "begun", "outcome", "error"}, where "begun" is whether it has begun, "error"
+ * says why not, and "outcome" how its calls end then, if they do. It is the caller's, to be freed
+ * by te_buffer_free(). Any other status: nothing has begun.
+ */
+te_status te_fork(const struct te_executor *executor,
+                  const char *trajectory,
+                  size_t trajectory_len,
+                  const char *request,
+                  size_t request_len,
+                  struct te_buffer *forks);
+
+/**
+ * Runs a command that judges what a trajectory has left, in the trajectory's slot, in a machine in
+ * which nothing of the trajectory runs; in order as te_snapshot(). Blocks until it has ended. The
+ * shells, terminals and background processes of the trajectory are ended for that; its files are
+ * as they were afterwards. What a grader has to heed is in docs/grading.md.
+ *
+ * `spec` is a JSON object:
+ *
+ * ```text
+ *     {"command": "exec python3 -I grader.py", "files": [{"path": "grader.py", "content": "...",
+ *      "base64": "...", "mode": "0755"}, ...], "files_at": "/grade", "stdin": "...",
+ *      "env": {"NAME": "value"}, "user": null, "timeout_s": 60}
+ * ```
+ *
+ * of which only "command" is needed. A command that fails is TE_OK too: on success `*grade` is a
+ * JSON object {"result", "stdout", "stderr", "verdict", "ended_processes"}, where "result" is that
+ * of a call (te_result_json()), and "verdict" the text that the command wrote to the descriptor
+ * whose number is in TOOL_EXECUTOR_VERDICT_FD, or null. It is the caller's, to be freed by
+ * te_buffer_free().
+ */
+te_status te_grade(const struct te_executor *executor,
+                   const char *trajectory,
+                   size_t trajectory_len,
+                   const char *spec,
+                   size_t spec_len,
+                   struct te_buffer *grade);
+
+/**
  * Reads a part of a file of a trajectory's workspace, after the trajectory's earlier calls and
  * before its later ones. Blocks for its turn. A tool must not ask for its own trajectory's files:
  * it would wait for itself.
@@ -1138,7 +1268,8 @@ te_status te_artifact_copy(const struct te_executor *executor,
 
 /**
  * Writes a .tar.gz to the file descriptor `fd`, as te_artifact_copy() does; the limits of
- * `request`, which is that of te_artifact_archive(), may be as large as one likes. On success
+ * `request`, which is that of te_artifact_archive(), may be as large as one likes; "format": "tar"
+ * is an archive that is not compressed. On success
  * `*info` is as there; it may be NULL.
  */
 te_status te_archive_copy(const struct te_executor *executor,
@@ -1157,15 +1288,15 @@ te_status te_archive_copy(const struct te_executor *executor,
  * `request` is a JSON object: {"path": "/srv/task/run.sh", "kind": "file", "mode": 493, "owner":
  * "root", "size": 12}; only "path" is needed. "kind" is "file" or "tar" (plain or compressed by
  * gzip, into the directory "path"); "mode" is a file's, 420 (octal 644) by default; "owner" is a
- * user of the machine, and after a colon a group, where a slot has several ids; "keep_owners" has a
- * tar stream say whose its entries are; "size" says beforehand how long a file is.
+ * user of the machine, and after a colon a group, where a slot has several ids; "keep_owners" has
+ * a tar stream say whose its entries are; "size" says beforehand how long a file is.
  *
  * `read` gives the bytes. Nothing half is left after an error: TE_DISK_FULL if there is no room,
  * TE_BAD_ARCHIVE, TE_REFUSED, and those of reading. Of a tree that goes into a directory that was
  * there, the message says how many entries are in place.
  *
- * On success `*info` is a JSON object {"path", "bytes", "entry_count", "skipped"}, the caller's, to
- * be freed by te_buffer_free(); `info` may be NULL.
+ * On success `*info` is a JSON object {"path", "bytes", "entry_count", "skipped"}, the caller's,
+ * to be freed by te_buffer_free(); `info` may be NULL.
  */
 te_status te_files_put(const struct te_executor *executor,
                        const char *trajectory,

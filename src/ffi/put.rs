@@ -75,15 +75,15 @@ impl Write for Callback<unsafe extern "C" fn(*mut c_void, *const c_char, usize) 
 /// `request` is a JSON object: {"path": "/srv/task/run.sh", "kind": "file", "mode": 493, "owner":
 /// "root", "size": 12}; only "path" is needed. "kind" is "file" or "tar" (plain or compressed by
 /// gzip, into the directory "path"); "mode" is a file's, 420 (octal 644) by default; "owner" is a
-/// user of the machine, and after a colon a group, where a slot has several ids; "keep_owners" has a
-/// tar stream say whose its entries are; "size" says beforehand how long a file is.
+/// user of the machine, and after a colon a group, where a slot has several ids; "keep_owners" has
+/// a tar stream say whose its entries are; "size" says beforehand how long a file is.
 ///
 /// `read` gives the bytes. Nothing half is left after an error: TE_DISK_FULL if there is no room,
 /// TE_BAD_ARCHIVE, TE_REFUSED, and those of reading. Of a tree that goes into a directory that was
 /// there, the message says how many entries are in place.
 ///
-/// On success `*info` is a JSON object {"path", "bytes", "entry_count", "skipped"}, the caller's, to
-/// be freed by te_buffer_free(); `info` may be NULL.
+/// On success `*info` is a JSON object {"path", "bytes", "entry_count", "skipped"}, the caller's,
+/// to be freed by te_buffer_free(); `info` may be NULL.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn te_files_put(
     executor: *const te_executor,

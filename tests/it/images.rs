@@ -17,12 +17,12 @@ use crate::fakes::bash;
 use crate::sandbox::is_root;
 
 /// An image of busybox alone, in a directory.
-struct Image {
+pub(crate) struct Image {
     dir: tempfile::TempDir,
 }
 
 impl Image {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let busybox = ["/bin/busybox", "/usr/bin/busybox"].map(Path::new);
         let busybox = busybox.into_iter().find(|path| path.exists());
         let busybox = busybox.expect("these tests need the package busybox-static");
@@ -56,7 +56,7 @@ impl Image {
         fs::write(self.at(path), text).unwrap();
     }
 
-    fn name(&self) -> String {
+    pub(crate) fn name(&self) -> String {
         format!("dir:{}", self.dir.path().display())
     }
 
@@ -227,7 +227,8 @@ fn files_are_put_into_an_image_and_copied_out_of_it_wherever_they_are() {
     let of_agent = PutFiles::file("/srv/d/f").with_owner("agent");
     executor.put("t", &of_agent, &mut &b"x"[..]).unwrap();
     assert_eq!(bench.output("stat -c %U:%G /srv/d/f /srv/d"), "agent:agents\nagent:agents");
-    // Root in there is who the caller is: what is another's is no obstacle, also where it is closed.
+    // Root in there is who the caller is: what is another's is no obstacle, also where it is
+    // closed.
     bench.output("chmod 700 /srv/d");
     executor.put("t", &PutFiles::file("/srv/d/g"), &mut &b"y"[..]).unwrap();
     executor.put("t", &PutFiles::file("/srv/d/f"), &mut &b"z"[..]).unwrap();

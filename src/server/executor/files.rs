@@ -1,7 +1,7 @@
 //! Files in and out of trajectories' machines, of any size.
 //!
-//! A put's body is a line of JSON, which says what and where, and then the bytes. A copy's answer is
-//! the bytes, as many as its `Content-Length` says: one that breaks off has fewer.
+//! A put's body is a line of JSON, which says what and where, and then the bytes. A copy's answer
+//! is the bytes, as many as its `Content-Length` says: one that breaks off has fewer.
 
 use std::io::{self, Write};
 use std::time::Duration;

@@ -1,11 +1,11 @@
 //! Files in and out of a slot: what is said besides their bytes.
 //!
 //! A put is a line of JSON and then the bytes, as the body ends; a copy's answer is pieces, each
-//! with its length before it, and after an empty one a line of JSON that says how it ended. So bytes
-//! go as they are, and what broke off is told from what is whole.
+//! with its length before it, and after an empty one a line of JSON that says how it ended. So
+//! bytes go as they are, and what broke off is told from what is whole.
 //!
-//! A put has a name. What came of a slot's latest one is kept until the next, so that a client whose
-//! connection broke – also because it still sent what was not wanted any more – is told by
+//! A put has a name. What came of a slot's latest one is kept until the next, so that a client
+//! whose connection broke – also because it still sent what was not wanted any more – is told by
 //! [`PUT_RESULT`].
 
 use std::io;
