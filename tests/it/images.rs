@@ -186,13 +186,41 @@ fn files_sessions_and_outputs_work_in_an_image() {
     let path = result.metadata["output_file"].as_str().expect("a complete output").to_owned();
     assert!(path.starts_with("/root/.tool-output/"), "{path}");
     assert_eq!(bench.output(&format!("wc -l < {path}; head -n 1 {path}")), "100000\n1");
-    // It has no bash and no tmux, which is not the model's doing.
-    let shell = bench.call("t", ToolCall::new("terminal_stateful", json!({"command": "true"})));
-    assert!(shell.error.contains("the image has no bash"), "{shell:?}");
-    assert!(!shell.outcome.model_attributable(), "{shell:?}");
-    let tmux = ToolCall::new("tmux", json!({"action": "send_keys", "keys": ["x"]}));
-    let tmux = bench.call("t", tmux);
-    assert!(tmux.error.contains("tmux") && !tmux.outcome.model_attributable(), "{tmux:?}");
+}
+
+#[test]
+fn an_image_without_bash_and_tmux_has_those_of_the_host() {
+    let image = Image::new();
+    let bench = Bench::new(&image);
+    let stateful = |command: &str| {
+        let call = ToolCall::new("terminal_stateful", json!({"command": command}));
+        let result = bench.call("t", call);
+        assert_eq!(result.outcome, Outcome::Ok, "{command}: {result:?}");
+        result.output
+    };
+    assert_eq!(stateful("cd /app; v=(1 2 3); echo ${#v[@]} $0"), "3 bash");
+    assert_eq!(
+        stateful("cat file; echo ${v[2]}; pwd; echo $BASHPID > /tmp/pid"),
+        "of the image\n3\n/app"
+    );
+    // Nothing of it is in the way of the image's own programs.
+    assert_eq!(stateful("env | grep -c toolbox; which bash || echo none"), "0\nnone");
+    assert_eq!(stateful("cat /proc/$$/comm"), "bash");
+    let refused =
+        stateful("echo x > /run/toolbox/bin/bash || rm -r /run/toolbox || ls /run/toolbox");
+    assert!(refused.ends_with("bin\nlib\nprogram") || refused.contains("Read-only"), "{refused}");
+    let keys = |keys: serde_json::Value| {
+        let call =
+            ToolCall::new("tmux", json!({"action": "send_keys", "keys": keys, "block": true}));
+        bench.call("t", call)
+    };
+    let typed = keys(json!(["cat /app/file > /tmp/seen; tty", "Enter"]));
+    assert_eq!(typed.outcome, Outcome::Ok, "{typed:?}");
+    let screen = bench.call("t", ToolCall::new("tmux", json!({"action": "snapshot"})));
+    assert!(screen.output.contains("/dev/pts/"), "{screen:?}");
+    assert_eq!(bench.output("cat /tmp/seen"), "of the image");
+    // The tool `bash` has the image's own shell.
+    assert_eq!(bench.output("test -z \"$BASH_VERSION\" && echo sh"), "sh");
 }
 
 #[test]
