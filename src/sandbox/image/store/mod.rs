@@ -165,7 +165,8 @@ impl ImageStore {
     }
 
     /// An image to use: imported if the store does not have it yet, whoever else wants it, too. One
-    /// of a registry is pulled if the store has none of its name. A directory is used in place. Blocks for as long as that takes.
+    /// of a registry is pulled if the store has none of its name. A directory is used in place.
+    /// Blocks for as long as that takes.
     ///
     /// # Errors
     /// [`ImageError`].
