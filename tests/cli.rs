@@ -40,6 +40,8 @@ mod outputs;
 mod program;
 #[path = "cli/signals.rs"]
 mod signals;
+#[path = "cli/specs.rs"]
+mod specs;
 
 /// A directory with an input file in it.
 struct Setup {

@@ -29,9 +29,9 @@ from typing import (
 )
 
 from . import _native
-from ._config import Config, Settings
+from ._config import Config, Settings, TrajectorySpec
 from ._core import PLACES, Core, merged, request_of, trajectory_of
-from ._errors import ClosedError, InvalidArgumentError
+from ._errors import ClosedError, InvalidArgumentError, ToolExecutorError
 from ._native import check, quick
 from ._snapshots import Fork, Grade, Snapshot, Snapshots
 from ._types import (
@@ -221,11 +221,39 @@ class AsyncToolExecutor:
         return self._core.parse_message(message, format)
 
     def trajectory(
-        self, trajectory_id: Optional[str] = None, *, reset: bool = True
+        self,
+        trajectory_id: Optional[str] = None,
+        spec: Optional[Union[TrajectorySpec, Mapping[str, Any]]] = None,
+        *,
+        reset: bool = True,
     ) -> AsyncTrajectory:
         """A trajectory, to be released at the end of an `async with`. Without an id it gets a
-        fresh one."""
-        return AsyncTrajectory(self, trajectory_id or str(uuid.uuid4()), reset)
+        fresh one. With a `spec` it begins with that: its calls end as `BeginError.outcome` would
+        say where it cannot."""
+        trajectory = AsyncTrajectory(self, trajectory_id or str(uuid.uuid4()), reset)
+        if spec is not None:
+            self._core.submit_begin(trajectory.id, spec)
+        return trajectory
+
+    async def begin(
+        self,
+        trajectory_id: str,
+        spec: Union[TrajectorySpec, Mapping[str, Any]],
+        *,
+        wait: bool = True,
+    ) -> None:
+        """See `ToolExecutor.begin`."""
+        if not wait:
+            self._core.submit_begin(trajectory_id, spec)
+            return
+        begin = self._core.begin(trajectory_id, spec)
+        try:
+            await _off_loop(begin)
+        except ToolExecutorError:
+            raise
+        except BaseException:
+            self._core.cancel(trajectory_id)
+            raise
 
     def cancel(self, trajectory_id: str) -> None:
         """Cancels everything of a trajectory that has not ended. Does not wait."""

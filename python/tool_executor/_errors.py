@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Dict, Type
+from typing import TYPE_CHECKING, Dict, Optional, Type
+
+if TYPE_CHECKING:
+    from ._types import Outcome
 
 __all__ = [
     "ArtifactError",
     "ArtifactNotFoundError",
+    "BeginError",
     "ClosedError",
     "ConfigError",
     "ForkedError",
@@ -18,6 +22,7 @@ __all__ = [
     "QueueFullError",
     "ReleaseError",
     "SnapshotError",
+    "SpecError",
     "StartError",
     "ToolExecutorError",
     "ToolServerError",
@@ -51,6 +56,10 @@ class ConfigError(InvalidArgumentError):
     """The configuration has an unknown key, which is named with the valid ones, or a wrong value."""
 
 
+class SpecError(InvalidArgumentError):
+    """A trajectory's spec has an unknown key, which is named with the valid ones, or a wrong value."""
+
+
 class InvalidToolError(InvalidArgumentError):
     """A tool cannot be registered: its name is taken, or its signature cannot be described."""
 
@@ -73,6 +82,16 @@ class QueueFullError(ToolExecutorError):
 
 class WaitTimeoutError(ToolExecutorError, TimeoutError):
     """Nothing came in the time that the caller was ready to wait."""
+
+
+class BeginError(ToolExecutorError):
+    """A trajectory did not begin as its spec asks, or has begun already.
+
+    Where it did not, `outcome` is how its calls end until it is released, such as
+    `Outcome.SPEC_UNSUPPORTED`.
+    """
+
+    outcome: Optional["Outcome"] = None
 
 
 class ReleaseError(ToolExecutorError):
@@ -116,6 +135,9 @@ _TYPES: Dict[str, Type[ToolExecutorError]] = {
     "TE_START_FAILED": StartError,
     "TE_TOOL_SERVER_FAILED": ToolServerError,
     "TE_RESET_FAILED": ReleaseError,
+    "TE_ALREADY_BEGUN": BeginError,
+    "TE_NOT_BEGUN": BeginError,
+    "TE_INVALID_SPEC": SpecError,
     "TE_NO_SLOT": ArtifactError,
     "TE_OUTSIDE_WORKSPACE": ArtifactError,
     "TE_NOT_FOUND": ArtifactNotFoundError,

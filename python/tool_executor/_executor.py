@@ -23,9 +23,9 @@ from typing import (
 )
 
 from . import _native
-from ._config import Config, Settings
+from ._config import Config, Settings, TrajectorySpec
 from ._core import BATCH, PLACES, CallHandle, Core, Queue, merged, request_of, trajectory_of, whole_number
-from ._errors import ClosedError, InvalidArgumentError, WaitTimeoutError
+from ._errors import ClosedError, InvalidArgumentError, ToolExecutorError, WaitTimeoutError
 from ._native import check, quick
 from ._snapshots import Fork, Grade, Snapshot, Snapshots
 from ._types import (
@@ -247,9 +247,46 @@ class ToolExecutor:
         """
         return self._core.parse_message(message, format)
 
-    def trajectory(self, trajectory_id: Optional[str] = None, *, reset: bool = True) -> Trajectory:
-        """A trajectory, to be released at the end of a `with`. Without an id it gets a fresh one."""
-        return Trajectory(self, trajectory_id or str(uuid.uuid4()), reset)
+    def trajectory(
+        self,
+        trajectory_id: Optional[str] = None,
+        spec: Optional[Union[TrajectorySpec, Mapping[str, Any]]] = None,
+        *,
+        reset: bool = True,
+    ) -> Trajectory:
+        """A trajectory, to be released at the end of a `with`. Without an id it gets a fresh one.
+
+        With a `spec` it begins with that, as by `begin` with `wait=False`.
+        """
+        trajectory = Trajectory(self, trajectory_id or str(uuid.uuid4()), reset)
+        if spec is not None:
+            self.begin(trajectory.id, spec, wait=False)
+        return trajectory
+
+    def begin(
+        self,
+        trajectory_id: str,
+        spec: Union[TrajectorySpec, Mapping[str, Any]],
+        *,
+        wait: bool = True,
+    ) -> None:
+        """Begins a trajectory, before its first call, with what it asks for beyond the settings.
+
+        With `wait` it has a slot that is so when this returns, and `BeginError` says by its
+        `outcome` and text why it cannot; without, that is how the trajectory's calls end until it
+        is released. Raises `SpecError`.
+        """
+        if not wait:
+            self._core.submit_begin(trajectory_id, spec)
+            return
+        begin = self._core.begin(trajectory_id, spec)
+        try:
+            interruptibly(begin)
+        except ToolExecutorError:
+            raise
+        except BaseException:
+            self._core.cancel(trajectory_id)
+            raise
 
     def cancel(self, trajectory_id: str) -> None:
         """Cancels everything of a trajectory that has not ended; every call gets its result."""

@@ -6,6 +6,7 @@
 //! commands were started. A reset may take minutes, where a trajectory has left a million files:
 //! resets have threads of their own, `tool-reset-N`, so that they delay no calls.
 
+mod begin;
 mod calls;
 mod image;
 mod network;
@@ -15,7 +16,7 @@ mod start;
 
 use std::collections::HashMap;
 use std::fmt;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,16 +25,17 @@ use std::time::Instant;
 use parking_lot::Mutex;
 
 use calls::Running;
+use image::Images;
 use resets::Resets;
-use snapshots::{EndedBetween, KeptSnapshots, begin_failure};
+use snapshots::{EndedBetween, KeptSnapshots};
 
 use super::{
     Artifacts, Backend, BeginReply, Capabilities, Container, Execution, ExecutionId, Isolation,
-    ResetReply, SlotRef, Snapshots, gives,
+    ResetReply, SlotRef, Snapshots,
 };
 use crate::artifact::{
     ArchiveArtifacts, ArchiveSummary, Artifact, ArtifactError, ArtifactList, ListArtifacts,
-    ReadArtifact,
+    PutFiles, PutSummary, ReadArtifact,
 };
 use crate::config::{LocalConfig, NetworkMode};
 use crate::egress::Egress;
@@ -53,13 +55,12 @@ use crate::sandbox::supervisor::Supervisor;
 use crate::sandbox::terminal::{self, Terminals, Tmux};
 use crate::sandbox::user::CommandUser;
 use crate::sandbox::workspace::{DataDir, ImageFiles, Workspace};
-use crate::spec::{SnapshotId, SpecField, TrajectorySpec};
+use crate::spec::{SnapshotId, TrajectorySpec};
 use crate::tool::{Outcome, ToolResult};
+use crate::workers::Workers;
 
 /// The container's name: there is only one.
 const ADDR: &str = "local";
-/// What of a spec it gives.
-const GIVEN: &[SpecField] = &[SpecField::Snapshot];
 /// The tools whose calls only have to be handed to the threads that run them.
 const INLINE_TOOLS: &[&str] = &["bash", "bash_stateful", "tmux"];
 
@@ -87,6 +88,8 @@ struct Inner {
     one_user: Option<String>,
     /// The image whose files slots have that are given nothing else.
     image: Option<Arc<ImageFiles>>,
+    /// Where images are from.
+    images: Images,
     supervisor: Arc<Supervisor>,
     limits: Arc<Limits>,
     terminals: Terminals,
@@ -104,6 +107,9 @@ struct Inner {
     /// Taken when closing.
     resets: Mutex<Option<Resets>>,
     snapshots: KeptSnapshots,
+    /// The threads on which trajectories begin: that may take long, as an image does that is
+    /// unpacked. Taken when closing.
+    begins: Mutex<Option<Workers>>,
 }
 
 struct Slot {
@@ -116,6 +122,8 @@ struct Slot {
     ended: EndedBetween,
     /// A command could not be killed: what is left of it may touch the workspace for ever.
     haunted: Arc<AtomicBool>,
+    /// A trajectory begins in it.
+    begins: Arc<AtomicBool>,
     /// Who waits for the reset that is under way, or waits for its thread; empty if there is none.
     resets: Arc<Mutex<Vec<ResetReply>>>,
 }
@@ -261,11 +269,11 @@ impl Backend for LocalBackend {
             network: Some(self.0.network),
             network_totals: self.0.egress.as_ref().map(|egress| egress.totals()),
             not_filtered_because: not_filtered_because.map(str::to_owned),
+            spec: begin::given(self),
             no_images_because: match isolation {
                 Engine::Jailed(jails) => jails.no_layers_because().map(str::to_owned),
                 Engine::None { .. } => Some("commands are not isolated".to_owned()),
             },
-            spec: if self.can_have_layers().is_ok() { GIVEN.to_vec() } else { Vec::new() },
             ..Capabilities::default()
         }
     }
@@ -309,20 +317,14 @@ impl Backend for LocalBackend {
         if place.haunted.load(Ordering::Acquire) {
             return reply.send(Err("a process of an earlier call could not be killed".to_owned()));
         }
+        if place.begins.load(Ordering::Acquire) {
+            return reply.send(Err("a trajectory still begins in it".to_owned()));
+        }
         resets::reset(&self.0, slot.index, place, reply);
     }
 
     fn begin(&self, slot: &SlotRef, spec: &Arc<TrajectorySpec>, reply: BeginReply) {
-        if let Err(failure) = gives(spec, GIVEN) {
-            return reply.send(Err(failure));
-        }
-        let Some(id) = spec.snapshot.clone() else { return reply.send(Ok(())) };
-        let (backend, slot) = (self.clone(), slot.clone());
-        let resets = self.0.resets.lock();
-        // Without them the backend is closing, and the dropped reply says so.
-        if let Some(resets) = &*resets {
-            resets.spawn(move || reply.send(backend.begin_from(&slot, &id).map_err(begin_failure)));
-        }
+        begin::begin(self, slot, spec.clone(), reply);
     }
 
     fn cancel(&self, id: ExecutionId) {
@@ -341,15 +343,23 @@ impl Backend for LocalBackend {
     }
 
     fn close(&self, deadline: Instant) {
+        self.0.images.close();
         let resets = self.0.resets.lock().take();
         if let Some(resets) = &resets {
             resets.stop();
+        }
+        let begins = self.0.begins.lock().take();
+        if let Some(begins) = &begins {
+            begins.stop();
         }
         // Bounded by itself: it kills, and does not wait long for what cannot be killed.
         self.0.supervisor.close();
         self.0.terminals.close();
         if let Some(egress) = &self.0.egress {
             egress.close();
+        }
+        if let Some(begins) = begins {
+            begins.close(deadline);
         }
         if let Some(resets) = resets {
             resets.close(deadline);
@@ -381,6 +391,29 @@ impl Artifacts for LocalBackend {
         into: &mut (dyn Write + Send),
     ) -> Result<ArchiveSummary, ArtifactError> {
         self.with_files(slot, |files| artifacts::archive(files, request, into))
+    }
+
+    fn copy(
+        &self,
+        slot: &SlotRef,
+        path: &str,
+        into: &mut (dyn Write + Send),
+    ) -> Result<u64, ArtifactError> {
+        self.with_files(slot, |files| artifacts::copy(files, path, into))
+    }
+
+    fn put(
+        &self,
+        slot: &SlotRef,
+        request: &PutFiles,
+        from: &mut (dyn Read + Send),
+    ) -> Result<PutSummary, ArtifactError> {
+        if let Some(place) = self.0.slots.get(slot.index)
+            && !request.allow_network
+        {
+            place.has_network.store(false, Ordering::Release);
+        }
+        self.with_files(slot, |files| artifacts::put(files, &self.0.limits, request, from))
     }
 }
 

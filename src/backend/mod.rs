@@ -30,7 +30,7 @@ pub mod slurm;
 mod watch;
 
 use std::fmt;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -42,7 +42,7 @@ pub use watch::{ContainerChange, LeasedSlots, Watcher};
 
 use crate::artifact::{
     ArchiveArtifacts, ArchiveSummary, Artifact, ArtifactError, ArtifactList, ListArtifacts,
-    ReadArtifact,
+    PutFiles, PutSummary, ReadArtifact,
 };
 use crate::error::{BackendError, BeginFailure};
 use crate::grade::{GradeResult, GradeSpec};
@@ -184,8 +184,8 @@ pub(crate) fn gives(spec: &TrajectorySpec, fields: &[SpecField]) -> Result<(), B
     Err(BeginFailure::unsupported(text))
 }
 
-/// Reads the files that a slot's calls have left in its workspace. All of it blocks; it is called
-/// on the thread of the reader, while no call of the slot runs.
+/// Reads the files that a slot's calls have left, and puts others there. All of it blocks; it is
+/// called on the thread of the caller, while no call of the slot runs.
 pub trait Artifacts: Send + Sync {
     /// Reads a part of a file.
     ///
@@ -211,6 +211,49 @@ pub trait Artifacts: Send + Sync {
         request: &ArchiveArtifacts,
         into: &mut (dyn Write + Send),
     ) -> Result<ArchiveSummary, ArtifactError>;
+
+    /// Writes a whole file to `into`, as [`archive`](Self::archive) does, and gives its size.
+    /// Defaults to reading part after part of it.
+    ///
+    /// # Errors
+    /// See [`ArtifactError`].
+    fn copy(
+        &self,
+        slot: &SlotRef,
+        path: &str,
+        into: &mut (dyn Write + Send),
+    ) -> Result<u64, ArtifactError> {
+        let mut request = ReadArtifact::new(path).with_max_bytes(COPY_PART);
+        loop {
+            let part = self.read(slot, &request)?;
+            into.write_all(&part.content)
+                .map_err(|error| ArtifactError::Io(format!("writing a copy of {path}"), error))?;
+            request.offset += part.content.len() as u64;
+            if !part.truncated {
+                return Ok(request.offset);
+            }
+            if part.content.is_empty() {
+                let error = std::io::ErrorKind::UnexpectedEof.into();
+                return Err(ArtifactError::Io(format!("reading {path}"), error));
+            }
+        }
+    }
+
+    /// Puts what `from` has into the slot's files: a file, or what a tar stream has. `from` is read
+    /// on this thread. What is left of one that fails, its error says. Defaults to
+    /// [`ArtifactError::Unsupported`].
+    ///
+    /// # Errors
+    /// See [`ArtifactError`].
+    fn put(
+        &self,
+        slot: &SlotRef,
+        request: &PutFiles,
+        from: &mut (dyn Read + Send),
+    ) -> Result<PutSummary, ArtifactError> {
+        let _ = (slot, request, from);
+        Err(ArtifactError::Unsupported)
+    }
 }
 
 /// Keeps the files of slots as they are at one moment, and grades what is in a slot. All of it
@@ -249,6 +292,8 @@ pub trait Snapshots: Send + Sync {
     /// See [`SnapshotError`].
     fn list(&self) -> Result<Vec<SnapshotInfo>, SnapshotError>;
 }
+/// How much of a file is in memory at once while it is copied part by part.
+const COPY_PART: u64 = 1024 * 1024;
 
 /// A container: an address and the names of the slots in it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -20,6 +20,7 @@
 #![allow(clippy::missing_safety_doc, reason = "said once for all, in the header's preamble")]
 
 mod artifact;
+mod begin;
 mod call;
 mod config;
 mod executor;
@@ -39,6 +40,7 @@ mod version;
 pub use self::artifact::{
     te_archive_copy, te_artifact_archive, te_artifact_copy, te_artifact_list, te_artifact_read,
 };
+pub use self::begin::{te_begin, te_submit_begin};
 pub use self::call::{
     te_call, te_call_cancel, te_call_free, te_cancel_trajectory, te_execute, te_parse_calls,
     te_parse_message, te_parse_text, te_release, te_submit, te_submit_release,

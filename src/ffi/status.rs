@@ -6,7 +6,7 @@ use std::ffi::c_char;
 use std::fmt::Write as _;
 
 use crate::artifact::ArtifactError;
-use crate::error::{ReleaseError, StartError, SubmitError};
+use crate::error::{BeginError, ReleaseError, StartError, SubmitError};
 use crate::snapshot::SnapshotError;
 use crate::workers::guarded;
 
@@ -81,9 +81,15 @@ pub enum te_status {
     TE_BAD_ARCHIVE = 46,
 
     /// The trajectory keeps processes that would end with a snapshot.
-    TE_KEEPS_PROCESSES = 47,
+    TE_KEEPS_PROCESSES = 42,
     /// As many snapshots are kept as may be, or were made of the trajectory.
-    TE_TOO_MANY_SNAPSHOTS = 48,
+    TE_TOO_MANY_SNAPSHOTS = 43,
+    /// The trajectory has begun, has failed to begin, or has made a call: release it first.
+    TE_ALREADY_BEGUN = 47,
+    /// The trajectory did not begin as its spec asks; te_begin() gives the outcome.
+    TE_NOT_BEGUN = 48,
+    /// The spec makes no sense: an unknown key, a value of another type or out of its range.
+    TE_INVALID_SPEC = 49,
 
     /// This process is a fork of the one that made the handle. Its threads are not here: nothing
     /// works but freeing.
@@ -94,7 +100,7 @@ pub enum te_status {
 
 use te_status::*;
 
-const ALL: [te_status; 33] = [
+const ALL: [te_status; 36] = [
     TE_OK,
     TE_TIMEOUT,
     TE_CLOSED,
@@ -126,6 +132,9 @@ const ALL: [te_status; 33] = [
     TE_BAD_ARCHIVE,
     TE_KEEPS_PROCESSES,
     TE_TOO_MANY_SNAPSHOTS,
+    TE_ALREADY_BEGUN,
+    TE_NOT_BEGUN,
+    TE_INVALID_SPEC,
     TE_FORKED,
     TE_PANIC,
 ];
@@ -164,6 +173,9 @@ impl te_status {
             TE_TOO_MANY_SNAPSHOTS => c"TE_TOO_MANY_SNAPSHOTS",
             TE_ALREADY_ANSWERED => c"TE_ALREADY_ANSWERED",
             TE_LOGGER_TAKEN => c"TE_LOGGER_TAKEN",
+            TE_ALREADY_BEGUN => c"TE_ALREADY_BEGUN",
+            TE_NOT_BEGUN => c"TE_NOT_BEGUN",
+            TE_INVALID_SPEC => c"TE_INVALID_SPEC",
             TE_FORKED => c"TE_FORKED",
             TE_PANIC => c"TE_PANIC",
         }
@@ -201,6 +213,20 @@ impl From<SubmitError> for Fault {
             SubmitError::Closed(_) => TE_CLOSED,
             SubmitError::QueueFull(_) => TE_QUEUE_FULL,
             SubmitError::CompletionQueueFull(_) => TE_COMPLETIONS_FULL,
+        };
+        Self::of(status, &error)
+    }
+}
+
+impl From<BeginError> for Fault {
+    fn from(error: BeginError) -> Self {
+        let status = match error {
+            BeginError::Invalid(_) => TE_INVALID_SPEC,
+            BeginError::AlreadyBegun => TE_ALREADY_BEGUN,
+            BeginError::Closed => TE_CLOSED,
+            BeginError::QueueFull => TE_QUEUE_FULL,
+            // Its text is its cause's, and is to be there once.
+            BeginError::Failed(failure) => return Self::of(TE_NOT_BEGUN, &failure),
         };
         Self::of(status, &error)
     }

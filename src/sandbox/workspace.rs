@@ -20,9 +20,9 @@
 //! The engine makes one [`DataDir`] when it starts, takes its [`Workspace`]s, and closes it at its
 //! end. What engines left behind that died without doing so is removed by the next one.
 //!
-//! **A reset is a new workspace** ([`Workspace::renew_with`]): nothing is cleaned in place, so no access
-//! list, attribute, flag, mode or lock of the old one reaches the next trajectory, and it takes no
-//! longer where more was written. The old directories are removed behind it
+//! **A reset is a new workspace** ([`Workspace::renew_with`]): nothing is cleaned in place, so no
+//! access list, attribute, flag, mode or lock of the old one reaches the next trajectory, and it
+//! takes no longer where more was written. The old directories are removed behind it
 //! ([`Workspace::remains`]).
 //!
 //! **Layers** (`layered`). The directories of a slot that goes on above a snapshot, or begins from
@@ -61,6 +61,7 @@ use self::layered::{Beneath, Seen};
 use super::identity::Identity;
 use super::jail::{Overlay, UPPER};
 use super::paths::{FindRoot, MOUNT_POINT, Mount, Root, TEMPORARY, View};
+use super::settings::{self, Settings};
 use super::shell::{Places, Shell};
 use super::spool::DIRECTORY as OUTPUTS;
 use super::tree::{self, TreeError};
@@ -195,6 +196,8 @@ pub(crate) struct Workspace {
     founded: AtomicU64,
     /// How many calls have had their output kept in a file.
     outputs: AtomicU64,
+    /// What its trajectory's commands have beside what all have.
+    settings: OnceLock<Settings>,
 }
 
 /// A directory that was made at `path`, held.
@@ -235,7 +238,6 @@ impl Workspace {
         of_slot: (Arc<Identity>, Option<CommandUser>),
         base: &Base,
     ) -> Result<Self, WorkspaceError> {
-        let life = lives.fetch_add(1, Ordering::Relaxed);
         let (image, beneath) = (base.image.clone(), base.trees.clone());
         let (identity, owner) = match &image {
             Some(image) => (image.identity().clone(), image.owner(of_slot.1)),
@@ -243,6 +245,7 @@ impl Workspace {
         };
         // What is changed of an image is changed by the first process.
         let root = image.as_ref().map_or(owner, |_| of_slot.1.map(CommandUser::as_root_inside));
+        let life = lives.fetch_add(1, Ordering::Relaxed);
         let place = |kind: &str| match life {
             0 => directory.join(kind),
             life => directory.join(format!("{kind}-{life}")),
@@ -286,6 +289,7 @@ impl Workspace {
             image,
             founded,
             outputs,
+            settings: OnceLock::new(),
         })
     }
 
@@ -316,6 +320,40 @@ impl Workspace {
         self.sessions.parent().unwrap_or(Path::new("/"))
     }
 
+    /// What its trajectory's commands have beside what all have.
+    pub(super) fn settings(&self) -> &Settings {
+        self.settings.get().unwrap_or(&settings::NOTHING)
+    }
+
+    /// Whether its trajectory's commands have no network, whatever their calls say.
+    pub(crate) fn cuts_network(&self) -> bool {
+        self.settings().cuts_network
+    }
+
+    /// Whether processes that a command of its trajectory leaves running are kept, where the
+    /// trajectory says so.
+    pub(crate) fn keeps_background(&self) -> Option<bool> {
+        self.settings().keeps_background
+    }
+
+    /// Where its trajectory's commands begin, if the trajectory says so.
+    pub(crate) fn begins_in(&self) -> Option<&Path> {
+        self.settings().directory.as_deref()
+    }
+
+    /// Sets them, once: before anything runs in it.
+    pub(crate) fn set_as(&self, other: &Self) {
+        if let Some(settings) = other.settings.get() {
+            self.set(settings.clone());
+        }
+    }
+
+    /// Sets them, once.
+    pub(crate) fn set(&self, settings: Settings) {
+        let is_first = self.settings.set(settings).is_ok();
+        debug_assert!(is_first, "the settings of a workspace are set once");
+    }
+
     /// What is to be removed of it once its slot has another. Holds no descriptors.
     pub(crate) fn remains(&self) -> Remains {
         Remains { directories: self.directories().map(Path::to_owned).to_vec() }
@@ -344,6 +382,7 @@ impl Workspace {
             image: self.image.clone(),
             founded: AtomicU64::new(0),
             outputs: AtomicU64::new(0),
+            settings: self.settings.clone(),
         }
     }
 
@@ -485,7 +524,7 @@ impl Workspace {
             Mount { place: temporary, alias: None, root: roots[1] },
             Mount { place: home, alias: Some(self.home()), root: roots[2] },
         ];
-        View::new(mounts, workspace, find_root)
+        View::new(mounts, self.begins_in().unwrap_or(workspace), find_root)
     }
 
     /// Whether its directory is still where it was made: somebody outside may have removed or
@@ -510,10 +549,11 @@ impl Workspace {
         workspace.and(temporary).and(home)
     }
 
-    /// Copies its files, directories and symlinks, or what its machine has changed of an image's, into `dest`, which is made if it does not exist.
-    /// Nothing there is overwritten. FIFOs, sockets and devices are skipped, and set-user-id bits
-    /// dropped. Blocks for as long as the file system needs. A command may run meanwhile: what it
-    /// changes is copied as it was at some moment, or not at all.
+    /// Copies its files, directories and symlinks, or what its machine has changed of an image's,
+    /// into `dest`, which is made if it does not exist. Nothing there is overwritten. FIFOs,
+    /// sockets and devices are skipped, and set-user-id bits dropped. Blocks for as long as the
+    /// file system needs. A command may run meanwhile: what it changes is copied as it was at some
+    /// moment, or not at all.
     ///
     /// # Errors
     /// The first entry that could not be copied; everything else is. Directories nested deeper than

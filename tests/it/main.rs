@@ -76,6 +76,8 @@ mod slow;
 mod slurm;
 mod snapshots;
 #[cfg(target_os = "linux")]
+mod specs;
+#[cfg(target_os = "linux")]
 mod stopped;
 #[cfg(all(target_os = "linux", feature = "server"))]
 mod threads;

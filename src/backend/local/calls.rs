@@ -11,6 +11,7 @@ use crate::sandbox::shell::{self, Shell};
 use crate::sandbox::supervisor::{CommandId, CommandSpec, Finished};
 use crate::sandbox::terminal::result::{self as stateful, stateful_result};
 use crate::sandbox::terminal::{Place, ShellCommand, ShellEnded, TerminalCall, tmux};
+use crate::tool::python_json::is_truthy;
 use crate::tool::{
     BackgroundProcesses, BashArguments, DEFAULT_SESSION, Outcome, output_order, session,
 };
@@ -31,7 +32,7 @@ pub(super) enum Command {
 impl LocalBackend {
     pub(super) fn bash(&self, execution: Execution) {
         let Execution { id, slot, arguments, timeout, reply, .. } = execution;
-        let policy = self.bounded(IsolationPolicy::from_arguments(&arguments));
+        let policy = self.bounded(slot.index, IsolationPolicy::from_arguments(&arguments));
         let isolation = self.0.supervisor.isolation();
         let (sandboxed, can_cut_network) = (isolation.is_sandboxed(), isolation.can_cut_network());
         if let Some(refusal) = policy.refusal(sandboxed, can_cut_network) {
@@ -47,13 +48,21 @@ impl LocalBackend {
         let order = wanted.output_order;
         let workspace = place.workspace();
         let kind = workspace.shell_kind().unwrap_or_else(Shell::detect);
+        let keeps_background =
+            workspace.keeps_background().unwrap_or(wanted.background == BackgroundProcesses::Keep);
         let spec = CommandSpec {
             workspace: workspace.clone(),
-            command: shell::script_of(&wanted, kind, workspace.image().is_none()),
+            command: match workspace.begins_in() {
+                // The jail in which the directory was made begins in another.
+                Some(directory) => {
+                    shell::script_in(directory, &shell::script_of(&wanted, kind, false))
+                }
+                None => shell::script_of(&wanted, kind, workspace.image().is_none()),
+            },
             stdin: wanted.stdin.unwrap_or_default().to_owned(),
             output_order: order,
             verdict: None,
-            keeps_background: wanted.background == BackgroundProcesses::Keep,
+            keeps_background,
             network: policy.allow_network,
             timeout,
             output_limit_chars: self.0.max_output_chars,
@@ -77,7 +86,7 @@ impl LocalBackend {
 
     pub(super) fn bash_stateful(&self, execution: Execution) {
         let Execution { id, slot, arguments, timeout, reply, .. } = execution;
-        let policy = self.bounded(stateful::policy(&arguments));
+        let policy = self.bounded(slot.index, stateful::policy(&arguments));
         let isolation = self.0.supervisor.isolation();
         let (sandboxed, can_cut_network) = (isolation.is_sandboxed(), isolation.can_cut_network());
         if let Some(refusal) = stateful::refusal(policy, sandboxed, can_cut_network) {
@@ -135,7 +144,7 @@ impl LocalBackend {
             }
             Err(refusal) => return reply.send(*refusal),
         };
-        let policy = self.bounded(stateful::policy(&arguments));
+        let policy = self.bounded(slot.index, stateful::policy(&arguments));
         let isolation = self.0.supervisor.isolation();
         let (sandboxed, can_cut_network) = (isolation.is_sandboxed(), isolation.can_cut_network());
         if let Some(why) = stateful::lacking(policy, sandboxed, can_cut_network) {
@@ -221,6 +230,9 @@ impl LocalBackend {
 
     pub(super) fn file(&self, execution: Execution) {
         let Some(slot) = self.0.slots.get(execution.slot.index) else { return };
+        if execution.arguments.get("allow_network").is_some_and(|allow| !is_truthy(allow)) {
+            slot.has_network.store(false, Ordering::Release);
+        }
         let result = slot.with_files(&self.0.supervisor, |files| {
             let (arguments, most) = (&execution.arguments, self.0.max_file_bytes);
             match execution.tool {

@@ -47,11 +47,6 @@ impl Resets {
         })
     }
 
-    /// Has a slot prepared as a reset does it: in its turn with them.
-    pub(super) fn spawn(&self, job: impl FnOnce() + Send + 'static) {
-        self.renewing.spawn(job);
-    }
-
     /// From now on no reset begins, and no removal.
     pub(super) fn stop(&self) {
         self.renewing.stop();

@@ -1,11 +1,11 @@
 //! Workspaces above layers: the directories of a slot as they were at one moment, which do not
 //! change any more, and what the slot changes above them.
 //!
-//! A [`Base`] is what can be beneath a slot's files: layers above an image, or layers of each of the
-//! three directories of a machine on the host's files. Where there are some, the directory on the
-//! host is the writable part of an overlay, which the first process of the slot's machine mounts.
-//! The three are seen through the root directory of that machine ([`Workspace::on_founded`]). One
-//! that has nothing beneath it is bound as it is.
+//! A [`Base`] is what can be beneath a slot's files: layers above an image, or layers of each of
+//! the three directories of a machine on the host's files. Where there are some, the directory on
+//! the host is the writable part of an overlay, which the first process of the slot's machine
+//! mounts. The three are seen through the root directory of that machine
+//! ([`Workspace::on_founded`]). One that has nothing beneath it is bound as it is.
 
 use std::any::Any;
 use std::io;
@@ -47,6 +47,9 @@ pub(super) struct Beneath {
     mode: Option<Mode>,
 }
 
+// What keeps a layer there is dropped with it, and otherwise never used.
+impl std::panic::RefUnwindSafe for Beneath {}
+
 /// What a grader finds beside the files that it judges.
 #[derive(Debug)]
 pub(crate) struct Grading {
@@ -67,6 +70,29 @@ pub(super) struct Seen {
 }
 
 impl Base {
+    /// The same for another trajectory, whose commands are this user's, if one is given, in a slot
+    /// whose ids are `owner`'s.
+    ///
+    /// # Errors
+    /// There is no such user.
+    pub(crate) fn for_trajectory(
+        &self,
+        user: Option<&str>,
+        owner: Option<CommandUser>,
+    ) -> Result<Self, NoMachine> {
+        let image = match (&self.image, user) {
+            (Some(image), Some(user)) => Some(Arc::new(image.with_user(user, owner)?)),
+            (None, Some(user)) => {
+                return Err(NoMachine::Unsupported(format!(
+                    "user is {user:?}, and the snapshot is of a machine on the host's files, whose \
+                     commands are the one user that slots have; leave user out"
+                )));
+            }
+            (image, None) => image.clone(),
+        };
+        Ok(Self { image, trees: self.trees.clone() })
+    }
+
     /// How many layers it has in all.
     pub(crate) fn layers(&self) -> usize {
         let of_image = self.image.as_ref().map_or(0, |image| image.layers().count());

@@ -20,6 +20,7 @@ use super::OutcomeFields;
 use crate::config::NetworkMode;
 use crate::level::IsolationLevel;
 use crate::limits::EnforcedLimits;
+use crate::spec::SpecField;
 use crate::tool::python_json::{self, NonAscii};
 use crate::tool::{JsonObject, Outcome, ToolResult};
 
@@ -298,6 +299,8 @@ pub(crate) struct Health<'a> {
     pub(crate) warm_slots: Option<bool>,
     /// What network commands have whose calls may use one, where that is known.
     pub(crate) network: Option<NetworkMode>,
+    /// What of a trajectory's spec the slots can be given.
+    pub(crate) spec: &'a [SpecField],
 }
 
 impl Health<'_> {
@@ -316,6 +319,7 @@ impl Health<'_> {
             "instance": self.instance,
             "url": self.url,
         });
+        answer["spec_fields"] = json!(self.spec);
         if let Some(level) = self.level {
             answer["isolation_level"] = json!(level);
             answer["weakened_because"] = json!(self.weakened_because);

@@ -9,6 +9,7 @@ mod partition;
 mod reference;
 mod sharing;
 mod soak;
+mod specs;
 mod starts;
 
 use std::sync::Arc;

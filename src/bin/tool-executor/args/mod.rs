@@ -188,7 +188,8 @@ pub(crate) struct ReplayArgs {
     /// "recorded_exit_code"?}]} or {"trajectory_id"?, "messages": [...]} with messages of OpenAI
     /// (chat, Responses) or Anthropic, or with "conversations" of ShareGPT; calls may be structured
     /// or stand in the text. Other keys are ignored. A line without an id is named line-N; one
-    /// whose id another line has got runs as ID~2, ID~3, and so on.
+    /// whose id another line has got runs as ID~2, ID~3, and so on. "spec": {...} says what the
+    /// trajectory begins with, see --spec.
     pub(crate) file: PathBuf,
 
     /// The form of tool calls in a model's text
@@ -222,6 +223,14 @@ pub(crate) struct ReplayArgs {
     /// Run the first N trajectories of the input only
     #[arg(long, value_name = "N", value_parser = named(values::at_least_one_u64))]
     pub(crate) limit: Option<u64>,
+
+    /// Begin each trajectory with the spec in FILE, a JSON object, beside what its line's "spec" says
+    ///
+    /// {"env": {...}, "workdir", "network", "allow_hosts", "limits": {...}, "background",
+    /// "max_wall_s", "max_idle_s", "files": [...], "image", "user", "snapshot"}, each of which may
+    /// be left out. Of a key that both have the line's is taken.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) spec: Option<PathBuf>,
 
     /// Compare outputs and exit codes with the recorded ones and report the agreement
     #[arg(long)]

@@ -170,7 +170,6 @@ impl ImageStore {
     ///
     /// # Errors
     /// [`ImageError`].
-    #[allow(dead_code, reason = "what gives images to machines comes with it")]
     pub(crate) fn get(
         &self,
         source: &ImageSource,
