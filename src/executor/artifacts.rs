@@ -75,7 +75,8 @@ impl ToolExecutor {
         self.archive_leased(&self.lease(trajectory_id)?, request)
     }
 
-    /// Copies a whole file of a trajectory's machine to `into`, and says how many bytes that were. After an error `into` has some part of it.
+    /// Copies a whole file of a trajectory's machine to `into`, and says how many bytes that were.
+    /// After an error `into` has some part of it.
     ///
     /// # Errors
     /// See [`ArtifactError`].

@@ -183,7 +183,7 @@ impl Connection {
     }
 
     /// Posts, for as long as the server is not given up.
-    fn post_patiently(
+    pub(super) fn post_patiently(
         &self,
         route: &str,
         body: &[u8],

@@ -46,6 +46,7 @@ mod members;
 mod native;
 mod reference;
 mod shares;
+mod snapshots;
 mod start;
 mod waiting;
 
@@ -64,10 +65,11 @@ use self::members::{Member, Members};
 use self::native::{Direct, NativeServer};
 use self::reference::{ReferenceServer, StockRequests};
 use self::shares::Shares;
+use self::snapshots::FleetSnapshots;
 use self::start::GIVE_UP;
 use super::{
     Artifacts, Backend, BeginReply, Capabilities, Container, Execution, ExecutionId, Isolation,
-    ResetReply, SlotRef, Watcher, gives,
+    ResetReply, SlotRef, Snapshots, Watcher, gives,
 };
 use crate::artifact::{
     ArchiveArtifacts, ArchiveSummary, Artifact, ArtifactError, ArtifactList, ListArtifacts,
@@ -101,6 +103,7 @@ pub struct FleetBackend {
     connections: Vec<Connection>,
     list: Option<ServerList>,
     members: Members,
+    snapshots: FleetSnapshots,
 }
 
 /// What it takes to make a server of the fleet.
@@ -146,7 +149,7 @@ impl FleetBackend {
         let list = file.clone().map(ServerList::File);
         let list = list.or_else(|| name.clone().map(ServerList::Name));
         let members = Members::new(making.clone());
-        Ok(Self { making, connections, list, members })
+        Ok(Self { making, connections, list, members, snapshots: FleetSnapshots::default() })
     }
 
     /// Whether there is a server that was met.
@@ -251,6 +254,10 @@ impl Backend for FleetBackend {
     }
 
     fn artifacts(&self) -> Option<&dyn Artifacts> {
+        Some(self)
+    }
+
+    fn snapshots(&self) -> Option<&dyn Snapshots> {
         Some(self)
     }
 

@@ -39,8 +39,8 @@ use crate::tool::{OutputOrder, ToolResult};
 
 /// How many snapshots are kept at most.
 const MOST_SNAPSHOTS: usize = 4096;
-/// How many layers may be beneath a slot's files, those of its image too: all of a machine's have to
-/// go with one message, and each makes the looking up of files slower.
+/// How many layers may be beneath a slot's files, those of its image too: all of a machine's have
+/// to go with one message, and each makes the looking up of files slower.
 const MOST_LAYERS: usize = 100;
 /// How long the end of what runs in a slot is awaited. The supervisor and the terminals give up
 /// before.

@@ -1,11 +1,11 @@
 //! Workspaces above layers: the directories of a slot as they were at one moment, which do not
 //! change any more, and what the slot changes above them.
 //!
-//! A [`Base`] is what can be beneath a slot's files: layers above an image, or layers of each of the
-//! three directories of a machine on the host's files. Where there are some, the directory on the
-//! host is the writable part of an overlay, which the first process of the slot's machine mounts.
-//! The three are seen through the root directory of that machine ([`Workspace::on_founded`]). One
-//! that has nothing beneath it is bound as it is.
+//! A [`Base`] is what can be beneath a slot's files: layers above an image, or layers of each of
+//! the three directories of a machine on the host's files. Where there are some, the directory on
+//! the host is the writable part of an overlay, which the first process of the slot's machine
+//! mounts. The three are seen through the root directory of that machine
+//! ([`Workspace::on_founded`]). One that has nothing beneath it is bound as it is.
 
 use std::any::Any;
 use std::io;
