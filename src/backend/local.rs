@@ -25,6 +25,7 @@ use std::time::Instant;
 use parking_lot::Mutex;
 
 use calls::Running;
+use image::Images;
 use resets::Resets;
 use snapshots::{EndedBetween, KeptSnapshots};
 
@@ -87,6 +88,8 @@ struct Inner {
     one_user: Option<String>,
     /// The image whose files slots have that are given nothing else.
     image: Option<Arc<ImageFiles>>,
+    /// Where images are from.
+    images: Images,
     supervisor: Arc<Supervisor>,
     limits: Arc<Limits>,
     terminals: Terminals,
@@ -340,6 +343,7 @@ impl Backend for LocalBackend {
     }
 
     fn close(&self, deadline: Instant) {
+        self.0.images.close();
         let resets = self.0.resets.lock().take();
         if let Some(resets) = &resets {
             resets.stop();
