@@ -196,6 +196,13 @@ enum te_status
    */
   TE_BAD_ARCHIVE = 46,
   /**
+   * The trajectory keeps processes that would end with a snapshot.
+   */
+  TE_KEEPS_PROCESSES = 47,
+  /**
+   * As many snapshots are kept as may be, or were made of the trajectory.
+   */
+  TE_TOO_MANY_SNAPSHOTS = 48,
    * The trajectory has begun, has failed to begin, or has made a call: release it first.
    */
   TE_ALREADY_BEGUN = 47,

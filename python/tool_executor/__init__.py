@@ -41,6 +41,7 @@ from ._errors import (
     LibraryError,
     QueueFullError,
     ReleaseError,
+    SnapshotError,
     SpecError,
     StartError,
     ToolExecutorError,
@@ -49,6 +50,7 @@ from ._errors import (
 )
 from ._executor import PendingCall, ToolExecutor, Trajectory
 from ._native import version as _version
+from ._snapshots import Fork, Grade, Snapshot
 from ._tools import Tool, ToolContext, ToolError, tool
 from ._types import (
     Archive,
@@ -81,7 +83,9 @@ __all__ = [
     "Config",
     "ConfigError",
     "FleetConfig",
+    "Fork",
     "ForkedError",
+    "Grade",
     "InternalError",
     "InvalidArgumentError",
     "InvalidArgumentTypeError",
@@ -97,6 +101,8 @@ __all__ = [
     "SlotLimits",
     "SlurmConfig",
     "SlurmJobs",
+    "Snapshot",
+    "SnapshotError",
     "SpecError",
     "SpecFile",
     "StartError",

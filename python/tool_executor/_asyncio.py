@@ -14,13 +14,26 @@ import time
 import uuid
 import weakref
 from ctypes import byref, c_void_p
-from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Optional, Type, TypeVar, Union
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Callable,
+    Dict,
+    List,
+    Mapping,
+    Optional,
+    Sequence,
+    Type,
+    TypeVar,
+    Union,
+)
 
 from . import _native
 from ._config import Config, Settings, TrajectorySpec
 from ._core import PLACES, Core, merged, request_of, trajectory_of
 from ._errors import ClosedError, InvalidArgumentError, ToolExecutorError
 from ._native import check, quick
+from ._snapshots import Fork, Grade, Snapshot, Snapshots
 from ._types import (
     Archive,
     Artifact,
@@ -299,6 +312,46 @@ class AsyncToolExecutor:
         """See `ToolExecutor.copy_artifact`."""
         return await _off_loop(self._core.copy_artifact(trajectory_id, path, to))
 
+    async def snapshot(self, trajectory_id: str, *, end_processes: bool = False) -> Snapshot:
+        """See `ToolExecutor.snapshot`."""
+        return await _off_loop(Snapshots(self._core).snapshot(trajectory_id, end_processes))
+
+    async def drop_snapshot(self, snapshot: Union[Snapshot, str]) -> None:
+        """Gives a snapshot up. What began from it goes on."""
+        await _off_loop(Snapshots(self._core).drop(snapshot))
+
+    async def snapshots(self) -> List[Snapshot]:
+        """The snapshots that are kept, the oldest first."""
+        return await _off_loop(Snapshots(self._core).all())
+
+    async def fork(
+        self,
+        trajectory_id: str,
+        to: Sequence[str],
+        *,
+        end_processes: bool = False,
+        spec: Optional[Mapping[str, Any]] = None,
+    ) -> List[Fork]:
+        """See `ToolExecutor.fork`."""
+        return await _off_loop(Snapshots(self._core).fork(trajectory_id, to, end_processes, spec))
+
+    async def grade(
+        self,
+        trajectory_id: str,
+        command: str,
+        *,
+        files: Optional[Mapping[str, Union[str, bytes]]] = None,
+        stdin: str = "",
+        env: Optional[Mapping[str, str]] = None,
+        timeout: Optional[float] = None,
+        files_at: Optional[str] = None,
+    ) -> Grade:
+        """See `ToolExecutor.grade`."""
+        grade = Snapshots(self._core).grade
+        return await _off_loop(
+            grade(trajectory_id, command, files, stdin, env, timeout, files_at)
+        )
+
     async def stats(self) -> Dict[str, Any]:
         """See `ToolExecutor.stats`."""
         return await _off_loop(self._core.stats)
@@ -375,6 +428,27 @@ class AsyncTrajectory:
     async def list_artifacts(self, path: str = ".", *, recursive: bool = False) -> ArtifactList:
         """`AsyncToolExecutor.list_artifacts` of this trajectory."""
         return await self._executor.list_artifacts(self.id, path, recursive=recursive)
+
+    async def snapshot(self, *, end_processes: bool = False) -> Snapshot:
+        """`AsyncToolExecutor.snapshot` of this trajectory."""
+        return await self._executor.snapshot(self.id, end_processes=end_processes)
+
+    async def fork(self, to: Sequence[str], *, end_processes: bool = False) -> List[Fork]:
+        """`AsyncToolExecutor.fork` of this trajectory."""
+        return await self._executor.fork(self.id, to, end_processes=end_processes)
+
+    async def grade(
+        self,
+        command: str,
+        *,
+        files: Optional[Mapping[str, Union[str, bytes]]] = None,
+        stdin: str = "",
+        timeout: Optional[float] = None,
+    ) -> Grade:
+        """`AsyncToolExecutor.grade` of this trajectory."""
+        return await self._executor.grade(
+            self.id, command, files=files, stdin=stdin, timeout=timeout
+        )
 
     def cancel(self) -> None:
         """`AsyncToolExecutor.cancel` of this trajectory."""

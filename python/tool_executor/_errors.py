@@ -21,6 +21,7 @@ __all__ = [
     "LibraryError",
     "QueueFullError",
     "ReleaseError",
+    "SnapshotError",
     "SpecError",
     "StartError",
     "ToolExecutorError",
@@ -105,6 +106,10 @@ class ArtifactNotFoundError(ArtifactError):
     """Nothing is at this path."""
 
 
+class SnapshotError(ToolExecutorError):
+    """There is no snapshot, fork or grade; `status` says why, such as `"TE_KEEPS_PROCESSES"`."""
+
+
 class ForkedError(ToolExecutorError):
     """This process was forked from the one that made the executor, and has none of its threads.
 
@@ -142,6 +147,8 @@ _TYPES: Dict[str, Type[ToolExecutorError]] = {
     "TE_SANDBOX_LOST": ArtifactError,
     "TE_UNSUPPORTED": ArtifactError,
     "TE_IO": ArtifactError,
+    "TE_KEEPS_PROCESSES": SnapshotError,
+    "TE_TOO_MANY_SNAPSHOTS": SnapshotError,
     "TE_FORKED": ForkedError,
 }
 

@@ -104,6 +104,11 @@ _SLOW: Dict[str, Tuple[Any, List[Any]]] = {
     "te_artifact_list": (c_int32, [c_void_p, *_TEXT, *_TEXT, _BUFFER]),
     "te_artifact_archive": (c_int32, [c_void_p, *_TEXT, *_TEXT, _BUFFER, _BUFFER]),
     "te_artifact_copy": (c_int32, [c_void_p, *_TEXT, *_TEXT, c_int, POINTER(c_uint64)]),
+    "te_snapshot": (c_int32, [c_void_p, *_TEXT, *_TEXT, _BUFFER]),
+    "te_snapshot_drop": (c_int32, [c_void_p, *_TEXT]),
+    "te_snapshots": (c_int32, [c_void_p, _BUFFER]),
+    "te_fork": (c_int32, [c_void_p, *_TEXT, *_TEXT, _BUFFER]),
+    "te_grade": (c_int32, [c_void_p, *_TEXT, *_TEXT, _BUFFER]),
     "te_archive_copy": (c_int32, [c_void_p, *_TEXT, *_TEXT, c_int, _BUFFER]),
 }
 assert ctypes.sizeof(c_uint8) == 1

@@ -11,6 +11,7 @@ mod calls;
 mod image;
 mod network;
 mod resets;
+mod snapshots;
 mod start;
 
 use std::collections::HashMap;
@@ -25,10 +26,11 @@ use parking_lot::Mutex;
 
 use calls::Running;
 use resets::Resets;
+use snapshots::{EndedBetween, KeptSnapshots};
 
 use super::{
     Artifacts, Backend, BeginReply, Capabilities, Container, Execution, ExecutionId, Isolation,
-    ResetReply, SlotRef,
+    ResetReply, SlotRef, Snapshots,
 };
 use crate::artifact::{
     ArchiveArtifacts, ArchiveSummary, Artifact, ArtifactError, ArtifactList, ListArtifacts,
@@ -52,12 +54,13 @@ use crate::sandbox::supervisor::Supervisor;
 use crate::sandbox::terminal::{self, Terminals, Tmux};
 use crate::sandbox::user::CommandUser;
 use crate::sandbox::workspace::{DataDir, ImageFiles, Workspace};
-use crate::spec::TrajectorySpec;
+use crate::spec::{SnapshotId, TrajectorySpec};
 use crate::tool::{Outcome, ToolResult};
 use crate::workers::Workers;
 
 /// The container's name: there is only one.
 const ADDR: &str = "local";
+/// What of a spec it gives.
 /// The tools whose calls only have to be handed to the threads that run them.
 const INLINE_TOOLS: &[&str] = &["bash", "bash_stateful", "tmux"];
 
@@ -104,6 +107,7 @@ struct Inner {
     /// The threads on which trajectories begin: that may take long, as an image does that is
     /// unpacked. Taken when closing.
     begins: Mutex<Option<Workers>>,
+    snapshots: KeptSnapshots,
 }
 
 struct Slot {
@@ -111,6 +115,9 @@ struct Slot {
     workspace: Mutex<Arc<Workspace>>,
     /// Whether its latest command could use the network: that decides which machine it had.
     has_network: AtomicBool,
+    /// The snapshot that it began from, or that was made of it last.
+    began_from: Mutex<Option<SnapshotId>>,
+    ended: EndedBetween,
     /// A command could not be killed: what is left of it may touch the workspace for ever.
     haunted: Arc<AtomicBool>,
     /// A trajectory begins in it.
@@ -184,7 +191,15 @@ impl LocalBackend {
     /// The first entry that could not be copied; the others are.
     pub fn save_workspace(&self, slot: &SlotRef, dest: &Path) -> std::io::Result<()> {
         match self.0.slots.get(slot.index) {
-            Some(slot) => slot.workspace().save_to(dest),
+            Some(slot) => {
+                let workspace = slot.workspace();
+                if workspace.needs_machine() {
+                    let network = slot.has_network.load(Ordering::Acquire);
+                    let founded = self.0.supervisor.root(&workspace, network);
+                    founded.map_err(std::io::Error::other)?;
+                }
+                workspace.save_to(dest)
+            }
             None => Err(std::io::Error::other(format!("there is no slot {}", slot.name))),
         }
     }
@@ -321,6 +336,10 @@ impl Backend for LocalBackend {
         Some(self)
     }
 
+    fn snapshots(&self) -> Option<&dyn Snapshots> {
+        Some(self)
+    }
+
     fn close(&self, deadline: Instant) {
         let resets = self.0.resets.lock().take();
         if let Some(resets) = &resets {
@@ -342,6 +361,7 @@ impl Backend for LocalBackend {
         if let Some(resets) = resets {
             resets.close(deadline);
         }
+        self.0.snapshots.clear();
         self.0.limits.close();
         let data_dir = self.0.data_dir.lock().take();
         if let Some(data_dir) = data_dir

@@ -45,8 +45,10 @@ use crate::artifact::{
     PutFiles, PutSummary, ReadArtifact,
 };
 use crate::error::{BackendError, BeginFailure};
+use crate::grade::{GradeResult, GradeSpec};
 use crate::interrupt::Interrupt;
-use crate::spec::{SpecField, TrajectorySpec};
+use crate::snapshot::{SnapshotError, SnapshotInfo, SnapshotOptions};
+use crate::spec::{SnapshotId, SpecField, TrajectorySpec};
 use crate::tool::JsonObject;
 
 /// Something that runs tool calls in slots. See the [module](self) for the contract.
@@ -127,6 +129,12 @@ pub trait Backend: Send + Sync + 'static {
     /// What reads the files of its slots. Defaults to none: readers are answered
     /// [`ArtifactError::Unsupported`].
     fn artifacts(&self) -> Option<&dyn Artifacts> {
+        None
+    }
+
+    /// What keeps snapshots of its slots, and grades them. Defaults to none: callers are answered
+    /// [`SnapshotError::Unsupported`].
+    fn snapshots(&self) -> Option<&dyn Snapshots> {
         None
     }
 
@@ -250,6 +258,42 @@ pub trait Artifacts: Send + Sync {
 
 /// How much of a file is in memory at once while it is copied part by part.
 const COPY_PART: u64 = 1024 * 1024;
+/// Keeps the files of slots as they are at one moment, and grades what is in a slot. All of it
+/// blocks; it is called on the thread of the caller. What names a slot is called while no call of
+/// the slot runs.
+///
+/// A snapshot is kept until it is dropped, or the backend is closed; there is a bound of how many
+/// are.
+pub trait Snapshots: Send + Sync {
+    /// Keeps the files of a slot. The slot goes on with them.
+    ///
+    /// # Errors
+    /// See [`SnapshotError`]; the slot is as it was then.
+    fn snapshot(
+        &self,
+        slot: &SlotRef,
+        options: &SnapshotOptions,
+    ) -> Result<SnapshotInfo, SnapshotError>;
+
+    /// Runs a command over the files of a slot, in which nothing of the slot's calls runs any more.
+    /// Afterwards the slot has its files as they were.
+    ///
+    /// # Errors
+    /// See [`SnapshotError`]; the slot has its files then, too.
+    fn grade(&self, slot: &SlotRef, spec: &GradeSpec) -> Result<GradeResult, SnapshotError>;
+
+    /// Gives a snapshot up.
+    ///
+    /// # Errors
+    /// [`SnapshotError::NotFound`], if there is none of this id.
+    fn drop_snapshot(&self, id: &SnapshotId) -> Result<(), SnapshotError>;
+
+    /// The snapshots that are kept, the oldest first.
+    ///
+    /// # Errors
+    /// See [`SnapshotError`].
+    fn list(&self) -> Result<Vec<SnapshotInfo>, SnapshotError>;
+}
 
 /// A container: an address and the names of the slots in it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -75,7 +75,8 @@ impl ToolExecutor {
         self.archive_leased(&self.lease(trajectory_id)?, request)
     }
 
-    /// Copies a whole file of a trajectory's machine to `into`, and says how many bytes that were. After an error `into` has some part of it.
+    /// Copies a whole file of a trajectory's machine to `into`, and says how many bytes that were.
+    /// After an error `into` has some part of it.
     ///
     /// # Errors
     /// See [`ArtifactError`].
@@ -217,7 +218,7 @@ impl ToolExecutor {
     }
 
     /// Waits for the trajectory's turn and its slot.
-    fn lease(&self, trajectory_id: &str) -> Result<Lease, ArtifactError> {
+    pub(super) fn lease(&self, trajectory_id: &str) -> Result<Lease, ArtifactError> {
         let until = Instant::now() + self.queue_timeout;
         let (give, answer) = bounded(1);
         // There is room. What comes after all, when nothing waits for it, is dropped, and thereby

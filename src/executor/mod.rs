@@ -30,6 +30,7 @@ mod lease;
 mod notices;
 mod orders;
 mod promise;
+mod snapshots;
 mod start;
 mod stats;
 
@@ -60,6 +61,7 @@ use self::event::{Accepted, Event};
 use self::gate::{Gate, Refused};
 use self::orders::Orders;
 use self::promise::{CallState, Notify, Promise, ReplyTo};
+use self::snapshots::SnapshotPlaces;
 use self::stats::Rejections;
 use crate::backend::{Backend, Capabilities, ExecutionId, SlotRef};
 #[cfg(doc)]
@@ -70,7 +72,7 @@ use crate::error::{BackendError, ReleaseError, SubmitError};
 use crate::thread::OwnedThread;
 use crate::tool::format::Repair;
 use crate::tool::{
-    JsonObject, Outcome, Policy, Prepared, ToolCall, ToolRegistry, ToolResult, prepare,
+    CallTimes, JsonObject, Outcome, Policy, Prepared, ToolCall, ToolRegistry, ToolResult, prepare,
 };
 use crate::workers::guarded;
 
@@ -109,7 +111,7 @@ pub struct ToolExecutor {
     registry: ToolRegistry,
     policy: Policy,
     has_tool_server: bool,
-    default_timeout: Duration,
+    times: CallTimes,
     queue_timeout: Duration,
     close_timeout: Duration,
     next_id: AtomicU64,
@@ -117,6 +119,7 @@ pub struct ToolExecutor {
     callbacks: RwLock<Option<Sender<CallbackJob>>>,
     callback_places: Arc<Places>,
     backend: Arc<dyn Backend>,
+    snapshot_places: SnapshotPlaces,
     threads: Mutex<Option<Threads>>,
     /// What [`close`](Self::close) found, and the last statistics.
     closed: Mutex<Option<(CloseReport, Stats)>>,
@@ -138,7 +141,8 @@ impl ToolExecutor {
     /// Runs a call and blocks until its result is there.
     ///
     /// The call's time limit is its [`timeout`](ToolCall::timeout), else its own numeric
-    /// `arguments.timeout`, either clamped to 1…600 s, else the backend's default. It covers the
+    /// `arguments.timeout`, either clamped to 1…600 s, or to what
+    /// [`ExecutorConfig::max_timeout`] allows, else the backend's default. It covers the
     /// execution; the waits before it have limits of their own ([`ExecutorConfig::queue_timeout`],
     /// [`ExecutorConfig::acquire_timeout`]).
     ///
@@ -414,8 +418,8 @@ impl ToolExecutor {
     fn check(&self, trajectory_id: &str, call: ToolCall) -> Result<Prepared, Box<ToolResult>> {
         let Some(problem) = begin::id_problem(trajectory_id) else {
             let (registry, policy) = (&self.registry, &self.policy);
-            let (server, default) = (self.has_tool_server, self.default_timeout);
-            return prepare(registry, policy, server, call, default);
+            let (server, times) = (self.has_tool_server, self.times);
+            return prepare(registry, policy, server, call, times);
         };
         let mut refusal = ToolResult::failure(Outcome::InvalidCall, problem);
         refusal.uniq_id = Some(call.uniq_id);

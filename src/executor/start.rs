@@ -18,6 +18,7 @@ use super::external::External;
 use super::gate::Gate;
 use super::lane::BatchLimits;
 use super::orders::Orders;
+use super::snapshots::SnapshotPlaces;
 use super::stats::Rejections;
 use super::{CLOSE_MARGIN, Threads, ToolExecutor};
 use crate::backend::{Backend, Container, Watcher};
@@ -28,7 +29,7 @@ use crate::error::{BackendError, BackendErrorKind, ConfigError, StartError};
 use crate::interrupt::Interrupt;
 use crate::seconds::LONGEST;
 use crate::thread::OwnedThread;
-use crate::tool::ToolRegistry;
+use crate::tool::{CallTimes, ToolRegistry};
 use crate::toolserver::ToolServer;
 use crate::workers::{Workers, guarded};
 
@@ -157,13 +158,14 @@ impl ToolExecutor {
             registry,
             policy: config.policy,
             has_tool_server,
-            default_timeout,
+            times: CallTimes { default: default_timeout, most: config.max_timeout },
             queue_timeout: config.queue_timeout,
             close_timeout: config.close_timeout,
             next_id: AtomicU64::new(1),
             callbacks: RwLock::new(Some(callbacks)),
             callback_places: Places::new(config.queue_capacity),
             backend,
+            snapshot_places: SnapshotPlaces::default(),
             threads: Mutex::new(Some(threads)),
             closed: Mutex::new(None),
         })

@@ -9,7 +9,7 @@
 //! | `handle` | what is behind an opaque pointer, and how it is checked |
 //! | `text` | bytes that come in, and buffers that go out |
 //! | `config` | the configuration in JSON |
-//! | `executor`, `call`, `queue`, `result`, `artifact`, `tool`, `log`, `version` | the functions |
+//! | `executor`, `call`, `queue`, `result`, `artifact`, `snapshot`, `tool`, `log`, `version` | the functions |
 //! | `signals` | the library's threads take no signals of the host's |
 //!
 //! Each function is one `guard`: nothing foreign is trusted before it was checked, and no panic
@@ -29,6 +29,7 @@ mod log;
 mod queue;
 mod result;
 mod signals;
+mod snapshot;
 mod status;
 #[cfg(test)]
 mod tests;
@@ -56,6 +57,7 @@ pub use self::result::{
     te_outcome, te_outcome_name, te_result, te_result_free, te_result_json, te_result_message,
     te_result_metadata, te_result_read, te_result_xml,
 };
+pub use self::snapshot::{te_fork, te_grade, te_snapshot, te_snapshot_drop, te_snapshots};
 pub use self::status::{te_last_error, te_status, te_status_name};
 pub use self::text::{te_buffer, te_buffer_free};
 pub use self::tool::{

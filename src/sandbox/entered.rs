@@ -8,6 +8,7 @@
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::background::{BackgroundReport, Processes};
@@ -52,6 +53,7 @@ struct Entry {
     stdin: Option<OwnedFd>,
     writers: [OwnedFd; 2],
     script: OwnedFd,
+    verdict: Option<Arc<OwnedFd>>,
     /// Called when it exceeds a limit of its slot.
     alarm: Alarm,
 }
@@ -74,7 +76,14 @@ impl Entered {
         Ok(Self {
             outputs,
             jail: 0,
-            entry: Some(Entry { argv, stdin: stdin_of(spec)?, writers, script, alarm }),
+            entry: Some(Entry {
+                argv,
+                stdin: stdin_of(spec)?,
+                writers,
+                script,
+                verdict: spec.verdict.clone(),
+                alarm,
+            }),
             timeout: spec.timeout.min(LONGEST_TIMEOUT),
             // The sandbox has a deadline of its own; this is for the unforeseen.
             deadline: Instant::now() + SETUP_LIMIT + KILL_MARGIN,
@@ -117,17 +126,15 @@ impl Entered {
 
     /// The jail is open: the command is let go.
     pub(super) fn enter(&mut self, jail: &mut Jail, now: Instant) {
-        let Some(Entry { argv, stdin, writers: [stdout, stderr], script, alarm }) =
-            self.entry.take()
-        else {
-            return;
-        };
+        let Some(entry) = self.entry.take() else { return };
+        let Entry { argv, stdin, writers: [stdout, stderr], script, verdict, alarm } = entry;
         let run = Run {
             argv: &argv,
             stdin: stdin.as_ref().map(AsFd::as_fd),
             stdout: stdout.as_fd(),
             stderr: stderr.as_fd(),
             script: Some(script.as_fd()),
+            verdict: verdict.as_ref().map(|fd| fd.as_fd()),
             may_keep: self.keeps_background,
         };
         match jail.run(&run, alarm) {

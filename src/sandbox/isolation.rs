@@ -26,8 +26,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 pub(crate) use failure::{Failure, is_shortage};
-pub(super) use layout::HostLayout;
 use layout::Sys;
+pub(super) use layout::{GRADER, HostLayout};
 pub(crate) use probe::Budget;
 pub(crate) use remedy::{Facts, advice};
 

@@ -35,6 +35,7 @@ mod entered;
 pub(crate) mod etc;
 mod events;
 pub(crate) mod files;
+pub(crate) mod grader;
 mod host;
 mod identity;
 pub(crate) mod image;

@@ -95,7 +95,7 @@ pub(crate) fn script_of(arguments: &BashArguments<'_>, shell: Shell, in_workspac
 }
 
 /// A script that does the same in another directory of the machine.
-pub(crate) fn script_in(directory: &Path, script: &str) -> String {
+pub(crate) fn beginning_in(directory: &Path, script: &str) -> String {
     format!("cd -- {} || exit; {script}", quoted(&directory.to_string_lossy()))
 }
 
@@ -108,6 +108,18 @@ fn as_seen_from_workspace(directory: &str) -> String {
         // So that nothing is taken for an option, or for the directory before.
         _ => format!("./{directory}"),
     }
+}
+
+/// A script that runs a command in a directory, with these variables beside what it has.
+pub(super) fn script_in<'a>(
+    directory: &str,
+    variables: impl Iterator<Item = (&'a str, &'a str)>,
+    command: &str,
+) -> String {
+    let variables: String =
+        variables.map(|(name, value)| format!(" {name}={}", quoted(value))).collect();
+    // On the command's own first line, so that line numbers are what they would be.
+    format!("cd -- {} || exit; export{variables}; {command}", quoted(directory))
 }
 
 /// `text` as one word of a shell.

@@ -20,6 +20,7 @@ use crate::seconds::{self, LONGEST};
 use crate::tool::BackgroundProcesses;
 
 pub use self::field::SpecField;
+pub(crate) use self::file::problem as file_problem;
 pub use self::file::{SpecFile, SpecFileContent};
 pub use self::limits::TrajectoryLimits;
 

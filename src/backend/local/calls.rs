@@ -55,12 +55,13 @@ impl LocalBackend {
             command: match workspace.begins_in() {
                 // The jail in which the directory was made begins in another.
                 Some(directory) => {
-                    shell::script_in(directory, &shell::script_of(&wanted, kind, false))
+                    shell::beginning_in(directory, &shell::script_of(&wanted, kind, false))
                 }
                 None => shell::script_of(&wanted, kind, workspace.image().is_none()),
             },
             stdin: wanted.stdin.unwrap_or_default().to_owned(),
             output_order: order,
+            verdict: None,
             keeps_background,
             network: policy.allow_network,
             timeout,
@@ -70,11 +71,13 @@ impl LocalBackend {
         let cancellation = reply.cancellation();
         let (note_end, ended) = self.note_end(id, place);
         let (egress, index) = (self.0.egress.clone(), slot.index);
+        let between = place.ended.clone();
         let on_end = move |finished: Finished| {
             // What is left of a jail runs nothing, and the slot gets another one.
             note_end(finished.all_dead || finished.sandboxed);
             let mut result = in_order(order, bash_result(finished, timeout.as_secs_f64()));
             Self::tell_usage(egress.as_deref(), index, &mut result);
+            between.tell(&mut result);
             reply.send(result);
         };
         let command = Command::Plain(self.0.supervisor.run(spec, Box::new(on_end)));
@@ -106,11 +109,13 @@ impl LocalBackend {
         let (note_end, ended) = self.note_end(id, place);
         let name = session.clone();
         let (egress, index) = (self.0.egress.clone(), slot.index);
+        let between = place.ended.clone();
         let on_end = move |ended: ShellEnded| {
             note_end(ended.finished.all_dead);
             let result = stateful::of_session(stateful_result(ended, timeout.as_secs_f64()), &name);
             let mut result = in_order(order, result);
             Self::tell_usage(egress.as_deref(), index, &mut result);
+            between.tell(&mut result);
             reply.send(result);
         };
         place.has_network.store(policy.allow_network, Ordering::Release);
@@ -155,10 +160,12 @@ impl LocalBackend {
         let cancellation = reply.cancellation();
         let (note_end, ended) = self.note_end(id, place);
         let (egress, index) = (self.0.egress.clone(), slot.index);
+        let between = place.ended.clone();
         let on_end = move |ended: tmux::TmuxEnded| {
             note_end(ended.all_dead);
             let mut result = ended.result;
             Self::tell_usage(egress.as_deref(), index, &mut result);
+            between.tell(&mut result);
             reply.send(result);
         };
         place.has_network.store(policy.allow_network, Ordering::Release);

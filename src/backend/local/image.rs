@@ -111,6 +111,7 @@ fn try_shell(inner: &Inner, place: &Slot, workspace: &Arc<Workspace>) -> Result<
         stdin: String::new(),
         output_order: OutputOrder::Interleaved,
         keeps_background: false,
+        verdict: None,
     };
     // There is room. What comes when it is not waited for any more is dropped.
     let on_end = Box::new(move |finished: Finished| drop(give.try_send(finished)));

@@ -90,6 +90,8 @@ pub(super) fn start(
         .map(|workspace| Slot {
             workspace: Mutex::new(workspace),
             has_network: AtomicBool::new(network != NetworkMode::None),
+            began_from: Mutex::default(),
+            ended: EndedBetween::default(),
             haunted: Arc::new(AtomicBool::new(false)),
             begins: Arc::default(),
             resets: Arc::default(),
@@ -111,6 +113,7 @@ pub(super) fn start(
         data_dir: Mutex::new(Some(data_dir)),
         resets: Mutex::new(Some(resets)),
         begins: Mutex::new(Some(Workers::start("tool-begin", BEGIN_THREADS).map_err(thread)?)),
+        snapshots: KeptSnapshots::default(),
     }));
     let (level, weakened_because) = backend.level();
     let grade = match level {

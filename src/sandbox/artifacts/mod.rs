@@ -10,9 +10,9 @@
 //! than ours: whoever asks is a thread of the host, whose credentials are not to be touched.
 //!
 //! `read` is a part of one file, `copy` all of it, `list` a listing, `archive` a `.tar.gz`; `put`
-//! brings a file in, `unpack` what a tar stream has, and `owner` says whose it is then; `pump` keeps
-//! the caller's reader and writer on the caller's thread. Here is what they share: the way to the
-//! place that was asked for, and the smallest names of a directory.
+//! brings a file in, `unpack` what a tar stream has, and `owner` says whose it is then; `pump`
+//! keeps the caller's reader and writer on the caller's thread. Here is what they share: the way to
+//! the place that was asked for, and the smallest names of a directory.
 
 mod archive;
 mod copy;

@@ -16,8 +16,8 @@ pub(crate) const LONGEST: usize = 32 * 1024;
 pub(crate) const SET_UP: u8 = b's';
 /// To the program: run this. The header's first number says how many strings follow, each with a
 /// NUL at its end: the arguments, the `$0` first. With it come file descriptors: standard input if
-/// the flag has [`WITH_INPUT`], standard output, standard error, and what becomes descriptor 5 if
-/// the flag has [`WITH_SCRIPT`].
+/// the flag has [`WITH_INPUT`], standard output, standard error, what becomes descriptor 5 if the
+/// flag has [`WITH_SCRIPT`], and what becomes [`VERDICT_FD`] if it has [`WITH_VERDICT`].
 pub(crate) const RUN: u8 = b'r';
 /// To the program: kill what runs under this number. With [`ASK_FIRST`] after a SIGTERM and a
 /// moment, and what earlier runs have left is spared if that can be done; else at once, and with
@@ -55,6 +55,11 @@ pub(crate) const ASK_FIRST: u8 = 1;
 pub(crate) const WITH_INPUT: u8 = 1;
 /// The flag of a run with a script.
 pub(crate) const WITH_SCRIPT: u8 = 2;
+/// The flag of a run with a descriptor for a verdict.
+pub(crate) const WITH_VERDICT: u8 = 8;
+
+/// The number of that descriptor.
+pub(crate) const VERDICT_FD: i32 = 6;
 /// The flag of a run whose background processes go on running after its end.
 pub(crate) const MAY_KEEP: u8 = 4;
 /// The flag of a run that is done, and with it all that earlier ones had left.

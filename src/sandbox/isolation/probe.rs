@@ -182,6 +182,7 @@ impl Jails {
                             stdout: null,
                             stderr: null,
                             script: None,
+                            verdict: None,
                             may_keep: false,
                         };
                         jail.run(&run, Arc::new(|_| {})).err().map(|error| Err(failed(error)))

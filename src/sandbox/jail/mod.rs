@@ -319,6 +319,11 @@ impl Jail {
         self.root.as_ref().map(AsFd::as_fd)
     }
 
+    /// The files of its slot.
+    pub(super) fn workspace(&self) -> &Workspace {
+        &self.bounds.workspace
+    }
+
     /// Its machine. `None` while a founder is set up.
     pub(super) fn machine(&self) -> Option<&Arc<Machine>> {
         self.machine.as_ref()

@@ -460,6 +460,7 @@ impl Jailed {
             stdout: stdout.as_fd(),
             stderr: stderr.as_fd(),
             script: None,
+            verdict: None,
             may_keep: false,
         };
         match jail.run(&run, alarm) {

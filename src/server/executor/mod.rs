@@ -21,9 +21,9 @@
 //! | `POST /cancel` | yes | `{"trajectory_id", "uniq_id"}`; `null` is all of the trajectory |
 //! | `GET /metrics` | yes | Prometheus text |
 //!
-//! `/parse`, `call`, `/begin`, `/sandboxes` and the last three are not the reference's. Neither are the
-//! headers of an answer to `/execute` that say how the call ended, for programs: `x-tool-outcome`
-//! is the
+//! `/parse`, `call`, `/begin`, `/sandboxes` and the last three are not the reference's. Neither are
+//! the headers of an answer to `/execute` that say how the call ended, for programs:
+//! `x-tool-outcome` is the
 //! [`Outcome`](crate::Outcome)'s name, `x-tool-may-have-executed` and `x-tool-model-attributable` are `true` or `false`. The
 //! same is in every body that carries a tool's result, after the reference's keys: `outcome`,
 //! `may_have_executed`, `model_attributable`.

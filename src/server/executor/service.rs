@@ -272,8 +272,8 @@ impl Service {
         result_response(&result, reply.as_ref())
     }
 
-    /// Begins a trajectory with its spec, and answers when it has; with a result, as of a call, that
-    /// says so. A client that goes away cancels it.
+    /// Begins a trajectory with its spec, and answers when it has; with a result, as of a call,
+    /// that says so. A client that goes away cancels it.
     async fn begin(&self, request: BeginRequest) -> Result<Response, Response> {
         let BeginRequest { trajectory_id, spec } = request;
         let (tell_done, done) = oneshot::channel();

@@ -215,7 +215,8 @@ pub(crate) struct ReplayArgs {
     #[arg(long, value_name = "N", value_parser = named(values::at_least_one_u64))]
     pub(crate) limit: Option<u64>,
 
-    /// Begin each trajectory with the spec in FILE, a JSON object, beside what its line's "spec" says
+    /// Begin each trajectory with the spec in FILE, a JSON object, beside what its line's "spec"
+    /// says
     ///
     /// {"env": {...}, "workdir", "network", "allow_hosts", "limits": {...}, "background",
     /// "max_wall_s", "max_idle_s", "files": [...], "image", "user", "snapshot"}, each of which may

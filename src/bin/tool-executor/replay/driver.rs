@@ -64,8 +64,8 @@ impl Driver {
         let mut config = args
             .calls
             .config(&args.network)
-            // One call per trajectory is under way, and perhaps its begin, so a submit never meets a
-            // full queue.
+            // One call per trajectory is under way, and perhaps its begin, so a submit never meets
+            // a full queue.
             .with_queue_capacity(most.saturating_mul(2))
             .with_queue_timeout(PATIENCE)
             .with_acquire_timeout(PATIENCE)

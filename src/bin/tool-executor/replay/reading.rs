@@ -1,5 +1,5 @@
-//! How lines are read: the format of calls, the tools, the policy, the default spec. And what was seen beside
-//! calls, to be said of a chat that has none.
+//! How lines are read: the format of calls, the tools, the policy, the default spec. And what was
+//! seen beside calls, to be said of a chat that has none.
 
 use std::collections::BTreeMap;
 use std::fmt;
