@@ -333,7 +333,7 @@ fn a_trajectory_may_ask_for_an_image_and_its_neighbour_has_the_hosts_files() {
     let missing = failed(json!({"image": "dir:/nonexistent"}));
     assert_eq!(missing.0, Outcome::ImageUnavailable, "{missing:?}");
     let nobody = failed(json!({"image": image.name(), "user": "nobody-there"}));
-    assert_eq!(nobody.0, Outcome::ImageUnusable, "{nobody:?}");
+    assert_eq!(nobody.0, Outcome::SpecUnsupported, "{nobody:?}");
     let without = failed(json!({"user": "agent"}));
     assert_eq!(without.0, Outcome::SpecUnsupported, "{without:?}");
     fs::remove_file(image.at("bin/sh")).unwrap();
