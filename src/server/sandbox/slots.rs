@@ -38,8 +38,9 @@ use crate::workers::{Workers, guarded};
 const IO_THREADS: usize = 8;
 /// The threads that read workspaces.
 const FILE_THREADS: usize = 4;
-/// The threads that make archives, which take long and wait for their readers.
-const ARCHIVE_THREADS: usize = 2;
+/// The threads that make archives, and bring files in and out: that takes long and waits for the
+/// client.
+const ARCHIVE_THREADS: usize = 4;
 /// The threads that keep files and grade them, which wait for the grader.
 const GRADE_THREADS: usize = 16;
 /// How long the backend may take to empty a slot at the start.
@@ -61,7 +62,7 @@ type Job = Box<dyn FnOnce() + Send>;
 pub(crate) enum FileWork {
     /// A file is read, or files are listed.
     Read,
-    /// An archive is made.
+    /// An archive is made, or files come in or go out.
     Archive,
     /// Files are kept or graded.
     Grade,
