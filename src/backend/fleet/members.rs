@@ -8,6 +8,8 @@
 //! or is wanted no more; it has one that is wanted no more *drained*, and forgets it when the last
 //! of its slots was given back.
 //!
+//! A server that is bad ([`faults`](super::faults)) is not wanted for as long as it is.
+//!
 //! # Bounds
 //! So many servers are met at a time as at a start. A server that is wanted no more and hangs is
 //! forgotten as soon as it is given up.
@@ -57,8 +59,6 @@ struct Shared {
     making: Arc<Making>,
     table: RwLock<BTreeMap<Arc<str>, Member>>,
     state: Mutex<State>,
-    wake: Sender<()>,
-    woken: Receiver<()>,
     stop: Interrupt,
 }
 
@@ -112,13 +112,10 @@ impl Difference {
 impl Members {
     /// None yet.
     pub(super) fn new(making: Arc<Making>) -> Self {
-        let (wake, woken) = bounded(1);
         let shared = Shared {
             making,
             table: RwLock::default(),
             state: Mutex::default(),
-            wake,
-            woken,
             stop: Interrupt::new(),
         };
         Self { shared: Arc::new(shared), thread: Mutex::default(), list_thread: Mutex::default() }
@@ -153,6 +150,11 @@ impl Members {
             member.watch(watcher.clone());
         }
         state.watcher = Some(watcher);
+        drop(state);
+        // Without it a bad server is used on, and the log says so.
+        if let Err(error) = self.start() {
+            log::error!("no thread for the changes of sandbox servers: {error}");
+        }
     }
 
     /// These servers are wanted from now on.
@@ -252,8 +254,7 @@ struct Meetings {
 
 impl Shared {
     fn wake(&self) {
-        // Full: it is about to look.
-        let _ = self.wake.try_send(());
+        self.making.reports.wake();
     }
 
     fn want(&self, urls: &[String]) -> Result<(), String> {
@@ -300,16 +301,20 @@ impl Shared {
         while !self.stop.is_interrupted() {
             self.reconcile(&mut meetings);
             let drained = self.forget_drained();
+            self.making.reports.tell();
             let due = match (drained, meetings.paused.is_empty()) {
                 (true, _) => LOOK,
                 (false, false) => PAUSE,
                 (false, true) => Duration::from_secs(60),
             };
+            let now = Instant::now();
+            let again = self.making.reports.due(now);
+            let due = again.map_or(due, |again| due.min(again.duration_since(now)));
             select! {
                 recv(meetings.told) -> told => if let Ok((addr, number, met)) = told {
                     self.take_in(&addr, number, met, &mut meetings);
                 },
-                recv(self.woken) -> _ => {}
+                recv(self.making.reports.woken()) -> _ => {}
                 recv(self.stop.fired()) -> _ => {}
                 default(due) => {}
             }
@@ -330,8 +335,13 @@ impl Shared {
 
     /// Brings the fleet to what is wanted.
     fn reconcile(&self, meetings: &mut Meetings) {
-        let mut state = self.state.lock();
-        let wanted: BTreeSet<_> = state.wanted.keys().cloned().collect();
+        let (mut state, now) = (self.state.lock(), Instant::now());
+        let reports = &self.making.reports;
+        reports.keep_only(|addr| {
+            state.wanted.contains_key(addr) || self.table.read().contains_key(addr)
+        });
+        let is_good = |addr: &&Arc<str>| !reports.is_bad(addr, now);
+        let wanted: BTreeSet<_> = state.wanted.keys().filter(is_good).cloned().collect();
         meetings.paused.retain(|addr, _| wanted.contains(addr));
         let members = {
             let table = self.table.read();
@@ -365,7 +375,6 @@ impl Shared {
                 false => member.server.tell_slots(),
             }
         }
-        let now = Instant::now();
         for addr in difference.meet {
             let is_paused = meetings.paused.get(&addr).is_some_and(|until| now < *until);
             if meetings.under_way.len() >= ASKED_AT_ONCE || is_paused {

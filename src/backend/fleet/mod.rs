@@ -35,16 +35,23 @@
 //! [`Outcome::SandboxLost`](crate::Outcome::SandboxLost), so do requests for its artifacts, and it
 //! is tried on and on.
 //!
+//! # Bad servers
+//! One that answers and whose slots cannot be used – three in a row that cannot be emptied, or in
+//! which no command can be started – is drained, left alone for a while, and tried again. `faults`
+//! says when, and why no model can choose it; `reports` carries it to `members`.
+//!
 //! # What holds there
 //! Limits, warm slots and isolation are told as the servers tell them in `/health`, at the start
 //! and whenever one begins anew: of each the weakest, nothing where one of them does not say.
 
 mod artifacts;
 mod connection;
+mod faults;
 mod list;
 mod members;
 mod native;
 mod reference;
+mod reports;
 mod shares;
 mod start;
 mod waiting;
@@ -63,11 +70,12 @@ use self::list::ServerList;
 use self::members::{Member, Members};
 use self::native::{Direct, NativeServer};
 use self::reference::{ReferenceServer, StockRequests};
+use self::reports::Reports;
 use self::shares::Shares;
 use self::start::GIVE_UP;
 use super::{
-    Artifacts, Backend, Capabilities, Container, Execution, ExecutionId, Isolation, ResetReply,
-    SlotRef, Watcher,
+    Artifacts, Backend, BadContainer, Capabilities, Container, Execution, ExecutionId, Isolation,
+    ResetReply, SlotRef, Watcher,
 };
 use crate::artifact::{
     ArchiveArtifacts, ArchiveSummary, Artifact, ArtifactError, ArtifactList, ListArtifacts,
@@ -110,6 +118,7 @@ struct Making {
     direct: Arc<Direct>,
     shares: Arc<Shares>,
     requests: Arc<StockRequests>,
+    reports: Arc<Reports>,
 }
 
 #[derive(Clone)]
@@ -158,6 +167,11 @@ impl FleetBackend {
         self.members.get(addr).is_some()
     }
 
+    /// The servers that are bad: where, and why.
+    pub(super) fn bad(&self) -> Vec<BadContainer> {
+        self.making.reports.bad().0
+    }
+
     fn server(&self, addr: &str) -> Option<Server> {
         self.members.get(addr).map(|member| member.server)
     }
@@ -175,6 +189,7 @@ impl Making {
             direct: Arc::default(),
             shares: Arc::new(Shares::new(config.slots, config.urls.len(), offset)),
             requests: Arc::new(StockRequests::new(names.clone(), tls)),
+            reports: Arc::new(Reports::new(config.bad_server_pause)),
             config,
             authorization,
             names,
@@ -220,6 +235,7 @@ impl Backend for FleetBackend {
                 weakened_because.push(reason.clone());
             }
         }
+        let (bad_containers, containers_found_bad) = self.making.reports.bad();
         Capabilities {
             starts_dirty: true,
             may_grow: true,
@@ -240,6 +256,8 @@ impl Backend for FleetBackend {
                 .map(|told| told.network)
                 .reduce(|a, b| Some(a?.wider(b?)))
                 .flatten(),
+            bad_containers,
+            containers_found_bad,
             ..Capabilities::default()
         }
     }

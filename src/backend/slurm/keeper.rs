@@ -226,6 +226,7 @@ impl Run {
                 return;
             }
             if !is_stopping {
+                self.leave_bad_servers(now);
                 self.tell_fleet();
                 self.ask_about_jobs(now);
             }
@@ -289,6 +290,18 @@ impl Run {
                 self.asks.push(Ask { program, deadline, is_squeue });
             }
             Err(error) => log::warn!("{name} cannot be started: {error}"),
+        }
+    }
+
+    /// Has servers go that the fleet has found to be of no use.
+    fn leave_bad_servers(&mut self, now: Instant) {
+        for bad in self.shared.fleet.bad() {
+            if self.servers.is_bad(&bad.addr, now) {
+                let (addr, why) = (bad.addr, bad.why);
+                log::warn!(
+                    "the sandbox server {addr} of Slurm's is bad ({why}): another replaces it"
+                );
+            }
         }
     }
 

@@ -14,6 +14,7 @@
 //! # What becomes of a server
 //! - One whose node fails, whose job is cancelled or preempted, or which dies: its calls end as the
 //!   fleet says, and another is started, after a pause that grows with each failure in a row.
+//! - One that runs and in whose slots nothing can be run is drained and replaced likewise.
 //! - One whose job ends soon ([`SlurmConfig::drain_before`]) is drained – its trajectories finish –
 //!   and another is started at once.
 //! - A controller that does not answer: what runs runs on; what is to be started waits, and is

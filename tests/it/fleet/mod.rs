@@ -1,6 +1,7 @@
 //! The executor over sandbox servers: ours, over real sockets and in real processes, and reference
 //! ones.
 
+mod bad;
 mod cuts;
 mod growing;
 mod loss;

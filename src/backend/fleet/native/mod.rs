@@ -24,13 +24,14 @@ use ureq::Agent;
 
 use self::state::{Ended, InFlight, Phase, State, Waiter, lost};
 use super::Connection;
+use super::reports::Reports;
 use super::shares::{Asked, Shares};
 use crate::backend::{ContainerChange, Execution, ExecutionId, ResetReply, SlotRef, Watcher};
 use crate::client::{self, AgentConfig, Failure, Names};
 use crate::thread::OwnedThread;
 use crate::tool::{Outcome, ToolResult};
 use crate::wire::native::{
-    CALLS, CallsResponse, Lease, MAX_LINE, Op, SESSION, SessionRequest, SessionResponse,
+    CALLS, CallsResponse, Lease, MAX_LINE, Op, OpResult, SESSION, SessionRequest, SessionResponse,
 };
 
 /// How many threads may send to one server at a time: one keeps it busy, one more hides the way.
@@ -75,6 +76,9 @@ pub(super) struct NativeServer {
     bound: Duration,
     direct: Arc<Direct>,
     shares: Arc<Shares>,
+    reports: Arc<Reports>,
+    /// The server's address, as it is told.
+    addr: Arc<str>,
     /// Who is told what becomes of the server, as soon as there is one.
     watcher: OnceLock<Watcher>,
     state: Mutex<State>,
@@ -94,16 +98,19 @@ impl NativeServer {
         bound: Duration,
         direct: Arc<Direct>,
         shares: Arc<Shares>,
+        reports: Arc<Reports>,
         session: &str,
     ) -> Result<(Arc<Self>, Vec<String>), Failure> {
         let answer = begin(&connection, session, None, shares.asked(number))?;
         let slots = answer.slots.clone();
         let server = Arc::new(Self {
             number,
+            addr: connection.url.as_str().into(),
             connection,
             bound,
             direct,
             shares,
+            reports,
             watcher: OnceLock::new(),
             state: Mutex::new(State::new(session.to_owned(), answer)),
             wake: Condvar::new(),
@@ -162,6 +169,16 @@ impl NativeServer {
             self.note_share(state);
             self.notify(ContainerChange::Resized(state.leased.slots()));
         }
+    }
+
+    /// Takes in what became of operations; what ended is to be answered without the lock.
+    fn complete(&self, state: &mut State, results: Vec<OpResult>) -> Vec<Ended> {
+        let ended = state.complete(results);
+        let held = state.leased.held();
+        for (slot, trial) in state.trials.drain(..) {
+            self.reports.tried(&self.addr, slot, held, trial);
+        }
+        ended
     }
 
     fn note_share(&self, state: &State) {
@@ -232,7 +249,8 @@ impl NativeServer {
             if reply.is_cancelled() {
                 state.cancel.push((slot.index, seq));
             }
-            left.extend(state.enqueue((slot.index, seq), op, Waiter::Call(id, reply)));
+            let waiter = state.waiter(slot.index, tool, id, reply);
+            left.extend(state.enqueue((slot.index, seq), op, waiter));
         }
         self.have_sent(state);
         refused.into_iter().for_each(|(reply, result)| reply.send(result));
@@ -396,7 +414,7 @@ impl NativeServer {
             let ended = match sent {
                 Ok(response) => {
                     state.arrived(&request.keys);
-                    state.complete(response.results)
+                    self.complete(&mut state, response.results)
                 }
                 Err(failure) => {
                     log::debug!("{}: {}", self.connection.url, failure.text());

@@ -112,7 +112,7 @@ impl NativeServer {
             }
             match result {
                 ResultLine::Op(result) => {
-                    let ended = state.complete(vec![result]);
+                    let ended = self.complete(&mut state, vec![result]);
                     // It may be that something is to be sent once more.
                     let owes = state.owes_server();
                     drop(state);
