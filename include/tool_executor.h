@@ -673,9 +673,10 @@ void te_tool_reply_free(struct te_tool_reply *reply);
  * only. Times are in seconds.
  *
  * ```text
- *     "local":  {"slots": 10, "data_dir": "...", "user_ids": "auto", "max_output_chars": 50000,
- *                "max_output_file_bytes": 16777216, "max_file_bytes": 100000, "warm_slots": true,
- *                "seccomp": true, "adopt_orphans": false, "allow_unisolated": false,
+ *     "local":  {"slots": 10, "data_dir": "...", "image": "dir:/path", "user_ids": "auto",
+ *                "max_output_chars": 50000, "max_output_file_bytes": 16777216,
+ *                "max_file_bytes": 100000, "warm_slots": true, "seccomp": true,
+ *                "adopt_orphans": false, "allow_unisolated": false,
  *                "limits": {"processes": 1024, "memory_bytes": 4294967296, "cpu": null,
  *                           "open_files": 4096, "file_bytes": 8589934592,
  *                           "workspace_bytes": 8589934592, "files": 1048576}, (null: no limit)
@@ -699,7 +700,8 @@ void te_tool_reply_free(struct te_tool_reply *reply);
  *                     "ca_pem": "..."}
  *     "policy": {"allow_network": true, "require_sandbox": false,
  *                "require_stateful_sandbox": false,
- *                "unknown_arguments": "refuse", "output_order": "separate"}
+ *                "unknown_arguments": "refuse", "output_order": "separate",
+ *                "background": "end"}
  *     "tools":  {"builtin": true, "external": [SCHEMA, ...]}     (see te_tools_add)
  *     "batch_policy": "adaptive" or "window", "batch_window_s": 0.02, "max_batch_size": 200,
  *     "queue_capacity": 65536, "queue_timeout_s": 3600, "acquire_timeout_s": 600,

@@ -140,7 +140,8 @@ pub use tool::format;
 #[cfg(target_os = "linux")]
 pub mod image {
     pub use crate::sandbox::image::{
-        Digest, ImageConfig, ImageError, ImageErrorKind, ImageLimits, ImageSource, StoredIds,
+        Digest, ImageConfig, ImageError, ImageErrorKind, ImageLimits, ImageSource, ImageStore,
+        ImportStep, Pruned, StoredIds, StoredImage, StoredLayer,
     };
 }
 

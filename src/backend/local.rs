@@ -7,6 +7,7 @@
 //! resets have threads of their own, `tool-reset-N`, so that they delay no calls.
 
 mod calls;
+mod image;
 mod network;
 mod resets;
 mod start;
@@ -49,7 +50,7 @@ use crate::sandbox::spool::Spool;
 use crate::sandbox::supervisor::Supervisor;
 use crate::sandbox::terminal::{self, Terminals, Tmux};
 use crate::sandbox::user::CommandUser;
-use crate::sandbox::workspace::{DataDir, Workspace};
+use crate::sandbox::workspace::{DataDir, ImageFiles, Workspace};
 use crate::tool::{Outcome, ToolResult};
 
 /// The container's name: there is only one.
@@ -79,6 +80,8 @@ pub struct LocalBackend(Arc<Inner>);
 struct Inner {
     /// Why all slots are one user, if they are.
     one_user: Option<String>,
+    /// The image whose files slots have that are given nothing else.
+    image: Option<Arc<ImageFiles>>,
     supervisor: Arc<Supervisor>,
     limits: Arc<Limits>,
     terminals: Terminals,

@@ -21,6 +21,11 @@ pub struct LocalConfig {
     /// root, commands run as other users ([`user_ids`](Self::user_ids)), who must be able to pass
     /// through every directory on the way there.
     pub data_dir: Option<PathBuf>,
+    /// The image whose files sandboxes have in place of the host's, unless a trajectory asks for
+    /// another: `dir:/path` is a directory with an image's files. Commands run in it as a container
+    /// engine would run them: with its user, its variables and its working directory. Defaults to
+    /// none: the host's files.
+    pub image: Option<String>,
     /// Which user ids of this machine the slots have, where this process is root. Inside a sandbox
     /// commands are always the user 65,534. Defaults to [`UserIds::Auto`].
     pub user_ids: UserIds,
@@ -96,6 +101,7 @@ impl Default for LocalConfig {
         Self {
             slots: 10,
             data_dir: None,
+            image: None,
             user_ids: UserIds::Auto,
             max_output_chars: 50_000,
             max_output_file_bytes: 16 << 20,
@@ -121,6 +127,7 @@ setters! {
     LocalConfig {
         with_slots: slots = usize,
         with_data_dir: data_dir = some PathBuf,
+        with_image: image = some String,
         with_user_ids: user_ids = UserIds,
         with_max_output_chars: max_output_chars = usize,
         with_max_output_file_bytes: max_output_file_bytes = u64,

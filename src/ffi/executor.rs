@@ -82,9 +82,10 @@ pub(super) fn is_forked_process() -> bool {
 /// only. Times are in seconds.
 ///
 /// ```text
-///     "local":  {"slots": 10, "data_dir": "...", "user_ids": "auto", "max_output_chars": 50000,
-///                "max_output_file_bytes": 16777216, "max_file_bytes": 100000, "warm_slots": true,
-///                "seccomp": true, "adopt_orphans": false, "allow_unisolated": false,
+///     "local":  {"slots": 10, "data_dir": "...", "image": "dir:/path", "user_ids": "auto",
+///                "max_output_chars": 50000, "max_output_file_bytes": 16777216,
+///                "max_file_bytes": 100000, "warm_slots": true, "seccomp": true,
+///                "adopt_orphans": false, "allow_unisolated": false,
 ///                "limits": {"processes": 1024, "memory_bytes": 4294967296, "cpu": null,
 ///                           "open_files": 4096, "file_bytes": 8589934592,
 ///                           "workspace_bytes": 8589934592, "files": 1048576}, (null: no limit)

@@ -68,7 +68,8 @@ impl Entered {
         alarm: Alarm,
     ) -> io::Result<Self> {
         let (outputs, writers) = Outputs::new(spec, host, watch)?;
-        let ShellCall { argv, script } = shell::shell_call(host.shell, &spec.command);
+        let ShellCall { argv, script } =
+            shell::shell_call(host.shell_of(&spec.workspace).0, &spec.command);
         let script = spawn::memory_file(c"tool-command", &script)?;
         Ok(Self {
             outputs,

@@ -4,6 +4,7 @@
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::sync::Arc;
 
 use super::descriptors;
@@ -14,6 +15,7 @@ use super::provided::Provided;
 use super::shell::{self, Places, Shell};
 use super::spool::Spool;
 use super::user::CommandUser;
+use super::workspace::Workspace;
 
 /// What every start needs.
 pub(super) struct Host {
@@ -72,7 +74,23 @@ impl Host {
     }
 }
 
-/// The environment of a command whose slot's directories are at these places.
-pub(super) fn environment(places: &Places<'_>, host: &Host) -> Vec<OsString> {
-    host.provided.added_to(shell::environment(places, host.shell, &host.user))
+impl Host {
+    /// The shell of commands with these files, and where it is.
+    pub(super) fn shell_of<'a>(&self, workspace: &'a Workspace) -> (Shell, &'a Path) {
+        match workspace.image() {
+            Some(image) => (image.shell().kind, &image.shell().path),
+            None => (self.shell, Path::new(self.shell.path())),
+        }
+    }
+
+    /// The environment of a command with these files, whose slot's directories are at these places.
+    pub(super) fn environment(&self, workspace: &Workspace, places: &Places<'_>) -> Vec<OsString> {
+        match workspace.image() {
+            Some(image) => image.with_spec(self.provided.added_to(image.environment())),
+            None => {
+                let shell = Path::new(self.shell.path());
+                self.provided.added_to(shell::environment(places, shell, &self.user))
+            }
+        }
+    }
 }

@@ -53,6 +53,11 @@ impl Identity {
         Self { uid, gid, name, home }
     }
 
+    /// A user of an image.
+    pub(super) fn of_image(uid: u32, gid: u32, name: &str, home: &Path) -> Self {
+        Self { uid, gid, name: name.to_owned(), home: home.to_owned() }
+    }
+
     /// The user's name.
     pub(super) fn name(&self) -> &str {
         &self.name

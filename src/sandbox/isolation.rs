@@ -35,8 +35,7 @@ use super::etc::EtcCopy;
 use super::identity::HOST_NAME;
 use super::init;
 use super::jail::{IdMaps, Network, Origin, Plan, Proc};
-use super::limits::{self, Filter};
-use super::paths::MOUNT_POINT;
+use super::limits::{self, FilterKind, Filters};
 use super::provided::{Provided, ProvidedError};
 use super::user::IdMap;
 use super::workspace::{DataDir, Workspace};
@@ -88,7 +87,7 @@ pub(crate) struct Jails {
     /// may have.
     inotify: Option<[u64; 2]>,
     /// The filter of system calls; or why there is none, as one line.
-    seccomp: Result<Arc<Filter>, String>,
+    seccomp: Result<Arc<Filters>, String>,
     /// What those get whose commands may use the network.
     network: NetworkMode,
     /// What serves their proxies.
@@ -99,6 +98,8 @@ pub(crate) struct Jails {
     id_maps: Arc<IdMaps>,
     /// Whether they can have layers; or why not, as one line.
     layers: Result<(), String>,
+    /// Files of the copy of `/etc` that are shown in images, too.
+    etc_of_images: Vec<&'static str>,
 }
 
 /// Why commands cannot have what the operator wants them to have.
@@ -172,6 +173,8 @@ impl Isolation {
     /// Shows commands this copy as `/etc`; without one it is empty.
     pub(crate) fn with_etc(mut self, etc: EtcCopy) -> Self {
         if let Some(jails) = self.jails() {
+            let is_there = |name: &&str| etc.path().join(name).is_file();
+            jails.etc_of_images = layout::ETC_OF_IMAGES.into_iter().filter(is_there).collect();
             jails.etc = Some(etc);
         }
         self
@@ -288,7 +291,7 @@ impl Isolation {
     /// It could not be found out.
     pub(crate) fn with_filter(
         mut self,
-        filter: Result<Filter, String>,
+        filter: Result<Filters, String>,
         workspace: &Arc<Workspace>,
         budget: &Budget,
     ) -> Result<Self, Failure> {
@@ -416,6 +419,7 @@ impl Jails {
             variables: Vec::new(),
             id_maps: Arc::default(),
             layers: Err("it was not tried".to_owned()),
+            etc_of_images: Vec::new(),
         };
         let mut refusal = None;
         for (place, (can_cut_network, proc, has_host_name)) in LAXER.into_iter().enumerate() {
@@ -481,23 +485,45 @@ impl Jails {
         contents.environment.extend(variables);
         let of_process = || {
             let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
-            (IdMap::single(uid.as_raw(), uid.as_raw()), IdMap::single(gid.as_raw(), gid.as_raw()))
+            [uid.as_raw(), gid.as_raw()].map(|id| IdMap::single(id, id))
         };
-        let owner = contents.workspace.owner();
-        let (users, groups) = owner.map_or_else(of_process, |user| (user.map(), user.map()));
+        let owner = contents.workspace.user_of_slot();
+        let image = contents.workspace.image();
+        let [users, groups] = match (image, owner) {
+            (Some(image), _) => image.ids(owner),
+            (None, Some(user)) => [user.map(); 2],
+            (None, None) => of_process(),
+        };
+        let kind = match image {
+            None => FilterKind::OfHost,
+            Some(image) if image.is_only_root(owner) => FilterKind::OfImageWithOneId,
+            Some(_) => FilterKind::OfImage,
+        };
+        let (etc, provided) = (self.etc.as_ref(), &self.provided);
+        let root = match image {
+            Some(image) => layout::root_of_image(
+                &self.layout,
+                provided,
+                etc.map(|etc| (etc, &*self.etc_of_images)),
+                &contents,
+                image,
+            ),
+            None => layout::root(&self.layout, provided, etc, &contents),
+        };
         Plan {
             users,
             groups,
             host_name: self.has_host_name.then_some(HOST_NAME),
             network,
-            root: layout::root(&self.layout, &self.provided, self.etc.as_ref(), &contents),
+            root,
             shared_memory: self.shared_memory,
             terminals: self.terminals,
             inotify: self.inotify,
             proc: self.proc,
             devices: self.provided.devices().to_vec(),
-            filter: self.seccomp.as_ref().ok().map(|filter| filter.program().to_vec()),
-            directory: MOUNT_POINT,
+            filter: self.seccomp.as_ref().ok().map(|all| all.of(kind).program().to_vec()),
+            directory: contents.workspace.inside().workspace.to_owned(),
+            rights: image.map(|image| image.rights(owner)).unwrap_or_default(),
             program: contents.program.to_owned(),
             environment: contents.environment,
             open_files: contents.open_files,
@@ -519,7 +545,7 @@ impl Jails {
         Origin {
             program: self.program.as_fd(),
             null: null.as_fd(),
-            user: workspace.owner(),
+            user: workspace.founder(),
             egress: self.egress.as_ref(),
             id_maps: &self.id_maps,
         }

@@ -16,7 +16,7 @@ use rustix::io::Errno;
 use thiserror::Error;
 
 use super::jail::{Access, Entry};
-use super::shell::{self, Places};
+use super::shell::Places;
 use super::user::{self, CommandUser, Purpose};
 use crate::config::{Bind, LocalConfig};
 
@@ -220,6 +220,27 @@ impl Provided {
         })
     }
 
+    /// The same where nothing of `/etc` is made beforehand. Blocks on a file system call for some.
+    pub(super) fn entries_of_image(&self) -> impl Iterator<Item = Entry> {
+        self.binds.iter().flat_map(|Mount { source, place, access, point }| {
+            let (host, place, access) = (source.clone(), place.clone(), *access);
+            let is_directory = match point {
+                Point::Directory => true,
+                Point::File => false,
+                Point::Existing => source.is_dir(),
+            };
+            match is_directory {
+                true => [Some(Entry::Shown { host, place, access }), None],
+                false => {
+                    let file = Entry::File { place: place.clone() };
+                    [Some(file), Some(Entry::Over { host, place, access, is_optional: false })]
+                }
+            }
+            .into_iter()
+            .flatten()
+        })
+    }
+
     /// The places beneath the directory `above` that have to exist for binds: whether each is a
     /// directory.
     pub(super) fn places_beneath(&self, above: &Path) -> impl Iterator<Item = (&Path, bool)> {
@@ -239,21 +260,23 @@ impl Provided {
             |entry: &OsString| self.variables.iter().any(|(name, _)| is_named(entry, name));
         let kept = environment.into_iter().filter(|entry| !is_replaced(entry));
         let with_path = kept.map(|entry| match is_named(&entry, "PATH") {
-            true => variable("PATH", &self.path()),
+            true => self.with_path(&entry),
             false => entry,
         });
         let own = self.variables.iter().map(|(name, value)| variable(name, value));
         with_path.chain(own).collect()
     }
 
-    fn path(&self) -> OsString {
+    /// The entry `PATH` of an environment, with these directories before the others.
+    fn with_path(&self, entry: &OsStr) -> OsString {
+        let others = entry.as_bytes().strip_prefix(b"PATH=").unwrap_or_default();
         let mut path = OsString::new();
         for directory in &self.path {
             path.push(directory);
             path.push(":");
         }
-        path.push(shell::PATH);
-        path
+        path.push(OsStr::from_bytes(others));
+        variable("PATH", &path)
     }
 }
 
@@ -548,8 +571,7 @@ mod tests {
             .with_path_prepend(vec!["/x/bin".into(), "/y".into()]);
         let provided = Provided::without_sandbox(&config).unwrap();
         let before = ["TERM=dumb", "TERMINFO=/t", "PATH=/bin"].map(OsString::from).to_vec();
-        let path = format!("PATH=/x/bin:/y:{}", shell::PATH);
-        let expected = ["TERMINFO=/t", &*path, "A=b=c", "TERM=xterm"];
+        let expected = ["TERMINFO=/t", "PATH=/x/bin:/y:/bin", "A=b=c", "TERM=xterm"];
         assert_eq!(provided.added_to(before), expected.map(OsString::from));
         let unset = LocalConfig::default().with_env([("NO_SUCH_VARIABLE".to_owned(), None)].into());
         let error = Provided::without_sandbox(&unset).unwrap_err().to_string();

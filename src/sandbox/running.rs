@@ -23,7 +23,7 @@ use rustix::process::{Pid, PidfdFlags};
 use end::reaper_end;
 pub(super) use end::{Ending, Reason};
 
-use super::host::{Host, environment};
+use super::host::Host;
 use super::jail::KILL_MARGIN;
 use super::outputs::{Outputs, stdin_of};
 use super::reaper::{self, Report};
@@ -71,7 +71,9 @@ impl Running {
         let script = spawn::memory_file(c"tool-command", &call.script)?;
         let reaper = reaper::start(&reaper::Command {
             program: &CString::new(host.shell.path())?,
-            environment: &CStringArray::new(environment(&spec.workspace.on_host(), host))?,
+            environment: &CStringArray::new(
+                host.environment(&spec.workspace, &spec.workspace.on_host()),
+            )?,
             arguments: &CStringArray::new(call.argv)?,
             directory: spec.workspace.path(),
             stdio: [stdin.as_ref().unwrap_or(&host.null).as_fd(), stdout.as_fd(), stderr.as_fd()],

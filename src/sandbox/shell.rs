@@ -3,7 +3,8 @@
 //! `isolation` says what it sees, `running` and `entered` start it.
 
 use std::ffi::{OsStr, OsString};
-use std::path::Path;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 
 use crate::tool::{BashArguments, Run};
 
@@ -49,14 +50,30 @@ impl Shell {
     }
 }
 
+/// A shell, and where it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ShellPath {
+    /// Which it is.
+    pub(super) kind: Shell,
+    /// Its absolute path.
+    pub(super) path: PathBuf,
+}
+
 /// A script that does in a shell what a call of `bash` asks for: its directory, its variables, its
 /// command or program. Its standard input and its outputs are no part of that.
 ///
+/// Shells start in the workspace, or in another directory, from which a path of the workspace is
+/// no other than it says.
+///
 /// All is on the command's own first line, so that line numbers are what they would be.
-pub(crate) fn script_of(arguments: &BashArguments<'_>, shell: Shell) -> String {
+pub(crate) fn script_of(arguments: &BashArguments<'_>, shell: Shell, in_workspace: bool) -> String {
     let mut script = String::new();
     if let Some(workdir) = arguments.workdir {
-        script.push_str(&format!("cd -- {} || exit; ", quoted(&as_seen_from_workspace(workdir))));
+        let directory = match workdir.starts_with('/') && !in_workspace {
+            true => workdir.to_owned(),
+            false => as_seen_from_workspace(workdir),
+        };
+        script.push_str(&format!("cd -- {} || exit; ", quoted(&directory)));
     }
     if !arguments.env.is_empty() {
         let variable = |(name, value): &(&str, &str)| format!(" {name}={}", quoted(value));
@@ -131,7 +148,7 @@ pub(crate) struct Places<'a> {
 }
 
 /// The whole environment of a command, as `NAME=value`. Nothing of the host's own is in it.
-pub(super) fn environment(places: &Places<'_>, shell: Shell, user: &str) -> Vec<OsString> {
+pub(super) fn environment(places: &Places<'_>, shell: &Path, user: &str) -> Vec<OsString> {
     [
         ("PATH", OsStr::new(PATH)),
         ("HOME", places.home.as_os_str()),
@@ -139,7 +156,7 @@ pub(super) fn environment(places: &Places<'_>, shell: Shell, user: &str) -> Vec<
         ("TMPDIR", places.temporary.as_os_str()),
         ("USER", OsStr::new(user)),
         ("LOGNAME", OsStr::new(user)),
-        ("SHELL", OsStr::new(shell.path())),
+        ("SHELL", shell.as_os_str()),
         ("LANG", OsStr::new("C.UTF-8")),
         ("TERM", OsStr::new("dumb")),
         // What a killed one has printed is there.
@@ -155,6 +172,22 @@ pub(super) fn environment(places: &Places<'_>, shell: Shell, user: &str) -> Vec<
     .collect()
 }
 
+/// An environment with these entries, in the place of those of the same names.
+pub(super) fn replaced(
+    environment: Vec<OsString>,
+    entries: impl Iterator<Item = OsString>,
+) -> Vec<OsString> {
+    let name =
+        |entry: &OsString| entry.as_bytes().split(|byte| *byte == b'=').next().map(<[u8]>::to_vec);
+    entries.fold(environment, |mut environment, entry| {
+        match environment.iter_mut().find(|other| name(other) == name(&entry)) {
+            Some(other) => *other = entry,
+            None => environment.push(entry),
+        }
+        environment
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -162,7 +195,7 @@ mod tests {
     #[test]
     fn what_a_call_asks_for_becomes_a_script() {
         let command = |command| BashArguments { run: Run::Command(command), ..Default::default() };
-        let bash = |arguments: &BashArguments<'_>| script_of(arguments, Shell::Bash);
+        let bash = |arguments: &BashArguments<'_>| script_of(arguments, Shell::Bash, true);
         assert_eq!(bash(&command("echo 'a'\n")), "echo 'a'\n");
         let all = BashArguments {
             workdir: Some("-"),
@@ -175,7 +208,10 @@ mod tests {
         let words = vec!["-x", "$HOME", "a b"];
         let program = BashArguments { run: Run::Program(words), ..Default::default() };
         assert_eq!(bash(&program), "exec -- '-x' '$HOME' 'a b'");
-        assert_eq!(script_of(&program, Shell::Sh), "exec '-x' '$HOME' 'a b'");
+        assert_eq!(script_of(&program, Shell::Sh, true), "exec '-x' '$HOME' 'a b'");
+        let elsewhere = BashArguments { workdir: Some("/workspace/a"), ..command("x") };
+        let script = script_of(&elsewhere, Shell::Sh, false);
+        assert_eq!(script, "cd -- '/workspace/a' || exit; x");
         for (directory, seen) in [
             ("/workspace", "./"),
             ("/workspace/a", "./a"),
@@ -185,6 +221,13 @@ mod tests {
         ] {
             assert_eq!(as_seen_from_workspace(directory), seen);
         }
+    }
+
+    #[test]
+    fn entries_replace_those_of_the_same_name() {
+        let entries = |list: &[&str]| -> Vec<_> { list.iter().map(OsString::from).collect() };
+        let replaced = replaced(entries(&["A=1", "AB=2"]), entries(&["AB=3", "C=4"]).into_iter());
+        assert_eq!(replaced, entries(&["A=1", "AB=3", "C=4"]));
     }
 
     #[test]

@@ -39,6 +39,7 @@ use parking_lot::Mutex;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::process::Resource;
 
+pub(super) use self::file::DIRECTORY;
 use self::file::OutputFile;
 use super::user::Purpose;
 use super::workspace::Workspace;

@@ -117,6 +117,22 @@ impl CommandUser {
         Self { uid: Uid::from_raw(id), gid: Gid::from_raw(id), map, ..self }
     }
 
+    /// The same as another user of its slot, by the numbers inside; where the slot has one id, as
+    /// that.
+    pub(super) fn as_inside(self, uid: u32, gid: u32) -> Self {
+        let outside = |id: u32| match self.map.is_single() {
+            true => self.map.outside,
+            false => self.map.outside + (id - self.map.inside).min(self.map.count - 1),
+        };
+        Self { uid: Uid::from_raw(outside(uid)), gid: Gid::from_raw(outside(gid)), ..self }
+    }
+
+    /// The same as root of its slot, in the group that may pass to the slot's directories; where
+    /// the slot has one id, as that.
+    pub(super) fn as_root_inside(self) -> Self {
+        Self { uid: self.as_inside(0, 0).uid, ..self }
+    }
+
     /// Its number on this machine.
     pub(crate) fn uid(self) -> Uid {
         self.uid

@@ -20,15 +20,21 @@
 //! The engine makes one [`DataDir`] when it starts, takes its [`Workspace`]s, and closes it at its
 //! end. What engines left behind that died without doing so is removed by the next one.
 //!
-//! **A reset is a new workspace** ([`Workspace::renew`]): nothing is cleaned in place, so no access
+//! **A reset is a new workspace** ([`Workspace::renew_with`]): nothing is cleaned in place, so no access
 //! list, attribute, flag, mode or lock of the old one reaches the next trajectory, and it takes no
 //! longer where more was written. The old directories are removed behind it
 //! ([`Workspace::remains`]).
+//!
+//! **A machine with the files of an image** ([`ImageFiles`]) has all it changes in `workspace/`, as
+//! what is above the image's layers (`upper`); of `home/` it shows the complete outputs alone.
 //!
 //! Nothing here knows what runs in a slot: its processes must be gone before its workspace is
 //! removed. If they are not, the removal stays safe, and ends, but may not succeed.
 
 mod data_dir;
+mod image;
+mod image_user;
+mod merged;
 
 use std::fmt;
 use std::io;
@@ -42,11 +48,14 @@ use std::time::{Duration, Instant};
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
-pub(crate) use data_dir::DataDir;
+pub(crate) use data_dir::{DataDir, open_base};
+pub(crate) use image::{ImageFiles, MachineSpec, NoMachine};
 
 use super::identity::Identity;
+use super::jail::{Overlay, UPPER};
 use super::paths::{FindRoot, MOUNT_POINT, Mount, Root, TEMPORARY, View};
-use super::shell::Places;
+use super::shell::{Places, Shell};
+use super::spool::DIRECTORY as OUTPUTS;
 use super::tree::{self, TreeError};
 use super::user::{CommandUser, WeakRoot};
 
@@ -164,6 +173,13 @@ pub(crate) struct Workspace {
     sessions: PathBuf,
     identity: Arc<Identity>,
     owner: Option<CommandUser>,
+    /// What its slot has where it has no image's files: who its commands are, and as whom.
+    of_slot: (Arc<Identity>, Option<CommandUser>),
+    /// The image whose files its machine has. Then its first directory has what was changed of
+    /// them, and its home directory just the complete outputs.
+    image: Option<Arc<ImageFiles>>,
+    /// How many machines were founded in it.
+    founded: AtomicU64,
     /// How many calls have had their output kept in a file.
     outputs: AtomicU64,
 }
@@ -195,44 +211,76 @@ impl Workspace {
         let sessions = path.join(SESSIONS_NAME);
         make_passable_dir(&sessions)
             .map_err(|error| WorkspaceError::io("create", &sessions, error))?;
-        Self::create_in(&path, slot, 0, owner, identity)
+        Self::create_in(&path, slot, 0, (identity, owner), None)
     }
 
     /// Makes an empty workspace in the directory of its slot.
     fn create_in(
-        of_slot: &Path,
+        directory: &Path,
         slot: usize,
         life: u64,
-        owner: Option<CommandUser>,
-        identity: Arc<Identity>,
+        of_slot: (Arc<Identity>, Option<CommandUser>),
+        image: Option<Arc<ImageFiles>>,
     ) -> Result<Self, WorkspaceError> {
+        let (identity, owner) = match &image {
+            Some(image) => (image.identity().clone(), image.owner(of_slot.1)),
+            None => of_slot.clone(),
+        };
+        // What is changed of an image is changed by the first process.
+        let root = image.as_ref().map_or(owner, |_| of_slot.1.map(CommandUser::as_root_inside));
         let place = |kind: &str| match life {
-            0 => of_slot.join(kind),
-            life => of_slot.join(format!("{kind}-{life}")),
+            0 => directory.join(kind),
+            life => directory.join(format!("{kind}-{life}")),
         };
         let make = || {
-            let workspace = make_private_dir(place("workspace"), owner)?;
+            let workspace = make_private_dir(place("workspace"), root)?;
             let temporary = make_private_dir(place("tmp"), owner)?;
             let home = make_private_dir(place("home"), owner)?;
+            if let Some(image) = &image {
+                let of_root = of_slot.1.map(|user| user.as_inside(0, 0));
+                make_shown_dir(place("workspace").join(UPPER), image.mode(), of_root)?;
+                make_shown_dir(place("home").join(OUTPUTS), 0o755, owner)?;
+            }
             Ok((workspace, temporary, home))
         };
         let (workspace, temporary, home) = make().inspect_err(|_| {
-            // Nothing is in those that were made.
+            // Nothing but empty directories is in those that were made.
             for kind in ["workspace", "tmp", "home"] {
+                for inner in [UPPER, OUTPUTS] {
+                    let _ = std::fs::remove_dir(place(kind).join(inner));
+                }
                 let _ = std::fs::remove_dir(place(kind));
             }
         })?;
-        let (outputs, sessions) = (AtomicU64::new(0), of_slot.join(SESSIONS_NAME));
-        Ok(Self { slot, life, workspace, temporary, home, sessions, identity, owner, outputs })
+        let (outputs, sessions) = (AtomicU64::new(0), directory.join(SESSIONS_NAME));
+        let founded = AtomicU64::new(0);
+        Ok(Self {
+            slot,
+            life,
+            workspace,
+            temporary,
+            home,
+            sessions,
+            identity,
+            owner,
+            of_slot,
+            image,
+            founded,
+            outputs,
+        })
     }
 
-    /// A new, empty workspace for its slot. Blocks for the making of three directories.
+    /// A new, empty workspace for its slot, with the files of an image, or without one. Blocks for
+    /// the making of a few directories.
     ///
     /// # Errors
     /// As of making it: the disk may be full of what is in this one ([`clear`](Self::clear)).
-    pub(crate) fn renew(&self) -> Result<Self, WorkspaceError> {
-        let of_slot = self.path().parent().unwrap_or(Path::new("/"));
-        Self::create_in(of_slot, self.slot, self.life + 1, self.owner, self.identity.clone())
+    pub(crate) fn renew_with(
+        &self,
+        image: Option<Arc<ImageFiles>>,
+    ) -> Result<Self, WorkspaceError> {
+        let directory = self.path().parent().unwrap_or(Path::new("/"));
+        Self::create_in(directory, self.slot, self.life + 1, self.of_slot.clone(), image)
     }
 
     /// What is to be removed of it once its slot has another. Holds no descriptors.
@@ -256,6 +304,9 @@ impl Workspace {
             sessions: self.sessions.clone(),
             identity: self.identity.clone(),
             owner: self.owner,
+            of_slot: self.of_slot.clone(),
+            image: self.image.clone(),
+            founded: AtomicU64::new(0),
             outputs: AtomicU64::new(0),
         }
     }
@@ -312,7 +363,49 @@ impl Workspace {
     /// Where its directories are inside a sandbox.
     pub(super) fn inside(&self) -> Places<'_> {
         let home = self.identity.home();
-        Places { workspace: Path::new(MOUNT_POINT), temporary: Path::new(TEMPORARY), home }
+        let workspace = self.image.as_ref().map(|image| image.working_dir());
+        let workspace = workspace.unwrap_or(Path::new(MOUNT_POINT));
+        Places { workspace, temporary: Path::new(TEMPORARY), home }
+    }
+
+    /// The image whose files its machine has, and who its commands are there.
+    pub(crate) fn image(&self) -> Option<&Arc<ImageFiles>> {
+        self.image.as_ref()
+    }
+
+    /// Which shell its commands are for, where that is an image's.
+    pub(crate) fn shell_kind(&self) -> Option<Shell> {
+        self.image.as_ref().map(|image| image.shell_kind())
+    }
+
+    /// Whether its machine has layers, so that no second machine may have them at the same time.
+    pub(super) fn is_layered(&self) -> bool {
+        self.image.is_some()
+    }
+
+    /// The root directory of its machine, where that is an image's. Each time it is another one
+    /// above the same files.
+    pub(super) fn root_overlay(&self) -> Option<Overlay> {
+        let work = format!("work-{}", self.founded.fetch_add(1, Ordering::Relaxed));
+        self.image.as_ref().map(|image| image.overlay(self.path(), work, self.of_slot.1))
+    }
+
+    /// Whom the first processes of its jails run as, if not as us.
+    pub(super) fn founder(&self) -> Option<CommandUser> {
+        match self.image {
+            Some(_) => self.of_slot.1.map(CommandUser::as_root_inside),
+            None => self.owner,
+        }
+    }
+
+    /// The user of its slot, whoever its commands are; `None` if that is us.
+    pub(crate) fn user_of_slot(&self) -> Option<CommandUser> {
+        self.of_slot.1
+    }
+
+    /// The host path of the complete outputs of its calls, in its home directory.
+    pub(super) fn outputs_directory(&self) -> PathBuf {
+        self.home().join(OUTPUTS)
     }
 
     /// Who its commands are.
@@ -338,6 +431,10 @@ impl Workspace {
     /// What the model's paths mean, where `find_root` gives what is around its directories.
     pub(super) fn view<'a>(&'a self, find_root: FindRoot<'a>) -> View<'a> {
         let Places { workspace, temporary, home } = self.inside();
+        if self.image.is_some() {
+            // All that commands see is in their machine's root.
+            return View::new(Vec::new(), workspace, find_root);
+        }
         let mounts = vec![
             Mount { place: workspace, alias: None, root: &self.workspace.root },
             Mount { place: temporary, alias: None, root: &self.temporary.root },
@@ -368,7 +465,7 @@ impl Workspace {
         workspace.and(temporary).and(home)
     }
 
-    /// Copies its files, directories and symlinks into `dest`, which is made if it does not exist.
+    /// Copies its files, directories and symlinks, or what its machine has changed of an image's, into `dest`, which is made if it does not exist.
     /// Nothing there is overwritten. FIFOs, sockets and devices are skipped, and set-user-id bits
     /// dropped. Blocks for as long as the file system needs. A command may run meanwhile: what it
     /// changes is copied as it was at some moment, or not at all.
@@ -380,7 +477,11 @@ impl Workspace {
         std::fs::create_dir_all(dest)?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let to = rustix::fs::open(dest, flags, Mode::empty())?;
-        tree::copy(self.root().dir(), to.as_fd()).map_err(|error| {
+        let from = match self.image {
+            Some(_) => rustix::fs::openat(self.root().dir(), UPPER, OPEN_DIR, Mode::empty())?,
+            None => self.root().dir().try_clone_to_owned()?,
+        };
+        tree::copy(from.as_fd(), to.as_fd()).map_err(|error| {
             let kind = error.source.kind();
             io::Error::new(kind, WorkspaceError::tree("save", self.path(), error))
         })
@@ -408,6 +509,22 @@ fn make_private_dir(
             .map_err(|errno| WorkspaceError::io("give away", &path, errno))?;
     }
     Ok(Directory { path, root })
+}
+
+/// Makes a directory in one of ours that commands see: with this mode, for `owner` or for
+/// ourselves.
+fn make_shown_dir(
+    path: PathBuf,
+    mode: u32,
+    owner: Option<CommandUser>,
+) -> Result<(), WorkspaceError> {
+    let failed = |errno| WorkspaceError::io("create", &path, errno);
+    rustix::fs::mkdir(&path, Mode::RWXU).map_err(failed)?;
+    if let Some(user) = owner {
+        let ids = (Some(user.uid()), Some(user.gid()));
+        rustix::fs::chown(&path, ids.0, ids.1).map_err(failed)?;
+    }
+    rustix::fs::chmod(&path, Mode::from_raw_mode(mode)).map_err(failed)
 }
 
 /// What is left of a workspace whose slot has another.

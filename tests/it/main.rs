@@ -34,6 +34,8 @@ mod http;
 mod http_client;
 #[cfg(target_os = "linux")]
 mod identity;
+#[cfg(target_os = "linux")]
+mod images;
 #[cfg(all(target_os = "linux", feature = "server"))]
 mod interrupt;
 #[cfg(target_os = "linux")]

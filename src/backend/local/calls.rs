@@ -45,9 +45,11 @@ impl LocalBackend {
         };
         place.has_network.store(policy.allow_network, Ordering::Release);
         let order = wanted.output_order;
+        let workspace = place.workspace();
+        let kind = workspace.shell_kind().unwrap_or_else(Shell::detect);
         let spec = CommandSpec {
-            workspace: place.workspace(),
-            command: shell::script_of(&wanted, Shell::detect()),
+            workspace: workspace.clone(),
+            command: shell::script_of(&wanted, kind, workspace.image().is_none()),
             stdin: wanted.stdin.unwrap_or_default().to_owned(),
             output_order: order,
             keeps_background: wanted.background == BackgroundProcesses::Keep,

@@ -60,7 +60,7 @@ impl Resets {
     }
 
     /// Has an old workspace removed. Blocks for it where too many wait for that.
-    fn remove(&self, remains: Remains) {
+    pub(super) fn remove(&self, remains: Remains) {
         if self.behind.fetch_add(1, Ordering::Relaxed) >= self.most_behind {
             self.behind.fetch_sub(1, Ordering::Relaxed);
             return removed(remains);
@@ -146,11 +146,11 @@ fn renew(inner: &Inner, index: usize, answer: AnswerAll) {
         egress.renew(index);
     }
     let old = slot.workspace();
-    let renewed = old.renew().or_else(|error| {
+    let renewed = old.renew_with(inner.image.clone()).or_else(|error| {
         // There may be no room for another until this one is empty.
         log::debug!("{error}");
         old.clear()?;
-        old.renew()
+        old.renew_with(inner.image.clone())
     });
     let renewed = renewed.map_err(|error: WorkspaceError| error.to_string());
     let remains = renewed.is_ok().then(|| old.remains());

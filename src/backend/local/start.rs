@@ -5,6 +5,7 @@
 //! made, or isolation is not required; the threads run. Whatever fails, or is interrupted, nothing
 //! is left of the start.
 
+use std::collections::BTreeMap;
 use std::io;
 
 use rustix::io::Errno;
@@ -14,10 +15,10 @@ use crate::config::UserIds;
 use crate::error::{BackendErrorKind, IsolationError};
 use crate::interrupt::Interrupt;
 use crate::sandbox::descriptors::{self, Need};
-use crate::sandbox::isolation::{self, Budget, Facts, Failure, NotProvided};
+use crate::sandbox::isolation::{self, Budget, Facts, Failure, NotProvided, proxy};
 use crate::sandbox::limits::TooFewProcesses;
 use crate::sandbox::user::{NoIds, SlotUsers, WeakRoot};
-use crate::sandbox::workspace::WorkspaceError;
+use crate::sandbox::workspace::{MachineSpec, WorkspaceError};
 
 /// Finds out how commands in a workspace are isolated.
 pub(super) type Probe = fn(&Arc<Workspace>, &Budget) -> Result<Engine, Failure>;
@@ -53,6 +54,7 @@ pub(super) fn start(
             .map_err(|error| BackendError::with_source("cannot adopt orphans", error))?;
     }
     let Place { user, mut data_dir, isolation } = find_place(config, probe, interrupt)?;
+    let image = default_image(config, &data_dir, &isolation)?;
     let (isolation, network, egress) = network::connect(config, isolation)?;
     let one_user = data_dir.users().one_user_because();
     let thread = |error| system("cannot start threads", error);
@@ -76,8 +78,11 @@ pub(super) fn start(
     })
     .map_err(|error| system("cannot start the terminals", error))?;
     let resets = Resets::start(data_dir.workspaces().len()).map_err(thread)?;
-    let slots = data_dir
-        .take_workspaces()
+    let workspaces = match &image {
+        None => data_dir.take_workspaces(),
+        Some(image) => with_image(data_dir.take_workspaces(), image).map_err(workspaces)?,
+    };
+    let slots = workspaces
         .into_iter()
         .map(|workspace| Slot {
             workspace: Mutex::new(workspace),
@@ -88,6 +93,7 @@ pub(super) fn start(
         .collect();
     let backend = LocalBackend(Arc::new(Inner {
         one_user,
+        image,
         supervisor,
         limits,
         terminals,
@@ -110,6 +116,40 @@ pub(super) fn start(
     };
     log::log!(grade, "isolation {level}: {}", weakened_because.join("; "));
     Ok(backend)
+}
+
+/// The image that slots have the files of, if the operator wants one.
+///
+/// # Errors
+/// It cannot be had or used, or slots cannot have images.
+fn default_image(
+    config: &LocalConfig,
+    data_dir: &DataDir,
+    isolation: &Engine,
+) -> Result<Option<Arc<ImageFiles>>, BackendError> {
+    let Some(name) = &config.image else { return Ok(None) };
+    image::can_have_images(isolation).map_err(BackendError::new)?;
+    let failed = |error: Box<dyn std::error::Error + Send + Sync>| {
+        BackendError::with_source("cannot use the image that slots are to have", error)
+    };
+    let image = image::find(name).map_err(|error| failed(error.into()))?;
+    let env = BTreeMap::new();
+    let spec = MachineSpec { image, frozen: Vec::new(), user: None, workdir: None, env };
+    let files = ImageFiles::find(spec, data_dir.users().of_slot(0));
+    Ok(Some(Arc::new(files.map_err(|error| failed(error.into()))?)))
+}
+
+/// The same slots' workspaces with the files of an image.
+fn with_image(
+    workspaces: Vec<Arc<Workspace>>,
+    image: &Arc<ImageFiles>,
+) -> Result<Vec<Arc<Workspace>>, WorkspaceError> {
+    let with_image = |workspace: Arc<Workspace>| {
+        let renewed = workspace.renew_with(Some(image.clone())).map(Arc::new)?;
+        workspace.remains().remove()?;
+        Ok(renewed)
+    };
+    workspaces.into_iter().map(with_image).collect()
 }
 
 /// Makes the workspaces and finds out how commands are isolated there, and as whom they run.
@@ -227,6 +267,12 @@ fn isolate(
         .make_dir("etc")
         .and_then(|path| EtcCopy::make(&path, data_dir.identity()))
         .and_then(|etc| network::add_files(config, &etc).map(|()| etc))
+        .and_then(|etc| {
+            if ImageFiles::has_one_id(data_dir.users().of_slot(0)) {
+                etc.add(proxy::APT_USER, &proxy::apt_user_file())?;
+            }
+            Ok(etc)
+        })
         .map_err(|error| system("cannot copy /etc for sandboxes", error))?;
     let workspace = &data_dir.workspaces()[0];
     let isolation = probe(workspace, budget).map(|isolation| isolation.with_etc(etc));
@@ -246,7 +292,7 @@ fn isolate(
             isolation = isolation.with_inotify_for(config.slots);
         }
         if config.seccomp {
-            isolation = isolation.with_filter(Filter::new(), workspace, budget)?;
+            isolation = isolation.with_filter(Filter::all(), workspace, budget)?;
         }
         if let Some(bytes) = config.limits.memory_bytes {
             isolation = isolation.with_shared_memory(bytes / 2);

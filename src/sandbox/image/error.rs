@@ -84,7 +84,7 @@ pub enum ImageError {
     /// The disk of the store is full, or its quota used up. Nothing is left of what was begun.
     #[error(
         "no room for {image} in {}: at least {needed} bytes more are needed, {free} are free; \
-         make room (tool-executor image prune) or choose another data directory", path.display()
+         make room (tool-executor image prune --unused-for 0) or choose another data directory", path.display()
     )]
     Full {
         /// How it was asked for.

@@ -18,11 +18,16 @@
 
 #![allow(dead_code, reason = "machines, which are made of images, do not use it yet")]
 
+mod archive;
 mod config;
 mod digest;
 mod error;
 mod limits;
 mod source;
+mod store;
+#[cfg(test)]
+pub(crate) mod testing;
+mod unpack;
 
 use std::any::Any;
 use std::fmt;
@@ -35,6 +40,7 @@ pub use digest::Digest;
 pub use error::{ImageError, ImageErrorKind};
 pub use limits::ImageLimits;
 pub use source::ImageSource;
+pub use store::{ImageStore, ImportStep, Pruned, StoredImage, StoredLayer};
 
 /// Whose the files of a store's layers are on disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -149,6 +149,17 @@ fn split(whole: PathBuf, text: &str) -> (PathBuf, Option<String>) {
     }
 }
 
+/// A name as images are known by it: `docker.io/library/python` is `python:latest`, as Docker has
+/// it.
+pub(super) fn normal_name(name: &str) -> String {
+    let name = name.strip_prefix("docker.io/").unwrap_or(name);
+    let name = name.strip_prefix("library/").unwrap_or(name);
+    match name.rsplit('/').next().is_some_and(|last| last.contains([':', '@'])) {
+        true => name.to_owned(),
+        false => format!("{name}:latest"),
+    }
+}
+
 /// For messages: what was given may be anything.
 pub(super) fn shown(text: &str) -> String {
     const MOST: usize = 200;

@@ -171,9 +171,13 @@ pub(crate) mod step {
     pub(crate) const MOVE: u8 = b'v';
     /// Makes a directory at which something is mounted the root, and lets go of the old one.
     pub(crate) const CHANGE_ROOT: u8 = b'g';
-    /// Enters a directory.
+    /// Enters a directory. With [`MAKE`] it is made if it is missing, and those above it; with
+    /// [`OR_ROOT`] it is the root directory where that fails.
     pub(crate) const ENTER: u8 = b'c';
-    /// Gives up all capabilities, and all ways to new ones.
+    /// Has all that is run be another user: the number's lower half, with the group that is the
+    /// upper one, and the groups of the text, as many as [`MOST_GROUPS`] of 4 bytes each.
+    pub(crate) const USER: u8 = b'e';
+    /// Gives up all capabilities but those of the number, a bit each, and all ways to new ones.
     pub(crate) const DROP_RIGHTS: u8 = b'k';
     /// Loads the filter of system calls that is the text.
     pub(crate) const FILTER: u8 = b'b';
@@ -182,6 +186,13 @@ pub(crate) mod step {
     pub(crate) const OPTIONAL: u8 = 1;
     /// The flag of a place to which no link may lead.
     pub(crate) const NO_LINKS: u8 = 2;
+    /// The flag of a directory that is made if it is missing.
+    pub(crate) const MAKE: u8 = 4;
+    /// The flag of a directory that can be done without.
+    pub(crate) const OR_ROOT: u8 = 8;
+
+    /// The most groups of a user beside its own.
+    pub(crate) const MOST_GROUPS: usize = 64;
 
     /// The most sources that a jail may have, those of the engine among them.
     pub(crate) const MOST_SOURCES: usize = 256;

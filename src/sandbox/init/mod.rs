@@ -108,6 +108,11 @@ impl Handles {
         Self(handles.zip(fds).collect())
     }
 
+    /// Puts one more in.
+    pub(super) fn put(&mut self, handle: i32, fd: OwnedFd) {
+        self.0.push((handle, fd));
+    }
+
     /// Takes one out, if it is there.
     pub(super) fn take(&mut self, handle: i32) -> Option<OwnedFd> {
         let index = self.0.iter().position(|(which, _)| *which == handle)?;

@@ -76,6 +76,7 @@ struct Command {
     environment: *const *const u8,
     stdio: [i32; 3],
     script: i32,
+    user: *const setup::User,
     /// Written by the child: why the program could not be executed.
     errno: i32,
 }
@@ -126,8 +127,8 @@ unsafe extern "C" fn main(stack: *const usize) -> ! {
     call!(arch::PRCTL, PR_SET_DUMPABLE, 1);
     let Some((plan, fds)) = receive() else { exit(0) };
     let Some(header) = Header::parse(plan).filter(|header| header.kind == SET_UP) else { exit(2) };
-    let proxy = match setup::set_up(&plan[HEADER..], header.numbers[0] as usize, &fds) {
-        Ok(proxy) => proxy,
+    let made = match setup::set_up(&plan[HEADER..], header.numbers[0] as usize, &fds) {
+        Ok(made) => made,
         Err((step, errno)) => {
             say(Header { kind: FAILED, flag: 0, run: step, numbers: [errno, 0] }, &[], &[]);
             exit(1);
@@ -156,12 +157,12 @@ unsafe extern "C" fn main(stack: *const usize) -> ! {
         limits[0] = if limit < limits[1] { limit } else { limits[1] };
         call!(arch::PRLIMIT64, 0, RLIMIT_NOFILE, limits.as_ptr(), 0);
     }
-    hand_over(header.numbers[1], proxy);
+    hand_over(header.numbers[1], made.proxy);
     let descriptors = Descriptors { null, signals, proc };
     let mut background = Background::new();
     loop {
         if wait(&descriptors, &mut background, None) {
-            serve(&descriptors, &mut background, program, environment);
+            serve(&descriptors, &mut background, program, environment, made.user.as_ref());
         } else if background.is_some() && reap(0).0 {
             background.forget();
         }
@@ -236,6 +237,7 @@ fn serve(
     background: &mut Background,
     program: *const u8,
     environment: *const *const u8,
+    user: Option<&setup::User>,
 ) {
     let Some((message, fds)) = receive() else { exit(0) };
     let header = match Header::parse(message) {
@@ -252,6 +254,7 @@ fn serve(
         environment,
         stdio: [if input == 1 { fds[0] } else { descriptors.null }, fds[input], fds[input + 1]],
         script: if script == 1 { fds[input + 2] } else { NO_FD },
+        user: user.map_or(null(), |user| user as *const setup::User),
         errno: 0,
     };
     let strings = &message[HEADER..];
@@ -312,6 +315,19 @@ unsafe extern "C" fn become_program(command: *mut Command) -> ! {
     }
     let none = 0u64;
     call!(arch::RT_SIGPROCMASK, 2, &raw const none, 0, 8);
+    // SAFETY: as above.
+    if let Some(user) = unsafe { command.user.as_ref() } {
+        let (uid, gid) = (user.uid, user.gid);
+        let changed = [
+            call!(arch::SETGROUPS, user.count, user.groups.as_ptr()),
+            call!(arch::SETRESGID, gid, gid, gid),
+            call!(arch::SETRESUID, uid, uid, uid),
+        ];
+        if let Some(failed) = changed.into_iter().find(|result| *result < 0) {
+            command.errno = -failed as i32;
+            call!(arch::EXIT, 127);
+        }
+    }
     let failed =
         call!(arch::EXECVE, command.program, command.arguments.as_ptr(), command.environment);
     command.errno = -failed as i32;

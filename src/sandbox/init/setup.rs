@@ -62,8 +62,23 @@ struct Sources {
     count: usize,
 }
 
-/// Carries all steps out. The first sources are those that the engine has `given`. Gives the
-/// listening socket of the proxy, if there is to be one.
+/// The user that programs are to be.
+pub(crate) struct User {
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    pub(crate) groups: [u32; step::MOST_GROUPS],
+    pub(crate) count: usize,
+}
+
+/// What the steps leave behind.
+pub(crate) struct Made {
+    /// The listening socket of the proxy, or [`NO_FD`].
+    pub(crate) proxy: i32,
+    /// Whom programs are to be, if not what this process is.
+    pub(crate) user: Option<User>,
+}
+
+/// Carries all steps out. The first sources are those that the engine has `given`.
 ///
 /// # Errors
 /// The first step that failed, and the error's number.
@@ -71,22 +86,33 @@ pub(crate) fn set_up(
     steps: &[u8],
     count: usize,
     given: &[i32; MOST_FDS],
-) -> Result<i32, (u32, i32)> {
+) -> Result<Made, (u32, i32)> {
     let mut sources = Sources { fds: [NO_FD; step::MOST_SOURCES], count: 0 };
     sources.fds[..MOST_FDS].copy_from_slice(given);
     sources.count = given.iter().filter(|fd| **fd != NO_FD).count();
-    let mut proxy = NO_FD;
+    let mut made = Made { proxy: NO_FD, user: None };
     let mut rest = steps;
     for number in 0..count {
         let failed = |errno: i32| (number as u32, errno);
         let (head, text, more) = Head::split_first(rest).ok_or(failed(EINVAL))?;
         rest = more;
         match head.kind {
-            step::LISTEN => proxy = listen(head.number as u16).map_err(failed)?,
+            step::LISTEN => made.proxy = listen(head.number as u16).map_err(failed)?,
+            step::USER => made.user = Some(user(head.number, text).ok_or(failed(EINVAL))?),
             _ => carry_out(head, text, &mut sources).map_err(failed)?,
         }
     }
-    Ok(proxy)
+    Ok(made)
+}
+
+fn user(ids: u64, text: &[u8]) -> Option<User> {
+    let mut user =
+        User { uid: ids as u32, gid: (ids >> 32) as u32, groups: [0; step::MOST_GROUPS], count: 0 };
+    for group in text.chunks_exact(4) {
+        *user.groups.get_mut(user.count)? = u32::from_ne_bytes(group.try_into().ok()?);
+        user.count += 1;
+    }
+    Some(user)
 }
 
 /// # Errors
@@ -178,9 +204,9 @@ fn carry_out(head: Head, text: &[u8], sources: &mut Sources) -> Result<(), i32> 
         }
         step::ENTER => {
             let [path] = strings(text)?;
-            check(call!(arch::CHDIR, path))
+            enter(path, head.flag)
         }
-        step::DROP_RIGHTS => drop_rights(),
+        step::DROP_RIGHTS => drop_rights(head.number),
         step::FILTER => {
             // The kernel's `struct sock_fprog`: how many instructions of 8 bytes, and where.
             let program = [text.len() / 8, text.as_ptr() as usize];
@@ -346,18 +372,39 @@ fn listen(port: u16) -> Result<i32, i32> {
     listening.map(|socket| socket as i32)
 }
 
-fn drop_rights() -> Result<(), i32> {
+fn enter(path: *const u8, flag: u8) -> Result<(), i32> {
+    let mut entered = call!(arch::CHDIR, path);
+    if entered == ENOENT && flag & step::MAKE != 0 {
+        let root = done(call!(arch::OPENAT, AT_FDCWD, c"/".as_ptr(), O_PATH | O_CLOEXEC))?;
+        let directory = place_beneath(root, path, true, false);
+        call!(arch::CLOSE, root);
+        let directory = directory?;
+        entered = call!(arch::FCHDIR, directory);
+        call!(arch::CLOSE, directory);
+    }
+    match entered < 0 && flag & step::OR_ROOT != 0 {
+        true => check(call!(arch::CHDIR, c"/".as_ptr())),
+        false => check(entered),
+    }
+}
+
+fn drop_rights(kept: u64) -> Result<(), i32> {
     for capability in 0..64 {
+        if kept & 1 << capability != 0 {
+            continue;
+        }
         // There are no more.
         if call!(arch::PRCTL, PR_CAPBSET_DROP, capability) == -(EINVAL as isize) {
             break;
         }
     }
     check(call!(arch::PRCTL, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL))?;
-    // The kernel's header of version 3 for this process, and no capability of any kind.
+    // The kernel's header of version 3 for this process; the lower halves of what is effective,
+    // permitted and inherited, then the upper ones.
     let header = [0x2008_0522u32, 0];
-    let none = [0u32; 6];
-    check(call!(arch::CAPSET, header.as_ptr(), none.as_ptr()))?;
+    let (low, high) = (kept as u32, (kept >> 32) as u32);
+    let sets = [low, low, 0, high, high, 0];
+    check(call!(arch::CAPSET, header.as_ptr(), sets.as_ptr()))?;
     check(call!(arch::PRCTL, PR_SET_NO_NEW_PRIVS, 1))
 }
 

@@ -3,13 +3,14 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::Contents;
+use super::{Contents, proxy};
 use crate::sandbox::etc::{self, EtcCopy, RESOLV_CONF};
 use crate::sandbox::identity::Identity;
 use crate::sandbox::jail::{Access, Entry};
 use crate::sandbox::provided::{Provided, Shown};
 use crate::sandbox::shell::{Places, Shell};
-use crate::sandbox::workspace::{SESSIONS, Workspace};
+use crate::sandbox::spool;
+use crate::sandbox::workspace::{ImageFiles, SESSIONS, Workspace};
 
 /// Entries of the root directory that are shared read-only where the host has them.
 const ROOT_ENTRIES: [&str; 6] = ["/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32"];
@@ -167,6 +168,50 @@ impl HostLayout {
 
 /// No directories.
 const NONE: Vec<PathBuf> = Vec::new();
+
+/// Files of the copy of `/etc` that machines with an image's files show, too, where it has them.
+pub(super) const ETC_OF_IMAGES: [&str; 5] =
+    ["hosts", "hostname", proxy::CA_BUNDLE, proxy::APT_FILE, proxy::APT_USER];
+/// Those of them that only apt reads, and where it does.
+const OF_APT: [(&str, &str); 2] =
+    [(proxy::APT_FILE, proxy::APT_FILE), (proxy::APT_USER, proxy::APT_USER_PLACE)];
+
+/// What a jail shows in the files of an image: it mounts the image, and in it what the machine
+/// makes. Of what the image has at such a place nothing is followed out of it.
+pub(super) fn root_of_image(
+    layout: &HostLayout,
+    provided: &Provided,
+    etc: Option<(&EtcCopy, &[&str])>,
+    contents: &Contents<'_>,
+    image: &ImageFiles,
+) -> Vec<Entry> {
+    let workspace = contents.workspace;
+    let mut root: Vec<_> = workspace.root_overlay().map(Entry::Layered).into_iter().collect();
+    root.extend(layout.sys(contents.network));
+    let file = |host: PathBuf, place: PathBuf, is_optional| {
+        let over =
+            Entry::Over { host, place: place.clone(), access: Access::ReadOnly, is_optional };
+        [Entry::File { place }, over]
+    };
+    for name in etc.iter().flat_map(|(_, names)| names.iter()) {
+        let of_apt = OF_APT.iter().find(|(of_apt, _)| of_apt == name);
+        let place = of_apt.map_or(*name, |(_, place)| place);
+        if let Some((etc, _)) = etc
+            && (of_apt.is_none() || image.has_apt())
+        {
+            root.extend(file(etc.path().join(name), Path::new("/etc").join(place), false));
+        }
+    }
+    if contents.network {
+        root.extend(file(RESOLV_CONF.into(), RESOLV_CONF.into(), true));
+    }
+    let shown = |host: PathBuf, place: PathBuf, access| Entry::Shown { host, place, access };
+    root.push(shown(workspace.sessions().into(), SESSIONS.into(), Access::ReadOnly));
+    let outputs = workspace.inside().home.join(spool::DIRECTORY);
+    root.push(shown(workspace.outputs_directory(), outputs, Access::Writable));
+    root.extend(provided.entries_of_image());
+    root
+}
 
 /// The root directory of a jail. Pure.
 ///

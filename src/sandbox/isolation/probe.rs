@@ -15,7 +15,7 @@ use super::{Contents, Failure, Jails, open_null};
 use crate::interrupt::Interrupt;
 use crate::sandbox::init::{Run, RunEvent};
 use crate::sandbox::jail::{
-    Bounds, Entry, Hold, Jail, Machine, News, Overlay, Phase, SetupError, Tree, UPPER, WORK,
+    Bounds, Entry, Hold, Jail, Machine, News, Overlay, Phase, SetupError, Tree, UPPER,
 };
 use crate::sandbox::limits::Limits;
 use crate::sandbox::shell;
@@ -135,7 +135,7 @@ impl Jails {
             program: Path::new(shell.path()),
             environment: self.provided.added_to(shell::environment(
                 &workspace.inside(),
-                shell,
+                Path::new(shell.path()),
                 self.layout.identity.name(),
             )),
             open_files: None,
@@ -203,7 +203,7 @@ impl Jails {
 fn make_overlay(place: &Path, owner: Option<CommandUser>) -> std::io::Result<Overlay> {
     let [lower, writable] = ["lower", "writable"].map(|name| place.join(name));
     let full = lower.join("full");
-    let own = [writable.clone(), writable.join(UPPER), writable.join(WORK)];
+    let own = [writable.clone(), writable.join(UPPER)];
     for directory in [&lower, &full].into_iter().chain(&own) {
         std::fs::create_dir(directory)?;
     }
@@ -225,6 +225,7 @@ fn make_overlay(place: &Path, owner: Option<CommandUser>) -> std::io::Result<Ove
         place: LAYERS_PLACE.into(),
         lower: vec![Tree { host: lower, hold: below }],
         writable: Tree { host: writable, hold: above },
+        work: "work".to_owned(),
     })
 }
 

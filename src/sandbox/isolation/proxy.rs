@@ -15,6 +15,11 @@ pub(crate) const CA_BUNDLE: &str = "tool-executor/ca-bundle.pem";
 /// Where apt finds its proxy, below `/etc`.
 pub(crate) const APT_FILE: &str = "apt/apt.conf.d/90sandbox-proxy";
 
+/// Where the copy of `/etc` has what apt is told where all users are one.
+pub(crate) const APT_USER: &str = "tool-executor/apt-user.conf";
+/// Where apt finds that in an image, below `/etc`.
+pub(super) const APT_USER_PLACE: &str = "apt/apt.conf.d/90sandbox-user";
+
 /// The variables by which programs find a bundle of certificate authorities: OpenSSL's, those of
 /// Python's requests and pip, curl's, Node's and npm's (whose file of settings may name another),
 /// git's and cargo's.
@@ -56,6 +61,11 @@ pub(crate) fn ca_variables() -> Vec<OsString> {
 pub(crate) fn apt_file() -> String {
     let url = url(PORT);
     format!("Acquire::http::Proxy \"{url}\";\nAcquire::https::Proxy \"{url}\";\n")
+}
+
+/// What apt reads where all users are one: it tries whether its own user is another.
+pub(crate) fn apt_user_file() -> String {
+    "APT::Sandbox::User \"root\";\n".to_owned()
 }
 
 #[cfg(test)]

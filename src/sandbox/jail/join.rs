@@ -23,10 +23,23 @@ use super::start::{BORROWS_MEMORY, Shared, Stack, Stage, await_end, become_first
 const OWN: c_int =
     libc::CLONE_NEWPID | libc::CLONE_NEWNS | libc::CLONE_NEWCGROUP | libc::CLONE_PARENT;
 
+/// What network a first process is born into.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Network {
+    /// That of the machine.
+    Of,
+    /// One of its own.
+    New,
+    /// The host's.
+    Hosts,
+}
+
 /// What the usher works with, in this process's memory.
 struct Usher {
     namespaces: [(c_int, c_int); MOST_NAMESPACES],
     count: usize,
+    /// What the first process gets for itself.
+    own: c_int,
     stack: *mut c_void,
     shared: *mut Shared,
     /// The first process, written by the usher, and its pidfd, written by the kernel before it
@@ -44,16 +57,21 @@ struct Usher {
 pub(super) fn join(
     shared: &mut Shared,
     machine: &Machine,
+    network: Network,
 ) -> Result<(c_int, OwnedFd), (Stage, io::Error)> {
     let (mut stack, mut usher_stack) = (Stack::new(), Stack::new());
     let mut namespaces = [(-1, 0); MOST_NAMESPACES];
     let mut count = 0;
-    for (place, namespace) in namespaces.iter_mut().zip(machine.namespaces()) {
+    let is_joined =
+        |(_, kind): &(c_int, c_int)| network == Network::Of || *kind != libc::CLONE_NEWNET;
+    for (place, namespace) in namespaces.iter_mut().zip(machine.namespaces().filter(is_joined)) {
         *place = namespace;
         count += 1;
     }
-    let mut usher =
-        Usher { namespaces, count, stack: stack.top(), shared, pid: -1, pidfd: -1, failed: None };
+    let own = if network == Network::New { OWN | libc::CLONE_NEWNET } else { OWN };
+    let stack = stack.top();
+    let (pid, pidfd, failed) = (-1, -1, None);
+    let mut usher = Usher { namespaces, count, own, stack, shared, pid, pidfd, failed };
     let mut usher_pidfd: c_int = -1;
     // SAFETY: the usher runs `bring_in` on a stack of its own, while this thread waits; `usher`,
     // the stacks and what they point to outlive that, and the first process's time in this memory:
@@ -107,7 +125,7 @@ extern "C" fn bring_in(usher: *mut c_void) -> c_int {
         let pid = libc::clone(
             become_first_process,
             usher.stack,
-            OWN | BORROWS_MEMORY,
+            usher.own | BORROWS_MEMORY,
             usher.shared.cast::<c_void>(),
             &raw mut usher.pidfd,
         );

@@ -38,6 +38,7 @@ pub(super) const MOST_NAMESPACES: usize = JOINED.len();
 #[derive(Debug)]
 pub(in crate::sandbox) struct Machine {
     namespaces: Vec<(c_int, OwnedFd)>,
+    network: Network,
     /// The root directory that its programs see.
     root: OwnedFd,
     /// What serves its proxy, if it has one, until it is dropped.
@@ -46,6 +47,11 @@ pub(in crate::sandbox) struct Machine {
 }
 
 impl Machine {
+    /// What the first jail of a machine `beside` another is to hand over: of its network.
+    pub(super) fn wanted_beside(network: Network) -> i32 {
+        Self::wanted(network) & (handle::NETWORK | handle::PROXY)
+    }
+
     /// What a founder is to hand over, so that others can join it. One that is in the host's
     /// network has none of its own.
     pub(super) fn wanted(network: Network) -> i32 {
@@ -73,7 +79,30 @@ impl Machine {
             0 => None,
             _ => attach(handles.take(handle::PROXY)?),
         };
-        Some(Self { namespaces, root, _way_out: way_out, is_broken: AtomicBool::new(false) })
+        let is_broken = AtomicBool::new(false);
+        Some(Self { namespaces, network, root, _way_out: way_out, is_broken })
+    }
+
+    /// As [`new`](Self::new), of a jail that was born beside another machine: it has a network of
+    /// its own, and all else is that one's.
+    ///
+    pub(super) fn beside(
+        other: &Self,
+        handles: &mut Handles,
+        root: OwnedFd,
+        network: Network,
+        attach: impl FnOnce(OwnedFd) -> Option<Attachment>,
+    ) -> Option<Self> {
+        for (which, kind) in JOINED.into_iter().filter(|(which, _)| *which != handle::NETWORK) {
+            let (_, shared) = other.namespaces.iter().find(|(of, _)| *of == kind)?;
+            handles.put(which, shared.try_clone().ok()?);
+        }
+        Self::new(handles, root, network, attach)
+    }
+
+    /// What network it has.
+    pub(super) fn network(&self) -> Network {
+        self.network
     }
 
     /// Its namespaces, in the order in which they are joined: each one's descriptor and kind.

@@ -43,7 +43,8 @@ use std::time::{Duration, Instant};
 pub(super) use layers::IdMaps;
 pub(super) use machine::Machine;
 pub(super) use plan::{
-    Access, Entry, Hold, Network, Overlay, Plan, Proc, Tree, UPPER, WORK, has_device,
+    Access, Entry, Hold, MOST_TREES, Network, Overlay, Plan, Proc, Rights, Tree, UPPER, User,
+    has_device,
 };
 
 use self::plan::{Step, encode};
@@ -145,10 +146,15 @@ pub(super) struct Jail {
     socket: Option<Arc<InitSocket>>,
     steps: Vec<Step>,
     root: Option<OwnedFd>,
-    /// Its machine; none while a founder is set up.
+    /// Its machine; none while one that founds one is set up.
     machine: Option<Arc<Machine>>,
     /// The network of the machine that it founds, if it does.
     founds: Option<Network>,
+    /// The machine that it founds one beside.
+    beside: Option<Arc<Machine>>,
+    /// Whether another machine would have the same files: then there is no use in another one where
+    /// nothing can be run in this one any more.
+    keeps_machine: bool,
     /// What serves the proxy of that, where it has one.
     egress: Option<Arc<Egress>>,
     bounds: Bounds,
@@ -193,16 +199,21 @@ impl Jail {
             let text = format!("{} that were killed have not ended yet", retired.count());
             return Err(SetupError::new("make another sandbox", io::Error::other(text)));
         }
-        let founds = machine.is_none().then_some(plan.network);
-        let steps = match founds {
-            Some(_) => plan.steps_of_founder().map_err(prepare)?,
-            None => plan.steps_of_joiner(),
+        // In a machine with another network it founds one beside that.
+        let beside = machine.as_ref().filter(|machine| machine.network() != plan.network).cloned();
+        let (is_first, is_beside) = (machine.is_none(), beside.is_some());
+        let founds = (is_first || is_beside).then_some(plan.network);
+        let steps = match is_first {
+            true => plan.steps_of_founder().map_err(prepare)?,
+            false => plan.steps_of_joiner(is_beside),
         };
         let encoded = encode(&steps).map_err(prepare)?;
-        let layers = match founds {
-            Some(_) => layers::detached(plan.handed_over(), origin.id_maps)?,
-            None => Vec::new(),
+        let layers = match is_first {
+            true => layers::detached(plan.handed_over(), origin.id_maps)?,
+            false => Vec::new(),
         };
+        let has_layers = plan.overlays().next().is_some();
+        let over_files = if is_first && has_layers { start::OVER_FILES } else { 0 };
         let open_files = plan.open_files.unwrap_or(0).to_string();
         let arguments: [OsString; 3] =
             ["tool-init".into(), plan.program.clone().into(), open_files.into()];
@@ -218,7 +229,8 @@ impl Jail {
             machine: machine.as_deref(),
             is_in_hosts_network: plan.network == Network::Host,
             user: origin.user,
-            owns_all_files: founds.is_some() && plan.overlays().next().is_some(),
+            beside: is_beside,
+            capabilities: plan.rights.capabilities | over_files,
         };
         let child = start::start(&birth).map_err(|(stage, source)| SetupError {
             what: stage.what().to_owned(),
@@ -228,8 +240,9 @@ impl Jail {
         })?;
         // It waits for its orders, and ends where it is left alone. Its end of the socket is open
         // here, too, so that what is sent to one that has ended is not refused.
-        let maps = origin.user.filter(|user| founds.is_some() && !user.map().is_single());
-        let wanted = handle::ROOT | founds.map_or(0, Machine::wanted);
+        let maps = origin.user.filter(|user| is_first && !user.map().is_single());
+        let of_machine = if is_beside { Machine::wanted_beside } else { Machine::wanted };
+        let wanted = handle::ROOT | founds.map_or(0, of_machine);
         let ordered = match maps {
             Some(user) => map_ids(user, &child),
             None => Ok(()),
@@ -248,8 +261,10 @@ impl Jail {
             socket: Some(Arc::new(socket)),
             steps,
             root: None,
-            machine,
+            machine: machine.filter(|_| !is_beside),
             founds,
+            beside,
+            keeps_machine: has_layers,
             egress: origin.egress.filter(|_| founds.is_some()).cloned(),
             bounds,
             confined: None,
@@ -385,7 +400,7 @@ impl Jail {
 
     /// Something that does not fail in a machine that is whole has failed in it.
     fn cannot_be_used(&self) {
-        if let Some(machine) = &self.machine {
+        if let Some(machine) = self.machine.as_ref().filter(|_| !self.keeps_machine) {
             machine.is_found_broken();
         }
     }
@@ -403,9 +418,11 @@ impl Jail {
             let (egress, slot) = (self.egress.take(), self.bounds.workspace.slot());
             let attach = |listener| egress.map(|egress| egress.attach(slot, listener));
             let root = self.root.as_ref().and_then(|root| root.try_clone().ok());
-            self.machine = root
-                .and_then(|root| Machine::new(&mut handles, root, network, attach))
-                .map(Arc::new);
+            let machine = root.and_then(|root| match &self.beside {
+                None => Machine::new(&mut handles, root, network, attach),
+                Some(other) => Machine::beside(other, &mut handles, root, network, attach),
+            });
+            self.machine = machine.map(Arc::new);
         }
         if self.machine.is_none() {
             // As where there are too few descriptors for them: the kernel leaves out the rest.

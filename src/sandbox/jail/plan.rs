@@ -39,13 +39,38 @@ pub(in crate::sandbox) struct Plan {
     /// The filter of system calls, as the kernel takes it.
     pub(in crate::sandbox) filter: Option<Vec<u8>>,
     /// The directory that what runs in it begins in.
-    pub(in crate::sandbox) directory: &'static str,
+    pub(in crate::sandbox) directory: PathBuf,
+    /// Whom what runs in it is, where it has users to choose from, and what it may do there.
+    pub(in crate::sandbox) rights: Rights,
     /// What runs in it: an absolute path, inside.
     pub(in crate::sandbox) program: PathBuf,
     /// The environment of what runs in it.
     pub(in crate::sandbox) environment: Vec<OsString>,
     /// The soft limit of open files of what runs in it, where it is not this process's own.
     pub(in crate::sandbox) open_files: Option<u64>,
+}
+
+/// What those may do who run in a jail.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(in crate::sandbox) struct Rights {
+    /// Whom programs are run as. `None`: as the first process, which is then the only user.
+    pub(in crate::sandbox) user: Option<User>,
+    /// The capabilities that root has inside, and none outside.
+    pub(in crate::sandbox) capabilities: u32,
+    /// Whether the directory that programs begin in belongs to the model, which may have removed
+    /// it: one that is missing is made with the machine, and later done without.
+    pub(in crate::sandbox) any_directory: bool,
+}
+
+/// A user inside a jail.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::sandbox) struct User {
+    /// Its number.
+    pub(in crate::sandbox) uid: u32,
+    /// That of its group.
+    pub(in crate::sandbox) gid: u32,
+    /// Those of its other groups.
+    pub(in crate::sandbox) groups: Vec<u32>,
 }
 
 /// What network a jail has.
@@ -130,8 +155,11 @@ pub(in crate::sandbox) struct Overlay {
     pub(in crate::sandbox) place: PathBuf,
     /// What is not changed, the lowest first.
     pub(in crate::sandbox) lower: Vec<Tree>,
-    /// The directory with [`UPPER`] and [`WORK`] in it. Both are its alone.
+    /// The directory with [`UPPER`] in it, which is its alone.
     pub(in crate::sandbox) writable: Tree,
+    /// The name of the directory in that which the kernel works in. It is made, and never used
+    /// again: what was mounted without care for a crash cannot be mounted once more with it.
+    pub(in crate::sandbox) work: String,
 }
 
 /// A directory of the host that an overlay is made of.
@@ -155,8 +183,6 @@ pub(in crate::sandbox) enum Hold {
 
 /// The name of the directory with what was changed.
 pub(in crate::sandbox) const UPPER: &str = "upper";
-/// The name of the directory that the kernel works in.
-pub(in crate::sandbox) const WORK: &str = "work";
 /// The most trees that all overlays of a jail have together.
 pub(in crate::sandbox) const MOST_TREES: usize = message::MOST_FDS;
 
@@ -300,7 +326,7 @@ impl Plan {
         for device in self.all_devices() {
             steps.source(&device, &device, Access::Device, 0);
         }
-        let options = self.memory_options();
+        let options = self.memory_options("0755");
         steps.add(step::ROOT, 0, 0, &[FIRST_PLACE, &options], "make a root directory");
         let (mut source, mut given) = (handed_over as u64, 0);
         for entry in &self.root {
@@ -330,14 +356,8 @@ impl Plan {
         if let Some(name) = self.host_name {
             steps.add(step::HOST_NAME, 0, 0, &[name], "set the host name");
         }
-        if self.network != Network::Host {
-            steps.act(step::LOOPBACK, "bring the loopback interface up");
-        }
-        if let Network::Proxy(port) = self.network {
-            let what = "make the proxy's socket";
-            steps.add::<&str>(step::LISTEN, 0, u64::from(port), &[], what);
-        }
-        self.give_up_rights(&mut steps);
+        self.connect(&mut steps);
+        self.give_up_rights(&mut steps, step::MAKE);
         if steps.sources > step::MOST_SOURCES as u64 {
             return Err(rustix::io::Errno::TOOBIG.into());
         }
@@ -389,9 +409,19 @@ impl Plan {
         steps.add(step::CHANGE_ROOT, 0, 0, &[NEW_ROOT], "make the image the root directory");
     }
 
+    fn connect(&self, steps: &mut Steps) {
+        if self.network != Network::Host {
+            steps.act(step::LOOPBACK, "bring the loopback interface up");
+        }
+        if let Network::Proxy(port) = self.network {
+            let what = "make the proxy's socket";
+            steps.add::<&str>(step::LISTEN, 0, u64::from(port), &[], what);
+        }
+    }
+
     /// The steps that make the jail in a machine that another one has made by this plan: all that
-    /// it lacks is a view of its own processes.
-    pub(super) fn steps_of_joiner(&self) -> Vec<Step> {
+    /// it lacks is a view of its own processes; and its network, where it is `beside` that machine.
+    pub(super) fn steps_of_joiner(&self, beside: bool) -> Vec<Step> {
         let (mut steps, place) = (Steps::default(), Path::new(PROC));
         // The host's shows the processes of all, and is read-only: where it is shown only what a
         // machine's first jail runs is ended first for want of memory.
@@ -401,13 +431,28 @@ impl Plan {
             steps.be_ended_first();
             steps.attributes(place, READ_ONLY);
         }
-        self.give_up_rights(&mut steps);
+        if beside {
+            self.connect(&mut steps);
+        }
+        self.give_up_rights(&mut steps, step::OR_ROOT);
         steps.list
     }
 
-    fn give_up_rights(&self, steps: &mut Steps) {
-        steps.add(step::ENTER, 0, 0, &[self.directory], &format!("enter {}", self.directory));
-        steps.act(step::DROP_RIGHTS, "give up its capabilities");
+    /// `flag` says what becomes of a directory that is the model's and cannot be entered.
+    fn give_up_rights(&self, steps: &mut Steps, flag: u8) {
+        let Rights { user, capabilities, any_directory } = &self.rights;
+        let flag = if *any_directory { flag } else { 0 };
+        let what = format!("enter {}", self.directory.display());
+        steps.add(step::ENTER, flag, 0, &[&self.directory], &what);
+        if let Some(User { uid, gid, groups }) = user {
+            let number = u64::from(*uid) | u64::from(*gid) << 32;
+            let text = groups.iter().take(step::MOST_GROUPS).flat_map(|id| id.to_ne_bytes());
+            let what = "choose the user of programs".to_owned();
+            let text = text.collect();
+            steps.list.push(Step { kind: step::USER, flag: 0, number, text, what });
+        }
+        let what = "give up its capabilities";
+        steps.add::<&str>(step::DROP_RIGHTS, 0, u64::from(*capabilities), &[], what);
         if let Some(filter) = &self.filter {
             let what = "load the filter of system calls".to_owned();
             let text = filter.clone();
@@ -457,10 +502,12 @@ impl Plan {
             steps.link(Path::new(target), Path::new(place));
         }
         let flags = NO_SET_USER_ID | NO_PROGRAMS;
+        // Where there are several users all of them use it.
+        let shared = if self.rights.user.is_some() { "1777" } else { "0755" };
         let terminals = format!("newinstance,ptmxmode=0666,mode=620,max={}", self.terminals);
         for (kind, name, flags, options) in [
             ("devpts", "pts", flags, terminals),
-            ("tmpfs", "shm", NO_SET_USER_ID | NO_DEVICES, self.memory_options()),
+            ("tmpfs", "shm", NO_SET_USER_ID | NO_DEVICES, self.memory_options(shared)),
             ("mqueue", "mqueue", flags | NO_DEVICES, String::new()),
         ] {
             let place = dev.join(name);
@@ -471,9 +518,9 @@ impl Plan {
     }
 
     /// Those of a file system in memory.
-    fn memory_options(&self) -> String {
+    fn memory_options(&self, mode: &str) -> String {
         let size = self.shared_memory.map(|bytes| format!(",size={bytes}"));
-        format!("mode=0755,nr_inodes={MOST_INODES}{}", size.unwrap_or_default())
+        format!("mode={mode},nr_inodes={MOST_INODES}{}", size.unwrap_or_default())
     }
 }
 
@@ -553,12 +600,16 @@ impl Steps {
             self.add(step::ATTACH, 0, *next, &[&place], &what);
             *next += 1;
         }
+        let work = stage.join(writable.to_string()).join(&overlay.work);
+        let what = format!("make a place to change {} in", overlay.place.display());
+        self.add(step::DIRECTORY, 0, 0o700, &[&work], &what);
         // The topmost comes first.
         let lower: Vec<_> = (0..writable).rev().map(|number| format!("{STAGE}/{number}")).collect();
         let options = format!(
-            "lowerdir={},upperdir={STAGE}/{writable}/{UPPER},workdir={STAGE}/{writable}/{WORK},\
-             userxattr,volatile",
-            lower.join(":")
+            "lowerdir={},upperdir={STAGE}/{writable}/{UPPER},workdir={},userxattr,\
+             volatile",
+            lower.join(":"),
+            work.display(),
         );
         let place = if overlay.is_root() { Path::new(NEW_ROOT) } else { &overlay.place };
         self.directory(place);

@@ -36,13 +36,14 @@ pub(super) struct Birth<'a> {
     pub(super) null: BorrowedFd<'a>,
     /// The machine that it joins. Without one it founds one.
     pub(super) machine: Option<&'a Machine>,
-    /// Whether the machine that it founds stays in the host's network.
+    /// Whether it has a network of its own that is not that of `machine`.
+    pub(super) beside: bool,
+    /// Whether its network is the host's.
     pub(super) is_in_hosts_network: bool,
     /// Whom it runs as, if not as the host.
     pub(super) user: Option<CommandUser>,
-    /// Whether it is to have rights over the files of all users inside, beside those that every
-    /// set-up needs: an overlay changes its layers by the rights of the process that mounts it.
-    pub(super) owns_all_files: bool,
+    /// The capabilities that it is to have beside those that every set-up needs.
+    pub(super) capabilities: u32,
 }
 
 /// What failed.
@@ -80,8 +81,9 @@ const NET_ADMIN: u32 = 12;
 const SYS_ADMIN: u32 = 21;
 const SYS_RESOURCE: u32 = 24;
 const NEEDED: u32 = 1 << SETPCAP | 1 << NET_ADMIN | 1 << SYS_ADMIN | 1 << SYS_RESOURCE;
-// What it takes to make any change to any file: CHOWN, DAC_OVERRIDE, FOWNER, FSETID and SETFCAP.
-const OVER_FILES: u32 = 1 << 0 | 1 << 1 | 1 << 3 | 1 << 4 | 1 << 31;
+/// What it takes to make any change to any file: CHOWN, DAC_OVERRIDE, FOWNER, FSETID and SETFCAP.
+/// An overlay changes its layers by the rights of the process that mounts it.
+pub(super) const OVER_FILES: u32 = 1 << 0 | 1 << 1 | 1 << 3 | 1 << 4 | 1 << 31;
 
 const PR_CAP_AMBIENT: c_int = 47;
 const PR_CAP_AMBIENT_RAISE: c_long = 2;
@@ -138,7 +140,7 @@ pub(super) fn start(birth: &Birth<'_>) -> Result<Child, (Stage, io::Error)> {
         environment: birth.environment.as_ptr(),
         socket: socket.as_raw_fd(),
         null: null.as_raw_fd(),
-        capabilities: if birth.owns_all_files { NEEDED | OVER_FILES } else { NEEDED },
+        capabilities: NEEDED | birth.capabilities,
         failed: None,
     };
     let entered = birth.user.map(|user| user.enter(Purpose::Exec)).transpose();
@@ -148,7 +150,14 @@ pub(super) fn start(birth: &Birth<'_>) -> Result<Child, (Stage, io::Error)> {
     let born = match birth.machine {
         None => found(&mut shared, birth.is_in_hosts_network)
             .map_err(|error| (Stage::Namespaces, error)),
-        Some(machine) => join::join(&mut shared, machine),
+        Some(machine) => {
+            let network = match (birth.beside, birth.is_in_hosts_network) {
+                (false, _) => join::Network::Of,
+                (true, true) => join::Network::Hosts,
+                (true, false) => join::Network::New,
+            };
+            join::join(&mut shared, machine, network)
+        }
     };
     drop(blocked);
     drop(entered);

@@ -32,7 +32,7 @@ pub(super) use self::retired::Leftover;
 use self::retired::Retired;
 pub(super) use self::rlimits::kernel_version;
 use self::rlimits::{Machine, Plan, Setter};
-pub(crate) use self::seccomp::Filter;
+pub(crate) use self::seccomp::{Filter, FilterKind, Filters};
 pub(crate) use self::share::TooFewProcesses;
 pub(super) use self::share::of_each;
 pub(crate) use self::watch::Alarm;
@@ -248,7 +248,7 @@ impl Limits {
         if let Some(group) = &group {
             group.enter(pid)?;
         }
-        let owner = workspace.owner();
+        let owner = workspace.founder();
         let set = self.setter.set(init, &self.plan, owner);
         let set = set.and_then(|()| match full {
             true => self.setter.set(init, &[(Resource::Fsize, NO_WRITING)], owner),

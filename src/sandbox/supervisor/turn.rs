@@ -6,7 +6,6 @@
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,7 +14,7 @@ use rustix::event::epoll;
 use super::super::command::Command;
 use super::super::entered::Entered;
 use super::super::events::{self, EVENTS_PER_TURN};
-use super::super::host::{Host, environment};
+use super::super::host::Host;
 use super::super::init::RunEvent;
 use super::super::isolation::{Contents, Isolation};
 use super::super::jail::{Bounds, Jail, News, Phase};
@@ -311,17 +310,21 @@ impl Turn {
         let Isolation::Jailed(jails) = &host.isolation else {
             return Err(io::ErrorKind::Unsupported.into());
         };
-        let shell = host.shell;
+        let (_, shell) = host.shell_of(workspace);
         let contents = Contents {
             workspace,
             network,
-            program: Path::new(shell.path()),
-            environment: environment(&workspace.inside(), host),
+            program: shell,
+            environment: host.environment(workspace, &workspace.inside()),
             open_files: host.open_files,
         };
         let plan = jails.plan(contents);
         let origin = jails.origin(&host.null, workspace);
-        let machine = self.machines.get(workspace.slot(), network);
+        let slot = workspace.slot();
+        let machine = self.machines.get(slot, network).or_else(|| {
+            // What is above layers is mounted once; only the network is another.
+            self.machines.get(slot, !network).filter(|_| workspace.is_layered())
+        });
         let (limits, workspace) = (host.limits.clone(), workspace.clone());
         let bounds = Bounds { limits, workspace, is_session: false };
         let watch = Watch { epoll: &self.epoll, id: number };

@@ -24,7 +24,7 @@ use rustix::process::{Pid, Signal};
 use super::seat::Common;
 use super::watch::{Source, Watch};
 use crate::sandbox::entered::exit_code;
-use crate::sandbox::host::{Host, environment};
+use crate::sandbox::host::Host;
 use crate::sandbox::init::{Run, RunEvent};
 use crate::sandbox::isolation::{Contents, Isolation, Jails};
 pub(super) use crate::sandbox::jail::Phase;
@@ -646,7 +646,7 @@ fn reaper_end(report: Report) -> KeptEnd {
 
 /// The program's environment: that of every command, and the plan's own variables.
 fn variables(plan: &Plan<'_>, places: &Places<'_>, host: &Host) -> Vec<OsString> {
-    let common = environment(places, host);
+    let common = host.environment(plan.workspace, places);
     let named = |entry: &OsString, name: &str| {
         entry.as_bytes().strip_prefix(name.as_bytes()).is_some_and(|rest| rest.starts_with(b"="))
     };

@@ -230,8 +230,13 @@ impl Program for Shell {
     ) -> io::Result<(Self, Kept)> {
         let host = &common.host;
         let sandboxed = host.isolation.is_sandboxed();
-        if host.shell != ShellProgram::Bash {
-            return Err(io::Error::other("bash is not installed"));
+        let (kind, program) = host.shell_of(&place.workspace);
+        if kind != ShellProgram::Bash {
+            let text = match place.workspace.image() {
+                Some(_) => "the image has no bash, which a kept shell needs",
+                None => "bash is not installed",
+            };
+            return Err(io::Error::other(text));
         }
         if !place.network && !host.isolation.can_cut_network() {
             return Err(io::Error::other("the network cannot be taken away on this machine"));
@@ -259,7 +264,7 @@ impl Program for Shell {
         let plan = Plan {
             workspace: &place.workspace,
             network: place.network,
-            program: Path::new(ShellProgram::Bash.path()),
+            program,
             argv: &argv,
             variables: &[],
             stdio: [lines_reader.as_fd(), stdout_writer.as_fd(), stderr_writer.as_fd()],

@@ -75,7 +75,7 @@ impl Bench {
             let isolation = Isolation::probe(&data.workspaces()[0]);
             assert!(isolation.is_sandboxed(), "{isolation:?}");
             let isolation = isolation.with_etc(copy);
-            isolation.with_filter(Filter::new(), &data.workspaces()[0], &Budget::default()).unwrap()
+            isolation.with_filter(Filter::all(), &data.workspaces()[0], &Budget::default()).unwrap()
         } else {
             Isolation::none("a test")
         };

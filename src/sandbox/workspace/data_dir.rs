@@ -22,7 +22,7 @@ use super::{EMPTY_LIMIT, OPEN_DIR, PASSABLE, Workspace, WorkspaceError};
 use crate::interrupt::Interrupt;
 use crate::sandbox::identity::Identity;
 use crate::sandbox::tree::{self, Until};
-use crate::sandbox::user::{self, CommandUser, SlotUsers};
+use crate::sandbox::user::{self, SlotUsers};
 
 /// The name of every run directory begins so; nothing else in a base is ever touched.
 const RUN_PREFIX: &str = "run-";
@@ -80,14 +80,7 @@ impl DataDir {
         users: SlotUsers,
     ) -> Result<Self, WorkspaceError> {
         let user = users.of_slot(0);
-        let (path, base) = match base {
-            Some(path) => open_given_base(path, user)?,
-            None => {
-                let uid = rustix::process::geteuid().as_raw();
-                let base = std::env::temp_dir().join(format!("tool-executor-{uid}"));
-                open_private_base(base, user)?
-            }
-        };
+        let (path, base) = open_base(base, user.is_some())?;
         sweep(&path, &base, interrupt);
         if interrupt.is_interrupted() {
             return Err(WorkspaceError::Interrupted);
@@ -324,13 +317,29 @@ fn exists(dir: &OwnedFd, name: &str) -> bool {
     rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).is_ok()
 }
 
+/// Opens the base that was given, or the default one, and makes it where it is missing. Where it is
+/// `passable` other users may go through it.
+///
+/// # Errors
+/// [`WorkspaceError::UntrustedBase`] for the default base, [`WorkspaceError::Io`].
+pub(crate) fn open_base(
+    base: Option<&Path>,
+    passable: bool,
+) -> Result<(PathBuf, OwnedFd), WorkspaceError> {
+    match base {
+        Some(path) => open_given_base(path, passable),
+        None => {
+            let uid = rustix::process::geteuid().as_raw();
+            let base = std::env::temp_dir().join(format!("tool-executor-{uid}"));
+            open_private_base(base, passable)
+        }
+    }
+}
+
 /// Opens a base that the user chose. It is trusted: its path is no secret that another user could
 /// have waited for.
-fn open_given_base(
-    path: &Path,
-    user: Option<CommandUser>,
-) -> Result<(PathBuf, OwnedFd), WorkspaceError> {
-    make_missing(path, if user.is_some() { PASSABLE } else { Mode::RWXU })
+fn open_given_base(path: &Path, passable: bool) -> Result<(PathBuf, OwnedFd), WorkspaceError> {
+    make_missing(path, if passable { PASSABLE } else { Mode::RWXU })
         .map_err(|error| WorkspaceError::io("create", path, error))?;
     let failed = |error| WorkspaceError::io("open", path, error);
     let path = path.canonicalize().map_err(failed)?;
@@ -359,7 +368,7 @@ fn make_missing(path: &Path, mode: Mode) -> io::Result<()> {
 /// Opens a base at a path that every user of the machine can guess, and could have made before us.
 pub(super) fn open_private_base(
     path: PathBuf,
-    user: Option<CommandUser>,
+    passable: bool,
 ) -> Result<(PathBuf, OwnedFd), WorkspaceError> {
     match rustix::fs::mkdir(&path, Mode::RWXU) {
         Ok(()) | Err(Errno::EXIST) => {}
@@ -380,7 +389,7 @@ pub(super) fn open_private_base(
             } else if Mode::from_raw_mode(stat.st_mode).intersects(forbidden) {
                 "other users may enter it"
             } else {
-                if user.is_some() {
+                if passable {
                     rustix::fs::fchmod(&dir, PASSABLE)
                         .map_err(|errno| WorkspaceError::io("open up", &path, errno))?;
                 }

@@ -99,7 +99,7 @@ fn close_and_drop_leave_nothing_behind() {
             drop(data);
         }
         assert_eq!(runs(base.path()), 0);
-        assert!(matches!(kept.renew(), Err(WorkspaceError::Io { .. })));
+        assert!(matches!(kept.renew_with(None), Err(WorkspaceError::Io { .. })));
     }
 }
 
@@ -166,7 +166,7 @@ fn engines_that_start_at_once_never_take_each_others_directory() {
                     let data = DataDir::create(Some(base.path()), 2, None).unwrap();
                     for workspace in data.workspaces() {
                         fs::write(workspace.path().join("file"), "x").unwrap();
-                        workspace.renew().unwrap();
+                        workspace.renew_with(None).unwrap();
                         workspace.remains().remove().unwrap();
                     }
                     data.close(far()).unwrap();
@@ -181,12 +181,12 @@ fn engines_that_start_at_once_never_take_each_others_directory() {
 fn the_default_base_must_be_a_directory_of_ours_alone() {
     let outer = tempfile::tempdir().unwrap();
     let at = |name: &str| outer.path().join(name);
-    let refused = |name: &str| match open_private_base(at(name), None) {
+    let refused = |name: &str| match open_private_base(at(name), false) {
         Err(WorkspaceError::UntrustedBase { why, .. }) => why,
         other => panic!("{other:?}"),
     };
-    open_private_base(at("new"), None).unwrap();
-    open_private_base(at("new"), None).unwrap();
+    open_private_base(at("new"), false).unwrap();
+    open_private_base(at("new"), false).unwrap();
 
     symlink("new", at("link")).unwrap();
     assert_eq!(refused("link"), "it is not a directory");
@@ -211,15 +211,15 @@ fn another_user_may_pass_through_what_is_above_its_workspaces_and_no_more() {
     fs::create_dir(&base).unwrap();
     for fine in [0o700, 0o711] {
         fs::set_permissions(&base, fs::Permissions::from_mode(fine)).unwrap();
-        open_private_base(base.clone(), Some(user)).unwrap();
+        open_private_base(base.clone(), true).unwrap();
         assert_eq!(mode_of(&base), 0o711);
     }
     for wrong in [0o755, 0o731, 0o713] {
         fs::set_permissions(&base, fs::Permissions::from_mode(wrong)).unwrap();
-        assert!(open_private_base(base.clone(), Some(user)).is_err(), "{wrong:o}");
+        assert!(open_private_base(base.clone(), true).is_err(), "{wrong:o}");
     }
     symlink("base", outer.path().join("link")).unwrap();
-    assert!(open_private_base(outer.path().join("link"), Some(user)).is_err());
+    assert!(open_private_base(outer.path().join("link"), true).is_err());
 
     fs::set_permissions(outer.path(), fs::Permissions::from_mode(0o711)).unwrap();
     let given = outer.path().join("given/below");
@@ -249,7 +249,7 @@ fn a_new_workspace_has_nothing_of_the_old_one_which_is_removed() {
     fs::write(data.workspaces()[1].path().join("file"), "kept").unwrap();
     symlink(data.workspaces()[1].path(), old.path().join("neighbour")).unwrap();
     fs::set_permissions(old.path(), fs::Permissions::from_mode(0o000)).unwrap();
-    let mut renewed = old.renew().unwrap();
+    let mut renewed = old.renew_with(None).unwrap();
     old.remains().remove().unwrap();
     assert!(old.directories().iter().all(|path| !path.exists()));
     assert!(data.workspaces()[1].path().join("file").exists());
@@ -261,7 +261,7 @@ fn a_new_workspace_has_nothing_of_the_old_one_which_is_removed() {
         }
         assert!(renewed.is_there());
         assert_eq!((renewed.next_output(), renewed.next_output()), (1, 2), "counted anew");
-        let next = renewed.renew().unwrap();
+        let next = renewed.renew_with(None).unwrap();
         renewed.remains().remove().unwrap();
         renewed = next;
     }
@@ -276,7 +276,7 @@ fn what_took_the_place_of_a_workspace_is_left_alone() {
     fs::rename(workspace.path(), &moved).unwrap();
     fs::write(moved.join("file"), "kept").unwrap();
     symlink("moved", workspace.path()).unwrap();
-    assert!(workspace.renew().unwrap().is_there());
+    assert!(workspace.renew_with(None).unwrap().is_there());
     assert!(matches!(workspace.remains().remove(), Err(WorkspaceError::Io { .. })));
     assert!(moved.join("file").exists());
 }

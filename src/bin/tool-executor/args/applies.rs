@@ -9,10 +9,9 @@ use clap::{ArgMatches, Command};
 use tool_executor::config::NetworkMode;
 
 /// Variables of the reference that mean nothing here: there is no Nomad.
-const OF_NOMAD: [&str; 7] = [
+const OF_NOMAD: [&str; 6] = [
     "TOOL_EXECUTOR_NOMAD_ADDRESS",
     "TOOL_EXECUTOR_JOB_ID",
-    "TOOL_EXECUTOR_IMAGE",
     "TOOL_EXECUTOR_MIN_CONTAINERS",
     "TOOL_EXECUTOR_MAX_CONTAINERS",
     "TOOL_EXECUTOR_PRIVILEGED",
@@ -20,9 +19,10 @@ const OF_NOMAD: [&str; 7] = [
 ];
 
 /// Flags of this machine's slots.
-const OF_THIS_MACHINE: [&str; 21] = [
+const OF_THIS_MACHINE: [&str; 22] = [
     "slots",
     "data_dir",
+    "image",
     "user_ids",
     "max_file_size",
     "limit_memory",

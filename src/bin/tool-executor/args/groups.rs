@@ -30,6 +30,11 @@ pub(crate) struct SlotArgs {
     #[arg(long, value_name = "DIR", env = "TOOL_EXECUTOR_DATA_DIR")]
     pub(crate) data_dir: Option<PathBuf>,
 
+    /// The image whose files sandboxes have in place of this machine's, unless a trajectory asks for
+    /// another: dir:/DIRECTORY [default: none]
+    #[arg(long, value_name = "IMAGE", env = "TOOL_EXECUTOR_IMAGE")]
+    pub(crate) image: Option<String>,
+
     /// User ids for the slots, where it runs as root: auto (each slot has a range of its own),
     /// shared (all are the user 65534), or FIRST:COUNT, as 2000000000:655360 [default: auto]
     #[arg(long, value_name = "IDS", env = "TOOL_EXECUTOR_USER_IDS")]

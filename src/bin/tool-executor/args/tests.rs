@@ -15,7 +15,7 @@ const COMMANDS: [&str; 3] = ["replay", "serve", "sandbox"];
 /// `replay` has no `--acquire-timeout-s`, because more trajectories than slots is what
 /// `--concurrency` asks for, and no `--idle-limit-s`, because it releases what it is done with.
 /// `sandbox` has none of the flags about calls: its clients say these.
-const TABLE: [(&str, &str, &str); 70] = [
+const TABLE: [(&str, &str, &str); 71] = [
     ("acquire-timeout-s", "TOOL_EXECUTOR_ACQUIRE_TIMEOUT_S", "s"),
     ("advertise", "TOOL_EXECUTOR_ADVERTISE", "sx"),
     ("allow-host", "TOOL_EXECUTOR_ALLOW_HOST", "rsx"),
@@ -37,6 +37,7 @@ const TABLE: [(&str, &str, &str); 70] = [
     ("grace-s", "TOOL_EXECUTOR_GRACE_S", "rsx"),
     ("host", "TOOL_EXECUTOR_LISTEN_HOST", "sx"),
     ("idle-limit-s", "TOOL_EXECUTOR_IDLE_LIMIT_S", "s"),
+    ("image", "TOOL_EXECUTOR_IMAGE", "rsx"),
     ("keep-workspaces", "", "r"),
     ("lease-s", "TOOL_EXECUTOR_LEASE_S", "x"),
     ("limit", "", "r"),
@@ -319,6 +320,7 @@ fn a_flag_that_cannot_apply_is_refused_with_the_reason() {
     for flag in [
         "--slots 2",
         "--data-dir /x",
+        "--image dir:/x",
         "--max-file-size 1M",
         "--limit-memory 1G",
         "--limit-processes none",

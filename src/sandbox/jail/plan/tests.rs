@@ -36,7 +36,8 @@ fn plan() -> Plan {
         inotify: Some([3, 40]),
         devices: vec!["/dev/dri/card0".into()],
         filter: Some(vec![1; 16]),
-        directory: "/a/b",
+        directory: "/a/b".into(),
+        rights: Rights::default(),
         program: "/bin/sh".into(),
         environment: Vec::new(),
         open_files: None,
@@ -139,7 +140,7 @@ fn the_steps_of_a_plan_are_exactly_these() {
     assert!(lines(&with_network).iter().all(|line| !line.starts_with('n')));
     assert!(lines(&with_network).last().unwrap().starts_with('k'));
     let shared = Plan { proc: Proc::Shared, host_name: None, ..plan() };
-    let joining = lines(&shared.steps_of_joiner());
+    let joining = lines(&shared.steps_of_joiner(false));
     assert!(!joining.iter().any(|line| line.contains("/proc ")), "{joining:?}");
     let shared = shared.steps_of_founder().unwrap();
     let shared = lines(&shared);
@@ -165,7 +166,7 @@ fn a_jail_in_a_machine_mounts_its_processes_and_nothing_else() {
         "c0 0 /a/b",
         "k0 0 ",
     ];
-    let steps = plan().steps_of_joiner();
+    let steps = plan().steps_of_joiner(false);
     assert_eq!(lines(&steps[..steps.len() - 1]), expected);
     assert_eq!(steps.last().unwrap().text, [1; 16]);
 }
@@ -184,6 +185,7 @@ fn overlay(place: &str, own: Hold) -> Entry {
             tree("/data/l2", Hold::HandedOver(None)),
         ],
         writable: tree("/data/own", own),
+        work: "work-3".to_owned(),
     })
 }
 
@@ -213,9 +215,10 @@ fn an_overlay_is_mounted_over_its_layers_which_are_not_seen_then() {
         "a0 1 /.stage/2",
         "d0 448 /.stage/3",
         "a0 6 /.stage/3",
+        "d0 448 /.stage/3/work-3",
         "d0 493 /work",
         "m0 6 overlay /work lowerdir=/.stage/2:/.stage/1:/.stage/0,upperdir=/.stage/3/upper,\
-         workdir=/.stage/3/work,userxattr,volatile",
+         workdir=/.stage/3/work-3,userxattr,volatile",
         "u0 0 /.stage",
     ];
     assert_eq!(found[first..first + expected.len()], expected);
@@ -258,6 +261,24 @@ fn there_are_no_more_trees_than_can_be_handed_over() {
     assert!(bytes.len() + message::HEADER < message::LONGEST / 2, "{}", bytes.len());
     overlay.lower.push(tree("/data/layer", Hold::ByPath));
     assert!(steps(&overlay).is_err());
+}
+
+#[test]
+fn a_jail_with_users_runs_programs_as_one_of_them_and_keeps_what_root_may_do() {
+    let user = Some(User { uid: 7, gid: 9, groups: vec![1, 2] });
+    let rights = Rights { user, capabilities: 0b101, any_directory: true };
+    let plan = Plan { rights, filter: None, ..plan() };
+    let founding = plan.steps_of_founder().unwrap();
+    let [enter, user, drop] = founding.last_chunk().unwrap();
+    assert_eq!(lines(&[enter.clone(), drop.clone()]), ["c4 0 /a/b", "k0 5 "]);
+    assert_eq!((user.kind, user.number), (step::USER, 9 << 32 | 7));
+    assert_eq!(user.text, [1u32.to_ne_bytes(), 2u32.to_ne_bytes()].concat());
+    let joining = plan.steps_of_joiner(false);
+    assert_eq!(lines(&joining[joining.len() - 3..][..1]), ["c8 0 /a/b"]);
+    // Beside a machine it has another network, and nothing else of its own.
+    let beside = plan.steps_of_joiner(true);
+    assert_eq!(beside.len(), joining.len() + 1);
+    assert!(lines(&beside).contains(&"n0 0 ".to_owned()));
 }
 
 #[test]

@@ -13,6 +13,19 @@
 ))]
 mod rules;
 
+/// What a filter is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum FilterKind {
+    /// Commands with the host's files, which are of one user.
+    OfHost,
+    /// Commands with an image's files, which may be of many: what belongs to another user inside is
+    /// nothing to those outside.
+    OfImage,
+    /// The same where all users are one: what gives files and processes to others has no effect,
+    /// and is said to have worked, so that programs that install others go on.
+    OfImageWithOneId,
+}
+
 /// A filter that is ready to be loaded.
 #[derive(Debug)]
 pub(crate) struct Filter(Vec<u8>);
@@ -22,8 +35,20 @@ impl Filter {
     ///
     /// # Errors
     /// Where there is none for its architecture: as one line for people.
-    pub(crate) fn new() -> Result<Self, String> {
-        program().map(Self)
+    pub(crate) fn new(kind: FilterKind) -> Result<Self, String> {
+        program(kind).map(Self)
+    }
+
+    /// Builds that of each kind.
+    ///
+    /// # Errors
+    /// As of [`new`](Self::new).
+    pub(crate) fn all() -> Result<Filters, String> {
+        Ok(Filters {
+            of_host: Self::new(FilterKind::OfHost)?,
+            of_image: Self::new(FilterKind::OfImage)?,
+            of_image_with_one_id: Self::new(FilterKind::OfImageWithOneId)?,
+        })
     }
 
     /// The program as the kernel takes it.
@@ -32,13 +57,32 @@ impl Filter {
     }
 }
 
+/// The filters of all kinds.
+#[derive(Debug)]
+pub(crate) struct Filters {
+    of_host: Filter,
+    of_image: Filter,
+    of_image_with_one_id: Filter,
+}
+
+impl Filters {
+    /// That of this kind.
+    pub(in crate::sandbox) fn of(&self, kind: FilterKind) -> &Filter {
+        match kind {
+            FilterKind::OfHost => &self.of_host,
+            FilterKind::OfImage => &self.of_image,
+            FilterKind::OfImageWithOneId => &self.of_image_with_one_id,
+        }
+    }
+}
+
 /// The program as bytes.
 #[cfg(all(
     any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "riscv64"),
     target_pointer_width = "64"
 ))]
-fn program() -> Result<Vec<u8>, String> {
-    let program = rules::program().map_err(|error| format!("it cannot be built: {error}"))?;
+fn program(kind: FilterKind) -> Result<Vec<u8>, String> {
+    let program = rules::program(kind).map_err(|error| format!("it cannot be built: {error}"))?;
     // The kernel's `struct sock_filter`, in this machine's byte order.
     let bytes = program.iter().flat_map(|step| {
         let mut bytes = [0; 8];
@@ -55,7 +99,7 @@ fn program() -> Result<Vec<u8>, String> {
     any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "riscv64"),
     target_pointer_width = "64"
 )))]
-fn program() -> Result<Vec<u8>, String> {
+fn program(_kind: FilterKind) -> Result<Vec<u8>, String> {
     Err(format!("there is none for {}", std::env::consts::ARCH))
 }
 
@@ -65,8 +109,10 @@ mod tests {
 
     #[test]
     fn the_program_is_whole_instructions_and_fits_beside_a_plan() {
-        let filter = Filter::new().unwrap();
-        let length = filter.program().len();
-        assert!(length > 100 && length.is_multiple_of(8) && length < 16 * 1024, "{length}");
+        for kind in [FilterKind::OfHost, FilterKind::OfImage, FilterKind::OfImageWithOneId] {
+            let filter = Filter::new(kind).unwrap();
+            let length = filter.program().len();
+            assert!(length > 100 && length.is_multiple_of(8) && length < 16 * 1024, "{length}");
+        }
     }
 }

@@ -28,6 +28,8 @@ mod compat;
 
 use std::collections::BTreeMap;
 
+use super::FilterKind;
+
 use libc::c_long;
 use seccompiler::SeccompCmpOp::{Eq, Gt, MaskedEq, Ne};
 use seccompiler::{
@@ -152,7 +154,7 @@ type Argument = (u8, SeccompCmpOp, u64);
 type Line = (c_long, Vec<Argument>);
 
 /// What is forbidden with some arguments: all of a line's conditions must hold.
-fn forbidden_arguments() -> Vec<Line> {
+fn forbidden_arguments(kind: FilterKind) -> Vec<Line> {
     let mut lines: Vec<Line> = Vec::new();
     let mut add = |call: c_long, arguments: &[Argument]| lines.push((call, arguments.to_vec()));
 
@@ -211,7 +213,11 @@ fn forbidden_arguments() -> Vec<Line> {
     // On files that slots share a lease holds up who opens them, for 45 s.
     add(libc::SYS_fcntl, &[(1, Eq, F_SETLEASE)]);
 
-    // A program with the set-user-ID bit is run by others as its owner, outside too.
+    // A program with the set-user-ID bit is run by others as its owner, outside too. What installs
+    // an image's packages has to set it, on files that no one outside can get to.
+    if kind != FilterKind::OfHost {
+        return lines;
+    }
     let of_owner = |index| (index, MaskedEq(SET_USER_ID), SET_USER_ID);
     add(libc::SYS_fchmod, &[of_owner(1)]);
     add(libc::SYS_fchmodat, &[of_owner(2)]);
@@ -259,6 +265,38 @@ fn too_large() -> Vec<Line> {
     ]
 }
 
+/// What makes files and processes those of other users: where there is one id it has no effect.
+const OF_OTHER_USERS: &[c_long] = &[
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_chown,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_lchown,
+    libc::SYS_fchown,
+    libc::SYS_fchownat,
+    libc::SYS_setuid,
+    libc::SYS_setgid,
+    libc::SYS_setreuid,
+    libc::SYS_setregid,
+    libc::SYS_setresuid,
+    libc::SYS_setresgid,
+    libc::SYS_setfsuid,
+    libc::SYS_setfsgid,
+    libc::SYS_setgroups,
+    libc::SYS_capset,
+];
+
+/// What makes devices, which an image's packages may have.
+fn devices() -> Vec<Line> {
+    let mut lines: Vec<Line> = Vec::new();
+    for kind in [libc::S_IFCHR, libc::S_IFBLK].map(u64::from) {
+        let of_kind = |index| vec![(index, MaskedEq(u64::from(libc::S_IFMT)), kind)];
+        lines.push((libc::SYS_mknodat, of_kind(2)));
+        #[cfg(target_arch = "x86_64")]
+        lines.push((libc::SYS_mknod, of_kind(1)));
+    }
+    lines
+}
+
 /// What is denied: a call, where all these conditions hold of its arguments.
 struct Denied {
     call: c_long,
@@ -267,13 +305,22 @@ struct Denied {
     arguments: Vec<Argument>,
 }
 
+/// That a call has no effect, and seems to have worked.
+const NO_ERROR: i32 = 0;
+
 /// All that is denied.
-fn denied() -> Vec<Denied> {
+fn denied(kind: FilterKind) -> Vec<Denied> {
     let whole = |calls: &[c_long]| calls.iter().map(|&call| (call, Vec::new())).collect();
-    let groups: [(i32, Vec<Line>); 6] = [
+    let (others, devices) = match kind {
+        FilterKind::OfImageWithOneId => (whole(OF_OTHER_USERS), devices()),
+        FilterKind::OfHost | FilterKind::OfImage => (Vec::new(), Vec::new()),
+    };
+    let groups: [(i32, Vec<Line>); 8] = [
+        (NO_ERROR, others),
+        (NO_ERROR, devices),
         (libc::ENOSYS, whole(MISSING)),
         (libc::EPERM, whole(FORBIDDEN)),
-        (libc::EPERM, forbidden_arguments()),
+        (libc::EPERM, forbidden_arguments(kind)),
         (libc::EAFNOSUPPORT, other_families()),
         (libc::EINVAL, too_large()),
         (libc::EINVAL, filters()),
@@ -288,12 +335,12 @@ fn denied() -> Vec<Denied> {
 ///
 /// # Errors
 /// Where the compiler refuses, which only a mistake here can bring about.
-pub(super) fn program() -> Result<BpfProgram, BackendError> {
-    let denied = denied();
+pub(super) fn program(kind: FilterKind) -> Result<BpfProgram, BackendError> {
+    let denied = denied(kind);
     let mut parts = Vec::new();
     #[cfg(target_arch = "x86_64")]
     parts.push(no_x32());
-    for error in [libc::ENOSYS, libc::EPERM, libc::EAFNOSUPPORT, libc::EINVAL] {
+    for error in [NO_ERROR, libc::ENOSYS, libc::EPERM, libc::EAFNOSUPPORT, libc::EINVAL] {
         parts.push(part(error, rules(denied.iter().filter(|denied| denied.error == error))?)?);
     }
     parts.push(vec![returns(libc::SECCOMP_RET_ALLOW)]);

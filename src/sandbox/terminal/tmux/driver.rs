@@ -80,7 +80,7 @@ pub(super) struct Settings {
     /// Its size.
     pub(super) size: Size,
     /// The shell's path.
-    pub(super) shell: &'static str,
+    pub(super) shell: String,
     /// The name of the terminal's type.
     pub(super) term: &'static str,
     /// How much of a screen is given, in characters.
@@ -203,7 +203,7 @@ struct Rest {
 impl Driver {
     /// A terminal whose tmux is not there yet.
     pub(super) fn new(settings: Settings, now: Instant) -> Self {
-        let recording = Recording::new(settings.size, settings.shell, settings.term, now);
+        let recording = Recording::new(settings.size, &settings.shell, settings.term, now);
         // Another shell than bash reads lines, and does not show when.
         let prompted = !settings.shell.ends_with("/bash");
         Self {

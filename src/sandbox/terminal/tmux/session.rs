@@ -45,6 +45,9 @@ const SOCKET: &str = "/run/tmux.sock";
 
 const OUTPUT: Source = Source::File(0);
 
+/// The kind of terminal that every image's tmux knows.
+const OF_IMAGES: &str = "screen";
+
 /// The tmux of this machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Tmux {
@@ -172,7 +175,13 @@ impl Program for Terminal {
     ) -> io::Result<(Self, Kept)> {
         let host = &common.host;
         let sandboxed = host.isolation.is_sandboxed();
-        let tmux = common.tmux.as_ref().ok_or_else(|| io::Error::other("tmux is not installed"))?;
+        let (program, term) = match (place.workspace.image(), &common.tmux) {
+            // What an image knows of terminals every image knows.
+            (Some(image), _) => (image.tmux().map(Path::to_owned), OF_IMAGES),
+            (None, Some(tmux)) => (Some(tmux.program.clone()), tmux.term),
+            (None, None) => (None, OF_IMAGES),
+        };
+        let program = program.ok_or_else(|| io::Error::other("tmux is not installed"))?;
         if !place.network && !host.isolation.can_cut_network() {
             return Err(io::Error::other("the network cannot be taken away on this machine"));
         }
@@ -182,8 +191,8 @@ impl Program for Terminal {
         };
         let settings = Settings {
             size: call.act.size,
-            shell: host.shell.path(),
-            term: tmux.term,
+            shell: host.shell_of(&place.workspace).1.to_string_lossy().into_owned(),
+            term,
             output_limit_chars: common.output_limit_chars,
         };
         let (input_reader, input) = spawn::pipe()?;
@@ -196,7 +205,7 @@ impl Program for Terminal {
         let plan = Plan {
             workspace: &place.workspace,
             network: place.network,
-            program: &tmux.program,
+            program: &program,
             argv: &argv,
             // No history in the workspace, where only the model's own files should appear.
             variables: &[("HISTFILE", "")],
@@ -393,7 +402,7 @@ fn arguments(socket: &Path, settings: &Settings) -> Vec<OsString> {
     for (name, value) in [
         ("history-limit", HISTORY),
         ("default-terminal", settings.term),
-        ("default-shell", settings.shell),
+        ("default-shell", &settings.shell),
         // The screen is the program's alone.
         ("status", "off"),
         // What is printed reaches nobody's clipboard, title or bell.
@@ -406,6 +415,6 @@ fn arguments(socket: &Path, settings: &Settings) -> Vec<OsString> {
         add(&[";", "set-option", "-gq", name, value]);
     }
     let (width, height) = (width.to_string(), height.to_string());
-    add(&[";", "new-session", "-s", "s", "-x", &width, "-y", &height, settings.shell, "-i"]);
+    add(&[";", "new-session", "-s", "s", "-x", &width, "-y", &height, &settings.shell, "-i"]);
     arguments
 }

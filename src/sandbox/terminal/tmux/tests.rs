@@ -51,7 +51,7 @@ impl Bench {
             assert!(isolation.is_sandboxed(), "{isolation:?}");
             match filtered {
                 true => isolation
-                    .with_filter(Filter::new(), &workspaces[0], &Budget::default())
+                    .with_filter(Filter::all(), &workspaces[0], &Budget::default())
                     .unwrap(),
                 false => isolation,
             }

@@ -29,6 +29,20 @@ const ARGUMENTS_AT: u32 = 16;
 
 /// The numbers that calls of the 64-bit table have in this one; none where it lacks them.
 const NUMBERS: &[(c_long, &[u32])] = &[
+    (libc::SYS_chown, &[182, 212]),
+    (libc::SYS_lchown, &[16, 198]),
+    (libc::SYS_fchown, &[95, 207]),
+    (libc::SYS_fchownat, &[298]),
+    (libc::SYS_setuid, &[23, 213]),
+    (libc::SYS_setgid, &[46, 214]),
+    (libc::SYS_setreuid, &[70, 203]),
+    (libc::SYS_setregid, &[71, 204]),
+    (libc::SYS_setresuid, &[164, 208]),
+    (libc::SYS_setresgid, &[170, 210]),
+    (libc::SYS_setfsuid, &[138, 215]),
+    (libc::SYS_setfsgid, &[139, 216]),
+    (libc::SYS_setgroups, &[81, 206]),
+    (libc::SYS_capset, &[185]),
     (libc::SYS_userfaultfd, &[374]),
     (libc::SYS_keyctl, &[288]),
     (libc::SYS_add_key, &[286]),

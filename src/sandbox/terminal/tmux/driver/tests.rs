@@ -25,7 +25,8 @@ impl Bench {
         let now = Instant::now();
         let size = Size { width: 80, height: 3 };
         let shell = "/bin/bash";
-        let settings = Settings { size, shell, term: "tmux", output_limit_chars: 50_000 };
+        let settings =
+            Settings { size, shell: shell.to_owned(), term: "tmux", output_limit_chars: 50_000 };
         let driver = Driver::new(settings, now);
         Self { driver, now, look: RefCell::new(Some(idle(7))), replies: 0 }
     }

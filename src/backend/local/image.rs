@@ -1,0 +1,139 @@
+//! Machines with the files of an image: for one trajectory, or for all.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use crossbeam_channel::bounded;
+
+use super::{Inner, LocalBackend, Slot};
+use crate::backend::SlotRef;
+use crate::error::BeginFailure;
+use crate::sandbox::image::{Image, ImageError, ImageErrorKind, ImageSource};
+use crate::sandbox::isolation::Isolation as Engine;
+use crate::sandbox::supervisor::{CommandSpec, End, Finished};
+use crate::sandbox::workspace::{ImageFiles, MachineSpec, NoMachine, Workspace};
+use crate::tool::OutputOrder;
+
+/// How long an image's shell may take to do nothing.
+const FIRST_COMMAND: Duration = Duration::from_secs(20);
+/// What is shown of what it says where it fails.
+const SHOWN_CHARS: usize = 500;
+
+#[allow(dead_code, reason = "what begins trajectories with an image comes with it")]
+impl LocalBackend {
+    /// Finds an image by its name. Blocks, where it has to be brought for as long as that takes.
+    ///
+    /// # Errors
+    /// It cannot be had.
+    pub(super) fn find_image(&self, name: &str) -> Result<Arc<Image>, BeginFailure> {
+        find(name).map_err(|error| {
+            let text = error.to_string();
+            match error.kind() {
+                ImageErrorKind::Unusable => BeginFailure::image_unusable(text),
+                _ => BeginFailure::image_unavailable(text),
+            }
+        })
+    }
+
+    /// Gives a clean slot a machine with the files of an image, whose shell is seen to run. Blocks
+    /// for some milliseconds as a rule.
+    ///
+    /// # Errors
+    /// Slots cannot have one here, or not this one. The slot is as it was.
+    pub(super) fn bind_image(&self, slot: &SlotRef, spec: MachineSpec) -> Result<(), BeginFailure> {
+        let inner = &self.0;
+        let Some(place) = inner.slots.get(slot.index) else {
+            return Err(BeginFailure::failed(format!("there is no slot {}", slot.name)));
+        };
+        can_have_images(inner.supervisor.isolation()).map_err(BeginFailure::unsupported)?;
+        let before = place.workspace();
+        let files = ImageFiles::find(spec, before.user_of_slot()).map_err(not_found)?;
+        let bound = before
+            .renew_with(Some(Arc::new(files)))
+            .map(Arc::new)
+            .map_err(|error| BeginFailure::failed(error.to_string()))?;
+        let tried = try_shell(inner, place, &bound);
+        let left = match tried {
+            Ok(()) => std::mem::replace(&mut *place.workspace.lock(), bound),
+            Err(_) => bound,
+        };
+        if let Some(resets) = &*inner.resets.lock() {
+            resets.remove(left.remains());
+        }
+        tried
+    }
+}
+
+/// Finds an image by its name.
+///
+/// # Errors
+/// It cannot be had.
+pub(super) fn find(name: &str) -> Result<Arc<Image>, ImageError> {
+    match ImageSource::parse(name)? {
+        ImageSource::Directory(path) => Image::directory(&path).map(Arc::new),
+        _ => Err(ImageError::NotStored { image: name.to_owned() }),
+    }
+}
+
+/// # Errors
+/// Slots cannot have the files of images: why, as one line.
+pub(super) fn can_have_images(isolation: &Engine) -> Result<(), String> {
+    let why = match isolation {
+        Engine::Jailed(jails) => jails.no_layers_because(),
+        Engine::None { .. } => Some("commands are not isolated"),
+    };
+    match why {
+        Some(why) => Err(format!("image: slots cannot have the files of images here: {why}")),
+        None => Ok(()),
+    }
+}
+
+fn not_found(error: NoMachine) -> BeginFailure {
+    let text = error.to_string();
+    match error {
+        NoMachine::Unsupported(_) => BeginFailure::unsupported(text),
+        NoMachine::Unusable(_) => BeginFailure::image_unusable(text),
+        NoMachine::Failed(_) => BeginFailure::failed(text),
+    }
+}
+
+/// Founds the machine and has its shell do nothing: an image may be of another processor, or have a
+/// shell that is none.
+fn try_shell(inner: &Inner, place: &Slot, workspace: &Arc<Workspace>) -> Result<(), BeginFailure> {
+    let (give, finished) = bounded(1);
+    let spec = CommandSpec {
+        workspace: workspace.clone(),
+        command: ":".to_owned(),
+        network: place.has_network.load(Ordering::Acquire),
+        timeout: FIRST_COMMAND,
+        output_limit_chars: SHOWN_CHARS,
+        output_file_bytes: 0,
+        stdin: String::new(),
+        output_order: OutputOrder::Interleaved,
+        keeps_background: false,
+    };
+    // There is room. What comes when it is not waited for any more is dropped.
+    let on_end = Box::new(move |finished: Finished| drop(give.try_send(finished)));
+    inner.supervisor.run(spec, on_end);
+    let name = workspace.image().map(|image| image.image().name().to_owned()).unwrap_or_default();
+    let unusable = |why: &str| {
+        BeginFailure::image_unusable(format!("{name}: commands cannot be run in it: {why}"))
+    };
+    let Ok(finished) = finished.recv_timeout(FIRST_COMMAND * 3) else {
+        return Err(BeginFailure::failed("the sandbox was not ready in time"));
+    };
+    match finished.end {
+        End::Exited(0) => Ok(()),
+        End::Exited(code) => {
+            let said = finished.stdout.text;
+            Err(unusable(&format!("its shell ended with {code}: {}", said.trim_end())))
+        }
+        End::Signaled(signal) => Err(unusable(&format!("signal {signal} ended its shell"))),
+        End::TimedOut => Err(unusable("its shell does nothing")),
+        End::SetupFailed(why) => Err(unusable(&why)),
+        End::Cancelled => Err(BeginFailure::failed("the sandbox is closed")),
+        End::Exceeded(_) => Err(unusable("its shell exceeds the limits of a slot")),
+        End::Refused(why) | End::Lost(why) => Err(BeginFailure::failed(why)),
+    }
+}

@@ -1,0 +1,627 @@
+//! The store: images that were unpacked once, for all programs that use a data directory.
+//!
+//! ```text
+//! <data directory>/images-<uid>/     of one user, mode 0700
+//!   kept/ or one/                    by whose the files are (`StoredIds`); a store each
+//!     layers/<digest>/               a layer (`shelf` says how entries come and go)
+//!       tree/                          its files
+//!       layer.json                     what is known of it
+//!     images/<digest>/image.json     an image: its configuration, and which layers
+//!     names/<digest of the name>     which image has a name
+//!     sources/<digest of the source> which image an archive had
+//! ```
+//!
+//! **What names a layer** is the digest of its unpacked tar, which its image's configuration has:
+//! it is the same however a layer was packed, and where it comes from an archive without other
+//! digests. A layer whose directory depends on those below it – it hides something, or leaves out
+//! directories – is named by the digests of all of them, as `chain-<digest>`.
+//!
+//! **What protects what.** An image in use is pinned; a layer is not removed while an image has it;
+//! an import pins the layers that it needs until its image is there. So a machine needs one
+//! descriptor for its image, not one a layer, and who removes layers looks once more at which are
+//! needed when it has claimed them.
+
+mod import;
+mod record;
+mod shelf;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use parking_lot::Mutex;
+use rustix::fs::{AtFlags, Dir};
+use serde::Serialize;
+
+pub use self::import::ImportStep;
+use self::record::{IMAGE, ImageRecord, NameRecord, TREE};
+use self::shelf::{Claimed, Pin, Shelf, open_own};
+use super::source::{normal_name, shown};
+use super::{Digest, Image, ImageConfig, ImageError, ImageLimits, ImageSource, Layer, StoredIds};
+use crate::interrupt::Interrupt;
+use crate::sandbox::tree;
+use crate::sandbox::workspace::{WorkspaceError, open_base};
+
+/// How many layers are claimed at a time, with a descriptor each.
+const CLAIMS: usize = 64;
+
+/// Images on disk, unpacked. Any number of programs may use one at a time.
+///
+/// ```no_run
+/// use tool_executor::Interrupt;
+/// use tool_executor::image::{ImageSource, ImageStore, StoredIds};
+///
+/// let interrupt = Interrupt::new();
+/// let data = std::path::Path::new("/var/lib/executor");
+/// let store = ImageStore::open(Some(data), StoredIds::for_this_process(), &interrupt)?;
+/// let source = ImageSource::parse("docker-archive:/images/task.tar.zst")?;
+/// let image = store.import(&source, &[], &interrupt, &mut |_| {})?;
+/// println!("{} has {} bytes", image.digest, image.bytes);
+/// # Ok::<(), tool_executor::image::ImageError>(())
+/// ```
+#[derive(Clone)]
+pub struct ImageStore(Arc<Inner>);
+
+struct Inner {
+    path: PathBuf,
+    layers: Shelf,
+    images: Shelf,
+    names: OwnedFd,
+    sources: OwnedFd,
+    ids: StoredIds,
+    limits: ImageLimits,
+    /// Whether what is imported is on the disk when it is said to be.
+    durable: bool,
+    /// The images that this process uses.
+    open: Mutex<HashMap<Digest, Weak<Image>>>,
+}
+
+/// An image in the store.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct StoredImage {
+    /// The digest of its configuration, by which it is known.
+    pub digest: Digest,
+    /// The digest of the manifest that it was imported with, if it had one.
+    pub manifest: Option<Digest>,
+    /// Its names, in order.
+    pub names: Vec<String>,
+    /// What it was imported from.
+    pub source: String,
+    /// When it was imported, in seconds since 1970.
+    pub imported_unix: u64,
+    /// When it was used last, in seconds since 1970.
+    pub used_unix: u64,
+    /// Whether a process uses it.
+    pub in_use: bool,
+    /// The bytes of its files; other images may have some of its layers, too.
+    pub bytes: u64,
+    /// What it says of the processes in it.
+    pub config: ImageConfig,
+    /// Its layers, the lowest first.
+    pub layers: Vec<StoredLayer>,
+}
+
+/// A layer of an image in the store.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct StoredLayer {
+    /// The digest of its unpacked tar.
+    pub diff_id: Digest,
+    /// Its directory.
+    pub path: PathBuf,
+    /// The entries that it has.
+    pub entries: u64,
+    /// The bytes of its files.
+    pub bytes: u64,
+    /// What of it is not in the directory, as lines for people: devices, attributes that the store
+    /// cannot have. The first few.
+    pub left_out: Vec<String>,
+    /// How much more was left out.
+    pub left_out_more: u64,
+}
+
+/// What a removal has removed.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Pruned {
+    /// The digests of the images.
+    pub images: Vec<Digest>,
+    /// How many layers.
+    pub layers: usize,
+    /// The bytes of their files.
+    pub bytes: u64,
+    /// How many images are in use, and stay.
+    pub in_use: usize,
+}
+
+impl StoredIds {
+    /// What this process can have: the image's ids where it is root and may give files away, else
+    /// one.
+    pub fn for_this_process() -> Self {
+        use rustix::thread::{CapabilitySet, capabilities};
+        let is_root = rustix::process::geteuid().is_root();
+        let may =
+            || capabilities(None).is_ok_and(|has| has.effective.contains(CapabilitySet::CHOWN));
+        // In a user namespace most ids may be none.
+        let has_ids = || {
+            let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+            let count = |line: &str| line.split_whitespace().nth(2)?.parse::<u64>().ok();
+            map.lines().filter_map(count).sum::<u64>() >= 65_536
+        };
+        if is_root && may() && has_ids() { Self::Kept } else { Self::One }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Kept => "kept",
+            Self::One => "one",
+        }
+    }
+}
+
+impl ImageStore {
+    /// Opens the store of a data directory, or of the default one; it is made where it is missing.
+    /// Removes what processes left behind that died. Blocks for file system work only.
+    ///
+    /// # Errors
+    /// [`ImageError::Io`], also for a directory that other users may change.
+    pub fn open(
+        data_dir: Option<&Path>,
+        ids: StoredIds,
+        interrupt: &Interrupt,
+    ) -> Result<Self, ImageError> {
+        Self::open_with(data_dir, ids, ImageLimits::default(), interrupt)
+    }
+
+    /// As [`open`](Self::open), with other limits of what an image may have.
+    ///
+    /// # Errors
+    /// Those of [`open`](Self::open).
+    pub fn open_with(
+        data_dir: Option<&Path>,
+        ids: StoredIds,
+        limits: ImageLimits,
+        interrupt: &Interrupt,
+    ) -> Result<Self, ImageError> {
+        // Where the engine's commands have other users, they go through it.
+        let (base, _) = open_base(data_dir, rustix::process::geteuid().is_root())
+            .map_err(|error| of_base(data_dir, error))?;
+        let of_user = base.join(format!("images-{}", rustix::process::geteuid().as_raw()));
+        open_own(&of_user)?;
+        let path = of_user.join(ids.name());
+        open_own(&path)?;
+        let (layers, images) = (Shelf::open(&path, "layers")?, Shelf::open(&path, "images")?);
+        let (names, sources) = (open_own(&path.join("names"))?, open_own(&path.join("sources"))?);
+        layers.sweep(interrupt);
+        images.sweep(interrupt);
+        for records in [&names, &sources] {
+            record::sweep(records.as_fd());
+        }
+        let (durable, open) = (cfg!(not(test)), Mutex::new(HashMap::new()));
+        Ok(Self(Arc::new(Inner {
+            path,
+            layers,
+            images,
+            names,
+            sources,
+            ids,
+            limits,
+            durable,
+            open,
+        })))
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.0.path
+    }
+
+    /// Whose the files in it are.
+    pub fn ids(&self) -> StoredIds {
+        self.0.ids
+    }
+
+    /// An image to use: imported if the store does not have it yet, whoever else wants it, too. A
+    /// directory is used in place. Blocks for as long as that takes.
+    ///
+    /// # Errors
+    /// [`ImageError`].
+    pub(crate) fn get(
+        &self,
+        source: &ImageSource,
+        interrupt: &Interrupt,
+    ) -> Result<Arc<Image>, ImageError> {
+        match source {
+            ImageSource::Directory(path) => Ok(Arc::new(Image::directory(path)?)),
+            ImageSource::Stored(name) => {
+                let digest = self.find(name)?;
+                let opened =
+                    digest.map(|digest| self.image(&digest, name, interrupt)).transpose()?;
+                opened.flatten().ok_or_else(|| ImageError::NotStored { image: shown(name) })
+            }
+            ImageSource::OciLayout { .. } | ImageSource::Archive { .. } => {
+                self.imported(source, &[], interrupt, &mut |_| {})
+            }
+        }
+    }
+
+    /// Imports an image, if the store does not have it yet, and gives it more names. `on_step` is
+    /// told what is being done. Blocks for as long as that takes.
+    ///
+    /// # Errors
+    /// [`ImageError`]; [`ImageError::BadSource`] for a directory, which needs no import, and for
+    /// what is in the store already.
+    pub fn import(
+        &self,
+        source: &ImageSource,
+        names: &[String],
+        interrupt: &Interrupt,
+        on_step: &mut dyn FnMut(&ImportStep),
+    ) -> Result<StoredImage, ImageError> {
+        let image = match source {
+            ImageSource::Directory(_) => {
+                let why = "a directory is used in place, it needs no import".to_owned();
+                return Err(ImageError::BadSource { image: source.to_string(), why });
+            }
+            ImageSource::Stored(name) => match self.find(name)? {
+                // To give it more names is all that can be done.
+                Some(digest) if !names.is_empty() => {
+                    names.iter().try_for_each(|name| self.call(name, digest))?;
+                    return self.show(name, interrupt);
+                }
+                Some(_) => return self.show(name, interrupt),
+                None => return Err(ImageError::NotStored { image: shown(name) }),
+            },
+            _ => self.imported(source, names, interrupt, on_step)?,
+        };
+        let digest = image.digest().copied();
+        drop(image);
+        let name = digest.map(|digest| digest.to_string()).unwrap_or_default();
+        self.show(&name, interrupt)
+    }
+
+    /// All images, in the order of their first names.
+    ///
+    /// # Errors
+    /// [`ImageError::Io`], [`ImageError::Interrupted`].
+    pub fn list(&self, interrupt: &Interrupt) -> Result<Vec<StoredImage>, ImageError> {
+        let names = self.names()?;
+        let mut images = Vec::new();
+        for name in self.0.images.names()? {
+            let Ok(digest) = format!("sha256:{name}").parse() else { continue };
+            if let Some(image) = self.stored(&digest, &names, interrupt)? {
+                images.push(image);
+            }
+        }
+        images.sort_by(|one, other| {
+            let key = |image: &StoredImage| (image.names.is_empty(), image.names.first().cloned());
+            key(one).cmp(&key(other)).then(one.digest.cmp(&other.digest))
+        });
+        Ok(images)
+    }
+
+    /// One image, by its name, its digest or the beginning of that.
+    ///
+    /// # Errors
+    /// [`ImageError::NotStored`], [`ImageError::BadSource`] where several digests begin so,
+    /// [`ImageError::Io`], [`ImageError::Interrupted`].
+    pub fn show(&self, name: &str, interrupt: &Interrupt) -> Result<StoredImage, ImageError> {
+        let not_stored = || ImageError::NotStored { image: shown(name) };
+        let digest = self.find(name)?.ok_or_else(not_stored)?;
+        self.stored(&digest, &self.names()?, interrupt)?.ok_or_else(not_stored)
+    }
+
+    /// Removes an image with all its names, and the layers that no other image has.
+    ///
+    /// # Errors
+    /// [`ImageError::InUse`], those of [`show`](Self::show).
+    pub fn remove(&self, name: &str, interrupt: &Interrupt) -> Result<Pruned, ImageError> {
+        let not_stored = || ImageError::NotStored { image: shown(name) };
+        let digest = self.find(name)?.ok_or_else(not_stored)?;
+        match self.0.images.claim(&digest.hex())? {
+            Claimed::Missing => return Err(not_stored()),
+            Claimed::InUse => return Err(ImageError::InUse { image: shown(name) }),
+            Claimed::Ours(claim) => claim.remove(interrupt)?,
+        }
+        self.forget_names(&digest)?;
+        let removed = Pruned { images: vec![digest], ..Pruned::default() };
+        self.remove_unneeded(removed, interrupt)
+    }
+
+    /// Removes the layers that no image has, and with `unused_for` also the images that no process
+    /// uses, and that were not used for so long.
+    ///
+    /// # Errors
+    /// [`ImageError::Io`], [`ImageError::Interrupted`].
+    pub fn prune(
+        &self,
+        unused_for: Option<Duration>,
+        interrupt: &Interrupt,
+    ) -> Result<Pruned, ImageError> {
+        let mut removed = Pruned::default();
+        let images = if unused_for.is_some() { self.0.images.names()? } else { Vec::new() };
+        for name in images {
+            // The clock may have been set back since: then it is younger than anything.
+            let is_old = |used: io::Result<SystemTime>| {
+                let age = used.ok().and_then(|used| SystemTime::now().duration_since(used).ok());
+                age.unwrap_or_default() >= unused_for.unwrap_or_default()
+            };
+            let Ok(digest) = format!("sha256:{name}").parse() else { continue };
+            let used = self.0.images.pin(&name, interrupt)?.map(|pin| pin.used());
+            let Some(true) = used.map(is_old) else { continue };
+            match self.0.images.claim(&name)? {
+                Claimed::Missing => {}
+                Claimed::InUse => removed.in_use += 1,
+                Claimed::Ours(claim) => {
+                    claim.remove(interrupt)?;
+                    self.forget_names(&digest)?;
+                    removed.images.push(digest);
+                }
+            }
+        }
+        self.forget_sources();
+        self.remove_unneeded(removed, interrupt)
+    }
+
+    /// Removes the layers that no image has, and that nobody is about to give to one.
+    fn remove_unneeded(
+        &self,
+        mut removed: Pruned,
+        interrupt: &Interrupt,
+    ) -> Result<Pruned, ImageError> {
+        let needed = self.needed_layers(interrupt)?;
+        let all = self.0.layers.names()?;
+        let left: Vec<_> = all.into_iter().filter(|name| !needed.contains(name)).collect();
+        for names in left.chunks(CLAIMS) {
+            let mut claims = Vec::new();
+            for name in names {
+                if let Claimed::Ours(claim) = self.0.layers.claim(name)? {
+                    claims.push(claim);
+                }
+            }
+            // An import that had pinned one of them may have completed its image meanwhile.
+            let needed = self.needed_layers(interrupt)?;
+            for claim in claims.into_iter().filter(|claim| !needed.contains(claim.name())) {
+                let path = self.0.layers.path_of(claim.name());
+                let bytes = open_own(&path)
+                    .ok()
+                    .and_then(|dir| record::read::<record::LayerRecord>(dir, record::LAYER).ok())
+                    .map_or(0, |record| record.bytes);
+                claim.remove(interrupt)?;
+                removed.layers += 1;
+                removed.bytes += bytes;
+            }
+        }
+        Ok(removed)
+    }
+
+    /// The names of the layers that images have.
+    fn needed_layers(&self, interrupt: &Interrupt) -> Result<HashSet<String>, ImageError> {
+        let mut needed = HashSet::new();
+        for name in self.0.images.names()? {
+            if interrupt.is_interrupted() {
+                return Err(ImageError::Interrupted);
+            }
+            let Ok(digest) = format!("sha256:{name}").parse() else { continue };
+            if let Some(record) = self.record(&digest)? {
+                needed.extend(record.layers.into_iter().map(|layer| layer.entry));
+            }
+        }
+        Ok(needed)
+    }
+
+    /// What the store has of an image.
+    fn stored(
+        &self,
+        digest: &Digest,
+        names: &[NameRecord],
+        interrupt: &Interrupt,
+    ) -> Result<Option<StoredImage>, ImageError> {
+        let in_use = matches!(self.0.images.claim(&digest.hex())?, Claimed::InUse);
+        let Some(pin) = self.0.images.pin(&digest.hex(), interrupt)? else { return Ok(None) };
+        let Some(record) = self.record(digest)? else { return Ok(None) };
+        let layers = record.layers.iter().map(|layer| StoredLayer {
+            diff_id: layer.layer.diff_id,
+            path: self.0.layers.path_of(&layer.entry).join(TREE),
+            entries: layer.layer.entries,
+            bytes: layer.layer.bytes,
+            left_out: layer.layer.left_out.clone(),
+            left_out_more: layer.layer.left_out_more,
+        });
+        let layers: Vec<_> = layers.collect();
+        let mut names: Vec<_> =
+            names.iter().filter(|name| name.digest == *digest).map(|n| n.name.clone()).collect();
+        names.sort_unstable();
+        Ok(Some(StoredImage {
+            digest: *digest,
+            manifest: record.manifest,
+            names,
+            source: record.source,
+            imported_unix: record.imported,
+            used_unix: pin.used().map_or(0, seconds),
+            in_use,
+            bytes: layers.iter().map(|layer| layer.bytes).sum(),
+            config: record.config,
+            layers,
+        }))
+    }
+
+    /// The image with a digest, pinned; `None` if the store does not have it, or not whole.
+    fn image(
+        &self,
+        digest: &Digest,
+        name: &str,
+        interrupt: &Interrupt,
+    ) -> Result<Option<Arc<Image>>, ImageError> {
+        if let Some(image) = self.0.open.lock().get(digest).and_then(Weak::upgrade) {
+            return Ok(Some(image));
+        }
+        let Some(pin) = self.0.images.pin(&digest.hex(), interrupt)? else { return Ok(None) };
+        let Some(record) = self.record(digest)? else { return Ok(None) };
+        pin.touch();
+        let pin = Arc::new(pin);
+        let (mut layers, mut seen) = (Vec::new(), HashSet::new());
+        for layer in record.layers.iter().rev() {
+            let path = self.0.layers.path_of(&layer.entry).join(TREE);
+            if !path.is_dir() {
+                // Something else has removed it: it is unpacked again.
+                log::warn!("{} is missing: was it cleaned away?", path.display());
+                return Ok(None);
+            }
+            // A layer that is there twice is hidden by itself, and an overlay refuses it.
+            if !layer.layer.is_empty && seen.insert(layer.entry.clone()) {
+                layers.push(self.layer(path, &pin));
+            }
+            if layer.layer.hides_all_below {
+                break;
+            }
+        }
+        layers.reverse();
+        if layers.is_empty()
+            && let Some(top) = record.layers.last()
+        {
+            layers.push(self.layer(self.0.layers.path_of(&top.entry).join(TREE), &pin));
+        }
+        let config = record.config;
+        let image = Image { name: name.to_owned(), digest: Some(*digest), config, layers };
+        let image = Arc::new(image);
+        let mut open = self.0.open.lock();
+        open.retain(|_, image| image.strong_count() > 0);
+        open.insert(*digest, Arc::downgrade(&image));
+        Ok(Some(image))
+    }
+
+    fn layer(&self, path: PathBuf, pin: &Arc<Pin>) -> Arc<Layer> {
+        let owner = match self.0.ids {
+            StoredIds::Kept => 0,
+            StoredIds::One => rustix::process::geteuid().as_raw(),
+        };
+        Arc::new(Layer::new(path, owner, Some(Box::new(pin.clone()))))
+    }
+
+    /// What is written of an image. One that cannot be understood counts as none.
+    fn record(&self, digest: &Digest) -> Result<Option<ImageRecord>, ImageError> {
+        let path = self.0.images.path_of(&digest.hex());
+        let file = format!("{}/{IMAGE}", digest.hex());
+        match record::read(self.0.images.dir(), &file) {
+            Ok(record) => Ok(Some(record)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                log::warn!("{}/{IMAGE} cannot be read: {error}", path.display());
+                Ok(None)
+            }
+            Err(error) => Err(ImageError::io("read", &path, error)),
+        }
+    }
+
+    /// The digest of the image with a name, a digest, or the beginning of one.
+    fn find(&self, name: &str) -> Result<Option<Digest>, ImageError> {
+        let plain = normal_name(name);
+        let file = Digest::of(plain.as_bytes()).hex();
+        match record::read::<NameRecord>(&self.0.names, &file) {
+            Ok(record) if self.0.images.has(&record.digest.hex()) => {
+                return Ok(Some(record.digest));
+            }
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => {
+                return Err(ImageError::io("read", &self.0.path.join("names").join(file), error));
+            }
+        }
+        let hex = name.strip_prefix("sha256:").unwrap_or(name);
+        if hex.len() < 8 || !hex.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+            return Ok(None);
+        }
+        let all = self.0.images.names()?;
+        let mut begin_so = all.iter().filter(|one| one.starts_with(hex));
+        match (begin_so.next(), begin_so.next()) {
+            (Some(one), None) => Ok(format!("sha256:{one}").parse().ok()),
+            (None, _) => Ok(None),
+            (Some(_), Some(_)) => {
+                let why = "the digests of several images begin so".to_owned();
+                Err(ImageError::BadSource { image: shown(name), why })
+            }
+        }
+    }
+
+    /// Gives a name to an image; the one that had it has it no more.
+    fn call(&self, name: &str, digest: Digest) -> Result<(), ImageError> {
+        let plain = normal_name(name);
+        let record = NameRecord { name: plain.clone(), digest };
+        let file = Digest::of(plain.as_bytes()).hex();
+        record::replace(self.0.names.as_fd(), &file, &record)
+            .map_err(|error| ImageError::io("write", &self.0.path.join("names").join(file), error))
+    }
+
+    /// All names, in no order.
+    fn names(&self) -> Result<Vec<NameRecord>, ImageError> {
+        let path = self.0.path.join("names");
+        let files =
+            files_of(&self.0.names).map_err(|error| ImageError::io("read", &path, error))?;
+        let read = |file: &String| record::read::<NameRecord>(&self.0.names, file).ok();
+        Ok(files.iter().filter_map(read).collect())
+    }
+
+    fn forget_names(&self, digest: &Digest) -> Result<(), ImageError> {
+        for record in self.names()?.iter().filter(|record| record.digest == *digest) {
+            let file = Digest::of(record.name.as_bytes()).hex();
+            // Of no harm if it stays: a name of what is not there is none.
+            let _ = rustix::fs::unlinkat(&self.0.names, file, AtFlags::empty());
+        }
+        Ok(())
+    }
+
+    /// Forgets the archives of images that are gone.
+    fn forget_sources(&self) {
+        for file in files_of(&self.0.sources).unwrap_or_default() {
+            let record = record::read::<record::SourceRecord>(&self.0.sources, &file);
+            if record.is_ok_and(|record| !self.0.images.has(&record.digest.hex())) {
+                let _ = rustix::fs::unlinkat(&self.0.sources, file, AtFlags::empty());
+            }
+        }
+    }
+}
+
+impl fmt::Debug for ImageStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Inner { path, ids, .. } = &*self.0;
+        f.debug_struct("ImageStore").field("path", path).field("ids", ids).finish_non_exhaustive()
+    }
+}
+
+/// The files of a directory whose names do not begin with a dot.
+fn files_of(dir: &OwnedFd) -> io::Result<Vec<String>> {
+    let mut files = Vec::new();
+    for entry in Dir::read_from(dir)? {
+        let entry = entry?;
+        if let Ok(name) = entry.file_name().to_str()
+            && !tree::is_dot(entry.file_name())
+            && !name.starts_with('.')
+        {
+            files.push(name.to_owned());
+        }
+    }
+    Ok(files)
+}
+
+fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+/// Why the data directory cannot be opened.
+fn of_base(data_dir: Option<&Path>, error: WorkspaceError) -> ImageError {
+    match error {
+        WorkspaceError::Io { doing, path, source } => ImageError::Io { doing, path, source },
+        other => {
+            let path = data_dir.unwrap_or(Path::new("the default data directory"));
+            ImageError::io("use", path, io::Error::other(other))
+        }
+    }
+}

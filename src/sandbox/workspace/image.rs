@@ -1,0 +1,324 @@
+//! What a slot's machine is made of that has the files of an image, and who its commands are.
+//!
+//! Found out when a trajectory begins, from the image's layers: they need not be mounted for that.
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::image_user::{ImageUser, is_direct};
+use super::merged::Merged;
+use crate::sandbox::identity::Identity;
+use crate::sandbox::image::{Image, Layer};
+use crate::sandbox::jail::{Hold, MOST_TREES, Overlay, Rights, Tree, User};
+use crate::sandbox::shell::{self, Shell, ShellPath};
+use crate::sandbox::user::{CommandUser, IdMap, WHOLE};
+
+/// Where images have the programs that commands are run by.
+const BASH: [&str; 3] = ["/bin/bash", "/usr/bin/bash", "/usr/local/bin/bash"];
+const SH: [&str; 2] = ["/bin/sh", "/usr/bin/sh"];
+const TMUX: [&str; 3] = ["/usr/bin/tmux", "/usr/local/bin/tmux", "/bin/tmux"];
+/// Where apt reads its settings.
+const APT: &str = "/etc/apt/apt.conf.d";
+
+/// The longest `/etc/passwd` and `/etc/group` that are read.
+const MOST_TEXT: u64 = 1 << 20;
+
+/// What root may do inside, in its own namespaces only: CHOWN, DAC_OVERRIDE, FOWNER, FSETID, KILL,
+/// SETGID, SETUID, SETPCAP, NET_BIND_SERVICE, NET_RAW, SYS_CHROOT and SETFCAP. What container
+/// engines give by default, without MKNOD and AUDIT_WRITE.
+const OF_ROOT: u32 = {
+    let capabilities = [0, 1, 3, 4, 5, 6, 7, 8, 10, 13, 18, 31];
+    let (mut sum, mut index) = (0, 0);
+    while index < capabilities.len() {
+        sum |= 1u32 << capabilities[index];
+        index += 1;
+    }
+    sum
+};
+
+/// What a trajectory asks of a machine with an image's files.
+#[derive(Debug)]
+pub(crate) struct MachineSpec {
+    /// The image.
+    pub(crate) image: Arc<Image>,
+    /// What was changed above the image, the lowest first.
+    pub(crate) frozen: Vec<Arc<Layer>>,
+    /// Whom commands run as, if not as the image's user.
+    pub(crate) user: Option<String>,
+    /// Where commands begin, if not in the image's directory.
+    pub(crate) workdir: Option<String>,
+    /// Variables that commands have beside the image's and the operator's.
+    pub(crate) env: BTreeMap<String, String>,
+}
+
+/// Why a slot cannot have a machine with an image's files, as one line.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum NoMachine {
+    /// It cannot be made on this machine, of any image or of this one.
+    #[error("{0}")]
+    Unsupported(String),
+    /// The image cannot be used.
+    #[error("{0}")]
+    Unusable(String),
+    /// The system failed.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// The files of a machine from an image, and who its commands are.
+#[derive(Debug)]
+pub(crate) struct ImageFiles {
+    image: Arc<Image>,
+    frozen: Vec<Arc<Layer>>,
+    user: ImageUser,
+    identity: Arc<Identity>,
+    shell: ShellPath,
+    tmux: Option<PathBuf>,
+    has_apt: bool,
+    working_dir: PathBuf,
+    /// The image's variables.
+    of_image: Vec<OsString>,
+    /// The trajectory's.
+    of_spec: Vec<OsString>,
+    /// The mode of its root directory.
+    mode: u32,
+}
+
+// What keeps a layer there is dropped with it, and otherwise never used.
+impl std::panic::RefUnwindSafe for ImageFiles {}
+
+impl ImageFiles {
+    /// Looks at an image, for slots whose ids are `owner`'s, or this process's own. Blocks for some
+    /// file system calls.
+    ///
+    /// # Errors
+    /// It cannot be used here, or not so.
+    pub(crate) fn find(spec: MachineSpec, owner: Option<CommandUser>) -> Result<Self, NoMachine> {
+        let MachineSpec { image, frozen, user, workdir, env } = spec;
+        let unusable = |why: String| NoMachine::Unusable(format!("{}: {why}", image.name()));
+        let layers = || image.layers().iter().chain(&frozen).map(|layer| layer.path());
+        let count = layers().count();
+        if count >= MOST_TREES {
+            let most = MOST_TREES - 1;
+            return Err(unusable(format!("it has {count} layers, and a machine has {most}")));
+        }
+        if owner.is_none() {
+            let ours = rustix::process::geteuid().as_raw();
+            let other = image.layers().iter().find(|layer| layer.owner() != ours);
+            if let Some(layer) = other {
+                return Err(NoMachine::Unsupported(format!(
+                    "{}: its files belong to user {}, and commands have the one id {ours} here: \
+                     import it (tool-executor image import), or own the files",
+                    image.name(),
+                    layer.owner()
+                )));
+            }
+        }
+        let failed = |error| NoMachine::Failed(format!("cannot open the image's layers: {error}"));
+        let merged = Merged::open(layers()).map_err(failed)?;
+        let text = |path| merged.text(path, MOST_TEXT).unwrap_or_default();
+        let config = image.config();
+        let wanted = user.as_deref().unwrap_or(&config.user);
+        let mut user = ImageUser::find(wanted, &text("/etc/passwd"), &text("/etc/group"), WHOLE)
+            .map_err(|why| match user.is_some() {
+                true => NoMachine::Unsupported(format!("user: {}: {why}", image.name())),
+                false => unusable(why),
+            })?;
+        let of_image: Vec<_> = config.env.iter().filter(|entry| is_variable(entry)).collect();
+        let home = of_image.iter().rev().find_map(|entry| entry.strip_prefix("HOME="));
+        if let Some(home) = home.map(Path::new).filter(|home| is_direct(home)) {
+            user.home = home.to_owned();
+        }
+        let program = |places: &[&str]| {
+            places.iter().find(|place| merged.is_program(place)).map(PathBuf::from)
+        };
+        let bash = program(&BASH).map(|path| ShellPath { kind: Shell::Bash, path });
+        let sh = || program(&SH).map(|path| ShellPath { kind: Shell::Sh, path });
+        let shell = bash.or_else(sh).ok_or_else(|| {
+            unusable("it has neither bash nor /bin/sh, by one of which commands are run".into())
+        })?;
+        let working_dir = match workdir.as_deref().unwrap_or(&config.working_dir) {
+            "" => PathBuf::from("/"),
+            directory if is_direct(Path::new(directory)) => PathBuf::from(directory),
+            directory => {
+                let why = format!("the working directory {directory:?} is no plain absolute path");
+                return Err(match workdir {
+                    Some(_) => NoMachine::Unsupported(why),
+                    None => unusable(why),
+                });
+            }
+        };
+        // As whoever made the topmost layer left it, but for what commands need.
+        let topmost = layers().next_back().and_then(|path| path.metadata().ok());
+        let mode = topmost.map_or(0o755, |about| about.mode() & 0o1777 | 0o555);
+        let User { uid, gid, .. } = user.ids;
+        let identity = Identity::of_image(uid, gid, &user.name, &user.home);
+        Ok(Self {
+            tmux: program(&TMUX),
+            has_apt: merged.is_directory(APT),
+            of_image: of_image.into_iter().map(OsString::from).collect(),
+            of_spec: env
+                .into_iter()
+                .map(|(name, value)| format!("{name}={value}").into())
+                .collect(),
+            identity: Arc::new(identity),
+            image,
+            frozen,
+            user,
+            shell,
+            working_dir,
+            mode,
+        })
+    }
+
+    /// The image.
+    pub(crate) fn image(&self) -> &Arc<Image> {
+        &self.image
+    }
+
+    /// Its layers, and those above them, the lowest first.
+    pub(super) fn layers(&self) -> impl Iterator<Item = &Arc<Layer>> {
+        self.image.layers().iter().chain(&self.frozen)
+    }
+
+    /// Who commands are.
+    pub(super) fn identity(&self) -> &Arc<Identity> {
+        &self.identity
+    }
+
+    /// The shell that runs commands.
+    pub(in crate::sandbox) fn shell(&self) -> &ShellPath {
+        &self.shell
+    }
+
+    /// Which shell that is.
+    pub(super) fn shell_kind(&self) -> Shell {
+        self.shell.kind
+    }
+
+    /// Its tmux.
+    pub(in crate::sandbox) fn tmux(&self) -> Option<&Path> {
+        self.tmux.as_deref()
+    }
+
+    /// Whether apt would read a file of settings.
+    pub(in crate::sandbox) fn has_apt(&self) -> bool {
+        self.has_apt
+    }
+
+    /// Where commands begin.
+    pub(in crate::sandbox) fn working_dir(&self) -> &Path {
+        &self.working_dir
+    }
+
+    /// The mode of its root directory.
+    pub(super) fn mode(&self) -> u32 {
+        self.mode
+    }
+
+    /// What commands find in their environment beside what the operator sets, and what they find in
+    /// its place.
+    pub(in crate::sandbox) fn environment(&self) -> Vec<OsString> {
+        let places = shell::Places {
+            workspace: &self.working_dir,
+            temporary: Path::new("/tmp"),
+            home: &self.user.home,
+        };
+        let ours = shell::environment(&places, &self.shell.path, &self.user.name);
+        // Of these none is the image's to say.
+        let fixed = ["HOME", "PWD", "USER", "LOGNAME", "SHELL"];
+        let is_fixed = |entry: &OsString| fixed.iter().any(|name| is_named(entry, name));
+        let theirs = self.of_image.iter().filter(|entry| !is_fixed(entry)).cloned();
+        // An image's programs know where its temporary files are.
+        let ours = ours.into_iter().filter(|entry| !is_named(entry, "TMPDIR"));
+        shell::replaced(ours.collect(), theirs)
+    }
+
+    /// The trajectory's own variables, in the place of others of their names.
+    pub(in crate::sandbox) fn with_spec(&self, environment: Vec<OsString>) -> Vec<OsString> {
+        shell::replaced(environment, self.of_spec.iter().cloned())
+    }
+
+    /// What users and groups there are inside, for slots whose ids are `owner`'s or this process's.
+    pub(in crate::sandbox) fn ids(&self, owner: Option<CommandUser>) -> [IdMap; 2] {
+        let User { uid, gid, .. } = self.user.ids;
+        match owner {
+            Some(user) if !user.map().is_single() => [user.map(); 2],
+            Some(user) => {
+                let outside = user.map().outside;
+                [IdMap::single(uid, outside), IdMap::single(gid, outside)]
+            }
+            None => {
+                let (own, group) = (rustix::process::geteuid(), rustix::process::getegid());
+                [IdMap::single(uid, own.as_raw()), IdMap::single(gid, group.as_raw())]
+            }
+        }
+    }
+
+    /// Whether commands have one id, which stands for all of the image.
+    pub(crate) fn has_one_id(owner: Option<CommandUser>) -> bool {
+        owner.is_none_or(|user| user.map().is_single())
+    }
+
+    /// Whether root's commands have one id: then they are told that giving files and processes to
+    /// others has worked.
+    pub(in crate::sandbox) fn is_only_root(&self, owner: Option<CommandUser>) -> bool {
+        Self::has_one_id(owner) && self.user.ids.uid == 0
+    }
+
+    /// What those may do who run in it.
+    pub(in crate::sandbox) fn rights(&self, owner: Option<CommandUser>) -> Rights {
+        let one_id = Self::has_one_id(owner);
+        let is_root = self.user.ids.uid == 0;
+        Rights {
+            user: Some(self.user.ids.clone()).filter(|_| !one_id),
+            // The first process ends and starts programs of all users.
+            capabilities: if is_root || !one_id { OF_ROOT } else { 0 },
+            any_directory: true,
+        }
+    }
+
+    /// The root directory: the layers, and above them the directory at `writable` on the host.
+    pub(in crate::sandbox) fn overlay(
+        &self,
+        writable: &Path,
+        work: String,
+        owner: Option<CommandUser>,
+    ) -> Overlay {
+        let hold = |layer: &Layer| match owner {
+            None => Hold::ByPath,
+            Some(user) => {
+                let IdMap { outside, count, .. } = user.map();
+                let map = IdMap { inside: layer.owner(), outside, count };
+                Hold::HandedOver(Some(map).filter(|map| map.inside != map.outside))
+            }
+        };
+        let tree = |layer: &Arc<Layer>| Tree { host: layer.path().into(), hold: hold(layer) };
+        let own = if owner.is_some() { Hold::HandedOver(None) } else { Hold::ByPath };
+        Overlay {
+            place: "/".into(),
+            lower: self.layers().map(tree).collect(),
+            writable: Tree { host: writable.to_owned(), hold: own },
+            work,
+        }
+    }
+
+    /// The user of a slot that commands run as.
+    pub(super) fn owner(&self, of_slot: Option<CommandUser>) -> Option<CommandUser> {
+        let User { uid, gid, .. } = self.user.ids;
+        of_slot.map(|user| user.as_inside(uid, gid))
+    }
+}
+
+/// Whether an entry of an image's environment is one.
+fn is_variable(entry: &str) -> bool {
+    entry.split_once('=').is_some_and(|(name, _)| !name.is_empty()) && !entry.contains('\0')
+}
+
+fn is_named(entry: &OsStr, name: &str) -> bool {
+    entry.as_bytes().strip_prefix(name.as_bytes()).is_some_and(|rest| rest.starts_with(b"="))
+}
