@@ -49,8 +49,8 @@ pub struct FleetConfig {
     /// executors have them all. Defaults to 60 s.
     #[serde(rename = "start_timeout_s", with = "seconds", default = "start_timeout")]
     pub start_timeout: Duration,
-    /// How long a server is left alone that answers and in whose slots nothing can be run: at first;
-    /// twice as long each time that it is found so again, and 60 times as long at most. Its
+    /// How long a server is left alone that answers and in whose slots nothing can be run: at
+    /// first; twice as long each time that it is found so again, and 60 times as long at most. Its
     /// trajectories finish there. Defaults to 30 s.
     #[serde(rename = "bad_server_pause_s", with = "seconds", default = "bad_server_pause")]
     pub bad_server_pause: Duration,

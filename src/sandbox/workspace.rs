@@ -20,9 +20,9 @@
 //! The engine makes one [`DataDir`] when it starts, takes its [`Workspace`]s, and closes it at its
 //! end. What engines left behind that died without doing so is removed by the next one.
 //!
-//! **A reset is a new workspace** ([`Workspace::renew_with`]): nothing is cleaned in place, so no access
-//! list, attribute, flag, mode or lock of the old one reaches the next trajectory, and it takes no
-//! longer where more was written. The old directories are removed behind it
+//! **A reset is a new workspace** ([`Workspace::renew_with`]): nothing is cleaned in place, so no
+//! access list, attribute, flag, mode or lock of the old one reaches the next trajectory, and it
+//! takes no longer where more was written. The old directories are removed behind it
 //! ([`Workspace::remains`]).
 //!
 //! **A machine with the files of an image** ([`ImageFiles`]) has all it changes in `workspace/`, as
@@ -465,10 +465,11 @@ impl Workspace {
         workspace.and(temporary).and(home)
     }
 
-    /// Copies its files, directories and symlinks, or what its machine has changed of an image's, into `dest`, which is made if it does not exist.
-    /// Nothing there is overwritten. FIFOs, sockets and devices are skipped, and set-user-id bits
-    /// dropped. Blocks for as long as the file system needs. A command may run meanwhile: what it
-    /// changes is copied as it was at some moment, or not at all.
+    /// Copies its files, directories and symlinks, or what its machine has changed of an image's,
+    /// into `dest`, which is made if it does not exist. Nothing there is overwritten. FIFOs,
+    /// sockets and devices are skipped, and set-user-id bits dropped. Blocks for as long as the
+    /// file system needs. A command may run meanwhile: what it changes is copied as it was at some
+    /// moment, or not at all.
     ///
     /// # Errors
     /// The first entry that could not be copied; everything else is. Directories nested deeper than

@@ -26,7 +26,8 @@
 //!
 //! **The lease** is told whole whenever it changes, under a version that grows: in the answer to
 //! [`SESSION`] and by a line of the stream. It names the slots that the session holds, and how many
-//! it may hold: a client gives back what is more, idle slots at once, others at their release.
+//! it may hold: a client gives back what is more, idle slots at once, others at their release. One
+//! of a server that is about to end says so, and that it may hold none.
 //!
 //! **Version 1** knew one session a server. A client of it is refused by name on `/v1/`, which is
 //! why its feature is still advertised: without it that client would take the server for one that
@@ -77,6 +78,10 @@ pub(crate) struct Lease {
     pub(crate) limit: usize,
     /// How many sessions share the server, this one too.
     pub(crate) sessions: usize,
+    /// Whether the server is about to end: it leases no slot any more, and what is given back stays
+    /// with it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) draining: bool,
 }
 
 /// Begins, resumes or ends a session.

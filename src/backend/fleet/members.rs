@@ -8,7 +8,8 @@
 //! or is wanted no more; it has one that is wanted no more *drained*, and forgets it when the last
 //! of its slots was given back.
 //!
-//! A server that is bad ([`faults`](super::faults)) is not wanted for as long as it is.
+//! A server that is bad ([`faults`](super::faults)) is not wanted for as long as it is, nor one
+//! that says that it is about to end.
 //!
 //! # Bounds
 //! So many servers are met at a time as at a start. A server that is wanted no more and hangs is
@@ -243,6 +244,15 @@ impl Member {
     }
 }
 
+/// What became of servers that are to go.
+#[derive(Default)]
+struct Drained {
+    /// Some are still in use.
+    are_left: bool,
+    /// Some were forgotten.
+    were_forgotten: bool,
+}
+
 /// Servers that are being met, and what became of that.
 struct Meetings {
     under_way: BTreeMap<Arc<str>, (Interrupt, OwnedThread)>,
@@ -300,9 +310,13 @@ impl Shared {
             Meetings { under_way: BTreeMap::new(), paused: BTreeMap::new(), tell, told };
         while !self.stop.is_interrupted() {
             self.reconcile(&mut meetings);
-            let drained = self.forget_drained();
+            let Drained { are_left, were_forgotten } = self.forget_drained();
+            if were_forgotten {
+                // They may be wanted again.
+                self.reconcile(&mut meetings);
+            }
             self.making.reports.tell();
-            let due = match (drained, meetings.paused.is_empty()) {
+            let due = match (are_left, meetings.paused.is_empty()) {
                 (true, _) => LOOK,
                 (false, false) => PAUSE,
                 (false, true) => Duration::from_secs(60),
@@ -340,7 +354,12 @@ impl Shared {
         reports.keep_only(|addr| {
             state.wanted.contains_key(addr) || self.table.read().contains_key(addr)
         });
-        let is_good = |addr: &&Arc<str>| !reports.is_bad(addr, now);
+        let ending: BTreeSet<_> = {
+            let table = self.table.read();
+            let ending = table.iter().filter(|(_, member)| member.server.is_ending());
+            ending.map(|(addr, _)| addr.clone()).collect()
+        };
+        let is_good = |addr: &&Arc<str>| !reports.is_bad(addr, now) && !ending.contains(*addr);
         let wanted: BTreeSet<_> = state.wanted.keys().filter(is_good).cloned().collect();
         meetings.paused.retain(|addr, _| wanted.contains(addr));
         let members = {
@@ -365,7 +384,8 @@ impl Shared {
             let Some(member) = table.get_mut(&addr) else { continue };
             member.is_draining = drains;
             log::info!(
-                "the sandbox server {addr} {}",
+                "the sandbox server {addr} {}{}",
+                if ending.contains(&addr) { "is about to end, and " } else { "" },
                 if drains { "is drained: its trajectories finish there" } else { "stays" }
             );
             self.making.shares.drain(member.number, drains);
@@ -458,29 +478,40 @@ impl Shared {
         }
     }
 
-    /// Forgets the servers that are to go and of which nothing is in use. Whether there are others
-    /// that are to go.
-    fn forget_drained(&self) -> bool {
+    /// Forgets the servers that are to go and of which nothing is in use.
+    fn forget_drained(&self) -> Drained {
         let draining: Vec<_> = {
             let table = self.table.read();
             let draining = table.iter().filter(|(_, member)| member.is_draining);
             draining.map(|(addr, member)| (addr.clone(), member.clone())).collect()
         };
-        let mut is_left = false;
+        let mut drained = Drained::default();
         for (addr, member) in draining {
             if !member.server.is_unused() {
-                is_left = true;
+                drained.are_left = true;
                 continue;
             }
+            drained.were_forgotten = true;
             self.table.write().remove(&addr);
-            if let Some(watcher) = &self.state.lock().watcher {
-                watcher.notify(&addr, ContainerChange::Gone);
+            {
+                let mut state = self.state.lock();
+                if let Some(watcher) = &state.watcher {
+                    watcher.notify(&addr, ContainerChange::Gone);
+                }
+                // With the server its connection ends. If it is wanted, it is met by another.
+                match self.making.connection(&addr) {
+                    Ok(connection) => {
+                        state.wanted.entry(addr.clone()).and_modify(|known| *known = connection);
+                    }
+                    // It was one before.
+                    Err(why) => log::error!("{why}"),
+                }
             }
             self.making.shares.forget(member.number);
             log::info!("the sandbox server {addr} is used no more");
             member.server.close(Instant::now() + GIVE_UP);
         }
-        is_left
+        drained
     }
 }
 

@@ -40,6 +40,10 @@
 //! which no command can be started – is drained, left alone for a while, and tried again. `faults`
 //! says when, and why no model can choose it; `reports` carries it to `members`.
 //!
+//! # Servers that are about to end
+//! One of ours says so when it is asked to end: it is drained, and found again where another one
+//! listens at its address.
+//!
 //! # What holds there
 //! Limits, warm slots and isolation are told as the servers tell them in `/health`, at the start
 //! and whenever one begins anew: of each the weakest, nothing where one of them does not say.
@@ -165,6 +169,13 @@ impl FleetBackend {
     /// Whether there is one at this address, perhaps one that is to go and still in use.
     pub(super) fn has_server(&self, addr: &str) -> bool {
         self.members.get(addr).is_some()
+    }
+
+    /// The servers that have said that they are about to end.
+    pub(super) fn ending(&self) -> Vec<String> {
+        let members = self.members.all().into_iter();
+        let ending = members.filter(|member| member.server.is_ending());
+        ending.map(|member| member.connection.url).collect()
     }
 
     /// The servers that are bad: where, and why.
@@ -415,6 +426,14 @@ impl Server {
         match self {
             Self::Native(server) => server.is_unused(),
             Self::Reference(server) => server.is_unused(),
+        }
+    }
+
+    /// Whether it has said that it is about to end.
+    fn is_ending(&self) -> bool {
+        match self {
+            Self::Native(server) => server.is_ending(),
+            Self::Reference(_) => false,
         }
     }
 

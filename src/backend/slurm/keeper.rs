@@ -226,7 +226,7 @@ impl Run {
                 return;
             }
             if !is_stopping {
-                self.leave_bad_servers(now);
+                self.leave_servers(now);
                 self.tell_fleet();
                 self.ask_about_jobs(now);
             }
@@ -293,8 +293,13 @@ impl Run {
         }
     }
 
-    /// Has servers go that the fleet has found to be of no use.
-    fn leave_bad_servers(&mut self, now: Instant) {
+    /// Has servers go that are about to end, or that the fleet has found to be of no use.
+    fn leave_servers(&mut self, now: Instant) {
+        for addr in self.shared.fleet.ending() {
+            if self.servers.ends(&addr) {
+                log::warn!("the sandbox server {addr} of Slurm's is about to end: it is drained");
+            }
+        }
         for bad in self.shared.fleet.bad() {
             if self.servers.is_bad(&bad.addr, now) {
                 let (addr, why) = (bad.addr, bad.why);

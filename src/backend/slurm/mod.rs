@@ -15,6 +15,8 @@
 //! - One whose node fails, whose job is cancelled or preempted, or which dies: its calls end as the
 //!   fleet says, and another is started, after a pause that grows with each failure in a row.
 //! - One that runs and in whose slots nothing can be run is drained and replaced likewise.
+//! - One that is told to end – at its job's time limit, by a preemption – says so before it does,
+//!   and is drained as long as it lasts.
 //! - One whose job ends soon ([`SlurmConfig::drain_before`]) is drained – its trajectories finish –
 //!   and another is started at once.
 //! - A controller that does not answer: what runs runs on; what is to be started waits, and is

@@ -217,6 +217,12 @@ impl Servers {
         self.drain(number)
     }
 
+    /// The server at this address says that it is about to end: it is drained, and another is
+    /// started at once. Whether that is news.
+    pub(super) fn ends(&mut self, url: &str) -> bool {
+        self.number_at(url).is_some_and(|number| self.drain(number))
+    }
+
     /// The number of the server that is up at this address.
     fn number_at(&self, url: &str) -> Option<u64> {
         let is_there =
@@ -510,8 +516,8 @@ mod tests {
         assert_eq!(servers.urls(), ["http://2"]);
         let steps = servers.steps(&used, |url| url != "http://3", now);
         assert_eq!(steps, [Step::Stop(3)], "it has no trajectory any more");
-        // One whose job ends soon is replaced at once.
-        assert!(servers.drain(2) && !servers.drain(2));
+        // One that is about to end is replaced at once.
+        assert!(servers.ends("http://2") && !servers.ends("http://2") && !servers.drain(2));
         assert_eq!(starts(&servers.steps(&demand(0, 0), |_| true, now)), [(4, None)]);
         let stopped = servers.stop_all(now);
         assert_eq!(stopped, [Step::Stop(1), Step::Stop(2), Step::Stop(4)]);

@@ -298,6 +298,8 @@ pub(crate) struct Health<'a> {
     pub(crate) warm_slots: Option<bool>,
     /// What network commands have whose calls may use one, where that is known.
     pub(crate) network: Option<NetworkMode>,
+    /// Whether the server is about to end.
+    pub(crate) draining: bool,
 }
 
 impl Health<'_> {
@@ -328,6 +330,9 @@ impl Health<'_> {
         }
         if let Some(network) = self.network {
             answer["network"] = json!(network);
+        }
+        if self.draining {
+            answer["draining"] = json!(true);
         }
         answer
     }

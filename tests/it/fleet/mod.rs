@@ -3,6 +3,7 @@
 
 mod bad;
 mod cuts;
+mod ending;
 mod growing;
 mod loss;
 mod misbehaving;

@@ -156,6 +156,11 @@ impl NativeServer {
         state.leased.held() == 0 || state.phase == Phase::Down
     }
 
+    /// Whether it has said that it is about to end.
+    pub(super) fn is_ending(&self) -> bool {
+        self.state.lock().leased.is_draining()
+    }
+
     /// Under the lock of `state`, so that what is said comes in its order.
     fn notify(&self, change: ContainerChange) {
         if let Some(watcher) = self.watcher.get() {
@@ -165,9 +170,13 @@ impl NativeServer {
 
     /// Takes in what the server says of the session's slots.
     fn lease_is(&self, state: &mut State, lease: &Lease) {
+        let was_draining = state.leased.is_draining();
         if state.apply_lease(lease) {
             self.note_share(state);
             self.notify(ContainerChange::Resized(state.leased.slots()));
+            if state.leased.is_draining() != was_draining {
+                self.reports.wake();
+            }
         }
     }
 

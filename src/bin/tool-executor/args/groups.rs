@@ -30,8 +30,8 @@ pub(crate) struct SlotArgs {
     #[arg(long, value_name = "DIR", env = "TOOL_EXECUTOR_DATA_DIR")]
     pub(crate) data_dir: Option<PathBuf>,
 
-    /// The image whose files sandboxes have in place of this machine's, unless a trajectory asks for
-    /// another: dir:/DIRECTORY [default: none]
+    /// The image whose files sandboxes have in place of this machine's, unless a trajectory asks
+    /// for another: dir:/DIRECTORY [default: none]
     #[arg(long, value_name = "IMAGE", env = "TOOL_EXECUTOR_IMAGE")]
     pub(crate) image: Option<String>,
 

@@ -56,7 +56,8 @@ pub(crate) enum Command {
     ///
     /// Prints one line when it listens. Without a token commands do not get the host's network
     /// (--network host): they could reach this server and with it other slots. SIGTERM and Ctrl-C
-    /// end it: what runs may go on for the grace time; a second signal ends it at once.
+    /// end it: what runs may go on for the grace time, and at SIGTERM the trajectories that are
+    /// here may finish before that (--drain-grace-s); a second signal ends it at once.
     #[command(after_help = exit_code::SERVER_HELP)]
     Sandbox(SandboxArgs),
 
@@ -96,6 +97,13 @@ pub(crate) struct SandboxArgs {
     #[arg(long, value_name = "S", env = "TOOL_EXECUTOR_EXIT_WHEN_UNUSED")]
     #[arg(value_parser = named(values::unused_seconds), help_heading = "Running")]
     pub(crate) exit_when_unused: Option<Duration>,
+
+    /// Seconds that trajectories which are here may take to finish after SIGTERM; their executors
+    /// are told, and put no other here. Then what runs has the grace time. Both together must be
+    /// less than what is left until the kill: Kubernetes and Slurm leave 30 s, Docker 10 s
+    #[arg(long, value_name = "S", env = "TOOL_EXECUTOR_DRAIN_GRACE_S", default_value = "20")]
+    #[arg(value_parser = named(values::grace_seconds), help_heading = "Running")]
+    pub(crate) drain_grace_s: Duration,
 
     /// How long an executor that is not heard of keeps its slots, in seconds: one that was killed
     /// or stopped, or that cannot reach this server. Then they are emptied and go to others

@@ -15,7 +15,7 @@ const COMMANDS: [&str; 3] = ["replay", "serve", "sandbox"];
 /// `replay` has no `--acquire-timeout-s`, because more trajectories than slots is what
 /// `--concurrency` asks for, and no `--idle-limit-s`, because it releases what it is done with.
 /// `sandbox` has none of the flags about calls: its clients say these.
-const TABLE: [(&str, &str, &str); 71] = [
+const TABLE: [(&str, &str, &str); 72] = [
     ("acquire-timeout-s", "TOOL_EXECUTOR_ACQUIRE_TIMEOUT_S", "s"),
     ("advertise", "TOOL_EXECUTOR_ADVERTISE", "sx"),
     ("allow-host", "TOOL_EXECUTOR_ALLOW_HOST", "rsx"),
@@ -30,6 +30,7 @@ const TABLE: [(&str, &str, &str); 71] = [
     ("concurrency", "", "r"),
     ("data-dir", "TOOL_EXECUTOR_DATA_DIR", "rsx"),
     ("device", "TOOL_EXECUTOR_DEVICE", "rsx"),
+    ("drain-grace-s", "TOOL_EXECUTOR_DRAIN_GRACE_S", "x"),
     ("env", "TOOL_EXECUTOR_ENV", "rsx"),
     ("env-file", "TOOL_EXECUTOR_ENV_FILE", "rsx"),
     ("exit-when-unused", "TOOL_EXECUTOR_EXIT_WHEN_UNUSED", "x"),
