@@ -102,7 +102,7 @@ fn completions_are_scripts_of_their_shell() {
     for shell in ["bash", "zsh", "fish"] {
         let completions = run(&["completions", shell], &[]);
         assert_eq!(completions.code, Some(0));
-        for word in ["replay", "sandbox", "serve", "completions", "man", "summary-json"] {
+        for word in ["replay", "sandbox", "serve", "reap", "completions", "man", "summary-json"] {
             assert!(completions.stdout.contains(word), "{shell} {word}");
         }
         if shell == "bash" {
@@ -121,7 +121,7 @@ fn the_manual_has_every_command_and_no_value_of_a_variable() {
     let page = run(&["man"], &variables);
     assert_eq!(page.code, Some(0));
     assert!(page.stdout.contains(".TH tool-executor 1"), "{}", page.stdout);
-    for command in ["replay", "sandbox", "serve", "completions", "man"] {
+    for command in ["replay", "sandbox", "serve", "reap", "completions", "man"] {
         assert!(page.stdout.contains(&format!("tool\\-executor\\-{command}(1)")), "{command}");
     }
     let setup = Setup::new(&[]);
@@ -137,6 +137,7 @@ fn the_manual_has_every_command_and_no_value_of_a_variable() {
         [
             "tool-executor-completions.1",
             "tool-executor-man.1",
+            "tool-executor-reap.1",
             "tool-executor-replay.1",
             "tool-executor-sandbox.1",
             "tool-executor-serve.1",

@@ -70,6 +70,15 @@ pub(crate) enum Command {
     #[command(after_help = exit_code::SERVER_HELP)]
     Serve(ServeArgs),
 
+    /// List the sandbox servers that runs have Slurm run, and remove what is left of runs that are
+    /// over
+    ///
+    /// A run's servers end with it, or two minutes later; what a host that has crashed left in
+    /// Slurm's queue stays there. Whether a run is over can be told on its own host only: each
+    /// server is listed with its run, and as `running`, `over` or `unknown`. It lists this user's.
+    #[command(after_help = exit_code::REAP_HELP)]
+    Reap(ReapArgs),
+
     /// Print the completions of a shell
     Completions {
         /// The shell
@@ -82,6 +91,26 @@ pub(crate) enum Command {
         #[arg(long, value_name = "DIR")]
         dir: Option<PathBuf>,
     },
+}
+
+/// The flags of `reap`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ReapArgs {
+    /// Those of Slurm
+    #[arg(long, required = true)]
+    pub(crate) slurm: bool,
+
+    /// Remove the servers of runs that are over; with --run those of the runs that it names
+    #[arg(long)]
+    pub(crate) remove: bool,
+
+    /// The servers of this run only, as the list names it; may be given several times
+    #[arg(long, value_name = "RUN")]
+    pub(crate) run: Vec<String>,
+
+    /// Print one JSON object: `servers`, and the ids of those that were `removed`
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// The flags of `sandbox`.
