@@ -141,7 +141,8 @@ impl Keeper {
     /// Waits until they have ended.
     pub(super) fn join(&self, deadline: Instant) {
         if let Some(thread) = self.thread.lock().take() {
-            thread.join_or_leave(deadline.max(Instant::now() + STOP_LIMIT * 2));
+            // The thread gives up what does not end by then, and has a moment to notice.
+            thread.join_or_leave(deadline.max(Instant::now() + STOP_LIMIT * 2 + LOOK * 4));
         }
     }
 }

@@ -40,6 +40,15 @@ fn kill(words: &[&str]) {
     }
 }
 
+/// A process that ends with the test, also where that fails.
+struct Ends(Child);
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        let _ = (self.0.kill(), self.0.wait());
+    }
+}
+
 fn is_lost(result: &ToolResult) -> bool {
     result.outcome == Outcome::SandboxLost
 }
@@ -60,14 +69,13 @@ fn a_controller_that_is_away_holds_up_new_servers_only() {
     let began = Instant::now();
     let reached = count_until(&executor, "a", 1, || began.elapsed() > Duration::from_secs(8));
     assert!(!waits.is_done(), "there is no slot for it");
-    let mut controller = daemon("slurmctld", Path::new(&file), &[]);
+    let _controller = Ends(daemon("slurmctld", Path::new(&file), &[]));
     let result = waits.wait_timeout(PATIENCE * 2).expect("it is started when there is one again");
     assert_eq!(result.output, "1", "{result:?}");
     assert_eq!(executor.execute("a", count()).output, (reached + 1).to_string());
     assert_eq!(executor.execute("b", count()).output, "2");
     assert!(executor.close().all_threads_ended);
     until(|| running().is_empty());
-    let _ = (controller.kill(), controller.wait());
 }
 
 #[test]
@@ -81,12 +89,11 @@ fn a_job_that_is_preempted_is_drained_and_its_trajectory_finishes() {
     let executor = start(config).unwrap();
     assert_eq!(executor.execute("a", count()).output, "1");
     let addr = executor.slot_of("a").unwrap().addr;
-    let mut wants = Command::new("srun")
-        .args(["-p", "high", "--exclusive", "-N3", "sleep", "600"])
-        .stdin(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
+    let mut wants = Command::new("srun");
+    wants.args(["-p", "high", "--exclusive", "-N3", "sleep", "600"]);
+    // Nothing of it may hold this process's pipes.
+    wants.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let wants = Ends(wants.spawn().unwrap());
     let is_draining = || {
         let lanes = executor.stats().lanes;
         lanes.iter().any(|lane| lane.addr == *addr && lane.state == "draining")
@@ -98,10 +105,8 @@ fn a_job_that_is_preempted_is_drained_and_its_trajectory_finishes() {
     until(|| executor.stats().lanes.iter().all(|lane| lane.addr != *addr));
     // There is room again when the other job has ended.
     let waits = executor.submit("b", count()).unwrap();
-    let _ = kill_process(Pid::from_child(&wants), Signal::INT);
-    let _ = kill_process(Pid::from_child(&wants), Signal::INT);
-    let _ = (wants.kill(), wants.wait());
     run("scancel", &["-p", "high"]);
+    drop(wants);
     let result = waits.wait_timeout(PATIENCE * 3).expect("there is a server again");
     assert_eq!(result.output, "1", "{result:?}");
     assert!(executor.close().all_threads_ended);
@@ -143,10 +148,9 @@ fn a_nodes_daemon_that_is_killed_costs_no_call_twice_and_another_node_is_used() 
     let other = executor.execute("b", count());
     assert_eq!(other.output, "1", "{other:?}");
     assert_ne!(executor.slot_of("b").unwrap().addr, before);
-    let mut back = daemon("slurmd", Path::new(&file), &["-N", &node]);
+    let _back = Ends(daemon("slurmd", Path::new(&file), &["-N", &node]));
     assert!(executor.close().all_threads_ended);
     until(|| running().is_empty());
-    let _ = (back.kill(), back.wait());
 }
 
 #[test]
