@@ -8,6 +8,9 @@
 //! symlinks are followed. What is in `/proc`, `/dev` and `/sys` is refused. Where commands are in
 //! no sandbox, only `/workspace`, `/tmp` and the home directory are reached.
 
+mod put;
+
+pub use put::{PutFiles, PutKind, PutSummary};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 

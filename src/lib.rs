@@ -97,6 +97,7 @@ mod error;
 mod executor;
 #[cfg(feature = "capi")]
 pub mod ffi;
+pub mod grade;
 mod interrupt;
 mod level;
 mod limits;
@@ -106,6 +107,7 @@ mod sandbox;
 mod seconds;
 #[cfg(feature = "server")]
 pub mod server;
+pub mod snapshot;
 mod spec;
 mod thread;
 mod tool;

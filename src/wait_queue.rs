@@ -39,7 +39,13 @@ impl<T> WaitQueue<T> {
         self.items.insert(position, item);
     }
 
+    /// The item at this position, which stays.
+    pub(crate) fn get(&self, position: Position) -> Option<&T> {
+        self.items.get(&position)
+    }
+
     /// The first item, which stays.
+    #[cfg_attr(not(test), expect(dead_code, reason = "its tests look at it"))]
     pub(crate) fn first(&self) -> Option<(Position, &T)> {
         self.items.first_key_value().map(|(position, item)| (*position, item))
     }

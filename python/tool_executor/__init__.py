@@ -21,12 +21,16 @@ from ._config import (
     SlotLimits,
     SlurmConfig,
     SlurmJobs,
+    SpecFile,
     ToolsConfig,
     ToolServerConfig,
+    TrajectoryLimits,
+    TrajectorySpec,
 )
 from ._errors import (
     ArtifactError,
     ArtifactNotFoundError,
+    BeginError,
     ClosedError,
     ConfigError,
     ForkedError,
@@ -37,6 +41,8 @@ from ._errors import (
     LibraryError,
     QueueFullError,
     ReleaseError,
+    SnapshotError,
+    SpecError,
     StartError,
     ToolExecutorError,
     ToolServerError,
@@ -44,6 +50,7 @@ from ._errors import (
 )
 from ._executor import PendingCall, ToolExecutor, Trajectory
 from ._native import version as _version
+from ._snapshots import Fork, Grade, Snapshot
 from ._tools import Tool, ToolContext, ToolError, tool
 from ._types import (
     Archive,
@@ -69,13 +76,16 @@ __all__ = [
     "ArtifactNotFoundError",
     "AsyncToolExecutor",
     "AsyncTrajectory",
+    "BeginError",
     "Bind",
     "CloseReport",
     "ClosedError",
     "Config",
     "ConfigError",
     "FleetConfig",
+    "Fork",
     "ForkedError",
+    "Grade",
     "InternalError",
     "InvalidArgumentError",
     "InvalidArgumentTypeError",
@@ -91,6 +101,10 @@ __all__ = [
     "SlotLimits",
     "SlurmConfig",
     "SlurmJobs",
+    "Snapshot",
+    "SnapshotError",
+    "SpecError",
+    "SpecFile",
     "StartError",
     "Tool",
     "ToolCall",
@@ -103,6 +117,8 @@ __all__ = [
     "ToolServerError",
     "ToolsConfig",
     "Trajectory",
+    "TrajectoryLimits",
+    "TrajectorySpec",
     "WaitTimeoutError",
     "tool",
 ]

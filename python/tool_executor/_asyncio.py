@@ -14,13 +14,26 @@ import time
 import uuid
 import weakref
 from ctypes import byref, c_void_p
-from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Optional, Type, TypeVar, Union
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Callable,
+    Dict,
+    List,
+    Mapping,
+    Optional,
+    Sequence,
+    Type,
+    TypeVar,
+    Union,
+)
 
 from . import _native
-from ._config import Config, Settings
+from ._config import Config, Settings, TrajectorySpec
 from ._core import PLACES, Core, merged, request_of, trajectory_of
-from ._errors import ClosedError, InvalidArgumentError
+from ._errors import ClosedError, InvalidArgumentError, ToolExecutorError
 from ._native import check, quick
+from ._snapshots import Fork, Grade, Snapshot, Snapshots
 from ._types import (
     Archive,
     Artifact,
@@ -208,11 +221,39 @@ class AsyncToolExecutor:
         return self._core.parse_message(message, format)
 
     def trajectory(
-        self, trajectory_id: Optional[str] = None, *, reset: bool = True
+        self,
+        trajectory_id: Optional[str] = None,
+        spec: Optional[Union[TrajectorySpec, Mapping[str, Any]]] = None,
+        *,
+        reset: bool = True,
     ) -> AsyncTrajectory:
         """A trajectory, to be released at the end of an `async with`. Without an id it gets a
-        fresh one."""
-        return AsyncTrajectory(self, trajectory_id or str(uuid.uuid4()), reset)
+        fresh one. With a `spec` it begins with that: its calls end as `BeginError.outcome` would
+        say where it cannot."""
+        trajectory = AsyncTrajectory(self, trajectory_id or str(uuid.uuid4()), reset)
+        if spec is not None:
+            self._core.submit_begin(trajectory.id, spec)
+        return trajectory
+
+    async def begin(
+        self,
+        trajectory_id: str,
+        spec: Union[TrajectorySpec, Mapping[str, Any]],
+        *,
+        wait: bool = True,
+    ) -> None:
+        """See `ToolExecutor.begin`."""
+        if not wait:
+            self._core.submit_begin(trajectory_id, spec)
+            return
+        begin = self._core.begin(trajectory_id, spec)
+        try:
+            await _off_loop(begin)
+        except ToolExecutorError:
+            raise
+        except BaseException:
+            self._core.cancel(trajectory_id)
+            raise
 
     def cancel(self, trajectory_id: str) -> None:
         """Cancels everything of a trajectory that has not ended. Does not wait."""
@@ -270,6 +311,46 @@ class AsyncToolExecutor:
     ) -> int:
         """See `ToolExecutor.copy_artifact`."""
         return await _off_loop(self._core.copy_artifact(trajectory_id, path, to))
+
+    async def snapshot(self, trajectory_id: str, *, end_processes: bool = False) -> Snapshot:
+        """See `ToolExecutor.snapshot`."""
+        return await _off_loop(Snapshots(self._core).snapshot(trajectory_id, end_processes))
+
+    async def drop_snapshot(self, snapshot: Union[Snapshot, str]) -> None:
+        """Gives a snapshot up. What began from it goes on."""
+        await _off_loop(Snapshots(self._core).drop(snapshot))
+
+    async def snapshots(self) -> List[Snapshot]:
+        """The snapshots that are kept, the oldest first."""
+        return await _off_loop(Snapshots(self._core).all())
+
+    async def fork(
+        self,
+        trajectory_id: str,
+        to: Sequence[str],
+        *,
+        end_processes: bool = False,
+        spec: Optional[Mapping[str, Any]] = None,
+    ) -> List[Fork]:
+        """See `ToolExecutor.fork`."""
+        return await _off_loop(Snapshots(self._core).fork(trajectory_id, to, end_processes, spec))
+
+    async def grade(
+        self,
+        trajectory_id: str,
+        command: str,
+        *,
+        files: Optional[Mapping[str, Union[str, bytes]]] = None,
+        stdin: str = "",
+        env: Optional[Mapping[str, str]] = None,
+        timeout: Optional[float] = None,
+        files_at: Optional[str] = None,
+    ) -> Grade:
+        """See `ToolExecutor.grade`."""
+        grade = Snapshots(self._core).grade
+        return await _off_loop(
+            grade(trajectory_id, command, files, stdin, env, timeout, files_at)
+        )
 
     async def stats(self) -> Dict[str, Any]:
         """See `ToolExecutor.stats`."""
@@ -347,6 +428,27 @@ class AsyncTrajectory:
     async def list_artifacts(self, path: str = ".", *, recursive: bool = False) -> ArtifactList:
         """`AsyncToolExecutor.list_artifacts` of this trajectory."""
         return await self._executor.list_artifacts(self.id, path, recursive=recursive)
+
+    async def snapshot(self, *, end_processes: bool = False) -> Snapshot:
+        """`AsyncToolExecutor.snapshot` of this trajectory."""
+        return await self._executor.snapshot(self.id, end_processes=end_processes)
+
+    async def fork(self, to: Sequence[str], *, end_processes: bool = False) -> List[Fork]:
+        """`AsyncToolExecutor.fork` of this trajectory."""
+        return await self._executor.fork(self.id, to, end_processes=end_processes)
+
+    async def grade(
+        self,
+        command: str,
+        *,
+        files: Optional[Mapping[str, Union[str, bytes]]] = None,
+        stdin: str = "",
+        timeout: Optional[float] = None,
+    ) -> Grade:
+        """`AsyncToolExecutor.grade` of this trajectory."""
+        return await self._executor.grade(
+            self.id, command, files=files, stdin=stdin, timeout=timeout
+        )
 
     def cancel(self) -> None:
         """`AsyncToolExecutor.cancel` of this trajectory."""

@@ -16,8 +16,11 @@ __all__ = [
     "SlotLimits",
     "SlurmConfig",
     "SlurmJobs",
+    "SpecFile",
     "ToolServerConfig",
     "ToolsConfig",
+    "TrajectoryLimits",
+    "TrajectorySpec",
 ]
 
 
@@ -51,7 +54,8 @@ class LocalConfig(TypedDict, total=False):
     """How many trajectories have a workspace at the same time; 10 unless given."""
     data_dir: Optional[_Path]
     image: Optional[str]
-    """The image whose files sandboxes have in place of the machine's: `dir:/path`."""
+    """The image whose files sandboxes have in place of the machine's: `dir:/path`, `oci:/path`,
+    `docker-archive:/path`, or the name of one that was imported."""
     user_ids: Optional[str]
     max_output_chars: Optional[int]
     max_output_file_bytes: Optional[int]
@@ -170,3 +174,43 @@ class Config(Settings, total=False):
     with neither `local` nor `fleet` there are functions of the program's and external tools only."""
 
     tools: Optional[ToolsConfig]
+
+
+class TrajectoryLimits(TypedDict, total=False):
+    """What one trajectory's slot may use, as far as that is less than `SlotLimits` allow."""
+
+    processes: int
+    memory_bytes: int
+    cpu: float
+    open_files: int
+    file_bytes: int
+    workspace_bytes: int
+    files: int
+
+
+class SpecFile(TypedDict, total=False):
+    """A small file that a trajectory begins with: `path`, and `content` or `base64`, must be
+    given; `mode` is octal digits, as `"0755"`."""
+
+    path: str
+    content: Union[str, bytes]
+    base64: str
+    mode: str
+
+
+class TrajectorySpec(TypedDict, total=False):
+    """What one trajectory asks for beyond the executor's settings, see `ToolExecutor.begin`. What is
+    left out is as the settings have it; a spec narrows them, and never widens them."""
+
+    image: Optional[str]
+    snapshot: Optional[str]
+    user: Optional[str]
+    workdir: Optional[str]
+    env: Mapping[str, str]
+    limits: TrajectoryLimits
+    network: Optional[str]
+    allow_hosts: Optional[List[str]]
+    background: Optional[str]
+    max_wall_s: Optional[float]
+    max_idle_s: Optional[float]
+    files: List[SpecFile]

@@ -4,6 +4,7 @@ one waits."""
 from __future__ import annotations
 
 import atexit
+import base64
 import os
 import time
 import warnings
@@ -14,16 +15,18 @@ from typing import Any, Callable, Dict, List, Mapping, Optional
 
 from . import _native
 from ._errors import (
+    BeginError,
     ClosedError,
     ConfigError,
     ForkedError,
     InvalidArgumentError,
     InvalidArgumentTypeError,
+    SpecError,
 )
 from ._native import Buffer, check, quick, slow
 from ._tools import Toolbox, ToolsLike, describe_tools
 from ._types import Archive, ArchiveInfo, Artifact, ArtifactEntry, ArtifactList, CloseReport
-from ._types import ToolCall, mapping_of
+from ._types import OUTCOMES, ToolCall, mapping_of
 
 _DEFAULT_TOOL_THREADS = 16
 _DEFAULT_QUEUE_TIMEOUT_S = 3600.0
@@ -46,6 +49,25 @@ def merged(config: Any, settings: Mapping[str, Any]) -> Dict[str, Any]:
             raise ConfigError(f"{key!r} is given twice: in the configuration and as a keyword argument")
         whole[key] = value
     return whole
+
+
+def _spec_of(spec: Any) -> bytes:
+    """A spec in JSON. Of a file the content may be bytes."""
+    if not isinstance(spec, Mapping):
+        kind = type(spec).__name__
+        raise SpecError(f"the spec must be a dict such as {{'env': {{'CI': '1'}}}}, and is of type {kind}")
+    whole: Dict[str, Any] = {key: value for key, value in spec.items() if value is not None}
+    if isinstance(whole.get("files"), (list, tuple)):
+        whole["files"] = [_file_of(file) for file in whole["files"]]
+    return _native.json_of(whole, "the spec")
+
+
+def _file_of(file: Any) -> Any:
+    if isinstance(file, Mapping) and isinstance(file.get("content"), (bytes, bytearray)):
+        plain: Dict[str, Any] = dict(file)
+        plain["base64"] = base64.b64encode(plain.pop("content")).decode()
+        return plain
+    return file
 
 
 class Core:
@@ -155,6 +177,11 @@ class Core:
         text = trajectory_of(trajectory_id)
         check(slow.te_cancel_trajectory(self.handle, text, len(text)))
 
+    def submit_begin(self, trajectory_id: str, spec: Mapping[str, Any]) -> None:
+        """Begins a trajectory with a spec, without waiting for its slot."""
+        text, what = trajectory_of(trajectory_id), _spec_of(spec)
+        check(slow.te_submit_begin(self.handle, text, len(text), what, len(what)))
+
     def submit_release(self, trajectory_id: str, reset: bool) -> None:
         """Releases a trajectory in its turn."""
         text = trajectory_of(trajectory_id)
@@ -179,6 +206,25 @@ class Core:
     def _checked(self, trajectory_id: str) -> bytes:
         self.handle  # noqa: B018 -- says what is wrong here, not on that thread
         return trajectory_of(trajectory_id)
+
+    def begin(self, trajectory_id: str, spec: Mapping[str, Any]) -> Callable[[], None]:
+        """Begins a trajectory with a spec, and waits for its slot."""
+        text, what = self._checked(trajectory_id), _spec_of(spec)
+
+        def run() -> None:
+            outcome = c_int32()
+            status = slow.te_begin(
+                self._handle, text, len(text), what, len(what), byref(outcome)
+            )
+            try:
+                check(status)
+            except BeginError as error:
+                if outcome.value != _native.OK:
+                    name = _native.quick.te_outcome_name(outcome.value).decode()
+                    error.outcome = OUTCOMES.get(name)
+                raise
+
+        return run
 
     def release(self, trajectory_id: str, reset: bool) -> Callable[[], None]:
         """Releases a trajectory, and waits for that."""

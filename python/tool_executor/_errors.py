@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Dict, Type
+from typing import TYPE_CHECKING, Dict, Optional, Type
+
+if TYPE_CHECKING:
+    from ._types import Outcome
 
 __all__ = [
     "ArtifactError",
     "ArtifactNotFoundError",
+    "BeginError",
     "ClosedError",
     "ConfigError",
     "ForkedError",
@@ -17,6 +21,8 @@ __all__ = [
     "LibraryError",
     "QueueFullError",
     "ReleaseError",
+    "SnapshotError",
+    "SpecError",
     "StartError",
     "ToolExecutorError",
     "ToolServerError",
@@ -50,6 +56,10 @@ class ConfigError(InvalidArgumentError):
     """The configuration has an unknown key, which is named with the valid ones, or a wrong value."""
 
 
+class SpecError(InvalidArgumentError):
+    """A trajectory's spec has an unknown key, which is named with the valid ones, or a wrong value."""
+
+
 class InvalidToolError(InvalidArgumentError):
     """A tool cannot be registered: its name is taken, or its signature cannot be described."""
 
@@ -74,6 +84,16 @@ class WaitTimeoutError(ToolExecutorError, TimeoutError):
     """Nothing came in the time that the caller was ready to wait."""
 
 
+class BeginError(ToolExecutorError):
+    """A trajectory did not begin as its spec asks, or has begun already.
+
+    Where it did not, `outcome` is how its calls end until it is released, such as
+    `Outcome.SPEC_UNSUPPORTED`.
+    """
+
+    outcome: Optional["Outcome"] = None
+
+
 class ReleaseError(ToolExecutorError):
     """A workspace could not be emptied. Its slot is not given out before that succeeds."""
 
@@ -84,6 +104,10 @@ class ArtifactError(ToolExecutorError):
 
 class ArtifactNotFoundError(ArtifactError):
     """Nothing is at this path."""
+
+
+class SnapshotError(ToolExecutorError):
+    """There is no snapshot, fork or grade; `status` says why, such as `"TE_KEEPS_PROCESSES"`."""
 
 
 class ForkedError(ToolExecutorError):
@@ -111,6 +135,9 @@ _TYPES: Dict[str, Type[ToolExecutorError]] = {
     "TE_START_FAILED": StartError,
     "TE_TOOL_SERVER_FAILED": ToolServerError,
     "TE_RESET_FAILED": ReleaseError,
+    "TE_ALREADY_BEGUN": BeginError,
+    "TE_NOT_BEGUN": BeginError,
+    "TE_INVALID_SPEC": SpecError,
     "TE_NO_SLOT": ArtifactError,
     "TE_OUTSIDE_WORKSPACE": ArtifactError,
     "TE_NOT_FOUND": ArtifactNotFoundError,
@@ -120,6 +147,8 @@ _TYPES: Dict[str, Type[ToolExecutorError]] = {
     "TE_SANDBOX_LOST": ArtifactError,
     "TE_UNSUPPORTED": ArtifactError,
     "TE_IO": ArtifactError,
+    "TE_KEEPS_PROCESSES": SnapshotError,
+    "TE_TOO_MANY_SNAPSHOTS": SnapshotError,
     "TE_FORKED": ForkedError,
 }
 

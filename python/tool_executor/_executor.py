@@ -9,13 +9,25 @@ import threading
 import time
 import uuid
 from ctypes import byref, c_void_p
-from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Mapping, Optional, Type, Union
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Dict,
+    Iterator,
+    List,
+    Mapping,
+    Optional,
+    Sequence,
+    Type,
+    Union,
+)
 
 from . import _native
-from ._config import Config, Settings
+from ._config import Config, Settings, TrajectorySpec
 from ._core import BATCH, PLACES, CallHandle, Core, Queue, merged, request_of, trajectory_of, whole_number
-from ._errors import ClosedError, InvalidArgumentError, WaitTimeoutError
+from ._errors import ClosedError, InvalidArgumentError, ToolExecutorError, WaitTimeoutError
 from ._native import check, quick
+from ._snapshots import Fork, Grade, Snapshot, Snapshots
 from ._types import (
     Archive,
     Artifact,
@@ -235,9 +247,46 @@ class ToolExecutor:
         """
         return self._core.parse_message(message, format)
 
-    def trajectory(self, trajectory_id: Optional[str] = None, *, reset: bool = True) -> Trajectory:
-        """A trajectory, to be released at the end of a `with`. Without an id it gets a fresh one."""
-        return Trajectory(self, trajectory_id or str(uuid.uuid4()), reset)
+    def trajectory(
+        self,
+        trajectory_id: Optional[str] = None,
+        spec: Optional[Union[TrajectorySpec, Mapping[str, Any]]] = None,
+        *,
+        reset: bool = True,
+    ) -> Trajectory:
+        """A trajectory, to be released at the end of a `with`. Without an id it gets a fresh one.
+
+        With a `spec` it begins with that, as by `begin` with `wait=False`.
+        """
+        trajectory = Trajectory(self, trajectory_id or str(uuid.uuid4()), reset)
+        if spec is not None:
+            self.begin(trajectory.id, spec, wait=False)
+        return trajectory
+
+    def begin(
+        self,
+        trajectory_id: str,
+        spec: Union[TrajectorySpec, Mapping[str, Any]],
+        *,
+        wait: bool = True,
+    ) -> None:
+        """Begins a trajectory, before its first call, with what it asks for beyond the settings.
+
+        With `wait` it has a slot that is so when this returns, and `BeginError` says by its
+        `outcome` and text why it cannot; without, that is how the trajectory's calls end until it
+        is released. Raises `SpecError`.
+        """
+        if not wait:
+            self._core.submit_begin(trajectory_id, spec)
+            return
+        begin = self._core.begin(trajectory_id, spec)
+        try:
+            interruptibly(begin)
+        except ToolExecutorError:
+            raise
+        except BaseException:
+            self._core.cancel(trajectory_id)
+            raise
 
     def cancel(self, trajectory_id: str) -> None:
         """Cancels everything of a trajectory that has not ended; every call gets its result."""
@@ -297,6 +346,53 @@ class ToolExecutor:
     def copy_artifact(self, trajectory_id: str, path: str, to: Union[str, os.PathLike[str]]) -> int:
         """Copies a whole file of a trajectory's workspace to a file here; how many bytes it has."""
         return interruptibly(self._core.copy_artifact(trajectory_id, path, to))
+
+    def snapshot(self, trajectory_id: str, *, end_processes: bool = False) -> Snapshot:
+        """Keeps the files of a trajectory as they are, for others to begin from, in its turn. Nothing
+        is copied, and it goes on with them.
+
+        A trajectory that keeps shells, terminals or background processes is refused unless they
+        may be ended."""
+        return interruptibly(Snapshots(self._core).snapshot(trajectory_id, end_processes))
+
+    def drop_snapshot(self, snapshot: Union[Snapshot, str]) -> None:
+        """Gives a snapshot up. What began from it goes on."""
+        interruptibly(Snapshots(self._core).drop(snapshot))
+
+    def snapshots(self) -> List[Snapshot]:
+        """The snapshots that are kept, the oldest first."""
+        return interruptibly(Snapshots(self._core).all())
+
+    def fork(
+        self,
+        trajectory_id: str,
+        to: Sequence[str],
+        *,
+        end_processes: bool = False,
+        spec: Optional[Mapping[str, Any]] = None,
+    ) -> List[Fork]:
+        """Begins trajectories with the files that another has now; waits until each has its slot,
+        or cannot have one. `spec` is what else they begin with."""
+        return interruptibly(Snapshots(self._core).fork(trajectory_id, to, end_processes, spec))
+
+    def grade(
+        self,
+        trajectory_id: str,
+        command: str,
+        *,
+        files: Optional[Mapping[str, Union[str, bytes]]] = None,
+        stdin: str = "",
+        env: Optional[Mapping[str, str]] = None,
+        timeout: Optional[float] = None,
+        files_at: Optional[str] = None,
+    ) -> Grade:
+        """Runs a command that judges what a trajectory has left, in a machine in which nothing of
+        the trajectory runs. It begins in `files_at`, `/grade`, where its `files` are; its verdict is
+        what it writes to the descriptor `$TOOL_EXECUTOR_VERDICT_FD`. See docs/grading.md."""
+        grade = Snapshots(self._core).grade
+        return interruptibly(
+            grade(trajectory_id, command, files, stdin, env, timeout, files_at)
+        )
 
     def stats(self) -> Dict[str, Any]:
         """Counters and measurements up to now, or up to its end."""
@@ -374,6 +470,27 @@ class Trajectory:
     def list_artifacts(self, path: str = ".", *, recursive: bool = False) -> ArtifactList:
         """`ToolExecutor.list_artifacts` of this trajectory."""
         return self._executor.list_artifacts(self.id, path, recursive=recursive)
+
+    def snapshot(self, *, end_processes: bool = False) -> Snapshot:
+        """`ToolExecutor.snapshot` of this trajectory."""
+        return self._executor.snapshot(self.id, end_processes=end_processes)
+
+    def fork(self, to: Sequence[str], *, end_processes: bool = False) -> List[Fork]:
+        """`ToolExecutor.fork` of this trajectory."""
+        return self._executor.fork(self.id, to, end_processes=end_processes)
+
+    def grade(
+        self,
+        command: str,
+        *,
+        files: Optional[Mapping[str, Union[str, bytes]]] = None,
+        stdin: str = "",
+        timeout: Optional[float] = None,
+    ) -> Grade:
+        """`ToolExecutor.grade` of this trajectory."""
+        return self._executor.grade(
+            self.id, command, files=files, stdin=stdin, timeout=timeout
+        )
 
     def cancel(self) -> None:
         """`ToolExecutor.cancel` of this trajectory."""

@@ -83,6 +83,7 @@ _QUICK: Dict[str, Tuple[Any, List[Any]]] = {
     "te_result_xml": (c_int32, [c_void_p, POINTER(c_void_p), POINTER(c_size_t)]),
     "te_result_message": (c_int32, [c_void_p, *_TEXT, _BUFFER]),
     "te_result_free": (None, [c_void_p]),
+    "te_outcome_name": (c_char_p, [c_int32]),
 }
 # May wait, for a moment or long.
 _SLOW: Dict[str, Tuple[Any, List[Any]]] = {
@@ -92,6 +93,8 @@ _SLOW: Dict[str, Tuple[Any, List[Any]]] = {
     "te_describe": (c_int32, [c_void_p, _BUFFER]),
     "te_stats": (c_int32, [c_void_p, _BUFFER]),
     "te_cancel_trajectory": (c_int32, [c_void_p, *_TEXT]),
+    "te_begin": (c_int32, [c_void_p, *_TEXT, *_TEXT, POINTER(c_int32)]),
+    "te_submit_begin": (c_int32, [c_void_p, *_TEXT, *_TEXT]),
     "te_release": (c_int32, [c_void_p, *_TEXT, c_int32]),
     "te_submit_release": (c_int32, [c_void_p, *_TEXT, c_int32]),
     "te_parse_text": (c_int32, [c_void_p, *_TEXT, *_TEXT, _BUFFER]),
@@ -101,6 +104,11 @@ _SLOW: Dict[str, Tuple[Any, List[Any]]] = {
     "te_artifact_list": (c_int32, [c_void_p, *_TEXT, *_TEXT, _BUFFER]),
     "te_artifact_archive": (c_int32, [c_void_p, *_TEXT, *_TEXT, _BUFFER, _BUFFER]),
     "te_artifact_copy": (c_int32, [c_void_p, *_TEXT, *_TEXT, c_int, POINTER(c_uint64)]),
+    "te_snapshot": (c_int32, [c_void_p, *_TEXT, *_TEXT, _BUFFER]),
+    "te_snapshot_drop": (c_int32, [c_void_p, *_TEXT]),
+    "te_snapshots": (c_int32, [c_void_p, _BUFFER]),
+    "te_fork": (c_int32, [c_void_p, *_TEXT, *_TEXT, _BUFFER]),
+    "te_grade": (c_int32, [c_void_p, *_TEXT, *_TEXT, _BUFFER]),
     "te_archive_copy": (c_int32, [c_void_p, *_TEXT, *_TEXT, c_int, _BUFFER]),
 }
 assert ctypes.sizeof(c_uint8) == 1

@@ -6,15 +6,17 @@
 //! commands were started. A reset may take minutes, where a trajectory has left a million files:
 //! resets have threads of their own, `tool-reset-N`, so that they delay no calls.
 
+mod begin;
 mod calls;
 mod image;
 mod network;
 mod resets;
+mod snapshots;
 mod start;
 
 use std::collections::HashMap;
 use std::fmt;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,15 +25,17 @@ use std::time::Instant;
 use parking_lot::Mutex;
 
 use calls::Running;
+use image::Images;
 use resets::Resets;
+use snapshots::{EndedBetween, KeptSnapshots};
 
 use super::{
-    Artifacts, Backend, Capabilities, Container, Execution, ExecutionId, Isolation, ResetReply,
-    SlotRef,
+    Artifacts, Backend, BeginReply, Capabilities, Container, Execution, ExecutionId, Isolation,
+    ResetReply, SlotRef, Snapshots,
 };
 use crate::artifact::{
     ArchiveArtifacts, ArchiveSummary, Artifact, ArtifactError, ArtifactList, ListArtifacts,
-    ReadArtifact,
+    PutFiles, PutSummary, ReadArtifact,
 };
 use crate::config::{LocalConfig, NetworkMode};
 use crate::egress::Egress;
@@ -51,7 +55,9 @@ use crate::sandbox::supervisor::Supervisor;
 use crate::sandbox::terminal::{self, Terminals, Tmux};
 use crate::sandbox::user::CommandUser;
 use crate::sandbox::workspace::{DataDir, ImageFiles, Workspace};
+use crate::spec::{SnapshotId, TrajectorySpec};
 use crate::tool::{Outcome, ToolResult};
+use crate::workers::Workers;
 
 /// The container's name: there is only one.
 const ADDR: &str = "local";
@@ -82,6 +88,8 @@ struct Inner {
     one_user: Option<String>,
     /// The image whose files slots have that are given nothing else.
     image: Option<Arc<ImageFiles>>,
+    /// Where images are from.
+    images: Images,
     supervisor: Arc<Supervisor>,
     limits: Arc<Limits>,
     terminals: Terminals,
@@ -98,6 +106,10 @@ struct Inner {
     data_dir: Mutex<Option<DataDir>>,
     /// Taken when closing.
     resets: Mutex<Option<Resets>>,
+    snapshots: KeptSnapshots,
+    /// The threads on which trajectories begin: that may take long, as an image does that is
+    /// unpacked. Taken when closing.
+    begins: Mutex<Option<Workers>>,
 }
 
 struct Slot {
@@ -105,8 +117,13 @@ struct Slot {
     workspace: Mutex<Arc<Workspace>>,
     /// Whether its latest command could use the network: that decides which machine it had.
     has_network: AtomicBool,
+    /// The snapshot that it began from, or that was made of it last.
+    began_from: Mutex<Option<SnapshotId>>,
+    ended: EndedBetween,
     /// A command could not be killed: what is left of it may touch the workspace for ever.
     haunted: Arc<AtomicBool>,
+    /// A trajectory begins in it.
+    begins: Arc<AtomicBool>,
     /// Who waits for the reset that is under way, or waits for its thread; empty if there is none.
     resets: Arc<Mutex<Vec<ResetReply>>>,
 }
@@ -176,7 +193,15 @@ impl LocalBackend {
     /// The first entry that could not be copied; the others are.
     pub fn save_workspace(&self, slot: &SlotRef, dest: &Path) -> std::io::Result<()> {
         match self.0.slots.get(slot.index) {
-            Some(slot) => slot.workspace().save_to(dest),
+            Some(slot) => {
+                let workspace = slot.workspace();
+                if workspace.needs_machine() {
+                    let network = slot.has_network.load(Ordering::Acquire);
+                    let founded = self.0.supervisor.root(&workspace, network);
+                    founded.map_err(std::io::Error::other)?;
+                }
+                workspace.save_to(dest)
+            }
             None => Err(std::io::Error::other(format!("there is no slot {}", slot.name))),
         }
     }
@@ -244,6 +269,7 @@ impl Backend for LocalBackend {
             network: Some(self.0.network),
             network_totals: self.0.egress.as_ref().map(|egress| egress.totals()),
             not_filtered_because: not_filtered_because.map(str::to_owned),
+            spec: begin::given(self),
             no_images_because: match isolation {
                 Engine::Jailed(jails) => jails.no_layers_because().map(str::to_owned),
                 Engine::None { .. } => Some("commands are not isolated".to_owned()),
@@ -291,7 +317,14 @@ impl Backend for LocalBackend {
         if place.haunted.load(Ordering::Acquire) {
             return reply.send(Err("a process of an earlier call could not be killed".to_owned()));
         }
+        if place.begins.load(Ordering::Acquire) {
+            return reply.send(Err("a trajectory still begins in it".to_owned()));
+        }
         resets::reset(&self.0, slot.index, place, reply);
+    }
+
+    fn begin(&self, slot: &SlotRef, spec: &Arc<TrajectorySpec>, reply: BeginReply) {
+        begin::begin(self, slot, spec.clone(), reply);
     }
 
     fn cancel(&self, id: ExecutionId) {
@@ -305,10 +338,19 @@ impl Backend for LocalBackend {
         Some(self)
     }
 
+    fn snapshots(&self) -> Option<&dyn Snapshots> {
+        Some(self)
+    }
+
     fn close(&self, deadline: Instant) {
+        self.0.images.close();
         let resets = self.0.resets.lock().take();
         if let Some(resets) = &resets {
             resets.stop();
+        }
+        let begins = self.0.begins.lock().take();
+        if let Some(begins) = &begins {
+            begins.stop();
         }
         // Bounded by itself: it kills, and does not wait long for what cannot be killed.
         self.0.supervisor.close();
@@ -316,9 +358,13 @@ impl Backend for LocalBackend {
         if let Some(egress) = &self.0.egress {
             egress.close();
         }
+        if let Some(begins) = begins {
+            begins.close(deadline);
+        }
         if let Some(resets) = resets {
             resets.close(deadline);
         }
+        self.0.snapshots.clear();
         self.0.limits.close();
         let data_dir = self.0.data_dir.lock().take();
         if let Some(data_dir) = data_dir
@@ -345,6 +391,29 @@ impl Artifacts for LocalBackend {
         into: &mut (dyn Write + Send),
     ) -> Result<ArchiveSummary, ArtifactError> {
         self.with_files(slot, |files| artifacts::archive(files, request, into))
+    }
+
+    fn copy(
+        &self,
+        slot: &SlotRef,
+        path: &str,
+        into: &mut (dyn Write + Send),
+    ) -> Result<u64, ArtifactError> {
+        self.with_files(slot, |files| artifacts::copy(files, path, into))
+    }
+
+    fn put(
+        &self,
+        slot: &SlotRef,
+        request: &PutFiles,
+        from: &mut (dyn Read + Send),
+    ) -> Result<PutSummary, ArtifactError> {
+        if let Some(place) = self.0.slots.get(slot.index)
+            && !request.allow_network
+        {
+            place.has_network.store(false, Ordering::Release);
+        }
+        self.with_files(slot, |files| artifacts::put(files, &self.0.limits, request, from))
     }
 }
 

@@ -30,7 +30,7 @@ pub mod slurm;
 mod watch;
 
 use std::fmt;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -42,11 +42,13 @@ pub use watch::{ContainerChange, LeasedSlots, Watcher};
 
 use crate::artifact::{
     ArchiveArtifacts, ArchiveSummary, Artifact, ArtifactError, ArtifactList, ListArtifacts,
-    ReadArtifact,
+    PutFiles, PutSummary, ReadArtifact,
 };
 use crate::error::{BackendError, BeginFailure};
+use crate::grade::{GradeResult, GradeSpec};
 use crate::interrupt::Interrupt;
-use crate::spec::{SpecField, TrajectorySpec};
+use crate::snapshot::{SnapshotError, SnapshotInfo, SnapshotOptions};
+use crate::spec::{SnapshotId, SpecField, TrajectorySpec};
 use crate::tool::JsonObject;
 
 /// Something that runs tool calls in slots. See the [module](self) for the contract.
@@ -130,6 +132,12 @@ pub trait Backend: Send + Sync + 'static {
         None
     }
 
+    /// What keeps snapshots of its slots, and grades them. Defaults to none: callers are answered
+    /// [`SnapshotError::Unsupported`].
+    fn snapshots(&self) -> Option<&dyn Snapshots> {
+        None
+    }
+
     /// Takes what tells the executor about containers that come and go. Called once, right after
     /// [`start`](Self::start). Defaults to ignoring it: the containers are always there.
     fn watch(&self, watcher: Watcher) {
@@ -176,8 +184,8 @@ pub(crate) fn gives(spec: &TrajectorySpec, fields: &[SpecField]) -> Result<(), B
     Err(BeginFailure::unsupported(text))
 }
 
-/// Reads the files that a slot's calls have left in its workspace. All of it blocks; it is called
-/// on the thread of the reader, while no call of the slot runs.
+/// Reads the files that a slot's calls have left, and puts others there. All of it blocks; it is
+/// called on the thread of the caller, while no call of the slot runs.
 pub trait Artifacts: Send + Sync {
     /// Reads a part of a file.
     ///
@@ -203,7 +211,89 @@ pub trait Artifacts: Send + Sync {
         request: &ArchiveArtifacts,
         into: &mut (dyn Write + Send),
     ) -> Result<ArchiveSummary, ArtifactError>;
+
+    /// Writes a whole file to `into`, as [`archive`](Self::archive) does, and gives its size.
+    /// Defaults to reading part after part of it.
+    ///
+    /// # Errors
+    /// See [`ArtifactError`].
+    fn copy(
+        &self,
+        slot: &SlotRef,
+        path: &str,
+        into: &mut (dyn Write + Send),
+    ) -> Result<u64, ArtifactError> {
+        let mut request = ReadArtifact::new(path).with_max_bytes(COPY_PART);
+        loop {
+            let part = self.read(slot, &request)?;
+            into.write_all(&part.content)
+                .map_err(|error| ArtifactError::Io(format!("writing a copy of {path}"), error))?;
+            request.offset += part.content.len() as u64;
+            if !part.truncated {
+                return Ok(request.offset);
+            }
+            if part.content.is_empty() {
+                let error = std::io::ErrorKind::UnexpectedEof.into();
+                return Err(ArtifactError::Io(format!("reading {path}"), error));
+            }
+        }
+    }
+
+    /// Puts what `from` has into the slot's files: a file, or what a tar stream has. `from` is read
+    /// on this thread. What is left of one that fails, its error says. Defaults to
+    /// [`ArtifactError::Unsupported`].
+    ///
+    /// # Errors
+    /// See [`ArtifactError`].
+    fn put(
+        &self,
+        slot: &SlotRef,
+        request: &PutFiles,
+        from: &mut (dyn Read + Send),
+    ) -> Result<PutSummary, ArtifactError> {
+        let _ = (slot, request, from);
+        Err(ArtifactError::Unsupported)
+    }
 }
+
+/// Keeps the files of slots as they are at one moment, and grades what is in a slot. All of it
+/// blocks; it is called on the thread of the caller. What names a slot is called while no call of
+/// the slot runs.
+///
+/// A snapshot is kept until it is dropped, or the backend is closed; there is a bound of how many
+/// are.
+pub trait Snapshots: Send + Sync {
+    /// Keeps the files of a slot. The slot goes on with them.
+    ///
+    /// # Errors
+    /// See [`SnapshotError`]; the slot is as it was then.
+    fn snapshot(
+        &self,
+        slot: &SlotRef,
+        options: &SnapshotOptions,
+    ) -> Result<SnapshotInfo, SnapshotError>;
+
+    /// Runs a command over the files of a slot, in which nothing of the slot's calls runs any more.
+    /// Afterwards the slot has its files as they were.
+    ///
+    /// # Errors
+    /// See [`SnapshotError`]; the slot has its files then, too.
+    fn grade(&self, slot: &SlotRef, spec: &GradeSpec) -> Result<GradeResult, SnapshotError>;
+
+    /// Gives a snapshot up.
+    ///
+    /// # Errors
+    /// [`SnapshotError::NotFound`], if there is none of this id.
+    fn drop_snapshot(&self, id: &SnapshotId) -> Result<(), SnapshotError>;
+
+    /// The snapshots that are kept, the oldest first.
+    ///
+    /// # Errors
+    /// See [`SnapshotError`].
+    fn list(&self) -> Result<Vec<SnapshotInfo>, SnapshotError>;
+}
+/// How much of a file is in memory at once while it is copied part by part.
+const COPY_PART: u64 = 1024 * 1024;
 
 /// A container: an address and the names of the slots in it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

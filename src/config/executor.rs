@@ -317,7 +317,7 @@ mod tests {
                 "parameters": {"q": {"type": "string"}}, "required": ["q"]}]},
             "policy": {"allow_network": false, "require_sandbox": true,
                 "require_stateful_sandbox": true, "unknown_arguments": "ignore",
-                "output_order": "interleaved"},
+                "output_order": "interleaved", "background": "keep"},
             "batch_policy": "window", "batch_window_s": 0.25, "max_batch_size": 3,
             "queue_capacity": 4, "queue_timeout_s": 5.0, "acquire_timeout_s": 6.0,
             "default_timeout_s": 2.5, "answer_grace_s": 7.0, "reset_timeout_s": 8.0,

@@ -3,6 +3,7 @@
 use parking_lot::Mutex;
 
 use super::NetworkTotals;
+use super::rules::Rules;
 
 /// The most names of hosts that were refused.
 const MOST_NAMES: usize = 10;
@@ -24,14 +25,29 @@ pub(crate) struct Usage {
     pub(crate) refused_hosts: Vec<String>,
 }
 
-/// What a machine's commands have used. The relay writes it, whoever answers a call takes it.
+/// What a machine's commands have used, and whom they may reach by their trajectory's wish. The
+/// relay writes it, whoever answers a call takes it.
 #[derive(Debug, Default)]
-pub(crate) struct Account(Mutex<Usage>);
+pub(crate) struct Account {
+    usage: Mutex<Usage>,
+    /// None: whom the operator allows.
+    rules: Option<Rules>,
+}
 
 impl Account {
+    /// That of a slot whose machines may reach nothing that these rules do not allow, too.
+    pub(super) fn narrowed(rules: Rules) -> Self {
+        Self { usage: Mutex::default(), rules: Some(rules) }
+    }
+
+    /// Whom its machines may reach, of those that the operator allows.
+    pub(super) fn rules(&self) -> Option<&Rules> {
+        self.rules.as_ref()
+    }
+
     /// What was used since it was last taken.
     pub(crate) fn take(&self) -> Usage {
-        std::mem::take(&mut self.0.lock())
+        std::mem::take(&mut self.usage.lock())
     }
 }
 
@@ -48,7 +64,7 @@ pub(super) enum Counted {
 
 impl Account {
     pub(super) fn count(&self, counted: &Counted) {
-        let mut usage = self.0.lock();
+        let mut usage = self.usage.lock();
         match counted {
             Counted::Request => usage.requests += 1,
             Counted::Refused(host) => {

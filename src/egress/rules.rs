@@ -33,6 +33,8 @@ impl fmt::Display for Host {
 pub(super) enum Refusal {
     /// The operator's list does not have it.
     NotAllowed,
+    /// The list of the machine's trajectory does not have it.
+    NotAsked,
     /// Its address is of this kind.
     Address(IpAddr, Class),
     /// Its address is one of this machine's own.
@@ -43,7 +45,7 @@ impl Refusal {
     /// A few words, for a status line.
     pub(super) fn reason(&self) -> String {
         match self {
-            Self::NotAllowed => "Host not allowed".to_owned(),
+            Self::NotAllowed | Self::NotAsked => "Host not allowed".to_owned(),
             Self::Address(_, class) => format!("Refused: {class}"),
             Self::Own(_) => "Refused: an address of the host itself".to_owned(),
         }
@@ -61,6 +63,10 @@ impl Refusal {
             Self::NotAllowed => {
                 format!("{asked} is not among the hosts that the operator allows (--allow-host)")
             }
+            Self::NotAsked => format!(
+                "{asked} is not among the hosts that this trajectory may reach (allow_hosts of its \
+                 spec)"
+            ),
             Self::Address(address, class) => addressed(address, class),
             Self::Own(address) => addressed(address, &"an address of the host itself"),
         }
@@ -91,6 +97,21 @@ impl Rules {
         }
     }
 
+    /// The same where a trajectory has a list of its own.
+    ///
+    /// # Errors
+    /// One of the two does not have it.
+    pub(super) fn check_name_with(
+        &self,
+        own: Option<&Self>,
+        name: &str,
+        port: u16,
+    ) -> Result<(), Refusal> {
+        self.check_name(name, port)?;
+        let asked = own.map_or(Ok(()), |own| own.check_name(name, port));
+        asked.map_err(|_| Refusal::NotAsked)
+    }
+
     /// Whether a connection to this address may be made for a request that names `host`, whose name
     /// was [checked](Self::check_name). `is_own` says whether an address is this machine's.
     ///
@@ -116,11 +137,51 @@ impl Rules {
             class => Err(Refusal::Address(ip, class)),
         }
     }
+
+    /// The same where a trajectory has a list of its own.
+    ///
+    /// # Errors
+    /// One of the two does not have it.
+    pub(super) fn check_address_with(
+        &self,
+        own: Option<&Self>,
+        host: &Host,
+        address: SocketAddr,
+        is_own: impl Fn(IpAddr) -> bool,
+    ) -> Result<(), Refusal> {
+        self.check_address(host, address, &is_own)?;
+        let asked = own.map_or(Ok(()), |own| own.check_address(host, address, &is_own));
+        asked.map_err(|_| Refusal::NotAsked)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_trajectorys_list_narrows_the_operators_and_never_widens_it() {
+        let operators = rules(&["*.example", "10.0.0.0/8"]);
+        let own = rules(&["a.example", "10.0.0.1", "b.elsewhere", "192.168.0.1"]);
+        let name = |name| operators.check_name_with(Some(&own), name, 443);
+        assert_eq!(name("a.example"), Ok(()));
+        assert_eq!(name("c.example"), Err(Refusal::NotAsked));
+        assert_eq!(name("b.elsewhere"), Err(Refusal::NotAllowed));
+        let address = |text: &str| {
+            let ip: IpAddr = text.parse().unwrap();
+            let (host, address) = (Host::Address(ip), SocketAddr::new(ip, 443));
+            operators.check_address_with(Some(&own), &host, address, |_| false)
+        };
+        assert_eq!(address("10.0.0.1"), Ok(()));
+        assert_eq!(address("10.0.0.2"), Err(Refusal::NotAsked));
+        assert!(matches!(address("192.168.0.1"), Err(Refusal::Address(..))));
+        // A name that is asked for does not make private what it leads to reachable.
+        let of_name = Host::Name("a.example".to_owned());
+        let private = "10.0.0.2:443".parse().unwrap();
+        let checked = operators.check_address_with(Some(&own), &of_name, private, |_| false);
+        assert_eq!(checked, Err(Refusal::NotAsked));
+        assert_eq!(operators.check_name_with(None, "c.example", 443), Ok(()));
+    }
 
     fn rules(patterns: &[&str]) -> Rules {
         Rules::new(&patterns.iter().map(|text| text.parse().unwrap()).collect::<Vec<_>>())

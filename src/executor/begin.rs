@@ -6,13 +6,17 @@ use std::time::Instant;
 
 use crossbeam_channel::bounded;
 
+#[cfg(feature = "server")]
+use super::completion::Completion;
 use super::event::Event;
 use super::gate::Refused;
-use super::promise::{Pending, Promise, ReplyTo};
+#[cfg(feature = "server")]
+use super::promise::CallHandle;
+use super::promise::{CallState, Pending, Promise, ReplyTo};
 use super::{MAX_TRAJECTORY_ID, ToolExecutor};
 use crate::backend::ExecutionId;
 use crate::error::{BeginError, BeginFailure, ConfigError};
-use crate::spec::TrajectorySpec;
+use crate::spec::{SpecField, TrajectorySpec};
 use crate::tool::{Outcome, ToolResult};
 
 impl ToolExecutor {
@@ -46,7 +50,8 @@ impl ToolExecutor {
     /// # Errors
     /// See [`BeginError`].
     pub fn begin(&self, trajectory_id: &str, spec: TrajectorySpec) -> Result<(), BeginError> {
-        self.admit_begin(trajectory_id, spec).map(Pending::wait).and_then(begun)
+        let admitted = self.admit_begin(trajectory_id, spec, self.room_by(), ReplyTo::Pending);
+        admitted.map(|call_state| Pending::new(call_state).wait()).and_then(begun)
     }
 
     /// Like [`begin`](Self::begin), but does not wait for the slot – only for room in the queue, as
@@ -60,31 +65,61 @@ impl ToolExecutor {
         trajectory_id: &str,
         spec: TrajectorySpec,
     ) -> Result<(), BeginError> {
-        self.admit_begin(trajectory_id, spec).map(drop)
+        self.admit_begin(trajectory_id, spec, self.room_by(), ReplyTo::Pending).map(drop)
     }
 
-    /// Like [`begin`](Self::begin), without the wait for the slot: what is given says how it went,
-    /// by [`begun`].
-    pub(crate) fn admit_begin(
+    /// Like [`begin`](Self::begin), but waits for nothing: `on_done` is called with how it went, on
+    /// the executor's thread for callbacks. Blocks for a moment.
+    ///
+    /// # Errors
+    /// As [`submit_begin`](Self::submit_begin); also when the executor's queue is full now.
+    #[cfg(feature = "server")]
+    pub(crate) fn begin_then(
         &self,
         trajectory_id: &str,
         spec: TrajectorySpec,
-    ) -> Result<Pending, BeginError> {
+        on_done: impl FnOnce(Result<(), BeginError>) + Send + 'static,
+    ) -> Result<CallHandle, BeginError> {
+        let Some(thread) = self.callbacks.read().clone() else { return Err(BeginError::Closed) };
+        let Some(place) = self.callback_places.take() else { return Err(BeginError::QueueFull) };
+        let callback = Box::new(move |done: Completion| on_done(begun(done.result)));
+        let reply_to = ReplyTo::Callback { thread, place, callback };
+        self.admit_begin(trajectory_id, spec, None, reply_to).map(CallHandle::new)
+    }
+
+    /// The door of begins.
+    pub(super) fn admit_begin(
+        &self,
+        trajectory_id: &str,
+        spec: TrajectorySpec,
+        room_by: Option<Instant>,
+        reply_to: ReplyTo,
+    ) -> Result<Arc<CallState>, BeginError> {
         spec.check()?;
+        // What a begin makes is to be in the machine that the calls will have.
+        let spec = match self.policy.allow_network {
+            true => spec,
+            false => {
+                let cut = spec.clone().without_network()?;
+                let can_cut = self.capabilities().spec.contains(&SpecField::Network);
+                if can_cut { cut } else { spec }
+            }
+        };
         if let Some(problem) = id_problem(trajectory_id) {
             return Err(ConfigError::new(problem).into());
         }
-        self.gate.enter(self.room_by()).map_err(|refused| match refused {
+        self.gate.enter(room_by).map_err(|refused| match refused {
             Refused::Full => BeginError::QueueFull,
             Refused::Closed => BeginError::Closed,
         })?;
         let at = Instant::now();
         let id = ExecutionId(self.next_id.fetch_add(1, Ordering::Relaxed));
         let (trajectory_id, notify) = (trajectory_id.into(), self.notify.clone());
-        let promise = Promise::new(id, trajectory_id, String::new(), ReplyTo::Pending, notify);
-        let pending = Pending::new(promise.call_state().clone());
+        let promise = Promise::new(id, trajectory_id, String::new(), reply_to, notify);
+        let call_state = promise.call_state().clone();
         let (accepted, answer) = bounded(1);
-        let begin = Event::Begin { promise, spec: Arc::new(spec), at, accepted };
+        let near = spec.snapshot.as_ref().and_then(|id| self.snapshot_places.container(id));
+        let begin = Event::Begin { promise, spec: Arc::new(spec), near, at, accepted };
         if self.events.send(begin).is_err() {
             // The batcher has died.
             self.gate.leave(1);
@@ -93,7 +128,7 @@ impl ToolExecutor {
         // The batcher never waits, so this is a matter of moments; where it ends it drops the
         // event.
         answer.recv().unwrap_or(Err(BeginError::Closed))?;
-        Ok(pending)
+        Ok(call_state)
     }
 }
 
@@ -101,7 +136,7 @@ impl ToolExecutor {
 ///
 /// # Errors
 /// The trajectory has not begun.
-pub(crate) fn begun(result: ToolResult) -> Result<(), BeginError> {
+pub(super) fn begun(result: ToolResult) -> Result<(), BeginError> {
     match result.outcome {
         Outcome::Ok => Ok(()),
         outcome => Err(BeginError::Failed(BeginFailure::of(outcome, result.error))),

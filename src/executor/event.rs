@@ -37,6 +37,8 @@ pub(crate) enum Event {
     Begin {
         promise: Promise,
         spec: Arc<TrajectorySpec>,
+        /// The container that it needs a slot of, if it needs one of a certain one.
+        near: Option<Arc<str>>,
         at: Instant,
         accepted: Sender<Result<(), BeginError>>,
     },

@@ -23,11 +23,14 @@ mod dispatch;
 mod event;
 mod external;
 mod gate;
+#[cfg(target_os = "linux")]
+mod host_tree;
 mod lane;
 mod lease;
 mod notices;
 mod orders;
 mod promise;
+mod snapshots;
 mod start;
 mod stats;
 
@@ -49,6 +52,8 @@ pub use self::destination::Destination;
 #[cfg(feature = "server")]
 pub(crate) use self::lease::Lease;
 pub use self::promise::{CallHandle, Pending};
+#[cfg(feature = "server")]
+pub(crate) use self::snapshots::check_fork;
 pub use self::stats::{Bucket, IdleHolder, LaneStats, OutcomeCounts, Stats, Summary};
 
 use self::batcher::Ended;
@@ -58,6 +63,7 @@ use self::event::{Accepted, Event};
 use self::gate::{Gate, Refused};
 use self::orders::Orders;
 use self::promise::{CallState, Notify, Promise, ReplyTo};
+use self::snapshots::SnapshotPlaces;
 use self::stats::Rejections;
 use crate::backend::{Backend, Capabilities, ExecutionId, SlotRef};
 #[cfg(doc)]
@@ -115,6 +121,7 @@ pub struct ToolExecutor {
     callbacks: RwLock<Option<Sender<CallbackJob>>>,
     callback_places: Arc<Places>,
     backend: Arc<dyn Backend>,
+    snapshot_places: SnapshotPlaces,
     threads: Mutex<Option<Threads>>,
     /// What [`close`](Self::close) found, and the last statistics.
     closed: Mutex<Option<(CloseReport, Stats)>>,

@@ -18,6 +18,7 @@ use super::external::External;
 use super::gate::Gate;
 use super::lane::BatchLimits;
 use super::orders::Orders;
+use super::snapshots::SnapshotPlaces;
 use super::stats::Rejections;
 use super::{CLOSE_MARGIN, Threads, ToolExecutor};
 use crate::backend::{Backend, Container, Watcher};
@@ -164,6 +165,7 @@ impl ToolExecutor {
             callbacks: RwLock::new(Some(callbacks)),
             callback_places: Places::new(config.queue_capacity),
             backend,
+            snapshot_places: SnapshotPlaces::default(),
             threads: Mutex::new(Some(threads)),
             closed: Mutex::new(None),
         })

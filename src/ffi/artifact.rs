@@ -58,7 +58,10 @@ impl Archive {
 }
 
 /// A request in JSON; nothing is `{}`.
-fn request<T: DeserializeOwned + Send>(json: *const c_char, len: usize) -> Result<T, Fault> {
+pub(super) fn request<T: DeserializeOwned + Send>(
+    json: *const c_char,
+    len: usize,
+) -> Result<T, Fault> {
     let json = match text(json, len, "request")? {
         "" => "{}",
         json => json,

@@ -55,6 +55,7 @@ pub(super) fn facts(capabilities: &Capabilities) -> JsonObject {
         ("not_filtered_because".to_owned(), capabilities.not_filtered_because.as_deref().into()),
         ("no_images_because".to_owned(), capabilities.no_images_because.as_deref().into()),
         ("limits".to_owned(), json!(capabilities.limits)),
+        ("spec_fields".to_owned(), json!(capabilities.spec)),
     ])
 }
 

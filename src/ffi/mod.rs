@@ -9,7 +9,7 @@
 //! | `handle` | what is behind an opaque pointer, and how it is checked |
 //! | `text` | bytes that come in, and buffers that go out |
 //! | `config` | the configuration in JSON |
-//! | `executor`, `call`, `queue`, `result`, `artifact`, `tool`, `log`, `version` | the functions |
+//! | `executor`, `call`, `queue`, `result`, `artifact`, `snapshot`, `tool`, `log`, `version` | the functions |
 //! | `signals` | the library's threads take no signals of the host's |
 //!
 //! Each function is one `guard`: nothing foreign is trusted before it was checked, and no panic
@@ -20,6 +20,7 @@
 #![allow(clippy::missing_safety_doc, reason = "said once for all, in the header's preamble")]
 
 mod artifact;
+mod begin;
 mod call;
 mod config;
 mod executor;
@@ -28,6 +29,7 @@ mod log;
 mod queue;
 mod result;
 mod signals;
+mod snapshot;
 mod status;
 #[cfg(test)]
 mod tests;
@@ -38,6 +40,7 @@ mod version;
 pub use self::artifact::{
     te_archive_copy, te_artifact_archive, te_artifact_copy, te_artifact_list, te_artifact_read,
 };
+pub use self::begin::{te_begin, te_submit_begin};
 pub use self::call::{
     te_call, te_call_cancel, te_call_free, te_cancel_trajectory, te_execute, te_parse_calls,
     te_parse_message, te_parse_text, te_release, te_submit, te_submit_release,
@@ -54,6 +57,7 @@ pub use self::result::{
     te_outcome, te_outcome_name, te_result, te_result_free, te_result_json, te_result_message,
     te_result_metadata, te_result_read, te_result_xml,
 };
+pub use self::snapshot::{te_fork, te_grade, te_snapshot, te_snapshot_drop, te_snapshots};
 pub use self::status::{te_last_error, te_status, te_status_name};
 pub use self::text::{te_buffer, te_buffer_free};
 pub use self::tool::{

@@ -6,7 +6,8 @@ use std::ffi::c_char;
 use std::fmt::Write as _;
 
 use crate::artifact::ArtifactError;
-use crate::error::{ReleaseError, StartError, SubmitError};
+use crate::error::{BeginError, ReleaseError, StartError, SubmitError};
+use crate::snapshot::SnapshotError;
 use crate::workers::guarded;
 
 /// What a function says. The numbers never change; new ones may be added. te_last_error() has the
@@ -79,6 +80,17 @@ pub enum te_status {
     /// The tar stream is none, or has what cannot be unpacked.
     TE_BAD_ARCHIVE = 46,
 
+    /// The trajectory keeps processes that would end with a snapshot.
+    TE_KEEPS_PROCESSES = 42,
+    /// As many snapshots are kept as may be, or were made of the trajectory.
+    TE_TOO_MANY_SNAPSHOTS = 43,
+    /// The trajectory has begun, has failed to begin, or has made a call: release it first.
+    TE_ALREADY_BEGUN = 47,
+    /// The trajectory did not begin as its spec asks; te_begin() gives the outcome.
+    TE_NOT_BEGUN = 48,
+    /// The spec makes no sense: an unknown key, a value of another type or out of its range.
+    TE_INVALID_SPEC = 49,
+
     /// This process is a fork of the one that made the handle. Its threads are not here: nothing
     /// works but freeing.
     TE_FORKED = 50,
@@ -88,7 +100,7 @@ pub enum te_status {
 
 use te_status::*;
 
-const ALL: [te_status; 31] = [
+const ALL: [te_status; 36] = [
     TE_OK,
     TE_TIMEOUT,
     TE_CLOSED,
@@ -118,6 +130,11 @@ const ALL: [te_status; 31] = [
     TE_LOGGER_TAKEN,
     TE_REFUSED,
     TE_BAD_ARCHIVE,
+    TE_KEEPS_PROCESSES,
+    TE_TOO_MANY_SNAPSHOTS,
+    TE_ALREADY_BEGUN,
+    TE_NOT_BEGUN,
+    TE_INVALID_SPEC,
     TE_FORKED,
     TE_PANIC,
 ];
@@ -152,8 +169,13 @@ impl te_status {
             TE_DISK_FULL => c"TE_DISK_FULL",
             TE_REFUSED => c"TE_REFUSED",
             TE_BAD_ARCHIVE => c"TE_BAD_ARCHIVE",
+            TE_KEEPS_PROCESSES => c"TE_KEEPS_PROCESSES",
+            TE_TOO_MANY_SNAPSHOTS => c"TE_TOO_MANY_SNAPSHOTS",
             TE_ALREADY_ANSWERED => c"TE_ALREADY_ANSWERED",
             TE_LOGGER_TAKEN => c"TE_LOGGER_TAKEN",
+            TE_ALREADY_BEGUN => c"TE_ALREADY_BEGUN",
+            TE_NOT_BEGUN => c"TE_NOT_BEGUN",
+            TE_INVALID_SPEC => c"TE_INVALID_SPEC",
             TE_FORKED => c"TE_FORKED",
             TE_PANIC => c"TE_PANIC",
         }
@@ -196,6 +218,20 @@ impl From<SubmitError> for Fault {
     }
 }
 
+impl From<BeginError> for Fault {
+    fn from(error: BeginError) -> Self {
+        let status = match error {
+            BeginError::Invalid(_) => TE_INVALID_SPEC,
+            BeginError::AlreadyBegun => TE_ALREADY_BEGUN,
+            BeginError::Closed => TE_CLOSED,
+            BeginError::QueueFull => TE_QUEUE_FULL,
+            // Its text is its cause's, and is to be there once.
+            BeginError::Failed(failure) => return Self::of(TE_NOT_BEGUN, &failure),
+        };
+        Self::of(status, &error)
+    }
+}
+
 impl From<ReleaseError> for Fault {
     fn from(error: ReleaseError) -> Self {
         let status = match error {
@@ -224,6 +260,23 @@ impl From<StartError> for Fault {
 impl From<ArtifactError> for Fault {
     fn from(error: ArtifactError) -> Self {
         Self::of(status_of(&error), &error)
+    }
+}
+
+impl From<SnapshotError> for Fault {
+    fn from(error: SnapshotError) -> Self {
+        let status = match error {
+            SnapshotError::NoSlot => TE_NO_SLOT,
+            SnapshotError::KeepsProcesses(_) => TE_KEEPS_PROCESSES,
+            SnapshotError::TooMany(_) | SnapshotError::TooDeep(_) => TE_TOO_MANY_SNAPSHOTS,
+            SnapshotError::NotFound(_) => TE_NOT_FOUND,
+            SnapshotError::Invalid(_) => TE_INVALID_ARGUMENT,
+            SnapshotError::SandboxLost(_) => TE_SANDBOX_LOST,
+            SnapshotError::Closed => TE_CLOSED,
+            SnapshotError::Unsupported(_) => TE_UNSUPPORTED,
+            SnapshotError::Io(..) => TE_IO,
+        };
+        Self::of(status, &error)
     }
 }
 

@@ -23,6 +23,7 @@ impl Pool {
                 if let Some(entry) = self.containers.get_mut(container) {
                     entry.is_draining = true;
                     self.wait_elsewhere(container);
+                    self.wishes.give_up(container);
                 }
                 return;
             }
@@ -46,6 +47,10 @@ impl Pool {
                 }
                 _ => {}
             }
+        }
+        if workspaces_lost {
+            // What they wish to be near to is lost with the workspaces.
+            self.wishes.give_up(container);
         }
         if *change == ContainerChange::Gone {
             for slot in self.containers[container].slots.clone() {

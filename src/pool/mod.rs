@@ -1,10 +1,11 @@
 //! Who has which slot: a pure data structure, without threads, clocks or I/O of its own.
 //!
 //! A trajectory that needs a slot joins the waiting room ([`Pool::wait`]); [`Pool::assign`] serves
-//! the waiting room in order of arrival. A slot is given out clean, or reset first: one that was
-//! released with another trajectory's files in it never reaches anybody unreset, and one whose
-//! reset failed is kept back until a later reset succeeds. The trajectory that left files in a
-//! slot gets that slot back as it was, if no other took it meanwhile.
+//! the waiting room in order of arrival; who wishes for a container ([`Pool::wait_in`]) waits for
+//! one of its slots, and holds up no one who does not. A slot is given out clean, or reset first:
+//! one that was released with another trajectory's files in it never reaches anybody unreset, and
+//! one whose reset failed is kept back until a later reset succeeds. The trajectory that left files
+//! in a slot gets that slot back as it was, if no other took it meanwhile.
 //!
 //! The owner (the batcher's [`Dispatch`](crate::executor)) carries out the resets that
 //! [`Pool::assign`] and [`Pool::release_with_reset`] ask for, and reports them by
@@ -22,6 +23,7 @@ mod containers;
 mod slot;
 #[cfg(test)]
 mod tests;
+mod wishes;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -31,6 +33,7 @@ pub use self::slot::{ContainerCounts, SlotCounts};
 pub(crate) use self::slot::{Occupancy, SlotIx};
 
 use self::slot::{ContainerState, PoolContainer, Purpose, Slot, State};
+use self::wishes::Wishes;
 use crate::backend::{Container, SlotRef};
 use crate::wait_queue::{Position, WaitQueue};
 
@@ -68,6 +71,8 @@ pub(crate) struct Pool {
     waiting: WaitQueue<Arc<str>>,
     /// Where in the waiting room a trajectory is.
     positions: HashMap<Arc<str>, Position>,
+    /// The same places, by what is waited for.
+    wishes: Wishes,
     /// Free slots whose files a trajectory may have back.
     left_by: HashMap<Arc<str>, SlotIx>,
     /// When to look at slots that are being reset or broken.
@@ -109,6 +114,7 @@ impl Pool {
             slots,
             waiting: WaitQueue::new(),
             positions: HashMap::new(),
+            wishes: Wishes::default(),
             left_by: HashMap::new(),
             timers: BTreeSet::new(),
             counts,
@@ -124,15 +130,29 @@ impl Pool {
     }
 
     /// Puts a trajectory at the end of the waiting room. It must hold no slot and not wait yet.
+    #[cfg(test)]
     pub(crate) fn wait(&mut self, trajectory: Arc<str>) {
+        self.wait_in(trajectory, None);
+    }
+
+    /// Puts a trajectory at the end of the waiting room, which holds no slot and does not wait yet.
+    /// With an address it needs a slot of the container there, because something of it is there; it
+    /// does not have back what it left in a slot. Where that container is gone, or takes no
+    /// trajectory any more, any slot will do: whoever uses it finds out what is missing.
+    pub(crate) fn wait_in(&mut self, trajectory: Arc<str>, addr: Option<&str>) {
         debug_assert!(!self.positions.contains_key(&trajectory));
         let position = self.waiting.push(trajectory.clone());
+        let wish = addr.and_then(|addr| self.container_at(addr));
+        let wish = wish.filter(|container| self.containers[*container].may_be_wished_for());
+        self.wishes.enter(trajectory.clone(), position, wish);
         self.positions.insert(trajectory, position);
     }
 
     /// Takes a trajectory out of the waiting room: its call was cancelled or its time is up.
     pub(crate) fn stop_waiting(&mut self, trajectory: &Arc<str>) {
-        if let Some(position) = self.positions.remove(trajectory) {
+        let position = self.positions.remove(trajectory);
+        self.wishes.forget(trajectory, position);
+        if let Some(position) = position {
             self.waiting.remove(position);
             return;
         }
@@ -145,31 +165,42 @@ impl Pool {
         }
     }
 
-    /// Serves the head of the waiting room, if a slot is free for it. To be called until it gives
+    /// Serves the first in the waiting room for whom a slot is free. To be called until it gives
     /// `None`, after every change.
     pub(crate) fn assign(&mut self, now: Instant) -> Option<Assignment> {
-        let (position, trajectory) = self.waiting.first()?;
-        let trajectory = trajectory.clone();
+        let anywhere = self.wishes.first(None).and_then(|position| {
+            let left = self.left_by.get(self.waiting.get(position)?).copied();
+            let slot = left
+                .filter(|slot| self.containers[self.slots[slot.0].container].is_open())
+                .or_else(|| self.clean_slot())
+                .or_else(|| self.dirty_slot())?;
+            Some((position, slot))
+        });
+        let there = self.wishes.wished_for().filter_map(|container| {
+            let entry = self.containers.get(container).filter(|entry| entry.is_open())?;
+            let slot = entry.clean.last().or_else(|| entry.dirty.front())?;
+            Some((self.wishes.first(Some(container))?, *slot))
+        });
+        let (position, slot) = there.chain(anywhere).min_by_key(|(position, _)| *position)?;
+        let trajectory = self.waiting.remove(position)?;
         let left = self.left_by.get(&trajectory).copied();
-        let slot = left
-            .filter(|slot| self.containers[self.slots[slot.0].container].is_open())
-            .or_else(|| self.clean_slot())
-            .or_else(|| self.dirty_slot())?;
-        self.waiting.pop();
         self.positions.remove(&trajectory);
+        self.wishes.leave(&trajectory, position);
+        let begins_anew = self.wishes.has_one(&trajectory);
         if let Some(left) = left.filter(|left| *left != slot) {
-            // Its container does not answer, or is draining; what it left there it will not have
-            // back, since from now on its files are elsewhere.
+            // Its container does not answer, or is draining, or another is wished for; what it left
+            // there it will not have back, since from now on its files are elsewhere.
             self.set(left, State::Dirty(None));
         }
         let needs_reset = match &self.slots[slot.0].state {
-            State::Dirty(owner) => owner.as_ref() != Some(&trajectory),
+            State::Dirty(owner) => begins_anew || owner.as_ref() != Some(&trajectory),
             _ => false,
         };
         if needs_reset {
             self.begin_reset(slot, Purpose::Grant(position, trajectory), now);
             return Some(Assignment::Reset(slot));
         }
+        self.wishes.forget(&trajectory, None);
         self.set(slot, State::Held(trajectory.clone()));
         Some(Assignment::Slot(trajectory, slot))
     }
@@ -245,6 +276,7 @@ impl Pool {
         match (purpose, outcome) {
             // No reset of a slot that leaves is for a trajectory.
             (Purpose::Grant(_, trajectory), Ok(())) => {
+                self.wishes.forget(&trajectory, None);
                 self.set(slot, State::Held(trajectory.clone()));
                 Some(ResetFor::Granted(trajectory, slot))
             }
@@ -404,6 +436,7 @@ impl Pool {
     /// Puts a trajectory back to where it was in the waiting room.
     fn wait_again(&mut self, position: Position, trajectory: Arc<str>) {
         self.waiting.put_back(position, trajectory.clone());
+        self.wishes.return_to(&trajectory, position);
         self.positions.insert(trajectory, position);
     }
 

@@ -168,6 +168,11 @@ impl PoolContainer {
         self.state == ContainerState::Up && !self.is_draining
     }
 
+    /// Whether waiting for a slot of it makes sense, and what trajectories have left there is kept.
+    pub(super) fn may_be_wished_for(&self) -> bool {
+        matches!(self.state, ContainerState::Up | ContainerState::Unknown) && !self.is_draining
+    }
+
     /// Whether it has more slots than it may have, and can be given some back.
     pub(super) fn has_excess(&self) -> bool {
         let limit = if self.is_draining { 0 } else { self.limit };

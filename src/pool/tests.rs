@@ -329,9 +329,68 @@ fn a_slot_that_goes_while_it_is_reset_is_not_given_out_and_ends_the_release() {
     assert_eq!((pool.counts().total, pool.next_deadline()), (0, None));
 }
 
+#[test]
+fn who_wishes_for_a_container_gets_a_slot_there_and_holds_up_no_one_else() {
+    let mut pool = pool(&[1, 1]);
+    let now = Instant::now();
+    pool.wait(id("first"));
+    let first = granted(&mut pool, now);
+    let addr = pool.slot_ref(first).addr;
+    for (name, wish) in [("a", Some(&*addr)), ("b", Some(&*addr)), ("c", None), ("d", None)] {
+        pool.wait_in(id(name), wish);
+    }
+    // The other container's slot is for who does not care.
+    let other = 1 - pool.container(first);
+    assert!(matches!(
+        pool.assign(now),
+        Some(Assignment::Slot(c, slot)) if *c == *"c" && pool.container(slot) == other
+    ));
+    assert_eq!(pool.assign(now), None);
+    // In order of arrival, whatever they wait for.
+    for name in ["a", "b", "d"] {
+        pool.release_with_reset(first, now);
+        let generation = pool.slot_ref(first).generation;
+        pool.reset_done(first, generation, Ok(()), now);
+        assert_eq!(pool.assign(now), Some(Assignment::Slot(id(name), first)));
+    }
+    assert_eq!(pool.wishes.len(), 0);
+}
+
+#[test]
+fn who_wishes_for_a_container_that_loses_its_workspaces_gets_any_slot() {
+    let (mut pool, now) = (pool(&[1, 1]), Instant::now());
+    pool.wait_in(id("a"), Some("container-0"));
+    let held = granted(&mut pool, now);
+    assert_eq!(pool.container(held), 0);
+    pool.wait_in(id("b"), Some("container-0"));
+    assert_eq!(pool.assign(now), None);
+    pool.container_changed(0, &ContainerChange::Unreachable);
+    assert_eq!(pool.assign(now), None, "it may come back with all that is there");
+    pool.release_unknown(held);
+    pool.container_changed(0, &ContainerChange::Lost);
+    assert!(matches!(
+        pool.assign(now),
+        Some(Assignment::Slot(b, slot)) if *b == *"b" && pool.container(slot) == 1
+    ));
+    pool.wait_in(id("c"), Some("container-0"));
+    pool.wait_in(id("d"), Some("no-such"));
+    assert_eq!(pool.assign(now), None);
+    assert_eq!(pool.wishes.of("c"), None, "a container that is down is not wished for");
+}
+
+#[test]
+fn who_wishes_for_a_container_begins_anew_there() {
+    let (mut pool, now) = (pool(&[1]), Instant::now());
+    pool.wait(id("a"));
+    let slot = granted(&mut pool, now);
+    pool.release_as_is(slot);
+    pool.wait_in(id("a"), Some("container-0"));
+    assert_eq!(pool.assign(now), Some(Assignment::Reset(slot)), "not with its old files");
+}
+
 #[derive(Debug, Clone)]
 enum Step {
-    Wait(u8),
+    Wait(u8, Option<u8>),
     StopWaiting(u8),
     Assign,
     ReleaseAsIs(u8),
@@ -356,7 +415,7 @@ fn step() -> impl Strategy<Value = Step> {
         ContainerChange::Gone,
     ];
     prop_oneof![
-        (0..12u8).prop_map(Step::Wait),
+        (0..12u8, proptest::option::of(0..3u8)).prop_map(|(t, wish)| Step::Wait(t, wish)),
         (0..12u8).prop_map(Step::StopWaiting),
         Just(Step::Assign),
         (0..12u8).prop_map(Step::ReleaseAsIs),
@@ -397,10 +456,11 @@ proptest! {
         let number = |trajectory: &str| trajectory.parse::<u8>().unwrap();
         for step in steps {
             match step {
-                Step::Wait(t) => {
+                Step::Wait(t, wish) => {
                     if !held.contains_key(&t) && !waiting.contains(&t) {
                         waiting.push(t);
-                        pool.wait(t.to_string().into());
+                        let addr = wish.map(|container| format!("container-{container}"));
+                        pool.wait_in(t.to_string().into(), addr.as_deref());
                     }
                 }
                 Step::StopWaiting(t) => {
@@ -408,8 +468,14 @@ proptest! {
                     pool.stop_waiting(&t.to_string().into());
                 }
                 Step::Assign => {
+                    let wishes: Vec<_> =
+                        (0..12u8).map(|t| pool.wishes.of(&t.to_string())).collect();
                     if let Some(Assignment::Slot(t, slot)) = pool.assign(now) {
                         let t = number(&t);
+                        if let Some(wish) = wishes[usize::from(t)] {
+                            prop_assert_eq!(pool.container(slot), wish);
+                            prop_assert_eq!(&files[slot.0], &Files::None);
+                        }
                         prop_assert!(!held.values().any(|other| *other == slot));
                         let left = &files[slot.0];
                         prop_assert!(*left == Files::None || *left == Files::Of(t));
@@ -567,6 +633,11 @@ proptest! {
             prop_assert!(counts.elsewhere <= absent);
             prop_assert_eq!(counts.held, held.len());
             prop_assert_eq!(pool.holders().count(), held.len());
+            prop_assert_eq!(pool.wishes.len(), pool.waiting.len());
+            let wishes = (0..12u8).filter(|t| pool.wishes.of(&t.to_string()).is_some());
+            for t in wishes {
+                prop_assert!(waiting.contains(&t), "{} waits no more and has a wish", t);
+            }
         }
     }
 }

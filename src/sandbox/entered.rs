@@ -8,13 +8,14 @@
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::background::{BackgroundReport, Processes};
 use super::host::Host;
 use super::init::{Run, RunEvent};
 use super::jail::{Jail, KILL_MARGIN, RunHandle, SETUP_LIMIT, TOO_SLOW};
-use super::limits::{Alarm, Exceeded};
+use super::limits::{Alarm, Exceeded, Refusals};
 use super::outputs::{Outputs, stdin_of};
 use super::running::{Ending, LONGEST_TIMEOUT, Reason};
 use super::shell::{self, ShellCall};
@@ -40,6 +41,8 @@ pub(super) struct Entered {
     exit_code: Option<i32>,
     killed: Option<Reason>,
     background: BackgroundReport,
+    /// What the kernel has refused it.
+    refusals: Refusals,
     keeps_background: bool,
     wants_jail_ended: bool,
     /// How it ended, and whether the end of every process was seen. Then it is over.
@@ -52,6 +55,7 @@ struct Entry {
     stdin: Option<OwnedFd>,
     writers: [OwnedFd; 2],
     script: OwnedFd,
+    verdict: Option<Arc<OwnedFd>>,
     /// Called when it exceeds a limit of its slot.
     alarm: Alarm,
 }
@@ -74,7 +78,14 @@ impl Entered {
         Ok(Self {
             outputs,
             jail: 0,
-            entry: Some(Entry { argv, stdin: stdin_of(spec)?, writers, script, alarm }),
+            entry: Some(Entry {
+                argv,
+                stdin: stdin_of(spec)?,
+                writers,
+                script,
+                verdict: spec.verdict.clone(),
+                alarm,
+            }),
             timeout: spec.timeout.min(LONGEST_TIMEOUT),
             // The sandbox has a deadline of its own; this is for the unforeseen.
             deadline: Instant::now() + SETUP_LIMIT + KILL_MARGIN,
@@ -84,6 +95,7 @@ impl Entered {
             exit_code: None,
             killed: None,
             background: BackgroundReport::default(),
+            refusals: Refusals::default(),
             keeps_background: spec.keeps_background,
             wants_jail_ended: false,
             end: None,
@@ -117,17 +129,15 @@ impl Entered {
 
     /// The jail is open: the command is let go.
     pub(super) fn enter(&mut self, jail: &mut Jail, now: Instant) {
-        let Some(Entry { argv, stdin, writers: [stdout, stderr], script, alarm }) =
-            self.entry.take()
-        else {
-            return;
-        };
+        let Some(entry) = self.entry.take() else { return };
+        let Entry { argv, stdin, writers: [stdout, stderr], script, verdict, alarm } = entry;
         let run = Run {
             argv: &argv,
             stdin: stdin.as_ref().map(AsFd::as_fd),
             stdout: stdout.as_fd(),
             stderr: stderr.as_fd(),
             script: Some(script.as_fd()),
+            verdict: verdict.as_ref().map(|fd| fd.as_fd()),
             may_keep: self.keeps_background,
         };
         match jail.run(&run, alarm) {
@@ -157,6 +167,10 @@ impl Entered {
                 }
                 let end = match (self.killed, end) {
                     (Some(reason), Ok(_)) => reason.end(),
+                    // The kernel has killed one of its processes, and it has not got over that.
+                    (None, Ok(status)) if self.refusals.kills > 0 && exit_code(status) != 0 => {
+                        End::Exceeded(Exceeded::Memory)
+                    }
                     (_, Ok(status)) => End::Exited(exit_code(status)),
                     (_, Err(errno)) => {
                         let error = io::Error::from_raw_os_error(errno);
@@ -172,6 +186,11 @@ impl Entered {
             }
             RunEvent::Ended { .. } | RunEvent::Rest { .. } | RunEvent::Done { .. } => {}
         }
+    }
+
+    /// What the kernel has refused it, to keep its slot within its limits.
+    pub(super) fn was_refused(&mut self, refusals: Refusals) {
+        self.refusals = refusals;
     }
 
     /// What earlier commands of its slot had left running was ended.
@@ -287,8 +306,8 @@ impl Entered {
             }
         }
         let [stdout, stderr] = self.outputs.finish(watch);
-        let background = self.background;
-        Ending { end, stdout, stderr, wall, all_dead, background, leftover: None }
+        let (background, limits_reached) = (self.background, self.refusals.names());
+        Ending { end, stdout, stderr, wall, all_dead, background, limits_reached, leftover: None }
     }
 }
 

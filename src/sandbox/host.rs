@@ -85,12 +85,13 @@ impl Host {
 
     /// The environment of a command with these files, whose slot's directories are at these places.
     pub(super) fn environment(&self, workspace: &Workspace, places: &Places<'_>) -> Vec<OsString> {
-        match workspace.image() {
+        let common = match workspace.image() {
             Some(image) => image.with_spec(self.provided.added_to(image.environment())),
             None => {
                 let shell = Path::new(self.shell.path());
                 self.provided.added_to(shell::environment(places, shell, &self.user))
             }
-        }
+        };
+        workspace.settings().added_to(common)
     }
 }

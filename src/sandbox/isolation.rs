@@ -26,8 +26,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 pub(crate) use failure::{Failure, is_shortage};
-pub(super) use layout::HostLayout;
 use layout::Sys;
+pub(super) use layout::{GRADER, HostLayout};
 pub(crate) use probe::Budget;
 pub(crate) use remedy::{Facts, advice};
 
@@ -35,7 +35,7 @@ use super::etc::EtcCopy;
 use super::identity::HOST_NAME;
 use super::init;
 use super::jail::{IdMaps, Network, Origin, Plan, Proc};
-use super::limits::{self, FilterKind, Filters};
+use super::limits::{self, FilterKind, Filters, ShownGroup};
 use super::provided::{Provided, ProvidedError};
 use super::user::IdMap;
 use super::workspace::{DataDir, Workspace};
@@ -134,6 +134,8 @@ pub(super) struct Contents<'a> {
     pub(super) environment: Vec<OsString>,
     /// The soft limit of open files of what runs in it, where it is not this process's own.
     pub(super) open_files: Option<u64>,
+    /// What it may look at of cgroups.
+    pub(super) cgroups: Vec<ShownGroup>,
 }
 
 impl Isolation {
@@ -495,9 +497,9 @@ impl Jails {
             (None, None) => of_process(),
         };
         let kind = match image {
-            None => FilterKind::OfHost,
-            Some(image) if image.is_only_root(owner) => FilterKind::OfImageWithOneId,
-            Some(_) => FilterKind::OfImage,
+            None => FilterKind::Host,
+            Some(image) if image.is_only_root(owner) => FilterKind::ImageWithOneId,
+            Some(_) => FilterKind::Image,
         };
         let (etc, provided) = (self.etc.as_ref(), &self.provided);
         let root = match image {
@@ -522,7 +524,11 @@ impl Jails {
             proc: self.proc,
             devices: self.provided.devices().to_vec(),
             filter: self.seccomp.as_ref().ok().map(|all| all.of(kind).program().to_vec()),
-            directory: contents.workspace.inside().workspace.to_owned(),
+            directory: contents
+                .workspace
+                .begins_in()
+                .unwrap_or(contents.workspace.inside().workspace)
+                .to_owned(),
             rights: image.map(|image| image.rights(owner)).unwrap_or_default(),
             program: contents.program.to_owned(),
             environment: contents.environment,

@@ -20,6 +20,8 @@
 //!   this runs as where the host is root.
 //! - `limits` is what of the machine and of the kernel a slot may use, `descriptors` how many of
 //!   this process's own all slots need.
+//! - `image` keeps images on disk; what a machine has of one, and who its commands are there, is in
+//!   `workspace`, which mounts nothing: `jail` does.
 //! - `workspace` owns the directories, `reach` adds the rest of the slot's machine, `paths` finds
 //!   places in both, `tree` empties and copies directories.
 //!
@@ -35,6 +37,7 @@ mod entered;
 pub(crate) mod etc;
 mod events;
 pub(crate) mod files;
+pub(crate) mod grader;
 mod host;
 mod identity;
 pub(crate) mod image;
@@ -53,6 +56,7 @@ mod reaper;
 mod recording;
 mod reports;
 mod running;
+pub(crate) mod settings;
 pub(crate) mod shell;
 mod spawn;
 pub(crate) mod spool;

@@ -203,7 +203,16 @@ impl<'a> View<'a> {
     /// # Errors
     /// See [`PathError`].
     pub(super) fn resolve_in(&self, dir: &Path, name: &OsStr) -> Result<Resolved, PathError> {
-        let names = dir.iter().chain([name]).filter(|name| *name != "/");
+        self.resolve_below(dir, Path::new(name))
+    }
+
+    /// The place of a relative path from the directory `dir`, as
+    /// [`resolve_in`](Self::resolve_in).
+    ///
+    /// # Errors
+    /// See [`PathError`].
+    pub(super) fn resolve_below(&self, dir: &Path, path: &Path) -> Result<Resolved, PathError> {
+        let names = dir.iter().chain(path).filter(|name| *name != "/");
         let mut todo = names.map(OsStr::to_owned).collect();
         let at = self.origin(dir.is_absolute(), &mut todo)?;
         self.walk(at, todo)

@@ -252,19 +252,11 @@ impl Provided {
 
     /// An environment with these variables in it, and with these directories in its `PATH`.
     pub(super) fn added_to(&self, environment: Vec<OsString>) -> Vec<OsString> {
-        let is_named = |entry: &OsString, name: &str| {
-            let rest = entry.as_bytes().strip_prefix(name.as_bytes());
-            rest.is_some_and(|rest| rest.starts_with(b"="))
-        };
-        let is_replaced =
-            |entry: &OsString| self.variables.iter().any(|(name, _)| is_named(entry, name));
-        let kept = environment.into_iter().filter(|entry| !is_replaced(entry));
-        let with_path = kept.map(|entry| match is_named(&entry, "PATH") {
+        let with_path = environment.into_iter().map(|entry| match is_named(&entry, "PATH") {
             true => self.with_path(&entry),
             false => entry,
         });
-        let own = self.variables.iter().map(|(name, value)| variable(name, value));
-        with_path.chain(own).collect()
+        with_variables(with_path.collect(), &self.variables)
     }
 
     /// The entry `PATH` of an environment, with these directories before the others.
@@ -278,6 +270,22 @@ impl Provided {
         path.push(OsStr::from_bytes(others));
         variable("PATH", &path)
     }
+}
+
+/// An environment with these variables in it, in place of those of the same names.
+pub(super) fn with_variables(
+    environment: Vec<OsString>,
+    variables: &[(String, OsString)],
+) -> Vec<OsString> {
+    let is_replaced = |entry: &OsString| variables.iter().any(|(name, _)| is_named(entry, name));
+    let kept = environment.into_iter().filter(|entry| !is_replaced(entry));
+    kept.chain(variables.iter().map(|(name, value)| variable(name, value))).collect()
+}
+
+/// Whether an entry of an environment is the variable of this name.
+fn is_named(entry: &OsString, name: &str) -> bool {
+    let rest = entry.as_bytes().strip_prefix(name.as_bytes());
+    rest.is_some_and(|rest| rest.starts_with(b"="))
 }
 
 fn variable(name: &str, value: &OsStr) -> OsString {

@@ -12,18 +12,18 @@ use super::workspace::Workspace;
 /// A slot's files.
 #[derive(Clone, Copy)]
 pub(crate) struct Reach<'a> {
-    workspace: &'a Workspace,
+    workspace: &'a Arc<Workspace>,
     find_root: FindRoot<'a>,
 }
 
 impl<'a> Reach<'a> {
     /// Of a slot with these directories, and with the root of its machine around them.
-    pub(crate) fn new(workspace: &'a Workspace, find_root: FindRoot<'a>) -> Self {
+    pub(crate) fn new(workspace: &'a Arc<Workspace>, find_root: FindRoot<'a>) -> Self {
         Self { workspace, find_root }
     }
 
     /// The slot's directories.
-    pub(super) fn workspace(self) -> &'a Workspace {
+    pub(super) fn workspace(self) -> &'a Arc<Workspace> {
         self.workspace
     }
 
@@ -39,15 +39,9 @@ impl<'a> Reach<'a> {
 }
 
 /// Only the slot's directories are reached.
-impl<'a> From<&'a Workspace> for Reach<'a> {
-    fn from(workspace: &'a Workspace) -> Self {
-        Self::new(workspace, &no_root)
-    }
-}
-
 impl<'a> From<&'a Arc<Workspace>> for Reach<'a> {
     fn from(workspace: &'a Arc<Workspace>) -> Self {
-        Self::from(&**workspace)
+        Self::new(workspace, &no_root)
     }
 }
 

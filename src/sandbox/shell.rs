@@ -94,6 +94,11 @@ pub(crate) fn script_of(arguments: &BashArguments<'_>, shell: Shell, in_workspac
     script
 }
 
+/// A script that does the same in another directory of the machine.
+pub(crate) fn script_in(directory: &Path, script: &str) -> String {
+    format!("cd -- {} || exit; {script}", quoted(&directory.to_string_lossy()))
+}
+
 /// A directory as a shell that starts in the workspace finds it, in a sandbox or without one.
 fn as_seen_from_workspace(directory: &str) -> String {
     match directory.strip_prefix("/workspace") {
@@ -103,6 +108,17 @@ fn as_seen_from_workspace(directory: &str) -> String {
         // So that nothing is taken for an option, or for the directory before.
         _ => format!("./{directory}"),
     }
+}
+
+/// A script that does the same with these variables beside what it has.
+pub(super) fn script_with<'a>(
+    variables: impl Iterator<Item = (&'a str, &'a str)>,
+    script: &str,
+) -> String {
+    let variables: String =
+        variables.map(|(name, value)| format!(" {name}={}", quoted(value))).collect();
+    // On the script's own first line, so that line numbers are what they would be.
+    format!("export{variables}; {script}")
 }
 
 /// `text` as one word of a shell.

@@ -36,7 +36,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crossbeam_channel::bounded;
+use crossbeam_channel::{Receiver, Sender, bounded};
 use parking_lot::Mutex;
 use rustix::event::{EventfdFlags, epoll, eventfd};
 use rustix::fs::Mode;
@@ -84,6 +84,8 @@ pub(crate) struct CommandSpec {
     pub(crate) stdin: String,
     /// Whether the two output streams are one pipe, of which all is the standard output.
     pub(crate) output_order: OutputOrder,
+    /// What the command has as [`VERDICT_FD`](super::init::VERDICT_FD). Only in a sandbox.
+    pub(crate) verdict: Option<Arc<OwnedFd>>,
     /// Whether what it leaves running goes on, until the slot is left: only in a sandbox, and where
     /// that has a `/proc` of its own.
     pub(crate) keeps_background: bool,
@@ -132,6 +134,9 @@ pub(crate) struct Finished {
     pub(crate) all_dead: bool,
     /// What became of processes in the background.
     pub(crate) background: BackgroundReport,
+    /// The limits of its slot at which the kernel has refused it something, by their names. Not
+    /// known without cgroups.
+    pub(crate) limits_reached: Vec<&'static str>,
 }
 
 /// Names one run of one supervisor.
@@ -258,6 +263,14 @@ impl Supervisor {
         root.map(|root| Some(Root::held(root))).map_err(|error| error.to_string())
     }
 
+    /// Whether earlier commands have left something running in a slot's jail, to be received once.
+    /// Disconnected after [`close`](Self::close). Does not block.
+    pub(crate) fn has_background(&self, slot: usize) -> Receiver<bool> {
+        let (reply, answer) = bounded(1);
+        drop(self.shared.send(Request::HasBackground(slot, reply)));
+        answer
+    }
+
     /// Ends a slot's jail, with whatever runs in it, and gives up its machines. Does not block.
     ///
     /// `on_gone` is called once, as `on_end` of [`run`](Self::run), when no process of it is left;
@@ -311,6 +324,7 @@ enum Request {
     Run(u64, Box<CommandSpec>, Answer),
     Cancel(u64),
     Machine(MachineRequest),
+    HasBackground(usize, Sender<bool>),
     Leave(usize, OnGone),
     Exceeded(u64, Exceeded),
 }
@@ -375,6 +389,7 @@ impl Answer {
             network_isolated: self.network_isolated,
             all_dead: true,
             background: BackgroundReport::default(),
+            limits_reached: Vec::new(),
         }
     }
 

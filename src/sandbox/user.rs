@@ -259,16 +259,38 @@ impl Drop for Entered {
     }
 }
 
-/// Does something on a thread of its own: a thread of the host must not be touched.
-pub(super) fn on_own_thread<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+/// Does `work` with these of the rights that root has beside what this thread may: it has entered
+/// a user. Elsewhere it has no others.
+///
+/// # Errors
+/// Those of `capset`; nothing was done where they cannot be had.
+pub(super) fn with_rights<T>(rights: CapabilitySet, work: impl FnOnce() -> T) -> io::Result<T> {
+    let own = capabilities(None)?;
+    let mut raised = own;
+    raised.effective |= own.permitted & rights;
+    set_capabilities(None, raised)?;
+    let done = work();
+    set_capabilities(None, own)?;
+    Ok(done)
+}
+
+/// Does something on a thread of its own, and something else on this one meanwhile.
+pub(super) fn on_own_thread_beside<T: Send>(
+    work: impl FnOnce() -> io::Result<T> + Send,
+    beside: impl FnOnce(),
+) -> io::Result<T> {
     std::thread::scope(|scope| {
         #[expect(clippy::disallowed_methods, reason = "it lives in this scope")]
-        std::thread::Builder::new()
-            .name("tool-user".to_owned())
-            .spawn_scoped(scope, work)?
-            .join()
-            .unwrap_or_else(|_| Err(io::Error::other("a thread has panicked")))
+        let worker =
+            std::thread::Builder::new().name("tool-user".to_owned()).spawn_scoped(scope, work)?;
+        beside();
+        worker.join().unwrap_or_else(|_| Err(io::Error::other("a thread has panicked")))
     })
+}
+
+/// Does something on a thread of its own: a thread of the host must not be touched.
+pub(super) fn on_own_thread<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+    on_own_thread_beside(work, || {})
 }
 
 #[cfg(test)]

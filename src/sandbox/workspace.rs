@@ -25,6 +25,10 @@
 //! takes no longer where more was written. The old directories are removed behind it
 //! ([`Workspace::remains`]).
 //!
+//! **Layers** (`layered`). The directories of a slot that goes on above a snapshot, or begins from
+//! one, are file systems of layers: what is on the host is only what was changed since, and the
+//! whole is seen through a sandbox that mounts them.
+//!
 //! **A machine with the files of an image** ([`ImageFiles`]) has all it changes in `workspace/`, as
 //! what is above the image's layers (`upper`); of `home/` it shows the complete outputs alone.
 //!
@@ -34,6 +38,7 @@
 mod data_dir;
 mod image;
 mod image_user;
+mod layered;
 mod merged;
 
 use std::fmt;
@@ -41,8 +46,8 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, Mode, OFlags};
@@ -50,10 +55,13 @@ use rustix::io::Errno;
 
 pub(crate) use data_dir::{DataDir, open_base};
 pub(crate) use image::{ImageFiles, MachineSpec, NoMachine};
+pub(crate) use layered::{Base, Grading, NoGrading};
 
+use self::layered::{Beneath, Seen};
 use super::identity::Identity;
 use super::jail::{Overlay, UPPER};
 use super::paths::{FindRoot, MOUNT_POINT, Mount, Root, TEMPORARY, View};
+use super::settings::{self, Settings};
 use super::shell::{Places, Shell};
 use super::spool::DIRECTORY as OUTPUTS;
 use super::tree::{self, TreeError};
@@ -164,11 +172,17 @@ impl std::error::Error for WorkspaceError {
 #[derive(Debug)]
 pub(crate) struct Workspace {
     slot: usize,
-    /// How many its slot had before.
-    life: u64,
+    /// How many its slot has had, for names that were never used.
+    lives: Arc<AtomicU64>,
     workspace: Directory,
     temporary: Directory,
     home: Directory,
+    /// What is beneath the three; nothing where it has an image's files.
+    beneath: [Beneath; 3],
+    /// The three as commands see them, where something is beneath them.
+    seen: OnceLock<Box<Seen>>,
+    /// What else a grader finds, if it is one's.
+    grading: Option<Arc<Grading>>,
     /// The same in all its slot's lives: nothing of a model's is in it.
     sessions: PathBuf,
     identity: Arc<Identity>,
@@ -182,6 +196,8 @@ pub(crate) struct Workspace {
     founded: AtomicU64,
     /// How many calls have had their output kept in a file.
     outputs: AtomicU64,
+    /// What its trajectory's commands have beside what all have.
+    settings: OnceLock<Settings>,
 }
 
 /// A directory that was made at `path`, held.
@@ -211,31 +227,34 @@ impl Workspace {
         let sessions = path.join(SESSIONS_NAME);
         make_passable_dir(&sessions)
             .map_err(|error| WorkspaceError::io("create", &sessions, error))?;
-        Self::create_in(&path, slot, 0, (identity, owner), None)
+        Self::create_in(&path, slot, Arc::default(), (identity, owner), &Base::default())
     }
 
-    /// Makes an empty workspace in the directory of its slot.
+    /// Makes a workspace in the directory of its slot, in which all is as in `base`.
     fn create_in(
         directory: &Path,
         slot: usize,
-        life: u64,
+        lives: Arc<AtomicU64>,
         of_slot: (Arc<Identity>, Option<CommandUser>),
-        image: Option<Arc<ImageFiles>>,
+        base: &Base,
     ) -> Result<Self, WorkspaceError> {
+        let (image, beneath) = (base.image.clone(), base.trees.clone());
         let (identity, owner) = match &image {
             Some(image) => (image.identity().clone(), image.owner(of_slot.1)),
             None => of_slot.clone(),
         };
         // What is changed of an image is changed by the first process.
         let root = image.as_ref().map_or(owner, |_| of_slot.1.map(CommandUser::as_root_inside));
+        let life = lives.fetch_add(1, Ordering::Relaxed);
         let place = |kind: &str| match life {
             0 => directory.join(kind),
             life => directory.join(format!("{kind}-{life}")),
         };
         let make = || {
-            let workspace = make_private_dir(place("workspace"), root)?;
-            let temporary = make_private_dir(place("tmp"), owner)?;
-            let home = make_private_dir(place("home"), owner)?;
+            let [of_workspace, of_temporary, of_home] = &beneath;
+            let workspace = of_workspace.make(place("workspace"), root)?;
+            let temporary = of_temporary.make(place("tmp"), owner)?;
+            let home = of_home.make(place("home"), owner)?;
             if let Some(image) = &image {
                 let of_root = of_slot.1.map(|user| user.as_inside(0, 0));
                 make_shown_dir(place("workspace").join(UPPER), image.mode(), of_root)?;
@@ -253,13 +272,16 @@ impl Workspace {
             }
         })?;
         let (outputs, sessions) = (AtomicU64::new(0), directory.join(SESSIONS_NAME));
-        let founded = AtomicU64::new(0);
+        let (founded, seen) = (AtomicU64::new(0), OnceLock::new());
         Ok(Self {
             slot,
-            life,
+            lives,
             workspace,
             temporary,
             home,
+            beneath,
+            seen,
+            grading: None,
             sessions,
             identity,
             owner,
@@ -267,6 +289,7 @@ impl Workspace {
             image,
             founded,
             outputs,
+            settings: OnceLock::new(),
         })
     }
 
@@ -279,13 +302,61 @@ impl Workspace {
         &self,
         image: Option<Arc<ImageFiles>>,
     ) -> Result<Self, WorkspaceError> {
-        let directory = self.path().parent().unwrap_or(Path::new("/"));
-        Self::create_in(directory, self.slot, self.life + 1, self.of_slot.clone(), image)
+        self.renew_from(&Base { image, ..Base::default() })
+    }
+
+    /// A new workspace for its slot, in which all is as in `base`. Blocks for the making of a few
+    /// directories.
+    ///
+    /// # Errors
+    /// As of [`renew_with`](Self::renew_with).
+    pub(crate) fn renew_from(&self, base: &Base) -> Result<Self, WorkspaceError> {
+        let lives = self.lives.clone();
+        Self::create_in(self.directory(), self.slot, lives, self.of_slot.clone(), base)
+    }
+
+    /// The directory of its slot.
+    fn directory(&self) -> &Path {
+        self.sessions.parent().unwrap_or(Path::new("/"))
+    }
+
+    /// What its trajectory's commands have beside what all have.
+    pub(super) fn settings(&self) -> &Settings {
+        self.settings.get().unwrap_or(&settings::NOTHING)
+    }
+
+    /// Whether its trajectory's commands have no network, whatever their calls say.
+    pub(crate) fn cuts_network(&self) -> bool {
+        self.settings().cuts_network
+    }
+
+    /// Whether processes that a command of its trajectory leaves running are kept, where the
+    /// trajectory says so.
+    pub(crate) fn keeps_background(&self) -> Option<bool> {
+        self.settings().keeps_background
+    }
+
+    /// Where its trajectory's commands begin, if the trajectory says so.
+    pub(crate) fn begins_in(&self) -> Option<&Path> {
+        self.settings().directory.as_deref()
+    }
+
+    /// Sets them, once: before anything runs in it.
+    pub(crate) fn set_as(&self, other: &Self) {
+        if let Some(settings) = other.settings.get() {
+            self.set(settings.clone());
+        }
+    }
+
+    /// Sets them, once.
+    pub(crate) fn set(&self, settings: Settings) {
+        let is_first = self.settings.set(settings).is_ok();
+        debug_assert!(is_first, "the settings of a workspace are set once");
     }
 
     /// What is to be removed of it once its slot has another. Holds no descriptors.
     pub(crate) fn remains(&self) -> Remains {
-        Remains { directories: self.directories().map(Path::to_owned) }
+        Remains { directories: self.directories().map(Path::to_owned).to_vec() }
     }
 
     /// The same files, as if they were another slot's too.
@@ -297,10 +368,13 @@ impl Workspace {
         };
         Self {
             slot,
-            life: self.life,
+            lives: self.lives.clone(),
             workspace: open(&self.workspace),
             temporary: open(&self.temporary),
             home: open(&self.home),
+            beneath: self.beneath.clone(),
+            seen: OnceLock::new(),
+            grading: None,
             sessions: self.sessions.clone(),
             identity: self.identity.clone(),
             owner: self.owner,
@@ -308,6 +382,7 @@ impl Workspace {
             image: self.image.clone(),
             founded: AtomicU64::new(0),
             outputs: AtomicU64::new(0),
+            settings: self.settings.clone(),
         }
     }
 
@@ -380,14 +455,19 @@ impl Workspace {
 
     /// Whether its machine has layers, so that no second machine may have them at the same time.
     pub(super) fn is_layered(&self) -> bool {
-        self.image.is_some()
+        self.image.is_some() || self.has_layers()
+    }
+
+    /// The name of the directory that the kernel works in for the overlays of the next machine.
+    pub(super) fn next_work(&self) -> String {
+        format!("work-{}", self.founded.fetch_add(1, Ordering::Relaxed))
     }
 
     /// The root directory of its machine, where that is an image's. Each time it is another one
     /// above the same files.
     pub(super) fn root_overlay(&self) -> Option<Overlay> {
-        let work = format!("work-{}", self.founded.fetch_add(1, Ordering::Relaxed));
-        self.image.as_ref().map(|image| image.overlay(self.path(), work, self.of_slot.1))
+        let of_slot = self.of_slot.1;
+        self.image.as_ref().map(|image| image.overlay(self.path(), self.next_work(), of_slot))
     }
 
     /// Whom the first processes of its jails run as, if not as us.
@@ -418,35 +498,39 @@ impl Workspace {
         self.owner
     }
 
-    /// The workspace itself.
-    fn root(&self) -> &Root {
-        &self.workspace.root
+    /// The three directories as commands see them, held.
+    fn roots(&self) -> [&Root; 3] {
+        match self.seen.get() {
+            Some(seen) => seen.latest(),
+            None => [&self.workspace.root, &self.temporary.root, &self.home.root],
+        }
     }
 
     /// Its user's home directory, held.
     pub(super) fn home_root(&self) -> &Root {
-        &self.home.root
+        self.roots()[2]
     }
 
     /// What the model's paths mean, where `find_root` gives what is around its directories.
     pub(super) fn view<'a>(&'a self, find_root: FindRoot<'a>) -> View<'a> {
         let Places { workspace, temporary, home } = self.inside();
-        if self.image.is_some() {
+        if self.image.is_some() || self.needs_machine() {
             // All that commands see is in their machine's root.
             return View::new(Vec::new(), workspace, find_root);
         }
+        let roots = self.roots();
         let mounts = vec![
-            Mount { place: workspace, alias: None, root: &self.workspace.root },
-            Mount { place: temporary, alias: None, root: &self.temporary.root },
-            Mount { place: home, alias: Some(self.home()), root: &self.home.root },
+            Mount { place: workspace, alias: None, root: roots[0] },
+            Mount { place: temporary, alias: None, root: roots[1] },
+            Mount { place: home, alias: Some(self.home()), root: roots[2] },
         ];
-        View::new(mounts, workspace, find_root)
+        View::new(mounts, self.begins_in().unwrap_or(workspace), find_root)
     }
 
     /// Whether its directory is still where it was made: somebody outside may have removed or
     /// replaced it. Two system calls.
     pub(crate) fn is_there(&self) -> bool {
-        is_at(self.path(), self.root()).unwrap_or(false)
+        is_at(self.path(), &self.workspace.root).unwrap_or(false)
     }
 
     /// The number of the next call whose output is kept in a file; they begin with 1.
@@ -479,8 +563,15 @@ impl Workspace {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let to = rustix::fs::open(dest, flags, Mode::empty())?;
         let from = match self.image {
-            Some(_) => rustix::fs::openat(self.root().dir(), UPPER, OPEN_DIR, Mode::empty())?,
-            None => self.root().dir().try_clone_to_owned()?,
+            Some(_) => {
+                let all = self.workspace.root.dir();
+                rustix::fs::openat(all, UPPER, OPEN_DIR, Mode::empty())?
+            }
+            None if self.needs_machine() => {
+                let text = "no machine shows the layers of this workspace";
+                return Err(io::Error::other(text));
+            }
+            None => self.roots()[0].dir().try_clone_to_owned()?,
         };
         tree::copy(from.as_fd(), to.as_fd()).map_err(|error| {
             let kind = error.source.kind();
@@ -531,10 +622,15 @@ fn make_shown_dir(
 /// What is left of a workspace whose slot has another.
 #[derive(Debug)]
 pub(crate) struct Remains {
-    directories: [PathBuf; 3],
+    directories: Vec<PathBuf>,
 }
 
 impl Remains {
+    /// These directories of ours, and what is in them.
+    pub(crate) fn of(directories: Vec<PathBuf>) -> Self {
+        Self { directories }
+    }
+
     /// Removes it. Blocks for as long as the file system needs, five minutes at most for each of
     /// its directories.
     ///
@@ -542,8 +638,8 @@ impl Remains {
     /// The first entry that resisted; everything else is removed, and the engine's end, or the next
     /// engine, tries once more.
     pub(crate) fn remove(self) -> Result<(), WorkspaceError> {
-        let [workspace, temporary, home] = self.directories.map(|path| remove(&path));
-        workspace.and(temporary).and(home)
+        let removed: Vec<_> = self.directories.iter().map(|path| remove(path)).collect();
+        removed.into_iter().collect()
     }
 }
 

@@ -26,7 +26,7 @@ pub enum SpecField {
     Network,
     /// `allow_hosts`.
     AllowHosts,
-    /// `background`, where it is not the default.
+    /// `background`.
     Background,
     /// `files`.
     Files,

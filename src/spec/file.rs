@@ -84,7 +84,7 @@ impl fmt::Debug for SpecFileContent {
 }
 
 /// What is wrong with the files of a spec, if something is.
-pub(super) fn problem(files: &[SpecFile]) -> Option<String> {
+pub(crate) fn problem(files: &[SpecFile]) -> Option<String> {
     if files.len() > MAX_SPEC_FILES {
         return Some(format!("there are {} files; at most {MAX_SPEC_FILES}", files.len()));
     }

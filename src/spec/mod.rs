@@ -20,6 +20,7 @@ use crate::seconds::{self, LONGEST};
 use crate::tool::BackgroundProcesses;
 
 pub use self::field::SpecField;
+pub(crate) use self::file::problem as file_problem;
 pub use self::file::{SpecFile, SpecFileContent};
 pub use self::limits::TrajectoryLimits;
 
@@ -96,9 +97,9 @@ pub struct TrajectorySpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub allow_hosts: Option<Vec<HostPattern>>,
     /// What becomes of processes that a command leaves running. Defaults to
-    /// [`BackgroundProcesses::End`].
-    #[serde(skip_serializing_if = "BackgroundProcesses::is_end")]
-    pub background: BackgroundProcesses,
+    /// the operator's, [`Policy::background`](crate::config::Policy::background).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub background: Option<BackgroundProcesses>,
     /// How long it may hold its slot, from the moment at which it has it. When that is over what
     /// runs of it is ended, its slot is taken back, and its calls end as
     /// [`TrajectoryExpired`](crate::Outcome::TrajectoryExpired) until it is released. Defaults to
@@ -126,7 +127,7 @@ setters! {
         with_limits: limits = TrajectoryLimits,
         with_network: network = some NetworkMode,
         with_allow_hosts: allow_hosts = some Vec<HostPattern>,
-        with_background: background = BackgroundProcesses,
+        with_background: background = some BackgroundProcesses,
         with_max_wall: max_wall = some Duration,
         with_max_idle: max_idle = some Duration,
         with_files: files = Vec<SpecFile>,
@@ -169,9 +170,29 @@ impl TrajectorySpec {
             SpecField::Limits => !self.limits.is_empty(),
             SpecField::Network => self.network.is_some(),
             SpecField::AllowHosts => self.allow_hosts.is_some(),
-            SpecField::Background => !self.background.is_end(),
+            SpecField::Background => self.background.is_some(),
             SpecField::Files => !self.files.is_empty(),
         })
+    }
+
+    /// The same where no command may use the network. What asks for nothing of a sandbox does not
+    /// ask for that either.
+    ///
+    /// # Errors
+    /// It asks for a network.
+    pub(crate) fn without_network(self) -> Result<Self, ConfigError> {
+        match self.network {
+            Some(NetworkMode::None) => Ok(self),
+            Some(network) => Err(ConfigError::new(format!(
+                "network is {network}, and commands here have none; leave it out"
+            ))),
+            None if self.allow_hosts.is_some() => {
+                let text = "allow_hosts is given, and commands here have no network; leave it out";
+                Err(ConfigError::new(text))
+            }
+            None if self.asks_for().next().is_none() => Ok(self),
+            None => Ok(self.with_network(NetworkMode::None)),
+        }
     }
 
     /// Whether every value makes sense by itself.

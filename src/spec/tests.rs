@@ -59,7 +59,7 @@ fn what_makes_no_sense_is_refused_with_what_is_right() {
 
 #[test]
 fn a_spec_says_what_it_asks_of_a_sandbox() {
-    let nothing = read(json!({"max_wall_s": 1.5, "max_idle_s": 60, "background": "end"})).unwrap();
+    let nothing = read(json!({"max_wall_s": 1.5, "max_idle_s": 60})).unwrap();
     assert_eq!(nothing.asks_for().count(), 0);
     assert_eq!(nothing.max_wall, Some(Duration::from_millis(1500)));
     let spec = read(json!({

@@ -141,13 +141,6 @@ macro_rules! named_values {
 
 named_values!(UnknownArguments: Refuse = "refuse", Ignore = "ignore");
 named_values!(OutputOrder: Separate = "separate", Interleaved = "interleaved");
-impl BackgroundProcesses {
-    /// Whether they are ended with their command.
-    pub(crate) fn is_end(&self) -> bool {
-        *self == Self::End
-    }
-}
-
 named_values!(BackgroundProcesses: End = "end", Keep = "keep");
 
 #[cfg(test)]

@@ -250,6 +250,15 @@ fn apply_policy(sent_as: &str, policy: &Policy, arguments: &mut JsonObject) {
         "bash" => (&["timeout", NETWORK, SANDBOX, BACKGROUND], required),
         "bash_stateful" => (&["timeout", NETWORK, SANDBOX, STATEFUL], stateful_required),
         "tmux" => (&[NETWORK, SANDBOX, STATEFUL], stateful_required),
+        "read_file" | "write_file" => {
+            arguments.shift_remove(NETWORK);
+            // Which machine a file is in that is in no directory of the slot's, where nothing has
+            // run yet.
+            if !policy.allow_network {
+                arguments.insert(NETWORK.to_owned(), Value::Bool(false));
+            }
+            return;
+        }
         _ => return,
     };
     for key in removed {

@@ -1,15 +1,15 @@
-//! The native protocol between our executor and our sandbox server, version 2.
+//! The native protocol between our executor and our sandbox server, version 3.
 //!
 //! A *session* is one executor's use of one server. Any number of them share its slots: each wants
 //! a number, and has a [`Lease`] of those that it was given. What it wants done in a slot is a row
-//! of numbered *operations* – calls and resets – with numbers that only grow.
+//! of numbered *operations* – calls, resets, begins – with numbers that only grow.
 //!
 //! | route | what |
 //! |---|---|
-//! | `POST /v2/session` | begins, resumes or ends a session; resuming is the client's heartbeat |
-//! | `POST /v2/calls` | hands operations over; answered at once, with the results that are there already |
-//! | `POST /v2/results` | an endless stream of lines: a result as soon as it is there, a beat every few seconds |
-//! | `POST /v2/archive` | a workspace's archive, as lines |
+//! | `POST /v3/session` | begins, resumes or ends a session; resuming is the client's heartbeat |
+//! | `POST /v3/calls` | hands operations over; answered at once, with the results that are there already |
+//! | `POST /v3/results` | an endless stream of lines: a result as soon as it is there, a beat every few seconds |
+//! | `POST /v3/archive` | a workspace's archive, as lines |
 //!
 //! **Exactly once**: an operation is named by slot and number. One that is sent again joins the
 //! first one or gets its result; a number below the slot's latest is *stale* and runs nothing. The
@@ -29,34 +29,35 @@
 //! it may hold: a client gives back what is more, idle slots at once, others at their release. One
 //! of a server that is about to end says so, and that it may hold none.
 //!
-//! **Version 1** knew one session a server. A client of it is refused by name on `/v1/`, which is
-//! why its feature is still advertised: without it that client would take the server for one that
-//! knows only the plain routes, and drive it by them.
+//! **Older versions**: version 1 knew one session a server, version 2 no specs of trajectories. A
+//! client of one is refused by name on its routes, which is why its feature is still advertised:
+//! without it that client would take the server for one that knows only the plain routes, and drive
+//! it by them.
+
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use super::null_as_default;
+use crate::spec::TrajectorySpec;
 use crate::tool::{JsonObject, Outcome, ToolResult};
 
 /// The feature's name in `/health`.
-pub(crate) const FEATURE: &str = "native-2";
+pub(crate) const FEATURE: &str = "native-3";
 /// How the features of all versions begin.
 pub(crate) const FEATURES: &str = "native-";
-/// The feature of clients that are refused.
+/// The features of clients that are refused, and how their routes begin.
 #[cfg(feature = "server")]
-pub(crate) const FEATURE_1: &str = "native-1";
-/// How their routes begin.
-#[cfg(feature = "server")]
-pub(crate) const ROUTES_1: &str = "/v1/";
+pub(crate) const OLDER: [(&str, &str); 2] = [("native-2", "/v2/"), ("native-1", "/v1/")];
 
 /// The routes.
-pub(crate) const SESSION: &str = "/v2/session";
+pub(crate) const SESSION: &str = "/v3/session";
 /// See [`SESSION`].
-pub(crate) const CALLS: &str = "/v2/calls";
+pub(crate) const CALLS: &str = "/v3/calls";
 /// See [`SESSION`].
-pub(crate) const RESULTS: &str = "/v2/results";
+pub(crate) const RESULTS: &str = "/v3/results";
 /// See [`SESSION`].
-pub(crate) const ARCHIVE: &str = "/v2/archive";
+pub(crate) const ARCHIVE: &str = "/v3/archive";
 
 /// The longest line of results, in bytes. A result that takes more is told as a failure.
 pub(crate) const MAX_LINE: usize = 16 * 1024 * 1024;
@@ -138,7 +139,7 @@ pub(crate) struct CallsRequest {
     pub(crate) give_back: Vec<LeaseKey>,
 }
 
-/// One operation: a call, or with `reset` a reset.
+/// One operation: a call, with `reset` a reset, with `begin` a trajectory's begin.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Op {
     pub(crate) slot: usize,
@@ -147,6 +148,9 @@ pub(crate) struct Op {
     pub(crate) epoch: u64,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) reset: bool,
+    /// What the slot is to be made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) begin: Option<Arc<TrajectorySpec>>,
     /// For people who look into the server.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub(crate) trajectory_id: String,
@@ -328,6 +332,7 @@ mod tests {
             seq: 7,
             epoch: 4,
             reset: false,
+            begin: None,
             trajectory_id: "t".to_owned(),
             tool: "bash".to_owned(),
             args: JsonObject::from_iter([("command".to_owned(), json!("x"))]),

@@ -26,6 +26,8 @@ mod fakes;
 mod files;
 #[cfg(all(target_os = "linux", feature = "server"))]
 mod fleet;
+#[cfg(target_os = "linux")]
+mod forks;
 mod handlers;
 #[cfg(target_os = "linux")]
 mod host;
@@ -72,6 +74,9 @@ mod slots;
 mod slow;
 #[cfg(all(target_os = "linux", feature = "server"))]
 mod slurm;
+mod snapshots;
+#[cfg(target_os = "linux")]
+mod specs;
 #[cfg(target_os = "linux")]
 mod stopped;
 #[cfg(all(target_os = "linux", feature = "server"))]

@@ -86,16 +86,16 @@ fn a_client_that_does_not_read_its_results_is_cut_off_and_gets_them_later() {
     let op =
         |slot: usize| json!({"slot": slot, "seq": 1, "epoch": 1, "tool": "bash", "timeout": 1.0});
     let mut client = Client::connect(server.addr());
-    client.post("/v2/session", &session);
+    client.post("/v3/session", &session);
     assert_eq!(client.receive().status, 200);
     let ops: Vec<_> = (0..SLOTS).map(op).collect();
-    client.post("/v2/calls", &json!({"session": "s", "ops": ops}));
+    client.post("/v3/calls", &json!({"session": "s", "ops": ops}));
     // They are too many for one answer.
     assert_eq!(client.receive().json(), json!({"results": []}));
     let waiting: Vec<_> = (0..SLOTS).map(|slot| json!([slot, 1])).collect();
     let results = json!({"session": "s", "waiting": waiting});
     let mut deaf = Client::connect(server.addr());
-    deaf.post("/v2/results", &results);
+    deaf.post("/v3/results", &results);
     // The plain routes are served meanwhile.
     let mut another = Client::connect(server.addr());
     another.post("/execute", &json!({"slot_id": "slot_0", "tool": "bash", "args": {}}));
@@ -103,7 +103,7 @@ fn a_client_that_does_not_read_its_results_is_cut_off_and_gets_them_later() {
     drop((client, another));
     until(|| server.connections() == 0);
     let mut client = Client::connect(server.addr());
-    client.post("/v2/results", &results);
+    client.post("/v3/results", &results);
     assert_eq!(client.head().status, 200);
     let mut told = 0;
     while told < SLOTS {
@@ -118,12 +118,12 @@ fn a_client_that_does_not_read_its_results_is_cut_off_and_gets_them_later() {
 fn a_beat_names_the_results_that_were_told_in_an_answer() {
     let server = SandboxServer::start(impatient(), Lengthy(2, 1)).unwrap();
     let mut client = Client::connect(server.addr());
-    client.post("/v2/session", &json!({"session": "s"}));
+    client.post("/v3/session", &json!({"session": "s"}));
     client.receive();
     let op = json!({"slot": 1, "seq": 7, "epoch": 1, "tool": "bash", "timeout": 1.0});
-    client.post("/v2/calls", &json!({"session": "s", "ops": [op]}));
+    client.post("/v3/calls", &json!({"session": "s", "ops": [op]}));
     assert_eq!(client.receive().json()["results"][0]["done"]["output"], "x");
-    client.post("/v2/results", &json!({"session": "s"}));
+    client.post("/v3/results", &json!({"session": "s"}));
     client.head();
     let first = String::from_utf8(client.chunk().unwrap()).unwrap();
     let lines: Vec<Value> = first.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
@@ -140,7 +140,7 @@ fn a_client_that_sends_a_byte_at_a_time_is_cut_off() {
         (executor_server.addr(), "/execute"),
         (executor_server.addr(), "/execute_batch"),
         (sandbox_server.addr(), "/execute"),
-        (sandbox_server.addr(), "/v2/calls"),
+        (sandbox_server.addr(), "/v3/calls"),
     ] {
         // A head that never ends, and a body that does not.
         let head = format!(

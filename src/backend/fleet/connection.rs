@@ -13,6 +13,7 @@ use crate::client::{self, AgentConfig, Authorization, Failure, Names};
 use crate::config::{FleetConfig, NetworkMode};
 use crate::level::IsolationLevel;
 use crate::limits::EnforcedLimits;
+use crate::spec::SpecField;
 use crate::wire::null_as_default;
 
 /// How long a short request may take, one that its server answers at once: at most, and if servers
@@ -73,6 +74,9 @@ struct Health {
     /// Anybody's, in whatever form.
     #[serde(default)]
     weakened_because: serde_json::Value,
+    /// Of a later version it may have some that are not known here.
+    #[serde(default)]
+    spec_fields: serde_json::Value,
 }
 
 /// The most reasons why slots are not isolated further, and their longest.
@@ -87,6 +91,12 @@ fn reasons(told: serde_json::Value) -> Vec<String> {
     told.into_iter().filter(is_plain).take(MOST_REASONS).collect()
 }
 
+/// What of specs a server can give, as far as this version knows it.
+fn spec_fields(told: serde_json::Value) -> Vec<SpecField> {
+    let told: Vec<serde_json::Value> = serde_json::from_value(told).unwrap_or_default();
+    told.into_iter().filter_map(|field| serde_json::from_value(field).ok()).collect()
+}
+
 /// What a server says of its slots.
 #[derive(Clone)]
 pub(super) struct Advertised {
@@ -98,6 +108,8 @@ pub(super) struct Advertised {
     pub(super) level: Option<IsolationLevel>,
     /// Of a length that a server's words may have.
     pub(super) weakened_because: Vec<String>,
+    /// What of a trajectory's spec it can give.
+    pub(super) spec: Vec<SpecField>,
 }
 
 impl Patient {
@@ -157,6 +169,7 @@ impl Connection {
                 network: None,
                 level: None,
                 weakened_because: Vec::new(),
+                spec: Vec::new(),
             })),
             allow_unisolated: config.allow_unisolated,
         })
@@ -193,6 +206,7 @@ impl Connection {
             network: serde_json::from_value(health.network).ok(),
             level: health.isolation_level,
             weakened_because: reasons(health.weakened_because),
+            spec: spec_fields(health.spec_fields),
         };
         if self.is_barred() {
             return Err(Failure::Broken("it runs commands without isolation".to_owned()));

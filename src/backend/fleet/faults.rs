@@ -1,10 +1,11 @@
 //! Which servers of a fleet are bad: a pure data structure, with the clock passed in.
 //!
 //! A server is *tried* whenever a slot of it begins with nothing in it: by the reset, and by the
-//! first call after it. A trial fails where the reset fails, or where the call could not even be
-//! started. No model can choose that: nothing of it has run in the slot yet. A trial succeeds where
-//! the call has run, however it ended. What happens in a slot later says nothing here: a model that
-//! breaks its own sandbox would be taken for a server that is broken.
+//! first call after it, or by a trajectory's begin. A trial fails where the reset fails, or where
+//! the call could not even be started. No model can choose that: nothing of it has run in the slot
+//! yet. A trial succeeds where the call has run, however it ended. What happens in a slot later
+//! says nothing here: a model that breaks its own sandbox would be taken for a server that is
+//! broken.
 //!
 //! After [`FAILURES`] failures without a success between them the server is *bad*, if they come
 //! from as many slots, or from all that the executor has there: one slot that cannot be emptied

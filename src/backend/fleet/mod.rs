@@ -78,8 +78,8 @@ use self::reports::Reports;
 use self::shares::Shares;
 use self::start::GIVE_UP;
 use super::{
-    Artifacts, Backend, BadContainer, Capabilities, Container, Execution, ExecutionId, Isolation,
-    ResetReply, SlotRef, Watcher,
+    Artifacts, Backend, BadContainer, BeginReply, Capabilities, Container, Execution, ExecutionId,
+    Isolation, ResetReply, SlotRef, Watcher, gives,
 };
 use crate::artifact::{
     ArchiveArtifacts, ArchiveSummary, Artifact, ArtifactError, ArtifactList, ListArtifacts,
@@ -87,8 +87,9 @@ use crate::artifact::{
 };
 use crate::client::{self, Authorization, Names};
 use crate::config::FleetConfig;
-use crate::error::BackendError;
+use crate::error::{BackendError, BeginFailure};
 use crate::interrupt::Interrupt;
+use crate::spec::TrajectorySpec;
 use crate::workers::guarded;
 
 /// How long a server is left alone after it did not answer: at first, and at most.
@@ -269,6 +270,11 @@ impl Backend for FleetBackend {
                 .flatten(),
             bad_containers,
             containers_found_bad,
+            spec: told
+                .iter()
+                .map(|told| told.spec.clone())
+                .reduce(|a, b| a.into_iter().filter(|field| b.contains(field)).collect())
+                .unwrap_or_default(),
             ..Capabilities::default()
         }
     }
@@ -303,6 +309,15 @@ impl Backend for FleetBackend {
             Some(Server::Native(server)) => server.reset(slot, reply),
             Some(Server::Reference(server)) => server.reset(slot, reply),
             None => {}
+        }
+    }
+
+    fn begin(&self, slot: &SlotRef, spec: &Arc<TrajectorySpec>, reply: BeginReply) {
+        match self.server(&slot.addr) {
+            Some(Server::Native(server)) => server.begin(slot, spec, reply),
+            // Its protocol knows no specs.
+            Some(Server::Reference(_)) => reply.send(gives(spec, &[])),
+            None => reply.send(Err(BeginFailure::lost("there is no such server"))),
         }
     }
 

@@ -11,6 +11,7 @@ use crate::sandbox::shell::{self, Shell};
 use crate::sandbox::supervisor::{CommandId, CommandSpec, Finished};
 use crate::sandbox::terminal::result::{self as stateful, stateful_result};
 use crate::sandbox::terminal::{Place, ShellCommand, ShellEnded, TerminalCall, tmux};
+use crate::tool::python_json::is_truthy;
 use crate::tool::{
     BackgroundProcesses, BashArguments, DEFAULT_SESSION, Outcome, output_order, session,
 };
@@ -31,7 +32,7 @@ pub(super) enum Command {
 impl LocalBackend {
     pub(super) fn bash(&self, execution: Execution) {
         let Execution { id, slot, arguments, timeout, reply, .. } = execution;
-        let policy = self.bounded(IsolationPolicy::from_arguments(&arguments));
+        let policy = self.bounded(slot.index, IsolationPolicy::from_arguments(&arguments));
         let isolation = self.0.supervisor.isolation();
         let (sandboxed, can_cut_network) = (isolation.is_sandboxed(), isolation.can_cut_network());
         if let Some(refusal) = policy.refusal(sandboxed, can_cut_network) {
@@ -47,12 +48,21 @@ impl LocalBackend {
         let order = wanted.output_order;
         let workspace = place.workspace();
         let kind = workspace.shell_kind().unwrap_or_else(Shell::detect);
+        let keeps_background =
+            workspace.keeps_background().unwrap_or(wanted.background == BackgroundProcesses::Keep);
         let spec = CommandSpec {
             workspace: workspace.clone(),
-            command: shell::script_of(&wanted, kind, workspace.image().is_none()),
+            command: match workspace.begins_in() {
+                // The jail in which the directory was made begins in another.
+                Some(directory) => {
+                    shell::script_in(directory, &shell::script_of(&wanted, kind, false))
+                }
+                None => shell::script_of(&wanted, kind, workspace.image().is_none()),
+            },
             stdin: wanted.stdin.unwrap_or_default().to_owned(),
             output_order: order,
-            keeps_background: wanted.background == BackgroundProcesses::Keep,
+            verdict: None,
+            keeps_background,
             network: policy.allow_network,
             timeout,
             output_limit_chars: self.0.max_output_chars,
@@ -61,11 +71,13 @@ impl LocalBackend {
         let cancellation = reply.cancellation();
         let (note_end, ended) = self.note_end(id, place);
         let (egress, index) = (self.0.egress.clone(), slot.index);
+        let between = place.ended.clone();
         let on_end = move |finished: Finished| {
             // What is left of a jail runs nothing, and the slot gets another one.
             note_end(finished.all_dead || finished.sandboxed);
             let mut result = in_order(order, bash_result(finished, timeout.as_secs_f64()));
             Self::tell_usage(egress.as_deref(), index, &mut result);
+            between.tell(&mut result);
             reply.send(result);
         };
         let command = Command::Plain(self.0.supervisor.run(spec, Box::new(on_end)));
@@ -74,7 +86,7 @@ impl LocalBackend {
 
     pub(super) fn bash_stateful(&self, execution: Execution) {
         let Execution { id, slot, arguments, timeout, reply, .. } = execution;
-        let policy = self.bounded(stateful::policy(&arguments));
+        let policy = self.bounded(slot.index, stateful::policy(&arguments));
         let isolation = self.0.supervisor.isolation();
         let (sandboxed, can_cut_network) = (isolation.is_sandboxed(), isolation.can_cut_network());
         if let Some(refusal) = stateful::refusal(policy, sandboxed, can_cut_network) {
@@ -97,11 +109,13 @@ impl LocalBackend {
         let (note_end, ended) = self.note_end(id, place);
         let name = session.clone();
         let (egress, index) = (self.0.egress.clone(), slot.index);
+        let between = place.ended.clone();
         let on_end = move |ended: ShellEnded| {
             note_end(ended.finished.all_dead);
             let result = stateful::of_session(stateful_result(ended, timeout.as_secs_f64()), &name);
             let mut result = in_order(order, result);
             Self::tell_usage(egress.as_deref(), index, &mut result);
+            between.tell(&mut result);
             reply.send(result);
         };
         place.has_network.store(policy.allow_network, Ordering::Release);
@@ -130,7 +144,7 @@ impl LocalBackend {
             }
             Err(refusal) => return reply.send(*refusal),
         };
-        let policy = self.bounded(stateful::policy(&arguments));
+        let policy = self.bounded(slot.index, stateful::policy(&arguments));
         let isolation = self.0.supervisor.isolation();
         let (sandboxed, can_cut_network) = (isolation.is_sandboxed(), isolation.can_cut_network());
         if let Some(why) = stateful::lacking(policy, sandboxed, can_cut_network) {
@@ -146,10 +160,12 @@ impl LocalBackend {
         let cancellation = reply.cancellation();
         let (note_end, ended) = self.note_end(id, place);
         let (egress, index) = (self.0.egress.clone(), slot.index);
+        let between = place.ended.clone();
         let on_end = move |ended: tmux::TmuxEnded| {
             note_end(ended.all_dead);
             let mut result = ended.result;
             Self::tell_usage(egress.as_deref(), index, &mut result);
+            between.tell(&mut result);
             reply.send(result);
         };
         place.has_network.store(policy.allow_network, Ordering::Release);
@@ -214,6 +230,9 @@ impl LocalBackend {
 
     pub(super) fn file(&self, execution: Execution) {
         let Some(slot) = self.0.slots.get(execution.slot.index) else { return };
+        if execution.arguments.get("allow_network").is_some_and(|allow| !is_truthy(allow)) {
+            slot.has_network.store(false, Ordering::Release);
+        }
         let result = slot.with_files(&self.0.supervisor, |files| {
             let (arguments, most) = (&execution.arguments, self.0.max_file_bytes);
             match execution.tool {

@@ -75,9 +75,12 @@ pub(super) fn add_files(config: &LocalConfig, etc: &EtcCopy) -> std::io::Result<
 }
 
 impl LocalBackend {
-    /// A call's policy, as far as these slots have a network at all.
-    pub(super) fn bounded(&self, policy: IsolationPolicy) -> IsolationPolicy {
-        let allow_network = policy.allow_network && self.0.network != NetworkMode::None;
+    /// A call's policy, as far as its slot has a network at all.
+    pub(super) fn bounded(&self, slot: usize, policy: IsolationPolicy) -> IsolationPolicy {
+        let cuts = |slot: &Slot| slot.workspace().cuts_network();
+        let has_network =
+            self.0.network != NetworkMode::None && !self.0.slots.get(slot).is_some_and(cuts);
+        let allow_network = policy.allow_network && has_network;
         IsolationPolicy { allow_network, ..policy }
     }
 

@@ -59,6 +59,11 @@ impl Resets {
         self.removing.close(deadline);
     }
 
+    /// Has old directories removed, however many wait for that. Does not block.
+    pub(super) fn remove_later(&self, remains: Remains) {
+        self.removing.spawn(move || removed(remains));
+    }
+
     /// Has an old workspace removed. Blocks for it where too many wait for that.
     pub(super) fn remove(&self, remains: Remains) {
         if self.behind.fetch_add(1, Ordering::Relaxed) >= self.most_behind {
@@ -155,6 +160,8 @@ fn renew(inner: &Inner, index: usize, answer: AnswerAll) {
     let renewed = renewed.map_err(|error: WorkspaceError| error.to_string());
     let remains = renewed.is_ok().then(|| old.remains());
     inner.limits.emptied(old.path());
+    slot.began_from.lock().take();
+    slot.ended.forget();
     slot.has_network.store(inner.network != super::NetworkMode::None, Ordering::Release);
     let outcome = renewed.map(|workspace| *slot.workspace.lock() = Arc::new(workspace));
     drop(old);

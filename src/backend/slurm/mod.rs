@@ -44,8 +44,8 @@ pub use self::runs::{RunState, StartedServer, remove_servers, started_servers};
 use self::scaling::Bounds;
 use super::fleet::FleetBackend;
 use super::{
-    Artifacts, Backend, Capabilities, Container, Demand, Execution, ExecutionId, ResetReply,
-    SlotRef, Watcher,
+    Artifacts, Backend, BeginReply, Capabilities, Container, Demand, Execution, ExecutionId,
+    ResetReply, SlotRef, Watcher,
 };
 use crate::artifact::{
     ArchiveArtifacts, ArchiveSummary, Artifact, ArtifactError, ArtifactList, ListArtifacts,
@@ -54,6 +54,7 @@ use crate::artifact::{
 use crate::config::{FleetConfig, Secret, SlurmConfig};
 use crate::error::BackendError;
 use crate::interrupt::Interrupt;
+use crate::spec::TrajectorySpec;
 
 /// How many jobs there are at most, where the configuration does not say.
 const MOST_JOBS: usize = 8;
@@ -171,6 +172,10 @@ impl Backend for SlurmBackend {
 
     fn reset(&self, slot: &SlotRef, reply: ResetReply) {
         self.fleet.reset(slot, reply);
+    }
+
+    fn begin(&self, slot: &SlotRef, spec: &Arc<TrajectorySpec>, reply: BeginReply) {
+        self.fleet.begin(slot, spec, reply);
     }
 
     fn cancel(&self, id: ExecutionId) {

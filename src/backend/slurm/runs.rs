@@ -95,8 +95,8 @@ impl RunLabel {
         }
     }
 
-    /// Whether the run goes on, as far as `here` – this process's own label – can tell. `began` says
-    /// when a process of this space began.
+    /// Whether the run goes on, as far as `here` – this process's own label – can tell. `began`
+    /// says when a process of this space began.
     fn state(&self, here: &Self, began: impl Fn(u32) -> Option<u64>) -> RunState {
         if self.host != here.host {
             RunState::Unknown

@@ -304,7 +304,10 @@ impl EventLoop {
         let machine = connection.machine;
         let method = if request.kind == Kind::Tunnel { "CONNECT" } else { &*request.method };
         let what = format!("{method} {}", request.asked());
-        let slot = self.machines.get(&machine).map_or(0, |machine| machine.slot);
+        let (slot, account) = self
+            .machines
+            .get(&machine)
+            .map_or((0, None), |machine| (machine.slot, Some(machine.account.clone())));
         connection.record =
             Some(Record { slot, what, began: now, sent: 0, received: 0, end: None });
         connection.due = now + self.bounds.look_up;
@@ -316,7 +319,8 @@ impl EventLoop {
             }
             Host::Name(name) => {
                 self.count(machine, &Counted::Request);
-                match self.rules.check_name(name, request.port) {
+                let own = account.as_ref().and_then(|account| account.rules());
+                match self.rules.check_name_with(own, name, request.port) {
                     Ok(()) => {
                         self.turns.wait(machine, number, name.clone());
                         self.watch(number);
@@ -365,10 +369,13 @@ impl EventLoop {
         let Some(connection) = self.connections.get_mut(&number) else { return };
         let Some(request) = connection.request() else { return };
         let (host, asked) = (request.host.clone(), request.asked());
+        let account = self.machines.get(&connection.machine).map(|machine| machine.account.clone());
         while let Some(address) = connection.take_address() {
             let address =
                 SocketAddr::new(super::super::address::canonical(address.ip()), address.port());
-            if let Err(refusal) = self.rules.check_address(&host, address, socket::is_own) {
+            let own = account.as_ref().and_then(|account| account.rules());
+            let checked = self.rules.check_address_with(own, &host, address, socket::is_own);
+            if let Err(refusal) = checked {
                 refused = Some(refusal);
                 continue;
             }

@@ -135,6 +135,13 @@ impl Egress {
         self.accounts.lock().remove(&slot);
     }
 
+    /// From now on the slot's machines may reach nothing but what one of these patterns names, of
+    /// what the operator allows; until it is renewed. To be called before it has a machine.
+    pub(crate) fn narrow(&self, slot: usize, allowed: &[HostPattern]) {
+        let account = Account::narrowed(Rules::new(allowed));
+        self.accounts.lock().insert(slot, Arc::new(account));
+    }
+
     /// What was used by all machines so far.
     pub(crate) fn totals(&self) -> NetworkTotals {
         *self.shared.totals.lock()

@@ -27,6 +27,8 @@ use crate::tool::{Outcome, ToolResult};
 #[derive(Debug)]
 pub(super) struct Begun {
     pub(super) spec: Arc<TrajectorySpec>,
+    /// The container that it needs a slot of, if it needs one of a certain one.
+    pub(super) near: Option<Arc<str>>,
     /// The slot that is what the spec asks for, and its generation.
     bound: Option<(SlotIx, u64)>,
     /// When it had its slot for the first time.
@@ -36,8 +38,8 @@ pub(super) struct Begun {
 }
 
 impl Begun {
-    fn new(spec: Arc<TrajectorySpec>) -> Self {
-        Self { spec, bound: None, since: None, expires: None }
+    fn new(spec: Arc<TrajectorySpec>, near: Option<Arc<str>>) -> Self {
+        Self { spec, near, bound: None, since: None, expires: None }
     }
 }
 
@@ -47,6 +49,7 @@ impl Dispatch {
         &mut self,
         promise: Promise,
         spec: Arc<TrajectorySpec>,
+        near: Option<Arc<str>>,
         at: Instant,
         accepted: &Sender<Result<(), BeginError>>,
         now: Instant,
@@ -73,6 +76,7 @@ impl Dispatch {
             tool: String::new(),
             work: None,
             begins: Some(spec),
+            near,
             // That of its trajectory's slot is the dispatch's.
             timeout: Duration::ZERO,
             accepted: at,
@@ -93,9 +97,10 @@ impl Dispatch {
     /// The turn of a begin has come.
     pub(super) fn take_up_begin(&mut self, trajectory_id: &Arc<str>, id: ExecutionId) {
         let Some(trajectory) = self.trajectories.get_mut(trajectory_id) else { return };
-        match self.calls.get(&id).and_then(|call| call.begins.clone()) {
-            Some(spec) => {
-                trajectory.begun = Some(Box::new(Begun::new(spec)));
+        let begins = |call: &Call| Some((call.begins.clone()?, call.near.clone()));
+        match self.calls.get(&id).and_then(begins) {
+            Some((spec, near)) => {
+                trajectory.begun = Some(Box::new(Begun::new(spec, near)));
                 // What it may have left behind was another trajectory's, under the same name.
                 self.pool.forget_left(trajectory_id);
             }

@@ -48,6 +48,8 @@ pub(super) struct Call {
     pub(super) work: Option<Work>,
     /// With what its trajectory is to begin, if that is what it is for.
     pub(super) begins: Option<Arc<TrajectorySpec>>,
+    /// The container that it is to begin in, if that is not any.
+    pub(super) near: Option<Arc<str>>,
     /// How long it may run.
     pub(super) timeout: Duration,
     pub(super) accepted: Instant,

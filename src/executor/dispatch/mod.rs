@@ -217,8 +217,8 @@ impl Dispatch {
         self.demand.note();
         match event {
             Event::Submit(accepted) => self.submit(*accepted, now),
-            Event::Begin { promise, spec, at, accepted } => {
-                self.submit_begin(promise, spec, at, &accepted, now);
+            Event::Begin { promise, spec, near, at, accepted } => {
+                self.submit_begin(promise, spec, near, at, &accepted, now);
             }
             Event::BeginDone { slot, generation, outcome } => {
                 self.begin_done(slot, generation, outcome, now);
@@ -369,6 +369,7 @@ impl Dispatch {
             tool: prepared.name,
             work: Some(prepared.work),
             begins: None,
+            near: None,
             timeout: prepared.timeout,
             accepted: at,
             slot_wait: Duration::ZERO,
@@ -583,7 +584,8 @@ impl Dispatch {
                 None => {
                     self.waiting_for_slot += 1;
                     call.stage = Stage::WaitingForSlot { since: now };
-                    self.pool.wait(call.promise.call_state().trajectory_id.clone());
+                    let near = trajectory.begun.as_ref().and_then(|begun| begun.near.as_deref());
+                    self.pool.wait_in(call.promise.call_state().trajectory_id.clone(), near);
                     self.set_timer(id, now + self.limits.acquire_timeout);
                     Ok(())
                 }

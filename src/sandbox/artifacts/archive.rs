@@ -20,7 +20,7 @@ use rustix::fs::{FileType, Mode, OFlags, Stat};
 use tar::{EntryType, Header};
 
 use super::sparse::{self, Pieces};
-use super::{Found, MAX_DEPTH, as_owner, at_place, first_entries, found, has_entries};
+use super::{Found, MAX_DEPTH, at_place, first_entries, found, has_entries, pump};
 use crate::artifact::{ArchiveArtifacts, ArchiveSummary, ArtifactError};
 use crate::sandbox::files::open_regular;
 use crate::sandbox::paths::is_kernels;
@@ -68,7 +68,7 @@ pub(super) fn archive_within(
     into: &mut (dyn Write + Send),
     time: Duration,
 ) -> Result<ArchiveSummary, ArtifactError> {
-    as_owner(files, move || {
+    pump::writing(files, into, move |into| {
         let given = request.path.as_str();
         let start = at_place(&files.view(), given, |place| {
             let dir = || rustix::io::fcntl_dupfd_cloexec(place.dir(), 0);

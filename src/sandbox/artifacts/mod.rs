@@ -1,4 +1,4 @@
-//! Artifacts: a slot's files read, listed and archived for those outside of the sandbox.
+//! Artifacts: a slot's files read, listed, archived and put for those outside of the sandbox.
 //!
 //! The functions here work on what a model has made and may still be changing. As everywhere in
 //! the engine, every place is reached from a held directory, one component at a time (see
@@ -9,13 +9,20 @@
 //! They act as the user that commands run as, on a thread of their own where that is another one
 //! than ours: whoever asks is a thread of the host, whose credentials are not to be touched.
 //!
-//! `read` is a part of one file, `list` a listing, `archive` a `.tar.gz`; here is what they share:
-//! the way to the place that was asked for, and the smallest names of a directory.
+//! `read` is a part of one file, `copy` all of it, `list` a listing, `archive` a `.tar.gz`; `put`
+//! brings a file in, `unpack` what a tar stream has, and `owner` says whose it is then; `pump`
+//! keeps the caller's reader and writer on the caller's thread. Here is what they share: the way to
+//! the place that was asked for, and the smallest names of a directory.
 
 mod archive;
+mod copy;
 mod list;
+mod owner;
+mod pump;
+mod put;
 mod read;
 mod sparse;
+mod unpack;
 
 use std::collections::BinaryHeap;
 use std::ffi::{OsStr, OsString};
@@ -29,7 +36,9 @@ use rustix::fs::{AtFlags, FileType, Stat};
 use rustix::io::Errno;
 
 pub(crate) use archive::archive;
+pub(crate) use copy::copy;
 pub(crate) use list::list;
+pub(crate) use put::put;
 pub(crate) use read::read;
 
 use super::files::{RACE_TRIES, kernels, raced};

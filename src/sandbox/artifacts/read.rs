@@ -43,7 +43,7 @@ pub(super) fn read_within(
 }
 
 /// The file at `given`, and its path from the workspace.
-fn open(files: Reach<'_>, given: &str) -> Result<(File, PathBuf), ArtifactError> {
+pub(super) fn open(files: Reach<'_>, given: &str) -> Result<(File, PathBuf), ArtifactError> {
     let not_a_file = || ArtifactError::NotAFile(given.to_owned());
     at_place(&files.view(), given, |place| match found(place) {
         Found::Regular(_) => match open_leaf(place, OFlags::RDONLY)? {

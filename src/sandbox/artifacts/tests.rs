@@ -6,6 +6,7 @@ use std::io::{Read, Write};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -45,7 +46,7 @@ fn fixture() -> Fixture {
 }
 
 impl Fixture {
-    fn workspace(&self) -> &Workspace {
+    fn workspace(&self) -> &Arc<Workspace> {
         &self.data.workspaces()[0]
     }
 
@@ -174,6 +175,7 @@ macro_rules! assert_error {
 
 mod archiving;
 mod listing;
+mod putting;
 mod races;
 mod reading;
 

@@ -22,10 +22,10 @@ use super::spawn;
 use message::{
     ASK_FIRST, DONE, DRAIN, EARLIER_ENDED, ENDED, FAILED, HEADER, Header, KEPT, KILL, LONGEST,
     MAY_KEEP, MOST_FDS, MOST_NAMES, NAME_LENGTH, READY, REST, RUN, SET_UP, SIGNAL, WITH_INPUT,
-    WITH_SCRIPT, handle,
+    WITH_SCRIPT, WITH_VERDICT, handle,
 };
 
-pub(super) use message::SOCKET_FD;
+pub(super) use message::{SOCKET_FD, VERDICT_FD};
 
 /// The executable; empty where it could not be built (see `build.rs`).
 const PROGRAM: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/tool-init"));
@@ -132,6 +132,8 @@ pub(super) struct Run<'a> {
     pub(super) stderr: BorrowedFd<'a>,
     /// What it gets as descriptor 5.
     pub(super) script: Option<BorrowedFd<'a>>,
+    /// What it gets as [`VERDICT_FD`].
+    pub(super) verdict: Option<BorrowedFd<'a>>,
     /// Whether what it leaves running is to go on.
     pub(super) may_keep: bool,
 }
@@ -189,6 +191,7 @@ impl InitSocket {
         let with = |given: bool, flag| if given { flag } else { 0 };
         let flag = with(run.stdin.is_some(), WITH_INPUT)
             | with(run.script.is_some(), WITH_SCRIPT)
+            | with(run.verdict.is_some(), WITH_VERDICT)
             | with(run.may_keep, MAY_KEEP);
         let numbers = [run.argv.len() as i32, 0];
         let mut message = Header { kind: RUN, flag, run: number, numbers }.to_bytes().to_vec();
@@ -199,7 +202,7 @@ impl InitSocket {
         if message.len() > LONGEST {
             return Err(Errno::TOOBIG.into());
         }
-        let fds = [run.stdin, Some(run.stdout), Some(run.stderr), run.script];
+        let fds = [run.stdin, Some(run.stdout), Some(run.stderr), run.script, run.verdict];
         let fds: Vec<_> = fds.into_iter().flatten().collect();
         self.send(&message, &fds)
     }
@@ -212,9 +215,9 @@ impl InitSocket {
         self.send(&Header { kind: DRAIN, flag: 0, run: 0, numbers: [0; 2] }.to_bytes(), pipes)
     }
 
-    /// Sends a message with at most four descriptors.
+    /// Sends a message with at most five descriptors.
     fn send(&self, message: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(5))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         control.push(SendAncillaryMessage::ScmRights(fds));
         let message = [IoSlice::new(message)];

@@ -76,6 +76,7 @@ struct Command {
     environment: *const *const u8,
     stdio: [i32; 3],
     script: i32,
+    verdict: i32,
     user: *const setup::User,
     /// Written by the child: why the program could not be executed.
     errno: i32,
@@ -247,20 +248,21 @@ fn serve(
         _ => return close_all(fds),
     };
     let with = |flag| usize::from(header.flag & flag != 0);
-    let (input, script) = (with(WITH_INPUT), with(WITH_SCRIPT));
+    let (input, script, verdict) = (with(WITH_INPUT), with(WITH_SCRIPT), with(WITH_VERDICT));
     let mut command = Command {
         program,
         arguments: [null(); MOST_ARGUMENTS + 1],
         environment,
         stdio: [if input == 1 { fds[0] } else { descriptors.null }, fds[input], fds[input + 1]],
         script: if script == 1 { fds[input + 2] } else { NO_FD },
+        verdict: if verdict == 1 { fds[input + 2 + script] } else { NO_FD },
         user: user.map_or(null(), |user| user as *const setup::User),
         errno: 0,
     };
     let strings = &message[HEADER..];
     let wanted = header.numbers[0] as usize;
     let given = fds.iter().filter(|fd| **fd != NO_FD).count();
-    let whole = wanted > 0 && wanted <= MOST_ARGUMENTS && given == input + 2 + script;
+    let whole = wanted > 0 && wanted <= MOST_ARGUMENTS && given == input + 2 + script + verdict;
     if !whole || !split(strings, &mut command.arguments[..wanted]) {
         close_all(fds);
         return tell(DONE, header.run, [0, 22 /* EINVAL */]);
@@ -301,8 +303,13 @@ unsafe extern "C" fn become_program(command: *mut Command) -> ! {
     for (target, source) in command.stdio.iter().enumerate() {
         call!(arch::DUP3, *source, target, 0);
     }
+    // Each has a number of its own, which the other's descriptor may have now.
+    let verdict = match command.verdict {
+        NO_FD => NO_FD,
+        fd => call!(arch::FCNTL, fd, 0 /* F_DUPFD */, VERDICT_FD + 1) as i32,
+    };
     if command.script == NO_FD {
-        close_range(3, u32::MAX);
+        close_range(3, VERDICT_FD as u32 - 1);
     } else {
         // It may be that number already.
         if command.script == 5 {
@@ -311,7 +318,12 @@ unsafe extern "C" fn become_program(command: *mut Command) -> ! {
             call!(arch::DUP3, command.script, 5, 0);
         }
         close_range(3, 4);
-        close_range(6, u32::MAX);
+    }
+    if verdict == NO_FD {
+        close_range(VERDICT_FD, u32::MAX);
+    } else {
+        call!(arch::DUP3, verdict, VERDICT_FD, 0);
+        close_range(VERDICT_FD + 1, u32::MAX);
     }
     let none = 0u64;
     call!(arch::RT_SIGPROCMASK, 2, &raw const none, 0, 8);

@@ -6,11 +6,14 @@ use std::sync::Arc;
 use super::{Contents, proxy};
 use crate::sandbox::etc::{self, EtcCopy, RESOLV_CONF};
 use crate::sandbox::identity::Identity;
-use crate::sandbox::jail::{Access, Entry};
+use crate::sandbox::image::Layer;
+use crate::sandbox::jail::{Access, Entry, Hold, Overlay, Tree};
+use crate::sandbox::limits::{CGROUPS, ShownGroup};
 use crate::sandbox::provided::{Provided, Shown};
 use crate::sandbox::shell::{Places, Shell};
 use crate::sandbox::spool;
-use crate::sandbox::workspace::{ImageFiles, SESSIONS, Workspace};
+use crate::sandbox::user::{CommandUser, IdMap};
+use crate::sandbox::workspace::{Grading, ImageFiles, SESSIONS, Workspace};
 
 /// Entries of the root directory that are shared read-only where the host has them.
 const ROOT_ENTRIES: [&str; 6] = ["/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32"];
@@ -48,6 +51,9 @@ const OWN_DIRECTORIES: [&str; 9] = [
     "/media",
     "/srv",
 ];
+
+/// The home and temporary directory of a grader, in which nothing of those is that it judges.
+pub(in crate::sandbox) const GRADER: &str = "/run/grader";
 
 /// Links that programs expect.
 const OWN_LINKS: [(&str, &str); 2] = [("/run", "/var/run"), ("/run/lock", "/var/lock")];
@@ -140,8 +146,9 @@ impl HostLayout {
         look(&Shown { directories, links: &links, own })
     }
 
-    /// The entries of `/sys`, for a sandbox with the host's network or without.
-    fn sys(&self, network: bool) -> Vec<Entry> {
+    /// The entries of `/sys`, for a sandbox with the host's network or without, that is to see
+    /// these cgroups.
+    fn sys(&self, network: bool, cgroups: &[ShownGroup]) -> Vec<Entry> {
         let place = PathBuf::from("/sys");
         let [always, of_host] = &self.masked;
         let (mut entries, masked) = match self.sys {
@@ -162,6 +169,10 @@ impl HostLayout {
             options: "mode=0555,size=4096",
         };
         entries.extend(masked.into_iter().flatten().map(empty));
+        if !cgroups.is_empty() {
+            let shown = cgroups.iter().map(|group| (group.host.clone(), group.place.clone()));
+            entries.push(Entry::Groups { place: CGROUPS.into(), shown: shown.collect() });
+        }
         entries
     }
 }
@@ -187,7 +198,7 @@ pub(super) fn root_of_image(
 ) -> Vec<Entry> {
     let workspace = contents.workspace;
     let mut root: Vec<_> = workspace.root_overlay().map(Entry::Layered).into_iter().collect();
-    root.extend(layout.sys(contents.network));
+    root.extend(layout.sys(contents.network, &contents.cgroups));
     let file = |host: PathBuf, place: PathBuf, is_optional| {
         let over =
             Entry::Over { host, place: place.clone(), access: Access::ReadOnly, is_optional };
@@ -209,6 +220,7 @@ pub(super) fn root_of_image(
     root.push(shown(workspace.sessions().into(), SESSIONS.into(), Access::ReadOnly));
     let outputs = workspace.inside().home.join(spool::DIRECTORY);
     root.push(shown(workspace.outputs_directory(), outputs, Access::Writable));
+    root.extend(of_grader(workspace));
     root.extend(provided.entries_of_image());
     root
 }
@@ -258,20 +270,61 @@ pub(super) fn root(
             is_optional: false,
         });
     }
-    root.extend(layout.sys(contents.network));
+    root.extend(layout.sys(contents.network, &contents.cgroups));
     root.extend(OWN_DIRECTORIES.map(|place| Entry::Directory { place: place.into() }));
     root.extend(
         OWN_LINKS.map(|(target, place)| Entry::Link { target: target.into(), place: place.into() }),
     );
     root.extend(layout.readable.iter().map(|path| read_only(path)));
     let (hosts, inside) = (contents.workspace.on_host(), contents.workspace.inside());
-    let writable = |host: &Path, place: &Path| shown(host, place, Access::Writable);
-    root.push(writable(hosts.temporary, inside.temporary));
+    let [of_workspace, of_temporary, of_home] = contents.workspace.layers();
+    let (owner, work) = (contents.workspace.user_of_slot(), contents.workspace.next_work());
+    let writable = |host: &Path, place: &Path, layers: &[Arc<Layer>]| match layers.is_empty() {
+        true => shown(host, place, Access::Writable),
+        false => Entry::Layered(overlay(host, place, layers, owner, work.clone())),
+    };
+    root.push(writable(hosts.temporary, inside.temporary, of_temporary));
     root.push(Entry::Link { target: inside.temporary.to_owned(), place: "/var/tmp".into() });
-    root.push(writable(hosts.home, inside.home));
-    root.push(writable(hosts.workspace, inside.workspace));
+    root.push(writable(hosts.home, inside.home, of_home));
+    root.push(writable(hosts.workspace, inside.workspace, of_workspace));
+    root.extend(of_grader(contents.workspace));
     let sessions = contents.workspace.sessions();
     root.push(shown(sessions, Path::new(SESSIONS), Access::ReadOnly));
     root.extend(provided.entries());
     root
+}
+
+/// The overlay of a slot's directory above these layers, the lowest first.
+fn overlay(
+    writable: &Path,
+    place: &Path,
+    layers: &[Arc<Layer>],
+    owner: Option<CommandUser>,
+    work: String,
+) -> Overlay {
+    let hold = |layer: &Layer| match owner.map(CommandUser::map) {
+        None => Hold::ByPath,
+        Some(map) if map.outside == layer.owner() => Hold::HandedOver(None),
+        // It is another slot's.
+        Some(map) => Hold::HandedOver(Some(IdMap { inside: layer.owner(), ..map })),
+    };
+    let own = if owner.is_some() { Hold::HandedOver(None) } else { Hold::ByPath };
+    let tree = |host: &Path, hold| Tree { host: host.to_owned(), hold };
+    Overlay {
+        place: place.to_owned(),
+        lower: layers.iter().map(|layer| tree(layer.path(), hold(layer))).collect(),
+        writable: tree(writable, own),
+        work,
+    }
+}
+
+/// What a grader finds beside the files that it judges, if the workspace is one's.
+fn of_grader(workspace: &Workspace) -> Vec<Entry> {
+    let Some(Grading { files, home, files_at }) = workspace.grading() else { return Vec::new() };
+    let shown = |host: &Path, place: &Path, access| Entry::Shown {
+        host: host.to_owned(),
+        place: place.to_owned(),
+        access,
+    };
+    vec![shown(home, Path::new(GRADER), Access::Writable), shown(files, files_at, Access::ReadOnly)]
 }

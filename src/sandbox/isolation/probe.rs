@@ -139,6 +139,7 @@ impl Jails {
                 self.layout.identity.name(),
             )),
             open_files: None,
+            cgroups: Vec::new(),
         };
         let null = open_null().map_err(failed)?;
         let flags = epoll::CreateFlags::CLOEXEC;
@@ -182,6 +183,7 @@ impl Jails {
                             stdout: null,
                             stderr: null,
                             script: None,
+                            verdict: None,
                             may_keep: false,
                         };
                         jail.run(&run, Arc::new(|_| {})).err().map(|error| Err(failed(error)))

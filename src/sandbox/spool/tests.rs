@@ -75,6 +75,7 @@ impl Fixture {
             output_file_bytes: 16 << 20,
             stdin: String::new(),
             output_order: Default::default(),
+            verdict: None,
             keeps_background: false,
         }
     }

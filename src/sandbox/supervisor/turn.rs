@@ -18,8 +18,8 @@ use super::super::host::Host;
 use super::super::init::RunEvent;
 use super::super::isolation::{Contents, Isolation};
 use super::super::jail::{Bounds, Jail, News, Phase};
-use super::super::jails::{OnGone, SlotJails};
-use super::super::limits::{Alarm, Exceeded, Leftover};
+use super::super::jails::{OnGone, SlotJails, Tenancy};
+use super::super::limits::{Alarm, Exceeded, Leftover, Refusals};
 use super::super::machines::{MachineRequest, Machines};
 use super::super::running::{Reason, Running};
 use super::super::stream::{READ_BUFFER, Watch};
@@ -149,7 +149,10 @@ impl Turn {
                     Request::Run(_, _, answer) => answer.without_running(closed()),
                     Request::Leave(slot, on_gone) => self.leave(slot, on_gone),
                     // A wish for a machine answers itself.
-                    Request::Cancel(_) | Request::Machine(_) | Request::Exceeded(..) => {}
+                    Request::Cancel(_)
+                    | Request::Machine(_)
+                    | Request::HasBackground(..)
+                    | Request::Exceeded(..) => {}
                 }
             }
             let ids: Vec<u64> = self.running.keys().copied().collect();
@@ -174,6 +177,11 @@ impl Turn {
                 Some(Request::Machine(request)) => {
                     starts += 1;
                     self.give_machine(request);
+                }
+                Some(Request::HasBackground(slot, reply)) => {
+                    let has_some = |(_, tenancy): (u64, &mut Tenancy)| tenancy.has_background;
+                    // Refused only when the asker has given up.
+                    let _ = reply.try_send(self.jails.of_slot(slot).is_some_and(has_some));
                 }
                 Some(Request::Leave(slot, on_gone)) => self.leave(slot, on_gone),
                 Some(Request::Exceeded(number, exceeded)) if SlotJails::is_jail(number) => {
@@ -266,6 +274,12 @@ impl Turn {
         let Some(tenancy) = self.jails.get(number) else { return };
         let Some(machine) = tenancy.jail.machine().cloned() else { return };
         let waiting = std::mem::take(&mut tenancy.machine_wanted);
+        let known = self.machines.get(tenancy.slot, tenancy.network);
+        if known.is_none_or(|known| !Arc::ptr_eq(&known, &machine))
+            && let Err(error) = tenancy.jail.workspace().on_founded(machine.root())
+        {
+            log::error!("the files of a slot cannot be seen from outside: {error}");
+        }
         self.machines.insert(tenancy.slot, tenancy.network, machine.clone());
         waiting.into_iter().for_each(|reply| reply.give(Ok(machine.clone())));
     }
@@ -317,6 +331,7 @@ impl Turn {
             program: shell,
             environment: host.environment(workspace, &workspace.inside()),
             open_files: host.open_files,
+            cgroups: host.limits.shown(workspace.slot()),
         };
         let plan = jails.plan(contents);
         let origin = jails.origin(&host.null, workspace);
@@ -423,9 +438,11 @@ impl Turn {
     fn on_run_event(&mut self, number: u64, event: RunEvent, now: Instant) {
         let Some(tenancy) = self.jails.get(number) else { return };
         let Some(id) = tenancy.occupant else { return };
+        let mut refusals = Refusals::default();
         let ends_jail = match &event {
             // One that cannot start a shell is not used again either.
             RunEvent::Done { end, earlier_ended, .. } => {
+                refusals = tenancy.jail.refusals();
                 tenancy.has_background &= !earlier_ended;
                 end.is_err() || !self.host.warm && !tenancy.has_background
             }
@@ -437,6 +454,7 @@ impl Turn {
         };
         self.change(id, |command, _, _, _| {
             if let Command::Entered(entered) = command {
+                entered.was_refused(refusals);
                 entered.on_run_event(event, now);
             }
         });
@@ -559,6 +577,7 @@ impl Turn {
             network_isolated,
             all_dead: ending.all_dead,
             background: ending.background,
+            limits_reached: ending.limits_reached,
         });
     }
 

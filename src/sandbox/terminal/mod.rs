@@ -38,6 +38,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::{Receiver, Sender, bounded};
 use parking_lot::Mutex;
 use rustix::event::{EventfdFlags, epoll, eventfd};
 
@@ -58,6 +59,7 @@ use super::spool::Spool;
 use super::stream::READ_BUFFER;
 use super::supervisor::{Supervisor, block_sigpipe, leave_session_keyring, leave_umask};
 use super::user::CommandUser;
+use crate::tool::DEFAULT_SESSION;
 
 /// How many calls are begun before events and deadlines are looked at again.
 const STARTS_PER_TURN: usize = 8;
@@ -218,6 +220,19 @@ impl Terminals {
         let _ = self.shared.send(Request::Cancel(call));
     }
 
+    /// What is kept for a slot, a name each, to be received once. Disconnected after the
+    /// [`close`](Self::close). Does not block.
+    pub(crate) fn kept(&self, slot: usize) -> Receiver<Vec<String>> {
+        let (reply, names) = bounded(1);
+        if !self.shared.queue.lock().used.contains(&slot) {
+            // There is room for one.
+            let _ = reply.send(Vec::new());
+            return names;
+        }
+        drop(self.shared.send(Request::Kept(slot, reply)));
+        names
+    }
+
     /// Ends whatever is kept for a slot. Does not block.
     ///
     /// `on_gone` is called once, as `on_end` of [`bash`](Self::bash), when nothing of it is left;
@@ -288,6 +303,7 @@ enum Request {
     Cancel(TerminalCall),
     Machine(Key, Result<Arc<Machine>, String>),
     Exceeded(Key, Exceeded),
+    Kept(usize, Sender<Vec<String>>),
     End(usize, Arc<Notice>),
 }
 
@@ -405,7 +421,10 @@ impl Turn {
                     Request::StopTmux(slot, notice) => {
                         self.terminals.end_slot(slot, notice, &mut self.common);
                     }
-                    Request::Cancel(_) | Request::Machine(..) | Request::Exceeded(..) => {}
+                    Request::Cancel(_)
+                    | Request::Machine(..)
+                    | Request::Exceeded(..)
+                    | Request::Kept(..) => {}
                     // Told when the slot's sandbox is gone.
                     Request::End(slot, notice) => self.end_slot(slot, notice),
                 }
@@ -443,6 +462,15 @@ impl Turn {
                     Kind::Shell => self.shells.exceeded(serial, exceeded, &mut self.common),
                     Kind::Tmux => self.terminals.exceeded(serial, exceeded, &mut self.common),
                 },
+                Some(Request::Kept(slot, reply)) => {
+                    let shells = self.shells.names(slot).into_iter().map(|name| match &*name {
+                        DEFAULT_SESSION => "the shell of terminal_stateful".to_owned(),
+                        name => format!("the session {name} of terminal_stateful"),
+                    });
+                    let tmux = self.terminals.names(slot).into_iter().map(|_| "tmux".to_owned());
+                    // Refused only when the asker has given up.
+                    let _ = reply.try_send(shells.chain(tmux).collect());
+                }
                 Some(Request::End(slot, notice)) => self.end_slot(slot, notice),
                 None => break,
             }

@@ -260,6 +260,15 @@ impl<P: Program> Seats<P> {
         self.seats.len()
     }
 
+    /// The names of a slot's sandboxes that are not ending.
+    pub(super) fn names(&self, slot: usize) -> Vec<Arc<str>> {
+        let serials = self.slots.get(&slot).into_iter().flat_map(|slot| &slot.serials);
+        let lives = |serial: &u64| {
+            self.seats.get(serial).is_some_and(|seat| seat.kept.phase() < Phase::Ending)
+        };
+        serials.filter(|(_, serial)| lives(serial)).map(|(name, _)| name.clone()).collect()
+    }
+
     /// Runs a call in its slot's sandbox, which is started if there is none that will do.
     pub(super) fn call(&mut self, place: Place, call: P::Call, common: &mut Common) {
         let slot = self.slots.get(&place.slot);

@@ -110,7 +110,7 @@ impl Bench {
     }
 
     fn place(&self, slot: usize, network: bool) -> Place {
-        let session = crate::tool::DEFAULT_SESSION.into();
+        let session = DEFAULT_SESSION.into();
         Place { slot, workspace: self.workspaces[slot].clone(), network, session }
     }
 

@@ -70,7 +70,7 @@ pub(crate) enum NoMachine {
 }
 
 /// The files of a machine from an image, and who its commands are.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct ImageFiles {
     image: Arc<Image>,
     frozen: Vec<Arc<Layer>>,
@@ -173,6 +173,29 @@ impl ImageFiles {
             working_dir,
             mode,
         })
+    }
+
+    /// The same above one layer more, if there is one; its root directory has this mode.
+    pub(super) fn with_layer(&self, layer: Option<Arc<Layer>>, mode: u32) -> Self {
+        let mut above = self.clone();
+        above.frozen.extend(layer);
+        above.mode = mode;
+        above
+    }
+
+    /// The same for commands of another user, in slots whose ids are `owner`'s.
+    ///
+    /// # Errors
+    /// There is no such user.
+    pub(super) fn with_user(
+        &self,
+        user: &str,
+        owner: Option<CommandUser>,
+    ) -> Result<Self, NoMachine> {
+        let (image, frozen) = (self.image.clone(), self.frozen.clone());
+        let user = Some(user.to_owned());
+        let env = BTreeMap::new();
+        Self::find(MachineSpec { image, frozen, user, workdir: None, env }, owner)
     }
 
     /// The image.

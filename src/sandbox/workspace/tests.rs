@@ -307,6 +307,7 @@ fn a_reset_removes_whatever_the_user_of_commands_left() {
         output_file_bytes: 0,
         stdin: String::new(),
         output_order: Default::default(),
+        verdict: None,
         keeps_background: false,
     };
     supervisor.run(spec, Box::new(move |finished| sender.send(finished.stdout.text).unwrap()));
@@ -373,6 +374,7 @@ fn a_command_in_a_workspace_that_was_replaced_does_not_run() {
             output_file_bytes: 0,
             stdin: String::new(),
             output_order: Default::default(),
+            verdict: None,
             keeps_background: false,
         };
         let (sender, receiver) = std::sync::mpsc::channel();

@@ -14,13 +14,15 @@ use tokio::sync::{Semaphore, oneshot};
 
 use super::answer::{self, Lent, ResultAnswer, to_json};
 use super::calls::{Calls, lost};
-use super::validate::{self, CallRequest, Problems, Rejection, ReplyForm, Written};
+use super::snapshots::{self, Answered, ForkBody, GradeRequest, SnapshotRequest};
+use super::validate::{self, BeginRequest, CallRequest, Problems, Rejection, ReplyForm, Written};
 use super::{batch, metrics};
 use crate::artifact::ArtifactError;
-use crate::executor::{ToolExecutor, no_turn};
+use crate::error::BeginError;
+use crate::executor::{CallHandle, ToolExecutor, no_turn};
 use crate::server::auth::Refusal;
 use crate::server::http::{BodyError, HttpLimits, Method, Request, Response, StatusCode, response};
-use crate::tool::ToolResult;
+use crate::tool::{Outcome, ToolResult};
 
 /// A body up to this size is parsed where it is read: handing it to a thread would take longer.
 const SMALL_BODY: usize = 64 * 1024;
@@ -38,6 +40,7 @@ pub(super) struct Service {
     releases: Arc<Semaphore>,
     statistics: Arc<Semaphore>,
     parsing: Arc<Semaphore>,
+    snapshots: Arc<Semaphore>,
 }
 
 /// A path that there is.
@@ -50,12 +53,18 @@ enum Route {
     Execute,
     ExecuteBatch,
     Parse,
+    Begin,
     Cancel,
     Release,
     Sandboxes,
     ReadArtifact,
     ListArtifacts,
     ArchiveArtifacts,
+    Snapshot,
+    Snapshots,
+    DropSnapshot,
+    Fork,
+    Grade,
 }
 
 impl Route {
@@ -68,19 +77,27 @@ impl Route {
             "/execute" => Self::Execute,
             "/execute_batch" => Self::ExecuteBatch,
             "/parse" => Self::Parse,
+            "/begin" => Self::Begin,
             "/cancel" => Self::Cancel,
             "/release" => Self::Release,
             "/sandboxes" => Self::Sandboxes,
             "/artifacts/read" => Self::ReadArtifact,
             "/artifacts/list" => Self::ListArtifacts,
             "/artifacts/archive" => Self::ArchiveArtifacts,
+            "/snapshot" => Self::Snapshot,
+            "/snapshots" => Self::Snapshots,
+            "/snapshots/drop" => Self::DropSnapshot,
+            "/fork" => Self::Fork,
+            "/grade" => Self::Grade,
             _ => return None,
         })
     }
 
     fn method(self) -> Method {
         match self {
-            Self::Root | Self::Health | Self::Status | Self::Metrics => Method::GET,
+            Self::Root | Self::Health | Self::Status | Self::Metrics | Self::Snapshots => {
+                Method::GET
+            }
             _ => Method::POST,
         }
     }
@@ -100,6 +117,7 @@ impl Service {
             releases: places(256),
             statistics: places(4),
             parsing: places(4),
+            snapshots: places(128),
         }
     }
 
@@ -163,6 +181,10 @@ impl Service {
                 };
                 parsed.map_or_else(wrong_message, json_response)
             }
+            Route::Begin => {
+                let begin = self.body(request, None, validate::begin).await?;
+                self.begin(begin).await?
+            }
             Route::Cancel => {
                 let meant = self.body(request, None, validate::cancel).await?;
                 let cancelled = self.calls.cancel(&meant.trajectory_id, meant.uniq_id.as_deref());
@@ -199,6 +221,31 @@ impl Service {
                 let lent = self.lease(&list.trajectory_id).await;
                 self.artifacts(lent, move |executor, lent| answer::list(executor, lent, &list))
                     .await?
+            }
+            Route::Snapshot => {
+                let read = snapshots::read::<SnapshotRequest>;
+                let request = self.body(request, None, read).await?;
+                let lent = self.lease(&request.trajectory_id).await;
+                self.snapshots(move |executor| snapshots::snapshot(executor, lent, &request))
+                    .await?
+            }
+            Route::Snapshots => {
+                request.verdict().admitted().map_err(refused)?;
+                self.snapshots(snapshots::list).await?
+            }
+            Route::DropSnapshot => {
+                let request = self.body(request, None, snapshots::read).await?;
+                self.snapshots(move |executor| snapshots::drop_snapshot(executor, &request)).await?
+            }
+            Route::Fork => {
+                let request = self.body(request, None, snapshots::read::<ForkBody>).await?;
+                let lent = self.lease(&request.trajectory_id).await;
+                self.snapshots(move |executor| snapshots::fork(executor, lent, &request)).await?
+            }
+            Route::Grade => {
+                let request = self.body(request, None, snapshots::read::<GradeRequest>).await?;
+                let lent = self.lease(&request.trajectory_id).await;
+                self.snapshots(move |executor| snapshots::grade(executor, lent, &request)).await?
             }
             Route::ArchiveArtifacts => {
                 let archive = self.body(request, None, validate::archive_artifacts).await?;
@@ -265,6 +312,44 @@ impl Service {
         result_response(&result, reply.as_ref())
     }
 
+    /// Begins a trajectory with its spec, and answers when it has; with a result, as of a call,
+    /// that says so. A client that goes away cancels it.
+    async fn begin(&self, request: BeginRequest) -> Result<Response, Response> {
+        let BeginRequest { trajectory_id, spec } = request;
+        let (tell_done, done) = oneshot::channel();
+        let executor = self.executor.clone();
+        // It takes its turn with the executor's thread; so it is a matter of moments.
+        let submitted = blocking(&self.parsing, move || {
+            // Refused only when the client has gone.
+            let on_done = move |begun| drop(tell_done.send(begun));
+            executor.begin_then(&trajectory_id, spec, on_done)
+        });
+        let handle = match submitted.await? {
+            Ok(handle) => CancelOnDrop(Some(handle)),
+            Err(error @ (BeginError::Closed | BeginError::QueueFull)) => {
+                let result = ToolResult::failure(Outcome::NeverRan, error.to_string());
+                return Ok(result_response(&result, None));
+            }
+            Err(error @ BeginError::AlreadyBegun) => {
+                return Err(detail(StatusCode::CONFLICT, &error.to_string()));
+            }
+            Err(error) => {
+                let problem = validate::wrong_spec(&error.to_string());
+                let body = to_json(&json!({"detail": [problem]}));
+                return Err(response(StatusCode::UNPROCESSABLE_ENTITY, JSON, body));
+            }
+        };
+        let begun = done.await;
+        handle.ended();
+        let result = match begun {
+            Ok(Ok(())) => ToolResult::ok(""),
+            Ok(Err(BeginError::Failed(failure))) => failure.result(),
+            Ok(Err(error)) => ToolResult::failure(Outcome::NeverRan, error.to_string()),
+            Err(_) => lost(),
+        };
+        Ok(result_response(&result, None))
+    }
+
     /// Releases a trajectory and waits for that to be done – unless very many wait already: then it
     /// is only on its way. Happens also when the client does not wait for the answer.
     async fn release(&self, trajectory_id: String, reset_workspace: bool) {
@@ -307,6 +392,16 @@ impl Service {
             }
             Err(_) => Err(no_turn()),
         }
+    }
+
+    /// Answers what is asked about snapshots, by a trajectory whose turn it is.
+    async fn snapshots(
+        &self,
+        answer: impl FnOnce(&ToolExecutor) -> Answered + Send + 'static,
+    ) -> Result<Response, Response> {
+        let executor = self.executor.clone();
+        let (status, body) = blocking(&self.snapshots, move || answer(&executor)).await?;
+        Ok(response(status, JSON, body))
     }
 
     /// Answers a reader of artifacts whose turn it is.
@@ -374,6 +469,23 @@ fn result_response(result: &ToolResult, reply: Option<&ReplyForm>) -> Response {
     let attributable = HeaderName::from_static("x-tool-model-attributable");
     answer.headers_mut().insert(attributable, HeaderValue::from_static(models));
     answer
+}
+
+/// A begin under way. Dropped before it has ended, it cancels it: the client went away.
+struct CancelOnDrop(Option<CallHandle>);
+
+impl CancelOnDrop {
+    fn ended(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        if let Some(handle) = &self.0 {
+            handle.cancel();
+        }
+    }
 }
 
 /// The 422 for a message in which no calls can be looked for.

@@ -202,7 +202,7 @@ impl Service {
             return plain::refused(status, refusal.detail);
         }
         let _in_use = (!is_read).then(|| self.activity.begin());
-        if request.path().starts_with("/v1/") || request.path().starts_with("/v2/") {
+        if ["/v1/", "/v2/", "/v3/"].iter().any(|routes| request.path().starts_with(routes)) {
             return self.native.serve(request).await.unwrap_or_else(not_found);
         }
         plain::serve(&self, request).await

@@ -22,7 +22,7 @@ use crate::artifact::ArtifactError;
 use crate::backend::{Backend, SlotRef};
 use crate::server::http::BodyError;
 use crate::tool::{JsonObject, Outcome, ToolResult};
-use crate::wire::native::{FEATURE, FEATURE_1};
+use crate::wire::native::{FEATURE, OLDER};
 use crate::wire::sandbox::{
     self as wire, ArchiveRequest, CallRequest, Limit, ListRequest, Raised, ReadRequest, Refused,
     Unfit, Unreadable,
@@ -152,7 +152,7 @@ impl Service {
             slots,
             executing: (0..slots).filter(|slot| self.slots.is_executing(*slot)).count(),
             isolated: capabilities.isolation.not_isolated_because().is_none(),
-            features: &[FEATURE, FEATURE_1],
+            features: &[FEATURE, OLDER[0].0, OLDER[1].0],
             instance: &self.instance,
             url: &self.url,
             level: capabilities.isolation_level,
@@ -161,6 +161,7 @@ impl Service {
             warm_slots: capabilities.warm_slots,
             network: capabilities.network,
             draining: self.native.draining().0,
+            spec: &capabilities.spec,
         };
         ok(&health.answer())
     }

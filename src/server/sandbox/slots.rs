@@ -22,11 +22,12 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use crate::backend::{
-    Answer, Backend, Capabilities, Execution, ExecutionId, Reply, ResetReply, SlotRef,
+    Answer, Backend, BeginReply, Capabilities, Execution, ExecutionId, Reply, ResetReply, SlotRef,
 };
-use crate::error::BackendError;
+use crate::error::{BackendError, BeginFailure};
 use crate::interrupt::Interrupt;
 use crate::server::fifo_lock::{FifoLock, Inside};
+use crate::spec::TrajectorySpec;
 use crate::tool::{JsonObject, Outcome, ToolResult};
 use crate::workers::{Workers, guarded};
 
@@ -380,6 +381,40 @@ impl Slots {
                     });
                 });
                 job.backend.reset(&job.slot_ref(slot), reply);
+            });
+        });
+    }
+
+    /// Makes a slot what a trajectory's spec asks for, when its turn comes; does not block.
+    /// `on_done` is called once, whatever happens, when the slot is free again.
+    pub(crate) fn begin(self: &Arc<Self>, slot: usize, spec: Arc<TrajectorySpec>, on_done: OnDone) {
+        let unstarted = self.open(slot, on_done);
+        self.enter(slot, move |slots, inside| {
+            if let Some(inside) = unstarted.call.keep(inside) {
+                return slots.spawn(&slots.io, move || drop(inside));
+            }
+            let job = slots.clone();
+            slots.spawn(&slots.io, move || {
+                let call = unstarted.into_started();
+                // Its client may not look, or be of another version.
+                let checked = spec.check().and_then(|()| match job.cut_network {
+                    true => Arc::unwrap_or_clone(spec).without_network().map(Arc::new),
+                    false => Ok(spec),
+                });
+                let spec = match checked {
+                    Ok(spec) => spec,
+                    Err(problem) => {
+                        return call
+                            .answer(BeginFailure::unsupported(problem.to_string()).result());
+                    }
+                };
+                let reply = BeginReply::from_fn(move |begun| {
+                    call.answer(match begun {
+                        Ok(()) => ToolResult::ok(""),
+                        Err(failure) => failure.result(),
+                    });
+                });
+                job.backend.begin(&job.slot_ref(slot), &spec, reply);
             });
         });
     }

@@ -230,7 +230,10 @@ fn the_policy_replaces_what_the_model_said_about_it() {
         "timeout": "1", "allow_network": "yes", "command": "ls", "path": "p", "content": "c",
         "require_sandbox": false, "require_stateful_sandbox": 0, "other": [1], "last": 1,
     });
-    let everything = serde_json::to_string(&asked).unwrap();
+    let mut everything = asked.clone();
+    everything.as_object_mut().unwrap().shift_remove("allow_network");
+    everything["allow_network"] = json!(false);
+    let everything = everything.to_string();
     for (name, tool, arguments) in [
         (
             "terminal",

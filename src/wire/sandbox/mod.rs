@@ -20,6 +20,7 @@ use super::OutcomeFields;
 use crate::config::NetworkMode;
 use crate::level::IsolationLevel;
 use crate::limits::EnforcedLimits;
+use crate::spec::SpecField;
 use crate::tool::python_json::{self, NonAscii};
 use crate::tool::{JsonObject, Outcome, ToolResult};
 
@@ -300,6 +301,8 @@ pub(crate) struct Health<'a> {
     pub(crate) network: Option<NetworkMode>,
     /// Whether the server is about to end.
     pub(crate) draining: bool,
+    /// What of a trajectory's spec the slots can be given.
+    pub(crate) spec: &'a [SpecField],
 }
 
 impl Health<'_> {
@@ -318,6 +321,7 @@ impl Health<'_> {
             "instance": self.instance,
             "url": self.url,
         });
+        answer["spec_fields"] = json!(self.spec);
         if let Some(level) = self.level {
             answer["isolation_level"] = json!(level);
             answer["weakened_because"] = json!(self.weakened_because);

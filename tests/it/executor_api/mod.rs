@@ -1,8 +1,11 @@
 //! The executor behind its port, over real sockets.
 
+mod begin;
 mod leaving;
 mod refusals;
 mod results;
+#[cfg(target_os = "linux")]
+mod snapshots;
 
 use std::error::Error;
 use std::net::{TcpListener, TcpStream};

@@ -44,7 +44,7 @@ fn once_whatever_is_cut(route: &'static str, cuts: impl Iterator<Item = Trouble>
             assert_eq!(result.outcome, Outcome::Ok, "{cut:?}: {}", result.error);
             assert_eq!(result.output, calls.to_string(), "{cut:?}");
         }
-        if route == "POST /v2/calls" {
+        if route == "POST /v3/calls" {
             assert!(proxy.done() > before, "{cut:?} did not come to pass");
         }
     }
@@ -53,13 +53,13 @@ fn once_whatever_is_cut(route: &'static str, cuts: impl Iterator<Item = Trouble>
 #[test]
 fn a_request_that_is_cut_anywhere_runs_once() {
     let places = [0, 1, 15, 16, 17, 60, 120, 180, 200, 240, 260, 300];
-    once_whatever_is_cut("POST /v2/calls", places.into_iter().map(Trouble::CutRequest));
+    once_whatever_is_cut("POST /v3/calls", places.into_iter().map(Trouble::CutRequest));
 }
 
 #[test]
 fn a_response_that_is_cut_anywhere_was_run_once() {
     let places = [0, 1, 9, 15, 17, 40, 80, 100, 110, 120];
-    once_whatever_is_cut("POST /v2/calls", places.into_iter().map(Trouble::CutResponse));
+    once_whatever_is_cut("POST /v3/calls", places.into_iter().map(Trouble::CutResponse));
 }
 
 #[test]
@@ -67,11 +67,11 @@ fn many_calls_at_once_survive_the_loss_of_requests_and_of_the_stream() {
     const TRAJECTORIES: u64 = 8;
     let server = server(TRAJECTORIES as usize);
     let proxy = Proxy::before(server.addr());
-    proxy.next("POST /v2/results", Trouble::CutResponse(700));
+    proxy.next("POST /v3/results", Trouble::CutResponse(700));
     let executor = executor(fleet([proxy.url.clone()]));
     let queue = executor.completion_queue(100);
     for round in 1..=12 {
-        proxy.next("POST /v2/calls", Trouble::CutRequest(round * 40));
+        proxy.next("POST /v3/calls", Trouble::CutRequest(round * 40));
         for tag in 0..TRAJECTORIES {
             let command = bash("sleep 0.05; echo x >> count; wc -l < count");
             executor.submit_to(&format!("t{tag}"), command, queue.tagged(tag)).unwrap();
@@ -93,7 +93,7 @@ fn a_stream_of_results_that_is_cut_anywhere_is_resumed() {
     let proxy = Proxy::before(server.addr());
     // Each executor's stream is cut once, at another place.
     for place in [1, 20, 90, 110, 150, 160, 200, 300] {
-        proxy.next("POST /v2/results", Trouble::CutResponse(place));
+        proxy.next("POST /v3/results", Trouble::CutResponse(place));
         let executor = executor(fleet([proxy.url.clone()]));
         for number in 1..=3 {
             // Long enough that the result comes by the stream.
@@ -112,7 +112,7 @@ fn a_response_that_never_comes_was_run_once() {
         let proxy = Proxy::before(server.addr());
         let executor = executor(fleet([proxy.url.clone()]));
         for number in 1..=3 {
-            proxy.next("POST /v2/calls", Trouble::NoResponse);
+            proxy.next("POST /v3/calls", Trouble::NoResponse);
             runs_once(&executor, number);
             assert_eq!(proxy.done(), number);
         }
@@ -123,7 +123,7 @@ fn a_response_that_never_comes_was_run_once() {
 fn a_stream_of_results_that_says_nothing_is_opened_again() {
     let server = server(1);
     let proxy = Proxy::before(server.addr());
-    proxy.next("POST /v2/results", Trouble::NoResponse);
+    proxy.next("POST /v3/results", Trouble::NoResponse);
     let mut config = fleet([proxy.url.clone()]);
     config.unreachable_timeout = Duration::from_secs(10);
     let executor = executor(config);
@@ -140,7 +140,7 @@ fn a_request_that_comes_late_runs_no_more() {
         let mut number = 0;
         for _ in 0..2 {
             let (release, held) = bounded::<()>(0);
-            proxy.next("POST /v2/calls", Trouble::Held(held));
+            proxy.next("POST /v3/calls", Trouble::Held(held));
             // Its client gives up on it, and sends it again.
             for _ in 0..2 {
                 number += 1;
@@ -163,11 +163,11 @@ fn a_request_that_comes_twice_runs_once() {
         let executor = executor(fleet([proxy.url.clone()]));
         let mut number = 0;
         for round in 1..=5 {
-            proxy.next("POST /v2/calls", Trouble::TwiceBefore);
+            proxy.next("POST /v3/calls", Trouble::TwiceBefore);
             number += 1;
             runs_once(&executor, number);
             let (release, late) = bounded::<()>(0);
-            proxy.next("POST /v2/calls", Trouble::TwiceAfter(late));
+            proxy.next("POST /v3/calls", Trouble::TwiceAfter(late));
             for call in 0..20 {
                 if call == round {
                     // It is a later operation's turn by now.
@@ -186,11 +186,11 @@ fn a_request_that_comes_twice_runs_once() {
 fn sessions_and_streams_that_are_asked_for_twice_are_one() {
     let server = server(1);
     let proxy = Proxy::before(server.addr());
-    proxy.next("POST /v2/session", Trouble::TwiceBefore);
+    proxy.next("POST /v3/session", Trouble::TwiceBefore);
     let executor = executor(fleet([proxy.url.clone()]));
     for number in 1..=6 {
         // The second stream takes over from the first: the client asks for another one.
-        let route = if number % 2 == 0 { "POST /v2/session" } else { "POST /v2/results" };
+        let route = if number % 2 == 0 { "POST /v3/session" } else { "POST /v3/results" };
         proxy.next(route, Trouble::TwiceBefore);
         proxy.cut_all();
         runs_once(&executor, number);

@@ -31,13 +31,13 @@ fn native(
     Server::start(move |request: &Request| {
         let asked: Value = serde_json::from_str(&request.body).unwrap_or_default();
         match &*request.path {
-            "/health" => ok(r#"{"status": "ok", "features": ["native-2"]}"#),
-            "/v2/session" if asked["end"] == true => silence(b""),
-            "/v2/session" => ok(json!({"instance": "i", "resumed": asked["resume"],
+            "/health" => ok(r#"{"status": "ok", "features": ["native-3"]}"#),
+            "/v3/session" if asked["end"] == true => silence(b""),
+            "/v3/session" => ok(json!({"instance": "i", "resumed": asked["resume"],
                 "slots": names, "max_body": 1_000_000, "lease": all_slots(names.len()),
                 "lease_s": 15.0})
             .to_string()),
-            "/v2/calls" => {
+            "/v3/calls" => {
                 let ops = asked["ops"].as_array().unwrap();
                 if ops.iter().all(|op| op["reset"] == true) {
                     told(ops.iter().map(|op| done(op, "")))
@@ -45,7 +45,7 @@ fn native(
                     calls(ops)
                 }
             }
-            "/v2/results" => results(&asked),
+            "/v3/results" => results(&asked),
             other => panic!("{other}"),
         }
     })
@@ -285,7 +285,7 @@ fn closing_does_not_wait_for_servers_that_hang() {
     backend.watch(Watcher::from_fn(|_, _| {}));
     for server in &hanging {
         let mut requests = std::iter::from_fn(|| server.requests.recv_timeout(PATIENCE).ok());
-        assert!(requests.any(|request| request.path == "/v2/results"));
+        assert!(requests.any(|request| request.path == "/v3/results"));
     }
     let began = Instant::now();
     backend.close(began + Duration::from_millis(500));
@@ -331,9 +331,9 @@ fn a_session_whose_beginning_was_not_told_is_begun_again_under_its_name() {
     let server = Server::start(move |request: &Request| {
         let asked: Value = serde_json::from_str(&request.body).unwrap_or_default();
         match &*request.path {
-            "/health" => ok(r#"{"status": "ok", "features": ["native-2"]}"#),
-            "/v2/session" if asked["end"] == true => silence(b""),
-            "/v2/session" => {
+            "/health" => ok(r#"{"status": "ok", "features": ["native-3"]}"#),
+            "/v3/session" if asked["end"] == true => silence(b""),
+            "/v3/session" => {
                 let mut sessions = its.lock();
                 let is_his = sessions.current.as_deref() == asked["session"].as_str();
                 if asked["resume"] == true && !is_his {
@@ -354,7 +354,7 @@ fn a_session_whose_beginning_was_not_told_is_begun_again_under_its_name() {
                     "max_body": 1_000_000, "lease": all_slots(1), "lease_s": 15.0})
                 .to_string())
             }
-            "/v2/calls" => does(asked["ops"].as_array().unwrap()),
+            "/v3/calls" => does(asked["ops"].as_array().unwrap()),
             _ => {
                 let (reply, sender) = stream("{\"beat\":0}\n");
                 opened.send(sender).unwrap();

@@ -11,6 +11,7 @@ mod partition;
 mod reference;
 mod sharing;
 mod soak;
+mod specs;
 mod starts;
 
 use std::sync::Arc;

@@ -297,22 +297,25 @@ fn plain_clients_and_executors_do_not_touch_each_others_slots() {
 }
 
 #[test]
-fn version_1_of_the_protocol_is_refused_by_name_on_both_sides() {
+fn older_versions_of_the_protocol_are_refused_by_name_on_both_sides() {
     let server = server(1);
     let token = format!("Bearer {TOKEN}");
     let headers = [("Authorization", &*token), ("Content-Type", "application/json")];
-    for path in ["/v1/session", "/v1/calls", "/v1/results"] {
-        let mut client = Client::connect(server.addr());
-        let answer = client.ask("POST", path, &headers, br#"{"session": "s"}"#);
-        assert_eq!(answer.status, 404);
-        assert!(answer.text().contains("native-1") && answer.text().contains("native-2"));
+    for (version, routes) in [("native-1", "/v1"), ("native-2", "/v2")] {
+        for route in ["session", "calls", "results"] {
+            let mut client = Client::connect(server.addr());
+            let path = format!("{routes}/{route}");
+            let answer = client.ask("POST", &path, &headers, br#"{"session": "s"}"#);
+            assert_eq!(answer.status, 404);
+            assert!(answer.text().contains(version) && answer.text().contains("native-3"));
+        }
+        let old = Server::start(move |request: &Request| match &*request.path {
+            "/health" => ok(json!({"status": "ok", "features": [version]}).to_string()),
+            other => panic!("it is driven by {other}"),
+        });
+        let text = starts::refused(fleet([old.url.clone()]));
+        assert!(text.contains(version) && text.contains("native-3"), "{text}");
     }
-    let old = Server::start(|request: &Request| match &*request.path {
-        "/health" => ok(r#"{"status": "ok", "features": ["native-1"]}"#),
-        other => panic!("it is driven by {other}"),
-    });
-    let text = starts::refused(fleet([old.url.clone()]));
-    assert!(text.contains("native-1") && text.contains("native-2"), "{text}");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //! this machine's loopback interface stand for the internet: the proxy reaches them by what allows
 //! it, and a command, which has a loopback interface of its own, in no other way.
 
-mod servers;
+pub(crate) mod servers;
 mod tools;
 
 use serde_json::{Value, json};

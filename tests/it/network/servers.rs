@@ -9,26 +9,26 @@ use std::time::Duration;
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
 /// A server of files: each path has a text, or bytes.
-pub(super) struct Files {
+pub(crate) struct Files {
     scheme: &'static str,
-    pub(super) address: String,
-    pub(super) port: u16,
+    pub(crate) address: String,
+    pub(crate) port: u16,
     requests: Arc<Mutex<Vec<String>>>,
 }
 
 impl Files {
-    pub(super) fn start(address: &str, files: &[(&str, &str)]) -> Self {
+    pub(crate) fn start(address: &str, files: &[(&str, &str)]) -> Self {
         let files = files.iter().map(|(path, text)| ((*path).to_owned(), text.as_bytes().to_vec()));
         Self::of(address, files.collect())
     }
 
     /// Of these paths, whatever query follows them.
-    pub(super) fn of(address: &str, files: HashMap<String, Vec<u8>>) -> Self {
+    pub(crate) fn of(address: &str, files: HashMap<String, Vec<u8>>) -> Self {
         Self::with(address, None, files)
     }
 
     /// The same, over TLS if there is a certificate; with the server's URL where a text says `URL`.
-    pub(super) fn with(
+    pub(crate) fn with(
         address: &str,
         tls: Option<Arc<ServerConfig>>,
         files: HashMap<String, Vec<u8>>,
@@ -48,7 +48,7 @@ impl Files {
     }
 
     /// Of one that sends everyone elsewhere.
-    pub(super) fn redirecting(address: &str, to: &str) -> Self {
+    pub(crate) fn redirecting(address: &str, to: &str) -> Self {
         let to = to.to_owned();
         Self::answering(address, None, move |_, _| {
             (format!("302 Found\r\nLocation: {to}"), Vec::new())
@@ -85,17 +85,17 @@ impl Files {
         Self { scheme, address: address.to_owned(), port, requests }
     }
 
-    pub(super) fn url(&self, path: &str) -> String {
+    pub(crate) fn url(&self, path: &str) -> String {
         format!("{}://{}:{}{path}", self.scheme, self.address, self.port)
     }
 
     /// What allows it.
-    pub(super) fn pattern(&self) -> String {
+    pub(crate) fn pattern(&self) -> String {
         format!("{}:{}", self.address, self.port)
     }
 
     /// The request lines so far.
-    pub(super) fn requests(&self) -> Vec<String> {
+    pub(crate) fn requests(&self) -> Vec<String> {
         self.requests.lock().unwrap().clone()
     }
 }

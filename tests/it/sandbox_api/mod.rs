@@ -312,7 +312,8 @@ fn what_the_server_tells_of_itself() {
     let version = concat!("tool-executor/", env!("CARGO_PKG_VERSION"));
     let expected = json!({
         "status": "ok", "slots": 2, "available": 2, "executing": 0, "data_dir": "",
-        "bwrap_available": false, "stateful_dir": "", "server": version, "features": ["native-2", "native-1"],
+        "bwrap_available": false, "stateful_dir": "", "server": version, "features": ["native-3", "native-2", "native-1"],
+        "spec_fields": [],
         "instance": idle["instance"], "url": format!("http://{}", server.addr()),
     });
     assert_eq!(idle, expected);

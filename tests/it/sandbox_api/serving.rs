@@ -22,7 +22,7 @@ fn paths_and_methods_that_there_are_not() {
     for (method, path, status) in [
         ("GET", "/", 404),
         ("GET", "/health/", 404),
-        ("POST", "/v2/nope", 404),
+        ("POST", "/v3/nope", 404),
         ("GET", "/execute", 405),
         ("HEAD", "/execute", 405),
         ("PUT", "/execute", 405),
@@ -65,7 +65,7 @@ fn with_a_token_everything_but_the_health_needs_it() {
         ("POST", "/artifacts/read", 400),
         ("POST", "/artifacts/list", 400),
         ("POST", "/artifacts/archive", 400),
-        ("POST", "/v2/nope", 404),
+        ("POST", "/v3/nope", 404),
         ("GET", "/nope", 404),
         ("POST", "/health", 405),
     ];

@@ -22,14 +22,18 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use ureq::Agent;
 
-use self::state::{Ended, InFlight, Phase, State, Waiter, lost};
+use self::state::{Ended, InFlight, LOST, Phase, State, Waiter, lost};
 use super::Connection;
 use super::reports::Reports;
 use super::shares::{Asked, Shares};
-use crate::backend::{ContainerChange, Execution, ExecutionId, ResetReply, SlotRef, Watcher};
+use crate::backend::{
+    BeginReply, ContainerChange, Execution, ExecutionId, ResetReply, SlotRef, Watcher,
+};
 use crate::client::{self, AgentConfig, Failure, Names};
+use crate::error::BeginFailure;
+use crate::spec::TrajectorySpec;
 use crate::thread::OwnedThread;
-use crate::tool::{Outcome, ToolResult};
+use crate::tool::{JsonObject, Outcome, ToolResult};
 use crate::wire::native::{
     CALLS, CallsResponse, Lease, MAX_LINE, Op, OpResult, SESSION, SessionRequest, SessionResponse,
 };
@@ -215,12 +219,7 @@ impl NativeServer {
         let mut state = self.state.lock();
         for execution in batch {
             let Execution { id, trajectory_id, slot, tool, arguments, timeout, reply } = execution;
-            let reset = state.reset.get(slot.index).copied().flatten();
-            let is_ready = reset.is_some_and(|reset| reset <= slot.generation);
-            let epoch = state.leased.epoch(slot.index);
-            let Some(epoch) =
-                epoch.filter(|_| is_ready && state.phase != Phase::Down && !state.closing)
-            else {
+            let Some(epoch) = state.usable(&slot) else {
                 refused.push((reply, lost(false)));
                 continue;
             };
@@ -230,6 +229,7 @@ impl NativeServer {
                 seq,
                 epoch,
                 reset: false,
+                begin: None,
                 trajectory_id: trajectory_id.as_ref().to_owned(),
                 tool: tool.to_owned(),
                 args: arguments,
@@ -283,6 +283,43 @@ impl NativeServer {
         let left = state.enqueue((slot.index, seq), op, Waiter::Reset(slot.generation, reply));
         self.have_sent(state);
         left.into_iter().for_each(InFlight::lose);
+    }
+
+    /// Hands a begin over. May block while it sends.
+    pub(super) fn begin(&self, slot: &SlotRef, spec: &Arc<TrajectorySpec>, reply: BeginReply) {
+        let mut state = self.state.lock();
+        let Some(epoch) = state.usable(slot) else {
+            drop(state);
+            return reply.send(Err(BeginFailure::lost(LOST)));
+        };
+        let seq = state.next(slot.index);
+        let op = Op {
+            slot: slot.index,
+            seq,
+            epoch,
+            reset: false,
+            begin: Some(spec.clone()),
+            trajectory_id: String::new(),
+            tool: String::new(),
+            args: JsonObject::new(),
+            timeout: 0.0,
+        };
+        let most = state.max_body.saturating_sub(ENVELOPE);
+        let refusal = match serde_json::to_string(&op) {
+            Ok(op) if op.len() <= most => {
+                let left = state.enqueue((slot.index, seq), op, Waiter::Begin(reply));
+                self.have_sent(state);
+                return left.into_iter().for_each(InFlight::lose);
+            }
+            Ok(op) => BeginFailure::unsupported(format!(
+                "the spec takes {} bytes on the wire; this sandbox server takes {most} at most",
+                op.len()
+            )),
+            // Only a map with keys that are no strings could not be written.
+            Err(error) => BeginFailure::failed(format!("the spec cannot be written: {error}")),
+        };
+        drop(state);
+        reply.send(Err(refusal));
     }
 
     /// Gives a slot back that the session has under this grant. May block while it sends.

@@ -12,8 +12,9 @@ use super::leased::Leased;
 use super::{ENVELOPE, GONE, never_ran};
 use crate::backend::fleet::faults::Trial;
 use crate::backend::fleet::{PAUSE_FIRST, PAUSE_MOST};
-use crate::backend::{ExecutionId, Reply, ResetReply};
+use crate::backend::{BeginReply, ExecutionId, Reply, ResetReply, SlotRef};
 use crate::client::Failure;
+use crate::error::BeginFailure;
 use crate::tool::{Outcome, ToolResult};
 use crate::wire::native::{Key, Lease, LeaseKey, OpOutcome, OpResult, SessionResponse, calls_body};
 
@@ -91,6 +92,8 @@ pub(super) enum Waiter {
     Call { id: ExecutionId, reply: Reply, is_trial: bool },
     /// A reset, with the slot's generation.
     Reset(u64, ResetReply),
+    /// A begin.
+    Begin(BeginReply),
 }
 
 /// What goes into a request, and the body that has it.
@@ -156,6 +159,14 @@ impl State {
         }
         self.give_back.push(returned);
         true
+    }
+
+    /// Under which lease calls may be sent to a slot that was reset for its present holder.
+    pub(super) fn usable(&self, slot: &SlotRef) -> Option<u64> {
+        let reset = self.reset.get(slot.index).copied().flatten();
+        let is_ready = reset.is_some_and(|reset| reset <= slot.generation);
+        let epoch = self.leased.epoch(slot.index);
+        epoch.filter(|_| is_ready && self.phase != Phase::Down && !self.closing)
     }
 
     /// The number of a slot's next operation.
@@ -274,9 +285,16 @@ impl State {
             // It understood the request, and did nothing of it.
             Failure::Refused(400 | 413, text) if !keys.is_empty() => {
                 if let [key] = *keys {
-                    let error = format!("the sandbox server refused the call: {text}");
-                    let result = never_ran(Outcome::BackendFailed, error);
                     let flight = self.remove(key);
+                    let is_begin = matches!(&flight, Some(InFlight { owed: Waiter::Begin(_), .. }));
+                    let result = if is_begin {
+                        // It knows less of specs than this executor.
+                        let error = format!("the sandbox server refused the spec: {text}");
+                        BeginFailure::unsupported(error).result()
+                    } else {
+                        let error = format!("the sandbox server refused the call: {text}");
+                        never_ran(Outcome::BackendFailed, error)
+                    };
                     refused.extend(flight.map(|flight| Ended { owed: flight.owed, result }));
                 } else {
                     self.alone = keys.len();
@@ -372,6 +390,18 @@ impl State {
                 None
             }
             Waiter::Reset(..) => Some(Trial::Failed(result.error.clone())),
+            // Its user chooses what it asks for: the first call after it is no trial. Nor is what
+            // fails for that reason.
+            Waiter::Begin(_) => {
+                if let Some(fresh) = self.fresh.get_mut(slot) {
+                    *fresh = false;
+                }
+                match result.outcome {
+                    Outcome::Ok => Some(Trial::Succeeded),
+                    Outcome::BackendFailed => Some(Trial::Failed(result.error.clone())),
+                    _ => None,
+                }
+            }
             Waiter::Call { is_trial: true, .. } => trial_of(result),
             Waiter::Call { .. } => None,
         };
@@ -429,6 +459,13 @@ impl Ended {
             Waiter::Reset(_, reply) => {
                 reply.send(if self.result.success { Ok(()) } else { Err(self.result.error) });
             }
+            Waiter::Begin(reply) => {
+                let ToolResult { outcome, error, .. } = self.result;
+                reply.send(match outcome {
+                    Outcome::Ok => Ok(()),
+                    outcome => Err(BeginFailure::of(outcome, error)),
+                });
+            }
         }
     }
 }
@@ -454,9 +491,11 @@ fn trial_of(result: &ToolResult) -> Option<Trial> {
     }
 }
 
+/// What became of what was in flight.
+pub(super) const LOST: &str = "the sandbox server is gone, or does not answer";
+
 pub(super) fn lost(may_have_executed: bool) -> ToolResult {
-    let error = "the sandbox server is gone, or does not answer";
-    let mut result = ToolResult::failure(Outcome::SandboxLost, error);
+    let mut result = ToolResult::failure(Outcome::SandboxLost, LOST);
     result.may_have_executed = may_have_executed;
     result
 }

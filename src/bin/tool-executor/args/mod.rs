@@ -6,6 +6,7 @@
 
 mod applies;
 mod groups;
+mod image;
 #[cfg(test)]
 mod tests;
 mod values;
@@ -25,6 +26,7 @@ pub(crate) use self::groups::{
     CallArgs, FleetArgs, IsolationArgs, LimitArgs, ListenArgs, NetworkArgs, ProvidedArgs, RunArgs,
     SandboxTokenArgs, SlotArgs, ToolServerArgs,
 };
+pub(crate) use self::image::{ImageArgs, ImageCommand, ImportArgs, StoreArgs};
 use self::values::named;
 pub(crate) use self::values::{Limit, Several, variable};
 
@@ -78,6 +80,13 @@ pub(crate) enum Command {
     /// server is listed with its run, and as `running`, `over` or `unknown`. It lists this user's.
     #[command(after_help = exit_code::REAP_HELP)]
     Reap(ReapArgs),
+
+    /// Keep images of containers on this machine, unpacked, for commands to run in
+    ///
+    /// An image is unpacked once into the data directory, for all programs that use it. What a
+    /// program uses is not removed.
+    #[command(after_help = exit_code::IMAGE_HELP)]
+    Image(ImageArgs),
 
     /// Print the completions of a shell
     Completions {
@@ -216,7 +225,8 @@ pub(crate) struct ReplayArgs {
     /// "recorded_exit_code"?}]} or {"trajectory_id"?, "messages": [...]} with messages of OpenAI
     /// (chat, Responses) or Anthropic, or with "conversations" of ShareGPT; calls may be structured
     /// or stand in the text. Other keys are ignored. A line without an id is named line-N; one
-    /// whose id another line has got runs as ID~2, ID~3, and so on.
+    /// whose id another line has got runs as ID~2, ID~3, and so on. "spec": {...} says what the
+    /// trajectory begins with, see --spec.
     pub(crate) file: PathBuf,
 
     /// The form of tool calls in a model's text
@@ -250,6 +260,15 @@ pub(crate) struct ReplayArgs {
     /// Run the first N trajectories of the input only
     #[arg(long, value_name = "N", value_parser = named(values::at_least_one_u64))]
     pub(crate) limit: Option<u64>,
+
+    /// Begin each trajectory with the spec in FILE, a JSON object, beside what its line's "spec"
+    /// says
+    ///
+    /// {"env": {...}, "workdir", "network", "allow_hosts", "limits": {...}, "background",
+    /// "max_wall_s", "max_idle_s", "files": [...], "image", "user", "snapshot"}, each of which may
+    /// be left out. Of a key that both have the line's is taken.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) spec: Option<PathBuf>,
 
     /// Compare outputs and exit codes with the recorded ones and report the agreement
     #[arg(long)]
@@ -333,16 +352,19 @@ pub(crate) fn parse() -> Result<Parsed, clap::Error> {
 
 /// The whole definition, with the variables of this process.
 pub(crate) fn command() -> clap::Command {
-    // An empty variable is how scripts and manifests say that there is none.
-    Cli::command().mut_subcommands(|command| {
-        command.mut_args(|arg| {
-            let is_empty = |name| std::env::var_os(name).is_some_and(|value| value.is_empty());
-            match arg.get_env().is_some_and(is_empty) {
-                true => arg.env(Resettable::Reset),
-                false => arg,
-            }
-        })
-    })
+    Cli::command().mut_subcommands(without_empty_variables)
+}
+
+/// An empty variable is how scripts and manifests say that there is none.
+fn without_empty_variables(command: clap::Command) -> clap::Command {
+    let command = command.mut_args(|arg| {
+        let is_empty = |name| std::env::var_os(name).is_some_and(|value| value.is_empty());
+        match arg.get_env().is_some_and(is_empty) {
+            true => arg.env(Resettable::Reset),
+            false => arg,
+        }
+    });
+    command.mut_subcommands(without_empty_variables)
 }
 
 fn parse_from(

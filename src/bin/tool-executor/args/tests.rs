@@ -15,7 +15,7 @@ const COMMANDS: [&str; 3] = ["replay", "serve", "sandbox"];
 /// `replay` has no `--acquire-timeout-s`, because more trajectories than slots is what
 /// `--concurrency` asks for, and no `--idle-limit-s`, because it releases what it is done with.
 /// `sandbox` has none of the flags about calls: its clients say these.
-const TABLE: [(&str, &str, &str); 72] = [
+const TABLE: [(&str, &str, &str); 73] = [
     ("acquire-timeout-s", "TOOL_EXECUTOR_ACQUIRE_TIMEOUT_S", "s"),
     ("advertise", "TOOL_EXECUTOR_ADVERTISE", "sx"),
     ("allow-host", "TOOL_EXECUTOR_ALLOW_HOST", "rsx"),
@@ -77,6 +77,7 @@ const TABLE: [(&str, &str, &str); 72] = [
     ("slurm-argument", "", "rs"),
     ("slurm-slots", "TOOL_EXECUTOR_SLURM_SLOTS", "rs"),
     ("slurm-submit", "TOOL_EXECUTOR_SLURM_SUBMIT", "rs"),
+    ("spec", "", "r"),
     ("summary-json", "", "r"),
     ("timeout-s", "TOOL_EXECUTOR_TIMEOUT_S", "rs"),
     ("tls-cert", "TOOL_EXECUTOR_TLS_CERT", "sx"),

@@ -11,7 +11,7 @@ use tool_executor::artifact::ArchiveArtifacts;
 use tool_executor::backend::local::LocalBackend;
 use tool_executor::{
     Completion, CompletionQueue, Interrupt, Outcome, ToolCall, ToolExecutor, ToolRegistry,
-    ToolResult,
+    ToolResult, TrajectorySpec,
 };
 
 use crate::args::ReplayArgs;
@@ -64,8 +64,9 @@ impl Driver {
         let mut config = args
             .calls
             .config(&args.network)
-            // One call per trajectory is under way, so a submit never meets a full queue.
-            .with_queue_capacity(most)
+            // One call per trajectory is under way, and perhaps its begin, so a submit never meets
+            // a full queue.
+            .with_queue_capacity(most.saturating_mul(2))
             .with_queue_timeout(PATIENCE)
             .with_acquire_timeout(PATIENCE)
             .with_close_timeout(CLOSE_TIMEOUT);
@@ -90,6 +91,14 @@ impl Driver {
     /// How many trajectories are to run at a time.
     pub(crate) fn concurrency(&self) -> usize {
         self.concurrency
+    }
+
+    /// Begins a trajectory as its spec asks; where it cannot be so, its calls say it.
+    ///
+    /// # Errors
+    /// The executor did not take it: none of its calls is to run.
+    pub(crate) fn begin(&self, trajectory_id: &str, spec: &TrajectorySpec) -> Result<(), String> {
+        self.executor.submit_begin(trajectory_id, spec.clone()).map_err(|error| chain(&error))
     }
 
     /// Hands a call over; its completion comes under `tag`.

@@ -156,6 +156,7 @@ fn read<R: BufRead>(
                 let task_id: Arc<str> = task_id.into();
                 let steps: Arc<[_]> = recording.steps.into();
                 let seen = Arc::new(recording.seen);
+                let spec = recording.spec.map(Arc::new);
                 for repetition in 1..=selection.repeat {
                     let id = match repetition {
                         1 => name.clone(),
@@ -169,6 +170,7 @@ fn read<R: BufRead>(
                         repetition,
                         steps: Arc::clone(&steps),
                         seen: Arc::clone(&seen),
+                        spec: spec.clone(),
                     }))?;
                 }
             }

@@ -34,9 +34,11 @@ mod step;
 mod summary;
 mod trajectory;
 
-use std::io::{self, BufRead};
+use std::io::{self, BufRead, Read as _};
 use std::path::Path;
 use std::time::Instant;
+
+use tool_executor::JsonObject;
 
 use crate::args::ReplayArgs;
 use crate::console::{fail, init_log, warn_line};
@@ -59,6 +61,10 @@ pub(crate) fn run(args: ReplayArgs, warnings: &[String]) -> ExitCode {
     init_log(args.run.log.as_deref(), args.network.log_egress, progress.writer());
     warnings.iter().for_each(|warning| log::warn!("{warning}"));
 
+    let spec = match args.spec.as_deref().map(default_spec).transpose() {
+        Ok(spec) => spec.unwrap_or_default(),
+        Err((code, problem)) => return fail(code, &problem),
+    };
     let (reader, files) = match open_files(&args) {
         Ok(files) => files,
         Err(problem) => return fail(ExitCode::Io, &problem),
@@ -81,6 +87,7 @@ pub(crate) fn run(args: ReplayArgs, warnings: &[String]) -> ExitCode {
         format: args.format,
         unreadable: args.unreadable_calls,
         registry: driver.registry().clone(),
+        spec,
     };
     let selection = Selection { limit: args.limit, repeat: args.repeat };
     let input = match input::read_in_background(reader, selection, reading) {
@@ -102,6 +109,27 @@ pub(crate) fn run(args: ReplayArgs, warnings: &[String]) -> ExitCode {
         warn_line("warning: some threads of the executor did not end in time");
     }
     report.finish(io_result, wall, interrupted)
+}
+
+/// The longest file with a spec: files in it are in base64.
+const MOST_SPEC_BYTES: u64 = 32 << 20;
+
+/// What trajectories begin with, where their lines say nothing else.
+///
+/// # Errors
+/// The file cannot be read, or has no spec; with the exit code for it.
+fn default_spec(path: &Path) -> Result<JsonObject, (ExitCode, String)> {
+    let wrong = |why: String| (ExitCode::Usage, format!("--spec {}: {why}", path.display()));
+    let file = std::fs::File::open(path);
+    let mut text = String::new();
+    file.and_then(|file| file.take(MOST_SPEC_BYTES + 1).read_to_string(&mut text))
+        .map_err(|error| (ExitCode::Io, format!("--spec {}: {error}", path.display())))?;
+    if text.len() as u64 > MOST_SPEC_BYTES {
+        return Err(wrong(format!("it has more than {MOST_SPEC_BYTES} bytes")));
+    }
+    let spec: JsonObject = serde_json::from_str(&text).map_err(|error| wrong(error.to_string()))?;
+    trajectory::read_spec(spec.clone()).map_err(wrong)?;
+    Ok(spec)
 }
 
 /// Opens the input and what is to be written.

@@ -1,14 +1,14 @@
-//! How the calls of a chat are read: the format, the tools, the policy. And what was seen beside
-//! calls, to be said of a chat that has none.
+//! How lines are read: the format of calls, the tools, the policy, the default spec. And what was
+//! seen beside calls, to be said of a chat that has none.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
 use serde_json::Value;
 use tool_executor::format::{CallParser, Format, MessageError, UnreadableCalls};
-use tool_executor::{ToolCall, ToolRegistry};
+use tool_executor::{JsonObject, ToolCall, ToolRegistry};
 
-/// How the calls of a chat are read.
+/// How lines are read.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct CallReading {
     /// The format of calls in text.
@@ -17,6 +17,8 @@ pub(crate) struct CallReading {
     pub(crate) unreadable: UnreadableCalls,
     /// The tools that the executor has.
     pub(crate) registry: ToolRegistry,
+    /// What a trajectory begins with, where its line says nothing else.
+    pub(crate) spec: JsonObject,
 }
 
 impl CallReading {

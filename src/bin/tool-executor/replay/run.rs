@@ -188,7 +188,21 @@ impl<'a> Run<'a> {
         self.report.taken(&trajectory);
         let tag = self.next_tag;
         self.next_tag += 1;
-        self.submit_current(tag, TrajectoryCursor::new(trajectory))
+        let begun = match &trajectory.spec {
+            Some(spec) => self.driver.begin(&trajectory.id, spec),
+            None => Ok(()),
+        };
+        let mut cursor = TrajectoryCursor::new(trajectory);
+        if let Err(error) = begun {
+            let result = ToolResult::failure(Outcome::NeverRan, error);
+            while cursor.current().is_some() {
+                if self.record(&mut cursor, &result, false)? == Next::SetupFailed {
+                    break;
+                }
+            }
+            return self.end(cursor);
+        }
+        self.submit_current(tag, cursor)
     }
 
     /// Submits the trajectory's current call, or ends the trajectory if it has none.

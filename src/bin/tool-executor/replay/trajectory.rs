@@ -6,9 +6,8 @@
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
-use tool_executor::MAX_TRAJECTORY_ID;
-use tool_executor::ToolCall;
 use tool_executor::python_json::{self, ParseError};
+use tool_executor::{MAX_TRAJECTORY_ID, ToolCall, TrajectorySpec};
 
 use super::messages;
 use super::reading::{CallReading, Seen};
@@ -35,6 +34,8 @@ pub(crate) struct Trajectory {
     pub(crate) steps: Arc<[Step]>,
     /// What its models wrote beside its calls. Shared by all repetitions.
     pub(crate) seen: Arc<Seen>,
+    /// What it begins with, if that is anything. Shared by all repetitions.
+    pub(crate) spec: Option<Arc<TrajectorySpec>>,
 }
 
 #[cfg(test)]
@@ -50,6 +51,7 @@ impl Trajectory {
             repetition: 1,
             steps: Arc::new([]),
             seen: Arc::default(),
+            spec: None,
         }
     }
 }
@@ -63,6 +65,8 @@ pub(crate) struct Recording {
     pub(crate) steps: Vec<Step>,
     /// What models wrote beside calls.
     pub(crate) seen: Seen,
+    /// What it begins with, if that is anything.
+    pub(crate) spec: Option<TrajectorySpec>,
 }
 
 /// Reads one line.
@@ -78,6 +82,7 @@ pub(crate) fn parse_line(line: &str, reading: &CallReading) -> Result<Recording,
         other => return Err(format!("expected an object, found {}", kind(&other))),
     };
     let id = take_id(&mut object)?;
+    let spec = take_spec(&mut object, &reading.spec)?;
     let mut steps = match object.shift_remove("setup") {
         None | Some(Value::Null) => Vec::new(),
         Some(setup) => parse_calls(setup, "setup", true)?,
@@ -87,14 +92,43 @@ pub(crate) fn parse_line(line: &str, reading: &CallReading) -> Result<Recording,
     let mut seen = Seen::default();
     if let Some(calls) = take("calls") {
         steps.extend(parse_calls(calls, "calls", false)?);
-        return Ok(Recording { id, steps, seen });
+        return Ok(Recording { id, steps, seen, spec });
     }
     let chat = ["messages", "conversations"].into_iter().find_map(|key| Some((key, take(key)?)));
     let Some((key, chat)) = chat else {
         return Err("none of \"calls\", \"messages\" and \"conversations\"".to_owned());
     };
     steps.extend(messages::parse(chat, key, reading, &mut seen)?);
-    Ok(Recording { id, steps, seen })
+    Ok(Recording { id, steps, seen, spec })
+}
+
+/// What a trajectory begins with: what its line says, and for the rest the run's default.
+fn take_spec(
+    object: &mut Map<String, Value>,
+    default: &Map<String, Value>,
+) -> Result<Option<TrajectorySpec>, String> {
+    let own = match object.shift_remove("spec") {
+        None | Some(Value::Null) => Map::new(),
+        Some(Value::Object(own)) => own,
+        Some(other) => return Err(format!("\"spec\" is {}, not an object", kind(&other))),
+    };
+    if own.is_empty() && default.is_empty() {
+        return Ok(None);
+    }
+    let mut whole = default.clone();
+    whole.extend(own);
+    read_spec(whole).map(Some).map_err(|error| format!("spec: {error}"))
+}
+
+/// A spec that makes sense by itself.
+///
+/// # Errors
+/// What is wrong with it, in words for people.
+pub(crate) fn read_spec(spec: Map<String, Value>) -> Result<TrajectorySpec, String> {
+    let spec: TrajectorySpec =
+        serde_json::from_value(spec.into()).map_err(|error| error.to_string())?;
+    spec.check().map_err(|error| error.to_string())?;
+    Ok(spec)
 }
 
 fn take_id(object: &mut Map<String, Value>) -> Result<Option<String>, String> {
@@ -188,6 +222,23 @@ mod tests {
     }
 
     #[test]
+    fn a_line_has_its_own_spec_and_for_the_rest_the_runs() {
+        let default = serde_json::json!({"network": "none", "max_wall_s": 60});
+        let reading =
+            CallReading { spec: default.as_object().unwrap().clone(), ..CallReading::default() };
+        let spec = |line: &str| super::parse_line(line, &reading).unwrap().spec.unwrap();
+        let whole = spec(r#"{"calls": [], "spec": {"env": {"A": "b"}, "max_wall_s": 5}}"#);
+        assert_eq!(
+            serde_json::to_value(whole).unwrap(),
+            serde_json::json!({"env": {"A": "b"}, "network": "none", "max_wall_s": 5.0})
+        );
+        assert_eq!(spec(r#"{"calls": []}"#).max_wall, Some(std::time::Duration::from_secs(60)));
+        assert_eq!(parse_line(r#"{"calls": [], "spec": null}"#).unwrap().spec, None);
+        let error = parse_line(r#"{"calls": [], "spec": {"imgae": ""}}"#).unwrap_err();
+        assert!(error.starts_with("spec: unknown field `imgae`, expected one of"), "{error}");
+    }
+
+    #[test]
     fn an_id_may_be_named_id_or_be_a_number_or_be_missing() {
         for (line, id) in [
             (r#"{"id": "a", "calls": []}"#, Some("a")),
@@ -226,6 +277,11 @@ mod tests {
                 "calls[0]: \"recorded_exit_code\" is 1.5, not a whole number",
             ),
             (r#"{"messages": 1}"#, "\"messages\" is a number, not an array"),
+            (r#"{"calls": [], "spec": 1}"#, "\"spec\" is a number, not an object"),
+            (
+                r#"{"calls": [], "spec": {"workdir": "a"}}"#,
+                "spec: workdir is \"a\"; it must be an absolute path without `..`",
+            ),
         ] {
             assert_eq!(parse_line(line).unwrap_err(), problem, "{line}");
         }

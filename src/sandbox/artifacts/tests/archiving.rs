@@ -1,5 +1,7 @@
 //! Archives.
 
+use std::panic::AssertUnwindSafe;
+
 use super::*;
 
 #[test]
@@ -206,9 +208,9 @@ fn a_broken_writer_ends_the_archive() {
     let mut broken = Broken { writes: 0, panics: false };
     let result = archive(fixture.workspace(), &request, &mut broken);
     assert_error!(result, ArtifactError::Io(_, error) if error.to_string().contains("client"));
-    let panicked = std::panic::catch_unwind(|| {
+    let panicked = std::panic::catch_unwind(AssertUnwindSafe(|| {
         let mut broken = Broken { writes: 0, panics: true };
         let _ = archive(fixture.workspace(), &request, &mut broken);
-    });
+    }));
     assert!(panicked.is_err());
 }

@@ -104,6 +104,7 @@ impl Bench {
             output_file_bytes: 0,
             stdin: String::new(),
             output_order: Default::default(),
+            verdict: None,
             keeps_background: false,
         }
     }

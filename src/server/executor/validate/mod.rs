@@ -16,11 +16,12 @@ use serde_json::{Value, json};
 
 pub(super) use self::calls::{CallRequest, ParseRequest, ReplyForm, Written, call, calls, parse};
 use self::fields::{
-    Fields, boolean, integer, literal, missing, not_a_model, nullable, string, strings,
+    Fields, Flaw, boolean, integer, literal, missing, not_a_model, nullable, string, strings,
 };
 use crate::artifact::{
     ArchiveArtifacts, ListArtifacts, MAX_ARTIFACT_BYTES, MAX_ARTIFACT_ENTRIES, ReadArtifact,
 };
+use crate::spec::TrajectorySpec;
 use crate::tool::python_json;
 
 /// The entries of a 422's `detail`.
@@ -40,6 +41,13 @@ pub(super) enum Rejection {
 pub(super) struct ReleaseRequest {
     pub(super) trajectory_id: String,
     pub(super) reset_workspace: bool,
+}
+
+/// The body of `/begin`.
+#[derive(Debug, PartialEq)]
+pub(super) struct BeginRequest {
+    pub(super) trajectory_id: String,
+    pub(super) spec: TrajectorySpec,
 }
 
 /// The body of `/cancel`.
@@ -128,6 +136,35 @@ pub(super) fn release(body: Value) -> Result<ReleaseRequest, Problems> {
         let reset_workspace = fields.or("reset_workspace", false, boolean);
         Some(ReleaseRequest { trajectory_id: trajectory_id?, reset_workspace })
     })
+}
+
+/// The body of `/begin`. The spec is read strictly: what is no field of it is refused by name, with
+/// those that there are.
+///
+/// # Errors
+/// All that is wrong with it.
+pub(super) fn begin(body: Value) -> Result<BeginRequest, Problems> {
+    read(&body, |fields| {
+        let trajectory_id = fields.required("trajectory_id", string);
+        let spec = fields.required("spec", spec);
+        Some(BeginRequest { trajectory_id: trajectory_id?, spec: spec? })
+    })
+}
+
+fn spec(value: &Value) -> Result<TrajectorySpec, Flaw> {
+    fields::dictionary(value)?;
+    let spec: TrajectorySpec = serde_json::from_value(value.clone())
+        .map_err(|error| Flaw::new(WRONG_SPEC, error.to_string()))?;
+    spec.check().map_err(|error| Flaw::new(WRONG_SPEC, error.to_string()))?;
+    Ok(spec)
+}
+
+/// The kind of what is wrong with a spec.
+const WRONG_SPEC: &str = "value_error";
+
+/// What is said of a begin whose values make no sense to the executor.
+pub(super) fn wrong_spec(text: &str) -> Value {
+    Flaw::new(WRONG_SPEC, text).at(&[json!("body")], &json!({}))
 }
 
 /// The body of `/sandboxes`: the URLs of all servers that are to be used.

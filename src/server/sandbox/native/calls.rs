@@ -98,6 +98,7 @@ impl Native {
         let State { leases, sessions } = &mut *state;
         let Some(session) = sessions.get_mut(id) else { return Err(unknown_session()) };
         let (mut calls, mut names, mut resets) = (Vec::new(), Vec::new(), Vec::new());
+        let mut begins = Vec::new();
         for op in ops {
             let key = (op.slot, op.seq);
             let slot = &mut session.ops[op.slot];
@@ -118,6 +119,10 @@ impl Native {
             slot.answering = true;
             if op.reset {
                 resets.push(key);
+                continue;
+            }
+            if let Some(spec) = op.begin {
+                begins.push((key, spec));
                 continue;
             }
             let on_done = {
@@ -171,6 +176,15 @@ impl Native {
                 }
             };
             self.slots.reset(slot, Box::new(on_done));
+        }
+        for ((slot, seq), spec) in begins {
+            let (native, id) = (Arc::downgrade(self), id.to_owned());
+            let on_done = move |result: crate::tool::ToolResult| {
+                if let Some(native) = native.upgrade() {
+                    native.done(&id, (slot, seq), result.into());
+                }
+            };
+            self.slots.begin(slot, spec, Box::new(on_done));
         }
         let mut ended = Vec::new();
         if let Some(session) = self.state.lock().sessions.get_mut(id) {

@@ -40,8 +40,7 @@ use super::slots::{FileWork, SlotJob, Slots};
 use crate::backend::ExecutionId;
 use crate::server::http::{self, BodyError, HttpLimits, Request, Response, StatusCode};
 use crate::wire::native::{
-    ARCHIVE, CALLS, FEATURE, FEATURE_1, LeaseKey, RESULTS, ROUTES_1, SESSION, SessionRequest,
-    SessionResponse,
+    ARCHIVE, CALLS, FEATURE, LeaseKey, OLDER, RESULTS, SESSION, SessionRequest, SessionResponse,
 };
 
 /// How many sessions there may be at once.
@@ -205,9 +204,9 @@ impl Native {
     /// Answers a request to one of the native routes; `None` if there is no such route.
     pub(super) async fn serve(self: &Arc<Self>, request: Request) -> Option<Response> {
         let path = request.path().to_owned();
-        if path.starts_with(ROUTES_1) {
+        if let Some((older, _)) = OLDER.iter().find(|(_, routes)| path.starts_with(routes)) {
             let text = format!(
-                "this sandbox server speaks {FEATURE}, and the client speaks {FEATURE_1}: use the \
+                "this sandbox server speaks {FEATURE}, and the client speaks {older}: use the \
                  same version of tool-executor on both sides"
             );
             // A status that its clients do not try again.

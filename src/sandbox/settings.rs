@@ -1,0 +1,34 @@
+//! What the commands of one trajectory have beside what the engine gives to all.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use super::provided;
+
+/// It is set before anything runs in a workspace, and goes with the workspace.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Settings {
+    /// Variables: names and values.
+    pub(crate) variables: Vec<(String, OsString)>,
+    /// They have no network, whatever their calls say.
+    pub(crate) cuts_network: bool,
+    /// Whether processes that a command leaves running are kept; `None`: as its call says.
+    pub(crate) keeps_background: Option<bool>,
+    /// Where they begin, in a machine with the host's files: an absolute path that is there.
+    pub(crate) directory: Option<PathBuf>,
+}
+
+/// Of a trajectory that asked for nothing.
+pub(super) static NOTHING: Settings = Settings {
+    variables: Vec::new(),
+    cuts_network: false,
+    keeps_background: None,
+    directory: None,
+};
+
+impl Settings {
+    /// An environment with its variables in it.
+    pub(super) fn added_to(&self, environment: Vec<OsString>) -> Vec<OsString> {
+        provided::with_variables(environment, &self.variables)
+    }
+}
