@@ -74,8 +74,12 @@ fn a_controller_that_is_away_holds_up_new_servers_only() {
     assert_eq!(result.output, "1", "{result:?}");
     assert_eq!(executor.execute("a", count()).output, (reached + 1).to_string());
     assert_eq!(executor.execute("b", count()).output, "2");
-    assert!(executor.close().all_threads_ended);
-    until(|| running().is_empty());
+    // Programs of Slurm's that had lost their controller may not end when they are told to: they
+    // are given up, and what they ran ends by itself when it is unused.
+    let began = Instant::now();
+    drop(executor);
+    assert!(began.elapsed() < PATIENCE * 2, "{:?}", began.elapsed());
+    until_within(Duration::from_secs(180), || running().is_empty());
 }
 
 #[test]

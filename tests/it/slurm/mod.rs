@@ -20,7 +20,7 @@ use tool_executor::config::{SlurmConfig, SlurmJobs};
 use tool_executor::{Outcome, StartError, ToolExecutor};
 
 use crate::alone;
-use crate::fakes::{PATIENCE, bash, until};
+use crate::fakes::{PATIENCE, bash, until, until_within};
 use crate::http_client::Client;
 use crate::program::program;
 
