@@ -4,6 +4,7 @@
 mod bad;
 mod cuts;
 mod ending;
+mod files;
 mod growing;
 mod loss;
 mod misbehaving;
