@@ -721,7 +721,7 @@ void te_tool_reply_free(struct te_tool_reply *reply);
  *                "network": "none", "proxy" or "host", "allow_hosts": ["*.packages.example:443", ...],
  *                "ca_pem": "-----BEGIN CERTIFICATE-----...", "log_egress": false}
  *     "fleet":  {"urls": ["http://host:8080", ...], "token": "...", "unreachable_timeout_s": 30,
- *                "start_timeout_s": 60, "allow_unisolated": false,
+ *                "start_timeout_s": 60, "bad_server_pause_s": 30, "allow_unisolated": false,
  *                "slots": null,                              (null: all there are)
  *                "servers_file": "...", "servers_name": "name:port",   (in place of urls)
  *                "ca_pem": "-----BEGIN CERTIFICATE-----..."}

@@ -149,6 +149,7 @@ pub mod image {
 
 /// What an executor counts and measures, and what holds in its slots.
 pub mod stats {
+    pub use crate::backend::BadContainer;
     pub use crate::egress::NetworkTotals;
     pub use crate::executor::{Bucket, IdleHolder, LaneStats, OutcomeCounts, Stats, Summary};
     pub use crate::level::IsolationLevel;

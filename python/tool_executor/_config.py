@@ -85,6 +85,7 @@ class FleetConfig(TypedDict, total=False):
     token: Optional[str]
     unreachable_timeout_s: Optional[float]
     start_timeout_s: Optional[float]
+    bad_server_pause_s: Optional[float]
     allow_unisolated: Optional[bool]
     slots: Optional[int]
     ca_pem: Optional[str]

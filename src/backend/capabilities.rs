@@ -55,12 +55,33 @@ pub struct Capabilities {
     /// Why commands run without a filter of system calls, as one line. Defaults to `None`: they
     /// have one, or it is not known.
     pub not_filtered_because: Option<String>,
+    /// Containers that answer and in whose slots nothing can be run: they get no trajectory for a
+    /// while. Defaults to none.
+    pub bad_containers: Vec<BadContainer>,
+    /// How many times a container was found to be so. Defaults to 0.
+    pub containers_found_bad: u64,
     /// What of a [`TrajectorySpec`](crate::TrajectorySpec) it can give. Defaults to nothing:
     /// `max_wall` and `max_idle` are the executor's.
     pub spec: Vec<SpecField>,
     /// Why slots cannot have the files of an image, as one line. Defaults to `None`: they can, or
     /// it is not known.
     pub no_images_because: Option<String>,
+}
+
+/// A container that answers and in whose slots nothing can be run. Its trajectories finish there;
+/// no other is put there until it is tried again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct BadContainer {
+    /// Where it is.
+    pub addr: String,
+    /// Why the last slot could not be used, as one line.
+    pub why: String,
+    /// How many slots in a row could not be used.
+    pub failures: usize,
+    /// In how long it is tried again.
+    #[serde(rename = "again_in_s", with = "crate::seconds")]
+    pub again_in: Duration,
 }
 
 /// Whether commands run isolated from the machine and from other slots.
@@ -102,6 +123,8 @@ impl Default for Capabilities {
             network: None,
             network_totals: None,
             not_filtered_because: None,
+            bad_containers: Vec::new(),
+            containers_found_bad: 0,
             spec: Vec::new(),
             no_images_because: None,
         }
@@ -123,6 +146,8 @@ setters! {
         with_network: network = some NetworkMode,
         with_network_totals: network_totals = some NetworkTotals,
         with_not_filtered_because: not_filtered_because = some String,
+        with_bad_containers: bad_containers = Vec<BadContainer>,
+        with_containers_found_bad: containers_found_bad = u64,
         with_spec: spec = Vec<SpecField>,
         with_no_images_because: no_images_because = some String,
     }

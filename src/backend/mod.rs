@@ -36,7 +36,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-pub use capabilities::{Capabilities, DEFAULT_TIMEOUT, Isolation};
+pub use capabilities::{BadContainer, Capabilities, DEFAULT_TIMEOUT, Isolation};
 pub use reply::{Answer, BeginReply, Cancellation, Reply, ResetReply};
 pub use watch::{ContainerChange, LeasedSlots, Watcher};
 

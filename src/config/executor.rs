@@ -321,7 +321,8 @@ mod tests {
         let all = json!({
             "fleet": {"urls": ["http://localhost:1"], "servers_file": null, "servers_name": null,
                 "slots": 7, "unreachable_timeout_s": 3.0,
-                "start_timeout_s": 0.5, "allow_unisolated": true, "ca_pem": "c"},
+                "start_timeout_s": 0.5, "bad_server_pause_s": 9.0, "allow_unisolated": true,
+                "ca_pem": "c"},
             "tool_server": {"url": "http://localhost:2", "concurrency": 3, "ca_pem": null},
             "tools": {"builtin": false, "external": [{"name": "search", "description": "d",
                 "parameters": {"q": {"type": "string"}}, "required": ["q"]}]},

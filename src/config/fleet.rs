@@ -49,6 +49,11 @@ pub struct FleetConfig {
     /// executors have them all. Defaults to 60 s.
     #[serde(rename = "start_timeout_s", with = "seconds", default = "start_timeout")]
     pub start_timeout: Duration,
+    /// How long a server is left alone that answers and in whose slots nothing can be run: at
+    /// first; twice as long each time that it is found so again, and 60 times as long at most. Its
+    /// trajectories finish there. Defaults to 30 s.
+    #[serde(rename = "bad_server_pause_s", with = "seconds", default = "bad_server_pause")]
+    pub bad_server_pause: Duration,
     /// Whether servers may be used that say that they run commands without isolation. Defaults to
     /// `false`: the start fails, and a server that says so only when it has begun anew is not used
     /// again. One that does not say is used, with a logged warning;
@@ -69,6 +74,10 @@ fn start_timeout() -> Duration {
     Duration::from_secs(60)
 }
 
+fn bad_server_pause() -> Duration {
+    Duration::from_secs(30)
+}
+
 setters! {
     FleetConfig {
         with_servers_file: servers_file = some PathBuf,
@@ -77,6 +86,7 @@ setters! {
         with_slots: slots = Option<usize>,
         with_unreachable_timeout: unreachable_timeout = Duration,
         with_start_timeout: start_timeout = Duration,
+        with_bad_server_pause: bad_server_pause = Duration,
         with_allow_unisolated: allow_unisolated = bool,
         with_ca_pem: ca_pem = some String,
     }
@@ -93,6 +103,7 @@ impl FleetConfig {
             slots: None,
             unreachable_timeout: unreachable_timeout(),
             start_timeout: start_timeout(),
+            bad_server_pause: bad_server_pause(),
             allow_unisolated: false,
             ca_pem: None,
         }

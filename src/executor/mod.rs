@@ -294,6 +294,8 @@ impl ToolExecutor {
         stats.weakened_because = capabilities.weakened_because;
         stats.limits = capabilities.limits;
         stats.warm_slots = capabilities.warm_slots;
+        stats.bad_containers = capabilities.bad_containers;
+        stats.containers_found_bad = capabilities.containers_found_bad;
         stats.retired_sandboxes = capabilities.retired_sandboxes;
         stats.network = capabilities.network;
         stats.network_totals = capabilities.network_totals;

@@ -8,6 +8,7 @@ use hdrhistogram::Histogram;
 use parking_lot::Mutex;
 use serde::{Serialize, Serializer};
 
+use crate::backend::BadContainer;
 use crate::config::NetworkMode;
 use crate::egress::NetworkTotals;
 use crate::level::IsolationLevel;
@@ -68,6 +69,11 @@ pub struct Stats {
     /// Whether the backend's slots keep their sandboxes from call to call, where it tells. Where
     /// they do not each command pays for a sandbox of its own.
     pub warm_slots: Option<bool>,
+    /// Containers that answer and in whose slots nothing can be run, now: they get no trajectory
+    /// until they are tried again.
+    pub bad_containers: Vec<BadContainer>,
+    /// How many times a container was found to be so.
+    pub containers_found_bad: u64,
     /// How many sandboxes of the backend were killed and have not ended in time, where it tells.
     pub retired_sandboxes: usize,
     /// What network commands have whose calls may use one, where the backend tells.

@@ -28,7 +28,8 @@
 //!
 //! **The lease** is told whole whenever it changes, under a version that grows: in the answer to
 //! [`SESSION`] and by a line of the stream. It names the slots that the session holds, and how many
-//! it may hold: a client gives back what is more, idle slots at once, others at their release.
+//! it may hold: a client gives back what is more, idle slots at once, others at their release. One
+//! of a server that is about to end says so, and that it may hold none.
 //!
 //! **Older versions**: version 1 knew one session a server, version 2 no specs of trajectories. A
 //! client of one is refused by name on its routes, which is why its feature is still advertised:
@@ -88,6 +89,10 @@ pub(crate) struct Lease {
     pub(crate) limit: usize,
     /// How many sessions share the server, this one too.
     pub(crate) sessions: usize,
+    /// Whether the server is about to end: it leases no slot any more, and what is given back stays
+    /// with it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) draining: bool,
 }
 
 /// What is asked of snapshots. It is done once: no such request is repeated.

@@ -8,6 +8,9 @@
 //! or is wanted no more; it has one that is wanted no more *drained*, and forgets it when the last
 //! of its slots was given back.
 //!
+//! A server that is bad ([`faults`](super::faults)) is not wanted for as long as it is, nor one
+//! that says that it is about to end.
+//!
 //! # Bounds
 //! So many servers are met at a time as at a start. A server that is wanted no more and hangs is
 //! forgotten as soon as it is given up.
@@ -57,8 +60,6 @@ struct Shared {
     making: Arc<Making>,
     table: RwLock<BTreeMap<Arc<str>, Member>>,
     state: Mutex<State>,
-    wake: Sender<()>,
-    woken: Receiver<()>,
     stop: Interrupt,
 }
 
@@ -112,13 +113,10 @@ impl Difference {
 impl Members {
     /// None yet.
     pub(super) fn new(making: Arc<Making>) -> Self {
-        let (wake, woken) = bounded(1);
         let shared = Shared {
             making,
             table: RwLock::default(),
             state: Mutex::default(),
-            wake,
-            woken,
             stop: Interrupt::new(),
         };
         Self { shared: Arc::new(shared), thread: Mutex::default(), list_thread: Mutex::default() }
@@ -153,6 +151,11 @@ impl Members {
             member.watch(watcher.clone());
         }
         state.watcher = Some(watcher);
+        drop(state);
+        // Without it a bad server is used on, and the log says so.
+        if let Err(error) = self.start() {
+            log::error!("no thread for the changes of sandbox servers: {error}");
+        }
     }
 
     /// These servers are wanted from now on.
@@ -241,6 +244,15 @@ impl Member {
     }
 }
 
+/// What became of servers that are to go.
+#[derive(Default)]
+struct Drained {
+    /// Some are still in use.
+    are_left: bool,
+    /// Some were forgotten.
+    were_forgotten: bool,
+}
+
 /// Servers that are being met, and what became of that.
 struct Meetings {
     under_way: BTreeMap<Arc<str>, (Interrupt, OwnedThread)>,
@@ -252,8 +264,7 @@ struct Meetings {
 
 impl Shared {
     fn wake(&self) {
-        // Full: it is about to look.
-        let _ = self.wake.try_send(());
+        self.making.reports.wake();
     }
 
     fn want(&self, urls: &[String]) -> Result<(), String> {
@@ -299,17 +310,25 @@ impl Shared {
             Meetings { under_way: BTreeMap::new(), paused: BTreeMap::new(), tell, told };
         while !self.stop.is_interrupted() {
             self.reconcile(&mut meetings);
-            let drained = self.forget_drained();
-            let due = match (drained, meetings.paused.is_empty()) {
+            let Drained { are_left, were_forgotten } = self.forget_drained();
+            if were_forgotten {
+                // They may be wanted again.
+                self.reconcile(&mut meetings);
+            }
+            self.making.reports.tell();
+            let due = match (are_left, meetings.paused.is_empty()) {
                 (true, _) => LOOK,
                 (false, false) => PAUSE,
                 (false, true) => Duration::from_secs(60),
             };
+            let now = Instant::now();
+            let again = self.making.reports.due(now);
+            let due = again.map_or(due, |again| due.min(again.duration_since(now)));
             select! {
                 recv(meetings.told) -> told => if let Ok((addr, number, met)) = told {
                     self.take_in(&addr, number, met, &mut meetings);
                 },
-                recv(self.woken) -> _ => {}
+                recv(self.making.reports.woken()) -> _ => {}
                 recv(self.stop.fired()) -> _ => {}
                 default(due) => {}
             }
@@ -330,8 +349,18 @@ impl Shared {
 
     /// Brings the fleet to what is wanted.
     fn reconcile(&self, meetings: &mut Meetings) {
-        let mut state = self.state.lock();
-        let wanted: BTreeSet<_> = state.wanted.keys().cloned().collect();
+        let (mut state, now) = (self.state.lock(), Instant::now());
+        let reports = &self.making.reports;
+        reports.keep_only(|addr| {
+            state.wanted.contains_key(addr) || self.table.read().contains_key(addr)
+        });
+        let ending: BTreeSet<_> = {
+            let table = self.table.read();
+            let ending = table.iter().filter(|(_, member)| member.server.is_ending());
+            ending.map(|(addr, _)| addr.clone()).collect()
+        };
+        let is_good = |addr: &&Arc<str>| !reports.is_bad(addr, now) && !ending.contains(*addr);
+        let wanted: BTreeSet<_> = state.wanted.keys().filter(is_good).cloned().collect();
         meetings.paused.retain(|addr, _| wanted.contains(addr));
         let members = {
             let table = self.table.read();
@@ -355,7 +384,8 @@ impl Shared {
             let Some(member) = table.get_mut(&addr) else { continue };
             member.is_draining = drains;
             log::info!(
-                "the sandbox server {addr} {}",
+                "the sandbox server {addr} {}{}",
+                if ending.contains(&addr) { "is about to end, and " } else { "" },
                 if drains { "is drained: its trajectories finish there" } else { "stays" }
             );
             self.making.shares.drain(member.number, drains);
@@ -365,7 +395,6 @@ impl Shared {
                 false => member.server.tell_slots(),
             }
         }
-        let now = Instant::now();
         for addr in difference.meet {
             let is_paused = meetings.paused.get(&addr).is_some_and(|until| now < *until);
             if meetings.under_way.len() >= ASKED_AT_ONCE || is_paused {
@@ -449,29 +478,40 @@ impl Shared {
         }
     }
 
-    /// Forgets the servers that are to go and of which nothing is in use. Whether there are others
-    /// that are to go.
-    fn forget_drained(&self) -> bool {
+    /// Forgets the servers that are to go and of which nothing is in use.
+    fn forget_drained(&self) -> Drained {
         let draining: Vec<_> = {
             let table = self.table.read();
             let draining = table.iter().filter(|(_, member)| member.is_draining);
             draining.map(|(addr, member)| (addr.clone(), member.clone())).collect()
         };
-        let mut is_left = false;
+        let mut drained = Drained::default();
         for (addr, member) in draining {
             if !member.server.is_unused() {
-                is_left = true;
+                drained.are_left = true;
                 continue;
             }
+            drained.were_forgotten = true;
             self.table.write().remove(&addr);
-            if let Some(watcher) = &self.state.lock().watcher {
-                watcher.notify(&addr, ContainerChange::Gone);
+            {
+                let mut state = self.state.lock();
+                if let Some(watcher) = &state.watcher {
+                    watcher.notify(&addr, ContainerChange::Gone);
+                }
+                // With the server its connection ends. If it is wanted, it is met by another.
+                match self.making.connection(&addr) {
+                    Ok(connection) => {
+                        state.wanted.entry(addr.clone()).and_modify(|known| *known = connection);
+                    }
+                    // It was one before.
+                    Err(why) => log::error!("{why}"),
+                }
             }
             self.making.shares.forget(member.number);
             log::info!("the sandbox server {addr} is used no more");
             member.server.close(Instant::now() + GIVE_UP);
         }
-        is_left
+        drained
     }
 }
 

@@ -35,17 +35,28 @@
 //! [`Outcome::SandboxLost`](crate::Outcome::SandboxLost), so do requests for its artifacts, and it
 //! is tried on and on.
 //!
+//! # Bad servers
+//! One that answers and whose slots cannot be used – three in a row that cannot be emptied, or in
+//! which no command can be started – is drained, left alone for a while, and tried again. `faults`
+//! says when, and why no model can choose it; `reports` carries it to `members`.
+//!
+//! # Servers that are about to end
+//! One of ours says so when it is asked to end: it is drained, and found again where another one
+//! listens at its address.
+//!
 //! # What holds there
 //! Limits, warm slots and isolation are told as the servers tell them in `/health`, at the start
 //! and whenever one begins anew: of each the weakest, nothing where one of them does not say.
 
 mod artifacts;
 mod connection;
+mod faults;
 mod files;
 mod list;
 mod members;
 mod native;
 mod reference;
+mod reports;
 mod shares;
 mod snapshots;
 mod start;
@@ -65,12 +76,13 @@ use self::list::ServerList;
 use self::members::{Member, Members};
 use self::native::{Direct, NativeServer};
 use self::reference::{ReferenceServer, StockRequests};
+use self::reports::Reports;
 use self::shares::Shares;
 use self::snapshots::FleetSnapshots;
 use self::start::GIVE_UP;
 use super::{
-    Artifacts, Backend, BeginReply, Capabilities, Container, Execution, ExecutionId, Isolation,
-    ResetReply, SlotRef, Snapshots, Watcher, copy_in_parts, gives,
+    Artifacts, Backend, BadContainer, BeginReply, Capabilities, Container, Execution, ExecutionId,
+    Isolation, ResetReply, SlotRef, Snapshots, Watcher, copy_in_parts, gives,
 };
 use crate::artifact::{
     ArchiveArtifacts, ArchiveSummary, Artifact, ArtifactError, ArtifactList, ListArtifacts,
@@ -115,6 +127,7 @@ struct Making {
     direct: Arc<Direct>,
     shares: Arc<Shares>,
     requests: Arc<StockRequests>,
+    reports: Arc<Reports>,
 }
 
 #[derive(Clone)]
@@ -163,6 +176,18 @@ impl FleetBackend {
         self.members.get(addr).is_some()
     }
 
+    /// The servers that have said that they are about to end.
+    pub(super) fn ending(&self) -> Vec<String> {
+        let members = self.members.all().into_iter();
+        let ending = members.filter(|member| member.server.is_ending());
+        ending.map(|member| member.connection.url).collect()
+    }
+
+    /// The servers that are bad: where, and why.
+    pub(super) fn bad(&self) -> Vec<BadContainer> {
+        self.making.reports.bad().0
+    }
+
     fn server(&self, addr: &str) -> Option<Server> {
         self.members.get(addr).map(|member| member.server)
     }
@@ -180,6 +205,7 @@ impl Making {
             direct: Arc::default(),
             shares: Arc::new(Shares::new(config.slots, config.urls.len(), offset)),
             requests: Arc::new(StockRequests::new(names.clone(), tls)),
+            reports: Arc::new(Reports::new(config.bad_server_pause)),
             config,
             authorization,
             names,
@@ -225,6 +251,7 @@ impl Backend for FleetBackend {
                 weakened_because.push(reason.clone());
             }
         }
+        let (bad_containers, containers_found_bad) = self.making.reports.bad();
         Capabilities {
             starts_dirty: true,
             may_grow: true,
@@ -245,6 +272,8 @@ impl Backend for FleetBackend {
                 .map(|told| told.network)
                 .reduce(|a, b| Some(a?.wider(b?)))
                 .flatten(),
+            bad_containers,
+            containers_found_bad,
             spec: told
                 .iter()
                 .map(|told| told.spec.clone())
@@ -448,6 +477,14 @@ impl Server {
         match self {
             Self::Native(server) => server.is_unused(),
             Self::Reference(server) => server.is_unused(),
+        }
+    }
+
+    /// Whether it has said that it is about to end.
+    fn is_ending(&self) -> bool {
+        match self {
+            Self::Native(server) => server.is_ending(),
+            Self::Reference(_) => false,
         }
     }
 

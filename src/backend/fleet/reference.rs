@@ -19,6 +19,8 @@ use parking_lot::{Condvar, Mutex};
 use rustls::ClientConfig;
 use serde_json::json;
 
+use super::faults::Trial;
+use super::reports::Reports;
 use super::{Connection, PAUSE_MOST, warn_given_up};
 use crate::backend::{ContainerChange, Execution, LeasedSlots, ResetReply, SlotRef, Watcher};
 use crate::client::{self, Exchanges, Failure, Names, Post};
@@ -75,6 +77,7 @@ pub(super) struct ReferenceServer {
     /// The names of its slots.
     slots: Vec<String>,
     requests: Arc<Exchanges>,
+    reports: Arc<Reports>,
     bound: Duration,
     state: Mutex<State>,
     wake: Condvar,
@@ -170,6 +173,7 @@ impl ReferenceServer {
         connection: Connection,
         bound: Duration,
         requests: &StockRequests,
+        reports: Arc<Reports>,
     ) -> Result<(Arc<Self>, Vec<String>), Failure> {
         let slots: Slots = connection.get("/slots")?;
         let names: Vec<_> = slots.slots.into_iter().map(|slot| slot.slot_id).collect();
@@ -189,7 +193,7 @@ impl ReferenceServer {
         };
         let (state, wake) = (Mutex::new(state), Condvar::new());
         let slots = names.clone();
-        let server = Self { number, connection, slots, requests, bound, state, wake };
+        let server = Self { number, connection, slots, requests, reports, bound, state, wake };
         Ok((Arc::new(server), names))
     }
 
@@ -308,10 +312,24 @@ impl ReferenceServer {
                 Err(failure @ (Failure::NotSent(_) | Failure::NoListener)) => {
                     server.not_arrived(job, failure, deadline);
                 }
-                answered => answer(job, answered),
+                answered => {
+                    server.note(&job, answered.as_ref());
+                    answer(job, answered);
+                }
             }
         };
         self.requests.post(&post, Box::new(done));
+    }
+
+    /// Notes what the answer to a reset says of the server.
+    fn note(&self, job: &Job, answered: Result<&Answer, &Failure>) {
+        let (Job::Reset(slot, _), Ok(answer)) = (job, answered) else { return };
+        let trial = match answer.success {
+            true => Trial::Succeeded,
+            false => Trial::Failed(answer.error.clone()),
+        };
+        let addr = self.connection.url.as_str().into();
+        self.reports.tried(&addr, slot.index, self.slots.len(), trial);
     }
 
     /// Has a job wait that did not reach the server, unless the server is given up.

@@ -71,15 +71,16 @@ impl Meeting {
                 if features.iter().any(|feature| feature == FEATURE) {
                     may_have_begun = true;
                     let (connection, direct) = (connection.clone(), making.direct.clone());
-                    let shares = making.shares.clone();
+                    let (shares, reports) = (making.shares.clone(), making.reports.clone());
                     let (server, slots) = NativeServer::connect(
-                        *number, connection, bound, direct, shares, &session,
+                        *number, connection, bound, direct, shares, reports, &session,
                     )?;
                     Ok((Server::Native(server), slots))
                 } else {
                     let (connection, requests) = (connection.clone(), &making.requests);
+                    let reports = making.reports.clone();
                     let (server, slots) =
-                        ReferenceServer::connect(*number, connection, bound, requests)?;
+                        ReferenceServer::connect(*number, connection, bound, requests, reports)?;
                     // All of them, as far as is known.
                     making.shares.met(*number, slots.len(), slots.len());
                     Ok((Server::Reference(server), slots))
@@ -337,6 +338,6 @@ mod tests {
         assert_eq!(version(&["native-1", FEATURE]), None);
         let why = version(&["slots", "native-1"]).unwrap();
         assert!(why.contains("native-1") && why.contains(FEATURE), "{why}");
-        assert!(version(&["native-4"]).unwrap().contains("native-4"));
+        assert!(version(&["native-99"]).unwrap().contains("native-99"));
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::config::SlurmConfig;
 
-/// The name of every job of ours.
+/// What the name of every job and step of ours begins with.
 pub(super) const JOB_NAME: &str = "tool-executor";
 /// The variable that gives servers their token.
 pub(super) const TOKEN_VARIABLE: &str = "TOOL_EXECUTOR_SANDBOX_TOKEN";
@@ -49,21 +49,20 @@ fn is_step(text: &str) -> bool {
     text.split_once('.').is_some_and(|(job, step)| is_number(job) && is_number(step))
 }
 
-/// The arguments of `srun` that start a server: on this node of the allocation, or as a job of its
-/// own, with `comment` on it.
-pub(super) fn srun(config: &SlurmConfig, node: Option<&str>, comment: &str) -> Vec<OsString> {
+/// The arguments of `srun` that start a server called `name`: on this node of the allocation, or as
+/// a job of its own.
+pub(super) fn srun(config: &SlurmConfig, node: Option<&str>, name: &str) -> Vec<OsString> {
     let mut argv: Vec<OsString> =
         ["--nodes=1", "--ntasks=1", "--input=none", "--export=ALL", "--kill-on-bad-exit=1"]
             .map(OsString::from)
             .to_vec();
     let option = |name: &str, value: &str| OsString::from(format!("--{name}={value}"));
-    argv.push(option("job-name", JOB_NAME));
+    argv.push(option("job-name", name));
     if let Some(node) = node {
         argv.push("--overlap".into());
         argv.push(option("nodelist", node));
     }
     if let Some(jobs) = config.jobs.as_ref().filter(|_| node.is_none()) {
-        argv.push(option("comment", comment));
         for (name, value) in
             [("partition", &jobs.partition), ("account", &jobs.account), ("time", &jobs.time)]
         {
@@ -88,6 +87,40 @@ pub(super) fn squeue(jobs: &[&str]) -> Vec<OsString> {
     let list = format!("--jobs={}", jobs.join(","));
     let shape = "--format=%i|%T|%r|%L";
     ["--noheader", "--states=all", &list, shape].map(OsString::from).to_vec()
+}
+
+/// The arguments of `squeue` that list this user's jobs.
+pub(super) fn all_jobs() -> Vec<OsString> {
+    ["--me", "--noheader", "--format=%i|%T|%N|%M|%j"].map(OsString::from).to_vec()
+}
+
+/// The arguments of `squeue` that list the steps of this user's jobs.
+pub(super) fn all_steps() -> Vec<OsString> {
+    ["--me", "--steps", "--noheader", "--format=%i|STEP|%N|%M|%j"].map(OsString::from).to_vec()
+}
+
+/// A job or a step, as it is listed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Listed {
+    pub(super) id: String,
+    pub(super) state: String,
+    pub(super) node: String,
+    pub(super) time: String,
+    pub(super) name: String,
+}
+
+/// Reads a list of jobs or steps; lines that make no sense are left out.
+pub(super) fn listed(printed: &str) -> Vec<Listed> {
+    let is_id = |id: &str| !id.is_empty() && id.bytes().all(|byte| byte.is_ascii_digit());
+    let listed = |line: &str| {
+        // The name is anything.
+        let mut parts = line.trim().splitn(5, '|').map(str::to_owned);
+        let mut next = || parts.next();
+        let listed =
+            Listed { id: next()?, state: next()?, node: next()?, time: next()?, name: next()? };
+        (is_id(&listed.id) || is_step(&listed.id)).then_some(listed)
+    };
+    printed.lines().filter_map(listed).collect()
 }
 
 /// What `squeue` says of a job.
@@ -170,13 +203,13 @@ mod tests {
         assert!(there.ends_with(
             "tool-executor sandbox --host 0.0.0.0 --port 0 --exit-when-unused 120 --slots 4"
         ));
-        assert!(!there.contains("--comment"));
+        assert!(there.contains("--job-name=c "), "{there}");
         let mut jobs = SlurmJobs::default().with_partition("p").with_account("a").with_time("1:00");
         jobs.arguments.push("--exclusive".to_owned());
         let mut config = SlurmConfig::default().with_jobs(jobs);
         config.server_arguments = vec!["--limit-memory".to_owned(), "1G".to_owned()];
-        let job = words(srun(&config, None, "run 7"));
-        let expected = "--comment=run 7 --partition=p --account=a --time=1:00 --exclusive sh -c";
+        let job = words(srun(&config, None, "run:7"));
+        let expected = "--job-name=run:7 --partition=p --account=a --time=1:00 --exclusive sh -c";
         assert!(job.contains(expected), "{job}");
         assert!(job.ends_with("120 --limit-memory 1G"), "{job}");
     }
@@ -208,6 +241,13 @@ mod tests {
             found.iter().map(|job| (&*job.id, job.left.map(|left| left.as_secs()))).collect();
         assert_eq!(left, [("17", Some(93_784)), ("18", None), ("20", Some(59)), ("21", None)]);
         assert_eq!((&*found[1].state, &*found[1].reason), ("PENDING", "Resources"));
+        let printed = "17|RUNNING|n1|1:02|tool-executor:h:b:1:2:3\n17.0|STEP|n1|1:00|a|b\n\
+            18|PENDING||0:00|x\n18.extern|STEP|n1|0|x\n-1|R|n|0|x\n19|R\n";
+        let found = listed(printed);
+        let found: Vec<_> = found.iter().map(|one| (&*one.id, &*one.node, &*one.name)).collect();
+        let expected =
+            [("17", "n1", "tool-executor:h:b:1:2:3"), ("17.0", "n1", "a|b"), ("18", "", "x")];
+        assert_eq!(found, expected);
         assert_eq!(nodes("n1\nn2\n\nbad name\n"), ["n1", "n2"]);
         assert_eq!(
             last_words("a\nsrun: error: Invalid partition\n\n"),
@@ -218,7 +258,7 @@ mod tests {
     proptest! {
         #[test]
         fn whatever_is_printed_is_read(text in ".{0,300}") {
-            let _ = (line(&text), jobs(&text), nodes(&text), last_words(&text), time_left(&text));
+            let _ = (line(&text), jobs(&text), listed(&text), nodes(&text), last_words(&text), time_left(&text));
         }
     }
 }

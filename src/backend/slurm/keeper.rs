@@ -6,18 +6,18 @@
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd};
-use rustix::process::{Pid, Signal, kill_process, set_parent_process_death_signal};
+use rustix::process::{Pid, Signal, kill_process};
 
 use super::commands::{self, Line, TOKEN_VARIABLE, last_words};
+use super::program::{self, ANSWER_LIMIT, Program, new_command};
+use super::runs::RunLabel;
 use super::scaling::Bounds;
 use super::servers::{STOP_LIMIT, Servers, Step};
 use crate::backend::fleet::FleetBackend;
@@ -41,12 +41,6 @@ const OF_THIS_PROCESS: [&str; 8] = [
 ];
 /// How often Slurm is asked about the jobs.
 const ASK_EVERY: Duration = Duration::from_secs(15);
-/// How long one of its short programs may take.
-const ANSWER_LIMIT: Duration = Duration::from_secs(20);
-/// How much of what a program says is kept.
-const KEPT: usize = 8 * 1024;
-/// How much is read of what a program prints: some 30 bytes for each of the most jobs.
-const MOST_PRINTED: usize = 1024 * 1024;
 /// The longest wait: how often it is looked whether a drained server may go.
 const LOOK: Duration = Duration::from_millis(500);
 
@@ -112,7 +106,7 @@ impl Keeper {
             asks: Vec::new(),
             ask_at: Instant::now() + ASK_EVERY,
             used: Vec::new(),
-            label: label(),
+            label: RunLabel::own().to_string(),
         };
         let thread = OwnedThread::spawn("tool-slurm", move || run.keep());
         let thread =
@@ -147,7 +141,8 @@ impl Keeper {
     /// Waits until they have ended.
     pub(super) fn join(&self, deadline: Instant) {
         if let Some(thread) = self.thread.lock().take() {
-            thread.join_or_leave(deadline.max(Instant::now() + STOP_LIMIT * 2));
+            // The thread gives up what does not end by then, and has a moment to notice.
+            thread.join_or_leave(deadline.max(Instant::now() + STOP_LIMIT * 2 + LOOK * 4));
         }
     }
 }
@@ -157,24 +152,6 @@ impl Shared {
         // Fails only where the counter is full, and then the thread is awake.
         let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
     }
-}
-
-/// What a job says of who started it.
-fn label() -> String {
-    let host = rustix::system::uname();
-    let host = host.nodename().to_string_lossy().into_owned();
-    format!("tool-executor host={host} pid={}", std::process::id())
-}
-
-/// A program that was started, and what it has said.
-struct Program {
-    child: Child,
-    out: Option<OwnedFd>,
-    err: Option<OwnedFd>,
-    /// What it has said on its standard output and was not read as lines yet.
-    line: Vec<u8>,
-    /// The end of what it has said on its standard error.
-    words: Vec<u8>,
 }
 
 /// A short question, to be answered in time.
@@ -226,6 +203,7 @@ impl Run {
                 return;
             }
             if !is_stopping {
+                self.leave_servers(now);
                 self.tell_fleet();
                 self.ask_about_jobs(now);
             }
@@ -289,6 +267,23 @@ impl Run {
                 self.asks.push(Ask { program, deadline, is_squeue });
             }
             Err(error) => log::warn!("{name} cannot be started: {error}"),
+        }
+    }
+
+    /// Has servers go that are about to end, or that the fleet has found to be of no use.
+    fn leave_servers(&mut self, now: Instant) {
+        for addr in self.shared.fleet.ending() {
+            if self.servers.ends(&addr) {
+                log::warn!("the sandbox server {addr} of Slurm's is about to end: it is drained");
+            }
+        }
+        for bad in self.shared.fleet.bad() {
+            if self.servers.is_bad(&bad.addr, now) {
+                let (addr, why) = (bad.addr, bad.why);
+                log::warn!(
+                    "the sandbox server {addr} of Slurm's is bad ({why}): another replaces it"
+                );
+            }
         }
     }
 
@@ -415,137 +410,17 @@ impl Run {
     }
 }
 
-impl Program {
-    fn start(mut command: Command) -> io::Result<Self> {
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        // SAFETY: one system call on numbers, between fork and exec.
-        unsafe {
-            command.pre_exec(|| Ok(set_parent_process_death_signal(Some(Signal::TERM))?));
-        }
-        let mut child = command.spawn()?;
-        let out = child.stdout.take().map(OwnedFd::from);
-        let err = child.stderr.take().map(OwnedFd::from);
-        for pipe in [&out, &err].into_iter().flatten() {
-            rustix::io::ioctl_fionbio(pipe, true)?;
-        }
-        Ok(Self { child, out, err, line: Vec::new(), words: Vec::new() })
-    }
-
-    /// Reads what there is.
-    fn fill(&mut self) {
-        read_into(&mut self.out, &mut self.line);
-        read_into(&mut self.err, &mut self.words);
-        let over = self.words.len().saturating_sub(KEPT);
-        self.words.drain(..over);
-    }
-
-    /// The lines that have come.
-    fn read_lines(&mut self) -> Vec<String> {
-        self.fill();
-        let mut lines = Vec::new();
-        while let Some(end) = self.line.iter().position(|byte| *byte == b'\n') {
-            let line: Vec<u8> = self.line.drain(..=end).collect();
-            lines.push(String::from_utf8_lossy(&line).trim_end().to_owned());
-        }
-        // Nothing of ours is longer.
-        if self.line.len() > KEPT {
-            self.line.clear();
-        }
-        lines
-    }
-
-    /// Whether it has ended and all that it said was read.
-    fn has_ended(&mut self) -> bool {
-        // What a grandchild keeps open is not waited for.
-        matches!(self.child.try_wait(), Ok(Some(_)) | Err(_)) && {
-            self.fill();
-            true
-        }
-    }
-}
-
-/// Reads what there is in a pipe; closes it at its end.
-fn read_into(pipe: &mut Option<OwnedFd>, into: &mut Vec<u8>) {
-    let mut buffer = [0; 4096];
-    while let Some(open) = pipe.as_ref().filter(|_| into.len() <= MOST_PRINTED) {
-        match rustix::io::read(open, &mut buffer) {
-            Ok(0) => *pipe = None,
-            Ok(count) => into.extend_from_slice(&buffer[..count]),
-            Err(rustix::io::Errno::INTR) => {}
-            Err(rustix::io::Errno::AGAIN) => return,
-            Err(_) => *pipe = None,
-        }
-    }
-}
-
-/// One of Slurm's programs.
-fn new_command(name: &str) -> Command {
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "no command of a model's: a program of Slurm's, which needs this environment"
-    )]
-    let command = Command::new(name);
-    command
-}
-
 /// The nodes of a list such as `n[1-3]`. Blocks for a moment, for as long as one of Slurm's
 /// programs may take at most.
 ///
 /// # Errors
 /// There is no Slurm, the list makes no sense, or it was interrupted.
 pub(super) fn nodes_of(list: &OsStr, interrupt: &Interrupt) -> Result<Vec<String>, BackendError> {
-    let mut command = new_command("scontrol");
-    command.args(["show", "hostnames"]).arg(list);
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let cannot = |error| BackendError::with_source("Slurm's scontrol cannot be started", error);
-    let mut child = command.spawn().map_err(cannot)?;
-    let deadline = Instant::now() + ANSWER_LIMIT;
-    let status = loop {
-        match child.try_wait() {
-            Ok(Some(status)) => break status,
-            Ok(None) if Instant::now() < deadline && !interrupt.is_interrupted() => {
-                interrupt.wait_timeout(Duration::from_millis(5));
-            }
-            _ => {
-                let _ = (child.kill(), child.wait());
-                if interrupt.is_interrupted() {
-                    return Err(BackendError::interrupted());
-                }
-                return Err(BackendError::new("Slurm's scontrol does not answer"));
-            }
-        }
-    };
-    let mut printed = String::new();
-    let mut said = String::new();
-    // Short, and all of it is in the pipes.
-    let _ = child.stdout.take().map(|out| out.take(1 << 20).read_to_string(&mut printed));
-    let _ = child.stderr.take().map(|err| err.take(KEPT as u64).read_to_string(&mut said));
+    let argv = [OsString::from("show"), "hostnames".into(), list.to_owned()];
+    let printed = program::ask("scontrol", &argv, interrupt)?;
     let nodes = commands::nodes(&printed);
-    if !status.success() || nodes.is_empty() {
-        let why = last_words(&said);
-        return Err(BackendError::new(format!("Slurm's scontrol names no nodes: {why}")));
+    if nodes.is_empty() {
+        return Err(BackendError::new("Slurm's scontrol names no nodes"));
     }
     Ok(nodes)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_a_program_says_is_read_as_it_comes() {
-        let mut command = new_command("sh");
-        command.args(["-c", "echo one; echo two; printf half; echo oops >&2; exit 3"]);
-        let mut program = Program::start(command).unwrap();
-        let deadline = Instant::now() + Duration::from_secs(20);
-        let mut lines = Vec::new();
-        while !program.has_ended() {
-            lines.extend(program.read_lines());
-            assert!(Instant::now() < deadline);
-            std::thread::yield_now();
-        }
-        lines.extend(program.read_lines());
-        assert_eq!(lines, ["one", "two"]);
-        assert_eq!((&*program.line, &*program.words), (&b"half"[..], &b"oops\n"[..]));
-    }
 }

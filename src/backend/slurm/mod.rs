@@ -9,11 +9,15 @@
 //! - `commands` is what Slurm is asked and what it prints; `servers` is what there is and what is
 //!   to be done; `scaling` is how many there should be: all pure.
 //! - `keeper` is the thread, `tool-slurm`, that starts and ends the programs and reads what they
-//!   say.
+//!   say; `program` is one of them.
+//! - `runs` is what runs have started, and which of them are over.
 //!
 //! # What becomes of a server
 //! - One whose node fails, whose job is cancelled or preempted, or which dies: its calls end as the
 //!   fleet says, and another is started, after a pause that grows with each failure in a row.
+//! - One that runs and in whose slots nothing can be run is drained and replaced likewise.
+//! - One that is told to end – at its job's time limit, by a preemption – says so before it does,
+//!   and is drained as long as it lasts.
 //! - One whose job ends soon ([`SlurmConfig::drain_before`]) is drained – its trajectories finish –
 //!   and another is started at once.
 //! - A controller that does not answer: what runs runs on; what is to be started waits, and is
@@ -25,6 +29,8 @@
 
 mod commands;
 mod keeper;
+mod program;
+mod runs;
 mod scaling;
 mod servers;
 
@@ -34,6 +40,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use self::keeper::{Keeper, Way};
+pub use self::runs::{RunState, StartedServer, remove_servers, started_servers};
 use self::scaling::Bounds;
 use super::fleet::FleetBackend;
 use super::{

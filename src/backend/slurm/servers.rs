@@ -4,7 +4,8 @@
 //! A server is *starting* from its `srun` on, then *up* when it has said where it listens. It is
 //! *draining* when it is to go: its trajectories finish. It is *stopping* when it was told to end,
 //! and forgotten when its `srun` has ended. One that ends by itself is replaced, after a pause that
-//! grows with each failure in a row: inside an allocation on its node, else by a job of its own.
+//! grows with each failure in a row: inside an allocation on its node, else by a job of its own. So
+//! is one that runs and is of no use.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -15,6 +16,8 @@ use crate::backend::Demand;
 /// The pause after a failure, and the longest one.
 const PAUSE_FIRST: Duration = Duration::from_secs(1);
 const PAUSE_MOST: Duration = Duration::from_secs(300);
+/// A place that has not failed for so long is as good as any.
+const FORGIVEN: Duration = Duration::from_secs(600);
 /// A server that was up for so long has not failed when it ends.
 const PROVEN: Duration = Duration::from_secs(60);
 /// How many servers are started at a time.
@@ -57,7 +60,22 @@ struct Server {
 #[derive(Debug, Default)]
 struct Place {
     failures: u32,
+    failed_at: Option<Instant>,
     retry_at: Option<Instant>,
+}
+
+impl Place {
+    /// A server of it has failed: it is left alone, for longer each time.
+    fn fail(&mut self, now: Instant) {
+        let is_old = |at: Instant| now.saturating_duration_since(at) >= FORGIVEN;
+        if self.failed_at.is_some_and(is_old) {
+            self.failures = 0;
+        }
+        let pause = PAUSE_FIRST.saturating_mul(1 << self.failures.min(16)).min(PAUSE_MOST);
+        self.failures += 1;
+        self.failed_at = Some(now);
+        self.retry_at = Some(now + pause);
+    }
 }
 
 /// All of them.
@@ -183,11 +201,33 @@ impl Servers {
             }
             State::Starting | State::Up { .. } => {}
         }
-        let pause = PAUSE_FIRST.saturating_mul(1 << place.failures.min(16)).min(PAUSE_MOST);
-        place.failures += 1;
-        place.retry_at = Some(now + pause);
+        place.fail(now);
         self.last_failure = Some(why);
         true
+    }
+
+    /// The server at this address runs, and nothing can be run on it: it is drained, and another is
+    /// started after a pause. Whether that is news.
+    pub(super) fn is_bad(&mut self, url: &str, now: Instant) -> bool {
+        let Some(number) = self.number_at(url) else { return false };
+        let place = self.list.get(&number).and_then(|server| self.places.get_mut(&server.node));
+        if let Some(place) = place {
+            place.fail(now);
+        }
+        self.drain(number)
+    }
+
+    /// The server at this address says that it is about to end: it is drained, and another is
+    /// started at once. Whether that is news.
+    pub(super) fn ends(&mut self, url: &str) -> bool {
+        self.number_at(url).is_some_and(|number| self.drain(number))
+    }
+
+    /// The number of the server that is up at this address.
+    fn number_at(&self, url: &str) -> Option<u64> {
+        let is_there =
+            |server: &Server| matches!(&server.state, State::Up { url: at, .. } if at == url);
+        self.list.iter().find(|(_, server)| is_there(server)).map(|(number, _)| *number)
     }
 
     /// A server's job ends soon, or the server is to go for another reason. Whether that is news.
@@ -221,9 +261,7 @@ impl Servers {
                     let text = "it did not listen in time";
                     self.last_failure = Some(text.to_owned());
                     if let Some(place) = self.places.get_mut(&server.node) {
-                        let pause = PAUSE_FIRST.saturating_mul(1 << place.failures.min(16));
-                        place.failures += 1;
-                        place.retry_at = Some(now + pause.min(PAUSE_MOST));
+                        place.fail(now);
                     }
                     stop(*number, &mut server.state, now, &mut steps);
                 }
@@ -422,6 +460,38 @@ mod tests {
     }
 
     #[test]
+    fn a_server_of_no_use_is_drained_and_replaced_after_a_pause_that_grows() {
+        let mut now = Instant::now();
+        let none = demand(0, 0);
+        let bounds = Bounds { least: 1, most: 4, idle: TIMEOUT };
+        let mut servers = Servers::of_jobs(bounds, TIMEOUT, None);
+        let mut pauses = Vec::new();
+        for number in 1..=3 {
+            assert_eq!(starts(&servers.steps(&none, |_| true, now)), [(number, None)]);
+            let url = format!("http://{number}");
+            servers.listens(number, url.clone(), 10, now);
+            // Longer than what it takes to be proven: it ran, and was of no use.
+            now += PROVEN * 2;
+            assert!(servers.is_bad(&url, now) && !servers.is_bad(&url, now));
+            assert!(servers.urls().is_empty());
+            let steps = servers.steps(&none, |_| false, now);
+            assert_eq!(steps, [Step::Stop(number)], "nothing is left on it");
+            assert!(!servers.ended(number, String::new(), now));
+            let due = servers.due().unwrap();
+            pauses.push(due - now);
+            now = due;
+        }
+        assert_eq!(pauses, [PAUSE_FIRST, PAUSE_FIRST * 2, PAUSE_FIRST * 4]);
+        assert!(!servers.is_bad("http://elsewhere", now));
+        // On nodes: another one is taken at once.
+        let mut servers = nodes(2);
+        servers.steps(&none, |_| true, now);
+        servers.listens(1, "http://a".into(), 4, now);
+        assert!(servers.is_bad("http://a", now));
+        assert_eq!(starts(&servers.steps(&none, |_| true, now)), [(3, Some("n3"))]);
+    }
+
+    #[test]
     fn jobs_come_as_they_are_needed_and_the_least_used_go() {
         let mut now = Instant::now();
         let idle = Duration::from_secs(300);
@@ -446,8 +516,8 @@ mod tests {
         assert_eq!(servers.urls(), ["http://2"]);
         let steps = servers.steps(&used, |url| url != "http://3", now);
         assert_eq!(steps, [Step::Stop(3)], "it has no trajectory any more");
-        // One whose job ends soon is replaced at once.
-        assert!(servers.drain(2) && !servers.drain(2));
+        // One that is about to end is replaced at once.
+        assert!(servers.ends("http://2") && !servers.ends("http://2") && !servers.drain(2));
         assert_eq!(starts(&servers.steps(&demand(0, 0), |_| true, now)), [(4, None)]);
         let stopped = servers.stop_all(now);
         assert_eq!(stopped, [Step::Stop(1), Step::Stop(2), Step::Stop(4)]);
@@ -487,6 +557,7 @@ mod tests {
                         servers.ended(number, "x".into(), now);
                     }
                     3 => drop(servers.drain(number)),
+                    4 => drop(servers.is_bad(&format!("http://{number}"), now)),
                     _ => {}
                 }
                 let used = |url: &str| url.len().is_multiple_of(2);

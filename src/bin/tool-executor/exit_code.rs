@@ -52,6 +52,15 @@ Exit codes:
   5    it could not start
   130  a signal came before it listened";
 
+/// The text of `--help` about the codes of `reap`.
+pub(crate) const REAP_HELP: &str = "\
+Exit codes:
+  0    the list was printed, and what was to be removed was
+  2    the command line is wrong
+  4    the list could not be printed
+  5    Slurm does not answer or refuses, or a run that was named goes on
+  130  interrupted by Ctrl-C, SIGTERM or SIGHUP";
+
 /// The text of `--help` about the codes of `image`.
 pub(crate) const IMAGE_HELP: &str = "\
 Exit codes:

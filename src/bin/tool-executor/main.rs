@@ -11,6 +11,7 @@ mod console;
 mod exit_code;
 mod generate;
 mod image;
+mod reaping;
 mod replay;
 mod serving;
 mod setup;
@@ -39,6 +40,7 @@ fn run() -> ExitCode {
         Command::Replay(args) => replay::run(args, &warnings),
         Command::Sandbox(args) => serving::sandbox(args, &warnings),
         Command::Serve(args) => serving::serve(args, &warnings),
+        Command::Reap(args) => reaping::reap(&args),
         Command::Image(args) => image::run(args.command, &warnings),
         Command::Completions { shell } => generate::completions(shell),
         Command::Man { dir } => generate::man(dir.as_deref()),

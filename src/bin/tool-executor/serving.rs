@@ -20,6 +20,9 @@ use crate::setup::{chain, check_isolation, local, servers, text_of, tool_server}
 use crate::signals::Signals;
 use crate::starting::start;
 
+/// How often it is looked whether a server that is about to end is still used.
+const LOOK: Duration = Duration::from_millis(50);
+
 /// Runs a sandbox server until a signal ends it.
 pub(crate) fn sandbox(args: SandboxArgs, warnings: &[String]) -> ExitCode {
     let token = args.token.sandbox_token.clone();
@@ -28,7 +31,7 @@ pub(crate) fn sandbox(args: SandboxArgs, warnings: &[String]) -> ExitCode {
         Err(code) => return code,
     };
     let grace = args.run.grace_s;
-    let unused_limit = args.exit_when_unused;
+    let (unused_limit, drain_grace) = (args.exit_when_unused, args.drain_grace_s);
     let slots = args.slots.count();
     let started = start(signals.arrivals(), move |interrupt| {
         let mut config = server_config(&args.listen, token)?;
@@ -44,6 +47,11 @@ pub(crate) fn sandbox(args: SandboxArgs, warnings: &[String]) -> ExitCode {
     };
     listening("sandbox", server.url(), &format!("{slots} slots{}", isolation(level)));
     wait_for_end(signals.arrivals(), &server, unused_limit);
+    let grace = match signals.is_terminated() && !drain(signals.arrivals(), &server, drain_grace) {
+        // The second signal.
+        true => Duration::ZERO,
+        false => grace,
+    };
     let abort = server.abort_handle();
     close(signals.arrivals(), || server.close(grace), || abort.abort());
     ExitCode::Ok
@@ -68,6 +76,32 @@ fn wait_for_end(signals: &Receiver<()>, server: &SandboxServer, limit: Option<Du
             }
         }
     }
+}
+
+/// Has the trajectories that are there finish, for so long at most, and no other come. Whether that
+/// was waited for: `false` if there was another signal.
+fn drain(signals: &Receiver<()>, server: &SandboxServer, grace: Duration) -> bool {
+    server.drain();
+    if server.is_drained() || grace.is_zero() {
+        return true;
+    }
+    log::warn!(
+        "asked to end: the trajectories that are here may finish for {} s",
+        grace.as_secs_f64()
+    );
+    let end = Instant::now() + grace;
+    while !server.is_drained() {
+        let now = Instant::now();
+        if now >= end {
+            log::warn!("some trajectories have not finished in time; the server ends");
+            return true;
+        }
+        match signals.recv_deadline(end.min(now + LOOK)) {
+            Err(RecvTimeoutError::Timeout) => {}
+            Ok(()) | Err(RecvTimeoutError::Disconnected) => return false,
+        }
+    }
+    true
 }
 
 /// When to look next whether a server is unused.

@@ -7,7 +7,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 use std::thread::{self, JoinHandle};
 
 use crossbeam_channel::{Receiver, bounded};
@@ -21,6 +21,8 @@ const UNTAKEN: usize = 16;
 #[derive(Debug)]
 pub(crate) struct Signals {
     count: Arc<AtomicU32>,
+    /// The number of the first one, or 0.
+    first: Arc<AtomicI32>,
     arrivals: Receiver<()>,
     handle: Handle,
     thread: Option<JoinHandle<()>>,
@@ -47,7 +49,8 @@ impl Signals {
         let mut signals = signal_hook::iterator::Signals::new(&heeded)?;
         let handle = signals.handle();
         let count = Arc::new(AtomicU32::new(0));
-        let counter = count.clone();
+        let first = Arc::new(AtomicI32::new(0));
+        let (counter, noted) = (count.clone(), first.clone());
         let (sender, arrivals) = bounded(UNTAKEN);
         #[expect(
             clippy::disallowed_methods,
@@ -57,18 +60,26 @@ impl Signals {
             if let Err(error) = unblock(&heeded) {
                 log::warn!("signals that were blocked stay so: {error}");
             }
-            for _ in signals.forever() {
+            for signal in signals.forever() {
+                // Before it is told of. Refused where there was one before.
+                let _ = noted.compare_exchange(0, signal, Ordering::Relaxed, Ordering::Relaxed);
                 counter.fetch_add(1, Ordering::Relaxed);
                 // Refused where so many wait that one more says nothing new.
                 let _ = sender.try_send(());
             }
         })?;
-        Ok(Self { count, arrivals, handle, thread: Some(thread) })
+        Ok(Self { count, first, arrivals, handle, thread: Some(thread) })
     }
 
     /// How many came.
     pub(crate) fn count(&self) -> u32 {
         self.count.load(Ordering::Relaxed)
+    }
+
+    /// Whether the first one was SIGTERM: a scheduler's or an orchestrator's word that the end is
+    /// near. Known as soon as that signal is told of.
+    pub(crate) fn is_terminated(&self) -> bool {
+        self.first.load(Ordering::Relaxed) == SIGTERM
     }
 
     /// Tells of each signal, once.

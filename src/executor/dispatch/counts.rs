@@ -41,6 +41,8 @@ impl Dispatch {
             warm_slots: None,
             network: None,
             network_totals: None,
+            bad_containers: Vec::new(),
+            containers_found_bad: 0,
             retired_sandboxes: 0,
         }
     }

@@ -102,6 +102,10 @@ pub(super) fn status(stats: &Stats, names: bool) -> Vec<u8> {
         true => json!(holder),
         false => json!({"idle_s": holder.idle_s}),
     });
+    let bad = stats.bad_containers.iter().map(|bad| match names {
+        true => json!(bad),
+        false => json!({"again_in_s": bad.again_in.as_secs_f64()}),
+    });
     to_json(&json!({
         "queue_size": stats.queue_size,
         "total_requests": stats.total_requests,
@@ -118,6 +122,7 @@ pub(super) fn status(stats: &Stats, names: bool) -> Vec<u8> {
         "idle_slots": stats.idle_slots,
         "idle_holders": idle_holders.collect::<Vec<_>>(),
         "stalled_s": stats.stalled_s,
+        "bad_containers": bad.collect::<Vec<_>>(),
     }))
 }
 
@@ -132,7 +137,8 @@ pub(super) fn sandboxes(stats: &Stats) -> Vec<u8> {
             "running": lane.running,
         })
     });
-    to_json(&json!({"sandboxes": sandboxes.collect::<Vec<_>>()}))
+    let bad = &stats.bad_containers;
+    to_json(&json!({"sandboxes": sandboxes.collect::<Vec<_>>(), "bad_sandboxes": bad}))
 }
 
 #[derive(Serialize)]

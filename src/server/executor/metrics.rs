@@ -46,6 +46,12 @@ pub(super) fn text(stats: &Stats, connections: usize) -> String {
     text.by_state("slots", "Slots by state.", serde_json::to_value(stats.slots));
     text.by_state("containers", "Containers by state.", serde_json::to_value(stats.containers));
 
+    let help = "Containers in whose slots nothing can be run: they get no trajectory for a while.";
+    text.gauge("bad_containers", help, stats.bad_containers.len());
+    let name = "containers_found_bad_total";
+    text.family(name, "counter", "How many times a container was found to be bad.");
+    text.sample(name, &[], stats.containers_found_bad as f64);
+
     type Reading = fn(&crate::executor::LaneStats) -> usize;
     let readings: [(&str, &str, Reading); 5] = [
         ("lane_waiting", "Calls that wait to be sent to a container.", |lane| lane.waiting),

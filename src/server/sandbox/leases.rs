@@ -57,6 +57,8 @@ pub(super) struct LeaseView {
     pub(super) limit: usize,
     /// How many sessions there are, this one too.
     pub(super) sessions: usize,
+    /// Whether the server is about to end.
+    pub(super) draining: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,13 +95,37 @@ pub(super) struct Leases {
     slots: Vec<Slot>,
     sessions: BTreeMap<SessionNumber, Member>,
     next: SessionNumber,
+    /// No slot is leased any more, and all are asked back.
+    is_draining: bool,
 }
 
 impl Leases {
     /// All slots free. A session that is not heard of for `lease` is over.
     pub(super) fn new(slots: usize, lease: Duration, now: Instant) -> Self {
         let slot = |_| Slot { epoch: 0, used: Use::Free { plain: 0 }, leased_at: now };
-        Self { lease, slots: (0..slots).map(slot).collect(), sessions: BTreeMap::new(), next: 1 }
+        Self {
+            lease,
+            slots: (0..slots).map(slot).collect(),
+            sessions: BTreeMap::new(),
+            next: 1,
+            is_draining: false,
+        }
+    }
+
+    /// Leases no slot from now on, and asks all back.
+    pub(super) fn drain(&mut self, now: Instant) {
+        self.is_draining = true;
+        self.share(now);
+    }
+
+    /// Whether no slot is leased from now on.
+    pub(super) fn is_draining(&self) -> bool {
+        self.is_draining
+    }
+
+    /// Whether no slot is leased.
+    pub(super) fn are_back(&self) -> bool {
+        !self.slots.iter().any(|slot| matches!(slot.used, Use::Leased(_)))
     }
 
     /// A new session, which wants so many slots and has some on other servers.
@@ -243,6 +269,7 @@ impl Leases {
             held: held.map(|(index, slot)| (index, slot.epoch)).collect(),
             limit: self.sessions.get(&session).map_or(0, |member| member.limit),
             sessions: self.sessions.len(),
+            draining: self.is_draining,
         }
     }
 
@@ -274,6 +301,10 @@ impl Leases {
 
     /// Gives out what is free, and decides who is to give back how much.
     fn share(&mut self, now: Instant) {
+        if self.is_draining {
+            self.sessions.values_mut().for_each(|member| member.limit = 0);
+            return;
+        }
         if self.sessions.is_empty() {
             return;
         }
@@ -400,6 +431,26 @@ mod tests {
         leases.leave(first, now);
         settle(&mut leases, now);
         assert_eq!(counts(&leases), [5]);
+    }
+
+    #[test]
+    fn a_server_that_is_about_to_end_asks_all_slots_back_and_leases_none() {
+        let now = Instant::now();
+        let mut leases = Leases::new(3, LEASE, now);
+        let (first, second) = (leases.join(2, 0, now), leases.join(9, 0, now));
+        assert!(!leases.are_back() && !leases.view(first).draining);
+        leases.drain(now);
+        let view = leases.view(second);
+        assert!(view.draining && view.limit == 0 && view.held.len() == 1, "{view:?}");
+        leases.wants(second, 3, 0, now);
+        let (slot, epoch) = view.held[0];
+        leases.check(second, slot, epoch).unwrap();
+        assert!(!leases.are_back(), "who has one keeps it until its release");
+        settle(&mut leases, now);
+        assert_eq!(counts(&leases), [0, 0]);
+        assert!(leases.are_back());
+        leases.expire(now);
+        assert_eq!(leases.view(first).held, []);
     }
 
     #[test]

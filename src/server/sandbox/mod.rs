@@ -142,6 +142,18 @@ impl SandboxServer {
         self.service.activity.unused_since().filter(|_| !executes)
     }
 
+    /// Tells the executors that use it that the server is about to end: they put no other
+    /// trajectory here, and those that are here finish. It takes no other executor; requests by the
+    /// plain routes are served as before. Does not block.
+    pub fn drain(&self) {
+        self.service.native.drain();
+    }
+
+    /// Whether no executor has a slot of it any more.
+    pub fn is_drained(&self) -> bool {
+        self.service.native.draining().1
+    }
+
     /// What ends a [`close`](Self::close) that is under way on another thread.
     pub fn abort_handle(&self) -> AbortHandle {
         AbortHandle(self.service.slots.clone())

@@ -160,6 +160,7 @@ impl Service {
             limits: capabilities.limits,
             warm_slots: capabilities.warm_slots,
             network: capabilities.network,
+            draining: self.native.draining().0,
             spec: &capabilities.spec,
         };
         ok(&health.answer())

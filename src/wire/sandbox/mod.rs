@@ -299,6 +299,8 @@ pub(crate) struct Health<'a> {
     pub(crate) warm_slots: Option<bool>,
     /// What network commands have whose calls may use one, where that is known.
     pub(crate) network: Option<NetworkMode>,
+    /// Whether the server is about to end.
+    pub(crate) draining: bool,
     /// What of a trajectory's spec the slots can be given.
     pub(crate) spec: &'a [SpecField],
 }
@@ -332,6 +334,9 @@ impl Health<'_> {
         }
         if let Some(network) = self.network {
             answer["network"] = json!(network);
+        }
+        if self.draining {
+            answer["draining"] = json!(true);
         }
         answer
     }

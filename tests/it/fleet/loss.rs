@@ -20,14 +20,19 @@ pub(super) struct Process {
 
 impl Process {
     pub(super) fn start(port: u16, slots: usize) -> Self {
-        Self::start_leasing(port, slots, "15")
+        Self::start_with(port, slots, &[])
     }
 
     /// With a lease of so many seconds.
     pub(super) fn start_leasing(port: u16, slots: usize, lease: &str) -> Self {
+        Self::start_with(port, slots, &["--lease-s", lease])
+    }
+
+    /// With these flags.
+    pub(super) fn start_with(port: u16, slots: usize, flags: &[&str]) -> Self {
         let mut child = program()
             .args(["sandbox", "--port", &port.to_string(), "--slots", &slots.to_string()])
-            .args(["--lease-s", lease])
+            .args(flags)
             .env("TOOL_EXECUTOR_SANDBOX_TOKEN", TOKEN)
             .stdout(Stdio::piped())
             .spawn()
@@ -160,9 +165,8 @@ fn sigterm_ends_a_server_with_all_that_runs_in_it() {
     let pid = Pid::from_child(&server.child);
     let terminate = || kill_process(pid, Signal::TERM).unwrap();
     terminate();
-    // It has taken the first one in when it listens no more. The second one ends the grace.
-    let addr = ("127.0.0.1", server.port());
-    until(|| std::net::TcpStream::connect(addr).is_err());
+    // It has taken the first one in when its executor knows of it. The second one ends the wait.
+    until(|| executor.stats().containers.draining == 1);
     terminate();
     assert!(server.child.wait().unwrap().success());
     assert!(!pending.wait_timeout(PATIENCE).expect("answered").success);

@@ -1,7 +1,9 @@
 //! The executor over sandbox servers: ours, over real sockets and in real processes, and reference
 //! ones.
 
+mod bad;
 mod cuts;
+mod ending;
 mod files;
 mod growing;
 mod loss;

@@ -120,6 +120,11 @@ impl Leased {
         self.lease.sessions.saturating_sub(1)
     }
 
+    /// Whether the server has said that it is about to end.
+    pub(super) fn is_draining(&self) -> bool {
+        self.lease.draining
+    }
+
     /// The pause between two beats.
     pub(super) fn beat(&self) -> Duration {
         let most = match (self.held(), self.others()) {
@@ -147,7 +152,13 @@ mod tests {
     }
 
     fn lease(version: u64, held: &[LeaseKey]) -> Lease {
-        Lease { version, held: held.to_vec(), limit: 3, sessions: version as usize }
+        Lease {
+            version,
+            held: held.to_vec(),
+            limit: 3,
+            sessions: version as usize,
+            draining: false,
+        }
     }
 
     #[test]

@@ -24,6 +24,7 @@ use ureq::Agent;
 
 use self::state::{Ended, InFlight, LOST, Phase, State, Waiter, lost};
 use super::Connection;
+use super::reports::Reports;
 use super::shares::{Asked, Shares};
 use crate::backend::{
     BeginReply, ContainerChange, Execution, ExecutionId, ResetReply, SlotRef, Watcher,
@@ -34,7 +35,7 @@ use crate::spec::TrajectorySpec;
 use crate::thread::OwnedThread;
 use crate::tool::{JsonObject, Outcome, ToolResult};
 use crate::wire::native::{
-    CALLS, CallsResponse, Lease, MAX_LINE, Op, SESSION, SessionRequest, SessionResponse,
+    CALLS, CallsResponse, Lease, MAX_LINE, Op, OpResult, SESSION, SessionRequest, SessionResponse,
 };
 
 /// How many threads may send to one server at a time: one keeps it busy, one more hides the way.
@@ -79,6 +80,9 @@ pub(super) struct NativeServer {
     bound: Duration,
     direct: Arc<Direct>,
     shares: Arc<Shares>,
+    reports: Arc<Reports>,
+    /// The server's address, as it is told.
+    addr: Arc<str>,
     /// Who is told what becomes of the server, as soon as there is one.
     watcher: OnceLock<Watcher>,
     state: Mutex<State>,
@@ -98,16 +102,19 @@ impl NativeServer {
         bound: Duration,
         direct: Arc<Direct>,
         shares: Arc<Shares>,
+        reports: Arc<Reports>,
         session: &str,
     ) -> Result<(Arc<Self>, Vec<String>), Failure> {
         let answer = begin(&connection, session, None, shares.asked(number))?;
         let slots = answer.slots.clone();
         let server = Arc::new(Self {
             number,
+            addr: connection.url.as_str().into(),
             connection,
             bound,
             direct,
             shares,
+            reports,
             watcher: OnceLock::new(),
             state: Mutex::new(State::new(session.to_owned(), answer)),
             wake: Condvar::new(),
@@ -153,6 +160,11 @@ impl NativeServer {
         state.leased.held() == 0 || state.phase == Phase::Down
     }
 
+    /// Whether it has said that it is about to end.
+    pub(super) fn is_ending(&self) -> bool {
+        self.state.lock().leased.is_draining()
+    }
+
     /// Under the lock of `state`, so that what is said comes in its order.
     fn notify(&self, change: ContainerChange) {
         if let Some(watcher) = self.watcher.get() {
@@ -162,10 +174,24 @@ impl NativeServer {
 
     /// Takes in what the server says of the session's slots.
     fn lease_is(&self, state: &mut State, lease: &Lease) {
+        let was_draining = state.leased.is_draining();
         if state.apply_lease(lease) {
             self.note_share(state);
             self.notify(ContainerChange::Resized(state.leased.slots()));
+            if state.leased.is_draining() != was_draining {
+                self.reports.wake();
+            }
         }
+    }
+
+    /// Takes in what became of operations; what ended is to be answered without the lock.
+    fn complete(&self, state: &mut State, results: Vec<OpResult>) -> Vec<Ended> {
+        let ended = state.complete(results);
+        let held = state.leased.held();
+        for (slot, trial) in state.trials.drain(..) {
+            self.reports.tried(&self.addr, slot, held, trial);
+        }
+        ended
     }
 
     fn note_share(&self, state: &State) {
@@ -237,7 +263,8 @@ impl NativeServer {
             if reply.is_cancelled() {
                 state.cancel.push((slot.index, seq));
             }
-            left.extend(state.enqueue((slot.index, seq), op, Waiter::Call(id, reply)));
+            let waiter = state.waiter(slot.index, tool, id, reply);
+            left.extend(state.enqueue((slot.index, seq), op, waiter));
         }
         self.have_sent(state);
         refused.into_iter().for_each(|(reply, result)| reply.send(result));
@@ -438,7 +465,7 @@ impl NativeServer {
             let ended = match sent {
                 Ok(response) => {
                     state.arrived(&request.keys);
-                    state.complete(response.results)
+                    self.complete(&mut state, response.results)
                 }
                 Err(failure) => {
                     log::debug!("{}: {}", self.connection.url, failure.text());

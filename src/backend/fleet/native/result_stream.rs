@@ -47,7 +47,7 @@ impl NativeServer {
             }
             self.now_unknown();
             // At once, if it was of no use for long enough.
-            self.give_up_in_time(&failure.text());
+            self.give_up_in_time(&failure);
             loop {
                 {
                     let mut state = self.state.lock();
@@ -60,7 +60,7 @@ impl NativeServer {
                 }
                 pause = (pause * 2).min(PAUSE_MOST);
                 let Err(why) = self.find_again(&mut next) else { break };
-                log::debug!("{}: {why}", self.connection.url);
+                log::debug!("{}: {}", self.connection.url, why.text());
                 self.give_up_in_time(&why);
             }
         }
@@ -112,7 +112,7 @@ impl NativeServer {
             }
             match result {
                 ResultLine::Op(result) => {
-                    let ended = state.complete(vec![result]);
+                    let ended = self.complete(&mut state, vec![result]);
                     // It may be that something is to be sent once more.
                     let owes = state.owes_server();
                     drop(state);
@@ -145,7 +145,7 @@ impl NativeServer {
     ///
     /// # Errors
     /// Why the server is of no use yet.
-    pub(super) fn find_again(&self, next: &mut String) -> Result<(), String> {
+    pub(super) fn find_again(&self, next: &mut String) -> Result<(), Failure> {
         let (session, instance, was_down) = {
             let state = self.state.lock();
             (state.session.clone(), state.instance.clone(), state.phase == Phase::Down)
@@ -165,16 +165,17 @@ impl NativeServer {
             }
             resumed => resumed,
         };
-        let answer = answer.map_err(|failure| failure.text())?;
+        let answer = answer?;
         let goes_on = is_resumed && answer.resumed && answer.instance == instance;
         if !goes_on && let Err(failure) = self.connection.health() {
             if self.connection.is_barred() {
-                return Err(failure.text());
+                return Err(failure);
             }
             // What is told of its limits stays as it was.
             log::debug!("{}: {}", self.connection.url, failure.text());
         }
         let mut state = self.state.lock();
+        let was_ending = state.leased.is_draining();
         if goes_on {
             // Up as soon as the stream of results says something.
             self.lease_is(&mut state, &answer.lease);
@@ -189,6 +190,10 @@ impl NativeServer {
         self.notify(ContainerChange::Resized(state.leased.slots()));
         self.notify(ContainerChange::Restarted);
         drop(state);
+        if was_ending {
+            // What has begun anew stays.
+            self.reports.wake();
+        }
         self.outgoing.notify_one();
         lost.into_iter().for_each(InFlight::lose);
         if slots != had {
@@ -201,11 +206,13 @@ impl NativeServer {
         Ok(())
     }
 
-    /// Gives the server up if it has been out of reach for too long.
-    fn give_up_in_time(&self, why: &str) {
+    /// Gives the server up if it has been out of reach for too long. One that has said that it is
+    /// about to end, and where nothing listens any more, has ended.
+    fn give_up_in_time(&self, why: &Failure) {
         let mut state = self.state.lock();
         let Phase::Unknown { since } = state.phase else { return };
-        if since.elapsed() < self.bound {
+        let has_ended = state.leased.is_draining() && matches!(why, Failure::NoListener);
+        if since.elapsed() < self.bound && !has_ended {
             return;
         }
         state.phase = Phase::Down;
@@ -216,7 +223,7 @@ impl NativeServer {
         // What reads there holds up its trajectory.
         self.connection.patient.give_up();
         lost.into_iter().for_each(InFlight::lose);
-        warn_given_up(&self.connection.url, why);
+        warn_given_up(&self.connection.url, &why.text());
     }
 }
 

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::leased::Leased;
 use super::{ENVELOPE, GONE, never_ran};
+use crate::backend::fleet::faults::Trial;
 use crate::backend::fleet::{PAUSE_FIRST, PAUSE_MOST};
 use crate::backend::{BeginReply, ExecutionId, Reply, ResetReply, SlotRef};
 use crate::client::Failure;
@@ -19,6 +20,9 @@ use crate::wire::native::{Key, Lease, LeaseKey, OpOutcome, OpResult, SessionResp
 
 /// How many operations, cancellations, and slots that are given back, go into one request.
 const MOST_OPS: usize = 1_000;
+/// The tools, by their names on the wire, whose first call in a slot is a trial of the server:
+/// those that need nothing but a sandbox. Others may be missing there, and a model can choose them.
+const TRIED_BY: [&str; 2] = ["bash", "bash_stateful"];
 /// The bytes that a cancellation, or a slot that is given back, takes at most.
 const PAIR_BYTES: usize = 44;
 
@@ -35,6 +39,10 @@ pub(super) struct State {
     /// for a slot that was not reset, was meant for a workspace that is lost: its sender had not
     /// heard of that yet.
     pub(super) reset: Vec<Option<u64>>,
+    /// Which slots were emptied in this session and had no call since: the next one is a trial.
+    fresh: Vec<bool>,
+    /// What came of trials, by slot, to be reported.
+    pub(super) trials: Vec<(usize, Trial)>,
     pub(super) flights: HashMap<Key, InFlight>,
     pub(super) calls: HashMap<ExecutionId, Key>,
     outbox: VecDeque<Key>,
@@ -80,7 +88,8 @@ pub(super) struct InFlight {
 
 /// Who waits for it.
 pub(super) enum Waiter {
-    Call(ExecutionId, Reply),
+    /// A call; `is_trial` if its start says whether the server can be used.
+    Call { id: ExecutionId, reply: Reply, is_trial: bool },
     /// A reset, with the slot's generation.
     Reset(u64, ResetReply),
     /// A begin.
@@ -108,6 +117,8 @@ impl State {
             leased: Leased::new(answer),
             latest: vec![0; slots],
             reset: vec![None; slots],
+            fresh: vec![false; slots],
+            trials: Vec::new(),
             flights: HashMap::new(),
             calls: HashMap::new(),
             outbox: VecDeque::new(),
@@ -163,6 +174,7 @@ impl State {
         if slot >= self.latest.len() {
             self.latest.resize(slot + 1, 0);
             self.reset.resize(slot + 1, None);
+            self.fresh.resize(slot + 1, false);
         }
         self.latest[slot] += 1;
         self.latest[slot]
@@ -173,7 +185,7 @@ impl State {
     pub(super) fn enqueue(&mut self, key: Key, op: String, owed: Waiter) -> Option<InFlight> {
         let (slot, seq) = key;
         let before = self.remove((slot, seq - 1));
-        if let Waiter::Call(id, _) = &owed {
+        if let Waiter::Call { id, .. } = &owed {
             self.calls.insert(*id, key);
         }
         self.flights.insert(
@@ -186,7 +198,7 @@ impl State {
 
     fn remove(&mut self, key: Key) -> Option<InFlight> {
         let flight = self.flights.remove(&key)?;
-        if let Waiter::Call(id, _) = &flight.owed {
+        if let Waiter::Call { id, .. } = &flight.owed {
             self.calls.remove(id);
         }
         Some(flight)
@@ -341,6 +353,7 @@ impl State {
             let Some(flight) = self.flights.get(&key).filter(|flight| flight.sent) else {
                 continue;
             };
+            let is_told = matches!(what, OpOutcome::Done(_));
             let result = match what {
                 OpOutcome::Done(result) => result.into_tool_result(),
                 // It was sent since the question.
@@ -356,15 +369,55 @@ impl State {
                 OpOutcome::Fenced(_) => lost(false),
             };
             let Some(flight) = self.remove(key) else { continue };
-            if let Waiter::Reset(generation, _) = &flight.owed
-                && let Some(reset) = self.reset.get_mut(slot)
-                && result.success
-            {
-                *reset = Some(*generation);
+            // What was fenced or never arrived says nothing of the slot.
+            if is_told {
+                self.note(slot, &flight.owed, &result);
             }
             ended.push(Ended { owed: flight.owed, result });
         }
         ended
+    }
+
+    /// Notes what a result that the server has given says of the slot and of the server.
+    fn note(&mut self, slot: usize, owed: &Waiter, result: &ToolResult) {
+        let trial = match owed {
+            Waiter::Reset(generation, _) if result.success => {
+                if let (Some(reset), Some(fresh)) =
+                    (self.reset.get_mut(slot), self.fresh.get_mut(slot))
+                {
+                    (*reset, *fresh) = (Some(*generation), true);
+                }
+                None
+            }
+            Waiter::Reset(..) => Some(Trial::Failed(result.error.clone())),
+            // Its user chooses what it asks for: the first call after it is no trial. Nor is what
+            // fails for that reason.
+            Waiter::Begin(_) => {
+                if let Some(fresh) = self.fresh.get_mut(slot) {
+                    *fresh = false;
+                }
+                match result.outcome {
+                    Outcome::Ok => Some(Trial::Succeeded),
+                    Outcome::BackendFailed => Some(Trial::Failed(result.error.clone())),
+                    _ => None,
+                }
+            }
+            Waiter::Call { is_trial: true, .. } => trial_of(result),
+            Waiter::Call { .. } => None,
+        };
+        self.trials.extend(trial.map(|trial| (slot, trial)));
+    }
+
+    /// Who waits for a call that is about to be sent.
+    pub(super) fn waiter(
+        &mut self,
+        slot: usize,
+        tool: &str,
+        id: ExecutionId,
+        reply: Reply,
+    ) -> Waiter {
+        let was_fresh = self.fresh.get_mut(slot).is_some_and(std::mem::take);
+        Waiter::Call { id, reply, is_trial: was_fresh && TRIED_BY.contains(&tool) }
     }
 
     /// Everything in flight is lost.
@@ -385,6 +438,7 @@ impl State {
         self.max_body = answer.max_body;
         // The numbers only grow: nothing that was said of the old ones means a new one.
         self.reset.fill(None);
+        self.fresh.fill(false);
         self.leased.begin_anew(answer);
         self.phase = Phase::Up;
         self.heard = Instant::now();
@@ -401,7 +455,7 @@ pub(super) struct Ended {
 impl Ended {
     pub(super) fn answer(self) {
         match self.owed {
-            Waiter::Call(_, reply) => reply.send(self.result),
+            Waiter::Call { reply, .. } => reply.send(self.result),
             Waiter::Reset(_, reply) => {
                 reply.send(if self.result.success { Ok(()) } else { Err(self.result.error) });
             }
@@ -421,6 +475,19 @@ impl InFlight {
     pub(super) fn lose(self) {
         let result = lost(self.sent);
         Ended { owed: self.owed, result }.answer();
+    }
+}
+
+/// What the first call in an empty slot says of its server.
+fn trial_of(result: &ToolResult) -> Option<Trial> {
+    match (result.outcome, result.may_have_executed) {
+        (Outcome::BackendFailed | Outcome::SandboxLost, false) => {
+            Some(Trial::Failed(result.error.clone()))
+        }
+        // It may have been the command's doing.
+        (Outcome::BackendFailed | Outcome::SandboxLost, true) => None,
+        // It ran; or it was refused, or cancelled, before the server could show what it can.
+        (_, ran) => ran.then_some(Trial::Succeeded),
     }
 }
 

@@ -36,7 +36,13 @@ fn met() -> (Arc<ReferenceServer>, Receiver<ContainerChange>, Receiver<String>) 
     let names = Names::new();
     let connection = Connection::new(&url, None, &config, &names).unwrap();
     let requests_of_all = StockRequests::new(names, client::tls_config(None).unwrap());
-    let met = ReferenceServer::connect(0, connection, PATIENCE, &requests_of_all);
+    let met = ReferenceServer::connect(
+        0,
+        connection,
+        PATIENCE,
+        &requests_of_all,
+        Arc::new(Reports::new(PATIENCE)),
+    );
     let (server, _) = met.unwrap();
     let (tell, told) = unbounded();
     server.watch(Watcher::from_fn(move |_, change| tell.send(change).unwrap())).unwrap();

@@ -58,7 +58,8 @@ pub(crate) enum Command {
     ///
     /// Prints one line when it listens. Without a token commands do not get the host's network
     /// (--network host): they could reach this server and with it other slots. SIGTERM and Ctrl-C
-    /// end it: what runs may go on for the grace time; a second signal ends it at once.
+    /// end it: what runs may go on for the grace time, and at SIGTERM the trajectories that are
+    /// here may finish before that (--drain-grace-s); a second signal ends it at once.
     #[command(after_help = exit_code::SERVER_HELP)]
     Sandbox(SandboxArgs),
 
@@ -70,6 +71,15 @@ pub(crate) enum Command {
     /// runs may go on for the grace time; a second signal ends it at once.
     #[command(after_help = exit_code::SERVER_HELP)]
     Serve(ServeArgs),
+
+    /// List the sandbox servers that runs have Slurm run, and remove what is left of runs that are
+    /// over
+    ///
+    /// A run's servers end with it, or two minutes later; what a host that has crashed left in
+    /// Slurm's queue stays there. Whether a run is over can be told on its own host only: each
+    /// server is listed with its run, and as `running`, `over` or `unknown`. It lists this user's.
+    #[command(after_help = exit_code::REAP_HELP)]
+    Reap(ReapArgs),
 
     /// Keep images of containers on this machine, unpacked, for commands to run in
     ///
@@ -92,6 +102,26 @@ pub(crate) enum Command {
     },
 }
 
+/// The flags of `reap`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ReapArgs {
+    /// Those of Slurm
+    #[arg(long, required = true)]
+    pub(crate) slurm: bool,
+
+    /// Remove the servers of runs that are over; with --run those of the runs that it names
+    #[arg(long)]
+    pub(crate) remove: bool,
+
+    /// The servers of this run only, as the list names it; may be given several times
+    #[arg(long, value_name = "RUN")]
+    pub(crate) run: Vec<String>,
+
+    /// Print one JSON object: `servers`, and the ids of those that were `removed`
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
 /// The flags of `sandbox`.
 #[derive(Debug, Clone, Args)]
 #[command(mut_arg("port", |port| port.default_value("8080").required(false)))]
@@ -105,6 +135,13 @@ pub(crate) struct SandboxArgs {
     #[arg(long, value_name = "S", env = "TOOL_EXECUTOR_EXIT_WHEN_UNUSED")]
     #[arg(value_parser = named(values::unused_seconds), help_heading = "Running")]
     pub(crate) exit_when_unused: Option<Duration>,
+
+    /// Seconds that trajectories which are here may take to finish after SIGTERM; their executors
+    /// are told, and put no other here. Then what runs has the grace time. Both together must be
+    /// less than what is left until the kill: Kubernetes and Slurm leave 30 s, Docker 10 s
+    #[arg(long, value_name = "S", env = "TOOL_EXECUTOR_DRAIN_GRACE_S", default_value = "20")]
+    #[arg(value_parser = named(values::grace_seconds), help_heading = "Running")]
+    pub(crate) drain_grace_s: Duration,
 
     /// How long an executor that is not heard of keeps its slots, in seconds: one that was killed
     /// or stopped, or that cannot reach this server. Then they are emptied and go to others

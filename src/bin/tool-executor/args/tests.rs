@@ -30,6 +30,7 @@ const TABLE: [(&str, &str, &str); 73] = [
     ("concurrency", "", "r"),
     ("data-dir", "TOOL_EXECUTOR_DATA_DIR", "rsx"),
     ("device", "TOOL_EXECUTOR_DEVICE", "rsx"),
+    ("drain-grace-s", "TOOL_EXECUTOR_DRAIN_GRACE_S", "x"),
     ("env", "TOOL_EXECUTOR_ENV", "rsx"),
     ("env-file", "TOOL_EXECUTOR_ENV_FILE", "rsx"),
     ("exit-when-unused", "TOOL_EXECUTOR_EXIT_WHEN_UNUSED", "x"),

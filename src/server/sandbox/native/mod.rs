@@ -165,6 +165,21 @@ impl Native {
         })
     }
 
+    /// Tells all sessions that the server is about to end, and takes no other: they give back their
+    /// slots as they are free.
+    pub(super) fn drain(&self) {
+        let mut state = self.state.lock();
+        state.leases.drain(Instant::now());
+        // It ends no lease, so there is nothing to reset.
+        state.settle();
+    }
+
+    /// Whether the server is about to end, and whether no session has a slot any more.
+    pub(super) fn draining(&self) -> (bool, bool) {
+        let state = self.state.lock();
+        (state.leases.is_draining(), state.leases.are_back())
+    }
+
     /// Ends the stream of results when nothing runs any more.
     pub(super) fn close(&self) {
         self.closing.store(true, Ordering::Release);
@@ -268,6 +283,10 @@ impl Native {
         if end {
             ended.extend(state.end(&id));
         } else if !resumed {
+            if state.leases.is_draining() {
+                let text = "this sandbox server is about to end, and takes no executor any more";
+                return Err(Box::new(detail(StatusCode::SERVICE_UNAVAILABLE, text)));
+            }
             if state.sessions.len() >= MOST_SESSIONS {
                 let text = format!("{MOST_SESSIONS} executors use this sandbox server already");
                 return Err(Box::new(detail(StatusCode::SERVICE_UNAVAILABLE, &text)));

@@ -81,9 +81,9 @@ impl Session {
 
     /// Takes in what the table of leases says of the session. Tells whether it has changed.
     pub(super) fn lease_is(&mut self, view: LeaseView) -> bool {
-        let LeaseView { held, limit, sessions } = view;
+        let LeaseView { held, limit, sessions, draining } = view;
         let version = self.lease.version;
-        let lease = Lease { version, held, limit, sessions };
+        let lease = Lease { version, held, limit, sessions, draining };
         let changed = lease != self.lease;
         if changed {
             self.lease = Lease { version: version + 1, ..lease };

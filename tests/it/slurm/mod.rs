@@ -4,6 +4,9 @@
 //! Each test has a Slurm of its own, in a directory and on ports of its own, and runs in a process
 //! whose environment names it. Needs root and the packages that `install-tools` installs.
 
+mod faults;
+mod reap;
+
 use std::fs;
 use std::io::Write as _;
 use std::net::{TcpListener, TcpStream};
@@ -17,12 +20,26 @@ use tool_executor::config::{SlurmConfig, SlurmJobs};
 use tool_executor::{Outcome, StartError, ToolExecutor};
 
 use crate::alone;
-use crate::fakes::{PATIENCE, bash, until};
+use crate::fakes::{PATIENCE, bash, until, until_within};
 use crate::http_client::Client;
 use crate::program::program;
 
 /// The program under test.
 const PROGRAM: &str = env!("CARGO_BIN_EXE_tool-executor");
+
+/// The processes whose command lines have all of these words: those of a test's own Slurm.
+fn processes(words: &[&str]) -> Vec<i32> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc").unwrap().flatten() {
+        let Ok(pid) = entry.file_name().to_string_lossy().parse() else { continue };
+        let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let line: Vec<_> = line.split(|byte| *byte == 0).map(String::from_utf8_lossy).collect();
+        if words.iter().all(|word| line.iter().any(|part| part == word)) {
+            found.push(pid);
+        }
+    }
+    found
+}
 
 /// The daemons of a Slurm. Dropped, they end.
 struct Slurm {
@@ -75,7 +92,10 @@ impl Slurm {
              SelectType=select/cons_tres\nSelectTypeParameters=CR_Core\nSlurmctldPort={controller}\n\
              SlurmctldPidFile={at}/ctld.pid\nSlurmdPidFile={at}/d.%n.pid\n\
              SlurmdSpoolDir={at}/spool.%n\nStateSaveLocation={at}/state\nKillWait=5\n\
-             SlurmdTimeout=10\nPartitionName=main Nodes=ALL Default=YES State=UP OverSubscribe=FORCE:8\n",
+             SlurmdTimeout=10\nMessageTimeout=5\nPreemptType=preempt/partition_prio\nPreemptMode=CANCEL\n\
+             PartitionName=main Nodes=ALL Default=YES State=UP OverSubscribe=FORCE:8\n\
+             PartitionName=low Nodes=ALL State=UP PriorityTier=1 GraceTime=60\n\
+             PartitionName=high Nodes=ALL State=UP PriorityTier=10 PreemptMode=OFF\n",
             at = at.display(),
         );
         for (node, port) in [("n1", first), ("n2", second), ("n3", third)] {
@@ -131,7 +151,8 @@ fn has_slurm(test: &str) -> bool {
         // Only root runs the daemons.
         return false;
     }
-    Slurm::start().run(&format!("slurm::{test}"), false);
+    let path = if test.contains("::") { test.to_owned() } else { format!("slurm::{test}") };
+    Slurm::start().run(&path, false);
     false
 }
 
@@ -155,8 +176,9 @@ fn start(config: SlurmConfig) -> Result<ToolExecutor, StartError> {
 
 /// The steps or jobs of ours that Slurm has.
 fn running() -> Vec<String> {
-    let printed = printed("squeue", &["-h", "-n", "tool-executor", "-o", "%i %T"]);
-    printed.lines().map(str::to_owned).collect()
+    let printed = printed("squeue", &["-h", "-o", "%i %T %j"]);
+    let ours = printed.lines().filter(|line| line.contains(" tool-executor:"));
+    ours.map(str::to_owned).collect()
 }
 
 fn nodes_are_idle() {
@@ -369,6 +391,6 @@ fn every_node_of_an_allocation_has_a_server() {
     until(|| {
         printed("squeue", &["-h", "-s", "-j", &step, "-o", "%j"])
             .lines()
-            .all(|name| name != "tool-executor")
+            .all(|name| !name.starts_with("tool-executor"))
     });
 }
