@@ -10,7 +10,10 @@ use serde_json::json;
 use tool_executor::artifact::{ArtifactError, PutFiles};
 use tool_executor::backend::local::LocalBackend;
 use tool_executor::config::{Bind, ExecutorConfig, LocalConfig, Policy, UserIds};
-use tool_executor::{BackendError, Outcome, ToolCall, ToolExecutor, ToolResult};
+use tool_executor::{
+    BackendError, BeginError, Outcome, SpecField, ToolCall, ToolExecutor, ToolResult,
+    TrajectorySpec,
+};
 
 use crate::caller::directory;
 use crate::fakes::bash;
@@ -204,7 +207,7 @@ fn an_image_without_bash_and_tmux_has_those_of_the_host() {
         "of the image\n3\n/app"
     );
     // Nothing of it is in the way of the image's own programs.
-    assert_eq!(stateful("env | grep -c toolbox; which bash || echo none"), "0\nnone");
+    assert_eq!(stateful("env | grep -c toolbox; test -e /bin/bash || echo none"), "0\nnone");
     assert_eq!(stateful("cat /proc/$$/comm"), "bash");
     let refused =
         stateful("echo x > /run/toolbox/bin/bash || rm -r /run/toolbox || ls /run/toolbox");
@@ -417,6 +420,48 @@ fn slots_with_one_id_have_an_image_too() {
         "0\n0\nof the image"
     );
     bench.output("rm -r /app /etc; mkdir /etc; echo x > /etc/passwd");
+}
+
+#[test]
+fn a_trajectory_may_ask_for_an_image_and_its_neighbour_has_the_hosts_files() {
+    let image = Image::new();
+    let data = directory();
+    let backend = LocalBackend::start(LocalConfig::new(2).with_data_dir(data.path())).unwrap();
+    let executor = ToolExecutor::builder().backend(backend).start().unwrap();
+    assert!(executor.capabilities().spec.contains(&SpecField::Image));
+    let spec = |json: serde_json::Value| serde_json::from_value::<TrajectorySpec>(json).unwrap();
+    let asked = json!({
+        "image": image.name(), "user": "agent", "workdir": "/home/agent/work",
+        "env": {"A": "b", "PATH": "/bin:/opt/bin"},
+        "files": [{"path": "/tmp/given", "content": "x"}],
+    });
+    executor.begin("t", spec(asked)).unwrap();
+    let run = |id: &str, command: &str| executor.execute(id, bash(command));
+    let shown = run("t", "pwd; echo $A $PATH; cat /tmp/given; echo; id -un; cat /app/file");
+    let expected = "/home/agent/work\nb /bin:/opt/bin\nx\nagent\nof the image";
+    assert_eq!(shown.output.trim_end(), expected, "{shown:?}");
+    assert!(run("u", "python3 -c 'print(1)'; cat /app/file").output.starts_with('1'));
+    executor.release("t").unwrap();
+    assert!(!run("t", "cat /app/file").success, "the host's files again");
+    executor.release("t").unwrap();
+
+    let failed = |json| match executor.begin("t", spec(json)) {
+        Err(BeginError::Failed(failure)) => {
+            executor.release("t").unwrap();
+            (failure.outcome(), failure.to_string())
+        }
+        other => panic!("{other:?}"),
+    };
+    let missing = failed(json!({"image": "dir:/nonexistent"}));
+    assert_eq!(missing.0, Outcome::ImageUnavailable, "{missing:?}");
+    let nobody = failed(json!({"image": image.name(), "user": "nobody-there"}));
+    assert_eq!(nobody.0, Outcome::SpecUnsupported, "{nobody:?}");
+    let without = failed(json!({"user": "agent"}));
+    assert_eq!(without.0, Outcome::SpecUnsupported, "{without:?}");
+    fs::remove_file(image.at("bin/sh")).unwrap();
+    let no_shell = failed(json!({"image": image.name()}));
+    assert_eq!(no_shell.0, Outcome::ImageUnusable, "{no_shell:?}");
+    assert_eq!(run("t", "echo fine").output, "fine");
 }
 
 /// A directory of an image that is a link out of it, in the way of what is mounted there.

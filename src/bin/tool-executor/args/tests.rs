@@ -53,6 +53,7 @@ const TABLE: [(&str, &str, &str); 73] = [
     ("log-egress", "TOOL_EXECUTOR_LOG_EGRESS", "rsx"),
     ("max-batch-size", "TOOL_EXECUTOR_MAX_BATCH_SIZE", "rs"),
     ("max-file-size", "TOOL_EXECUTOR_MAX_FILE_SIZE", "rsx"),
+    ("max-timeout-s", "TOOL_EXECUTOR_MAX_TIMEOUT_S", "rs"),
     ("network", "TOOL_EXECUTOR_NETWORK", "rsx"),
     ("no-auth", "TOOL_EXECUTOR_NO_AUTH", "sx"),
     ("no-network", "", "rs"),
