@@ -139,6 +139,17 @@ impl Drop for Slurm {
         for child in self.nodes.iter_mut().chain([&mut self.controller]) {
             let _ = (child.kill(), child.wait());
         }
+        // What kept a step, and tells its end to a daemon that is gone, does so for a long time.
+        let variable = format!("SLURM_CONF={}", self.config());
+        for entry in fs::read_dir("/proc").unwrap().flatten() {
+            let Ok(pid) = entry.file_name().to_string_lossy().parse() else { continue };
+            let read = |name: &str| fs::read(entry.path().join(name)).unwrap_or_default();
+            let is_ours = read("environ").split(|b| *b == 0).any(|v| v == variable.as_bytes());
+            if is_ours && read("comm").starts_with(b"slurmstepd") {
+                let pid = rustix::process::Pid::from_raw(pid).unwrap();
+                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            }
+        }
     }
 }
 
