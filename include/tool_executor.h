@@ -199,23 +199,23 @@ enum te_status
   /**
    * The trajectory keeps processes that would end with a snapshot.
    */
-  TE_KEEPS_PROCESSES = 42,
+  TE_KEEPS_PROCESSES = 47,
   /**
    * As many snapshots are kept as may be, or were made of the trajectory.
    */
-  TE_TOO_MANY_SNAPSHOTS = 43,
+  TE_TOO_MANY_SNAPSHOTS = 48,
   /**
    * The trajectory has begun, has failed to begin, or has made a call: release it first.
    */
-  TE_ALREADY_BEGUN = 47,
+  TE_ALREADY_BEGUN = 60,
   /**
    * The trajectory did not begin as its spec asks; te_begin() gives the outcome.
    */
-  TE_NOT_BEGUN = 48,
+  TE_NOT_BEGUN = 61,
   /**
    * The spec makes no sense: an unknown key, a value of another type or out of its range.
    */
-  TE_INVALID_SPEC = 49,
+  TE_INVALID_SPEC = 62,
   /**
    * This process is a fork of the one that made the handle. Its threads are not here: nothing
    * works but freeing.
@@ -740,7 +740,7 @@ void te_tool_reply_free(struct te_tool_reply *reply);
  *     "tools":  {"builtin": true, "external": [SCHEMA, ...]}     (see te_tools_add)
  *     "batch_policy": "adaptive" or "window", "batch_window_s": 0.02, "max_batch_size": 200,
  *     "queue_capacity": 65536, "queue_timeout_s": 3600, "acquire_timeout_s": 600,
- *     "default_timeout_s": null, "answer_grace_s": 60, "reset_timeout_s": 60, "begin_timeout_s": 600,
+ *     "max_timeout_s": 600, "default_timeout_s": null, "answer_grace_s": 60, "reset_timeout_s": 60, "begin_timeout_s": 600,
  *     "close_timeout_s": 30,
  *     "on_lost_workspace": "refuse" or "start_empty", "io_threads": 8, "handler_threads": 16,
  *     "idle_limit_s": 0     (0: a trajectory may hold a slot without a call for ever)
@@ -914,9 +914,9 @@ te_status te_submit_begin(const struct te_executor *executor,
  *
  * `call` is a JSON object: {"name": "bash", "arguments": {"command": "ls"}, "uniq_id": "...",
  * "timeout_s": 30}. Only "name" is needed. "uniq_id" is the caller's id of the call, which the
- * result carries; a fresh one unless given. "timeout_s", from 1 to 600, limits the run; else a
- * number "timeout" in the arguments does, else the sandbox's 30 seconds. Other keys are refused,
- * but for "raw_text" and "origin", which the te_parse functions give.
+ * result carries; a fresh one unless given. "timeout_s", from 1 to "max_timeout_s", limits the
+ * run; else a number "timeout" in the arguments does, else the sandbox's 30 seconds. Other keys
+ * are refused, but for "raw_text" and "origin", which the te_parse functions give.
  *
  * A call of OpenAI's (chat, Responses) or Anthropic's is taken as it is, with its id:
  * {"id", "type": "function", "function": {"name", "arguments": "{...}"}}, {"type":

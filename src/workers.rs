@@ -1,8 +1,8 @@
 //! The pools of threads that do what blocks. In an executor `tool-io-N` hands batches to the
 //! backend and `tool-fn-N` runs in-process tools; in a sandbox server `tool-slots-N` talks to the
-//! backend, `tool-files-N` reads workspaces and `tool-archives-N` makes archives; in an embedded
-//! sandbox `tool-reset-N` renews slots, `tool-remove-N` removes what they had, and `tool-spool-N`
-//! writes output to files.
+//! backend, `tool-files-N` reads workspaces and `tool-archives-N` makes archives, `tool-grades-N`
+//! has files graded; in an embedded sandbox `tool-reset-N` renews slots, `tool-remove-N` removes
+//! what they had, and `tool-spool-N` writes output to files.
 //!
 //! Each is a rayon pool of its own, so that a user's slow closure never delays a sandbox call.
 //! Jobs are only ever `spawn_fifo`ed, and no job that hands calls over waits for a command's end.

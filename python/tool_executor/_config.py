@@ -157,6 +157,7 @@ class Settings(TypedDict, total=False):
     queue_capacity: Optional[int]
     queue_timeout_s: Optional[float]
     acquire_timeout_s: Optional[float]
+    max_timeout_s: Optional[float]
     default_timeout_s: Optional[float]
     answer_grace_s: Optional[float]
     reset_timeout_s: Optional[float]

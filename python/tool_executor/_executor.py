@@ -161,7 +161,7 @@ class ToolExecutor:
         """Runs a call and waits for its result. A tool that fails is a result.
 
         The calls of a trajectory run one after the other, in one workspace, which it keeps until it
-        is released. `timeout` is in seconds, from 1 to 600; without one the sandbox's 30 seconds.
+        is released. `timeout` is in seconds, from 1 to `max_timeout_s` (600); without one the sandbox's 30 seconds.
         """
         return self._run(trajectory_id, new_call_json(name, arguments, timeout, uniq_id))
 

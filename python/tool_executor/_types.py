@@ -85,7 +85,7 @@ class ToolCall:
     uniq_id: Optional[str] = None
     """The caller's id of this call; the result carries the same. A fresh one unless given."""
     timeout_s: Optional[float] = None
-    """How many seconds it may run, from 1 to 600."""
+    """How many seconds it may run, from 1 to `max_timeout_s` (600)."""
     raw_text: str = ""
     """The text that the call was parsed from."""
     origin: Optional[Mapping[str, Any]] = None

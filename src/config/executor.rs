@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::{FleetConfig, LocalConfig, SlurmConfig, ToolServerConfig, named_part};
 use crate::error::ConfigError;
 use crate::seconds::{self, LONGEST};
-use crate::tool::{MAX_TIMEOUT, MIN_TIMEOUT, Policy, ToolRegistry, ToolSchema};
+use crate::tool::{LONGEST_TIMEOUT, MAX_TIMEOUT, MIN_TIMEOUT, Policy, ToolRegistry, ToolSchema};
 
 /// How a [`ToolExecutor`](crate::ToolExecutor) is set up. Every setting has a default.
 ///
@@ -58,8 +58,12 @@ pub struct ExecutorConfig {
     /// to 600 s.
     #[serde(rename = "acquire_timeout_s", with = "seconds")]
     pub acquire_timeout: Duration,
-    /// The time limit of a call that names none, 1 to 600 s. Defaults to the backend's own, 30 s in
-    /// the embedded sandbox.
+    /// The longest time limit that a call may name, from 1 s to a day; one that names a longer one
+    /// gets this. Defaults to 600 s.
+    #[serde(rename = "max_timeout_s", with = "seconds")]
+    pub max_timeout: Duration,
+    /// The time limit of a call that names none, from 1 s to `max_timeout`. Defaults to the
+    /// backend's own, 30 s in the embedded sandbox.
     #[serde(rename = "default_timeout_s", with = "seconds::option")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub default_timeout: Option<Duration>,
@@ -120,6 +124,7 @@ impl Default for ExecutorConfig {
             queue_capacity: 65_536,
             queue_timeout: Duration::from_secs(3600),
             acquire_timeout: Duration::from_secs(600),
+            max_timeout: MAX_TIMEOUT,
             default_timeout: None,
             answer_grace: Duration::from_secs(60),
             reset_timeout: Duration::from_secs(60),
@@ -147,6 +152,7 @@ setters! {
         with_queue_capacity: queue_capacity = usize,
         with_queue_timeout: queue_timeout = Duration,
         with_acquire_timeout: acquire_timeout = Duration,
+        with_max_timeout: max_timeout = Duration,
         with_default_timeout: default_timeout = some Duration,
         with_answer_grace: answer_grace = Duration,
         with_reset_timeout: reset_timeout = Duration,
@@ -201,9 +207,14 @@ impl ExecutorConfig {
                 return wrong(format!("{name} is {value:?}; at most a year"));
             }
         }
-        let possible = MIN_TIMEOUT..=MAX_TIMEOUT;
+        let most = self.max_timeout;
+        if !(MIN_TIMEOUT..=LONGEST_TIMEOUT).contains(&most) {
+            return wrong(format!("max_timeout is {most:?}; it must be from 1 s to a day"));
+        }
+        let possible = MIN_TIMEOUT..=most;
         if let Some(time) = self.default_timeout.filter(|time| !possible.contains(time)) {
-            return wrong(format!("default_timeout is {time:?}; it must be from 1 to 600 s"));
+            let most = most.as_secs_f64();
+            return wrong(format!("default_timeout is {time:?}; it must be from 1 to {most} s"));
         }
         let parts = [
             ("local", self.local.as_ref().map(LocalConfig::check)),
@@ -319,7 +330,7 @@ mod tests {
                 "output_order": "interleaved", "background": "keep"},
             "batch_policy": "window", "batch_window_s": 0.25, "max_batch_size": 3,
             "queue_capacity": 4, "queue_timeout_s": 5.0, "acquire_timeout_s": 6.0,
-            "default_timeout_s": 2.5, "answer_grace_s": 7.0, "reset_timeout_s": 8.0,
+            "max_timeout_s": 3600.0, "default_timeout_s": 2.5, "answer_grace_s": 7.0, "reset_timeout_s": 8.0,
             "begin_timeout_s": 8.5, "close_timeout_s": 9.0,
             "on_lost_workspace": "start_empty", "idle_limit_s": 1.5, "io_threads": 2, "handler_threads": 3,
         });

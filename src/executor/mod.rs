@@ -74,7 +74,7 @@ use crate::error::{BackendError, ReleaseError, SubmitError};
 use crate::thread::OwnedThread;
 use crate::tool::format::Repair;
 use crate::tool::{
-    JsonObject, Outcome, Policy, Prepared, ToolCall, ToolRegistry, ToolResult, prepare,
+    CallTimes, JsonObject, Outcome, Policy, Prepared, ToolCall, ToolRegistry, ToolResult, prepare,
 };
 use crate::workers::guarded;
 
@@ -113,7 +113,7 @@ pub struct ToolExecutor {
     registry: ToolRegistry,
     policy: Policy,
     has_tool_server: bool,
-    default_timeout: Duration,
+    times: CallTimes,
     queue_timeout: Duration,
     close_timeout: Duration,
     next_id: AtomicU64,
@@ -143,7 +143,8 @@ impl ToolExecutor {
     /// Runs a call and blocks until its result is there.
     ///
     /// The call's time limit is its [`timeout`](ToolCall::timeout), else its own numeric
-    /// `arguments.timeout`, either clamped to 1…600 s, else the backend's default. It covers the
+    /// `arguments.timeout`, either clamped to 1…600 s, or to what
+    /// [`ExecutorConfig::max_timeout`] allows, else the backend's default. It covers the
     /// execution; the waits before it have limits of their own ([`ExecutorConfig::queue_timeout`],
     /// [`ExecutorConfig::acquire_timeout`]).
     ///
@@ -419,8 +420,8 @@ impl ToolExecutor {
     fn check(&self, trajectory_id: &str, call: ToolCall) -> Result<Prepared, Box<ToolResult>> {
         let Some(problem) = begin::id_problem(trajectory_id) else {
             let (registry, policy) = (&self.registry, &self.policy);
-            let (server, default) = (self.has_tool_server, self.default_timeout);
-            return prepare(registry, policy, server, call, default);
+            let (server, times) = (self.has_tool_server, self.times);
+            return prepare(registry, policy, server, call, times);
         };
         let mut refusal = ToolResult::failure(Outcome::InvalidCall, problem);
         refusal.uniq_id = Some(call.uniq_id);

@@ -29,7 +29,7 @@ use crate::error::{BackendError, BackendErrorKind, ConfigError, StartError};
 use crate::interrupt::Interrupt;
 use crate::seconds::LONGEST;
 use crate::thread::OwnedThread;
-use crate::tool::ToolRegistry;
+use crate::tool::{CallTimes, ToolRegistry};
 use crate::toolserver::ToolServer;
 use crate::workers::{Workers, guarded};
 
@@ -158,7 +158,7 @@ impl ToolExecutor {
             registry,
             policy: config.policy,
             has_tool_server,
-            default_timeout,
+            times: CallTimes { default: default_timeout, most: config.max_timeout },
             queue_timeout: config.queue_timeout,
             close_timeout: config.close_timeout,
             next_id: AtomicU64::new(1),

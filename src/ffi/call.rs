@@ -9,7 +9,7 @@ use super::status::{Fault, guard, te_status};
 use super::text::{Out, object, on_a_stack, on_a_stack_for_text, te_buffer, text};
 use crate::executor::CallHandle;
 use crate::tool::format::{CallParser, Format, MessageForm, UnknownName};
-use crate::tool::{MAX_TIMEOUT, MIN_TIMEOUT, ToolCall};
+use crate::tool::{LONGEST_TIMEOUT, MIN_TIMEOUT, ToolCall};
 use serde_json::Value;
 use std::ffi::c_char;
 use std::fmt::Display;
@@ -48,8 +48,8 @@ fn parse(json: &str) -> Result<ToolCall, Fault> {
         },
     };
     match call.timeout {
-        Some(timeout) if !(MIN_TIMEOUT..=MAX_TIMEOUT).contains(&timeout) => {
-            let (least, most) = (MIN_TIMEOUT.as_secs(), MAX_TIMEOUT.as_secs());
+        Some(timeout) if !(MIN_TIMEOUT..=LONGEST_TIMEOUT).contains(&timeout) => {
+            let (least, most) = (MIN_TIMEOUT.as_secs(), LONGEST_TIMEOUT.as_secs());
             let seconds = timeout.as_secs_f64();
             let text =
                 format!("the call: timeout_s is {seconds}; it must be from {least} to {most}");
@@ -63,9 +63,9 @@ fn parse(json: &str) -> Result<ToolCall, Fault> {
 ///
 /// `call` is a JSON object: {"name": "bash", "arguments": {"command": "ls"}, "uniq_id": "...",
 /// "timeout_s": 30}. Only "name" is needed. "uniq_id" is the caller's id of the call, which the
-/// result carries; a fresh one unless given. "timeout_s", from 1 to 600, limits the run; else a
-/// number "timeout" in the arguments does, else the sandbox's 30 seconds. Other keys are refused,
-/// but for "raw_text" and "origin", which the te_parse functions give.
+/// result carries; a fresh one unless given. "timeout_s", from 1 to "max_timeout_s", limits the
+/// run; else a number "timeout" in the arguments does, else the sandbox's 30 seconds. Other keys
+/// are refused, but for "raw_text" and "origin", which the te_parse functions give.
 ///
 /// A call of OpenAI's (chat, Responses) or Anthropic's is taken as it is, with its id:
 /// {"id", "type": "function", "function": {"name", "arguments": "{...}"}}, {"type":

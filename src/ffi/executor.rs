@@ -114,7 +114,7 @@ pub(super) fn is_forked_process() -> bool {
 ///     "tools":  {"builtin": true, "external": [SCHEMA, ...]}     (see te_tools_add)
 ///     "batch_policy": "adaptive" or "window", "batch_window_s": 0.02, "max_batch_size": 200,
 ///     "queue_capacity": 65536, "queue_timeout_s": 3600, "acquire_timeout_s": 600,
-///     "default_timeout_s": null, "answer_grace_s": 60, "reset_timeout_s": 60, "begin_timeout_s": 600,
+///     "max_timeout_s": 600, "default_timeout_s": null, "answer_grace_s": 60, "reset_timeout_s": 60, "begin_timeout_s": 600,
 ///     "close_timeout_s": 30,
 ///     "on_lost_workspace": "refuse" or "start_empty", "io_threads": 8, "handler_threads": 16,
 ///     "idle_limit_s": 0     (0: a trajectory may hold a slot without a call for ever)

@@ -81,15 +81,16 @@ pub enum te_status {
     TE_BAD_ARCHIVE = 46,
 
     /// The trajectory keeps processes that would end with a snapshot.
-    TE_KEEPS_PROCESSES = 42,
+    TE_KEEPS_PROCESSES = 47,
     /// As many snapshots are kept as may be, or were made of the trajectory.
-    TE_TOO_MANY_SNAPSHOTS = 43,
+    TE_TOO_MANY_SNAPSHOTS = 48,
+
     /// The trajectory has begun, has failed to begin, or has made a call: release it first.
-    TE_ALREADY_BEGUN = 47,
+    TE_ALREADY_BEGUN = 60,
     /// The trajectory did not begin as its spec asks; te_begin() gives the outcome.
-    TE_NOT_BEGUN = 48,
+    TE_NOT_BEGUN = 61,
     /// The spec makes no sense: an unknown key, a value of another type or out of its range.
-    TE_INVALID_SPEC = 49,
+    TE_INVALID_SPEC = 62,
 
     /// This process is a fork of the one that made the handle. Its threads are not here: nothing
     /// works but freeing.

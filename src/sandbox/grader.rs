@@ -4,8 +4,6 @@
 //! Its files, and the directory, are in `isolation::layout`; the descriptor for its verdict is
 //! given to it by `init`.
 
-use std::path::Path;
-
 use super::init::VERDICT_FD;
 use super::isolation::GRADER;
 use super::shell;
@@ -16,8 +14,7 @@ pub(crate) fn script(spec: &GradeSpec) -> String {
     let verdict = VERDICT_FD.to_string();
     let own = [("HOME", GRADER), ("TMPDIR", GRADER), (VERDICT_FD_VARIABLE, &*verdict)];
     let given = spec.env.iter().map(|(name, value)| (&**name, &**value));
-    let script = shell::script_with(own.into_iter().chain(given), &spec.command);
-    shell::script_in(Path::new(&spec.files_at), &script)
+    shell::script_in(&spec.files_at, own.into_iter().chain(given), &spec.command)
 }
 
 #[cfg(test)]

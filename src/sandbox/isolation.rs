@@ -34,7 +34,7 @@ pub(crate) use remedy::{Facts, advice};
 use super::etc::EtcCopy;
 use super::identity::HOST_NAME;
 use super::init;
-use super::jail::{IdMaps, Network, Origin, Plan, Proc};
+use super::jail::{IdMaps, Network, Origin, Plan, Proc, Rights};
 use super::limits::{self, FilterKind, Filters, ShownGroup};
 use super::provided::{Provided, ProvidedError};
 use super::user::IdMap;
@@ -529,7 +529,14 @@ impl Jails {
                 .begins_in()
                 .unwrap_or(contents.workspace.inside().workspace)
                 .to_owned(),
-            rights: image.map(|image| image.rights(owner)).unwrap_or_default(),
+            rights: match image {
+                Some(image) => image.rights(owner),
+                // A trajectory's own may be in what goes with a machine: the next one makes it.
+                None => Rights {
+                    any_directory: contents.workspace.begins_in().is_some(),
+                    ..Rights::default()
+                },
+            },
             program: contents.program.to_owned(),
             environment: contents.environment,
             open_files: contents.open_files,

@@ -20,8 +20,9 @@
 //!   this runs as where the host is root.
 //! - `limits` is what of the machine and of the kernel a slot may use, `descriptors` how many of
 //!   this process's own all slots need.
-//! - `image` keeps images on disk; what a machine has of one, and who its commands are there, is in
-//!   `workspace`, which mounts nothing: `jail` does.
+//! - `image` is images of containers on disk: where they come from, how they are unpacked, and the
+//!   store that keeps them for all programs. What a machine has of one, and who its commands are
+//!   there, is in `workspace`, which mounts nothing: `jail` does.
 //! - `workspace` owns the directories, `reach` adds the rest of the slot's machine, `paths` finds
 //!   places in both, `tree` empties and copies directories.
 //!
@@ -65,7 +66,6 @@ pub(crate) mod supervisor;
 pub(crate) mod terminal;
 #[cfg(test)]
 mod testing;
-#[allow(dead_code, reason = "wired in the next commit")]
 pub(crate) mod toolbox;
 mod tree;
 pub(crate) mod user;

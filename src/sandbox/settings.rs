@@ -1,7 +1,6 @@
 //! What the commands of one trajectory have beside what the engine gives to all.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
 
 use super::provided;
 
@@ -14,17 +13,11 @@ pub(crate) struct Settings {
     pub(crate) cuts_network: bool,
     /// Whether processes that a command leaves running are kept; `None`: as its call says.
     pub(crate) keeps_background: Option<bool>,
-    /// Where they begin, in a machine with the host's files: an absolute path that is there.
-    pub(crate) directory: Option<PathBuf>,
 }
 
 /// Of a trajectory that asked for nothing.
-pub(super) static NOTHING: Settings = Settings {
-    variables: Vec::new(),
-    cuts_network: false,
-    keeps_background: None,
-    directory: None,
-};
+pub(super) static NOTHING: Settings =
+    Settings { variables: Vec::new(), cuts_network: false, keeps_background: None };
 
 impl Settings {
     /// An environment with its variables in it.

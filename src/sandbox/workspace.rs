@@ -198,6 +198,8 @@ pub(crate) struct Workspace {
     outputs: AtomicU64,
     /// What its trajectory's commands have beside what all have.
     settings: OnceLock<Settings>,
+    /// Where they begin, if their trajectory has said so.
+    directory: OnceLock<PathBuf>,
 }
 
 /// A directory that was made at `path`, held.
@@ -290,6 +292,7 @@ impl Workspace {
             founded,
             outputs,
             settings: OnceLock::new(),
+            directory: OnceLock::new(),
         })
     }
 
@@ -338,17 +341,30 @@ impl Workspace {
 
     /// Where its trajectory's commands begin, if the trajectory says so.
     pub(crate) fn begins_in(&self) -> Option<&Path> {
-        self.settings().directory.as_deref()
+        self.directory.get().map(PathBuf::as_path)
     }
 
-    /// Sets them, once: before anything runs in it.
+    /// Has its trajectory's commands begin in this directory, which is there. Once.
+    pub(crate) fn begin_in(&self, directory: PathBuf) {
+        let is_first = self.directory.set(directory).is_ok();
+        debug_assert!(is_first, "where commands begin is said once");
+    }
+
+    /// Has it have the settings of another workspace of its trajectory.
     pub(crate) fn set_as(&self, other: &Self) {
         if let Some(settings) = other.settings.get() {
             self.set(settings.clone());
         }
     }
 
-    /// Sets them, once.
+    /// Has commands begin where they do in another workspace of its trajectory.
+    pub(crate) fn begin_as(&self, other: &Self) {
+        if let Some(directory) = other.directory.get() {
+            self.begin_in(directory.clone());
+        }
+    }
+
+    /// Sets them, once: before anything runs in it.
     pub(crate) fn set(&self, settings: Settings) {
         let is_first = self.settings.set(settings).is_ok();
         debug_assert!(is_first, "the settings of a workspace are set once");
@@ -383,6 +399,7 @@ impl Workspace {
             founded: AtomicU64::new(0),
             outputs: AtomicU64::new(0),
             settings: self.settings.clone(),
+            directory: self.directory.clone(),
         }
     }
 
@@ -516,7 +533,7 @@ impl Workspace {
         let Places { workspace, temporary, home } = self.inside();
         if self.image.is_some() || self.needs_machine() {
             // All that commands see is in their machine's root.
-            return View::new(Vec::new(), workspace, find_root);
+            return View::new(Vec::new(), self.begins_in().unwrap_or(workspace), find_root);
         }
         let roots = self.roots();
         let mounts = vec![

@@ -20,8 +20,20 @@ use super::{
 /// The shortest time that a call may be given.
 pub const MIN_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The longest time that a call may be given.
+/// The longest time that a call may be given, where the operator does not say otherwise.
 pub const MAX_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// The longest time that an operator may allow: a day.
+pub(crate) const LONGEST_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// The time limits of an executor's calls.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct CallTimes {
+    /// That of a call that names none.
+    pub(crate) default: Duration,
+    /// The longest that a call may name.
+    pub(crate) most: Duration,
+}
 
 /// A call that may be queued.
 #[derive(Debug, Clone)]
@@ -65,8 +77,8 @@ pub(crate) enum Work {
 /// Lets a call in, or answers it at once.
 ///
 /// `tool_server` says whether there is one. The call's time is its `timeout`, else its argument
-/// `timeout`, both held between [`MIN_TIMEOUT`] and [`MAX_TIMEOUT`]; else `default_timeout`, as it
-/// is. Where that is another time than was asked for, the call's notes say both.
+/// `timeout`, both held between [`MIN_TIMEOUT`] and `times.most`; else `times.default`, as it is.
+/// Where that is another time than was asked for, the call's notes say both.
 ///
 /// # Errors
 /// The answer to a call that goes no further: one that could not be read, an unknown tool, an
@@ -78,7 +90,7 @@ pub(crate) fn prepare(
     policy: &Policy,
     tool_server: bool,
     call: ToolCall,
-    default_timeout: Duration,
+    times: CallTimes,
 ) -> Result<Prepared, Box<ToolResult>> {
     if let Some(answer) = answer_to_unreadable(&call) {
         return Err(Box::new(answer));
@@ -90,7 +102,7 @@ pub(crate) fn prepare(
     let ToolCall { name, arguments, uniq_id, timeout, .. } = call;
     match decide(registry, policy, tool_server, &name, arguments) {
         Ok((asked, work)) => {
-            let limit = TimeLimit::of(timeout, asked, default_timeout);
+            let limit = TimeLimit::of(timeout, asked, times);
             Ok(Prepared { uniq_id, name, timeout: limit.in_force, notes: limit.notes(), work })
         }
         Err(refusal) => {
@@ -134,11 +146,11 @@ struct TimeLimit {
 
 impl TimeLimit {
     /// The caller's, else the one that the model asked for in seconds, else the default.
-    fn of(caller: Option<Duration>, model: Option<f64>, default: Duration) -> Self {
+    fn of(caller: Option<Duration>, model: Option<f64>, times: CallTimes) -> Self {
         let in_force = match (caller, model) {
-            (Some(time), _) => time.clamp(MIN_TIMEOUT, MAX_TIMEOUT),
-            (None, Some(seconds)) => clamped_timeout(seconds),
-            (None, None) => default,
+            (Some(time), _) => time.clamp(MIN_TIMEOUT, times.most),
+            (None, Some(seconds)) => clamped_timeout(seconds, times.most),
+            (None, None) => times.default,
         };
         Self { in_force, asked: model.or(caller.map(|time| time.as_secs_f64())) }
     }
@@ -293,9 +305,9 @@ fn timeout_of(arguments: &JsonObject) -> Result<Option<f64>, String> {
     }
 }
 
-/// `seconds` between [`MIN_TIMEOUT`] and [`MAX_TIMEOUT`]; the former where it is not a number.
-fn clamped_timeout(seconds: f64) -> Duration {
-    let (min, max) = (MIN_TIMEOUT.as_secs_f64(), MAX_TIMEOUT.as_secs_f64());
+/// `seconds` between [`MIN_TIMEOUT`] and `most`; the former where it is not a number.
+fn clamped_timeout(seconds: f64, most: Duration) -> Duration {
+    let (min, max) = (MIN_TIMEOUT.as_secs_f64(), most.as_secs_f64());
     // `max` gives the bound for NaN, where `clamp` would give NaN.
     Duration::from_secs_f64(seconds.max(min).min(max))
 }

@@ -11,6 +11,7 @@
 //! | `POST /v3/results` | an endless stream of lines: a result as soon as it is there, a beat every few seconds |
 //! | `POST /v3/archive` | a workspace's archive, as lines |
 //! | `POST /v3/put`, `/v3/put_result`, `/v3/copy` | files in and out, byte by byte; see `files` |
+//! | `POST /v3/snapshots` | keeps the files of a slot, grades them, gives a snapshot up: one line, behind beats |
 //!
 //! **Exactly once**: an operation is named by slot and number. One that is sent again joins the
 //! first one or gets its result; a number below the slot's latest is *stale* and runs nothing. The
@@ -42,7 +43,9 @@ use serde::{Deserialize, Serialize};
 
 use super::null_as_default;
 use crate::artifact::ArchiveFormat;
-use crate::spec::TrajectorySpec;
+use crate::grade::{GradeResult, GradeSpec};
+use crate::snapshot::{SnapshotError, SnapshotInfo, SnapshotOptions};
+use crate::spec::{SnapshotId, TrajectorySpec};
 use crate::tool::{JsonObject, Outcome, ToolResult};
 
 /// The feature's name in `/health`.
@@ -61,6 +64,9 @@ pub(crate) const CALLS: &str = "/v3/calls";
 pub(crate) const RESULTS: &str = "/v3/results";
 /// See [`SESSION`].
 pub(crate) const ARCHIVE: &str = "/v3/archive";
+
+/// See [`SESSION`].
+pub(crate) const SNAPSHOTS: &str = "/v3/snapshots";
 
 /// The longest line of results, in bytes. A result that takes more is told as a failure.
 pub(crate) const MAX_LINE: usize = 16 * 1024 * 1024;
@@ -82,6 +88,107 @@ pub(crate) struct Lease {
     pub(crate) limit: usize,
     /// How many sessions share the server, this one too.
     pub(crate) sessions: usize,
+}
+
+/// What is asked of snapshots. It is done once: no such request is repeated.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct SnapshotsRequest {
+    /// The client's session, which snapshots belong to, and go with.
+    pub(crate) session: String,
+    /// What.
+    pub(crate) ask: SnapshotsAsk,
+}
+
+/// See [`SnapshotsRequest`]. What names a slot runs in its turn, under the lease of this epoch.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum SnapshotsAsk {
+    /// Answered by [`SnapshotsLine::Made`].
+    Snapshot { slot: usize, epoch: u64, options: SnapshotOptions },
+    /// Answered by [`SnapshotsLine::Graded`].
+    Grade { slot: usize, epoch: u64, spec: Box<GradeSpec> },
+    /// Answered by [`SnapshotsLine::Dropped`].
+    Drop { id: SnapshotId },
+}
+
+/// The answer to [`SnapshotsRequest`]: a line, before which there may be empty ones.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum SnapshotsLine {
+    /// It is kept.
+    Made(SnapshotInfo),
+    /// What the grader gave.
+    Graded(Box<GradeResult>),
+    /// It is given up.
+    Dropped,
+    /// Why not: a [`SnapshotError`] by its code, its text, and what else it has.
+    Failed { code: String, text: String, names: Vec<String>, number: usize },
+}
+
+impl SnapshotsLine {
+    /// An error as a line.
+    #[cfg_attr(not(feature = "server"), allow(dead_code, reason = "a server's"))]
+    pub(crate) fn failed(error: SnapshotError) -> Self {
+        let (mut names, mut number) = (Vec::new(), 0);
+        let mut text = error.to_string();
+        let code = match error {
+            SnapshotError::NoSlot => "no_slot",
+            SnapshotError::KeepsProcesses(kept) => {
+                names = kept;
+                "keeps_processes"
+            }
+            SnapshotError::TooMany(most) => {
+                number = most;
+                "too_many"
+            }
+            SnapshotError::TooDeep(most) => {
+                number = most;
+                "too_deep"
+            }
+            SnapshotError::NotFound(id) => {
+                text = id.as_str().to_owned();
+                "not_found"
+            }
+            SnapshotError::Invalid(why) => {
+                text = why;
+                "invalid"
+            }
+            SnapshotError::SandboxLost(why) => {
+                text = why;
+                "sandbox_lost"
+            }
+            SnapshotError::Closed => "closed",
+            SnapshotError::Unsupported(why) => {
+                text = why;
+                "unsupported"
+            }
+            SnapshotError::Io(..) => "failed",
+        };
+        Self::Failed { code: code.to_owned(), text, names, number }
+    }
+
+    /// The error of a line that is not the one that was waited for.
+    pub(crate) fn into_error(self) -> SnapshotError {
+        let Self::Failed { code, text, names, number } = self else {
+            let text = "the sandbox server answers something else";
+            return SnapshotError::Io(text.to_owned(), std::io::ErrorKind::InvalidData.into());
+        };
+        match &*code {
+            "no_slot" => SnapshotError::NoSlot,
+            "keeps_processes" => SnapshotError::KeepsProcesses(names),
+            "too_many" => SnapshotError::TooMany(number),
+            "too_deep" => SnapshotError::TooDeep(number),
+            "not_found" => SnapshotError::NotFound(SnapshotId::new(text)),
+            "invalid" => SnapshotError::Invalid(text),
+            // A server that closes is gone for its clients.
+            "sandbox_lost" | "closed" => SnapshotError::SandboxLost(text),
+            "unsupported" => SnapshotError::Unsupported(text),
+            _ => {
+                let error = std::io::Error::other(text.clone());
+                SnapshotError::Io(text, error)
+            }
+        }
+    }
 }
 
 /// Begins, resumes or ends a session.

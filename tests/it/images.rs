@@ -10,7 +10,10 @@ use serde_json::json;
 use tool_executor::artifact::{ArtifactError, PutFiles};
 use tool_executor::backend::local::LocalBackend;
 use tool_executor::config::{Bind, ExecutorConfig, LocalConfig, Policy, UserIds};
-use tool_executor::{BackendError, Outcome, ToolCall, ToolExecutor, ToolResult};
+use tool_executor::{
+    BackendError, BeginError, Outcome, SpecField, ToolCall, ToolExecutor, ToolResult,
+    TrajectorySpec,
+};
 
 use crate::caller::directory;
 use crate::fakes::bash;
@@ -186,13 +189,41 @@ fn files_sessions_and_outputs_work_in_an_image() {
     let path = result.metadata["output_file"].as_str().expect("a complete output").to_owned();
     assert!(path.starts_with("/root/.tool-output/"), "{path}");
     assert_eq!(bench.output(&format!("wc -l < {path}; head -n 1 {path}")), "100000\n1");
-    // It has no bash and no tmux, which is not the model's doing.
-    let shell = bench.call("t", ToolCall::new("terminal_stateful", json!({"command": "true"})));
-    assert!(shell.error.contains("the image has no bash"), "{shell:?}");
-    assert!(!shell.outcome.model_attributable(), "{shell:?}");
-    let tmux = ToolCall::new("tmux", json!({"action": "send_keys", "keys": ["x"]}));
-    let tmux = bench.call("t", tmux);
-    assert!(tmux.error.contains("tmux") && !tmux.outcome.model_attributable(), "{tmux:?}");
+}
+
+#[test]
+fn an_image_without_bash_and_tmux_has_those_of_the_host() {
+    let image = Image::new();
+    let bench = Bench::new(&image);
+    let stateful = |command: &str| {
+        let call = ToolCall::new("terminal_stateful", json!({"command": command}));
+        let result = bench.call("t", call);
+        assert_eq!(result.outcome, Outcome::Ok, "{command}: {result:?}");
+        result.output
+    };
+    assert_eq!(stateful("cd /app; v=(1 2 3); echo ${#v[@]} $0"), "3 bash");
+    assert_eq!(
+        stateful("cat file; echo ${v[2]}; pwd; echo $BASHPID > /tmp/pid"),
+        "of the image\n3\n/app"
+    );
+    // Nothing of it is in the way of the image's own programs.
+    assert_eq!(stateful("env | grep -c toolbox; test -e /bin/bash || echo none"), "0\nnone");
+    assert_eq!(stateful("cat /proc/$$/comm"), "bash");
+    let refused =
+        stateful("echo x > /run/toolbox/bin/bash || rm -r /run/toolbox || ls /run/toolbox");
+    assert!(refused.ends_with("bin\nlib\nprogram") || refused.contains("Read-only"), "{refused}");
+    let keys = |keys: serde_json::Value| {
+        let call =
+            ToolCall::new("tmux", json!({"action": "send_keys", "keys": keys, "block": true}));
+        bench.call("t", call)
+    };
+    let typed = keys(json!(["cat /app/file > /tmp/seen; tty", "Enter"]));
+    assert_eq!(typed.outcome, Outcome::Ok, "{typed:?}");
+    let screen = bench.call("t", ToolCall::new("tmux", json!({"action": "snapshot"})));
+    assert!(screen.output.contains("/dev/pts/"), "{screen:?}");
+    assert_eq!(bench.output("cat /tmp/seen"), "of the image");
+    // The tool `bash` has the image's own shell.
+    assert_eq!(bench.output("test -z \"$BASH_VERSION\" && echo sh"), "sh");
 }
 
 #[test]
@@ -290,6 +321,21 @@ fn a_machine_with_another_network_has_the_same_files() {
 }
 
 #[test]
+fn each_jail_of_a_machine_sees_the_image_and_nothing_of_how_it_was_made() {
+    let image = Image::new();
+    let bench = Bench::try_new(&image, LocalConfig::new(1).with_warm_slots(false)).unwrap();
+    let all = "app\nbin\ndev\netc\nhome\nproc\nroot\nrun\nsys\ntmp";
+    for round in 0..3 {
+        assert_eq!(bench.output("ls /; ls /dev/null"), format!("{all}\n/dev/null"), "{round}");
+        assert_eq!(bench.output("ls /..; ls /proc/self/root/.."), format!("{all}\n{all}"));
+        let mounts = bench.output("cat /proc/self/mountinfo");
+        let roots = mounts.lines().filter(|line| line.split(' ').nth(4) == Some("/"));
+        assert_eq!(roots.count(), 1, "{mounts}");
+        assert!(!mounts.contains("/.layers ") && !mounts.contains("/.root "), "{mounts}");
+    }
+}
+
+#[test]
 fn what_the_operator_gives_is_in_an_image_too() {
     let image = Image::new();
     let given = directory();
@@ -374,4 +420,92 @@ fn slots_with_one_id_have_an_image_too() {
         "0\n0\nof the image"
     );
     bench.output("rm -r /app /etc; mkdir /etc; echo x > /etc/passwd");
+}
+
+#[test]
+fn a_trajectory_may_ask_for_an_image_and_its_neighbour_has_the_hosts_files() {
+    let image = Image::new();
+    let data = directory();
+    let backend = LocalBackend::start(LocalConfig::new(2).with_data_dir(data.path())).unwrap();
+    let executor = ToolExecutor::builder().backend(backend).start().unwrap();
+    assert!(executor.capabilities().spec.contains(&SpecField::Image));
+    let spec = |json: serde_json::Value| serde_json::from_value::<TrajectorySpec>(json).unwrap();
+    let asked = json!({
+        "image": image.name(), "user": "agent", "workdir": "/home/agent/work",
+        "env": {"A": "b", "PATH": "/bin:/opt/bin"},
+        "files": [{"path": "/tmp/given", "content": "x"}],
+    });
+    executor.begin("t", spec(asked)).unwrap();
+    let run = |id: &str, command: &str| executor.execute(id, bash(command));
+    let shown = run("t", "pwd; echo $A $PATH; cat /tmp/given; echo; id -un; cat /app/file");
+    let expected = "/home/agent/work\nb /bin:/opt/bin\nx\nagent\nof the image";
+    assert_eq!(shown.output.trim_end(), expected, "{shown:?}");
+    assert!(run("u", "python3 -c 'print(1)'; cat /app/file").output.starts_with('1'));
+    executor.release("t").unwrap();
+    assert!(!run("t", "cat /app/file").success, "the host's files again");
+    executor.release("t").unwrap();
+
+    let failed = |json| match executor.begin("t", spec(json)) {
+        Err(BeginError::Failed(failure)) => {
+            executor.release("t").unwrap();
+            (failure.outcome(), failure.to_string())
+        }
+        other => panic!("{other:?}"),
+    };
+    let missing = failed(json!({"image": "dir:/nonexistent"}));
+    assert_eq!(missing.0, Outcome::ImageUnavailable, "{missing:?}");
+    let nobody = failed(json!({"image": image.name(), "user": "nobody-there"}));
+    assert_eq!(nobody.0, Outcome::SpecUnsupported, "{nobody:?}");
+    let without = failed(json!({"user": "agent"}));
+    assert_eq!(without.0, Outcome::SpecUnsupported, "{without:?}");
+    fs::remove_file(image.at("bin/sh")).unwrap();
+    let no_shell = failed(json!({"image": image.name()}));
+    assert_eq!(no_shell.0, Outcome::ImageUnusable, "{no_shell:?}");
+    assert_eq!(run("t", "echo fine").output, "fine");
+}
+
+/// A directory of an image that is a link out of it, in the way of what is mounted there.
+#[test]
+fn directories_that_are_links_lead_nowhere_else() {
+    let outside = directory();
+    fs::create_dir(outside.path().join("empty")).unwrap();
+    let out = outside.path().display().to_string();
+    for (name, target) in [
+        ("etc", out.as_str()),
+        ("etc", "../../../../../../../../../../../../proc/self/root/etc"),
+        ("etc", "/proc/1/root"),
+        ("tmp", out.as_str()),
+        ("run", "/tmp"),
+        ("run", "/run"),
+        ("sys", out.as_str()),
+        ("root", "../.."),
+    ] {
+        let image = Image::new();
+        let _ = fs::remove_dir_all(image.at(name));
+        symlink(target, image.at(name)).unwrap();
+        // It may be refused, or run; the host is as it was.
+        if let Ok(bench) = Bench::try_new(&image, LocalConfig::new(1)) {
+            let seen = format!("ls {out}; touch {out}/made /run/made /tmp/made /root/made; ls /");
+            let result = bench.call("t", bash(&seen));
+            assert!(!result.output.contains("empty"), "{name} -> {target}: {result:?}");
+            let refused = result.outcome == Outcome::BackendFailed;
+            assert!(refused || result.output.contains("busybox") || result.output.contains("bin"));
+        }
+        assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 1, "{name} -> {target}");
+        assert!(!Path::new("/run/made").exists() && !Path::new("/root/made").exists());
+    }
+}
+
+/// What fills a slot's limit of bytes is counted wherever it is written in an image.
+#[test]
+fn what_is_written_in_an_image_counts_towards_the_slots_limits() {
+    let image = Image::new();
+    let mut config = LocalConfig::new(1);
+    config.limits.workspace_bytes = Some(4 << 20);
+    let bench = Bench::try_new(&image, config).unwrap();
+    let result =
+        bench.call("t", bash("while true; do dd if=/dev/zero bs=64k count=1 >> /opt; done"));
+    assert_eq!(result.outcome, Outcome::DiskFull, "{result:?}");
+    let size = bench.call("t", bash("stat -c %s /opt; rm /opt; echo removed"));
+    assert!(size.output.ends_with("removed"), "{size:?}");
 }

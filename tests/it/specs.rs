@@ -116,8 +116,8 @@ fn its_list_of_hosts_narrows_the_operators() {
 #[test]
 fn what_this_engine_cannot_give_is_refused_by_name_and_the_slot_goes_on() {
     let machine = Machine::start(LocalConfig::new(1));
-    let refusal = machine.refusal("t", json!({"snapshot": "s", "background": "keep"}));
-    assert!(refusal.contains("background"), "{refusal}");
+    let refusal = machine.refusal("t", json!({"limits": {"processes": 100}}));
+    assert!(refusal.contains("cannot give limits; it has image,"), "{refusal}");
     let refusal = machine.refusal("t", json!({"env": {"PATH": "/x"}}));
     assert!(refusal.contains("--path-prepend"), "{refusal}");
     assert_eq!(machine.bash("t", "echo fine").output, "fine");

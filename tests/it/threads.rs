@@ -151,7 +151,8 @@ fn nothing_of_a_fleet_is_alive_after_the_close() {
         let report = executor.close_within(Duration::ZERO);
         assert!(report.all_threads_ended);
         let mut left = alive();
-        let of_server = ["tool-http-", "tool-slots-", "tool-files-", "tool-archives-"];
+        let of_server =
+            ["tool-http-", "tool-slots-", "tool-files-", "tool-archives-", "tool-grades-"];
         left.retain(|name| !of_server.iter().any(|of_server| name.starts_with(of_server)));
         assert_eq!(left, Vec::<String>::new(), "in round {round}");
         server.close(Duration::ZERO);

@@ -47,6 +47,7 @@ mod members;
 mod native;
 mod reference;
 mod shares;
+mod snapshots;
 mod start;
 mod waiting;
 
@@ -65,10 +66,11 @@ use self::members::{Member, Members};
 use self::native::{Direct, NativeServer};
 use self::reference::{ReferenceServer, StockRequests};
 use self::shares::Shares;
+use self::snapshots::FleetSnapshots;
 use self::start::GIVE_UP;
 use super::{
     Artifacts, Backend, BeginReply, Capabilities, Container, Execution, ExecutionId, Isolation,
-    ResetReply, SlotRef, Watcher, copy_in_parts, gives,
+    ResetReply, SlotRef, Snapshots, Watcher, copy_in_parts, gives,
 };
 use crate::artifact::{
     ArchiveArtifacts, ArchiveSummary, Artifact, ArtifactError, ArtifactList, ListArtifacts,
@@ -102,6 +104,7 @@ pub struct FleetBackend {
     connections: Vec<Connection>,
     list: Option<ServerList>,
     members: Members,
+    snapshots: FleetSnapshots,
 }
 
 /// What it takes to make a server of the fleet.
@@ -147,7 +150,7 @@ impl FleetBackend {
         let list = file.clone().map(ServerList::File);
         let list = list.or_else(|| name.clone().map(ServerList::Name));
         let members = Members::new(making.clone());
-        Ok(Self { making, connections, list, members })
+        Ok(Self { making, connections, list, members, snapshots: FleetSnapshots::default() })
     }
 
     /// Whether there is a server that was met.
@@ -252,6 +255,10 @@ impl Backend for FleetBackend {
     }
 
     fn artifacts(&self) -> Option<&dyn Artifacts> {
+        Some(self)
+    }
+
+    fn snapshots(&self) -> Option<&dyn Snapshots> {
         Some(self)
     }
 

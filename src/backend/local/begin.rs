@@ -30,10 +30,11 @@ pub(super) fn given(backend: &LocalBackend) -> Vec<SpecField> {
         .into_iter()
         .filter(|field| match field {
             SpecField::Env | SpecField::Network | SpecField::Files => true,
-            SpecField::Image | SpecField::User | SpecField::Snapshot => has_images,
+            SpecField::Image | SpecField::User => has_images,
             // Without a sandbox its paths are the host's.
             SpecField::Workdir | SpecField::Background => isolation.is_sandboxed(),
             SpecField::AllowHosts => has_proxy,
+            SpecField::Snapshot => backend.can_have_layers().is_ok(),
             SpecField::Limits => false,
         })
         .collect()
@@ -102,40 +103,30 @@ fn prepare(
         egress.narrow(slot.index, hosts);
     }
     let keeps_background = spec.background.map(|wish| wish == BackgroundProcesses::Keep);
-    let mut settings = Settings { cuts_network, keeps_background, ..Settings::default() };
-    if let Some(id) = &spec.snapshot {
-        let (user, may_have_network) = (spec.user.as_deref(), !cuts_network);
-        backend.begin_from(slot, id, user, may_have_network).map_err(begin_failure)?;
-    }
-    match image_of(backend, spec)? {
-        Some(image) => backend.bind_image(
-            slot,
-            MachineSpec {
-                image,
-                frozen: Vec::new(),
-                user: spec.user.clone(),
-                workdir: spec.workdir.clone(),
-                env: spec.env.clone(),
-            },
-        )?,
-        None => {
-            let of_host = place.workspace().image().is_none();
-            if of_host && spec.env.contains_key("PATH") {
-                let text = "the variable PATH cannot be set where commands have the host's \
-                            programs; the operator gives directories that are to come first in it \
-                            (--path-prepend)";
-                return Err(BeginFailure::unsupported(text));
-            }
-            let variable =
-                |(name, value): (&String, &String)| (name.clone(), OsString::from(value));
-            settings.variables = spec.env.iter().map(variable).collect();
-            if let Some(workdir) = &spec.workdir {
-                make_directory(backend, slot, place, workdir)?;
-                settings.directory = Some(PathBuf::from(workdir));
-            }
+    let variable = |(name, value): (&String, &String)| (name.clone(), OsString::from(value));
+    let variables = spec.env.iter().map(variable).collect();
+    let settings = Settings { variables, cuts_network, keeps_background };
+    match (image_of(backend, spec)?, &spec.snapshot) {
+        (Some(image), _) => {
+            let (user, workdir) = (spec.user.clone(), spec.workdir.clone());
+            let env = spec.env.clone();
+            backend
+                .bind_image(slot, MachineSpec { image, frozen: Vec::new(), user, workdir, env })?;
+            place.workspace().set(settings);
+            return put_files(backend, slot, place, spec);
         }
+        (None, Some(id)) => backend.begin_from(slot, id, settings).map_err(begin_failure)?,
+        (None, None) => place.workspace().set(settings),
     }
-    place.workspace().set(settings);
+    if spec.env.contains_key("PATH") && place.workspace().image().is_none() {
+        let text = "the variable PATH cannot be set where commands have the host's programs; the \
+                    operator gives directories that are to come first in it (--path-prepend)";
+        return Err(BeginFailure::unsupported(text));
+    }
+    if let Some(workdir) = &spec.workdir {
+        make_directory(backend, slot, place, workdir)?;
+        place.workspace().begin_in(PathBuf::from(workdir));
+    }
     put_files(backend, slot, place, spec)
 }
 
@@ -148,10 +139,13 @@ fn image_of(
     if let Some(name) = &spec.image {
         return backend.find_image(name).map(Some);
     }
-    if spec.snapshot.is_some() {
-        return Ok(None);
+    if let (Some(user), Some(_)) = (&spec.user, &spec.snapshot) {
+        return Err(BeginFailure::unsupported(format!(
+            "user is {user:?}, and a snapshot has the user that it was made with; leave user out"
+        )));
     }
     let default = backend.0.image.as_ref().map(|files| files.image().clone());
+    let default = default.filter(|_| spec.snapshot.is_none());
     match (default, &spec.user, &spec.workdir) {
         (Some(image), Some(_), _) | (Some(image), _, Some(_)) => Ok(Some(image)),
         (None, Some(user), _) => Err(BeginFailure::unsupported(format!(

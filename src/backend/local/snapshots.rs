@@ -32,6 +32,7 @@ use crate::error::BeginFailure;
 use crate::grade::{GradeResult, GradeSpec, MAX_VERDICT};
 use crate::sandbox::bash::bash_result;
 use crate::sandbox::grader;
+use crate::sandbox::settings::Settings;
 use crate::sandbox::supervisor::{CommandSpec, Finished};
 use crate::sandbox::workspace::{Base, NoGrading, NoMachine, Remains, Workspace, WorkspaceError};
 use crate::snapshot::{SnapshotError, SnapshotId, SnapshotInfo, SnapshotOptions};
@@ -155,15 +156,14 @@ impl LocalBackend {
         &self,
         slot: &SlotRef,
         id: &SnapshotId,
-        user: Option<&str>,
-        may_have_network: bool,
+        settings: Settings,
     ) -> Result<(), SnapshotError> {
         let place = self.place(slot)?;
         let (base, network) = self.base_of(id)?;
         let before = place.workspace();
-        let base = base.for_trajectory(user, before.user_of_slot()).map_err(unsupported)?;
         let made = Arc::new(before.renew_from(&base).map_err(failed)?);
-        place.has_network.store(network && may_have_network, Ordering::Release);
+        place.has_network.store(network && !settings.cuts_network, Ordering::Release);
+        made.set(settings);
         self.replace(slot.index, place, &before, &made)?;
         self.0.remove_behind(before.remains());
         *place.began_from.lock() = Some(id.clone());
@@ -330,6 +330,8 @@ impl Snapshots for LocalBackend {
         // Before its machine shows them.
         made.take_outputs(&before);
         self.replace(slot.index, place, &before, &made)?;
+        // Not before its machine is there: what has become of the directory is not known.
+        made.begin_as(&before);
         counts.store(true, Ordering::Release);
         self.0.remove_behind(unused);
         if let Some(directory) = before.begins_in().and_then(Path::to_str)

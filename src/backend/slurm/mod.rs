@@ -38,7 +38,7 @@ use self::scaling::Bounds;
 use super::fleet::FleetBackend;
 use super::{
     Artifacts, Backend, BeginReply, Capabilities, Container, Demand, Execution, ExecutionId,
-    ResetReply, SlotRef, Watcher,
+    ResetReply, SlotRef, Snapshots, Watcher,
 };
 use crate::artifact::{
     ArchiveArtifacts, ArchiveSummary, Artifact, ArtifactError, ArtifactList, ListArtifacts,
@@ -183,6 +183,10 @@ impl Backend for SlurmBackend {
         Some(self)
     }
 
+    fn snapshots(&self) -> Option<&dyn Snapshots> {
+        self.fleet.snapshots()
+    }
+
     fn watch(&self, watcher: Watcher) {
         self.fleet.watch(watcher);
     }
@@ -201,7 +205,7 @@ impl Artifacts for SlurmBackend {
     }
 
     fn list(&self, slot: &SlotRef, request: &ListArtifacts) -> Result<ArtifactList, ArtifactError> {
-        self.fleet.list(slot, request)
+        Artifacts::list(&*self.fleet, slot, request)
     }
 
     fn archive(

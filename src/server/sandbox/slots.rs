@@ -23,11 +23,13 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::backend::{
     Answer, Backend, BeginReply, Capabilities, Execution, ExecutionId, Reply, ResetReply, SlotRef,
+    Snapshots,
 };
 use crate::error::{BackendError, BeginFailure};
 use crate::interrupt::Interrupt;
 use crate::server::fifo_lock::{FifoLock, Inside};
-use crate::spec::TrajectorySpec;
+use crate::snapshot::SnapshotError;
+use crate::spec::{SnapshotId, TrajectorySpec};
 use crate::tool::{JsonObject, Outcome, ToolResult};
 use crate::workers::{Workers, guarded};
 
@@ -39,6 +41,8 @@ const FILE_THREADS: usize = 4;
 /// The threads that make archives, and bring files in and out: that takes long and waits for the
 /// client.
 const ARCHIVE_THREADS: usize = 4;
+/// The threads that keep files and grade them, which wait for the grader.
+const GRADE_THREADS: usize = 16;
 /// How long the backend may take to empty a slot at the start.
 const FIRST_RESET: Duration = Duration::from_secs(60);
 /// How long the backend may take to end what is left, after the grace.
@@ -60,6 +64,8 @@ pub(crate) enum FileWork {
     Read,
     /// An archive is made, or files come in or go out.
     Archive,
+    /// Files are kept or graded.
+    Grade,
 }
 
 /// A call for a slot.
@@ -96,6 +102,7 @@ pub(crate) struct Slots {
     io: Mutex<Option<Workers>>,
     files: Mutex<Option<Workers>>,
     archives: Mutex<Option<Workers>>,
+    grades: Mutex<Option<Workers>>,
     refused: Mutex<Refused>,
 }
 
@@ -189,6 +196,7 @@ impl Slots {
             io: workers("tool-slots", IO_THREADS)?,
             files: workers("tool-files", FILE_THREADS)?,
             archives: workers("tool-archives", ARCHIVE_THREADS)?,
+            grades: workers("tool-grades", GRADE_THREADS)?,
             refused: Mutex::default(),
             inline_tools: capabilities.inline_tools,
             backend,
@@ -429,12 +437,21 @@ impl Slots {
             let workers = match work {
                 FileWork::Read => &slots.files,
                 FileWork::Archive => &slots.archives,
+                FileWork::Grade => &slots.grades,
             };
             slots.spawn(workers, move || {
                 let _inside = inside;
                 job(&*this.backend, &this.slot_ref(slot));
             });
         });
+    }
+
+    /// Gives up a snapshot that was made in one of its slots.
+    ///
+    /// # Errors
+    /// See [`SnapshotError`].
+    pub(crate) fn drop_snapshot(&self, id: &SnapshotId) -> Result<(), SnapshotError> {
+        with_snapshots(&*self.backend, |snapshots| snapshots.drop_snapshot(id))
     }
 
     /// Lets what there is end until `deadline`, then ends everything: the backend is closed, and
@@ -450,7 +467,7 @@ impl Slots {
                 }
             }
         }
-        let workers: Vec<Workers> = [&self.io, &self.files, &self.archives]
+        let workers: Vec<Workers> = [&self.io, &self.files, &self.archives, &self.grades]
             .into_iter()
             .filter_map(|workers| workers.lock().take())
             .collect();
@@ -609,6 +626,18 @@ fn closed(may_have_executed: bool) -> ToolResult {
 
 fn crowded() -> ToolResult {
     ToolResult::failure(Outcome::NeverRan, "too many calls wait for this slot")
+}
+
+/// Has a backend do something.
+pub(super) fn with_snapshots<T>(
+    backend: &dyn Backend,
+    run: impl FnOnce(&dyn Snapshots) -> Result<T, SnapshotError>,
+) -> Result<T, SnapshotError> {
+    let run = || run(backend.snapshots().ok_or_else(SnapshotError::unsupported)?);
+    guarded(run).unwrap_or_else(|panic| {
+        let text = format!("the sandbox backend panicked: {panic}");
+        Err(SnapshotError::Io(text, std::io::Error::other(panic)))
+    })
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use super::*;
 use crate::tool::ToolSchema;
 
 const DEFAULT_TIMEOUT: Duration = Duration::from_millis(900_500);
+const TIMES: CallTimes = CallTimes { default: DEFAULT_TIMEOUT, most: MAX_TIMEOUT };
 
 fn registry() -> ToolRegistry {
     let mut registry = ToolRegistry::builtin();
@@ -26,7 +27,7 @@ fn prepare_with(
     arguments: Value,
 ) -> Result<Prepared, Box<ToolResult>> {
     let call = ToolCall::new(name, arguments).with_uniq_id("c1");
-    prepare(&registry(), &policy, tool_server, call, DEFAULT_TIMEOUT)
+    prepare(&registry(), &policy, tool_server, call, TIMES)
 }
 
 fn refusal(name: &str, arguments: Value) -> (Outcome, String) {
@@ -269,14 +270,22 @@ fn the_policy_replaces_what_the_model_said_about_it() {
 
 #[test]
 fn the_time_is_the_callers_else_the_arguments_else_the_default() {
-    let time = |explicit: Option<Duration>, asked: Value| {
+    let time_of = |explicit: Option<Duration>, asked: Value, times: CallTimes| {
         let arguments = json!({"command": "ls", "timeout": asked});
         let mut call = ToolCall::new("bash", arguments);
         call.timeout = explicit;
-        let prepared =
-            prepare(&registry(), &Policy::default(), false, call, DEFAULT_TIMEOUT).unwrap();
+        let prepared = prepare(&registry(), &Policy::default(), false, call, times).unwrap();
         (prepared.timeout, prepared.notes.map_or(Value::Null, |notes| Value::Object(*notes)))
     };
+    let time = |explicit, asked| time_of(explicit, asked, TIMES);
+    // Where the operator allows more, or less.
+    let hour = Duration::from_secs(3600);
+    let longer = CallTimes { most: hour, ..TIMES };
+    assert_eq!(time_of(Some(hour), json!(null), longer), (hour, Value::Null));
+    assert_eq!(time_of(None, json!(3000), longer), (Duration::from_secs(3000), Value::Null));
+    assert_eq!(time_of(None, json!(9000), longer).0, hour);
+    let shorter = CallTimes { most: Duration::from_secs(10), ..TIMES };
+    assert_eq!(time_of(None, json!(600), shorter).0, Duration::from_secs(10));
     let seconds = Duration::from_secs_f64;
     let changed =
         |in_force: f64, asked: f64| json!({"timeout_s": in_force, "timeout_asked": asked});
@@ -333,7 +342,7 @@ fn a_time_that_is_no_number_is_refused() {
 
 #[test]
 fn seconds_that_are_no_number_are_the_shortest_time() {
-    assert_eq!(clamped_timeout(f64::NAN), MIN_TIMEOUT);
-    assert_eq!(clamped_timeout(f64::NEG_INFINITY), MIN_TIMEOUT);
-    assert_eq!(clamped_timeout(f64::INFINITY), MAX_TIMEOUT);
+    assert_eq!(clamped_timeout(f64::NAN, MAX_TIMEOUT), MIN_TIMEOUT);
+    assert_eq!(clamped_timeout(f64::NEG_INFINITY, MAX_TIMEOUT), MIN_TIMEOUT);
+    assert_eq!(clamped_timeout(f64::INFINITY, MAX_TIMEOUT), MAX_TIMEOUT);
 }

@@ -9,6 +9,7 @@ mod misbehaving;
 mod partition;
 mod reference;
 mod sharing;
+mod snapshots;
 mod soak;
 mod specs;
 mod starts;

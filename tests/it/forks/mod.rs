@@ -191,3 +191,27 @@ fn what_a_trajectory_keeps_running_ends_with_a_snapshot_only_if_that_is_allowed(
     assert_eq!(executor.execute("t", bash("echo then")).output, "then");
     assert_eq!(in_shell("echo $V$PWD").output, "/workspace");
 }
+
+#[test]
+fn a_trajectory_has_what_its_spec_gave_it_after_a_snapshot_too() {
+    let (_dir, executor) = start(2);
+    let env = [("COLOUR".to_owned(), "green".to_owned())];
+    let spec = TrajectorySpec::default().with_env(env.into()).with_workdir("/srv/task".to_owned());
+    executor.begin("t", spec).unwrap();
+    assert_eq!(run(&executor, "t", "echo $COLOUR; pwd; echo x > ~/f"), "green\n/srv/task");
+    let made = snapshot(&executor, "t");
+    assert_eq!(run(&executor, "t", "echo $COLOUR; pwd; cat ~/f"), "green\n/srv/task\nx");
+    // A grader has nothing of it; a fork what its own spec says.
+    assert_eq!(grade(&executor, "t", &GradeSpec::new("echo .$COLOUR; pwd")).stdout, ".\n/grade\n");
+    assert_eq!(run(&executor, "t", "echo $COLOUR; pwd"), "green\n/srv/task");
+    let env = [("COLOUR".to_owned(), "blue".to_owned())];
+    let spec = TrajectorySpec::default().with_snapshot(made.id).with_env(env.into());
+    executor.begin("u", spec).unwrap();
+    assert_eq!(run(&executor, "u", "echo $COLOUR; pwd; cat ~/f"), "blue\n/workspace\nx");
+    let spec = TrajectorySpec::default().with_user("root".to_owned());
+    let options = ForkOptions::default().with_spec(spec);
+    executor.release("u").unwrap();
+    let forks = executor.fork("t", &["v"], &options).unwrap();
+    let Err(BeginError::Failed(why)) = &forks[0].begun else { panic!("{forks:?}") };
+    assert_eq!(why.outcome(), Outcome::SpecUnsupported, "{why}");
+}

@@ -179,6 +179,11 @@ impl NativeServer {
         (state.leased.of_server(), state.leased.held(), state.leased.others())
     }
 
+    /// The session that it has now.
+    pub(super) fn session(&self) -> String {
+        self.state.lock().session.clone()
+    }
+
     /// The session, and the epoch of its lease of this slot, if it has it.
     pub(super) fn lease_of(&self, slot: usize) -> Option<(String, u64)> {
         let state = self.state.lock();

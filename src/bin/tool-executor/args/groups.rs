@@ -333,7 +333,14 @@ pub(crate) struct ToolServerArgs {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Calls")]
 pub(crate) struct CallArgs {
-    /// Time limit of a call that brings none, in seconds: 1 to 600 [default: the sandbox's, 30]
+    /// The longest time limit that a call may name, in seconds, up to a day; one that names a
+    /// longer one gets this
+    #[arg(long, value_name = "S", default_value = "600", env = "TOOL_EXECUTOR_MAX_TIMEOUT_S")]
+    #[arg(value_parser = named(values::call_seconds))]
+    max_timeout_s: Duration,
+
+    /// Time limit of a call that brings none, in seconds: 1 to --max-timeout-s [default: the
+    /// sandbox's, 30]
     #[arg(long, value_name = "S", env = "TOOL_EXECUTOR_TIMEOUT_S")]
     #[arg(value_parser = named(values::call_seconds))]
     timeout_s: Option<Duration>,
@@ -388,6 +395,7 @@ impl CallArgs {
             .with_policy(policy)
             .with_batch_window(self.batch_window_ms)
             .with_max_batch_size(self.max_batch_size);
+        config.max_timeout = self.max_timeout_s;
         config.default_timeout = self.timeout_s;
         config
     }

@@ -15,7 +15,7 @@ const COMMANDS: [&str; 3] = ["replay", "serve", "sandbox"];
 /// `replay` has no `--acquire-timeout-s`, because more trajectories than slots is what
 /// `--concurrency` asks for, and no `--idle-limit-s`, because it releases what it is done with.
 /// `sandbox` has none of the flags about calls: its clients say these.
-const TABLE: [(&str, &str, &str); 72] = [
+const TABLE: [(&str, &str, &str); 73] = [
     ("acquire-timeout-s", "TOOL_EXECUTOR_ACQUIRE_TIMEOUT_S", "s"),
     ("advertise", "TOOL_EXECUTOR_ADVERTISE", "sx"),
     ("allow-host", "TOOL_EXECUTOR_ALLOW_HOST", "rsx"),
@@ -52,6 +52,7 @@ const TABLE: [(&str, &str, &str); 72] = [
     ("log-egress", "TOOL_EXECUTOR_LOG_EGRESS", "rsx"),
     ("max-batch-size", "TOOL_EXECUTOR_MAX_BATCH_SIZE", "rs"),
     ("max-file-size", "TOOL_EXECUTOR_MAX_FILE_SIZE", "rsx"),
+    ("max-timeout-s", "TOOL_EXECUTOR_MAX_TIMEOUT_S", "rs"),
     ("network", "TOOL_EXECUTOR_NETWORK", "rsx"),
     ("no-auth", "TOOL_EXECUTOR_NO_AUTH", "sx"),
     ("no-network", "", "rs"),

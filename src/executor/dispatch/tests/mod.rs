@@ -22,7 +22,7 @@ use crate::error::{BeginError, BeginFailure, ReleaseError};
 use crate::executor::lease::{Lease, LeaseId};
 use crate::executor::orders::OrderPlace;
 use crate::executor::promise::{Pending, Promise, ReplyTo};
-use crate::tool::{Policy, Prepared, ToolCall, ToolRegistry, ToolSchema, prepare};
+use crate::tool::{CallTimes, Policy, Prepared, ToolCall, ToolRegistry, ToolSchema, prepare};
 
 const HANDLERS: usize = 2;
 const MAX_BATCH: usize = 3;
@@ -239,8 +239,8 @@ impl World {
 
     fn prepared(&self, tool: &str) -> Prepared {
         let call = ToolCall::new(tool, json!({"command": "x"}));
-        let default = Duration::from_secs(4);
-        prepare(&self.registry, &Policy::default(), false, call, default).unwrap()
+        let times = CallTimes { default: Duration::from_secs(4), most: Duration::from_secs(600) };
+        prepare(&self.registry, &Policy::default(), false, call, times).unwrap()
     }
 
     fn submit(&mut self, trajectory: u8, sandbox: bool) {

@@ -62,6 +62,20 @@ impl ImageStore {
         interrupt: &Interrupt,
         on_step: &mut dyn FnMut(&ImportStep),
     ) -> Result<Arc<Image>, ImageError> {
+        let free = self.free();
+        let imported = self.import_from(source, asked, names, interrupt, on_step);
+        // Where a layer did not fit, that is said already, with what it needs.
+        imported.map_err(|error| self.full(asked, error, (1, free)))
+    }
+
+    fn import_from(
+        &self,
+        source: &ImageSource,
+        asked: &str,
+        names: &[String],
+        interrupt: &Interrupt,
+        on_step: &mut dyn FnMut(&ImportStep),
+    ) -> Result<Arc<Image>, ImageError> {
         // Taken before it is read: if it changes meanwhile, it is read again.
         let state = match source {
             ImageSource::Archive { path, .. } => FileState::of(path).ok(),
@@ -176,8 +190,7 @@ impl ImageStore {
             Wish::Pinned(_) => {}
             Wish::Making(making) => {
                 record::write_new(making.dir(), record::IMAGE, &record).map_err(|error| {
-                    let path = self.0.images.path_of(&name);
-                    self.full(asked, ImageError::io("write", &path, error), (1, self.free()))
+                    ImageError::io("write", &self.0.images.path_of(&name), error)
                 })?;
                 drop(making.complete(&name, self.0.durable, interrupt)?);
             }

@@ -8,7 +8,6 @@ use super::record::{NameRecord, TREE};
 use super::shelf::Claimed;
 use super::{ImageStore, seconds};
 use crate::interrupt::Interrupt;
-use crate::sandbox::image::source::shown;
 use crate::sandbox::image::{Digest, ImageConfig, ImageError};
 
 /// An image in the store.
@@ -83,7 +82,7 @@ impl ImageStore {
     /// [`ImageError::NotStored`], [`ImageError::BadSource`] where several digests begin so,
     /// [`ImageError::Io`], [`ImageError::Interrupted`].
     pub fn show(&self, name: &str, interrupt: &Interrupt) -> Result<StoredImage, ImageError> {
-        let not_stored = || ImageError::NotStored { image: shown(name) };
+        let not_stored = || self.not_stored(name);
         let digest = self.find(name)?.ok_or_else(not_stored)?;
         self.stored(&digest, &self.names()?, interrupt)?.ok_or_else(not_stored)
     }

@@ -170,7 +170,6 @@ impl ImageStore {
     ///
     /// # Errors
     /// [`ImageError`].
-    #[allow(dead_code, reason = "what gives images to machines comes with it")]
     pub(crate) fn get(
         &self,
         source: &ImageSource,
@@ -182,7 +181,7 @@ impl ImageStore {
                 let digest = self.find(name)?;
                 let opened =
                     digest.map(|digest| self.image(&digest, name, interrupt)).transpose()?;
-                opened.flatten().ok_or_else(|| ImageError::NotStored { image: shown(name) })
+                opened.flatten().ok_or_else(|| self.not_stored(name))
             }
             ImageSource::Registry(name) => self.pulled(name, false, interrupt, &mut |_| {}),
             ImageSource::OciLayout { .. } | ImageSource::Archive { .. } => {
@@ -217,7 +216,7 @@ impl ImageStore {
                     return self.show(name, interrupt);
                 }
                 Some(_) => return self.show(name, interrupt),
-                None => return Err(ImageError::NotStored { image: shown(name) }),
+                None => return Err(self.not_stored(name)),
             },
             ImageSource::Registry(name) => {
                 let image = self.pulled(name, true, interrupt, on_step)?;
@@ -332,11 +331,34 @@ impl ImageStore {
         }
     }
 
+    /// What is said of a name that no image has here.
+    fn not_stored(&self, name: &str) -> ImageError {
+        let other = match self.0.ids {
+            StoredIds::Kept => StoredIds::One,
+            StoredIds::One => StoredIds::Kept,
+        };
+        let file = Digest::of(normal_name(name).as_bytes()).hex();
+        let of_others = self.0.path.with_file_name(other.name()).join("names").join(file);
+        if !of_others.exists() {
+            return ImageError::NotStored { image: shown(name) };
+        }
+        let (has, needs) = (other.name(), self.0.ids.name());
+        let why = format!(
+            "it was imported with the ids \"{has}\", and here they are \"{needs}\"; import it \
+             again: tool-executor image import --ids {needs}"
+        );
+        ImageError::BadSource { image: shown(name), why }
+    }
+
     /// Gives a name to an image; the one that had it has it no more.
     fn call(&self, name: &str, digest: Digest) -> Result<(), ImageError> {
         let plain = normal_name(name);
-        let record = NameRecord { name: plain.clone(), digest };
         let file = Digest::of(plain.as_bytes()).hex();
+        let known = record::read::<NameRecord>(&self.0.names, &file);
+        if known.is_ok_and(|known| known.digest == digest) {
+            return Ok(());
+        }
+        let record = NameRecord { name: plain, digest };
         record::replace(self.0.names.as_fd(), &file, &record)
             .map_err(|error| ImageError::io("write", &self.0.path.join("names").join(file), error))
     }

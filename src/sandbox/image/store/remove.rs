@@ -36,7 +36,7 @@ impl ImageStore {
     /// # Errors
     /// [`ImageError::InUse`], those of [`show`](Self::show).
     pub fn remove(&self, name: &str, interrupt: &Interrupt) -> Result<Pruned, ImageError> {
-        let not_stored = || ImageError::NotStored { image: shown(name) };
+        let not_stored = || self.not_stored(name);
         let digest = self.find(name)?.ok_or_else(not_stored)?;
         match self.0.images.claim(&digest.hex())? {
             Claimed::Missing => return Err(not_stored()),

@@ -499,6 +499,21 @@ fn a_name_is_the_latest_images() {
 }
 
 #[test]
+fn a_name_of_the_store_with_other_ids_is_said_to_be_there() {
+    let fixture = Fixture::new();
+    fs::write(fixture.path("a.tar"), saved(&[("a:1", &two_layers())])).unwrap();
+    fixture.get("a.tar").unwrap();
+    let (other, says) = match fixture.store.ids() {
+        StoredIds::Kept => (StoredIds::One, "import --ids one"),
+        StoredIds::One => (StoredIds::Kept, "import --ids kept"),
+    };
+    let other = ImageStore::open(Some(&fixture.path("data")), other, &fixture.interrupt).unwrap();
+    let error = other.get(&fixture.parse("a:1"), &fixture.interrupt).unwrap_err();
+    assert!(error.to_string().contains(says), "{error}");
+    assert_eq!(error.kind(), ImageErrorKind::Unavailable);
+}
+
+#[test]
 fn what_a_dead_process_left_is_removed_and_what_a_living_one_makes_is_not() {
     let fixture = Fixture::new();
     let layers = fixture.store.path().join("layers");
@@ -572,6 +587,7 @@ impl SmallDisk {
         fs::create_dir(path).unwrap();
         let mut mount = std::process::Command::new("mount");
         let mounted = mount.args(["-t", "tmpfs", "-o", "size=256k,mode=700", "none"]).arg(path);
+        let mounted = mounted.stderr(std::process::Stdio::null());
         mounted.status().is_ok_and(|status| status.success()).then(|| Self(path.to_owned()))
     }
 }

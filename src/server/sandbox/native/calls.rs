@@ -95,7 +95,7 @@ impl Native {
             return Err(Box::new(detail(StatusCode::BAD_REQUEST, "there is no such slot")));
         }
         let (mut ended, mut fenced) = (Vec::new(), Vec::new());
-        let State { leases, sessions } = &mut *state;
+        let State { leases, sessions, .. } = &mut *state;
         let Some(session) = sessions.get_mut(id) else { return Err(unknown_session()) };
         let (mut calls, mut names, mut resets) = (Vec::new(), Vec::new(), Vec::new());
         let mut begins = Vec::new();

@@ -23,6 +23,7 @@ mod calls;
 mod files;
 mod results;
 mod session;
+mod snapshots;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -41,9 +42,11 @@ use super::leases::{Leases, Refused};
 use super::slots::{FileWork, SlotJob, Slots};
 use crate::backend::ExecutionId;
 use crate::server::http::{self, BodyError, HttpLimits, Request, Response, StatusCode};
+use crate::spec::SnapshotId;
 use crate::wire::native::files::{COPY, PUT, PUT_RESULT};
 use crate::wire::native::{
-    ARCHIVE, CALLS, FEATURE, LeaseKey, OLDER, RESULTS, SESSION, SessionRequest, SessionResponse,
+    ARCHIVE, CALLS, FEATURE, LeaseKey, OLDER, RESULTS, SESSION, SNAPSHOTS, SessionRequest,
+    SessionResponse,
 };
 
 /// How many sessions there may be at once.
@@ -80,6 +83,8 @@ struct State {
     leases: Leases,
     /// By their names.
     sessions: HashMap<String, Session>,
+    /// What belonged to sessions that are over.
+    left: Vec<SnapshotId>,
 }
 
 /// A plain request's use of a slot; dropped, it is over.
@@ -117,7 +122,8 @@ impl State {
 
     /// Ends a session; gives what runs of it.
     fn end(&mut self, id: &str) -> Vec<ExecutionId> {
-        let Some(session) = self.sessions.remove(id) else { return Vec::new() };
+        let Some(mut session) = self.sessions.remove(id) else { return Vec::new() };
+        self.left.append(&mut session.snapshots);
         self.leases.leave(session.number, Instant::now());
         session.news.notify_waiters();
         let running = session.ops.iter().filter_map(|ops| match ops.what {
@@ -145,6 +151,7 @@ impl Native {
             state: Mutex::new(State {
                 leases: Leases::new(slots.len(), lease, Instant::now()),
                 sessions: HashMap::new(),
+                left: Vec::new(),
             }),
             slots,
             instance,
@@ -209,7 +216,8 @@ impl Native {
             // A status that its clients do not try again.
             return Some(detail(StatusCode::NOT_FOUND, &text));
         }
-        if ![SESSION, CALLS, RESULTS, ARCHIVE, PUT, PUT_RESULT, COPY].contains(&path.as_str()) {
+        let known = [SESSION, CALLS, RESULTS, ARCHIVE, SNAPSHOTS, PUT, PUT_RESULT, COPY];
+        if !known.contains(&path.as_str()) {
             return None;
         }
         if request.method() != http::Method::POST {
@@ -229,6 +237,7 @@ impl Native {
                 Err(refusal) => Err(refusal),
             },
             RESULTS => parse(&body).and_then(|request| self.results(request)),
+            SNAPSHOTS => parse(&body).and_then(|request| self.snapshots(request)),
             PUT_RESULT => match parse(&body) {
                 Ok(request) => self.put_result(request).await,
                 Err(refusal) => Err(refusal),
@@ -273,7 +282,9 @@ impl Native {
         }
         let resets = state.settle();
         let lease = state.sessions.get(&id).map(|session| session.lease.clone());
+        let left = std::mem::take(&mut state.left);
         drop(state);
+        self.drop_snapshots(&left);
         ended.into_iter().for_each(|id| self.slots.cancel(id));
         self.begin_resets(resets);
         let Some(lease) = lease else { return Ok(json(&json!({"status": "ok"}))) };
@@ -332,7 +343,7 @@ impl Native {
         let _in_order = self.entering.lock();
         let mut state = self.state.lock();
         if was_stopped {
-            let State { leases, sessions } = &mut *state;
+            let State { leases, sessions, .. } = &mut *state;
             sessions.values().for_each(|session| leases.heard(session.number, now));
         }
         let over = state.leases.expire(now);
@@ -340,7 +351,9 @@ impl Native {
         let over: Vec<_> = over.map(|session| session.id.clone()).collect();
         let ended: Vec<_> = over.iter().flat_map(|id| state.end(id)).collect();
         let resets = state.settle();
+        let left = std::mem::take(&mut state.left);
         drop(state);
+        self.drop_snapshots(&left);
         if !over.is_empty() {
             log::warn!(
                 "{} executor(s) were not heard of for {:?}; their calls are cancelled and their \

@@ -10,6 +10,7 @@ use tokio::sync::Notify;
 use super::super::activity::InUse;
 use crate::backend::ExecutionId;
 use crate::server::sandbox::leases::{LeaseView, SessionNumber};
+use crate::spec::SnapshotId;
 use crate::wire::native::{CallsResponse, Key, Lease, NativeResult, OpOutcome, OpResult};
 
 pub(super) struct Session {
@@ -23,6 +24,8 @@ pub(super) struct Session {
     /// What it is called in the table of leases.
     pub(super) number: SessionNumber,
     pub(super) lease: Lease,
+    /// The snapshots that it has made.
+    pub(super) snapshots: Vec<SnapshotId>,
     /// Told when a result is there, when the lease has changed, and when the session ends.
     pub(super) news: Arc<Notify>,
     /// Says that the server is used while the session lives.
@@ -70,6 +73,7 @@ impl Session {
             stream: 0,
             number,
             lease: Lease::default(),
+            snapshots: Vec::new(),
             news: Arc::default(),
             _in_use: in_use,
         }

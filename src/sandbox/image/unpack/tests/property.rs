@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use proptest::prelude::*;
 use tar::EntryType;
 
-use super::{Fixture, Tar};
+use super::{Fixture, Tar, listing};
 
 type Names = Vec<String>;
 
@@ -266,6 +266,71 @@ fn merged(layers: &[PathBuf], at: &Names, shown: &mut BTreeMap<Names, Node>) {
 
 fn is_opaque(path: &Path) -> bool {
     rustix::fs::getxattr(path, "user.overlay.opaque", &mut [0; 8]).is_ok()
+}
+
+/// An archive with everything in it, and where its headers are.
+fn everything() -> (Vec<u8>, Vec<usize>) {
+    let long = "n".repeat(150);
+    let sparse: fn(&mut tar::Header) = |header| {
+        let gnu = header.as_gnu_mut().unwrap();
+        gnu.sparse[0].offset.copy_from_slice(b"00000010000\0");
+        gnu.sparse[0].numbytes.copy_from_slice(b"00000000003\0");
+        gnu.realsize.copy_from_slice(b"00000100000\0");
+    };
+    let tar = Tar::default()
+        .dir("a")
+        .file("a/b", "text")
+        .link("c", "../secret")
+        .link("d", "a")
+        .file("d/e", "through a link")
+        .hard("f", "a/b")
+        .file(&long, "long")
+        .pax(&[("path", b"pax"), ("size", b"3"), ("mtime", b"1.5"), ("SCHILY.xattr.user.x", b"y")])
+        .file("x", "pax")
+        .pax(&[("GNU.sparse.map", b"1024,3"), ("GNU.sparse.size", b"4096")])
+        .file("sparse", "xyz")
+        .with(EntryType::GNUSparse, "old", b"xyz", sparse)
+        .add(EntryType::Fifo, "g", "", b"")
+        .add(EntryType::Char, "h", "", b"")
+        .file("a/.wh.z", "")
+        .file("a/.wh..wh..opq", "");
+    let (mut headers, mut at) = (Vec::new(), 0);
+    while at < tar.0.len() {
+        headers.push(at);
+        let size = tar::Header::from_byte_slice(&tar.0[at..at + 512]).entry_size().unwrap();
+        at += 512 + usize::try_from(size.next_multiple_of(512)).unwrap();
+    }
+    (tar.0, headers)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..Default::default() })]
+
+    /// Whatever headers say: it ends, does not panic, and stays where it is.
+    #[test]
+    fn headers_that_say_anything_reach_nothing_outside(
+        changes in prop::collection::vec((any::<prop::sample::Index>(), 0..512_usize, any::<u8>()), 1..6),
+        bytes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..3),
+    ) {
+        let (mut tar, headers) = everything();
+        for (at, byte) in bytes {
+            let at = at.index(tar.len());
+            tar[at] = byte;
+        }
+        for (header, at, byte) in changes {
+            let start = headers[header.index(headers.len())];
+            tar[start + at] = byte;
+            let mut header = tar::Header::new_old();
+            header.as_mut_bytes().copy_from_slice(&tar[start..start + 512]);
+            header.set_cksum();
+            tar[start..start + 512].copy_from_slice(header.as_bytes());
+        }
+        let mut fixture = Fixture::new();
+        let _ = fixture.unpack(&Tar(tar));
+        let outside = listing(&fixture.outer.path().join("secret"));
+        prop_assert_eq!(outside, "f secret\n");
+        prop_assert_eq!(fs::read_dir(fixture.outer.path()).unwrap().count(), 2);
+    }
 }
 
 proptest! {
