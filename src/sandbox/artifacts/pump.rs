@@ -46,22 +46,31 @@ pub(super) fn reading<T: Send>(
     done.unwrap_or_else(|error| Err(not_acting(error)))
 }
 
-/// Reads all of `from`, until it is wanted no more.
+/// Reads all of `from`, until it is wanted no more. Pieces are full, but for the last: a change of
+/// threads for each small read would cost more than the read.
 fn feed(from: &mut dyn Read, pieces: &Sender<Piece>, empty: &Receiver<Vec<u8>>) {
     loop {
         let mut piece = empty.try_recv().unwrap_or_default();
         piece.resize(PIECE, 0);
-        let next = match from.read(&mut piece) {
-            Ok(0) => Piece::End,
-            Ok(read) => {
-                piece.truncate(read);
-                Piece::Bytes(piece)
+        let mut length = 0;
+        let last = loop {
+            match from.read(&mut piece[length..]) {
+                Ok(0) => break Some(Piece::End),
+                Ok(read) => length += read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => break Some(Piece::Failed(error)),
             }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => Piece::Failed(error),
+            if length == PIECE {
+                break None;
+            }
         };
-        let is_last = !matches!(next, Piece::Bytes(_));
-        if pieces.send(next).is_err() || is_last {
+        piece.truncate(length);
+        if !piece.is_empty() && pieces.send(Piece::Bytes(piece)).is_err() {
+            return;
+        }
+        if let Some(last) = last {
+            // Refused where it is wanted no more.
+            let _ = pieces.send(last);
             return;
         }
     }
