@@ -198,11 +198,11 @@ enum te_status
   /**
    * The trajectory keeps processes that would end with a snapshot.
    */
-  TE_KEEPS_PROCESSES = 47,
+  TE_KEEPS_PROCESSES = 42,
   /**
    * As many snapshots are kept as may be, or were made of the trajectory.
    */
-  TE_TOO_MANY_SNAPSHOTS = 48,
+  TE_TOO_MANY_SNAPSHOTS = 43,
   /**
    * The trajectory has begun, has failed to begin, or has made a call: release it first.
    */
@@ -214,7 +214,7 @@ enum te_status
   /**
    * The spec makes no sense: an unknown key, a value of another type or out of its range.
    */
-  TE_INVALID_SPEC = 62,
+  TE_INVALID_SPEC = 49,
   /**
    * This process is a fork of the one that made the handle. Its threads are not here: nothing
    * works but freeing.
@@ -1102,6 +1102,86 @@ te_status te_queue_outstanding(const struct te_queue *queue, size_t *outstanding
  * not told. A thread that waits in te_queue_next() goes on waiting, unharmed.
  */
 void te_queue_free(struct te_queue *queue);
+
+/**
+ * Keeps the files of a trajectory as they are, for others to begin from, after the trajectory's
+ * earlier calls and before its later ones. Blocks for its turn and some milliseconds. Nothing is
+ * copied, and the trajectory goes on with its files. What is in memory – /dev/shm, and in a
+ * machine on the host's files what is beside the workspace, /tmp and the home directory – is not
+ * kept, and gone.
+ *
+ * `options` is a JSON object: {"end_processes": false}; it may be left out (a length of 0). A
+ * trajectory that keeps shells, terminals or background processes is TE_KEEPS_PROCESSES unless it
+ * is true.
+ *
+ * On success `*snapshot` is a JSON object {"id", "container", "parent", "age_s", "layers",
+ * "bytes", "ended_processes"}, the caller's, to be freed by te_buffer_free(). The snapshot is kept
+ * until te_snapshot_drop() or the executor's end.
+ */
+te_status te_snapshot(const struct te_executor *executor,
+                      const char *trajectory,
+                      size_t trajectory_len,
+                      const char *options,
+                      size_t options_len,
+                      struct te_buffer *snapshot);
+
+/**
+ * Gives a snapshot up, by its "id". What began from it goes on. TE_NOT_FOUND if there is none.
+ */
+te_status te_snapshot_drop(const struct te_executor *executor, const char *id, size_t id_len);
+
+/**
+ * The snapshots that are kept, the oldest first: a JSON array of what te_snapshot() gives.
+ *
+ * On success `*snapshots` is the caller's, to be freed by te_buffer_free().
+ */
+te_status te_snapshots(const struct te_executor *executor, struct te_buffer *snapshots);
+
+/**
+ * Begins trajectories with the files that another has now, and blocks until each of them has its
+ * slot or cannot have one; in order as te_snapshot().
+ *
+ * `request` is a JSON object: {"to": ["id", ...], "end_processes": false, "spec": {}}; only "to"
+ * is needed. "spec" is what else each begins with, without "image" and "snapshot".
+ *
+ * On success `*forks` is a JSON array with an object for each of "to", in their order:
+ * {"trajectory_id", "begun", "outcome", "error"}, where "begun" is whether it has begun, "error"
+ * says why not, and "outcome" how its calls end then, if they do. It is the caller's, to be freed
+ * by te_buffer_free(). Any other status: nothing has begun.
+ */
+te_status te_fork(const struct te_executor *executor,
+                  const char *trajectory,
+                  size_t trajectory_len,
+                  const char *request,
+                  size_t request_len,
+                  struct te_buffer *forks);
+
+/**
+ * Runs a command that judges what a trajectory has left, in the trajectory's slot, in a machine in
+ * which nothing of the trajectory runs; in order as te_snapshot(). Blocks until it has ended. The
+ * shells, terminals and background processes of the trajectory are ended for that; its files are
+ * as they were afterwards. What a grader has to heed is in docs/grading.md.
+ *
+ * `spec` is a JSON object:
+ *
+ * ```text
+ *     {"command": "exec python3 -I grader.py", "files": [{"path": "grader.py", "content": "...",
+ *      "base64": "...", "mode": "0755"}, ...], "files_at": "/grade", "stdin": "...",
+ *      "env": {"NAME": "value"}, "user": null, "timeout_s": 60}
+ * ```
+ *
+ * of which only "command" is needed. A command that fails is TE_OK too: on success `*grade` is a
+ * JSON object {"result", "stdout", "stderr", "verdict", "ended_processes"}, where "result" is that
+ * of a call (te_result_json()), and "verdict" the text that the command wrote to the descriptor
+ * whose number is in TOOL_EXECUTOR_VERDICT_FD, or null. It is the caller's, to be freed by
+ * te_buffer_free().
+ */
+te_status te_grade(const struct te_executor *executor,
+                   const char *trajectory,
+                   size_t trajectory_len,
+                   const char *spec,
+                   size_t spec_len,
+                   struct te_buffer *grade);
 
 /**
  * Reads a part of a file of a trajectory's workspace, after the trajectory's earlier calls and

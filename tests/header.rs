@@ -6,8 +6,10 @@
 use std::path::Path;
 
 /// The modules, in the order in which a reader wants their functions.
-const MODULES: [&str; 10] =
-    ["version", "status", "text", "log", "tool", "executor", "result", "begin", "call", "queue"];
+const MODULES: [&str; 11] = [
+    "version", "status", "text", "log", "tool", "executor", "result", "begin", "call", "queue",
+    "snapshot",
+];
 const LAST: &str = "artifact";
 
 fn generated(root: &Path) -> String {

@@ -54,7 +54,8 @@ class LocalConfig(TypedDict, total=False):
     """How many trajectories have a workspace at the same time; 10 unless given."""
     data_dir: Optional[_Path]
     image: Optional[str]
-    """The image whose files sandboxes have in place of the machine's: `dir:/path`."""
+    """The image whose files sandboxes have in place of the machine's: `dir:/path`, `oci:/path`,
+    `docker-archive:/path`, or the name of one that was imported."""
     user_ids: Optional[str]
     max_output_chars: Optional[int]
     max_output_file_bytes: Optional[int]

@@ -25,6 +25,7 @@ use std::time::Instant;
 use parking_lot::Mutex;
 
 use calls::Running;
+use image::Images;
 use resets::Resets;
 use snapshots::{EndedBetween, KeptSnapshots};
 
@@ -60,7 +61,6 @@ use crate::workers::Workers;
 
 /// The container's name: there is only one.
 const ADDR: &str = "local";
-/// What of a spec it gives.
 /// The tools whose calls only have to be handed to the threads that run them.
 const INLINE_TOOLS: &[&str] = &["bash", "bash_stateful", "tmux"];
 
@@ -88,6 +88,8 @@ struct Inner {
     one_user: Option<String>,
     /// The image whose files slots have that are given nothing else.
     image: Option<Arc<ImageFiles>>,
+    /// Where images are from.
+    images: Images,
     supervisor: Arc<Supervisor>,
     limits: Arc<Limits>,
     terminals: Terminals,
@@ -104,10 +106,10 @@ struct Inner {
     data_dir: Mutex<Option<DataDir>>,
     /// Taken when closing.
     resets: Mutex<Option<Resets>>,
+    snapshots: KeptSnapshots,
     /// The threads on which trajectories begin: that may take long, as an image does that is
     /// unpacked. Taken when closing.
     begins: Mutex<Option<Workers>>,
-    snapshots: KeptSnapshots,
 }
 
 struct Slot {
@@ -341,6 +343,7 @@ impl Backend for LocalBackend {
     }
 
     fn close(&self, deadline: Instant) {
+        self.0.images.close();
         let resets = self.0.resets.lock().take();
         if let Some(resets) = &resets {
             resets.stop();

@@ -256,8 +256,6 @@ pub trait Artifacts: Send + Sync {
     }
 }
 
-/// How much of a file is in memory at once while it is copied part by part.
-const COPY_PART: u64 = 1024 * 1024;
 /// Keeps the files of slots as they are at one moment, and grades what is in a slot. All of it
 /// blocks; it is called on the thread of the caller. What names a slot is called while no call of
 /// the slot runs.
@@ -294,6 +292,8 @@ pub trait Snapshots: Send + Sync {
     /// See [`SnapshotError`].
     fn list(&self) -> Result<Vec<SnapshotInfo>, SnapshotError>;
 }
+/// How much of a file is in memory at once while it is copied part by part.
+const COPY_PART: u64 = 1024 * 1024;
 
 /// A container: an address and the names of the slots in it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

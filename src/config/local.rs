@@ -22,9 +22,10 @@ pub struct LocalConfig {
     /// through every directory on the way there.
     pub data_dir: Option<PathBuf>,
     /// The image whose files sandboxes have in place of the host's, unless a trajectory asks for
-    /// another: `dir:/path` is a directory with an image's files. Commands run in it as a container
-    /// engine would run them: with its user, its variables and its working directory. Defaults to
-    /// none: the host's files.
+    /// another: `dir:/path`, a directory with an image's files; `oci:/path[:tag]`, an OCI layout;
+    /// `docker-archive:/path[:name]`, what `docker save` or `podman save` wrote; or the name of an
+    /// image that was imported. Commands run in it as a container engine would run them: with its
+    /// user, its variables and its working directory. Defaults to none: the host's files.
     pub image: Option<String>,
     /// Which user ids of this machine the slots have, where this process is root. Inside a sandbox
     /// commands are always the user 65,534. Defaults to [`UserIds::Auto`].

@@ -50,7 +50,8 @@ impl ToolExecutor {
     /// # Errors
     /// See [`BeginError`].
     pub fn begin(&self, trajectory_id: &str, spec: TrajectorySpec) -> Result<(), BeginError> {
-        self.admit_begin(trajectory_id, spec).map(Pending::wait).and_then(begun)
+        let admitted = self.admit_begin(trajectory_id, spec, self.room_by(), ReplyTo::Pending);
+        admitted.map(|call_state| Pending::new(call_state).wait()).and_then(begun)
     }
 
     /// Like [`begin`](Self::begin), but does not wait for the slot – only for room in the queue, as
@@ -64,7 +65,7 @@ impl ToolExecutor {
         trajectory_id: &str,
         spec: TrajectorySpec,
     ) -> Result<(), BeginError> {
-        self.admit_begin(trajectory_id, spec).map(drop)
+        self.admit_begin(trajectory_id, spec, self.room_by(), ReplyTo::Pending).map(drop)
     }
 
     /// Like [`begin`](Self::begin), but waits for nothing: `on_done` is called with how it went, on
@@ -83,22 +84,11 @@ impl ToolExecutor {
         let Some(place) = self.callback_places.take() else { return Err(BeginError::QueueFull) };
         let callback = Box::new(move |done: Completion| on_done(begun(done.result)));
         let reply_to = ReplyTo::Callback { thread, place, callback };
-        self.admit_begin_to(trajectory_id, spec, None, reply_to).map(CallHandle::new)
-    }
-
-    /// Like [`begin`](Self::begin), without the wait for the slot: what is given says how it went,
-    /// by [`begun`].
-    pub(super) fn admit_begin(
-        &self,
-        trajectory_id: &str,
-        spec: TrajectorySpec,
-    ) -> Result<Pending, BeginError> {
-        let admitted = self.admit_begin_to(trajectory_id, spec, self.room_by(), ReplyTo::Pending);
-        admitted.map(Pending::new)
+        self.admit_begin(trajectory_id, spec, None, reply_to).map(CallHandle::new)
     }
 
     /// The door of begins.
-    fn admit_begin_to(
+    pub(super) fn admit_begin(
         &self,
         trajectory_id: &str,
         spec: TrajectorySpec,

@@ -52,6 +52,8 @@ pub use self::destination::Destination;
 #[cfg(feature = "server")]
 pub(crate) use self::lease::Lease;
 pub use self::promise::{CallHandle, Pending};
+#[cfg(feature = "server")]
+pub(crate) use self::snapshots::check_fork;
 pub use self::stats::{Bucket, IdleHolder, LaneStats, OutcomeCounts, Stats, Summary};
 
 use self::batcher::Ended;

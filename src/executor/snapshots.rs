@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 
 use super::begin::begun;
 use super::lease::Lease;
-use super::promise::Pending;
+use super::promise::{Pending, ReplyTo};
 use super::{ToolExecutor, guarded};
 use crate::backend::Snapshots;
 use crate::grade::{GradeResult, GradeSpec};
@@ -161,12 +161,12 @@ impl ToolExecutor {
         drop(lease);
         let spec = TrajectorySpec { snapshot: Some(made.id.clone()), ..options.spec.clone() };
         // First all of them, so that they wait together.
-        let begins: Vec<_> =
-            to.iter().map(|id| (*id, self.admit_begin(id, spec.clone()))).collect();
-        let forks = begins
-            .into_iter()
-            .map(|(id, begin)| Fork::new(id, begin.map(Pending::wait).and_then(begun)));
-        let forks = forks.collect();
+        let begin = |id| self.admit_begin(id, spec.clone(), self.room_by(), ReplyTo::Pending);
+        let begins: Vec<_> = to.iter().map(|id| (*id, begin(id))).collect();
+        let wait = |state| Pending::new(state).wait();
+        let forks = begins.into_iter();
+        let forks =
+            forks.map(|(id, begin)| Fork::new(id, begin.map(wait).and_then(begun))).collect();
         if let Err(error) = self.drop_snapshot(&made.id) {
             log::warn!("the snapshot of a fork is left: {error}");
         }

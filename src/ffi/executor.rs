@@ -82,7 +82,7 @@ pub(super) fn is_forked_process() -> bool {
 /// only. Times are in seconds.
 ///
 /// ```text
-///     "local":  {"slots": 10, "data_dir": "...", "image": "dir:/path", "user_ids": "auto",
+///     "local":  {"slots": 10, "data_dir": "...", "image": null, "user_ids": "auto",
 ///                "max_output_chars": 50000, "max_output_file_bytes": 16777216,
 ///                "max_file_bytes": 100000, "warm_slots": true, "seccomp": true,
 ///                "adopt_orphans": false, "allow_unisolated": false,

@@ -81,16 +81,15 @@ pub enum te_status {
     TE_BAD_ARCHIVE = 46,
 
     /// The trajectory keeps processes that would end with a snapshot.
-    TE_KEEPS_PROCESSES = 47,
+    TE_KEEPS_PROCESSES = 42,
     /// As many snapshots are kept as may be, or were made of the trajectory.
-    TE_TOO_MANY_SNAPSHOTS = 48,
-
+    TE_TOO_MANY_SNAPSHOTS = 43,
     /// The trajectory has begun, has failed to begin, or has made a call: release it first.
-    TE_ALREADY_BEGUN = 60,
+    TE_ALREADY_BEGUN = 47,
     /// The trajectory did not begin as its spec asks; te_begin() gives the outcome.
-    TE_NOT_BEGUN = 61,
+    TE_NOT_BEGUN = 48,
     /// The spec makes no sense: an unknown key, a value of another type or out of its range.
-    TE_INVALID_SPEC = 62,
+    TE_INVALID_SPEC = 49,
 
     /// This process is a fork of the one that made the handle. Its threads are not here: nothing
     /// works but freeing.

@@ -98,6 +98,9 @@ pub(crate) fn bash_result(finished: Finished, timeout_s: f64) -> ToolResult {
         put(&mut metadata, "processes_left", true);
     }
     let mut output = merge_output(&finished.stdout.text, &finished.stderr.text);
+    if !finished.limits_reached.is_empty() {
+        put(&mut metadata, "limits_reached", finished.limits_reached);
+    }
     for (key, value) in finished.background.metadata() {
         put(&mut metadata, key, value);
     }
@@ -197,6 +200,7 @@ mod tests {
             network_isolated: false,
             all_dead: true,
             background: BackgroundReport::default(),
+            limits_reached: Vec::new(),
         }
     }
 

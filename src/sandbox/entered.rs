@@ -15,7 +15,7 @@ use super::background::{BackgroundReport, Processes};
 use super::host::Host;
 use super::init::{Run, RunEvent};
 use super::jail::{Jail, KILL_MARGIN, RunHandle, SETUP_LIMIT, TOO_SLOW};
-use super::limits::{Alarm, Exceeded};
+use super::limits::{Alarm, Exceeded, Refusals};
 use super::outputs::{Outputs, stdin_of};
 use super::running::{Ending, LONGEST_TIMEOUT, Reason};
 use super::shell::{self, ShellCall};
@@ -41,6 +41,8 @@ pub(super) struct Entered {
     exit_code: Option<i32>,
     killed: Option<Reason>,
     background: BackgroundReport,
+    /// What the kernel has refused it.
+    refusals: Refusals,
     keeps_background: bool,
     wants_jail_ended: bool,
     /// How it ended, and whether the end of every process was seen. Then it is over.
@@ -93,6 +95,7 @@ impl Entered {
             exit_code: None,
             killed: None,
             background: BackgroundReport::default(),
+            refusals: Refusals::default(),
             keeps_background: spec.keeps_background,
             wants_jail_ended: false,
             end: None,
@@ -164,6 +167,10 @@ impl Entered {
                 }
                 let end = match (self.killed, end) {
                     (Some(reason), Ok(_)) => reason.end(),
+                    // The kernel has killed one of its processes, and it has not got over that.
+                    (None, Ok(status)) if self.refusals.kills > 0 && exit_code(status) != 0 => {
+                        End::Exceeded(Exceeded::Memory)
+                    }
                     (_, Ok(status)) => End::Exited(exit_code(status)),
                     (_, Err(errno)) => {
                         let error = io::Error::from_raw_os_error(errno);
@@ -179,6 +186,11 @@ impl Entered {
             }
             RunEvent::Ended { .. } | RunEvent::Rest { .. } | RunEvent::Done { .. } => {}
         }
+    }
+
+    /// What the kernel has refused it, to keep its slot within its limits.
+    pub(super) fn was_refused(&mut self, refusals: Refusals) {
+        self.refusals = refusals;
     }
 
     /// What earlier commands of its slot had left running was ended.
@@ -294,8 +306,8 @@ impl Entered {
             }
         }
         let [stdout, stderr] = self.outputs.finish(watch);
-        let background = self.background;
-        Ending { end, stdout, stderr, wall, all_dead, background, leftover: None }
+        let (background, limits_reached) = (self.background, self.refusals.names());
+        Ending { end, stdout, stderr, wall, all_dead, background, limits_reached, leftover: None }
     }
 }
 

@@ -35,7 +35,7 @@ use super::etc::EtcCopy;
 use super::identity::HOST_NAME;
 use super::init;
 use super::jail::{IdMaps, Network, Origin, Plan, Proc};
-use super::limits::{self, FilterKind, Filters};
+use super::limits::{self, FilterKind, Filters, ShownGroup};
 use super::provided::{Provided, ProvidedError};
 use super::user::IdMap;
 use super::workspace::{DataDir, Workspace};
@@ -134,6 +134,8 @@ pub(super) struct Contents<'a> {
     pub(super) environment: Vec<OsString>,
     /// The soft limit of open files of what runs in it, where it is not this process's own.
     pub(super) open_files: Option<u64>,
+    /// What it may look at of cgroups.
+    pub(super) cgroups: Vec<ShownGroup>,
 }
 
 impl Isolation {

@@ -20,6 +20,8 @@
 //!   this runs as where the host is root.
 //! - `limits` is what of the machine and of the kernel a slot may use, `descriptors` how many of
 //!   this process's own all slots need.
+//! - `image` keeps images on disk; what a machine has of one, and who its commands are there, is in
+//!   `workspace`, which mounts nothing: `jail` does.
 //! - `workspace` owns the directories, `reach` adds the rest of the slot's machine, `paths` finds
 //!   places in both, `tree` empties and copies directories.
 //!

@@ -217,7 +217,16 @@ impl Running {
         };
         let wall = ended.saturating_duration_since(self.started);
         let all_dead = self.report.all_dead;
-        Ending { end, stdout, stderr, wall, all_dead, background: Default::default(), leftover }
+        Ending {
+            end,
+            stdout,
+            stderr,
+            wall,
+            all_dead,
+            background: Default::default(),
+            limits_reached: Vec::new(),
+            leftover,
+        }
     }
 }
 

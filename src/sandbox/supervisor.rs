@@ -134,6 +134,9 @@ pub(crate) struct Finished {
     pub(crate) all_dead: bool,
     /// What became of processes in the background.
     pub(crate) background: BackgroundReport,
+    /// The limits of its slot at which the kernel has refused it something, by their names. Not
+    /// known without cgroups.
+    pub(crate) limits_reached: Vec<&'static str>,
 }
 
 /// Names one run of one supervisor.
@@ -386,6 +389,7 @@ impl Answer {
             network_isolated: self.network_isolated,
             all_dead: true,
             background: BackgroundReport::default(),
+            limits_reached: Vec::new(),
         }
     }
 

@@ -240,7 +240,6 @@ impl Workspace {
         of_slot: (Arc<Identity>, Option<CommandUser>),
         base: &Base,
     ) -> Result<Self, WorkspaceError> {
-        let life = lives.fetch_add(1, Ordering::Relaxed);
         let (image, beneath) = (base.image.clone(), base.trees.clone());
         let (identity, owner) = match &image {
             Some(image) => (image.identity().clone(), image.owner(of_slot.1)),
@@ -248,6 +247,7 @@ impl Workspace {
         };
         // What is changed of an image is changed by the first process.
         let root = image.as_ref().map_or(owner, |_| of_slot.1.map(CommandUser::as_root_inside));
+        let life = lives.fetch_add(1, Ordering::Relaxed);
         let place = |kind: &str| match life {
             0 => directory.join(kind),
             life => directory.join(format!("{kind}-{life}")),

@@ -102,7 +102,7 @@ fn completions_are_scripts_of_their_shell() {
     for shell in ["bash", "zsh", "fish"] {
         let completions = run(&["completions", shell], &[]);
         assert_eq!(completions.code, Some(0));
-        for word in ["replay", "sandbox", "serve", "completions", "man", "summary-json"] {
+        for word in ["replay", "sandbox", "serve", "image", "prune", "man", "summary-json"] {
             assert!(completions.stdout.contains(word), "{shell} {word}");
         }
         if shell == "bash" {
@@ -121,7 +121,7 @@ fn the_manual_has_every_command_and_no_value_of_a_variable() {
     let page = run(&["man"], &variables);
     assert_eq!(page.code, Some(0));
     assert!(page.stdout.contains(".TH tool-executor 1"), "{}", page.stdout);
-    for command in ["replay", "sandbox", "serve", "completions", "man"] {
+    for command in ["replay", "sandbox", "serve", "image", "completions", "man"] {
         assert!(page.stdout.contains(&format!("tool\\-executor\\-{command}(1)")), "{command}");
     }
     let setup = Setup::new(&[]);
@@ -136,6 +136,13 @@ fn the_manual_has_every_command_and_no_value_of_a_variable() {
         names,
         [
             "tool-executor-completions.1",
+            "tool-executor-image-import.1",
+            "tool-executor-image-list.1",
+            "tool-executor-image-prune.1",
+            "tool-executor-image-pull.1",
+            "tool-executor-image-remove.1",
+            "tool-executor-image-show.1",
+            "tool-executor-image.1",
             "tool-executor-man.1",
             "tool-executor-replay.1",
             "tool-executor-sandbox.1",

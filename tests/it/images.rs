@@ -19,12 +19,12 @@ use crate::fakes::bash;
 use crate::sandbox::is_root;
 
 /// An image of busybox alone, in a directory.
-struct Image {
+pub(crate) struct Image {
     dir: tempfile::TempDir,
 }
 
 impl Image {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let busybox = ["/bin/busybox", "/usr/bin/busybox"].map(Path::new);
         let busybox = busybox.into_iter().find(|path| path.exists());
         let busybox = busybox.expect("these tests need the package busybox-static");
@@ -58,7 +58,7 @@ impl Image {
         fs::write(self.at(path), text).unwrap();
     }
 
-    fn name(&self) -> String {
+    pub(crate) fn name(&self) -> String {
         format!("dir:{}", self.dir.path().display())
     }
 

@@ -12,7 +12,7 @@ use tool_executor::backend::local::LocalBackend;
 use tool_executor::config::LocalConfig;
 use tool_executor::{Outcome, ToolCall, ToolExecutor};
 
-use crate::caller::directory;
+use crate::caller::{directory, image};
 use crate::fakes::{until, until_within};
 use crate::sandbox::{is_running, unique_sleep};
 
@@ -75,6 +75,7 @@ enum By {
 fn executor(by: By) -> (tempfile::TempDir, ToolExecutor) {
     let dir = directory();
     let mut config = LocalConfig::new(AT_ONCE);
+    config.image = image();
     config.data_dir = Some(dir.path().to_owned());
     config.warm_slots = by != By::PerCall;
     let backend = LocalBackend::start(config).unwrap();
@@ -210,6 +211,7 @@ os._exit(3)
 fn what_is_slow_to_die_costs_no_slot_and_the_call_ends_as_its_main_process_did() {
     let directory = directory();
     let mut config = LocalConfig::new(1);
+    config.image = image();
     config.data_dir = Some(directory.path().to_owned());
     let backend = LocalBackend::start(config).unwrap();
     let executor = ToolExecutor::builder().backend(backend).start().unwrap();

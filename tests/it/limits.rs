@@ -68,11 +68,8 @@ fn output(executor: &ToolExecutor, command: &str) -> String {
 fn a_fork_bomb_ends_in_its_own_slot() {
     for warm in [true, false] {
         let (_dir, executor) = executor_of(warm, |limits| limits.processes = Some(64));
-        assert_eq!(
-            executor.stats().limits.unwrap().processes,
-            Enforcement::Rlimit,
-            "needs Linux 5.14"
-        );
+        let by = executor.stats().limits.unwrap().processes;
+        assert!(matches!(by, Enforcement::Rlimit | Enforcement::Cgroup), "needs Linux 5.14");
         let count =
             "perl -e '$n = 0; while (defined($p = fork())) { sleep 60 if !$p; $n++ } print $n'";
         // Before the line about those that were ended with it.
@@ -324,4 +321,44 @@ fn a_sandbox_server_tells_which_limits_hold() {
     assert_eq!(health["limits"]["open_files"], "rlimit");
     assert_eq!(health["limits"]["seccomp"], true);
     assert_eq!(health["warm_slots"], true);
+}
+
+#[test]
+fn commands_see_the_limits_of_their_slot_where_runtimes_look_for_them() {
+    let (_dir, executor) = executor(|limits| {
+        limits.memory_bytes = Some(96 * MIB);
+        limits.processes = Some(40);
+    });
+    if executor.stats().limits.unwrap().memory != Enforcement::Cgroup {
+        // This process may make no cgroups: there is nothing to be seen.
+        assert_eq!(output(&executor, "cat /sys/fs/cgroup/*/memory.limit_in_bytes; :"), "");
+        return;
+    }
+    let look = "cd /sys/fs/cgroup; cat memory.max memory/memory.limit_in_bytes 2>/dev/null; :";
+    let limit = (96 * MIB).to_string();
+    assert_eq!(output(&executor, look), limit);
+    // Version 1 has a line for each tree, version 2 one: in each it is at the root.
+    let own = output(&executor, "grep -e :memory: -e :pids: -e ^0:: /proc/self/cgroup");
+    let is_root = |line: &str| line.ends_with(":/") || line.contains(":/sandbox-");
+    assert!(own.lines().all(|line| is_root(line) || line.starts_with("0::")), "{own}");
+    let write = "cd /sys/fs/cgroup; for f in memory.max memory/memory.limit_in_bytes memory/cgroup.procs; do
+        [ -e $f ] && echo 1 > $f; done 2>&1 | grep -c 'Read-only\\|denied'; mkdir x memory/x 2>/dev/null && echo made; :";
+    let refused: usize = output(&executor, write).parse().unwrap();
+    assert!(refused >= 1);
+    // As in the shell that is kept.
+    let kept = call(&executor, "terminal_stateful", json!({"command": look}));
+    assert_eq!(kept.output, limit, "{kept:?}");
+}
+
+#[test]
+fn a_command_that_may_make_no_more_processes_says_so() {
+    let (_dir, executor) = executor(|limits| limits.processes = Some(16));
+    let fork = "for i in {1..60}; do sleep 0.3 & done 2>/dev/null; wait";
+    let result = run(&executor, fork);
+    match executor.stats().limits.unwrap().processes {
+        Enforcement::Cgroup => assert_eq!(result.metadata["limits_reached"], json!(["processes"])),
+        _ => assert_eq!(result.metadata.get("limits_reached"), None),
+    }
+    // Of that command alone.
+    assert_eq!(run(&executor, "true").metadata.get("limits_reached"), None);
 }

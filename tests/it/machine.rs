@@ -13,7 +13,7 @@ use tool_executor::config::{ExecutorConfig, LocalConfig, Policy};
 use tool_executor::{Outcome, ToolCall, ToolExecutor, ToolResult};
 
 use crate::alone::is_alone;
-use crate::caller::directory;
+use crate::caller::{directory, image};
 use crate::fakes::{bash, until};
 
 /// Serves the text that is its first argument on the port that is its second.
@@ -27,7 +27,8 @@ while (my $client = $socket->accept) { print $client "$ARGV[0]\n"; close $client
 
 fn start(slots: usize, network: bool, warm: bool) -> (tempfile::TempDir, ToolExecutor) {
     let dir = directory();
-    let local = LocalConfig::new(slots).with_data_dir(dir.path()).with_warm_slots(warm);
+    let mut local = LocalConfig::new(slots).with_data_dir(dir.path()).with_warm_slots(warm);
+    local.image = image();
     let backend = LocalBackend::start(local).unwrap();
     assert_eq!(backend.not_isolated_because(), None, "these tests need sandboxes");
     let config =

@@ -1,22 +1,31 @@
 //! Machines with the files of an image: for one trajectory, or for all.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crossbeam_channel::bounded;
+use parking_lot::Mutex;
 
 use super::{Inner, LocalBackend, Slot};
 use crate::backend::SlotRef;
 use crate::error::BeginFailure;
-use crate::sandbox::image::{Image, ImageError, ImageErrorKind, ImageSource};
+use crate::interrupt::Interrupt;
+use crate::sandbox::image::{
+    Image, ImageError, ImageErrorKind, ImageSource, ImageStore, StoredIds,
+};
 use crate::sandbox::isolation::Isolation as Engine;
 use crate::sandbox::supervisor::{CommandSpec, End, Finished};
+use crate::sandbox::user::CommandUser;
 use crate::sandbox::workspace::{ImageFiles, MachineSpec, NoMachine, Workspace};
 use crate::tool::OutputOrder;
 
 /// How long an image's shell may take to do nothing.
 const FIRST_COMMAND: Duration = Duration::from_secs(20);
+/// How long the end of its machine is awaited. Giving up has a deadline of its own; this is for the
+/// unforeseen.
+const END_LIMIT: Duration = Duration::from_secs(30);
 /// What is shown of what it says where it fails.
 const SHOWN_CHARS: usize = 500;
 
@@ -26,13 +35,20 @@ impl LocalBackend {
     /// # Errors
     /// It cannot be had.
     pub(super) fn find_image(&self, name: &str) -> Result<Arc<Image>, BeginFailure> {
-        find(name).map_err(|error| {
+        let images = &self.0.images;
+        images.find(name, &images.interrupt).map_err(|error| {
             let text = error.to_string();
             match error.kind() {
                 ImageErrorKind::Unusable => BeginFailure::image_unusable(text),
+                ImageErrorKind::Interrupted => BeginFailure::failed("the sandbox is closed"),
                 _ => BeginFailure::image_unavailable(text),
             }
         })
+    }
+
+    /// The image that slots have which are given nothing else.
+    pub(super) fn default_image(&self) -> Option<Arc<Image>> {
+        self.0.image.as_ref().map(|files| files.image().clone())
     }
 
     /// Gives a clean slot a machine with the files of an image, whose shell is seen to run. Blocks
@@ -55,7 +71,10 @@ impl LocalBackend {
         let tried = try_shell(inner, place, &bound);
         let left = match tried {
             Ok(()) => std::mem::replace(&mut *place.workspace.lock(), bound),
-            Err(_) => bound,
+            Err(_) => {
+                end_machine(inner, slot.index);
+                bound
+            }
         };
         if let Some(resets) = &*inner.resets.lock() {
             resets.remove(left.remains());
@@ -64,14 +83,51 @@ impl LocalBackend {
     }
 }
 
-/// Finds an image by its name.
-///
-/// # Errors
-/// It cannot be had.
-pub(super) fn find(name: &str) -> Result<Arc<Image>, ImageError> {
-    match ImageSource::parse(name)? {
-        ImageSource::Directory(path) => Image::directory(&path).map(Arc::new),
-        _ => Err(ImageError::NotStored { image: name.to_owned() }),
+/// Where the images of slots are from.
+pub(super) struct Images {
+    data_dir: Option<PathBuf>,
+    ids: StoredIds,
+    /// Opened for the first image that is no directory.
+    store: Mutex<Option<ImageStore>>,
+    /// Triggered when the backend closes.
+    interrupt: Interrupt,
+}
+
+impl Images {
+    /// Those of a data directory, for slots with these users.
+    pub(super) fn new(data_dir: Option<PathBuf>, of_slot: Option<CommandUser>) -> Self {
+        let ids = match ImageFiles::has_one_id(of_slot) {
+            true => StoredIds::One,
+            false => StoredIds::Kept,
+        };
+        Self { data_dir, ids, store: Mutex::new(None), interrupt: Interrupt::new() }
+    }
+
+    /// Finds an image by its name. Blocks, where it has to be unpacked for as long as that takes.
+    ///
+    /// # Errors
+    /// It cannot be had, or used; or `interrupt` was triggered.
+    pub(super) fn find(&self, name: &str, interrupt: &Interrupt) -> Result<Arc<Image>, ImageError> {
+        let source = ImageSource::parse(name)?;
+        if let ImageSource::Directory(path) = &source {
+            return Image::directory(path).map(Arc::new);
+        }
+        let store = {
+            let mut store = self.store.lock();
+            match &*store {
+                Some(store) => store.clone(),
+                None => {
+                    let data_dir = self.data_dir.as_deref();
+                    store.insert(ImageStore::open(data_dir, self.ids, interrupt)?).clone()
+                }
+            }
+        };
+        store.get(&source, interrupt)
+    }
+
+    /// No image is unpacked any more.
+    pub(super) fn close(&self) {
+        self.interrupt.interrupt();
     }
 }
 
@@ -94,6 +150,21 @@ fn not_found(error: NoMachine) -> BeginFailure {
         NoMachine::Unsupported(_) => BeginFailure::unsupported(text),
         NoMachine::Unusable(_) => BeginFailure::image_unusable(text),
         NoMachine::Failed(_) => BeginFailure::failed(text),
+    }
+}
+
+/// Ends what was founded of a slot's machine.
+fn end_machine(inner: &Inner, slot: usize) {
+    let (give, gone) = bounded(1);
+    // There is room. What comes when it is not waited for any more is dropped.
+    inner.supervisor.leave(
+        slot,
+        Box::new(move |all_dead| {
+            let _ = give.try_send(all_dead);
+        }),
+    );
+    if gone.recv_timeout(END_LIMIT) != Ok(true) {
+        log::warn!("a sandbox that was tried has not ended");
     }
 }
 
@@ -137,3 +208,6 @@ fn try_shell(inner: &Inner, place: &Slot, workspace: &Arc<Workspace>) -> Result<
         End::Refused(why) | End::Lost(why) => Err(BeginFailure::failed(why)),
     }
 }
+
+#[cfg(test)]
+mod tests;

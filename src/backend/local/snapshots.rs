@@ -26,7 +26,7 @@ use parking_lot::Mutex;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 use uuid::Uuid;
 
-use super::{ADDR, Engine, Inner, LocalBackend, Slot};
+use super::{ADDR, Engine, Inner, LocalBackend, Slot, begin};
 use crate::backend::{SlotRef, Snapshots};
 use crate::error::BeginFailure;
 use crate::grade::{GradeResult, GradeSpec, MAX_VERDICT};
@@ -34,7 +34,7 @@ use crate::sandbox::bash::bash_result;
 use crate::sandbox::grader;
 use crate::sandbox::settings::Settings;
 use crate::sandbox::supervisor::{CommandSpec, Finished};
-use crate::sandbox::workspace::{Base, NoGrading, Remains, Workspace, WorkspaceError};
+use crate::sandbox::workspace::{Base, NoGrading, NoMachine, Remains, Workspace, WorkspaceError};
 use crate::snapshot::{SnapshotError, SnapshotId, SnapshotInfo, SnapshotOptions};
 use crate::tool::{OutputOrder, ToolResult};
 
@@ -156,11 +156,13 @@ impl LocalBackend {
         &self,
         slot: &SlotRef,
         id: &SnapshotId,
+        user: Option<&str>,
         settings: Settings,
     ) -> Result<(), SnapshotError> {
         let place = self.place(slot)?;
         let (base, network) = self.base_of(id)?;
         let before = place.workspace();
+        let base = base.for_trajectory(user, before.user_of_slot()).map_err(unsupported)?;
         let made = Arc::new(before.renew_from(&base).map_err(failed)?);
         place.has_network.store(network && !settings.cuts_network, Ordering::Release);
         made.set(settings);
@@ -258,6 +260,7 @@ impl LocalBackend {
         let Err(why) = self.0.supervisor.root(made, network) else { return Ok(()) };
         *place.workspace.lock() = before.clone();
         let left = self.leave(index);
+        before.take_outputs(made);
         self.0.remove_behind(made.remains());
         left?;
         let text = format!("cannot make a sandbox above the files that were kept: {why}");
@@ -326,12 +329,19 @@ impl Snapshots for LocalBackend {
         let (base, unused) = before.as_base(&mut keeper).map_err(failed)?;
         let made = Arc::new(before.renew_from(&base).map_err(failed)?);
         made.set_as(&before);
-        self.replace(slot.index, place, &before, &made)?;
-        // Not before its machine is there: what has become of the directory is not known.
-        made.begin_as(&before);
-        counts.store(true, Ordering::Release);
+        // Before its machine shows them.
         made.take_outputs(&before);
+        self.replace(slot.index, place, &before, &made)?;
+        counts.store(true, Ordering::Release);
         self.0.remove_behind(unused);
+        if let Some(directory) = before.begins_in().and_then(Path::to_str)
+            && let Err(error) = begin::make_directory(self, slot, place, directory)
+        {
+            // Its commands say that it is missing.
+            log::warn!("after a snapshot: {error}");
+        }
+        // Not before its machine is there: what has become of the directory was not known.
+        made.begin_as(&before);
         let id = SnapshotId::new(format!("snapshot-{}", Uuid::new_v4().simple()));
         let parent = place.began_from.lock().replace(id.clone());
         let layers = base.layers();
@@ -365,7 +375,7 @@ impl Snapshots for LocalBackend {
         let (made, remains) =
             before.for_grading(files, at, spec.user.as_deref()).map_err(|error| match error {
                 NoGrading::Workspace(error) => failed(error),
-                NoGrading::User(error) => SnapshotError::Unsupported(error.to_string()),
+                NoGrading::User(error) => unsupported(error),
             })?;
         let ran = self.run_grader(Arc::new(made), spec);
         // Before its files go, and before anything else runs above the same.
@@ -427,6 +437,10 @@ fn read_verdict(socket: &OwnedFd) -> Option<String> {
     }
     bytes.truncate(length);
     (length > 0).then(|| String::from_utf8_lossy(&bytes).into_owned())
+}
+
+fn unsupported(error: NoMachine) -> SnapshotError {
+    SnapshotError::Unsupported(error.to_string())
 }
 
 fn failed(error: WorkspaceError) -> SnapshotError {

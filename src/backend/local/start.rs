@@ -15,6 +15,7 @@ use crate::config::UserIds;
 use crate::error::{BackendErrorKind, IsolationError};
 use crate::interrupt::Interrupt;
 use crate::sandbox::descriptors::{self, Need};
+use crate::sandbox::image::ImageErrorKind;
 use crate::sandbox::isolation::{self, Budget, Facts, Failure, NotProvided, proxy};
 use crate::sandbox::limits::TooFewProcesses;
 use crate::sandbox::user::{NoIds, SlotUsers, WeakRoot};
@@ -57,7 +58,8 @@ pub(super) fn start(
             .map_err(|error| BackendError::with_source("cannot adopt orphans", error))?;
     }
     let Place { user, mut data_dir, isolation } = find_place(config, probe, interrupt)?;
-    let image = default_image(config, &data_dir, &isolation)?;
+    let images = Images::new(config.data_dir.clone(), data_dir.users().of_slot(0));
+    let image = default_image(config, &images, &data_dir, &isolation, interrupt)?;
     let (isolation, network, egress) = network::connect(config, isolation)?;
     let one_user = data_dir.users().one_user_because();
     let thread = |error| system("cannot start threads", error);
@@ -100,6 +102,7 @@ pub(super) fn start(
     let backend = LocalBackend(Arc::new(Inner {
         one_user,
         image,
+        images,
         supervisor,
         limits,
         terminals,
@@ -112,8 +115,8 @@ pub(super) fn start(
         max_file_bytes: config.max_file_bytes,
         data_dir: Mutex::new(Some(data_dir)),
         resets: Mutex::new(Some(resets)),
-        begins: Mutex::new(Some(Workers::start("tool-begin", BEGIN_THREADS).map_err(thread)?)),
         snapshots: KeptSnapshots::default(),
+        begins: Mutex::new(Some(Workers::start("tool-begin", BEGIN_THREADS).map_err(thread)?)),
     }));
     let (level, weakened_because) = backend.level();
     let grade = match level {
@@ -132,15 +135,20 @@ pub(super) fn start(
 /// It cannot be had or used, or slots cannot have images.
 fn default_image(
     config: &LocalConfig,
+    images: &Images,
     data_dir: &DataDir,
     isolation: &Engine,
+    interrupt: &Interrupt,
 ) -> Result<Option<Arc<ImageFiles>>, BackendError> {
     let Some(name) = &config.image else { return Ok(None) };
     image::can_have_images(isolation).map_err(BackendError::new)?;
     let failed = |error: Box<dyn std::error::Error + Send + Sync>| {
         BackendError::with_source("cannot use the image that slots are to have", error)
     };
-    let image = image::find(name).map_err(|error| failed(error.into()))?;
+    let image = images.find(name, interrupt).map_err(|error| match error.kind() {
+        ImageErrorKind::Interrupted => BackendError::interrupted(),
+        _ => failed(error.into()),
+    })?;
     let env = BTreeMap::new();
     let spec = MachineSpec { image, frozen: Vec::new(), user: None, workdir: None, env };
     let files = ImageFiles::find(spec, data_dir.users().of_slot(0));

@@ -52,6 +52,18 @@ Exit codes:
   5    it could not start
   130  a signal came before it listened";
 
+/// The text of `--help` about the codes of `image`.
+pub(crate) const IMAGE_HELP: &str = "\
+Exit codes:
+  0    it is done
+  1    an image is in use, and stays
+  2    the command line is wrong
+  3    something is no image, or none for this machine
+  4    an image cannot be had: it is not there, or cannot be read; or the store
+       cannot be used: the disk is full, ...
+  130  interrupted by Ctrl-C, SIGTERM or SIGHUP; what was unpacked whole stays
+Of several images each is tried; the first failure says the code.";
+
 /// What a finished run has to say about itself.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Verdict {

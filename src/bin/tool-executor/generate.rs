@@ -35,11 +35,16 @@ pub(crate) fn man(directory: Option<&Path>) -> ExitCode {
 /// The definition with the names of the commands as their pages have them, and nothing of this
 /// process's variables, whose values do not belong in a manual.
 fn plain_command() -> clap::Command {
-    let mut command = args::command()
-        .disable_help_subcommand(true)
-        .mut_subcommands(|command| command.mut_args(|arg| arg.hide_env_values(true)));
+    let mut command = without_values(args::command());
     command.build();
     command
+}
+
+fn without_values(command: clap::Command) -> clap::Command {
+    command
+        .disable_help_subcommand(true)
+        .mut_args(|arg| arg.hide_env_values(true))
+        .mut_subcommands(without_values)
 }
 
 fn page(command: clap::Command) -> io::Result<Vec<u8>> {
@@ -50,9 +55,11 @@ fn page(command: clap::Command) -> io::Result<Vec<u8>> {
 
 fn write_pages(command: clap::Command, directory: &Path) -> io::Result<()> {
     std::fs::create_dir_all(directory)?;
-    for subcommand in command.get_subcommands() {
-        let name = subcommand.get_display_name().unwrap_or(subcommand.get_name()).to_owned();
-        std::fs::write(directory.join(format!("{name}.1")), page(subcommand.clone())?)?;
+    let mut commands = vec![command];
+    while let Some(command) = commands.pop() {
+        commands.extend(command.get_subcommands().cloned());
+        let name = command.get_display_name().unwrap_or(command.get_name()).to_owned();
+        std::fs::write(directory.join(format!("{name}.1")), page(command)?)?;
     }
-    std::fs::write(directory.join(format!("{}.1", command.get_name())), page(command)?)
+    Ok(())
 }

@@ -10,6 +10,7 @@ mod args;
 mod console;
 mod exit_code;
 mod generate;
+mod image;
 mod replay;
 mod serving;
 mod setup;
@@ -38,6 +39,7 @@ fn run() -> ExitCode {
         Command::Replay(args) => replay::run(args, &warnings),
         Command::Sandbox(args) => serving::sandbox(args, &warnings),
         Command::Serve(args) => serving::serve(args, &warnings),
+        Command::Image(args) => image::run(args.command, &warnings),
         Command::Completions { shell } => generate::completions(shell),
         Command::Man { dir } => generate::man(dir.as_deref()),
     }

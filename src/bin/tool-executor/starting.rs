@@ -30,6 +30,18 @@ pub(crate) fn start<T: Send + 'static>(
     signals: &Receiver<()>,
     start: impl FnOnce(&Interrupt) -> Result<T, String> + Send + 'static,
 ) -> Result<T, ExitCode> {
+    interruptible(signals, "starting", start)
+}
+
+/// The same for other work that may take long and is a command's first; `doing` says what it is.
+///
+/// # Errors
+/// Those of [`start`].
+pub(crate) fn interruptible<T: Send + 'static>(
+    signals: &Receiver<()>,
+    doing: &str,
+    start: impl FnOnce(&Interrupt) -> Result<T, String> + Send + 'static,
+) -> Result<T, ExitCode> {
     let interrupt = Interrupt::new();
     let handle = interrupt.clone();
     let (sender, result) = bounded(0);
@@ -53,7 +65,7 @@ pub(crate) fn start<T: Send + 'static>(
         recv(signals) -> _ => {
             drop(result);
             handle.interrupt();
-            warn_line("tool-executor: interrupted while starting");
+            warn_line(&format!("tool-executor: interrupted while {doing}"));
             select! {
                 recv(ended) -> _ => {}
                 recv(signals) -> _ => {}

@@ -45,13 +45,22 @@ pub enum ImageError {
     },
     /// The store has no image of this name.
     #[error(
-        "the store has no image {image:?}, and images are not pulled from registries; bring it \
-         (skopeo copy docker://{image} oci:DIR, or docker save or podman save to a FILE) and name \
-         oci:/DIR or docker-archive:/FILE, or import that first: tool-executor image import"
+        "the store has no image \"{image}\"; name docker://{image} to have it pulled, where skopeo \
+         is installed, or bring it (skopeo copy docker://{image} oci:DIR, or docker save or podman \
+         save to a FILE) and name oci:/DIR or docker-archive:/FILE, or import that first: \
+         tool-executor image import"
     )]
     NotStored {
         /// How it was asked for.
         image: String,
+    },
+    /// It could not be pulled from its registry.
+    #[error("{image} cannot be pulled: {why}")]
+    NotPulled {
+        /// How it was asked for.
+        image: String,
+        /// What was said.
+        why: String,
     },
     /// It is damaged, or says what cannot be right.
     #[error("{image} is no usable image: {why}")]
@@ -124,6 +133,7 @@ impl ImageError {
             Self::BadSource { .. }
             | Self::NotFound { .. }
             | Self::NotStored { .. }
+            | Self::NotPulled { .. }
             | Self::Full { .. }
             | Self::Io { .. } => ImageErrorKind::Unavailable,
             Self::Invalid { .. } | Self::TooLarge { .. } | Self::Platform { .. } => {

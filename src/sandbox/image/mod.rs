@@ -16,8 +16,6 @@
 //! a character device 0/0, which an ordinary user may make, too; an opaque directory has the
 //! attribute `user.overlay.opaque`.
 
-#![allow(dead_code, reason = "machines, which are made of images, do not use it yet")]
-
 mod archive;
 mod config;
 mod digest;

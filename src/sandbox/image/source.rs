@@ -26,6 +26,9 @@ pub enum ImageSource {
         /// Which of its images; without one it must have one for this machine.
         tag: Option<String>,
     },
+    /// An image of a registry: `docker://name`. It is pulled by `skopeo`, where that is installed,
+    /// and known by its name from then on.
+    Registry(String),
     /// An image that the store has under this name or digest.
     Stored(String),
 }
@@ -35,15 +38,17 @@ const LAYOUT: &str = "oci:";
 /// The first is how one is written.
 const ARCHIVES: [&str; 2] = ["docker-archive:", "oci-archive:"];
 /// Transports of others, which would be taken for names.
-const OTHERS: [&str; 5] =
-    ["docker://", "docker-daemon:", "containers-storage:", "ostree:", "https://"];
+const OTHERS: [&str; 4] = ["docker-daemon:", "containers-storage:", "ostree:", "https://"];
+/// The first part of an image of a registry, as skopeo has it, too.
+pub(super) const REGISTRY: &str = "docker://";
 
 /// The longest name: a registry's, and what belongs to it.
 const MAX_NAME: usize = 512;
 
 impl ImageSource {
     /// Reads `dir:/path`, `oci:/path[:tag]`, `docker-archive:/path[:name]`, an absolute path of any
-    /// of these, which is then looked at, or the name or digest of an image in the store.
+    /// of these, which is then looked at, `docker://name`, or the name or digest of an image in the
+    /// store.
     ///
     /// In a path with a tag, the first colon ends the path, unless there is something of the whole
     /// name.
@@ -66,6 +71,17 @@ impl ImageSource {
                 shown(text)
             );
             return Err(bad(&why));
+        }
+        if let Some(name) = text.strip_prefix(REGISTRY) {
+            let is_name = |name: &str| {
+                let is_part =
+                    |byte: u8| byte.is_ascii_alphanumeric() || b"._-/:@[]+".contains(&byte);
+                name.len() <= MAX_NAME && name.bytes().all(is_part) && !name.starts_with(['/', '-'])
+            };
+            return match !name.is_empty() && is_name(name) {
+                true => Ok(Self::Registry(name.to_owned())),
+                false => Err(bad("an image of a registry has a name, as docker://python:3.12")),
+            };
         }
         let absolute = |path: &str| match path.starts_with('/') {
             true => Ok(PathBuf::from(path)),
@@ -180,6 +196,7 @@ impl fmt::Display for ImageSource {
             Self::Directory(path) => write!(f, "{DIRECTORY}{}", path.display()),
             Self::OciLayout { path, tag } => with_tag(f, LAYOUT, path, tag),
             Self::Archive { path, tag } => with_tag(f, ARCHIVES[0], path, tag),
+            Self::Registry(name) => write!(f, "{REGISTRY}{name}"),
             Self::Stored(name) => f.write_str(name),
         }
     }
@@ -205,6 +222,7 @@ mod tests {
             "docker-archive:/a.tar",
             "docker-archive:/a.tar:docker.io/library/python:3.12",
             "python:3.12",
+            "docker://localhost:5000/x/python:3.12",
             "docker.io/library/python@sha256:00",
             "python",
         ] {
@@ -223,7 +241,9 @@ mod tests {
             ("dir:x", "absolute"),
             ("oci:x:y", "absolute"),
             ("./x", "absolute"),
-            ("docker://python", "skopeo copy docker://python oci:DIR"),
+            ("docker://", "has a name"),
+            ("docker://a b", "has a name"),
+            ("docker://-x", "has a name"),
             ("containers-storage:x", "skopeo copy"),
             ("a\u{7}b", "no name"),
             ("/no/such/place", "there is no /no/such/place"),

@@ -139,6 +139,8 @@ pub(crate) mod step {
 
     /// Writes the second string to the file that the first names.
     pub(crate) const WRITE: u8 = b'w';
+    /// Sees no cgroup above its own any more.
+    pub(crate) const OWN_CGROUPS: u8 = b'y';
     /// Takes all mounts out of the host's propagation.
     pub(crate) const MAKE_PRIVATE: u8 = b'p';
     /// Takes hold of the tree at a path of the host, with these mount attributes: the source with
@@ -176,12 +178,14 @@ pub(crate) mod step {
     pub(crate) const MOVE: u8 = b'v';
     /// Makes a directory at which something is mounted the root, and lets go of the old one.
     pub(crate) const CHANGE_ROOT: u8 = b'g';
-    /// Enters a directory. With [`MAKE`] it is made if it is missing, and those above it; with
-    /// [`OR_ROOT`] it is the root directory where that fails.
+    /// Enters a directory. With [`MAKE`] it is made if it is missing, for the [`USER`], and those
+    /// above it; with [`OR_ROOT`] it is the root directory where that fails.
     pub(crate) const ENTER: u8 = b'c';
     /// Has all that is run be another user: the number's lower half, with the group that is the
     /// upper one, and the groups of the text, as many as [`MOST_GROUPS`] of 4 bytes each.
     pub(crate) const USER: u8 = b'e';
+    /// Has the files that are made by further steps belong to the group of this number.
+    pub(crate) const GROUP: u8 = b'y';
     /// Gives up all capabilities but those of the number, a bit each, and all ways to new ones.
     pub(crate) const DROP_RIGHTS: u8 = b'k';
     /// Loads the filter of system calls that is the text.

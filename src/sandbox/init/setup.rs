@@ -14,6 +14,7 @@ const EINVAL: i32 = 22;
 const ENOENT: isize = -2;
 const ELOOP: isize = -40;
 
+const CLONE_NEWCGROUP: usize = 0x0200_0000;
 const MS_REC: usize = 0x4000;
 const MS_PRIVATE: usize = 0x4_0000;
 const MS_NOSUID: usize = 2;
@@ -98,6 +99,7 @@ pub(crate) fn set_up(
         rest = more;
         match head.kind {
             step::LISTEN => made.proxy = listen(head.number as u16).map_err(failed)?,
+            step::ENTER => enter(text, head.flag, made.user.as_ref()).map_err(failed)?,
             step::USER => made.user = Some(user(head.number, text).ok_or(failed(EINVAL))?),
             _ => carry_out(head, text, &mut sources).map_err(failed)?,
         }
@@ -129,6 +131,7 @@ fn carry_out(head: Head, text: &[u8], sources: &mut Sources) -> Result<(), i32> 
             call!(arch::CLOSE, file);
             written.map(|_| ())
         }
+        step::OWN_CGROUPS => check(call!(arch::UNSHARE, CLONE_NEWCGROUP)),
         step::MAKE_PRIVATE => {
             let root = c"/".as_ptr();
             check(call!(arch::MOUNT, 0, root, 0, MS_REC | MS_PRIVATE, 0))
@@ -202,9 +205,10 @@ fn carry_out(head: Head, text: &[u8], sources: &mut Sources) -> Result<(), i32> 
             check(call!(arch::UMOUNT2, here, MNT_DETACH))?;
             check(call!(arch::CHDIR, c"/".as_ptr()))
         }
-        step::ENTER => {
-            let [path] = strings(text)?;
-            enter(path, head.flag)
+        step::GROUP => {
+            // It tells which it was, and never fails.
+            call!(arch::SETFSGID, number);
+            Ok(())
         }
         step::DROP_RIGHTS => drop_rights(head.number),
         step::FILTER => {
@@ -372,13 +376,18 @@ fn listen(port: u16) -> Result<i32, i32> {
     listening.map(|socket| socket as i32)
 }
 
-fn enter(path: *const u8, flag: u8) -> Result<(), i32> {
+fn enter(text: &[u8], flag: u8, user: Option<&User>) -> Result<(), i32> {
+    let [path] = strings(text)?;
     let mut entered = call!(arch::CHDIR, path);
     if entered == ENOENT && flag & step::MAKE != 0 {
         let root = done(call!(arch::OPENAT, AT_FDCWD, c"/".as_ptr(), O_PATH | O_CLOEXEC))?;
         let directory = place_beneath(root, path, true, false);
         call!(arch::CLOSE, root);
         let directory = directory?;
+        if let Some(user) = user {
+            let (uid, gid) = (user.uid, user.gid);
+            call!(arch::FCHOWNAT, directory, c"".as_ptr(), uid, gid, AT_EMPTY_PATH);
+        }
         entered = call!(arch::FCHDIR, directory);
         call!(arch::CLOSE, directory);
     }

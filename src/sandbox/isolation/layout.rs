@@ -8,6 +8,7 @@ use crate::sandbox::etc::{self, EtcCopy, RESOLV_CONF};
 use crate::sandbox::identity::Identity;
 use crate::sandbox::image::Layer;
 use crate::sandbox::jail::{Access, Entry, Hold, Overlay, Tree};
+use crate::sandbox::limits::{CGROUPS, ShownGroup};
 use crate::sandbox::provided::{Provided, Shown};
 use crate::sandbox::shell::{Places, Shell};
 use crate::sandbox::spool;
@@ -145,8 +146,9 @@ impl HostLayout {
         look(&Shown { directories, links: &links, own })
     }
 
-    /// The entries of `/sys`, for a sandbox with the host's network or without.
-    fn sys(&self, network: bool) -> Vec<Entry> {
+    /// The entries of `/sys`, for a sandbox with the host's network or without, that is to see these
+    /// cgroups.
+    fn sys(&self, network: bool, cgroups: &[ShownGroup]) -> Vec<Entry> {
         let place = PathBuf::from("/sys");
         let [always, of_host] = &self.masked;
         let (mut entries, masked) = match self.sys {
@@ -167,6 +169,10 @@ impl HostLayout {
             options: "mode=0555,size=4096",
         };
         entries.extend(masked.into_iter().flatten().map(empty));
+        if !cgroups.is_empty() {
+            let shown = cgroups.iter().map(|group| (group.host.clone(), group.place.clone()));
+            entries.push(Entry::Groups { place: CGROUPS.into(), shown: shown.collect() });
+        }
         entries
     }
 }
@@ -192,7 +198,7 @@ pub(super) fn root_of_image(
 ) -> Vec<Entry> {
     let workspace = contents.workspace;
     let mut root: Vec<_> = workspace.root_overlay().map(Entry::Layered).into_iter().collect();
-    root.extend(layout.sys(contents.network));
+    root.extend(layout.sys(contents.network, &contents.cgroups));
     let file = |host: PathBuf, place: PathBuf, is_optional| {
         let over =
             Entry::Over { host, place: place.clone(), access: Access::ReadOnly, is_optional };
@@ -264,7 +270,7 @@ pub(super) fn root(
             is_optional: false,
         });
     }
-    root.extend(layout.sys(contents.network));
+    root.extend(layout.sys(contents.network, &contents.cgroups));
     root.extend(OWN_DIRECTORIES.map(|place| Entry::Directory { place: place.into() }));
     root.extend(
         OWN_LINKS.map(|(target, place)| Entry::Link { target: target.into(), place: place.into() }),

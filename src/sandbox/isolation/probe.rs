@@ -139,6 +139,7 @@ impl Jails {
                 self.layout.identity.name(),
             )),
             open_files: None,
+            cgroups: Vec::new(),
         };
         let null = open_null().map_err(failed)?;
         let flags = epoll::CreateFlags::CLOEXEC;

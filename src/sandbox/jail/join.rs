@@ -18,10 +18,9 @@ use super::super::spawn;
 use super::machine::{MOST_NAMESPACES, Machine};
 use super::start::{BORROWS_MEMORY, Shared, Stack, Stage, await_end, become_first_process};
 
-/// What is not the machine's: its processes, its view of the mounts, among which is that of its
-/// processes, and where it is in the tree of cgroups.
-const OWN: c_int =
-    libc::CLONE_NEWPID | libc::CLONE_NEWNS | libc::CLONE_NEWCGROUP | libc::CLONE_PARENT;
+/// What is not the machine's: its processes, and its view of the mounts, among which is that of its
+/// processes.
+const OWN: c_int = libc::CLONE_NEWPID | libc::CLONE_NEWNS | libc::CLONE_PARENT;
 
 /// What network a first process is born into.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

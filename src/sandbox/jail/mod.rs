@@ -51,7 +51,7 @@ use self::plan::{Step, encode};
 use self::start::{Birth, Stage};
 use super::init::message::handle;
 use super::init::{Handles, InitEvent, InitSocket, Run, RunEvent};
-use super::limits::{Alarm, Confined, Leftover, Limits};
+use super::limits::{Alarm, Confined, Group, Leftover, Limits, Refusals};
 use super::spawn::{CStringArray, Child, Reaped, has_ended};
 use super::user::CommandUser;
 use super::workspace::Workspace;
@@ -158,6 +158,8 @@ pub(super) struct Jail {
     /// What serves the proxy of that, where it has one.
     egress: Option<Arc<Egress>>,
     bounds: Bounds,
+    /// Its cgroup, until it is confined.
+    group: Option<Group>,
     confined: Option<Confined>,
     runs: u32,
     failed: Option<SetupError>,
@@ -238,6 +240,15 @@ impl Jail {
             signal: None,
             source,
         })?;
+        // Before it does anything: what it sees of cgroups begins with its own.
+        let placed = bounds.limits.place(child.pid(), bounds.workspace.slot());
+        let group = match placed {
+            Ok(group) => group,
+            Err(error) => {
+                abandon(&child);
+                return Err(SetupError::new("put a sandbox under its limits", error));
+            }
+        };
         // It waits for its orders, and ends where it is left alone. Its end of the socket is open
         // here, too, so that what is sent to one that has ended is not refused.
         let maps = origin.user.filter(|user| is_first && !user.map().is_single());
@@ -267,6 +278,7 @@ impl Jail {
             keeps_machine: has_layers,
             egress: origin.egress.filter(|_| founds.is_some()).cloned(),
             bounds,
+            group,
             confined: None,
             runs: 0,
             failed: None,
@@ -307,6 +319,11 @@ impl Jail {
     /// in it; `None` before.
     pub(super) fn was_full(&self) -> Option<bool> {
         self.confined.as_ref().map(Confined::was_full)
+    }
+
+    /// What the kernel has refused its slot since the latest run began.
+    pub(super) fn refusals(&self) -> Refusals {
+        self.confined.as_ref().map(Confined::refusals).unwrap_or_default()
     }
 
     /// Whether the kernel has ended it for want of memory.
@@ -435,35 +452,24 @@ impl Jail {
             self.failed = Some(SetupError::new("take hold of the namespaces", error));
             return self.end(events, now);
         }
-        self.open(events, now, news);
+        self.open(news);
     }
 
     /// Puts it under its slot's limits, now that its files are made and before anything runs in
     /// it, and lets programs run.
-    fn open(&mut self, events: &impl Events, now: Instant, news: &mut Vec<News>) {
+    fn open(&mut self, news: &mut Vec<News>) {
         if self.phase != Phase::SettingUp {
             return;
         }
         let Bounds { limits, workspace, is_session } = &self.bounds;
-        let init = self.child.pid();
-        let confined = match is_session {
-            true => limits.confine_session(init, workspace),
-            false => limits.confine(init, workspace),
-        };
-        match confined {
-            Ok(confined) => {
-                self.confined = Some(confined);
-                (self.phase, self.deadline) = (Phase::Running, None);
-                self.steps = Vec::new();
-                news.push(News::Opened);
-            }
-            Err(error) => {
-                let error = SetupError::new("put a sandbox under its limits", error);
-                log::error!("{error}");
-                self.failed = Some(error);
-                self.end(events, now);
-            }
-        }
+        let (init, group) = (self.child.pid(), self.group.take());
+        self.confined = Some(match is_session {
+            true => limits.confine_session(init, workspace, group),
+            false => limits.confine(init, workspace, group),
+        });
+        (self.phase, self.deadline) = (Phase::Running, None);
+        self.steps = Vec::new();
+        news.push(News::Opened);
     }
 
     /// The time of the present phase is up.

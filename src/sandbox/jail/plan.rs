@@ -132,6 +132,14 @@ pub(in crate::sandbox) enum Entry {
         /// Its options.
         options: &'static str,
     },
+    /// Cgroups of the host, to be read, at a directory that another entry shows: one over it, or
+    /// each under its own name in it.
+    Groups {
+        /// That directory.
+        place: PathBuf,
+        /// Each one's place on the host and inside.
+        shown: Vec<(PathBuf, PathBuf)>,
+    },
     /// A file system of layers.
     Layered(Overlay),
     /// A file or directory of the host over one that another entry has made or shows.
@@ -203,6 +211,9 @@ const NO_SET_USER_ID: u64 = 2;
 const NO_DEVICES: u64 = 4;
 const NO_PROGRAMS: u64 = 8;
 
+/// What it is to see no cgroup above its own.
+const OWN_CGROUPS: &str = "have a cgroup namespace of its own";
+
 const PROC: &str = "/proc";
 const DEV: &str = "/dev";
 const PROC_FLAGS: u64 = NO_SET_USER_ID | NO_DEVICES | NO_PROGRAMS;
@@ -217,6 +228,7 @@ const FIRST_PLACE: &str = "/usr";
 
 /// Where an overlay's trees are while it is mounted, and where that is which becomes the root.
 const STAGE: &str = "/.stage";
+const STAGE_OF_ROOT: &str = "/.layers";
 const NEW_ROOT: &str = "/.root";
 
 const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
@@ -296,6 +308,7 @@ impl Plan {
                 steps.write(file, &map.to_string(), "map users and groups");
             }
         }
+        steps.act(step::OWN_CGROUPS, OWN_CGROUPS);
         steps.act(step::MAKE_PRIVATE, "keep mounts to itself");
         // While the host is still to be seen.
         for entry in &self.root {
@@ -304,6 +317,11 @@ impl Plan {
                 Entry::Over { host, place, access, is_optional } => {
                     let flag = if *is_optional { step::OPTIONAL } else { 0 };
                     steps.source(host, place, *access, flag);
+                }
+                Entry::Groups { shown, .. } => {
+                    for (host, place) in shown {
+                        steps.source(host, place, Access::ReadOnly, 0);
+                    }
                 }
                 Entry::Layered(overlay) => {
                     for tree in overlay.trees().filter(|tree| tree.hold == Hold::ByPath) {
@@ -344,14 +362,15 @@ impl Plan {
                 }
                 // The directory that it is in is shown, and has something to be covered.
                 Entry::Over { place, .. } => steps.attach(&mut source, place),
+                Entry::Groups { place, shown } => steps.groups(place, shown, &mut source),
                 Entry::Layered(overlay) => steps.overlay(overlay, &mut source, &mut given),
             }
         }
         self.proc(&mut source, &mut steps);
         self.dev(&mut source, &mut steps);
-        steps.act(step::FORGET_HOST, "let go of the host's files");
-        if self.overlays().any(Overlay::is_root) {
-            self.change_root(&mut steps);
+        match self.overlays().any(Overlay::is_root) {
+            true => self.change_root(&mut steps),
+            false => steps.act(step::FORGET_HOST, "let go of the host's files"),
         }
         if let Some(name) = self.host_name {
             steps.add(step::HOST_NAME, 0, 0, &[name], "set the host name");
@@ -385,9 +404,14 @@ impl Plan {
         })
     }
 
-    /// Moves what was mounted for it into the overlay that is to be the root, and makes it that.
+    /// Moves what was mounted for it into the overlay that is to be the root, in which links lead
+    /// nowhere else, and makes it that.
     fn change_root(&self, steps: &mut Steps) {
         let mut moved: Vec<&Path> = Vec::new();
+        if self.rights.user.is_some() {
+            // What is missing in the image is made as root's, wholly.
+            steps.act(step::GROUP, "make files of root's group");
+        }
         // What a new jail of the machine finds by its path is not to be renamed: it is where it
         // seems to be.
         let own = [Path::new(PROC), Path::new(DEV)].map(|place| (place, step::NO_LINKS));
@@ -406,6 +430,8 @@ impl Plan {
                 moved.push(place);
             }
         }
+        // With that the host's files go out of sight, and the layers' places. Each time that
+        // something is let go of the kernel waits for all processors, so it is done once.
         steps.add(step::CHANGE_ROOT, 0, 0, &[NEW_ROOT], "make the image the root directory");
     }
 
@@ -423,6 +449,7 @@ impl Plan {
     /// it lacks is a view of its own processes; and its network, where it is `beside` that machine.
     pub(super) fn steps_of_joiner(&self, beside: bool) -> Vec<Step> {
         let (mut steps, place) = (Steps::default(), Path::new(PROC));
+        steps.act(step::OWN_CGROUPS, OWN_CGROUPS);
         // The host's shows the processes of all, and is read-only: where it is shown only what a
         // machine's first jail runs is ended first for want of memory.
         if self.proc == Proc::Own {
@@ -441,9 +468,6 @@ impl Plan {
     /// `flag` says what becomes of a directory that is the model's and cannot be entered.
     fn give_up_rights(&self, steps: &mut Steps, flag: u8) {
         let Rights { user, capabilities, any_directory } = &self.rights;
-        let flag = if *any_directory { flag } else { 0 };
-        let what = format!("enter {}", self.directory.display());
-        steps.add(step::ENTER, flag, 0, &[&self.directory], &what);
         if let Some(User { uid, gid, groups }) = user {
             let number = u64::from(*uid) | u64::from(*gid) << 32;
             let text = groups.iter().take(step::MOST_GROUPS).flat_map(|id| id.to_ne_bytes());
@@ -451,6 +475,9 @@ impl Plan {
             let text = text.collect();
             steps.list.push(Step { kind: step::USER, flag: 0, number, text, what });
         }
+        let flag = if *any_directory { flag } else { 0 };
+        let what = format!("enter {}", self.directory.display());
+        steps.add(step::ENTER, flag, 0, &[&self.directory], &what);
         let what = "give up its capabilities";
         steps.add::<&str>(step::DROP_RIGHTS, 0, u64::from(*capabilities), &[], what);
         if let Some(filter) = &self.filter {
@@ -540,9 +567,10 @@ impl Entry {
     fn paths(&self) -> impl Iterator<Item = &PathBuf> {
         let (one, other) = match self {
             Self::Layered(overlay) => (Some(&overlay.writable.host), &overlay.place),
-            Self::Directory { place } | Self::File { place } | Self::Mounted { place, .. } => {
-                (None, place)
-            }
+            Self::Directory { place }
+            | Self::File { place }
+            | Self::Groups { place, .. }
+            | Self::Mounted { place, .. } => (None, place),
             Self::Link { target, place } => (Some(target), place),
             Self::Shown { host, place, .. } | Self::Over { host, place, .. } => (Some(host), place),
         };
@@ -588,7 +616,7 @@ impl Steps {
     /// Mounts an overlay. Its trees are to be seen only while that is done. `source` and `given`
     /// are the next of those by path and of those that are handed over.
     fn overlay(&mut self, overlay: &Overlay, source: &mut u64, given: &mut u64) {
-        let stage = Path::new(STAGE);
+        let stage = Path::new(if overlay.is_root() { STAGE_OF_ROOT } else { STAGE });
         self.add(step::DIRECTORY, 0, 0o700, &[stage], "make a place for layers");
         self.mount("tmpfs", stage, NO_SET_USER_ID | NO_DEVICES, "mode=0700");
         let writable = overlay.lower.len();
@@ -604,10 +632,10 @@ impl Steps {
         let what = format!("make a place to change {} in", overlay.place.display());
         self.add(step::DIRECTORY, 0, 0o700, &[&work], &what);
         // The topmost comes first.
-        let lower: Vec<_> = (0..writable).rev().map(|number| format!("{STAGE}/{number}")).collect();
+        let shown = stage.display();
+        let lower: Vec<_> = (0..writable).rev().map(|number| format!("{shown}/{number}")).collect();
         let options = format!(
-            "lowerdir={},upperdir={STAGE}/{writable}/{UPPER},workdir={},userxattr,\
-             volatile",
+            "lowerdir={},upperdir={shown}/{writable}/{UPPER},workdir={},userxattr,volatile",
             lower.join(":"),
             work.display(),
         );
@@ -616,7 +644,9 @@ impl Steps {
         let what = format!("mount the layers of {}", overlay.place.display());
         let strings = ["overlay".as_ref(), place.as_os_str(), options.as_ref()];
         self.add(step::MOUNT, 0, NO_SET_USER_ID | NO_DEVICES, &strings, &what);
-        self.add(step::CLEAR, 0, 0, &[stage], "let go of the layers' places");
+        if !overlay.is_root() {
+            self.add(step::CLEAR, 0, 0, &[stage], "let go of the layers' places");
+        }
     }
 
     fn attributes(&mut self, place: &Path, attributes: u64) {
@@ -628,6 +658,24 @@ impl Steps {
         let what = format!("mount {kind} at {}", place.display());
         let strings = [kind.as_ref(), place.as_os_str(), options.as_ref()];
         self.add(step::MOUNT, 0, flags, &strings, &what);
+    }
+
+    /// What is to be seen of cgroups.
+    fn groups(&mut self, place: &Path, shown: &[(PathBuf, PathBuf)], source: &mut u64) {
+        let is_one = shown.iter().all(|(_, own)| own == place);
+        if !is_one {
+            self.mount("tmpfs", place, PROC_FLAGS, "mode=0755,size=4096");
+        }
+        for (_, own) in shown {
+            if !is_one {
+                let what = format!("make {}", own.display());
+                self.add(step::DIRECTORY, 0, 0o755, &[own], &what);
+            }
+            self.attach(source, own);
+        }
+        if !is_one {
+            self.attributes(place, READ_ONLY);
+        }
     }
 
     /// A directory and those above it, each once.

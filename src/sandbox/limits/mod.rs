@@ -27,7 +27,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use self::cgroup::{Cgroups, Engine, Group};
+use self::cgroup::{Cgroups, Engine};
+pub(in crate::sandbox) use self::cgroup::{Group, PLACE as CGROUPS, Refusals, Shown as ShownGroup};
 use self::disk::Usage;
 pub(super) use self::retired::Leftover;
 use self::retired::Retired;
@@ -44,6 +45,7 @@ use super::workspace::Workspace;
 use crate::config::SlotLimits;
 use crate::limits::{EnforcedLimits, Enforcement};
 use crate::tool::Outcome;
+use parking_lot::Mutex;
 use rustix::process::{Pid, Resource, Rlimit, getrlimit};
 
 /// A limit for which a command is killed.
@@ -167,6 +169,7 @@ impl Limits {
         let machine = Machine { counts_processes, open_files, pipes_cores, sharers };
         let watched = Watched {
             memory: limits.memory_bytes.filter(|_| cgroups.is_none() && sample::is_possible()),
+            kills: cgroups.as_ref().is_some_and(|cgroups| !cgroups.kills_as_a_whole()),
             workspace: (limits.workspace_bytes.is_some() || limits.files.is_some()).then_some(
                 Usage {
                     bytes: limits.workspace_bytes.unwrap_or(u64::MAX),
@@ -196,7 +199,7 @@ impl Limits {
             advisory: wants_cgroups
                 && !cgroups.as_ref().is_some_and(|groups| groups.cpu || limits.cpu.is_none()),
         };
-        let watches = watched.memory.is_some() || watched.workspace.is_some();
+        let watches = watched.memory.is_some() || watched.kills || watched.workspace.is_some();
         Ok(Self {
             plan: rlimits::plan(limits, &machine, getrlimit),
             setter: Setter::default(),
@@ -228,35 +231,61 @@ impl Limits {
         held
     }
 
-    /// Puts a sandbox under the limits, by its first process `init`, which must not have started a
-    /// command yet, and be held so that its number is its own. Does not block on anything but a few
-    /// calls.
+    /// Puts a sandbox of a slot into its cgroup, by its first process `init`, which must not have
+    /// done anything yet, and be held so that its number is its own; `None` without cgroups. Does
+    /// not block on anything but a few calls.
     ///
     /// # Errors
-    /// The sandbox could not be put into its cgroup: no command may run in it.
-    pub(crate) fn confine(&self, init: Pid, workspace: &Arc<Workspace>) -> io::Result<Confined> {
-        self.put_under(init, workspace, self.is_full(workspace))
+    /// It could not be put there: nothing may run in it.
+    pub(in crate::sandbox) fn place(&self, init: Pid, slot: usize) -> io::Result<Option<Group>> {
+        let Some(cgroups) = &self.cgroups else { return Ok(None) };
+        let group = cgroups.sandbox(slot)?;
+        group.enter(init.as_raw_nonzero().get())?;
+        Ok(Some(group))
+    }
+
+    /// What a slot's commands can look at of cgroups, and where; nothing without.
+    pub(in crate::sandbox) fn shown(&self, slot: usize) -> Vec<ShownGroup> {
+        let group = self.cgroups.as_ref().map(|cgroups| cgroups.slot(slot));
+        match group {
+            None => Vec::new(),
+            Some(Ok(group)) => group.shown().to_vec(),
+            // What cannot be made is said when a sandbox is to be put into it.
+            Some(Err(_)) => Vec::new(),
+        }
+    }
+
+    /// Puts a sandbox, which was [placed](Self::place) into this group, under the other limits, by
+    /// its first process `init`, which must not have started a command yet. Does not block on
+    /// anything but a few calls.
+    pub(in crate::sandbox) fn confine(
+        &self,
+        init: Pid,
+        workspace: &Arc<Workspace>,
+        group: Option<Group>,
+    ) -> Confined {
+        self.put_under(init, workspace, group, self.is_full(workspace))
     }
 
     /// As [`confine`](Self::confine), for a sandbox that is not replaced when its slot has room
     /// again: it may always write, and is ended for it while the slot is full.
-    ///
-    /// # Errors
-    /// As of [`confine`](Self::confine).
-    pub(crate) fn confine_session(
+    pub(in crate::sandbox) fn confine_session(
         &self,
         init: Pid,
         workspace: &Arc<Workspace>,
-    ) -> io::Result<Confined> {
-        self.put_under(init, workspace, false)
+        group: Option<Group>,
+    ) -> Confined {
+        self.put_under(init, workspace, group, false)
     }
 
-    fn put_under(&self, init: Pid, workspace: &Arc<Workspace>, full: bool) -> io::Result<Confined> {
+    fn put_under(
+        &self,
+        init: Pid,
+        workspace: &Arc<Workspace>,
+        group: Option<Group>,
+        full: bool,
+    ) -> Confined {
         let pid = init.as_raw_nonzero().get();
-        let group = self.cgroups.as_ref().map(Cgroups::make).transpose()?;
-        if let Some(group) = &group {
-            group.enter(pid)?;
-        }
         let owner = workspace.founder();
         let set = self.setter.set(init, &self.plan, owner);
         let set = set.and_then(|()| match full {
@@ -268,8 +297,16 @@ impl Limits {
         {
             log::warn!("the limits of processes cannot be set for sandboxes: {error}");
         }
-        let ticket = self.watcher.as_ref().map(|watch| watch.add(pid, workspace.clone()));
-        Ok(Confined { group, ticket, full })
+        if let Some(group) = &group
+            && let Err(error) = group.settle(pid)
+        {
+            // The limits are the slot's, in whose group it is already.
+            log::debug!("a sandbox has no cgroup of its own: {error}");
+        }
+        let kills = group.as_ref().map(Group::kill_count);
+        let ticket = self.watcher.as_ref().map(|watch| watch.add(pid, workspace.clone(), kills));
+        let before = group.as_ref().map(Group::refusals).unwrap_or_default();
+        Confined { group, ticket, full, before: Mutex::new(before) }
     }
 
     /// Whether a slot was above its limit of bytes when they were last counted.
@@ -302,8 +339,9 @@ impl Limits {
 const NO_WRITING: Rlimit = Rlimit { current: Some(0), maximum: Some(0) };
 
 fn cgroups(limits: &SlotLimits) -> Option<Cgroups> {
-    let own = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    Cgroups::start(Path::new(cgroup::MOUNT), &own, Engine::this(), limits)
+    let text = |file| std::fs::read_to_string(file).unwrap_or_default();
+    let (mounts, own) = (text("/proc/self/mountinfo"), text("/proc/self/cgroup"));
+    Cgroups::start(&mounts, &own, Engine::this(), limits)
         .inspect_err(|why| log::debug!("limits hold without cgroups: {why}"))
         .ok()
 }
@@ -313,12 +351,17 @@ pub(crate) struct Confined {
     group: Option<Group>,
     ticket: Option<Ticket>,
     full: bool,
+    /// What the kernel had refused its slot when the latest command began.
+    before: Mutex<Refusals>,
 }
 
 impl Confined {
     /// A command runs in it from now on; `alarm` is called when that must be killed. An empty
     /// sandbox is not looked at.
     pub(crate) fn occupied(&self, alarm: Alarm) {
+        if let Some(group) = &self.group {
+            *self.before.lock() = group.refusals();
+        }
         if let Some(ticket) = &self.ticket {
             ticket.occupied(alarm);
         }
@@ -337,9 +380,20 @@ impl Confined {
         self.full
     }
 
+    /// What the kernel has refused its slot since the latest command began. Without cgroups it is
+    /// not known.
+    pub(in crate::sandbox) fn refusals(&self) -> Refusals {
+        let Some(group) = &self.group else { return Refusals::default() };
+        let (now, before) = (group.refusals(), *self.before.lock());
+        Refusals {
+            kills: now.kills.saturating_sub(before.kills),
+            processes: now.processes.saturating_sub(before.processes),
+        }
+    }
+
     /// Whether the kernel has ended it for want of memory.
     pub(crate) fn ran_out_of_memory(&self) -> bool {
-        self.group.as_ref().is_some_and(Group::ran_out_of_memory)
+        self.refusals().kills > 0
     }
 }
 

@@ -7,6 +7,10 @@
 //! look at pauses the longer, up to a second. One slot can hold a look up, for a second with its
 //! memory and for five with its disk; that is why there are two.
 //!
+//! Where the kernel limits memory, and kills one process after the other for it (cgroups of version
+//! 1), the first thread looks ten times a second at whether it has killed one: then the command is
+//! ended as a whole, since half of it is of no use.
+//!
 //! # What is counted
 //! - *Memory*: that of all processes of the sandbox, shared memory and page tables included, and
 //!   memory files (`memfd`) that they hold open, and what is in the sandbox's file systems in
@@ -33,6 +37,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use super::Exceeded;
+use super::cgroup::KillCount;
 use super::disk::{self, Usage};
 use super::sample::{self, Nameless};
 use crate::sandbox::workspace::Workspace;
@@ -88,6 +93,8 @@ pub(crate) type Alarm = Arc<dyn Fn(Exceeded) + Send + Sync>;
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Watched {
     pub(super) memory: Option<u64>,
+    /// Whether what the kernel kills for want of memory is ended as a whole.
+    pub(super) kills: bool,
     pub(super) workspace: Option<Usage>,
 }
 
@@ -122,6 +129,9 @@ struct State {
 struct Entry {
     init: i32,
     workspace: Arc<Workspace>,
+    /// Where the kernel kills one process after the other: how many it has, and how many it had when
+    /// the command began.
+    kills: Option<(KillCount, u64)>,
     /// Since when a command runs in it, and who is told when it must be killed.
     busy: Option<(Instant, Alarm)>,
 }
@@ -142,6 +152,7 @@ impl Watcher {
         let watcher = Self { shared: Arc::default(), threads: Mutex::default() };
         let roles = [
             limits.memory.map(|limit| ("tool-watch-mem", Role::Memory(limit))),
+            limits.kills.then_some(("tool-watch-mem", Role::Kills)),
             limits.workspace.map(|limit| ("tool-watch-disk", Role::Disk(limit))),
         ];
         for (name, role) in roles.into_iter().flatten() {
@@ -160,11 +171,17 @@ impl Watcher {
     }
 
     /// Watches the sandbox with this first process, in which no command runs yet.
-    pub(super) fn add(&self, init: i32, workspace: Arc<Workspace>) -> Ticket {
+    pub(super) fn add(
+        &self,
+        init: i32,
+        workspace: Arc<Workspace>,
+        kills: Option<KillCount>,
+    ) -> Ticket {
+        let kills = kills.map(|count| (count, 0));
         let mut state = self.shared.state.lock();
         let id = state.next;
         state.next += 1;
-        state.entries.insert(id, Entry { init, workspace, busy: None });
+        state.entries.insert(id, Entry { init, workspace, kills, busy: None });
         Ticket { shared: self.shared.clone(), id }
     }
 
@@ -225,6 +242,9 @@ impl Ticket {
     pub(super) fn occupied(&self, alarm: Alarm) {
         let mut state = self.shared.state.lock();
         let Some(entry) = state.entries.get_mut(&self.id) else { return };
+        if let (None, Some((count, before))) = (&entry.busy, &mut entry.kills) {
+            *before = count.read();
+        }
         let since = entry.busy.as_ref().map_or_else(Instant::now, |(since, _)| *since);
         entry.busy = Some((since, alarm));
         self.shared.wake(&mut state);
@@ -267,6 +287,8 @@ impl State {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Role {
     Memory(u64),
+    /// What the kernel kills of a sandbox's for want of memory.
+    Kills,
     Disk(Usage),
 }
 
@@ -377,6 +399,12 @@ impl Thread {
         let mut left = u64::MAX;
         for (id, entry) in entries {
             let Some((began, alarm)) = &entry.busy else { continue };
+            if self.role == Role::Kills {
+                if entry.kills.as_ref().is_some_and(|(count, before)| count.read() > *before) {
+                    alarm(Exceeded::Memory);
+                }
+                continue;
+            }
             let found = sample::processes(entry.init);
             let now = Instant::now();
             let known = self.known.entry(*id).or_insert_with(|| Known {
@@ -392,6 +420,7 @@ impl Thread {
             }
             let nameless = known.nameless;
             match self.role {
+                Role::Kills => {}
                 Role::Memory(limit) => {
                     let most = found.bytes.saturating_add(nameless.memory);
                     left = left.min(limit.saturating_sub(most));
@@ -421,6 +450,7 @@ impl Thread {
         match self.role {
             // One that has just begun is looked at soon, and may fill all of it.
             Role::Memory(limit) => MEMORY_PACE.pause(left.min(limit)),
+            Role::Kills => INTERVAL,
             Role::Disk(limit) => DISK_PACE.pause(left.min(bytes_until_full(limit))),
         }
     }

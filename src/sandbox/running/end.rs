@@ -37,6 +37,8 @@ pub(in crate::sandbox) struct Ending {
     pub(in crate::sandbox) all_dead: bool,
     /// What it left running, and was ended with it.
     pub(in crate::sandbox) background: BackgroundReport,
+    /// The limits of its slot that it has reached, by their names, and not been ended for.
+    pub(in crate::sandbox) limits_reached: Vec<&'static str>,
     /// What is still to be reaped, where waiting was given up.
     pub(in crate::sandbox) leftover: Option<Child>,
 }

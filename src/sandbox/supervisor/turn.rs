@@ -19,7 +19,7 @@ use super::super::init::RunEvent;
 use super::super::isolation::{Contents, Isolation};
 use super::super::jail::{Bounds, Jail, News, Phase};
 use super::super::jails::{OnGone, SlotJails, Tenancy};
-use super::super::limits::{Alarm, Exceeded, Leftover};
+use super::super::limits::{Alarm, Exceeded, Leftover, Refusals};
 use super::super::machines::{MachineRequest, Machines};
 use super::super::running::{Reason, Running};
 use super::super::stream::{READ_BUFFER, Watch};
@@ -331,6 +331,7 @@ impl Turn {
             program: shell,
             environment: host.environment(workspace, &workspace.inside()),
             open_files: host.open_files,
+            cgroups: host.limits.shown(workspace.slot()),
         };
         let plan = jails.plan(contents);
         let origin = jails.origin(&host.null, workspace);
@@ -437,9 +438,11 @@ impl Turn {
     fn on_run_event(&mut self, number: u64, event: RunEvent, now: Instant) {
         let Some(tenancy) = self.jails.get(number) else { return };
         let Some(id) = tenancy.occupant else { return };
+        let mut refusals = Refusals::default();
         let ends_jail = match &event {
             // One that cannot start a shell is not used again either.
             RunEvent::Done { end, earlier_ended, .. } => {
+                refusals = tenancy.jail.refusals();
                 tenancy.has_background &= !earlier_ended;
                 end.is_err() || !self.host.warm && !tenancy.has_background
             }
@@ -451,6 +454,7 @@ impl Turn {
         };
         self.change(id, |command, _, _, _| {
             if let Command::Entered(entered) = command {
+                entered.was_refused(refusals);
                 entered.on_run_event(event, now);
             }
         });
@@ -573,6 +577,7 @@ impl Turn {
             network_isolated,
             all_dead: ending.all_dead,
             background: ending.background,
+            limits_reached: ending.limits_reached,
         });
     }
 

@@ -183,16 +183,20 @@ impl Kept {
         }
     }
 
-    /// How it ended. Only of use in [`Phase::Gone`].
-    pub(super) fn end(&self) -> KeptEnd {
-        let out_of_memory = match &self.hold {
+    /// Whether the kernel has killed something in it for want of memory.
+    pub(super) fn ran_out_of_memory(&self) -> bool {
+        match &self.hold {
             Hold::Jailed(jailed) => jailed.jail().is_some_and(Jail::ran_out_of_memory),
             Hold::Reaped(_) => false,
-        };
+        }
+    }
+
+    /// How it ended. Only of use in [`Phase::Gone`].
+    pub(super) fn end(&self) -> KeptEnd {
         match (self.exceeded, self.killed) {
             (Some(exceeded), _) => KeptEnd::Exceeded(exceeded),
             (None, true) => KeptEnd::Killed,
-            (None, false) if out_of_memory => KeptEnd::Exceeded(Exceeded::Memory),
+            (None, false) if self.ran_out_of_memory() => KeptEnd::Exceeded(Exceeded::Memory),
             (None, false) => match &self.hold {
                 Hold::Jailed(jailed) => jailed.end(),
                 Hold::Reaped(reaped) => reaper_end(reaped.report),
@@ -333,6 +337,8 @@ impl Jailed {
             program: plan.program,
             environment: variables(plan, &plan.workspace.inside(), host),
             open_files: None,
+            // It sees what its machine does.
+            cgroups: Vec::new(),
         };
         let [stdin, stdout, stderr] = plan.stdio;
         let entry = Entry {

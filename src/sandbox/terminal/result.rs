@@ -170,6 +170,7 @@ mod tests {
             network_isolated: false,
             all_dead: true,
             background: Default::default(),
+            limits_reached: Vec::new(),
         };
         let background = Default::default();
         stateful_result(ShellEnded { finished, session, replaces_a_lost_one, background }, 1.0)

@@ -139,6 +139,7 @@ fn nothing_ran(end: End) -> ShellEnded {
         network_isolated: false,
         all_dead: true,
         background: Default::default(),
+        limits_reached: Vec::new(),
     };
     ShellEnded {
         finished,
@@ -443,6 +444,7 @@ impl Program for Shell {
             network_isolated: self.network_isolated,
             all_dead: cx.kept.all_dead(),
             background: Default::default(),
+            limits_reached: Vec::new(),
         };
         // Before the answer: its caller may look.
         drop(self.directory);
@@ -601,6 +603,7 @@ impl Shell {
             network_isolated: self.network_isolated,
             all_dead: true,
             background: Default::default(),
+            limits_reached: Vec::new(),
         });
         let code = status.code;
         self.last = status;

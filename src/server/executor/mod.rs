@@ -19,11 +19,17 @@
 //! | `POST /artifacts/read`, `/list`, `/archive` | yes | the files of a trajectory's workspace |
 //! | `POST /execute_batch` | yes | `{"calls": […]}`, at most 1,024, each as for `/execute`; answered with NDJSON, a line for each call the moment it ends |
 //! | `POST /cancel` | yes | `{"trajectory_id", "uniq_id"}`; `null` is all of the trajectory |
+//! | `POST /snapshot` | yes | `{"trajectory_id", "end_processes"}`, answered with the snapshot's `id`, …; `GET /snapshots` has them all, `POST /snapshots/drop` with `{"id"}` gives one up |
+//! | `POST /fork` | yes | `{"trajectory_id", "to": […], "end_processes", "spec"}`, answered with `forks`, one for each of `to` |
+//! | `POST /grade` | yes | `{"trajectory_id", "spec": {"command", "files", …}}`, answered with what the grader gave, see `docs/grading.md` |
 //! | `GET /metrics` | yes | Prometheus text |
 //!
-//! `/parse`, `call`, `/begin`, `/sandboxes` and the last three are not the reference's. Neither are
-//! the headers of an answer to `/execute` that say how the call ended, for programs:
-//! `x-tool-outcome` is the
+//! An answer of these routes that is no success has a `detail` for people, and an `error` for
+//! programs, such as `no_slot`, `keeps_processes` or `not_found`.
+//!
+//! `/parse`, `call`, `/begin`, `/sandboxes` and those from `/execute_batch` on are not the reference's. Neither are the
+//! headers of an answer to `/execute` that say how the call ended, for programs: `x-tool-outcome`
+//! is the
 //! [`Outcome`](crate::Outcome)'s name, `x-tool-may-have-executed` and `x-tool-model-attributable` are `true` or `false`. The
 //! same is in every body that carries a tool's result, after the reference's keys: `outcome`,
 //! `may_have_executed`, `model_attributable`.
@@ -39,6 +45,7 @@ mod batch;
 mod calls;
 mod metrics;
 mod service;
+mod snapshots;
 mod validate;
 
 use std::fmt;

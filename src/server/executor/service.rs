@@ -14,6 +14,7 @@ use tokio::sync::{Semaphore, oneshot};
 
 use super::answer::{self, Lent, ResultAnswer, to_json};
 use super::calls::{Calls, lost};
+use super::snapshots::{self, Answered, ForkBody, GradeRequest, SnapshotRequest};
 use super::validate::{self, BeginRequest, CallRequest, Problems, Rejection, ReplyForm, Written};
 use super::{batch, metrics};
 use crate::artifact::ArtifactError;
@@ -39,6 +40,7 @@ pub(super) struct Service {
     releases: Arc<Semaphore>,
     statistics: Arc<Semaphore>,
     parsing: Arc<Semaphore>,
+    snapshots: Arc<Semaphore>,
 }
 
 /// A path that there is.
@@ -58,6 +60,11 @@ enum Route {
     ReadArtifact,
     ListArtifacts,
     ArchiveArtifacts,
+    Snapshot,
+    Snapshots,
+    DropSnapshot,
+    Fork,
+    Grade,
 }
 
 impl Route {
@@ -77,13 +84,20 @@ impl Route {
             "/artifacts/read" => Self::ReadArtifact,
             "/artifacts/list" => Self::ListArtifacts,
             "/artifacts/archive" => Self::ArchiveArtifacts,
+            "/snapshot" => Self::Snapshot,
+            "/snapshots" => Self::Snapshots,
+            "/snapshots/drop" => Self::DropSnapshot,
+            "/fork" => Self::Fork,
+            "/grade" => Self::Grade,
             _ => return None,
         })
     }
 
     fn method(self) -> Method {
         match self {
-            Self::Root | Self::Health | Self::Status | Self::Metrics => Method::GET,
+            Self::Root | Self::Health | Self::Status | Self::Metrics | Self::Snapshots => {
+                Method::GET
+            }
             _ => Method::POST,
         }
     }
@@ -103,6 +117,7 @@ impl Service {
             releases: places(256),
             statistics: places(4),
             parsing: places(4),
+            snapshots: places(128),
         }
     }
 
@@ -206,6 +221,31 @@ impl Service {
                 let lent = self.lease(&list.trajectory_id).await;
                 self.artifacts(lent, move |executor, lent| answer::list(executor, lent, &list))
                     .await?
+            }
+            Route::Snapshot => {
+                let read = snapshots::read::<SnapshotRequest>;
+                let request = self.body(request, None, read).await?;
+                let lent = self.lease(&request.trajectory_id).await;
+                self.snapshots(move |executor| snapshots::snapshot(executor, lent, &request))
+                    .await?
+            }
+            Route::Snapshots => {
+                request.verdict().admitted().map_err(refused)?;
+                self.snapshots(snapshots::list).await?
+            }
+            Route::DropSnapshot => {
+                let request = self.body(request, None, snapshots::read).await?;
+                self.snapshots(move |executor| snapshots::drop_snapshot(executor, &request)).await?
+            }
+            Route::Fork => {
+                let request = self.body(request, None, snapshots::read::<ForkBody>).await?;
+                let lent = self.lease(&request.trajectory_id).await;
+                self.snapshots(move |executor| snapshots::fork(executor, lent, &request)).await?
+            }
+            Route::Grade => {
+                let request = self.body(request, None, snapshots::read::<GradeRequest>).await?;
+                let lent = self.lease(&request.trajectory_id).await;
+                self.snapshots(move |executor| snapshots::grade(executor, lent, &request)).await?
             }
             Route::ArchiveArtifacts => {
                 let archive = self.body(request, None, validate::archive_artifacts).await?;
@@ -352,6 +392,16 @@ impl Service {
             }
             Err(_) => Err(no_turn()),
         }
+    }
+
+    /// Answers what is asked about snapshots, by a trajectory whose turn it is.
+    async fn snapshots(
+        &self,
+        answer: impl FnOnce(&ToolExecutor) -> Answered + Send + 'static,
+    ) -> Result<Response, Response> {
+        let executor = self.executor.clone();
+        let (status, body) = blocking(&self.snapshots, move || answer(&executor)).await?;
+        Ok(response(status, JSON, body))
     }
 
     /// Answers a reader of artifacts whose turn it is.

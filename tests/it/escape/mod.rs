@@ -32,6 +32,7 @@ use tool_executor::backend::local::LocalBackend;
 use tool_executor::config::{ExecutorConfig, LocalConfig, Policy};
 use tool_executor::{Outcome, ToolCall, ToolExecutor, ToolResult};
 
+use crate::caller::image;
 use crate::fakes::bash;
 
 /// One attack.
@@ -161,6 +162,7 @@ fn executor(kind: Kind, slots: usize, network: bool) -> (tempfile::TempDir, Tool
     let mut config = LocalConfig::new(slots);
     config.data_dir = Some(dir.path().to_owned());
     config.warm_slots = kind != Kind::PerCall;
+    config.image = image();
     let backend = LocalBackend::start(config).unwrap();
     assert_eq!(backend.not_isolated_because(), None, "these tests need sandboxes");
     assert_eq!(backend.capabilities().warm_slots, Some(kind != Kind::PerCall));
@@ -173,13 +175,26 @@ fn executor(kind: Kind, slots: usize, network: bool) -> (tempfile::TempDir, Tool
     (dir, executor)
 }
 
+/// What is no escape where commands are root among the files of an image, which are theirs.
+const OWN_IN_IMAGES: [&str; 8] = [
+    "a file that runs as its owner",
+    "a set-user-id program",
+    "become root",
+    "find the root that the jail has left",
+    "have or regain a capability of the jail's set-up",
+    "raw and odd sockets",
+    "read password hashes",
+    "write to the system's programs",
+];
+
 /// Runs attacks, each in a trajectory of its own, in every kind of sandbox, and their controls.
 fn attack(attacks: &[Attack], network: bool) {
     let host = Host::new();
     let mut escaped = Vec::new();
     for kind in KINDS {
         let (_dir, executor) = executor(kind, 1, network);
-        for attack in attacks {
+        let is_one = |attack: &&Attack| image().is_none() || !OWN_IN_IMAGES.contains(&attack.name);
+        for attack in attacks.iter().filter(is_one) {
             let result = run_in(kind, &executor, attack.name, &host.fill_in(attack.script));
             if result.output.contains("ESCAPED") || result.output.contains(&host.secret) {
                 escaped.push(format!("{} ({kind:?}): {}", attack.name, result.output));

@@ -4,6 +4,8 @@ mod begin;
 mod leaving;
 mod refusals;
 mod results;
+#[cfg(target_os = "linux")]
+mod snapshots;
 
 use std::error::Error;
 use std::net::{TcpListener, TcpStream};

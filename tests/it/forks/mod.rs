@@ -18,6 +18,8 @@ use crate::fakes::{bash, until};
 
 mod attacks;
 mod grading;
+mod images;
+mod property;
 
 /// What is in a data directory: one of an engine.
 fn data_of(dir: &Path) -> std::path::PathBuf {

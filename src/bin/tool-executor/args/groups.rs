@@ -31,7 +31,8 @@ pub(crate) struct SlotArgs {
     pub(crate) data_dir: Option<PathBuf>,
 
     /// The image whose files sandboxes have in place of this machine's, unless a trajectory asks
-    /// for another: dir:/DIRECTORY [default: none]
+    /// for another: dir:/DIRECTORY, oci:/DIRECTORY[:TAG], docker-archive:/FILE[:NAME], or the name
+    /// of one that was imported [default: none]
     #[arg(long, value_name = "IMAGE", env = "TOOL_EXECUTOR_IMAGE")]
     pub(crate) image: Option<String>,
 

@@ -6,6 +6,7 @@
 
 mod applies;
 mod groups;
+mod image;
 #[cfg(test)]
 mod tests;
 mod values;
@@ -25,6 +26,7 @@ pub(crate) use self::groups::{
     CallArgs, FleetArgs, IsolationArgs, LimitArgs, ListenArgs, NetworkArgs, ProvidedArgs, RunArgs,
     SandboxTokenArgs, SlotArgs, ToolServerArgs,
 };
+pub(crate) use self::image::{ImageArgs, ImageCommand, ImportArgs, StoreArgs};
 use self::values::named;
 pub(crate) use self::values::{Limit, Several, variable};
 
@@ -68,6 +70,13 @@ pub(crate) enum Command {
     /// runs may go on for the grace time; a second signal ends it at once.
     #[command(after_help = exit_code::SERVER_HELP)]
     Serve(ServeArgs),
+
+    /// Keep images of containers on this machine, unpacked, for commands to run in
+    ///
+    /// An image is unpacked once into the data directory, for all programs that use it. What a
+    /// program uses is not removed.
+    #[command(after_help = exit_code::IMAGE_HELP)]
+    Image(ImageArgs),
 
     /// Print the completions of a shell
     Completions {
@@ -306,16 +315,19 @@ pub(crate) fn parse() -> Result<Parsed, clap::Error> {
 
 /// The whole definition, with the variables of this process.
 pub(crate) fn command() -> clap::Command {
-    // An empty variable is how scripts and manifests say that there is none.
-    Cli::command().mut_subcommands(|command| {
-        command.mut_args(|arg| {
-            let is_empty = |name| std::env::var_os(name).is_some_and(|value| value.is_empty());
-            match arg.get_env().is_some_and(is_empty) {
-                true => arg.env(Resettable::Reset),
-                false => arg,
-            }
-        })
-    })
+    Cli::command().mut_subcommands(without_empty_variables)
+}
+
+/// An empty variable is how scripts and manifests say that there is none.
+fn without_empty_variables(command: clap::Command) -> clap::Command {
+    let command = command.mut_args(|arg| {
+        let is_empty = |name| std::env::var_os(name).is_some_and(|value| value.is_empty());
+        match arg.get_env().is_some_and(is_empty) {
+            true => arg.env(Resettable::Reset),
+            false => arg,
+        }
+    });
+    command.mut_subcommands(without_empty_variables)
 }
 
 fn parse_from(

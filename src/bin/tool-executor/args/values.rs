@@ -275,6 +275,11 @@ pub(super) fn unused_seconds(text: &str) -> Result<Duration, String> {
     seconds(text, 0.1, 31_536_000.0)
 }
 
+/// How long an image may be unused: up to ten years.
+pub(super) fn unused_image_seconds(text: &str) -> Result<Duration, String> {
+    seconds(text, 0.0, 315_360_000.0)
+}
+
 /// The lease of an executor's slots.
 pub(super) fn lease_seconds(text: &str) -> Result<Duration, String> {
     seconds(text, 1.0, 3600.0)

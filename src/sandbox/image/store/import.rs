@@ -25,6 +25,8 @@ use crate::sandbox::image::{Digest, Image, ImageError, ImageSource};
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ImportStep {
+    /// It is being pulled from its registry.
+    Pulling,
     /// It reads the archive: a compressed one is unpacked for that.
     Reading,
     /// It begins with a layer, or waits for another program that is unpacking it.
@@ -50,15 +52,16 @@ pub enum ImportStep {
 }
 
 impl ImageStore {
-    /// The image of a layout or an archive, imported if it is not there yet.
+    /// The image of a layout or an archive, imported if it is not there yet; `asked` is how it was
+    /// asked for.
     pub(super) fn imported(
         &self,
         source: &ImageSource,
+        asked: &str,
         names: &[String],
         interrupt: &Interrupt,
         on_step: &mut dyn FnMut(&ImportStep),
     ) -> Result<Arc<Image>, ImageError> {
-        let asked = source.to_string();
         // Taken before it is read: if it changes meanwhile, it is read again.
         let state = match source {
             ImageSource::Archive { path, .. } => FileState::of(path).ok(),
@@ -68,7 +71,7 @@ impl ImageStore {
         if let Some(state) = &state
             && let Ok(known) = record::read::<SourceRecord>(&self.0.sources, &memo)
             && known.file == *state
-            && let Some(image) = self.image(&known.digest, &asked, interrupt)?
+            && let Some(image) = self.image(&known.digest, asked, interrupt)?
         {
             names.iter().try_for_each(|name| self.call(name, known.digest))?;
             return Ok(image);
@@ -76,28 +79,28 @@ impl ImageStore {
         let (files, path, tag) = match source {
             ImageSource::OciLayout { path, tag } => {
                 let about = path.metadata();
-                about.map_err(|error| ImageError::at_source(&asked, path, error))?;
+                about.map_err(|error| ImageError::at_source(asked, path, error))?;
                 (Files::Directory(path.clone()), path, tag)
             }
             ImageSource::Archive { path, tag } => {
                 on_step(&ImportStep::Reading);
                 let (scratch, limits) = (self.0.layers.dir(), &self.0.limits);
                 let (free, needed) = (self.free(), Cell::new(0));
-                let files = Files::open_archive(&asked, path, scratch, limits, interrupt, &needed);
-                let full = |error| self.full(&asked, error, (needed.get(), free));
+                let files = Files::open_archive(asked, path, scratch, limits, interrupt, &needed);
+                let full = |error| self.full(asked, error, (needed.get(), free));
                 (files.map_err(full)?, path, tag)
             }
-            ImageSource::Directory(_) | ImageSource::Stored(_) => {
+            ImageSource::Directory(_) | ImageSource::Stored(_) | ImageSource::Registry(_) => {
                 let why = "it is not imported".to_owned();
-                return Err(ImageError::BadSource { image: asked, why });
+                return Err(ImageError::BadSource { image: asked.to_owned(), why });
             }
         };
-        let found = find(&files, &asked, tag.as_deref())?;
+        let found = find(&files, asked, tag.as_deref())?;
         let digest = found.digest;
         let all_names: Vec<_> = found.names.iter().chain(names).cloned().collect();
-        let image = match self.image(&digest, &asked, interrupt)? {
+        let image = match self.image(&digest, asked, interrupt)? {
             Some(image) => image,
-            None => self.add(found, &asked, path, interrupt, on_step)?,
+            None => self.add(found, asked, path, interrupt, on_step)?,
         };
         for name in &all_names {
             self.call(name, digest)?;

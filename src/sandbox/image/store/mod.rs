@@ -7,6 +7,7 @@
 //!       tree/                          its files
 //!       layer.json                     what is known of it
 //!     images/<digest>/image.json     an image: its configuration, and which layers
+//!     pulls/                         what is being pulled; nothing is kept here
 //!     names/<digest of the name>     which image has a name
 //!     sources/<digest of the source> which image an archive had
 //! ```
@@ -22,7 +23,10 @@
 //! needed when it has claimed them.
 
 mod import;
+mod list;
+mod pull;
 mod record;
+mod remove;
 mod shelf;
 #[cfg(test)]
 mod tests;
@@ -33,23 +37,21 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
-use rustix::fs::{AtFlags, Dir};
-use serde::Serialize;
+use rustix::fs::Dir;
 
 pub use self::import::ImportStep;
+pub use self::list::{StoredImage, StoredLayer};
 use self::record::{IMAGE, ImageRecord, NameRecord, TREE};
+pub use self::remove::Pruned;
 use self::shelf::{Claimed, Pin, Shelf, open_own};
 use super::source::{normal_name, shown};
-use super::{Digest, Image, ImageConfig, ImageError, ImageLimits, ImageSource, Layer, StoredIds};
+use super::{Digest, Image, ImageError, ImageLimits, ImageSource, Layer, StoredIds};
 use crate::interrupt::Interrupt;
 use crate::sandbox::tree;
 use crate::sandbox::workspace::{WorkspaceError, open_base};
-
-/// How many layers are claimed at a time, with a descriptor each.
-const CLAIMS: usize = 64;
 
 /// Images on disk, unpacked. Any number of programs may use one at a time.
 ///
@@ -72,6 +74,7 @@ struct Inner {
     path: PathBuf,
     layers: Shelf,
     images: Shelf,
+    pulls: Shelf,
     names: OwnedFd,
     sources: OwnedFd,
     ids: StoredIds,
@@ -80,65 +83,6 @@ struct Inner {
     durable: bool,
     /// The images that this process uses.
     open: Mutex<HashMap<Digest, Weak<Image>>>,
-}
-
-/// An image in the store.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[non_exhaustive]
-pub struct StoredImage {
-    /// The digest of its configuration, by which it is known.
-    pub digest: Digest,
-    /// The digest of the manifest that it was imported with, if it had one.
-    pub manifest: Option<Digest>,
-    /// Its names, in order.
-    pub names: Vec<String>,
-    /// What it was imported from.
-    pub source: String,
-    /// When it was imported, in seconds since 1970.
-    pub imported_unix: u64,
-    /// When it was used last, in seconds since 1970.
-    pub used_unix: u64,
-    /// Whether a process uses it.
-    pub in_use: bool,
-    /// The bytes of its files; other images may have some of its layers, too.
-    pub bytes: u64,
-    /// What it says of the processes in it.
-    pub config: ImageConfig,
-    /// Its layers, the lowest first.
-    pub layers: Vec<StoredLayer>,
-}
-
-/// A layer of an image in the store.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[non_exhaustive]
-pub struct StoredLayer {
-    /// The digest of its unpacked tar.
-    pub diff_id: Digest,
-    /// Its directory.
-    pub path: PathBuf,
-    /// The entries that it has.
-    pub entries: u64,
-    /// The bytes of its files.
-    pub bytes: u64,
-    /// What of it is not in the directory, as lines for people: devices, attributes that the store
-    /// cannot have. The first few.
-    pub left_out: Vec<String>,
-    /// How much more was left out.
-    pub left_out_more: u64,
-}
-
-/// What a removal has removed.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-#[non_exhaustive]
-pub struct Pruned {
-    /// The digests of the images.
-    pub images: Vec<Digest>,
-    /// How many layers.
-    pub layers: usize,
-    /// The bytes of their files.
-    pub bytes: u64,
-    /// How many images are in use, and stay.
-    pub in_use: usize,
 }
 
 impl StoredIds {
@@ -199,23 +143,15 @@ impl ImageStore {
         open_own(&path)?;
         let (layers, images) = (Shelf::open(&path, "layers")?, Shelf::open(&path, "images")?);
         let (names, sources) = (open_own(&path.join("names"))?, open_own(&path.join("sources"))?);
-        layers.sweep(interrupt);
-        images.sweep(interrupt);
+        let pulls = Shelf::open(&path, "pulls")?;
+        [&layers, &images, &pulls].into_iter().for_each(|shelf| shelf.sweep(interrupt));
         for records in [&names, &sources] {
             record::sweep(records.as_fd());
         }
         let (durable, open) = (cfg!(not(test)), Mutex::new(HashMap::new()));
-        Ok(Self(Arc::new(Inner {
-            path,
-            layers,
-            images,
-            names,
-            sources,
-            ids,
-            limits,
-            durable,
-            open,
-        })))
+        let inner =
+            Inner { path, layers, images, pulls, names, sources, ids, limits, durable, open };
+        Ok(Self(Arc::new(inner)))
     }
 
     /// Where it is.
@@ -228,11 +164,13 @@ impl ImageStore {
         self.0.ids
     }
 
-    /// An image to use: imported if the store does not have it yet, whoever else wants it, too. A
-    /// directory is used in place. Blocks for as long as that takes.
+    /// An image to use: imported if the store does not have it yet, whoever else wants it, too. One
+    /// of a registry is pulled if the store has none of its name. A directory is used in place.
+    /// Blocks for as long as that takes.
     ///
     /// # Errors
     /// [`ImageError`].
+    #[allow(dead_code, reason = "what gives images to machines comes with it")]
     pub(crate) fn get(
         &self,
         source: &ImageSource,
@@ -246,14 +184,16 @@ impl ImageStore {
                     digest.map(|digest| self.image(&digest, name, interrupt)).transpose()?;
                 opened.flatten().ok_or_else(|| ImageError::NotStored { image: shown(name) })
             }
+            ImageSource::Registry(name) => self.pulled(name, false, interrupt, &mut |_| {}),
             ImageSource::OciLayout { .. } | ImageSource::Archive { .. } => {
-                self.imported(source, &[], interrupt, &mut |_| {})
+                self.imported(source, &source.to_string(), &[], interrupt, &mut |_| {})
             }
         }
     }
 
-    /// Imports an image, if the store does not have it yet, and gives it more names. `on_step` is
-    /// told what is being done. Blocks for as long as that takes.
+    /// Imports an image, if the store does not have it yet, and gives it more names. One of a
+    /// registry is pulled, whichever is known by its name here: it may have another one by now.
+    /// `on_step` is told what is being done. Blocks for as long as that takes.
     ///
     /// # Errors
     /// [`ImageError`]; [`ImageError::BadSource`] for a directory, which needs no import, and for
@@ -279,178 +219,19 @@ impl ImageStore {
                 Some(_) => return self.show(name, interrupt),
                 None => return Err(ImageError::NotStored { image: shown(name) }),
             },
-            _ => self.imported(source, names, interrupt, on_step)?,
+            ImageSource::Registry(name) => {
+                let image = self.pulled(name, true, interrupt, on_step)?;
+                if let Some(digest) = image.digest() {
+                    names.iter().try_for_each(|name| self.call(name, *digest))?;
+                }
+                image
+            }
+            _ => self.imported(source, &source.to_string(), names, interrupt, on_step)?,
         };
         let digest = image.digest().copied();
         drop(image);
         let name = digest.map(|digest| digest.to_string()).unwrap_or_default();
         self.show(&name, interrupt)
-    }
-
-    /// All images, in the order of their first names.
-    ///
-    /// # Errors
-    /// [`ImageError::Io`], [`ImageError::Interrupted`].
-    pub fn list(&self, interrupt: &Interrupt) -> Result<Vec<StoredImage>, ImageError> {
-        let names = self.names()?;
-        let mut images = Vec::new();
-        for name in self.0.images.names()? {
-            let Ok(digest) = format!("sha256:{name}").parse() else { continue };
-            if let Some(image) = self.stored(&digest, &names, interrupt)? {
-                images.push(image);
-            }
-        }
-        images.sort_by(|one, other| {
-            let key = |image: &StoredImage| (image.names.is_empty(), image.names.first().cloned());
-            key(one).cmp(&key(other)).then(one.digest.cmp(&other.digest))
-        });
-        Ok(images)
-    }
-
-    /// One image, by its name, its digest or the beginning of that.
-    ///
-    /// # Errors
-    /// [`ImageError::NotStored`], [`ImageError::BadSource`] where several digests begin so,
-    /// [`ImageError::Io`], [`ImageError::Interrupted`].
-    pub fn show(&self, name: &str, interrupt: &Interrupt) -> Result<StoredImage, ImageError> {
-        let not_stored = || ImageError::NotStored { image: shown(name) };
-        let digest = self.find(name)?.ok_or_else(not_stored)?;
-        self.stored(&digest, &self.names()?, interrupt)?.ok_or_else(not_stored)
-    }
-
-    /// Removes an image with all its names, and the layers that no other image has.
-    ///
-    /// # Errors
-    /// [`ImageError::InUse`], those of [`show`](Self::show).
-    pub fn remove(&self, name: &str, interrupt: &Interrupt) -> Result<Pruned, ImageError> {
-        let not_stored = || ImageError::NotStored { image: shown(name) };
-        let digest = self.find(name)?.ok_or_else(not_stored)?;
-        match self.0.images.claim(&digest.hex())? {
-            Claimed::Missing => return Err(not_stored()),
-            Claimed::InUse => return Err(ImageError::InUse { image: shown(name) }),
-            Claimed::Ours(claim) => claim.remove(interrupt)?,
-        }
-        self.forget_names(&digest)?;
-        let removed = Pruned { images: vec![digest], ..Pruned::default() };
-        self.remove_unneeded(removed, interrupt)
-    }
-
-    /// Removes the layers that no image has, and with `unused_for` also the images that no process
-    /// uses, and that were not used for so long.
-    ///
-    /// # Errors
-    /// [`ImageError::Io`], [`ImageError::Interrupted`].
-    pub fn prune(
-        &self,
-        unused_for: Option<Duration>,
-        interrupt: &Interrupt,
-    ) -> Result<Pruned, ImageError> {
-        let mut removed = Pruned::default();
-        let images = if unused_for.is_some() { self.0.images.names()? } else { Vec::new() };
-        for name in images {
-            // The clock may have been set back since: then it is younger than anything.
-            let is_old = |used: io::Result<SystemTime>| {
-                let age = used.ok().and_then(|used| SystemTime::now().duration_since(used).ok());
-                age.unwrap_or_default() >= unused_for.unwrap_or_default()
-            };
-            let Ok(digest) = format!("sha256:{name}").parse() else { continue };
-            let used = self.0.images.pin(&name, interrupt)?.map(|pin| pin.used());
-            let Some(true) = used.map(is_old) else { continue };
-            match self.0.images.claim(&name)? {
-                Claimed::Missing => {}
-                Claimed::InUse => removed.in_use += 1,
-                Claimed::Ours(claim) => {
-                    claim.remove(interrupt)?;
-                    self.forget_names(&digest)?;
-                    removed.images.push(digest);
-                }
-            }
-        }
-        self.forget_sources();
-        self.remove_unneeded(removed, interrupt)
-    }
-
-    /// Removes the layers that no image has, and that nobody is about to give to one.
-    fn remove_unneeded(
-        &self,
-        mut removed: Pruned,
-        interrupt: &Interrupt,
-    ) -> Result<Pruned, ImageError> {
-        let needed = self.needed_layers(interrupt)?;
-        let all = self.0.layers.names()?;
-        let left: Vec<_> = all.into_iter().filter(|name| !needed.contains(name)).collect();
-        for names in left.chunks(CLAIMS) {
-            let mut claims = Vec::new();
-            for name in names {
-                if let Claimed::Ours(claim) = self.0.layers.claim(name)? {
-                    claims.push(claim);
-                }
-            }
-            // An import that had pinned one of them may have completed its image meanwhile.
-            let needed = self.needed_layers(interrupt)?;
-            for claim in claims.into_iter().filter(|claim| !needed.contains(claim.name())) {
-                let path = self.0.layers.path_of(claim.name());
-                let bytes = open_own(&path)
-                    .ok()
-                    .and_then(|dir| record::read::<record::LayerRecord>(dir, record::LAYER).ok())
-                    .map_or(0, |record| record.bytes);
-                claim.remove(interrupt)?;
-                removed.layers += 1;
-                removed.bytes += bytes;
-            }
-        }
-        Ok(removed)
-    }
-
-    /// The names of the layers that images have.
-    fn needed_layers(&self, interrupt: &Interrupt) -> Result<HashSet<String>, ImageError> {
-        let mut needed = HashSet::new();
-        for name in self.0.images.names()? {
-            if interrupt.is_interrupted() {
-                return Err(ImageError::Interrupted);
-            }
-            let Ok(digest) = format!("sha256:{name}").parse() else { continue };
-            if let Some(record) = self.record(&digest)? {
-                needed.extend(record.layers.into_iter().map(|layer| layer.entry));
-            }
-        }
-        Ok(needed)
-    }
-
-    /// What the store has of an image.
-    fn stored(
-        &self,
-        digest: &Digest,
-        names: &[NameRecord],
-        interrupt: &Interrupt,
-    ) -> Result<Option<StoredImage>, ImageError> {
-        let in_use = matches!(self.0.images.claim(&digest.hex())?, Claimed::InUse);
-        let Some(pin) = self.0.images.pin(&digest.hex(), interrupt)? else { return Ok(None) };
-        let Some(record) = self.record(digest)? else { return Ok(None) };
-        let layers = record.layers.iter().map(|layer| StoredLayer {
-            diff_id: layer.layer.diff_id,
-            path: self.0.layers.path_of(&layer.entry).join(TREE),
-            entries: layer.layer.entries,
-            bytes: layer.layer.bytes,
-            left_out: layer.layer.left_out.clone(),
-            left_out_more: layer.layer.left_out_more,
-        });
-        let layers: Vec<_> = layers.collect();
-        let mut names: Vec<_> =
-            names.iter().filter(|name| name.digest == *digest).map(|n| n.name.clone()).collect();
-        names.sort_unstable();
-        Ok(Some(StoredImage {
-            digest: *digest,
-            manifest: record.manifest,
-            names,
-            source: record.source,
-            imported_unix: record.imported,
-            used_unix: pin.used().map_or(0, seconds),
-            in_use,
-            bytes: layers.iter().map(|layer| layer.bytes).sum(),
-            config: record.config,
-            layers,
-        }))
     }
 
     /// The image with a digest, pinned; `None` if the store does not have it, or not whole.
@@ -567,25 +348,6 @@ impl ImageStore {
             files_of(&self.0.names).map_err(|error| ImageError::io("read", &path, error))?;
         let read = |file: &String| record::read::<NameRecord>(&self.0.names, file).ok();
         Ok(files.iter().filter_map(read).collect())
-    }
-
-    fn forget_names(&self, digest: &Digest) -> Result<(), ImageError> {
-        for record in self.names()?.iter().filter(|record| record.digest == *digest) {
-            let file = Digest::of(record.name.as_bytes()).hex();
-            // Of no harm if it stays: a name of what is not there is none.
-            let _ = rustix::fs::unlinkat(&self.0.names, file, AtFlags::empty());
-        }
-        Ok(())
-    }
-
-    /// Forgets the archives of images that are gone.
-    fn forget_sources(&self) {
-        for file in files_of(&self.0.sources).unwrap_or_default() {
-            let record = record::read::<record::SourceRecord>(&self.0.sources, &file);
-            if record.is_ok_and(|record| !self.0.images.has(&record.digest.hex())) {
-                let _ = rustix::fs::unlinkat(&self.0.sources, file, AtFlags::empty());
-            }
-        }
     }
 }
 

@@ -319,6 +319,11 @@ impl Pin {
 }
 
 impl Making<'_> {
+    /// Where it is meanwhile.
+    pub(super) fn path(&self) -> PathBuf {
+        self.shelf.path_of(&format!("{NEW}{}", self.name))
+    }
+
     /// The directory that is to become the entry; `lock` in it is ours.
     pub(super) fn dir(&self) -> BorrowedFd<'_> {
         self.dir.as_fd()

@@ -9,6 +9,8 @@ use tar::{EntryType, Header};
 
 use super::*;
 
+mod property;
+
 /// A tar that says whatever it is told to.
 #[derive(Default)]
 struct Tar(Vec<u8>);
@@ -234,7 +236,7 @@ fn nothing_gets_out_of_a_layers_directory() {
         (
             "a directory over a link",
             Tar::default().link("d", "../secret").dir("d").file("d/f", "mine"),
-            "d/\nd/f mine\n",
+            "d/ opaque\nd/f mine\n",
         ),
         ("a link in a circle", Tar::default().link("l", "l").file("l/f", "x"), "!no end"),
         (
@@ -505,7 +507,7 @@ fn what_a_later_entry_replaces_takes_its_links_along_and_no_more() {
     assert!(said(result).contains("does not have before it"));
     let tar = Tar(tar.0[..tar.0.len() - 512].to_vec());
     fixture.unpack(&tar).unwrap();
-    assert_eq!(fixture.listing(), "a 2\nb 1\nd now a file\ne 3\ng/\ng/h 4\n");
+    assert_eq!(fixture.listing(), "a 2\nb 1\nd now a file\ne 3\ng/ opaque\ng/h 4\n");
 }
 
 #[test]

@@ -62,6 +62,7 @@ fn the_steps_of_a_plan_are_exactly_these() {
         "w0 0 /proc/self/setgroups deny",
         "w0 0 /proc/self/uid_map 7 70 1",
         "w0 0 /proc/self/gid_map 8 80 1",
+        "y0 0 ",
         "p0 0 ",
         "s0 7 /usr",
         "s0 7 /data/etc",
@@ -160,6 +161,7 @@ fn the_steps_of_a_plan_are_exactly_these() {
 #[test]
 fn a_jail_in_a_machine_mounts_its_processes_and_nothing_else() {
     let expected = [
+        "y0 0 ",
         "m0 14 proc /proc",
         "w0 0 /proc/self/oom_score_adj 1000",
         "o0 1 /proc",
@@ -169,6 +171,33 @@ fn a_jail_in_a_machine_mounts_its_processes_and_nothing_else() {
     let steps = plan().steps_of_joiner(false);
     assert_eq!(lines(&steps[..steps.len() - 1]), expected);
     assert_eq!(steps.last().unwrap().text, [1; 16]);
+}
+
+#[test]
+fn cgroups_are_shown_over_one_directory_or_each_in_its_own() {
+    let of = |shown: &[(&str, &str)]| {
+        let shown = shown.iter().map(|(host, place)| (host.into(), place.into())).collect();
+        let root = vec![Entry::Groups { place: "/c".into(), shown }];
+        let found = lines(&Plan { root, ..plan() }.steps_of_founder().unwrap());
+        let from = found.iter().position(|line| line.starts_with('r')).unwrap();
+        let until = found.iter().position(|line| line.ends_with(" /proc")).unwrap();
+        (
+            found.iter().filter(|line| line.starts_with("s0 7")).cloned().collect::<Vec<_>>(),
+            found[from + 1..until].to_vec(),
+        )
+    };
+    assert_eq!(of(&[("/h", "/c")]), (vec!["s0 7 /h".to_owned()], vec!["a0 0 /c".to_owned()]));
+    let (sources, made) = of(&[("/h/m", "/c/memory"), ("/h/p", "/c/pids")]);
+    assert_eq!(sources, ["s0 7 /h/m", "s0 7 /h/p"]);
+    let expected = [
+        "m0 14 tmpfs /c mode=0755,size=4096",
+        "d0 493 /c/memory",
+        "a0 0 /c/memory",
+        "d0 493 /c/pids",
+        "a0 1 /c/pids",
+        "o0 1 /c",
+    ];
+    assert_eq!(made, expected);
 }
 
 fn tree(host: &str, hold: Hold) -> Tree {
@@ -236,9 +265,13 @@ fn an_overlay_is_mounted_over_its_layers_which_are_not_seen_then() {
 fn an_overlay_at_the_root_gets_what_else_is_mounted() {
     let mut root = vec![overlay("/", Hold::HandedOver(None))];
     root.extend(plan().root);
-    let found = lines(&Plan { root, ..plan() }.steps_of_founder().unwrap());
-    let at = found.iter().position(|line| line == "x0 0 ").unwrap();
+    let user = Some(User { uid: 0, gid: 0, groups: Vec::new() });
+    let rights = Rights { user, ..Rights::default() };
+    let found = lines(&Plan { root, rights, ..plan() }.steps_of_founder().unwrap());
+    assert!(!found.iter().any(|line| line.starts_with('x') || line.starts_with('u')), "{found:?}");
+    let at = found.iter().position(|line| line == "o0 1 /dev").unwrap();
     let expected = [
+        "y0 0 ",
         "v0 0 /.root /usr",
         "v0 0 /.root /etc",
         "v0 0 /.root /a/b",
@@ -269,12 +302,12 @@ fn a_jail_with_users_runs_programs_as_one_of_them_and_keeps_what_root_may_do() {
     let rights = Rights { user, capabilities: 0b101, any_directory: true };
     let plan = Plan { rights, filter: None, ..plan() };
     let founding = plan.steps_of_founder().unwrap();
-    let [enter, user, drop] = founding.last_chunk().unwrap();
+    let [user, enter, drop] = founding.last_chunk().unwrap();
     assert_eq!(lines(&[enter.clone(), drop.clone()]), ["c4 0 /a/b", "k0 5 "]);
     assert_eq!((user.kind, user.number), (step::USER, 9 << 32 | 7));
     assert_eq!(user.text, [1u32.to_ne_bytes(), 2u32.to_ne_bytes()].concat());
     let joining = plan.steps_of_joiner(false);
-    assert_eq!(lines(&joining[joining.len() - 3..][..1]), ["c8 0 /a/b"]);
+    assert_eq!(lines(&joining[joining.len() - 2..][..1]), ["c8 0 /a/b"]);
     // Beside a machine it has another network, and nothing else of its own.
     let beside = plan.steps_of_joiner(true);
     assert_eq!(beside.len(), joining.len() + 1);

@@ -57,7 +57,8 @@ fn a_command_in_a_full_slot_answers_only_for_what_it_has_written_itself() {
         });
         // No process has this number.
         let init = i32::MAX;
-        let entry = Entry { init, workspace: workspace.clone(), busy: Some((began, alarm)) };
+        let entry =
+            Entry { init, workspace: workspace.clone(), kills: None, busy: Some((began, alarm)) };
         let (before, patience) = (counted(&thread), Instant::now() + Duration::from_secs(60));
         while counted(&thread) == before {
             assert!(Instant::now() < patience, "it never counts again");

@@ -23,6 +23,7 @@ use rustix::io::Errno;
 use super::arguments::{Act, Size};
 use super::driver::{Driver, ENSURE, Gone, Settings};
 use super::look::Root;
+use crate::sandbox::limits::Exceeded;
 use crate::sandbox::spawn;
 use crate::sandbox::terminal::kept::{Kept, KeptEnd, Phase, Plan};
 use crate::sandbox::terminal::seat::{Common, Context, Place, Program};
@@ -303,6 +304,10 @@ impl Program for Terminal {
         let count = rustix::io::read(&self.errors, &mut errors).unwrap_or(0);
         let errors = String::from_utf8_lossy(&errors[..count]);
         let gone = match cx.kept.end() {
+            // Its shell may have been what was killed, by which it ended.
+            KeptEnd::Killed if self.ended && cx.kept.ran_out_of_memory() => {
+                Gone::Exceeded(Exceeded::Memory)
+            }
             KeptEnd::Killed if self.ended => Gone::Ended,
             KeptEnd::Killed => Gone::Killed,
             KeptEnd::Exceeded(exceeded) => Gone::Exceeded(exceeded),

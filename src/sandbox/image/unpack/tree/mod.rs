@@ -10,21 +10,26 @@
 //! whiteout where nothing is below is left out, since it would be listed. Both make the directory
 //! one for these layers below only ([`Unpacked::depends_on_below`]).
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags,
-};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 
+mod attributes;
+mod parents;
+mod whiteouts;
+
+use self::attributes::{Attributes, times};
+use self::parents::{BENEATH, Directory, HOLD_DIR};
+use self::whiteouts::set_opaque;
 use super::entries::{Entry, Kind};
 use super::{LayerError, Place, Unpacked, shown};
 use crate::sandbox::image::StoredIds;
@@ -36,57 +41,16 @@ const WHITEOUT: &[u8] = b".wh.";
 const SPECIAL: &[u8] = b".wh..wh.";
 /// The one: a directory shows nothing of the layers below.
 const OPAQUE: &[u8] = b".wh..wh..opq";
-/// How an overlay is told so.
-const OPAQUE_XATTR: &str = "user.overlay.opaque";
 
-/// Links followed for one name, as many as the kernel does.
-const MAX_LINKS: usize = 40;
 const MAX_PATH: usize = 4095;
 
-/// What belongs to ids that no machine has belongs to `nobody`.
-const MAX_ID: u32 = 65_535;
-const NOBODY: u32 = 65_534;
-
-const HOLD: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
-const HOLD_DIR: OFlags = HOLD.union(OFlags::DIRECTORY);
 const NEW_FILE: OFlags = OFlags::WRONLY
     .union(OFlags::CREATE)
     .union(OFlags::EXCL)
     .union(OFlags::NOFOLLOW)
     .union(OFlags::CLOEXEC);
-const BENEATH: ResolveFlags =
-    ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_XDEV);
-
 /// How long a directory that is replaced may take to be removed.
 const REMOVE_LIMIT: Duration = Duration::from_secs(600);
-
-/// What an entry is to have in the end.
-#[derive(Debug, Clone, Copy)]
-struct Attributes {
-    mode: u32,
-    uid: u32,
-    gid: u32,
-    mtime: (i64, u32),
-}
-
-impl Attributes {
-    /// Those of a directory that no layer has.
-    const IMPLICIT: Self = Self { mode: 0o755, uid: 0, gid: 0, mtime: (0, 0) };
-}
-
-/// A directory of the layer, and its path from the layer's root.
-struct Directory {
-    fd: OwnedFd,
-    path: Vec<u8>,
-}
-
-/// What the layers below have at a path.
-enum Below {
-    Nothing,
-    Directory(Attributes),
-    Symlink(Vec<u8>),
-    Other,
-}
 
 /// The layer's directory while it is filled.
 pub(super) struct Tree<'a> {
@@ -202,56 +166,6 @@ impl<'a> Tree<'a> {
         Ok(())
     }
 
-    /// Owner, mode, attributes and time of an open file, in this order: each would take away
-    /// something of what comes after it.
-    fn give(
-        &mut self,
-        entry: &Entry,
-        is: Attributes,
-        file: BorrowedFd<'_>,
-    ) -> Result<(), LayerError> {
-        let failed = |errno| failed(entry, "set what belongs to", errno);
-        if self.place.ids == StoredIds::Kept {
-            rustix::fs::fchown(file, Some(Uid::from_raw(is.uid)), Some(Gid::from_raw(is.gid)))
-                .map_err(failed)?;
-        }
-        self.set_xattrs(entry, file)?;
-        rustix::fs::fchmod(file, Mode::from_raw_mode(is.mode)).map_err(failed)?;
-        rustix::fs::futimens(file, &times(is.mtime)).map_err(failed)
-    }
-
-    /// The extended attributes that a layer may have: the user's, but those of overlays, and
-    /// capabilities where they can be set.
-    fn set_xattrs(&mut self, entry: &Entry, file: BorrowedFd<'_>) -> Result<(), LayerError> {
-        for (name, value) in &entry.xattrs {
-            let is_capability = name == b"security.capability";
-            let is_users = name.starts_with(b"user.") && !name.starts_with(b"user.overlay.");
-            let set = match std::str::from_utf8(name) {
-                Ok(text) if is_capability || is_users => {
-                    rustix::fs::fsetxattr(file, text, value, XattrFlags::empty())
-                }
-                _ => Err(Errno::OPNOTSUPP),
-            };
-            match set {
-                Ok(()) => {}
-                Err(errno @ (Errno::NOSPC | Errno::DQUOT)) if !is_capability => {
-                    // A disk that is full, or more attributes than the file system has room for.
-                    let (full, larger) = (value.len() < 2048, value.len());
-                    match full {
-                        true => return Err(failed(entry, "set attributes of", errno)),
-                        false => self.report.leave_out(|| {
-                            format!("an attribute of {larger} bytes of {}", shown(&entry.name))
-                        }),
-                    }
-                }
-                Err(_) => self.report.leave_out(|| {
-                    format!("the attribute {} of {}", shown(name), shown(&entry.name))
-                }),
-            }
-        }
-        Ok(())
-    }
-
     pub(super) fn directory(&mut self, entry: &Entry) -> Result<(), LayerError> {
         let (parents, name) = split(entry)?;
         let attributes = Attributes::of(entry, &mut self.report);
@@ -320,28 +234,6 @@ impl<'a> Tree<'a> {
         self.give_held(entry, &parent, name)
     }
 
-    /// Owner and time of what cannot be opened.
-    fn give_held(
-        &mut self,
-        entry: &Entry,
-        parent: &Directory,
-        name: &OsStr,
-    ) -> Result<(), LayerError> {
-        let failed = |errno| failed(entry, "set what belongs to", errno);
-        let is = Attributes::of(entry, &mut self.report);
-        if self.place.ids == StoredIds::Kept {
-            let (uid, gid) = (Uid::from_raw(is.uid), Gid::from_raw(is.gid));
-            let flags = AtFlags::SYMLINK_NOFOLLOW;
-            rustix::fs::chownat(&parent.fd, name, Some(uid), Some(gid), flags).map_err(failed)?;
-        }
-        if entry.kind == Kind::Fifo {
-            let mode = Mode::from_raw_mode(is.mode);
-            rustix::fs::chmodat(&parent.fd, name, mode, AtFlags::empty()).map_err(failed)?;
-        }
-        rustix::fs::utimensat(&parent.fd, name, &times(is.mtime), AtFlags::SYMLINK_NOFOLLOW)
-            .map_err(failed)
-    }
-
     pub(super) fn hard_link(&mut self, entry: &Entry) -> Result<(), LayerError> {
         let (parents, name) = split(entry)?;
         let (to_parents, to) = split_name(&entry.link)
@@ -379,69 +271,6 @@ impl<'a> Tree<'a> {
             })
     }
 
-    /// A directory shows nothing of what the layers below have in it.
-    fn opaque(&mut self, entry: &Entry, names: &[&[u8]]) -> Result<(), LayerError> {
-        self.report.depends_on_below = true;
-        match self.find(entry, names, false)? {
-            // An overlay does not ask its layers' roots.
-            Some(directory) if directory.path.is_empty() => {
-                self.report.hides_all_below = true;
-                Ok(())
-            }
-            Some(directory) => set_opaque(entry, directory.fd.as_fd()),
-            // It comes before its directory, or there is none. Not to be listed as empty where the
-            // layers below have none either.
-            None => {
-                let path = self.resolved(entry, names)?;
-                match self.below(entry, &path)? {
-                    Below::Nothing => Ok(()),
-                    _ => match self.find(entry, names, true)? {
-                        Some(directory) => set_opaque(entry, directory.fd.as_fd()),
-                        None => Ok(()),
-                    },
-                }
-            }
-        }
-    }
-
-    /// Something of the layers below is not there any more. What this layer has itself stays,
-    /// whether it comes before or after.
-    fn whiteout(
-        &mut self,
-        entry: &Entry,
-        parents: &[&[u8]],
-        hidden: &[u8],
-    ) -> Result<(), LayerError> {
-        if matches!(hidden, b"" | b"." | b"..") {
-            return Err(wrong(entry, "is a whiteout of nothing"));
-        }
-        self.report.depends_on_below = true;
-        let mut path = self.resolved(entry, parents)?;
-        path.push(hidden.to_vec());
-        if matches!(self.below(entry, &path)?, Below::Nothing) {
-            return Ok(());
-        }
-        let Some(directory) = self.find(entry, parents, true)? else { return Ok(()) };
-        let hidden = OsStr::from_bytes(hidden);
-        match rustix::fs::statat(&directory.fd, hidden, AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(about) if FileType::from_raw_mode(about.st_mode) == FileType::Directory => {
-                let held = rustix::fs::openat(&directory.fd, hidden, HOLD_DIR, Mode::empty())
-                    .map_err(|errno| failed(entry, "open", errno))?;
-                set_opaque(entry, held.as_fd())
-            }
-            Ok(_) => Ok(()),
-            Err(Errno::NOENT) => rustix::fs::mknodat(
-                &directory.fd,
-                hidden,
-                FileType::CharacterDevice,
-                Mode::empty(),
-                0,
-            )
-            .map_err(|errno| failed(entry, "make a whiteout for", errno)),
-            Err(errno) => Err(failed(entry, "look at", errno)),
-        }
-    }
-
     /// The directory of an entry, in which there is nothing of its name any more.
     fn place_for<'e>(&mut self, entry: &'e Entry) -> Result<(Directory, &'e OsStr), LayerError> {
         let (parents, name) = split(entry)?;
@@ -454,7 +283,7 @@ impl<'a> Tree<'a> {
     }
 
     /// Removes what an entry replaces: whatever has its name, but a directory where the entry is
-    /// one, too. Whether that was a whiteout.
+    /// one, too. Whether that has hidden what the layers below have: a whiteout does, and a file.
     fn make_room(
         &mut self,
         entry: &Entry,
@@ -468,11 +297,10 @@ impl<'a> Tree<'a> {
             Err(Errno::NOENT) => return Ok(false),
             Err(errno) => return Err(failed(entry, "look at", errno)),
         };
-        let kind = FileType::from_raw_mode(about.st_mode);
-        if kind != FileType::Directory {
+        if FileType::from_raw_mode(about.st_mode) != FileType::Directory {
             rustix::fs::unlinkat(&parent.fd, os_name, AtFlags::empty())
                 .map_err(|errno| failed(entry, "replace", errno))?;
-            return Ok(kind == FileType::CharacterDevice);
+            return Ok(true);
         }
         if for_directory {
             return Ok(false);
@@ -493,154 +321,6 @@ impl<'a> Tree<'a> {
             self.directories.remove(path);
         }
         Ok(false)
-    }
-
-    /// Keeps the directory of an entry for the next one. What the entry did in it changes nothing
-    /// on the way to it.
-    fn keep(&mut self, names: &[&[u8]], directory: Directory) {
-        self.last = Some(directory).filter(|directory| directory.path == names.join(&b'/'));
-    }
-
-    /// The directory that an entry goes into, made where it is missing.
-    fn parent(&mut self, entry: &Entry, parents: &[&[u8]]) -> Result<Directory, LayerError> {
-        let made = self.find(entry, parents, true)?;
-        made.ok_or_else(|| wrong(entry, "is in no directory"))
-    }
-
-    /// The directory of these names in the layer. One that is missing is made, if `make` says so.
-    fn find(
-        &mut self,
-        entry: &Entry,
-        names: &[&[u8]],
-        make: bool,
-    ) -> Result<Option<Directory>, LayerError> {
-        let joined = names.join(&b'/');
-        // Not for longer: the next entry may change what the name means.
-        if let Some(last) = self.last.take()
-            && last.path == joined
-        {
-            return Ok(Some(last));
-        }
-        let root = || {
-            rustix::io::fcntl_dupfd_cloexec(self.place.root, 0)
-                .map_err(|errno| failed(entry, "open", errno))
-        };
-        if joined.is_empty() {
-            return Ok(Some(Directory { fd: root()?, path: joined }));
-        }
-        let path = Path::new(OsStr::from_bytes(&joined));
-        let no_mode = Mode::empty();
-        match rustix::fs::openat2(self.place.root, path, HOLD_DIR, no_mode, BENEATH) {
-            Ok(fd) => return Ok(Some(Directory { fd, path: joined })),
-            Err(Errno::NOENT | Errno::LOOP | Errno::NOTDIR) => {}
-            Err(errno) => return Err(failed(entry, "open the directory of", errno)),
-        }
-        let mut directory = Directory { fd: root()?, path: Vec::new() };
-        for name in self.resolved(entry, names)? {
-            let path = join(&directory.path, &name);
-            let os_name = OsStr::from_bytes(&name);
-            let opened = rustix::fs::openat(&directory.fd, os_name, HOLD_DIR, Mode::empty());
-            let fd = match opened {
-                Ok(fd) => fd,
-                // A whiteout: what is made there hides what is below.
-                Err(Errno::NOENT | Errno::NOTDIR) if make => {
-                    self.implicit(entry, &directory, &path, os_name)?
-                }
-                Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
-                Err(errno) => return Err(failed(entry, "open the directory of", errno)),
-            };
-            directory = Directory { fd, path };
-        }
-        Ok(Some(directory))
-    }
-
-    /// Makes a directory that the layer does not name, as the layers below have it.
-    fn implicit(
-        &mut self,
-        entry: &Entry,
-        parent: &Directory,
-        path: &[u8],
-        name: &OsStr,
-    ) -> Result<OwnedFd, LayerError> {
-        self.report.depends_on_below = true;
-        let hides = self.make_room(entry, parent, name.as_bytes(), true)?;
-        let below = match hides {
-            true => Below::Nothing,
-            false => {
-                let names: Vec<_> = path.split(|&byte| byte == b'/').map(<[u8]>::to_vec).collect();
-                self.below(entry, &names)?
-            }
-        };
-        let failed = |errno| failed(entry, "create the directory of", errno);
-        rustix::fs::mkdirat(&parent.fd, name, Mode::RWXU).map_err(failed)?;
-        let fd = rustix::fs::openat(&parent.fd, name, HOLD_DIR, Mode::empty()).map_err(failed)?;
-        if hides {
-            set_opaque(entry, fd.as_fd())?;
-        }
-        let attributes = match below {
-            Below::Directory(attributes) => attributes,
-            _ => Attributes::IMPLICIT,
-        };
-        self.note_directory(path.to_vec(), attributes)?;
-        Ok(fd)
-    }
-
-    /// The names of a directory of the image without links: followed in this layer, and in those
-    /// below where this one has nothing.
-    fn resolved(&mut self, entry: &Entry, names: &[&[u8]]) -> Result<Vec<Vec<u8>>, LayerError> {
-        let mut todo: VecDeque<Vec<u8>> = names.iter().map(|name| name.to_vec()).collect();
-        let (mut done, mut links): (Vec<Vec<u8>>, usize) = (Vec::new(), 0);
-        while let Some(name) = todo.pop_front() {
-            if name == b".." {
-                done.pop();
-                continue;
-            }
-            done.push(name);
-            if done.iter().map(|name| name.len() + 1).sum::<usize>() > MAX_PATH {
-                return Err(wrong(entry, "has a path that is too long"));
-            }
-            let here = look(self.place.root, &done);
-            let here = here.map_err(|errno| failed(entry, "look at the directory of", errno))?;
-            let target = match here {
-                Looked::Found(Below::Symlink(target)) => target,
-                Looked::Found(Below::Other) => {
-                    return Err(wrong(entry, "is in something that is no directory"));
-                }
-                Looked::Found(_) | Looked::Hidden => continue,
-                Looked::Missing => match self.below(entry, &done)? {
-                    Below::Symlink(target) => {
-                        self.report.depends_on_below = true;
-                        target
-                    }
-                    _ => continue,
-                },
-            };
-            links += 1;
-            if links > MAX_LINKS {
-                return Err(wrong(entry, "is in a directory whose links have no end"));
-            }
-            match target.starts_with(b"/") {
-                true => done.clear(),
-                false => _ = done.pop(),
-            }
-            let parts = target.split(|&byte| byte == b'/').filter(|part| !is_nothing(part));
-            parts.rev().for_each(|part| todo.push_front(part.to_vec()));
-        }
-        Ok(done)
-    }
-
-    /// What the layers below have there. A whiteout of this layer is not seen here.
-    fn below(&self, entry: &Entry, path: &[Vec<u8>]) -> Result<Below, LayerError> {
-        for layer in self.place.below.iter().rev() {
-            let root = rustix::fs::open(layer, HOLD_DIR, Mode::empty());
-            match root.and_then(|root| look(root.as_fd(), path)) {
-                Ok(Looked::Missing) => {}
-                Ok(Looked::Hidden) => return Ok(Below::Nothing),
-                Ok(Looked::Found(found)) => return Ok(found),
-                Err(errno) => return Err(failed(entry, "look below", errno)),
-            }
-        }
-        Ok(Below::Nothing)
     }
 
     /// Gives the directories what they are to have. The deepest first: one may bar the way.
@@ -679,77 +359,6 @@ impl<'a> Tree<'a> {
     }
 }
 
-impl Attributes {
-    fn of(entry: &Entry, report: &mut Unpacked) -> Self {
-        let mut id = |id: i64| match u32::try_from(id) {
-            Ok(id) if id <= MAX_ID => id,
-            _ => {
-                let name = &entry.name;
-                report.leave_out(|| format!("the id {id} of {}, which is 65534 now", shown(name)));
-                NOBODY
-            }
-        };
-        let (uid, gid) = (id(entry.uid), id(entry.gid));
-        Self { mode: entry.mode, uid, gid, mtime: entry.mtime }
-    }
-}
-
-/// What a layer has at a path.
-enum Looked {
-    Found(Below),
-    /// It hides what the layers below it have.
-    Hidden,
-    Missing,
-}
-
-/// Looks at a path in a layer, following nothing.
-fn look(root: BorrowedFd<'_>, path: &[Vec<u8>]) -> Result<Looked, Errno> {
-    let mut at = rustix::io::fcntl_dupfd_cloexec(root, 0)?;
-    for (n, name) in path.iter().enumerate() {
-        let next = match rustix::fs::openat(&at, OsStr::from_bytes(name), HOLD, Mode::empty()) {
-            Ok(next) => next,
-            Err(Errno::NOENT) if is_opaque(at.as_fd()) => return Ok(Looked::Hidden),
-            Err(Errno::NOENT) => return Ok(Looked::Missing),
-            Err(errno) => return Err(errno),
-        };
-        let about = rustix::fs::fstat(&next)?;
-        let is_last = n + 1 == path.len();
-        let found = match FileType::from_raw_mode(about.st_mode) {
-            FileType::CharacterDevice => return Ok(Looked::Hidden),
-            FileType::Directory if !is_last => {
-                at = next;
-                continue;
-            }
-            _ if !is_last => return Ok(Looked::Hidden),
-            FileType::Directory => Below::Directory(Attributes {
-                mode: about.st_mode & 0o7777,
-                uid: about.st_uid,
-                gid: about.st_gid,
-                mtime: (about.st_mtime, u32::try_from(about.st_mtime_nsec).unwrap_or(0)),
-            }),
-            FileType::Symlink => {
-                Below::Symlink(rustix::fs::readlinkat(&next, c"", Vec::new())?.into_bytes())
-            }
-            _ => Below::Other,
-        };
-        return Ok(Looked::Found(found));
-    }
-    Ok(Looked::Found(Below::Directory(Attributes::IMPLICIT)))
-}
-
-/// Whether a directory hides what layers below have in it. One that its owner may not read is not.
-fn is_opaque(directory: BorrowedFd<'_>) -> bool {
-    let mut value = [0; 1];
-    let path = format!("/proc/self/fd/{}", directory.as_raw_fd());
-    rustix::fs::getxattr(path, OPAQUE_XATTR, &mut value) == Ok(1) && value == *b"y"
-}
-
-fn set_opaque(entry: &Entry, directory: BorrowedFd<'_>) -> Result<(), LayerError> {
-    let path = format!("/proc/self/fd/{}", directory.as_raw_fd());
-    rustix::fs::setxattr(path, OPAQUE_XATTR, b"y", XattrFlags::empty())
-        .map_err(|errno| failed(entry, "hide what is below the directory of", errno))
-}
-
 /// Opens a directory that is held, to change it.
 fn open_dir(entry: &Entry, held: BorrowedFd<'_>) -> Result<OwnedFd, LayerError> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -783,11 +392,6 @@ fn split_name(name: &[u8]) -> Option<Names<'_>> {
 
 fn is_nothing(part: &[u8]) -> bool {
     matches!(part, b"" | b".")
-}
-
-fn times(mtime: (i64, u32)) -> Timestamps {
-    let time = Timespec { tv_sec: mtime.0, tv_nsec: mtime.1.into() };
-    Timestamps { last_access: time, last_modification: time }
 }
 
 fn wrong(entry: &Entry, what: &str) -> LayerError {
