@@ -206,11 +206,11 @@ enum te_status
   /**
    * The trajectory has begun, has failed to begin, or has made a call: release it first.
    */
-  TE_ALREADY_BEGUN = 60,
+  TE_ALREADY_BEGUN = 47,
   /**
    * The trajectory did not begin as its spec asks; te_begin() gives the outcome.
    */
-  TE_NOT_BEGUN = 61,
+  TE_NOT_BEGUN = 48,
   /**
    * The spec makes no sense: an unknown key, a value of another type or out of its range.
    */
@@ -693,7 +693,7 @@ void te_tool_reply_free(struct te_tool_reply *reply);
  * only. Times are in seconds.
  *
  * ```text
- *     "local":  {"slots": 10, "data_dir": "...", "image": "dir:/path", "user_ids": "auto",
+ *     "local":  {"slots": 10, "data_dir": "...", "image": null, "user_ids": "auto",
  *                "max_output_chars": 50000, "max_output_file_bytes": 16777216,
  *                "max_file_bytes": 100000, "warm_slots": true, "seccomp": true,
  *                "adopt_orphans": false, "allow_unisolated": false,
