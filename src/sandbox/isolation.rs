@@ -497,9 +497,9 @@ impl Jails {
             (None, None) => of_process(),
         };
         let kind = match image {
-            None => FilterKind::OfHost,
-            Some(image) if image.is_only_root(owner) => FilterKind::OfImageWithOneId,
-            Some(_) => FilterKind::OfImage,
+            None => FilterKind::Host,
+            Some(image) if image.is_only_root(owner) => FilterKind::ImageWithOneId,
+            Some(_) => FilterKind::Image,
         };
         let (etc, provided) = (self.etc.as_ref(), &self.provided);
         let root = match image {

@@ -46,11 +46,6 @@ impl LocalBackend {
         })
     }
 
-    /// The image that slots have which are given nothing else.
-    pub(super) fn default_image(&self) -> Option<Arc<Image>> {
-        self.0.image.as_ref().map(|files| files.image().clone())
-    }
-
     /// Gives a clean slot a machine with the files of an image, whose shell is seen to run. Blocks
     /// for some milliseconds as a rule.
     ///

@@ -146,8 +146,8 @@ impl HostLayout {
         look(&Shown { directories, links: &links, own })
     }
 
-    /// The entries of `/sys`, for a sandbox with the host's network or without, that is to see these
-    /// cgroups.
+    /// The entries of `/sys`, for a sandbox with the host's network or without, that is to see
+    /// these cgroups.
     fn sys(&self, network: bool, cgroups: &[ShownGroup]) -> Vec<Entry> {
         let place = PathBuf::from("/sys");
         let [always, of_host] = &self.masked;

@@ -129,8 +129,8 @@ struct State {
 struct Entry {
     init: i32,
     workspace: Arc<Workspace>,
-    /// Where the kernel kills one process after the other: how many it has, and how many it had when
-    /// the command began.
+    /// Where the kernel kills one process after the other: how many it has, and how many it had
+    /// when the command began.
     kills: Option<(KillCount, u64)>,
     /// Since when a command runs in it, and who is told when it must be killed.
     busy: Option<(Instant, Alarm)>,

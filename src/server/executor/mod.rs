@@ -27,9 +27,9 @@
 //! An answer of these routes that is no success has a `detail` for people, and an `error` for
 //! programs, such as `no_slot`, `keeps_processes` or `not_found`.
 //!
-//! `/parse`, `call`, `/begin`, `/sandboxes` and those from `/execute_batch` on are not the reference's. Neither are the
-//! headers of an answer to `/execute` that say how the call ended, for programs: `x-tool-outcome`
-//! is the
+//! `/parse`, `call`, `/begin`, `/sandboxes` and those from `/execute_batch` on are not the
+//! reference's. Neither are the headers of an answer to `/execute` that say how the call ended, for
+//! programs: `x-tool-outcome` is the
 //! [`Outcome`](crate::Outcome)'s name, `x-tool-may-have-executed` and `x-tool-model-attributable` are `true` or `false`. The
 //! same is in every body that carries a tool's result, after the reference's keys: `outcome`,
 //! `may_have_executed`, `model_attributable`.

@@ -84,7 +84,7 @@ pub(super) fn fork(executor: &ToolExecutor, lent: Lent, request: &ForkBody) -> A
     let (end_processes, spec) = (request.end_processes, request.spec.clone());
     let options = ForkOptions { end_processes, spec };
     let forks = crate::executor::check_fork(&options)
-        .and_then(|()| Ok(executor.fork_leased(lent?, &to, &options)?));
+        .and_then(|()| executor.fork_leased(lent?, &to, &options));
     answered(forks.map(|forks| json!({"forks": forks})))
 }
 

@@ -8,12 +8,13 @@
 //! ```
 //!
 //! The limits are the slot's: all that its tools run has them together. A slot keeps its group for
-//! the engine's life; nothing of a trajectory's is left in it. Of version 1 there is such a tree for
-//! each controller.
+//! the engine's life; nothing of a trajectory's is left in it. Of version 1 there is such a tree
+//! for each controller.
 //!
 //! A sandbox's first process is moved into its slot's group before it does anything, and into its
-//! own before it starts something, which stays there. The host process itself is never moved: of version 2 its group must allow children already
-//! (it is the root of a cgroup namespace, or somebody prepared it), or the one above it must.
+//! own before it starts something, which stays there. The host process itself is never moved: of
+//! version 2 its group must allow children already (it is the root of a cgroup namespace, or
+//! somebody prepared it), or the one above it must.
 //!
 //! Commands see their slot's group where cgroups are mounted ([`SlotGroup::shown`]), since runtimes
 //! look there for how much memory and how many processors they have.
@@ -259,8 +260,8 @@ impl Cgroups {
         Ok(Group { inner: self.inner.clone(), slot, own })
     }
 
-    /// Whether the kernel can end a sandbox as a whole for want of memory. Of version 1 it kills one
-    /// process after the other.
+    /// Whether the kernel can end a sandbox as a whole for want of memory. Of version 1 it kills
+    /// one process after the other.
     pub(super) fn kills_as_a_whole(&self) -> bool {
         self.inner.version == Version::Two
     }
@@ -349,8 +350,8 @@ impl KillCount {
 }
 
 impl Group {
-    /// Moves a process, and what it will start, into the slot's group. Where it is then it is to see
-    /// as the root of all groups; [`settle`](Self::settle) is due afterwards.
+    /// Moves a process, and what it will start, into the slot's group. Where it is then it is to
+    /// see as the root of all groups; [`settle`](Self::settle) is due afterwards.
     ///
     /// # Errors
     /// Those of the file system.

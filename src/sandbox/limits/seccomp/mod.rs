@@ -17,13 +17,13 @@ mod rules;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum FilterKind {
     /// Commands with the host's files, which are of one user.
-    OfHost,
+    Host,
     /// Commands with an image's files, which may be of many: what belongs to another user inside is
     /// nothing to those outside.
-    OfImage,
+    Image,
     /// The same where all users are one: what gives files and processes to others has no effect,
     /// and is said to have worked, so that programs that install others go on.
-    OfImageWithOneId,
+    ImageWithOneId,
 }
 
 /// A filter that is ready to be loaded.
@@ -45,9 +45,9 @@ impl Filter {
     /// As of [`new`](Self::new).
     pub(crate) fn all() -> Result<Filters, String> {
         Ok(Filters {
-            of_host: Self::new(FilterKind::OfHost)?,
-            of_image: Self::new(FilterKind::OfImage)?,
-            of_image_with_one_id: Self::new(FilterKind::OfImageWithOneId)?,
+            of_host: Self::new(FilterKind::Host)?,
+            of_image: Self::new(FilterKind::Image)?,
+            of_image_with_one_id: Self::new(FilterKind::ImageWithOneId)?,
         })
     }
 
@@ -69,9 +69,9 @@ impl Filters {
     /// That of this kind.
     pub(in crate::sandbox) fn of(&self, kind: FilterKind) -> &Filter {
         match kind {
-            FilterKind::OfHost => &self.of_host,
-            FilterKind::OfImage => &self.of_image,
-            FilterKind::OfImageWithOneId => &self.of_image_with_one_id,
+            FilterKind::Host => &self.of_host,
+            FilterKind::Image => &self.of_image,
+            FilterKind::ImageWithOneId => &self.of_image_with_one_id,
         }
     }
 }
@@ -109,7 +109,7 @@ mod tests {
 
     #[test]
     fn the_program_is_whole_instructions_and_fits_beside_a_plan() {
-        for kind in [FilterKind::OfHost, FilterKind::OfImage, FilterKind::OfImageWithOneId] {
+        for kind in [FilterKind::Host, FilterKind::Image, FilterKind::ImageWithOneId] {
             let filter = Filter::new(kind).unwrap();
             let length = filter.program().len();
             assert!(length > 100 && length.is_multiple_of(8) && length < 16 * 1024, "{length}");

@@ -215,7 +215,7 @@ fn forbidden_arguments(kind: FilterKind) -> Vec<Line> {
 
     // A program with the set-user-ID bit is run by others as its owner, outside too. What installs
     // an image's packages has to set it, on files that no one outside can get to.
-    if kind != FilterKind::OfHost {
+    if kind != FilterKind::Host {
         return lines;
     }
     let of_owner = |index| (index, MaskedEq(SET_USER_ID), SET_USER_ID);
@@ -312,8 +312,8 @@ const NO_ERROR: i32 = 0;
 fn denied(kind: FilterKind) -> Vec<Denied> {
     let whole = |calls: &[c_long]| calls.iter().map(|&call| (call, Vec::new())).collect();
     let (others, devices) = match kind {
-        FilterKind::OfImageWithOneId => (whole(OF_OTHER_USERS), devices()),
-        FilterKind::OfHost | FilterKind::OfImage => (Vec::new(), Vec::new()),
+        FilterKind::ImageWithOneId => (whole(OF_OTHER_USERS), devices()),
+        FilterKind::Host | FilterKind::Image => (Vec::new(), Vec::new()),
     };
     let groups: [(i32, Vec<Line>); 8] = [
         (NO_ERROR, others),

@@ -58,7 +58,7 @@ fn errno(number: i32) -> u32 {
 fn answer(number: c_long, arguments: &[u64]) -> u32 {
     let mut all = [0; 6];
     all[..arguments.len()].copy_from_slice(arguments);
-    let program = program(FilterKind::OfHost).unwrap();
+    let program = program(FilterKind::Host).unwrap();
     run(&program, &Call { arch: ARCH, number: number as u32, arguments: all })
 }
 
@@ -268,7 +268,7 @@ fn no_file_gets_the_set_user_id_bit() {
 
 #[test]
 fn other_abis_are_no_way_around() {
-    let program = program(FilterKind::OfHost).unwrap();
+    let program = program(FilterKind::Host).unwrap();
     let run = |arch, number| run(&program, &Call { arch, number, arguments: [0; 6] });
     let arm = 0x4000_0028;
     let mut others = vec![arm];
@@ -291,13 +291,13 @@ fn other_abis_are_no_way_around() {
 fn answer_of_i386(number: u32, arguments: &[u64]) -> u32 {
     let mut all = [0; 6];
     all[..arguments.len()].copy_from_slice(arguments);
-    run(&program(FilterKind::OfHost).unwrap(), &Call { arch: 0x4000_0003, number, arguments: all })
+    run(&program(FilterKind::Host).unwrap(), &Call { arch: 0x4000_0003, number, arguments: all })
 }
 
 #[cfg(target_arch = "x86_64")]
 #[test]
 fn whatever_is_denied_is_denied_to_32_bit_programs_with_the_same_error() {
-    for Denied { call, error, arguments } in denied(FilterKind::OfHost) {
+    for Denied { call, error, arguments } in denied(FilterKind::Host) {
         let numbers = compat::numbers(call).unwrap_or_else(|| panic!("{call} has no numbers"));
         // Arguments for which all conditions hold.
         let mut given = [0_u64; 6];
@@ -313,7 +313,7 @@ fn whatever_is_denied_is_denied_to_32_bit_programs_with_the_same_error() {
             assert_eq!(answer_of_i386(number, &given), errno(error), "{call} {number} {given:?}");
         }
         let native = run(
-            &program(FilterKind::OfHost).unwrap(),
+            &program(FilterKind::Host).unwrap(),
             &Call { arch: ARCH, number: call as u32, arguments: given },
         );
         assert_eq!(native, errno(error), "{call} {given:?}");
@@ -356,5 +356,5 @@ fn a_32_bit_program_has_the_usual_calls_and_none_that_hides_its_arguments() {
 
 #[test]
 fn the_program_is_no_longer_than_the_kernel_takes() {
-    assert!(program(FilterKind::OfHost).unwrap().len() < 4096);
+    assert!(program(FilterKind::Host).unwrap().len() < 4096);
 }
