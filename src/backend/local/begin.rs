@@ -144,7 +144,8 @@ fn image_of(
     if spec.snapshot.is_some() {
         return Ok(None);
     }
-    match (backend.default_image(), &spec.user, &spec.workdir) {
+    let default = backend.0.image.as_ref().map(|files| files.image().clone());
+    match (default, &spec.user, &spec.workdir) {
         (Some(image), Some(_), _) | (Some(image), _, Some(_)) => Ok(Some(image)),
         (None, Some(user), _) => Err(BeginFailure::unsupported(format!(
             "user is {user:?}, and without an image commands are the one user that slots have; \
