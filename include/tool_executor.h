@@ -35,8 +35,9 @@
  * Waiting    Every function that waits has an end. Functions that are not said to block do not.
  * Threads    The library's own have names that begin with "tool-" and all signals blocked. They
  *            call code of the host's only if it was asked for: tools, the log, and what frees a
- *            tool's data. A thread that calls in needs 128 KiB of stack, and what the host's own
- *            log function needs.
+ *            tool's data. What reads and writes files (te_read_fn, te_write_fn) is called on the
+ *            thread that asks for it. A thread that calls in needs 128 KiB of stack, and what the
+ *            host's own log function needs.
  * Signals    No handlers are installed and no dispositions are changed. SIGCHLD and SIGPIPE may be
  *            ignored, and children reaped by waitpid(-1).
  * fork       The child has none of the threads: functions with a handle from before the fork give
@@ -566,6 +567,20 @@ typedef struct te_result {
    */
   double exec_s;
 } te_result;
+
+/**
+ * Gives the next bytes of what is put: writes at most `len` of them to `data` and returns how many
+ * that are, 0 at the end, or less than 0 if they cannot be had, which ends the put. `user` is what
+ * was given with it. Called on the thread that puts, while that waits; it must not throw.
+ */
+typedef int64_t (*te_read_fn)(void *user, char *data, size_t len);
+
+/**
+ * Takes the next bytes of what is copied, all of them: 0 if it has, else it ends the copy. `user`
+ * is what was given with it. Called on the thread that copies, while that waits; it must not
+ * throw.
+ */
+typedef int (*te_write_fn)(void *user, const char *data, size_t len);
 
 #ifdef __cplusplus
 extern "C" {
@@ -1253,7 +1268,8 @@ te_status te_artifact_copy(const struct te_executor *executor,
 
 /**
  * Writes a .tar.gz to the file descriptor `fd`, as te_artifact_copy() does; the limits of
- * `request`, which is that of te_artifact_archive(), may be as large as one likes. On success
+ * `request`, which is that of te_artifact_archive(), may be as large as one likes; "format": "tar"
+ * is an archive that is not compressed. On success
  * `*info` is as there; it may be NULL.
  */
 te_status te_archive_copy(const struct te_executor *executor,
@@ -1263,6 +1279,70 @@ te_status te_archive_copy(const struct te_executor *executor,
                           size_t request_len,
                           int fd,
                           struct te_buffer *info);
+
+/**
+ * Puts a file, or what a tar stream has, into a trajectory's machine; in order and blocking as
+ * te_artifact_read(). A trajectory that has no slot yet begins with this. A tool must not put
+ * files into its own trajectory's machine: it would wait for itself.
+ *
+ * `request` is a JSON object: {"path": "/srv/task/run.sh", "kind": "file", "mode": 493, "owner":
+ * "root", "size": 12}; only "path" is needed. "kind" is "file" or "tar" (plain or compressed by
+ * gzip, into the directory "path"); "mode" is a file's, 420 (octal 644) by default; "owner" is a
+ * user of the machine, and after a colon a group, where a slot has several ids; "keep_owners" has
+ * a tar stream say whose its entries are; "size" says beforehand how long a file is.
+ *
+ * `read` gives the bytes. Nothing half is left after an error: TE_DISK_FULL if there is no room,
+ * TE_BAD_ARCHIVE, TE_REFUSED, and those of reading. Of a tree that goes into a directory that was
+ * there, the message says how many entries are in place.
+ *
+ * On success `*info` is a JSON object {"path", "bytes", "entry_count", "skipped"}, the caller's,
+ * to be freed by te_buffer_free(); `info` may be NULL.
+ */
+te_status te_files_put(const struct te_executor *executor,
+                       const char *trajectory,
+                       size_t trajectory_len,
+                       const char *request,
+                       size_t request_len,
+                       te_read_fn read,
+                       void *user,
+                       struct te_buffer *info);
+
+/**
+ * As te_files_put(), with the bytes that the file descriptor `fd` gives until its end. `fd` stays
+ * the caller's, and must be one that blocks.
+ */
+te_status te_files_put_fd(const struct te_executor *executor,
+                          const char *trajectory,
+                          size_t trajectory_len,
+                          const char *request,
+                          size_t request_len,
+                          int fd,
+                          struct te_buffer *info);
+
+/**
+ * Puts what is in a directory of this host – files, directories, symlinks – into a directory of a
+ * trajectory's machine; as te_files_put().
+ */
+te_status te_tree_put(const struct te_executor *executor,
+                      const char *trajectory,
+                      size_t trajectory_len,
+                      const char *from,
+                      size_t from_len,
+                      const char *directory,
+                      size_t directory_len,
+                      struct te_buffer *info);
+
+/**
+ * As te_artifact_copy(), with `write` in the place of a file descriptor.
+ */
+te_status te_artifact_copy_to(const struct te_executor *executor,
+                              const char *trajectory,
+                              size_t trajectory_len,
+                              const char *path,
+                              size_t path_len,
+                              te_write_fn write,
+                              void *user,
+                              uint64_t *bytes);
 
 #ifdef __cplusplus
 }  // extern "C"

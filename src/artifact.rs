@@ -184,7 +184,20 @@ impl ArtifactList {
     }
 }
 
-/// What to archive, as a `.tar.gz`.
+/// The form of an archive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum ArchiveFormat {
+    /// A tar stream, compressed by gzip.
+    #[default]
+    #[serde(rename = "tar.gz")]
+    TarGz,
+    /// A tar stream: as fast as the disk, and as large as the files.
+    #[serde(rename = "tar")]
+    Tar,
+}
+
+/// What to archive, and as what.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct ArchiveArtifacts {
@@ -196,6 +209,9 @@ pub struct ArchiveArtifacts {
     /// How many entries it may have. Defaults to [`MAX_ARTIFACT_ENTRIES`]; what is beyond is left
     /// out, and the answer says so.
     pub max_entries: usize,
+    /// The form of the archive. Defaults to [`ArchiveFormat::TarGz`], which is the only one that
+    /// sandbox servers with the reference's routes have.
+    pub format: ArchiveFormat,
 }
 
 impl Default for ArchiveArtifacts {
@@ -204,6 +220,7 @@ impl Default for ArchiveArtifacts {
             path: ".".to_owned(),
             max_bytes: MAX_ARTIFACT_BYTES,
             max_entries: MAX_ARTIFACT_ENTRIES,
+            format: ArchiveFormat::default(),
         }
     }
 }
@@ -219,6 +236,7 @@ setters! {
     ArchiveArtifacts {
         with_max_bytes: max_bytes = u64,
         with_max_entries: max_entries = usize,
+        with_format: format = ArchiveFormat,
     }
 }
 
@@ -226,7 +244,7 @@ setters! {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct ArchiveSummary {
-    /// Its size in bytes, compressed.
+    /// Its size in bytes, as it was written.
     pub bytes: u64,
     /// How many entries it has: files, and what else it keeps (directories, symlinks).
     pub entry_count: u64,
@@ -300,8 +318,9 @@ pub enum ArtifactError {
     /// The executor is closed.
     #[error("the executor is closed")]
     Closed,
-    /// This backend has no artifacts.
-    #[error("this sandbox backend has no artifacts")]
+    /// This backend has no artifacts, or takes no files: a sandbox server with the reference's
+    /// routes has `write_file` only.
+    #[error("this sandbox backend has no artifacts, or takes no files")]
     Unsupported,
     /// Reading or writing failed: what was tried, and the cause.
     #[error("{0}")]

@@ -10,7 +10,7 @@ const MODULES: [&str; 11] = [
     "version", "status", "text", "log", "tool", "executor", "result", "begin", "call", "queue",
     "snapshot",
 ];
-const LAST: &str = "artifact";
+const LAST: [&str; 2] = ["artifact", "put"];
 
 fn generated(root: &Path) -> String {
     let mut config = cbindgen::Config::from_file(root.join("cbindgen.toml")).unwrap();
@@ -25,7 +25,7 @@ fn generated(root: &Path) -> String {
          #define TE_VERSION_PATCH {patch}"
     ));
     let mut builder = cbindgen::Builder::new().with_config(config);
-    for module in MODULES.iter().chain([&LAST]) {
+    for module in MODULES.iter().chain(&LAST) {
         builder = builder.with_src(root.join(format!("src/ffi/{module}.rs")));
     }
     let mut header = Vec::new();

@@ -60,6 +60,7 @@ from ._types import (
     ArtifactList,
     CloseReport,
     Outcome,
+    PutSummary,
     ToolCall,
     ToolResult,
 )
@@ -95,6 +96,7 @@ __all__ = [
     "Outcome",
     "PendingCall",
     "PolicyConfig",
+    "PutSummary",
     "QueueFullError",
     "ReleaseError",
     "Settings",

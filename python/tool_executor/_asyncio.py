@@ -17,6 +17,7 @@ from ctypes import byref, c_void_p
 from typing import (
     TYPE_CHECKING,
     Any,
+    BinaryIO,
     Callable,
     Dict,
     List,
@@ -30,7 +31,7 @@ from typing import (
 
 from . import _native
 from ._config import Config, Settings, TrajectorySpec
-from ._core import PLACES, Core, merged, request_of, trajectory_of
+from ._core import PLACES, Content, Core, merged, request_of, trajectory_of
 from ._errors import ClosedError, InvalidArgumentError, ToolExecutorError
 from ._native import check, quick
 from ._snapshots import Fork, Grade, Snapshot, Snapshots
@@ -40,6 +41,7 @@ from ._types import (
     ArtifactList,
     CallLike,
     CloseReport,
+    PutSummary,
     ToolCall,
     ToolResult,
     call_json,
@@ -312,6 +314,46 @@ class AsyncToolExecutor:
         """See `ToolExecutor.copy_artifact`."""
         return await _off_loop(self._core.copy_artifact(trajectory_id, path, to))
 
+    async def put(
+        self,
+        trajectory_id: str,
+        path: str,
+        content: Content,
+        *,
+        mode: Optional[int] = None,
+        owner: Optional[str] = None,
+    ) -> PutSummary:
+        """See `ToolExecutor.put`."""
+        request = request_of(mode=mode, owner=owner)
+        return await _off_loop(self._core.put(trajectory_id, path, content, request))
+
+    async def put_tar(
+        self,
+        trajectory_id: str,
+        directory: str,
+        content: Content,
+        *,
+        owner: Optional[str] = None,
+        keep_owners: Optional[bool] = None,
+    ) -> PutSummary:
+        """See `ToolExecutor.put_tar`."""
+        request = request_of(kind="tar", owner=owner, keep_owners=keep_owners)
+        return await _off_loop(self._core.put(trajectory_id, directory, content, request))
+
+    async def put_tree(
+        self, trajectory_id: str, directory: str, source: Union[str, os.PathLike[str]]
+    ) -> PutSummary:
+        """See `ToolExecutor.put_tree`."""
+        return await _off_loop(self._core.put_tree(trajectory_id, directory, source))
+
+    async def get(
+        self, trajectory_id: str, path: str, to: Union[str, os.PathLike[str], BinaryIO]
+    ) -> int:
+        """See `ToolExecutor.get`."""
+        if isinstance(to, (str, os.PathLike)):
+            return await self.copy_artifact(trajectory_id, path, to)
+        return await _off_loop(self._core.get(trajectory_id, path, to))
+
     async def snapshot(self, trajectory_id: str, *, end_processes: bool = False) -> Snapshot:
         """See `ToolExecutor.snapshot`."""
         return await _off_loop(Snapshots(self._core).snapshot(trajectory_id, end_processes))
@@ -424,6 +466,18 @@ class AsyncTrajectory:
     async def read_artifact(self, path: str) -> bytes:
         """The content of a file of the workspace, 5,000,000 bytes at most."""
         return (await self._executor.read_artifact(self.id, path)).content
+
+    async def put(self, path: str, content: Content, *, mode: Optional[int] = None) -> PutSummary:
+        """`AsyncToolExecutor.put` of this trajectory."""
+        return await self._executor.put(self.id, path, content, mode=mode)
+
+    async def put_tree(self, directory: str, source: Union[str, os.PathLike[str]]) -> PutSummary:
+        """`AsyncToolExecutor.put_tree` of this trajectory."""
+        return await self._executor.put_tree(self.id, directory, source)
+
+    async def get(self, path: str, to: Union[str, os.PathLike[str], BinaryIO]) -> int:
+        """`AsyncToolExecutor.get` of this trajectory."""
+        return await self._executor.get(self.id, path, to)
 
     async def list_artifacts(self, path: str = ".", *, recursive: bool = False) -> ArtifactList:
         """`AsyncToolExecutor.list_artifacts` of this trajectory."""

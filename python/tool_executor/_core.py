@@ -5,13 +5,15 @@ from __future__ import annotations
 
 import atexit
 import base64
+import ctypes
+import io
 import os
 import time
 import warnings
 import weakref
 from ctypes import byref, c_int, c_int32, c_uint64, c_void_p
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Mapping, Optional
+from typing import IO, Any, BinaryIO, Callable, Dict, List, Mapping, Optional, Union
 
 from . import _native
 from ._errors import (
@@ -26,7 +28,10 @@ from ._errors import (
 from ._native import Buffer, check, quick, slow
 from ._tools import Toolbox, ToolsLike, describe_tools
 from ._types import Archive, ArchiveInfo, Artifact, ArtifactEntry, ArtifactList, CloseReport
-from ._types import OUTCOMES, ToolCall, mapping_of
+from ._types import OUTCOMES, PutSummary, ToolCall, mapping_of
+
+Content = Union[bytes, bytearray, memoryview, "os.PathLike[str]", BinaryIO]
+"""What is put: bytes, a file of this host by its path, or a file that is open for reading."""
 
 _DEFAULT_TOOL_THREADS = 16
 _DEFAULT_QUEUE_TIMEOUT_S = 3600.0
@@ -49,6 +54,40 @@ def merged(config: Any, settings: Mapping[str, Any]) -> Dict[str, Any]:
             raise ConfigError(f"{key!r} is given twice: in the configuration and as a keyword argument")
         whole[key] = value
     return whole
+
+
+class _Borrowed:
+    """A file that stays open."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def __enter__(self) -> Any:
+        return self._file
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def _opener(content: Any) -> Callable[[], Any]:
+    """What opens the content of a put."""
+    if isinstance(content, (bytes, bytearray, memoryview)):
+        whole = bytes(content)  # pyright: ignore[reportUnknownArgumentType]
+        return lambda: io.BytesIO(whole)
+    if isinstance(content, os.PathLike):
+        path: Any = content  # pyright: ignore[reportUnknownVariableType]
+
+        def opened() -> IO[bytes]:
+            return open(path, "rb")
+
+        return opened
+    if hasattr(content, "read"):
+        return lambda: _Borrowed(content)
+    kind = type(content).__name__
+    raise InvalidArgumentTypeError(
+        f"content must be bytes, a pathlib.Path or a binary file, and is of type {kind}; "
+        "text is put as text.encode()"
+    )
 
 
 def _spec_of(spec: Any) -> bytes:
@@ -303,6 +342,120 @@ class Core:
                         self._handle, text, len(text), what, len(what), file.fileno(), byref(size)
                     )
                 )
+            return size.value
+
+        return run
+
+    def put(
+        self, trajectory_id: str, path: str, content: Content, request: Mapping[str, Any]
+    ) -> Callable[[], PutSummary]:
+        """Puts a file, or what a tar stream has."""
+        _native.text_of(path, "path")
+        text = self._checked(trajectory_id)
+        given = dict(request)
+        opened = _opener(content)
+        if isinstance(content, os.PathLike) and given.get("kind") != "tar" and given.get("mode") is None:
+            given["mode"] = os.stat(content).st_mode & 0o777
+        json, size = _native.optional_json({"path": path, **given})
+
+        def run() -> PutSummary:
+            info = Buffer()
+            failed: List[BaseException] = []
+            with opened() as source:
+
+                def read(_user: Optional[int], place: int, most: int) -> int:
+                    try:
+                        piece = source.read(most)
+                        if not isinstance(piece, bytes):
+                            kind = type(piece).__name__
+                            raise InvalidArgumentTypeError(
+                                f"the file that is put must give bytes, and gives {kind}"
+                            )
+                        ctypes.memmove(place, piece, len(piece))
+                        return len(piece)
+                    except BaseException as error:
+                        failed.append(error)
+                        return -1
+
+                status = slow.te_files_put(
+                    self._handle,
+                    text,
+                    len(text),
+                    json,
+                    size,
+                    _native.READ_FUNCTION(read),
+                    None,
+                    byref(info),
+                )
+            if failed:
+                raise failed[0]
+            check(status)
+            return PutSummary(**_native.take_json(info))
+
+        return run
+
+    def put_tree(
+        self, trajectory_id: str, directory: str, source: "os.PathLike[str] | str"
+    ) -> Callable[[], PutSummary]:
+        """Puts what is in a directory of this host."""
+        text = self._checked(trajectory_id)
+        target = _native.text_of(directory, "directory")
+        # As the system names it.
+        start = os.fsencode(source)
+
+        def run() -> PutSummary:
+            info = Buffer()
+            check(
+                slow.te_tree_put(
+                    self._handle,
+                    text,
+                    len(text),
+                    start,
+                    len(start),
+                    target,
+                    len(target),
+                    byref(info),
+                )
+            )
+            return PutSummary(**_native.take_json(info))
+
+        return run
+
+    def get(self, trajectory_id: str, path: str, to: BinaryIO) -> Callable[[], int]:
+        """Writes a whole file to one that is open."""
+        text, what = self._checked(trajectory_id), _native.text_of(path, "path")
+        if not hasattr(to, "write"):
+            kind = type(to).__name__
+            raise InvalidArgumentTypeError(f"to must be a path or a binary file, and is of type {kind}")
+
+        def run() -> int:
+            size = c_uint64()
+            failed: List[BaseException] = []
+
+            def write(_user: Optional[int], place: int, length: int) -> int:
+                try:
+                    piece = memoryview(ctypes.string_at(place, length))
+                    while piece:
+                        written = to.write(piece)
+                        piece = piece[written:]
+                    return 0
+                except BaseException as error:
+                    failed.append(error)
+                    return 1
+
+            status = slow.te_artifact_copy_to(
+                self._handle,
+                text,
+                len(text),
+                what,
+                len(what),
+                _native.WRITE_FUNCTION(write),
+                None,
+                byref(size),
+            )
+            if failed:
+                raise failed[0]
+            check(status)
             return size.value
 
         return run

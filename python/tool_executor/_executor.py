@@ -12,6 +12,7 @@ from ctypes import byref, c_void_p
 from typing import (
     TYPE_CHECKING,
     Any,
+    BinaryIO,
     Dict,
     Iterator,
     List,
@@ -24,7 +25,8 @@ from typing import (
 
 from . import _native
 from ._config import Config, Settings, TrajectorySpec
-from ._core import BATCH, PLACES, CallHandle, Core, Queue, merged, request_of, trajectory_of, whole_number
+from ._core import BATCH, PLACES, CallHandle, Content, Core, Queue, merged, request_of
+from ._core import trajectory_of, whole_number
 from ._errors import ClosedError, InvalidArgumentError, ToolExecutorError, WaitTimeoutError
 from ._native import check, quick
 from ._snapshots import Fork, Grade, Snapshot, Snapshots
@@ -34,6 +36,7 @@ from ._types import (
     ArtifactList,
     CallLike,
     CloseReport,
+    PutSummary,
     ToolCall,
     ToolResult,
     call_json,
@@ -347,6 +350,50 @@ class ToolExecutor:
         """Copies a whole file of a trajectory's workspace to a file here; how many bytes it has."""
         return interruptibly(self._core.copy_artifact(trajectory_id, path, to))
 
+    def put(
+        self,
+        trajectory_id: str,
+        path: str,
+        content: Content,
+        *,
+        mode: Optional[int] = None,
+        owner: Optional[str] = None,
+    ) -> PutSummary:
+        """Puts a file into a trajectory's machine, in its turn: `content` is bytes, a `pathlib.Path` of
+        this host, or a binary file. A trajectory without a slot begins with it. Nothing half is left
+        after an error."""
+        request = request_of(mode=mode, owner=owner)
+        return interruptibly(self._core.put(trajectory_id, path, content, request))
+
+    def put_tar(
+        self,
+        trajectory_id: str,
+        directory: str,
+        content: Content,
+        *,
+        owner: Optional[str] = None,
+        keep_owners: Optional[bool] = None,
+    ) -> PutSummary:
+        """Puts what a tar stream has, plain or compressed by gzip, into a directory of a trajectory's
+        machine."""
+        request = request_of(kind="tar", owner=owner, keep_owners=keep_owners)
+        return interruptibly(self._core.put(trajectory_id, directory, content, request))
+
+    def put_tree(
+        self, trajectory_id: str, directory: str, source: Union[str, os.PathLike[str]]
+    ) -> PutSummary:
+        """Puts what is in a directory of this host into one of a trajectory's machine."""
+        return interruptibly(self._core.put_tree(trajectory_id, directory, source))
+
+    def get(
+        self, trajectory_id: str, path: str, to: Union[str, os.PathLike[str], BinaryIO]
+    ) -> int:
+        """Copies a whole file of a trajectory's machine, of any size, to a file here, or to a binary file
+        that is open; how many bytes it has."""
+        if isinstance(to, (str, os.PathLike)):
+            return self.copy_artifact(trajectory_id, path, to)
+        return interruptibly(self._core.get(trajectory_id, path, to))
+
     def snapshot(self, trajectory_id: str, *, end_processes: bool = False) -> Snapshot:
         """Keeps the files of a trajectory as they are, for others to begin from, in its turn. Nothing
         is copied, and it goes on with them.
@@ -470,6 +517,18 @@ class Trajectory:
     def list_artifacts(self, path: str = ".", *, recursive: bool = False) -> ArtifactList:
         """`ToolExecutor.list_artifacts` of this trajectory."""
         return self._executor.list_artifacts(self.id, path, recursive=recursive)
+
+    def put(self, path: str, content: Content, *, mode: Optional[int] = None) -> PutSummary:
+        """`ToolExecutor.put` of this trajectory."""
+        return self._executor.put(self.id, path, content, mode=mode)
+
+    def put_tree(self, directory: str, source: Union[str, os.PathLike[str]]) -> PutSummary:
+        """`ToolExecutor.put_tree` of this trajectory."""
+        return self._executor.put_tree(self.id, directory, source)
+
+    def get(self, path: str, to: Union[str, os.PathLike[str], BinaryIO]) -> int:
+        """`ToolExecutor.get` of this trajectory."""
+        return self._executor.get(self.id, path, to)
 
     def snapshot(self, *, end_processes: bool = False) -> Snapshot:
         """`ToolExecutor.snapshot` of this trajectory."""

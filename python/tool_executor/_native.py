@@ -11,8 +11,8 @@ import ctypes
 import json
 import os
 import re
-from ctypes import POINTER, byref, c_char_p, c_double, c_int, c_int32, c_size_t, c_uint8, c_uint64
-from ctypes import c_void_p
+from ctypes import POINTER, byref, c_char_p, c_double, c_int, c_int32, c_int64, c_size_t, c_uint8
+from ctypes import c_uint64, c_void_p
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
@@ -53,6 +53,9 @@ class CallOfTool(ctypes.Structure):
 
 
 TOOL_FUNCTION = ctypes.CFUNCTYPE(c_int32, c_void_p, POINTER(CallOfTool), c_void_p)
+
+READ_FUNCTION = ctypes.CFUNCTYPE(c_int64, c_void_p, c_void_p, c_size_t)
+WRITE_FUNCTION = ctypes.CFUNCTYPE(c_int, c_void_p, c_void_p, c_size_t)
 
 _TEXT: List[Any] = [c_char_p, c_size_t]
 _BUFFER = POINTER(Buffer)
@@ -104,6 +107,12 @@ _SLOW: Dict[str, Tuple[Any, List[Any]]] = {
     "te_artifact_list": (c_int32, [c_void_p, *_TEXT, *_TEXT, _BUFFER]),
     "te_artifact_archive": (c_int32, [c_void_p, *_TEXT, *_TEXT, _BUFFER, _BUFFER]),
     "te_artifact_copy": (c_int32, [c_void_p, *_TEXT, *_TEXT, c_int, POINTER(c_uint64)]),
+    "te_artifact_copy_to": (
+        c_int32,
+        [c_void_p, *_TEXT, *_TEXT, WRITE_FUNCTION, c_void_p, POINTER(c_uint64)],
+    ),
+    "te_files_put": (c_int32, [c_void_p, *_TEXT, *_TEXT, READ_FUNCTION, c_void_p, _BUFFER]),
+    "te_tree_put": (c_int32, [c_void_p, *_TEXT, *_TEXT, *_TEXT, _BUFFER]),
     "te_snapshot": (c_int32, [c_void_p, *_TEXT, *_TEXT, _BUFFER]),
     "te_snapshot_drop": (c_int32, [c_void_p, *_TEXT]),
     "te_snapshots": (c_int32, [c_void_p, _BUFFER]),

@@ -221,6 +221,20 @@ class Archive:
 
 
 @dataclass(frozen=True)
+class PutSummary:
+    """What was put into a trajectory's machine."""
+
+    path: str
+    """Where it is, as commands see it, symlinks resolved."""
+    bytes: int
+    """Those of all files."""
+    entry_count: int
+    """Files, directories and links."""
+    skipped: int
+    """Devices, sockets and FIFOs that were left out."""
+
+
+@dataclass(frozen=True)
 class CloseReport:
     """How closing went."""
 

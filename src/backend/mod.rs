@@ -223,20 +223,7 @@ pub trait Artifacts: Send + Sync {
         path: &str,
         into: &mut (dyn Write + Send),
     ) -> Result<u64, ArtifactError> {
-        let mut request = ReadArtifact::new(path).with_max_bytes(COPY_PART);
-        loop {
-            let part = self.read(slot, &request)?;
-            into.write_all(&part.content)
-                .map_err(|error| ArtifactError::Io(format!("writing a copy of {path}"), error))?;
-            request.offset += part.content.len() as u64;
-            if !part.truncated {
-                return Ok(request.offset);
-            }
-            if part.content.is_empty() {
-                let error = std::io::ErrorKind::UnexpectedEof.into();
-                return Err(ArtifactError::Io(format!("reading {path}"), error));
-            }
-        }
+        copy_in_parts(path, into, |request| self.read(slot, request))
     }
 
     /// Puts what `from` has into the slot's files: a file, or what a tar stream has. `from` is read
@@ -253,6 +240,34 @@ pub trait Artifacts: Send + Sync {
     ) -> Result<PutSummary, ArtifactError> {
         let _ = (slot, request, from);
         Err(ArtifactError::Unsupported)
+    }
+}
+
+/// How much of a file is in memory at once while it is copied part by part.
+const COPY_PART: u64 = 1024 * 1024;
+
+/// Writes a whole file to `into`, which `read` reads part by part, and gives its size.
+///
+/// # Errors
+/// Those of `read` and of `into`.
+pub(crate) fn copy_in_parts(
+    path: &str,
+    into: &mut (dyn Write + Send),
+    read: impl Fn(&ReadArtifact) -> Result<Artifact, ArtifactError>,
+) -> Result<u64, ArtifactError> {
+    let mut request = ReadArtifact::new(path).with_max_bytes(COPY_PART);
+    loop {
+        let part = read(&request)?;
+        into.write_all(&part.content)
+            .map_err(|error| ArtifactError::Io(format!("writing a copy of {path}"), error))?;
+        request.offset += part.content.len() as u64;
+        if !part.truncated {
+            return Ok(request.offset);
+        }
+        if part.content.is_empty() {
+            let error = std::io::ErrorKind::UnexpectedEof.into();
+            return Err(ArtifactError::Io(format!("reading {path}"), error));
+        }
     }
 }
 
@@ -292,8 +307,6 @@ pub trait Snapshots: Send + Sync {
     /// See [`SnapshotError`].
     fn list(&self) -> Result<Vec<SnapshotInfo>, SnapshotError>;
 }
-/// How much of a file is in memory at once while it is copied part by part.
-const COPY_PART: u64 = 1024 * 1024;
 
 /// A container: an address and the names of the slots in it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

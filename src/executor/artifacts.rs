@@ -61,7 +61,7 @@ impl ToolExecutor {
         self.list_leased(&self.lease(trajectory_id)?, request)
     }
 
-    /// A `.tar.gz` of a trajectory's workspace, or of a part of it, in memory. Its limits are
+    /// An archive of a trajectory's workspace, or of any directory, in memory. Its limits are
     /// clamped to 1…[`MAX_ARTIFACT_BYTES`] and 1…[`MAX_ARTIFACT_ENTRIES`]; larger ones go through
     /// [`copy_archive`](Self::copy_archive).
     ///
@@ -86,9 +86,18 @@ impl ToolExecutor {
         path: &str,
         into: &mut (dyn Write + Send),
     ) -> Result<u64, ArtifactError> {
-        let lease = self.lease(trajectory_id)?;
-        let mut into = WhileHeld { lease: &lease, into };
-        self.with(&lease, |artifacts| artifacts.copy(lease.slot(), path, &mut into))
+        self.copy_leased(&self.lease(trajectory_id)?, path, into)
+    }
+
+    /// What [`copy_artifact`](Self::copy_artifact) does in its turn.
+    pub(crate) fn copy_leased(
+        &self,
+        lease: &Lease,
+        path: &str,
+        into: &mut (dyn Write + Send),
+    ) -> Result<u64, ArtifactError> {
+        let mut into = WhileHeld { lease, into };
+        self.with(lease, |artifacts| artifacts.copy(lease.slot(), path, &mut into))
     }
 
     /// Copies a whole file of a trajectory's machine to a file of this host, which is replaced; and
@@ -203,7 +212,7 @@ impl ToolExecutor {
         self.with(lease, |artifacts| artifacts.put(lease.slot(), request, &mut from))
     }
 
-    /// Writes a `.tar.gz` of a trajectory's workspace, or of a part of it, to `into`, within the
+    /// Writes an archive of a trajectory's workspace, or of any directory, to `into`, within the
     /// limits of `request` whatever they are. After an error `into` has some part of it.
     ///
     /// # Errors
@@ -302,6 +311,7 @@ impl ToolExecutor {
             path: request.path.clone(),
             max_bytes: request.max_bytes.clamp(1, MAX_ARTIFACT_BYTES),
             max_entries: request.max_entries.clamp(1, MAX_ARTIFACT_ENTRIES),
+            format: request.format,
         };
         let mut archive = Vec::new();
         let summary = self.copy_archive_leased(lease, &request, &mut archive)?;

@@ -16,7 +16,7 @@ use super::signals::without_sigpipe;
 use super::status::te_status::{TE_INVALID_ARGUMENT, TE_INVALID_JSON};
 use super::status::{Fault, guard, te_status};
 use super::text::{Out, object, on_a_stack, te_buffer, text};
-use crate::artifact::{ArchiveArtifacts, ListArtifacts, ReadArtifact};
+use crate::artifact::{ArchiveArtifacts, ArchiveFormat, ListArtifacts, ReadArtifact};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -44,6 +44,7 @@ struct Archive {
     path: Option<String>,
     max_bytes: Option<u64>,
     max_entries: Option<usize>,
+    format: ArchiveFormat,
 }
 
 impl Archive {
@@ -53,6 +54,7 @@ impl Archive {
             path: self.path.unwrap_or(default.path),
             max_bytes: self.max_bytes.unwrap_or(default.max_bytes),
             max_entries: self.max_entries.unwrap_or(default.max_entries),
+            format: self.format,
         }
     }
 }
@@ -253,7 +255,8 @@ pub unsafe extern "C" fn te_artifact_copy(
 }
 
 /// Writes a .tar.gz to the file descriptor `fd`, as te_artifact_copy() does; the limits of
-/// `request`, which is that of te_artifact_archive(), may be as large as one likes. On success
+/// `request`, which is that of te_artifact_archive(), may be as large as one likes; "format": "tar"
+/// is an archive that is not compressed. On success
 /// `*info` is as there; it may be NULL.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn te_archive_copy(

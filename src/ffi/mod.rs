@@ -26,6 +26,7 @@ mod config;
 mod executor;
 mod handle;
 mod log;
+mod put;
 mod queue;
 mod result;
 mod signals;
@@ -49,6 +50,9 @@ pub use self::executor::{
     te_describe, te_executor, te_executor_close, te_executor_free, te_executor_new, te_stats,
 };
 pub use self::log::{te_log_fn, te_log_level, te_log_set};
+pub use self::put::{
+    te_artifact_copy_to, te_files_put, te_files_put_fd, te_read_fn, te_tree_put, te_write_fn,
+};
 pub use self::queue::{
     te_queue, te_queue_fd, te_queue_free, te_queue_new, te_queue_next, te_queue_next_json,
     te_queue_next_many, te_queue_outstanding,

@@ -65,7 +65,6 @@ pub(crate) mod supervisor;
 pub(crate) mod terminal;
 #[cfg(test)]
 mod testing;
-#[allow(dead_code, reason = "wired in the next commit")]
 pub(crate) mod toolbox;
 mod tree;
 pub(crate) mod user;

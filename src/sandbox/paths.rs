@@ -23,7 +23,7 @@
 //! Nothing is created, changed or opened for reading here, so nothing can block; but for the
 //! machine, which may have to be made first.
 
-use std::cell::OnceCell;
+use std::cell::{OnceCell, RefCell};
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -31,8 +31,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
+use rustix::thread::CapabilitySet;
+
+use super::user::Raised;
 
 /// Where a command in the sandbox sees its workspace.
 pub(crate) const MOUNT_POINT: &str = "/workspace";
@@ -53,6 +56,9 @@ const MAX_STEPS: usize = 16_384;
 /// Directories of a machine that have no files: what is in them is made up by the kernel, or is a
 /// device. To read it from outside would not be what a command reads, and may block.
 const KERNELS: [&str; 3] = ["proc", "dev", "sys"];
+
+/// What root may do with the files of a machine whose ids are its own.
+const RIGHTS_OF_ROOT: CapabilitySet = CapabilitySet::DAC_OVERRIDE.union(CapabilitySet::FOWNER);
 
 /// Why a path leads to no place in a slot's machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -102,6 +108,10 @@ pub(crate) struct View<'a> {
     find_root: FindRoot<'a>,
     /// The root of the machine, once it was asked for.
     root: OnceCell<Result<Option<Root>, String>>,
+    /// Whether this thread acts for root in the machine.
+    is_roots: bool,
+    /// What it may for that, and the mount that it may it in.
+    raised: RefCell<Option<(Raised, u64)>>,
 }
 
 /// How far a walk has come.
@@ -169,7 +179,38 @@ impl<'a> View<'a> {
         directory: &'a Path,
         find_root: FindRoot<'a>,
     ) -> Self {
-        Self { mounts, directory, find_root, root: OnceCell::new() }
+        let (root, raised) = (OnceCell::new(), RefCell::new(None));
+        Self { mounts, directory, find_root, root, is_roots: false, raised }
+    }
+
+    /// For a thread that acts for root in the machine, who is stopped by no one's permissions
+    /// there. It has that right for as long as its walks stay in the file system that is at the
+    /// machine's root, which is the slot's own: with the first step into another one, which may be
+    /// the operator's, it is given up for good.
+    pub(super) fn of_root(self) -> Self {
+        Self { is_roots: true, ..self }
+    }
+
+    /// Gives that right up.
+    pub(super) fn lower(&self) {
+        drop(self.raised.take());
+    }
+
+    /// Gives it up unless `found` is where it is meant for.
+    fn lower_elsewhere(&self, found: &OwnedFd) {
+        let is_elsewhere = |(_, mount): &(Raised, u64)| mount_of(found) != Ok(*mount);
+        if self.raised.borrow().as_ref().is_some_and(is_elsewhere) {
+            self.lower();
+        }
+    }
+
+    fn raise(&self, root: &Root) {
+        // Without the number of its mount, or the right, it does with what its user may.
+        if let Ok(mount) = mount_of(&root.dir)
+            && let Ok(raised) = Raised::new(RIGHTS_OF_ROOT)
+        {
+            self.raised.replace(Some((raised, mount)));
+        }
     }
 
     /// Finds the place that `given` names, following symlinks as commands do. Holds a few
@@ -279,6 +320,7 @@ impl<'a> View<'a> {
                 }
                 Err(errno) => return Err(PathError::Os(errno)),
             };
+            self.lower_elsewhere(&next);
             match file_type(&next).map_err(PathError::Os)? {
                 FileType::Directory => {
                     place.dir = next;
@@ -335,7 +377,14 @@ impl<'a> View<'a> {
 
     /// To the machine's root, from which `path` is to be walked.
     fn leave(&self, path: &Path, todo: &mut VecDeque<OsString>) -> Result<At, PathError> {
-        let root = match self.root.get_or_init(self.find_root) {
+        let find = || {
+            let root = (self.find_root)();
+            if let (true, Ok(Some(root))) = (self.is_roots, &root) {
+                self.raise(root);
+            }
+            root
+        };
+        let root = match self.root.get_or_init(find) {
             Ok(Some(root)) => root,
             Ok(None) => return Err(PathError::Outside),
             Err(why) => return Err(PathError::NoMachine(why.clone())),
@@ -409,6 +458,15 @@ impl Resolved {
     /// Whether it is in none of the slot's directories, but elsewhere in its machine.
     pub(super) fn is_in_root(&self) -> bool {
         self.held == Held::Root
+    }
+}
+
+/// The number of the mount that an open file is in.
+fn mount_of(fd: &OwnedFd) -> Result<u64, Errno> {
+    let about = rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?;
+    match about.stx_mask & StatxFlags::MNT_ID.bits() {
+        0 => Err(Errno::NOTSUP),
+        _ => Ok(about.stx_mnt_id),
     }
 }
 

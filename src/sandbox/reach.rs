@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use super::paths::{FindRoot, Root, View};
+use super::user::CommandUser;
 use super::workspace::Workspace;
 
 /// A slot's files.
@@ -29,7 +30,12 @@ impl<'a> Reach<'a> {
 
     /// What paths mean.
     pub(super) fn view(self) -> View<'a> {
-        self.workspace.view(self.find_root)
+        let view = self.workspace.view(self.find_root);
+        let is_roots = |user: CommandUser| user.is_root_of_many();
+        match self.workspace.image().is_some() && self.workspace.owner().is_some_and(is_roots) {
+            true => view.of_root(),
+            false => view,
+        }
     }
 
     /// What paths mean that lead out of the slot's directories nowhere.

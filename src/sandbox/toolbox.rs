@@ -8,7 +8,6 @@
 //! bin/bash, bin/tmux     the host's loader under the program's name, so that this is what `ps` shows
 //! program/bash, …        the programs
 //! lib/                   their libraries, by the names that they are asked for
-//! terminfo/              what tmux's terminals are, for programs that ask
 //! ```
 //!
 //! The loader is run, not the program, and is told where both are. Nothing of it depends on the
@@ -19,21 +18,57 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::{Arc, OnceLock};
+
+use super::shell;
 
 /// Where it is in a machine.
 pub(super) const PLACE: &str = "/run/toolbox";
 
-/// The directories of terminal descriptions, on the host.
-const TERMINFO: [&str; 4] =
-    ["/etc/terminfo", "/lib/terminfo", "/usr/lib/terminfo", "/usr/share/terminfo"];
-/// The terminals that panes are.
-const TERMINALS: [&str; 3] = ["tmux-256color", "screen-256color", "screen"];
+/// What is brought along.
+const PROGRAMS: [&str; 2] = [BASH, TMUX];
+/// The names of these programs.
+pub(super) const BASH: &str = "bash";
+pub(super) const TMUX: &str = "tmux";
 
 /// A directory with programs of the host that run anywhere.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Toolbox {
     path: PathBuf,
     programs: Vec<String>,
+}
+
+/// A toolbox that is made when it is needed first.
+#[derive(Debug)]
+pub(crate) struct LazyToolbox {
+    path: PathBuf,
+    made: OnceLock<Option<Arc<Toolbox>>>,
+}
+
+impl LazyToolbox {
+    /// One that is to be made at `path`, which must not exist.
+    pub(crate) fn new(path: PathBuf) -> Self {
+        Self { path, made: OnceLock::new() }
+    }
+
+    /// The toolbox; `None` where it cannot be made, which is logged. Blocks the first time: for the
+    /// copying of some megabytes, and for a process for each program.
+    pub(super) fn get(&self) -> Option<Arc<Toolbox>> {
+        let make = || {
+            let find = |name: &&str| {
+                let mut places = shell::PATH.split(':').map(|place| Path::new(place).join(name));
+                places.find(|program| program.is_file())
+            };
+            let programs: Vec<_> = PROGRAMS.iter().filter_map(find).collect();
+            let programs: Vec<_> = programs.iter().map(PathBuf::as_path).collect();
+            let made = Toolbox::make(self.path.clone(), &programs);
+            let made = made.inspect_err(|error| {
+                log::warn!("nothing can be brought along for images without bash or tmux: {error}");
+            });
+            made.ok().map(Arc::new)
+        };
+        self.made.get_or_init(make).clone()
+    }
 }
 
 /// What a program needs to run, on the host.
@@ -52,7 +87,7 @@ impl Toolbox {
     /// # Errors
     /// The directory cannot be made.
     pub(crate) fn make(path: PathBuf, programs: &[&Path]) -> io::Result<Self> {
-        for directory in ["", "bin", "program", "lib", "terminfo"] {
+        for directory in ["", "bin", "program", "lib"] {
             make_directory(&path.join(directory))?;
         }
         let mut toolbox = Self { path, programs: Vec::new() };
@@ -66,17 +101,6 @@ impl Toolbox {
                     );
                 }
             }
-        }
-        for terminal in TERMINALS {
-            let letter = &terminal[..1];
-            let described = |base| Path::new(base).join(letter).join(terminal);
-            let found = TERMINFO.into_iter().map(described).find(|file| file.exists());
-            let Some(found) = found else { continue };
-            let directory = toolbox.path.join("terminfo").join(letter);
-            if !directory.exists() {
-                make_directory(&directory)?;
-            }
-            copy(&found, &directory.join(terminal), 0o644)?;
         }
         Ok(toolbox)
     }
@@ -142,7 +166,7 @@ fn needed(program: &Path) -> io::Result<Needed> {
         reason = "no command of a model's: a program of the host, which looks at one of the host's"
     )]
     let mut ldd = Command::new("ldd");
-    ldd.arg(program).env_clear().env("PATH", super::shell::PATH);
+    ldd.arg(program).env_clear().env("PATH", shell::PATH);
     let listed = ldd.stdin(Stdio::null()).stderr(Stdio::null()).output()?;
     if !listed.status.success() {
         return Err(io::Error::other("ldd knows no libraries of it"));

@@ -45,8 +45,8 @@ use rustix::process::{
     set_dumpable_behavior,
 };
 use rustix::thread::{
-    CapabilitySet, capabilities, set_capabilities, set_no_new_privs, set_thread_groups,
-    set_thread_res_gid, set_thread_res_uid,
+    CapabilitySet, CapabilitySets, capabilities, set_capabilities, set_no_new_privs,
+    set_thread_groups, set_thread_res_gid, set_thread_res_uid,
 };
 
 /// `nobody` and `nogroup`: every system has them, nothing should belong to them, and tools find a
@@ -131,6 +131,11 @@ impl CommandUser {
     /// the slot has one id, as that.
     pub(super) fn as_root_inside(self) -> Self {
         Self { uid: self.as_inside(0, 0).uid, ..self }
+    }
+
+    /// Whether it is root inside, in a slot that has other ids, too.
+    pub(super) fn is_root_of_many(self) -> bool {
+        !self.map.is_single() && self.map.inside == 0 && self.uid.as_raw() == self.map.outside
     }
 
     /// Its number on this machine.
@@ -265,13 +270,35 @@ impl Drop for Entered {
 /// # Errors
 /// Those of `capset`; nothing was done where they cannot be had.
 pub(super) fn with_rights<T>(rights: CapabilitySet, work: impl FnOnce() -> T) -> io::Result<T> {
-    let own = capabilities(None)?;
-    let mut raised = own;
-    raised.effective |= own.permitted & rights;
-    set_capabilities(None, raised)?;
-    let done = work();
-    set_capabilities(None, own)?;
-    Ok(done)
+    let _raised = Raised::new(rights)?;
+    Ok(work())
+}
+
+/// Rights of root that a thread has which has entered a user, until this is dropped on it.
+#[derive(Debug)]
+pub(super) struct Raised(CapabilitySets);
+
+impl Raised {
+    /// Gives this thread these of the rights that root has.
+    ///
+    /// # Errors
+    /// Those of `capset`.
+    pub(super) fn new(rights: CapabilitySet) -> io::Result<Self> {
+        let own = capabilities(None)?;
+        let mut raised = own;
+        raised.effective |= own.permitted & rights;
+        set_capabilities(None, raised)?;
+        Ok(Self(own))
+    }
+}
+
+impl Drop for Raised {
+    fn drop(&mut self) {
+        if let Err(errno) = set_capabilities(None, self.0) {
+            // To give up what one has is never refused.
+            log::error!("a thread of the engine keeps rights of root: {errno}");
+        }
+    }
 }
 
 /// Does something on a thread of its own, and something else on this one meanwhile.

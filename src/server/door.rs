@@ -5,7 +5,8 @@
 //! machine it is looked at on, directly (a form, a script of another site) or under a name of its
 //! own that it has pointed there (DNS rebinding). What tells these requests from a program's cannot
 //! be set by a page: `Host`, `Origin` and `Sec-Fetch-Site` are the browser's, and a body that is
-//! declared JSON is not sent across sites without asking first, which this server never allows.
+//! declared JSON, or bytes as they are, is not sent across sites without asking first, which this
+//! server never allows.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -87,7 +88,7 @@ const FOREIGN_SITE: Refusal = Refusal {
 const NO_JSON: Refusal = Refusal {
     status: 415,
     detail: "This server has no token, so it reads a body only if it is declared JSON: send \
-             Content-Type: application/json, or use a token",
+             Content-Type: application/json (application/octet-stream with files), or use a token",
 };
 
 impl Door {
@@ -124,7 +125,7 @@ impl Door {
             return Some(FOREIGN_ORIGIN);
         }
         let mut types = values(headers, &CONTENT_TYPE);
-        let declared = types.next().is_some_and(is_json) && types.next().is_none();
+        let declared = types.next().is_some_and(is_asked_for) && types.next().is_none();
         (has_body && !declared).then_some(NO_JSON)
     }
 
@@ -176,10 +177,13 @@ fn name_of(host: &str) -> Option<&str> {
     (rest.is_empty() || rest.strip_prefix(':').is_some_and(is_port)).then_some(name)
 }
 
-/// Whether a media type is JSON, whatever its parameters.
-fn is_json(media_type: &[u8]) -> bool {
+/// Whether a media type, whatever its parameters, is JSON, or bytes as they are: both are sent
+/// across sites only after asking.
+fn is_asked_for(media_type: &[u8]) -> bool {
     let essence = media_type.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii();
-    essence.eq_ignore_ascii_case(b"application/json")
+    [&b"application/json"[..], b"application/octet-stream"]
+        .iter()
+        .any(|known| essence.eq_ignore_ascii_case(known))
 }
 
 #[cfg(test)]

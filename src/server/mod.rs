@@ -17,6 +17,7 @@ mod http;
 mod sandbox;
 mod strangers;
 mod tls;
+mod upload;
 mod validity;
 
 pub use error::ServeError;

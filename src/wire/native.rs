@@ -10,6 +10,7 @@
 //! | `POST /v3/calls` | hands operations over; answered at once, with the results that are there already |
 //! | `POST /v3/results` | an endless stream of lines: a result as soon as it is there, a beat every few seconds |
 //! | `POST /v3/archive` | a workspace's archive, as lines |
+//! | `POST /v3/put`, `/v3/put_result`, `/v3/copy` | files in and out, byte by byte; see `files` |
 //!
 //! **Exactly once**: an operation is named by slot and number. One that is sent again joins the
 //! first one or gets its result; a number below the slot's latest is *stale* and runs nothing. The
@@ -17,8 +18,8 @@
 //! after it has that result. A result may be told in an answer that never arrives: so each beat of
 //! the stream names those that were told. So a request may be repeated, and a stream resumed,
 //! after any loss: with the list of what the client still waits for, the server repeats the
-//! results it has, and says which operations it never got.
-
+//! results it has, and says which operations it never got. A put is no operation: one that broke is
+//! not sent again, unless nothing of it was.
 //!
 //! **Fencing**: each lease of a slot has an epoch that only grows, and an operation names it. One
 //! under another epoch than the slot's present one is *fenced*: it runs nothing. So a client that
@@ -33,11 +34,14 @@
 //! without it that client would take the server for one that knows only the plain routes, and drive
 //! it by them.
 
+pub(crate) mod files;
+
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use super::null_as_default;
+use crate::artifact::ArchiveFormat;
 use crate::spec::TrajectorySpec;
 use crate::tool::{JsonObject, Outcome, ToolResult};
 
@@ -301,6 +305,8 @@ pub(crate) struct ArchiveRequest {
     pub(crate) path: String,
     pub(crate) max_bytes: u64,
     pub(crate) max_entries: usize,
+    #[serde(default)]
+    pub(crate) format: ArchiveFormat,
 }
 
 /// A line of an archive: pieces, then its end.

@@ -53,6 +53,87 @@ static void specs(te_executor *executor) {
     OK(te_release(executor, TE_STR("spec"), 1));
 }
 
+/* What is put, or copied, and where it is. */
+struct text {
+    const char *data;
+    size_t len, at;
+};
+
+static int64_t give(void *user, char *data, size_t len) {
+    struct text *text = user;
+    size_t left = text->len - text->at;
+    /* In pieces, as a file or a socket would. */
+    if (len > 3) len = 3;
+    if (len > left) len = left;
+    memcpy(data, text->data + text->at, len);
+    text->at += len;
+    return (int64_t)len;
+}
+
+static int64_t give_nothing(void *user, char *data, size_t len) {
+    (void)user, (void)data, (void)len;
+    return -1;
+}
+
+static int64_t give_too_much(void *user, char *data, size_t len) {
+    (void)user, (void)data;
+    return (int64_t)len + 1;
+}
+
+static int compare(void *user, const char *data, size_t len) {
+    struct text *text = user;
+    CHECK(len <= text->len - text->at && memcmp(text->data + text->at, data, len) == 0);
+    text->at += len;
+    return 0;
+}
+
+static int refuse(void *user, const char *data, size_t len) {
+    (void)user, (void)data, (void)len;
+    return 1;
+}
+
+static void puts_files(te_executor *executor) {
+    struct text hello = {"hello, machine", 14, 0};
+    te_buffer info;
+    uint64_t bytes;
+    int fd;
+    /* The trajectory begins with it. */
+    OK(te_files_put(executor, TE_STR("p"), TE_STR("{\"path\": \"/srv/d/f\", \"mode\": 488}"), give,
+                    &hello, &info));
+    CHECK(has_text(info.data, info.len, "\"path\":\"/srv/d/f\""));
+    CHECK(has_text(info.data, info.len, "\"bytes\":14"));
+    te_buffer_free(&info);
+    run(executor, "p", "cat /srv/d/f; stat -c ' %a' /srv/d/f", TE_OUTCOME_OK, "hello, machine 750");
+    hello.at = 0;
+    OK(te_artifact_copy_to(executor, TE_STR("p"), TE_STR("/srv/d/f"), compare, &hello, &bytes));
+    CHECK(bytes == 14 && hello.at == 14);
+    GIVES(TE_IO, te_artifact_copy_to(executor, TE_STR("p"), TE_STR("/srv/d/f"), refuse, NULL, NULL));
+    GIVES(TE_IO, te_files_put(executor, TE_STR("p"), TE_STR("{\"path\": \"n\"}"), give_nothing, NULL,
+                              NULL));
+    GIVES(TE_IO, te_files_put(executor, TE_STR("p"), TE_STR("{\"path\": \"n\"}"), give_too_much,
+                              NULL, NULL));
+    hello.at = 0;
+    GIVES(TE_BAD_ARCHIVE,
+          te_files_put(executor, TE_STR("p"), TE_STR("{\"path\": \".\", \"kind\": \"tar\"}"), give,
+                       &hello, NULL));
+    GIVES(TE_INVALID_JSON,
+          te_files_put(executor, TE_STR("p"), TE_STR("{\"path\": \"n\", \"mood\": 1}"), give, &hello,
+                       NULL));
+    GIVES(TE_INVALID_ARGUMENT,
+          te_files_put(executor, TE_STR("p"), TE_STR("{\"path\": \"n\", \"mode\": 4095}"), give,
+                       &hello, NULL));
+    GIVES(TE_NULL, te_files_put(executor, TE_STR("p"), TE_STR("{\"path\": \"n\"}"), NULL, NULL, NULL));
+    fd = open("/etc/hostname", O_RDONLY | O_CLOEXEC);
+    CHECK(fd >= 0);
+    OK(te_files_put_fd(executor, TE_STR("p"), TE_STR("{\"path\": \"name\"}"), fd, NULL));
+    CHECK(close(fd) == 0);
+    OK(te_tree_put(executor, TE_STR("p"), TE_STR("/etc/ssl"), TE_STR("tree"), &info));
+    CHECK(has_text(info.data, info.len, "\"path\":\"/workspace/tree\""));
+    te_buffer_free(&info);
+    run(executor, "p", "test -n \\\"$(ls tree)\\\" && ls", TE_OUTCOME_OK, "name\ntree");
+    OK(te_release(executor, TE_STR("p"), 1));
+}
+
 static void artifacts(te_executor *executor) {
     te_buffer content, info;
     uint64_t bytes;
@@ -67,9 +148,9 @@ static void artifacts(te_executor *executor) {
     GIVES(TE_NOT_FOUND,
           te_artifact_read(executor, TE_STR("a"), TE_STR("{\"path\": \"x\"}"), &content, &info));
     CHECK(content.data == NULL && info.data == NULL);
-    GIVES(TE_OUTSIDE_WORKSPACE, te_artifact_read(executor, TE_STR("a"),
-                                                 TE_STR("{\"path\": \"../../etc/passwd\"}"),
-                                                 &content, NULL));
+    GIVES(TE_REFUSED, te_artifact_read(executor, TE_STR("a"),
+                                       TE_STR("{\"path\": \"../../proc/self/environ\"}"), &content,
+                                       NULL));
     GIVES(TE_NOT_A_FILE,
           te_artifact_read(executor, TE_STR("a"), TE_STR("{\"path\": \"d\"}"), &content, NULL));
     OK(te_artifact_list(executor, TE_STR("a"), TE_STR("{\"recursive\": true}"), &content));
@@ -116,6 +197,7 @@ static void work(te_executor *executor) {
     te_result_free(result);
     specs(executor);
     artifacts(executor);
+    puts_files(executor);
     OK(te_queue_new(executor, 64, &queue));
     for (int i = 0; i < 16; i++) {
         snprintf(name, sizeof name, "q%d", i % 8);

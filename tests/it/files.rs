@@ -5,7 +5,7 @@ use std::fs;
 
 use serde_json::json;
 use tool_executor::artifact::{
-    ArchiveArtifacts, ArtifactError, ListArtifacts, PutFiles, ReadArtifact,
+    ArchiveArtifacts, ArchiveFormat, ArtifactError, ListArtifacts, PutFiles, ReadArtifact,
 };
 use tool_executor::backend::local::LocalBackend;
 use tool_executor::config::{ExecutorConfig, LocalConfig, Policy, SlotLimits};
@@ -212,4 +212,23 @@ fn owners_are_those_of_the_machine_where_a_slot_has_several_ids() {
         let error = executor.put("t", &request, &mut &b"x"[..]).unwrap_err().to_string();
         assert!(error.contains(words), "{error}");
     }
+}
+
+#[test]
+fn an_archive_may_be_a_plain_tar_stream_and_goes_in_again() {
+    let (_dir, executor) = start(LocalConfig::new(1), false);
+    run(&executor, "mkdir -p /srv/d; seq 10000 > /srv/d/f; ln -s f /srv/d/l");
+    let mut archives = Vec::new();
+    for format in [ArchiveFormat::Tar, ArchiveFormat::TarGz] {
+        let request = ArchiveArtifacts::new("/srv/d").with_format(format);
+        let mut archive = Vec::new();
+        let summary = executor.copy_archive("t", &request, &mut archive).unwrap();
+        assert_eq!((summary.entry_count, summary.bytes), (3, archive.len() as u64));
+        let put = executor.put("t", &PutFiles::tar("again"), &mut &*archive).unwrap();
+        assert_eq!(put.entry_count, 3);
+        run(&executor, "cmp /srv/d/f again/srv/d/l; rm -r again");
+        archives.push(archive);
+    }
+    assert_eq!(&archives[0][257..262], b"ustar");
+    assert!(archives[0].len() > 48_894 && archives[1].len() < 48_894);
 }

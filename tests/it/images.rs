@@ -7,6 +7,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
+use tool_executor::artifact::{ArtifactError, PutFiles};
 use tool_executor::backend::local::LocalBackend;
 use tool_executor::config::{Bind, ExecutorConfig, LocalConfig, Policy, UserIds};
 use tool_executor::{
@@ -188,13 +189,119 @@ fn files_sessions_and_outputs_work_in_an_image() {
     let path = result.metadata["output_file"].as_str().expect("a complete output").to_owned();
     assert!(path.starts_with("/root/.tool-output/"), "{path}");
     assert_eq!(bench.output(&format!("wc -l < {path}; head -n 1 {path}")), "100000\n1");
-    // It has no bash and no tmux, which is not the model's doing.
-    let shell = bench.call("t", ToolCall::new("terminal_stateful", json!({"command": "true"})));
-    assert!(shell.error.contains("the image has no bash"), "{shell:?}");
-    assert!(!shell.outcome.model_attributable(), "{shell:?}");
-    let tmux = ToolCall::new("tmux", json!({"action": "send_keys", "keys": ["x"]}));
-    let tmux = bench.call("t", tmux);
-    assert!(tmux.error.contains("tmux") && !tmux.outcome.model_attributable(), "{tmux:?}");
+}
+
+#[test]
+fn an_image_without_bash_and_tmux_has_those_of_the_host() {
+    let image = Image::new();
+    let bench = Bench::new(&image);
+    let stateful = |command: &str| {
+        let call = ToolCall::new("terminal_stateful", json!({"command": command}));
+        let result = bench.call("t", call);
+        assert_eq!(result.outcome, Outcome::Ok, "{command}: {result:?}");
+        result.output
+    };
+    assert_eq!(stateful("cd /app; v=(1 2 3); echo ${#v[@]} $0"), "3 bash");
+    assert_eq!(
+        stateful("cat file; echo ${v[2]}; pwd; echo $BASHPID > /tmp/pid"),
+        "of the image\n3\n/app"
+    );
+    // Nothing of it is in the way of the image's own programs.
+    assert_eq!(stateful("env | grep -c toolbox; which bash || echo none"), "0\nnone");
+    assert_eq!(stateful("cat /proc/$$/comm"), "bash");
+    let refused =
+        stateful("echo x > /run/toolbox/bin/bash || rm -r /run/toolbox || ls /run/toolbox");
+    assert!(refused.ends_with("bin\nlib\nprogram") || refused.contains("Read-only"), "{refused}");
+    let keys = |keys: serde_json::Value| {
+        let call =
+            ToolCall::new("tmux", json!({"action": "send_keys", "keys": keys, "block": true}));
+        bench.call("t", call)
+    };
+    let typed = keys(json!(["cat /app/file > /tmp/seen; tty", "Enter"]));
+    assert_eq!(typed.outcome, Outcome::Ok, "{typed:?}");
+    let screen = bench.call("t", ToolCall::new("tmux", json!({"action": "snapshot"})));
+    assert!(screen.output.contains("/dev/pts/"), "{screen:?}");
+    assert_eq!(bench.output("cat /tmp/seen"), "of the image");
+    // The tool `bash` has the image's own shell.
+    assert_eq!(bench.output("test -z \"$BASH_VERSION\" && echo sh"), "sh");
+}
+
+#[test]
+fn files_are_put_into_an_image_and_copied_out_of_it_wherever_they_are() {
+    let image = Image::new();
+    let before = image.files();
+    for users in [UserIds::Auto, UserIds::Shared] {
+        let bench = Bench::try_new(&image, LocalConfig::new(1).with_user_ids(users)).unwrap();
+        let executor = &bench.executor;
+        let put = |request: &PutFiles, bytes: &[u8]| executor.put("t", request, &mut &*bytes);
+        let tool = PutFiles::file("/usr/local/bin/tool").with_mode(Some(0o755));
+        put(&tool, b"#!/bin/sh\necho ran\n").unwrap();
+        assert_eq!(bench.output("tool; stat -c %u:%g /usr/local/bin/tool"), "ran\n0:0");
+        // What is the image's is replaced, also where it is what its commands are found by.
+        put(&PutFiles::file("/app/file"), b"put\n").unwrap();
+        put(&PutFiles::tar("/"), &tar_of("etc/motd", b"hello", 0)).unwrap();
+        assert_eq!(bench.output("cat /app/file /etc/motd"), "put\nhello");
+        let mut copy = Vec::new();
+        executor.copy_artifact("t", "/etc/passwd", &mut copy).unwrap();
+        assert!(copy.starts_with(b"root:x:0:0"));
+        let refused = put(&PutFiles::file("/proc/self/comm"), b"x").unwrap_err();
+        assert!(matches!(refused, ArtifactError::Refused(_)), "{refused}");
+        executor.release("t").unwrap();
+        assert_eq!(bench.output("cat /app/file; test ! -e /usr"), "of the image");
+    }
+    assert_eq!(image.files(), before);
+    if !is_root() {
+        return;
+    }
+    let bench = Bench::new(&image);
+    let executor = &bench.executor;
+    let of_agent = PutFiles::file("/srv/d/f").with_owner("agent");
+    executor.put("t", &of_agent, &mut &b"x"[..]).unwrap();
+    assert_eq!(bench.output("stat -c %U:%G /srv/d/f /srv/d"), "agent:agents\nagent:agents");
+    // Root in there is who the caller is: what is another's is no obstacle, also where it is
+    // closed.
+    bench.output("chmod 700 /srv/d");
+    executor.put("t", &PutFiles::file("/srv/d/g"), &mut &b"y"[..]).unwrap();
+    executor.put("t", &PutFiles::file("/srv/d/f"), &mut &b"z"[..]).unwrap();
+    let kept = PutFiles::tar("/srv/d/tree").with_keep_owners(true);
+    executor.put("t", &kept, &mut &*tar_of("sub/h", b"h", 1000)).unwrap();
+    assert_eq!(bench.output("cat /srv/d/f /srv/d/g; stat -c %u /srv/d/tree/sub/h"), "zy1000");
+    let mut copy = Vec::new();
+    executor.copy_artifact("t", "/srv/d/g", &mut copy).unwrap();
+    assert_eq!(copy, b"y");
+    // What is the operator's is nobody's in there.
+    let closed = image.dir.path().join("closed");
+    fs::create_dir_all(closed.join("inner")).unwrap();
+    fs::write(closed.join("inner/secret"), "secret").unwrap();
+    fs::set_permissions(&closed, fs::Permissions::from_mode(0o777)).unwrap();
+    fs::set_permissions(closed.join("inner"), fs::Permissions::from_mode(0o700)).unwrap();
+    let given = LocalConfig::new(1).with_binds(vec![Bind::writable(&closed).with_place("/given")]);
+    let other = Image::new();
+    let bench = Bench::try_new(&other, given).unwrap();
+    let executor = &bench.executor;
+    bench.output("mkdir /srv; ln -s /given/inner /srv/link");
+    for path in ["/given/inner/secret", "/srv/link/secret", "/given/inner/new"] {
+        let error = executor.put("t", &PutFiles::file(path), &mut &b"x"[..]).unwrap_err();
+        assert!(matches!(error, ArtifactError::Io(..)), "{path}: {error}");
+        let error = executor.copy_artifact("t", path, &mut copy).unwrap_err();
+        assert!(!matches!(error, ArtifactError::Outside), "{path}: {error}");
+    }
+    assert_eq!(
+        (fs::read_to_string(closed.join("inner/secret")).unwrap(), &*copy),
+        ("secret".into(), &b"y"[..])
+    );
+}
+
+/// An archive of one file.
+fn tar_of(name: &str, content: &[u8], owner: u64) -> Vec<u8> {
+    let mut tar = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_gnu();
+    header.set_size(content.len() as u64);
+    header.set_mode(0o644);
+    header.set_uid(owner);
+    header.set_gid(owner);
+    tar.append_data(&mut header, name, content).unwrap();
+    tar.into_inner().unwrap()
 }
 
 #[test]
@@ -211,6 +318,21 @@ fn a_machine_with_another_network_has_the_same_files() {
     assert_eq!(result.outcome, Outcome::Ok, "{result:?}");
     assert!(result.output.starts_with("one\none\n"), "{result:?}");
     assert_eq!(bench.output("cat /shared"), "one\ntwo");
+}
+
+#[test]
+fn each_jail_of_a_machine_sees_the_image_and_nothing_of_how_it_was_made() {
+    let image = Image::new();
+    let bench = Bench::try_new(&image, LocalConfig::new(1).with_warm_slots(false)).unwrap();
+    let all = "app\nbin\ndev\netc\nhome\nproc\nroot\nrun\nsys\ntmp";
+    for round in 0..3 {
+        assert_eq!(bench.output("ls /; ls /dev/null"), format!("{all}\n/dev/null"), "{round}");
+        assert_eq!(bench.output("ls /..; ls /proc/self/root/.."), format!("{all}\n{all}"));
+        let mounts = bench.output("cat /proc/self/mountinfo");
+        let roots = mounts.lines().filter(|line| line.split(' ').nth(4) == Some("/"));
+        assert_eq!(roots.count(), 1, "{mounts}");
+        assert!(!mounts.contains("/.layers ") && !mounts.contains("/.root "), "{mounts}");
+    }
 }
 
 #[test]
@@ -340,4 +462,50 @@ fn a_trajectory_may_ask_for_an_image_and_its_neighbour_has_the_hosts_files() {
     let no_shell = failed(json!({"image": image.name()}));
     assert_eq!(no_shell.0, Outcome::ImageUnusable, "{no_shell:?}");
     assert_eq!(run("t", "echo fine").output, "fine");
+}
+
+/// A directory of an image that is a link out of it, in the way of what is mounted there.
+#[test]
+fn directories_that_are_links_lead_nowhere_else() {
+    let outside = directory();
+    fs::create_dir(outside.path().join("empty")).unwrap();
+    let out = outside.path().display().to_string();
+    for (name, target) in [
+        ("etc", out.as_str()),
+        ("etc", "../../../../../../../../../../../../proc/self/root/etc"),
+        ("etc", "/proc/1/root"),
+        ("tmp", out.as_str()),
+        ("run", "/tmp"),
+        ("run", "/run"),
+        ("sys", out.as_str()),
+        ("root", "../.."),
+    ] {
+        let image = Image::new();
+        let _ = fs::remove_dir_all(image.at(name));
+        symlink(target, image.at(name)).unwrap();
+        // It may be refused, or run; the host is as it was.
+        if let Ok(bench) = Bench::try_new(&image, LocalConfig::new(1)) {
+            let seen = format!("ls {out}; touch {out}/made /run/made /tmp/made /root/made; ls /");
+            let result = bench.call("t", bash(&seen));
+            assert!(!result.output.contains("empty"), "{name} -> {target}: {result:?}");
+            let refused = result.outcome == Outcome::BackendFailed;
+            assert!(refused || result.output.contains("busybox") || result.output.contains("bin"));
+        }
+        assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 1, "{name} -> {target}");
+        assert!(!Path::new("/run/made").exists() && !Path::new("/root/made").exists());
+    }
+}
+
+/// What fills a slot's limit of bytes is counted wherever it is written in an image.
+#[test]
+fn what_is_written_in_an_image_counts_towards_the_slots_limits() {
+    let image = Image::new();
+    let mut config = LocalConfig::new(1);
+    config.limits.workspace_bytes = Some(4 << 20);
+    let bench = Bench::try_new(&image, config).unwrap();
+    let result =
+        bench.call("t", bash("while true; do dd if=/dev/zero bs=64k count=1 >> /opt; done"));
+    assert_eq!(result.outcome, Outcome::DiskFull, "{result:?}");
+    let size = bench.call("t", bash("stat -c %s /opt; rm /opt; echo removed"));
+    assert!(size.output.ends_with("removed"), "{size:?}");
 }

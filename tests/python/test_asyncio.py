@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import io
 import sys
 import threading
 import time
@@ -59,6 +60,9 @@ def test_calls_files_and_messages() -> None:
             async with executor.trajectory("t") as trajectory:
                 await trajectory.execute("bash", {"command": "echo x > f"})
                 assert await trajectory.read_artifact("f") == b"x\n"
+                assert (await trajectory.put("/srv/g", b"put")).bytes == 3
+                out = io.BytesIO()
+                assert await trajectory.get("/srv/g", out) == 3 and out.getvalue() == b"put"
                 assert [entry.path for entry in (await trajectory.list_artifacts()).entries] == ["f"]
                 with pytest.raises(ArtifactNotFoundError):
                     await trajectory.read_artifact("g")

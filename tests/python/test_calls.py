@@ -1,7 +1,9 @@
 """Calls and their results, by threads."""
 
+import io
 import pickle
 import select
+import tarfile
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -213,6 +215,71 @@ def test_files_of_a_workspace_are_read(executor: ToolExecutor, tmp_path: Path) -
     with pytest.raises(ArtifactError) as error:
         executor.read_artifact("unknown", "f")
     assert error.value.status == "TE_NO_SLOT"
+
+
+def test_files_go_in_and_out(executor: ToolExecutor, tmp_path: Path) -> None:
+    def run(command: str) -> str:
+        result = executor.execute("p", "bash", {"command": command})
+        assert result.success, result
+        return result.output
+
+    # The trajectory begins with it.
+    put = executor.put("p", "/srv/task/run", b"#!/bin/sh\necho ran\n", mode=0o755)
+    assert (put.path, put.bytes, put.entry_count) == ("/srv/task/run", 19, 1)
+    assert run("/srv/task/run") == "ran"
+    big = bytes(range(256)) * 10_000
+    (tmp_path / "tree" / "d").mkdir(parents=True)
+    (tmp_path / "tree" / "d" / "big").write_bytes(big)
+    (tmp_path / "tree" / "link").symlink_to("d/big")
+    (tmp_path / "script").write_text("echo hello")
+    (tmp_path / "script").chmod(0o700)
+    assert executor.put_tree("p", "tree", tmp_path / "tree").entry_count == 3
+    executor.put("p", "big", io.BytesIO(big))
+    assert run("cmp big tree/link && echo same") == "same"
+    executor.put("p", "script", tmp_path / "script")
+    assert run("stat -c %a script; ./script") == "700\nhello"
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w:gz") as tar:
+        tar.add(tmp_path / "script", "in/tar")
+    assert executor.put_tar("p", "/tmp/unpacked", archive.getvalue()).entry_count == 1
+    assert run("cat /tmp/unpacked/in/tar") == "echo hello"
+    out = io.BytesIO()
+    assert executor.get("p", "/srv/task/run", out) == 19 == len(out.getvalue())
+    assert executor.get("p", "big", tmp_path / "out") == len(big)
+    assert (tmp_path / "out").read_bytes() == big
+
+
+def test_what_cannot_be_put_says_why(executor: ToolExecutor, tmp_path: Path) -> None:
+    class Failing(io.RawIOBase):
+        def read(self, size: int = -1) -> bytes:
+            raise ZeroDivisionError("expected by this test")
+
+    class Full(io.RawIOBase):
+        def write(self, piece: Any) -> int:
+            raise OverflowError("expected by this test")
+
+    with pytest.raises(ZeroDivisionError):
+        executor.put("q", "f", Failing())  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="gives str"):
+        executor.put("q", "f", io.StringIO("text"))  # type: ignore[arg-type]
+    text: Any = "text"
+    with pytest.raises(TypeError, match="text.encode"):
+        executor.put("q", "f", text)
+    with pytest.raises(FileNotFoundError):
+        executor.put("q", "f", tmp_path / "nothing")
+    with pytest.raises(ArtifactError) as raised:
+        executor.put("q", "/proc/f", b"")
+    assert raised.value.status == "TE_REFUSED"
+    with pytest.raises(ArtifactError) as raised:
+        executor.put_tar("q", ".", b"no tar")
+    assert raised.value.status == "TE_BAD_ARCHIVE"
+    with pytest.raises(ArtifactError) as raised:
+        executor.put_tree("q", ".", tmp_path / "nothing")
+    assert raised.value.status == "TE_IO"
+    executor.put("q", "f", b"x" * 1_000_000)
+    with pytest.raises(OverflowError):
+        executor.get("q", "f", Full())  # type: ignore[arg-type]
+    assert executor.execute("q", "bash", {"command": "ls"}).output == "f"
 
 
 def test_closing_gives_every_call_its_result(gate: Gate) -> None:

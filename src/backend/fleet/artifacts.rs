@@ -13,8 +13,8 @@ use serde_json::json;
 
 use super::Connection;
 use crate::artifact::{
-    ArchiveArtifacts, ArchiveSummary, Artifact, ArtifactEntry, ArtifactError, ArtifactList,
-    ListArtifacts, MAX_ARTIFACT_BYTES, MAX_ARTIFACT_ENTRIES, ReadArtifact,
+    ArchiveArtifacts, ArchiveFormat, ArchiveSummary, Artifact, ArtifactEntry, ArtifactError,
+    ArtifactList, ListArtifacts, MAX_ARTIFACT_BYTES, MAX_ARTIFACT_ENTRIES, ReadArtifact,
 };
 use crate::client::{self, Failure};
 use crate::wire::native::{ARCHIVE, ArchiveLine, ArchiveRequest};
@@ -124,6 +124,9 @@ impl Connection {
         request: &ArchiveArtifacts,
         into: &mut dyn Write,
     ) -> Result<ArchiveSummary, ArtifactError> {
+        if request.format != ArchiveFormat::TarGz {
+            return Err(ArtifactError::Unsupported);
+        }
         let body = json!({"slot_id": slot, "path": request.path, "format": "tar.gz",
             "max_bytes": request.max_bytes.clamp(1, MAX_ARTIFACT_BYTES),
             "max_entries": request.max_entries.clamp(1, MAX_ARTIFACT_ENTRIES)});
@@ -142,9 +145,9 @@ impl Connection {
         request: &ArchiveArtifacts,
         into: &mut dyn Write,
     ) -> Result<ArchiveSummary, ArtifactError> {
-        let ArchiveArtifacts { path, max_bytes, max_entries } = request.clone();
+        let ArchiveArtifacts { path, max_bytes, max_entries, format } = request.clone();
         let SlotLease { session, epoch } = lease;
-        let asked = ArchiveRequest { session, epoch, slot, path, max_bytes, max_entries };
+        let asked = ArchiveRequest { session, epoch, slot, path, max_bytes, max_entries, format };
         let body = serde_json::to_vec(&asked).map_err(|error| garbage(&error.to_string()))?;
         let response = self.post_patiently(ARCHIVE, &body, None).map_err(gone)?;
         if !response.status().is_success() {
@@ -183,15 +186,20 @@ impl Connection {
     }
 
     /// Posts, for as long as the server is not given up.
-    fn post_patiently(
+    pub(super) fn post_patiently(
         &self,
         route: &str,
         body: &[u8],
         timeout: Option<Duration>,
     ) -> Result<ureq::http::Response<ureq::Body>, Failure> {
+        self.post(&self.patient_agent()?, route, body, timeout)
+    }
+
+    /// What sends for as long as the server is not given up.
+    pub(super) fn patient_agent(&self) -> Result<ureq::Agent, Failure> {
         let agent = self.patient.agent.lock().clone();
         let given_up = || Failure::NotSent("its sandbox server does not answer".to_owned());
-        self.post(&agent.ok_or_else(given_up)?, route, body, timeout)
+        agent.ok_or_else(given_up)
     }
 
     /// Asks a plain route; its refusals become errors.
@@ -267,11 +275,11 @@ fn write(into: &mut dyn Write, bytes: &[u8]) -> Result<(), ArtifactError> {
     into.write_all(bytes).map_err(failed)
 }
 
-fn gone(failure: Failure) -> ArtifactError {
+pub(super) fn gone(failure: Failure) -> ArtifactError {
     ArtifactError::SandboxLost(failure.text())
 }
 
-fn garbage(text: &str) -> ArtifactError {
+pub(super) fn garbage(text: &str) -> ArtifactError {
     let error = std::io::Error::other(text.to_owned());
     ArtifactError::Io(format!("the sandbox server's answer is of no use: {text}"), error)
 }

@@ -41,6 +41,7 @@
 
 mod artifacts;
 mod connection;
+mod files;
 mod list;
 mod members;
 mod native;
@@ -50,7 +51,7 @@ mod start;
 mod waiting;
 
 use std::fmt;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -67,11 +68,11 @@ use self::shares::Shares;
 use self::start::GIVE_UP;
 use super::{
     Artifacts, Backend, BeginReply, Capabilities, Container, Execution, ExecutionId, Isolation,
-    ResetReply, SlotRef, Watcher, gives,
+    ResetReply, SlotRef, Watcher, copy_in_parts, gives,
 };
 use crate::artifact::{
     ArchiveArtifacts, ArchiveSummary, Artifact, ArtifactError, ArtifactList, ListArtifacts,
-    ReadArtifact,
+    PutFiles, PutSummary, ReadArtifact,
 };
 use crate::client::{self, Authorization, Names};
 use crate::config::FleetConfig;
@@ -339,6 +340,34 @@ impl Artifacts for FleetBackend {
             Some(lease) => connection.stream_archive(slot.index, lease, request, into),
             None => connection.archive_artifacts(&slot.name, request, into),
         }
+    }
+
+    fn copy(
+        &self,
+        slot: &SlotRef,
+        path: &str,
+        into: &mut (dyn Write + Send),
+    ) -> Result<u64, ArtifactError> {
+        let connection = self.member(slot)?.connection;
+        match self.lease_of(slot)? {
+            Some(lease) => connection.copy_file(slot.index, lease, path, into),
+            None => {
+                let read = |request: &_| connection.read_artifact(&slot.name, None, request);
+                copy_in_parts(path, into, read)
+            }
+        }
+    }
+
+    /// A server with the reference's routes takes no files.
+    fn put(
+        &self,
+        slot: &SlotRef,
+        request: &PutFiles,
+        from: &mut (dyn Read + Send),
+    ) -> Result<PutSummary, ArtifactError> {
+        let connection = self.member(slot)?.connection;
+        let lease = self.lease_of(slot)?.ok_or(ArtifactError::Unsupported)?;
+        connection.put_files(slot.index, lease, request, from)
     }
 }
 

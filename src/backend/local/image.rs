@@ -17,8 +17,8 @@ use crate::sandbox::image::{
 };
 use crate::sandbox::isolation::Isolation as Engine;
 use crate::sandbox::supervisor::{CommandSpec, End, Finished};
-use crate::sandbox::user::CommandUser;
-use crate::sandbox::workspace::{ImageFiles, MachineSpec, NoMachine, Workspace};
+use crate::sandbox::toolbox::LazyToolbox;
+use crate::sandbox::workspace::{DataDir, ImageFiles, MachineSpec, NoMachine, Workspace};
 use crate::tool::OutputOrder;
 
 /// How long an image's shell may take to do nothing.
@@ -58,7 +58,8 @@ impl LocalBackend {
         };
         can_have_images(inner.supervisor.isolation()).map_err(BeginFailure::unsupported)?;
         let before = place.workspace();
-        let files = ImageFiles::find(spec, before.user_of_slot()).map_err(not_found)?;
+        let files = ImageFiles::find(spec, before.user_of_slot(), &inner.images.toolbox)
+            .map_err(not_found)?;
         let bound = before
             .renew_with(Some(Arc::new(files)))
             .map(Arc::new)
@@ -84,18 +85,22 @@ pub(super) struct Images {
     ids: StoredIds,
     /// Opened for the first image that is no directory.
     store: Mutex<Option<ImageStore>>,
+    /// What is brought along for those that have no bash or no tmux.
+    pub(super) toolbox: LazyToolbox,
     /// Triggered when the backend closes.
     interrupt: Interrupt,
 }
 
 impl Images {
-    /// Those of a data directory, for slots with these users.
-    pub(super) fn new(data_dir: Option<PathBuf>, of_slot: Option<CommandUser>) -> Self {
+    /// Those of a data directory, for the slots of an engine.
+    pub(super) fn new(data_dir: Option<PathBuf>, run: &DataDir) -> Self {
+        let of_slot = run.users().of_slot(0);
         let ids = match ImageFiles::has_one_id(of_slot) {
             true => StoredIds::One,
             false => StoredIds::Kept,
         };
-        Self { data_dir, ids, store: Mutex::new(None), interrupt: Interrupt::new() }
+        let toolbox = LazyToolbox::new(run.path().join("toolbox"));
+        Self { data_dir, ids, store: Mutex::new(None), toolbox, interrupt: Interrupt::new() }
     }
 
     /// Finds an image by its name. Blocks, where it has to be unpacked for as long as that takes.

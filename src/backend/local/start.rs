@@ -58,7 +58,7 @@ pub(super) fn start(
             .map_err(|error| BackendError::with_source("cannot adopt orphans", error))?;
     }
     let Place { user, mut data_dir, isolation } = find_place(config, probe, interrupt)?;
-    let images = Images::new(config.data_dir.clone(), data_dir.users().of_slot(0));
+    let images = Images::new(config.data_dir.clone(), &data_dir);
     let image = default_image(config, &images, &data_dir, &isolation, interrupt)?;
     let (isolation, network, egress) = network::connect(config, isolation)?;
     let one_user = data_dir.users().one_user_because();
@@ -151,7 +151,7 @@ fn default_image(
     })?;
     let env = BTreeMap::new();
     let spec = MachineSpec { image, frozen: Vec::new(), user: None, workdir: None, env };
-    let files = ImageFiles::find(spec, data_dir.users().of_slot(0));
+    let files = ImageFiles::find(spec, data_dir.users().of_slot(0), &images.toolbox);
     Ok(Some(Arc::new(files.map_err(|error| failed(error.into()))?)))
 }
 

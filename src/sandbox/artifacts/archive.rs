@@ -1,4 +1,5 @@
-//! A `.tar.gz` of a workspace, or of a part of it, written as it is made.
+//! An archive of a workspace, or of any directory, written as it is made: a `.tar.gz` or a tar
+//! stream.
 //!
 //! It has regular files, directories and symlinks, under their paths from the workspace, or from
 //! the root directory (without what is in `/proc`, `/dev` and `/sys`), with modes (without
@@ -21,14 +22,21 @@ use tar::{EntryType, Header};
 
 use super::sparse::{self, Pieces};
 use super::{Found, MAX_DEPTH, at_place, first_entries, found, has_entries, pump};
-use crate::artifact::{ArchiveArtifacts, ArchiveSummary, ArtifactError};
+use crate::artifact::{ArchiveArtifacts, ArchiveFormat, ArchiveSummary, ArtifactError};
 use crate::sandbox::files::open_regular;
 use crate::sandbox::paths::is_kernels;
 use crate::sandbox::reach::Reach;
 use crate::sandbox::tree::OPEN_DIR;
 
-/// How long one archive may take.
-const ARCHIVE_TIME: Duration = Duration::from_secs(300);
+/// How long an archive may take that may have so many bytes: five minutes, and more for one that is
+/// large, up to six hours.
+fn time_for(max_bytes: u64) -> Duration {
+    const LEAST: u64 = 300;
+    const MOST: u64 = 6 * 3600;
+    /// What is made in a second, at least.
+    const BYTES: u64 = 4 << 20;
+    Duration::from_secs((max_bytes / BYTES).clamp(LEAST, MOST))
+}
 
 /// How many bytes of files an archive of at most so many bytes may have: what is compressed better
 /// than that is made to keep its reader busy.
@@ -43,8 +51,8 @@ fn most_uncompressed(max_bytes: u64) -> u64 {
 const LINK_NAME_BYTES: usize = 100;
 
 /// Writes an archive of a directory (with itself, unless it is the workspace) or of a single file
-/// to `into`. Blocks for as long as the disk and `into` need, five minutes at most, as far as
-/// `into` lets it.
+/// to `into`. Blocks for as long as the disk and `into` need, five minutes at most – more
+/// for one that may be large –, as far as `into` lets it.
 ///
 /// Sorted by name, each directory before what is in it. What is more than [`MAX_DEPTH`]
 /// directories deep is left out and counts as truncation. A path that is no file or directory
@@ -58,7 +66,7 @@ pub(crate) fn archive<'a>(
     request: &ArchiveArtifacts,
     into: &mut (dyn Write + Send),
 ) -> Result<ArchiveSummary, ArtifactError> {
-    archive_within(files.into(), request, into, ARCHIVE_TIME)
+    archive_within(files.into(), request, into, time_for(request.max_bytes))
 }
 
 /// [`archive`] with another time limit.
@@ -85,7 +93,16 @@ pub(super) fn archive_within(
         let mut limited = Limited { into, bytes: 0, max, too_large: None, broken: false };
         let (mut uncompressed, most) = (0, most_uncompressed(max));
         let counted = (&mut uncompressed, most);
-        let written = write(start, request.max_entries, deadline, counted, &mut limited);
+        let limits = (request.max_entries, deadline);
+        let written = match request.format {
+            ArchiveFormat::Tar => write(start, limits, counted, &mut limited)
+                .and_then(|(into, done)| into.flush().map(|()| done)),
+            ArchiveFormat::TarGz => {
+                let gzip = GzBuilder::new().mtime(0).write(&mut limited, Compression::default());
+                write(start, limits, counted, gzip)
+                    .and_then(|(gzip, done)| gzip.finish()?.flush().map(|()| done))
+            }
+        };
         match (written, limited.too_large) {
             (Err(_), None) if uncompressed > most => {
                 Err(ArtifactError::TooLarge { bytes: uncompressed, max: most })
@@ -108,18 +125,15 @@ fn in_archive(path: PathBuf) -> PathBuf {
 
 /// Writes the archive: how many entries it has, and whether there are more. `uncompressed` is how
 /// many bytes of files it had, and how many it may have.
-fn write(
+fn write<W: Write>(
     start: Start,
-    most: usize,
-    deadline: Instant,
+    (most, deadline): (usize, Instant),
     uncompressed: (&mut u64, u64),
-    into: &mut Limited<'_>,
-) -> io::Result<(usize, bool)> {
+    into: W,
+) -> io::Result<(W, (usize, bool))> {
     let (bytes, most_uncompressed) = uncompressed;
-    let gzip = GzBuilder::new().mtime(0).write(into, Compression::default());
-    let tar = tar::Builder::new(gzip);
     let mut archiving = Archiving {
-        tar,
+        tar: tar::Builder::new(into),
         most,
         deadline,
         count: 0,
@@ -131,8 +145,7 @@ fn write(
     *bytes = archiving.uncompressed;
     written?;
     let Archiving { tar, count, truncated, .. } = archiving;
-    tar.into_inner()?.finish()?.flush()?;
-    Ok((count, truncated))
+    Ok((tar.into_inner()?, (count, truncated)))
 }
 
 /// What is to be archived.

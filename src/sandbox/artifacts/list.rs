@@ -53,6 +53,8 @@ pub(crate) fn list<'a>(
             Found::Other => Err(ArtifactError::UnsupportedType(given.to_owned()).into()),
             Found::Nothing => Err(ArtifactError::NotFound(given.to_owned()).into()),
         })?;
+        // What is below is looked at without a walk to it.
+        view.lower();
         match start {
             Start::File(entry) => Ok(ArtifactList { entries: vec![entry], truncated: false }),
             Start::Directory(level, in_root) => {

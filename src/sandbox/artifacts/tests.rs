@@ -102,7 +102,8 @@ impl Fixture {
         max_entries: usize,
     ) -> Result<(Vec<u8>, ArchiveSummary), ArtifactError> {
         let mut bytes = Vec::new();
-        let request = ArchiveArtifacts { path: path.to_owned(), max_bytes, max_entries };
+        let request =
+            ArchiveArtifacts::new(path).with_max_bytes(max_bytes).with_max_entries(max_entries);
         let summary = archive(self.workspace(), &request, &mut bytes)?;
         assert_eq!(summary.bytes, bytes.len() as u64);
         Ok((bytes, summary))

@@ -12,6 +12,7 @@ use crate::sandbox::limits::{CGROUPS, ShownGroup};
 use crate::sandbox::provided::{Provided, Shown};
 use crate::sandbox::shell::{Places, Shell};
 use crate::sandbox::spool;
+use crate::sandbox::toolbox;
 use crate::sandbox::user::{CommandUser, IdMap};
 use crate::sandbox::workspace::{Grading, ImageFiles, SESSIONS, Workspace};
 
@@ -218,6 +219,9 @@ pub(super) fn root_of_image(
     }
     let shown = |host: PathBuf, place: PathBuf, access| Entry::Shown { host, place, access };
     root.push(shown(workspace.sessions().into(), SESSIONS.into(), Access::ReadOnly));
+    if let Some(toolbox) = image.toolbox() {
+        root.push(shown(toolbox.path().into(), toolbox::PLACE.into(), Access::ReadOnly));
+    }
     let outputs = workspace.inside().home.join(spool::DIRECTORY);
     root.push(shown(workspace.outputs_directory(), outputs, Access::Writable));
     root.extend(of_grader(workspace));

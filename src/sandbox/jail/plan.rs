@@ -368,9 +368,9 @@ impl Plan {
         }
         self.proc(&mut source, &mut steps);
         self.dev(&mut source, &mut steps);
-        match self.overlays().any(Overlay::is_root) {
-            true => self.change_root(&mut steps),
-            false => steps.act(step::FORGET_HOST, "let go of the host's files"),
+        steps.act(step::FORGET_HOST, "let go of the host's files");
+        if self.overlays().any(Overlay::is_root) {
+            self.change_root(&mut steps);
         }
         if let Some(name) = self.host_name {
             steps.add(step::HOST_NAME, 0, 0, &[name], "set the host name");
@@ -430,8 +430,8 @@ impl Plan {
                 moved.push(place);
             }
         }
-        // With that the host's files go out of sight, and the layers' places. Each time that
-        // something is let go of the kernel waits for all processors, so it is done once.
+        // With that the layers' places go out of sight, too. The kernel lets go of one thing at a
+        // time: the host's files, which were above the first root, are gone by now.
         steps.add(step::CHANGE_ROOT, 0, 0, &[NEW_ROOT], "make the image the root directory");
     }
 

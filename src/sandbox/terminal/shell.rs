@@ -231,14 +231,17 @@ impl Program for Shell {
     ) -> io::Result<(Self, Kept)> {
         let host = &common.host;
         let sandboxed = host.isolation.is_sandboxed();
-        let (kind, program) = host.shell_of(&place.workspace);
-        if kind != ShellProgram::Bash {
-            let text = match place.workspace.image() {
-                Some(_) => "the image has no bash, which a kept shell needs",
-                None => "bash is not installed",
-            };
-            return Err(io::Error::other(text));
-        }
+        let argv = script::ARGV.map(OsString::from).to_vec();
+        let found = match place.workspace.image() {
+            Some(image) => image.bash().map(|bash| (&*bash.path, bash.arguments(argv))),
+            None if host.shell == ShellProgram::Bash => Some((Path::new(host.shell.path()), argv)),
+            None => None,
+        };
+        let (program, argv) = found.ok_or_else(|| {
+            io::Error::other(
+                "there is no bash, which a kept shell needs, neither here nor in an image",
+            )
+        })?;
         if !place.network && !host.isolation.can_cut_network() {
             return Err(io::Error::other("the network cannot be taken away on this machine"));
         }
@@ -261,7 +264,6 @@ impl Program for Shell {
                 rustix::fs::fchown(pipe, Some(user.uid()), Some(user.gid()))?;
             }
         }
-        let argv = script::ARGV.map(OsString::from);
         let plan = Plan {
             workspace: &place.workspace,
             network: place.network,

@@ -162,7 +162,6 @@ impl DataDir {
     }
 
     /// The host path of this data directory.
-    #[cfg(test)]
     pub(crate) fn path(&self) -> &Path {
         &self.run.path
     }

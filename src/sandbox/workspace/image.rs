@@ -15,6 +15,7 @@ use crate::sandbox::identity::Identity;
 use crate::sandbox::image::{Image, Layer};
 use crate::sandbox::jail::{Hold, MOST_TREES, Overlay, Rights, Tree, User};
 use crate::sandbox::shell::{self, Shell, ShellPath};
+use crate::sandbox::toolbox::{self, LazyToolbox, Toolbox};
 use crate::sandbox::user::{CommandUser, IdMap, WHOLE};
 
 /// Where images have the programs that commands are run by.
@@ -55,6 +56,25 @@ pub(crate) struct MachineSpec {
     pub(crate) env: BTreeMap<String, String>,
 }
 
+/// A program of a machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::sandbox) struct Program {
+    /// What is to be executed, inside.
+    pub(in crate::sandbox) path: PathBuf,
+    /// Its name, if it is the host's, brought along.
+    brought_along: Option<&'static str>,
+}
+
+impl Program {
+    /// The arguments with which it is to be executed so that it has these, its `$0` first.
+    pub(in crate::sandbox) fn arguments(&self, own: Vec<OsString>) -> Vec<OsString> {
+        match self.brought_along {
+            Some(name) => Toolbox::arguments(name, &own),
+            None => own,
+        }
+    }
+}
+
 /// Why a slot cannot have a machine with an image's files, as one line.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum NoMachine {
@@ -77,7 +97,9 @@ pub(crate) struct ImageFiles {
     user: ImageUser,
     identity: Arc<Identity>,
     shell: ShellPath,
-    tmux: Option<PathBuf>,
+    bash: Option<Program>,
+    tmux: Option<Program>,
+    toolbox: Option<Arc<Toolbox>>,
     has_apt: bool,
     working_dir: PathBuf,
     /// The image's variables.
@@ -92,12 +114,25 @@ pub(crate) struct ImageFiles {
 impl std::panic::RefUnwindSafe for ImageFiles {}
 
 impl ImageFiles {
-    /// Looks at an image, for slots whose ids are `owner`'s, or this process's own. Blocks for some
-    /// file system calls.
+    /// Looks at an image, for slots whose ids are `owner`'s, or this process's own. If it has no
+    /// bash or no tmux it gets the host's, by `toolbox`. Blocks for some file system calls, and the
+    /// first time for the making of that.
     ///
     /// # Errors
     /// It cannot be used here, or not so.
-    pub(crate) fn find(spec: MachineSpec, owner: Option<CommandUser>) -> Result<Self, NoMachine> {
+    pub(crate) fn find(
+        spec: MachineSpec,
+        owner: Option<CommandUser>,
+        toolbox: &LazyToolbox,
+    ) -> Result<Self, NoMachine> {
+        Self::look(spec, owner, || toolbox.get())
+    }
+
+    fn look(
+        spec: MachineSpec,
+        owner: Option<CommandUser>,
+        toolbox: impl FnOnce() -> Option<Arc<Toolbox>>,
+    ) -> Result<Self, NoMachine> {
         let MachineSpec { image, frozen, user, workdir, env } = spec;
         let unusable = |why: String| NoMachine::Unusable(format!("{}: {why}", image.name()));
         let layers = || image.layers().iter().chain(&frozen).map(|layer| layer.path());
@@ -141,6 +176,17 @@ impl ImageFiles {
         let shell = bash.or_else(sh).ok_or_else(|| {
             unusable("it has neither bash nor /bin/sh, by one of which commands are run".into())
         })?;
+        let own = |path: &PathBuf| Program { path: path.clone(), brought_along: None };
+        let own_bash = Some(&shell).filter(|shell| shell.kind == Shell::Bash);
+        let (own_bash, own_tmux) = (own_bash.map(|shell| own(&shell.path)), program(&TMUX));
+        let lacks_one = own_bash.is_none() || own_tmux.is_none();
+        let toolbox = if lacks_one { toolbox() } else { None };
+        let brought = |name| {
+            let path = toolbox.as_ref()?.program(name)?;
+            Some(Program { path, brought_along: Some(name) })
+        };
+        let bash = own_bash.or_else(|| brought(toolbox::BASH));
+        let tmux = own_tmux.as_ref().map(own).or_else(|| brought(toolbox::TMUX));
         let working_dir = match workdir.as_deref().unwrap_or(&config.working_dir) {
             "" => PathBuf::from("/"),
             directory if is_direct(Path::new(directory)) => PathBuf::from(directory),
@@ -158,7 +204,9 @@ impl ImageFiles {
         let User { uid, gid, .. } = user.ids;
         let identity = Identity::of_image(uid, gid, &user.name, &user.home);
         Ok(Self {
-            tmux: program(&TMUX),
+            bash,
+            tmux,
+            toolbox,
             has_apt: merged.is_directory(APT),
             of_image: of_image.into_iter().map(OsString::from).collect(),
             of_spec: env
@@ -195,7 +243,8 @@ impl ImageFiles {
         let (image, frozen) = (self.image.clone(), self.frozen.clone());
         let user = Some(user.to_owned());
         let env = BTreeMap::new();
-        Self::find(MachineSpec { image, frozen, user, workdir: None, env }, owner)
+        let spec = MachineSpec { image, frozen, user, workdir: None, env };
+        Self::look(spec, owner, || self.toolbox.clone())
     }
 
     /// The image.
@@ -223,9 +272,19 @@ impl ImageFiles {
         self.shell.kind
     }
 
-    /// Its tmux.
-    pub(in crate::sandbox) fn tmux(&self) -> Option<&Path> {
-        self.tmux.as_deref()
+    /// The bash of kept shells: its own, or the host's.
+    pub(in crate::sandbox) fn bash(&self) -> Option<&Program> {
+        self.bash.as_ref()
+    }
+
+    /// The same of tmux.
+    pub(in crate::sandbox) fn tmux(&self) -> Option<&Program> {
+        self.tmux.as_ref()
+    }
+
+    /// What is brought along for it, if something is.
+    pub(in crate::sandbox) fn toolbox(&self) -> Option<&Toolbox> {
+        self.toolbox.as_deref()
     }
 
     /// Whether apt would read a file of settings.

@@ -283,7 +283,7 @@ fn archive_answer(archive: Result<(Vec<u8>, ArchiveSummary), ArtifactError>) -> 
 }
 
 /// An error and its causes, in one line: a client has no other way to see them.
-fn told(error: &ArtifactError) -> String {
+pub(super) fn told(error: &ArtifactError) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -17,6 +17,8 @@
 //! | `GET /sandboxes` | yes | the sandbox servers, each with its `state` (`up`, `draining`, `unknown`, `down`), its slots and how many are held |
 //! | `POST /sandboxes` | yes | `{"urls"}`, all sandbox servers that are to be used from now on: new ones are met behind, on those that are not named trajectories finish; 409 where the servers cannot be changed |
 //! | `POST /artifacts/read`, `/list`, `/archive` | yes | the files of a trajectory's workspace |
+//! | `POST /artifacts/put` | yes | a line with `{"trajectory_id", "path", "kind", "mode", …}` and then the bytes, of any size; see [`PutFiles`](crate::artifact::PutFiles) |
+//! | `POST /artifacts/copy` | yes | `{"trajectory_id", "path"}`, answered with all of the file, as long as `Content-Length` says |
 //! | `POST /execute_batch` | yes | `{"calls": […]}`, at most 1,024, each as for `/execute`; answered with NDJSON, a line for each call the moment it ends |
 //! | `POST /cancel` | yes | `{"trajectory_id", "uniq_id"}`; `null` is all of the trajectory |
 //! | `POST /snapshot` | yes | `{"trajectory_id", "end_processes"}`, answered with the snapshot's `id`, …; `GET /snapshots` has them all, `POST /snapshots/drop` with `{"id"}` gives one up |
@@ -43,6 +45,7 @@
 mod answer;
 mod batch;
 mod calls;
+mod files;
 mod metrics;
 mod service;
 mod snapshots;

@@ -31,13 +31,13 @@ const JSON: &str = "application/json";
 
 /// What the server is made of, shared by all its requests.
 pub(super) struct Service {
-    executor: Arc<ToolExecutor>,
+    pub(super) executor: Arc<ToolExecutor>,
     calls: Arc<Calls>,
     max_body: usize,
     /// How long a client may leave unread what it is sent.
-    patience: Duration,
-    artifacts: Arc<Semaphore>,
-    releases: Arc<Semaphore>,
+    pub(super) patience: Duration,
+    pub(super) artifacts: Arc<Semaphore>,
+    pub(super) releases: Arc<Semaphore>,
     statistics: Arc<Semaphore>,
     parsing: Arc<Semaphore>,
     snapshots: Arc<Semaphore>,
@@ -60,6 +60,8 @@ enum Route {
     ReadArtifact,
     ListArtifacts,
     ArchiveArtifacts,
+    PutFiles,
+    CopyFile,
     Snapshot,
     Snapshots,
     DropSnapshot,
@@ -84,6 +86,8 @@ impl Route {
             "/artifacts/read" => Self::ReadArtifact,
             "/artifacts/list" => Self::ListArtifacts,
             "/artifacts/archive" => Self::ArchiveArtifacts,
+            "/artifacts/put" => Self::PutFiles,
+            "/artifacts/copy" => Self::CopyFile,
             "/snapshot" => Self::Snapshot,
             "/snapshots" => Self::Snapshots,
             "/snapshots/drop" => Self::DropSnapshot,
@@ -255,6 +259,15 @@ impl Service {
                 })
                 .await?
             }
+            Route::PutFiles => {
+                request.verdict().admitted().map_err(refused)?;
+                self.put_files(request.into_upload()).await?
+            }
+            Route::CopyFile => {
+                request.verdict().admitted().map_err(refused)?;
+                let body = request.read_body(self.max_body).await.map_err(unreadable)?;
+                self.copy_file(&body).await?
+            }
         })
     }
 
@@ -380,7 +393,7 @@ impl Service {
 
     /// Waits for a trajectory's turn and the use of its slot. That takes no place of those who
     /// read, and ends, out of line, with the client that waits.
-    async fn lease(&self, trajectory_id: &str) -> Lent {
+    pub(super) async fn lease(&self, trajectory_id: &str) -> Lent {
         let (give, lent) = oneshot::channel();
         // What comes when the client has gone is dropped, and thereby given back.
         let reply = move |answer| drop(give.send(answer));
@@ -417,7 +430,7 @@ impl Service {
 }
 
 /// Runs what blocks on a thread for it, when there is a place.
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     places: &Arc<Semaphore>,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Response> {
@@ -453,7 +466,7 @@ fn elsewhere(request: &Request) -> Response {
     redirect
 }
 
-fn json_response(body: impl Into<Bytes>) -> Response {
+pub(super) fn json_response(body: impl Into<Bytes>) -> Response {
     response(StatusCode::OK, JSON, body)
 }
 
@@ -495,7 +508,7 @@ fn wrong_message(error: String) -> Response {
     response(StatusCode::UNPROCESSABLE_ENTITY, JSON, body)
 }
 
-fn detail(status: StatusCode, detail: &str) -> Response {
+pub(super) fn detail(status: StatusCode, detail: &str) -> Response {
     response(status, JSON, to_json(&json!({"detail": detail})))
 }
 
@@ -504,7 +517,7 @@ fn refused(refusal: Refusal) -> Response {
     detail(status, refusal.detail)
 }
 
-fn unreadable(error: BodyError) -> Response {
+pub(super) fn unreadable(error: BodyError) -> Response {
     match error {
         BodyError::TooLarge(max) => {
             let text = format!("The request's body is too large: at most {max} bytes");

@@ -36,8 +36,9 @@ use crate::workers::{Workers, guarded};
 const IO_THREADS: usize = 8;
 /// The threads that read workspaces.
 const FILE_THREADS: usize = 4;
-/// The threads that make archives, which take long and wait for their readers.
-const ARCHIVE_THREADS: usize = 2;
+/// The threads that make archives, and bring files in and out: that takes long and waits for the
+/// client.
+const ARCHIVE_THREADS: usize = 4;
 /// How long the backend may take to empty a slot at the start.
 const FIRST_RESET: Duration = Duration::from_secs(60);
 /// How long the backend may take to end what is left, after the grace.
@@ -57,7 +58,7 @@ type Job = Box<dyn FnOnce() + Send>;
 pub(crate) enum FileWork {
     /// A file is read, or files are listed.
     Read,
-    /// An archive is made.
+    /// An archive is made, or files come in or go out.
     Archive,
 }
 

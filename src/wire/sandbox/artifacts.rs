@@ -197,6 +197,7 @@ impl ArchiveRequest {
             path,
             max_bytes: limit(request, "max_bytes", MAX_ARTIFACT_BYTES),
             max_entries: max_entries(request),
+            ..ArchiveArtifacts::default()
         });
         Ok(Self { what, format })
     }

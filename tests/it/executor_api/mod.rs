@@ -511,3 +511,55 @@ fn the_sandbox_servers_are_told_and_changed_by_those_with_the_token() {
     let status = served.get("/status").json();
     assert_eq!(status["pool"]["containers"], 1);
 }
+
+#[test]
+#[cfg(target_os = "linux")]
+fn files_go_in_and_out_over_http_byte_by_byte() {
+    use std::io::Read;
+
+    use tool_executor::backend::local::LocalBackend;
+    use tool_executor::config::LocalConfig;
+
+    let backend = LocalBackend::start(LocalConfig::new(1)).unwrap();
+    let executor = Arc::new(ToolExecutor::builder().backend(backend).start().unwrap());
+    let mut config = ServerConfig::new(([127, 0, 0, 1], 0));
+    // Less than what is put.
+    config.max_body = 1 << 20;
+    let server = ExecutorServer::start(config, executor.clone()).unwrap();
+    let url = |route: &str| format!("http://{}/artifacts/{route}", server.addr());
+    let bytes: Vec<u8> = (0..9_000_000u32).map(|n| (n % 253) as u8).collect();
+    let put = |line: &str, bytes: &[u8]| {
+        let mut body = line.as_bytes().chain(&b"\n"[..]).chain(bytes);
+        let answer = ureq::post(url("put"))
+            .header("Content-Type", "application/octet-stream")
+            .config()
+            .http_status_as_error(false)
+            .build()
+            .send(ureq::SendBody::from_reader(&mut body))
+            .unwrap_or_else(|error| panic!("{line}: {error}"));
+        let status = answer.status().as_u16();
+        (status, answer.into_body().read_to_string().unwrap())
+    };
+    let (status, answer) =
+        put(r#"{"trajectory_id": "t", "path": "/srv/big", "mode": 448}"#, &bytes);
+    assert_eq!(status, 200, "{answer}");
+    let answer: Value = serde_json::from_str(&answer).unwrap();
+    assert_eq!((&answer["path"], &answer["bytes"]), (&json!("/srv/big"), &json!(9_000_000)));
+    let copy = |path: &str| {
+        let body = json!({"trajectory_id": "t", "path": path}).to_string();
+        ureq::post(url("copy")).header("Content-Type", "application/json").send(body).unwrap()
+    };
+    let whole = copy("/srv/big");
+    assert_eq!(whole.headers()["content-length"], "9000000");
+    let mut copied = Vec::new();
+    whole.into_body().into_reader().read_to_end(&mut copied).unwrap();
+    assert!(copied == bytes);
+    let missing = copy("nope").into_body().read_to_string().unwrap();
+    assert_eq!(missing, r#"{"success":false,"error":"Not found: nope"}"#);
+    let (status, answer) = put(r#"{"trajectory_id": "t", "path": "/proc/x"}"#, &bytes);
+    assert!(status == 200 && answer.contains("only commands can use it"), "{answer}");
+    let (status, answer) = put(r#"{"trajectory_id": "t", "path": "x", "mood": 1}"#, b"");
+    assert!(status == 422 && answer.contains("mood"), "{answer}");
+    let (status, answer) = put("no JSON", b"");
+    assert!(status == 422 && answer.contains("first line"), "{answer}");
+}

@@ -2,6 +2,7 @@
 //! ones.
 
 mod cuts;
+mod files;
 mod growing;
 mod loss;
 mod misbehaving;

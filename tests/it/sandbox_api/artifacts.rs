@@ -210,6 +210,6 @@ fn a_backend_without_artifacts_says_so() {
     let server = SandboxServer::start(config(), Echoes(1)).unwrap();
     let mut client = Client::connect(server.addr());
     let answer = client.ask("POST", "/artifacts/list", &[], br#"{"slot_id": "slot_0"}"#);
-    let text = r#"{"success": false, "error": "this sandbox backend has no artifacts"}"#;
+    let text = r#"{"success": false, "error": "this sandbox backend has no artifacts, or takes no files"}"#;
     assert_eq!((answer.status, answer.text()), (501, text));
 }

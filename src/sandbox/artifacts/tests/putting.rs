@@ -412,8 +412,9 @@ fn a_writer_that_fails_or_panics_ends_a_copy() {
             fixture.put(&PutFiles::file("f"), &vec![1; size]).unwrap();
             let error = copy(fixture.workspace(), "f", &mut Refuses(false)).unwrap_err();
             assert_is!(error, ArtifactError::Io(_, cause) if cause.to_string().contains("full"));
-            let copies = || copy(fixture.workspace(), "f", &mut Refuses(true));
-            let panics = std::panic::catch_unwind(std::panic::AssertUnwindSafe(copies));
+            let panics = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                copy(fixture.workspace(), "f", &mut Refuses(true))
+            }));
             assert!(panics.is_err());
         }
     }

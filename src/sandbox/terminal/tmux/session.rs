@@ -176,13 +176,9 @@ impl Program for Terminal {
     ) -> io::Result<(Self, Kept)> {
         let host = &common.host;
         let sandboxed = host.isolation.is_sandboxed();
-        let (program, term) = match (place.workspace.image(), &common.tmux) {
-            // What an image knows of terminals every image knows.
-            (Some(image), _) => (image.tmux().map(Path::to_owned), OF_IMAGES),
-            (None, Some(tmux)) => (Some(tmux.program.clone()), tmux.term),
-            (None, None) => (None, OF_IMAGES),
-        };
-        let program = program.ok_or_else(|| io::Error::other("tmux is not installed"))?;
+        // What an image knows of terminals every image knows.
+        let term = common.tmux.as_ref().map_or(OF_IMAGES, |tmux| tmux.term);
+        let term = if place.workspace.image().is_some() { OF_IMAGES } else { term };
         if !place.network && !host.isolation.can_cut_network() {
             return Err(io::Error::other("the network cannot be taken away on this machine"));
         }
@@ -203,10 +199,16 @@ impl Program for Terminal {
             rustix::io::ioctl_fionbio(ours, true)?;
         }
         let argv = arguments(&socket, &settings);
+        let found = match (place.workspace.image(), &common.tmux) {
+            (Some(image), _) => image.tmux().map(|tmux| (&*tmux.path, tmux.arguments(argv))),
+            (None, Some(tmux)) => Some((&*tmux.program, argv)),
+            (None, None) => None,
+        };
+        let (program, argv) = found.ok_or_else(|| io::Error::other("tmux is not installed"))?;
         let plan = Plan {
             workspace: &place.workspace,
             network: place.network,
-            program: &program,
+            program,
             argv: &argv,
             // No history in the workspace, where only the model's own files should appear.
             variables: &[("HISTFILE", "")],

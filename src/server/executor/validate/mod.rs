@@ -239,6 +239,7 @@ pub(super) fn archive_artifacts(body: Value) -> Result<ArchiveRequest, Problems>
             path,
             max_bytes: max_bytes.map_or(MAX_ARTIFACT_BYTES, clamped_bytes),
             max_entries: max_entries.map_or(MAX_ARTIFACT_ENTRIES, clamped_entries),
+            ..ArchiveArtifacts::default()
         };
         Some(ArchiveRequest { trajectory_id: trajectory_id?, what })
     })

@@ -18,7 +18,7 @@ const PIECE: usize = 192 * 1024;
 
 impl Native {
     pub(super) fn archive(self: &Arc<Self>, request: ArchiveRequest) -> Result<Response, Refusal> {
-        let ArchiveRequest { session, epoch, slot, path, max_bytes, max_entries } = request;
+        let ArchiveRequest { session, epoch, slot, path, max_bytes, max_entries, format } = request;
         if slot >= self.slots.len() {
             return Err(Box::new(detail(StatusCode::NOT_FOUND, "there is no such slot")));
         }
@@ -30,7 +30,8 @@ impl Native {
             Box::new(move |backend, slot| {
                 let request = ArchiveArtifacts::new(path)
                     .with_max_bytes(max_bytes)
-                    .with_max_entries(max_entries);
+                    .with_max_entries(max_entries)
+                    .with_format(format);
                 let mut writer = PieceWriter { buffer: Vec::with_capacity(PIECE), lines };
                 let made = match backend.artifacts() {
                     Some(artifacts) => artifacts.archive(slot, &request, &mut writer),

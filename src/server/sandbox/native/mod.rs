@@ -20,6 +20,7 @@
 
 mod archive;
 mod calls;
+mod files;
 mod results;
 mod session;
 
@@ -33,12 +34,14 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
 
+use self::files::Puts;
 use self::session::{Session, What};
 use super::activity::Activity;
 use super::leases::{Leases, Refused};
 use super::slots::{FileWork, SlotJob, Slots};
 use crate::backend::ExecutionId;
 use crate::server::http::{self, BodyError, HttpLimits, Request, Response, StatusCode};
+use crate::wire::native::files::{COPY, PUT, PUT_RESULT};
 use crate::wire::native::{
     ARCHIVE, CALLS, FEATURE, LeaseKey, OLDER, RESULTS, SESSION, SessionRequest, SessionResponse,
 };
@@ -67,6 +70,7 @@ pub(super) struct Native {
     /// which they were noted, and none enters after its lease. Taken before `state`.
     entering: Mutex<()>,
     lease_watched: AtomicBool,
+    puts: Puts,
     /// Streams of results end as soon as nothing runs.
     closing: AtomicBool,
 }
@@ -149,6 +153,7 @@ impl Native {
             activity,
             entering: Mutex::new(()),
             lease_watched: AtomicBool::new(false),
+            puts: Puts::new(),
             closing: AtomicBool::new(false),
         })
     }
@@ -186,6 +191,13 @@ impl Native {
         Ok(())
     }
 
+    /// Whether the session has the slot under this epoch.
+    fn check_lease(&self, session: &str, (slot, epoch): LeaseKey) -> Result<(), Refused> {
+        let mut state = self.state.lock();
+        let number = state.heard(session).map(|session| session.number);
+        state.leases.check(number.ok_or(Refused::Fenced)?, slot, epoch)
+    }
+
     /// Answers a request to one of the native routes; `None` if there is no such route.
     pub(super) async fn serve(self: &Arc<Self>, request: Request) -> Option<Response> {
         let path = request.path().to_owned();
@@ -197,11 +209,14 @@ impl Native {
             // A status that its clients do not try again.
             return Some(detail(StatusCode::NOT_FOUND, &text));
         }
-        if ![SESSION, CALLS, RESULTS, ARCHIVE].contains(&path.as_str()) {
+        if ![SESSION, CALLS, RESULTS, ARCHIVE, PUT, PUT_RESULT, COPY].contains(&path.as_str()) {
             return None;
         }
         if request.method() != http::Method::POST {
             return Some(detail(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed"));
+        }
+        if path == PUT {
+            return Some(self.put(request).await.unwrap_or_else(|refusal| *refusal));
         }
         let body = match request.read_body(self.max_body).await {
             Ok(body) => body,
@@ -214,6 +229,11 @@ impl Native {
                 Err(refusal) => Err(refusal),
             },
             RESULTS => parse(&body).and_then(|request| self.results(request)),
+            PUT_RESULT => match parse(&body) {
+                Ok(request) => self.put_result(request).await,
+                Err(refusal) => Err(refusal),
+            },
+            COPY => parse(&body).and_then(|request| self.copy(request)),
             _ => parse(&body).and_then(|request| self.archive(request)),
         };
         Some(answered.unwrap_or_else(|refusal| *refusal))

@@ -266,6 +266,33 @@ fn no_file_gets_the_set_user_id_bit() {
     assert_eq!(answer(libc::SYS_openat2, &[]), errno(libc::ENOSYS));
 }
 
+const KINDS: [FilterKind; 3] = [FilterKind::Host, FilterKind::Image, FilterKind::ImageWithOneId];
+
+#[test]
+fn an_images_root_can_install_programs_and_with_one_id_seems_to_give_them_away() {
+    let answer = |kind, number: c_long, arguments: [u64; 6]| {
+        run(&program(kind).unwrap(), &Call { arch: ARCH, number: number as u32, arguments })
+    };
+    let of_owner = [0, 0, 0o4755, 0, 0, 0];
+    let device = [0, 0, u64::from(libc::S_IFBLK) | 0o600, 0, 0, 0];
+    let fifo = [0, 0, u64::from(libc::S_IFIFO) | 0o600, 0, 0, 0];
+    for (kind, gives_away, makes_device, sets_bit) in [
+        (FilterKind::Host, ALLOW, ALLOW, errno(libc::EPERM)),
+        (FilterKind::Image, ALLOW, ALLOW, ALLOW),
+        (FilterKind::ImageWithOneId, errno(0), errno(0), ALLOW),
+    ] {
+        assert_eq!(answer(kind, libc::SYS_fchmodat, of_owner), sets_bit, "{kind:?}");
+        for &call in OF_OTHER_USERS {
+            assert_eq!(answer(kind, call, [0; 6]), gives_away, "{kind:?} {call}");
+        }
+        assert_eq!(answer(kind, libc::SYS_mknodat, device), makes_device, "{kind:?}");
+        assert_eq!(answer(kind, libc::SYS_mknodat, fifo), ALLOW, "{kind:?}");
+        // What no one may do no one may.
+        assert_eq!(answer(kind, libc::SYS_mount, [0; 6]), errno(libc::EPERM), "{kind:?}");
+        assert_eq!(answer(kind, libc::SYS_clone3, [0; 6]), errno(libc::ENOSYS), "{kind:?}");
+    }
+}
+
 #[test]
 fn other_abis_are_no_way_around() {
     let program = program(FilterKind::Host).unwrap();
@@ -297,26 +324,28 @@ fn answer_of_i386(number: u32, arguments: &[u64]) -> u32 {
 #[cfg(target_arch = "x86_64")]
 #[test]
 fn whatever_is_denied_is_denied_to_32_bit_programs_with_the_same_error() {
-    for Denied { call, error, arguments } in denied(FilterKind::Host) {
-        let numbers = compat::numbers(call).unwrap_or_else(|| panic!("{call} has no numbers"));
-        // Arguments for which all conditions hold.
-        let mut given = [0_u64; 6];
-        for (index, operator, value) in &arguments {
-            given[usize::from(*index)] = match operator {
-                Eq | MaskedEq(_) => *value,
-                Gt => value + 1,
-                // No value that any line names.
-                _ => 0x7777,
-            };
+    for kind in KINDS {
+        let program = program(kind).unwrap();
+        let run = |arch, number, arguments| run(&program, &Call { arch, number, arguments });
+        for Denied { call, error, arguments } in denied(kind) {
+            let numbers = compat::numbers(call).unwrap_or_else(|| panic!("{call} has no numbers"));
+            // Arguments for which all conditions hold.
+            let mut given = [0_u64; 6];
+            for (index, operator, value) in &arguments {
+                given[usize::from(*index)] = match operator {
+                    Eq | MaskedEq(_) => *value,
+                    Gt => value + 1,
+                    // No value that any line names.
+                    _ => 0x7777,
+                };
+            }
+            for &number in numbers {
+                let answer = run(0x4000_0003, number, given);
+                assert_eq!(answer, errno(error), "{kind:?} {call} {number} {given:?}");
+            }
+            let native = run(ARCH, call as u32, given);
+            assert_eq!(native, errno(error), "{kind:?} {call} {given:?}");
         }
-        for &number in numbers {
-            assert_eq!(answer_of_i386(number, &given), errno(error), "{call} {number} {given:?}");
-        }
-        let native = run(
-            &program(FilterKind::Host).unwrap(),
-            &Call { arch: ARCH, number: call as u32, arguments: given },
-        );
-        assert_eq!(native, errno(error), "{call} {given:?}");
     }
 }
 
