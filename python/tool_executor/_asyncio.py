@@ -248,13 +248,13 @@ class AsyncToolExecutor:
         if not wait:
             self._core.submit_begin(trajectory_id, spec)
             return
-        begin = self._core.begin(trajectory_id, spec)
+        begin, give_up = self._core.begin(trajectory_id, spec)
         try:
             await _off_loop(begin)
         except ToolExecutorError:
             raise
         except BaseException:
-            self._core.cancel(trajectory_id)
+            give_up()
             raise
 
     def cancel(self, trajectory_id: str) -> None:

@@ -13,7 +13,7 @@ import warnings
 import weakref
 from ctypes import byref, c_int, c_int32, c_uint64, c_void_p
 from pathlib import Path
-from typing import IO, Any, BinaryIO, Callable, Dict, List, Mapping, Optional, Union
+from typing import IO, Any, BinaryIO, Callable, Dict, List, Mapping, Optional, Tuple, Union
 
 from . import _native
 from ._errors import (
@@ -246,11 +246,21 @@ class Core:
         self.handle  # noqa: B018 -- says what is wrong here, not on that thread
         return trajectory_of(trajectory_id)
 
-    def begin(self, trajectory_id: str, spec: Mapping[str, Any]) -> Callable[[], None]:
-        """Begins a trajectory with a spec, and waits for its slot."""
+    def begin(
+        self, trajectory_id: str, spec: Mapping[str, Any]
+    ) -> Tuple[Callable[[], None], Callable[[], None]]:
+        """Begins a trajectory with a spec, and waits for its slot; and what gives that up."""
         text, what = self._checked(trajectory_id), _spec_of(spec)
+        given_up: List[bool] = []
+
+        def give_up() -> None:
+            # It may overtake the begin, which takes place all the same then.
+            given_up.append(True)
+            check(slow.te_cancel_trajectory(self._handle, text, len(text)))
 
         def run() -> None:
+            if given_up:
+                return
             outcome = c_int32()
             status = slow.te_begin(
                 self._handle, text, len(text), what, len(what), byref(outcome)
@@ -262,8 +272,11 @@ class Core:
                     name = _native.quick.te_outcome_name(outcome.value).decode()
                     error.outcome = OUTCOMES.get(name)
                 raise
+            finally:
+                if given_up:
+                    slow.te_submit_release(self._handle, text, len(text), 1)
 
-        return run
+        return run, give_up
 
     def release(self, trajectory_id: str, reset: bool) -> Callable[[], None]:
         """Releases a trajectory, and waits for that."""

@@ -334,6 +334,12 @@ impl ToolExecutor {
         &self.registry
     }
 
+    /// The longest time limit that a call may name.
+    #[cfg(feature = "capi")]
+    pub(crate) fn max_timeout(&self) -> Duration {
+        self.times.most
+    }
+
     /// Until when a blocking submit waits for room in the queue.
     fn room_by(&self) -> Option<Instant> {
         Some(Instant::now() + self.queue_timeout)

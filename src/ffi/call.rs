@@ -9,11 +9,12 @@ use super::status::{Fault, guard, te_status};
 use super::text::{Out, object, on_a_stack, on_a_stack_for_text, te_buffer, text};
 use crate::executor::CallHandle;
 use crate::tool::format::{CallParser, Format, MessageForm, UnknownName};
-use crate::tool::{LONGEST_TIMEOUT, MIN_TIMEOUT, ToolCall};
+use crate::tool::{MIN_TIMEOUT, ToolCall};
 use serde_json::Value;
 use std::ffi::c_char;
 use std::fmt::Display;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// A submitted call, to cancel it. Made by te_submit() for those who ask for it, freed by
 /// te_call_free(). Any number of threads may use it at the same time.
@@ -31,7 +32,7 @@ impl Opaque for te_call {
 /// # Errors
 /// It is not the JSON of a [`ToolCall`], nor a call of OpenAI's or Anthropic's, or its time limit
 /// is none.
-fn parse(json: &str) -> Result<ToolCall, Fault> {
+fn parse(json: &str, most: Duration) -> Result<ToolCall, Fault> {
     let wrong = |error: &dyn Display| Fault::new(TE_INVALID_JSON, format!("the call: {error}"));
     let call = match object::<ToolCall>(json) {
         // Text is how OpenAI's `function_call` has its arguments.
@@ -48,8 +49,8 @@ fn parse(json: &str) -> Result<ToolCall, Fault> {
         },
     };
     match call.timeout {
-        Some(timeout) if !(MIN_TIMEOUT..=LONGEST_TIMEOUT).contains(&timeout) => {
-            let (least, most) = (MIN_TIMEOUT.as_secs(), LONGEST_TIMEOUT.as_secs());
+        Some(timeout) if !(MIN_TIMEOUT..=most).contains(&timeout) => {
+            let (least, most) = (MIN_TIMEOUT.as_secs(), most.as_secs_f64());
             let seconds = timeout.as_secs_f64();
             let text =
                 format!("the call: timeout_s is {seconds}; it must be from {least} to {most}");
@@ -96,7 +97,7 @@ pub unsafe extern "C" fn te_execute(
         let call = text(call, call_len, "call")?;
         let executor = hold(executor)?;
         let pending = on_a_stack(call, || {
-            let call = parse(call)?;
+            let call = parse(call, executor.executor.max_timeout())?;
             Ok(executor.executor.submit(trajectory, call)?)
         });
         let result = pending?.wait();
@@ -130,7 +131,7 @@ pub unsafe extern "C" fn te_submit(
         let queue = hold(queue)?;
         let executor = &queue.executor;
         let submitted = on_a_stack(call, || {
-            let call = parse(call)?;
+            let call = parse(call, executor.executor.max_timeout())?;
             let destination = queue.queue.tagged(tag);
             Ok(executor.executor.try_submit_to(trajectory, call, destination)?)
         })?;

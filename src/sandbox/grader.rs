@@ -4,6 +4,8 @@
 //! Its files, and the directory, are in `isolation::layout`; the descriptor for its verdict is
 //! given to it by `init`.
 
+use std::path::Path;
+
 use super::init::VERDICT_FD;
 use super::isolation::GRADER;
 use super::shell;
@@ -14,7 +16,8 @@ pub(crate) fn script(spec: &GradeSpec) -> String {
     let verdict = VERDICT_FD.to_string();
     let own = [("HOME", GRADER), ("TMPDIR", GRADER), (VERDICT_FD_VARIABLE, &*verdict)];
     let given = spec.env.iter().map(|(name, value)| (&**name, &**value));
-    shell::script_in(&spec.files_at, own.into_iter().chain(given), &spec.command)
+    let script = shell::script_with(own.into_iter().chain(given), &spec.command);
+    shell::script_in(Path::new(&spec.files_at), &script)
 }
 
 #[cfg(test)]

@@ -95,7 +95,7 @@ pub(crate) fn script_of(arguments: &BashArguments<'_>, shell: Shell, in_workspac
 }
 
 /// A script that does the same in another directory of the machine.
-pub(crate) fn beginning_in(directory: &Path, script: &str) -> String {
+pub(crate) fn script_in(directory: &Path, script: &str) -> String {
     format!("cd -- {} || exit; {script}", quoted(&directory.to_string_lossy()))
 }
 
@@ -110,16 +110,15 @@ fn as_seen_from_workspace(directory: &str) -> String {
     }
 }
 
-/// A script that runs a command in a directory, with these variables beside what it has.
-pub(super) fn script_in<'a>(
-    directory: &str,
+/// A script that does the same with these variables beside what it has.
+pub(super) fn script_with<'a>(
     variables: impl Iterator<Item = (&'a str, &'a str)>,
-    command: &str,
+    script: &str,
 ) -> String {
     let variables: String =
         variables.map(|(name, value)| format!(" {name}={}", quoted(value))).collect();
-    // On the command's own first line, so that line numbers are what they would be.
-    format!("cd -- {} || exit; export{variables}; {command}", quoted(directory))
+    // On the script's own first line, so that line numbers are what they would be.
+    format!("export{variables}; {script}")
 }
 
 /// `text` as one word of a shell.

@@ -29,6 +29,30 @@ static void run(te_executor *executor, const char *trajectory, const char *comma
     te_result_free(result);
 }
 
+static void specs(te_executor *executor) {
+    int32_t outcome = 7;
+    OK(te_begin(executor, TE_STR("spec"),
+                TE_STR("{\"env\": {\"A\": \"b\"}, \"workdir\": \"/app\"}"), &outcome));
+    CHECK(outcome == TE_OUTCOME_OK);
+    run(executor, "spec", "echo $A $PWD", TE_OUTCOME_OK, "b /app");
+    CHECK(te_begin(executor, TE_STR("spec"), TE_STR("{}"), NULL) == TE_ALREADY_BEGUN);
+    OK(te_release(executor, TE_STR("spec"), 1));
+    CHECK(te_begin(executor, TE_STR("spec"), TE_STR("{\"env\": {\"PATH\": \"/x\"}}"), &outcome) ==
+          TE_NOT_BEGUN);
+    CHECK(outcome == TE_OUTCOME_SPEC_UNSUPPORTED);
+    CHECK(strstr(te_last_error(), "--path-prepend") != NULL);
+    run(executor, "spec", "true", TE_OUTCOME_SPEC_UNSUPPORTED, "");
+    OK(te_release(executor, TE_STR("spec"), 1));
+    CHECK(te_submit_begin(executor, TE_STR("spec"), TE_STR("{\"imgae\": 1}")) == TE_INVALID_SPEC);
+    CHECK(strstr(te_last_error(), "unknown field `imgae`") != NULL);
+    CHECK(te_submit_begin(executor, TE_STR("spec"), TE_STR("[]")) == TE_INVALID_SPEC);
+    CHECK(te_submit_begin(executor, TE_STR("spec"), TE_STR("{")) == TE_INVALID_JSON);
+    CHECK(te_submit_begin(executor, NULL, 1, TE_STR("{}")) == TE_NULL);
+    OK(te_submit_begin(executor, TE_STR("spec"), TE_STR("{\"max_wall_s\": 0.3}")));
+    run(executor, "spec", "echo begun; sleep 1000", TE_OUTCOME_TRAJECTORY_EXPIRED, "begun");
+    OK(te_release(executor, TE_STR("spec"), 1));
+}
+
 /* What is put, or copied, and where it is. */
 struct text {
     const char *data;
@@ -171,6 +195,7 @@ static void work(te_executor *executor) {
     OK(te_result_metadata(result, &text, &len));
     CHECK(has_text(text, len, "\"ended_processes\":{\"count\":1,\"names\":[\"sleep\"]}"));
     te_result_free(result);
+    specs(executor);
     artifacts(executor);
     puts_files(executor);
     OK(te_queue_new(executor, 64, &queue));

@@ -30,11 +30,10 @@ pub(super) fn given(backend: &LocalBackend) -> Vec<SpecField> {
         .into_iter()
         .filter(|field| match field {
             SpecField::Env | SpecField::Network | SpecField::Files => true,
-            SpecField::Image | SpecField::User => has_images,
+            SpecField::Image | SpecField::User | SpecField::Snapshot => has_images,
             // Without a sandbox its paths are the host's.
             SpecField::Workdir | SpecField::Background => isolation.is_sandboxed(),
             SpecField::AllowHosts => has_proxy,
-            SpecField::Snapshot => backend.can_have_layers().is_ok(),
             SpecField::Limits => false,
         })
         .collect()
@@ -115,7 +114,10 @@ fn prepare(
             place.workspace().set(settings);
             return put_files(backend, slot, place, spec);
         }
-        (None, Some(id)) => backend.begin_from(slot, id, settings).map_err(begin_failure)?,
+        (None, Some(id)) => {
+            let user = spec.user.as_deref();
+            backend.begin_from(slot, id, user, settings).map_err(begin_failure)?;
+        }
         (None, None) => place.workspace().set(settings),
     }
     if spec.env.contains_key("PATH") && place.workspace().image().is_none() {
@@ -139,13 +141,10 @@ fn image_of(
     if let Some(name) = &spec.image {
         return backend.find_image(name).map(Some);
     }
-    if let (Some(user), Some(_)) = (&spec.user, &spec.snapshot) {
-        return Err(BeginFailure::unsupported(format!(
-            "user is {user:?}, and a snapshot has the user that it was made with; leave user out"
-        )));
+    if spec.snapshot.is_some() {
+        return Ok(None);
     }
     let default = backend.0.image.as_ref().map(|files| files.image().clone());
-    let default = default.filter(|_| spec.snapshot.is_none());
     match (default, &spec.user, &spec.workdir) {
         (Some(image), Some(_), _) | (Some(image), _, Some(_)) => Ok(Some(image)),
         (None, Some(user), _) => Err(BeginFailure::unsupported(format!(

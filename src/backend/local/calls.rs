@@ -55,7 +55,7 @@ impl LocalBackend {
             command: match workspace.begins_in() {
                 // The jail in which the directory was made begins in another.
                 Some(directory) => {
-                    shell::beginning_in(directory, &shell::script_of(&wanted, kind, false))
+                    shell::script_in(directory, &shell::script_of(&wanted, kind, false))
                 }
                 None => shell::script_of(&wanted, kind, workspace.image().is_none()),
             },

@@ -156,11 +156,13 @@ impl LocalBackend {
         &self,
         slot: &SlotRef,
         id: &SnapshotId,
+        user: Option<&str>,
         settings: Settings,
     ) -> Result<(), SnapshotError> {
         let place = self.place(slot)?;
         let (base, network) = self.base_of(id)?;
         let before = place.workspace();
+        let base = base.for_trajectory(user, before.user_of_slot()).map_err(unsupported)?;
         let made = Arc::new(before.renew_from(&base).map_err(failed)?);
         place.has_network.store(network && !settings.cuts_network, Ordering::Release);
         made.set(settings);
@@ -330,8 +332,6 @@ impl Snapshots for LocalBackend {
         // Before its machine shows them.
         made.take_outputs(&before);
         self.replace(slot.index, place, &before, &made)?;
-        // Not before its machine is there: what has become of the directory is not known.
-        made.begin_as(&before);
         counts.store(true, Ordering::Release);
         self.0.remove_behind(unused);
         if let Some(directory) = before.begins_in().and_then(Path::to_str)
@@ -340,6 +340,8 @@ impl Snapshots for LocalBackend {
             // Its commands say that it is missing.
             log::warn!("after a snapshot: {error}");
         }
+        // Not before its machine is there: what has become of the directory was not known.
+        made.begin_as(&before);
         let id = SnapshotId::new(format!("snapshot-{}", Uuid::new_v4().simple()));
         let parent = place.began_from.lock().replace(id.clone());
         let layers = base.layers();

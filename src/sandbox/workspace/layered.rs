@@ -70,6 +70,29 @@ pub(super) struct Seen {
 }
 
 impl Base {
+    /// The same for another trajectory, whose commands are this user's, if one is given, in a slot
+    /// whose ids are `owner`'s.
+    ///
+    /// # Errors
+    /// There is no such user.
+    pub(crate) fn for_trajectory(
+        &self,
+        user: Option<&str>,
+        owner: Option<CommandUser>,
+    ) -> Result<Self, NoMachine> {
+        let image = match (&self.image, user) {
+            (Some(image), Some(user)) => Some(Arc::new(image.with_user(user, owner)?)),
+            (None, Some(user)) => {
+                return Err(NoMachine::Unsupported(format!(
+                    "user is {user:?}, and the snapshot is of a machine on the host's files, whose \
+                     commands are the one user that slots have; leave user out"
+                )));
+            }
+            (image, None) => image.clone(),
+        };
+        Ok(Self { image, trees: self.trees.clone() })
+    }
+
     /// How many layers it has in all.
     pub(crate) fn layers(&self) -> usize {
         let of_image = self.image.as_ref().map_or(0, |image| image.layers().count());

@@ -443,7 +443,7 @@ mod tests {
     #[test]
     fn times_have_limits_and_are_numbers() {
         assert_eq!(call_seconds("1.5"), Ok(Duration::from_millis(1500)));
-        for wrong in ["0.5", "601", "NaN", "inf", "", "-1", "1s"] {
+        for wrong in ["0.5", "86401", "NaN", "inf", "", "-1", "1s"] {
             assert!(call_seconds(wrong).is_err(), "{wrong}");
         }
         assert_eq!(wait_seconds("0"), Ok(Duration::ZERO));
