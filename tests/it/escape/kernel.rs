@@ -18,7 +18,7 @@ const ATTACKS: &[Attack] = &[
     Attack {
         name: "write to /sys",
         script: "find /sys -type f -writable 2>/dev/null | head -3 | grep . && echo ESCAPED;
-            ls /sys/fs/cgroup/* 2>/dev/null | grep . && echo ESCAPED; true",
+            find /sys/fs/cgroup -name 'slot-*' -o -name '*.slice' | grep . && echo ESCAPED; true",
         outside: Escapes,
     },
     Attack {
