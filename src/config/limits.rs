@@ -9,8 +9,9 @@ use serde::{Deserialize, Serialize};
 /// met by runaways only, and to be the same on every machine, so that a trajectory ends the same
 /// way wherever it runs.
 ///
-/// A slot's commands, its `terminal_stateful` session and its terminal have a sandbox each; what
-/// is said of processes and memory holds for each of the three.
+/// A slot's commands, its `terminal_stateful` sessions and its terminal have a sandbox each. Where
+/// the kernel keeps the limits, by cgroups, they have what is said of processes, memory and
+/// processors together; elsewhere each of them has it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
