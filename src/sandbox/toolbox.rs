@@ -8,10 +8,11 @@
 //! bin/bash, bin/tmux     the host's loader under the program's name, so that this is what `ps` shows
 //! program/bash, …        the programs
 //! lib/                   their libraries, by the names that they are asked for
+//! locale/                the characters of UTF-8, without which tmux does not start
 //! ```
 //!
 //! The loader is run, not the program, and is told where both are. Nothing of it depends on the
-//! image, and no variable has to be set, which the image's own programs would get, too.
+//! image, and no variable has to be set that the image's own programs would get, too.
 
 use std::ffi::OsString;
 use std::io;
@@ -24,6 +25,13 @@ use super::shell;
 
 /// Where it is in a machine.
 pub(super) const PLACE: &str = "/run/toolbox";
+
+/// Where the host has the characters of UTF-8.
+const CHARACTERS: [&str; 2] =
+    ["/usr/lib/locale/C.utf8/LC_CTYPE", "/usr/lib/locale/C.UTF-8/LC_CTYPE"];
+/// The variable that says where they are in a machine, and what it says. It is not for the programs
+/// of an image, whose C library may be another.
+pub(super) const LOCALES: (&str, &str) = ("LOCPATH", "/run/toolbox/locale");
 
 /// What is brought along.
 const PROGRAMS: [&str; 2] = [BASH, TMUX];
@@ -87,7 +95,7 @@ impl Toolbox {
     /// # Errors
     /// The directory cannot be made.
     pub(crate) fn make(path: PathBuf, programs: &[&Path]) -> io::Result<Self> {
-        for directory in ["", "bin", "program", "lib"] {
+        for directory in ["", "bin", "program", "lib", "locale", "locale/C.utf8"] {
             make_directory(&path.join(directory))?;
         }
         let mut toolbox = Self { path, programs: Vec::new() };
@@ -101,6 +109,10 @@ impl Toolbox {
                     );
                 }
             }
+        }
+        // Not every C library has a file for it.
+        if let Some(characters) = CHARACTERS.iter().map(Path::new).find(|file| file.is_file()) {
+            copy(characters, &toolbox.path.join("locale/C.utf8/LC_CTYPE"), 0o644)?;
         }
         Ok(toolbox)
     }

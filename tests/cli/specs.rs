@@ -61,3 +61,49 @@ fn a_wrong_spec_is_a_malformed_line_or_a_wrong_flag() {
     let run = setup.replay(&["--spec", "/nonexistent"]);
     assert_eq!(run.code, Some(4), "{run:?}");
 }
+
+#[test]
+fn a_setup_is_made_once_for_all_repetitions() {
+    let slow = bash("date +%s%N > /tmp/made; mkdir -p sub; echo setup > sub/file");
+    let line = json!({"trajectory_id": "t", "setup": [slow, bash("sleep 0.2")],
+        "calls": [bash("cat /tmp/made sub/file; echo own >> sub/file"), bash("wc -l < sub/file")]});
+    let alone = trajectory("alone", &["echo alone"]);
+    let failing =
+        json!({"trajectory_id": "bad", "setup": [bash("exit 3")], "calls": [bash("echo no")]});
+    let setup = Setup::new(&[line.to_string(), alone, failing.to_string()]);
+    let summary = setup.path("summary.json");
+    let run = setup.replay(&[
+        "--slots",
+        "3",
+        "--repeat",
+        "4",
+        "--share-setup",
+        "--summary-json",
+        summary.to_str().unwrap(),
+    ]);
+    assert_eq!(run.code, Some(1), "the failed setup: {run:?}");
+    let results = setup.results();
+    let of =
+        |id: &str| results.iter().filter(|line| line["task_id"] == id).cloned().collect::<Vec<_>>();
+    let setups: Vec<_> = of("t").into_iter().filter(|line| line["setup"] == true).collect();
+    assert_eq!(setups.len(), 2, "{setups:?}");
+    let first: Vec<_> =
+        of("t").into_iter().filter(|line| line["setup"] == false && line["index"] == 0).collect();
+    assert_eq!(first.len(), 4);
+    // All have the files of the one setup, and each goes its own way from there.
+    assert!(first.iter().all(|line| line["output"] == first[0]["output"]), "{first:?}");
+    assert!(first[0]["output"].as_str().unwrap().ends_with("setup"));
+    let second = of("t").into_iter().filter(|line| line["setup"] == false && line["index"] == 1);
+    assert!(second.clone().all(|line| line["output"] == "2"), "{:?}", second.collect::<Vec<_>>());
+    assert_eq!(of("alone").len(), 4);
+    // A setup that fails fails for each.
+    assert_eq!(of("bad").iter().filter(|line| line["setup"] == true).count(), 4);
+    let told: Value = serde_json::from_str(&fs::read_to_string(&summary).unwrap()).unwrap();
+    let shared = &told["shared_setup"];
+    assert_eq!(
+        (&shared["setups"], &shared["trajectories"], &shared["calls"]),
+        (&json!(1), &json!(3), &json!(6))
+    );
+    assert!(shared["saved_s"].as_f64().unwrap() >= 0.6, "{shared}");
+    assert!(run.stdout.contains("shared setup  1 made for 3 more trajectories"), "{run:?}");
+}

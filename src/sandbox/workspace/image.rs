@@ -66,6 +66,11 @@ pub(in crate::sandbox) struct Program {
 }
 
 impl Program {
+    /// Whether it is the host's.
+    pub(in crate::sandbox) fn is_brought_along(&self) -> bool {
+        self.brought_along.is_some()
+    }
+
     /// The arguments with which it is to be executed so that it has these, its `$0` first.
     pub(in crate::sandbox) fn arguments(&self, own: Vec<OsString>) -> Vec<OsString> {
         match self.brought_along {

@@ -257,6 +257,11 @@ pub(crate) struct ReplayArgs {
     #[arg(value_parser = named(values::at_least_one_u32))]
     pub(crate) repeat: u32,
 
+    /// With --repeat, make the setup of a trajectory once: the others begin with a snapshot of its
+    /// files. What it leaves running ends
+    #[arg(long)]
+    pub(crate) share_setup: bool,
+
     /// Run the first N trajectories of the input only
     #[arg(long, value_name = "N", value_parser = named(values::at_least_one_u64))]
     pub(crate) limit: Option<u64>,

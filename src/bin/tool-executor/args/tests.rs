@@ -15,7 +15,7 @@ const COMMANDS: [&str; 3] = ["replay", "serve", "sandbox"];
 /// `replay` has no `--acquire-timeout-s`, because more trajectories than slots is what
 /// `--concurrency` asks for, and no `--idle-limit-s`, because it releases what it is done with.
 /// `sandbox` has none of the flags about calls: its clients say these.
-const TABLE: [(&str, &str, &str); 74] = [
+const TABLE: [(&str, &str, &str); 75] = [
     ("acquire-timeout-s", "TOOL_EXECUTOR_ACQUIRE_TIMEOUT_S", "s"),
     ("advertise", "TOOL_EXECUTOR_ADVERTISE", "sx"),
     ("allow-host", "TOOL_EXECUTOR_ALLOW_HOST", "rsx"),
@@ -73,6 +73,7 @@ const TABLE: [(&str, &str, &str); 74] = [
     ("sandbox-token", "TOOL_EXECUTOR_SANDBOX_TOKEN", "rsx"),
     ("sandbox-unreachable-timeout-s", "TOOL_EXECUTOR_SANDBOX_UNREACHABLE_TIMEOUT_S", "rs"),
     ("sandbox-url", "TOOL_EXECUTOR_SANDBOX_URL", "rs"),
+    ("share-setup", "", "r"),
     ("slots", "TOOL_EXECUTOR_SLOTS", "rsx"),
     ("slurm", "TOOL_EXECUTOR_SLURM", "rs"),
     ("slurm-argument", "", "rs"),

@@ -10,6 +10,7 @@ use super::trajectory::Trajectory;
 pub(crate) struct TrajectoryCursor {
     trajectory: Trajectory,
     next: usize,
+    began_after_setup: bool,
 }
 
 /// How a trajectory goes on after a result.
@@ -26,7 +27,18 @@ pub(crate) enum Next {
 impl TrajectoryCursor {
     /// A trajectory at its start.
     pub(crate) fn new(trajectory: Trajectory) -> Self {
-        Self { trajectory, next: 0 }
+        Self { trajectory, next: 0, began_after_setup: false }
+    }
+
+    /// The same after its setup, which was made by another.
+    pub(crate) fn after_setup(trajectory: Trajectory) -> Self {
+        let next = trajectory.steps.iter().take_while(|step| step.setup).count();
+        Self { trajectory, next, began_after_setup: true }
+    }
+
+    /// Whether its setup was made by another.
+    pub(crate) fn began_after_setup(&self) -> bool {
+        self.began_after_setup
     }
 
     /// The trajectory.

@@ -9,9 +9,10 @@ use std::time::Duration;
 
 use tool_executor::artifact::ArchiveArtifacts;
 use tool_executor::backend::local::LocalBackend;
+use tool_executor::snapshot::SnapshotOptions;
 use tool_executor::{
-    Completion, CompletionQueue, Interrupt, Outcome, ToolCall, ToolExecutor, ToolRegistry,
-    ToolResult, TrajectorySpec,
+    Completion, CompletionQueue, Interrupt, Outcome, SnapshotId, ToolCall, ToolExecutor,
+    ToolRegistry, ToolResult, TrajectorySpec,
 };
 
 use crate::args::ReplayArgs;
@@ -99,6 +100,24 @@ impl Driver {
     /// The executor did not take it: none of its calls is to run.
     pub(crate) fn begin(&self, trajectory_id: &str, spec: &TrajectorySpec) -> Result<(), String> {
         self.executor.submit_begin(trajectory_id, spec.clone()).map_err(|error| chain(&error))
+    }
+
+    /// Freezes the files of a trajectory none of whose calls runs, and has it go on above them. What
+    /// it keeps running ends. Blocks for some milliseconds.
+    ///
+    /// # Errors
+    /// No snapshot can be made, in words for people.
+    pub(crate) fn snapshot(&self, trajectory_id: &str) -> Result<SnapshotId, String> {
+        let options = SnapshotOptions::default().with_end_processes(true);
+        let made = self.executor.snapshot(trajectory_id, &options);
+        made.map_err(|error| chain(&error))
+    }
+
+    /// Lets go of a snapshot.
+    pub(crate) fn drop_snapshot(&self, id: &SnapshotId) {
+        if let Err(error) = self.executor.drop_snapshot(id) {
+            log::warn!("a snapshot is kept until the end: {}", chain(&error));
+        }
     }
 
     /// Hands a call over; its completion comes under `tag`.

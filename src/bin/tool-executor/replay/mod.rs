@@ -30,6 +30,7 @@ mod progress;
 mod reading;
 mod report;
 mod run;
+mod shared_setup;
 mod step;
 mod summary;
 mod trajectory;

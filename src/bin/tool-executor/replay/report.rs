@@ -9,6 +9,7 @@ use super::compare::compare;
 use super::line_file::LineFile;
 use super::output::{Finished, Line};
 use super::progress::{Counts, Progress, printable};
+use super::shared_setup::Saved;
 use super::summary::{Run, Summary};
 use super::trajectory::Trajectory;
 use crate::args::ReplayArgs;
@@ -119,6 +120,11 @@ impl Report {
                  first is line {line}, where {task_id:?} runs as {id:?}"
             ));
         }
+    }
+
+    /// Tells what sharing setups has saved so far.
+    pub(crate) fn shared(&mut self, saved: Saved) {
+        self.summary.shared = Some(saved);
     }
 
     /// Tells of a trajectory all of whose calls have ended.

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, TryRecvError};
-use tool_executor::{Completion, Outcome, ToolCall, ToolResult};
+use tool_executor::{Completion, Outcome, SnapshotId, ToolCall, ToolResult, TrajectorySpec};
 
 use super::cursor::{Next, TrajectoryCursor};
 use super::driver::{self, Driver};
@@ -13,6 +13,7 @@ use super::input::Item;
 use super::interrupt::{CANCEL_WAIT, Shutdown};
 use super::output::Finished;
 use super::report::Report;
+use super::shared_setup::{Begin, SharedSetups};
 use super::trajectory::Trajectory;
 use crate::args::ReplayArgs;
 use crate::signals::Signals;
@@ -32,6 +33,8 @@ pub(super) struct Run<'a> {
     /// The trajectories on their way, by the tag of their calls.
     running: HashMap<u64, TrajectoryCursor>,
     next_tag: u64,
+    /// Setups that are made once for all repetitions, if they are to be.
+    shared: Option<SharedSetups>,
     report: Report,
 }
 
@@ -53,6 +56,7 @@ impl<'a> Run<'a> {
             input: Some(input),
             running: HashMap::new(),
             next_tag: 0,
+            shared: args.share_setup.then(|| SharedSetups::new(args.repeat)),
             report,
         }
     }
@@ -143,6 +147,13 @@ impl<'a> Run<'a> {
     /// Starts as many trajectories as there is room for and the input has at hand.
     fn take_trajectories(&mut self) -> Result<(), String> {
         while self.running.len() < self.concurrency {
+            if self.shutdown == Shutdown::No
+                && let Some((trajectory, snapshot)) =
+                    self.shared.as_mut().and_then(SharedSetups::next_ready)
+            {
+                self.start(trajectory, snapshot)?;
+                continue;
+            }
             let Some(input) = &self.input else { return Ok(()) };
             match input.try_recv() {
                 Ok(item) => self.take(item)?,
@@ -170,7 +181,18 @@ impl<'a> Run<'a> {
 
     fn take(&mut self, item: Item) -> Result<(), String> {
         match item {
-            Item::Trajectory(trajectory) => self.start(trajectory),
+            Item::Trajectory(trajectory) => {
+                self.report.taken(&trajectory);
+                let begin = match &mut self.shared {
+                    Some(shared) => shared.enter(trajectory),
+                    None => Begin::Alone(trajectory),
+                };
+                match begin {
+                    Begin::Alone(trajectory) => self.start(trajectory, None),
+                    Begin::From(trajectory, snapshot) => self.start(trajectory, Some(snapshot)),
+                    Begin::Wait => Ok(()),
+                }
+            }
             Item::Malformed { line, problem } => {
                 self.report.malformed(line, &problem);
                 Ok(())
@@ -184,15 +206,27 @@ impl<'a> Run<'a> {
         }
     }
 
-    fn start(&mut self, trajectory: Trajectory) -> Result<(), String> {
-        self.report.taken(&trajectory);
+    /// Starts a trajectory, with the files of a snapshot of its setup if there is one.
+    fn start(
+        &mut self,
+        trajectory: Trajectory,
+        snapshot: Option<SnapshotId>,
+    ) -> Result<(), String> {
         let tag = self.next_tag;
         self.next_tag += 1;
-        let begun = match &trajectory.spec {
+        let own = trajectory.spec.as_deref();
+        let spec = match &snapshot {
+            None => own.cloned(),
+            Some(snapshot) => Some(after_setup(own.cloned().unwrap_or_default(), snapshot)),
+        };
+        let begun = match &spec {
             Some(spec) => self.driver.begin(&trajectory.id, spec),
             None => Ok(()),
         };
-        let mut cursor = TrajectoryCursor::new(trajectory);
+        let mut cursor = match snapshot {
+            None => TrajectoryCursor::new(trajectory),
+            Some(_) => TrajectoryCursor::after_setup(trajectory),
+        };
         if let Err(error) = begun {
             let result = ToolResult::failure(Outcome::NeverRan, error);
             while cursor.current().is_some() {
@@ -234,7 +268,12 @@ impl<'a> Run<'a> {
             log::error!("a completion for no running trajectory: {}", completion.trajectory_id);
             return Ok(());
         };
-        match self.record(&mut cursor, &completion.result, true)? {
+        let was_setup = cursor.current().is_some_and(|step| step.setup);
+        let next = self.record(&mut cursor, &completion.result, true)?;
+        if was_setup {
+            self.share_setup(&cursor, &completion.result, &next);
+        }
+        match next {
             Next::Call if self.shutdown == Shutdown::No => {
                 self.submit_current(completion.tag, cursor)
             }
@@ -245,6 +284,29 @@ impl<'a> Run<'a> {
             }
             Next::End | Next::SetupFailed => self.end(cursor),
         }
+    }
+
+    /// A call of a setup has ended: if that was the last one, others may begin with what it made.
+    fn share_setup(&mut self, cursor: &TrajectoryCursor, result: &ToolResult, next: &Next) {
+        let trajectory = cursor.trajectory();
+        let Some(shared) = self.shared.as_mut().filter(|shared| shared.is_made_by(trajectory))
+        else {
+            return;
+        };
+        shared.took(trajectory.line, result.timing.exec);
+        match next {
+            Next::SetupFailed => shared.cannot_be_shared(trajectory.line),
+            _ if cursor.current().is_some_and(|step| step.setup) => {}
+            _ => match self.driver.snapshot(&trajectory.id) {
+                Ok(snapshot) => shared.made(trajectory.line, snapshot),
+                Err(why) => {
+                    shared.cannot_be_shared(trajectory.line);
+                    let id = &trajectory.id;
+                    self.report.say(&format!("warning: {id}: its setup cannot be shared: {why}"));
+                }
+            },
+        }
+        self.report.shared(shared.saved());
     }
 
     /// Reports the current call's result. After a failed setup call, reports the calls that will
@@ -279,6 +341,19 @@ impl<'a> Run<'a> {
     fn end(&mut self, cursor: TrajectoryCursor) -> Result<(), String> {
         self.report.trajectory_ended();
         self.leave(&cursor);
+        let trajectory = cursor.trajectory();
+        if let Some(shared) = &mut self.shared {
+            // One that ends before its setup is made has none to share.
+            if shared.is_made_by(trajectory) {
+                shared.cannot_be_shared(trajectory.line);
+            }
+            if cursor.began_after_setup()
+                && let Some(snapshot) = shared.ended(trajectory.line)
+            {
+                self.driver.drop_snapshot(&snapshot);
+            }
+            self.report.shared(shared.saved());
+        }
         Ok(())
     }
 
@@ -294,4 +369,12 @@ impl<'a> Run<'a> {
         }
         self.driver.release(id);
     }
+}
+
+/// The spec of a trajectory that begins with what its setup has made in another: the image and the
+/// files are in that.
+fn after_setup(spec: TrajectorySpec, snapshot: &SnapshotId) -> TrajectorySpec {
+    let mut spec = spec.with_files(Vec::new()).with_snapshot(snapshot.clone());
+    spec.image = None;
+    spec
 }

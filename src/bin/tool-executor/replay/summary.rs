@@ -12,6 +12,7 @@ use tool_executor::{Outcome, Timing};
 use super::compare::Agreement;
 use super::output::Finished;
 use super::reading::Seen;
+use super::shared_setup::Saved;
 use super::trajectory::Trajectory;
 
 /// What has happened so far.
@@ -46,6 +47,8 @@ pub(crate) struct Summary {
     latencies: Latencies,
     /// The agreement with the recording, where it was asked for.
     pub(crate) agreement: Option<Agreement>,
+    /// What sharing setups has saved, where it was asked for.
+    pub(crate) shared: Option<Saved>,
 }
 
 impl Summary {
@@ -68,6 +71,7 @@ impl Summary {
             outcomes: [0; Outcome::ALL.len()],
             latencies: Latencies::new(),
             agreement: compare.then(Agreement::default),
+            shared: None,
         }
     }
 
@@ -151,6 +155,12 @@ impl Summary {
                 total: QuantilesMs::of(&self.latencies.total),
             },
             agreement: self.agreement.as_ref(),
+            shared_setup: self.shared.map(|saved| SharedSetup {
+                setups: saved.setups,
+                trajectories: saved.trajectories,
+                calls: saved.calls,
+                saved_s: saved.time.as_secs_f64(),
+            }),
         }
     }
 
@@ -217,6 +227,14 @@ impl Summary {
         if self.answered > 0 {
             write!(f, "{}", self.latencies)?;
         }
+        if let Some(Saved { setups, trajectories, calls, time }) = self.shared {
+            let seconds = time.as_secs_f64();
+            writeln!(
+                f,
+                "shared setup  {setups} made for {trajectories} more trajectories, which saved {calls} \
+                 calls and {seconds:.1} s of them"
+            )?;
+        }
         let (rate, seconds) = (self.calls_per_s(wall), wall.as_secs_f64());
         writeln!(f, "throughput    {rate:.1} calls/s over {seconds:.2} s")?;
         if let Some(agreement) = &self.agreement {
@@ -256,7 +274,16 @@ pub(crate) struct Described<'a> {
     forms: &'a BTreeMap<&'static str, u64>,
     outcomes: Map<String, Value>,
     latency_ms: LatencyMs,
+    shared_setup: Option<SharedSetup>,
     agreement: Option<&'a Agreement>,
+}
+
+#[derive(Debug, Serialize)]
+struct SharedSetup {
+    setups: u64,
+    trajectories: u64,
+    calls: u64,
+    saved_s: f64,
 }
 
 #[derive(Debug, Serialize)]
@@ -411,6 +438,7 @@ mod tests {
             let found = Match { output: OutputMatch::Differ, exit_code: ExitMatch::Agree };
             agreement.add("t", 0, found);
         }
+        summary.shared = Some(Saved::default());
         let wall = Duration::from_secs(2);
         let run = Run { input: "-", exit_code: 1, interrupted: false, problem: None, wall };
         let described = serde_json::to_value(summary.described(&run)).unwrap();

@@ -28,6 +28,7 @@ use crate::sandbox::spawn;
 use crate::sandbox::terminal::kept::{Kept, KeptEnd, Phase, Plan};
 use crate::sandbox::terminal::seat::{Common, Context, Place, Program};
 use crate::sandbox::terminal::watch::{Kind, Source, Watch};
+use crate::sandbox::toolbox;
 use crate::tool::{Outcome, ToolResult};
 
 /// The time slices of the reading, and how much is read in each: some 12 MB/s.
@@ -205,13 +206,18 @@ impl Program for Terminal {
             (None, None) => None,
         };
         let (program, argv) = found.ok_or_else(|| io::Error::other("tmux is not installed"))?;
+        // No history in the workspace, where only the model's own files should appear.
+        let mut variables = vec![("HISTFILE", "")];
+        let image = place.workspace.image().and_then(|image| image.tmux());
+        if image.is_some_and(|tmux| tmux.is_brought_along()) {
+            variables.push(toolbox::LOCALES);
+        }
         let plan = Plan {
             workspace: &place.workspace,
             network: place.network,
             program,
             argv: &argv,
-            // No history in the workspace, where only the model's own files should appear.
-            variables: &[("HISTFILE", "")],
+            variables: &variables,
             stdio: [input_reader.as_fd(), output_writer.as_fd(), errors_writer.as_fd()],
         };
         watch.add(output.as_fd(), OUTPUT)?;
@@ -421,6 +427,8 @@ fn arguments(socket: &Path, settings: &Settings) -> Vec<OsString> {
     ] {
         add(&[";", "set-option", "-gq", name, value]);
     }
+    // It is tmux's alone.
+    add(&[";", "set-environment", "-gu", toolbox::LOCALES.0]);
     let (width, height) = (width.to_string(), height.to_string());
     add(&[";", "new-session", "-s", "s", "-x", &width, "-y", &height, &settings.shell, "-i"]);
     arguments
