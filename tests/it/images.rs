@@ -219,7 +219,7 @@ fn an_image_without_bash_and_tmux_has_those_of_the_host() {
     };
     let typed = keys(json!(["cat /app/file > /tmp/seen; tty", "Enter"]));
     assert_eq!(typed.outcome, Outcome::Ok, "{typed:?}");
-    let screen = bench.call("t", ToolCall::new("tmux", json!({"action": "snapshot"})));
+    let screen = bench.call("t", ToolCall::new("tmux", json!({"action": "capture"})));
     assert!(screen.output.contains("/dev/pts/"), "{screen:?}");
     assert_eq!(bench.output("cat /tmp/seen"), "of the image");
     // The tool `bash` has the image's own shell.

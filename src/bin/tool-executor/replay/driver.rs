@@ -102,15 +102,15 @@ impl Driver {
         self.executor.submit_begin(trajectory_id, spec.clone()).map_err(|error| chain(&error))
     }
 
-    /// Freezes the files of a trajectory none of whose calls runs, and has it go on above them. What
-    /// it keeps running ends. Blocks for some milliseconds.
+    /// Freezes the files of a trajectory none of whose calls runs, and has it go on above them.
+    /// What it keeps running ends. Blocks for some milliseconds.
     ///
     /// # Errors
     /// No snapshot can be made, in words for people.
     pub(crate) fn snapshot(&self, trajectory_id: &str) -> Result<SnapshotId, String> {
         let options = SnapshotOptions::default().with_end_processes(true);
         let made = self.executor.snapshot(trajectory_id, &options);
-        made.map_err(|error| chain(&error))
+        made.map(|made| made.id).map_err(|error| chain(&error))
     }
 
     /// Lets go of a snapshot.
