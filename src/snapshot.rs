@@ -53,7 +53,10 @@ setters! {
 }
 
 /// What is asked of a fork by those who write it as JSON.
-#[cfg_attr(not(any(feature = "capi", feature = "server")), allow(dead_code))]
+#[cfg_attr(
+    not(any(feature = "capi", feature = "server")),
+    allow(dead_code, reason = "only their fronts read it from text")
+)]
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ForkRequest {

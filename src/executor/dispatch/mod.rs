@@ -466,13 +466,14 @@ impl Dispatch {
                     self.remembered.remove(position);
                 }
             }
+            let is_begin = matches!(next, Some(Item::Begin(_)));
             match next {
                 Some(Item::Begin(id)) if !self.calls.contains_key(&id) => {
                     self.take_up_begin(trajectory_id, id);
                 }
-                Some(item @ (Item::Call(id) | Item::Begin(id))) => {
+                Some(Item::Call(id) | Item::Begin(id)) => {
                     trajectory.current = Current::Call(id);
-                    if matches!(item, Item::Begin(_)) {
+                    if is_begin {
                         self.take_up_begin(trajectory_id, id);
                     }
                     let routed = self.route(id, now);

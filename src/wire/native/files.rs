@@ -22,6 +22,7 @@ pub(crate) const PUT_RESULT: &str = "/v3/put_result";
 pub(crate) const COPY: &str = "/v3/copy";
 
 /// The longest first line of a put.
+#[cfg(feature = "server")]
 pub(crate) const MAX_PUT_LINE: usize = 64 * 1024;
 /// The most bytes of a copy in one piece.
 pub(crate) const PIECE: usize = 192 * 1024;
