@@ -8,12 +8,13 @@ What the grader does, and why, is in examples/grading/grader.py and docs/grading
 
 import json
 from pathlib import Path
+from typing import Any, Dict, List
 
 from tool_executor import ToolExecutor
 
 GRADER = (Path(__file__).parent.parent / "grading" / "grader.py").read_text()
 # What only the grader knows.
-CASES = [
+CASES: List[Dict[str, Any]] = [
     {"numbers": [1, 2, 3], "expected": 6},
     {"numbers": [], "expected": 0},
     {"numbers": [-5, 5, 70], "expected": 70},
@@ -41,7 +42,8 @@ def main() -> None:
                 timeout=60,
             )
             # What has no verdict has failed.
-            print(name, (grade.verdict_json or {}).get("score", 0.0))
+            verdict: Dict[str, Any] = grade.verdict_json or {}
+            print(name, verdict.get("score", 0.0))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import warnings
 import weakref
 from ctypes import byref, c_int, c_int32, c_uint64, c_void_p
 from pathlib import Path
-from typing import IO, Any, BinaryIO, Callable, Dict, List, Mapping, Optional, Tuple, Union
+from typing import IO, Any, BinaryIO, Callable, Dict, List, Mapping, Optional, Tuple, Union, cast
 
 from . import _native
 from ._errors import (
@@ -95,18 +95,20 @@ def _spec_of(spec: Any) -> bytes:
     if not isinstance(spec, Mapping):
         kind = type(spec).__name__
         raise SpecError(f"the spec must be a dict such as {{'env': {{'CI': '1'}}}}, and is of type {kind}")
-    whole: Dict[str, Any] = {key: value for key, value in spec.items() if value is not None}
+    given = cast("Mapping[str, Any]", spec)
+    whole: Dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     if isinstance(whole.get("files"), (list, tuple)):
         whole["files"] = [_file_of(file) for file in whole["files"]]
     return _native.json_of(whole, "the spec")
 
 
 def _file_of(file: Any) -> Any:
-    if isinstance(file, Mapping) and isinstance(file.get("content"), (bytes, bytearray)):
-        plain: Dict[str, Any] = dict(file)
+    if not isinstance(file, Mapping):
+        return file
+    plain = dict(cast("Mapping[str, Any]", file))
+    if isinstance(plain.get("content"), (bytes, bytearray)):
         plain["base64"] = base64.b64encode(plain.pop("content")).decode()
-        return plain
-    return file
+    return plain
 
 
 class Core:

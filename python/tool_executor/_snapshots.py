@@ -6,7 +6,7 @@ import base64
 import json
 from ctypes import byref
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Union
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Union, cast
 
 from . import _native
 from ._core import Core, trajectory_of
@@ -99,11 +99,13 @@ def _check(status: int) -> None:
 
 def _files(files: Optional[SpecFiles]) -> List[Dict[str, str]]:
     written: List[Dict[str, str]] = []
-    for path, content in (files or {}).items():
+    given: Dict[str, Any] = dict(files or {})
+    for path, content in given.items():
         if isinstance(content, str):
             written.append({"path": path, "content": content})
         elif isinstance(content, (bytes, bytearray, memoryview)):
-            written.append({"path": path, "base64": base64.b64encode(content).decode()})
+            octets = bytes(cast("bytes", content))
+            written.append({"path": path, "base64": base64.b64encode(octets).decode()})
         else:
             kind = type(content).__name__
             raise InvalidArgumentTypeError(f"the file {path!r} must be str or bytes, and is {kind}")

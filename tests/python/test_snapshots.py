@@ -1,19 +1,20 @@
 """Snapshots, forks and grades."""
 
 import asyncio
+from typing import Any
 
 import pytest
 
 import tool_executor as te
 
 
-def run(executor, trajectory, command):
+def run(executor: te.ToolExecutor, trajectory: str, command: str) -> str:
     result = executor.execute(trajectory, "bash", {"command": command})
     assert result.success, result
     return result.output
 
 
-def test_forks_have_the_files_and_a_grade_is_the_graders_word():
+def test_forks_have_the_files_and_a_grade_is_the_graders_word() -> None:
     with te.ToolExecutor(local={"slots": 3}, policy={"allow_network": False}) as executor:
         run(executor, "setup", "echo 41 > answer")
         forks = executor.fork("setup", ["a", "b"], spec={"env": {}})
@@ -30,7 +31,7 @@ def test_forks_have_the_files_and_a_grade_is_the_graders_word():
         assert run(executor, "setup", "cat answer") == "41"
 
 
-def test_a_snapshot_is_kept_until_it_is_dropped():
+def test_a_snapshot_is_kept_until_it_is_dropped() -> None:
     with te.ToolExecutor(local={"slots": 2}, policy={"allow_network": False}) as executor:
         with executor.trajectory("t") as t:
             t.execute("terminal_stateful", {"command": "echo x > f"})
@@ -47,7 +48,7 @@ def test_a_snapshot_is_kept_until_it_is_dropped():
         assert gone.value.status == "TE_NOT_FOUND"
 
 
-def test_bad_input_says_what_would_be_right():
+def test_bad_input_says_what_would_be_right() -> None:
     with te.ToolExecutor(local={"slots": 1}) as executor:
         with pytest.raises(te.SnapshotError) as none:
             executor.grade("t", "true")
@@ -55,15 +56,16 @@ def test_bad_input_says_what_would_be_right():
         with pytest.raises(te.InvalidArgumentError, match="one text"):
             executor.fork("t", "abc")
         with pytest.raises(te.InvalidArgumentError, match="str or bytes"):
-            executor.grade("t", "true", files={"f": 1})
+            number: Any = 1
+            executor.grade("t", "true", files={"f": number})
         with pytest.raises(te.InvalidArgumentError, match="files_at"):
             executor.grade("t", "true", files_at="/usr")
         with pytest.raises(te.InvalidArgumentError, match="imgae"):
             executor.fork("t", ["a"], spec={"imgae": "x"})
 
 
-def test_the_same_with_asyncio():
-    async def main():
+def test_the_same_with_asyncio() -> None:
+    async def main() -> None:
         config = {"local": {"slots": 2}, "policy": {"allow_network": False}}
         async with te.AsyncToolExecutor(config) as executor:
             async with executor.trajectory("t") as t:

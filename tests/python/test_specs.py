@@ -1,17 +1,18 @@
 """Trajectories that begin with a spec."""
 
 import asyncio
+from typing import Any, List, Tuple
 
 import pytest
 
 import tool_executor as te
 
 
-def run(executor, trajectory, command):
+def run(executor: te.ToolExecutor, trajectory: str, command: str) -> te.ToolResult:
     return executor.execute(trajectory, "bash", {"command": command})
 
 
-def test_a_trajectory_has_what_its_spec_says_and_begins_once():
+def test_a_trajectory_has_what_its_spec_says_and_begins_once() -> None:
     with te.ToolExecutor(local={"slots": 2}) as executor:
         assert "env" in executor.describe()["spec_fields"]
         spec = {
@@ -30,7 +31,7 @@ def test_a_trajectory_has_what_its_spec_says_and_begins_once():
             assert t.execute("bash", {"command": "echo $A"}).output == "c"
 
 
-def test_what_cannot_be_given_is_an_outcome_and_what_makes_no_sense_an_error():
+def test_what_cannot_be_given_is_an_outcome_and_what_makes_no_sense_an_error() -> None:
     with te.ToolExecutor(local={"slots": 1}) as executor:
         with pytest.raises(te.BeginError, match="--path-prepend") as refused:
             executor.begin("t", {"env": {"PATH": "/x"}})
@@ -39,12 +40,13 @@ def test_what_cannot_be_given_is_an_outcome_and_what_makes_no_sense_an_error():
         assert result.outcome == te.Outcome.SPEC_UNSUPPORTED
         assert not result.may_have_executed and not result.model_attributable
         executor.release("t")
-        for spec, words in [
+        wrong: List[Tuple[Any, str]] = [
             ({"imgae": "x"}, "unknown field `imgae`, expected one of `image`"),
             ({"max_wall_s": 0}, "must be above 0"),
             ({"files": [{"path": "a"}]}, "one of `content` and `base64`"),
             ([], "must be a dict"),
-        ]:
+        ]
+        for spec, words in wrong:
             with pytest.raises(te.SpecError, match=words):
                 executor.begin("t", spec)
             with pytest.raises(te.SpecError, match=words):
@@ -52,15 +54,15 @@ def test_what_cannot_be_given_is_an_outcome_and_what_makes_no_sense_an_error():
         assert run(executor, "t", "echo fine").output == "fine"
 
 
-def test_a_trajectory_expires():
+def test_a_trajectory_expires() -> None:
     with te.ToolExecutor(local={"slots": 1}) as executor:
         executor.begin("t", {"max_wall_s": 0.3}, wait=False)
         result = run(executor, "t", "echo begun; sleep 1000")
         assert (result.outcome, result.output) == (te.Outcome.TRAJECTORY_EXPIRED, "begun")
 
 
-def test_asyncio():
-    async def main():
+def test_asyncio() -> None:
+    async def main() -> None:
         async with te.AsyncToolExecutor(local={"slots": 1}) as executor:
             await executor.begin("t", {"env": {"A": "b"}})
             assert (await executor.execute("t", "bash", {"command": "echo $A"})).output == "b"

@@ -165,10 +165,13 @@ fn split(whole: PathBuf, text: &str) -> (PathBuf, Option<String>) {
     }
 }
 
-/// A name as images are known by it: `docker.io/library/python` is `python:latest`, as Docker has
-/// it.
+/// A name as images are known by it: `python` is `python:latest`, and so is what a registry has
+/// under `HOST/library/python`, which is the long form of Docker's own images.
 pub(super) fn normal_name(name: &str) -> String {
-    let name = name.strip_prefix("docker.io/").unwrap_or(name);
+    let name = match name.split_once('/') {
+        Some((host, rest)) if host.contains('.') && rest.starts_with("library/") => rest,
+        _ => name,
+    };
     let name = name.strip_prefix("library/").unwrap_or(name);
     match name.rsplit('/').next().is_some_and(|last| last.contains([':', '@'])) {
         true => name.to_owned(),
@@ -220,10 +223,10 @@ mod tests {
             "oci:/no/where",
             "oci:/no/where:latest",
             "docker-archive:/a.tar",
-            "docker-archive:/a.tar:docker.io/library/python:3.12",
+            "docker-archive:/a.tar:hub.example/library/python:3.12",
             "python:3.12",
             "docker://localhost:5000/x/python:3.12",
-            "docker.io/library/python@sha256:00",
+            "hub.example/library/python@sha256:00",
             "python",
         ] {
             assert_eq!(parsed(text), text);

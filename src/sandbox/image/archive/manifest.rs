@@ -193,8 +193,8 @@ mod tests {
             layers: Vec::new(),
         };
         for (is, asked) in [
-            ("python:3.12", "docker.io/library/python:3.12"),
-            ("docker.io/library/python:latest", "python"),
+            ("python:3.12", "hub.example/library/python:3.12"),
+            ("hub.example/library/python:latest", "python"),
             ("localhost/x:1", "localhost/x:1"),
             ("localhost:5000/x:latest", "localhost:5000/x"),
         ] {

@@ -118,7 +118,7 @@ fn an_image_is_the_same_wherever_it_comes_from() {
         "oci:./ozst",
         "oci.tar",
         "task:1",
-        "docker.io/library/task:1",
+        "hub.example/library/task:1",
         &digest.to_string(),
         &digest.hex()[..12],
     ] {
