@@ -335,10 +335,12 @@ impl Service {
         let submitted = blocking(&self.parsing, move || {
             // Refused only when the client has gone.
             let on_done = move |begun| drop(tell_done.send(begun));
-            executor.begin_then(&trajectory_id, spec, on_done)
+            let handle = executor.begin_then(&trajectory_id, spec, on_done)?;
+            // Also where the client has gone by now, so that this is dropped.
+            Ok(CancelOnDrop(Some(handle)))
         });
         let handle = match submitted.await? {
-            Ok(handle) => CancelOnDrop(Some(handle)),
+            Ok(handle) => handle,
             Err(error @ (BeginError::Closed | BeginError::QueueFull)) => {
                 let result = ToolResult::failure(Outcome::NeverRan, error.to_string());
                 return Ok(result_response(&result, None));
