@@ -204,9 +204,8 @@ impl Putting<'_> {
         name: &OsString,
         path: &str,
     ) -> Result<OwnedFd, Failure> {
-        match rustix::fs::mkdirat(dir, name, Mode::from_raw_mode(DIRECTORY_MODE)) {
-            Ok(()) => {
-                let made = rustix::fs::openat(dir, name, OPEN_DIR, Mode::empty())?;
+        match make_directory(dir.as_fd(), name) {
+            Ok(made) => {
                 self.take(path, 0, 1)?;
                 Ok(made)
             }
@@ -323,6 +322,17 @@ impl Drop for NewFile<'_> {
     }
 }
 
+/// Makes a directory, which has its mode whatever the umask of the host is.
+fn make_directory(dir: BorrowedFd<'_>, name: &OsString) -> Result<OwnedFd, Errno> {
+    let mode = Mode::from_raw_mode(DIRECTORY_MODE);
+    rustix::fs::mkdirat(dir, name, mode)?;
+    // Of one that is only held by its path no mode can be set.
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let made = rustix::fs::openat(dir, name, flags, Mode::empty())?;
+    rustix::fs::fchmod(&made, mode)?;
+    Ok(made)
+}
+
 /// A directory under a name of ours, which is removed again with all that is in it unless it gets
 /// its own.
 struct Staged<'a> {
@@ -334,8 +344,7 @@ struct Staged<'a> {
 impl<'a> Staged<'a> {
     fn create(parent: &'a Parent, path: &str) -> Result<Self, ArtifactError> {
         let dir = parent.dir.as_fd();
-        let make =
-            |name: &OsString| rustix::fs::mkdirat(dir, name, Mode::from_raw_mode(DIRECTORY_MODE));
+        let make = |name: &OsString| make_directory(dir, name).map(drop);
         let (name, ()) = under_own_name(make).map_err(|errno| not_written(path, errno))?;
         Ok(Self { parent: dir, name, is_kept: false })
     }

@@ -144,7 +144,7 @@ pub(crate) mod step {
     /// Takes all mounts out of the host's propagation.
     pub(crate) const MAKE_PRIVATE: u8 = b'p';
     /// Takes hold of the tree at a path of the host, with these mount attributes: the source with
-    /// the next number. With [`OPTIONAL`] it may be missing.
+    /// the next number. With [`OPTIONAL`] it may be missing, or closed to its user.
     pub(crate) const SOURCE: u8 = b's';
     /// Mounts a tmpfs with the options of the second string at the first, which any directory will
     /// do for, and makes it the root. The old one stays mounted above it.

@@ -12,6 +12,7 @@ use crate::system::*;
 
 const EINVAL: i32 = 22;
 const ENOENT: isize = -2;
+const EACCES: isize = -13;
 const ELOOP: isize = -40;
 
 const CLONE_NEWCGROUP: usize = 0x0200_0000;
@@ -228,7 +229,7 @@ impl Sources {
         self.count += 1;
         let flags = OPEN_TREE_CLONE | O_CLOEXEC | AT_RECURSIVE;
         let tree = call!(OPEN_TREE, AT_FDCWD, path, flags);
-        if tree == ENOENT && is_optional {
+        if matches!(tree, ENOENT | EACCES) && is_optional {
             return Ok(());
         }
         *place = done(tree)? as i32;

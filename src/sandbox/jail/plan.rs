@@ -319,8 +319,9 @@ impl Plan {
                     steps.source(host, place, *access, flag);
                 }
                 Entry::Groups { shown, .. } => {
+                    // Where its user may not look at them there is nothing to be seen.
                     for (host, place) in shown {
-                        steps.source(host, place, Access::ReadOnly, 0);
+                        steps.source(host, place, Access::ReadOnly, step::OPTIONAL);
                     }
                 }
                 Entry::Layered(overlay) => {

@@ -31,8 +31,12 @@ impl Bench {
         let busybox = ["/bin/busybox", "/usr/bin/busybox"].map(Path::new);
         let busybox = busybox.into_iter().find(|path| path.exists());
         let busybox = busybox.expect("these tests need the package busybox-static");
-        for name in ["bin", "etc", "home/agent"] {
+        let open = |path: &Path, mode| {
+            fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        };
+        for name in ["bin", "etc", "home", "home/agent"] {
             fs::create_dir_all(image.path().join(name)).unwrap();
+            open(&image.path().join(name), 0o755);
         }
         fs::copy(busybox, image.path().join("bin/busybox")).unwrap();
         for name in APPLETS {
@@ -40,6 +44,7 @@ impl Bench {
         }
         let passwd = "root:x:0:0::/root:\nagent:x:1000:100::/home/agent:\nfar:x:70000:0:::\n";
         fs::write(image.path().join("etc/passwd"), passwd).unwrap();
+        open(&image.path().join("etc/passwd"), 0o644);
         let data = tempfile::tempdir().unwrap();
         fs::set_permissions(data.path(), fs::Permissions::from_mode(0o711)).unwrap();
         let config = LocalConfig::new(slots).with_data_dir(data.path());

@@ -182,13 +182,13 @@ fn cgroups_are_shown_over_one_directory_or_each_in_its_own() {
         let from = found.iter().position(|line| line.starts_with('r')).unwrap();
         let until = found.iter().position(|line| line.ends_with(" /proc")).unwrap();
         (
-            found.iter().filter(|line| line.starts_with("s0 7")).cloned().collect::<Vec<_>>(),
+            found.iter().filter(|line| line.starts_with("s1 7")).cloned().collect::<Vec<_>>(),
             found[from + 1..until].to_vec(),
         )
     };
-    assert_eq!(of(&[("/h", "/c")]), (vec!["s0 7 /h".to_owned()], vec!["a0 0 /c".to_owned()]));
+    assert_eq!(of(&[("/h", "/c")]), (vec!["s1 7 /h".to_owned()], vec!["a0 0 /c".to_owned()]));
     let (sources, made) = of(&[("/h/m", "/c/memory"), ("/h/p", "/c/pids")]);
-    assert_eq!(sources, ["s0 7 /h/m", "s0 7 /h/p"]);
+    assert_eq!(sources, ["s1 7 /h/m", "s1 7 /h/p"]);
     let expected = [
         "m0 14 tmpfs /c mode=0755,size=4096",
         "d0 493 /c/memory",

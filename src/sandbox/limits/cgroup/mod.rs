@@ -250,7 +250,7 @@ impl Cgroups {
         self.inner.remains.lock().retain(|path| fs::remove_dir(path).is_err());
         let number = self.inner.next.fetch_add(1, Ordering::Relaxed);
         let own = slot.memory.join(format!("sandbox-{number}"));
-        fs::create_dir(&own)?;
+        make(&own)?;
         // All of it at once: half a command is of no use, and the first process goes along.
         if self.kills_as_a_whole()
             && let Err(error) = write(&own.join("memory.oom.group"), "1")
@@ -272,7 +272,7 @@ impl Inner {
         let (mut paths, mut shown) = (Vec::new(), self.also_shown.clone());
         for tree in &self.trees {
             let path = tree.path.join(format!("slot-{slot}"));
-            match fs::create_dir(&path) {
+            match make(&path) {
                 // Of an earlier try that failed.
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 made => made?,
@@ -311,7 +311,7 @@ impl Tree {
     ) -> Result<Self, String> {
         engine::remove_dead(parent);
         let path = parent.join(engine.unique_name());
-        fs::create_dir(&path).map_err(|error| format!("cannot make a cgroup: {error}"))?;
+        make(&path).map_err(|error| format!("cannot make a cgroup: {error}"))?;
         let settings = controllers.iter().flat_map(|name| settings::of(version, name, limits));
         let settings = settings.collect();
         Ok(Self { path, controllers: controllers.to_vec(), settings, place: PathBuf::new() })
@@ -398,6 +398,13 @@ impl Drop for Group {
             self.inner.remains.lock().push(std::mem::take(&mut self.own));
         }
     }
+}
+
+/// Makes a group that its commands can look at, whatever this process's umask is.
+fn make(path: &Path) -> io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    fs::create_dir(path)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755))
 }
 
 /// The number after a name, in lines of both.

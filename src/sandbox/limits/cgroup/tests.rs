@@ -24,7 +24,8 @@ fn in_a_group_without_controllers_there_are_none_and_nothing_is_left() {
     let neighbour = own.join(alive.unique_name());
     fs::create_dir(&neighbour).unwrap();
     let engine = Engine { pid: alive.pid, started: alive.started + 1 };
-    let mountinfo = format!("1 2 0:1 / {} rw - cgroup2 cgroup2 rw\n", mount.path().display());
+    let place = mount.path().display().to_string().replace('\\', "\\134").replace(' ', "\\040");
+    let mountinfo = format!("1 2 0:1 / {place} rw - cgroup2 cgroup2 rw\n");
     let failure = Cgroups::start(&mountinfo, "0::/a/b\n", engine, &limits()).unwrap_err();
     assert!(failure.starts_with("cannot limit a cgroup"), "{failure}");
     let left: Vec<_> = fs::read_dir(&own).unwrap().map(|entry| entry.unwrap().path()).collect();
