@@ -221,7 +221,7 @@ pub(crate) fn check_fork(options: &ForkOptions) -> Result<(), SnapshotError> {
     spec.check().map_err(|error| SnapshotError::Invalid(error.to_string()))
 }
 
-/// Refuses what cannot be the id of a snapshot, whoever has made it up.
+/// Refuses what cannot be the id of a snapshot.
 pub(crate) fn check_id(id: &SnapshotId) -> Result<(), SnapshotError> {
     let text = id.as_str();
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);

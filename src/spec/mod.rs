@@ -1,7 +1,7 @@
 //! What one trajectory asks for beyond its executor's configuration: [`TrajectorySpec`].
 //!
 //! Plain data with serde, the same for Rust, the C ABI, Python, HTTP and replay. What a value means
-//! by itself is checked by [`TrajectorySpec::check`], at the door of whoever takes it; whether it
+//! by itself is checked by [`TrajectorySpec::check`], at the door that takes it; whether it
 //! can be had is the backend's to say, before anything of the trajectory runs.
 
 mod field;

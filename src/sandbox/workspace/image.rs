@@ -203,7 +203,7 @@ impl ImageFiles {
                 });
             }
         };
-        // As whoever made the topmost layer left it, but for what commands need.
+        // As the topmost layer has it, but for what commands need.
         let topmost = layers().next_back().and_then(|path| path.metadata().ok());
         let mode = topmost.map_or(0o755, |about| about.mode() & 0o1777 | 0o555);
         let User { uid, gid, .. } = user.ids;

@@ -77,11 +77,11 @@ fn commands_are_whom_and_where_a_trajectory_asks_for() {
     let bench = Bench::new(1);
     let env = [("ASKED", "yes"), ("PATH", "/bin:/mine")];
     let env = env.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
-    let (user, workdir) = (Some("agent".to_owned()), Some("/work/here".to_owned()));
+    let (user, workdir) = (Some("agent".to_owned()), Some("/srv/here".to_owned()));
     let spec = MachineSpec { user, workdir, env, ..bench.spec() };
     bench.backend.bind_image(&bench.slot(0), spec).unwrap();
     let said = bench.output("t", "id -u; id -g; pwd; echo $HOME $USER $ASKED $PATH");
-    assert_eq!(said, "1000\n100\n/work/here\n/home/agent agent yes /bin:/mine");
+    assert_eq!(said, "1000\n100\n/srv/here\n/home/agent agent yes /bin:/mine");
     // The directory that was made is theirs; the image's are root's.
     assert_eq!(bench.output("t", "echo x > mine; stat -c '%u %g' . mine"), "1000 100\n1000 100");
     let write = |path: &str| {

@@ -164,7 +164,7 @@ impl ImageStore {
         self.0.ids
     }
 
-    /// An image to use: imported if the store does not have it yet, whoever else wants it, too. One
+    /// An image to use: imported if the store does not have it yet, once for all who want it. One
     /// of a registry is pulled if the store has none of its name. A directory is used in place.
     /// Blocks for as long as that takes.
     ///

@@ -44,7 +44,7 @@ impl ImageStore {
         if let Some(image) = there(self)? {
             return Ok(image);
         }
-        // It is never completed: what is pulled is gone when it was imported. Whoever else wants
+        // It is never completed: what is pulled is gone when it was imported. Who else wants
         // the same image waits for that.
         let wish = self.0.pulls.wish(&Digest::of(name.as_bytes()).hex(), interrupt)?;
         let Wish::Making(making) = wish else {

@@ -126,7 +126,7 @@ pub(super) fn read<T: DeserializeOwned>(dir: impl AsFd, name: &str) -> io::Resul
     serde_json::from_slice(&text).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
 }
 
-/// Writes a record into a directory that nobody else looks into yet.
+/// Writes a record into a directory that no other program looks into yet.
 ///
 /// # Errors
 /// Those of the system.

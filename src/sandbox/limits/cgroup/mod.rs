@@ -14,7 +14,7 @@
 //! A sandbox's first process is moved into its slot's group before it does anything, and into its
 //! own before it starts something, which stays there. The host process itself is never moved: of
 //! version 2 its group must allow children already (it is the root of a cgroup namespace, or
-//! somebody prepared it), or the one above it must.
+//! it was prepared for that), or the one above it must.
 //!
 //! Commands see their slot's group where cgroups are mounted ([`SlotGroup::shown`]), since runtimes
 //! look there for how much memory and how many processors they have.
@@ -386,8 +386,11 @@ impl Group {
 
     /// What was refused it since it was made, and its slot since the engine began.
     pub(super) fn refusals(&self) -> Refusals {
-        let events = fs::read_to_string(self.slot.processes.join("pids.events"));
-        let processes = number(&events.unwrap_or_default(), "max");
+        // Some kernels count in the group whose limit it is, others in that of the process.
+        let of = |group: &Path| {
+            number(&fs::read_to_string(group.join("pids.events")).unwrap_or_default(), "max")
+        };
+        let processes = of(&self.slot.processes).saturating_add(of(&self.own));
         Refusals { kills: self.kill_count().read(), processes }
     }
 }
