@@ -205,16 +205,22 @@ fn summary_json(summary: &crate::artifact::ArchiveSummary) -> serde_json::Value 
 }
 
 /// A file descriptor of the host's, which stays its own.
-struct Borrowed(ManuallyDrop<File>);
+pub(super) struct Borrowed(ManuallyDrop<File>);
 
 impl Borrowed {
-    fn new(fd: c_int) -> Result<Self, Fault> {
+    pub(super) fn new(fd: c_int) -> Result<Self, Fault> {
         if fd < 0 {
             let text = format!("the file descriptor is {fd}");
             return Err(Fault::new(TE_INVALID_ARGUMENT, text));
         }
         // SAFETY: never closed by us; one that is not open gives errors, not more.
         Ok(Self(ManuallyDrop::new(unsafe { File::from_raw_fd(fd) })))
+    }
+}
+
+impl io::Read for Borrowed {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        io::Read::read(&mut *self.0, bytes)
     }
 }
 

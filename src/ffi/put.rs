@@ -1,18 +1,15 @@
 //! Files put into a trajectory's machine, and files that go to a callback.
 
 use std::ffi::{c_char, c_int, c_void};
-use std::fs::File;
 use std::io::{self, Read, Write};
-use std::mem::ManuallyDrop;
-use std::os::fd::FromRawFd;
 use std::path::Path;
 
 use serde_json::json;
 
-use super::artifact::request;
+use super::artifact::{Borrowed, request};
 use super::executor::te_executor;
 use super::handle::hold;
-use super::status::te_status::{TE_INVALID_ARGUMENT, TE_NULL};
+use super::status::te_status::TE_NULL;
 use super::status::{Fault, guard, te_status};
 use super::text::{Out, te_buffer, text};
 use crate::artifact::{PutFiles, PutSummary};
@@ -124,13 +121,9 @@ pub unsafe extern "C" fn te_files_put_fd(
         let info = Out::buffer(info, "info").ok();
         let trajectory = text(trajectory, trajectory_len, "trajectory")?;
         let put: PutFiles = self::request(request, request_len)?;
-        if fd < 0 {
-            return Err(Fault::new(TE_INVALID_ARGUMENT, format!("the file descriptor is {fd}")));
-        }
-        // SAFETY: never closed by us; one that is not open gives errors, not more.
-        let mut from = ManuallyDrop::new(unsafe { File::from_raw_fd(fd) });
+        let mut from = Borrowed::new(fd)?;
         let executor = hold(executor)?;
-        let summary = executor.executor.put(trajectory, &put, &mut *from)?;
+        let summary = executor.executor.put(trajectory, &put, &mut from)?;
         tell(info, &summary);
         Ok(())
     })

@@ -1,11 +1,15 @@
-//! What a jail is to be: plain data, and the steps by which its first process makes it. Pure.
+//! What a jail is to be: plain data, of which `steps` are made, by which its first process makes
+//! it. Pure.
 
-use std::collections::HashSet;
-use std::ffi::{OsStr, OsString};
+mod steps;
+
+use std::ffi::OsString;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use self::steps::Steps;
+pub(super) use self::steps::{Step, encode};
 use super::super::init::message::{self, step};
 use super::super::spawn;
 use super::super::user::IdMap;
@@ -251,30 +255,11 @@ impl Access {
     }
 }
 
-/// One step of the first process.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Step {
-    kind: u8,
-    flag: u8,
-    number: u64,
-    text: Vec<u8>,
-    /// What it does, as a verb and its object; with paths of the inside only.
-    pub(super) what: String,
-}
-
 /// Whether every jail has this device, or has something of its own in its place.
 pub(in crate::sandbox) fn has_device(path: &Path) -> bool {
     let is_common = |name: &str| Path::new("/dev").join(name) == path;
     let is_link = DEVICE_LINKS.iter().any(|(_, place)| Path::new(place) == path);
     is_link || DEVICES.into_iter().any(is_common) || path.starts_with("/dev/pts")
-}
-
-/// Steps, and what of the root they have made.
-#[derive(Default)]
-struct Steps {
-    list: Vec<Step>,
-    made: HashSet<PathBuf>,
-    sources: u64,
 }
 
 impl Plan {
@@ -297,7 +282,7 @@ impl Plan {
             return Err(rustix::io::Errno::TOOBIG.into());
         }
         // They come first, and together.
-        let mut steps = Steps { sources: handed_over as u64, ..Steps::default() };
+        let mut steps = Steps::after(handed_over as u64);
         steps.be_ended_first();
         if self.users.is_single() {
             // The kernel wants the first before an ordinary user may map a group.
@@ -577,149 +562,6 @@ impl Entry {
         };
         one.into_iter().chain([other])
     }
-}
-
-impl Steps {
-    fn add<S: AsRef<OsStr>>(&mut self, kind: u8, flag: u8, number: u64, strings: &[S], what: &str) {
-        let mut text = Vec::new();
-        for string in strings {
-            text.extend_from_slice(string.as_ref().as_bytes());
-            text.push(0);
-        }
-        self.list.push(Step { kind, flag, number, text, what: what.to_owned() });
-    }
-
-    /// A step that needs nothing.
-    fn act(&mut self, kind: u8, what: &str) {
-        self.add::<&str>(kind, 0, 0, &[], what);
-    }
-
-    /// Where the host runs out of memory, sandboxes are what it should end.
-    fn be_ended_first(&mut self) {
-        self.write("/proc/self/oom_score_adj", "1000", "be ended first for want of memory");
-    }
-
-    fn write(&mut self, file: &str, value: &str, what: &str) {
-        self.add(step::WRITE, 0, 0, &[file, value], what);
-    }
-
-    fn source(&mut self, host: &Path, place: &Path, access: Access, flag: u8) {
-        self.sources += 1;
-        let what = format!("show {}", place.display());
-        self.add(step::SOURCE, flag, access.attributes(), &[host], &what);
-    }
-
-    fn attach(&mut self, source: &mut u64, place: &Path) {
-        self.add(step::ATTACH, 0, *source, &[place], &format!("show {}", place.display()));
-        *source += 1;
-    }
-
-    /// Mounts an overlay. Its trees are to be seen only while that is done. `source` and `given`
-    /// are the next of those by path and of those that are handed over.
-    fn overlay(&mut self, overlay: &Overlay, source: &mut u64, given: &mut u64) {
-        let stage = Path::new(if overlay.is_root() { STAGE_OF_ROOT } else { STAGE });
-        self.add(step::DIRECTORY, 0, 0o700, &[stage], "make a place for layers");
-        self.mount("tmpfs", stage, NO_SET_USER_ID | NO_DEVICES, "mode=0700");
-        let writable = overlay.lower.len();
-        for (number, tree) in overlay.trees().enumerate() {
-            let place = stage.join(number.to_string());
-            let what = format!("use layer {number} of {}", overlay.place.display());
-            self.add(step::DIRECTORY, 0, 0o700, &[&place], &what);
-            let next = if tree.hold == Hold::ByPath { &mut *source } else { &mut *given };
-            self.add(step::ATTACH, 0, *next, &[&place], &what);
-            *next += 1;
-        }
-        let work = stage.join(writable.to_string()).join(&overlay.work);
-        let what = format!("make a place to change {} in", overlay.place.display());
-        self.add(step::DIRECTORY, 0, 0o700, &[&work], &what);
-        // The topmost comes first.
-        let shown = stage.display();
-        let lower: Vec<_> = (0..writable).rev().map(|number| format!("{shown}/{number}")).collect();
-        let options = format!(
-            "lowerdir={},upperdir={shown}/{writable}/{UPPER},workdir={},userxattr,volatile",
-            lower.join(":"),
-            work.display(),
-        );
-        let place = if overlay.is_root() { Path::new(NEW_ROOT) } else { &overlay.place };
-        self.directory(place);
-        let what = format!("mount the layers of {}", overlay.place.display());
-        let strings = ["overlay".as_ref(), place.as_os_str(), options.as_ref()];
-        self.add(step::MOUNT, 0, NO_SET_USER_ID | NO_DEVICES, &strings, &what);
-        if !overlay.is_root() {
-            self.add(step::CLEAR, 0, 0, &[stage], "let go of the layers' places");
-        }
-    }
-
-    fn attributes(&mut self, place: &Path, attributes: u64) {
-        let what = format!("protect {}", place.display());
-        self.add(step::ATTRIBUTES, 0, attributes, &[place], &what);
-    }
-
-    fn mount(&mut self, kind: &str, place: &Path, flags: u64, options: &str) {
-        let what = format!("mount {kind} at {}", place.display());
-        let strings = [kind.as_ref(), place.as_os_str(), options.as_ref()];
-        self.add(step::MOUNT, 0, flags, &strings, &what);
-    }
-
-    /// What is to be seen of cgroups.
-    fn groups(&mut self, place: &Path, shown: &[(PathBuf, PathBuf)], source: &mut u64) {
-        let is_one = shown.iter().all(|(_, own)| own == place);
-        if !is_one {
-            self.mount("tmpfs", place, PROC_FLAGS, "mode=0755,size=4096");
-        }
-        for (_, own) in shown {
-            if !is_one {
-                let what = format!("make {}", own.display());
-                self.add(step::DIRECTORY, 0, 0o755, &[own], &what);
-            }
-            self.attach(source, own);
-        }
-        if !is_one {
-            self.attributes(place, READ_ONLY);
-        }
-    }
-
-    /// A directory and those above it, each once.
-    fn directory(&mut self, place: &Path) {
-        let mut way: Vec<_> = place.ancestors().filter(|above| above.parent().is_some()).collect();
-        way.reverse();
-        for directory in way {
-            if self.made.insert(directory.to_owned()) {
-                let what = format!("make {}", directory.display());
-                self.add(step::DIRECTORY, 0, 0o755, &[directory], &what);
-            }
-        }
-    }
-
-    fn file(&mut self, place: &Path) {
-        if let Some(above) = place.parent() {
-            self.directory(above);
-        }
-        self.add(step::FILE, 0, 0o644, &[place], &format!("make {}", place.display()));
-    }
-
-    fn link(&mut self, target: &Path, place: &Path) {
-        if let Some(above) = place.parent() {
-            self.directory(above);
-        }
-        let what = format!("make {}", place.display());
-        self.add(step::LINK, 0, 0, &[target, place], &what);
-    }
-}
-
-/// The steps as the first process takes them.
-///
-/// # Errors
-/// More than fits into a message.
-pub(super) fn encode(steps: &[Step]) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::with_capacity(4096);
-    for Step { kind, flag, number, text, .. } in steps {
-        let length = u16::try_from(text.len()).map_err(|_| rustix::io::Errno::TOOBIG)?;
-        let head = step::Head { kind: *kind, flag: *flag, length, number: *number };
-        bytes.extend_from_slice(&head.to_bytes());
-        bytes.extend_from_slice(text);
-    }
-    Ok(bytes)
 }
 
 #[cfg(test)]
