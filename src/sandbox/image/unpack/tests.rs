@@ -384,6 +384,11 @@ fn directories_that_a_layer_leaves_out_are_those_below() {
     // Where it is hidden, nothing is taken over.
     fixture.unpack(&Tar::default().file(".wh.lib", "").file("lib/x", "4")).unwrap();
     assert_eq!(fixture.listing(), "lib/ opaque\nlib/x 4\n");
+    // Nor are links followed, or whiteouts made, for what is below a root that hides all of it.
+    let tar = Tar::default().file(".wh..wh..opq", "").file("lib/y", "5").file("tmp/a", "5");
+    let unpacked = fixture.unpack(&tar.file(".wh.usr", "").file("b/.wh..wh..opq", "")).unwrap();
+    assert!(unpacked.hides_all_below);
+    assert_eq!(fixture.listing(), "lib/\nlib/y 5\ntmp/\ntmp/a 5\n");
 }
 
 #[test]

@@ -182,8 +182,11 @@ impl Tree<'_> {
             .map_err(|errno| failed(entry, "look at the directory of", errno))
     }
 
-    /// What the layers below have there, whatever this one hides.
+    /// What the layers below have there, whatever directories of this one hide.
     pub(super) fn below(&self, entry: &Entry, path: &[Vec<u8>]) -> Result<Below, LayerError> {
+        if self.report.hides_all_below {
+            return Ok(Below::Nothing);
+        }
         for layer in self.place.below.iter().rev() {
             let root = rustix::fs::open(layer, HOLD_DIR, Mode::empty());
             match root.and_then(|root| look(root.as_fd(), path)) {
