@@ -545,7 +545,11 @@ impl Jails {
             host_name: self.has_host_name.then_some(HOST_NAME),
             network,
             root,
-            shared_memory: self.shared_memory,
+            // As in `with_shared_memory`, where its trajectory has less memory than others.
+            shared_memory: match contents.workspace.limits().memory_bytes {
+                Some(own) => Some(own / 2),
+                None => self.shared_memory,
+            },
             terminals: self.terminals,
             inotify: self.inotify,
             proc: self.proc,

@@ -66,6 +66,7 @@ use super::shell::{Places, Shell};
 use super::spool::DIRECTORY as OUTPUTS;
 use super::tree::{self, TreeError};
 use super::user::{CommandUser, WeakRoot};
+use crate::spec::TrajectoryLimits;
 
 /// The mode of what is above the slots where their users are not ours: these may go through, and
 /// not look around.
@@ -331,6 +332,11 @@ impl Workspace {
     /// Whether its trajectory's commands have no network, whatever their calls say.
     pub(crate) fn cuts_network(&self) -> bool {
         self.settings().cuts_network
+    }
+
+    /// What its slot may use, as far as its trajectory has less than the operator's limits.
+    pub(crate) fn limits(&self) -> &TrajectoryLimits {
+        &self.settings().limits
     }
 
     /// Whether processes that a command of its trajectory leaves running are kept, where the

@@ -16,6 +16,7 @@ use crate::sandbox::image::{
     Image, ImageError, ImageErrorKind, ImageSource, ImageStore, StoredIds,
 };
 use crate::sandbox::isolation::{Isolation as Engine, Layers};
+use crate::sandbox::settings::Settings;
 use crate::sandbox::supervisor::{CommandSpec, End, Finished};
 use crate::sandbox::toolbox::LazyToolbox;
 use crate::sandbox::user::CommandUser;
@@ -47,12 +48,17 @@ impl LocalBackend {
         })
     }
 
-    /// Gives a clean slot a machine with the files of an image, whose shell is seen to run. Blocks
-    /// for some milliseconds as a rule.
+    /// Gives a clean slot a machine with the files of an image, and with these settings, whose
+    /// shell is seen to run. Blocks for some milliseconds as a rule.
     ///
     /// # Errors
     /// Slots cannot have one here, or not this one. The slot is as it was.
-    pub(super) fn bind_image(&self, slot: &SlotRef, spec: MachineSpec) -> Result<(), BeginFailure> {
+    pub(super) fn bind_image(
+        &self,
+        slot: &SlotRef,
+        spec: MachineSpec,
+        settings: Settings,
+    ) -> Result<(), BeginFailure> {
         let inner = &self.0;
         let Some(place) = inner.slots.get(slot.index) else {
             return Err(BeginFailure::failed(format!("there is no slot {}", slot.name)));
@@ -65,6 +71,7 @@ impl LocalBackend {
             .renew_with(Some(Arc::new(files)))
             .map(Arc::new)
             .map_err(|error| BeginFailure::failed(error.to_string()))?;
+        bound.set(settings);
         let tried = try_shell(inner, place, &bound);
         let left = match tried {
             Ok(()) => std::mem::replace(&mut *place.workspace.lock(), bound),
@@ -224,6 +231,11 @@ fn try_shell(inner: &Inner, place: &Slot, workspace: &Arc<Workspace>) -> Result<
         End::TimedOut => Err(unusable("its shell does nothing")),
         End::SetupFailed(why) => Err(unusable(&why)),
         End::Cancelled => Err(BeginFailure::failed("the sandbox is closed")),
+        End::Exceeded(limit) if !workspace.limits().is_empty() => {
+            let name = limit.name();
+            let text = format!("{name}: not even a shell can run under limits as narrow as these");
+            Err(BeginFailure::unsupported(text))
+        }
         End::Exceeded(_) => Err(unusable("its shell exceeds the limits of a slot")),
         End::Refused(why) | End::Lost(why) => Err(BeginFailure::failed(why)),
     }

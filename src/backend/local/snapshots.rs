@@ -37,6 +37,7 @@ use crate::sandbox::settings::Settings;
 use crate::sandbox::supervisor::{CommandSpec, Finished};
 use crate::sandbox::workspace::{Base, NoGrading, NoMachine, Remains, Workspace, WorkspaceError};
 use crate::snapshot::{SnapshotError, SnapshotId, SnapshotInfo, SnapshotOptions};
+use crate::spec::TrajectoryLimits;
 use crate::tool::{OutputOrder, ToolResult};
 
 /// How many snapshots are kept at most.
@@ -68,6 +69,8 @@ struct Snapshot {
     serial: u64,
     /// Whether its trajectory's commands could use the network: which machine is made of it first.
     network: bool,
+    /// The limits of its trajectory, below the operator's: what begins from it has them, too.
+    limits: TrajectoryLimits,
 }
 
 impl KeptSnapshots {
@@ -150,6 +153,16 @@ impl LocalBackend {
                 Err(SnapshotError::NotFound(id.clone()))
             }
         }
+    }
+
+    /// The limits of the trajectory that a snapshot is of.
+    ///
+    /// # Errors
+    /// [`SnapshotError::NotFound`].
+    pub(super) fn limits_of(&self, id: &SnapshotId) -> Result<TrajectoryLimits, SnapshotError> {
+        let kept = self.0.snapshots.0.lock();
+        let snapshot = kept.by_id.get(id).ok_or_else(|| SnapshotError::NotFound(id.clone()))?;
+        Ok(snapshot.limits.clone())
     }
 
     /// Has a slot begin with the files of a snapshot. It is clean, and nothing runs in it. Blocks
@@ -358,8 +371,9 @@ impl Snapshots for LocalBackend {
         let mut kept = self.0.snapshots.0.lock();
         kept.made += 1;
         let (serial, network) = (kept.made, place.has_network.load(Ordering::Acquire));
+        let limits = before.limits().clone();
         let (base, made) = (Arc::new(base), Instant::now());
-        let snapshot = Snapshot { base, parent: parent.clone(), made, serial, network };
+        let snapshot = Snapshot { base, parent: parent.clone(), made, serial, network, limits };
         kept.by_id.insert(id.clone(), snapshot);
         drop(kept);
         let info = SnapshotInfo::new(id, ADDR).with_layers(layers);

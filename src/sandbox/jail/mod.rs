@@ -241,7 +241,7 @@ impl Jail {
             source,
         })?;
         // Before it does anything: what it sees of cgroups begins with its own.
-        let placed = bounds.limits.place(child.pid(), bounds.workspace.slot());
+        let placed = bounds.limits.place(child.pid(), &bounds.workspace);
         let group = match placed {
             Ok(group) => group,
             Err(error) => {
