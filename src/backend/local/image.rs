@@ -1,5 +1,6 @@
 //! Machines with the files of an image: for one trajectory, or for all.
 
+use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -18,7 +19,7 @@ use crate::sandbox::image::{
 use crate::sandbox::isolation::Isolation as Engine;
 use crate::sandbox::supervisor::{CommandSpec, End, Finished};
 use crate::sandbox::toolbox::LazyToolbox;
-use crate::sandbox::workspace::{DataDir, ImageFiles, MachineSpec, NoMachine, Workspace};
+use crate::sandbox::workspace::{DataDir, ImageFiles, MachineSpec, NoMachine, ShellId, Workspace};
 use crate::tool::OutputOrder;
 
 /// How long an image's shell may take to do nothing.
@@ -26,6 +27,8 @@ const FIRST_COMMAND: Duration = Duration::from_secs(20);
 /// How long the end of its machine is awaited. Giving up has a deadline of its own; this is for the
 /// unforeseen.
 const END_LIMIT: Duration = Duration::from_secs(30);
+/// How many shells are remembered that have run.
+const MOST_SHELLS: usize = 1024;
 /// What is shown of what it says where it fails.
 const SHOWN_CHARS: usize = 500;
 
@@ -46,8 +49,8 @@ impl LocalBackend {
         })
     }
 
-    /// Gives a clean slot a machine with the files of an image, whose shell is seen to run. Blocks
-    /// for some milliseconds as a rule.
+    /// Gives a clean slot a machine with the files of an image, whose shell has been seen to run, in
+    /// this machine or in another one. Blocks for some milliseconds as a rule.
     ///
     /// # Errors
     /// Slots cannot have one here, or not this one. The slot is as it was.
@@ -60,11 +63,15 @@ impl LocalBackend {
         let before = place.workspace();
         let files = ImageFiles::find(spec, before.user_of_slot(), &inner.images.toolbox)
             .map_err(not_found)?;
+        let shell = files.shell_id().clone();
         let bound = before
             .renew_with(Some(Arc::new(files)))
             .map(Arc::new)
             .map_err(|error| BeginFailure::failed(error.to_string()))?;
-        let tried = try_shell(inner, place, &bound);
+        let tried = match inner.images.shells.has(&shell) {
+            true => found(inner, place, &bound),
+            false => try_shell(inner, place, &bound).inspect(|()| inner.images.shells.add(shell)),
+        };
         let left = match tried {
             Ok(()) => std::mem::replace(&mut *place.workspace.lock(), bound),
             Err(_) => {
@@ -87,6 +94,7 @@ pub(super) struct Images {
     store: Mutex<Option<ImageStore>>,
     /// What is brought along for those that have no bash or no tmux.
     pub(super) toolbox: LazyToolbox,
+    shells: Shells,
     /// Triggered when the backend closes.
     interrupt: Interrupt,
 }
@@ -100,7 +108,14 @@ impl Images {
             false => StoredIds::Kept,
         };
         let toolbox = LazyToolbox::new(run.path().join("toolbox"));
-        Self { data_dir, ids, store: Mutex::new(None), toolbox, interrupt: Interrupt::new() }
+        Self {
+            data_dir,
+            ids,
+            store: Mutex::new(None),
+            toolbox,
+            shells: Shells::default(),
+            interrupt: Interrupt::new(),
+        }
     }
 
     /// Finds an image by its name. Blocks, where it has to be unpacked for as long as that takes.
@@ -128,6 +143,27 @@ impl Images {
     /// No image is unpacked any more.
     pub(super) fn close(&self) {
         self.interrupt.interrupt();
+    }
+}
+
+/// The shells of images that have run here: a start of each is enough. Those of late.
+#[derive(Default)]
+struct Shells(Mutex<VecDeque<ShellId>>);
+
+impl Shells {
+    fn has(&self, shell: &ShellId) -> bool {
+        self.0.lock().contains(shell)
+    }
+
+    fn add(&self, shell: ShellId) {
+        let mut shells = self.0.lock();
+        if shells.contains(&shell) {
+            return;
+        }
+        if shells.len() >= MOST_SHELLS {
+            shells.pop_front();
+        }
+        shells.push_back(shell);
     }
 }
 
@@ -166,6 +202,12 @@ fn end_machine(inner: &Inner, slot: usize) {
     if gone.recv_timeout(END_LIMIT) != Ok(true) {
         log::warn!("a sandbox that was tried has not ended");
     }
+}
+
+/// Founds the machine.
+fn found(inner: &Inner, place: &Slot, workspace: &Arc<Workspace>) -> Result<(), BeginFailure> {
+    let network = place.has_network.load(Ordering::Acquire);
+    inner.supervisor.root(workspace, network).map(drop).map_err(BeginFailure::failed)
 }
 
 /// Founds the machine and has its shell do nothing: an image may be of another processor, or have a

@@ -28,7 +28,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use self::cgroup::{Cgroups, Engine};
-pub(in crate::sandbox) use self::cgroup::{Group, PLACE as CGROUPS, Refusals, Shown as ShownGroup};
+pub(in crate::sandbox) use self::cgroup::{
+    Entrance, Group, PLACE as CGROUPS, Refusals, Shown as ShownGroup,
+};
 use self::disk::Usage;
 pub(super) use self::retired::Leftover;
 use self::retired::Retired;
@@ -231,17 +233,13 @@ impl Limits {
         held
     }
 
-    /// Puts a sandbox of a slot into its cgroup, by its first process `init`, which must not have
-    /// done anything yet, and be held so that its number is its own; `None` without cgroups. Does
-    /// not block on anything but a few calls.
+    /// The cgroup of a sandbox of a slot, which its first process is to be in before it does
+    /// anything; `None` without cgroups. Does not block on anything but a few calls.
     ///
     /// # Errors
-    /// It could not be put there: nothing may run in it.
-    pub(in crate::sandbox) fn place(&self, init: Pid, slot: usize) -> io::Result<Option<Group>> {
-        let Some(cgroups) = &self.cgroups else { return Ok(None) };
-        let group = cgroups.sandbox(slot)?;
-        group.enter(init.as_raw_nonzero().get())?;
-        Ok(Some(group))
+    /// There is none: nothing may run in the sandbox.
+    pub(in crate::sandbox) fn place(&self, slot: usize) -> io::Result<Option<Group>> {
+        self.cgroups.as_ref().map(|cgroups| cgroups.sandbox(slot)).transpose()
     }
 
     /// What a slot's commands can look at of cgroups, and where; nothing without.
@@ -255,7 +253,7 @@ impl Limits {
         }
     }
 
-    /// Puts a sandbox, which was [placed](Self::place) into this group, under the other limits, by
+    /// Puts a sandbox, whose [place](Self::place) is this group, under the other limits, by
     /// its first process `init`, which must not have started a command yet. Does not block on
     /// anything but a few calls.
     pub(in crate::sandbox) fn confine(
@@ -296,12 +294,6 @@ impl Limits {
             && !self.refused.swap(true, Ordering::Relaxed)
         {
             log::warn!("the limits of processes cannot be set for sandboxes: {error}");
-        }
-        if let Some(group) = &group
-            && let Err(error) = group.settle(pid)
-        {
-            // The limits are the slot's, in whose group it is already.
-            log::debug!("a sandbox has no cgroup of its own: {error}");
         }
         let kills = group.as_ref().map(Group::kill_count);
         let ticket = self.watcher.as_ref().map(|watch| watch.add(pid, workspace.clone(), kills));
