@@ -41,7 +41,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-pub(super) use layers::IdMaps;
+pub(super) use layers::{IdMaps, can_map_owners};
 pub(super) use machine::Machine;
 pub(super) use plan::{
     Access, Entry, Hold, MOST_TREES, Network, Overlay, Plan, Proc, Rights, Tree, UPPER, User,
@@ -207,7 +207,7 @@ impl Jail {
         let (is_first, is_beside) = (machine.is_none(), beside.is_some());
         let founds = (is_first || is_beside).then_some(plan.network);
         let limited = |error| SetupError::new("put a sandbox under its limits", error);
-        let group = bounds.limits.place(bounds.workspace.slot()).map_err(limited)?;
+        let group = bounds.limits.place(&bounds.workspace).map_err(limited)?;
         let entrance = group.as_ref().map(Group::entrance).transpose().map_err(limited)?;
         let (born_in, joins) = match entrance {
             Some(Entrance::Born(group)) => (Some(group), Vec::new()),
