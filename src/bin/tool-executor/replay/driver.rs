@@ -4,7 +4,8 @@
 //! which call comes next.
 
 use std::io::{self, Seek};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tool_executor::artifact::ArchiveArtifacts;
@@ -15,6 +16,7 @@ use tool_executor::{
     ToolRegistry, ToolResult, TrajectorySpec,
 };
 
+use super::transfers::Transfers;
 use crate::args::ReplayArgs;
 use crate::setup::{chain, check_isolation, local, servers, tool_server};
 
@@ -33,7 +35,7 @@ const MAX_FILE_NAME: usize = 200;
 
 /// An executor over an embedded sandbox, or over sandbox servers.
 pub(crate) struct Driver {
-    executor: ToolExecutor,
+    executor: Arc<ToolExecutor>,
     queue: CompletionQueue,
     /// The embedded sandbox, if that is what runs the calls.
     embedded: Option<LocalBackend>,
@@ -81,7 +83,7 @@ impl Driver {
         let concurrency = args.concurrency.unwrap_or(slots.clamp(1, most));
         let queue = executor.completion_queue(concurrency);
         check_isolation(&executor, args.calls.allow_network(&args.network), &args.fleet)?;
-        Ok(Self { executor, queue, embedded, concurrency })
+        Ok(Self { executor: Arc::new(executor), queue, embedded, concurrency })
     }
 
     /// The tools there are.
@@ -136,6 +138,11 @@ impl Driver {
             result.uniq_id = Some(error.into_call().uniq_id);
             Box::new(result)
         })
+    }
+
+    /// What makes the steps that put files, which are looked for in this directory.
+    pub(super) fn transfers(&self, directory: PathBuf) -> Transfers {
+        Transfers::new(self.executor.clone(), directory)
     }
 
     /// The next completion; blocks for `timeout` at most.

@@ -388,7 +388,7 @@ mod tests {
 
     fn add(summary: &mut Summary, setup: bool, submitted: bool, result: &ToolResult) {
         let call = ToolCall::bash("true");
-        let step = Step { call, index: 0, setup, recorded: Recorded::default() };
+        let step = Step { call, put: None, index: 0, setup, recorded: Recorded::default() };
         let trajectory = &Trajectory::for_test("t");
         let call = Finished { trajectory, step: &step, uniq_id: "u", result, submitted };
         summary.add(&call);
@@ -458,7 +458,8 @@ mod tests {
         let text = "<tool_call>{\"name\": \"bash\", \"arguments\": {\"command\": \"ls\",}}</tool_call>\
             <tool_call>{bash}</tool_call>[TOOL_CALLS]bash[ARGS]{}";
         for call in ToolCall::parse(text, Format::Auto) {
-            let step = Step { call, index: 0, setup: false, recorded: Recorded::default() };
+            let step =
+                Step { call, put: None, index: 0, setup: false, recorded: Recorded::default() };
             let (trajectory, result) = (Trajectory::for_test("t"), ToolResult::ok(""));
             summary.add(&Finished {
                 trajectory: &trajectory,
