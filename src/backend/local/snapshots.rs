@@ -32,6 +32,7 @@ use crate::error::BeginFailure;
 use crate::grade::{GradeResult, GradeSpec, MAX_VERDICT};
 use crate::sandbox::bash::bash_result;
 use crate::sandbox::grader;
+use crate::sandbox::isolation::{Layers, NO_OTHER_OWNERS};
 use crate::sandbox::settings::Settings;
 use crate::sandbox::supervisor::{CommandSpec, Finished};
 use crate::sandbox::workspace::{Base, NoGrading, NoMachine, Remains, Workspace, WorkspaceError};
@@ -144,10 +145,14 @@ impl LocalBackend {
     /// # Errors
     /// [`SnapshotError::NotFound`], [`SnapshotError::Unsupported`].
     pub(super) fn base_of(&self, id: &SnapshotId) -> Result<(Arc<Base>, bool), SnapshotError> {
-        self.can_have_layers()?;
         let kept = self.0.snapshots.0.lock();
-        let snapshot = kept.by_id.get(id).ok_or_else(|| SnapshotError::NotFound(id.clone()))?;
-        Ok((snapshot.base.clone(), snapshot.network))
+        match kept.by_id.get(id) {
+            Some(snapshot) => Ok((snapshot.base.clone(), snapshot.network)),
+            None => {
+                self.can_have_layers(true)?;
+                Err(SnapshotError::NotFound(id.clone()))
+            }
+        }
     }
 
     /// The limits of the trajectory that a snapshot is of.
@@ -192,10 +197,15 @@ impl LocalBackend {
             .ok_or_else(|| SnapshotError::SandboxLost(format!("there is no slot {}", slot.name)))
     }
 
-    /// Fails where machines cannot have layers.
-    pub(super) fn can_have_layers(&self) -> Result<(), SnapshotError> {
+    /// Fails where machines cannot have layers, with the files of an image or with the host's.
+    fn can_have_layers(&self, has_image: bool) -> Result<(), SnapshotError> {
         let why = match self.0.supervisor.isolation() {
-            Engine::Jailed(jails) => jails.no_layers_because(),
+            Engine::Jailed(jails) => match jails.layers() {
+                // Machines from images have the same ids in all slots.
+                Ok(Layers::Own) if !has_image => Some(NO_OTHER_OWNERS),
+                Ok(_) => None,
+                Err(why) => Some(why),
+            },
             Engine::None { .. } => Some("commands are not isolated"),
         };
         let unsupported = |why| SnapshotError::Unsupported(format!("no snapshots here: {why}"));
@@ -324,7 +334,7 @@ impl Snapshots for LocalBackend {
         options: &SnapshotOptions,
     ) -> Result<SnapshotInfo, SnapshotError> {
         let place = self.place(slot)?;
-        self.can_have_layers()?;
+        self.can_have_layers(place.workspace().image().is_some())?;
         if self.0.snapshots.0.lock().by_id.len() >= MOST_SNAPSHOTS {
             return Err(SnapshotError::TooMany(MOST_SNAPSHOTS));
         }
@@ -372,7 +382,7 @@ impl Snapshots for LocalBackend {
 
     fn grade(&self, slot: &SlotRef, spec: &GradeSpec) -> Result<GradeResult, SnapshotError> {
         let place = self.place(slot)?;
-        self.can_have_layers()?;
+        self.can_have_layers(place.workspace().image().is_some())?;
         if !self.0.supervisor.isolation().can_cut_network() {
             let text = "no grader here: the network cannot be taken away from it";
             return Err(SnapshotError::Unsupported(text.to_owned()));

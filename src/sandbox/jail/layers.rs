@@ -83,6 +83,12 @@ pub(super) fn detached<'a>(
     trees.map(detach).collect()
 }
 
+/// Whether the files of a directory can be shown with these ids as owners in the place of 0 and
+/// those that follow. Blocks for a few system calls.
+pub(in crate::sandbox) fn can_map_owners(directory: &Path, owners: IdMap) -> bool {
+    of_tree(directory, Some(owners), false, &IdMaps::default()).is_ok()
+}
+
 fn of_tree(
     path: &Path,
     map: Option<IdMap>,

@@ -40,7 +40,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-pub(super) use layers::IdMaps;
+pub(super) use layers::{IdMaps, can_map_owners};
 pub(super) use machine::Machine;
 pub(super) use plan::{
     Access, Entry, Hold, MOST_TREES, Network, Overlay, Plan, Proc, Rights, Tree, UPPER, User,

@@ -113,29 +113,34 @@ pub(crate) struct ImageFiles {
     of_spec: Vec<OsString>,
     /// The mode of its root directory.
     mode: u32,
+    /// Whose ids its machines have, in every slot, where layers can be had by their paths only.
+    shared: Option<CommandUser>,
 }
 
 // What keeps a layer there is dropped with it, and otherwise never used.
 impl std::panic::RefUnwindSafe for ImageFiles {}
 
 impl ImageFiles {
-    /// Looks at an image, for slots whose ids are `owner`'s, or this process's own. If it has no
-    /// bash or no tmux it gets the host's, by `toolbox`. Blocks for some file system calls, and the
-    /// first time for the making of that.
+    /// Looks at an image, for slots whose ids are `owner`'s, or this process's own; or for machines
+    /// that all have the ids of one user, `shared`, where layers can be had by their paths only. If
+    /// it has no bash or no tmux it gets the host's, by `toolbox`. Blocks for some file system
+    /// calls, and the first time for the making of that.
     ///
     /// # Errors
     /// It cannot be used here, or not so.
     pub(crate) fn find(
         spec: MachineSpec,
         owner: Option<CommandUser>,
+        shared: Option<CommandUser>,
         toolbox: &LazyToolbox,
     ) -> Result<Self, NoMachine> {
-        Self::look(spec, owner, || toolbox.get())
+        Self::look(spec, owner, shared, || toolbox.get())
     }
 
     fn look(
         spec: MachineSpec,
         owner: Option<CommandUser>,
+        shared: Option<CommandUser>,
         toolbox: impl FnOnce() -> Option<Arc<Toolbox>>,
     ) -> Result<Self, NoMachine> {
         let MachineSpec { image, frozen, user, workdir, env } = spec;
@@ -146,17 +151,20 @@ impl ImageFiles {
             let most = MOST_TREES - 1;
             return Err(unusable(format!("it has {count} layers, and a machine has {most}")));
         }
-        if owner.is_none() {
-            let ours = rustix::process::geteuid().as_raw();
-            let other = image.layers().iter().find(|layer| layer.owner() != ours);
-            if let Some(layer) = other {
-                return Err(NoMachine::Unsupported(format!(
-                    "{}: its files belong to user {}, and commands have the one id {ours} here: \
-                     import it (tool-executor image import), or own the files",
-                    image.name(),
-                    layer.owner()
-                )));
-            }
+        let (root, have) = match (shared, owner) {
+            (Some(user), _) => (Some(user.map().outside), "the ids from"),
+            (None, None) => (Some(rustix::process::geteuid().as_raw()), "the one id"),
+            (None, Some(_)) => (None, ""),
+        };
+        if let Some(root) = root
+            && let Some(layer) = image.layers().iter().find(|layer| layer.owner() != root)
+        {
+            return Err(NoMachine::Unsupported(format!(
+                "{}: its files belong to user {}, and commands have {have} {root} here: give \
+                 that user the directory, or make it an archive (podman import, podman save)",
+                image.name(),
+                layer.owner()
+            )));
         }
         let failed = |error| NoMachine::Failed(format!("cannot open the image's layers: {error}"));
         let merged = Merged::open(layers()).map_err(failed)?;
@@ -225,6 +233,7 @@ impl ImageFiles {
             shell,
             working_dir,
             mode,
+            shared,
         })
     }
 
@@ -249,7 +258,7 @@ impl ImageFiles {
         let user = Some(user.to_owned());
         let env = BTreeMap::new();
         let spec = MachineSpec { image, frozen, user, workdir: None, env };
-        Self::look(spec, owner, || self.toolbox.clone())
+        Self::look(spec, owner, self.shared, || self.toolbox.clone())
     }
 
     /// The image.
@@ -330,6 +339,11 @@ impl ImageFiles {
         shell::replaced(environment, self.of_spec.iter().cloned())
     }
 
+    /// Whose ids its machine has in a slot whose ids are these.
+    pub(super) fn ids_of(&self, of_slot: Option<CommandUser>) -> Option<CommandUser> {
+        self.shared.or(of_slot)
+    }
+
     /// What users and groups there are inside, for slots whose ids are `owner`'s or this process's.
     pub(in crate::sandbox) fn ids(&self, owner: Option<CommandUser>) -> [IdMap; 2] {
         let User { uid, gid, .. } = self.user.ids;
@@ -376,6 +390,7 @@ impl ImageFiles {
         work: String,
         owner: Option<CommandUser>,
     ) -> Overlay {
+        let owner = owner.filter(|_| self.shared.is_none());
         let hold = |layer: &Layer| match owner {
             None => Hold::ByPath,
             Some(user) => {
@@ -397,7 +412,16 @@ impl ImageFiles {
     /// The user of a slot that commands run as.
     pub(super) fn owner(&self, of_slot: Option<CommandUser>) -> Option<CommandUser> {
         let User { uid, gid, .. } = self.user.ids;
-        of_slot.map(|user| user.as_inside(uid, gid))
+        self.ids_of(of_slot).map(|user| user.as_inside(uid, gid))
+    }
+
+    /// Whom the first processes of its jails run as, in a slot whose ids are these.
+    pub(super) fn founder(&self, of_slot: Option<CommandUser>) -> Option<CommandUser> {
+        match self.shared {
+            // All of them may pass to all slots' directories and to the layers.
+            Some(user) => Some(user.as_inside(0, 0)),
+            None => of_slot.map(CommandUser::as_root_inside),
+        }
     }
 }
 
