@@ -115,11 +115,11 @@ fn a_setup_is_made_once_for_all_repetitions() {
 #[test]
 fn steps_put_files_of_the_recordings_directory_into_the_machine() {
     let put = |value: Value| json!({"put": value});
-    let look = "cat task/a/b /srv/one; stat -c %a /srv/one; /app/run; echo own >> task/a/b";
+    let look = "cat task/a/b /tmp/one; stat -c %a /tmp/one; bin/run; echo own >> task/a/b";
     let line = json!({"trajectory_id": "t", "setup": [
         put(json!({"from": "files", "to": "task"})),
-        put(json!({"from": "files/a/b", "to": "/srv/one", "mode": "0600"})),
-        put(json!({"from": "packed.tar", "to": "/app", "unpack": true})),
+        put(json!({"from": "files/a/b", "to": "/tmp/one", "mode": "0600"})),
+        put(json!({"from": "packed.tar", "to": "bin", "unpack": true})),
     ], "calls": [
         bash(look),
         put(json!({"from": "files/a/b", "to": "late"})),
