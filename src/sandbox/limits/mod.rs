@@ -34,6 +34,7 @@ use std::sync::{Arc, OnceLock};
 use self::cgroup::{Cgroups, Engine};
 pub(in crate::sandbox) use self::cgroup::{Group, PLACE as CGROUPS, Refusals, Shown as ShownGroup};
 use self::disk::Usage;
+pub(crate) use self::disk::bytes_on_disk;
 pub(crate) use self::own::NotNarrowed;
 pub(super) use self::retired::Leftover;
 use self::retired::Retired;
