@@ -11,6 +11,7 @@ use std::time::Duration;
 use tool_executor::artifact::ArchiveArtifacts;
 use tool_executor::backend::local::LocalBackend;
 use tool_executor::snapshot::SnapshotOptions;
+use tool_executor::stats::OutcomeCounts;
 use tool_executor::{
     Completion, CompletionQueue, Interrupt, Outcome, SnapshotId, ToolCall, ToolExecutor,
     ToolRegistry, ToolResult, TrajectorySpec,
@@ -102,6 +103,11 @@ impl Driver {
     /// The executor did not take it: none of its calls is to run.
     pub(crate) fn begin(&self, trajectory_id: &str, spec: &TrajectorySpec) -> Result<(), String> {
         self.executor.submit_begin(trajectory_id, spec.clone()).map_err(|error| chain(&error))
+    }
+
+    /// The begins so far, by how they ended.
+    pub(crate) fn begins(&self) -> OutcomeCounts {
+        self.executor.stats().begins
     }
 
     /// Freezes the files of a trajectory none of whose calls runs, and has it go on above them.

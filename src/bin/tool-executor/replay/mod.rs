@@ -108,7 +108,8 @@ pub(crate) fn run(args: ReplayArgs, warnings: &[String]) -> ExitCode {
     let interrupted = run.was_interrupted();
     let wall = started.elapsed();
     run.cancel_all();
-    let report = run.into_report();
+    let mut report = run.into_report();
+    report.begins(driver.begins());
     if !driver.close() {
         warn_line("warning: some threads of the executor did not end in time");
     }
