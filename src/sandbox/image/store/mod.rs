@@ -233,6 +233,24 @@ impl ImageStore {
         self.show(&name, interrupt)
     }
 
+    /// Whether [`get`](Self::get) would find the image here, without bringing anything: a look at
+    /// two files. A directory is always there; what an archive or a layout has is known once it was
+    /// imported from the same file. It may be removed at any time after that.
+    pub fn has(&self, source: &ImageSource) -> bool {
+        let there = |digest: Digest| self.0.images.has(&digest.hex());
+        match source {
+            ImageSource::Directory(path) => path.is_dir(),
+            ImageSource::Registry(name) | ImageSource::Stored(name) => {
+                self.find(name).is_ok_and(|found| found.is_some())
+            }
+            ImageSource::OciLayout { .. } | ImageSource::Archive { .. } => {
+                let memo = Digest::of(source.to_string().as_bytes()).hex();
+                let known = record::read::<record::SourceRecord>(&self.0.sources, &memo);
+                known.is_ok_and(|known| there(known.digest))
+            }
+        }
+    }
+
     /// The image with a digest, pinned; `None` if the store does not have it, or not whole.
     fn image(
         &self,

@@ -158,6 +158,19 @@ fn layers_are_shared_and_unpacked_once() {
     let (image, there) = fixture.import("b.tar");
     assert_eq!(there, [true, true, false]);
     assert_eq!(image.unwrap().names, ["b:1"]);
+    // What is here is known without bringing anything.
+    for (text, here) in [
+        ("a:1", true),
+        ("docker://b:1", true),
+        ("b.tar", true),
+        ("docker-archive:b.tar:b:1", false),
+        ("c:1", false),
+        ("docker://c:1", false),
+        ("dir:/", true),
+        ("dir:no", false),
+    ] {
+        assert_eq!(fixture.store.has(&fixture.parse(text)), here, "{text}");
+    }
     // The same again reads nothing, and another file with the same image unpacks nothing.
     assert_eq!(fixture.import("b.tar").1, [false; 0]);
     fs::write(fixture.path("c.tar"), gzip(&saved(&[("c:1", &more)]))).unwrap();
