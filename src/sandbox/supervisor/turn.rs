@@ -353,7 +353,7 @@ impl Turn {
         let Some(id) = tenancy.occupant.filter(|_| is_open) else { return };
         if let Some((Command::Entered(entered), _)) = self.running.get_mut(&id) {
             let before = entered.deadline();
-            entered.enter(&mut tenancy.jail, Instant::now());
+            entered.enter(&mut tenancy.jail);
             self.after_change(id, before);
         }
     }

@@ -504,9 +504,12 @@ impl Shell {
         }
         let now = Instant::now();
         current.began = Some(now);
-        current.deadline = Some(now + current.call.timeout);
         current.second_line = Some(now + SECOND_LINE_AFTER);
         self.say(&line, cx);
+        if let Some(current) = &mut self.current {
+            // Its time begins when the shell was told: this process may have been stopped before.
+            current.deadline = Some(Instant::now() + current.call.timeout);
+        }
     }
 
     /// In case bash abandons the first one.
