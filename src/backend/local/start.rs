@@ -58,7 +58,7 @@ pub(super) fn start(
             .map_err(|error| BackendError::with_source("cannot adopt orphans", error))?;
     }
     let Place { user, mut data_dir, isolation } = find_place(config, probe, interrupt)?;
-    let images = Images::new(config.data_dir.clone(), &data_dir);
+    let images = Images::new(config, &data_dir);
     let image = default_image(config, &images, &data_dir, &isolation, interrupt)?;
     let (isolation, network, egress) = network::connect(config, isolation)?;
     let one_user = data_dir.users().one_user_because();
@@ -94,6 +94,7 @@ pub(super) fn start(
             has_network: AtomicBool::new(network != NetworkMode::None),
             began_from: Mutex::default(),
             ended: EndedBetween::default(),
+            image_wait: ImageWait::default(),
             haunted: Arc::new(AtomicBool::new(false)),
             begins: Arc::default(),
             resets: Arc::default(),

@@ -35,6 +35,8 @@ mod step;
 mod summary;
 mod trajectory;
 
+pub(crate) use self::input::open as open_input;
+
 use std::io::{self, BufRead, Read as _};
 use std::path::Path;
 use std::time::Instant;
