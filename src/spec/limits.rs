@@ -9,7 +9,8 @@ use crate::config::SlotLimits;
 /// where it begins from a snapshot, that of the trajectory which the snapshot is of.
 ///
 /// What is in an image or in a snapshot does not count as bytes or files of the slot, only what was
-/// written since. A limit that nothing here can keep – `cpu` without cgroups, say – is refused, too.
+/// written since. A limit that nothing here can keep – `cpu` without cgroups, say – is refused,
+/// too.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
