@@ -112,6 +112,7 @@ fn where_only_some_directories_are_judged_all_else_is_the_images_own() {
     }
 
     let (_dir, executor) = start(1);
+    run(&executor, "t", "true");
     let refused = executor.grade("t", &judged(&["/workspace"])).unwrap_err();
     assert!(matches!(refused, SnapshotError::Unsupported(_)), "{refused}");
     assert!(refused.to_string().contains("leave judged_paths out"), "{refused}");
