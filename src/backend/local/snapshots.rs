@@ -36,7 +36,9 @@ use crate::sandbox::isolation::{Layers, NO_OTHER_OWNERS};
 use crate::sandbox::limits::bytes_on_disk;
 use crate::sandbox::settings::Settings;
 use crate::sandbox::supervisor::{CommandSpec, Finished};
-use crate::sandbox::workspace::{Base, NoGrading, NoMachine, Remains, Workspace, WorkspaceError};
+use crate::sandbox::workspace::{
+    Base, NoGrading, NoMachine, Remains, ToGrade, Workspace, WorkspaceError,
+};
 use crate::snapshot::{SnapshotError, SnapshotId, SnapshotInfo, SnapshotOptions};
 use crate::spec::TrajectoryLimits;
 use crate::tool::{OutputOrder, ToolResult};
@@ -424,12 +426,16 @@ impl Snapshots for LocalBackend {
             return Err(SnapshotError::Unsupported(text));
         }
         let ended_processes = self.end_processes(slot.index, place, true)?;
-        let (files, at) = (&spec.files, Path::new(&spec.files_at));
-        let (made, remains) =
-            before.for_grading(files, at, spec.user.as_deref()).map_err(|error| match error {
-                NoGrading::Workspace(error) => failed(error),
-                NoGrading::User(error) => unsupported(error),
-            })?;
+        let to_grade = ToGrade {
+            files: &spec.files,
+            files_at: Path::new(&spec.files_at),
+            user: spec.user.as_deref(),
+            paths: spec.judged_paths.as_deref(),
+        };
+        let (made, remains) = before.for_grading(&to_grade).map_err(|error| match error {
+            NoGrading::Workspace(error) => failed(error),
+            NoGrading::Refused(error) => unsupported(error),
+        })?;
         let ran = self.run_grader(Arc::new(made), spec);
         // Before its files go, and before anything else runs above the same.
         let left = self.leave(slot.index);
