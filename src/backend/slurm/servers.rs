@@ -5,17 +5,22 @@
 //! *draining* when it is to go: its trajectories finish. It is *stopping* when it was told to end,
 //! and forgotten when its `srun` has ended. One that ends by itself is replaced, after a pause that
 //! grows with each failure in a row: inside an allocation on its node, else by a job of its own. So
-//! is one that runs and is of no use.
+//! is one that runs and is of no use. What could not be started because Slurm's controller does not
+//! answer has not failed: it is tried again after a pause that stays the same, however long the
+//! controller is away.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use super::commands;
 use super::scaling::{Bounds, Scaler, View};
 use crate::backend::Demand;
 
 /// The pause after a failure, and the longest one.
 const PAUSE_FIRST: Duration = Duration::from_secs(1);
 const PAUSE_MOST: Duration = Duration::from_secs(300);
+/// The pause where the controller does not answer.
+const PAUSE_AWAY: Duration = Duration::from_secs(5);
 /// A place that has not failed for so long is as good as any.
 const FORGIVEN: Duration = Duration::from_secs(600);
 /// A server that was up for so long has not failed when it ends.
@@ -190,12 +195,18 @@ impl Servers {
         }
     }
 
-    /// A server's `srun` has ended; `why` is the last that it said. Whether that is a failure.
+    /// A server's `srun` has ended; `why` is the last that it said. Whether that is a failure, or
+    /// the server is to be replaced.
     pub(super) fn ended(&mut self, number: u64, why: String, now: Instant) -> bool {
         let Some(server) = self.list.remove(&number) else { return false };
         let Some(place) = self.places.get_mut(&server.node) else { return false };
         match server.state {
             State::Stopping { .. } | State::Draining { .. } => return false,
+            State::Starting if server.step.is_none() && commands::is_controller_away(&why) => {
+                place.retry_at = Some(now + PAUSE_AWAY);
+                self.last_failure = Some(why);
+                return true;
+            }
             State::Up { since, .. } if now.saturating_duration_since(since) >= PROVEN => {
                 place.failures = 0;
             }
@@ -427,6 +438,26 @@ mod tests {
             _ => None,
         });
         starts.collect()
+    }
+
+    #[test]
+    fn while_the_controller_is_away_it_is_asked_as_often_however_long_that_lasts() {
+        let mut now = Instant::now();
+        let bounds = Bounds { least: 1, most: 1, idle: TIMEOUT };
+        let mut servers = Servers::of_jobs(bounds, TIMEOUT, None);
+        let away = "srun: error: Unable to contact slurm controller (connect failure)";
+        for number in 1..50 {
+            let steps = servers.steps(&demand(0, 0), |_| true, now);
+            assert_eq!(starts(&steps), [(number, None)]);
+            assert!(servers.ended(number, away.to_owned(), now));
+            assert_eq!(servers.due(), Some(now + PAUSE_AWAY));
+            assert_eq!(servers.steps(&demand(0, 0), |_| true, now), []);
+            now += PAUSE_AWAY;
+        }
+        // What fails by itself is left alone for a second first: nothing has failed before.
+        servers.steps(&demand(0, 0), |_| true, now);
+        assert!(servers.ended(50, "srun: error: Invalid account".to_owned(), now));
+        assert_eq!(servers.due(), Some(now + PAUSE_FIRST));
     }
 
     #[test]

@@ -6,6 +6,8 @@
 
 mod faults;
 mod reap;
+mod requeue;
+mod spill;
 
 use std::fs;
 use std::io::Write as _;
