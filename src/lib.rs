@@ -154,7 +154,7 @@ pub mod stats {
     pub use crate::executor::{
         BackendStats, Bucket, IdleHolder, LaneStats, OutcomeCounts, Stats, Summary,
     };
-    pub use crate::level::IsolationLevel;
+    pub use crate::level::{ImageIds, IsolationLevel};
     pub use crate::limits::{EnforcedLimits, Enforcement};
     pub use crate::pool::{ContainerCounts, SlotCounts};
 }

@@ -34,6 +34,7 @@ pub(super) fn together(tiers: &[Tier]) -> Capabilities {
             spec.push(*field);
         }
     }
+    let image_ids = each().map(|one| one.image_ids).reduce(|a, b| a.filter(|_| a == b)).flatten();
     Capabilities {
         // A call's limit is known before its place is: none is cut shorter than where it runs.
         default_timeout: each().map(|one| one.default_timeout).max().unwrap_or_default(),
@@ -62,6 +63,8 @@ pub(super) fn together(tiers: &[Tier]) -> Capabilities {
         containers_found_bad: each().map(|one| one.containers_found_bad).sum(),
         // What one of them can give can be had.
         spec,
+        // Where they differ each says so for itself.
+        image_ids,
         no_images_because: match each().all(|one| one.no_images_because.is_some()) {
             true => first(|one| &one.no_images_because),
             false => None,
