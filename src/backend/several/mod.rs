@@ -1,7 +1,8 @@
 //! Several backends as one: this machine's slots and those of sandbox servers, say, or two fleets.
 //!
-//! The first is preferred; each other one gets what those before it have no free slot for, or cannot
-//! give. Which trajectory is put where the executor's pool decides, which knows the backends as
+//! The first is preferred; each other one gets what those before it have no free slot for, or
+//! cannot give. Which trajectory is put where the executor's pool decides, which knows the backends
+//! as
 //! [tiers](super::Backend::tiers); here calls only find their way. Each backend's containers are
 //! told apart by its name: `NAME/ADDRESS`. Within it they have the addresses that they always have.
 //!

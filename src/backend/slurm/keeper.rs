@@ -230,6 +230,7 @@ impl Run {
                 // It does not run yet, or has not said so: its srun is enough.
                 None => self.signal(number, Signal::TERM),
             },
+            Step::Cancel(id) => self.ask("scancel", &[id.into()], false),
             Step::Kill(number) => {
                 // srun takes its step along.
                 self.signal(number, Signal::TERM);
@@ -361,12 +362,16 @@ impl Run {
                 }
             }
             if program.has_ended() {
-                ended.push((*number, last_words(&String::from_utf8_lossy(&program.words))));
+                let why = last_words(&String::from_utf8_lossy(&program.words));
+                ended.push((*number, why, program.was_killed));
             }
         }
-        for (number, why) in ended {
+        for (number, why, was_killed) in ended {
             self.programs.remove(&number);
-            self.end(number, why, now);
+            match was_killed {
+                true => self.srun_killed(number, now),
+                false => self.end(number, why, now),
+            }
         }
         let mut asks = std::mem::take(&mut self.asks);
         asks.retain_mut(|ask| {
@@ -406,6 +411,14 @@ impl Run {
                 "Slurm's controller does not answer ({why}): what runs runs on, what is to be \
                  started is tried again"
             );
+        }
+    }
+
+    fn srun_killed(&mut self, number: u64, now: Instant) {
+        log::warn!("the srun of a sandbox server of Slurm's was killed: another replaces it");
+        let steps = self.servers.srun_killed(number, "its srun was killed".to_owned(), now);
+        for step in steps {
+            self.carry_out(step, now);
         }
     }
 

@@ -26,6 +26,15 @@ fn listening(file: &Path, lines: usize) -> Option<u16> {
     words.filter_map(|word| word.rsplit_once(':')).find_map(|(_, port)| port.parse().ok())
 }
 
+/// A job that ends with the test, also where that fails.
+struct Cancels(String);
+
+impl Drop for Cancels {
+    fn drop(&mut self) {
+        run("scancel", &["--full", "--signal=KILL", &self.0]);
+    }
+}
+
 /// A server of Slurm's is a job that cannot begin anew: who tries is refused, and it runs on.
 #[test]
 fn a_servers_job_cannot_be_requeued_and_runs_on() {
@@ -63,6 +72,7 @@ fn a_batch_job_that_is_requeued_leaves_nothing_and_begins_anew() {
     let script = script.display().to_string();
     let job =
         printed("sbatch", &["--parsable", "--requeue", "--nodes=3", "-o", "/dev/null", &script]);
+    let _ends = Cancels(job.clone());
     let steps = || {
         let printed = printed("squeue", &["-h", "-s", "-j", &job, "-o", "%i %j"]);
         let ours = printed.lines().filter(|line| line.contains("tool-executor:"));
