@@ -229,8 +229,9 @@ impl Servers {
             State::Up { url, .. } | State::Draining { url } => {
                 server.state = State::Draining { url: url.clone() };
                 server.is_orphan = true;
+                // That is no fault of where it runs.
                 if let Some(place) = self.places.get_mut(&server.node) {
-                    place.fail(now);
+                    place.retry_at = place.retry_at.max(Some(now + PAUSE_FIRST));
                 }
                 self.last_failure = Some(why);
                 Vec::new()

@@ -33,7 +33,7 @@ fn a_server_whose_srun_was_killed_is_drained_and_its_job_cancelled() {
     servers.listens(1, "http://n1:1".to_owned(), 10, now);
     assert_eq!(servers.srun_killed(1, "killed".to_owned(), now), []);
     assert!(servers.urls().is_empty(), "its trajectories finish there");
-    // Another one is started, after a pause.
+    // Another one is started, after a pause that does not grow: the place has not failed.
     assert_eq!(servers.steps(&demand(0, 0), |_| true, now), []);
     let later = now + PAUSE_FIRST;
     assert_eq!(starts(&servers.steps(&demand(0, 0), |_| true, later)), [(2, None)]);
