@@ -1135,7 +1135,7 @@ void te_queue_free(struct te_queue *queue);
  *
  * On success `*snapshot` is a JSON object {"id", "container", "parent", "age_s", "layers",
  * "bytes", "ended_processes"}, the caller's, to be freed by te_buffer_free(). The snapshot is kept
- * until te_snapshot_drop() or the executor's end.
+ * until te_snapshot_drop() or the executor's end. "bytes" is null: te_snapshots() counts it.
  */
 te_status te_snapshot(const struct te_executor *executor,
                       const char *trajectory,

@@ -52,9 +52,9 @@ impl LocalBackend {
         })
     }
 
-    /// Gives a clean slot a machine with the files of an image, and with these settings, whose shell
-    /// has been seen to run, in this machine or in another one. Blocks for some milliseconds as a
-    /// rule.
+    /// Gives a clean slot a machine with the files of an image, and with these settings, whose
+    /// shell has been seen to run, in this machine or in another one. Blocks for some milliseconds
+    /// as a rule.
     ///
     /// # Errors
     /// Slots cannot have one here, or not this one. The slot is as it was.
