@@ -253,7 +253,8 @@ pub(crate) struct ReplayArgs {
     pub(crate) unreadable_calls: UnreadableCalls,
 
     /// Trajectories at a time; may be more than there are slots [default: as many as slots, those
-    /// of all sandbox servers together]. So many slots are asked of sandbox servers
+    /// of all sandbox servers together; 16384 where Slurm starts servers, so that it starts as many
+    /// as are needed]. So many slots are asked of sandbox servers
     #[arg(long, value_name = "N", value_parser = named(values::at_least_one))]
     pub(crate) concurrency: Option<usize>,
 
