@@ -54,6 +54,7 @@ pub(super) fn facts(capabilities: &Capabilities) -> JsonObject {
         ("network".to_owned(), json!(capabilities.network)),
         ("not_filtered_because".to_owned(), capabilities.not_filtered_because.as_deref().into()),
         ("no_images_because".to_owned(), capabilities.no_images_because.as_deref().into()),
+        ("image_ids".to_owned(), json!(capabilities.image_ids)),
         ("limits".to_owned(), json!(capabilities.limits)),
         ("spec_fields".to_owned(), json!(capabilities.spec)),
     ])

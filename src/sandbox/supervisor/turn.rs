@@ -330,8 +330,8 @@ impl Turn {
             network,
             program: shell,
             environment: host.environment(workspace, &workspace.inside()),
-            open_files: host.open_files,
-            cgroups: host.limits.shown(workspace.slot()),
+            open_files: host.open_files_of(workspace),
+            cgroups: host.limits.shown(workspace),
         };
         let plan = jails.plan(contents);
         let origin = jails.origin(&host.null, workspace);

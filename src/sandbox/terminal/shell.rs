@@ -358,7 +358,8 @@ impl Program for Shell {
     fn on_released(&mut self, cx: &mut Context<'_>) {
         self.start_deadline = Some(cx.now + START_LIMIT);
         if let Some(word) = &self.first_word {
-            let line = script::first_line(&self.shown, word, cx.host.open_files);
+            let line =
+                script::first_line(&self.shown, word, cx.host.open_files_of(&self.workspace));
             self.say(&line, cx);
         }
     }

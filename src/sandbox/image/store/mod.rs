@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! <data directory>/images-<uid>/     of one user, mode 0700
-//!   kept/ or one/                    by whose the files are (`StoredIds`); a store each
+//!   kept/, moved-<id>/ or one/       by whose the files are (`StoredIds`); a store each
 //!     layers/<digest>/               a layer (`shelf` says how entries come and go)
 //!       tree/                          its files
 //!       layer.json                     what is known of it
@@ -30,6 +30,7 @@ mod cap;
 mod import;
 mod list;
 mod many;
+mod names;
 mod pull;
 mod record;
 mod remove;
@@ -50,15 +51,16 @@ use rustix::fs::Dir;
 
 pub use self::import::ImportStep;
 pub use self::list::{StoredImage, StoredLayer};
-use self::record::{IMAGE, ImageRecord, NameRecord, TREE};
+use self::record::{IMAGE, ImageRecord, TREE};
 pub use self::remove::Pruned;
-use self::shelf::{Claimed, Pin, Shelf, open_own};
+use self::shelf::{Claimed, Pin, Shelf, let_pass, open_own};
 use super::config::Platform;
-use super::source::{normal_name, shown};
 use super::{Digest, Image, ImageError, ImageLimits, ImageSource, Layer, StoredIds};
 use crate::config::ImagesConfig;
 use crate::interrupt::Interrupt;
+use crate::sandbox::jail::can_map_owners;
 use crate::sandbox::tree;
+use crate::sandbox::user::{self, IdMap, IdSpan};
 use crate::sandbox::workspace::{WorkspaceError, open_base};
 
 /// Images on disk, unpacked. Any number of programs may use one at a time.
@@ -69,7 +71,7 @@ use crate::sandbox::workspace::{WorkspaceError, open_base};
 ///
 /// let interrupt = Interrupt::new();
 /// let data = std::path::Path::new("/var/lib/executor");
-/// let store = ImageStore::open(Some(data), StoredIds::for_this_process(), &interrupt)?;
+/// let store = ImageStore::open(Some(data), StoredIds::for_data_dir(Some(data)), &interrupt)?;
 /// let source = ImageSource::parse("docker-archive:/images/task.tar.zst")?;
 /// let image = store.import(&source, &[], &interrupt, &mut |_| {})?;
 /// println!("{} has {} bytes", image.digest, image.bytes);
@@ -111,26 +113,66 @@ impl Drop for UsePin {
 }
 
 impl StoredIds {
-    /// What this process can have: the image's ids where it is root and may give files away, else
-    /// one.
-    pub fn for_this_process() -> Self {
+    /// What this process can have in a data directory, or in the default one: where it is root and
+    /// may give files away the image's ids, and these moved where they cannot be shown as other
+    /// ones; else one. Blocks for a moment.
+    pub fn for_data_dir(data_dir: Option<&Path>) -> Self {
         use rustix::thread::{CapabilitySet, capabilities};
         let is_root = rustix::process::geteuid().is_root();
         let may =
             || capabilities(None).is_ok_and(|has| has.effective.contains(CapabilitySet::CHOWN));
+        if !is_root || !may() {
+            return Self::One;
+        }
         // In a user namespace most ids may be none.
-        let has_ids = || {
-            let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
-            let count = |line: &str| line.split_whitespace().nth(2)?.parse::<u64>().ok();
-            map.lines().filter_map(count).sum::<u64>() >= 65_536
-        };
-        if is_root && may() && has_ids() { Self::Kept } else { Self::One }
+        let Some(IdSpan { first, count }) = user::ids_of_images() else { return Self::One };
+        let opened = open_base(data_dir, true);
+        let can_map = opened.is_ok_and(|(base, _)| {
+            can_map_owners(&base, IdMap { inside: 0, outside: first, count })
+        });
+        if can_map { Self::Kept } else { Self::Moved(first) }
     }
 
-    fn name(self) -> &'static str {
+    /// What it is called in paths and for `--ids`.
+    fn name(self) -> String {
         match self {
-            Self::Kept => "kept",
-            Self::One => "one",
+            Self::Kept => "kept".to_owned(),
+            Self::Moved(first) => format!("moved-{first}"),
+            Self::One => "one".to_owned(),
+        }
+    }
+
+    /// The id on disk that the image's root has.
+    pub(in crate::sandbox) fn root(self) -> u32 {
+        match self {
+            Self::Kept => 0,
+            Self::Moved(first) => first,
+            Self::One => rustix::process::geteuid().as_raw(),
+        }
+    }
+
+    /// What this id of an image is on disk; `None` where a file stays ours.
+    pub(in crate::sandbox) fn on_disk(self, id: u32) -> Option<u32> {
+        match self {
+            Self::Kept => Some(id),
+            Self::Moved(first) => Some(first.saturating_add(id)),
+            Self::One => None,
+        }
+    }
+
+    /// The id in a layer that is this one on disk.
+    pub(in crate::sandbox) fn of_disk(self, id: u32) -> u32 {
+        match self {
+            Self::Moved(first) => id.saturating_sub(first),
+            Self::Kept | Self::One => id,
+        }
+    }
+
+    /// The group that may pass to layers, where machines find them by their paths.
+    fn passing_group(self) -> Option<u32> {
+        match self {
+            Self::Moved(first) => Some(first),
+            Self::Kept | Self::One => None,
         }
     }
 }
@@ -163,10 +205,17 @@ impl ImageStore {
         let (base, _) = open_base(data_dir, rustix::process::geteuid().is_root())
             .map_err(|error| of_base(data_dir, error))?;
         let of_user = base.join(format!("images-{}", rustix::process::geteuid().as_raw()));
-        open_own(&of_user)?;
         let path = of_user.join(ids.name());
-        open_own(&path)?;
-        let (layers, images) = (Shelf::open(&path, "layers")?, Shelf::open(&path, "images")?);
+        let group = ids.passing_group();
+        for directory in [&of_user, &path] {
+            let opened = open_own(directory)?;
+            if let Some(group) = group {
+                let made = let_pass(&opened, group);
+                made.map_err(|errno| ImageError::io("open up", directory, errno))?;
+            }
+        }
+        let layers = Shelf::open_for(&path, "layers", group)?;
+        let images = Shelf::open(&path, "images")?;
         let (names, sources) = (open_own(&path.join("names"))?, open_own(&path.join("sources"))?);
         let pulls = Shelf::open(&path, "pulls")?;
         [&layers, &images, &pulls].into_iter().for_each(|shelf| shelf.sweep(interrupt));
@@ -294,10 +343,14 @@ impl ImageStore {
             }
             _ => self.imported(source, &source.to_string(), names, interrupt, on_step)?,
         };
+        // While it is pinned: another program may be removing what is not used.
         let digest = image.digest().copied();
+        let mut stored =
+            self.show(&digest.map(|digest| digest.to_string()).unwrap_or_default(), interrupt)?;
         drop(image);
-        let name = digest.map(|digest| digest.to_string()).unwrap_or_default();
-        self.show(&name, interrupt)
+        stored.in_use =
+            matches!(self.0.images.claim(&stored.digest.hex(), interrupt)?, Claimed::InUse);
+        Ok(stored)
     }
 
     /// Whether [`get`](Self::get) would find the image here, without bringing anything: a look at
@@ -379,11 +432,7 @@ impl ImageStore {
     }
 
     fn layer(&self, path: PathBuf, pin: &Arc<UsePin>) -> Arc<Layer> {
-        let owner = match self.0.ids {
-            StoredIds::Kept => 0,
-            StoredIds::One => rustix::process::geteuid().as_raw(),
-        };
-        Arc::new(Layer::new(path, owner, Some(Box::new(pin.clone()))))
+        Arc::new(Layer::new(path, self.0.ids.root(), Some(Box::new(pin.clone()))))
     }
 
     /// What is written of an image. One that cannot be understood counts as none.
@@ -399,91 +448,6 @@ impl ImageStore {
             }
             Err(error) => Err(ImageError::io("read", &path, error)),
         }
-    }
-
-    /// The digest of the image with a name, a digest, or the beginning of one.
-    fn find(&self, name: &str) -> Result<Option<Digest>, ImageError> {
-        if let Some(record) = self.name_record(name)?
-            && self.0.images.has(&record.digest.hex())
-        {
-            return Ok(Some(record.digest));
-        }
-        let hex = name.strip_prefix("sha256:").unwrap_or(name);
-        if hex.len() < 8 || !hex.bytes().all(|digit| digit.is_ascii_hexdigit()) {
-            return Ok(None);
-        }
-        let all = self.0.images.names()?;
-        let mut begin_so = all.iter().filter(|one| one.starts_with(hex));
-        match (begin_so.next(), begin_so.next()) {
-            (Some(one), None) => Ok(format!("sha256:{one}").parse().ok()),
-            (None, _) => Ok(None),
-            (Some(_), Some(_)) => {
-                let why = "the digests of several images begin so".to_owned();
-                Err(ImageError::BadSource { image: shown(name), why })
-            }
-        }
-    }
-
-    /// What is written of a name.
-    fn name_record(&self, name: &str) -> Result<Option<NameRecord>, ImageError> {
-        let file = NameRecord::file(&normal_name(name), self.foreign_platform().as_deref());
-        match record::read::<NameRecord>(&self.0.names, &file) {
-            Ok(record) => Ok(Some(record)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(ImageError::io("read", &self.0.path.join("names").join(file), error)),
-        }
-    }
-
-    /// What is said of a name that no image has here, and why it is not pulled.
-    fn not_stored(&self, name: &str, why: &str) -> ImageError {
-        let other = match self.0.ids {
-            StoredIds::Kept => StoredIds::One,
-            StoredIds::One => StoredIds::Kept,
-        };
-        let file = Digest::of(normal_name(name).as_bytes()).hex();
-        let of_others = self.0.path.with_file_name(other.name()).join("names").join(file);
-        if !of_others.exists() {
-            return ImageError::NotStored { image: shown(name), why: why.to_owned() };
-        }
-        let (has, needs) = (other.name(), self.0.ids.name());
-        let why = format!(
-            "it was imported with the ids \"{has}\", and here they are \"{needs}\"; import it \
-             again: tool-executor image import --ids {needs}"
-        );
-        ImageError::BadSource { image: shown(name), why }
-    }
-
-    /// Gives a name to an image; the one that had it has it no more.
-    fn call(&self, name: &str, digest: Digest) -> Result<(), ImageError> {
-        if self.name_record(name).is_ok_and(|known| known.is_some_and(|it| it.digest == digest)) {
-            return Ok(());
-        }
-        self.write_name(name, digest, None, None)
-    }
-
-    /// Writes down what a name is: of an image of a registry, the digest of its manifest, and when
-    /// the registry said so.
-    fn write_name(
-        &self,
-        name: &str,
-        digest: Digest,
-        manifest: Option<Digest>,
-        asked: Option<u64>,
-    ) -> Result<(), ImageError> {
-        let (name, platform) = (normal_name(name), self.foreign_platform());
-        let file = NameRecord::file(&name, platform.as_deref());
-        let record = NameRecord { name, digest, platform, manifest, asked };
-        record::replace(self.0.names.as_fd(), &file, &record)
-            .map_err(|error| ImageError::io("write", &self.0.path.join("names").join(file), error))
-    }
-
-    /// All names, in no order.
-    fn names(&self) -> Result<Vec<NameRecord>, ImageError> {
-        let path = self.0.path.join("names");
-        let files =
-            files_of(&self.0.names).map_err(|error| ImageError::io("read", &path, error))?;
-        let read = |file: &String| record::read::<NameRecord>(&self.0.names, file).ok();
-        Ok(files.iter().filter_map(read).collect())
     }
 }
 

@@ -150,7 +150,7 @@ impl ImageStore {
 /// Whether an answer is too old. One that a clock gave that was set back since is, too: then it is
 /// asked for once more than needed.
 fn is_stale(asked: u64, now: u64, refresh: Duration) -> bool {
-    asked > now || Duration::from_secs(now - asked) > refresh
+    asked > now || Duration::from_secs(now - asked) >= refresh
 }
 
 /// The manifest of the image that is meant.
@@ -430,7 +430,7 @@ mod tests {
     fn an_answer_is_kept_for_as_long_as_was_said() {
         let refresh = Duration::from_secs(60);
         for (asked, now, expected) in
-            [(100, 100, false), (100, 160, false), (100, 161, true), (200, 100, true)]
+            [(100, 100, false), (100, 159, false), (100, 160, true), (200, 100, true)]
         {
             assert_eq!(is_stale(asked, now, refresh), expected, "{asked} {now}");
         }
