@@ -200,6 +200,8 @@ impl Pull<'_> {
         let packed_bytes = layers.iter().enumerate().filter(missing).map(|(_, (_, size))| *size);
         let packed_bytes: u64 = packed_bytes.fold(0, u64::saturating_add);
         let there = pins.iter().flatten().count();
+        // Unpacked they are no smaller as a rule, and the disk may have no more than the cap.
+        store.keep_within_cap(packed_bytes, self.interrupt);
         on_step(&ImportStep::Fetching { layers: layers.len(), there, packed_bytes });
         let from = format!("{REGISTRY}{}", reference.at(&manifest));
         let to = format!("oci:{LAYOUT}:{TAG}");
