@@ -39,7 +39,7 @@ fn archive(name: &str, layers: &[Vec<u8>]) -> Vec<u8> {
     ]))
 }
 
-fn layer(n: usize, files: usize) -> Vec<u8> {
+pub(super) fn layer(n: usize, files: usize) -> Vec<u8> {
     tar_of((0..files).map(|file| (format!("{n}/{file}"), &b"text"[..])))
 }
 
