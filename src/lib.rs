@@ -147,12 +147,18 @@ pub mod image {
     };
 }
 
+/// User ids for a process of an ordinary user, so that each slot has its own.
+#[cfg(target_os = "linux")]
+pub mod user_range {
+    pub use crate::sandbox::user::namespace::{NoUserRange, enter};
+}
+
 /// What an executor counts and measures, and what holds in its slots.
 pub mod stats {
     pub use crate::backend::BadContainer;
     pub use crate::egress::NetworkTotals;
     pub use crate::executor::{Bucket, IdleHolder, LaneStats, OutcomeCounts, Stats, Summary};
-    pub use crate::level::IsolationLevel;
+    pub use crate::level::{IsolationLevel, SlotIds};
     pub use crate::limits::{EnforcedLimits, Enforcement};
     pub use crate::pool::{ContainerCounts, SlotCounts};
 }

@@ -42,6 +42,8 @@ mod program;
 mod signals;
 #[path = "cli/specs.rs"]
 mod specs;
+#[path = "cli/user_range.rs"]
+mod user_range;
 
 /// A directory with an input file in it.
 struct Setup {

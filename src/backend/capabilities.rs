@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::config::NetworkMode;
 use crate::egress::NetworkTotals;
-use crate::level::IsolationLevel;
+use crate::level::{IsolationLevel, SlotIds};
 use crate::limits::EnforcedLimits;
 use crate::spec::SpecField;
 
@@ -38,6 +38,8 @@ pub struct Capabilities {
     pub isolation: Isolation,
     /// How far they are isolated. Defaults to `None`: not known.
     pub isolation_level: Option<IsolationLevel>,
+    /// How many user ids slots have. Defaults to `None`: not known.
+    pub ids: Option<SlotIds>,
     /// Why they are not isolated further, a line each. Defaults to none.
     pub weakened_because: Vec<String>,
     /// Which limits hold for the commands of a slot, and by what. Defaults to `None`: not known.
@@ -116,6 +118,7 @@ impl Default for Capabilities {
             may_grow: false,
             isolation: Isolation::Unknown,
             isolation_level: None,
+            ids: None,
             weakened_because: Vec::new(),
             limits: None,
             warm_slots: None,
@@ -139,6 +142,7 @@ setters! {
         with_may_grow: may_grow = bool,
         with_isolation: isolation = Isolation,
         with_isolation_level: isolation_level = some IsolationLevel,
+        with_ids: ids = some SlotIds,
         with_weakened_because: weakened_because = Vec<String>,
         with_limits: limits = some EnforcedLimits,
         with_warm_slots: warm_slots = some bool,

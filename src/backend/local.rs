@@ -41,7 +41,7 @@ use crate::config::{LocalConfig, NetworkMode};
 use crate::egress::Egress;
 use crate::error::BackendError;
 use crate::interrupt::Interrupt;
-use crate::level::IsolationLevel;
+use crate::level::{IsolationLevel, SlotIds};
 use crate::limits::EnforcedLimits;
 use crate::sandbox::artifacts;
 use crate::sandbox::etc::EtcCopy;
@@ -86,6 +86,8 @@ pub struct LocalBackend(Arc<Inner>);
 struct Inner {
     /// Why all slots are one user, if they are.
     one_user: Option<String>,
+    /// How many ids the slots have.
+    ids: SlotIds,
     /// The image whose files slots have that are given nothing else.
     image: Option<Arc<ImageFiles>>,
     /// Where images are from.
@@ -257,6 +259,7 @@ impl Backend for LocalBackend {
         let (isolation_level, weakened_because) = self.level();
         Capabilities {
             isolation_level: Some(isolation_level),
+            ids: isolation.is_sandboxed().then_some(self.0.ids),
             weakened_because,
             inline_tools: INLINE_TOOLS,
             isolation: match isolated {

@@ -49,6 +49,7 @@ pub(super) fn facts(capabilities: &Capabilities) -> JsonObject {
         ("isolated".to_owned(), not_isolated_because.is_none().into()),
         ("not_isolated_because".to_owned(), not_isolated_because.into()),
         ("isolation_level".to_owned(), json!(capabilities.isolation_level)),
+        ("ids".to_owned(), json!(capabilities.ids)),
         ("weakened_because".to_owned(), json!(capabilities.weakened_because)),
         ("keeps_sandboxes".to_owned(), capabilities.warm_slots.into()),
         ("network".to_owned(), json!(capabilities.network)),

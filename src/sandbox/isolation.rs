@@ -491,7 +491,7 @@ impl Jails {
         };
         let owner = contents.workspace.user_of_slot();
         let image = contents.workspace.image();
-        let [users, groups] = match (image, owner) {
+        let [users, groups] = match (image, contents.workspace.owner()) {
             (Some(image), _) => image.ids(owner),
             (None, Some(user)) => [user.map(); 2],
             (None, None) => of_process(),
@@ -518,6 +518,7 @@ impl Jails {
             host_name: self.has_host_name.then_some(HOST_NAME),
             network,
             root,
+            barred: contents.workspace.barred().map(Path::to_owned),
             shared_memory: self.shared_memory,
             terminals: self.terminals,
             inotify: self.inotify,

@@ -27,6 +27,7 @@
 
 mod ids;
 mod leases;
+pub(crate) mod namespace;
 mod slots;
 mod trial;
 
@@ -34,6 +35,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 pub(crate) use ids::{IdMap, IdSpan, WHOLE};
+pub(crate) use namespace::{ImageIds, image_ids, number_outside};
 pub(crate) use slots::{NoIds, SlotUsers};
 pub(crate) use trial::WeakRoot;
 pub(super) use trial::of_files as trial_of_files;
@@ -60,6 +62,12 @@ pub(crate) struct CommandUser {
     gid: Gid,
     /// What its ids, and those of others of its slot, are inside a sandbox. The same for groups.
     map: IdMap,
+    /// The same in a machine with an image's files.
+    images: IdMap,
+    /// Whether this process is the machine's root, not that of a user namespace.
+    is_of_machine: bool,
+    /// Whether it cannot get to the directories of its slot by their paths.
+    is_barred: bool,
     /// What the process is to be again after a change of credentials.
     dumpable: bool,
 }
@@ -89,6 +97,9 @@ impl CommandUser {
             uid: Uid::from_raw(NOBODY),
             gid: Gid::from_raw(NOBODY),
             map: IdMap::single(NOBODY, NOBODY),
+            images: IdMap::single(NOBODY, NOBODY),
+            is_of_machine: trial::is_machines_root(),
+            is_barred: false,
             dumpable: dumpable_behavior() == Ok(DumpableBehavior::Dumpable),
         };
         match trial::change_and_kill(user) {
@@ -107,30 +118,47 @@ impl CommandUser {
         Self::find().expect("the tests' root has all capabilities")
     }
 
-    /// The same as one of these ids: as `nobody` of a whole range, or as the only one.
-    fn with_ids(self, ids: IdSpan) -> Self {
+    /// The same as one of these ids: as `nobody` of a whole range, or as the only one. Machines of
+    /// images have the ids `images`, if they do not have these.
+    fn with_ids(self, ids: IdSpan, images: Option<IdMap>) -> Self {
         let map = match ids.count {
             ..WHOLE => IdMap::single(NOBODY, ids.first),
-            WHOLE.. => IdMap { inside: 0, outside: ids.first, count: WHOLE },
+            WHOLE.. => IdMap::whole(ids.first),
         };
         let id = map.outside + (NOBODY - map.inside);
-        Self { uid: Uid::from_raw(id), gid: Gid::from_raw(id), map, ..self }
+        let (uid, gid) = (Uid::from_raw(id), Gid::from_raw(id));
+        Self { uid, gid, map, images: images.unwrap_or(map), ..self }
     }
 
-    /// The same as another user of its slot, by the numbers inside; where the slot has one id, as
-    /// that.
+    /// The same as another user of its slot's machine with an image's files, by the numbers inside;
+    /// where the slot has one id, as that.
     pub(super) fn as_inside(self, uid: u32, gid: u32) -> Self {
-        let outside = |id: u32| match self.map.is_single() {
-            true => self.map.outside,
-            false => self.map.outside + (id - self.map.inside).min(self.map.count - 1),
+        let map = self.images;
+        let outside = |id: u32| match map.is_single() {
+            true => map.outside,
+            // An id that there is not is nobody's.
+            false => map.outside_of(id).unwrap_or(map.outside + (NOBODY - map.inside)),
         };
-        Self { uid: Uid::from_raw(outside(uid)), gid: Gid::from_raw(outside(gid)), ..self }
+        Self { uid: Uid::from_raw(outside(uid)), gid: Gid::from_raw(outside(gid)), map, ..self }
     }
 
-    /// The same as root of its slot, in the group that may pass to the slot's directories; where
-    /// the slot has one id, as that.
+    /// The same as root of that machine, in the group that may pass to the slot's directories;
+    /// where the slot has one id, as that.
     pub(super) fn as_root_inside(self) -> Self {
-        Self { uid: self.as_inside(0, 0).uid, ..self }
+        let root = self.as_inside(0, 0);
+        // Where the machine has ids of all slots it has no group of the slot's own.
+        let gid = if root.map == self.map { self.gid } else { root.gid };
+        Self { gid, ..root }
+    }
+
+    /// The same where it cannot get to the directories of its slot by their paths.
+    pub(super) fn with_barred(self, is_barred: bool) -> Self {
+        Self { is_barred, ..self }
+    }
+
+    /// Whether what its jails show of these is to be handed over to them.
+    pub(super) fn is_barred(self) -> bool {
+        self.is_barred
     }
 
     /// Whether it is root inside, in a slot that has other ids, too.
@@ -156,6 +184,17 @@ impl CommandUser {
     /// What ids are inside its sandboxes, and on this machine: users and groups alike.
     pub(super) fn map(self) -> IdMap {
         self.map
+    }
+
+    /// The same in a machine with an image's files.
+    pub(in crate::sandbox) fn images(self) -> IdMap {
+        self.images
+    }
+
+    /// Whether this process is the machine's root: elsewhere the kernel shows no file of a layer as
+    /// another user's than on disk.
+    pub(crate) fn is_of_machine(self) -> bool {
+        self.is_of_machine
     }
 
     /// Gives the user namespace of a process, which this user has made, the ids of its map. Only
@@ -186,7 +225,13 @@ impl CommandUser {
     /// Those of `setgroups`, `setresgid` and `setresuid`; then nothing is changed.
     pub(super) fn enter(self, purpose: Purpose) -> io::Result<Entered> {
         let (groups, gids, uid) = (getgroups()?, (getgid(), getegid()), getuid());
-        set_thread_groups(&[])?;
+        // In a user namespace a user's groups have no number there, so that they could not be had
+        // again. What is done meanwhile has them, as it has where commands are this user.
+        let is_nameless = |group: &Gid| group.as_raw() == NOBODY && !self.is_of_machine;
+        let groups = Some(groups).filter(|groups| !groups.iter().any(is_nameless));
+        if groups.is_some() {
+            set_thread_groups(&[])?;
+        }
         // From here on a failure undoes what was done.
         let entered = Entered { groups, gids, uid, dumpable: self.dumpable };
         set_thread_res_gid(self.gid, self.gid, self.gid)?;
@@ -239,7 +284,8 @@ impl CommandUser {
 #[must_use]
 #[derive(Debug)]
 pub(super) struct Entered {
-    groups: Vec<Gid>,
+    /// Those that were given up.
+    groups: Option<Vec<Gid>>,
     /// Real and effective.
     gids: (Gid, Gid),
     /// The real one; the effective one is root.
@@ -252,7 +298,7 @@ impl Drop for Entered {
         let (real, effective) = self.gids;
         let restored = set_thread_res_uid(self.uid, Uid::ROOT, Uid::ROOT)
             .and_then(|()| set_thread_res_gid(real, effective, effective))
-            .and_then(|()| set_thread_groups(&self.groups));
+            .and_then(|()| self.groups.as_deref().map_or(Ok(()), set_thread_groups));
         if let Err(errno) = restored {
             // The safe direction: what the thread cannot do any more fails.
             log::error!("a thread of the engine remains an unprivileged user: {errno}");
@@ -345,7 +391,7 @@ mod tests {
     fn a_slots_user_is_nobody_of_its_ids() {
         let Some(user) = CommandUser::detect() else { return };
         let of = |first, count| {
-            let user = user.with_ids(IdSpan::new(first, count));
+            let user = user.with_ids(IdSpan::new(first, count), None);
             (user.uid().as_raw(), user.gid().as_raw(), user.map().to_string())
         };
         assert_eq!(

@@ -221,11 +221,6 @@ impl Workspace {
         let path = run.join(format!("slot_{slot}"));
         rustix::fs::mkdir(&path, Mode::RWXU)
             .map_err(|errno| WorkspaceError::io("create", &path, errno))?;
-        if let Some(user) = owner {
-            rustix::fs::chown(&path, None, Some(user.gid()))
-                .and_then(|()| rustix::fs::chmod(&path, PASSABLE_BY_GROUP))
-                .map_err(|errno| WorkspaceError::io("open up", &path, errno))?;
-        }
         let sessions = path.join(SESSIONS_NAME);
         make_passable_dir(&sessions)
             .map_err(|error| WorkspaceError::io("create", &sessions, error))?;
@@ -243,10 +238,16 @@ impl Workspace {
         let (image, beneath) = (base.image.clone(), base.trees.clone());
         let (identity, owner) = match &image {
             Some(image) => (image.identity().clone(), image.owner(of_slot.1)),
-            None => of_slot.clone(),
+            None => (of_slot.0.clone(), base.owner.or(of_slot.1)),
         };
         // What is changed of an image is changed by the first process.
-        let root = image.as_ref().map_or(owner, |_| of_slot.1.map(CommandUser::as_root_inside));
+        let root = image.as_ref().map_or(owner, |image| image.founder(of_slot.1));
+        if let Some(founder) = root {
+            // It passes through.
+            rustix::fs::chown(directory, None, Some(founder.gid()))
+                .and_then(|()| rustix::fs::chmod(directory, PASSABLE_BY_GROUP))
+                .map_err(|errno| WorkspaceError::io("open up", directory, errno))?;
+        }
         let life = lives.fetch_add(1, Ordering::Relaxed);
         let place = |kind: &str| match life {
             0 => directory.join(kind),
@@ -258,7 +259,7 @@ impl Workspace {
             let temporary = of_temporary.make(place("tmp"), owner)?;
             let home = of_home.make(place("home"), owner)?;
             if let Some(image) = &image {
-                let of_root = of_slot.1.map(|user| user.as_inside(0, 0));
+                let of_root = image.root(of_slot.1);
                 make_shown_dir(place("workspace").join(UPPER), image.mode(), of_root)?;
                 make_shown_dir(place("home").join(OUTPUTS), 0o755, owner)?;
             }
@@ -489,8 +490,8 @@ impl Workspace {
 
     /// Whom the first processes of its jails run as, if not as us.
     pub(super) fn founder(&self) -> Option<CommandUser> {
-        match self.image {
-            Some(_) => self.of_slot.1.map(CommandUser::as_root_inside),
+        match &self.image {
+            Some(image) => image.founder(self.of_slot.1),
             None => self.owner,
         }
     }
@@ -498,6 +499,13 @@ impl Workspace {
     /// The user of its slot, whoever its commands are; `None` if that is us.
     pub(crate) fn user_of_slot(&self) -> Option<CommandUser> {
         self.of_slot.1
+    }
+
+    /// The directory on the host that the first processes of its jails cannot get to, if there is
+    /// one: that of all slots.
+    pub(super) fn barred(&self) -> Option<&Path> {
+        self.founder().filter(|user| user.is_barred())?;
+        self.directory().parent()
     }
 
     /// The host path of the complete outputs of its calls, in its home directory.

@@ -11,7 +11,7 @@ use ureq::http::Uri;
 use super::artifacts;
 use crate::client::{self, AgentConfig, Authorization, Failure, Names};
 use crate::config::{FleetConfig, NetworkMode};
-use crate::level::IsolationLevel;
+use crate::level::{IsolationLevel, SlotIds};
 use crate::limits::EnforcedLimits;
 use crate::spec::SpecField;
 use crate::wire::null_as_default;
@@ -73,6 +73,9 @@ struct Health {
     isolation_level: Option<IsolationLevel>,
     /// Anybody's, in whatever form.
     #[serde(default)]
+    ids: serde_json::Value,
+    /// Anybody's, in whatever form.
+    #[serde(default)]
     weakened_because: serde_json::Value,
     /// Of a later version it may have some that are not known here.
     #[serde(default)]
@@ -106,6 +109,7 @@ pub(super) struct Advertised {
     pub(super) warm_slots: Option<bool>,
     pub(super) network: Option<NetworkMode>,
     pub(super) level: Option<IsolationLevel>,
+    pub(super) ids: Option<SlotIds>,
     /// Of a length that a server's words may have.
     pub(super) weakened_because: Vec<String>,
     /// What of a trajectory's spec it can give.
@@ -168,6 +172,7 @@ impl Connection {
                 warm_slots: None,
                 network: None,
                 level: None,
+                ids: None,
                 weakened_because: Vec::new(),
                 spec: Vec::new(),
             })),
@@ -205,6 +210,7 @@ impl Connection {
             warm_slots: health.warm_slots,
             network: serde_json::from_value(health.network).ok(),
             level: health.isolation_level,
+            ids: serde_json::from_value(health.ids).ok(),
             weakened_because: reasons(health.weakened_because),
             spec: spec_fields(health.spec_fields),
         };

@@ -95,9 +95,10 @@ impl Images {
     /// Those of a data directory, for the slots of an engine.
     pub(super) fn new(data_dir: Option<PathBuf>, run: &DataDir) -> Self {
         let of_slot = run.users().of_slot(0);
-        let ids = match ImageFiles::has_one_id(of_slot) {
-            true => StoredIds::One,
-            false => StoredIds::Kept,
+        let ids = match of_slot {
+            of_slot if ImageFiles::has_one_id(of_slot) => StoredIds::One,
+            Some(user) if !user.is_of_machine() => StoredIds::Range,
+            _ => StoredIds::Kept,
         };
         let toolbox = LazyToolbox::new(run.path().join("toolbox"));
         Self { data_dir, ids, store: Mutex::new(None), toolbox, interrupt: Interrupt::new() }

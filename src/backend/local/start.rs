@@ -14,6 +14,7 @@ use super::{network, *};
 use crate::config::UserIds;
 use crate::error::{BackendErrorKind, IsolationError};
 use crate::interrupt::Interrupt;
+use crate::level::SlotIds;
 use crate::sandbox::descriptors::{self, Need};
 use crate::sandbox::image::ImageErrorKind;
 use crate::sandbox::isolation::{self, Budget, Facts, Failure, NotProvided, proxy};
@@ -61,9 +62,11 @@ pub(super) fn start(
     let images = Images::new(config.data_dir.clone(), &data_dir);
     let image = default_image(config, &images, &data_dir, &isolation, interrupt)?;
     let (isolation, network, egress) = network::connect(config, isolation)?;
-    let one_user = data_dir.users().one_user_because();
+    let users = data_dir.users();
+    let (one_user, ids, shares_counts) =
+        (users.one_user_because(), users.ids(), users.are_counted_together());
     let thread = |error| system("cannot start threads", error);
-    let limits = Limits::detect(config.slots, &config.limits, user, one_user.is_some(), open_files)
+    let limits = Limits::detect(config.slots, &config.limits, user, shares_counts, open_files)
         .map(Arc::new)
         .map_err(no_limits)?;
     let spool = Spool::start().map_err(thread)?;
@@ -101,6 +104,7 @@ pub(super) fn start(
         .collect();
     let backend = LocalBackend(Arc::new(Inner {
         one_user,
+        ids,
         image,
         images,
         supervisor,
@@ -199,7 +203,8 @@ fn find_place(
     // Some systems let only root make sandboxes, and one of root's is better than none. Only a
     // refusal says so: a shortage says nothing of whom the machine trusts.
     if users.of_slot(0).is_some() && matches!(first, Failure::Refused(_)) {
-        let of_root = make_data_dir(config, &SlotUsers::Own, interrupt).map_err(workspaces)?;
+        let own = SlotUsers::own();
+        let of_root = make_data_dir(config, &own, interrupt).map_err(workspaces)?;
         if let Ok(isolation) = isolate(config, &of_root, probe, &budget)? {
             log::warn!("only root can make sandboxes here: commands run in them as root");
             return Ok(Place { user: None, data_dir: of_root, isolation });
@@ -227,10 +232,12 @@ fn find_place(
 /// Others were asked for.
 fn own_user(config: &LocalConfig) -> Result<SlotUsers, BackendError> {
     match config.user_ids {
-        UserIds::Auto | UserIds::Shared => Ok(SlotUsers::Own),
+        UserIds::Auto => Ok(SlotUsers::own()),
+        UserIds::Shared => Ok(SlotUsers::own_as_asked()),
         UserIds::Span { .. } => {
-            let text = "only root can give the slots user ids (user_ids); let it be `auto`, or run \
-                        it as root with the capabilities SETUID and SETGID";
+            let text = "only root can give the slots user ids that are named (user_ids); let it be \
+                        `auto`, which uses those of /etc/subuid, or run it as root with the \
+                        capabilities SETUID and SETGID";
             Err(BackendError::new(text))
         }
     }
@@ -284,7 +291,7 @@ fn isolate(
         .and_then(|path| EtcCopy::make(&path, data_dir.identity()))
         .and_then(|etc| network::add_files(config, &etc).map(|()| etc))
         .and_then(|etc| {
-            if ImageFiles::has_one_id(data_dir.users().of_slot(0)) {
+            if data_dir.users().ids() != SlotIds::Range {
                 etc.add(proxy::APT_USER, &proxy::apt_user_file())?;
             }
             Ok(etc)
@@ -304,7 +311,7 @@ fn isolate(
     };
     let found = || {
         let mut isolation = isolation?.with_terminals_for(config.slots);
-        if data_dir.users().one_user_because().is_some() {
+        if data_dir.users().are_counted_together() {
             isolation = isolation.with_inotify_for(config.slots);
         }
         if config.seccomp {

@@ -217,10 +217,17 @@ fn make_overlay(place: &Path, owner: Option<CommandUser>) -> std::io::Result<Ove
             chown(directory, Some(user.uid().as_raw()), Some(user.gid().as_raw()))?;
         }
     }
-    // What root has made is another's in the sandbox.
+    // What root has made is another's in the sandbox: by the mount, or because it is given away.
     let map = |user: CommandUser| Some(IdMap { inside: 0, ..user.map() });
     let [below, above] = match owner {
-        Some(user) => [Hold::HandedOver(map(user)), Hold::HandedOver(None)],
+        Some(user) if user.is_of_machine() => [Hold::HandedOver(map(user)), Hold::HandedOver(None)],
+        Some(user) => {
+            let (uid, gid) = (Some(user.uid().as_raw()), Some(user.gid().as_raw()));
+            for path in [&lower, &full, &full.join("file")] {
+                chown(path, uid, gid)?;
+            }
+            [Hold::HandedOver(None); 2]
+        }
         None => [Hold::ByPath; 2],
     };
     Ok(Overlay {

@@ -27,6 +27,7 @@
 //! descriptors, its machine up to seven. It never blocks, but for the clone and the executing of
 //! the first process.
 
+mod holder;
 mod join;
 mod layers;
 mod machine;
@@ -40,7 +41,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-pub(super) use layers::IdMaps;
+pub(super) use holder::Holder;
+pub(super) use layers::{IdMaps, can_hand_over};
 pub(super) use machine::Machine;
 pub(super) use plan::{
     Access, Entry, Hold, MOST_TREES, Network, Overlay, Plan, Proc, Rights, Tree, UPPER, User,

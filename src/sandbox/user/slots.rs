@@ -4,18 +4,19 @@ use std::fmt;
 use std::io;
 use std::sync::Arc;
 
-use super::CommandUser;
-use super::ids::{self, IdSpan};
+use super::ids::{self, IdMap, IdSpan, Space};
 use super::leases::Leases;
+use super::{CommandUser, namespace};
 use crate::config::UserIds;
+use crate::level::SlotIds;
 
 const SHARED_AS_ASKED: &str = "all slots are one user, as was asked for";
 
 /// Whom the commands of each slot run as.
 #[derive(Debug, Clone)]
 pub(crate) enum SlotUsers {
-    /// All as this process.
-    Own,
+    /// All as this process; why, as one line.
+    Own(String),
     /// All as one other user; why, as one line.
     Shared(CommandUser, &'static str),
     /// Each as a user of its own.
@@ -27,6 +28,8 @@ pub(crate) enum SlotUsers {
 pub(crate) struct Apart {
     user: CommandUser,
     of_slots: Vec<IdSpan>,
+    /// What machines of images have in the place of that.
+    images: Option<IdMap>,
     /// Held for as long as a process or a file of theirs may be there.
     _leases: Leases,
 }
@@ -41,6 +44,18 @@ pub(crate) enum NoIds {
 }
 
 impl SlotUsers {
+    /// All as this process, an ordinary user: why not each as its own is found out. Blocks for some
+    /// milliseconds, or as long as it takes to look the user up.
+    pub(crate) fn own() -> Self {
+        let why = namespace::why_not_apart();
+        Self::Own(format!("all slots are one user, this process's own: {why}"))
+    }
+
+    /// All as this process, as was asked for.
+    pub(crate) fn own_as_asked() -> Self {
+        Self::Own(SHARED_AS_ASKED.to_owned())
+    }
+
     /// Ids for so many slots of a root that may be another user, `user`; that user for all, where
     /// there are not enough, unless others were asked for. Blocks on a few file system calls.
     ///
@@ -48,10 +63,7 @@ impl SlotUsers {
     /// What was asked for cannot be had.
     pub(crate) fn find(wish: UserIds, slots: usize, user: CommandUser) -> Result<Self, NoIds> {
         let text = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-        let space = ids::in_both(
-            &ids::mapped(&text("/proc/self/uid_map")),
-            &ids::mapped(&text("/proc/self/gid_map")),
-        );
+        let space = Space::of_this_process();
         let zones = ids::zones(wish, slots, &space).map_err(NoIds::Refused)?;
         if zones.is_empty() {
             let because = match wish {
@@ -79,6 +91,7 @@ impl SlotUsers {
                     return Ok(Some(Self::Apart(Arc::new(Apart {
                         user,
                         of_slots,
+                        images: zone.images,
                         _leases: leases,
                     }))));
                 }
@@ -107,24 +120,42 @@ impl SlotUsers {
     /// Why all slots are one user, as one line; `None` where each has its own.
     pub(crate) fn one_user_because(&self) -> Option<String> {
         match self {
-            Self::Own => Some(
-                "all slots are one user, this process's own: only root can give each one of its own"
-                    .to_owned(),
-            ),
+            Self::Own(because) => Some(because.clone()),
             Self::Shared(_, because) => Some((*because).to_owned()),
             Self::Apart(_) => None,
+        }
+    }
+
+    /// Whether the kernel counts their processes, signals and inotify instances together: in a user
+    /// namespace it counts them for the user who has made that, too.
+    pub(crate) fn are_counted_together(&self) -> bool {
+        match self {
+            Self::Own(_) | Self::Shared(..) => true,
+            Self::Apart(apart) => !apart.user.is_of_machine(),
+        }
+    }
+
+    /// How many ids slots have.
+    pub(crate) fn ids(&self) -> SlotIds {
+        match self {
+            Self::Own(_) | Self::Shared(..) => SlotIds::One,
+            Self::Apart(apart) if apart.images.is_some() => SlotIds::Shared,
+            Self::Apart(apart) => match apart.of_slots.first() {
+                Some(ids) if ids.count >= ids::WHOLE => SlotIds::Range,
+                _ => SlotIds::One,
+            },
         }
     }
 
     /// Whom the commands of a slot run as; `None` is this process's own user.
     pub(crate) fn of_slot(&self, slot: usize) -> Option<CommandUser> {
         match self {
-            Self::Own => None,
+            Self::Own(_) => None,
             Self::Shared(user, _) => Some(*user),
             // A slot that there is not has the user of none.
             Self::Apart(apart) => {
                 let ids = apart.of_slots.get(slot);
-                Some(ids.map_or(apart.user, |ids| apart.user.with_ids(*ids)))
+                Some(ids.map_or(apart.user, |ids| apart.user.with_ids(*ids, apart.images)))
             }
         }
     }
@@ -132,7 +163,7 @@ impl SlotUsers {
 
 impl From<Option<CommandUser>> for SlotUsers {
     fn from(user: Option<CommandUser>) -> Self {
-        user.map_or(Self::Own, |user| Self::Shared(user, SHARED_AS_ASKED))
+        user.map_or_else(Self::own_as_asked, |user| Self::Shared(user, SHARED_AS_ASKED))
     }
 }
 
@@ -162,14 +193,22 @@ mod tests {
         let Some(user) = CommandUser::detect() else { return };
         let find = |wish, slots| SlotUsers::find(wish, slots, user);
         let (one, other) = (find(UserIds::Auto, 3).unwrap(), find(UserIds::Auto, 3).unwrap());
+        // In a user namespace it is one id, and machines of images share a range.
+        let count = if user.is_of_machine() { WHOLE } else { 1 };
         let mut first: Vec<_> = [&one, &other]
             .iter()
             .flat_map(|users| (0..3).map(|slot| users.of_slot(slot).unwrap()))
-            .inspect(|user| assert_eq!(user.map().count, WHOLE, "{user:?}"))
+            .inspect(|user| assert_eq!(user.map().count, count, "{user:?}"))
+            .inspect(|user| assert!(!user.images().is_single(), "{user:?}"))
             .map(|user| user.map().outside)
             .collect();
         first.sort_unstable();
-        assert!(first.windows(2).all(|pair| pair[0] + WHOLE <= pair[1]), "{first:?}");
+        assert!(first.windows(2).all(|pair| pair[0] + count <= pair[1]), "{first:?}");
+        if !user.is_of_machine() {
+            assert_eq!((one.ids(), one.one_user_because()), (SlotIds::Shared, None));
+            return;
+        }
+        assert_eq!(one.ids(), SlotIds::Range);
 
         assert_eq!(find(UserIds::Shared, 3).unwrap().of_slot(2), Some(user));
         let few = UserIds::Span { first: 1_999_000_000, count: 4 };

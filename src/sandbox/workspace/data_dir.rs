@@ -21,8 +21,9 @@ use rustix::io::Errno;
 use super::{EMPTY_LIMIT, OPEN_DIR, PASSABLE, Workspace, WorkspaceError};
 use crate::interrupt::Interrupt;
 use crate::sandbox::identity::Identity;
+use crate::sandbox::jail;
 use crate::sandbox::tree::{self, Until};
-use crate::sandbox::user::{self, SlotUsers};
+use crate::sandbox::user::{self, CommandUser, SlotUsers};
 
 /// The name of every run directory begins so; nothing else in a base is ever touched.
 const RUN_PREFIX: &str = "run-";
@@ -107,22 +108,18 @@ impl DataDir {
                 }
             })?;
         }
+        let is_barred = match user {
+            Some(user) => is_barred(user, &data.run.path)?,
+            None => false,
+        };
         for slot in 0..slots {
             if interrupt.is_interrupted() {
                 return Err(WorkspaceError::Interrupted);
             }
             let identity = data.identity.clone();
-            let owner = users.of_slot(slot);
+            let owner = users.of_slot(slot).map(|user| user.with_barred(is_barred));
             let workspace = Workspace::create(&data.run.path, slot, owner, identity)?;
             data.workspaces.push(Arc::new(workspace));
-        }
-        if let (Some(user), Some(workspace)) = (user, data.workspaces.first()) {
-            let path = workspace.path();
-            match user.obstacle(path) {
-                Ok(None) => {}
-                Ok(Some(path)) => return Err(WorkspaceError::Barred { path, user }),
-                Err(error) => return Err(WorkspaceError::io("look at", path, error)),
-            }
         }
         Ok(data)
     }
@@ -307,8 +304,41 @@ fn sweep(base_path: &Path, base: &OwnedFd, interrupt: &Interrupt) {
             Ok(false) => {}
             // The next one goes on with it.
             Err(_) if interrupt.is_interrupted() => return,
-            Err(error) => log::warn!("left by a dead engine: {error}"),
+            Err(error) => {
+                let path = base_path.join(name);
+                log::warn!("left by a dead engine: {error}{}", remedy(&error, &path))
+            }
         }
+    }
+}
+
+/// Whether what a jail shows of this directory has to be handed over to its first process, since
+/// this user cannot get there.
+///
+/// # Errors
+/// The user cannot, and it cannot be handed over.
+fn is_barred(user: CommandUser, run: &Path) -> Result<bool, WorkspaceError> {
+    match user.obstacle(run) {
+        Ok(None) => Ok(false),
+        Ok(Some(_)) if jail::can_hand_over(run) => Ok(true),
+        Ok(Some(path)) => Err(WorkspaceError::Barred { path, user }),
+        Err(error) => Err(WorkspaceError::io("look at", run, error)),
+    }
+}
+
+/// What helps where an engine of the same user, whose slots had other ids, has left something.
+fn remedy(error: &WorkspaceError, path: &Path) -> String {
+    let is_barred = match error {
+        WorkspaceError::Io { source, .. } => source.kind() == io::ErrorKind::PermissionDenied,
+        _ => false,
+    };
+    match is_barred && !rustix::process::geteuid().is_root() {
+        true => format!(
+            "; files of the user ids that /etc/subuid gives you are removed by: tool-executor \
+             unshare rm -r {}",
+            path.display()
+        ),
+        false => String::new(),
     }
 }
 
@@ -328,7 +358,8 @@ pub(crate) fn open_base(
     match base {
         Some(path) => open_given_base(path, passable),
         None => {
-            let uid = rustix::process::geteuid().as_raw();
+            // The same, whether it is in a namespace or not.
+            let uid = user::number_outside();
             let base = std::env::temp_dir().join(format!("tool-executor-{uid}"));
             open_private_base(base, passable)
         }
@@ -374,10 +405,9 @@ pub(super) fn open_private_base(
         Err(errno) => return Err(WorkspaceError::io("create", &path, errno)),
     }
     let others = Mode::RWXG | Mode::RWXO;
-    // Root's may have been passable for an engine with a `user` before; what is in it protects
+    // It may have been passable for an engine whose slots had other users; what is in it protects
     // itself.
-    let root = rustix::process::geteuid().is_root();
-    let forbidden = if root { others - PASSABLE } else { others };
+    let forbidden = others - PASSABLE;
     let flags = OPEN_DIR | OFlags::NOFOLLOW;
     let why = match rustix::fs::open(&path, flags, Mode::empty()) {
         Ok(dir) => {

@@ -113,6 +113,9 @@ pub(crate) struct ImageFiles {
     of_spec: Vec<OsString>,
     /// The mode of its root directory.
     mode: u32,
+    /// Whether its files are this process's own, in a user namespace where no mount can show them
+    /// as another user's: then its commands have that one id.
+    is_own: bool,
 }
 
 // What keeps a layer there is dropped with it, and otherwise never used.
@@ -146,8 +149,19 @@ impl ImageFiles {
             let most = MOST_TREES - 1;
             return Err(unusable(format!("it has {count} layers, and a machine has {most}")));
         }
+        let ours = rustix::process::geteuid().as_raw();
+        let is_all = |id: u32| image.layers().iter().all(|layer| layer.owner() == id);
+        let in_namespace = owner.filter(|user| !user.is_of_machine());
+        let is_own = in_namespace.is_some() && is_all(ours);
+        let owner = owner.filter(|_| !is_own);
+        if in_namespace.is_some_and(|user| !is_own && !is_all(user.images().outside)) {
+            return Err(NoMachine::Unsupported(format!(
+                "{}: its files belong to another user, and are neither yours nor those of the \
+                 user ids that slots have: bring it as an archive or a layout",
+                image.name()
+            )));
+        }
         if owner.is_none() {
-            let ours = rustix::process::geteuid().as_raw();
             let other = image.layers().iter().find(|layer| layer.owner() != ours);
             if let Some(layer) = other {
                 return Err(NoMachine::Unsupported(format!(
@@ -207,6 +221,15 @@ impl ImageFiles {
         let topmost = layers().next_back().and_then(|path| path.metadata().ok());
         let mode = topmost.map_or(0o755, |about| about.mode() & 0o1777 | 0o555);
         let User { uid, gid, .. } = user.ids;
+        let map = owner.map(CommandUser::images).filter(|map| !map.is_single());
+        if let Some(map) = map
+            && let Some(id) = [uid, gid].into_iter().find(|id| map.outside_of(*id).is_none())
+        {
+            return Err(NoMachine::Unsupported(format!(
+                "{}: its commands would have the id {id}, which slots do not have here",
+                image.name()
+            )));
+        }
         let identity = Identity::of_image(uid, gid, &user.name, &user.home);
         Ok(Self {
             bash,
@@ -225,6 +248,7 @@ impl ImageFiles {
             shell,
             working_dir,
             mode,
+            is_own,
         })
     }
 
@@ -330,13 +354,18 @@ impl ImageFiles {
         shell::replaced(environment, self.of_spec.iter().cloned())
     }
 
+    /// The user of a slot whose ids its machine has; `None` if these are this process's.
+    fn ids_of(&self, of_slot: Option<CommandUser>) -> Option<CommandUser> {
+        of_slot.filter(|_| !self.is_own)
+    }
+
     /// What users and groups there are inside, for slots whose ids are `owner`'s or this process's.
     pub(in crate::sandbox) fn ids(&self, owner: Option<CommandUser>) -> [IdMap; 2] {
         let User { uid, gid, .. } = self.user.ids;
-        match owner {
-            Some(user) if !user.map().is_single() => [user.map(); 2],
+        match self.ids_of(owner) {
+            Some(user) if !user.images().is_single() => [user.images(); 2],
             Some(user) => {
-                let outside = user.map().outside;
+                let outside = user.images().outside;
                 [IdMap::single(uid, outside), IdMap::single(gid, outside)]
             }
             None => {
@@ -346,20 +375,25 @@ impl ImageFiles {
         }
     }
 
-    /// Whether commands have one id, which stands for all of the image.
+    /// Whether commands have one id, which stands for all of the image, in slots of `owner`.
+    pub(in crate::sandbox) fn is_of_one_id(&self, owner: Option<CommandUser>) -> bool {
+        Self::has_one_id(self.ids_of(owner))
+    }
+
+    /// The same of an image that slots share.
     pub(crate) fn has_one_id(owner: Option<CommandUser>) -> bool {
-        owner.is_none_or(|user| user.map().is_single())
+        owner.is_none_or(|user| user.images().is_single())
     }
 
     /// Whether root's commands have one id: then they are told that giving files and processes to
     /// others has worked.
     pub(in crate::sandbox) fn is_only_root(&self, owner: Option<CommandUser>) -> bool {
-        Self::has_one_id(owner) && self.user.ids.uid == 0
+        self.is_of_one_id(owner) && self.user.ids.uid == 0
     }
 
     /// What those may do who run in it.
     pub(in crate::sandbox) fn rights(&self, owner: Option<CommandUser>) -> Rights {
-        let one_id = Self::has_one_id(owner);
+        let one_id = self.is_of_one_id(owner);
         let is_root = self.user.ids.uid == 0;
         Rights {
             user: Some(self.user.ids.clone()).filter(|_| !one_id),
@@ -376,11 +410,11 @@ impl ImageFiles {
         work: String,
         owner: Option<CommandUser>,
     ) -> Overlay {
+        let owner = self.ids_of(owner);
         let hold = |layer: &Layer| match owner {
             None => Hold::ByPath,
             Some(user) => {
-                let IdMap { outside, count, .. } = user.map();
-                let map = IdMap { inside: layer.owner(), outside, count };
+                let map = IdMap { inside: layer.owner(), ..user.images() };
                 Hold::HandedOver(Some(map).filter(|map| map.inside != map.outside))
             }
         };
@@ -397,7 +431,17 @@ impl ImageFiles {
     /// The user of a slot that commands run as.
     pub(super) fn owner(&self, of_slot: Option<CommandUser>) -> Option<CommandUser> {
         let User { uid, gid, .. } = self.user.ids;
-        of_slot.map(|user| user.as_inside(uid, gid))
+        self.ids_of(of_slot).map(|user| user.as_inside(uid, gid))
+    }
+
+    /// Whom the first processes of its machine run as, if not as us.
+    pub(super) fn founder(&self, of_slot: Option<CommandUser>) -> Option<CommandUser> {
+        self.ids_of(of_slot).map(CommandUser::as_root_inside)
+    }
+
+    /// Whose its root directory is, if not ours.
+    pub(super) fn root(&self, of_slot: Option<CommandUser>) -> Option<CommandUser> {
+        self.ids_of(of_slot).map(|user| user.as_inside(0, 0))
     }
 }
 

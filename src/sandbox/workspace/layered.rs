@@ -36,6 +36,9 @@ pub(crate) struct Base {
     pub(super) image: Option<Arc<ImageFiles>>,
     /// Without an image: the workspace's, `/tmp`'s and the home directory's.
     pub(super) trees: [Beneath; 3],
+    /// Whose the files of these are, where no mount can show them as another user's: who goes on
+    /// above them is that user, in whichever slot.
+    pub(super) owner: Option<CommandUser>,
 }
 
 /// What is beneath one directory.
@@ -90,7 +93,7 @@ impl Base {
             }
             (image, None) => image.clone(),
         };
-        Ok(Self { image, trees: self.trees.clone() })
+        Ok(Self { image, trees: self.trees.clone(), owner: self.owner })
     }
 
     /// How many layers it has in all.
@@ -198,7 +201,8 @@ impl Workspace {
         &self,
         keeper: &mut dyn FnMut(&Path) -> Option<Keeper>,
     ) -> Result<(Base, Remains), WorkspaceError> {
-        let owner = match self.user_of_slot() {
+        // Of a machine, as of a slot, the first process has the same ids as all others.
+        let owner = match self.founder() {
             Some(user) => user.map().outside,
             None => rustix::process::geteuid().as_raw(),
         };
@@ -223,6 +227,7 @@ impl Workspace {
             unused.extend([self.temporary(), self.home()].map(Path::to_owned));
             return Ok((base, Remains::of(unused)));
         }
+        base.owner = self.owner().filter(|user| !user.is_of_machine());
         let all = base.trees.iter_mut().zip(&self.beneath).zip(self.directories());
         for ((tree, beneath), path) in all {
             let top = match beneath.layers.is_empty() {

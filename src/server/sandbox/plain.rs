@@ -156,6 +156,7 @@ impl Service {
             instance: &self.instance,
             url: &self.url,
             level: capabilities.isolation_level,
+            ids: capabilities.ids,
             weakened_because: &capabilities.weakened_because,
             limits: capabilities.limits,
             warm_slots: capabilities.warm_slots,

@@ -18,7 +18,7 @@ pub(crate) use self::python::shown;
 use self::python::{no_attribute, type_name};
 use super::OutcomeFields;
 use crate::config::NetworkMode;
-use crate::level::IsolationLevel;
+use crate::level::{IsolationLevel, SlotIds};
 use crate::limits::EnforcedLimits;
 use crate::spec::SpecField;
 use crate::tool::python_json::{self, NonAscii};
@@ -291,6 +291,8 @@ pub(crate) struct Health<'a> {
     pub(crate) url: &'a str,
     /// How far commands are isolated, where that is known, and why not further.
     pub(crate) level: Option<IsolationLevel>,
+    /// How many user ids slots have, where that is known.
+    pub(crate) ids: Option<SlotIds>,
     /// Why not further.
     pub(crate) weakened_because: &'a [String],
     /// Which limits hold for commands, where that is known.
@@ -325,6 +327,9 @@ impl Health<'_> {
         if let Some(level) = self.level {
             answer["isolation_level"] = json!(level);
             answer["weakened_because"] = json!(self.weakened_because);
+        }
+        if let Some(ids) = self.ids {
+            answer["ids"] = json!(ids);
         }
         if let Some(limits) = self.limits {
             answer["limits"] = json!(limits);

@@ -54,6 +54,20 @@ pub(crate) enum ImageCommand {
     Prune(PruneArgs),
 }
 
+impl ImageCommand {
+    /// Which store it is about.
+    pub(crate) fn store(&self) -> &StoreArgs {
+        match self {
+            Self::List { store } => store,
+            Self::Import(ImportArgs { store, .. })
+            | Self::Pull(PullArgs { store, .. })
+            | Self::Show(ShowArgs { store, .. })
+            | Self::Remove(RemoveArgs { store, .. })
+            | Self::Prune(PruneArgs { store, .. }) => store,
+        }
+    }
+}
+
 /// The flags of `image import`.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ImportArgs {
@@ -132,8 +146,9 @@ pub(crate) struct StoreArgs {
     #[arg(long, value_name = "DIR", env = "TOOL_EXECUTOR_DATA_DIR")]
     pub(crate) data_dir: Option<PathBuf>,
 
-    /// Whose the unpacked files are: kept (the image's ids; for programs that run as root), or one
-    /// (all are this user's) [default: kept for root with a full range of ids, else one]
+    /// Whose the unpacked files are: kept (the image's ids; for programs that run as root), range
+    /// (the same in the ids that /etc/subuid gives this user), or one (all are this user's)
+    /// [default: kept for root, else range where there is one, else one]
     #[arg(long, value_name = "WHOSE")]
     pub(crate) ids: Option<Ids>,
 
@@ -147,14 +162,24 @@ pub(crate) struct StoreArgs {
 pub(crate) enum Ids {
     /// The image's.
     Kept,
+    /// The image's, in a range of this user's.
+    Range,
     /// This user's.
     One,
+}
+
+impl Ids {
+    /// Whether they are those of a range.
+    pub(crate) fn is_range(self) -> bool {
+        matches!(self, Self::Range)
+    }
 }
 
 impl From<Ids> for StoredIds {
     fn from(ids: Ids) -> Self {
         match ids {
             Ids::Kept => Self::Kept,
+            Ids::Range => Self::Range,
             Ids::One => Self::One,
         }
     }

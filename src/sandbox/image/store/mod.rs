@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! <data directory>/images-<uid>/     of one user, mode 0700
-//!   kept/ or one/                    by whose the files are (`StoredIds`); a store each
+//!   kept/, range-<first id>/, one/   by whose the files are (`StoredIds`); a store each
 //!     layers/<digest>/               a layer (`shelf` says how entries come and go)
 //!       tree/                          its files
 //!       layer.json                     what is known of it
@@ -51,6 +51,7 @@ use super::source::{normal_name, shown};
 use super::{Digest, Image, ImageError, ImageLimits, ImageSource, Layer, StoredIds};
 use crate::interrupt::Interrupt;
 use crate::sandbox::tree;
+use crate::sandbox::user::{self, ImageIds};
 use crate::sandbox::workspace::{WorkspaceError, open_base};
 
 /// Images on disk, unpacked. Any number of programs may use one at a time.
@@ -78,6 +79,8 @@ struct Inner {
     names: OwnedFd,
     sources: OwnedFd,
     ids: StoredIds,
+    /// Which id its files have in the place of an image's 0; without one all are this process's.
+    first_id: Option<u32>,
     limits: ImageLimits,
     /// Whether what is imported is on the disk when it is said to be.
     durable: bool,
@@ -86,26 +89,53 @@ struct Inner {
 }
 
 impl StoredIds {
-    /// What this process can have: the image's ids where it is root and may give files away, else
-    /// one.
+    /// What this process can have: the image's ids where it is root and may give files away, the
+    /// same in a range where it is so in a user namespace, else one.
     pub fn for_this_process() -> Self {
         use rustix::thread::{CapabilitySet, capabilities};
         let is_root = rustix::process::geteuid().is_root();
         let may =
             || capabilities(None).is_ok_and(|has| has.effective.contains(CapabilitySet::CHOWN));
-        // In a user namespace most ids may be none.
-        let has_ids = || {
-            let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
-            let count = |line: &str| line.split_whitespace().nth(2)?.parse::<u64>().ok();
-            map.lines().filter_map(count).sum::<u64>() >= 65_536
-        };
-        if is_root && may() && has_ids() { Self::Kept } else { Self::One }
+        if !is_root || !may() {
+            return Self::One;
+        }
+        match user::image_ids() {
+            ImageIds::OfMachine => Self::Kept,
+            ImageIds::Range { .. } => Self::Range,
+            ImageIds::One => Self::One,
+        }
     }
 
     fn name(self) -> &'static str {
         match self {
             Self::Kept => "kept",
+            Self::Range => "range",
             Self::One => "one",
+        }
+    }
+
+    /// The name of the store's directory, and which id its files have in the place of an image's 0;
+    /// without one all are this process's.
+    ///
+    /// # Errors
+    /// This process has no range of ids.
+    fn place(self) -> Result<(String, Option<u32>), ImageError> {
+        match (self, user::image_ids()) {
+            (Self::Kept, _) => Ok((self.name().to_owned(), Some(0))),
+            (Self::One, _) => Ok((self.name().to_owned(), None)),
+            // What is of another range would be out of reach here.
+            (Self::Range, ImageIds::Range { first, on_host: [users, groups] }) => {
+                let name = match users == groups {
+                    true => format!("{}-{users}", self.name()),
+                    false => format!("{}-{users}-{groups}", self.name()),
+                };
+                Ok((name, Some(first)))
+            }
+            (Self::Range, _) => Err(ImageError::io(
+                "have a range of ids for",
+                Path::new("images"),
+                io::Error::other("this process is not root of a user namespace that has one"),
+            )),
         }
     }
 }
@@ -137,9 +167,10 @@ impl ImageStore {
         // Where the engine's commands have other users, they go through it.
         let (base, _) = open_base(data_dir, rustix::process::geteuid().is_root())
             .map_err(|error| of_base(data_dir, error))?;
-        let of_user = base.join(format!("images-{}", rustix::process::geteuid().as_raw()));
+        let of_user = base.join(format!("images-{}", user::number_outside()));
         open_own(&of_user)?;
-        let path = of_user.join(ids.name());
+        let (name, first_id) = ids.place()?;
+        let path = of_user.join(name);
         open_own(&path)?;
         let (layers, images) = (Shelf::open(&path, "layers")?, Shelf::open(&path, "images")?);
         let (names, sources) = (open_own(&path.join("names"))?, open_own(&path.join("sources"))?);
@@ -149,8 +180,19 @@ impl ImageStore {
             record::sweep(records.as_fd());
         }
         let (durable, open) = (cfg!(not(test)), Mutex::new(HashMap::new()));
-        let inner =
-            Inner { path, layers, images, pulls, names, sources, ids, limits, durable, open };
+        let inner = Inner {
+            path,
+            layers,
+            images,
+            pulls,
+            names,
+            sources,
+            ids,
+            first_id,
+            limits,
+            durable,
+            open,
+        };
         Ok(Self(Arc::new(inner)))
     }
 
@@ -279,10 +321,8 @@ impl ImageStore {
     }
 
     fn layer(&self, path: PathBuf, pin: &Arc<Pin>) -> Arc<Layer> {
-        let owner = match self.0.ids {
-            StoredIds::Kept => 0,
-            StoredIds::One => rustix::process::geteuid().as_raw(),
-        };
+        let ours = || rustix::process::geteuid().as_raw();
+        let owner = self.0.first_id.unwrap_or_else(ours);
         Arc::new(Layer::new(path, owner, Some(Box::new(pin.clone()))))
     }
 
@@ -333,15 +373,16 @@ impl ImageStore {
 
     /// What is said of a name that no image has here.
     fn not_stored(&self, name: &str) -> ImageError {
-        let other = match self.0.ids {
-            StoredIds::Kept => StoredIds::One,
-            StoredIds::One => StoredIds::Kept,
-        };
         let file = Digest::of(normal_name(name).as_bytes()).hex();
-        let of_others = self.0.path.with_file_name(other.name()).join("names").join(file);
-        if !of_others.exists() {
+        let has_it = |other: &StoredIds| {
+            let Ok((directory, _)) = other.place() else { return false };
+            self.0.path.with_file_name(directory).join("names").join(&file).exists()
+        };
+        let all = [StoredIds::Kept, StoredIds::Range, StoredIds::One];
+        let Some(other) = all.iter().filter(|other| **other != self.0.ids).find(|ids| has_it(ids))
+        else {
             return ImageError::NotStored { image: shown(name) };
-        }
+        };
         let (has, needs) = (other.name(), self.0.ids.name());
         let why = format!(
             "it was imported with the ids \"{has}\", and here they are \"{needs}\"; import it \

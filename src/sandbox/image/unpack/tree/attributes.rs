@@ -10,7 +10,7 @@ use super::super::entries::{Entry, Kind};
 use super::super::{LayerError, Unpacked, shown};
 use super::parents::Directory;
 use super::{Tree, failed};
-use crate::sandbox::image::StoredIds;
+use crate::sandbox::user::IdMap;
 
 /// What belongs to ids that no machine has belongs to `nobody`.
 const MAX_ID: u32 = 65_535;
@@ -45,6 +45,17 @@ impl Attributes {
 }
 
 impl Tree<'_> {
+    /// Whose a file is on disk, if not this process's.
+    pub(super) fn owner(&self, is: Attributes) -> Option<(Uid, Gid)> {
+        let first = self.place.first_id?;
+        // A range lacks some, and the machine's own ids are all there.
+        let id = |id: u32| match first {
+            0 => id,
+            first => IdMap::shared(first).outside_of(id).unwrap_or(first + NOBODY),
+        };
+        Some((Uid::from_raw(id(is.uid)), Gid::from_raw(id(is.gid))))
+    }
+
     /// Owner, mode, attributes and time of an open file, in this order: each would take away
     /// something of what comes after it.
     pub(super) fn give(
@@ -54,9 +65,8 @@ impl Tree<'_> {
         file: BorrowedFd<'_>,
     ) -> Result<(), LayerError> {
         let failed = |errno| failed(entry, "set what belongs to", errno);
-        if self.place.ids == StoredIds::Kept {
-            rustix::fs::fchown(file, Some(Uid::from_raw(is.uid)), Some(Gid::from_raw(is.gid)))
-                .map_err(failed)?;
+        if let Some((uid, gid)) = self.owner(is) {
+            rustix::fs::fchown(file, Some(uid), Some(gid)).map_err(failed)?;
         }
         self.set_xattrs(entry, file)?;
         rustix::fs::fchmod(file, Mode::from_raw_mode(is.mode)).map_err(failed)?;
@@ -108,8 +118,7 @@ impl Tree<'_> {
     ) -> Result<(), LayerError> {
         let failed = |errno| failed(entry, "set what belongs to", errno);
         let is = Attributes::of(entry, &mut self.report);
-        if self.place.ids == StoredIds::Kept {
-            let (uid, gid) = (Uid::from_raw(is.uid), Gid::from_raw(is.gid));
+        if let Some((uid, gid)) = self.owner(is) {
             let flags = AtFlags::SYMLINK_NOFOLLOW;
             rustix::fs::chownat(&parent.fd, name, Some(uid), Some(gid), flags).map_err(failed)?;
         }
