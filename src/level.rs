@@ -44,38 +44,20 @@ impl fmt::Display for IsolationLevel {
     }
 }
 
-/// How many user ids the slots of this machine have. Serialised as its name in `snake_case`.
+/// Which user ids machines from images have.
 // From the most to the fewest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
-pub enum SlotIds {
-    /// Each slot has all users of an image, as ids of its own.
-    Range,
-    /// Machines of images have all users of an image, as ids that all slots share; commands on the
-    /// host's files have one id of their slot's own.
-    Shared,
-    /// A slot has one id, in a machine of an image, too: there all users are one, and giving files
-    /// to others seems to work and does nothing. Read also for what a later version says.
-    #[serde(other)]
+pub enum ImageIds {
+    /// Each slot has all ids of an image, as a range of its own.
+    OwnRange,
+    /// All slots have the same range: files have their owners, and to the kernel one machine's
+    /// users are the other's. So where root may not show files with other owners: in a container,
+    /// and in the user namespace of an ordinary user whom /etc/subuid gives ids.
+    SharedRange,
+    /// One id, which stands for all: root's `chown` and its kin are answered without effect.
     One,
-}
-
-impl SlotIds {
-    /// Its name: `range`, `shared` or `one`.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Range => "range",
-            Self::Shared => "shared",
-            Self::One => "one",
-        }
-    }
-}
-
-impl fmt::Display for SlotIds {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
 }
 
 #[cfg(test)]
@@ -95,11 +77,6 @@ mod tests {
             let json = serde_json::to_string(&level).unwrap();
             assert_eq!(json, format!("\"{level}\""));
             assert_eq!(serde_json::from_str::<IsolationLevel>(&json).unwrap(), level);
-        }
-        for ids in [SlotIds::Range, SlotIds::Shared, SlotIds::One] {
-            let json = serde_json::to_string(&ids).unwrap();
-            assert_eq!(json, format!("\"{ids}\""));
-            assert_eq!(serde_json::from_str::<SlotIds>(&json).unwrap(), ids);
         }
         let later: IsolationLevel = serde_json::from_str("\"half\"").unwrap();
         assert_eq!(later, IsolationLevel::None);

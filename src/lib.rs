@@ -158,7 +158,7 @@ pub mod stats {
     pub use crate::backend::BadContainer;
     pub use crate::egress::NetworkTotals;
     pub use crate::executor::{Bucket, IdleHolder, LaneStats, OutcomeCounts, Stats, Summary};
-    pub use crate::level::{IsolationLevel, SlotIds};
+    pub use crate::level::{ImageIds, IsolationLevel};
     pub use crate::limits::{EnforcedLimits, Enforcement};
     pub use crate::pool::{ContainerCounts, SlotCounts};
 }

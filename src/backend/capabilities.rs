@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::config::NetworkMode;
 use crate::egress::NetworkTotals;
-use crate::level::{IsolationLevel, SlotIds};
+use crate::level::{ImageIds, IsolationLevel};
 use crate::limits::EnforcedLimits;
 use crate::spec::SpecField;
 
@@ -38,8 +38,6 @@ pub struct Capabilities {
     pub isolation: Isolation,
     /// How far they are isolated. Defaults to `None`: not known.
     pub isolation_level: Option<IsolationLevel>,
-    /// How many user ids slots have. Defaults to `None`: not known.
-    pub ids: Option<SlotIds>,
     /// Why they are not isolated further, a line each. Defaults to none.
     pub weakened_because: Vec<String>,
     /// Which limits hold for the commands of a slot, and by what. Defaults to `None`: not known.
@@ -68,6 +66,9 @@ pub struct Capabilities {
     /// Why slots cannot have the files of an image, as one line. Defaults to `None`: they can, or
     /// it is not known.
     pub no_images_because: Option<String>,
+    /// Which user ids machines from images have. Defaults to `None`: there can be none, or it is
+    /// not known.
+    pub image_ids: Option<ImageIds>,
 }
 
 /// A container that answers and in whose slots nothing can be run. Its trajectories finish there;
@@ -118,7 +119,6 @@ impl Default for Capabilities {
             may_grow: false,
             isolation: Isolation::Unknown,
             isolation_level: None,
-            ids: None,
             weakened_because: Vec::new(),
             limits: None,
             warm_slots: None,
@@ -130,6 +130,7 @@ impl Default for Capabilities {
             containers_found_bad: 0,
             spec: Vec::new(),
             no_images_because: None,
+            image_ids: None,
         }
     }
 }
@@ -142,7 +143,6 @@ setters! {
         with_may_grow: may_grow = bool,
         with_isolation: isolation = Isolation,
         with_isolation_level: isolation_level = some IsolationLevel,
-        with_ids: ids = some SlotIds,
         with_weakened_because: weakened_because = Vec<String>,
         with_limits: limits = some EnforcedLimits,
         with_warm_slots: warm_slots = some bool,
@@ -154,5 +154,6 @@ setters! {
         with_containers_found_bad: containers_found_bad = u64,
         with_spec: spec = Vec<SpecField>,
         with_no_images_because: no_images_because = some String,
+        with_image_ids: image_ids = some ImageIds,
     }
 }

@@ -291,7 +291,7 @@ impl ToolExecutor {
         };
         let capabilities = self.capabilities();
         stats.isolation_level = capabilities.isolation_level;
-        stats.ids = capabilities.ids;
+        stats.image_ids = capabilities.image_ids;
         stats.weakened_because = capabilities.weakened_because;
         stats.limits = capabilities.limits;
         stats.warm_slots = capabilities.warm_slots;

@@ -49,12 +49,12 @@ pub(super) fn facts(capabilities: &Capabilities) -> JsonObject {
         ("isolated".to_owned(), not_isolated_because.is_none().into()),
         ("not_isolated_because".to_owned(), not_isolated_because.into()),
         ("isolation_level".to_owned(), json!(capabilities.isolation_level)),
-        ("ids".to_owned(), json!(capabilities.ids)),
         ("weakened_because".to_owned(), json!(capabilities.weakened_because)),
         ("keeps_sandboxes".to_owned(), capabilities.warm_slots.into()),
         ("network".to_owned(), json!(capabilities.network)),
         ("not_filtered_because".to_owned(), capabilities.not_filtered_because.as_deref().into()),
         ("no_images_because".to_owned(), capabilities.no_images_because.as_deref().into()),
+        ("image_ids".to_owned(), json!(capabilities.image_ids)),
         ("limits".to_owned(), json!(capabilities.limits)),
         ("spec_fields".to_owned(), json!(capabilities.spec)),
     ])

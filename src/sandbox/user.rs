@@ -34,10 +34,11 @@ mod trial;
 use std::io;
 use std::path::{Path, PathBuf};
 
-pub(crate) use ids::{IdMap, IdSpan, WHOLE};
-pub(crate) use namespace::{ImageIds, image_ids, number_outside};
+pub(crate) use ids::{IdMap, IdSpan, WHOLE, of_images_from};
+pub(crate) use namespace::{number_outside, numbers_outside};
 pub(crate) use slots::{NoIds, SlotUsers};
 pub(crate) use trial::WeakRoot;
+pub(super) use trial::is_machines_root;
 pub(super) use trial::of_files as trial_of_files;
 
 use rustix::io::Errno;
@@ -62,8 +63,6 @@ pub(crate) struct CommandUser {
     gid: Gid,
     /// What its ids, and those of others of its slot, are inside a sandbox. The same for groups.
     map: IdMap,
-    /// The same in a machine with an image's files.
-    images: IdMap,
     /// Whether this process is the machine's root, not that of a user namespace.
     is_of_machine: bool,
     /// Whether it cannot get to the directories of its slot by their paths.
@@ -97,8 +96,7 @@ impl CommandUser {
             uid: Uid::from_raw(NOBODY),
             gid: Gid::from_raw(NOBODY),
             map: IdMap::single(NOBODY, NOBODY),
-            images: IdMap::single(NOBODY, NOBODY),
-            is_of_machine: trial::is_machines_root(),
+            is_of_machine: is_machines_root(),
             is_barred: false,
             dumpable: dumpable_behavior() == Ok(DumpableBehavior::Dumpable),
         };
@@ -118,41 +116,45 @@ impl CommandUser {
         Self::find().expect("the tests' root has all capabilities")
     }
 
-    /// The same as one of these ids: as `nobody` of a whole range, or as the only one. Machines of
-    /// images have the ids `images`, if they do not have these.
-    fn with_ids(self, ids: IdSpan, images: Option<IdMap>) -> Self {
+    /// The same as one of these ids: as `nobody` of a whole range, or as the only one.
+    fn with_ids(self, ids: IdSpan) -> Self {
         let map = match ids.count {
             ..WHOLE => IdMap::single(NOBODY, ids.first),
             WHOLE.. => IdMap::whole(ids.first),
         };
+        self.as_nobody_of(map)
+    }
+
+    /// The same as `nobody` of the ids that machines from images share, and how these are inside;
+    /// `None` where there are too few for that. Blocks on two file system calls.
+    pub(crate) fn of_images(self) -> Option<Self> {
+        Some(self.as_nobody_of(ids_of_images()?))
+    }
+
+    fn as_nobody_of(self, map: IdMap) -> Self {
         let id = map.outside + (NOBODY - map.inside);
-        let (uid, gid) = (Uid::from_raw(id), Gid::from_raw(id));
-        Self { uid, gid, map, images: images.unwrap_or(map), ..self }
+        Self { uid: Uid::from_raw(id), gid: Gid::from_raw(id), map, ..self }
     }
 
-    /// The same as another user of its slot's machine with an image's files, by the numbers inside;
-    /// where the slot has one id, as that.
+    /// The same as another user of its slot, by the numbers inside; where the slot has one id, as
+    /// that.
     pub(super) fn as_inside(self, uid: u32, gid: u32) -> Self {
-        let map = self.images;
-        let outside = |id: u32| match map.is_single() {
-            true => map.outside,
+        let outside = |id: u32| match self.map.is_single() {
+            true => self.map.outside,
             // An id that there is not is nobody's.
-            false => map.outside_of(id).unwrap_or(map.outside + (NOBODY - map.inside)),
+            false => self.map.outside_of(id).unwrap_or(self.map.outside + NOBODY),
         };
-        Self { uid: Uid::from_raw(outside(uid)), gid: Gid::from_raw(outside(gid)), map, ..self }
+        Self { uid: Uid::from_raw(outside(uid)), gid: Gid::from_raw(outside(gid)), ..self }
     }
 
-    /// The same as root of that machine, in the group that may pass to the slot's directories;
-    /// where the slot has one id, as that.
+    /// The same as root of its slot, in the group that may pass to the slot's directories; where
+    /// the slot has one id, as that.
     pub(super) fn as_root_inside(self) -> Self {
-        let root = self.as_inside(0, 0);
-        // Where the machine has ids of all slots it has no group of the slot's own.
-        let gid = if root.map == self.map { self.gid } else { root.gid };
-        Self { gid, ..root }
+        Self { uid: self.as_inside(0, 0).uid, ..self }
     }
 
     /// The same where it cannot get to the directories of its slot by their paths.
-    pub(super) fn with_barred(self, is_barred: bool) -> Self {
+    pub(crate) fn with_barred(self, is_barred: bool) -> Self {
         Self { is_barred, ..self }
     }
 
@@ -164,6 +166,11 @@ impl CommandUser {
     /// Whether it is root inside, in a slot that has other ids, too.
     pub(super) fn is_root_of_many(self) -> bool {
         !self.map.is_single() && self.map.inside == 0 && self.uid.as_raw() == self.map.outside
+    }
+
+    /// What the first id of its slot is on this machine: root's, where the slot has that.
+    pub(crate) fn first_id(self) -> u32 {
+        self.map.outside
     }
 
     /// Its number on this machine.
@@ -184,11 +191,6 @@ impl CommandUser {
     /// What ids are inside its sandboxes, and on this machine: users and groups alike.
     pub(super) fn map(self) -> IdMap {
         self.map
-    }
-
-    /// The same in a machine with an image's files.
-    pub(in crate::sandbox) fn images(self) -> IdMap {
-        self.images
     }
 
     /// Whether this process is the machine's root: elsewhere the kernel shows no file of a layer as
@@ -277,6 +279,23 @@ impl CommandUser {
             Ok(None)
         })
     }
+}
+
+/// The ids that machines from images share where layers cannot be shown with other owners; `None`
+/// where there are too few. Blocks on two file system calls.
+pub(super) fn ids_of_images() -> Option<IdMap> {
+    ids::of_images(&own_ids())
+}
+
+/// The ids that are both users and groups in this process's user namespace.
+fn own_ids() -> Vec<IdSpan> {
+    let [users, groups] = ["/proc/self/uid_map", "/proc/self/gid_map"].map(text_of);
+    ids::in_both(&ids::mapped(&users), &ids::mapped(&groups))
+}
+
+/// What is in a file of the system; nothing where it cannot be read.
+fn text_of(path: &str) -> String {
+    std::fs::read_to_string(path).unwrap_or_default()
 }
 
 /// A thread that acts as a [`CommandUser`]. Dropping it, on that thread, gives it its own
@@ -391,7 +410,7 @@ mod tests {
     fn a_slots_user_is_nobody_of_its_ids() {
         let Some(user) = CommandUser::detect() else { return };
         let of = |first, count| {
-            let user = user.with_ids(IdSpan::new(first, count), None);
+            let user = user.with_ids(IdSpan::new(first, count));
             (user.uid().as_raw(), user.gid().as_raw(), user.map().to_string())
         };
         assert_eq!(

@@ -66,6 +66,7 @@ use super::shell::{Places, Shell};
 use super::spool::DIRECTORY as OUTPUTS;
 use super::tree::{self, TreeError};
 use super::user::{CommandUser, WeakRoot};
+use crate::spec::TrajectoryLimits;
 
 /// The mode of what is above the slots where their users are not ours: these may go through, and
 /// not look around.
@@ -221,6 +222,11 @@ impl Workspace {
         let path = run.join(format!("slot_{slot}"));
         rustix::fs::mkdir(&path, Mode::RWXU)
             .map_err(|errno| WorkspaceError::io("create", &path, errno))?;
+        if let Some(user) = owner {
+            rustix::fs::chown(&path, None, Some(user.gid()))
+                .and_then(|()| rustix::fs::chmod(&path, PASSABLE_BY_GROUP))
+                .map_err(|errno| WorkspaceError::io("open up", &path, errno))?;
+        }
         let sessions = path.join(SESSIONS_NAME);
         make_passable_dir(&sessions)
             .map_err(|error| WorkspaceError::io("create", &sessions, error))?;
@@ -242,12 +248,6 @@ impl Workspace {
         };
         // What is changed of an image is changed by the first process.
         let root = image.as_ref().map_or(owner, |image| image.founder(of_slot.1));
-        if let Some(founder) = root {
-            // It passes through.
-            rustix::fs::chown(directory, None, Some(founder.gid()))
-                .and_then(|()| rustix::fs::chmod(directory, PASSABLE_BY_GROUP))
-                .map_err(|errno| WorkspaceError::io("open up", directory, errno))?;
-        }
         let life = lives.fetch_add(1, Ordering::Relaxed);
         let place = |kind: &str| match life {
             0 => directory.join(kind),
@@ -259,7 +259,7 @@ impl Workspace {
             let temporary = of_temporary.make(place("tmp"), owner)?;
             let home = of_home.make(place("home"), owner)?;
             if let Some(image) = &image {
-                let of_root = image.root(of_slot.1);
+                let of_root = image.ids_of(of_slot.1).map(|user| user.as_inside(0, 0));
                 make_shown_dir(place("workspace").join(UPPER), image.mode(), of_root)?;
                 make_shown_dir(place("home").join(OUTPUTS), 0o755, owner)?;
             }
@@ -332,6 +332,11 @@ impl Workspace {
     /// Whether its trajectory's commands have no network, whatever their calls say.
     pub(crate) fn cuts_network(&self) -> bool {
         self.settings().cuts_network
+    }
+
+    /// What its slot may use, as far as its trajectory has less than the operator's limits.
+    pub(crate) fn limits(&self) -> &TrajectoryLimits {
+        &self.settings().limits
     }
 
     /// Whether processes that a command of its trajectory leaves running are kept, where the
@@ -484,8 +489,8 @@ impl Workspace {
     /// The root directory of its machine, where that is an image's. Each time it is another one
     /// above the same files.
     pub(super) fn root_overlay(&self) -> Option<Overlay> {
-        let of_slot = self.of_slot.1;
-        self.image.as_ref().map(|image| image.overlay(self.path(), self.next_work(), of_slot))
+        let user = self.user_of_slot();
+        self.image.as_ref().map(|image| image.overlay(self.path(), self.next_work(), user))
     }
 
     /// Whom the first processes of its jails run as, if not as us.
@@ -496,16 +501,29 @@ impl Workspace {
         }
     }
 
-    /// The user of its slot, whoever its commands are; `None` if that is us.
+    /// The user whose ids its machine has, whoever its commands are: that of its slot, or of all
+    /// machines from images; `None` if that is us.
     pub(crate) fn user_of_slot(&self) -> Option<CommandUser> {
-        self.of_slot.1
+        match &self.image {
+            Some(image) => image.ids_of(self.of_slot.1),
+            None => self.of_slot.1,
+        }
     }
 
-    /// The directory on the host that the first processes of its jails cannot get to, if there is
-    /// one: that of all slots.
+    /// Lets all users pass through the directory of its slot, to what they may use in it.
+    ///
+    /// # Errors
+    /// As `chmod(2)`.
+    pub(super) fn open_up(&self) -> Result<(), WorkspaceError> {
+        rustix::fs::chmod(self.directory(), PASSABLE)
+            .map_err(|errno| WorkspaceError::io("open up", self.directory(), errno))
+    }
+
+    /// The directory on the host that the first processes of its jails do not get to, if there is
+    /// one: what it shows of that is handed over.
     pub(super) fn barred(&self) -> Option<&Path> {
         self.founder().filter(|user| user.is_barred())?;
-        self.directory().parent()
+        self.directory().ancestors().nth(2)
     }
 
     /// The host path of the complete outputs of its calls, in its home directory.

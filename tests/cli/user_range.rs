@@ -299,17 +299,15 @@ fn health(user: &Ordinary, path: Option<&str>) -> Value {
 fn health_says_how_many_ids_slots_have_and_what_would_give_them_more() {
     if let Some(user) = Ordinary::with_ids() {
         let health = health(&user, None);
-        assert_eq!(
-            (&health["ids"], &health["isolation_level"]),
-            (&json!("shared"), &json!("full"))
-        );
+        assert_eq!(health["image_ids"], "shared_range", "{health}");
+        assert_eq!(health["isolation_level"], "full", "{health}");
     }
     // Whose files these are can be said as root only.
     let Some(user) = Ordinary::given("other:100000:65536\n").filter(|user| user.is_root) else {
         return;
     };
     let says = |health: &Value, words: &str| {
-        assert_eq!(health["ids"], "one", "{health}");
+        assert_eq!(health["image_ids"], "one", "{health}");
         assert_eq!(health["isolation_level"], "one_user", "{health}");
         let because = health["weakened_because"].to_string();
         assert!(because.contains(words), "{because}");

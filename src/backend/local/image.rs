@@ -15,9 +15,11 @@ use crate::interrupt::Interrupt;
 use crate::sandbox::image::{
     Image, ImageError, ImageErrorKind, ImageSource, ImageStore, StoredIds,
 };
-use crate::sandbox::isolation::Isolation as Engine;
+use crate::sandbox::isolation::{Isolation as Engine, Layers};
+use crate::sandbox::settings::Settings;
 use crate::sandbox::supervisor::{CommandSpec, End, Finished};
 use crate::sandbox::toolbox::LazyToolbox;
+use crate::sandbox::user::CommandUser;
 use crate::sandbox::workspace::{DataDir, ImageFiles, MachineSpec, NoMachine, Workspace};
 use crate::tool::OutputOrder;
 
@@ -46,24 +48,30 @@ impl LocalBackend {
         })
     }
 
-    /// Gives a clean slot a machine with the files of an image, whose shell is seen to run. Blocks
-    /// for some milliseconds as a rule.
+    /// Gives a clean slot a machine with the files of an image, and with these settings, whose
+    /// shell is seen to run. Blocks for some milliseconds as a rule.
     ///
     /// # Errors
     /// Slots cannot have one here, or not this one. The slot is as it was.
-    pub(super) fn bind_image(&self, slot: &SlotRef, spec: MachineSpec) -> Result<(), BeginFailure> {
+    pub(super) fn bind_image(
+        &self,
+        slot: &SlotRef,
+        spec: MachineSpec,
+        settings: Settings,
+    ) -> Result<(), BeginFailure> {
         let inner = &self.0;
         let Some(place) = inner.slots.get(slot.index) else {
             return Err(BeginFailure::failed(format!("there is no slot {}", slot.name)));
         };
         can_have_images(inner.supervisor.isolation()).map_err(BeginFailure::unsupported)?;
-        let before = place.workspace();
-        let files = ImageFiles::find(spec, before.user_of_slot(), &inner.images.toolbox)
+        let (before, images) = (place.workspace(), &inner.images);
+        let files = ImageFiles::find(spec, before.user_of_slot(), images.shared, &images.toolbox)
             .map_err(not_found)?;
         let bound = before
             .renew_with(Some(Arc::new(files)))
             .map(Arc::new)
             .map_err(|error| BeginFailure::failed(error.to_string()))?;
+        bound.set(settings);
         let tried = try_shell(inner, place, &bound);
         let left = match tried {
             Ok(()) => std::mem::replace(&mut *place.workspace.lock(), bound),
@@ -83,6 +91,8 @@ impl LocalBackend {
 pub(super) struct Images {
     data_dir: Option<PathBuf>,
     ids: StoredIds,
+    /// Whose ids machines from images have, in every slot, where layers can be had by paths only.
+    pub(super) shared: Option<CommandUser>,
     /// Opened for the first image that is no directory.
     store: Mutex<Option<ImageStore>>,
     /// What is brought along for those that have no bash or no tmux.
@@ -93,15 +103,23 @@ pub(super) struct Images {
 
 impl Images {
     /// Those of a data directory, for the slots of an engine.
-    pub(super) fn new(data_dir: Option<PathBuf>, run: &DataDir) -> Self {
+    pub(super) fn new(data_dir: Option<PathBuf>, run: &DataDir, isolation: &Engine) -> Self {
         let of_slot = run.users().of_slot(0);
-        let ids = match of_slot {
-            of_slot if ImageFiles::has_one_id(of_slot) => StoredIds::One,
-            Some(user) if !user.is_of_machine() => StoredIds::Range,
-            _ => StoredIds::Kept,
+        let shared = match isolation {
+            Engine::Jailed(jails) if matches!(jails.layers(), Ok(Layers::Own)) => {
+                let user = of_slot.and_then(CommandUser::of_images);
+                user.map(|user| user.with_barred(run.hands_over()))
+            }
+            _ => None,
+        };
+        let ids = match shared {
+            Some(user) => StoredIds::Moved(user.first_id()),
+            None if ImageFiles::has_one_id(of_slot) => StoredIds::One,
+            None => StoredIds::Kept,
         };
         let toolbox = LazyToolbox::new(run.path().join("toolbox"));
-        Self { data_dir, ids, store: Mutex::new(None), toolbox, interrupt: Interrupt::new() }
+        let (store, interrupt) = (Mutex::new(None), Interrupt::new());
+        Self { data_dir, ids, shared, store, toolbox, interrupt }
     }
 
     /// Finds an image by its name. Blocks, where it has to be unpacked for as long as that takes.
@@ -126,6 +144,11 @@ impl Images {
         store.get(&source, interrupt)
     }
 
+    /// Whose the files of unpacked images are.
+    pub(super) fn ids(&self) -> StoredIds {
+        self.ids
+    }
+
     /// No image is unpacked any more.
     pub(super) fn close(&self) {
         self.interrupt.interrupt();
@@ -135,13 +158,17 @@ impl Images {
 /// # Errors
 /// Slots cannot have the files of images: why, as one line.
 pub(super) fn can_have_images(isolation: &Engine) -> Result<(), String> {
-    let why = match isolation {
-        Engine::Jailed(jails) => jails.no_layers_because(),
-        Engine::None { .. } => Some("commands are not isolated"),
-    };
-    match why {
+    match no_images_because(isolation) {
         Some(why) => Err(format!("image: slots cannot have the files of images here: {why}")),
         None => Ok(()),
+    }
+}
+
+/// Why slots cannot have the files of images, as one line.
+pub(super) fn no_images_because(isolation: &Engine) -> Option<&str> {
+    match isolation {
+        Engine::Jailed(jails) => jails.layers().err(),
+        Engine::None { .. } => Some("commands are not isolated"),
     }
 }
 
@@ -205,6 +232,11 @@ fn try_shell(inner: &Inner, place: &Slot, workspace: &Arc<Workspace>) -> Result<
         End::TimedOut => Err(unusable("its shell does nothing")),
         End::SetupFailed(why) => Err(unusable(&why)),
         End::Cancelled => Err(BeginFailure::failed("the sandbox is closed")),
+        End::Exceeded(limit) if !workspace.limits().is_empty() => {
+            let name = limit.name();
+            let text = format!("{name}: not even a shell can run under limits as narrow as these");
+            Err(BeginFailure::unsupported(text))
+        }
         End::Exceeded(_) => Err(unusable("its shell exceeds the limits of a slot")),
         End::Refused(why) | End::Lost(why) => Err(BeginFailure::failed(why)),
     }

@@ -14,7 +14,6 @@ use super::{network, *};
 use crate::config::UserIds;
 use crate::error::{BackendErrorKind, IsolationError};
 use crate::interrupt::Interrupt;
-use crate::level::SlotIds;
 use crate::sandbox::descriptors::{self, Need};
 use crate::sandbox::image::ImageErrorKind;
 use crate::sandbox::isolation::{self, Budget, Facts, Failure, NotProvided, proxy};
@@ -59,14 +58,16 @@ pub(super) fn start(
             .map_err(|error| BackendError::with_source("cannot adopt orphans", error))?;
     }
     let Place { user, mut data_dir, isolation } = find_place(config, probe, interrupt)?;
-    let images = Images::new(config.data_dir.clone(), &data_dir);
+    let images = Images::new(config.data_dir.clone(), &data_dir, &isolation);
+    if images.shared.is_some() && !data_dir.hands_over() {
+        data_dir.open_up_slots().map_err(workspaces)?;
+    }
     let image = default_image(config, &images, &data_dir, &isolation, interrupt)?;
     let (isolation, network, egress) = network::connect(config, isolation)?;
-    let users = data_dir.users();
-    let (one_user, ids, shares_counts) =
-        (users.one_user_because(), users.ids(), users.are_counted_together());
+    let one_user = data_dir.users().one_user_because();
     let thread = |error| system("cannot start threads", error);
-    let limits = Limits::detect(config.slots, &config.limits, user, shares_counts, open_files)
+    let share_users = data_dir.users().are_counted_together() || images.shared.is_some();
+    let limits = Limits::detect(config.slots, &config.limits, user, share_users, open_files)
         .map(Arc::new)
         .map_err(no_limits)?;
     let spool = Spool::start().map_err(thread)?;
@@ -104,7 +105,6 @@ pub(super) fn start(
         .collect();
     let backend = LocalBackend(Arc::new(Inner {
         one_user,
-        ids,
         image,
         images,
         supervisor,
@@ -123,7 +123,10 @@ pub(super) fn start(
         begins: Mutex::new(Some(Workers::start("tool-begin", BEGIN_THREADS).map_err(thread)?)),
     }));
     let (level, weakened_because) = backend.level();
+    let is_ordinary = config.user_ids == UserIds::Auto && !rustix::process::geteuid().is_root();
     let grade = match level {
+        // What an ordinary user lacks is said with what would give it.
+        IsolationLevel::OneUser if is_ordinary => log::Level::Warn,
         IsolationLevel::Full | IsolationLevel::OneUser => log::Level::Info,
         IsolationLevel::SharedProc => log::Level::Warn,
         // That was said with the reason.
@@ -145,7 +148,7 @@ fn default_image(
     interrupt: &Interrupt,
 ) -> Result<Option<Arc<ImageFiles>>, BackendError> {
     let Some(name) = &config.image else { return Ok(None) };
-    image::can_have_images(isolation).map_err(BackendError::new)?;
+    can_have_images(isolation).map_err(BackendError::new)?;
     let failed = |error: Box<dyn std::error::Error + Send + Sync>| {
         BackendError::with_source("cannot use the image that slots are to have", error)
     };
@@ -155,7 +158,8 @@ fn default_image(
     })?;
     let env = BTreeMap::new();
     let spec = MachineSpec { image, frozen: Vec::new(), user: None, workdir: None, env };
-    let files = ImageFiles::find(spec, data_dir.users().of_slot(0), &images.toolbox);
+    let of_slot = data_dir.users().of_slot(0);
+    let files = ImageFiles::find(spec, of_slot, images.shared, &images.toolbox);
     Ok(Some(Arc::new(files.map_err(|error| failed(error.into()))?)))
 }
 
@@ -291,7 +295,7 @@ fn isolate(
         .and_then(|path| EtcCopy::make(&path, data_dir.identity()))
         .and_then(|etc| network::add_files(config, &etc).map(|()| etc))
         .and_then(|etc| {
-            if data_dir.users().ids() != SlotIds::Range {
+            if ImageFiles::has_one_id(data_dir.users().of_slot(0)) {
                 etc.add(proxy::APT_USER, &proxy::apt_user_file())?;
             }
             Ok(etc)

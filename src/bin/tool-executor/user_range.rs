@@ -4,6 +4,7 @@ use std::os::unix::process::CommandExt;
 use std::process::Command as Process;
 
 use tool_executor::config::UserIds;
+use tool_executor::image::StoredIds;
 use tool_executor::user_range::enter;
 
 use crate::args::{Command, SlotArgs, UnshareArgs};
@@ -20,7 +21,7 @@ pub(crate) fn enter_for(command: &Command) {
         Command::Sandbox(args) => is_auto(&args.slots),
         Command::Serve(args) => !args.fleet.is_given() && is_auto(&args.slots),
         Command::Replay(args) => !args.fleet.is_given() && is_auto(&args.slots),
-        Command::Image(args) => args.command.store().ids.is_none_or(|ids| ids.is_range()),
+        Command::Image(args) => is_moved_or_default(args.command.store().ids),
         Command::Reap(_)
         | Command::Unshare(_)
         | Command::Completions { .. }
@@ -29,6 +30,11 @@ pub(crate) fn enter_for(command: &Command) {
     if wants_ids {
         let _ = enter();
     }
+}
+
+/// Whether files with these owners belong to such ids.
+fn is_moved_or_default(ids: Option<StoredIds>) -> bool {
+    !matches!(ids, Some(StoredIds::Kept | StoredIds::One))
 }
 
 fn is_auto(slots: &SlotArgs) -> bool {

@@ -36,7 +36,7 @@ impl Dispatch {
             containers: self.pool.container_counts(),
             lanes: self.lane_stats(),
             isolation_level: None,
-            ids: None,
+            image_ids: None,
             weakened_because: Vec::new(),
             limits: None,
             warm_slots: None,

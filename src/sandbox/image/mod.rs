@@ -42,14 +42,13 @@ pub use store::{ImageStore, ImportStep, Pruned, StoredImage, StoredLayer};
 
 /// Whose the files of a store's layers are on disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
 pub enum StoredIds {
     /// The image's: its root's are those of this machine's root. For a root whose machines attach
     /// layers by idmapped mounts.
     Kept,
-    /// The image's, as ids of the range that machines share in this process's user namespace, where
-    /// no mount can give files other owners. What the range is on the host tells the stores apart.
-    Range,
+    /// The image's, and this number more: for a root whose machines cannot show layers with other
+    /// owners, in a container for one. All of them have the ids from this number on, then.
+    Moved(u32),
     /// All belong to the user that this process is: for machines that have one id.
     One,
 }

@@ -243,6 +243,7 @@ pub(super) fn root(
     provided: &Provided,
     etc: Option<&EtcCopy>,
     contents: &Contents<'_>,
+    layers_by_path: bool,
 ) -> Vec<Entry> {
     let shown = |host: &Path, place: &Path, access| Entry::Shown {
         host: host.to_owned(),
@@ -287,6 +288,8 @@ pub(super) fn root(
     let (hosts, inside) = (contents.workspace.on_host(), contents.workspace.inside());
     let [of_workspace, of_temporary, of_home] = contents.workspace.layers();
     let (owner, work) = (contents.workspace.owner(), contents.workspace.next_work());
+    // Then they are this user's already.
+    let owner = owner.filter(|_| !layers_by_path);
     let writable = |host: &Path, place: &Path, layers: &[Arc<Layer>]| match layers.is_empty() {
         true => shown(host, place, Access::Writable),
         false => Entry::Layered(overlay(host, place, layers, owner, work.clone())),

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::super::spawn;
-use super::super::user::IdMap;
+use super::super::user::{self, IdMap};
 use super::SetupError;
 use super::holder::Holder;
 
@@ -81,9 +81,19 @@ pub(super) fn detached<'a>(
     trees.map(detach).collect()
 }
 
-/// Whether this process may hand over what is at a path. Blocks for two system calls.
-pub(in crate::sandbox) fn can_hand_over(path: &Path) -> bool {
-    of_tree(path, None, false, &IdMaps::default()).is_ok()
+/// Whether first processes do not get to the engine's directories, and what they show of these is
+/// handed over: in a user namespace whose root may do that with the mounts that it sees. Blocks for
+/// a few system calls.
+pub(in crate::sandbox) fn hands_over() -> bool {
+    // Nothing is ever mounted beneath it.
+    let here = Path::new("/proc/self/task");
+    !user::is_machines_root() && of_tree(here, None, false, &IdMaps::default()).is_ok()
+}
+
+/// Whether the files of a directory can be shown with these ids as owners in the place of 0 and
+/// those that follow. Blocks for a few system calls.
+pub(in crate::sandbox) fn can_map_owners(directory: &Path, owners: IdMap) -> bool {
+    of_tree(directory, Some(owners), false, &IdMaps::default()).is_ok()
 }
 
 fn of_tree(

@@ -42,7 +42,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub(super) use holder::Holder;
-pub(super) use layers::{IdMaps, can_hand_over};
+pub(super) use layers::{IdMaps, can_map_owners, hands_over};
 pub(super) use machine::Machine;
 pub(super) use plan::{
     Access, Entry, Hold, MOST_TREES, Network, Overlay, Plan, Proc, Rights, Tree, UPPER, User,
@@ -243,7 +243,7 @@ impl Jail {
             source,
         })?;
         // Before it does anything: what it sees of cgroups begins with its own.
-        let placed = bounds.limits.place(child.pid(), bounds.workspace.slot());
+        let placed = bounds.limits.place(child.pid(), &bounds.workspace);
         let group = match placed {
             Ok(group) => group,
             Err(error) => {

@@ -314,7 +314,7 @@ impl Plan {
                     }
                 }
                 Entry::Layered(overlay) => {
-                    for tree in overlay.trees().filter(|tree| tree.hold == Hold::ByPath) {
+                    for tree in overlay.trees().filter(|tree| !self.is_handed_over(tree)) {
                         let is_own = *tree == overlay.writable;
                         let access = if is_own { Access::Writable } else { Access::ReadOnly };
                         steps.source(&tree.host, &overlay.place, access, 0);
@@ -357,7 +357,10 @@ impl Plan {
                     steps.attach(next, place);
                 }
                 Entry::Groups { place, shown } => steps.groups(place, shown, &mut source),
-                Entry::Layered(overlay) => steps.overlay(overlay, &mut source, &mut given),
+                Entry::Layered(overlay) => {
+                    let is_given = |tree: &Tree| self.is_handed_over(tree);
+                    steps.overlay(overlay, is_given, &mut source, &mut given);
+                }
             }
         }
         self.proc(&mut source, &mut steps);
@@ -397,14 +400,20 @@ impl Plan {
             Entry::Layered(overlay) => {
                 let lower = overlay.lower.iter().map(|tree| (tree, false));
                 let trees = lower.chain([(&overlay.writable, true)]);
-                let handed_over = trees.filter_map(|(tree, is_writable)| match tree.hold {
-                    Hold::HandedOver(map) => Some((&*tree.host, map, is_writable)),
+                let handed_over = trees.filter(|(tree, _)| self.is_handed_over(tree));
+                let map = |tree: &Tree| match tree.hold {
+                    Hold::HandedOver(map) => map,
                     Hold::ByPath => None,
-                });
-                handed_over.collect()
+                };
+                handed_over.map(|(tree, own)| (&*tree.host, map(tree), own)).collect()
             }
             _ => Vec::new(),
         })
+    }
+
+    /// Whether the engine hands this tree over.
+    fn is_handed_over(&self, tree: &Tree) -> bool {
+        tree.hold != Hold::ByPath || self.is_barred(&tree.host)
     }
 
     /// Whether the first process cannot get to this path on the host.

@@ -4,9 +4,9 @@
 //! one id it has a user of its own, which is all that it takes for the kernel to count apart what
 //! slots use.
 //!
-//! In a user namespace no mount can give the files of a layer other owners than they have on disk.
-//! So all machines of images there have the same range of ids, [`IdMap::shared`], which the files
-//! of layers belong to; and each slot has one id, which is in a gap of that range.
+//! In a user namespace no mount gives the files of a layer other owners than they have on disk. So
+//! all machines from images have the same range of ids there, which the files of layers belong to,
+//! and each slot has one id, in a gap of that range.
 
 use std::fmt;
 
@@ -19,16 +19,22 @@ pub(crate) const WHOLE: u32 = 65_536;
 /// users, and sssd to the users of a domain; below the numbers that some programs take for
 /// negative.
 const FAR_FROM_USERS: IdSpan = IdSpan::new(0x7800_0000, 2046 * WHOLE);
-/// The same in a container that has fewer ids than an image: above the users that are added one by
-/// one, and below those of systemd.
+/// The same in a user namespace, which has as many ids as an image: in the gap of [`OF_IMAGES`].
+const IN_GAP: IdSpan = IdSpan::new(1 + GAP.first, GAP.count);
+/// The same in one that has fewer, or for more slots: above the users that are added one by one,
+/// and below those of systemd.
 const IN_CONTAINER: IdSpan = IdSpan::new(30_000, 30_000);
 
-/// How many ids the machines of images share: from an image's root to its `nobody`. With root's own
-/// there are as many as users usually have in /etc/subuid.
-const SHARED: u32 = 65_535;
-/// Which of these no machine has, since slots have them: those that systemd gives to services for
-/// as long as these run, so that no file of an image belongs to one.
-const OF_SLOTS: IdSpan = IdSpan::new(61_184, 4_336);
+/// What all machines from images have together where layers cannot be shown with the owners of a
+/// slot: a whole range that no slot has; or in a user namespace all ids from an image's root to its
+/// `nobody`, beside the namespace's root, without those that slots have.
+const OF_IMAGES: [IdMap; 2] = [
+    IdMap::whole(0x7800_0000 + 2046 * WHOLE),
+    IdMap { inside: 0, outside: 1, count: WHOLE - 1, has_gap: true },
+];
+/// Which ids of an image these are: those that systemd gives to services for as long as they run,
+/// so that no file of an image belongs to one.
+const GAP: IdSpan = IdSpan::new(61_184, 4_336);
 
 /// Ids that follow each other, at least one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,21 +89,16 @@ impl IdMap {
         Self { inside: 0, outside, count: WHOLE, has_gap: false }
     }
 
-    /// The range that the machines of images have together in a user namespace, from `outside` on.
-    pub(crate) const fn shared(outside: u32) -> Self {
-        Self { inside: 0, outside, count: SHARED, has_gap: true }
+    /// What an id of the inside is on this machine, if it is one.
+    pub(crate) fn outside_of(self, inside: u32) -> Option<u32> {
+        let is_slots = self.has_gap && IdSpan::new(inside, 1).is_within(&[GAP]);
+        let offset = inside.checked_sub(self.inside).filter(|_| !is_slots)?;
+        (offset < self.count).then(|| self.outside + offset)
     }
 
     /// Whether a process may map it by itself, in the namespace that it has made.
     pub(crate) fn is_single(self) -> bool {
         self.count == 1
-    }
-
-    /// What an id of the inside is on this machine, if it is one.
-    pub(crate) fn outside_of(self, inside: u32) -> Option<u32> {
-        let is_slots = self.has_gap && IdSpan::new(inside, 1).is_within(&[OF_SLOTS]);
-        let offset = inside.checked_sub(self.inside).filter(|_| !is_slots)?;
-        (offset < self.count).then(|| self.outside + offset)
     }
 }
 
@@ -108,29 +109,9 @@ impl fmt::Display for IdMap {
         if !has_gap {
             return write!(f, "{inside} {outside} {count}");
         }
-        let (before, after) = (OF_SLOTS.first, OF_SLOTS.first + OF_SLOTS.count);
+        let (before, after) = (GAP.first, GAP.first + GAP.count);
         writeln!(f, "{inside} {outside} {before}")?;
         write!(f, "{after} {} {}", outside + after, count - after)
-    }
-}
-
-/// The ids that this process can use.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Space {
-    /// All of them.
-    pub(super) spans: Vec<IdSpan>,
-    /// Whether they are the machine's, where mounts can give files other owners.
-    pub(super) is_of_machine: bool,
-}
-
-impl Space {
-    /// The range that machines of images have together, if there are enough ids beside root's.
-    pub(super) fn shared(&self) -> Option<IdMap> {
-        let first = |span: &IdSpan| {
-            let first = span.first.max(1);
-            (u64::from(first) + u64::from(SHARED) <= span.end()).then_some(first)
-        };
-        self.spans.iter().find_map(first).filter(|_| !self.is_of_machine).map(IdMap::shared)
     }
 }
 
@@ -141,54 +122,53 @@ pub(super) struct Zone {
     pub(super) span: IdSpan,
     /// How many a slot gets.
     pub(super) per_slot: u32,
-    /// The ids of all machines of images, where these are not their slot's.
-    pub(super) images: Option<IdMap>,
 }
 
 /// Where so many slots may have ids, the best first. `space` is the ids that this process can use.
 ///
 /// # Errors
 /// What was asked for cannot be had: why, as one line.
-pub(super) fn zones(wish: UserIds, slots: usize, space: &Space) -> Result<Vec<Zone>, String> {
+pub(super) fn zones(wish: UserIds, slots: usize, space: &[IdSpan]) -> Result<Vec<Zone>, String> {
     let slots = u64::try_from(slots).unwrap_or(u64::MAX);
-    let shared = space.shared();
-    let gap = shared.map(|map| IdSpan::new(map.outside + OF_SLOTS.first, OF_SLOTS.count));
     let of_slots = |span: IdSpan, per_slot: u32| {
         let fits = slots * u64::from(per_slot) <= u64::from(span.count);
-        // What slots have no machine of an image may have.
-        let is_apart = |map: &IdMap| {
-            !span.overlaps(IdSpan::new(map.outside, map.count))
-                || gap.is_some_and(|gap| span.is_within(&[gap]))
-        };
-        fits.then_some(Zone { span, per_slot, images: shared.filter(is_apart) })
+        fits.then_some(Zone { span, per_slot })
     };
-    let many = if space.is_of_machine { WHOLE } else { 1 };
     match wish {
         UserIds::Shared => Ok(Vec::new()),
         UserIds::Span { first, count } => {
             let span = IdSpan::new(first, count);
-            if !span.is_within(&space.spans) {
-                let there = listed(&space.spans);
-                return Err(format!("the user ids {wish} are not all there: {there}"));
+            if !span.is_within(space) {
+                return Err(format!("the user ids {wish} are not all there: {}", listed(space)));
             }
-            let best = of_slots(span, many).or_else(|| of_slots(span, 1));
+            let best = of_slots(span, WHOLE).or_else(|| of_slots(span, 1));
             best.map(|zone| vec![zone]).ok_or_else(|| {
                 format!(
                     "the user ids {wish} are fewer than the {slots} slots, each of which needs one"
                 )
             })
         }
+        UserIds::Auto if FAR_FROM_USERS.is_within(space) => {
+            let zones = [of_slots(FAR_FROM_USERS, WHOLE), of_slots(FAR_FROM_USERS, 1)];
+            Ok(zones.into_iter().flatten().collect())
+        }
         UserIds::Auto => {
-            let far = Some(FAR_FROM_USERS).filter(|_| space.is_of_machine);
-            let spans = far.into_iter().chain(gap).chain([IN_CONTAINER]);
-            let mut there = spans.filter(|span| span.is_within(&space.spans));
-            let zones = there.next().map(|span| match many {
-                WHOLE => [of_slots(span, WHOLE), of_slots(span, 1)],
-                _ => [of_slots(span, 1), None],
-            });
-            Ok(zones.into_iter().flatten().flatten().collect())
+            let spans = [IN_GAP, IN_CONTAINER].into_iter().filter(|span| span.is_within(space));
+            Ok(spans.filter_map(|span| of_slots(span, 1)).collect())
         }
     }
+}
+
+/// Those of [`OF_IMAGES`] that are in `space`, if some are.
+pub(super) fn of_images(space: &[IdSpan]) -> Option<IdMap> {
+    let is_there = |map: &IdMap| IdSpan::new(map.outside, map.count).is_within(space);
+    OF_IMAGES.into_iter().find(is_there)
+}
+
+/// Those of [`OF_IMAGES`] whose first id this is, or a whole range from there on.
+pub(crate) fn of_images_from(first: u32) -> IdMap {
+    let from_there = OF_IMAGES.into_iter().find(|map| map.outside == first);
+    from_there.unwrap_or(IdMap::whole(first))
 }
 
 /// The ids as a user may give them.
@@ -308,60 +288,44 @@ mod tests {
     const HOST: [IdSpan; 1] = [IdSpan::new(0, u32::MAX)];
     const CONTAINER: [IdSpan; 1] = [IdSpan::new(0, 65_537)];
 
-    fn of_machine(spans: &[IdSpan]) -> Space {
-        Space { spans: spans.to_vec(), is_of_machine: true }
-    }
-
-    fn in_namespace(count: u32) -> Space {
-        Space { spans: vec![IdSpan::new(0, count)], is_of_machine: false }
-    }
-
-    fn auto(slots: usize, space: &Space) -> Vec<(u32, u32)> {
+    fn auto(slots: usize, space: &[IdSpan]) -> Vec<(u32, u32)> {
         let zones = zones(UserIds::Auto, slots, space).unwrap();
         zones.iter().map(|zone| (zone.span.first, zone.per_slot)).collect()
     }
 
     #[test]
-    fn a_host_has_a_whole_range_for_each_slot_and_a_namespace_one_id() {
-        let host = of_machine(&HOST);
-        assert_eq!(auto(32, &host), [(0x7800_0000, WHOLE), (0x7800_0000, 1)]);
+    fn a_host_has_a_whole_range_for_each_slot_and_a_container_one_id() {
+        assert_eq!(auto(32, &HOST), [(0x7800_0000, WHOLE), (0x7800_0000, 1)]);
         // More slots than there are ranges.
-        assert_eq!(auto(4096, &host), [(0x7800_0000, 1)]);
-        assert_eq!(auto(32, &in_namespace(65_537)), [(61_185, 1)]);
-        // Kubernetes gives a pod so many.
-        assert_eq!(auto(32, &in_namespace(65_536)), [(61_185, 1)]);
-        assert_eq!(auto(32, &in_namespace(u32::MAX)), [(61_185, 1)]);
-        assert_eq!(auto(32, &in_namespace(60_000)), [(30_000, 1)]);
-        assert_eq!(auto(4_336, &in_namespace(65_537)).len(), 1);
-        assert_eq!(auto(4_337, &in_namespace(65_537)), []);
-        assert_eq!(auto(1, &in_namespace(1)), [], "an ordinary user's namespace");
-        assert_eq!(zones(UserIds::Shared, 1, &host), Ok(Vec::new()));
+        assert_eq!(auto(4096, &HOST), [(0x7800_0000, 1)]);
+        assert_eq!(auto(32, &CONTAINER), [(61_185, 1), (30_000, 1)]);
+        assert_eq!(auto(32, &[IdSpan::new(0, 60_000)]), [(30_000, 1)]);
+        assert_eq!(auto(4_337, &CONTAINER), [(30_000, 1)]);
+        assert_eq!(auto(40_000, &CONTAINER), []);
+        assert_eq!(auto(1, &[IdSpan::new(0, 1)]), [], "an ordinary user's namespace");
+        assert_eq!(zones(UserIds::Shared, 1, &HOST), Ok(Vec::new()));
     }
 
     #[test]
-    fn machines_of_images_share_a_range_in_a_namespace_that_has_one() {
-        let images = |space: &Space| zones(UserIds::Auto, 2, space).unwrap()[0].images;
-        assert_eq!(images(&of_machine(&HOST)), None, "there each slot has its own");
-        assert_eq!(images(&in_namespace(60_000)), None);
-        let map = images(&in_namespace(65_536)).unwrap();
+    fn images_have_ids_beside_those_of_slots_or_all_but_the_first() {
+        let found = of_images(&HOST).unwrap();
+        assert!(!IdSpan::new(found.outside, found.count).overlaps(FAR_FROM_USERS), "{found:?}");
+        assert_eq!(found, IdMap::whole(0x7ffe_0000));
+        // Kubernetes gives a pod one less.
+        let map = of_images(&CONTAINER).unwrap();
+        assert_eq!(of_images(&[IdSpan::new(0, WHOLE)]), Some(map));
+        assert_eq!(of_images(&[IdSpan::new(0, 60_000)]), None);
         assert_eq!(map.to_string(), "0 1 61184\n65520 65521 15");
         assert_eq!([0, 61_183].map(|id| map.outside_of(id)), [Some(1), Some(61_184)]);
         assert_eq!([61_184, 65_519, 65_535].map(|id| map.outside_of(id)), [None; 3]);
         assert_eq!([65_520, 65_534].map(|id| map.outside_of(id)), [Some(65_521), Some(65_535)]);
-        // Others are for the slots only if no machine of an image has them.
-        let given = |first, count| {
-            let zones = zones(UserIds::Span { first, count }, 2, &in_namespace(200_000)).unwrap();
-            (zones[0].per_slot, zones[0].images.is_some())
-        };
-        assert_eq!(given(70_000, 100_000), (1, true));
-        assert_eq!(given(61_200, 9), (1, true));
-        assert_eq!(given(1000, 9), (1, false));
+        assert_eq!([of_images_from(1), of_images_from(7)], [map, IdMap::whole(7)]);
     }
 
     #[test]
     fn what_was_asked_for_is_had_or_refused_with_what_would_be_right() {
         let of = |first, count, slots, space: &[IdSpan]| {
-            zones(UserIds::Span { first, count }, slots, &of_machine(space))
+            zones(UserIds::Span { first, count }, slots, space)
                 .map(|zones| zones.iter().map(|zone| zone.per_slot).collect::<Vec<_>>())
         };
         assert_eq!(of(200_000, 2 * WHOLE, 2, &HOST), Ok(vec![WHOLE]));
@@ -404,7 +368,7 @@ mod tests {
             avoid in prop::collection::vec(span(), 0..4),
             locked in prop::collection::vec(span(), 0..4),
         ) {
-            let zone = Zone { span: zone, per_slot, images: None };
+            let zone = Zone { span: zone, per_slot };
             let is_free = |ids: IdSpan| {
                 (ids.first..ids.first + ids.count).all(|id| {
                     let holds = |span: &IdSpan| span.first <= id && u64::from(id) < span.end();

@@ -28,7 +28,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags};
 use rustix::process::{Pid, PidfdFlags};
 
-use super::ids::{self, IdMap, IdSpan, Space, WHOLE};
+use super::ids::{self, IdSpan, WHOLE};
 use crate::sandbox::jail::Holder;
 
 /// How long each of the two programs may take: they look users up, which may be a network away.
@@ -119,41 +119,16 @@ pub(crate) fn why_not_apart() -> String {
     .to_string()
 }
 
-/// Which ids a store of images can have in this process.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum ImageIds {
-    /// The machine's.
-    OfMachine,
-    /// A range of a user namespace.
-    Range {
-        /// What an image's 0 is in it.
-        first: u32,
-        /// What that is in the namespace around it, as a user and as a group.
-        on_host: [u32; 2],
-    },
-    /// Just its own.
-    One,
-}
-
-/// Which ids a store of images can have in this process, if it is root.
-pub(crate) fn image_ids() -> ImageIds {
-    let space = Space::of_this_process();
-    let maps = Maps::of_this_process();
-    match space.shared() {
-        _ if space.is_of_machine => ImageIds::OfMachine,
-        None => ImageIds::One,
-        Some(IdMap { outside: first, .. }) => match maps.around(first) {
-            Some(on_host) => ImageIds::Range { first, on_host },
-            None => ImageIds::One,
-        },
-    }
-}
-
 /// This process's user as the namespace around its own counts: the same number for a program that
 /// has entered one and for one that has not.
 pub(crate) fn number_outside() -> u32 {
     let uid = rustix::process::geteuid().as_raw();
     Maps::of_this_process().around(uid).map_or(uid, |[uid, _]| uid)
+}
+
+/// What an id is in the namespace around this process's own, as a user and as a group.
+pub(crate) fn numbers_outside(id: u32) -> Option<[u32; 2]> {
+    Maps::of_this_process().around(id)
 }
 
 /// What `/proc/self` says of the ids of a namespace.
@@ -169,17 +144,6 @@ impl Maps {
     fn around(&self, id: u32) -> Option<[u32; 2]> {
         let [users, groups] = &self.0;
         Some([ids::around(users, id)?, ids::around(groups, id)?])
-    }
-}
-
-impl Space {
-    /// The ids that this process can use, as users and as groups.
-    pub(super) fn of_this_process() -> Self {
-        let Maps([users, groups]) = Maps::of_this_process();
-        Self {
-            spans: ids::in_both(&ids::mapped(&users), &ids::mapped(&groups)),
-            is_of_machine: super::trial::is_root_of_machine(&users),
-        }
     }
 }
 

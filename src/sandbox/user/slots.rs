@@ -4,11 +4,10 @@ use std::fmt;
 use std::io;
 use std::sync::Arc;
 
-use super::ids::{self, IdMap, IdSpan, Space};
+use super::ids::{self, IdSpan};
 use super::leases::Leases;
 use super::{CommandUser, namespace};
 use crate::config::UserIds;
-use crate::level::SlotIds;
 
 const SHARED_AS_ASKED: &str = "all slots are one user, as was asked for";
 
@@ -28,8 +27,6 @@ pub(crate) enum SlotUsers {
 pub(crate) struct Apart {
     user: CommandUser,
     of_slots: Vec<IdSpan>,
-    /// What machines of images have in the place of that.
-    images: Option<IdMap>,
     /// Held for as long as a process or a file of theirs may be there.
     _leases: Leases,
 }
@@ -62,8 +59,7 @@ impl SlotUsers {
     /// # Errors
     /// What was asked for cannot be had.
     pub(crate) fn find(wish: UserIds, slots: usize, user: CommandUser) -> Result<Self, NoIds> {
-        let text = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-        let space = Space::of_this_process();
+        let (text, space) = (super::text_of, super::own_ids());
         let zones = ids::zones(wish, slots, &space).map_err(NoIds::Refused)?;
         if zones.is_empty() {
             let because = match wish {
@@ -91,7 +87,6 @@ impl SlotUsers {
                     return Ok(Some(Self::Apart(Arc::new(Apart {
                         user,
                         of_slots,
-                        images: zone.images,
                         _leases: leases,
                     }))));
                 }
@@ -135,18 +130,6 @@ impl SlotUsers {
         }
     }
 
-    /// How many ids slots have.
-    pub(crate) fn ids(&self) -> SlotIds {
-        match self {
-            Self::Own(_) | Self::Shared(..) => SlotIds::One,
-            Self::Apart(apart) if apart.images.is_some() => SlotIds::Shared,
-            Self::Apart(apart) => match apart.of_slots.first() {
-                Some(ids) if ids.count >= ids::WHOLE => SlotIds::Range,
-                _ => SlotIds::One,
-            },
-        }
-    }
-
     /// Whom the commands of a slot run as; `None` is this process's own user.
     pub(crate) fn of_slot(&self, slot: usize) -> Option<CommandUser> {
         match self {
@@ -155,7 +138,7 @@ impl SlotUsers {
             // A slot that there is not has the user of none.
             Self::Apart(apart) => {
                 let ids = apart.of_slots.get(slot);
-                Some(ids.map_or(apart.user, |ids| apart.user.with_ids(*ids, apart.images)))
+                Some(ids.map_or(apart.user, |ids| apart.user.with_ids(*ids)))
             }
         }
     }
@@ -193,22 +176,21 @@ mod tests {
         let Some(user) = CommandUser::detect() else { return };
         let find = |wish, slots| SlotUsers::find(wish, slots, user);
         let (one, other) = (find(UserIds::Auto, 3).unwrap(), find(UserIds::Auto, 3).unwrap());
-        // In a user namespace it is one id, and machines of images share a range.
+        // In a user namespace it is one id.
         let count = if user.is_of_machine() { WHOLE } else { 1 };
         let mut first: Vec<_> = [&one, &other]
             .iter()
             .flat_map(|users| (0..3).map(|slot| users.of_slot(slot).unwrap()))
             .inspect(|user| assert_eq!(user.map().count, count, "{user:?}"))
-            .inspect(|user| assert!(!user.images().is_single(), "{user:?}"))
             .map(|user| user.map().outside)
             .collect();
         first.sort_unstable();
         assert!(first.windows(2).all(|pair| pair[0] + count <= pair[1]), "{first:?}");
+        assert_eq!(one.one_user_because(), None);
+        assert_eq!(one.are_counted_together(), !user.is_of_machine());
         if !user.is_of_machine() {
-            assert_eq!((one.ids(), one.one_user_because()), (SlotIds::Shared, None));
             return;
         }
-        assert_eq!(one.ids(), SlotIds::Range);
 
         assert_eq!(find(UserIds::Shared, 3).unwrap().of_slot(2), Some(user));
         let few = UserIds::Span { first: 1_999_000_000, count: 4 };

@@ -123,13 +123,13 @@ fn missing(effective: CapabilitySet) -> Vec<&'static str> {
 }
 
 /// Whether this process's user 0 is 0 in the namespace around its own, too.
-pub(super) fn is_machines_root() -> bool {
+pub(in crate::sandbox) fn is_machines_root() -> bool {
     is_root_of_machine(&std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default())
 }
 
 /// Whether the user 0 of the namespace with this `/proc/self/uid_map` is 0 in the one around it,
 /// too. Where that is not known it is taken to be.
-pub(super) fn is_root_of_machine(uid_map: &str) -> bool {
+fn is_root_of_machine(uid_map: &str) -> bool {
     let root = uid_map.lines().find_map(|line| {
         let mut numbers = line.split_ascii_whitespace().map(str::parse::<u64>);
         let (inside, outside) = (numbers.next()?.ok()?, numbers.next()?.ok()?);

@@ -23,7 +23,7 @@ use crate::interrupt::Interrupt;
 use crate::sandbox::identity::Identity;
 use crate::sandbox::jail;
 use crate::sandbox::tree::{self, Until};
-use crate::sandbox::user::{self, CommandUser, SlotUsers};
+use crate::sandbox::user::{self, SlotUsers};
 
 /// The name of every run directory begins so; nothing else in a base is ever touched.
 const RUN_PREFIX: &str = "run-";
@@ -43,6 +43,8 @@ pub(crate) struct DataDir {
     identity: Arc<Identity>,
     /// Whose the workspaces are: their ids are theirs for as long as there are files of them.
     users: SlotUsers,
+    /// Whether they do not get there by paths, so that what their jails show is handed over.
+    hands_over: bool,
     removed: bool,
 }
 
@@ -81,7 +83,8 @@ impl DataDir {
         users: SlotUsers,
     ) -> Result<Self, WorkspaceError> {
         let user = users.of_slot(0);
-        let (path, base) = open_base(base, user.is_some())?;
+        let hands_over = user.is_some() && jail::hands_over();
+        let (path, base) = open_base(base, user.is_some() && !hands_over)?;
         sweep(&path, &base, interrupt);
         if interrupt.is_interrupted() {
             return Err(WorkspaceError::Interrupted);
@@ -90,9 +93,16 @@ impl DataDir {
         // From here on a failure removes what was made.
         let identity = Arc::new(Identity::detect(user));
         let workspaces = Vec::with_capacity(slots);
-        let mut data =
-            Self { run, base, workspaces, identity, users: users.clone(), removed: false };
-        if user.is_some() {
+        let mut data = Self {
+            run,
+            base,
+            workspaces,
+            identity,
+            users: users.clone(),
+            hands_over,
+            removed: false,
+        };
+        if user.is_some() && !hands_over {
             let opened = rustix::fs::openat(&data.run.dir, c".", OPEN_DIR, Mode::empty());
             opened
                 .and_then(|dir| rustix::fs::fchmod(dir, PASSABLE))
@@ -108,18 +118,24 @@ impl DataDir {
                 }
             })?;
         }
-        let is_barred = match user {
-            Some(user) => is_barred(user, &data.run.path)?,
-            None => false,
-        };
         for slot in 0..slots {
             if interrupt.is_interrupted() {
                 return Err(WorkspaceError::Interrupted);
             }
             let identity = data.identity.clone();
-            let owner = users.of_slot(slot).map(|user| user.with_barred(is_barred));
+            let owner = users.of_slot(slot).map(|user| user.with_barred(hands_over));
             let workspace = Workspace::create(&data.run.path, slot, owner, identity)?;
             data.workspaces.push(Arc::new(workspace));
+        }
+        if let (Some(user), Some(workspace)) =
+            (user.filter(|_| !hands_over), data.workspaces.first())
+        {
+            let path = workspace.path();
+            match user.obstacle(path) {
+                Ok(None) => {}
+                Ok(Some(path)) => return Err(WorkspaceError::Barred { path, user }),
+                Err(error) => return Err(WorkspaceError::io("look at", path, error)),
+            }
         }
         Ok(data)
     }
@@ -163,6 +179,17 @@ impl DataDir {
         &self.run.path
     }
 
+    /// Whether it is on an overlay file system.
+    pub(crate) fn is_on_overlay(&self) -> bool {
+        const OVERLAY: u64 = 0x794c_7630;
+        rustix::fs::fstatfs(&self.run.dir).is_ok_and(|fs| fs.f_type as u64 == OVERLAY)
+    }
+
+    /// Whether what jails show of it is handed over to them: then no other user gets there.
+    pub(crate) fn hands_over(&self) -> bool {
+        self.hands_over
+    }
+
     /// Whose the workspaces are.
     pub(crate) fn users(&self) -> &SlotUsers {
         &self.users
@@ -171,6 +198,15 @@ impl DataDir {
     /// Who commands in the workspaces are.
     pub(crate) fn identity(&self) -> &Arc<Identity> {
         &self.identity
+    }
+
+    /// Lets all users pass through the directories of the slots: machines that have the ids of one
+    /// user in all slots find their files by paths.
+    ///
+    /// # Errors
+    /// [`WorkspaceError::Io`].
+    pub(crate) fn open_up_slots(&self) -> Result<(), WorkspaceError> {
+        self.workspaces.iter().try_for_each(|workspace| workspace.open_up())
     }
 
     /// The workspaces, by slot number, until they are taken.
@@ -309,20 +345,6 @@ fn sweep(base_path: &Path, base: &OwnedFd, interrupt: &Interrupt) {
                 log::warn!("left by a dead engine: {error}{}", remedy(&error, &path))
             }
         }
-    }
-}
-
-/// Whether what a jail shows of this directory has to be handed over to its first process, since
-/// this user cannot get there.
-///
-/// # Errors
-/// The user cannot, and it cannot be handed over.
-fn is_barred(user: CommandUser, run: &Path) -> Result<bool, WorkspaceError> {
-    match user.obstacle(run) {
-        Ok(None) => Ok(false),
-        Ok(Some(_)) if jail::can_hand_over(run) => Ok(true),
-        Ok(Some(path)) => Err(WorkspaceError::Barred { path, user }),
-        Err(error) => Err(WorkspaceError::io("look at", run, error)),
     }
 }
 

@@ -113,6 +113,8 @@ pub(crate) struct ImageFiles {
     of_spec: Vec<OsString>,
     /// The mode of its root directory.
     mode: u32,
+    /// Whose ids its machines have, in every slot, where layers can be had by their paths only.
+    shared: Option<CommandUser>,
     /// Whether its files are this process's own, in a user namespace where no mount can show them
     /// as another user's: then its commands have that one id.
     is_own: bool,
@@ -122,23 +124,26 @@ pub(crate) struct ImageFiles {
 impl std::panic::RefUnwindSafe for ImageFiles {}
 
 impl ImageFiles {
-    /// Looks at an image, for slots whose ids are `owner`'s, or this process's own. If it has no
-    /// bash or no tmux it gets the host's, by `toolbox`. Blocks for some file system calls, and the
-    /// first time for the making of that.
+    /// Looks at an image, for slots whose ids are `owner`'s, or this process's own; or for machines
+    /// that all have the ids of one user, `shared`, where layers can be had by their paths only. If
+    /// it has no bash or no tmux it gets the host's, by `toolbox`. Blocks for some file system
+    /// calls, and the first time for the making of that.
     ///
     /// # Errors
     /// It cannot be used here, or not so.
     pub(crate) fn find(
         spec: MachineSpec,
         owner: Option<CommandUser>,
+        shared: Option<CommandUser>,
         toolbox: &LazyToolbox,
     ) -> Result<Self, NoMachine> {
-        Self::look(spec, owner, || toolbox.get())
+        Self::look(spec, owner, shared, || toolbox.get())
     }
 
     fn look(
         spec: MachineSpec,
         owner: Option<CommandUser>,
+        shared: Option<CommandUser>,
         toolbox: impl FnOnce() -> Option<Arc<Toolbox>>,
     ) -> Result<Self, NoMachine> {
         let MachineSpec { image, frozen, user, workdir, env } = spec;
@@ -150,27 +155,23 @@ impl ImageFiles {
             return Err(unusable(format!("it has {count} layers, and a machine has {most}")));
         }
         let ours = rustix::process::geteuid().as_raw();
-        let is_all = |id: u32| image.layers().iter().all(|layer| layer.owner() == id);
-        let in_namespace = owner.filter(|user| !user.is_of_machine());
-        let is_own = in_namespace.is_some() && is_all(ours);
-        let owner = owner.filter(|_| !is_own);
-        if in_namespace.is_some_and(|user| !is_own && !is_all(user.images().outside)) {
+        let is_own = shared.is_some_and(|user| !user.is_of_machine())
+            && image.layers().iter().all(|layer| layer.owner() == ours);
+        let (owner, shared) = if is_own { (None, None) } else { (owner, shared) };
+        let (root, have) = match (shared, owner) {
+            (Some(user), _) => (Some(user.map().outside), "the ids from"),
+            (None, None) => (Some(ours), "the one id"),
+            (None, Some(_)) => (None, ""),
+        };
+        if let Some(root) = root
+            && let Some(layer) = image.layers().iter().find(|layer| layer.owner() != root)
+        {
             return Err(NoMachine::Unsupported(format!(
-                "{}: its files belong to another user, and are neither yours nor those of the \
-                 user ids that slots have: bring it as an archive or a layout",
-                image.name()
+                "{}: its files belong to user {}, and commands have {have} {root} here: give \
+                 that user the directory, or make it an archive (podman import, podman save)",
+                image.name(),
+                layer.owner()
             )));
-        }
-        if owner.is_none() {
-            let other = image.layers().iter().find(|layer| layer.owner() != ours);
-            if let Some(layer) = other {
-                return Err(NoMachine::Unsupported(format!(
-                    "{}: its files belong to user {}, and commands have the one id {ours} here: \
-                     import it (tool-executor image import), or own the files",
-                    image.name(),
-                    layer.owner()
-                )));
-            }
         }
         let failed = |error| NoMachine::Failed(format!("cannot open the image's layers: {error}"));
         let merged = Merged::open(layers()).map_err(failed)?;
@@ -221,12 +222,12 @@ impl ImageFiles {
         let topmost = layers().next_back().and_then(|path| path.metadata().ok());
         let mode = topmost.map_or(0o755, |about| about.mode() & 0o1777 | 0o555);
         let User { uid, gid, .. } = user.ids;
-        let map = owner.map(CommandUser::images).filter(|map| !map.is_single());
+        let map = shared.or(owner).map(CommandUser::map).filter(|map| !map.is_single());
         if let Some(map) = map
             && let Some(id) = [uid, gid].into_iter().find(|id| map.outside_of(*id).is_none())
         {
             return Err(NoMachine::Unsupported(format!(
-                "{}: its commands would have the id {id}, which slots do not have here",
+                "{}: its commands would have the id {id}, which no slot has here",
                 image.name()
             )));
         }
@@ -248,6 +249,7 @@ impl ImageFiles {
             shell,
             working_dir,
             mode,
+            shared,
             is_own,
         })
     }
@@ -273,7 +275,7 @@ impl ImageFiles {
         let user = Some(user.to_owned());
         let env = BTreeMap::new();
         let spec = MachineSpec { image, frozen, user, workdir: None, env };
-        Self::look(spec, owner, || self.toolbox.clone())
+        Self::look(spec, owner, self.shared, || self.toolbox.clone())
     }
 
     /// The image.
@@ -354,18 +356,23 @@ impl ImageFiles {
         shell::replaced(environment, self.of_spec.iter().cloned())
     }
 
-    /// The user of a slot whose ids its machine has; `None` if these are this process's.
-    fn ids_of(&self, of_slot: Option<CommandUser>) -> Option<CommandUser> {
-        of_slot.filter(|_| !self.is_own)
+    /// Whose ids its machine has in a slot whose ids are these.
+    pub(super) fn ids_of(&self, of_slot: Option<CommandUser>) -> Option<CommandUser> {
+        self.shared.or(of_slot.filter(|_| !self.is_own))
+    }
+
+    /// Whether its commands have one id, in a slot whose ids are these.
+    pub(in crate::sandbox) fn is_of_one_id(&self, of_slot: Option<CommandUser>) -> bool {
+        Self::has_one_id(self.ids_of(of_slot))
     }
 
     /// What users and groups there are inside, for slots whose ids are `owner`'s or this process's.
     pub(in crate::sandbox) fn ids(&self, owner: Option<CommandUser>) -> [IdMap; 2] {
         let User { uid, gid, .. } = self.user.ids;
-        match self.ids_of(owner) {
-            Some(user) if !user.images().is_single() => [user.images(); 2],
+        match owner {
+            Some(user) if !user.map().is_single() => [user.map(); 2],
             Some(user) => {
-                let outside = user.images().outside;
+                let outside = user.map().outside;
                 [IdMap::single(uid, outside), IdMap::single(gid, outside)]
             }
             None => {
@@ -375,25 +382,20 @@ impl ImageFiles {
         }
     }
 
-    /// Whether commands have one id, which stands for all of the image, in slots of `owner`.
-    pub(in crate::sandbox) fn is_of_one_id(&self, owner: Option<CommandUser>) -> bool {
-        Self::has_one_id(self.ids_of(owner))
-    }
-
-    /// The same of an image that slots share.
+    /// Whether commands have one id, which stands for all of the image.
     pub(crate) fn has_one_id(owner: Option<CommandUser>) -> bool {
-        owner.is_none_or(|user| user.images().is_single())
+        owner.is_none_or(|user| user.map().is_single())
     }
 
     /// Whether root's commands have one id: then they are told that giving files and processes to
     /// others has worked.
     pub(in crate::sandbox) fn is_only_root(&self, owner: Option<CommandUser>) -> bool {
-        self.is_of_one_id(owner) && self.user.ids.uid == 0
+        Self::has_one_id(owner) && self.user.ids.uid == 0
     }
 
     /// What those may do who run in it.
     pub(in crate::sandbox) fn rights(&self, owner: Option<CommandUser>) -> Rights {
-        let one_id = self.is_of_one_id(owner);
+        let one_id = Self::has_one_id(owner);
         let is_root = self.user.ids.uid == 0;
         Rights {
             user: Some(self.user.ids.clone()).filter(|_| !one_id),
@@ -410,11 +412,11 @@ impl ImageFiles {
         work: String,
         owner: Option<CommandUser>,
     ) -> Overlay {
-        let owner = self.ids_of(owner);
+        let owner = owner.filter(|_| self.shared.is_none());
         let hold = |layer: &Layer| match owner {
             None => Hold::ByPath,
             Some(user) => {
-                let map = IdMap { inside: layer.owner(), ..user.images() };
+                let map = IdMap { inside: layer.owner(), ..user.map() };
                 Hold::HandedOver(Some(map).filter(|map| map.inside != map.outside))
             }
         };
@@ -434,14 +436,13 @@ impl ImageFiles {
         self.ids_of(of_slot).map(|user| user.as_inside(uid, gid))
     }
 
-    /// Whom the first processes of its machine run as, if not as us.
+    /// Whom the first processes of its jails run as, in a slot whose ids are these.
     pub(super) fn founder(&self, of_slot: Option<CommandUser>) -> Option<CommandUser> {
-        self.ids_of(of_slot).map(CommandUser::as_root_inside)
-    }
-
-    /// Whose its root directory is, if not ours.
-    pub(super) fn root(&self, of_slot: Option<CommandUser>) -> Option<CommandUser> {
-        self.ids_of(of_slot).map(|user| user.as_inside(0, 0))
+        match self.shared {
+            // All of them may pass to all slots' directories and to the layers.
+            Some(user) => Some(user.as_inside(0, 0)),
+            None => self.ids_of(of_slot).map(CommandUser::as_root_inside),
+        }
     }
 }
 

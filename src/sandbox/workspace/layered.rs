@@ -20,6 +20,7 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 use super::super::image::Layer;
 use super::super::jail::UPPER;
 use super::super::paths::Root;
+use super::super::settings::Settings;
 use super::super::user::CommandUser;
 use super::{
     Directory, ImageFiles, NoMachine, Remains, Workspace, WorkspaceError, make_private_dir,
@@ -36,8 +37,8 @@ pub(crate) struct Base {
     pub(super) image: Option<Arc<ImageFiles>>,
     /// Without an image: the workspace's, `/tmp`'s and the home directory's.
     pub(super) trees: [Beneath; 3],
-    /// Whose the files of these are, where no mount can show them as another user's: who goes on
-    /// above them is that user, in whichever slot.
+    /// Whose the files of these are, if not ours: who goes on above them is that user, whichever
+    /// slot it is in, unless mounts can show them as another user's.
     pub(super) owner: Option<CommandUser>,
 }
 
@@ -94,6 +95,11 @@ impl Base {
             (image, None) => image.clone(),
         };
         Ok(Self { image, trees: self.trees.clone(), owner: self.owner })
+    }
+
+    /// The same for a slot of another user, as whose mounts show its files.
+    pub(crate) fn of_any_slot(self) -> Self {
+        Self { owner: None, ..self }
     }
 
     /// How many layers it has in all.
@@ -227,7 +233,7 @@ impl Workspace {
             unused.extend([self.temporary(), self.home()].map(Path::to_owned));
             return Ok((base, Remains::of(unused)));
         }
-        base.owner = self.owner().filter(|user| !user.is_of_machine());
+        base.owner = self.owner();
         let all = base.trees.iter_mut().zip(&self.beneath).zip(self.directories());
         for ((tree, beneath), path) in all {
             let top = match beneath.layers.is_empty() {
@@ -273,6 +279,8 @@ impl Workspace {
             base.image = Some(Arc::new(image.with_user(user, self.user_of_slot())?));
         }
         let mut made = self.renew_from(&base)?;
+        // Of the trajectory's settings just those: nothing of its environment is there.
+        made.set(Settings { limits: self.limits().clone(), ..Settings::default() });
         let name = made.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
         let own = self.directory().join(format!("grade-of-{name}"));
         let mut directories = made.directories().map(Path::to_owned).to_vec();

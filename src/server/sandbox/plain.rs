@@ -156,13 +156,14 @@ impl Service {
             instance: &self.instance,
             url: &self.url,
             level: capabilities.isolation_level,
-            ids: capabilities.ids,
             weakened_because: &capabilities.weakened_because,
             limits: capabilities.limits,
             warm_slots: capabilities.warm_slots,
             network: capabilities.network,
             draining: self.native.draining().0,
             spec: &capabilities.spec,
+            image_ids: capabilities.image_ids,
+            no_images_because: capabilities.no_images_because.as_deref(),
         };
         ok(&health.answer())
     }

@@ -79,7 +79,7 @@ fn commands_are_whom_and_where_a_trajectory_asks_for() {
     let env = env.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
     let (user, workdir) = (Some("agent".to_owned()), Some("/srv/here".to_owned()));
     let spec = MachineSpec { user, workdir, env, ..bench.spec() };
-    bench.backend.bind_image(&bench.slot(0), spec).unwrap();
+    bench.backend.bind_image(&bench.slot(0), spec, Settings::default()).unwrap();
     let said = bench.output("t", "id -u; id -g; pwd; echo $HOME $USER $ASKED $PATH");
     assert_eq!(said, "1000\n100\n/srv/here\n/home/agent agent yes /bin:/mine");
     // The directory that was made is theirs; the image's are root's.
@@ -106,7 +106,8 @@ fn commands_are_whom_and_where_a_trajectory_asks_for() {
 fn what_cannot_be_had_is_said_and_the_slot_is_as_it_was() {
     let bench = Bench::new(1);
     let refused = |spec: MachineSpec| {
-        let failure = bench.backend.bind_image(&bench.slot(0), spec).unwrap_err();
+        let failure =
+            bench.backend.bind_image(&bench.slot(0), spec, Settings::default()).unwrap_err();
         assert_eq!(bench.output("t", "pwd"), "/workspace", "{failure}");
         bench.executor.release("t").unwrap();
         (failure.outcome(), failure.to_string())
@@ -142,7 +143,7 @@ fn what_cannot_be_had_is_said_and_the_slot_is_as_it_was() {
 #[test]
 fn what_a_machine_has_changed_can_be_beneath_another_one() {
     let bench = Bench::new(2);
-    bench.backend.bind_image(&bench.slot(0), bench.spec()).unwrap();
+    bench.backend.bind_image(&bench.slot(0), bench.spec(), Settings::default()).unwrap();
     bench.output("a", "echo one > /one; rm -r /home; mkdir /home; touch /theirs; chown 7 /theirs");
     let inner = &bench.backend.0;
     let old = inner.slots[0].workspace();

@@ -268,8 +268,8 @@ impl ImageStore {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let root = rustix::fs::openat(making.dir(), record::TREE, flags, Mode::empty());
         let root = root.map_err(failed)?;
-        let (first_id, limits) = (self.0.first_id, &self.0.limits);
-        let place = Place { root: root.as_fd(), below, first_id, limits, interrupt };
+        let (ids, limits) = (self.0.ids, &self.0.limits);
+        let place = Place { root: root.as_fd(), below, ids, limits, interrupt };
         let done = unpack_blob(blob, &place, &needed).map_err(|error| match error {
             LayerError::Write { doing, path, source } => {
                 let at = self.0.layers.path_of(plain).join(record::TREE).join(path);

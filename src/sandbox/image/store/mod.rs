@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! <data directory>/images-<uid>/     of one user, mode 0700
-//!   kept/, range-<first id>/, one/   by whose the files are (`StoredIds`); a store each
+//!   kept/, moved-<id>…/ or one/      by whose the files are (`StoredIds`); a store each
 //!     layers/<digest>/               a layer (`shelf` says how entries come and go)
 //!       tree/                          its files
 //!       layer.json                     what is known of it
@@ -46,13 +46,17 @@ pub use self::import::ImportStep;
 pub use self::list::{StoredImage, StoredLayer};
 use self::record::{IMAGE, ImageRecord, NameRecord, TREE};
 pub use self::remove::Pruned;
-use self::shelf::{Claimed, Pin, Shelf, open_own};
+use self::shelf::{Claimed, Pin, Shelf, let_pass, open_own};
 use super::source::{normal_name, shown};
 use super::{Digest, Image, ImageError, ImageLimits, ImageSource, Layer, StoredIds};
 use crate::interrupt::Interrupt;
+use crate::sandbox::jail::{can_map_owners, hands_over};
 use crate::sandbox::tree;
-use crate::sandbox::user::{self, ImageIds};
+use crate::sandbox::user;
 use crate::sandbox::workspace::{WorkspaceError, open_base};
+
+/// The user of an image whom nothing should belong to.
+const NOBODY: u32 = 65_534;
 
 /// Images on disk, unpacked. Any number of programs may use one at a time.
 ///
@@ -62,7 +66,7 @@ use crate::sandbox::workspace::{WorkspaceError, open_base};
 ///
 /// let interrupt = Interrupt::new();
 /// let data = std::path::Path::new("/var/lib/executor");
-/// let store = ImageStore::open(Some(data), StoredIds::for_this_process(), &interrupt)?;
+/// let store = ImageStore::open(Some(data), StoredIds::for_data_dir(Some(data)), &interrupt)?;
 /// let source = ImageSource::parse("docker-archive:/images/task.tar.zst")?;
 /// let image = store.import(&source, &[], &interrupt, &mut |_| {})?;
 /// println!("{} has {} bytes", image.digest, image.bytes);
@@ -79,8 +83,6 @@ struct Inner {
     names: OwnedFd,
     sources: OwnedFd,
     ids: StoredIds,
-    /// Which id its files have in the place of an image's 0; without one all are this process's.
-    first_id: Option<u32>,
     limits: ImageLimits,
     /// Whether what is imported is on the disk when it is said to be.
     durable: bool,
@@ -89,9 +91,10 @@ struct Inner {
 }
 
 impl StoredIds {
-    /// What this process can have: the image's ids where it is root and may give files away, the
-    /// same in a range where it is so in a user namespace, else one.
-    pub fn for_this_process() -> Self {
+    /// What this process can have in a data directory, or in the default one: where it is root and
+    /// may give files away the image's ids, and these moved where they cannot be shown as other
+    /// ones; else one. Blocks for a moment.
+    pub fn for_data_dir(data_dir: Option<&Path>) -> Self {
         use rustix::thread::{CapabilitySet, capabilities};
         let is_root = rustix::process::geteuid().is_root();
         let may =
@@ -99,43 +102,70 @@ impl StoredIds {
         if !is_root || !may() {
             return Self::One;
         }
-        match user::image_ids() {
-            ImageIds::OfMachine => Self::Kept,
-            ImageIds::Range { .. } => Self::Range,
-            ImageIds::One => Self::One,
-        }
+        // In a user namespace most ids may be none.
+        let Some(map) = user::ids_of_images() else { return Self::One };
+        let opened = open_base(data_dir, !hands_over());
+        let can_map = opened.is_ok_and(|(base, _)| can_map_owners(&base, map));
+        if can_map { Self::Kept } else { Self::Moved(map.outside) }
     }
 
-    fn name(self) -> &'static str {
+    /// What it is called in paths and for `--ids`.
+    fn name(self) -> String {
         match self {
-            Self::Kept => "kept",
-            Self::Range => "range",
-            Self::One => "one",
+            Self::Kept => "kept".to_owned(),
+            Self::Moved(first) => format!("moved-{first}"),
+            Self::One => "one".to_owned(),
         }
     }
 
-    /// The name of the store's directory, and which id its files have in the place of an image's 0;
-    /// without one all are this process's.
-    ///
-    /// # Errors
-    /// This process has no range of ids.
-    fn place(self) -> Result<(String, Option<u32>), ImageError> {
-        match (self, user::image_ids()) {
-            (Self::Kept, _) => Ok((self.name().to_owned(), Some(0))),
-            (Self::One, _) => Ok((self.name().to_owned(), None)),
-            // What is of another range would be out of reach here.
-            (Self::Range, ImageIds::Range { first, on_host: [users, groups] }) => {
-                let name = match users == groups {
-                    true => format!("{}-{users}", self.name()),
-                    false => format!("{}-{users}-{groups}", self.name()),
-                };
-                Ok((name, Some(first)))
+    /// The name of the store's directory. That of a user namespace is another one where the ids
+    /// are others outside: what is there is out of reach then.
+    fn directory(self) -> String {
+        let outside = |first| user::numbers_outside(first).filter(|outside| *outside != [first; 2]);
+        match self {
+            Self::Moved(first) => match outside(first) {
+                Some([users, groups]) => format!("{}-{users}-{groups}", self.name()),
+                None => self.name(),
+            },
+            Self::Kept | Self::One => self.name(),
+        }
+    }
+
+    /// The id on disk that the image's root has.
+    pub(in crate::sandbox) fn root(self) -> u32 {
+        match self {
+            Self::Kept => 0,
+            Self::Moved(first) => first,
+            Self::One => rustix::process::geteuid().as_raw(),
+        }
+    }
+
+    /// What this id of an image is on disk; `None` where a file stays ours.
+    pub(in crate::sandbox) fn on_disk(self, id: u32) -> Option<u32> {
+        match self {
+            Self::Kept => Some(id),
+            Self::Moved(first) => {
+                let map = user::of_images_from(first);
+                // What no machine has is nobody's.
+                map.outside_of(id).or_else(|| map.outside_of(NOBODY))
             }
-            (Self::Range, _) => Err(ImageError::io(
-                "have a range of ids for",
-                Path::new("images"),
-                io::Error::other("this process is not root of a user namespace that has one"),
-            )),
+            Self::One => None,
+        }
+    }
+
+    /// The id in a layer that is this one on disk.
+    pub(in crate::sandbox) fn of_disk(self, id: u32) -> u32 {
+        match self {
+            Self::Moved(first) => id.saturating_sub(first),
+            Self::Kept | Self::One => id,
+        }
+    }
+
+    /// The group that may pass to layers, where machines find them by their paths.
+    fn passing_group(self) -> Option<u32> {
+        match self {
+            Self::Moved(first) => Some(first),
+            Self::Kept | Self::One => None,
         }
     }
 }
@@ -165,14 +195,22 @@ impl ImageStore {
         interrupt: &Interrupt,
     ) -> Result<Self, ImageError> {
         // Where the engine's commands have other users, they go through it.
-        let (base, _) = open_base(data_dir, rustix::process::geteuid().is_root())
-            .map_err(|error| of_base(data_dir, error))?;
+        let hands_over = hands_over();
+        let is_passable = rustix::process::geteuid().is_root() && !hands_over;
+        let (base, _) =
+            open_base(data_dir, is_passable).map_err(|error| of_base(data_dir, error))?;
         let of_user = base.join(format!("images-{}", user::number_outside()));
-        open_own(&of_user)?;
-        let (name, first_id) = ids.place()?;
-        let path = of_user.join(name);
-        open_own(&path)?;
-        let (layers, images) = (Shelf::open(&path, "layers")?, Shelf::open(&path, "images")?);
+        let path = of_user.join(ids.directory());
+        let group = ids.passing_group().filter(|_| !hands_over);
+        for directory in [&of_user, &path] {
+            let opened = open_own(directory)?;
+            if let Some(group) = group {
+                let made = let_pass(&opened, group);
+                made.map_err(|errno| ImageError::io("open up", directory, errno))?;
+            }
+        }
+        let layers = Shelf::open_for(&path, "layers", group)?;
+        let images = Shelf::open(&path, "images")?;
         let (names, sources) = (open_own(&path.join("names"))?, open_own(&path.join("sources"))?);
         let pulls = Shelf::open(&path, "pulls")?;
         [&layers, &images, &pulls].into_iter().for_each(|shelf| shelf.sweep(interrupt));
@@ -180,19 +218,8 @@ impl ImageStore {
             record::sweep(records.as_fd());
         }
         let (durable, open) = (cfg!(not(test)), Mutex::new(HashMap::new()));
-        let inner = Inner {
-            path,
-            layers,
-            images,
-            pulls,
-            names,
-            sources,
-            ids,
-            first_id,
-            limits,
-            durable,
-            open,
-        };
+        let inner =
+            Inner { path, layers, images, pulls, names, sources, ids, limits, durable, open };
         Ok(Self(Arc::new(inner)))
     }
 
@@ -321,9 +348,7 @@ impl ImageStore {
     }
 
     fn layer(&self, path: PathBuf, pin: &Arc<Pin>) -> Arc<Layer> {
-        let ours = || rustix::process::geteuid().as_raw();
-        let owner = self.0.first_id.unwrap_or_else(ours);
-        Arc::new(Layer::new(path, owner, Some(Box::new(pin.clone()))))
+        Arc::new(Layer::new(path, self.0.ids.root(), Some(Box::new(pin.clone()))))
     }
 
     /// What is written of an image. One that cannot be understood counts as none.
@@ -374,16 +399,15 @@ impl ImageStore {
     /// What is said of a name that no image has here.
     fn not_stored(&self, name: &str) -> ImageError {
         let file = Digest::of(normal_name(name).as_bytes()).hex();
-        let has_it = |other: &StoredIds| {
-            let Ok((directory, _)) = other.place() else { return false };
-            self.0.path.with_file_name(directory).join("names").join(&file).exists()
-        };
-        let all = [StoredIds::Kept, StoredIds::Range, StoredIds::One];
-        let Some(other) = all.iter().filter(|other| **other != self.0.ids).find(|ids| has_it(ids))
-        else {
+        let (own, needs) = (self.0.ids.directory(), self.0.ids.name());
+        let all = self.0.path.parent().and_then(|of_user| std::fs::read_dir(of_user).ok());
+        let mut others = all.into_iter().flatten().flatten().filter(|other| {
+            other.file_name() != *own && other.path().join("names").join(&file).exists()
+        });
+        let Some(other) = others.next() else {
             return ImageError::NotStored { image: shown(name) };
         };
-        let (has, needs) = (other.name(), self.0.ids.name());
+        let has = other.file_name().to_string_lossy().into_owned();
         let why = format!(
             "it was imported with the ids \"{has}\", and here they are \"{needs}\"; import it \
              again: tool-executor image import --ids {needs}"

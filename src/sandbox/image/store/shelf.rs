@@ -20,7 +20,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{AtFlags, Dir, Mode, OFlags, RenameFlags};
+use rustix::fs::{AtFlags, Dir, Gid, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
 use crate::interrupt::Interrupt;
@@ -46,6 +46,8 @@ const OPEN_DIR: OFlags =
 pub(super) struct Shelf {
     dir: OwnedFd,
     path: PathBuf,
+    /// Who may pass through it and its entries, to what they know the name of.
+    group: Option<u32>,
 }
 
 /// As long as it is held, its entry is not removed.
@@ -89,9 +91,24 @@ impl Shelf {
     /// # Errors
     /// Those of making and opening it.
     pub(super) fn open(above: &Path, name: &str) -> Result<Self, ImageError> {
+        Self::open_for(above, name, None)
+    }
+
+    /// As [`open`](Self::open); if a group is given, that may pass through.
+    ///
+    /// # Errors
+    /// Those of [`open`](Self::open).
+    pub(super) fn open_for(
+        above: &Path,
+        name: &str,
+        group: Option<u32>,
+    ) -> Result<Self, ImageError> {
         let path = above.join(name);
         let dir = open_own(&path)?;
-        Ok(Self { dir, path })
+        if let Some(group) = group {
+            let_pass(&dir, group).map_err(|errno| ImageError::io("open up", &path, errno))?;
+        }
+        Ok(Self { dir, path, group })
     }
 
     pub(super) fn dir(&self) -> BorrowedFd<'_> {
@@ -164,6 +181,9 @@ impl Shelf {
             }
             let dir = rustix::fs::openat(&self.dir, &new, OPEN_DIR, Mode::empty());
             let dir = dir.map_err(|errno| failed(errno.into()))?;
+            if let Some(group) = self.group {
+                let_pass(&dir, group).map_err(|errno| failed(errno.into()))?;
+            }
             let name = name.to_owned();
             let making = Making { shelf: self, name, dir, lock, is_done: false };
             // Another one may have completed it since it was looked for.
@@ -403,7 +423,14 @@ impl Claim<'_> {
     }
 }
 
-/// Opens a directory that must be ours alone, and makes it where it is missing.
+/// Lets a group pass through a directory of ours.
+pub(super) fn let_pass(directory: &OwnedFd, group: u32) -> Result<(), Errno> {
+    rustix::fs::fchown(directory, None, Some(Gid::from_raw(group)))?;
+    rustix::fs::fchmod(directory, Mode::RWXU | Mode::XGRP)
+}
+
+/// Opens a directory that must be ours alone, but for a group that may pass through it, and makes
+/// it where it is missing.
 pub(super) fn open_own(path: &Path) -> Result<OwnedFd, ImageError> {
     match rustix::fs::mkdir(path, Mode::RWXU) {
         Ok(()) | Err(Errno::EXIST) => {}
@@ -412,7 +439,8 @@ pub(super) fn open_own(path: &Path) -> Result<OwnedFd, ImageError> {
     let failed = |errno: Errno| ImageError::io("open", path, errno);
     let dir = rustix::fs::open(path, OPEN_DIR, Mode::empty()).map_err(failed)?;
     let about = rustix::fs::fstat(&dir).map_err(failed)?;
-    let others = Mode::from_raw_mode(about.st_mode).intersects(Mode::RWXG | Mode::RWXO);
+    let others = Mode::RGRP | Mode::WGRP | Mode::RWXO;
+    let others = Mode::from_raw_mode(about.st_mode).intersects(others);
     if about.st_uid != rustix::process::geteuid().as_raw() || others {
         let why = "other users own it or may enter it; remove it or choose another data directory";
         return Err(ImageError::io("trust", path, io::Error::other(why)));

@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 pub(super) use self::entries::{Entries, Kind};
 pub(super) use self::stream::{Packing, Source, unpacked};
 use self::tree::Tree;
-use super::{ImageError, ImageLimits};
+use super::{ImageError, ImageLimits, StoredIds};
 use crate::interrupt::Interrupt;
 
 /// Why a layer was not unpacked.
@@ -99,8 +99,7 @@ pub(super) struct Place<'a> {
     pub(super) root: BorrowedFd<'a>,
     /// The directories of the layers below it, the lowest first.
     pub(super) below: &'a [PathBuf],
-    /// Which id files have in the place of the layer's 0; without one all are this process's.
-    pub(super) first_id: Option<u32>,
+    pub(super) ids: StoredIds,
     pub(super) limits: &'a ImageLimits,
     pub(super) interrupt: &'a Interrupt,
 }

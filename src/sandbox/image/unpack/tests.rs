@@ -124,13 +124,13 @@ impl Fixture {
         };
         let below: Vec<_> = (0..self.layers).map(|layer| self.path(layer)).collect();
         self.layers += 1;
-        let first_id = match rustix::process::geteuid().is_root() {
-            true => Some(0),
-            false => None,
+        let ids = match rustix::process::geteuid().is_root() {
+            true => StoredIds::Kept,
+            false => StoredIds::One,
         };
         let root = open(&path);
         let (limits, interrupt) = (&self.limits, &Interrupt::new());
-        let place = Place { root: root.as_fd(), below: &below, first_id, limits, interrupt };
+        let place = Place { root: root.as_fd(), below: &below, ids, limits, interrupt };
         unpack(&tar.0[..], &place)
     }
 
@@ -522,8 +522,8 @@ fn an_interrupt_ends_it() {
     let root = rustix::fs::open(outer.path(), flags, Mode::empty()).unwrap();
     let (limits, interrupt) = (&ImageLimits::default(), &Interrupt::new());
     interrupt.interrupt();
-    let first_id = None;
-    let place = Place { root: root.as_fd(), below: &[], first_id, limits, interrupt };
+    let ids = StoredIds::One;
+    let place = Place { root: root.as_fd(), below: &[], ids, limits, interrupt };
     let tar = Tar::default().file("a", "");
     assert!(matches!(unpack(&tar.0[..], &place), Err(LayerError::Interrupted)));
 }

@@ -10,7 +10,6 @@ use super::super::entries::{Entry, Kind};
 use super::super::{LayerError, Unpacked, shown};
 use super::parents::Directory;
 use super::{Tree, failed};
-use crate::sandbox::user::IdMap;
 
 /// What belongs to ids that no machine has belongs to `nobody`.
 const MAX_ID: u32 = 65_535;
@@ -45,15 +44,11 @@ impl Attributes {
 }
 
 impl Tree<'_> {
-    /// Whose a file is on disk, if not this process's.
-    pub(super) fn owner(&self, is: Attributes) -> Option<(Uid, Gid)> {
-        let first = self.place.first_id?;
-        // A range lacks some, and the machine's own ids are all there.
-        let id = |id: u32| match first {
-            0 => id,
-            first => IdMap::shared(first).outside_of(id).unwrap_or(first + NOBODY),
-        };
-        Some((Uid::from_raw(id(is.uid)), Gid::from_raw(id(is.gid))))
+    /// Whose a file is on disk; `None` where it stays ours.
+    pub(super) fn owners(&self, is: Attributes) -> Option<(Uid, Gid)> {
+        let ids = self.place.ids;
+        let (uid, gid) = (ids.on_disk(is.uid)?, ids.on_disk(is.gid)?);
+        Some((Uid::from_raw(uid), Gid::from_raw(gid)))
     }
 
     /// Owner, mode, attributes and time of an open file, in this order: each would take away
@@ -65,7 +60,7 @@ impl Tree<'_> {
         file: BorrowedFd<'_>,
     ) -> Result<(), LayerError> {
         let failed = |errno| failed(entry, "set what belongs to", errno);
-        if let Some((uid, gid)) = self.owner(is) {
+        if let Some((uid, gid)) = self.owners(is) {
             rustix::fs::fchown(file, Some(uid), Some(gid)).map_err(failed)?;
         }
         self.set_xattrs(entry, file)?;
@@ -118,7 +113,7 @@ impl Tree<'_> {
     ) -> Result<(), LayerError> {
         let failed = |errno| failed(entry, "set what belongs to", errno);
         let is = Attributes::of(entry, &mut self.report);
-        if let Some((uid, gid)) = self.owner(is) {
+        if let Some((uid, gid)) = self.owners(is) {
             let flags = AtFlags::SYMLINK_NOFOLLOW;
             rustix::fs::chownat(&parent.fd, name, Some(uid), Some(gid), flags).map_err(failed)?;
         }

@@ -338,7 +338,7 @@ impl<'a> Tree<'a> {
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             let opened = rustix::fs::openat2(self.place.root, name, flags, Mode::empty(), BENEATH);
             let directory = opened.map_err(failed)?;
-            if let Some((uid, gid)) = self.owner(*is) {
+            if let Some((uid, gid)) = self.owners(*is) {
                 rustix::fs::fchown(&directory, Some(uid), Some(gid)).map_err(failed)?;
             }
             rustix::fs::fchmod(&directory, Mode::from_raw_mode(is.mode)).map_err(failed)?;
