@@ -27,6 +27,7 @@ struct Ordinary {
 
 impl Ordinary {
     /// One with ids; `None`, and a word about it, where there can be none.
+    #[expect(clippy::print_stderr, reason = "who runs the tests is told what is not tried")]
     fn with_ids() -> Option<Self> {
         let line = format!("{USER}:{FIRST}:65536\n");
         let user = Self::given(&line)?;
@@ -40,6 +41,7 @@ impl Ordinary {
     }
 
     /// One of whom both files say this.
+    #[expect(clippy::print_stderr, reason = "who runs the tests is told what is not tried")]
     fn given(line: &str) -> Option<Self> {
         let is_there = |name| Path::new("/usr/bin").join(name).exists();
         if !["newuidmap", "newgidmap", "unshare", "setpriv"].into_iter().all(is_there) {
@@ -173,6 +175,9 @@ fn in_an_image_all_its_users_are_there_and_files_are_theirs() {
         // As another user: what is root's cannot be changed, what is its own can be read.
         "su me -c 'id -u; id -g; cat /of-me; touch /g' 2>&1; su me -c 'touch /f && echo changed'",
         "cat /proc/self/uid_map",
+        // What is another slot's, or the user's own, cannot be had.
+        "for id in 61190 65535; do chown $id /f || echo no; done 2>/dev/null; \
+         echo 0 0 1 > /proc/self/uid_map || echo no",
     ];
     let (run, results) = user.replay(&[trajectory("t", &commands)], &["--image", &image]);
     assert_eq!(run.code, Some(0), "{run:?}");
@@ -185,7 +190,15 @@ fn in_an_image_all_its_users_are_there_and_files_are_theirs() {
     let lines: Vec<Vec<_>> =
         found[3].lines().map(|line| line.split_ascii_whitespace().collect()).collect();
     assert_eq!(lines, [["0", "1", "61184"], ["65520", "65521", "15"]], "{}", found[3]);
+    assert!(found[4].starts_with("no\nno\nno"), "{}", found[4]);
     assert_eq!(user.runs(), Vec::<PathBuf>::new());
+    // Nothing on the way to the slots, or to an image, is open to others.
+    let base = fs::read_dir(user.path("own"))
+        .unwrap()
+        .flatten()
+        .find(|entry| entry.file_name().to_string_lossy().starts_with("tool-executor-"));
+    let mode = base.unwrap().metadata().unwrap().mode();
+    assert_eq!(mode & 0o777, 0o700, "{mode:o}");
 }
 
 #[test]

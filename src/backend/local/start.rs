@@ -192,7 +192,9 @@ fn find_place(
     };
     let data_dir = match make_data_dir(config, &users, interrupt) {
         Err(WorkspaceError::WeakRoot(found)) => {
-            users = weak_root(config, found)?.into();
+            // A file system may have no other users' files, as some of a network.
+            let why = format!("all slots are one user, this process's own: {found}");
+            users = weak_root(config, found)?.map_or(SlotUsers::Own(why), |user| Some(user).into());
             make_data_dir(config, &users, interrupt)
         }
         made => made,

@@ -111,8 +111,8 @@ impl DataDir {
         if let Some(user) = user {
             user::trial_of_files(user, data.run.dir.as_fd()).map_err(|weak| {
                 // With all capabilities it is the place: a file system without owners, or a full
-                // one.
-                match weak.lacks_capabilities() && !weak.is_shortage() {
+                // one. In a user namespace there is another way.
+                match weak.is_harmless() || weak.lacks_capabilities() && !weak.is_shortage() {
                     true => WorkspaceError::WeakRoot(weak),
                     false => WorkspaceError::io("use, as root must,", &data.run.path, weak.source),
                 }

@@ -38,8 +38,7 @@ pub(crate) struct SlotArgs {
 
     /// User ids for the slots, where it runs as root or /etc/subuid gives this user some: auto
     /// (each slot has its own), shared (all are one user), or for root FIRST:COUNT, as
-    /// 2000000000:655360
-    /// [default: auto]
+    /// 2000000000:655360 [default: auto]
     #[arg(long, value_name = "IDS", env = "TOOL_EXECUTOR_USER_IDS")]
     #[arg(value_parser = named(values::user_ids))]
     pub(crate) user_ids: Option<UserIds>,
