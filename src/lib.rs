@@ -157,7 +157,9 @@ pub mod user_range {
 pub mod stats {
     pub use crate::backend::BadContainer;
     pub use crate::egress::NetworkTotals;
-    pub use crate::executor::{Bucket, IdleHolder, LaneStats, OutcomeCounts, Stats, Summary};
+    pub use crate::executor::{
+        BackendStats, Bucket, IdleHolder, LaneStats, OutcomeCounts, Stats, Summary,
+    };
     pub use crate::level::{ImageIds, IsolationLevel};
     pub use crate::limits::{EnforcedLimits, Enforcement};
     pub use crate::pool::{ContainerCounts, SlotCounts};

@@ -337,7 +337,7 @@ fn who_wishes_for_a_container_gets_a_slot_there_and_holds_up_no_one_else() {
     let first = granted(&mut pool, now);
     let addr = pool.slot_ref(first).addr;
     for (name, wish) in [("a", Some(&*addr)), ("b", Some(&*addr)), ("c", None), ("d", None)] {
-        pool.wait_in(id(name), wish);
+        pool.wait_in(id(name), wish, TierSet::ALL, Instant::now());
     }
     // The other container's slot is for who does not care.
     let other = 1 - pool.container(first);
@@ -359,10 +359,10 @@ fn who_wishes_for_a_container_gets_a_slot_there_and_holds_up_no_one_else() {
 #[test]
 fn who_wishes_for_a_container_that_loses_its_workspaces_gets_any_slot() {
     let (mut pool, now) = (pool(&[1, 1]), Instant::now());
-    pool.wait_in(id("a"), Some("container-0"));
+    pool.wait_in(id("a"), Some("container-0"), TierSet::ALL, Instant::now());
     let held = granted(&mut pool, now);
     assert_eq!(pool.container(held), 0);
-    pool.wait_in(id("b"), Some("container-0"));
+    pool.wait_in(id("b"), Some("container-0"), TierSet::ALL, Instant::now());
     assert_eq!(pool.assign(now), None);
     pool.container_changed(0, &ContainerChange::Unreachable);
     assert_eq!(pool.assign(now), None, "it may come back with all that is there");
@@ -372,8 +372,8 @@ fn who_wishes_for_a_container_that_loses_its_workspaces_gets_any_slot() {
         pool.assign(now),
         Some(Assignment::Slot(b, slot)) if *b == *"b" && pool.container(slot) == 1
     ));
-    pool.wait_in(id("c"), Some("container-0"));
-    pool.wait_in(id("d"), Some("no-such"));
+    pool.wait_in(id("c"), Some("container-0"), TierSet::ALL, Instant::now());
+    pool.wait_in(id("d"), Some("no-such"), TierSet::ALL, Instant::now());
     assert_eq!(pool.assign(now), None);
     assert_eq!(pool.wishes.of("c"), None, "a container that is down is not wished for");
 }
@@ -384,7 +384,7 @@ fn who_wishes_for_a_container_begins_anew_there() {
     pool.wait(id("a"));
     let slot = granted(&mut pool, now);
     pool.release_as_is(slot);
-    pool.wait_in(id("a"), Some("container-0"));
+    pool.wait_in(id("a"), Some("container-0"), TierSet::ALL, Instant::now());
     assert_eq!(pool.assign(now), Some(Assignment::Reset(slot)), "not with its old files");
 }
 
@@ -460,7 +460,7 @@ proptest! {
                     if !held.contains_key(&t) && !waiting.contains(&t) {
                         waiting.push(t);
                         let addr = wish.map(|container| format!("container-{container}"));
-                        pool.wait_in(t.to_string().into(), addr.as_deref());
+                        pool.wait_in(t.to_string().into(), addr.as_deref(), TierSet::ALL, now);
                     }
                 }
                 Step::StopWaiting(t) => {

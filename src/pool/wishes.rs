@@ -1,49 +1,79 @@
-//! Who in the waiting room waits for a slot of which container: an index of its positions, by what
-//! is waited for, so that the first who can be served is found without a walk along all who cannot.
+//! Who in the waiting room waits for which slots: an index of its positions, by what is waited for,
+//! so that the first who can be served is found without a walk along all who cannot.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use super::tiers::TierSet;
 use crate::wait_queue::Position;
 
-/// The index. A trajectory with a wish is known from its entry to its slot, also while it is out of
-/// the waiting room because a slot is being reset for it.
+/// A place in the waiting room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Turn {
+    pub(super) position: Position,
+    /// Since when: of two positions the later one has not waited for longer.
+    pub(super) since: Instant,
+}
+
+/// Which slots a trajectory waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wish {
+    /// Those of a container, by its number.
+    There(usize),
+    /// Those of these tiers.
+    Of(TierSet),
+}
+
+/// Those who wait for the same, in their order.
+pub(super) type Line = BTreeMap<Position, Instant>;
+
+/// The index. A trajectory is known from its entry to its slot, also while it is out of the waiting
+/// room because a slot is being reset for it, where it wishes for anything but any slot.
 #[derive(Debug, Default)]
 pub(super) struct Wishes {
-    /// The positions of those who wait for any slot.
-    anywhere: BTreeSet<Position>,
-    /// The positions of those who wait for a slot of a container, by its number. None is empty.
-    there: BTreeMap<usize, BTreeSet<Position>>,
-    /// What each of the latter wishes for.
-    by_trajectory: HashMap<Arc<str>, usize>,
+    /// Those who wait for any slot of some tiers. No line is empty.
+    anywhere: BTreeMap<TierSet, Line>,
+    /// Those who wait for a slot of a container, by its number. No line is empty.
+    there: BTreeMap<usize, Line>,
+    /// What each wishes for who is not content with any slot.
+    by_trajectory: HashMap<Arc<str>, Wish>,
+    /// How long it takes until a trajectory may use one more tier, for each tier where that is not
+    /// at once.
+    steps: Vec<Duration>,
+    /// When those who wait may do so.
+    spills: BTreeSet<(Instant, Position)>,
 }
 
 impl Wishes {
-    /// A trajectory waits at this position, for a slot of this container if it says one.
-    pub(super) fn enter(&mut self, trajectory: Arc<str>, position: Position, wish: Option<usize>) {
-        if let Some(container) = wish {
-            self.by_trajectory.insert(trajectory, container);
+    /// Who has waited for so long may use one more tier, each time.
+    pub(super) fn spill_after(&mut self, steps: impl IntoIterator<Item = Duration>) {
+        self.steps = steps.into_iter().filter(|step| !step.is_zero()).collect();
+    }
+
+    /// A trajectory waits from now on.
+    pub(super) fn enter(&mut self, trajectory: Arc<str>, turn: Turn, wish: Wish) {
+        if wish != Wish::Of(TierSet::ALL) {
+            self.by_trajectory.insert(trajectory, wish);
         }
-        self.insert(position, wish);
+        self.insert(turn, wish);
     }
 
     /// It has left the waiting room, perhaps to come back.
-    pub(super) fn leave(&mut self, trajectory: &Arc<str>, position: Position) {
-        let Some(container) = self.by_trajectory.get(trajectory) else {
-            self.anywhere.remove(&position);
-            return;
-        };
-        if let Some(positions) = self.there.get_mut(container) {
-            positions.remove(&position);
-            if positions.is_empty() {
-                self.there.remove(container);
-            }
+    pub(super) fn leave(&mut self, trajectory: &Arc<str>, position: Position) -> Option<Turn> {
+        let since = match self.wish_of(trajectory) {
+            Wish::Of(tiers) => take(&mut self.anywhere, tiers, position),
+            Wish::There(container) => take(&mut self.there, container, position),
+        }?;
+        for step in &self.steps {
+            self.spills.remove(&(since + *step, position));
         }
+        Some(Turn { position, since })
     }
 
     /// It is back where it was, with the wish that it had.
-    pub(super) fn return_to(&mut self, trajectory: &Arc<str>, position: Position) {
-        self.insert(position, self.by_trajectory.get(trajectory).copied());
+    pub(super) fn return_to(&mut self, trajectory: &Arc<str>, turn: Turn) {
+        self.insert(turn, self.wish_of(trajectory));
     }
 
     /// It waits no more; if it still did, at this position.
@@ -56,44 +86,81 @@ impl Wishes {
 
     /// Nothing that could be wished for is left in this container: any slot will do.
     pub(super) fn give_up(&mut self, container: usize) {
-        self.by_trajectory.retain(|_, wish| *wish != container);
-        self.anywhere.extend(self.there.remove(&container).unwrap_or_default());
+        self.by_trajectory.retain(|_, wish| *wish != Wish::There(container));
+        for (position, since) in self.there.remove(&container).unwrap_or_default() {
+            self.insert(Turn { position, since }, Wish::Of(TierSet::ALL));
+        }
     }
 
     /// Whether a trajectory wishes for a container.
     pub(super) fn has_one(&self, trajectory: &Arc<str>) -> bool {
-        self.by_trajectory.contains_key(trajectory)
+        matches!(self.by_trajectory.get(trajectory), Some(Wish::There(_)))
     }
 
-    /// The containers that are waited for.
-    pub(super) fn wished_for(&self) -> impl Iterator<Item = usize> {
-        self.there.keys().copied()
+    /// The containers that are waited for, and by whom.
+    pub(super) fn there(&self) -> impl Iterator<Item = (usize, &Line)> {
+        self.there.iter().map(|(container, line)| (*container, line))
     }
 
-    /// The first who waits for a slot of this container, or for any.
-    pub(super) fn first(&self, container: Option<usize>) -> Option<Position> {
-        match container {
-            None => self.anywhere.first().copied(),
-            Some(container) => self.there.get(&container)?.first().copied(),
+    /// Those who wait for any slot of some tiers.
+    pub(super) fn anywhere(&self) -> impl Iterator<Item = (TierSet, &Line)> {
+        self.anywhere.iter().map(|(tiers, line)| (*tiers, line))
+    }
+
+    /// Lets time pass. Whether one who waits may use one more tier now.
+    pub(super) fn has_spilled(&mut self, now: Instant) -> bool {
+        let mut has_spilled = false;
+        while self.spills.first().is_some_and(|(when, _)| *when <= now) {
+            self.spills.pop_first();
+            has_spilled = true;
         }
+        has_spilled
     }
 
-    fn insert(&mut self, position: Position, wish: Option<usize>) {
-        match wish {
-            None => self.anywhere.insert(position),
-            Some(container) => self.there.entry(container).or_default().insert(position),
+    /// When the next one may.
+    pub(super) fn next_spill(&self) -> Option<Instant> {
+        self.spills.first().map(|(when, _)| *when)
+    }
+
+    fn wish_of(&self, trajectory: &Arc<str>) -> Wish {
+        self.by_trajectory.get(trajectory).copied().unwrap_or(Wish::Of(TierSet::ALL))
+    }
+
+    fn insert(&mut self, Turn { position, since }: Turn, wish: Wish) {
+        let line = match wish {
+            Wish::Of(tiers) => self.anywhere.entry(tiers).or_default(),
+            Wish::There(container) => self.there.entry(container).or_default(),
         };
+        line.insert(position, since);
+        self.spills.extend(self.steps.iter().map(|step| (since + *step, position)));
     }
 
     /// How many positions it has.
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
-        self.anywhere.len() + self.there.values().map(BTreeSet::len).sum::<usize>()
+        self.anywhere.values().chain(self.there.values()).map(BTreeMap::len).sum()
     }
 
-    /// What a trajectory wishes for.
+    /// The container that a trajectory wishes for.
     #[cfg(test)]
     pub(super) fn of(&self, trajectory: &str) -> Option<usize> {
-        self.by_trajectory.get(trajectory).copied()
+        match self.by_trajectory.get(trajectory)? {
+            Wish::There(container) => Some(*container),
+            Wish::Of(_) => None,
+        }
     }
+}
+
+/// Takes a position out of a line, and the line away with its last one.
+fn take<K: Ord + Copy>(
+    lines: &mut BTreeMap<K, Line>,
+    key: K,
+    position: Position,
+) -> Option<Instant> {
+    let line = lines.get_mut(&key)?;
+    let since = line.remove(&position);
+    if line.is_empty() {
+        lines.remove(&key);
+    }
+    since
 }

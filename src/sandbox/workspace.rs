@@ -54,7 +54,7 @@ use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
 pub(crate) use data_dir::{DataDir, open_base};
-pub(crate) use image::{ImageFiles, MachineSpec, NoMachine};
+pub(crate) use image::{ImageFiles, MachineSpec, NoMachine, ShellId};
 pub(crate) use layered::{Base, Grading, NoGrading};
 
 use self::layered::{Beneath, Seen};

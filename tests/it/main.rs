@@ -70,6 +70,8 @@ mod sandbox;
 mod sandbox_api;
 #[cfg(target_os = "linux")]
 mod seccomp;
+#[cfg(all(target_os = "linux", feature = "server"))]
+mod several;
 mod slots;
 #[cfg(all(target_os = "linux", feature = "server"))]
 mod slow;

@@ -1,5 +1,6 @@
 //! Machines with the files of an image: for one trajectory, or for all.
 
+use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -20,7 +21,8 @@ use crate::sandbox::settings::Settings;
 use crate::sandbox::supervisor::{CommandSpec, End, Finished};
 use crate::sandbox::toolbox::LazyToolbox;
 use crate::sandbox::user::CommandUser;
-use crate::sandbox::workspace::{DataDir, ImageFiles, MachineSpec, NoMachine, Workspace};
+use crate::sandbox::workspace::{DataDir, ImageFiles, MachineSpec, NoMachine, ShellId, Workspace};
+use crate::spec::TrajectoryLimits;
 use crate::tool::OutputOrder;
 
 /// How long an image's shell may take to do nothing.
@@ -28,6 +30,8 @@ const FIRST_COMMAND: Duration = Duration::from_secs(20);
 /// How long the end of its machine is awaited. Giving up has a deadline of its own; this is for the
 /// unforeseen.
 const END_LIMIT: Duration = Duration::from_secs(30);
+/// How many shells are remembered that have run.
+const MOST_SHELLS: usize = 1024;
 /// What is shown of what it says where it fails.
 const SHOWN_CHARS: usize = 500;
 
@@ -48,8 +52,9 @@ impl LocalBackend {
         })
     }
 
-    /// Gives a clean slot a machine with the files of an image, and with these settings, whose
-    /// shell is seen to run. Blocks for some milliseconds as a rule.
+    /// Gives a clean slot a machine with the files of an image, and with these settings, whose shell
+    /// has been seen to run, in this machine or in another one. Blocks for some milliseconds as a
+    /// rule.
     ///
     /// # Errors
     /// Slots cannot have one here, or not this one. The slot is as it was.
@@ -67,12 +72,16 @@ impl LocalBackend {
         let (before, images) = (place.workspace(), &inner.images);
         let files = ImageFiles::find(spec, before.user_of_slot(), images.shared, &images.toolbox)
             .map_err(not_found)?;
+        let shell = (files.shell_id().clone(), settings.limits.clone());
         let bound = before
             .renew_with(Some(Arc::new(files)))
             .map(Arc::new)
             .map_err(|error| BeginFailure::failed(error.to_string()))?;
         bound.set(settings);
-        let tried = try_shell(inner, place, &bound);
+        let tried = match inner.images.shells.has(&shell) {
+            true => found(inner, place, &bound),
+            false => try_shell(inner, place, &bound).inspect(|()| inner.images.shells.add(shell)),
+        };
         let left = match tried {
             Ok(()) => std::mem::replace(&mut *place.workspace.lock(), bound),
             Err(_) => {
@@ -97,6 +106,7 @@ pub(super) struct Images {
     store: Mutex<Option<ImageStore>>,
     /// What is brought along for those that have no bash or no tmux.
     pub(super) toolbox: LazyToolbox,
+    shells: Shells,
     /// Triggered when the backend closes.
     interrupt: Interrupt,
 }
@@ -118,8 +128,8 @@ impl Images {
             None => StoredIds::Kept,
         };
         let toolbox = LazyToolbox::new(run.path().join("toolbox"));
-        let (store, interrupt) = (Mutex::new(None), Interrupt::new());
-        Self { data_dir, ids, shared, store, toolbox, interrupt }
+        let (store, shells, interrupt) = (Mutex::new(None), Shells::default(), Interrupt::new());
+        Self { data_dir, ids, shared, store, toolbox, shells, interrupt }
     }
 
     /// Finds an image by its name. Blocks, where it has to be unpacked for as long as that takes.
@@ -152,6 +162,30 @@ impl Images {
     /// No image is unpacked any more.
     pub(super) fn close(&self) {
         self.interrupt.interrupt();
+    }
+}
+
+/// A shell, and the limits that its slot had beside the operator's.
+type TriedShell = (ShellId, TrajectoryLimits);
+
+/// The shells of images that have run here: a start of each is enough. Those of late.
+#[derive(Default)]
+struct Shells(Mutex<VecDeque<TriedShell>>);
+
+impl Shells {
+    fn has(&self, shell: &TriedShell) -> bool {
+        self.0.lock().contains(shell)
+    }
+
+    fn add(&self, shell: TriedShell) {
+        let mut shells = self.0.lock();
+        if shells.contains(&shell) {
+            return;
+        }
+        if shells.len() >= MOST_SHELLS {
+            shells.pop_front();
+        }
+        shells.push_back(shell);
     }
 }
 
@@ -194,6 +228,12 @@ fn end_machine(inner: &Inner, slot: usize) {
     if gone.recv_timeout(END_LIMIT) != Ok(true) {
         log::warn!("a sandbox that was tried has not ended");
     }
+}
+
+/// Founds the machine.
+fn found(inner: &Inner, place: &Slot, workspace: &Arc<Workspace>) -> Result<(), BeginFailure> {
+    let network = place.has_network.load(Ordering::Acquire);
+    inner.supervisor.root(workspace, network).map(drop).map_err(BeginFailure::failed)
 }
 
 /// Founds the machine and has its shell do nothing: an image may be of another processor, or have a

@@ -3,7 +3,8 @@
 use std::time::Instant;
 
 use super::Dispatch;
-use crate::executor::stats::{LaneStats, Stats};
+use crate::backend::Demand;
+use crate::executor::stats::{BackendStats, LaneStats, Stats};
 use crate::pool::Occupancy;
 use crate::tool::Outcome;
 
@@ -35,6 +36,7 @@ impl Dispatch {
             tools,
             containers: self.pool.container_counts(),
             lanes: self.lane_stats(),
+            backends: self.backend_stats(now),
             isolation_level: None,
             image_ids: None,
             weakened_because: Vec::new(),
@@ -48,11 +50,23 @@ impl Dispatch {
         }
     }
 
+    /// What is known here of each tier; its name and capabilities the backend adds.
+    fn backend_stats(&self, now: Instant) -> Vec<BackendStats> {
+        let told = |demand: Demand| BackendStats {
+            containers: demand.containers.len(),
+            slots: demand.containers.iter().map(|container| container.slots).sum(),
+            free: demand.free,
+            waiting: demand.waiting,
+            ..BackendStats::default()
+        };
+        self.wanted(now).tiers.into_iter().map(told).collect()
+    }
+
     fn lane_stats(&self) -> Vec<LaneStats> {
         let lanes = self.lanes.iter().zip(self.pool.occupancy()).zip(&self.sent_to);
         lanes
             .filter(|((_, container), _)| container.state != "gone")
-            .map(|((lane, Occupancy { addr, state, slots, held }), &running)| LaneStats {
+            .map(|((lane, Occupancy { addr, state, slots, held, .. }), &running)| LaneStats {
                 addr: addr.to_string(),
                 state,
                 waiting: lane.len(),

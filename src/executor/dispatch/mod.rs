@@ -30,6 +30,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
+use self::begin::WantedPlace;
 use self::call::{
     Call, Current, Item, Lost, ReleaseReplies, Stage, Trajectory, answer, closed_before_start,
 };
@@ -42,9 +43,9 @@ use super::lane::{BatchLimits, Lane};
 use super::lease::{LeaseId, LeaseReply};
 use super::stats::{Recorder, Rejections};
 use crate::artifact::ArtifactError;
-use crate::backend::{Container, Demand, Execution, ExecutionId, SlotRef};
+use crate::backend::{Container, Demand, Execution, ExecutionId, SlotRef, Tier};
 use crate::config::LostWorkspace;
-use crate::pool::{Pool, SlotIx};
+use crate::pool::{Pool, SlotIx, TierSet};
 use crate::spec::TrajectorySpec;
 use crate::tool::{Outcome, ToolResult, Work};
 use crate::wait_queue::{Position, WaitQueue};
@@ -212,13 +213,19 @@ impl Dispatch {
         }
     }
 
+    /// Has the containers be of these tiers, if there are any; before anything has happened.
+    pub(crate) fn use_tiers(&mut self, tiers: &[Tier]) {
+        self.pool.use_tiers(tiers);
+    }
+
     /// Takes in one event. What follows from it is seen to by the next [`Dispatch::tick`].
     pub(crate) fn handle(&mut self, event: Event, now: Instant) {
         self.demand.note();
         match event {
             Event::Submit(accepted) => self.submit(*accepted, now),
-            Event::Begin { promise, spec, near, at, accepted } => {
-                self.submit_begin(promise, spec, near, at, &accepted, now);
+            Event::Begin { promise, spec, near, may, at, accepted } => {
+                let place = WantedPlace { near, may };
+                self.submit_begin(promise, spec, place, at, &accepted, now);
             }
             Event::BeginDone { slot, generation, outcome } => {
                 self.begin_done(slot, generation, outcome, now);
@@ -292,6 +299,9 @@ impl Dispatch {
         if self.closing.is_some_and(|deadline| deadline <= now) && self.aborted.is_none() {
             self.abort(now);
         }
+        if self.pool.has_spilled(now) {
+            self.demand.note();
+        }
         self.assign_slots(now);
         self.send_external(External::InProcess, now);
         self.send_external(External::ToolServer, now);
@@ -333,6 +343,7 @@ impl Dispatch {
             self.idle_end(),
             self.idle_say_due(),
             self.demand_due(),
+            self.pool.next_spill(),
             self.closing.filter(|_| self.aborted.is_none()),
         ]
         .into_iter()
@@ -370,6 +381,7 @@ impl Dispatch {
             work: Some(prepared.work),
             begins: None,
             near: None,
+            may: TierSet::ALL,
             timeout: prepared.timeout,
             accepted: at,
             slot_wait: Duration::ZERO,
@@ -585,8 +597,11 @@ impl Dispatch {
                 None => {
                     self.waiting_for_slot += 1;
                     call.stage = Stage::WaitingForSlot { since: now };
-                    let near = trajectory.begun.as_ref().and_then(|begun| begun.near.as_deref());
-                    self.pool.wait_in(call.promise.call_state().trajectory_id.clone(), near);
+                    let begun = trajectory.begun.as_ref();
+                    let near = begun.and_then(|begun| begun.place.near.as_deref());
+                    let may = begun.map_or(TierSet::ALL, |begun| begun.place.may);
+                    let trajectory_id = call.promise.call_state().trajectory_id.clone();
+                    self.pool.wait_in(trajectory_id, near, may, now);
                     self.set_timer(id, now + self.limits.acquire_timeout);
                     Ok(())
                 }

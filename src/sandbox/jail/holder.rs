@@ -10,7 +10,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use rustix::pipe::PipeFlags;
 
 use super::super::spawn;
-use super::start::{BlockedSignals, Stack, await_end};
+use super::clone::{Stack, clone};
+use super::start::{BlockedSignals, await_end};
 
 /// The process. Dropping it ends it.
 pub(in crate::sandbox) struct Holder {
@@ -36,17 +37,11 @@ impl Holder {
         // as long as this, whose drop awaits its end. It makes system calls only, and never
         // returns. `pidfd` is a valid place.
         let pid = unsafe {
-            libc::clone(
-                wait_for_end,
-                stack.top(),
-                namespaces | libc::CLONE_VM | libc::CLONE_PIDFD | libc::SIGCHLD,
-                (&raw mut *gates).cast::<c_void>(),
-                &raw mut pidfd,
-            )
+            let flags = namespaces | libc::CLONE_VM | libc::CLONE_PIDFD | libc::SIGCHLD;
+            let argument = (&raw mut *gates).cast();
+            clone(wait_for_end, &mut stack, flags, argument, &mut pidfd, None)?
         };
-        let made = if pid < 0 { Err(io::Error::last_os_error()) } else { Ok(()) };
         drop(blocked);
-        made?;
         // SAFETY: the kernel has made this descriptor for us.
         let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
         Ok(Self { pid, pidfd, _gates: gates, _ends: [gate, its_gate], _stack: stack })

@@ -32,7 +32,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use self::cgroup::{Cgroups, Engine};
-pub(in crate::sandbox) use self::cgroup::{Group, PLACE as CGROUPS, Refusals, Shown as ShownGroup};
+pub(in crate::sandbox) use self::cgroup::{
+    Entrance, Group, PLACE as CGROUPS, Refusals, Shown as ShownGroup,
+};
 use self::disk::Usage;
 pub(crate) use self::own::NotNarrowed;
 pub(super) use self::retired::Leftover;
@@ -269,21 +271,14 @@ impl Limits {
         self.enforced(&self.operators)
     }
 
-    /// Puts a sandbox with these files into its slot's cgroup, by its first process `init`, which
-    /// must not have done anything yet, and be held so that its number is its own; `None` without
-    /// cgroups. Does not block on anything but a few calls.
+    /// The cgroup of a sandbox with these files, which its first process is to be in before it does
+    /// anything; `None` without cgroups. Does not block on anything but a few calls.
     ///
     /// # Errors
-    /// It could not be put there: nothing may run in it.
-    pub(in crate::sandbox) fn place(
-        &self,
-        init: Pid,
-        workspace: &Workspace,
-    ) -> io::Result<Option<Group>> {
-        let Some(groups) = self.groups() else { return Ok(None) };
-        let group = groups.sandbox(workspace.slot(), &self.of(workspace))?;
-        group.enter(init.as_raw_nonzero().get())?;
-        Ok(Some(group))
+    /// There is none: nothing may run in the sandbox.
+    pub(in crate::sandbox) fn place(&self, workspace: &Workspace) -> io::Result<Option<Group>> {
+        let group = |groups: &Cgroups| groups.sandbox(workspace.slot(), &self.of(workspace));
+        self.groups().map(group).transpose()
     }
 
     /// What commands with these files can look at of cgroups, and where; nothing without.
@@ -297,7 +292,7 @@ impl Limits {
         }
     }
 
-    /// Puts a sandbox, which was [placed](Self::place) into this group, under the other limits, by
+    /// Puts a sandbox, whose [place](Self::place) is this group, under the other limits, by
     /// its first process `init`, which must not have started a command yet. Does not block on
     /// anything but a few calls.
     pub(in crate::sandbox) fn confine(
@@ -338,12 +333,6 @@ impl Limits {
             && !self.refused.swap(true, Ordering::Relaxed)
         {
             log::warn!("the limits of processes cannot be set for sandboxes: {error}");
-        }
-        if let Some(group) = &group
-            && let Err(error) = group.settle(pid)
-        {
-            // The limits are the slot's, in whose group it is already.
-            log::debug!("a sandbox has no cgroup of its own: {error}");
         }
         let kills = group.as_ref().map(Group::kill_count);
         let ticket = self.watcher.add(pid, workspace.clone(), self.watched(workspace), kills);

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::image_user::{ImageUser, is_direct};
-use super::merged::Merged;
+use super::merged::{FileId, Merged};
 use crate::sandbox::identity::Identity;
 use crate::sandbox::image::{Image, Layer};
 use crate::sandbox::jail::{Hold, MOST_TREES, Overlay, Rights, Tree, User};
@@ -80,6 +80,15 @@ impl Program {
     }
 }
 
+/// The shell of an image and what decides whether it runs: where what is equal has run, it runs.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct ShellId {
+    layers: Vec<PathBuf>,
+    path: PathBuf,
+    file: FileId,
+    user: (u32, u32),
+}
+
 /// Why a slot cannot have a machine with an image's files, as one line.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum NoMachine {
@@ -102,6 +111,7 @@ pub(crate) struct ImageFiles {
     user: ImageUser,
     identity: Arc<Identity>,
     shell: ShellPath,
+    shell_id: ShellId,
     bash: Option<Program>,
     tmux: Option<Program>,
     toolbox: Option<Arc<Toolbox>>,
@@ -189,16 +199,19 @@ impl ImageFiles {
             user.home = home.to_owned();
         }
         let program = |places: &[&str]| {
-            places.iter().find(|place| merged.is_program(place)).map(PathBuf::from)
+            places.iter().find_map(|place| Some((PathBuf::from(place), merged.program(place)?)))
         };
-        let bash = program(&BASH).map(|path| ShellPath { kind: Shell::Bash, path });
-        let sh = || program(&SH).map(|path| ShellPath { kind: Shell::Sh, path });
-        let shell = bash.or_else(sh).ok_or_else(|| {
+        let shell =
+            |kind: Shell| move |(path, file): (PathBuf, FileId)| (ShellPath { kind, path }, file);
+        let bash = program(&BASH).map(shell(Shell::Bash));
+        let sh = || program(&SH).map(shell(Shell::Sh));
+        let (shell, file) = bash.or_else(sh).ok_or_else(|| {
             unusable("it has neither bash nor /bin/sh, by one of which commands are run".into())
         })?;
         let own = |path: &PathBuf| Program { path: path.clone(), brought_along: None };
         let own_bash = Some(&shell).filter(|shell| shell.kind == Shell::Bash);
-        let (own_bash, own_tmux) = (own_bash.map(|shell| own(&shell.path)), program(&TMUX));
+        let own_tmux = program(&TMUX).map(|(path, _)| path);
+        let own_bash = own_bash.map(|shell| own(&shell.path));
         let lacks_one = own_bash.is_none() || own_tmux.is_none();
         let toolbox = if lacks_one { toolbox() } else { None };
         let brought = |name| {
@@ -232,6 +245,12 @@ impl ImageFiles {
             )));
         }
         let identity = Identity::of_image(uid, gid, &user.name, &user.home);
+        let shell_id = ShellId {
+            layers: layers().map(Path::to_owned).collect(),
+            path: shell.path.clone(),
+            file,
+            user: (uid, gid),
+        };
         Ok(Self {
             bash,
             tmux,
@@ -247,6 +266,7 @@ impl ImageFiles {
             frozen,
             user,
             shell,
+            shell_id,
             working_dir,
             mode,
             shared,
@@ -296,6 +316,11 @@ impl ImageFiles {
     /// The shell that runs commands.
     pub(in crate::sandbox) fn shell(&self) -> &ShellPath {
         &self.shell
+    }
+
+    /// What decides whether it runs, in what was looked at.
+    pub(crate) fn shell_id(&self) -> &ShellId {
+        &self.shell_id
     }
 
     /// Which shell that is.

@@ -35,6 +35,8 @@ const OLD: &str = ".old-";
 const BEAT: Duration = Duration::from_millis(20);
 /// How long a lock is waited for that others hold for moments only.
 const PIN_LIMIT: Duration = Duration::from_secs(30);
+/// How long an entry that is not used any more may seem to be.
+const CLAIM_LIMIT: Duration = Duration::from_millis(60);
 /// How long a directory may take to be removed.
 const REMOVE_LIMIT: Duration = Duration::from_secs(600);
 
@@ -213,11 +215,30 @@ impl Shelf {
         self.read(|name| !name.starts_with('.'))
     }
 
-    /// Claims an entry to remove it. Does not block.
+    /// Claims an entry to remove it. Blocks for a moment where it seems to be in use: a program that
+    /// has used it may just start another one, which has a copy of the lock until it runs.
+    ///
+    /// # Errors
+    /// Those of the system, [`ImageError::Interrupted`].
+    pub(super) fn claim(
+        &self,
+        name: &str,
+        interrupt: &Interrupt,
+    ) -> Result<Claimed<'_>, ImageError> {
+        let deadline = Instant::now() + CLAIM_LIMIT;
+        loop {
+            match self.try_claim(name)? {
+                Claimed::InUse if Instant::now() < deadline => wait(interrupt)?,
+                claimed => return Ok(claimed),
+            }
+        }
+    }
+
+    /// As [`claim`](Self::claim). Does not block.
     ///
     /// # Errors
     /// Those of the system.
-    pub(super) fn claim(&self, name: &str) -> Result<Claimed<'_>, ImageError> {
+    pub(super) fn try_claim(&self, name: &str) -> Result<Claimed<'_>, ImageError> {
         let failed = |error: io::Error| ImageError::io("lock", &self.path_of(name), error);
         let lock = match self.open_lock(name, OFlags::empty()) {
             Ok(lock) => lock,

@@ -12,8 +12,10 @@
 //! each sandbox: those of its trajectory, where that has some of its own. Of version 1 there is
 //! such a tree for each controller.
 //!
-//! A sandbox's first process is moved into its slot's group before it does anything, and into its
-//! own before it starts something, which stays there. The host process itself is never moved: of
+//! A sandbox's first process is born in its group, or, of version 1, joins its slot's before it does
+//! anything else, and its own before it starts something, which stays there ([`Entrance`]). To move
+//! *another* process costs milliseconds in which everything waits: the kernel takes a lock for it
+//! that all forks take, too. The host process itself is never moved: of
 //! version 2 its group must allow children already (it is the root of a cgroup namespace, or
 //! it was prepared for that), or the one above it must.
 //!
@@ -29,6 +31,7 @@ mod settings;
 use std::collections::HashMap;
 use std::fs;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -106,6 +109,16 @@ pub(in crate::sandbox) struct Group {
     slot: Arc<SlotGroup>,
     /// Its own, where memory is counted.
     own: PathBuf,
+}
+
+/// How a sandbox's first process gets into its groups, so that nothing waits for it.
+#[derive(Debug)]
+pub(in crate::sandbox) enum Entrance {
+    /// It is born in this one.
+    Born(OwnedFd),
+    /// It joins these, which are of version 1, by writing `0` to them. What it has joined before
+    /// the last it is to see as the root of all groups.
+    Joins(Vec<OwnedFd>),
 }
 
 /// How many processes the kernel has killed in a group for want of memory.
@@ -371,29 +384,36 @@ impl KillCount {
 }
 
 impl Group {
-    /// Moves a process, and what it will start, into the slot's group. Where it is then it is to
-    /// see as the root of all groups; [`settle`](Self::settle) is due afterwards.
+    /// How a sandbox's first process gets into it.
     ///
     /// # Errors
     /// Those of the file system.
-    pub(super) fn enter(&self, pid: i32) -> io::Result<()> {
-        let pid = pid.to_string();
-        let enter = |path: &PathBuf| write(&path.join("cgroup.procs"), &pid);
+    pub(in crate::sandbox) fn entrance(&self) -> io::Result<Entrance> {
         match self.slot.version {
             // In what has children with limits no process may be.
-            Version::Two => enter(&self.own),
-            Version::One => self.slot.paths.iter().try_for_each(enter),
+            Version::Two => fs::File::open(&self.own).map(|own| Entrance::Born(own.into())),
+            Version::One => {
+                let paths = self.slot.paths.iter().chain([&self.own]);
+                let tasks = |path: &PathBuf| {
+                    let file = fs::OpenOptions::new().write(true).open(path.join("tasks"))?;
+                    Ok(OwnedFd::from(file))
+                };
+                paths.map(tasks).collect::<io::Result<_>>().map(Entrance::Joins)
+            }
         }
     }
 
-    /// Moves a process that has [entered](Self::enter) into the sandbox's own group.
+    /// Moves a process, and what it will start, into it. Waits until all processors have seen that
+    /// processes are about to be moved, which takes milliseconds.
     ///
     /// # Errors
     /// Those of the file system.
-    pub(super) fn settle(&self, pid: i32) -> io::Result<()> {
+    pub(in crate::sandbox) fn enter(&self, pid: i32) -> io::Result<()> {
+        let pid = pid.to_string();
+        let enter = |path: &PathBuf| write(&path.join("cgroup.procs"), &pid);
         match self.slot.version {
-            Version::Two => Ok(()),
-            Version::One => write(&self.own.join("cgroup.procs"), &pid.to_string()),
+            Version::Two => enter(&self.own),
+            Version::One => self.slot.paths.iter().chain([&self.own]).try_for_each(enter),
         }
     }
 

@@ -57,7 +57,6 @@ fn a_slots_limits_hold_what_is_refused_is_counted_and_nothing_is_left() {
             .spawn()
             .unwrap();
         group.enter(child.id() as i32).unwrap();
-        group.settle(child.id() as i32).unwrap();
         let inside = fs::read_to_string(format!("/proc/{}/cgroup", child.id())).unwrap();
         assert!(inside.contains("/slot-3"), "{inside}");
         use std::io::Write;
