@@ -124,7 +124,8 @@ impl Images {
         let of_slot = run.users().of_slot(0);
         let shared = match isolation {
             Engine::Jailed(jails) if matches!(jails.layers(), Ok(Layers::Own)) => {
-                of_slot.and_then(CommandUser::of_images)
+                let user = of_slot.and_then(CommandUser::of_images);
+                user.map(|user| user.with_barred(run.hands_over()))
             }
             _ => None,
         };
