@@ -22,6 +22,7 @@
 mod capabilities;
 #[cfg(feature = "http")]
 pub mod fleet;
+mod images;
 #[cfg(target_os = "linux")]
 pub mod local;
 mod reply;
@@ -37,6 +38,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 pub use capabilities::{BadContainer, Capabilities, DEFAULT_TIMEOUT, Isolation};
+pub use images::{ContainerImages, HeldImages, ImageKey, MOST_IMAGE_NAMES};
 pub use reply::{Answer, BeginReply, Cancellation, Reply, ResetReply};
 pub use watch::{ContainerChange, LeasedSlots, Watcher};
 

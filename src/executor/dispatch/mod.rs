@@ -30,6 +30,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
+use self::begin::Begun;
 use self::call::{
     Call, Current, Item, Lost, ReleaseReplies, Stage, Trajectory, answer, closed_before_start,
 };
@@ -330,6 +331,7 @@ impl Dispatch {
         [
             overdue.min().map(|when| self.spared_until.map_or(when, |until| when.max(until))),
             self.lanes_due,
+            self.pool.held_until(),
             self.idle_end(),
             self.idle_say_due(),
             self.demand_due(),
@@ -585,8 +587,10 @@ impl Dispatch {
                 None => {
                     self.waiting_for_slot += 1;
                     call.stage = Stage::WaitingForSlot { since: now };
-                    let near = trajectory.begun.as_ref().and_then(|begun| begun.near.as_deref());
-                    self.pool.wait_in(call.promise.call_state().trajectory_id.clone(), near);
+                    let begun = trajectory.begun.as_deref();
+                    let wish = begun.map(Begun::wish).unwrap_or_default();
+                    let trajectory_id = call.promise.call_state().trajectory_id.clone();
+                    self.pool.wait_in(trajectory_id, wish, now);
                     self.set_timer(id, now + self.limits.acquire_timeout);
                     Ok(())
                 }
