@@ -70,6 +70,14 @@ pub trait Backend: Send + Sync + 'static {
         Capabilities::default()
     }
 
+    /// The images that it has on this machine: what a sandbox server in front of it tells its
+    /// executors, asked for again and again. Must not block. A backend over several containers
+    /// tells by its watcher instead ([`ContainerChange::Images`]). Defaults to `None`: it does not
+    /// say.
+    fn images(&self) -> Option<Arc<HeldImages>> {
+        None
+    }
+
     /// Gets how many slots are wanted, whenever that has changed, but no more than ten times a
     /// second; only where containers [may be added](Capabilities::may_grow). Called on the
     /// executor's own thread: it must not block. Defaults to doing nothing.

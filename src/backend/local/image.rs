@@ -3,13 +3,14 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::bounded;
 use parking_lot::Mutex;
 
+use super::held::Held;
 use super::{Inner, LocalBackend, Slot};
-use crate::backend::SlotRef;
+use crate::backend::{HeldImages, SlotRef};
 use crate::error::BeginFailure;
 use crate::interrupt::Interrupt;
 use crate::sandbox::image::{
@@ -19,6 +20,7 @@ use crate::sandbox::isolation::Isolation as Engine;
 use crate::sandbox::supervisor::{CommandSpec, End, Finished};
 use crate::sandbox::toolbox::LazyToolbox;
 use crate::sandbox::workspace::{DataDir, ImageFiles, MachineSpec, NoMachine, Workspace};
+use crate::thread::OwnedThread;
 use crate::tool::OutputOrder;
 
 /// How long an image's shell may take to do nothing.
@@ -81,14 +83,34 @@ impl LocalBackend {
 
 /// Where the images of slots are from.
 pub(super) struct Images {
-    data_dir: Option<PathBuf>,
-    ids: StoredIds,
-    /// Opened for the first image that is no directory.
-    store: Mutex<Option<ImageStore>>,
+    store: Arc<LazyStore>,
+    held: Arc<Held>,
+    /// The one that looks what is held, if that was asked for.
+    looks: Mutex<Option<OwnedThread>>,
     /// What is brought along for those that have no bash or no tmux.
     pub(super) toolbox: LazyToolbox,
     /// Triggered when the backend closes.
     interrupt: Interrupt,
+}
+
+/// The store, opened for the first image that is no directory.
+struct LazyStore {
+    data_dir: Option<PathBuf>,
+    ids: StoredIds,
+    opened: Mutex<Option<ImageStore>>,
+}
+
+impl LazyStore {
+    fn open(&self, interrupt: &Interrupt) -> Result<ImageStore, ImageError> {
+        let mut opened = self.opened.lock();
+        match &*opened {
+            Some(store) => Ok(store.clone()),
+            None => {
+                let store = ImageStore::open(self.data_dir.as_deref(), self.ids, interrupt)?;
+                Ok(opened.insert(store).clone())
+            }
+        }
+    }
 }
 
 impl Images {
@@ -100,7 +122,13 @@ impl Images {
             false => StoredIds::Kept,
         };
         let toolbox = LazyToolbox::new(run.path().join("toolbox"));
-        Self { data_dir, ids, store: Mutex::new(None), toolbox, interrupt: Interrupt::new() }
+        Self {
+            store: Arc::new(LazyStore { data_dir, ids, opened: Mutex::default() }),
+            held: Arc::new(Held::new()),
+            looks: Mutex::default(),
+            toolbox,
+            interrupt: Interrupt::new(),
+        }
     }
 
     /// Finds an image by its name. Blocks, where it has to be unpacked for as long as that takes.
@@ -112,22 +140,34 @@ impl Images {
         if let ImageSource::Directory(path) = &source {
             return Image::directory(path).map(Arc::new);
         }
-        let store = {
-            let mut store = self.store.lock();
-            match &*store {
-                Some(store) => store.clone(),
-                None => {
-                    let data_dir = self.data_dir.as_deref();
-                    store.insert(ImageStore::open(data_dir, self.ids, interrupt)?).clone()
-                }
+        let _pulling = self.held.pulling(name);
+        self.store.open(interrupt)?.get(&source, interrupt)
+    }
+
+    /// What of images is here, from the first question on: at that nothing was seen yet.
+    pub(super) fn held(&self) -> Arc<HeldImages> {
+        let mut looks = self.looks.lock();
+        if looks.is_none() && !self.interrupt.is_interrupted() {
+            let (held, store, interrupt) =
+                (self.held.clone(), self.store.clone(), self.interrupt.clone());
+            let look = move || held.keep_looking(|| store.open(&interrupt), &interrupt);
+            match OwnedThread::spawn("tool-images", look) {
+                Ok(thread) => *looks = Some(thread),
+                // It is tried again at the next question.
+                Err(error) => log::warn!("no thread that looks what images there are: {error}"),
             }
-        };
-        store.get(&source, interrupt)
+        }
+        drop(looks);
+        self.held.told()
     }
 
     /// No image is unpacked any more.
-    pub(super) fn close(&self) {
+    pub(super) fn close(&self, deadline: Instant) {
         self.interrupt.interrupt();
+        let looks = self.looks.lock().take();
+        if let Some(thread) = looks {
+            thread.join_or_leave(deadline);
+        }
     }
 }
 

@@ -22,6 +22,7 @@
 //! descriptor for its image, not one a layer, and who removes layers looks once more at which are
 //! needed when it has claimed them.
 
+mod contents;
 mod import;
 mod list;
 mod pull;
@@ -42,6 +43,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use parking_lot::Mutex;
 use rustix::fs::Dir;
 
+pub(crate) use self::contents::ContentsReader;
 pub use self::import::ImportStep;
 pub use self::list::{StoredImage, StoredLayer};
 use self::record::{IMAGE, ImageRecord, NameRecord, TREE};
