@@ -704,8 +704,8 @@ void te_tool_reply_free(struct te_tool_reply *reply);
  *
  * `config` is a JSON object. All keys may be left out, or be null; one that is not known is
  * refused, and te_last_error() names it. `{"local": {}}` is the embedded sandbox with all its
- * defaults; with neither "local" nor "fleet" there are in-process tools and the ToolServer's
- * only. Times are in seconds.
+ * defaults; with none of "local", "fleet", "slurm" and "backends" there are in-process tools and
+ * the ToolServer's only. Times are in seconds.
  *
  * ```text
  *     "local":  {"slots": 10, "data_dir": "...", "image": null, "user_ids": "auto",
@@ -731,6 +731,9 @@ void te_tool_reply_free(struct te_tool_reply *reply);
  *                "slots_per_server": null, "server_arguments": [], "allow_unisolated": false,
  *                "start_timeout_s": 60, "idle_timeout_s": 300, "drain_before_s": 180,
  *                "unreachable_timeout_s": 30, "token": null}
+ *     "backends": [{"name": "...", "local", "fleet" or "slurm": {...}, "spill_after_s": 0}, ...]
+ *                (in place of these three: the first is preferred; each other one gets the
+ *                trajectories for which those before it have no free slot for so long)
  *     "tool_server": {"url": "http://host:port", "token": "...", "concurrency": 16,
  *                     "ca_pem": "..."}
  *     "policy": {"allow_network": true, "require_sandbox": false,
@@ -766,10 +769,11 @@ te_status te_executor_new(const char *config,
                           struct te_executor **executor);
 
 /**
- * What the executor is: a JSON object with "version", "backend" ("local", "fleet" or null), facts
- * about the embedded sandbox ("isolated", "not_isolated_because", ...), "tools", the list of its
- * tools as OpenAI's chat API takes it, "prompt", the same as prose for a model's prompt, and
- * "definitions", the same as Hermes models expect it.
+ * What the executor is: a JSON object with "version", "backend" ("local", "fleet", "slurm",
+ * "several" or null), facts about the embedded sandbox ("isolated", "not_isolated_because", ...)
+ * or the same in "backends", with the "name" of each of several, "tools", the list of its tools as
+ * OpenAI's chat API takes it, "prompt", the same as prose for a model's prompt, and "definitions",
+ * the same as Hermes models expect it.
  *
  * On success `*description` is the caller's, to be freed by te_buffer_free().
  */

@@ -44,6 +44,20 @@ impl fmt::Display for IsolationLevel {
     }
 }
 
+/// Which user ids machines from images have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum ImageIds {
+    /// Each slot has all ids of an image, as a range of its own.
+    OwnRange,
+    /// All slots have the same range: files have their owners, and to the kernel one machine's
+    /// users are the other's. So in a container whose root may not show files with other owners.
+    SharedRange,
+    /// One id, which stands for all: root's `chown` and its kin are answered without effect.
+    One,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

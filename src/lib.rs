@@ -152,8 +152,10 @@ pub mod image {
 pub mod stats {
     pub use crate::backend::BadContainer;
     pub use crate::egress::NetworkTotals;
-    pub use crate::executor::{Bucket, IdleHolder, LaneStats, OutcomeCounts, Stats, Summary};
-    pub use crate::level::IsolationLevel;
+    pub use crate::executor::{
+        BackendStats, Bucket, IdleHolder, LaneStats, OutcomeCounts, Stats, Summary,
+    };
+    pub use crate::level::{ImageIds, IsolationLevel};
     pub use crate::limits::{EnforcedLimits, Enforcement};
     pub use crate::pool::{ContainerCounts, ImageCounts, SlotCounts};
 }

@@ -58,7 +58,6 @@ impl Default for EnforcedLimits {
 
 impl EnforcedLimits {
     /// What holds on two machines: of each limit the weaker.
-    #[cfg(any(feature = "http", test))]
     pub(crate) fn weaker(self, other: Self) -> Self {
         let weaker = |a: Enforcement, b: Enforcement| if (a as u8) < b as u8 { b } else { a };
         Self {

@@ -28,6 +28,8 @@ mod formats;
 #[path = "it/http.rs"]
 #[allow(dead_code, reason = "what the other tests need of it")]
 mod http;
+#[path = "cli/image_owners.rs"]
+mod image_owners;
 #[path = "cli/images.rs"]
 mod images;
 #[path = "cli/inputs.rs"]

@@ -249,6 +249,29 @@ fn a_served_executor_over_sandbox_servers_gives_their_files() {
 }
 
 #[test]
+fn this_machine_is_preferred_where_it_is_beside_sandbox_servers() {
+    let sandbox = Program::sandbox(&["--slots", "1"]);
+    let token = [("TOOL_EXECUTOR_SANDBOX_TOKEN", "s3cret-of-sandbox")];
+    let flags = ["--local-slots", "1", "--limit-memory", "1G", "--sandbox-url", &sandbox.url()];
+    let program = Program::serve(&flags, &token);
+    assert!(
+        program.line.contains("(1 slots and 1 sandbox servers, isolation "),
+        "{}",
+        program.line
+    );
+    let at = |trajectory| {
+        let answer = program.bash(trajectory, "true");
+        answer["metadata"]["container"].as_str().unwrap().to_owned()
+    };
+    let there = format!("fleet/{}", sandbox.url());
+    assert_eq!((at("a"), at("b"), at("a")), ("local/local".into(), there, "local/local".into()));
+    let status = program.ask("GET", "/status", &Value::Null).json();
+    let of = |number: usize, key: &str| status["backends"][number][key].clone();
+    assert_eq!((of(0, "name"), of(0, "free")), (json!("local"), json!(0)));
+    assert_eq!((of(1, "name"), of(1, "slots")), (json!("fleet"), json!(1)));
+}
+
+#[test]
 fn a_sandbox_server_runs_calls_and_gives_their_files() {
     let program = Program::sandbox(&["--slots", "2"]);
     assert!(program.line.contains("(2 slots, isolation ") && !program.line.contains("s3cret"));

@@ -12,6 +12,7 @@ Every exception is a `ToolExecutorError`; a tool that fails is a `ToolResult`.
 
 from ._asyncio import AsyncToolExecutor, AsyncTrajectory
 from ._config import (
+    BackendConfig,
     Bind,
     Config,
     FleetConfig,
@@ -77,6 +78,7 @@ __all__ = [
     "ArtifactNotFoundError",
     "AsyncToolExecutor",
     "AsyncTrajectory",
+    "BackendConfig",
     "BeginError",
     "Bind",
     "CloseReport",

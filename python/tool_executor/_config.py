@@ -117,6 +117,16 @@ class SlurmConfig(TypedDict, total=False):
     token: Optional[str]
 
 
+class BackendConfig(TypedDict, total=False):
+    """One of several kinds of slots: one of `local`, `fleet` and `slurm`."""
+
+    name: Optional[str]
+    spill_after_s: Optional[float]
+    local: Optional[LocalConfig]
+    fleet: Optional[FleetConfig]
+    slurm: Optional[SlurmConfig]
+
+
 class ToolServerConfig(TypedDict, total=False):
     """The server that runs external tools."""
 
@@ -150,6 +160,7 @@ class Settings(TypedDict, total=False):
     local: Optional[LocalConfig]
     fleet: Optional[FleetConfig]
     slurm: Optional[SlurmConfig]
+    backends: Optional[List[BackendConfig]]
     tool_server: Optional[ToolServerConfig]
     policy: Optional[PolicyConfig]
     batch_policy: Optional[str]
@@ -172,7 +183,8 @@ class Settings(TypedDict, total=False):
 
 class Config(Settings, total=False):
     """The settings of an executor. `{"local": {}}` is the embedded sandbox with all its defaults;
-    with neither `local` nor `fleet` there are functions of the program's and external tools only."""
+    with none of `local`, `fleet`, `slurm` and `backends` there are functions of the program's and
+    external tools only."""
 
     tools: Optional[ToolsConfig]
 

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::config::NetworkMode;
 use crate::egress::NetworkTotals;
-use crate::level::IsolationLevel;
+use crate::level::{ImageIds, IsolationLevel};
 use crate::limits::EnforcedLimits;
 use crate::spec::SpecField;
 
@@ -66,6 +66,9 @@ pub struct Capabilities {
     /// Why slots cannot have the files of an image, as one line. Defaults to `None`: they can, or
     /// it is not known.
     pub no_images_because: Option<String>,
+    /// Which user ids machines from images have. Defaults to `None`: there can be none, or it is
+    /// not known.
+    pub image_ids: Option<ImageIds>,
 }
 
 /// A container that answers and in whose slots nothing can be run. Its trajectories finish there;
@@ -127,6 +130,7 @@ impl Default for Capabilities {
             containers_found_bad: 0,
             spec: Vec::new(),
             no_images_because: None,
+            image_ids: None,
         }
     }
 }
@@ -150,5 +154,6 @@ setters! {
         with_containers_found_bad: containers_found_bad = u64,
         with_spec: spec = Vec<SpecField>,
         with_no_images_because: no_images_because = some String,
+        with_image_ids: image_ids = some ImageIds,
     }
 }

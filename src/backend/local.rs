@@ -26,7 +26,7 @@ use std::time::Instant;
 use parking_lot::Mutex;
 
 use calls::Running;
-use image::Images;
+use image::{Images, can_have_images};
 use resets::Resets;
 use snapshots::{EndedBetween, KeptSnapshots};
 
@@ -42,11 +42,12 @@ use crate::config::{LocalConfig, NetworkMode};
 use crate::egress::Egress;
 use crate::error::BackendError;
 use crate::interrupt::Interrupt;
-use crate::level::IsolationLevel;
+use crate::level::{ImageIds, IsolationLevel};
 use crate::limits::EnforcedLimits;
 use crate::sandbox::artifacts;
 use crate::sandbox::etc::EtcCopy;
-use crate::sandbox::isolation::Isolation as Engine;
+use crate::sandbox::image::StoredIds;
+use crate::sandbox::isolation::{Isolation as Engine, NO_OTHER_OWNERS};
 use crate::sandbox::limits::{Filter, Limits};
 use crate::sandbox::provided::Provided;
 use crate::sandbox::reach::Reach;
@@ -213,13 +214,32 @@ impl LocalBackend {
             Engine::Jailed(jails) => jails,
             Engine::None { reason, .. } => return (IsolationLevel::None, vec![reason.clone()]),
         };
-        let level = match &self.0.one_user {
-            _ if jails.shares_proc() => IsolationLevel::SharedProc,
-            Some(_) => IsolationLevel::OneUser,
-            None => IsolationLevel::Full,
+        let images_are_one_user = self
+            .0
+            .images
+            .shared
+            .map(|_| format!("all machines from images are one user: {NO_OTHER_OWNERS}"));
+        let slots_are_one_user = match &self.0.image {
+            Some(_) => images_are_one_user.is_some() || self.0.one_user.is_some(),
+            None => self.0.one_user.is_some(),
         };
-        let weakened_because = jails.weaknesses().into_iter().chain(self.0.one_user.clone());
-        (level, weakened_because.collect())
+        let level = match slots_are_one_user {
+            _ if jails.shares_proc() => IsolationLevel::SharedProc,
+            true => IsolationLevel::OneUser,
+            false => IsolationLevel::Full,
+        };
+        let one_user = self.0.one_user.clone().into_iter().chain(images_are_one_user);
+        (level, jails.weaknesses().into_iter().chain(one_user).collect())
+    }
+
+    /// Which user ids machines from images have, if there can be some.
+    fn image_ids(&self) -> Option<ImageIds> {
+        can_have_images(self.0.supervisor.isolation()).ok()?;
+        Some(match self.0.images.ids() {
+            StoredIds::Kept => ImageIds::OwnRange,
+            StoredIds::Moved(_) => ImageIds::SharedRange,
+            StoredIds::One => ImageIds::One,
+        })
     }
 
     /// Does `work` with the files of a slot, as its latest command saw them.
@@ -271,16 +291,14 @@ impl Backend for LocalBackend {
             network_totals: self.0.egress.as_ref().map(|egress| egress.totals()),
             not_filtered_because: not_filtered_because.map(str::to_owned),
             spec: begin::given(self),
-            no_images_because: match isolation {
-                Engine::Jailed(jails) => jails.no_layers_because().map(str::to_owned),
-                Engine::None { .. } => Some("commands are not isolated".to_owned()),
-            },
+            no_images_because: image::no_images_because(isolation).map(str::to_owned),
+            image_ids: self.image_ids(),
             ..Capabilities::default()
         }
     }
 
     fn images(&self) -> Option<Arc<HeldImages>> {
-        let can_have_some = image::can_have_images(self.0.supervisor.isolation()).is_ok();
+        let can_have_some = can_have_images(self.0.supervisor.isolation()).is_ok();
         can_have_some.then(|| self.0.images.held())
     }
 

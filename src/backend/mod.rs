@@ -17,7 +17,7 @@
 //!   that has no answer a grace time after its limit ends as
 //!   [`Outcome::SandboxLost`](crate::Outcome::SandboxLost).
 //!
-//! `examples/own_backend.rs` is a complete one.
+//! `examples/own_backend.rs` is a complete one. [`Several`] makes one of others.
 
 mod capabilities;
 #[cfg(feature = "http")]
@@ -26,8 +26,10 @@ mod images;
 #[cfg(target_os = "linux")]
 pub mod local;
 mod reply;
+pub mod several;
 #[cfg(all(feature = "http", target_os = "linux"))]
 pub mod slurm;
+pub(crate) mod tier;
 mod watch;
 
 use std::fmt;
@@ -40,6 +42,8 @@ use serde::{Deserialize, Serialize};
 pub use capabilities::{BadContainer, Capabilities, DEFAULT_TIMEOUT, Isolation};
 pub use images::{ContainerImages, HeldImages, ImageKey, MOST_IMAGE_NAMES};
 pub use reply::{Answer, BeginReply, Cancellation, Reply, ResetReply};
+pub use several::Several;
+pub use tier::Tier;
 pub use watch::{ContainerChange, LeasedSlots, Watcher};
 
 use crate::artifact::{
@@ -76,6 +80,18 @@ pub trait Backend: Send + Sync + 'static {
     /// say.
     fn images(&self) -> Option<Arc<HeldImages>> {
         None
+    }
+
+    /// The backends that this one is made of, in order of preference: the first is the preferred
+    /// one. The addresses of each one's containers begin with its name and a `/`. Asked for after
+    /// [`start`](Self::start), when names, number and order are heeded; again when a trajectory
+    /// begins with a spec, so that it is put where that can be given; and for
+    /// [`stats`](crate::ToolExecutor::stats). Must not block. Defaults to none: this is one.
+    ///
+    /// A trajectory whose begin one of them [refuses](BeginFailure::unsupported), or which has no
+    /// such [image](BeginFailure::image_unavailable), waits for a slot of the others.
+    fn tiers(&self) -> Vec<Tier> {
+        Vec::new()
     }
 
     /// Gets how many slots are wanted, whenever that has changed, but no more than ten times a
@@ -353,6 +369,9 @@ pub struct Demand {
     pub free: usize,
     /// The containers that are up and not draining.
     pub containers: Vec<ContainerUse>,
+    /// The same for each of the [tiers](Backend::tiers). A trajectory that may use several of them
+    /// now counts as waiting in each; one that is to wait for others for a while does not.
+    pub tiers: Vec<Demand>,
 }
 
 /// What of a container is in use.

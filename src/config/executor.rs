@@ -4,15 +4,18 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{FleetConfig, LocalConfig, SlurmConfig, ToolServerConfig, named_part};
+use super::{
+    BackendConfig, FleetConfig, LocalConfig, SlurmConfig, ToolServerConfig, backends, named_part,
+};
 use crate::error::ConfigError;
 use crate::seconds::{self, LONGEST};
 use crate::tool::{LONGEST_TIMEOUT, MAX_TIMEOUT, MIN_TIMEOUT, Policy, ToolRegistry, ToolSchema};
 
 /// How a [`ToolExecutor`](crate::ToolExecutor) is set up. Every setting has a default.
 ///
-/// Its sandbox is `local`, `fleet` or `slurm`, or one that a [`Builder`](crate::Builder) is given;
-/// with none of them there are in-process tools and the ToolServer's only.
+/// Its sandbox is `local`, `fleet` or `slurm`, several of them in order of preference, `backends`,
+/// or one that a [`Builder`](crate::Builder) is given; with none of them there are in-process tools
+/// and the ToolServer's only.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
@@ -26,6 +29,12 @@ pub struct ExecutorConfig {
     /// Sandbox servers that Slurm starts. Defaults to none; not both this and another. Linux only.
     #[serde(deserialize_with = "slurm", skip_serializing_if = "Option::is_none")]
     pub slurm: Option<SlurmConfig>,
+    /// Several of them, the preferred one first: each other one gets the trajectories for which
+    /// those before it have no free slot, or what they cannot give. Where a trajectory is it stays,
+    /// with its snapshots and forks. At most 16. Defaults to none; not both this and one of the
+    /// three.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub backends: Vec<BackendConfig>,
     /// The ToolServer that runs external tools. What it offers is asked for at the start and added
     /// to the registry, except for names that are taken. Defaults to none: external tools are then
     /// answered [`ExternalFailed`](crate::Outcome::ExternalFailed).
@@ -115,6 +124,7 @@ impl Default for ExecutorConfig {
             local: None,
             fleet: None,
             slurm: None,
+            backends: Vec::new(),
             tool_server: None,
             tools: ToolsConfig::default(),
             policy: Policy::default(),
@@ -143,6 +153,7 @@ setters! {
         with_local: local = some LocalConfig,
         with_fleet: fleet = some FleetConfig,
         with_slurm: slurm = some SlurmConfig,
+        with_backends: backends = Vec<BackendConfig>,
         with_tool_server: tool_server = some ToolServerConfig,
         with_tools: tools = ToolsConfig,
         with_policy: policy = Policy,
@@ -175,10 +186,18 @@ impl ExecutorConfig {
     /// The first that does not, with what would be right.
     pub fn check(&self) -> Result<(), ConfigError> {
         let wrong = |text: String| Err(ConfigError::new(text));
-        let sandboxes = [self.local.is_some(), self.fleet.is_some(), self.slurm.is_some()];
+        let sandboxes = [
+            self.local.is_some(),
+            self.fleet.is_some(),
+            self.slurm.is_some(),
+            !self.backends.is_empty(),
+        ];
         if sandboxes.into_iter().filter(|given| *given).count() > 1 {
-            return wrong("give one of \"local\", \"fleet\" and \"slurm\"".to_owned());
+            let text =
+                "give one of \"local\", \"fleet\" and \"slurm\", or a list of them, \"backends\"";
+            return wrong(text.to_owned());
         }
+        backends::check_all(&self.backends)?;
         let at_least_one =
             [("max_batch_size", self.max_batch_size), ("queue_capacity", self.queue_capacity)];
         for (name, value) in at_least_one {

@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize};
 /// met by runaways only, and to be the same on every machine, so that a trajectory ends the same
 /// way wherever it runs.
 ///
+/// A trajectory may have less: [`TrajectorySpec::limits`](crate::TrajectorySpec::limits).
+///
 /// A slot's commands, its `terminal_stateful` sessions and its terminal have a sandbox each. Where
 /// the kernel keeps the limits, by cgroups, they have what is said of processes, memory and
 /// processors together; elsewhere each of them has it.

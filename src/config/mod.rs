@@ -24,6 +24,7 @@
 //! ```
 
 mod advertise;
+mod backends;
 mod bind;
 mod executor;
 mod fleet;
@@ -39,6 +40,8 @@ mod variables;
 
 #[cfg(feature = "server")]
 pub(crate) use advertise::Advertise;
+pub use backends::BackendConfig;
+pub(crate) use backends::{MOST_BACKENDS, check_backend_name};
 pub use bind::Bind;
 pub(crate) use executor::MOST_THREADS;
 pub use executor::{BatchPolicy, ExecutorConfig, LostWorkspace, ToolsConfig};

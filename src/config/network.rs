@@ -38,7 +38,6 @@ impl NetworkMode {
     }
 }
 
-#[cfg(any(feature = "http", test))]
 impl NetworkMode {
     /// What is so on two machines: the one that lets commands reach more.
     pub(crate) fn wider(self, other: Self) -> Self {

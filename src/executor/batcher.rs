@@ -13,7 +13,7 @@ use super::external::{External, HandlerCall, ToolServerCall};
 use super::lease::Lease;
 use super::notices::Notices;
 use super::stats::Stats;
-use crate::backend::{Backend, BeginReply, Execution, ResetReply};
+use crate::backend::{Backend, BeginReply, Execution, ResetReply, Tier, tier};
 use crate::tool::{Outcome, ToolReply, ToolResult};
 use crate::toolserver::{ExternalCall, ToolServer};
 use crate::workers::{Workers, guarded};
@@ -39,10 +39,37 @@ pub(crate) struct Performer {
     /// For the reports of what the workers did.
     pub(crate) report: Sender<Event>,
     pub(crate) backend: Arc<dyn Backend>,
-    /// The tools whose calls the backend takes at once.
-    pub(crate) inline_tools: &'static [&'static str],
+    pub(crate) inline_tools: InlineTools,
     pub(crate) pools: WorkerPools,
     pub(crate) notices: Arc<Notices>,
+}
+
+/// The tools whose calls the backend takes at once.
+pub(crate) struct InlineTools {
+    everywhere: &'static [&'static str],
+    /// Those of each tier, by its name.
+    by_tier: Vec<(String, &'static [&'static str])>,
+}
+
+impl InlineTools {
+    /// Those of a backend, or of the tiers that it is made of.
+    pub(crate) fn new(everywhere: &'static [&'static str], tiers: &[Tier]) -> Self {
+        let of = |tier: &Tier| (tier.name.clone(), tier.capabilities.inline_tools);
+        Self { everywhere, by_tier: tiers.iter().map(of).collect() }
+    }
+
+    /// Those of the container at this address.
+    fn at(&self, addr: &str) -> &'static [&'static str] {
+        match self.by_tier.is_empty() {
+            true => self.everywhere,
+            false => self.tier(addr).map_or(&[], |(tier, _)| self.by_tier[tier].1),
+        }
+    }
+
+    /// The tier of an address, and what the address is there.
+    fn tier<'a>(&self, addr: &'a str) -> Option<(usize, &'a str)> {
+        tier::split(self.by_tier.iter().map(|(name, _)| &**name), addr)
+    }
 }
 
 /// The threads that do what blocks, and what they need for it.
@@ -113,7 +140,8 @@ impl Performer {
         match action {
             Action::Send { container, addr, batch } => {
                 // A change of threads costs a lone call more than handing it over does.
-                let is_inline = |execution: &Execution| self.inline_tools.contains(&execution.tool);
+                let inline_tools = self.inline_tools.at(&addr);
+                let is_inline = |execution: &Execution| inline_tools.contains(&execution.tool);
                 let (inline, others): (Vec<_>, Vec<_>) = batch.into_iter().partition(is_inline);
                 hand_over(&*backend, &addr, inline);
                 if others.is_empty() {
@@ -129,8 +157,14 @@ impl Performer {
                 handle(call);
                 let _ = report.send(Event::ExternalReturned(External::InProcess));
             }),
-            Action::AskToolServer(call) => match tool_server {
+            Action::AskToolServer(mut call) => match tool_server {
                 Some((tool_server, threads)) => {
+                    // The server may go there itself: it gets the address as it is.
+                    if let Some(slot) = &mut call.slot
+                        && let Some((_, there)) = self.inline_tools.tier(&slot.addr)
+                    {
+                        slot.addr = there.into();
+                    }
                     let tool_server = tool_server.clone();
                     threads.spawn(move || {
                         if let Err(panic) = guarded(|| ask(&tool_server, call)) {

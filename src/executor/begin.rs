@@ -14,10 +14,12 @@ use super::gate::Refused;
 use super::promise::CallHandle;
 use super::promise::{CallState, Pending, Promise, ReplyTo};
 use super::{MAX_TRAJECTORY_ID, ToolExecutor};
-use crate::backend::ExecutionId;
+use crate::backend::{Capabilities, ExecutionId, Tier, gives};
 use crate::error::{BeginError, BeginFailure, ConfigError};
+use crate::pool::TierSet;
 use crate::spec::{SpecField, TrajectorySpec};
 use crate::tool::{Outcome, ToolResult};
+use crate::workers::guarded;
 
 impl ToolExecutor {
     /// Begins a trajectory with what it asks for beyond the executor's configuration, and blocks
@@ -97,6 +99,23 @@ impl ToolExecutor {
         admitted.map(Pending::new)
     }
 
+    /// The tiers that can give what a spec asks for, as far as is known; all of them where none is
+    /// known to: they are asked one after the other then.
+    fn tiers_for(&self, spec: &TrajectorySpec) -> TierSet {
+        if !self.has_tiers || spec.asks_for().next().is_none() {
+            return TierSet::ALL;
+        }
+        let tiers = guarded(|| self.backend.tiers()).unwrap_or_default();
+        let can_give = |tier: &Tier| {
+            let Capabilities { spec: fields, may_grow, .. } = &tier.capabilities;
+            // Of one that has no server yet it is not known.
+            (*may_grow && fields.is_empty()) || gives(spec, fields).is_ok()
+        };
+        let can = tiers.iter().enumerate().filter(|(_, tier)| can_give(tier));
+        let can = TierSet::of(can.map(|(number, _)| number));
+        if can.is_empty() { TierSet::ALL } else { can }
+    }
+
     /// The door of begins.
     fn admit_begin_to(
         &self,
@@ -129,7 +148,8 @@ impl ToolExecutor {
         let call_state = promise.call_state().clone();
         let (accepted, answer) = bounded(1);
         let near = spec.snapshot.as_ref().and_then(|id| self.snapshot_places.container(id));
-        let begin = Event::Begin { promise, spec: Arc::new(spec), near, at, accepted };
+        let may = self.tiers_for(&spec);
+        let begin = Event::Begin { promise, spec: Arc::new(spec), near, may, at, accepted };
         if self.events.send(begin).is_err() {
             // The batcher has died.
             self.gate.leave(1);

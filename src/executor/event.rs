@@ -18,7 +18,7 @@ use super::promise::{Notify, Promise};
 use super::stats::Stats;
 use crate::backend::{ContainerChange, ExecutionId, SlotRef};
 use crate::error::{BeginError, BeginFailure, ReleaseError};
-use crate::pool::SlotIx;
+use crate::pool::{SlotIx, TierSet};
 use crate::spec::TrajectorySpec;
 use crate::tool::{Outcome, Prepared, Timing};
 
@@ -39,6 +39,8 @@ pub(crate) enum Event {
         spec: Arc<TrajectorySpec>,
         /// The container that it needs a slot of, if it needs one of a certain one.
         near: Option<Arc<str>>,
+        /// The tiers that can give what it asks for.
+        may: TierSet,
         at: Instant,
         accepted: Sender<Result<(), BeginError>>,
     },

@@ -54,7 +54,7 @@ pub(crate) use self::lease::Lease;
 pub use self::promise::{CallHandle, Pending};
 #[cfg(feature = "server")]
 pub(crate) use self::snapshots::check_fork;
-pub use self::stats::{Bucket, IdleHolder, LaneStats, OutcomeCounts, Stats, Summary};
+pub use self::stats::{BackendStats, Bucket, IdleHolder, LaneStats, OutcomeCounts, Stats, Summary};
 
 use self::batcher::Ended;
 use self::callback::CallbackJob;
@@ -121,6 +121,8 @@ pub struct ToolExecutor {
     callbacks: RwLock<Option<Sender<CallbackJob>>>,
     callback_places: Arc<Places>,
     backend: Arc<dyn Backend>,
+    /// Whether the backend is made of others.
+    has_tiers: bool,
     snapshot_places: SnapshotPlaces,
     threads: Mutex<Option<Threads>>,
     /// What [`close`](Self::close) found, and the last statistics.
@@ -289,6 +291,14 @@ impl ToolExecutor {
             Some(stats) => stats,
             None => self.closed.lock().as_ref().map(|(_, stats)| stats.clone()).unwrap_or_default(),
         };
+        if self.has_tiers {
+            let tiers = guarded(|| self.backend.tiers()).unwrap_or_default();
+            // Once it is closed there are none but these.
+            stats.backends.resize_with(tiers.len(), BackendStats::default);
+            for (told, tier) in stats.backends.iter_mut().zip(tiers) {
+                (told.name, told.capabilities) = (tier.name, tier.capabilities);
+            }
+        }
         let capabilities = self.capabilities();
         stats.isolation_level = capabilities.isolation_level;
         stats.weakened_because = capabilities.weakened_because;
@@ -315,9 +325,10 @@ impl ToolExecutor {
     }
 
     /// Has the backend use these containers from now on, by their addresses: for a fleet, the URLs
-    /// of its sandbox servers. New ones are used as soon as they answer; where one is not named any
-    /// more the trajectories that are there finish, and no other is put there. Blocks for a moment
-    /// at most. [`Stats::lanes`] tells what has come of it.
+    /// of its sandbox servers; of several backends one, each with its name, as `fleet/http://…`.
+    /// New ones are used as soon as they answer; where one is not named any more the trajectories
+    /// that are there finish, and no other is put there. Blocks for a moment at most.
+    /// [`Stats::lanes`] tells what has come of it.
     ///
     /// # Errors
     /// An address makes no sense, or the backend has the containers that it has (as the embedded

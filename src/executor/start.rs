@@ -8,7 +8,7 @@ use std::time::Instant;
 use crossbeam_channel::{bounded, unbounded};
 use parking_lot::{Mutex, RwLock};
 
-use super::batcher::{Batcher, Performer, WorkerPools};
+use super::batcher::{Batcher, InlineTools, Performer, WorkerPools};
 use super::builder::{Builder, NoBackend};
 use super::callback;
 use super::completion::Places;
@@ -21,9 +21,10 @@ use super::orders::Orders;
 use super::snapshots::SnapshotPlaces;
 use super::stats::Rejections;
 use super::{CLOSE_MARGIN, Threads, ToolExecutor};
-use crate::backend::{Backend, Container, Watcher};
+use crate::backend::{Backend, Container, Several, Watcher};
 use crate::config::{
-    ExecutorConfig, FleetConfig, LocalConfig, MOST_THREADS, SlurmConfig, ToolServerConfig,
+    BackendConfig, ExecutorConfig, FleetConfig, LocalConfig, MOST_THREADS, SlurmConfig,
+    ToolServerConfig,
 };
 use crate::error::{BackendError, BackendErrorKind, ConfigError, StartError};
 use crate::interrupt::Interrupt;
@@ -46,11 +47,13 @@ impl ToolExecutor {
     pub(super) fn launch(builder: Builder) -> Result<Self, StartError> {
         let Builder { config, backend, registry, interrupt } = builder;
         config.check()?;
-        let is_configured =
-            config.local.is_some() || config.fleet.is_some() || config.slurm.is_some();
+        let is_configured = config.local.is_some()
+            || config.fleet.is_some()
+            || config.slurm.is_some()
+            || !config.backends.is_empty();
         if backend.is_some() && is_configured {
-            let text = "the builder has a backend, and the configuration \"local\", \"fleet\" or \
-                        \"slurm\": give one of them";
+            let text = "the builder has a backend, and the configuration \"local\", \"fleet\", \
+                        \"slurm\" or \"backends\": give one of them";
             return Err(ConfigError::new(text).into());
         }
         let mut registry = match registry {
@@ -69,7 +72,8 @@ impl ToolExecutor {
             (None, Some(local), ..) => start_local(local, &interrupt)?,
             (None, None, Some(fleet), _) => new_fleet(fleet)?,
             (None, None, None, Some(slurm)) => new_slurm(slurm)?,
-            (None, None, None, None) => Arc::new(NoBackend),
+            (None, None, None, None) if config.backends.is_empty() => Arc::new(NoBackend),
+            (None, None, None, None) => new_several(config.backends, &interrupt)?,
         };
         let containers = backend.start(&interrupt).map_err(backend_failed)?;
         if let Some(addr) = told_twice(&containers) {
@@ -77,6 +81,7 @@ impl ToolExecutor {
             let text = format!("the backend has two containers at the address {addr:?}");
             return Err(StartError::Backend(BackendError::new(text)));
         }
+        let tiers = backend.tiers();
         let capabilities = backend.capabilities();
         limits.may_grow = capabilities.may_grow;
         // A backend without a limit of its own may well say `Duration::MAX`.
@@ -106,19 +111,21 @@ impl ToolExecutor {
                 None => None,
             };
             let (callbacks, callback) = callback::start()?;
+            let mut dispatch = Dispatch::new(
+                &containers,
+                limits,
+                gate.clone(),
+                rejections.clone(),
+                capabilities.starts_dirty,
+            );
+            dispatch.use_tiers(&tiers);
             let batcher = Batcher {
-                dispatch: Dispatch::new(
-                    &containers,
-                    limits,
-                    gate.clone(),
-                    rejections.clone(),
-                    capabilities.starts_dirty,
-                ),
+                dispatch,
                 events: receiver,
                 performer: Performer {
                     report: events.clone(),
                     backend: backend.clone(),
-                    inline_tools: capabilities.inline_tools,
+                    inline_tools: InlineTools::new(capabilities.inline_tools, &tiers),
                     pools: WorkerPools { io, handlers, tool_server },
                     notices: Arc::default(),
                 },
@@ -165,11 +172,30 @@ impl ToolExecutor {
             callbacks: RwLock::new(Some(callbacks)),
             callback_places: Places::new(config.queue_capacity),
             backend,
+            has_tiers: !tiers.is_empty(),
             snapshot_places: SnapshotPlaces::default(),
             threads: Mutex::new(Some(threads)),
             closed: Mutex::new(None),
         })
     }
+}
+
+/// Several backends as one. The embedded sandboxes among them start here.
+fn new_several(
+    configs: Vec<BackendConfig>,
+    interrupt: &Interrupt,
+) -> Result<Arc<dyn Backend>, StartError> {
+    let mut several = Several::new();
+    for config in configs {
+        let (name, after) = (config.name().to_owned(), config.spill_after);
+        let backend = match (config.local, config.fleet, config.slurm) {
+            (Some(local), ..) => start_local(local, interrupt)?,
+            (None, Some(fleet), _) => new_fleet(fleet)?,
+            (None, None, slurm) => new_slurm(slurm.unwrap_or_default())?,
+        };
+        several = several.with_shared(&name, after, backend)?;
+    }
+    Ok(Arc::new(several))
 }
 
 /// The address of two of the containers.

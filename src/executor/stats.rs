@@ -8,7 +8,7 @@ use hdrhistogram::Histogram;
 use parking_lot::Mutex;
 use serde::{Serialize, Serializer};
 
-use crate::backend::BadContainer;
+use crate::backend::{BadContainer, Capabilities};
 use crate::config::NetworkMode;
 use crate::egress::NetworkTotals;
 use crate::level::IsolationLevel;
@@ -60,6 +60,8 @@ pub struct Stats {
     pub containers: ContainerCounts,
     /// What is on its way to each container that is there, now.
     pub lanes: Vec<LaneStats>,
+    /// The backends by themselves, in order of preference, where there are several.
+    pub backends: Vec<BackendStats>,
     /// How far commands are isolated in the backend's slots, where it tells.
     pub isolation_level: Option<IsolationLevel>,
     /// Why they are not isolated further, a line each.
@@ -82,6 +84,25 @@ pub struct Stats {
     pub network_totals: Option<NetworkTotals>,
     /// Where trajectories that begin with an image were put.
     pub images: ImageCounts,
+}
+
+/// One of several backends.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct BackendStats {
+    /// Its name, with which the addresses of its containers begin.
+    pub name: String,
+    /// Its containers that answer and take trajectories, now.
+    pub containers: usize,
+    /// Their slots.
+    pub slots: usize,
+    /// Those of them that are not held.
+    pub free: usize,
+    /// Trajectories that wait and may have a slot of it, now: those that are still to wait for the
+    /// backends before it are not counted.
+    pub waiting: usize,
+    /// What it can do, and what holds in its slots.
+    pub capabilities: Capabilities,
 }
 
 /// A trajectory that holds a slot and does nothing with it.

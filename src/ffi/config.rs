@@ -34,10 +34,11 @@ pub(super) fn builder(
     config.check().map_err(|error| wrong(error.to_string()))?;
     let mut registry = config.tools.registry().map_err(|error| wrong(error.to_string()))?;
     add(&mut registry)?;
-    let backend = match (&config.local, &config.fleet) {
-        (Some(_), _) => Some("local"),
-        (None, Some(_)) => Some("fleet"),
-        (None, None) => None,
+    let backend = match (&config.local, &config.fleet, &config.slurm) {
+        (Some(_), ..) => Some("local"),
+        (None, Some(_), _) => Some("fleet"),
+        (None, None, Some(_)) => Some("slurm"),
+        (None, None, None) => (!config.backends.is_empty()).then_some("several"),
     };
     Ok((ToolExecutor::builder().config(config).registry(registry), backend))
 }
@@ -54,6 +55,7 @@ pub(super) fn facts(capabilities: &Capabilities) -> JsonObject {
         ("network".to_owned(), json!(capabilities.network)),
         ("not_filtered_because".to_owned(), capabilities.not_filtered_because.as_deref().into()),
         ("no_images_because".to_owned(), capabilities.no_images_because.as_deref().into()),
+        ("image_ids".to_owned(), json!(capabilities.image_ids)),
         ("limits".to_owned(), json!(capabilities.limits)),
         ("spec_fields".to_owned(), json!(capabilities.spec)),
     ])
@@ -90,6 +92,8 @@ mod tests {
             (r#"{"fleet": {}}"#, TE_INVALID_CONFIG, "in \"fleet\": a fleet needs the URL"),
             (r#"{"fleet": {"urls": []}}"#, TE_INVALID_CONFIG, "at least one"),
             (r#"{"fleet": {"urls": ["x"]}, "local": {}}"#, TE_INVALID_CONFIG, "give one of"),
+            (r#"{"backends": [{}]}"#, TE_INVALID_CONFIG, "in \"backends\"[0]: give one of"),
+            (r#"{"backends": [{"local": {"slot": 1}}]}"#, TE_INVALID_CONFIG, "`slot`"),
             (r#"{"batch_window_s": -1}"#, TE_INVALID_CONFIG, "from 0 to"),
             (r#"{"batch_window_s": 1e9}"#, TE_INVALID_CONFIG, "from 0 to"),
             (r#"{"batch_window_s": "1"}"#, TE_INVALID_CONFIG, "a number of seconds"),

@@ -78,8 +78,8 @@ pub(super) fn is_forked_process() -> bool {
 ///
 /// `config` is a JSON object. All keys may be left out, or be null; one that is not known is
 /// refused, and te_last_error() names it. `{"local": {}}` is the embedded sandbox with all its
-/// defaults; with neither "local" nor "fleet" there are in-process tools and the ToolServer's
-/// only. Times are in seconds.
+/// defaults; with none of "local", "fleet", "slurm" and "backends" there are in-process tools and
+/// the ToolServer's only. Times are in seconds.
 ///
 /// ```text
 ///     "local":  {"slots": 10, "data_dir": "...", "image": null, "user_ids": "auto",
@@ -105,6 +105,9 @@ pub(super) fn is_forked_process() -> bool {
 ///                "slots_per_server": null, "server_arguments": [], "allow_unisolated": false,
 ///                "start_timeout_s": 60, "idle_timeout_s": 300, "drain_before_s": 180,
 ///                "unreachable_timeout_s": 30, "token": null}
+///     "backends": [{"name": "...", "local", "fleet" or "slurm": {...}, "spill_after_s": 0}, ...]
+///                (in place of these three: the first is preferred; each other one gets the
+///                trajectories for which those before it have no free slot for so long)
 ///     "tool_server": {"url": "http://host:port", "token": "...", "concurrency": 16,
 ///                     "ca_pem": "..."}
 ///     "policy": {"allow_network": true, "require_sandbox": false,
@@ -157,10 +160,11 @@ pub unsafe extern "C" fn te_executor_new(
     })
 }
 
-/// What the executor is: a JSON object with "version", "backend" ("local", "fleet" or null), facts
-/// about the embedded sandbox ("isolated", "not_isolated_because", ...), "tools", the list of its
-/// tools as OpenAI's chat API takes it, "prompt", the same as prose for a model's prompt, and
-/// "definitions", the same as Hermes models expect it.
+/// What the executor is: a JSON object with "version", "backend" ("local", "fleet", "slurm",
+/// "several" or null), facts about the embedded sandbox ("isolated", "not_isolated_because", ...)
+/// or the same in "backends", with the "name" of each of several, "tools", the list of its tools as
+/// OpenAI's chat API takes it, "prompt", the same as prose for a model's prompt, and "definitions",
+/// the same as Hermes models expect it.
 ///
 /// On success `*description` is the caller's, to be freed by te_buffer_free().
 #[unsafe(no_mangle)]
@@ -182,6 +186,14 @@ pub unsafe extern "C" fn te_describe(
         });
         if let (Value::Object(all), Some("local")) = (&mut all, executor.backend) {
             all.extend(config::facts(&executor.executor.capabilities()));
+        }
+        if executor.backend == Some("several") {
+            let backends = executor.executor.stats().backends.into_iter().map(|one| {
+                let mut facts = config::facts(&one.capabilities);
+                facts.insert("name".to_owned(), one.name.into());
+                facts
+            });
+            all["backends"] = backends.collect::<Vec<_>>().into();
         }
         out.json(&all);
         Ok(())

@@ -4,8 +4,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::Pool;
 use super::slot::{ContainerState, PoolContainer, Purpose, Slot, SlotIx, State};
+use super::{Pool, tiers};
 use crate::backend::{ContainerChange, LeasedSlots};
 
 impl Pool {
@@ -89,9 +89,11 @@ impl Pool {
                 let entry = &mut self.containers[number];
                 self.by_addr.remove(&entry.addr);
                 entry.addr = addr.clone();
+                entry.tier = tiers::tier_at(&self.tiers, addr);
             }
             None => {
                 let mut entry = PoolContainer::new(addr.clone());
+                entry.tier = tiers::tier_at(&self.tiers, addr);
                 entry.state = ContainerState::Gone;
                 self.containers.push(entry);
             }
@@ -186,11 +188,10 @@ impl Pool {
     fn reset_for_nobody(&mut self, slot: SlotIx) {
         if let State::Resetting { purpose, .. } = &mut self.slots[slot.0].state
             && matches!(purpose, Purpose::Grant(..))
-            && let Purpose::Grant(position, trajectory) =
-                std::mem::replace(purpose, Purpose::Nobody)
+            && let Purpose::Grant(turn, trajectory) = std::mem::replace(purpose, Purpose::Nobody)
         {
             self.image_is_over(slot);
-            self.wait_again(position, trajectory);
+            self.wait_again(turn, trajectory);
         }
     }
 

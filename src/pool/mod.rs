@@ -15,6 +15,9 @@
 //! Containers come and go ([`Pool::container_changed`]). No slot of one that does not answer is
 //! given out; who holds one keeps it, unless the workspaces there were lost.
 //!
+//! Containers may be of several *tiers*, the backends of an executor in order of preference: then a
+//! slot of the first that has one is given out, among those that who waits may use (`tiers`).
+//!
 //! A container may be shared with other executors. Then the pool has those of its slots that were
 //! granted ([`Pool::resized`]); the others are *absent*. [`Pool::take_excess`] gives back what is
 //! more than it may have.
@@ -25,6 +28,9 @@ mod placing;
 mod slot;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tier_tests;
+mod tiers;
 mod wishes;
 
 use std::collections::{BTreeSet, HashMap};
@@ -33,14 +39,16 @@ use std::time::{Duration, Instant};
 
 pub use self::images::ImageCounts;
 pub(crate) use self::images::PlaceImages;
-pub(crate) use self::placing::Wish;
+pub(crate) use self::placing::Wanted;
 pub use self::slot::{ContainerCounts, SlotCounts};
 pub(crate) use self::slot::{Occupancy, SlotIx};
+pub(crate) use self::tiers::{MOST_TIERS, TierSet};
 
 use self::images::Images;
 use self::slot::{ContainerState, PoolContainer, Purpose, Slot, State};
-use self::wishes::{Kind, Wishes};
-use crate::backend::{Container, SlotRef};
+use self::tiers::{TierRules, TierView};
+use self::wishes::{Turn, Wishes};
+use crate::backend::{Container, SlotRef, Tier};
 use crate::wait_queue::{Position, WaitQueue};
 
 /// What [`Pool::assign`] decided for the trajectory at the head of the waiting room.
@@ -93,6 +101,8 @@ pub(crate) struct Pool {
     timers: BTreeSet<(Instant, SlotIx)>,
     counts: SlotCounts,
     reset_timeout: Duration,
+    /// The tiers, the preferred one first; none where there is one only.
+    tiers: Vec<TierRules>,
 }
 
 impl Pool {
@@ -136,6 +146,25 @@ impl Pool {
             timers: BTreeSet::new(),
             counts,
             reset_timeout,
+            tiers: Vec::new(),
+        }
+    }
+
+    /// Has the containers be of these tiers, the preferred one first, by the names that their
+    /// addresses begin with; while no trajectory is here yet. Of the slots of those that start
+    /// dirty it is not known what is in them.
+    pub(crate) fn use_tiers(&mut self, tiers: &[Tier]) {
+        self.tiers = tiers.iter().map(TierRules::new).collect();
+        self.wishes.spill_after(self.tiers.iter().map(|tier| tier.spill_after));
+        for entry in &mut self.containers {
+            entry.tier = tiers::tier_at(&self.tiers, &entry.addr);
+        }
+        let is_dirty = |container: &PoolContainer| {
+            tiers.get(container.tier).is_some_and(|tier| tier.capabilities.starts_dirty)
+        };
+        let dirty = self.containers.iter().filter(|container| is_dirty(container));
+        for slot in dirty.flat_map(|container| container.slots.clone()).collect::<Vec<_>>() {
+            self.set(slot, State::Dirty(None));
         }
     }
 
@@ -183,21 +212,25 @@ impl Pool {
     }
 
     fn serve_first(&mut self, now: Instant) -> Option<Assignment> {
-        let anywhere = self.wishes.first(None).and_then(|position| {
+        // Whom of a line the first cannot be served, none of it can: they have waited for less
+        // long.
+        let views = self.tier_views();
+        let anywhere = self.wishes.anywhere().filter_map(|(may, line)| {
+            let (&position, &since) = line.first_key_value()?;
             let left = self.left_by.get(self.waiting.get(position)?).copied();
             let slot = left
                 .filter(|slot| self.containers[self.slots[slot.0].container].is_open())
-                .or_else(|| self.clean_slot())
-                .or_else(|| self.dirty_slot())?;
+                .or_else(|| self.free_slot(may, now.saturating_duration_since(since), &views))?;
             Some((position, slot))
         });
-        let there = self.wishes.wished_for().filter_map(|container| {
+        let there = self.wishes.there().filter_map(|(container, line)| {
             let entry = self.containers.get(container).filter(|entry| entry.is_open())?;
             let slot = entry.clean.last().or_else(|| entry.dirty.front())?;
-            Some((self.wishes.first(Some(container))?, *slot))
+            Some((*line.first_key_value()?.0, *slot))
         });
         let first = there.chain(anywhere).min_by_key(|(position, _)| *position);
-        if let Some(assignment) = self.assign_image(first.map(|(position, _)| position), now) {
+        let before = first.map(|(position, _)| position);
+        if let Some(assignment) = self.assign_image(before, &views, now) {
             return Some(assignment);
         }
         let (position, slot) = first?;
@@ -209,8 +242,8 @@ impl Pool {
         let trajectory = self.waiting.remove(position)?;
         let left = self.left_by.get(&trajectory).copied();
         self.positions.remove(&trajectory);
-        self.wishes.leave(&trajectory, position);
-        let begins_anew = self.wishes.of(&trajectory).is_some();
+        let turn = self.wishes.leave(&trajectory, position)?;
+        let begins_anew = self.wishes.has_one(&trajectory);
         if let Some(left) = left.filter(|left| *left != slot) {
             // Its container does not answer, or is draining, or another is wished for; what it left
             // there it will not have back, since from now on its files are elsewhere.
@@ -221,7 +254,7 @@ impl Pool {
             _ => false,
         };
         if needs_reset {
-            self.begin_reset(slot, Purpose::Grant(position, trajectory), now);
+            self.begin_reset(slot, Purpose::Grant(turn, trajectory), now);
             return Some(Assignment::Reset(slot));
         }
         self.wishes.forget(&trajectory, None);
@@ -304,11 +337,11 @@ impl Pool {
                 self.set(slot, State::Held(trajectory.clone()));
                 Some(ResetFor::Granted(trajectory, slot))
             }
-            (Purpose::Grant(position, trajectory), Err(error)) => {
+            (Purpose::Grant(turn, trajectory), Err(error)) => {
                 let state = broken(entry, &error);
                 self.set(slot, state);
                 // Back to where it was, before all who came later.
-                self.wait_again(position, trajectory);
+                self.wait_again(turn, trajectory);
                 None
             }
             (Purpose::Release(trajectory), outcome) => {
@@ -424,6 +457,7 @@ impl Pool {
     pub(crate) fn occupancy(&self) -> impl Iterator<Item = Occupancy<'_>> {
         self.containers.iter().enumerate().map(|(number, container)| Occupancy {
             addr: &container.addr,
+            tier: container.tier,
             state: match container.state {
                 ContainerState::Up if container.is_draining => "draining",
                 ContainerState::Up => "up",
@@ -459,24 +493,38 @@ impl Pool {
     }
 
     /// Puts a trajectory back to where it was in the waiting room.
-    fn wait_again(&mut self, position: Position, trajectory: Arc<str>) {
-        self.waiting.put_back(position, trajectory.clone());
-        self.wishes.return_to(&trajectory, position);
-        self.positions.insert(trajectory, position);
+    fn wait_again(&mut self, turn: Turn, trajectory: Arc<str>) {
+        self.waiting.put_back(turn.position, trajectory.clone());
+        self.wishes.return_to(&trajectory, turn);
+        self.positions.insert(trajectory, turn.position);
     }
 
-    fn clean_slot(&self) -> Option<SlotIx> {
-        self.least_loaded(|container| container.clean.last())
+    /// A free slot for a trajectory that may use these tiers and has waited for so long.
+    fn free_slot(&self, may: TierSet, waited: Duration, views: &[TierView]) -> Option<SlotIx> {
+        let of_tier = |tier| self.clean_slot(tier).or_else(|| self.dirty_slot(tier));
+        if views.is_empty() {
+            return of_tier(0);
+        }
+        let open = tiers::open_to(may, waited, views);
+        (0..views.len()).filter(|tier| open.has(*tier)).find_map(of_tier)
     }
 
-    fn dirty_slot(&self) -> Option<SlotIx> {
-        self.least_loaded(|container| container.dirty.front())
+    fn clean_slot(&self, tier: usize) -> Option<SlotIx> {
+        self.least_loaded(tier, |container| container.clean.last())
     }
 
-    fn least_loaded(&self, free: impl Fn(&PoolContainer) -> Option<&SlotIx>) -> Option<SlotIx> {
+    fn dirty_slot(&self, tier: usize) -> Option<SlotIx> {
+        self.least_loaded(tier, |container| container.dirty.front())
+    }
+
+    fn least_loaded(
+        &self,
+        tier: usize,
+        free: impl Fn(&PoolContainer) -> Option<&SlotIx>,
+    ) -> Option<SlotIx> {
         self.containers
             .iter()
-            .filter(|container| container.is_open())
+            .filter(|container| container.tier == tier && container.is_open())
             .filter_map(|container| free(container).map(|slot| (container.load, *slot)))
             .min()
             .map(|(_, slot)| slot)

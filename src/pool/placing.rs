@@ -4,20 +4,31 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::images::choice::{Candidate, Choice, NeedsReset, Source, best_to_pull, choose};
+use super::images::choice::{Candidate, Choice, NeedsReset, Source, TRIES, best_to_pull, choose};
 use super::images::{ImageCounts, ImageWish};
 use super::slot::{PoolContainer, SlotIx, State};
-use super::{Assignment, Kind, Pool};
+use super::tiers::{self, TierSet, TierView};
+use super::wishes::{Turn, Wish};
+use super::{Assignment, Pool};
 use crate::backend::ImageKey;
 use crate::wait_queue::Position;
 
 /// What a trajectory wants of its slot.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Wish<'a> {
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Wanted<'a> {
     /// The address of the container that it needs a slot of, because something of it is there.
     pub(crate) near: Option<&'a str>,
+    /// The tiers that it may be in, where it is to be near to nothing.
+    pub(crate) may: TierSet,
     /// The image that it begins with.
     pub(crate) image: Option<ImageKey>,
+}
+
+impl Default for Wanted<'_> {
+    /// Any slot.
+    fn default() -> Self {
+        Self { near: None, may: TierSet::ALL, image: None }
+    }
 }
 
 impl Pool {
@@ -25,22 +36,25 @@ impl Pool {
     ///
     /// With an address it waits for a slot of the container there, and does not have back what it
     /// left in a slot. Where that container is gone, or takes no trajectory any more, any slot will
-    /// do: whoever uses it finds out what is missing. With an image it gets a slot that is chosen
-    /// for it, and holds up no one while it waits for that.
-    pub(crate) fn wait_in(&mut self, trajectory: Arc<str>, wish: Wish<'_>, now: Instant) {
+    /// do: whoever uses it finds out what is missing. Without one it needs a slot of the tiers that
+    /// it may use; with an image one that is chosen for it, and it holds up no one while it waits
+    /// for that.
+    pub(crate) fn wait_in(&mut self, trajectory: Arc<str>, wanted: Wanted<'_>, now: Instant) {
         debug_assert!(!self.positions.contains_key(&trajectory));
         let position = self.waiting.push(trajectory.clone());
-        let near = wish.near.and_then(|addr| self.container_at(addr));
-        let near = near.filter(|container| self.containers[*container].may_be_wished_for());
-        let kind = match (near, wish.image) {
-            (Some(container), _) => Some(Kind::There(container)),
-            (None, Some(image)) => {
+        let Wanted { near, may, image } = wanted;
+        let there = near.and_then(|addr| self.container_at(addr));
+        let there = there.filter(|container| self.containers[*container].may_be_wished_for());
+        let wish = match (near, there, image) {
+            (_, Some(container), _) => Wish::There(container),
+            (Some(_), None, _) => Wish::Of(TierSet::ALL),
+            (None, None, Some(image)) => {
                 self.images.touch(image, now);
-                Some(Kind::Image(ImageWish { image, since: now, tries: 0, held_since: None }))
+                Wish::Image(ImageWish { image, may, since: now, tries: 0, held_since: None })
             }
-            (None, None) => None,
+            (None, None, None) => Wish::Of(may),
         };
-        self.wishes.enter(trajectory.clone(), position, kind);
+        self.wishes.enter(trajectory.clone(), Turn { position, since: now }, wish);
         self.positions.insert(trajectory, position);
     }
 
@@ -49,10 +63,11 @@ impl Pool {
     pub(super) fn assign_image(
         &mut self,
         before: Option<Position>,
+        views: &[TierView],
         now: Instant,
     ) -> Option<Assignment> {
         self.held_until = None;
-        let turn = self.next_turn(before, now)?;
+        let turn = self.next_turn(before, views, now)?;
         let trajectory = self.waiting.get(turn.position)?.clone();
         let wish = *self.wishes.image_of(&trajectory)?;
         let Some((container, source)) = turn.place else {
@@ -68,47 +83,49 @@ impl Pool {
         }
         let (slot, _) = free_slot(&self.containers[container])?;
         let assignment = self.give(turn.position, slot, now);
-        self.slots[slot.0].image =
-            Some(self.images.begins(container, wish, turn.position, source, now));
+        let turn = Turn { position: turn.position, since: wish.since };
+        self.slots[slot.0].image = Some(self.images.begins(container, wish, turn, source, now));
         assignment
     }
 
     /// Whose turn it is of those who wait for a slot with an image.
-    fn next_turn(&mut self, before: Option<Position>, now: Instant) -> Option<ImageTurn> {
+    fn next_turn(
+        &mut self,
+        before: Option<Position>,
+        views: &[TierView],
+        now: Instant,
+    ) -> Option<ImageTurn> {
         let has_free = self.has_free();
         let (mut passed, mut last, mut turn) = (Vec::new(), Vec::new(), None);
-        for (position, image) in self.wishes.first_of_images() {
+        for (position, (image, _)) in self.wishes.first_of_images() {
             if before.is_some_and(|before| before < position) {
                 break;
             }
             let Some(trajectory) = self.waiting.get(position) else { continue };
-            let Some(Kind::Image(wish)) = self.wishes.of(trajectory) else { continue };
+            let Wish::Image(wish) = self.wishes.wish_of(trajectory) else { continue };
             if !has_free && self.images.failures(image, now).is_empty() {
                 continue;
             }
-            let near: Vec<_> = self.candidates(image, self.images.near(image), now).collect();
-            let facts = self.images.facts(image, now);
-            let place = match choose(&wish, self.idle_since, facts, &near, now) {
-                Choice::Refuse => None,
-                _ if !has_free => continue,
-                Choice::Take(container, source) => Some((container, source)),
-                Choice::Pull => match self.best_to_pull(image, now) {
-                    Some(container) => Some((container, Source::Pull)),
-                    None => continue,
-                },
-                Choice::PullLast => {
-                    last.push((position, image));
-                    passed.push(trajectory.clone());
-                    continue;
+            match self.choose_place(&wish, views, now) {
+                Placed::Nowhere => {}
+                Placed::There(container, source) => {
+                    turn = Some(ImageTurn { position, place: Some((container, source)) });
+                    break;
                 }
-                Choice::HoldUntil(until) => {
+                Placed::Refused => {
+                    turn = Some(ImageTurn { position, place: None });
+                    break;
+                }
+                Placed::Last(container) => {
+                    let place = Some((container, Source::Pull));
+                    last.push(ImageTurn { position, place });
+                    passed.push(trajectory.clone());
+                }
+                Placed::Held(until) => {
                     self.held_until = Some(self.held_until.map_or(until, |other| other.min(until)));
                     passed.push(trajectory.clone());
-                    continue;
                 }
-            };
-            turn = Some(ImageTurn { position, place });
-            break;
+            }
         }
         for trajectory in passed {
             if let Some(wish) = self.wishes.image_of(&trajectory)
@@ -118,13 +135,48 @@ impl Pool {
                 self.images.counts.waits += 1;
             }
         }
-        turn.or_else(|| {
-            let pulls = |&(position, image): &(Position, ImageKey)| {
-                let place = Some((self.best_to_pull(image, now)?, Source::Pull));
-                Some(ImageTurn { position, place })
+        turn.or_else(|| last.into_iter().next())
+    }
+
+    /// Where a trajectory is to have its image: in the first of the tiers that it may use now that
+    /// has a slot for it.
+    fn choose_place(&self, wish: &ImageWish, views: &[TierView], now: Instant) -> Placed {
+        let open = match views {
+            [] => TierSet::ALL,
+            views => tiers::open_to(wish.may, now.saturating_duration_since(wish.since), views),
+        };
+        let failed = self.images.failures(wish.image, now);
+        let is_of = |tiers: TierSet| {
+            move |container: &usize| {
+                self.containers.get(*container).is_some_and(|entry| tiers.has(entry.tier))
+            }
+        };
+        let failures = failed.iter().filter(|container| is_of(wish.may)(container)).count();
+        let facts = self.images.facts(wish.image, failures);
+        let mut tiers = TierSet::NONE;
+        let mut placed = Placed::Nowhere;
+        for tier in (0..views.len().max(1)).filter(|tier| open.has(*tier)) {
+            tiers = tiers.with(tier);
+            let near = self.images.near(wish.image).filter(is_of(tiers));
+            let near: Vec<_> = self.candidates(wish.image, near, now).collect();
+            let best = || self.best_to_pull(wish.image, tier, now);
+            placed = match choose(wish, self.idle_since, facts, &near, now) {
+                Choice::Take(container, source) => Placed::There(container, source),
+                Choice::Refuse => Placed::Refused,
+                Choice::HoldUntil(until) if self.has_free() => Placed::Held(until),
+                Choice::HoldUntil(_) => Placed::Nowhere,
+                Choice::Pull => {
+                    best().map_or(Placed::Nowhere, |best| Placed::There(best, Source::Pull))
+                }
+                Choice::PullLast => best().map_or(Placed::Nowhere, Placed::Last),
             };
-            last.iter().find_map(pulls)
-        })
+            match placed {
+                // A later one may have it, or have room.
+                Placed::Nowhere | Placed::Refused => {}
+                Placed::There(..) | Placed::Last(_) | Placed::Held(_) => break,
+            }
+        }
+        placed
     }
 
     /// Whether there is a free slot, be it one that cannot be given out now.
@@ -150,9 +202,15 @@ impl Pool {
         })
     }
 
-    fn best_to_pull(&self, image: ImageKey, now: Instant) -> Option<usize> {
+    fn best_to_pull(&self, image: ImageKey, tier: usize, now: Instant) -> Option<usize> {
+        if !self.has_free() {
+            return None;
+        }
         let near: HashSet<_> = self.images.near(image).collect();
-        let others = (0..self.containers.len()).filter(|container| !near.contains(container));
+        let is_other = |container: &usize| {
+            self.containers[*container].tier == tier && !near.contains(container)
+        };
+        let others = (0..self.containers.len()).filter(is_other);
         best_to_pull(self.candidates(image, others, now))
     }
 
@@ -180,25 +238,31 @@ impl Pool {
         let (container, begin) = (entry.container, entry.image.take());
         let Some(begin) = begin else { return false };
         self.images.over(container, &begin);
-        let may_be_tried = self.images.failed(container, &begin, why, now);
+        self.images.failed(container, &begin, why, now);
         let State::Held(trajectory) = &self.slots[slot.0].state else { return false };
-        if !may_be_tried || !self.has_another(begin.wish.image, now) {
+        if begin.wish.tries + 1 >= TRIES || !self.has_another(&begin.wish, now) {
             return false;
         }
         let trajectory = trajectory.clone();
         self.take_back(slot, now);
         let wish = ImageWish { tries: begin.wish.tries + 1, held_since: None, ..begin.wish };
-        self.waiting.put_back(begin.position, trajectory.clone());
-        self.wishes.enter(trajectory.clone(), begin.position, Some(Kind::Image(wish)));
-        self.positions.insert(trajectory, begin.position);
+        let position = begin.turn.position;
+        self.waiting.put_back(position, trajectory.clone());
+        self.wishes.enter(trajectory.clone(), begin.turn, Wish::Image(wish));
+        self.positions.insert(trajectory, position);
         self.images.counts.retries += 1;
         true
     }
 
-    /// Whether there is a container in which an image has not just failed, and that has room.
-    fn has_another(&self, image: ImageKey, now: Instant) -> bool {
-        let mut open = self.candidates(image, 0..self.containers.len(), now);
-        open.any(|one| !one.has_failed && (one.has || !one.is_full))
+    /// Whether there is a container, of the tiers that it may use, in which the image has not just
+    /// failed, and that has it, or has room while there was but one failure.
+    fn has_another(&self, wish: &ImageWish, now: Instant) -> bool {
+        let is_one = |container: &usize| wish.may.has(self.containers[*container].tier);
+        let all: Vec<_> = (0..self.containers.len()).filter(is_one).collect();
+        let failed = self.images.failures(wish.image, now);
+        let is_new = all.iter().filter(|container| failed.contains(container)).count() < TRIES;
+        let mut open = self.candidates(wish.image, all.into_iter(), now);
+        open.any(|one| !one.has_failed && (one.has || is_new && !one.is_full))
     }
 
     /// What is counted of images.
@@ -214,6 +278,16 @@ impl Pool {
             self.images.over(container, &begin);
         }
     }
+}
+
+/// Where a trajectory is to have its image.
+enum Placed {
+    There(usize, Source),
+    /// There, unless another finds its image where a slot is free.
+    Last(usize),
+    Held(Instant),
+    Nowhere,
+    Refused,
 }
 
 /// Who is served, and where; nowhere where its image cannot be had.

@@ -7,7 +7,7 @@ use std::time::Instant;
 use serde::Serialize;
 
 use super::images::{ImageBegin, PlaceImages};
-use crate::wait_queue::Position;
+use super::wishes::Turn;
 
 /// The index of a slot in its pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -81,9 +81,8 @@ pub(super) enum State {
 
 #[derive(Debug)]
 pub(super) enum Purpose {
-    /// For the trajectory that was at the head of the waiting room, at this position, when the
-    /// reset began.
-    Grant(Position, Arc<str>),
+    /// For the trajectory whose turn it was, in the waiting room, when the reset began.
+    Grant(Turn, Arc<str>),
     Release(Arc<str>),
     /// For no trajectory any more: it gave up waiting.
     Nobody,
@@ -132,6 +131,8 @@ impl Slot {
 #[derive(Debug)]
 pub(super) struct PoolContainer {
     pub(super) addr: Arc<str>,
+    /// The number of its tier.
+    pub(super) tier: usize,
     /// Its slots by their indices, absent ones too.
     pub(super) slots: Vec<SlotIx>,
     pub(super) clean: Vec<SlotIx>,
@@ -155,6 +156,7 @@ impl PoolContainer {
     pub(super) fn new(addr: Arc<str>) -> Self {
         Self {
             addr,
+            tier: 0,
             slots: Vec::new(),
             clean: Vec::new(),
             dirty: VecDeque::new(),
@@ -195,6 +197,8 @@ impl PoolContainer {
 pub(crate) struct Occupancy<'a> {
     /// Where it is.
     pub(crate) addr: &'a Arc<str>,
+    /// The number of its tier.
+    pub(crate) tier: usize,
     /// One word.
     pub(crate) state: &'static str,
     /// The slots of it that the executor may use.

@@ -25,7 +25,7 @@ impl Pool {
     }
 
     fn wait_near(&mut self, trajectory: Arc<str>, near: Option<&str>) {
-        self.wait_in(trajectory, Wish { near, image: None }, Instant::now());
+        self.wait_in(trajectory, Wanted { near, ..Wanted::default() }, Instant::now());
     }
 }
 

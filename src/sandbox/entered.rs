@@ -127,8 +127,9 @@ impl Entered {
         self.wants_jail_ended
     }
 
-    /// The jail is open: the command is let go.
-    pub(super) fn enter(&mut self, jail: &mut Jail, now: Instant) {
+    /// The jail is open: the command is let go. Its time begins when that is done: this process
+    /// may be stopped at any moment, and what has not begun must not be late.
+    pub(super) fn enter(&mut self, jail: &mut Jail) {
         let Some(entry) = self.entry.take() else { return };
         let Entry { argv, stdin, writers: [stdout, stderr], script, verdict, alarm } = entry;
         let run = Run {
@@ -142,6 +143,7 @@ impl Entered {
         };
         match jail.run(&run, alarm) {
             Ok(run) => {
+                let now = Instant::now();
                 self.run = Some(run);
                 self.released = Some(now);
                 self.deadline = now + self.timeout;

@@ -75,6 +75,12 @@ impl Host {
 }
 
 impl Host {
+    /// The soft limit of open files that commands with these files get.
+    pub(super) fn open_files_of(&self, workspace: &Workspace) -> Option<u64> {
+        // A program may not have a soft limit above its hard one.
+        self.limits.lower_open_files_of(workspace, self.open_files)
+    }
+
     /// The shell of commands with these files, and where it is.
     pub(super) fn shell_of<'a>(&self, workspace: &'a Workspace) -> (Shell, &'a Path) {
         match workspace.image() {

@@ -96,11 +96,24 @@ pub(crate) struct Jails {
     variables: Vec<OsString>,
     /// What maps the ids of layers.
     id_maps: Arc<IdMaps>,
-    /// Whether they can have layers; or why not, as one line.
-    layers: Result<(), String>,
+    /// Which layers they can have; or why none, as one line.
+    layers: Result<Layers, String>,
     /// Files of the copy of `/etc` that are shown in images, too.
     etc_of_images: Vec<&'static str>,
 }
+
+/// Which layers sandboxes can have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Layers {
+    /// Any: their files are shown with the owners that a sandbox has.
+    Any,
+    /// Those whose owners are ids of the sandbox already, found by their paths.
+    Own,
+}
+
+/// Why it is just these.
+pub(crate) const NO_OTHER_OWNERS: &str = "this process may not show files with other owners: it is \
+     root of a container, without rights over the file system of the data directory";
 
 /// Why commands cannot have what the operator wants them to have.
 #[derive(Debug, thiserror::Error)]
@@ -322,7 +335,21 @@ impl Isolation {
         budget: &Budget,
     ) -> Result<Self, Failure> {
         if let Some(jails) = self.jails() {
-            jails.layers = conclusive(jails.try_layers(data_dir, budget))?;
+            jails.layers = match conclusive(jails.try_layers(data_dir, false, budget))? {
+                Ok(()) => Ok(Layers::Any),
+                Err(why) => match conclusive(jails.try_layers(data_dir, true, budget))? {
+                    Ok(()) => {
+                        log::debug!("{NO_OTHER_OWNERS}: {why}");
+                        Ok(Layers::Own)
+                    }
+                    Err(_) if data_dir.is_on_overlay() => Err(format!(
+                        "the data directory {} is on an overlay, as a container's own files are, \
+                         above which the kernel makes no other: give it a volume (--data-dir)",
+                        data_dir.base_path().display()
+                    )),
+                    Err(_) => Err(why),
+                },
+            };
             if let Err(reason) = &jails.layers {
                 log::info!("slots cannot have the files of images: {reason}");
             }
@@ -518,7 +545,11 @@ impl Jails {
             host_name: self.has_host_name.then_some(HOST_NAME),
             network,
             root,
-            shared_memory: self.shared_memory,
+            // As in `with_shared_memory`, where its trajectory has less memory than others.
+            shared_memory: match contents.workspace.limits().memory_bytes {
+                Some(own) => Some(own / 2),
+                None => self.shared_memory,
+            },
             terminals: self.terminals,
             inotify: self.inotify,
             proc: self.proc,
@@ -564,9 +595,9 @@ impl Jails {
         }
     }
 
-    /// Why they cannot have file systems of layers, as one line; `None` where they can.
-    pub(crate) fn no_layers_because(&self) -> Option<&str> {
-        self.layers.as_ref().err().map(String::as_str)
+    /// Which file systems of layers they can have; or why none, as one line.
+    pub(crate) fn layers(&self) -> Result<Layers, &str> {
+        self.layers.as_ref().copied().map_err(String::as_str)
     }
 
     /// Why there is no filter of system calls, as one line; `None` where there is one.

@@ -88,7 +88,8 @@ impl Running {
             reports: Reports::new(reaper.report),
             report: Report::default(),
             control: Some(reaper.control),
-            deadline: now + timeout,
+            // Its time begins now: until here this process may have been stopped.
+            deadline: Instant::now() + timeout,
             started: now,
             ended: None,
             killed: None,

@@ -117,6 +117,15 @@ impl CommandUser {
         Self { uid: Uid::from_raw(id), gid: Gid::from_raw(id), map, ..self }
     }
 
+    /// The same as `nobody` of the ids that machines from images share, and how these are inside;
+    /// `None` where there are too few for that. Blocks on two file system calls.
+    pub(crate) fn of_images(self) -> Option<Self> {
+        let IdSpan { first, count } = ids_of_images()?;
+        let map = IdMap { inside: 0, outside: first, count };
+        let id = map.outside + NOBODY;
+        Some(Self { uid: Uid::from_raw(id), gid: Gid::from_raw(id), map, ..self })
+    }
+
     /// The same as another user of its slot, by the numbers inside; where the slot has one id, as
     /// that.
     pub(super) fn as_inside(self, uid: u32, gid: u32) -> Self {
@@ -136,6 +145,11 @@ impl CommandUser {
     /// Whether it is root inside, in a slot that has other ids, too.
     pub(super) fn is_root_of_many(self) -> bool {
         !self.map.is_single() && self.map.inside == 0 && self.uid.as_raw() == self.map.outside
+    }
+
+    /// What the first id of its slot is on this machine: root's, where the slot has that.
+    pub(crate) fn first_id(self) -> u32 {
+        self.map.outside
     }
 
     /// Its number on this machine.
@@ -232,6 +246,23 @@ impl CommandUser {
             Ok(None)
         })
     }
+}
+
+/// The ids that machines from images share where layers cannot be shown with other owners; `None`
+/// where there are too few. Blocks on two file system calls.
+pub(super) fn ids_of_images() -> Option<IdSpan> {
+    ids::of_images(&own_ids())
+}
+
+/// The ids that are both users and groups in this process's user namespace.
+fn own_ids() -> Vec<IdSpan> {
+    let [users, groups] = ["/proc/self/uid_map", "/proc/self/gid_map"].map(text_of);
+    ids::in_both(&ids::mapped(&users), &ids::mapped(&groups))
+}
+
+/// What is in a file of the system; nothing where it cannot be read.
+fn text_of(path: &str) -> String {
+    std::fs::read_to_string(path).unwrap_or_default()
 }
 
 /// A thread that acts as a [`CommandUser`]. Dropping it, on that thread, gives it its own

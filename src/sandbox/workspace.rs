@@ -54,7 +54,7 @@ use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
 pub(crate) use data_dir::{DataDir, open_base};
-pub(crate) use image::{ImageFiles, MachineSpec, NoMachine};
+pub(crate) use image::{ImageFiles, MachineSpec, NoMachine, ShellId};
 pub(crate) use layered::{Base, Grading, NoGrading};
 
 use self::layered::{Beneath, Seen};
@@ -66,6 +66,7 @@ use super::shell::{Places, Shell};
 use super::spool::DIRECTORY as OUTPUTS;
 use super::tree::{self, TreeError};
 use super::user::{CommandUser, WeakRoot};
+use crate::spec::TrajectoryLimits;
 
 /// The mode of what is above the slots where their users are not ours: these may go through, and
 /// not look around.
@@ -246,7 +247,7 @@ impl Workspace {
             None => of_slot.clone(),
         };
         // What is changed of an image is changed by the first process.
-        let root = image.as_ref().map_or(owner, |_| of_slot.1.map(CommandUser::as_root_inside));
+        let root = image.as_ref().map_or(owner, |image| image.founder(of_slot.1));
         let life = lives.fetch_add(1, Ordering::Relaxed);
         let place = |kind: &str| match life {
             0 => directory.join(kind),
@@ -258,7 +259,7 @@ impl Workspace {
             let temporary = of_temporary.make(place("tmp"), owner)?;
             let home = of_home.make(place("home"), owner)?;
             if let Some(image) = &image {
-                let of_root = of_slot.1.map(|user| user.as_inside(0, 0));
+                let of_root = image.ids_of(of_slot.1).map(|user| user.as_inside(0, 0));
                 make_shown_dir(place("workspace").join(UPPER), image.mode(), of_root)?;
                 make_shown_dir(place("home").join(OUTPUTS), 0o755, owner)?;
             }
@@ -331,6 +332,11 @@ impl Workspace {
     /// Whether its trajectory's commands have no network, whatever their calls say.
     pub(crate) fn cuts_network(&self) -> bool {
         self.settings().cuts_network
+    }
+
+    /// What its slot may use, as far as its trajectory has less than the operator's limits.
+    pub(crate) fn limits(&self) -> &TrajectoryLimits {
+        &self.settings().limits
     }
 
     /// Whether processes that a command of its trajectory leaves running are kept, where the
@@ -483,21 +489,34 @@ impl Workspace {
     /// The root directory of its machine, where that is an image's. Each time it is another one
     /// above the same files.
     pub(super) fn root_overlay(&self) -> Option<Overlay> {
-        let of_slot = self.of_slot.1;
-        self.image.as_ref().map(|image| image.overlay(self.path(), self.next_work(), of_slot))
+        let user = self.user_of_slot();
+        self.image.as_ref().map(|image| image.overlay(self.path(), self.next_work(), user))
     }
 
     /// Whom the first processes of its jails run as, if not as us.
     pub(super) fn founder(&self) -> Option<CommandUser> {
-        match self.image {
-            Some(_) => self.of_slot.1.map(CommandUser::as_root_inside),
+        match &self.image {
+            Some(image) => image.founder(self.of_slot.1),
             None => self.owner,
         }
     }
 
-    /// The user of its slot, whoever its commands are; `None` if that is us.
+    /// The user whose ids its machine has, whoever its commands are: that of its slot, or of all
+    /// machines from images; `None` if that is us.
     pub(crate) fn user_of_slot(&self) -> Option<CommandUser> {
-        self.of_slot.1
+        match &self.image {
+            Some(image) => image.ids_of(self.of_slot.1),
+            None => self.of_slot.1,
+        }
+    }
+
+    /// Lets all users pass through the directory of its slot, to what they may use in it.
+    ///
+    /// # Errors
+    /// As `chmod(2)`.
+    pub(super) fn open_up(&self) -> Result<(), WorkspaceError> {
+        rustix::fs::chmod(self.directory(), PASSABLE)
+            .map_err(|errno| WorkspaceError::io("open up", self.directory(), errno))
     }
 
     /// The host path of the complete outputs of its calls, in its home directory.

@@ -5,7 +5,10 @@ use serde::{Deserialize, Serialize};
 use crate::config::SlotLimits;
 
 /// What one trajectory's slot may use of the machine: fields as those of [`SlotLimits`], of which
-/// each that is given has to be no more than the operator's. What is `None` is the operator's.
+/// each that is given has to be no more than the operator's. What is `None` is the operator's; or,
+/// where it begins from a snapshot, that of the trajectory which the snapshot is of.
+///
+/// A limit that nothing here can keep – `cpu` without cgroups, say – is refused, too.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
@@ -45,7 +48,21 @@ setters! {
     }
 }
 
+/// Before the operator's figure, where more is asked for.
+const OPERATORS_IS: &str = "a trajectory can have less than the operator gives, which is";
+
 impl TrajectoryLimits {
+    /// The operator's.
+    pub(crate) const OPERATORS: Self = Self {
+        processes: None,
+        memory_bytes: None,
+        cpu: None,
+        open_files: None,
+        file_bytes: None,
+        workspace_bytes: None,
+        files: None,
+    };
+
     /// Whether all of them are the operator's.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
@@ -56,11 +73,23 @@ impl TrajectoryLimits {
         self.over(&SlotLimits::none()).problem()
     }
 
+    /// These, and where they say nothing those of another trajectory.
+    pub(crate) fn or(&self, other: &Self) -> Self {
+        Self {
+            processes: self.processes.or(other.processes),
+            memory_bytes: self.memory_bytes.or(other.memory_bytes),
+            cpu: self.cpu.or(other.cpu),
+            open_files: self.open_files.or(other.open_files),
+            file_bytes: self.file_bytes.or(other.file_bytes),
+            workspace_bytes: self.workspace_bytes.or(other.workspace_bytes),
+            files: self.files.or(other.files),
+        }
+    }
+
     /// The limits that hold where the operator's are these.
     ///
     /// # Errors
     /// One of them is above the operator's; the text says which, and what would be right.
-    #[allow(dead_code, reason = "the embedded sandbox's, with a later commit")]
     pub(crate) fn within(&self, operators: &SlotLimits) -> Result<SlotLimits, String> {
         let whole = [
             ("processes", self.processes, operators.processes),
@@ -74,19 +103,19 @@ impl TrajectoryLimits {
             if let (Some(own), Some(most)) = (own, most)
                 && own > most
             {
-                return Err(format!("the limit {name} is {own}; here it is at most {most}"));
+                return Err(format!("the limit {name} is {own}; {OPERATORS_IS} {most}"));
             }
         }
         if let (Some(own), Some(most)) = (self.cpu, operators.cpu)
             && own > most
         {
-            return Err(format!("the limit cpu is {own}; here it is at most {most}"));
+            return Err(format!("the limit cpu is {own}; {OPERATORS_IS} {most}"));
         }
         Ok(self.over(operators))
     }
 
     /// The operator's limits, with those that are given in their place.
-    fn over(&self, operators: &SlotLimits) -> SlotLimits {
+    pub(crate) fn over(&self, operators: &SlotLimits) -> SlotLimits {
         operators
             .clone()
             .with_processes(self.processes.or(operators.processes))
@@ -114,9 +143,14 @@ mod tests {
 
         let more = TrajectoryLimits::default().with_memory_bytes(5_u64 << 30);
         let error = more.within(&operators).unwrap_err();
-        assert_eq!(error, "the limit memory_bytes is 5368709120; here it is at most 4294967296");
+        let expected = "the limit memory_bytes is 5368709120; a trajectory can have less than the \
+                        operator gives, which is 4294967296";
+        assert_eq!(error, expected);
         let more = TrajectoryLimits::default().with_cpu(2.0);
         assert!(more.within(&operators.clone().with_cpu(Some(1.5))).is_err());
+        let first = less.clone().with_files(99_u64);
+        let both = TrajectoryLimits::default().with_processes(50_u64).or(&first);
+        assert_eq!(both, first.with_processes(50_u64));
         // Where the operator has none, any is less.
         assert_eq!(more.within(&operators).unwrap().cpu, Some(2.0));
     }

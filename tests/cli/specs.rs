@@ -23,6 +23,8 @@ fn a_lines_spec_holds_above_the_runs_and_what_cannot_be_given_is_the_calls_outco
         with_spec("own", json!({"env": {"A": "own"}}), echo),
         trajectory("default", &[echo]),
         with_spec("refused", json!({"env": {"PATH": "/x"}}), echo),
+        with_spec("narrow", json!({"limits": {"open_files": 64}}), "ulimit -n"),
+        with_spec("wide", json!({"limits": {"open_files": 999_999}}), echo),
     ]);
     fs::write(setup.path("spec.json"), r#"{"env": {"A": "runs", "B": "runs"}}"#).unwrap();
     let spec = setup.path("spec.json");
@@ -34,6 +36,8 @@ fn a_lines_spec_holds_above_the_runs_and_what_cannot_be_given_is_the_calls_outco
         assert_eq!(found[&format!("own{suffix}")], expected("own-", "ok"));
         assert_eq!(found[&format!("default{suffix}")], expected("runs-runs", "ok"));
         assert_eq!(found[&format!("refused{suffix}")], expected("", "spec_unsupported"));
+        assert_eq!(found[&format!("narrow{suffix}")], expected("64", "ok"));
+        assert_eq!(found[&format!("wide{suffix}")], expected("", "spec_unsupported"));
     }
 }
 

@@ -32,9 +32,10 @@ static void run(te_executor *executor, const char *trajectory, const char *comma
 static void specs(te_executor *executor) {
     int32_t outcome = 7;
     OK(te_begin(executor, TE_STR("spec"),
-                TE_STR("{\"env\": {\"A\": \"b\"}, \"workdir\": \"/app\"}"), &outcome));
+                TE_STR("{\"env\": {\"A\": \"b\"}, \"workdir\": \"/app\","
+                       " \"limits\": {\"open_files\": 64}}"), &outcome));
     CHECK(outcome == TE_OUTCOME_OK);
-    run(executor, "spec", "echo $A $PWD", TE_OUTCOME_OK, "b /app");
+    run(executor, "spec", "echo $A $PWD $(ulimit -n)", TE_OUTCOME_OK, "b /app 64");
     CHECK(te_begin(executor, TE_STR("spec"), TE_STR("{}"), NULL) == TE_ALREADY_BEGUN);
     OK(te_release(executor, TE_STR("spec"), 1));
     CHECK(te_begin(executor, TE_STR("spec"), TE_STR("{\"env\": {\"PATH\": \"/x\"}}"), &outcome) ==

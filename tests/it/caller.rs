@@ -11,8 +11,8 @@ pub(crate) fn directory() -> tempfile::TempDir {
     directory
 }
 
-/// The image that slots are to have in the tests that can do with one, as `dir:/path`; it needs
-/// bash, Python, Perl and gcc. By default they have the host's files.
+/// The image that slots are to have in the tests that can do with one, as `dir:/path`:
+/// `tests/image-of-host` makes one. By default they have the host's files.
 #[allow(dead_code, reason = "not all test programs use it")]
 pub(crate) fn image() -> Option<String> {
     std::env::var("TOOL_EXECUTOR_TEST_IMAGE").ok()

@@ -130,6 +130,8 @@ fn commands_see_the_image_and_what_they_change_is_gone_with_the_trajectory() {
     );
     let seen = "cat /moved/file /etc/new; ls /home /bin | grep -c head || true; readlink /link";
     assert_eq!(bench.output(seen), "changed\nnew\n0\nx");
+    // What was made for what the machine shows is root's, wholly.
+    assert_eq!(bench.output("stat -c '%u %g' /run"), "0 0");
     // The other slot has its own.
     let other = bench.call("other", bash("cat /app/file; ls /etc/new"));
     assert!(other.output.starts_with("of the image\n"), "{other:?}");

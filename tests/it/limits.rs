@@ -300,6 +300,25 @@ fn limits_without_sense_are_refused_and_what_holds_is_told() {
     assert_eq!(held.cpu, Enforcement::None, "no limit");
 }
 
+#[test]
+fn commands_run_under_the_least_limits_that_are_allowed() {
+    let (_dir, executor) = executor(|limits| {
+        *limits = SlotLimits::none()
+            .with_processes(Some(8))
+            .with_memory_bytes(Some(16 * MIB))
+            .with_open_files(Some(16))
+            .with_file_bytes(Some(4096))
+            .with_workspace_bytes(Some(64 << 10))
+            .with_files(Some(64));
+    });
+    for _ in 0..3 {
+        // With a wait between the commands, in which a limit is met that needs one.
+        assert_eq!(output(&executor, "echo fine; sleep 0.1; ulimit -n"), "fine\n16");
+        let shell = call(&executor, "terminal_stateful", json!({"command": "ulimit -n"}));
+        assert_eq!((shell.outcome, &*shell.output), (Outcome::Ok, "16"), "{shell:?}");
+    }
+}
+
 #[cfg(feature = "server")]
 #[test]
 fn a_sandbox_server_tells_which_limits_hold() {
@@ -331,7 +350,10 @@ fn commands_see_the_limits_of_their_slot_where_runtimes_look_for_them() {
     });
     if executor.stats().limits.unwrap().memory != Enforcement::Cgroup {
         // This process may make no cgroups: there is nothing to be seen.
-        assert_eq!(output(&executor, "cat /sys/fs/cgroup/*/memory.limit_in_bytes; :"), "");
+        assert_eq!(
+            output(&executor, "cat /sys/fs/cgroup/*/memory.limit_in_bytes 2>/dev/null; :"),
+            ""
+        );
         return;
     }
     let look = "cd /sys/fs/cgroup; cat memory.max memory/memory.limit_in_bytes 2>/dev/null; :";

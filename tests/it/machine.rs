@@ -193,6 +193,10 @@ fn a_call_names_its_shell() {
 /// slot.
 #[test]
 fn a_machine_in_which_nothing_can_be_run_is_replaced() {
+    if image().is_some() {
+        // All that it has changed is the trajectory's: another one would have the same files.
+        return;
+    }
     for warm in [true, false] {
         let (_dir, executor) = start(1, false, warm);
         run(&executor, "bash", "echo file > kept; rm /bin");

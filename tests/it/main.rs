@@ -55,6 +55,7 @@ mod machine;
 mod network;
 mod once;
 mod order;
+mod own_limits;
 #[cfg(all(target_os = "linux", feature = "server"))]
 #[path = "../program/mod.rs"]
 #[allow(dead_code, reason = "what the other tests need of it")]
@@ -69,6 +70,8 @@ mod sandbox;
 mod sandbox_api;
 #[cfg(target_os = "linux")]
 mod seccomp;
+#[cfg(all(target_os = "linux", feature = "server"))]
+mod several;
 mod slots;
 #[cfg(all(target_os = "linux", feature = "server"))]
 mod slow;

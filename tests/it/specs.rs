@@ -115,9 +115,9 @@ fn its_list_of_hosts_narrows_the_operators() {
 
 #[test]
 fn what_this_engine_cannot_give_is_refused_by_name_and_the_slot_goes_on() {
-    let machine = Machine::start(LocalConfig::new(1));
-    let refusal = machine.refusal("t", json!({"limits": {"processes": 100}}));
-    assert!(refusal.contains("cannot give limits; it has image,"), "{refusal}");
+    let machine = Machine::start(LocalConfig::new(1).with_network(NetworkMode::None));
+    let refusal = machine.refusal("t", json!({"allow_hosts": ["a.example"]}));
+    assert!(refusal.contains("cannot give allow_hosts; it has image,"), "{refusal}");
     let refusal = machine.refusal("t", json!({"env": {"PATH": "/x"}}));
     assert!(refusal.contains("--path-prepend"), "{refusal}");
     assert_eq!(machine.bash("t", "echo fine").output, "fine");

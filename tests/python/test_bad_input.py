@@ -7,6 +7,7 @@ import pytest
 
 import tool_executor
 from tool_executor import (
+    BackendConfig,
     Bind,
     Config,
     ConfigError,
@@ -189,6 +190,7 @@ SECTIONS: List[Tuple[Any, Callable[[Any], Any]]] = [
     (SlotLimits, lambda wrong: {"local": {"limits": wrong}}),
     (FleetConfig, lambda wrong: {"fleet": {"urls": ["http://x"], **wrong}}),
     (SlurmConfig, lambda wrong: {"slurm": wrong}),
+    (BackendConfig, lambda wrong: {"backends": [{"local": {}, **wrong}]}),
     (SlurmJobs, lambda wrong: {"slurm": {"jobs": wrong}}),
     (ToolServerConfig, lambda wrong: {"tool_server": {"url": "http://x", **wrong}}),
     (PolicyConfig, lambda wrong: {"policy": wrong}),

@@ -18,12 +18,13 @@ def test_a_trajectory_has_what_its_spec_says_and_begins_once() -> None:
         spec = {
             "env": {"A": "b"},
             "workdir": "/app",
+            "limits": {"open_files": 64},
             "network": None,
             "files": [{"path": "f", "content": b"\x00\xff", "mode": "0600"}],
         }
         executor.begin("t", spec)
-        result = run(executor, "t", "echo $A; pwd; od -An -tx1 f; stat -c %a f")
-        assert result.output.split() == ["b", "/app", "00", "ff", "600"], result
+        result = run(executor, "t", "echo $A; pwd; od -An -tx1 f; stat -c %a f; ulimit -n")
+        assert result.output.split() == ["b", "/app", "00", "ff", "600", "64"], result
         with pytest.raises(te.BeginError, match="release it first") as twice:
             executor.begin("t", spec)
         assert (twice.value.status, twice.value.outcome) == ("TE_ALREADY_BEGUN", None)
@@ -36,6 +37,9 @@ def test_what_cannot_be_given_is_an_outcome_and_what_makes_no_sense_an_error() -
         with pytest.raises(te.BeginError, match="--path-prepend") as refused:
             executor.begin("t", {"env": {"PATH": "/x"}})
         assert refused.value.outcome == te.Outcome.SPEC_UNSUPPORTED
+        executor.release("t")
+        with pytest.raises(te.BeginError, match="the operator gives, which is 4096"):
+            executor.begin("t", {"limits": {"open_files": 5000}})
         result = run(executor, "t", "true")
         assert result.outcome == te.Outcome.SPEC_UNSUPPORTED
         assert not result.may_have_executed and not result.model_attributable

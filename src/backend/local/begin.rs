@@ -17,6 +17,7 @@ use crate::backend::{Artifacts, BeginReply, SlotRef, gives};
 use crate::config::{BackgroundProcesses, NetworkMode};
 use crate::error::BeginFailure;
 use crate::sandbox::image::Image;
+use crate::sandbox::limits::NotNarrowed;
 use crate::sandbox::settings::Settings;
 use crate::sandbox::workspace::MachineSpec;
 use crate::spec::{SpecField, TrajectorySpec};
@@ -34,7 +35,8 @@ pub(super) fn given(backend: &LocalBackend) -> Vec<SpecField> {
             // Without a sandbox its paths are the host's.
             SpecField::Workdir | SpecField::Background => isolation.is_sandboxed(),
             SpecField::AllowHosts => has_proxy,
-            SpecField::Limits => false,
+            // Without a sandbox none holds.
+            SpecField::Limits => isolation.is_sandboxed(),
         })
         .collect()
 }
@@ -94,6 +96,11 @@ fn prepare(
     let can_cut_network = inner.supervisor.isolation().can_cut_network();
     let cuts_network = cuts_network(spec.network, inner.network, can_cut_network)
         .map_err(BeginFailure::unsupported)?;
+    let from = spec.snapshot.as_ref().map(|id| backend.limits_of(id)).transpose();
+    let limits = spec.limits.or(&from.map_err(begin_failure)?.unwrap_or_default());
+    if !limits.is_empty() {
+        inner.limits.narrow(slot.index, &limits).map_err(not_narrowed)?;
+    }
     // Before a machine is founded, which has both from its beginning on.
     if cuts_network {
         place.has_network.store(false, Ordering::Release);
@@ -104,14 +111,13 @@ fn prepare(
     let keeps_background = spec.background.map(|wish| wish == BackgroundProcesses::Keep);
     let variable = |(name, value): (&String, &String)| (name.clone(), OsString::from(value));
     let variables = spec.env.iter().map(variable).collect();
-    let settings = Settings { variables, cuts_network, keeps_background };
+    let settings = Settings { variables, cuts_network, keeps_background, limits };
     match (image_of(backend, spec)?, &spec.snapshot) {
         (Some(image), _) => {
             let (user, workdir) = (spec.user.clone(), spec.workdir.clone());
             let env = spec.env.clone();
-            backend
-                .bind_image(slot, MachineSpec { image, frozen: Vec::new(), user, workdir, env })?;
-            place.workspace().set(settings);
+            let machine = MachineSpec { image, frozen: Vec::new(), user, workdir, env };
+            backend.bind_image(slot, machine, settings)?;
             return put_files(backend, slot, place, spec);
         }
         (None, Some(id)) => {
@@ -189,6 +195,16 @@ fn put_files(
             .map_err(|error| not_put("the file", &file.path, error))?;
     }
     Ok(())
+}
+
+/// The limits of a spec are none that the slot can have.
+fn not_narrowed(error: NotNarrowed) -> BeginFailure {
+    let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}"));
+    let text = format!("{error}{}", cause.unwrap_or_default());
+    match error {
+        NotNarrowed::Unsupported(_) => BeginFailure::unsupported(text),
+        NotNarrowed::System(_) => BeginFailure::failed(text),
+    }
 }
 
 /// Something of a spec could not be put into the slot.

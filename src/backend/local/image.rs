@@ -1,5 +1,6 @@
 //! Machines with the files of an image: for one trajectory, or for all.
 
+use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -16,10 +17,13 @@ use crate::interrupt::Interrupt;
 use crate::sandbox::image::{
     Image, ImageError, ImageErrorKind, ImageSource, ImageStore, StoredIds,
 };
-use crate::sandbox::isolation::Isolation as Engine;
+use crate::sandbox::isolation::{Isolation as Engine, Layers};
+use crate::sandbox::settings::Settings;
 use crate::sandbox::supervisor::{CommandSpec, End, Finished};
 use crate::sandbox::toolbox::LazyToolbox;
-use crate::sandbox::workspace::{DataDir, ImageFiles, MachineSpec, NoMachine, Workspace};
+use crate::sandbox::user::CommandUser;
+use crate::sandbox::workspace::{DataDir, ImageFiles, MachineSpec, NoMachine, ShellId, Workspace};
+use crate::spec::TrajectoryLimits;
 use crate::thread::OwnedThread;
 use crate::tool::OutputOrder;
 
@@ -28,6 +32,8 @@ const FIRST_COMMAND: Duration = Duration::from_secs(20);
 /// How long the end of its machine is awaited. Giving up has a deadline of its own; this is for the
 /// unforeseen.
 const END_LIMIT: Duration = Duration::from_secs(30);
+/// How many shells are remembered that have run.
+const MOST_SHELLS: usize = 1024;
 /// What is shown of what it says where it fails.
 const SHOWN_CHARS: usize = 500;
 
@@ -48,25 +54,36 @@ impl LocalBackend {
         })
     }
 
-    /// Gives a clean slot a machine with the files of an image, whose shell is seen to run. Blocks
-    /// for some milliseconds as a rule.
+    /// Gives a clean slot a machine with the files of an image, and with these settings, whose shell
+    /// has been seen to run, in this machine or in another one. Blocks for some milliseconds as a
+    /// rule.
     ///
     /// # Errors
     /// Slots cannot have one here, or not this one. The slot is as it was.
-    pub(super) fn bind_image(&self, slot: &SlotRef, spec: MachineSpec) -> Result<(), BeginFailure> {
+    pub(super) fn bind_image(
+        &self,
+        slot: &SlotRef,
+        spec: MachineSpec,
+        settings: Settings,
+    ) -> Result<(), BeginFailure> {
         let inner = &self.0;
         let Some(place) = inner.slots.get(slot.index) else {
             return Err(BeginFailure::failed(format!("there is no slot {}", slot.name)));
         };
         can_have_images(inner.supervisor.isolation()).map_err(BeginFailure::unsupported)?;
-        let before = place.workspace();
-        let files = ImageFiles::find(spec, before.user_of_slot(), &inner.images.toolbox)
+        let (before, images) = (place.workspace(), &inner.images);
+        let files = ImageFiles::find(spec, before.user_of_slot(), images.shared, &images.toolbox)
             .map_err(not_found)?;
+        let shell = (files.shell_id().clone(), settings.limits.clone());
         let bound = before
             .renew_with(Some(Arc::new(files)))
             .map(Arc::new)
             .map_err(|error| BeginFailure::failed(error.to_string()))?;
-        let tried = try_shell(inner, place, &bound);
+        bound.set(settings);
+        let tried = match inner.images.shells.has(&shell) {
+            true => found(inner, place, &bound),
+            false => try_shell(inner, place, &bound).inspect(|()| inner.images.shells.add(shell)),
+        };
         let left = match tried {
             Ok(()) => std::mem::replace(&mut *place.workspace.lock(), bound),
             Err(_) => {
@@ -87,8 +104,11 @@ pub(super) struct Images {
     held: Arc<Held>,
     /// The one that looks what is held, if that was asked for.
     looks: Mutex<Option<OwnedThread>>,
+    /// Whose ids machines from images have, in every slot, where layers can be had by paths only.
+    pub(super) shared: Option<CommandUser>,
     /// What is brought along for those that have no bash or no tmux.
     pub(super) toolbox: LazyToolbox,
+    shells: Shells,
     /// Triggered when the backend closes.
     interrupt: Interrupt,
 }
@@ -115,18 +135,27 @@ impl LazyStore {
 
 impl Images {
     /// Those of a data directory, for the slots of an engine.
-    pub(super) fn new(data_dir: Option<PathBuf>, run: &DataDir) -> Self {
+    pub(super) fn new(data_dir: Option<PathBuf>, run: &DataDir, isolation: &Engine) -> Self {
         let of_slot = run.users().of_slot(0);
-        let ids = match ImageFiles::has_one_id(of_slot) {
-            true => StoredIds::One,
-            false => StoredIds::Kept,
+        let shared = match isolation {
+            Engine::Jailed(jails) if matches!(jails.layers(), Ok(Layers::Own)) => {
+                of_slot.and_then(CommandUser::of_images)
+            }
+            _ => None,
+        };
+        let ids = match shared {
+            Some(user) => StoredIds::Moved(user.first_id()),
+            None if ImageFiles::has_one_id(of_slot) => StoredIds::One,
+            None => StoredIds::Kept,
         };
         let toolbox = LazyToolbox::new(run.path().join("toolbox"));
         Self {
             store: Arc::new(LazyStore { data_dir, ids, opened: Mutex::default() }),
             held: Arc::new(Held::new()),
             looks: Mutex::default(),
+            shared,
             toolbox,
+            shells: Shells::default(),
             interrupt: Interrupt::new(),
         }
     }
@@ -161,6 +190,11 @@ impl Images {
         self.held.told()
     }
 
+    /// Whose the files of unpacked images are.
+    pub(super) fn ids(&self) -> StoredIds {
+        self.store.ids
+    }
+
     /// No image is unpacked any more.
     pub(super) fn close(&self, deadline: Instant) {
         self.interrupt.interrupt();
@@ -171,16 +205,44 @@ impl Images {
     }
 }
 
+/// A shell, and the limits that its slot had beside the operator's.
+type TriedShell = (ShellId, TrajectoryLimits);
+
+/// The shells of images that have run here: a start of each is enough. Those of late.
+#[derive(Default)]
+struct Shells(Mutex<VecDeque<TriedShell>>);
+
+impl Shells {
+    fn has(&self, shell: &TriedShell) -> bool {
+        self.0.lock().contains(shell)
+    }
+
+    fn add(&self, shell: TriedShell) {
+        let mut shells = self.0.lock();
+        if shells.contains(&shell) {
+            return;
+        }
+        if shells.len() >= MOST_SHELLS {
+            shells.pop_front();
+        }
+        shells.push_back(shell);
+    }
+}
+
 /// # Errors
 /// Slots cannot have the files of images: why, as one line.
 pub(super) fn can_have_images(isolation: &Engine) -> Result<(), String> {
-    let why = match isolation {
-        Engine::Jailed(jails) => jails.no_layers_because(),
-        Engine::None { .. } => Some("commands are not isolated"),
-    };
-    match why {
+    match no_images_because(isolation) {
         Some(why) => Err(format!("image: slots cannot have the files of images here: {why}")),
         None => Ok(()),
+    }
+}
+
+/// Why slots cannot have the files of images, as one line.
+pub(super) fn no_images_because(isolation: &Engine) -> Option<&str> {
+    match isolation {
+        Engine::Jailed(jails) => jails.layers().err(),
+        Engine::None { .. } => Some("commands are not isolated"),
     }
 }
 
@@ -206,6 +268,12 @@ fn end_machine(inner: &Inner, slot: usize) {
     if gone.recv_timeout(END_LIMIT) != Ok(true) {
         log::warn!("a sandbox that was tried has not ended");
     }
+}
+
+/// Founds the machine.
+fn found(inner: &Inner, place: &Slot, workspace: &Arc<Workspace>) -> Result<(), BeginFailure> {
+    let network = place.has_network.load(Ordering::Acquire);
+    inner.supervisor.root(workspace, network).map(drop).map_err(BeginFailure::failed)
 }
 
 /// Founds the machine and has its shell do nothing: an image may be of another processor, or have a
@@ -244,6 +312,11 @@ fn try_shell(inner: &Inner, place: &Slot, workspace: &Arc<Workspace>) -> Result<
         End::TimedOut => Err(unusable("its shell does nothing")),
         End::SetupFailed(why) => Err(unusable(&why)),
         End::Cancelled => Err(BeginFailure::failed("the sandbox is closed")),
+        End::Exceeded(limit) if !workspace.limits().is_empty() => {
+            let name = limit.name();
+            let text = format!("{name}: not even a shell can run under limits as narrow as these");
+            Err(BeginFailure::unsupported(text))
+        }
         End::Exceeded(_) => Err(unusable("its shell exceeds the limits of a slot")),
         End::Refused(why) | End::Lost(why) => Err(BeginFailure::failed(why)),
     }

@@ -32,10 +32,12 @@ use crate::error::BeginFailure;
 use crate::grade::{GradeResult, GradeSpec, MAX_VERDICT};
 use crate::sandbox::bash::bash_result;
 use crate::sandbox::grader;
+use crate::sandbox::isolation::{Layers, NO_OTHER_OWNERS};
 use crate::sandbox::settings::Settings;
 use crate::sandbox::supervisor::{CommandSpec, Finished};
 use crate::sandbox::workspace::{Base, NoGrading, NoMachine, Remains, Workspace, WorkspaceError};
 use crate::snapshot::{SnapshotError, SnapshotId, SnapshotInfo, SnapshotOptions};
+use crate::spec::TrajectoryLimits;
 use crate::tool::{OutputOrder, ToolResult};
 
 /// How many snapshots are kept at most.
@@ -67,6 +69,8 @@ struct Snapshot {
     serial: u64,
     /// Whether its trajectory's commands could use the network: which machine is made of it first.
     network: bool,
+    /// The limits of its trajectory, below the operator's: what begins from it has them, too.
+    limits: TrajectoryLimits,
 }
 
 impl KeptSnapshots {
@@ -141,10 +145,24 @@ impl LocalBackend {
     /// # Errors
     /// [`SnapshotError::NotFound`], [`SnapshotError::Unsupported`].
     pub(super) fn base_of(&self, id: &SnapshotId) -> Result<(Arc<Base>, bool), SnapshotError> {
-        self.can_have_layers()?;
+        let kept = self.0.snapshots.0.lock();
+        match kept.by_id.get(id) {
+            Some(snapshot) => Ok((snapshot.base.clone(), snapshot.network)),
+            None => {
+                self.can_have_layers(true)?;
+                Err(SnapshotError::NotFound(id.clone()))
+            }
+        }
+    }
+
+    /// The limits of the trajectory that a snapshot is of.
+    ///
+    /// # Errors
+    /// [`SnapshotError::NotFound`].
+    pub(super) fn limits_of(&self, id: &SnapshotId) -> Result<TrajectoryLimits, SnapshotError> {
         let kept = self.0.snapshots.0.lock();
         let snapshot = kept.by_id.get(id).ok_or_else(|| SnapshotError::NotFound(id.clone()))?;
-        Ok((snapshot.base.clone(), snapshot.network))
+        Ok(snapshot.limits.clone())
     }
 
     /// Has a slot begin with the files of a snapshot. It is clean, and nothing runs in it. Blocks
@@ -179,10 +197,15 @@ impl LocalBackend {
             .ok_or_else(|| SnapshotError::SandboxLost(format!("there is no slot {}", slot.name)))
     }
 
-    /// Fails where machines cannot have layers.
-    pub(super) fn can_have_layers(&self) -> Result<(), SnapshotError> {
+    /// Fails where machines cannot have layers, with the files of an image or with the host's.
+    fn can_have_layers(&self, has_image: bool) -> Result<(), SnapshotError> {
         let why = match self.0.supervisor.isolation() {
-            Engine::Jailed(jails) => jails.no_layers_because(),
+            Engine::Jailed(jails) => match jails.layers() {
+                // Machines from images have the same ids in all slots.
+                Ok(Layers::Own) if !has_image => Some(NO_OTHER_OWNERS),
+                Ok(_) => None,
+                Err(why) => Some(why),
+            },
             Engine::None { .. } => Some("commands are not isolated"),
         };
         let unsupported = |why| SnapshotError::Unsupported(format!("no snapshots here: {why}"));
@@ -311,7 +334,7 @@ impl Snapshots for LocalBackend {
         options: &SnapshotOptions,
     ) -> Result<SnapshotInfo, SnapshotError> {
         let place = self.place(slot)?;
-        self.can_have_layers()?;
+        self.can_have_layers(place.workspace().image().is_some())?;
         if self.0.snapshots.0.lock().by_id.len() >= MOST_SNAPSHOTS {
             return Err(SnapshotError::TooMany(MOST_SNAPSHOTS));
         }
@@ -348,8 +371,9 @@ impl Snapshots for LocalBackend {
         let mut kept = self.0.snapshots.0.lock();
         kept.made += 1;
         let (serial, network) = (kept.made, place.has_network.load(Ordering::Acquire));
+        let limits = before.limits().clone();
         let (base, made) = (Arc::new(base), Instant::now());
-        let snapshot = Snapshot { base, parent: parent.clone(), made, serial, network };
+        let snapshot = Snapshot { base, parent: parent.clone(), made, serial, network, limits };
         kept.by_id.insert(id.clone(), snapshot);
         drop(kept);
         let info = SnapshotInfo::new(id, ADDR).with_layers(layers);
@@ -358,7 +382,7 @@ impl Snapshots for LocalBackend {
 
     fn grade(&self, slot: &SlotRef, spec: &GradeSpec) -> Result<GradeResult, SnapshotError> {
         let place = self.place(slot)?;
-        self.can_have_layers()?;
+        self.can_have_layers(place.workspace().image().is_some())?;
         if !self.0.supervisor.isolation().can_cut_network() {
             let text = "no grader here: the network cannot be taken away from it";
             return Err(SnapshotError::Unsupported(text.to_owned()));

@@ -58,12 +58,16 @@ pub(super) fn start(
             .map_err(|error| BackendError::with_source("cannot adopt orphans", error))?;
     }
     let Place { user, mut data_dir, isolation } = find_place(config, probe, interrupt)?;
-    let images = Images::new(config.data_dir.clone(), &data_dir);
+    let images = Images::new(config.data_dir.clone(), &data_dir, &isolation);
+    if images.shared.is_some() {
+        data_dir.open_up_slots().map_err(workspaces)?;
+    }
     let image = default_image(config, &images, &data_dir, &isolation, interrupt)?;
     let (isolation, network, egress) = network::connect(config, isolation)?;
     let one_user = data_dir.users().one_user_because();
     let thread = |error| system("cannot start threads", error);
-    let limits = Limits::detect(config.slots, &config.limits, user, one_user.is_some(), open_files)
+    let share_users = one_user.is_some() || images.shared.is_some();
+    let limits = Limits::detect(config.slots, &config.limits, user, share_users, open_files)
         .map(Arc::new)
         .map_err(no_limits)?;
     let spool = Spool::start().map_err(thread)?;
@@ -141,7 +145,7 @@ fn default_image(
     interrupt: &Interrupt,
 ) -> Result<Option<Arc<ImageFiles>>, BackendError> {
     let Some(name) = &config.image else { return Ok(None) };
-    image::can_have_images(isolation).map_err(BackendError::new)?;
+    can_have_images(isolation).map_err(BackendError::new)?;
     let failed = |error: Box<dyn std::error::Error + Send + Sync>| {
         BackendError::with_source("cannot use the image that slots are to have", error)
     };
@@ -151,7 +155,8 @@ fn default_image(
     })?;
     let env = BTreeMap::new();
     let spec = MachineSpec { image, frozen: Vec::new(), user: None, workdir: None, env };
-    let files = ImageFiles::find(spec, data_dir.users().of_slot(0), &images.toolbox);
+    let of_slot = data_dir.users().of_slot(0);
+    let files = ImageFiles::find(spec, of_slot, images.shared, &images.toolbox);
     Ok(Some(Arc::new(files.map_err(|error| failed(error.into()))?)))
 }
 

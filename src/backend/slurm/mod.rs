@@ -35,7 +35,6 @@ mod scaling;
 mod servers;
 
 use std::fmt;
-use std::io::Write;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -46,10 +45,6 @@ use super::fleet::FleetBackend;
 use super::{
     Artifacts, Backend, BeginReply, Capabilities, Container, Demand, Execution, ExecutionId,
     ResetReply, SlotRef, Snapshots, Watcher,
-};
-use crate::artifact::{
-    ArchiveArtifacts, ArchiveSummary, Artifact, ArtifactError, ArtifactList, ListArtifacts,
-    ReadArtifact,
 };
 use crate::config::{FleetConfig, Secret, SlurmConfig};
 use crate::error::BackendError;
@@ -187,7 +182,7 @@ impl Backend for SlurmBackend {
     }
 
     fn artifacts(&self) -> Option<&dyn Artifacts> {
-        Some(self)
+        self.fleet.artifacts()
     }
 
     fn snapshots(&self) -> Option<&dyn Snapshots> {
@@ -203,25 +198,6 @@ impl Backend for SlurmBackend {
         self.fleet.close(deadline);
         self.keeper.stop();
         self.keeper.join(deadline);
-    }
-}
-
-impl Artifacts for SlurmBackend {
-    fn read(&self, slot: &SlotRef, request: &ReadArtifact) -> Result<Artifact, ArtifactError> {
-        self.fleet.read(slot, request)
-    }
-
-    fn list(&self, slot: &SlotRef, request: &ListArtifacts) -> Result<ArtifactList, ArtifactError> {
-        Artifacts::list(&*self.fleet, slot, request)
-    }
-
-    fn archive(
-        &self,
-        slot: &SlotRef,
-        request: &ArchiveArtifacts,
-        into: &mut (dyn Write + Send),
-    ) -> Result<ArchiveSummary, ArtifactError> {
-        self.fleet.archive(slot, request, into)
     }
 }
 

@@ -16,7 +16,7 @@ use tool_executor::{Interrupt, ToolExecutor};
 use crate::args::{ListenArgs, NetworkArgs, RunArgs, SandboxArgs, ServeArgs};
 use crate::console::{fail, init_log, print};
 use crate::exit_code::ExitCode;
-use crate::setup::{chain, check_isolation, local, servers, text_of, tool_server};
+use crate::setup::{chain, check_isolation, local, local_beside, servers, text_of, tool_server};
 use crate::signals::Signals;
 use crate::starting::start;
 
@@ -157,12 +157,11 @@ fn start_serving(
     interrupt: &Interrupt,
 ) -> Result<(ExecutorServer, Arc<ToolExecutor>), String> {
     let server = server_config(&args.listen, args.token.clone())?;
-    let local = match args.fleet.is_given() {
-        true => None,
-        false => Some(local(&args.slots, &args.limits, &args.network, &args.isolation, interrupt)?),
-    };
+    let ServeArgs { slots, limits, network, isolation, fleet, .. } = args;
+    let local = local_beside(fleet, slots, limits, network, isolation, interrupt)?;
     // Also in front of sandbox servers: they may be on this machine, and have its network.
-    let network = local.as_ref().and_then(|backend| backend.capabilities().network);
+    let alone = local.as_ref().filter(|_| !fleet.is_given());
+    let network = alone.and_then(|backend| backend.capabilities().network);
     let is_reached = !matches!(network, Some(NetworkMode::None | NetworkMode::Proxy));
     let is_open = args.token.is_none() && !args.listen.no_auth && is_reached;
     let wants_network = args.calls.allow_network(&args.network);
@@ -183,8 +182,8 @@ fn start_serving(
     config.tool_server = tool_server(&args.tool_server)?;
     let builder = ToolExecutor::builder().config(config).interrupt(interrupt.clone());
     let builder = match local {
-        Some(backend) => builder.backend(backend),
-        None => builder.shared_backend(servers(&args.fleet, &args.isolation)?),
+        Some(backend) if !fleet.is_given() => builder.backend(backend),
+        local => builder.shared_backend(servers(local, fleet, isolation)?),
     };
     let executor = Arc::new(builder.start().map_err(|error| chain(&error))?);
     check_isolation(&executor, allow_network, &args.fleet)?;

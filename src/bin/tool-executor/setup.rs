@@ -5,10 +5,10 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::Arc;
 
-use tool_executor::backend::Backend;
 use tool_executor::backend::fleet::FleetBackend;
 use tool_executor::backend::local::LocalBackend;
 use tool_executor::backend::slurm::SlurmBackend;
+use tool_executor::backend::{self, Backend};
 use tool_executor::config::{
     FleetConfig, LocalConfig, NetworkMode, SlurmConfig, SlurmJobs, ToolServerConfig,
 };
@@ -18,6 +18,26 @@ use crate::args::{
     FleetArgs, IsolationArgs, Limit, LimitArgs, NetworkArgs, ProvidedArgs, Several, SlotArgs,
     ToolServerArgs, variable,
 };
+
+/// This machine's slots as the flags want them, started; none where sandbox servers have all.
+///
+/// # Errors
+/// What kept them from starting, as one line.
+pub(crate) fn local_beside(
+    args: &FleetArgs,
+    slots: &SlotArgs,
+    limits: &LimitArgs,
+    network: &NetworkArgs,
+    isolation: &IsolationArgs,
+    interrupt: &Interrupt,
+) -> Result<Option<LocalBackend>, String> {
+    let local = |slots: &SlotArgs| local(slots, limits, network, isolation, interrupt).map(Some);
+    match args.local_slots {
+        _ if !args.is_given() => local(slots),
+        Some(count) => local(&slots.with_count(count)),
+        None => Ok(None),
+    }
+}
 
 /// This machine's slots as the flags want them, started.
 ///
@@ -119,17 +139,40 @@ fn fleet(args: &FleetArgs, isolation: &IsolationArgs) -> Result<FleetBackend, St
     FleetBackend::new(config).map_err(|error| chain(&error))
 }
 
-/// The sandbox servers that the flags name.
+/// The sandbox servers that the flags name, and before them the slots of this machine, if there are
+/// to be some.
 ///
 /// # Errors
 /// What is wrong with them, as one line.
 pub(crate) fn servers(
+    local: Option<LocalBackend>,
     args: &FleetArgs,
     isolation: &IsolationArgs,
 ) -> Result<Arc<dyn Backend>, String> {
-    if !args.is_slurm() {
-        return Ok(Arc::new(fleet(args, isolation)?));
+    let mut all: Vec<(&str, Arc<dyn Backend>)> = Vec::new();
+    all.extend(local.map(|local| ("local", Arc::new(local) as _)));
+    if args.has_running() {
+        all.push(("fleet", Arc::new(fleet(args, isolation)?)));
     }
+    if args.is_slurm() {
+        all.push(("slurm", Arc::new(slurm(args, isolation)?)));
+    }
+    if let [(_, one)] = &all[..] {
+        return Ok(one.clone());
+    }
+    let mut several = backend::Several::new();
+    for (name, backend) in all {
+        let after = args.spill_after_s.unwrap_or_default();
+        several = several.with_shared(name, after, backend).map_err(|error| error.to_string())?;
+    }
+    Ok(Arc::new(several))
+}
+
+/// The sandbox servers that Slurm is to start.
+///
+/// # Errors
+/// What is wrong with the flags, as one line.
+fn slurm(args: &FleetArgs, isolation: &IsolationArgs) -> Result<SlurmBackend, String> {
     let mut config = SlurmConfig::default();
     config.program = std::env::current_exe().map_err(|error| chain(&error))?;
     if let Some(text) = &args.slurm_submit {
@@ -146,7 +189,7 @@ pub(crate) fn servers(
     config.token.clone_from(&args.token.sandbox_token);
     config.start_timeout = args.sandbox_start_timeout_s;
     config.unreachable_timeout = args.sandbox_unreachable_timeout_s;
-    Ok(Arc::new(SlurmBackend::new(config).map_err(|error| chain(&error))?))
+    SlurmBackend::new(config).map_err(|error| chain(&error))
 }
 
 /// Checks that commands can be kept from the network, if they are to be.

@@ -19,16 +19,26 @@ use super::{Action, Dispatch};
 use crate::backend::{ExecutionId, ImageKey};
 use crate::error::{BeginError, BeginFailure};
 use crate::executor::promise::Promise;
-use crate::pool::{SlotIx, Wish};
+use crate::pool::{SlotIx, TierSet, Wanted};
 use crate::spec::TrajectorySpec;
 use crate::tool::{Outcome, ToolResult};
+
+/// Where a trajectory is to be.
+#[derive(Debug, Clone)]
+pub(super) struct WantedPlace {
+    /// The container that it needs a slot of, if it needs one of a certain one.
+    pub(super) near: Option<Arc<str>>,
+    /// The tiers that can give what it asks for, as far as is known.
+    pub(super) may: TierSet,
+}
 
 /// What a trajectory has begun with.
 #[derive(Debug)]
 pub(super) struct Begun {
     pub(super) spec: Arc<TrajectorySpec>,
-    /// The container that it needs a slot of, if it needs one of a certain one.
-    pub(super) near: Option<Arc<str>>,
+    pub(super) place: WantedPlace,
+    /// What the tiers have said that could not give it: none is asked twice.
+    refusals: Vec<(Arc<str>, BeginFailure)>,
     /// The slot that is what the spec asks for, and its generation.
     bound: Option<(SlotIx, u64)>,
     /// When it had its slot for the first time.
@@ -38,14 +48,15 @@ pub(super) struct Begun {
 }
 
 impl Begun {
-    fn new(spec: Arc<TrajectorySpec>, near: Option<Arc<str>>) -> Self {
-        Self { spec, near, bound: None, since: None, expires: None }
+    fn new(spec: Arc<TrajectorySpec>, place: WantedPlace) -> Self {
+        let refusals = Vec::new();
+        Self { spec, place, refusals, bound: None, since: None, expires: None }
     }
 
     /// What it wants of its slot.
-    pub(super) fn wish(&self) -> Wish<'_> {
+    pub(super) fn wanted(&self) -> Wanted<'_> {
         let image = self.spec.image.as_deref().and_then(ImageKey::of);
-        Wish { near: self.near.as_deref(), image }
+        Wanted { near: self.place.near.as_deref(), may: self.place.may, image }
     }
 }
 
@@ -55,7 +66,7 @@ impl Dispatch {
         &mut self,
         promise: Promise,
         spec: Arc<TrajectorySpec>,
-        near: Option<Arc<str>>,
+        WantedPlace { near, may }: WantedPlace,
         at: Instant,
         accepted: &Sender<Result<(), BeginError>>,
         now: Instant,
@@ -83,6 +94,7 @@ impl Dispatch {
             work: None,
             begins: Some(spec),
             near,
+            may,
             // That of its trajectory's slot is the dispatch's.
             timeout: Duration::ZERO,
             accepted: at,
@@ -103,10 +115,12 @@ impl Dispatch {
     /// The turn of a begin has come.
     pub(super) fn take_up_begin(&mut self, trajectory_id: &Arc<str>, id: ExecutionId) {
         let Some(trajectory) = self.trajectories.get_mut(trajectory_id) else { return };
-        let begins = |call: &Call| Some((call.begins.clone()?, call.near.clone()));
+        let begins = |call: &Call| {
+            Some((call.begins.clone()?, WantedPlace { near: call.near.clone(), may: call.may }))
+        };
         match self.calls.get(&id).and_then(begins) {
-            Some((spec, near)) => {
-                trajectory.begun = Some(Box::new(Begun::new(spec, near)));
+            Some((spec, place)) => {
+                trajectory.begun = Some(Box::new(Begun::new(spec, place)));
                 // What it may have left behind was another trajectory's, under the same name.
                 self.pool.forget_left(trajectory_id);
             }
@@ -185,10 +199,23 @@ impl Dispatch {
                 {
                     return self.waits_elsewhere(id, slot, now);
                 }
-                trajectory.lost = Some(Lost::NotBegun(failure.clone()));
+                let failure = self.refused_by_tier(&trajectory_id, slot, failure);
                 self.pool.take_back(slot, now);
                 self.start_reset(slot);
-                self.end(id, failure.result(), now);
+                match failure {
+                    Some(failure) => {
+                        if let Some(trajectory) = self.trajectories.get_mut(&trajectory_id) {
+                            trajectory.lost = Some(Lost::NotBegun(failure.clone()));
+                        }
+                        self.end(id, failure.result(), now);
+                    }
+                    None => {
+                        // Another tier may give it: it waits for a slot as at first.
+                        if let Err(refusal) = self.route(id, now) {
+                            self.end(id, *refusal, now);
+                        }
+                    }
+                }
             }
         }
     }
@@ -208,6 +235,39 @@ impl Dispatch {
         let Some(trajectory) = self.trajectories.get(trajectory_id) else { return };
         let Current::Call(id) = trajectory.current else { return };
         self.end(id, BeginFailure::image_unavailable(why).result(), now);
+    }
+
+    /// The tier of this slot could not make it what its trajectory asks for. `None`: others may be
+    /// able to; else what all of them have said.
+    fn refused_by_tier(
+        &mut self,
+        trajectory_id: &Arc<str>,
+        slot: SlotIx,
+        failure: BeginFailure,
+    ) -> Option<BeginFailure> {
+        let is_refusal =
+            matches!(failure.outcome(), Outcome::SpecUnsupported | Outcome::ImageUnavailable);
+        let trajectory = self.trajectories.get_mut(trajectory_id);
+        let Some(begun) = trajectory.and_then(|trajectory| trajectory.begun.as_mut()) else {
+            return Some(failure);
+        };
+        // What a container has that it is to be near to, no other tier has.
+        if !is_refusal || begun.place.near.is_some() {
+            return Some(failure);
+        }
+        let (tier, name) = self.pool.tier_of(slot);
+        let others = self.pool.other_tiers(begun.place.may, tier);
+        begun.refusals.push((name, failure.clone()));
+        if !others.is_empty() {
+            begun.place.may = others;
+            return None;
+        }
+        if begun.refusals.len() == 1 {
+            return Some(failure);
+        }
+        let said = begun.refusals.iter().map(|(name, failure)| format!("{name}: {failure}"));
+        let text = said.collect::<Vec<_>>().join("; ");
+        Some(BeginFailure::of(failure.outcome(), text))
     }
 
     /// A begin, or a call that waited for its slot to be made what its trajectory asks for, has

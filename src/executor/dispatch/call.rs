@@ -16,7 +16,7 @@ use crate::error::{BeginFailure, ReleaseError};
 use crate::executor::external::External;
 use crate::executor::lease::{LeaseId, LeaseReply};
 use crate::executor::promise::Promise;
-use crate::pool::SlotIx;
+use crate::pool::{SlotIx, TierSet};
 use crate::spec::TrajectorySpec;
 use crate::tool::{Outcome, Timing, ToolResult, Work};
 use crate::wait_queue::{Position, WaitQueue};
@@ -50,6 +50,8 @@ pub(super) struct Call {
     pub(super) begins: Option<Arc<TrajectorySpec>>,
     /// The container that it is to begin in, if that is not any.
     pub(super) near: Option<Arc<str>>,
+    /// The tiers that can give what it is to begin with.
+    pub(super) may: TierSet,
     /// How long it may run.
     pub(super) timeout: Duration,
     pub(super) accepted: Instant,

@@ -3,7 +3,8 @@
 use std::time::Instant;
 
 use super::Dispatch;
-use crate::executor::stats::{LaneStats, Stats};
+use crate::backend::Demand;
+use crate::executor::stats::{BackendStats, LaneStats, Stats};
 use crate::pool::{Occupancy, PlaceImages};
 use crate::tool::Outcome;
 
@@ -35,6 +36,7 @@ impl Dispatch {
             tools,
             containers: self.pool.container_counts(),
             lanes: self.lane_stats(),
+            backends: self.backend_stats(now),
             isolation_level: None,
             weakened_because: Vec::new(),
             limits: None,
@@ -48,12 +50,24 @@ impl Dispatch {
         }
     }
 
+    /// What is known here of each tier; its name and capabilities the backend adds.
+    fn backend_stats(&self, now: Instant) -> Vec<BackendStats> {
+        let told = |demand: Demand| BackendStats {
+            containers: demand.containers.len(),
+            slots: demand.containers.iter().map(|container| container.slots).sum(),
+            free: demand.free,
+            waiting: demand.waiting,
+            ..BackendStats::default()
+        };
+        self.wanted(now).tiers.into_iter().map(told).collect()
+    }
+
     fn lane_stats(&self) -> Vec<LaneStats> {
         let lanes = self.lanes.iter().zip(self.pool.occupancy()).zip(&self.sent_to);
         lanes
             .filter(|((_, container), _)| container.state != "gone")
             .map(|((lane, container), &running)| {
-                let Occupancy { addr, state, slots, held, images } = container;
+                let Occupancy { addr, state, slots, held, images, .. } = container;
                 let PlaceImages { images, pulls, free_bytes, is_full } = images;
                 LaneStats {
                     addr: addr.to_string(),

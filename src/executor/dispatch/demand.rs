@@ -38,7 +38,7 @@ impl Dispatch {
             return;
         }
         (self.demand.looked_at, self.demand.is_stale) = (now, false);
-        let demand = self.wanted();
+        let demand = self.wanted(now);
         if self.demand.told != demand {
             self.demand.told = demand.clone();
             self.actions.push(Action::TellDemand(demand));
@@ -51,15 +51,22 @@ impl Dispatch {
         wants_to_know.then(|| self.demand.looked_at + PAUSE)
     }
 
-    fn wanted(&self) -> Demand {
+    /// What is wanted now.
+    pub(super) fn wanted(&self, now: Instant) -> Demand {
+        let waiting = self.pool.waiting_by_tier(now).into_iter().enumerate();
+        let tiers = waiting.map(|(tier, waiting)| self.wanted_of(waiting, |of| of == tier));
+        let tiers = tiers.collect();
+        Demand { tiers, ..self.wanted_of(self.waiting_for_slot, |_| true) }
+    }
+
+    /// What is wanted, and what there is in the tiers that `is_it` says.
+    fn wanted_of(&self, waiting: usize, is_it: impl Fn(usize) -> bool) -> Demand {
         let open = self.pool.occupancy().filter(|container| container.state == "up");
-        let containers = open.map(|Occupancy { addr, slots, held, .. }| ContainerUse {
-            addr: addr.clone(),
-            slots,
-            held,
-        });
+        let containers = open.filter(|container| is_it(container.tier)).map(
+            |Occupancy { addr, slots, held, .. }| ContainerUse { addr: addr.clone(), slots, held },
+        );
         let containers: Vec<_> = containers.collect();
         let free = containers.iter().map(|container| container.slots - container.held).sum();
-        Demand { waiting: self.waiting_for_slot, free, containers }
+        Demand { waiting, free, containers, tiers: Vec::new() }
     }
 }

@@ -214,7 +214,11 @@ impl Dispatch {
     fn slot_wait_failed(&mut self, id: ExecutionId, now: Instant) {
         let Some(call) = self.calls.get(&id) else { return };
         let trajectory_id = call.promise.call_state().trajectory_id.clone();
-        let error = format!("Failed to acquire slot: {}", self.explain_slots(now));
+        let begun = self.trajectories.get(&trajectory_id).and_then(|t| t.begun.as_ref());
+        let only = begun.and_then(|begun| self.pool.names_of(begun.place.may));
+        let only = only.map(|names| format!("; only {names} can give what it begins with"));
+        let only = only.unwrap_or_default();
+        let error = format!("Failed to acquire slot: {}{only}", self.explain_slots(now));
         let queued = self.trajectories.get(&trajectory_id).into_iter().flat_map(|t| t.queue.iter());
         let behind: Vec<_> = queued
             .filter_map(|item| match item {

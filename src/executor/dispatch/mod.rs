@@ -30,7 +30,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use self::begin::Begun;
+use self::begin::{Begun, WantedPlace};
 use self::call::{
     Call, Current, Item, Lost, ReleaseReplies, Stage, Trajectory, answer, closed_before_start,
 };
@@ -43,9 +43,9 @@ use super::lane::{BatchLimits, Lane};
 use super::lease::{LeaseId, LeaseReply};
 use super::stats::{Recorder, Rejections};
 use crate::artifact::ArtifactError;
-use crate::backend::{Container, Demand, Execution, ExecutionId, SlotRef};
+use crate::backend::{Container, Demand, Execution, ExecutionId, SlotRef, Tier};
 use crate::config::LostWorkspace;
-use crate::pool::{Pool, SlotIx};
+use crate::pool::{Pool, SlotIx, TierSet};
 use crate::spec::TrajectorySpec;
 use crate::tool::{Outcome, ToolResult, Work};
 use crate::wait_queue::{Position, WaitQueue};
@@ -213,13 +213,19 @@ impl Dispatch {
         }
     }
 
+    /// Has the containers be of these tiers, if there are any; before anything has happened.
+    pub(crate) fn use_tiers(&mut self, tiers: &[Tier]) {
+        self.pool.use_tiers(tiers);
+    }
+
     /// Takes in one event. What follows from it is seen to by the next [`Dispatch::tick`].
     pub(crate) fn handle(&mut self, event: Event, now: Instant) {
         self.demand.note();
         match event {
             Event::Submit(accepted) => self.submit(*accepted, now),
-            Event::Begin { promise, spec, near, at, accepted } => {
-                self.submit_begin(promise, spec, near, at, &accepted, now);
+            Event::Begin { promise, spec, near, may, at, accepted } => {
+                let place = WantedPlace { near, may };
+                self.submit_begin(promise, spec, place, at, &accepted, now);
             }
             Event::BeginDone { slot, generation, outcome } => {
                 self.begin_done(slot, generation, outcome, now);
@@ -293,6 +299,9 @@ impl Dispatch {
         if self.closing.is_some_and(|deadline| deadline <= now) && self.aborted.is_none() {
             self.abort(now);
         }
+        if self.pool.has_spilled(now) {
+            self.demand.note();
+        }
         self.assign_slots(now);
         self.send_external(External::InProcess, now);
         self.send_external(External::ToolServer, now);
@@ -335,6 +344,7 @@ impl Dispatch {
             self.idle_end(),
             self.idle_say_due(),
             self.demand_due(),
+            self.pool.next_spill(),
             self.closing.filter(|_| self.aborted.is_none()),
         ]
         .into_iter()
@@ -372,6 +382,7 @@ impl Dispatch {
             work: Some(prepared.work),
             begins: None,
             near: None,
+            may: TierSet::ALL,
             timeout: prepared.timeout,
             accepted: at,
             slot_wait: Duration::ZERO,
@@ -588,9 +599,9 @@ impl Dispatch {
                     self.waiting_for_slot += 1;
                     call.stage = Stage::WaitingForSlot { since: now };
                     let begun = trajectory.begun.as_deref();
-                    let wish = begun.map(Begun::wish).unwrap_or_default();
+                    let wanted = begun.map(Begun::wanted).unwrap_or_default();
                     let trajectory_id = call.promise.call_state().trajectory_id.clone();
-                    self.pool.wait_in(trajectory_id, wish, now);
+                    self.pool.wait_in(trajectory_id, wanted, now);
                     self.set_timer(id, now + self.limits.acquire_timeout);
                     Ok(())
                 }

@@ -46,7 +46,7 @@ impl Dispatch {
         let call_state = call.promise.call_state().clone();
         call_state.sent(now, call.waited(now));
         let slot = self.pool.slot_ref(slot);
-        if self.limits.may_grow {
+        if self.limits.may_grow || self.pool.has_tiers() {
             call_state.tell_container(slot.addr.clone());
         }
         self.set_timer(id, now + timeout + grace);

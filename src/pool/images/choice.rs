@@ -31,7 +31,7 @@ const FIRST_PULLS: usize = 2;
 /// sooner.
 pub(super) const PROVEN_AFTER: Duration = Duration::from_secs(5);
 /// In how many containers an image is tried that cannot be had.
-pub(super) const TRIES: usize = 2;
+pub(in crate::pool) const TRIES: usize = 2;
 
 /// How an image is had where a trajectory was put.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

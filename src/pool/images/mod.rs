@@ -19,9 +19,10 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use self::choice::{Candidate, Facts, NeedsReset, Source, TRIES};
+use self::choice::{Candidate, Facts, NeedsReset, Source};
+use super::tiers::TierSet;
+use super::wishes::{ImageLine, Turn};
 use crate::backend::{ContainerImages, ImageKey};
-use crate::wait_queue::Position;
 
 /// How long what failed in them is told to whoever asks for it.
 const FAILED_FOR: Duration = Duration::from_secs(30);
@@ -71,6 +72,8 @@ pub(crate) struct PlaceImages {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct ImageWish {
     pub(super) image: ImageKey,
+    /// The tiers where it may be.
+    pub(super) may: TierSet,
     /// Since when.
     pub(super) since: Instant,
     /// How many containers could not have it for this trajectory.
@@ -79,12 +82,19 @@ pub(super) struct ImageWish {
     pub(super) held_since: Option<Instant>,
 }
 
+impl ImageWish {
+    /// Who waits for the same.
+    pub(super) fn line(&self) -> ImageLine {
+        (self.image, self.may)
+    }
+}
+
 /// A trajectory's begin with an image, in the slot that it was given.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ImageBegin {
     pub(super) wish: ImageWish,
     /// Where it waited.
-    pub(super) position: Position,
+    pub(super) turn: Turn,
     source: Source,
     began: Instant,
 }
@@ -182,10 +192,10 @@ impl Images {
         self.records.get(&image).map_or(&[], |record| record.failures(now))
     }
 
-    /// What the choice is to know of an image.
-    pub(super) fn facts(&self, image: ImageKey, now: Instant) -> Facts {
+    /// What the choice is to know of an image that so many containers could not have.
+    pub(super) fn facts(&self, image: ImageKey, failures: usize) -> Facts {
         let Some(record) = self.records.get(&image) else { return Facts::default() };
-        Facts { failures: record.failures(now).len(), ..record.facts }
+        Facts { failures, ..record.facts }
     }
 
     /// What was said where an image could not be had last.
@@ -271,7 +281,7 @@ impl Images {
         &mut self,
         container: usize,
         wish: ImageWish,
-        position: Position,
+        turn: Turn,
         source: Source,
         now: Instant,
     ) -> ImageBegin {
@@ -295,7 +305,7 @@ impl Images {
             }
         }
         let wish = ImageWish { held_since: None, ..wish };
-        ImageBegin { wish, position, source, began: now }
+        ImageBegin { wish, turn, source, began: now }
     }
 
     /// A trajectory that was held back is no more.
@@ -352,21 +362,14 @@ impl Images {
         }
     }
 
-    /// A begin has failed because the container cannot have the image. Says whether another
-    /// container may be tried, if there is one.
-    pub(super) fn failed(
-        &mut self,
-        container: usize,
-        begin: &ImageBegin,
-        why: &str,
-        now: Instant,
-    ) -> bool {
+    /// A begin has failed because the container cannot have the image.
+    pub(super) fn failed(&mut self, container: usize, begin: &ImageBegin, why: &str, now: Instant) {
         let image = begin.wish.image;
         // It may have had it, and have lost it.
         self.place(container).learned.remove(&image);
         self.touch(image, now);
         let is_near = self.places[container].is_near(image);
-        let Some(record) = self.records.get_mut(&image) else { return false };
+        let Some(record) = self.records.get_mut(&image) else { return };
         if record.failures(now).is_empty() {
             record.failed.clear();
         }
@@ -375,8 +378,6 @@ impl Images {
         }
         (record.failed_at, record.why) = (now, why.to_owned());
         record.set_near(container, is_near);
-        let has_another = record.near.iter().any(|near| *near != container);
-        begin.wish.tries + 1 < TRIES && (record.failed.len() < TRIES || has_another)
     }
 }
 

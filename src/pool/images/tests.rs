@@ -2,11 +2,11 @@
 
 use proptest::prelude::*;
 
-use super::choice::{Choice, HOLD_MOST, OVERTAKEN_MOST, PROVEN_AFTER, best_to_pull, choose};
+use super::choice::{Choice, HOLD_MOST, OVERTAKEN_MOST, PROVEN_AFTER, TRIES, best_to_pull, choose};
 use super::*;
 use crate::backend::{Container, ContainerChange};
 use crate::pool::slot::State;
-use crate::pool::{Assignment, Pool, ResetFor, SlotIx, Wish};
+use crate::pool::{Assignment, Pool, ResetFor, SlotIx, Wanted};
 
 mod simulation;
 
@@ -29,7 +29,7 @@ fn other(container: usize, free: Option<NeedsReset>) -> Candidate {
 }
 
 fn wish(since: Instant, held_since: Option<Instant>) -> ImageWish {
-    ImageWish { image: key(0), since, tries: 0, held_since }
+    ImageWish { image: key(0), may: TierSet::ALL, since, tries: 0, held_since }
 }
 
 #[test]
@@ -153,7 +153,7 @@ fn key(number: u64) -> ImageKey {
 }
 
 fn waits(pool: &mut Pool, trajectory: &str, image: u64, now: Instant) {
-    pool.wait_in(trajectory.into(), Wish { near: None, image: Some(key(image)) }, now);
+    pool.wait_in(trajectory.into(), Wanted { image: Some(key(image)), ..Wanted::default() }, now);
 }
 
 fn granted(pool: &mut Pool, now: Instant) -> Option<(SlotIx, usize)> {
@@ -197,7 +197,7 @@ fn who_is_held_back_holds_up_no_one_and_stays_before_those_of_its_image() {
     let (slot, container) = granted(&mut pool, now).unwrap();
     waits(&mut pool, "b", 7, now);
     waits(&mut pool, "c", 7, now);
-    pool.wait_in("d".into(), Wish::default(), now);
+    pool.wait_in("d".into(), Wanted::default(), now);
     let Some(Assignment::Slot(who, elsewhere)) = pool.assign(now) else { panic!("for d") };
     assert_eq!((&*who, pool.container(elsewhere) == container), ("d", false));
     assert_eq!(pool.assign(now), None);
@@ -352,7 +352,7 @@ impl World {
             Step::Wait(image) => {
                 self.arrivals += 1;
                 let name = format!("t{}", self.arrivals);
-                let wish = Wish { near: None, image: image.map(key) };
+                let wish = Wanted { image: image.map(key), ..Wanted::default() };
                 self.pool.wait_in(name.as_str().into(), wish, now);
                 self.waiting.push((name, image));
             }
@@ -544,7 +544,7 @@ impl World {
             let mut open_near = self.open().filter(|open| near.contains(open));
             let has = |other: usize| pool.images.places[other].has(key(image));
             let is_proven = open_near.any(has);
-            let pulled = pool.images.facts(key(image), self.now).pulled_since;
+            let pulled = pool.images.facts(key(image), 0).pulled_since;
             let since = self.usable_since.get(who).copied().unwrap_or(self.now);
             usable_since.insert(who.clone(), since);
             let is_held = self.now < since + HOLD_MOST

@@ -47,6 +47,9 @@ pub enum StoredIds {
     /// The image's: its root's are those of this machine's root. For a root whose machines attach
     /// layers by idmapped mounts.
     Kept,
+    /// The image's, and this number more: for a root whose machines cannot show layers with other
+    /// owners, in a container for one. All of them have the ids from this number on, then.
+    Moved(u32),
     /// All belong to the user that this process is: for machines that have one id.
     One,
 }

@@ -12,7 +12,7 @@ pub(crate) const LONGEST: usize = 32 * 1024;
 
 /// To the program, once and first: set the jail up by these steps. The header's first number says
 /// how many they are, the second which [`handle`]s it is to hand over with [`READY`]. With it come
-/// file descriptors of mounts that are nowhere yet: the first sources.
+/// file descriptors: of mounts that are nowhere yet, and of cgroups. They are the first sources.
 pub(crate) const SET_UP: u8 = b's';
 /// To the program: run this. The header's first number says how many strings follow, each with a
 /// NUL at its end: the arguments, the `$0` first. With it come file descriptors: standard input if
@@ -73,7 +73,7 @@ pub(crate) const MOST_NAMES: usize = 10;
 pub(crate) const NAME_LENGTH: usize = 15;
 
 /// The most descriptors that come with a message: the kernel takes no more than 253 at once.
-pub(crate) const MOST_FDS: usize = 128;
+pub(crate) const MOST_FDS: usize = 136;
 
 /// What a first process hands over when it is ready: descriptors, each a bit of a number.
 pub(crate) mod handle {
@@ -139,6 +139,9 @@ pub(crate) mod step {
 
     /// Writes the second string to the file that the first names.
     pub(crate) const WRITE: u8 = b'w';
+    /// Moves this process into the cgroup of version 1 whose file `tasks` is the source of this
+    /// number. With [`OPTIONAL`] it may stay where it is.
+    pub(crate) const JOIN_CGROUP: u8 = b'j';
     /// Sees no cgroup above its own any more.
     pub(crate) const OWN_CGROUPS: u8 = b'y';
     /// Takes all mounts out of the host's propagation.
@@ -185,13 +188,13 @@ pub(crate) mod step {
     /// upper one, and the groups of the text, as many as [`MOST_GROUPS`] of 4 bytes each.
     pub(crate) const USER: u8 = b'e';
     /// Has the files that are made by further steps belong to the group of this number.
-    pub(crate) const GROUP: u8 = b'y';
+    pub(crate) const GROUP: u8 = b'i';
     /// Gives up all capabilities but those of the number, a bit each, and all ways to new ones.
     pub(crate) const DROP_RIGHTS: u8 = b'k';
     /// Loads the filter of system calls that is the text.
     pub(crate) const FILTER: u8 = b'b';
 
-    /// The flag of a source that may be missing.
+    /// The flag of a source that may be missing, or of a cgroup that is done without.
     pub(crate) const OPTIONAL: u8 = 1;
     /// The flag of a place to which no link may lead.
     pub(crate) const NO_LINKS: u8 = 2;
@@ -202,6 +205,9 @@ pub(crate) mod step {
 
     /// The most groups of a user beside its own.
     pub(crate) const MOST_GROUPS: usize = 64;
+
+    /// The most cgroups that a process is to join.
+    pub(crate) const MOST_CGROUPS: usize = 8;
 
     /// The most sources that a jail may have, those of the engine among them.
     pub(crate) const MOST_SOURCES: usize = 256;

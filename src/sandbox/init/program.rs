@@ -221,7 +221,9 @@ fn wait(descriptors: &Descriptors, background: &mut Background, most: Option<i64
     for (place, pipe) in fds[2..].iter_mut().zip(background.pipes()) {
         place.fd = *pipe;
     }
-    poll(&mut fds, most);
+    // No more than there may be open files: the kernel refuses the rest, used or not.
+    let used = background.pipes().iter().rposition(|pipe| *pipe != NO_FD).map_or(0, |last| last + 1);
+    poll(&mut fds[..2 + used], most);
     if fds[1].revents != 0 {
         let mut info = MaybeUninit::<[u8; 1024]>::uninit();
         call!(arch::READ, descriptors.signals, info.as_mut_ptr(), 1024);

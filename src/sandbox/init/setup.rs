@@ -132,6 +132,14 @@ fn carry_out(head: Head, text: &[u8], sources: &mut Sources) -> Result<(), i32> 
             call!(arch::CLOSE, file);
             written.map(|_| ())
         }
+        step::JOIN_CGROUP => {
+            let tasks = *sources.fds.get(number).ok_or(EINVAL)?;
+            // This process: the kernel does not wait for all others then, as it does when another
+            // one is moved.
+            let joined = done(call!(arch::WRITE, tasks, c"0".as_ptr(), 1));
+            call!(arch::CLOSE, tasks);
+            if head.flag & step::OPTIONAL != 0 { Ok(()) } else { joined.map(|_| ()) }
+        }
         step::OWN_CGROUPS => check(call!(arch::UNSHARE, CLONE_NEWCGROUP)),
         step::MAKE_PRIVATE => {
             let root = c"/".as_ptr();

@@ -100,12 +100,18 @@ impl Jails {
         self.try_jail(machine, workspace, None, budget).map(|_| ())
     }
 
-    /// As [`try_out`](Self::try_out), with an overlay in which files are removed and made.
-    pub(super) fn try_layers(&self, data_dir: &DataDir, budget: &Budget) -> Result<(), Failure> {
+    /// As [`try_out`](Self::try_out), with an overlay in which files are removed and made; if `own`
+    /// says so, of layers that belong to the sandbox's user and are found by their paths.
+    pub(super) fn try_layers(
+        &self,
+        data_dir: &DataDir,
+        own: bool,
+        budget: &Budget,
+    ) -> Result<(), Failure> {
         let workspace = &data_dir.workspaces()[0];
         let failed = |error: std::io::Error| Failure::of_error(&error);
         let place = data_dir.make_dir(LAYERS).map_err(failed)?;
-        let overlay = make_overlay(&place, workspace.owner());
+        let overlay = make_overlay(&place, workspace.owner(), own);
         let tried = overlay.map_err(failed).and_then(|overlay| {
             budget.check()?;
             let try_it = || Ok(self.try_jail(None, workspace, Some(overlay), budget).map(|_| ()));
@@ -202,26 +208,33 @@ impl Jails {
 }
 
 /// The layers that are tried, in a directory of their own. Blocks for a few file system calls.
-fn make_overlay(place: &Path, owner: Option<CommandUser>) -> std::io::Result<Overlay> {
+fn make_overlay(
+    place: &Path,
+    owner: Option<CommandUser>,
+    all_own: bool,
+) -> std::io::Result<Overlay> {
     let [lower, writable] = ["lower", "writable"].map(|name| place.join(name));
-    let full = lower.join("full");
-    let own = [writable.clone(), writable.join(UPPER)];
-    for directory in [&lower, &full].into_iter().chain(&own) {
+    let (full, upper) = (lower.join("full"), writable.join(UPPER));
+    let file = full.join("file");
+    for directory in [&lower, &full, &writable, &upper] {
         std::fs::create_dir(directory)?;
     }
-    let all = std::fs::Permissions::from_mode(0o777);
-    std::fs::set_permissions(&full, all)?;
-    std::fs::write(full.join("file"), "")?;
+    std::fs::write(&file, "")?;
+    std::fs::set_permissions(&full, std::fs::Permissions::from_mode(0o777))?;
     if let Some(user) = owner {
-        for directory in &own {
-            chown(directory, Some(user.uid().as_raw()), Some(user.gid().as_raw()))?;
+        let below = [&lower, &full, &file].into_iter().filter(|_| all_own);
+        for own in [&writable, &upper].into_iter().chain(below) {
+            chown(own, Some(user.uid().as_raw()), Some(user.gid().as_raw()))?;
         }
+    }
+    if owner.is_some() && all_own {
+        std::fs::set_permissions(place, std::fs::Permissions::from_mode(0o711))?;
     }
     // What root has made is another's in the sandbox.
     let map = |user: CommandUser| Some(IdMap { inside: 0, ..user.map() });
     let [below, above] = match owner {
-        Some(user) => [Hold::HandedOver(map(user)), Hold::HandedOver(None)],
-        None => [Hold::ByPath; 2],
+        Some(user) if !all_own => [Hold::HandedOver(map(user)), Hold::HandedOver(None)],
+        _ => [Hold::ByPath; 2],
     };
     Ok(Overlay {
         place: LAYERS_PLACE.into(),
@@ -302,10 +315,12 @@ mod tests {
         let fake = fake("/usr/bin/true");
         let workspace = &fake.data.workspaces()[0];
         let jails = Jails::find(workspace, &Budget::default()).unwrap();
-        assert_eq!(jails.try_layers(&fake.data, &Budget::default()), Ok(()));
+        for own in [false, true] {
+            assert_eq!(jails.try_layers(&fake.data, own, &Budget::default()), Ok(()));
+        }
         assert!(!fake.data.path().join(LAYERS).exists());
         // A first process that is none can mount nothing.
-        let failure = fake.jails.try_layers(&fake.data, &Budget::default()).unwrap_err();
+        let failure = fake.jails.try_layers(&fake.data, false, &Budget::default()).unwrap_err();
         assert!(matches!(failure, Failure::Broken(_)), "{failure}");
         assert!(!fake.data.path().join(LAYERS).exists());
     }

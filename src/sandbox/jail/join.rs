@@ -12,11 +12,12 @@
 
 use std::ffi::{c_int, c_void};
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd};
 
 use super::super::spawn;
+use super::clone::{Stack, clone};
 use super::machine::{MOST_NAMESPACES, Machine};
-use super::start::{BORROWS_MEMORY, Shared, Stack, Stage, await_end, become_first_process};
+use super::start::{BORROWS_MEMORY, Shared, Stage, await_end, become_first_process};
 
 /// What is not the machine's: its processes, and its view of the mounts, among which is that of its
 /// processes.
@@ -49,7 +50,8 @@ struct Usher {
     failed: Option<(Stage, c_int)>,
 }
 
-/// Has it born. The caller has blocked all signals.
+/// Has it born, and the usher before it, in this cgroup if there is one. The caller has blocked all
+/// signals.
 ///
 /// # Errors
 /// What failed, and why. Nothing of it is left then.
@@ -57,6 +59,7 @@ pub(super) fn join(
     shared: &mut Shared,
     machine: &Machine,
     network: Network,
+    cgroup: Option<BorrowedFd<'_>>,
 ) -> Result<(c_int, OwnedFd), (Stage, io::Error)> {
     let (mut stack, mut usher_stack) = (Stack::new(), Stack::new());
     let mut namespaces = [(-1, 0); MOST_NAMESPACES];
@@ -75,18 +78,11 @@ pub(super) fn join(
     // SAFETY: the usher runs `bring_in` on a stack of its own, while this thread waits; `usher`,
     // the stacks and what they point to outlive that, and the first process's time in this memory:
     // see below. It makes system calls only, and never returns. `usher_pidfd` is a valid place.
-    let cloned = unsafe {
-        libc::clone(
-            bring_in,
-            usher_stack.top(),
-            libc::CLONE_FILES | BORROWS_MEMORY,
-            (&raw mut usher).cast::<c_void>(),
-            &raw mut usher_pidfd,
-        )
-    };
-    if cloned < 0 {
-        return Err((Stage::Join, io::Error::last_os_error()));
+    unsafe {
+        let (flags, argument) = (libc::CLONE_FILES | BORROWS_MEMORY, (&raw mut usher).cast());
+        clone(bring_in, &mut usher_stack, flags, argument, &mut usher_pidfd, cgroup)
     }
+    .map_err(|error| (Stage::Join, error))?;
     // SAFETY: the kernel has made this descriptor for us.
     let usher_pidfd = unsafe { OwnedFd::from_raw_fd(usher_pidfd) };
     await_end(&usher_pidfd);

@@ -21,8 +21,9 @@ use rustix::pipe::PipeFlags;
 use super::super::spawn;
 use super::super::user::IdMap;
 use super::SetupError;
+use super::clone::{Stack, clone};
 use super::plan::Tree;
-use super::start::{BlockedSignals, Stack, await_end};
+use super::start::{BlockedSignals, await_end};
 
 /// How many user namespaces are kept.
 const MOST_KEPT: usize = 64;
@@ -83,6 +84,12 @@ pub(super) fn detached<'a>(
     trees.map(detach).collect()
 }
 
+/// Whether the files of a directory can be shown with these ids as owners in the place of 0 and
+/// those that follow. Blocks for a few system calls.
+pub(in crate::sandbox) fn can_map_owners(directory: &Path, owners: IdMap) -> bool {
+    of_tree(directory, Some(owners), false, &IdMaps::default()).is_ok()
+}
+
 fn of_tree(
     path: &Path,
     map: Option<IdMap>,
@@ -132,17 +139,10 @@ fn new_namespace(map: IdMap) -> io::Result<OwnedFd> {
     // it, since its end is awaited below. It makes system calls only, and never returns. `pidfd` is
     // a valid place.
     let pid = unsafe {
-        libc::clone(
-            wait_for_end,
-            stack.top(),
-            libc::CLONE_NEWUSER | libc::CLONE_VM | libc::CLONE_PIDFD | libc::SIGCHLD,
-            (&raw mut gates).cast::<c_void>(),
-            &raw mut pidfd,
-        )
+        let flags = libc::CLONE_NEWUSER | libc::CLONE_VM | libc::CLONE_PIDFD | libc::SIGCHLD;
+        let argument = (&raw mut gates).cast();
+        clone(wait_for_end, &mut stack, flags, argument, &mut pidfd, None)?
     };
-    if pid < 0 {
-        return Err(io::Error::last_os_error());
-    }
     drop(blocked);
     // SAFETY: the kernel has made this descriptor for us.
     let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };

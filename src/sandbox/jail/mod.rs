@@ -27,6 +27,7 @@
 //! descriptors, its machine up to seven. It never blocks, but for the clone and the executing of
 //! the first process.
 
+mod clone;
 mod join;
 mod layers;
 mod machine;
@@ -40,7 +41,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-pub(super) use layers::IdMaps;
+pub(super) use layers::{IdMaps, can_map_owners};
 pub(super) use machine::Machine;
 pub(super) use plan::{
     Access, Entry, Hold, MOST_TREES, Network, Overlay, Plan, Proc, Rights, Tree, UPPER, User,
@@ -48,10 +49,10 @@ pub(super) use plan::{
 };
 
 use self::plan::{Step, encode};
-use self::start::{Birth, Stage};
+use self::start::{Birth, Born, Stage};
 use super::init::message::handle;
 use super::init::{Handles, InitEvent, InitSocket, Run, RunEvent};
-use super::limits::{Alarm, Confined, Group, Leftover, Limits, Refusals};
+use super::limits::{Alarm, Confined, Entrance, Group, Leftover, Limits, Refusals};
 use super::spawn::{CStringArray, Child, Reaped, has_ended};
 use super::user::CommandUser;
 use super::workspace::Workspace;
@@ -205,15 +206,24 @@ impl Jail {
         let beside = machine.as_ref().filter(|machine| machine.network() != plan.network).cloned();
         let (is_first, is_beside) = (machine.is_none(), beside.is_some());
         let founds = (is_first || is_beside).then_some(plan.network);
+        let limited = |error| SetupError::new("put a sandbox under its limits", error);
+        let group = bounds.limits.place(&bounds.workspace).map_err(limited)?;
+        let entrance = group.as_ref().map(Group::entrance).transpose().map_err(limited)?;
+        let (born_in, joins) = match entrance {
+            Some(Entrance::Born(group)) => (Some(group), Vec::new()),
+            Some(Entrance::Joins(groups)) => (None, groups),
+            None => (None, Vec::new()),
+        };
         let steps = match is_first {
-            true => plan.steps_of_founder().map_err(prepare)?,
-            false => plan.steps_of_joiner(is_beside),
+            true => plan.steps_of_founder(joins.len()).map_err(prepare)?,
+            false => plan.steps_of_joiner(is_beside, joins.len()),
         };
         let encoded = encode(&steps).map_err(prepare)?;
-        let layers = match is_first {
+        let mut given = match is_first {
             true => layers::detached(plan.handed_over(), origin.id_maps)?,
             false => Vec::new(),
         };
+        given.extend(joins);
         let has_layers = plan.overlays().next().is_some();
         let over_files = if is_first && has_layers { start::OVER_FILES } else { 0 };
         let open_files = plan.open_files.unwrap_or(0).to_string();
@@ -232,23 +242,24 @@ impl Jail {
             is_in_hosts_network: plan.network == Network::Host,
             user: origin.user,
             beside: is_beside,
+            cgroup: born_in.as_ref().map(AsFd::as_fd),
             capabilities: plan.rights.capabilities | over_files,
         };
-        let child = start::start(&birth).map_err(|(stage, source)| SetupError {
-            what: stage.what().to_owned(),
-            of_namespaces: stage == Stage::Namespaces,
-            signal: None,
-            source,
-        })?;
+        let Born { child, is_in_cgroup } =
+            start::start(&birth).map_err(|(stage, source)| SetupError {
+                what: stage.what().to_owned(),
+                of_namespaces: stage == Stage::Namespaces,
+                signal: None,
+                source,
+            })?;
         // Before it does anything: what it sees of cgroups begins with its own.
-        let placed = bounds.limits.place(child.pid(), bounds.workspace.slot());
-        let group = match placed {
-            Ok(group) => group,
-            Err(error) => {
-                abandon(&child);
-                return Err(SetupError::new("put a sandbox under its limits", error));
-            }
-        };
+        if let (Some(group), Some(_)) = (&group, &born_in)
+            && !is_in_cgroup
+            && let Err(error) = group.enter(child.pid().as_raw_nonzero().get())
+        {
+            abandon(&child);
+            return Err(limited(error));
+        }
         // It waits for its orders, and ends where it is left alone. Its end of the socket is open
         // here, too, so that what is sent to one that has ended is not refused.
         let maps = origin.user.filter(|user| is_first && !user.map().is_single());
@@ -258,8 +269,8 @@ impl Jail {
             Some(user) => map_ids(user, &child),
             None => Ok(()),
         }
-        .and_then(|()| socket.set_up(&encoded, steps.len(), wanted, &layers).map_err(prepare));
-        drop((its_end, layers));
+        .and_then(|()| socket.set_up(&encoded, steps.len(), wanted, &given).map_err(prepare));
+        drop((its_end, given));
         if let Err(error) = ordered {
             abandon(&child);
             return Err(error);

@@ -196,7 +196,7 @@ pub(in crate::sandbox) enum Hold {
 /// The name of the directory with what was changed.
 pub(in crate::sandbox) const UPPER: &str = "upper";
 /// The most trees that all overlays of a jail have together.
-pub(in crate::sandbox) const MOST_TREES: usize = message::MOST_FDS;
+pub(in crate::sandbox) const MOST_TREES: usize = message::MOST_FDS - step::MOST_CGROUPS;
 
 /// What may be done with something of the host's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -214,9 +214,6 @@ const READ_ONLY: u64 = 1;
 const NO_SET_USER_ID: u64 = 2;
 const NO_DEVICES: u64 = 4;
 const NO_PROGRAMS: u64 = 8;
-
-/// What it is to see no cgroup above its own.
-const OWN_CGROUPS: &str = "have a cgroup namespace of its own";
 
 const PROC: &str = "/proc";
 const DEV: &str = "/dev";
@@ -263,11 +260,12 @@ pub(in crate::sandbox) fn has_device(path: &Path) -> bool {
 }
 
 impl Plan {
-    /// The steps that make the jail, in namespaces that are new with it.
+    /// The steps that make the jail, in namespaces that are new with it. So many `cgroups` are
+    /// handed over behind the trees, for it to join.
     ///
     /// # Errors
     /// A path with a NUL in it; too many of them.
-    pub(super) fn steps_of_founder(&self) -> io::Result<Vec<Step>> {
+    pub(super) fn steps_of_founder(&self, cgroups: usize) -> io::Result<Vec<Step>> {
         let strings = [&self.program]
             .into_iter()
             .chain(self.root.iter().flat_map(Entry::paths))
@@ -277,12 +275,14 @@ impl Plan {
         if strings {
             return Err(spawn::embedded_nul());
         }
-        let handed_over = self.handed_over().count();
+        let trees = self.handed_over().count();
+        let handed_over = trees + cgroups;
         if self.overlays().map(Overlay::trees).map(Iterator::count).sum::<usize>() > MOST_TREES {
             return Err(rustix::io::Errno::TOOBIG.into());
         }
         // They come first, and together.
         let mut steps = Steps::after(handed_over as u64);
+        let own = steps.join_cgroups(trees, cgroups);
         steps.be_ended_first();
         if self.users.is_single() {
             // The kernel wants the first before an ordinary user may map a group.
@@ -293,7 +293,7 @@ impl Plan {
                 steps.write(file, &map.to_string(), "map users and groups");
             }
         }
-        steps.act(step::OWN_CGROUPS, OWN_CGROUPS);
+        steps.own_cgroups(own);
         steps.act(step::MAKE_PRIVATE, "keep mounts to itself");
         // While the host is still to be seen.
         for entry in &self.root {
@@ -433,9 +433,11 @@ impl Plan {
 
     /// The steps that make the jail in a machine that another one has made by this plan: all that
     /// it lacks is a view of its own processes; and its network, where it is `beside` that machine.
-    pub(super) fn steps_of_joiner(&self, beside: bool) -> Vec<Step> {
-        let (mut steps, place) = (Steps::default(), Path::new(PROC));
-        steps.act(step::OWN_CGROUPS, OWN_CGROUPS);
+    /// So many `cgroups` are handed over for it to join.
+    pub(super) fn steps_of_joiner(&self, beside: bool, cgroups: usize) -> Vec<Step> {
+        let (mut steps, place) = (Steps::after(cgroups as u64), Path::new(PROC));
+        let own = steps.join_cgroups(0, cgroups);
+        steps.own_cgroups(own);
         // The host's shows the processes of all, and is read-only: where it is shown only what a
         // machine's first jail runs is ended first for want of memory.
         if self.proc == Proc::Own {

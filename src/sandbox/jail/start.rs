@@ -19,6 +19,7 @@ use rustix::process::{Pid, WaitId, WaitIdOptions};
 use super::super::init::SOCKET_FD;
 use super::super::spawn::{self, CStringArray, Child, HighFd};
 use super::super::user::{CommandUser, Purpose};
+use super::clone::{Stack, clone};
 use super::join;
 use super::machine::Machine;
 
@@ -42,8 +43,18 @@ pub(super) struct Birth<'a> {
     pub(super) is_in_hosts_network: bool,
     /// Whom it runs as, if not as the host.
     pub(super) user: Option<CommandUser>,
+    /// The directory of the cgroup of version 2 that it is to be born in, if there is one.
+    pub(super) cgroup: Option<BorrowedFd<'a>>,
     /// The capabilities that it is to have beside those that every set-up needs.
     pub(super) capabilities: u32,
+}
+
+/// A first process that was born.
+pub(super) struct Born {
+    /// The process.
+    pub(super) child: Child,
+    /// Whether it is in the cgroup that it was to be born in. Some kernels do not do that.
+    pub(super) is_in_cgroup: bool,
 }
 
 /// What failed.
@@ -88,23 +99,6 @@ const PR_CAP_AMBIENT: c_int = 47;
 const PR_CAP_AMBIENT_RAISE: c_long = 2;
 const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
 
-/// What a child calls needs: a few system calls and what the C library does around them.
-const STACK: usize = 64 * 1024;
-
-/// A stack for a child that shares this process's memory.
-pub(super) struct Stack(Vec<u128>);
-
-impl Stack {
-    pub(super) fn new() -> Self {
-        Self(vec![0u128; STACK / size_of::<u128>()])
-    }
-
-    /// Where it begins: it grows downwards.
-    pub(super) fn top(&mut self) -> *mut c_void {
-        self.0.as_mut_ptr_range().end.cast()
-    }
-}
-
 /// What the child works with, in this process's memory.
 pub(super) struct Shared {
     program: c_int,
@@ -125,7 +119,7 @@ pub(super) struct Shared {
 ///
 /// # Errors
 /// What failed, and why. Nothing of it is left then.
-pub(super) fn start(birth: &Birth<'_>) -> Result<Child, (Stage, io::Error)> {
+pub(super) fn start(birth: &Birth<'_>) -> Result<Born, (Stage, io::Error)> {
     let prepare = |error| (Stage::Prepare, error);
     let high = |fd| spawn::above_targets(fd).map_err(prepare);
     let (program, socket, null): (HighFd<'_>, HighFd<'_>, HighFd<'_>) =
@@ -146,8 +140,8 @@ pub(super) fn start(birth: &Birth<'_>) -> Result<Child, (Stage, io::Error)> {
     let entered = entered.map_err(|error| (Stage::ChangeUser, error))?;
     // A handler of the host's must not run in the child, on this process's memory.
     let blocked = BlockedSignals::new();
-    let born = match birth.machine {
-        None => found(&mut shared, birth.is_in_hosts_network)
+    let mut bear = |cgroup| match birth.machine {
+        None => found(&mut shared, birth.is_in_hosts_network, cgroup)
             .map_err(|error| (Stage::Namespaces, error)),
         Some(machine) => {
             let network = match (birth.beside, birth.is_in_hosts_network) {
@@ -155,8 +149,20 @@ pub(super) fn start(birth: &Birth<'_>) -> Result<Child, (Stage, io::Error)> {
                 (true, true) => join::Network::Hosts,
                 (true, false) => join::Network::New,
             };
-            join::join(&mut shared, machine, network)
+            join::join(&mut shared, machine, network, cgroup)
         }
+    };
+    let in_cgroup = birth.cgroup.and_then(|cgroup| {
+        // Cgroups are root's. What is executed has the user's file rights again.
+        let as_root = birth.user.map(|user| FileRights::of_root(user));
+        let born = bear(Some(cgroup));
+        drop(as_root);
+        born.inspect_err(|(_, error)| log::debug!("nothing can be born in a cgroup: {error}")).ok()
+    });
+    let is_in_cgroup = in_cgroup.is_some();
+    let born = match in_cgroup {
+        Some(born) => Ok(born),
+        None => bear(None),
     };
     drop(blocked);
     drop(entered);
@@ -167,11 +173,37 @@ pub(super) fn start(birth: &Birth<'_>) -> Result<Child, (Stage, io::Error)> {
         return Err((stage, io::Error::from_raw_os_error(errno)));
     }
     let pid = Pid::from_raw(pid).ok_or_else(|| prepare(io::ErrorKind::Other.into()))?;
-    Ok(Child::held(pid, pidfd))
+    Ok(Born { child: Child::held(pid, pidfd), is_in_cgroup })
+}
+
+/// This thread, which has entered a user, does with files what root may, until this is dropped.
+struct FileRights(CommandUser);
+
+impl FileRights {
+    fn of_root(user: CommandUser) -> Self {
+        set_file_user(0);
+        Self(user)
+    }
+}
+
+impl Drop for FileRights {
+    fn drop(&mut self) {
+        set_file_user(self.0.uid().as_raw());
+    }
+}
+
+/// Where it is refused, what it is for fails.
+fn set_file_user(uid: u32) {
+    // SAFETY: changes a number of this thread's credentials; it tells which it was.
+    unsafe { libc::syscall(libc::SYS_setfsuid, uid) };
 }
 
 /// Clones it into new namespaces.
-fn found(shared: &mut Shared, host_network: bool) -> io::Result<(c_int, OwnedFd)> {
+fn found(
+    shared: &mut Shared,
+    host_network: bool,
+    cgroup: Option<BorrowedFd<'_>>,
+) -> io::Result<(c_int, OwnedFd)> {
     let mut stack = Stack::new();
     let network = if host_network { 0 } else { libc::CLONE_NEWNET };
     let mut pidfd: c_int = -1;
@@ -179,17 +211,10 @@ fn found(shared: &mut Shared, host_network: bool) -> io::Result<(c_int, OwnedFd)
     // `shared`, the stack and what they point to outlive that. It makes system calls only, and
     // never returns. `pidfd` is a valid place.
     let pid = unsafe {
-        libc::clone(
-            become_first_process,
-            stack.top(),
-            NAMESPACES | network | BORROWS_MEMORY,
-            std::ptr::from_mut(shared).cast::<c_void>(),
-            &raw mut pidfd,
-        )
+        let flags = NAMESPACES | network | BORROWS_MEMORY;
+        let argument = std::ptr::from_mut(shared).cast();
+        clone(become_first_process, &mut stack, flags, argument, &mut pidfd, cgroup)?
     };
-    if pid < 0 {
-        return Err(io::Error::last_os_error());
-    }
     // SAFETY: the kernel has made this descriptor for us.
     Ok((pid, unsafe { OwnedFd::from_raw_fd(pidfd) }))
 }
@@ -281,5 +306,99 @@ impl Drop for BlockedSignals {
     fn drop(&mut self) {
         // SAFETY: gives this thread the mask back that it had.
         unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &self.0, std::ptr::null_mut()) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::fd::AsFd;
+    use std::path::{Path, PathBuf};
+
+    use super::*;
+    use crate::sandbox::init::{self, InitSocket};
+    use crate::sandbox::isolation::open_null;
+
+    /// A cgroup of version 2, if this process can make one. Removed on drop.
+    struct Cgroup(PathBuf);
+
+    impl Cgroup {
+        fn new() -> Option<Self> {
+            let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+            let mount = mounts.lines().find(|line| line.contains(" - cgroup2 "))?;
+            let own = fs::read_to_string("/proc/self/cgroup").unwrap();
+            let own = own.lines().find_map(|line| line.strip_prefix("0::/"))?;
+            let above = Path::new(mount.split(' ').nth(4)?).join(own);
+            let path = above.join(format!("birth-{}", std::process::id()));
+            fs::create_dir(&path).ok().map(|()| Self(path))
+        }
+    }
+
+    impl Drop for Cgroup {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir(&self.0);
+        }
+    }
+
+    /// A first process that was to be born in the cgroup at `path`: whether it was, its file of
+    /// `/proc/<pid>/cgroup` and its users.
+    fn born_in(path: &Path, user: Option<CommandUser>) -> (bool, String, Vec<String>) {
+        let (program, null) = (init::program().unwrap(), open_null().unwrap());
+        let strings = |all: &[&str]| CStringArray::new(all.iter().map(Into::into)).unwrap();
+        let (arguments, environment) = (strings(&["tool-init", "/bin/sh", "0"]), strings(&[]));
+        let (ours, its) = InitSocket::pair().unwrap();
+        let cgroup = fs::File::open(path).unwrap();
+        let birth = Birth {
+            program: program.as_fd(),
+            arguments: &arguments,
+            environment: &environment,
+            socket: its.as_fd(),
+            null: null.as_fd(),
+            machine: None,
+            beside: false,
+            is_in_hosts_network: false,
+            user,
+            cgroup: Some(cgroup.as_fd()),
+            capabilities: 0,
+        };
+        let Born { child, is_in_cgroup } = start(&birth).unwrap_or_else(|(stage, error)| {
+            panic!("{stage:?}: {error}");
+        });
+        let about = |file: &str| {
+            let pid = child.pid().as_raw_nonzero();
+            fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap()
+        };
+        let (cgroup, status) = (about("cgroup"), about("status"));
+        let users = status.lines().find_map(|line| line.strip_prefix("Uid:")).unwrap();
+        let users = users.split_whitespace().map(str::to_owned).collect();
+        drop((ours, its));
+        let _ = rustix::process::waitid(WaitId::PidFd(child.as_fd()), WaitIdOptions::EXITED);
+        (is_in_cgroup, cgroup, users)
+    }
+
+    #[test]
+    fn a_first_process_is_born_in_its_cgroup_and_has_no_rights_of_root() {
+        let user = CommandUser::find().unwrap_or_default();
+        let uid = user.map_or(rustix::process::geteuid(), |user| user.uid());
+        let users = vec![uid.as_raw().to_string(); 4];
+        let Some(cgroup) = Cgroup::new() else {
+            // The harness shows it with --nocapture.
+            return log::warn!("could not run: there is no cgroup of version 2");
+        };
+        let (is_there, seen, of) = born_in(&cgroup.0, user);
+        let name = cgroup.0.file_name().unwrap().to_str().unwrap();
+        assert!(is_there && seen.lines().any(|line| line.ends_with(name)), "{seen}");
+        assert_eq!(of, users);
+        // This thread is who it was, and can go on.
+        assert!(fs::create_dir(cgroup.0.join("below")).is_ok());
+        fs::remove_dir(cgroup.0.join("below")).unwrap();
+    }
+
+    #[test]
+    fn where_nothing_can_be_born_in_a_cgroup_it_is_born_all_the_same() {
+        let user = CommandUser::find().unwrap_or_default();
+        let directory = tempfile::tempdir().unwrap();
+        let (is_there, seen, _) = born_in(directory.path(), user);
+        assert!(!is_there && !seen.is_empty());
     }
 }

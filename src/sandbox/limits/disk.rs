@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
 
+use crate::config::SlotLimits;
+
 /// No more entries than this are looked at.
 const MOST_ENTRIES: u64 = 4_000_000;
 /// Directories are entered so far down. Each on the way is held open.
@@ -36,6 +38,15 @@ pub(super) struct Usage {
 }
 
 impl Usage {
+    /// How much there may be of both, where one of them is limited.
+    pub(super) fn most(limits: &SlotLimits) -> Option<Self> {
+        let is_limited = limits.workspace_bytes.is_some() || limits.files.is_some();
+        is_limited.then(|| Self {
+            bytes: limits.workspace_bytes.unwrap_or(u64::MAX),
+            files: limits.files.unwrap_or(u64::MAX),
+        })
+    }
+
     /// Whether there is more of something than there may be.
     pub(super) fn exceeds(self, limit: Self) -> bool {
         self.bytes > limit.bytes || self.files > limit.files

@@ -11,9 +11,13 @@
 //! [`Limits`] is made once, when the engine starts, and found out there what holds. Each sandbox
 //! is [confined](Limits::confine) by its first process, before anything of a command runs in it:
 //! whether that is a sandbox for one command or one that is kept.
+//!
+//! A trajectory may have less than the operator gives (`own`): that is with its workspace, and so
+//! ends with it. What it has is looked up for each sandbox.
 
 mod cgroup;
 mod disk;
+mod own;
 mod retired;
 mod rlimits;
 mod room;
@@ -24,12 +28,15 @@ mod watch;
 
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use self::cgroup::{Cgroups, Engine};
-pub(in crate::sandbox) use self::cgroup::{Group, PLACE as CGROUPS, Refusals, Shown as ShownGroup};
+pub(in crate::sandbox) use self::cgroup::{
+    Entrance, Group, PLACE as CGROUPS, Refusals, Shown as ShownGroup,
+};
 use self::disk::Usage;
+pub(crate) use self::own::NotNarrowed;
 pub(super) use self::retired::Leftover;
 use self::retired::Retired;
 pub(super) use self::rlimits::kernel_version;
@@ -39,7 +46,7 @@ pub(crate) use self::seccomp::{Filter, FilterKind, Filters};
 pub(crate) use self::share::TooFewProcesses;
 pub(super) use self::share::of_each;
 pub(crate) use self::watch::Alarm;
-use self::watch::{Ticket, Watched, Watcher};
+use self::watch::{Role, Ticket, Watched, Watcher};
 use super::user::CommandUser;
 use super::workspace::Workspace;
 use crate::config::SlotLimits;
@@ -98,14 +105,17 @@ impl Exceeded {
 
 /// The limits of an engine's slots, and what keeps them.
 pub(crate) struct Limits {
+    /// Those of slots whose trajectories have none of their own.
+    operators: SlotLimits,
+    machine: Machine,
+    /// Whether the memory of processes can be watched.
+    can_watch_memory: bool,
+    /// The limits of processes where the operator's hold.
     plan: Plan,
     setter: Setter,
-    cgroups: Option<Cgroups>,
-    watcher: Option<Watcher>,
-    /// What of the disk a slot may use, and how large a file may be.
-    disk: Option<Usage>,
-    file_bytes: Option<u64>,
-    held: EnforcedLimits,
+    /// Made for the first slot that needs one: they are not to be had everywhere.
+    cgroups: OnceLock<Option<Cgroups>>,
+    watcher: Watcher,
     /// The limits of processes were refused.
     refused: AtomicBool,
     retired: Retired,
@@ -115,13 +125,13 @@ impl Limits {
     /// No limits.
     pub(crate) fn none() -> Self {
         Self {
+            operators: SlotLimits::none(),
+            machine: Machine::UNKNOWN,
+            can_watch_memory: false,
             plan: Plan::new(),
             setter: Setter::default(),
-            cgroups: None,
-            watcher: None,
-            disk: None,
-            file_bytes: None,
-            held: EnforcedLimits::NOTHING,
+            cgroups: OnceLock::new(),
+            watcher: Watcher::default(),
             refused: AtomicBool::new(false),
             retired: Retired::new(1),
         }
@@ -156,10 +166,6 @@ impl Limits {
             let most = processes.unwrap_or_default();
             log::info!("each slot may have {most} processes, so that all of them fit");
         }
-        let limits = &SlotLimits { processes, ..limits.clone() };
-        let wants_cgroups =
-            limits.memory_bytes.is_some() || limits.cpu.is_some() || limits.processes.is_some();
-        let cgroups = if wants_cgroups { cgroups(limits) } else { None };
         let uname = rustix::system::uname();
         let release = uname.release().to_string_lossy();
         let counts_processes = rlimits::counts_by_namespace(&release) && !of_root;
@@ -167,28 +173,69 @@ impl Limits {
         let pipes_cores = rlimits::pipes_cores(core_pattern.as_deref());
         let sharers = if shared.is_some() { slots as u64 } else { 1 };
         let machine = Machine { counts_processes, open_files, pipes_cores, sharers };
-        let watched = Watched {
-            memory: limits.memory_bytes.filter(|_| cgroups.is_none() && sample::is_possible()),
-            kills: cgroups.as_ref().is_some_and(|cgroups| !cgroups.kills_as_a_whole()),
-            workspace: (limits.workspace_bytes.is_some() || limits.files.is_some()).then_some(
-                Usage {
-                    bytes: limits.workspace_bytes.unwrap_or(u64::MAX),
-                    files: limits.files.unwrap_or(u64::MAX),
-                },
-            ),
+        let operators = SlotLimits { processes, ..limits.clone() };
+        let limits = Self {
+            plan: rlimits::plan(&operators, &machine, getrlimit),
+            operators,
+            machine,
+            can_watch_memory: sample::is_possible(),
+            setter: Setter::default(),
+            cgroups: OnceLock::new(),
+            watcher: Watcher::default(),
+            refused: AtomicBool::new(false),
+            retired: Retired::new(slots),
         };
+        limits.start_keeping(&limits.operators)?;
+        Ok(limits)
+    }
+
+    /// Starts what keeps such limits: cgroups where they are to be had, the watch where it is
+    /// needed.
+    fn start_keeping(&self, limits: &SlotLimits) -> io::Result<()> {
+        if wants_cgroups(limits) {
+            self.cgroups.get_or_init(|| cgroups(&self.operators));
+        }
+        let watched = self.watched_of(limits);
+        let is_needed = [
+            (Role::Memory, watched.memory.is_some()),
+            (Role::Kills, watched.kills),
+            (Role::Disk, watched.workspace.is_some()),
+        ];
+        let roles = is_needed.into_iter().filter_map(|(role, is_needed)| is_needed.then_some(role));
+        roles.into_iter().try_for_each(|role| self.watcher.start(role))
+    }
+
+    /// The cgroups, where some were wanted and are to be had.
+    fn groups(&self) -> Option<&Cgroups> {
+        self.cgroups.get()?.as_ref()
+    }
+
+    /// What of these limits is watched.
+    fn watched_of(&self, limits: &SlotLimits) -> Watched {
+        let groups = self.groups();
+        Watched {
+            memory: limits.memory_bytes.filter(|_| groups.is_none() && self.can_watch_memory),
+            kills: limits.memory_bytes.is_some()
+                && groups.is_some_and(|groups| !groups.kills_as_a_whole()),
+            workspace: Usage::most(limits),
+        }
+    }
+
+    /// What keeps these limits.
+    fn enforced(&self, limits: &SlotLimits) -> EnforcedLimits {
+        let (groups, watched) = (self.groups(), self.watched_of(limits));
         let by = |limit: bool, what| if limit { what } else { Enforcement::None };
-        let held = EnforcedLimits {
+        let mut held = EnforcedLimits {
             processes: match limits.processes {
-                Some(_) if cgroups.is_some() => Enforcement::Cgroup,
-                limit => by(limit.is_some() && counts_processes, Enforcement::Rlimit),
+                Some(_) if groups.is_some() => Enforcement::Cgroup,
+                limit => by(limit.is_some() && self.machine.counts_processes, Enforcement::Rlimit),
             },
             memory: match limits.memory_bytes {
-                Some(_) if cgroups.is_some() => Enforcement::Cgroup,
+                Some(_) if groups.is_some() => Enforcement::Cgroup,
                 _ => by(watched.memory.is_some(), Enforcement::Watch),
             },
             cpu: by(
-                limits.cpu.is_some() && cgroups.as_ref().is_some_and(|groups| groups.cpu),
+                limits.cpu.is_some() && groups.is_some_and(|groups| groups.cpu),
                 Enforcement::Cgroup,
             ),
             open_files: by(limits.open_files.is_some(), Enforcement::Rlimit),
@@ -196,31 +243,9 @@ impl Limits {
             workspace: by(limits.workspace_bytes.is_some(), Enforcement::Watch),
             files: by(limits.files.is_some(), Enforcement::Watch),
             seccomp: false,
-            advisory: wants_cgroups
-                && !cgroups.as_ref().is_some_and(|groups| groups.cpu || limits.cpu.is_none()),
+            advisory: wants_cgroups(limits)
+                && !groups.is_some_and(|groups| groups.cpu || limits.cpu.is_none()),
         };
-        let watches = watched.memory.is_some() || watched.kills || watched.workspace.is_some();
-        Ok(Self {
-            plan: rlimits::plan(limits, &machine, getrlimit),
-            setter: Setter::default(),
-            cgroups,
-            disk: watched.workspace,
-            file_bytes: limits.file_bytes,
-            watcher: if watches { Some(Watcher::start(watched)?) } else { None },
-            held,
-            refused: AtomicBool::new(false),
-            retired: Retired::new(slots),
-        })
-    }
-
-    /// The jails that were killed and have not ended in time: as many as there are slots at most.
-    pub(crate) fn retired(&self) -> &Retired {
-        &self.retired
-    }
-
-    /// Which limits hold, and by what; the filter of system calls is not known here.
-    pub(crate) fn held(&self) -> EnforcedLimits {
-        let mut held = self.held;
         if self.refused.load(Ordering::Relaxed) {
             for by in [&mut held.processes, &mut held.open_files, &mut held.file_bytes] {
                 if *by == Enforcement::Rlimit {
@@ -231,22 +256,30 @@ impl Limits {
         held
     }
 
-    /// Puts a sandbox of a slot into its cgroup, by its first process `init`, which must not have
-    /// done anything yet, and be held so that its number is its own; `None` without cgroups. Does
-    /// not block on anything but a few calls.
-    ///
-    /// # Errors
-    /// It could not be put there: nothing may run in it.
-    pub(in crate::sandbox) fn place(&self, init: Pid, slot: usize) -> io::Result<Option<Group>> {
-        let Some(cgroups) = &self.cgroups else { return Ok(None) };
-        let group = cgroups.sandbox(slot)?;
-        group.enter(init.as_raw_nonzero().get())?;
-        Ok(Some(group))
+    /// The jails that were killed and have not ended in time: as many as there are slots at most.
+    pub(crate) fn retired(&self) -> &Retired {
+        &self.retired
     }
 
-    /// What a slot's commands can look at of cgroups, and where; nothing without.
-    pub(in crate::sandbox) fn shown(&self, slot: usize) -> Vec<ShownGroup> {
-        let group = self.cgroups.as_ref().map(|cgroups| cgroups.slot(slot));
+    /// Which of the operator's limits hold, and by what; the filter of system calls is not known
+    /// here.
+    pub(crate) fn held(&self) -> EnforcedLimits {
+        self.enforced(&self.operators)
+    }
+
+    /// The cgroup of a sandbox with these files, which its first process is to be in before it does
+    /// anything; `None` without cgroups. Does not block on anything but a few calls.
+    ///
+    /// # Errors
+    /// There is none: nothing may run in the sandbox.
+    pub(in crate::sandbox) fn place(&self, workspace: &Workspace) -> io::Result<Option<Group>> {
+        let group = |groups: &Cgroups| groups.sandbox(workspace.slot(), &self.of(workspace));
+        self.groups().map(group).transpose()
+    }
+
+    /// What commands with these files can look at of cgroups, and where; nothing without.
+    pub(in crate::sandbox) fn shown(&self, workspace: &Workspace) -> Vec<ShownGroup> {
+        let group = self.groups().map(|groups| groups.slot(workspace.slot(), &self.of(workspace)));
         match group {
             None => Vec::new(),
             Some(Ok(group)) => group.shown().to_vec(),
@@ -255,7 +288,7 @@ impl Limits {
         }
     }
 
-    /// Puts a sandbox, which was [placed](Self::place) into this group, under the other limits, by
+    /// Puts a sandbox, whose [place](Self::place) is this group, under the other limits, by
     /// its first process `init`, which must not have started a command yet. Does not block on
     /// anything but a few calls.
     pub(in crate::sandbox) fn confine(
@@ -287,7 +320,7 @@ impl Limits {
     ) -> Confined {
         let pid = init.as_raw_nonzero().get();
         let owner = workspace.founder();
-        let set = self.setter.set(init, &self.plan, owner);
+        let set = self.setter.set(init, &self.plan_of(workspace), owner);
         let set = set.and_then(|()| match full {
             true => self.setter.set(init, &[(Resource::Fsize, NO_WRITING)], owner),
             false => Ok(()),
@@ -297,42 +330,41 @@ impl Limits {
         {
             log::warn!("the limits of processes cannot be set for sandboxes: {error}");
         }
-        if let Some(group) = &group
-            && let Err(error) = group.settle(pid)
-        {
-            // The limits are the slot's, in whose group it is already.
-            log::debug!("a sandbox has no cgroup of its own: {error}");
-        }
         let kills = group.as_ref().map(Group::kill_count);
-        let ticket = self.watcher.as_ref().map(|watch| watch.add(pid, workspace.clone(), kills));
+        let ticket = self.watcher.add(pid, workspace.clone(), self.watched(workspace), kills);
         let before = group.as_ref().map(Group::refusals).unwrap_or_default();
         Confined { group, ticket, full, before: Mutex::new(before) }
     }
 
     /// Whether a slot was above its limit of bytes when they were last counted.
     pub(crate) fn is_full(&self, workspace: &Workspace) -> bool {
-        self.watcher.as_ref().is_some_and(|watch| watch.is_full(workspace.path()))
+        self.watcher.is_full(workspace.path())
     }
 
     /// Ends the watch, for when no command runs any more. Blocks for a look at most.
     pub(crate) fn close(&self) {
-        if let Some(watcher) = &self.watcher {
-            watcher.close();
-        }
+        self.watcher.close();
     }
 
     /// A soft limit of open files that is not above what sandboxes get.
     pub(crate) fn lower_open_files(&self, soft: Option<u64>) -> Option<u64> {
-        let files = self.plan.iter().find(|(resource, _)| *resource == Resource::Nofile);
-        soft.map(|soft| files.and_then(|(_, limit)| limit.current).map_or(soft, |l| l.min(soft)))
+        lower_open_files(&self.plan, soft)
     }
 
     /// To be called when a workspace was emptied: a slot that was full is not any more.
     pub(crate) fn emptied(&self, workspace: &Path) {
-        if let Some(watcher) = &self.watcher {
-            watcher.emptied(workspace);
-        }
+        self.watcher.emptied(workspace);
     }
+}
+
+/// Whether cgroups keep such limits better than anything else.
+fn wants_cgroups(limits: &SlotLimits) -> bool {
+    limits.memory_bytes.is_some() || limits.cpu.is_some() || limits.processes.is_some()
+}
+
+fn lower_open_files(plan: &Plan, soft: Option<u64>) -> Option<u64> {
+    let files = plan.iter().find(|(resource, _)| *resource == Resource::Nofile);
+    soft.map(|soft| files.and_then(|(_, limit)| limit.current).map_or(soft, |l| l.min(soft)))
 }
 
 /// Files can be removed, and made, but nothing written to them.
@@ -349,7 +381,7 @@ fn cgroups(limits: &SlotLimits) -> Option<Cgroups> {
 /// A sandbox under limits. Dropped when its last process is gone.
 pub(crate) struct Confined {
     group: Option<Group>,
-    ticket: Option<Ticket>,
+    ticket: Ticket,
     full: bool,
     /// What the kernel had refused its slot when the latest command began.
     before: Mutex<Refusals>,
@@ -362,16 +394,12 @@ impl Confined {
         if let Some(group) = &self.group {
             *self.before.lock() = group.refusals();
         }
-        if let Some(ticket) = &self.ticket {
-            ticket.occupied(alarm);
-        }
+        self.ticket.occupied(alarm);
     }
 
     /// No command runs in it any more.
     pub(crate) fn vacated(&self) {
-        if let Some(ticket) = &self.ticket {
-            ticket.vacated();
-        }
+        self.ticket.vacated();
     }
 
     /// Whether its slot was full when it was confined: nothing can be written in it, as long as it

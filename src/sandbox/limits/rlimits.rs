@@ -35,6 +35,7 @@ const COUNTS_BY_NAMESPACE: (u32, u32) = (5, 14);
 pub(super) type Plan = Vec<(Resource, Rlimit)>;
 
 /// What `plan` needs to know of this machine.
+#[derive(Debug, Clone)]
 pub(super) struct Machine {
     /// Whether `RLIMIT_NPROC` counts the processes of one sandbox, and binds them.
     pub(super) counts_processes: bool,
@@ -44,6 +45,12 @@ pub(super) struct Machine {
     pub(super) pipes_cores: bool,
     /// How many slots share what the kernel counts for their user.
     pub(super) sharers: u64,
+}
+
+impl Machine {
+    /// One of which nothing is known, for slots without limits.
+    pub(super) const UNKNOWN: Self =
+        Self { counts_processes: false, open_files: None, pipes_cores: true, sharers: 1 };
 }
 
 /// The limits to set, none above this process's `own`: it might not be allowed to raise them.

@@ -33,8 +33,8 @@ impl Limits {
     /// The room of the workspace's slot.
     pub(in crate::sandbox) fn room(&self, workspace: &Workspace) -> Room {
         Room {
-            most: self.disk,
-            file_bytes: self.file_bytes,
+            most: self.watched(workspace).workspace,
+            file_bytes: self.of(workspace).file_bytes,
             is_full: self.is_full(workspace),
             directories: workspace.directories().iter().map(|&path| path.to_owned()).collect(),
             taken: Usage::default(),
@@ -44,9 +44,7 @@ impl Limits {
 
     /// Something was put into the workspace: it is counted soon.
     pub(in crate::sandbox) fn was_filled(&self, workspace: &Arc<Workspace>) {
-        if let Some(watcher) = &self.watcher {
-            watcher.was_filled(workspace);
-        }
+        self.watcher.was_filled(workspace, self.watched(workspace));
     }
 }
 

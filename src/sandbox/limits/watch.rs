@@ -11,6 +11,9 @@
 //! 1), the first thread looks ten times a second at whether it has killed one: then the command is
 //! ended as a whole, since half of it is of no use.
 //!
+//! What a sandbox may have is said with it. A thread is started for the first that needs it, and
+//! looks at those only of which it keeps a limit.
+//!
 //! # What is counted
 //! - *Memory*: that of all processes of the sandbox, shared memory and page tables included, and
 //!   memory files (`memfd`) that they hold open, and what is in the sandbox's file systems in
@@ -89,8 +92,8 @@ impl Pace {
 /// only hand it on.
 pub(crate) type Alarm = Arc<dyn Fn(Exceeded) + Send + Sync>;
 
-/// The limits that are watched.
-#[derive(Debug, Clone, Copy)]
+/// The limits of a sandbox that are watched.
+#[derive(Debug, Default, Clone, Copy)]
 pub(super) struct Watched {
     pub(super) memory: Option<u64>,
     /// Whether what the kernel kills for want of memory is ended as a whole.
@@ -99,9 +102,10 @@ pub(super) struct Watched {
 }
 
 /// The handle of the threads. Dropping it is [`close`](Self::close).
+#[derive(Default)]
 pub(super) struct Watcher {
     shared: Arc<Shared>,
-    threads: Mutex<Vec<JoinHandle<()>>>,
+    threads: Mutex<Vec<(Role, JoinHandle<()>)>>,
 }
 
 #[derive(Default)]
@@ -115,7 +119,7 @@ struct State {
     entries: HashMap<u64, Entry>,
     next: u64,
     /// Workspaces in which a command has ended since they were counted, and when the first did.
-    dirty: HashMap<PathBuf, (Arc<Workspace>, Instant)>,
+    dirty: HashMap<PathBuf, Dirty>,
     /// Workspaces above their limit.
     full: HashSet<PathBuf>,
     /// Workspaces that were emptied: what is known of them is void.
@@ -129,11 +133,19 @@ struct State {
 struct Entry {
     init: i32,
     workspace: Arc<Workspace>,
+    watched: Watched,
     /// Where the kernel kills one process after the other: how many it has, and how many it had
     /// when the command began.
     kills: Option<(KillCount, u64)>,
     /// Since when a command runs in it, and who is told when it must be killed.
     busy: Option<(Instant, Alarm)>,
+}
+
+/// A workspace that is to be counted.
+struct Dirty {
+    workspace: Arc<Workspace>,
+    limit: Usage,
+    since: Instant,
 }
 
 /// A sandbox that is being watched, until this is dropped.
@@ -143,45 +155,48 @@ pub(super) struct Ticket {
 }
 
 impl Watcher {
-    /// Starts the threads that are needed.
+    /// Starts the thread of a role, unless it runs already.
     ///
     /// # Errors
-    /// The system gives no thread.
-    pub(super) fn start(limits: Watched) -> io::Result<Self> {
-        // Dropped half-way it ends what was started.
-        let watcher = Self { shared: Arc::default(), threads: Mutex::default() };
-        let roles = [
-            limits.memory.map(|limit| ("tool-watch-mem", Role::Memory(limit))),
-            limits.kills.then_some(("tool-watch-mem", Role::Kills)),
-            limits.workspace.map(|limit| ("tool-watch-disk", Role::Disk(limit))),
-        ];
-        for (name, role) in roles.into_iter().flatten() {
-            let mut thread = Thread { role, known: HashMap::new(), disks: HashMap::new() };
-            let shared = watcher.shared.clone();
-            #[expect(
-                clippy::disallowed_methods,
-                reason = "`close` joins it, which takes a look at most"
-            )]
-            let started = std::thread::Builder::new()
-                .name(name.to_owned())
-                .spawn(move || thread.run(&shared))?;
-            watcher.threads.lock().push(started);
+    /// The system gives no thread; the watch was closed.
+    pub(super) fn start(&self, role: Role) -> io::Result<()> {
+        let mut threads = self.threads.lock();
+        if threads.iter().any(|(started, _)| *started == role) {
+            return Ok(());
         }
-        Ok(watcher)
+        if self.shared.state.lock().closing {
+            return Err(io::Error::other("the sandbox is closed"));
+        }
+        let name = match role {
+            Role::Memory | Role::Kills => "tool-watch-mem",
+            Role::Disk => "tool-watch-disk",
+        };
+        let mut thread = Thread { role, known: HashMap::new(), disks: HashMap::new() };
+        let shared = self.shared.clone();
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "`close` joins it, which takes a look at most"
+        )]
+        let started =
+            std::thread::Builder::new().name(name.to_owned()).spawn(move || thread.run(&shared))?;
+        threads.push((role, started));
+        Ok(())
     }
 
-    /// Watches the sandbox with this first process, in which no command runs yet.
+    /// Watches the sandbox with this first process, in which no command runs yet. The threads that
+    /// this needs have been started.
     pub(super) fn add(
         &self,
         init: i32,
         workspace: Arc<Workspace>,
+        watched: Watched,
         kills: Option<KillCount>,
     ) -> Ticket {
         let kills = kills.map(|count| (count, 0));
         let mut state = self.shared.state.lock();
         let id = state.next;
         state.next += 1;
-        state.entries.insert(id, Entry { init, workspace, kills, busy: None });
+        state.entries.insert(id, Entry { init, workspace, watched, kills, busy: None });
         Ticket { shared: self.shared.clone(), id }
     }
 
@@ -191,22 +206,23 @@ impl Watcher {
     }
 
     /// Something was put into the workspace from outside: it is counted soon.
-    pub(super) fn was_filled(&self, workspace: &Arc<Workspace>) {
+    pub(super) fn was_filled(&self, workspace: &Arc<Workspace>, watched: Watched) {
         let mut state = self.shared.state.lock();
-        state.mark_dirty(workspace.clone());
+        state.mark_dirty(workspace.clone(), watched);
         self.shared.wake(&mut state);
     }
 
     /// Ends the threads and waits for that, which takes no longer than one look. Calling it again
     /// does nothing.
     pub(super) fn close(&self) {
-        {
-            let mut state = self.shared.state.lock();
-            state.closing = true;
+        // Of those that start a thread each has seen the end coming, or is seen here.
+        let threads = {
+            let mut threads = self.threads.lock();
+            self.shared.state.lock().closing = true;
             self.shared.changed.notify_all();
-        }
-        let threads = std::mem::take(&mut *self.threads.lock());
-        for thread in threads {
+            std::mem::take(&mut *threads)
+        };
+        for (_, thread) in threads {
             if thread.join().is_err() {
                 log::error!("a thread that watches limits has panicked");
             }
@@ -255,8 +271,8 @@ impl Ticket {
         let mut state = self.shared.state.lock();
         let Some(entry) = state.entries.get_mut(&self.id) else { return };
         if entry.busy.take().is_some() {
-            let workspace = entry.workspace.clone();
-            state.mark_dirty(workspace);
+            let (workspace, watched) = (entry.workspace.clone(), entry.watched);
+            state.mark_dirty(workspace, watched);
             self.shared.wake(&mut state);
         }
     }
@@ -268,28 +284,71 @@ impl Drop for Ticket {
         if let Some(entry) = state.entries.remove(&self.id)
             && entry.busy.is_some()
         {
-            state.mark_dirty(entry.workspace);
+            state.mark_dirty(entry.workspace, entry.watched);
             self.shared.wake(&mut state);
         }
     }
 }
 
 impl State {
-    fn mark_dirty(&mut self, workspace: Arc<Workspace>) {
+    fn mark_dirty(&mut self, workspace: Arc<Workspace>, watched: Watched) {
+        let Some(limit) = watched.workspace else { return };
         let path = workspace.path();
         if !self.dirty.contains_key(path) {
-            self.dirty.insert(path.to_owned(), (workspace, Instant::now()));
+            let dirty = Dirty { limit, since: Instant::now(), workspace: workspace.clone() };
+            self.dirty.insert(path.to_owned(), dirty);
         }
     }
 }
 
-/// What a thread looks at, and its limit.
+/// What a thread looks at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Role {
-    Memory(u64),
+pub(super) enum Role {
+    /// The memory of a sandbox.
+    Memory,
     /// What the kernel kills of a sandbox's for want of memory.
     Kills,
-    Disk(Usage),
+    /// What a workspace takes up.
+    Disk,
+}
+
+impl Role {
+    /// Whether it is its thread that keeps one of these limits.
+    fn keeps(self, watched: &Watched) -> bool {
+        match self {
+            Self::Memory => watched.memory.is_some(),
+            Self::Kills => watched.kills,
+            Self::Disk => watched.workspace.is_some(),
+        }
+    }
+
+    /// How long to wait where the sandbox that is nearest to such a limit has `left`. One that has
+    /// just begun is looked at soon, and may fill all of it.
+    fn pause(self, left: u64, smallest: u64) -> Duration {
+        match self {
+            Self::Memory => MEMORY_PACE.pause(left.min(smallest)),
+            Self::Kills => INTERVAL,
+            Self::Disk => DISK_PACE.pause(left.min(smallest)),
+        }
+    }
+
+    /// All that a sandbox may fill of what this thread looks at, in bytes.
+    fn all_of(self, watched: &Watched) -> u64 {
+        let all = match self {
+            Self::Memory => watched.memory,
+            Self::Kills => None,
+            Self::Disk => watched.workspace.map(bytes_until_full),
+        };
+        all.unwrap_or(u64::MAX)
+    }
+}
+
+/// What is to be looked at now.
+struct Due {
+    entries: Vec<(u64, Entry)>,
+    dirty: Vec<Dirty>,
+    /// The least that any sandbox may fill, in bytes.
+    smallest: u64,
 }
 
 /// A thread's own state.
@@ -323,16 +382,16 @@ impl Thread {
     fn run(&mut self, shared: &Shared) {
         let mut pause = INTERVAL;
         loop {
-            let (entries, dirty) = {
+            let due = {
                 let mut state = shared.state.lock();
                 let until = Instant::now() + pause;
                 loop {
                     if state.closing {
                         return;
                     }
-                    let idle = state.entries.values().all(|entry| entry.busy.is_none());
+                    let idle = !state.entries.values().any(|entry| self.is_for(entry));
                     let now = Instant::now();
-                    if idle && (state.dirty.is_empty() || !self.counts_disks()) {
+                    if idle && (state.dirty.is_empty() || self.role != Role::Disk) {
                         state.asleep = true;
                         shared.changed.wait(&mut state);
                     } else if now < until {
@@ -341,7 +400,7 @@ impl Thread {
                         break;
                     }
                 }
-                if self.counts_disks() {
+                if self.role == Role::Disk {
                     for emptied in state.emptied.drain() {
                         self.disks.remove(&emptied);
                     }
@@ -350,7 +409,7 @@ impl Thread {
                 self.due(&mut state)
             };
             let begun = Instant::now();
-            let looked = catch_unwind(AssertUnwindSafe(|| self.look(shared, &entries, dirty)));
+            let looked = catch_unwind(AssertUnwindSafe(|| self.look(shared, due)));
             pause = looked.unwrap_or_else(|_| {
                 log::error!("a look at the limits has panicked");
                 INTERVAL
@@ -359,45 +418,38 @@ impl Thread {
         }
     }
 
-    fn counts_disks(&self) -> bool {
-        matches!(self.role, Role::Disk(_))
+    /// Whether a command runs in a sandbox of which it keeps a limit.
+    fn is_for(&self, entry: &Entry) -> bool {
+        entry.busy.is_some() && self.role.keeps(&entry.watched)
     }
 
     /// What is to be looked at now.
-    fn due(&self, state: &mut State) -> (Vec<(u64, Entry)>, Vec<Arc<Workspace>>) {
+    fn due(&self, state: &mut State) -> Due {
         let now = Instant::now();
-        let due = |since: Instant, after| now.saturating_duration_since(since) >= after;
-        let entries: Vec<_> = state
+        let is_due = |since: Instant, after| now.saturating_duration_since(since) >= after;
+        let all = state.entries.values().map(|entry| self.role.all_of(&entry.watched));
+        let smallest = all.min().unwrap_or(u64::MAX);
+        let entries = state
             .entries
             .iter()
             .filter(|(_, entry)| {
-                entry.busy.as_ref().is_some_and(|(since, _)| due(*since, INTERVAL))
+                let since = entry.busy.as_ref().map(|(since, _)| *since);
+                self.is_for(entry) && since.is_some_and(|since| is_due(since, INTERVAL))
             })
             .map(|(id, entry)| (*id, entry.clone()))
             .collect();
-        let mut dirty = Vec::new();
-        if !self.counts_disks() {
-            return (entries, dirty);
-        }
-        state.dirty.retain(|_, (workspace, since)| {
-            let is_due = due(*since, AFTERWARDS);
-            if is_due {
-                dirty.push(workspace.clone());
-            }
-            !is_due
-        });
-        (entries, dirty)
+        let is_counted = |_: &PathBuf, dirty: &mut Dirty| is_due(dirty.since, AFTERWARDS);
+        let dirty = match self.role {
+            Role::Disk => state.dirty.extract_if(is_counted).map(|(_, dirty)| dirty).collect(),
+            Role::Memory | Role::Kills => Vec::new(),
+        };
+        Due { entries, dirty, smallest }
     }
 
     /// Looks at everything, and tells how long to pause.
-    fn look(
-        &mut self,
-        shared: &Shared,
-        entries: &[(u64, Entry)],
-        dirty: Vec<Arc<Workspace>>,
-    ) -> Duration {
+    fn look(&mut self, shared: &Shared, due: Due) -> Duration {
         let mut left = u64::MAX;
-        for (id, entry) in entries {
+        for (id, entry) in &due.entries {
             let Some((began, alarm)) = &entry.busy else { continue };
             if self.role == Role::Kills {
                 if entry.kills.as_ref().is_some_and(|(count, before)| count.read() > *before) {
@@ -419,16 +471,15 @@ impl Thread {
                 known.files_due = now + FILES_INTERVAL.max(now.elapsed() * 2 * COST_SHARE);
             }
             let nameless = known.nameless;
-            match self.role {
-                Role::Kills => {}
-                Role::Memory(limit) => {
+            match (self.role, entry.watched) {
+                (Role::Memory, Watched { memory: Some(limit), .. }) => {
                     let most = found.bytes.saturating_add(nameless.memory);
                     left = left.min(limit.saturating_sub(most));
                     if known.is_out_of_memory(limit, most, &found.pids) {
                         alarm(Exceeded::Memory);
                     }
                 }
-                Role::Disk(limit) => {
+                (Role::Disk, Watched { workspace: Some(limit), .. }) => {
                     let reason = Reason::Command { began: *began };
                     let exceeded =
                         self.exceeded(shared, limit, &entry.workspace, nameless.disk, reason);
@@ -440,19 +491,13 @@ impl Thread {
                     let rest = limit.minus(used.with_bytes(nameless.disk));
                     left = left.min(bytes_until_full(rest));
                 }
+                _ => {}
             }
         }
-        if let Role::Disk(limit) = self.role {
-            for workspace in dirty {
-                self.exceeded(shared, limit, &workspace, 0, Reason::Afterwards);
-            }
+        for Dirty { workspace, limit, .. } in due.dirty {
+            self.exceeded(shared, limit, &workspace, 0, Reason::Afterwards);
         }
-        match self.role {
-            // One that has just begun is looked at soon, and may fill all of it.
-            Role::Memory(limit) => MEMORY_PACE.pause(left.min(limit)),
-            Role::Kills => INTERVAL,
-            Role::Disk(limit) => DISK_PACE.pause(left.min(bytes_until_full(limit))),
-        }
+        self.role.pause(left, due.smallest)
     }
 
     /// Counts the workspace if that is due, and tells for what what runs in it has to end.

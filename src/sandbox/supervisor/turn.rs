@@ -330,8 +330,8 @@ impl Turn {
             network,
             program: shell,
             environment: host.environment(workspace, &workspace.inside()),
-            open_files: host.open_files,
-            cgroups: host.limits.shown(workspace.slot()),
+            open_files: host.open_files_of(workspace),
+            cgroups: host.limits.shown(workspace),
         };
         let plan = jails.plan(contents);
         let origin = jails.origin(&host.null, workspace);
@@ -353,7 +353,7 @@ impl Turn {
         let Some(id) = tenancy.occupant.filter(|_| is_open) else { return };
         if let Some((Command::Entered(entered), _)) = self.running.get_mut(&id) {
             let before = entered.deadline();
-            entered.enter(&mut tenancy.jail, Instant::now());
+            entered.enter(&mut tenancy.jail);
             self.after_change(id, before);
         }
     }

@@ -358,7 +358,8 @@ impl Program for Shell {
     fn on_released(&mut self, cx: &mut Context<'_>) {
         self.start_deadline = Some(cx.now + START_LIMIT);
         if let Some(word) = &self.first_word {
-            let line = script::first_line(&self.shown, word, cx.host.open_files);
+            let line =
+                script::first_line(&self.shown, word, cx.host.open_files_of(&self.workspace));
             self.say(&line, cx);
         }
     }
@@ -504,9 +505,12 @@ impl Shell {
         }
         let now = Instant::now();
         current.began = Some(now);
-        current.deadline = Some(now + current.call.timeout);
         current.second_line = Some(now + SECOND_LINE_AFTER);
         self.say(&line, cx);
+        if let Some(current) = &mut self.current {
+            // Its time begins when the shell was told: this process may have been stopped before.
+            current.deadline = Some(Instant::now() + current.call.timeout);
+        }
     }
 
     /// In case bash abandons the first one.

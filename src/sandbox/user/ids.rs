@@ -19,6 +19,14 @@ const FAR_FROM_USERS: IdSpan = IdSpan::new(0x7800_0000, 2046 * WHOLE);
 /// by one, and below those of systemd.
 const IN_CONTAINER: IdSpan = IdSpan::new(30_000, 30_000);
 
+/// What all machines from images have together where layers cannot be shown with the owners of a
+/// slot: a whole range that no slot has, or in a container all ids but its root's.
+const OF_IMAGES: [IdSpan; 3] = [
+    IdSpan::new(0x7800_0000 + 2046 * WHOLE, WHOLE),
+    IdSpan::new(1, WHOLE),
+    IdSpan::new(1, WHOLE - 1),
+];
+
 /// Ids that follow each other, at least one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct IdSpan {
@@ -119,6 +127,11 @@ pub(super) fn zones(wish: UserIds, slots: usize, space: &[IdSpan]) -> Result<Vec
             .flatten()
             .collect()),
     }
+}
+
+/// Those of [`OF_IMAGES`] that are in `space`, if some are.
+pub(super) fn of_images(space: &[IdSpan]) -> Option<IdSpan> {
+    OF_IMAGES.into_iter().find(|span| span.is_within(space))
 }
 
 /// The ids as a user may give them.
@@ -235,6 +248,16 @@ mod tests {
         assert_eq!(auto(40_000, &CONTAINER), []);
         assert_eq!(auto(1, &[IdSpan::new(0, 1)]), [], "an ordinary user's namespace");
         assert_eq!(zones(UserIds::Shared, 1, &HOST), Ok(Vec::new()));
+    }
+
+    #[test]
+    fn images_have_ids_beside_those_of_slots_or_all_but_the_first() {
+        let found = of_images(&HOST).unwrap();
+        assert!(!found.overlaps(FAR_FROM_USERS), "{found:?}");
+        assert_eq!((found.first, found.count), (0x7ffe_0000, WHOLE));
+        assert_eq!(of_images(&CONTAINER), Some(IdSpan::new(1, WHOLE)));
+        assert_eq!(of_images(&[IdSpan::new(0, WHOLE)]), Some(IdSpan::new(1, WHOLE - 1)));
+        assert_eq!(of_images(&[IdSpan::new(0, 60_000)]), None);
     }
 
     #[test]

@@ -47,11 +47,7 @@ impl SlotUsers {
     /// # Errors
     /// What was asked for cannot be had.
     pub(crate) fn find(wish: UserIds, slots: usize, user: CommandUser) -> Result<Self, NoIds> {
-        let text = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-        let space = ids::in_both(
-            &ids::mapped(&text("/proc/self/uid_map")),
-            &ids::mapped(&text("/proc/self/gid_map")),
-        );
+        let (text, space) = (super::text_of, super::own_ids());
         let zones = ids::zones(wish, slots, &space).map_err(NoIds::Refused)?;
         if zones.is_empty() {
             let because = match wish {

@@ -166,6 +166,12 @@ impl DataDir {
         &self.run.path
     }
 
+    /// Whether it is on an overlay file system.
+    pub(crate) fn is_on_overlay(&self) -> bool {
+        const OVERLAY: u64 = 0x794c_7630;
+        rustix::fs::fstatfs(&self.run.dir).is_ok_and(|fs| fs.f_type as u64 == OVERLAY)
+    }
+
     /// Whose the workspaces are.
     pub(crate) fn users(&self) -> &SlotUsers {
         &self.users
@@ -174,6 +180,15 @@ impl DataDir {
     /// Who commands in the workspaces are.
     pub(crate) fn identity(&self) -> &Arc<Identity> {
         &self.identity
+    }
+
+    /// Lets all users pass through the directories of the slots: machines that have the ids of one
+    /// user in all slots find their files by paths.
+    ///
+    /// # Errors
+    /// [`WorkspaceError::Io`].
+    pub(crate) fn open_up_slots(&self) -> Result<(), WorkspaceError> {
+        self.workspaces.iter().try_for_each(|workspace| workspace.open_up())
     }
 
     /// The workspaces, by slot number, until they are taken.

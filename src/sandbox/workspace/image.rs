@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::image_user::{ImageUser, is_direct};
-use super::merged::Merged;
+use super::merged::{FileId, Merged};
 use crate::sandbox::identity::Identity;
 use crate::sandbox::image::{Image, Layer};
 use crate::sandbox::jail::{Hold, MOST_TREES, Overlay, Rights, Tree, User};
@@ -80,6 +80,15 @@ impl Program {
     }
 }
 
+/// The shell of an image and what decides whether it runs: where what is equal has run, it runs.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct ShellId {
+    layers: Vec<PathBuf>,
+    path: PathBuf,
+    file: FileId,
+    user: (u32, u32),
+}
+
 /// Why a slot cannot have a machine with an image's files, as one line.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum NoMachine {
@@ -102,6 +111,7 @@ pub(crate) struct ImageFiles {
     user: ImageUser,
     identity: Arc<Identity>,
     shell: ShellPath,
+    shell_id: ShellId,
     bash: Option<Program>,
     tmux: Option<Program>,
     toolbox: Option<Arc<Toolbox>>,
@@ -113,29 +123,34 @@ pub(crate) struct ImageFiles {
     of_spec: Vec<OsString>,
     /// The mode of its root directory.
     mode: u32,
+    /// Whose ids its machines have, in every slot, where layers can be had by their paths only.
+    shared: Option<CommandUser>,
 }
 
 // What keeps a layer there is dropped with it, and otherwise never used.
 impl std::panic::RefUnwindSafe for ImageFiles {}
 
 impl ImageFiles {
-    /// Looks at an image, for slots whose ids are `owner`'s, or this process's own. If it has no
-    /// bash or no tmux it gets the host's, by `toolbox`. Blocks for some file system calls, and the
-    /// first time for the making of that.
+    /// Looks at an image, for slots whose ids are `owner`'s, or this process's own; or for machines
+    /// that all have the ids of one user, `shared`, where layers can be had by their paths only. If
+    /// it has no bash or no tmux it gets the host's, by `toolbox`. Blocks for some file system
+    /// calls, and the first time for the making of that.
     ///
     /// # Errors
     /// It cannot be used here, or not so.
     pub(crate) fn find(
         spec: MachineSpec,
         owner: Option<CommandUser>,
+        shared: Option<CommandUser>,
         toolbox: &LazyToolbox,
     ) -> Result<Self, NoMachine> {
-        Self::look(spec, owner, || toolbox.get())
+        Self::look(spec, owner, shared, || toolbox.get())
     }
 
     fn look(
         spec: MachineSpec,
         owner: Option<CommandUser>,
+        shared: Option<CommandUser>,
         toolbox: impl FnOnce() -> Option<Arc<Toolbox>>,
     ) -> Result<Self, NoMachine> {
         let MachineSpec { image, frozen, user, workdir, env } = spec;
@@ -146,17 +161,20 @@ impl ImageFiles {
             let most = MOST_TREES - 1;
             return Err(unusable(format!("it has {count} layers, and a machine has {most}")));
         }
-        if owner.is_none() {
-            let ours = rustix::process::geteuid().as_raw();
-            let other = image.layers().iter().find(|layer| layer.owner() != ours);
-            if let Some(layer) = other {
-                return Err(NoMachine::Unsupported(format!(
-                    "{}: its files belong to user {}, and commands have the one id {ours} here: \
-                     import it (tool-executor image import), or own the files",
-                    image.name(),
-                    layer.owner()
-                )));
-            }
+        let (root, have) = match (shared, owner) {
+            (Some(user), _) => (Some(user.map().outside), "the ids from"),
+            (None, None) => (Some(rustix::process::geteuid().as_raw()), "the one id"),
+            (None, Some(_)) => (None, ""),
+        };
+        if let Some(root) = root
+            && let Some(layer) = image.layers().iter().find(|layer| layer.owner() != root)
+        {
+            return Err(NoMachine::Unsupported(format!(
+                "{}: its files belong to user {}, and commands have {have} {root} here: give \
+                 that user the directory, or make it an archive (podman import, podman save)",
+                image.name(),
+                layer.owner()
+            )));
         }
         let failed = |error| NoMachine::Failed(format!("cannot open the image's layers: {error}"));
         let merged = Merged::open(layers()).map_err(failed)?;
@@ -174,16 +192,19 @@ impl ImageFiles {
             user.home = home.to_owned();
         }
         let program = |places: &[&str]| {
-            places.iter().find(|place| merged.is_program(place)).map(PathBuf::from)
+            places.iter().find_map(|place| Some((PathBuf::from(place), merged.program(place)?)))
         };
-        let bash = program(&BASH).map(|path| ShellPath { kind: Shell::Bash, path });
-        let sh = || program(&SH).map(|path| ShellPath { kind: Shell::Sh, path });
-        let shell = bash.or_else(sh).ok_or_else(|| {
+        let shell =
+            |kind: Shell| move |(path, file): (PathBuf, FileId)| (ShellPath { kind, path }, file);
+        let bash = program(&BASH).map(shell(Shell::Bash));
+        let sh = || program(&SH).map(shell(Shell::Sh));
+        let (shell, file) = bash.or_else(sh).ok_or_else(|| {
             unusable("it has neither bash nor /bin/sh, by one of which commands are run".into())
         })?;
         let own = |path: &PathBuf| Program { path: path.clone(), brought_along: None };
         let own_bash = Some(&shell).filter(|shell| shell.kind == Shell::Bash);
-        let (own_bash, own_tmux) = (own_bash.map(|shell| own(&shell.path)), program(&TMUX));
+        let own_tmux = program(&TMUX).map(|(path, _)| path);
+        let own_bash = own_bash.map(|shell| own(&shell.path));
         let lacks_one = own_bash.is_none() || own_tmux.is_none();
         let toolbox = if lacks_one { toolbox() } else { None };
         let brought = |name| {
@@ -208,6 +229,12 @@ impl ImageFiles {
         let mode = topmost.map_or(0o755, |about| about.mode() & 0o1777 | 0o555);
         let User { uid, gid, .. } = user.ids;
         let identity = Identity::of_image(uid, gid, &user.name, &user.home);
+        let shell_id = ShellId {
+            layers: layers().map(Path::to_owned).collect(),
+            path: shell.path.clone(),
+            file,
+            user: (uid, gid),
+        };
         Ok(Self {
             bash,
             tmux,
@@ -223,8 +250,10 @@ impl ImageFiles {
             frozen,
             user,
             shell,
+            shell_id,
             working_dir,
             mode,
+            shared,
         })
     }
 
@@ -249,7 +278,7 @@ impl ImageFiles {
         let user = Some(user.to_owned());
         let env = BTreeMap::new();
         let spec = MachineSpec { image, frozen, user, workdir: None, env };
-        Self::look(spec, owner, || self.toolbox.clone())
+        Self::look(spec, owner, self.shared, || self.toolbox.clone())
     }
 
     /// The image.
@@ -270,6 +299,11 @@ impl ImageFiles {
     /// The shell that runs commands.
     pub(in crate::sandbox) fn shell(&self) -> &ShellPath {
         &self.shell
+    }
+
+    /// What decides whether it runs, in what was looked at.
+    pub(crate) fn shell_id(&self) -> &ShellId {
+        &self.shell_id
     }
 
     /// Which shell that is.
@@ -330,6 +364,11 @@ impl ImageFiles {
         shell::replaced(environment, self.of_spec.iter().cloned())
     }
 
+    /// Whose ids its machine has in a slot whose ids are these.
+    pub(super) fn ids_of(&self, of_slot: Option<CommandUser>) -> Option<CommandUser> {
+        self.shared.or(of_slot)
+    }
+
     /// What users and groups there are inside, for slots whose ids are `owner`'s or this process's.
     pub(in crate::sandbox) fn ids(&self, owner: Option<CommandUser>) -> [IdMap; 2] {
         let User { uid, gid, .. } = self.user.ids;
@@ -376,6 +415,7 @@ impl ImageFiles {
         work: String,
         owner: Option<CommandUser>,
     ) -> Overlay {
+        let owner = owner.filter(|_| self.shared.is_none());
         let hold = |layer: &Layer| match owner {
             None => Hold::ByPath,
             Some(user) => {
@@ -397,7 +437,16 @@ impl ImageFiles {
     /// The user of a slot that commands run as.
     pub(super) fn owner(&self, of_slot: Option<CommandUser>) -> Option<CommandUser> {
         let User { uid, gid, .. } = self.user.ids;
-        of_slot.map(|user| user.as_inside(uid, gid))
+        self.ids_of(of_slot).map(|user| user.as_inside(uid, gid))
+    }
+
+    /// Whom the first processes of its jails run as, in a slot whose ids are these.
+    pub(super) fn founder(&self, of_slot: Option<CommandUser>) -> Option<CommandUser> {
+        match self.shared {
+            // All of them may pass to all slots' directories and to the layers.
+            Some(user) => Some(user.as_inside(0, 0)),
+            None => of_slot.map(CommandUser::as_root_inside),
+        }
     }
 }
 

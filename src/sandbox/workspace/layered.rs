@@ -20,6 +20,7 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 use super::super::image::Layer;
 use super::super::jail::UPPER;
 use super::super::paths::Root;
+use super::super::settings::Settings;
 use super::super::user::CommandUser;
 use super::{
     Directory, ImageFiles, NoMachine, Remains, Workspace, WorkspaceError, make_private_dir,
@@ -268,6 +269,8 @@ impl Workspace {
             base.image = Some(Arc::new(image.with_user(user, self.user_of_slot())?));
         }
         let mut made = self.renew_from(&base)?;
+        // Of the trajectory's settings just those: nothing of its environment is there.
+        made.set(Settings { limits: self.limits().clone(), ..Settings::default() });
         let name = made.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
         let own = self.directory().join(format!("grade-of-{name}"));
         let mut directories = made.directories().map(Path::to_owned).to_vec();

@@ -33,6 +33,16 @@ struct Found {
     dir: OwnedFd,
     name: OsString,
     mode: u32,
+    id: FileId,
+}
+
+/// Which file it is, and whether it was changed since: what has this id has the same content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct FileId {
+    device: u64,
+    inode: u64,
+    size: i64,
+    changed: (i64, u64),
 }
 
 /// What a name leads to.
@@ -69,9 +79,9 @@ impl Merged {
         Some(String::from_utf8_lossy(&bytes).into_owned())
     }
 
-    /// Whether a regular file that can be executed is at an absolute path.
-    pub(super) fn is_program(&self, path: &str) -> bool {
-        self.regular(path).is_some_and(|found| found.mode & 0o111 != 0)
+    /// The regular file that can be executed at an absolute path, if there is one.
+    pub(super) fn program(&self, path: &str) -> Option<FileId> {
+        self.regular(path).filter(|found| found.mode & 0o111 != 0).map(|found| found.id)
     }
 
     /// Whether a directory is at an absolute path.
@@ -147,7 +157,13 @@ fn entry(dirs: &[OwnedFd], name: &OsStr) -> Result<Entry, Errno> {
             return Ok(Entry::Link(OsString::from_vec(target.into_bytes())));
         }
         let dir = dir.try_clone().map_err(|_| Errno::MFILE)?;
-        return Ok(Entry::Other(Found { dir, name: name.to_owned(), mode: about.st_mode }));
+        let id = FileId {
+            device: about.st_dev,
+            inode: about.st_ino,
+            size: about.st_size,
+            changed: (about.st_ctime, about.st_ctime_nsec),
+        };
+        return Ok(Entry::Other(Found { dir, name: name.to_owned(), mode: about.st_mode, id }));
     }
     Ok(if found.is_empty() { Entry::Nothing } else { Entry::Directory(found) })
 }
@@ -216,9 +232,14 @@ mod tests {
         }
         assert_eq!(merged.text("/etc/group", 2), None);
         for path in ["/usr/bin/sh", "/bin/sh", "/etc/shell", "/bin/../bin/./sh"] {
-            assert!(merged.is_program(path), "{path}");
+            assert!(merged.program(path).is_some(), "{path}");
         }
-        assert!(!merged.is_program("/etc/passwd") && !merged.is_program("/etc/loop"));
+        for path in ["/etc/passwd", "/etc/loop"] {
+            assert_eq!(merged.program(path), None, "{path}");
+        }
+        let before = merged.program("/bin/sh");
+        file("0/usr/bin/sh", "#!/other");
+        assert_ne!(merged.program("/bin/sh"), before);
         assert!(merged.is_directory("/bin") && !merged.is_directory("/over"));
     }
 }

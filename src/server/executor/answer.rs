@@ -106,7 +106,21 @@ pub(super) fn status(stats: &Stats, names: bool) -> Vec<u8> {
         true => json!(bad),
         false => json!({"again_in_s": bad.again_in.as_secs_f64()}),
     });
-    to_json(&json!({
+    // What commands may do where is for those who may use the server.
+    let backends = stats.backends.iter().map(|backend| {
+        let mut told = json!({
+            "name": backend.name,
+            "containers": backend.containers,
+            "slots": backend.slots,
+            "free": backend.free,
+            "waiting": backend.waiting,
+        });
+        if names {
+            told["capabilities"] = json!(backend.capabilities);
+        }
+        told
+    });
+    let mut told = json!({
         "queue_size": stats.queue_size,
         "total_requests": stats.total_requests,
         "total_errors": stats.total_errors,
@@ -124,7 +138,11 @@ pub(super) fn status(stats: &Stats, names: bool) -> Vec<u8> {
         "stalled_s": stats.stalled_s,
         "bad_containers": bad.collect::<Vec<_>>(),
         "images": stats.images,
-    }))
+    });
+    if !stats.backends.is_empty() {
+        told["backends"] = backends.collect::<Vec<_>>().into();
+    }
+    to_json(&told)
 }
 
 /// The answer to `GET /sandboxes`.

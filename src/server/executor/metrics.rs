@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 use serde_json::Value;
 
 use crate::egress::NetworkTotals;
-use crate::executor::{Stats, Summary};
+use crate::executor::{BackendStats, Stats, Summary};
 use crate::pool::ImageCounts;
 
 /// The `Content-Type` of the text.
@@ -54,6 +54,9 @@ pub(super) fn text(stats: &Stats, connections: usize) -> String {
     text.sample(name, &[], stats.containers_found_bad as f64);
 
     text.images(&stats.images);
+    if !stats.backends.is_empty() {
+        text.backends(&stats.backends);
+    }
 
     type Reading = fn(&crate::executor::LaneStats) -> usize;
     let readings: [(&str, &str, Reading); 7] = [
@@ -149,6 +152,27 @@ impl Text {
     }
 
     /// What commands have asked of the network.
+    /// Several backends, in order of preference.
+    fn backends(&mut self, backends: &[BackendStats]) {
+        type Reading = fn(&BackendStats) -> usize;
+        let readings: [(&str, &str, Reading); 4] = [
+            ("backend_containers", "Containers of a backend that take trajectories.", |one| {
+                one.containers
+            }),
+            ("backend_slots", "Slots of these containers.", |one| one.slots),
+            ("backend_free_slots", "Those of them that no trajectory holds.", |one| one.free),
+            ("backend_waiting", "Trajectories that wait and may have a slot of it now.", |one| {
+                one.waiting
+            }),
+        ];
+        for (name, help, reading) in readings {
+            self.family(name, "gauge", help);
+            for backend in backends {
+                self.sample(name, &[("backend", &*backend.name)], reading(backend) as f64);
+            }
+        }
+    }
+
     fn network(&mut self, totals: &NetworkTotals) {
         let name = "network_requests_total";
         self.family(

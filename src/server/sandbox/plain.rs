@@ -165,6 +165,8 @@ impl Service {
             network: capabilities.network,
             draining: self.native.draining().0,
             spec: &capabilities.spec,
+            image_ids: capabilities.image_ids,
+            no_images_because: capabilities.no_images_because.as_deref(),
         };
         ok(&health.answer())
     }

@@ -18,7 +18,7 @@ pub(crate) use self::python::shown;
 use self::python::{no_attribute, type_name};
 use super::OutcomeFields;
 use crate::config::NetworkMode;
-use crate::level::IsolationLevel;
+use crate::level::{ImageIds, IsolationLevel};
 use crate::limits::EnforcedLimits;
 use crate::spec::SpecField;
 use crate::tool::python_json::{self, NonAscii};
@@ -303,6 +303,10 @@ pub(crate) struct Health<'a> {
     pub(crate) draining: bool,
     /// What of a trajectory's spec the slots can be given.
     pub(crate) spec: &'a [SpecField],
+    /// Which user ids machines from images have, where there can be some.
+    pub(crate) image_ids: Option<ImageIds>,
+    /// Why there can be none, where that is known.
+    pub(crate) no_images_because: Option<&'a str>,
 }
 
 impl Health<'_> {
@@ -334,6 +338,12 @@ impl Health<'_> {
         }
         if let Some(network) = self.network {
             answer["network"] = json!(network);
+        }
+        if let Some(ids) = self.image_ids {
+            answer["image_ids"] = json!(ids);
+        }
+        if let Some(why) = self.no_images_because {
+            answer["no_images_because"] = json!(why);
         }
         if self.draining {
             answer["draining"] = json!(true);

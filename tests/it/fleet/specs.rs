@@ -2,7 +2,9 @@
 
 use serde_json::json;
 use tool_executor::server::SandboxServer;
-use tool_executor::{BeginError, BeginFailure, Outcome, SpecField, SpecFile, TrajectorySpec};
+use tool_executor::{
+    BeginError, BeginFailure, Outcome, SpecField, SpecFile, TrajectoryLimits, TrajectorySpec,
+};
 
 use super::{config, executor, fleet, server, url};
 use crate::fakes::{Echoes, HandsOver, bash, next};
@@ -10,7 +12,10 @@ use crate::http::{Request, Server, ok};
 use crate::proxy::{Proxy, Trouble};
 
 fn spec() -> TrajectorySpec {
-    TrajectorySpec::default().with_env([("A".to_owned(), "b".to_owned())].into())
+    let limits = TrajectoryLimits::default().with_open_files(64_u64);
+    TrajectorySpec::default()
+        .with_env([("A".to_owned(), "b".to_owned())].into())
+        .with_limits(limits)
 }
 
 fn failure(error: BeginError) -> BeginFailure {
@@ -24,11 +29,20 @@ fn failure(error: BeginError) -> BeginFailure {
 fn a_spec_holds_on_a_server_and_what_that_cannot_give_is_refused() {
     let server = server(1);
     let executor = executor(fleet([url(&server)]));
-    assert!(executor.capabilities().spec.contains(&SpecField::Env));
+    let given = executor.capabilities().spec;
+    assert!([SpecField::Env, SpecField::Limits].iter().all(|field| given.contains(field)));
     executor.begin("t", spec()).unwrap();
-    assert_eq!(executor.execute("t", bash("echo $A")).output, "b");
+    let look = "echo -$A $(ulimit -n)";
+    assert_eq!(executor.execute("t", bash(look)).output, "-b 64");
     executor.release("t").unwrap();
-    assert_eq!(executor.execute("t", bash("echo -$A")).output, "-");
+    let after = executor.execute("t", bash(look));
+    assert!(after.output.starts_with("- ") && !after.output.ends_with(" 64"), "{after:?}");
+    executor.release("t").unwrap();
+    let limits = TrajectoryLimits::default().with_open_files(1_u64 << 20);
+    let more = TrajectorySpec::default().with_limits(limits);
+    let refused = failure(executor.begin("t", more).unwrap_err());
+    assert_eq!(refused.outcome(), Outcome::SpecUnsupported);
+    assert!(refused.to_string().contains("the operator gives, which is 4096"), "{refused}");
     executor.release("t").unwrap();
     let path = TrajectorySpec::default().with_env([("PATH".to_owned(), "/x".to_owned())].into());
     let refused = failure(executor.begin("t", path).unwrap_err());

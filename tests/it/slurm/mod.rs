@@ -192,8 +192,9 @@ fn running() -> Vec<String> {
     ours.map(str::to_owned).collect()
 }
 
+/// Slurm may take a minute to see that a step has ended, where the machine is busy.
 fn nodes_are_idle() {
-    until(|| printed("sinfo", &["-h", "-o", "%D %T"]) == "3 idle");
+    until_within(4 * PATIENCE, || printed("sinfo", &["-h", "-o", "%D %T"]) == "3 idle");
 }
 
 #[test]

@@ -79,7 +79,7 @@ fn commands_are_whom_and_where_a_trajectory_asks_for() {
     let env = env.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
     let (user, workdir) = (Some("agent".to_owned()), Some("/srv/here".to_owned()));
     let spec = MachineSpec { user, workdir, env, ..bench.spec() };
-    bench.backend.bind_image(&bench.slot(0), spec).unwrap();
+    bench.backend.bind_image(&bench.slot(0), spec, Settings::default()).unwrap();
     let said = bench.output("t", "id -u; id -g; pwd; echo $HOME $USER $ASKED $PATH");
     assert_eq!(said, "1000\n100\n/srv/here\n/home/agent agent yes /bin:/mine");
     // The directory that was made is theirs; the image's are root's.
@@ -106,7 +106,8 @@ fn commands_are_whom_and_where_a_trajectory_asks_for() {
 fn what_cannot_be_had_is_said_and_the_slot_is_as_it_was() {
     let bench = Bench::new(1);
     let refused = |spec: MachineSpec| {
-        let failure = bench.backend.bind_image(&bench.slot(0), spec).unwrap_err();
+        let failure =
+            bench.backend.bind_image(&bench.slot(0), spec, Settings::default()).unwrap_err();
         assert_eq!(bench.output("t", "pwd"), "/workspace", "{failure}");
         bench.executor.release("t").unwrap();
         (failure.outcome(), failure.to_string())
@@ -140,9 +141,45 @@ fn what_cannot_be_had_is_said_and_the_slot_is_as_it_was() {
 }
 
 #[test]
+fn a_shell_that_has_run_is_not_tried_again_unless_it_has_changed() {
+    let bench = Bench::new(1);
+    // A mark for each start of it in the latest machine, which ends.
+    let starts = || {
+        let (give, finished) = bounded(1);
+        let on_end = Box::new(move |_| give.send(()).unwrap());
+        bench.backend.0.supervisor.leave(0, on_end);
+        finished.recv().unwrap();
+        let changed = bench.backend.0.slots[0].workspace().path().join("upper/mark");
+        fs::read_to_string(changed).unwrap_or_default()
+    };
+    let shell = bench.image.path().join("bin/sh");
+    fs::remove_file(&shell).unwrap();
+    let put = |content: &str| {
+        fs::write(&shell, content).unwrap();
+        fs::set_permissions(&shell, fs::Permissions::from_mode(0o755)).unwrap();
+    };
+    put("#!/bin/busybox sh\necho x >> /mark\nexec /bin/busybox sh \"$@\"\n");
+    bench.backend.bind_image(&bench.slot(0), bench.spec(), Settings::default()).unwrap();
+    assert_eq!(starts(), "x\n", "it is tried");
+    bench.backend.bind_image(&bench.slot(0), bench.spec(), Settings::default()).unwrap();
+    assert_eq!(starts(), "", "it has run");
+    let agent = MachineSpec { user: Some("agent".to_owned()), ..bench.spec() };
+    fs::write(bench.image.path().join("mark"), "").unwrap();
+    let open = fs::Permissions::from_mode(0o666);
+    fs::set_permissions(bench.image.path().join("mark"), open).unwrap();
+    bench.backend.bind_image(&bench.slot(0), agent, Settings::default()).unwrap();
+    assert_eq!(starts(), "x\n", "another user may not be able to");
+    put("#!/bin/busybox sh\nexit 4\n");
+    let failure =
+        bench.backend.bind_image(&bench.slot(0), bench.spec(), Settings::default()).unwrap_err();
+    assert_eq!(failure.outcome(), Outcome::ImageUnusable, "{failure}");
+    bench.executor.release("t").unwrap();
+}
+
+#[test]
 fn what_a_machine_has_changed_can_be_beneath_another_one() {
     let bench = Bench::new(2);
-    bench.backend.bind_image(&bench.slot(0), bench.spec()).unwrap();
+    bench.backend.bind_image(&bench.slot(0), bench.spec(), Settings::default()).unwrap();
     bench.output("a", "echo one > /one; rm -r /home; mkdir /home; touch /theirs; chown 7 /theirs");
     let inner = &bench.backend.0;
     let old = inner.slots[0].workspace();

@@ -78,14 +78,34 @@ pub(super) fn check(
     let mut idle = Vec::new();
     let named = NAMES_SERVERS.iter().find_map(|id| given.name(id));
     if let Some(name) = named {
-        let why = format!("{name} names sandbox servers, which have slots and limits of their own");
-        idle.extend(given.each(&OF_THIS_MACHINE, &why));
         let slurm = given.name("slurm").or_else(|| given.name("slurm_submit"));
+        let running = NAMES_SERVERS[..3].iter().find_map(|id| given.name(id));
+        match given.name("local_slots") {
+            Some(here) => {
+                idle.extend(given.each(&["slots"], &format!("{here} says how many there are")));
+            }
+            None => {
+                let why = format!(
+                    "{name} names sandbox servers, which have slots and limits of their own"
+                );
+                idle.extend(given.each(&OF_THIS_MACHINE, &why));
+                if given.network().is_some_and(|mode| mode != NetworkMode::None) {
+                    let why =
+                        format!("{name} names sandbox servers, which say what network there is");
+                    idle.extend(given.each(&["network"], &why));
+                }
+                if slurm.is_none() || running.is_none() {
+                    let why = "there is one kind of slots only, without --local-slots";
+                    idle.extend(given.each(&["spill_after_s"], why));
+                }
+            }
+        }
         match slurm {
             Some(slurm) => {
-                let why = format!("{slurm} has Slurm start the sandbox servers");
-                idle.extend(given.each(&NAMES_SERVERS[..3], &why));
-                idle.extend(given.each(&OF_STARTED_SERVERS, &why));
+                if running.is_none() {
+                    let why = format!("{slurm} has Slurm start the sandbox servers");
+                    idle.extend(given.each(&OF_STARTED_SERVERS, &why));
+                }
                 if given.name("slurm").is_some() {
                     let why = "--slurm uses the allocation that is there";
                     idle.extend(given.each(&["slurm_submit", "slurm_argument"], why));
@@ -93,12 +113,10 @@ pub(super) fn check(
             }
             None => idle.extend(given.each(&OF_SLURM, "Slurm starts no sandbox server")),
         }
-        if given.network().is_some_and(|mode| mode != NetworkMode::None) {
-            let why = format!("{name} names sandbox servers, which say what network there is");
-            idle.extend(given.each(&["network"], &why));
-        }
     } else if given.knows("sandbox_url") {
         idle.extend(given.each(&OF_SANDBOX_SERVERS, "no --sandbox-url names a sandbox server"));
+        let why = "all slots are this machine's: --slots says how many";
+        idle.extend(given.each(&["local_slots", "spill_after_s"], why));
     }
     if given.name("tool_server_url").is_none() {
         idle.extend(given.each(&OF_TOOL_SERVER, "no --tool-server-url names a ToolServer"));

@@ -52,6 +52,11 @@ pub(crate) struct SlotArgs {
 }
 
 impl SlotArgs {
+    /// The same for so many slots.
+    pub(crate) fn with_count(&self, slots: usize) -> Self {
+        Self { slots: Some(slots), ..self.clone() }
+    }
+
     /// How many slots this machine has.
     pub(crate) fn count(&self) -> usize {
         self.slots.unwrap_or_else(|| {
@@ -94,8 +99,8 @@ impl IsolationArgs {
 pub(crate) struct NetworkArgs {
     /// The network that commands have: none; proxy, by which they reach public hosts and nothing
     /// else; or host, this machine's own with all that listens on its loopback interface. With
-    /// sandbox servers only none can be given: the servers say what the others have [default:
-    /// proxy]
+    /// sandbox servers only, and no --local-slots, it can be none: the servers say what the others
+    /// have [default: proxy]
     #[arg(long, value_name = "MODE", env = "TOOL_EXECUTOR_NETWORK")]
     #[arg(value_parser = named(values::network))]
     pub(crate) network: Option<NetworkMode>,
@@ -215,10 +220,23 @@ pub(crate) struct SandboxTokenArgs {
     pub(crate) sandbox_token: Option<Secret>,
 }
 
-/// Sandbox servers in place of this machine's slots.
+/// Sandbox servers in place of this machine's slots, or beside them.
 #[derive(Debug, Clone, Args)]
-#[command(next_help_heading = "Sandbox servers in place of this machine")]
+#[command(next_help_heading = "Sandbox servers in place of this machine, or beside it")]
 pub(crate) struct FleetArgs {
+    /// Use so many slots of this machine, too, and prefer them: sandbox servers get the
+    /// trajectories for which they have no free slot, or which they cannot give what they begin
+    /// with; running servers before Slurm's. Flags about this machine's slots apply then
+    #[arg(long, value_name = "N", env = "TOOL_EXECUTOR_LOCAL_SLOTS")]
+    #[arg(value_parser = named(values::at_least_one))]
+    pub(crate) local_slots: Option<usize>,
+
+    /// How long a trajectory waits for a preferred slot before it gets one of the others, in
+    /// seconds: where --local-slots is given, or Slurm's servers beside running ones [default: 0]
+    #[arg(long, value_name = "S", env = "TOOL_EXECUTOR_SPILL_AFTER_S")]
+    #[arg(value_parser = named(values::wait_seconds))]
+    pub(crate) spill_after_s: Option<Duration>,
+
     /// Run calls on the sandbox server at this URL; give it once for each server, or a list with
     /// commas
     #[arg(long, value_name = "URL", env = "TOOL_EXECUTOR_SANDBOX_URL", value_delimiter = ',')]
@@ -285,10 +303,12 @@ pub(crate) struct FleetArgs {
 impl FleetArgs {
     /// Whether there are sandbox servers.
     pub(crate) fn is_given(&self) -> bool {
-        !self.sandbox_url.is_empty()
-            || self.sandbox_file.is_some()
-            || self.sandbox_name.is_some()
-            || self.is_slurm()
+        self.has_running() || self.is_slurm()
+    }
+
+    /// Whether there are sandbox servers that others have started.
+    pub(crate) fn has_running(&self) -> bool {
+        !self.sandbox_url.is_empty() || self.sandbox_file.is_some() || self.sandbox_name.is_some()
     }
 
     /// Whether Slurm starts them.
@@ -298,14 +318,17 @@ impl FleetArgs {
 
     /// The servers, in a few words.
     pub(crate) fn what(&self) -> String {
-        if self.is_slurm() {
-            return "sandbox servers of Slurm's".to_owned();
-        }
-        match (&self.sandbox_file, &self.sandbox_name) {
+        let running = match (&self.sandbox_file, &self.sandbox_name) {
             (Some(file), _) => format!("the sandbox servers of {}", file.display()),
             (None, Some(name)) => format!("the sandbox servers at {name}"),
             (None, None) => format!("{} sandbox servers", self.sandbox_url.len()),
-        }
+        };
+        let all = [
+            self.local_slots.map(|slots| format!("{slots} slots")),
+            self.has_running().then_some(running),
+            self.is_slurm().then(|| "sandbox servers of Slurm's".to_owned()),
+        ];
+        all.into_iter().flatten().collect::<Vec<_>>().join(" and ")
     }
 }
 

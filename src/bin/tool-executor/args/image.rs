@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, Subcommand};
 use tool_executor::image::StoredIds;
 
 use super::values::{self, named};
@@ -132,10 +132,11 @@ pub(crate) struct StoreArgs {
     #[arg(long, value_name = "DIR", env = "TOOL_EXECUTOR_DATA_DIR")]
     pub(crate) data_dir: Option<PathBuf>,
 
-    /// Whose the unpacked files are: kept (the image's ids; for programs that run as root), or one
-    /// (all are this user's) [default: kept for root with a full range of ids, else one]
-    #[arg(long, value_name = "WHOSE")]
-    pub(crate) ids: Option<Ids>,
+    /// Whose the unpacked files are: kept (the image's ids; for programs that run as root),
+    /// moved-N (N more than these; for root in a container), or one (all are this user's)
+    /// [default: what programs of this user need here]
+    #[arg(long, value_name = "WHOSE", value_parser = ids_of)]
+    pub(crate) ids: Option<StoredIds>,
 
     /// Print JSON
     #[arg(long)]
@@ -143,19 +144,13 @@ pub(crate) struct StoreArgs {
 }
 
 /// Whose unpacked files are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Ids {
-    /// The image's.
-    Kept,
-    /// This user's.
-    One,
-}
-
-impl From<Ids> for StoredIds {
-    fn from(ids: Ids) -> Self {
-        match ids {
-            Ids::Kept => Self::Kept,
-            Ids::One => Self::One,
-        }
+fn ids_of(text: &str) -> Result<StoredIds, String> {
+    let moved = || text.strip_prefix("moved-")?.parse().ok();
+    match text {
+        "kept" => Ok(StoredIds::Kept),
+        "one" => Ok(StoredIds::One),
+        _ => moved()
+            .map(StoredIds::Moved)
+            .ok_or_else(|| "it must be kept, one, or moved-N, with a number".to_owned()),
     }
 }

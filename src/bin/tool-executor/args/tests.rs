@@ -15,7 +15,7 @@ const COMMANDS: [&str; 3] = ["replay", "serve", "sandbox"];
 /// `replay` has no `--acquire-timeout-s`, because more trajectories than slots is what
 /// `--concurrency` asks for, and no `--idle-limit-s`, because it releases what it is done with.
 /// `sandbox` has none of the flags about calls: its clients say these.
-const TABLE: [(&str, &str, &str); 75] = [
+const TABLE: [(&str, &str, &str); 77] = [
     ("acquire-timeout-s", "TOOL_EXECUTOR_ACQUIRE_TIMEOUT_S", "s"),
     ("advertise", "TOOL_EXECUTOR_ADVERTISE", "sx"),
     ("allow-host", "TOOL_EXECUTOR_ALLOW_HOST", "rsx"),
@@ -49,6 +49,7 @@ const TABLE: [(&str, &str, &str); 75] = [
     ("limit-open-files", "TOOL_EXECUTOR_LIMIT_OPEN_FILES", "rsx"),
     ("limit-processes", "TOOL_EXECUTOR_LIMIT_PROCESSES", "rsx"),
     ("limit-workspace", "TOOL_EXECUTOR_LIMIT_WORKSPACE", "rsx"),
+    ("local-slots", "TOOL_EXECUTOR_LOCAL_SLOTS", "rs"),
     ("log", "TOOL_EXECUTOR_LOG", "rsx"),
     ("log-egress", "TOOL_EXECUTOR_LOG_EGRESS", "rsx"),
     ("max-batch-size", "TOOL_EXECUTOR_MAX_BATCH_SIZE", "rs"),
@@ -80,6 +81,7 @@ const TABLE: [(&str, &str, &str); 75] = [
     ("slurm-slots", "TOOL_EXECUTOR_SLURM_SLOTS", "rs"),
     ("slurm-submit", "TOOL_EXECUTOR_SLURM_SUBMIT", "rs"),
     ("spec", "", "r"),
+    ("spill-after-s", "TOOL_EXECUTOR_SPILL_AFTER_S", "rs"),
     ("summary-json", "", "r"),
     ("timeout-s", "TOOL_EXECUTOR_TIMEOUT_S", "rs"),
     ("tls-cert", "TOOL_EXECUTOR_TLS_CERT", "sx"),
@@ -371,10 +373,25 @@ fn a_flag_that_cannot_apply_is_refused_with_the_reason() {
             "--no-network has no effect: --allow-network",
         ),
         ("sandbox --require-sandbox --allow-unisolated", "--require-sandbox has no effect: "),
+        ("serve --local-slots 2", "--local-slots has no effect: all slots are this machine's"),
+        ("serve --spill-after-s 2", "--spill-after-s has no effect: all slots are this machine's"),
+        ("serve --slurm --spill-after-s 2", "--spill-after-s has no effect: there is one kind"),
+        ("serve --slurm --local-slots 2 --slots 3", "--slots has no effect: --local-slots says"),
+        ("serve --slurm --sandbox-slots 2", "--sandbox-slots has no effect: --slurm has Slurm"),
+        ("serve --sandbox-url http://a --slurm-slots 2", "--slurm-slots has no effect: Slurm"),
     ] {
         let error = parse_line(line).unwrap_err();
         assert!(error.contains(why), "{line}: {error}");
     }
+    for line in [
+        "--local-slots 2 --spill-after-s 1.5 --limit-memory 1G --network host",
+        "--slurm --spill-after-s 3 --sandbox-slots 4",
+        "--slurm-submit partition=p --local-slots 2 --slurm-slots 4",
+    ] {
+        assert!(replay(&format!("{url} {line}")).is_ok(), "{line}");
+    }
+    let several = replay("--slurm --sandbox-url http://a --local-slots 2").unwrap().fleet.what();
+    assert_eq!(several, "2 slots and 1 sandbox servers and sandbox servers of Slurm's");
     assert!(replay(&format!("{url} --network none")).is_ok());
     assert!(replay("--network none --no-network").is_ok());
     assert!(replay(&format!("{url} --keep-workspaces /x --sandbox-token t")).is_ok());

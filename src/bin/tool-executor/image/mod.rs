@@ -108,7 +108,8 @@ fn perform(command: &ImageCommand, interrupt: &Interrupt) -> Result<Report, Fail
 }
 
 fn open(args: &StoreArgs, interrupt: &Interrupt) -> Result<ImageStore, ImageError> {
-    let ids = args.ids.map_or_else(StoredIds::for_this_process, StoredIds::from);
+    let data_dir = args.data_dir.as_deref();
+    let ids = args.ids.unwrap_or_else(|| StoredIds::for_data_dir(data_dir));
     ImageStore::open(args.data_dir.as_deref(), ids, interrupt)
 }
 

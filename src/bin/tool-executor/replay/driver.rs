@@ -16,7 +16,7 @@ use tool_executor::{
 };
 
 use crate::args::ReplayArgs;
-use crate::setup::{chain, check_isolation, local, servers, tool_server};
+use crate::setup::{chain, check_isolation, local_beside, servers, tool_server};
 
 /// How long a call may wait for its slot, and in the executor's queue. With more trajectories than
 /// slots a long wait is what was asked for, so only a run that got stuck should ever meet it.
@@ -31,11 +31,11 @@ const MOST_ON_SERVERS: usize = 16_384;
 /// The longest file name that is made of a trajectory id as it is.
 const MAX_FILE_NAME: usize = 200;
 
-/// An executor over an embedded sandbox, or over sandbox servers.
+/// An executor over an embedded sandbox, sandbox servers, or both.
 pub(crate) struct Driver {
     executor: ToolExecutor,
     queue: CompletionQueue,
-    /// The embedded sandbox, if that is what runs the calls.
+    /// The embedded sandbox, if that is what runs all calls.
     embedded: Option<LocalBackend>,
     /// How many trajectories are to run at a time.
     concurrency: usize,
@@ -48,16 +48,16 @@ impl Driver {
     /// What kept them from starting, causes included, as one line.
     pub(crate) fn start(args: &ReplayArgs, interrupt: &Interrupt) -> Result<Self, String> {
         let mut builder = ToolExecutor::builder().interrupt(interrupt.clone());
-        let embedded = if !args.fleet.is_given() {
-            let backend =
-                local(&args.slots, &args.limits, &args.network, &args.isolation, interrupt)?;
-            builder = builder.backend(backend.clone());
-            Some(backend)
-        } else {
-            let mut fleet_args = args.fleet.clone();
-            fleet_args.sandbox_slots = fleet_args.sandbox_slots.or(args.concurrency);
-            builder = builder.shared_backend(servers(&fleet_args, &args.isolation)?);
-            None
+        let ReplayArgs { slots, limits, network, isolation, fleet, .. } = args;
+        let local = local_beside(fleet, slots, limits, network, isolation, interrupt)?;
+        let embedded = local.clone().filter(|_| !fleet.is_given());
+        builder = match local {
+            Some(backend) if !fleet.is_given() => builder.backend(backend),
+            local => {
+                let mut fleet = fleet.clone();
+                fleet.sandbox_slots = fleet.sandbox_slots.or(args.concurrency);
+                builder.shared_backend(servers(local, &fleet, isolation)?)
+            }
         };
         // How many slots the servers have they say when the executor starts.
         let slots = if embedded.is_none() { MOST_ON_SERVERS } else { args.slots.count() };
@@ -77,7 +77,8 @@ impl Driver {
         // Other executors may have some of them, now or later; a trajectory waits for its slot.
         let slots = executor.stats().slots;
         let slots = slots.total + slots.elsewhere;
-        let slots = args.fleet.sandbox_slots.map_or(slots, |asked| slots.min(asked));
+        let asked = fleet.sandbox_slots.map(|asked| asked + fleet.local_slots.unwrap_or(0));
+        let slots = asked.map_or(slots, |asked| slots.min(asked));
         let concurrency = args.concurrency.unwrap_or(slots.clamp(1, most));
         let queue = executor.completion_queue(concurrency);
         check_isolation(&executor, args.calls.allow_network(&args.network), &args.fleet)?;

@@ -8,6 +8,7 @@ mod idle;
 mod invariants;
 mod slot_wait;
 mod stopped;
+mod tiers;
 
 use std::collections::HashSet;
 
@@ -16,7 +17,7 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
-use crate::backend::{ContainerChange, LeasedSlots, Reply};
+use crate::backend::{Capabilities, ContainerChange, LeasedSlots, Reply};
 use crate::config::BatchPolicy;
 use crate::error::{BeginError, BeginFailure, ReleaseError};
 use crate::executor::lease::{Lease, LeaseId};
@@ -84,6 +85,8 @@ struct Running {
 struct World {
     dispatch: Dispatch,
     now: Instant,
+    /// The tiers that begins may use.
+    may: TierSet,
     gate: Arc<Gate>,
     registry: ToolRegistry,
     sender: Sender<Event>,
@@ -213,6 +216,7 @@ impl World {
                 starts_dirty,
             ),
             now: Instant::now(),
+            may: TierSet::ALL,
             gate,
             registry: registry(),
             sender,
@@ -267,7 +271,8 @@ impl World {
         let (accepted, answer) = unbounded();
         self.begins.push((Pending::new(promise.call_state().clone()), answer));
         let near = spec.snapshot.as_ref().map(|id| id.as_str().into());
-        self.send(Event::Begin { promise, spec: Arc::new(spec), near, at: self.now, accepted });
+        let (spec, may) = (Arc::new(spec), self.may);
+        self.send(Event::Begin { promise, spec, near, may, at: self.now, accepted });
     }
 
     /// Whether the caller of this call, or begin, has its answer.
@@ -646,10 +651,17 @@ proptest! {
         empty in any::<bool>(),
         dirty in any::<bool>(),
         idle_ms in proptest::option::of(1..8_000u64),
+        spill_ms in proptest::option::of(0..4_000u64),
     ) {
         let on_lost = if empty { LostWorkspace::StartEmpty } else { LostWorkspace::Refuse };
         let idle_limit = idle_ms.map(Duration::from_millis);
         let mut world = World::new(&sizes, Limits { on_lost, idle_limit, ..limits() }, dirty);
+        if let Some(after) = spill_ms.map(Duration::from_millis) {
+            // Two backends, of which the second is for what the first has no slot for.
+            let names = [addr(0), addr(1)];
+            let tiers = names.map(|name| Tier::new(&*name, Capabilities::default()));
+            world.dispatch.use_tiers(&tiers.map(|tier| tier.with_spill_after(after)));
+        }
         for step in steps {
             world.step(step);
             world.tick()?;

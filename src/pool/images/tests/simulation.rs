@@ -99,7 +99,7 @@ impl Simulation {
             self.image_of.insert(name.clone(), image);
             self.arrived.insert(name.clone(), now);
             let image = self.places.then(|| key(image));
-            self.pool.wait_in(name.into(), Wish { near: None, image }, self.start + now);
+            self.pool.wait_in(name.into(), Wanted { image, ..Wanted::default() }, self.start + now);
         }
     }
 

@@ -213,7 +213,7 @@ impl ImageStore {
         };
         if self.0.images.has(&digest.hex())
             && !self.record(digest)?.as_ref().is_some_and(is_whole)
-            && let super::Claimed::Ours(claim) = self.0.images.claim(&digest.hex())?
+            && let super::Claimed::Ours(claim) = self.0.images.claim(&digest.hex(), interrupt)?
         {
             claim.remove(interrupt)?;
         }

@@ -94,7 +94,7 @@ impl ImageStore {
         names: &[NameRecord],
         interrupt: &Interrupt,
     ) -> Result<Option<StoredImage>, ImageError> {
-        let in_use = matches!(self.0.images.claim(&digest.hex())?, Claimed::InUse);
+        let in_use = matches!(self.0.images.try_claim(&digest.hex())?, Claimed::InUse);
         let Some(pin) = self.0.images.pin(&digest.hex(), interrupt)? else { return Ok(None) };
         let Some(record) = self.record(digest)? else { return Ok(None) };
         let layers = record.layers.iter().map(|layer| StoredLayer {

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! <data directory>/images-<uid>/     of one user, mode 0700
-//!   kept/ or one/                    by whose the files are (`StoredIds`); a store each
+//!   kept/, moved-<id>/ or one/       by whose the files are (`StoredIds`); a store each
 //!     layers/<digest>/               a layer (`shelf` says how entries come and go)
 //!       tree/                          its files
 //!       layer.json                     what is known of it
@@ -48,11 +48,13 @@ pub use self::import::ImportStep;
 pub use self::list::{StoredImage, StoredLayer};
 use self::record::{IMAGE, ImageRecord, NameRecord, TREE};
 pub use self::remove::Pruned;
-use self::shelf::{Claimed, Pin, Shelf, open_own};
+use self::shelf::{Claimed, Pin, Shelf, let_pass, open_own};
 use super::source::{normal_name, shown};
 use super::{Digest, Image, ImageError, ImageLimits, ImageSource, Layer, StoredIds};
 use crate::interrupt::Interrupt;
+use crate::sandbox::jail::can_map_owners;
 use crate::sandbox::tree;
+use crate::sandbox::user::{self, IdMap, IdSpan};
 use crate::sandbox::workspace::{WorkspaceError, open_base};
 
 /// Images on disk, unpacked. Any number of programs may use one at a time.
@@ -63,7 +65,7 @@ use crate::sandbox::workspace::{WorkspaceError, open_base};
 ///
 /// let interrupt = Interrupt::new();
 /// let data = std::path::Path::new("/var/lib/executor");
-/// let store = ImageStore::open(Some(data), StoredIds::for_this_process(), &interrupt)?;
+/// let store = ImageStore::open(Some(data), StoredIds::for_data_dir(Some(data)), &interrupt)?;
 /// let source = ImageSource::parse("docker-archive:/images/task.tar.zst")?;
 /// let image = store.import(&source, &[], &interrupt, &mut |_| {})?;
 /// println!("{} has {} bytes", image.digest, image.bytes);
@@ -88,26 +90,66 @@ struct Inner {
 }
 
 impl StoredIds {
-    /// What this process can have: the image's ids where it is root and may give files away, else
-    /// one.
-    pub fn for_this_process() -> Self {
+    /// What this process can have in a data directory, or in the default one: where it is root and
+    /// may give files away the image's ids, and these moved where they cannot be shown as other
+    /// ones; else one. Blocks for a moment.
+    pub fn for_data_dir(data_dir: Option<&Path>) -> Self {
         use rustix::thread::{CapabilitySet, capabilities};
         let is_root = rustix::process::geteuid().is_root();
         let may =
             || capabilities(None).is_ok_and(|has| has.effective.contains(CapabilitySet::CHOWN));
+        if !is_root || !may() {
+            return Self::One;
+        }
         // In a user namespace most ids may be none.
-        let has_ids = || {
-            let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
-            let count = |line: &str| line.split_whitespace().nth(2)?.parse::<u64>().ok();
-            map.lines().filter_map(count).sum::<u64>() >= 65_536
-        };
-        if is_root && may() && has_ids() { Self::Kept } else { Self::One }
+        let Some(IdSpan { first, count }) = user::ids_of_images() else { return Self::One };
+        let opened = open_base(data_dir, true);
+        let can_map = opened.is_ok_and(|(base, _)| {
+            can_map_owners(&base, IdMap { inside: 0, outside: first, count })
+        });
+        if can_map { Self::Kept } else { Self::Moved(first) }
     }
 
-    fn name(self) -> &'static str {
+    /// What it is called in paths and for `--ids`.
+    fn name(self) -> String {
         match self {
-            Self::Kept => "kept",
-            Self::One => "one",
+            Self::Kept => "kept".to_owned(),
+            Self::Moved(first) => format!("moved-{first}"),
+            Self::One => "one".to_owned(),
+        }
+    }
+
+    /// The id on disk that the image's root has.
+    pub(in crate::sandbox) fn root(self) -> u32 {
+        match self {
+            Self::Kept => 0,
+            Self::Moved(first) => first,
+            Self::One => rustix::process::geteuid().as_raw(),
+        }
+    }
+
+    /// What this id of an image is on disk; `None` where a file stays ours.
+    pub(in crate::sandbox) fn on_disk(self, id: u32) -> Option<u32> {
+        match self {
+            Self::Kept => Some(id),
+            Self::Moved(first) => Some(first.saturating_add(id)),
+            Self::One => None,
+        }
+    }
+
+    /// The id in a layer that is this one on disk.
+    pub(in crate::sandbox) fn of_disk(self, id: u32) -> u32 {
+        match self {
+            Self::Moved(first) => id.saturating_sub(first),
+            Self::Kept | Self::One => id,
+        }
+    }
+
+    /// The group that may pass to layers, where machines find them by their paths.
+    fn passing_group(self) -> Option<u32> {
+        match self {
+            Self::Moved(first) => Some(first),
+            Self::Kept | Self::One => None,
         }
     }
 }
@@ -140,10 +182,17 @@ impl ImageStore {
         let (base, _) = open_base(data_dir, rustix::process::geteuid().is_root())
             .map_err(|error| of_base(data_dir, error))?;
         let of_user = base.join(format!("images-{}", rustix::process::geteuid().as_raw()));
-        open_own(&of_user)?;
         let path = of_user.join(ids.name());
-        open_own(&path)?;
-        let (layers, images) = (Shelf::open(&path, "layers")?, Shelf::open(&path, "images")?);
+        let group = ids.passing_group();
+        for directory in [&of_user, &path] {
+            let opened = open_own(directory)?;
+            if let Some(group) = group {
+                let made = let_pass(&opened, group);
+                made.map_err(|errno| ImageError::io("open up", directory, errno))?;
+            }
+        }
+        let layers = Shelf::open_for(&path, "layers", group)?;
+        let images = Shelf::open(&path, "images")?;
         let (names, sources) = (open_own(&path.join("names"))?, open_own(&path.join("sources"))?);
         let pulls = Shelf::open(&path, "pulls")?;
         [&layers, &images, &pulls].into_iter().for_each(|shelf| shelf.sweep(interrupt));
@@ -281,11 +330,7 @@ impl ImageStore {
     }
 
     fn layer(&self, path: PathBuf, pin: &Arc<Pin>) -> Arc<Layer> {
-        let owner = match self.0.ids {
-            StoredIds::Kept => 0,
-            StoredIds::One => rustix::process::geteuid().as_raw(),
-        };
-        Arc::new(Layer::new(path, owner, Some(Box::new(pin.clone()))))
+        Arc::new(Layer::new(path, self.0.ids.root(), Some(Box::new(pin.clone()))))
     }
 
     /// What is written of an image. One that cannot be understood counts as none.
@@ -335,16 +380,16 @@ impl ImageStore {
 
     /// What is said of a name that no image has here.
     fn not_stored(&self, name: &str) -> ImageError {
-        let other = match self.0.ids {
-            StoredIds::Kept => StoredIds::One,
-            StoredIds::One => StoredIds::Kept,
-        };
         let file = Digest::of(normal_name(name).as_bytes()).hex();
-        let of_others = self.0.path.with_file_name(other.name()).join("names").join(file);
-        if !of_others.exists() {
+        let own = self.0.ids.name();
+        let all = self.0.path.parent().and_then(|of_user| std::fs::read_dir(of_user).ok());
+        let mut others = all.into_iter().flatten().flatten().filter(|other| {
+            other.file_name() != *own && other.path().join("names").join(&file).exists()
+        });
+        let Some(other) = others.next() else {
             return ImageError::NotStored { image: shown(name) };
-        }
-        let (has, needs) = (other.name(), self.0.ids.name());
+        };
+        let (has, needs) = (other.file_name().to_string_lossy().into_owned(), own);
         let why = format!(
             "it was imported with the ids \"{has}\", and here they are \"{needs}\"; import it \
              again: tool-executor image import --ids {needs}"

@@ -38,7 +38,7 @@ impl ImageStore {
     pub fn remove(&self, name: &str, interrupt: &Interrupt) -> Result<Pruned, ImageError> {
         let not_stored = || self.not_stored(name);
         let digest = self.find(name)?.ok_or_else(not_stored)?;
-        match self.0.images.claim(&digest.hex())? {
+        match self.0.images.claim(&digest.hex(), interrupt)? {
             Claimed::Missing => return Err(not_stored()),
             Claimed::InUse => return Err(ImageError::InUse { image: shown(name) }),
             Claimed::Ours(claim) => claim.remove(interrupt)?,
@@ -69,7 +69,7 @@ impl ImageStore {
             let Ok(digest) = format!("sha256:{name}").parse() else { continue };
             let used = self.0.images.pin(&name, interrupt)?.map(|pin| pin.used());
             let Some(true) = used.map(is_old) else { continue };
-            match self.0.images.claim(&name)? {
+            match self.0.images.claim(&name, interrupt)? {
                 Claimed::Missing => {}
                 Claimed::InUse => removed.in_use += 1,
                 Claimed::Ours(claim) => {
@@ -95,7 +95,7 @@ impl ImageStore {
         for names in left.chunks(CLAIMS) {
             let mut claims = Vec::new();
             for name in names {
-                if let Claimed::Ours(claim) = self.0.layers.claim(name)? {
+                if let Claimed::Ours(claim) = self.0.layers.claim(name, interrupt)? {
                     claims.push(claim);
                 }
             }

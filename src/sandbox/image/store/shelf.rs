@@ -20,7 +20,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{AtFlags, Dir, Mode, OFlags, RenameFlags};
+use rustix::fs::{AtFlags, Dir, Gid, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
 use crate::interrupt::Interrupt;
@@ -35,6 +35,8 @@ const OLD: &str = ".old-";
 const BEAT: Duration = Duration::from_millis(20);
 /// How long a lock is waited for that others hold for moments only.
 const PIN_LIMIT: Duration = Duration::from_secs(30);
+/// How long an entry that is not used any more may seem to be.
+const CLAIM_LIMIT: Duration = Duration::from_millis(60);
 /// How long a directory may take to be removed.
 const REMOVE_LIMIT: Duration = Duration::from_secs(600);
 
@@ -46,6 +48,8 @@ const OPEN_DIR: OFlags =
 pub(super) struct Shelf {
     dir: OwnedFd,
     path: PathBuf,
+    /// Who may pass through it and its entries, to what they know the name of.
+    group: Option<u32>,
 }
 
 /// As long as it is held, its entry is not removed.
@@ -89,9 +93,24 @@ impl Shelf {
     /// # Errors
     /// Those of making and opening it.
     pub(super) fn open(above: &Path, name: &str) -> Result<Self, ImageError> {
+        Self::open_for(above, name, None)
+    }
+
+    /// As [`open`](Self::open); if a group is given, that may pass through.
+    ///
+    /// # Errors
+    /// Those of [`open`](Self::open).
+    pub(super) fn open_for(
+        above: &Path,
+        name: &str,
+        group: Option<u32>,
+    ) -> Result<Self, ImageError> {
         let path = above.join(name);
         let dir = open_own(&path)?;
-        Ok(Self { dir, path })
+        if let Some(group) = group {
+            let_pass(&dir, group).map_err(|errno| ImageError::io("open up", &path, errno))?;
+        }
+        Ok(Self { dir, path, group })
     }
 
     pub(super) fn dir(&self) -> BorrowedFd<'_> {
@@ -164,6 +183,9 @@ impl Shelf {
             }
             let dir = rustix::fs::openat(&self.dir, &new, OPEN_DIR, Mode::empty());
             let dir = dir.map_err(|errno| failed(errno.into()))?;
+            if let Some(group) = self.group {
+                let_pass(&dir, group).map_err(|errno| failed(errno.into()))?;
+            }
             let name = name.to_owned();
             let making = Making { shelf: self, name, dir, lock, is_done: false };
             // Another one may have completed it since it was looked for.
@@ -193,11 +215,30 @@ impl Shelf {
         self.read(|name| !name.starts_with('.'))
     }
 
-    /// Claims an entry to remove it. Does not block.
+    /// Claims an entry to remove it. Blocks for a moment where it seems to be in use: a program that
+    /// has used it may just start another one, which has a copy of the lock until it runs.
+    ///
+    /// # Errors
+    /// Those of the system, [`ImageError::Interrupted`].
+    pub(super) fn claim(
+        &self,
+        name: &str,
+        interrupt: &Interrupt,
+    ) -> Result<Claimed<'_>, ImageError> {
+        let deadline = Instant::now() + CLAIM_LIMIT;
+        loop {
+            match self.try_claim(name)? {
+                Claimed::InUse if Instant::now() < deadline => wait(interrupt)?,
+                claimed => return Ok(claimed),
+            }
+        }
+    }
+
+    /// As [`claim`](Self::claim). Does not block.
     ///
     /// # Errors
     /// Those of the system.
-    pub(super) fn claim(&self, name: &str) -> Result<Claimed<'_>, ImageError> {
+    pub(super) fn try_claim(&self, name: &str) -> Result<Claimed<'_>, ImageError> {
         let failed = |error: io::Error| ImageError::io("lock", &self.path_of(name), error);
         let lock = match self.open_lock(name, OFlags::empty()) {
             Ok(lock) => lock,
@@ -403,7 +444,14 @@ impl Claim<'_> {
     }
 }
 
-/// Opens a directory that must be ours alone, and makes it where it is missing.
+/// Lets a group pass through a directory of ours.
+pub(super) fn let_pass(directory: &OwnedFd, group: u32) -> Result<(), Errno> {
+    rustix::fs::fchown(directory, None, Some(Gid::from_raw(group)))?;
+    rustix::fs::fchmod(directory, Mode::RWXU | Mode::XGRP)
+}
+
+/// Opens a directory that must be ours alone, but for a group that may pass through it, and makes
+/// it where it is missing.
 pub(super) fn open_own(path: &Path) -> Result<OwnedFd, ImageError> {
     match rustix::fs::mkdir(path, Mode::RWXU) {
         Ok(()) | Err(Errno::EXIST) => {}
@@ -412,7 +460,8 @@ pub(super) fn open_own(path: &Path) -> Result<OwnedFd, ImageError> {
     let failed = |errno: Errno| ImageError::io("open", path, errno);
     let dir = rustix::fs::open(path, OPEN_DIR, Mode::empty()).map_err(failed)?;
     let about = rustix::fs::fstat(&dir).map_err(failed)?;
-    let others = Mode::from_raw_mode(about.st_mode).intersects(Mode::RWXG | Mode::RWXO);
+    let others = Mode::RGRP | Mode::WGRP | Mode::RWXO;
+    let others = Mode::from_raw_mode(about.st_mode).intersects(others);
     if about.st_uid != rustix::process::geteuid().as_raw() || others {
         let why = "other users own it or may enter it; remove it or choose another data directory";
         return Err(ImageError::io("trust", path, io::Error::other(why)));

@@ -58,6 +58,27 @@ impl Steps {
         self.add::<&str>(kind, 0, 0, &[], what);
     }
 
+    /// Joins the cgroups of the slot: of so many that are handed over, the first with this number,
+    /// all but the last. Gives the number of that.
+    pub(super) fn join_cgroups(&mut self, first: usize, count: usize) -> Option<usize> {
+        let own = first + count.checked_sub(1)?;
+        for number in first..own {
+            let what = "put itself under the limits of its slot";
+            self.add::<&str>(step::JOIN_CGROUP, 0, number as u64, &[], what);
+        }
+        Some(own)
+    }
+
+    /// Sees no cgroup above those that it has joined, and joins the jail's `own`, if there is one.
+    pub(super) fn own_cgroups(&mut self, own: Option<usize>) {
+        self.act(step::OWN_CGROUPS, "have a cgroup namespace of its own");
+        if let Some(own) = own {
+            // The limits are the slot's, whose it has joined already.
+            let what = "have a cgroup of its own";
+            self.add::<&str>(step::JOIN_CGROUP, step::OPTIONAL, own as u64, &[], what);
+        }
+    }
+
     /// Where the host runs out of memory, sandboxes are what it should end.
     pub(super) fn be_ended_first(&mut self) {
         self.write("/proc/self/oom_score_adj", "1000", "be ended first for want of memory");

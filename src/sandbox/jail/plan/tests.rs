@@ -55,7 +55,7 @@ fn lines(steps: &[Step]) -> Vec<String> {
 
 #[test]
 fn the_steps_of_a_plan_are_exactly_these() {
-    let steps = plan().steps_of_founder().unwrap();
+    let steps = plan().steps_of_founder(0).unwrap();
     let devices = ["null", "zero", "full", "random", "urandom", "tty", "dri/card0"];
     let mut expected: Vec<String> = [
         "w0 0 /proc/self/oom_score_adj 1000",
@@ -137,13 +137,13 @@ fn the_steps_of_a_plan_are_exactly_these() {
     // What is said of a failure names no path of the host.
     assert!(steps.iter().all(|step| !step.what.contains("/data")), "{steps:?}");
     let with_network =
-        Plan { network: Network::Host, filter: None, ..plan() }.steps_of_founder().unwrap();
+        Plan { network: Network::Host, filter: None, ..plan() }.steps_of_founder(0).unwrap();
     assert!(lines(&with_network).iter().all(|line| !line.starts_with('n')));
     assert!(lines(&with_network).last().unwrap().starts_with('k'));
     let shared = Plan { proc: Proc::Shared, host_name: None, ..plan() };
-    let joining = lines(&shared.steps_of_joiner(false));
+    let joining = lines(&shared.steps_of_joiner(false, 0));
     assert!(!joining.iter().any(|line| line.contains("/proc ")), "{joining:?}");
-    let shared = shared.steps_of_founder().unwrap();
+    let shared = shared.steps_of_founder(0).unwrap();
     let shared = lines(&shared);
     assert!(shared.contains(&"s0 15 /proc".to_owned()), "{shared:?}");
     let at = shared.iter().position(|line| line == "d0 493 /proc").unwrap();
@@ -153,7 +153,7 @@ fn the_steps_of_a_plan_are_exactly_these() {
     };
     assert!(!shared.iter().any(of_its_own), "{shared:?}");
     let many = IdMap { inside: 0, outside: 1000, count: 9 };
-    let mapped_outside = Plan { users: many, groups: many, ..plan() }.steps_of_founder().unwrap();
+    let mapped_outside = Plan { users: many, groups: many, ..plan() }.steps_of_founder(0).unwrap();
     assert_eq!(lines(&mapped_outside)[0], found[0]);
     assert_eq!(lines(&mapped_outside)[1..], found[4..]);
 }
@@ -168,7 +168,7 @@ fn a_jail_in_a_machine_mounts_its_processes_and_nothing_else() {
         "c0 0 /a/b",
         "k0 0 ",
     ];
-    let steps = plan().steps_of_joiner(false);
+    let steps = plan().steps_of_joiner(false, 0);
     assert_eq!(lines(&steps[..steps.len() - 1]), expected);
     assert_eq!(steps.last().unwrap().text, [1; 16]);
 }
@@ -178,7 +178,7 @@ fn cgroups_are_shown_over_one_directory_or_each_in_its_own() {
     let of = |shown: &[(&str, &str)]| {
         let shown = shown.iter().map(|(host, place)| (host.into(), place.into())).collect();
         let root = vec![Entry::Groups { place: "/c".into(), shown }];
-        let found = lines(&Plan { root, ..plan() }.steps_of_founder().unwrap());
+        let found = lines(&Plan { root, ..plan() }.steps_of_founder(0).unwrap());
         let from = found.iter().position(|line| line.starts_with('r')).unwrap();
         let until = found.iter().position(|line| line.ends_with(" /proc")).unwrap();
         (
@@ -227,7 +227,7 @@ fn an_overlay_is_mounted_over_its_layers_which_are_not_seen_then() {
     let own = ("/data/own", true);
     let expected = [expected[0], expected[1], expected[0], expected[1], own];
     assert!(given.into_iter().map(|(path, own)| (path.to_str().unwrap(), own)).eq(expected));
-    let found = lines(&plan.steps_of_founder().unwrap());
+    let found = lines(&plan.steps_of_founder(0).unwrap());
     // Numbered after the five that are handed over.
     for line in ["s0 7 /data/l1", "s0 6 /data/own", "a0 5 /.stage/1", "a0 6 /.stage/3"] {
         assert!(found.contains(&line.to_owned()), "{line}: {found:?}");
@@ -257,7 +257,7 @@ fn an_overlay_is_mounted_over_its_layers_which_are_not_seen_then() {
     assert!(attached.contains(&&"a0 7 /.stage/1".to_owned()), "{attached:?}");
     assert!(attached.contains(&&"a0 4 /.stage/3".to_owned()), "{attached:?}");
     assert!(!found.iter().any(|line| line.starts_with('g')), "{found:?}");
-    let steps = plan.steps_of_founder().unwrap();
+    let steps = plan.steps_of_founder(0).unwrap();
     assert!(steps.iter().all(|step| !step.what.contains("/data")), "{steps:?}");
 }
 
@@ -267,11 +267,11 @@ fn an_overlay_at_the_root_gets_what_else_is_mounted() {
     root.extend(plan().root);
     let user = Some(User { uid: 0, gid: 0, groups: Vec::new() });
     let rights = Rights { user, ..Rights::default() };
-    let found = lines(&Plan { root, rights, ..plan() }.steps_of_founder().unwrap());
+    let found = lines(&Plan { root, rights, ..plan() }.steps_of_founder(0).unwrap());
     assert!(!found.iter().any(|line| line.starts_with('u')), "{found:?}");
     let at = found.iter().position(|line| line == "x0 0 ").unwrap();
     let expected = [
-        "y0 0 ",
+        "i0 0 ",
         "v0 0 /.root /usr",
         "v0 0 /.root /etc",
         "v0 0 /.root /a/b",
@@ -287,7 +287,7 @@ fn an_overlay_at_the_root_gets_what_else_is_mounted() {
 fn there_are_no_more_trees_than_can_be_handed_over() {
     let Entry::Layered(mut overlay) = overlay("/", Hold::HandedOver(None)) else { panic!() };
     let steps = |overlay: &Overlay| {
-        Plan { root: vec![Entry::Layered(overlay.clone())], ..plan() }.steps_of_founder()
+        Plan { root: vec![Entry::Layered(overlay.clone())], ..plan() }.steps_of_founder(0)
     };
     overlay.lower = vec![tree("/data/layer", Hold::HandedOver(None)); MOST_TREES - 1];
     let bytes = encode(&steps(&overlay).unwrap()).unwrap();
@@ -301,22 +301,22 @@ fn a_jail_with_users_runs_programs_as_one_of_them_and_keeps_what_root_may_do() {
     let user = Some(User { uid: 7, gid: 9, groups: vec![1, 2] });
     let rights = Rights { user, capabilities: 0b101, any_directory: true };
     let plan = Plan { rights, filter: None, ..plan() };
-    let founding = plan.steps_of_founder().unwrap();
+    let founding = plan.steps_of_founder(0).unwrap();
     let [user, enter, drop] = founding.last_chunk().unwrap();
     assert_eq!(lines(&[enter.clone(), drop.clone()]), ["c4 0 /a/b", "k0 5 "]);
     assert_eq!((user.kind, user.number), (step::USER, 9 << 32 | 7));
     assert_eq!(user.text, [1u32.to_ne_bytes(), 2u32.to_ne_bytes()].concat());
-    let joining = plan.steps_of_joiner(false);
+    let joining = plan.steps_of_joiner(false, 0);
     assert_eq!(lines(&joining[joining.len() - 2..][..1]), ["c8 0 /a/b"]);
     // Beside a machine it has another network, and nothing else of its own.
-    let beside = plan.steps_of_joiner(true);
+    let beside = plan.steps_of_joiner(true, 0);
     assert_eq!(beside.len(), joining.len() + 1);
     assert!(lines(&beside).contains(&"n0 0 ".to_owned()));
 }
 
 #[test]
 fn steps_are_read_as_they_were_written() {
-    let steps = plan().steps_of_founder().unwrap();
+    let steps = plan().steps_of_founder(0).unwrap();
     let bytes = encode(&steps).unwrap();
     let mut rest = &bytes[..];
     for step in &steps {
@@ -336,5 +336,31 @@ fn steps_are_read_as_they_were_written() {
 #[test]
 fn a_path_with_a_nul_is_refused() {
     let root = vec![Entry::Directory { place: "/a\0b".into() }];
-    assert!(Plan { root, ..plan() }.steps_of_founder().is_err());
+    assert!(Plan { root, ..plan() }.steps_of_founder(0).is_err());
+}
+
+#[test]
+fn a_jail_joins_the_cgroups_of_its_slot_first_and_its_own_when_it_sees_no_others() {
+    let root = vec![overlay("/", Hold::HandedOver(None))];
+    let founding = lines(&Plan { root, ..plan() }.steps_of_founder(3).unwrap());
+    // Behind the three trees.
+    assert_eq!(founding[..2], ["j0 3 ", "j0 4 "]);
+    let seen = founding.iter().position(|line| line == "y0 0 ").unwrap();
+    assert_eq!(founding[seen + 1], "j1 5 ");
+    // What has a path comes behind them.
+    assert!(founding.contains(&"a0 6 /.layers/1".to_owned()), "{founding:?}");
+    let joining = lines(&plan().steps_of_joiner(false, 2));
+    assert_eq!(joining[..3], ["j0 0 ", "y0 0 ", "j1 1 "]);
+}
+
+#[test]
+fn each_kind_of_step_has_a_letter_of_its_own() {
+    let source = include_str!("../../init/message.rs");
+    let steps = source.split_once("mod step").unwrap().1;
+    let letters = steps.lines().filter_map(|line| line.split_once("u8 = b'").map(|(_, one)| one));
+    let mut letters: Vec<_> = letters.collect();
+    let count = letters.len();
+    letters.sort_unstable();
+    letters.dedup();
+    assert!(count > 20 && letters.len() == count, "{letters:?}");
 }

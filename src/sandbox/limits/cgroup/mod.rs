@@ -8,11 +8,14 @@
 //! ```
 //!
 //! The limits are the slot's: all that its tools run has them together. A slot keeps its group for
-//! the engine's life; nothing of a trajectory's is left in it. Of version 1 there is such a tree
-//! for each controller.
+//! the engine's life; nothing of a trajectory's is left in it. Which limits it has is said with
+//! each sandbox: those of its trajectory, where that has some of its own. Of version 1 there is
+//! such a tree for each controller.
 //!
-//! A sandbox's first process is moved into its slot's group before it does anything, and into its
-//! own before it starts something, which stays there. The host process itself is never moved: of
+//! A sandbox's first process is born in its group, or, of version 1, joins its slot's before it does
+//! anything else, and its own before it starts something, which stays there ([`Entrance`]). To move
+//! *another* process costs milliseconds in which everything waits: the kernel takes a lock for it
+//! that all forks take, too. The host process itself is never moved: of
 //! version 2 its group must allow children already (it is the root of a cgroup namespace, or
 //! it was prepared for that), or the one above it must.
 //!
@@ -28,6 +31,7 @@ mod settings;
 use std::collections::HashMap;
 use std::fs;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -73,7 +77,6 @@ struct Tree {
     /// The engine's own group.
     path: PathBuf,
     controllers: Vec<&'static str>,
-    settings: Vec<Setting>,
     /// Where it is in a sandbox, beneath [`PLACE`].
     place: PathBuf,
 }
@@ -95,6 +98,8 @@ pub(in crate::sandbox) struct SlotGroup {
     memory: PathBuf,
     processes: PathBuf,
     shown: Vec<Shown>,
+    /// The limits that it has; none where they could not be set.
+    set: Mutex<Option<SlotLimits>>,
 }
 
 /// The group of one sandbox. Given up on drop.
@@ -104,6 +109,16 @@ pub(in crate::sandbox) struct Group {
     slot: Arc<SlotGroup>,
     /// Its own, where memory is counted.
     own: PathBuf,
+}
+
+/// How a sandbox's first process gets into its groups, so that nothing waits for it.
+#[derive(Debug)]
+pub(in crate::sandbox) enum Entrance {
+    /// It is born in this one.
+    Born(OwnedFd),
+    /// It joins these, which are of version 1, by writing `0` to them. What it has joined before
+    /// the last it is to see as the root of all groups.
+    Joins(Vec<OwnedFd>),
 }
 
 /// How many processes the kernel has killed in a group for want of memory.
@@ -156,10 +171,10 @@ impl Cgroups {
         let mut first_failure = None;
         for parent in std::iter::once(two.own.as_path()).chain(above) {
             delegate(parent);
-            let tree = Tree::make(parent, engine, Version::Two, &CONTROLLERS, limits);
+            let tree = Tree::make(parent, engine, &CONTROLLERS);
             let started = tree.and_then(|tree| {
                 delegate(&tree.path);
-                Self::with(Version::Two, vec![tree.at(PLACE.into())], Vec::new())
+                Self::with(Version::Two, vec![tree.at(PLACE.into())], Vec::new(), limits)
             });
             match started {
                 Ok(groups) => return Ok(groups),
@@ -191,7 +206,7 @@ impl Cgroups {
                 continue;
             }
             let here: Vec<_> = CONTROLLERS.into_iter().filter(|name| one.has(name)).collect();
-            match Tree::make(&one.own, engine, Version::One, &here, limits) {
+            match Tree::make(&one.own, engine, &here) {
                 Ok(tree) => trees.push(tree.at(place_of(one))),
                 Err(why) if is_needed => return Err(why),
                 Err(why) => log::debug!("{why}"),
@@ -203,11 +218,16 @@ impl Cgroups {
             .filter(|one| !CONTROLLERS.iter().any(|name| one.has(name)))
             .map(|one| Shown { host: one.own.clone(), place: place_of(one) })
             .collect();
-        Self::with(Version::One, trees, also_shown)
+        Self::with(Version::One, trees, also_shown, limits)
     }
 
     /// Sees whether a slot's group can be made.
-    fn with(version: Version, trees: Vec<Tree>, also_shown: Vec<Shown>) -> Result<Self, String> {
+    fn with(
+        version: Version,
+        trees: Vec<Tree>,
+        also_shown: Vec<Shown>,
+        limits: &SlotLimits,
+    ) -> Result<Self, String> {
         let inner = Arc::new(Inner {
             version,
             trees,
@@ -218,7 +238,8 @@ impl Cgroups {
         });
         // From here on a failure removes what was made.
         let mut groups = Self { inner, cpu: false };
-        let probe = groups.slot(0).map_err(|error| format!("cannot limit a cgroup: {error}"))?;
+        let probe =
+            groups.slot(0, limits).map_err(|error| format!("cannot limit a cgroup: {error}"))?;
         let file = match version {
             Version::Two => "cpu.max",
             Version::One => "cpu.cfs_quota_us",
@@ -227,26 +248,32 @@ impl Cgroups {
         Ok(groups)
     }
 
-    /// The group of a slot, with the slot's limits.
+    /// The group of a slot, which has these limits from now on.
     ///
     /// # Errors
     /// Those of the file system; one of the needed controllers is missing.
-    pub(super) fn slot(&self, slot: usize) -> io::Result<Arc<SlotGroup>> {
-        let mut slots = self.inner.slots.lock();
-        if let Some(group) = slots.get(&slot) {
-            return Ok(group.clone());
-        }
-        let group = Arc::new(self.inner.make_slot(slot)?);
-        slots.insert(slot, group.clone());
+    pub(super) fn slot(&self, slot: usize, limits: &SlotLimits) -> io::Result<Arc<SlotGroup>> {
+        let group = {
+            let mut slots = self.inner.slots.lock();
+            match slots.get(&slot) {
+                Some(group) => group.clone(),
+                None => {
+                    let group = Arc::new(self.inner.make_slot(slot)?);
+                    slots.insert(slot, group.clone());
+                    group
+                }
+            }
+        };
+        self.inner.set(&group, limits)?;
         Ok(group)
     }
 
-    /// A group for a sandbox of a slot.
+    /// A group for a sandbox of a slot, which has these limits from now on.
     ///
     /// # Errors
     /// As of [`slot`](Self::slot).
-    pub(super) fn sandbox(&self, slot: usize) -> io::Result<Group> {
-        let slot = self.slot(slot)?;
+    pub(super) fn sandbox(&self, slot: usize, limits: &SlotLimits) -> io::Result<Group> {
+        let slot = self.slot(slot, limits)?;
         self.inner.remains.lock().retain(|path| fs::remove_dir(path).is_err());
         let number = self.inner.next.fetch_add(1, Ordering::Relaxed);
         let own = slot.memory.join(format!("sandbox-{number}"));
@@ -277,15 +304,6 @@ impl Inner {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 made => made?,
             }
-            for Setting { file, value, is_needed } in &tree.settings {
-                let file = path.join(file);
-                match write(&file, value) {
-                    Err(error) if *is_needed => return Err(error),
-                    // Not every kernel has swap, or counts it.
-                    Err(error) => log::debug!("{}: {error}", file.display()),
-                    Ok(()) => {}
-                }
-            }
             if self.version == Version::Two {
                 delegate(&path);
             }
@@ -297,24 +315,40 @@ impl Inner {
             index.and_then(|index| paths.get(index)).cloned().ok_or(io::ErrorKind::NotFound)
         };
         let (memory, processes) = (with("memory")?, with("pids")?);
-        Ok(SlotGroup { version: self.version, paths, memory, processes, shown })
+        let set = Mutex::new(None);
+        Ok(SlotGroup { version: self.version, paths, memory, processes, shown, set })
+    }
+
+    /// Sees to it that a slot has these limits. Other slots do not wait for it.
+    fn set(&self, slot: &SlotGroup, limits: &SlotLimits) -> io::Result<()> {
+        let mut set = slot.set.lock();
+        if set.as_ref() == Some(limits) {
+            return Ok(());
+        }
+        *set = None;
+        for (tree, path) in self.trees.iter().zip(&slot.paths) {
+            let of = |name: &&str| settings::of(self.version, name, limits);
+            for Setting { file, value, is_needed } in tree.controllers.iter().flat_map(of) {
+                let file = path.join(file);
+                match write(&file, &value) {
+                    Err(error) if is_needed => return Err(error),
+                    // Not every kernel has swap, or counts it.
+                    Err(error) => log::debug!("{}: {error}", file.display()),
+                    Ok(()) => {}
+                }
+            }
+        }
+        *set = Some(limits.clone());
+        Ok(())
     }
 }
 
 impl Tree {
-    fn make(
-        parent: &Path,
-        engine: Engine,
-        version: Version,
-        controllers: &[&'static str],
-        limits: &SlotLimits,
-    ) -> Result<Self, String> {
+    fn make(parent: &Path, engine: Engine, controllers: &[&'static str]) -> Result<Self, String> {
         engine::remove_dead(parent);
         let path = parent.join(engine.unique_name());
         make(&path).map_err(|error| format!("cannot make a cgroup: {error}"))?;
-        let settings = controllers.iter().flat_map(|name| settings::of(version, name, limits));
-        let settings = settings.collect();
-        Ok(Self { path, controllers: controllers.to_vec(), settings, place: PathBuf::new() })
+        Ok(Self { path, controllers: controllers.to_vec(), place: PathBuf::new() })
     }
 
     fn at(mut self, place: PathBuf) -> Self {
@@ -350,29 +384,36 @@ impl KillCount {
 }
 
 impl Group {
-    /// Moves a process, and what it will start, into the slot's group. Where it is then it is to
-    /// see as the root of all groups; [`settle`](Self::settle) is due afterwards.
+    /// How a sandbox's first process gets into it.
     ///
     /// # Errors
     /// Those of the file system.
-    pub(super) fn enter(&self, pid: i32) -> io::Result<()> {
-        let pid = pid.to_string();
-        let enter = |path: &PathBuf| write(&path.join("cgroup.procs"), &pid);
+    pub(in crate::sandbox) fn entrance(&self) -> io::Result<Entrance> {
         match self.slot.version {
             // In what has children with limits no process may be.
-            Version::Two => enter(&self.own),
-            Version::One => self.slot.paths.iter().try_for_each(enter),
+            Version::Two => fs::File::open(&self.own).map(|own| Entrance::Born(own.into())),
+            Version::One => {
+                let paths = self.slot.paths.iter().chain([&self.own]);
+                let tasks = |path: &PathBuf| {
+                    let file = fs::OpenOptions::new().write(true).open(path.join("tasks"))?;
+                    Ok(OwnedFd::from(file))
+                };
+                paths.map(tasks).collect::<io::Result<_>>().map(Entrance::Joins)
+            }
         }
     }
 
-    /// Moves a process that has [entered](Self::enter) into the sandbox's own group.
+    /// Moves a process, and what it will start, into it. Waits until all processors have seen that
+    /// processes are about to be moved, which takes milliseconds.
     ///
     /// # Errors
     /// Those of the file system.
-    pub(super) fn settle(&self, pid: i32) -> io::Result<()> {
+    pub(in crate::sandbox) fn enter(&self, pid: i32) -> io::Result<()> {
+        let pid = pid.to_string();
+        let enter = |path: &PathBuf| write(&path.join("cgroup.procs"), &pid);
         match self.slot.version {
-            Version::Two => Ok(()),
-            Version::One => write(&self.own.join("cgroup.procs"), &pid.to_string()),
+            Version::Two => enter(&self.own),
+            Version::One => self.slot.paths.iter().chain([&self.own]).try_for_each(enter),
         }
     }
 

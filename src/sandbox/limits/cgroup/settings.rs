@@ -23,19 +23,18 @@ pub(super) fn of(version: Version, controller: &str, limits: &SlotLimits) -> Vec
     let setting = |file, value, is_needed| Setting { file, value, is_needed };
     match (version, controller) {
         (Version::Two, "memory") => {
-            let mut settings = vec![setting("memory.max", most(limits.memory_bytes, "max"), true)];
-            if limits.memory_bytes.is_some() {
-                settings.push(setting("memory.swap.max", "0".to_owned(), false));
-            }
-            settings
+            let swap = limits.memory_bytes.map_or("max", |_| "0").to_owned();
+            vec![
+                setting("memory.max", most(limits.memory_bytes, "max"), true),
+                setting("memory.swap.max", swap, false),
+            ]
         }
         (Version::One, "memory") => {
             let memory = most(limits.memory_bytes, "-1");
-            vec![
-                setting("memory.limit_in_bytes", memory.clone(), true),
-                // Of memory and swap together, where the kernel counts that.
-                setting("memory.memsw.limit_in_bytes", memory, false),
-            ]
+            // Of memory and swap together, where the kernel counts that. It may never be below that
+            // of memory alone: the first one raises it, the second one lowers it.
+            let both = setting("memory.memsw.limit_in_bytes", memory.clone(), false);
+            vec![both.clone(), setting("memory.limit_in_bytes", memory, true), both]
         }
         (_, "pids") => {
             // Below the limit of each process, at which nothing would be counted.
@@ -43,14 +42,15 @@ pub(super) fn of(version: Version, controller: &str, limits: &SlotLimits) -> Vec
             vec![setting("pids.max", most(processes, "max"), true)]
         }
         (version, "cpu") => {
-            let Some(cpu) = limits.cpu else { return Vec::new() };
             // At least a hundredth of a processor, and below what the file can hold.
-            let quota = (cpu.clamp(0.01, 1e6) * PERIOD_US as f64) as u64;
+            let quota = |cpu: f64| (cpu.clamp(0.01, 1e6) * PERIOD_US as f64) as u64;
+            let quota =
+                most(limits.cpu.map(quota), if version == Version::Two { "max" } else { "-1" });
             match version {
                 Version::Two => vec![setting("cpu.max", format!("{quota} {PERIOD_US}"), false)],
                 Version::One => vec![
                     setting("cpu.cfs_period_us", PERIOD_US.to_string(), false),
-                    setting("cpu.cfs_quota_us", quota.to_string(), false),
+                    setting("cpu.cfs_quota_us", quota, false),
                 ],
             }
         }
@@ -88,6 +88,7 @@ mod tests {
         assert_eq!(
             all(Version::One, &limits),
             [
+                "memory.memsw.limit_in_bytes=1073741824",
                 "memory.limit_in_bytes=1073741824",
                 "memory.memsw.limit_in_bytes=1073741824",
                 "pids.max=63",
@@ -95,6 +96,12 @@ mod tests {
                 "cpu.cfs_quota_us=150000",
             ]
         );
-        assert_eq!(all(Version::Two, &SlotLimits::none()), ["memory.max=max", "pids.max=max"]);
+        // What an earlier trajectory of the slot had is taken back.
+        let none = SlotLimits::none();
+        assert_eq!(
+            all(Version::Two, &none),
+            ["memory.max=max", "memory.swap.max=max", "pids.max=max", "cpu.max=max 100000"]
+        );
+        assert!(all(Version::One, &none).contains(&"cpu.cfs_quota_us=-1".to_owned()));
     }
 }

@@ -47,7 +47,7 @@ fn of_this_machine() -> Option<Cgroups> {
 #[test]
 fn a_slots_limits_hold_what_is_refused_is_counted_and_nothing_is_left() {
     let Some(groups) = of_this_machine() else { return };
-    let group = groups.sandbox(3).unwrap();
+    let group = groups.sandbox(3, &limits()).unwrap();
     let run = |script: &str| {
         let shell = ["-c", "read -r go; eval \"$0\"", script];
         let mut child = std::process::Command::new("/bin/bash")
@@ -57,7 +57,6 @@ fn a_slots_limits_hold_what_is_refused_is_counted_and_nothing_is_left() {
             .spawn()
             .unwrap();
         group.enter(child.id() as i32).unwrap();
-        group.settle(child.id() as i32).unwrap();
         let inside = fs::read_to_string(format!("/proc/{}/cgroup", child.id())).unwrap();
         assert!(inside.contains("/slot-3"), "{inside}");
         use std::io::Write;

@@ -42,8 +42,9 @@ fn a_command_in_a_full_slot_answers_only_for_what_it_has_written_itself() {
     let data = DataDir::create(Some(base.path()), 1, None).unwrap();
     let workspace = data.workspaces()[0].clone();
     let shared = Shared::default();
-    let role = Role::Disk(Usage { bytes: LIMIT, files: u64::MAX });
-    let mut thread = Thread { role, known: HashMap::new(), disks: HashMap::new() };
+    let limit = Usage { bytes: LIMIT, files: u64::MAX };
+    let watched = Watched { workspace: Some(limit), ..Watched::default() };
+    let mut thread = Thread { role: Role::Disk, known: HashMap::new(), disks: HashMap::new() };
     let write = |name: &str, bytes: u64| {
         std::fs::write(workspace.path().join(name), vec![1; bytes as usize]).unwrap();
     };
@@ -57,12 +58,13 @@ fn a_command_in_a_full_slot_answers_only_for_what_it_has_written_itself() {
         });
         // No process has this number.
         let init = i32::MAX;
-        let entry =
-            Entry { init, workspace: workspace.clone(), kills: None, busy: Some((began, alarm)) };
+        let busy = Some((began, alarm));
+        let entry = Entry { init, workspace: workspace.clone(), watched, kills: None, busy };
         let (before, patience) = (counted(&thread), Instant::now() + Duration::from_secs(60));
         while counted(&thread) == before {
             assert!(Instant::now() < patience, "it never counts again");
-            thread.look(&shared, &[(number, entry.clone())], Vec::new());
+            let entries = vec![(number, entry.clone())];
+            thread.look(&shared, Due { entries, dirty: Vec::new(), smallest: LIMIT });
         }
         told.load(Ordering::Relaxed)
     };

@@ -10,7 +10,6 @@ use super::super::entries::{Entry, Kind};
 use super::super::{LayerError, Unpacked, shown};
 use super::parents::Directory;
 use super::{Tree, failed};
-use crate::sandbox::image::StoredIds;
 
 /// What belongs to ids that no machine has belongs to `nobody`.
 const MAX_ID: u32 = 65_535;
@@ -45,6 +44,13 @@ impl Attributes {
 }
 
 impl Tree<'_> {
+    /// Whose a file is on disk; `None` where it stays ours.
+    pub(super) fn owners(&self, is: Attributes) -> Option<(Uid, Gid)> {
+        let ids = self.place.ids;
+        let (uid, gid) = (ids.on_disk(is.uid)?, ids.on_disk(is.gid)?);
+        Some((Uid::from_raw(uid), Gid::from_raw(gid)))
+    }
+
     /// Owner, mode, attributes and time of an open file, in this order: each would take away
     /// something of what comes after it.
     pub(super) fn give(
@@ -54,9 +60,8 @@ impl Tree<'_> {
         file: BorrowedFd<'_>,
     ) -> Result<(), LayerError> {
         let failed = |errno| failed(entry, "set what belongs to", errno);
-        if self.place.ids == StoredIds::Kept {
-            rustix::fs::fchown(file, Some(Uid::from_raw(is.uid)), Some(Gid::from_raw(is.gid)))
-                .map_err(failed)?;
+        if let Some((uid, gid)) = self.owners(is) {
+            rustix::fs::fchown(file, Some(uid), Some(gid)).map_err(failed)?;
         }
         self.set_xattrs(entry, file)?;
         rustix::fs::fchmod(file, Mode::from_raw_mode(is.mode)).map_err(failed)?;
@@ -108,8 +113,7 @@ impl Tree<'_> {
     ) -> Result<(), LayerError> {
         let failed = |errno| failed(entry, "set what belongs to", errno);
         let is = Attributes::of(entry, &mut self.report);
-        if self.place.ids == StoredIds::Kept {
-            let (uid, gid) = (Uid::from_raw(is.uid), Gid::from_raw(is.gid));
+        if let Some((uid, gid)) = self.owners(is) {
             let flags = AtFlags::SYMLINK_NOFOLLOW;
             rustix::fs::chownat(&parent.fd, name, Some(uid), Some(gid), flags).map_err(failed)?;
         }

@@ -20,7 +20,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 mod attributes;
@@ -32,7 +32,6 @@ use self::parents::{BENEATH, Directory, HOLD_DIR};
 use self::whiteouts::set_opaque;
 use super::entries::{Entry, Kind};
 use super::{LayerError, Place, Unpacked, shown};
-use crate::sandbox::image::StoredIds;
 use crate::sandbox::tree::{self, Until};
 
 /// What a name begins with that says what the layers below lose.
@@ -339,8 +338,7 @@ impl<'a> Tree<'a> {
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             let opened = rustix::fs::openat2(self.place.root, name, flags, Mode::empty(), BENEATH);
             let directory = opened.map_err(failed)?;
-            if self.place.ids == StoredIds::Kept {
-                let (uid, gid) = (Uid::from_raw(is.uid), Gid::from_raw(is.gid));
+            if let Some((uid, gid)) = self.owners(*is) {
                 rustix::fs::fchown(&directory, Some(uid), Some(gid)).map_err(failed)?;
             }
             rustix::fs::fchmod(&directory, Mode::from_raw_mode(is.mode)).map_err(failed)?;

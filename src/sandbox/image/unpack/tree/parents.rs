@@ -14,6 +14,7 @@ use super::super::entries::Entry;
 use super::attributes::Attributes;
 use super::whiteouts::{is_opaque, set_opaque};
 use super::{MAX_PATH, Tree, failed, is_nothing, join, wrong};
+use crate::sandbox::image::StoredIds;
 
 /// Links followed for one name, as many as the kernel does.
 const MAX_LINKS: usize = 40;
@@ -178,7 +179,7 @@ impl Tree<'_> {
 
     /// What this layer has there.
     pub(super) fn here(&self, entry: &Entry, path: &[Vec<u8>]) -> Result<Looked, LayerError> {
-        look(self.place.root, path)
+        look(self.place.root, path, self.place.ids)
             .map_err(|errno| failed(entry, "look at the directory of", errno))
     }
 
@@ -189,7 +190,7 @@ impl Tree<'_> {
         }
         for layer in self.place.below.iter().rev() {
             let root = rustix::fs::open(layer, HOLD_DIR, Mode::empty());
-            match root.and_then(|root| look(root.as_fd(), path)) {
+            match root.and_then(|root| look(root.as_fd(), path, self.place.ids)) {
                 Ok(Looked::Missing) => {}
                 Ok(Looked::Hidden) => return Ok(Below::Nothing),
                 Ok(Looked::Found(found)) => return Ok(found),
@@ -209,7 +210,7 @@ pub(super) enum Looked {
 }
 
 /// Looks at a path in a layer, following nothing.
-fn look(root: BorrowedFd<'_>, path: &[Vec<u8>]) -> Result<Looked, Errno> {
+fn look(root: BorrowedFd<'_>, path: &[Vec<u8>], ids: StoredIds) -> Result<Looked, Errno> {
     let mut at = rustix::io::fcntl_dupfd_cloexec(root, 0)?;
     // A directory that hides what is below hides it from all directories in it.
     let mut hides = false;
@@ -232,8 +233,8 @@ fn look(root: BorrowedFd<'_>, path: &[Vec<u8>]) -> Result<Looked, Errno> {
             _ if !is_last => return Ok(Looked::Hidden),
             FileType::Directory => Below::Directory(Attributes {
                 mode: about.st_mode & 0o7777,
-                uid: about.st_uid,
-                gid: about.st_gid,
+                uid: ids.of_disk(about.st_uid),
+                gid: ids.of_disk(about.st_gid),
                 mtime: (about.st_mtime, u32::try_from(about.st_mtime_nsec).unwrap_or(0)),
             }),
             FileType::Symlink => {
