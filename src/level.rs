@@ -44,8 +44,8 @@ impl fmt::Display for IsolationLevel {
     }
 }
 
-/// Which user ids machines from images have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// Which user ids machines from images have, the best first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum ImageIds {

@@ -66,5 +66,6 @@ pub(super) fn together(tiers: &[Tier]) -> Capabilities {
             true => first(|one| &one.no_images_because),
             false => None,
         },
+        image_ids: each().filter_map(|one| one.image_ids).max(),
     }
 }
