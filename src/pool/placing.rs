@@ -1,5 +1,6 @@
 //! Trajectories that begin with an image: how [`images`](super::images) chooses their slots.
 
+use std::cell::LazyCell;
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Instant;
@@ -106,7 +107,7 @@ impl Pool {
             if !has_free && self.images.failures(image, now).is_empty() {
                 continue;
             }
-            match self.choose_place(&wish, views, now) {
+            match self.choose_place(&wish, false, views, now) {
                 Placed::Nowhere => {}
                 Placed::There(container, source) => {
                     turn = Some(ImageTurn { position, place: Some((container, source)) });
@@ -116,9 +117,8 @@ impl Pool {
                     turn = Some(ImageTurn { position, place: None });
                     break;
                 }
-                Placed::Last(container) => {
-                    let place = Some((container, Source::Pull));
-                    last.push(ImageTurn { position, place });
+                Placed::Last => {
+                    last.push((position, wish));
                     passed.push(trajectory.clone());
                 }
                 Placed::Held(until) => {
@@ -135,48 +135,63 @@ impl Pool {
                 self.images.counts.waits += 1;
             }
         }
-        turn.or_else(|| last.into_iter().next())
+        turn.or_else(|| {
+            last.into_iter().find_map(|(position, wish)| {
+                match self.choose_place(&wish, true, views, now) {
+                    Placed::There(container, source) => {
+                        Some(ImageTurn { position, place: Some((container, source)) })
+                    }
+                    _ => None,
+                }
+            })
+        })
     }
 
     /// Where a trajectory is to have its image: in the first of the tiers that it may use now that
-    /// has a slot for it.
-    fn choose_place(&self, wish: &ImageWish, views: &[TierView], now: Instant) -> Placed {
+    /// has a slot for it. With `is_last` no other finds its image where a slot is free.
+    fn choose_place(
+        &self,
+        wish: &ImageWish,
+        is_last: bool,
+        views: &[TierView],
+        now: Instant,
+    ) -> Placed {
         let open = match views {
-            [] => TierSet::ALL,
+            [] => TierSet::of([0]),
             views => tiers::open_to(wish.may, now.saturating_duration_since(wish.since), views),
         };
         let failed = self.images.failures(wish.image, now);
-        let is_of = |tiers: TierSet| {
-            move |container: &usize| {
-                self.containers.get(*container).is_some_and(|entry| tiers.has(entry.tier))
+        let tier_of = |container: usize| self.containers.get(container).map(|entry| entry.tier);
+        let best = LazyCell::new(|| self.best_to_pull(wish.image, open, now));
+        let mut so_far = TierSet::NONE;
+        let (mut rest, mut are_refused) = (Placed::Nowhere, true);
+        for tier in (0..views.len().max(1)).filter(|tier| wish.may.has(*tier)) {
+            if !open.has(tier) {
+                are_refused = false;
+                continue;
             }
-        };
-        let failures = failed.iter().filter(|container| is_of(wish.may)(container)).count();
-        let facts = self.images.facts(wish.image, failures);
-        let mut tiers = TierSet::NONE;
-        let mut placed = Placed::Nowhere;
-        for tier in (0..views.len().max(1)).filter(|tier| open.has(*tier)) {
-            tiers = tiers.with(tier);
-            let near = self.images.near(wish.image).filter(is_of(tiers));
+            so_far = so_far.with(tier);
+            let near = self.images.near(wish.image);
+            let near = near.filter(|near| tier_of(*near).is_some_and(|tier| so_far.has(tier)));
             let near: Vec<_> = self.candidates(wish.image, near, now).collect();
-            let best = || self.best_to_pull(wish.image, tier, now);
-            placed = match choose(wish, self.idle_since, facts, &near, now) {
-                Choice::Take(container, source) => Placed::There(container, source),
-                Choice::Refuse => Placed::Refused,
-                Choice::HoldUntil(until) if self.has_free() => Placed::Held(until),
-                Choice::HoldUntil(_) => Placed::Nowhere,
-                Choice::Pull => {
-                    best().map_or(Placed::Nowhere, |best| Placed::There(best, Source::Pull))
+            let failures = failed.iter().filter(|one| tier_of(**one) == Some(tier)).count();
+            let facts = self.images.facts(wish.image, failures);
+            let choice = choose(wish, self.idle_since, facts, &near, now);
+            are_refused &= choice == Choice::Refuse;
+            match choice {
+                Choice::Take(container, source) => return Placed::There(container, source),
+                Choice::Pull | Choice::PullLast if is_last || choice == Choice::Pull => {
+                    if let Some(best) = best.filter(|best| tier_of(*best) == Some(tier)) {
+                        return Placed::There(best, Source::Pull);
+                    }
                 }
-                Choice::PullLast => best().map_or(Placed::Nowhere, Placed::Last),
-            };
-            match placed {
+                Choice::HoldUntil(until) if self.has_free() => rest = Placed::Held(until),
+                Choice::PullLast if self.has_free() => rest = Placed::Last,
                 // A later one may have it, or have room.
-                Placed::Nowhere | Placed::Refused => {}
-                Placed::There(..) | Placed::Last(_) | Placed::Held(_) => break,
+                _ => {}
             }
         }
-        placed
+        if are_refused { Placed::Refused } else { rest }
     }
 
     /// Whether there is a free slot, be it one that cannot be given out now.
@@ -198,17 +213,19 @@ impl Pool {
                 return None;
             }
             let free = free_slot(entry).map(|(_, needs_reset)| needs_reset);
-            Some(self.images.candidate(image, failed, container, free, entry.load, now))
+            let one = self.images.candidate(image, failed, container, now);
+            Some(Candidate { free, load: entry.load, tier: entry.tier, ..one })
         })
     }
 
-    fn best_to_pull(&self, image: ImageKey, tier: usize, now: Instant) -> Option<usize> {
+    /// The container of these tiers that is to pull an image.
+    fn best_to_pull(&self, image: ImageKey, open: TierSet, now: Instant) -> Option<usize> {
         if !self.has_free() {
             return None;
         }
         let near: HashSet<_> = self.images.near(image).collect();
         let is_other = |container: &usize| {
-            self.containers[*container].tier == tier && !near.contains(container)
+            open.has(self.containers[*container].tier) && !near.contains(container)
         };
         let others = (0..self.containers.len()).filter(is_other);
         best_to_pull(self.candidates(image, others, now))
@@ -240,7 +257,7 @@ impl Pool {
         self.images.over(container, &begin);
         self.images.failed(container, &begin, why, now);
         let State::Held(trajectory) = &self.slots[slot.0].state else { return false };
-        if begin.wish.tries + 1 >= TRIES || !self.has_another(&begin.wish, now) {
+        if begin.wish.tries + 1 >= TRIES || !self.has_another(begin.wish.image, container, now) {
             return false;
         }
         let trajectory = trajectory.clone();
@@ -254,14 +271,15 @@ impl Pool {
         true
     }
 
-    /// Whether there is a container, of the tiers that it may use, in which the image has not just
+    /// Whether there is another container, of the same tier, in which the image has not just
     /// failed, and that has it, or has room while there was but one failure.
-    fn has_another(&self, wish: &ImageWish, now: Instant) -> bool {
-        let is_one = |container: &usize| wish.may.has(self.containers[*container].tier);
+    fn has_another(&self, image: ImageKey, container: usize, now: Instant) -> bool {
+        let tier = self.containers[container].tier;
+        let is_one = |container: &usize| self.containers[*container].tier == tier;
         let all: Vec<_> = (0..self.containers.len()).filter(is_one).collect();
-        let failed = self.images.failures(wish.image, now);
+        let failed = self.images.failures(image, now);
         let is_new = all.iter().filter(|container| failed.contains(container)).count() < TRIES;
-        let mut open = self.candidates(wish.image, all.into_iter(), now);
+        let mut open = self.candidates(image, all.into_iter(), now);
         open.any(|one| !one.has_failed && (one.has || is_new && !one.is_full))
     }
 
@@ -283,8 +301,8 @@ impl Pool {
 /// Where a trajectory is to have its image.
 enum Placed {
     There(usize, Source),
-    /// There, unless another finds its image where a slot is free.
-    Last(usize),
+    /// Where it is pulled, unless another finds its image where a slot is free.
+    Last,
     Held(Instant),
     Nowhere,
     Refused,

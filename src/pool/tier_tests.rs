@@ -256,6 +256,7 @@ proptest! {
                             other => panic!("{other:?}"),
                         }
                     }
+                    Some(Assignment::Refused(..)) => panic!("no image is asked for"),
                 };
                 let got = one.as_ref().map(|(trajectory, slot)| {
                     (trajectory.to_string(), Some(pool.tier_of(*slot).0))

@@ -48,6 +48,8 @@ pub(in crate::pool) enum Source {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::pool) struct Candidate {
     pub(in crate::pool) container: usize,
+    /// The number of its tier: earlier ones are preferred.
+    pub(in crate::pool) tier: usize,
     /// Whether it has a free slot, and whether that is to be reset first.
     pub(in crate::pool) free: Option<NeedsReset>,
     /// Slots that are held or being reset for a trajectory.
@@ -129,23 +131,24 @@ pub(in crate::pool) fn choose(
 /// is no other, one that could not have it a moment ago, or whose disk is full; and none of these
 /// in the place of one that is busy.
 pub(in crate::pool) fn best_to_pull(others: impl IntoIterator<Item = Candidate>) -> Option<usize> {
-    let mut best_tier = None;
+    let mut best_class = None;
     let mut best = None;
     for one in others {
-        let tier = (one.has_failed, one.is_full);
-        if best_tier.is_some_and(|best| tier > best) {
+        let class = (one.has_failed, one.is_full);
+        if best_class.is_some_and(|best| class > best) {
             continue;
         }
-        if best_tier != Some(tier) {
-            (best_tier, best) = (Some(tier), None);
+        if best_class != Some(class) {
+            (best_class, best) = (Some(class), None);
         }
         let Some(needs_reset) = one.free else { continue };
         // Of full ones the one with the most room: it may do.
         let room = one.free_bytes.filter(|_| one.is_full).map(Reverse);
-        let order = (one.is_suspect, room, one.pulls, needs_reset, one.load, one.container);
+        let load = (one.pulls, needs_reset, one.load, one.container);
+        let order = (one.tier, one.is_suspect, room, load);
         if best.is_none_or(|best| order < best) {
             best = Some(order);
         }
     }
-    best.map(|(.., container)| container)
+    best.map(|(.., (.., container))| container)
 }

@@ -203,20 +203,20 @@ impl Images {
         self.records.get(&image).map(|record| record.why.clone()).unwrap_or_default()
     }
 
-    /// What the choice for an image is to know of a container; the slots are the pool's.
+    /// What the choice for an image is to know of a container; what it is to know of its slots is
+    /// the pool's.
     pub(super) fn candidate(
         &self,
         image: ImageKey,
         failed: &[usize],
         container: usize,
-        free: Option<NeedsReset>,
-        load: usize,
         now: Instant,
     ) -> Candidate {
         let unknown = Candidate {
             container,
-            free,
-            load,
+            tier: 0,
+            free: None,
+            load: 0,
             has: false,
             pulls: 0,
             is_full: false,

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::choice::{Choice, HOLD_MOST, OVERTAKEN_MOST, PROVEN_AFTER, TRIES, best_to_pull, choose};
 use super::*;
-use crate::backend::{Container, ContainerChange};
+use crate::backend::{Capabilities, Container, ContainerChange, Tier};
 use crate::pool::slot::State;
 use crate::pool::{Assignment, Pool, ResetFor, SlotIx, Wanted};
 
@@ -17,6 +17,7 @@ fn near(container: usize, has: bool, free: Option<NeedsReset>) -> Candidate {
 fn other(container: usize, free: Option<NeedsReset>) -> Candidate {
     Candidate {
         container,
+        tier: 0,
         free,
         load: 0,
         has: false,
@@ -292,6 +293,40 @@ fn what_a_container_tells_counts_and_a_full_one_gets_no_image_that_it_lacks() {
     assert_eq!(pool.image_counts().joins, 2);
 }
 
+#[test]
+fn the_preferred_tier_pulls_what_another_has_unless_it_is_full_or_cannot_have_it() {
+    let container = |addr: &str| Container::numbered(addr, 1);
+    let containers = ["a/x", "b/x"].map(container);
+    let mut pool = Pool::new(&containers, Duration::from_secs(60));
+    let tier = |name: &str| Tier::new(name, Capabilities::default());
+    pool.use_tiers(&[tier("a"), tier("b")]);
+    let now = Instant::now();
+    let told = ContainerImages::new([key(7)]);
+    pool.container_changed(1, &ContainerChange::Images(told));
+    waits(&mut pool, "t", 7, now);
+    let (slot, container) = granted(&mut pool, now).unwrap();
+    assert_eq!(container, 0, "it is preferred");
+    waits(&mut pool, "u", 7, now);
+    let (there, container) = granted(&mut pool, now).unwrap();
+    assert_eq!((container, pool.image_counts().hits), (1, 1));
+    assert!(!pool.cannot_begin(there, "no", now), "there is no other that has it");
+    pool.take_back(there, now);
+    let generation = pool.generation(there);
+    pool.reset_done(there, generation, Ok(()), now);
+    pool.has_begun(slot, now);
+    pool.take_back(slot, now);
+    let generation = pool.generation(slot);
+    pool.reset_done(slot, generation, Ok(()), now);
+    waits(&mut pool, "v", 8, now);
+    let (slot, container) = granted(&mut pool, now).unwrap();
+    assert_eq!(container, 0);
+    assert!(!pool.cannot_begin(slot, "no", now), "there is no other of this tier");
+    pool.take_back(slot, now);
+    // Who may use both is not put there again.
+    waits(&mut pool, "w", 8, now);
+    assert_eq!(granted(&mut pool, now).unwrap().1, 1);
+}
+
 #[derive(Debug, Clone)]
 enum Step {
     Wait(Option<u64>),
@@ -508,9 +543,8 @@ impl World {
             );
             let lacks = |other: &usize| !near.contains(other);
             let has_failed = |other: usize| self.failed(image).contains(&other);
-            let is_full = |other: usize| {
-                self.pool.images.candidate(key(image), &[], other, None, 0, self.now).is_full
-            };
+            let is_full =
+                |other: usize| self.pool.images.candidate(key(image), &[], other, self.now).is_full;
             let is_good = |other: usize| !has_failed(other) && !is_full(other);
             prop_assert!(
                 is_good(container) || !self.open().filter(lacks).any(is_good),
@@ -535,7 +569,7 @@ impl World {
             prop_assert!(!near.iter().any(|near| free.contains(near)), "{who} could have it");
             let failed = self.failed(image);
             let is_usable = |other: &usize| {
-                let one = pool.images.candidate(key(image), &[], *other, None, 0, self.now);
+                let one = pool.images.candidate(key(image), &[], *other, self.now);
                 !one.is_full && !failed.contains(other)
             };
             if !free.iter().any(is_usable) {
