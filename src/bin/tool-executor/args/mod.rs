@@ -7,6 +7,7 @@
 mod applies;
 mod groups;
 mod image;
+mod pulling;
 #[cfg(test)]
 mod tests;
 mod values;
@@ -26,7 +27,7 @@ pub(crate) use self::groups::{
     CallArgs, FleetArgs, IsolationArgs, LimitArgs, ListenArgs, NetworkArgs, ProvidedArgs, RunArgs,
     SandboxTokenArgs, SlotArgs, ToolServerArgs,
 };
-pub(crate) use self::image::{ImageArgs, ImageCommand, ImportArgs, StoreArgs};
+pub(crate) use self::image::{ImageArgs, ImageCommand, ImportArgs, PullArgs, StoreArgs};
 use self::values::named;
 pub(crate) use self::values::{Limit, Several, variable};
 
