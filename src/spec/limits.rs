@@ -55,6 +55,7 @@ const OPERATORS_IS: &str = "a trajectory can have less than the operator gives, 
 
 impl TrajectoryLimits {
     /// The operator's.
+    #[cfg_attr(not(target_os = "linux"), allow(dead_code))]
     pub(crate) const OPERATORS: Self = Self {
         processes: None,
         memory_bytes: None,
@@ -76,6 +77,7 @@ impl TrajectoryLimits {
     }
 
     /// These, and where they say nothing those of another trajectory.
+    #[cfg_attr(not(target_os = "linux"), allow(dead_code))]
     pub(crate) fn or(&self, other: &Self) -> Self {
         Self {
             processes: self.processes.or(other.processes),
@@ -92,6 +94,7 @@ impl TrajectoryLimits {
     ///
     /// # Errors
     /// One of them is above the operator's; the text says which, and what would be right.
+    #[cfg_attr(not(target_os = "linux"), allow(dead_code))]
     pub(crate) fn within(&self, operators: &SlotLimits) -> Result<SlotLimits, String> {
         let whole = [
             ("processes", self.processes, operators.processes),

@@ -127,6 +127,8 @@ fn steps_put_files_of_the_recordings_directory_into_the_machine() {
     ]});
     let missing = json!({"trajectory_id": "missing",
         "calls": [put(json!({"from": "nowhere", "to": "x"})), bash("ls")]});
+    let refused = json!({"trajectory_id": "refused", "spec": {"limits": {"files": u64::MAX}},
+        "calls": [put(json!({"from": "files", "to": "x"})), bash("ls")]});
     let outside =
         json!({"trajectory_id": "outside", "calls": [put(json!({"from": "/etc", "to": "x"}))]});
     // More than are put at a time, and more than there are slots.
@@ -134,7 +136,7 @@ fn steps_put_files_of_the_recordings_directory_into_the_machine() {
         json!({"trajectory_id": format!("many-{n}"),
         "calls": [put(json!({"from": "files", "to": "."})), bash("cat a/b; sleep 0.1")]})
     };
-    let lines = [line, missing, outside].into_iter().chain((0..20).map(many));
+    let lines = [line, missing, outside, refused].into_iter().chain((0..20).map(many));
     let setup = Setup::new(&lines.map(|line| line.to_string()).collect::<Vec<_>>());
     fs::create_dir_all(setup.path("files/a")).unwrap();
     fs::write(setup.path("files/a/b"), "text\n").unwrap();
@@ -173,6 +175,10 @@ fn steps_put_files_of_the_recordings_directory_into_the_machine() {
         assert_eq!(missing["outcome"], "backend_failed", "{missing}");
         assert!(missing["error"].as_str().unwrap().contains("nowhere"), "{missing}");
         assert_eq!(of("missing", 1)["success"], true);
+        let refused = of("refused", 0);
+        assert_eq!(refused["model_attributable"], false, "{refused}");
+        assert!(refused["error"].as_str().unwrap().contains("did not begin"), "{refused}");
+        assert_eq!(of("refused", 1)["outcome"], "spec_unsupported");
         for n in 0..20 {
             assert_eq!(of(&format!("many-{n}"), 1)["output"], "text");
         }
