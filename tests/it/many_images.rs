@@ -55,6 +55,7 @@ fn kernel_memory() -> u64 {
 
 #[test]
 #[ignore = "takes long; for measuring"]
+#[expect(clippy::print_stdout, reason = "what it measures")]
 fn a_thousand_machines_of_twenty_images() {
     let machines = std::env::var(VARIABLE).map_or(1000, |number| number.parse().unwrap());
     let images: Vec<_> = (0..IMAGES).map(|_| Image::new()).collect();
