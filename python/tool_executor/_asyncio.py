@@ -499,10 +499,16 @@ class AsyncTrajectory:
         files: Optional[Mapping[str, Union[str, bytes]]] = None,
         stdin: str = "",
         timeout: Optional[float] = None,
+        judged_paths: Optional[Sequence[str]] = None,
     ) -> Grade:
         """`AsyncToolExecutor.grade` of this trajectory."""
         return await self._executor.grade(
-            self.id, command, files=files, stdin=stdin, timeout=timeout
+            self.id,
+            command,
+            files=files,
+            stdin=stdin,
+            timeout=timeout,
+            judged_paths=judged_paths,
         )
 
     def cancel(self) -> None:

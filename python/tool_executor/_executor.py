@@ -436,7 +436,8 @@ class ToolExecutor:
     ) -> Grade:
         """Runs a command that judges what a trajectory has left, in a machine in which nothing of
         the trajectory runs. It begins in `files_at`, `/grade`, where its `files` are; its verdict is
-        what it writes to the descriptor `$TOOL_EXECUTOR_VERDICT_FD`. See docs/grading.md."""
+        what it writes to the descriptor `$TOOL_EXECUTOR_VERDICT_FD`. In a machine from an image only
+        `judged_paths` are the trajectory's, if they are given. See docs/grading.md."""
         grade = Snapshots(self._core).grade
         return interruptibly(
             grade(trajectory_id, command, files, stdin, env, timeout, files_at, judged_paths)
@@ -546,10 +547,16 @@ class Trajectory:
         files: Optional[Mapping[str, Union[str, bytes]]] = None,
         stdin: str = "",
         timeout: Optional[float] = None,
+        judged_paths: Optional[Sequence[str]] = None,
     ) -> Grade:
         """`ToolExecutor.grade` of this trajectory."""
         return self._executor.grade(
-            self.id, command, files=files, stdin=stdin, timeout=timeout
+            self.id,
+            command,
+            files=files,
+            stdin=stdin,
+            timeout=timeout,
+            judged_paths=judged_paths,
         )
 
     def cancel(self) -> None:

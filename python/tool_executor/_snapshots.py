@@ -188,6 +188,8 @@ class Snapshots:
         judged_paths: Optional[Sequence[str]],
     ) -> Callable[[], Grade]:
         """Judges a trajectory."""
+        if isinstance(judged_paths, (str, bytes)):
+            raise InvalidArgumentTypeError("judged_paths must be a list of paths, and is one text")
         request = {
             "command": command,
             "files": _files(files),

@@ -51,6 +51,7 @@ mod level;
 mod limits;
 #[cfg(target_os = "linux")]
 mod machine;
+mod many_images;
 #[cfg(target_os = "linux")]
 mod network;
 mod once;

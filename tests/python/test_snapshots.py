@@ -60,6 +60,10 @@ def test_bad_input_says_what_would_be_right() -> None:
             executor.grade("t", "true", files={"f": number})
         with pytest.raises(te.InvalidArgumentError, match="files_at"):
             executor.grade("t", "true", files_at="/usr")
+        with pytest.raises(te.InvalidArgumentError, match="absolute path"):
+            executor.grade("t", "true", judged_paths=["app"])
+        with pytest.raises(te.InvalidArgumentError, match="one text"):
+            executor.grade("t", "true", judged_paths="/app")
         with pytest.raises(te.InvalidArgumentError, match="imgae"):
             executor.fork("t", ["a"], spec={"imgae": "x"})
 
