@@ -1139,7 +1139,7 @@ void te_queue_free(struct te_queue *queue);
  *
  * On success `*snapshot` is a JSON object {"id", "container", "parent", "age_s", "layers",
  * "bytes", "ended_processes"}, the caller's, to be freed by te_buffer_free(). The snapshot is kept
- * until te_snapshot_drop() or the executor's end.
+ * until te_snapshot_drop() or the executor's end. "bytes" is null: te_snapshots() counts it.
  */
 te_status te_snapshot(const struct te_executor *executor,
                       const char *trajectory,
@@ -1190,7 +1190,7 @@ te_status te_fork(const struct te_executor *executor,
  * ```text
  *     {"command": "exec python3 -I grader.py", "files": [{"path": "grader.py", "content": "...",
  *      "base64": "...", "mode": "0755"}, ...], "files_at": "/grade", "stdin": "...",
- *      "env": {"NAME": "value"}, "user": null, "timeout_s": 60}
+ *      "env": {"NAME": "value"}, "user": null, "judged_paths": ["/app"], "timeout_s": 60}
  * ```
  *
  * of which only "command" is needed. A command that fails is TE_OK too: on success `*grade` is a

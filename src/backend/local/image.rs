@@ -110,10 +110,10 @@ pub(super) struct Images {
     store: Mutex<Option<ImageStore>>,
     /// What is brought along for those that have no bash or no tmux.
     pub(super) toolbox: LazyToolbox,
+    shells: Shells,
     config: ImagesConfig,
     /// Who waits for what is being pulled.
     pub(super) pulls: Pulls,
-    shells: Shells,
     /// Triggered when the backend closes.
     interrupt: Interrupt,
 }
@@ -196,28 +196,6 @@ impl Images {
     }
 }
 
-/// Says of a pull that it begins, that it is tried again, and what it has brought.
-fn tell(name: &str, step: &ImportStep) {
-    let name = name.escape_debug();
-    match step {
-        ImportStep::Fetching { layers, there, packed_bytes } => {
-            let missing = layers - there;
-            log::info!(
-                target: LOG_TARGET,
-                "{name}: pulling {missing} of {layers} layers, {packed_bytes} bytes"
-            );
-        }
-        ImportStep::Retrying { why, after } => {
-            log::warn!(target: LOG_TARGET, "{name}: {why}; trying again in {after:?}");
-        }
-        ImportStep::Arrived { bytes, time } => {
-            let seconds = time.as_secs_f64();
-            log::info!(target: LOG_TARGET, "{name}: pulled {bytes} bytes in {seconds:.1} s");
-        }
-        _ => {}
-    }
-}
-
 /// A shell, and the limits that its slot had beside the operator's.
 type TriedShell = (ShellId, TrajectoryLimits);
 
@@ -239,6 +217,28 @@ impl Shells {
             shells.pop_front();
         }
         shells.push_back(shell);
+    }
+}
+
+/// Says of a pull that it begins, that it is tried again, and what it has brought.
+fn tell(name: &str, step: &ImportStep) {
+    let name = name.escape_debug();
+    match step {
+        ImportStep::Fetching { layers, there, packed_bytes } => {
+            let missing = layers - there;
+            log::info!(
+                target: LOG_TARGET,
+                "{name}: pulling {missing} of {layers} layers, {packed_bytes} bytes"
+            );
+        }
+        ImportStep::Retrying { why, after } => {
+            log::warn!(target: LOG_TARGET, "{name}: {why}; trying again in {after:?}");
+        }
+        ImportStep::Arrived { bytes, time } => {
+            let seconds = time.as_secs_f64();
+            log::info!(target: LOG_TARGET, "{name}: pulled {bytes} bytes in {seconds:.1} s");
+        }
+        _ => {}
     }
 }
 
