@@ -43,7 +43,7 @@ impl ImageStore {
             if ledger.bytes <= most {
                 break;
             }
-            match self.0.images.claim(&digest.hex(), interrupt)? {
+            match self.0.images.try_claim(&digest.hex())? {
                 Claimed::Ours(claim) => {
                     self.remove_claimed(claim, digest, &mut removed, interrupt)?;
                     ledger.remove(&layers);
