@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use self::choice::{Candidate, Facts, NeedsReset, Source};
+use self::choice::{Candidate, Facts, Source};
 use super::tiers::TierSet;
 use super::wishes::{ImageLine, Turn};
 use crate::backend::{ContainerImages, ImageKey};
