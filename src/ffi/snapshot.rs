@@ -32,7 +32,7 @@ fn put(out: &Out<te_buffer>, value: &impl Serialize) -> Result<(), Fault> {
 ///
 /// On success `*snapshot` is a JSON object {"id", "container", "parent", "age_s", "layers",
 /// "bytes", "ended_processes"}, the caller's, to be freed by te_buffer_free(). The snapshot is kept
-/// until te_snapshot_drop() or the executor's end.
+/// until te_snapshot_drop() or the executor's end. "bytes" is null: te_snapshots() counts it.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn te_snapshot(
     executor: *const te_executor,

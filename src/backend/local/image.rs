@@ -10,12 +10,14 @@ use crossbeam_channel::bounded;
 use parking_lot::Mutex;
 
 use super::held::Held;
+use super::pulls::Pulls;
 use super::{Inner, LocalBackend, Slot};
 use crate::backend::{HeldImages, SlotRef};
+use crate::config::{ImagesConfig, LocalConfig};
 use crate::error::BeginFailure;
 use crate::interrupt::Interrupt;
 use crate::sandbox::image::{
-    Image, ImageError, ImageErrorKind, ImageSource, ImageStore, StoredIds,
+    Image, ImageError, ImageErrorKind, ImageSource, ImageStore, ImportStep, StoredIds,
 };
 use crate::sandbox::isolation::{Isolation as Engine, Layers};
 use crate::sandbox::settings::Settings;
@@ -36,6 +38,8 @@ const END_LIMIT: Duration = Duration::from_secs(30);
 const MOST_SHELLS: usize = 1024;
 /// What is shown of what it says where it fails.
 const SHOWN_CHARS: usize = 500;
+/// Where what is said of pulls goes: programs show it though it is no warning.
+const LOG_TARGET: &str = "tool_executor::images";
 
 impl LocalBackend {
     /// Finds an image by its name. Blocks, where it has to be brought for as long as that takes.
@@ -54,9 +58,9 @@ impl LocalBackend {
         })
     }
 
-    /// Gives a clean slot a machine with the files of an image, and with these settings, whose shell
-    /// has been seen to run, in this machine or in another one. Blocks for some milliseconds as a
-    /// rule.
+    /// Gives a clean slot a machine with the files of an image, and with these settings, whose
+    /// shell has been seen to run, in this machine or in another one. Blocks for some milliseconds
+    /// as a rule.
     ///
     /// # Errors
     /// Slots cannot have one here, or not this one. The slot is as it was.
@@ -109,6 +113,8 @@ pub(super) struct Images {
     /// What is brought along for those that have no bash or no tmux.
     pub(super) toolbox: LazyToolbox,
     shells: Shells,
+    /// Who waits for what is being pulled.
+    pub(super) pulls: Pulls,
     /// Triggered when the backend closes.
     interrupt: Interrupt,
 }
@@ -117,6 +123,7 @@ pub(super) struct Images {
 struct LazyStore {
     data_dir: Option<PathBuf>,
     ids: StoredIds,
+    config: ImagesConfig,
     opened: Mutex<Option<ImageStore>>,
 }
 
@@ -127,7 +134,7 @@ impl LazyStore {
             Some(store) => Ok(store.clone()),
             None => {
                 let store = ImageStore::open(self.data_dir.as_deref(), self.ids, interrupt)?;
-                Ok(opened.insert(store).clone())
+                Ok(opened.insert(store.with_config(self.config.clone())).clone())
             }
         }
     }
@@ -135,7 +142,7 @@ impl LazyStore {
 
 impl Images {
     /// Those of a data directory, for the slots of an engine.
-    pub(super) fn new(data_dir: Option<PathBuf>, run: &DataDir, isolation: &Engine) -> Self {
+    pub(super) fn new(config: &LocalConfig, run: &DataDir, isolation: &Engine) -> Self {
         let of_slot = run.users().of_slot(0);
         let shared = match isolation {
             Engine::Jailed(jails) if matches!(jails.layers(), Ok(Layers::Own)) => {
@@ -150,14 +157,30 @@ impl Images {
         };
         let toolbox = LazyToolbox::new(run.path().join("toolbox"));
         Self {
-            store: Arc::new(LazyStore { data_dir, ids, opened: Mutex::default() }),
+            store: Arc::new(LazyStore {
+                data_dir: config.data_dir.clone(),
+                ids,
+                config: config.images.clone(),
+                opened: Mutex::default(),
+            }),
             held: Arc::new(Held::new()),
             looks: Mutex::default(),
             shared,
             toolbox,
             shells: Shells::default(),
+            pulls: Pulls::new(config.images.parallel),
             interrupt: Interrupt::new(),
         }
+    }
+
+    /// Whether an image has to be pulled: then [`find`](Self::find) may block for long.
+    pub(super) fn must_pull(&self, name: &str) -> bool {
+        // What is wrong with it is said by `find`.
+        let source = ImageSource::parse(name);
+        source.is_ok_and(|source| match source {
+            ImageSource::Directory(_) => false,
+            source => self.store.open(&self.interrupt).is_ok_and(|store| store.must_pull(&source)),
+        })
     }
 
     /// Finds an image by its name. Blocks, where it has to be unpacked for as long as that takes.
@@ -170,7 +193,13 @@ impl Images {
             return Image::directory(path).map(Arc::new);
         }
         let _pulling = self.held.pulling(name);
-        self.store.open(interrupt)?.get(&source, interrupt)
+        let began = Instant::now();
+        let store = self.store.open(interrupt)?;
+        let found = store.get(&source, interrupt, &mut |step| tell(name, step));
+        if let Err(error @ ImageError::NotPulled { .. }) = &found {
+            log::warn!(target: LOG_TARGET, "{error} ({:.1} s)", began.elapsed().as_secs_f64());
+        }
+        found
     }
 
     /// What of images is here, from the first question on: at that nothing was seen yet.
@@ -195,13 +224,24 @@ impl Images {
         self.store.ids
     }
 
-    /// No image is unpacked any more.
-    pub(super) fn close(&self, deadline: Instant) {
+    /// No image is pulled or unpacked any more. What is under way ends soon.
+    pub(super) fn interrupt(&self) {
         self.interrupt.interrupt();
+    }
+
+    /// The thread that looks has ended, by `deadline`. After [`interrupt`](Self::interrupt).
+    pub(super) fn close(&self, deadline: Instant) {
         let looks = self.looks.lock().take();
         if let Some(thread) = looks {
             thread.join_or_leave(deadline);
         }
+    }
+}
+
+impl Drop for Images {
+    fn drop(&mut self) {
+        // The thread that looks has what it needs of its own.
+        self.interrupt();
     }
 }
 
@@ -226,6 +266,28 @@ impl Shells {
             shells.pop_front();
         }
         shells.push_back(shell);
+    }
+}
+
+/// Says of a pull that it begins, that it is tried again, and what it has brought.
+fn tell(name: &str, step: &ImportStep) {
+    let name = name.escape_debug();
+    match step {
+        ImportStep::Fetching { layers, there, packed_bytes } => {
+            let missing = layers - there;
+            log::info!(
+                target: LOG_TARGET,
+                "{name}: pulling {missing} of {layers} layers, {packed_bytes} bytes"
+            );
+        }
+        ImportStep::Retrying { why, after } => {
+            log::warn!(target: LOG_TARGET, "{name}: {why}; trying again in {after:?}");
+        }
+        ImportStep::Arrived { bytes, time } => {
+            let seconds = time.as_secs_f64();
+            log::info!(target: LOG_TARGET, "{name}: pulled {bytes} bytes in {seconds:.1} s");
+        }
+        _ => {}
     }
 }
 

@@ -2,7 +2,9 @@
 
 use proptest::prelude::*;
 
-use super::choice::{Choice, HOLD_MOST, OVERTAKEN_MOST, PROVEN_AFTER, TRIES, best_to_pull, choose};
+use super::choice::{
+    Choice, HOLD_MOST, NeedsReset, OVERTAKEN_MOST, PROVEN_AFTER, TRIES, best_to_pull, choose,
+};
 use super::*;
 use crate::backend::{Capabilities, Container, ContainerChange, Tier};
 use crate::pool::slot::State;

@@ -7,6 +7,7 @@
 mod applies;
 mod groups;
 mod image;
+mod pulling;
 #[cfg(test)]
 mod tests;
 mod values;
@@ -26,7 +27,7 @@ pub(crate) use self::groups::{
     CallArgs, FleetArgs, IsolationArgs, LimitArgs, ListenArgs, NetworkArgs, ProvidedArgs, RunArgs,
     SandboxTokenArgs, SlotArgs, ToolServerArgs,
 };
-pub(crate) use self::image::{ImageArgs, ImageCommand, ImportArgs, StoreArgs};
+pub(crate) use self::image::{ImageArgs, ImageCommand, ImportArgs, PullArgs, StoreArgs};
 use self::values::named;
 pub(crate) use self::values::{Limit, Several, variable};
 
@@ -227,6 +228,10 @@ pub(crate) struct ReplayArgs {
     /// or stand in the text. Other keys are ignored. A line without an id is named line-N; one
     /// whose id another line has got runs as ID~2, ID~3, and so on. "spec": {...} says what the
     /// trajectory begins with, see --spec.
+    ///
+    /// {"put": {"from", "to", "unpack"?, "mode"?, "owner"?}} in the place of a call of "setup" or
+    /// "calls" puts a file, all that is in a directory, or with "unpack": true what is in a tar
+    /// (plain or gzip) from beneath the recording's directory into the trajectory's machine.
     pub(crate) file: PathBuf,
 
     /// The form of tool calls in a model's text
