@@ -7,7 +7,14 @@ use serde::{Deserialize, Serialize};
 
 /// What is before the name or path of an image. The path of a directory is none of these: it is
 /// used in place.
-const PREFIXES: [&str; 4] = ["docker://", "oci:", "docker-archive:", "oci-archive:"];
+const PREFIXES: [&str; 6] = [
+    "docker://",
+    "oci:",
+    "docker-archive:",
+    "oci-archive:",
+    "docker-daemon:",
+    "containers-storage:",
+];
 /// What is before the path of a directory that is used in place.
 const IN_PLACE: &str = "dir:";
 

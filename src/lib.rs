@@ -148,6 +148,12 @@ pub mod image {
     };
 }
 
+/// User ids for a process of an ordinary user, so that each slot has its own.
+#[cfg(target_os = "linux")]
+pub mod user_range {
+    pub use crate::sandbox::user::namespace::{NoUserRange, enter};
+}
+
 /// What an executor counts and measures, and what holds in its slots.
 pub mod stats {
     pub use crate::backend::BadContainer;

@@ -13,8 +13,9 @@ use crate::seconds;
 /// How images are pulled from registries, and how much of the disk they may have.
 ///
 /// They are pulled by `skopeo`, which has to be installed. What is not said here is as its own
-/// settings say: credentials (`containers-auth.json(5)`), mirrors (`containers-registries.conf(5)`),
-/// certificates (`containers-certs.d(5)`), signatures (`containers-policy.json(5)`), proxies.
+/// settings say: credentials (`containers-auth.json(5)`), mirrors
+/// (`containers-registries.conf(5)`), certificates (`containers-certs.d(5)`), signatures
+/// (`containers-policy.json(5)`), proxies.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
@@ -43,8 +44,8 @@ pub struct ImagesConfig {
     /// How many images are pulled at a time: 1 to 64. Defaults to 4.
     pub parallel: usize,
     /// How old the answer to a tag may be when a trajectory wants it: an older one is asked for
-    /// again, and kept for as long again where the registry does not answer. A name with a digest is
-    /// never asked for again. Defaults to none: what the store has under a name is used until
+    /// again, and kept for as long again where the registry does not answer. A name with a digest
+    /// is never asked for again. Defaults to none: what the store has under a name is used until
     /// `image pull` brings another.
     #[serde(rename = "refresh_s", with = "seconds::option")]
     pub refresh: Option<Duration>,

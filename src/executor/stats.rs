@@ -11,7 +11,7 @@ use serde::{Serialize, Serializer};
 use crate::backend::{BadContainer, Capabilities};
 use crate::config::NetworkMode;
 use crate::egress::NetworkTotals;
-use crate::level::IsolationLevel;
+use crate::level::{ImageIds, IsolationLevel};
 use crate::limits::EnforcedLimits;
 use crate::pool::{ContainerCounts, ImageCounts, SlotCounts};
 use crate::tool::{Outcome, Timing};
@@ -68,6 +68,8 @@ pub struct Stats {
     pub backends: Vec<BackendStats>,
     /// How far commands are isolated in the backend's slots, where it tells.
     pub isolation_level: Option<IsolationLevel>,
+    /// Which user ids machines from images have, where there can be some and the backend tells.
+    pub image_ids: Option<ImageIds>,
     /// Why they are not isolated further, a line each.
     pub weakened_because: Vec<String>,
     /// Which limits hold for the commands of the backend's slots, where it tells.

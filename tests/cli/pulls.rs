@@ -412,3 +412,125 @@ fn beyond_a_size_the_images_go_that_were_not_used_for_longest() {
     assert_eq!(here(), [3]);
     setting.images.assert_whole();
 }
+
+#[test]
+fn programs_that_pull_and_prune_at_once_leave_a_whole_store() {
+    let Some(setting) = Setting::new() else { return };
+    let registry = &setting.registry;
+    let base = (tar_of(&[("base", &noise(20_000, 9))]), Packing::Gzip);
+    let names: Vec<_> = (0..3)
+        .map(|n| {
+            let own = (tar_of(&[("file", &noise(20_000, n))]), Packing::Plain);
+            registry.image(&format!("task{n}"), "1", &[base.clone(), own], Kind::Docker);
+            registry.name(&format!("task{n}:1"))
+        })
+        .collect();
+    let names: Vec<_> = names.iter().map(String::as_str).collect();
+    for _ in 0..3 {
+        let begin = |mut command: Command| {
+            command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+        };
+        let children = [
+            begin(setting.pull_command(&names)),
+            begin(setting.command(&["prune", "--unused-for", "0"])),
+            begin(setting.pull_command(&[&["--image-store-size", "30000"], &names[..]].concat())),
+            begin(setting.command(&["prune", "--to-size", "1"])),
+        ];
+        for child in children {
+            let output = child.wait_with_output().unwrap();
+            assert!(output.status.success(), "{output:?}");
+        }
+    }
+    setting.pulled(&names);
+    for (n, name) in names.iter().enumerate() {
+        assert_eq!(setting.file(name, 1, "file"), noise(20_000, n as u64));
+        assert_eq!(setting.file(name, 0, "base"), noise(20_000, 9));
+    }
+    setting.images.assert_whole();
+}
+
+#[test]
+fn a_disk_that_fills_while_an_image_is_pulled_is_said_and_has_room_again() {
+    let Some(setting) = Setting::new() else { return };
+    // Only root can mount one.
+    let disk = setting.images.path("disk");
+    fs::create_dir(&disk).unwrap();
+    let size = ["-t", "tmpfs", "-o", "size=2m,mode=755", "none"];
+    let mounted = Command::new("mount").args(size).arg(&disk).output();
+    if !mounted.is_ok_and(|output| output.status.success()) {
+        return;
+    }
+    struct Unmount(PathBuf);
+    impl Drop for Unmount {
+        fn drop(&mut self) {
+            let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+        }
+    }
+    let _unmount = Unmount(disk.clone());
+    let registry = &setting.registry;
+    for (name, length) in [("large", 3_000_000), ("small", 100_000)] {
+        let layer = (tar_of(&[("file", &noise(length, 1))]), Packing::Plain);
+        registry.image(name, "1", &[layer], Kind::Oci);
+    }
+    let pull = |name: &str| {
+        let mut command = program();
+        command.args(["image", "pull", "--registry-plain-http", &registry.host]);
+        command.arg(registry.name(name)).arg("--data-dir").arg(disk.join("data"));
+        Run::of(command.output().unwrap())
+    };
+    let run = pull("large:1");
+    assert_eq!(run.code, Some(4), "{run:?}");
+    assert!(run.stderr.contains("no room for") && run.stderr.contains("bytes more"), "{run:?}");
+    let run = pull("small:1");
+    assert_eq!(run.code, Some(0), "{run:?}");
+}
+
+/// A registry that others use, filled by skopeo, where it is installed.
+#[test]
+fn an_image_is_pulled_from_a_registry_as_others_run_it() {
+    let Some(setting) = Setting::new() else { return };
+    if Command::new("docker-registry").arg("--version").output().is_err() {
+        return;
+    }
+    let place = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let config = format!(
+        "version: 0.1\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: \"{place}\"}}\n",
+        setting.images.path("kept").display()
+    );
+    fs::write(setting.images.path("registry.yml"), config).unwrap();
+    struct Ended(Child);
+    impl Drop for Ended {
+        fn drop(&mut self) {
+            let _ = (self.0.kill(), self.0.wait());
+        }
+    }
+    let mut server = Command::new("docker-registry");
+    server.arg("serve").arg(setting.images.path("registry.yml"));
+    let server = server.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let mut server = Ended(server);
+    wait_until(&mut server.0, || std::net::TcpStream::connect(place).is_ok());
+    let layers = [images::layer(0, 3), images::layer(1, 2)];
+    let brought = Images::new(&layers);
+    let archive = format!("docker-archive:{}", brought.path("task.tar").display());
+    for (name, format) in [("docker", "v2s2"), ("oci", "oci")] {
+        let to = format!("docker://{place}/task:{name}");
+        let output = Command::new("skopeo")
+            .args(["copy", "-q", "--dest-tls-verify=false", "--format", format, &archive, &to])
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        let name = format!("{place}/task:{name}");
+        let plain = ["pull", "--registry-plain-http", &place.to_string(), &name].map(str::to_owned);
+        let plain: Vec<_> = plain.iter().map(String::as_str).collect();
+        let run = Run::of(setting.command(&plain).output().unwrap());
+        assert_eq!(run.code, Some(0), "{run:?}");
+        assert_eq!(setting.file(&name, 0, "0/2"), b"text");
+        // What was pushed in Docker's format has the digest of the archive's image.
+        if format == "v2s2" {
+            let imported = brought.json(&["import", "task.tar"]);
+            assert_eq!(run.stdout.split(' ').next(), imported[0]["digest"].as_str());
+        } else {
+            assert!(run.stderr.contains("fetching 0 of 2 layers"), "{run:?}");
+        }
+    }
+}

@@ -1,5 +1,6 @@
 //! Trajectories whose image has to be pulled: they wait for it, and no one else does.
 
+use std::fs;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -8,12 +9,13 @@ use crossbeam_channel::bounded;
 use serde_json::json;
 use tool_executor::backend::local::LocalBackend;
 use tool_executor::config::{ExecutorConfig, ImagesConfig, LocalConfig};
+use tool_executor::snapshot::SnapshotOptions;
 use tool_executor::{BeginError, Outcome, ToolExecutor, TrajectorySpec};
 
 use crate::caller::directory;
 use crate::fakes::bash;
 use crate::images::Image;
-use crate::registry::{Act, Kind, Packing, Registry, Request};
+use crate::registry::{Act, Kind, Packing, Registry, Request, tar_of};
 
 const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -44,22 +46,53 @@ fn spec(image: &str) -> TrajectorySpec {
 struct Setting {
     registry: Registry,
     executor: ToolExecutor,
-    _data: tempfile::TempDir,
+    data: tempfile::TempDir,
 }
 
 impl Setting {
     fn new(slots: usize) -> Option<Self> {
+        Self::with(slots, ImagesConfig::default())
+    }
+
+    fn with(slots: usize, images: ImagesConfig) -> Option<Self> {
         Command::new("skopeo").arg("--version").output().ok()?;
         let (registry, data) = (Registry::start(), directory());
-        let images =
-            ImagesConfig::default().with_plain_http(vec![registry.host.clone()]).with_retries(0);
+        let images = images.with_plain_http(vec![registry.host.clone()]).with_retries(0);
         let config = LocalConfig::new(slots).with_data_dir(data.path()).with_images(images);
         let backend = LocalBackend::start(config).unwrap();
         // A close waits so long for what still begins.
         let mut settings = ExecutorConfig::default();
         settings.close_timeout = Duration::from_secs(1);
         let executor = ToolExecutor::builder().backend(backend).config(settings).start().unwrap();
-        Some(Self { registry, executor, _data: data })
+        Some(Self { registry, executor, data })
+    }
+
+    /// Has an image of busybox with a file of this text: its name.
+    fn image(&self, tag: &str, text: &str) -> String {
+        let own = tar_of(&[("own", text.as_bytes())]);
+        let layers = [(busybox(), Packing::Plain), (own, Packing::Plain)];
+        self.registry.image("task", tag, &layers, Kind::Oci);
+        self.registry.name(&format!("task:{tag}"))
+    }
+
+    /// What a new trajectory finds in its image's file.
+    fn begin(&self, id: &str, image: &str) -> String {
+        self.executor.begin(id, spec(image)).unwrap();
+        self.executor.execute(id, bash("cat /own")).output
+    }
+
+    /// How many images the store has.
+    fn images(&self) -> usize {
+        let uid = rustix::process::geteuid().as_raw();
+        let stores = fs::read_dir(self.data.path().join(format!("images-{uid}"))).unwrap();
+        let images =
+            stores.filter_map(|store| fs::read_dir(store.unwrap().path().join("images")).ok());
+        images
+            .flatten()
+            .filter(|entry| {
+                !entry.as_ref().unwrap().file_name().as_encoded_bytes().starts_with(b".")
+            })
+            .count()
     }
 
     fn layers_fetched(&self, layer: &str) -> usize {
@@ -159,4 +192,42 @@ fn a_pull_ends_with_its_executor() {
         executor.close();
         assert!(begins.join().unwrap().is_err());
     });
+}
+
+#[test]
+fn a_tag_is_asked_for_again_when_its_answer_is_too_old_and_kept_where_there_is_no_other() {
+    let refreshed = ImagesConfig::default().with_refresh(Duration::ZERO);
+    let Some(setting) = Setting::with(3, refreshed) else { return };
+    let name = setting.image("1", "old");
+    assert_eq!(setting.begin("a", &name), "old");
+    assert_eq!(setting.image("1", "new"), name);
+    assert_eq!(setting.begin("b", &name), "new");
+    setting.registry.seen();
+    setting.registry.rule(|_| Some(Act::Answer(503, String::new(), "{}".to_owned())));
+    assert_eq!(setting.begin("c", &name), "new");
+    assert!(!setting.registry.seen().is_empty());
+    // The trajectory that began with the old one has it.
+    assert_eq!(setting.executor.execute("a", bash("cat /own")).output, "old");
+}
+
+#[test]
+fn a_store_that_is_full_keeps_what_trajectories_and_snapshots_use() {
+    let small = ImagesConfig::default().with_store_bytes(1_u64);
+    let Some(setting) = Setting::with(2, small) else { return };
+    let names: Vec<_> = (0..4).map(|n| setting.image(&n.to_string(), &format!("of {n}"))).collect();
+    assert_eq!((setting.begin("a", &names[0]), setting.images()), ("of 0".to_owned(), 1));
+    // Both are in use.
+    assert_eq!((setting.begin("b", &names[1]), setting.images()), ("of 1".to_owned(), 2));
+    let executor = &setting.executor;
+    let snapshot = executor.snapshot("a", &SnapshotOptions::default()).unwrap().id;
+    for id in ["a", "b"] {
+        executor.release(id).unwrap();
+    }
+    // The snapshot still uses the first one.
+    assert_eq!((setting.begin("b", &names[2]), setting.images()), ("of 2".to_owned(), 2));
+    let from: TrajectorySpec = serde_json::from_value(json!({"snapshot": snapshot})).unwrap();
+    executor.begin("fork", from).unwrap();
+    assert_eq!(executor.execute("fork", bash("cat /own")).output, "of 0");
+    executor.release("b").unwrap();
+    assert_eq!(setting.begin("b", &names[3]), "of 3");
 }

@@ -112,9 +112,9 @@ pub(super) struct Images {
     pub(super) shared: Option<CommandUser>,
     /// What is brought along for those that have no bash or no tmux.
     pub(super) toolbox: LazyToolbox,
-    shells: Shells,
     /// Who waits for what is being pulled.
     pub(super) pulls: Pulls,
+    shells: Shells,
     /// Triggered when the backend closes.
     interrupt: Interrupt,
 }
@@ -146,7 +146,8 @@ impl Images {
         let of_slot = run.users().of_slot(0);
         let shared = match isolation {
             Engine::Jailed(jails) if matches!(jails.layers(), Ok(Layers::Own)) => {
-                of_slot.and_then(CommandUser::of_images)
+                let user = of_slot.and_then(CommandUser::of_images);
+                user.map(|user| user.with_barred(run.hands_over()))
             }
             _ => None,
         };
@@ -193,8 +194,7 @@ impl Images {
             return Image::directory(path).map(Arc::new);
         }
         let _pulling = self.held.pulling(name);
-        let began = Instant::now();
-        let store = self.store.open(interrupt)?;
+        let (store, began) = (self.store.open(interrupt)?, Instant::now());
         let found = store.get(&source, interrupt, &mut |step| tell(name, step));
         if let Err(error @ ImageError::NotPulled { .. }) = &found {
             log::warn!(target: LOG_TARGET, "{error} ({:.1} s)", began.elapsed().as_secs_f64());
@@ -245,6 +245,28 @@ impl Drop for Images {
     }
 }
 
+/// Says of a pull that it begins, that it is tried again, and what it has brought.
+fn tell(name: &str, step: &ImportStep) {
+    let name = name.escape_debug();
+    match step {
+        ImportStep::Fetching { layers, there, packed_bytes } => {
+            let missing = layers - there;
+            log::info!(
+                target: LOG_TARGET,
+                "{name}: pulling {missing} of {layers} layers, {packed_bytes} bytes"
+            );
+        }
+        ImportStep::Retrying { why, after } => {
+            log::warn!(target: LOG_TARGET, "{name}: {why}; trying again in {after:?}");
+        }
+        ImportStep::Arrived { bytes, time } => {
+            let seconds = time.as_secs_f64();
+            log::info!(target: LOG_TARGET, "{name}: pulled {bytes} bytes in {seconds:.1} s");
+        }
+        _ => {}
+    }
+}
+
 /// A shell, and the limits that its slot had beside the operator's.
 type TriedShell = (ShellId, TrajectoryLimits);
 
@@ -266,28 +288,6 @@ impl Shells {
             shells.pop_front();
         }
         shells.push_back(shell);
-    }
-}
-
-/// Says of a pull that it begins, that it is tried again, and what it has brought.
-fn tell(name: &str, step: &ImportStep) {
-    let name = name.escape_debug();
-    match step {
-        ImportStep::Fetching { layers, there, packed_bytes } => {
-            let missing = layers - there;
-            log::info!(
-                target: LOG_TARGET,
-                "{name}: pulling {missing} of {layers} layers, {packed_bytes} bytes"
-            );
-        }
-        ImportStep::Retrying { why, after } => {
-            log::warn!(target: LOG_TARGET, "{name}: {why}; trying again in {after:?}");
-        }
-        ImportStep::Arrived { bytes, time } => {
-            let seconds = time.as_secs_f64();
-            log::info!(target: LOG_TARGET, "{name}: pulled {bytes} bytes in {seconds:.1} s");
-        }
-        _ => {}
     }
 }
 

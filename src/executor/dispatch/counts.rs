@@ -39,6 +39,7 @@ impl Dispatch {
             lanes: self.lane_stats(),
             backends: self.backend_stats(now),
             isolation_level: None,
+            image_ids: None,
             weakened_because: Vec::new(),
             limits: None,
             warm_slots: None,

@@ -82,7 +82,12 @@ impl Driver {
         let slots = slots.total + slots.elsewhere;
         let asked = fleet.sandbox_slots.map(|asked| asked + fleet.local_slots.unwrap_or(0));
         let slots = asked.map_or(slots, |asked| slots.min(asked));
-        let concurrency = args.concurrency.unwrap_or(slots.clamp(1, most));
+        let slots = match fleet.is_slurm() {
+            // Its servers come one after the other, and as many as trajectories wait for.
+            true => most,
+            false => slots.clamp(1, most),
+        };
+        let concurrency = args.concurrency.unwrap_or(slots);
         let queue = executor.completion_queue(concurrency);
         check_isolation(&executor, args.calls.allow_network(&args.network), &args.fleet)?;
         Ok(Self { executor: Arc::new(executor), queue, embedded, concurrency })

@@ -43,7 +43,7 @@ impl ImageStore {
             if ledger.bytes <= most {
                 break;
             }
-            match self.0.images.try_claim(&digest.hex())? {
+            match self.0.images.claim(&digest.hex(), interrupt)? {
                 Claimed::Ours(claim) => {
                     self.remove_claimed(claim, digest, &mut removed, interrupt)?;
                     ledger.remove(&layers);
@@ -55,11 +55,11 @@ impl ImageStore {
         self.remove_unneeded(removed, interrupt)
     }
 
-    /// Removes what is more than the store may have. What cannot be done is logged: the image that
-    /// was added is there all the same.
-    pub(super) fn keep_within_cap(&self, interrupt: &Interrupt) {
+    /// Removes what is more than the store may have when so many bytes come in beside what it has.
+    /// What cannot be done is logged: the image is added all the same.
+    pub(super) fn keep_within_cap(&self, coming: u64, interrupt: &Interrupt) {
         let Some(most) = self.1.store_bytes else { return };
-        match self.shrink(most, interrupt) {
+        match self.shrink(most.saturating_sub(coming), interrupt) {
             Ok(removed) if removed.images.is_empty() && removed.in_use == 0 => {}
             Ok(removed) => {
                 let (images, bytes, in_use) = (removed.images.len(), removed.bytes, removed.in_use);

@@ -153,7 +153,7 @@ impl ImageStore {
             self.call(name, digest)?;
         }
         // It is in use, and so is not among those that go.
-        self.keep_within_cap(interrupt);
+        self.keep_within_cap(0, interrupt);
         if let Some(file) = state {
             let known = SourceRecord { file, digest };
             // It is read again the next time, at worst.

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! <data directory>/images-<uid>/     of one user, mode 0700
-//!   kept/, moved-<id>/ or one/       by whose the files are (`StoredIds`); a store each
+//!   kept/, moved-<id>…/ or one/      by whose the files are (`StoredIds`); a store each
 //!     layers/<digest>/               a layer (`shelf` says how entries come and go)
 //!       tree/                          its files
 //!       layer.json                     what is known of it
@@ -31,6 +31,7 @@ mod contents;
 mod import;
 mod list;
 mod many;
+mod names;
 mod pull;
 mod record;
 mod remove;
@@ -52,18 +53,20 @@ use rustix::fs::Dir;
 pub(crate) use self::contents::ContentsReader;
 pub use self::import::ImportStep;
 pub use self::list::{StoredImage, StoredLayer};
-use self::record::{IMAGE, ImageRecord, NameRecord, TREE};
+use self::record::{IMAGE, ImageRecord, TREE};
 pub use self::remove::Pruned;
 use self::shelf::{Claimed, Pin, Shelf, let_pass, open_own};
 use super::config::Platform;
-use super::source::{normal_name, shown};
 use super::{Digest, Image, ImageError, ImageLimits, ImageSource, Layer, StoredIds};
 use crate::config::ImagesConfig;
 use crate::interrupt::Interrupt;
-use crate::sandbox::jail::can_map_owners;
+use crate::sandbox::jail::{can_map_owners, hands_over};
 use crate::sandbox::tree;
-use crate::sandbox::user::{self, IdMap, IdSpan};
+use crate::sandbox::user;
 use crate::sandbox::workspace::{WorkspaceError, open_base};
+
+/// The user of an image whom nothing should belong to.
+const NOBODY: u32 = 65_534;
 
 /// Images on disk, unpacked. Any number of programs may use one at a time.
 ///
@@ -127,12 +130,10 @@ impl StoredIds {
             return Self::One;
         }
         // In a user namespace most ids may be none.
-        let Some(IdSpan { first, count }) = user::ids_of_images() else { return Self::One };
-        let opened = open_base(data_dir, true);
-        let can_map = opened.is_ok_and(|(base, _)| {
-            can_map_owners(&base, IdMap { inside: 0, outside: first, count })
-        });
-        if can_map { Self::Kept } else { Self::Moved(first) }
+        let Some(map) = user::ids_of_images() else { return Self::One };
+        let opened = open_base(data_dir, !hands_over());
+        let can_map = opened.is_ok_and(|(base, _)| can_map_owners(&base, map));
+        if can_map { Self::Kept } else { Self::Moved(map.outside) }
     }
 
     /// What it is called in paths and for `--ids`.
@@ -141,6 +142,19 @@ impl StoredIds {
             Self::Kept => "kept".to_owned(),
             Self::Moved(first) => format!("moved-{first}"),
             Self::One => "one".to_owned(),
+        }
+    }
+
+    /// The name of the store's directory. That of a user namespace is another one where the ids
+    /// are others outside: what is there is out of reach then.
+    fn directory(self) -> String {
+        let outside = |first| user::numbers_outside(first).filter(|outside| *outside != [first; 2]);
+        match self {
+            Self::Moved(first) => match outside(first) {
+                Some([users, groups]) => format!("{}-{users}-{groups}", self.name()),
+                None => self.name(),
+            },
+            Self::Kept | Self::One => self.name(),
         }
     }
 
@@ -157,7 +171,11 @@ impl StoredIds {
     pub(in crate::sandbox) fn on_disk(self, id: u32) -> Option<u32> {
         match self {
             Self::Kept => Some(id),
-            Self::Moved(first) => Some(first.saturating_add(id)),
+            Self::Moved(first) => {
+                let map = user::of_images_from(first);
+                // What no machine has is nobody's.
+                map.outside_of(id).or_else(|| map.outside_of(NOBODY))
+            }
             Self::One => None,
         }
     }
@@ -204,11 +222,13 @@ impl ImageStore {
         interrupt: &Interrupt,
     ) -> Result<Self, ImageError> {
         // Where the engine's commands have other users, they go through it.
-        let (base, _) = open_base(data_dir, rustix::process::geteuid().is_root())
-            .map_err(|error| of_base(data_dir, error))?;
-        let of_user = base.join(format!("images-{}", rustix::process::geteuid().as_raw()));
-        let path = of_user.join(ids.name());
-        let group = ids.passing_group();
+        let hands_over = hands_over();
+        let is_passable = rustix::process::geteuid().is_root() && !hands_over;
+        let (base, _) =
+            open_base(data_dir, is_passable).map_err(|error| of_base(data_dir, error))?;
+        let of_user = base.join(format!("images-{}", user::number_outside()));
+        let path = of_user.join(ids.directory());
+        let group = ids.passing_group().filter(|_| !hands_over);
         for directory in [&of_user, &path] {
             let opened = open_own(directory)?;
             if let Some(group) = group {
@@ -345,10 +365,14 @@ impl ImageStore {
             }
             _ => self.imported(source, &source.to_string(), names, interrupt, on_step)?,
         };
+        // While it is pinned: another program may be removing what is not used.
         let digest = image.digest().copied();
+        let mut stored =
+            self.show(&digest.map(|digest| digest.to_string()).unwrap_or_default(), interrupt)?;
         drop(image);
-        let name = digest.map(|digest| digest.to_string()).unwrap_or_default();
-        self.show(&name, interrupt)
+        stored.in_use =
+            matches!(self.0.images.claim(&stored.digest.hex(), interrupt)?, Claimed::InUse);
+        Ok(stored)
     }
 
     /// Whether [`get`](Self::get) would find the image here, without bringing anything: a look at
@@ -446,91 +470,6 @@ impl ImageStore {
             }
             Err(error) => Err(ImageError::io("read", &path, error)),
         }
-    }
-
-    /// The digest of the image with a name, a digest, or the beginning of one.
-    fn find(&self, name: &str) -> Result<Option<Digest>, ImageError> {
-        if let Some(record) = self.name_record(name)?
-            && self.0.images.has(&record.digest.hex())
-        {
-            return Ok(Some(record.digest));
-        }
-        let hex = name.strip_prefix("sha256:").unwrap_or(name);
-        if hex.len() < 8 || !hex.bytes().all(|digit| digit.is_ascii_hexdigit()) {
-            return Ok(None);
-        }
-        let all = self.0.images.names()?;
-        let mut begin_so = all.iter().filter(|one| one.starts_with(hex));
-        match (begin_so.next(), begin_so.next()) {
-            (Some(one), None) => Ok(format!("sha256:{one}").parse().ok()),
-            (None, _) => Ok(None),
-            (Some(_), Some(_)) => {
-                let why = "the digests of several images begin so".to_owned();
-                Err(ImageError::BadSource { image: shown(name), why })
-            }
-        }
-    }
-
-    /// What is written of a name.
-    fn name_record(&self, name: &str) -> Result<Option<NameRecord>, ImageError> {
-        let file = NameRecord::file(&normal_name(name), self.foreign_platform().as_deref());
-        match record::read::<NameRecord>(&self.0.names, &file) {
-            Ok(record) => Ok(Some(record)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(ImageError::io("read", &self.0.path.join("names").join(file), error)),
-        }
-    }
-
-    /// What is said of a name that no image has here, and why it is not pulled.
-    fn not_stored(&self, name: &str, why: &str) -> ImageError {
-        let file = Digest::of(normal_name(name).as_bytes()).hex();
-        let own = self.0.ids.name();
-        let all = self.0.path.parent().and_then(|of_user| std::fs::read_dir(of_user).ok());
-        let mut others = all.into_iter().flatten().flatten().filter(|other| {
-            other.file_name() != *own && other.path().join("names").join(&file).exists()
-        });
-        let Some(other) = others.next() else {
-            return ImageError::NotStored { image: shown(name), why: why.to_owned() };
-        };
-        let (has, needs) = (other.file_name().to_string_lossy().into_owned(), own);
-        let why = format!(
-            "it was imported with the ids \"{has}\", and here they are \"{needs}\"; import it \
-             again: tool-executor image import --ids {needs}"
-        );
-        ImageError::BadSource { image: shown(name), why }
-    }
-
-    /// Gives a name to an image; the one that had it has it no more.
-    fn call(&self, name: &str, digest: Digest) -> Result<(), ImageError> {
-        if self.name_record(name).is_ok_and(|known| known.is_some_and(|it| it.digest == digest)) {
-            return Ok(());
-        }
-        self.write_name(name, digest, None, None)
-    }
-
-    /// Writes down what a name is: of an image of a registry, the digest of its manifest, and when
-    /// the registry said so.
-    fn write_name(
-        &self,
-        name: &str,
-        digest: Digest,
-        manifest: Option<Digest>,
-        asked: Option<u64>,
-    ) -> Result<(), ImageError> {
-        let (name, platform) = (normal_name(name), self.foreign_platform());
-        let file = NameRecord::file(&name, platform.as_deref());
-        let record = NameRecord { name, digest, platform, manifest, asked };
-        record::replace(self.0.names.as_fd(), &file, &record)
-            .map_err(|error| ImageError::io("write", &self.0.path.join("names").join(file), error))
-    }
-
-    /// All names, in no order.
-    fn names(&self) -> Result<Vec<NameRecord>, ImageError> {
-        let path = self.0.path.join("names");
-        let files =
-            files_of(&self.0.names).map_err(|error| ImageError::io("read", &path, error))?;
-        let read = |file: &String| record::read::<NameRecord>(&self.0.names, file).ok();
-        Ok(files.iter().filter_map(read).collect())
     }
 }
 

@@ -150,7 +150,7 @@ impl ImageStore {
 /// Whether an answer is too old. One that a clock gave that was set back since is, too: then it is
 /// asked for once more than needed.
 fn is_stale(asked: u64, now: u64, refresh: Duration) -> bool {
-    asked > now || Duration::from_secs(now - asked) > refresh
+    asked > now || Duration::from_secs(now - asked) >= refresh
 }
 
 /// The manifest of the image that is meant.
@@ -200,6 +200,8 @@ impl Pull<'_> {
         let packed_bytes = layers.iter().enumerate().filter(missing).map(|(_, (_, size))| *size);
         let packed_bytes: u64 = packed_bytes.fold(0, u64::saturating_add);
         let there = pins.iter().flatten().count();
+        // Unpacked they are no smaller as a rule, and the disk may have no more than the cap.
+        store.keep_within_cap(packed_bytes, self.interrupt);
         on_step(&ImportStep::Fetching { layers: layers.len(), there, packed_bytes });
         let from = format!("{REGISTRY}{}", reference.at(&manifest));
         let to = format!("oci:{LAYOUT}:{TAG}");
@@ -430,7 +432,7 @@ mod tests {
     fn an_answer_is_kept_for_as_long_as_was_said() {
         let refresh = Duration::from_secs(60);
         for (asked, now, expected) in
-            [(100, 100, false), (100, 160, false), (100, 161, true), (200, 100, true)]
+            [(100, 100, false), (100, 159, false), (100, 160, true), (200, 100, true)]
         {
             assert_eq!(is_stale(asked, now, refresh), expected, "{asked} {now}");
         }
