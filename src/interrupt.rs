@@ -69,7 +69,7 @@ impl Interrupt {
     }
 
     /// Disconnects when it is triggered: for a `select!` with other channels.
-    #[cfg(feature = "http")]
+    #[cfg(any(feature = "http", target_os = "linux"))]
     pub(crate) fn fired(&self) -> &Receiver<Infallible> {
         &self.0.fired
     }

@@ -73,7 +73,7 @@ impl OwnedThread {
 impl OwnedThread {
     /// Waits for the thread's end until `deadline`; one that still runs then is left behind, and
     /// that is reported.
-    #[cfg(feature = "http")]
+    #[cfg(any(feature = "http", target_os = "linux"))]
     pub(crate) fn join_or_leave(mut self, deadline: Instant) {
         if !self.join_until(deadline) {
             log::error!("thread {} did not end in time; left behind", self.name);

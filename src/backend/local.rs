@@ -370,7 +370,7 @@ impl Backend for LocalBackend {
     }
 
     fn close(&self, deadline: Instant) {
-        self.0.images.close(deadline);
+        self.0.images.interrupt();
         let resets = self.0.resets.lock().take();
         if let Some(resets) = &resets {
             resets.stop();
@@ -386,6 +386,7 @@ impl Backend for LocalBackend {
             egress.close();
         }
         self.0.images.pulls.close(deadline);
+        self.0.images.close(deadline);
         if let Some(begins) = begins {
             begins.close(deadline);
         }

@@ -225,12 +225,23 @@ impl Images {
     }
 
     /// No image is pulled or unpacked any more. What is under way ends soon.
-    pub(super) fn close(&self, deadline: Instant) {
+    pub(super) fn interrupt(&self) {
         self.interrupt.interrupt();
+    }
+
+    /// The thread that looks has ended, by `deadline`. After [`interrupt`](Self::interrupt).
+    pub(super) fn close(&self, deadline: Instant) {
         let looks = self.looks.lock().take();
         if let Some(thread) = looks {
             thread.join_or_leave(deadline);
         }
+    }
+}
+
+impl Drop for Images {
+    fn drop(&mut self) {
+        // The thread that looks has what it needs of its own.
+        self.interrupt();
     }
 }
 

@@ -185,6 +185,7 @@ impl Simulation {
     }
 }
 
+#[expect(clippy::print_stdout, reason = "the figures of docs/images.md")]
 fn both(fleet: Fleet) -> (Figures, Figures) {
     let began = Instant::now();
     let with = Simulation::new(fleet, true).run();
