@@ -143,7 +143,7 @@ pub use tool::format;
 pub mod image {
     pub use crate::sandbox::image::{
         Digest, ImageConfig, ImageError, ImageErrorKind, ImageLimits, ImageSource, ImageStore,
-        ImportStep, Pruned, StoredIds, StoredImage, StoredLayer,
+        ImportStep, Pruned, PullFailure, StoredIds, StoredImage, StoredLayer,
     };
 }
 

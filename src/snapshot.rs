@@ -121,8 +121,11 @@ pub struct SnapshotInfo {
     pub age: Duration,
     /// How many layers of files are beneath what begins from it.
     pub layers: usize,
-    /// How many bytes its own layers take on the disk, without those of its parent and its image;
-    /// `None` where that is not known without walking through them.
+    /// How many bytes its own layers take on the disk, without those of its parent and its image.
+    /// They are counted by [`snapshots`](crate::ToolExecutor::snapshots), once for each: `None` in
+    /// the answer of [`snapshot`](crate::ToolExecutor::snapshot), which does not depend on how much
+    /// there is; where a list would take more than some seconds, until the next one; and where not
+    /// all can be counted (millions of files).
     pub bytes: Option<u64>,
     /// What was ended for it, by name: only in the answer of
     /// [`snapshot`](crate::ToolExecutor::snapshot).
@@ -177,7 +180,8 @@ pub enum SnapshotError {
     /// The files of the trajectory are in as many layers as they may be, one for each snapshot
     /// since it began: how many.
     #[error(
-        "{0} snapshots were made of this trajectory, one above the other, and that is the most"
+        "its files are in {0} layers, one for each snapshot of it and those of its image, and that is \
+         the most; make fewer snapshots, or begin anew with what is put into the machine"
     )]
     TooDeep(usize),
     /// There is no such snapshot: it was dropped, or went down with its container.

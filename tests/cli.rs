@@ -40,6 +40,11 @@ mod kernel;
 #[path = "cli/outputs.rs"]
 mod outputs;
 mod program;
+#[path = "cli/pulls.rs"]
+mod pulls;
+#[path = "it/registry.rs"]
+#[allow(dead_code, reason = "what the other tests need of it")]
+mod registry;
 #[path = "cli/signals.rs"]
 mod signals;
 #[path = "cli/specs.rs"]

@@ -10,6 +10,7 @@ mod begin;
 mod calls;
 mod image;
 mod network;
+mod pulls;
 mod resets;
 mod snapshots;
 mod start;
@@ -26,6 +27,7 @@ use parking_lot::Mutex;
 
 use calls::Running;
 use image::{Images, can_have_images};
+use pulls::ImageWait;
 use resets::Resets;
 use snapshots::{EndedBetween, KeptSnapshots};
 
@@ -121,6 +123,7 @@ struct Slot {
     /// The snapshot that it began from, or that was made of it last.
     began_from: Mutex<Option<SnapshotId>>,
     ended: EndedBetween,
+    image_wait: ImageWait,
     /// A command could not be killed: what is left of it may touch the workspace for ever.
     haunted: Arc<AtomicBool>,
     /// A trajectory begins in it.
@@ -361,7 +364,7 @@ impl Backend for LocalBackend {
     }
 
     fn close(&self, deadline: Instant) {
-        self.0.images.close();
+        self.0.images.interrupt();
         let resets = self.0.resets.lock().take();
         if let Some(resets) = &resets {
             resets.stop();
@@ -376,6 +379,7 @@ impl Backend for LocalBackend {
         if let Some(egress) = &self.0.egress {
             egress.close();
         }
+        self.0.images.pulls.close(deadline);
         if let Some(begins) = begins {
             begins.close(deadline);
         }

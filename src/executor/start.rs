@@ -162,7 +162,7 @@ impl ToolExecutor {
             gate,
             orders: Orders::new(),
             rejections,
-            registry,
+            registry: registry.with_longest_timeout(config.max_timeout),
             policy: config.policy,
             has_tool_server,
             times: CallTimes { default: default_timeout, most: config.max_timeout },

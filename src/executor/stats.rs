@@ -27,6 +27,10 @@ pub struct Stats {
     pub total_errors: u64,
     /// Results by outcome.
     pub outcomes: OutcomeCounts,
+    /// Trajectories that were to begin with a spec, by how that ended: `ok` are those whose slot is
+    /// what they asked for. Forks are among them, and those that begin because files are put into
+    /// them; no other count has them.
+    pub begins: OutcomeCounts,
     /// Calls that are accepted and do not run yet, now.
     pub queue_size: usize,
     /// Calls that run, now.
@@ -324,6 +328,8 @@ pub(crate) struct Recorder {
     pub(crate) outcomes: OutcomeCounts,
     /// By tool; only registered ones get this far.
     pub(crate) tools: BTreeMap<String, OutcomeCounts>,
+    /// Those of begins, which are no calls.
+    pub(crate) begins: OutcomeCounts,
     batch_size: Distribution,
     queue: Distribution,
     slot: Distribution,
@@ -339,6 +345,7 @@ impl Recorder {
         Self {
             outcomes: OutcomeCounts::default(),
             tools: BTreeMap::new(),
+            begins: OutcomeCounts::default(),
             batch_size: Distribution::new(sizes, 1, SIZE_BOUNDS),
             queue: durations(),
             slot: durations(),

@@ -73,6 +73,24 @@ mod tests {
     }
 
     #[test]
+    fn the_kind_of_the_backend_is_known() {
+        for (json, kind) in [
+            ("{}", None),
+            (r#"{"backends": null, "local": null}"#, None),
+            (r#"{"local": {}}"#, Some("local")),
+            (r#"{"fleet": {"urls": ["http://a:1"]}}"#, Some("fleet")),
+            (r#"{"slurm": {}}"#, Some("slurm")),
+            (
+                r#"{"backends": [{"local": {}}, {"slurm": {}, "spill_after_s": 3}]}"#,
+                Some("several"),
+            ),
+        ] {
+            let Ok((_, found)) = builder(json, |_| Ok(())) else { panic!("refused: {json}") };
+            assert_eq!(found, kind, "{json}");
+        }
+    }
+
+    #[test]
     fn what_is_wrong_is_told_with_its_name_and_place() {
         for (json, status, words) in [
             ("", TE_INVALID_JSON, "EOF"),

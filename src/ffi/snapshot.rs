@@ -32,7 +32,7 @@ fn put(out: &Out<te_buffer>, value: &impl Serialize) -> Result<(), Fault> {
 ///
 /// On success `*snapshot` is a JSON object {"id", "container", "parent", "age_s", "layers",
 /// "bytes", "ended_processes"}, the caller's, to be freed by te_buffer_free(). The snapshot is kept
-/// until te_snapshot_drop() or the executor's end.
+/// until te_snapshot_drop() or the executor's end. "bytes" is null: te_snapshots() counts it.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn te_snapshot(
     executor: *const te_executor,
@@ -118,7 +118,7 @@ pub unsafe extern "C" fn te_fork(
 /// ```text
 ///     {"command": "exec python3 -I grader.py", "files": [{"path": "grader.py", "content": "...",
 ///      "base64": "...", "mode": "0755"}, ...], "files_at": "/grade", "stdin": "...",
-///      "env": {"NAME": "value"}, "user": null, "timeout_s": 60}
+///      "env": {"NAME": "value"}, "user": null, "judged_paths": ["/app"], "timeout_s": 60}
 /// ```
 ///
 /// of which only "command" is needed. A command that fails is TE_OK too: on success `*grade` is a

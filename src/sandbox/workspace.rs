@@ -55,7 +55,7 @@ use rustix::io::Errno;
 
 pub(crate) use data_dir::{DataDir, open_base};
 pub(crate) use image::{ImageFiles, MachineSpec, NoMachine, ShellId};
-pub(crate) use layered::{Base, Grading, NoGrading};
+pub(crate) use layered::{Base, Grading, NoGrading, ToGrade};
 
 use self::layered::{Beneath, Seen};
 use super::identity::Identity;

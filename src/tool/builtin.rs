@@ -4,9 +4,11 @@
 //! sandboxing) and what a sandbox does not support (`terminal`'s background processes) is not
 //! offered; a call that asks for it is dealt with at the executor's door.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
-use super::{OutputOrder, ToolSchema};
+use super::{MAX_TIMEOUT, OutputOrder, ToolSchema};
 
 /// A tool's schema, and the name that it has in the sandbox.
 pub(super) type Builtin = (ToolSchema, &'static str);
@@ -30,8 +32,22 @@ pub(super) fn is_name(name: &str) -> bool {
     NAMES.contains(&name)
 }
 
-const TIMEOUT: &str = "Seconds after which the command is killed, from 1 to 600. Give more than \
-    the default for a long build or test run.";
+/// What a model is told of `timeout`, where a call may take so long.
+fn timeout(longest: Duration) -> String {
+    let longest = longest.as_secs_f64();
+    format!(
+        "Seconds after which the command is killed, from 1 to {longest}. Give more than the \
+         default for a long build or test run."
+    )
+}
+
+/// Has the schema of a built-in tool say how long a call may take.
+pub(super) fn tell_longest_timeout(schema: &mut ToolSchema, longest: Duration) {
+    let described = schema.parameters.get_mut("timeout").and_then(|one| one.get_mut("description"));
+    if let Some(description) = described {
+        *description = timeout(longest).into();
+    }
+}
 
 fn command_tool(name: &str) -> ToolSchema {
     ToolSchema::new(
@@ -47,7 +63,7 @@ fn command_tool(name: &str) -> ToolSchema {
         "string",
         "The command line or script, as for bash -c. Give this or argv.",
     )
-    .with_optional("timeout", "number", TIMEOUT)
+    .with_optional("timeout", "number", &timeout(MAX_TIMEOUT))
     .with_parameter(
         "argv",
         json!({
@@ -109,7 +125,7 @@ fn terminal_stateful() -> ToolSchema {
          is no keyboard input and no screen; for programs that need them use tmux.",
     )
     .with_required("command", "string", "The command line or script, typed into the open shell.")
-    .with_optional("timeout", "number", TIMEOUT)
+    .with_optional("timeout", "number", &timeout(MAX_TIMEOUT))
     .with_parameter("output_order", output_order())
     .with_optional(
         "session",

@@ -4,6 +4,7 @@
 //! it. It knows where a tool runs, and does not run it.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use thiserror::Error;
@@ -90,6 +91,20 @@ impl ToolRegistry {
             registry.push(schema, ToolKind::Sandbox { sent_as });
         }
         registry
+    }
+
+    /// The same where a call may take so long: the built-in tools tell models of it. An executor's
+    /// [`registry`](crate::ToolExecutor::registry) says what holds there by itself,
+    /// [`ExecutorConfig::max_timeout`](crate::config::ExecutorConfig::max_timeout); this is for
+    /// prompts that are made before one starts.
+    #[must_use]
+    pub fn with_longest_timeout(mut self, longest: Duration) -> Self {
+        for tool in &mut self.tools {
+            if let ToolKind::Sandbox { .. } = tool.kind {
+                builtin::tell_longest_timeout(&mut tool.schema, longest);
+            }
+        }
+        self
     }
 
     /// Adds a tool that a ToolServer runs.
@@ -256,6 +271,23 @@ mod tests {
         );
         assert!(registry.schemas().all(|schema| !schema.external));
         assert!(registry.names().all(|name| name != "bash_stateful"));
+    }
+
+    #[test]
+    fn models_are_told_how_long_a_call_may_take() {
+        let told = |registry: &ToolRegistry, name: &str| {
+            let schema = &registry.get(name).unwrap().schema;
+            schema.parameters["timeout"]["description"].as_str().unwrap().to_owned()
+        };
+        let mut registry = ToolRegistry::builtin();
+        let own = ToolSchema::new("own", "").with_optional("timeout", "number", "its own");
+        registry.register_external(own).unwrap();
+        assert!(told(&registry, "bash").contains("from 1 to 600."));
+        let registry = registry.with_longest_timeout(Duration::from_secs(7200));
+        for name in ["bash", "terminal", "terminal_stateful"] {
+            assert!(told(&registry, name).contains("from 1 to 7200."), "{name}");
+        }
+        assert_eq!(told(&registry, "own"), "its own");
     }
 
     #[test]

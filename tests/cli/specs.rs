@@ -111,3 +111,70 @@ fn a_setup_is_made_once_for_all_repetitions() {
     assert!(shared["saved_s"].as_f64().unwrap() >= 0.6, "{shared}");
     assert!(run.stdout.contains("shared setup  1 made for 3 more trajectories"), "{run:?}");
 }
+
+#[test]
+fn steps_put_files_of_the_recordings_directory_into_the_machine() {
+    let put = |value: Value| json!({"put": value});
+    let look = "cat task/a/b /tmp/one; stat -c %a /tmp/one; bin/run; echo own >> task/a/b";
+    let line = json!({"trajectory_id": "t", "setup": [
+        put(json!({"from": "files", "to": "task"})),
+        put(json!({"from": "files/a/b", "to": "/tmp/one", "mode": "0600"})),
+        put(json!({"from": "packed.tar", "to": "bin", "unpack": true})),
+    ], "calls": [
+        bash(look),
+        put(json!({"from": "files/a/b", "to": "late"})),
+        bash("cat late task/a/b"),
+    ]});
+    let missing = json!({"trajectory_id": "missing",
+        "calls": [put(json!({"from": "nowhere", "to": "x"})), bash("ls")]});
+    let outside =
+        json!({"trajectory_id": "outside", "calls": [put(json!({"from": "/etc", "to": "x"}))]});
+    // More than are put at a time, and more than there are slots.
+    let many = |n| {
+        json!({"trajectory_id": format!("many-{n}"),
+        "calls": [put(json!({"from": "files", "to": "."})), bash("cat a/b; sleep 0.1")]})
+    };
+    let lines = [line, missing, outside].into_iter().chain((0..20).map(many));
+    let setup = Setup::new(&lines.map(|line| line.to_string()).collect::<Vec<_>>());
+    fs::create_dir_all(setup.path("files/a")).unwrap();
+    fs::write(setup.path("files/a/b"), "text\n").unwrap();
+    let mut tar = tar::Builder::new(File::create(setup.path("packed.tar")).unwrap());
+    let mut header = tar::Header::new_gnu();
+    let program = b"#!/bin/sh\necho ran\n";
+    header.set_size(program.len() as u64);
+    header.set_mode(0o755);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(0);
+    tar.append_data(&mut header, "run", &program[..]).unwrap();
+    tar.finish().unwrap();
+    let flags = ["--slots", "2", "--concurrency", "16", "--repeat", "2"];
+    for shared in [&[][..], &["--share-setup"]] {
+        let run = setup.replay(&[&flags, shared].concat());
+        assert_eq!(run.code, Some(3), "{run:?}");
+        assert!(run.stderr.contains("beneath the recording's directory"), "{run:?}");
+        let results = setup.results();
+        let of = |id: &str, index: u64| {
+            let found = results.iter().find(|line| {
+                line["trajectory_id"] == id && line["setup"] == false && line["index"] == index
+            });
+            found.unwrap_or_else(|| panic!("{id} {index}: {results:?}")).clone()
+        };
+        for id in ["t", "t#2"] {
+            assert_eq!(of(id, 0)["output"], "text\ntext\n600\nran", "{run:?}");
+            assert_eq!(of(id, 2)["output"], "text\ntext\nown");
+            let put = of(id, 1);
+            assert_eq!((&put["name"], &put["success"]), (&json!("put"), &json!(true)), "{put}");
+            assert_eq!(put["metadata"]["bytes"], 5);
+            assert_eq!(put["arguments"]["to"], "late");
+        }
+        assert_ne!(of("t", 1)["uniq_id"], of("t#2", 1)["uniq_id"]);
+        let missing = of("missing", 0);
+        assert_eq!(missing["outcome"], "backend_failed", "{missing}");
+        assert!(missing["error"].as_str().unwrap().contains("nowhere"), "{missing}");
+        assert_eq!(of("missing", 1)["success"], true);
+        for n in 0..20 {
+            assert_eq!(of(&format!("many-{n}"), 1)["output"], "text");
+        }
+    }
+}

@@ -26,6 +26,14 @@ pub(crate) fn run(test: &str, case: &str, wrapper: &[&str], configure: impl FnOn
     finish(command, test, case, |_| {});
 }
 
+/// The same for a test that is ignored; what it says is shown.
+pub(crate) fn run_ignored(test: &str, case: &str, configure: impl FnOnce(&mut Command)) {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    configure(&mut command);
+    command.args([test, "--exact", "--ignored", "--nocapture"]).env(VARIABLE, case);
+    assert!(command.status().unwrap().success(), "{case}");
+}
+
 /// Runs `test` once more, in a process of its own that is told the `case`, and tells which process
 /// that is.
 pub(crate) fn run_with(test: &str, case: &str, on_start: impl FnOnce(&Child)) {

@@ -41,7 +41,9 @@ fn a_begin_blocks_until_its_slot_is_made_and_calls_wait_behind_it() {
         assert_eq!(call.wait().output, "done");
     });
     assert!(matches!(executor.begin("t", spec()), Err(BeginError::AlreadyBegun)));
-    assert_eq!(executor.stats().outcomes.total(), 1, "a begin is no call");
+    let stats = executor.stats();
+    assert_eq!(stats.outcomes.total(), 1, "a begin is no call");
+    assert_eq!((stats.begins.total(), stats.begins.get(Outcome::Ok)), (1, 1));
 }
 
 #[test]
@@ -55,6 +57,8 @@ fn a_refusal_is_the_begins_error_and_the_result_of_its_calls_until_the_release()
     assert_eq!((result.outcome, result.may_have_executed), (Outcome::ImageUnavailable, false));
     assert!(!result.model_attributable());
     assert!(result.error.contains("no such image"), "{result:?}");
+    let stats = executor.stats();
+    assert_eq!((stats.begins.total(), stats.begins.get(Outcome::ImageUnavailable)), (1, 1));
     assert_eq!(executor.execute("t", bash("x")).outcome, Outcome::ImageUnavailable);
     next(&told).reset().1.send(Ok(()));
     executor.release("t").unwrap();

@@ -4,17 +4,19 @@ use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::bounded;
 use parking_lot::Mutex;
 
+use super::pulls::Pulls;
 use super::{Inner, LocalBackend, Slot};
 use crate::backend::SlotRef;
+use crate::config::{ImagesConfig, LocalConfig};
 use crate::error::BeginFailure;
 use crate::interrupt::Interrupt;
 use crate::sandbox::image::{
-    Image, ImageError, ImageErrorKind, ImageSource, ImageStore, StoredIds,
+    Image, ImageError, ImageErrorKind, ImageSource, ImageStore, ImportStep, StoredIds,
 };
 use crate::sandbox::isolation::{Isolation as Engine, Layers};
 use crate::sandbox::settings::Settings;
@@ -34,6 +36,8 @@ const END_LIMIT: Duration = Duration::from_secs(30);
 const MOST_SHELLS: usize = 1024;
 /// What is shown of what it says where it fails.
 const SHOWN_CHARS: usize = 500;
+/// Where what is said of pulls goes: programs show it though it is no warning.
+const LOG_TARGET: &str = "tool_executor::images";
 
 impl LocalBackend {
     /// Finds an image by its name. Blocks, where it has to be brought for as long as that takes.
@@ -52,9 +56,9 @@ impl LocalBackend {
         })
     }
 
-    /// Gives a clean slot a machine with the files of an image, and with these settings, whose shell
-    /// has been seen to run, in this machine or in another one. Blocks for some milliseconds as a
-    /// rule.
+    /// Gives a clean slot a machine with the files of an image, and with these settings, whose
+    /// shell has been seen to run, in this machine or in another one. Blocks for some milliseconds
+    /// as a rule.
     ///
     /// # Errors
     /// Slots cannot have one here, or not this one. The slot is as it was.
@@ -106,6 +110,9 @@ pub(super) struct Images {
     store: Mutex<Option<ImageStore>>,
     /// What is brought along for those that have no bash or no tmux.
     pub(super) toolbox: LazyToolbox,
+    config: ImagesConfig,
+    /// Who waits for what is being pulled.
+    pub(super) pulls: Pulls,
     shells: Shells,
     /// Triggered when the backend closes.
     interrupt: Interrupt,
@@ -113,7 +120,7 @@ pub(super) struct Images {
 
 impl Images {
     /// Those of a data directory, for the slots of an engine.
-    pub(super) fn new(data_dir: Option<PathBuf>, run: &DataDir, isolation: &Engine) -> Self {
+    pub(super) fn new(config: &LocalConfig, run: &DataDir, isolation: &Engine) -> Self {
         let of_slot = run.users().of_slot(0);
         let shared = match isolation {
             Engine::Jailed(jails) if matches!(jails.layers(), Ok(Layers::Own)) => {
@@ -128,8 +135,38 @@ impl Images {
             None => StoredIds::Kept,
         };
         let toolbox = LazyToolbox::new(run.path().join("toolbox"));
-        let (store, shells, interrupt) = (Mutex::new(None), Shells::default(), Interrupt::new());
-        Self { data_dir, ids, shared, store, toolbox, shells, interrupt }
+        Self {
+            data_dir: config.data_dir.clone(),
+            ids,
+            shared,
+            store: Mutex::new(None),
+            toolbox,
+            shells: Shells::default(),
+            config: config.images.clone(),
+            pulls: Pulls::new(config.images.parallel),
+            interrupt: Interrupt::new(),
+        }
+    }
+
+    /// Whether an image has to be pulled: then [`find`](Self::find) may block for long.
+    pub(super) fn must_pull(&self, name: &str) -> bool {
+        // What is wrong with it is said by `find`.
+        let source = ImageSource::parse(name);
+        source.is_ok_and(|source| match source {
+            ImageSource::Directory(_) => false,
+            source => self.store(&self.interrupt).is_ok_and(|store| store.must_pull(&source)),
+        })
+    }
+
+    fn store(&self, interrupt: &Interrupt) -> Result<ImageStore, ImageError> {
+        let mut store = self.store.lock();
+        match &*store {
+            Some(store) => Ok(store.clone()),
+            None => {
+                let opened = ImageStore::open(self.data_dir.as_deref(), self.ids, interrupt)?;
+                Ok(store.insert(opened.with_config(self.config.clone())).clone())
+            }
+        }
     }
 
     /// Finds an image by its name. Blocks, where it has to be unpacked for as long as that takes.
@@ -141,17 +178,12 @@ impl Images {
         if let ImageSource::Directory(path) = &source {
             return Image::directory(path).map(Arc::new);
         }
-        let store = {
-            let mut store = self.store.lock();
-            match &*store {
-                Some(store) => store.clone(),
-                None => {
-                    let data_dir = self.data_dir.as_deref();
-                    store.insert(ImageStore::open(data_dir, self.ids, interrupt)?).clone()
-                }
-            }
-        };
-        store.get(&source, interrupt)
+        let began = Instant::now();
+        let found = self.store(interrupt)?.get(&source, interrupt, &mut |step| tell(name, step));
+        if let Err(error @ ImageError::NotPulled { .. }) = &found {
+            log::warn!(target: LOG_TARGET, "{error} ({:.1} s)", began.elapsed().as_secs_f64());
+        }
+        found
     }
 
     /// Whose the files of unpacked images are.
@@ -159,9 +191,31 @@ impl Images {
         self.ids
     }
 
-    /// No image is unpacked any more.
-    pub(super) fn close(&self) {
+    /// No image is pulled or unpacked any more. What is under way ends soon.
+    pub(super) fn interrupt(&self) {
         self.interrupt.interrupt();
+    }
+}
+
+/// Says of a pull that it begins, that it is tried again, and what it has brought.
+fn tell(name: &str, step: &ImportStep) {
+    let name = name.escape_debug();
+    match step {
+        ImportStep::Fetching { layers, there, packed_bytes } => {
+            let missing = layers - there;
+            log::info!(
+                target: LOG_TARGET,
+                "{name}: pulling {missing} of {layers} layers, {packed_bytes} bytes"
+            );
+        }
+        ImportStep::Retrying { why, after } => {
+            log::warn!(target: LOG_TARGET, "{name}: {why}; trying again in {after:?}");
+        }
+        ImportStep::Arrived { bytes, time } => {
+            let seconds = time.as_secs_f64();
+            log::info!(target: LOG_TARGET, "{name}: pulled {bytes} bytes in {seconds:.1} s");
+        }
+        _ => {}
     }
 }
 

@@ -18,7 +18,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::bounded;
@@ -33,9 +33,12 @@ use crate::grade::{GradeResult, GradeSpec, MAX_VERDICT};
 use crate::sandbox::bash::bash_result;
 use crate::sandbox::grader;
 use crate::sandbox::isolation::Layers;
+use crate::sandbox::limits::bytes_on_disk;
 use crate::sandbox::settings::Settings;
 use crate::sandbox::supervisor::{CommandSpec, Finished};
-use crate::sandbox::workspace::{Base, NoGrading, NoMachine, Remains, Workspace, WorkspaceError};
+use crate::sandbox::workspace::{
+    Base, NoGrading, NoMachine, Remains, ToGrade, Workspace, WorkspaceError,
+};
 use crate::snapshot::{SnapshotError, SnapshotId, SnapshotInfo, SnapshotOptions};
 use crate::spec::TrajectoryLimits;
 use crate::tool::{OutputOrder, ToolResult};
@@ -45,6 +48,8 @@ const MOST_SNAPSHOTS: usize = 4096;
 /// How many layers may be beneath a slot's files, those of its image too: all of a machine's have
 /// to go with one message, and each makes the looking up of files slower.
 const MOST_LAYERS: usize = 100;
+/// The size of no other snapshot is counted for a list that has taken so long.
+const COUNTING: Duration = Duration::from_secs(1);
 /// How long the end of what runs in a slot is awaited. The supervisor and the terminals give up
 /// before.
 const END_LIMIT: Duration = Duration::from_secs(30);
@@ -63,6 +68,7 @@ struct Kept {
 
 struct Snapshot {
     base: Arc<Base>,
+    own: Arc<OwnLayers>,
     parent: Option<SnapshotId>,
     made: Instant,
     /// In the order in which they were made.
@@ -71,6 +77,27 @@ struct Snapshot {
     network: bool,
     /// The limits of its trajectory, below the operator's: what begins from it has them, too.
     limits: TrajectoryLimits,
+}
+
+/// The directories of the layers that a snapshot has not from its parent. They do not change.
+#[derive(Debug, Default)]
+struct OwnLayers {
+    directories: Vec<PathBuf>,
+    /// How many bytes they take, once they were counted; nothing where that is not possible.
+    bytes: OnceLock<Option<u64>>,
+}
+
+impl OwnLayers {
+    /// How many bytes they take, which is counted once, and not any more when the time is up.
+    fn bytes(&self, until: Instant) -> Option<u64> {
+        match self.bytes.get() {
+            Some(known) => *known,
+            None if Instant::now() < until => {
+                *self.bytes.get_or_init(|| bytes_on_disk(&self.directories))
+            }
+            None => None,
+        }
+    }
 }
 
 impl KeptSnapshots {
@@ -343,7 +370,9 @@ impl Snapshots for LocalBackend {
         }
         let ended_processes = self.end_processes(slot.index, place, options.end_processes)?;
         let (counts, owner) = (Arc::new(AtomicBool::new(false)), Arc::downgrade(&self.0));
+        let mut own = OwnLayers::default();
         let mut keeper = |path: &Path| {
+            own.directories.push(path.to_owned());
             let (path, counts, owner) = (path.to_owned(), counts.clone(), owner.clone());
             let removal: Box<dyn Any + Send + Sync> = Box::new(Removal { path, counts, owner });
             Some(removal)
@@ -372,7 +401,9 @@ impl Snapshots for LocalBackend {
         let (serial, network) = (kept.made, place.has_network.load(Ordering::Acquire));
         let limits = before.limits().clone();
         let (base, made) = (Arc::new(base), Instant::now());
-        let snapshot = Snapshot { base, parent: parent.clone(), made, serial, network, limits };
+        let own = Arc::new(own);
+        let snapshot =
+            Snapshot { base, own, parent: parent.clone(), made, serial, network, limits };
         kept.by_id.insert(id.clone(), snapshot);
         drop(kept);
         let info = SnapshotInfo::new(id, ADDR).with_layers(layers);
@@ -394,12 +425,16 @@ impl Snapshots for LocalBackend {
             return Err(SnapshotError::Unsupported(text));
         }
         let ended_processes = self.end_processes(slot.index, place, true)?;
-        let (files, at) = (&spec.files, Path::new(&spec.files_at));
-        let (made, remains) =
-            before.for_grading(files, at, spec.user.as_deref()).map_err(|error| match error {
-                NoGrading::Workspace(error) => failed(error),
-                NoGrading::User(error) => unsupported(error),
-            })?;
+        let to_grade = ToGrade {
+            files: &spec.files,
+            files_at: Path::new(&spec.files_at),
+            user: spec.user.as_deref(),
+            paths: spec.judged_paths.as_deref(),
+        };
+        let (made, remains) = before.for_grading(&to_grade).map_err(|error| match error {
+            NoGrading::Workspace(error) => failed(error),
+            NoGrading::Refused(error) => unsupported(error),
+        })?;
         let ran = self.run_grader(Arc::new(made), spec);
         // Before its files go, and before anything else runs above the same.
         let left = self.leave(slot.index);
@@ -422,16 +457,28 @@ impl Snapshots for LocalBackend {
     }
 
     fn list(&self) -> Result<Vec<SnapshotInfo>, SnapshotError> {
-        let kept = self.0.snapshots.0.lock();
-        let mut all: Vec<_> = kept.by_id.iter().collect();
-        all.sort_by_key(|(_, snapshot)| snapshot.serial);
-        let info = |(id, snapshot): (&SnapshotId, &Snapshot)| SnapshotInfo {
-            parent: snapshot.parent.clone(),
-            ..SnapshotInfo::new(id.clone(), ADDR)
-                .with_age(snapshot.made.elapsed())
-                .with_layers(snapshot.base.layers())
+        let mut all: Vec<_> = {
+            let kept = self.0.snapshots.0.lock();
+            let info = |(id, snapshot): (&SnapshotId, &Snapshot)| SnapshotInfo {
+                parent: snapshot.parent.clone(),
+                ..SnapshotInfo::new(id.clone(), ADDR)
+                    .with_age(snapshot.made.elapsed())
+                    .with_layers(snapshot.base.layers())
+            };
+            // With its files, which may be dropped meanwhile.
+            let with_files = |kept: (&SnapshotId, &Snapshot)| {
+                let files = (kept.1.own.clone(), kept.1.base.clone());
+                (kept.1.serial, info(kept), files)
+            };
+            kept.by_id.iter().map(with_files).collect()
         };
-        Ok(all.into_iter().map(info).collect())
+        all.sort_by_key(|(serial, ..)| *serial);
+        let until = Instant::now() + COUNTING;
+        let counted =
+            |(_, info, (own, _base)): (u64, SnapshotInfo, (Arc<OwnLayers>, Arc<Base>))| {
+                SnapshotInfo { bytes: own.bytes(until), ..info }
+            };
+        Ok(all.into_iter().map(counted).collect())
     }
 }
 

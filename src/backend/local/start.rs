@@ -58,7 +58,7 @@ pub(super) fn start(
             .map_err(|error| BackendError::with_source("cannot adopt orphans", error))?;
     }
     let Place { user, mut data_dir, isolation } = find_place(config, probe, interrupt)?;
-    let images = Images::new(config.data_dir.clone(), &data_dir, &isolation);
+    let images = Images::new(config, &data_dir, &isolation);
     if images.shared.is_some() && !data_dir.hands_over() {
         data_dir.open_up_slots().map_err(workspaces)?;
     }
@@ -98,6 +98,7 @@ pub(super) fn start(
             has_network: AtomicBool::new(network != NetworkMode::None),
             began_from: Mutex::default(),
             ended: EndedBetween::default(),
+            image_wait: ImageWait::default(),
             haunted: Arc::new(AtomicBool::new(false)),
             begins: Arc::default(),
             resets: Arc::default(),

@@ -1,9 +1,10 @@
 //! Several backends as one: this machine's slots and those of sandbox servers, say, or two fleets.
 //!
-//! The first is preferred; each other one gets what those before it have no free slot for, or cannot
-//! give. Which trajectory is put where the executor's pool decides, which knows the backends as
-//! [tiers](super::Backend::tiers); here calls only find their way. Each backend's containers are
-//! told apart by its name: `NAME/ADDRESS`. Within it they have the addresses that they always have.
+//! The first is preferred; each other one gets what those before it have no free slot for, or
+//! cannot give. The executor's pool, which knows the backends as [tiers](super::Backend::tiers),
+//! decides which trajectory is put where; here calls only find their way. Each backend's containers
+//! are told apart by its name: `NAME/ADDRESS`. Within it they have the addresses that they always
+//! have.
 //!
 //! It has no threads of its own but while it closes, and no state: what names a container or a slot
 //! says whose it is. What names an execution or a snapshot only is asked of each.

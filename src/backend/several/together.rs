@@ -66,6 +66,59 @@ pub(super) fn together(tiers: &[Tier]) -> Capabilities {
             true => first(|one| &one.no_images_because),
             false => None,
         },
+        // The weakest.
         image_ids: each().filter_map(|one| one.image_ids).max(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::level::IsolationLevel;
+    use crate::spec::SpecField;
+
+    fn tier(name: &str, capabilities: Capabilities) -> Tier {
+        Tier::new(name, capabilities)
+    }
+
+    #[test]
+    fn what_is_told_of_all_holds_wherever_a_call_runs() {
+        let here = Capabilities::default()
+            .with_isolation(Isolation::Isolated)
+            .with_isolation_level(IsolationLevel::Full)
+            .with_inline_tools(&["bash"])
+            .with_warm_slots(true)
+            .with_spec(vec![SpecField::Env])
+            .with_no_images_because("no overlays");
+        let there = Capabilities::default()
+            .with_isolation(Isolation::Isolated)
+            .with_isolation_level(IsolationLevel::OneUser)
+            .with_weakened_because(vec!["one id".to_owned()])
+            .with_default_timeout(Duration::from_secs(60))
+            .with_starts_dirty(true)
+            .with_may_grow(true)
+            .with_warm_slots(true)
+            .with_spec(vec![SpecField::Env, SpecField::Image]);
+        let all = together(&[tier("here", here.clone()), tier("there", there.clone())]);
+        assert_eq!(all.isolation, Isolation::Isolated);
+        assert_eq!(all.isolation_level, Some(IsolationLevel::OneUser));
+        assert_eq!(all.weakened_because, ["there: one id"]);
+        assert_eq!((all.may_grow, all.warm_slots), (true, Some(true)));
+        assert_eq!(all.default_timeout, Duration::from_secs(60), "none is cut shorter");
+        // Each tier says these for itself.
+        assert!(all.inline_tools.is_empty() && !all.starts_dirty);
+        assert_eq!(all.spec, [SpecField::Env, SpecField::Image], "one of them can give it");
+        assert_eq!(all.no_images_because, None, "one of them has images");
+
+        let open = there.with_isolation(Isolation::NotIsolated("no namespaces".to_owned()));
+        let all = together(&[tier("here", here.clone()), tier("open", open)]);
+        assert_eq!(all.isolation.not_isolated_because(), Some("open: no namespaces"));
+        let silent = Capabilities { isolation_level: None, ..here.clone() };
+        let silent = silent.with_isolation(Isolation::Unknown);
+        let all = together(&[tier("here", here), tier("silent", silent)]);
+        assert_eq!((all.isolation, all.isolation_level), (Isolation::Unknown, None));
+        assert_eq!(all.no_images_because.as_deref(), Some("here: no overlays"));
     }
 }

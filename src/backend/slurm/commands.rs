@@ -185,6 +185,21 @@ pub(super) fn last_words(printed: &str) -> String {
     line.unwrap_or("it said nothing").chars().take(300).collect()
 }
 
+/// Whether one of Slurm's programs has failed because the controller does not answer: what it says
+/// then, in versions from 20 to 24 (`slurm_errno.c`, `srun`).
+pub(super) fn is_controller_away(words: &str) -> bool {
+    const SAID: [&str; 6] = [
+        "unable to contact slurm controller",
+        "unable to connect to slurmctld",
+        "socket timed out on send/recv",
+        "zero bytes were transmitted",
+        "controller(s) not responding",
+        "connection refused",
+    ];
+    let words = words.to_ascii_lowercase();
+    SAID.iter().any(|said| words.contains(said))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -253,6 +268,25 @@ mod tests {
             last_words("a\nsrun: error: Invalid partition\n\n"),
             "srun: error: Invalid partition"
         );
+    }
+
+    #[test]
+    fn a_controller_that_does_not_answer_is_known_by_what_programs_say() {
+        for words in [
+            "srun: error: Unable to allocate resources: Unable to contact slurm controller (connect failure)",
+            "slurm_load_jobs error: Unable to contact slurm controller (connect failure)",
+            "srun: error: Unable to confirm allocation for job 3: Socket timed out on send/recv operation",
+            "srun: error: Unable to create step for job 3: Zero Bytes were transmitted or received",
+        ] {
+            assert!(is_controller_away(words), "{words}");
+        }
+        for words in [
+            "it said nothing",
+            "srun: error: Unable to allocate resources: Invalid partition name specified",
+            "srun: error: n1: task 0: Killed",
+        ] {
+            assert!(!is_controller_away(words), "{words}");
+        }
     }
 
     proptest! {

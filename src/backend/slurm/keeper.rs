@@ -106,6 +106,7 @@ impl Keeper {
             asks: Vec::new(),
             ask_at: Instant::now() + ASK_EVERY,
             used: Vec::new(),
+            away_since: None,
             label: RunLabel::own().to_string(),
         };
         let thread = OwnedThread::spawn("tool-slurm", move || run.keep());
@@ -170,6 +171,8 @@ struct Run {
     ask_at: Instant,
     /// What the fleet was told to use.
     used: Vec<String>,
+    /// Since when the controller does not answer, as far as a program has told.
+    away_since: Option<Instant>,
     label: String,
 }
 
@@ -227,6 +230,7 @@ impl Run {
                 // It does not run yet, or has not said so: its srun is enough.
                 None => self.signal(number, Signal::TERM),
             },
+            Step::Cancel(id) => self.ask("scancel", &[id.into()], false),
             Step::Kill(number) => {
                 // srun takes its step along.
                 self.signal(number, Signal::TERM);
@@ -342,10 +346,14 @@ impl Run {
     fn read_all(&mut self) {
         let now = Instant::now();
         let mut ended = Vec::new();
+        let mut is_there = false;
         for (number, program) in &mut self.programs {
             for line in program.read_lines() {
                 match commands::line(&line) {
-                    Line::Step(step) => self.servers.runs(*number, step, now),
+                    Line::Step(step) => {
+                        is_there = true;
+                        self.servers.runs(*number, step, now);
+                    }
                     Line::Listens(url, slots) => {
                         log::info!("Slurm has started the sandbox server {url} ({slots} slots)");
                         self.servers.listens(*number, url, slots, now);
@@ -354,24 +362,34 @@ impl Run {
                 }
             }
             if program.has_ended() {
-                ended.push((*number, last_words(&String::from_utf8_lossy(&program.words))));
+                let why = last_words(&String::from_utf8_lossy(&program.words));
+                ended.push((*number, why, program.was_killed));
             }
         }
-        for (number, why) in ended {
+        for (number, why, was_killed) in ended {
             self.programs.remove(&number);
-            self.end(number, why, now);
+            match was_killed {
+                true => self.srun_killed(number, now),
+                false => self.end(number, why, now),
+            }
         }
         let mut asks = std::mem::take(&mut self.asks);
         asks.retain_mut(|ask| {
             ask.program.fill();
             if ask.program.has_ended() {
-                if ask.is_squeue {
-                    self.take_in_jobs(&String::from_utf8_lossy(&ask.program.line));
+                let words = last_words(&String::from_utf8_lossy(&ask.program.words));
+                match commands::is_controller_away(&words) {
+                    true => self.is_away(&words, now),
+                    false if ask.is_squeue => {
+                        is_there = true;
+                        self.take_in_jobs(&String::from_utf8_lossy(&ask.program.line));
+                    }
+                    false => {}
                 }
                 return false;
             }
             if now >= ask.deadline {
-                log::warn!("one of Slurm's programs does not answer; it is ended");
+                self.is_away("one of Slurm's programs does not answer", now);
                 let _ = (ask.program.child.kill(), ask.program.child.wait());
                 return false;
             }
@@ -379,10 +397,36 @@ impl Run {
         });
         asks.append(&mut self.asks);
         self.asks = asks;
+        if is_there && let Some(since) = self.away_since.take() {
+            let lasted = now.saturating_duration_since(since).as_secs();
+            log::warn!("Slurm's controller answers again, after {lasted} s");
+        }
+    }
+
+    /// The controller does not answer: that is said once.
+    fn is_away(&mut self, why: &str, now: Instant) {
+        if self.away_since.is_none() {
+            self.away_since = Some(now);
+            log::warn!(
+                "Slurm's controller does not answer ({why}): what runs runs on, what is to be \
+                 started is tried again"
+            );
+        }
+    }
+
+    fn srun_killed(&mut self, number: u64, now: Instant) {
+        log::warn!("the srun of a sandbox server of Slurm's was killed: another replaces it");
+        let steps = self.servers.srun_killed(number, "its srun was killed".to_owned(), now);
+        for step in steps {
+            self.carry_out(step, now);
+        }
     }
 
     fn end(&mut self, number: u64, why: String, now: Instant) {
-        if self.servers.ended(number, why.clone(), now) {
+        let replaced = self.servers.ended(number, why.clone(), now);
+        if commands::is_controller_away(&why) {
+            self.is_away(&why, now);
+        } else if replaced {
             log::warn!("a sandbox server of Slurm's has ended: {why}; there will be another");
         }
     }

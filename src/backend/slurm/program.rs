@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -33,6 +33,8 @@ pub(super) struct Program {
     pub(super) words: Vec<u8>,
     /// Whether it has ended well.
     succeeded: bool,
+    /// Whether SIGKILL has ended it.
+    pub(super) was_killed: bool,
 }
 
 impl Program {
@@ -49,7 +51,8 @@ impl Program {
         for pipe in [&out, &err].into_iter().flatten() {
             rustix::io::ioctl_fionbio(pipe, true)?;
         }
-        Ok(Self { child, out, err, line: Vec::new(), words: Vec::new(), succeeded: false })
+        let (line, words) = (Vec::new(), Vec::new());
+        Ok(Self { child, out, err, line, words, succeeded: false, was_killed: false })
     }
 
     /// Reads what there is.
@@ -81,6 +84,7 @@ impl Program {
         let has_ended = match self.child.try_wait() {
             Ok(Some(status)) => {
                 self.succeeded = status.success();
+                self.was_killed = status.signal() == Some(Signal::KILL.as_raw());
                 true
             }
             Ok(None) => false,

@@ -5,17 +5,22 @@
 //! *draining* when it is to go: its trajectories finish. It is *stopping* when it was told to end,
 //! and forgotten when its `srun` has ended. One that ends by itself is replaced, after a pause that
 //! grows with each failure in a row: inside an allocation on its node, else by a job of its own. So
-//! is one that runs and is of no use.
+//! is one that runs and is of no use. What could not be started because Slurm's controller does not
+//! answer has not failed: it is tried again after a pause that stays the same, however long the
+//! controller is away.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use super::commands;
 use super::scaling::{Bounds, Scaler, View};
 use crate::backend::Demand;
 
 /// The pause after a failure, and the longest one.
 const PAUSE_FIRST: Duration = Duration::from_secs(1);
 const PAUSE_MOST: Duration = Duration::from_secs(300);
+/// The pause where the controller does not answer.
+const PAUSE_AWAY: Duration = Duration::from_secs(5);
 /// A place that has not failed for so long is as good as any.
 const FORGIVEN: Duration = Duration::from_secs(600);
 /// A server that was up for so long has not failed when it ends.
@@ -36,6 +41,8 @@ pub(super) enum Step {
     Stop(u64),
     /// End its `srun`, which had its time.
     Kill(u64),
+    /// Cancel this job, or step, whose `srun` was killed: Slurm may not see that by itself.
+    Cancel(String),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,6 +61,8 @@ struct Server {
     step: Option<String>,
     /// When it has to listen, once it runs.
     deadline: Option<Instant>,
+    /// Its `srun` was killed, and it runs on.
+    is_orphan: bool,
 }
 
 /// A place where servers are started: a node of the allocation, or Slurm's queue.
@@ -190,12 +199,18 @@ impl Servers {
         }
     }
 
-    /// A server's `srun` has ended; `why` is the last that it said. Whether that is a failure.
+    /// A server's `srun` has ended; `why` is the last that it said. Whether that is a failure, or
+    /// the server is to be replaced.
     pub(super) fn ended(&mut self, number: u64, why: String, now: Instant) -> bool {
         let Some(server) = self.list.remove(&number) else { return false };
         let Some(place) = self.places.get_mut(&server.node) else { return false };
         match server.state {
             State::Stopping { .. } | State::Draining { .. } => return false,
+            State::Starting if server.step.is_none() && commands::is_controller_away(&why) => {
+                place.retry_at = Some(now + PAUSE_AWAY);
+                self.last_failure = Some(why);
+                return true;
+            }
             State::Up { since, .. } if now.saturating_duration_since(since) >= PROVEN => {
                 place.failures = 0;
             }
@@ -204,6 +219,29 @@ impl Servers {
         place.fail(now);
         self.last_failure = Some(why);
         true
+    }
+
+    /// A server's `srun` was killed: what it has started may run on, and the job of a server stays
+    /// though nothing is in it. A server that is used is drained, and then cancelled.
+    pub(super) fn srun_killed(&mut self, number: u64, why: String, now: Instant) -> Vec<Step> {
+        let Some(server) = self.list.get_mut(&number) else { return Vec::new() };
+        match &server.state {
+            State::Up { url, .. } | State::Draining { url } => {
+                server.state = State::Draining { url: url.clone() };
+                server.is_orphan = true;
+                // That is no fault of where it runs.
+                if let Some(place) = self.places.get_mut(&server.node) {
+                    place.retry_at = place.retry_at.max(Some(now + PAUSE_FIRST));
+                }
+                self.last_failure = Some(why);
+                Vec::new()
+            }
+            State::Starting | State::Stopping { .. } => {
+                let cancel = server.cancel();
+                self.ended(number, why, now);
+                cancel.into_iter().collect()
+            }
+        }
     }
 
     /// The server at this address runs, and nothing can be run on it: it is drained, and another is
@@ -265,12 +303,18 @@ impl Servers {
                     }
                     stop(*number, &mut server.state, now, &mut steps);
                 }
-                State::Draining { url } if !is_used(url) => {
-                    stop(*number, &mut server.state, now, &mut steps);
-                }
+                State::Draining { url } if !is_used(url) => match server.is_orphan {
+                    true => steps.extend(server.cancel()),
+                    false => stop(*number, &mut server.state, now, &mut steps),
+                },
                 _ => {}
             }
         }
+        let is_over = |server: &Server| match &server.state {
+            State::Draining { url } => server.is_orphan && !is_used(url),
+            _ => false,
+        };
+        self.list.retain(|_, server| !is_over(server));
         steps.extend(self.late(now));
         steps
     }
@@ -291,10 +335,13 @@ impl Servers {
     pub(super) fn stop_all(&mut self, now: Instant) -> Vec<Step> {
         let mut steps = Vec::new();
         for (number, server) in &mut self.list {
-            if !matches!(server.state, State::Stopping { .. }) {
+            if server.is_orphan {
+                steps.extend(server.cancel());
+            } else if !matches!(server.state, State::Stopping { .. }) {
                 stop(*number, &mut server.state, now, &mut steps);
             }
         }
+        self.list.retain(|_, server| !server.is_orphan);
         steps
     }
 
@@ -396,7 +443,18 @@ impl Servers {
 
 impl Server {
     fn starting(node: Option<String>) -> Self {
-        Self { state: State::Starting, node, step: None, deadline: None }
+        Self { state: State::Starting, node, step: None, deadline: None, is_orphan: false }
+    }
+}
+
+impl Server {
+    /// What cancels its job, or its step of an allocation; nothing where it does not run yet.
+    fn cancel(&self) -> Option<Step> {
+        let step = self.step.as_deref()?;
+        let job = step.split_once('.').map_or(step, |(job, _)| job);
+        // An allocation is not ours.
+        let id = if self.node.is_some() { step } else { job };
+        Some(Step::Cancel(id.to_owned()))
     }
 }
 
@@ -406,182 +464,4 @@ fn stop(number: u64, state: &mut State, now: Instant, steps: &mut Vec<Step>) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::backend::ContainerUse;
-    use proptest::prelude::*;
-
-    const TIMEOUT: Duration = Duration::from_secs(60);
-
-    fn nodes(most: usize) -> Servers {
-        Servers::on_nodes(vec!["n1".into(), "n2".into(), "n3".into()], most, TIMEOUT)
-    }
-
-    fn demand(waiting: usize, free: usize) -> Demand {
-        Demand { waiting, free, ..Demand::default() }
-    }
-
-    fn starts(steps: &[Step]) -> Vec<(u64, Option<&str>)> {
-        let starts = steps.iter().filter_map(|step| match step {
-            Step::Start(number, node) => Some((*number, node.as_deref())),
-            _ => None,
-        });
-        starts.collect()
-    }
-
-    #[test]
-    fn each_node_of_an_allocation_has_a_server_which_is_replaced_when_it_ends() {
-        let mut now = Instant::now();
-        let mut servers = nodes(2);
-        let none = demand(0, 0);
-        let steps = servers.steps(&none, |_| true, now);
-        assert_eq!(starts(&steps), [(1, Some("n1")), (2, Some("n2"))], "no more than may be");
-        servers.runs(1, "7.0".into(), now);
-        servers.listens(1, "http://a".into(), 4, now);
-        assert_eq!(servers.urls(), ["http://a"]);
-        // A node that fails is left alone for a while, and another is taken.
-        assert!(servers.ended(2, "node failure".into(), now));
-        assert_eq!(servers.last_failure(), Some("node failure"));
-        assert!(!servers.has_failed());
-        assert_eq!(starts(&servers.steps(&none, |_| true, now)), [(3, Some("n3"))]);
-        assert!(servers.ended(3, "no".into(), now));
-        assert!(servers.steps(&none, |_| true, now).is_empty());
-        now = servers.due().unwrap();
-        assert_eq!(starts(&servers.steps(&none, |_| true, now)), [(4, Some("n2"))]);
-        // One that never says where it listens is ended.
-        servers.runs(4, "8.0".into(), now);
-        now += TIMEOUT;
-        let steps = servers.steps(&none, |_| true, now);
-        assert_eq!(steps, [Step::Stop(4)]);
-        assert_eq!(starts(&servers.steps(&none, |_| true, now)), [(5, Some("n3"))]);
-        now += STOP_LIMIT;
-        assert_eq!(servers.steps(&none, |_| true, now), [Step::Kill(4)]);
-        assert!(!servers.ended(4, String::new(), now), "as it was told");
-    }
-
-    #[test]
-    fn a_server_of_no_use_is_drained_and_replaced_after_a_pause_that_grows() {
-        let mut now = Instant::now();
-        let none = demand(0, 0);
-        let bounds = Bounds { least: 1, most: 4, idle: TIMEOUT };
-        let mut servers = Servers::of_jobs(bounds, TIMEOUT, None);
-        let mut pauses = Vec::new();
-        for number in 1..=3 {
-            assert_eq!(starts(&servers.steps(&none, |_| true, now)), [(number, None)]);
-            let url = format!("http://{number}");
-            servers.listens(number, url.clone(), 10, now);
-            // Longer than what it takes to be proven: it ran, and was of no use.
-            now += PROVEN * 2;
-            assert!(servers.is_bad(&url, now) && !servers.is_bad(&url, now));
-            assert!(servers.urls().is_empty());
-            let steps = servers.steps(&none, |_| false, now);
-            assert_eq!(steps, [Step::Stop(number)], "nothing is left on it");
-            assert!(!servers.ended(number, String::new(), now));
-            let due = servers.due().unwrap();
-            pauses.push(due - now);
-            now = due;
-        }
-        assert_eq!(pauses, [PAUSE_FIRST, PAUSE_FIRST * 2, PAUSE_FIRST * 4]);
-        assert!(!servers.is_bad("http://elsewhere", now));
-        // On nodes: another one is taken at once.
-        let mut servers = nodes(2);
-        servers.steps(&none, |_| true, now);
-        servers.listens(1, "http://a".into(), 4, now);
-        assert!(servers.is_bad("http://a", now));
-        assert_eq!(starts(&servers.steps(&none, |_| true, now)), [(3, Some("n3"))]);
-    }
-
-    #[test]
-    fn jobs_come_as_they_are_needed_and_the_least_used_go() {
-        let mut now = Instant::now();
-        let idle = Duration::from_secs(300);
-        let bounds = Bounds { least: 1, most: 4, idle };
-        let mut servers = Servers::of_jobs(bounds, TIMEOUT, Some(10));
-        assert_eq!(starts(&servers.steps(&demand(0, 0), |_| true, now)), [(1, None)]);
-        assert_eq!(starts(&servers.steps(&demand(25, 0), |_| true, now)), [(2, None), (3, None)]);
-        for number in 1..=3 {
-            servers.listens(number, format!("http://{number}"), 10, now);
-        }
-        let mut used = demand(0, 22);
-        let container = |(number, held)| ContainerUse {
-            addr: format!("http://{number}").into(),
-            slots: 10,
-            held,
-        };
-        used.containers = [(1, 1), (2, 5), (3, 2)].map(container).into();
-        assert!(servers.steps(&used, |_| true, now).is_empty());
-        now += idle;
-        // 22 were never needed: two servers go, those that have least.
-        assert!(servers.steps(&used, |_| true, now).is_empty());
-        assert_eq!(servers.urls(), ["http://2"]);
-        let steps = servers.steps(&used, |url| url != "http://3", now);
-        assert_eq!(steps, [Step::Stop(3)], "it has no trajectory any more");
-        // One that is about to end is replaced at once.
-        assert!(servers.ends("http://2") && !servers.ends("http://2") && !servers.drain(2));
-        assert_eq!(starts(&servers.steps(&demand(0, 0), |_| true, now)), [(4, None)]);
-        let stopped = servers.stop_all(now);
-        assert_eq!(stopped, [Step::Stop(1), Step::Stop(2), Step::Stop(4)]);
-    }
-
-    #[test]
-    fn where_every_start_fails_that_is_known() {
-        let now = Instant::now();
-        let bounds = Bounds { least: 1, most: 4, idle: TIMEOUT };
-        let mut servers = Servers::of_jobs(bounds, TIMEOUT, None);
-        servers.steps(&demand(0, 0), |_| true, now);
-        assert!(!servers.has_failed());
-        servers.ended(1, "Invalid partition".into(), now);
-        assert!(servers.has_failed() && servers.is_empty());
-    }
-
-    proptest! {
-        #[test]
-        fn there_are_never_more_than_may_be_and_each_start_has_one_end(
-            jobs in any::<bool>(),
-            events in proptest::collection::vec((0..6u8, 0..8u64, 0..60usize, 0..400u64), 1..80),
-        ) {
-            let mut now = Instant::now();
-            let bounds = Bounds { least: 1, most: 4, idle: TIMEOUT };
-            let mut servers = match jobs {
-                true => Servers::of_jobs(bounds, TIMEOUT, Some(10)),
-                false => nodes(2),
-            };
-            let most = if jobs { 4 } else { 2 };
-            let mut alive = std::collections::BTreeSet::new();
-            for (what, number, count, seconds) in events {
-                now += Duration::from_secs(seconds);
-                match what {
-                    0 => servers.runs(number, "1.0".into(), now),
-                    1 => servers.listens(number, format!("http://{number}"), 10, now),
-                    2 if alive.remove(&number) => {
-                        servers.ended(number, "x".into(), now);
-                    }
-                    3 => drop(servers.drain(number)),
-                    4 => drop(servers.is_bad(&format!("http://{number}"), now)),
-                    _ => {}
-                }
-                let used = |url: &str| url.len().is_multiple_of(2);
-                for step in servers.steps(&demand(count, 60 - count), used, now) {
-                    match step {
-                        Step::Start(number, node) => {
-                            prop_assert!(alive.insert(number));
-                            prop_assert_eq!(node.is_none(), jobs);
-                        }
-                        Step::Stop(number) | Step::Kill(number) => {
-                            prop_assert!(alive.contains(&number));
-                        }
-                    }
-                }
-                prop_assert!(servers.lasting().count() <= most);
-                let known = servers.numbers().into_iter().collect();
-                prop_assert_eq!(&alive, &known);
-                prop_assert!(servers.due().is_none_or(|due| due + PAUSE_MOST + TIMEOUT > now));
-            }
-            for number in alive {
-                servers.stop_all(now);
-                servers.ended(number, String::new(), now);
-            }
-            prop_assert!(servers.is_empty());
-        }
-    }
-}
+mod tests;

@@ -20,6 +20,7 @@ impl Dispatch {
             total_requests,
             total_errors: total_requests - outcomes.get(Outcome::Ok),
             outcomes,
+            begins: self.recorder.begins,
             queue_size: self.gate.inside(),
             running: self.running,
             trajectories: self.trajectories.len(),

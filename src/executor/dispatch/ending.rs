@@ -79,8 +79,9 @@ impl Dispatch {
         })?;
         let call = self.calls.remove(&id)?;
         self.timers.remove(&(call.timer, id));
-        if call.begins.is_none() {
-            self.recorder.finished(&call.tool, outcome, timing, ran);
+        match call.begins {
+            None => self.recorder.finished(&call.tool, outcome, timing, ran),
+            Some(_) => self.recorder.begins.add(outcome),
         }
         if ran {
             self.running -= 1;

@@ -199,6 +199,7 @@ pub(super) fn root_of_image(
 ) -> Vec<Entry> {
     let workspace = contents.workspace;
     let mut root: Vec<_> = workspace.root_overlay().map(Entry::Layered).into_iter().collect();
+    root.extend(workspace.judged_entries());
     root.extend(layout.sys(contents.network, &contents.cgroups));
     let file = |host: PathBuf, place: PathBuf, is_optional| {
         let over =
@@ -331,7 +332,9 @@ fn overlay(
 
 /// What a grader finds beside the files that it judges, if the workspace is one's.
 fn of_grader(workspace: &Workspace) -> Vec<Entry> {
-    let Some(Grading { files, home, files_at }) = workspace.grading() else { return Vec::new() };
+    let Some(Grading { files, home, files_at, .. }) = workspace.grading() else {
+        return Vec::new();
+    };
     let shown = |host: &Path, place: &Path, access| Entry::Shown {
         host: host.to_owned(),
         place: place.to_owned(),

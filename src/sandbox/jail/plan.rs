@@ -165,8 +165,8 @@ pub(in crate::sandbox) enum Entry {
 /// A file system of layers: what is changed in it goes to a directory of its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::sandbox) struct Overlay {
-    /// Where it is inside. At `/` it is the root, and what other entries mount is moved there; an
-    /// entry that mounts nothing is not to be seen.
+    /// Where it is inside. At `/` it is the root, and what other entries mount is moved there,
+    /// other overlays, too; an entry that mounts nothing is not to be seen.
     pub(in crate::sandbox) place: PathBuf,
     /// What is not changed, the lowest first.
     pub(in crate::sandbox) lower: Vec<Tree>,
@@ -434,6 +434,7 @@ impl Plan {
         let own = [Path::new(PROC), Path::new(DEV)].map(|place| (place, step::NO_LINKS));
         let shown = self.root.iter().filter_map(|entry| match entry {
             Entry::Shown { place, .. } | Entry::Mounted { place, .. } => Some((&**place, 0)),
+            Entry::Layered(overlay) if !overlay.is_root() => Some((&*overlay.place, 0)),
             Entry::Over { place, is_optional, .. } => {
                 Some((&**place, if *is_optional { step::OPTIONAL } else { 0 }))
             }

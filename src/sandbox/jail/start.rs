@@ -154,7 +154,7 @@ pub(super) fn start(birth: &Birth<'_>) -> Result<Born, (Stage, io::Error)> {
     };
     let in_cgroup = birth.cgroup.and_then(|cgroup| {
         // Cgroups are root's. What is executed has the user's file rights again.
-        let as_root = birth.user.map(|user| FileRights::of_root(user));
+        let as_root = birth.user.map(FileRights::of_root);
         let born = bear(Some(cgroup));
         drop(as_root);
         born.inspect_err(|(_, error)| log::debug!("nothing can be born in a cgroup: {error}")).ok()

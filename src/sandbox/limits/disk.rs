@@ -6,12 +6,14 @@
 
 use std::collections::HashSet;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
+use rustix::thread::CapabilitySet;
 
 use crate::config::SlotLimits;
+use crate::sandbox::user::with_rights;
 
 /// No more entries than this are looked at.
 const MOST_ENTRIES: u64 = 4_000_000;
@@ -102,6 +104,19 @@ pub(super) fn size<'a>(directories: impl IntoIterator<Item = &'a Path>) -> Size 
         }
     }
     count.size
+}
+
+/// How many bytes these directories of slots take up on the disk; nothing where not all could be
+/// counted. Blocks for the file system, up to 5 s.
+pub(crate) fn bytes_on_disk(directories: &[PathBuf]) -> Option<u64> {
+    let size = size_with_rights(directories);
+    (!size.incomplete).then_some(size.usage.bytes)
+}
+
+/// As [`size`], on a thread that may be a user from whom a command can hide directories of its own.
+pub(super) fn size_with_rights(directories: &[PathBuf]) -> Size {
+    let count = || size(directories.iter().map(PathBuf::as_path));
+    with_rights(CapabilitySet::DAC_READ_SEARCH, count).unwrap_or_else(|_| count())
 }
 
 impl Size {

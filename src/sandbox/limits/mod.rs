@@ -36,6 +36,7 @@ pub(in crate::sandbox) use self::cgroup::{
     Entrance, Group, PLACE as CGROUPS, Refusals, Shown as ShownGroup,
 };
 use self::disk::Usage;
+pub(crate) use self::disk::bytes_on_disk;
 pub(crate) use self::own::NotNarrowed;
 pub(super) use self::retired::Leftover;
 use self::retired::Retired;

@@ -231,9 +231,7 @@ impl ImageFiles {
                 });
             }
         };
-        // As the topmost layer has it, but for what commands need.
-        let topmost = layers().next_back().and_then(|path| path.metadata().ok());
-        let mode = topmost.map_or(0o755, |about| about.mode() & 0o1777 | 0o555);
+        let mode = root_mode(layers().next_back());
         let User { uid, gid, .. } = user.ids;
         let map = shared.or(owner).map(CommandUser::map).filter(|map| !map.is_single());
         if let Some(map) = map
@@ -280,6 +278,12 @@ impl ImageFiles {
         above.frozen.extend(layer);
         above.mode = mode;
         above
+    }
+
+    /// The image alone, without what was changed above it.
+    pub(super) fn pristine(&self) -> Self {
+        let mode = root_mode(self.image.layers().last().map(|layer| layer.path()));
+        Self { frozen: Vec::new(), mode, ..self.clone() }
     }
 
     /// The same for commands of another user, in slots whose ids are `owner`'s.
@@ -437,22 +441,28 @@ impl ImageFiles {
         work: String,
         owner: Option<CommandUser>,
     ) -> Overlay {
-        let owner = owner.filter(|_| self.shared.is_none());
-        let hold = |layer: &Layer| match owner {
+        let tree = |layer: &Arc<Layer>| self.tree(layer, layer.path().into(), owner);
+        let lower = self.layers().map(tree).collect();
+        Overlay { place: "/".into(), lower, writable: self.own_tree(writable, owner), work }
+    }
+
+    /// A directory in a layer, as machines of slots get it whose ids are `owner`'s.
+    pub(super) fn tree(&self, layer: &Layer, host: PathBuf, owner: Option<CommandUser>) -> Tree {
+        let hold = match owner.filter(|_| self.shared.is_none()) {
             None => Hold::ByPath,
             Some(user) => {
                 let map = IdMap { inside: layer.owner(), ..user.map() };
                 Hold::HandedOver(Some(map).filter(|map| map.inside != map.outside))
             }
         };
-        let tree = |layer: &Arc<Layer>| Tree { host: layer.path().into(), hold: hold(layer) };
-        let own = if owner.is_some() { Hold::HandedOver(None) } else { Hold::ByPath };
-        Overlay {
-            place: "/".into(),
-            lower: self.layers().map(tree).collect(),
-            writable: Tree { host: writable.to_owned(), hold: own },
-            work,
-        }
+        Tree { host, hold }
+    }
+
+    /// The same of the slot's own directory, in which is what is changed above layers.
+    pub(super) fn own_tree(&self, host: &Path, owner: Option<CommandUser>) -> Tree {
+        let is_handed_over = owner.is_some() && self.shared.is_none();
+        let hold = if is_handed_over { Hold::HandedOver(None) } else { Hold::ByPath };
+        Tree { host: host.to_owned(), hold }
     }
 
     /// The user of a slot that commands run as.
@@ -469,6 +479,12 @@ impl ImageFiles {
             None => self.ids_of(of_slot).map(CommandUser::as_root_inside),
         }
     }
+}
+
+/// The mode of a root directory: as the topmost layer has it, but for what commands need.
+fn root_mode(topmost: Option<&Path>) -> u32 {
+    let topmost = topmost.and_then(|path| path.metadata().ok());
+    topmost.map_or(0o755, |about| about.mode() & 0o1777 | 0o555)
 }
 
 /// Whether an entry of an image's environment is one.

@@ -23,6 +23,10 @@ pub(super) fn text(stats: &Stats, connections: usize) -> String {
             text.sample("calls_total", &labels, calls as f64);
         }
     }
+    text.family("begins_total", "counter", "Trajectories that were to begin with a spec.");
+    for (outcome, begins) in stats.begins.iter() {
+        text.sample("begins_total", &[("outcome", outcome.as_str())], begins as f64);
+    }
     text.gauge("queue_size", "Calls that are accepted and do not run yet.", stats.queue_size);
     text.gauge("running", "Calls that run.", stats.running);
     text.gauge(
@@ -297,6 +301,7 @@ mod tests {
         let odd = "a \"b\"\\n\n{é}=,";
         stats.tools.entry(odd.into()).or_default().add(Outcome::Timeout);
         stats.tools.entry("bash".into()).or_default().add(Outcome::Ok);
+        stats.begins.add(Outcome::SpecUnsupported);
         stats.idle_slots = 2;
         let holder = |trajectory_id: &str, idle_s| {
             let trajectory_id = trajectory_id.to_owned();
@@ -323,6 +328,7 @@ mod tests {
             found.map(|sample| sample.2)
         };
         assert_eq!(value("queue_size", &[]), Some(7.0));
+        assert_eq!(value("begins_total", &[("outcome", "spec_unsupported")]), Some(1.0));
         assert_eq!(value("http_connections", &[]), Some(3.0));
         assert_eq!(value("idle_slots", &[]), Some(2.0));
         assert_eq!(value("idle_longest_seconds", &[]), Some(12.5));

@@ -69,10 +69,12 @@ fn a_trajectory_goes_on_with_its_files_above_a_snapshot() {
         "mkdir -p a/b; echo one > a/b/f; echo gone > g; ln -s a/b/f l; chmod 600 g",
     );
     run(&executor, "t", "echo tmp > /tmp/t; echo home > ~/h; echo shm > /dev/shm/s");
+    run(&executor, "t", "head -c 3M /dev/urandom > /tmp/large");
     let first = snapshot(&executor, "t");
     assert_eq!((first.layers, &first.parent, &*first.container), (3, &None, "local"));
     let seen = run(&executor, "t", "cat l /tmp/t ~/h; ls /dev/shm; stat -c '%a' g; test -O g; pwd");
     assert_eq!(seen, "one\ntmp\nhome\n600\n/workspace");
+    run(&executor, "t", "head -c 1M /dev/urandom > ~/large");
     // Changed, removed, renamed, and made anew.
     run(&executor, "t", "echo two >> a/b/f; rm g; mv a c; mkdir a; echo new > a/f");
     assert_eq!(
@@ -96,6 +98,12 @@ fn a_trajectory_goes_on_with_its_files_above_a_snapshot() {
     assert_eq!(run(&executor, "t", "cat c/b/f c/w"), "one\ntwo\ntool");
     let listed = executor.snapshots().unwrap();
     assert_eq!(listed.iter().map(|info| &info.id).collect::<Vec<_>>(), [&first.id, &second.id]);
+    // Counted when that is asked for: what each has that the one before it has not.
+    assert_eq!((first.bytes, second.bytes), (None, None));
+    let [of_first, of_second] = [0, 1].map(|index: usize| listed[index].bytes.unwrap());
+    assert!((3 << 20..4 << 20).contains(&of_first), "{of_first}");
+    assert!((1 << 20..2 << 20).contains(&of_second), "{of_second}");
+    assert_eq!(executor.snapshots().unwrap()[0].bytes, Some(of_first));
     // Nothing of it is left when all is given up.
     executor.release("t").unwrap();
     assert_eq!(run(&executor, "t", "ls -A . /tmp; ls -A ~"), ".:\n\n/tmp:");

@@ -6,6 +6,9 @@
 
 mod faults;
 mod reap;
+mod requeue;
+mod soak;
+mod spill;
 
 use std::fs;
 use std::io::Write as _;
@@ -195,6 +198,12 @@ fn running() -> Vec<String> {
 /// Slurm may take a minute to see that a step has ended, where the machine is busy.
 fn nodes_are_idle() {
     until_within(4 * PATIENCE, || printed("sinfo", &["-h", "-o", "%D %T"]) == "3 idle");
+}
+
+/// Whether a call's command was ended by the SIGTERM that Slurm sends to a step: without cgroups
+/// (`proctrack/linuxproc`, as here) it reaches all processes beneath the server, too.
+fn is_signalled(result: &tool_executor::ToolResult) -> bool {
+    result.outcome == Outcome::NonZeroExit && result.error.contains("143")
 }
 
 #[test]

@@ -14,6 +14,7 @@ use tool_executor::config::{
     Secret, UnknownArguments, UserIds,
 };
 
+use super::pulling::ImagesArgs;
 use super::values::{self, Limit, Lines, Several, Variable, named};
 
 /// The slots of this machine.
@@ -31,8 +32,8 @@ pub(crate) struct SlotArgs {
     pub(crate) data_dir: Option<PathBuf>,
 
     /// The image whose files sandboxes have in place of this machine's, unless a trajectory asks
-    /// for another: dir:/DIRECTORY, oci:/DIRECTORY[:TAG], docker-archive:/FILE[:NAME], or the name
-    /// of one that was imported [default: none]
+    /// for another: a name as python:3.12, of one that was imported or of a registry's;
+    /// dir:/DIRECTORY, oci:/DIRECTORY[:TAG] or docker-archive:/FILE[:NAME] [default: none]
     #[arg(long, value_name = "IMAGE", env = "TOOL_EXECUTOR_IMAGE")]
     pub(crate) image: Option<String>,
 
@@ -50,6 +51,9 @@ pub(crate) struct SlotArgs {
 
     #[command(flatten)]
     pub(crate) provided: ProvidedArgs,
+
+    #[command(flatten)]
+    pub(crate) images: ImagesArgs,
 }
 
 impl SlotArgs {

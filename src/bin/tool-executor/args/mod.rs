@@ -7,6 +7,7 @@
 mod applies;
 mod groups;
 mod image;
+mod pulling;
 #[cfg(test)]
 mod tests;
 mod values;
@@ -26,7 +27,7 @@ pub(crate) use self::groups::{
     CallArgs, FleetArgs, IsolationArgs, LimitArgs, ListenArgs, NetworkArgs, ProvidedArgs, RunArgs,
     SandboxTokenArgs, SlotArgs, ToolServerArgs,
 };
-pub(crate) use self::image::{ImageArgs, ImageCommand, ImportArgs, StoreArgs};
+pub(crate) use self::image::{ImageArgs, ImageCommand, ImportArgs, PullArgs, StoreArgs};
 use self::values::named;
 pub(crate) use self::values::{Limit, Several, variable};
 
@@ -245,6 +246,10 @@ pub(crate) struct ReplayArgs {
     /// or stand in the text. Other keys are ignored. A line without an id is named line-N; one
     /// whose id another line has got runs as ID~2, ID~3, and so on. "spec": {...} says what the
     /// trajectory begins with, see --spec.
+    ///
+    /// {"put": {"from", "to", "unpack"?, "mode"?, "owner"?}} in the place of a call of "setup" or
+    /// "calls" puts a file, all that is in a directory, or with "unpack": true what is in a tar
+    /// (plain or gzip) from beneath the recording's directory into the trajectory's machine.
     pub(crate) file: PathBuf,
 
     /// The form of tool calls in a model's text
@@ -266,7 +271,8 @@ pub(crate) struct ReplayArgs {
     pub(crate) unreadable_calls: UnreadableCalls,
 
     /// Trajectories at a time; may be more than there are slots [default: as many as slots, those
-    /// of all sandbox servers together]. So many slots are asked of sandbox servers
+    /// of all sandbox servers together; 16384 where Slurm starts servers, so that it starts as many
+    /// as are needed]. So many slots are asked of sandbox servers
     #[arg(long, value_name = "N", value_parser = named(values::at_least_one))]
     pub(crate) concurrency: Option<usize>,
 

@@ -80,6 +80,7 @@ mod tests {
     fn cursor(setup: usize, calls: usize) -> TrajectoryCursor {
         let step = |setup, index| Step {
             call: ToolCall::bash("true"),
+            put: None,
             index,
             setup,
             recorded: Recorded::default(),

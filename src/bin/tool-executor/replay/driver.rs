@@ -4,17 +4,20 @@
 //! which call comes next.
 
 use std::io::{self, Seek};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tool_executor::artifact::ArchiveArtifacts;
 use tool_executor::backend::local::LocalBackend;
 use tool_executor::snapshot::SnapshotOptions;
+use tool_executor::stats::OutcomeCounts;
 use tool_executor::{
     Completion, CompletionQueue, Interrupt, Outcome, SnapshotId, ToolCall, ToolExecutor,
     ToolRegistry, ToolResult, TrajectorySpec,
 };
 
+use super::transfers::Transfers;
 use crate::args::ReplayArgs;
 use crate::setup::{chain, check_isolation, local_beside, servers, tool_server};
 
@@ -33,7 +36,7 @@ const MAX_FILE_NAME: usize = 200;
 
 /// An executor over an embedded sandbox, sandbox servers, or both.
 pub(crate) struct Driver {
-    executor: ToolExecutor,
+    executor: Arc<ToolExecutor>,
     queue: CompletionQueue,
     /// The embedded sandbox, if that is what runs all calls.
     embedded: Option<LocalBackend>,
@@ -79,10 +82,15 @@ impl Driver {
         let slots = slots.total + slots.elsewhere;
         let asked = fleet.sandbox_slots.map(|asked| asked + fleet.local_slots.unwrap_or(0));
         let slots = asked.map_or(slots, |asked| slots.min(asked));
-        let concurrency = args.concurrency.unwrap_or(slots.clamp(1, most));
+        let slots = match fleet.is_slurm() {
+            // Its servers come one after the other, and as many as trajectories wait for.
+            true => most,
+            false => slots.clamp(1, most),
+        };
+        let concurrency = args.concurrency.unwrap_or(slots);
         let queue = executor.completion_queue(concurrency);
         check_isolation(&executor, args.calls.allow_network(&args.network), &args.fleet)?;
-        Ok(Self { executor, queue, embedded, concurrency })
+        Ok(Self { executor: Arc::new(executor), queue, embedded, concurrency })
     }
 
     /// The tools there are.
@@ -101,6 +109,11 @@ impl Driver {
     /// The executor did not take it: none of its calls is to run.
     pub(crate) fn begin(&self, trajectory_id: &str, spec: &TrajectorySpec) -> Result<(), String> {
         self.executor.submit_begin(trajectory_id, spec.clone()).map_err(|error| chain(&error))
+    }
+
+    /// The begins so far, by how they ended.
+    pub(crate) fn begins(&self) -> OutcomeCounts {
+        self.executor.stats().begins
     }
 
     /// Freezes the files of a trajectory none of whose calls runs, and has it go on above them.
@@ -137,6 +150,11 @@ impl Driver {
             result.uniq_id = Some(error.into_call().uniq_id);
             Box::new(result)
         })
+    }
+
+    /// What makes the steps that put files, which are looked for in this directory.
+    pub(super) fn transfers(&self, directory: PathBuf) -> Transfers {
+        Transfers::new(self.executor.clone(), directory)
     }
 
     /// The next completion; blocks for `timeout` at most.

@@ -107,7 +107,7 @@ impl Turn {
         }
         for (call, recorded) in calls.into_iter().zip(recorded) {
             let recorded = recorded.unwrap_or_default();
-            steps.push(Step { call, index: steps.len(), setup: false, recorded });
+            steps.push(Step { call, put: None, index: steps.len(), setup: false, recorded });
         }
     }
 }

@@ -27,6 +27,7 @@ mod line_file;
 mod messages;
 mod output;
 mod progress;
+mod put;
 mod reading;
 mod report;
 mod run;
@@ -34,9 +35,12 @@ mod shared_setup;
 mod step;
 mod summary;
 mod trajectory;
+mod transfers;
+
+pub(crate) use self::input::open as open_input;
 
 use std::io::{self, BufRead, Read as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use tool_executor::JsonObject;
@@ -100,16 +104,28 @@ pub(crate) fn run(args: ReplayArgs, warnings: &[String]) -> ExitCode {
     };
     let total = progress.is_shown().then(|| input::count_lines(&args.file)).flatten();
     let report = Report::new(progress, files, &args, total);
-    let mut run = Run::new(&args, &driver, &signals, input, report);
+    let transfers = driver.transfers(directory_of(&args.file));
+    let mut run = Run::new(&args, &driver, &signals, input, report, transfers);
     let io_result = run.run();
     let interrupted = run.was_interrupted();
     let wall = started.elapsed();
     run.cancel_all();
-    let report = run.into_report();
+    let mut report = run.into_report();
+    report.begins(driver.begins());
     if !driver.close() {
         warn_line("warning: some threads of the executor did not end in time");
     }
     report.finish(io_result, wall, interrupted)
+}
+
+/// Where what a recording puts is looked for: its own directory, and for standard input the present
+/// one.
+fn directory_of(recording: &Path) -> PathBuf {
+    let parent = recording.parent().filter(|_| recording != Path::new("-"));
+    match parent {
+        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+        _ => PathBuf::from("."),
+    }
 }
 
 /// The longest file with a spec: files in it are in base64.

@@ -123,7 +123,7 @@ mod tests {
 
     fn line(setup: bool, result: &ToolResult, compared: Option<Match>) -> Value {
         let call = ToolCall::bash("true").with_uniq_id("u");
-        let step = Step { call, index: 3, setup, recorded: Recorded::default() };
+        let step = Step { call, put: None, index: 3, setup, recorded: Recorded::default() };
         let trajectory = Trajectory { repetition: 2, ..Trajectory::for_test("t") };
         let call = Finished {
             trajectory: &trajectory,

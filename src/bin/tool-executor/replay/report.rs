@@ -5,6 +5,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use tool_executor::stats::OutcomeCounts;
+
 use super::compare::compare;
 use super::line_file::LineFile;
 use super::output::{Finished, Line};
@@ -125,6 +127,11 @@ impl Report {
     /// Tells what sharing setups has saved so far.
     pub(crate) fn shared(&mut self, saved: Saved) {
         self.summary.shared = Some(saved);
+    }
+
+    /// Tells how many trajectories have begun with a spec, or were to.
+    pub(crate) fn begins(&mut self, begins: OutcomeCounts) {
+        self.summary.begins = begins;
     }
 
     /// Tells of a trajectory all of whose calls have ended.

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, TryRecvError};
-use tool_executor::{Completion, Outcome, SnapshotId, ToolCall, ToolResult, TrajectorySpec};
+use tool_executor::{Outcome, SnapshotId, ToolCall, ToolResult, TrajectorySpec};
 
 use super::cursor::{Next, TrajectoryCursor};
 use super::driver::{self, Driver};
@@ -15,11 +15,14 @@ use super::output::Finished;
 use super::report::Report;
 use super::shared_setup::{Begin, SharedSetups};
 use super::trajectory::Trajectory;
+use super::transfers::Transfers;
 use crate::args::ReplayArgs;
 use crate::signals::Signals;
 
 /// How long the loop waits for a completion before it looks at signals, input and display.
 const TURN: Duration = Duration::from_millis(20);
+/// The same while files are put, whose end wakes nothing.
+const SHORT_TURN: Duration = Duration::from_millis(2);
 
 /// A run under way.
 pub(super) struct Run<'a> {
@@ -35,6 +38,8 @@ pub(super) struct Run<'a> {
     next_tag: u64,
     /// Setups that are made once for all repetitions, if they are to be.
     shared: Option<SharedSetups>,
+    /// The steps that put files.
+    transfers: Transfers,
     report: Report,
 }
 
@@ -46,6 +51,7 @@ impl<'a> Run<'a> {
         signals: &'a Signals,
         input: Receiver<Item>,
         report: Report,
+        transfers: Transfers,
     ) -> Self {
         Self {
             args,
@@ -57,6 +63,7 @@ impl<'a> Run<'a> {
             running: HashMap::new(),
             next_tag: 0,
             shared: args.share_setup.then(|| SharedSetups::new(args.repeat)),
+            transfers,
             report,
         }
     }
@@ -74,11 +81,16 @@ impl<'a> Run<'a> {
                 return self.report.flush();
             }
             self.report.turn(now, self.running.len())?;
+            if let Some((tag, result)) = self.transfers.next() {
+                self.completed(tag, &result)?;
+                continue;
+            }
+            let turn = if self.transfers.are_some() { SHORT_TURN } else { TURN };
             if self.running.is_empty() {
                 self.wait_for_input()?;
-            } else if let Some(completion) = self.driver.next(TURN) {
+            } else if let Some(completion) = self.driver.next(turn) {
                 // One a turn: calls that are refused complete faster than they could be drained.
-                self.completed(completion)?;
+                self.completed(completion.tag, &completion.result)?;
             }
         }
     }
@@ -130,6 +142,7 @@ impl<'a> Run<'a> {
 
     /// Answers the calls whose cancellation brought no answer in time.
     fn give_up(&mut self) -> Result<(), String> {
+        self.transfers.give_up();
         let error = format!("no answer within {} s of its cancellation", CANCEL_WAIT.as_secs());
         let result = ToolResult::failure(Outcome::Cancelled, error);
         for cursor in std::mem::take(&mut self.running).into_values() {
@@ -247,6 +260,11 @@ impl<'a> Run<'a> {
             if trajectory.repetition > 1 {
                 call.uniq_id = ToolCall::new("", ()).uniq_id;
             }
+            if let Some(put) = &step.put {
+                self.transfers.submit(tag, trajectory.id.clone(), put.clone(), call.uniq_id);
+                self.running.insert(tag, cursor);
+                return Ok(());
+            }
             match self.driver.submit(tag, &trajectory.id, call) {
                 Ok(()) => {
                     self.running.insert(tag, cursor);
@@ -263,20 +281,19 @@ impl<'a> Run<'a> {
         self.end(cursor)
     }
 
-    fn completed(&mut self, completion: Completion) -> Result<(), String> {
-        let Some(mut cursor) = self.running.remove(&completion.tag) else {
-            log::error!("a completion for no running trajectory: {}", completion.trajectory_id);
+    /// A step has ended.
+    fn completed(&mut self, tag: u64, result: &ToolResult) -> Result<(), String> {
+        let Some(mut cursor) = self.running.remove(&tag) else {
+            log::error!("a completion for no running trajectory: {tag}");
             return Ok(());
         };
         let was_setup = cursor.current().is_some_and(|step| step.setup);
-        let next = self.record(&mut cursor, &completion.result, true)?;
+        let next = self.record(&mut cursor, result, true)?;
         if was_setup {
-            self.share_setup(&cursor, &completion.result, &next);
+            self.share_setup(&cursor, result, &next);
         }
         match next {
-            Next::Call if self.shutdown == Shutdown::No => {
-                self.submit_current(completion.tag, cursor)
-            }
+            Next::Call if self.shutdown == Shutdown::No => self.submit_current(tag, cursor),
             Next::Call => {
                 self.report.cut_short();
                 self.leave(&cursor);

@@ -160,6 +160,7 @@ mod tests {
     fn trajectory(line: u64, repetition: u32, setup: usize) -> Trajectory {
         let step = |index| Step {
             call: ToolCall::bash("true"),
+            put: None,
             index,
             setup: index < setup,
             recorded: Recorded::default(),

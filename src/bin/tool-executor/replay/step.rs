@@ -1,13 +1,18 @@
 //! One recorded call, and what it gave when it was recorded: what both input forms are read into.
+//! A step may put files into the trajectory's machine instead.
 
 use serde_json::Value;
 use tool_executor::ToolCall;
 
+use super::put::Put;
+
 /// One recorded call.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Step {
-    /// What to run.
+    /// What to run; of what is put, how it is told: `put` with what it says.
     pub(crate) call: ToolCall,
+    /// What is put in the place of a call.
+    pub(crate) put: Option<Put>,
     /// Its place, from 0, among the calls, or among the setup calls if it is one.
     pub(crate) index: usize,
     /// Whether it prepares the workspace. Such a call must succeed, or the trajectory ends.

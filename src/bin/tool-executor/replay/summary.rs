@@ -7,6 +7,7 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 use serde_json::{Map, Value};
+use tool_executor::stats::OutcomeCounts;
 use tool_executor::{Outcome, Timing};
 
 use super::compare::Agreement;
@@ -49,6 +50,8 @@ pub(crate) struct Summary {
     pub(crate) agreement: Option<Agreement>,
     /// What sharing setups has saved, where it was asked for.
     pub(crate) shared: Option<Saved>,
+    /// Trajectories that were to begin with a spec, by how that ended.
+    pub(crate) begins: OutcomeCounts,
 }
 
 impl Summary {
@@ -72,6 +75,7 @@ impl Summary {
             latencies: Latencies::new(),
             agreement: compare.then(Agreement::default),
             shared: None,
+            begins: OutcomeCounts::default(),
         }
     }
 
@@ -148,6 +152,7 @@ impl Summary {
             },
             forms: &self.forms,
             outcomes: outcomes.collect(),
+            begins: self.begins,
             latency_ms: LatencyMs {
                 queue: QuantilesMs::of(&self.latencies.queue),
                 slot: QuantilesMs::of(&self.latencies.slot),
@@ -224,6 +229,11 @@ impl Summary {
         if !outcomes.is_empty() {
             writeln!(f, "outcomes      {}", outcomes.join(" · "))?;
         }
+        if self.begins.total() > 0 {
+            let begins: Vec<_> =
+                self.begins.iter().map(|(name, count)| format!("{name} {count}")).collect();
+            writeln!(f, "begins        {}", begins.join(" · "))?;
+        }
         if self.answered > 0 {
             write!(f, "{}", self.latencies)?;
         }
@@ -273,6 +283,7 @@ pub(crate) struct Described<'a> {
     calls: Calls,
     forms: &'a BTreeMap<&'static str, u64>,
     outcomes: Map<String, Value>,
+    begins: OutcomeCounts,
     latency_ms: LatencyMs,
     shared_setup: Option<SharedSetup>,
     agreement: Option<&'a Agreement>,
@@ -388,7 +399,7 @@ mod tests {
 
     fn add(summary: &mut Summary, setup: bool, submitted: bool, result: &ToolResult) {
         let call = ToolCall::bash("true");
-        let step = Step { call, index: 0, setup, recorded: Recorded::default() };
+        let step = Step { call, put: None, index: 0, setup, recorded: Recorded::default() };
         let trajectory = &Trajectory::for_test("t");
         let call = Finished { trajectory, step: &step, uniq_id: "u", result, submitted };
         summary.add(&call);
@@ -458,7 +469,8 @@ mod tests {
         let text = "<tool_call>{\"name\": \"bash\", \"arguments\": {\"command\": \"ls\",}}</tool_call>\
             <tool_call>{bash}</tool_call>[TOOL_CALLS]bash[ARGS]{}";
         for call in ToolCall::parse(text, Format::Auto) {
-            let step = Step { call, index: 0, setup: false, recorded: Recorded::default() };
+            let step =
+                Step { call, put: None, index: 0, setup: false, recorded: Recorded::default() };
             let (trajectory, result) = (Trajectory::for_test("t"), ToolResult::ok(""));
             summary.add(&Finished {
                 trajectory: &trajectory,

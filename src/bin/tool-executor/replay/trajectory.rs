@@ -10,6 +10,7 @@ use tool_executor::python_json::{self, ParseError};
 use tool_executor::{MAX_TRAJECTORY_ID, ToolCall, TrajectorySpec};
 
 use super::messages;
+use super::put::Put;
 use super::reading::{CallReading, Seen};
 use super::step::{Recorded, Step, kind};
 
@@ -155,11 +156,27 @@ fn parse_calls(value: Value, key: &str, setup: bool) -> Result<Vec<Step>, String
         .into_iter()
         .enumerate()
         .map(|(index, call)| {
-            let (call, recorded) =
-                parse_call(call).map_err(|problem| format!("{key}[{index}]: {problem}"))?;
-            Ok(Step { call, index, setup, recorded })
+            let at = |problem| format!("{key}[{index}]: {problem}");
+            if let Some((call, put)) = parse_put(&call).map_err(at)? {
+                let recorded = Recorded::default();
+                return Ok(Step { call, put: Some(put), index, setup, recorded });
+            }
+            let (call, recorded) = parse_call(call).map_err(at)?;
+            Ok(Step { call, put: None, index, setup, recorded })
         })
         .collect()
+}
+
+/// What is put, where a step is no call, and how it is told.
+fn parse_put(value: &Value) -> Result<Option<(ToolCall, Put)>, String> {
+    let Some(object) = value.as_object() else { return Ok(None) };
+    let given = |key: &str| object.get(key).filter(|value| !value.is_null());
+    let Some(put) = given("put").filter(|_| given("name").is_none()) else { return Ok(None) };
+    if object.keys().filter(|key| given(key).is_some()).count() > 1 {
+        return Err("\"put\" stands alone: a step is a call, or puts something".to_owned());
+    }
+    let read = Put::parse(put).map_err(|problem| format!("put: {problem}"))?;
+    Ok(Some((ToolCall::new("put", put.clone()), read)))
 }
 
 fn parse_call(value: Value) -> Result<(ToolCall, Recorded), String> {
@@ -275,6 +292,15 @@ mod tests {
             (
                 r#"{"calls": [{"name": "b", "arguments": {}, "recorded_exit_code": 1.5}]}"#,
                 "calls[0]: \"recorded_exit_code\" is 1.5, not a whole number",
+            ),
+            (
+                r#"{"calls": [{"put": {"from": "../x", "to": "a"}}]}"#,
+                "calls[0]: put: \"from\" is \"../x\"; it must be a path beneath the recording's \
+                 directory, relative to it and without \"..\"",
+            ),
+            (
+                r#"{"calls": [], "setup": [{"put": {}, "uniq": 1}]}"#,
+                "setup[0]: \"put\" stands alone: a step is a call, or puts something",
             ),
             (r#"{"messages": 1}"#, "\"messages\" is a number, not an array"),
             (r#"{"calls": [], "spec": 1}"#, "\"spec\" is a number, not an object"),

@@ -12,12 +12,12 @@
 //! each sandbox: those of its trajectory, where that has some of its own. Of version 1 there is
 //! such a tree for each controller.
 //!
-//! A sandbox's first process is born in its group, or, of version 1, joins its slot's before it does
-//! anything else, and its own before it starts something, which stays there ([`Entrance`]). To move
-//! *another* process costs milliseconds in which everything waits: the kernel takes a lock for it
-//! that all forks take, too. The host process itself is never moved: of
-//! version 2 its group must allow children already (it is the root of a cgroup namespace, or
-//! it was prepared for that), or the one above it must.
+//! A sandbox's first process is born in its group, or, of version 1, joins its slot's before it
+//! does anything else, and its own before it starts something, which stays there ([`Entrance`]). To
+//! move *another* process costs milliseconds in which everything waits: the kernel takes a lock for
+//! it that all forks take, too. The host process itself is never moved: of version 2 its group must
+//! allow children already (it is the root of a cgroup namespace, or it was prepared for that), or
+//! the one above it must.
 //!
 //! Commands see their slot's group where cgroups are mounted ([`SlotGroup::shown`]), since runtimes
 //! look there for how much memory and how many processors they have.
