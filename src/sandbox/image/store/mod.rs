@@ -147,7 +147,7 @@ impl StoredIds {
 
     /// The name of the store's directory. That of a user namespace is another one where the ids
     /// are others outside: what is there is out of reach then.
-    fn directory(self) -> String {
+    pub(super) fn directory(self) -> String {
         let outside = |first| user::numbers_outside(first).filter(|outside| *outside != [first; 2]);
         match self {
             Self::Moved(first) => match outside(first) {
