@@ -709,6 +709,10 @@ void te_tool_reply_free(struct te_tool_reply *reply);
  *
  * ```text
  *     "local":  {"slots": 10, "data_dir": "...", "image": null, "user_ids": "auto",
+ *                "images": {"pull": true, "platform": null or "amd64" or "arm64",
+ *                           "auth_file": null, "cert_dir": null, "plain_http": ["host:port", ...],
+ *                           "retries": 4, "timeout_s": 3600, "parallel": 4, "refresh_s": null,
+ *                           "store_bytes": null},
  *                "max_output_chars": 50000, "max_output_file_bytes": 16777216,
  *                "max_file_bytes": 100000, "warm_slots": true, "seccomp": true,
  *                "adopt_orphans": false, "allow_unisolated": false,
@@ -1186,7 +1190,7 @@ te_status te_fork(const struct te_executor *executor,
  * ```text
  *     {"command": "exec python3 -I grader.py", "files": [{"path": "grader.py", "content": "...",
  *      "base64": "...", "mode": "0755"}, ...], "files_at": "/grade", "stdin": "...",
- *      "env": {"NAME": "value"}, "user": null, "timeout_s": 60}
+ *      "env": {"NAME": "value"}, "user": null, "judged_paths": ["/app"], "timeout_s": 60}
  * ```
  *
  * of which only "command" is needed. A command that fails is TE_OK too: on success `*grade` is a

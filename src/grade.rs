@@ -5,6 +5,7 @@
 //! [`ToolExecutor::grade`](crate::ToolExecutor::grade).
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -23,6 +24,11 @@ pub const MAX_VERDICT: usize = 64 * 1024;
 /// The longest standard input of a grader, in bytes.
 pub const MAX_GRADER_STDIN: usize = 8 << 20;
 
+/// How many directories a grader may name that are judged.
+pub const MAX_JUDGED_PATHS: usize = 16;
+
+/// What of the root directory is the machine's own, and never the trajectory's.
+const MACHINES: [&str; 4] = ["dev", "proc", "run", "sys"];
 /// What of the root directory a grader's files cannot cover.
 const TAKEN: [&str; 14] = [
     "bin",
@@ -65,6 +71,13 @@ pub struct GradeSpec {
     /// Whom it runs as, where a machine has several users. Defaults to whom commands run as.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
+    /// The directories that are judged, as absolute paths, where the trajectory's machine is from
+    /// an image: with what the trajectory has changed there, while all else is the image's own, as
+    /// if the trajectory had never run; what a snapshot had changed beside them is not there
+    /// either. At most [`MAX_JUDGED_PATHS`]. Defaults to everything, with all that was changed:
+    /// what the trajectory installed is there, and what it replaced, `python3` and `sh` among that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub judged_paths: Option<Vec<String>>,
     /// How long it may run; clamped to 1…600 s. Defaults to 60 s.
     #[serde(default = "timeout", rename = "timeout_s", with = "crate::seconds")]
     pub timeout: Duration,
@@ -88,6 +101,7 @@ impl GradeSpec {
             files_at: files_at(),
             env: BTreeMap::new(),
             user: None,
+            judged_paths: None,
             timeout: timeout(),
         }
     }
@@ -110,7 +124,6 @@ impl GradeSpec {
             return Err(format!("stdin has {bytes} bytes; at most {MAX_GRADER_STDIN}"));
         }
         let at = &self.files_at;
-        let is_plain = |path: &str| !path.split('/').any(|part| matches!(part, "" | "." | ".."));
         let Some(inside) = at.strip_prefix('/').filter(|inside| is_plain(inside)) else {
             let text = "must be the absolute path of a directory, as \"/grade\"";
             return Err(format!("files_at is {at:?}; it {text}"));
@@ -127,12 +140,47 @@ impl GradeSpec {
         if let Some(problem) = file_problem(&self.files) {
             return Err(problem);
         }
+        if let Some(problem) = self.judged_paths.as_deref().and_then(|all| self.unjudgeable(all)) {
+            return Err(format!("judged_paths {problem}"));
+        }
         if self.env.contains_key(VERDICT_FD_VARIABLE) {
             return Err(format!("in env: {VERDICT_FD_VARIABLE} is set by the executor"));
         }
         let problem = self.env.iter().find_map(|(name, value)| variable_problem(name, Some(value)));
         problem.map_or(Ok(()), |problem| Err(format!("in env: {problem}")))
     }
+
+    /// What makes no sense of the directories that are judged.
+    fn unjudgeable(&self, paths: &[String]) -> Option<String> {
+        if paths.is_empty() || paths.len() > MAX_JUDGED_PATHS {
+            let count = paths.len();
+            return Some(format!("has {count} paths; name 1 to {MAX_JUDGED_PATHS} directories"));
+        }
+        let is_within = |path: &str, other: &str| Path::new(path).starts_with(other);
+        paths.iter().enumerate().find_map(|(number, path)| {
+            let inside = path.strip_prefix('/').filter(|inside| is_plain(inside));
+            let first = inside.and_then(|inside| inside.split('/').next());
+            let Some(first) = first.filter(|_| !path.contains('\0')) else {
+                let text = "must be the absolute path of a directory, as \"/app\"";
+                return Some(format!("has {path:?}; each {text}"));
+            };
+            if MACHINES.contains(&first) {
+                return Some(format!("has {path:?}, which is the machine's own; leave it out"));
+            }
+            let at = &self.files_at;
+            if is_within(path, at) || is_within(at, path) {
+                return Some(format!("has {path:?}, and files_at is {at:?}; choose another place"));
+            }
+            let mut others = paths.iter().enumerate().filter(|(other, _)| *other != number);
+            let (_, above) = others.find(|(_, other)| is_within(path, other))?;
+            Some(format!("has {path:?} and {above:?}; leave one out"))
+        })
+    }
+}
+
+/// Whether a path without its first slash is that of one place, below the root.
+fn is_plain(path: &str) -> bool {
+    !path.split('/').any(|part| matches!(part, "" | "." | ".."))
 }
 
 setters! {
@@ -142,6 +190,7 @@ setters! {
         with_files_at: files_at = String,
         with_env: env = BTreeMap<String, String>,
         with_user: user = some String,
+        with_judged_paths: judged_paths = some Vec<String>,
         with_timeout: timeout = Duration,
     }
 }
@@ -209,7 +258,12 @@ mod tests {
         let file = |path: &str| spec().with_files(vec![SpecFile::text(path, "x")]);
         let at = |place: &str| spec().with_files_at(place.to_owned());
         let set = |name: &str, value: &str| spec().with_env([(name.into(), value.into())].into());
-        for fine in [spec(), file("a/b.py"), at("/srv/grade"), set("A", "b")] {
+        let judged = |paths: &[&str]| {
+            spec()
+                .with_judged_paths(paths.iter().map(|path| (*path).to_owned()).collect::<Vec<_>>())
+        };
+        let apart = judged(&["/app", "/apples", "/usr/local"]);
+        for fine in [spec(), apart, file("a/b.py"), at("/srv/grade"), set("A", "b")] {
             assert_eq!(fine.check(), Ok(()));
         }
         for (spec, words) in [
@@ -225,6 +279,15 @@ mod tests {
             (set("A", "\0"), "the value of A"),
             (set("HOME", "/x"), "HOME"),
             (set(VERDICT_FD_VARIABLE, "1"), "set by the executor"),
+            (judged(&[]), "has 0 paths"),
+            (judged(&["/x"; MAX_JUDGED_PATHS + 1]), "has 17 paths"),
+            (judged(&["app"]), "\"app\"; each must be the absolute path"),
+            (judged(&["/"]), "\"/\"; each must be the absolute path"),
+            (judged(&["/a/../b"]), "each must be the absolute path"),
+            (judged(&["/proc/x"]), "the machine's own"),
+            (judged(&["/grade/x"]), "files_at is \"/grade\""),
+            (judged(&["/app", "/app/x"]), "\"/app/x\" and \"/app\"; leave one out"),
+            (judged(&["/app", "/app"]), "leave one out"),
         ] {
             let error = spec.check().unwrap_err();
             assert!(error.contains(words), "{error}");

@@ -180,7 +180,8 @@ pub enum SnapshotError {
     /// The files of the trajectory are in as many layers as they may be, one for each snapshot
     /// since it began: how many.
     #[error(
-        "{0} snapshots were made of this trajectory, one above the other, and that is the most"
+        "its files are in {0} layers, one for each snapshot of it and those of its image, and that is \
+         the most; make fewer snapshots, or begin anew with what is put into the machine"
     )]
     TooDeep(usize),
     /// There is no such snapshot: it was dropped, or went down with its container.

@@ -40,10 +40,17 @@ mod kernel;
 #[path = "cli/outputs.rs"]
 mod outputs;
 mod program;
+#[path = "cli/pulls.rs"]
+mod pulls;
+#[path = "it/registry.rs"]
+#[allow(dead_code, reason = "what the other tests need of it")]
+mod registry;
 #[path = "cli/signals.rs"]
 mod signals;
 #[path = "cli/specs.rs"]
 mod specs;
+#[path = "cli/user_range.rs"]
+mod user_range;
 
 /// A directory with an input file in it.
 struct Setup {

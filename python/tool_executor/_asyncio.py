@@ -387,11 +387,12 @@ class AsyncToolExecutor:
         env: Optional[Mapping[str, str]] = None,
         timeout: Optional[float] = None,
         files_at: Optional[str] = None,
+        judged_paths: Optional[Sequence[str]] = None,
     ) -> Grade:
         """See `ToolExecutor.grade`."""
         grade = Snapshots(self._core).grade
         return await _off_loop(
-            grade(trajectory_id, command, files, stdin, env, timeout, files_at)
+            grade(trajectory_id, command, files, stdin, env, timeout, files_at, judged_paths)
         )
 
     async def stats(self) -> Dict[str, Any]:

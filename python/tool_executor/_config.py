@@ -10,6 +10,7 @@ __all__ = [
     "Bind",
     "Config",
     "FleetConfig",
+    "ImagesConfig",
     "LocalConfig",
     "PolicyConfig",
     "Settings",
@@ -47,6 +48,26 @@ class Bind(TypedDict, total=False):
     writable: Optional[bool]
 
 
+class ImagesConfig(TypedDict, total=False):
+    """How images are pulled from registries by `skopeo`, and how much of the disk they may have."""
+
+    pull: Optional[bool]
+    """Whether an image that is not here is pulled; true unless given."""
+    platform: Optional[str]
+    """"amd64" or "arm64"; this machine's unless given."""
+    auth_file: Optional[_Path]
+    cert_dir: Optional[_Path]
+    plain_http: Optional[List[str]]
+    """Registries, as "host" or "host:port", that need no https."""
+    retries: Optional[int]
+    timeout_s: Optional[float]
+    parallel: Optional[int]
+    refresh_s: Optional[float]
+    """How old the answer of a registry to a tag may be; any age unless given."""
+    store_bytes: Optional[int]
+    """Beyond this the images are removed that were not used for longest; no limit unless given."""
+
+
 class LocalConfig(TypedDict, total=False):
     """The embedded sandbox."""
 
@@ -55,7 +76,8 @@ class LocalConfig(TypedDict, total=False):
     data_dir: Optional[_Path]
     image: Optional[str]
     """The image whose files sandboxes have in place of the machine's: `dir:/path`, `oci:/path`,
-    `docker-archive:/path`, or the name of one that was imported."""
+    `docker-archive:/path`, or a name: of one that was imported, or else of a registry's."""
+    images: Optional[ImagesConfig]
     user_ids: Optional[str]
     max_output_chars: Optional[int]
     max_output_file_bytes: Optional[int]

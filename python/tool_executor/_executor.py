@@ -432,13 +432,14 @@ class ToolExecutor:
         env: Optional[Mapping[str, str]] = None,
         timeout: Optional[float] = None,
         files_at: Optional[str] = None,
+        judged_paths: Optional[Sequence[str]] = None,
     ) -> Grade:
         """Runs a command that judges what a trajectory has left, in a machine in which nothing of
         the trajectory runs. It begins in `files_at`, `/grade`, where its `files` are; its verdict is
         what it writes to the descriptor `$TOOL_EXECUTOR_VERDICT_FD`. See docs/grading.md."""
         grade = Snapshots(self._core).grade
         return interruptibly(
-            grade(trajectory_id, command, files, stdin, env, timeout, files_at)
+            grade(trajectory_id, command, files, stdin, env, timeout, files_at, judged_paths)
         )
 
     def stats(self) -> Dict[str, Any]:

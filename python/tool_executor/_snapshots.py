@@ -185,6 +185,7 @@ class Snapshots:
         env: Optional[Mapping[str, str]],
         timeout: Optional[float],
         files_at: Optional[str],
+        judged_paths: Optional[Sequence[str]],
     ) -> Callable[[], Grade]:
         """Judges a trajectory."""
         request = {
@@ -194,6 +195,7 @@ class Snapshots:
             "env": None if env is None else dict(env),
             "timeout_s": None if timeout is None else _native.seconds_of(timeout, "timeout"),
             "files_at": files_at,
+            "judged_paths": None if judged_paths is None else list(judged_paths),
         }
         run = self._asked(slow.te_grade, trajectory_id, request)
 

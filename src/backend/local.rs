@@ -8,8 +8,10 @@
 
 mod begin;
 mod calls;
+mod held;
 mod image;
 mod network;
+mod pulls;
 mod resets;
 mod snapshots;
 mod start;
@@ -26,12 +28,13 @@ use parking_lot::Mutex;
 
 use calls::Running;
 use image::{Images, can_have_images};
+use pulls::ImageWait;
 use resets::Resets;
 use snapshots::{EndedBetween, KeptSnapshots};
 
 use super::{
-    Artifacts, Backend, BeginReply, Capabilities, Container, Execution, ExecutionId, Isolation,
-    ResetReply, SlotRef, Snapshots,
+    Artifacts, Backend, BeginReply, Capabilities, Container, Execution, ExecutionId, HeldImages,
+    Isolation, ResetReply, SlotRef, Snapshots,
 };
 use crate::artifact::{
     ArchiveArtifacts, ArchiveSummary, Artifact, ArtifactError, ArtifactList, ListArtifacts,
@@ -121,6 +124,7 @@ struct Slot {
     /// The snapshot that it began from, or that was made of it last.
     began_from: Mutex<Option<SnapshotId>>,
     ended: EndedBetween,
+    image_wait: ImageWait,
     /// A command could not be killed: what is left of it may touch the workspace for ever.
     haunted: Arc<AtomicBool>,
     /// A trajectory begins in it.
@@ -296,6 +300,11 @@ impl Backend for LocalBackend {
         }
     }
 
+    fn images(&self) -> Option<Arc<HeldImages>> {
+        let can_have_some = can_have_images(self.0.supervisor.isolation()).is_ok();
+        can_have_some.then(|| self.0.images.held())
+    }
+
     fn execute(&self, _addr: &str, batch: Vec<Execution>) {
         // They only have to be started, so no file keeps them waiting.
         let (commands, others): (Vec<_>, Vec<_>) =
@@ -361,7 +370,7 @@ impl Backend for LocalBackend {
     }
 
     fn close(&self, deadline: Instant) {
-        self.0.images.close();
+        self.0.images.close(deadline);
         let resets = self.0.resets.lock().take();
         if let Some(resets) = &resets {
             resets.stop();
@@ -376,6 +385,7 @@ impl Backend for LocalBackend {
         if let Some(egress) = &self.0.egress {
             egress.close();
         }
+        self.0.images.pulls.close(deadline);
         if let Some(begins) = begins {
             begins.close(deadline);
         }

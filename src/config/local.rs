@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::bind::is_plain;
-use super::{Bind, HostPattern, NetworkMode, SlotLimits, UserIds, variable_problem};
+use super::named_part;
+use super::{Bind, HostPattern, ImagesConfig, NetworkMode, SlotLimits, UserIds, variable_problem};
 use crate::error::ConfigError;
 
 /// How the embedded sandbox, `LocalBackend`, is set up. Needs Linux.
@@ -19,16 +20,22 @@ pub struct LocalConfig {
     /// Where the workspaces are made, in a directory of their own. Defaults to
     /// `tool-executor-<uid>` in the system's directory for temporary files. Where this process is
     /// root, commands run as other users ([`user_ids`](Self::user_ids)), who must be able to pass
-    /// through every directory on the way there.
+    /// through every directory on the way there; not so where it is root of a user namespace with
+    /// a mount namespace of its own, as after [`enter`](crate::user_range::enter).
     pub data_dir: Option<PathBuf>,
     /// The image whose files sandboxes have in place of the host's, unless a trajectory asks for
     /// another: `dir:/path`, a directory with an image's files; `oci:/path[:tag]`, an OCI layout;
-    /// `docker-archive:/path[:name]`, what `docker save` or `podman save` wrote; or the name of an
-    /// image that was imported. Commands run in it as a container engine would run them: with its
-    /// user, its variables and its working directory. Defaults to none: the host's files.
+    /// `docker-archive:/path[:name]`, what `docker save` or `podman save` wrote; or a name, as
+    /// `python:3.12`: the image that was imported under it, or else that of a registry. Commands
+    /// run in it as a container engine would run them: with its user, its variables and its working
+    /// directory. Defaults to none: the host's files.
     pub image: Option<String>,
-    /// Which user ids of this machine the slots have, where this process is root. Inside a sandbox
-    /// commands are always the user 65,534. Defaults to [`UserIds::Auto`].
+    /// How images are pulled from registries, and how much of the disk they may have.
+    #[serde(deserialize_with = "images")]
+    pub images: ImagesConfig,
+    /// Which user ids of this machine the slots have, where this process is root, or root of a user
+    /// namespace. Inside a sandbox commands on the host's files are always the user 65,534.
+    /// Defaults to [`UserIds::Auto`].
     pub user_ids: UserIds,
     /// How many characters are kept of each of a command's two output streams. Defaults to 50,000.
     pub max_output_chars: usize,
@@ -103,6 +110,7 @@ impl Default for LocalConfig {
             slots: 10,
             data_dir: None,
             image: None,
+            images: ImagesConfig::default(),
             user_ids: UserIds::Auto,
             max_output_chars: 50_000,
             max_output_file_bytes: 16 << 20,
@@ -129,6 +137,7 @@ setters! {
         with_slots: slots = usize,
         with_data_dir: data_dir = some PathBuf,
         with_image: image = some String,
+        with_images: images = ImagesConfig,
         with_user_ids: user_ids = UserIds,
         with_max_output_chars: max_output_chars = usize,
         with_max_output_file_bytes: max_output_file_bytes = u64,
@@ -148,6 +157,8 @@ setters! {
         with_devices: devices = Vec<PathBuf>,
     }
 }
+
+named_part!(images, "images");
 
 /// More slots than this in one process are a mistake.
 const MOST_SLOTS: usize = 65_536;
@@ -183,6 +194,7 @@ impl LocalConfig {
         if let Some(problem) = self.limits.problem() {
             return Err(ConfigError::new(problem));
         }
+        self.images.check()?;
         self.binds.iter().try_for_each(Bind::check)?;
         self.check_mounts().map_or(Ok(()), |problem| Err(ConfigError::new(problem)))?;
         self.check_variables().map_or(Ok(()), |problem| Err(ConfigError::new(problem)))

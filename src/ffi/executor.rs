@@ -83,6 +83,10 @@ pub(super) fn is_forked_process() -> bool {
 ///
 /// ```text
 ///     "local":  {"slots": 10, "data_dir": "...", "image": null, "user_ids": "auto",
+///                "images": {"pull": true, "platform": null or "amd64" or "arm64",
+///                           "auth_file": null, "cert_dir": null, "plain_http": ["host:port", ...],
+///                           "retries": 4, "timeout_s": 3600, "parallel": 4, "refresh_s": null,
+///                           "store_bytes": null},
 ///                "max_output_chars": 50000, "max_output_file_bytes": 16777216,
 ///                "max_file_bytes": 100000, "warm_slots": true, "seccomp": true,
 ///                "adopt_orphans": false, "allow_unisolated": false,

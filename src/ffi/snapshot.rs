@@ -118,7 +118,7 @@ pub unsafe extern "C" fn te_fork(
 /// ```text
 ///     {"command": "exec python3 -I grader.py", "files": [{"path": "grader.py", "content": "...",
 ///      "base64": "...", "mode": "0755"}, ...], "files_at": "/grade", "stdin": "...",
-///      "env": {"NAME": "value"}, "user": null, "timeout_s": 60}
+///      "env": {"NAME": "value"}, "user": null, "judged_paths": ["/app"], "timeout_s": 60}
 /// ```
 ///
 /// of which only "command" is needed. A command that fails is TE_OK too: on success `*grade` is a

@@ -272,11 +272,7 @@ impl Entered {
             return;
         };
         self.ended = Some(now);
-        // A program that is wanted no more may want to clean up, as git its lock.
-        let killed = match reason {
-            Reason::TimedOut | Reason::Cancelled => run.terminate(),
-            _ => run.kill(),
-        };
+        let killed = if reason.asks_first() { run.terminate() } else { run.kill() };
         if killed.is_err() {
             self.wants_jail_ended = true;
         }

@@ -5,7 +5,8 @@
 //! process tree by a double fork. So a tiny intermediary process, the *reaper*, stands between the
 //! host and the shell. It is a child subreaper: every orphan among the shell's descendants becomes
 //! its child. When the shell ends, when it is told to, or when the host dies, it kills its
-//! children until it has none, and only then reports that and exits.
+//! children until it has none, and only then reports that and exits. Where the time is up it asks
+//! the shell's process group and its own children by SIGTERM first.
 //!
 //! # Cost
 //! The reaper is a fork of the host: some 0.2 ms for a small process, tens of milliseconds for one
@@ -31,8 +32,12 @@ use super::shell::SCRIPT_FD;
 use super::spawn::{self, CStringArray, Child};
 use super::user::CommandUser;
 
-/// The reaper's end of the control pipe. End of file means: kill everything.
+/// The reaper's end of the control pipe. End of file means: kill everything; [`ASK_FIRST`]: ask it
+/// to end, and kill what does not.
 const CONTROL_FD: c_int = 3;
+const ASK_FIRST: u8 = b't';
+/// How long processes that were asked to end may take, in milliseconds: as in a sandbox.
+const PATIENCE: i64 = 500;
 /// The reaper's end of the report pipe.
 const REPORT_FD: c_int = 4;
 
@@ -64,6 +69,15 @@ pub(super) struct Reaper {
     pub(super) report: OwnedFd,
     /// Closing it makes the reaper kill everything.
     pub(super) control: OwnedFd,
+}
+
+/// Has a reaper ask everything to end, by SIGTERM, and kill what is left after half a second.
+///
+/// # Errors
+/// It is gone.
+pub(super) fn terminate(control: BorrowedFd<'_>) -> io::Result<()> {
+    rustix::io::write(control, &[ASK_FIRST])?;
+    Ok(())
 }
 
 /// What a reaper has reported so far.
@@ -236,11 +250,18 @@ fn run_reaper(plan: &Plan<'_>) -> ! {
             libc::close(SCRIPT_FD);
         }
         let mut shell_status = None;
-        while shell_status.is_none() && !told_to_kill(signals) {
-            shell_status = reap_children(shell);
+        let mut order = Order::None;
+        while shell_status.is_none() && order == Order::None {
+            order = next_order(signals, -1);
+            if order == Order::None {
+                shell_status = reap_children(shell).shell_status;
+            }
         }
         if let Some(status) = shell_status {
             report(b'e', status);
+        }
+        if order == Order::AskFirst {
+            ask_all_children(shell, signals);
         }
         kill_all_children(shell);
         report(b'd', 0);
@@ -282,36 +303,65 @@ fn run_shell(plan: &Plan<'_>) -> ! {
     }
 }
 
-/// Waits for something to happen, and says whether it is the order to kill.
-fn told_to_kill(signals: c_int) -> bool {
+/// What a reaper may be told.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Order {
+    /// Nothing just now: a child has ended, or the time to wait is over.
+    None,
+    /// To ask everything to end, and kill what does not.
+    AskFirst,
+    /// To kill everything.
+    Kill,
+}
+
+/// Waits for something to happen, for so many milliseconds at most, if that is not negative.
+fn next_order(signals: c_int, most: c_int) -> Order {
     let poll_in = |fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
     let mut fds = [poll_in(CONTROL_FD), poll_in(signals)];
-    // SAFETY: a valid array of two; `info` is a valid place of its own size for the read.
+    // SAFETY: a valid array of two; `info` and `byte` are valid places of their own size for what
+    // is read.
     unsafe {
-        libc::poll(fds.as_mut_ptr(), 2, -1);
+        libc::poll(fds.as_mut_ptr(), 2, most);
         let mut info: libc::signalfd_siginfo = std::mem::zeroed();
         let size = size_of::<libc::signalfd_siginfo>();
         while libc::read(signals, (&raw mut info).cast(), size) == size as isize {
             // The host's death, if it comes from the kernel or from the parent itself; any process
             // of this user may send it, which does no more harm than SIGKILL would.
             if info.ssi_signo == libc::SIGTERM as u32 {
-                return true;
+                return Order::Kill;
             }
+        }
+        if fds[0].revents & libc::POLLIN != 0 {
+            let mut byte = 0u8;
+            let count = libc::read(CONTROL_FD, (&raw mut byte).cast(), 1);
+            return if count == 1 && byte == ASK_FIRST { Order::AskFirst } else { Order::Kill };
         }
     }
     // A watch that fails must not become a busy loop.
-    fds[0].revents != 0 || fds[1].revents & !libc::POLLIN != 0
+    match fds[0].revents != 0 || fds[1].revents & !libc::POLLIN != 0 {
+        true => Order::Kill,
+        false => Order::None,
+    }
 }
 
-/// Removes the zombies, and gives the shell's wait status if it is among them.
-fn reap_children(shell: c_int) -> Option<c_int> {
+/// What became of the children that have ended.
+struct Ended {
+    /// The shell's wait status, if it was among them.
+    shell_status: Option<c_int>,
+    /// Whether no child is left.
+    is_all: bool,
+}
+
+/// Removes the zombies.
+fn reap_children(shell: c_int) -> Ended {
     let mut shell_status = None;
     loop {
         let mut status = 0;
         // SAFETY: a valid place for the status.
         let pid = unsafe { libc::waitpid(-1, &mut status, libc::WNOHANG) };
         if pid <= 0 {
-            return shell_status;
+            let is_all = pid < 0 && errno() == libc::ECHILD;
+            return Ended { shell_status, is_all };
         }
         if pid == shell {
             shell_status = Some(status);
@@ -319,10 +369,34 @@ fn reap_children(shell: c_int) -> Option<c_int> {
     }
 }
 
+/// Asks the shell's group and all children to end, and waits until they have, or the time is up, or
+/// the order to kill comes.
+fn ask_all_children(shell: c_int, signals: c_int) {
+    for signal in [libc::SIGTERM, libc::SIGCONT] {
+        // SAFETY: signals the group of a child that was not reaped, and so has its number.
+        unsafe { libc::kill(-shell, signal) };
+        signal_children(signal);
+    }
+    let due = now_in_milliseconds() + PATIENCE;
+    while !reap_children(shell).is_all {
+        let left = due - now_in_milliseconds();
+        if left <= 0 || next_order(signals, left as c_int) == Order::Kill {
+            return;
+        }
+    }
+}
+
+fn now_in_milliseconds() -> i64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: a valid place for the time.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut now) };
+    now.tv_sec * 1000 + now.tv_nsec / 1_000_000
+}
+
 /// Kills and reaps until no child is left; the orphans of each round are the children of the next.
 fn kill_all_children(shell: c_int) {
     loop {
-        let killed = kill_children();
+        let killed = signal_children(libc::SIGKILL);
         let mut status = 0;
         // SAFETY: a valid place for the status. The group is the shell's own as long as a process
         // of it lives. On a kernel that does not list children (one built without it) this is the
@@ -340,8 +414,8 @@ fn kill_all_children(shell: c_int) {
     }
 }
 
-/// SIGKILL to every child there is now. `false` where the kernel does not list children.
-fn kill_children() -> bool {
+/// A signal to every child there is now. `false` where the kernel does not list children.
+fn signal_children(signal: c_int) -> bool {
     // SAFETY: opens and reads into a buffer of the given size, and signals children of this
     // process, whose numbers cannot be reused before it reaps them.
     unsafe {
@@ -361,7 +435,7 @@ fn kill_children() -> bool {
                 if byte.is_ascii_digit() {
                     pid = pid.wrapping_mul(10).wrapping_add(c_int::from(byte - b'0'));
                 } else if pid > 0 {
-                    libc::kill(pid, libc::SIGKILL);
+                    libc::kill(pid, signal);
                     pid = 0;
                 }
             }

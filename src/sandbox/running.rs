@@ -177,11 +177,16 @@ impl Running {
         }
     }
 
-    /// Kills everything, unless the command is ending anyway.
+    /// Ends everything, unless the command is ending anyway.
     pub(super) fn kill(&mut self, reason: Reason, now: Instant) {
         if self.killed.is_none() && self.ended.is_none() {
             self.killed = Some(reason);
+            let control = self.control.take();
             self.main_ended(now);
+            // Until its end is seen: a reaper whose control is closed asks no longer.
+            self.control = control.filter(|control| {
+                reason.asks_first() && reaper::terminate(control.as_fd()).is_ok()
+            });
         }
     }
 

@@ -8,7 +8,9 @@ use crate::config::SlotLimits;
 /// each that is given has to be no more than the operator's. What is `None` is the operator's; or,
 /// where it begins from a snapshot, that of the trajectory which the snapshot is of.
 ///
-/// A limit that nothing here can keep – `cpu` without cgroups, say – is refused, too.
+/// What is in an image or in a snapshot does not count as bytes or files of the slot, only what was
+/// written since. A limit that nothing here can keep – `cpu` without cgroups, say – is refused,
+/// too.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]

@@ -21,11 +21,16 @@ fn tar_of<'a>(files: impl IntoIterator<Item = (String, &'a [u8])>) -> Vec<u8> {
 
 /// What `docker save` writes of an image with these layers.
 fn archive(name: &str, layers: &[Vec<u8>]) -> Vec<u8> {
+    archive_of(name, layers, "1000")
+}
+
+/// The same of an image whose commands are this user.
+pub(super) fn archive_of(name: &str, layers: &[Vec<u8>], user: &str) -> Vec<u8> {
     let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
     let diff_ids: Vec<_> = layers.iter().map(|tar| format!("sha256:{}", sha256(tar))).collect();
     let config = json!({
         "architecture": architecture, "os": "linux",
-        "config": {"Env": ["PATH=/bin"], "User": "1000"},
+        "config": {"Env": ["PATH=/bin"], "User": user},
         "rootfs": {"type": "layers", "diff_ids": diff_ids},
     });
     let config = config.to_string().into_bytes();
@@ -39,38 +44,38 @@ fn archive(name: &str, layers: &[Vec<u8>]) -> Vec<u8> {
     ]))
 }
 
-fn layer(n: usize, files: usize) -> Vec<u8> {
+pub(super) fn layer(n: usize, files: usize) -> Vec<u8> {
     tar_of((0..files).map(|file| (format!("{n}/{file}"), &b"text"[..])))
 }
 
 /// A data directory, and an archive beside it.
-struct Images {
+pub(super) struct Images {
     directory: TempDir,
 }
 
 impl Images {
-    fn new(layers: &[Vec<u8>]) -> Self {
+    pub(super) fn new(layers: &[Vec<u8>]) -> Self {
         let images = Self { directory: directory() };
         fs::write(images.path("task.tar"), archive("task:1", layers)).unwrap();
         images
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(super) fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 
-    fn command(&self, args: &[&str]) -> Command {
+    pub(super) fn command(&self, args: &[&str]) -> Command {
         let mut command = program();
         command.arg("image").args(args).arg("--data-dir").arg(self.path("data"));
         command.current_dir(self.directory.path());
         command
     }
 
-    fn run(&self, args: &[&str]) -> Run {
+    pub(super) fn run(&self, args: &[&str]) -> Run {
         Run::of(self.command(args).output().unwrap())
     }
 
-    fn json(&self, args: &[&str]) -> Value {
+    pub(super) fn json(&self, args: &[&str]) -> Value {
         let run = self.run(&[args, &["--json"]].concat());
         assert_eq!(run.code, Some(0), "{args:?}: {run:?}");
         serde_json::from_str(&run.stdout).unwrap()
@@ -85,7 +90,7 @@ impl Images {
     }
 
     /// The entries of the store that are there, or are being made or removed.
-    fn entries(&self, kind: &str) -> Vec<PathBuf> {
+    pub(super) fn entries(&self, kind: &str) -> Vec<PathBuf> {
         let uid = rustix::process::geteuid().as_raw();
         let store = self.path("data").join(format!("images-{uid}"));
         let ids = fs::read_dir(store).into_iter().flatten().flatten();
@@ -99,7 +104,7 @@ impl Images {
     }
 
     /// Nothing is left of what is neither there nor not.
-    fn assert_whole(&self) {
+    pub(super) fn assert_whole(&self) {
         let half: Vec<_> = self.names().into_iter().filter(|name| name.starts_with('.')).collect();
         assert_eq!(half, [""; 0]);
     }
@@ -156,8 +161,8 @@ fn what_fails_says_why_by_its_text_and_its_code() {
         (&["import", "--name", "x", "a", "b"], 2, "one SOURCE"),
         (&["prune", "--unused-for", "long"], 2, "unused-for"),
         (&["list", "--ids", "many"], 2, "kept"),
-        (&["import", "python:3.12"], 4, "name docker://python:3.12 to have it pulled"),
-        (&["import", "docker://"], 4, "as docker://python:3.12"),
+        (&["import", "python:3.12"], 4, "have it pulled (tool-executor image pull python:3.12)"),
+        (&["import", "docker://"], 4, "as python:3.12 does"),
         (&["import", "/no/such.tar"], 4, "there is no /no/such.tar"),
         (&["import", "broken.tar"], 3, "no tar archive"),
         (&["import", "evil.tar"], 3, "\"../evil\\x1b[2J\" has a name that leads out"),
@@ -328,91 +333,4 @@ fn images_of_other_programs_are_read() {
         assert!(std::os::unix::fs::FileTypeExt::is_char_device(&gone.file_type()));
         assert_eq!(fs::read_to_string(filled[1].join("new")).unwrap(), "2");
     }
-}
-
-/// A registry that has one image, that of a layout.
-fn registry(layout: PathBuf) -> http::Server {
-    const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
-    http::Server::start(move |request| {
-        let blob = |digest: &str, kind: &str| {
-            let path = layout.join("blobs/sha256").join(digest.trim_start_matches("sha256:"));
-            let Ok(bytes) = fs::read(path) else { return http::Reply::Answer(404, "{}".into()) };
-            let head = format!(
-                "HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: {}\r\n\
-                 Connection: close\r\n\r\n",
-                bytes.len()
-            );
-            http::Reply::Raw([head.into_bytes(), bytes].concat())
-        };
-        let index = fs::read(layout.join("index.json")).unwrap();
-        let index: Value = serde_json::from_slice(&index).unwrap();
-        let manifest = index["manifests"][0]["digest"].as_str().unwrap();
-        match request.path.strip_prefix("/v2/") {
-            Some("") => http::ok("{}"),
-            Some("task/manifests/1") => blob(manifest, MANIFEST),
-            Some(path) => match path.strip_prefix("task/blobs/") {
-                Some(digest) => blob(digest, "application/octet-stream"),
-                None => http::Reply::Answer(404, "{}".into()),
-            },
-            None => http::Reply::Answer(404, "{}".into()),
-        }
-    })
-}
-
-#[test]
-fn an_image_of_a_registry_is_pulled_by_skopeo_once() {
-    if Command::new("skopeo").arg("--version").output().is_err() {
-        return;
-    }
-    let images = Images::new(&[]);
-    let tar = layer(0, 3);
-    let layout = images.path("registry");
-    fs::create_dir_all(layout.join("blobs/sha256")).unwrap();
-    let blob = |kind: &str, bytes: &[u8]| {
-        fs::write(layout.join("blobs/sha256").join(sha256(bytes)), bytes).unwrap();
-        let digest = format!("sha256:{}", sha256(bytes));
-        json!({"mediaType": format!("application/vnd.oci.image.{kind}"), "digest": digest,
-            "size": bytes.len()})
-    };
-    let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
-    let config = json!({"architecture": architecture, "os": "linux", "config": {},
-        "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{}", sha256(&tar))]}});
-    let manifest = json!({
-        "schemaVersion": 2,
-        "mediaType": "application/vnd.oci.image.manifest.v1+json",
-        "config": blob("config.v1+json", config.to_string().as_bytes()),
-        "layers": [blob("layer.v1.tar", &tar)],
-    });
-    let described = blob("manifest.v1+json", manifest.to_string().as_bytes());
-    fs::write(layout.join("index.json"), json!({"manifests": [described]}).to_string()).unwrap();
-    let server = registry(layout);
-    let place = server.url.trim_start_matches("http://").to_owned();
-    let settings = format!("[[registry]]\nlocation = \"{place}\"\ninsecure = true\n");
-    fs::create_dir_all(images.path(".config/containers")).unwrap();
-    fs::write(images.path(".config/containers/registries.conf"), settings).unwrap();
-    let run = |args: &[&str]| {
-        let mut command = images.command(args);
-        command.env("HOME", images.directory.path()).env("XDG_RUNTIME_DIR", "/nonexistent");
-        Run::of(command.output().unwrap())
-    };
-    let name = format!("{place}/task:1");
-    let pulled = run(&["pull", &name]);
-    assert_eq!(pulled.code, Some(0), "{pulled:?}");
-    assert!(pulled.stdout.ends_with(&format!(" {name}\n")), "{pulled:?}");
-    let shown = images.json(&["show", &name]);
-    assert_eq!(shown["source"], format!("docker://{name}"));
-    let path = Path::new(shown["layers"][0]["path"].as_str().unwrap()).join("0/2");
-    assert_eq!(fs::read_to_string(path).unwrap(), "text");
-    // What was pulled is gone, unpacked it stays.
-    assert_eq!(images.entries("pulls"), [""; 0].map(PathBuf::from));
-    let again = run(&["import", &format!("docker://{name}")]);
-    assert_eq!((again.code, again.stdout), (Some(0), pulled.stdout), "{}", again.stderr);
-    let missing = run(&["pull", &format!("{place}/task:2")]);
-    assert_eq!(missing.code, Some(4), "{missing:?}");
-    assert!(missing.stderr.contains("cannot be pulled: skopeo says: "), "{missing:?}");
-    let mut without = images.command(&["pull", "python:3.12"]);
-    let without = Run::of(without.env("PATH", "/nonexistent").output().unwrap());
-    assert_eq!(without.code, Some(4));
-    assert!(without.stderr.contains("skopeo is not installed"), "{without:?}");
-    images.assert_whole();
 }

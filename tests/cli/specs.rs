@@ -143,7 +143,9 @@ fn steps_put_files_of_the_recordings_directory_into_the_machine() {
     let program = b"#!/bin/sh\necho ran\n";
     header.set_size(program.len() as u64);
     header.set_mode(0o755);
-    (header.set_uid(0), header.set_gid(0), header.set_mtime(0));
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(0);
     tar.append_data(&mut header, "run", &program[..]).unwrap();
     tar.finish().unwrap();
     let flags = ["--slots", "2", "--concurrency", "16", "--repeat", "2"];

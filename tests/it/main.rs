@@ -65,6 +65,11 @@ mod provided;
 #[cfg(all(target_os = "linux", feature = "server"))]
 mod proxy;
 #[cfg(target_os = "linux")]
+mod pulls;
+#[cfg(target_os = "linux")]
+#[allow(dead_code, reason = "what the other tests need of it")]
+mod registry;
+#[cfg(target_os = "linux")]
 mod sandbox;
 #[cfg(all(feature = "server", target_os = "linux"))]
 mod sandbox_api;

@@ -1,13 +1,15 @@
 //! Trajectories that begin with a spec: what of it this engine gives, and how.
 //!
 //! It happens on threads of its own, `tool-begin-N`, since an image may have to be unpacked, and a
-//! machine be founded. A reset of the slot waits for it.
+//! machine be founded. A reset of the slot waits for it. An image that has to be pulled is waited
+//! for without a thread (`pulls`).
 
 use std::ffi::OsString;
 use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use super::image::can_have_images;
 use super::snapshots::begin_failure;
@@ -54,17 +56,68 @@ pub(super) fn begin(
     if let Err(failure) = gives(&spec, &given(backend)) {
         return reply.send(Err(failure));
     }
-    let under_way = UnderWay::new(&place.begins);
-    let (weak, slot) = (Arc::downgrade(&backend.0), slot.clone());
-    // Without the threads the backend is closing, and a reply that is dropped says so.
+    place.image_wait.note(Duration::ZERO);
+    let begin = Begin { slot: slot.clone(), spec, reply, under_way: UnderWay::new(&place.begins) };
+    spawn(backend, move |backend| match begin.spec.image.clone() {
+        Some(name) if backend.0.images.must_pull(&name) => begin.after_pull(backend, &name),
+        _ => begin.run(backend, None),
+    });
+}
+
+/// Has a thread do a part of a begin. Without the threads the backend is closing, and a reply that
+/// is dropped says so.
+fn spawn(backend: &LocalBackend, work: impl FnOnce(&LocalBackend) + Send + 'static) {
+    let weak = Arc::downgrade(&backend.0);
     if let Some(begins) = &*backend.0.begins.lock() {
         begins.spawn(move || {
-            let Some(inner) = weak.upgrade() else { return };
-            let made = prepare(&LocalBackend(inner), &slot, &spec);
-            // Before the executor hears of it: it may want a reset at once.
-            drop(under_way);
-            reply.send(made);
+            if let Some(inner) = weak.upgrade() {
+                work(&LocalBackend(inner));
+            }
         });
+    }
+}
+
+/// A trajectory that begins.
+struct Begin {
+    slot: SlotRef,
+    spec: Arc<TrajectorySpec>,
+    reply: BeginReply,
+    under_way: UnderWay,
+}
+
+impl Begin {
+    /// Goes on when its image was pulled.
+    fn after_pull(self, backend: &LocalBackend, name: &str) {
+        let (weak, began) = (Arc::downgrade(&backend.0), Instant::now());
+        let waiter = move |brought: Result<Arc<Image>, BeginFailure>| match brought {
+            Ok(image) => {
+                // Without it, or its threads, the backend is closing.
+                let Some(inner) = weak.upgrade() else { return };
+                let waited = began.elapsed();
+                spawn(&LocalBackend(inner), move |backend| {
+                    self.run(backend, Some((image, waited)))
+                });
+            }
+            Err(failure) => self.end(Err(failure)),
+        };
+        backend.pull(name, Box::new(waiter));
+    }
+
+    /// Makes the slot what is asked for. The image that was waited for is held meanwhile.
+    fn run(self, backend: &LocalBackend, waited: Option<(Arc<Image>, Duration)>) {
+        let made = prepare(backend, &self.slot, &self.spec);
+        if let (Ok(()), Some((_, waited)), Some(place)) =
+            (&made, &waited, backend.0.slots.get(self.slot.index))
+        {
+            place.image_wait.note(*waited);
+        }
+        self.end(made);
+    }
+
+    fn end(self, made: Result<(), BeginFailure>) {
+        // Before the executor hears of it: it may want a reset at once.
+        drop(self.under_way);
+        self.reply.send(made);
     }
 }
 

@@ -71,13 +71,14 @@ impl LocalBackend {
         let cancellation = reply.cancellation();
         let (note_end, ended) = self.note_end(id, place);
         let (egress, index) = (self.0.egress.clone(), slot.index);
-        let between = place.ended.clone();
+        let (between, image_wait) = (place.ended.clone(), place.image_wait.clone());
         let on_end = move |finished: Finished| {
             // What is left of a jail runs nothing, and the slot gets another one.
             note_end(finished.all_dead || finished.sandboxed);
             let mut result = in_order(order, bash_result(finished, timeout.as_secs_f64()));
             Self::tell_usage(egress.as_deref(), index, &mut result);
             between.tell(&mut result);
+            image_wait.tell(&mut result);
             reply.send(result);
         };
         let command = Command::Plain(self.0.supervisor.run(spec, Box::new(on_end)));
@@ -109,13 +110,14 @@ impl LocalBackend {
         let (note_end, ended) = self.note_end(id, place);
         let name = session.clone();
         let (egress, index) = (self.0.egress.clone(), slot.index);
-        let between = place.ended.clone();
+        let (between, image_wait) = (place.ended.clone(), place.image_wait.clone());
         let on_end = move |ended: ShellEnded| {
             note_end(ended.finished.all_dead);
             let result = stateful::of_session(stateful_result(ended, timeout.as_secs_f64()), &name);
             let mut result = in_order(order, result);
             Self::tell_usage(egress.as_deref(), index, &mut result);
             between.tell(&mut result);
+            image_wait.tell(&mut result);
             reply.send(result);
         };
         place.has_network.store(policy.allow_network, Ordering::Release);
@@ -160,12 +162,13 @@ impl LocalBackend {
         let cancellation = reply.cancellation();
         let (note_end, ended) = self.note_end(id, place);
         let (egress, index) = (self.0.egress.clone(), slot.index);
-        let between = place.ended.clone();
+        let (between, image_wait) = (place.ended.clone(), place.image_wait.clone());
         let on_end = move |ended: tmux::TmuxEnded| {
             note_end(ended.all_dead);
             let mut result = ended.result;
             Self::tell_usage(egress.as_deref(), index, &mut result);
             between.tell(&mut result);
+            image_wait.tell(&mut result);
             reply.send(result);
         };
         place.has_network.store(policy.allow_network, Ordering::Release);
@@ -233,13 +236,14 @@ impl LocalBackend {
         if execution.arguments.get("allow_network").is_some_and(|allow| !is_truthy(allow)) {
             slot.has_network.store(false, Ordering::Release);
         }
-        let result = slot.with_files(&self.0.supervisor, |files| {
+        let mut result = slot.with_files(&self.0.supervisor, |files| {
             let (arguments, most) = (&execution.arguments, self.0.max_file_bytes);
             match execution.tool {
                 "read_file" => files::read_file(files, arguments, most),
                 _ => files::write_file(files, arguments, most),
             }
         });
+        slot.image_wait.tell(&mut result);
         execution.reply.send(result);
     }
 }

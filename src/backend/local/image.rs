@@ -4,17 +4,20 @@ use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::bounded;
 use parking_lot::Mutex;
 
+use super::held::Held;
+use super::pulls::Pulls;
 use super::{Inner, LocalBackend, Slot};
-use crate::backend::SlotRef;
+use crate::backend::{HeldImages, SlotRef};
+use crate::config::{ImagesConfig, LocalConfig};
 use crate::error::BeginFailure;
 use crate::interrupt::Interrupt;
 use crate::sandbox::image::{
-    Image, ImageError, ImageErrorKind, ImageSource, ImageStore, StoredIds,
+    Image, ImageError, ImageErrorKind, ImageSource, ImageStore, ImportStep, StoredIds,
 };
 use crate::sandbox::isolation::{Isolation as Engine, Layers};
 use crate::sandbox::settings::Settings;
@@ -23,6 +26,7 @@ use crate::sandbox::toolbox::LazyToolbox;
 use crate::sandbox::user::CommandUser;
 use crate::sandbox::workspace::{DataDir, ImageFiles, MachineSpec, NoMachine, ShellId, Workspace};
 use crate::spec::TrajectoryLimits;
+use crate::thread::OwnedThread;
 use crate::tool::OutputOrder;
 
 /// How long an image's shell may take to do nothing.
@@ -34,6 +38,8 @@ const END_LIMIT: Duration = Duration::from_secs(30);
 const MOST_SHELLS: usize = 1024;
 /// What is shown of what it says where it fails.
 const SHOWN_CHARS: usize = 500;
+/// Where what is said of pulls goes: programs show it though it is no warning.
+const LOG_TARGET: &str = "tool_executor::images";
 
 impl LocalBackend {
     /// Finds an image by its name. Blocks, where it has to be brought for as long as that takes.
@@ -98,26 +104,50 @@ impl LocalBackend {
 
 /// Where the images of slots are from.
 pub(super) struct Images {
-    data_dir: Option<PathBuf>,
-    ids: StoredIds,
+    store: Arc<LazyStore>,
+    held: Arc<Held>,
+    /// The one that looks what is held, if that was asked for.
+    looks: Mutex<Option<OwnedThread>>,
     /// Whose ids machines from images have, in every slot, where layers can be had by paths only.
     pub(super) shared: Option<CommandUser>,
-    /// Opened for the first image that is no directory.
-    store: Mutex<Option<ImageStore>>,
     /// What is brought along for those that have no bash or no tmux.
     pub(super) toolbox: LazyToolbox,
+    /// Who waits for what is being pulled.
+    pub(super) pulls: Pulls,
     shells: Shells,
     /// Triggered when the backend closes.
     interrupt: Interrupt,
 }
 
+/// The store, opened for the first image that is no directory.
+struct LazyStore {
+    data_dir: Option<PathBuf>,
+    ids: StoredIds,
+    config: ImagesConfig,
+    opened: Mutex<Option<ImageStore>>,
+}
+
+impl LazyStore {
+    fn open(&self, interrupt: &Interrupt) -> Result<ImageStore, ImageError> {
+        let mut opened = self.opened.lock();
+        match &*opened {
+            Some(store) => Ok(store.clone()),
+            None => {
+                let store = ImageStore::open(self.data_dir.as_deref(), self.ids, interrupt)?;
+                Ok(opened.insert(store.with_config(self.config.clone())).clone())
+            }
+        }
+    }
+}
+
 impl Images {
     /// Those of a data directory, for the slots of an engine.
-    pub(super) fn new(data_dir: Option<PathBuf>, run: &DataDir, isolation: &Engine) -> Self {
+    pub(super) fn new(config: &LocalConfig, run: &DataDir, isolation: &Engine) -> Self {
         let of_slot = run.users().of_slot(0);
         let shared = match isolation {
             Engine::Jailed(jails) if matches!(jails.layers(), Ok(Layers::Own)) => {
-                of_slot.and_then(CommandUser::of_images)
+                let user = of_slot.and_then(CommandUser::of_images);
+                user.map(|user| user.with_barred(run.hands_over()))
             }
             _ => None,
         };
@@ -127,8 +157,31 @@ impl Images {
             None => StoredIds::Kept,
         };
         let toolbox = LazyToolbox::new(run.path().join("toolbox"));
-        let (store, shells, interrupt) = (Mutex::new(None), Shells::default(), Interrupt::new());
-        Self { data_dir, ids, shared, store, toolbox, shells, interrupt }
+        Self {
+            store: Arc::new(LazyStore {
+                data_dir: config.data_dir.clone(),
+                ids,
+                config: config.images.clone(),
+                opened: Mutex::default(),
+            }),
+            held: Arc::new(Held::new()),
+            looks: Mutex::default(),
+            shared,
+            toolbox,
+            shells: Shells::default(),
+            pulls: Pulls::new(config.images.parallel),
+            interrupt: Interrupt::new(),
+        }
+    }
+
+    /// Whether an image has to be pulled: then [`find`](Self::find) may block for long.
+    pub(super) fn must_pull(&self, name: &str) -> bool {
+        // What is wrong with it is said by `find`.
+        let source = ImageSource::parse(name);
+        source.is_ok_and(|source| match source {
+            ImageSource::Directory(_) => false,
+            source => self.store.open(&self.interrupt).is_ok_and(|store| store.must_pull(&source)),
+        })
     }
 
     /// Finds an image by its name. Blocks, where it has to be unpacked for as long as that takes.
@@ -140,27 +193,66 @@ impl Images {
         if let ImageSource::Directory(path) = &source {
             return Image::directory(path).map(Arc::new);
         }
-        let store = {
-            let mut store = self.store.lock();
-            match &*store {
-                Some(store) => store.clone(),
-                None => {
-                    let data_dir = self.data_dir.as_deref();
-                    store.insert(ImageStore::open(data_dir, self.ids, interrupt)?).clone()
-                }
+        let _pulling = self.held.pulling(name);
+        let (store, began) = (self.store.open(interrupt)?, Instant::now());
+        let found = store.get(&source, interrupt, &mut |step| tell(name, step));
+        if let Err(error @ ImageError::NotPulled { .. }) = &found {
+            log::warn!(target: LOG_TARGET, "{error} ({:.1} s)", began.elapsed().as_secs_f64());
+        }
+        found
+    }
+
+    /// What of images is here, from the first question on: at that nothing was seen yet.
+    pub(super) fn held(&self) -> Arc<HeldImages> {
+        let mut looks = self.looks.lock();
+        if looks.is_none() && !self.interrupt.is_interrupted() {
+            let (held, store, interrupt) =
+                (self.held.clone(), self.store.clone(), self.interrupt.clone());
+            let look = move || held.keep_looking(|| store.open(&interrupt), &interrupt);
+            match OwnedThread::spawn("tool-images", look) {
+                Ok(thread) => *looks = Some(thread),
+                // It is tried again at the next question.
+                Err(error) => log::warn!("no thread that looks what images there are: {error}"),
             }
-        };
-        store.get(&source, interrupt)
+        }
+        drop(looks);
+        self.held.told()
     }
 
     /// Whose the files of unpacked images are.
     pub(super) fn ids(&self) -> StoredIds {
-        self.ids
+        self.store.ids
     }
 
-    /// No image is unpacked any more.
-    pub(super) fn close(&self) {
+    /// No image is pulled or unpacked any more. What is under way ends soon.
+    pub(super) fn close(&self, deadline: Instant) {
         self.interrupt.interrupt();
+        let looks = self.looks.lock().take();
+        if let Some(thread) = looks {
+            thread.join_or_leave(deadline);
+        }
+    }
+}
+
+/// Says of a pull that it begins, that it is tried again, and what it has brought.
+fn tell(name: &str, step: &ImportStep) {
+    let name = name.escape_debug();
+    match step {
+        ImportStep::Fetching { layers, there, packed_bytes } => {
+            let missing = layers - there;
+            log::info!(
+                target: LOG_TARGET,
+                "{name}: pulling {missing} of {layers} layers, {packed_bytes} bytes"
+            );
+        }
+        ImportStep::Retrying { why, after } => {
+            log::warn!(target: LOG_TARGET, "{name}: {why}; trying again in {after:?}");
+        }
+        ImportStep::Arrived { bytes, time } => {
+            let seconds = time.as_secs_f64();
+            log::info!(target: LOG_TARGET, "{name}: pulled {bytes} bytes in {seconds:.1} s");
+        }
+        _ => {}
     }
 }
 

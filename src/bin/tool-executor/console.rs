@@ -46,6 +46,9 @@ pub(crate) fn fail(code: ExitCode, problem: &str) -> ExitCode {
     code
 }
 
+/// What is logged by itself: warnings, and that an image is being pulled, which others wait for.
+const DEFAULT_FILTER: &str = "warn,tool_executor::images=info";
+
 /// Logs to `target`: by `filter`, else by `RUST_LOG`, else warnings.
 pub(crate) fn init_log(
     filter: Option<&str>,
@@ -59,7 +62,7 @@ pub(crate) fn init_log(
             builder
         }
         None => {
-            let environment = env_logger::Env::default().default_filter_or("warn");
+            let environment = env_logger::Env::default().default_filter_or(DEFAULT_FILTER);
             env_logger::Builder::from_env(environment)
         }
     };

@@ -67,6 +67,7 @@ fn local_config(slots: &SlotArgs, limits: &LimitArgs, isolation: &IsolationArgs)
     config.allow_unisolated = isolation.allow_unisolated();
     config.data_dir.clone_from(&slots.data_dir);
     config.image.clone_from(&slots.image);
+    config.images = slots.images.config();
     config.user_ids = slots.user_ids.unwrap_or_default();
     config.max_file_bytes = slots.max_file_size.unwrap_or(config.max_file_bytes);
     // This process has no children but the sandbox's.

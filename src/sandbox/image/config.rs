@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::ImagePlatform;
+
 /// What an image says of the processes in it. Nothing here is checked: names of users and
 /// directories are what the image's author wrote.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -83,6 +85,11 @@ impl Platform {
             other => other,
         };
         Self { os: "linux".to_owned(), architecture: architecture.to_owned(), variant: None }
+    }
+
+    /// The one of these processors.
+    pub(super) fn of(platform: ImagePlatform) -> Self {
+        Self { architecture: platform.as_str().to_owned(), ..Self::host() }
     }
 
     /// Whether this machine runs what is for such ones. Variants are not asked: every 64-bit Arm

@@ -22,6 +22,54 @@ pub enum ImageErrorKind {
     Interrupted,
 }
 
+/// Why an image could not be pulled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum PullFailure {
+    /// There is no `skopeo`.
+    NoPuller,
+    /// The registry has no such image.
+    NotFound,
+    /// The registry wants other credentials, or any.
+    Unauthorized,
+    /// The registry was asked too often, also after waiting as it said.
+    RateLimited,
+    /// What the registry sends is not what it said it would be.
+    WrongDigest,
+    /// The certificate of the registry is not trusted, or it speaks no https.
+    Certificate,
+    /// The registry cannot be reached.
+    Unreachable,
+    /// It was cut off, or the registry is not well; again and again.
+    Cut,
+    /// It took too long.
+    TimedOut,
+    /// The disk of the store is full.
+    Full,
+    /// Something else, which its words say.
+    Other,
+}
+
+impl PullFailure {
+    /// What there is to do, beginning with a semicolon; empty where the words say it.
+    pub(super) fn advice(self) -> &'static str {
+        match self {
+            Self::Unauthorized => {
+                "; log in (skopeo login REGISTRY) or name a file with credentials \
+                 (--registry-auth-file)"
+            }
+            Self::RateLimited => {
+                "; wait, log in (skopeo login REGISTRY), or have a mirror (registries.conf)"
+            }
+            Self::Certificate => {
+                "; name a directory with its authority (--registry-cert-dir), or a registry that \
+                 needs no https (--registry-plain-http HOST)"
+            }
+            _ => "",
+        }
+    }
+}
+
 /// Why an image cannot be had or used. The text is one line for people; bytes of an image are
 /// escaped in it.
 #[derive(Debug, Error)]
@@ -43,22 +91,26 @@ pub enum ImageError {
         /// Where it should be.
         path: PathBuf,
     },
-    /// The store has no image of this name.
+    /// The store has no image of this name, and it was not to be pulled, or cannot be.
     #[error(
-        "the store has no image \"{image}\"; name docker://{image} to have it pulled, where skopeo \
-         is installed, or bring it (skopeo copy docker://{image} oci:DIR, or docker save or podman \
-         save to a FILE) and name oci:/DIR or docker-archive:/FILE, or import that first: \
-         tool-executor image import"
+        "the store has no image \"{image}\"{why}; have it pulled (tool-executor image pull {image}), \
+         where skopeo is installed, or bring it (skopeo copy docker://{image} oci:DIR, or docker \
+         save or podman save to a FILE) and name oci:/DIR or docker-archive:/FILE, or import that \
+         first: tool-executor image import"
     )]
     NotStored {
         /// How it was asked for.
         image: String,
+        /// Why it is not pulled, beginning with a comma; empty where that was not asked for.
+        why: String,
     },
     /// It could not be pulled from its registry.
     #[error("{image} cannot be pulled: {why}")]
     NotPulled {
         /// How it was asked for.
         image: String,
+        /// What kind of failure it is.
+        reason: PullFailure,
         /// What was said.
         why: String,
     },

@@ -5,6 +5,7 @@
 //!
 //! - `source` is what a user may name as an image, `archive` reads manifests and finds layers in
 //!   OCI layouts and in the archives of `docker save` and `podman save`.
+//! - `reference` reads the names of images in registries, `skopeo` runs the program that pulls.
 //! - `unpack` makes the directory of one layer from its tar stream.
 //! - `store` keeps what was unpacked: content-addressed, shared by programs, whole after a kill.
 //!
@@ -21,6 +22,8 @@ mod config;
 mod digest;
 mod error;
 mod limits;
+mod reference;
+mod skopeo;
 mod source;
 mod store;
 #[cfg(test)]
@@ -35,9 +38,10 @@ use std::sync::Arc;
 
 pub use config::ImageConfig;
 pub use digest::Digest;
-pub use error::{ImageError, ImageErrorKind};
+pub use error::{ImageError, ImageErrorKind, PullFailure};
 pub use limits::ImageLimits;
 pub use source::ImageSource;
+pub(crate) use store::ContentsReader;
 pub use store::{ImageStore, ImportStep, Pruned, StoredImage, StoredLayer};
 
 /// Whose the files of a store's layers are on disk.

@@ -4,6 +4,8 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use super::ImageError;
+use super::reference::Reference;
+pub(super) use crate::image_key::normal_name;
 
 /// Where an image comes from. Its text form is what [`parse`](Self::parse) reads.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -29,7 +31,10 @@ pub enum ImageSource {
     /// An image of a registry: `docker://name`. It is pulled by `skopeo`, where that is installed,
     /// and known by its name from then on.
     Registry(String),
-    /// An image that the store has under this name or digest.
+    /// An image of an engine on this machine: `docker-daemon:name` or `containers-storage:name`. It
+    /// is copied by `skopeo`, and known by this name from then on.
+    Engine(String),
+    /// An image that the store has under this name or digest, or else that of a registry.
     Stored(String),
 }
 
@@ -37,8 +42,11 @@ const DIRECTORY: &str = "dir:";
 const LAYOUT: &str = "oci:";
 /// The first is how one is written.
 const ARCHIVES: [&str; 2] = ["docker-archive:", "oci-archive:"];
+/// The engines on this machine that `skopeo` copies from.
+pub(super) const ENGINES: [&str; 2] = [DAEMON, "containers-storage:"];
+pub(super) const DAEMON: &str = "docker-daemon:";
 /// Transports of others, which would be taken for names.
-const OTHERS: [&str; 4] = ["docker-daemon:", "containers-storage:", "ostree:", "https://"];
+const OTHERS: [&str; 3] = ["ostree:", "sif:", "tarball:"];
 /// The first part of an image of a registry, as skopeo has it, too.
 pub(super) const REGISTRY: &str = "docker://";
 
@@ -47,8 +55,8 @@ const MAX_NAME: usize = 512;
 
 impl ImageSource {
     /// Reads `dir:/path`, `oci:/path[:tag]`, `docker-archive:/path[:name]`, an absolute path of any
-    /// of these, which is then looked at, `docker://name`, or the name or digest of an image in the
-    /// store.
+    /// of these, which is then looked at, `docker://name`, `docker-daemon:name`,
+    /// `containers-storage:name`, or the name or digest of an image in the store or in a registry.
     ///
     /// In a path with a tag, the first colon ends the path, unless there is something of the whole
     /// name.
@@ -73,15 +81,23 @@ impl ImageSource {
             return Err(bad(&why));
         }
         if let Some(name) = text.strip_prefix(REGISTRY) {
-            let is_name = |name: &str| {
-                let is_part =
-                    |byte: u8| byte.is_ascii_alphanumeric() || b"._-/:@[]+".contains(&byte);
-                name.len() <= MAX_NAME && name.bytes().all(is_part) && !name.starts_with(['/', '-'])
+            return match Reference::parse(name) {
+                Ok(_) => Ok(Self::Registry(name.to_owned())),
+                Err(why) => Err(bad(&why)),
             };
-            return match !name.is_empty() && is_name(name) {
-                true => Ok(Self::Registry(name.to_owned())),
-                false => Err(bad("an image of a registry has a name, as docker://python:3.12")),
+        }
+        if let Some(name) = ENGINES.iter().find_map(|prefix| text.strip_prefix(prefix)) {
+            let is_part = |byte: u8| byte.is_ascii_alphanumeric() || b"._-/:@".contains(&byte);
+            let starts_well = name.starts_with(|first: char| first.is_ascii_alphanumeric());
+            return match starts_well && name.len() <= MAX_NAME && name.bytes().all(is_part) {
+                true => Ok(Self::Engine(text.to_owned())),
+                false => Err(bad("an image of an engine has a name, as docker-daemon:task:1")),
             };
+        }
+        if let Some((scheme, rest)) = text.split_once("://") {
+            let (scheme, rest) = (shown(scheme), shown(rest));
+            let why = format!("an image is named without {scheme}://, as {rest}");
+            return Err(bad(&why));
         }
         let absolute = |path: &str| match path.starts_with('/') {
             true => Ok(PathBuf::from(path)),
@@ -101,8 +117,11 @@ impl ImageSource {
         if text.starts_with('/') {
             return Self::look(text);
         }
-        if text.starts_with('.') || text.len() > MAX_NAME || text.contains(char::is_control) {
-            return Err(bad("it is no name of an image; a path of one is absolute"));
+        let is_odd = |c: char| c.is_control() || c.is_whitespace();
+        if text.starts_with(['.', '-']) || text.len() > MAX_NAME || text.contains(is_odd) {
+            return Err(bad(
+                "it is no name of an image, as python:3.12; a path of one is absolute",
+            ));
         }
         Ok(Self::Stored(text.to_owned()))
     }
@@ -165,20 +184,6 @@ fn split(whole: PathBuf, text: &str) -> (PathBuf, Option<String>) {
     }
 }
 
-/// A name as images are known by it: `python` is `python:latest`, and so is what a registry has
-/// under `HOST/library/python`, which is the long form of Docker's own images.
-pub(super) fn normal_name(name: &str) -> String {
-    let name = match name.split_once('/') {
-        Some((host, rest)) if host.contains('.') && rest.starts_with("library/") => rest,
-        _ => name,
-    };
-    let name = name.strip_prefix("library/").unwrap_or(name);
-    match name.rsplit('/').next().is_some_and(|last| last.contains([':', '@'])) {
-        true => name.to_owned(),
-        false => format!("{name}:latest"),
-    }
-}
-
 /// For messages: what was given may be anything.
 pub(super) fn shown(text: &str) -> String {
     const MOST: usize = 200;
@@ -200,7 +205,7 @@ impl fmt::Display for ImageSource {
             Self::OciLayout { path, tag } => with_tag(f, LAYOUT, path, tag),
             Self::Archive { path, tag } => with_tag(f, ARCHIVES[0], path, tag),
             Self::Registry(name) => write!(f, "{REGISTRY}{name}"),
-            Self::Stored(name) => f.write_str(name),
+            Self::Engine(name) | Self::Stored(name) => f.write_str(name),
         }
     }
 }
@@ -226,7 +231,10 @@ mod tests {
             "docker-archive:/a.tar:hub.example/library/python:3.12",
             "python:3.12",
             "docker://localhost:5000/x/python:3.12",
+            "docker-daemon:task:1",
+            "containers-storage:localhost/task:1",
             "hub.example/library/python@sha256:00",
+            "Task-17",
             "python",
         ] {
             assert_eq!(parsed(text), text);
@@ -244,11 +252,17 @@ mod tests {
             ("dir:x", "absolute"),
             ("oci:x:y", "absolute"),
             ("./x", "absolute"),
-            ("docker://", "has a name"),
-            ("docker://a b", "has a name"),
-            ("docker://-x", "has a name"),
-            ("containers-storage:x", "skopeo copy"),
+            ("docker://", "names no image"),
+            ("docker://a b", "between slashes"),
+            ("docker://-x", "between slashes"),
+            ("docker://A", "upper-case"),
+            ("docker-daemon:", "as docker-daemon:task:1"),
+            ("containers-storage:[x]y", "as docker-daemon:task:1"),
+            ("ostree:x", "skopeo copy"),
+            ("https://r.example/x", "without https://, as r.example/x"),
             ("a\u{7}b", "no name"),
+            ("a b", "as python:3.12"),
+            ("--x", "as python:3.12"),
             ("/no/such/place", "there is no /no/such/place"),
             ("/dev/null", "neither"),
         ] {

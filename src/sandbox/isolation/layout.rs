@@ -199,13 +199,18 @@ pub(super) fn root_of_image(
 ) -> Vec<Entry> {
     let workspace = contents.workspace;
     let mut root: Vec<_> = workspace.root_overlay().map(Entry::Layered).into_iter().collect();
+    root.extend(workspace.judged_entries());
     root.extend(layout.sys(contents.network, &contents.cgroups));
     let file = |host: PathBuf, place: PathBuf, is_optional| {
         let over =
             Entry::Over { host, place: place.clone(), access: Access::ReadOnly, is_optional };
         [Entry::File { place }, over]
     };
+    let one_id = image.is_of_one_id(workspace.user_of_slot());
     for name in etc.iter().flat_map(|(_, names)| names.iter()) {
+        if *name == proxy::APT_USER && !one_id {
+            continue;
+        }
         let of_apt = OF_APT.iter().find(|(of_apt, _)| of_apt == name);
         let place = of_apt.map_or(*name, |(_, place)| place);
         if let Some((etc, _)) = etc
@@ -239,6 +244,7 @@ pub(super) fn root(
     provided: &Provided,
     etc: Option<&EtcCopy>,
     contents: &Contents<'_>,
+    layers_by_path: bool,
 ) -> Vec<Entry> {
     let shown = |host: &Path, place: &Path, access| Entry::Shown {
         host: host.to_owned(),
@@ -282,7 +288,9 @@ pub(super) fn root(
     root.extend(layout.readable.iter().map(|path| read_only(path)));
     let (hosts, inside) = (contents.workspace.on_host(), contents.workspace.inside());
     let [of_workspace, of_temporary, of_home] = contents.workspace.layers();
-    let (owner, work) = (contents.workspace.user_of_slot(), contents.workspace.next_work());
+    let (owner, work) = (contents.workspace.owner(), contents.workspace.next_work());
+    // Then they are this user's already.
+    let owner = owner.filter(|_| !layers_by_path);
     let writable = |host: &Path, place: &Path, layers: &[Arc<Layer>]| match layers.is_empty() {
         true => shown(host, place, Access::Writable),
         false => Entry::Layered(overlay(host, place, layers, owner, work.clone())),
@@ -324,7 +332,9 @@ fn overlay(
 
 /// What a grader finds beside the files that it judges, if the workspace is one's.
 fn of_grader(workspace: &Workspace) -> Vec<Entry> {
-    let Some(Grading { files, home, files_at }) = workspace.grading() else { return Vec::new() };
+    let Some(Grading { files, home, files_at, .. }) = workspace.grading() else {
+        return Vec::new();
+    };
     let shown = |host: &Path, place: &Path, access| Entry::Shown {
         host: host.to_owned(),
         place: place.to_owned(),

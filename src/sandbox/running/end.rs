@@ -44,6 +44,13 @@ pub(in crate::sandbox) struct Ending {
 }
 
 impl Reason {
+    /// Whether its processes are asked by SIGTERM first, and have half a second: a program that is
+    /// wanted no more may want to clean up, as git its lock. What exceeds a limit goes on exceeding
+    /// it meanwhile, and may do so for that: it is killed at once.
+    pub(in crate::sandbox) fn asks_first(self) -> bool {
+        matches!(self, Self::TimedOut | Self::Cancelled)
+    }
+
     /// How a command ends that was killed for it.
     pub(in crate::sandbox) fn end(self) -> End {
         match self {

@@ -125,6 +125,9 @@ pub(crate) struct ImageFiles {
     mode: u32,
     /// Whose ids its machines have, in every slot, where layers can be had by their paths only.
     shared: Option<CommandUser>,
+    /// Whether its files are this process's own, in a user namespace where no mount can show them
+    /// as another user's: then its commands have that one id.
+    is_own: bool,
 }
 
 // What keeps a layer there is dropped with it, and otherwise never used.
@@ -161,9 +164,13 @@ impl ImageFiles {
             let most = MOST_TREES - 1;
             return Err(unusable(format!("it has {count} layers, and a machine has {most}")));
         }
+        let ours = rustix::process::geteuid().as_raw();
+        let is_own = shared.is_some_and(|user| !user.is_of_machine())
+            && image.layers().iter().all(|layer| layer.owner() == ours);
+        let (owner, shared) = if is_own { (None, None) } else { (owner, shared) };
         let (root, have) = match (shared, owner) {
             (Some(user), _) => (Some(user.map().outside), "the ids from"),
-            (None, None) => (Some(rustix::process::geteuid().as_raw()), "the one id"),
+            (None, None) => (Some(ours), "the one id"),
             (None, Some(_)) => (None, ""),
         };
         if let Some(root) = root
@@ -224,10 +231,17 @@ impl ImageFiles {
                 });
             }
         };
-        // As the topmost layer has it, but for what commands need.
-        let topmost = layers().next_back().and_then(|path| path.metadata().ok());
-        let mode = topmost.map_or(0o755, |about| about.mode() & 0o1777 | 0o555);
+        let mode = root_mode(layers().next_back());
         let User { uid, gid, .. } = user.ids;
+        let map = shared.or(owner).map(CommandUser::map).filter(|map| !map.is_single());
+        if let Some(map) = map
+            && let Some(id) = [uid, gid].into_iter().find(|id| map.outside_of(*id).is_none())
+        {
+            return Err(NoMachine::Unsupported(format!(
+                "{}: its commands would have the id {id}, which no slot has here",
+                image.name()
+            )));
+        }
         let identity = Identity::of_image(uid, gid, &user.name, &user.home);
         let shell_id = ShellId {
             layers: layers().map(Path::to_owned).collect(),
@@ -254,6 +268,7 @@ impl ImageFiles {
             working_dir,
             mode,
             shared,
+            is_own,
         })
     }
 
@@ -263,6 +278,12 @@ impl ImageFiles {
         above.frozen.extend(layer);
         above.mode = mode;
         above
+    }
+
+    /// The image alone, without what was changed above it.
+    pub(super) fn pristine(&self) -> Self {
+        let mode = root_mode(self.image.layers().last().map(|layer| layer.path()));
+        Self { frozen: Vec::new(), mode, ..self.clone() }
     }
 
     /// The same for commands of another user, in slots whose ids are `owner`'s.
@@ -366,7 +387,12 @@ impl ImageFiles {
 
     /// Whose ids its machine has in a slot whose ids are these.
     pub(super) fn ids_of(&self, of_slot: Option<CommandUser>) -> Option<CommandUser> {
-        self.shared.or(of_slot)
+        self.shared.or(of_slot.filter(|_| !self.is_own))
+    }
+
+    /// Whether its commands have one id, in a slot whose ids are these.
+    pub(in crate::sandbox) fn is_of_one_id(&self, of_slot: Option<CommandUser>) -> bool {
+        Self::has_one_id(self.ids_of(of_slot))
     }
 
     /// What users and groups there are inside, for slots whose ids are `owner`'s or this process's.
@@ -415,23 +441,28 @@ impl ImageFiles {
         work: String,
         owner: Option<CommandUser>,
     ) -> Overlay {
-        let owner = owner.filter(|_| self.shared.is_none());
-        let hold = |layer: &Layer| match owner {
+        let tree = |layer: &Arc<Layer>| self.tree(layer, layer.path().into(), owner);
+        let lower = self.layers().map(tree).collect();
+        Overlay { place: "/".into(), lower, writable: self.own_tree(writable, owner), work }
+    }
+
+    /// A directory in a layer, as machines of slots get it whose ids are `owner`'s.
+    pub(super) fn tree(&self, layer: &Layer, host: PathBuf, owner: Option<CommandUser>) -> Tree {
+        let hold = match owner.filter(|_| self.shared.is_none()) {
             None => Hold::ByPath,
             Some(user) => {
-                let IdMap { outside, count, .. } = user.map();
-                let map = IdMap { inside: layer.owner(), outside, count };
+                let map = IdMap { inside: layer.owner(), ..user.map() };
                 Hold::HandedOver(Some(map).filter(|map| map.inside != map.outside))
             }
         };
-        let tree = |layer: &Arc<Layer>| Tree { host: layer.path().into(), hold: hold(layer) };
-        let own = if owner.is_some() { Hold::HandedOver(None) } else { Hold::ByPath };
-        Overlay {
-            place: "/".into(),
-            lower: self.layers().map(tree).collect(),
-            writable: Tree { host: writable.to_owned(), hold: own },
-            work,
-        }
+        Tree { host, hold }
+    }
+
+    /// The same of the slot's own directory, in which is what is changed above layers.
+    pub(super) fn own_tree(&self, host: &Path, owner: Option<CommandUser>) -> Tree {
+        let is_handed_over = owner.is_some() && self.shared.is_none();
+        let hold = if is_handed_over { Hold::HandedOver(None) } else { Hold::ByPath };
+        Tree { host: host.to_owned(), hold }
     }
 
     /// The user of a slot that commands run as.
@@ -445,9 +476,15 @@ impl ImageFiles {
         match self.shared {
             // All of them may pass to all slots' directories and to the layers.
             Some(user) => Some(user.as_inside(0, 0)),
-            None => of_slot.map(CommandUser::as_root_inside),
+            None => self.ids_of(of_slot).map(CommandUser::as_root_inside),
         }
     }
+}
+
+/// The mode of a root directory: as the topmost layer has it, but for what commands need.
+fn root_mode(topmost: Option<&Path>) -> u32 {
+    let topmost = topmost.and_then(|path| path.metadata().ok());
+    topmost.map_or(0o755, |about| about.mode() & 0o1777 | 0o555)
 }
 
 /// Whether an entry of an image's environment is one.

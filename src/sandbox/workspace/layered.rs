@@ -18,12 +18,14 @@ use std::sync::{Arc, OnceLock};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 
 use super::super::image::Layer;
-use super::super::jail::UPPER;
+use super::super::jail::{Access, Entry, MOST_TREES, Overlay, Tree, UPPER};
 use super::super::paths::Root;
 use super::super::settings::Settings;
 use super::super::user::CommandUser;
+use super::merged::Merged;
 use super::{
     Directory, ImageFiles, NoMachine, Remains, Workspace, WorkspaceError, make_private_dir,
+    make_shown_dir,
 };
 use crate::spec::SpecFile;
 
@@ -37,6 +39,9 @@ pub(crate) struct Base {
     pub(super) image: Option<Arc<ImageFiles>>,
     /// Without an image: the workspace's, `/tmp`'s and the home directory's.
     pub(super) trees: [Beneath; 3],
+    /// Whose the files of these are, if not ours: who goes on above them is that user, whichever
+    /// slot it is in, unless mounts can show them as another user's.
+    pub(super) owner: Option<CommandUser>,
 }
 
 /// What is beneath one directory.
@@ -60,6 +65,31 @@ pub(crate) struct Grading {
     pub(crate) home: PathBuf,
     /// Where they are inside.
     pub(crate) files_at: PathBuf,
+    /// Where all but some directories is the image's own: those.
+    pub(super) judged: Vec<Judged>,
+}
+
+/// A directory of a trajectory that is judged in a machine in which all else is the image's own.
+#[derive(Debug)]
+pub(super) struct Judged {
+    /// Where it is inside.
+    place: PathBuf,
+    /// What it is in each layer that shows through, the lowest first; nothing where it is missing.
+    lower: Vec<Tree>,
+    /// What the grader changes, on the host.
+    writable: PathBuf,
+}
+
+/// What is judged, and by what files.
+pub(crate) struct ToGrade<'a> {
+    /// The grader's own files.
+    pub(crate) files: &'a [SpecFile],
+    /// Where they are inside.
+    pub(crate) files_at: &'a Path,
+    /// Whom it runs as, if not as the trajectory's user.
+    pub(crate) user: Option<&'a str>,
+    /// The directories that are judged, where all else is to be the image's own.
+    pub(crate) paths: Option<&'a [String]>,
 }
 
 /// The three directories of a workspace as its commands see them, through a machine; and through
@@ -91,7 +121,12 @@ impl Base {
             }
             (image, None) => image.clone(),
         };
-        Ok(Self { image, trees: self.trees.clone() })
+        Ok(Self { image, trees: self.trees.clone(), owner: self.owner })
+    }
+
+    /// The same for a slot of another user, as whose mounts show its files.
+    pub(crate) fn of_any_slot(self) -> Self {
+        Self { owner: None, ..self }
     }
 
     /// How many layers it has in all.
@@ -199,7 +234,8 @@ impl Workspace {
         &self,
         keeper: &mut dyn FnMut(&Path) -> Option<Keeper>,
     ) -> Result<(Base, Remains), WorkspaceError> {
-        let owner = match self.user_of_slot() {
+        // Of a machine, as of a slot, the first process has the same ids as all others.
+        let owner = match self.founder() {
             Some(user) => user.map().outside,
             None => rustix::process::geteuid().as_raw(),
         };
@@ -224,6 +260,7 @@ impl Workspace {
             unused.extend([self.temporary(), self.home()].map(Path::to_owned));
             return Ok((base, Remains::of(unused)));
         }
+        base.owner = self.owner();
         let all = base.trees.iter_mut().zip(&self.beneath).zip(self.directories());
         for ((tree, beneath), path) in all {
             let top = match beneath.layers.is_empty() {
@@ -253,18 +290,24 @@ impl Workspace {
         }
     }
 
-    /// A workspace for a grader that runs as `user`, above this one, which must not change
-    /// meanwhile. Its files are written for it. Gives what is to be removed when it is over.
+    /// A workspace for a grader above this one, which must not change meanwhile. Its files are
+    /// written for it. Gives what is to be removed when it is over.
     ///
     /// # Errors
-    /// As of making one; there is no such user.
-    pub(crate) fn for_grading(
-        &self,
-        files: &[SpecFile],
-        files_at: &Path,
-        user: Option<&str>,
-    ) -> Result<(Self, Remains), NoGrading> {
+    /// As of making one; there is no such user, or a path that cannot be judged.
+    pub(crate) fn for_grading(&self, spec: &ToGrade<'_>) -> Result<(Self, Remains), NoGrading> {
+        let ToGrade { files, files_at, user, paths } = *spec;
         let (mut base, _) = self.as_base(&mut |_| None)?;
+        let mut judged = Vec::new();
+        if let Some(paths) = paths {
+            let Some(image) = &base.image else {
+                let text = "judged_paths is given, and the trajectory's machine has no image: what \
+                            is not its own is the host's there; leave judged_paths out";
+                return Err(NoMachine::Unsupported(text.to_owned()).into());
+            };
+            judged = self.judged(image, paths)?;
+            base.image = Some(Arc::new(image.pristine()));
+        }
         if let (Some(user), Some(image)) = (user, &base.image) {
             base.image = Some(Arc::new(image.with_user(user, self.user_of_slot())?));
         }
@@ -277,9 +320,19 @@ impl Workspace {
         directories.push(own.clone());
         let remains = Remains::of(directories);
         let (files_here, home) = (own.join("files"), own.join("home"));
+        for (number, judged) in judged.iter_mut().enumerate() {
+            judged.0.writable = own.join(format!("judged-{number}"));
+        }
         let written = write_files(&own, &files_here, files)
             .map_err(|(path, error)| WorkspaceError::io("write", &path, error))
-            .and_then(|()| make_private_dir(home.clone(), made.owner()).map(drop));
+            .and_then(|()| make_private_dir(home.clone(), made.owner()).map(drop))
+            .and_then(|()| {
+                let make = |(judged, (mode, owner)): &(Judged, Attributes)| {
+                    make_private_dir(judged.writable.clone(), made.founder())?;
+                    make_shown_dir(judged.writable.join(UPPER), *mode, *owner)
+                };
+                judged.iter().try_for_each(make)
+            });
         if let Err(error) = written {
             if let Err(error) = remains.remove() {
                 log::warn!("{error}");
@@ -287,10 +340,82 @@ impl Workspace {
             return Err(error.into());
         }
         let files_at = files_at.to_owned();
-        made.grading = Some(Arc::new(Grading { files: files_here, home, files_at }));
+        let judged = judged.into_iter().map(|(judged, _)| judged).collect();
+        made.grading = Some(Arc::new(Grading { files: files_here, home, files_at, judged }));
         Ok((made, remains))
     }
+
+    /// What the directories at these paths are in the layers of `image`, which has all that was
+    /// changed; and the mode and owner of each.
+    fn judged(
+        &self,
+        image: &ImageFiles,
+        paths: &[String],
+    ) -> Result<Vec<(Judged, Attributes)>, NoGrading> {
+        let owner = self.user_of_slot();
+        let layers: Vec<_> = image.layers().collect();
+        let failed = |path: &Path, error| WorkspaceError::io("look at", path, error);
+        let merged = Merged::open(layers.iter().map(|layer| layer.path()))
+            .map_err(|error| failed(Path::new("the layers"), error))?;
+        let mut all = Vec::new();
+        for path in paths {
+            let Some((beneath, found)) = merged.directory(path) else {
+                let text = format!("judged_paths has {path:?}, which is no directory there");
+                return Err(NoMachine::Unsupported(text).into());
+            };
+            let found: Vec<_> =
+                found.into_iter().map(|number| layers[layers.len() - 1 - number]).collect();
+            let user = |uid, gid| image.ids_of(owner).map(|user| user.as_inside(uid, gid));
+            let mut attributes = (0o755, user(0, 0));
+            if let Some(top) = found.first() {
+                let host = top.path().join(&beneath);
+                let about = host.symlink_metadata().map_err(|error| failed(&host, error))?;
+                let inside = |id: u32| id.saturating_sub(top.owner());
+                attributes =
+                    (about.mode() & 0o7777, user(inside(about.uid()), inside(about.gid())));
+            }
+            let tree = |layer: &&Arc<Layer>| image.tree(layer, layer.path().join(&beneath), owner);
+            let lower = found.iter().rev().map(tree).collect();
+            let (place, writable) = (PathBuf::from(path), PathBuf::new());
+            all.push((Judged { place, lower, writable }, attributes));
+        }
+        let trees: usize = all.iter().map(|(judged, _)| judged.lower.len() + 1).sum();
+        let most = MOST_TREES - image.image().layers().len() - 1;
+        if trees > most {
+            let text = format!(
+                "judged_paths are in {trees} directories of layers, and a machine has {most} \
+                 beside its image's: name fewer paths, or take fewer snapshots"
+            );
+            return Err(NoMachine::Unsupported(text).into());
+        }
+        Ok(all)
+    }
+
+    /// The directories that are judged, if only some are, as a jail shows them.
+    pub(in crate::sandbox) fn judged_entries(&self) -> Vec<Entry> {
+        let (Some(grading), Some(image)) = (self.grading(), self.image()) else {
+            return Vec::new();
+        };
+        let entry = |Judged { place, lower, writable }: &Judged| match lower.is_empty() {
+            // There is nothing to be judged.
+            true => Entry::Shown {
+                host: writable.join(UPPER),
+                place: place.clone(),
+                access: Access::Writable,
+            },
+            false => Entry::Layered(Overlay {
+                place: place.clone(),
+                lower: lower.clone(),
+                writable: image.own_tree(writable, self.user_of_slot()),
+                work: self.next_work(),
+            }),
+        };
+        grading.judged.iter().map(entry).collect()
+    }
 }
+
+/// The mode of a directory, and whose it is, if not ours.
+type Attributes = (u32, Option<CommandUser>);
 
 /// Why a grader has no workspace.
 #[derive(Debug, thiserror::Error)]
@@ -298,9 +423,9 @@ pub(crate) enum NoGrading {
     /// Its directories cannot be made.
     #[error(transparent)]
     Workspace(#[from] WorkspaceError),
-    /// It cannot run as the user that is asked for.
+    /// It cannot run as the user that is asked for, or judge what it is to.
     #[error(transparent)]
-    User(#[from] NoMachine),
+    Refused(#[from] NoMachine),
 }
 
 /// The directory at `place` beneath another root directory, in which links lead nowhere else.

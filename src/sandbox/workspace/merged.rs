@@ -10,7 +10,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
@@ -24,7 +24,14 @@ const OPEN_DIR: OFlags =
 /// The layers of an image, held.
 pub(super) struct Merged {
     /// The directory that `/` is in each of them, the topmost first.
-    roots: Vec<OwnedFd>,
+    roots: Vec<Dir>,
+}
+
+/// What a directory is in one layer.
+struct Dir {
+    /// The layer's number: 0 is the topmost.
+    layer: usize,
+    fd: OwnedFd,
 }
 
 /// An entry.
@@ -49,7 +56,7 @@ pub(super) struct FileId {
 enum Entry {
     Nothing,
     /// A directory: what it is in each layer that shows through, the topmost first.
-    Directory(Vec<OwnedFd>),
+    Directory(Vec<Dir>),
     Link(OsString),
     Other(Found),
 }
@@ -60,8 +67,11 @@ impl Merged {
     /// # Errors
     /// The first that cannot be opened.
     pub(super) fn open<'a>(layers: impl DoubleEndedIterator<Item = &'a Path>) -> io::Result<Self> {
-        let open = |path| Ok(rustix::fs::open(path, OPEN_DIR, Mode::empty())?);
-        Ok(Self { roots: layers.rev().map(open).collect::<io::Result<_>>()? })
+        let open = |(layer, path)| {
+            let fd = rustix::fs::open(path, OPEN_DIR, Mode::empty())?;
+            Ok(Dir { layer, fd })
+        };
+        Ok(Self { roots: layers.rev().enumerate().map(open).collect::<io::Result<_>>()? })
     }
 
     /// The text of the regular file at an absolute path, if there is one of at most `most` bytes.
@@ -86,17 +96,33 @@ impl Merged {
 
     /// Whether a directory is at an absolute path.
     pub(super) fn is_directory(&self, path: &str) -> bool {
-        matches!(self.find(path), Ok(Entry::Directory(_)))
+        matches!(self.find(path), Ok((_, Entry::Directory(_))))
     }
 
-    fn regular(&self, path: &str) -> Option<Found> {
+    /// In which layers the directory at an absolute path is, of those that show through, the
+    /// topmost first (whose number is 0); and its path in each of them. `None` where something else
+    /// is there, and no layer where nothing is.
+    pub(super) fn directory(&self, path: &str) -> Option<(PathBuf, Vec<usize>)> {
         match self.find(path) {
-            Ok(Entry::Other(found)) if FileType::from_raw_mode(found.mode).is_file() => Some(found),
+            Ok((at, Entry::Directory(dirs))) => {
+                Some((at, dirs.into_iter().map(|dir| dir.layer).collect()))
+            }
+            Ok((_, Entry::Nothing)) => Some((PathBuf::new(), Vec::new())),
             _ => None,
         }
     }
 
-    fn find(&self, path: &str) -> Result<Entry, Errno> {
+    fn regular(&self, path: &str) -> Option<Found> {
+        match self.find(path) {
+            Ok((_, Entry::Other(found))) if FileType::from_raw_mode(found.mode).is_file() => {
+                Some(found)
+            }
+            _ => None,
+        }
+    }
+
+    /// With the path of a directory beneath the root, on which there is no link.
+    fn find(&self, path: &str) -> Result<(PathBuf, Entry), Errno> {
         let names = |path: &OsStr| -> Vec<OsString> {
             let parts = path.as_bytes().split(|byte| *byte == b'/');
             let parts = parts.filter(|part| !part.is_empty() && *part != b".");
@@ -104,25 +130,27 @@ impl Merged {
         };
         let mut todo: VecDeque<_> = names(path.as_ref()).into();
         // Each directory on the way, below the root.
-        let mut way: Vec<Vec<OwnedFd>> = Vec::new();
+        let mut way: Vec<(OsString, Vec<Dir>)> = Vec::new();
         for _ in 0..MOST_STEPS {
             let Some(name) = todo.pop_front() else {
-                return Ok(Entry::Directory(way.pop().unwrap_or_default()));
+                let path = way.iter().map(|(name, _)| name).collect();
+                let dirs = way.pop().map(|(_, dirs)| dirs).unwrap_or_default();
+                return Ok((path, Entry::Directory(dirs)));
             };
             if name == ".." {
                 way.pop();
                 continue;
             }
-            match entry(way.last().unwrap_or(&self.roots), &name)? {
-                Entry::Directory(dirs) => way.push(dirs),
+            match entry(way.last().map_or(&self.roots, |(_, dirs)| dirs), &name)? {
+                Entry::Directory(dirs) => way.push((name, dirs)),
                 Entry::Link(target) => {
                     if target.as_bytes().starts_with(b"/") {
                         way.clear();
                     }
                     names(&target).into_iter().rev().for_each(|name| todo.push_front(name));
                 }
-                other if todo.is_empty() => return Ok(other),
-                _ => return Ok(Entry::Nothing),
+                other if todo.is_empty() => return Ok((PathBuf::new(), other)),
+                _ => return Ok((PathBuf::new(), Entry::Nothing)),
             }
         }
         Err(Errno::LOOP)
@@ -130,9 +158,9 @@ impl Merged {
 }
 
 /// What a name is in a directory, of which these are what it is in layers.
-fn entry(dirs: &[OwnedFd], name: &OsStr) -> Result<Entry, Errno> {
+fn entry(dirs: &[Dir], name: &OsStr) -> Result<Entry, Errno> {
     let mut found = Vec::new();
-    for dir in dirs {
+    for Dir { layer, fd: dir } in dirs {
         let about = match rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(about) => about,
             Err(Errno::NOENT) => continue,
@@ -142,7 +170,7 @@ fn entry(dirs: &[OwnedFd], name: &OsStr) -> Result<Entry, Errno> {
         if kind == FileType::Directory {
             let opened = rustix::fs::openat(dir, name, OPEN_DIR, Mode::empty())?;
             let hides = is_opaque(&opened);
-            found.push(opened);
+            found.push(Dir { layer: *layer, fd: opened });
             if hides {
                 break;
             }
@@ -241,5 +269,11 @@ mod tests {
         file("0/usr/bin/sh", "#!/other");
         assert_ne!(merged.program("/bin/sh"), before);
         assert!(merged.is_directory("/bin") && !merged.is_directory("/over"));
+        let directory = |path: &str| merged.directory(path);
+        assert_eq!(directory("/etc"), Some(("etc".into(), vec![0, 1])));
+        assert_eq!(directory("/bin/.."), Some(("usr".into(), vec![1])));
+        assert_eq!(directory("/gone"), Some(("gone".into(), vec![0])), "it is opaque");
+        assert_eq!(directory("/nowhere/x"), Some((PathBuf::new(), vec![])));
+        assert_eq!(directory("/etc/passwd"), None);
     }
 }

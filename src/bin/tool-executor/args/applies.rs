@@ -19,10 +19,20 @@ const OF_NOMAD: [&str; 6] = [
 ];
 
 /// Flags of this machine's slots.
-const OF_THIS_MACHINE: [&str; 22] = [
+const OF_THIS_MACHINE: [&str; 32] = [
     "slots",
     "data_dir",
     "image",
+    "image_pull",
+    "image_platform",
+    "registry_auth_file",
+    "registry_cert_dir",
+    "registry_plain_http",
+    "image_pull_retries",
+    "image_pull_timeout_s",
+    "image_pull_parallel",
+    "image_store_size",
+    "image_refresh_s",
     "user_ids",
     "max_file_size",
     "limit_memory",

@@ -14,6 +14,7 @@ use tool_executor::config::{
     Secret, UnknownArguments, UserIds,
 };
 
+use super::pulling::ImagesArgs;
 use super::values::{self, Limit, Lines, Several, Variable, named};
 
 /// The slots of this machine.
@@ -31,13 +32,14 @@ pub(crate) struct SlotArgs {
     pub(crate) data_dir: Option<PathBuf>,
 
     /// The image whose files sandboxes have in place of this machine's, unless a trajectory asks
-    /// for another: dir:/DIRECTORY, oci:/DIRECTORY[:TAG], docker-archive:/FILE[:NAME], or the name
-    /// of one that was imported [default: none]
+    /// for another: a name as python:3.12, of one that was imported or of a registry's;
+    /// dir:/DIRECTORY, oci:/DIRECTORY[:TAG] or docker-archive:/FILE[:NAME] [default: none]
     #[arg(long, value_name = "IMAGE", env = "TOOL_EXECUTOR_IMAGE")]
     pub(crate) image: Option<String>,
 
-    /// User ids for the slots, where it runs as root: auto (each slot has a range of its own),
-    /// shared (all are the user 65534), or FIRST:COUNT, as 2000000000:655360 [default: auto]
+    /// User ids for the slots, where it runs as root or /etc/subuid gives this user some: auto
+    /// (each slot has its own), shared (all are one user), or for root FIRST:COUNT, as
+    /// 2000000000:655360 [default: auto]
     #[arg(long, value_name = "IDS", env = "TOOL_EXECUTOR_USER_IDS")]
     #[arg(value_parser = named(values::user_ids))]
     pub(crate) user_ids: Option<UserIds>,
@@ -49,6 +51,9 @@ pub(crate) struct SlotArgs {
 
     #[command(flatten)]
     pub(crate) provided: ProvidedArgs,
+
+    #[command(flatten)]
+    pub(crate) images: ImagesArgs,
 }
 
 impl SlotArgs {

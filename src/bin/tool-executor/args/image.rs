@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use tool_executor::image::StoredIds;
 
+use super::pulling::{self, PullingArgs};
 use super::values::{self, named};
 use crate::exit_code;
 
@@ -28,9 +29,10 @@ pub(crate) enum ImageCommand {
 
     /// Pull images from registries and unpack them into the data directory
     ///
-    /// This is done by skopeo, which has to be installed: registries, credentials, mirrors and
-    /// proxies are those of its settings (containers-registries.conf(5), containers-auth.json(5)).
-    /// An image that is there is pulled again; layers that are there are not unpacked again.
+    /// This is done by skopeo, which has to be installed: what is not said here is as its settings
+    /// have it (containers-registries.conf(5), containers-auth.json(5)). The registry is asked also
+    /// for a name that is there; layers that are there are not fetched again. Several images are
+    /// pulled at a time.
     #[command(after_help = exit_code::IMAGE_HELP)]
     Pull(PullArgs),
 
@@ -54,12 +56,27 @@ pub(crate) enum ImageCommand {
     Prune(PruneArgs),
 }
 
+impl ImageCommand {
+    /// Which store it is about.
+    pub(crate) fn store(&self) -> &StoreArgs {
+        match self {
+            Self::List { store } => store,
+            Self::Import(ImportArgs { store, .. })
+            | Self::Pull(PullArgs { store, .. })
+            | Self::Show(ShowArgs { store, .. })
+            | Self::Remove(RemoveArgs { store, .. })
+            | Self::Prune(PruneArgs { store, .. }) => store,
+        }
+    }
+}
+
 /// The flags of `image import`.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ImportArgs {
     /// Where an image comes from: oci:DIR[:TAG] (an OCI layout), docker-archive:FILE[:NAME] (what
     /// docker save or podman save wrote, or a tar of an OCI layout; plain, gzip or zstd), the path
-    /// of one of these, or docker://NAME
+    /// of one of these, docker://NAME,
+    /// docker-daemon:NAME or containers-storage:NAME
     #[arg(required = true, value_name = "SOURCE")]
     pub(crate) sources: Vec<String>,
 
@@ -79,9 +96,19 @@ pub(crate) struct ImportArgs {
 /// The flags of `image pull`.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct PullArgs {
-    /// Names of images, as python:3.12, quay.io/podman/hello or NAME@sha256:...
-    #[arg(required = true, value_name = "NAME")]
+    /// Names of images, as python:3.12, localhost:5000/task, NAME@sha256:..., docker-daemon:NAME or
+    /// containers-storage:NAME
+    #[arg(required_unless_present = "image_list", value_name = "NAME")]
     pub(crate) names: Vec<String>,
+
+    /// A file with names of images, one in each line, or with the input of replay: then the images
+    /// that its trajectories ask for. - is standard input. Empty lines, and those that begin with
+    /// #, are left out
+    #[arg(long, value_name = "FILE")]
+    pub(crate) image_list: Vec<PathBuf>,
+
+    #[command(flatten)]
+    pub(crate) pulling: PullingArgs,
 
     /// No progress
     #[arg(long, short)]
@@ -119,6 +146,11 @@ pub(crate) struct PruneArgs {
     /// 0 removes all that no program uses [default: no image is removed]
     #[arg(long, value_name = "S", value_parser = named(values::unused_image_seconds))]
     pub(crate) unused_for: Option<Duration>,
+
+    /// Also remove images that no program uses, those first that were not used for longest, until
+    /// the files of the others have at most so many bytes, as 50G
+    #[arg(long, value_name = "SIZE", value_parser = named(pulling::store_size))]
+    pub(crate) to_size: Option<u64>,
 
     #[command(flatten)]
     pub(crate) store: StoreArgs,

@@ -15,7 +15,7 @@ const COMMANDS: [&str; 3] = ["replay", "serve", "sandbox"];
 /// `replay` has no `--acquire-timeout-s`, because more trajectories than slots is what
 /// `--concurrency` asks for, and no `--idle-limit-s`, because it releases what it is done with.
 /// `sandbox` has none of the flags about calls: its clients say these.
-const TABLE: [(&str, &str, &str); 77] = [
+const TABLE: [(&str, &str, &str); 87] = [
     ("acquire-timeout-s", "TOOL_EXECUTOR_ACQUIRE_TIMEOUT_S", "s"),
     ("advertise", "TOOL_EXECUTOR_ADVERTISE", "sx"),
     ("allow-host", "TOOL_EXECUTOR_ALLOW_HOST", "rsx"),
@@ -39,6 +39,13 @@ const TABLE: [(&str, &str, &str); 77] = [
     ("host", "TOOL_EXECUTOR_LISTEN_HOST", "sx"),
     ("idle-limit-s", "TOOL_EXECUTOR_IDLE_LIMIT_S", "s"),
     ("image", "TOOL_EXECUTOR_IMAGE", "rsx"),
+    ("image-platform", "TOOL_EXECUTOR_IMAGE_PLATFORM", "rsx"),
+    ("image-pull", "TOOL_EXECUTOR_IMAGE_PULL", "rsx"),
+    ("image-pull-parallel", "TOOL_EXECUTOR_IMAGE_PULL_PARALLEL", "rsx"),
+    ("image-pull-retries", "TOOL_EXECUTOR_IMAGE_PULL_RETRIES", "rsx"),
+    ("image-pull-timeout-s", "TOOL_EXECUTOR_IMAGE_PULL_TIMEOUT_S", "rsx"),
+    ("image-refresh-s", "TOOL_EXECUTOR_IMAGE_REFRESH_S", "rsx"),
+    ("image-store-size", "TOOL_EXECUTOR_IMAGE_STORE_SIZE", "rsx"),
     ("keep-workspaces", "", "r"),
     ("lease-s", "TOOL_EXECUTOR_LEASE_S", "x"),
     ("limit", "", "r"),
@@ -64,6 +71,9 @@ const TABLE: [(&str, &str, &str); 77] = [
     ("path-prepend", "TOOL_EXECUTOR_PATH_PREPEND", "rsx"),
     ("port", "TOOL_EXECUTOR_LISTEN_PORT", "sx"),
     ("quiet", "", "r"),
+    ("registry-auth-file", "TOOL_EXECUTOR_REGISTRY_AUTH_FILE", "rsx"),
+    ("registry-cert-dir", "TOOL_EXECUTOR_REGISTRY_CERT_DIR", "rsx"),
+    ("registry-plain-http", "TOOL_EXECUTOR_REGISTRY_PLAIN_HTTP", "rsx"),
     ("repeat", "", "r"),
     ("require-sandbox", "", "rsx"),
     ("sandbox-ca", "TOOL_EXECUTOR_SANDBOX_CA", "rs"),

@@ -1,8 +1,11 @@
 //! `image`: brings images into the store, and says what is in it.
 
+mod list;
 mod text;
 
+use std::collections::HashSet;
 use std::path::Path;
+use std::sync::Arc;
 
 use serde_json::Value;
 use tool_executor::Interrupt;
@@ -10,7 +13,7 @@ use tool_executor::image::{
     ImageError, ImageErrorKind, ImageSource, ImageStore, ImportStep, Pruned, StoredIds, StoredImage,
 };
 
-use crate::args::{ImageCommand, ImportArgs, StoreArgs};
+use crate::args::{ImageCommand, ImportArgs, PullArgs, StoreArgs};
 use crate::console::{end_of_printing, fail, init_log, print, warn_line};
 use crate::exit_code::ExitCode;
 use crate::signals::Signals;
@@ -75,10 +78,8 @@ fn perform(command: &ImageCommand, interrupt: &Interrupt) -> Result<Report, Fail
             import(&store, &args.sources, parse, names, (args.quiet, &args.store), interrupt)
         }
         ImageCommand::Pull(args) => {
-            let store = open(&args.store, interrupt)?;
-            let plain = |name: &str| name.strip_prefix("docker://").unwrap_or(name).to_owned();
-            let parse = |name: &str| ImageSource::parse(&format!("docker://{}", plain(name)));
-            import(&store, &args.names, parse, &[], (args.quiet, &args.store), interrupt)
+            let store = open(&args.store, interrupt)?.with_config(args.pulling.config());
+            pull(&store, args, interrupt)
         }
         ImageCommand::List { store: args } => {
             let images = open(args, interrupt)?.list(interrupt)?;
@@ -101,7 +102,11 @@ fn perform(command: &ImageCommand, interrupt: &Interrupt) -> Result<Report, Fail
             Ok(Report { code, ..report(&args.store, &sum, text::pruned) })
         }
         ImageCommand::Prune(args) => {
-            let pruned = open(&args.store, interrupt)?.prune(args.unused_for, interrupt)?;
+            let store = open(&args.store, interrupt)?;
+            let mut pruned = store.prune(args.unused_for, interrupt)?;
+            if let Some(most) = args.to_size {
+                pruned.add(store.shrink(most, interrupt)?);
+            }
             Ok(report(&args.store, &pruned, text::pruned))
         }
     }
@@ -134,6 +139,46 @@ fn import(
         Ok(())
     });
     Ok(Report { code, ..report(args, &images, |images| text::imported(images)) })
+}
+
+/// Pulls images, several at a time, and says which they are.
+fn pull(store: &ImageStore, args: &PullArgs, interrupt: &Interrupt) -> Result<Report, Failure> {
+    let mut names = args.names.clone();
+    for path in &args.image_list {
+        names.extend(list::names(path).map_err(|problem| Failure {
+            code: ExitCode::Io,
+            problem: format!("{}: {problem}", path.display()),
+        })?);
+    }
+    let mut seen = HashSet::new();
+    names.retain(|name| seen.insert(name.clone()));
+    let parsed: Vec<_> = names.iter().map(|name| list::source(name)).collect();
+    let (sources, given): (Vec<_>, Vec<_>) = parsed
+        .iter()
+        .zip(&names)
+        .filter_map(|(source, name)| Some((source.as_ref().ok()?.clone(), name.clone())))
+        .unzip();
+    let quiet = args.quiet;
+    let on_step = move |number: usize, step: &ImportStep| {
+        if let Some(line) = text::step(step).filter(|_| !quiet) {
+            warn_line(&format!("{}: {line}", given[number].escape_debug()));
+        }
+    };
+    let mut pulled = store.import_all(sources, interrupt, Arc::new(on_step))?.into_iter();
+    let mut images: Vec<StoredImage> = Vec::new();
+    let mut all = parsed.into_iter();
+    let code = each(&names, |_| {
+        let image = match all.next() {
+            Some(Err(error)) => Err(error),
+            _ => pulled.next().unwrap_or(Err(ImageError::Interrupted)),
+        }?;
+        // Several names may be of one image.
+        if !images.iter().any(|known| known.digest == image.digest) {
+            images.push(image);
+        }
+        Ok(())
+    });
+    Ok(Report { code, ..report(&args.store, &images, |images| text::imported(images)) })
 }
 
 /// Tries each of several, and says what went wrong: the code of the first that did.

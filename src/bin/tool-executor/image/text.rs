@@ -13,6 +13,20 @@ const SHORT: usize = 12;
 pub(super) fn step(step: &ImportStep) -> Option<String> {
     match step {
         ImportStep::Pulling => Some("pulling".to_owned()),
+        ImportStep::Fetching { layers, there, packed_bytes } => {
+            let (missing, size) = (layers - there, size(*packed_bytes));
+            Some(format!("fetching {missing} of {layers} layers, {size}"))
+        }
+        ImportStep::Fetched { bytes, of: 0 } => Some(format!("{} have arrived", size(*bytes))),
+        ImportStep::Fetched { bytes, of } => {
+            Some(format!("{} of {} have arrived", size(*bytes), size(*of)))
+        }
+        ImportStep::Retrying { why, after } => {
+            Some(format!("{why}; trying again in {} s", after.as_secs()))
+        }
+        ImportStep::Arrived { bytes, time } => {
+            Some(format!("fetched {} in {:.1} s", size(*bytes), time.as_secs_f64()))
+        }
         ImportStep::Layer { number, of, diff_id, packed_bytes } => {
             let (digest, size) = (short(diff_id), size(*packed_bytes));
             Some(format!("layer {number} of {of}, {digest}, {size}"))

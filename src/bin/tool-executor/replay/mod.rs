@@ -37,6 +37,8 @@ mod summary;
 mod trajectory;
 mod transfers;
 
+pub(crate) use self::input::open as open_input;
+
 use std::io::{self, BufRead, Read as _};
 use std::path::{Path, PathBuf};
 use std::time::Instant;

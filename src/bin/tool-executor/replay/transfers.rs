@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
 
-use crossbeam_channel::{Receiver, Sender, unbounded};
+use crossbeam_channel::{Receiver, Sender, bounded};
 use tool_executor::{Outcome, ToolExecutor, ToolResult};
 
 use super::put::Put;
@@ -48,7 +48,7 @@ struct Done {
 }
 
 impl Transfers {
-    /// None so far. Each thread sends one result at most, so the channel is bounded by them.
+    /// None so far.
     pub(super) fn new(executor: Arc<ToolExecutor>, directory: PathBuf) -> Self {
         Self {
             executor,
@@ -56,7 +56,8 @@ impl Transfers {
             waiting: VecDeque::new(),
             under_way: 0,
             without_slot: 0,
-            done: unbounded(),
+            // Each that is under way sends one result: there is room for all.
+            done: bounded(MOST),
         }
     }
 

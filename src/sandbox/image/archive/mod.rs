@@ -50,8 +50,13 @@ pub(super) struct Blob {
 /// # Errors
 /// [`ImageError::Invalid`], [`ImageError::Platform`], [`ImageError::BadSource`] where the tag names
 /// none or several could be meant, [`ImageError::Io`].
-pub(super) fn find(files: &Files, image: &str, tag: Option<&str>) -> Result<Found, ImageError> {
-    let finding = Finding { files, image };
+pub(super) fn find(
+    files: &Files,
+    image: &str,
+    tag: Option<&str>,
+    platform: &Platform,
+) -> Result<Found, ImageError> {
+    let finding = Finding { files, image, platform };
     // What Docker saves has both, and in this one every image has its names.
     match files.open(SAVED).map_err(|error| finding.unread(error))? {
         Some(list) => finding.saved(list, tag),
@@ -65,6 +70,8 @@ const INDEX: &str = "index.json";
 struct Finding<'a> {
     files: &'a Files,
     image: &'a str,
+    /// What it is to be for.
+    platform: &'a Platform,
 }
 
 impl Finding<'_> {
@@ -145,7 +152,7 @@ impl Finding<'_> {
         }
         let mut names = Vec::new();
         for _ in 0..MAX_LISTS {
-            let described = match manifest::choose(&index.manifests, &Platform::host()) {
+            let described = match manifest::choose(&index.manifests, self.platform) {
                 Choice::One(described) => described,
                 Choice::Several(tags) => {
                     let why = format!("it has several images; add one of {}", tags.join(", "));
@@ -155,7 +162,7 @@ impl Finding<'_> {
                     return Err(ImageError::Platform {
                         image: self.image.to_owned(),
                         has: others.join(", "),
-                        needs: Platform::host().to_string(),
+                        needs: self.platform.to_string(),
                     });
                 }
                 Choice::Empty => return Err(self.invalid("it has no image in it")),
@@ -198,9 +205,9 @@ impl Finding<'_> {
 
     /// Whether a configuration is one for this machine and for so many layers: their digests.
     fn check(&self, read: &Configuration, layers: usize) -> Result<Vec<Digest>, ImageError> {
-        let (is, host) = (read.platform(), Platform::host());
-        if !host.runs(&is) {
-            let (has, needs) = (is.to_string(), host.to_string());
+        let is = read.platform();
+        if !self.platform.runs(&is) {
+            let (has, needs) = (is.to_string(), self.platform.to_string());
             return Err(ImageError::Platform { image: self.image.to_owned(), has, needs });
         }
         let diff_ids = &read.rootfs.diff_ids;
@@ -255,6 +262,62 @@ impl Finding<'_> {
         let config = configuration.config.unwrap_or_default().into();
         let names = saved.repo_tags.clone().unwrap_or_default();
         Ok(Found { digest, manifest: None, config, names, layers })
+    }
+}
+
+/// What a registry has under a name.
+pub(super) enum AtRegistry {
+    /// A list: the digest of the manifest that is meant.
+    List(Digest),
+    /// A manifest.
+    Image {
+        config: Digest,
+        /// The digests and sizes of the layers, packed, the lowest first.
+        layers: Vec<(Digest, u64)>,
+    },
+}
+
+/// Reads what a registry has under a name, before any layer is fetched. `image` is how it was asked
+/// for.
+///
+/// # Errors
+/// As of [`find`].
+pub(super) fn read_manifest(
+    bytes: &[u8],
+    image: &str,
+    platform: &Platform,
+) -> Result<AtRegistry, ImageError> {
+    let invalid = |why: String| ImageError::Invalid { image: image.to_owned(), why };
+    let digest = |what: &str, described: &Descriptor| {
+        let parsed = described.digest.parse();
+        parsed.map_err(|error| invalid(format!("the digest of its {what}: {error}")))
+    };
+    let read: ManifestOrIndex = serde_json::from_slice(bytes).map_err(|error| {
+        invalid(format!("its manifest cannot be read: {}", shown(&error.to_string())))
+    })?;
+    if let Some(config) = &read.manifest.config {
+        let layers = read.manifest.layers.iter().map(|described| match described.no_layer() {
+            Some(why) => Err(invalid(why)),
+            None => Ok((digest("layer", described)?, described.size)),
+        });
+        let layers = layers.collect::<Result<_, _>>()?;
+        return Ok(AtRegistry::Image { config: digest("configuration", config)?, layers });
+    }
+    let Some(manifests) = &read.manifests else {
+        let why = "its manifest is none that has a configuration: of the first version, which no \
+                   registry has any more, or of no image";
+        return Err(invalid(why.to_owned()));
+    };
+    match manifest::choose(manifests, platform) {
+        Choice::One(described) => Ok(AtRegistry::List(digest("manifest", described)?)),
+        Choice::None(others) => Err(ImageError::Platform {
+            image: image.to_owned(),
+            has: others.join(", "),
+            needs: platform.to_string(),
+        }),
+        Choice::Several(_) | Choice::Empty => {
+            Err(invalid("its list of manifests has no single image for this machine".to_owned()))
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -25,8 +25,38 @@ use crate::sandbox::image::{Digest, Image, ImageError, ImageSource};
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ImportStep {
-    /// It is being pulled from its registry.
+    /// The registry is asked what it has, or an engine of this machine for all of it.
     Pulling,
+    /// Layers are being fetched: those that the store does not have.
+    Fetching {
+        /// How many layers the image has.
+        layers: usize,
+        /// How many of them are in the store.
+        there: usize,
+        /// The bytes of the others, packed.
+        packed_bytes: u64,
+    },
+    /// So much of them has arrived. Said about twice a second.
+    Fetched {
+        /// How many bytes.
+        bytes: u64,
+        /// Of how many; 0 where that is not known.
+        of: u64,
+    },
+    /// The pull was cut off or did not reach its registry, and is tried again.
+    Retrying {
+        /// What was said.
+        why: String,
+        /// When.
+        after: Duration,
+    },
+    /// All layers have arrived.
+    Arrived {
+        /// How many bytes were fetched.
+        bytes: u64,
+        /// In which time.
+        time: Duration,
+    },
     /// It reads the archive: a compressed one is unpacked for that.
     Reading,
     /// It begins with a layer, or waits for another program that is unpacking it.
@@ -104,12 +134,15 @@ impl ImageStore {
                 let full = |error| self.full(asked, error, (needed.get(), free));
                 (files.map_err(full)?, path, tag)
             }
-            ImageSource::Directory(_) | ImageSource::Stored(_) | ImageSource::Registry(_) => {
+            ImageSource::Directory(_)
+            | ImageSource::Stored(_)
+            | ImageSource::Engine(_)
+            | ImageSource::Registry(_) => {
                 let why = "it is not imported".to_owned();
                 return Err(ImageError::BadSource { image: asked.to_owned(), why });
             }
         };
-        let found = find(&files, asked, tag.as_deref())?;
+        let found = find(&files, asked, tag.as_deref(), &self.platform())?;
         let digest = found.digest;
         let all_names: Vec<_> = found.names.iter().chain(names).cloned().collect();
         let image = match self.image(&digest, asked, interrupt)? {
@@ -119,6 +152,8 @@ impl ImageStore {
         for name in &all_names {
             self.call(name, digest)?;
         }
+        // It is in use, and so is not among those that go.
+        self.keep_within_cap(0, interrupt);
         if let Some(file) = state {
             let known = SourceRecord { file, digest };
             // It is read again the next time, at worst.
@@ -158,10 +193,7 @@ impl ImageStore {
             let (number, diff_id) = (n + 1, blob.diff_id);
             let packed_bytes = blob.source.left();
             on_step(&ImportStep::Layer { number, of, diff_id, packed_bytes });
-            let link = match chain {
-                None => diff_id,
-                Some(chain) => Digest::of(format!("{chain} {diff_id}").as_bytes()),
-            };
+            let link = link(chain, diff_id);
             chain = Some(link);
             let layer = NewLayer { asked, path, blob, chain: link, below: &below };
             let (layer, pin, was_there) = self.layer_of(layer, interrupt)?;
@@ -227,7 +259,7 @@ impl ImageStore {
         interrupt: &Interrupt,
     ) -> Result<(ImageLayer, Pin, bool), ImageError> {
         let shelf = &self.0.layers;
-        let (plain, chained) = (layer.blob.diff_id.hex(), format!("chain-{}", layer.chain.hex()));
+        let (plain, chain) = (layer.blob.diff_id.hex(), chained(&layer.chain));
         let there = |entry: &str, pin| -> Result<_, ImageError> {
             let path = shelf.path_of(entry);
             let read = record::read(shelf.dir(), &format!("{entry}/{}", record::LAYER));
@@ -235,17 +267,17 @@ impl ImageStore {
             Ok((ImageLayer { entry: entry.to_owned(), layer }, pin, true))
         };
         loop {
-            if let Some(pin) = shelf.pin(&chained, interrupt)? {
-                return there(&chained, pin);
+            if let Some(pin) = shelf.pin(&chain, interrupt)? {
+                return there(&chain, pin);
             }
             let making = match shelf.wish(&plain, interrupt)? {
                 Wish::Pinned(pin) => return there(&plain, pin),
                 Wish::Making(making) => making,
             };
-            if shelf.has(&chained) {
+            if shelf.has(&chain) {
                 continue;
             }
-            return self.unpack(layer, making, &plain, &chained, interrupt);
+            return self.unpack(layer, making, &plain, &chain, interrupt);
         }
     }
 
@@ -259,7 +291,7 @@ impl ImageStore {
         interrupt: &Interrupt,
     ) -> Result<(ImageLayer, Pin, bool), ImageError> {
         let NewLayer { asked, path, blob, below, .. } = layer;
-        let diff_id = blob.diff_id;
+        let (diff_id, packed) = (blob.diff_id, blob.digest);
         let in_store = self.0.layers.path_of(plain);
         let (free, needed) = (self.free(), Rc::new(Cell::new(0)));
         let full = |error| self.full(asked, error, (needed.get(), free));
@@ -285,18 +317,31 @@ impl ImageStore {
             .map_err(|error| full(ImageError::io("write", &in_store, error)))?;
         let entry = if done.depends_on_below { chained } else { plain }.to_owned();
         let pin = making.complete(&entry, self.0.durable, interrupt)?;
+        // Its packed bytes were read, and had this digest.
+        if let Some(packed) = packed {
+            let known = record::PackedRecord { diff_id, entry: entry.clone() };
+            let noted = record::replace(self.0.packed.as_fd(), &packed.hex(), &known);
+            if let Err(error) = noted {
+                log::warn!("what {asked} has was not noted, and may be fetched again: {error}");
+            }
+        }
         Ok((ImageLayer { entry, layer }, pin, false))
     }
 
     /// How many bytes there is room for.
-    fn free(&self) -> u64 {
+    pub(super) fn free(&self) -> u64 {
         let room = rustix::fs::fstatvfs(self.0.layers.dir());
         room.map_or(0, |room| room.f_bavail.saturating_mul(room.f_frsize))
     }
 
     /// The same error, or where the disk is full that: how many bytes are needed at least, and how
     /// many were free.
-    fn full(&self, asked: &str, error: ImageError, (needed, free): (u64, u64)) -> ImageError {
+    pub(super) fn full(
+        &self,
+        asked: &str,
+        error: ImageError,
+        (needed, free): (u64, u64),
+    ) -> ImageError {
         match error {
             ImageError::Io { source, .. } if is_full(&source) => {
                 let (image, path) = (asked.to_owned(), self.0.path.clone());
@@ -305,6 +350,19 @@ impl ImageStore {
             error => error,
         }
     }
+}
+
+/// The digest of a layer and all below it.
+pub(super) fn link(below: Option<Digest>, diff_id: Digest) -> Digest {
+    match below {
+        None => diff_id,
+        Some(chain) => Digest::of(format!("{chain} {diff_id}").as_bytes()),
+    }
+}
+
+/// The entry of a layer that depends on those below it.
+pub(super) fn chained(chain: &Digest) -> String {
+    format!("chain-{}", chain.hex())
 }
 
 /// A layer that an image needs.

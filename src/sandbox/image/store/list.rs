@@ -82,7 +82,7 @@ impl ImageStore {
     /// [`ImageError::NotStored`], [`ImageError::BadSource`] where several digests begin so,
     /// [`ImageError::Io`], [`ImageError::Interrupted`].
     pub fn show(&self, name: &str, interrupt: &Interrupt) -> Result<StoredImage, ImageError> {
-        let not_stored = || self.not_stored(name);
+        let not_stored = || self.not_stored(name, "");
         let digest = self.find(name)?.ok_or_else(not_stored)?;
         self.stored(&digest, &self.names()?, interrupt)?.ok_or_else(not_stored)
     }

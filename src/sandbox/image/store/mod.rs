@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! <data directory>/images-<uid>/     of one user, mode 0700
-//!   kept/, moved-<id>/ or one/       by whose the files are (`StoredIds`); a store each
+//!   kept/, moved-<id>…/ or one/      by whose the files are (`StoredIds`); a store each
 //!     layers/<digest>/               a layer (`shelf` says how entries come and go)
 //!       tree/                          its files
 //!       layer.json                     what is known of it
@@ -10,6 +10,7 @@
 //!     pulls/                         what is being pulled; nothing is kept here
 //!     names/<digest of the name>     which image has a name
 //!     sources/<digest of the source> which image an archive had
+//!     packed/<digest as packed>      which layer a blob of a registry was
 //! ```
 //!
 //! **What names a layer** is the digest of its unpacked tar, which its image's configuration has:
@@ -21,9 +22,16 @@
 //! an import pins the layers that it needs until its image is there. So a machine needs one
 //! descriptor for its image, not one a layer, and who removes layers looks once more at which are
 //! needed when it has claimed them.
+//!
+//! **When an image was used** last is the time of its lock: noted when a use begins, and when the
+//! last one of a process ends. Of one that was killed the beginning is known.
 
+mod cap;
+mod contents;
 mod import;
 mod list;
+mod many;
+mod names;
 mod pull;
 mod record;
 mod remove;
@@ -42,18 +50,23 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use parking_lot::Mutex;
 use rustix::fs::Dir;
 
+pub(crate) use self::contents::ContentsReader;
 pub use self::import::ImportStep;
 pub use self::list::{StoredImage, StoredLayer};
-use self::record::{IMAGE, ImageRecord, NameRecord, TREE};
+use self::record::{IMAGE, ImageRecord, TREE};
 pub use self::remove::Pruned;
 use self::shelf::{Claimed, Pin, Shelf, let_pass, open_own};
-use super::source::{normal_name, shown};
+use super::config::Platform;
 use super::{Digest, Image, ImageError, ImageLimits, ImageSource, Layer, StoredIds};
+use crate::config::ImagesConfig;
 use crate::interrupt::Interrupt;
-use crate::sandbox::jail::can_map_owners;
+use crate::sandbox::jail::{can_map_owners, hands_over};
 use crate::sandbox::tree;
-use crate::sandbox::user::{self, IdMap, IdSpan};
+use crate::sandbox::user;
 use crate::sandbox::workspace::{WorkspaceError, open_base};
+
+/// The user of an image whom nothing should belong to.
+const NOBODY: u32 = 65_534;
 
 /// Images on disk, unpacked. Any number of programs may use one at a time.
 ///
@@ -70,7 +83,7 @@ use crate::sandbox::workspace::{WorkspaceError, open_base};
 /// # Ok::<(), tool_executor::image::ImageError>(())
 /// ```
 #[derive(Clone)]
-pub struct ImageStore(Arc<Inner>);
+pub struct ImageStore(Arc<Inner>, Arc<ImagesConfig>);
 
 struct Inner {
     path: PathBuf,
@@ -79,12 +92,29 @@ struct Inner {
     pulls: Shelf,
     names: OwnedFd,
     sources: OwnedFd,
+    packed: OwnedFd,
     ids: StoredIds,
     limits: ImageLimits,
     /// Whether what is imported is on the disk when it is said to be.
     durable: bool,
     /// The images that this process uses.
-    open: Mutex<HashMap<Digest, Weak<Image>>>,
+    open: Mutex<HashMap<Digest, Open>>,
+}
+
+/// An image that this process uses, and what keeps it there.
+struct Open {
+    image: Weak<Image>,
+    pin: Weak<UsePin>,
+}
+
+/// The pin of an image that is used.
+struct UsePin(Pin);
+
+impl Drop for UsePin {
+    fn drop(&mut self) {
+        // It was used until now.
+        self.0.touch();
+    }
 }
 
 impl StoredIds {
@@ -100,12 +130,10 @@ impl StoredIds {
             return Self::One;
         }
         // In a user namespace most ids may be none.
-        let Some(IdSpan { first, count }) = user::ids_of_images() else { return Self::One };
-        let opened = open_base(data_dir, true);
-        let can_map = opened.is_ok_and(|(base, _)| {
-            can_map_owners(&base, IdMap { inside: 0, outside: first, count })
-        });
-        if can_map { Self::Kept } else { Self::Moved(first) }
+        let Some(map) = user::ids_of_images() else { return Self::One };
+        let opened = open_base(data_dir, !hands_over());
+        let can_map = opened.is_ok_and(|(base, _)| can_map_owners(&base, map));
+        if can_map { Self::Kept } else { Self::Moved(map.outside) }
     }
 
     /// What it is called in paths and for `--ids`.
@@ -114,6 +142,19 @@ impl StoredIds {
             Self::Kept => "kept".to_owned(),
             Self::Moved(first) => format!("moved-{first}"),
             Self::One => "one".to_owned(),
+        }
+    }
+
+    /// The name of the store's directory. That of a user namespace is another one where the ids
+    /// are others outside: what is there is out of reach then.
+    fn directory(self) -> String {
+        let outside = |first| user::numbers_outside(first).filter(|outside| *outside != [first; 2]);
+        match self {
+            Self::Moved(first) => match outside(first) {
+                Some([users, groups]) => format!("{}-{users}-{groups}", self.name()),
+                None => self.name(),
+            },
+            Self::Kept | Self::One => self.name(),
         }
     }
 
@@ -130,7 +171,11 @@ impl StoredIds {
     pub(in crate::sandbox) fn on_disk(self, id: u32) -> Option<u32> {
         match self {
             Self::Kept => Some(id),
-            Self::Moved(first) => Some(first.saturating_add(id)),
+            Self::Moved(first) => {
+                let map = user::of_images_from(first);
+                // What no machine has is nobody's.
+                map.outside_of(id).or_else(|| map.outside_of(NOBODY))
+            }
             Self::One => None,
         }
     }
@@ -177,11 +222,13 @@ impl ImageStore {
         interrupt: &Interrupt,
     ) -> Result<Self, ImageError> {
         // Where the engine's commands have other users, they go through it.
-        let (base, _) = open_base(data_dir, rustix::process::geteuid().is_root())
-            .map_err(|error| of_base(data_dir, error))?;
-        let of_user = base.join(format!("images-{}", rustix::process::geteuid().as_raw()));
-        let path = of_user.join(ids.name());
-        let group = ids.passing_group();
+        let hands_over = hands_over();
+        let is_passable = rustix::process::geteuid().is_root() && !hands_over;
+        let (base, _) =
+            open_base(data_dir, is_passable).map_err(|error| of_base(data_dir, error))?;
+        let of_user = base.join(format!("images-{}", user::number_outside()));
+        let path = of_user.join(ids.directory());
+        let group = ids.passing_group().filter(|_| !hands_over);
         for directory in [&of_user, &path] {
             let opened = open_own(directory)?;
             if let Some(group) = group {
@@ -194,13 +241,42 @@ impl ImageStore {
         let (names, sources) = (open_own(&path.join("names"))?, open_own(&path.join("sources"))?);
         let pulls = Shelf::open(&path, "pulls")?;
         [&layers, &images, &pulls].into_iter().for_each(|shelf| shelf.sweep(interrupt));
-        for records in [&names, &sources] {
+        let packed = open_own(&path.join("packed"))?;
+        for records in [&names, &sources, &packed] {
             record::sweep(records.as_fd());
         }
         let (durable, open) = (cfg!(not(test)), Mutex::new(HashMap::new()));
-        let inner =
-            Inner { path, layers, images, pulls, names, sources, ids, limits, durable, open };
-        Ok(Self(Arc::new(inner)))
+        let inner = Inner {
+            path,
+            layers,
+            images,
+            pulls,
+            names,
+            sources,
+            packed,
+            ids,
+            limits,
+            durable,
+            open,
+        };
+        Ok(Self(Arc::new(inner), Arc::default()))
+    }
+
+    /// The same store, which pulls as this says, and has no more than it says.
+    #[must_use]
+    pub fn with_config(self, config: ImagesConfig) -> Self {
+        Self(self.0, Arc::new(config))
+    }
+
+    /// What images are to be for.
+    fn platform(&self) -> Platform {
+        self.1.platform.map_or_else(Platform::host, Platform::of)
+    }
+
+    /// The platform that names are kept apart for: none for this machine's.
+    fn foreign_platform(&self) -> Option<String> {
+        let platform = self.platform();
+        (platform != Platform::host()).then(|| platform.to_string())
     }
 
     /// Where it is.
@@ -214,8 +290,8 @@ impl ImageStore {
     }
 
     /// An image to use: imported if the store does not have it yet, once for all who want it. One
-    /// of a registry is pulled if the store has none of its name. A directory is used in place.
-    /// Blocks for as long as that takes.
+    /// of a registry is pulled if the store has none of its name, or has it for longer than answers
+    /// are to be kept. A directory is used in place. Blocks for as long as that takes.
     ///
     /// # Errors
     /// [`ImageError`].
@@ -223,18 +299,24 @@ impl ImageStore {
         &self,
         source: &ImageSource,
         interrupt: &Interrupt,
+        on_step: &mut dyn FnMut(&ImportStep),
     ) -> Result<Arc<Image>, ImageError> {
         match source {
             ImageSource::Directory(path) => Ok(Arc::new(Image::directory(path)?)),
             ImageSource::Stored(name) => {
-                let digest = self.find(name)?;
-                let opened =
-                    digest.map(|digest| self.image(&digest, name, interrupt)).transpose()?;
-                opened.flatten().ok_or_else(|| self.not_stored(name))
+                // Before a name that could be one of a registry, and may be the digest of one here.
+                match self.find(name)? {
+                    Some(digest) if !self.may_be_asked_again(name) => {
+                        let image = self.image(&digest, name, interrupt)?;
+                        image.ok_or_else(|| self.not_stored(name, ""))
+                    }
+                    _ => self.pulled(name, false, interrupt, on_step),
+                }
             }
-            ImageSource::Registry(name) => self.pulled(name, false, interrupt, &mut |_| {}),
+            ImageSource::Registry(name) => self.pulled(name, false, interrupt, on_step),
+            ImageSource::Engine(name) => self.copied(name, false, interrupt, on_step),
             ImageSource::OciLayout { .. } | ImageSource::Archive { .. } => {
-                self.imported(source, &source.to_string(), &[], interrupt, &mut |_| {})
+                self.imported(source, &source.to_string(), &[], interrupt, on_step)
             }
         }
     }
@@ -265,8 +347,15 @@ impl ImageStore {
                     return self.show(name, interrupt);
                 }
                 Some(_) => return self.show(name, interrupt),
-                None => return Err(self.not_stored(name)),
+                None => return Err(self.not_stored(name, "")),
             },
+            ImageSource::Engine(name) => {
+                let image = self.copied(name, true, interrupt, on_step)?;
+                if let Some(digest) = image.digest() {
+                    names.iter().try_for_each(|name| self.call(name, *digest))?;
+                }
+                image
+            }
             ImageSource::Registry(name) => {
                 let image = self.pulled(name, true, interrupt, on_step)?;
                 if let Some(digest) = image.digest() {
@@ -276,10 +365,43 @@ impl ImageStore {
             }
             _ => self.imported(source, &source.to_string(), names, interrupt, on_step)?,
         };
+        // While it is pinned: another program may be removing what is not used.
         let digest = image.digest().copied();
+        let mut stored =
+            self.show(&digest.map(|digest| digest.to_string()).unwrap_or_default(), interrupt)?;
         drop(image);
-        let name = digest.map(|digest| digest.to_string()).unwrap_or_default();
-        self.show(&name, interrupt)
+        stored.in_use =
+            matches!(self.0.images.claim(&stored.digest.hex(), interrupt)?, Claimed::InUse);
+        Ok(stored)
+    }
+
+    /// Whether [`get`](Self::get) would find the image here, without bringing anything: a look at
+    /// two files. A directory is always there; what an archive or a layout has is known once it was
+    /// imported from the same file. It may be removed at any time after that.
+    pub fn has(&self, source: &ImageSource) -> bool {
+        let there = |digest: Digest| self.0.images.has(&digest.hex());
+        match source {
+            ImageSource::Directory(path) => path.is_dir(),
+            ImageSource::Registry(name) | ImageSource::Engine(name) | ImageSource::Stored(name) => {
+                self.find(name).is_ok_and(|found| found.is_some())
+            }
+            ImageSource::OciLayout { .. } | ImageSource::Archive { .. } => {
+                let memo = Digest::of(source.to_string().as_bytes()).hex();
+                let known = record::read::<record::SourceRecord>(&self.0.sources, &memo);
+                known.is_ok_and(|known| there(known.digest))
+            }
+        }
+    }
+
+    /// Whether [`get`](Self::get) would ask a registry, or an engine, and so may block for long.
+    pub(crate) fn must_pull(&self, source: &ImageSource) -> bool {
+        match source {
+            ImageSource::Registry(name) | ImageSource::Stored(name) => {
+                self.1.pull && (!self.has(source) || self.may_be_asked_again(name))
+            }
+            ImageSource::Engine(_) => self.1.pull && !self.has(source),
+            _ => false,
+        }
     }
 
     /// The image with a digest, pinned; `None` if the store does not have it, or not whole.
@@ -289,13 +411,16 @@ impl ImageStore {
         name: &str,
         interrupt: &Interrupt,
     ) -> Result<Option<Arc<Image>>, ImageError> {
-        if let Some(image) = self.0.open.lock().get(digest).and_then(Weak::upgrade) {
+        if let Some(open) = self.0.open.lock().get(digest)
+            && let (Some(image), Some(pin)) = (open.image.upgrade(), open.pin.upgrade())
+        {
+            pin.0.touch();
             return Ok(Some(image));
         }
         let Some(pin) = self.0.images.pin(&digest.hex(), interrupt)? else { return Ok(None) };
         let Some(record) = self.record(digest)? else { return Ok(None) };
         pin.touch();
-        let pin = Arc::new(pin);
+        let pin = Arc::new(UsePin(pin));
         let (mut layers, mut seen) = (Vec::new(), HashSet::new());
         for layer in record.layers.iter().rev() {
             let path = self.0.layers.path_of(&layer.entry).join(TREE);
@@ -322,12 +447,13 @@ impl ImageStore {
         let image = Image { name: name.to_owned(), digest: Some(*digest), config, layers };
         let image = Arc::new(image);
         let mut open = self.0.open.lock();
-        open.retain(|_, image| image.strong_count() > 0);
-        open.insert(*digest, Arc::downgrade(&image));
+        open.retain(|_, open| open.image.strong_count() > 0);
+        let opened = Open { image: Arc::downgrade(&image), pin: Arc::downgrade(&pin) };
+        open.insert(*digest, opened);
         Ok(Some(image))
     }
 
-    fn layer(&self, path: PathBuf, pin: &Arc<Pin>) -> Arc<Layer> {
+    fn layer(&self, path: PathBuf, pin: &Arc<UsePin>) -> Arc<Layer> {
         Arc::new(Layer::new(path, self.0.ids.root(), Some(Box::new(pin.clone()))))
     }
 
@@ -344,77 +470,6 @@ impl ImageStore {
             }
             Err(error) => Err(ImageError::io("read", &path, error)),
         }
-    }
-
-    /// The digest of the image with a name, a digest, or the beginning of one.
-    fn find(&self, name: &str) -> Result<Option<Digest>, ImageError> {
-        let plain = normal_name(name);
-        let file = Digest::of(plain.as_bytes()).hex();
-        match record::read::<NameRecord>(&self.0.names, &file) {
-            Ok(record) if self.0.images.has(&record.digest.hex()) => {
-                return Ok(Some(record.digest));
-            }
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => {
-                return Err(ImageError::io("read", &self.0.path.join("names").join(file), error));
-            }
-        }
-        let hex = name.strip_prefix("sha256:").unwrap_or(name);
-        if hex.len() < 8 || !hex.bytes().all(|digit| digit.is_ascii_hexdigit()) {
-            return Ok(None);
-        }
-        let all = self.0.images.names()?;
-        let mut begin_so = all.iter().filter(|one| one.starts_with(hex));
-        match (begin_so.next(), begin_so.next()) {
-            (Some(one), None) => Ok(format!("sha256:{one}").parse().ok()),
-            (None, _) => Ok(None),
-            (Some(_), Some(_)) => {
-                let why = "the digests of several images begin so".to_owned();
-                Err(ImageError::BadSource { image: shown(name), why })
-            }
-        }
-    }
-
-    /// What is said of a name that no image has here.
-    fn not_stored(&self, name: &str) -> ImageError {
-        let file = Digest::of(normal_name(name).as_bytes()).hex();
-        let own = self.0.ids.name();
-        let all = self.0.path.parent().and_then(|of_user| std::fs::read_dir(of_user).ok());
-        let mut others = all.into_iter().flatten().flatten().filter(|other| {
-            other.file_name() != *own && other.path().join("names").join(&file).exists()
-        });
-        let Some(other) = others.next() else {
-            return ImageError::NotStored { image: shown(name) };
-        };
-        let (has, needs) = (other.file_name().to_string_lossy().into_owned(), own);
-        let why = format!(
-            "it was imported with the ids \"{has}\", and here they are \"{needs}\"; import it \
-             again: tool-executor image import --ids {needs}"
-        );
-        ImageError::BadSource { image: shown(name), why }
-    }
-
-    /// Gives a name to an image; the one that had it has it no more.
-    fn call(&self, name: &str, digest: Digest) -> Result<(), ImageError> {
-        let plain = normal_name(name);
-        let file = Digest::of(plain.as_bytes()).hex();
-        let known = record::read::<NameRecord>(&self.0.names, &file);
-        if known.is_ok_and(|known| known.digest == digest) {
-            return Ok(());
-        }
-        let record = NameRecord { name: plain, digest };
-        record::replace(self.0.names.as_fd(), &file, &record)
-            .map_err(|error| ImageError::io("write", &self.0.path.join("names").join(file), error))
-    }
-
-    /// All names, in no order.
-    fn names(&self) -> Result<Vec<NameRecord>, ImageError> {
-        let path = self.0.path.join("names");
-        let files =
-            files_of(&self.0.names).map_err(|error| ImageError::io("read", &path, error))?;
-        let read = |file: &String| record::read::<NameRecord>(&self.0.names, file).ok();
-        Ok(files.iter().filter_map(read).collect())
     }
 }
 

@@ -81,6 +81,34 @@ pub(super) struct ImageLayer {
 pub(super) struct NameRecord {
     pub(super) name: String,
     pub(super) digest: Digest,
+    /// For which processors, where these are not this machine's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) platform: Option<String>,
+    /// Of an image of a registry, that of its manifest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) manifest: Option<Digest>,
+    /// When the registry said so, in seconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) asked: Option<u64>,
+}
+
+impl NameRecord {
+    /// The file of the record of a name.
+    pub(super) fn file(name: &str, platform: Option<&str>) -> String {
+        match platform {
+            None => Digest::of(name.as_bytes()).hex(),
+            // No name has a space.
+            Some(platform) => Digest::of(format!("{name} {platform}").as_bytes()).hex(),
+        }
+    }
+}
+
+/// What a layer was, by the digest of its packed bytes: it need not be fetched again to be known.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct PackedRecord {
+    pub(super) diff_id: Digest,
+    /// The name of its entry.
+    pub(super) entry: String,
 }
 
 /// Which image an archive had when it was read last: it need not be read again as long as it is the

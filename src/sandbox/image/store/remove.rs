@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use rustix::fs::AtFlags;
 use serde::Serialize;
 
-use super::shelf::{Claimed, open_own};
+use super::shelf::{Claim, Claimed, open_own};
 use super::{ImageStore, files_of, record};
 use crate::interrupt::Interrupt;
 use crate::sandbox::image::source::shown;
@@ -30,13 +30,23 @@ pub struct Pruned {
     pub in_use: usize,
 }
 
+impl Pruned {
+    /// This and what another removal has removed; of images in use those that the later one saw.
+    pub fn add(&mut self, later: Self) {
+        self.images.extend(later.images);
+        self.layers += later.layers;
+        self.bytes += later.bytes;
+        self.in_use = self.in_use.max(later.in_use);
+    }
+}
+
 impl ImageStore {
     /// Removes an image with all its names, and the layers that no other image has.
     ///
     /// # Errors
     /// [`ImageError::InUse`], those of [`show`](Self::show).
     pub fn remove(&self, name: &str, interrupt: &Interrupt) -> Result<Pruned, ImageError> {
-        let not_stored = || self.not_stored(name);
+        let not_stored = || self.not_stored(name, "");
         let digest = self.find(name)?.ok_or_else(not_stored)?;
         match self.0.images.claim(&digest.hex(), interrupt)? {
             Claimed::Missing => return Err(not_stored()),
@@ -73,9 +83,7 @@ impl ImageStore {
                 Claimed::Missing => {}
                 Claimed::InUse => removed.in_use += 1,
                 Claimed::Ours(claim) => {
-                    claim.remove(interrupt)?;
-                    self.forget_names(&digest)?;
-                    removed.images.push(digest);
+                    self.remove_claimed(claim, digest, &mut removed, interrupt)?;
                 }
             }
         }
@@ -84,7 +92,7 @@ impl ImageStore {
     }
 
     /// Removes the layers that no image has, and that nobody is about to give to one.
-    fn remove_unneeded(
+    pub(super) fn remove_unneeded(
         &self,
         mut removed: Pruned,
         interrupt: &Interrupt,
@@ -112,6 +120,7 @@ impl ImageStore {
                 removed.bytes += bytes;
             }
         }
+        self.forget_packed();
         Ok(removed)
     }
 
@@ -130,13 +139,37 @@ impl ImageStore {
         Ok(needed)
     }
 
+    /// Removes an image that is claimed, and its names.
+    pub(super) fn remove_claimed(
+        &self,
+        claim: Claim<'_>,
+        digest: Digest,
+        removed: &mut Pruned,
+        interrupt: &Interrupt,
+    ) -> Result<(), ImageError> {
+        claim.remove(interrupt)?;
+        self.forget_names(&digest)?;
+        removed.images.push(digest);
+        Ok(())
+    }
+
     fn forget_names(&self, digest: &Digest) -> Result<(), ImageError> {
         for record in self.names()?.iter().filter(|record| record.digest == *digest) {
-            let file = Digest::of(record.name.as_bytes()).hex();
+            let file = record::NameRecord::file(&record.name, record.platform.as_deref());
             // Of no harm if it stays: a name of what is not there is none.
             let _ = rustix::fs::unlinkat(&self.0.names, file, AtFlags::empty());
         }
         Ok(())
+    }
+
+    /// Forgets what blobs of registries were whose layers are gone.
+    fn forget_packed(&self) {
+        for file in files_of(&self.0.packed).unwrap_or_default() {
+            let record = record::read::<record::PackedRecord>(&self.0.packed, &file);
+            if record.is_ok_and(|record| !self.0.layers.has(&record.entry)) {
+                let _ = rustix::fs::unlinkat(&self.0.packed, file, AtFlags::empty());
+            }
+        }
     }
 
     /// Forgets the archives of images that are gone.

@@ -215,8 +215,8 @@ impl Shelf {
         self.read(|name| !name.starts_with('.'))
     }
 
-    /// Claims an entry to remove it. Blocks for a moment where it seems to be in use: a program that
-    /// has used it may just start another one, which has a copy of the lock until it runs.
+    /// Claims an entry to remove it. Blocks for a moment where it seems to be in use: a program
+    /// that has used it may just start another one, which has a copy of the lock until it runs.
     ///
     /// # Errors
     /// Those of the system, [`ImageError::Interrupted`].

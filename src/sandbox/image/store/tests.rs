@@ -25,6 +25,8 @@ impl Fixture {
         let base = outer.path().join("data");
         let ids = StoredIds::for_data_dir(Some(&base));
         let store = ImageStore::open_with(Some(&base), ids, limits, &interrupt).unwrap();
+        // No test asks a registry of the world.
+        let store = store.with_config(ImagesConfig::default().with_pull(false));
         Self { outer, store, interrupt }
     }
 
@@ -35,7 +37,8 @@ impl Fixture {
     /// The store as another process has it.
     fn other(&self) -> ImageStore {
         let base = self.path("data");
-        ImageStore::open(Some(&base), self.store.ids(), &self.interrupt).unwrap()
+        let store = ImageStore::open(Some(&base), self.store.ids(), &self.interrupt).unwrap();
+        store.with_config(ImagesConfig::default().with_pull(false))
     }
 
     fn parse(&self, text: &str) -> ImageSource {
@@ -43,7 +46,7 @@ impl Fixture {
     }
 
     fn get(&self, text: &str) -> Result<Arc<Image>, ImageError> {
-        self.store.get(&self.parse(text), &self.interrupt)
+        self.store.get(&self.parse(text), &self.interrupt, &mut |_| {})
     }
 
     /// Imports, and says of each layer whether it was there.
@@ -127,7 +130,8 @@ fn an_image_is_the_same_wherever_it_comes_from() {
         assert!(Arc::ptr_eq(&image, &first), "{name}");
     }
     // Another process has them, too.
-    let other = fixture.other().get(&fixture.parse("task:1"), &fixture.interrupt).unwrap();
+    let other =
+        fixture.other().get(&fixture.parse("task:1"), &fixture.interrupt, &mut |_| {}).unwrap();
     assert_eq!(other.layers()[1].path(), first.layers()[1].path());
     assert_eq!(fixture.entries("images"), [digest.hex()]);
 }
@@ -159,6 +163,19 @@ fn layers_are_shared_and_unpacked_once() {
     let (image, there) = fixture.import("b.tar");
     assert_eq!(there, [true, true, false]);
     assert_eq!(image.unwrap().names, ["b:1"]);
+    // What is here is known without bringing anything.
+    for (text, here) in [
+        ("a:1", true),
+        ("docker://b:1", true),
+        ("b.tar", true),
+        ("docker-archive:b.tar:b:1", false),
+        ("c:1", false),
+        ("docker://c:1", false),
+        ("dir:/", true),
+        ("dir:no", false),
+    ] {
+        assert_eq!(fixture.store.has(&fixture.parse(text)), here, "{text}");
+    }
     // The same again reads nothing, and another file with the same image unpacks nothing.
     assert_eq!(fixture.import("b.tar").1, [false; 0]);
     fs::write(fixture.path("c.tar"), gzip(&saved(&[("c:1", &more)]))).unwrap();
@@ -381,7 +398,7 @@ fn of_several_images_one_is_named() {
     let dir = fixture.path("list");
     let layout = Layout::new(&dir).image(None, &two, gzip, |_, _| {});
     let mut ours = layout.manifests()[0].clone();
-    let host = super::super::config::Platform::host();
+    let host = Platform::host();
     ours["platform"] = json!({"os": host.os, "architecture": host.architecture});
     let other = json!({"digest": format!("sha256:{:064}", 0), "size": 1,
         "platform": {"os": "linux", "architecture": "s390x"}});
@@ -514,7 +531,8 @@ fn a_name_of_the_store_with_other_ids_is_said_to_be_there() {
         StoredIds::Kept | StoredIds::Moved(_) => (StoredIds::One, "import --ids one"),
     };
     let other = ImageStore::open(Some(&fixture.path("data")), other, &fixture.interrupt).unwrap();
-    let error = other.get(&fixture.parse("a:1"), &fixture.interrupt).unwrap_err();
+    let other = other.with_config(ImagesConfig::default().with_pull(false));
+    let error = other.get(&fixture.parse("a:1"), &fixture.interrupt, &mut |_| {}).unwrap_err();
     assert!(error.to_string().contains(says), "{error}");
     assert_eq!(error.kind(), ImageErrorKind::Unavailable);
 }

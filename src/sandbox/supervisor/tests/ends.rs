@@ -48,6 +48,23 @@ fn at_the_timeout_every_process_is_dead_and_partial_output_is_kept() {
 }
 
 #[test]
+fn a_command_whose_time_is_up_or_that_is_cancelled_is_asked_before_it_is_killed() {
+    let ask = "trap 'echo cleaned; exit' TERM; touch NAME; sleep 1000 & wait; echo never";
+    in_all_modes(|bench| {
+        let (id, cancelled) = bench.start(bench.spec(&ask.replace("NAME", "one")));
+        bench.wait_for_file("one");
+        bench.supervisor.cancel(id);
+        let cancelled = cancelled.recv_timeout(LONG).unwrap();
+        // Time enough for a shell to start on a machine that is busy.
+        let at_its_time = bench.run_for(4000, &ask.replace("NAME", "two"));
+        for (end, finished) in [(End::Cancelled, cancelled), (End::TimedOut, at_its_time)] {
+            assert_eq!((finished.end, &*finished.stdout.text), (end, "cleaned\n"));
+            assert!(finished.all_dead);
+        }
+    });
+}
+
+#[test]
 fn without_a_sandbox_a_command_that_stops_its_reaper_is_killed_all_the_same() {
     let (bench, marker) = (Bench::bare(), marker());
     let command = format!("kill -STOP $PPID; (setsid sleep {marker} &); sleep {marker}");
