@@ -52,7 +52,8 @@ pub enum ImageIds {
     /// Each slot has all ids of an image, as a range of its own.
     OwnRange,
     /// All slots have the same range: files have their owners, and to the kernel one machine's
-    /// users are the other's. So in a container whose root may not show files with other owners.
+    /// users are the other's. So where root may not show files with other owners: in a container,
+    /// and in the user namespace of an ordinary user whom /etc/subuid gives ids.
     SharedRange,
     /// One id, which stands for all: root's `chown` and its kin are answered without effect.
     One,

@@ -98,6 +98,7 @@ mod executor;
 #[cfg(feature = "capi")]
 pub mod ffi;
 pub mod grade;
+mod image_key;
 mod interrupt;
 mod level;
 mod limits;
@@ -147,6 +148,12 @@ pub mod image {
     };
 }
 
+/// User ids for a process of an ordinary user, so that each slot has its own.
+#[cfg(target_os = "linux")]
+pub mod user_range {
+    pub use crate::sandbox::user::namespace::{NoUserRange, enter};
+}
+
 /// What an executor counts and measures, and what holds in its slots.
 pub mod stats {
     pub use crate::backend::BadContainer;
@@ -156,7 +163,7 @@ pub mod stats {
     };
     pub use crate::level::{ImageIds, IsolationLevel};
     pub use crate::limits::{EnforcedLimits, Enforcement};
-    pub use crate::pool::{ContainerCounts, SlotCounts};
+    pub use crate::pool::{ContainerCounts, ImageCounts, SlotCounts};
 }
 
 /// The README's examples are compiled and run.

@@ -49,6 +49,8 @@ mod registry;
 mod signals;
 #[path = "cli/specs.rs"]
 mod specs;
+#[path = "cli/user_range.rs"]
+mod user_range;
 
 /// A directory with an input file in it.
 struct Setup {

@@ -20,7 +20,8 @@ pub struct LocalConfig {
     /// Where the workspaces are made, in a directory of their own. Defaults to
     /// `tool-executor-<uid>` in the system's directory for temporary files. Where this process is
     /// root, commands run as other users ([`user_ids`](Self::user_ids)), who must be able to pass
-    /// through every directory on the way there.
+    /// through every directory on the way there; not so where it is root of a user namespace with
+    /// a mount namespace of its own, as after [`enter`](crate::user_range::enter).
     pub data_dir: Option<PathBuf>,
     /// The image whose files sandboxes have in place of the host's, unless a trajectory asks for
     /// another: `dir:/path`, a directory with an image's files; `oci:/path[:tag]`, an OCI layout;
@@ -32,8 +33,9 @@ pub struct LocalConfig {
     /// How images are pulled from registries, and how much of the disk they may have.
     #[serde(deserialize_with = "images")]
     pub images: ImagesConfig,
-    /// Which user ids of this machine the slots have, where this process is root. Inside a sandbox
-    /// commands are always the user 65,534. Defaults to [`UserIds::Auto`].
+    /// Which user ids of this machine the slots have, where this process is root, or root of a user
+    /// namespace. Inside a sandbox commands on the host's files are always the user 65,534.
+    /// Defaults to [`UserIds::Auto`].
     pub user_ids: UserIds,
     /// How many characters are kept of each of a command's two output streams. Defaults to 50,000.
     pub max_output_chars: usize,

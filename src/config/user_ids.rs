@@ -7,8 +7,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::ConfigError;
 
-/// Which user ids of this machine the slots have, where this process is root. In JSON and on the
-/// command line `auto`, `shared` or `FIRST:COUNT`.
+/// Which user ids of this machine the slots have, where this process is root: the machine's, or
+/// that of a user namespace with the ids of `/etc/subuid` ([`enter`](crate::user_range::enter),
+/// which the program does by itself). In JSON and on the command line `auto`, `shared` or
+/// `FIRST:COUNT`.
 ///
 /// Slots with users of their own share nothing that the kernel counts by user: the pages of pipes,
 /// descriptors in flight, inotify instances, queued signals. With 65,536 ids for each slot all
@@ -17,12 +19,15 @@ use crate::error::ConfigError;
 #[serde(into = "String", try_from = "String")]
 #[non_exhaustive]
 pub enum UserIds {
-    /// A range of 65,536 ids for each slot, from 2,013,265,920 on; in a container that has fewer
-    /// ids, one id for each slot, from 30,000 on. What /etc/subuid gives to users, and other
-    /// engines have, is left out. Where there are not enough all slots share one user.
+    /// A range of 65,536 ids for each slot, from 2,013,265,920 on; in a user namespace, as in a
+    /// container, that has fewer ids, one id for each slot, from 61,185 on, which no machine from
+    /// an image has; or from 30,000 on where there are fewer still. What /etc/subuid gives to
+    /// users, and other engines have, is left out. Where there are not enough all slots share one
+    /// user.
     #[default]
     Auto,
-    /// All slots are the user 65,534.
+    /// All slots are one user: 65,534, or this process's own where that is not root. The program
+    /// enters no user namespace then.
     Shared,
     /// So many ids from the first on, for the slots of all engines that are given them: 65,536 for
     /// each slot, or one where they do not suffice for that. A start for which there are too few

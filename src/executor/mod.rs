@@ -301,6 +301,7 @@ impl ToolExecutor {
         }
         let capabilities = self.capabilities();
         stats.isolation_level = capabilities.isolation_level;
+        stats.image_ids = capabilities.image_ids;
         stats.weakened_because = capabilities.weakened_because;
         stats.limits = capabilities.limits;
         stats.warm_slots = capabilities.warm_slots;

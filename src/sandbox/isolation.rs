@@ -107,13 +107,14 @@ pub(crate) struct Jails {
 pub(crate) enum Layers {
     /// Any: their files are shown with the owners that a sandbox has.
     Any,
-    /// Those whose owners are ids of the sandbox already, found by their paths.
+    /// Those whose owners are ids of the sandbox already, found by their paths or handed over.
     Own,
 }
 
 /// Why it is just these.
 pub(crate) const NO_OTHER_OWNERS: &str = "this process may not show files with other owners: it is \
-     root of a container, without rights over the file system of the data directory";
+     root of a container or a user namespace, without rights over the file system of the data \
+     directory";
 
 /// Why commands cannot have what the operator wants them to have.
 #[derive(Debug, thiserror::Error)]
@@ -518,7 +519,7 @@ impl Jails {
         };
         let owner = contents.workspace.user_of_slot();
         let image = contents.workspace.image();
-        let [users, groups] = match (image, owner) {
+        let [users, groups] = match (image, contents.workspace.owner()) {
             (Some(image), _) => image.ids(owner),
             (None, Some(user)) => [user.map(); 2],
             (None, None) => of_process(),
@@ -537,7 +538,10 @@ impl Jails {
                 &contents,
                 image,
             ),
-            None => layout::root(&self.layout, provided, etc, &contents),
+            None => {
+                let by_path = matches!(self.layers, Ok(Layers::Own));
+                layout::root(&self.layout, provided, etc, &contents, by_path)
+            }
         };
         Plan {
             users,
@@ -545,6 +549,7 @@ impl Jails {
             host_name: self.has_host_name.then_some(HOST_NAME),
             network,
             root,
+            barred: contents.workspace.barred().map(Path::to_owned),
             // As in `with_shared_memory`, where its trajectory has less memory than others.
             shared_memory: match contents.workspace.limits().memory_bytes {
                 Some(own) => Some(own / 2),

@@ -27,15 +27,18 @@
 
 mod ids;
 mod leases;
+pub(crate) mod namespace;
 mod slots;
 mod trial;
 
 use std::io;
 use std::path::{Path, PathBuf};
 
-pub(crate) use ids::{IdMap, IdSpan, WHOLE};
+pub(crate) use ids::{IdMap, IdSpan, WHOLE, of_images_from};
+pub(crate) use namespace::{number_outside, numbers_outside};
 pub(crate) use slots::{NoIds, SlotUsers};
 pub(crate) use trial::WeakRoot;
+pub(super) use trial::is_machines_root;
 pub(super) use trial::of_files as trial_of_files;
 
 use rustix::io::Errno;
@@ -60,6 +63,10 @@ pub(crate) struct CommandUser {
     gid: Gid,
     /// What its ids, and those of others of its slot, are inside a sandbox. The same for groups.
     map: IdMap,
+    /// Whether this process is the machine's root, not that of a user namespace.
+    is_of_machine: bool,
+    /// Whether it cannot get to the directories of its slot by their paths.
+    is_barred: bool,
     /// What the process is to be again after a change of credentials.
     dumpable: bool,
 }
@@ -89,6 +96,8 @@ impl CommandUser {
             uid: Uid::from_raw(NOBODY),
             gid: Gid::from_raw(NOBODY),
             map: IdMap::single(NOBODY, NOBODY),
+            is_of_machine: is_machines_root(),
+            is_barred: false,
             dumpable: dumpable_behavior() == Ok(DumpableBehavior::Dumpable),
         };
         match trial::change_and_kill(user) {
@@ -111,19 +120,20 @@ impl CommandUser {
     fn with_ids(self, ids: IdSpan) -> Self {
         let map = match ids.count {
             ..WHOLE => IdMap::single(NOBODY, ids.first),
-            WHOLE.. => IdMap { inside: 0, outside: ids.first, count: WHOLE },
+            WHOLE.. => IdMap::whole(ids.first),
         };
-        let id = map.outside + (NOBODY - map.inside);
-        Self { uid: Uid::from_raw(id), gid: Gid::from_raw(id), map, ..self }
+        self.as_nobody_of(map)
     }
 
     /// The same as `nobody` of the ids that machines from images share, and how these are inside;
     /// `None` where there are too few for that. Blocks on two file system calls.
     pub(crate) fn of_images(self) -> Option<Self> {
-        let IdSpan { first, count } = ids_of_images()?;
-        let map = IdMap { inside: 0, outside: first, count };
-        let id = map.outside + NOBODY;
-        Some(Self { uid: Uid::from_raw(id), gid: Gid::from_raw(id), map, ..self })
+        Some(self.as_nobody_of(ids_of_images()?))
+    }
+
+    fn as_nobody_of(self, map: IdMap) -> Self {
+        let id = map.outside + (NOBODY - map.inside);
+        Self { uid: Uid::from_raw(id), gid: Gid::from_raw(id), map, ..self }
     }
 
     /// The same as another user of its slot, by the numbers inside; where the slot has one id, as
@@ -131,7 +141,8 @@ impl CommandUser {
     pub(super) fn as_inside(self, uid: u32, gid: u32) -> Self {
         let outside = |id: u32| match self.map.is_single() {
             true => self.map.outside,
-            false => self.map.outside + (id - self.map.inside).min(self.map.count - 1),
+            // An id that there is not is nobody's.
+            false => self.map.outside_of(id).unwrap_or(self.map.outside + NOBODY),
         };
         Self { uid: Uid::from_raw(outside(uid)), gid: Gid::from_raw(outside(gid)), ..self }
     }
@@ -140,6 +151,16 @@ impl CommandUser {
     /// the slot has one id, as that.
     pub(super) fn as_root_inside(self) -> Self {
         Self { uid: self.as_inside(0, 0).uid, ..self }
+    }
+
+    /// The same where it cannot get to the directories of its slot by their paths.
+    pub(crate) fn with_barred(self, is_barred: bool) -> Self {
+        Self { is_barred, ..self }
+    }
+
+    /// Whether what its jails show of these is to be handed over to them.
+    pub(super) fn is_barred(self) -> bool {
+        self.is_barred
     }
 
     /// Whether it is root inside, in a slot that has other ids, too.
@@ -172,6 +193,12 @@ impl CommandUser {
         self.map
     }
 
+    /// Whether this process is the machine's root: elsewhere the kernel shows no file of a layer as
+    /// another user's than on disk.
+    pub(crate) fn is_of_machine(self) -> bool {
+        self.is_of_machine
+    }
+
     /// Gives the user namespace of a process, which this user has made, the ids of its map. Only
     /// for threads of the engine. Does not block.
     ///
@@ -200,7 +227,13 @@ impl CommandUser {
     /// Those of `setgroups`, `setresgid` and `setresuid`; then nothing is changed.
     pub(super) fn enter(self, purpose: Purpose) -> io::Result<Entered> {
         let (groups, gids, uid) = (getgroups()?, (getgid(), getegid()), getuid());
-        set_thread_groups(&[])?;
+        // In a user namespace a user's groups have no number there, so that they could not be had
+        // again. What is done meanwhile has them, as it has where commands are this user.
+        let is_nameless = |group: &Gid| group.as_raw() == NOBODY && !self.is_of_machine;
+        let groups = Some(groups).filter(|groups| !groups.iter().any(is_nameless));
+        if groups.is_some() {
+            set_thread_groups(&[])?;
+        }
         // From here on a failure undoes what was done.
         let entered = Entered { groups, gids, uid, dumpable: self.dumpable };
         set_thread_res_gid(self.gid, self.gid, self.gid)?;
@@ -250,7 +283,7 @@ impl CommandUser {
 
 /// The ids that machines from images share where layers cannot be shown with other owners; `None`
 /// where there are too few. Blocks on two file system calls.
-pub(super) fn ids_of_images() -> Option<IdSpan> {
+pub(super) fn ids_of_images() -> Option<IdMap> {
     ids::of_images(&own_ids())
 }
 
@@ -270,7 +303,8 @@ fn text_of(path: &str) -> String {
 #[must_use]
 #[derive(Debug)]
 pub(super) struct Entered {
-    groups: Vec<Gid>,
+    /// Those that were given up.
+    groups: Option<Vec<Gid>>,
     /// Real and effective.
     gids: (Gid, Gid),
     /// The real one; the effective one is root.
@@ -283,7 +317,7 @@ impl Drop for Entered {
         let (real, effective) = self.gids;
         let restored = set_thread_res_uid(self.uid, Uid::ROOT, Uid::ROOT)
             .and_then(|()| set_thread_res_gid(real, effective, effective))
-            .and_then(|()| set_thread_groups(&self.groups));
+            .and_then(|()| self.groups.as_deref().map_or(Ok(()), set_thread_groups));
         if let Err(errno) = restored {
             // The safe direction: what the thread cannot do any more fails.
             log::error!("a thread of the engine remains an unprivileged user: {errno}");

@@ -244,7 +244,7 @@ impl Workspace {
         let (image, beneath) = (base.image.clone(), base.trees.clone());
         let (identity, owner) = match &image {
             Some(image) => (image.identity().clone(), image.owner(of_slot.1)),
-            None => of_slot.clone(),
+            None => (of_slot.0.clone(), base.owner.or(of_slot.1)),
         };
         // What is changed of an image is changed by the first process.
         let root = image.as_ref().map_or(owner, |image| image.founder(of_slot.1));
@@ -517,6 +517,13 @@ impl Workspace {
     pub(super) fn open_up(&self) -> Result<(), WorkspaceError> {
         rustix::fs::chmod(self.directory(), PASSABLE)
             .map_err(|errno| WorkspaceError::io("open up", self.directory(), errno))
+    }
+
+    /// The directory on the host that the first processes of its jails do not get to, if there is
+    /// one: what it shows of that is handed over.
+    pub(super) fn barred(&self) -> Option<&Path> {
+        self.founder().filter(|user| user.is_barred())?;
+        self.directory().ancestors().nth(2)
     }
 
     /// The host path of the complete outputs of its calls, in its home directory.

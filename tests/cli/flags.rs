@@ -102,8 +102,17 @@ fn completions_are_scripts_of_their_shell() {
     for shell in ["bash", "zsh", "fish"] {
         let completions = run(&["completions", shell], &[]);
         assert_eq!(completions.code, Some(0));
-        for word in ["replay", "sandbox", "serve", "reap", "image", "prune", "man", "summary-json"]
-        {
+        for word in [
+            "replay",
+            "sandbox",
+            "serve",
+            "reap",
+            "image",
+            "prune",
+            "unshare",
+            "man",
+            "summary-json",
+        ] {
             assert!(completions.stdout.contains(word), "{shell} {word}");
         }
         if shell == "bash" {
@@ -122,7 +131,8 @@ fn the_manual_has_every_command_and_no_value_of_a_variable() {
     let page = run(&["man"], &variables);
     assert_eq!(page.code, Some(0));
     assert!(page.stdout.contains(".TH tool-executor 1"), "{}", page.stdout);
-    for command in ["replay", "sandbox", "serve", "reap", "image", "completions", "man"] {
+    for command in ["replay", "sandbox", "serve", "reap", "image", "unshare", "completions", "man"]
+    {
         assert!(page.stdout.contains(&format!("tool\\-executor\\-{command}(1)")), "{command}");
     }
     let setup = Setup::new(&[]);
@@ -149,6 +159,7 @@ fn the_manual_has_every_command_and_no_value_of_a_variable() {
             "tool-executor-replay.1",
             "tool-executor-sandbox.1",
             "tool-executor-serve.1",
+            "tool-executor-unshare.1",
             "tool-executor.1",
         ]
     );

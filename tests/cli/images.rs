@@ -21,11 +21,16 @@ fn tar_of<'a>(files: impl IntoIterator<Item = (String, &'a [u8])>) -> Vec<u8> {
 
 /// What `docker save` writes of an image with these layers.
 fn archive(name: &str, layers: &[Vec<u8>]) -> Vec<u8> {
+    archive_of(name, layers, "1000")
+}
+
+/// The same of an image whose commands are this user.
+pub(super) fn archive_of(name: &str, layers: &[Vec<u8>], user: &str) -> Vec<u8> {
     let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
     let diff_ids: Vec<_> = layers.iter().map(|tar| format!("sha256:{}", sha256(tar))).collect();
     let config = json!({
         "architecture": architecture, "os": "linux",
-        "config": {"Env": ["PATH=/bin"], "User": "1000"},
+        "config": {"Env": ["PATH=/bin"], "User": user},
         "rootfs": {"type": "layers", "diff_ids": diff_ids},
     });
     let config = config.to_string().into_bytes();

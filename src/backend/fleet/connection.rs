@@ -11,7 +11,7 @@ use ureq::http::Uri;
 use super::artifacts;
 use crate::client::{self, AgentConfig, Authorization, Failure, Names};
 use crate::config::{FleetConfig, NetworkMode};
-use crate::level::IsolationLevel;
+use crate::level::{ImageIds, IsolationLevel};
 use crate::limits::EnforcedLimits;
 use crate::spec::SpecField;
 use crate::wire::null_as_default;
@@ -71,6 +71,9 @@ struct Health {
     network: serde_json::Value,
     #[serde(default)]
     isolation_level: Option<IsolationLevel>,
+    /// Of a later version it may be one that is not known here.
+    #[serde(default)]
+    image_ids: serde_json::Value,
     /// Anybody's, in whatever form.
     #[serde(default)]
     weakened_because: serde_json::Value,
@@ -106,6 +109,7 @@ pub(super) struct Advertised {
     pub(super) warm_slots: Option<bool>,
     pub(super) network: Option<NetworkMode>,
     pub(super) level: Option<IsolationLevel>,
+    pub(super) image_ids: Option<ImageIds>,
     /// Of a length that a server's words may have.
     pub(super) weakened_because: Vec<String>,
     /// What of a trajectory's spec it can give.
@@ -168,6 +172,7 @@ impl Connection {
                 warm_slots: None,
                 network: None,
                 level: None,
+                image_ids: None,
                 weakened_because: Vec::new(),
                 spec: Vec::new(),
             })),
@@ -205,6 +210,7 @@ impl Connection {
             warm_slots: health.warm_slots,
             network: serde_json::from_value(health.network).ok(),
             level: health.isolation_level,
+            image_ids: serde_json::from_value(health.image_ids).ok(),
             weakened_because: reasons(health.weakened_because),
             spec: spec_fields(health.spec_fields),
         };

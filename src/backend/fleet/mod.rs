@@ -245,6 +245,7 @@ impl Backend for FleetBackend {
         let limits = told.iter().map(|told| told.limits);
         let warm_slots = told.iter().map(|told| told.warm_slots);
         let levels = told.iter().map(|told| told.level);
+        let image_ids = told.iter().map(|told| told.image_ids);
         let mut weakened_because: Vec<String> = Vec::new();
         for reason in told.iter().flat_map(|told| &told.weakened_because) {
             if weakened_because.len() < MOST_REASONS && !weakened_because.contains(reason) {
@@ -264,6 +265,7 @@ impl Backend for FleetBackend {
                 None => Isolation::Unknown,
             },
             isolation_level: levels.reduce(|a, b| Some(a?.max(b?))).flatten(),
+            image_ids: image_ids.reduce(|a, b| Some(a?.max(b?))).flatten(),
             weakened_because,
             limits: limits.reduce(|a, b| Some(a?.weaker(b?))).flatten(),
             warm_slots: warm_slots.reduce(|a, b| Some(a? && b?)).flatten(),

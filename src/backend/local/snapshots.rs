@@ -32,7 +32,7 @@ use crate::error::BeginFailure;
 use crate::grade::{GradeResult, GradeSpec, MAX_VERDICT};
 use crate::sandbox::bash::bash_result;
 use crate::sandbox::grader;
-use crate::sandbox::isolation::{Layers, NO_OTHER_OWNERS};
+use crate::sandbox::isolation::Layers;
 use crate::sandbox::limits::bytes_on_disk;
 use crate::sandbox::settings::Settings;
 use crate::sandbox::supervisor::{CommandSpec, Finished};
@@ -176,7 +176,7 @@ impl LocalBackend {
         match kept.by_id.get(id) {
             Some(snapshot) => Ok((snapshot.base.clone(), snapshot.network)),
             None => {
-                self.can_have_layers(true)?;
+                self.can_have_layers()?;
                 Err(SnapshotError::NotFound(id.clone()))
             }
         }
@@ -208,6 +208,10 @@ impl LocalBackend {
         let (base, network) = self.base_of(id)?;
         let before = place.workspace();
         let base = base.for_trajectory(user, before.user_of_slot()).map_err(unsupported)?;
+        let base = match self.0.supervisor.isolation() {
+            Engine::Jailed(jails) if jails.layers() == Ok(Layers::Own) => base,
+            _ => base.of_any_slot(),
+        };
         let made = Arc::new(before.renew_from(&base).map_err(failed)?);
         place.has_network.store(network && !settings.cuts_network, Ordering::Release);
         made.set(settings);
@@ -224,15 +228,10 @@ impl LocalBackend {
             .ok_or_else(|| SnapshotError::SandboxLost(format!("there is no slot {}", slot.name)))
     }
 
-    /// Fails where machines cannot have layers, with the files of an image or with the host's.
-    fn can_have_layers(&self, has_image: bool) -> Result<(), SnapshotError> {
+    /// Fails where machines cannot have layers.
+    fn can_have_layers(&self) -> Result<(), SnapshotError> {
         let why = match self.0.supervisor.isolation() {
-            Engine::Jailed(jails) => match jails.layers() {
-                // Machines from images have the same ids in all slots.
-                Ok(Layers::Own) if !has_image => Some(NO_OTHER_OWNERS),
-                Ok(_) => None,
-                Err(why) => Some(why),
-            },
+            Engine::Jailed(jails) => jails.layers().err(),
             Engine::None { .. } => Some("commands are not isolated"),
         };
         let unsupported = |why| SnapshotError::Unsupported(format!("no snapshots here: {why}"));
@@ -361,7 +360,7 @@ impl Snapshots for LocalBackend {
         options: &SnapshotOptions,
     ) -> Result<SnapshotInfo, SnapshotError> {
         let place = self.place(slot)?;
-        self.can_have_layers(place.workspace().image().is_some())?;
+        self.can_have_layers()?;
         if self.0.snapshots.0.lock().by_id.len() >= MOST_SNAPSHOTS {
             return Err(SnapshotError::TooMany(MOST_SNAPSHOTS));
         }
@@ -413,7 +412,7 @@ impl Snapshots for LocalBackend {
 
     fn grade(&self, slot: &SlotRef, spec: &GradeSpec) -> Result<GradeResult, SnapshotError> {
         let place = self.place(slot)?;
-        self.can_have_layers(place.workspace().image().is_some())?;
+        self.can_have_layers()?;
         if !self.0.supervisor.isolation().can_cut_network() {
             let text = "no grader here: the network cannot be taken away from it";
             return Err(SnapshotError::Unsupported(text.to_owned()));

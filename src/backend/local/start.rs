@@ -59,14 +59,14 @@ pub(super) fn start(
     }
     let Place { user, mut data_dir, isolation } = find_place(config, probe, interrupt)?;
     let images = Images::new(config, &data_dir, &isolation);
-    if images.shared.is_some() {
+    if images.shared.is_some() && !data_dir.hands_over() {
         data_dir.open_up_slots().map_err(workspaces)?;
     }
     let image = default_image(config, &images, &data_dir, &isolation, interrupt)?;
     let (isolation, network, egress) = network::connect(config, isolation)?;
     let one_user = data_dir.users().one_user_because();
     let thread = |error| system("cannot start threads", error);
-    let share_users = one_user.is_some() || images.shared.is_some();
+    let share_users = data_dir.users().are_counted_together() || images.shared.is_some();
     let limits = Limits::detect(config.slots, &config.limits, user, share_users, open_files)
         .map(Arc::new)
         .map_err(no_limits)?;
@@ -124,7 +124,10 @@ pub(super) fn start(
         begins: Mutex::new(Some(Workers::start("tool-begin", BEGIN_THREADS).map_err(thread)?)),
     }));
     let (level, weakened_because) = backend.level();
+    let is_ordinary = config.user_ids == UserIds::Auto && !rustix::process::geteuid().is_root();
     let grade = match level {
+        // What an ordinary user lacks is said with what would give it.
+        IsolationLevel::OneUser if is_ordinary => log::Level::Warn,
         IsolationLevel::Full | IsolationLevel::OneUser => log::Level::Info,
         IsolationLevel::SharedProc => log::Level::Warn,
         // That was said with the reason.
@@ -190,7 +193,9 @@ fn find_place(
     };
     let data_dir = match make_data_dir(config, &users, interrupt) {
         Err(WorkspaceError::WeakRoot(found)) => {
-            users = weak_root(config, found)?.into();
+            // A file system may have no other users' files, as some of a network.
+            let why = format!("all slots are one user, this process's own: {found}");
+            users = weak_root(config, found)?.map_or(SlotUsers::Own(why), |user| Some(user).into());
             make_data_dir(config, &users, interrupt)
         }
         made => made,
@@ -205,7 +210,8 @@ fn find_place(
     // Some systems let only root make sandboxes, and one of root's is better than none. Only a
     // refusal says so: a shortage says nothing of whom the machine trusts.
     if users.of_slot(0).is_some() && matches!(first, Failure::Refused(_)) {
-        let of_root = make_data_dir(config, &SlotUsers::Own, interrupt).map_err(workspaces)?;
+        let own = SlotUsers::own();
+        let of_root = make_data_dir(config, &own, interrupt).map_err(workspaces)?;
         if let Ok(isolation) = isolate(config, &of_root, probe, &budget)? {
             log::warn!("only root can make sandboxes here: commands run in them as root");
             return Ok(Place { user: None, data_dir: of_root, isolation });
@@ -233,10 +239,12 @@ fn find_place(
 /// Others were asked for.
 fn own_user(config: &LocalConfig) -> Result<SlotUsers, BackendError> {
     match config.user_ids {
-        UserIds::Auto | UserIds::Shared => Ok(SlotUsers::Own),
+        UserIds::Auto => Ok(SlotUsers::own()),
+        UserIds::Shared => Ok(SlotUsers::own_as_asked()),
         UserIds::Span { .. } => {
-            let text = "only root can give the slots user ids (user_ids); let it be `auto`, or run \
-                        it as root with the capabilities SETUID and SETGID";
+            let text = "only root can give the slots user ids that are named (user_ids); let it be \
+                        `auto`, which uses those of /etc/subuid, or run it as root with the \
+                        capabilities SETUID and SETGID";
             Err(BackendError::new(text))
         }
     }
@@ -310,7 +318,7 @@ fn isolate(
     };
     let found = || {
         let mut isolation = isolation?.with_terminals_for(config.slots);
-        if data_dir.users().one_user_because().is_some() {
+        if data_dir.users().are_counted_together() {
             isolation = isolation.with_inotify_for(config.slots);
         }
         if config.seccomp {

@@ -61,6 +61,13 @@ Exit codes:
   5    Slurm does not answer or refuses, or a run that was named goes on
   130  interrupted by Ctrl-C, SIGTERM or SIGHUP";
 
+/// The text of `--help` about the codes of `unshare`.
+pub(crate) const UNSHARE_HELP: &str = "\
+Exit codes:
+  those of the program, or
+  2    the command line is wrong
+  5    there are no such user ids, or the program cannot be started";
+
 /// The text of `--help` about the codes of `image`.
 pub(crate) const IMAGE_HELP: &str = "\
 Exit codes:

@@ -17,6 +17,7 @@ mod serving;
 mod setup;
 mod signals;
 mod starting;
+mod user_range;
 
 use args::Command;
 use exit_code::ExitCode;
@@ -36,12 +37,14 @@ fn run() -> ExitCode {
             return ExitCode::Usage;
         }
     };
+    user_range::enter_for(&cli.command);
     match cli.command {
         Command::Replay(args) => replay::run(args, &warnings),
         Command::Sandbox(args) => serving::sandbox(args, &warnings),
         Command::Serve(args) => serving::serve(args, &warnings),
         Command::Reap(args) => reaping::reap(&args),
         Command::Image(args) => image::run(args.command, &warnings),
+        Command::Unshare(args) => user_range::unshare(&args),
         Command::Completions { shell } => generate::completions(shell),
         Command::Man { dir } => generate::man(dir.as_deref()),
     }

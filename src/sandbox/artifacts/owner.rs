@@ -116,8 +116,7 @@ pub(super) fn set_mode(file: BorrowedFd<'_>, mode: u32) -> Result<(), Errno> {
 
 /// An id of a sandbox as this machine counts.
 fn outside(map: IdMap, inside: u64) -> Option<u32> {
-    let offset = u32::try_from(inside).ok()?.checked_sub(map.inside)?;
-    (offset < map.count).then(|| map.outside + offset)
+    map.outside_of(u32::try_from(inside).ok()?)
 }
 
 /// An entry of a user database.
@@ -178,7 +177,7 @@ mod tests {
 
     #[test]
     fn an_id_is_one_of_the_slots_or_none() {
-        let map = IdMap { inside: 0, outside: 200_000, count: 65_536 };
+        let map = IdMap::whole(200_000);
         assert_eq!(outside(map, 0), Some(200_000));
         assert_eq!(outside(map, 65_535), Some(265_535));
         assert_eq!(outside(map, 65_536), None);

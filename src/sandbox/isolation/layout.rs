@@ -206,7 +206,11 @@ pub(super) fn root_of_image(
             Entry::Over { host, place: place.clone(), access: Access::ReadOnly, is_optional };
         [Entry::File { place }, over]
     };
+    let one_id = image.is_of_one_id(workspace.user_of_slot());
     for name in etc.iter().flat_map(|(_, names)| names.iter()) {
+        if *name == proxy::APT_USER && !one_id {
+            continue;
+        }
         let of_apt = OF_APT.iter().find(|(of_apt, _)| of_apt == name);
         let place = of_apt.map_or(*name, |(_, place)| place);
         if let Some((etc, _)) = etc
@@ -240,6 +244,7 @@ pub(super) fn root(
     provided: &Provided,
     etc: Option<&EtcCopy>,
     contents: &Contents<'_>,
+    layers_by_path: bool,
 ) -> Vec<Entry> {
     let shown = |host: &Path, place: &Path, access| Entry::Shown {
         host: host.to_owned(),
@@ -283,7 +288,9 @@ pub(super) fn root(
     root.extend(layout.readable.iter().map(|path| read_only(path)));
     let (hosts, inside) = (contents.workspace.on_host(), contents.workspace.inside());
     let [of_workspace, of_temporary, of_home] = contents.workspace.layers();
-    let (owner, work) = (contents.workspace.user_of_slot(), contents.workspace.next_work());
+    let (owner, work) = (contents.workspace.owner(), contents.workspace.next_work());
+    // Then they are this user's already.
+    let owner = owner.filter(|_| !layers_by_path);
     let writable = |host: &Path, place: &Path, layers: &[Arc<Layer>]| match layers.is_empty() {
         true => shown(host, place, Access::Writable),
         false => Entry::Layered(overlay(host, place, layers, owner, work.clone())),

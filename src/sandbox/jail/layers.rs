@@ -8,22 +8,19 @@
 //! descriptor of it is held. Making one takes a process; so those of late are kept.
 
 use std::collections::VecDeque;
-use std::ffi::{CString, c_int, c_void};
+use std::ffi::{CString, c_int};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use rustix::pipe::PipeFlags;
 
 use super::super::spawn;
-use super::super::user::IdMap;
+use super::super::user::{self, IdMap};
 use super::SetupError;
-use super::clone::{Stack, clone};
-use super::plan::Tree;
-use super::start::{BlockedSignals, await_end};
+use super::holder::Holder;
 
 /// How many user namespaces are kept.
 const MOST_KEPT: usize = 64;
@@ -69,19 +66,28 @@ impl IdMaps {
 /// The first tree that cannot be had: it is missing, or something is mounted in it, or its file
 /// system knows no mapped ids.
 pub(super) fn detached<'a>(
-    trees: impl Iterator<Item = (&'a Tree, Option<IdMap>, bool)>,
+    trees: impl Iterator<Item = (&'a Path, Option<IdMap>, bool)>,
     id_maps: &IdMaps,
 ) -> Result<Vec<OwnedFd>, SetupError> {
-    let detach = |(tree, map, is_writable): (&Tree, _, _)| {
-        of_tree(&tree.host, map, is_writable, id_maps).map_err(|error| {
+    let detach = |(path, map, is_writable): (&Path, _, _)| {
+        of_tree(path, map, is_writable, id_maps).map_err(|error| {
             let what = match map {
                 Some(_) => "show a layer with the owners of a slot",
-                None => "show a layer",
+                None => "show a layer or a directory of its slot",
             };
             SetupError::new(what, error)
         })
     };
     trees.map(detach).collect()
+}
+
+/// Whether first processes do not get to the engine's directories, and what they show of these is
+/// handed over: in a user namespace whose root may do that with the mounts that it sees. Blocks for
+/// a few system calls.
+pub(in crate::sandbox) fn hands_over() -> bool {
+    // Nothing is ever mounted beneath it.
+    let here = Path::new("/proc/self/task");
+    !user::is_machines_root() && of_tree(here, None, false, &IdMaps::default()).is_ok()
 }
 
 /// Whether the files of a directory can be shown with these ids as owners in the place of 0 and
@@ -131,41 +137,10 @@ fn of_tree(
 
 /// A user namespace with this map, in which nothing runs.
 fn new_namespace(map: IdMap) -> io::Result<OwnedFd> {
-    let (gate, its_gate) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
-    let mut gates = [its_gate.as_raw_fd(), gate.as_raw_fd()];
-    let (mut stack, blocked) = (Stack::new(), BlockedSignals::new());
-    let mut pidfd: c_int = -1;
-    // SAFETY: the child runs `wait_for_end` on a stack of its own, and reads `gates`; both outlive
-    // it, since its end is awaited below. It makes system calls only, and never returns. `pidfd` is
-    // a valid place.
-    let pid = unsafe {
-        let flags = libc::CLONE_NEWUSER | libc::CLONE_VM | libc::CLONE_PIDFD | libc::SIGCHLD;
-        let argument = (&raw mut gates).cast();
-        clone(wait_for_end, &mut stack, flags, argument, &mut pidfd, None)?
-    };
-    drop(blocked);
-    // SAFETY: the kernel has made this descriptor for us.
-    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
-    let made = ["uid_map", "gid_map"]
-        .into_iter()
-        .try_for_each(|file| std::fs::write(format!("/proc/{pid}/{file}"), map.to_string()))
-        .and_then(|()| std::fs::File::open(format!("/proc/{pid}/ns/user")));
-    spawn::kill(pidfd.as_fd());
-    await_end(&pidfd);
-    made.map(OwnedFd::from)
-}
-
-/// The life of a namespace's only process: it ends with the thread that has made it.
-extern "C" fn wait_for_end(gates: *mut c_void) -> c_int {
-    // SAFETY: the two numbers outlive this process. What follows are system calls, none of which
-    // fails: nothing is written to memory that is the parent's, too.
-    unsafe {
-        let [its_gate, gate] = *gates.cast::<[c_int; 2]>();
-        libc::syscall(libc::SYS_prctl, libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-        // Where the parent has died before that, nothing holds the other end.
-        libc::syscall(libc::SYS_close, its_gate);
-        let mut byte = 0u8;
-        libc::syscall(libc::SYS_read, gate, &raw mut byte, 1);
-        libc::_exit(0)
+    let holder = Holder::new(libc::CLONE_NEWUSER)?;
+    let pid = holder.pid();
+    for file in ["uid_map", "gid_map"] {
+        std::fs::write(format!("/proc/{pid}/{file}"), map.to_string())?;
     }
+    Ok(std::fs::File::open(format!("/proc/{pid}/ns/user"))?.into())
 }

@@ -28,6 +28,7 @@
 //! the first process.
 
 mod clone;
+mod holder;
 mod join;
 mod layers;
 mod machine;
@@ -41,7 +42,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-pub(super) use layers::{IdMaps, can_map_owners};
+pub(super) use holder::Holder;
+pub(super) use layers::{IdMaps, can_map_owners, hands_over};
 pub(super) use machine::Machine;
 pub(super) use plan::{
     Access, Entry, Hold, MOST_TREES, Network, Overlay, Plan, Proc, Rights, Tree, UPPER, User,

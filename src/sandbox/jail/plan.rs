@@ -28,6 +28,9 @@ pub(in crate::sandbox) struct Plan {
     pub(in crate::sandbox) network: Network,
     /// Its root directory, beside `/proc` and `/dev`, in the order in which it is made.
     pub(in crate::sandbox) root: Vec<Entry>,
+    /// The directory on the host to which its first process cannot get by itself: what of it is
+    /// shown has to be handed over.
+    pub(in crate::sandbox) barred: Option<PathBuf>,
     /// How large its `/dev/shm` may become, and its root file system. `None` leaves it to the
     /// kernel, which gives each half of the memory.
     pub(in crate::sandbox) shared_memory: Option<u64>,
@@ -298,6 +301,7 @@ impl Plan {
         // While the host is still to be seen.
         for entry in &self.root {
             match entry {
+                Entry::Shown { host, .. } | Entry::Over { host, .. } if self.is_barred(host) => {}
                 Entry::Shown { host, place, access } => steps.source(host, place, *access, 0),
                 Entry::Over { host, place, access, is_optional } => {
                     let flag = if *is_optional { step::OPTIONAL } else { 0 };
@@ -310,7 +314,7 @@ impl Plan {
                     }
                 }
                 Entry::Layered(overlay) => {
-                    for tree in overlay.trees().filter(|tree| tree.hold == Hold::ByPath) {
+                    for tree in overlay.trees().filter(|tree| !self.is_handed_over(tree)) {
                         let is_own = *tree == overlay.writable;
                         let access = if is_own { Access::Writable } else { Access::ReadOnly };
                         steps.source(&tree.host, &overlay.place, access, 0);
@@ -342,14 +346,21 @@ impl Plan {
                     steps.mount(kind, place, flags, options);
                 }
                 Entry::Link { target, place } => steps.link(target, place),
-                Entry::Shown { place, .. } => {
+                Entry::Shown { host, place, .. } => {
                     steps.directory(place);
-                    steps.attach(&mut source, place);
+                    let next = if self.is_barred(host) { &mut given } else { &mut source };
+                    steps.attach(next, place);
                 }
                 // The directory that it is in is shown, and has something to be covered.
-                Entry::Over { place, .. } => steps.attach(&mut source, place),
+                Entry::Over { host, place, .. } => {
+                    let next = if self.is_barred(host) { &mut given } else { &mut source };
+                    steps.attach(next, place);
+                }
                 Entry::Groups { place, shown } => steps.groups(place, shown, &mut source),
-                Entry::Layered(overlay) => steps.overlay(overlay, &mut source, &mut given),
+                Entry::Layered(overlay) => {
+                    let is_given = |tree: &Tree| self.is_handed_over(tree);
+                    steps.overlay(overlay, is_given, &mut source, &mut given);
+                }
             }
         }
         self.proc(&mut source, &mut steps);
@@ -379,15 +390,35 @@ impl Plan {
 
     /// The trees that the engine is to hand over, in their order; how the ids of each one's files
     /// are mapped, and whether it is written to.
-    pub(super) fn handed_over(&self) -> impl Iterator<Item = (&Tree, Option<IdMap>, bool)> {
-        let trees = self.overlays().flat_map(|overlay| {
-            let lower = overlay.lower.iter().map(|tree| (tree, false));
-            lower.chain([(&overlay.writable, true)])
-        });
-        trees.filter_map(|(tree, is_writable)| match tree.hold {
-            Hold::HandedOver(map) => Some((tree, map, is_writable)),
-            Hold::ByPath => None,
+    pub(super) fn handed_over(&self) -> impl Iterator<Item = (&Path, Option<IdMap>, bool)> {
+        self.root.iter().flat_map(|entry| match entry {
+            Entry::Shown { host, access, .. } | Entry::Over { host, access, .. }
+                if self.is_barred(host) =>
+            {
+                vec![(&**host, None, *access != Access::ReadOnly)]
+            }
+            Entry::Layered(overlay) => {
+                let lower = overlay.lower.iter().map(|tree| (tree, false));
+                let trees = lower.chain([(&overlay.writable, true)]);
+                let handed_over = trees.filter(|(tree, _)| self.is_handed_over(tree));
+                let map = |tree: &Tree| match tree.hold {
+                    Hold::HandedOver(map) => map,
+                    Hold::ByPath => None,
+                };
+                handed_over.map(|(tree, own)| (&*tree.host, map(tree), own)).collect()
+            }
+            _ => Vec::new(),
         })
+    }
+
+    /// Whether the engine hands this tree over.
+    fn is_handed_over(&self, tree: &Tree) -> bool {
+        tree.hold != Hold::ByPath || self.is_barred(&tree.host)
+    }
+
+    /// Whether the first process cannot get to this path on the host.
+    fn is_barred(&self, host: &Path) -> bool {
+        self.barred.as_ref().is_some_and(|barred| host.starts_with(barred))
     }
 
     /// Moves what was mounted for it into the overlay that is to be the root, in which links lead

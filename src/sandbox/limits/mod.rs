@@ -143,8 +143,8 @@ impl Limits {
     /// calls.
     ///
     /// `open_files` is the soft limit of open files that this process had before it raised it.
-    /// Where `is_shared` the user is that of all slots: then each has its share of what the kernel
-    /// counts for a user.
+    /// Where `is_shared` the kernel counts together what all slots have: then each has its share of
+    /// what it counts for a user.
     ///
     /// # Errors
     /// The system gives no thread; [`TooFewProcesses`], as the source of an
@@ -158,7 +158,11 @@ impl Limits {
     ) -> io::Result<Self> {
         let of_root = user.is_none() && rustix::process::getuid().is_root();
         let shared = (is_shared && !of_root).then(|| share::Shared {
-            uid: user.map_or_else(rustix::process::getuid, CommandUser::uid).as_raw(),
+            // In a user namespace what counts is the user who has made that.
+            uid: user
+                .filter(|user| user.is_of_machine())
+                .map_or_else(rustix::process::getuid, CommandUser::uid)
+                .as_raw(),
             limit: getrlimit(Resource::Nproc).current,
         });
         let processes = share::of_processes(slots, limits.processes, &share::ceilings(shared))

@@ -3,6 +3,10 @@
 //! Two sizes are of use. With [`WHOLE`] ids a slot has a user for every id that an image uses. With
 //! one id it has a user of its own, which is all that it takes for the kernel to count apart what
 //! slots use.
+//!
+//! In a user namespace no mount gives the files of a layer other owners than they have on disk. So
+//! all machines from images have the same range of ids there, which the files of layers belong to,
+//! and each slot has one id, in a gap of that range.
 
 use std::fmt;
 
@@ -15,17 +19,22 @@ pub(crate) const WHOLE: u32 = 65_536;
 /// users, and sssd to the users of a domain; below the numbers that some programs take for
 /// negative.
 const FAR_FROM_USERS: IdSpan = IdSpan::new(0x7800_0000, 2046 * WHOLE);
-/// The same in a container, which has as many ids as an image: above the users that are added one
-/// by one, and below those of systemd.
+/// The same in a user namespace, which has as many ids as an image: in the gap of [`OF_IMAGES`].
+const IN_GAP: IdSpan = IdSpan::new(1 + GAP.first, GAP.count);
+/// The same in one that has fewer, or for more slots: above the users that are added one by one,
+/// and below those of systemd.
 const IN_CONTAINER: IdSpan = IdSpan::new(30_000, 30_000);
 
 /// What all machines from images have together where layers cannot be shown with the owners of a
-/// slot: a whole range that no slot has, or in a container all ids but its root's.
-const OF_IMAGES: [IdSpan; 3] = [
-    IdSpan::new(0x7800_0000 + 2046 * WHOLE, WHOLE),
-    IdSpan::new(1, WHOLE),
-    IdSpan::new(1, WHOLE - 1),
+/// slot: a whole range that no slot has; or in a user namespace all ids from an image's root to its
+/// `nobody`, beside the namespace's root, without those that slots have.
+const OF_IMAGES: [IdMap; 2] = [
+    IdMap::whole(0x7800_0000 + 2046 * WHOLE),
+    IdMap { inside: 0, outside: 1, count: WHOLE - 1, has_gap: true },
 ];
+/// Which ids of an image these are: those that systemd gives to services for as long as they run,
+/// so that no file of an image belongs to one.
+const GAP: IdSpan = IdSpan::new(61_184, 4_336);
 
 /// Ids that follow each other, at least one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,7 +56,7 @@ impl IdSpan {
         u64::from(self.first) + u64::from(self.count)
     }
 
-    fn overlaps(self, other: Self) -> bool {
+    pub(super) fn overlaps(self, other: Self) -> bool {
         u64::from(self.first) < other.end() && u64::from(other.first) < self.end()
     }
 
@@ -65,12 +74,26 @@ pub(crate) struct IdMap {
     pub(crate) outside: u32,
     /// How many follow each other.
     pub(crate) count: u32,
+    /// Whether those that slots have are not among them.
+    pub(crate) has_gap: bool,
 }
 
 impl IdMap {
     /// One id.
     pub(crate) const fn single(inside: u32, outside: u32) -> Self {
-        Self { inside, outside, count: 1 }
+        Self { inside, outside, count: 1, has_gap: false }
+    }
+
+    /// All ids of an image, as ids from `outside` on.
+    pub(crate) const fn whole(outside: u32) -> Self {
+        Self { inside: 0, outside, count: WHOLE, has_gap: false }
+    }
+
+    /// What an id of the inside is on this machine, if it is one.
+    pub(crate) fn outside_of(self, inside: u32) -> Option<u32> {
+        let is_slots = self.has_gap && IdSpan::new(inside, 1).is_within(&[GAP]);
+        let offset = inside.checked_sub(self.inside).filter(|_| !is_slots)?;
+        (offset < self.count).then(|| self.outside + offset)
     }
 
     /// Whether a process may map it by itself, in the namespace that it has made.
@@ -79,10 +102,16 @@ impl IdMap {
     }
 }
 
-/// As the kernel reads it.
+/// As the kernel reads it: a line for each part.
 impl fmt::Display for IdMap {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {} {}", self.inside, self.outside, self.count)
+        let Self { inside, outside, count, has_gap } = *self;
+        if !has_gap {
+            return write!(f, "{inside} {outside} {count}");
+        }
+        let (before, after) = (GAP.first, GAP.first + GAP.count);
+        writeln!(f, "{inside} {outside} {before}")?;
+        write!(f, "{after} {} {}", outside + after, count - after)
     }
 }
 
@@ -119,19 +148,27 @@ pub(super) fn zones(wish: UserIds, slots: usize, space: &[IdSpan]) -> Result<Vec
                 )
             })
         }
-        UserIds::Auto => Ok([FAR_FROM_USERS, IN_CONTAINER]
-            .into_iter()
-            .filter(|span| span.is_within(space))
-            .take(1)
-            .flat_map(|span| [of_slots(span, WHOLE), of_slots(span, 1)])
-            .flatten()
-            .collect()),
+        UserIds::Auto if FAR_FROM_USERS.is_within(space) => {
+            let zones = [of_slots(FAR_FROM_USERS, WHOLE), of_slots(FAR_FROM_USERS, 1)];
+            Ok(zones.into_iter().flatten().collect())
+        }
+        UserIds::Auto => {
+            let spans = [IN_GAP, IN_CONTAINER].into_iter().filter(|span| span.is_within(space));
+            Ok(spans.filter_map(|span| of_slots(span, 1)).collect())
+        }
     }
 }
 
 /// Those of [`OF_IMAGES`] that are in `space`, if some are.
-pub(super) fn of_images(space: &[IdSpan]) -> Option<IdSpan> {
-    OF_IMAGES.into_iter().find(|span| span.is_within(space))
+pub(super) fn of_images(space: &[IdSpan]) -> Option<IdMap> {
+    let is_there = |map: &IdMap| IdSpan::new(map.outside, map.count).is_within(space);
+    OF_IMAGES.into_iter().find(is_there)
+}
+
+/// Those of [`OF_IMAGES`] whose first id this is, or a whole range from there on.
+pub(crate) fn of_images_from(first: u32) -> IdMap {
+    let from_there = OF_IMAGES.into_iter().find(|map| map.outside == first);
+    from_there.unwrap_or(IdMap::whole(first))
 }
 
 /// The ids as a user may give them.
@@ -209,14 +246,31 @@ pub(super) fn in_both(one: &[IdSpan], other: &[IdSpan]) -> Vec<IdSpan> {
     both
 }
 
+/// The ids that a file like `/etc/subuid` gives to users, and to whom: a name or a number.
+pub(super) fn delegations(subuid: &str) -> impl Iterator<Item = (&str, IdSpan)> {
+    subuid.lines().filter_map(|line| {
+        let mut fields = line.split(':').map(str::trim);
+        let owner = fields.next()?;
+        let mut numbers = fields.map(str::parse::<u32>);
+        let (first, count) = (numbers.next()?.ok()?, numbers.next()?.ok()?);
+        (count > 0).then_some((owner, IdSpan::new(first, count)))
+    })
+}
+
 /// The ids that a file like `/etc/subuid` gives to users.
 pub(super) fn delegated(subuid: &str) -> Vec<IdSpan> {
-    let line = |line: &str| {
-        let mut fields = line.split(':').skip(1).map(|field| field.trim().parse::<u32>());
-        let (first, count) = (fields.next()?.ok()?, fields.next()?.ok()?);
-        (count > 0).then_some(IdSpan::new(first, count))
-    };
-    subuid.lines().filter_map(line).collect()
+    delegations(subuid).map(|(_, span)| span).collect()
+}
+
+/// What an id is in the namespace around the one with this `/proc/self/uid_map`.
+pub(super) fn around(map: &str, id: u32) -> Option<u32> {
+    map.lines().find_map(|line| {
+        let mut numbers = line.split_ascii_whitespace().map(str::parse::<u32>);
+        let mut next = || numbers.next()?.ok();
+        let (inside, outside, count) = (next()?, next()?, next()?);
+        let offset = id.checked_sub(inside)?;
+        (offset < count).then(|| outside.checked_add(offset))?
+    })
 }
 
 /// The ids that have a name in a file like `/etc/passwd` or `/etc/group`.
@@ -244,7 +298,9 @@ mod tests {
         assert_eq!(auto(32, &HOST), [(0x7800_0000, WHOLE), (0x7800_0000, 1)]);
         // More slots than there are ranges.
         assert_eq!(auto(4096, &HOST), [(0x7800_0000, 1)]);
-        assert_eq!(auto(32, &CONTAINER), [(30_000, 1)]);
+        assert_eq!(auto(32, &CONTAINER), [(61_185, 1), (30_000, 1)]);
+        assert_eq!(auto(32, &[IdSpan::new(0, 60_000)]), [(30_000, 1)]);
+        assert_eq!(auto(4_337, &CONTAINER), [(30_000, 1)]);
         assert_eq!(auto(40_000, &CONTAINER), []);
         assert_eq!(auto(1, &[IdSpan::new(0, 1)]), [], "an ordinary user's namespace");
         assert_eq!(zones(UserIds::Shared, 1, &HOST), Ok(Vec::new()));
@@ -253,11 +309,17 @@ mod tests {
     #[test]
     fn images_have_ids_beside_those_of_slots_or_all_but_the_first() {
         let found = of_images(&HOST).unwrap();
-        assert!(!found.overlaps(FAR_FROM_USERS), "{found:?}");
-        assert_eq!((found.first, found.count), (0x7ffe_0000, WHOLE));
-        assert_eq!(of_images(&CONTAINER), Some(IdSpan::new(1, WHOLE)));
-        assert_eq!(of_images(&[IdSpan::new(0, WHOLE)]), Some(IdSpan::new(1, WHOLE - 1)));
+        assert!(!IdSpan::new(found.outside, found.count).overlaps(FAR_FROM_USERS), "{found:?}");
+        assert_eq!(found, IdMap::whole(0x7ffe_0000));
+        // Kubernetes gives a pod one less.
+        let map = of_images(&CONTAINER).unwrap();
+        assert_eq!(of_images(&[IdSpan::new(0, WHOLE)]), Some(map));
         assert_eq!(of_images(&[IdSpan::new(0, 60_000)]), None);
+        assert_eq!(map.to_string(), "0 1 61184\n65520 65521 15");
+        assert_eq!([0, 61_183].map(|id| map.outside_of(id)), [Some(1), Some(61_184)]);
+        assert_eq!([61_184, 65_519, 65_535].map(|id| map.outside_of(id)), [None; 3]);
+        assert_eq!([65_520, 65_534].map(|id| map.outside_of(id)), [Some(65_521), Some(65_535)]);
+        assert_eq!([of_images_from(1), of_images_from(7)], [map, IdMap::whole(7)]);
     }
 
     #[test]
@@ -283,6 +345,9 @@ mod tests {
         assert_eq!(in_both(&[IdSpan::new(0, 1)], &[IdSpan::new(1, 9)]), []);
         let subuid = "me:100000:65536\n# text\nyou:165536:0\n1000:200000:5\n";
         assert_eq!(delegated(subuid), [IdSpan::new(100_000, 65_536), IdSpan::new(200_000, 5)]);
+        let map = "0 1000 1\n1 100000 65536\n";
+        let outside = [0, 1, 65_536, 65_537].map(|id| around(map, id));
+        assert_eq!(outside, [Some(1000), Some(100_000), Some(165_535), None]);
         assert_eq!(
             named("root:x:0:0:::\nbroken\nme:x:1000:7::\n"),
             [0, 1000].map(|id| IdSpan::new(id, 1))

@@ -39,7 +39,7 @@ impl Leases {
     }
 
     fn second_place() -> PathBuf {
-        std::env::temp_dir().join(format!("tool-executor-{}", rustix::process::geteuid().as_raw()))
+        std::env::temp_dir().join(format!("tool-executor-{}", super::number_outside()))
     }
 
     /// Opens it in this directory, which is made where it is missing. Another user may have made

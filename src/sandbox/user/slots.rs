@@ -4,9 +4,9 @@ use std::fmt;
 use std::io;
 use std::sync::Arc;
 
-use super::CommandUser;
 use super::ids::{self, IdSpan};
 use super::leases::Leases;
+use super::{CommandUser, namespace};
 use crate::config::UserIds;
 
 const SHARED_AS_ASKED: &str = "all slots are one user, as was asked for";
@@ -14,8 +14,8 @@ const SHARED_AS_ASKED: &str = "all slots are one user, as was asked for";
 /// Whom the commands of each slot run as.
 #[derive(Debug, Clone)]
 pub(crate) enum SlotUsers {
-    /// All as this process.
-    Own,
+    /// All as this process; why, as one line.
+    Own(String),
     /// All as one other user; why, as one line.
     Shared(CommandUser, &'static str),
     /// Each as a user of its own.
@@ -41,6 +41,18 @@ pub(crate) enum NoIds {
 }
 
 impl SlotUsers {
+    /// All as this process, an ordinary user: why not each as its own is found out. Blocks for some
+    /// milliseconds, or as long as it takes to look the user up.
+    pub(crate) fn own() -> Self {
+        let why = namespace::why_not_apart();
+        Self::Own(format!("all slots are one user, this process's own: {why}"))
+    }
+
+    /// All as this process, as was asked for.
+    pub(crate) fn own_as_asked() -> Self {
+        Self::Own(SHARED_AS_ASKED.to_owned())
+    }
+
     /// Ids for so many slots of a root that may be another user, `user`; that user for all, where
     /// there are not enough, unless others were asked for. Blocks on a few file system calls.
     ///
@@ -103,19 +115,25 @@ impl SlotUsers {
     /// Why all slots are one user, as one line; `None` where each has its own.
     pub(crate) fn one_user_because(&self) -> Option<String> {
         match self {
-            Self::Own => Some(
-                "all slots are one user, this process's own: only root can give each one of its own"
-                    .to_owned(),
-            ),
+            Self::Own(because) => Some(because.clone()),
             Self::Shared(_, because) => Some((*because).to_owned()),
             Self::Apart(_) => None,
+        }
+    }
+
+    /// Whether the kernel counts their processes, signals and inotify instances together: in a user
+    /// namespace it counts them for the user who has made that, too.
+    pub(crate) fn are_counted_together(&self) -> bool {
+        match self {
+            Self::Own(_) | Self::Shared(..) => true,
+            Self::Apart(apart) => !apart.user.is_of_machine(),
         }
     }
 
     /// Whom the commands of a slot run as; `None` is this process's own user.
     pub(crate) fn of_slot(&self, slot: usize) -> Option<CommandUser> {
         match self {
-            Self::Own => None,
+            Self::Own(_) => None,
             Self::Shared(user, _) => Some(*user),
             // A slot that there is not has the user of none.
             Self::Apart(apart) => {
@@ -128,7 +146,7 @@ impl SlotUsers {
 
 impl From<Option<CommandUser>> for SlotUsers {
     fn from(user: Option<CommandUser>) -> Self {
-        user.map_or(Self::Own, |user| Self::Shared(user, SHARED_AS_ASKED))
+        user.map_or_else(Self::own_as_asked, |user| Self::Shared(user, SHARED_AS_ASKED))
     }
 }
 
@@ -158,14 +176,21 @@ mod tests {
         let Some(user) = CommandUser::detect() else { return };
         let find = |wish, slots| SlotUsers::find(wish, slots, user);
         let (one, other) = (find(UserIds::Auto, 3).unwrap(), find(UserIds::Auto, 3).unwrap());
+        // In a user namespace it is one id.
+        let count = if user.is_of_machine() { WHOLE } else { 1 };
         let mut first: Vec<_> = [&one, &other]
             .iter()
             .flat_map(|users| (0..3).map(|slot| users.of_slot(slot).unwrap()))
-            .inspect(|user| assert_eq!(user.map().count, WHOLE, "{user:?}"))
+            .inspect(|user| assert_eq!(user.map().count, count, "{user:?}"))
             .map(|user| user.map().outside)
             .collect();
         first.sort_unstable();
-        assert!(first.windows(2).all(|pair| pair[0] + WHOLE <= pair[1]), "{first:?}");
+        assert!(first.windows(2).all(|pair| pair[0] + count <= pair[1]), "{first:?}");
+        assert_eq!(one.one_user_because(), None);
+        assert_eq!(one.are_counted_together(), !user.is_of_machine());
+        if !user.is_of_machine() {
+            return;
+        }
 
         assert_eq!(find(UserIds::Shared, 3).unwrap().of_slot(2), Some(user));
         let few = UserIds::Span { first: 1_999_000_000, count: 4 };

@@ -79,8 +79,7 @@ impl WeakRoot {
     fn new(step: Step, source: io::Error) -> Self {
         let effective = rustix::thread::capabilities(None).map(|sets| sets.effective);
         let missing = missing(effective.unwrap_or(CapabilitySet::all()));
-        let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
-        Self { step, source, missing, of_machine: is_root_of_machine(&map) }
+        Self { step, source, missing, of_machine: is_machines_root() }
     }
 
     /// Whether it is for want of something that may be there again later.
@@ -121,6 +120,11 @@ impl std::error::Error for WeakRoot {
 fn missing(effective: CapabilitySet) -> Vec<&'static str> {
     let lacks = |(capability, _): &&(CapabilitySet, _)| !effective.contains(*capability);
     NEEDED.iter().filter(lacks).map(|(_, name)| *name).collect()
+}
+
+/// Whether this process's user 0 is 0 in the namespace around its own, too.
+pub(in crate::sandbox) fn is_machines_root() -> bool {
+    is_root_of_machine(&std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default())
 }
 
 /// Whether the user 0 of the namespace with this `/proc/self/uid_map` is 0 in the one around it,

@@ -21,6 +21,7 @@ use rustix::io::Errno;
 use super::{EMPTY_LIMIT, OPEN_DIR, PASSABLE, Workspace, WorkspaceError};
 use crate::interrupt::Interrupt;
 use crate::sandbox::identity::Identity;
+use crate::sandbox::jail;
 use crate::sandbox::tree::{self, Until};
 use crate::sandbox::user::{self, SlotUsers};
 
@@ -42,6 +43,8 @@ pub(crate) struct DataDir {
     identity: Arc<Identity>,
     /// Whose the workspaces are: their ids are theirs for as long as there are files of them.
     users: SlotUsers,
+    /// Whether they do not get there by paths, so that what their jails show is handed over.
+    hands_over: bool,
     removed: bool,
 }
 
@@ -80,7 +83,8 @@ impl DataDir {
         users: SlotUsers,
     ) -> Result<Self, WorkspaceError> {
         let user = users.of_slot(0);
-        let (path, base) = open_base(base, user.is_some())?;
+        let hands_over = user.is_some() && jail::hands_over();
+        let (path, base) = open_base(base, user.is_some() && !hands_over)?;
         sweep(&path, &base, interrupt);
         if interrupt.is_interrupted() {
             return Err(WorkspaceError::Interrupted);
@@ -89,9 +93,16 @@ impl DataDir {
         // From here on a failure removes what was made.
         let identity = Arc::new(Identity::detect(user));
         let workspaces = Vec::with_capacity(slots);
-        let mut data =
-            Self { run, base, workspaces, identity, users: users.clone(), removed: false };
-        if user.is_some() {
+        let mut data = Self {
+            run,
+            base,
+            workspaces,
+            identity,
+            users: users.clone(),
+            hands_over,
+            removed: false,
+        };
+        if user.is_some() && !hands_over {
             let opened = rustix::fs::openat(&data.run.dir, c".", OPEN_DIR, Mode::empty());
             opened
                 .and_then(|dir| rustix::fs::fchmod(dir, PASSABLE))
@@ -100,8 +111,8 @@ impl DataDir {
         if let Some(user) = user {
             user::trial_of_files(user, data.run.dir.as_fd()).map_err(|weak| {
                 // With all capabilities it is the place: a file system without owners, or a full
-                // one.
-                match weak.lacks_capabilities() && !weak.is_shortage() {
+                // one. In a user namespace there is another way.
+                match weak.is_harmless() || weak.lacks_capabilities() && !weak.is_shortage() {
                     true => WorkspaceError::WeakRoot(weak),
                     false => WorkspaceError::io("use, as root must,", &data.run.path, weak.source),
                 }
@@ -112,11 +123,13 @@ impl DataDir {
                 return Err(WorkspaceError::Interrupted);
             }
             let identity = data.identity.clone();
-            let owner = users.of_slot(slot);
+            let owner = users.of_slot(slot).map(|user| user.with_barred(hands_over));
             let workspace = Workspace::create(&data.run.path, slot, owner, identity)?;
             data.workspaces.push(Arc::new(workspace));
         }
-        if let (Some(user), Some(workspace)) = (user, data.workspaces.first()) {
+        if let (Some(user), Some(workspace)) =
+            (user.filter(|_| !hands_over), data.workspaces.first())
+        {
             let path = workspace.path();
             match user.obstacle(path) {
                 Ok(None) => {}
@@ -170,6 +183,11 @@ impl DataDir {
     pub(crate) fn is_on_overlay(&self) -> bool {
         const OVERLAY: u64 = 0x794c_7630;
         rustix::fs::fstatfs(&self.run.dir).is_ok_and(|fs| fs.f_type as u64 == OVERLAY)
+    }
+
+    /// Whether what jails show of it is handed over to them: then no other user gets there.
+    pub(crate) fn hands_over(&self) -> bool {
+        self.hands_over
     }
 
     /// Whose the workspaces are.
@@ -322,8 +340,27 @@ fn sweep(base_path: &Path, base: &OwnedFd, interrupt: &Interrupt) {
             Ok(false) => {}
             // The next one goes on with it.
             Err(_) if interrupt.is_interrupted() => return,
-            Err(error) => log::warn!("left by a dead engine: {error}"),
+            Err(error) => {
+                let path = base_path.join(name);
+                log::warn!("left by a dead engine: {error}{}", remedy(&error, &path))
+            }
         }
+    }
+}
+
+/// What helps where an engine of the same user, whose slots had other ids, has left something.
+fn remedy(error: &WorkspaceError, path: &Path) -> String {
+    let is_barred = match error {
+        WorkspaceError::Io { source, .. } => source.kind() == io::ErrorKind::PermissionDenied,
+        _ => false,
+    };
+    match is_barred && !rustix::process::geteuid().is_root() {
+        true => format!(
+            "; files of the user ids that /etc/subuid gives you are removed by: tool-executor \
+             unshare rm -r {}",
+            path.display()
+        ),
+        false => String::new(),
     }
 }
 
@@ -343,7 +380,8 @@ pub(crate) fn open_base(
     match base {
         Some(path) => open_given_base(path, passable),
         None => {
-            let uid = rustix::process::geteuid().as_raw();
+            // The same, whether it is in a namespace or not.
+            let uid = user::number_outside();
             let base = std::env::temp_dir().join(format!("tool-executor-{uid}"));
             open_private_base(base, passable)
         }
@@ -389,10 +427,9 @@ pub(super) fn open_private_base(
         Err(errno) => return Err(WorkspaceError::io("create", &path, errno)),
     }
     let others = Mode::RWXG | Mode::RWXO;
-    // Root's may have been passable for an engine with a `user` before; what is in it protects
+    // It may have been passable for an engine whose slots had other users; what is in it protects
     // itself.
-    let root = rustix::process::geteuid().is_root();
-    let forbidden = if root { others - PASSABLE } else { others };
+    let forbidden = others - PASSABLE;
     let flags = OPEN_DIR | OFlags::NOFOLLOW;
     let why = match rustix::fs::open(&path, flags, Mode::empty()) {
         Ok(dir) => {

@@ -125,6 +125,9 @@ pub(crate) struct ImageFiles {
     mode: u32,
     /// Whose ids its machines have, in every slot, where layers can be had by their paths only.
     shared: Option<CommandUser>,
+    /// Whether its files are this process's own, in a user namespace where no mount can show them
+    /// as another user's: then its commands have that one id.
+    is_own: bool,
 }
 
 // What keeps a layer there is dropped with it, and otherwise never used.
@@ -161,9 +164,13 @@ impl ImageFiles {
             let most = MOST_TREES - 1;
             return Err(unusable(format!("it has {count} layers, and a machine has {most}")));
         }
+        let ours = rustix::process::geteuid().as_raw();
+        let is_own = shared.is_some_and(|user| !user.is_of_machine())
+            && image.layers().iter().all(|layer| layer.owner() == ours);
+        let (owner, shared) = if is_own { (None, None) } else { (owner, shared) };
         let (root, have) = match (shared, owner) {
             (Some(user), _) => (Some(user.map().outside), "the ids from"),
-            (None, None) => (Some(rustix::process::geteuid().as_raw()), "the one id"),
+            (None, None) => (Some(ours), "the one id"),
             (None, Some(_)) => (None, ""),
         };
         if let Some(root) = root
@@ -226,6 +233,15 @@ impl ImageFiles {
         };
         let mode = root_mode(layers().next_back());
         let User { uid, gid, .. } = user.ids;
+        let map = shared.or(owner).map(CommandUser::map).filter(|map| !map.is_single());
+        if let Some(map) = map
+            && let Some(id) = [uid, gid].into_iter().find(|id| map.outside_of(*id).is_none())
+        {
+            return Err(NoMachine::Unsupported(format!(
+                "{}: its commands would have the id {id}, which no slot has here",
+                image.name()
+            )));
+        }
         let identity = Identity::of_image(uid, gid, &user.name, &user.home);
         let shell_id = ShellId {
             layers: layers().map(Path::to_owned).collect(),
@@ -252,6 +268,7 @@ impl ImageFiles {
             working_dir,
             mode,
             shared,
+            is_own,
         })
     }
 
@@ -370,7 +387,12 @@ impl ImageFiles {
 
     /// Whose ids its machine has in a slot whose ids are these.
     pub(super) fn ids_of(&self, of_slot: Option<CommandUser>) -> Option<CommandUser> {
-        self.shared.or(of_slot)
+        self.shared.or(of_slot.filter(|_| !self.is_own))
+    }
+
+    /// Whether its commands have one id, in a slot whose ids are these.
+    pub(in crate::sandbox) fn is_of_one_id(&self, of_slot: Option<CommandUser>) -> bool {
+        Self::has_one_id(self.ids_of(of_slot))
     }
 
     /// What users and groups there are inside, for slots whose ids are `owner`'s or this process's.
@@ -429,8 +451,7 @@ impl ImageFiles {
         let hold = match owner.filter(|_| self.shared.is_none()) {
             None => Hold::ByPath,
             Some(user) => {
-                let IdMap { outside, count, .. } = user.map();
-                let map = IdMap { inside: layer.owner(), outside, count };
+                let map = IdMap { inside: layer.owner(), ..user.map() };
                 Hold::HandedOver(Some(map).filter(|map| map.inside != map.outside))
             }
         };
@@ -455,7 +476,7 @@ impl ImageFiles {
         match self.shared {
             // All of them may pass to all slots' directories and to the layers.
             Some(user) => Some(user.as_inside(0, 0)),
-            None => of_slot.map(CommandUser::as_root_inside),
+            None => self.ids_of(of_slot).map(CommandUser::as_root_inside),
         }
     }
 }

@@ -39,6 +39,9 @@ pub(crate) struct Base {
     pub(super) image: Option<Arc<ImageFiles>>,
     /// Without an image: the workspace's, `/tmp`'s and the home directory's.
     pub(super) trees: [Beneath; 3],
+    /// Whose the files of these are, if not ours: who goes on above them is that user, whichever
+    /// slot it is in, unless mounts can show them as another user's.
+    pub(super) owner: Option<CommandUser>,
 }
 
 /// What is beneath one directory.
@@ -118,7 +121,12 @@ impl Base {
             }
             (image, None) => image.clone(),
         };
-        Ok(Self { image, trees: self.trees.clone() })
+        Ok(Self { image, trees: self.trees.clone(), owner: self.owner })
+    }
+
+    /// The same for a slot of another user, as whose mounts show its files.
+    pub(crate) fn of_any_slot(self) -> Self {
+        Self { owner: None, ..self }
     }
 
     /// How many layers it has in all.
@@ -226,7 +234,8 @@ impl Workspace {
         &self,
         keeper: &mut dyn FnMut(&Path) -> Option<Keeper>,
     ) -> Result<(Base, Remains), WorkspaceError> {
-        let owner = match self.user_of_slot() {
+        // Of a machine, as of a slot, the first process has the same ids as all others.
+        let owner = match self.founder() {
             Some(user) => user.map().outside,
             None => rustix::process::geteuid().as_raw(),
         };
@@ -251,6 +260,7 @@ impl Workspace {
             unused.extend([self.temporary(), self.home()].map(Path::to_owned));
             return Ok((base, Remains::of(unused)));
         }
+        base.owner = self.owner();
         let all = base.trees.iter_mut().zip(&self.beneath).zip(self.directories());
         for ((tree, beneath), path) in all {
             let top = match beneath.layers.is_empty() {

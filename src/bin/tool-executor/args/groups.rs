@@ -37,8 +37,9 @@ pub(crate) struct SlotArgs {
     #[arg(long, value_name = "IMAGE", env = "TOOL_EXECUTOR_IMAGE")]
     pub(crate) image: Option<String>,
 
-    /// User ids for the slots, where it runs as root: auto (each slot has a range of its own),
-    /// shared (all are the user 65534), or FIRST:COUNT, as 2000000000:655360 [default: auto]
+    /// User ids for the slots, where it runs as root or /etc/subuid gives this user some: auto
+    /// (each slot has its own), shared (all are one user), or for root FIRST:COUNT, as
+    /// 2000000000:655360 [default: auto]
     #[arg(long, value_name = "IDS", env = "TOOL_EXECUTOR_USER_IDS")]
     #[arg(value_parser = named(values::user_ids))]
     pub(crate) user_ids: Option<UserIds>,

@@ -56,6 +56,20 @@ pub(crate) enum ImageCommand {
     Prune(PruneArgs),
 }
 
+impl ImageCommand {
+    /// Which store it is about.
+    pub(crate) fn store(&self) -> &StoreArgs {
+        match self {
+            Self::List { store } => store,
+            Self::Import(ImportArgs { store, .. })
+            | Self::Pull(PullArgs { store, .. })
+            | Self::Show(ShowArgs { store, .. })
+            | Self::Remove(RemoveArgs { store, .. })
+            | Self::Prune(PruneArgs { store, .. }) => store,
+        }
+    }
+}
+
 /// The flags of `image import`.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ImportArgs {

@@ -89,6 +89,15 @@ pub(crate) enum Command {
     #[command(after_help = exit_code::IMAGE_HELP)]
     Image(ImageArgs),
 
+    /// Run a program as root of a user namespace, with the user ids that /etc/subuid gives you
+    ///
+    /// `sandbox`, `serve`, `replay` and `image` do that by themselves. A program of your own that
+    /// embeds the library is started by it, so that its slots have these ids; and `rm -r DIRECTORY`
+    /// removes files that belong to them. Outside the program is you, and nothing more. Where it is
+    /// root already, the program is just run.
+    #[command(after_help = exit_code::UNSHARE_HELP)]
+    Unshare(UnshareArgs),
+
     /// Print the completions of a shell
     Completions {
         /// The shell
@@ -121,6 +130,15 @@ pub(crate) struct ReapArgs {
     /// Print one JSON object: `servers`, and the ids of those that were `removed`
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// What `unshare` is to run.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct UnshareArgs {
+    /// The program and its arguments
+    #[arg(required = true, value_name = "PROGRAM", trailing_var_arg = true)]
+    #[arg(allow_hyphen_values = true)]
+    pub(crate) command: Vec<OsString>,
 }
 
 /// The flags of `sandbox`.

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! <data directory>/images-<uid>/     of one user, mode 0700
-//!   kept/, moved-<id>/ or one/       by whose the files are (`StoredIds`); a store each
+//!   kept/, moved-<id>…/ or one/      by whose the files are (`StoredIds`); a store each
 //!     layers/<digest>/               a layer (`shelf` says how entries come and go)
 //!       tree/                          its files
 //!       layer.json                     what is known of it
@@ -27,6 +27,7 @@
 //! last one of a process ends. Of one that was killed the beginning is known.
 
 mod cap;
+mod contents;
 mod import;
 mod list;
 mod many;
@@ -49,6 +50,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use parking_lot::Mutex;
 use rustix::fs::Dir;
 
+pub(crate) use self::contents::ContentsReader;
 pub use self::import::ImportStep;
 pub use self::list::{StoredImage, StoredLayer};
 use self::record::{IMAGE, ImageRecord, TREE};
@@ -58,10 +60,13 @@ use super::config::Platform;
 use super::{Digest, Image, ImageError, ImageLimits, ImageSource, Layer, StoredIds};
 use crate::config::ImagesConfig;
 use crate::interrupt::Interrupt;
-use crate::sandbox::jail::can_map_owners;
+use crate::sandbox::jail::{can_map_owners, hands_over};
 use crate::sandbox::tree;
-use crate::sandbox::user::{self, IdMap, IdSpan};
+use crate::sandbox::user;
 use crate::sandbox::workspace::{WorkspaceError, open_base};
+
+/// The user of an image whom nothing should belong to.
+const NOBODY: u32 = 65_534;
 
 /// Images on disk, unpacked. Any number of programs may use one at a time.
 ///
@@ -125,12 +130,10 @@ impl StoredIds {
             return Self::One;
         }
         // In a user namespace most ids may be none.
-        let Some(IdSpan { first, count }) = user::ids_of_images() else { return Self::One };
-        let opened = open_base(data_dir, true);
-        let can_map = opened.is_ok_and(|(base, _)| {
-            can_map_owners(&base, IdMap { inside: 0, outside: first, count })
-        });
-        if can_map { Self::Kept } else { Self::Moved(first) }
+        let Some(map) = user::ids_of_images() else { return Self::One };
+        let opened = open_base(data_dir, !hands_over());
+        let can_map = opened.is_ok_and(|(base, _)| can_map_owners(&base, map));
+        if can_map { Self::Kept } else { Self::Moved(map.outside) }
     }
 
     /// What it is called in paths and for `--ids`.
@@ -139,6 +142,19 @@ impl StoredIds {
             Self::Kept => "kept".to_owned(),
             Self::Moved(first) => format!("moved-{first}"),
             Self::One => "one".to_owned(),
+        }
+    }
+
+    /// The name of the store's directory. That of a user namespace is another one where the ids
+    /// are others outside: what is there is out of reach then.
+    fn directory(self) -> String {
+        let outside = |first| user::numbers_outside(first).filter(|outside| *outside != [first; 2]);
+        match self {
+            Self::Moved(first) => match outside(first) {
+                Some([users, groups]) => format!("{}-{users}-{groups}", self.name()),
+                None => self.name(),
+            },
+            Self::Kept | Self::One => self.name(),
         }
     }
 
@@ -155,7 +171,11 @@ impl StoredIds {
     pub(in crate::sandbox) fn on_disk(self, id: u32) -> Option<u32> {
         match self {
             Self::Kept => Some(id),
-            Self::Moved(first) => Some(first.saturating_add(id)),
+            Self::Moved(first) => {
+                let map = user::of_images_from(first);
+                // What no machine has is nobody's.
+                map.outside_of(id).or_else(|| map.outside_of(NOBODY))
+            }
             Self::One => None,
         }
     }
@@ -202,11 +222,13 @@ impl ImageStore {
         interrupt: &Interrupt,
     ) -> Result<Self, ImageError> {
         // Where the engine's commands have other users, they go through it.
-        let (base, _) = open_base(data_dir, rustix::process::geteuid().is_root())
-            .map_err(|error| of_base(data_dir, error))?;
-        let of_user = base.join(format!("images-{}", rustix::process::geteuid().as_raw()));
-        let path = of_user.join(ids.name());
-        let group = ids.passing_group();
+        let hands_over = hands_over();
+        let is_passable = rustix::process::geteuid().is_root() && !hands_over;
+        let (base, _) =
+            open_base(data_dir, is_passable).map_err(|error| of_base(data_dir, error))?;
+        let of_user = base.join(format!("images-{}", user::number_outside()));
+        let path = of_user.join(ids.directory());
+        let group = ids.passing_group().filter(|_| !hands_over);
         for directory in [&of_user, &path] {
             let opened = open_own(directory)?;
             if let Some(group) = group {

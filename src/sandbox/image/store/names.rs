@@ -45,7 +45,7 @@ impl ImageStore {
     /// What is said of a name that no image has here, and why it is not pulled.
     pub(super) fn not_stored(&self, name: &str, why: &str) -> ImageError {
         let file = Digest::of(normal_name(name).as_bytes()).hex();
-        let own = self.0.ids.name();
+        let (own, needs) = (self.0.ids.directory(), self.0.ids.name());
         let all = self.0.path.parent().and_then(|of_user| std::fs::read_dir(of_user).ok());
         let mut others = all.into_iter().flatten().flatten().filter(|other| {
             other.file_name() != *own && other.path().join("names").join(&file).exists()
@@ -53,7 +53,7 @@ impl ImageStore {
         let Some(other) = others.next() else {
             return ImageError::NotStored { image: shown(name), why: why.to_owned() };
         };
-        let (has, needs) = (other.file_name().to_string_lossy().into_owned(), own);
+        let has = other.file_name().to_string_lossy().into_owned();
         let why = format!(
             "it was imported with the ids \"{has}\", and here they are \"{needs}\"; import it \
              again: tool-executor image import --ids {needs}"

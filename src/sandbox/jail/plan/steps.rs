@@ -7,8 +7,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use super::{
-    Access, Hold, NEW_ROOT, NO_DEVICES, NO_SET_USER_ID, Overlay, PROC_FLAGS, READ_ONLY, STAGE,
-    STAGE_OF_ROOT, UPPER,
+    Access, NEW_ROOT, NO_DEVICES, NO_SET_USER_ID, Overlay, PROC_FLAGS, READ_ONLY, STAGE,
+    STAGE_OF_ROOT, Tree, UPPER,
 };
 use crate::sandbox::init::message::step;
 
@@ -100,8 +100,14 @@ impl Steps {
     }
 
     /// Mounts an overlay. Its trees are to be seen only while that is done. `source` and `given`
-    /// are the next of those by path and of those that are handed over.
-    pub(super) fn overlay(&mut self, overlay: &Overlay, source: &mut u64, given: &mut u64) {
+    /// are the next of those by path and of those that are handed over, as `is_given` says.
+    pub(super) fn overlay(
+        &mut self,
+        overlay: &Overlay,
+        is_given: impl Fn(&Tree) -> bool,
+        source: &mut u64,
+        given: &mut u64,
+    ) {
         let stage = Path::new(if overlay.is_root() { STAGE_OF_ROOT } else { STAGE });
         self.add(step::DIRECTORY, 0, 0o700, &[stage], "make a place for layers");
         self.mount("tmpfs", stage, NO_SET_USER_ID | NO_DEVICES, "mode=0700");
@@ -110,7 +116,7 @@ impl Steps {
             let place = stage.join(number.to_string());
             let what = format!("use layer {number} of {}", overlay.place.display());
             self.add(step::DIRECTORY, 0, 0o700, &[&place], &what);
-            let next = if tree.hold == Hold::ByPath { &mut *source } else { &mut *given };
+            let next = if is_given(tree) { &mut *given } else { &mut *source };
             self.add(step::ATTACH, 0, *next, &[&place], &what);
             *next += 1;
         }

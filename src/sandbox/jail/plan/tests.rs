@@ -30,6 +30,7 @@ fn plan() -> Plan {
             Entry::File { place: "/run/x/socket".into() },
             over("/data/socket", "/run/x/socket", false),
         ],
+        barred: None,
         shared_memory: Some(4096),
         terminals: 9,
         proc: Proc::Own,
@@ -152,7 +153,7 @@ fn the_steps_of_a_plan_are_exactly_these() {
         ["m0 14 proc", "o0 1 /proc", "h0", "w0 0 /proc/sys"].iter().any(|own| line.starts_with(own))
     };
     assert!(!shared.iter().any(of_its_own), "{shared:?}");
-    let many = IdMap { inside: 0, outside: 1000, count: 9 };
+    let many = IdMap { count: 9, ..IdMap::whole(1000) };
     let mapped_outside = Plan { users: many, groups: many, ..plan() }.steps_of_founder(0).unwrap();
     assert_eq!(lines(&mapped_outside)[0], found[0]);
     assert_eq!(lines(&mapped_outside)[1..], found[4..]);
@@ -200,12 +201,41 @@ fn cgroups_are_shown_over_one_directory_or_each_in_its_own() {
     assert_eq!(made, expected);
 }
 
+#[test]
+fn what_the_first_process_cannot_get_to_is_handed_over_in_the_order_of_its_use() {
+    let plan = plan();
+    let root = [plan.root.clone(), vec![overlay("/work", Hold::HandedOver(None))]].concat();
+    let plan = Plan { root, barred: Some("/data".into()), ..plan };
+    let given: Vec<_> =
+        plan.handed_over().map(|(path, _, own)| (path.to_str().unwrap(), own)).collect();
+    let expected = [("/data/etc", false), ("/data/w", true), ("/data/socket", false)];
+    assert_eq!(given[..3], expected);
+    let layers = ["/data/l0", "/data/l1", "/data/l2"].map(|layer| (layer, false));
+    assert_eq!(given[3..], [&layers[..], &[("/data/own", true)]].concat());
+    let found = lines(&plan.steps_of_founder(0).unwrap());
+    assert!(!found.iter().any(|line| line.starts_with("s0") && line.ends_with("/data/w")));
+    // Seven are handed over; what it takes hold of itself is numbered after them.
+    for line in [
+        "a0 0 /etc",
+        "a0 1 /a/b",
+        "a0 2 /run/x/socket",
+        "a0 3 /.stage/0",
+        "a0 4 /.stage/1",
+        "a0 6 /.stage/3",
+        "a0 7 /usr",
+        "a0 8 /etc/resolv.conf",
+        "a0 9 /dev/null",
+    ] {
+        assert!(found.contains(&line.to_owned()), "{line}: {found:?}");
+    }
+}
+
 fn tree(host: &str, hold: Hold) -> Tree {
     Tree { host: host.into(), hold }
 }
 
 fn overlay(place: &str, own: Hold) -> Entry {
-    let map = IdMap { inside: 0, outside: 9000, count: 100 };
+    let map = IdMap { count: 100, ..IdMap::whole(9000) };
     Entry::Layered(Overlay {
         place: place.into(),
         lower: vec![
@@ -222,7 +252,7 @@ fn overlay(place: &str, own: Hold) -> Entry {
 fn an_overlay_is_mounted_over_its_layers_which_are_not_seen_then() {
     let root = vec![overlay("/work", Hold::ByPath), overlay("/tmp", Hold::HandedOver(None))];
     let plan = Plan { root, ..plan() };
-    let given: Vec<_> = plan.handed_over().map(|(tree, _, own)| (&tree.host, own)).collect();
+    let given: Vec<_> = plan.handed_over().map(|(path, _, own)| (path, own)).collect();
     let expected = [("/data/l0", false), ("/data/l2", false)];
     let own = ("/data/own", true);
     let expected = [expected[0], expected[1], expected[0], expected[1], own];
