@@ -225,7 +225,8 @@ impl Drop for Small {
 fn a_server_whose_disk_is_full_gets_no_image_that_it_lacks() {
     let Some(small) = Small::new() else {
         assert!(!is_root() || std::env::var_os("CI").is_none(), "root may mount a file system");
-        return eprintln!("skipped: this user may not mount a file system");
+        // This user may mount none.
+        return;
     };
     let (layouts, large) = (Layouts::new(), directory());
     let image = layouts.image("a");
