@@ -98,6 +98,7 @@ mod executor;
 #[cfg(feature = "capi")]
 pub mod ffi;
 pub mod grade;
+mod image_key;
 mod interrupt;
 mod level;
 mod limits;
@@ -162,7 +163,7 @@ pub mod stats {
     };
     pub use crate::level::{ImageIds, IsolationLevel};
     pub use crate::limits::{EnforcedLimits, Enforcement};
-    pub use crate::pool::{ContainerCounts, SlotCounts};
+    pub use crate::pool::{ContainerCounts, ImageCounts, SlotCounts};
 }
 
 /// The README's examples are compiled and run.

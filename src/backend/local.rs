@@ -8,6 +8,7 @@
 
 mod begin;
 mod calls;
+mod held;
 mod image;
 mod network;
 mod pulls;
@@ -32,8 +33,8 @@ use resets::Resets;
 use snapshots::{EndedBetween, KeptSnapshots};
 
 use super::{
-    Artifacts, Backend, BeginReply, Capabilities, Container, Execution, ExecutionId, Isolation,
-    ResetReply, SlotRef, Snapshots,
+    Artifacts, Backend, BeginReply, Capabilities, Container, Execution, ExecutionId, HeldImages,
+    Isolation, ResetReply, SlotRef, Snapshots,
 };
 use crate::artifact::{
     ArchiveArtifacts, ArchiveSummary, Artifact, ArtifactError, ArtifactList, ListArtifacts,
@@ -299,6 +300,11 @@ impl Backend for LocalBackend {
         }
     }
 
+    fn images(&self) -> Option<Arc<HeldImages>> {
+        let can_have_some = can_have_images(self.0.supervisor.isolation()).is_ok();
+        can_have_some.then(|| self.0.images.held())
+    }
+
     fn execute(&self, _addr: &str, batch: Vec<Execution>) {
         // They only have to be started, so no file keeps them waiting.
         let (commands, others): (Vec<_>, Vec<_>) =
@@ -364,7 +370,7 @@ impl Backend for LocalBackend {
     }
 
     fn close(&self, deadline: Instant) {
-        self.0.images.interrupt();
+        self.0.images.close(deadline);
         let resets = self.0.resets.lock().take();
         if let Some(resets) = &resets {
             resets.stop();

@@ -22,6 +22,7 @@
 mod capabilities;
 #[cfg(feature = "http")]
 pub mod fleet;
+mod images;
 #[cfg(target_os = "linux")]
 pub mod local;
 mod reply;
@@ -39,6 +40,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 pub use capabilities::{BadContainer, Capabilities, DEFAULT_TIMEOUT, Isolation};
+pub use images::{ContainerImages, HeldImages, ImageKey, MOST_IMAGE_NAMES};
 pub use reply::{Answer, BeginReply, Cancellation, Reply, ResetReply};
 pub use several::Several;
 pub use tier::Tier;
@@ -70,6 +72,14 @@ pub trait Backend: Send + Sync + 'static {
     /// to [`Capabilities::default`].
     fn capabilities(&self) -> Capabilities {
         Capabilities::default()
+    }
+
+    /// The images that it has on this machine: what a sandbox server in front of it tells its
+    /// executors, asked for again and again. Must not block. A backend over several containers
+    /// tells by its watcher instead ([`ContainerChange::Images`]). Defaults to `None`: it does not
+    /// say.
+    fn images(&self) -> Option<Arc<HeldImages>> {
+        None
     }
 
     /// The backends that this one is made of, in order of preference: the first is the preferred

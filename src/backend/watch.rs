@@ -3,6 +3,8 @@
 use std::fmt;
 use std::sync::Arc;
 
+use super::ContainerImages;
+
 /// What became of a container.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -27,6 +29,9 @@ pub enum ContainerChange {
     /// No trajectory is newly put there; those that are there finish. Each of its slots is given
     /// back ([`Backend::give_back`](super::Backend::give_back)) as soon as it is free.
     Draining,
+    /// It has these images now, and so much room: where trajectories that begin with one are put
+    /// depends on it. One that tells nothing is known by what has begun there.
+    Images(ContainerImages),
     /// It is there no more, and is forgotten: the workspaces that trajectories still held there are
     /// lost.
     Gone,

@@ -13,7 +13,7 @@ use crate::config::NetworkMode;
 use crate::egress::NetworkTotals;
 use crate::level::{ImageIds, IsolationLevel};
 use crate::limits::EnforcedLimits;
-use crate::pool::{ContainerCounts, SlotCounts};
+use crate::pool::{ContainerCounts, ImageCounts, SlotCounts};
 use crate::tool::{Outcome, Timing};
 
 /// A snapshot of an executor's counters, for programs; serialises to JSON under the same
@@ -88,6 +88,8 @@ pub struct Stats {
     pub network: Option<NetworkMode>,
     /// What commands have asked of the network so far, where the backend counts it.
     pub network_totals: Option<NetworkTotals>,
+    /// Where trajectories that begin with an image were put.
+    pub images: ImageCounts,
 }
 
 /// One of several backends.
@@ -138,6 +140,14 @@ pub struct LaneStats {
     pub slots: usize,
     /// Those of them that a trajectory holds.
     pub held: usize,
+    /// The names by which it has images, as far as is known.
+    pub images: usize,
+    /// The images that it is pulling or unpacking.
+    pub image_pulls: usize,
+    /// The bytes that are free for images there, where it says so.
+    pub image_bytes_free: Option<u64>,
+    /// Whether its disk is too full for an image that it lacks.
+    pub image_disk_full: bool,
 }
 
 /// How many results had which outcome.

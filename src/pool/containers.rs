@@ -19,6 +19,7 @@ impl Pool {
             ContainerChange::Lost => (ContainerState::Down, true),
             ContainerChange::Resized(slots) => return self.resized(container, slots),
             ContainerChange::Added(slots) => return self.added(container, slots),
+            ContainerChange::Images(images) => return self.images.told(container, images),
             ContainerChange::Draining => {
                 if let Some(entry) = self.containers.get_mut(container) {
                     entry.is_draining = true;
@@ -51,6 +52,7 @@ impl Pool {
         if workspaces_lost {
             // What they wish to be near to is lost with the workspaces.
             self.wishes.give_up(container);
+            self.images.stopped(container, *change == ContainerChange::Gone);
         }
         if *change == ContainerChange::Gone {
             for slot in self.containers[container].slots.clone() {
@@ -188,6 +190,7 @@ impl Pool {
             && matches!(purpose, Purpose::Grant(..))
             && let Purpose::Grant(turn, trajectory) = std::mem::replace(purpose, Purpose::Nobody)
         {
+            self.image_is_over(slot);
             self.wait_again(turn, trajectory);
         }
     }
@@ -230,7 +233,8 @@ impl Pool {
         let kept = match change {
             ContainerChange::Unreachable
             | ContainerChange::Recovered
-            | ContainerChange::Draining => return Vec::new(),
+            | ContainerChange::Draining
+            | ContainerChange::Images(_) => return Vec::new(),
             ContainerChange::Restarted | ContainerChange::Lost | ContainerChange::Gone => &[][..],
             ContainerChange::Resized(slots) | ContainerChange::Added(slots) => &slots.held,
         };

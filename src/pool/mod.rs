@@ -23,6 +23,8 @@
 //! more than it may have.
 
 mod containers;
+mod images;
+mod placing;
 mod slot;
 #[cfg(test)]
 mod tests;
@@ -35,13 +37,17 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+pub use self::images::ImageCounts;
+pub(crate) use self::images::PlaceImages;
+pub(crate) use self::placing::Wanted;
 pub use self::slot::{ContainerCounts, SlotCounts};
 pub(crate) use self::slot::{Occupancy, SlotIx};
 pub(crate) use self::tiers::{MOST_TIERS, TierSet};
 
+use self::images::Images;
 use self::slot::{ContainerState, PoolContainer, Purpose, Slot, State};
 use self::tiers::{TierRules, TierView};
-use self::wishes::{Turn, Wish, Wishes};
+use self::wishes::{Turn, Wishes};
 use crate::backend::{Container, SlotRef, Tier};
 use crate::wait_queue::{Position, WaitQueue};
 
@@ -52,6 +58,8 @@ pub(crate) enum Assignment {
     Slot(Arc<str>, SlotIx),
     /// It will have this slot once the reset that is to be started now has succeeded.
     Reset(SlotIx),
+    /// It is in the waiting room no more: its image cannot be had, for this reason.
+    Refused(Arc<str>, String),
 }
 
 /// For whom a reset was made: what [`Pool::reset_done`] and [`Pool::expire`] give back.
@@ -83,6 +91,12 @@ pub(crate) struct Pool {
     wishes: Wishes,
     /// Free slots whose files a trajectory may have back.
     left_by: HashMap<Arc<str>, SlotIx>,
+    /// Which container has which image.
+    images: Images,
+    /// Since when there has been a free slot without a break, which none was given.
+    idle_since: Option<Instant>,
+    /// When someone has been held back for long enough, as of the last look.
+    held_until: Option<Instant>,
     /// When to look at slots that are being reset or broken.
     timers: BTreeSet<(Instant, SlotIx)>,
     counts: SlotCounts,
@@ -126,6 +140,9 @@ impl Pool {
             positions: HashMap::new(),
             wishes: Wishes::default(),
             left_by: HashMap::new(),
+            images: Images::default(),
+            idle_since: None,
+            held_until: None,
             timers: BTreeSet::new(),
             counts,
             reset_timeout,
@@ -158,57 +175,43 @@ impl Pool {
         }
     }
 
-    /// Puts a trajectory at the end of the waiting room. It must hold no slot and not wait yet.
-    #[cfg(test)]
-    pub(crate) fn wait(&mut self, trajectory: Arc<str>) {
-        self.wait_in(trajectory, None, TierSet::ALL, Instant::now());
-    }
-
-    /// Puts a trajectory at the end of the waiting room, which holds no slot and does not wait yet.
-    /// With an address it needs a slot of the container there, because something of it is there; it
-    /// does not have back what it left in a slot. Where that container is gone, or takes no
-    /// trajectory any more, any slot will do: whoever uses it finds out what is missing. Without
-    /// one it needs a slot of these tiers.
-    pub(crate) fn wait_in(
-        &mut self,
-        trajectory: Arc<str>,
-        addr: Option<&str>,
-        may: TierSet,
-        now: Instant,
-    ) {
-        debug_assert!(!self.positions.contains_key(&trajectory));
-        let position = self.waiting.push(trajectory.clone());
-        let there = addr.and_then(|addr| self.container_at(addr));
-        let there = there.filter(|container| self.containers[*container].may_be_wished_for());
-        let wish = match (addr, there) {
-            (_, Some(container)) => Wish::There(container),
-            (Some(_), None) => Wish::Of(TierSet::ALL),
-            (None, None) => Wish::Of(may),
-        };
-        self.wishes.enter(trajectory.clone(), Turn { position, since: now }, wish);
-        self.positions.insert(trajectory, position);
-    }
-
     /// Takes a trajectory out of the waiting room: its call was cancelled or its time is up.
-    pub(crate) fn stop_waiting(&mut self, trajectory: &Arc<str>) {
+    pub(crate) fn stop_waiting(&mut self, trajectory: &Arc<str>, now: Instant) {
         let position = self.positions.remove(trajectory);
+        if let Some(wish) = self.wishes.image_of(trajectory) {
+            let wish = *wish;
+            self.images.let_go(&wish, now);
+        }
         self.wishes.forget(trajectory, position);
         if let Some(position) = position {
             self.waiting.remove(position);
             return;
         }
-        for &(_, slot) in &self.timers {
-            if let State::Resetting { purpose, .. } = &mut self.slots[slot.0].state
-                && matches!(purpose, Purpose::Grant(_, waiting) if waiting == trajectory)
-            {
+        let is_for = |slot: &SlotIx| {
+            matches!(&self.slots[slot.0].state, State::Resetting {
+                purpose: Purpose::Grant(_, waiting), ..
+            } if waiting == trajectory)
+        };
+        let slots = self.timers.iter().map(|(_, slot)| *slot).filter(is_for).collect::<Vec<_>>();
+        for slot in slots {
+            if let State::Resetting { purpose, .. } = &mut self.slots[slot.0].state {
                 *purpose = Purpose::Nobody;
             }
+            self.image_is_over(slot);
         }
     }
 
     /// Serves the first in the waiting room for whom a slot is free. To be called until it gives
     /// `None`, after every change.
     pub(crate) fn assign(&mut self, now: Instant) -> Option<Assignment> {
+        let assignment = self.serve_first(now);
+        if assignment.is_none() {
+            self.idle_since = self.has_free().then(|| self.idle_since.unwrap_or(now));
+        }
+        assignment
+    }
+
+    fn serve_first(&mut self, now: Instant) -> Option<Assignment> {
         // Whom of a line the first cannot be served, none of it can: they have waited for less
         // long.
         let views = self.tier_views();
@@ -225,7 +228,17 @@ impl Pool {
             let slot = entry.clean.last().or_else(|| entry.dirty.front())?;
             Some((*line.first_key_value()?.0, *slot))
         });
-        let (position, slot) = there.chain(anywhere).min_by_key(|(position, _)| *position)?;
+        let first = there.chain(anywhere).min_by_key(|(position, _)| *position);
+        let before = first.map(|(position, _)| position);
+        if let Some(assignment) = self.assign_image(before, &views, now) {
+            return Some(assignment);
+        }
+        let (position, slot) = first?;
+        self.give(position, slot, now)
+    }
+
+    /// Gives a free slot to the trajectory at this position.
+    fn give(&mut self, position: Position, slot: SlotIx, now: Instant) -> Option<Assignment> {
         let trajectory = self.waiting.remove(position)?;
         let left = self.left_by.get(&trajectory).copied();
         self.positions.remove(&trajectory);
@@ -442,7 +455,7 @@ impl Pool {
 
     /// What is to be told of each container, by its number.
     pub(crate) fn occupancy(&self) -> impl Iterator<Item = Occupancy<'_>> {
-        self.containers.iter().map(|container| Occupancy {
+        self.containers.iter().enumerate().map(|(number, container)| Occupancy {
             addr: &container.addr,
             tier: container.tier,
             state: match container.state {
@@ -454,6 +467,7 @@ impl Pool {
             },
             slots: container.total,
             held: container.held,
+            images: self.images.of_place(number),
         })
     }
 
@@ -523,6 +537,14 @@ impl Pool {
 
     /// The one place where a slot changes its state, so that lists, counts and timers agree.
     fn set(&mut self, slot: SlotIx, state: State) {
+        let goes_on = match &state {
+            State::Held(_) => true,
+            State::Resetting { purpose, .. } => matches!(purpose, Purpose::Grant(..)),
+            _ => false,
+        };
+        if !goes_on {
+            self.image_is_over(slot);
+        }
         let entry = &mut self.slots[slot.0];
         let container = &mut self.containers[entry.container];
         match std::mem::replace(&mut entry.state, state) {

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use serde::Serialize;
 
+use super::images::{ImageBegin, PlaceImages};
 use super::wishes::Turn;
 
 /// The index of a slot in its pool.
@@ -104,6 +105,8 @@ pub(super) struct Slot {
     pub(super) grant: u64,
     /// The grant is over, and a reset of the slot is still to be answered: it is absent then.
     pub(super) is_leaving: bool,
+    /// What its holder, or who it is reset for, begins with.
+    pub(super) image: Option<ImageBegin>,
 }
 
 impl Slot {
@@ -120,6 +123,7 @@ impl Slot {
             stale: false,
             grant: 0,
             is_leaving: false,
+            image: None,
         }
     }
 }
@@ -201,6 +205,8 @@ pub(crate) struct Occupancy<'a> {
     pub(crate) slots: usize,
     /// Those of them that are held.
     pub(crate) held: usize,
+    /// What it has of images.
+    pub(crate) images: PlaceImages,
 }
 
 /// Whether a container answers.

@@ -19,6 +19,16 @@ fn pool(sizes: &[usize]) -> Pool {
     Pool::new(&containers(sizes), Duration::from_secs(60))
 }
 
+impl Pool {
+    fn wait(&mut self, trajectory: Arc<str>) {
+        self.wait_near(trajectory, None);
+    }
+
+    fn wait_near(&mut self, trajectory: Arc<str>, near: Option<&str>) {
+        self.wait_in(trajectory, Wanted { near, ..Wanted::default() }, Instant::now());
+    }
+}
+
 fn id(name: &str) -> Arc<str> {
     name.into()
 }
@@ -51,7 +61,7 @@ fn the_waiting_room_is_served_in_order_of_arrival() {
     }
     let slot = granted(&mut pool, now);
     assert_eq!(pool.assign(now), None);
-    pool.stop_waiting(&id("b"));
+    pool.stop_waiting(&id("b"), now);
     pool.release_as_is(slot);
     assert_eq!(pool.assign(now), Some(Assignment::Reset(slot)));
     let generation = pool.slot_ref(slot).generation;
@@ -337,7 +347,7 @@ fn who_wishes_for_a_container_gets_a_slot_there_and_holds_up_no_one_else() {
     let first = granted(&mut pool, now);
     let addr = pool.slot_ref(first).addr;
     for (name, wish) in [("a", Some(&*addr)), ("b", Some(&*addr)), ("c", None), ("d", None)] {
-        pool.wait_in(id(name), wish, TierSet::ALL, Instant::now());
+        pool.wait_near(id(name), wish);
     }
     // The other container's slot is for who does not care.
     let other = 1 - pool.container(first);
@@ -359,10 +369,10 @@ fn who_wishes_for_a_container_gets_a_slot_there_and_holds_up_no_one_else() {
 #[test]
 fn who_wishes_for_a_container_that_loses_its_workspaces_gets_any_slot() {
     let (mut pool, now) = (pool(&[1, 1]), Instant::now());
-    pool.wait_in(id("a"), Some("container-0"), TierSet::ALL, Instant::now());
+    pool.wait_near(id("a"), Some("container-0"));
     let held = granted(&mut pool, now);
     assert_eq!(pool.container(held), 0);
-    pool.wait_in(id("b"), Some("container-0"), TierSet::ALL, Instant::now());
+    pool.wait_near(id("b"), Some("container-0"));
     assert_eq!(pool.assign(now), None);
     pool.container_changed(0, &ContainerChange::Unreachable);
     assert_eq!(pool.assign(now), None, "it may come back with all that is there");
@@ -372,10 +382,10 @@ fn who_wishes_for_a_container_that_loses_its_workspaces_gets_any_slot() {
         pool.assign(now),
         Some(Assignment::Slot(b, slot)) if *b == *"b" && pool.container(slot) == 1
     ));
-    pool.wait_in(id("c"), Some("container-0"), TierSet::ALL, Instant::now());
-    pool.wait_in(id("d"), Some("no-such"), TierSet::ALL, Instant::now());
+    pool.wait_near(id("c"), Some("container-0"));
+    pool.wait_near(id("d"), Some("no-such"));
     assert_eq!(pool.assign(now), None);
-    assert_eq!(pool.wishes.of("c"), None, "a container that is down is not wished for");
+    assert_eq!(pool.wishes.container_of("c"), None, "a container that is down is not wished for");
 }
 
 #[test]
@@ -384,7 +394,7 @@ fn who_wishes_for_a_container_begins_anew_there() {
     pool.wait(id("a"));
     let slot = granted(&mut pool, now);
     pool.release_as_is(slot);
-    pool.wait_in(id("a"), Some("container-0"), TierSet::ALL, Instant::now());
+    pool.wait_near(id("a"), Some("container-0"));
     assert_eq!(pool.assign(now), Some(Assignment::Reset(slot)), "not with its old files");
 }
 
@@ -460,16 +470,16 @@ proptest! {
                     if !held.contains_key(&t) && !waiting.contains(&t) {
                         waiting.push(t);
                         let addr = wish.map(|container| format!("container-{container}"));
-                        pool.wait_in(t.to_string().into(), addr.as_deref(), TierSet::ALL, now);
+                        pool.wait_near(t.to_string().into(), addr.as_deref());
                     }
                 }
                 Step::StopWaiting(t) => {
                     waiting.retain(|other| *other != t);
-                    pool.stop_waiting(&t.to_string().into());
+                    pool.stop_waiting(&t.to_string().into(), now);
                 }
                 Step::Assign => {
                     let wishes: Vec<_> =
-                        (0..12u8).map(|t| pool.wishes.of(&t.to_string())).collect();
+                        (0..12u8).map(|t| pool.wishes.container_of(&t.to_string())).collect();
                     if let Some(Assignment::Slot(t, slot)) = pool.assign(now) {
                         let t = number(&t);
                         if let Some(wish) = wishes[usize::from(t)] {
@@ -634,7 +644,7 @@ proptest! {
             prop_assert_eq!(counts.held, held.len());
             prop_assert_eq!(pool.holders().count(), held.len());
             prop_assert_eq!(pool.wishes.len(), pool.waiting.len());
-            let wishes = (0..12u8).filter(|t| pool.wishes.of(&t.to_string()).is_some());
+            let wishes = (0..12u8).filter(|t| pool.wishes.container_of(&t.to_string()).is_some());
             for t in wishes {
                 prop_assert!(waiting.contains(&t), "{} waits no more and has a wish", t);
             }

@@ -31,6 +31,7 @@ fn given(pool: &mut Pool, now: Instant) -> Vec<(String, String)> {
                     other => panic!("{other:?}"),
                 }
             }
+            Assignment::Refused(..) => panic!("no image is asked for"),
         };
         given.push((trajectory.to_string(), pool.slot_ref(slot).addr.to_string()));
     }
@@ -38,7 +39,7 @@ fn given(pool: &mut Pool, now: Instant) -> Vec<(String, String)> {
 }
 
 fn wait(pool: &mut Pool, name: &str, may: TierSet, now: Instant) {
-    pool.wait_in(name.into(), None, may, now);
+    pool.wait_in(name.into(), Wanted { may, ..Wanted::default() }, now);
 }
 
 fn words(given: &[(String, String)]) -> Vec<String> {
@@ -64,7 +65,7 @@ fn the_preferred_tier_is_filled_first_and_a_later_one_in_its_time() {
     assert_eq!(pool.waiting_by_tier(at(10)), [2, 2, 1]);
     assert_eq!(words(&given(&mut pool, at(10))), ["4 c/x"]);
     assert_eq!(pool.next_spill(), Some(at(19)));
-    pool.stop_waiting(&"5".into());
+    pool.stop_waiting(&"5".into(), now);
     assert_eq!(pool.next_spill(), None);
 }
 
@@ -180,16 +181,17 @@ proptest! {
                     let name = count.to_string();
                     let tiers = TierSet::of((0..3).filter(|tier| may & (1 << tier) != 0));
                     let addr = there.map(|there| ADDRS[there]);
-                    pool.wait_in(name.as_str().into(), addr, tiers, now);
+                    let wanted = Wanted { near: addr, may: tiers, image: None };
+                    pool.wait_in(name.as_str().into(), wanted, now);
                     let there = there.filter(|there| {
-                        pool.wishes.of(&name) == Some(*there)
+                        pool.wishes.container_of(&name) == Some(*there)
                     });
                     let may = if addr.is_some() { 7 } else { may };
                     waiting.push(Waits { name, since: now, may, there });
                 }
                 Step::StopWaiting(index) if !waiting.is_empty() => {
                     let who = waiting.remove(usize::from(index) % waiting.len());
-                    pool.stop_waiting(&who.name.as_str().into());
+                    pool.stop_waiting(&who.name.as_str().into(), now);
                 }
                 Step::Release(index, keep) if !held.is_empty() => {
                     let (_, slot) = held.swap_remove(usize::from(index) % held.len());
@@ -254,6 +256,7 @@ proptest! {
                             other => panic!("{other:?}"),
                         }
                     }
+                    Some(Assignment::Refused(..)) => panic!("no image is asked for"),
                 };
                 let got = one.as_ref().map(|(trajectory, slot)| {
                     (trajectory.to_string(), Some(pool.tier_of(*slot).0))

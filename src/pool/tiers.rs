@@ -146,7 +146,7 @@ impl Pool {
             return waiting;
         }
         let open = |may, since| open_to(may, now.saturating_duration_since(since), &views);
-        for (may, line) in self.wishes.anywhere() {
+        for (may, line) in self.wishes.anywhere().chain(self.wishes.with_images()) {
             for (tier, waiting) in waiting.iter_mut().enumerate().filter(|(tier, _)| may.has(*tier))
             {
                 // Who has come later has waited for less long.

@@ -1,11 +1,14 @@
-//! Who in the waiting room waits for which slots: an index of its positions, by what is waited for,
-//! so that the first who can be served is found without a walk along all who cannot.
+//! Who in the waiting room waits for which slots, or for one with which image: an index of its
+//! positions, by what is waited for, so that the first who can be served is found without a walk
+//! along all who cannot.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::images::ImageWish;
 use super::tiers::TierSet;
+use crate::backend::ImageKey;
 use crate::wait_queue::Position;
 
 /// A place in the waiting room.
@@ -23,7 +26,12 @@ pub(super) enum Wish {
     There(usize),
     /// Those of these tiers.
     Of(TierSet),
+    /// Those where it can have an image.
+    Image(ImageWish),
 }
+
+/// Those who wait for the same image in the same tiers are one line.
+pub(super) type ImageLine = (ImageKey, TierSet);
 
 /// Those who wait for the same, in their order.
 pub(super) type Line = BTreeMap<Position, Instant>;
@@ -36,6 +44,10 @@ pub(super) struct Wishes {
     anywhere: BTreeMap<TierSet, Line>,
     /// Those who wait for a slot of a container, by its number. No line is empty.
     there: BTreeMap<usize, Line>,
+    /// Those who wait for a slot with an image. No line is empty.
+    images: BTreeMap<ImageLine, Line>,
+    /// The first of each of these lines.
+    first_of_images: BTreeSet<(Position, ImageLine)>,
     /// What each wishes for who is not content with any slot.
     by_trajectory: HashMap<Arc<str>, Wish>,
     /// How long it takes until a trajectory may use one more tier, for each tier where that is not
@@ -64,6 +76,16 @@ impl Wishes {
         let since = match self.wish_of(trajectory) {
             Wish::Of(tiers) => take(&mut self.anywhere, tiers, position),
             Wish::There(container) => take(&mut self.there, container, position),
+            Wish::Image(wish) => {
+                let line = wish.line();
+                let since = take(&mut self.images, line, position);
+                if self.first_of_images.remove(&(position, line))
+                    && let Some((first, _)) = self.images.get(&line).and_then(Line::first_key_value)
+                {
+                    self.first_of_images.insert((*first, line));
+                }
+                since
+            }
         }?;
         for step in &self.steps {
             self.spills.remove(&(since + *step, position));
@@ -92,9 +114,27 @@ impl Wishes {
         }
     }
 
-    /// Whether a trajectory wishes for a container.
+    /// Whether a trajectory wishes for a container, or for an image.
     pub(super) fn has_one(&self, trajectory: &Arc<str>) -> bool {
-        matches!(self.by_trajectory.get(trajectory), Some(Wish::There(_)))
+        matches!(self.by_trajectory.get(trajectory), Some(Wish::There(_) | Wish::Image(_)))
+    }
+
+    /// The image that a trajectory waits for.
+    pub(super) fn image_of(&mut self, trajectory: &str) -> Option<&mut ImageWish> {
+        match self.by_trajectory.get_mut(trajectory)? {
+            Wish::Image(wish) => Some(wish),
+            Wish::There(_) | Wish::Of(_) => None,
+        }
+    }
+
+    /// The first of each line of those who wait for an image, in the order of their arrival.
+    pub(super) fn first_of_images(&self) -> impl Iterator<Item = (Position, ImageLine)> {
+        self.first_of_images.iter().copied()
+    }
+
+    /// Those who wait for an image in some tiers.
+    pub(super) fn with_images(&self) -> impl Iterator<Item = (TierSet, &Line)> {
+        self.images.iter().map(|((_, tiers), line)| (*tiers, line))
     }
 
     /// The containers that are waited for, and by whom.
@@ -122,7 +162,7 @@ impl Wishes {
         self.spills.first().map(|(when, _)| *when)
     }
 
-    fn wish_of(&self, trajectory: &Arc<str>) -> Wish {
+    pub(super) fn wish_of(&self, trajectory: &str) -> Wish {
         self.by_trajectory.get(trajectory).copied().unwrap_or(Wish::Of(TierSet::ALL))
     }
 
@@ -130,6 +170,16 @@ impl Wishes {
         let line = match wish {
             Wish::Of(tiers) => self.anywhere.entry(tiers).or_default(),
             Wish::There(container) => self.there.entry(container).or_default(),
+            Wish::Image(wish) => {
+                let line = wish.line();
+                let waiting = self.images.entry(line).or_default();
+                let first = waiting.first_key_value().map(|(first, _)| *first);
+                if first.is_none_or(|first| position < first) {
+                    first.map(|first| self.first_of_images.remove(&(first, line)));
+                    self.first_of_images.insert((position, line));
+                }
+                waiting
+            }
         };
         line.insert(position, since);
         self.spills.extend(self.steps.iter().map(|step| (since + *step, position)));
@@ -138,15 +188,16 @@ impl Wishes {
     /// How many positions it has.
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
-        self.anywhere.values().chain(self.there.values()).map(BTreeMap::len).sum()
+        let lines = self.anywhere.values().chain(self.there.values()).chain(self.images.values());
+        lines.map(BTreeMap::len).sum()
     }
 
     /// The container that a trajectory wishes for.
     #[cfg(test)]
-    pub(super) fn of(&self, trajectory: &str) -> Option<usize> {
+    pub(super) fn container_of(&self, trajectory: &str) -> Option<usize> {
         match self.by_trajectory.get(trajectory)? {
             Wish::There(container) => Some(*container),
-            Wish::Of(_) => None,
+            Wish::Of(_) | Wish::Image(_) => None,
         }
     }
 }

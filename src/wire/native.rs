@@ -31,6 +31,9 @@
 //! it may hold: a client gives back what is more, idle slots at once, others at their release. One
 //! of a server that is about to end says so, and that it may hold none.
 //!
+//! **Images**: the same answer says which images the server has, whenever that has changed since
+//! the version that its client names.
+//!
 //! **Older versions**: version 1 knew one session a server, version 2 no specs of trajectories. A
 //! client of one is refused by name on its routes, which is why its feature is still advertised:
 //! without it that client would take the server for one that knows only the plain routes, and drive
@@ -40,11 +43,14 @@ pub(crate) mod files;
 
 use std::sync::Arc;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::{Deserialize, Serialize};
 
 use super::null_as_default;
 use crate::artifact::ArchiveFormat;
 use crate::grade::{GradeResult, GradeSpec};
+use crate::image_key::ImageKey;
 use crate::snapshot::{SnapshotError, SnapshotInfo, SnapshotOptions};
 use crate::spec::{SnapshotId, TrajectorySpec};
 use crate::tool::{JsonObject, Outcome, ToolResult};
@@ -216,6 +222,44 @@ pub(crate) struct SessionRequest {
     /// How many slots it has on other servers.
     #[serde(default)]
     pub(crate) elsewhere: usize,
+    /// The version of [`ImagesTold`] that the client knows, 0 for none. Without it the client does
+    /// not want to know: it is of an older version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) images_seen: Option<u64>,
+}
+
+/// Which images a server has, and how much room for more. Names stand in it by their keys, eight
+/// bytes each, as base64: of 2,000 images it has some 40 KiB.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ImagesTold {
+    /// Grows with each change, while the server runs.
+    pub(crate) version: u64,
+    pub(crate) has: String,
+    /// Those that it is pulling or unpacking.
+    #[serde(default)]
+    pub(crate) pulling: String,
+    #[serde(default)]
+    pub(crate) free_bytes: Option<u64>,
+    /// Whether its disk is too full for an image that it lacks.
+    #[serde(default)]
+    pub(crate) is_full: bool,
+}
+
+/// Keys as they are told.
+#[cfg_attr(not(any(feature = "server", test)), allow(dead_code, reason = "a server's"))]
+pub(crate) fn pack_keys(keys: impl Iterator<Item = ImageKey>) -> String {
+    let bytes: Vec<u8> = keys.flat_map(|key| key.get().to_le_bytes()).collect();
+    BASE64.encode(bytes)
+}
+
+/// Keys that were told; none where it makes no sense.
+pub(crate) fn unpack_keys(text: &str) -> Vec<ImageKey> {
+    let bytes = BASE64.decode(text).unwrap_or_default();
+    let (keys, rest) = bytes.as_chunks::<8>();
+    match rest {
+        [] => keys.iter().map(|key| u64::from_le_bytes(*key).into()).collect(),
+        _ => Vec::new(),
+    }
 }
 
 /// The answer to [`SessionRequest`].
@@ -233,6 +277,9 @@ pub(crate) struct SessionResponse {
     pub(crate) lease_s: f64,
     /// The largest body of a request, in bytes.
     pub(crate) max_body: usize,
+    /// Which images the server has, if that is not what the client knows already.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) images: Option<ImagesTold>,
 }
 
 /// Hands operations over. Written by [`calls_body`], which takes them ready-made.
@@ -480,6 +527,23 @@ mod tests {
         for garbage in ["{}", "[]", "1", r#"{"slot":1}"#, r#"{"slot":1,"seq":2}"#] {
             assert!(serde_json::from_str::<ResultLine>(garbage).is_err(), "{garbage}");
         }
+    }
+
+    #[test]
+    fn keys_of_images_are_packed_and_what_makes_no_sense_is_none() {
+        let keys = || ["python", "/images/a"].map(|name| ImageKey::of(name).unwrap());
+        let text = pack_keys(keys().into_iter());
+        assert_eq!(unpack_keys(&text), keys());
+        for garbage in ["", "?", "AAAA", &text[..12]] {
+            assert_eq!(unpack_keys(garbage), []);
+        }
+        // What a client of an older version asks, and a server of one answers.
+        let asked: SessionRequest = serde_json::from_str(r#"{"session":"s"}"#).unwrap();
+        assert_eq!(asked.images_seen, None);
+        let answer = json!({"instance": "i", "resumed": false, "slots": [], "lease_s": 1.0,
+            "max_body": 1, "lease": {"version": 1, "held": [], "limit": 0, "sessions": 1}});
+        let answer: SessionResponse = serde_json::from_value(answer).unwrap();
+        assert_eq!(answer.images, None);
     }
 
     #[test]

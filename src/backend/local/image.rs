@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::bounded;
 use parking_lot::Mutex;
 
+use super::held::Held;
 use super::pulls::Pulls;
 use super::{Inner, LocalBackend, Slot};
-use crate::backend::SlotRef;
+use crate::backend::{HeldImages, SlotRef};
 use crate::config::{ImagesConfig, LocalConfig};
 use crate::error::BeginFailure;
 use crate::interrupt::Interrupt;
@@ -25,6 +26,7 @@ use crate::sandbox::toolbox::LazyToolbox;
 use crate::sandbox::user::CommandUser;
 use crate::sandbox::workspace::{DataDir, ImageFiles, MachineSpec, NoMachine, ShellId, Workspace};
 use crate::spec::TrajectoryLimits;
+use crate::thread::OwnedThread;
 use crate::tool::OutputOrder;
 
 /// How long an image's shell may take to do nothing.
@@ -102,20 +104,40 @@ impl LocalBackend {
 
 /// Where the images of slots are from.
 pub(super) struct Images {
-    data_dir: Option<PathBuf>,
-    ids: StoredIds,
+    store: Arc<LazyStore>,
+    held: Arc<Held>,
+    /// The one that looks what is held, if that was asked for.
+    looks: Mutex<Option<OwnedThread>>,
     /// Whose ids machines from images have, in every slot, where layers can be had by paths only.
     pub(super) shared: Option<CommandUser>,
-    /// Opened for the first image that is no directory.
-    store: Mutex<Option<ImageStore>>,
     /// What is brought along for those that have no bash or no tmux.
     pub(super) toolbox: LazyToolbox,
-    config: ImagesConfig,
     /// Who waits for what is being pulled.
     pub(super) pulls: Pulls,
     shells: Shells,
     /// Triggered when the backend closes.
     interrupt: Interrupt,
+}
+
+/// The store, opened for the first image that is no directory.
+struct LazyStore {
+    data_dir: Option<PathBuf>,
+    ids: StoredIds,
+    config: ImagesConfig,
+    opened: Mutex<Option<ImageStore>>,
+}
+
+impl LazyStore {
+    fn open(&self, interrupt: &Interrupt) -> Result<ImageStore, ImageError> {
+        let mut opened = self.opened.lock();
+        match &*opened {
+            Some(store) => Ok(store.clone()),
+            None => {
+                let store = ImageStore::open(self.data_dir.as_deref(), self.ids, interrupt)?;
+                Ok(opened.insert(store.with_config(self.config.clone())).clone())
+            }
+        }
+    }
 }
 
 impl Images {
@@ -136,13 +158,17 @@ impl Images {
         };
         let toolbox = LazyToolbox::new(run.path().join("toolbox"));
         Self {
-            data_dir: config.data_dir.clone(),
-            ids,
+            store: Arc::new(LazyStore {
+                data_dir: config.data_dir.clone(),
+                ids,
+                config: config.images.clone(),
+                opened: Mutex::default(),
+            }),
+            held: Arc::new(Held::new()),
+            looks: Mutex::default(),
             shared,
-            store: Mutex::new(None),
             toolbox,
             shells: Shells::default(),
-            config: config.images.clone(),
             pulls: Pulls::new(config.images.parallel),
             interrupt: Interrupt::new(),
         }
@@ -154,19 +180,8 @@ impl Images {
         let source = ImageSource::parse(name);
         source.is_ok_and(|source| match source {
             ImageSource::Directory(_) => false,
-            source => self.store(&self.interrupt).is_ok_and(|store| store.must_pull(&source)),
+            source => self.store.open(&self.interrupt).is_ok_and(|store| store.must_pull(&source)),
         })
-    }
-
-    fn store(&self, interrupt: &Interrupt) -> Result<ImageStore, ImageError> {
-        let mut store = self.store.lock();
-        match &*store {
-            Some(store) => Ok(store.clone()),
-            None => {
-                let opened = ImageStore::open(self.data_dir.as_deref(), self.ids, interrupt)?;
-                Ok(store.insert(opened.with_config(self.config.clone())).clone())
-            }
-        }
     }
 
     /// Finds an image by its name. Blocks, where it has to be unpacked for as long as that takes.
@@ -178,22 +193,44 @@ impl Images {
         if let ImageSource::Directory(path) = &source {
             return Image::directory(path).map(Arc::new);
         }
-        let began = Instant::now();
-        let found = self.store(interrupt)?.get(&source, interrupt, &mut |step| tell(name, step));
+        let _pulling = self.held.pulling(name);
+        let (store, began) = (self.store.open(interrupt)?, Instant::now());
+        let found = store.get(&source, interrupt, &mut |step| tell(name, step));
         if let Err(error @ ImageError::NotPulled { .. }) = &found {
             log::warn!(target: LOG_TARGET, "{error} ({:.1} s)", began.elapsed().as_secs_f64());
         }
         found
     }
 
+    /// What of images is here, from the first question on: at that nothing was seen yet.
+    pub(super) fn held(&self) -> Arc<HeldImages> {
+        let mut looks = self.looks.lock();
+        if looks.is_none() && !self.interrupt.is_interrupted() {
+            let (held, store, interrupt) =
+                (self.held.clone(), self.store.clone(), self.interrupt.clone());
+            let look = move || held.keep_looking(|| store.open(&interrupt), &interrupt);
+            match OwnedThread::spawn("tool-images", look) {
+                Ok(thread) => *looks = Some(thread),
+                // It is tried again at the next question.
+                Err(error) => log::warn!("no thread that looks what images there are: {error}"),
+            }
+        }
+        drop(looks);
+        self.held.told()
+    }
+
     /// Whose the files of unpacked images are.
     pub(super) fn ids(&self) -> StoredIds {
-        self.ids
+        self.store.ids
     }
 
     /// No image is pulled or unpacked any more. What is under way ends soon.
-    pub(super) fn interrupt(&self) {
+    pub(super) fn close(&self, deadline: Instant) {
         self.interrupt.interrupt();
+        let looks = self.looks.lock().take();
+        if let Some(thread) = looks {
+            thread.join_or_leave(deadline);
+        }
     }
 }
 

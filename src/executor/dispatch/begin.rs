@@ -16,10 +16,10 @@ use crossbeam_channel::Sender;
 
 use super::call::{Call, Current, Item, Lost, Stage, Trajectory, closed_before_start};
 use super::{Action, Dispatch};
-use crate::backend::ExecutionId;
+use crate::backend::{ExecutionId, ImageKey};
 use crate::error::{BeginError, BeginFailure};
 use crate::executor::promise::Promise;
-use crate::pool::{SlotIx, TierSet};
+use crate::pool::{SlotIx, TierSet, Wanted};
 use crate::spec::TrajectorySpec;
 use crate::tool::{Outcome, ToolResult};
 
@@ -51,6 +51,12 @@ impl Begun {
     fn new(spec: Arc<TrajectorySpec>, place: WantedPlace) -> Self {
         let refusals = Vec::new();
         Self { spec, place, refusals, bound: None, since: None, expires: None }
+    }
+
+    /// What it wants of its slot.
+    pub(super) fn wanted(&self) -> Wanted<'_> {
+        let image = self.spec.image.as_deref().and_then(ImageKey::of);
+        Wanted { near: self.place.near.as_deref(), may: self.place.may, image }
     }
 }
 
@@ -173,6 +179,7 @@ impl Dispatch {
         let is_begin = call.begins.is_some();
         match outcome {
             Ok(()) => {
+                self.pool.has_begun(slot, now);
                 if let Some(begun) = &mut trajectory.begun {
                     begun.bound = Some((slot, generation));
                     begun.since.get_or_insert(now);
@@ -187,6 +194,11 @@ impl Dispatch {
             }
             Err(failure) => {
                 trajectory.slot = None;
+                if failure.outcome() == Outcome::ImageUnavailable
+                    && self.pool.cannot_begin(slot, &failure.to_string(), now)
+                {
+                    return self.waits_elsewhere(id, slot, now);
+                }
                 let failure = self.refused_by_tier(&trajectory_id, slot, failure);
                 self.pool.take_back(slot, now);
                 self.start_reset(slot);
@@ -206,6 +218,23 @@ impl Dispatch {
                 }
             }
         }
+    }
+
+    /// A call whose trajectory cannot have its image in this slot waits for another one.
+    fn waits_elsewhere(&mut self, id: ExecutionId, slot: SlotIx, now: Instant) {
+        self.start_reset(slot);
+        if let Some(call) = self.calls.get_mut(&id) {
+            call.stage = Stage::WaitingForSlot { since: now };
+            self.waiting_for_slot += 1;
+        }
+        self.set_timer(id, now + self.limits.acquire_timeout);
+    }
+
+    /// The image that a trajectory is to begin with cannot be had, as others have found out.
+    pub(super) fn refused(&mut self, trajectory_id: &Arc<str>, why: String, now: Instant) {
+        let Some(trajectory) = self.trajectories.get(trajectory_id) else { return };
+        let Current::Call(id) = trajectory.current else { return };
+        self.end(id, BeginFailure::image_unavailable(why).result(), now);
     }
 
     /// The tier of this slot could not make it what its trajectory asks for. `None`: others may be

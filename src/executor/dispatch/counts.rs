@@ -5,7 +5,7 @@ use std::time::Instant;
 use super::Dispatch;
 use crate::backend::Demand;
 use crate::executor::stats::{BackendStats, LaneStats, Stats};
-use crate::pool::Occupancy;
+use crate::pool::{Occupancy, PlaceImages};
 use crate::tool::Outcome;
 
 impl Dispatch {
@@ -48,6 +48,7 @@ impl Dispatch {
             bad_containers: Vec::new(),
             containers_found_bad: 0,
             retired_sandboxes: 0,
+            images: self.pool.image_counts(),
         }
     }
 
@@ -67,14 +68,22 @@ impl Dispatch {
         let lanes = self.lanes.iter().zip(self.pool.occupancy()).zip(&self.sent_to);
         lanes
             .filter(|((_, container), _)| container.state != "gone")
-            .map(|((lane, Occupancy { addr, state, slots, held, .. }), &running)| LaneStats {
-                addr: addr.to_string(),
-                state,
-                waiting: lane.len(),
-                unacknowledged: lane.unacknowledged(),
-                running,
-                slots,
-                held,
+            .map(|((lane, container), &running)| {
+                let Occupancy { addr, state, slots, held, images, .. } = container;
+                let PlaceImages { images, pulls, free_bytes, is_full } = images;
+                LaneStats {
+                    addr: addr.to_string(),
+                    state,
+                    waiting: lane.len(),
+                    unacknowledged: lane.unacknowledged(),
+                    running,
+                    slots,
+                    held,
+                    images,
+                    image_pulls: pulls,
+                    image_bytes_free: free_bytes,
+                    image_disk_full: is_full,
+                }
             })
             .collect()
     }

@@ -102,7 +102,7 @@ impl Dispatch {
             Stage::Binding { .. } => {}
             Stage::WaitingForSlot { .. } => {
                 self.waiting_for_slot -= 1;
-                self.pool.stop_waiting(trajectory_id);
+                self.pool.stop_waiting(trajectory_id, now);
             }
             Stage::InLane { slot } => self.lanes[self.pool.container(slot)].remove(id),
             Stage::WaitingForThread { kind, position } => {

@@ -30,7 +30,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use self::begin::WantedPlace;
+use self::begin::{Begun, WantedPlace};
 use self::call::{
     Call, Current, Item, Lost, ReleaseReplies, Stage, Trajectory, answer, closed_before_start,
 };
@@ -340,6 +340,7 @@ impl Dispatch {
         [
             overdue.min().map(|when| self.spared_until.map_or(when, |until| when.max(until))),
             self.lanes_due,
+            self.pool.held_until(),
             self.idle_end(),
             self.idle_say_due(),
             self.demand_due(),
@@ -597,11 +598,10 @@ impl Dispatch {
                 None => {
                     self.waiting_for_slot += 1;
                     call.stage = Stage::WaitingForSlot { since: now };
-                    let begun = trajectory.begun.as_ref();
-                    let near = begun.and_then(|begun| begun.place.near.as_deref());
-                    let may = begun.map_or(TierSet::ALL, |begun| begun.place.may);
+                    let begun = trajectory.begun.as_deref();
+                    let wanted = begun.map(Begun::wanted).unwrap_or_default();
                     let trajectory_id = call.promise.call_state().trajectory_id.clone();
-                    self.pool.wait_in(trajectory_id, near, may, now);
+                    self.pool.wait_in(trajectory_id, wanted, now);
                     self.set_timer(id, now + self.limits.acquire_timeout);
                     Ok(())
                 }

@@ -18,6 +18,7 @@ impl Dispatch {
             match assignment {
                 Assignment::Slot(trajectory_id, slot) => self.granted(&trajectory_id, slot, now),
                 Assignment::Reset(slot) => self.start_reset(slot),
+                Assignment::Refused(trajectory_id, why) => self.refused(&trajectory_id, why, now),
             }
         }
     }

@@ -41,6 +41,7 @@ pub use digest::Digest;
 pub use error::{ImageError, ImageErrorKind, PullFailure};
 pub use limits::ImageLimits;
 pub use source::ImageSource;
+pub(crate) use store::ContentsReader;
 pub use store::{ImageStore, ImportStep, Pruned, StoredImage, StoredLayer};
 
 /// Whose the files of a store's layers are on disk.

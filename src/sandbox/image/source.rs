@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::ImageError;
 use super::reference::Reference;
+pub(super) use crate::image_key::normal_name;
 
 /// Where an image comes from. Its text form is what [`parse`](Self::parse) reads.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -180,20 +181,6 @@ fn split(whole: PathBuf, text: &str) -> (PathBuf, Option<String>) {
             (path, Some(tag.to_owned()))
         }
         _ => (whole, None),
-    }
-}
-
-/// A name as images are known by it: `python` is `python:latest`, and so is what a registry has
-/// under `HOST/library/python`, which is the long form of Docker's own images.
-pub(super) fn normal_name(name: &str) -> String {
-    let name = match name.split_once('/') {
-        Some((host, rest)) if host.contains('.') && rest.starts_with("library/") => rest,
-        _ => name,
-    };
-    let name = name.strip_prefix("library/").unwrap_or(name);
-    match name.rsplit('/').next().is_some_and(|last| last.contains([':', '@'])) {
-        true => name.to_owned(),
-        false => format!("{name}:latest"),
     }
 }
 

@@ -137,6 +137,7 @@ pub(super) fn status(stats: &Stats, names: bool) -> Vec<u8> {
         "idle_holders": idle_holders.collect::<Vec<_>>(),
         "stalled_s": stats.stalled_s,
         "bad_containers": bad.collect::<Vec<_>>(),
+        "images": stats.images,
     });
     if !stats.backends.is_empty() {
         told["backends"] = backends.collect::<Vec<_>>().into();
@@ -153,6 +154,10 @@ pub(super) fn sandboxes(stats: &Stats) -> Vec<u8> {
             "slots": lane.slots,
             "slots_held": lane.held,
             "running": lane.running,
+            "images": lane.images,
+            "image_pulls": lane.image_pulls,
+            "image_bytes_free": lane.image_bytes_free,
+            "image_disk_full": lane.image_disk_full,
         })
     });
     let bad = &stats.bad_containers;

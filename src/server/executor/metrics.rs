@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use crate::egress::NetworkTotals;
 use crate::executor::{BackendStats, Stats, Summary};
+use crate::pool::ImageCounts;
 
 /// The `Content-Type` of the text.
 pub(super) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -56,12 +57,13 @@ pub(super) fn text(stats: &Stats, connections: usize) -> String {
     text.family(name, "counter", "How many times a container was found to be bad.");
     text.sample(name, &[], stats.containers_found_bad as f64);
 
+    text.images(&stats.images);
     if !stats.backends.is_empty() {
         text.backends(&stats.backends);
     }
 
     type Reading = fn(&crate::executor::LaneStats) -> usize;
-    let readings: [(&str, &str, Reading); 5] = [
+    let readings: [(&str, &str, Reading); 7] = [
         ("lane_waiting", "Calls that wait to be sent to a container.", |lane| lane.waiting),
         ("lane_unacknowledged", "Batches sent to a container and not acknowledged.", |lane| {
             lane.unacknowledged
@@ -69,6 +71,10 @@ pub(super) fn text(stats: &Stats, connections: usize) -> String {
         ("lane_running", "Calls that run in a container.", |lane| lane.running),
         ("lane_slots", "Slots of a container.", |lane| lane.slots),
         ("lane_slots_held", "Slots of a container that a trajectory holds.", |lane| lane.held),
+        ("lane_image_pulls", "Images that a container is pulling.", |lane| lane.image_pulls),
+        ("lane_disk_full", "Whether a container has no room for more images.", |lane| {
+            usize::from(lane.image_disk_full)
+        }),
     ];
     for (name, help, reading) in readings {
         text.family(name, "gauge", help);
@@ -113,6 +119,29 @@ impl Text {
             self.0.push('}');
         }
         let _ = writeln!(self.0, " {value}");
+    }
+
+    fn images(&mut self, images: &ImageCounts) {
+        let name = "image_begins_total";
+        let help = "Trajectories that began with an image, by how their container had it.";
+        self.family(name, "counter", help);
+        let placed = [("hit", images.hits), ("join", images.joins), ("pull", images.pulls)];
+        for (placed, count) in placed {
+            self.sample(name, &[("placed", placed)], count as f64);
+        }
+        let waits = "Trajectories that were held back or overtaken for the sake of an image.";
+        let seconds = "How long they were so, altogether.";
+        let retries = "Begins that were tried in a second container, for want of the image.";
+        let refusals = "Begins that were refused: two containers could not have the image.";
+        for (name, help, value) in [
+            ("image_waits_total", waits, images.waits as f64),
+            ("image_wait_seconds_total", seconds, images.waited_s),
+            ("image_retries_total", retries, images.retries as f64),
+            ("image_refusals_total", refusals, images.refusals as f64),
+        ] {
+            self.family(name, "counter", help);
+            self.sample(name, &[], value);
+        }
     }
 
     fn escaped(&mut self, value: &str) {
@@ -311,6 +340,7 @@ mod tests {
         stats.stalled_s = Some(2.25);
         let lane = |held| LaneStats { addr: "http://[::1]:8080".into(), held, ..lane() };
         stats.lanes = vec![lane(1), lane(2)];
+        (stats.images.hits, stats.images.waited_s) = (5, 1.5);
         stats.exec_ms = Summary {
             count: 3,
             sum: 4500.0,
@@ -336,6 +366,9 @@ mod tests {
         assert_eq!(value("calls_total", &[("tool", odd), ("outcome", "timeout")]), Some(1.0));
         let second = [("lane", "1"), ("container", "http://[::1]:8080")];
         assert_eq!(value("lane_slots_held", &second), Some(2.0));
+        assert_eq!(value("lane_disk_full", &second), Some(0.0));
+        assert_eq!(value("image_begins_total", &[("placed", "hit")]), Some(5.0));
+        assert_eq!(value("image_wait_seconds_total", &[]), Some(1.5));
         assert_eq!(value("slots", &[("state", "held")]), Some(0.0));
         assert_eq!(value("execution_seconds_bucket", &[("le", "0.005")]), Some(1.0));
         assert_eq!(value("execution_seconds_bucket", &[("le", "2.5")]), Some(2.0));

@@ -86,6 +86,8 @@ impl SandboxServer {
             );
         }
         let slots = Slots::start(Arc::new(backend), cut_network).map_err(ServeError::Backend)?;
+        // From now on it looks which there are.
+        let _ = slots.images();
         let instance = uuid::Uuid::new_v4().to_string();
         let activity = Activity::new(Instant::now());
         let service = Arc::new(Service {

@@ -54,6 +54,7 @@ impl Default for Plain {
 enum Route {
     Health,
     Slots,
+    Images,
     Execute,
     Batch,
     Reset,
@@ -67,6 +68,7 @@ impl Route {
         Some(match path {
             HEALTH => Self::Health,
             "/slots" => Self::Slots,
+            "/images" => Self::Images,
             "/execute" => Self::Execute,
             "/batch" => Self::Batch,
             "/reset" => Self::Reset,
@@ -78,7 +80,7 @@ impl Route {
     }
 
     fn is_read(self) -> bool {
-        matches!(self, Self::Health | Self::Slots)
+        matches!(self, Self::Health | Self::Slots | Self::Images)
     }
 
     /// Whether its failures are told as text.
@@ -129,6 +131,7 @@ impl Service {
         match route {
             Route::Health => Ok(self.health()),
             Route::Slots => Ok(self.list_slots()),
+            Route::Images => Ok(self.list_images()),
             Route::Execute => {
                 let body = self.body(route, request).await?;
                 self.execute(body).await.map_err(|raised| route.raised(&raised))
@@ -172,6 +175,21 @@ impl Service {
         let slot = |slot| wire::slot(self.slots.name(slot), self.slots.current(slot).as_deref());
         let slots: Vec<Value> = (0..self.slots.len()).map(slot).collect();
         ok(&serde_json::json!({"slots": slots}))
+    }
+
+    /// Which images there are, by the names that they may be asked for by.
+    fn list_images(&self) -> Response {
+        match self.slots.images() {
+            Some(held) => ok(&serde_json::json!({
+                "images": held.names,
+                "more": held.more,
+                "pulling": held.pulling,
+                "free_bytes": held.free_bytes,
+                "reserve_bytes": held.reserve_bytes,
+                "disk_full": held.is_full(),
+            })),
+            None => refused(StatusCode::NOT_FOUND, "slots cannot have the files of images here"),
+        }
     }
 
     /// The request's body.

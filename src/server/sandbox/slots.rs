@@ -22,8 +22,8 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use crate::backend::{
-    Answer, Backend, BeginReply, Capabilities, Execution, ExecutionId, Reply, ResetReply, SlotRef,
-    Snapshots,
+    Answer, Backend, BeginReply, Capabilities, Execution, ExecutionId, HeldImages, Reply,
+    ResetReply, SlotRef, Snapshots,
 };
 use crate::error::{BackendError, BeginFailure};
 use crate::interrupt::Interrupt;
@@ -236,6 +236,11 @@ impl Slots {
     /// What holds in the slots.
     pub(crate) fn capabilities(&self) -> Capabilities {
         self.backend.capabilities()
+    }
+
+    /// The images that it has, where it says so.
+    pub(crate) fn images(&self) -> Option<Arc<HeldImages>> {
+        self.backend.images()
     }
 
     /// Whether commands run isolated from the machine, as far as is known.

@@ -82,7 +82,7 @@ fn what_needs_no_token_and_what_there_is_not() {
         ("/health?x=y", r#"{"status":"ok"}"#),
         (
             "/status",
-            r#"{"queue_size":0,"total_requests":0,"total_errors":0,"pool":{"total_slots":3,"available_slots":3,"acquired_slots":0,"containers":1,"slots_by_state":{"acquired":0,"available":3},"started":true},"waiting_for_slot":0,"idle_slots":0,"idle_holders":[],"stalled_s":null,"bad_containers":[]}"#,
+            r#"{"queue_size":0,"total_requests":0,"total_errors":0,"pool":{"total_slots":3,"available_slots":3,"acquired_slots":0,"containers":1,"slots_by_state":{"acquired":0,"available":3},"started":true},"waiting_for_slot":0,"idle_slots":0,"idle_holders":[],"stalled_s":null,"bad_containers":[],"images":{"hits":0,"joins":0,"pulls":0,"waits":0,"waited_s":0.0,"retries":0,"refusals":0}}"#,
         ),
     ] {
         let answer = served.get(path);
@@ -491,9 +491,12 @@ fn the_sandbox_servers_are_told_and_changed_by_those_with_the_token() {
     };
     assert_eq!(served.get("/sandboxes").status, 401);
     assert_eq!(served.post("/sandboxes", &json!({"urls": []})).status, 401);
-    let told = get().json();
+    let mut told = get().json();
+    // It is what the disk has.
+    told["sandboxes"][0]["image_bytes_free"] = Value::Null;
     let expected = json!({"sandboxes": [{"url": url(&first), "state": "up", "slots": 1,
-        "slots_held": 0, "running": 0}], "bad_sandboxes": []});
+        "slots_held": 0, "running": 0, "images": 0, "image_pulls": 0, "image_bytes_free": null,
+        "image_disk_full": false}], "bad_sandboxes": []});
     assert_eq!(told, expected);
     assert_eq!(post(json!({"urls": [url(&first), url(&second)]})).json(), json!({"status": "ok"}));
     until(|| get().json()["sandboxes"].as_array().unwrap().len() == 2);

@@ -6,6 +6,7 @@ mod cuts;
 mod ending;
 mod files;
 mod growing;
+mod images;
 mod loss;
 mod misbehaving;
 mod partition;

@@ -148,6 +148,7 @@ mod tests {
             lease: lease(version, held),
             lease_s: 15.0,
             max_body: 1 << 20,
+            images: None,
         }
     }
 

@@ -27,7 +27,8 @@ use super::Connection;
 use super::reports::Reports;
 use super::shares::{Asked, Shares};
 use crate::backend::{
-    BeginReply, ContainerChange, Execution, ExecutionId, ResetReply, SlotRef, Watcher,
+    BeginReply, ContainerChange, ContainerImages, Execution, ExecutionId, ResetReply, SlotRef,
+    Watcher,
 };
 use crate::client::{self, AgentConfig, Failure, Names};
 use crate::error::BeginFailure;
@@ -35,7 +36,8 @@ use crate::spec::TrajectorySpec;
 use crate::thread::OwnedThread;
 use crate::tool::{JsonObject, Outcome, ToolResult};
 use crate::wire::native::{
-    CALLS, CallsResponse, Lease, MAX_LINE, Op, OpResult, SESSION, SessionRequest, SessionResponse,
+    CALLS, CallsResponse, ImagesTold, Lease, MAX_LINE, Op, OpResult, SESSION, SessionRequest,
+    SessionResponse, unpack_keys,
 };
 
 /// How many threads may send to one server at a time: one keeps it busy, one more hides the way.
@@ -105,8 +107,8 @@ impl NativeServer {
         reports: Arc<Reports>,
         session: &str,
     ) -> Result<(Arc<Self>, Vec<String>), Failure> {
-        let answer = begin(&connection, session, None, shares.asked(number))?;
-        let slots = answer.slots.clone();
+        let mut answer = begin(&connection, session, None, shares.asked(number))?;
+        let (slots, images) = (answer.slots.clone(), answer.images.take());
         let server = Arc::new(Self {
             number,
             addr: connection.url.as_str().into(),
@@ -121,7 +123,11 @@ impl NativeServer {
             outgoing: Condvar::new(),
             threads: Mutex::default(),
         });
-        server.note_share(&server.state.lock());
+        {
+            let mut state = server.state.lock();
+            server.note_share(&state);
+            server.note_images(&mut state, images);
+        }
         let sends = {
             let server = server.clone();
             move || server.keep_sending()
@@ -141,6 +147,9 @@ impl NativeServer {
             // Called once.
             let _ = self.watcher.set(watcher);
             self.notify(ContainerChange::Added(state.leased.slots()));
+            if let Some(images) = &state.images {
+                self.notify(ContainerChange::Images(images.clone()));
+            }
         }
         let server = self.clone();
         let reads = move || server.result_stream();
@@ -203,6 +212,17 @@ impl NativeServer {
     pub(super) fn share(&self) -> (usize, usize, usize) {
         let state = self.state.lock();
         (state.leased.of_server(), state.leased.held(), state.leased.others())
+    }
+
+    /// Takes in what the server says of its images, if it does.
+    fn note_images(&self, state: &mut State, told: Option<ImagesTold>) {
+        let Some(told) = told else { return };
+        state.images_seen = told.version;
+        let images = ContainerImages::new(unpack_keys(&told.has))
+            .with_pulling(unpack_keys(&told.pulling))
+            .with_room(told.free_bytes, told.is_full);
+        self.notify(ContainerChange::Images(images.clone()));
+        state.images = Some(images);
     }
 
     /// The session that it has now.
@@ -422,14 +442,15 @@ impl NativeServer {
         if state.phase != Phase::Up {
             return (state, true);
         }
-        let session = state.session.clone();
+        let (session, seen) = (state.session.clone(), state.images_seen);
         drop(state);
-        let told = resume(&self.connection, &session, self.shares.asked(self.number));
+        let told = resume(&self.connection, &session, seen, self.shares.asked(self.number));
         let mut state = self.state.lock();
         match told {
             Ok(answer) => {
                 if answer.instance == state.instance && session == state.session {
                     self.lease_is(&mut state, &answer.lease);
+                    self.note_images(&mut state, answer.images);
                 }
                 (state, true)
             }
@@ -521,8 +542,9 @@ fn begin(
     let session = session.to_owned();
     // One that wants nothing of a server begins with a slot of it, and gives it back.
     let want = want.map(|want| want.max(1));
-    let (resume, end) = (false, false);
-    ask(connection, &SessionRequest { session, replaces, resume, end, want, elsewhere })
+    let (resume, end, images_seen) = (false, false, Some(0));
+    let request = SessionRequest { session, replaces, resume, end, want, elsewhere, images_seen };
+    ask(connection, &request)
 }
 
 /// Ends a session. Refused or not: its lease ends by itself.
@@ -532,9 +554,15 @@ fn end_session(
     session: &str,
     time: Duration,
 ) -> Result<(), Failure> {
-    let session = session.to_owned();
-    let (replaces, resume, end, want, elsewhere) = (None, false, true, None, 0);
-    let request = SessionRequest { session, replaces, resume, end, want, elsewhere };
+    let request = SessionRequest {
+        session: session.to_owned(),
+        replaces: None,
+        resume: false,
+        end: true,
+        want: None,
+        elsewhere: 0,
+        images_seen: None,
+    };
     let body = serde_json::to_vec(&request).map_err(|error| Failure::NotSent(error.to_string()))?;
     connection.post(agent, SESSION, &body, Some(time)).map(drop)
 }
@@ -553,14 +581,23 @@ pub(super) fn end_session_anew(connection: &Connection, session: &str) {
     }
 }
 
-/// Goes on with a session, which asks for slots.
+/// Goes on with a session, which asks for slots, and has seen this version of the images.
 fn resume(
     connection: &Connection,
     session: &str,
+    images_seen: u64,
     Asked { want, elsewhere }: Asked,
 ) -> Result<SessionResponse, Failure> {
-    let (session, replaces, resume, end) = (session.to_owned(), None, true, false);
-    ask(connection, &SessionRequest { session, replaces, resume, end, want, elsewhere })
+    let request = SessionRequest {
+        session: session.to_owned(),
+        replaces: None,
+        resume: true,
+        end: false,
+        want,
+        elsewhere,
+        images_seen: Some(images_seen),
+    };
+    ask(connection, &request)
 }
 
 fn ask(connection: &Connection, request: &SessionRequest) -> Result<SessionResponse, Failure> {

@@ -146,14 +146,15 @@ impl NativeServer {
     /// # Errors
     /// Why the server is of no use yet.
     pub(super) fn find_again(&self, next: &mut String) -> Result<(), Failure> {
-        let (session, instance, was_down) = {
+        let (session, instance, was_down, seen) = {
             let state = self.state.lock();
-            (state.session.clone(), state.instance.clone(), state.phase == Phase::Down)
+            let was_down = state.phase == Phase::Down;
+            (state.session.clone(), state.instance.clone(), was_down, state.images_seen)
         };
         let resumed = if was_down {
             Err(Failure::Refused(GONE, String::new()))
         } else {
-            resume(&self.connection, &session, self.shares.asked(self.number))
+            resume(&self.connection, &session, seen, self.shares.asked(self.number))
         };
         let is_resumed = resumed.is_ok();
         let answer = match resumed {
@@ -165,7 +166,8 @@ impl NativeServer {
             }
             resumed => resumed,
         };
-        let answer = answer?;
+        let mut answer = answer?;
+        let images = answer.images.take();
         let goes_on = is_resumed && answer.resumed && answer.instance == instance;
         if !goes_on && let Err(failure) = self.connection.health() {
             if self.connection.is_barred() {
@@ -179,6 +181,7 @@ impl NativeServer {
         if goes_on {
             // Up as soon as the stream of results says something.
             self.lease_is(&mut state, &answer.lease);
+            self.note_images(&mut state, images);
             return Ok(());
         }
         let (had, slots) = (state.leased.of_server(), answer.slots.len());
@@ -189,6 +192,7 @@ impl NativeServer {
         // First which slots there are: as soon as it is up, they are given out.
         self.notify(ContainerChange::Resized(state.leased.slots()));
         self.notify(ContainerChange::Restarted);
+        self.note_images(&mut state, images);
         drop(state);
         if was_ending {
             // What has begun anew stays.

@@ -12,7 +12,7 @@ use super::leased::Leased;
 use super::{ENVELOPE, GONE, never_ran};
 use crate::backend::fleet::faults::Trial;
 use crate::backend::fleet::{PAUSE_FIRST, PAUSE_MOST};
-use crate::backend::{BeginReply, ExecutionId, Reply, ResetReply, SlotRef};
+use crate::backend::{BeginReply, ContainerImages, ExecutionId, Reply, ResetReply, SlotRef};
 use crate::client::Failure;
 use crate::error::BeginFailure;
 use crate::tool::{Outcome, ToolResult};
@@ -62,6 +62,9 @@ pub(super) struct State {
     /// When the stream of results last said something.
     pub(super) heard: Instant,
     pub(super) closing: bool,
+    /// What the server has said of its images last, and the version of that.
+    pub(super) images: Option<ContainerImages>,
+    pub(super) images_seen: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -131,6 +134,8 @@ impl State {
             retry_pause: PAUSE_FIRST,
             heard: Instant::now(),
             closing: false,
+            images: None,
+            images_seen: 0,
         }
     }
 
@@ -435,6 +440,8 @@ impl State {
     pub(super) fn begin_anew(&mut self, session: String, answer: SessionResponse) -> Vec<InFlight> {
         self.session = session;
         self.instance.clone_from(&answer.instance);
+        // Its versions begin anew, too.
+        self.images_seen = 0;
         self.max_body = answer.max_body;
         // The numbers only grow: nothing that was said of the old ones means a new one.
         self.reset.fill(None);

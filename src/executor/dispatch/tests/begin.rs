@@ -357,3 +357,53 @@ fn what_a_trajectory_of_this_name_left_is_not_what_it_begins_with() {
     assert_eq!((world.resets.len(), world.running.len()), (1, 0));
     world.end().unwrap();
 }
+
+fn with_image(image: &str) -> TrajectorySpec {
+    TrajectorySpec::default().with_image(image.to_owned())
+}
+
+#[test]
+fn an_image_that_one_container_cannot_have_is_tried_in_a_second_one_and_in_no_third() {
+    let mut world = World::new(&[1, 1, 1], limits(), false);
+    begin(&mut world, 0, with_image("no-such"));
+    let behind = call(&mut world, 0, true);
+    let first = world.bindings[0].1.addr.clone();
+    bound(&mut world, false);
+    assert!(begun(&world).is_none(), "there is another container");
+    let second = world.bindings[0].1.addr.clone();
+    assert_ne!(first, second);
+    bound(&mut world, false);
+    assert_eq!(begun(&world).unwrap(), (Outcome::ImageUnavailable, "no-such".to_owned()));
+    assert_eq!(result(&world, behind).outcome, Outcome::ImageUnavailable);
+    // Who asks for it next is told what was said.
+    begin(&mut world, 1, with_image("docker://no-such:latest"));
+    assert!(world.bindings.is_empty());
+    assert_eq!(begun(&world).unwrap(), (Outcome::ImageUnavailable, "no-such".to_owned()));
+    let stats = world.dispatch.stats(world.now);
+    assert_eq!((stats.images.retries, stats.images.refusals), (1, 1));
+    release(&mut world, 0);
+    release(&mut world, 1);
+    world.end().unwrap();
+}
+
+#[test]
+fn trajectories_with_one_image_share_a_container_and_one_without_takes_another() {
+    let mut world = World::new(&[2, 2], limits(), false);
+    begin(&mut world, 0, with_image("python"));
+    begin(&mut world, 1, with_image("python:latest"));
+    call(&mut world, 2, true);
+    let at: Vec<_> = world.bindings.iter().map(|(_, slot, _)| slot.addr.clone()).collect();
+    assert_eq!(at[0], at[1]);
+    assert_ne!(world.running[0].slot.unwrap().0, number(&at[0]));
+    begin(&mut world, 3, with_image("python"));
+    assert_eq!(world.bindings.len(), 2, "it waits for a moment");
+    assert_eq!(world.dispatch.next_deadline(), Some(world.now + Duration::from_secs(2)));
+    pass(&mut world, Duration::from_secs(2));
+    assert_ne!(world.bindings[2].1.addr, at[0]);
+    for _ in 0..3 {
+        bound(&mut world, true);
+    }
+    let stats = world.dispatch.stats(world.now).images;
+    assert_eq!((stats.hits, stats.joins, stats.pulls, stats.waits), (0, 1, 2, 1));
+    world.end().unwrap();
+}

@@ -385,14 +385,19 @@ impl World {
                 let spec = TrajectorySpec {
                     max_wall: Some(limit(wall)).filter(|limit| !limit.is_zero()),
                     max_idle: Some(limit(idle)).filter(|limit| !limit.is_zero()),
+                    image: (wall % 2 == 1).then(|| format!("image-{}", wall % 3)),
                     ..TrajectorySpec::default()
                 };
                 self.begin(trajectory, spec);
             }
             Step::BeginEnds(index, ok) => {
                 if let Some(index) = pick(&self.bindings, index) {
-                    let (slot, slot_ref, _) = self.bindings.swap_remove(index);
-                    let outcome = if ok { Ok(()) } else { Err(BeginFailure::unsupported("no")) };
+                    let (slot, slot_ref, spec) = self.bindings.swap_remove(index);
+                    let outcome = match (ok, &spec.image) {
+                        (true, _) => Ok(()),
+                        (false, None) => Err(BeginFailure::unsupported("no")),
+                        (false, Some(image)) => Err(BeginFailure::image_unavailable(image)),
+                    };
                     let generation = slot_ref.generation;
                     self.send(Event::BeginDone { slot, generation, outcome });
                 }

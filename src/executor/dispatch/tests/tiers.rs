@@ -92,8 +92,8 @@ fn what_one_backend_cannot_give_the_next_is_asked_for_and_all_that_was_said_is_t
         settle(&mut world);
     }
     let ended = world.begins[1].0.peek().unwrap();
-    assert_eq!(ended.outcome, Outcome::SpecUnsupported);
-    assert_eq!(ended.error, "container-0: no; container-1: no");
+    assert_eq!(ended.outcome, Outcome::ImageUnavailable);
+    assert_eq!(ended.error, "container-0: an-image; container-1: an-image");
     world.end().unwrap();
 }
 

@@ -27,6 +27,7 @@
 //! last one of a process ends. Of one that was killed the beginning is known.
 
 mod cap;
+mod contents;
 mod import;
 mod list;
 mod many;
@@ -49,6 +50,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use parking_lot::Mutex;
 use rustix::fs::Dir;
 
+pub(crate) use self::contents::ContentsReader;
 pub use self::import::ImportStep;
 pub use self::list::{StoredImage, StoredLayer};
 use self::record::{IMAGE, ImageRecord, TREE};

@@ -40,13 +40,13 @@ use self::session::{Session, What};
 use super::activity::Activity;
 use super::leases::{Leases, Refused};
 use super::slots::{FileWork, SlotJob, Slots};
-use crate::backend::ExecutionId;
+use crate::backend::{ExecutionId, ImageKey};
 use crate::server::http::{self, BodyError, HttpLimits, Request, Response, StatusCode};
 use crate::spec::SnapshotId;
 use crate::wire::native::files::{COPY, PUT, PUT_RESULT};
 use crate::wire::native::{
-    ARCHIVE, CALLS, FEATURE, LeaseKey, OLDER, RESULTS, SESSION, SNAPSHOTS, SessionRequest,
-    SessionResponse,
+    ARCHIVE, CALLS, FEATURE, ImagesTold, LeaseKey, OLDER, RESULTS, SESSION, SNAPSHOTS,
+    SessionRequest, SessionResponse, pack_keys,
 };
 
 /// How many sessions there may be at once.
@@ -264,7 +264,8 @@ impl Native {
     }
 
     fn session(self: &Arc<Self>, request: SessionRequest) -> Result<Response, Refusal> {
-        let SessionRequest { session: id, replaces, resume, end, want, elsewhere } = request;
+        let SessionRequest { session: id, replaces, resume, end, want, elsewhere, images_seen } =
+            request;
         let now = Instant::now();
         if want == Some(0) && !resume {
             let text = "a session of 0 slots is of no use; at least 1";
@@ -315,7 +316,26 @@ impl Native {
             lease,
             lease_s: self.lease.as_secs_f64(),
             max_body: self.max_body,
+            images: images_seen.and_then(|seen| self.images(seen)),
         }))
+    }
+
+    /// Which images the server has, for a client that knows them as of this version.
+    fn images(&self, seen: u64) -> Option<ImagesTold> {
+        let held = self.slots.images().filter(|held| held.version != seen)?;
+        let keys = |names: &[String]| {
+            let mut keys: Vec<_> = names.iter().filter_map(|name| ImageKey::of(name)).collect();
+            keys.sort_unstable();
+            keys.dedup();
+            pack_keys(keys.into_iter())
+        };
+        Some(ImagesTold {
+            version: held.version,
+            has: keys(&held.names),
+            pulling: keys(&held.pulling),
+            free_bytes: held.free_bytes,
+            is_full: held.is_full(),
+        })
     }
 
     /// Resets slots after their leases. Under `entering`.
