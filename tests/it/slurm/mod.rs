@@ -238,6 +238,32 @@ fn jobs_come_as_trajectories_need_them_and_go_when_they_do_not() {
 }
 
 #[test]
+fn five_hundred_trajectories_wait_while_the_first_three_servers_start_and_none_fails() {
+    if !has_slurm(
+        "five_hundred_trajectories_wait_while_the_first_three_servers_start_and_none_fails",
+    ) {
+        return;
+    }
+    nodes_are_idle();
+    let config = config().with_jobs(jobs()).with_min_servers(0).with_max_servers(Some(3));
+    let executor = start(config).unwrap();
+    assert_eq!(executor.stats().slots.total, 0, "they all wait for the first server");
+    let ids: Vec<_> = (0..500).map(|n| format!("t{n}")).collect();
+    let calls: Vec<_> =
+        ids.iter().map(|id| executor.submit(id, bash("echo here")).unwrap()).collect();
+    let mut servers = std::collections::BTreeSet::new();
+    for (id, call) in ids.iter().zip(calls) {
+        let result = call.wait();
+        assert_eq!((result.outcome, &*result.output), (Outcome::Ok, "here"), "{id}: {result:?}");
+        servers.insert(result.metadata["container"].as_str().unwrap().to_owned());
+        executor.release(id).unwrap();
+    }
+    assert_eq!(servers.len(), 3, "{servers:?}");
+    assert!(executor.close().all_threads_ended);
+    until(|| running().is_empty());
+}
+
+#[test]
 fn what_slurm_refuses_is_told_and_nothing_is_left() {
     if !has_slurm("what_slurm_refuses_is_told_and_nothing_is_left") {
         return;

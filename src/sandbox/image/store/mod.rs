@@ -375,7 +375,7 @@ impl ImageStore {
         Ok(stored)
     }
 
-    /// Whether [`get`](Self::get) would find the image here, without bringing anything: a look at
+    /// Whether the image is here, without bringing anything: a look at
     /// two files. A directory is always there; what an archive or a layout has is known once it was
     /// imported from the same file. It may be removed at any time after that.
     pub fn has(&self, source: &ImageSource) -> bool {
