@@ -53,7 +53,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
-pub(crate) use data_dir::{DataDir, open_base};
+pub(crate) use data_dir::{DataDir, base_path, open_base};
 pub(crate) use image::{ImageFiles, MachineSpec, NoMachine, ShellId};
 pub(crate) use layered::{Base, Grading, NoGrading, ToGrade};
 

@@ -62,18 +62,20 @@ impl Held {
         Some(Pulling { held: self, name: name.to_owned() })
     }
 
-    /// The thread: until the interrupt. `open` gives the store.
+    /// The thread: until the interrupt. `find` gives the store, once there is one, and `room` how
+    /// many bytes there are for one.
     pub(super) fn keep_looking(
         &self,
-        open: impl Fn() -> Result<ImageStore, ImageError>,
+        find: impl Fn() -> Result<Option<ImageStore>, ImageError>,
+        room: impl Fn() -> Option<u64>,
         interrupt: &Interrupt,
     ) {
         let mut reader = ContentsReader::default();
         let mut last_error = String::new();
         while !interrupt.is_interrupted() {
-            let seen = open().and_then(|store| {
-                let names = store.contents(&mut reader)?;
-                Ok((names, store.free_bytes().ok()))
+            let seen = find().and_then(|store| match store {
+                Some(store) => Ok((store.contents(&mut reader)?, store.free_bytes().ok())),
+                None => Ok((None, room())),
             });
             match seen {
                 Ok((names, free_bytes)) => {

@@ -17,7 +17,7 @@ use crate::config::{ImagesConfig, LocalConfig};
 use crate::error::BeginFailure;
 use crate::interrupt::Interrupt;
 use crate::sandbox::image::{
-    Image, ImageError, ImageErrorKind, ImageSource, ImageStore, ImportStep, StoredIds,
+    Image, ImageError, ImageErrorKind, ImageSource, ImageStore, ImportStep, StoredIds, store_room,
 };
 use crate::sandbox::isolation::{Isolation as Engine, Layers};
 use crate::sandbox::settings::Settings;
@@ -128,6 +128,15 @@ struct LazyStore {
 }
 
 impl LazyStore {
+    /// The store, if there is one already: who only looks makes none.
+    fn find(&self, interrupt: &Interrupt) -> Result<Option<ImageStore>, ImageError> {
+        let is_open = self.opened.lock().is_some();
+        match is_open || ImageStore::is_there(self.data_dir.as_deref(), self.ids) {
+            true => self.open(interrupt).map(Some),
+            false => Ok(None),
+        }
+    }
+
     fn open(&self, interrupt: &Interrupt) -> Result<ImageStore, ImageError> {
         let mut opened = self.opened.lock();
         match &*opened {
@@ -208,7 +217,10 @@ impl Images {
         if looks.is_none() && !self.interrupt.is_interrupted() {
             let (held, store, interrupt) =
                 (self.held.clone(), self.store.clone(), self.interrupt.clone());
-            let look = move || held.keep_looking(|| store.open(&interrupt), &interrupt);
+            let look = move || {
+                let room = || store_room(store.data_dir.as_deref());
+                held.keep_looking(|| store.find(&interrupt), room, &interrupt);
+            };
             match OwnedThread::spawn("tool-images", look) {
                 Ok(thread) => *looks = Some(thread),
                 // It is tried again at the next question.

@@ -42,6 +42,7 @@ pub use error::{ImageError, ImageErrorKind, PullFailure};
 pub use limits::ImageLimits;
 pub use source::ImageSource;
 pub(crate) use store::ContentsReader;
+pub(crate) use store::store_room;
 pub use store::{ImageStore, ImportStep, Pruned, StoredImage, StoredLayer};
 
 /// Whose the files of a store's layers are on disk.

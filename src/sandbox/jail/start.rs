@@ -314,6 +314,7 @@ mod tests {
     use std::fs;
     use std::os::fd::AsFd;
     use std::path::{Path, PathBuf};
+    use std::time::{Duration, Instant};
 
     use super::*;
     use crate::sandbox::init::{self, InitSocket};
@@ -368,9 +369,18 @@ mod tests {
             let pid = child.pid().as_raw_nonzero();
             fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap()
         };
-        let (cgroup, status) = (about("cgroup"), about("status"));
-        let users = status.lines().find_map(|line| line.strip_prefix("Uid:")).unwrap();
-        let users = users.split_whitespace().map(str::to_owned).collect();
+        let cgroup = about("cgroup");
+        let users = || -> Vec<String> {
+            let status = about("status");
+            let users = status.lines().find_map(|line| line.strip_prefix("Uid:")).unwrap();
+            users.split_whitespace().map(str::to_owned).collect()
+        };
+        // An exec lets go of its parent before it has changed what is root's still.
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while users().iter().any(|user| *user != users()[0]) && Instant::now() < deadline {
+            std::thread::yield_now();
+        }
+        let users = users();
         drop((ours, its));
         let _ = rustix::process::waitid(WaitId::PidFd(child.as_fd()), WaitIdOptions::EXITED);
         (is_in_cgroup, cgroup, users)

@@ -368,6 +368,17 @@ fn exists(dir: &OwnedFd, name: &str) -> bool {
     rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).is_ok()
 }
 
+/// The base that was given, or the default one: the same, whether it is in a namespace or not.
+pub(crate) fn base_path(base: Option<&Path>) -> PathBuf {
+    match base {
+        Some(path) => path.to_owned(),
+        None => {
+            let uid = user::number_outside();
+            std::env::temp_dir().join(format!("tool-executor-{uid}"))
+        }
+    }
+}
+
 /// Opens the base that was given, or the default one, and makes it where it is missing. Where it is
 /// `passable` other users may go through it.
 ///
@@ -379,12 +390,7 @@ pub(crate) fn open_base(
 ) -> Result<(PathBuf, OwnedFd), WorkspaceError> {
     match base {
         Some(path) => open_given_base(path, passable),
-        None => {
-            // The same, whether it is in a namespace or not.
-            let uid = user::number_outside();
-            let base = std::env::temp_dir().join(format!("tool-executor-{uid}"));
-            open_private_base(base, passable)
-        }
+        None => open_private_base(base_path(None), passable),
     }
 }
 

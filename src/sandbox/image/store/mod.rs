@@ -63,7 +63,7 @@ use crate::interrupt::Interrupt;
 use crate::sandbox::jail::{can_map_owners, hands_over};
 use crate::sandbox::tree;
 use crate::sandbox::user;
-use crate::sandbox::workspace::{WorkspaceError, open_base};
+use crate::sandbox::workspace::{WorkspaceError, base_path, open_base};
 
 /// The user of an image whom nothing should belong to.
 const NOBODY: u32 = 65_534;
@@ -197,6 +197,18 @@ impl StoredIds {
     }
 }
 
+/// Where the store of a base is.
+fn path_in(base: &Path, ids: StoredIds) -> PathBuf {
+    base.join(format!("images-{}", user::number_outside())).join(ids.directory())
+}
+
+/// How many bytes there are for a store in a data directory, or in the default one; `None` where
+/// the system does not say. Makes nothing.
+pub(crate) fn store_room(data_dir: Option<&Path>) -> Option<u64> {
+    let about = rustix::fs::statvfs(base_path(data_dir)).ok()?;
+    Some(about.f_bavail.saturating_mul(about.f_frsize))
+}
+
 impl ImageStore {
     /// Opens the store of a data directory, or of the default one; it is made where it is missing.
     /// Removes what processes left behind that died. Blocks for file system work only.
@@ -209,6 +221,11 @@ impl ImageStore {
         interrupt: &Interrupt,
     ) -> Result<Self, ImageError> {
         Self::open_with(data_dir, ids, ImageLimits::default(), interrupt)
+    }
+
+    /// Whether there is one in a data directory, or in the default one. Makes nothing.
+    pub(crate) fn is_there(data_dir: Option<&Path>, ids: StoredIds) -> bool {
+        path_in(&base_path(data_dir), ids).is_dir()
     }
 
     /// As [`open`](Self::open), with other limits of what an image may have.
@@ -226,8 +243,8 @@ impl ImageStore {
         let is_passable = rustix::process::geteuid().is_root() && !hands_over;
         let (base, _) =
             open_base(data_dir, is_passable).map_err(|error| of_base(data_dir, error))?;
-        let of_user = base.join(format!("images-{}", user::number_outside()));
-        let path = of_user.join(ids.directory());
+        let path = path_in(&base, ids);
+        let of_user = path.parent().unwrap_or(&base).to_owned();
         let group = ids.passing_group().filter(|_| !hands_over);
         for directory in [&of_user, &path] {
             let opened = open_own(directory)?;
