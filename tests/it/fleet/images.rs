@@ -98,7 +98,8 @@ impl Servers {
     fn unpacked(&self) -> Vec<usize> {
         let uid = rustix::process::geteuid().as_raw();
         let of_server = |data: &PathBuf| {
-            let store = fs::read_dir(data.join(format!("images-{uid}"))).unwrap();
+            // None was made where there was no image.
+            let store = fs::read_dir(data.join(format!("images-{uid}"))).into_iter().flatten();
             let images = store.map(|ids| fs::read_dir(ids.unwrap().path().join("images")).unwrap());
             images
                 .flatten()
