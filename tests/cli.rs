@@ -17,7 +17,9 @@ use tempfile::TempDir;
 
 use crate::caller::directory;
 use crate::kernel::{Answer, Filter};
-use crate::program::{DEADLINE, make_directory, program, signal, wait_until, wait_until_ended};
+use crate::program::{
+    DEADLINE, make_directory, program, signal, started, wait_until, wait_until_ended,
+};
 
 #[path = "it/caller.rs"]
 mod caller;

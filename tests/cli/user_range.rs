@@ -25,6 +25,12 @@ struct Ordinary {
     is_root: bool,
 }
 
+/// Writes a file that all users may read, whatever the umask is.
+fn write_for_all(path: &Path, text: impl AsRef<[u8]>) {
+    fs::write(path, text).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o644)).unwrap();
+}
+
 impl Ordinary {
     /// One with ids; `None`, and a word about it, where there can be none.
     #[expect(clippy::print_stderr, reason = "who runs the tests is told what is not tried")]
@@ -53,8 +59,7 @@ impl Ordinary {
         fs::set_permissions(user.path("own"), fs::Permissions::from_mode(0o700)).unwrap();
         if user.is_root {
             for (name, file) in [("subuid", "/etc/subuid"), ("subgid", "/etc/subgid")] {
-                fs::write(user.path(name), line).unwrap();
-                fs::set_permissions(user.path(name), fs::Permissions::from_mode(0o644)).unwrap();
+                write_for_all(&user.path(name), line);
                 // There must be something that the mount is over.
                 File::options().append(true).create(true).open(file).unwrap();
             }
@@ -81,13 +86,9 @@ impl Ordinary {
                           mount --bind \"$0/subgid\" /etc/subgid && user=$1 && shift && \
                           exec setpriv --reuid \"$user\" --regid \"$user\" --clear-groups \
                           \"$0/program\" \"$@\"";
-            let variables: Vec<_> = command.get_envs().map(|(name, _)| name.to_owned()).collect();
-            command = Command::new("unshare");
+            command = started(Command::new("unshare"), &[]);
             command.args(["--mount", "--propagation", "private", "sh", "-c", script]);
             command.arg(self.dir.path()).arg(USER);
-            for name in variables {
-                command.env_remove(name);
-            }
         }
         command.args(args).env("TMPDIR", self.path("own")).current_dir(self.dir.path());
         command
@@ -95,8 +96,7 @@ impl Ordinary {
 
     fn replay(&self, lines: &[String], args: &[&str]) -> (Run, Vec<Value>) {
         let input = self.path("in.jsonl");
-        fs::write(&input, lines.iter().map(|line| format!("{line}\n")).collect::<String>())
-            .unwrap();
+        write_for_all(&input, lines.iter().map(|line| format!("{line}\n")).collect::<String>());
         let out = self.path("own/out.jsonl");
         let _ = fs::remove_file(&out);
         let own = ["replay", input.to_str().unwrap(), "--out", out.to_str().unwrap(), "--quiet"];
@@ -150,7 +150,7 @@ impl Ordinary {
         add("of-a-slot", file, (0o644, 61_190, 61_190), b"");
         add("of-none", file, (0o644, 65_535, 70_000), b"");
         let archive = archive_of("task:1", &[tar.into_inner().unwrap()], "");
-        fs::write(self.path("image.tar"), archive).unwrap();
+        write_for_all(&self.path("image.tar"), archive);
         format!("docker-archive:{}", self.path("image.tar").display())
     }
 }
@@ -245,7 +245,7 @@ fn what_a_killed_host_leaves_is_removed_by_the_next_start_or_by_hand() {
         String::from_utf8(found.unwrap().stdout).unwrap()
     };
     for by_hand in [false, true] {
-        fs::write(user.path("in.jsonl"), format!("{sleeps}\n")).unwrap();
+        write_for_all(&user.path("in.jsonl"), format!("{sleeps}\n"));
         let args = ["replay", "in.jsonl", "--image", &image, "--quiet", "--slots", "1"];
         let mut child = user.program(&args).stdout(Stdio::null()).spawn().unwrap();
         // An ordinary user cannot look into it.
@@ -350,7 +350,7 @@ fn health_says_how_many_ids_slots_have_and_what_would_give_them_more() {
     // Ids of another are not used, whatever the file says.
     let both = format!("{USER}:{FIRST}:65536\nother:{}:9\n", FIRST + 65_530);
     for name in ["subuid", "subgid"] {
-        fs::write(user.path(name), &both).unwrap();
+        write_for_all(&user.path(name), &both);
     }
     says(&health(&user, None), "others have some");
 }

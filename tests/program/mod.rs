@@ -21,7 +21,11 @@ pub(crate) fn program() -> Command {
 
 /// The program, started with these signals ignored, as by `nohup`.
 pub(crate) fn program_ignoring(ignored: &'static [Signal]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_tool-executor"));
+    started(Command::new(env!("CARGO_BIN_EXE_tool-executor")), ignored)
+}
+
+/// Another program that becomes this one, started in the same way.
+pub(crate) fn started(mut command: Command, ignored: &'static [Signal]) -> Command {
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("TOOL_EXECUTOR_") || name == "RUST_LOG" {
             command.env_remove(name);

@@ -361,7 +361,7 @@ impl Driver {
         match (asked, work.map(|work| &mut work.stage)) {
             (Asked::Ready, _) => match Pane::parse(&heard) {
                 Some(pane) => self.pane = Some(pane),
-                None => self.end("tmux session ended: it has no pane"),
+                None => self.end(&format!("tmux session ended: it has no pane ({heard:?})")),
             },
             (Asked::Type, Some(Stage::Typing { pace, .. })) => pace.asked = false,
             (Asked::Type, Some(Stage::Interrupting)) => {
