@@ -192,7 +192,7 @@ SECTIONS: List[Tuple[Any, Callable[[Any], Any]]] = [
     (ImagesConfig, lambda wrong: {"local": {"images": wrong}}),
     (FleetConfig, lambda wrong: {"fleet": {"urls": ["http://x"], **wrong}}),
     (SlurmConfig, lambda wrong: {"slurm": wrong}),
-    (BackendConfig, lambda wrong: {"backends": [{"local": {}, **wrong}]}),
+    (BackendConfig, lambda wrong: {"backends": [{"local": {"slots": 1}, **wrong}]}),
     (SlurmJobs, lambda wrong: {"slurm": {"jobs": wrong}}),
     (ToolServerConfig, lambda wrong: {"tool_server": {"url": "http://x", **wrong}}),
     (PolicyConfig, lambda wrong: {"policy": wrong}),
