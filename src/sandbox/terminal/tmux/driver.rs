@@ -54,6 +54,8 @@ const LOOKS: (Duration, Duration) = (Duration::from_millis(2), Duration::from_mi
 /// The time between the two looks that show that a command has ended, and the longest time between
 /// two looks that wait for that.
 const IDLE_LOOKS: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(50));
+/// How often tmux is asked for its pane, each time when it has answered.
+const MOST_PANE_ASKS: u32 = 50;
 /// What tmux is asked to see how far it is.
 const SETTLE: &str = "display-message -p settled";
 /// How many replies in a row without anything printed between them show that all has come through
@@ -99,6 +101,8 @@ pub(super) struct Driver {
     /// The reply that is open.
     reply: Reply,
     pane: Option<Pane>,
+    /// How often tmux was asked for it.
+    pane_asks: u32,
     /// Whether the pane has printed something since this was last asked.
     printed: bool,
     /// Whether the shell has been waited for until it reads.
@@ -214,6 +218,7 @@ impl Driver {
             replies: VecDeque::new(),
             reply: Reply::default(),
             pane: None,
+            pane_asks: 0,
             printed: false,
             prompted,
             over: None,
@@ -225,8 +230,13 @@ impl Driver {
 
     /// tmux was let go.
     pub(super) fn released(&mut self, now: Instant) {
+        self.ask_for_pane(now);
+    }
+
+    fn ask_for_pane(&mut self, now: Instant) {
         let command = format!("display-message -p -t %{PANE} '#{{pane_pid}} #{{pane_tty}}'");
         self.ask(command, Asked::Ready, now);
+        self.pane_asks += 1;
     }
 
     /// Takes a call. There must be none.
@@ -361,6 +371,9 @@ impl Driver {
         match (asked, work.map(|work| &mut work.stage)) {
             (Asked::Ready, _) => match Pane::parse(&heard) {
                 Some(pane) => self.pane = Some(pane),
+                // tmux says nothing of a pane that it does not find, and no error: it may not be
+                // there yet. Where it has gone, tmux ends.
+                None if self.pane_asks < MOST_PANE_ASKS => self.ask_for_pane(now),
                 None => self.end(&format!("tmux session ended: it has no pane ({heard:?})")),
             },
             (Asked::Type, Some(Stage::Typing { pace, .. })) => pace.asked = false,

@@ -171,6 +171,28 @@ fn a_start_waits_for_tmux_and_tells_what_the_terminal_is() {
 }
 
 #[test]
+fn tmux_is_asked_for_its_pane_until_it_knows_it_and_not_for_ever() {
+    for unknown in [0, 3, MOST_PANE_ASKS - 1] {
+        let mut bench = Bench::asleep();
+        bench.driver.released(bench.now);
+        bench.say(b"%begin 1 1 0\n%end 1 1 0\n");
+        for _ in 0..unknown {
+            bench.reply(" \n");
+        }
+        assert!(!bench.driver.is_ready() && !bench.driver.over());
+        assert_eq!(bench.commands().len(), unknown as usize + 1);
+        bench.reply("5 /dev/pts/0\n");
+        assert!(bench.driver.is_ready());
+    }
+    let mut bench = Bench::asleep();
+    bench.driver.released(bench.now);
+    for _ in 0..MOST_PANE_ASKS {
+        bench.reply(" \n");
+    }
+    assert!(bench.driver.over());
+}
+
+#[test]
 fn the_first_call_waits_until_the_shell_reads_for_a_moment() {
     for arguments in [json!({"action": "start"}), json!({"action": "send_keys", "keys": "x"})] {
         let begin = || {
