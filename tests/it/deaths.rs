@@ -16,6 +16,7 @@ use tool_executor::config::{ExecutorConfig, LocalConfig};
 use tool_executor::{ToolCall, ToolExecutor};
 
 use crate::alone;
+use crate::stopped::stop;
 
 /// How long something of a dead host may be left.
 const A_SECOND: Duration = Duration::from_secs(1);
@@ -236,7 +237,7 @@ fn nothing_starts_after_the_death_of_its_host() {
             };
             let pid = Pid::from_raw(first as i32).unwrap();
             // Its number is its own while its host does not run.
-            kill_process(host.pid(), Signal::STOP).unwrap();
+            stop(host.pid());
             let is_ours = children_of(host.process.id()).iter().any(|(pid, _)| *pid == first);
             if is_ours {
                 let _ = kill_process(pid, Signal::STOP);
@@ -264,9 +265,9 @@ fn nothing_starts_after_the_death_of_its_host() {
 fn a_host_that_was_stopped_reports_what_ended_in_time_as_it_ended() {
     for round in 0..4u64 {
         let mut host = Host::start(SHORT[round as usize % 2], 1);
-        for stop in 0..2u64 {
-            host.let_run(Duration::from_millis(3 + 17 * (round + 3 * stop)));
-            kill_process(host.pid(), Signal::STOP).unwrap();
+        for pause in 0..2u64 {
+            host.let_run(Duration::from_millis(3 + 17 * (round + 3 * pause)));
+            stop(host.pid());
             // Longer than a command may take.
             host.let_run(SHORT_LIMIT + SHORT_LIMIT / 10);
             kill_process(host.pid(), Signal::CONT).unwrap();

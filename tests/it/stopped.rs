@@ -41,6 +41,13 @@ fn find(directory: &Path, name: &str) -> Option<PathBuf> {
 }
 
 /// Whether every thread of a process is stopped.
+/// Stops a process. It does not run any more when this comes back: the signal alone does not say
+/// so, on a busy machine.
+pub(crate) fn stop(pid: Pid) {
+    kill_process(pid, Signal::STOP).unwrap();
+    crate::fakes::until(|| is_stopped(pid));
+}
+
 fn is_stopped(pid: Pid) -> bool {
     let tasks = fs::read_dir(format!("/proc/{}/task", pid.as_raw_nonzero())).unwrap();
     tasks.flatten().all(|task| {
@@ -94,8 +101,7 @@ fn a_host_that_was_stopped_takes_what_has_ended_in_time_for_ended() {
         let all_up: Vec<_> =
             TOOLS.iter().map(|tool| until(|| find(path, &format!("up-{tool}")))).collect();
         let began = Instant::now();
-        kill_process(host, Signal::STOP).unwrap();
-        until(|| is_stopped(host).then_some(()));
+        stop(host);
         for (tool, up) in TOOLS.iter().zip(&all_up) {
             fs::write(up.with_file_name(format!("go-{tool}")), "\n").unwrap();
             until(|| find(path, &format!("down-{tool}")));

@@ -360,10 +360,12 @@ const MOST_LOOKS: u8 = 5;
 /// up, and what a run leaves behind.
 const PATIENCE: i64 = 500;
 const PATIENCE_WITH_REST: i64 = 50;
-/// How long the processes of a run are sought among those that earlier ones have left, in
-/// milliseconds, and how often. What is not found by then goes with all the others.
-const LONGEST_SWEEP: i64 = 200;
+/// How often the processes of a run are sought among those that earlier ones have left, with which
+/// pause in milliseconds, and for how long at most: on a busy machine what was killed needs a while
+/// to go. What is there then goes with all the others.
+const MOST_SWEEPS: u8 = 40;
 const SWEEP_PAUSE: i64 = 5;
+const LONGEST_SWEEP: i64 = 2000;
 
 /// How far a run is. It only moves downwards. Times are those of [`now`].
 enum Stage {
@@ -373,8 +375,8 @@ enum Stage {
     Lingering(i64, u8),
     /// All were asked to end; what is left then is killed.
     Asked(i64),
-    /// They are killed as they are found, until then.
-    Sweeping(i64),
+    /// They are killed as they are found, until then at most. How often they were sought.
+    Sweeping(i64, u8),
     /// All were killed.
     Killed,
 }
@@ -420,7 +422,7 @@ impl Running {
             }
             let due = match stage {
                 Stage::Lingering(until, _) | Stage::Asked(until) => Some(until - now()),
-                Stage::Sweeping(_) => Some(SWEEP_PAUSE),
+                Stage::Sweeping(..) => Some(SWEEP_PAUSE),
                 Stage::Running | Stage::Killed => None,
             };
             if due.is_some_and(|left| left <= 0) {
@@ -457,9 +459,9 @@ impl Running {
                     _ => {}
                 }
             }
-            if let Stage::Sweeping(until) = stage {
-                stage = match now() < until {
-                    true => self.sweep(proc, background, until),
+            if let Stage::Sweeping(until, sweeps) = stage {
+                stage = match now() < until && sweeps < MOST_SWEEPS {
+                    true => self.sweep(proc, background, until, sweeps + 1),
                     false => self.kill_all(background),
                 };
             }
@@ -482,14 +484,14 @@ impl Running {
     /// SIGKILL to every process of the run.
     fn kill(&mut self, proc: i32, background: &mut Background) -> Stage {
         match background.is_some() {
-            true => self.sweep(proc, background, now() + LONGEST_SWEEP),
+            true => self.sweep(proc, background, now() + LONGEST_SWEEP, 1),
             false => self.kill_all(background),
         }
     }
 
-    fn sweep(&self, proc: i32, background: &Background, until: i64) -> Stage {
+    fn sweep(&self, proc: i32, background: &Background, until: i64, sweeps: u8) -> Stage {
         background.signal_others(proc, SIGKILL);
-        Stage::Sweeping(until)
+        Stage::Sweeping(until, sweeps)
     }
 
     /// SIGKILL to every process of the jail but this one, none of which can fork away from it.

@@ -11,6 +11,7 @@ use super::{TOKEN, executor, fleet};
 use crate::fakes::{PATIENCE, bash, until};
 use crate::program::program;
 use crate::sandbox::{is_running, unique_sleep};
+use crate::stopped::stop;
 
 /// A sandbox server in a process of its own.
 pub(super) struct Process {
@@ -117,7 +118,7 @@ fn a_server_that_hangs_is_given_up_and_used_again_when_it_goes_on() {
     let on_hanging = |id: &str| *executor.slot_of(id).unwrap().addr == *hangs.url;
     let (lost, kept) = if on_hanging("a") { ("a", "b") } else { ("b", "a") };
     let pid = Pid::from_child(&hangs.child);
-    kill_process(pid, Signal::STOP).unwrap();
+    stop(pid);
     let pending = executor.submit(lost, bash("cat mine").with_timeout(PATIENCE * 10)).unwrap();
     assert_eq!(executor.execute(kept, bash("cat mine")).output, "mine");
     let result = pending.wait_timeout(PATIENCE * 2).expect("given up");
@@ -135,7 +136,7 @@ fn who_reads_files_of_a_server_that_hangs_waits_no_longer_than_its_calls() {
     for id in ["a", "b"] {
         assert!(executor.execute(id, bash("echo mine > mine")).success);
     }
-    kill_process(Pid::from_child(&hangs.child), Signal::STOP).unwrap();
+    stop(Pid::from_child(&hangs.child));
     std::thread::scope(|scope| {
         let read = scope.spawn(|| executor.read_artifact("a", &ReadArtifact::new("mine")).err());
         let archive = scope.spawn(|| executor.archive_artifacts("b", &Default::default()).err());

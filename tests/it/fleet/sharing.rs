@@ -14,6 +14,7 @@ use super::*;
 use crate::fakes::until;
 use crate::http_client::Client;
 use crate::program::program;
+use crate::stopped::stop;
 
 /// A server of real slots, which gives up an executor that it does not hear of for a second.
 fn impatient_server(slots: usize) -> SandboxServer {
@@ -213,7 +214,7 @@ fn an_executor_that_was_stopped_for_longer_than_its_lease_harms_no_one_when_it_g
     let addr = rank.addr();
     assert_eq!(Rank::submit(addr, "t", "touch mine").receive().json()["success"], true);
     let mut running = Rank::submit(addr, "t", "sleep 1000");
-    rank.signal(Signal::STOP);
+    stop(Pid::from_child(&rank.child));
     let next = executor(fleet([url(&server)]).with_slots(Some(1)));
     assert_eq!(next.execute("u", count()).output, "1");
     // It wakes with a call at hand for the slot that is another's now.
@@ -235,7 +236,7 @@ fn an_executor_that_is_stopped_in_its_start_begins_its_sessions_anew() {
     drop(second);
     let mut rank = Rank::start(&[url(&first), second_url]);
     until(|| first.unused_since().is_none());
-    rank.signal(Signal::STOP);
+    stop(Pid::from_child(&rank.child));
     // The one slot goes to another when the lease is over.
     executor(fleet([url(&first)])).close();
     rank.signal(Signal::CONT);

@@ -15,6 +15,7 @@ use super::loss::Process;
 use super::sharing::count;
 use super::*;
 use crate::alone;
+use crate::stopped::stop;
 
 const NAME: &str = "fleet::soak::whoever_is_killed_or_stopped_the_others_get_on";
 const RANKS: usize = 8;
@@ -157,7 +158,7 @@ fn whoever_is_killed_or_stopped_the_others_get_on() {
 }
 
 fn stop_for(child: &Child, pause: Duration) {
-    kill_process(Pid::from_child(child), Signal::STOP).unwrap();
+    stop(Pid::from_child(child));
     thread::sleep(pause);
     kill_process(Pid::from_child(child), Signal::CONT).unwrap();
 }
